@@ -1,0 +1,125 @@
+//! The questions to the kernel.
+
+use std::ffi::c_void;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags, PROC_SUPER_MAGIC, Stat, fstat, fstatfs, open, stat};
+use rustix::io::Errno;
+use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl, opcode};
+
+use crate::{NetnsId, OF_THIS_THREAD, OpenCause};
+
+/// `NSFS_MAGIC`, `linux/magic.h`.
+const NSFS_MAGIC: u64 = 0x6e73_6673;
+
+/// The `CLONE_NEW*` flags of `linux/sched.h` with the names that `lsns(8)` uses.
+const KINDS: [(i32, &str); 8] = [
+    (0x0000_0080, "time"),
+    (0x0002_0000, "mount"),
+    (0x0200_0000, "cgroup"),
+    (0x0400_0000, "uts"),
+    (0x0800_0000, "ipc"),
+    (0x1000_0000, "user"),
+    (0x2000_0000, "pid"),
+    (CLONE_NEWNET, "network"),
+];
+const CLONE_NEWNET: i32 = 0x4000_0000;
+
+/// `NS_GET_NSTYPE`, `ioctl_ns(2)`: `_IO(0xb7, 0x3)`. Since Linux 4.11.
+struct GetNamespaceKind;
+
+/// Opens `path` and makes sure that it is a network namespace.
+pub(crate) fn open_namespace(path: &Path) -> Result<(OwnedFd, NetnsId), OpenCause> {
+    // NONBLOCK: a path that is a pipe must give an error, not wait for a writer.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let fd = open(path, flags, Mode::empty()).map_err(|e| match e {
+        Errno::NOENT | Errno::NOTDIR => OpenCause::Missing,
+        Errno::ACCESS | Errno::PERM => OpenCause::Denied,
+        e => OpenCause::Io(e.into()),
+    })?;
+    let magic = magic_of(&fd).map_err(OpenCause::Io)?;
+    if magic != NSFS_MAGIC && magic != PROC_SUPER_MAGIC as u64 {
+        return Err(OpenCause::NotANamespace { filesystem: filesystem_name(magic) });
+    }
+    match kind_of(&fd) {
+        Ok(CLONE_NEWNET) => {}
+        Ok(other) => return Err(OpenCause::OtherKind { kind: kind_name(other) }),
+        // procfs has more files than namespaces, and nsfs may one day have other kinds of files.
+        Err(Errno::NOTTY | Errno::INVAL) => {
+            return Err(OpenCause::NotANamespace { filesystem: filesystem_name(magic) });
+        }
+        Err(e) => return Err(OpenCause::Io(e.into())),
+    }
+    let id = fstat(&fd).map(|s| id_from(&s)).map_err(|e| OpenCause::Io(e.into()))?;
+    Ok((fd, id))
+}
+
+/// The network namespace of the calling thread.
+pub(crate) fn id_of_this_thread() -> io::Result<NetnsId> {
+    Ok(id_from(&stat(OF_THIS_THREAD)?))
+}
+
+/// A second open file description of the same namespace.
+pub(crate) fn reopen(fd: &OwnedFd) -> io::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    Ok(open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+// The widths of these fields differ between architectures; the values are non-negative and fit.
+#[allow(clippy::unnecessary_cast)]
+fn id_from(stat: &Stat) -> NetnsId {
+    NetnsId { dev: stat.st_dev as u64, ino: stat.st_ino as u64 }
+}
+
+// As above: signed on some architectures, and magic numbers have 32 bits.
+fn magic_of(fd: &OwnedFd) -> io::Result<u64> {
+    Ok(fstatfs(fd)?.f_type as u64 & 0xffff_ffff)
+}
+
+fn filesystem_name(magic: u64) -> String {
+    // Magic numbers of `linux/magic.h`: those on which a mistaken path or a /run/netns file without its mount lies.
+    match magic {
+        NSFS_MAGIC => "nsfs".to_owned(),
+        0x9fa0 => "procfs".to_owned(),
+        0x0102_1994 => "tmpfs".to_owned(),
+        0xef53 => "ext4".to_owned(),
+        0x5846_5342 => "xfs".to_owned(),
+        0x9123_683e => "btrfs".to_owned(),
+        0x794c_7630 => "overlayfs".to_owned(),
+        0x6265_6572 => "sysfs".to_owned(),
+        other => format!("an unexpected file system (magic {other:#x})"),
+    }
+}
+
+fn kind_name(flag: i32) -> &'static str {
+    KINDS.iter().find(|(f, _)| *f == flag).map_or("unknown", |(_, name)| name)
+}
+
+#[allow(unsafe_code)]
+fn kind_of(fd: impl AsFd) -> Result<i32, Errno> {
+    // SAFETY: NS_GET_NSTYPE takes no argument and touches no memory; on a file that is no namespace the kernel, or the
+    // file's own ioctl handler, which knows no request of type 0xb7, refuses it.
+    unsafe { ioctl(fd, GetNamespaceKind) }
+}
+
+// SAFETY: the request takes no argument, so the null pointer is never followed, and answers by its return value only.
+#[allow(unsafe_code)]
+unsafe impl Ioctl for GetNamespaceKind {
+    type Output = i32;
+
+    const IS_MUTATING: bool = false;
+
+    fn opcode(&self) -> Opcode {
+        opcode::none(0xb7, 0x3)
+    }
+
+    fn as_ptr(&mut self) -> *mut c_void {
+        std::ptr::null_mut()
+    }
+
+    unsafe fn output_from_ptr(out: IoctlOutput, _: *mut c_void) -> Result<i32, Errno> {
+        Ok(out)
+    }
+}
