@@ -1,1 +1,20 @@
-//! placeholder
+//! Log lines of a short-lived process: JSON on stderr at once, a size-limited file, and one request to the node agent.
+//!
+//! A [`Logger`] is made in `main` and handed down by reference; there is no global one. Until the configuration is known,
+//! lines go to stderr and are kept in a bounded buffer; [`Logger::attach`] then opens the other sinks and hands them what
+//! was kept. Nothing in here fails the operation that is being logged.
+//!
+//! Lines, file and request follow P-42 to P-48 of the plugin's requirements (`spec/cni-plugin.md`). Callers keep P-48:
+//! the content of a kubeconfig is never a message or a label.
+
+mod file;
+mod level;
+mod line;
+mod logger;
+mod socket;
+
+pub use file::{BACKUP_MAX_AGE, FILE_MAX_BYTES, FILE_NAME};
+pub use level::Level;
+pub use line::Label;
+pub use logger::Logger;
+pub use socket::SOCKET_NAME;
