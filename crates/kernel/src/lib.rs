@@ -1,1 +1,98 @@
-//! placeholder
+//! The kernel's side of a plan: loads it, removes it, says what is there.
+//!
+//! Everything here needs an [`netns::Inside`], the proof that the calling thread is in the namespace that is meant.
+
+pub mod iptables;
+pub mod nft;
+pub mod route;
+
+use netns::Inside;
+use ruleset::Ruleset;
+
+/// What a backend does with rulesets. Every method is complete by itself: it may be called at any time, in any state of the
+/// namespace.
+pub trait RuleStore {
+    /// Makes the owner's rules in this namespace equal to `ruleset`, all or nothing.
+    ///
+    /// # Errors
+    /// The rules could not be loaded; those from before are in force.
+    fn setup(&self, inside: &Inside, ruleset: &Ruleset) -> Result<Change, Error>;
+
+    /// Removes every rule of the owner that this backend holds. Nothing there is success.
+    ///
+    /// # Errors
+    /// Something of ours could not be removed.
+    fn cleanup(&self, inside: &Inside, ruleset: &Ruleset) -> Result<Change, Error>;
+
+    /// Whether this backend holds anything of the owner, complete or not. Cheap: no external program on the usual way.
+    ///
+    /// # Errors
+    /// The kernel could not be asked.
+    fn exists(&self, inside: &Inside, ruleset: &Ruleset) -> Result<bool, Error>;
+
+    /// Compares what the kernel holds with `ruleset`; empty means equal.
+    ///
+    /// # Errors
+    /// The kernel could not be asked.
+    fn observe(&self, inside: &Inside, ruleset: &Ruleset) -> Result<Vec<Difference>, Error>;
+}
+
+/// What a call changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing: it was already so.
+    None,
+    /// There was nothing of ours before (or, after a cleanup, there is nothing now).
+    Fresh,
+    /// Something of ours was replaced.
+    Replaced,
+}
+
+/// One way in which the kernel's rules differ from the planned ones. The texts are rules in the backend's own notation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the fields are the place and the text of what the variant names")]
+pub enum Difference {
+    /// A table of ours is not there.
+    MissingTable { table: String },
+    /// A table of the owner is there that is not planned.
+    UnexpectedTable { table: String },
+    /// A chain of ours is not there, or is attached otherwise.
+    MissingChain { table: String, chain: String },
+    /// A chain in our table, or with our prefix, that is not planned.
+    UnexpectedChain { table: String, chain: String },
+    /// A planned rule is not there at its place.
+    MissingRule { table: String, chain: String, rule: String, why: String },
+    /// A rule that is not planned, in a chain of ours or jumping to one.
+    UnexpectedRule { table: String, chain: String, rule: String },
+}
+
+/// Why the kernel was not asked or did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// nf_tables.
+    #[error(transparent)]
+    Nft(#[from] nft::Error),
+    /// iptables.
+    #[error(transparent)]
+    Iptables(#[from] iptables::Error),
+    /// Routing.
+    #[error(transparent)]
+    Route(#[from] route::Error),
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::MissingTable { table } => write!(f, "table {table} is missing"),
+            Self::UnexpectedTable { table } => write!(f, "table {table} is not planned"),
+            Self::MissingChain { table, chain } => write!(f, "chain {chain} of table {table} is missing"),
+            Self::UnexpectedChain { table, chain } => write!(f, "chain {chain} of table {table} is not planned"),
+            Self::MissingRule { table, chain, rule, why } => {
+                write!(f, "rule \"{rule}\" ({why}) is missing from chain {chain} of table {table}")
+            }
+            Self::UnexpectedRule { table, chain, rule } => {
+                write!(f, "rule \"{rule}\" in chain {chain} of table {table} is not planned")
+            }
+        }
+    }
+}

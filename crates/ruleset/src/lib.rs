@@ -1,1 +1,21 @@
-//! placeholder
+//! The rule language.
+//!
+//! A [`Ruleset`] is the complete content of the tables that one owner keeps in one network namespace, as a value: it is built,
+//! printed, checked, compared and evaluated without touching a kernel. It is written once and says the same to both backends;
+//! [`iptables`] and [`nft`] render it as text, [`eval`] tells what it does to a packet, and the kernel crate loads it.
+//!
+//! A [`Plan`] is a ruleset plus the policy routing that it needs.
+
+mod check;
+pub mod eval;
+pub mod iptables;
+pub mod nft;
+mod plan;
+mod rule;
+
+pub use check::{Invalid, check};
+pub use plan::{Backend, Plan, Step, Transaction};
+pub use rule::{
+    Action, Base, Chain, ChainKind, CtState, Families, Family, Hook, Match, Ports, Protocol, Rule, Ruleset,
+    Set, SetElements, Table, TableKind,
+};

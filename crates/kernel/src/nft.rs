@@ -1,0 +1,5 @@
+//! Follows.
+
+/// Follows.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {}

@@ -1,0 +1,144 @@
+//! Rules about rules: what a ruleset must satisfy before a backend may load it.
+
+use std::collections::HashSet;
+
+use crate::rule::{Action, Families, Match, Ports, Rule, Ruleset, SetElements, Table};
+
+/// Why a ruleset is not valid. The place is `table/chain` and the rule's position from 0.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Invalid {
+    /// A rule jumps to a chain that the table does not have, or to a base chain.
+    #[error("rule {index} of {place} jumps to chain {target:?}, which is no regular chain of that table")]
+    Target {
+        /// Place.
+        place: String,
+        /// Position.
+        index: usize,
+        /// Target.
+        target: String,
+    },
+    /// Regular chains jump in a circle.
+    #[error("the chains of table {table} call one another in a circle through {chain:?}")]
+    Loop {
+        /// Table.
+        table: String,
+        /// A chain of the circle.
+        chain: String,
+    },
+    /// Two tables, chains or sets have one name.
+    #[error("{what} stands twice")]
+    Duplicate {
+        /// Which.
+        what: String,
+    },
+    /// The rule's parts contradict one another.
+    #[error("rule {index} of {place}: {problem}")]
+    Rule {
+        /// Place.
+        place: String,
+        /// Position.
+        index: usize,
+        /// What is wrong.
+        problem: &'static str,
+    },
+}
+
+/// Checks references, circles and the parts of each rule.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn check(ruleset: &Ruleset) -> Result<(), Invalid> {
+    let mut tables = HashSet::new();
+    for table in &ruleset.tables {
+        if !tables.insert(table.kind) {
+            return Err(Invalid::Duplicate { what: format!("table {}", table.kind) });
+        }
+        check_table(table)?;
+    }
+    Ok(())
+}
+
+fn check_table(table: &Table) -> Result<(), Invalid> {
+    let mut names = HashSet::new();
+    for name in table.chains.iter().map(|c| &c.name).chain(table.sets.iter().map(|s| &s.name)) {
+        if !names.insert(name) {
+            return Err(Invalid::Duplicate { what: format!("{} in table {}", name, table.kind) });
+        }
+    }
+    for chain in &table.chains {
+        let place = || format!("{}/{}", table.kind, chain.name);
+        for (index, rule) in chain.rules.iter().enumerate() {
+            if let Action::Jump(target) = &rule.action
+                && table.chain(target).is_none_or(|c| c.base.is_some())
+            {
+                return Err(Invalid::Target { place: place(), index, target: target.to_string() });
+            }
+            if let Some(problem) = rule_problem(table, rule) {
+                return Err(Invalid::Rule { place: place(), index, problem });
+            }
+        }
+        if reaches(table, &chain.name, &chain.name, table.chains.len()) {
+            return Err(Invalid::Loop { table: table.kind.to_string(), chain: chain.name.to_string() });
+        }
+    }
+    Ok(())
+}
+
+/// Whether `to` can be reached from `from` by one or more jumps. No path without a circle is longer than `depth` chains.
+fn reaches(table: &Table, from: &str, to: &str, depth: usize) -> bool {
+    depth > 0
+        && table.chain(from).is_some_and(|chain| {
+            chain.rules.iter().any(|rule| match &rule.action {
+                Action::Jump(target) => target == to || reaches(table, target, to, depth - 1),
+                _ => false,
+            })
+        })
+}
+
+fn rule_problem(table: &Table, rule: &Rule) -> Option<&'static str> {
+    let mut protocol = false;
+    for m in &rule.matches {
+        if let Some(family) = m.family()
+            && rule.families != Families::Only(family)
+        {
+            return Some("an address match of another family than the rule's");
+        }
+        match m {
+            Match::Protocol(_) if protocol => return Some("two protocols"),
+            Match::Protocol(_) => protocol = true,
+            Match::SourcePort { ports, .. } | Match::DestinationPort { ports, .. } => {
+                if !protocol {
+                    return Some("a port match without a protocol before it");
+                }
+                if let Ports::AnyOf(ports) = ports
+                    && (ports.is_empty() || !ports.is_sorted_by(|a, b| a < b))
+                {
+                    return Some("a port set that is empty, not sorted, or has duplicates");
+                }
+            }
+            Match::InInterface { name, .. } | Match::OutInterface { name, .. }
+                if name.is_empty() || name.len() > 15 =>
+            {
+                return Some("an interface name that is empty or longer than 15 bytes");
+            }
+            Match::SourceIn { set, .. } | Match::DestinationIn { set, .. } => {
+                let Some(set) = table.sets.iter().find(|s| s.name == *set) else {
+                    return Some("a look-up in a set that the table does not have");
+                };
+                let of_v4 = matches!(set.elements, SetElements::V4(_));
+                if of_v4 != (m.family() == Some(crate::Family::V4)) {
+                    return Some("a look-up in a set of the other family");
+                }
+            }
+            _ => {}
+        }
+    }
+    match rule.action {
+        Action::Redirect { .. } if !protocol => Some("redirect without a protocol"),
+        Action::Tproxy { .. } if !protocol => Some("tproxy without a protocol"),
+        Action::Tproxy { .. } if rule.families == Families::Both => {
+            Some("tproxy for both families in one rule")
+        }
+        _ => None,
+    }
+}

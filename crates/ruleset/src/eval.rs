@@ -1,0 +1,280 @@
+//! What a ruleset does to a packet.
+
+use std::net::IpAddr;
+
+use crate::plan::Backend;
+use crate::rule::{
+    Action, Base, Chain, CtState, Family, Hook, Match, Protocol, Rule, Ruleset, SetElements, Table, TableKind,
+};
+
+/// A packet and what the kernel knows of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packet {
+    /// Source address; gives the family.
+    pub source: IpAddr,
+    /// Destination address, of the same family.
+    pub destination: IpAddr,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Source port.
+    pub source_port: u16,
+    /// Destination port.
+    pub destination_port: u16,
+    /// The interface that it came in by; empty when it was sent here.
+    pub in_interface: String,
+    /// The interface that it leaves by; empty when it arrived.
+    pub out_interface: String,
+    /// Owner of the sending socket, when it was sent here by a process.
+    pub owner: Option<Owner>,
+    /// Packet mark.
+    pub mark: u32,
+    /// Mark of its connection.
+    pub ct_mark: u32,
+    /// Connection tracking state.
+    pub state: State,
+}
+
+/// The ids that own a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// Connection tracking state of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum State {
+    /// The first packet of a connection: the only one that the nat tables see.
+    New,
+    /// A later one.
+    Established,
+    /// First packet of a connection that another one announced.
+    Related,
+    /// Fits no connection.
+    Invalid,
+}
+
+/// What became of the packet at a hook.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// Goes on to where it was going.
+    Pass,
+    /// Is gone.
+    Drop,
+    /// Goes to a port of this namespace by address translation.
+    Redirect {
+        /// Port.
+        port: u16,
+    },
+    /// Goes to a transparent socket on a port, addresses unchanged.
+    Tproxy {
+        /// Port.
+        port: u16,
+    },
+}
+
+/// A rule and where it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place<'a> {
+    /// Table.
+    pub table: TableKind,
+    /// Chain.
+    pub chain: &'a Chain,
+    /// Position in the chain, from 0.
+    pub index: usize,
+    /// The rule.
+    pub rule: &'a Rule,
+}
+
+/// The result of an evaluation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome<'a> {
+    /// Verdict.
+    pub verdict: Verdict,
+    /// The rule that gave the verdict, or for [`Verdict::Pass`] the one that last ended a chain early; absent when no rule did.
+    pub decided_by: Option<Place<'a>>,
+    /// Every rule that matched, in order.
+    pub trace: Vec<Place<'a>>,
+    /// The packet's mark afterwards.
+    pub mark: u32,
+    /// The connection's mark afterwards.
+    pub ct_mark: u32,
+    /// The conntrack zone that was set.
+    pub zone: Option<u16>,
+}
+
+/// Takes a packet through the base chains of a hook, in order of priority.
+///
+/// `nat` says whether the nat chains see it: they do for a connection's first packet, unless an earlier hook has translated or
+/// passed it already, as on the second half of a way over the loopback interface.
+pub fn evaluate<'a>(
+    ruleset: &'a Ruleset,
+    backend: Backend,
+    packet: &Packet,
+    hook: Hook,
+    nat: bool,
+) -> Outcome<'a> {
+    let mut outcome = Outcome {
+        verdict: Verdict::Pass,
+        decided_by: None,
+        trace: Vec::new(),
+        mark: packet.mark,
+        ct_mark: packet.ct_mark,
+        zone: None,
+    };
+    // ip6tables is not run at all then. An inet table of nf_tables sees both families whatever was planned.
+    if packet.family() == Family::V6 && !ruleset.ipv6 && backend == Backend::Iptables {
+        return outcome;
+    }
+    let mut bases: Vec<(&Table, &Chain, i32)> = ruleset
+        .tables
+        .iter()
+        .flat_map(|table| table.chains.iter().map(move |chain| (table, chain)))
+        .filter_map(|(table, chain)| match chain.base {
+            Some(Base { hook: at, priority, .. }) if at == hook => Some((table, chain, priority)),
+            _ => None,
+        })
+        .collect();
+    bases.sort_by_key(|(.., priority)| *priority);
+    for (table, chain, _) in bases {
+        if table.kind == TableKind::Nat && !(nat && packet.state == State::New) {
+            continue;
+        }
+        let mut walk = Walk { table, backend, packet, outcome: &mut outcome, depth: table.chains.len() };
+        walk.chain(chain);
+        if outcome.verdict == Verdict::Drop {
+            break;
+        }
+    }
+    outcome
+}
+
+/// A way through one table.
+struct Walk<'r, 'p, 'o> {
+    table: &'r Table,
+    backend: Backend,
+    packet: &'p Packet,
+    outcome: &'o mut Outcome<'r>,
+    /// Chains left to go down; only a circle could use them up, and [`crate::check`] refuses circles.
+    depth: usize,
+}
+
+/// Whether a chain's caller goes on.
+enum Flow {
+    Continue,
+    End,
+}
+
+impl<'r> Walk<'r, '_, '_> {
+    fn chain(&mut self, chain: &'r Chain) -> Flow {
+        for (index, rule) in chain.rules.iter().enumerate() {
+            if !self.matches(rule) {
+                continue;
+            }
+            let place = Place { table: self.table.kind, chain, index, rule };
+            self.outcome.trace.push(place);
+            match &rule.action {
+                Action::SetMark(mark) => self.outcome.mark = *mark,
+                Action::SaveMark => self.outcome.ct_mark = self.outcome.mark,
+                Action::RestoreMark => self.outcome.mark = self.outcome.ct_mark,
+                Action::SetZone(zone) => self.outcome.zone = Some(*zone),
+                Action::Return => {
+                    self.passed_by(place);
+                    return Flow::Continue;
+                }
+                Action::Jump(target) => {
+                    if let (Some(target), true) = (self.table.chain(target), self.depth > 0) {
+                        self.depth -= 1;
+                        let flow = self.chain(target);
+                        self.depth += 1;
+                        if let Flow::End = flow {
+                            return Flow::End;
+                        }
+                    }
+                }
+                Action::Accept => {
+                    self.passed_by(place);
+                    return Flow::End;
+                }
+                Action::Drop => return self.decided(place, Verdict::Drop),
+                Action::Redirect { port } => return self.decided(place, Verdict::Redirect { port: *port }),
+                Action::Tproxy { port, mark } => {
+                    self.outcome.mark = *mark;
+                    return self.decided(place, Verdict::Tproxy { port: *port });
+                }
+            }
+        }
+        Flow::Continue
+    }
+
+    fn decided(&mut self, place: Place<'r>, verdict: Verdict) -> Flow {
+        self.outcome.verdict = verdict;
+        self.outcome.decided_by = Some(place);
+        Flow::End
+    }
+
+    fn passed_by(&mut self, place: Place<'r>) {
+        if self.outcome.verdict == Verdict::Pass {
+            self.outcome.decided_by = Some(place);
+        }
+    }
+
+    fn matches(&self, rule: &Rule) -> bool {
+        rule.families.contains(self.packet.family()) && rule.matches.iter().all(|m| self.holds(m))
+    }
+
+    fn holds(&self, m: &Match) -> bool {
+        let packet = self.packet;
+        match m {
+            Match::InInterface { name, not } => (packet.in_interface == *name) != *not,
+            Match::OutInterface { name, not } => (packet.out_interface == *name) != *not,
+            Match::Protocol(protocol) => packet.protocol == *protocol,
+            Match::Source { net, not } => net.contains(&packet.source) != *not,
+            Match::Destination { net, not } => net.contains(&packet.destination) != *not,
+            Match::SourceIn { set, not, .. } => self.set_contains(set, packet.source) != *not,
+            Match::DestinationIn { set, not, .. } => self.set_contains(set, packet.destination) != *not,
+            Match::SourcePort { ports, not } => ports.contains(packet.source_port) != *not,
+            Match::DestinationPort { ports, not } => ports.contains(packet.destination_port) != *not,
+            Match::Uid { uid, not } => self.owned(packet.owner.map(|owner| owner.uid == *uid), *not),
+            Match::Gid { gid, not } => self.owned(packet.owner.map(|owner| owner.gid == *gid), *not),
+            Match::Mark { mark, not } => (self.outcome.mark == *mark) != *not,
+            Match::CtMark { mark, not } => (self.outcome.ct_mark == *mark) != *not,
+            Match::CtState(CtState::Invalid) => packet.state == State::Invalid,
+            Match::CtState(CtState::RelatedOrEstablished) => {
+                matches!(packet.state, State::Related | State::Established)
+            }
+        }
+    }
+
+    /// Without a socket, nf_tables ends the rule (`NFT_BREAK` in nft_meta.c), while the owner match of iptables answers as for an
+    /// owner that is nobody's (xt_owner.c).
+    fn owned(&self, equal: Option<bool>, not: bool) -> bool {
+        match (equal, self.backend) {
+            (Some(equal), _) => equal != not,
+            (None, Backend::Nftables) => false,
+            (None, Backend::Iptables) => not,
+        }
+    }
+
+    fn set_contains(&self, name: &str, address: IpAddr) -> bool {
+        let set = self.table.sets.iter().find(|set| set.name == name);
+        match (set.map(|set| &set.elements), address) {
+            (Some(SetElements::V4(nets)), IpAddr::V4(address)) => {
+                nets.iter().any(|net| net.contains(&address))
+            }
+            (Some(SetElements::V6(nets)), IpAddr::V6(address)) => {
+                nets.iter().any(|net| net.contains(&address))
+            }
+            _ => false,
+        }
+    }
+}
+
+impl Packet {
+    /// Family of the addresses.
+    pub fn family(&self) -> Family {
+        if self.source.is_ipv4() { Family::V4 } else { Family::V6 }
+    }
+}

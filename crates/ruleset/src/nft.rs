@@ -1,0 +1,198 @@
+//! nft text: what `nft -f -` would load to get the same rules that the kernel crate loads over netlink.
+
+use std::fmt::{self, Write};
+
+use ipnet::IpNet;
+
+use crate::plan::Transaction;
+use crate::rule::{
+    Action, Base, Chain, ChainKind, CtState, Families, Family, Match, Ports, Protocol, Rule, Ruleset, Set,
+    SetElements, Table,
+};
+
+/// The longest comment of a rule in bytes: 128 with its end, `NFTNL_UDATA_COMMENT_MAXLEN` of libnftnl.
+pub const COMMENT_MAX: usize = 127;
+
+/// The commands of a transaction, one a line.
+pub fn render(transaction: &Transaction<'_>) -> String {
+    let mut out = String::with_capacity(8192);
+    // Writing to a String cannot fail.
+    let _ = match transaction {
+        Transaction::Add(ruleset) => write_tables(&mut out, ruleset, false),
+        Transaction::Replace(ruleset) => write_tables(&mut out, ruleset, true),
+        Transaction::Delete { owner, tables } => tables.iter().try_for_each(|kind| {
+            // "add" first, because a delete of what is not there fails the whole transaction.
+            writeln!(out, "add table inet {owner}-{kind}\ndelete table inet {owner}-{kind}")
+        }),
+    };
+    out
+}
+
+/// The chains that nf_tables gets: base chains and own chains with a rule or a jump to them.
+pub fn chains(table: &Table) -> impl Iterator<Item = &Chain> {
+    table.chains.iter().filter(move |chain| {
+        !chain.rules.is_empty()
+            || table
+                .chains
+                .iter()
+                .flat_map(|c| &c.rules)
+                .any(|r| r.action == Action::Jump(chain.name.clone()))
+    })
+}
+
+/// One rule without its chain.
+pub fn render_rule(rule: &Rule) -> String {
+    RuleText(rule).to_string()
+}
+
+/// The rule's reason as far as a comment holds it, cut at a character.
+pub fn comment(rule: &Rule) -> &str {
+    let mut end = rule.why.len().min(COMMENT_MAX);
+    while !rule.why.is_char_boundary(end) {
+        end -= 1;
+    }
+    &rule.why[..end]
+}
+
+fn write_tables(out: &mut String, ruleset: &Ruleset, replace: bool) -> fmt::Result {
+    for table in &ruleset.tables {
+        let name = ruleset.nft_table(table.kind);
+        writeln!(out, "add table inet {name}")?;
+        if replace {
+            writeln!(out, "delete table inet {name}\nadd table inet {name}")?;
+        }
+        for set in &table.sets {
+            write_set(out, &name, set)?;
+        }
+        for chain in chains(table) {
+            match chain.base {
+                Some(Base { kind, hook, priority }) => writeln!(
+                    out,
+                    "add chain inet {name} {} {{ type {} hook {} priority {priority} ; }}",
+                    chain.name,
+                    chain_kind(kind),
+                    hook.name(),
+                )?,
+                None => writeln!(out, "add chain inet {name} {}", chain.name)?,
+            }
+        }
+        for chain in &table.chains {
+            for rule in &chain.rules {
+                writeln!(out, "add rule inet {name} {} {}", chain.name, RuleText(rule))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn write_set(out: &mut String, table: &str, set: &Set) -> fmt::Result {
+    let (kind, elements): (_, Vec<String>) = match &set.elements {
+        SetElements::V4(nets) => ("ipv4_addr", nets.iter().map(ToString::to_string).collect()),
+        SetElements::V6(nets) => ("ipv6_addr", nets.iter().map(ToString::to_string).collect()),
+    };
+    writeln!(out, "add set inet {table} {} {{ type {kind} ; flags interval ; }}", set.name)?;
+    if !elements.is_empty() {
+        writeln!(out, "add element inet {table} {} {{ {} }}", set.name, elements.join(", "))?;
+    }
+    Ok(())
+}
+
+fn chain_kind(kind: ChainKind) -> &'static str {
+    match kind {
+        ChainKind::Filter => "filter",
+        ChainKind::Nat => "nat",
+        ChainKind::Route => "route",
+    }
+}
+
+struct RuleText<'a>(&'a Rule);
+
+impl fmt::Display for RuleText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rule = self.0;
+        if let Families::Only(family) = rule.families
+            && rule.matches.iter().all(|m| m.family().is_none())
+        {
+            write!(f, "meta nfproto {} ", if family == Family::V4 { "ipv4" } else { "ipv6" })?;
+        }
+        for m in &rule.matches {
+            write_match(f, m, rule.protocol())?;
+            f.write_char(' ')?;
+        }
+        write_action(f, rule)?;
+        if rule.why.is_empty() { Ok(()) } else { write!(f, " comment \"{}\"", comment(rule)) }
+    }
+}
+
+fn write_match(f: &mut fmt::Formatter<'_>, m: &Match, protocol: Option<Protocol>) -> fmt::Result {
+    let ne = |not: &bool| if *not { "!= " } else { "" };
+    match m {
+        Match::InInterface { name, not } => write!(f, "iifname {}\"{name}\"", ne(not)),
+        Match::OutInterface { name, not } => write!(f, "oifname {}\"{name}\"", ne(not)),
+        Match::Protocol(protocol) => write!(f, "meta l4proto {}", protocol.name()),
+        Match::Source { net, not } => write!(f, "{} saddr {}{net}", ip(net), ne(not)),
+        Match::Destination { net, not } => write!(f, "{} daddr {}{net}", ip(net), ne(not)),
+        Match::SourceIn { set, family, not } => write!(f, "{} saddr {}@{set}", ip_of(*family), ne(not)),
+        Match::DestinationIn { set, family, not } => write!(f, "{} daddr {}@{set}", ip_of(*family), ne(not)),
+        Match::SourcePort { ports, not } => {
+            write!(f, "{} sport {}{}", transport(protocol), ne(not), PortsText(ports))
+        }
+        Match::DestinationPort { ports, not } => {
+            write!(f, "{} dport {}{}", transport(protocol), ne(not), PortsText(ports))
+        }
+        Match::Uid { uid, not } => write!(f, "meta skuid {}{uid}", ne(not)),
+        Match::Gid { gid, not } => write!(f, "meta skgid {}{gid}", ne(not)),
+        Match::Mark { mark, not } => write!(f, "meta mark {}{mark}", ne(not)),
+        Match::CtMark { mark, not } => write!(f, "ct mark {}{mark}", ne(not)),
+        Match::CtState(CtState::Invalid) => f.write_str("ct state invalid"),
+        Match::CtState(CtState::RelatedOrEstablished) => f.write_str("ct state related,established"),
+    }
+}
+
+fn write_action(f: &mut fmt::Formatter<'_>, rule: &Rule) -> fmt::Result {
+    match &rule.action {
+        Action::Accept => f.write_str("counter accept"),
+        Action::Drop => f.write_str("counter drop"),
+        Action::Return => f.write_str("counter return"),
+        Action::Jump(chain) => write!(f, "counter jump {chain}"),
+        Action::Redirect { port } => write!(f, "counter redirect to :{port}"),
+        Action::Tproxy { port, mark } => {
+            let ip = if rule.families == Families::Only(Family::V6) { "ip6" } else { "ip" };
+            write!(f, "tproxy {ip} to :{port} meta mark set {mark} counter accept")
+        }
+        Action::SetMark(mark) => write!(f, "counter meta mark set {mark}"),
+        Action::SaveMark => f.write_str("counter ct mark set meta mark"),
+        Action::RestoreMark => f.write_str("counter meta mark set ct mark"),
+        Action::SetZone(zone) => write!(f, "counter ct zone set {zone}"),
+    }
+}
+
+fn transport(protocol: Option<Protocol>) -> &'static str {
+    // "th" is nft's name for whichever transport header there is.
+    protocol.map_or("th", Protocol::name)
+}
+
+fn ip(net: &IpNet) -> &'static str {
+    ip_of(Family::of(net))
+}
+
+fn ip_of(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ip",
+        Family::V6 => "ip6",
+    }
+}
+
+struct PortsText<'a>(&'a Ports);
+
+impl fmt::Display for PortsText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Ports::One(port) => write!(f, "{port}"),
+            Ports::AnyOf(ports) => {
+                let texts: Vec<String> = ports.iter().map(ToString::to_string).collect();
+                write!(f, "{{ {} }}", texts.join(", "))
+            }
+        }
+    }
+}
