@@ -1,1 +1,39 @@
-//! placeholder
+//! Where the facts about a pod come from.
+//!
+//! A plugin process lives for milliseconds, asks for one pod and ends, so everything here is synchronous and bounded: in bytes read,
+//! in time and in tries. Conversion from Kubernetes objects into [`capture::Pod`] happens in this crate and nowhere else.
+//!
+//! - [`Manifests`]: a directory of Kubernetes manifests.
+
+mod error;
+mod manifests;
+mod object;
+mod yaml;
+
+use capture::{Pod, PodId};
+
+pub use error::{Cause, Error, Retry};
+pub use manifests::Manifests;
+
+/// Largest object, file or answer that is read, in bytes. The API server itself stores no object above 1.5 MiB; a manifest
+/// directory may hold lists.
+pub const MAX_BYTES: usize = 8 << 20;
+
+/// Something that knows pods.
+pub trait PodSource {
+    /// The facts of one pod.
+    ///
+    /// # Errors
+    /// When the pod is unknown, is another incarnation than `id.uid` names ([`Cause::Stale`]), or the source does not answer
+    /// within its own limits.
+    fn pod(&self, id: &PodId) -> Result<Pod, Error>;
+
+    /// Whether [`PodSource::pod`] could be served, as far as it can be told without asking anything outside this machine.
+    ///
+    /// A source must not report an unreachable remote here: STATUS decides over the readiness of the whole node, and a
+    /// control plane that is away for a minute must not take every node with it.
+    ///
+    /// # Errors
+    /// When something local is missing or broken.
+    fn ready(&self) -> Result<(), Error>;
+}

@@ -1,0 +1,168 @@
+//! Pods from a directory of Kubernetes manifests, the source that needs no cluster.
+//!
+//! The file that is named after the pod is tried first (`<namespace>_<name>` before `<name>`), so that the usual cost is one file,
+//! however large the directory. Otherwise all files are searched in the order of their names and the first hit wins.
+//!
+//! A broken file is reported only when the pod is found nowhere else: one bad manifest must not stop the other pods of the node,
+//! but when nothing describes the pod, the broken file is the likeliest reason and more useful than "not found".
+
+mod document;
+#[cfg(test)]
+mod tests;
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use capture::{Pod, PodId};
+
+use crate::error::{Cause, Error};
+use crate::object::Object;
+use crate::{MAX_BYTES, PodSource};
+use document::{Broken, Format};
+
+/// Extensions in the order in which they are tried.
+const EXTENSIONS: [(&str, Format); 3] =
+    [("yaml", Format::Yaml), ("yml", Format::Yaml), ("json", Format::Json)];
+
+/// A directory of `*.yaml`, `*.yml` and `*.json` files with objects of `kind: Pod` or lists of them.
+#[derive(Debug, Clone)]
+pub struct Manifests {
+    dir: PathBuf,
+}
+
+impl Manifests {
+    /// Nothing is read before the first question, and everything is read anew for each.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into() }
+    }
+}
+
+impl PodSource for Manifests {
+    fn pod(&self, id: &PodId) -> Result<Pod, Error> {
+        let namespace = if id.namespace.is_empty() { "default" } else { &id.namespace };
+        Search { dir: &self.dir, namespace, name: &id.name, looked_at: Vec::new(), broken: Vec::new() }
+            .run()
+            .and_then(|object| object.into_pod(id))
+            .map_err(|cause| Error::new(format!("get pod {namespace}/{}", id.name), self.origin(), cause))
+    }
+
+    fn ready(&self) -> Result<(), Error> {
+        match std::fs::read_dir(&self.dir) {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                let cause = Cause::Unreadable { path: self.dir.clone(), reason: error.to_string() };
+                Err(Error::new("serve pods", self.origin(), cause))
+            }
+        }
+    }
+}
+
+impl Manifests {
+    fn origin(&self) -> String {
+        format!("manifests in {}", self.dir.display())
+    }
+}
+
+/// One search: what is wanted and what was met on the way.
+struct Search<'a> {
+    dir: &'a Path,
+    namespace: &'a str,
+    name: &'a str,
+    looked_at: Vec<PathBuf>,
+    broken: Vec<Cause>,
+}
+
+impl Search<'_> {
+    fn run(mut self) -> Result<Object, Cause> {
+        if self.name.is_empty() {
+            return Err(Cause::InvalidName(String::new()));
+        }
+        if let Some(object) = self.named_files() {
+            return Ok(object);
+        }
+        if let Some(object) = self.all_files()? {
+            return Ok(object);
+        }
+        let more = self.broken.len().saturating_sub(1);
+        Err(match self.broken.into_iter().next() {
+            Some(Cause::BrokenManifest { path, line, column, reason, .. }) => {
+                Cause::BrokenManifest { path, line, column, reason, more }
+            }
+            Some(cause) => cause,
+            None => Cause::NotInManifests { dir: self.dir.into(), files: self.looked_at.len() },
+        })
+    }
+
+    /// The files whose name says that they describe this pod.
+    fn named_files(&mut self) -> Option<Object> {
+        if !is_file_name_part(self.namespace) || !is_file_name_part(self.name) {
+            return None;
+        }
+        let stems = [format!("{}_{}", self.namespace, self.name), self.name.to_owned()];
+        stems.iter().find_map(|stem| {
+            EXTENSIONS.iter().find_map(|(extension, format)| {
+                self.file(self.dir.join(format!("{stem}.{extension}")), *format)
+            })
+        })
+    }
+
+    fn all_files(&mut self) -> Result<Option<Object>, Cause> {
+        let unreadable =
+            |error: io::Error| Cause::Unreadable { path: self.dir.into(), reason: error.to_string() };
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(self.dir).map_err(unreadable)? {
+            let path = entry.map_err(unreadable)?.path();
+            let format = EXTENSIONS
+                .iter()
+                .find(|(extension, _)| path.extension().is_some_and(|have| have == *extension));
+            let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+            if let Some((_, format)) = format.filter(|_| !hidden) {
+                files.push((path, *format));
+            }
+        }
+        files.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        files.retain(|(path, _)| !self.looked_at.contains(path));
+        Ok(files.into_iter().find_map(|(path, format)| self.file(path, format)))
+    }
+
+    /// The pod, if this file describes it. Trouble is noted, not returned: another file may still have the pod.
+    fn file(&mut self, path: PathBuf, format: Format) -> Option<Object> {
+        let text = match read_bounded(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            Err(error) => {
+                let reason = error.to_string();
+                self.broken.push(Cause::Unreadable { path: path.clone(), reason });
+                self.looked_at.push(path);
+                return None;
+            }
+        };
+        let found = document::find(&text, format, self.namespace, self.name);
+        self.looked_at.push(path.clone());
+        found.unwrap_or_else(|Broken { line, column, reason }| {
+            self.broken.push(Cause::BrokenManifest { path, line, column, reason, more: 0 });
+            None
+        })
+    }
+}
+
+/// Whether the text, which comes from the runtime's arguments, can be part of a file name that stays in the directory.
+fn is_file_name_part(text: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+    !text.is_empty() && text.len() <= 253 && !text.starts_with('.') && text.chars().all(allowed)
+}
+
+/// The text of a regular file. Anything else, such as a named pipe, could keep the plugin waiting for ever.
+fn read_bounded(path: &Path) -> io::Result<String> {
+    let length = match std::fs::metadata(path)? {
+        metadata if !metadata.is_file() => return Err(io::Error::other("not a regular file")),
+        metadata => metadata.len(),
+    };
+    let mut text = Vec::with_capacity(usize::try_from(length).unwrap_or(MAX_BYTES).min(MAX_BYTES) + 1);
+    File::open(path)?.take(MAX_BYTES as u64 + 1).read_to_end(&mut text)?;
+    if text.len() > MAX_BYTES {
+        return Err(io::Error::other(format!("larger than {} MiB", MAX_BYTES >> 20)));
+    }
+    String::from_utf8(text).map_err(|_| io::Error::other("not UTF-8 text"))
+}

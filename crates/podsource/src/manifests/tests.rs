@@ -1,0 +1,262 @@
+use std::fs;
+use std::path::Path;
+
+use capture::PodId;
+use tempfile::TempDir;
+
+use super::Manifests;
+use crate::{Cause, PodSource, Retry};
+
+const WEB: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata:
+  name: web
+  namespace: shop
+  uid: 1d9f
+  labels: {app: web, sidecar.istio.io/inject: "true"}
+  annotations:
+    sidecar.istio.io/status: ""
+    empty: null
+spec:
+  hostNetwork: false
+  initContainers:
+  - name: istio-proxy
+    restartPolicy: Always
+    args: [proxy, sidecar]
+    securityContext: {runAsUser: 1337, runAsGroup: 1338}
+    env:
+    - {name: A, value: "1"}
+    - name: B
+      valueFrom: {fieldRef: {fieldPath: metadata.name}}
+  - {name: setup, restartPolicy: Never}
+  containers:
+  - name: app
+    image: busybox
+    args: null
+"#;
+
+fn dir(files: &[(&str, &str)]) -> TempDir {
+    let dir = TempDir::new().unwrap();
+    for (name, text) in files {
+        fs::write(dir.path().join(name), text).unwrap();
+    }
+    dir
+}
+
+fn id(namespace: &str, name: &str) -> PodId {
+    PodId { namespace: namespace.into(), name: name.into(), uid: None }
+}
+
+fn pod_yaml(namespace: &str, name: &str, container: &str) -> String {
+    format!(
+        "kind: Pod\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{containers: [{{name: {container}}}]}}\n"
+    )
+}
+
+fn first_container(dir: &Path, namespace: &str, name: &str) -> String {
+    Manifests::new(dir).pod(&id(namespace, name)).unwrap().containers[0].name.clone()
+}
+
+fn message(dir: &Path, namespace: &str, name: &str) -> String {
+    Manifests::new(dir).pod(&id(namespace, name)).unwrap_err().to_string()
+}
+
+#[test]
+fn every_fact_is_converted() {
+    let dir = dir(&[("any.yaml", WEB)]);
+    let pod = Manifests::new(dir.path()).pod(&id("shop", "web")).unwrap();
+    assert_eq!(
+        (pod.namespace.as_str(), pod.name.as_str(), pod.uid.as_deref()),
+        ("shop", "web", Some("1d9f"))
+    );
+    assert_eq!(pod.labels["sidecar.istio.io/inject"], "true");
+    assert_eq!(pod.annotations["sidecar.istio.io/status"], "", "an empty value is a value");
+    assert!(!pod.host_network);
+    let proxy = &pod.init_containers[0];
+    assert_eq!((proxy.name.as_str(), proxy.restarts_always), ("istio-proxy", true));
+    assert_eq!((proxy.run_as_user, proxy.run_as_group), (Some(1337), Some(1338)));
+    assert_eq!(proxy.args, ["proxy", "sidecar"]);
+    assert_eq!(proxy.env, [("A".into(), "1".into()), ("B".into(), String::new())]);
+    assert!(!pod.init_containers[1].restarts_always);
+    assert_eq!(pod.containers[0].name, "app");
+    assert!(pod.containers[0].args.is_empty());
+}
+
+#[test]
+fn the_file_named_after_the_pod_is_preferred() {
+    let dir = dir(&[
+        ("a.yaml", &pod_yaml("shop", "web", "scanned")),
+        ("web.yaml", &pod_yaml("shop", "web", "by-name")),
+    ]);
+    assert_eq!(first_container(dir.path(), "shop", "web"), "by-name");
+    fs::write(dir.path().join("shop_web.yml"), pod_yaml("shop", "web", "by-both")).unwrap();
+    assert_eq!(first_container(dir.path(), "shop", "web"), "by-both");
+}
+
+#[test]
+fn a_named_file_with_another_namespace_is_no_hit() {
+    let dir = dir(&[
+        ("web.yaml", &pod_yaml("other", "web", "wrong")),
+        ("zz.yaml", &pod_yaml("shop", "web", "right")),
+    ]);
+    assert_eq!(first_container(dir.path(), "shop", "web"), "right");
+}
+
+#[test]
+fn several_documents_lists_and_json() {
+    let json = r#"{"kind":"List","items":[{"kind":"Service","metadata":{"name":"api"},"spec":{"containers":7}},
+        {"kind":"Pod","metadata":{"name":"api","namespace":"shop"},"spec":{"containers":[{"name":"json"}]}}]}"#;
+    let pod_list =
+        "kind: PodList\nitems:\n- metadata: {name: bare}\n  spec: {containers: [{name: listed}]}\n";
+    let many = format!(
+        "# comment only\n---\nkind: Widget\nmetadata: {{name: db}}\nspec: {{containers: {{not: a-list}}}}\n--- # inline\n{}---\n{}",
+        pod_yaml("shop", "db", "second"),
+        pod_yaml("shop", "cache", "third"),
+    );
+    let dir = dir(&[
+        ("1.json", &json.replace(r#""containers":7"#, r#""replicas":7"#)),
+        ("2.yaml", pod_list),
+        ("3.yml", &many),
+    ]);
+    assert_eq!(first_container(dir.path(), "shop", "api"), "json");
+    assert_eq!(first_container(dir.path(), "", "bare"), "listed", "no namespace means default");
+    assert_eq!(first_container(dir.path(), "default", "bare"), "listed");
+    assert_eq!(first_container(dir.path(), "shop", "db"), "second");
+    assert_eq!(first_container(dir.path(), "shop", "cache"), "third");
+}
+
+#[test]
+fn windows_line_ends_byte_order_mark_and_directives() {
+    let text = format!("\u{feff}%YAML 1.2\n---\n{}", pod_yaml("shop", "web", "c")).replace('\n', "\r\n");
+    let dir = dir(&[("x.yaml", &text)]);
+    assert_eq!(first_container(dir.path(), "shop", "web"), "c");
+}
+
+#[test]
+fn a_missing_pod_names_the_directory_and_the_pod() {
+    let dir = dir(&[("a.yaml", &pod_yaml("shop", "web", "c")), (".hidden.yaml", "]["), ("notes.txt", "web")]);
+    let error = Manifests::new(dir.path()).pod(&id("shop", "gone")).unwrap_err();
+    assert!(matches!(error.cause, Cause::NotInManifests { files: 1, .. }), "{error:?}");
+    assert_eq!(error.retry(), Retry::Never);
+    let text = error.to_string();
+    for part in
+        ["get pod shop/gone", &dir.path().display().to_string(), "none of 1 manifest files", "add a manifest"]
+    {
+        assert!(text.contains(part), "{part:?} in {text}");
+    }
+}
+
+#[test]
+fn a_broken_file_is_reported_only_when_nothing_else_has_the_pod() {
+    let dir = dir(&[
+        (
+            "a.yaml",
+            "kind: ConfigMap\nmetadata: {name: x}\n---\n# web\nkind: Pod\nmetadata: {name: web, namespace: shop\n",
+        ),
+        ("b.yaml", &pod_yaml("shop", "web-2", "c")),
+    ]);
+    assert_eq!(first_container(dir.path(), "shop", "web-2"), "c");
+    let text = message(dir.path(), "shop", "web");
+    for part in ["get pod shop/web", "a.yaml is broken at line", "column", "correct or remove the file"] {
+        assert!(text.contains(part), "{part:?} in {text}");
+    }
+    assert!(
+        !text.contains("line 1,") && !text.contains("line 2,"),
+        "the line counts from the start of the file: {text}"
+    );
+    let elsewhere = message(dir.path(), "shop", "nobody");
+    assert!(
+        elsewhere.contains("none of 2"),
+        "a broken file that does not mention the pod is not its problem: {elsewhere}"
+    );
+}
+
+#[test]
+fn a_pod_of_the_wrong_shape_names_file_and_position() {
+    let dir = dir(&[
+        ("shop_web.yaml", "kind: Pod\nmetadata: {name: web, namespace: shop}\nspec:\n  containers: 7\n"),
+        (
+            "shop_api.json",
+            "{\"kind\":\"Pod\",\"metadata\":{\"name\":\"api\",\"namespace\":\"shop\"},\n\"spec\":{\"containers\":7}}",
+        ),
+    ]);
+    let text = message(dir.path(), "shop", "web");
+    assert!(
+        text.contains("shop_web.yaml is broken at line 4, column 15: expected sequence start; "),
+        "{text}"
+    );
+    let text = message(dir.path(), "shop", "api");
+    assert!(text.contains("shop_api.json is broken at line 2, column"), "{text}");
+}
+
+#[test]
+fn another_incarnation_is_stale_and_worth_another_try() {
+    let dir = dir(&[("a.yaml", WEB)]);
+    let manifests = Manifests::new(dir.path());
+    let error = manifests.pod(&PodId { uid: Some("ffff".into()), ..id("shop", "web") }).unwrap_err();
+    assert_eq!(error.retry(), Retry::Backoff);
+    assert!(error.to_string().contains("uid ffff") && error.to_string().contains("1d9f"), "{error}");
+    assert!(manifests.pod(&PodId { uid: Some("1d9f".into()), ..id("shop", "web") }).is_ok());
+    assert!(manifests.pod(&PodId { uid: Some(String::new()), ..id("shop", "web") }).is_ok());
+}
+
+#[test]
+fn a_static_pod_is_known_by_its_hash() {
+    let dir = dir(&[("a.yaml", &WEB.replace("empty: null", "kubernetes.io/config.mirror: c0ffee"))]);
+    let pod = Manifests::new(dir.path()).pod(&PodId { uid: Some("c0ffee".into()), ..id("shop", "web") });
+    assert!(pod.is_ok(), "{pod:?}");
+}
+
+#[test]
+fn no_path_leaves_the_directory() {
+    let outer = dir(&[("secret.yaml", &pod_yaml("default", "x", "c"))]);
+    let inner = outer.path().join("inner");
+    fs::create_dir(&inner).unwrap();
+    for name in ["../secret", "..", "a/../../secret", "x\0y", ""] {
+        let error = Manifests::new(&inner).pod(&id("", name)).unwrap_err();
+        assert!(
+            matches!(error.cause, Cause::NotInManifests { files: 0, .. } | Cause::InvalidName(_)),
+            "{error:?}"
+        );
+    }
+}
+
+#[test]
+fn a_missing_directory_is_named_and_not_ready() {
+    let manifests = Manifests::new("/nowhere/manifests");
+    for error in [manifests.pod(&id("shop", "web")).unwrap_err(), manifests.ready().unwrap_err()] {
+        let text = error.to_string();
+        assert!(text.contains("/nowhere/manifests") && text.contains("No such file"), "{text}");
+    }
+    let there = dir(&[]);
+    assert!(Manifests::new(there.path()).ready().is_ok());
+}
+
+#[test]
+fn odd_files_end_with_an_error_and_never_hang() {
+    let dir = dir(&[("big.yaml", &"web ".repeat(3 << 20))]);
+    fs::create_dir(dir.path().join("folder.yaml")).unwrap();
+    fs::write(dir.path().join("latin1.yaml"), b"web \xe9").unwrap();
+    let fifo =
+        std::ffi::CString::new(dir.path().join("pipe.yaml").into_os_string().into_encoded_bytes()).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    let text = message(dir.path(), "shop", "web");
+    assert!(text.contains("big.yaml: larger than 8 MiB"), "{text}");
+}
+
+#[test]
+fn aliases_that_multiply_are_refused_quickly() {
+    let mut bomb = String::from("a0: &a0 [web, web, web, web, web, web, web, web, web, web]\n");
+    for level in 1..12 {
+        let previous = format!("*a{}", level - 1);
+        bomb += &format!("a{level}: &a{level} [{}]\n", [previous.as_str(); 10].join(", "));
+    }
+    bomb +=
+        "kind: Pod\nmetadata: {name: web, namespace: shop}\nspec: {containers: [{name: c, args: *a11}]}\n";
+    let dir = dir(&[("bomb.yaml", &bomb)]);
+    let start = std::time::Instant::now();
+    let text = message(dir.path(), "shop", "web");
+    assert!(text.contains("bomb.yaml is broken"), "{text}");
+    assert!(start.elapsed().as_secs() < 2, "{:?}", start.elapsed());
+}
