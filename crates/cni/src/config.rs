@@ -1,0 +1,166 @@
+//! The network configuration: what the administrator wrote for this plugin, as the runtime hands it over.
+
+mod duration;
+mod selector;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use duration::parse_duration;
+pub use selector::{EnablementSelector, LabelSelector, Requirement};
+
+use crate::json::{DecodeError, Node, Value};
+use crate::result::Dns;
+
+/// How long the search for a pod's facts may take when `facts_timeout` is absent.
+pub const DEFAULT_FACTS_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest `facts_timeout` that is accepted; no runtime waits longer for a sandbox.
+pub const MAX_FACTS_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// The typed configuration. A text is empty and a list is empty when the key is absent or `null`; unknown keys are
+/// ignored. `cniVersion` and `name` are in the [`crate::Request`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PluginConf {
+    /// `type`: the plugin's file name.
+    pub plugin_type: String,
+    /// `capabilities`: what the plugin wants to find in `runtimeConfig`.
+    pub capabilities: BTreeMap<String, bool>,
+    /// `ipam.type`; unused.
+    pub ipam_type: String,
+    /// `dns`; unused.
+    pub dns: Dns,
+    /// `plugin_log_level`, as written.
+    pub plugin_log_level: String,
+    /// `cni_agent_run_dir`: kubeconfig, log socket and log file live here. Empty means the working directory.
+    pub cni_agent_run_dir: PathBuf,
+    /// `ambient_enabled`
+    pub ambient_enabled: bool,
+    /// `enablement_selectors`; ambient only.
+    pub enablement_selectors: Vec<EnablementSelector>,
+    /// `exclude_namespaces`: exact names.
+    pub exclude_namespaces: Vec<String>,
+    /// `pod_namespace`: where the node agent runs.
+    pub pod_namespace: String,
+    /// `native_nftables`: true for nf_tables, false for iptables, absent for what the kernel offers.
+    pub native_nftables: Option<bool>,
+    /// `enable_ambient_detection_retry`; ambient only.
+    pub enable_ambient_detection_retry: bool,
+    /// `facts_timeout`: total time for finding the pod's facts, all tries together. More than zero.
+    pub facts_timeout: Duration,
+    /// `pod_source`: where the pod's facts come from.
+    pub pod_source: PodSource,
+    /// `runtimeConfig["io.kubernetes.cri.pod-annotations"]`: `None` when the runtime did not send it.
+    pub pod_annotations: Option<BTreeMap<String, String>>,
+}
+
+/// Where a pod's facts come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PodSource {
+    /// The Kubernetes API, with the kubeconfig in the run directory.
+    Kubernetes,
+    /// A directory of Kubernetes manifests.
+    Manifests(PathBuf),
+}
+
+/// One entry of `cni.dev/valid-attachments`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Attachment {
+    /// `containerID`
+    pub container_id: String,
+    /// `ifname`
+    pub ifname: String,
+}
+
+impl PluginConf {
+    /// Reads the configuration.
+    ///
+    /// # Errors
+    ///
+    /// A key that is known has a value of the wrong type, or one that means nothing.
+    pub fn decode(value: &Value) -> Result<Self, DecodeError> {
+        let root = Node::root(value, "");
+        // The type is part of the protocol whether or not anybody asks for it.
+        if let Some(prev_result) = root.field("prevResult")? {
+            prev_result.field("cniVersion")?;
+        }
+        Ok(Self {
+            plugin_type: root.text_or_empty("type")?,
+            capabilities: root.map("capabilities", Node::boolean)?,
+            ipam_type: match root.field("ipam")? {
+                Some(ipam) => ipam.text_or_empty("type")?,
+                None => String::new(),
+            },
+            dns: Dns::decode_in(&root)?,
+            plugin_log_level: root.text_or_empty("plugin_log_level")?,
+            cni_agent_run_dir: root.text_or_empty("cni_agent_run_dir")?.into(),
+            ambient_enabled: root.bool_or_false("ambient_enabled")?,
+            enablement_selectors: root.list("enablement_selectors", EnablementSelector::decode)?,
+            exclude_namespaces: root.texts("exclude_namespaces")?,
+            pod_namespace: root.text_or_empty("pod_namespace")?,
+            native_nftables: root.field("native_nftables")?.map(|node| node.boolean()).transpose()?,
+            enable_ambient_detection_retry: root.bool_or_false("enable_ambient_detection_retry")?,
+            facts_timeout: facts_timeout(&root)?,
+            pod_source: PodSource::decode_in(&root)?,
+            pod_annotations: pod_annotations(&root)?,
+        })
+    }
+}
+
+impl PodSource {
+    fn decode_in(root: &Node<'_>) -> Result<Self, DecodeError> {
+        let Some(node) = root.field("pod_source")? else { return Ok(Self::Kubernetes) };
+        match node.text_or_empty("manifests")? {
+            directory if !directory.is_empty() => Ok(Self::Manifests(directory.into())),
+            // A misspelt key must not silently mean "ask the API server".
+            _ => {
+                Err(node
+                    .invalid("names no source; write {\"manifests\": \"<directory>\"} or leave the key out"))
+            }
+        }
+    }
+}
+
+impl Attachment {
+    /// The attachments that a GC call declares valid, `None` when it declares nothing at all.
+    ///
+    /// The key is `cni.dev/valid-attachments`; the text of CNI 1.1.0 also calls it `cni.dev/attachments`, and runtimes
+    /// send both, so that one is read when the first is absent.
+    pub fn decode_valid(value: &Value) -> Result<Option<Vec<Self>>, DecodeError> {
+        let root = Node::root(value, "");
+        for key in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
+            if root.field(key)?.is_some() {
+                return root.list(key, Self::decode).map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    fn decode(node: &Node<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            container_id: node.required("containerID")?.text()?.to_owned(),
+            ifname: node.required("ifname")?.text()?.to_owned(),
+        })
+    }
+}
+
+fn facts_timeout(root: &Node<'_>) -> Result<Duration, DecodeError> {
+    let Some(node) = root.field("facts_timeout")? else { return Ok(DEFAULT_FACTS_TIMEOUT) };
+    let duration = parse_duration(node.text()?).map_err(|error| node.invalid(error.to_string()))?;
+    if duration.is_zero() || duration > MAX_FACTS_TIMEOUT {
+        return Err(node.invalid("has to be more than zero and at most 1h"));
+    }
+    Ok(duration)
+}
+
+fn pod_annotations(root: &Node<'_>) -> Result<Option<BTreeMap<String, String>>, DecodeError> {
+    const KEY: &str = "io.kubernetes.cri.pod-annotations";
+    let Some(runtime_config) = root.field("runtimeConfig")? else { return Ok(None) };
+    if runtime_config.field(KEY)?.is_none() {
+        return Ok(None);
+    }
+    runtime_config.map(KEY, |node| Ok(node.text()?.to_owned())).map(Some)
+}
+
+#[cfg(test)]
+mod tests;
