@@ -1,0 +1,191 @@
+//! What the tests share: the chain under test, the pods, and questions asked over TCP.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use node::{CriError, Node, Outcome, PodSpec, Sandbox};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// The node's address on the bridge.
+pub(crate) const GATEWAY: &str = "10.88.0.1";
+/// The plugin under test, as the conflist names it.
+pub(crate) const PLUGIN: &str = "istio-cni";
+/// A port on which the node answers `node`.
+pub(crate) const NODE_PORT: u16 = 9999;
+/// A port on which every pod's app answers `app`.
+pub(crate) const APP_PORT: u16 = 8080;
+
+/// How long a listener may take to come up.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// A node whose chain ends with `istio-cni`, and the two directories that the plugin is given.
+pub(crate) struct Mesh {
+    pub(crate) node: Node,
+    dirs: TempDir,
+}
+
+impl Mesh {
+    /// The usual chain, with the nf_tables or the iptables backend.
+    pub(crate) fn start(native_nftables: bool) -> Self {
+        Self::start_with("1.0.0", |config| config["native_nftables"] = json!(native_nftables), &[])
+    }
+
+    /// A chain with another configuration of the plugin, and with `before` between it and `bridge`.
+    pub(crate) fn start_with(cni_version: &str, change: impl FnOnce(&mut Value), before: &[Value]) -> Self {
+        let dirs = tempfile::Builder::new().prefix("mesh-").tempdir().expect("a directory");
+        for name in ["run", "manifests"] {
+            fs::create_dir(dirs.path().join(name)).expect("a directory");
+        }
+        let mut plugin = json!({
+            "type": PLUGIN,
+            "plugin_log_level": "debug",
+            "cni_agent_run_dir": dirs.path().join("run"),
+            "exclude_namespaces": ["kube-system"],
+            "pod_source": {"manifests": dirs.path().join("manifests")},
+            "native_nftables": true,
+        });
+        change(&mut plugin);
+        let mut plugins = vec![bridge()];
+        plugins.extend_from_slice(before);
+        plugins.push(plugin);
+        let conflist = json!({"cniVersion": cni_version, "name": "mesh", "plugins": plugins});
+        let node = Node::start(&conflist, &[(PLUGIN, &plugin_binary())]).expect("a node with containerd");
+        let port = NODE_PORT.to_string();
+        node.serve(&["busybox", "nc", "-ll", "-p", &port, "-e", "echo", "node"])
+            .expect("the node's listener");
+        Self { node, dirs }
+    }
+
+    /// Writes the pod's manifest where the plugin looks for it.
+    pub(crate) fn admit(&self, pod: &PodSpec) {
+        let name = format!("{}_{}.json", pod.namespace, pod.name);
+        let text = serde_json::to_vec_pretty(&pod.manifest()).expect("a manifest");
+        fs::write(self.manifests().join(name), text).expect("a manifest is written");
+    }
+
+    /// Admits and runs the pod.
+    pub(crate) fn run(&self, pod: &PodSpec) -> Result<Sandbox, CriError> {
+        self.admit(pod);
+        self.node.run_pod(pod)
+    }
+
+    /// Like [`Mesh::run`], for a pod that must come up; a refusal is printed with the plugin's log.
+    pub(crate) fn must_run(&self, pod: &PodSpec) -> Sandbox {
+        self.run(pod).unwrap_or_else(|error| panic!("run {}: {error}\n{}", pod.name, self.plugin_log()))
+    }
+
+    /// The plugin's `cni_agent_run_dir`.
+    pub(crate) fn run_dir(&self) -> PathBuf {
+        self.dirs.path().join("run")
+    }
+
+    /// The directory of manifests.
+    pub(crate) fn manifests(&self) -> PathBuf {
+        self.dirs.path().join("manifests")
+    }
+
+    /// What `nft` lists in the pod's network namespace.
+    pub(crate) fn tables(&self, pod: &Sandbox) -> String {
+        let listed = self.node.exec_in_pod(pod, &["nft", "list", "tables"]).expect("nft runs");
+        assert_eq!(listed.code, 0, "nft list tables: {}", listed.stderr);
+        listed.stdout
+    }
+
+    /// What all calls of the plugin logged.
+    pub(crate) fn plugin_log(&self) -> String {
+        let calls = self.node.calls().expect("records");
+        calls.iter().filter(|c| c.plugin == PLUGIN).map(|c| format!("{}: {}", c.verb(), c.stderr)).collect()
+    }
+
+    /// DEL calls of the plugin since the last look.
+    pub(crate) fn dels(&self) -> Vec<node::Call> {
+        let dels = self.node.calls_of(PLUGIN, "DEL").expect("records");
+        self.node.forget_calls().expect("forgotten");
+        dels
+    }
+}
+
+/// `bridge` in front: addresses from 10.88.0.0/16, the node reachable, no masquerading.
+pub(crate) fn bridge() -> Value {
+    json!({
+        "type": "bridge",
+        "bridge": "cni0",
+        "isGateway": true,
+        "ipMasq": false,
+        "ipam": {
+            "type": "host-local",
+            "ranges": [[{"subnet": "10.88.0.0/16"}]],
+            "routes": [{"dst": "0.0.0.0/0"}],
+        },
+    })
+}
+
+/// A pod whose container `app`, user 1000, answers `app` on its port.
+pub(crate) fn echo_pod(namespace: &str, name: &str) -> PodSpec {
+    let listen = format!("exec nc -ll -p {APP_PORT} -e echo app");
+    PodSpec::new(namespace, name).container("app", 1000, &["sh", "-c", &listen], &[])
+}
+
+/// The same with an injected proxy: user 1337 answers `outbound` on 15001 and `inbound` on 15006.
+pub(crate) fn sidecar_pod(namespace: &str, name: &str) -> PodSpec {
+    let proxy = "nc -ll -p 15006 -e echo inbound & exec nc -ll -p 15001 -e echo outbound";
+    echo_pod(namespace, name).annotate("sidecar.istio.io/status", "{}").container(
+        "istio-proxy",
+        1337,
+        &["sh", "-c", proxy],
+        &["proxy", "sidecar"],
+    )
+}
+
+/// Connects from a container and returns what the other end says.
+pub(crate) fn ask_from_container(node: &Node, pod: &Sandbox, container: &str, to: &str, port: u16) -> String {
+    answer(|| node.exec_sync(pod, container, &["nc", "-w", "3", to, &port.to_string()]).expect("nc runs"))
+}
+
+/// Connects from the node and returns what the other end says.
+pub(crate) fn ask_from_node(node: &Node, to: &str, port: u16) -> String {
+    answer(|| node.exec(&["busybox", "nc", "-w", "3", to, &port.to_string()]).expect("nc runs"))
+}
+
+/// Asks until something answers: a container's listener comes up a moment after the container.
+fn answer(ask: impl Fn() -> Outcome) -> String {
+    let started = Instant::now();
+    loop {
+        let outcome = ask();
+        let said = outcome.stdout.trim();
+        if !said.is_empty() {
+            return said.to_owned();
+        }
+        assert!(started.elapsed() < ANSWER_LIMIT, "no answer: {outcome:?}");
+        sleep(Duration::from_millis(50));
+    }
+}
+
+/// The plugin: from `ISTIO_CNI_BIN_DIR`, else built here once.
+pub(crate) fn plugin_binary() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    match env::var_os("ISTIO_CNI_BIN_DIR") {
+        Some(dir) => Path::new(&dir).join(PLUGIN),
+        None => BUILT.get_or_init(build_plugin).clone(),
+    }
+}
+
+fn build_plugin() -> PathBuf {
+    let built = Command::new(env!("CARGO"))
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(["build", "--profile", "e2e", "-p", PLUGIN, "--message-format", "json"])
+        .output()
+        .expect("cargo runs");
+    assert!(built.status.success(), "build {PLUGIN}: {}", String::from_utf8_lossy(&built.stderr));
+    String::from_utf8_lossy(&built.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .find_map(|message| message["executable"].as_str().filter(|e| e.ends_with(PLUGIN)).map(PathBuf::from))
+        .expect("cargo names the executable")
+}

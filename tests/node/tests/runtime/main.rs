@@ -1,0 +1,8 @@
+//! Pods of a real container runtime whose CNI chain ends with `istio-cni`.
+
+mod capture;
+mod fixture;
+mod harness;
+mod many;
+mod refusal;
+mod removal;

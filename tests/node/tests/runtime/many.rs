@@ -1,0 +1,85 @@
+//! Many pods at once.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use node::Sandbox;
+
+use crate::fixture::{GATEWAY, Mesh, NODE_PORT, PLUGIN, ask_from_container, sidecar_pod};
+
+const PODS: usize = 50;
+const AT_ONCE: usize = 8;
+
+/// Runs `work` for 0..count on a few threads and returns the results in order.
+fn in_parallel<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let next = AtomicUsize::new(0);
+    let mut done: Vec<(usize, T)> = thread::scope(|scope| {
+        let take = || {
+            std::iter::from_fn(|| Some(next.fetch_add(1, Ordering::Relaxed)).filter(|i| *i < count))
+                .map(|i| (i, work(i)))
+                .collect::<Vec<_>>()
+        };
+        let workers: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(take)).collect();
+        workers.into_iter().flat_map(|w| w.join().expect("a worker")).collect()
+    });
+    done.sort_by_key(|(index, _)| *index);
+    done.into_iter().map(|(_, result)| result).collect()
+}
+
+fn fifty_pods_come_and_go(native_nftables: bool) {
+    let mesh = Mesh::start(native_nftables);
+    let before = traces(&mesh);
+    let pods: Vec<Sandbox> =
+        in_parallel(PODS, |i| mesh.must_run(&sidecar_pod("default", &format!("pod-{i}"))));
+
+    let answers = in_parallel(PODS, |i| ask_from_container(&mesh.node, &pods[i], "app", GATEWAY, NODE_PORT));
+    assert_eq!(answers, vec!["outbound"; PODS]);
+    let addresses: BTreeSet<String> =
+        pods.iter().map(|p| mesh.node.status(p).expect("a status").ip).collect();
+    assert_eq!(addresses.len(), PODS, "every pod has its own address");
+    assert_eq!(mesh.node.calls_of(PLUGIN, "ADD").expect("records").len(), PODS);
+
+    in_parallel(PODS, |i| {
+        mesh.node.stop_pod(&pods[i]).expect("stopped");
+        mesh.node.remove_pod(&pods[i]).expect("removed");
+    });
+    assert_eq!(mesh.node.pods().expect("the pods"), Vec::<String>::new());
+    assert!(mesh.dels().iter().all(|del| del.code == 0));
+    assert_eq!(traces(&mesh), before, "what the pods left on the node");
+}
+
+/// Everything on the node that a pod could leave: files of the plugin's, namespaces, links, rules, policy routes.
+fn traces(mesh: &Mesh) -> BTreeSet<String> {
+    let files = fs::read_dir(mesh.run_dir()).expect("the run directory").flatten();
+    let files = files.map(|e| e.file_name().to_string_lossy().into_owned());
+    // The plugin's own log is meant to stay.
+    let mut seen: BTreeSet<String> =
+        files.filter(|f| f != "istio-cni.log").map(|f| format!("file {f}")).collect();
+    let lists: [&[&str]; 7] = [
+        &["ls", "/run/netns"],
+        &["sh", "-c", "ip -o link | grep veth"],
+        &["nft", "list", "ruleset"],
+        &["iptables-save"],
+        &["iptables-legacy-save"],
+        &["ip", "rule"],
+        &["sh", "-c", "grep -l istio-cni /proc/[0-9]*/comm"],
+    ];
+    for command in lists {
+        let listed = mesh.node.exec(command).expect("it runs").stdout;
+        let lines = listed.lines().filter(|l| !l.starts_with(['#', ':']) && !l.contains("counter packets 0"));
+        seen.extend(lines.map(|line| format!("{}: {line}", command.join(" "))));
+    }
+    seen
+}
+
+#[test]
+fn fifty_pods_with_nf_tables() {
+    fifty_pods_come_and_go(true);
+}
+
+#[test]
+fn fifty_pods_with_iptables() {
+    fifty_pods_come_and_go(false);
+}
