@@ -1,0 +1,50 @@
+# Every target first lets scripts/setup install what is missing (quick when nothing is).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+CARGO_HOME ?= $(HOME)/.cargo
+export PATH := $(CARGO_HOME)/bin:$(PATH)
+
+# Programs that several tests, the demo and the benchmark run: the ones that would ship.
+BINS := -p istio-cni -p istio-iptables -p cnictl
+target_dir = $${CARGO_TARGET_DIR:-$(CURDIR)/target}/$$(rustc --print host-tuple)
+e2e_dir = $(target_dir)/e2e
+release_dir = $(target_dir)/release
+e2e_build = cargo build --profile e2e $(BINS)
+
+.PHONY: help setup build demo test lint bench conformance audit
+
+help: ## what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what the other targets need
+	@scripts/setup
+
+build: setup ## the programs as they ship: static, optimized
+	cargo build --release $(BINS)
+	@ls -l "$(release_dir)"/{istio-cni,istio-iptables,cnictl}
+
+demo: build ## a private node, pods, real connections: what is captured and what is not
+	ISTIO_CNI_BIN_DIR="$(release_dir)" cargo run --quiet -p demo
+
+test: setup ## all tests (as root)
+	$(e2e_build)
+	ISTIO_CNI_BIN_DIR="$(e2e_dir)" cargo test --workspace --no-fail-fast
+
+conformance: setup ## the reference cases, in both backends (as root)
+	$(e2e_build)
+	ISTIO_CNI_BIN_DIR="$(e2e_dir)" cargo test -p conformance --no-fail-fast
+
+bench: build ## times, memory and sizes, against their targets (as root)
+	ISTIO_CNI_BIN_DIR="$(release_dir)" cargo run --quiet --profile release -p bench
+
+lint: setup ## format, clippy, licences, bans, shell scripts
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	.cache/bin/cargo-deny --log-level warn check licenses bans sources
+	shellcheck scripts/setup .ci/run
+
+audit: setup ## known security advisories (downloads the advisory database)
+	.cache/bin/cargo-deny check advisories
