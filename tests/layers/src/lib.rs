@@ -1,0 +1,9 @@
+//! What cargo knows about the workspace and its dependencies, for the tests of this crate.
+
+mod rules;
+mod source;
+mod workspace;
+
+pub use rules::{Layer, NATIVE_BUILD_TOOLS, PLUGIN_BANS, PURE_BANS, SOURCE_BANS, layer_of};
+pub use source::{Finding, find_banned_paths};
+pub use workspace::{Dependency, Package, Workspace};

@@ -1,0 +1,88 @@
+//! The rules as data. Each carries its reason, which a failing test prints.
+
+/// Where a crate stands, and what follows from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layer {
+    /// Computes values and never looks at the world. Uses only what is named.
+    Pure {
+        /// Our crates that it may use.
+        ours: &'static [&'static str],
+        /// Other people's crates that it may use directly.
+        theirs: &'static [&'static str],
+    },
+    /// Owns exactly one outside thing. Uses only our crates that are named, and any other people's crates.
+    Effect {
+        /// Our crates that it may use.
+        ours: &'static [&'static str],
+    },
+    /// A program: puts the crates together. May use every crate of the layers above.
+    Program,
+    /// Tests, tools for them, benchmarks, the demo. May use everything except a program's crate.
+    Test,
+}
+
+/// The layer of each crate under `crates/`, from `ARCHITECTURE.md`. A new crate there needs a line here.
+const CRATES: &[(&str, Layer)] = &[
+    ("ruleset", Layer::Pure { ours: &[], theirs: &["ipnet", "thiserror"] }),
+    ("capture", Layer::Pure { ours: &["ruleset"], theirs: &["ipnet", "thiserror"] }),
+    ("cni", Layer::Pure { ours: &[], theirs: &["ipnet", "serde", "serde_json", "thiserror"] }),
+    ("netns", Layer::Effect { ours: &[] }),
+    ("kernel", Layer::Effect { ours: &["netns", "ruleset"] }),
+    ("podsource", Layer::Effect { ours: &["capture"] }),
+    ("telemetry", Layer::Effect { ours: &[] }),
+];
+
+/// The layer of a crate, from its name and the folder it is in; `None` when nobody has decided yet.
+pub fn layer_of(name: &str, folder: &str) -> Option<Layer> {
+    match folder {
+        "bins" => Some(Layer::Program),
+        "tests" => Some(Layer::Test),
+        _ => CRATES.iter().find(|(known, _)| *known == name).map(|(_, layer)| *layer),
+    }
+}
+
+/// Crates that no pure crate may reach, directly or through others.
+pub const PURE_BANS: &[(&str, &str)] = &[
+    ("rustix", "system calls: a pure crate never looks at the world; effect crates pass facts in"),
+    ("libc", "system calls: a pure crate never looks at the world; effect crates pass facts in"),
+    ("nix", "system calls: a pure crate never looks at the world; effect crates pass facts in"),
+    ("tokio", "a pure crate waits for nothing"),
+    ("ureq", "a pure crate talks to nobody; podsource fetches"),
+    ("rustls", "a pure crate talks to nobody; podsource fetches"),
+];
+
+/// Crates that no program that we ship may reach.
+pub const PLUGIN_BANS: &[(&str, &str)] = &[
+    (
+        "tokio",
+        "the plugin runs once for each pod and waits for one thing at a time: a runtime costs start-up and size",
+    ),
+    ("async-std", "an async runtime, and unmaintained"),
+    ("smol", "an async runtime: the plugin waits for one thing at a time"),
+    ("async-executor", "an async runtime: the plugin waits for one thing at a time"),
+    ("futures-executor", "an async runtime: the plugin waits for one thing at a time"),
+    ("hyper", "needs an async runtime; ureq is blocking"),
+    ("reqwest", "needs an async runtime; ureq is blocking"),
+    ("openssl", "needs a C library; TLS is rustls with ring"),
+    ("openssl-sys", "needs a C library; TLS is rustls with ring"),
+    ("native-tls", "is OpenSSL on Linux; TLS is rustls with ring"),
+    ("tracing", "telemetry's logger is enough, and has no global state"),
+];
+
+/// Build dependencies that mean C code is compiled or looked for on the machine.
+pub const NATIVE_BUILD_TOOLS: &[&str] = &["cc", "cmake", "pkg-config", "bindgen", "vcpkg"];
+
+/// Paths that no source of a pure crate may name, outside its tests.
+pub const SOURCE_BANS: &[(&str, &str)] = &[
+    ("std::process", "a pure crate runs no program and does not end its own"),
+    ("std::fs", "a pure crate reads no file: whoever calls it passes the content in"),
+    ("std::env", "a pure crate reads no environment: whoever calls it passes the variables in"),
+    ("std::os", "a pure crate has no descriptors and no sockets"),
+    ("std::thread", "a pure crate computes; threads belong to the programs and effect crates"),
+    ("std::net::TcpStream", "a pure crate talks to nobody"),
+    ("std::net::TcpListener", "a pure crate talks to nobody"),
+    ("std::net::UdpSocket", "a pure crate talks to nobody"),
+    ("std::net::ToSocketAddrs", "resolving a name asks the network"),
+    ("std::time::SystemTime", "a pure crate gives the same result at any time: pass the moment in"),
+    ("std::time::Instant", "a pure crate gives the same result at any time: pass the moment in"),
+];
