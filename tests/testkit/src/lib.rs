@@ -1,1 +1,19 @@
-//! placeholder
+//! What the test suites stand on: pods as network namespaces, real packets through them, and lists of what the kernel
+//! has.
+//!
+//! - [`TestNetns`]: a fresh namespace; run closures and programs inside.
+//! - [`Pod`]: a namespace with interfaces to a *peer* that plays the rest of the world.
+//! - [`rules`]: what the kernel lists, in a form that compares.
+//! - [`probe`]: connections and datagrams with the address where they arrived.
+//!
+//! All of it needs root and fails without. Programs needed: `ip`, `nft`, and the `iptables` family.
+
+mod namespace;
+mod pod;
+pub mod probe;
+mod process;
+pub mod rules;
+
+pub use namespace::TestNetns;
+pub use pod::{Families, Interface, Pod};
+pub use process::Process;
