@@ -80,10 +80,8 @@ impl PluginConf {
     /// A key that is known has a value of the wrong type, or one that means nothing.
     pub fn decode(value: &Value) -> Result<Self, DecodeError> {
         let root = Node::root(value, "");
-        // The type is part of the protocol whether or not anybody asks for it.
-        if let Some(prev_result) = root.field("prevResult")? {
-            prev_result.field("cniVersion")?;
-        }
+        // Decoded later, with the version; only its type belongs to the configuration.
+        root.map("prevResult", |_| Ok(()))?;
         Ok(Self {
             plugin_type: root.text_or_empty("type")?,
             capabilities: root.map("capabilities", Node::boolean)?,

@@ -124,7 +124,7 @@ impl CniResult {
         }
         let result = match config.family() {
             Family::Single => Self::decode_single(&node),
-            Family::Lists => Self::decode_lists(&node, Interface::decode_lists),
+            Family::Lists => Self::decode_lists(&node, Interface::decode_common),
             Family::Current => Self::decode_lists(&node, Interface::decode),
         };
         Ok(result?)
@@ -165,7 +165,8 @@ impl CniResult {
 }
 
 impl Interface {
-    fn decode_lists(node: &Node<'_>) -> Result<Self, DecodeError> {
+    /// The members that all versions with interfaces share.
+    fn decode_common(node: &Node<'_>) -> Result<Self, DecodeError> {
         Ok(Self {
             name: node.text_or_empty("name")?,
             mac: node.text_or_empty("mac")?,
@@ -179,7 +180,7 @@ impl Interface {
             mtu: node.maybe_integer("mtu")?.unwrap_or_default(),
             socket_path: node.text_or_empty("socketPath")?,
             pci_id: node.text_or_empty("pciID")?,
-            ..Self::decode_lists(node)?
+            ..Self::decode_common(node)?
         })
     }
 }

@@ -61,7 +61,7 @@ impl Request {
 
     /// The typed configuration; the error is ready for the runtime.
     pub fn conf(&self) -> Result<PluginConf, Error> {
-        PluginConf::decode(&self.config).map_err(config_error)
+        PluginConf::decode(&self.config).map_err(|error| config_error(&error))
     }
 
     /// `CNI_ARGS`; the error is ready for the runtime.
@@ -89,11 +89,10 @@ impl Request {
     /// GC: the attachments that still exist. `None` when the runtime sent no list (or `null`), which is not the same as
     /// an empty one: it says nothing about what is stale.
     pub fn valid_attachments(&self) -> Result<Option<Vec<Attachment>>, Error> {
-        Attachment::decode_valid(&self.config).map_err(config_error)
+        Attachment::decode_valid(&self.config).map_err(|error| config_error(&error))
     }
 }
 
-#[allow(clippy::needless_pass_by_value)] // the shape that map_err wants
-fn config_error(error: DecodeError) -> Error {
+fn config_error(error: &DecodeError) -> Error {
     Error::internal(format!("failed to parse network configuration: {error}"))
 }
