@@ -18,7 +18,7 @@
 //!
 //! A closure cannot smuggle the proof out to another thread:
 //!
-//! ```compile_fail
+//! ```compile_fail,E0277
 //! let pod = netns::Netns::open("/run/netns/cni-1234").unwrap();
 //! pod.enter(|inside| std::thread::scope(|s| { s.spawn(|| inside.id()); }));
 //! ```
