@@ -9,7 +9,7 @@ export PATH := $(CARGO_HOME)/bin:$(PATH)
 
 # Programs that several tests, the demo and the benchmark run: the ones that would ship.
 BINS := -p istio-cni -p istio-iptables -p cnictl
-target_dir = $${CARGO_TARGET_DIR:-$(CURDIR)/target}/$$(rustc --print host-tuple)
+target_dir = $$(realpath -m "$${CARGO_TARGET_DIR:-target}")/$$(rustc --print host-tuple)
 e2e_dir = $(target_dir)/e2e
 release_dir = $(target_dir)/release
 e2e_build = cargo build --profile e2e $(BINS)
