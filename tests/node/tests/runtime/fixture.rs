@@ -75,6 +75,15 @@ impl Mesh {
         self.node.run_pod(pod)
     }
 
+    /// Admits the pod as it is and runs its sandbox only: the plugin sees all, no container is started.
+    pub(crate) fn must_run_bare(&self, pod: &PodSpec) -> Sandbox {
+        self.admit(pod);
+        let bare = PodSpec { containers: Vec::new(), ..pod.clone() };
+        self.node
+            .run_pod(&bare)
+            .unwrap_or_else(|error| panic!("run {}: {error}\n{}", pod.name, self.plugin_log()))
+    }
+
     /// Like [`Mesh::run`], for a pod that must come up; a refusal is printed with the plugin's log.
     pub(crate) fn must_run(&self, pod: &PodSpec) -> Sandbox {
         self.run(pod).unwrap_or_else(|error| panic!("run {}: {error}\n{}", pod.name, self.plugin_log()))

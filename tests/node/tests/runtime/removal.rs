@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::fixture::{Mesh, PLUGIN, sidecar_pod};
 
 fn running(mesh: &Mesh) -> Sandbox {
-    let pod = mesh.must_run(&sidecar_pod("default", "pod"));
+    let pod = mesh.must_run_bare(&sidecar_pod("default", "pod"));
     mesh.node.forget_calls().expect("forgotten");
     pod
 }
@@ -116,6 +116,6 @@ fn a_reboot_takes_the_namespace_before_del() {
         assert_eq!((del.plugin.as_str(), del.code, del.env("CNI_NETNS")), (PLUGIN, 0, ""), "{}", del.stdout);
     }
     // The same pod runs again on the rebooted node, captured.
-    let again = mesh.must_run(&sidecar_pod("default", "pod"));
+    let again = mesh.must_run_bare(&sidecar_pod("default", "pod"));
     assert!(mesh.tables(&again).contains("istio-proxy-nat"));
 }
