@@ -116,9 +116,11 @@ impl Package {
 }
 
 fn cargo(program: &str, args: &[&str]) -> Result<String> {
+    // Asked at run time: two checkouts that share a target folder may share this test's program too.
+    let here = std::env::var("CARGO_MANIFEST_DIR").context("run this with cargo test")?;
     let output = Command::new(program)
         .args(args)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .current_dir(here)
         .output()
         .with_context(|| format!("cannot run {program}"))?;
     let stderr = String::from_utf8_lossy(&output.stderr);
