@@ -1,7 +1,17 @@
 //! Which pods are captured and how.
 //!
-//! Pure: pod facts and configuration go in, a decision and a plan come out; nothing here looks at the world.
+//! Pure: pod facts and configuration go in, a [`decide::Decision`] and a [`ruleset::Plan`] come out; nothing here looks at the
+//! world.
 
+pub mod annotations;
+pub mod decide;
+pub mod flags;
+pub mod plan;
 pub mod pod;
+pub mod settings;
+pub mod values;
 
+pub use decide::{Decision, Reason, Scope, Skip, decide, decide_by_id};
+pub use plan::{Facts, plan};
 pub use pod::{Container, Pod, PodId};
+pub use settings::Settings;

@@ -1,0 +1,479 @@
+//! A captured pod's plan (sidecar-redirection.md part B): every rule is written here once, for both backends.
+//!
+//! The numbers in the comments are the steps of the specification's tables B.1, B.2 and B.4. Where upstream's two backends differ
+//! in more than notation, a comment says so; `docs/compatibility.md` lists those places.
+
+mod dns;
+mod draft;
+mod tproxy;
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ruleset::{Action, Backend, Families, Family, Match, Plan, Protocol, Rule, Step, TableKind};
+
+use crate::settings::{Mode, OwnerGroups, Ports, Ranges, Settings};
+use draft::{Chain, Draft};
+
+/// Owner name of sidecar rules: their nf_tables tables begin with it.
+pub const OWNER: &str = "istio-proxy";
+
+/// Chains that sidecar rules may have in a table, in every setting. Whoever cleans up touches no others.
+pub const CHAINS: &[(TableKind, &[&str])] = draft::CHAINS;
+
+/// Source address of the proxy's own inbound connections to the application (spec abbreviation B).
+const PASSTHROUGH_V4: Ipv4Net = Ipv4Net::new_assert(std::net::Ipv4Addr::new(127, 0, 0, 6), 32);
+/// The same for IPv6; the plan puts it on the loopback interface.
+const PASSTHROUGH_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6), 128);
+
+/// Priority of our policy rules: the one below the main table's 32766 (linux/fib_rules.h has no name for it), which is what the
+/// kernel gives upstream's first rule that has none. Being fixed, it lets a second run find the first one's rule.
+const RULE_PRIORITY: u32 = 32765;
+
+/// What planning must know of the namespace and the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Facts {
+    /// The kernel interface that will hold the rules.
+    pub backend: Backend,
+    /// Whether IPv6 is captured, see [`detect_ipv6`].
+    pub ipv6: bool,
+}
+
+/// The pod has no address that a connection could come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "no valid local IP address found in the pod's network namespace: the plugins before this one in the chain gave it \
+     only loopback and link-local addresses, or none"
+)]
+pub struct NoAddress;
+
+/// Whether IPv6 is captured (R-60). `addresses` are those of all interfaces in the order in which the kernel lists them.
+///
+/// # Errors
+/// No address is usable.
+pub fn detect_ipv6(addresses: &[IpAddr], dual_stack: bool) -> Result<bool, NoAddress> {
+    let usable: Vec<IpAddr> = addresses.iter().map(IpAddr::to_canonical).filter(is_usable).collect();
+    match usable.first() {
+        None => Err(NoAddress),
+        Some(first) if !dual_stack => Ok(first.is_ipv6()),
+        Some(_) => Ok(usable.iter().any(IpAddr::is_ipv6)),
+    }
+}
+
+fn is_usable(address: &IpAddr) -> bool {
+    let link_local = match address {
+        IpAddr::V4(v4) => {
+            v4.is_link_local() || (v4.octets()[0] == 224 && v4.octets()[1] == 0 && v4.octets()[2] == 0)
+        }
+        IpAddr::V6(v6) => v6.is_unicast_link_local() || (v6.segments()[0] & 0xff0f) == 0xff02,
+    };
+    !address.is_loopback() && !link_local && !address.is_unspecified()
+}
+
+/// The plan for a captured pod.
+pub fn plan(settings: &Settings, facts: Facts) -> Plan {
+    let mut steps = Vec::new();
+    if facts.ipv6 {
+        steps.push(Step::EnsureLoopbackAddress(PASSTHROUGH_V6.addr()));
+    }
+    if settings.mode == Mode::Tproxy && !settings.inbound_ports.is_none() {
+        let families: &[Family] = if facts.ipv6 { &[Family::V4, Family::V6] } else { &[Family::V4] };
+        for &family in families {
+            steps.push(Step::EnsureRule {
+                family,
+                mark: settings.tproxy_mark,
+                table: settings.tproxy_table,
+                priority: RULE_PRIORITY,
+            });
+            steps.push(Step::EnsureLocalRoute { family, table: settings.tproxy_table });
+        }
+    }
+    steps.push(Step::Replace(Planner::new(settings, facts).rules()));
+    Plan { backend: facts.backend, steps }
+}
+
+struct Planner<'a> {
+    settings: &'a Settings,
+    facts: Facts,
+    draft: Draft,
+}
+
+impl<'a> Planner<'a> {
+    fn new(settings: &'a Settings, facts: Facts) -> Self {
+        Self { settings, facts, draft: Draft::new() }
+    }
+
+    fn rules(mut self) -> ruleset::Ruleset {
+        self.excluded_interfaces();
+        self.rerouted_interfaces();
+        self.drop_invalid();
+        self.proxy_targets();
+        self.inbound();
+        self.outbound();
+        self.tproxy_marks();
+        self.draft.finish(self.facts.ipv6)
+    }
+
+    fn tproxy(&self) -> bool {
+        self.settings.mode == Mode::Tproxy
+    }
+
+    /// The loopback range and the proxy's source address, of each family that is captured.
+    fn per_family(&self) -> impl Iterator<Item = Own> + use<> {
+        let v4 = Own { loopback: self.settings.loopback_v4.into(), passthrough: PASSTHROUGH_V4.into() };
+        let v6 =
+            Own { loopback: Ipv6Net::from(Ipv6Addr::LOCALHOST).into(), passthrough: PASSTHROUGH_V6.into() };
+        [Some(v4), self.facts.ipv6.then_some(v6)].into_iter().flatten()
+    }
+
+    /// Steps 1 and 2.
+    fn excluded_interfaces(&mut self) {
+        let tables: &[TableKind] =
+            if self.tproxy() { &[TableKind::Nat, TableKind::Mangle] } else { &[TableKind::Nat] };
+        for &table in tables {
+            for name in &self.settings.excluded_interfaces {
+                let why = format!("interface {name} is excluded by annotation");
+                let back = |m| Rule::new(vec![m], Action::Return, why.clone());
+                self.draft.add(Chain::prerouting(table), back(in_interface(name)));
+                self.draft.add(Chain::output(table), back(out_interface(name)));
+            }
+        }
+    }
+
+    /// Step 3.
+    fn rerouted_interfaces(&mut self) {
+        for name in &self.settings.reroute_interfaces {
+            let rule = Rule::new(
+                vec![in_interface(name)],
+                Action::Return,
+                format!("what comes from {name} and is not outbound traffic to capture is left alone"),
+            );
+            self.draft.insert_first(Chain::NAT_PREROUTING, rule);
+        }
+    }
+
+    /// Step 4. Upstream's nf_tables rule looks at TCP only.
+    fn drop_invalid(&mut self) {
+        if !self.settings.drop_invalid {
+            return;
+        }
+        let mut matches = vec![Match::CtState(ruleset::CtState::Invalid)];
+        if self.facts.backend == Backend::Nftables {
+            matches.insert(0, tcp());
+        }
+        let why = "INVALID_DROP: a packet that fits no connection would make the proxy's peer reset it";
+        self.draft.add(Chain::MANGLE_PREROUTING, Rule::new(matches, jump(Chain::MANGLE_DROP), why));
+        self.draft.add(Chain::MANGLE_DROP, Rule::new(vec![], Action::Drop, why));
+    }
+
+    /// Steps 5 to 7.
+    fn proxy_targets(&mut self) {
+        let Settings { proxy_port, capture_port, tunnel_port, .. } = *self.settings;
+        let tunnel = Rule::new(
+            vec![tcp(), to_port(tunnel_port)],
+            Action::Return,
+            "HBONE tunnels end at the proxy's own port",
+        );
+        self.draft.add(Chain::NAT_INBOUND, tunnel);
+        let out = Rule::new(vec![tcp()], Action::Redirect { port: proxy_port }, "outbound, to the proxy");
+        self.draft.add(Chain::NAT_REDIRECT, out);
+        let inward = Rule::new(vec![tcp()], Action::Redirect { port: capture_port }, "inbound, to the proxy");
+        self.draft.add(Chain::NAT_IN_REDIRECT, inward);
+    }
+
+    /// Step 8.
+    fn inbound(&mut self) {
+        if self.settings.inbound_ports.is_none() || self.settings.inbound_ports_excluded == Ports::All {
+            return;
+        }
+        if self.tproxy() {
+            self.tproxy_targets();
+        }
+        let table = if self.tproxy() { TableKind::Mangle } else { TableKind::Nat };
+        let enter = Rule::new(vec![tcp()], jump(Chain::NAT_INBOUND), "inbound TCP");
+        self.draft.add(Chain::prerouting(table), enter);
+        match &self.settings.inbound_ports {
+            Ports::All => {
+                if let Ports::Only(excluded) = &self.settings.inbound_ports_excluded {
+                    for &port in excluded {
+                        let rule = Rule::new(
+                            vec![tcp(), to_port(port)],
+                            Action::Return,
+                            format!("inbound port {port} is excluded"),
+                        );
+                        self.draft.add(Chain::inbound(table), rule);
+                    }
+                }
+                self.capture_inbound(table, None);
+            }
+            Ports::Only(ports) => {
+                for &port in ports {
+                    self.capture_inbound(table, Some(port));
+                }
+            }
+        }
+    }
+
+    fn capture_inbound(&mut self, table: TableKind, port: Option<u16>) {
+        let matches = |first: Vec<Match>| first.into_iter().chain(port.map(to_port)).collect::<Vec<_>>();
+        let what =
+            port.map_or_else(|| "every other inbound port".to_owned(), |port| format!("inbound port {port}"));
+        if table == TableKind::Mangle {
+            let divert = Rule::new(
+                matches(vec![tcp(), Match::CtState(ruleset::CtState::RelatedOrEstablished)]),
+                jump(Chain::MANGLE_DIVERT),
+                format!("{what}: later packets of a captured connection keep its mark"),
+            );
+            self.draft.add(Chain::MANGLE_INBOUND, divert);
+            let capture =
+                Rule::new(matches(vec![tcp()]), jump(Chain::MANGLE_TPROXY), format!("{what} is captured"));
+            self.draft.add(Chain::MANGLE_INBOUND, capture);
+        } else {
+            let capture =
+                Rule::new(matches(vec![tcp()]), jump(Chain::NAT_IN_REDIRECT), format!("{what} is captured"));
+            self.draft.add(Chain::NAT_INBOUND, capture);
+        }
+    }
+
+    /// Steps 9 to 19.
+    fn outbound(&mut self) {
+        let enter = Rule::new(vec![], jump(Chain::NAT_OUTPUT), "what the pod sends");
+        self.draft.add(Chain::output(TableKind::Nat), enter);
+        self.excluded_outbound_ports();
+        for own in self.per_family() {
+            let rule = Rule::new(
+                vec![out_interface("lo"), source(own.passthrough)],
+                Action::Return,
+                "the proxy's own connection to the application, with its passthrough source address",
+            );
+            self.draft.add(Chain::NAT_OUTPUT, rule);
+        }
+        for &uid in &self.settings.proxy_uids {
+            self.proxy_owner(Owner::Uid(uid));
+        }
+        for &gid in &self.settings.proxy_gids {
+            self.proxy_owner(Owner::Gid(gid));
+        }
+        self.owner_groups();
+        self.dns();
+        self.outbound_addresses();
+    }
+
+    /// Step 10.
+    fn excluded_outbound_ports(&mut self) {
+        let ports: Vec<Option<u16>> = match &self.settings.outbound_ports_excluded {
+            Ports::All => vec![None],
+            Ports::Only(ports) => ports.iter().copied().map(Some).collect(),
+        };
+        for port in ports {
+            let what =
+                port.map_or_else(|| "every outbound port".to_owned(), |port| format!("outbound port {port}"));
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                let matches =
+                    [Some(Match::Protocol(protocol)), port.map(to_port)].into_iter().flatten().collect();
+                self.draft.add(
+                    Chain::NAT_OUTPUT,
+                    Rule::new(matches, Action::Return, format!("{what} is excluded")),
+                );
+            }
+        }
+    }
+
+    /// Steps 12 and 13: what the proxy itself sends.
+    fn proxy_owner(&mut self, owner: Owner) {
+        let dns = self.dns_on();
+        let tunnel = self.settings.tunnel_port;
+        // The proxy asks its own resolver at port 53 as a user only; upstream has no such exception for its group.
+        let not_inbound = match owner {
+            Owner::Uid(_) if dns => ruleset::Ports::AnyOf(sorted([53, tunnel])),
+            _ => ruleset::Ports::One(tunnel),
+        };
+        for own in self.per_family() {
+            let rule = Rule::new(
+                vec![
+                    out_interface("lo"),
+                    tcp(),
+                    Match::Destination { net: own.loopback, not: true },
+                    Match::DestinationPort { ports: not_inbound.clone(), not: true },
+                    owner.is(),
+                ],
+                jump(Chain::NAT_IN_REDIRECT),
+                "the proxy calls its own pod by the pod's address: that is inbound traffic",
+            );
+            self.draft.add(Chain::NAT_OUTPUT, rule);
+        }
+        if !self.settings.outbound_ranges.include_loopback() {
+            let mut matches = vec![out_interface("lo")];
+            if dns {
+                let not_dns = Match::DestinationPort { ports: ruleset::Ports::One(53), not: true };
+                matches.extend([tcp(), not_dns]);
+            }
+            matches.push(owner.is_not());
+            let why = "the pod's containers among themselves";
+            self.draft.add(Chain::NAT_OUTPUT, Rule::new(matches, Action::Return, why));
+        }
+        let own = Rule::new(vec![owner.is()], Action::Return, format!("sent by the proxy ({owner})"));
+        self.draft.add(Chain::NAT_OUTPUT, own);
+    }
+
+    /// Step 14.
+    fn owner_groups(&mut self) {
+        match &self.settings.owner_groups {
+            OwnerGroups::AllBut(groups) => {
+                for &gid in groups {
+                    let rule = Rule::new(
+                        vec![Owner::Gid(gid).is()],
+                        Action::Return,
+                        format!("group {gid} is excluded"),
+                    );
+                    self.draft.add(Chain::NAT_OUTPUT, rule);
+                }
+            }
+            OwnerGroups::Only(groups) => {
+                let matches = groups.iter().map(|&gid| Owner::Gid(gid).is_not()).collect();
+                let rule = Rule::new(matches, Action::Return, "sent by no group that is included");
+                self.draft.add(Chain::NAT_OUTPUT, rule);
+            }
+        }
+    }
+
+    /// Steps 16 to 19.
+    fn outbound_addresses(&mut self) {
+        for own in self.per_family() {
+            let rule =
+                Rule::new(vec![destination(own.loopback)], Action::Return, "to the pod's own loopback");
+            self.draft.add(Chain::NAT_OUTPUT, rule);
+        }
+        let excluded = &self.settings.outbound_ranges_excluded;
+        for net in self.handled(&excluded.v4, &excluded.v6) {
+            let rule = Rule::new(vec![destination(net)], Action::Return, format!("range {net} is excluded"));
+            self.draft.add(Chain::NAT_OUTPUT, rule);
+        }
+        let ports: Vec<Option<u16>> = match &self.settings.outbound_ports {
+            Ports::All => vec![None],
+            Ports::Only(ports) => ports.iter().copied().map(Some).collect(),
+        };
+        for port in ports {
+            let matches = [Some(tcp()), port.map(to_port)].into_iter().flatten().collect();
+            let what =
+                port.map_or_else(|| "every outbound port".to_owned(), |port| format!("outbound port {port}"));
+            let rule = Rule::new(matches, jump(Chain::NAT_REDIRECT), format!("{what} is included"));
+            self.draft.add(Chain::NAT_OUTPUT, rule);
+        }
+        match &self.settings.outbound_ranges {
+            Ranges::All => self.capture_range(None),
+            Ranges::Only(ranges) => {
+                for net in self.handled(&ranges.v4, &ranges.v6) {
+                    self.capture_range(Some(net));
+                }
+            }
+        }
+    }
+
+    fn capture_range(&mut self, net: Option<IpNet>) {
+        let what = net.map_or_else(|| "every other destination".to_owned(), |net| format!("range {net}"));
+        for name in &self.settings.reroute_interfaces {
+            let matches = [Some(in_interface(name)), net.map(destination)].into_iter().flatten().collect();
+            let why = format!("{what} is captured, also for what is behind {name}");
+            self.draft
+                .insert_first(Chain::NAT_PREROUTING, Rule::new(matches, jump(Chain::NAT_REDIRECT), why));
+        }
+        let matches = net.map(destination).into_iter().collect();
+        let rule = Rule::new(matches, jump(Chain::NAT_REDIRECT), format!("{what} is captured"));
+        self.draft.add(Chain::NAT_OUTPUT, rule);
+    }
+
+    /// Prefixes of the families that are captured, IPv4 first.
+    fn handled(&self, v4: &[Ipv4Net], v6: &[Ipv6Net]) -> Vec<IpNet> {
+        let v6 = if self.facts.ipv6 { v6 } else { &[] };
+        v4.iter().copied().map(IpNet::V4).chain(v6.iter().copied().map(IpNet::V6)).collect()
+    }
+}
+
+/// What counts as the pod's own in one family.
+#[derive(Clone, Copy)]
+struct Own {
+    loopback: IpNet,
+    passthrough: IpNet,
+}
+
+/// Whose packet it is.
+#[derive(Clone, Copy)]
+enum Owner {
+    Uid(u32),
+    Gid(u32),
+}
+
+impl Owner {
+    fn is(self) -> Match {
+        self.matching(false)
+    }
+
+    fn is_not(self) -> Match {
+        self.matching(true)
+    }
+
+    fn matching(self, not: bool) -> Match {
+        match self {
+            Self::Uid(uid) => Match::Uid { uid, not },
+            Self::Gid(gid) => Match::Gid { gid, not },
+        }
+    }
+}
+
+impl std::fmt::Display for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Uid(uid) => write!(f, "uid {uid}"),
+            Self::Gid(gid) => write!(f, "gid {gid}"),
+        }
+    }
+}
+
+fn sorted(mut ports: [u16; 2]) -> Vec<u16> {
+    ports.sort_unstable();
+    let mut ports = ports.to_vec();
+    ports.dedup();
+    ports
+}
+
+fn tcp() -> Match {
+    Match::Protocol(Protocol::Tcp)
+}
+
+fn to_port(port: u16) -> Match {
+    Match::DestinationPort { ports: ruleset::Ports::One(port), not: false }
+}
+
+fn in_interface(name: &str) -> Match {
+    Match::InInterface { name: name.to_owned().into(), not: false }
+}
+
+fn out_interface(name: &str) -> Match {
+    Match::OutInterface { name: name.to_owned().into(), not: false }
+}
+
+fn source(net: IpNet) -> Match {
+    Match::Source { net, not: false }
+}
+
+fn destination(net: IpNet) -> Match {
+    Match::Destination { net, not: false }
+}
+
+fn jump(chain: Chain) -> Action {
+    Action::Jump(chain.name.into())
+}
+
+/// Both families, or the only one that has something.
+fn families(v4: bool, v6: bool) -> Option<Families> {
+    match (v4, v6) {
+        (true, true) => Some(Families::Both),
+        (true, false) => Some(Families::Only(Family::V4)),
+        (false, true) => Some(Families::Only(Family::V6)),
+        (false, false) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,102 @@
+//! What TPROXY needs besides the inbound rules that it shares with REDIRECT.
+
+use ruleset::{Action, Backend, Match, Rule};
+
+use super::draft::Chain;
+use super::{Owner, Planner, in_interface, out_interface, source, tcp};
+use crate::settings::TPROXY_OUTBOUND_MARK;
+
+impl Planner<'_> {
+    /// Step 8a.
+    pub(super) fn tproxy_targets(&mut self) {
+        let mark = self.settings.tproxy_mark;
+        let keep = Rule::new(vec![], Action::SetMark(mark), "marked packets are routed to this host");
+        self.draft.add(Chain::MANGLE_DIVERT, keep);
+        self.draft
+            .add(Chain::MANGLE_DIVERT, Rule::new(vec![], Action::Accept, "marked: nothing else to decide"));
+        for own in self.per_family() {
+            let rule = Rule::new(
+                vec![tcp(), Match::Destination { net: own.loopback, not: true }],
+                Action::Tproxy { port: self.settings.capture_port, mark },
+                "inbound, to the proxy, addresses unchanged",
+            );
+            self.draft.add(Chain::MANGLE_TPROXY, rule);
+        }
+    }
+
+    /// Step 20.
+    pub(super) fn tproxy_marks(&mut self) {
+        if !self.tproxy() {
+            return;
+        }
+        let mark = self.settings.tproxy_mark;
+        let marked = || Match::Mark { mark, not: false };
+        let save = Rule::new(
+            vec![tcp(), marked()],
+            Action::SaveMark,
+            "the connection remembers that it was captured",
+        );
+        self.draft.add(Chain::MANGLE_PREROUTING, save);
+        let kept = Rule::new(
+            vec![out_interface("lo"), tcp(), marked()],
+            Action::Return,
+            "already marked, on its way through loopback",
+        );
+        self.draft.add(Chain::MANGLE_OUTPUT, kept);
+        let uids = self.settings.proxy_uids.iter().map(|&uid| Owner::Uid(uid));
+        let gids = self.settings.proxy_gids.iter().map(|&gid| Owner::Gid(gid));
+        for owner in uids.chain(gids) {
+            for own in self.per_family() {
+                let rule = Rule::new(
+                    vec![
+                        out_interface("lo"),
+                        tcp(),
+                        Match::Destination { net: own.loopback, not: true },
+                        owner.is(),
+                    ],
+                    Action::SetMark(TPROXY_OUTBOUND_MARK),
+                    "the proxy calls its own pod: tell its packets from the pod's inner traffic",
+                );
+                self.draft.add(Chain::MANGLE_OUTPUT, rule);
+            }
+        }
+        let restore = Rule::new(
+            vec![tcp(), Match::CtMark { mark, not: false }],
+            Action::RestoreMark,
+            "answers of a captured connection are routed like its requests",
+        );
+        self.draft.add(Chain::MANGLE_OUTPUT, restore);
+        for rule in self.inbound_exceptions().into_iter().rev() {
+            self.draft.insert_first(Chain::MANGLE_INBOUND, rule);
+        }
+    }
+
+    /// What must not be captured a second time, before everything else of the inbound chain.
+    fn inbound_exceptions(&self) -> Vec<Rule> {
+        let mark = self.settings.tproxy_mark;
+        let marked = Rule::new(
+            vec![tcp(), Match::Mark { mark, not: false }],
+            Action::Return,
+            "captured already, coming back through loopback",
+        );
+        let mut passthrough = self.per_family().map(|own| {
+            Rule::new(
+                vec![in_interface("lo"), tcp(), source(own.passthrough)],
+                Action::Return,
+                "the proxy's own connection to the application",
+            )
+        });
+        let inner = Rule::new(
+            vec![in_interface("lo"), tcp(), Match::Mark { mark: TPROXY_OUTBOUND_MARK, not: true }],
+            Action::Return,
+            "the pod's containers among themselves",
+        );
+        let (v4, v6) = (passthrough.next(), passthrough.next());
+        // All of them return, so their order says nothing; this is the one that upstream's commands end in.
+        let rules = match (self.facts.backend, self.facts.ipv6) {
+            (Backend::Nftables, true) => [Some(marked), v6, Some(inner), v4],
+            _ => [Some(marked), v4, v6, Some(inner)],
+        };
+        rules.into_iter().flatten().collect()
+    }
+}

@@ -1,0 +1,124 @@
+//! Every reference case: the reference rules in one namespace, ours in another, and the kernel's lists of both must be equal.
+
+use std::fmt::Write as _;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use conformance::{Case, GROUPS, Golden, cases};
+use ruleset::{Backend, Transaction};
+use testkit::TestNetns;
+use testkit::rules::{Comments, Family, Variant};
+
+#[test]
+fn the_reference_data_is_complete() {
+    let cases = cases().unwrap();
+    let count = |suite| cases.iter().filter(|case| case.suite == suite).count();
+    assert_eq!(
+        (count("cni-plugin"), count("iptables-capture"), count("nftables-capture"), cases.len()),
+        (9, 27, 28, 64)
+    );
+}
+
+#[test]
+fn nftables() {
+    check("nftables-capture", |case, failures| compare_nft(case, failures));
+}
+
+#[test]
+fn iptables_legacy() {
+    check("iptables-capture", |case, failures| compare_iptables(case, Variant::Legacy, failures));
+}
+
+#[test]
+fn iptables_nft() {
+    check("iptables-capture", |case, failures| compare_iptables(case, Variant::Nft, failures));
+}
+
+#[test]
+fn plugin_decision() {
+    check("cni-plugin", |case, failures| compare_iptables(case, Variant::Nft, failures));
+}
+
+fn check(suite: &str, compare: impl Fn(&Case, &mut String) -> Result<()>) {
+    let mut failures = String::new();
+    let mut run = 0;
+    for case in cases().unwrap().iter().filter(|case| case.suite == suite) {
+        run += 1;
+        if let Err(error) = compare(case, &mut failures) {
+            let _ = writeln!(failures, "== {suite}/{}: {error:#}", case.name);
+        }
+    }
+    println!("{suite}: {run} cases");
+    assert!(run > 0 && failures.is_empty(), "{failures}");
+}
+
+fn compare_nft(case: &Case, failures: &mut String) -> Result<()> {
+    let Golden::Nft(golden) = case.golden()? else { unreachable!("an nftables case") };
+    let reference = TestNetns::new()?;
+    with_groups(&reference, Command::new("nft").args(["-f", "-"]), &golden)?;
+    let ours = TestNetns::new()?;
+    let plan =
+        capture::plan(&case.settings()?, capture::Facts { backend: Backend::Nftables, ipv6: case.ipv6() });
+    ours.nft(&ruleset::nft::render(&Transaction::Add(plan.ruleset().unwrap())))?;
+    let expected = reference.nft_json(Comments::Strip)?;
+    let found = ours.nft_json(Comments::Strip)?;
+    if expected != found {
+        report(case, &reference.nft_text()?, &ours.nft_text()?, failures);
+    }
+    Ok(())
+}
+
+fn compare_iptables(case: &Case, variant: Variant, failures: &mut String) -> Result<()> {
+    let Golden::Iptables { v4, v6 } = case.golden()? else { unreachable!("an iptables case") };
+    let reference = TestNetns::new()?;
+    let ours = TestNetns::new()?;
+    let plan =
+        capture::plan(&case.settings()?, capture::Facts { backend: Backend::Iptables, ipv6: case.ipv6() });
+    let families = [(Family::V4, ruleset::Family::V4, v4), (Family::V6, ruleset::Family::V6, v6)];
+    for (family, plan_family, golden) in families {
+        if golden.is_empty() {
+            continue;
+        }
+        let program = restore_program(variant, family);
+        with_groups(&reference, Command::new(program).arg("--noflush"), &golden)?;
+        let text = ruleset::iptables::render(plan.ruleset().unwrap(), plan_family)?;
+        ours.pipe(Command::new(program).arg("--noflush"), &text)?;
+        let expected = reference.iptables_save(variant, family)?;
+        let found = ours.iptables_save(variant, family)?;
+        if expected != found {
+            report(case, &expected, &found, failures);
+        }
+    }
+    Ok(())
+}
+
+fn restore_program(variant: Variant, family: Family) -> &'static str {
+    match (variant, family) {
+        (Variant::Legacy, Family::V4) => "iptables-legacy-restore",
+        (Variant::Legacy, Family::V6) => "ip6tables-legacy-restore",
+        (Variant::Nft, Family::V4) => "iptables-nft-restore",
+        (Variant::Nft, Family::V6) => "ip6tables-nft-restore",
+    }
+}
+
+/// Runs a loader that sees a group database with the groups of the reference data, in a mount namespace of its own.
+fn with_groups(netns: &TestNetns, command: &mut Command, input: &str) -> Result<()> {
+    let file = tempfile::NamedTempFile::new()?;
+    let text: String = GROUPS.iter().map(|(name, gid)| format!("{name}:x:{gid}:\n")).collect();
+    std::fs::write(file.path(), text)?;
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--mount", "sh", "-c", "mount --bind \"$0\" /etc/group && exec \"$@\""]).arg(file.path());
+    unshare.arg(command.get_program()).args(command.get_args());
+    netns.pipe(&mut unshare, input).with_context(|| format!("load the reference rules:\n{input}")).map(drop)
+}
+
+fn report(case: &Case, expected: &str, found: &str, failures: &mut String) {
+    let _ = writeln!(failures, "== {}/{}", case.suite, case.name);
+    for line in expected.lines().filter(|line| !found.lines().any(|l| l == *line)) {
+        let _ = writeln!(failures, "- {line}");
+    }
+    for line in found.lines().filter(|line| !expected.lines().any(|l| l == *line)) {
+        let _ = writeln!(failures, "+ {line}");
+    }
+    let _ = writeln!(failures, "(lines without a mark differ in order only)\n{expected}\n---\n{found}");
+}
