@@ -77,8 +77,10 @@ impl Recorder {
             symlink(plugin.path(), real.join(plugin.file_name()))?;
         }
         for (name, path) in extra {
+            let path = fs::canonicalize(path).with_context(|| format!("find plugin {}", path.display()))?;
             let link = real.join(name);
-            symlink(path, &link).with_context(|| format!("link {} to {}", link.display(), path.display()))?;
+            symlink(&path, &link)
+                .with_context(|| format!("link {} to {}", link.display(), path.display()))?;
         }
         let recorded: Vec<&str> = conflist["plugins"]
             .as_array()

@@ -30,6 +30,8 @@ pub struct ContainerSpec {
     pub command: Vec<String>,
     /// More arguments: what the manifest shows as `args`.
     pub args: Vec<String>,
+    /// Environment, also in the manifest.
+    pub env: BTreeMap<String, String>,
     /// Uid and gid of the process.
     pub user: i64,
 }
@@ -61,8 +63,18 @@ impl PodSpec {
             name: name.to_owned(),
             command: owned(command),
             args: owned(args),
+            env: BTreeMap::new(),
             user,
         });
+        self
+    }
+
+    /// Sets a variable in the container added last.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        if let Some(last) = self.containers.last_mut() {
+            last.env.insert(name.to_owned(), value.to_owned());
+        }
         self
     }
 
@@ -73,7 +85,9 @@ impl PodSpec {
             .containers
             .iter()
             .map(|c| {
+                let env = c.env.iter().map(|(name, value)| json!({"name": name, "value": value}));
                 json!({
+                    "env": env.collect::<Vec<_>>(),
                     "name": c.name,
                     "image": crate::APP_IMAGE,
                     "command": c.command,

@@ -12,7 +12,8 @@ if [ -f "@REFUSALS@/@NAME@.$CNI_COMMAND" ]; then
     : >"$call/stderr"
     code=1
 else
-    @REAL@ <"$call/stdin" >"$call/stdout" 2>"$call/stderr" 3>&- || code=$?
+    # A runtime that loses patience kills the process it started; the plugin must not outlive it.
+    setpriv --pdeathsig KILL @REAL@ <"$call/stdin" >"$call/stdout" 2>"$call/stderr" 3>&- || code=$?
 fi
 echo "$code" >"$call/code"
 echo @NAME@ >"$call/plugin"

@@ -4,7 +4,8 @@ use node::PodSpec;
 use serde_json::json;
 
 use crate::fixture::{
-    APP_PORT, GATEWAY, Mesh, NODE_PORT, PLUGIN, ask_from_container, ask_from_node, echo_pod, sidecar_pod,
+    APP_PORT, GATEWAY, GATEWAY6, Mesh, NODE_PORT, PLUGIN, ask_from_container, ask_from_node, echo_pod,
+    sidecar_pod,
 };
 
 /// Asks in all directions and returns (from the app, from the proxy, to the app).
@@ -80,7 +81,7 @@ fn iptables_takes_a_sidecar_pods_traffic_and_no_others() {
 #[test]
 fn the_result_of_the_chain_is_the_bridges() {
     for version in ["0.3.1", "0.4.0", "1.0.0"] {
-        let mesh = Mesh::start_with(version, |_| {}, &[]);
+        let mesh = Mesh::start_with(|chain| chain.version = version);
         mesh.must_run(&sidecar_pod("default", "result"));
         let answer = |plugin| {
             let add = mesh.node.calls_of(plugin, "ADD").expect("records").pop().expect("an ADD");
@@ -90,4 +91,44 @@ fn the_result_of_the_chain_is_the_bridges() {
         assert_eq!(ours, bridges, "{version}");
         assert_eq!(ours["cniVersion"], json!(version));
     }
+}
+
+/// Runs a sidecar pod that has an IPv6 address and asks over IPv6 in both directions.
+fn check_ipv6(ranges: serde_json::Value, routes: serde_json::Value, native_nftables: bool) {
+    let mesh = Mesh::start_with(|chain| {
+        chain.bridge["ipam"]["ranges"] = ranges;
+        chain.bridge["ipam"]["routes"] = routes;
+        chain.plugin["native_nftables"] = json!(native_nftables);
+    });
+    let pod = mesh.must_run(&sidecar_pod("default", "six").env("ISTIO_DUAL_STACK", "true"));
+    let ips = mesh.node.status(&pod).expect("a status").cni_result["Interfaces"]["eth0"]["IPConfigs"].clone();
+    let of_family = |six: bool| {
+        let ips = ips.as_array().expect("addresses").iter().filter_map(|c| c["IP"].as_str());
+        ips.filter(|ip| ip.contains(':') == six).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let asked = |container, gateway| ask_from_container(&mesh.node, &pod, container, gateway, NODE_PORT);
+    for (six, gateway) in [(false, GATEWAY), (true, GATEWAY6)] {
+        for ip in of_family(six) {
+            assert_eq!(asked("app", gateway), "outbound", "from the app to {gateway}");
+            assert_eq!(asked("istio-proxy", gateway), "node", "from the proxy to {gateway}");
+            assert_eq!(ask_from_node(&mesh.node, &ip, APP_PORT), "inbound", "to {ip}");
+        }
+    }
+    assert_eq!(of_family(true).len(), 1, "{ips}");
+}
+
+#[test]
+fn a_dual_stack_pod_is_captured_in_both_families() {
+    for native_nftables in [true, false] {
+        check_ipv6(
+            json!([[{"subnet": "10.88.0.0/16"}], [{"subnet": "fd00:88::/64"}]]),
+            json!([{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]),
+            native_nftables,
+        );
+    }
+}
+
+#[test]
+fn a_pod_with_ipv6_alone_is_captured() {
+    check_ipv6(json!([[{"subnet": "fd00:88::/64"}]]), json!([{"dst": "::/0"}]), true);
 }

@@ -14,6 +14,8 @@ use tempfile::TempDir;
 
 /// The node's address on the bridge.
 pub(crate) const GATEWAY: &str = "10.88.0.1";
+/// The same for IPv6, in the tests that use it.
+pub(crate) const GATEWAY6: &str = "fd00:88::1";
 /// The plugin under test, as the conflist names it.
 pub(crate) const PLUGIN: &str = "istio-cni";
 /// A port on which the node answers `node`.
@@ -30,31 +32,44 @@ pub(crate) struct Mesh {
     dirs: TempDir,
 }
 
+/// The parts of a conflist, for tests that change one.
+pub(crate) struct Chain {
+    pub(crate) version: &'static str,
+    pub(crate) bridge: Value,
+    pub(crate) between: Vec<Value>,
+    pub(crate) plugin: Value,
+}
+
 impl Mesh {
     /// The usual chain, with the nf_tables or the iptables backend.
     pub(crate) fn start(native_nftables: bool) -> Self {
-        Self::start_with("1.0.0", |config| config["native_nftables"] = json!(native_nftables), &[])
+        Self::start_with(|chain| chain.plugin["native_nftables"] = json!(native_nftables))
     }
 
-    /// A chain with another configuration of the plugin, and with `before` between it and `bridge`.
-    pub(crate) fn start_with(cni_version: &str, change: impl FnOnce(&mut Value), before: &[Value]) -> Self {
+    /// Another chain.
+    pub(crate) fn start_with(change: impl FnOnce(&mut Chain)) -> Self {
         let dirs = tempfile::Builder::new().prefix("mesh-").tempdir().expect("a directory");
         for name in ["run", "manifests"] {
             fs::create_dir(dirs.path().join(name)).expect("a directory");
         }
-        let mut plugin = json!({
-            "type": PLUGIN,
-            "plugin_log_level": "debug",
-            "cni_agent_run_dir": dirs.path().join("run"),
-            "exclude_namespaces": ["kube-system"],
-            "pod_source": {"manifests": dirs.path().join("manifests")},
-            "native_nftables": true,
-        });
-        change(&mut plugin);
-        let mut plugins = vec![bridge()];
-        plugins.extend_from_slice(before);
-        plugins.push(plugin);
-        let conflist = json!({"cniVersion": cni_version, "name": "mesh", "plugins": plugins});
+        let mut chain = Chain {
+            version: "1.0.0",
+            bridge: bridge(),
+            between: Vec::new(),
+            plugin: json!({
+                "type": PLUGIN,
+                "plugin_log_level": "debug",
+                "cni_agent_run_dir": dirs.path().join("run"),
+                "exclude_namespaces": ["kube-system"],
+                "pod_source": {"manifests": dirs.path().join("manifests")},
+                "native_nftables": true,
+            }),
+        };
+        change(&mut chain);
+        let mut plugins = vec![chain.bridge];
+        plugins.append(&mut chain.between);
+        plugins.push(chain.plugin);
+        let conflist = json!({"cniVersion": chain.version, "name": "mesh", "plugins": plugins});
         let node = Node::start(&conflist, &[(PLUGIN, &plugin_binary())]).expect("a node with containerd");
         let port = NODE_PORT.to_string();
         node.serve(&["busybox", "nc", "-ll", "-p", &port, "-e", "echo", "node"])

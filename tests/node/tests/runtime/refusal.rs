@@ -30,7 +30,7 @@ fn check_one_del(mesh: &Mesh) {
 
 #[test]
 fn a_pod_that_no_manifest_describes() {
-    let mesh = Mesh::start_with("1.0.0", |config| config["facts_timeout"] = json!("1s"), &[]);
+    let mesh = Mesh::start_with(|chain| chain.plugin["facts_timeout"] = json!("1s"));
     let error = refused(&mesh, &sidecar_pod("default", "unknown"));
 
     assert!(error.contains(r#"plugin type="istio-cni" failed (add)"#), "{error}");
@@ -73,7 +73,7 @@ fn a_plugin_before_ours_refuses() {
 
 #[test]
 fn the_kubelets_deadline_ends_an_add_that_waits_for_facts() {
-    let mesh = Mesh::start_with("1.0.0", |config| config["facts_timeout"] = json!("30s"), &[]);
+    let mesh = Mesh::start_with(|chain| chain.plugin["facts_timeout"] = json!("30s"));
     let pod = sidecar_pod("default", "waiting");
     let error = mesh.node.run_pod_within(&pod, Duration::from_secs(2)).expect_err("a refusal");
     assert!(!error.to_string().is_empty());
@@ -89,4 +89,6 @@ fn the_kubelets_deadline_ends_an_add_that_waits_for_facts() {
     check_one_del(&mesh);
     assert_eq!(mesh.node.pods().expect("the pods"), Vec::<String>::new());
     assert_eq!(leases(&mesh), 0);
+    let running = mesh.node.exec(&["sh", "-c", "cat /proc/[0-9]*/comm"]).expect("cat runs").stdout;
+    assert!(!running.contains(PLUGIN), "the plugin was ended: {running}");
 }

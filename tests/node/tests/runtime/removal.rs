@@ -38,7 +38,7 @@ fn stop_stop_again_remove() {
 
 #[test]
 fn an_old_version_gives_no_previous_result() {
-    let mesh = Mesh::start_with("0.3.1", |_| {}, &[]);
+    let mesh = Mesh::start_with(|chain| chain.version = "0.3.1");
     let pod = running(&mesh);
     mesh.node.stop_pod(&pod).expect("stopped");
     assert_eq!(shapes(&mesh), [(true, false)]);
@@ -63,7 +63,7 @@ fn remove_without_the_manifest_the_run_directory_and_the_rules() {
 #[test]
 fn a_failing_del_of_another_plugin_is_repeated() {
     // DEL runs backwards: `tuning` stands before ours, so ours has been called when it refuses.
-    let mesh = Mesh::start_with("1.0.0", |_| {}, &[json!({"type": "tuning"})]);
+    let mesh = Mesh::start_with(|chain| chain.between = vec![json!({"type": "tuning"})]);
     let pod = running(&mesh);
     mesh.node.refuse("tuning", "DEL", Some(r#"{"code":11,"msg":"not now"}"#)).expect("noted");
     for attempt in ["the first", "the second"] {
