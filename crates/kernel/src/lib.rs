@@ -3,9 +3,11 @@
 //! Everything here needs an [`netns::Inside`], the proof that the calling thread is in the namespace that is meant.
 
 pub mod iptables;
+mod netlink;
 pub mod nft;
 pub mod route;
 
+pub use netlink::Error as NetlinkError;
 use netns::Inside;
 use ruleset::Ruleset;
 
@@ -60,6 +62,8 @@ pub enum Difference {
     MissingChain { table: String, chain: String },
     /// A chain in our table, or with our prefix, that is not planned.
     UnexpectedChain { table: String, chain: String },
+    /// A set of ours is not there, is not planned, or holds other elements; `how` says which.
+    DifferentSet { table: String, set: String, how: &'static str },
     /// A planned rule is not there at its place.
     MissingRule { table: String, chain: String, rule: String, why: String },
     /// A rule that is not planned, in a chain of ours or jumping to one.
@@ -87,6 +91,7 @@ impl std::fmt::Display for Difference {
             Self::UnexpectedTable { table } => write!(f, "table {table} is not planned"),
             Self::MissingChain { table, chain } => write!(f, "chain {chain} of table {table} is missing"),
             Self::UnexpectedChain { table, chain } => write!(f, "chain {chain} of table {table} is not planned"),
+            Self::DifferentSet { table, set, how } => write!(f, "set {set} of table {table} {how}"),
             Self::MissingRule { table, chain, rule, why } => {
                 write!(f, "rule \"{rule}\" ({why}) is missing from chain {chain} of table {table}")
             }

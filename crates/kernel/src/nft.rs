@@ -1,5 +1,171 @@
-//! Follows.
+//! nf_tables over netlink: no other program, no library, one `send` for a whole ruleset.
+//!
+//! `Ruleset` → [`lower`] (instructions) → [`batch`] (messages) → kernel → [`observe`] (instructions again, compared with those
+//! of the plan).
+//!
+//! Closing the socket waits for the kernel (7 to 15 ms) when something was deleted and is still being freed; adding alone never
+//! does. Therefore a fresh namespace gets an add-only batch, and existing tables are only replaced when they differ.
 
-/// Follows.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {}
+mod batch;
+mod error;
+mod expr;
+mod lower;
+mod observe;
+mod probe;
+#[cfg(test)]
+mod tests;
+mod uapi;
+
+use netns::Inside;
+use ruleset::{Family, Ruleset};
+use rustix::io::Errno;
+
+pub use error::Error;
+pub use probe::{Support, probe};
+
+use crate::netlink::wire::Writer;
+use crate::netlink::{self, Socket, flags};
+use crate::{Change, Difference, RuleStore};
+use batch::Batch;
+use observe::ListedTable;
+use uapi::family;
+
+/// How often a setup or cleanup is tried when the owner's tables come and go meanwhile. The namespace's lock keeps our own
+/// programs from doing that to each other; only a program that ignores it can.
+const TRIES: u32 = 3;
+
+/// Rules in nf_tables tables of the inet family, one table per [`ruleset::TableKind`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Nftables;
+
+impl RuleStore for Nftables {
+    fn setup(&self, inside: &Inside, ruleset: &Ruleset) -> Result<Change, crate::Error> {
+        Ok(setup(inside, ruleset)?)
+    }
+
+    fn cleanup(&self, inside: &Inside, ruleset: &Ruleset) -> Result<Change, crate::Error> {
+        Ok(cleanup(inside, ruleset)?)
+    }
+
+    fn exists(&self, _: &Inside, ruleset: &Ruleset) -> Result<bool, crate::Error> {
+        let mut socket = open()?;
+        Ok(!observe::owned(ruleset, &list(&mut socket, family::INET)?).is_empty())
+    }
+
+    fn observe(&self, _: &Inside, ruleset: &Ruleset) -> Result<Vec<Difference>, crate::Error> {
+        let mut socket = open()?;
+        let listed = list(&mut socket, family::INET)?;
+        Ok(differences(&mut socket, ruleset, &listed)?)
+    }
+}
+
+/// Whether a chain of iptables-nft, or of anybody else, exists in a table of one family.
+///
+/// # Errors
+/// The kernel could not be asked. A kernel without nf_tables has no chains.
+pub fn has_chain(_: &Inside, family: Family, table: &str, chain: &str) -> Result<bool, Error> {
+    let number = match family {
+        Family::V4 => family::IPV4,
+        Family::V6 => family::IPV6,
+    };
+    let mut request = Writer::default();
+    let kind = uapi::message::GET_CHAIN;
+    request.message(kind, flags::REQUEST | flags::ACK, 1, &uapi::header(number), |w| {
+        w.text(uapi::chain::TABLE, table);
+        w.text(uapi::chain::NAME, chain);
+    });
+    match open()?.order(request.bytes()) {
+        Ok(()) => Ok(true),
+        Err(e) if e.errno() == Some(Errno::NOENT) => Ok(false),
+        Err(e) => {
+            let e = Error::of_question(format!("look for nf_tables chain {chain} of table {table}"), e);
+            if e.is_unsupported() { Ok(false) } else { Err(e) }
+        }
+    }
+}
+
+/// All nf_tables tables of the namespace: family as nft names it (`ip`, `ip6`, `inet`, …), name.
+///
+/// # Errors
+/// The kernel could not be asked. A kernel without nf_tables has no tables.
+pub fn tables(_: &Inside) -> Result<Vec<(&'static str, String)>, Error> {
+    let listed = list(&mut open()?, family::UNSPEC)?;
+    Ok(listed.into_iter().map(|t| (family_name(t.family), t.name)).collect())
+}
+
+fn setup(_: &Inside, ruleset: &Ruleset) -> Result<Change, Error> {
+    let mut socket = open()?;
+    for _ in 0..TRIES {
+        let listed = list(&mut socket, family::INET)?;
+        let owned = observe::owned(ruleset, &listed);
+        if !owned.is_empty() && differences(&mut socket, ruleset, &listed)?.is_empty() {
+            return Ok(Change::None);
+        }
+        let mut batch = Batch::new(ruleset);
+        owned.iter().for_each(|kind| batch.delete_table(*kind));
+        batch.add_tables();
+        match batch.run(&mut socket) {
+            Ok(()) if !owned.is_empty() => return Ok(Change::Replaced),
+            Ok(()) if ruleset.tables.is_empty() => return Ok(Change::None),
+            Ok(()) => return Ok(Change::Fresh),
+            Err(failure) if failure.is_race() => {}
+            Err(failure) => return Err(failure.into()),
+        }
+    }
+    Err(Error::Contended { owner: ruleset.owner.to_string(), tries: TRIES })
+}
+
+fn cleanup(_: &Inside, ruleset: &Ruleset) -> Result<Change, Error> {
+    let mut socket = open()?;
+    for _ in 0..TRIES {
+        let owned = observe::owned(ruleset, &list(&mut socket, family::INET)?);
+        if owned.is_empty() {
+            return Ok(Change::None);
+        }
+        let mut batch = Batch::new(ruleset);
+        owned.iter().for_each(|kind| batch.delete_table(*kind));
+        match batch.run(&mut socket) {
+            Ok(()) => return Ok(Change::Fresh),
+            Err(failure) if failure.is_race() => {}
+            Err(failure) => return Err(failure.into()),
+        }
+    }
+    Err(Error::Contended { owner: ruleset.owner.to_string(), tries: TRIES })
+}
+
+fn open() -> Result<Socket, Error> {
+    Socket::netfilter().map_err(|e| Error::of_question("speak to nf_tables".to_owned(), e))
+}
+
+/// A kernel without nf_tables has no tables.
+fn list(socket: &mut Socket, family: u8) -> Result<Vec<ListedTable>, Error> {
+    match observe::tables(socket, family).map_err(|e| question("list the nf_tables tables", e)) {
+        Err(e) if e.is_unsupported() => Ok(Vec::new()),
+        other => other,
+    }
+}
+
+fn differences(
+    socket: &mut Socket,
+    ruleset: &Ruleset,
+    listed: &[ListedTable],
+) -> Result<Vec<Difference>, Error> {
+    observe::differences(socket, ruleset, listed)
+        .map_err(|e| question(&format!("list the rules of {}", ruleset.owner), e))
+}
+
+fn question(operation: &str, source: netlink::Error) -> Error {
+    Error::of_question(operation.to_owned(), source)
+}
+
+fn family_name(number: u8) -> &'static str {
+    match number {
+        family::INET => "inet",
+        family::IPV4 => "ip",
+        family::ARP => "arp",
+        family::NETDEV => "netdev",
+        family::BRIDGE => "bridge",
+        family::IPV6 => "ip6",
+        _ => "unknown",
+    }
+}

@@ -1,0 +1,294 @@
+//! One transaction: the messages, and whose fault an answer is.
+
+use ruleset::{Base, Chain, Rule, Ruleset, Set, Table, TableKind};
+
+use super::error::Failure;
+use super::lower::{self, Element, Lowered};
+use super::uapi::{
+    batch_header, chain, element, expr, family, header, message, rule as rule_uapi, set, table as table_uapi,
+};
+use crate::netlink::wire::Writer;
+use crate::netlink::{self, Answer, Socket, flags};
+
+/// Elements in one message. An attribute holds less than 64 KiB, an IPv6 element at most 44 bytes.
+const ELEMENTS_AT_A_TIME: usize = 1000;
+
+/// A transaction that is being written.
+pub(super) struct Batch<'a> {
+    writer: Writer,
+    ruleset: &'a Ruleset,
+    /// What each message is about; the index is its sequence number.
+    objects: Vec<Object<'a>>,
+    /// Where the last message starts.
+    last: usize,
+    set_ids: u32,
+}
+
+/// The answers to a transaction with the indices of their objects.
+type Answers<'a> = Vec<(usize, Result<(), Failure<'a>>)>;
+
+/// What a message does to what.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Object<'a> {
+    /// The beginning: answers about the transaction as a whole carry its number.
+    Whole,
+    AddTable(TableKind),
+    DeleteTable(TableKind),
+    AddSet(TableKind, &'a str),
+    AddElements(TableKind, &'a str),
+    AddChain(TableKind, &'a Chain),
+    AddPorts(TableKind, &'a Chain, &'a Rule),
+    AddRule(TableKind, &'a Chain, &'a Rule),
+}
+
+impl<'a> Batch<'a> {
+    pub(super) fn new(ruleset: &'a Ruleset) -> Self {
+        let mut batch = Self {
+            writer: Writer::with_capacity(16 * 1024),
+            ruleset,
+            objects: Vec::with_capacity(64),
+            last: 0,
+            set_ids: 0,
+        };
+        batch.objects.push(Object::Whole);
+        batch.writer.message(message::BATCH_BEGIN, flags::REQUEST, 0, &batch_header(), |_| {});
+        batch
+    }
+
+    /// Deletes a table with all that is in it.
+    pub(super) fn delete_table(&mut self, kind: TableKind) {
+        let name = self.ruleset.nft_table(kind);
+        self.message(Object::DeleteTable(kind), message::DEL_TABLE, 0, |w| w.text(table_uapi::NAME, &name));
+    }
+
+    /// Adds all tables of the ruleset; fails when one is there.
+    pub(super) fn add_tables(&mut self) {
+        let ruleset = self.ruleset;
+        for table in &ruleset.tables {
+            self.add_table(table);
+        }
+    }
+
+    fn add_table(&mut self, table: &'a Table) {
+        let kind = table.kind;
+        let name = self.ruleset.nft_table(kind);
+        let new = flags::CREATE | flags::EXCL;
+        self.message(Object::AddTable(kind), message::NEW_TABLE, new, |w| {
+            w.text(table_uapi::NAME, &name);
+            w.be32(table_uapi::FLAGS, 0);
+        });
+        for set in &table.sets {
+            self.add_set(kind, &name, set);
+        }
+        for chain in ruleset::nft::chains(table) {
+            self.message(Object::AddChain(kind, chain), message::NEW_CHAIN, flags::CREATE, |w| {
+                write_chain(w, &name, chain);
+            });
+        }
+        for chain in &table.chains {
+            for rule in &chain.rules {
+                self.add_rule(kind, &name, chain, rule);
+            }
+        }
+    }
+
+    fn add_set(&mut self, kind: TableKind, table: &str, set: &'a Set) {
+        let id = self.next_set_id();
+        let (key_type, key_len) = lower::key_type(set);
+        self.message(Object::AddSet(kind, &set.name), message::NEW_SET, flags::CREATE, |w| {
+            w.text(set::TABLE, table);
+            w.text(set::NAME, &set.name);
+            numbers(w, &[(set::FLAGS, set::INTERVAL), (set::KEY_TYPE, key_type), (set::KEY_LEN, key_len)]);
+            w.be32(set::ID, id);
+            w.attribute(set::USERDATA, &set::BIG_ENDIAN_KEYS);
+        });
+        let elements = lower::elements(set);
+        self.add_elements(Object::AddElements(kind, &set.name), table, &set.name, id, &elements);
+    }
+
+    fn add_rule(&mut self, kind: TableKind, table: &str, chain: &'a Chain, rule: &'a Rule) {
+        let lowered = lower::lower(rule);
+        let first_id = self.set_ids + 1;
+        for ports in &lowered.ports {
+            self.add_ports(Object::AddPorts(kind, chain, rule), table, ports);
+        }
+        let new = flags::CREATE | flags::APPEND;
+        self.message(Object::AddRule(kind, chain, rule), message::NEW_RULE, new, |w| {
+            w.text(rule_uapi::TABLE, table);
+            w.text(rule_uapi::CHAIN, &chain.name);
+            write_exprs(w, &lowered, first_id);
+            write_comment(w, rule);
+        });
+    }
+
+    fn add_ports(&mut self, object: Object<'a>, table: &str, ports: &[u16]) {
+        let id = self.next_set_id();
+        self.message(object, message::NEW_SET, flags::CREATE, |w| {
+            w.text(set::TABLE, table);
+            w.text(set::NAME, set::ANONYMOUS_NAME);
+            w.be32(set::FLAGS, set::ANONYMOUS | set::CONSTANT);
+            numbers(w, &[(set::KEY_TYPE, set::TYPE_PORT), (set::KEY_LEN, 2), (set::ID, id)]);
+            // There are at most 65536 ports.
+            w.nest(set::DESC, |w| w.be32(set::DESC_SIZE, u32::try_from(ports.len()).unwrap_or(u32::MAX)));
+            w.attribute(set::USERDATA, &set::BIG_ENDIAN_KEYS);
+        });
+        let elements: Vec<Element> = ports
+            .iter()
+            .map(|port| Element { key: port.to_be_bytes().into(), end: false, open: false })
+            .collect();
+        self.add_elements(object, table, set::ANONYMOUS_NAME, id, &elements);
+    }
+
+    fn add_elements(&mut self, object: Object<'a>, table: &str, set: &str, id: u32, elements: &[Element]) {
+        for part in elements.chunks(ELEMENTS_AT_A_TIME) {
+            self.message(object, message::NEW_ELEMENTS, flags::CREATE, |w| {
+                w.text(element::LIST_TABLE, table);
+                w.text(element::LIST_SET, set);
+                w.be32(element::LIST_SET_ID, id);
+                w.nest(element::LIST_ELEMENTS, |w| part.iter().for_each(|e| write_element(w, e)));
+            });
+        }
+    }
+
+    /// Sends it. The kernel does all of it or nothing.
+    pub(super) fn run(mut self, socket: &mut Socket) -> Result<(), Failure<'a>> {
+        let last = self.objects.len() - 1;
+        if last == 0 {
+            return Ok(());
+        }
+        // One answer is enough, and it comes after the commit.
+        self.writer.add_flag(self.last, flags::ACK);
+        self.objects.push(Object::Whole);
+        self.message_of(message::BATCH_END, 0, last + 1, &batch_header(), |_| {});
+        let mut acknowledged = false;
+        for (index, result) in self.send(socket)? {
+            acknowledged |= index == last && result.is_ok();
+            result?;
+        }
+        if acknowledged { Ok(()) } else { Err(self.failure(0, netlink::Error::NoAnswer)) }
+    }
+
+    /// Sends it without the end that makes the kernel commit, and returns what would fail.
+    pub(super) fn rehearse(self, socket: &mut Socket) -> Result<Vec<Failure<'a>>, Failure<'a>> {
+        Ok(self.send(socket)?.into_iter().filter_map(|(_, result)| result.err()).collect())
+    }
+
+    /// The answers in the kernel's order, with the index of the object.
+    fn send(&self, socket: &mut Socket) -> Result<Answers<'a>, Failure<'a>> {
+        let answers = socket.exchange(self.writer.bytes()).map_err(|error| self.failure(0, error))?;
+        let attribute = |answer: Answer| {
+            let index = answer.sequence as usize;
+            (index, answer.result.map_err(|error| self.failure(index, error)))
+        };
+        Ok(answers.into_iter().map(attribute).collect())
+    }
+
+    fn failure(&self, index: usize, error: netlink::Error) -> Failure<'a> {
+        let object = self.objects.get(index).copied().unwrap_or(Object::Whole);
+        Failure { object, owner: &self.ruleset.owner, error }
+    }
+
+    fn message(&mut self, object: Object<'a>, kind: u16, extra: u16, body: impl FnOnce(&mut Writer)) {
+        self.last = self.writer.len();
+        self.objects.push(object);
+        self.message_of(kind, extra, self.objects.len() - 1, &header(family::INET), body);
+    }
+
+    fn message_of(
+        &mut self,
+        kind: u16,
+        extra: u16,
+        index: usize,
+        header: &[u8; 4],
+        body: impl FnOnce(&mut Writer),
+    ) {
+        // 2³² messages do not fit into memory.
+        let sequence = u32::try_from(index).unwrap_or(u32::MAX);
+        self.writer.message(kind, flags::REQUEST | extra, sequence, header, body);
+    }
+
+    fn next_set_id(&mut self) -> u32 {
+        self.set_ids += 1;
+        self.set_ids
+    }
+}
+
+fn numbers(w: &mut Writer, list: &[(u16, u32)]) {
+    for (kind, number) in list {
+        w.be32(*kind, *number);
+    }
+}
+
+fn write_chain(w: &mut Writer, table: &str, chain: &Chain) {
+    w.text(chain::TABLE, table);
+    w.text(chain::NAME, &chain.name);
+    if let Some(Base { kind, hook, priority }) = chain.base {
+        w.text(chain::TYPE, lower::chain_type(kind));
+        w.nest(chain::HOOK, |w| {
+            w.be32(chain::HOOK_NUMBER, lower::hook_number(hook));
+            w.be32(chain::HOOK_PRIORITY, priority.cast_unsigned());
+        });
+    }
+}
+
+fn write_element(w: &mut Writer, e: &Element) {
+    w.nest(element::ITEM, |w| {
+        if e.end {
+            w.be32(element::FLAGS, element::INTERVAL_END);
+        }
+        w.nest(element::KEY, |w| w.attribute(expr::DATA_VALUE, e.key.as_slice()));
+        if e.open {
+            w.attribute(element::USERDATA, &element::OPEN_INTERVAL);
+        }
+    });
+}
+
+/// `first_id` is the set id of the rule's first anonymous set; those of the others follow.
+pub(super) fn write_exprs(w: &mut Writer, lowered: &Lowered<'_>, first_id: u32) {
+    let mut ids = first_id..;
+    w.nest(rule_uapi::EXPRESSIONS, |w| lowered.exprs.iter().for_each(|e| e.encode(w, &mut ids)));
+}
+
+/// The comment as nft stores it: type, length with the zero, text, zero.
+fn write_comment(w: &mut Writer, rule: &Rule) {
+    let comment = ruleset::nft::comment(rule);
+    if let (false, Ok(len)) = (comment.is_empty(), u8::try_from(comment.len() + 1)) {
+        let mut data = Vec::with_capacity(comment.len() + 3);
+        data.extend_from_slice(&[rule_uapi::USERDATA_COMMENT, len]);
+        data.extend_from_slice(comment.as_bytes());
+        data.push(0);
+        w.attribute(rule_uapi::USERDATA, &data);
+    }
+}
+
+impl Object<'_> {
+    /// The operation in words.
+    pub(super) fn describe(&self, owner: &str) -> String {
+        let table = |kind: &TableKind| format!("table inet {owner}-{kind}");
+        let text = ruleset::nft::render_rule;
+        match self {
+            Self::Whole => format!("change the nf_tables tables of {owner}"),
+            Self::AddTable(kind) => format!("add {}", table(kind)),
+            Self::DeleteTable(kind) => format!("delete {}", table(kind)),
+            Self::AddSet(kind, set) => format!("add set {set} to {}", table(kind)),
+            Self::AddElements(kind, set) => format!("add elements to set {set} of {}", table(kind)),
+            Self::AddChain(kind, chain) => match chain.base {
+                Some(Base { kind: chain_kind, .. }) => {
+                    format!(
+                        "add chain {} of type {} to {}",
+                        chain.name,
+                        lower::chain_type(chain_kind),
+                        table(kind)
+                    )
+                }
+                None => format!("add chain {} to {}", chain.name, table(kind)),
+            },
+            Self::AddPorts(kind, chain, rule) => {
+                format!("add the ports of rule \"{}\" of chain {} of {}", text(rule), chain.name, table(kind))
+            }
+            Self::AddRule(kind, chain, rule) => {
+                format!("add rule \"{}\" to chain {} of {}", text(rule), chain.name, table(kind))
+            }
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! What can go wrong with nf_tables, and what to do about it.
+
+use ruleset::{Action, Base, Chain, ChainKind, Match, Rule};
+use rustix::io::Errno;
+
+use super::batch::Object;
+use crate::netlink;
+
+/// An nf_tables operation that failed. A change that failed has changed nothing.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// This kernel lacks something that the rules need; the other backend may still work.
+    #[error("cannot {operation}: this kernel has no {missing}; load the module, or use the iptables backend")]
+    Unsupported {
+        /// What was done to what.
+        operation: String,
+        /// What is missing, with its configuration option and module.
+        missing: &'static str,
+        /// The kernel's answer.
+        source: netlink::Error,
+    },
+    /// The caller may not change this namespace's network.
+    #[error("cannot {operation} without CAP_NET_ADMIN in the namespace's user namespace (run as root)")]
+    Denied {
+        /// What was done to what.
+        operation: String,
+        /// The kernel's answer.
+        source: netlink::Error,
+    },
+    /// Anything else.
+    #[error("cannot {operation}{hint}")]
+    Failed {
+        /// What was done to what.
+        operation: String,
+        /// What may be the reason, in parentheses; may be empty.
+        hint: &'static str,
+        /// The kernel's answer.
+        source: netlink::Error,
+    },
+    /// Others created and deleted our tables while we did.
+    #[error(
+        "the tables of {owner} changed during each of {tries} tries to replace them (do two programs set up this pod?)"
+    )]
+    Contended {
+        /// See [`ruleset::Ruleset::owner`].
+        owner: String,
+        /// How often it was tried.
+        tries: u32,
+    },
+}
+
+/// A message that the kernel refused.
+#[derive(Debug)]
+pub(super) struct Failure<'a> {
+    pub(super) object: Object<'a>,
+    pub(super) owner: &'a str,
+    pub(super) error: netlink::Error,
+}
+
+const NETFILTER: &str = "netfilter netlink (CONFIG_NETFILTER_NETLINK, module nfnetlink)";
+const NF_TABLES: &str = "nf_tables (CONFIG_NF_TABLES, module nf_tables)";
+const INET: &str = "nf_tables tables for both families (CONFIG_NF_TABLES_INET)";
+const NAT: &str = "nf_tables nat (CONFIG_NFT_NAT, module nft_chain_nat)";
+const REDIRECT: &str = "nf_tables redirect (CONFIG_NFT_REDIR, module nft_redir)";
+const TPROXY: &str = "nf_tables tproxy (CONFIG_NFT_TPROXY, module nft_tproxy)";
+const CONNTRACK: &str = "nf_tables connection tracking (CONFIG_NFT_CT, module nft_ct)";
+
+impl Error {
+    /// Whether the kernel lacks something, so that another backend is worth a try.
+    #[must_use]
+    pub fn is_unsupported(&self) -> bool {
+        matches!(self, Self::Unsupported { .. })
+    }
+
+    /// For a question, or the opening of the socket.
+    pub(super) fn of_question(operation: String, source: netlink::Error) -> Self {
+        let missing = match (&source, source.errno()) {
+            (
+                netlink::Error::Socket(_),
+                Some(Errno::PROTONOSUPPORT | Errno::AFNOSUPPORT | Errno::SOCKTNOSUPPORT),
+            ) => Some(NETFILTER),
+            // nfnetlink answers so when nobody registered for the message's subsystem.
+            (netlink::Error::Refused { .. }, Some(Errno::INVAL | Errno::OPNOTSUPP)) => Some(NF_TABLES),
+            _ => None,
+        };
+        Self::classify(operation, missing, source)
+    }
+
+    fn classify(operation: String, missing: Option<&'static str>, source: netlink::Error) -> Self {
+        match (missing, source.errno()) {
+            (Some(missing), _) => Self::Unsupported { operation, missing, source },
+            (None, Some(Errno::PERM | Errno::ACCESS)) => Self::Denied { operation, source },
+            (None, errno) => Self::Failed { operation, hint: hint(errno), source },
+        }
+    }
+}
+
+impl Failure<'_> {
+    /// Whether the owner's tables came or went since they were listed.
+    pub(super) fn is_race(&self) -> bool {
+        matches!(
+            (self.object, self.error.errno()),
+            (Object::AddTable(_), Some(Errno::EXIST)) | (Object::DeleteTable(_), Some(Errno::NOENT))
+        )
+    }
+
+    /// What the kernel lacks, if that is the reason.
+    pub(super) fn missing(&self) -> Option<&'static str> {
+        let refused = matches!(self.error, netlink::Error::Refused { .. });
+        let errno = self.error.errno().filter(|_| refused)?;
+        // So the kernel calls types of chains and instructions that no module provides. EOPNOTSUPP is about their place: an action
+        // in a chain of the wrong type.
+        let absent = errno == Errno::NOENT;
+        match self.object {
+            Object::Whole => (errno == Errno::OPNOTSUPP).then_some(NF_TABLES),
+            Object::AddTable(_) => matches!(errno, Errno::AFNOSUPPORT | Errno::OPNOTSUPP)
+                .then_some(if errno == Errno::AFNOSUPPORT { INET } else { NF_TABLES }),
+            Object::AddChain(_, chain) if absent => missing_for_chain(chain),
+            Object::AddRule(_, _, rule) if absent => missing_for_rule(rule),
+            _ => (errno == Errno::OPNOTSUPP).then_some(NF_TABLES),
+        }
+    }
+}
+
+impl From<Failure<'_>> for Error {
+    fn from(failure: Failure<'_>) -> Self {
+        let operation = failure.object.describe(failure.owner);
+        let missing = failure.missing();
+        Self::classify(operation, missing, failure.error)
+    }
+}
+
+fn missing_for_chain(chain: &Chain) -> Option<&'static str> {
+    match chain.base {
+        Some(Base { kind: ChainKind::Nat, .. }) => Some(NAT),
+        Some(_) => Some(INET),
+        None => None,
+    }
+}
+
+fn missing_for_rule(rule: &Rule) -> Option<&'static str> {
+    let connection = |m: &Match| matches!(m, Match::CtMark { .. } | Match::CtState(_));
+    match &rule.action {
+        Action::Redirect { .. } => Some(REDIRECT),
+        Action::Tproxy { .. } => Some(TPROXY),
+        Action::SaveMark | Action::RestoreMark | Action::SetZone(_) => Some(CONNTRACK),
+        _ if rule.matches.iter().any(connection) => Some(CONNTRACK),
+        _ => None,
+    }
+}
+
+fn hint(errno: Option<Errno>) -> &'static str {
+    match errno {
+        Some(Errno::NOMEM | Errno::NOBUFS) => " (out of memory: look at the node's memory and cgroup limits)",
+        Some(Errno::MSGSIZE) => {
+            " (the batch is larger than the send buffer: raise net.core.wmem_max, or run as root)"
+        }
+        Some(Errno::MFILE | Errno::NFILE) => {
+            " (too many open files: look at the limits of the process and the node)"
+        }
+        Some(Errno::NOENT) => {
+            " (the rules name something that does not exist, or this kernel lacks an nf_tables module)"
+        }
+        Some(Errno::EXIST) => " (something of that name is there, or intervals of a set overlap)",
+        Some(Errno::LOOP | Errno::MLINK) => " (a chain jumps to itself, or jumps are too deep)",
+        Some(Errno::OPNOTSUPP) => " (a chain of this type or at this hook cannot have that)",
+        Some(Errno::NAMETOOLONG | Errno::RANGE | Errno::INVAL) => {
+            " (a name is too long, or this kernel wants another form of it)"
+        }
+        _ => "",
+    }
+}

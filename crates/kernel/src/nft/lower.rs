@@ -1,0 +1,313 @@
+//! Rules and sets of the rule language as nf_tables has them.
+//!
+//! What comes out is what the nft program makes of the text that [`ruleset::nft`] renders, instruction by instruction, with one
+//! exception: nft joins comparisons of neighbouring ports (`sport 1 dport 2`) into one of four bytes, also inverted ones,
+//! which then mean something else. Here each stays by itself.
+
+use std::borrow::Cow;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ruleset::{
+    Action, ChainKind, CtState, Families, Family, Hook, Match, Ports, Protocol, Rule, Set, SetElements,
+};
+
+use super::expr::{Expr, Value};
+use super::uapi::{PORT_GIVEN, cmp, ct, family, meta, payload, set, verdict};
+
+/// A rule for the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Lowered<'a> {
+    /// Instructions. A lookup in an anonymous set names it [`set::ANONYMOUS_NAME`].
+    pub(super) exprs: Vec<Expr<'a>>,
+    /// The ports of the anonymous sets, sorted, in the order of their lookups.
+    pub(super) ports: Vec<Vec<u16>>,
+}
+
+/// One end of an interval.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Element {
+    pub(super) key: Value,
+    /// The first address that is no longer in the interval.
+    pub(super) end: bool,
+    /// The interval goes up to the last address and so has no end.
+    pub(super) open: bool,
+}
+
+/// The kernel's form of a rule.
+pub(super) fn lower(rule: &Rule) -> Lowered<'_> {
+    let mut lowering = Lowering {
+        out: Lowered { exprs: Vec::with_capacity(16), ports: Vec::new() },
+        family_known: false,
+        protocol: rule.protocol(),
+        protocol_known: false,
+    };
+    if let Families::Only(family) = rule.families
+        && rule.matches.iter().all(|m| m.family().is_none())
+    {
+        lowering.require_family(family);
+    }
+    for m in &rule.matches {
+        lowering.condition(m);
+    }
+    lowering.action(rule);
+    lowering.out
+}
+
+/// The number of a hook, `enum nf_inet_hooks`.
+pub(super) fn hook_number(hook: Hook) -> u32 {
+    match hook {
+        Hook::Prerouting => 0,
+        Hook::Input => 1,
+        Hook::Forward => 2,
+        Hook::Output => 3,
+        Hook::Postrouting => 4,
+    }
+}
+
+/// The name of a chain type.
+pub(super) fn chain_type(kind: ChainKind) -> &'static str {
+    match kind {
+        ChainKind::Filter => "filter",
+        ChainKind::Nat => "nat",
+        ChainKind::Route => "route",
+    }
+}
+
+/// Datatype and length of a set's keys.
+pub(super) fn key_type(set: &Set) -> (u32, u32) {
+    match set.elements {
+        SetElements::V4(_) => (set::TYPE_IPV4, 4),
+        SetElements::V6(_) => (set::TYPE_IPV6, 16),
+    }
+}
+
+/// The ends of a set's intervals in ascending order, beginning with what is before the first.
+pub(super) fn elements(set: &Set) -> Vec<Element> {
+    match &set.elements {
+        SetElements::V4(nets) => {
+            let ends = nets.iter().map(Ipv4Net::trunc).map(|n| {
+                let first = u32::from(n.addr());
+                (first, u32::from(n.broadcast()).checked_add(1))
+            });
+            intervals(ends.collect(), |address: u32| address.to_be_bytes().into())
+        }
+        SetElements::V6(nets) => {
+            let ends = nets.iter().map(Ipv6Net::trunc).map(|n| {
+                let first = u128::from(n.addr());
+                (first, u128::from(n.broadcast()).checked_add(1))
+            });
+            intervals(ends.collect(), |address: u128| address.to_be_bytes().into())
+        }
+    }
+}
+
+fn intervals<T: Ord + Copy + Default>(
+    mut ends: Vec<(T, Option<T>)>,
+    key: impl Fn(T) -> Value,
+) -> Vec<Element> {
+    ends.sort_unstable();
+    ends.dedup();
+    let mut out = Vec::with_capacity(ends.len() * 2 + 1);
+    let zero = T::default();
+    if ends.first().is_some_and(|(first, _)| *first != zero) {
+        out.push(Element { key: key(zero), end: true, open: false });
+    }
+    for (first, end) in ends {
+        out.push(Element { key: key(first), end: false, open: end.is_none() });
+        if let Some(end) = end {
+            out.push(Element { key: key(end), end: true, open: false });
+        }
+    }
+    out
+}
+
+/// A rule on its way.
+struct Lowering<'a> {
+    out: Lowered<'a>,
+    /// Packets of the other family are already out: nft adds that once, where it is first needed.
+    family_known: bool,
+    protocol: Option<Protocol>,
+    protocol_known: bool,
+}
+
+impl<'a> Lowering<'a> {
+    fn push(&mut self, expr: Expr<'a>) {
+        self.out.exprs.push(expr);
+    }
+
+    fn compare(&mut self, data: Value, not: bool) {
+        self.push(Expr::Cmp { op: if not { cmp::NEQ } else { cmp::EQ }, data });
+    }
+
+    fn require_family(&mut self, family: Family) {
+        if !std::mem::replace(&mut self.family_known, true) {
+            self.push(Expr::MetaLoad(meta::NFPROTO));
+            self.compare([family_number(family)].into(), false);
+        }
+    }
+
+    fn require_protocol(&mut self, protocol: Protocol) {
+        self.protocol_known = true;
+        self.push(Expr::MetaLoad(meta::L4PROTO));
+        self.compare([protocol.number()].into(), false);
+    }
+
+    fn condition(&mut self, m: &'a Match) {
+        match m {
+            Match::InInterface { name, not } => self.interface(meta::IIFNAME, name, *not),
+            Match::OutInterface { name, not } => self.interface(meta::OIFNAME, name, *not),
+            Match::Protocol(protocol) => self.require_protocol(*protocol),
+            Match::Source { net, not } => self.prefix(net, Side::Source, *not),
+            Match::Destination { net, not } => self.prefix(net, Side::Destination, *not),
+            Match::SourceIn { set, family, not } => self.named_set(set, *family, Side::Source, *not),
+            Match::DestinationIn { set, family, not } => {
+                self.named_set(set, *family, Side::Destination, *not);
+            }
+            Match::SourcePort { ports, not } => self.ports(ports, Side::Source, *not),
+            Match::DestinationPort { ports, not } => self.ports(ports, Side::Destination, *not),
+            Match::Uid { uid, not } => self.meta_number(meta::SKUID, *uid, *not),
+            Match::Gid { gid, not } => self.meta_number(meta::SKGID, *gid, *not),
+            Match::Mark { mark, not } => self.meta_number(meta::MARK, *mark, *not),
+            Match::CtMark { mark, not } => {
+                self.push(Expr::CtLoad(ct::MARK));
+                self.compare(mark.to_ne_bytes().into(), *not);
+            }
+            Match::CtState(CtState::Invalid) => self.state(ct::INVALID),
+            Match::CtState(CtState::RelatedOrEstablished) => self.state(ct::RELATED | ct::ESTABLISHED),
+        }
+    }
+
+    fn meta_number(&mut self, key: u32, number: u32, not: bool) {
+        self.push(Expr::MetaLoad(key));
+        self.compare(number.to_ne_bytes().into(), not);
+    }
+
+    /// The kernel compares all 16 bytes, so that `eth1` is not the beginning of `eth10`. A name that is too long for any interface
+    /// is cut; the planning refuses it.
+    fn interface(&mut self, key: u32, name: &str, not: bool) {
+        let mut bytes = [0; 16];
+        let len = name.len().min(15);
+        bytes[..len].copy_from_slice(&name.as_bytes()[..len]);
+        self.push(Expr::MetaLoad(key));
+        self.compare(bytes.into(), not);
+    }
+
+    fn state(&mut self, bits: u32) {
+        self.push(Expr::CtLoad(ct::STATE));
+        self.push(Expr::Bitwise { mask: bits.to_ne_bytes().into(), xor: [0; 4].into() });
+        self.compare([0; 4].into(), true);
+    }
+
+    fn load_address(&mut self, family: Family, side: Side, bytes: u8) {
+        // Offsets of the fields in the IPv4 and the IPv6 header.
+        let offset = match (family, side) {
+            (Family::V4, Side::Source) => 12,
+            (Family::V4, Side::Destination) => 16,
+            (Family::V6, Side::Source) => 8,
+            (Family::V6, Side::Destination) => 24,
+        };
+        self.push(Expr::Payload { base: payload::NETWORK, offset, len: u32::from(bytes) });
+    }
+
+    /// Whole bytes are loaded and compared as such; only other prefix lengths need a mask.
+    fn prefix(&mut self, net: &IpNet, side: Side, not: bool) {
+        self.require_family(Family::of(net));
+        let (network, mask, width) = match net.trunc() {
+            IpNet::V4(v4) => (widen(v4.addr().octets()), widen(v4.netmask().octets()), 4),
+            IpNet::V6(v6) => (v6.addr().octets(), v6.netmask().octets(), 16),
+        };
+        let bits = net.prefix_len();
+        if bits > 0 && bits.is_multiple_of(8) {
+            self.load_address(Family::of(net), side, bits / 8);
+            self.compare(Value::prefix(network, bits / 8), not);
+        } else {
+            self.load_address(Family::of(net), side, width);
+            self.push(Expr::Bitwise { mask: Value::prefix(mask, width), xor: Value::prefix([0; 16], width) });
+            self.compare(Value::prefix(network, width), not);
+        }
+    }
+
+    fn named_set(&mut self, set: &'a str, family: Family, side: Side, not: bool) {
+        self.require_family(family);
+        self.load_address(family, side, if family == Family::V4 { 4 } else { 16 });
+        self.push(Expr::Lookup { set: Cow::Borrowed(set), inverted: not });
+    }
+
+    fn ports(&mut self, ports: &Ports, side: Side, not: bool) {
+        if let (Some(protocol), false) = (self.protocol, self.protocol_known) {
+            self.require_protocol(protocol);
+        }
+        let offset = if side == Side::Source { 0 } else { 2 };
+        self.push(Expr::Payload { base: payload::TRANSPORT, offset, len: 2 });
+        let mut ports = ports.as_slice().to_vec();
+        ports.sort_unstable();
+        ports.dedup();
+        // nft makes a set of one a comparison too.
+        if let [port] = ports[..] {
+            self.compare(port.to_be_bytes().into(), not);
+        } else {
+            self.out.ports.push(ports);
+            self.push(Expr::Lookup { set: Cow::Borrowed(set::ANONYMOUS_NAME), inverted: not });
+        }
+    }
+
+    fn action(&mut self, rule: &'a Rule) {
+        if let Action::Tproxy { port, mark } = &rule.action {
+            let v6 = rule.families == Families::Only(Family::V6);
+            self.push(Expr::Load(port.to_be_bytes().into()));
+            self.push(Expr::Tproxy { family: u32::from(if v6 { family::IPV6 } else { family::IPV4 }) });
+            self.push(Expr::Load(mark.to_ne_bytes().into()));
+            self.push(Expr::MetaSet(meta::MARK));
+        }
+        self.push(Expr::Counter);
+        match &rule.action {
+            Action::Accept | Action::Tproxy { .. } => self.verdict(verdict::ACCEPT, None),
+            Action::Drop => self.verdict(verdict::DROP, None),
+            Action::Return => self.verdict(verdict::RETURN, None),
+            Action::Jump(chain) => self.verdict(verdict::JUMP, Some(chain)),
+            Action::Redirect { port } => {
+                self.push(Expr::Load(port.to_be_bytes().into()));
+                self.push(Expr::Redir { flags: PORT_GIVEN });
+            }
+            Action::SetMark(mark) => {
+                self.push(Expr::Load(mark.to_ne_bytes().into()));
+                self.push(Expr::MetaSet(meta::MARK));
+            }
+            Action::SaveMark => {
+                self.push(Expr::MetaLoad(meta::MARK));
+                self.push(Expr::CtSet(ct::MARK));
+            }
+            Action::RestoreMark => {
+                self.push(Expr::CtLoad(ct::MARK));
+                self.push(Expr::MetaSet(meta::MARK));
+            }
+            Action::SetZone(zone) => {
+                self.push(Expr::Load(zone.to_ne_bytes().into()));
+                self.push(Expr::CtSet(ct::ZONE));
+            }
+        }
+    }
+
+    fn verdict(&mut self, code: i32, chain: Option<&'a str>) {
+        self.push(Expr::Verdict { code, chain: chain.map(Cow::Borrowed) });
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Source,
+    Destination,
+}
+
+fn family_number(family: Family) -> u8 {
+    match family {
+        Family::V4 => family::IPV4,
+        Family::V6 => family::IPV6,
+    }
+}
+
+fn widen(four: [u8; 4]) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..4].copy_from_slice(&four);
+    bytes
+}

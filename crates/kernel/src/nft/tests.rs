@@ -1,0 +1,108 @@
+//! Reading what anything may have written.
+
+use std::borrow::Cow;
+
+use proptest::prelude::*;
+
+use super::expr::{Expr, Value};
+use super::uapi::{expr as uapi, set};
+use crate::netlink::wire::{Attribute, Attributes, Messages, Writer};
+
+fn value() -> impl Strategy<Value = Value> {
+    (any::<[u8; 16]>(), 1u8..=16).prop_map(|(bytes, len)| Value::prefix(bytes, len))
+}
+
+fn name() -> impl Strategy<Value = Cow<'static, str>> {
+    // Not the name of anonymous sets, for which the batch adds an id.
+    "[a-z0-9-]{1,40}".prop_map(Cow::Owned)
+}
+
+fn expr() -> impl Strategy<Value = Expr<'static>> {
+    prop_oneof![
+        any::<u32>().prop_map(Expr::MetaLoad),
+        any::<u32>().prop_map(Expr::MetaSet),
+        any::<u32>().prop_map(Expr::CtLoad),
+        any::<u32>().prop_map(Expr::CtSet),
+        any::<[u32; 3]>().prop_map(|[base, offset, len]| Expr::Payload { base, offset, len }),
+        (any::<[u8; 16]>(), any::<[u8; 16]>(), 1u8..=16).prop_map(|(mask, xor, len)| Expr::Bitwise {
+            mask: Value::prefix(mask, len),
+            xor: Value::prefix(xor, len),
+        }),
+        (any::<u32>(), value()).prop_map(|(op, data)| Expr::Cmp { op, data }),
+        (name(), any::<bool>()).prop_map(|(set, inverted)| Expr::Lookup { set, inverted }),
+        value().prop_map(Expr::Load),
+        (any::<i32>(), proptest::option::of(name())).prop_map(|(code, chain)| Expr::Verdict { code, chain }),
+        Just(Expr::Counter),
+        any::<u32>().prop_map(|flags| Expr::Redir { flags }),
+        any::<u32>().prop_map(|family| Expr::Tproxy { family }),
+    ]
+}
+
+fn encoded(expr: &Expr<'_>) -> Writer {
+    let mut w = Writer::default();
+    expr.encode(&mut w, &mut std::iter::empty());
+    w
+}
+
+fn decoded(bytes: &[u8]) -> Option<Expr<'static>> {
+    Attributes::new(bytes).next().map(|item| Expr::decode(&item))
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_is_read(expr in expr()) {
+        let w = encoded(&expr);
+        prop_assert_eq!(w.len() % 4, 0);
+        prop_assert_eq!(decoded(w.bytes()), Some(expr));
+    }
+
+    #[test]
+    fn any_bytes_can_be_read(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        for message in Messages::new(&bytes) {
+            for attribute in message.attributes(4) {
+                let _ = attribute.text();
+            }
+        }
+        let _ = Expr::decode(&Attribute { kind: 1, data: &bytes });
+    }
+
+    /// Closer to the real thing, so that the inner parts see damage too.
+    #[test]
+    fn a_damaged_expression_can_be_read(expr in expr(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+        let mut bytes = encoded(&expr).bytes().to_vec();
+        let at = at.index(bytes.len());
+        bytes[at] = byte;
+        let _ = decoded(&bytes).map(|e| e.to_string());
+    }
+}
+
+#[test]
+fn what_ours_lack_is_other() {
+    let other = |name: &str, operands: &[(u16, u32)]| {
+        let mut w = Writer::default();
+        w.nest(uapi::ITEM, |w| {
+            w.text(uapi::NAME, name);
+            w.nest(uapi::DATA, |w| operands.iter().for_each(|(kind, n)| w.be32(*kind, *n)));
+        });
+        decoded(w.bytes()) == Some(Expr::Other { name: name.to_owned() })
+    };
+    assert!(other("log", &[]));
+    assert!(other("meta", &[(1, 2), (2, 3)]), "another register");
+    assert!(other("payload", &[(1, 1), (2, 1), (3, 12), (4, 4), (5, 1)]), "writes to the packet");
+    assert!(other("redir", &[]), "to the same port");
+    assert!(other("tproxy", &[(1, 2), (2, 1), (3, 1)]), "to an address");
+    assert!(other("ct", &[(1, 1), (2, 3), (77, 1)]), "an unknown attribute");
+    assert!(!other("meta", &[(1, 1), (2, 3)]));
+}
+
+#[test]
+fn anonymous_sets_get_their_ids_in_order() {
+    let lookup = Expr::Lookup { set: Cow::Borrowed(set::ANONYMOUS_NAME), inverted: false };
+    let (mut w, mut ids) = (Writer::default(), 7..);
+    lookup.encode(&mut w, &mut ids);
+    lookup.encode(&mut w, &mut ids);
+    let ids: Vec<Option<u32>> = Attributes::new(w.bytes())
+        .map(|item| item.nested().find(uapi::DATA)?.nested().find(4)?.be32())
+        .collect();
+    assert_eq!(ids, [Some(7), Some(8)]);
+}

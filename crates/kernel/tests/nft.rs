@@ -1,0 +1,233 @@
+//! nf_tables in real namespaces: what we load is what `nft -f` loads, and it is replaced whole or not at all. Needs root and the
+//! program `nft`.
+
+#[path = "nft/sample.rs"]
+mod sample;
+
+use kernel::nft::{self, Nftables};
+use kernel::{Change, Difference, RuleStore};
+use ruleset::{Action, Family, Ruleset, TableKind, Transaction};
+use testkit::TestNetns;
+use testkit::rules::Comments;
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+fn setup(ns: &TestNetns, ruleset: &Ruleset) -> Result<Change, Box<dyn std::error::Error>> {
+    Ok(ns.enter(|inside| Nftables.setup(inside, ruleset))??)
+}
+
+fn observe(ns: &TestNetns, ruleset: &Ruleset) -> Result<Vec<Difference>, Box<dyn std::error::Error>> {
+    Ok(ns.enter(|inside| Nftables.observe(inside, ruleset))??)
+}
+
+#[test]
+fn loads_what_nft_loads() -> Outcome {
+    let ruleset = sample::everything();
+    ruleset::check(&ruleset).map_err(|e| format!("{e:?}"))?;
+    let (ours, theirs) = (TestNetns::new()?, TestNetns::new()?);
+    assert_eq!(setup(&ours, &ruleset)?, Change::Fresh);
+    theirs.nft(&ruleset::nft::render(&Transaction::Add(&ruleset)))?;
+
+    let (a, b) = (ours.nft_json(Comments::Keep)?, theirs.nft_json(Comments::Keep)?);
+    assert_eq!(a.len(), b.len());
+    for (a, b) in a.iter().zip(&b) {
+        assert_eq!(a, b);
+    }
+    assert_eq!(ours.nft_text()?, theirs.nft_text()?);
+    // The instructions are the same too, not only their text: nft's own read back as planned.
+    assert_eq!(observe(&theirs, &ruleset)?, []);
+    assert_eq!(observe(&ours, &ruleset)?, []);
+    Ok(())
+}
+
+#[test]
+fn setup_changes_only_what_differs() -> Outcome {
+    let ruleset = sample::everything();
+    let ns = TestNetns::new()?;
+    ns.nft("add table inet others\nadd table ip istio-proxy-nat")?;
+    assert!(!ns.enter(|inside| Nftables.exists(inside, &ruleset))??);
+    assert_eq!(setup(&ns, &ruleset)?, Change::Fresh);
+    assert!(ns.enter(|inside| Nftables.exists(inside, &ruleset))??);
+    let before = ns.nft_json(Comments::Keep)?;
+    assert_eq!(setup(&ns, &ruleset)?, Change::None);
+    ns.nft("add rule inet istio-proxy-nat prerouting counter accept")?;
+    assert_eq!(setup(&ns, &ruleset)?, Change::Replaced);
+    ns.nft("add table inet istio-proxy-filter")?;
+    assert_eq!(
+        observe(&ns, &ruleset)?,
+        [Difference::UnexpectedTable { table: "istio-proxy-filter".to_owned() }]
+    );
+    assert_eq!(setup(&ns, &ruleset)?, Change::Replaced);
+    assert_eq!(ns.nft_json(Comments::Keep)?, before);
+
+    assert_eq!(ns.enter(|inside| Nftables.cleanup(inside, &ruleset))??, Change::Fresh);
+    assert_eq!(ns.enter(|inside| Nftables.cleanup(inside, &ruleset))??, Change::None);
+    let left = ns.enter(nft::tables)??;
+    assert_eq!(left, [("inet", "others".to_owned()), ("ip", "istio-proxy-nat".to_owned())]);
+    Ok(())
+}
+
+#[test]
+fn observe_names_every_kind_of_difference() -> Outcome {
+    let ruleset = sample::everything();
+    let ns = TestNetns::new()?;
+    let table = || "istio-proxy-nat".to_owned();
+    // Each command makes one difference; the next starts from the planned state again.
+    let cases: [(&str, &dyn Fn(&[Difference]) -> bool); 9] = [
+        ("delete table inet istio-proxy-raw", &|d| {
+            d == [Difference::MissingTable { table: "istio-proxy-raw".to_owned() }]
+        }),
+        ("add table inet istio-proxy-nat { flags dormant ; }", &|d| {
+            d == [Difference::MissingTable { table: table() }]
+        }),
+        ("add chain inet istio-proxy-nat x", &|d| {
+            d == [Difference::UnexpectedChain { table: table(), chain: "x".to_owned() }]
+        }),
+        ("add chain inet istio-proxy-raw prerouting { policy drop ; }", &|d| {
+            let table = "istio-proxy-raw".to_owned();
+            d == [Difference::MissingChain { table, chain: "prerouting".to_owned() }]
+        }),
+        ("add rule inet istio-proxy-nat prerouting log prefix \"x\" comment \"mine\"", &|d| {
+            let [Difference::UnexpectedRule { rule, .. }] = d else { return false };
+            rule == "[log …] comment \"mine\""
+        }),
+        ("insert rule inet istio-proxy-nat prerouting tcp dport { 1, 2-5 } accept", &|d| {
+            matches!(d, [Difference::UnexpectedRule { .. }])
+        }),
+        ("flush chain inet istio-proxy-nat prerouting", &|d| {
+            let [Difference::MissingRule { table, chain, rule, why }] = d else { return false };
+            table == "istio-proxy-nat"
+                && chain == "prerouting"
+                && rule.contains("jump istio-inbound")
+                && !why.is_empty()
+        }),
+        ("add element inet istio-proxy-nat some4 { 203.0.113.7 }", &|d| {
+            let set = "some4".to_owned();
+            d == [Difference::DifferentSet { table: table(), set, how: "has other elements" }]
+        }),
+        ("add set inet istio-proxy-nat extra { type ipv4_addr ; }", &|d| {
+            let set = "extra".to_owned();
+            d == [Difference::DifferentSet { table: table(), set, how: "is not planned" }]
+        }),
+    ];
+    for (command, expected) in cases {
+        setup(&ns, &ruleset)?;
+        ns.nft(command)?;
+        let differences = observe(&ns, &ruleset)?;
+        assert!(expected(&differences), "{command}: {differences:#?}");
+        assert_eq!(setup(&ns, &ruleset)?, Change::Replaced, "{command}");
+        assert_eq!(observe(&ns, &ruleset)?, [], "{command}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_rule_in_other_order_is_missing_here_and_unexpected_there() -> Outcome {
+    let ruleset = sample::everything();
+    let ns = TestNetns::new()?;
+    setup(&ns, &ruleset)?;
+    let mut other = ruleset.clone();
+    let chain = &mut other.tables[0].chains[1];
+    chain.rules.swap(0, 2);
+    let differences = observe(&ns, &other)?;
+    let missing = differences.iter().filter(|d| matches!(d, Difference::MissingRule { .. })).count();
+    let unexpected = differences.iter().filter(|d| matches!(d, Difference::UnexpectedRule { .. })).count();
+    assert_eq!((missing, unexpected, differences.len()), (2, 2, 4), "{differences:#?}");
+    // Both show words, as the unexpected rules are planned at another place.
+    assert!(differences.iter().all(|d| !d.to_string().contains("[meta")), "{differences:#?}");
+    Ok(())
+}
+
+#[test]
+fn a_refused_batch_leaves_the_old_rules() -> Outcome {
+    let good = sample::everything();
+    let ns = TestNetns::new()?;
+    setup(&ns, &good)?;
+    let before = ns.nft_json(Comments::Keep)?;
+
+    let mut bad = sample::everything();
+    let last = bad.tables.last_mut().and_then(|t| t.chains.last_mut()).ok_or("no chain")?;
+    let mut rule = last.rules[0].clone();
+    rule.action = Action::Jump("nowhere".into());
+    last.rules.push(rule);
+    let error = setup(&ns, &bad).expect_err("a jump to nowhere must fail");
+    let text = error.to_string();
+    assert!(text.starts_with("cannot add rule \""), "{text}");
+    assert!(
+        text.contains("counter jump nowhere") && text.contains("of table inet istio-proxy-raw"),
+        "{text}"
+    );
+    assert_eq!(ns.nft_json(Comments::Keep)?, before);
+
+    // Into a fresh namespace: nothing at all.
+    let ns = TestNetns::new()?;
+    setup(&ns, &bad).expect_err("a jump to nowhere must fail");
+    assert_eq!(ns.enter(nft::tables)??, []);
+    Ok(())
+}
+
+#[test]
+fn a_failing_commit_is_an_error_with_the_old_rules_in_force() -> Outcome {
+    let ns = TestNetns::new()?;
+    let mut looping = sample::everything();
+    setup(&ns, &looping)?;
+    let before = ns.nft_json(Comments::Keep)?;
+    // A chain that jumps to itself is found out only when the transaction is complete.
+    let chain = looping.tables[0].chains.iter_mut().find(|c| c.base.is_none()).ok_or("no chain")?;
+    let mut rule = chain.rules[0].clone();
+    rule.action = Action::Jump(chain.name.clone());
+    chain.rules.push(rule);
+    let error = setup(&ns, &looping).expect_err("a loop must fail");
+    assert!(error.to_string().contains("jumps to itself"), "{error}");
+    assert_eq!(ns.nft_json(Comments::Keep)?, before);
+    Ok(())
+}
+
+#[test]
+fn sets_of_any_size_load() -> Outcome {
+    let ns = TestNetns::new()?;
+    // More than one message of elements, more than the default send buffer.
+    let big = sample::big_set(20_000);
+    assert_eq!(setup(&ns, &big)?, Change::Fresh);
+    assert_eq!(setup(&ns, &big)?, Change::None);
+    assert_eq!(observe(&ns, &sample::big_set(19_999))?.len(), 1);
+    assert_eq!(setup(&ns, &sample::big_set(3))?, Change::Replaced);
+    Ok(())
+}
+
+#[test]
+fn probing_finds_all_here_and_leaves_nothing() -> Outcome {
+    let ns = TestNetns::new()?;
+    let support = ns.enter(nft::probe)??;
+    assert_eq!(support, nft::Support { redirect: true, tproxy: true });
+    assert_eq!(ns.enter(nft::tables)??, []);
+    Ok(())
+}
+
+#[test]
+fn other_chains_can_be_asked_for() -> Outcome {
+    let ns = TestNetns::new()?;
+    ns.nft("add table ip nat\nadd chain ip nat ISTIO_OUTPUT")?;
+    let has = |family, chain: &'static str| ns.enter(move |i| nft::has_chain(i, family, "nat", chain));
+    assert!(has(Family::V4, "ISTIO_OUTPUT")??);
+    assert!(!has(Family::V4, "ISTIO_INBOUND")??);
+    assert!(!has(Family::V6, "ISTIO_OUTPUT")??);
+    Ok(())
+}
+
+#[test]
+fn rules_without_the_right_to_change_them_are_denied() -> Outcome {
+    let ruleset = sample::everything();
+    let ns = TestNetns::new()?;
+    let error = ns.enter(|inside| {
+        // The thread ends with the closure, and its rights with it.
+        let none = rustix::thread::CapabilitySet::empty();
+        let sets = rustix::thread::CapabilitySets { effective: none, permitted: none, inheritable: none };
+        rustix::thread::set_capabilities(None, sets).map_err(|e| e.to_string())?;
+        Nftables.setup(inside, &ruleset).map_err(|e| e.to_string())
+    })?;
+    let text = error.expect_err("must be denied");
+    assert!(text.contains("CAP_NET_ADMIN"), "{text}");
+    assert!(ruleset.table(TableKind::Nat).is_some());
+    Ok(())
+}

@@ -1,0 +1,244 @@
+//! Rulesets with everything that the rule language has.
+
+use ruleset::{
+    Action, Base, Chain, ChainKind, CtState, Families, Family, Hook, Match, Ports, Protocol, Rule, Ruleset,
+    Set, SetElements, Table, TableKind,
+};
+
+fn net(text: &str) -> ipnet::IpNet {
+    text.parse().expect("a prefix")
+}
+
+fn base(name: &'static str, kind: ChainKind, hook: Hook, table: TableKind, rules: Vec<Rule>) -> Chain {
+    let base = Some(Base { kind, hook, priority: table.priority() });
+    Chain { name: name.into(), base, rules, leading: 0 }
+}
+
+fn own(name: &'static str, rules: Vec<Rule>) -> Chain {
+    Chain { name: name.into(), base: None, rules, leading: 0 }
+}
+
+fn tcp() -> Match {
+    Match::Protocol(Protocol::Tcp)
+}
+
+/// Every match and every action, in every form.
+pub(crate) fn everything() -> Ruleset {
+    Ruleset { owner: "istio-proxy".into(), ipv6: true, tables: vec![nat(), mangle(), raw()] }
+}
+
+fn nat() -> Table {
+    let prefixes = [
+        "127.0.0.1/32",
+        "127.0.0.6/32",
+        "10.0.0.0/8",
+        "10.96.0.0/12",
+        "192.168.1.0/24",
+        "172.16.0.0/16",
+        "10.1.2.4/30",
+        "0.0.0.0/0",
+        "128.0.0.0/1",
+        "::1/128",
+        "::6/128",
+        "fd00::/8",
+        "fe80::/10",
+        "2001:db8::/64",
+        "2001:db8::/63",
+        "::/0",
+    ];
+    let mut rules = vec![
+        Rule::new(
+            vec![tcp(), Match::DestinationPort { ports: Ports::One(15008), not: false }],
+            Action::Return,
+            "mesh traffic is already captured",
+        ),
+        Rule::new(
+            vec![tcp(), Match::DestinationPort { ports: Ports::AnyOf(vec![53, 80, 15008]), not: true }],
+            Action::Redirect { port: 15006 },
+            "x".repeat(200),
+        ),
+        Rule::new(
+            vec![
+                Match::Protocol(Protocol::Udp),
+                Match::SourcePort { ports: Ports::AnyOf(vec![53]), not: false },
+                Match::DestinationPort { ports: Ports::AnyOf(vec![1, 2]), not: true },
+            ],
+            Action::Accept,
+            "two anonymous sets ä",
+        ),
+        Rule::new(
+            vec![tcp(), Match::SourcePort { ports: Ports::One(53), not: true }],
+            Action::Drop,
+            "source",
+        ),
+        Rule::new(
+            vec![
+                Match::OutInterface { name: "lo".into(), not: false },
+                tcp(),
+                Match::Destination { net: net("127.0.0.1/32"), not: true },
+                Match::DestinationPort { ports: Ports::One(15008), not: true },
+                Match::Uid { uid: 1337, not: false },
+            ],
+            Action::Jump("istio-redirect".into()),
+            "to itself through the mesh",
+        ),
+        Rule::new(
+            vec![Match::Uid { uid: 0, not: true }, Match::Gid { gid: 1337, not: false }],
+            Action::Return,
+            "ids",
+        ),
+        Rule::new(
+            vec![tcp(), Match::DestinationPort { ports: Ports::AnyOf(vec![53]), not: true }],
+            Action::Return,
+            "a set of one",
+        ),
+        Rule::new(vec![Match::Gid { gid: u32::MAX - 1, not: true }], Action::Return, ""),
+        Rule::new(
+            vec![Match::SourceIn { set: "some4".into(), family: Family::V4, not: false }],
+            Action::Return,
+            "set",
+        ),
+        Rule::new(
+            vec![Match::DestinationIn { set: "some6".into(), family: Family::V6, not: true }],
+            Action::Return,
+            "set",
+        ),
+        Rule::new(
+            vec![
+                Match::Source { net: net("10.0.0.0/8"), not: false },
+                Match::Destination { net: net("10.0.0.0/9"), not: true },
+            ],
+            Action::Return,
+            "the family once",
+        ),
+        Rule { families: Families::Only(Family::V6), ..Rule::new(vec![tcp()], Action::Return, "only IPv6") },
+        Rule { families: Families::Only(Family::V4), ..Rule::new(vec![], Action::Return, "only IPv4") },
+    ];
+    for prefix in prefixes {
+        for not in [false, true] {
+            rules.push(Rule::new(vec![Match::Source { net: net(prefix), not }], Action::Return, prefix));
+            rules.push(Rule::new(
+                vec![tcp(), Match::Destination { net: net(prefix), not }],
+                Action::Return,
+                prefix,
+            ));
+        }
+    }
+    let jump = |to: &'static str| vec![Rule::new(vec![], Action::Jump(to.into()), "everything else there")];
+    Table {
+        kind: TableKind::Nat,
+        sets: sets(),
+        chains: vec![
+            base("prerouting", ChainKind::Nat, Hook::Prerouting, TableKind::Nat, jump("istio-inbound")),
+            own("istio-inbound", rules),
+            own(
+                "istio-redirect",
+                vec![Rule::new(vec![tcp()], Action::Redirect { port: 15001 }, "to the proxy")],
+            ),
+            own("istio-unused", vec![]),
+        ],
+    }
+}
+
+fn sets() -> Vec<Set> {
+    let v4 = ["192.168.1.1/32", "10.0.0.0/8", "11.0.0.0/8", "240.0.0.0/4"].map(|t| t.parse().expect("v4"));
+    let v6 = ["::/8", "fd00::/8", "2001:db8::1/128", "ffff::/16"].map(|t| t.parse().expect("v6"));
+    vec![
+        Set { name: "some4".into(), elements: SetElements::V4(v4.to_vec()) },
+        Set { name: "some6".into(), elements: SetElements::V6(v6.to_vec()) },
+        Set { name: "none".into(), elements: SetElements::V4(vec![]) },
+        Set { name: "all4".into(), elements: SetElements::V4(vec!["0.0.0.0/0".parse().expect("v4")]) },
+    ]
+}
+
+fn mangle() -> Table {
+    let tproxy = |family, destination| Rule {
+        families: Families::Only(family),
+        ..Rule::new(
+            vec![tcp(), Match::Destination { net: net(destination), not: true }],
+            Action::Tproxy { port: 15006, mark: 1337 },
+            "to the proxy with the client's address",
+        )
+    };
+    let marks = vec![
+        Rule::new(
+            vec![
+                Match::InInterface { name: "eth0".into(), not: true },
+                Match::Mark { mark: 1337, not: false },
+            ],
+            Action::SaveMark,
+            "remember",
+        ),
+        Rule::new(vec![tcp(), Match::CtMark { mark: 1337, not: false }], Action::RestoreMark, "recall"),
+        Rule::new(
+            vec![
+                Match::OutInterface { name: "fifteencharacte".into(), not: true },
+                Match::Mark { mark: 1338, not: true },
+            ],
+            Action::SetMark(0xdead_beef),
+            "mark",
+        ),
+        Rule::new(vec![Match::CtMark { mark: 0x539, not: true }], Action::Return, "other mark"),
+        tproxy(Family::V4, "127.0.0.1/32"),
+        tproxy(Family::V6, "::1/128"),
+        Rule {
+            families: Families::Only(Family::V6),
+            ..Rule::new(vec![tcp()], Action::Tproxy { port: 1, mark: 2 }, "without an address")
+        },
+        Rule::new(vec![Match::CtState(CtState::Invalid)], Action::Drop, "a stray packet"),
+        Rule::new(vec![tcp(), Match::CtState(CtState::RelatedOrEstablished)], Action::Return, "known"),
+    ];
+    let kind = TableKind::Mangle;
+    Table {
+        kind,
+        sets: vec![],
+        chains: vec![
+            base("prerouting", ChainKind::Filter, Hook::Prerouting, kind, marks),
+            base("output", ChainKind::Route, Hook::Output, kind, vec![]),
+            base(
+                "forward",
+                ChainKind::Filter,
+                Hook::Forward,
+                kind,
+                vec![Rule::new(vec![], Action::Accept, "a")],
+            ),
+            base("input", ChainKind::Filter, Hook::Input, kind, vec![Rule::new(vec![], Action::Accept, "a")]),
+            base(
+                "postrouting",
+                ChainKind::Filter,
+                Hook::Postrouting,
+                kind,
+                vec![Rule::new(vec![], Action::Accept, "a")],
+            ),
+        ],
+    }
+}
+
+fn raw() -> Table {
+    let kind = TableKind::Raw;
+    let zone = |zone| Rule::new(vec![tcp()], Action::SetZone(zone), "its own connections");
+    Table {
+        kind,
+        sets: vec![],
+        chains: vec![base(
+            "prerouting",
+            ChainKind::Filter,
+            Hook::Prerouting,
+            kind,
+            vec![zone(1), zone(0x0102)],
+        )],
+    }
+}
+
+/// One set of `count` prefixes.
+pub(crate) fn big_set(count: u32) -> Ruleset {
+    let nets = (0..count)
+        .map(|i| ipnet::Ipv6Net::new((u128::from(i) << 66).into(), 64).expect("a prefix"))
+        .collect();
+    let set = Set { name: "big".into(), elements: SetElements::V6(nets) };
+    let matches = vec![Match::DestinationIn { set: "big".into(), family: Family::V6, not: false }];
+    let kind = TableKind::Nat;
+    let rules = vec![Rule::new(matches, Action::Return, "in the set")];
+    let chains = vec![base("output", ChainKind::Nat, Hook::Output, kind, rules)];
+    Ruleset { owner: "istio-big".into(), ipv6: true, tables: vec![Table { kind, sets: vec![set], chains }] }
+}
