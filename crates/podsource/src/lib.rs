@@ -13,7 +13,7 @@ mod yaml;
 use capture::{Pod, PodId};
 
 pub use error::{Cause, Error, Retry};
-pub use manifests::Manifests;
+pub use manifests::{FileError, Manifests, pods_in_file};
 
 /// Largest object, file or answer that is read, in bytes. The API server itself stores no object above 1.5 MiB; a manifest
 /// directory may hold lists.

@@ -7,6 +7,7 @@
 //! but when nothing describes the pod, the broken file is the likeliest reason and more useful than "not found".
 
 mod document;
+mod file;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +21,8 @@ use crate::error::{Cause, Error};
 use crate::object::Object;
 use crate::{MAX_BYTES, PodSource};
 use document::{Broken, Format};
+
+pub use file::{FileError, pods_in_file};
 
 /// Extensions in the order in which they are tried.
 const EXTENSIONS: [(&str, Format); 3] =

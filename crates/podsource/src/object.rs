@@ -81,6 +81,12 @@ impl Header {
             && self.metadata.as_ref().is_some_and(|metadata| metadata.names(namespace, name));
         named || self.items.iter().flatten().any(|item| item.holds(namespace, name))
     }
+
+    /// Whether this or one of its items is a pod.
+    pub(crate) fn holds_any(&self) -> bool {
+        let is_pod = matches!(self.kind.as_deref(), Some("Pod" | "PodList"));
+        is_pod || self.items.iter().flatten().any(Self::holds_any)
+    }
 }
 
 impl Object {
@@ -100,6 +106,21 @@ impl Object {
         }
         let named = self.metadata.as_ref().is_some_and(|metadata| metadata.names(namespace, name));
         (self.kind.as_deref() == Some("Pod") && named).then_some(self)
+    }
+
+    /// Adds this object or those of its items that are pods.
+    pub(crate) fn pods(self, found: &mut Vec<Object>) {
+        let inherited = (self.kind.as_deref() == Some("PodList")).then_some("Pod");
+        if let Some(items) = self.items {
+            for mut item in items {
+                if item.kind.is_none() {
+                    item.kind = inherited.map(String::from);
+                }
+                item.pods(found);
+            }
+        } else if self.kind.as_deref() == Some("Pod") {
+            found.push(self);
+        }
     }
 
     /// The facts, after checking that this is the incarnation that the runtime starts.

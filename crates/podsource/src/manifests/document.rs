@@ -49,6 +49,20 @@ pub(super) fn find(
     broken.map_or(Ok(None), Err)
 }
 
+/// Every pod of the text; an error if some document that may hold one is broken.
+pub(super) fn all(text: &str, format: Format) -> Result<Vec<Object>, Broken> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mut pods = Vec::new();
+    for (first_line, document) in documents(text, format) {
+        match parse::<Object>(document, format) {
+            Ok(object) => object.pods(&mut pods),
+            Err(_) if parse::<Header>(document, format).is_ok_and(|header| !header.holds_any()) => {}
+            Err(error) => return Err(Broken { line: error.line + first_line, ..error }),
+        }
+    }
+    Ok(pods)
+}
+
 /// A document without the pod's name cannot describe it; not parsing those keeps a scan of a large directory cheap. Only an escape
 /// sequence could hide a name, so those are parsed.
 fn may_mention(document: &str, name: &str) -> bool {

@@ -1,0 +1,103 @@
+//! All pods of one manifest file, for people who point at a file instead of naming a pod.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use capture::{Pod, PodId};
+
+use super::document::{self, Broken, Format};
+
+/// A manifest file that gives no pods.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// It does not exist, is no regular file, is too large, or is no text.
+    #[error("read manifest {path}: {source}", path = path.display())]
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// The operating system's words, or the limit that was exceeded.
+        source: io::Error,
+    },
+    /// A document is not YAML or JSON, or a pod's members have wrong types.
+    #[error("read manifest {path}: broken at line {line}, column {column}: {reason}; correct the file", path = path.display())]
+    Broken {
+        /// Which.
+        path: PathBuf,
+        /// Line, from 1; 0 when unknown.
+        line: u64,
+        /// Column, from 1; 0 when unknown.
+        column: u64,
+        /// The parser's words.
+        reason: String,
+    },
+    /// It describes other things.
+    #[error(
+        "read manifest {path}: no object of kind Pod in it; give the manifest of a pod (kubectl get pod NAME -o yaml), not of what creates it",
+        path = path.display()
+    )]
+    NoPod {
+        /// Which.
+        path: PathBuf,
+    },
+}
+
+/// The pods that a manifest file describes, in order: one object, a list, or several YAML documents. Objects of other kinds are
+/// skipped. A file that is not named `*.json` is read as YAML, of which JSON is a part.
+///
+/// # Errors
+/// The file cannot be read, any document of it is broken, or none is a pod.
+pub fn pods_in_file(path: impl AsRef<Path>) -> Result<Vec<Pod>, FileError> {
+    let path = path.as_ref();
+    let text = super::read_bounded(path)
+        .map_err(|source| FileError::Unreadable { path: path.to_owned(), source })?;
+    let format =
+        if path.extension().is_some_and(|extension| extension == "json") { Format::Json } else { Format::Yaml };
+    let objects = document::all(&text, format).map_err(|Broken { line, column, reason }| {
+        FileError::Broken { path: path.to_owned(), line, column, reason }
+    })?;
+    // Without a wanted uid no incarnation is the wrong one, so every object converts.
+    let pods: Vec<Pod> =
+        objects.into_iter().filter_map(|object| object.into_pod(&PodId::default()).ok()).collect();
+    if pods.is_empty() { Err(FileError::NoPod { path: path.to_owned() }) } else { Ok(pods) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(name: &str, text: &str) -> Result<Vec<Pod>, FileError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        pods_in_file(path)
+    }
+
+    #[test]
+    fn every_pod_of_documents_and_lists_is_found_in_order() {
+        let text = "kind: Service\nmetadata: {name: s}\nspec: {containers: no list}\n---\nkind: Pod\nmetadata: {name: a}\n\
+                    ---\nkind: List\nitems:\n- {kind: Pod, metadata: {name: b, namespace: n}}\n- {kind: Secret}\n\
+                    ---\nkind: PodList\nitems:\n- {metadata: {name: c}}\n";
+        let names: Vec<String> =
+            read("p.yaml", text).unwrap().iter().map(|p| format!("{}/{}", p.namespace, p.name)).collect();
+        assert_eq!(names, ["default/a", "n/b", "default/c"]);
+    }
+
+    #[test]
+    fn json_is_read_by_either_name() {
+        let text = r#"{"kind":"Pod","metadata":{"name":"a"}}"#;
+        assert_eq!(read("p.json", text).unwrap()[0].name, "a");
+        assert_eq!(read("p.txt", text).unwrap()[0].name, "a");
+    }
+
+    #[test]
+    fn errors_name_the_file_and_the_place() {
+        let text = read("p.yaml", "kind: Pod\n---\nkind: Pod\nspec: {hostNetwork: 7x}\n").unwrap_err().to_string();
+        assert!(text.contains("p.yaml: broken at line 4"), "{text}");
+        let text = read("p.yaml", "kind: Deployment\nmetadata: {name: d}\n").unwrap_err().to_string();
+        assert!(text.contains("no object of kind Pod") && text.contains("kubectl get pod"), "{text}");
+        let text = read("p.yaml", "").unwrap_err().to_string();
+        assert!(text.contains("no object of kind Pod"), "{text}");
+        let text = pods_in_file("/nosuch/pod.yaml").unwrap_err().to_string();
+        assert!(text.contains("read manifest /nosuch/pod.yaml: No such file"), "{text}");
+    }
+}
