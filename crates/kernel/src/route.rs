@@ -1,5 +1,257 @@
-//! Follows.
+//! The policy routing that TPROXY needs, over rtnetlink; and the namespace's addresses.
+//!
+//! Each step is one message that the kernel takes or refuses as a whole. "Already there" is its own answer (`EEXIST` to an
+//! exclusive creation), so nothing is looked up before and two who do the same at once cannot make duplicates.
 
-/// Follows.
+mod message;
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use netns::Inside;
+use ruleset::{Family, Step};
+use rustix::io::Errno;
+
+use crate::netlink::{self, Socket};
+use message::{ListedRoute, ListedRule};
+
+/// A routing operation that failed.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {}
+#[non_exhaustive]
+pub enum Error {
+    /// The kernel has no IPv6, or it is switched off in this namespace.
+    #[error(
+        "cannot {operation}: IPv6 is not available in this namespace (look at ipv6.disable= of the kernel command line \
+         and at the sysctl net.ipv6.conf.lo.disable_ipv6)"
+    )]
+    NoIpv6 {
+        /// What was done to what.
+        operation: String,
+        /// The kernel's answer.
+        source: netlink::Error,
+    },
+    /// The table that is meant to deliver every destination locally has another default route. It is not ours to replace.
+    #[error(
+        "cannot {operation}: the table has another default route; look at `ip {flag} route show table {table}` and remove \
+         what does not belong there"
+    )]
+    OtherRoute {
+        /// What was done to what.
+        operation: String,
+        /// `-4` or `-6`.
+        flag: &'static str,
+        /// The routing table.
+        table: u32,
+    },
+    /// Anything else.
+    #[error("cannot {operation}{hint}")]
+    Failed {
+        /// What was done to what.
+        operation: String,
+        /// What may be the reason, in parentheses; may be empty.
+        hint: &'static str,
+        /// The kernel's answer.
+        source: netlink::Error,
+    },
+}
+
+/// Carries a routing step out. `true` when it was not in place before. [`Step::Replace`] is none: `false`.
+///
+/// # Errors
+/// It is not in place.
+pub fn ensure(_: &Inside, step: &Step) -> Result<bool, Error> {
+    let request = match *step {
+        Step::EnsureLoopbackAddress(address) => message::add_address(address),
+        Step::EnsureRule { family, mark, table, priority } => {
+            message::add_rule(family, mark, table, priority)
+        }
+        Step::EnsureLocalRoute { family, table } => message::add_route(family, table),
+        Step::Replace(_) => return Ok(false),
+    };
+    let mut socket = open(step)?;
+    match socket.order(&request) {
+        Ok(()) => Ok(true),
+        Err(e) if e.errno() == Some(Errno::EXIST) => {
+            // For addresses and rules the kernel compares everything, for routes only the destination.
+            if let Step::EnsureLocalRoute { family, table } = *step
+                && is_missing(&mut socket, step)?
+            {
+                let flag = if family == Family::V4 { "-4" } else { "-6" };
+                return Err(Error::OtherRoute { operation: describe(step), flag, table });
+            }
+            Ok(false)
+        }
+        Err(e) => Err(failed(step, e)),
+    }
+}
+
+/// Whether a routing step is not in place. [`Step::Replace`] is none: `false`.
+///
+/// # Errors
+/// The kernel could not be asked. Without IPv6 an IPv6 step is missing, which is no error.
+pub fn missing(_: &Inside, step: &Step) -> Result<bool, Error> {
+    match open(step).and_then(|mut socket| is_missing(&mut socket, step)) {
+        Err(Error::NoIpv6 { .. }) => Ok(true),
+        other => other,
+    }
+}
+
+/// Takes a routing step back. `true` when something was removed. A rule for the mark and the table is removed at whatever
+/// priority it is and however often it is there: other implementations add one at each run (R-47).
+///
+/// # Errors
+/// It, or a part of it, is still there.
+pub fn remove(_: &Inside, step: &Step) -> Result<bool, Error> {
+    let mut socket = open(step)?;
+    let requests = match *step {
+        Step::EnsureLoopbackAddress(address) => vec![message::delete_address(address)],
+        Step::EnsureRule { family, mark, table, .. } => match rules(&mut socket, family) {
+            Ok(rules) => rules
+                .iter()
+                .filter(|rule| rule.mark == mark && rule.table == table)
+                .map(|rule| message::delete_rule(family, mark, table, rule.priority))
+                .collect(),
+            Err(e) if is_no_ipv6(step, &e) => return Ok(false),
+            Err(e) => return Err(failed(step, e)),
+        },
+        // What is in the way of ours is not ours to delete.
+        Step::EnsureLocalRoute { .. } if without_ipv6(is_missing(&mut socket, step))? => return Ok(false),
+        Step::EnsureLocalRoute { family, table } => vec![message::delete_route(family, table)],
+        Step::Replace(_) => return Ok(false),
+    };
+    let mut removed = false;
+    for request in requests {
+        match socket.order(&request) {
+            Ok(()) => removed = true,
+            Err(e) if matches!(e.errno(), Some(Errno::NOENT | Errno::SRCH | Errno::ADDRNOTAVAIL)) => {}
+            Err(e) if is_no_ipv6(step, &e) => {}
+            Err(source) => {
+                let operation = format!("undo: {}", describe(step));
+                return Err(Error::Failed { operation, hint: hint(&source), source });
+            }
+        }
+    }
+    Ok(removed)
+}
+
+/// All addresses of all interfaces in the kernel's order: IPv4 before IPv6, in a family by the interface's index; of a link
+/// between two ends, the own one. Those of lo are among them.
+///
+/// # Errors
+/// The kernel could not be asked.
+pub fn addresses(_: &Inside) -> Result<Vec<IpAddr>, Error> {
+    let operation = "list the addresses of the namespace";
+    let failed = |source: netlink::Error| Error::Failed {
+        operation: operation.to_owned(),
+        hint: hint(&source),
+        source,
+    };
+    let mut socket = Socket::open(None).map_err(failed)?;
+    let mut found = Vec::new();
+    socket
+        .dump(&message::list_addresses(message::AF_UNSPEC), |part| match part {
+            None => found.clear(),
+            Some(part) => found.extend(message::address(part).map(|address| address.ip)),
+        })
+        .map_err(failed)?;
+    Ok(found)
+}
+
+fn is_missing(socket: &mut Socket, step: &Step) -> Result<bool, Error> {
+    let result = match *step {
+        Step::EnsureLoopbackAddress(address) => has_loopback_address(socket, address),
+        Step::EnsureRule { family, mark, table, priority } => {
+            rules(socket, family).map(|rules| rules.contains(&ListedRule { mark, table, priority }))
+        }
+        Step::EnsureLocalRoute { family, table } => has_route(socket, family, table),
+        Step::Replace(_) => return Ok(false),
+    };
+    result.map(|there| !there).map_err(|e| failed(step, e))
+}
+
+fn has_loopback_address(socket: &mut Socket, address: Ipv6Addr) -> Result<bool, netlink::Error> {
+    let mut there = false;
+    socket.dump(&message::list_addresses(message::AF_INET6), |part| match part {
+        None => there = false,
+        Some(part) => {
+            there |= message::address(part).is_some_and(|a| {
+                a.ip == IpAddr::V6(address) && a.interface == message::LOOPBACK && a.prefix_len == 128
+            });
+        }
+    })?;
+    Ok(there)
+}
+
+fn rules(socket: &mut Socket, family: Family) -> Result<Vec<ListedRule>, netlink::Error> {
+    let mut found = Vec::new();
+    socket.dump(&message::list_rules(family), |part| match part {
+        None => found.clear(),
+        Some(part) => found.extend(message::rule(part)),
+    })?;
+    Ok(found)
+}
+
+fn has_route(socket: &mut Socket, family: Family, table: u32) -> Result<bool, netlink::Error> {
+    let mut there = false;
+    socket.dump(&message::list_routes(family), |part| match part {
+        None => there = false,
+        Some(part) => there |= message::default_route(part) == Some(ListedRoute { table, local: true }),
+    })?;
+    Ok(there)
+}
+
+fn without_ipv6(missing: Result<bool, Error>) -> Result<bool, Error> {
+    match missing {
+        Err(Error::NoIpv6 { .. }) => Ok(true),
+        other => other,
+    }
+}
+
+fn open(step: &Step) -> Result<Socket, Error> {
+    Socket::open(None).map_err(|e| failed(step, e))
+}
+
+fn failed(step: &Step, source: netlink::Error) -> Error {
+    let operation = describe(step);
+    if is_no_ipv6(step, &source) {
+        Error::NoIpv6 { operation, source }
+    } else {
+        Error::Failed { operation, hint: hint(&source), source }
+    }
+}
+
+/// Whether the kernel refused because of the family: nobody registered for it, or the interface has it switched off.
+fn is_no_ipv6(step: &Step, error: &netlink::Error) -> bool {
+    let v6 = match step {
+        Step::EnsureLoopbackAddress(_) => true,
+        Step::EnsureRule { family, .. } | Step::EnsureLocalRoute { family, .. } => *family == Family::V6,
+        Step::Replace(_) => false,
+    };
+    let refused = matches!(error, netlink::Error::Refused { .. });
+    v6 && refused && matches!(error.errno(), Some(Errno::AFNOSUPPORT | Errno::OPNOTSUPP | Errno::ACCESS))
+}
+
+fn hint(error: &netlink::Error) -> &'static str {
+    match error.errno() {
+        Some(Errno::PERM) => " (this needs CAP_NET_ADMIN: run as root)",
+        Some(Errno::AFNOSUPPORT | Errno::OPNOTSUPP) => {
+            " (this kernel has no policy routing: CONFIG_IP_MULTIPLE_TABLES)"
+        }
+        Some(Errno::NETDOWN) => " (the loopback interface is down: the runtime should have set it up)",
+        _ => "",
+    }
+}
+
+fn describe(step: &Step) -> String {
+    let version = |family: &Family| if *family == Family::V4 { "IPv4" } else { "IPv6" };
+    match step {
+        Step::EnsureLoopbackAddress(address) => format!("give lo the address {address}/128"),
+        Step::EnsureRule { family, mark, table, priority } => format!(
+            "route {} packets with mark {mark} by table {table} (rule priority {priority})",
+            version(family)
+        ),
+        Step::EnsureLocalRoute { family, table } => {
+            format!("make every {} destination local in routing table {table}", version(family))
+        }
+        Step::Replace(ruleset) => format!("replace the rules of {}", ruleset.owner),
+    }
+}

@@ -10,6 +10,9 @@ use ruleset::{Action, Family, Ruleset, TableKind, Transaction};
 use testkit::TestNetns;
 use testkit::rules::Comments;
 
+const NAT: &str = "istio-proxy-nat";
+
+type Check = fn(&[Difference]) -> bool;
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 fn setup(ns: &TestNetns, ruleset: &Ruleset) -> Result<Change, Box<dyn std::error::Error>> {
@@ -71,43 +74,39 @@ fn setup_changes_only_what_differs() -> Outcome {
 fn observe_names_every_kind_of_difference() -> Outcome {
     let ruleset = sample::everything();
     let ns = TestNetns::new()?;
-    let table = || "istio-proxy-nat".to_owned();
     // Each command makes one difference; the next starts from the planned state again.
-    let cases: [(&str, &dyn Fn(&[Difference]) -> bool); 9] = [
-        ("delete table inet istio-proxy-raw", &|d| {
+    let cases: [(&str, Check); 9] = [
+        ("delete table inet istio-proxy-raw", |d| {
             d == [Difference::MissingTable { table: "istio-proxy-raw".to_owned() }]
         }),
-        ("add table inet istio-proxy-nat { flags dormant ; }", &|d| {
-            d == [Difference::MissingTable { table: table() }]
+        ("add table inet istio-proxy-nat { flags dormant ; }", |d| {
+            d == [Difference::MissingTable { table: NAT.to_owned() }]
         }),
-        ("add chain inet istio-proxy-nat x", &|d| {
-            d == [Difference::UnexpectedChain { table: table(), chain: "x".to_owned() }]
+        ("add chain inet istio-proxy-nat x", |d| {
+            d == [Difference::UnexpectedChain { table: NAT.to_owned(), chain: "x".to_owned() }]
         }),
-        ("add chain inet istio-proxy-raw prerouting { policy drop ; }", &|d| {
+        ("add chain inet istio-proxy-raw prerouting { policy drop ; }", |d| {
             let table = "istio-proxy-raw".to_owned();
             d == [Difference::MissingChain { table, chain: "prerouting".to_owned() }]
         }),
-        ("add rule inet istio-proxy-nat prerouting log prefix \"x\" comment \"mine\"", &|d| {
+        ("add rule inet istio-proxy-nat prerouting log prefix \"x\" comment \"mine\"", |d| {
             let [Difference::UnexpectedRule { rule, .. }] = d else { return false };
             rule == "[log …] comment \"mine\""
         }),
-        ("insert rule inet istio-proxy-nat prerouting tcp dport { 1, 2-5 } accept", &|d| {
+        ("insert rule inet istio-proxy-nat prerouting tcp dport { 1, 2-5 } accept", |d| {
             matches!(d, [Difference::UnexpectedRule { .. }])
         }),
-        ("flush chain inet istio-proxy-nat prerouting", &|d| {
+        ("flush chain inet istio-proxy-nat prerouting", |d| {
             let [Difference::MissingRule { table, chain, rule, why }] = d else { return false };
-            table == "istio-proxy-nat"
-                && chain == "prerouting"
-                && rule.contains("jump istio-inbound")
-                && !why.is_empty()
+            table == NAT && chain == "prerouting" && rule.contains("jump istio-inbound") && !why.is_empty()
         }),
-        ("add element inet istio-proxy-nat some4 { 203.0.113.7 }", &|d| {
+        ("add element inet istio-proxy-nat some4 { 203.0.113.7 }", |d| {
             let set = "some4".to_owned();
-            d == [Difference::DifferentSet { table: table(), set, how: "has other elements" }]
+            d == [Difference::DifferentSet { table: NAT.to_owned(), set, how: "has other elements" }]
         }),
-        ("add set inet istio-proxy-nat extra { type ipv4_addr ; }", &|d| {
+        ("add set inet istio-proxy-nat extra { type ipv4_addr ; }", |d| {
             let set = "extra".to_owned();
-            d == [Difference::DifferentSet { table: table(), set, how: "is not planned" }]
+            d == [Difference::DifferentSet { table: NAT.to_owned(), set, how: "is not planned" }]
         }),
     ];
     for (command, expected) in cases {
@@ -126,7 +125,7 @@ fn a_rule_in_other_order_is_missing_here_and_unexpected_there() -> Outcome {
     let ruleset = sample::everything();
     let ns = TestNetns::new()?;
     setup(&ns, &ruleset)?;
-    let mut other = ruleset.clone();
+    let mut other = ruleset;
     let chain = &mut other.tables[0].chains[1];
     chain.rules.swap(0, 2);
     let differences = observe(&ns, &other)?;

@@ -156,16 +156,28 @@ impl<'a> Batch<'a> {
         if last == 0 {
             return Ok(());
         }
-        // One answer is enough, and it comes after the commit.
-        self.writer.add_flag(self.last, flags::ACK);
-        self.objects.push(Object::Whole);
-        self.message_of(message::BATCH_END, 0, last + 1, &batch_header(), |_| {});
+        self.end();
         let mut acknowledged = false;
         for (index, result) in self.send(socket)? {
             acknowledged |= index == last && result.is_ok();
             result?;
         }
         if acknowledged { Ok(()) } else { Err(self.failure(0, netlink::Error::NoAnswer)) }
+    }
+
+    /// What the kernel takes as a complete transaction.
+    fn end(&mut self) {
+        // One answer is enough, and it comes after the commit.
+        self.writer.add_flag(self.last, flags::ACK);
+        self.objects.push(Object::Whole);
+        self.message_of(message::BATCH_END, 0, self.objects.len() - 1, &batch_header(), |_| {});
+    }
+
+    /// The bytes of it.
+    #[cfg(test)]
+    pub(super) fn finish(mut self) -> Vec<u8> {
+        self.end();
+        self.writer.bytes().to_vec()
     }
 
     /// Sends it without the end that makes the kernel commit, and returns what would fail.

@@ -155,14 +155,13 @@ fn set_differences(name: &str, planned: &Table, listed: &[ListedSet], out: &mut 
         out.push(Difference::DifferentSet { table: name.to_owned(), set: set.to_owned(), how });
     };
     for set in &planned.sets {
-        match listed.iter().find(|l| l.name == set.name) {
-            None => differs(&set.name, "is missing"),
-            Some(l) if (l.flags, l.key_type, l.key_len) != type_of(set) => {
-                differs(&set.name, "is of another type")
-            }
-            Some(l) if l.elements != sorted_elements(set) => differs(&set.name, "has other elements"),
-            Some(_) => {}
-        }
+        let how = match listed.iter().find(|l| l.name == set.name) {
+            None => "is missing",
+            Some(l) if (l.flags, l.key_type, l.key_len) != type_of(set) => "is of another type",
+            Some(l) if l.elements != sorted_elements(set) => "has other elements",
+            Some(_) => continue,
+        };
+        differs(&set.name, how);
     }
     for l in listed.iter().filter(|l| l.flags & set::ANONYMOUS == 0) {
         if !planned.sets.iter().any(|set| set.name == l.name) {

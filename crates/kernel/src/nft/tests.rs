@@ -3,9 +3,13 @@
 use std::borrow::Cow;
 
 use proptest::prelude::*;
+use ruleset::{
+    Action, Base, Chain, ChainKind, Hook, Match, Ports, Protocol, Rule, Ruleset, Table, TableKind,
+};
 
 use super::expr::{Expr, Value};
 use super::uapi::{expr as uapi, set};
+use crate::netlink::Socket;
 use crate::netlink::wire::{Attribute, Attributes, Messages, Writer};
 
 fn value() -> impl Strategy<Value = Value> {
@@ -105,4 +109,69 @@ fn anonymous_sets_get_their_ids_in_order() {
         .map(|item| item.nested().find(uapi::DATA)?.nested().find(4)?.be32())
         .collect();
     assert_eq!(ids, [Some(7), Some(8)]);
+}
+
+/// How much setup adds to what the kernel takes for the same bytes. Run by hand:
+/// `cargo test -p kernel --release --lib -- --ignored --nocapture what_setup_costs`.
+#[test]
+#[ignore = "measures; nothing to assert on a busy machine"]
+fn what_setup_costs() -> Result<(), Box<dyn std::error::Error>> {
+    let ruleset = twenty_five_rules();
+    let mut request = super::Batch::new(&ruleset);
+    request.add_tables();
+    let request = request.finish();
+    let (mut raw, mut ours, mut equal) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..100 {
+        let ns = testkit::TestNetns::new()?;
+        raw.push(ns.enter(|_| time(|| Socket::netfilter()?.exchange(&request).map(drop)))??);
+        let ns = testkit::TestNetns::new()?;
+        ours.push(ns.enter(|inside| time(|| super::setup(inside, &ruleset).map(drop)))??);
+        equal.push(ns.enter(|inside| time(|| super::setup(inside, &ruleset).map(drop)))??);
+    }
+    for (name, mut times) in [("send and answer", raw), ("setup, fresh", ours), ("setup, equal", equal)] {
+        times.sort_unstable();
+        println!(
+            "{name}: {} bytes, min {:?}, median {:?}, p90 {:?}",
+            request.len(),
+            times[0],
+            times[50],
+            times[90]
+        );
+    }
+    Ok(())
+}
+
+fn time<E>(f: impl FnOnce() -> Result<(), E>) -> Result<std::time::Duration, E> {
+    let start = std::time::Instant::now();
+    f()?;
+    Ok(start.elapsed())
+}
+
+fn twenty_five_rules() -> Ruleset {
+    let net = |i: u8| ipnet::IpNet::V4(ipnet::Ipv4Net::new([10, i, 0, 0].into(), 16).expect("a prefix"));
+    let rules = |count: u8| -> Vec<Rule> {
+        let matches = |i| {
+            vec![
+                Match::OutInterface { name: "lo".into(), not: false },
+                Match::Protocol(Protocol::Tcp),
+                Match::Destination { net: net(i), not: true },
+                Match::DestinationPort { ports: Ports::One(15008), not: false },
+            ]
+        };
+        (0..count)
+            .map(|i| Rule::new(matches(i), Action::Redirect { port: 15001 }, "a rule like those of a pod"))
+            .collect()
+    };
+    let kind = TableKind::Nat;
+    let chain = |name: &'static str, hook, rules| {
+        let base = Some(Base { kind: ChainKind::Nat, hook, priority: kind.priority() });
+        Chain { name: name.into(), base, rules, leading: 0 }
+    };
+    let chains =
+        vec![chain("prerouting", Hook::Prerouting, rules(12)), chain("output", Hook::Output, rules(13))];
+    Ruleset {
+        owner: "istio-cost".into(),
+        ipv6: false,
+        tables: vec![Table { kind, sets: Vec::new(), chains }],
+    }
 }

@@ -1,0 +1,134 @@
+//! Routing in real namespaces. Needs root and the program `ip`.
+
+use std::net::IpAddr;
+use std::process::Command;
+
+use kernel::route;
+use ruleset::{Family, Step};
+use testkit::TestNetns;
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+const MARK: u32 = 1337;
+const TABLE: u32 = 133;
+
+fn steps() -> [Step; 5] {
+    let rule = |family| Step::EnsureRule { family, mark: MARK, table: TABLE, priority: 1000 };
+    let route = |family| Step::EnsureLocalRoute { family, table: TABLE };
+    [
+        Step::EnsureLoopbackAddress("::6".parse().expect("an address")),
+        rule(Family::V4),
+        rule(Family::V6),
+        route(Family::V4),
+        route(Family::V6),
+    ]
+}
+
+fn ip(ns: &TestNetns, arguments: &str) -> Result<String, Box<dyn std::error::Error>> {
+    let text = ns.run(Command::new("ip").args(arguments.split(' ')))?;
+    Ok(text.lines().map(|line| format!("{}\n", line.trim_end())).collect())
+}
+
+#[test]
+fn steps_are_done_once_and_undone() -> Outcome {
+    let ns = TestNetns::new()?;
+    let before = (ip(&ns, "rule")?, ip(&ns, "-6 rule")?, ip(&ns, "-6 addr show dev lo")?);
+    for step in &steps() {
+        assert!(ns.enter(|inside| route::missing(inside, step))??, "{step:?}");
+        assert!(ns.enter(|inside| route::ensure(inside, step))??, "{step:?}");
+        assert!(!ns.enter(|inside| route::ensure(inside, step))??, "{step:?}");
+        assert!(!ns.enter(|inside| route::missing(inside, step))??, "{step:?}");
+    }
+    for family in ["-4", "-6"] {
+        let rules = ip(&ns, &format!("{family} rule"))?;
+        assert_eq!(rules.matches("from all fwmark 0x539 lookup 133").count(), 1, "{rules}");
+    }
+    assert_eq!(ip(&ns, "-4 route show table 133")?, "local default dev lo scope host\n");
+    assert_eq!(ip(&ns, "-6 route show table 133")?, "local default dev lo metric 1024 pref medium\n");
+    assert!(ip(&ns, "-6 addr show dev lo")?.contains("inet6 ::6/128 scope"), "::6 is on lo");
+
+    for step in &steps() {
+        assert!(ns.enter(|inside| route::remove(inside, step))??, "{step:?}");
+        assert!(!ns.enter(|inside| route::remove(inside, step))??, "{step:?}");
+        assert!(ns.enter(|inside| route::missing(inside, step))??, "{step:?}");
+    }
+    assert_eq!((ip(&ns, "rule")?, ip(&ns, "-6 rule")?, ip(&ns, "-6 addr show dev lo")?), before);
+    Ok(())
+}
+
+#[test]
+fn steps_of_ip_are_recognised_and_duplicates_removed() -> Outcome {
+    let ns = TestNetns::new()?;
+    // As the reference leaves them after three runs, and one made by hand at our priority.
+    ns.ip(&[
+        "rule add fwmark 1337 lookup 133 priority 32765",
+        "rule add fwmark 1337 lookup 133 priority 32764",
+        "rule add fwmark 1337 lookup 133 priority 32763",
+        "rule add fwmark 1337 lookup 133 priority 1000",
+        "route add local default dev lo table 133",
+        "route add local ::/0 dev lo table 133",
+    ])?;
+    // Not ours: another mask, another selector, another table, inverted.
+    let others = [
+        "rule add fwmark 1337/0xfff lookup 133 priority 5000",
+        "rule add fwmark 1337 iif lo lookup 133 priority 5001",
+        "rule add fwmark 1337 lookup 134 priority 5002",
+        "rule add not fwmark 1337 lookup 133 priority 5003",
+        "rule add fwmark 1337 from 10.0.0.0/8 lookup 133 priority 5004",
+        "rule add fwmark 1337 lookup 133 suppress_prefixlength 0 priority 5005",
+    ];
+    ns.ip(&others)?;
+    let [_, rule, _, route4, route6] = steps();
+    for step in [&rule, &route4, &route6] {
+        assert!(!ns.enter(|inside| route::missing(inside, step))??, "{step:?}");
+        assert!(!ns.enter(|inside| route::ensure(inside, step))??, "{step:?}");
+        assert!(ns.enter(|inside| route::remove(inside, step))??, "{step:?}");
+    }
+    let rules = ip(&ns, "-4 rule")?;
+    assert_eq!(rules.lines().filter(|l| l.contains("fwmark")).count(), others.len(), "{rules}");
+    Ok(())
+}
+
+#[test]
+fn another_default_route_is_not_replaced() -> Outcome {
+    let ns = TestNetns::new()?;
+    ns.ip(&["route add unreachable default table 133"])?;
+    let [_, _, _, route4, _] = steps();
+    let error = ns.enter(|inside| route::ensure(inside, &route4))?.expect_err("must be refused");
+    assert!(matches!(error, route::Error::OtherRoute { table: 133, .. }), "{error}");
+    assert!(!ns.enter(|inside| route::remove(inside, &route4))??);
+    assert_eq!(ip(&ns, "-4 route show table 133")?, "unreachable default\n");
+    Ok(())
+}
+
+#[test]
+fn without_ipv6_it_says_so() -> Outcome {
+    let ns = TestNetns::new()?;
+    ns.set_sysctl("net.ipv6.conf.lo.disable_ipv6", "1")?;
+    let [address, .., route6] = steps();
+    for step in [&address, &route6] {
+        let error = ns.enter(|inside| route::ensure(inside, step))?.expect_err("must be refused");
+        assert!(matches!(error, route::Error::NoIpv6 { .. }), "{step:?}: {error}: {error:?}");
+        assert!(ns.enter(|inside| route::missing(inside, step))??);
+        assert!(!ns.enter(|inside| route::remove(inside, step))??);
+    }
+    Ok(())
+}
+
+#[test]
+fn addresses_come_in_the_kernels_order() -> Outcome {
+    let ns = TestNetns::new()?;
+    ns.ip(&[
+        "link add name b type veth peer name a",
+        "addr add 10.0.0.2/24 dev b",
+        "addr add 10.0.0.1 peer 10.0.0.9 dev a",
+        "addr add fd00::2/64 dev b nodad",
+        "addr add fd00::1/64 dev a nodad",
+    ])?;
+    // The peer end is made first.
+    let found = ns.enter(route::addresses)??;
+    let expected = ["127.0.0.1", "10.0.0.1", "10.0.0.2", "::1", "fd00::1", "fd00::2"];
+    let expected: Vec<IpAddr> = expected.iter().map(|ip| ip.parse().expect("an address")).collect();
+    assert_eq!(found, expected);
+    Ok(())
+}
