@@ -1,0 +1,174 @@
+//! Applies and removes.
+
+use std::net::IpAddr;
+
+use capture::plan::{Facts, NoAddress, detect_ipv6};
+use kernel::iptables::{Iptables, Supervisor};
+use kernel::nft::Nftables;
+use kernel::{Applied, Change, Choice, Difference, Kernel};
+use netns::Inside;
+use ruleset::iptables::Unsupported;
+use ruleset::{Backend, Plan};
+use telemetry::Logger;
+
+use crate::config::{Config, Job, widest};
+use crate::render;
+
+/// Why the rules are not as asked for.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// No family to plan for.
+    #[error(transparent)]
+    NoAddress(#[from] NoAddress),
+    /// From the kernel or a program.
+    #[error("cannot apply the rules with {backend}")]
+    Apply {
+        /// Backend.
+        backend: Backend,
+        /// Why.
+        source: kernel::Error,
+    },
+    /// The rules that are there could not be read.
+    #[error("cannot compare the rules that are there with the planned ones")]
+    Observe(#[source] kernel::Error),
+    /// Something is left.
+    #[error("cannot clean up")]
+    Cleanup(#[source] kernel::Incomplete),
+    /// Only in a dry run: applying says it in its own words.
+    #[error("cannot print the rules for {backend}")]
+    Render {
+        /// Backend.
+        backend: Backend,
+        /// Why.
+        source: Unsupported,
+    },
+}
+
+/// What to do about rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Need {
+    /// Nothing of ours is there.
+    First,
+    /// What is there is not what is planned.
+    Repair,
+    /// What is there is what is planned.
+    None,
+    /// Nobody looked.
+    Unknown,
+}
+
+/// Does what the configuration says about rules; gives what is for stdout.
+///
+/// # Errors
+/// The rules are not as asked for. Unless it says that something is left, they are as before.
+pub(crate) fn run(
+    config: &Config,
+    inside: &Inside,
+    addresses: &[IpAddr],
+    supervisor: Supervisor,
+    log: &Logger,
+) -> Result<String, Error> {
+    if let Job::Skip { why } = config.job {
+        log.info("rules are left as they are", &[("why", &why)]);
+        return Ok(String::new());
+    }
+    let iptables = config.variant.map_or_else(Iptables::new, Iptables::forced).supervised(supervisor);
+    let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
+    let result = match config.job {
+        Job::Apply { force } => apply(config, force, &kernel, inside, addresses, log),
+        _ => cleanup(config, &kernel, inside, log),
+    };
+    for warning in iptables.take_warnings() {
+        log.warn(&warning, &[]);
+    }
+    result
+}
+
+fn apply(
+    config: &Config,
+    force: bool,
+    kernel: &Kernel<'_>,
+    inside: &Inside,
+    addresses: &[IpAddr],
+    log: &Logger,
+) -> Result<String, Error> {
+    let ipv6 = detect_ipv6(addresses, config.settings.dual_stack)?;
+    let backend = config.backend;
+    let plan = |backend| capture::plan(&config.settings, Facts { backend, ipv6 });
+    if config.dry_run {
+        log.info("dry run: the rules are printed and not applied", &[("backend", &backend), ("ipv6", &ipv6)]);
+        return render::plan(&plan(backend)).map_err(|source| Error::Render { backend, source });
+    }
+    let need = if force { Need::Unknown } else { look(kernel, inside, &plan(backend), log)? };
+    if need == Need::None {
+        log.info(
+            "rules and routing are in place already, nothing is changed",
+            &[("backend", &backend), ("ipv6", &ipv6)],
+        );
+        return Ok(String::new());
+    }
+    let applied = kernel
+        .apply(inside, Choice::Only(backend), plan)
+        .map_err(|source| Error::Apply { backend, source })?;
+    tell(&applied, need, ipv6, log);
+    Ok(String::new())
+}
+
+/// Whether there is anything to do, and in the log what.
+fn look(kernel: &Kernel<'_>, inside: &Inside, plan: &Plan, log: &Logger) -> Result<Need, Error> {
+    let Some(ruleset) = plan.ruleset() else { return Ok(Need::Unknown) };
+    let stores = [kernel.nftables, kernel.iptables];
+    // A lazy "any": the question about iptables may cost a run of a program.
+    for store in stores {
+        if store.exists(inside, ruleset).map_err(Error::Observe)? {
+            let differences = kernel.observe(inside, plan).map_err(Error::Observe)?;
+            differences.iter().for_each(|difference| tell_difference(difference, log));
+            return Ok(if differences.is_empty() { Need::None } else { Need::Repair });
+        }
+    }
+    Ok(Need::First)
+}
+
+fn tell_difference(difference: &Difference, log: &Logger) {
+    log.info("rules of ours are there and differ from the planned ones", &[("difference", difference)]);
+}
+
+fn tell(applied: &Applied, need: Need, ipv6: bool, log: &Logger) {
+    let why = match need {
+        Need::First => "there were none of ours",
+        Need::Repair => "those of ours were others",
+        Need::None => "",
+        Need::Unknown => "--force-apply",
+    };
+    let done = match applied.rules {
+        Change::None => "equal ones were there",
+        Change::Fresh => "added",
+        Change::Replaced => "replaced",
+    };
+    log.info(
+        "rules are in force",
+        &[
+            ("backend", &applied.backend),
+            ("ipv6", &ipv6),
+            ("why", &why),
+            ("rules", &done),
+            ("routing steps added", &applied.routing),
+            ("removed from the other backend", &applied.moved),
+        ],
+    );
+}
+
+/// Everything that any plan could have put here, whatever the pod's addresses are now.
+fn cleanup(config: &Config, kernel: &Kernel<'_>, inside: &Inside, log: &Logger) -> Result<String, Error> {
+    let facts = Facts { backend: config.backend, ipv6: true };
+    let plan = capture::plan(&widest(&config.settings), facts);
+    if config.dry_run {
+        log.info("dry run: what would be removed is printed and stays", &[]);
+        return Ok(render::cleanup(&plan));
+    }
+    match kernel.cleanup(inside, &plan).map_err(Error::Cleanup)? {
+        Change::None => log.info("there is nothing of ours to remove", &[("why", &"--cleanup-only")]),
+        _ => log.info("rules and routing of ours are removed", &[("why", &"--cleanup-only")]),
+    }
+    Ok(String::new())
+}

@@ -1,0 +1,76 @@
+//! Plans as text, for a dry run: comments aside, what `nft -f -` or `iptables-restore --noflush` would load.
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt::Write as _;
+
+use ruleset::iptables::Unsupported;
+use ruleset::{Backend, Family, Plan, Ruleset, Step, TableKind, Transaction, iptables, nft};
+
+/// What applying the plan loads.
+///
+/// # Errors
+/// iptables cannot express it.
+pub(crate) fn plan(plan: &Plan) -> Result<String, Unsupported> {
+    let mut out = String::new();
+    for step in &plan.steps {
+        match step {
+            Step::Replace(ruleset) => rules(&mut out, plan.backend, ruleset)?,
+            step => routing(&mut out, "add", step),
+        }
+    }
+    Ok(out)
+}
+
+/// What a cleanup removes. iptables-restore cannot say "if it is there", so for iptables this is a description.
+pub(crate) fn cleanup(plan: &Plan) -> String {
+    let mut out = String::new();
+    for (kind, chains) in capture::plan::CHAINS {
+        let names: Vec<String> = chains.iter().map(|name| iptables::own_chain_name(name)).collect();
+        let _ = writeln!(
+            out,
+            "# iptables, ip6tables: in table {kind}, chains {} and jumps to them",
+            names.join(", ")
+        );
+    }
+    let tables: Vec<TableKind> = capture::plan::CHAINS.iter().map(|(kind, _)| *kind).collect();
+    out.push_str("# nft -f -\n");
+    out.push_str(&nft::render(&Transaction::Delete { owner: capture::plan::OWNER, tables: &tables }));
+    for step in plan.steps.iter().rev() {
+        routing(&mut out, "del", step);
+    }
+    out
+}
+
+fn rules(out: &mut String, backend: Backend, ruleset: &Ruleset) -> Result<(), Unsupported> {
+    match backend {
+        Backend::Nftables => {
+            out.push_str("# nft -f -\n");
+            out.push_str(&nft::render(&Transaction::Replace(ruleset)));
+        }
+        Backend::Iptables => {
+            for &family in ruleset.families() {
+                let program = if family == Family::V4 { "iptables-restore" } else { "ip6tables-restore" };
+                let _ = writeln!(out, "# {program} --noflush");
+                out.push_str(&iptables::render(ruleset, family)?);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn routing(out: &mut String, verb: &str, step: &Step) {
+    let ip = |family: &Family| if *family == Family::V4 { "ip" } else { "ip -6" };
+    // Writing to a String cannot fail.
+    let _ = match step {
+        Step::EnsureLoopbackAddress(address) => writeln!(out, "# ip address {verb} {address}/128 dev lo"),
+        Step::EnsureRule { family, mark, table, priority } => {
+            writeln!(out, "# {} rule {verb} priority {priority} fwmark {mark} lookup {table}", ip(family))
+        }
+        Step::EnsureLocalRoute { family, table } => {
+            writeln!(out, "# {} route {verb} local default dev lo table {table}", ip(family))
+        }
+        Step::Replace(_) => Ok(()),
+    };
+}
