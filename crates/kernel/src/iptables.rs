@@ -1,5 +1,452 @@
-//! Follows.
+//! iptables and ip6tables, by their programs.
+//!
+//! # How a setup works
+//!
+//! 1. The kernel is asked which variants hold anything in this namespace: `/proc/thread-self/net/ip_tables_names` for legacy, a
+//!    netlink list of chains for nft. In a new namespace neither does, and no program but the last one is run.
+//! 2. What is there is read by `iptables-save` and compared with the plan, rule by rule ([`change`](self)).
+//! 3. Each table that differs is written anew by one text of `iptables-restore --noflush`. The variant is legacy where legacy has
+//!    tables, else nft, else whatever `iptables-restore` is. If one cannot do it, the next is tried and a warning kept.
+//! 4. What we have in the other variant is removed after the new rules are in force.
+//!
+//! # What is atomic, and what is not
+//!
+//! Each table of a family is one commit in the kernel, and is replaced in it without a gap. **Two tables, or two families, are two
+//! commits:** in between, for some milliseconds, the first is new and the second old. If a later part fails, the earlier ones
+//! are taken back by texts made beforehand, for those tables that the kernel shows to have changed.
+//!
+//! The caller may be killed at any time. A single run of iptables-restore has all its input in a memory file and its own process
+//! group, so it finishes by itself. Several runs are done by a supervisor, this same program in another session
+//! ([`run_supervisor_if_asked`]), which finishes or takes back alone. What the killing of both leaves is repaired by the next
+//! setup. The next caller waits while something from before is at work ([`sign`](self)).
+//!
+//! The caller must hold [`netns::Netns::lock`]: the lock of iptables itself is private to each call, so that the host's is never
+//! waited for.
+//!
+//! # User namespaces
+//!
+//! A pod with `hostUsers: false` has a network namespace that another user namespace owns. Rules with an owner match are accepted
+//! only from a process in that user namespace, so the programs join it before they start. Needs a kernel from 4.9 on.
 
-/// Follows.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {}
+mod change;
+mod child;
+mod error;
+mod job;
+mod private;
+mod probe;
+mod program;
+mod saved;
+mod sign;
+mod supervisor;
+mod wire;
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use netns::Inside;
+use ruleset::iptables::rules;
+use ruleset::{Family, Ruleset, TableKind};
+
+pub use change::SIDECAR_CHAINS;
+pub use error::{Cause, Error, Failure};
+pub use program::Variant;
+pub use supervisor::{Supervisor, run_supervisor_if_asked};
+
+use crate::{Change, Difference, RuleStore};
+use change::Side;
+use child::Surroundings;
+use job::{Job, Report, Run};
+use probe::Present;
+use program::{Candidate, Programs, Search};
+use saved::{Saved, SavedTable};
+
+/// The longest that one program may run, if nothing else is said; R-50 lets it wait as long for a lock.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a setup waits for one before it that is still at work.
+const SIGN_TIMEOUT: Duration = Duration::from_secs(10);
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+const VARIANTS: [Variant; 2] = [Variant::Legacy, Variant::Nft];
+
+/// The iptables backend.
+#[derive(Debug)]
+pub struct Iptables {
+    forced: Option<Variant>,
+    search: Search,
+    timeout: Duration,
+    supervisor: Option<Supervisor>,
+    warnings: Mutex<Vec<String>>,
+}
+
+/// A side with the programs for it.
+struct Work<'a> {
+    side: Side<'a>,
+    programs: Programs,
+    /// Whether the variant has no table here yet, so that nobody has shown that it works.
+    unproven: bool,
+}
+
+/// What came of the runs.
+enum Outcome {
+    /// There was nothing to do.
+    Equal,
+    /// All is done.
+    Done,
+    /// A run failed, and what was done before is taken back as far as `failure` says.
+    Failed {
+        failure: Failure,
+        /// The program in whose place another may be tried.
+        instead_of: Option<(Family, PathBuf)>,
+    },
+}
+
+// === impl Iptables ===
+
+impl Default for Iptables {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Iptables {
+    /// Takes the variant that the namespace uses, else the nft one, with programs from PATH and the usual directories. Nothing is
+    /// looked at before the first call.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            forced: None,
+            search: Search::from_environment(),
+            timeout: TIMEOUT,
+            supervisor: None,
+            warnings: Mutex::default(),
+        }
+    }
+
+    /// Takes this variant and no other.
+    #[must_use]
+    pub fn forced(variant: Variant) -> Self {
+        Self { forced: Some(variant), ..Self::new() }
+    }
+
+    /// Looks for the programs in these directories only.
+    #[must_use]
+    pub fn searching(self, directories: Vec<PathBuf>) -> Self {
+        Self { search: Search(directories), ..self }
+    }
+
+    /// Gives each program this long before it is killed, instead of 30 s.
+    #[must_use]
+    pub fn timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
+    }
+
+    /// Lets a supervisor do what takes more than one run, so that it is finished or taken back even if this process is killed.
+    #[must_use]
+    pub fn supervised(self, supervisor: Supervisor) -> Self {
+        Self { supervisor: Some(supervisor), ..self }
+    }
+
+    /// What was not as it should be, but did not make a call fail, since the last time that this was asked.
+    #[must_use]
+    pub fn take_warnings(&self) -> Vec<String> {
+        std::mem::take(&mut *self.warnings.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn warn(&self, warning: String) {
+        self.warnings.lock().unwrap_or_else(PoisonError::into_inner).push(warning);
+    }
+
+    fn surroundings(&self) -> Surroundings {
+        let environment = vec![("PATH".to_owned(), self.search.joined())];
+        Surroundings { environment, timeout: self.timeout, ..Surroundings::default() }
+    }
+
+    /// Waits for whoever was at work here before, and keeps others waiting while the result is held.
+    fn sign(&self) -> Option<OwnedFd> {
+        let taken = sign::take(SIGN_TIMEOUT);
+        match &taken {
+            Ok(Some(_)) => {}
+            Ok(None) => self.warn(format!(
+                "somebody else has been at work on this namespace's iptables rules for {} s; going on",
+                SIGN_TIMEOUT.as_secs()
+            )),
+            Err(e) => self.warn(format!("cannot show others that iptables is at work here: {e}")),
+        }
+        taken.ok().flatten()
+    }
+
+    fn candidates(&self, present: &Present) -> &'static [Candidate] {
+        use Candidate::{Named, Unsuffixed};
+        use Variant::{Legacy, Nft};
+        match (self.forced, present.legacy) {
+            (Some(Legacy), _) => &[Named(Legacy)],
+            (Some(Nft), _) => &[Named(Nft)],
+            (None, true) => &[Named(Legacy), Named(Nft), Unsuffixed],
+            (None, false) => &[Named(Nft), Unsuffixed, Named(Legacy)],
+        }
+    }
+
+    /// The first usable candidate that has not failed yet, and what it finds.
+    fn choose(
+        &self,
+        family: Family,
+        present: &Present,
+        failed: &[(Family, PathBuf)],
+    ) -> Result<(Programs, Saved), Error> {
+        let mut first_problem = None;
+        for candidate in self.candidates(present) {
+            let around = self.surroundings();
+            let programs = match (self.forced, candidate) {
+                (Some(variant), _) => self.search.programs_of(family, variant, &around),
+                (None, candidate) => self.search.programs(family, *candidate, &around),
+            };
+            let found = programs.and_then(|programs| {
+                let saved = self.save_if(present.has(programs.variant), &programs)?;
+                Ok((programs, saved))
+            });
+            match found {
+                Ok((programs, _)) if failed.contains(&(family, end_of_links(&programs.restore))) => {}
+                Ok(found) => {
+                    if let Some(problem) = first_problem {
+                        self.warn(format!("{problem}; using {} instead", found.0.restore.display()));
+                    }
+                    return Ok(found);
+                }
+                Err(problem) => first_problem = first_problem.or(Some(problem)),
+            }
+        }
+        Err(first_problem.unwrap_or_else(|| Error::Missing {
+            program: "another variant of iptables".to_owned(),
+            searched: self.search.joined(),
+        }))
+    }
+
+    fn save_if(&self, present: bool, programs: &Programs) -> Result<Saved, Error> {
+        if !present {
+            return Ok(Saved::default());
+        }
+        let output =
+            child::run(&programs.save, &[], None, &self.surroundings()).map_err(|(cause, said)| Failure {
+                program: programs.save.clone(),
+                cause,
+                said,
+                left: Vec::new(),
+            })?;
+        Ok(Saved::parse(&output))
+    }
+
+    /// Everything that may have to change to get to the ruleset: first what is planned, then what is left over.
+    fn works<'a>(&self, ruleset: &'a Ruleset, failed: &[(Family, PathBuf)]) -> Result<Vec<Work<'a>>, Error> {
+        let (mut planned, mut left_over) = (Vec::new(), Vec::new());
+        for family in FAMILIES {
+            let present = Present::ask(family)?;
+            let mut main = None;
+            if ruleset.families().contains(&family) && has_rules(ruleset, family) {
+                let (programs, saved) = self.choose(family, &present, failed)?;
+                main = Some(programs.variant);
+                let unproven = !present.has(programs.variant);
+                planned.push(Work { side: side(ruleset, family, true, saved, ""), programs, unproven });
+            }
+            for variant in VARIANTS.into_iter().filter(|variant| Some(*variant) != main) {
+                match self.left_over(ruleset, family, &present, variant) {
+                    Ok(work) => left_over.extend(work),
+                    Err(e) => self.warn(format!("what {variant} iptables may hold of ours stays: {e}")),
+                }
+            }
+        }
+        planned.append(&mut left_over);
+        Ok(planned)
+    }
+
+    /// What is of ours in a family and variant where nothing should be.
+    fn left_over<'a>(
+        &self,
+        ruleset: &'a Ruleset,
+        family: Family,
+        present: &Present,
+        variant: Variant,
+    ) -> Result<Option<Work<'a>>, Error> {
+        if !may_hold_ours(ruleset, family, present, variant) {
+            return Ok(None);
+        }
+        let programs = self.search.programs_of(family, variant, &self.surroundings())?;
+        let label = match variant {
+            Variant::Legacy => " (legacy)",
+            Variant::Nft => " (nft)",
+        };
+        let side = side(ruleset, family, false, self.save_if(true, &programs)?, label);
+        Ok(side.holds_ours().then_some(Work { side, programs, unproven: false }))
+    }
+
+    fn run(&self, runs: Vec<Run>, sign: Option<&OwnedFd>) -> Result<Option<(usize, Failure)>, Error> {
+        let job = Job { timeout: self.timeout, path: self.search.joined(), runs };
+        let report = match self.supervisor {
+            Some(_) if job.runs.len() > 1 => supervisor::delegate(&job, sign)?,
+            _ => on_a_thread(&job, sign)?,
+        };
+        for warning in report.warnings {
+            self.warn(warning);
+        }
+        Ok(report.failure)
+    }
+
+    /// Does what the works ask for.
+    fn apply(
+        &self,
+        works: &[Work<'_>],
+        sign: Option<&OwnedFd>,
+    ) -> Result<Outcome, Error> {
+        let mut runs = Vec::new();
+        let mut of = Vec::new();
+        for work in works {
+            let tables = work.side.steps()?;
+            if !tables.is_empty() {
+                runs.push(Run {
+                    save: work.programs.save.clone(),
+                    restore: work.programs.restore.clone(),
+                    locks: work.programs.variant == Variant::Legacy,
+                    tables,
+                });
+                of.push(work);
+            }
+        }
+        if runs.is_empty() {
+            return Ok(Outcome::Equal);
+        }
+        let Some((number, failure)) = self.run(runs, sign)? else {
+            return Ok(Outcome::Done);
+        };
+        // Where the variant has tables it works, and the other one would not be looked at next time. A program that hangs would
+        // only make the next one wait for what hangs; and on what could not be taken back nothing more should be built.
+        let another = self.forced.is_none()
+            && failure.left.is_empty()
+            && !matches!(failure.cause, Cause::Timeout(_))
+            && of.get(number).is_some_and(|work| work.unproven);
+        let tried = of.get(number).map(|w| (w.side.family, end_of_links(&w.programs.restore)));
+        Ok(Outcome::Failed { failure, instead_of: tried.filter(|_| another) })
+    }
+
+    fn try_setup(&self, ruleset: &Ruleset) -> Result<Change, Error> {
+        let sign = self.sign();
+        let mut failed: Vec<(Family, PathBuf)> = Vec::new();
+        let mut last: Option<Failure> = None;
+        loop {
+            let works = match (self.works(ruleset, &failed), last.take()) {
+                (Ok(works), Some(failure)) => {
+                    self.warn(format!("{failure}; trying another variant"));
+                    works
+                }
+                (Ok(works), None) => works,
+                (Err(_), Some(failure)) => return Err(failure.into()),
+                (Err(e), None) => return Err(e),
+            };
+            let held = works.iter().any(|work| work.side.holds_ours());
+            match self.apply(&works, sign.as_ref())? {
+                Outcome::Equal => return Ok(Change::None),
+                Outcome::Done => return Ok(if held { Change::Replaced } else { Change::Fresh }),
+                Outcome::Failed { failure, instead_of: None } => return Err(failure.into()),
+                Outcome::Failed { failure, instead_of: Some(tried) } => {
+                    failed.push(tried);
+                    last = Some(failure);
+                }
+            }
+        }
+    }
+
+    fn try_cleanup(&self, ruleset: &Ruleset) -> Result<Change, Error> {
+        let sign = self.sign();
+        let mut works = Vec::new();
+        for family in FAMILIES {
+            let present = Present::ask(family)?;
+            for variant in VARIANTS {
+                works.extend(self.left_over(ruleset, family, &present, variant)?);
+            }
+        }
+        match self.apply(&works, sign.as_ref())? {
+            Outcome::Equal => Ok(Change::None),
+            Outcome::Done => Ok(Change::Fresh),
+            Outcome::Failed { failure, .. } => Err(failure.into()),
+        }
+    }
+
+    fn try_exists(&self, ruleset: &Ruleset) -> Result<bool, Error> {
+        for family in FAMILIES {
+            let present = Present::ask(family)?;
+            if may_hold_ours(ruleset, family, &present, Variant::Nft)
+                || self.left_over(ruleset, family, &present, Variant::Legacy)?.is_some()
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// A rule that is in a chain of others, and no chain of ours in the same table, is found only where the table has a chain of
+/// ours too: [`RuleStore::exists`] and [`RuleStore::cleanup`] look for chains first. The rulesets of this project have none such.
+impl RuleStore for Iptables {
+    fn setup(&self, _inside: &Inside, ruleset: &Ruleset) -> Result<Change, crate::Error> {
+        Ok(self.try_setup(ruleset)?)
+    }
+
+    fn cleanup(&self, _inside: &Inside, ruleset: &Ruleset) -> Result<Change, crate::Error> {
+        Ok(self.try_cleanup(ruleset)?)
+    }
+
+    fn exists(&self, _inside: &Inside, ruleset: &Ruleset) -> Result<bool, crate::Error> {
+        Ok(self.try_exists(ruleset)?)
+    }
+
+    fn observe(&self, _inside: &Inside, ruleset: &Ruleset) -> Result<Vec<Difference>, crate::Error> {
+        let mut all = Vec::new();
+        for work in self.works(ruleset, &[])? {
+            all.extend(work.side.differences()?);
+        }
+        Ok(all)
+    }
+}
+
+fn has_rules(ruleset: &Ruleset, family: Family) -> bool {
+    ruleset.tables.iter().flat_map(|table| &table.chains).any(|chain| rules(chain, family).next().is_some())
+}
+
+fn side<'a>(
+    ruleset: &'a Ruleset,
+    family: Family,
+    planned: bool,
+    saved: Saved,
+    label: &'static str,
+) -> Side<'a> {
+    Side { ruleset, family, planned, saved, known_chains: &SIDECAR_CHAINS, label }
+}
+
+/// For nft this is exact for chains; legacy does not name its chains without a program.
+fn may_hold_ours(ruleset: &Ruleset, family: Family, present: &Present, variant: Variant) -> bool {
+    if variant == Variant::Legacy {
+        return present.legacy;
+    }
+    let kinds = [TableKind::Filter, TableKind::Mangle, TableKind::Nat, TableKind::Raw];
+    let tables = kinds.into_iter().map(|kind| {
+        let chains = present.nft.iter().filter(|(table, _)| table == kind.name());
+        SavedTable { kind, chains: chains.map(|(_, chain)| chain.clone()).collect(), rules: Vec::new() }
+    });
+    side(ruleset, family, false, Saved { tables: tables.collect() }, "").holds_ours()
+}
+
+fn end_of_links(program: &std::path::Path) -> PathBuf {
+    program.canonicalize().unwrap_or_else(|_| program.to_owned())
+}
+
+/// A new thread is in the namespaces of the one that makes it; what it changes about its own ends with it.
+fn on_a_thread(job: &Job, sign: Option<&OwnedFd>) -> Result<Report, Error> {
+    let failed = |e: std::io::Error| Error::Supervisor { cause: e.to_string() };
+    let sign = sign.map(OwnedFd::try_clone).transpose().map_err(failed)?;
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .name("iptables".to_owned())
+            .spawn_scoped(scope, || job.execute(sign))
+            .map_err(failed)?;
+        Ok(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
+}

@@ -3,9 +3,13 @@
 //! Written for `iptables-restore --noflush`: own chains are declared, built-in chains are only appended to or inserted into, and
 //! there are no policy lines (with them the nft variant takes ten times as long).
 
+mod parse;
+
 use std::fmt::{self, Write};
 
 use crate::rule::{Action, Base, Chain, CtState, Family, Hook, Match, Ports, Rule, Ruleset, Table};
+
+pub use parse::{canonical, parse_rule};
 
 /// A part of the rule language that iptables lacks, found while planning.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -74,15 +78,30 @@ pub fn render_rule(rule: &Rule) -> Result<String, Unsupported> {
 }
 
 fn render_table(out: &mut String, table: &Table, family: Family) -> Result<(), Unsupported> {
-    if table.chains.iter().all(|chain| rules(chain, family).next().is_none()) {
+    let rules = render_rules(table, family)?;
+    if rules.is_empty() {
         return Ok(());
-    }
-    if let Some(set) = table.sets.first() {
-        return Err(Unsupported { what: "a named set", why: set.name.to_string() });
     }
     let _ = writeln!(out, "*{}", table.kind.name());
     for chain in own_chains(table, family) {
         let _ = writeln!(out, "-N {}", chain_name(chain));
+    }
+    out.push_str(&rules);
+    out.push_str("COMMIT\n");
+    Ok(())
+}
+
+/// The lines of a table that add its rules to chains that exist; empty when the family has none.
+///
+/// # Errors
+/// A rule uses what iptables does not have.
+pub fn render_rules(table: &Table, family: Family) -> Result<String, Unsupported> {
+    let mut out = String::new();
+    if table.chains.iter().all(|chain| rules(chain, family).next().is_none()) {
+        return Ok(out);
+    }
+    if let Some(set) = table.sets.first() {
+        return Err(Unsupported { what: "a named set", why: set.name.to_string() });
     }
     for chain in &table.chains {
         let name = chain_name(chain);
@@ -97,8 +116,7 @@ fn render_table(out: &mut String, table: &Table, family: Family) -> Result<(), U
             }
         }
     }
-    out.push_str("COMMIT\n");
-    Ok(())
+    Ok(out)
 }
 
 fn is_jumped_to(table: &Table, chain: &Chain, family: Family) -> bool {

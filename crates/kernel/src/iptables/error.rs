@@ -1,0 +1,127 @@
+//! What can go wrong.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::program::Variant;
+
+/// Why iptables did not do it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No usable program of the name lies in the search path.
+    #[error(
+        "cannot find {program} in {searched}; install the iptables package on the host, put the program's directory into PATH, or use the nftables backend"
+    )]
+    Missing {
+        /// Name of the program.
+        program: String,
+        /// Directories, separated by colons.
+        searched: String,
+    },
+    /// A program works on another variant's rules than its name says or than was asked for.
+    #[error(
+        "{program} is not the {wanted} variant but the {found} one; choose that one, or install {program} of the {wanted} variant"
+    )]
+    WrongVariant {
+        /// The program.
+        program: PathBuf,
+        /// What was asked for.
+        wanted: Variant,
+        /// What it is.
+        found: Variant,
+    },
+    /// The ruleset has a part that iptables lacks.
+    #[error(transparent)]
+    Unsupported(#[from] ruleset::iptables::Unsupported),
+    /// A program failed.
+    #[error(transparent)]
+    Run(#[from] Failure),
+    /// The kernel did not say which tables it has.
+    #[error("cannot read which iptables tables the namespace has from {path}")]
+    Names {
+        /// File.
+        path: &'static str,
+        /// From the system.
+        source: std::io::Error,
+    },
+    /// The kernel did not list its nf_tables chains.
+    #[error("cannot list the namespace's nf_tables chains")]
+    Chains(#[source] crate::netlink::Error),
+    /// The process that applies the rules could not be started, or ended without an answer. What it did is unknown; the next
+    /// setup repairs it.
+    #[error(
+        "cannot run the supervisor of iptables: {cause}; the rules may be incomplete until the next setup"
+    )]
+    Supervisor {
+        /// Cause.
+        cause: String,
+    },
+}
+
+/// A program that failed, and what became of what had been done before.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct Failure {
+    /// The program.
+    pub program: PathBuf,
+    /// How it ended.
+    pub cause: Cause,
+    /// What it said, shortened.
+    pub said: String,
+    /// Why the earlier steps could not be taken back; empty when they were, or when there were none.
+    pub left: Vec<String>,
+}
+
+/// How a program failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cause {
+    /// It could not be started.
+    Start(String),
+    /// It ended with this code.
+    Exit(i32),
+    /// It was ended by this signal.
+    Signal(i32),
+    /// It did not end in this time and was killed.
+    Timeout(Duration),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.program.display(), self.cause)?;
+        if !self.said.is_empty() {
+            write!(f, ": {}", self.said)?;
+        }
+        if !self.left.is_empty() {
+            write!(f, "; what was done before could not be taken back: {}", self.left.join("; "))?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Start(source) => write!(f, "could not be started: {source}"),
+            Self::Exit(code) => match exit_kind(*code) {
+                Some(kind) => write!(f, "failed with code {code} ({kind})"),
+                None => write!(f, "failed with code {code}"),
+            },
+            Self::Signal(signal) => write!(f, "was ended by signal {signal}"),
+            Self::Timeout(limit) => {
+                write!(f, "did not end within {} s and was killed", limit.as_secs_f32())
+            }
+        }
+    }
+}
+
+/// `enum xtables_exittype` in iptables' `xtables.h`.
+fn exit_kind(code: i32) -> Option<&'static str> {
+    match code {
+        1 => Some("xtables other problem"),
+        2 => Some("xtables parameter problem"),
+        3 => Some("xtables version problem: the kernel and the program do not fit"),
+        4 => Some("xtables resource problem: the lock is taken, or memory is short"),
+        _ => None,
+    }
+}

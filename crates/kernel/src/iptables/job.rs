@@ -1,0 +1,122 @@
+//! Several runs of iptables-restore that happen all or not at all.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ruleset::TableKind;
+
+use super::child::{self, Surroundings};
+use super::error::Failure;
+use super::private::{self, View};
+use super::saved::Saved;
+
+/// How long a legacy program waits for the lock where it could not be given one of its own, as R-50 has it.
+const LOCK_WAIT: &str = "--wait=30";
+
+/// The runs in order, with everything that is needed to do them and to take them back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Job {
+    /// The longest that one run may take.
+    pub(super) timeout: Duration,
+    /// The PATH of the programs.
+    pub(super) path: String,
+    pub(super) runs: Vec<Run>,
+}
+
+/// One run: the tables of one family and variant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Run {
+    pub(super) save: PathBuf,
+    pub(super) restore: PathBuf,
+    /// Whether the program takes the xtables lock.
+    pub(super) locks: bool,
+    pub(super) tables: Vec<TableStep>,
+}
+
+/// One table, which is one commit in the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct TableStep {
+    pub(super) kind: TableKind,
+    /// Text for iptables-restore.
+    pub(super) forward: String,
+    /// Text that takes `forward` back.
+    pub(super) backward: String,
+    /// [`Saved::content`] before.
+    pub(super) before: Vec<String>,
+}
+
+/// What came of a job.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct Report {
+    /// For the log.
+    pub(super) warnings: Vec<String>,
+    /// The number of the run that failed, and how.
+    pub(super) failure: Option<(usize, Failure)>,
+}
+
+impl Job {
+    /// Does the job on the calling thread, which must be one to throw away: its mount namespace changes.
+    pub(super) fn execute(&self, sign: Option<OwnedFd>) -> Report {
+        let locks = self.runs.iter().any(|run| run.locks);
+        let view = private::hide_host_files(locks);
+        let around = Surroundings {
+            environment: environment(&self.path, &view),
+            user_namespace: private::foreign_user_namespace(),
+            sign,
+            timeout: self.timeout,
+        };
+        let mut failure = None;
+        for (number, run) in self.runs.iter().enumerate() {
+            let text: String = run.tables.iter().map(|table| table.forward.as_str()).collect();
+            if let Err(mut error) = run.restore(&text, &around, view.own_lock) {
+                // The last first, as always when something is taken back.
+                for done in self.runs[..=number].iter().rev() {
+                    error.left.extend(done.take_back(&around, view.own_lock).err().map(|e| e.to_string()));
+                }
+                failure = Some((number, error));
+                break;
+            }
+        }
+        Report { warnings: view.warnings, failure }
+    }
+}
+
+impl Run {
+    fn restore(&self, text: &str, around: &Surroundings, own_lock: bool) -> Result<(), Failure> {
+        let mut arguments = vec!["--noflush"];
+        if self.locks && !own_lock {
+            arguments.push(LOCK_WAIT);
+        }
+        child::run(&self.restore, &arguments, Some(text), around).map(drop).map_err(|(cause, said)| Failure {
+            program: self.restore.clone(),
+            cause,
+            said,
+            left: Vec::new(),
+        })
+    }
+
+    /// Takes back those tables that are not as they were. What iptables-restore had done when it failed, only the kernel knows.
+    fn take_back(&self, around: &Surroundings, own_lock: bool) -> Result<(), Failure> {
+        let now = child::run(&self.save, &[], None, around).map_err(|(cause, said)| Failure {
+            program: self.save.clone(),
+            cause,
+            said,
+            left: Vec::new(),
+        })?;
+        let now = Saved::parse(&now);
+        let changed = self.tables.iter().rev().filter(|table| now.content(table.kind) != table.before);
+        let text: String = changed.map(|table| table.backward.as_str()).collect();
+        if text.is_empty() { Ok(()) } else { self.restore(&text, around, own_lock) }
+    }
+}
+
+/// Everything that the programs get. Since 1.8.6 iptables takes the path of its lock from the environment; the mount over the
+/// usual path serves the older ones, and the two name the same file.
+fn environment(path: &str, view: &View) -> Vec<(String, String)> {
+    let mut environment = vec![("PATH".to_owned(), path.to_owned())];
+    if view.own_lock {
+        environment.push(("XTABLES_LOCKFILE".to_owned(), "/run/xtables.lock".to_owned()));
+    }
+    environment
+}

@@ -1,0 +1,94 @@
+//! Which iptables rules a namespace may hold, asked of the kernel without running a program.
+
+use std::io::ErrorKind;
+
+use ruleset::Family;
+use rustix::io::Errno;
+
+use super::error::Error;
+use super::program::Variant;
+use crate::netlink::wire::Writer;
+use crate::netlink::{Socket, flags};
+
+/// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETCHAIN`, `linux/netfilter/nf_tables.h`.
+const GET_CHAIN: u16 = 10 << 8 | 4;
+/// `NFTA_CHAIN_TABLE` and `NFTA_CHAIN_NAME`.
+const TABLE: u16 = 1;
+const NAME: u16 = 3;
+/// Length of `struct nfgenmsg`.
+const HEADER: usize = 4;
+/// The tables that iptables-nft calls its own.
+const TABLES: [&str; 5] = ["filter", "nat", "mangle", "raw", "security"];
+
+/// What there is in one family.
+#[derive(Debug, Default)]
+pub(super) struct Present {
+    /// Whether the legacy variant has a table. The kernel makes it when it is first asked about, so it may be empty; the legacy
+    /// program counts as in use then too, as `iptables-legacy-save` prints something.
+    pub(super) legacy: bool,
+    /// Table and name of the chains of the nft variant.
+    pub(super) nft: Vec<(String, String)>,
+}
+
+impl Present {
+    /// Asks about the namespace of the calling thread.
+    pub(super) fn ask(family: Family) -> Result<Self, Error> {
+        Ok(Self { legacy: legacy_has_tables(family)?, nft: nft_chains(family)? })
+    }
+
+    /// Whether the variant has a table at all.
+    pub(super) fn has(&self, variant: Variant) -> bool {
+        match variant {
+            Variant::Legacy => self.legacy,
+            Variant::Nft => !self.nft.is_empty(),
+        }
+    }
+}
+
+fn legacy_has_tables(family: Family) -> Result<bool, Error> {
+    let path = match family {
+        Family::V4 => "/proc/thread-self/net/ip_tables_names",
+        Family::V6 => "/proc/thread-self/net/ip6_tables_names",
+    };
+    match std::fs::read(path) {
+        Ok(names) => Ok(!names.is_empty()),
+        // The kernel has no legacy iptables, or its module is not loaded: then it has no rules either.
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(Error::Names { path, source }),
+    }
+}
+
+fn nft_chains(family: Family) -> Result<Vec<(String, String)>, Error> {
+    // `NFPROTO_IPV4`, `NFPROTO_IPV6`.
+    let protocol = match family {
+        Family::V4 => 2,
+        Family::V6 => 10,
+    };
+    let mut request = Writer::default();
+    request.message(GET_CHAIN, flags::REQUEST | flags::DUMP, 1, &[protocol, 0, 0, 0], |_| {});
+    let mut chains = Vec::new();
+    let result = Socket::netfilter().and_then(|mut socket| {
+        socket.dump(request.bytes(), |message| {
+            let Some(message) = message else { return chains.clear() };
+            let text = |kind| message.attributes(HEADER).find(kind).map(|a| a.text().into_owned());
+            if let (Some(table), Some(name)) = (text(TABLE), text(NAME))
+                && TABLES.contains(&table.as_str())
+            {
+                chains.push((table, name));
+            }
+        })
+    });
+    match result {
+        Ok(()) => Ok(chains),
+        // A kernel without nf_tables has none of its rules. It refuses the message, the protocol or the socket.
+        Err(e)
+            if matches!(
+                e.errno(),
+                Some(Errno::OPNOTSUPP | Errno::PROTONOSUPPORT | Errno::AFNOSUPPORT | Errno::INVAL)
+            ) =>
+        {
+            Ok(Vec::new())
+        }
+        Err(e) => Err(Error::Chains(e)),
+    }
+}

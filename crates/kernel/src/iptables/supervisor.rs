@@ -1,0 +1,77 @@
+//! A process that finishes, or takes back, what its parent began, also when the parent is killed.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use super::child;
+use super::error::Error;
+use super::job::{Job, Report};
+use super::wire;
+
+/// The first argument that turns the program into a supervisor. No argument that a user would give.
+const MODE: &str = "--supervise-iptables-job";
+/// What the supervisor may need besides its runs.
+const MARGIN: Duration = Duration::from_secs(5);
+
+/// Proof that `main` of this program begins with [`run_supervisor_if_asked`], so that it can be started again as a supervisor.
+#[derive(Debug, Clone, Copy)]
+pub struct Supervisor(());
+
+/// Must be the first thing that `main` does. In the hidden mode it does the job that it was started for and ends the process;
+/// otherwise it returns at once.
+///
+/// The job comes as a memory file on standard input and the report goes to one on standard output, so that neither breaks when
+/// the parent dies.
+#[must_use]
+pub fn run_supervisor_if_asked() -> Supervisor {
+    if std::env::args_os().nth(1).is_some_and(|argument| argument.as_bytes() == MODE.as_bytes()) {
+        let done = supervise().is_some();
+        std::process::exit(i32::from(!done));
+    }
+    Supervisor(())
+}
+
+/// In the supervisor.
+fn supervise() -> Option<()> {
+    // Not with the caller's group, session or terminal. It fails only for the leader of a group, which is out of reach already.
+    let _ = rustix::process::setsid();
+    let input = File::from(std::io::stdin().as_fd().try_clone_to_owned().ok()?);
+    let output = File::from(std::io::stdout().as_fd().try_clone_to_owned().ok()?);
+    let sign = std::io::stderr().as_fd().try_clone_to_owned().ok();
+    let job = wire::decode_job(&child::read_all(&input).ok()?)?;
+    let report = job.execute(sign);
+    std::io::Write::write_all(&mut &output, &wire::encode_report(&report)).ok()
+}
+
+/// In the parent: starts the supervisor in the calling thread's namespace and waits for its report.
+pub(super) fn delegate(job: &Job, sign: Option<&OwnedFd>) -> Result<Report, Error> {
+    let failed = |cause: std::io::Error| Error::Supervisor { cause: cause.to_string() };
+    let input = child::memory_file(&wire::encode_job(job)).map_err(failed)?;
+    let output = child::memory_file(b"").map_err(failed)?;
+    let sign = match sign {
+        Some(sign) => Stdio::from(sign.try_clone().map_err(failed)?),
+        None => Stdio::null(),
+    };
+    let mut supervisor = Command::new("/proc/self/exe")
+        .arg(MODE)
+        .env_clear()
+        .stdin(input)
+        .stdout(output.try_clone().map_err(failed)?)
+        .stderr(sign)
+        .spawn()
+        .map_err(failed)?;
+    // Each run, and each taken back by two.
+    let runs = u32::try_from(job.runs.len()).unwrap_or(u32::MAX).saturating_mul(3);
+    let limit = job.timeout.saturating_mul(runs).saturating_add(MARGIN);
+    let ended = child::wait(&mut supervisor, limit).map_err(failed)?;
+    let report = wire::decode_report(&child::read_all(&output).map_err(failed)?);
+    report.ok_or_else(|| Error::Supervisor {
+        cause: match ended {
+            None => format!("it did not end within {} s and was killed", limit.as_secs()),
+            Some(status) => format!("it ended without a report ({status})"),
+        },
+    })
+}

@@ -1,0 +1,205 @@
+//! Lines of iptables-save back into rules.
+
+use std::borrow::Cow;
+
+use ipnet::IpNet;
+
+use super::{order, own_chain_name};
+use crate::rule::{Action, CtState, Match, Ports, Protocol, Rule};
+
+/// The mask that iptables prints where a rule compares or sets all bits.
+const ALL_BITS: u32 = u32::MAX;
+
+/// Reads a rule as `iptables-save` prints it, or as [`render_rule`](super::render_rule) writes it: matches and target, without
+/// `-A CHAIN`. The result is in [`canonical`] form.
+///
+/// `None` when the rule has a part that the rule language lacks; such a rule cannot be one of ours.
+#[must_use]
+pub fn parse_rule(text: &str) -> Option<Rule> {
+    let mut words = Words { words: text.split_ascii_whitespace().peekable() };
+    let mut matches = Vec::new();
+    let mut extension = "";
+    loop {
+        let not = words.take_if("!");
+        match words.next()? {
+            "-j" if !not => {
+                let action = parse_action(&mut words)?;
+                return words.next().is_none().then(|| canonical(&Rule::new(matches, action, "")));
+            }
+            "-m" if !not => extension = words.next()?,
+            option => matches.push(parse_match(extension, option, not, &mut words)?),
+        }
+    }
+}
+
+/// The form in which two rules that say the same to iptables are equal: matches in the order of the text, without those that
+/// always hold, addresses without host bits, no lists of one port, nothing that iptables does not store (the reason).
+#[must_use]
+pub fn canonical(rule: &Rule) -> Rule {
+    let mut matches: Vec<Match> = rule.matches.iter().filter(|m| !always_holds(m)).map(canonical_match).collect();
+    matches.sort_by_key(order);
+    Rule::new(matches, rule.action.clone(), "")
+}
+
+fn always_holds(m: &Match) -> bool {
+    matches!(m, Match::Source { net, not: false } | Match::Destination { net, not: false } if net.prefix_len() == 0)
+}
+
+fn canonical_match(m: &Match) -> Match {
+    let one = |ports: &Ports| match ports {
+        Ports::AnyOf(list) if list.len() == 1 => Ports::One(list[0]),
+        ports => ports.clone(),
+    };
+    match m {
+        Match::Source { net, not } => Match::Source { net: net.trunc(), not: *not },
+        Match::Destination { net, not } => Match::Destination { net: net.trunc(), not: *not },
+        Match::SourcePort { ports, not } => Match::SourcePort { ports: one(ports), not: *not },
+        Match::DestinationPort { ports, not } => Match::DestinationPort { ports: one(ports), not: *not },
+        m => m.clone(),
+    }
+}
+
+struct Words<'a> {
+    words: std::iter::Peekable<std::str::SplitAsciiWhitespace<'a>>,
+}
+
+impl<'a> Words<'a> {
+    fn next(&mut self) -> Option<&'a str> {
+        self.words.next()
+    }
+
+    fn take_if(&mut self, word: &str) -> bool {
+        self.words.next_if(|next| *next == word).is_some()
+    }
+
+    fn number<N: std::str::FromStr>(&mut self) -> Option<N> {
+        self.next()?.parse().ok()
+    }
+
+    /// `0x539`, `1337` or one of them with the mask of all bits.
+    fn mark(&mut self) -> Option<u32> {
+        let (mark, mask) = match self.next()?.split_once('/') {
+            Some((mark, mask)) => (mark, parse_u32(mask)?),
+            None => return None,
+        };
+        (mask == ALL_BITS).then(|| parse_u32(mark)).flatten()
+    }
+
+    /// Like [`Self::mark`], also without a mask.
+    fn mark_or_masked(&mut self) -> Option<u32> {
+        let word = *self.words.peek()?;
+        if word.contains('/') {
+            return self.mark();
+        }
+        self.next();
+        parse_u32(word)
+    }
+}
+
+fn parse_u32(text: &str) -> Option<u32> {
+    match text.strip_prefix("0x") {
+        Some(hex) => u32::from_str_radix(hex, 16).ok(),
+        None => text.parse().ok(),
+    }
+}
+
+/// Options that every rule has come first; the others belong to the extension that the last `-m` named, or to the protocol.
+fn parse_match(extension: &str, option: &str, not: bool, words: &mut Words<'_>) -> Option<Match> {
+    Some(match (extension, option) {
+        (_, "-i") => Match::InInterface { name: Cow::Owned(words.next()?.to_owned()), not },
+        (_, "-o") => Match::OutInterface { name: Cow::Owned(words.next()?.to_owned()), not },
+        (_, "-s") => Match::Source { net: parse_net(words.next()?)?, not },
+        (_, "-d") => Match::Destination { net: parse_net(words.next()?)?, not },
+        (_, "-p") if !not => Match::Protocol(parse_protocol(words.next()?)?),
+        ("owner", "--uid-owner") => Match::Uid { uid: words.number()?, not },
+        ("owner", "--gid-owner") => Match::Gid { gid: words.number()?, not },
+        ("mark", "--mark") => Match::Mark { mark: words.mark_or_masked()?, not },
+        ("connmark", "--mark") => Match::CtMark { mark: words.mark_or_masked()?, not },
+        ("conntrack", "--ctstate") if !not => Match::CtState(parse_state(words.next()?)?),
+        ("multiport", "--sports") => Match::SourcePort { ports: parse_ports(words.next()?)?, not },
+        ("multiport", "--dports") => Match::DestinationPort { ports: parse_ports(words.next()?)?, not },
+        ("" | "tcp" | "udp", "--sport") => Match::SourcePort { ports: Ports::One(words.number()?), not },
+        ("" | "tcp" | "udp", "--dport") => Match::DestinationPort { ports: Ports::One(words.number()?), not },
+        _ => return None,
+    })
+}
+
+fn parse_net(text: &str) -> Option<IpNet> {
+    text.parse().ok().or_else(|| text.parse::<std::net::IpAddr>().ok().map(IpNet::from))
+}
+
+fn parse_protocol(text: &str) -> Option<Protocol> {
+    [Protocol::Tcp, Protocol::Udp]
+        .into_iter()
+        .find(|protocol| text == protocol.name() || text.parse() == Ok(protocol.number()))
+}
+
+fn parse_state(text: &str) -> Option<CtState> {
+    match text {
+        "INVALID" => Some(CtState::Invalid),
+        "RELATED,ESTABLISHED" | "ESTABLISHED,RELATED" => Some(CtState::RelatedOrEstablished),
+        _ => None,
+    }
+}
+
+fn parse_ports(text: &str) -> Option<Ports> {
+    let ports: Option<Vec<u16>> = text.split(',').map(|port| port.parse().ok()).collect();
+    ports.map(Ports::AnyOf)
+}
+
+fn parse_action(words: &mut Words<'_>) -> Option<Action> {
+    Some(match words.next()? {
+        "ACCEPT" => Action::Accept,
+        "DROP" => Action::Drop,
+        "RETURN" => Action::Return,
+        "REDIRECT" => {
+            // Old versions print and accept the singular too.
+            (words.take_if("--to-ports") || words.take_if("--to-port")).then_some(())?;
+            Action::Redirect { port: words.number()? }
+        }
+        "TPROXY" => parse_tproxy(words)?,
+        "MARK" => match words.next()? {
+            "--set-xmark" => Action::SetMark(words.mark()?),
+            "--set-mark" => Action::SetMark(words.mark_or_masked()?),
+            _ => return None,
+        },
+        "CONNMARK" => {
+            let action = match words.next()? {
+                "--save-mark" => Action::SaveMark,
+                "--restore-mark" => Action::RestoreMark,
+                _ => return None,
+            };
+            for option in ["--nfmask", "--ctmask"] {
+                if words.take_if(option) && parse_u32(words.next()?)? != ALL_BITS {
+                    return None;
+                }
+            }
+            action
+        }
+        "CT" => {
+            words.take_if("--zone").then_some(())?;
+            Action::SetZone(words.number()?)
+        }
+        chain => Action::Jump(Cow::Owned(own_name(chain)?)),
+    })
+}
+
+fn parse_tproxy(words: &mut Words<'_>) -> Option<Action> {
+    let (mut port, mut mark) = (None, None);
+    while let Some(option) = words.next() {
+        match option {
+            "--on-port" => port = Some(words.number()?),
+            "--tproxy-mark" => mark = Some(words.mark()?),
+            // An address of its own is what the rule language cannot say; the unspecified one means none.
+            "--on-ip" => words.number::<std::net::IpAddr>()?.is_unspecified().then_some(())?,
+            _ => return None,
+        }
+    }
+    Some(Action::Tproxy { port: port?, mark: mark? })
+}
+
+/// `ISTIO_OUTPUT` → `istio-output`, if that is a name that we would give.
+fn own_name(chain: &str) -> Option<String> {
+    let name: String = chain.chars().map(|c| if c == '_' { '-' } else { c.to_ascii_lowercase() }).collect();
+    (chain.starts_with("ISTIO_") && own_chain_name(&name) == chain).then_some(name)
+}
