@@ -292,11 +292,7 @@ impl Iptables {
     }
 
     /// Does what the works ask for.
-    fn apply(
-        &self,
-        works: &[Work<'_>],
-        sign: Option<&OwnedFd>,
-    ) -> Result<Outcome, Error> {
+    fn apply(&self, works: &[Work<'_>], sign: Option<&OwnedFd>) -> Result<Outcome, Error> {
         let mut runs = Vec::new();
         let mut of = Vec::new();
         for work in works {

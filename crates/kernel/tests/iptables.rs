@@ -75,7 +75,7 @@ fn every_drift_is_seen_and_repaired_and_foreign_rules_stay_where_they_are() {
         "iptables-V -t nat -D ISTIO_OUTPUT 1; iptables-V -t nat -A ISTIO_OUTPUT -o lo -s 127.0.0.6/32 -j RETURN",
         "iptables-V -t mangle -N ISTIO_TPROXY",
         "iptables-V -t mangle -N ISTIO_DIVERT; iptables-V -t mangle -I INPUT 1 -j ISTIO_DIVERT",
-        "iptables-V -t nat -I POSTROUTING -m comment --comment \"x -j y\" -j ISTIO_REDIRECT",
+        "iptables-V -t raw -I OUTPUT -m comment --comment \"x -j y\" -j ISTIO_INBOUND",
     ];
     let foreign = [
         "iptables-V -t nat -A OUTPUT -d 198.51.100.1 -m comment --comment \"not -j ISTIO_OUTPUT\" -j ACCEPT",
@@ -97,9 +97,21 @@ fn every_drift_is_seen_and_repaired_and_foreign_rules_stay_where_they_are() {
         assert_eq!(observe(&ns, &iptables, &ruleset), [], "{variant}: foreign rules are no difference");
         assert_eq!(setup(&ns, &iptables, &ruleset), Ok(Change::None));
         let foreign_lines = |ns: &Ns| -> Vec<String> {
-            let ours = ["ISTIO_INBOUND", "ISTIO_REDIRECT", "ISTIO_IN_REDIRECT", "ISTIO_OUTPUT", "ISTIO_OUTPUT_DNS", "ISTIO_DIVERT", "ISTIO_TPROXY"];
-            let of_ours = |line: &String| line.split(' ').any(|word| ours.contains(&word.trim_start_matches(':')));
-            ns.content(variant).into_iter().filter(|line| line.contains("comment \"not") || !of_ours(line)).collect()
+            let ours = [
+                "ISTIO_INBOUND",
+                "ISTIO_REDIRECT",
+                "ISTIO_IN_REDIRECT",
+                "ISTIO_OUTPUT",
+                "ISTIO_OUTPUT_DNS",
+                "ISTIO_DIVERT",
+                "ISTIO_TPROXY",
+            ];
+            let of_ours =
+                |line: &String| line.split(' ').any(|word| ours.contains(&word.trim_start_matches(':')));
+            ns.content(variant)
+                .into_iter()
+                .filter(|line| line.contains("comment \"not") || !of_ours(line))
+                .collect()
         };
         let good = foreign_lines(&ns);
         assert_eq!(good.len(), foreign.len(), "{good:?} {:?}", ns.content(variant));
@@ -178,7 +190,11 @@ fn rules_in_the_other_variant_are_moved() {
     assert!(ns.content(Variant::Legacy).is_empty() && !ns.content(Variant::Nft).is_empty());
     ns.sh("iptables-legacy -t filter -A INPUT -j ACCEPT; ip6tables-legacy -t filter -A INPUT -j ACCEPT");
     let unexpected = observe(&ns, &iptables, &ruleset);
-    assert!(unexpected.iter().any(|d| matches!(d, Difference::UnexpectedChain { table, .. } if table == "ip nat (nft)")));
+    assert!(
+        unexpected
+            .iter()
+            .any(|d| matches!(d, Difference::UnexpectedChain { table, .. } if table == "ip nat (nft)"))
+    );
     assert_eq!(setup(&ns, &iptables, &ruleset), Ok(Change::Replaced));
     assert_eq!(observe(&ns, &iptables, &ruleset), []);
     assert_eq!(ns.content(Variant::Nft), Vec::<String>::new());
@@ -205,7 +221,10 @@ fn the_lock_of_the_host_delays_nothing() {
     let programs = Programs::none()
         .real("ip6tables-legacy")
         .link("iptables-legacy-save", "iptables-legacy-save")
-        .script("iptables-legacy-restore", "unset XTABLES_LOCKFILE; exec /usr/sbin/iptables-legacy-restore \"$@\"");
+        .script(
+            "iptables-legacy-restore",
+            "unset XTABLES_LOCKFILE; exec /usr/sbin/iptables-legacy-restore \"$@\"",
+        );
     let old = Iptables::forced(Variant::Legacy).searching(programs.search());
     assert_eq!(setup(&Ns::new(), &old, &sidecar(true)), Ok(Change::Fresh));
     assert_eq!(old.take_warnings(), Vec::<String>::new());
@@ -213,10 +232,10 @@ fn the_lock_of_the_host_delays_nothing() {
 
 #[test]
 fn nobody_looks_user_names_up() {
-    let programs = Programs::none()
-        .real("iptables-nft")
-        .script("iptables-legacy-save", "")
-        .script("iptables-legacy-restore", "PATH=/bin:/usr/bin; echo \"[$(cat /etc/nsswitch.conf)] [$(env -u PATH)]\" >&2; exit 3");
+    let programs = Programs::none().real("iptables-nft").script("iptables-legacy-save", "").script(
+        "iptables-legacy-restore",
+        "PATH=/bin:/usr/bin; echo \"[$(cat /etc/nsswitch.conf)] [$(env -u PATH)]\" >&2; exit 3",
+    );
     let before = std::fs::read("/etc/nsswitch.conf").unwrap();
     assert!(!before.is_empty());
     let forced = Iptables::forced(Variant::Legacy).searching(programs.search());
@@ -294,7 +313,8 @@ fn a_failure_in_the_second_table_takes_the_first_back() {
         // A rule that iptables refuses: more ports than its match has room for.
         let mut ruleset = sidecar(false);
         let mut bad = ruleset.tables[0].chains[2].rules[0].clone();
-        bad.matches[1] = ruleset::Match::DestinationPort { ports: ruleset::Ports::AnyOf((1..=20).collect()), not: false };
+        bad.matches[1] =
+            ruleset::Match::DestinationPort { ports: ruleset::Ports::AnyOf((1..=20).collect()), not: false };
         ruleset.tables[1].chains[3].rules.push(bad);
         let ns = Ns::new();
         let error = setup(&ns, &Iptables::forced(variant), &ruleset).unwrap_err();
@@ -318,8 +338,10 @@ fn what_the_kernel_lacks_is_tried_with_the_other_variant() {
 
 #[test]
 fn a_program_that_hangs_is_killed() {
-    let programs =
-        Programs::none().real("iptables-legacy").script("iptables-nft-save", "").script("iptables-nft-restore", "exec /bin/sleep 60");
+    let programs = Programs::none()
+        .real("iptables-legacy")
+        .script("iptables-nft-save", "")
+        .script("iptables-nft-restore", "exec /bin/sleep 60");
     let iptables = programs.iptables().timeout(Duration::from_millis(300));
     let start = Instant::now();
     let error = setup(&Ns::new(), &iptables, &sidecar(false)).unwrap_err();
@@ -334,7 +356,8 @@ fn a_new_namespace_costs_one_program_for_each_family() {
     std::fs::create_dir_all(log.parent().unwrap()).unwrap();
     let mut programs = Programs::none();
     for name in ["iptables-nft-restore", "iptables-nft-save", "ip6tables-nft-restore", "ip6tables-nft-save"] {
-        programs = programs.script(name, &format!("echo {name} >> {}; exec /usr/sbin/{name} \"$@\"", log.display()));
+        programs =
+            programs.script(name, &format!("echo {name} >> {}; exec /usr/sbin/{name} \"$@\"", log.display()));
     }
     let runs = || std::fs::read_to_string(&log).unwrap_or_default();
     let (ns, iptables) = (Ns::new(), programs.iptables());
@@ -391,7 +414,8 @@ fn what_iptables_prints_reads_back_as_the_rule() {
                         .filter_map(|line| line.strip_prefix(&format!("-A {name} ")))
                         .map(|line| ruleset::iptables::parse_rule(line).unwrap_or_else(|| panic!("{line}")))
                         .collect();
-                    let planned: Vec<_> = ruleset::iptables::rules(chain, family).map(ruleset::iptables::canonical).collect();
+                    let planned: Vec<_> =
+                        ruleset::iptables::rules(chain, family).map(ruleset::iptables::canonical).collect();
                     assert_eq!(read, planned, "{variant} {program} {name}");
                 }
             }

@@ -8,7 +8,7 @@ use std::fmt::Write;
 use ruleset::iptables::{
     canonical, chain_name, own_chain_name, own_chains, parse_rule, render_rule, render_rules, rules,
 };
-use ruleset::{Family, Rule, Ruleset, Table, TableKind};
+use ruleset::{Action, Family, Rule, Ruleset, Table, TableKind};
 
 use super::error::Error;
 use super::job::TableStep;
@@ -136,7 +136,10 @@ impl<'a> View<'a> {
         chains.sort_unstable();
         chains.dedup();
         for chain in chains.into_iter().filter(|chain| !self.is_own(chain)) {
-            let mut model: Vec<Rule> = self.rules_of(self.model, chain).into_iter().map(canonical).collect();
+            // Jumps are known by where they go; the same text may be one to somebody else's chain of that name.
+            let model = self.rules_of(self.model, chain).into_iter();
+            let mut model: Vec<Rule> =
+                model.filter(|rule| !matches!(rule.action, Action::Jump(_))).map(canonical).collect();
             for (number, rule) in saved.rules.iter().enumerate().filter(|(_, rule)| rule.chain == chain) {
                 if rule.target().is_some_and(|target| self.is_own(target)) {
                     own.push(number);

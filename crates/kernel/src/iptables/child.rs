@@ -135,15 +135,19 @@ fn pause(pidfd: Option<BorrowedFd<'_>>, longest: Duration) -> io::Result<()> {
 
 #[allow(unsafe_code)]
 fn join_before_exec(command: &mut Command, namespace: BorrowedFd<'_>) -> io::Result<()> {
-    use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+    use rustix::process::{Gid, Uid};
+    use rustix::thread::{LinkNameSpaceType, move_into_link_name_space, set_thread_gid, set_thread_uid};
     let namespace = namespace.try_clone_to_owned()?;
-    // SAFETY: between fork and exec only setns(2) is called: no allocation, no lock. The descriptor lives in the closure.
-    unsafe {
-        command.pre_exec(move || {
-            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::User))
-                .map_err(io::Error::from)
-        });
-    }
+    let join = move || {
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::User))?;
+        // Our own user is nobody there, and exec takes all capabilities from somebody who is not root.
+        set_thread_gid(Gid::ROOT)?;
+        set_thread_uid(Uid::ROOT)?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec only system calls are made: no allocation, no lock. The descriptor lives in the closure, and
+    // the new process has no other thread whose ids would now differ.
+    unsafe { command.pre_exec(join) };
     Ok(())
 }
 

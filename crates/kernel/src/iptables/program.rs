@@ -43,6 +43,20 @@ pub(super) enum Candidate {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Search(pub(super) Vec<PathBuf>);
 
+// === impl Iptables ===
+
+impl super::Iptables {
+    /// Whether the programs of any variant are there, without starting one: what a setup will need at least.
+    ///
+    /// # Errors
+    /// None is.
+    pub fn available(&self) -> Result<(), Error> {
+        let restore = ["iptables-nft-restore", "iptables-legacy-restore", "iptables-restore"];
+        let found = restore.iter().any(|program| self.search.find((*program).to_owned()).is_ok());
+        if found { Ok(()) } else { self.search.find("iptables-restore".to_owned()).map(drop) }
+    }
+}
+
 // === impl Search ===
 
 impl Search {

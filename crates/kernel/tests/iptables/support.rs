@@ -44,7 +44,10 @@ impl Ns {
     /// What the variant holds in both families, without what changes by itself.
     pub(crate) fn save(&self, variant: Variant) -> String {
         let text = self.sh(&format!("iptables-{variant}-save; ip6tables-{variant}-save"));
-        text.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{}\n", without_counters(line))).collect()
+        text.lines()
+            .filter(|line| !line.starts_with('#'))
+            .map(|line| format!("{}\n", without_counters(line)))
+            .collect()
     }
 
     /// Only rules, and chains that somebody made.
@@ -80,8 +83,7 @@ pub(crate) struct Programs {
 impl Programs {
     pub(crate) fn none() -> Self {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let directory =
-            std::env::temp_dir().join(format!("kernel-iptables-{}-{number}", std::process::id()));
+        let directory = std::env::temp_dir().join(format!("kernel-iptables-{}-{number}", std::process::id()));
         std::fs::create_dir(&directory).unwrap();
         Self { directory }
     }
@@ -266,18 +268,19 @@ pub(crate) fn rich(ipv6: bool) -> Ruleset {
     for not in [false, true] {
         out.push(rule(vec![Match::OutInterface { name: "veth+".into(), not }], Action::Return));
         out.push(rule(vec![out_lo(), Match::Uid { uid: u32::MAX - 1, not }], Action::Return));
-        out.push(rule(
-            vec![Match::Gid { gid: 1, not }, Match::Gid { gid: 2, not }, tcp()],
-            Action::Return,
-        ));
+        out.push(rule(vec![Match::Gid { gid: 1, not }, Match::Gid { gid: 2, not }, tcp()], Action::Return));
     }
     let mangle = table(
         TableKind::Mangle,
         vec![
-            base(TableKind::Mangle, Hook::Prerouting, vec![
-                rule(vec![tcp()], jump("istio-inbound")),
-                rule(vec![tcp(), Match::Mark { mark: 1337, not: false }], Action::SaveMark),
-            ]),
+            base(
+                TableKind::Mangle,
+                Hook::Prerouting,
+                vec![
+                    rule(vec![tcp()], jump("istio-inbound")),
+                    rule(vec![tcp(), Match::Mark { mark: 1337, not: false }], Action::SaveMark),
+                ],
+            ),
             base(TableKind::Mangle, Hook::Output, out),
             chain("istio-divert", vec![rule(vec![], Action::SetMark(1337)), rule(vec![], Action::Accept)]),
             chain("istio-inbound", every),
@@ -292,7 +295,13 @@ pub(crate) fn rich(ipv6: bool) -> Ruleset {
     prerouting.leading = leading.len();
     prerouting.rules.splice(0..0, leading);
     all.tables.push(mangle);
-    assert!(all.tables.iter().flat_map(|t| &t.chains).flat_map(|c| &c.rules).any(|r| r.families == Families::Both));
+    assert!(
+        all.tables
+            .iter()
+            .flat_map(|t| &t.chains)
+            .flat_map(|c| &c.rules)
+            .any(|r| r.families == Families::Both)
+    );
     ruleset::check(&all).unwrap();
     all
 }
