@@ -1,0 +1,187 @@
+//! The CNI plugin under test, called as a container runtime calls it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use testkit::Pod;
+
+use crate::PROXY_ID;
+
+const PLUGIN: &str = "istio-cni";
+const NAMESPACE: &str = "default";
+const NAME: &str = "app";
+
+/// What holds the rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// nf_tables.
+    Nftables,
+    /// iptables and ip6tables.
+    Iptables,
+}
+
+/// What a pod's manifest says about its capture; everything else is as the injector leaves it.
+#[derive(Debug, Clone, Default)]
+pub struct Manifest {
+    annotations: BTreeMap<String, String>,
+    proxy_env: BTreeMap<String, String>,
+}
+
+/// The plugin.
+#[derive(Debug)]
+pub struct Plugin {
+    program: PathBuf,
+}
+
+impl Manifest {
+    /// A pod that is captured and says nothing about how.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default().annotate("sidecar.istio.io/status", "{}")
+    }
+
+    /// Adds an annotation.
+    #[must_use]
+    pub fn annotate(mut self, key: &str, value: &str) -> Self {
+        self.annotations.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Sets a variable of the proxy's container.
+    #[must_use]
+    pub fn proxy_env(mut self, name: &str, value: &str) -> Self {
+        self.proxy_env.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    fn to_json(&self) -> Value {
+        let env: Vec<Value> =
+            self.proxy_env.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
+        json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "namespace": NAMESPACE, "name": NAME, "uid": "1", "annotations": self.annotations,
+            },
+            "spec": {"containers": [
+                {"name": "app", "image": "app"},
+                {
+                    "name": "istio-proxy",
+                    "image": "proxy",
+                    "args": ["proxy", "sidecar"],
+                    "env": env,
+                    "securityContext": {"runAsUser": PROXY_ID, "runAsGroup": PROXY_ID},
+                },
+            ]},
+        })
+    }
+}
+
+impl Plugin {
+    /// The plugin in folder `ISTIO_CNI_BIN_DIR`, else one that cargo builds now, once for each test program.
+    ///
+    /// # Errors
+    /// When it is not there, or cannot be built.
+    pub fn find() -> Result<Self> {
+        static BUILT: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
+        let program = match std::env::var_os("ISTIO_CNI_BIN_DIR") {
+            Some(dir) => Path::new(&dir).join(PLUGIN),
+            None => BUILT
+                .get_or_init(|| build().map_err(|e| format!("{e:#}")))
+                .clone()
+                .map_err(anyhow::Error::msg)?,
+        };
+        ensure!(program.is_file(), "no plugin at {} (see ISTIO_CNI_BIN_DIR)", program.display());
+        Ok(Self { program })
+    }
+
+    /// Calls `ADD` for the pod, with its facts from a directory that has the manifest.
+    ///
+    /// # Errors
+    /// When the plugin refuses; the message has its error and its log.
+    pub fn add(&self, pod: &Pod, manifest: &Manifest, backend: Backend) -> Result<()> {
+        let dir = tempfile::Builder::new().prefix("capture-").tempdir()?;
+        let (manifests, run_dir) = (dir.path().join("manifests"), dir.path().join("run"));
+        fs::create_dir(&manifests)?;
+        fs::create_dir(&run_dir)?;
+        fs::write(manifests.join(format!("{NAMESPACE}_{NAME}.json")), manifest.to_json().to_string())?;
+        let config = json!({
+            "cniVersion": "1.0.0",
+            "name": "mesh",
+            "type": PLUGIN,
+            "cni_agent_run_dir": run_dir,
+            "pod_source": {"manifests": manifests},
+            "native_nftables": backend == Backend::Nftables,
+            "prevResult": previous_result(pod),
+        });
+        let mut child = Command::new(&self.program)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("CNI_COMMAND", "ADD")
+            .env("CNI_CONTAINERID", "envoy-test")
+            .env("CNI_NETNS", pod.path())
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_PATH", self.program.parent().unwrap_or(Path::new("/")))
+            .env(
+                "CNI_ARGS",
+                format!("IgnoreUnknown=1;K8S_POD_NAMESPACE={NAMESPACE};K8S_POD_NAME={NAME};K8S_POD_UID=1"),
+            )
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot run {}", self.program.display()))?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // A plugin that stops early closes its end; what it says about that is in the output.
+            let _ = stdin.write_all(config.to_string().as_bytes());
+        }
+        let output = child.wait_with_output()?;
+        ensure!(
+            output.status.success(),
+            "ADD failed ({}): {}\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(())
+    }
+}
+
+/// What the plugin before ours in a chain would have answered.
+fn previous_result(pod: &Pod) -> Value {
+    let interfaces: Vec<Value> = pod
+        .interfaces()
+        .iter()
+        .map(|interface| json!({"name": interface.name, "sandbox": pod.path()}))
+        .collect();
+    let ips: Vec<Value> = pod
+        .ips()
+        .iter()
+        .map(|ip| {
+            let bits = if matches!(ip, IpAddr::V4(_)) { 24 } else { 64 };
+            json!({"address": format!("{ip}/{bits}"), "interface": 0})
+        })
+        .collect();
+    json!({"cniVersion": "1.0.0", "interfaces": interfaces, "ips": ips})
+}
+
+fn build() -> Result<PathBuf> {
+    let built = Command::new(env!("CARGO"))
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(["build", "--profile", "e2e", "-p", PLUGIN, "--message-format", "json"])
+        .output()
+        .context("cannot run cargo")?;
+    ensure!(built.status.success(), "cannot build {PLUGIN}: {}", String::from_utf8_lossy(&built.stderr));
+    String::from_utf8_lossy(&built.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .find_map(|message| message["executable"].as_str().filter(|e| e.ends_with(PLUGIN)).map(PathBuf::from))
+        .context("cargo names no executable")
+}

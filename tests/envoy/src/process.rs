@@ -1,0 +1,127 @@
+//! Envoy as a program.
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tempfile::TempDir;
+use testkit::{Pod, Process};
+
+use crate::bootstrap::{Bootstrap, Mode};
+
+/// User and group of the proxy: Istio's default.
+pub const PROXY_ID: u32 = 1337;
+
+/// How long Envoy may take until it serves; half a second on an idle machine.
+const LONGEST_START: Duration = Duration::from_secs(20);
+/// How long one question to its admin interface may take.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A running sidecar; killed when dropped.
+#[derive(Debug)]
+pub struct Envoy {
+    process: Process,
+    dir: TempDir,
+}
+
+impl Envoy {
+    /// Starts it in the pod and waits until both listeners serve. `own_service` is where the pod's application listens.
+    ///
+    /// # Errors
+    /// When it is not installed, or does not start in time; the message has the end of its log.
+    pub fn start(pod: &Pod, mode: Mode, own_service: SocketAddr) -> Result<Self> {
+        let program = installed()?;
+        let dir = tempfile::Builder::new().prefix("envoy-").tempdir().context("cannot make a directory")?;
+        std::os::unix::fs::chown(dir.path(), Some(PROXY_ID), Some(PROXY_ID)).with_context(|| {
+            format!("cannot give {} to user {PROXY_ID} (run as root)", dir.path().display())
+        })?;
+        let bootstrap = Bootstrap {
+            mode,
+            families: pod.families(),
+            own_service,
+            admin: &dir.path().join("admin"),
+            access_log: &dir.path().join("access.log"),
+        };
+        let log = File::create(dir.path().join("envoy.log"))?;
+        let mut command = Command::new("setpriv");
+        let id = PROXY_ID.to_string();
+        command.args(["--reuid", &id, "--regid", &id, "--clear-groups"]);
+        if mode == Mode::Tproxy {
+            // For IP_TRANSPARENT and SO_MARK. Istio runs the proxy as root for this.
+            command.args(["--inh-caps", "+net_admin", "--ambient-caps", "+net_admin"]);
+        }
+        // By this name because the checkout may be in a folder that the user cannot enter.
+        command.arg("/proc/self/fd/0").arg("--config-yaml").arg(bootstrap.to_json().to_string());
+        command.args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "info"]);
+        command.args(["--file-flush-interval-msec", "50"]);
+        command.current_dir("/").stdin(program).stdout(Stdio::null()).stderr(log);
+        let mut envoy = Self { process: pod.spawn(&mut command)?, dir };
+        envoy.wait_until_ready()?;
+        Ok(envoy)
+    }
+
+    /// The requests that went through it. They come up to 50 ms late.
+    #[must_use]
+    pub fn access_log(&self) -> String {
+        self.file("access.log")
+    }
+
+    /// Its own log.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.file("envoy.log")
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    fn file(&self, name: &str) -> String {
+        std::fs::read_to_string(self.dir.path().join(name)).unwrap_or_else(|e| format!("({name}: {e})"))
+    }
+
+    fn wait_until_ready(&mut self) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.process.ended()? {
+                bail!("envoy ended ({status}):\n{}", self.end_of_log());
+            }
+            if self.ask("/ready").is_ok_and(|answer| answer.contains("LIVE")) {
+                return Ok(());
+            }
+            ensure!(
+                start.elapsed() < LONGEST_START,
+                "envoy does not serve after {LONGEST_START:?}:\n{}",
+                self.end_of_log()
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn ask(&self, path: &str) -> std::io::Result<String> {
+        let mut admin = UnixStream::connect(self.dir.path().join("admin"))?;
+        admin.set_read_timeout(Some(PATIENCE))?;
+        write!(admin, "GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        admin.read_to_string(&mut answer)?;
+        Ok(answer)
+    }
+
+    fn end_of_log(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
+    }
+}
+
+fn installed() -> Result<File> {
+    let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.cache/bin/envoy");
+    File::open(&path).with_context(|| format!("no envoy at {}: run scripts/setup", path.display()))
+}
