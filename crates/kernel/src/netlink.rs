@@ -3,6 +3,8 @@
 //! The kernel handles a netlink request inside `send(2)`, so every answer is in the socket when `send` returns and nothing here
 //! ever waits for the kernel: a missing answer is an error, not a hang.
 
+#[cfg(test)]
+mod tests;
 pub(crate) mod wire;
 
 use std::io;

@@ -1,7 +1,7 @@
 //! nf_tables over netlink: no other program, no library, one `send` for a whole ruleset.
 //!
-//! `Ruleset` → [`lower`] (instructions) → [`batch`] (messages) → kernel → [`observe`] (instructions again, compared with those
-//! of the plan).
+//! `Ruleset` → [`lower`] (instructions) → [`batch`] (messages) → kernel → [`list`] (instructions again) → [`observe`]
+//! (compared with those of the plan).
 //!
 //! Closing the socket waits for the kernel (7 to 15 ms) when something was deleted and is still being freed; adding alone never
 //! does. Therefore a fresh namespace gets an add-only batch, and existing tables are only replaced when they differ.
@@ -9,6 +9,7 @@
 mod batch;
 mod error;
 mod expr;
+mod list;
 mod lower;
 mod observe;
 mod probe;
@@ -27,7 +28,7 @@ use crate::netlink::wire::Writer;
 use crate::netlink::{self, Socket, flags};
 use crate::{Change, Difference, RuleStore};
 use batch::Batch;
-use observe::ListedTable;
+use list::ListedTable;
 use uapi::family;
 
 /// How often a setup or cleanup is tried when the owner's tables come and go meanwhile. The namespace's lock keeps our own
@@ -49,12 +50,12 @@ impl RuleStore for Nftables {
 
     fn exists(&self, _: &Inside, ruleset: &Ruleset) -> Result<bool, crate::Error> {
         let mut socket = open()?;
-        Ok(!observe::owned(ruleset, &list(&mut socket, family::INET)?).is_empty())
+        Ok(!observe::owned(ruleset, &list_tables(&mut socket, family::INET)?).is_empty())
     }
 
     fn observe(&self, _: &Inside, ruleset: &Ruleset) -> Result<Vec<Difference>, crate::Error> {
         let mut socket = open()?;
-        let listed = list(&mut socket, family::INET)?;
+        let listed = list_tables(&mut socket, family::INET)?;
         Ok(differences(&mut socket, ruleset, &listed)?)
     }
 }
@@ -89,14 +90,14 @@ pub fn has_chain(_: &Inside, family: Family, table: &str, chain: &str) -> Result
 /// # Errors
 /// The kernel could not be asked. A kernel without nf_tables has no tables.
 pub fn tables(_: &Inside) -> Result<Vec<(&'static str, String)>, Error> {
-    let listed = list(&mut open()?, family::UNSPEC)?;
+    let listed = list_tables(&mut open()?, family::UNSPEC)?;
     Ok(listed.into_iter().map(|t| (family_name(t.family), t.name)).collect())
 }
 
 fn setup(_: &Inside, ruleset: &Ruleset) -> Result<Change, Error> {
     let mut socket = open()?;
     for _ in 0..TRIES {
-        let listed = list(&mut socket, family::INET)?;
+        let listed = list_tables(&mut socket, family::INET)?;
         let owned = observe::owned(ruleset, &listed);
         if !owned.is_empty() && differences(&mut socket, ruleset, &listed)?.is_empty() {
             return Ok(Change::None);
@@ -118,7 +119,7 @@ fn setup(_: &Inside, ruleset: &Ruleset) -> Result<Change, Error> {
 fn cleanup(_: &Inside, ruleset: &Ruleset) -> Result<Change, Error> {
     let mut socket = open()?;
     for _ in 0..TRIES {
-        let owned = observe::owned(ruleset, &list(&mut socket, family::INET)?);
+        let owned = observe::owned(ruleset, &list_tables(&mut socket, family::INET)?);
         if owned.is_empty() {
             return Ok(Change::None);
         }
@@ -138,8 +139,8 @@ fn open() -> Result<Socket, Error> {
 }
 
 /// A kernel without nf_tables has no tables.
-fn list(socket: &mut Socket, family: u8) -> Result<Vec<ListedTable>, Error> {
-    match observe::tables(socket, family).map_err(|e| question("list the nf_tables tables", e)) {
+fn list_tables(socket: &mut Socket, family: u8) -> Result<Vec<ListedTable>, Error> {
+    match list::tables(socket, family).map_err(|e| question("list the nf_tables tables", e)) {
         Err(e) if e.is_unsupported() => Ok(Vec::new()),
         other => other,
     }

@@ -22,6 +22,8 @@ pub(super) struct Batch<'a> {
     /// Where the last message starts.
     last: usize,
     set_ids: u32,
+    /// `NFT_TABLE_F_*` of the tables that are added.
+    table_flags: u32,
 }
 
 /// The answers to a transaction with the indices of their objects.
@@ -49,10 +51,16 @@ impl<'a> Batch<'a> {
             objects: Vec::with_capacity(64),
             last: 0,
             set_ids: 0,
+            table_flags: 0,
         };
         batch.objects.push(Object::Whole);
         batch.writer.message(message::BATCH_BEGIN, flags::REQUEST, 0, &batch_header(), |_| {});
         batch
+    }
+
+    /// A transaction whose chains are not attached to the packet path, not even until the kernel forgets it.
+    pub(super) fn dormant(ruleset: &'a Ruleset) -> Self {
+        Self { table_flags: table_uapi::DORMANT, ..Self::new(ruleset) }
     }
 
     /// Deletes a table with all that is in it.
@@ -72,10 +80,10 @@ impl<'a> Batch<'a> {
     fn add_table(&mut self, table: &'a Table) {
         let kind = table.kind;
         let name = self.ruleset.nft_table(kind);
-        let new = flags::CREATE | flags::EXCL;
+        let (new, table_flags) = (flags::CREATE | flags::EXCL, self.table_flags);
         self.message(Object::AddTable(kind), message::NEW_TABLE, new, |w| {
             w.text(table_uapi::NAME, &name);
-            w.be32(table_uapi::FLAGS, 0);
+            w.be32(table_uapi::FLAGS, table_flags);
         });
         for set in &table.sets {
             self.add_set(kind, &name, set);
@@ -274,6 +282,20 @@ fn write_comment(w: &mut Writer, rule: &Rule) {
 }
 
 impl Object<'_> {
+    /// The table that it is about.
+    pub(super) fn table(&self) -> Option<TableKind> {
+        match self {
+            Self::Whole => None,
+            Self::AddTable(kind)
+            | Self::DeleteTable(kind)
+            | Self::AddSet(kind, _)
+            | Self::AddElements(kind, _)
+            | Self::AddChain(kind, _)
+            | Self::AddPorts(kind, ..)
+            | Self::AddRule(kind, ..) => Some(*kind),
+        }
+    }
+
     /// The operation in words.
     pub(super) fn describe(&self, owner: &str) -> String {
         let table = |kind: &TableKind| format!("table inet {owner}-{kind}");

@@ -118,7 +118,7 @@ impl Failure<'_> {
                 .then_some(if errno == Errno::AFNOSUPPORT { INET } else { NF_TABLES }),
             Object::AddChain(_, chain) if absent => missing_for_chain(chain),
             Object::AddRule(_, _, rule) if absent => missing_for_rule(rule),
-            _ => (errno == Errno::OPNOTSUPP).then_some(NF_TABLES),
+            _ => None,
         }
     }
 }

@@ -18,53 +18,50 @@ pub struct Support {
 }
 
 /// Asks the kernel by a transaction that ends before its commit, which the kernel checks message by message and then
-/// forgets. It costs a wait of some milliseconds; [`super::Nftables`]' setup says the same for nothing by
-/// [`Error::is_unsupported`], so this is for those who must know before.
+/// forgets. Its chains are never attached to the packet path, so it may be asked on the node itself.
+///
+/// It costs a wait of some milliseconds. The setup of [`super::Nftables`] says the same for nothing by
+/// [`Error::is_unsupported`]; this is for those who must know before.
 ///
 /// # Errors
 /// Something else than a missing part of the kernel.
 pub fn probe(_: &Inside) -> Result<Support, Error> {
-    Ok(Support { redirect: accepts(&redirect())?, tproxy: accepts(&tproxy())? })
-}
-
-fn accepts(ruleset: &Ruleset) -> Result<bool, Error> {
     let mut socket = match open() {
-        Err(e) if e.is_unsupported() => return Ok(false),
+        Err(e) if e.is_unsupported() => return Ok(Support { redirect: false, tproxy: false }),
         other => other?,
     };
-    let mut batch = Batch::new(ruleset);
+    // Names of its own, so that a table of ours that is there does not matter.
+    let ruleset = Ruleset { owner: "istio-probe".into(), ipv6: true, tables: vec![redirect(), tproxy()] };
+    let mut batch = Batch::dormant(&ruleset);
     batch.add_tables();
-    let failures = batch.rehearse(&mut socket)?;
-    if failures.iter().any(|failure| failure.missing().is_some()) {
-        return Ok(false);
+    let mut support = Support { redirect: true, tproxy: true };
+    for failure in batch.rehearse(&mut socket)? {
+        match (failure.missing(), failure.object.table()) {
+            (None, _) => return Err(failure.into()),
+            (Some(_), Some(TableKind::Nat)) => support.redirect = false,
+            (Some(_), Some(TableKind::Mangle)) => support.tproxy = false,
+            (Some(_), _) => support = Support { redirect: false, tproxy: false },
+        }
     }
-    match failures.into_iter().next() {
-        Some(failure) => Err(failure.into()),
-        None => Ok(true),
-    }
-}
-
-/// Own names, so that a table of ours that is there does not matter.
-fn ruleset(table: Table) -> Ruleset {
-    Ruleset { owner: "istio-probe".into(), ipv6: false, tables: vec![table] }
+    Ok(support)
 }
 
 fn chain(kind: ChainKind, hook: Hook, priority: i32, rules: Vec<Rule>) -> Chain {
     Chain { name: hook.name().into(), base: Some(Base { kind, hook, priority }), rules, leading: 0 }
 }
 
-fn redirect() -> Ruleset {
+fn redirect() -> Table {
     let kind = TableKind::Nat;
     let tcp = || vec![Match::Protocol(Protocol::Tcp)];
     let rules = vec![Rule::new(tcp(), Action::Redirect { port: 1 }, "")];
-    ruleset(Table {
+    Table {
         kind,
         sets: Vec::new(),
         chains: vec![chain(ChainKind::Nat, Hook::Output, kind.priority(), rules)],
-    })
+    }
 }
 
-fn tproxy() -> Ruleset {
+fn tproxy() -> Table {
     let kind = TableKind::Mangle;
     let rules = [Family::V4, Family::V6]
         .map(|family| Rule {
@@ -75,9 +72,9 @@ fn tproxy() -> Ruleset {
         })
         .to_vec();
     let route = chain(ChainKind::Route, Hook::Output, kind.priority(), Vec::new());
-    ruleset(Table {
+    Table {
         kind,
         sets: Vec::new(),
         chains: vec![chain(ChainKind::Filter, Hook::Prerouting, kind.priority(), rules), route],
-    })
+    }
 }

@@ -7,10 +7,14 @@ use ruleset::{
     Action, Base, Chain, ChainKind, Hook, Match, Ports, Protocol, Rule, Ruleset, Table, TableKind,
 };
 
+use rustix::io::Errno;
+
+use super::batch::Object;
+use super::error::{Error, Failure};
 use super::expr::{Expr, Value};
 use super::uapi::{expr as uapi, set};
-use crate::netlink::Socket;
 use crate::netlink::wire::{Attribute, Attributes, Messages, Writer};
+use crate::netlink::{self, Socket};
 
 fn value() -> impl Strategy<Value = Value> {
     (any::<[u8; 16]>(), 1u8..=16).prop_map(|(bytes, len)| Value::prefix(bytes, len))
@@ -111,6 +115,54 @@ fn anonymous_sets_get_their_ids_in_order() {
     assert_eq!(ids, [Some(7), Some(8)]);
 }
 
+#[test]
+fn a_kernel_that_lacks_something_is_told_from_a_refusal() {
+    let ruleset = twenty_five_rules();
+    let table = &ruleset.tables[0];
+    let (chain, rule) = (&table.chains[0], &table.chains[0].rules[0]);
+    let error = |object, errno: Errno| {
+        let error = netlink::Error::Refused { text: None, source: errno.into() };
+        Error::from(Failure { object, owner: &ruleset.owner, error })
+    };
+    let cases = [
+        (Object::Whole, Errno::OPNOTSUPP, Some("CONFIG_NF_TABLES,")),
+        (Object::AddTable(table.kind), Errno::AFNOSUPPORT, Some("CONFIG_NF_TABLES_INET")),
+        (Object::AddChain(table.kind, chain), Errno::NOENT, Some("CONFIG_NFT_NAT")),
+        (Object::AddRule(table.kind, chain, rule), Errno::NOENT, Some("CONFIG_NFT_REDIR")),
+        (Object::AddRule(table.kind, chain, rule), Errno::OPNOTSUPP, None),
+        (Object::AddTable(table.kind), Errno::NOMEM, None),
+        (Object::Whole, Errno::PERM, None),
+    ];
+    for (object, errno, missing) in cases {
+        let error = error(object, errno);
+        assert_eq!(error.is_unsupported(), missing.is_some(), "{error}");
+        assert!(error.to_string().contains(missing.unwrap_or("cannot ")), "{error}");
+    }
+    let denied = error(Object::Whole, Errno::PERM).to_string();
+    assert!(denied.contains("CAP_NET_ADMIN"), "{denied}");
+    // The socket itself is refused by a kernel without netfilter.
+    let source = netlink::Error::Socket(Errno::PROTONOSUPPORT.into());
+    assert!(Error::of_question("ask".to_owned(), source).is_unsupported());
+    let source = netlink::Error::Socket(Errno::MFILE.into());
+    assert!(!Error::of_question("ask".to_owned(), source).is_unsupported());
+}
+
+#[test]
+fn a_rehearsal_says_what_would_fail() -> Result<(), Box<dyn std::error::Error>> {
+    let mut ruleset = twenty_five_rules();
+    ruleset.tables[0].chains[1].rules[3].action = Action::Jump("nowhere".into());
+    let ns = testkit::TestNetns::new()?;
+    let failures = ns.enter(|_| -> Result<Vec<String>, Error> {
+        let mut batch = super::Batch::dormant(&ruleset);
+        batch.add_tables();
+        let failures = batch.rehearse(&mut super::open()?)?;
+        Ok(failures.into_iter().map(|failure| Error::from(failure).to_string()).collect())
+    })??;
+    let [failure] = &failures[..] else { return Err(format!("{failures:?}").into()) };
+    assert!(failure.contains("jump nowhere") && failure.contains("to chain output"), "{failure}");
+    Ok(())
+}
+
 /// How much setup adds to what the kernel takes for the same bytes. Run by hand:
 /// `cargo test -p kernel --release --lib -- --ignored --nocapture what_setup_costs`.
 #[test]
@@ -120,15 +172,18 @@ fn what_setup_costs() -> Result<(), Box<dyn std::error::Error>> {
     let mut request = super::Batch::new(&ruleset);
     request.add_tables();
     let request = request.finish();
-    let (mut raw, mut ours, mut equal) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut raw, mut ours, mut equal, mut probe) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..100 {
         let ns = testkit::TestNetns::new()?;
         raw.push(ns.enter(|_| time(|| Socket::netfilter()?.exchange(&request).map(drop)))??);
         let ns = testkit::TestNetns::new()?;
         ours.push(ns.enter(|inside| time(|| super::setup(inside, &ruleset).map(drop)))??);
+        probe.push(ns.enter(|inside| time(|| super::probe(inside).map(drop)))??);
         equal.push(ns.enter(|inside| time(|| super::setup(inside, &ruleset).map(drop)))??);
     }
-    for (name, mut times) in [("send and answer", raw), ("setup, fresh", ours), ("setup, equal", equal)] {
+    for (name, mut times) in
+        [("send and answer", raw), ("setup, fresh", ours), ("setup, equal", equal), ("probe", probe)]
+    {
         times.sort_unstable();
         println!(
             "{name}: {} bytes, min {:?}, median {:?}, p90 {:?}",

@@ -1,0 +1,51 @@
+//! Answers of the kernel.
+
+use proptest::prelude::*;
+
+use super::wire::{Message, Messages, Writer};
+use super::{ERROR_TEXT, Error, NLMSG_ERROR, error_of, flags};
+
+/// `struct nlmsgerr` with the header of the refused message, and what follows.
+fn answer(code: i32, extra: u16, body: impl FnOnce(&mut Writer)) -> Writer {
+    let mut w = Writer::default();
+    let mut header = code.to_ne_bytes().to_vec();
+    // Length 24: an echo without the capped flag has eight bytes behind the header.
+    header.extend_from_slice(&24u32.to_ne_bytes());
+    header.extend_from_slice(&[0; 12]);
+    w.message(NLMSG_ERROR, extra, 3, &header, body);
+    w
+}
+
+fn result(w: &Writer) -> Result<(), Error> {
+    let message: Message<'_> = Messages::new(w.bytes()).next().expect("a message");
+    assert_eq!(message.sequence, 3);
+    error_of(&message)
+}
+
+#[test]
+fn a_refusal_has_the_kernels_words() {
+    assert!(result(&answer(0, 0, |_| {})).is_ok());
+
+    let capped = flags::CAPPED | flags::ACK_TLVS;
+    let error =
+        result(&answer(-17, capped, |w| w.text(ERROR_TEXT, "such a thing is there"))).expect_err("refused");
+    assert_eq!(error.errno(), Some(rustix::io::Errno::EXIST));
+    assert_eq!(error.to_string(), "the kernel refused it, saying \"such a thing is there\"");
+
+    // A kernel that echoes the request.
+    let echoed = result(&answer(-2, flags::ACK_TLVS, |w| {
+        w.be32(1, 0);
+        w.text(ERROR_TEXT, "behind the echo");
+    }));
+    assert!(echoed.expect_err("refused").to_string().contains("behind the echo"));
+
+    let silent = result(&answer(-1, flags::CAPPED, |_| {})).expect_err("refused");
+    assert_eq!(silent.to_string(), "the kernel refused it");
+}
+
+proptest! {
+    #[test]
+    fn any_answer_can_be_read(payload in prop::collection::vec(any::<u8>(), 0..80), flags in any::<u16>()) {
+        let _ = error_of(&Message { kind: NLMSG_ERROR, flags, sequence: 0, payload: &payload });
+    }
+}

@@ -1,0 +1,250 @@
+//! What the kernel has: tables, chains, sets and rules, as it lists them.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use super::expr::{Expr, Value};
+use super::lower::Lowered;
+use super::uapi::{chain, element, expr, family, header, message, rule, set, table};
+use crate::netlink::wire::{Attributes, Message, Writer};
+use crate::netlink::{Error, Socket, flags};
+
+/// Length of `struct nfgenmsg`.
+const HEADER: usize = 4;
+
+/// A table as listed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ListedTable {
+    pub(super) family: u8,
+    pub(super) name: String,
+    /// Its chains are not attached.
+    pub(super) dormant: bool,
+}
+
+/// A chain as listed.
+#[derive(Debug)]
+pub(super) struct ListedChain {
+    pub(super) table: String,
+    pub(super) name: String,
+    /// Type, hook number, priority, policy.
+    pub(super) base: Option<(String, u32, i32, u32)>,
+}
+
+/// A rule as listed.
+#[derive(Debug)]
+pub(super) struct ListedRule {
+    pub(super) chain: String,
+    pub(super) lowered: Lowered<'static>,
+    pub(super) comment: Option<String>,
+}
+
+/// A set as listed.
+#[derive(Debug)]
+pub(super) struct ListedSet {
+    pub(super) name: String,
+    pub(super) flags: u32,
+    pub(super) key_type: u32,
+    pub(super) key_len: u32,
+    pub(super) elements: Vec<(Value, bool)>,
+}
+
+/// The tables of a family (0: all families).
+pub(super) fn tables(socket: &mut Socket, family: u8) -> Result<Vec<ListedTable>, Error> {
+    let mut found = Vec::new();
+    dump(
+        socket,
+        family,
+        message::GET_TABLE,
+        |_| {},
+        |part| match part {
+            None => found.clear(),
+            Some((family, attributes)) => found.push(ListedTable {
+                family,
+                name: text(attributes, table::NAME),
+                dormant: number(attributes, table::FLAGS) & table::DORMANT != 0,
+            }),
+        },
+    )?;
+    Ok(found)
+}
+
+/// `filter` writes attributes that narrow the list; `take` gets the family and the attributes of each object.
+fn dump(
+    socket: &mut Socket,
+    family: u8,
+    kind: u16,
+    filter: impl FnOnce(&mut Writer),
+    mut take: impl FnMut(Option<(u8, Attributes<'_>)>),
+) -> Result<(), Error> {
+    let mut request = Writer::default();
+    request.message(kind, flags::REQUEST | flags::DUMP, 1, &header(family), filter);
+    socket.dump(request.bytes(), |part: Option<&Message<'_>>| {
+        take(part.map(|m| (m.payload.first().copied().unwrap_or_default(), m.attributes(HEADER))));
+    })
+}
+
+fn text(attributes: Attributes<'_>, kind: u16) -> String {
+    attributes.find(kind).map(|a| a.text().into_owned()).unwrap_or_default()
+}
+
+fn number(attributes: Attributes<'_>, kind: u16) -> u32 {
+    attributes.find(kind).and_then(|a| a.be32()).unwrap_or_default()
+}
+
+pub(super) fn chains(socket: &mut Socket) -> Result<Vec<ListedChain>, Error> {
+    let mut found = Vec::new();
+    dump(
+        socket,
+        family::INET,
+        message::GET_CHAIN,
+        |_| {},
+        |part| match part {
+            None => found.clear(),
+            Some((_, attributes)) => found.push(ListedChain {
+                table: text(attributes, chain::TABLE),
+                name: text(attributes, chain::NAME),
+                base: attributes.find(chain::HOOK).map(|hook| {
+                    (
+                        text(attributes, chain::TYPE),
+                        number(hook.nested(), chain::HOOK_NUMBER),
+                        number(hook.nested(), chain::HOOK_PRIORITY).cast_signed(),
+                        number(attributes, chain::POLICY),
+                    )
+                }),
+            }),
+        },
+    )?;
+    Ok(found)
+}
+
+pub(super) fn sets(socket: &mut Socket, table: &str) -> Result<Vec<ListedSet>, Error> {
+    let mut found = Vec::new();
+    dump(
+        socket,
+        family::INET,
+        message::GET_SET,
+        |w| w.text(set::TABLE, table),
+        |part| match part {
+            None => found.clear(),
+            Some((_, attributes)) => found.push(ListedSet {
+                name: text(attributes, set::NAME),
+                flags: number(attributes, set::FLAGS),
+                key_type: number(attributes, set::KEY_TYPE),
+                key_len: number(attributes, set::KEY_LEN),
+                elements: Vec::new(),
+            }),
+        },
+    )?;
+    for set in &mut found {
+        set.elements = elements(socket, table, &set.name)?;
+    }
+    Ok(found)
+}
+
+pub(super) fn elements(socket: &mut Socket, table: &str, set: &str) -> Result<Vec<(Value, bool)>, Error> {
+    let mut found = Vec::new();
+    let filter = |w: &mut Writer| {
+        w.text(element::LIST_TABLE, table);
+        w.text(element::LIST_SET, set);
+    };
+    dump(socket, family::INET, message::GET_ELEMENTS, filter, |part| match part {
+        None => found.clear(),
+        Some((_, attributes)) => {
+            for item in attributes.find(element::LIST_ELEMENTS).iter().flat_map(|a| a.nested()) {
+                let key = item.nested().find(element::KEY).and_then(|k| k.nested().find(expr::DATA_VALUE));
+                let end = number(item.nested(), element::FLAGS) & element::INTERVAL_END != 0;
+                // A key that is longer than any of ours must not vanish: it makes the set differ.
+                found.push((key.and_then(|k| Value::new(k.data)).unwrap_or([0; 1].into()), end));
+            }
+        }
+    })?;
+    sort(&mut found);
+    Ok(found)
+}
+
+pub(super) fn rules(socket: &mut Socket, table: &str, sets: &[ListedSet]) -> Result<Vec<ListedRule>, Error> {
+    let anonymous: HashMap<&str, Option<Vec<u16>>> = sets
+        .iter()
+        .filter(|s| s.flags & set::ANONYMOUS != 0)
+        .map(|s| (s.name.as_str(), port_set(s)))
+        .collect();
+    let mut found = Vec::new();
+    dump(
+        socket,
+        family::INET,
+        message::GET_RULE,
+        |w| w.text(rule::TABLE, table),
+        |part| match part {
+            None => found.clear(),
+            Some((_, attributes)) => {
+                let mut exprs: Vec<Expr<'static>> = attributes
+                    .find(rule::EXPRESSIONS)
+                    .iter()
+                    .flat_map(|a| a.nested())
+                    .map(|item| Expr::decode(&item))
+                    .collect();
+                let ports = resolve(&mut exprs, &anonymous);
+                if attributes.find(rule::COMPAT).is_some() {
+                    exprs.push(Expr::Other { name: "compat".to_owned() });
+                }
+                found.push(ListedRule {
+                    chain: text(attributes, rule::CHAIN),
+                    lowered: Lowered { exprs, ports },
+                    comment: attributes.find(rule::USERDATA).and_then(|a| comment(a.data)),
+                });
+            }
+        },
+    )?;
+    Ok(found)
+}
+
+/// The ports of an anonymous set; `None` when it is not a plain set of ports.
+fn port_set(listed: &ListedSet) -> Option<Vec<u16>> {
+    let plain = listed.flags == set::ANONYMOUS | set::CONSTANT && listed.key_type == set::TYPE_PORT;
+    listed
+        .elements
+        .iter()
+        .map(|(key, end)| key.as_slice().try_into().ok().filter(|_| plain && !end).map(u16::from_be_bytes))
+        .collect()
+}
+
+/// Gives lookups in anonymous sets the name that lowering uses, and returns the ports of the sets.
+fn resolve(exprs: &mut [Expr<'static>], anonymous: &HashMap<&str, Option<Vec<u16>>>) -> Vec<Vec<u16>> {
+    let mut all = Vec::new();
+    for expr in exprs {
+        let Expr::Lookup { set, .. } = expr else { continue };
+        // An anonymous set unlike ours keeps its own name, which no planned rule has.
+        if let Some(Some(ports)) = anonymous.get(set.as_ref()) {
+            all.push(ports.clone());
+            *set = Cow::Borrowed(super::uapi::set::ANONYMOUS_NAME);
+        }
+    }
+    all
+}
+
+fn comment(userdata: &[u8]) -> Option<String> {
+    let (&[kind, len], rest) = userdata.split_first_chunk::<2>()?;
+    let text = rest.get(..usize::from(len).checked_sub(1)?)?;
+    (kind == rule::USERDATA_COMMENT).then(|| String::from_utf8_lossy(text).into_owned())
+}
+
+impl std::fmt::Display for ListedRule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (i, expr) in self.lowered.exprs.iter().enumerate() {
+            write!(f, "{}{expr}", if i == 0 { "" } else { " " })?;
+        }
+        for ports in &self.lowered.ports {
+            write!(f, " {ports:?}")?;
+        }
+        self.comment.iter().try_for_each(|comment| write!(f, " comment \"{comment}\""))
+    }
+}
+
+/// In the order of keys.
+pub(super) fn sort(elements: &mut Vec<(Value, bool)>) {
+    elements.sort_by(|(a, a_end), (b, b_end)| (a.as_slice(), a_end).cmp(&(b.as_slice(), b_end)));
+    // "Nothing up to the first address" is an aid of nft for itself: the kernel may or may not keep it.
+    if elements.first().is_some_and(|(key, end)| *end && key.as_slice().iter().all(|b| *b == 0)) {
+        elements.remove(0);
+    }
+}
