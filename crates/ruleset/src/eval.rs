@@ -46,11 +46,11 @@ pub struct Owner {
 /// Connection tracking state of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum State {
-    /// The first packet of a connection: the only one that the nat tables see.
+    /// The first packet of a connection.
     New,
     /// A later one.
     Established,
-    /// First packet of a connection that another one announced.
+    /// First packet of a connection that another one announced; the nat tables see it as they see [`State::New`], and no others.
     Related,
     /// Fits no connection.
     Invalid,
@@ -139,7 +139,7 @@ pub fn evaluate<'a>(
         .collect();
     bases.sort_by_key(|(.., priority)| *priority);
     for (table, chain, _) in bases {
-        if table.kind == TableKind::Nat && !(nat && packet.state == State::New) {
+        if table.kind == TableKind::Nat && !(nat && matches!(packet.state, State::New | State::Related)) {
             continue;
         }
         let mut walk = Walk { table, backend, packet, outcome: &mut outcome, depth: table.chains.len() };
@@ -179,7 +179,8 @@ impl<'r> Walk<'r, '_, '_> {
                 Action::SetMark(mark) => self.outcome.mark = *mark,
                 Action::SaveMark => self.outcome.ct_mark = self.outcome.mark,
                 Action::RestoreMark => self.outcome.mark = self.outcome.ct_mark,
-                Action::SetZone(zone) => self.outcome.zone = Some(*zone),
+                // Both backends leave a packet alone that has a connection or a zone already (xt_CT.c, nft_ct.c): the first counts.
+                Action::SetZone(zone) => self.outcome.zone = self.outcome.zone.or(Some(*zone)),
                 Action::Return => {
                     self.passed_by(place);
                     return Flow::Continue;
@@ -199,6 +200,10 @@ impl<'r> Walk<'r, '_, '_> {
                     return Flow::End;
                 }
                 Action::Drop => return self.decided(place, Verdict::Drop),
+                // The packet has its socket already; another address does not lead it elsewhere.
+                Action::Redirect { .. } if matches!(self.outcome.verdict, Verdict::Tproxy { .. }) => {
+                    return Flow::End;
+                }
                 Action::Redirect { port } => return self.decided(place, Verdict::Redirect { port: *port }),
                 Action::Tproxy { port, mark } => {
                     self.outcome.mark = *mark;
