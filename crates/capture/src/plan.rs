@@ -190,6 +190,14 @@ impl<'a> Planner<'a> {
             self.tproxy_targets();
         }
         let table = if self.tproxy() { TableKind::Mangle } else { TableKind::Nat };
+        if self.tproxy() {
+            // Step 3 is in nat only; upstream's transparent socket therefore takes these packets before nat can redirect them.
+            for name in &self.settings.reroute_interfaces {
+                let why = format!("what comes from {name} is not inbound traffic");
+                self.draft
+                    .add(Chain::MANGLE_PREROUTING, Rule::new(vec![in_interface(name)], Action::Return, why));
+            }
+        }
         let enter = Rule::new(vec![tcp()], jump(Chain::NAT_INBOUND), "inbound TCP");
         self.draft.add(Chain::prerouting(table), enter);
         match &self.settings.inbound_ports {
