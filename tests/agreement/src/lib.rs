@@ -1,0 +1,14 @@
+//! Do the two backends, the evaluator and the kernel agree on what happens to a packet?
+//!
+//! - [`strategy`]: random [`capture::Settings`] and packets, drawn from the few values that rules and packets can share.
+//! - [`oracle`]: what the specification promises in prose, written without looking at rules.
+//! - [`world`] and [`way`]: a pod's addresses and routes, and the way of an attempt through every hook as the evaluator sees it.
+//! - [`lab`]: the same attempt with real packets through the same plan, loaded into a namespace.
+//! - [`run`]: seeds and numbers of cases, from the environment.
+
+pub mod lab;
+pub mod oracle;
+pub mod run;
+pub mod strategy;
+pub mod way;
+pub mod world;

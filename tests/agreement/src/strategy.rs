@@ -1,0 +1,212 @@
+//! Random settings and packets.
+//!
+//! Values come from small pools, so that a packet often meets the rule that was made for it.
+
+use std::net::IpAddr;
+
+use capture::Settings;
+use capture::settings::{Dns, Mode, OwnerGroups, Ports, Prefixes, Ranges};
+use proptest::prelude::*;
+use proptest::sample::{select, subsequence};
+use ruleset::eval::{Owner, Packet, State};
+use ruleset::{Hook, Protocol};
+
+use crate::way::Attempt;
+use crate::world::{
+    CAPTURE_PORTS, FAR, GIDS, LOOPBACK, PASSTHROUGH, PEER, POD, PROXY_PORTS, TCP_PORTS, TUNNEL_PORTS,
+    UDP_PORTS, UIDS,
+};
+
+const RANGES_V4: [&str; 8] = [
+    "198.51.100.0/24",
+    "203.0.113.9/32",
+    "10.77.0.0/16",
+    "10.77.1.0/24",
+    "198.51.100.7/8",
+    "127.0.0.1/32",
+    "127.0.0.0/8",
+    "0.0.0.0/0",
+];
+const RANGES_V6: [&str; 5] = ["2001:db8::/32", "2001:db8:1::9/128", "fd77:1::2/64", "::1/128", "::/0"];
+const LOOPBACK_RANGES: [&str; 3] = ["127.0.0.1/32", "127.0.0.0/8", "127.0.0.5/32"];
+const INTERFACES: [&str; 3] = ["net1", "eth0", "tap0"];
+/// Marks that settings and packets share; the third is the one that tells the proxy's own packets.
+const MARKS: [u32; 4] = [1337, 42, capture::settings::TPROXY_OUTBOUND_MARK, 0];
+
+/// Every field of [`Settings`]; the simplest is near the default.
+pub fn settings() -> impl Strategy<Value = Settings> {
+    let ports = (select(&PROXY_PORTS[..]), select(&CAPTURE_PORTS[..]), select(&TUNNEL_PORTS[..]));
+    let ids = (ids(&UIDS), ids(&GIDS), owner_groups());
+    let mode = (select(vec![Mode::Redirect, Mode::Tproxy]), select(&MARKS[..2]), select(vec![133_u32, 200]));
+    let inbound = (included_ports(), ports_of(0..=3));
+    let outbound = (ports_of(0..=2), ports_of(0..=2), ranges(), prefixes(0..=2));
+    let interfaces = (names(), names());
+    let rest = (dns(), any::<(bool, bool)>(), loopback());
+    (ports, ids, mode, inbound, outbound, interfaces, rest).prop_map(
+        |(ports, ids, mode, inbound, outbound, interfaces, rest)| Settings {
+            proxy_port: ports.0,
+            capture_port: ports.1,
+            tunnel_port: ports.2,
+            proxy_uids: ids.0,
+            proxy_gids: ids.1,
+            owner_groups: ids.2,
+            mode: mode.0,
+            tproxy_mark: mode.1,
+            tproxy_table: mode.2,
+            inbound_ports: inbound.0,
+            inbound_ports_excluded: inbound.1,
+            outbound_ports: outbound.0,
+            outbound_ports_excluded: outbound.1,
+            outbound_ranges: outbound.2,
+            outbound_ranges_excluded: outbound.3,
+            reroute_interfaces: interfaces.0,
+            excluded_interfaces: interfaces.1,
+            dns: rest.0,
+            drop_invalid: rest.1.0,
+            dual_stack: rest.1.1,
+            loopback_v4: rest.2,
+        },
+    )
+}
+
+/// What a hook sees: a packet, where it is, and whether the nat tables look at it.
+pub fn packet() -> impl Strategy<Value = (Packet, Hook, bool)> {
+    let addresses = any::<bool>().prop_flat_map(|v6| (address(v6), address(v6)));
+    let protocol = select(vec![Protocol::Tcp, Protocol::Tcp, Protocol::Udp]);
+    let ports = (
+        select(vec![40_000_u16, 53, 15053]),
+        prop_oneof![8 => select(&TCP_PORTS[..]), 2 => Just(53), 1 => any::<u16>()],
+    );
+    let owner = (select(&UIDS[..]), select(&GIDS[..]));
+    let marks = (mark(), mark());
+    let state = prop_oneof![
+        6 => Just(State::New),
+        2 => Just(State::Established),
+        1 => Just(State::Related),
+        1 => Just(State::Invalid),
+    ];
+    let place =
+        (select(vec![Hook::Output, Hook::Prerouting]), select(vec!["eth0", "lo", "net1"]), any::<bool>());
+    (addresses, protocol, ports, owner, marks, state, place).prop_map(
+        |(addresses, protocol, ports, (uid, gid), marks, state, (hook, interface, nat))| {
+            let sent = hook == Hook::Output;
+            let packet = Packet {
+                source: addresses.0,
+                destination: addresses.1,
+                protocol,
+                source_port: ports.0,
+                destination_port: ports.1,
+                in_interface: if sent { String::new() } else { interface.to_owned() },
+                out_interface: if sent { interface.to_owned() } else { String::new() },
+                owner: sent.then_some(Owner { uid, gid }),
+                mark: marks.0,
+                ct_mark: marks.1,
+                state,
+            };
+            (packet, hook, nat)
+        },
+    )
+}
+
+/// Something to try with real packets. `ipv6` says whether the plan handles IPv6: without it, the proxy's IPv6 source address is
+/// not there.
+pub fn attempt() -> impl Strategy<Value = Attempt> {
+    let protocol = || select(vec![Protocol::Tcp, Protocol::Tcp, Protocol::Tcp, Protocol::Udp]);
+    let owner = || {
+        (
+            prop_oneof![2 => Just(1337), 5 => Just(1000), 3 => select(&UIDS[..])],
+            prop_oneof![6 => Just(1000), 3 => select(&GIDS[..])],
+        )
+    };
+    let port =
+        |protocol| select(if protocol == Protocol::Tcp { TCP_PORTS.to_vec() } else { UDP_PORTS.to_vec() });
+    let to = |pool: Vec<IpAddr>| {
+        (protocol(), owner(), select(pool)).prop_flat_map(move |(protocol, owner, to)| {
+            port(protocol).prop_map(move |port| Attempt {
+                from_peer: false,
+                protocol,
+                owner,
+                source: None,
+                to: (to, port).into(),
+            })
+        })
+    };
+    let out = to([FAR.to_vec(), PEER[2..].to_vec()].concat());
+    let own = to([POD.to_vec(), LOOPBACK.to_vec()].concat());
+    let passthrough =
+        (owner(), select(&POD[..]), port(Protocol::Tcp)).prop_map(|(owner, to, port)| Attempt {
+            from_peer: false,
+            protocol: Protocol::Tcp,
+            owner,
+            source: Some(PASSTHROUGH[usize::from(to.is_ipv6())]),
+            to: (to, port).into(),
+        });
+    let inbound = to(POD.to_vec()).prop_map(|attempt| Attempt { from_peer: true, owner: (0, 0), ..attempt });
+    prop_oneof![6 => out, 4 => own, 1 => passthrough, 5 => inbound]
+}
+
+fn address(v6: bool) -> impl Strategy<Value = IpAddr> {
+    let pool: Vec<IpAddr> = [&POD[..], &PEER[..], &FAR[..], &LOOPBACK[..], &PASSTHROUGH[..]].concat();
+    select(pool.into_iter().filter(|address| address.is_ipv6() == v6).collect::<Vec<_>>())
+}
+
+fn mark() -> impl Strategy<Value = u32> {
+    prop_oneof![2 => Just(0), 1 => select(&MARKS[..])]
+}
+
+fn ids(pool: &'static [u32]) -> impl Strategy<Value = Vec<u32>> {
+    prop_oneof![4 => Just(vec![1337]), 2 => subsequence(pool, 0..=2)]
+}
+
+fn owner_groups() -> impl Strategy<Value = OwnerGroups> {
+    prop_oneof![
+        3 => Just(OwnerGroups::AllBut(Vec::new())),
+        1 => subsequence(&GIDS[..], 1..=2).prop_map(OwnerGroups::AllBut),
+        1 => subsequence(&GIDS[..], 0..=3).prop_map(OwnerGroups::Only),
+    ]
+}
+
+fn included_ports() -> impl Strategy<Value = Ports> {
+    prop_oneof![3 => Just(Ports::All), 2 => ports_of(0..=4)]
+}
+
+fn ports_of(count: std::ops::RangeInclusive<usize>) -> impl Strategy<Value = Ports> {
+    let list = subsequence(&TCP_PORTS[..], count).prop_shuffle().prop_map(Ports::Only);
+    prop_oneof![9 => list, 1 => Just(Ports::All)]
+}
+
+fn ranges() -> impl Strategy<Value = Ranges> {
+    prop_oneof![2 => Just(Ranges::All), 3 => prefixes(0..=4).prop_map(Ranges::Only)]
+}
+
+fn prefixes(count: std::ops::RangeInclusive<usize>) -> impl Strategy<Value = Prefixes> {
+    (subsequence(&RANGES_V4[..], count.clone()), subsequence(&RANGES_V6[..], count))
+        .prop_map(|(v4, v6)| Prefixes { v4: parsed(&v4), v6: parsed(&v6) })
+}
+
+fn parsed<T: std::str::FromStr<Err: std::fmt::Debug>>(texts: &[&str]) -> Vec<T> {
+    texts.iter().map(|text| text.parse().expect("the pools hold valid prefixes")).collect()
+}
+
+fn names() -> impl Strategy<Value = Vec<String>> {
+    let some =
+        subsequence(&INTERFACES[..], 1..=2).prop_map(|names| names.into_iter().map(str::to_owned).collect());
+    prop_oneof![3 => Just(Vec::new()), 1 => some]
+}
+
+fn dns() -> impl Strategy<Value = Dns> {
+    let servers = any::<(bool, bool, bool)>().prop_map(|(far, near, v6)| Dns::Servers {
+        v4: [far.then_some([198, 51, 100, 7].into()), near.then_some([127, 0, 0, 1].into())]
+            .into_iter()
+            .flatten()
+            .collect(),
+        // At least one of all.
+        v6: if v6 || !(far || near) { parsed(&["2001:db8::7"]) } else { Vec::new() },
+    });
+    prop_oneof![2 => Just(Dns::Off), 2 => Just(Dns::All), 1 => servers]
+}
+
+fn loopback() -> impl Strategy<Value = ipnet::Ipv4Net> {
+    prop_oneof![3 => Just(LOOPBACK_RANGES[0]), 1 => select(&LOOPBACK_RANGES[..])]
+        .prop_map(|text| text.parse().expect("the pool holds valid prefixes"))
+}

@@ -1,0 +1,165 @@
+//! Random settings in a kernel: real packets do what the evaluator says, whichever way the plan was loaded.
+
+use std::cell::Cell;
+use std::fmt::Write as _;
+use std::time::Instant;
+
+use agreement::lab::{Lab, Loader, compare};
+use agreement::run::{SEED, runner};
+use agreement::strategy::{attempt, settings};
+use agreement::way::{Attempt, End, predict};
+use capture::settings::Mode;
+use capture::{Facts, Settings, plan};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::test_runner::TestCaseError;
+use ruleset::{Backend, Family, Plan, Protocol, Step, Transaction};
+
+const CASES: u32 = 40;
+const ATTEMPTS: usize = 12;
+/// Each step of shrinking loads rules and sends packets again.
+const SHRINK: u32 = 150;
+
+/// Loads a plan, makes the attempts, and says what was not as `expected` says. The lab is empty afterwards.
+fn disagreement(
+    lab: &Lab,
+    loader: Loader,
+    loaded: &Plan,
+    expected: &Plan,
+    attempts: &[Attempt],
+    count: &Cell<u32>,
+) -> anyhow::Result<Option<String>> {
+    lab.load(loader, loaded)?;
+    let mut found = None;
+    for attempt in attempts {
+        let way = predict(expected, attempt);
+        let outcome = lab.attempt(attempt)?;
+        count.set(count.get() + 1);
+        if let Err(difference) = compare(attempt, &way.end, &outcome) {
+            found = Some(format!("{loader:?}: {difference}\n{attempt:?}\nwhat the evaluator says:\n{way}"));
+            break;
+        }
+    }
+    lab.unload(loader, loaded)?;
+    Ok(found)
+}
+
+fn texts(settings: &Settings, ipv6: bool) -> String {
+    let mut out = format!("{settings:#?}\nIPv6: {ipv6}\n");
+    let nft = plan(settings, Facts { backend: Backend::Nftables, ipv6 });
+    let iptables = plan(settings, Facts { backend: Backend::Iptables, ipv6 });
+    for step in nft.steps.iter().filter(|step| !matches!(step, Step::Replace(_))) {
+        let _ = writeln!(out, "{step:?}");
+    }
+    let _ = writeln!(out, "--- nft\n{}", ruleset::nft::render(&Transaction::Add(nft.ruleset().unwrap())));
+    for family in [Family::V4, Family::V6] {
+        let text = ruleset::iptables::render(iptables.ruleset().unwrap(), family).unwrap();
+        let _ = writeln!(out, "--- iptables {family:?}\n{text}");
+    }
+    out
+}
+
+/// The proxy's IPv6 source address is only there with a plan that handles IPv6.
+fn possible(attempt: &Attempt, ipv6: bool) -> bool {
+    ipv6 || attempt.source.is_none_or(|source| source.is_ipv4())
+}
+
+#[test]
+fn real_packets_go_where_the_evaluator_says() {
+    let lab = Lab::new().unwrap();
+    let start = Instant::now();
+    let (mut runner, seed) = runner("packets", CASES, SHRINK);
+    let (count, ends) = (Cell::new(0), Ends::default());
+    let strategy = (settings(), any::<bool>(), vec(attempt(), 1..=ATTEMPTS));
+    let result = runner.run(&strategy, |(settings, ipv6, mut attempts)| {
+        attempts.retain(|attempt| possible(attempt, ipv6));
+        for loader in Loader::ALL {
+            let plan = plan(&settings, Facts { backend: loader.backend(), ipv6 });
+            attempts.iter().for_each(|attempt| ends.count(attempt, &predict(&plan, attempt).end, &settings));
+            let found = disagreement(&lab, loader, &plan, &plan, &attempts, &count)
+                .unwrap_or_else(|error| panic!("{loader:?}: {error:#}\n{}", texts(&settings, ipv6)));
+            if let Some(found) = found {
+                return Err(TestCaseError::fail(format!("{found}\n{}", texts(&settings, ipv6))));
+            }
+        }
+        Ok(())
+    });
+    println!("{} attempts in {:?}: {ends:?}", count.get(), start.elapsed());
+    if let Err(failure) = result {
+        panic!("{failure}\nrepeat with {SEED}={seed}");
+    }
+}
+
+/// How often each kind of end was predicted: a test that only ever sees one kind shows little.
+#[derive(Debug, Default)]
+struct Ends {
+    outbound: Cell<u32>,
+    inbound_redirect: Cell<u32>,
+    inbound_tproxy: Cell<u32>,
+    resolver: Cell<u32>,
+    direct: Cell<u32>,
+    none: Cell<u32>,
+}
+
+impl Ends {
+    fn count(&self, attempt: &Attempt, end: &End, settings: &Settings) {
+        let cell = match end {
+            End::NoAnswer => &self.none,
+            End::Listener { port, .. } if *port == settings.proxy_port => &self.outbound,
+            End::Listener { port: 15053, .. } => &self.resolver,
+            End::Listener { port, .. } if *port != settings.capture_port || attempt.to.port() == *port => {
+                &self.direct
+            }
+            End::Listener { .. } if settings.mode == Mode::Tproxy => &self.inbound_tproxy,
+            End::Listener { .. } => &self.inbound_redirect,
+        };
+        cell.set(cell.get() + 1);
+    }
+}
+
+/// The comparison itself can fail: for each rule in turn that the attempts below meet, a plan without it is loaded, and the
+/// packets must give it away.
+#[test]
+fn a_missing_rule_is_noticed() {
+    let lab = Lab::new().unwrap();
+    let settings = Settings { dns: capture::settings::Dns::All, ..Settings::default() };
+    let count = Cell::new(0);
+    let to = |text: &str, port| (text.parse::<std::net::IpAddr>().unwrap(), port).into();
+    let from = |owner, to| Attempt { from_peer: false, protocol: Protocol::Tcp, owner, source: None, to };
+    let attempts = [
+        from((1000, 1000), to("198.51.100.7", 80)),
+        from((1337, 1000), to("198.51.100.7", 80)),
+        from((1000, 1337), to("198.51.100.7", 80)),
+        from((1000, 1000), to("198.51.100.7", 15020)),
+        from((1337, 1000), to("10.77.0.2", 80)),
+        from((1000, 1000), to("198.51.100.7", 53)),
+        Attempt { protocol: Protocol::Udp, ..from((1000, 1000), to("198.51.100.7", 53)) },
+        Attempt { from_peer: true, ..from((0, 0), to("10.77.0.2", 80)) },
+        Attempt { from_peer: true, ..from((0, 0), to("10.77.0.2", 15008)) },
+        Attempt { from_peer: true, ..from((0, 0), to("10.77.0.2", 15021)) },
+    ];
+    for loader in Loader::ALL {
+        let whole = plan(&settings, Facts { backend: loader.backend(), ipv6: false });
+        assert_eq!(disagreement(&lab, loader, &whole, &whole, &attempts, &count).unwrap(), None);
+        for attempt in &attempts {
+            let way = predict(&whole, attempt);
+            let decided = way.hooks.iter().filter_map(|(_, _, outcome)| outcome.decided_by).next_back();
+            let place = decided.expect("each of these attempts meets a rule that decides");
+            let (table, chain, index) = (place.table, place.chain.name.clone(), place.index);
+            let mut without = whole.clone();
+            for step in &mut without.steps {
+                if let Step::Replace(rules) = step {
+                    let chains =
+                        rules.tables.iter_mut().filter(|t| t.kind == table).flat_map(|t| &mut t.chains);
+                    chains.filter(|c| c.name == chain).for_each(|c| drop(c.rules.remove(index)));
+                }
+            }
+            let found =
+                disagreement(&lab, loader, &without, &whole, std::slice::from_ref(attempt), &count).unwrap();
+            let found = found.unwrap_or_else(|| {
+                panic!("{loader:?}: {table}/{chain}[{index}] is not missed by {attempt:?}")
+            });
+            assert!(found.contains("predicted"), "{found}");
+        }
+    }
+}
