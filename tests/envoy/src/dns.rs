@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use rustix::net::{AddressFamily, SocketType, bind, connect, socket, sockopt};
-use rustix::thread::{Gid, Uid, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use testkit::TestNetns;
+
+use crate::user::User;
 
 pub use server::{Query, Server};
 
@@ -41,8 +42,8 @@ pub enum Transport {
 pub struct Question<'a> {
     /// Where it is asked from.
     pub from: &'a TestNetns,
-    /// Uid and gid of who asks.
-    pub user: u32,
+    /// Who asks.
+    pub user: User,
     /// How.
     pub transport: Transport,
     /// Whom.
@@ -70,11 +71,10 @@ impl Question<'_> {
     pub fn ask(&self) -> Result<Reply> {
         let Self { user, transport, server, name, .. } = *self;
         self.from.enter(|_| {
-            become_user(user)?;
+            user.enter()?;
             let query = message::query(name);
-            let (reply, from) = exchange(transport, server, self.source_port, &query).with_context(|| {
-                format!("no reply to {name} from {server} over {transport:?} as user {user}")
-            })?;
+            let (reply, from) = exchange(transport, server, self.source_port, &query)
+                .with_context(|| format!("no reply to {name} from {server} over {transport:?} as {user}"))?;
             let address = message::answer(&reply, &query).context("a reply to another question")?;
             Ok(Reply { address, from })
         })?
@@ -131,14 +131,4 @@ fn read_framed(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     let mut message = vec![0; u16::from_be_bytes(length).into()];
     stream.read_exact(&mut message)?;
     Ok(message)
-}
-
-/// Changes the calling thread and those that it starts, not the process.
-fn become_user(id: u32) -> Result<()> {
-    let change = || {
-        set_thread_groups(&[])?;
-        set_thread_res_gid(Gid::from_raw(id), Gid::from_raw(id), Gid::from_raw(id))?;
-        set_thread_res_uid(Uid::from_raw(id), Uid::from_raw(id), Uid::from_raw(id))
-    };
-    change().with_context(|| format!("cannot become user and group {id} (run as root)"))
 }

@@ -12,7 +12,8 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use testkit::Pod;
 
-use crate::PROXY_ID;
+use crate::bootstrap::Mode;
+use crate::user::User;
 
 const PLUGIN: &str = "istio-cni";
 const NAMESPACE: &str = "default";
@@ -28,8 +29,9 @@ pub enum Backend {
 }
 
 /// What a pod's manifest says about its capture; everything else is as the injector leaves it.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Manifest {
+    mode: Mode,
     annotations: BTreeMap<String, String>,
     proxy_env: BTreeMap<String, String>,
 }
@@ -41,10 +43,12 @@ pub struct Plugin {
 }
 
 impl Manifest {
-    /// A pod that is captured and says nothing about how.
+    /// A pod that is captured and says no more about how than the mode.
     #[must_use]
-    pub fn new() -> Self {
-        Self::default().annotate("sidecar.istio.io/status", "{}")
+    pub fn new(mode: Mode) -> Self {
+        Self { mode, annotations: BTreeMap::new(), proxy_env: BTreeMap::new() }
+            .annotate("sidecar.istio.io/status", "{}")
+            .annotate("sidecar.istio.io/interceptionMode", mode.annotation())
     }
 
     /// Adds an annotation.
@@ -62,6 +66,7 @@ impl Manifest {
     }
 
     fn to_json(&self) -> Value {
+        let proxy = User::proxy(self.mode);
         let env: Vec<Value> =
             self.proxy_env.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
         json!({
@@ -77,7 +82,7 @@ impl Manifest {
                     "image": "proxy",
                     "args": ["proxy", "sidecar"],
                     "env": env,
-                    "securityContext": {"runAsUser": PROXY_ID, "runAsGroup": PROXY_ID},
+                    "securityContext": {"runAsUser": proxy.uid, "runAsGroup": proxy.gid},
                 },
             ]},
         })

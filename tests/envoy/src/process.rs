@@ -13,16 +13,14 @@ use tempfile::TempDir;
 use testkit::{Pod, Process};
 
 use crate::bootstrap::{Bootstrap, Mode};
-
-/// User and group of the proxy: Istio's default.
-pub const PROXY_ID: u32 = 1337;
+use crate::user::User;
 
 /// How long Envoy may take until it serves; half a second on an idle machine.
 const LONGEST_START: Duration = Duration::from_secs(20);
 /// How long one question to its admin interface may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// A running sidecar; killed when dropped.
+/// A running sidecar, as [`User::proxy`]; killed when dropped.
 #[derive(Debug)]
 pub struct Envoy {
     process: Process,
@@ -37,9 +35,9 @@ impl Envoy {
     pub fn start(pod: &Pod, mode: Mode, own_service: SocketAddr) -> Result<Self> {
         let program = installed()?;
         let dir = tempfile::Builder::new().prefix("envoy-").tempdir().context("cannot make a directory")?;
-        std::os::unix::fs::chown(dir.path(), Some(PROXY_ID), Some(PROXY_ID)).with_context(|| {
-            format!("cannot give {} to user {PROXY_ID} (run as root)", dir.path().display())
-        })?;
+        let User { uid, gid } = User::proxy(mode);
+        std::os::unix::fs::chown(dir.path(), Some(uid), Some(gid))
+            .with_context(|| format!("cannot give {} to user {uid} (run as root)", dir.path().display()))?;
         let bootstrap = Bootstrap {
             mode,
             families: pod.families(),
@@ -49,11 +47,10 @@ impl Envoy {
         };
         let log = File::create(dir.path().join("envoy.log"))?;
         let mut command = Command::new("setpriv");
-        let id = PROXY_ID.to_string();
-        command.args(["--reuid", &id, "--regid", &id, "--clear-groups"]);
+        command.args(["--reuid", &uid.to_string(), "--regid", &gid.to_string(), "--clear-groups"]);
         if mode == Mode::Tproxy {
-            // For IP_TRANSPARENT and SO_MARK. Istio runs the proxy as root for this.
-            command.args(["--inh-caps", "+net_admin", "--ambient-caps", "+net_admin"]);
+            // For IP_TRANSPARENT and SO_MARK; Istio's injector drops everything else.
+            command.args(["--bounding-set", "-all,+net_admin", "--inh-caps", "-all"]);
         }
         // By this name because the checkout may be in a folder that the user cannot enter.
         command.arg("/proc/self/fd/0").arg("--config-yaml").arg(bootstrap.to_json().to_string());

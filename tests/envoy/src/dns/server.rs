@@ -16,10 +16,10 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_w
 use testkit::{Families, TestNetns};
 
 use super::{
-    PATIENCE, PROXY_ADDRESS, PROXY_SUFFIX, REAL_ADDRESS, Transport, become_user, exchange, message,
-    read_framed, write_framed,
+    PATIENCE, PROXY_ADDRESS, PROXY_SUFFIX, REAL_ADDRESS, Transport, exchange, message, read_framed,
+    write_framed,
 };
-use crate::PROXY_ID;
+use crate::user::User;
 
 /// Where the proxy's resolver listens, on the loopback addresses as Istio's agent does.
 const PROXY_PORT: u16 = 15053;
@@ -61,31 +61,31 @@ impl Server {
     /// When it cannot listen.
     pub fn real(namespace: &TestNetns, addresses: &[IpAddr]) -> Result<Self> {
         let addresses: Vec<_> = addresses.iter().map(|ip| SocketAddr::new(*ip, DNS_PORT)).collect();
-        Self::start(namespace, 0, &addresses, None)
+        Self::start(namespace, User::ROOT, &addresses, None)
     }
 
-    /// The proxy's resolver, as the proxy's user. It answers its own names and asks `upstream` for all others.
+    /// The proxy's resolver, as `user`. It answers its own names and asks `upstream` for all others.
     ///
     /// # Errors
     /// When it cannot listen.
-    pub fn proxy(pod: &TestNetns, families: Families, upstream: SocketAddr) -> Result<Self> {
+    pub fn proxy(pod: &TestNetns, user: User, families: Families, upstream: SocketAddr) -> Result<Self> {
         let v4 = families.v4().then_some(Ipv4Addr::LOCALHOST.into());
         let v6 = families.v6().then_some(Ipv6Addr::LOCALHOST.into());
         let addresses: Vec<_> =
             [v4, v6].into_iter().flatten().map(|ip| SocketAddr::new(ip, PROXY_PORT)).collect();
-        Self::start(pod, PROXY_ID, &addresses, Some(upstream))
+        Self::start(pod, user, &addresses, Some(upstream))
     }
 
     fn start(
         namespace: &TestNetns,
-        user: u32,
+        user: User,
         addresses: &[SocketAddr],
         upstream: Option<SocketAddr>,
     ) -> Result<Self> {
         let shared = Arc::new(Shared { upstream, queries: Mutex::default(), stop: AtomicBool::new(false) });
         // Threads have the user and the namespace of the thread that starts them.
         let threads = namespace.enter(|_| -> Result<Vec<JoinHandle<()>>> {
-            become_user(user)?;
+            user.enter()?;
             let mut threads = Vec::new();
             for &address in addresses {
                 let (udp, tcp) =

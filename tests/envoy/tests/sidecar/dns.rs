@@ -3,16 +3,16 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use envoy::dns::{PROXY_ADDRESS, Query, Question, REAL_ADDRESS, Reply, Server, Transport};
-use envoy::{Manifest, PROXY_ID};
+use envoy::{Manifest, User};
 
 use super::Combination;
-use super::scene::{APP_ID, Addresses, Scene};
+use super::scene::{Addresses, Scene};
 
 /// A source port that two clients use one after the other.
 const SAME_PORT: u16 = 40053;
 
 pub(crate) fn check(what: Combination) {
-    let scene = Scene::new(what, Manifest::new().proxy_env("ISTIO_META_DNS_CAPTURE", "true"));
+    let scene = Scene::new(what, Manifest::new(what.mode).proxy_env("ISTIO_META_DNS_CAPTURE", "true"));
     for addresses in what.addresses() {
         for transport in [Transport::Udp, Transport::Tcp] {
             let test = Resolution { scene: &scene, addresses, transport };
@@ -31,43 +31,45 @@ struct Resolution<'a> {
 impl Resolution<'_> {
     fn check(&self) {
         let pod = &self.scene.pod;
+        let proxy_user = User::proxy(self.scene.what.mode);
         let upstream = SocketAddr::new(self.addresses.server, 53);
         let real = Server::real(pod.peer(), &[self.addresses.server, self.addresses.other_server])
             .expect("the real server");
-        let proxy = Server::proxy(pod, pod.families(), upstream).expect("the proxy's resolver");
+        let proxy = Server::proxy(pod, proxy_user, pod.families(), upstream).expect("the proxy's resolver");
 
         // A name that only the proxy knows is resolved whichever server is asked.
-        for (user, server) in [(APP_ID, self.addresses.server), (0, self.addresses.other_server)] {
+        for (user, server) in [(User::APP, self.addresses.server), (User::ROOT, self.addresses.other_server)]
+        {
             self.ask(user, server, "reviews.mesh", 0, PROXY_ADDRESS);
             self.expect_queries("the proxy", &proxy, "reviews.mesh", None);
         }
         assert_eq!(real.take_queries(), [], "{self}: a captured question reached the real server");
 
         // Any other name goes to the proxy too, and the proxy's own question to the real server.
-        self.ask(APP_ID, self.addresses.other_server, "example.test", 0, REAL_ADDRESS);
+        self.ask(User::APP, self.addresses.other_server, "example.test", 0, REAL_ADDRESS);
         self.expect_queries("the proxy", &proxy, "example.test", None);
         self.expect_queries("the real server", &real, "example.test", Some(self.addresses.pod));
 
         // The proxy's question, though its addresses and ports are those of an application's captured one: over UDP it
         // is only the conntrack zone that tells the two apart.
         let port = if self.transport == Transport::Udp { SAME_PORT } else { 0 };
-        self.ask(APP_ID, self.addresses.server, "reviews.mesh", port, PROXY_ADDRESS);
+        self.ask(User::APP, self.addresses.server, "reviews.mesh", port, PROXY_ADDRESS);
         self.expect_queries("the proxy", &proxy, "reviews.mesh", None);
-        self.ask(PROXY_ID, self.addresses.server, "reviews.mesh", port, REAL_ADDRESS);
+        self.ask(proxy_user, self.addresses.server, "reviews.mesh", port, REAL_ADDRESS);
         self.expect_queries("the real server", &real, "reviews.mesh", Some(self.addresses.pod));
         assert_eq!(proxy.take_queries(), [], "{self}: the proxy's question came back to the proxy");
-        self.ask(APP_ID, self.addresses.server, "ratings.mesh", port, PROXY_ADDRESS);
+        self.ask(User::APP, self.addresses.server, "ratings.mesh", port, PROXY_ADDRESS);
         self.expect_queries("the proxy", &proxy, "ratings.mesh", None);
         assert_eq!(real.take_queries(), [], "{self}: a captured question reached the real server");
     }
 
     /// Asks; the reply must come from the server that was asked, wherever it was made.
-    fn ask(&self, user: u32, server: IpAddr, name: &str, source_port: u16, address: Ipv4Addr) {
+    fn ask(&self, user: User, server: IpAddr, name: &str, source_port: u16, address: Ipv4Addr) {
         let server = SocketAddr::new(server, 53);
         let question =
             Question { from: &self.scene.pod, user, transport: self.transport, server, name, source_port };
         match question.ask() {
-            Ok(reply) => assert_eq!(reply, Reply { address, from: server }, "{self}: {name} as user {user}"),
+            Ok(reply) => assert_eq!(reply, Reply { address, from: server }, "{self}: {name} as {user}"),
             Err(e) => panic!("{self}: {e:#}\n{}", self.scene.rules()),
         }
     }

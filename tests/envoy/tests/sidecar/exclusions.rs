@@ -8,7 +8,7 @@ use super::scene::{
 };
 
 pub(crate) fn check(what: Combination) {
-    let manifest = Manifest::new()
+    let manifest = Manifest::new(what.mode)
         .annotate("traffic.sidecar.istio.io/excludeInboundPorts", &APP_OTHER.to_string())
         .annotate("traffic.sidecar.istio.io/excludeOutboundPorts", &SERVER_OTHER.to_string())
         .annotate("traffic.sidecar.istio.io/excludeOutboundIPRanges", &what.ranges(EXCLUDED_RANGES))

@@ -6,7 +6,7 @@ use super::Combination;
 use super::scene::{APP, APP_OTHER, BY_APP, Expected, From, INCLUDED_RANGES, SERVER, SERVER_OTHER, Scene};
 
 pub(crate) fn check(what: Combination) {
-    let manifest = Manifest::new()
+    let manifest = Manifest::new(what.mode)
         .annotate("traffic.sidecar.istio.io/includeInboundPorts", &APP.to_string())
         .annotate("traffic.sidecar.istio.io/includeOutboundPorts", &SERVER_OTHER.to_string())
         .annotate("traffic.sidecar.istio.io/includeOutboundIPRanges", &what.ranges(INCLUDED_RANGES));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use envoy::bootstrap::Mode;
-use envoy::{Answer, Backend, Envoy, Manifest, PROXY_ID, Plugin, Request};
+use envoy::{Answer, Backend, Envoy, Manifest, Plugin, Request, User};
 use testkit::probe::{Flow, Listener, Listeners};
 use testkit::rules::{Family, Variant};
 use testkit::{Families, Pod};
@@ -21,8 +21,6 @@ pub(crate) const APP_OTHER: u16 = 8081;
 pub(crate) const SERVER: u16 = 80;
 /// A second port of every server outside.
 pub(crate) const SERVER_OTHER: u16 = 8443;
-/// The user of the pod's application.
-pub(crate) const APP_ID: u32 = 1000;
 /// The pod's second interface.
 pub(crate) const SECOND: &str = "net1";
 
@@ -48,8 +46,8 @@ pub(crate) struct Web<'a> {
 /// Who sends a request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum From {
-    /// The pod, as this user and group.
-    Pod(u32, u32),
+    /// The pod, as this user.
+    Pod(User),
     /// The world, from this address.
     World(IpAddr),
 }
@@ -132,11 +130,10 @@ impl Combination {
 
 impl Scene {
     /// Makes the pod and has the plugin capture it.
-    pub(crate) fn new(what: Combination, manifest: Manifest) -> Self {
+    pub(crate) fn new(what: Combination, mut manifest: Manifest) -> Self {
         let mut pod = Pod::new(what.families).expect("a pod");
         pod.add_interface(SECOND).expect("a second interface");
         let plugin = Plugin::find().expect("the plugin");
-        let mut manifest = manifest.annotate("sidecar.istio.io/interceptionMode", what.mode.annotation());
         if what.families == Families::Dual {
             manifest = manifest.proxy_env("ISTIO_DUAL_STACK", "true");
         }
@@ -224,7 +221,7 @@ impl Web<'_> {
         anyhow::ensure!(self.scene.what.addresses().iter().any(|a| a.pod.is_ipv4() == to.0.is_ipv4()));
         let pod = &self.scene.pod;
         Ok(match from {
-            From::Pod(uid, gid) => Flow::from(pod).user(uid, gid),
+            From::Pod(User { uid, gid }) => Flow::from(pod).user(uid, gid),
             From::World(ip) => Flow::from(pod.peer()).source(SocketAddr::new(ip, 0)),
         }
         .patience(PATIENCE))
@@ -252,6 +249,4 @@ fn verdict(answer: Result<Answer>, arrives: SocketAddr, expected: &Expected) -> 
 }
 
 /// The pod's application as client.
-pub(crate) const BY_APP: From = From::Pod(APP_ID, APP_ID);
-/// The proxy as client.
-pub(crate) const BY_PROXY: From = From::Pod(PROXY_ID, PROXY_ID);
+pub(crate) const BY_APP: From = From::Pod(User::APP);

@@ -1,14 +1,15 @@
 //! Nothing is excluded.
 
-use envoy::Manifest;
 use envoy::bootstrap::OWN_SERVICE;
+use envoy::{Manifest, User};
 
 use super::Combination;
-use super::scene::{APP, APP_ID, APP_OTHER, BY_APP, BY_PROXY, Expected, From, SERVER, SERVER_OTHER, Scene};
+use super::scene::{APP, APP_OTHER, BY_APP, Expected, From, SERVER, SERVER_OTHER, Scene};
 
 pub(crate) fn check(what: Combination) {
-    let scene = Scene::new(what, Manifest::new());
+    let scene = Scene::new(what, Manifest::new(what.mode));
     let mut web = scene.web();
+    let by_proxy = From::Pod(User::proxy(what.mode));
     for a in what.addresses() {
         let inbound =
             |client| Expected { through: &["inbound"], source: what.forwarded(client, a.passthrough) };
@@ -27,18 +28,28 @@ pub(crate) fn check(what: Combination) {
         for port in [SERVER, SERVER_OTHER] {
             web.expect("out", BY_APP, (a.server, port), &outbound);
         }
-        web.expect("out, as root", From::Pod(0, 0), (a.server, SERVER), &outbound);
+        web.expect("out, as root", From::Pod(User::ROOT), (a.server, SERVER), &outbound);
         let second = Expected { through: &["outbound"], source: a.second.0 };
         web.expect("out at a second interface", BY_APP, (a.second.1, SERVER), &second);
 
         let direct = |source| Expected { through: &[], source };
-        web.expect("the proxy, out", BY_PROXY, (a.server, SERVER), &direct(a.pod));
-        web.expect("the proxy's user, out", From::Pod(1337, APP_ID), (a.server, SERVER), &direct(a.pod));
-        web.expect("the proxy's group, out", From::Pod(APP_ID, 1337), (a.server, SERVER), &direct(a.pod));
+        web.expect("the proxy, out", by_proxy, (a.server, SERVER), &direct(a.pod));
+        web.expect(
+            "the proxy's user, out",
+            From::Pod(User { uid: 1337, ..User::APP }),
+            (a.server, SERVER),
+            &direct(a.pod),
+        );
+        web.expect(
+            "the proxy's group, out",
+            From::Pod(User { gid: 1337, ..User::APP }),
+            (a.server, SERVER),
+            &direct(a.pod),
+        );
         web.expect("the pod to itself", BY_APP, (a.pod, APP), &direct(a.pod));
         web.expect("the pod's loopback", BY_APP, (a.loopback, APP), &direct(a.loopback));
-        web.expect("the proxy to loopback", BY_PROXY, (a.loopback, APP), &direct(a.loopback));
-        web.expect("the proxy to its own pod", BY_PROXY, (a.pod, APP), &inbound(a.pod));
+        web.expect("the proxy to loopback", by_proxy, (a.loopback, APP), &direct(a.loopback));
+        web.expect("the proxy to its own pod", by_proxy, (a.pod, APP), &inbound(a.pod));
     }
     own_service(what, &mut web);
     web.finish();
