@@ -9,7 +9,7 @@ use kernel::{Applied, Change, Choice, Difference, Kernel};
 use netns::Inside;
 use ruleset::iptables::Unsupported;
 use ruleset::{Backend, Plan};
-use telemetry::Logger;
+use telemetry::{Level, Logger};
 
 use crate::config::{Config, Job, widest};
 use crate::render;
@@ -99,6 +99,11 @@ fn apply(
         log.info("dry run: the rules are printed and not applied", &[("backend", &backend), ("ipv6", &ipv6)]);
         return render::plan(&plan(backend)).map_err(|source| Error::Render { backend, source });
     }
+    if log.enabled(Level::Debug)
+        && let Ok(text) = render::plan(&plan(backend))
+    {
+        log.debug("planned", &[("backend", &backend), ("text", &text)]);
+    }
     let need = if force { Need::Unknown } else { look(kernel, inside, &plan(backend), log)? };
     if need == Need::None {
         log.info(
@@ -122,15 +127,21 @@ fn look(kernel: &Kernel<'_>, inside: &Inside, plan: &Plan, log: &Logger) -> Resu
     for store in stores {
         if store.exists(inside, ruleset).map_err(Error::Observe)? {
             let differences = kernel.observe(inside, plan).map_err(Error::Observe)?;
-            differences.iter().for_each(|difference| tell_difference(difference, log));
+            tell_differences(&differences, log);
             return Ok(if differences.is_empty() { Need::None } else { Need::Repair });
         }
     }
     Ok(Need::First)
 }
 
-fn tell_difference(difference: &Difference, log: &Logger) {
-    log.info("rules of ours are there and differ from the planned ones", &[("difference", difference)]);
+fn tell_differences(differences: &[Difference], log: &Logger) {
+    if let Some(first) = differences.first() {
+        let text = "rules of ours are there and differ from the planned ones; they are replaced";
+        log.info(text, &[("differences", &differences.len()), ("first", first)]);
+    }
+    for difference in differences {
+        log.debug("rules differ", &[("difference", difference)]);
+    }
 }
 
 fn tell(applied: &Applied, need: Need, ipv6: bool, log: &Logger) {

@@ -125,9 +125,12 @@ fn arg(spec: &Spec) -> Option<Arg> {
         .help(format!("{}{default}{env}", spec.help))
         .action(ArgAction::Set);
     Some(match spec.kind {
-        Kind::Switch => {
-            arg.num_args(0..=1).require_equals(true).default_missing_value("true").hide_possible_values(true)
-        }
+        Kind::Switch => arg
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true")
+            .value_name("BOOL")
+            .hide_possible_values(true),
         // As the original: whatever follows is the value, also an empty one or one that looks like a flag.
         Kind::Text => arg.value_name("TEXT").allow_hyphen_values(true),
         Kind::Port => arg.value_name("PORT").allow_hyphen_values(true),

@@ -27,7 +27,11 @@ pub(crate) fn plan(plan: &Plan) -> Result<String, Unsupported> {
 pub(crate) fn cleanup(plan: &Plan) -> String {
     let mut out = String::new();
     for (kind, chains) in capture::plan::CHAINS {
-        let names: Vec<String> = chains.iter().map(|name| iptables::own_chain_name(name)).collect();
+        let names: Vec<String> = chains
+            .iter()
+            .map(|name| iptables::own_chain_name(name))
+            .filter(|name| name.starts_with("ISTIO_"))
+            .collect();
         let _ = writeln!(
             out,
             "# iptables, ip6tables: in table {kind}, chains {} and jumps to them",

@@ -133,12 +133,12 @@ fn usage(error: &options::Error, log: &Logger) -> ExitCode {
 
 /// The level of `scope:level,scope:level`, as far as it is for everything; a word that is no level is `info`.
 fn level(text: &str) -> Level {
-    let for_all = text.split(',').filter_map(|item| match item.split_once(':') {
+    let mut for_all = text.split(',').filter_map(|item| match item.split_once(':') {
         None => Some(item),
         Some(("default" | "all", level)) => Some(level),
         Some(_) => None,
     });
-    for_all.last().map_or(Level::Info, Level::parse)
+    for_all.next_back().map_or(Level::Info, Level::parse)
 }
 
 #[cfg(test)]

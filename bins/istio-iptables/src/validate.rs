@@ -229,8 +229,10 @@ impl Client {
 impl fmt::Display for Seen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} attempts", self.attempts)?;
-        if let Some(error) = self.error {
-            write!(f, ", the last error was: {}", io::Error::from(error))?;
+        match self.error {
+            Some(error) => write!(f, ", the last error was: {}", io::Error::from(error))?,
+            None if self.stray.is_none() => write!(f, ", none was answered")?,
+            None => {}
         }
         match &self.stray {
             Some((listener, Ok(original))) => {

@@ -165,7 +165,7 @@ specs! {
     Reconcile "reconcile" - ["RECONCILE"] Switch "false"
         "Accepted; rules that differ are always replaced, without a gap";
     CleanupOnly "cleanup-only" - ["CLEANUP_ONLY"] Switch "false"
-        "Remove rules and routing of ours, whatever the other flags say, and apply none";
+        "Remove rules and routing of ours and apply none; the other flags are those that they were applied with";
     ForceApply "force-apply" - ["FORCE_APPLY"] Switch "false"
         "Apply the rules without looking first whether they are there";
     NativeNftables "native-nftables" - ["NATIVE_NFTABLES"] Switch "false"
