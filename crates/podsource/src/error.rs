@@ -14,8 +14,8 @@ pub struct Error {
     /// Which source, with the place of its configuration.
     pub origin: String,
     /// Why it failed.
-    pub cause: Cause,
-    /// How often it was tried.
+    pub cause: Box<Cause>,
+    /// How often it was tried; 1 as long as more tries follow.
     pub tries: u32,
     /// How long all tries took.
     pub elapsed: Duration,
@@ -75,6 +75,83 @@ pub enum Cause {
         /// How many other files are broken as well.
         more: usize,
     },
+    /// The kubeconfig, or a file that it names, is missing, unreadable, invalid or asks for what is not supported.
+    #[error("{problem}")]
+    Kubeconfig {
+        /// What is wrong, without any content of the file.
+        problem: String,
+        /// What to do about it.
+        advice: &'static str,
+    },
+    /// The server's host name has no address.
+    #[error("resolve host name {host}: {reason}")]
+    Resolve {
+        /// Name from the server URL.
+        host: String,
+        /// The resolver's words.
+        reason: String,
+    },
+    /// No connection.
+    #[error("connect to {address}: {reason}")]
+    Connect {
+        /// Address and port.
+        address: String,
+        /// The operating system's words.
+        reason: String,
+    },
+    /// The server showed a certificate that the kubeconfig does not vouch for.
+    #[error("the server's certificate is not trusted: {0}")]
+    Certificate(String),
+    /// The TLS connection failed for another reason, such as the server refusing the client's certificate.
+    #[error("TLS: {0}")]
+    Tls(String),
+    /// The server was too slow.
+    #[error("timed out after {:.1} s while {stage}", after.as_secs_f64())]
+    TimedOut {
+        /// What was waited for.
+        stage: &'static str,
+        /// How long this try took.
+        after: Duration,
+    },
+    /// The connection broke before the answer began.
+    #[error("connection lost while {stage}: {reason}")]
+    Disconnected {
+        /// What was going on.
+        stage: &'static str,
+        /// The operating system's words.
+        reason: String,
+    },
+    /// The connection ended in the middle of the answer.
+    #[error("the answer is truncated: {0}")]
+    Truncated(String),
+    /// The answer is larger than [`crate::MAX_BYTES`].
+    #[error("the answer is larger than {} MiB", crate::MAX_BYTES >> 20)]
+    TooLarge,
+    /// What answers does not speak HTTP/1.1 as an API server does.
+    #[error("the answer is not understandable HTTP: {0}")]
+    NotHttp(String),
+    /// The answer is a web page.
+    #[error("the answer is an HTML page, not a Kubernetes object")]
+    Html,
+    /// The answer is no JSON, or not of this pod.
+    #[error("the answer {0}")]
+    NotThePod(String),
+    /// The server refused.
+    #[error("{code} {reason}{}", colon(.message))]
+    Status {
+        /// HTTP status code.
+        code: u16,
+        /// Its name.
+        reason: String,
+        /// The server's explanation, shortened; may be empty.
+        message: String,
+        /// The pause that the server asks for.
+        retry_after: Option<Duration>,
+    },
+}
+
+fn colon(message: &str) -> String {
+    if message.is_empty() { String::new() } else { format!(": {message}") }
 }
 
 fn others(more: &usize) -> String {
@@ -85,8 +162,34 @@ impl Cause {
     /// Whether trying again may help.
     pub fn retry(&self) -> Retry {
         match self {
-            Cause::Stale { .. } => Retry::Backoff,
-            _ => Retry::Never,
+            Cause::InvalidName(_)
+            | Cause::Unreadable { .. }
+            | Cause::NotInManifests { .. }
+            | Cause::BrokenManifest { .. }
+            | Cause::Kubeconfig { .. }
+            | Cause::Certificate(_) => Retry::Never,
+            // 404: the pod may not be visible yet; 401 and 403: a new token or role takes a while to be known everywhere
+            Cause::Status { code: 401 | 403 | 404 | 408 | 429 | 500..=599, .. } => Retry::Backoff,
+            Cause::Status { .. } => Retry::Never,
+            Cause::Stale { .. }
+            | Cause::Resolve { .. }
+            | Cause::Connect { .. }
+            | Cause::Tls(_)
+            | Cause::TimedOut { .. }
+            | Cause::Disconnected { .. }
+            | Cause::Truncated(_)
+            | Cause::TooLarge
+            | Cause::NotHttp(_)
+            | Cause::Html
+            | Cause::NotThePod(_) => Retry::Backoff,
+        }
+    }
+
+    /// The pause that the other side asked for.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Cause::Status { retry_after, .. } => *retry_after,
+            _ => None,
         }
     }
 
@@ -102,6 +205,47 @@ impl Cause {
                 "add a manifest of kind Pod with this name and namespace, best as <namespace>_<name>.yaml"
             }
             Cause::BrokenManifest { .. } => "correct or remove the file",
+            Cause::Kubeconfig { advice, .. } => advice,
+            Cause::Resolve { .. } => {
+                "check the server URL in the kubeconfig and the node's DNS, or use an IP address there"
+            }
+            Cause::Connect { .. } => {
+                "check that the API server runs and that the node reaches the server URL of the kubeconfig"
+            }
+            Cause::Certificate(_) => {
+                "check certificate-authority(-data) and tls-server-name in the kubeconfig against the server's certificate"
+            }
+            Cause::Tls(_) => {
+                "check that the server URL leads to an API server and that the client certificate is valid"
+            }
+            Cause::TimedOut { .. } => {
+                "check the load of the API server and the network between it and the node"
+            }
+            Cause::Disconnected { .. } | Cause::Truncated(_) => {
+                "check the API server and any load balancer or firewall in front of it"
+            }
+            Cause::TooLarge | Cause::NotHttp(_) | Cause::Html | Cause::NotThePod(_) => {
+                "check that the server URL in the kubeconfig leads to the API server and not to a proxy or another service"
+            }
+            Cause::Status { code, .. } => Self::status_advice(*code),
+        }
+    }
+}
+
+impl Cause {
+    fn status_advice(code: u16) -> &'static str {
+        match code {
+            401 => {
+                "the token or client certificate was refused, it may have expired; check that the node agent runs and renews the kubeconfig"
+            }
+            403 => "allow the identity in the kubeconfig to get pods (ClusterRole of istio-cni)",
+            404 => {
+                "check that the pod still exists and that the server URL in the kubeconfig leads to its cluster"
+            }
+            429 => "the API server limits requests; check its load and its flow control for this identity",
+            300..=399 => "redirects are not followed; correct the server URL in the kubeconfig",
+            500..=599 => "check the health of the API server",
+            _ => "check that the server URL in the kubeconfig leads to the API server",
         }
     }
 }
@@ -110,7 +254,13 @@ impl Cause {
 
 impl Error {
     pub(crate) fn new(operation: impl Into<String>, origin: impl Into<String>, cause: Cause) -> Self {
-        Self { operation: operation.into(), origin: origin.into(), cause, tries: 1, elapsed: Duration::ZERO }
+        Self {
+            operation: operation.into(),
+            origin: origin.into(),
+            cause: Box::new(cause),
+            tries: 1,
+            elapsed: Duration::ZERO,
+        }
     }
 
     /// Whether trying again may help.

@@ -3,9 +3,13 @@
 //! A plugin process lives for milliseconds, asks for one pod and ends, so everything here is synchronous and bounded: in bytes read,
 //! in time and in tries. Conversion from Kubernetes objects into [`capture::Pod`] happens in this crate and nowhere else.
 //!
-//! - [`Manifests`]: a directory of Kubernetes manifests.
+//! - [`Manifests`]: a directory of Kubernetes manifests. No TLS code runs for it.
+//! - [`Kubernetes`]: the API server of a kubeconfig, with retries within a total time. What it does not support, and how host names
+//!   are resolved in a static executable, is said there.
 
 mod error;
+mod kubeconfig;
+mod kubernetes;
 mod manifests;
 mod object;
 mod yaml;
@@ -13,6 +17,7 @@ mod yaml;
 use capture::{Pod, PodId};
 
 pub use error::{Cause, Error, Retry};
+pub use kubernetes::{DEFAULT_TIMEOUT, KUBECONFIG_NAME, Kubernetes};
 pub use manifests::{FileError, Manifests, pods_in_file};
 
 /// Largest object, file or answer that is read, in bytes. The API server itself stores no object above 1.5 MiB; a manifest

@@ -14,13 +14,13 @@ fn options() -> Options {
         budget: serde_saphyr::budget! {
             max_aliases: 1_000,
             max_anchors: 1_000,
-            max_recorded_anchor_events: 100_000,
+            max_recorded_anchor_events: 20_000,
             max_recorded_anchor_bytes: 4 << 20,
             max_depth: 64,
             max_merge_keys: 1_000,
         },
         alias_limits: serde_saphyr::alias_limits! {
-            max_total_replayed_events: 100_000,
+            max_total_replayed_events: 20_000,
         },
         with_snippet: false,
     }

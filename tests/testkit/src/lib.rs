@@ -8,6 +8,7 @@
 //!
 //! All of it needs root and fails without. Programs needed: `ip`, `nft`, and the `iptables` family.
 
+pub mod apiserver;
 mod namespace;
 mod pod;
 pub mod probe;

@@ -50,8 +50,11 @@ pub fn pods_in_file(path: impl AsRef<Path>) -> Result<Vec<Pod>, FileError> {
     let path = path.as_ref();
     let text = super::read_bounded(path)
         .map_err(|source| FileError::Unreadable { path: path.to_owned(), source })?;
-    let format =
-        if path.extension().is_some_and(|extension| extension == "json") { Format::Json } else { Format::Yaml };
+    let format = if path.extension().is_some_and(|extension| extension == "json") {
+        Format::Json
+    } else {
+        Format::Yaml
+    };
     let objects = document::all(&text, format).map_err(|Broken { line, column, reason }| {
         FileError::Broken { path: path.to_owned(), line, column, reason }
     })?;
@@ -91,7 +94,8 @@ mod tests {
 
     #[test]
     fn errors_name_the_file_and_the_place() {
-        let text = read("p.yaml", "kind: Pod\n---\nkind: Pod\nspec: {hostNetwork: 7x}\n").unwrap_err().to_string();
+        let text =
+            read("p.yaml", "kind: Pod\n---\nkind: Pod\nspec: {hostNetwork: 7x}\n").unwrap_err().to_string();
         assert!(text.contains("p.yaml: broken at line 4"), "{text}");
         let text = read("p.yaml", "kind: Deployment\nmetadata: {name: d}\n").unwrap_err().to_string();
         assert!(text.contains("no object of kind Pod") && text.contains("kubectl get pod"), "{text}");

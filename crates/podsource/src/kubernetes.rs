@@ -1,0 +1,258 @@
+//! Pods from the Kubernetes API server, asked once per process over a connection of its own.
+
+mod connection;
+mod http;
+#[cfg(test)]
+mod tests;
+mod tls;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use capture::{Pod, PodId};
+
+use crate::error::{Cause, Error, Retry};
+use crate::kubeconfig::{self, Access};
+use crate::object::Object;
+use crate::{MAX_BYTES, PodSource};
+use connection::Deadline;
+use http::Response;
+
+/// Total time for one question when the configuration does not say otherwise (`facts_timeout`). Well under kubelet's limit for a
+/// sandbox, which is 4 minutes.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Name of the kubeconfig in the plugin's run directory (spec of the plugin, section 1).
+pub const KUBECONFIG_NAME: &str = "istio-cni-kubeconfig";
+
+/// Longest single try, so that one lost connection does not use up the whole time.
+const TRY_LIMIT: Duration = Duration::from_secs(10);
+
+/// A try with less time than this is not started, and one with less than [`FAIR_TRY`] that times out says nothing new.
+const SHORTEST_TRY: Duration = Duration::from_millis(50);
+const FAIR_TRY: Duration = Duration::from_secs(1);
+
+/// Longest `Retry-After` that is honoured as it is.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+type OnRetry<'a> = Box<dyn Fn(&Error, u32, Duration) + 'a>;
+
+/// The API server that a kubeconfig describes.
+///
+/// The kubeconfig is read anew for every try, because the node agent renews the token in it. Not supported, by design:
+/// - `HTTPS_PROXY` and `NO_PROXY`: the plugin inherits the container runtime's environment, which is set for pulling images; a
+///   `proxy-url` in the kubeconfig is refused with an error.
+/// - credential plugins: the plugin must not run programs.
+/// - the system's certificate store: the API server's authority stands in the kubeconfig.
+///
+/// A server URL with an IP address, as the node agent writes it, needs no name resolution. A host name is resolved with the
+/// C library's `getaddrinfo`, which in a static executable loads the host's own NSS modules and works only where these fit; prefer
+/// addresses.
+pub struct Kubernetes<'a> {
+    kubeconfig: PathBuf,
+    user_agent: String,
+    timeout: Duration,
+    on_retry: Option<OnRetry<'a>>,
+}
+
+impl std::fmt::Debug for Kubernetes<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kubernetes")
+            .field("kubeconfig", &self.kubeconfig)
+            .field("timeout", &self.timeout)
+            .finish()
+    }
+}
+
+impl<'a> Kubernetes<'a> {
+    /// Nothing is read or connected before the first question. `version` goes into the user agent (P-32).
+    pub fn new(kubeconfig: impl Into<PathBuf>, version: &str) -> Self {
+        Self {
+            kubeconfig: kubeconfig.into(),
+            user_agent: format!("istio-cni/{version}"),
+            timeout: DEFAULT_TIMEOUT,
+            on_retry: None,
+        }
+    }
+
+    /// Total time for one question, all tries and pauses included.
+    #[must_use]
+    pub fn with_timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
+    }
+
+    /// Is told of every failed try that another follows: the error, the number of the try (from 1) and the pause before the next.
+    #[must_use]
+    pub fn with_on_retry(self, on_retry: impl Fn(&Error, u32, Duration) + 'a) -> Self {
+        Self { on_retry: Some(Box::new(on_retry)), ..self }
+    }
+
+    fn get(&self, id: &PodId, deadline: Deadline) -> Result<Pod, Failure> {
+        let unreached = |cause| Failure { origin: self.origin(None), cause };
+        let access = kubeconfig::load(&self.kubeconfig).map_err(unreached)?;
+        let reached = |cause| Failure { origin: self.origin(Some(&access)), cause };
+        let path = format!(
+            "{}/api/v1/namespaces/{}/pods/{}",
+            access.server.prefix,
+            segment(&id.namespace),
+            segment(&id.name)
+        );
+        let response = self.fetch(&access, &path, deadline).map_err(reached)?;
+        facts(&response, id).map_err(reached)
+    }
+
+    fn fetch(&self, access: &Access, path: &str, deadline: Deadline) -> Result<Response, Cause> {
+        let request =
+            http::request(&access.server.authority(), path, &self.user_agent, access.token.as_deref());
+        if access.server.tls {
+            // before connecting: a broken certificate in the kubeconfig is not the network's fault
+            let config = tls::client_config(access)?;
+            let mut stream = tls::handshake(config, access, connection::open(&access.server, deadline)?)?;
+            http::exchange(&mut stream, &request, MAX_BYTES, deadline)
+        } else {
+            let mut stream = connection::open(&access.server, deadline)?;
+            http::exchange(&mut stream, &request, MAX_BYTES, deadline)
+        }
+    }
+
+    fn origin(&self, access: Option<&Access>) -> String {
+        let path = self.kubeconfig.display();
+        match access {
+            Some(access) => format!("{} (kubeconfig {path})", access.server),
+            None => format!("the API server of kubeconfig {path}"),
+        }
+    }
+}
+
+impl PodSource for Kubernetes<'_> {
+    fn pod(&self, id: &PodId) -> Result<Pod, Error> {
+        let operation = format!("get pod {}/{}", id.namespace, id.name);
+        if let Some(bad) = [&id.namespace, &id.name].into_iter().find(|name| !is_name(name)) {
+            return Err(Error::new(operation, self.origin(None), Cause::InvalidName(bad.clone())));
+        }
+        let start = Instant::now();
+        let end = start + self.timeout;
+        let mut backoff = Backoff::default();
+        let mut before = None;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let limit = (Instant::now() + TRY_LIMIT).min(end);
+            let failure = match self.get(id, Deadline::at(limit)) {
+                Ok(pod) => return Ok(pod),
+                Err(failure) => failure.unless_cut_short(before.take()),
+            };
+            let mut error = Error::new(operation.clone(), failure.origin, failure.cause);
+            let pause = backoff.next(error.cause.retry_after());
+            if error.retry() == Retry::Never || Instant::now() + pause + SHORTEST_TRY > end {
+                (error.tries, error.elapsed) = (tries, start.elapsed());
+                return Err(error);
+            }
+            if let Some(on_retry) = &self.on_retry {
+                on_retry(&error, tries, pause);
+            }
+            std::thread::sleep(pause);
+            before = Some(Failure { origin: error.origin, cause: *error.cause });
+        }
+    }
+
+    fn ready(&self) -> Result<(), Error> {
+        let check = || {
+            let access = kubeconfig::load(&self.kubeconfig)?;
+            if access.server.tls { tls::client_config(&access).map(drop) } else { Ok(()) }
+        };
+        check().map_err(|cause| Error::new("serve pods", self.origin(None), cause))
+    }
+}
+
+/// A failed try.
+struct Failure {
+    origin: String,
+    cause: Cause,
+}
+
+impl Failure {
+    /// The last try often gets only the rest of the time, and its timeout would hide the reason that the earlier tries found.
+    fn unless_cut_short(self, before: Option<Failure>) -> Failure {
+        match (&self.cause, before) {
+            (Cause::TimedOut { after, .. }, Some(before)) if *after < FAIR_TRY => before,
+            _ => self,
+        }
+    }
+}
+
+/// Growing pauses: 50 ms doubling up to 1 s, each ±20 % so that the pods of a restarted node do not ask in step.
+#[derive(Default)]
+struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    fn next(&mut self, asked: Option<Duration>) -> Duration {
+        let base = Duration::from_millis(50 << self.failures.min(5)).min(Duration::from_secs(1));
+        self.failures += 1;
+        // RandomState is the standard library's only source of randomness
+        let random =
+            std::hash::BuildHasher::hash_one(&std::collections::hash_map::RandomState::new(), self.failures);
+        let pause = base.mul_f64(0.8 + 0.4 * (random % 1000) as f64 / 1000.0);
+        asked.map_or(pause, |asked| asked.min(LONGEST_PAUSE).max(pause))
+    }
+}
+
+/// Text that may stand for a segment of a path: not empty, not a step to another directory, no longer than Kubernetes allows.
+fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.len() <= 253 && !text.chars().all(|c| c == '.')
+}
+
+/// Percent-encodes all but the unreserved characters (RFC 3986, 2.3): the text comes from the runtime's arguments.
+fn segment(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => encoded.push(byte as char),
+            _ => encoded += &format!("%{byte:02X}"),
+        }
+    }
+    encoded
+}
+
+fn facts(response: &Response, id: &PodId) -> Result<Pod, Cause> {
+    if response.status != 200 {
+        return Err(refusal(response));
+    }
+    if response.is_html() {
+        return Err(Cause::Html);
+    }
+    let object: Object = serde_json::from_slice(&response.body).map_err(|error| {
+        let what = match error.classify() {
+            serde_json::error::Category::Data => "does not have the shape of a pod",
+            serde_json::error::Category::Eof => "is JSON that ends early",
+            _ => "is not JSON",
+        };
+        // the parser's words may quote an environment variable of the pod
+        Cause::NotThePod(format!("{what} (line {}, column {})", error.line(), error.column()))
+    })?;
+    if let Some(kind) = object.kind.as_deref().filter(|kind| *kind != "Pod") {
+        return Err(Cause::NotThePod(format!("is a {} and not a Pod", http::clean(kind.as_bytes(), 60))));
+    }
+    if !object.metadata.as_ref().is_some_and(|metadata| metadata.names(&id.namespace, &id.name)) {
+        return Err(Cause::NotThePod("describes no pod or another pod".into()));
+    }
+    object.into_pod(id)
+}
+
+/// What the server says when it does not give the pod; API servers explain themselves in a `Status` object.
+fn refusal(response: &Response) -> Cause {
+    #[derive(serde::Deserialize)]
+    struct Status {
+        message: Option<String>,
+    }
+    let message = match serde_json::from_slice::<Status>(&response.body) {
+        Ok(status) => http::clean(status.message.unwrap_or_default().as_bytes(), 300),
+        Err(_) if response.is_html() => "an HTML page".into(),
+        Err(_) => http::clean(&response.body, 100),
+    };
+    let reason = response.reason();
+    let message = if message == reason { String::new() } else { message };
+    Cause::Status { code: response.status, reason, message, retry_after: response.retry_after }
+}

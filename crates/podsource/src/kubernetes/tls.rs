@@ -1,0 +1,151 @@
+//! TLS as a client, with exactly the trust that the kubeconfig expresses.
+
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{
+    CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    StreamOwned,
+};
+
+use super::connection::{self, Connection};
+use crate::error::Cause;
+use crate::kubeconfig::{Access, Identity, Trust, problem};
+
+pub(super) type Stream = StreamOwned<ClientConnection, Connection>;
+
+const CERTIFICATE_ADVICE: &str = "put PEM certificates and keys into the kubeconfig";
+
+/// # Errors
+/// [`Cause::Kubeconfig`] when certificates or keys in the kubeconfig cannot be used.
+pub(super) fn client_config(access: &Access) -> Result<ClientConfig, Cause> {
+    let provider = Arc::new(ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| Cause::Tls(error.to_string()))?;
+    let verifier: Arc<dyn ServerCertVerifier> = match &access.trust {
+        Trust::Roots(pem) => WebPkiServerVerifier::builder_with_provider(Arc::new(roots(pem)?), provider)
+            .build()
+            .map_err(|error| problem(format!("certificate-authority(-data): {error}"), CERTIFICATE_ADVICE))?,
+        Trust::Anything => Arc::new(Unverified(provider)),
+    };
+    let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
+    let mut config = match &access.identity {
+        Some(identity) => with_identity(builder, identity)?,
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // one connection per process: a cache would only cost memory
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+fn roots(pem: &[u8]) -> Result<RootCertStore, Cause> {
+    let broken =
+        |_| problem("certificate-authority(-data) is not a list of PEM certificates", CERTIFICATE_ADVICE);
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        let certificate = certificate.map_err(broken)?;
+        roots.add(certificate).map_err(|error| {
+            problem(
+                format!("certificate-authority(-data) has an unusable certificate: {error}"),
+                CERTIFICATE_ADVICE,
+            )
+        })?;
+    }
+    if roots.is_empty() {
+        return Err(problem("certificate-authority(-data) has no PEM certificate", CERTIFICATE_ADVICE));
+    }
+    Ok(roots)
+}
+
+fn with_identity(
+    builder: rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>,
+    identity: &Identity,
+) -> Result<ClientConfig, Cause> {
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(&identity.chain)
+        .collect::<Result<_, _>>()
+        .map_err(|_| problem("client-certificate(-data) is not a PEM certificate", CERTIFICATE_ADVICE))?;
+    if chain.is_empty() {
+        return Err(problem("client-certificate(-data) has no PEM certificate", CERTIFICATE_ADVICE));
+    }
+    let key = PrivateKeyDer::from_pem_slice(&identity.key).map_err(|_| {
+        problem("client-key(-data) is not an unencrypted PEM private key", CERTIFICATE_ADVICE)
+    })?;
+    builder
+        .with_client_auth_cert(chain, key)
+        .map_err(|error| problem(format!("client certificate and key: {error}"), CERTIFICATE_ADVICE))
+}
+
+/// The handshake is driven to its end here, so that its errors are not taken for errors of the request.
+pub(super) fn handshake(config: ClientConfig, access: &Access, mut tcp: Connection) -> Result<Stream, Cause> {
+    let name = access.tls_server_name.as_deref().unwrap_or(&access.server.host);
+    let name = ServerName::try_from(name.to_owned()).map_err(|_| {
+        problem(format!("{name:?} is not a name that a certificate can have"), "correct the server URL")
+    })?;
+    let mut tls = ClientConnection::new(Arc::new(config), name).map_err(|error| cause(&error))?;
+    while tls.is_handshaking() {
+        tls.complete_io(&mut tcp)
+            .map_err(|error| connection::cause(&error, "shaking hands for TLS", tcp.deadline))?;
+    }
+    Ok(StreamOwned::new(tls, tcp))
+}
+
+pub(super) fn cause(error: &rustls::Error) -> Cause {
+    match error {
+        rustls::Error::InvalidCertificate(
+            CertificateError::UnknownIssuer | CertificateError::BadSignature,
+        ) => Cause::Certificate("it is signed by an authority that is not in the kubeconfig".into()),
+        rustls::Error::InvalidCertificate(reason) => Cause::Certificate(reason.to_string()),
+        rustls::Error::AlertReceived(alert) => {
+            Cause::Tls(format!("the server answered with the alert {alert:?}"))
+        }
+        rustls::Error::InvalidMessage(_) => Cause::Tls("the server does not speak TLS".into()),
+        other => Cause::Tls(other.to_string()),
+    }
+}
+
+/// `insecure-skip-tls-verify`: any certificate will do, but the server must hold its key.
+#[derive(Debug)]
+struct Unverified(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Unverified {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
