@@ -4,7 +4,7 @@
 //!
 //! 1. The kernel is asked which variants hold anything in this namespace: `/proc/thread-self/net/ip_tables_names` for legacy, a
 //!    netlink list of chains for nft. In a new namespace neither does, and no program but the last one is run.
-//! 2. What is there is read by `iptables-save` and compared with the plan, rule by rule ([`change`](self)).
+//! 2. What is there is read by `iptables-save` and compared with the plan, rule by rule.
 //! 3. Each table that differs is written anew by one text of `iptables-restore --noflush`. The variant is legacy where legacy has
 //!    tables, else nft, else whatever `iptables-restore` is. If one cannot do it, the next is tried and a warning kept.
 //! 4. What we have in the other variant is removed after the new rules are in force.
@@ -18,7 +18,8 @@
 //! The caller may be killed at any time. A single run of iptables-restore has all its input in a memory file and its own process
 //! group, so it finishes by itself. Several runs are done by a supervisor, this same program in another session
 //! ([`run_supervisor_if_asked`]), which finishes or takes back alone. What the killing of both leaves is repaired by the next
-//! setup. The next caller waits while something from before is at work ([`sign`](self)).
+//! setup. The next caller waits while something from before is at work: an abstract socket address in
+//! the namespace is held by whatever is.
 //!
 //! The caller must hold [`netns::Netns::lock`]: the lock of iptables itself is private to each call, so that the host's is never
 //! waited for.
@@ -38,6 +39,8 @@ mod program;
 mod saved;
 mod sign;
 mod supervisor;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 use std::os::fd::OwnedFd;

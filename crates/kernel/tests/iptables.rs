@@ -1,4 +1,5 @@
 //! The iptables backend against the kernel, in both variants and families. Needs root and the packages iptables and iproute2.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 #[path = "iptables/support.rs"]
 mod support;

@@ -1,4 +1,5 @@
 //! A caller that is killed at any time leaves all of the rules or none, and the next setup succeeds.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 #[path = "iptables/support.rs"]
 mod support;
@@ -69,7 +70,10 @@ fn a_kill_at_any_time_leaves_all_or_nothing() {
         assert_eq!(ns.enter(|inside| iptables.observe(inside, &ruleset)).unwrap(), []);
         assert_eq!(iptables.take_warnings(), Vec::<String>::new());
     }
-    assert!(nothing > 0 && all > 0, "the kills came too early or too late: {nothing} times nothing, {all} times all");
+    assert!(
+        nothing > 0 && all > 0,
+        "the kills came too early or too late: {nothing} times nothing, {all} times all"
+    );
 }
 
 #[test]

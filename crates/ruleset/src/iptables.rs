@@ -133,7 +133,8 @@ fn hook_name(hook: Hook) -> &'static str {
     }
 }
 
-/// iptables loads `-m` extensions in the order of the text; this is the order that upstream's rules list.
+/// iptables loads `-m` extensions in the order of the text; this is the order that upstream's rules list. A list of ports comes
+/// after a single one: once its extension is loaded, `--dport` would be taken for a short form of its `--dports`.
 fn order(m: &Match) -> u8 {
     match m {
         Match::Source { .. } | Match::SourceIn { .. } => 0,
@@ -141,10 +142,13 @@ fn order(m: &Match) -> u8 {
         Match::InInterface { .. } => 2,
         Match::OutInterface { .. } => 3,
         Match::Protocol(_) => 4,
-        Match::SourcePort { .. } | Match::DestinationPort { .. } => 5,
-        Match::CtState(_) => 6,
-        Match::Mark { .. } | Match::CtMark { .. } => 7,
-        Match::Uid { .. } | Match::Gid { .. } => 8,
+        Match::SourcePort { ports: Ports::One(_), .. } => 5,
+        Match::DestinationPort { ports: Ports::One(_), .. } => 6,
+        Match::SourcePort { .. } => 7,
+        Match::DestinationPort { .. } => 8,
+        Match::CtState(_) => 9,
+        Match::Mark { .. } | Match::CtMark { .. } => 10,
+        Match::Uid { .. } | Match::Gid { .. } => 11,
     }
 }
 

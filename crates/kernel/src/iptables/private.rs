@@ -7,6 +7,7 @@
 use std::ffi::c_void;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Mode, OFlags, fstat, open, stat, unlink};
 use rustix::io::Errno;
@@ -83,7 +84,9 @@ fn replace_lock() -> io::Result<()> {
     // The root of another user namespace must be able to open it. Nobody else sees it.
     let everybody = only_root | Mode::RGRP | Mode::ROTH;
     // Only a file with a name can be mounted; the mount keeps it when the name is gone again.
-    let own = format!("{XTABLES_LOCK}.{}", rustix::thread::gettid());
+    // Thread ids repeat where containers share the directory.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let own = format!("{XTABLES_LOCK}.{}.{}", rustix::thread::gettid(), now.subsec_nanos());
     drop(open(&own, OFlags::RDONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW, everybody)?);
     let mounted = mount_bind(&own, XTABLES_LOCK);
     unlink(&own)?;

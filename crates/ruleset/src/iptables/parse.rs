@@ -36,7 +36,8 @@ pub fn parse_rule(text: &str) -> Option<Rule> {
 /// always hold, addresses without host bits, no lists of one port, nothing that iptables does not store (the reason).
 #[must_use]
 pub fn canonical(rule: &Rule) -> Rule {
-    let mut matches: Vec<Match> = rule.matches.iter().filter(|m| !always_holds(m)).map(canonical_match).collect();
+    let mut matches: Vec<Match> =
+        rule.matches.iter().filter(|m| !always_holds(m)).map(canonical_match).collect();
     matches.sort_by_key(order);
     Rule::new(matches, rule.action.clone(), "")
 }

@@ -1,0 +1,69 @@
+//! What needs no kernel.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ruleset::TableKind;
+
+use super::error::{Cause, Failure};
+use super::job::{Job, Report, Run, TableStep};
+use super::saved::Saved;
+use super::wire::{decode_job, decode_report, encode_job, encode_report};
+
+fn job() -> Job {
+    let step = |kind| TableStep {
+        kind,
+        forward: "*nat\nCOMMIT\n".to_owned(),
+        backward: String::new(),
+        before: vec!["-N A".to_owned(), String::new()],
+    };
+    let run = Run {
+        save: PathBuf::from("/sbin/save"),
+        restore: PathBuf::from("/sbin/restore"),
+        locks: true,
+        tables: vec![step(TableKind::Nat), step(TableKind::Filter)],
+    };
+    let empty = Run { locks: false, tables: Vec::new(), ..run.clone() };
+    Job { timeout: Duration::from_millis(1500), path: "/bin:/sbin".to_owned(), runs: vec![run, empty] }
+}
+
+#[test]
+fn jobs_and_reports_survive_the_way_and_nothing_shorter_or_longer_does() {
+    let bytes = encode_job(&job());
+    assert_eq!(decode_job(&bytes), Some(job()));
+    for cause in [
+        Cause::Start("no such file".to_owned()),
+        Cause::Exit(-1),
+        Cause::Signal(9),
+        Cause::Timeout(Duration::from_secs(30)),
+    ] {
+        let failure = Failure {
+            program: PathBuf::from("/sbin/restore"),
+            cause,
+            said: "line 3 failed".to_owned(),
+            left: vec!["x".to_owned()],
+        };
+        let report = Report { warnings: vec!["w".to_owned()], failure: Some((1, failure)) };
+        let bytes = encode_report(&report);
+        assert_eq!(decode_report(&bytes), Some(report));
+        assert!((0..bytes.len()).all(|end| decode_report(&bytes[..end]).is_none()));
+    }
+    assert!((0..bytes.len()).all(|end| decode_job(&bytes[..end]).is_none()));
+    assert_eq!(decode_job(&[bytes.as_slice(), b"x"].concat()), None);
+    assert_eq!(decode_report(&encode_report(&Report::default())), Some(Report::default()));
+}
+
+#[test]
+fn saved_tables_are_read_without_what_does_not_concern_us() {
+    let saved = Saved::parse(
+        "# Generated\n*security\n:A - [0:0]\n-A A -j DROP\nCOMMIT\n*nat\n:PREROUTING ACCEPT [3:180]\n:ISTIO_A - [0:0]\n\
+         -A PREROUTING -m comment --comment \"a -j ISTIO_B \\\" -j C\" -j ISTIO_A\n-A ISTIO_A -p tcp\nCOMMIT\n*raw\n:X - [0:0]\n",
+    );
+    assert_eq!(saved.tables.len(), 1, "a table that does not end is not taken: {saved:?}");
+    let nat = saved.table(TableKind::Nat).unwrap();
+    assert_eq!(nat.chains, ["ISTIO_A"]);
+    let targets: Vec<_> = nat.rules.iter().map(super::saved::SavedRule::target).collect();
+    assert_eq!(targets, [Some("ISTIO_A"), None]);
+    assert_eq!(saved.content(TableKind::Nat).len(), 3);
+    assert!(saved.content(TableKind::Filter).is_empty());
+}

@@ -1,0 +1,173 @@
+//! Random rules, written by us, read by the real programs, printed by them, and read back by us.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+#[path = "iptables/support.rs"]
+mod support;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use ruleset::iptables::{canonical, parse_rule, render_rule};
+use ruleset::{Action, CtState, Family, Match, Ports, Protocol, Rule, TableKind};
+use support::Ns;
+
+fn interface() -> impl Strategy<Value = String> {
+    "[a-z][a-z0-9_.-]{0,13}\\+?"
+}
+
+fn net(family: Family) -> BoxedStrategy<IpNet> {
+    match family {
+        Family::V4 => {
+            (any::<u32>(), 1..=32_u8).prop_map(|(a, n)| Ipv4Net::new(a.into(), n).unwrap().into()).boxed()
+        }
+        Family::V6 => {
+            (any::<u128>(), 1..=128_u8).prop_map(|(a, n)| Ipv6Net::new(a.into(), n).unwrap().into()).boxed()
+        }
+    }
+}
+
+/// The range of ports is kept small in half of the cases, so that lists and single ports meet.
+fn ports() -> impl Strategy<Value = Ports> {
+    prop_oneof![
+        any::<u16>().prop_map(Ports::One),
+        prop::collection::btree_set(any::<u16>(), 1..=15)
+            .prop_map(|set| Ports::AnyOf(set.into_iter().collect())),
+    ]
+}
+
+fn matches(family: Family) -> impl Strategy<Value = Vec<Match>> {
+    let not = any::<bool>;
+    let maybe = prop::option::of::<BoxedStrategy<Match>>;
+    let protocol = prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp)];
+    let state = prop_oneof![Just(CtState::Invalid), Just(CtState::RelatedOrEstablished)];
+    let with_ports = (
+        protocol,
+        maybe((ports(), not()).prop_map(|(ports, not)| Match::SourcePort { ports, not }).boxed()),
+        maybe((ports(), not()).prop_map(|(ports, not)| Match::DestinationPort { ports, not }).boxed()),
+    );
+    let owners = prop_oneof![
+        (0..u32::MAX, not()).prop_map(|(uid, not)| Match::Uid { uid, not }),
+        (0..u32::MAX, not()).prop_map(|(gid, not)| Match::Gid { gid, not }),
+    ];
+    (
+        maybe((interface(), not()).prop_map(|(n, not)| Match::InInterface { name: n.into(), not }).boxed()),
+        maybe((interface(), not()).prop_map(|(n, not)| Match::OutInterface { name: n.into(), not }).boxed()),
+        maybe((net(family), not()).prop_map(|(net, not)| Match::Source { net, not }).boxed()),
+        maybe((net(family), not()).prop_map(|(net, not)| Match::Destination { net, not }).boxed()),
+        with_ports,
+        maybe((any::<u32>(), not()).prop_map(|(mark, not)| Match::Mark { mark, not }).boxed()),
+        maybe((any::<u32>(), not()).prop_map(|(mark, not)| Match::CtMark { mark, not }).boxed()),
+        maybe(state.prop_map(Match::CtState).boxed()),
+        prop::collection::vec(owners, 0..3),
+    )
+        .prop_map(|(i, o, s, d, (protocol, sport, dport), mark, ctmark, state, owners)| {
+            let some = [i, o, s, d, Some(Match::Protocol(protocol)), dport, sport, mark, ctmark, state];
+            some.into_iter().flatten().chain(owners).collect()
+        })
+}
+
+fn action(table: TableKind) -> BoxedStrategy<Action> {
+    let usual = prop_oneof![
+        Just(Action::Accept),
+        Just(Action::Return),
+        Just(Action::Jump("istio-other".into())),
+        Just(Action::SaveMark),
+        Just(Action::RestoreMark),
+    ];
+    let special = match table {
+        TableKind::Nat => any::<u16>().prop_map(|port| Action::Redirect { port }).boxed(),
+        TableKind::Raw => (1..=u16::MAX).prop_map(Action::SetZone).boxed(),
+        _ => prop_oneof![
+            any::<u32>().prop_map(Action::SetMark),
+            (1..=u16::MAX, any::<u32>()).prop_map(|(port, mark)| Action::Tproxy { port, mark }),
+        ]
+        .boxed(),
+    };
+    // CONNMARK is allowed in the mangle table only.
+    let usual = usual.prop_filter("not in this table", move |action| {
+        table == TableKind::Mangle || !matches!(action, Action::SaveMark | Action::RestoreMark)
+    });
+    prop_oneof![usual, special].boxed()
+}
+
+fn rule(family: Family, table: TableKind) -> impl Strategy<Value = Rule> {
+    (matches(family), action(table)).prop_map(|(matches, action)| Rule::new(matches, action, "random"))
+}
+
+#[test]
+fn a_written_rule_reads_back() {
+    for family in [Family::V4, Family::V6] {
+        for table in [TableKind::Nat, TableKind::Mangle, TableKind::Raw] {
+            let mut runner =
+                TestRunner::new(Config { cases: 300, failure_persistence: None, ..Config::default() });
+            runner
+                .run(&rule(family, table), |rule| {
+                    let text = render_rule(&rule).unwrap();
+                    prop_assert_eq!(parse_rule(&text), Some(canonical(&rule)), "{}", text);
+                    Ok(())
+                })
+                .unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_saved_rule_reads_back() {
+    let ns = Ns::new();
+    for (family, program) in [(Family::V4, "iptables"), (Family::V6, "ip6tables")] {
+        for table in [TableKind::Nat, TableKind::Mangle, TableKind::Raw] {
+            let rules = prop::collection::vec(rule(family, table), 40);
+            let mut runner = TestRunner::new(Config {
+                cases: 3,
+                max_shrink_iters: 200,
+                failure_persistence: None,
+                ..Config::default()
+            });
+            let both = runner.run(&rules, |rules| {
+                for variant in ["legacy", "nft"] {
+                    let text: String =
+                        rules.iter().map(|rule| format!("-A ISTIO_ALL {}\n", render_rule(rule).unwrap())).collect();
+                    let saved = ns.sh(&format!(
+                        "{program}-{variant}-restore <<EOF\n*{table}\n-N ISTIO_ALL\n-N ISTIO_OTHER\n{text}COMMIT\nEOF\n\
+                         {program}-{variant} -t {table} -S ISTIO_ALL"
+                    ));
+                    let read: Vec<_> =
+                        saved.lines().filter_map(|line| line.strip_prefix("-A ISTIO_ALL ")).collect();
+                    prop_assert_eq!(read.len(), rules.len());
+                    for (line, rule) in read.into_iter().zip(&rules) {
+                        prop_assert_eq!(parse_rule(line), Some(canonical(rule)), "{} {}", variant, line);
+                    }
+                }
+                Ok(())
+            });
+            both.unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_is_no_rule_of_ours_does_not_read() {
+    for text in [
+        "",
+        "-j",
+        "-p icmp -j ACCEPT",
+        "-p tcp -m tcp --dport 1:5 -j ACCEPT",
+        "-p tcp -m tcp --dport 80 --tcp-flags SYN SYN -j ACCEPT",
+        "-m owner --uid-owner 0-10 -j RETURN",
+        "-m mark --mark 0x1/0xff -j RETURN",
+        "-m conntrack --ctstate NEW -j ACCEPT",
+        "-m comment --comment \"x\" -j RETURN",
+        "-j MARK --set-xmark 0x1/0x1",
+        "-j CONNMARK --save-mark --nfmask 0xff --ctmask 0xff",
+        "-p tcp -j REDIRECT --to-ports 1-5",
+        "-p tcp -j TPROXY --on-port 1 --on-ip 10.0.0.1 --tproxy-mark 0x1/0xffffffff",
+        "-j KUBE-SERVICES",
+        "-j ISTIO_lower",
+        "-g ISTIO_OUTPUT",
+        "-j RETURN trailing",
+        "! -j RETURN",
+        "-s 10.0.0.0/33 -j RETURN",
+    ] {
+        assert_eq!(parse_rule(text), None, "{text}");
+    }
+}
