@@ -1,9 +1,11 @@
 //! Validation: what the container `istio-validation` does, as the proxy's user and without capabilities (S-18).
 
-use std::net::{TcpListener, UdpSocket};
+use std::io::Read as _;
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use testkit::{Families, Pod, TestNetns};
 
 use crate::support::{BACKENDS, MODES, PROXY, Program, Run, everything};
@@ -63,13 +65,34 @@ fn it_fails_with_126_where_they_are_not() -> Result<()> {
 }
 
 #[test]
+fn a_connection_that_was_not_redirected_proves_nothing() -> Result<()> {
+    let program = Program::new()?;
+    let pod = Pod::new(Families::V4)?;
+    let args = check(&everything("REDIRECT", BACKENDS[0], Families::V4));
+    let mut command = program.command_as(PROXY, &args);
+    let mut validation = pod.spawn(command.stderr(Stdio::piped()))?;
+    // The port that it answers with is that of the connection, not the probe's.
+    let connected = pod.enter(|_| {
+        (0..100).find_map(|_| {
+            std::thread::sleep(Duration::from_millis(5));
+            TcpStream::connect(("127.0.0.1", 15006)).ok()
+        })
+    })?;
+    ensure!(connected.is_some(), "nothing listens on 127.0.0.1:15006");
+    let mut log = String::new();
+    validation.child().stderr.take().context("no stderr")?.read_to_string(&mut log)?;
+    let code = validation.child().wait()?.code();
+    ensure!(code == Some(126) && log.contains("127.0.0.1:15006 got a connection that was"), "{code:?} {log}");
+    Ok(())
+}
+
+#[test]
 fn it_waits_for_rules_that_come_later() -> Result<()> {
     let program = Program::new()?;
     let pod = Pod::new(Families::V4)?;
     let args = everything("REDIRECT", BACKENDS[1], Families::V4);
-    let mut validation = pod.spawn(
-        program.command_as(PROXY, &[&args[..], &CHECK].concat()).stderr(std::process::Stdio::null()),
-    )?;
+    let mut validation =
+        pod.spawn(program.command_as(PROXY, &[&args[..], &CHECK].concat()).stderr(Stdio::null()))?;
     std::thread::sleep(Duration::from_millis(300));
     ensure!(validation.ended()?.is_none(), "it must still be trying");
     program.succeed(&pod, &args)?;
