@@ -1,2 +1,18 @@
-//! placeholder
-fn main() {}
+//! `cnictl`: runs, renders and explains what the plugin does to a pod.
+
+mod chain;
+mod cli;
+mod explain;
+mod output;
+mod pod;
+mod render;
+mod rules;
+mod shell;
+mod subject;
+
+use clap::Parser as _;
+
+fn main() -> std::process::ExitCode {
+    let cli = cli::Cli::parse();
+    output::finish(cli.run())
+}

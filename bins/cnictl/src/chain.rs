@@ -1,0 +1,13 @@
+//! `add`, `check`, `del`, `status`, `gc`, `version`: runs the plugins of a conflist as a container runtime does (CNI spec 1.1,
+//! section 3, and containernetworking/cni `libcni/api.go`).
+
+mod args;
+mod attachment;
+mod cache;
+mod conflist;
+mod exec;
+mod report;
+mod run;
+
+pub(crate) use args::{AddArgs, CheckArgs, DelArgs, GcArgs, StatusArgs, VersionArgs};
+pub(crate) use conflist::Conflist;

@@ -1,0 +1,326 @@
+//! The command lines of the verbs, and what each does.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use cni::Version;
+use serde_json::Value;
+
+use super::attachment::{Attachment, check_netns, netns_path};
+use super::cache::{Cache, Entry};
+use super::conflist::Conflist;
+use super::report::Report;
+use super::run::{Chain, Journal};
+use crate::output::{Answer, Format, columns, structured};
+use crate::pod;
+
+const ADD_EXAMPLES: &str = "\
+Examples:
+  # With the time and the peak memory of each plugin
+  cnictl add --conf 10-net.conflist --pod web.yaml --netns web --stats
+
+  # From other directories, the result as JSON
+  cnictl add --conf 10-net.conflist --pod web.yaml --netns /proc/4711/ns/net --cni-path ./bin:/usr/lib/cni -o json
+
+A plugin that fails makes the chain's DEL run, as runtimes do. Exit codes: 0 done, 1 failed, 2 wrong command line";
+
+/// What every verb that runs plugins needs.
+#[derive(Debug, clap::Args)]
+pub(super) struct ChainArgs {
+    /// Network configuration list, or a configuration of a single plugin
+    #[arg(long, value_name = "CONFLIST")]
+    conf: PathBuf,
+    /// Directories with the plugins, separated by colons
+    #[arg(long, value_name = "DIRS", env = "CNI_PATH", default_value = "/opt/cni/bin")]
+    cni_path: String,
+    /// How long one plugin may take, in seconds; the default is how long kubelet waits for a runtime
+    #[arg(long, value_name = "SECONDS", default_value = "240", value_parser = seconds)]
+    timeout: Duration,
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+    /// Show time and peak memory of each plugin in the table (as -o wide)
+    #[arg(long)]
+    stats: bool,
+    /// Show what the plugins write to standard error
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+/// Which pod, and which of its interfaces.
+#[derive(Debug, clap::Args)]
+pub(super) struct PodArgs {
+    /// Kubernetes manifest of the pod (YAML or JSON)
+    #[arg(long, value_name = "MANIFEST")]
+    pod: PathBuf,
+    /// Which pod, where the manifest has several
+    #[arg(long, value_name = "[NAMESPACE/]NAME")]
+    pod_name: Option<String>,
+    /// Name of the sandbox [default: cnictl-NAMESPACE-NAME]
+    #[arg(long, value_name = "ID")]
+    container_id: Option<String>,
+    #[arg(long, value_name = "NAME", default_value = "eth0")]
+    ifname: String,
+    /// Where results are kept for check and del [default: cnictl/results below XDG_STATE_HOME or ~/.local/state]
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+}
+
+/// Attach a pod to a network: run the chain's ADD
+#[derive(Debug, clap::Args)]
+#[command(after_help = ADD_EXAMPLES)]
+pub(crate) struct AddArgs {
+    #[command(flatten)]
+    chain: ChainArgs,
+    #[command(flatten)]
+    pod: PodArgs,
+    /// Network namespace: a path, or a name as in `ip netns`
+    #[arg(long, value_name = "PATH")]
+    netns: String,
+    /// Run although an earlier ADD of the same attachment was not followed by a DEL; a failure is not undone then
+    #[arg(long)]
+    force: bool,
+    /// Leave what a failing ADD has done, instead of running the chain's DEL
+    #[arg(long)]
+    keep_failed: bool,
+}
+
+/// Check an attachment: run the chain's CHECK with the result of its ADD
+#[derive(Debug, clap::Args)]
+pub(crate) struct CheckArgs {
+    #[command(flatten)]
+    chain: ChainArgs,
+    #[command(flatten)]
+    pod: PodArgs,
+    /// Network namespace, if it is not the one of the ADD
+    #[arg(long, value_name = "PATH")]
+    netns: Option<String>,
+}
+
+/// Detach a pod: run the chain's DEL in reverse order, with the result of the ADD
+#[derive(Debug, clap::Args)]
+pub(crate) struct DelArgs {
+    #[command(flatten)]
+    chain: ChainArgs,
+    #[command(flatten)]
+    pod: PodArgs,
+    /// Network namespace, if it is not the one of the ADD; it may be gone
+    #[arg(long, value_name = "PATH")]
+    netns: Option<String>,
+}
+
+/// Ask every plugin whether it could serve an ADD (CNI 1.1)
+#[derive(Debug, clap::Args)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    chain: ChainArgs,
+}
+
+/// Let every plugin remove what belongs to no attachment (CNI 1.1)
+///
+/// Plugins release the addresses of all attachments of the network that are not named, also those of the container runtime.
+#[derive(Debug, clap::Args)]
+pub(crate) struct GcArgs {
+    #[command(flatten)]
+    chain: ChainArgs,
+    /// An attachment that stays (repeat)
+    #[arg(long = "valid", value_name = "CONTAINERID/IFNAME", required_unless_present = "none_valid", value_parser = attachment)]
+    valid: Vec<(String, String)>,
+    /// No attachment stays
+    #[arg(long, conflicts_with = "valid")]
+    none_valid: bool,
+}
+
+/// Print the version of this program and, with --conf, what the plugins of a chain support
+#[derive(Debug, clap::Args)]
+pub(crate) struct VersionArgs {
+    /// Network configuration list
+    #[arg(long, value_name = "CONFLIST")]
+    conf: Option<PathBuf>,
+    /// Directories with the plugins, separated by colons
+    #[arg(long, value_name = "DIRS", env = "CNI_PATH", default_value = "/opt/cni/bin")]
+    cni_path: String,
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().ok().filter(|seconds| *seconds > 0.0);
+    let duration = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    duration.ok_or_else(|| "not a number of seconds above 0".to_owned())
+}
+
+fn attachment(text: &str) -> Result<(String, String), String> {
+    match text.split_once('/') {
+        Some((id, ifname)) if !id.is_empty() && !ifname.is_empty() => Ok((id.to_owned(), ifname.to_owned())),
+        _ => Err("write CONTAINERID/IFNAME, such as 4711/eth0".to_owned()),
+    }
+}
+
+impl ChainArgs {
+    fn load(&self) -> Result<Chain> {
+        Chain::new(Conflist::load(&self.conf)?, &self.cni_path, self.timeout)
+    }
+
+    fn answer(&self, report: &Report) -> Result<Answer> {
+        if self.verbose {
+            eprint!("{}", report.logs());
+        }
+        report.answer(self.output, self.stats)
+    }
+}
+
+impl PodArgs {
+    fn load(&self) -> Result<(Attachment, Cache)> {
+        let pod = pod::load(&self.pod, self.pod_name.as_deref())?;
+        let attachment = Attachment::new(&pod, self.container_id.as_deref(), &self.ifname)?;
+        Ok((attachment, Cache::new(self.cache_dir.as_deref())?))
+    }
+}
+
+impl AddArgs {
+    pub(crate) fn run(&self) -> Result<Answer> {
+        let chain = self.chain.load()?;
+        let (mut attachment, cache) = self.pod.load()?;
+        let network = chain.conflist.name.clone();
+        let netns = netns_path(&self.netns);
+        check_netns(&netns)?;
+        attachment.netns = netns.display().to_string();
+        if !self.force && cache.load(&network, &attachment)?.is_some() {
+            bail!(
+                "container {} already has {} in network {network}: run cnictl del first, or add with --force",
+                attachment.container_id,
+                attachment.ifname
+            );
+        }
+        let journal = chain.add(&attachment);
+        let Some(result) = &journal.result else {
+            let report = Report::new(&network, Some(&attachment), journal);
+            // After --force, a DEL would take down what the earlier ADD made.
+            let keep = self.keep_failed || self.force;
+            let report = if keep { report } else { report.with_rollback(chain.del(&attachment, None)) };
+            return self.chain.answer(&report);
+        };
+        let entry = Entry {
+            network: network.clone(),
+            container_id: attachment.container_id.clone(),
+            ifname: attachment.ifname.clone(),
+            netns: attachment.netns.clone(),
+            result: result.clone(),
+        };
+        if let Err(error) = cache.store(&entry, &attachment) {
+            // Without it no later CHECK or DEL would know what was done.
+            let undone = chain.del(&attachment, Some(result)).problem();
+            let undone = undone.unwrap_or_else(|| "the attachment was removed again".to_owned());
+            return Err(error.context(undone));
+        }
+        self.chain.answer(&Report::new(&network, Some(&attachment), journal))
+    }
+}
+
+/// The attachment as it was made, where something is known about that.
+fn made(attachment: &mut Attachment, entry: Option<&Entry>, netns: Option<&str>) {
+    attachment.netns = match (netns, entry) {
+        (Some(netns), _) => netns_path(netns).display().to_string(),
+        (None, Some(entry)) => entry.netns.clone(),
+        (None, None) => String::new(),
+    };
+}
+
+impl CheckArgs {
+    pub(crate) fn run(&self) -> Result<Answer> {
+        let chain = self.chain.load()?;
+        let (mut attachment, cache) = self.pod.load()?;
+        let network = &chain.conflist.name;
+        if chain.conflist.version < Version::V0_4_0 {
+            bail!("cniVersion {} of network {network} has no CHECK; 0.4.0 has", chain.conflist.version);
+        }
+        let entry = cache.load(network, &attachment)?;
+        made(&mut attachment, entry.as_ref(), self.netns.as_deref());
+        if chain.conflist.disable_check {
+            let report = Report::new(network, Some(&attachment), Journal::default());
+            return self.chain.answer(&report.with_note("disableCheck is set, nothing was checked"));
+        }
+        let entry = entry.with_context(|| {
+            format!(
+                "container {} has no {} in network {network} that was made here: run cnictl add first, with the same --cache-dir",
+                attachment.container_id, attachment.ifname
+            )
+        })?;
+        let journal = chain.check(&attachment, &entry.result);
+        self.chain.answer(&Report::new(network, Some(&attachment), journal))
+    }
+}
+
+impl DelArgs {
+    pub(crate) fn run(&self) -> Result<Answer> {
+        let chain = self.chain.load()?;
+        let (mut attachment, cache) = self.pod.load()?;
+        let network = &chain.conflist.name;
+        let entry = cache.load(network, &attachment)?;
+        made(&mut attachment, entry.as_ref(), self.netns.as_deref());
+        let result: Option<&Value> = entry.as_ref().map(|entry| &entry.result);
+        let journal = chain.del(&attachment, result);
+        let report = Report::new(network, Some(&attachment), journal);
+        let answer = self.chain.answer(&report)?;
+        if answer.exit == 0 {
+            cache.remove(network, &attachment)?;
+        }
+        Ok(answer)
+    }
+}
+
+/// CNI before 1.1 has neither STATUS nor GC.
+fn needs_1_1(conflist: &Conflist, verb: &str) -> Result<()> {
+    if conflist.version < Version::V1_1_0 {
+        bail!("cniVersion {} of network {} has no {verb}; 1.1.0 has", conflist.version, conflist.name);
+    }
+    Ok(())
+}
+
+impl StatusArgs {
+    pub(crate) fn run(&self) -> Result<Answer> {
+        let chain = self.chain.load()?;
+        needs_1_1(&chain.conflist, "STATUS")?;
+        self.chain.answer(&Report::new(&chain.conflist.name, None, chain.status()))
+    }
+}
+
+impl GcArgs {
+    pub(crate) fn run(&self) -> Result<Answer> {
+        let chain = self.chain.load()?;
+        needs_1_1(&chain.conflist, "GC")?;
+        if chain.conflist.disable_gc {
+            let report = Report::new(&chain.conflist.name, None, Journal::default());
+            return self.chain.answer(&report.with_note("disableGC is set, nothing was removed"));
+        }
+        self.chain.answer(&Report::new(&chain.conflist.name, None, chain.gc(&self.valid)))
+    }
+}
+
+impl VersionArgs {
+    pub(crate) fn run(&self) -> Result<Answer> {
+        let own = env!("CARGO_PKG_VERSION");
+        let chain = match &self.conf {
+            Some(conf) => Some(Chain::new(Conflist::load(conf)?, &self.cni_path, Duration::from_secs(10))?),
+            None => None,
+        };
+        let plugins = chain.map(|chain| chain.versions()).unwrap_or_default();
+        let problem = plugins.iter().find_map(|(run, _)| run.problem());
+        let text = match self.output {
+            Format::Json | Format::Yaml => {
+                let list = |(run, versions): &(super::run::PluginRun, Vec<String>)| serde_json::json!({"plugin": run.plugin, "path": run.path, "supported_versions": versions});
+                let plugins: Vec<Value> = plugins.iter().map(list).collect();
+                structured(self.output, &serde_json::json!({"cnictl": own, "plugins": plugins}))?
+            }
+            Format::Table | Format::Wide => {
+                let rows = plugins.iter().map(|(run, versions)| vec![run.plugin.clone(), versions.join(" ")]);
+                format!("cnictl {own}\n{}", columns(&rows.collect::<Vec<_>>()))
+            }
+        };
+        Ok(match problem {
+            None => Answer::text(text),
+            Some(problem) => Answer::failed(text, problem),
+        })
+    }
+}

@@ -1,0 +1,82 @@
+//! The command line.
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::output::Answer;
+use crate::{chain, explain, render, shell};
+
+/// What every help text ends with.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done; for explain: the question is answered, whatever the verdict
+  1  something failed; the message says what, where and what to do
+  2  the command line is wrong
+  3  render: the pod is not captured, so there is nothing to render";
+
+const EXAMPLES: &str = "\
+Examples:
+  # What would the plugin load into this pod's namespace?
+  cnictl render web.yaml
+
+  # Where does a connection of the application to 10.0.0.5:443 go, and because of which rule?
+  cnictl explain web.yaml --to 10.0.0.5:443
+
+  # Attach a namespace to a network, as a container runtime would, with the time and memory of each plugin
+  ip netns add web
+  cnictl add --conf /etc/cni/net.d/10-net.conflist --pod web.yaml --netns web --stats
+  cnictl del --conf /etc/cni/net.d/10-net.conflist --pod web.yaml";
+
+/// Runs, renders and explains what the CNI plugin does to a pod.
+#[derive(Debug, Parser)]
+#[command(name = "cnictl", version, propagate_version = true, after_help = EXIT_CODES)]
+#[command(after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"), max_term_width = 110)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Render(render::Args),
+    Explain(explain::Args),
+    Add(chain::AddArgs),
+    Check(chain::CheckArgs),
+    Del(chain::DelArgs),
+    Status(chain::StatusArgs),
+    Gc(chain::GcArgs),
+    Version(chain::VersionArgs),
+    Completion(shell::CompletionArgs),
+    Man(shell::ManArgs),
+}
+
+impl Cli {
+    /// Does what the command line asks for.
+    ///
+    /// # Errors
+    /// It could not be done.
+    pub(crate) fn run(&self) -> Result<Answer> {
+        match &self.verb {
+            Verb::Render(args) => args.run(),
+            Verb::Explain(args) => args.run(),
+            Verb::Add(args) => args.run(),
+            Verb::Check(args) => args.run(),
+            Verb::Del(args) => args.run(),
+            Verb::Status(args) => args.run(),
+            Verb::Gc(args) => args.run(),
+            Verb::Version(args) => args.run(),
+            Verb::Completion(args) => args.run(),
+            Verb::Man(args) => args.run(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,274 @@
+//! The answer, for people and for programs.
+
+use std::fmt::Write as _;
+
+use anyhow::{Context as _, Result};
+use capture::Skip;
+use capture::settings::{DNS_PORT, Settings};
+use ruleset::Hook;
+use ruleset::eval::{Place, State, Verdict};
+use serde::Serialize;
+
+use super::flow::{Direction, Flow};
+use super::way::{Way, follow};
+use crate::output::{Colour, Format, columns, paint, structured};
+use crate::rules::{RuleReport, describe};
+use crate::subject::{Captured, PodName};
+
+/// What becomes of a flow.
+#[derive(Debug, Serialize)]
+pub(super) struct Explanation {
+    pod: PodName,
+    captured: bool,
+    /// The row of the decision table, of a pod that is not captured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    capture: Option<CaptureReport>,
+    flow: FlowReport,
+    verdict: VerdictReport,
+    /// The rule that gave the verdict.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<RuleReport>,
+    /// The rules by whose jumps the packet came to it, outermost first.
+    path: Vec<RuleReport>,
+    /// Every rule that matched, in order.
+    trace: Vec<TraceEntry>,
+    assumed: Vec<String>,
+    warnings: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct CaptureReport {
+    mode: &'static str,
+    native_sidecar: bool,
+    backend: String,
+    ipv6: bool,
+    #[serde(skip)]
+    summary: String,
+}
+
+#[derive(Debug, Serialize)]
+struct FlowReport {
+    direction: &'static str,
+    protocol: &'static str,
+    from: String,
+    to: String,
+    interface: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    uid: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gid: Option<u32>,
+}
+
+#[derive(Debug, Serialize)]
+struct VerdictReport {
+    /// `pass`, `redirect`, `tproxy` or `drop`.
+    action: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    port: Option<u16>,
+    text: String,
+}
+
+#[derive(Debug, Serialize)]
+struct TraceEntry {
+    hook: &'static str,
+    #[serde(flatten)]
+    rule: RuleReport,
+}
+
+impl Explanation {
+    pub(super) fn of_skipped(pod: &PodName, skip: &Skip, flow: &Flow) -> Self {
+        Self {
+            pod: pod.clone(),
+            captured: false,
+            reason: Some(skip.reason.name()),
+            detail: Some(skip.detail.clone()),
+            capture: None,
+            flow: FlowReport::of(flow),
+            verdict: VerdictReport {
+                action: "pass",
+                port: None,
+                text: "passes: the pod is not captured, its traffic is left alone".to_owned(),
+            },
+            rule: None,
+            path: Vec::new(),
+            trace: Vec::new(),
+            assumed: flow.assumed.clone(),
+            warnings: Vec::new(),
+        }
+    }
+
+    pub(super) fn of_captured(captured: &Captured, flow: &Flow) -> Result<Self> {
+        let backend = captured.facts.backend;
+        let ruleset = captured.plan.ruleset().context("the plan has no rules")?;
+        let way = follow(ruleset, backend, flow);
+        let report =
+            |place: &Place<'_>| describe(ruleset, backend, place.table, place.chain, place.index, place.rule);
+        let decided = way.decided_by();
+        Ok(Self {
+            pod: captured.pod.clone(),
+            captured: true,
+            reason: None,
+            detail: None,
+            capture: Some(CaptureReport {
+                mode: captured.mode(),
+                native_sidecar: captured.native_sidecar,
+                backend: backend.to_string(),
+                ipv6: captured.facts.ipv6,
+                summary: captured.summary(),
+            }),
+            flow: FlowReport::of(flow),
+            verdict: VerdictReport::of(&way, flow, &captured.settings),
+            rule: decided.as_ref().map(|(place, _)| report(place)),
+            path: decided.iter().flat_map(|(_, path)| path).map(report).collect(),
+            trace: way
+                .trace()
+                .map(|(hook, place)| TraceEntry { hook: Hook::name(hook), rule: report(&place) })
+                .collect(),
+            assumed: flow.assumed.clone(),
+            warnings: captured.warnings.clone(),
+        })
+    }
+
+    /// The text; people see the trace only when they ask for it.
+    ///
+    /// # Errors
+    /// The answer has no JSON or YAML form, which would be a mistake in its type.
+    pub(super) fn print(&self, format: Format, trace: bool) -> Result<String> {
+        match format {
+            Format::Json | Format::Yaml => structured(format, self),
+            Format::Table | Format::Wide => Ok(self.table(trace || format == Format::Wide)),
+        }
+    }
+
+    fn table(&self, trace: bool) -> String {
+        let mut rows: Vec<Vec<String>> = Vec::new();
+        let mut row = |name: &str, text: String| rows.push(vec![name.to_owned(), text]);
+        let state = match (&self.capture, self.reason) {
+            (Some(capture), _) => capture.summary.clone(),
+            (None, reason) => format!("not captured: {}", reason.unwrap_or_default()),
+        };
+        row("POD", format!("{}, {state}", self.pod));
+        row("FLOW", self.flow.to_string());
+        row("VERDICT", self.verdict.painted());
+        match (&self.rule, &self.detail) {
+            (Some(rule), _) => {
+                row("RULE", rule.text.clone());
+                row("CHAIN", format!("{} {}, rule {}", rule.table, rule.chain, rule.position));
+                row("WHY", rule.why.clone());
+                for step in self.path.iter().rev() {
+                    row("", format!("{} ({} rule {})", step.why, step.chain, step.position));
+                }
+            }
+            (None, Some(detail)) => row("WHY", detail.clone()),
+            (None, None) => row("RULE", "none: no rule ends its way".to_owned()),
+        }
+        for assumed in &self.assumed {
+            row("ASSUMED", assumed.clone());
+        }
+        for warning in &self.warnings {
+            row("WARNING", warning.clone());
+        }
+        let mut out = columns(&rows);
+        if trace && self.captured {
+            out.push('\n');
+            out.push_str(&self.trace_table());
+        }
+        out
+    }
+
+    fn trace_table(&self) -> String {
+        if self.trace.is_empty() {
+            return "no rule matched\n".to_owned();
+        }
+        let head = ["HOOK", "TABLE", "CHAIN", "NO", "RULE", "WHY"].map(str::to_owned).to_vec();
+        let rows = self.trace.iter().map(|TraceEntry { hook, rule }| {
+            let RuleReport { table, chain, position, text, why } = rule.clone();
+            vec![(*hook).to_owned(), table, chain, position.to_string(), text, why]
+        });
+        columns(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
+    }
+}
+
+impl FlowReport {
+    fn of(flow: &Flow) -> Self {
+        Self {
+            direction: if flow.direction == Direction::In { "in" } else { "out" },
+            protocol: flow.protocol.name(),
+            from: flow.source.to_string(),
+            to: flow.destination.to_string(),
+            interface: flow.interface.clone(),
+            uid: flow.owner.map(|owner| owner.uid),
+            gid: flow.owner.map(|owner| owner.gid),
+        }
+    }
+}
+
+impl std::fmt::Display for FlowReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { direction, protocol, from, to, interface, uid, gid } = self;
+        write!(f, "{direction}, {protocol} {from} -> {to} by {interface}")?;
+        if let (Some(uid), Some(gid)) = (uid, gid) {
+            write!(f, ", sent by uid {uid} gid {gid}")?;
+        }
+        Ok(())
+    }
+}
+
+impl VerdictReport {
+    fn of(way: &Way<'_>, flow: &Flow, settings: &Settings) -> Self {
+        let mut text = String::new();
+        let (action, port) = match way.verdict() {
+            // nat looks at first packets only, and the connection remembers what it said
+            Verdict::Pass if matches!(flow.state, State::Established | State::Related) => {
+                text.push_str("follows what was decided for the first packet of its connection");
+                ("pass", None)
+            }
+            Verdict::Pass => {
+                text.push_str(match (flow.direction, flow.interface.as_str()) {
+                    (Direction::In, _) => "passes: comes to the pod directly",
+                    (Direction::Out, "lo") => "passes: stays in the pod, directly",
+                    (Direction::Out, _) => "passes: leaves the pod directly",
+                });
+                ("pass", None)
+            }
+            Verdict::Drop => {
+                text.push_str("dropped");
+                ("drop", None)
+            }
+            // Writing to a String cannot fail, here and below.
+            Verdict::Redirect { port } => {
+                let _ = write!(text, "redirected to {port} ({})", owner_of(port, settings));
+                ("redirect", Some(port))
+            }
+            Verdict::Tproxy { port } => {
+                let who = owner_of(port, settings);
+                let _ = write!(text, "handed to {port} ({who}) by TPROXY, addresses unchanged");
+                ("tproxy", Some(port))
+            }
+        };
+        Self { action, port, text }
+    }
+
+    fn painted(&self) -> String {
+        let colour = match self.action {
+            "pass" => Colour::Yellow,
+            "drop" => Colour::Red,
+            _ => Colour::Green,
+        };
+        paint(&self.text, colour)
+    }
+}
+
+/// Who listens on a port that traffic is sent to.
+fn owner_of(port: u16, settings: &Settings) -> &'static str {
+    match port {
+        port if port == settings.proxy_port => "proxy, outbound",
+        port if port == settings.capture_port => "proxy, inbound",
+        DNS_PORT => "proxy's DNS",
+        _ => "proxy",
+    }
+}

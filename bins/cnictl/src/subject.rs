@@ -1,0 +1,175 @@
+//! The pod that `render` and `explain` are about: whether it is captured, and its plan.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use capture::annotations::NodeSettings;
+use capture::plan::detect_ipv6;
+use capture::{Decision, Facts, Pod, PodId, Scope, Settings, Skip, decide, decide_by_id};
+use clap::ValueEnum;
+use cni::PluginConf;
+use ruleset::{Backend, Plan};
+use serde::Serialize;
+
+use crate::chain::Conflist;
+use crate::pod;
+
+/// The plugin's `type` in a conflist.
+const PLUGIN: &str = "istio-cni";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct SubjectArgs {
+    /// Kubernetes manifest of the pod as it runs, after injection (YAML or JSON)
+    #[arg(value_name = "MANIFEST")]
+    manifest: PathBuf,
+    /// Which pod, where the manifest has several
+    #[arg(long, visible_alias = "pod", value_name = "[NAMESPACE/]NAME")]
+    pod_name: Option<String>,
+    /// Conflist with the plugin's entry; gives the excluded namespaces, the agent's namespace and the backend
+    #[arg(long, value_name = "CONFLIST")]
+    conf: Option<PathBuf>,
+    /// Kernel interface; without it what the conflist says, else nftables
+    #[arg(long, value_enum)]
+    backend: Option<BackendName>,
+    /// Address of the pod; decides as on the node whether IPv6 is captured (repeat, in the order of `ip addr`)
+    #[arg(long = "pod-ip", value_name = "IP", value_delimiter = ',')]
+    pub(crate) pod_ips: Vec<IpAddr>,
+    /// IPv6 is captured, whatever the pod's addresses
+    #[arg(long)]
+    ipv6: bool,
+    /// A namespace whose pods are never captured, besides those of the conflist (repeat)
+    #[arg(long = "exclude-namespace", value_name = "NAMESPACE", value_delimiter = ',')]
+    excluded_namespaces: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum BackendName {
+    Nftables,
+    Iptables,
+}
+
+/// A pod by name, for reports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct PodName {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+}
+
+/// What is decided about the pod.
+#[derive(Debug)]
+pub(crate) enum Subject {
+    /// It is left alone.
+    Skipped {
+        /// Pod.
+        pod: PodName,
+        /// The row of the decision table, and what was found.
+        skip: Skip,
+    },
+    /// It is captured.
+    Captured(Box<Captured>),
+}
+
+/// A captured pod.
+#[derive(Debug)]
+pub(crate) struct Captured {
+    pub(crate) pod: PodName,
+    pub(crate) settings: Settings,
+    pub(crate) native_sidecar: bool,
+    pub(crate) warnings: Vec<String>,
+    pub(crate) facts: Facts,
+    pub(crate) plan: Plan,
+}
+
+impl SubjectArgs {
+    /// Decides and plans. `ipv6` is what to assume of the pod's addresses where the command line says nothing.
+    ///
+    /// # Errors
+    /// The manifest, the conflist or an annotation cannot be used.
+    pub(crate) fn subject(&self, ipv6: bool) -> Result<Subject> {
+        let pod = pod::load(&self.manifest, self.pod_name.as_deref())?;
+        let conf = self.conf.as_deref().map(Conflist::load).transpose()?;
+        let conf = conf.map(|conflist| plugin_conf(&conflist)).transpose()?;
+        let name = PodName { namespace: pod.namespace.clone(), name: pod.name.clone() };
+        match self.decide(&pod, conf.as_ref())? {
+            Decision::Skip(skip) => Ok(Subject::Skipped { pod: name, skip }),
+            Decision::Sidecar { settings, native_sidecar, warnings } => {
+                let facts = Facts {
+                    backend: self.backend(conf.as_ref()),
+                    ipv6: self.captures_ipv6(&settings, ipv6)?,
+                };
+                let plan = capture::plan(&settings, facts);
+                let settings = *settings;
+                let captured = Captured { pod: name, settings, native_sidecar, warnings, facts, plan };
+                Ok(Subject::Captured(Box::new(captured)))
+            }
+        }
+    }
+
+    fn decide(&self, pod: &Pod, conf: Option<&PluginConf>) -> Result<Decision> {
+        let mut scope = conf.map_or_else(Scope::default, |conf| Scope {
+            agent_namespace: conf.pod_namespace.clone(),
+            excluded_namespaces: conf.exclude_namespaces.clone(),
+        });
+        scope.excluded_namespaces.extend(self.excluded_namespaces.iter().cloned());
+        let id = PodId { namespace: pod.namespace.clone(), name: pod.name.clone(), uid: pod.uid.clone() };
+        if let Some(skip) = decide_by_id(&id, &scope) {
+            return Ok(Decision::Skip(skip));
+        }
+        let node = NodeSettings::from_env(&|name| std::env::var(name).ok(), &|_| None)?;
+        Ok(decide(pod, &node)?)
+    }
+
+    fn backend(&self, conf: Option<&PluginConf>) -> Backend {
+        match (self.backend, conf.and_then(|conf| conf.native_nftables)) {
+            (Some(BackendName::Iptables), _) | (None, Some(false)) => Backend::Iptables,
+            (Some(BackendName::Nftables), _) | (None, _) => Backend::Nftables,
+        }
+    }
+
+    fn captures_ipv6(&self, settings: &Settings, assumed: bool) -> Result<bool> {
+        if self.ipv6 {
+            return Ok(true);
+        }
+        if self.pod_ips.is_empty() {
+            return Ok(assumed || settings.dual_stack);
+        }
+        detect_ipv6(&self.pod_ips, settings.dual_stack).context("use the addresses of --pod-ip")
+    }
+}
+
+/// The plugin's own configuration in a chain.
+fn plugin_conf(conflist: &Conflist) -> Result<PluginConf> {
+    let place = || format!("plugin {PLUGIN} of {}", conflist.path.display());
+    let plugin = conflist
+        .plugins
+        .iter()
+        .find(|plugin| plugin.kind == PLUGIN)
+        .with_context(|| format!("{} has no plugin of type {PLUGIN}", conflist.path.display()))?;
+    let text = serde_json::to_vec(&plugin.conf)?;
+    let value = cni::json::Value::parse(&text).with_context(place)?;
+    PluginConf::decode(&value).with_context(place)
+}
+
+impl Captured {
+    /// How inbound connections are captured, in the annotation's words.
+    pub(crate) fn mode(&self) -> &'static str {
+        match self.settings.mode {
+            capture::settings::Mode::Redirect => "REDIRECT",
+            capture::settings::Mode::Tproxy => "TPROXY",
+        }
+    }
+
+    /// `captured through its sidecar (REDIRECT, nftables, IPv4)`.
+    pub(crate) fn summary(&self) -> String {
+        let families = if self.facts.ipv6 { "IPv4 and IPv6" } else { "IPv4" };
+        let sidecar = if self.native_sidecar { "native sidecar" } else { "sidecar" };
+        format!("captured through its {sidecar} ({}, {}, {families})", self.mode(), self.facts.backend)
+    }
+}
+
+impl std::fmt::Display for PodName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
