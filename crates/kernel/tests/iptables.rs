@@ -423,3 +423,42 @@ fn what_iptables_prints_reads_back_as_the_rule() {
         }
     }
 }
+
+#[test]
+fn a_replacement_leaves_no_gap() {
+    for variant in VARIANTS {
+        let (ns, iptables) = (Ns::new(), Iptables::forced(variant));
+        let first = sidecar(false);
+        let mut second = first.clone();
+        second.tables[0].chains[2].rules.pop();
+        setup(&ns, &iptables, &first).unwrap();
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        let looks = std::thread::scope(|scope| {
+            let looker = scope.spawn(|| {
+                let mut looks = 0;
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let saved = ns.sh(&format!("iptables-{variant}-save -t nat"));
+                    for line in [
+                        "-A OUTPUT -j ISTIO_OUTPUT",
+                        "-A PREROUTING -p tcp -j ISTIO_INBOUND",
+                        "-j REDIRECT --to-ports 15001",
+                    ] {
+                        assert!(saved.contains(line), "{variant}: {line} is missing from {saved}");
+                    }
+                    looks += 1;
+                }
+                looks
+            });
+            for round in 0..20 {
+                let ruleset = if round % 2 == 0 { &second } else { &first };
+                let changed = setup(&ns, &iptables, ruleset);
+                if changed != Ok(Change::Replaced) || round == 19 {
+                    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+                }
+                assert_eq!(changed, Ok(Change::Replaced), "{variant}");
+            }
+            looker.join().unwrap()
+        });
+        assert!(looks > 5, "{looks}");
+    }
+}

@@ -1,0 +1,161 @@
+//! Which programs to use, what they find, and what therefore is to do.
+
+use std::path::{Path, PathBuf};
+
+use ruleset::iptables::rules;
+use ruleset::{Family, Ruleset, TableKind};
+
+use super::change::{SIDECAR_CHAINS, Side};
+use super::error::{Error, Failure};
+use super::probe::Present;
+use super::program::{Candidate, Programs, Variant};
+use super::saved::{Saved, SavedTable};
+use super::{FAMILIES, Iptables, VARIANTS, child};
+
+/// A side with the programs for it.
+pub(super) struct Work<'a> {
+    pub(super) side: Side<'a>,
+    pub(super) programs: Programs,
+    /// Whether the variant has no table here yet, so that nobody has shown that it works.
+    pub(super) unproven: bool,
+}
+
+impl Iptables {
+    fn candidates(&self, present: &Present) -> &'static [Candidate] {
+        use Candidate::{Named, Unsuffixed};
+        use Variant::{Legacy, Nft};
+        match (self.forced, present.legacy) {
+            (Some(Legacy), _) => &[Named(Legacy)],
+            (Some(Nft), _) => &[Named(Nft)],
+            (None, true) => &[Named(Legacy), Named(Nft), Unsuffixed],
+            (None, false) => &[Named(Nft), Unsuffixed, Named(Legacy)],
+        }
+    }
+
+    /// The first usable candidate that has not failed yet, and what it finds.
+    fn choose(
+        &self,
+        family: Family,
+        present: &Present,
+        failed: &[(Family, PathBuf)],
+    ) -> Result<(Programs, Saved), Error> {
+        let mut first_problem = None;
+        for candidate in self.candidates(present) {
+            let around = self.surroundings();
+            let programs = match (self.forced, candidate) {
+                (Some(variant), _) => self.search.programs_of(family, variant, &around),
+                (None, candidate) => self.search.programs(family, *candidate, &around),
+            };
+            let found = programs.and_then(|programs| {
+                let saved = self.save_if(present.has(programs.variant), &programs)?;
+                Ok((programs, saved))
+            });
+            match found {
+                Ok((programs, _)) if failed.contains(&(family, end_of_links(&programs.restore))) => {}
+                Ok(found) => {
+                    if let Some(problem) = first_problem {
+                        self.warn(format!("{problem}; using {} instead", found.0.restore.display()));
+                    }
+                    return Ok(found);
+                }
+                Err(problem) => first_problem = first_problem.or(Some(problem)),
+            }
+        }
+        Err(first_problem.unwrap_or_else(|| Error::Missing {
+            program: "another variant of iptables".to_owned(),
+            searched: self.search.joined(),
+        }))
+    }
+
+    fn save_if(&self, present: bool, programs: &Programs) -> Result<Saved, Error> {
+        if !present {
+            return Ok(Saved::default());
+        }
+        let output =
+            child::run(&programs.save, &[], None, &self.surroundings()).map_err(|(cause, said)| Failure {
+                program: programs.save.clone(),
+                cause,
+                said,
+                left: Vec::new(),
+            })?;
+        Ok(Saved::parse(&output))
+    }
+
+    /// Everything that may have to change to get to the ruleset: first what is planned, then what is left over.
+    pub(super) fn works<'a>(
+        &self,
+        ruleset: &'a Ruleset,
+        failed: &[(Family, PathBuf)],
+    ) -> Result<Vec<Work<'a>>, Error> {
+        let (mut planned, mut left_over) = (Vec::new(), Vec::new());
+        for family in FAMILIES {
+            let present = Present::ask(family)?;
+            let mut main = None;
+            if ruleset.families().contains(&family) && has_rules(ruleset, family) {
+                let (programs, saved) = self.choose(family, &present, failed)?;
+                main = Some(programs.variant);
+                let unproven = !present.has(programs.variant);
+                planned.push(Work { side: side(ruleset, family, true, saved, ""), programs, unproven });
+            }
+            for variant in VARIANTS.into_iter().filter(|variant| Some(*variant) != main) {
+                match self.left_over(ruleset, family, &present, variant) {
+                    Ok(work) => left_over.extend(work),
+                    Err(e) => self.warn(format!("what {variant} iptables may hold of ours stays: {e}")),
+                }
+            }
+        }
+        planned.append(&mut left_over);
+        Ok(planned)
+    }
+
+    /// What is of ours in a family and variant where nothing should be.
+    pub(super) fn left_over<'a>(
+        &self,
+        ruleset: &'a Ruleset,
+        family: Family,
+        present: &Present,
+        variant: Variant,
+    ) -> Result<Option<Work<'a>>, Error> {
+        if !may_hold_ours(ruleset, family, present, variant) {
+            return Ok(None);
+        }
+        let programs = self.search.programs_of(family, variant, &self.surroundings())?;
+        let label = match variant {
+            Variant::Legacy => " (legacy)",
+            Variant::Nft => " (nft)",
+        };
+        let side = side(ruleset, family, false, self.save_if(true, &programs)?, label);
+        Ok(side.holds_ours().then_some(Work { side, programs, unproven: false }))
+    }
+}
+
+fn has_rules(ruleset: &Ruleset, family: Family) -> bool {
+    ruleset.tables.iter().flat_map(|table| &table.chains).any(|chain| rules(chain, family).next().is_some())
+}
+
+fn side<'a>(
+    ruleset: &'a Ruleset,
+    family: Family,
+    planned: bool,
+    saved: Saved,
+    label: &'static str,
+) -> Side<'a> {
+    Side { ruleset, family, planned, saved, known_chains: &SIDECAR_CHAINS, label }
+}
+
+/// For nft this is exact for chains; legacy does not name its chains without a program.
+pub(super) fn may_hold_ours(ruleset: &Ruleset, family: Family, present: &Present, variant: Variant) -> bool {
+    if variant == Variant::Legacy {
+        return present.legacy;
+    }
+    let kinds = [TableKind::Filter, TableKind::Mangle, TableKind::Nat, TableKind::Raw];
+    let tables = kinds.into_iter().map(|kind| {
+        let chains = present.nft.iter().filter(|(table, _)| table == kind.name());
+        SavedTable { kind, chains: chains.map(|(_, chain)| chain.clone()).collect(), rules: Vec::new() }
+    });
+    side(ruleset, family, false, Saved { tables: tables.collect() }, "").holds_ours()
+}
+
+pub(super) fn end_of_links(program: &Path) -> PathBuf {
+    program.canonicalize().unwrap_or_else(|_| program.to_owned())
+}
