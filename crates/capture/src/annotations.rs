@@ -7,7 +7,7 @@ use crate::settings::{
 };
 use crate::values::{
     Quoted, ValueError, parse_bool, parse_id, parse_interfaces, parse_loopback, parse_owner_groups,
-    parse_port, parse_ports, parse_prefixes, parse_ranges,
+    parse_port, parse_ports, parse_prefixes, parse_ranges, printable,
 };
 
 /// The port of Istio's agent in the pod, excluded by default in both directions.
@@ -49,7 +49,7 @@ pub struct AnnotationError {
     pub setting: &'static str,
     /// Annotation.
     pub annotation: &'static str,
-    /// `namespace/name`.
+    /// `namespace/name`, control characters escaped.
     pub pod: String,
     /// Cause.
     pub cause: ValueError,
@@ -102,8 +102,11 @@ impl NodeSettings {
         const EXCLUDE: &str = "ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE";
         const LOOPBACK: &str = "ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR";
         let include = env(INCLUDE).unwrap_or_else(|| "*".to_owned());
-        let owner_groups = parse_owner_groups(&include, &env(EXCLUDE).unwrap_or_default(), resolve)
-            .map_err(|cause| EnvironmentError { variable: INCLUDE, cause })?;
+        let exclude = env(EXCLUDE).unwrap_or_default();
+        let owner_groups = parse_owner_groups(&include, &exclude, resolve).map_err(|cause| {
+            let include_is_good = parse_owner_groups(&include, "", resolve).is_ok();
+            EnvironmentError { variable: if include_is_good { EXCLUDE } else { INCLUDE }, cause }
+        })?;
         let loopback_v4 = match env(LOOPBACK) {
             Some(text) => {
                 parse_loopback(&text).map_err(|cause| EnvironmentError { variable: LOOPBACK, cause })?
@@ -213,7 +216,7 @@ impl Reader<'_> {
         parse(text).map(Some).map_err(|cause| AnnotationError {
             setting,
             annotation,
-            pod: format!("{}/{}", self.pod.namespace, self.pod.name),
+            pod: printable(&format!("{}/{}", self.pod.namespace, self.pod.name)),
             cause,
         })
     }
@@ -311,3 +314,6 @@ fn merge_excluded(annotated: Option<Ports>) -> Ports {
         None => Ports::Only(ALWAYS_EXCLUDED_INBOUND.to_vec()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@ use crate::annotations::{
 };
 use crate::pod::{Container, Pod, PodId};
 use crate::settings::Settings;
-use crate::values::{Quoted, parse_bool};
+use crate::values::{Quoted, parse_bool, printable};
 
 /// Name prefix of the node agent's own pods.
 pub const AGENT_POD_PREFIX: &str = "istio-cni-node-";
@@ -80,13 +80,16 @@ pub enum Reason {
 pub fn decide_by_id(id: &PodId, scope: &Scope) -> Option<Skip> {
     let skip = |reason, detail| Some(Skip { reason, detail });
     if id.name.starts_with(AGENT_POD_PREFIX) && id.namespace == scope.agent_namespace {
-        return skip(Reason::OwnAgentPod, format!("pod {} in namespace {:?}", id.name, id.namespace));
+        return skip(
+            Reason::OwnAgentPod,
+            format!("pod {} in namespace {:?}", printable(&id.name), id.namespace),
+        );
     }
     if id.name.is_empty() || id.namespace.is_empty() {
         return skip(Reason::NotKubernetes, "the runtime passed no pod name and namespace".to_owned());
     }
     if scope.excluded_namespaces.contains(&id.namespace) {
-        return skip(Reason::ExcludedNamespace, format!("namespace {}", id.namespace));
+        return skip(Reason::ExcludedNamespace, format!("namespace {}", printable(&id.namespace)));
     }
     None
 }
@@ -163,7 +166,7 @@ impl<'a> View<'a> {
     }
 
     fn names(&self) -> String {
-        self.pod.all_containers().map(|c| c.name.as_str()).collect::<Vec<_>>().join(", ")
+        self.pod.all_containers().map(|c| printable(&c.name)).collect::<Vec<_>>().join(", ")
     }
 
     /// `proxy <type> …` as the proxy's arguments; the last container that says it counts.

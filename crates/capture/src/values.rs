@@ -117,6 +117,12 @@ impl std::fmt::Display for Quoted {
     }
 }
 
+/// Untrusted text for people, without quotes: names of pods and containers, which a manifest that no API server has seen may set
+/// to anything.
+pub(crate) fn printable(text: &str) -> String {
+    text.escape_debug().collect()
+}
+
 /// Boolean text as Go's `strconv.ParseBool` reads it (P-33); `None` is not a boolean.
 pub fn parse_bool(text: &str) -> Option<bool> {
     match text {
