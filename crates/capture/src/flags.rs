@@ -156,3 +156,6 @@ fn list<T>(
     let items: Vec<&str> = text.split(',').filter(|item| !item.is_empty()).collect();
     self::flag(flag, &items.join(","), parse)
 }
+
+#[cfg(test)]
+mod tests;

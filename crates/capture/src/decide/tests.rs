@@ -1,1 +1,316 @@
+use super::*;
 
+/// A pod that reaches the last row: it is captured.
+fn sidecar_pod() -> Pod {
+    Pod {
+        namespace: "shop".to_owned(),
+        name: "cart-1".to_owned(),
+        annotations: [(STATUS.to_owned(), "{}".to_owned())].into(),
+        containers: vec![container("app"), container(PROXY_CONTAINER)],
+        ..Pod::default()
+    }
+}
+
+fn container(name: &str) -> Container {
+    Container { name: name.to_owned(), ..Container::default() }
+}
+
+fn proxy(pod: &mut Pod) -> &mut Container {
+    pod.containers.iter_mut().find(|c| c.name == PROXY_CONTAINER).expect("the pod has a proxy")
+}
+
+fn env(pod: &mut Pod, name: &str, value: &str) {
+    proxy(pod).env.push((name.to_owned(), value.to_owned()));
+}
+
+fn args(pod: &mut Pod, args: &[&str]) {
+    proxy(pod).args = args.iter().map(ToString::to_string).collect();
+}
+
+/// The row that decides, or none when the pod is captured.
+fn reason(pod: &Pod) -> Option<Reason> {
+    match decide(pod, &NodeSettings::default()).expect("the pod's annotations are valid") {
+        Decision::Skip(skip) => Some(skip.reason),
+        Decision::Sidecar { .. } => None,
+    }
+}
+
+fn captured(change: impl FnOnce(&mut Pod)) -> Option<Reason> {
+    let mut pod = sidecar_pod();
+    change(&mut pod);
+    reason(&pod)
+}
+
+/// Makes a row's condition true, and nothing else.
+type Break = fn(&mut Pod);
+
+/// The rows in order.
+const ROWS: &[(Reason, Break)] = &[
+    (Reason::HostNetwork, |pod| pod.host_network = true),
+    (Reason::IstioInitPresent, |pod| pod.init_containers.push(container(INIT_CONTAINER))),
+    (Reason::EnvoyDisabled, |pod| env(pod, "DISABLE_ENVOY", "true")),
+    (Reason::NoProxy, |pod| pod.containers.retain(|c| c.name != PROXY_CONTAINER)),
+    (Reason::NotASidecar, |pod| args(pod, &["proxy", "router"])),
+    (Reason::InjectFalse, |pod| drop(pod.labels.insert(INJECT.to_owned(), "false".to_owned()))),
+    (Reason::NoStatus, |pod| drop(pod.annotations.remove(STATUS))),
+    (Reason::InterceptionNone, |pod| {
+        drop(pod.annotations.insert("sidecar.istio.io/interceptionMode".to_owned(), "NONE".to_owned()));
+    }),
+];
+
+#[test]
+fn each_row_decides_alone() {
+    assert_eq!(captured(|_| ()), None);
+    for (row, make) in ROWS {
+        assert_eq!(captured(make), Some(*row));
+    }
+}
+
+#[test]
+fn of_two_rows_the_first_decides() {
+    for (at, (first, one)) in ROWS.iter().enumerate() {
+        for (second, other) in &ROWS[at + 1..] {
+            // A pod without a proxy has no variables and no arguments of it.
+            if (*first, *second) == (Reason::EnvoyDisabled, Reason::NoProxy)
+                || *first == Reason::NoProxy && *second == Reason::NotASidecar
+            {
+                continue;
+            }
+            let found = captured(|pod| {
+                one(pod);
+                other(pod);
+            });
+            assert_eq!(found, Some(*first), "{first:?} and {second:?}");
+        }
+    }
+}
+
+#[test]
+fn the_table_has_the_rows_in_this_order() {
+    let order: Vec<Reason> =
+        TABLE.iter().map(|(reason, _)| *reason).chain([Reason::InterceptionNone]).collect();
+    assert_eq!(order, ROWS.iter().map(|(reason, _)| *reason).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_is_known_by_name_alone() {
+    let scope = Scope {
+        agent_namespace: "istio-system".to_owned(),
+        excluded_namespaces: vec!["kube-system".to_owned()],
+    };
+    let nowhere = Scope::default();
+    for (scope, namespace, name, row) in [
+        (&scope, "shop", "cart-1", None),
+        // C-8, and row 3 before rows 5 and 6.
+        (&scope, "istio-system", "istio-cni-node-x7", Some(Reason::OwnAgentPod)),
+        (&scope, "shop", "istio-cni-node-x7", None),
+        (&scope, "istio-system", "istio-cni-nod", None),
+        (&scope, "istio-system", "my-istio-cni-node-x7", None),
+        (&scope, "kube-system", "istio-cni-node-x7", Some(Reason::ExcludedNamespace)),
+        // Row 5.
+        (&scope, "", "cart-1", Some(Reason::NotKubernetes)),
+        (&scope, "shop", "", Some(Reason::NotKubernetes)),
+        (&scope, "kube-system", "", Some(Reason::NotKubernetes)),
+        // Row 6: the whole name, in this letter case.
+        (&scope, "kube-system", "dns", Some(Reason::ExcludedNamespace)),
+        (&scope, "kube-system-2", "dns", None),
+        (&scope, "Kube-System", "dns", None),
+        // P-24: no namespace on either side is the same namespace.
+        (&nowhere, "", "istio-cni-node-x7", Some(Reason::OwnAgentPod)),
+        (&nowhere, "", "", Some(Reason::NotKubernetes)),
+        (&nowhere, "istio-system", "istio-cni-node-x7", None),
+    ] {
+        let id = PodId { namespace: namespace.to_owned(), name: name.to_owned(), uid: None };
+        assert_eq!(decide_by_id(&id, scope).map(|skip| skip.reason), row, "{namespace}/{name}");
+    }
+    let own = Scope { agent_namespace: "kube-system".to_owned(), ..scope };
+    let id = PodId { namespace: "kube-system".to_owned(), name: "istio-cni-node-1".to_owned(), uid: None };
+    assert_eq!(
+        decide_by_id(&id, &own).unwrap().reason,
+        Reason::OwnAgentPod,
+        "the agent's pod is the first row"
+    );
+}
+
+#[test]
+fn istio_init_counts_in_both_lists() {
+    assert_eq!(captured(|pod| pod.containers.push(container("istio-init"))), Some(Reason::IstioInitPresent));
+    assert_eq!(captured(|pod| pod.init_containers.push(container("istio-validation"))), None);
+    assert_eq!(captured(|pod| pod.init_containers.push(container("istio-init2"))), None);
+}
+
+#[test]
+fn disable_envoy_is_a_boolean_of_the_proxy() {
+    for text in ["1", "t", "T", "TRUE", "true", "True"] {
+        assert_eq!(captured(|pod| env(pod, "DISABLE_ENVOY", text)), Some(Reason::EnvoyDisabled), "{text}");
+    }
+    for text in ["0", "false", "yes", "", " true", "tRUE"] {
+        assert_eq!(captured(|pod| env(pod, "DISABLE_ENVOY", text)), None, "{text}");
+    }
+    let last =
+        |values: [&str; 2]| captured(|pod| values.iter().for_each(|value| env(pod, "DISABLE_ENVOY", value)));
+    assert_eq!(last(["false", "true"]), Some(Reason::EnvoyDisabled), "the last entry counts");
+    assert_eq!(last(["true", "false"]), None);
+    let other = captured(|pod| pod.containers[0].env.push(("DISABLE_ENVOY".to_owned(), "true".to_owned())));
+    assert_eq!(other, None, "the application's variables say nothing");
+}
+
+#[test]
+fn the_proxy_type_is_the_word_after_proxy() {
+    for (words, row) in [
+        (&["proxy", "sidecar", "--domain"][..], None),
+        (&["proxy", "router"], Some(Reason::NotASidecar)),
+        (&["proxy", "ingress"], Some(Reason::NotASidecar)),
+        (&["proxy", ""], Some(Reason::NotASidecar)),
+        (&["proxy"], None),
+        (&["router", "proxy"], None),
+        (&["agent", "router"], None),
+        (&[], None),
+    ] {
+        assert_eq!(captured(|pod| args(pod, words)), row, "{words:?}");
+    }
+}
+
+/// C-11.
+#[test]
+fn the_inject_label_hides_the_annotation() {
+    let decided = |label: Option<&str>, annotation: Option<&str>| {
+        captured(|pod| {
+            pod.labels.extend(label.map(|text| (INJECT.to_owned(), text.to_owned())));
+            pod.annotations.extend(annotation.map(|text| (INJECT.to_owned(), text.to_owned())));
+        })
+    };
+    for no in ["0", "f", "F", "FALSE", "false", "False"] {
+        assert_eq!(decided(Some(no), None), Some(Reason::InjectFalse), "{no}");
+        assert_eq!(decided(None, Some(no)), Some(Reason::InjectFalse), "{no}");
+    }
+    assert_eq!(decided(Some("true"), Some("false")), None);
+    assert_eq!(decided(Some("false"), Some("true")), Some(Reason::InjectFalse));
+    assert_eq!(decided(Some(""), Some("false")), None, "an empty label hides it too");
+    for other in ["disabled", "no", "", "fALSE", "true"] {
+        assert_eq!(decided(Some(other), None), None, "{other}");
+        assert_eq!(decided(None, Some(other)), None, "{other}");
+    }
+}
+
+#[test]
+fn any_status_counts_as_present() {
+    for text in ["", "{}", "injected", "\u{0}"] {
+        assert_eq!(captured(|pod| drop(pod.annotations.insert(STATUS.to_owned(), text.to_owned()))), None);
+    }
+}
+
+/// C-12.
+#[test]
+fn a_native_sidecar_is_captured() {
+    let native = |restarts_always| {
+        let mut pod = sidecar_pod();
+        pod.containers.retain(|c| c.name != PROXY_CONTAINER);
+        pod.init_containers.push(Container { restarts_always, ..container(PROXY_CONTAINER) });
+        decide(&pod, &NodeSettings::default()).unwrap()
+    };
+    let Decision::Sidecar { native_sidecar: true, warnings, .. } = native(true) else {
+        panic!("{:?}", native(true))
+    };
+    assert_eq!(warnings, Vec::<String>::new());
+    let Decision::Sidecar { native_sidecar: false, warnings, .. } = native(false) else {
+        panic!("{:?}", native(false))
+    };
+    assert!(warnings[0].contains("restartPolicy Always"), "{warnings:?}");
+    let Decision::Sidecar { native_sidecar: false, warnings, .. } =
+        decide(&sidecar_pod(), &NodeSettings::default()).unwrap()
+    else {
+        panic!("the usual sidecar is captured");
+    };
+    assert_eq!(warnings, Vec::<String>::new());
+}
+
+#[test]
+fn of_two_proxies_the_later_one_counts_where_it_says_something() {
+    let mut pod = sidecar_pod();
+    pod.init_containers.push(Container {
+        run_as_user: Some(7),
+        run_as_group: Some(8),
+        args: vec!["proxy".to_owned(), "router".to_owned()],
+        ..container(PROXY_CONTAINER)
+    });
+    proxy(&mut pod).run_as_user = Some(9);
+    args(&mut pod, &["proxy", "sidecar"]);
+    let Decision::Sidecar { settings, .. } = decide(&pod, &NodeSettings::default()).unwrap() else {
+        panic!("the last container says sidecar");
+    };
+    assert_eq!((&settings.proxy_uids[..], &settings.proxy_gids[..]), (&[9][..], &[8][..]));
+}
+
+#[test]
+fn the_detail_says_what_was_found() {
+    let detail = |change: Break| {
+        let mut pod = sidecar_pod();
+        change(&mut pod);
+        match decide(&pod, &NodeSettings::default()).unwrap() {
+            Decision::Skip(skip) => skip.to_string(),
+            Decision::Sidecar { .. } => panic!("captured"),
+        }
+    };
+    assert_eq!(detail(ROWS[3].1), "no-proxy (containers: app)");
+    assert_eq!(detail(ROWS[4].1), "not-a-sidecar (proxy type \"router\")");
+    assert_eq!(detail(ROWS[5].1), "inject-false (label sidecar.istio.io/inject is false)");
+    assert_eq!(detail(ROWS[6].1), "no-status (annotation sidecar.istio.io/status is absent)");
+}
+
+#[test]
+fn reasons_have_names_of_their_own() {
+    let by_id = [Reason::OwnAgentPod, Reason::NotKubernetes, Reason::ExcludedNamespace];
+    let names: std::collections::BTreeSet<_> =
+        by_id.into_iter().chain(ROWS.iter().map(|(reason, _)| *reason)).map(Reason::name).collect();
+    assert_eq!(names.len(), 11);
+}
+
+#[test]
+fn an_annotation_is_only_read_of_a_pod_that_is_captured() {
+    let bad = |pod: &mut Pod| {
+        pod.annotations.insert("sidecar.istio.io/interceptionMode".to_owned(), "bad".to_owned());
+    };
+    let mut pod = sidecar_pod();
+    bad(&mut pod);
+    assert!(decide(&pod, &NodeSettings::default()).is_err());
+    for (row, make) in &ROWS[..ROWS.len() - 1] {
+        let mut pod = sidecar_pod();
+        bad(&mut pod);
+        make(&mut pod);
+        assert_eq!(reason(&pod), Some(*row));
+    }
+}
+
+proptest::proptest! {
+    /// Whatever a pod says, the decision comes to an end, and what people read has no control characters.
+    #[test]
+    fn texts_of_a_decision_can_be_logged(
+        words in proptest::collection::vec("[\\x00-\\xff\\u{202e}]{0,24}", 8),
+        which in 0..ROWS.len() + 1,
+    ) {
+        let mut pod = sidecar_pod();
+        if let Some((_, make)) = ROWS.get(which) {
+            make(&mut pod);
+        }
+        pod.name.clone_from(&words[0]);
+        pod.namespace.clone_from(&words[1]);
+        pod.containers[0].name.clone_from(&words[2]);
+        pod.labels.insert(INJECT.to_owned(), words[3].clone());
+        pod.annotations.insert("sidecar.istio.io/proxUID".to_owned(), words[4].clone());
+        let id = PodId { namespace: words[1].clone(), name: format!("{AGENT_POD_PREFIX}{}", words[0]), uid: None };
+        for scope in [
+            Scope { agent_namespace: words[1].clone(), ..Scope::default() },
+            Scope { excluded_namespaces: vec![words[1].clone()], ..Scope::default() },
+        ] {
+            let text = decide_by_id(&id, &scope).map(|skip| skip.to_string()).unwrap_or_default();
+            proptest::prop_assert!(!text.contains(char::is_control), "{:?}", text);
+        }
+        let text = match decide(&pod, &NodeSettings::default()) {
+            Ok(Decision::Skip(skip)) => skip.to_string(),
+            Ok(Decision::Sidecar { warnings, .. }) => warnings.concat(),
+            Err(error) => error.to_string(),
+        };
+        proptest::prop_assert!(!text.contains(char::is_control), "{:?}", text);
+    }
+}

@@ -1,1 +1,217 @@
+use super::*;
 
+use crate::settings::Dns;
+use proptest::prelude::*;
+use ruleset::{Ruleset, check};
+
+const NFT: Facts = Facts { backend: Backend::Nftables, ipv6: false };
+
+fn tproxy() -> Settings {
+    Settings { mode: Mode::Tproxy, ..Settings::default() }
+}
+
+fn rules(settings: &Settings, facts: Facts) -> Ruleset {
+    plan(settings, facts).ruleset().expect("every plan has rules").clone()
+}
+
+/// The rules of a chain as nft has them, without comments.
+fn chain(ruleset: &Ruleset, table: TableKind, name: &str) -> Vec<String> {
+    let text = |rule: &Rule| {
+        ruleset::nft::render_rule(rule).split(" comment ").next().unwrap_or_default().to_owned()
+    };
+    let chain = ruleset.table(table).and_then(|table| table.chain(name));
+    chain.map(|chain| chain.rules.iter().map(text).collect()).unwrap_or_default()
+}
+
+/// S-8.
+#[test]
+fn the_family_follows_the_pods_addresses() {
+    for (addresses, single, dual) in [
+        (&["10.0.0.1"][..], Ok(false), Ok(false)),
+        (&["2001:db8::1"], Ok(true), Ok(true)),
+        (&["10.0.0.1", "2001:db8::1"], Ok(false), Ok(true)),
+        (&["2001:db8::1", "10.0.0.1"], Ok(true), Ok(true)),
+        (&["127.0.0.1", "169.254.7.7", "10.0.0.1", "::1", "fe80::1"], Ok(false), Ok(false)),
+        (&["127.0.0.1", "::1", "fe80::1", "2001:db8::1"], Ok(true), Ok(true)),
+        (&["::ffff:10.0.0.1"], Ok(false), Ok(false)),
+        (&["::ffff:127.0.0.1", "fd00::1"], Ok(true), Ok(true)),
+        (
+            &["127.0.0.1", "169.254.7.7", "fe80::1", "::1", "ff02::1", "224.0.0.5", "0.0.0.0", "::"],
+            Err(NoAddress),
+            Err(NoAddress),
+        ),
+        (&["ff12::1", "ff02::1"], Err(NoAddress), Err(NoAddress)),
+        (&[], Err(NoAddress), Err(NoAddress)),
+    ] {
+        let parsed: Vec<IpAddr> = addresses.iter().map(|text| text.parse().unwrap()).collect();
+        assert_eq!(detect_ipv6(&parsed, false), single, "{addresses:?}");
+        assert_eq!(detect_ipv6(&parsed, true), dual, "{addresses:?} dual stack");
+    }
+    assert!(NoAddress.to_string().starts_with("no valid local IP address found"));
+}
+
+#[test]
+fn routing_comes_before_rules_and_only_where_it_is_needed() {
+    let steps = |settings: &Settings, ipv6| plan(settings, Facts { ipv6, ..NFT }).steps;
+    assert_eq!(steps(&Settings::default(), false).len(), 1);
+    assert!(
+        matches!(steps(&Settings::default(), true)[..], [Step::EnsureLoopbackAddress(address), Step::Replace(_)]
+        if address == PASSTHROUGH_V6.addr())
+    );
+    assert!(matches!(
+        steps(&tproxy(), false)[..],
+        [
+            Step::EnsureRule { family: Family::V4, mark: 1337, table: 133, priority: 32765 },
+            Step::EnsureLocalRoute { family: Family::V4, table: 133 },
+            Step::Replace(_)
+        ]
+    ));
+    let both = steps(&tproxy(), true);
+    assert!(matches!(both[..], [Step::EnsureLoopbackAddress(_), .., Step::Replace(_)]) && both.len() == 6);
+    let nothing = Settings { inbound_ports: Ports::none(), ..tproxy() };
+    assert_eq!(steps(&nothing, false).len(), 1, "nothing inbound is captured");
+    let other = Settings { tproxy_mark: 42, tproxy_table: 200, ..tproxy() };
+    assert!(matches!(steps(&other, false)[0], Step::EnsureRule { mark: 42, table: 200, .. }));
+}
+
+#[test]
+fn a_table_is_there_only_with_rules() {
+    let tables = |settings: &Settings| rules(settings, NFT).tables.iter().map(|t| t.kind).collect::<Vec<_>>();
+    use TableKind::{Mangle, Nat, Raw};
+    assert_eq!(tables(&Settings::default()), [Nat]);
+    assert_eq!(tables(&Settings { drop_invalid: true, ..Settings::default() }), [Nat, Mangle]);
+    assert_eq!(tables(&Settings { dns: Dns::All, ..Settings::default() }), [Nat, Raw]);
+    assert_eq!(tables(&Settings { dns: Dns::All, ..tproxy() }), [Nat, Mangle, Raw]);
+}
+
+/// Every chain that a plan may have is one that cleaning up knows.
+#[test]
+fn no_chain_is_unknown_to_cleanup() {
+    let settings = Settings {
+        dns: Dns::All,
+        drop_invalid: true,
+        reroute_interfaces: vec!["tap0".to_owned()],
+        excluded_interfaces: vec!["net1".to_owned()],
+        ..tproxy()
+    };
+    for settings in [settings.clone(), Settings { mode: Mode::Redirect, ..settings }] {
+        for table in rules(&settings, Facts { ipv6: true, ..NFT }).tables {
+            let (_, known) = CHAINS.iter().find(|(kind, _)| *kind == table.kind).unwrap();
+            for chain in &table.chains {
+                assert!(known.contains(&chain.name.as_ref()), "{}/{}", table.kind, chain.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn drop_invalid_is_for_tcp_in_nftables_and_for_all_in_iptables() {
+    let settings = Settings { drop_invalid: true, ..Settings::default() };
+    let nft = rules(&settings, NFT);
+    assert_eq!(
+        chain(&nft, TableKind::Mangle, "prerouting"),
+        ["meta l4proto tcp ct state invalid counter jump istio-drop"]
+    );
+    let iptables = rules(&settings, Facts { backend: Backend::Iptables, ipv6: false });
+    assert_eq!(
+        chain(&iptables, TableKind::Mangle, "prerouting"),
+        ["ct state invalid counter jump istio-drop"]
+    );
+    assert_eq!(chain(&nft, TableKind::Mangle, "istio-drop"), ["counter drop"]);
+}
+
+/// R-17, and that TPROXY leaves the traffic to nat.
+#[test]
+fn the_last_range_of_a_rerouted_interface_comes_first() {
+    let ranges = crate::values::parse_ranges("10.0.0.0/8,192.168.0.0/16").unwrap();
+    let settings = Settings {
+        reroute_interfaces: vec!["tap0".to_owned(), "tap1".to_owned()],
+        outbound_ranges: ranges,
+        ..tproxy()
+    };
+    let ruleset = rules(&settings, NFT);
+    assert_eq!(
+        chain(&ruleset, TableKind::Nat, "prerouting"),
+        [
+            "iifname \"tap1\" ip daddr 192.168.0.0/16 counter jump istio-redirect",
+            "iifname \"tap0\" ip daddr 192.168.0.0/16 counter jump istio-redirect",
+            "iifname \"tap1\" ip daddr 10.0.0.0/8 counter jump istio-redirect",
+            "iifname \"tap0\" ip daddr 10.0.0.0/8 counter jump istio-redirect",
+            "iifname \"tap1\" counter return",
+            "iifname \"tap0\" counter return",
+        ]
+    );
+    assert_eq!(
+        chain(&ruleset, TableKind::Mangle, "prerouting")[..3],
+        [
+            "iifname \"tap0\" counter return",
+            "iifname \"tap1\" counter return",
+            "meta l4proto tcp counter jump istio-inbound"
+        ]
+    );
+    assert_eq!(ruleset.table(TableKind::Nat).unwrap().chain("prerouting").unwrap().leading, 6);
+}
+
+#[test]
+fn ports_that_stand_for_all() {
+    let all = Settings { outbound_ports_excluded: Ports::All, ..Settings::default() };
+    assert_eq!(
+        chain(&rules(&all, NFT), TableKind::Nat, "istio-output")[..2],
+        ["meta l4proto tcp counter return", "meta l4proto udp counter return"]
+    );
+    let none_inbound = Settings { inbound_ports_excluded: Ports::All, ..Settings::default() };
+    assert!(chain(&rules(&none_inbound, NFT), TableKind::Nat, "prerouting").is_empty());
+    let every = Settings {
+        outbound_ports: Ports::All,
+        outbound_ranges: Ranges::Only(Default::default()),
+        ..Settings::default()
+    };
+    assert_eq!(
+        chain(&rules(&every, NFT), TableKind::Nat, "istio-output").last().unwrap(),
+        "meta l4proto tcp counter jump istio-redirect"
+    );
+}
+
+#[test]
+fn the_tunnel_at_the_dns_port_is_one_port_to_compare_with() {
+    let settings = Settings { tunnel_port: 53, dns: Dns::All, ..Settings::default() };
+    let ruleset = rules(&settings, NFT);
+    assert_eq!(check(&ruleset), Ok(()));
+    assert!(
+        chain(&ruleset, TableKind::Nat, "istio-output")
+            .iter()
+            .any(|rule| rule.contains("tcp dport != { 53 }"))
+    );
+}
+
+/// A reason becomes an nft comment, and a cut or escaped one would not say what was meant.
+#[test]
+fn reasons_fit_into_comments() {
+    let settings = Settings {
+        dns: Dns::All,
+        drop_invalid: true,
+        reroute_interfaces: vec!["abcdefghijklmno".to_owned()],
+        excluded_interfaces: vec!["abcdefghijklmno".to_owned()],
+        outbound_ranges: crate::values::parse_ranges("2001:db8:1111:2222:3333:4444:5555:6666/128").unwrap(),
+        ..tproxy()
+    };
+    for table in rules(&settings, Facts { ipv6: true, ..NFT }).tables {
+        for rule in table.chains.iter().flat_map(|chain| &chain.rules) {
+            assert!(!rule.why.is_empty() && rule.why.len() <= ruleset::nft::COMMENT_MAX, "{:?}", rule.why);
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn detection_takes_any_addresses(v4 in proptest::collection::vec(any::<u32>(), 0..4), v6 in proptest::collection::vec(any::<u128>(), 0..4), dual: bool) {
+        let addresses: Vec<IpAddr> = v4
+            .into_iter()
+            .map(|bits| IpAddr::V4(bits.into()))
+            .chain(v6.into_iter().map(|bits| IpAddr::V6(bits.into())))
+            .collect();
+        let found = detect_ipv6(&addresses, dual);
+        prop_assert!(found != Ok(true) || addresses.iter().any(IpAddr::is_ipv6));
+        prop_assert!(found.is_err() || !addresses.is_empty());
+    }
+}
