@@ -1,2 +1,36 @@
-//! placeholder
-fn main() {}
+//! `istio-cni`, the plugin that a container runtime runs last in its chain: it decides whether a pod's traffic goes through the
+//! mesh's proxy, and makes it so inside the pod's network namespace.
+//!
+//! The protocol is in crate `cni`, the decision and the rules in `capture`, their loading in `kernel`; here the three meet.
+
+mod failure;
+mod groups;
+mod job;
+mod plugin;
+
+use std::process::ExitCode;
+
+use cni::{Identity, Invocation, dispatch};
+use telemetry::Logger;
+
+fn main() -> ExitCode {
+    let supervisor = kernel::iptables::run_supervisor_if_asked();
+    let log = Logger::new();
+    failure::log_panics(&log);
+    let mut plugin = plugin::IstioCni::new(&log, supervisor);
+    let outcome = dispatch(
+        Invocation {
+            identity: Identity { name: "istio-cni", version: env!("CARGO_PKG_VERSION") },
+            env: &|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()),
+            stdin: &mut std::io::stdin().lock(),
+            stdout: &mut std::io::stdout().lock(),
+            stderr: &mut std::io::stderr().lock(),
+        },
+        &mut plugin,
+    );
+    if let Some(error) = &outcome.error {
+        log.error(&error.msg, &[("code", &error.code), ("details", &error.details)]);
+    }
+    log.finish();
+    ExitCode::from(outcome.exit)
+}

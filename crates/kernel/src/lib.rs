@@ -2,18 +2,20 @@
 //!
 //! Everything here needs an [`netns::Inside`], the proof that the calling thread is in the namespace that is meant.
 
+mod apply;
 pub mod iptables;
 mod netlink;
 pub mod nft;
 pub mod route;
 
+pub use apply::{Applied, Choice, Incomplete, Kernel};
 pub use netlink::Error as NetlinkError;
 use netns::Inside;
-use ruleset::Ruleset;
+use ruleset::{Backend, Ruleset};
 
 /// What a backend does with rulesets. Every method is complete by itself: it may be called at any time, in any state of the
 /// namespace.
-pub trait RuleStore {
+pub trait RuleStore: Sync {
     /// Makes the owner's rules in this namespace equal to `ruleset`, all or nothing.
     ///
     /// # Errors
@@ -68,6 +70,10 @@ pub enum Difference {
     MissingRule { table: String, chain: String, rule: String, why: String },
     /// A rule that is not planned, in a chain of ours or jumping to one.
     UnexpectedRule { table: String, chain: String, rule: String },
+    /// A part of the plan's routing is not there.
+    MissingRouting { step: String },
+    /// Rules of ours are in the other backend, too.
+    OtherBackend { backend: Backend },
 }
 
 /// Why the kernel was not asked or did not do it.
@@ -90,7 +96,9 @@ impl std::fmt::Display for Difference {
             Self::MissingTable { table } => write!(f, "table {table} is missing"),
             Self::UnexpectedTable { table } => write!(f, "table {table} is not planned"),
             Self::MissingChain { table, chain } => write!(f, "chain {chain} of table {table} is missing"),
-            Self::UnexpectedChain { table, chain } => write!(f, "chain {chain} of table {table} is not planned"),
+            Self::UnexpectedChain { table, chain } => {
+                write!(f, "chain {chain} of table {table} is not planned")
+            }
             Self::DifferentSet { table, set, how } => write!(f, "set {set} of table {table} {how}"),
             Self::MissingRule { table, chain, rule, why } => {
                 write!(f, "rule \"{rule}\" ({why}) is missing from chain {chain} of table {table}")
@@ -98,6 +106,20 @@ impl std::fmt::Display for Difference {
             Self::UnexpectedRule { table, chain, rule } => {
                 write!(f, "rule \"{rule}\" in chain {chain} of table {table} is not planned")
             }
+            Self::MissingRouting { step } => write!(f, "routing is missing: {step}"),
+            Self::OtherBackend { backend } => write!(f, "rules of ours are also in {backend}"),
         }
     }
+}
+
+/// An error with all its causes, as one line.
+pub fn chain_text(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
 }

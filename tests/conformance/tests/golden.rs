@@ -5,7 +5,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 use conformance::{Case, GROUPS, Golden, cases};
-use ruleset::{Backend, Transaction};
+use kernel::RuleStore;
+use kernel::iptables::Iptables;
+use kernel::nft::Nftables;
+use ruleset::Backend;
 use testkit::TestNetns;
 use testkit::rules::{Comments, Family, Variant};
 
@@ -59,7 +62,8 @@ fn compare_nft(case: &Case, failures: &mut String) -> Result<()> {
     let ours = TestNetns::new()?;
     let plan =
         capture::plan(&case.settings()?, capture::Facts { backend: Backend::Nftables, ipv6: case.ipv6() });
-    ours.nft(&ruleset::nft::render(&Transaction::Add(plan.ruleset().unwrap())))?;
+    let ruleset = plan.ruleset().context("a plan without rules")?;
+    ours.enter(|inside| Nftables.setup(inside, ruleset))??;
     let expected = reference.nft_json(Comments::Strip)?;
     let found = ours.nft_json(Comments::Strip)?;
     if expected != found {
@@ -74,15 +78,18 @@ fn compare_iptables(case: &Case, variant: Variant, failures: &mut String) -> Res
     let ours = TestNetns::new()?;
     let plan =
         capture::plan(&case.settings()?, capture::Facts { backend: Backend::Iptables, ipv6: case.ipv6() });
-    let families = [(Family::V4, ruleset::Family::V4, v4), (Family::V6, ruleset::Family::V6, v6)];
-    for (family, plan_family, golden) in families {
+    let ruleset = plan.ruleset().context("a plan without rules")?;
+    let forced = match variant {
+        Variant::Legacy => kernel::iptables::Variant::Legacy,
+        Variant::Nft => kernel::iptables::Variant::Nft,
+    };
+    ours.enter(|inside| Iptables::forced(forced).setup(inside, ruleset))??;
+    for (family, golden) in [(Family::V4, v4), (Family::V6, v6)] {
         if golden.is_empty() {
             continue;
         }
         let program = restore_program(variant, family);
         with_groups(&reference, Command::new(program).arg("--noflush"), &golden)?;
-        let text = ruleset::iptables::render(plan.ruleset().unwrap(), plan_family)?;
-        ours.pipe(Command::new(program).arg("--noflush"), &text)?;
         let expected = reference.iptables_save(variant, family)?;
         let found = ours.iptables_save(variant, family)?;
         if expected != found {
@@ -121,4 +128,17 @@ fn report(case: &Case, expected: &str, found: &str, failures: &mut String) {
         let _ = writeln!(failures, "+ {line}");
     }
     let _ = writeln!(failures, "(lines without a mark differ in order only)\n{expected}\n---\n{found}");
+}
+
+#[test]
+fn a_difference_is_found() {
+    // The comparison itself: one rule less must show.
+    let cases = cases().unwrap();
+    let case = cases.iter().find(|case| case.suite == "nftables-capture" && case.name == "empty").unwrap();
+    let Golden::Nft(golden) = case.golden().unwrap() else { unreachable!("an nftables case") };
+    let (whole, less) = (TestNetns::new().unwrap(), TestNetns::new().unwrap());
+    let cut: Vec<&str> = golden.lines().take(golden.lines().count() - 1).collect();
+    whole.nft(&golden).unwrap();
+    less.nft(&(cut.join("\n") + "\n")).unwrap();
+    assert_ne!(whole.nft_json(Comments::Strip).unwrap(), less.nft_json(Comments::Strip).unwrap());
 }

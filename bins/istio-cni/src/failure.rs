@@ -1,0 +1,54 @@
+//! Why an operation failed, ready for the runtime.
+
+use telemetry::Logger;
+
+/// Anything that makes an operation fail after its input was understood.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// The pod's facts are not to be had.
+    #[error(transparent)]
+    Facts(#[from] podsource::Error),
+    /// An annotation of the pod cannot be used.
+    #[error(transparent)]
+    Annotation(#[from] capture::annotations::AnnotationError),
+    /// A variable of the runtime's environment cannot be used.
+    #[error(transparent)]
+    Environment(#[from] capture::annotations::EnvironmentError),
+    /// The pod's namespace cannot be used.
+    #[error(transparent)]
+    Netns(#[from] netns::Error),
+    /// The runtime named no namespace.
+    #[error("CNI_NETNS is empty: the runtime did not say which network namespace is the pod's")]
+    NoNetns,
+    /// The namespace is the one that the node itself uses.
+    #[error(
+        "network namespace {path:?} is the node's own; rules in it would capture the whole node's traffic, so nothing was changed"
+    )]
+    HostNetns {
+        /// CNI_NETNS.
+        path: String,
+    },
+    /// The namespace has no address.
+    #[error(transparent)]
+    Address(#[from] capture::plan::NoAddress),
+    /// The kernel did not take the rules or did not answer.
+    #[error("{}", kernel::chain_text(.0))]
+    Kernel(#[from] kernel::Error),
+}
+
+impl Failure {
+    /// As an error of the CNI protocol. The code is the one that upstream gives for everything of its own, since runtimes and kubelet
+    /// treat all of them alike.
+    pub(crate) fn into_cni(self, what: &str) -> cni::Error {
+        cni::Error::internal(format!("{what}: {}", kernel::chain_text(&self)))
+    }
+}
+
+/// Panics become log lines; the protocol layer turns them into an error for the runtime.
+pub(crate) fn log_panics(log: &Logger) {
+    let log = log.clone();
+    std::panic::set_hook(Box::new(move |info| {
+        let trace = std::backtrace::Backtrace::force_capture();
+        log.error(&format!("istio-cni panicked: {info}"), &[("stack", &trace)]);
+    }));
+}

@@ -1,0 +1,192 @@
+//! One pod's way: facts → decision → plan → apply, or compare.
+
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+use capture::annotations::NodeSettings;
+use capture::{Decision, Facts, PodId, Scope, Settings, Skip};
+use cni::{PluginConf, Request};
+use kernel::{Applied, Change, Choice, Difference, Kernel, route};
+use netns::{Inside, Netns};
+use podsource::PodSource;
+use ruleset::{Backend, Plan};
+use telemetry::Logger;
+
+use crate::failure::Failure;
+use crate::{groups, plugin};
+
+/// How long a call waits for another one that works in the same namespace. Two calls for one pod are rare (a second interface); the
+/// longest legitimate holder is an iptables run.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The namespace of the first process that the plugin sees.
+const INIT_NETNS: &str = "/proc/1/ns/net";
+
+/// A call for one pod.
+pub(crate) struct Job<'a> {
+    pub(crate) request: &'a Request,
+    pub(crate) conf: &'a PluginConf,
+    pub(crate) log: &'a Logger,
+    pub(crate) kernel: Kernel<'a>,
+    pub(crate) id: PodId,
+}
+
+/// What a check found.
+pub(crate) enum Verdict {
+    AsPlanned,
+    Differs(Vec<Difference>),
+}
+
+/// A pod that is to be captured.
+struct Target {
+    netns: Netns,
+    settings: Box<Settings>,
+}
+
+/// Milliseconds of each phase, for the log.
+#[derive(Default)]
+struct Phases {
+    last: Cell<Option<Instant>>,
+}
+
+impl Job<'_> {
+    /// `namespace/name`, or what is known of it.
+    pub(crate) fn pod_text(&self) -> String {
+        format!("{}/{}", self.id.namespace, self.id.name)
+    }
+
+    /// Captures the pod, if it is one to capture.
+    pub(crate) fn add(&self, source: &dyn PodSource) -> Result<(), Failure> {
+        let phases = Phases::start();
+        let Some(target) = self.target(source)? else { return Ok(()) };
+        let facts_ms = phases.lap();
+        let _lock = target.netns.lock(LOCK_TIMEOUT)?;
+        let applied = target.netns.enter(|inside| self.apply(inside, &target.settings))??;
+        self.log_applied(&applied, facts_ms, phases.lap());
+        Ok(())
+    }
+
+    /// Compares the pod's namespace with what an ADD would make of it.
+    pub(crate) fn check(&self, source: &dyn PodSource) -> Result<Verdict, Failure> {
+        let Some(target) = self.target(source)? else { return Ok(Verdict::AsPlanned) };
+        let _lock = target.netns.lock(LOCK_TIMEOUT)?;
+        let differences = target.netns.enter(|inside| self.compare(inside, &target.settings))??;
+        Ok(if differences.is_empty() { Verdict::AsPlanned } else { Verdict::Differs(differences) })
+    }
+
+    /// The decision; nothing for a pod that is left alone.
+    fn target(&self, source: &dyn PodSource) -> Result<Option<Target>, Failure> {
+        let scope = Scope {
+            agent_namespace: self.conf.pod_namespace.clone(),
+            excluded_namespaces: self.conf.exclude_namespaces.clone(),
+        };
+        if let Some(skip) = capture::decide_by_id(&self.id, &scope) {
+            self.log_skip(&skip);
+            return Ok(None);
+        }
+        let pod = source.pod(&self.id)?;
+        let node = NodeSettings::from_env(&|name| std::env::var(name).ok(), &groups::resolve)?;
+        match capture::decide(&pod, &node)? {
+            Decision::Skip(skip) => {
+                self.log_skip(&skip);
+                if self.conf.ambient_enabled {
+                    let msg = "ambient_enabled is set, but this version does not hand pods to the node agent";
+                    self.log.warn(msg, &[]);
+                }
+                Ok(None)
+            }
+            Decision::Sidecar { settings, native_sidecar, warnings } => {
+                for warning in &warnings {
+                    self.log.warn(warning, &[]);
+                }
+                self.log.debug(&format!("captured: {settings:?}"), &[("native_sidecar", &native_sidecar)]);
+                Ok(Some(Target { netns: self.open_netns()?, settings }))
+            }
+        }
+    }
+
+    fn open_netns(&self) -> Result<Netns, Failure> {
+        let path = self.request.netns.as_ref().ok_or(Failure::NoNetns)?;
+        let netns = Netns::open(path)?;
+        // The protocol layer has compared with our own namespace, unless CNI_NETNS_OVERRIDE told it not to, as a runtime does that
+        // starts plugins inside the pod's. The node's namespace is no pod's in any case; init is in it.
+        if Netns::open(INIT_NETNS).is_ok_and(|init| init == netns) {
+            return Err(Failure::HostNetns { path: path.clone() });
+        }
+        Ok(netns)
+    }
+
+    fn apply(&self, inside: &Inside, settings: &Settings) -> Result<Applied, Failure> {
+        let ipv6 = ipv6(inside, settings)?;
+        let plan = |backend| capture::plan(settings, Facts { backend, ipv6 });
+        Ok(self.kernel.apply(inside, plugin::choice(self.conf), plan)?)
+    }
+
+    fn compare(&self, inside: &Inside, settings: &Settings) -> Result<Vec<Difference>, Failure> {
+        let ipv6 = ipv6(inside, settings)?;
+        let plan = |backend| capture::plan(settings, Facts { backend, ipv6 });
+        let plan = match plugin::choice(self.conf) {
+            Choice::Only(backend) => plan(backend),
+            // An ADD took the one or the other, depending on the kernel: the one that has something is the one to compare with.
+            Choice::Auto => {
+                let iptables = plan(Backend::Iptables);
+                if self.holds(inside, &iptables)? { iptables } else { plan(Backend::Nftables) }
+            }
+        };
+        Ok(self.kernel.observe(inside, &plan)?)
+    }
+
+    fn holds(&self, inside: &Inside, plan: &Plan) -> Result<bool, Failure> {
+        match plan.ruleset() {
+            Some(ruleset) => Ok(self.kernel.iptables.exists(inside, ruleset)?),
+            None => Ok(false),
+        }
+    }
+
+    fn log_skip(&self, skip: &Skip) {
+        self.log.info(&format!("pod is left alone: {skip}"), &[("reason", &skip.reason.name())]);
+    }
+
+    fn log_applied(&self, applied: &Applied, facts_ms: f64, apply_ms: f64) {
+        if let Some(fallback) = &applied.fallback {
+            self.log.warn(&format!("nf_tables could not be used, iptables was: {fallback}"), &[]);
+        }
+        if applied.moved {
+            self.log.warn("rules of ours in the other backend were removed", &[]);
+        }
+        let change = match applied.rules {
+            Change::None => "unchanged",
+            Change::Fresh => "added",
+            Change::Replaced => "replaced",
+        };
+        let (facts_ms, apply_ms) = (format!("{facts_ms:.3}"), format!("{apply_ms:.3}"));
+        self.log.info(
+            "pod is captured",
+            &[
+                ("backend", &applied.backend),
+                ("rules", &change),
+                ("routing_steps", &applied.routing),
+                ("facts_ms", &facts_ms),
+                ("apply_ms", &apply_ms),
+            ],
+        );
+    }
+}
+
+impl Phases {
+    fn start() -> Self {
+        Self { last: Cell::new(Some(Instant::now())) }
+    }
+
+    /// Milliseconds since the last call.
+    fn lap(&self) -> f64 {
+        let now = Instant::now();
+        self.last.replace(Some(now)).map_or(0.0, |last| (now - last).as_secs_f64() * 1000.0)
+    }
+}
+
+/// Whether IPv6 is captured, from the namespace's own addresses.
+fn ipv6(inside: &Inside, settings: &Settings) -> Result<bool, Failure> {
+    let addresses = route::addresses(inside).map_err(kernel::Error::from)?;
+    Ok(capture::plan::detect_ipv6(&addresses, settings.dual_stack)?)
+}

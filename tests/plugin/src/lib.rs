@@ -1,0 +1,282 @@
+//! Runs the `istio-cni` executable as a container runtime does, for tests that look at it from outside.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// The folder of the executables: `ISTIO_CNI_BIN_DIR`, else they are built.
+///
+/// # Panics
+/// When they cannot be built.
+pub fn bin_dir() -> &'static Path {
+    static DIR: OnceLock<PathBuf> = OnceLock::new();
+    DIR.get_or_init(|| match std::env::var_os("ISTIO_CNI_BIN_DIR") {
+        Some(dir) => dir.into(),
+        None => build().expect("build the executables under test"),
+    })
+}
+
+fn build() -> Result<PathBuf> {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let output = Command::new(cargo)
+        .args(["build", "--profile", "e2e", "--message-format", "json", "-p", "istio-cni", "-p", "istio-iptables", "-p", "cnictl"])
+        .stderr(Stdio::inherit())
+        .output()?;
+    ensure!(output.status.success(), "cargo build failed");
+    let executable = String::from_utf8(output.stdout)?
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .context("cargo named no executable")?;
+    Ok(executable.parent().context("an executable without a folder")?.to_owned())
+}
+
+/// A node as the plugin sees it: a run directory and pod manifests.
+#[derive(Debug)]
+pub struct Node {
+    dir: TempDir,
+    /// The plugin's network configuration; change it as a test needs.
+    pub conf: Value,
+}
+
+/// One call, with everything that a runtime sets.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// CNI_* and other variables; an absent value removes one.
+    pub env: Vec<(String, Option<String>)>,
+    /// Standard input.
+    pub stdin: Vec<u8>,
+}
+
+/// What came of a call.
+#[derive(Debug)]
+pub struct Answer {
+    /// Exit code; absent when a signal ended the process.
+    pub exit: Option<i32>,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+    /// Time from start to end.
+    pub took: Duration,
+}
+
+impl Node {
+    /// A node with the nf_tables backend and no pods.
+    ///
+    /// # Errors
+    /// No temporary folder can be made.
+    pub fn new() -> Result<Self> {
+        let dir = TempDir::new()?;
+        let manifests = dir.path().join("pods");
+        std::fs::create_dir(&manifests)?;
+        let conf = json!({
+            "cniVersion": "1.0.0",
+            "name": "k8s-pod-network",
+            "type": "istio-cni",
+            "plugin_log_level": "info",
+            "cni_agent_run_dir": dir.path().join("run"),
+            "exclude_namespaces": ["kube-system"],
+            "pod_namespace": "istio-system",
+            "native_nftables": true,
+            "facts_timeout": "1s",
+            "pod_source": {"manifests": manifests},
+            "prevResult": {
+                "cniVersion": "1.0.0",
+                "interfaces": [{"name": "eth0", "sandbox": "/var/run/netns/x"}],
+                "ips": [{"address": "10.77.0.2/24", "gateway": "10.77.0.1", "interface": 0}],
+            },
+        });
+        Ok(Self { dir, conf })
+    }
+
+    /// The plugin's run directory.
+    pub fn run_dir(&self) -> PathBuf {
+        self.dir.path().join("run")
+    }
+
+    /// Where pod manifests lie.
+    pub fn manifests(&self) -> PathBuf {
+        self.dir.path().join("pods")
+    }
+
+    /// Adds a pod with an injected sidecar, with these annotations.
+    ///
+    /// # Errors
+    /// The manifest cannot be written.
+    pub fn sidecar(&self, name: &str, annotations: &[(&str, &str)]) -> Result<()> {
+        let mut pod = sidecar_pod(name);
+        for (key, value) in annotations {
+            pod["metadata"]["annotations"][*key] = json!(value);
+        }
+        self.pod(&pod)
+    }
+
+    /// Adds a pod.
+    ///
+    /// # Errors
+    /// The manifest cannot be written.
+    pub fn pod(&self, pod: &Value) -> Result<()> {
+        let name = format!("{}_{}.json", text(&pod["metadata"]["namespace"]), text(&pod["metadata"]["name"]));
+        std::fs::write(self.manifests().join(name), pod.to_string())?;
+        Ok(())
+    }
+
+    /// A call for pod `default/<pod>` with a namespace.
+    pub fn call(&self, verb: &str, pod: &str, netns: &Path) -> Call {
+        let env = [
+            ("CNI_COMMAND", verb),
+            ("CNI_CONTAINERID", "0123456789abcdef"),
+            ("CNI_NETNS", &netns.to_string_lossy()),
+            ("CNI_IFNAME", "eth0"),
+            ("CNI_PATH", "/opt/cni/bin"),
+            ("CNI_ARGS", &format!("K8S_POD_NAME={pod};IgnoreUnknown=1;K8S_POD_NAMESPACE=default;X=1")),
+        ];
+        Call {
+            env: env.iter().map(|(key, value)| ((*key).to_owned(), Some((*value).to_owned()))).collect(),
+            stdin: self.conf.to_string().into_bytes(),
+        }
+    }
+
+    /// Runs ADD for pod `default/<pod>` and expects success.
+    ///
+    /// # Errors
+    /// The call fails; the text has what the plugin printed.
+    pub fn add(&self, pod: &str, netns: &Path) -> Result<Answer> {
+        let answer = self.call("ADD", pod, netns).run()?;
+        if answer.exit != Some(0) {
+            bail!("ADD failed: {answer:#?}");
+        }
+        Ok(answer)
+    }
+}
+
+/// A pod as the injector leaves it: an application and a sidecar.
+pub fn sidecar_pod(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name,
+            "namespace": "default",
+            "annotations": {"sidecar.istio.io/status": "{}"},
+        },
+        "spec": {
+            "containers": [
+                {"name": "app"},
+                {"name": "istio-proxy", "args": ["proxy", "sidecar"]},
+            ],
+        },
+    })
+}
+
+impl Call {
+    /// Sets a variable.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), Some(value.to_owned())));
+        self
+    }
+
+    /// Removes a variable.
+    #[must_use]
+    pub fn without(mut self, name: &str) -> Self {
+        self.env.push((name.to_owned(), None));
+        self
+    }
+
+    /// Replaces standard input.
+    #[must_use]
+    pub fn stdin(mut self, stdin: impl Into<Vec<u8>>) -> Self {
+        self.stdin = stdin.into();
+        self
+    }
+
+    /// The command that [`Call::run`] runs, for tests that start it in another way.
+    pub fn command(&self) -> Command {
+        self.command_with(&[])
+    }
+
+    /// The same behind a wrapper such as `strace -f`.
+    pub fn command_with(&self, wrapper: &[&str]) -> Command {
+        let plugin = bin_dir().join("istio-cni");
+        let mut command = match wrapper {
+            [program, args @ ..] => {
+                let mut command = Command::new(program);
+                command.args(args).arg(plugin);
+                command
+            }
+            [] => Command::new(plugin),
+        };
+        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").stdin(Stdio::piped());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        for (name, value) in &self.env {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command
+    }
+
+    /// Runs the plugin to its end.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn run(&self) -> Result<Answer> {
+        self.run_as(self.command())
+    }
+
+    /// Runs a command with this call's standard input.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn run_as(&self, mut command: Command) -> Result<Answer> {
+        let start = Instant::now();
+        let mut child = command.spawn().with_context(|| format!("start {command:?}"))?;
+        let mut stdin = child.stdin.take().context("no standard input")?;
+        // A plugin that does not read it is no failure of the test.
+        let _ = stdin.write_all(&self.stdin);
+        drop(stdin);
+        let output = child.wait_with_output()?;
+        Ok(Answer {
+            exit: output.status.code(),
+            stdout: String::from_utf8(output.stdout)?,
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            took: start.elapsed(),
+        })
+    }
+}
+
+impl Answer {
+    /// Standard output as the one JSON object that it must be.
+    ///
+    /// # Errors
+    /// It is something else.
+    pub fn json(&self) -> Result<Value> {
+        serde_json::from_str(&self.stdout).with_context(|| format!("not one JSON object: {self:#?}"))
+    }
+
+    /// The error object: code, and message with details.
+    ///
+    /// # Errors
+    /// The call succeeded, or its output is no error.
+    pub fn error(&self) -> Result<(u64, String)> {
+        ensure!(self.exit == Some(1), "exit code is not 1: {self:#?}");
+        let json = self.json()?;
+        let code = json["code"].as_u64().with_context(|| format!("no code: {json}"))?;
+        ensure!(json["cniVersion"].is_string(), "no cniVersion: {json}");
+        let text = [&json["msg"], &json["details"]].map(text).join("; ");
+        Ok((code, text.trim_end_matches("; ").to_owned()))
+    }
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}

@@ -1,0 +1,185 @@
+//! What calls leave in the kernel.
+
+use serde_json::json;
+use testkit::{Families, Pod};
+
+use crate::{assert_says, everything, node_and_pod};
+
+const TPROXY: (&str, &str) = ("sidecar.istio.io/interceptionMode", "TPROXY");
+
+#[test]
+fn a_second_add_changes_nothing() {
+    for (backend, families) in [(true, Families::Dual), (false, Families::Dual), (true, Families::V6), (false, Families::V4)] {
+        for annotations in [&[][..], &[TPROXY]] {
+            let (mut node, _) = node_and_pod(annotations);
+            let mut dual = plugin_tests::sidecar_pod("web");
+            for (key, value) in annotations {
+                dual["metadata"]["annotations"][*key] = json!(value);
+            }
+            dual["spec"]["containers"][1]["env"] = json!([{"name": "ISTIO_DUAL_STACK", "value": "true"}]);
+            node.pod(&dual).unwrap();
+            node.conf["native_nftables"] = backend.into();
+            let pod = Pod::new(families).unwrap();
+            let empty = everything(&pod);
+            node.add("web", pod.path()).unwrap();
+            let first = everything(&pod);
+            assert_ne!(empty, first);
+            let answer = node.add("web", pod.path()).unwrap();
+            assert_says(&answer.stderr, &["\"rules\":\"unchanged\"", "\"routing_steps\":\"0\""]);
+            assert_eq!(first, everything(&pod), "nftables {backend}, {families:?}, {annotations:?}");
+            let check = node.call("CHECK", "web", pod.path()).run().unwrap();
+            assert_eq!((check.exit, check.stdout.as_str()), (Some(0), ""), "{}", check.stderr);
+        }
+    }
+}
+
+#[test]
+fn rules_of_the_other_backend_are_moved() {
+    for (first, second, gone) in [(true, false, "istio-proxy-nat"), (false, true, "ISTIO_OUTPUT")] {
+        let (mut node, pod) = node_and_pod(&[]);
+        node.conf["native_nftables"] = first.into();
+        node.add("web", pod.path()).unwrap();
+        assert!(everything(&pod).contains(gone));
+        node.conf["native_nftables"] = second.into();
+        let answer = node.add("web", pod.path()).unwrap();
+        assert_says(&answer.stderr, &["rules of ours in the other backend were removed"]);
+        assert!(!everything(&pod).contains(gone), "{}", everything(&pod));
+        let check = node.call("CHECK", "web", pod.path()).run().unwrap();
+        assert_eq!(check.exit, Some(0), "{check:#?}");
+    }
+}
+
+#[test]
+fn check_names_what_is_missing() {
+    let (node, pod) = node_and_pod(&[]);
+    let call = node.call("CHECK", "web", pod.path());
+    let (code, text) = call.run().unwrap().error().unwrap();
+    assert_eq!(code, 999);
+    assert_says(&text, &["default/web", "table istio-proxy-nat", "missing"]);
+    node.add("web", pod.path()).unwrap();
+    assert_eq!(call.run().unwrap().exit, Some(0));
+    pod.nft("flush chain inet istio-proxy-nat istio-redirect").unwrap();
+    let (_, text) = call.run().unwrap().error().unwrap();
+    assert_says(&text, &["redirect to :15001", "istio-redirect", "is missing", "delete the pod"]);
+    let mut old = node.call("CHECK", "web", pod.path());
+    old.stdin = String::from_utf8(old.stdin).unwrap().replace("\"cniVersion\":\"1.0.0\"", "\"cniVersion\":\"0.3.1\"").into();
+    let (code, text) = old.run().unwrap().error().unwrap();
+    assert_eq!((code, text.as_str()), (1, "config version does not allow CHECK"));
+}
+
+#[test]
+fn an_add_repairs_what_was_changed() {
+    for native_nftables in [true, false] {
+        let (mut node, pod) = node_and_pod(&[]);
+        node.conf["native_nftables"] = native_nftables.into();
+        node.add("web", pod.path()).unwrap();
+        let good = everything(&pod);
+        if native_nftables {
+            pod.nft("flush chain inet istio-proxy-nat istio-output").unwrap();
+        } else {
+            pod.run(std::process::Command::new("iptables-nft").args(["-t", "nat", "-F", "ISTIO_OUTPUT"])).unwrap();
+        }
+        assert_ne!(good, everything(&pod));
+        let answer = node.add("web", pod.path()).unwrap();
+        assert_says(&answer.stderr, &["\"rules\":\"replaced\""]);
+        assert_eq!(good, everything(&pod));
+    }
+}
+
+#[test]
+fn foreign_rules_stay() {
+    for native_nftables in [true, false] {
+        let (mut node, pod) = node_and_pod(&[]);
+        node.conf["native_nftables"] = native_nftables.into();
+        pod.nft("table inet foreign {\n chain c {\n type filter hook output priority 0;\n counter\n }\n}").unwrap();
+        for program in ["iptables-nft", "iptables-legacy"] {
+            let rule = ["-t", "nat", "-A", "OUTPUT", "-d", "192.0.2.1", "-j", "RETURN"];
+            pod.run(std::process::Command::new(program).args(rule)).unwrap();
+        }
+        let before = everything(&pod);
+        node.add("web", pod.path()).unwrap();
+        let after = everything(&pod);
+        assert_ne!(before, after);
+        for foreign in ["\"foreign\"", "192.0.2.1"] {
+            assert_eq!(before.matches(foreign).count(), after.matches(foreign).count(), "{foreign}: {after}");
+        }
+    }
+}
+
+#[test]
+fn pods_that_are_left_alone() {
+    let (mut node, pod) = node_and_pod(&[]);
+    node.conf["exclude_namespaces"] = json!(["kube-system", "default"]);
+    let before = everything(&pod);
+    let answer = node.add("web", pod.path()).unwrap();
+    assert_says(&answer.stderr, &["excluded-namespace", "pod is left alone"]);
+    node.conf["exclude_namespaces"] = json!([]);
+    let mut plain = plugin_tests::sidecar_pod("plain");
+    plain["spec"]["containers"] = json!([{"name": "app"}]);
+    node.pod(&plain).unwrap();
+    assert_says(&node.add("plain", pod.path()).unwrap().stderr, &["no-proxy"]);
+    // Not a Kubernetes pod: no facts are asked for at all.
+    let call = node.call("ADD", "web", pod.path()).env("CNI_ARGS", "");
+    let answer = call.run().unwrap();
+    assert_eq!(answer.exit, Some(0), "{answer:#?}");
+    assert_says(&answer.stderr, &["not-kubernetes"]);
+    assert_eq!(before, everything(&pod));
+}
+
+#[test]
+fn del_always_succeeds_and_keeps_quiet() {
+    let (node, pod) = node_and_pod(&[]);
+    node.add("web", pod.path()).unwrap();
+    let call = node.call("DEL", "web", pod.path());
+    let gone = testkit::TestNetns::removed_path();
+    let broken = br#"{"cniVersion":"1.0.0","name":"n","type":"istio-cni","exclude_namespaces":"x","cni_agent_run_dir":"/nowhere/at/all"}"#;
+    for call in [
+        call.clone(),
+        call.clone(),
+        call.clone().without("CNI_NETNS"),
+        call.clone().env("CNI_NETNS", ""),
+        call.clone().env("CNI_NETNS", &gone.to_string_lossy()),
+        call.clone().env("CNI_ARGS", "nonsense"),
+        call.clone().stdin(&broken[..]),
+        node.call("DEL", "no-such-pod", pod.path()),
+    ] {
+        let answer = call.run().unwrap();
+        assert_eq!((answer.exit, answer.stdout.as_str()), (Some(0), ""), "{call:?}: {answer:#?}");
+    }
+    assert_eq!(call.stdin("{").run().unwrap().error().unwrap().0, 6, "broken input is broken for DEL too");
+}
+
+#[test]
+fn gc_and_status() {
+    let (mut node, pod) = node_and_pod(&[]);
+    node.conf["cniVersion"] = json!("1.1.0");
+    node.conf["cni.dev/valid-attachments"] = json!([{"containerID": "a", "ifname": "eth0"}]);
+    let gc = node.call("GC", "web", pod.path()).run().unwrap();
+    assert_eq!((gc.exit, gc.stdout.as_str()), (Some(0), ""), "{gc:#?}");
+    let status = node.call("STATUS", "web", pod.path());
+    let answer = status.run().unwrap();
+    assert_eq!((answer.exit, answer.stdout.as_str()), (Some(0), ""), "{answer:#?}");
+    std::fs::remove_dir_all(node.manifests()).unwrap();
+    let (code, text) = status.run().unwrap().error().unwrap();
+    assert_eq!(code, 50);
+    assert_says(&text, &["cannot serve ADD", &node.manifests().to_string_lossy()]);
+    node.conf.as_object_mut().unwrap().remove("pod_source");
+    let (code, text) = node.call("STATUS", "web", pod.path()).run().unwrap().error().unwrap();
+    assert_eq!(code, 50);
+    assert_says(&text, &["istio-cni-kubeconfig"]);
+}
+
+#[test]
+fn logs_are_json_on_stderr_and_in_the_run_directory() {
+    let (node, pod) = node_and_pod(&[]);
+    let answer = node.add("web", pod.path()).unwrap();
+    let file = std::fs::read_to_string(node.run_dir().join("istio-cni.log")).unwrap();
+    for text in [&answer.stderr, &file] {
+        assert!(!text.is_empty());
+        for line in text.lines() {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            assert!(line["level"].is_string() && line["time"].is_string() && line["msg"].is_string(), "{line}");
+        }
+    }
+    assert_says(&file, &["pod is captured", "\"pod\":\"default/web\"", "\"backend\":\"nftables\"", "apply_ms"]);
+}
