@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use rustix::net::{AddressFamily, SocketType, bind, connect, socket, sockopt};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt};
 use testkit::TestNetns;
 
 use crate::user::User;
@@ -26,7 +26,7 @@ pub const PROXY_ADDRESS: Ipv4Addr = Ipv4Addr::new(240, 240, 0, 1);
 pub const PROXY_SUFFIX: &str = ".mesh";
 
 /// How long any one step may take.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How a message travels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,7 +90,9 @@ fn exchange(
 ) -> io::Result<(Vec<u8>, SocketAddr)> {
     let kind = if transport == Transport::Udp { SocketType::DGRAM } else { SocketType::STREAM };
     let family = if server.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let socket = socket(family, kind, None)?;
+    let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+    // A source port may be used again at once.
+    sockopt::set_socket_reuseaddr(&socket, true)?;
     for timeout in [sockopt::Timeout::Recv, sockopt::Timeout::Send] {
         sockopt::set_socket_timeout(&socket, timeout, Some(PATIENCE))?;
     }

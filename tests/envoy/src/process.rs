@@ -54,7 +54,7 @@ impl Envoy {
         }
         // By this name because the checkout may be in a folder that the user cannot enter.
         command.arg("/proc/self/fd/0").arg("--config-yaml").arg(bootstrap.to_json().to_string());
-        command.args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "info"]);
+        command.args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"]);
         command.args(["--file-flush-interval-msec", "50"]);
         command.current_dir("/").stdin(program).stdout(Stdio::null()).stderr(log);
         let mut envoy = Self { process: pod.spawn(&mut command)?, dir };
