@@ -77,22 +77,37 @@ fn check_table(table: &Table) -> Result<(), Invalid> {
                 return Err(Invalid::Rule { place: place(), index, problem });
             }
         }
-        if reaches(table, &chain.name, &chain.name, table.chains.len()) {
-            return Err(Invalid::Loop { table: table.kind.to_string(), chain: chain.name.to_string() });
+    }
+    let mut done = HashSet::new();
+    for chain in &table.chains {
+        if let Some(name) = circle(table, &chain.name, &mut Vec::new(), &mut done) {
+            return Err(Invalid::Loop { table: table.kind.to_string(), chain: name.to_owned() });
         }
     }
     Ok(())
 }
 
-/// Whether `to` can be reached from `from` by one or more jumps. No path without a circle is longer than `depth` chains.
-fn reaches(table: &Table, from: &str, to: &str, depth: usize) -> bool {
-    depth > 0
-        && table.chain(from).is_some_and(|chain| {
-            chain.rules.iter().any(|rule| match &rule.action {
-                Action::Jump(target) => target == to || reaches(table, target, to, depth - 1),
-                _ => false,
-            })
-        })
+/// A chain that can be reached from itself, among those that `from` leads to. Chains in `done` lead to none.
+fn circle<'a>(
+    table: &'a Table,
+    from: &'a str,
+    callers: &mut Vec<&'a str>,
+    done: &mut HashSet<&'a str>,
+) -> Option<&'a str> {
+    if callers.contains(&from) {
+        return Some(from);
+    }
+    if done.contains(from) {
+        return None;
+    }
+    callers.push(from);
+    let rules = table.chain(from).into_iter().flat_map(|chain| &chain.rules);
+    let found =
+        rules.filter_map(|rule| if let Action::Jump(target) = &rule.action { Some(target) } else { None });
+    let found = found.map(|target| circle(table, target, callers, done)).find(Option::is_some).flatten();
+    callers.pop();
+    done.insert(from);
+    found
 }
 
 fn rule_problem(table: &Table, rule: &Rule) -> Option<&'static str> {
@@ -142,3 +157,6 @@ fn rule_problem(table: &Table, rule: &Rule) -> Option<&'static str> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

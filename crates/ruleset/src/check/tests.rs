@@ -1,0 +1,149 @@
+use super::*;
+
+use crate::rule::{Base, Chain, ChainKind, Family, Hook, Protocol, Set, TableKind};
+
+fn rule(matches: Vec<Match>, action: Action) -> Rule {
+    Rule::new(matches, action, "a test")
+}
+
+fn jump(target: &'static str) -> Rule {
+    rule(vec![], Action::Jump(target.into()))
+}
+
+fn chain(name: &'static str, rules: Vec<Rule>) -> Chain {
+    Chain { name: name.into(), base: None, rules, leading: 0 }
+}
+
+fn output(rules: Vec<Rule>) -> Chain {
+    let base = Base { kind: ChainKind::Filter, hook: Hook::Output, priority: 0 };
+    Chain { base: Some(base), ..chain("output", rules) }
+}
+
+fn table(kind: TableKind, chains: Vec<Chain>) -> Table {
+    let sets = vec![
+        Set { name: "four".into(), elements: SetElements::V4(vec![]) },
+        Set { name: "six".into(), elements: SetElements::V6(vec![]) },
+    ];
+    Table { kind, sets, chains }
+}
+
+fn ruleset(tables: Vec<Table>) -> Ruleset {
+    Ruleset { owner: "test".into(), ipv6: true, tables }
+}
+
+fn refused(chains: Vec<Chain>) -> String {
+    check(&ruleset(vec![table(TableKind::Nat, chains)])).expect_err("not valid").to_string()
+}
+
+fn port(ports: Ports) -> Match {
+    Match::DestinationPort { ports, not: false }
+}
+
+const TCP: Match = Match::Protocol(Protocol::Tcp);
+
+#[test]
+fn what_is_valid() {
+    let v4 = Match::Destination { net: "10.0.0.0/8".parse().unwrap(), not: false };
+    let six = Match::SourceIn { set: "six".into(), family: Family::V6, not: false };
+    let chains = vec![
+        output(vec![jump("a"), jump("b")]),
+        chain("a", vec![jump("b"), rule(vec![TCP, port(Ports::AnyOf(vec![53, 80]))], Action::Return)]),
+        chain(
+            "b",
+            vec![
+                rule(vec![v4, TCP], Action::Tproxy { port: 1, mark: 1 }),
+                rule(vec![six], Action::Drop),
+            ],
+        ),
+    ];
+    let same_names = vec![table(TableKind::Nat, chains.clone()), table(TableKind::Mangle, chains)];
+    assert_eq!(check(&ruleset(same_names)), Ok(()));
+    assert_eq!(check(&ruleset(vec![])), Ok(()));
+}
+
+#[test]
+fn jumps_lead_to_regular_chains_of_the_same_table() {
+    assert_eq!(
+        refused(vec![output(vec![rule(vec![], Action::Drop), jump("gone")])]),
+        "rule 1 of nat/output jumps to chain \"gone\", which is no regular chain of that table"
+    );
+    assert!(
+        refused(vec![output(vec![]), chain("a", vec![jump("output")])])
+            .contains("nat/a jumps to chain \"output\"")
+    );
+    let elsewhere = ruleset(vec![
+        table(TableKind::Nat, vec![output(vec![jump("a")])]),
+        table(TableKind::Raw, vec![chain("a", vec![])]),
+    ]);
+    assert!(matches!(check(&elsewhere), Err(Invalid::Target { .. })));
+}
+
+#[test]
+fn circles() {
+    assert!(refused(vec![chain("a", vec![jump("a")])]).contains("in a circle through \"a\""));
+    let three = vec![
+        output(vec![jump("a")]),
+        chain("a", vec![jump("b")]),
+        chain("b", vec![rule(vec![], Action::Return), jump("c")]),
+        chain("c", vec![jump("a")]),
+    ];
+    assert!(refused(three).contains("in a circle"));
+}
+
+/// Each chain jumps twice to the next one: few chains, and more ways through them than can be walked.
+#[test]
+fn many_ways_are_checked_in_good_time() {
+    const NAMES: [&str; 28] = [
+        "a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p", "q", "r", "s", "t",
+        "u", "v", "w", "x", "y", "z", "aa", "bb",
+    ];
+    let chains = NAMES
+        .iter()
+        .enumerate()
+        .map(|(at, name)| chain(name, NAMES.get(at + 1).map_or(vec![], |next| vec![jump(next), jump(next)])));
+    let start = std::time::Instant::now();
+    assert_eq!(check(&ruleset(vec![table(TableKind::Nat, chains.collect())])), Ok(()));
+    assert!(start.elapsed().as_secs() < 2, "{:?}", start.elapsed());
+}
+
+#[test]
+fn names_stand_once() {
+    assert_eq!(refused(vec![chain("a", vec![]), chain("a", vec![])]), "a in table nat stands twice");
+    assert_eq!(
+        refused(vec![chain("four", vec![])]),
+        "four in table nat stands twice",
+        "chains and sets share them"
+    );
+    let twice = ruleset(vec![table(TableKind::Nat, vec![]), table(TableKind::Nat, vec![])]);
+    assert_eq!(check(&twice).unwrap_err().to_string(), "table nat stands twice");
+}
+
+#[test]
+fn the_parts_of_a_rule_fit_together() {
+    let v4 = || Match::Source { net: "10.0.0.0/8".parse().unwrap(), not: false };
+    let v6 = || Match::Destination { net: "fd00::/8".parse().unwrap(), not: false };
+    let in_set = |set: &'static str, family| Match::DestinationIn { set: set.into(), family, not: false };
+    let name = |name: &'static str| Match::OutInterface { name: name.into(), not: false };
+    let plain = |matches| rule(matches, Action::Return);
+    for (bad, says) in [
+        (plain(vec![v4(), v6()]), "an address match of another family"),
+        (Rule { families: Families::Both, ..plain(vec![v4()]) }, "an address match of another family"),
+        (plain(vec![TCP, Match::Protocol(Protocol::Udp)]), "two protocols"),
+        (plain(vec![port(Ports::One(80))]), "a port match without a protocol before it"),
+        (plain(vec![port(Ports::One(80)), TCP]), "a port match without a protocol before it"),
+        (plain(vec![TCP, port(Ports::AnyOf(vec![]))]), "a port set that is empty"),
+        (plain(vec![TCP, port(Ports::AnyOf(vec![80, 53]))]), "not sorted"),
+        (plain(vec![TCP, port(Ports::AnyOf(vec![53, 53]))]), "has duplicates"),
+        (plain(vec![name("")]), "an interface name that is empty"),
+        (plain(vec![name("abcdefghijklmnop")]), "longer than 15 bytes"),
+        (plain(vec![in_set("gone", Family::V4)]), "a set that the table does not have"),
+        (plain(vec![in_set("six", Family::V4)]), "a set of the other family"),
+        (plain(vec![in_set("four", Family::V6)]), "a set of the other family"),
+        (rule(vec![], Action::Redirect { port: 1 }), "redirect without a protocol"),
+        (rule(vec![v4()], Action::Tproxy { port: 1, mark: 1 }), "tproxy without a protocol"),
+        (rule(vec![TCP], Action::Tproxy { port: 1, mark: 1 }), "tproxy for both families"),
+    ] {
+        let error = refused(vec![output(vec![plain(vec![]), bad.clone()])]);
+        assert!(error.starts_with("rule 1 of nat/output: ") && error.contains(says), "{bad:?}: {error}");
+    }
+}
