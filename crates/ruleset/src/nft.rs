@@ -120,7 +120,14 @@ impl fmt::Display for RuleText<'_> {
             f.write_char(' ')?;
         }
         write_action(f, rule)?;
-        if rule.why.is_empty() { Ok(()) } else { write!(f, " comment \"{}\"", comment(rule)) }
+        if rule.why.is_empty() {
+            return Ok(());
+        }
+        f.write_str(" comment \"")?;
+        // nft knows no escapes in strings: a quote would end the comment, and a line's end the command.
+        let plain = |c: char| if c == '"' || c.is_control() { '\'' } else { c };
+        comment(rule).chars().try_for_each(|c| f.write_char(plain(c)))?;
+        f.write_char('"')
     }
 }
 
@@ -196,3 +203,6 @@ impl fmt::Display for PortsText<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

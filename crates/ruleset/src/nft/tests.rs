@@ -1,0 +1,166 @@
+use super::*;
+
+use crate::rule::{Hook, TableKind};
+
+fn text(matches: Vec<Match>, action: Action) -> String {
+    render_rule(&Rule::new(matches, action, ""))
+}
+
+#[test]
+fn each_match() {
+    let net = |text: &str| text.parse::<IpNet>().unwrap();
+    let tcp = || Match::Protocol(Protocol::Tcp);
+    let any = || Ports::AnyOf(vec![53, 15008]);
+    for (matches, expected) in [
+        (vec![Match::InInterface { name: "net1".into(), not: false }], "iifname \"net1\""),
+        (vec![Match::OutInterface { name: "lo".into(), not: true }], "oifname != \"lo\""),
+        (vec![Match::Protocol(Protocol::Udp)], "meta l4proto udp"),
+        (vec![Match::Source { net: net("10.1.2.3/8"), not: false }], "ip saddr 10.1.2.3/8"),
+        (vec![Match::Destination { net: net("fd00::/8"), not: true }], "ip6 daddr != fd00::/8"),
+        (vec![Match::SourceIn { set: "s".into(), family: Family::V4, not: false }], "ip saddr @s"),
+        (vec![Match::DestinationIn { set: "s".into(), family: Family::V6, not: true }], "ip6 daddr != @s"),
+        (
+            vec![tcp(), Match::SourcePort { ports: Ports::One(53), not: true }],
+            "meta l4proto tcp tcp sport != 53",
+        ),
+        (
+            vec![tcp(), Match::DestinationPort { ports: any(), not: true }],
+            "meta l4proto tcp tcp dport != { 53, 15008 }",
+        ),
+        (vec![Match::Uid { uid: 1337, not: true }], "meta skuid != 1337"),
+        (vec![Match::Gid { gid: 0, not: false }], "meta skgid 0"),
+        (vec![Match::Mark { mark: 1337, not: false }], "meta mark 1337"),
+        (vec![Match::CtMark { mark: 1, not: true }], "ct mark != 1"),
+        (vec![Match::CtState(CtState::Invalid)], "ct state invalid"),
+        (vec![Match::CtState(CtState::RelatedOrEstablished)], "ct state related,established"),
+    ] {
+        assert_eq!(text(matches, Action::Return), format!("{expected} counter return"));
+    }
+}
+
+#[test]
+fn each_action() {
+    for (action, expected) in [
+        (Action::Accept, "counter accept"),
+        (Action::Drop, "counter drop"),
+        (Action::Return, "counter return"),
+        (Action::Jump("istio-output".into()), "counter jump istio-output"),
+        (Action::Redirect { port: 15001 }, "counter redirect to :15001"),
+        (Action::SetMark(1338), "counter meta mark set 1338"),
+        (Action::SaveMark, "counter ct mark set meta mark"),
+        (Action::RestoreMark, "counter meta mark set ct mark"),
+        (Action::SetZone(2), "counter ct zone set 2"),
+    ] {
+        assert_eq!(text(vec![], action), expected);
+    }
+    for (net, ip) in [("10.0.0.0/8", "ip"), ("fd00::/8", "ip6")] {
+        let matches = vec![Match::Destination { net: net.parse().unwrap(), not: true }];
+        let expected = format!("{ip} daddr != {net} tproxy {ip} to :15006 meta mark set 1337 counter accept");
+        assert_eq!(text(matches, Action::Tproxy { port: 15006, mark: 1337 }), expected);
+    }
+}
+
+#[test]
+fn a_family_without_an_address_is_said() {
+    let v6 = Rule { families: Families::Only(Family::V6), ..Rule::new(vec![], Action::Drop, "") };
+    assert_eq!(render_rule(&v6), "meta nfproto ipv6 counter drop");
+    let v4 = Rule { families: Families::Only(Family::V4), ..v6 };
+    assert_eq!(render_rule(&v4), "meta nfproto ipv4 counter drop");
+}
+
+#[test]
+fn a_reason_is_cut_between_characters() {
+    let rule = |why: String| Rule::new(vec![], Action::Drop, why);
+    assert_eq!(render_rule(&rule("because".to_owned())), "counter drop comment \"because\"");
+    let long = rule("a".repeat(126) + "é and more");
+    assert_eq!(comment(&long), "a".repeat(126));
+    assert_eq!(comment(&rule("a".repeat(127))).len(), COMMENT_MAX);
+    assert_eq!(comment(&rule("a".repeat(128))).len(), COMMENT_MAX);
+}
+
+/// A quote would end the comment, and a line's end the command: nft knows no escapes in strings.
+#[test]
+fn a_reason_cannot_leave_its_comment() {
+    let bad = Rule::new(vec![], Action::Drop, "a\" ; flush ruleset\nflush ruleset\u{1b}");
+    let text = render_rule(&bad);
+    assert_eq!(text.matches('"').count(), 2, "{text}");
+    assert!(!text.contains(char::is_control), "{text:?}");
+}
+
+fn ruleset() -> Ruleset {
+    let base = |kind, hook, priority| Some(Base { kind, hook, priority });
+    let chain = |name: &'static str, base, rules| Chain { name: name.into(), base, rules, leading: 0 };
+    let rule = |action| Rule::new(vec![], action, "");
+    let set = |name: &'static str, elements| Set { name: name.into(), elements };
+    Ruleset {
+        owner: "test".into(),
+        ipv6: true,
+        tables: vec![
+            Table {
+                kind: TableKind::Nat,
+                sets: vec![
+                    set(
+                        "four",
+                        SetElements::V4(vec!["10.0.0.0/8".parse().unwrap(), "192.0.2.1/32".parse().unwrap()]),
+                    ),
+                    set("none", SetElements::V6(vec![])),
+                ],
+                chains: vec![
+                    chain(
+                        "output",
+                        base(ChainKind::Nat, Hook::Output, -100),
+                        vec![rule(Action::Jump("empty".into()))],
+                    ),
+                    chain("empty", None, vec![]),
+                    chain("unused", None, vec![]),
+                    chain("used", None, vec![rule(Action::Return)]),
+                ],
+            },
+            Table {
+                kind: TableKind::Mangle,
+                sets: vec![],
+                chains: vec![chain(
+                    "output",
+                    base(ChainKind::Route, Hook::Output, -150),
+                    vec![rule(Action::SaveMark)],
+                )],
+            },
+        ],
+    }
+}
+
+const TABLES: &str = "\
+add table inet test-nat
+add set inet test-nat four { type ipv4_addr ; flags interval ; }
+add element inet test-nat four { 10.0.0.0/8, 192.0.2.1/32 }
+add set inet test-nat none { type ipv6_addr ; flags interval ; }
+add chain inet test-nat output { type nat hook output priority -100 ; }
+add chain inet test-nat empty
+add chain inet test-nat used
+add rule inet test-nat output counter jump empty
+add rule inet test-nat used counter return
+add table inet test-mangle
+add chain inet test-mangle output { type route hook output priority -150 ; }
+add rule inet test-mangle output counter ct mark set meta mark
+";
+
+#[test]
+fn a_transaction_that_adds() {
+    assert_eq!(render(&Transaction::Add(&ruleset())), TABLES);
+}
+
+#[test]
+fn a_transaction_that_replaces_deletes_first() {
+    let replaced = ["nat", "mangle"].iter().fold(TABLES.to_owned(), |text, kind| {
+        let add = format!("add table inet test-{kind}\n");
+        text.replacen(&add, &format!("{add}delete table inet test-{kind}\n{add}"), 1)
+    });
+    assert_eq!(render(&Transaction::Replace(&ruleset())), replaced);
+}
+
+#[test]
+fn a_transaction_that_deletes_what_may_not_be_there() {
+    let delete = Transaction::Delete { owner: "test", tables: &[TableKind::Nat, TableKind::Raw] };
+    let expected = "add table inet test-nat\ndelete table inet test-nat\nadd table inet test-raw\ndelete table inet test-raw\n";
+    assert_eq!(render(&delete), expected);
+}
