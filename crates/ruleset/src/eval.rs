@@ -283,3 +283,6 @@ impl Packet {
         if self.source.is_ipv4() { Family::V4 } else { Family::V6 }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,403 @@
+use super::*;
+
+use crate::rule::{ChainKind, Families, Ports, Set};
+
+const APP: Owner = Owner { uid: 1000, gid: 2000 };
+
+fn packet() -> Packet {
+    Packet {
+        source: [10, 0, 0, 1].into(),
+        destination: [10, 0, 0, 2].into(),
+        protocol: Protocol::Tcp,
+        source_port: 40_000,
+        destination_port: 80,
+        in_interface: String::new(),
+        out_interface: "eth0".to_owned(),
+        owner: Some(APP),
+        mark: 7,
+        ct_mark: 9,
+        state: State::New,
+    }
+}
+
+fn packet_v6() -> Packet {
+    let address = |last| IpAddr::V6(std::net::Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last));
+    Packet { source: address(1), destination: address(2), ..packet() }
+}
+
+fn rule(matches: Vec<Match>, action: Action) -> Rule {
+    Rule::new(matches, action, "a test")
+}
+
+fn jump(target: &'static str) -> Rule {
+    rule(vec![], Action::Jump(target.into()))
+}
+
+fn regular(name: &'static str, rules: Vec<Rule>) -> Chain {
+    Chain { name: name.into(), base: None, rules, leading: 0 }
+}
+
+fn base(hook: Hook, priority: i32, rules: Vec<Rule>) -> Chain {
+    let base = Base { kind: ChainKind::Filter, hook, priority };
+    Chain { name: hook.name().into(), base: Some(base), rules, leading: 0 }
+}
+
+fn output(rules: Vec<Rule>) -> Chain {
+    base(Hook::Output, 0, rules)
+}
+
+fn ruleset(tables: Vec<(TableKind, Vec<Chain>)>) -> Ruleset {
+    let table = |(kind, chains)| Table { kind, sets: Vec::new(), chains };
+    Ruleset { owner: "test".into(), ipv6: true, tables: tables.into_iter().map(table).collect() }
+}
+
+fn filter(chains: Vec<Chain>) -> Ruleset {
+    ruleset(vec![(TableKind::Filter, chains)])
+}
+
+fn outcome<'a>(ruleset: &'a Ruleset, packet: &Packet) -> Outcome<'a> {
+    evaluate(ruleset, Backend::Nftables, packet, Hook::Output, true)
+}
+
+fn verdict(ruleset: &Ruleset, packet: &Packet) -> Verdict {
+    outcome(ruleset, packet).verdict
+}
+
+/// Whether a rule with this match, and with a protocol where one is needed, sees the packet.
+fn holds(m: &Match, packet: &Packet) -> bool {
+    let mut matches = vec![m.clone()];
+    if matches!(m, Match::SourcePort { .. } | Match::DestinationPort { .. }) {
+        matches.insert(0, Match::Protocol(packet.protocol));
+    }
+    verdict(&filter(vec![output(vec![rule(matches, Action::Drop)])]), packet) == Verdict::Drop
+}
+
+/// The match as it is, its opposite, and packets for which the first holds or not.
+type Line = (fn(bool) -> Match, &'static [fn(&mut Packet)], &'static [fn(&mut Packet)]);
+
+const MATCHES: &[Line] = &[
+    (
+        |not| Match::InInterface { name: "eth0".into(), not },
+        &[|p| p.in_interface = "eth0".to_owned()],
+        &[|_| (), |p| p.in_interface = "eth01".to_owned(), |p| p.in_interface = "eth".to_owned()],
+    ),
+    (
+        |not| Match::OutInterface { name: "eth0".into(), not },
+        &[|_| ()],
+        &[|p| p.out_interface = "eth1".to_owned(), |p| p.out_interface = String::new()],
+    ),
+    (
+        // Host bits are ignored.
+        |not| Match::Source { net: "10.0.0.9/24".parse().unwrap(), not },
+        &[|_| (), |p| p.source = [10, 0, 0, 255].into()],
+        &[|p| p.source = [10, 0, 1, 1].into()],
+    ),
+    (
+        |not| Match::Destination { net: "10.0.0.2/32".parse().unwrap(), not },
+        &[|_| ()],
+        &[|p| p.destination = [10, 0, 0, 3].into()],
+    ),
+    (
+        |not| Match::Destination { net: "0.0.0.0/0".parse().unwrap(), not },
+        &[|_| (), |p| p.destination = [255, 255, 255, 255].into()],
+        &[],
+    ),
+    (
+        |not| Match::SourcePort { ports: Ports::One(40_000), not },
+        &[|_| (), |p| p.protocol = Protocol::Udp],
+        &[|p| p.source_port = 80],
+    ),
+    (
+        |not| Match::DestinationPort { ports: Ports::AnyOf(vec![53, 80]), not },
+        &[|_| (), |p| p.destination_port = 53],
+        &[|p| p.destination_port = 54],
+    ),
+    (|not| Match::Uid { uid: 1000, not }, &[|_| ()], &[|p| p.owner = Some(Owner { uid: 2000, gid: 1000 })]),
+    (|not| Match::Gid { gid: 2000, not }, &[|_| ()], &[|p| p.owner = Some(Owner { uid: 2000, gid: 1000 })]),
+    (|not| Match::Mark { mark: 7, not }, &[|_| ()], &[|p| p.mark = 9, |p| p.mark = 0]),
+    (|not| Match::CtMark { mark: 9, not }, &[|_| ()], &[|p| p.ct_mark = 7]),
+];
+
+#[test]
+fn each_match_and_its_opposite() {
+    for (make, yes, no) in MATCHES {
+        for (changes, expected) in [(yes, true), (no, false)] {
+            for change in *changes {
+                let mut packet = packet();
+                change(&mut packet);
+                assert_eq!(holds(&make(false), &packet), expected, "{:?} {packet:?}", make(false));
+                assert_eq!(holds(&make(true), &packet), !expected, "{:?} {packet:?}", make(true));
+            }
+        }
+    }
+}
+
+#[test]
+fn matches_that_have_no_opposite() {
+    for (m, states) in [
+        (CtState::Invalid, &[State::Invalid][..]),
+        (CtState::RelatedOrEstablished, &[State::Related, State::Established]),
+    ] {
+        for state in [State::New, State::Established, State::Related, State::Invalid] {
+            let packet = Packet { state, ..packet() };
+            assert_eq!(holds(&Match::CtState(m), &packet), states.contains(&state), "{m:?} {state:?}");
+        }
+    }
+    let udp = Packet { protocol: Protocol::Udp, ..packet() };
+    assert!(
+        holds(&Match::Protocol(Protocol::Tcp), &packet()) && !holds(&Match::Protocol(Protocol::Tcp), &udp)
+    );
+}
+
+#[test]
+fn all_matches_of_a_rule_must_hold() {
+    let both = |port| {
+        let port = Match::DestinationPort { ports: Ports::One(port), not: false };
+        filter(vec![output(vec![rule(vec![Match::Protocol(Protocol::Tcp), port], Action::Drop)])])
+    };
+    assert_eq!(verdict(&both(80), &packet()), Verdict::Drop);
+    assert_eq!(verdict(&both(81), &packet()), Verdict::Pass);
+}
+
+#[test]
+fn a_rule_with_addresses_is_for_its_family() {
+    let not_there = Match::Destination { net: "192.0.2.0/24".parse().unwrap(), not: true };
+    assert!(holds(&not_there, &packet()));
+    assert!(!holds(&not_there, &packet_v6()), "an IPv6 packet is not outside of an IPv4 range");
+    for (only, v4, v6) in [(Family::V4, true, false), (Family::V6, false, true)] {
+        let rules = vec![Rule { families: Families::Only(only), ..rule(vec![], Action::Drop) }];
+        let ruleset = filter(vec![output(rules)]);
+        assert_eq!(verdict(&ruleset, &packet()) == Verdict::Drop, v4);
+        assert_eq!(verdict(&ruleset, &packet_v6()) == Verdict::Drop, v6);
+    }
+}
+
+#[test]
+fn without_ipv6_only_nftables_sees_its_packets() {
+    let mut ruleset = filter(vec![output(vec![rule(vec![], Action::Drop)])]);
+    ruleset.ipv6 = false;
+    for (backend, expected) in [(Backend::Nftables, Verdict::Drop), (Backend::Iptables, Verdict::Pass)] {
+        let outcome = evaluate(&ruleset, backend, &packet_v6(), Hook::Output, true);
+        assert_eq!((outcome.verdict, outcome.trace.is_empty()), (expected, expected == Verdict::Pass));
+        assert_eq!(evaluate(&ruleset, backend, &packet(), Hook::Output, true).verdict, Verdict::Drop);
+    }
+}
+
+#[test]
+fn a_packet_without_a_socket_has_an_owner_for_iptables_only() {
+    let kernels_own = Packet { owner: None, ..packet() };
+    for (not, backend, expected) in [
+        (false, Backend::Nftables, false),
+        (true, Backend::Nftables, false),
+        (false, Backend::Iptables, false),
+        (true, Backend::Iptables, true),
+    ] {
+        for m in [Match::Uid { uid: 1, not }, Match::Gid { gid: 1, not }] {
+            let ruleset = filter(vec![output(vec![rule(vec![m], Action::Drop)])]);
+            let found =
+                evaluate(&ruleset, backend, &kernels_own, Hook::Output, true).verdict == Verdict::Drop;
+            assert_eq!(found, expected, "not {not} {backend}");
+        }
+    }
+}
+
+#[test]
+fn sets_hold_prefixes_of_one_family() {
+    let set = |name: &'static str, elements| Set { name: name.into(), elements };
+    let v4 = SetElements::V4(vec!["10.0.0.0/24".parse().unwrap(), "192.0.2.1/32".parse().unwrap()]);
+    let v6 = SetElements::V6(vec!["fd00::/64".parse().unwrap()]);
+    let with = |m| {
+        let mut ruleset = filter(vec![output(vec![rule(vec![m], Action::Drop)])]);
+        ruleset.tables[0].sets = vec![set("four", v4.clone()), set("six", v6.clone())];
+        ruleset
+    };
+    let to = |set: &'static str, family, not| with(Match::DestinationIn { set: set.into(), family, not });
+    let from = |set: &'static str, family, not| with(Match::SourceIn { set: set.into(), family, not });
+    for (ruleset, packet, expected) in [
+        (to("four", Family::V4, false), packet(), true),
+        (to("four", Family::V4, true), packet(), false),
+        (to("four", Family::V4, false), packet_v6(), false),
+        (to("four", Family::V4, true), packet_v6(), false),
+        (to("six", Family::V6, false), packet_v6(), true),
+        (from("four", Family::V4, false), packet(), true),
+        (from("four", Family::V4, false), Packet { source: [192, 0, 2, 1].into(), ..packet() }, true),
+        (from("four", Family::V4, false), Packet { source: [192, 0, 2, 2].into(), ..packet() }, false),
+        (from("gone", Family::V4, false), packet(), false),
+    ] {
+        assert_eq!(verdict(&ruleset, &packet) == Verdict::Drop, expected, "{ruleset:?} {packet:?}");
+    }
+}
+
+#[test]
+fn marks_change_for_later_rules_and_stay() {
+    let marked = |mark| Match::Mark { mark, not: false };
+    let ct_marked = |mark| Match::CtMark { mark, not: false };
+    for (rules, mark, ct_mark) in [
+        (vec![rule(vec![], Action::SetMark(1))], 1, 9),
+        (vec![rule(vec![], Action::SetMark(1)), rule(vec![marked(1)], Action::SetMark(2))], 2, 9),
+        (vec![rule(vec![], Action::SetMark(1)), rule(vec![marked(7)], Action::SetMark(2))], 1, 9),
+        (vec![rule(vec![], Action::SaveMark)], 7, 7),
+        (vec![rule(vec![], Action::RestoreMark)], 9, 9),
+        (vec![rule(vec![], Action::SaveMark), rule(vec![ct_marked(7)], Action::SetMark(3))], 3, 7),
+        (vec![rule(vec![], Action::Tproxy { port: 15006, mark: 5 })], 5, 9),
+    ] {
+        let ruleset = filter(vec![output(rules)]);
+        let found = outcome(&ruleset, &packet());
+        assert_eq!((found.mark, found.ct_mark), (mark, ct_mark), "{:?}", found.trace);
+    }
+}
+
+#[test]
+fn marks_are_carried_from_table_to_table() {
+    let see = rule(vec![Match::Mark { mark: 1, not: false }], Action::Drop);
+    let ruleset = ruleset(vec![
+        (TableKind::Filter, vec![base(Hook::Output, 0, vec![see])]),
+        (TableKind::Mangle, vec![base(Hook::Output, -150, vec![rule(vec![], Action::SetMark(1))])]),
+    ]);
+    assert_eq!(verdict(&ruleset, &packet()), Verdict::Drop, "the priority orders tables, not their place");
+}
+
+#[test]
+fn the_first_zone_counts() {
+    let zones = |rules: Vec<u16>| {
+        filter(vec![output(rules.into_iter().map(|zone| rule(vec![], Action::SetZone(zone))).collect())])
+    };
+    assert_eq!(outcome(&zones(vec![]), &packet()).zone, None);
+    assert_eq!(outcome(&zones(vec![1, 2]), &packet()).zone, Some(1));
+}
+
+#[test]
+fn return_goes_back_to_the_rule_after_the_jump() {
+    let ruleset = filter(vec![
+        output(vec![
+            jump("one"),
+            rule(vec![], Action::SetMark(2)),
+            rule(vec![], Action::Return),
+            rule(vec![], Action::Drop),
+        ]),
+        regular(
+            "one",
+            vec![rule(vec![], Action::SetMark(1)), rule(vec![], Action::Return), rule(vec![], Action::Drop)],
+        ),
+    ]);
+    let found = outcome(&ruleset, &packet());
+    assert_eq!((found.verdict, found.mark), (Verdict::Pass, 2));
+    let at: Vec<_> = found.trace.iter().map(|place| (place.chain.name.as_ref(), place.index)).collect();
+    assert_eq!(at, [("output", 0), ("one", 0), ("one", 1), ("output", 1), ("output", 2)]);
+    let decided = found.decided_by.unwrap();
+    assert_eq!(
+        (decided.chain.name.as_ref(), decided.index),
+        ("output", 2),
+        "the last that ended a chain early"
+    );
+}
+
+#[test]
+fn a_chain_that_ends_goes_back_too() {
+    let ruleset = filter(vec![output(vec![jump("one"), rule(vec![], Action::Drop)]), regular("one", vec![])]);
+    assert_eq!(verdict(&ruleset, &packet()), Verdict::Drop);
+}
+
+#[test]
+fn accept_ends_its_table_only() {
+    let accept = || vec![jump("one"), rule(vec![], Action::Drop)];
+    let one = || regular("one", vec![rule(vec![], Action::Accept)]);
+    assert_eq!(verdict(&filter(vec![output(accept()), one()]), &packet()), Verdict::Pass);
+    let later = ruleset(vec![
+        (TableKind::Raw, vec![base(Hook::Output, -300, accept()), one()]),
+        (TableKind::Filter, vec![output(vec![rule(vec![], Action::Drop)])]),
+    ]);
+    assert_eq!(verdict(&later, &packet()), Verdict::Drop);
+}
+
+#[test]
+fn a_verdict_in_a_called_chain_is_final() {
+    for (action, expected) in [
+        (Action::Drop, Verdict::Drop),
+        (Action::Redirect { port: 15001 }, Verdict::Redirect { port: 15001 }),
+        (Action::Tproxy { port: 15006, mark: 1 }, Verdict::Tproxy { port: 15006 }),
+    ] {
+        let ruleset = filter(vec![
+            output(vec![jump("one"), rule(vec![], Action::Redirect { port: 1 })]),
+            regular("one", vec![jump("two"), rule(vec![], Action::Redirect { port: 2 })]),
+            regular("two", vec![rule(vec![], action)]),
+        ]);
+        let found = outcome(&ruleset, &packet());
+        assert_eq!(found.verdict, expected);
+        assert_eq!(found.decided_by.unwrap().chain.name, "two");
+    }
+}
+
+#[test]
+fn a_drop_is_the_end_of_all_tables() {
+    let ruleset = ruleset(vec![
+        (TableKind::Raw, vec![base(Hook::Output, -300, vec![rule(vec![], Action::Drop)])]),
+        (TableKind::Mangle, vec![base(Hook::Output, -150, vec![rule(vec![], Action::SetMark(1))])]),
+    ]);
+    let found = outcome(&ruleset, &packet());
+    assert_eq!((found.verdict, found.mark, found.trace.len()), (Verdict::Drop, 7, 1));
+}
+
+#[test]
+fn a_packet_that_has_a_socket_is_not_redirected_any_more() {
+    let ruleset = ruleset(vec![
+        (
+            TableKind::Nat,
+            vec![base(Hook::Output, -100, vec![rule(vec![], Action::Redirect { port: 15001 })])],
+        ),
+        (
+            TableKind::Mangle,
+            vec![base(Hook::Output, -150, vec![rule(vec![], Action::Tproxy { port: 15006, mark: 1 })])],
+        ),
+    ]);
+    assert_eq!(verdict(&ruleset, &packet()), Verdict::Tproxy { port: 15006 });
+}
+
+#[test]
+fn nat_sees_first_packets_only() {
+    let ruleset = ruleset(vec![(
+        TableKind::Nat,
+        vec![base(Hook::Output, -100, vec![rule(vec![], Action::Redirect { port: 15001 })])],
+    )]);
+    for (state, nat, seen) in [
+        (State::New, true, true),
+        (State::Related, true, true),
+        (State::Established, true, false),
+        (State::Invalid, true, false),
+        (State::New, false, false),
+    ] {
+        let packet = Packet { state, ..packet() };
+        let found = evaluate(&ruleset, Backend::Nftables, &packet, Hook::Output, nat).verdict;
+        assert_eq!(found == Verdict::Redirect { port: 15001 }, seen, "{state:?} {nat}");
+    }
+}
+
+#[test]
+fn only_the_chains_of_the_hook_run() {
+    let ruleset = filter(vec![
+        output(vec![rule(vec![], Action::Drop)]),
+        regular("unused", vec![rule(vec![], Action::Drop)]),
+    ]);
+    for (hook, expected) in
+        [(Hook::Output, Verdict::Drop), (Hook::Prerouting, Verdict::Pass), (Hook::Input, Verdict::Pass)]
+    {
+        assert_eq!(
+            evaluate(&ruleset, Backend::Iptables, &packet(), hook, true).verdict,
+            expected,
+            "{hook:?}"
+        );
+    }
+    let nothing = Ruleset { tables: Vec::new(), ..ruleset };
+    let found = outcome(&nothing, &packet());
+    assert_eq!((found.verdict, found.decided_by, found.mark, found.ct_mark), (Verdict::Pass, None, 7, 9));
+}
+
+/// [`crate::check`] refuses these, but an evaluation must end all the same.
+#[test]
+fn circles_and_missing_chains_end() {
+    let circle =
+        filter(vec![output(vec![jump("a")]), regular("a", vec![jump("b")]), regular("b", vec![jump("a")])]);
+    assert_eq!(verdict(&circle, &packet()), Verdict::Pass);
+    let missing = filter(vec![output(vec![jump("gone"), rule(vec![], Action::Drop)])]);
+    assert_eq!(verdict(&missing, &packet()), Verdict::Drop);
+}
