@@ -4,7 +4,7 @@
 //! iptables would then stop between two tables; a memory file does not.
 
 use std::fs::File;
-use std::io::{self, Seek, Write};
+use std::io::{self, PipeReader, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -98,7 +98,7 @@ pub(super) fn run(
 }
 
 /// Waits for the end of a child; `None` when it did not end in time and was killed.
-pub(super) fn wait(child: &mut Child, timeout: Duration) -> io::Result<Option<std::process::ExitStatus>> {
+fn wait(child: &mut Child, timeout: Duration) -> io::Result<Option<std::process::ExitStatus>> {
     let deadline = Instant::now() + timeout;
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     let pidfd = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
@@ -118,6 +118,28 @@ pub(super) fn wait(child: &mut Child, timeout: Duration) -> io::Result<Option<st
         pause(pidfd.as_ref().map(AsFd::as_fd), WAIT_PAUSE)?;
     }
     Ok(None)
+}
+
+/// Everything that comes through a pipe until its other end is closed; `None` when that takes too long.
+pub(super) fn read_until(mut pipe: PipeReader, timeout: Duration) -> io::Result<Option<Vec<u8>>> {
+    let deadline = Instant::now() + timeout;
+    let (mut all, mut part) = (Vec::new(), [0; 4096]);
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(None);
+        }
+        let timeout = Timespec::try_from(left).ok();
+        match poll(&mut [PollFd::new(&pipe, PollFlags::IN)], timeout.as_ref()) {
+            Ok(0) | Err(rustix::io::Errno::INTR) => continue,
+            Ok(_) => {}
+            Err(e) => return Err(e.into()),
+        }
+        match pipe.read(&mut part)? {
+            0 => return Ok(Some(all)),
+            length => all.extend_from_slice(&part[..length]),
+        }
+    }
 }
 
 fn pause(pidfd: Option<BorrowedFd<'_>>, longest: Duration) -> io::Result<()> {

@@ -23,8 +23,8 @@ pub struct Supervisor(());
 /// Must be the first thing that `main` does. In the hidden mode it does the job that it was started for and ends the process;
 /// otherwise it returns at once.
 ///
-/// The job comes as a memory file on standard input and the report goes to one on standard output, so that neither breaks when
-/// the parent dies.
+/// The job comes as a memory file on standard input, complete from the start. The report goes to a pipe on standard output when all
+/// is done, so that nothing breaks with it when the parent is dead.
 #[must_use]
 pub fn run_supervisor_if_asked() -> Supervisor {
     if std::env::args_os().nth(1).is_some_and(|argument| argument.as_bytes() == MODE.as_bytes()) {
@@ -50,7 +50,7 @@ fn supervise() -> Option<()> {
 pub(super) fn delegate(job: &Job, sign: Option<&OwnedFd>) -> Result<Report, Error> {
     let failed = |cause: std::io::Error| Error::Supervisor { cause: cause.to_string() };
     let input = child::memory_file(&wire::encode_job(job)).map_err(failed)?;
-    let output = child::memory_file(b"").map_err(failed)?;
+    let (output, input_of_output) = std::io::pipe().map_err(failed)?;
     let sign = match sign {
         Some(sign) => Stdio::from(sign.try_clone().map_err(failed)?),
         None => Stdio::null(),
@@ -59,19 +59,25 @@ pub(super) fn delegate(job: &Job, sign: Option<&OwnedFd>) -> Result<Report, Erro
         .arg(MODE)
         .env_clear()
         .stdin(input)
-        .stdout(output.try_clone().map_err(failed)?)
+        .stdout(input_of_output)
         .stderr(sign)
         .spawn()
         .map_err(failed)?;
     // Each run, and each taken back by two.
     let runs = u32::try_from(job.runs.len()).unwrap_or(u32::MAX).saturating_mul(3);
     let limit = job.timeout.saturating_mul(runs).saturating_add(MARGIN);
-    let ended = child::wait(&mut supervisor, limit).map_err(failed)?;
-    let report = wire::decode_report(&child::read_all(&output).map_err(failed)?);
-    report.ok_or_else(|| Error::Supervisor {
-        cause: match ended {
-            None => format!("it did not end within {} s and was killed", limit.as_secs()),
-            Some(status) => format!("it ended without a report ({status})"),
-        },
-    })
+    let answer = child::read_until(output, limit).map_err(failed)?;
+    if answer.is_none() {
+        supervisor.kill().map_err(failed)?;
+    }
+    // The end of its mount namespace takes the kernel some milliseconds more, for which nobody needs to wait.
+    let reaper = std::thread::Builder::new().name("iptables-reaper".to_owned());
+    // Without the thread it is a zombie until this process ends, which is no reason to fail.
+    drop(reaper.spawn(move || supervisor.wait()));
+    let Some(answer) = answer else {
+        let cause = format!("it did not end within {} s and was killed", limit.as_secs());
+        return Err(Error::Supervisor { cause });
+    };
+    wire::decode_report(&answer)
+        .ok_or_else(|| Error::Supervisor { cause: "it ended without a report".to_owned() })
 }
