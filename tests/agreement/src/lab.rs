@@ -2,16 +2,17 @@
 
 use std::cell::Cell;
 use std::net::SocketAddr;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use capture::settings::DNS_PORT;
+use kernel::iptables::{Iptables, Variant};
+use kernel::nft::Nftables;
+use kernel::{Change, Choice, Kernel, RuleStore as _};
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
-use ruleset::{Backend, Family, Plan, Protocol, Step, Transaction};
+use ruleset::{Backend, Plan, Protocol};
 use testkit::probe::{Flow, Listener, Listeners, Outcome};
-use testkit::rules::Variant;
-use testkit::{Families, Pod, rules};
+use testkit::{Families, Pod};
 
 use crate::way::{Attempt, End};
 use crate::world::{CAPTURE_PORTS, LISTENER_ID, PROXY_PORTS, TCP_PORTS, UDP_PORTS};
@@ -55,11 +56,11 @@ impl Loader {
         }
     }
 
-    fn variant(self) -> Option<Variant> {
+    fn iptables(self) -> Iptables {
         match self {
-            Self::Nft => None,
-            Self::IptablesNft => Some(Variant::Nft),
-            Self::IptablesLegacy => Some(Variant::Legacy),
+            Self::Nft => Iptables::new(),
+            Self::IptablesNft => Iptables::forced(Variant::Nft),
+            Self::IptablesLegacy => Iptables::forced(Variant::Legacy),
         }
     }
 }
@@ -95,45 +96,40 @@ impl Lab {
         &self.pod
     }
 
-    /// Loads a plan into the pod; [`Lab::unload`] takes it out again.
+    /// Loads a plan into the pod as the plugin would; [`Lab::unload`] takes it out again.
     ///
     /// # Errors
-    /// When the kernel or a program refuses a step.
+    /// When the kernel or a program refuses a step, or what is there afterwards is not what was planned.
     pub fn load(&self, loader: Loader, plan: &Plan) -> Result<()> {
         ensure!(loader.backend() == plan.backend, "the plan is for {}", plan.backend);
-        self.route("add", plan)?;
-        let ruleset = plan.ruleset().context("the plan has no rules")?;
-        let Some(variant) = loader.variant() else {
-            return self.pod.nft(&ruleset::nft::render(&Transaction::Add(ruleset)));
-        };
-        for family in ruleset.families() {
-            let text = ruleset::iptables::render(ruleset, *family)?;
-            let family = if *family == Family::V4 { rules::Family::V4 } else { rules::Family::V6 };
-            self.pod.iptables_restore(variant, family, &text)?;
-        }
-        Ok(())
+        let iptables = loader.iptables();
+        let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
+        self.pod.enter(|inside| {
+            let choice = Choice::Only(plan.backend);
+            let first = kernel.apply(inside, choice, |_| plan.clone())?;
+            ensure!(first.rules == Change::Fresh, "the first time: {first:?}");
+            let differences = kernel.observe(inside, plan)?;
+            ensure!(differences.is_empty(), "after loading: {differences:?}");
+            let again = kernel.apply(inside, choice, |_| plan.clone())?;
+            ensure!(again.rules == Change::None && again.routing == 0, "the second time: {again:?}");
+            Ok(())
+        })?
     }
 
     /// Removes all rules, and the routing of the plan.
     ///
     /// # Errors
-    /// When a step cannot be undone.
+    /// When a step cannot be undone, or something of ours is left.
     pub fn unload(&self, loader: Loader, plan: &Plan) -> Result<()> {
-        self.pod.nft("flush ruleset\n")?;
-        if loader == Loader::IptablesLegacy {
-            for program in ["iptables-legacy-restore", "ip6tables-legacy-restore"] {
-                let empty = "*raw\nCOMMIT\n*mangle\nCOMMIT\n*nat\nCOMMIT\n*filter\nCOMMIT\n";
-                self.pod.pipe(&mut Command::new(program), empty)?;
-            }
-        }
-        self.route("delete", plan)
-    }
-
-    fn route(&self, verb: &str, plan: &Plan) -> Result<()> {
-        for words in plan.steps.iter().filter_map(|step| routing(verb, step)) {
-            self.pod.run(Command::new("ip").args(words.split(' ')))?;
-        }
-        Ok(())
+        let iptables = loader.iptables();
+        let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
+        let ruleset = plan.ruleset().context("the plan has no rules")?;
+        self.pod.enter(|inside| {
+            kernel.cleanup(inside, plan)?;
+            let left = Nftables.exists(inside, ruleset)? || iptables.exists(inside, ruleset)?;
+            ensure!(!left, "rules are left after a cleanup");
+            Ok(())
+        })?
     }
 
     /// Makes the attempt.
@@ -182,21 +178,6 @@ pub fn compare(attempt: &Attempt, end: &End, outcome: &Outcome) -> Result<(), St
         ));
     }
     Ok(())
-}
-
-/// The words of `ip` for a step.
-fn routing(verb: &str, step: &Step) -> Option<String> {
-    let flag = |family: &Family| if *family == Family::V4 { "-4" } else { "-6" };
-    match step {
-        Step::EnsureLoopbackAddress(address) => Some(format!("address {verb} {address}/128 dev lo")),
-        Step::EnsureRule { family, mark, table, priority } => {
-            Some(format!("{} rule {verb} fwmark {mark} lookup {table} priority {priority}", flag(family)))
-        }
-        Step::EnsureLocalRoute { family, table } => {
-            Some(format!("{} route {verb} local default dev lo table {table}", flag(family)))
-        }
-        Step::Replace(_) => None,
-    }
 }
 
 /// Runs on a thread whose files and sockets belong to the proxy's user; it keeps what it needs to enter a namespace.
