@@ -44,6 +44,10 @@ fn disagreement(
     Ok(found)
 }
 
+fn rules_of(plan: &Plan) -> &ruleset::Ruleset {
+    plan.ruleset().expect("every plan has rules")
+}
+
 fn texts(settings: &Settings, ipv6: bool) -> String {
     let mut out = format!("{settings:#?}\nIPv6: {ipv6}\n");
     let nft = plan(settings, Facts { backend: Backend::Nftables, ipv6 });
@@ -51,10 +55,10 @@ fn texts(settings: &Settings, ipv6: bool) -> String {
     for step in nft.steps.iter().filter(|step| !matches!(step, Step::Replace(_))) {
         let _ = writeln!(out, "{step:?}");
     }
-    let _ = writeln!(out, "--- nft\n{}", ruleset::nft::render(&Transaction::Add(nft.ruleset().unwrap())));
+    let _ = writeln!(out, "--- nft\n{}", ruleset::nft::render(&Transaction::Add(rules_of(&nft))));
     for family in [Family::V4, Family::V6] {
-        let text = ruleset::iptables::render(iptables.ruleset().unwrap(), family).unwrap();
-        let _ = writeln!(out, "--- iptables {family:?}\n{text}");
+        let text = ruleset::iptables::render(rules_of(&iptables), family);
+        let _ = writeln!(out, "--- iptables {family:?}\n{}", text.unwrap_or_else(|error| error.to_string()));
     }
     out
 }
