@@ -173,3 +173,35 @@ fn a_missing_rule_is_noticed() {
         }
     }
 }
+
+/// Two rules give the proxy's query a zone, and the evaluator says that the first counts: the kernel's list of connections shows it.
+#[test]
+fn the_kernel_keeps_the_first_zone() {
+    let lab = Lab::new().unwrap();
+    let settings = Settings { dns: capture::settings::Dns::All, ..Settings::default() };
+    let to = |uid, last: u8| Attempt {
+        from_peer: false,
+        protocol: Protocol::Udp,
+        owner: (uid, uid),
+        source: None,
+        to: ([198, 51, 100, last], 53).into(),
+    };
+    for (number, loader) in Loader::ALL.into_iter().enumerate() {
+        let plan = plan(&settings, Facts { backend: loader.backend(), ipv6: false });
+        lab.load(loader, &plan).unwrap();
+        let last = u8::try_from(10 * (number + 1)).unwrap();
+        for attempt in [to(1337, last), to(1000, last + 1)] {
+            let zone = predict(&plan, &attempt).hooks[0].2.zone.expect("a query gets a zone");
+            assert_eq!(zone, if attempt.owner.0 == 1337 { 1 } else { 2 });
+            lab.attempt(&attempt).unwrap();
+            let list =
+                lab.pod().enter(|_| std::fs::read_to_string("/proc/thread-self/net/nf_conntrack")).unwrap();
+            let list = list.expect("the kernel lists connections (CONFIG_NF_CONNTRACK_PROCFS)");
+            let dst = format!("dst={} ", attempt.to.ip());
+            let line = list.lines().find(|line| line.contains("dport=53 ") && line.contains(&dst));
+            let line = line.unwrap_or_else(|| panic!("{loader:?}: no connection of {attempt:?} in:\n{list}"));
+            assert!(line.contains(&format!("zone={zone} ")), "{loader:?}: {line}");
+        }
+        lab.unload(loader, &plan).unwrap();
+    }
+}
