@@ -85,7 +85,12 @@ fn the_result_of_the_chain_is_the_bridges() {
         mesh.must_run(&sidecar_pod("default", "result"));
         let answer = |plugin| {
             let add = mesh.node.calls_of(plugin, "ADD").expect("records").pop().expect("an ADD");
-            serde_json::from_str::<serde_json::Value>(&add.stdout).expect("a result")
+            let mut result: serde_json::Value = serde_json::from_str(&add.stdout).expect("a result");
+            // The newer versions leave an empty `dns` out; Debian's bridge does not.
+            if result["dns"] == json!({}) {
+                result.as_object_mut().expect("an object").remove("dns");
+            }
+            result
         };
         let (ours, bridges) = (answer(PLUGIN), answer("bridge"));
         assert_eq!(ours, bridges, "{version}");
