@@ -157,6 +157,12 @@ pub fn parse_settings(
     let group = |c: &Container| c.run_as_group;
     let proxy_uid = proxy_id(&read, proxy, &user, PROXY_UID, "proxyUID", &mut warnings)?;
     let proxy_gid = proxy_id(&read, proxy, &group, PROXY_GID, "proxyGID", &mut warnings)?;
+    if mode == Mode::Tproxy && proxy.iter().any(|c| c.run_as_user.is_some_and(|uid| uid == i64::from(proxy_uid))) {
+        warnings.push(format!(
+            "interceptionMode is TPROXY and the proxy runs as user {proxy_uid}, whose connections to the application, with the \
+             client's address as their source, come back to the proxy; run it as user 0 with group {proxy_gid}, as the injector does"
+        ));
+    }
     let mut env = |name| proxy_flag(proxy, name, &mut warnings);
     let settings = Settings {
         proxy_port,

@@ -94,6 +94,25 @@ pub fn tables(_: &Inside) -> Result<Vec<(&'static str, String)>, Error> {
     Ok(listed.into_iter().map(|t| (family_name(t.family), t.name)).collect())
 }
 
+/// The bytes of the transaction that loads a ruleset into a namespace that has none of its tables.
+pub fn encode(ruleset: &Ruleset) -> Vec<u8> {
+    let mut batch = Batch::new(ruleset);
+    batch.add_tables();
+    batch.finish()
+}
+
+/// Sends such bytes and waits for the answer: what the kernel takes for a ruleset, without anything of ours around it.
+///
+/// # Errors
+/// The kernel refused.
+pub fn send(_: &Inside, transaction: &[u8]) -> Result<(), Error> {
+    let refused = |e| Error::of_question("send a transaction".to_owned(), e);
+    for answer in open()?.exchange(transaction).map_err(refused)? {
+        answer.result.map_err(refused)?;
+    }
+    Ok(())
+}
+
 fn setup(_: &Inside, ruleset: &Ruleset) -> Result<Change, Error> {
     let mut socket = open()?;
     for _ in 0..TRIES {

@@ -1,12 +1,15 @@
 //! The one place that sets the limits of YAML parsing.
 
-use serde::de::DeserializeOwned;
 use serde_saphyr::{Error, Options};
 
-/// Parses one document with limits that no honest manifest meets: aliases that multiply ("billion laughs") end with an error long
-/// before they cost memory.
-pub(crate) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, Error> {
-    serde_saphyr::from_str_with_options(text, options())
+/// Turns one document into JSON, as `kubectl` does before it looks at fields, with limits that no honest manifest meets: aliases that
+/// multiply ("billion laughs") end with an error long before they cost memory.
+///
+/// Going through JSON means that a value without quotes has the type that Kubernetes gives it, and that the parser for our own types
+/// is in the executable once, not once for each format.
+pub(crate) fn to_json(text: &str) -> Result<Vec<u8>, Error> {
+    let value: serde_json::Value = serde_saphyr::from_str_with_options(text, options())?;
+    Ok(value.to_string().into_bytes())
 }
 
 fn options() -> Options {
@@ -22,6 +25,7 @@ fn options() -> Options {
         alias_limits: serde_saphyr::alias_limits! {
             max_total_replayed_events: 20_000,
         },
+        strict_booleans: true,
         with_snippet: false,
     }
 }

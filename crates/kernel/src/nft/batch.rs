@@ -182,7 +182,6 @@ impl<'a> Batch<'a> {
     }
 
     /// The bytes of it.
-    #[cfg(test)]
     pub(super) fn finish(mut self) -> Vec<u8> {
         self.end();
         self.writer.bytes().to_vec()

@@ -14,7 +14,7 @@ use super::error::{Error, Failure};
 use super::expr::{Expr, Value};
 use super::uapi::{expr as uapi, set};
 use crate::netlink::wire::{Attribute, Attributes, Messages, Writer};
-use crate::netlink::{self, Socket};
+use crate::netlink;
 
 fn value() -> impl Strategy<Value = Value> {
     (any::<[u8; 16]>(), 1u8..=16).prop_map(|(bytes, len)| Value::prefix(bytes, len))
@@ -161,45 +161,6 @@ fn a_rehearsal_says_what_would_fail() -> Result<(), Box<dyn std::error::Error>> 
     let [failure] = &failures[..] else { return Err(format!("{failures:?}").into()) };
     assert!(failure.contains("jump nowhere") && failure.contains("to chain output"), "{failure}");
     Ok(())
-}
-
-/// How much setup adds to what the kernel takes for the same bytes. Run by hand:
-/// `cargo test -p kernel --release --lib -- --ignored --nocapture what_setup_costs`.
-#[test]
-#[ignore = "measures; nothing to assert on a busy machine"]
-fn what_setup_costs() -> Result<(), Box<dyn std::error::Error>> {
-    let ruleset = twenty_five_rules();
-    let mut request = super::Batch::new(&ruleset);
-    request.add_tables();
-    let request = request.finish();
-    let (mut raw, mut ours, mut equal, mut probe) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..100 {
-        let ns = testkit::TestNetns::new()?;
-        raw.push(ns.enter(|_| time(|| Socket::netfilter()?.exchange(&request).map(drop)))??);
-        let ns = testkit::TestNetns::new()?;
-        ours.push(ns.enter(|inside| time(|| super::setup(inside, &ruleset).map(drop)))??);
-        probe.push(ns.enter(|inside| time(|| super::probe(inside).map(drop)))??);
-        equal.push(ns.enter(|inside| time(|| super::setup(inside, &ruleset).map(drop)))??);
-    }
-    for (name, mut times) in
-        [("send and answer", raw), ("setup, fresh", ours), ("setup, equal", equal), ("probe", probe)]
-    {
-        times.sort_unstable();
-        println!(
-            "{name}: {} bytes, min {:?}, median {:?}, p90 {:?}",
-            request.len(),
-            times[0],
-            times[50],
-            times[90]
-        );
-    }
-    Ok(())
-}
-
-fn time<E>(f: impl FnOnce() -> Result<(), E>) -> Result<std::time::Duration, E> {
-    let start = std::time::Instant::now();
-    f()?;
-    Ok(start.elapsed())
 }
 
 fn twenty_five_rules() -> Ruleset {

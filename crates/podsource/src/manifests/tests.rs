@@ -185,7 +185,7 @@ fn a_pod_of_the_wrong_shape_names_file_and_position() {
     ]);
     let text = message(dir.path(), "shop", "web");
     assert!(
-        text.contains("shop_web.yaml is broken at line 4, column 15: expected sequence start; "),
+        text.contains("shop_web.yaml is broken at line 1, column 1: in this document, invalid type: integer `7`, expected a"),
         "{text}"
     );
     let text = message(dir.path(), "shop", "api");
