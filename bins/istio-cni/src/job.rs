@@ -19,9 +19,6 @@ use crate::{groups, plugin};
 /// longest legitimate holder is an iptables run.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The namespace of the first process that the plugin sees.
-const INIT_NETNS: &str = "/proc/1/ns/net";
-
 /// A call for one pod.
 pub(crate) struct Job<'a> {
     pub(crate) request: &'a Request,
@@ -109,8 +106,11 @@ impl Job<'_> {
         let path = self.request.netns.as_ref().ok_or(Failure::NoNetns)?;
         let netns = Netns::open(path)?;
         // The protocol layer has compared with our own namespace, unless CNI_NETNS_OVERRIDE told it not to, as a runtime does that
-        // starts plugins inside the pod's. The node's namespace is no pod's in any case; init is in it.
-        if Netns::open(INIT_NETNS).is_ok_and(|init| init == netns) {
+        // starts plugins inside the pod's. The runtime itself is in the node's namespace, and so is init.
+        let is_of = |process: &dyn std::fmt::Display| {
+            Netns::open(format!("/proc/{process}/ns/net")).is_ok_and(|other| other == netns)
+        };
+        if is_of(&std::os::unix::process::parent_id()) || is_of(&1) {
             return Err(Failure::HostNetns { path: path.clone() });
         }
         Ok(netns)

@@ -9,7 +9,8 @@ use serde_saphyr::{Error, Options};
 /// is in the executable once, not once for each format.
 pub(crate) fn to_json(text: &str) -> Result<Vec<u8>, Error> {
     let value: serde_json::Value = serde_saphyr::from_str_with_options(text, options())?;
-    Ok(value.to_string().into_bytes())
+    // A file of comments only describes an object without fields.
+    Ok(if value.is_null() { b"{}".to_vec() } else { value.to_string().into_bytes() })
 }
 
 fn options() -> Options {

@@ -25,7 +25,19 @@ pub fn bin_dir() -> &'static Path {
 fn build() -> Result<PathBuf> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let output = Command::new(cargo)
-        .args(["build", "--profile", "e2e", "--message-format", "json", "-p", "istio-cni", "-p", "istio-iptables", "-p", "cnictl"])
+        .args([
+            "build",
+            "--profile",
+            "e2e",
+            "--message-format",
+            "json",
+            "-p",
+            "istio-cni",
+            "-p",
+            "istio-iptables",
+            "-p",
+            "cnictl",
+        ])
         .stderr(Stdio::inherit())
         .output()?;
     ensure!(output.status.success(), "cargo build failed");

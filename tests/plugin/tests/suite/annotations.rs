@@ -6,21 +6,56 @@ use crate::{assert_says, everything, node_and_pod};
 fn each_bad_annotation_is_named() {
     let megabyte = "80,".repeat(350_000);
     let cases: &[(&str, &str, &str, &str)] = &[
-        ("sidecar.istio.io/interceptionMode", "redirect", "redirectMode", "interceptionMode invalid: \"redirect\""),
-        ("traffic.sidecar.istio.io/includeOutboundIPRanges", "10.0.0.0/33", "includeIPCidrs", "prefix length"),
+        (
+            "sidecar.istio.io/interceptionMode",
+            "redirect",
+            "redirectMode",
+            "interceptionMode invalid: \"redirect\"",
+        ),
+        (
+            "traffic.sidecar.istio.io/includeOutboundIPRanges",
+            "10.0.0.0/33",
+            "includeIPCidrs",
+            "prefix length",
+        ),
         ("traffic.sidecar.istio.io/includeOutboundIPRanges", "10.0.0.0", "includeIPCidrs", "10.0.0.0"),
         ("traffic.sidecar.istio.io/excludeOutboundIPRanges", "*", "excludeIPCidrs", "\"*\" is not possible"),
-        ("traffic.sidecar.istio.io/excludeOutboundIPRanges", "fe80::1%eth0/64", "excludeIPCidrs", "not an IP address"),
+        (
+            "traffic.sidecar.istio.io/excludeOutboundIPRanges",
+            "fe80::1%eth0/64",
+            "excludeIPCidrs",
+            "not an IP address",
+        ),
         ("traffic.sidecar.istio.io/excludeInboundPorts", "65536", "excludeInboundPorts", "0 to 65535"),
         ("traffic.sidecar.istio.io/includeInboundPorts", "80,,81", "includeInboundPorts", "80,,81"),
         ("traffic.sidecar.istio.io/includeInboundPorts", "-1", "includeInboundPorts", "-1"),
         ("traffic.sidecar.istio.io/excludeOutboundPorts", "80 -j ACCEPT", "excludeOutboundPorts", "item"),
         ("traffic.sidecar.istio.io/excludeOutboundPorts", "$(reboot)", "excludeOutboundPorts", "$(reboot)"),
-        ("traffic.sidecar.istio.io/includeOutboundPorts", "80\nCOMMIT\n*filter", "includeOutboundPorts", "80\\nCOMMIT"),
+        (
+            "traffic.sidecar.istio.io/includeOutboundPorts",
+            "80\nCOMMIT\n*filter",
+            "includeOutboundPorts",
+            "80\\nCOMMIT",
+        ),
         ("traffic.sidecar.istio.io/includeOutboundPorts", &megabyte, "includeOutboundPorts", "1050000 bytes"),
-        ("traffic.sidecar.istio.io/excludeInterfaces", "abcdefghijklmnop", "excludeInterfaces", "too long (max 15 chars)"),
-        ("traffic.sidecar.istio.io/excludeInterfaces", "eth0;reboot", "excludeInterfaces", "invalid characters"),
-        ("istio.io/reroute-virtual-interfaces", "eth0,,eth1", "reroute-virtual-interfaces", "empty interface name"),
+        (
+            "traffic.sidecar.istio.io/excludeInterfaces",
+            "abcdefghijklmnop",
+            "excludeInterfaces",
+            "too long (max 15 chars)",
+        ),
+        (
+            "traffic.sidecar.istio.io/excludeInterfaces",
+            "eth0;reboot",
+            "excludeInterfaces",
+            "invalid characters",
+        ),
+        (
+            "istio.io/reroute-virtual-interfaces",
+            "eth0,,eth1",
+            "reroute-virtual-interfaces",
+            "empty interface name",
+        ),
         ("traffic.sidecar.istio.io/kubevirtInterfaces", "0net", "kubevirtInterfaces", "invalid characters"),
         ("sidecar.istio.io/proxUID", "root", "proxyUID", "\"root\" is not an id"),
         ("sidecar.istio.io/proxGID", "4294967296", "proxyGID", "4294967295"),
@@ -37,7 +72,13 @@ fn each_bad_annotation_is_named() {
             assert_eq!(code, 999);
             assert_says(
                 &text,
-                &["default/web", annotation, &format!("annotation value error for value {setting}"), says, "correct it"],
+                &[
+                    "default/web",
+                    annotation,
+                    &format!("annotation value error for value {setting}"),
+                    says,
+                    "correct it",
+                ],
             );
             assert!(text.len() < 1000, "{} bytes of error would flood the pod's events", text.len());
             assert_eq!(before, everything(&pod), "{annotation}: something changed");
@@ -66,7 +107,10 @@ fn older_forms_are_converted_with_a_warning() {
     let answer = node.add("web", pod.path()).unwrap();
     for annotation in ["proxUID", "proxGID", "inboundInterceptPort", "outboundInterceptPort"] {
         assert!(
-            answer.stderr.lines().any(|line| line.contains("\"level\":\"warn\"") && line.contains(annotation)),
+            answer
+                .stderr
+                .lines()
+                .any(|line| line.contains("\"level\":\"warn\"") && line.contains(annotation)),
             "{annotation}: {}",
             answer.stderr
         );

@@ -40,16 +40,31 @@ fn protocol_errors_name_what_is_wrong_and_change_nothing() {
             1,
             &["incompatible CNI versions", "config is \"1.2.0\"", "\"1.1.0\""],
         ),
-        ("no version at all", |call| conf(call, |c| c["cniVersion"] = json!("one")), 6, &["one"]),
+        (
+            "no version at all",
+            |call| conf(call, |c| c["cniVersion"] = json!("one")),
+            1,
+            &["incompatible CNI versions", "config is \"one\""],
+        ),
         (
             "missing variables",
             |call| call.without("CNI_NETNS").without("CNI_IFNAME"),
             4,
             &["required env variables [CNI_NETNS,CNI_IFNAME] missing"],
         ),
-        ("bad container id", |call| call.env("CNI_CONTAINERID", "../x"), 4, &["invalid characters in containerID"]),
+        (
+            "bad container id",
+            |call| call.env("CNI_CONTAINERID", "../x"),
+            4,
+            &["invalid characters in containerID"],
+        ),
         ("bad interface", |call| call.env("CNI_IFNAME", "eth0:1"), 4, &["interface name contains"]),
-        ("long interface", |call| call.env("CNI_IFNAME", "abcdefghijklmnop"), 4, &["interface name is too long"]),
+        (
+            "long interface",
+            |call| call.env("CNI_IFNAME", "abcdefghijklmnop"),
+            4,
+            &["interface name is too long"],
+        ),
         ("unknown verb", |call| call.env("CNI_COMMAND", "FLY"), 4, &["unknown CNI_COMMAND: FLY"]),
         (
             "prevResult of another version",
@@ -59,7 +74,11 @@ fn protocol_errors_name_what_is_wrong_and_change_nothing() {
         ),
         (
             "prevResult that is none",
-            |call| conf(call, |c| c["prevResult"] = json!({"cniVersion": "1.0.0", "ips": [{"address": "nowhere"}]})),
+            |call| {
+                conf(call, |c| {
+                    c["prevResult"] = json!({"cniVersion": "1.0.0", "ips": [{"address": "nowhere"}]})
+                })
+            },
             999,
             &["prevResult", "nowhere"],
         ),
@@ -124,19 +143,26 @@ fn namespaces_that_are_none() {
 
 #[test]
 fn the_nodes_own_namespace_is_refused() {
-    let node = Node::new().unwrap();
-    node.sidecar("web", &[]).unwrap();
-    let own = Path::new("/proc/self/ns/net");
-    let answer = node.call("ADD", "web", own).run().unwrap();
-    let (code, text) = answer.error().unwrap();
+    // The node is a namespace of the test's: were it not refused, the rules would be there and not in the machine's.
+    let (node, fake_node) = node_and_pod(&[]);
+    let before = everything(&fake_node);
+    let on_node = |call: &plugin_tests::Call| {
+        // The shell is the runtime: it is on the node, and so is the plugin that it starts.
+        let netns = format!("--net={}", fake_node.path().display());
+        let mut command = call.command_with(&["nsenter", &netns, "sh", "-c", "\"$@\"; exit $?", "runtime"]);
+        command.env("PATH", "/usr/sbin:/usr/bin");
+        call.run_as(command).unwrap().error().unwrap()
+    };
+    let call = node.call("ADD", "web", Path::new("/proc/self/ns/net"));
+    let (code, text) = on_node(&call);
     assert_eq!(code, 8, "{text}");
     assert_says(&text, &["plugin's netns and netns from CNI_NETNS should not be the same"]);
-    for own in ["/proc/self/ns/net", "/proc/1/ns/net"] {
-        let call = node.call("ADD", "web", Path::new(own)).env("CNI_NETNS_OVERRIDE", "TRUE");
-        let (code, text) = call.run().unwrap().error().unwrap();
+    for call in [call, node.call("ADD", "web", fake_node.path())] {
+        let (code, text) = on_node(&call.env("CNI_NETNS_OVERRIDE", "TRUE"));
         assert_eq!(code, 999, "{text}");
         assert_says(&text, &["the node's own", "nothing was changed"]);
     }
+    assert_eq!(before, everything(&fake_node));
 }
 
 #[test]

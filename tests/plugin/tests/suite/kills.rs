@@ -1,5 +1,6 @@
 //! An ADD that is killed leaves all or none of our rules, and the next one succeeds.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,18 @@ use crate::{everything, node_and_pod};
 /// What lies between start and kill, for each try.
 fn delays(longest: Duration, tries: u32) -> impl Iterator<Item = Duration> {
     (0..tries).map(move |n| longest * n / tries)
+}
+
+/// How long an ADD into the emptied namespace takes here and now. It ends with the rules in place.
+fn usual_time(node: &Node, pod: &Pod) -> Duration {
+    let mut times: Vec<Duration> = (0..9)
+        .map(|_| {
+            pod.nft("flush ruleset").unwrap();
+            node.add("web", pod.path()).unwrap().took
+        })
+        .collect();
+    times.sort_unstable();
+    times[times.len() / 2]
 }
 
 /// Starts the call and kills the plugin after `delay`, unless it is faster.
@@ -29,10 +42,10 @@ fn killed(call: &Call, delay: Duration) -> bool {
 #[test]
 fn nftables_is_all_or_nothing() {
     let (node, pod) = node_and_pod(&[("sidecar.istio.io/interceptionMode", "TPROXY")]);
-    let took = node.add("web", pod.path()).unwrap().took;
+    let took = usual_time(&node, &pod);
     let complete = pod.nft_json(Comments::Keep).unwrap();
     let (mut none, mut all, mut kills) = (0, 0, 0);
-    for delay in delays(took * 2, 200) {
+    for delay in delays(took * 3 / 2, 200) {
         pod.nft("flush ruleset").unwrap();
         kills += u32::from(killed(&node.call("ADD", "web", pod.path()), delay));
         match pod.nft_json(Comments::Keep).unwrap() {
@@ -44,37 +57,72 @@ fn nftables_is_all_or_nothing() {
         assert_eq!(pod.nft_json(Comments::Keep).unwrap(), complete, "the next ADD after {delay:?}");
     }
     println!("200 tries, {kills} killed: none of the rules {none} times, all of them {all} times");
-    assert!(none > 0 && all > 0 && kills > 50, "the kills did not hit every phase: {none}, {all}, {kills}");
+    assert!(none > 0 && all > 0 && kills >= 20, "the kills did not hit every phase: {none}, {all}, {kills}");
 }
 
 #[test]
 fn nftables_at_every_system_call() {
-    // The signal comes at the n-th system call of each thread, so that no point between two changes is left out.
+    // The signal comes at the n-th call of each kind, so that no point between two changes is left out.
     let (node, pod) = node_and_pod(&[]);
     node.add("web", pod.path()).unwrap();
     let complete = pod.nft_json(Comments::Keep).unwrap();
+    pod.nft("flush ruleset").unwrap();
     let call = node.call("ADD", "web", pod.path());
-    let (mut survived, mut tries) = (0, 0);
-    for n in 1..400 {
+    let trace = traced(&call, &[]).1;
+    let (mut none, mut all) = (0, 0);
+    let points = points(&trace);
+    for (name, n) in &points {
         pod.nft("flush ruleset").unwrap();
-        let inject = format!("inject=all:signal=KILL:when={n}");
-        let trace = tempfile::NamedTempFile::new().unwrap();
-        let mut command = call.command_with(&["strace", "-f", "-qq", "-o", trace.path().to_str().unwrap(), "-e", &inject]);
-        command.env("PATH", "/usr/bin");
-        let answer = call.run_as(command).unwrap();
-        let rules = pod.nft_json(Comments::Keep).unwrap();
-        assert!(rules.is_empty() || rules == complete, "killed at call {n}: {rules:#?}");
-        node.add("web", pod.path()).unwrap();
-        assert_eq!(pod.nft_json(Comments::Keep).unwrap(), complete, "the next ADD after a kill at call {n}");
-        tries += 1;
-        survived = if answer.exit == Some(0) { survived + 1 } else { 0 };
-        // Beyond the last call of the longest thread nothing is hit any more.
-        if survived == 3 {
-            break;
+        let (exit, _) = traced(&call, &["-e", &format!("inject={name}:signal=KILL:when={n}")]);
+        assert_eq!(exit, None, "the plugin outlived a kill at {name} number {n}");
+        match pod.nft_json(Comments::Keep).unwrap() {
+            rules if rules.is_empty() => none += 1,
+            rules if rules == complete => all += 1,
+            rules => panic!("killed at {name} number {n}: {rules:#?}"),
         }
+        node.add("web", pod.path()).unwrap();
+        assert_eq!(
+            pod.nft_json(Comments::Keep).unwrap(),
+            complete,
+            "the next ADD after a kill at {name} number {n}"
+        );
     }
-    println!("killed at {tries} points");
-    assert!(tries > 40 && survived == 3, "{tries} tries, {survived} survived at the end");
+    println!(
+        "killed at {} system calls: none of the rules {none} times, all of them {all} times",
+        points.len()
+    );
+    assert!(points.len() > 40 && none > 0 && all > 0, "{} points: {none}, {all}", points.len());
+}
+
+/// Runs a call under strace and returns its exit code and the trace.
+fn traced(call: &Call, options: &[&str]) -> (Option<i32>, String) {
+    let trace = tempfile::NamedTempFile::new().unwrap();
+    let mut wrapper = vec!["strace", "-f", "-qq", "-o", trace.path().to_str().unwrap()];
+    wrapper.extend(options);
+    let mut command = call.command_with(&wrapper);
+    command.env("PATH", "/usr/bin");
+    let answer = call.run_as(command).unwrap();
+    (answer.exit, std::fs::read_to_string(trace.path()).unwrap())
+}
+
+/// Every system call of a trace as its name and its number among those of that name in one thread, which is how strace counts.
+/// The first of all, execve, belongs to the caller; exit ends a thread by itself.
+fn points(trace: &str) -> BTreeSet<(String, u32)> {
+    let mut counts: BTreeMap<(&str, &str), u32> = BTreeMap::new();
+    let mut points = BTreeSet::new();
+    for line in trace.lines() {
+        let Some((thread, rest)) = line.split_once(' ') else { continue };
+        let Some((name, _)) = rest.trim_start().split_once('(') else { continue };
+        if !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+            || ["execve", "exit", "exit_group"].contains(&name)
+        {
+            continue;
+        }
+        let count = counts.entry((thread, name)).or_default();
+        *count += 1;
+        points.insert((name.to_owned(), *count));
+    }
+    points
 }
 
 #[test]
@@ -88,7 +136,7 @@ fn iptables_recovers() {
     let mut node = node;
     node.conf["native_nftables"] = false.into();
     let pod = Pod::new(Families::Dual).unwrap();
-    let took = node.add("web", pod.path()).unwrap().took;
+    let took = usual_time(&node, &pod);
     let complete = everything(&pod);
     let (mut none, mut all, mut kills) = (0, 0, 0);
     for delay in delays(took * 3 / 2, 60) {
@@ -105,7 +153,7 @@ fn iptables_recovers() {
         assert_eq!(everything(&pod), complete, "the next ADD after {delay:?}");
     }
     println!("60 tries, {kills} killed: none of the rules {none} times, all of them {all} times");
-    assert!(none > 0 && all > 0 && kills > 10, "the kills did not hit every phase: {none}, {all}, {kills}");
+    assert!(none > 0 && all > 0 && kills >= 10, "the kills did not hit every phase: {none}, {all}, {kills}");
 }
 
 /// The rules when they are complete, or when they have not changed for a while.

@@ -25,7 +25,9 @@ fn everything(netns: &TestNetns) -> String {
     for family in [Family::V4, Family::V6] {
         all += &netns.iptables_save(Variant::Legacy, family).unwrap();
     }
-    for command in ["ip rule", "ip -6 rule", "ip route show table all", "ip -6 route show table all", "ip addr show lo"] {
+    for command in
+        ["ip rule", "ip -6 rule", "ip route show table all", "ip -6 route show table all", "ip addr show lo"]
+    {
         let mut words = command.split(' ');
         let mut program = std::process::Command::new(words.next().unwrap());
         all += &netns.run(program.args(words)).unwrap();

@@ -9,7 +9,9 @@ const TPROXY: (&str, &str) = ("sidecar.istio.io/interceptionMode", "TPROXY");
 
 #[test]
 fn a_second_add_changes_nothing() {
-    for (backend, families) in [(true, Families::Dual), (false, Families::Dual), (true, Families::V6), (false, Families::V4)] {
+    for (backend, families) in
+        [(true, Families::Dual), (false, Families::Dual), (true, Families::V6), (false, Families::V4)]
+    {
         for annotations in [&[][..], &[TPROXY]] {
             let (mut node, _) = node_and_pod(annotations);
             let mut dual = plugin_tests::sidecar_pod("web");
@@ -62,7 +64,10 @@ fn check_names_what_is_missing() {
     let (_, text) = call.run().unwrap().error().unwrap();
     assert_says(&text, &["redirect to :15001", "istio-redirect", "is missing", "delete the pod"]);
     let mut old = node.call("CHECK", "web", pod.path());
-    old.stdin = String::from_utf8(old.stdin).unwrap().replace("\"cniVersion\":\"1.0.0\"", "\"cniVersion\":\"0.3.1\"").into();
+    old.stdin = String::from_utf8(old.stdin)
+        .unwrap()
+        .replace("\"cniVersion\":\"1.0.0\"", "\"cniVersion\":\"0.3.1\"")
+        .into();
     let (code, text) = old.run().unwrap().error().unwrap();
     assert_eq!((code, text.as_str()), (1, "config version does not allow CHECK"));
 }
@@ -77,7 +82,8 @@ fn an_add_repairs_what_was_changed() {
         if native_nftables {
             pod.nft("flush chain inet istio-proxy-nat istio-output").unwrap();
         } else {
-            pod.run(std::process::Command::new("iptables-nft").args(["-t", "nat", "-F", "ISTIO_OUTPUT"])).unwrap();
+            pod.run(std::process::Command::new("iptables-nft").args(["-t", "nat", "-F", "ISTIO_OUTPUT"]))
+                .unwrap();
         }
         assert_ne!(good, everything(&pod));
         let answer = node.add("web", pod.path()).unwrap();
@@ -91,7 +97,8 @@ fn foreign_rules_stay() {
     for native_nftables in [true, false] {
         let (mut node, pod) = node_and_pod(&[]);
         node.conf["native_nftables"] = native_nftables.into();
-        pod.nft("table inet foreign {\n chain c {\n type filter hook output priority 0;\n counter\n }\n}").unwrap();
+        pod.nft("table inet foreign {\n chain c {\n type filter hook output priority 0;\n counter\n }\n}")
+            .unwrap();
         for program in ["iptables-nft", "iptables-legacy"] {
             let rule = ["-t", "nat", "-A", "OUTPUT", "-d", "192.0.2.1", "-j", "RETURN"];
             pod.run(std::process::Command::new(program).args(rule)).unwrap();
@@ -178,8 +185,14 @@ fn logs_are_json_on_stderr_and_in_the_run_directory() {
         assert!(!text.is_empty());
         for line in text.lines() {
             let line: serde_json::Value = serde_json::from_str(line).unwrap();
-            assert!(line["level"].is_string() && line["time"].is_string() && line["msg"].is_string(), "{line}");
+            assert!(
+                line["level"].is_string() && line["time"].is_string() && line["msg"].is_string(),
+                "{line}"
+            );
         }
     }
-    assert_says(&file, &["pod is captured", "\"pod\":\"default/web\"", "\"backend\":\"nftables\"", "apply_ms"]);
+    assert_says(
+        &file,
+        &["pod is captured", "\"pod\":\"default/web\"", "\"backend\":\"nftables\"", "apply_ms"],
+    );
 }

@@ -9,8 +9,14 @@ fn nftables_starts_no_program() {
     let (node, pod) = node_and_pod(&[("sidecar.istio.io/interceptionMode", "TPROXY")]);
     let trace = tempfile::NamedTempFile::new().unwrap();
     let call = node.call("ADD", "web", pod.path());
-    let mut command =
-        call.command_with(&["strace", "-f", "-o", trace.path().to_str().unwrap(), "-e", "trace=execve,execveat,fork,vfork"]);
+    let mut command = call.command_with(&[
+        "strace",
+        "-f",
+        "-o",
+        trace.path().to_str().unwrap(),
+        "-e",
+        "trace=execve,execveat,fork,vfork",
+    ]);
     command.env("PATH", "/usr/bin");
     let answer = call.run_as(command).unwrap();
     assert_eq!(answer.exit, Some(0), "{answer:#?}");
@@ -47,7 +53,8 @@ fn missing_iptables_is_named() {
 #[test]
 fn a_kernel_without_nftables() {
     // strace plays the kernel: the netfilter socket, which is the second netlink socket of an ADD, is refused.
-    let refuse = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "inject=socket:error=EPROTONOSUPPORT:when=2+"];
+    let refuse =
+        ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "inject=socket:error=EPROTONOSUPPORT:when=2+"];
     let (mut node, pod) = node_and_pod(&[]);
     let call = node.call("ADD", "web", pod.path());
     let mut command = call.command_with(&refuse);
