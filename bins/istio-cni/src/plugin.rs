@@ -90,8 +90,10 @@ impl Plugin for IstioCni<'_> {
 
     /// The rules end with the namespace, and nothing else is kept of a pod: there is nothing to remove, whatever state it is in.
     fn del(&mut self, request: &Request) -> Result<(), Error> {
-        // A configuration that ADD refused must not keep the pod from being removed.
-        let _ = self.configure(request);
+        // A configuration that ADD refused must not keep the pod from being removed, and what was uninstalled stays so.
+        if request.conf().is_ok_and(|conf| conf.cni_agent_run_dir.is_dir()) {
+            let _ = self.configure(request);
+        }
         self.log_of(request).info("nothing to undo: rules end with the pod's network namespace", &[]);
         Ok(())
     }

@@ -6,8 +6,8 @@ use crate::settings::{
     default_loopback,
 };
 use crate::values::{
-    Quoted, ValueError, parse_bool, parse_id, parse_interfaces, parse_loopback, parse_owner_groups,
-    parse_port, parse_ports, parse_prefixes, parse_ranges, printable,
+    GroupList, Quoted, ValueError, parse_bool, parse_id, parse_interfaces, parse_loopback,
+    parse_owner_groups, parse_port, parse_ports, parse_prefixes, parse_ranges, printable,
 };
 
 /// The port of Istio's agent in the pod, excluded by default in both directions.
@@ -103,9 +103,8 @@ impl NodeSettings {
         const LOOPBACK: &str = "ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR";
         let include = env(INCLUDE).unwrap_or_else(|| "*".to_owned());
         let exclude = env(EXCLUDE).unwrap_or_default();
-        let owner_groups = parse_owner_groups(&include, &exclude, resolve).map_err(|cause| {
-            let include_is_good = parse_owner_groups(&include, "", resolve).is_ok();
-            EnvironmentError { variable: if include_is_good { EXCLUDE } else { INCLUDE }, cause }
+        let owner_groups = parse_owner_groups(&include, &exclude, resolve).map_err(|(list, cause)| {
+            EnvironmentError { variable: if list == GroupList::Include { INCLUDE } else { EXCLUDE }, cause }
         })?;
         let loopback_v4 = match env(LOOPBACK) {
             Some(text) => {
@@ -157,7 +156,9 @@ pub fn parse_settings(
     let group = |c: &Container| c.run_as_group;
     let proxy_uid = proxy_id(&read, proxy, &user, PROXY_UID, "proxyUID", &mut warnings)?;
     let proxy_gid = proxy_id(&read, proxy, &group, PROXY_GID, "proxyGID", &mut warnings)?;
-    if mode == Mode::Tproxy && proxy.iter().any(|c| c.run_as_user.is_some_and(|uid| uid == i64::from(proxy_uid))) {
+    if mode == Mode::Tproxy
+        && proxy.iter().any(|c| c.run_as_user.is_some_and(|uid| uid == i64::from(proxy_uid)))
+    {
         warnings.push(format!(
             "interceptionMode is TPROXY and the proxy runs as user {proxy_uid}, whose connections to the application, with the \
              client's address as their source, come back to the proxy; run it as user 0 with group {proxy_gid}, as the injector does"

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 
 use crate::settings::{Dns, Mode, Settings};
 use crate::values::{
-    ValueError, parse_id, parse_ids, parse_interfaces, parse_loopback, parse_owner_groups, parse_port,
-    parse_ports, parse_prefixes, parse_ranges,
+    GroupList, ValueError, parse_id, parse_ids, parse_interfaces, parse_loopback, parse_owner_groups,
+    parse_port, parse_ports, parse_prefixes, parse_ranges,
 };
 
 /// The values of the flags that shape rules; lists are separated by commas, empty items are dropped.
@@ -87,7 +87,10 @@ pub fn parse_flags(
             parse_prefixes,
         )?,
         owner_groups: parse_owner_groups(&flags.owner_groups_include, &flags.owner_groups_exclude, resolve)
-            .map_err(|cause| FlagError { flag: "istio-outbound-owner-groups", cause })?,
+            .map_err(|(list, cause)| match list {
+            GroupList::Include => FlagError { flag: "istio-outbound-owner-groups", cause },
+            GroupList::Exclude => FlagError { flag: "istio-outbound-owner-groups-exclude", cause },
+        })?,
         reroute_interfaces: list(
             "kube-virt-interfaces",
             &flags.reroute_virtual_interfaces,

@@ -96,6 +96,15 @@ pub enum ValueError {
     Wildcard,
 }
 
+/// One of the two lists of groups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GroupList {
+    /// Whose traffic is captured.
+    Include,
+    /// Whose is not.
+    Exclude,
+}
+
 /// Untrusted text for people: quoted, control characters escaped, shortened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Quoted(String);
@@ -245,12 +254,12 @@ pub fn parse_id(text: &str) -> Result<u32, ValueError> {
 /// The groups of `include` (`*` for all) without those of `exclude`. Items are numbers or names, which `resolve` looks up.
 ///
 /// # Errors
-/// A name is not known, or there are too many groups.
+/// A name is not known, or there are too many groups. The first value says which list it is in.
 pub fn parse_owner_groups(
     include: &str,
     exclude: &str,
     resolve: &dyn Fn(&str) -> Option<u32>,
-) -> Result<OwnerGroups, ValueError> {
+) -> Result<OwnerGroups, (GroupList, ValueError)> {
     let group = |item: &str| {
         parse_digits::<u32>(item)
             .or_else(|| resolve(item))
@@ -260,11 +269,11 @@ pub fn parse_owner_groups(
         bounded(list)?.split(',').filter(|item| !item.is_empty()).map(group).collect()
     };
     if include == "*" {
-        return Ok(OwnerGroups::AllBut(groups(exclude)?));
+        return groups(exclude).map(OwnerGroups::AllBut).map_err(|cause| (GroupList::Exclude, cause));
     }
-    let included = groups(include)?;
+    let included = groups(include).map_err(|cause| (GroupList::Include, cause))?;
     if included.len() > MAX_OWNER_GROUPS {
-        return Err(ValueError::TooManyGroups { count: included.len() });
+        return Err((GroupList::Include, ValueError::TooManyGroups { count: included.len() }));
     }
     Ok(OwnerGroups::Only(included))
 }

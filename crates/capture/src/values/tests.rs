@@ -85,10 +85,13 @@ fn groups_are_numbers_or_known_names() {
     assert_eq!(parse_owner_groups("java,202", "1", &resolve), Ok(OwnerGroups::Only(vec![500, 202])));
     assert_eq!(parse_owner_groups("", "", &resolve), Ok(OwnerGroups::Only(vec![])));
     assert!(
-        parse_owner_groups("nobody-knows", "", &resolve).unwrap_err().to_string().contains("nobody-knows")
+        parse_owner_groups("nobody-knows", "", &resolve).unwrap_err().1.to_string().contains("nobody-knows")
     );
     let many = (0..65).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
-    assert_eq!(parse_owner_groups(&many, "", &resolve), Err(ValueError::TooManyGroups { count: 65 }));
+    assert_eq!(
+        parse_owner_groups(&many, "", &resolve),
+        Err((GroupList::Include, ValueError::TooManyGroups { count: 65 }))
+    );
 }
 
 #[test]
