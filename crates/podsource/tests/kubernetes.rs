@@ -454,12 +454,12 @@ fn a_kubeconfig_that_is_missing_or_unreadable() {
 }
 
 #[test]
-fn a_kubeconfig_that_is_garbage_names_the_position_and_quotes_nothing() {
+fn a_kubeconfig_that_is_garbage_names_the_problem_and_quotes_nothing() {
     let setup = setup();
     for (garbage, part) in [
         ("", "no current-context"),
         ("\u{0}\u{1}", "invalid at line 1"),
-        ("users: secretword", "invalid at line 1, column 8"),
+        ("users: secretword", "invalid because a field has another type"),
         ("{\"users\": \"secretword\"}", "invalid at line 1, column"),
         ("{\"users\": [", "invalid at line 1, column"),
         ("a: [b", "invalid at line"),

@@ -1,0 +1,37 @@
+//! `make bench`: each number with its target, as a table and as JSON.
+//!
+//! Times are compared within one run, each sample of ours next to one of what it is compared with, because absolute times mean little
+//! on a shared machine. Nothing here fails on a slow machine; a missed target is printed as missed.
+
+mod measures;
+mod report;
+mod sample;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let runs = match std::env::var("BENCH_RUNS") {
+        Ok(text) => text.parse().context("BENCH_RUNS is not a number")?,
+        Err(_) => 200,
+    };
+    let mut report = report::Report::new(runs);
+    for measure in measures::ALL {
+        eprintln!("… {}", measure.name);
+        (measure.run)(runs, &mut report).with_context(|| measure.name)?;
+    }
+    print!("{}", report.table());
+    println!("{}", report.json());
+    Ok(())
+}

@@ -1,0 +1,120 @@
+//! Rows with their targets.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::sample::Samples;
+
+/// All rows of a run.
+pub(crate) struct Report {
+    runs: usize,
+    rows: Vec<Row>,
+}
+
+struct Row {
+    measure: &'static str,
+    ours: String,
+    against: String,
+    value: String,
+    target: String,
+    met: bool,
+    json: Value,
+}
+
+impl Report {
+    pub(crate) fn new(runs: usize) -> Self {
+        Self { runs, rows: Vec::new() }
+    }
+
+    /// Two times of the same run; the ratio of the medians has a target.
+    pub(crate) fn ratio(&mut self, measure: &'static str, ours: &Samples, base: &Samples, most: f64) {
+        let ratio = ours.median().as_secs_f64() / base.median().as_secs_f64();
+        let text = |s: &Samples| format!("{} / {}", ms(s.median()), ms(s.quantile(0.99)));
+        let json = json!({
+            "measure": measure, "runs": ours.len(), "unit": "ms",
+            "ours": {"p50": millis(ours.median()), "p99": millis(ours.quantile(0.99))},
+            "against": {"p50": millis(base.median()), "p99": millis(base.quantile(0.99))},
+            "ratio": ratio, "target": most, "met": ratio <= most,
+        });
+        self.rows.push(Row {
+            measure,
+            ours: text(ours),
+            against: text(base),
+            value: format!("{ratio:.2}×"),
+            target: format!("≤ {most}×"),
+            met: ratio <= most,
+            json,
+        });
+    }
+
+    /// A gain that has to be reached.
+    pub(crate) fn gain(&mut self, measure: &'static str, parallel: Duration, serial: Duration, least: f64) {
+        let gain = serial.as_secs_f64() / parallel.as_secs_f64();
+        let json = json!({
+            "measure": measure, "unit": "ms", "ours": millis(parallel), "against": millis(serial),
+            "ratio": gain, "target": least, "met": gain >= least,
+        });
+        self.rows.push(Row {
+            measure,
+            ours: ms(parallel),
+            against: ms(serial),
+            value: format!("{gain:.2}×"),
+            target: format!("≥ {least}×"),
+            met: gain >= least,
+            json,
+        });
+    }
+
+    /// A size in bytes that must not be exceeded.
+    pub(crate) fn size(&mut self, measure: &'static str, bytes: u64, most: u64) {
+        let mb = |bytes: u64| format!("{:.2} MB", bytes as f64 / 1e6);
+        let json =
+            json!({"measure": measure, "unit": "bytes", "ours": bytes, "target": most, "met": bytes <= most});
+        self.rows.push(Row {
+            measure,
+            ours: mb(bytes),
+            against: "-".to_owned(),
+            value: mb(bytes),
+            target: format!("≤ {}", mb(most)),
+            met: bytes <= most,
+            json,
+        });
+    }
+
+    pub(crate) fn table(&self) -> String {
+        let header = ["MEASURE", "OURS (p50 / p99)", "AGAINST (p50 / p99)", "VALUE", "TARGET", "MET"];
+        let rows: Vec<[&str; 6]> = self
+            .rows
+            .iter()
+            .map(|r| {
+                [r.measure, &r.ours, &r.against, &r.value, &r.target, if r.met { "yes" } else { "MISSED" }]
+            })
+            .collect();
+        let width = |column: usize| {
+            rows.iter().chain([&header]).map(|row| row[column].chars().count()).max().unwrap_or_default()
+        };
+        let mut out = String::new();
+        for row in [&header].into_iter().chain(&rows) {
+            for (column, cell) in row.iter().enumerate() {
+                let _ = write!(out, "{cell:<width$}  ", width = width(column));
+            }
+            out.truncate(out.trim_end().len());
+            out.push('\n');
+        }
+        out
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        json!({"runs": self.runs, "measures": self.rows.iter().map(|row| &row.json).collect::<Vec<_>>()})
+    }
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}
+
+fn ms(duration: Duration) -> String {
+    format!("{:.3} ms", millis(duration))
+}
