@@ -1,0 +1,187 @@
+//! `make demo`: a private node, the reference plugin `bridge` and then `istio-cni`, pods, real connections.
+//!
+//! What is printed was observed: connections by who took them, decisions by the plugin's log, rules by what the kernel lists, reasons
+//! by `cnictl explain`, time and memory by `cnictl add`. Only `expectations.rs` says what has to come out.
+
+mod backend;
+mod checks;
+mod connections;
+mod expectations;
+mod node;
+mod pods;
+mod removal;
+mod show;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use clap::{Parser, ValueEnum};
+use serde::Serialize;
+use testkit::probe::{Listener, Listeners};
+
+use crate::backend::Backend;
+use crate::checks::CheckReport;
+use crate::connections::{ConnectionReport, Places};
+use crate::expectations::{HTTPS, MYSQL, PODS};
+use crate::node::Node;
+use crate::pods::PodReport;
+use crate::removal::{Host, RemovalReport};
+use crate::show::Screen;
+
+/// Shows what the plugin does: pods on a private node, and where their connections go.
+///
+/// Needs root. Everything is made in network namespaces that nothing else is in, and is removed at the end.
+/// Exit codes: 0 all came out as it has to, 1 something did not, 2 wrong command line.
+#[derive(Debug, Parser)]
+#[command(name = "demo", version, max_term_width = 110)]
+struct Cli {
+    /// Folder of istio-cni and cnictl
+    #[arg(long, value_name = "DIR", env = "ISTIO_CNI_BIN_DIR")]
+    bin_dir: PathBuf,
+    #[arg(short, long, value_enum, default_value_t = Format::Text)]
+    output: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+}
+
+/// What was observed with one backend.
+#[derive(Debug, Serialize)]
+struct Report {
+    backend: Backend,
+    pods: Vec<PodReport>,
+    connections: Vec<ConnectionReport>,
+    checks: CheckReport,
+    removal: RemovalReport,
+}
+
+/// How much of it is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Detail {
+    Full,
+    /// Only what differs from the run before.
+    Compact,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(&cli) {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(problems) => {
+            eprintln!("demo: {problems} things did not come out as they have to, see ✗ above");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("demo: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The number of problems.
+fn run(cli: &Cli) -> Result<usize> {
+    let start = Instant::now();
+    ensure!(rustix::process::geteuid().is_root(), "run as root: the demo makes network namespaces");
+    for program in ["istio-cni", "cnictl"] {
+        let file = cli.bin_dir.join(program);
+        ensure!(file.is_file(), "{} is missing: run make build, or make demo", file.display());
+    }
+    // So that a program that outlives the one that started it becomes our child, and is seen at the end.
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).context("become subreaper")?;
+
+    let screen = Screen::new(cli.output == Format::Text);
+    let before = Host::observe()?;
+    let nftables = run_backend(Backend::Nftables, Detail::Full, &cli.bin_dir, screen)?;
+    let iptables = run_backend(Backend::Iptables, Detail::Compact, &cli.bin_dir, screen)?;
+    let after = Host::observe()?;
+    let left: Vec<String> = [&nftables, &iptables]
+        .iter()
+        .flat_map(|report| after.left_since(&before, &report.removal.made))
+        .collect();
+    let mut problems: usize = [&nftables, &iptables].iter().map(|report| report.problems()).sum();
+    problems += left.len();
+    screen.end(&left, problems, nftables.connections.len() + iptables.connections.len(), start.elapsed());
+    if cli.output == Format::Json {
+        let all = serde_json::json!({
+            "ok": problems == 0,
+            "left_on_host": left,
+            "backends": [nftables, iptables],
+        });
+        println!("{}", serde_json::to_string_pretty(&all)?);
+    }
+    Ok(problems)
+}
+
+fn run_backend(backend: Backend, detail: Detail, bin_dir: &Path, screen: Screen) -> Result<Report> {
+    let node = Node::new(backend, bin_dir)?;
+    match detail {
+        Detail::Full => {
+            screen.heading(
+                "Pods",
+                "one ADD each: bridge, then istio-cni with nftables; time and peak memory of both plugins",
+            );
+        }
+        Detail::Compact => screen.heading("The same with iptables", ""),
+    }
+    let (mut pods, mut pod_reports) = (Vec::new(), Vec::new());
+    for case in PODS {
+        let (pod, report) = pods::add(&node, case)?;
+        pods.push(pod);
+        pod_reports.push(report);
+    }
+    screen.pods(&pod_reports);
+
+    let world = Listeners::start(&node.world, [Listener::tcp(HTTPS), Listener::tcp(MYSQL)])?;
+    let places = Places { world: &world, pods: &pods };
+    let mut connections = Vec::new();
+    for pod in &pods {
+        for case in pod.case.connections {
+            connections.push(connections::observe(&node, &places, pod, case)?);
+        }
+    }
+    match detail {
+        Detail::Full => {
+            screen.heading(
+                "Connections",
+                "real ones; the proxy listens on 15006 (inbound) and 15001 (outbound); why: cnictl explain",
+            );
+            screen.connections(&pod_reports, &connections);
+        }
+        Detail::Compact => screen.connections_summary(&connections),
+    }
+
+    let checks = checks::run(&node, &places)?;
+    match detail {
+        Detail::Full => {
+            screen.heading("Check", "the kernel against the plan");
+            screen.checks(&checks);
+        }
+        Detail::Compact => screen.checks_summary(&checks),
+    }
+
+    drop(world);
+    let removal = removal::run(node, pods)?;
+    if detail == Detail::Full {
+        screen.heading("Removal", "");
+    }
+    screen.removal(&removal);
+    Ok(Report { backend, pods: pod_reports, connections, checks, removal })
+}
+
+impl Report {
+    fn problems(&self) -> usize {
+        let pods = self.pods.iter().map(|pod| pod.problems.len());
+        let connections = self.connections.iter().map(|connection| connection.problems.len());
+        pods.sum::<usize>()
+            + connections.sum::<usize>()
+            + self.checks.problems.len()
+            + self.removal.problems.len()
+    }
+}
