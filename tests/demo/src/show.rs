@@ -213,11 +213,10 @@ impl Screen {
 
     /// The same in a line.
     pub(crate) fn checks_summary(self, report: &CheckReport) {
-        let CheckReport { passed, pod, deleted, repaired, problems, .. } = report;
+        let CheckReport { passed, pod, deleted, problems, .. } = report;
         if problems.is_empty() {
             self.good(&format!(
-                "CHECK passes for {passed} pods, fails for {pod} without {deleted}; after ADD {} again",
-                repaired.reached
+                "CHECK passes for {passed} pods; it fails for {pod} without {deleted}; ADD repairs that"
             ));
         }
         self.problems(problems);
