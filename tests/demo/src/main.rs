@@ -119,7 +119,8 @@ fn run(cli: &Cli) -> Result<usize> {
             "left_on_host": left,
             "backends": [nftables, iptables],
         });
-        println!("{}", serde_json::to_string_pretty(&all)?);
+        serde_json::to_writer_pretty(std::io::stdout(), &all).context("write the result")?;
+        println!();
     }
     Ok(problems)
 }

@@ -1,7 +1,7 @@
 //! How it looks: headings, tables, colours.
 
 use std::fmt::Write as _;
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use crate::checks::CheckReport;
@@ -49,7 +49,8 @@ impl Screen {
 
     fn print(self, text: &str) {
         if self.visible {
-            println!("{text}");
+            // A reader that has seen enough, such as head, ends neither the demo nor its tidying up.
+            let _ = writeln!(std::io::stdout(), "{text}");
         }
     }
 
@@ -170,7 +171,7 @@ impl Screen {
         if let (Some(kept), Some(changed)) = (kept, changed)
             && let (Some(client), Some(socket)) = (kept.client, changed.socket)
         {
-            self.line("");
+            self.print("");
             self.line(&format!(
                 "TPROXY keeps both addresses: {} has a connection from {client} to {}.",
                 kept.pod, kept.to
