@@ -23,8 +23,9 @@ fn main() -> ExitCode {
             identity: Identity { name: "istio-cni", version: env!("CARGO_PKG_VERSION") },
             env: &|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()),
             stdin: &mut std::io::stdin().lock(),
-            stdout: &mut std::io::stdout().lock(),
-            stderr: &mut std::io::stderr().lock(),
+            stdout: &mut std::io::stdout(),
+            // Not locked: a line of another thread, such as a panic inside the pod, must not wait for this one.
+            stderr: &mut std::io::stderr(),
         },
         &mut plugin,
     );

@@ -110,12 +110,9 @@ impl Plugin for IstioCni<'_> {
         match verdict {
             Verdict::AsPlanned => Ok(()),
             Verdict::Differs(differences) => {
-                let msg = format!(
-                    "pod {} is not captured as planned: {} differences; delete the pod so that it is set up again",
-                    job.pod_text(),
-                    differences.len()
-                );
-                let texts: Vec<String> = differences.iter().map(ToString::to_string).collect();
+                let msg = format!("pod {} is not captured as planned", job.pod_text());
+                let mut texts: Vec<String> = differences.iter().map(ToString::to_string).collect();
+                texts.push("delete the pod so that it is set up again".to_owned());
                 Err(Error::internal(msg).with_details(texts.join("; ")))
             }
         }

@@ -101,10 +101,10 @@ impl std::fmt::Display for Difference {
             }
             Self::DifferentSet { table, set, how } => write!(f, "set {set} of table {table} {how}"),
             Self::MissingRule { table, chain, rule, why } => {
-                write!(f, "rule \"{rule}\" ({why}) is missing from chain {chain} of table {table}")
+                write!(f, "chain {chain} of table {table} lacks the rule \"{rule}\" ({why})")
             }
             Self::UnexpectedRule { table, chain, rule } => {
-                write!(f, "rule \"{rule}\" in chain {chain} of table {table} is not planned")
+                write!(f, "chain {chain} of table {table} has the rule \"{rule}\", which is not planned")
             }
             Self::MissingRouting { step } => write!(f, "routing is missing: {step}"),
             Self::OtherBackend { backend } => write!(f, "rules of ours are also in {backend}"),

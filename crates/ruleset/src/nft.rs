@@ -45,6 +45,11 @@ pub fn render_rule(rule: &Rule) -> String {
     RuleText(rule).to_string()
 }
 
+/// What a rule matches and does, without its chain and its comment.
+pub fn render_statements(rule: &Rule) -> String {
+    Statements(rule).to_string()
+}
+
 /// The rule's reason as far as a comment holds it, cut at a character.
 pub fn comment(rule: &Rule) -> &str {
     let mut end = rule.why.len().min(COMMENT_MAX);
@@ -106,8 +111,9 @@ fn chain_kind(kind: ChainKind) -> &'static str {
 }
 
 struct RuleText<'a>(&'a Rule);
+struct Statements<'a>(&'a Rule);
 
-impl fmt::Display for RuleText<'_> {
+impl fmt::Display for Statements<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let rule = self.0;
         if let Families::Only(family) = rule.families
@@ -119,7 +125,14 @@ impl fmt::Display for RuleText<'_> {
             write_match(f, m, rule.protocol())?;
             f.write_char(' ')?;
         }
-        write_action(f, rule)?;
+        write_action(f, rule)
+    }
+}
+
+impl fmt::Display for RuleText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rule = self.0;
+        Statements(rule).fmt(f)?;
         if rule.why.is_empty() {
             return Ok(());
         }

@@ -142,14 +142,17 @@ fn rule_differences(table: &str, chain: &Chain, listed: &[&ListedRule], out: &mu
         if i < planned.len() && j < listed.len() && planned[i] == listed[j].lowered {
             (i, j) = (i + 1, j + 1);
         } else if j == listed.len() || (i < planned.len() && longest[i + 1][j] >= longest[i][j + 1]) {
-            let (rule, why) = (ruleset::nft::render_rule(&chain.rules[i]), chain.rules[i].why.to_string());
+            let (rule, why) =
+                (ruleset::nft::render_statements(&chain.rules[i]), chain.rules[i].why.to_string());
             out.push(Difference::MissingRule { table: table(), chain: name(), rule, why });
             i += 1;
         } else {
             // A rule that is only at the wrong place is shown in words.
             let words = planned.iter().position(|p| *p == listed[j].lowered);
-            let rule =
-                words.map_or_else(|| listed[j].to_string(), |at| ruleset::nft::render_rule(&chain.rules[at]));
+            let rule = words.map_or_else(
+                || listed[j].to_string(),
+                |at| ruleset::nft::render_statements(&chain.rules[at]),
+            );
             out.push(Difference::UnexpectedRule { table: table(), chain: name(), rule });
             j += 1;
         }

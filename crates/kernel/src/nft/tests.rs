@@ -13,8 +13,8 @@ use super::batch::Object;
 use super::error::{Error, Failure};
 use super::expr::{Expr, Value};
 use super::uapi::{expr as uapi, set};
-use crate::netlink::wire::{Attribute, Attributes, Messages, Writer};
 use crate::netlink;
+use crate::netlink::wire::{Attribute, Attributes, Messages, Writer};
 
 fn value() -> impl Strategy<Value = Value> {
     (any::<[u8; 16]>(), 1u8..=16).prop_map(|(bytes, len)| Value::prefix(bytes, len))

@@ -50,10 +50,7 @@ fn what_is_valid() {
         chain("a", vec![jump("b"), rule(vec![TCP, port(Ports::AnyOf(vec![53, 80]))], Action::Return)]),
         chain(
             "b",
-            vec![
-                rule(vec![v4, TCP], Action::Tproxy { port: 1, mark: 1 }),
-                rule(vec![six], Action::Drop),
-            ],
+            vec![rule(vec![v4, TCP], Action::Tproxy { port: 1, mark: 1 }), rule(vec![six], Action::Drop)],
         ),
     ];
     let same_names = vec![table(TableKind::Nat, chains.clone()), table(TableKind::Mangle, chains)];

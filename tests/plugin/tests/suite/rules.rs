@@ -62,7 +62,15 @@ fn check_names_what_is_missing() {
     assert_eq!(call.run().unwrap().exit, Some(0));
     pod.nft("flush chain inet istio-proxy-nat istio-redirect").unwrap();
     let (_, text) = call.run().unwrap().error().unwrap();
-    assert_says(&text, &["redirect to :15001", "istio-redirect", "is missing", "delete the pod"]);
+    assert_says(
+        &text,
+        &[
+            "chain istio-redirect of table istio-proxy-nat lacks",
+            "redirect to :15001",
+            "outbound, to the proxy",
+            "delete the pod",
+        ],
+    );
     let mut old = node.call("CHECK", "web", pod.path());
     old.stdin = String::from_utf8(old.stdin)
         .unwrap()
