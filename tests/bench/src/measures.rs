@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use capture::{Facts, Settings};
 use kernel::RuleStore;
 use kernel::nft::Nftables;
-use plugin_tests::{Node, bin_dir};
+use plugin_tests::Node;
 use ruleset::{Backend, Family, Plan};
 use testkit::TestNetns;
 use testkit::apiserver::{ApiServer, Credentials};
@@ -140,7 +140,7 @@ fn full_sized_pod() -> serde_json::Value {
 }
 
 fn size(_: usize, report: &mut Report) -> Result<()> {
-    let plugin = bin_dir().join("istio-cni");
+    let plugin = testkit::programs().join("istio-cni");
     report.size("stripped plugin binary", std::fs::metadata(plugin)?.len(), 4_000_000);
     Ok(())
 }

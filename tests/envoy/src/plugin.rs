@@ -6,7 +6,6 @@ use std::io::Write as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -90,19 +89,12 @@ impl Manifest {
 }
 
 impl Plugin {
-    /// The plugin in folder `ISTIO_CNI_BIN_DIR`, else one that cargo builds now, once for each test program.
+    /// The plugin under test, see [`testkit::programs`].
     ///
     /// # Errors
-    /// When it is not there, or cannot be built.
+    /// When it is not there.
     pub fn find() -> Result<Self> {
-        static BUILT: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
-        let program = match std::env::var_os("ISTIO_CNI_BIN_DIR") {
-            Some(dir) => Path::new(&dir).join(PLUGIN),
-            None => BUILT
-                .get_or_init(|| build().map_err(|e| format!("{e:#}")))
-                .clone()
-                .map_err(anyhow::Error::msg)?,
-        };
+        let program = testkit::programs().join(PLUGIN);
         ensure!(program.is_file(), "no plugin at {} (see ISTIO_CNI_BIN_DIR)", program.display());
         Ok(Self { program })
     }
@@ -175,18 +167,4 @@ fn previous_result(pod: &Pod) -> Value {
         })
         .collect();
     json!({"cniVersion": "1.0.0", "interfaces": interfaces, "ips": ips})
-}
-
-fn build() -> Result<PathBuf> {
-    let built = Command::new(env!("CARGO"))
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .args(["build", "--profile", "e2e", "-p", PLUGIN, "--message-format", "json"])
-        .output()
-        .context("cannot run cargo")?;
-    ensure!(built.status.success(), "cannot build {PLUGIN}: {}", String::from_utf8_lossy(&built.stderr));
-    String::from_utf8_lossy(&built.stdout)
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .find_map(|message| message["executable"].as_str().filter(|e| e.ends_with(PLUGIN)).map(PathBuf::from))
-        .context("cargo names no executable")
 }

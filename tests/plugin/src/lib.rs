@@ -3,51 +3,11 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-
-/// The folder of the executables: `ISTIO_CNI_BIN_DIR`, else they are built.
-///
-/// # Panics
-/// When they cannot be built.
-pub fn bin_dir() -> &'static Path {
-    static DIR: OnceLock<PathBuf> = OnceLock::new();
-    DIR.get_or_init(|| match std::env::var_os("ISTIO_CNI_BIN_DIR") {
-        Some(dir) => dir.into(),
-        None => build().expect("build the executables under test"),
-    })
-}
-
-fn build() -> Result<PathBuf> {
-    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
-    let output = Command::new(cargo)
-        .args([
-            "build",
-            "--profile",
-            "e2e",
-            "--message-format",
-            "json",
-            "-p",
-            "istio-cni",
-            "-p",
-            "istio-iptables",
-            "-p",
-            "cnictl",
-        ])
-        .stderr(Stdio::inherit())
-        .output()?;
-    ensure!(output.status.success(), "cargo build failed");
-    let executable = String::from_utf8(output.stdout)?
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .context("cargo named no executable")?;
-    Ok(executable.parent().context("an executable without a folder")?.to_owned())
-}
 
 /// A node as the plugin sees it: a run directory and pod manifests.
 #[derive(Debug)]
@@ -217,7 +177,7 @@ impl Call {
 
     /// The same behind a wrapper such as `strace -f`.
     pub fn command_with(&self, wrapper: &[&str]) -> Command {
-        let plugin = bin_dir().join("istio-cni");
+        let plugin = testkit::programs().join("istio-cni");
         let mut command = match wrapper {
             [program, args @ ..] => {
                 let mut command = Command::new(program);

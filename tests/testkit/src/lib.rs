@@ -4,6 +4,7 @@
 //! - [`TestNetns`]: a fresh namespace; run closures and programs inside.
 //! - [`Pod`]: a namespace with interfaces to a *peer* that plays the rest of the world.
 //! - [`rules`]: what the kernel lists, in a form that compares.
+//! - [`programs`]: where the executables under test are.
 //! - [`probe`]: connections and datagrams with the address where they arrived.
 //!
 //! All of it needs root and fails without. Programs needed: `ip`, `nft`, and the `iptables` family.
@@ -13,8 +14,10 @@ mod namespace;
 mod pod;
 pub mod probe;
 mod process;
+mod programs;
 pub mod rules;
 
 pub use namespace::TestNetns;
 pub use pod::{Families, Interface, Pod};
 pub use process::Process;
+pub use programs::programs;

@@ -1,33 +1,11 @@
 //! A chain of a reference plugin and ours, in namespaces that stand for a node and a pod.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::OnceLock;
+use std::process::Command;
 
 use serde_json::{Value, json};
 use testkit::TestNetns;
 
 use crate::{Files, Run, cni_path, row};
-
-/// The folder of the plugin: `ISTIO_CNI_BIN_DIR`, else it is built.
-fn bin_dir() -> &'static Path {
-    static DIR: OnceLock<PathBuf> = OnceLock::new();
-    DIR.get_or_init(|| std::env::var_os("ISTIO_CNI_BIN_DIR").map_or_else(build, PathBuf::from))
-}
-
-fn build() -> PathBuf {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
-        .args(["build", "--message-format", "json", "-p", "istio-cni"])
-        .stderr(Stdio::inherit())
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "cargo build failed");
-    let lines = String::from_utf8(output.stdout).unwrap();
-    let messages = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let built = messages.filter_map(|message| message["executable"].as_str().map(PathBuf::from)).next();
-    built.unwrap().parent().unwrap().to_owned()
-}
 
 /// A node: its namespace, its files, a pod's namespace.
 struct Node {
@@ -57,7 +35,7 @@ impl Node {
     }
 
     fn run(&self, verb: &str, more: &str) -> Run {
-        let path = cni_path(bin_dir());
+        let path = cni_path(testkit::programs());
         let line = format!("{verb} --conf @net.conflist --pod @web.yaml --cni-path {path} {more}");
         Run::of(&self.host.output(&mut self.files.command(&line)).unwrap())
     }

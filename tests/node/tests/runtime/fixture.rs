@@ -1,10 +1,7 @@
 //! What the tests share: the chain under test, the pods, and questions asked over TCP.
 
-use std::env;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::OnceLock;
+use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -70,7 +67,8 @@ impl Mesh {
         plugins.append(&mut chain.between);
         plugins.push(chain.plugin);
         let conflist = json!({"cniVersion": chain.version, "name": "mesh", "plugins": plugins});
-        let node = Node::start(&conflist, &[(PLUGIN, &plugin_binary())]).expect("a node with containerd");
+        let node = Node::start(&conflist, &[(PLUGIN, &testkit::programs().join(PLUGIN))])
+            .expect("a node with containerd");
         let port = NODE_PORT.to_string();
         node.serve(&["busybox", "nc", "-ll", "-p", &port, "-e", "echo", "node"])
             .expect("the node's listener");
@@ -189,27 +187,4 @@ fn answer(ask: impl Fn() -> Outcome) -> String {
         assert!(started.elapsed() < ANSWER_LIMIT, "no answer: {outcome:?}");
         sleep(Duration::from_millis(50));
     }
-}
-
-/// The plugin: from `ISTIO_CNI_BIN_DIR`, else built here once.
-pub(crate) fn plugin_binary() -> PathBuf {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    match env::var_os("ISTIO_CNI_BIN_DIR") {
-        Some(dir) => Path::new(&dir).join(PLUGIN),
-        None => BUILT.get_or_init(build_plugin).clone(),
-    }
-}
-
-fn build_plugin() -> PathBuf {
-    let built = Command::new(env!("CARGO"))
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .args(["build", "--profile", "e2e", "-p", PLUGIN, "--message-format", "json"])
-        .output()
-        .expect("cargo runs");
-    assert!(built.status.success(), "build {PLUGIN}: {}", String::from_utf8_lossy(&built.stderr));
-    String::from_utf8_lossy(&built.stdout)
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .find_map(|message| message["executable"].as_str().filter(|e| e.ends_with(PLUGIN)).map(PathBuf::from))
-        .expect("cargo names the executable")
 }

@@ -76,7 +76,7 @@ fn protocol_errors_name_what_is_wrong_and_change_nothing() {
             "prevResult that is none",
             |call| {
                 conf(call, |c| {
-                    c["prevResult"] = json!({"cniVersion": "1.0.0", "ips": [{"address": "nowhere"}]})
+                    c["prevResult"] = json!({"cniVersion": "1.0.0", "ips": [{"address": "nowhere"}]});
                 })
             },
             999,

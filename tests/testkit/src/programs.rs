@@ -1,0 +1,40 @@
+//! The executables under test.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+/// Everything that ships.
+const PACKAGES: [&str; 3] = ["istio-cni", "istio-iptables", "cnictl"];
+
+/// The folder with `istio-cni`, `istio-iptables` and `cnictl`: `ISTIO_CNI_BIN_DIR`, which `make` sets, else they are built, once for
+/// each test program.
+///
+/// # Panics
+/// When they cannot be built.
+pub fn programs() -> &'static Path {
+    static DIR: OnceLock<PathBuf> = OnceLock::new();
+    DIR.get_or_init(|| match std::env::var_os("ISTIO_CNI_BIN_DIR") {
+        Some(dir) => dir.into(),
+        None => build().unwrap_or_else(|error| panic!("build the programs under test: {error:#}")),
+    })
+}
+
+fn build() -> Result<PathBuf> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(["build", "--profile", "e2e", "--message-format", "json"])
+        .args(PACKAGES.iter().flat_map(|package| ["-p", package]))
+        .stderr(Stdio::inherit())
+        .output()?;
+    ensure!(output.status.success(), "cargo build failed");
+    let executable = String::from_utf8(output.stdout)?
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .context("cargo named no executable")?;
+    Ok(executable.parent().context("an executable without a folder")?.to_owned())
+}
