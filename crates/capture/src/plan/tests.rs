@@ -163,7 +163,7 @@ fn ports_that_stand_for_all() {
     assert!(chain(&rules(&none_inbound, NFT), TableKind::Nat, "prerouting").is_empty());
     let every = Settings {
         outbound_ports: Ports::All,
-        outbound_ranges: Ranges::Only(Default::default()),
+        outbound_ranges: crate::settings::Ranges::Only(Default::default()),
         ..Settings::default()
     };
     assert_eq!(
