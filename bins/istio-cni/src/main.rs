@@ -30,7 +30,7 @@ fn main() -> ExitCode {
         &mut plugin,
     );
     if let Some(error) = &outcome.error {
-        log.error(&error.msg, &[("code", &error.code), ("details", &error.details)]);
+        plugin.log_failure(error);
     }
     log.finish();
     ExitCode::from(outcome.exit)

@@ -16,13 +16,15 @@ use crate::job::{Job, Verdict};
 /// The plugin.
 pub(crate) struct IstioCni<'a> {
     log: &'a Logger,
+    /// What the running call is about, as soon as that is known.
+    call_log: Option<Logger>,
     iptables: Iptables,
     nftables: Nftables,
 }
 
 impl<'a> IstioCni<'a> {
     pub(crate) fn new(log: &'a Logger, supervisor: Supervisor) -> Self {
-        Self { log, iptables: Iptables::new().supervised(supervisor), nftables: Nftables }
+        Self { log, call_log: None, iptables: Iptables::new().supervised(supervisor), nftables: Nftables }
     }
 
     fn kernel(&self) -> Kernel<'_> {
@@ -54,14 +56,24 @@ impl<'a> IstioCni<'a> {
         }
     }
 
-    fn log_of(&self, request: &Request) -> Logger {
+    fn log_of(&mut self, request: &Request) -> Logger {
         let pod = request.args().map(|args| format!("{}/{}", args.k8s_pod_namespace, args.k8s_pod_name));
-        self.log.with(&[
+        let log = self.log.with(&[
             ("cmd", &request.verb),
             ("pod", &pod.unwrap_or_default()),
             ("if", &request.ifname),
             ("container", &request.container_id),
-        ])
+        ]);
+        self.call_log.insert(log).clone()
+    }
+
+    /// The error that the runtime gets, with the labels of its call.
+    pub(crate) fn log_failure(&self, error: &Error) {
+        let details =
+            (!error.details.is_empty()).then_some(("details", &error.details as &dyn std::fmt::Display));
+        let labels: Vec<telemetry::Label<'_>> =
+            [Some(("code", &error.code as &dyn std::fmt::Display)), details].into_iter().flatten().collect();
+        self.call_log.as_ref().unwrap_or(self.log).error(&error.msg, &labels);
     }
 }
 
@@ -76,8 +88,8 @@ impl Plugin for IstioCni<'_> {
     }
 
     fn add(&mut self, request: &Request) -> Result<CniResult, Error> {
-        let conf = self.configure(request)?;
         let log = self.log_of(request);
+        let conf = self.configure(request)?;
         let result = request.passthrough()?;
         let job = self.job(request, &conf, &log)?;
         let done = job.add(source(&conf, &log).as_ref());
@@ -99,8 +111,8 @@ impl Plugin for IstioCni<'_> {
     }
 
     fn check(&mut self, request: &Request) -> Result<(), Error> {
-        let conf = self.configure(request)?;
         let log = self.log_of(request);
+        let conf = self.configure(request)?;
         // It must be readable, but what other plugins did is theirs to check.
         request.prev_result()?;
         let job = self.job(request, &conf, &log)?;

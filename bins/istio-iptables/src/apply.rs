@@ -147,7 +147,7 @@ fn tell_differences(differences: &[Difference], log: &Logger) {
 fn tell(applied: &Applied, need: Need, ipv6: bool, log: &Logger) {
     let why = match need {
         Need::First => "there were none of ours",
-        Need::Repair => "those of ours were others",
+        Need::Repair => "the rules of ours that were there differed",
         Need::None => "",
         Need::Unknown => "--force-apply",
     };

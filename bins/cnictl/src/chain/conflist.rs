@@ -33,10 +33,10 @@ pub(crate) struct PluginConf {
 /// A conflist that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConflistError {
-    #[error("read network configuration {path}: {source}", path = path.display())]
-    Unreadable { path: PathBuf, source: std::io::Error },
-    #[error("read network configuration {path}: not valid JSON: {source}; correct the file", path = path.display())]
-    NotJson { path: PathBuf, source: serde_json::Error },
+    #[error("read network configuration {path}: {cause}", path = path.display())]
+    Unreadable { path: PathBuf, cause: std::io::Error },
+    #[error("read network configuration {path}: not valid JSON: {cause}; correct the file", path = path.display())]
+    NotJson { path: PathBuf, cause: serde_json::Error },
     #[error("read network configuration {path}: {problem}", path = path.display())]
     Invalid { path: PathBuf, problem: String },
 }
@@ -48,9 +48,9 @@ impl Conflist {
     /// The file cannot be read, or is no network configuration.
     pub(crate) fn load(path: &Path) -> Result<Self, ConflistError> {
         let text = std::fs::read(path)
-            .map_err(|source| ConflistError::Unreadable { path: path.to_owned(), source })?;
+            .map_err(|cause| ConflistError::Unreadable { path: path.to_owned(), cause })?;
         let value: Value = serde_json::from_slice(&text)
-            .map_err(|source| ConflistError::NotJson { path: path.to_owned(), source })?;
+            .map_err(|cause| ConflistError::NotJson { path: path.to_owned(), cause })?;
         parse(value, path).map_err(|problem| ConflistError::Invalid { path: path.to_owned(), problem })
     }
 }

@@ -11,12 +11,12 @@ use super::document::{self, Broken, Format};
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// It does not exist, is no regular file, is too large, or is no text.
-    #[error("read manifest {path}: {source}", path = path.display())]
+    #[error("read manifest {path}: {cause}", path = path.display())]
     Unreadable {
         /// Which.
         path: PathBuf,
         /// The operating system's words, or the limit that was exceeded.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A document is not YAML or JSON, or a pod's members have wrong types.
     #[error("read manifest {path}: broken at line {line}, column {column}: {reason}; correct the file", path = path.display())]
@@ -48,8 +48,8 @@ pub enum FileError {
 /// The file cannot be read, any document of it is broken, or none is a pod.
 pub fn pods_in_file(path: impl AsRef<Path>) -> Result<Vec<Pod>, FileError> {
     let path = path.as_ref();
-    let text = super::read_bounded(path)
-        .map_err(|source| FileError::Unreadable { path: path.to_owned(), source })?;
+    let text =
+        super::read_bounded(path).map_err(|cause| FileError::Unreadable { path: path.to_owned(), cause })?;
     let format = if path.extension().is_some_and(|extension| extension == "json") {
         Format::Json
     } else {
