@@ -61,8 +61,8 @@ pub enum Cause {
         /// How many files were looked at.
         files: usize,
     },
-    /// No valid manifest describes the pod, and this one, which may be the one, is broken.
-    #[error("no valid manifest describes it, and {path} is broken at line {line}, column {column}: {reason}{}", others(.more), path = path.display())]
+    /// The manifest that describes the pod, or may be the one where no other does, is broken.
+    #[error("{path} is broken at line {line}, column {column}: {reason}{}", others(.more), path = path.display())]
     BrokenManifest {
         /// The first broken file.
         path: PathBuf,

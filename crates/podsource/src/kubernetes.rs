@@ -232,8 +232,13 @@ fn facts(response: &Response, id: &PodId) -> Result<Pod, Cause> {
         // the parser's words may quote an environment variable of the pod
         Cause::NotThePod(format!("{what} (line {}, column {})", error.line(), error.column()))
     })?;
-    if let Some(kind) = object.kind.as_deref().filter(|kind| *kind != "Pod") {
-        return Err(Cause::NotThePod(format!("is a {} and not a Pod", http::clean(kind.as_bytes(), 60))));
+    match object.kind.as_deref() {
+        Some("Pod") => {}
+        Some(kind) => {
+            let kind = http::clean(kind.as_bytes(), 60);
+            return Err(Cause::NotThePod(format!("is a {kind} and not a Pod")));
+        }
+        None => return Err(Cause::NotThePod("has no kind and is not a Pod".into())),
     }
     if !object.metadata.as_ref().is_some_and(|metadata| metadata.names(&id.namespace, &id.name)) {
         return Err(Cause::NotThePod("describes no pod or another pod".into()));

@@ -3,8 +3,10 @@
 //! The file that is named after the pod is tried first (`<namespace>_<name>` before `<name>`), so that the usual cost is one file,
 //! however large the directory. Otherwise all files are searched in the order of their names and the first hit wins.
 //!
-//! A broken file is reported only when the pod is found nowhere else: one bad manifest must not stop the other pods of the node,
-//! but when nothing describes the pod, the broken file is the likeliest reason and more useful than "not found".
+//! A broken file that certainly is about the pod, by its name or by what can be read of it, ends the search: another file that
+//! describes the pod is likely an old one, and by its facts the pod could pass without capture. Any other broken file is reported only
+//! when the pod is found nowhere else: one bad manifest must not stop the other pods of the node, but when nothing describes the pod,
+//! the broken file is the likeliest reason and more useful than "not found".
 
 mod document;
 mod file;
@@ -20,7 +22,7 @@ use capture::{Pod, PodId};
 use crate::error::{Cause, Error};
 use crate::object::Object;
 use crate::{MAX_BYTES, PodSource};
-use document::{Broken, Format};
+use document::{Broken, Format, Wanted};
 
 pub use file::{FileError, pods_in_file};
 
@@ -44,7 +46,8 @@ impl Manifests {
 impl PodSource for Manifests {
     fn pod(&self, id: &PodId) -> Result<Pod, Error> {
         let namespace = if id.namespace.is_empty() { "default" } else { &id.namespace };
-        Search { dir: &self.dir, namespace, name: &id.name, looked_at: Vec::new(), broken: Vec::new() }
+        let wanted = Wanted { namespace, name: &id.name };
+        Search { dir: &self.dir, wanted, looked_at: Vec::new(), broken: Vec::new() }
             .run()
             .and_then(|object| object.into_pod(id))
             .map_err(|cause| Error::new(format!("get pod {namespace}/{}", id.name), self.origin(), cause))
@@ -70,18 +73,17 @@ impl Manifests {
 /// One search: what is wanted and what was met on the way.
 struct Search<'a> {
     dir: &'a Path,
-    namespace: &'a str,
-    name: &'a str,
+    wanted: Wanted<'a>,
     looked_at: Vec<PathBuf>,
     broken: Vec<Cause>,
 }
 
 impl Search<'_> {
     fn run(mut self) -> Result<Object, Cause> {
-        if self.name.is_empty() {
+        if self.wanted.name.is_empty() {
             return Err(Cause::InvalidName(String::new()));
         }
-        if let Some(object) = self.named_files() {
+        if let Some(object) = self.named_files()? {
             return Ok(object);
         }
         if let Some(object) = self.all_files()? {
@@ -98,16 +100,24 @@ impl Search<'_> {
     }
 
     /// The files whose name says that they describe this pod.
-    fn named_files(&mut self) -> Option<Object> {
-        if !is_file_name_part(self.namespace) || !is_file_name_part(self.name) {
-            return None;
+    fn named_files(&mut self) -> Result<Option<Object>, Cause> {
+        let Wanted { namespace, name } = self.wanted;
+        if !is_file_name_part(namespace) || !is_file_name_part(name) {
+            return Ok(None);
         }
-        let stems = [format!("{}_{}", self.namespace, self.name), self.name.to_owned()];
-        stems.iter().find_map(|stem| {
-            EXTENSIONS.iter().find_map(|(extension, format)| {
-                self.file(self.dir.join(format!("{stem}.{extension}")), *format)
-            })
-        })
+        for stem in [format!("{namespace}_{name}"), name.to_owned()] {
+            for (extension, format) in EXTENSIONS {
+                let path = self.dir.join(format!("{stem}.{extension}"));
+                let Some(text) = read(&path)? else { continue };
+                let found =
+                    self.wanted.expect(&text, format).map_err(|broken| broken_manifest(&path, broken))?;
+                if found.is_some() {
+                    return Ok(found);
+                }
+                self.looked_at.push(path);
+            }
+        }
+        Ok(None)
     }
 
     fn all_files(&mut self) -> Result<Option<Object>, Cause> {
@@ -126,27 +136,47 @@ impl Search<'_> {
         }
         files.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         files.retain(|(path, _)| !self.looked_at.contains(path));
-        Ok(files.into_iter().find_map(|(path, format)| self.file(path, format)))
+        for (path, format) in files {
+            let found = self.file(&path, format)?;
+            if found.is_some() {
+                return Ok(found);
+            }
+            self.looked_at.push(path);
+        }
+        Ok(None)
     }
 
-    /// The pod, if this file describes it. Trouble is noted, not returned: another file may still have the pod.
-    fn file(&mut self, path: PathBuf, format: Format) -> Option<Object> {
-        let text = match read_bounded(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
-            Err(error) => {
-                let reason = error.to_string();
-                self.broken.push(Cause::Unreadable { path: path.clone(), reason });
-                self.looked_at.push(path);
-                return None;
+    /// The pod, if this file describes it. Trouble is noted and not returned when another file may still have the pod.
+    fn file(&mut self, path: &Path, format: Format) -> Result<Option<Object>, Cause> {
+        let found = match read(path) {
+            Ok(Some(text)) => self.wanted.find(&text, format),
+            Ok(None) => Ok(None),
+            Err(cause) => {
+                self.broken.push(cause);
+                Ok(None)
             }
         };
-        let found = document::find(&text, format, self.namespace, self.name);
-        self.looked_at.push(path.clone());
-        found.unwrap_or_else(|Broken { line, column, reason }| {
-            self.broken.push(Cause::BrokenManifest { path, line, column, reason, more: 0 });
-            None
-        })
+        match found {
+            Err(broken) if !broken.is_the_pod => {
+                self.broken.push(broken_manifest(path, broken));
+                Ok(None)
+            }
+            found => found.map_err(|broken| broken_manifest(path, broken)),
+        }
+    }
+}
+
+fn broken_manifest(path: &Path, broken: Broken) -> Cause {
+    let Broken { line, column, reason, is_the_pod: _ } = broken;
+    Cause::BrokenManifest { path: path.into(), line, column, reason, more: 0 }
+}
+
+/// The text of a manifest; nothing if the file does not exist (any more).
+fn read(path: &Path) -> Result<Option<String>, Cause> {
+    match read_bounded(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Cause::Unreadable { path: path.into(), reason: error.to_string() }),
     }
 }
 

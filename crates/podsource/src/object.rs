@@ -82,6 +82,16 @@ impl Header {
         named || self.items.iter().flatten().any(|item| item.holds(namespace, name))
     }
 
+    /// What is missing to tell which object this is, if anything: such a document is cut off, or no manifest.
+    pub(crate) fn gap(&self) -> Option<&'static str> {
+        let named = self.metadata.as_ref().is_some_and(|metadata| metadata.name.is_some());
+        match self.kind.as_deref() {
+            None => Some("has no kind"),
+            Some("Pod") if !named => Some("has no metadata.name"),
+            Some(_) => None,
+        }
+    }
+
     /// Whether this or one of its items is a pod.
     pub(crate) fn holds_any(&self) -> bool {
         let is_pod = matches!(self.kind.as_deref(), Some("Pod" | "PodList"));
@@ -108,6 +118,11 @@ impl Object {
         (self.kind.as_deref() == Some("Pod") && named).then_some(self)
     }
 
+    /// The name, empty if there is none.
+    pub(crate) fn name(&self) -> &str {
+        self.metadata.as_ref().and_then(|metadata| metadata.name.as_deref()).unwrap_or_default()
+    }
+
     /// Adds this object or those of its items that are pods.
     pub(crate) fn pods(self, found: &mut Vec<Object>) {
         let inherited = (self.kind.as_deref() == Some("PodList")).then_some("Pod");
@@ -123,8 +138,18 @@ impl Object {
         }
     }
 
-    /// The facts, after checking that this is the incarnation that the runtime starts.
+    /// Whether there are containers. Every pod has some, so an object without them is cut off, and taken for a pod without a sidecar
+    /// it would leave the traffic of a pod with one uncaptured.
+    pub(crate) fn has_containers(&self) -> bool {
+        let containers = self.spec.as_ref().and_then(|spec| spec.containers.as_ref());
+        containers.is_some_and(|containers| !containers.is_empty())
+    }
+
+    /// The facts, after checking that they are whole and those of the incarnation that the runtime starts.
     pub(crate) fn into_pod(self, id: &PodId) -> Result<Pod, Cause> {
+        if !self.has_containers() {
+            return Err(Cause::NotThePod(format!("{NO_CONTAINERS}; it seems to be cut off")));
+        }
         let metadata = self.metadata.unwrap_or_default();
         let spec = self.spec.unwrap_or_default();
         let pod = Pod {
@@ -141,6 +166,9 @@ impl Object {
         Ok(pod)
     }
 }
+
+/// What is said of an object for which [`Object::has_containers`] is false.
+pub(crate) const NO_CONTAINERS: &str = "has no spec.containers";
 
 /// Annotations by which kubelet links the API's copy of a static pod to the pod that it starts, whose uid is this hash and not the
 /// uid of the copy (Kubernetes `pkg/kubelet/types/constants.go`).

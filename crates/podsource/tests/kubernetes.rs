@@ -220,7 +220,8 @@ fn a_pod_that_becomes_visible_and_a_renewed_token_are_found() {
             std::thread::sleep(Duration::from_millis(150));
             setup.server.write_kubeconfig(setup.dir.path(), Credentials::Token).unwrap();
             std::thread::sleep(Duration::from_millis(100));
-            setup.server.set_pod(json!({"kind": "Pod", "metadata": {"name": "web", "namespace": "shop"}}));
+            setup.server.set_pod(json!({"kind": "Pod", "metadata": {"name": "web", "namespace": "shop"},
+                "spec": {"containers": [{"name": "app"}]}}));
         });
         let source = setup.source().with_timeout(SECOND * 5);
         assert_eq!(source.pod(&web()).unwrap().name, "web");
@@ -240,7 +241,8 @@ fn another_incarnation_is_asked_for_again() {
     assert!(setup.server.requests().len() > 2);
     setup
         .server
-        .set_pod(json!({"kind": "Pod", "metadata": {"name": "web", "namespace": "shop", "uid": "u-2"}}));
+        .set_pod(json!({"kind": "Pod", "metadata": {"name": "web", "namespace": "shop", "uid": "u-2"},
+        "spec": {"containers": [{"name": "app"}]}}));
     assert_eq!(setup.source().pod(&id).unwrap().uid.as_deref(), Some("u-2"));
 }
 
@@ -398,7 +400,19 @@ fn another_object_is_no_pod() {
         ),
         (r#"{"kind": "Pod", "spec": {"containers": ["#, "is JSON that ends early"),
         ("[7]", "does not have the shape of a pod"),
-        ("{}", "describes no pod"),
+        ("{}", "has no kind and is not a Pod"),
+        (
+            r#"{"metadata": {"name": "web", "namespace": "shop"}, "spec": {"containers": [{"name": "app"}]}}"#,
+            "has no kind and is not a Pod",
+        ),
+        (
+            r#"{"kind": "Pod", "metadata": {"name": "web", "namespace": "shop"}}"#,
+            "the answer has no spec.containers",
+        ),
+        (
+            r#"{"kind": "Pod", "metadata": {"name": "web", "namespace": "shop"}, "spec": {"containers": []}}"#,
+            "the answer has no spec.containers",
+        ),
     ] {
         setup.server.set_fault(Some(Fault::Body(body.into())));
         let text = setup.source().with_timeout(SECOND / 5).pod(&web()).unwrap_err().to_string();

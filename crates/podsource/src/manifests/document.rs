@@ -2,7 +2,7 @@
 
 use serde::de::DeserializeOwned;
 
-use crate::object::{Header, Object};
+use crate::object::{Header, NO_CONTAINERS, Object};
 
 /// How a file is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,45 +19,107 @@ pub(super) struct Broken {
     pub(super) line: u64,
     pub(super) column: u64,
     pub(super) reason: String,
+    /// Whether it certainly is the pod, and no other document can stand in for it.
+    pub(super) is_the_pod: bool,
 }
 
-/// The named pod, if the text describes it; an error if it does not and some document that may be the one is broken.
-pub(super) fn find(
-    text: &str,
-    format: Format,
-    namespace: &str,
-    name: &str,
-) -> Result<Option<Object>, Broken> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut broken = None;
-    for (first_line, document) in documents(text, format) {
-        if !may_mention(document, name) {
-            continue;
+impl Broken {
+    fn new(line: u64, column: u64, reason: impl Into<String>) -> Self {
+        Self { line, column, reason: reason.into(), is_the_pod: false }
+    }
+
+    fn after(self, lines: u64) -> Self {
+        Self { line: self.line + lines, ..self }
+    }
+}
+
+/// The pod that is looked for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wanted<'a> {
+    pub(super) namespace: &'a str,
+    pub(super) name: &'a str,
+}
+
+impl Wanted<'_> {
+    /// The pod, if the text describes it; an error if it does not and some document that may be the one is broken.
+    pub(super) fn find(self, text: &str, format: Format) -> Result<Option<Object>, Broken> {
+        let mut broken = None;
+        for (first_line, document) in documents(text, format) {
+            if !may_mention(document, self.name) {
+                continue;
+            }
+            match self.examine(document, format) {
+                Ok(None) => {}
+                Err(error) if !error.is_the_pod => {
+                    broken.get_or_insert(error.after(first_line));
+                }
+                end => return end.map_err(|error| error.after(first_line)),
+            }
         }
-        match parse::<Object>(document, format) {
-            Ok(object) => {
-                if let Some(found) = object.find(namespace, name) {
-                    return Ok(Some(found));
+        broken.map_or(Ok(None), Err)
+    }
+
+    /// The same for a text that ought to describe the pod: nothing is skipped, and what may be the rest of the pod counts as broken.
+    pub(super) fn expect(self, text: &str, format: Format) -> Result<Option<Object>, Broken> {
+        let documents = documents(text, format);
+        if documents.is_empty() {
+            return Err(Broken::new(1, 1, "the file is empty"));
+        }
+        let mut broken = None;
+        for (first_line, document) in documents {
+            let found = self.examine(document, format).and_then(|found| match found {
+                None => whole(document, format).map(|()| None),
+                found => Ok(found),
+            });
+            match found {
+                Ok(None) => {}
+                Ok(found) => return Ok(found),
+                Err(error) => {
+                    broken.get_or_insert(error.after(first_line));
                 }
             }
-            Err(_) if is_another(document, format, namespace, name) => {}
-            Err(error) => {
-                broken.get_or_insert(Broken { line: error.line + first_line, ..error });
-            }
+        }
+        broken.map_or(Ok(None), Err)
+    }
+
+    fn examine(self, document: &str, format: Format) -> Result<Option<Object>, Broken> {
+        let header = || parse::<Header>(document, format);
+        match parse::<Object>(document, format) {
+            Ok(object) => match object.find(self.namespace, self.name) {
+                Some(pod) if !pod.has_containers() => {
+                    let reason = format!("the pod {NO_CONTAINERS}");
+                    Err(Broken { is_the_pod: true, ..Broken::new(1, 1, reason) })
+                }
+                found => Ok(found),
+            },
+            // some other kind of object, whose `spec` may well look different, or the pod with members that do not fit
+            Err(error) => match header() {
+                Ok(header) if !header.holds(self.namespace, self.name) => Ok(None),
+                header => Err(Broken { is_the_pod: header.is_ok(), ..error }),
+            },
         }
     }
-    broken.map_or(Ok(None), Err)
+}
+
+/// Whether a document says what it describes.
+fn whole(document: &str, format: Format) -> Result<(), Broken> {
+    let gap = parse::<Header>(document, format)?.gap();
+    gap.map_or(Ok(()), |gap| Err(Broken::new(1, 1, format!("the object {gap}"))))
 }
 
 /// Every pod of the text; an error if some document that may hold one is broken.
 pub(super) fn all(text: &str, format: Format) -> Result<Vec<Object>, Broken> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut pods = Vec::new();
     for (first_line, document) in documents(text, format) {
+        let before = pods.len();
         match parse::<Object>(document, format) {
             Ok(object) => object.pods(&mut pods),
             Err(_) if parse::<Header>(document, format).is_ok_and(|header| !header.holds_any()) => {}
-            Err(error) => return Err(Broken { line: error.line + first_line, ..error }),
+            Err(error) => return Err(error.after(first_line)),
+        }
+        if let Some(pod) = pods[before..].iter().find(|pod| !pod.has_containers()) {
+            let reason = format!("the pod {:?} {NO_CONTAINERS}", pod.name());
+            return Err(Broken::new(1, 1, reason).after(first_line));
         }
     }
     Ok(pods)
@@ -69,16 +131,12 @@ fn may_mention(document: &str, name: &str) -> bool {
     document.contains(name) || document.contains('\\')
 }
 
-/// Whether a document that does not fit is some other kind of object, whose `spec` may well look different.
-fn is_another(document: &str, format: Format, namespace: &str, name: &str) -> bool {
-    parse::<Header>(document, format).is_ok_and(|header| !header.holds(namespace, name))
-}
-
 /// The documents of a file, each with the number of lines before it.
 ///
 /// A line that starts with `---` ends a document wherever it stands, even inside a block scalar (YAML 1.2, `c-forbidden`), so
 /// splitting needs no parser, and one broken document does not hide the next.
 fn documents(text: &str, format: Format) -> Vec<(u64, &str)> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if format == Format::Json {
         return vec![(0, text)];
     }
@@ -106,25 +164,19 @@ fn has_content(line: &str) -> bool {
 
 fn parse<T: DeserializeOwned>(document: &str, format: Format) -> Result<T, Broken> {
     match format {
-        Format::Json => serde_json::from_slice(document.as_bytes()).map_err(|error| Broken {
-            line: error.line() as u64,
-            column: error.column() as u64,
-            reason: without_position(&error.to_string()),
+        Format::Json => serde_json::from_slice(document.as_bytes()).map_err(|error| {
+            let reason = without_position(&error.to_string());
+            Broken::new(error.line() as u64, error.column() as u64, reason)
         }),
         Format::Yaml => {
             let json = crate::yaml::to_json(document).map_err(|error| {
                 let location = error.location();
-                Broken {
-                    line: location.map_or(0, |at| at.line()),
-                    column: location.map_or(0, |at| at.column()),
-                    reason: without_position(&error.without_snippet().to_string()),
-                }
+                let (line, column) = location.map_or((0, 0), |at| (at.line(), at.column()));
+                Broken::new(line, column, without_position(&error.without_snippet().to_string()))
             })?;
             // What does not fit has no position of its own any more: the document's first line.
-            serde_json::from_slice(&json).map_err(|error| Broken {
-                line: 1,
-                column: 1,
-                reason: format!("in this document, {}", without_position(&error.to_string())),
+            serde_json::from_slice(&json).map_err(|error| {
+                Broken::new(1, 1, format!("in this document, {}", without_position(&error.to_string())))
             })
         }
     }

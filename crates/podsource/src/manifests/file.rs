@@ -18,7 +18,7 @@ pub enum FileError {
         /// The operating system's words, or the limit that was exceeded.
         cause: io::Error,
     },
-    /// A document is not YAML or JSON, or a pod's members have wrong types.
+    /// A document is not YAML or JSON, or a pod's members have wrong types or its containers are missing.
     #[error("read manifest {path}: broken at line {line}, column {column}: {reason}; correct the file", path = path.display())]
     Broken {
         /// Which.
@@ -55,10 +55,10 @@ pub fn pods_in_file(path: impl AsRef<Path>) -> Result<Vec<Pod>, FileError> {
     } else {
         Format::Yaml
     };
-    let objects = document::all(&text, format).map_err(|Broken { line, column, reason }| {
+    let objects = document::all(&text, format).map_err(|Broken { line, column, reason, .. }| {
         FileError::Broken { path: path.to_owned(), line, column, reason }
     })?;
-    // Without a wanted uid no incarnation is the wrong one, so every object converts.
+    // Without a wanted uid no incarnation is the wrong one, and all have containers, so every object converts.
     let pods: Vec<Pod> =
         objects.into_iter().filter_map(|object| object.into_pod(&PodId::default()).ok()).collect();
     if pods.is_empty() { Err(FileError::NoPod { path: path.to_owned() }) } else { Ok(pods) }
@@ -77,9 +77,9 @@ mod tests {
 
     #[test]
     fn every_pod_of_documents_and_lists_is_found_in_order() {
-        let text = "kind: Service\nmetadata: {name: s}\nspec: {containers: no list}\n---\nkind: Pod\nmetadata: {name: a}\n\
-                    ---\nkind: List\nitems:\n- {kind: Pod, metadata: {name: b, namespace: n}}\n- {kind: Secret}\n\
-                    ---\nkind: PodList\nitems:\n- {metadata: {name: c}}\n";
+        let text = "kind: Service\nmetadata: {name: s}\nspec: {containers: no list}\n---\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: c}]}\n\
+                    ---\nkind: List\nitems:\n- {kind: Pod, metadata: {name: b, namespace: n}, spec: {containers: [{name: c}]}}\n- {kind: Secret}\n\
+                    ---\nkind: PodList\nitems:\n- {metadata: {name: c}, spec: {containers: [{name: c}]}}\n";
         let names: Vec<String> =
             read("p.yaml", text).unwrap().iter().map(|p| format!("{}/{}", p.namespace, p.name)).collect();
         assert_eq!(names, ["default/a", "n/b", "default/c"]);
@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn json_is_read_by_either_name() {
-        let text = r#"{"kind":"Pod","metadata":{"name":"a"}}"#;
+        let text = r#"{"kind":"Pod","metadata":{"name":"a"},"spec":{"containers":[{"name":"c"}]}}"#;
         assert_eq!(read("p.json", text).unwrap()[0].name, "a");
         assert_eq!(read("p.txt", text).unwrap()[0].name, "a");
     }
@@ -95,8 +95,12 @@ mod tests {
     #[test]
     fn errors_name_the_file_and_the_place() {
         let text =
-            read("p.yaml", "kind: Pod\n---\nkind: Pod\nspec: {hostNetwork: 7x}\n").unwrap_err().to_string();
+            read("p.yaml", "kind: Node\n---\nkind: Pod\nspec: {hostNetwork: 7x}\n").unwrap_err().to_string();
         assert!(text.contains("p.yaml: broken at line 2, column 1: in this document"), "{text}");
+        let cut = "kind: Node\n---\nkind: Pod\nmetadata: {name: a}\nspec:\n";
+        let text = read("p.yaml", cut).unwrap_err().to_string();
+        let expected = "broken at line 2, column 1: the pod \"a\" has no spec.containers";
+        assert!(text.contains(expected), "{text}");
         let text = read("p.yaml", "kind: Deployment\nmetadata: {name: d}\n").unwrap_err().to_string();
         assert!(text.contains("no object of kind Pod") && text.contains("kubectl get pod"), "{text}");
         let text = read("p.yaml", "").unwrap_err().to_string();

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::Manifests;
-use super::document::{self, Format};
+use super::document::{Format, Wanted};
 use crate::{Cause, PodSource, Retry};
 
 const WEB: &str = r#"
@@ -175,6 +175,45 @@ fn a_broken_file_is_reported_only_when_nothing_else_has_the_pod() {
 }
 
 #[test]
+fn a_broken_file_with_the_pods_name_is_not_overruled_by_another() {
+    let whole = pod_yaml("shop", "st", "app");
+    for name in ["shop_st.yaml", "shop_st.yml", "st.yaml"] {
+        for (text, part) in [
+            ("kind: Pod\nmetadata: {name: st, namespace: shop\nspec: [\n", "is broken at line"),
+            ("kind: Pod\nmetadata: {na", "is broken at line"),
+            ("kind: Pod\nmetadata:\n", "the object has no metadata.name"),
+            ("apiVersion: v1\n", "the object has no kind"),
+            ("# st\n", "the file is empty"),
+            ("", "the file is empty"),
+            ("kind: Pod\nmetadata: {name: st, namespace: shop}\n", "the pod has no spec.containers"),
+        ] {
+            let dir = dir(&[(name, text), ("old.yaml", &whole)]);
+            let got = message(dir.path(), "shop", "st");
+            assert!(got.contains(&format!("{name} is broken")) && got.contains(part), "{text:?}: {got}");
+        }
+    }
+    let dir = dir(&[("old.yaml", &whole)]);
+    fs::write(dir.path().join("shop_st.json"), b"\xff").unwrap();
+    assert!(message(dir.path(), "shop", "st").contains("shop_st.json: not UTF-8 text"));
+    fs::remove_file(dir.path().join("shop_st.json")).unwrap();
+    fs::create_dir(dir.path().join("shop_st.yaml")).unwrap();
+    assert!(message(dir.path(), "shop", "st").contains("shop_st.yaml: not a regular file"));
+}
+
+#[test]
+fn a_pod_that_is_cut_off_is_an_error_and_not_a_pod_without_proxy() {
+    for rest in
+        ["", "spec:\n", "spec: {hostNetwork: false}\n", "spec: {containers: []}\n", "spec: {containers: 7}\n"]
+    {
+        let cut = format!("kind: Pod\nmetadata: {{name: web, namespace: shop}}\n{rest}");
+        let dir = dir(&[("a.yaml", &cut), ("b.yaml", &pod_yaml("shop", "web", "old"))]);
+        let text = message(dir.path(), "shop", "web");
+        assert!(text.contains("a.yaml is broken at line 1, column 1: "), "{rest:?}: {text}");
+        assert!(rest.contains('7') || text.contains("the pod has no spec.containers"), "{rest:?}: {text}");
+    }
+}
+
+#[test]
 fn a_pod_of_the_wrong_shape_names_file_and_position() {
     let dir = dir(&[
         ("shop_web.yaml", "kind: Pod\nmetadata: {name: web, namespace: shop}\nspec:\n  containers: 7\n"),
@@ -287,14 +326,16 @@ proptest! {
     fn no_text_panics(text: String) {
         for format in [Format::Yaml, Format::Json] {
             // every text mentions the empty name, so nothing is skipped
-            let _ = document::find(&text, format, "shop", "");
+            let _ = Wanted { namespace: "shop", name: "" }.find(&text, format);
         }
     }
 
     #[test]
     fn no_mixture_of_fragments_panics(fragments in prop::collection::vec(prop::sample::select(FRAGMENTS), 0..10)) {
         for format in [Format::Yaml, Format::Json] {
-            let _ = document::find(&fragments.concat(), format, "shop", "web");
+            let wanted = Wanted { namespace: "shop", name: "web" };
+            let _ = wanted.find(&fragments.concat(), format);
+            let _ = wanted.expect(&fragments.concat(), format);
         }
     }
 }
