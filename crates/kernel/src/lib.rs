@@ -3,6 +3,7 @@
 //! Everything here needs an [`netns::Inside`], the proof that the calling thread is in the namespace that is meant.
 
 mod apply;
+mod difference;
 pub mod iptables;
 mod netlink;
 pub mod nft;

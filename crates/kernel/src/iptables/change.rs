@@ -14,6 +14,7 @@ use super::error::Error;
 use super::job::TableStep;
 use super::saved::{Saved, SavedRule, SavedTable};
 use crate::Difference;
+use crate::difference::{Edit, align};
 
 /// The chains that the sidecar rules of any configuration may have. Others have chains with the same prefix in a pod: ambient
 /// mode's `ISTIO_PRERT` and `ISTIO_OUTPUT` are not ours.
@@ -200,15 +201,17 @@ impl<'a> View<'a> {
     ) -> Result<(), Error> {
         let parsed: Vec<Option<Rule>> = there.iter().map(|rule| parse_rule(&rule.text)).collect();
         let wanted: Vec<Option<Rule>> = planned.iter().map(|rule| Some(canonical(rule))).collect();
-        let (kept_there, kept_planned) = common(&parsed, &wanted);
-        for (rule, _) in planned.iter().zip(kept_planned).filter(|(_, kept)| !kept) {
+        for edit in align(wanted.len(), parsed.len(), |w, p| wanted[w] == parsed[p]) {
             let (table, chain) = (self.label(), chain.to_owned());
-            let text = render_rule(rule)?;
-            found.push(Difference::MissingRule { table, chain, rule: text, why: rule.why.to_string() });
-        }
-        for (rule, _) in there.iter().zip(kept_there).filter(|(_, kept)| !kept) {
-            let (table, chain) = (self.label(), chain.to_owned());
-            found.push(Difference::UnexpectedRule { table, chain, rule: rule.text.clone() });
+            found.push(match edit {
+                Edit::Missing(number) => {
+                    let (rule, why) = (render_rule(planned[number])?, planned[number].why.to_string());
+                    Difference::MissingRule { table, chain, rule, why }
+                }
+                Edit::Unexpected(number) => {
+                    Difference::UnexpectedRule { table, chain, rule: there[number].text.clone() }
+                }
+            });
         }
         Ok(())
     }
@@ -283,28 +286,4 @@ impl<'a> View<'a> {
         text.push_str("COMMIT\n");
         Ok(text)
     }
-}
-
-/// The longest common subsequence: which of `a` and which of `b` belong to it.
-fn common<T: PartialEq>(a: &[T], b: &[T]) -> (Vec<bool>, Vec<bool>) {
-    let mut length = vec![vec![0_u32; b.len() + 1]; a.len() + 1];
-    for (i, x) in a.iter().enumerate().rev() {
-        for (j, y) in b.iter().enumerate().rev() {
-            length[i][j] =
-                if x == y { length[i + 1][j + 1] + 1 } else { length[i + 1][j].max(length[i][j + 1]) };
-        }
-    }
-    let (mut in_a, mut in_b) = (vec![false; a.len()], vec![false; b.len()]);
-    let (mut i, mut j) = (0, 0);
-    while i < a.len() && j < b.len() {
-        if a[i] == b[j] {
-            (in_a[i], in_b[j]) = (true, true);
-            (i, j) = (i + 1, j + 1);
-        } else if length[i + 1][j] >= length[i][j + 1] {
-            i += 1;
-        } else {
-            j += 1;
-        }
-    }
-    (in_a, in_b)
 }

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ruleset::TableKind;
+use ruleset::{Action, Chain, Family, Match, Ports, Protocol, Rule, Ruleset, Table, TableKind};
 
+use super::change::{SIDECAR_CHAINS, Side};
 use super::error::{Cause, Failure};
 use super::job::{Job, Report, Run, TableStep};
 use super::saved::Saved;
@@ -66,4 +67,33 @@ fn saved_tables_are_read_without_what_does_not_concern_us() {
     assert_eq!(targets, [Some("ISTIO_A"), None]);
     assert_eq!(saved.content(TableKind::Nat).len(), 3);
     assert!(saved.content(TableKind::Filter).is_empty());
+}
+
+#[test]
+fn five_thousand_rules_are_compared() {
+    let ports: Vec<Rule> = (1..=5000)
+        .map(|port| {
+            let port = Match::DestinationPort { ports: Ports::One(port), not: false };
+            Rule::new(vec![Match::Protocol(Protocol::Tcp), port], Action::Return, "test")
+        })
+        .collect();
+    let chain = Chain { name: "istio-inbound".into(), base: None, rules: ports, leading: 0 };
+    let table = Table { kind: TableKind::Nat, sets: Vec::new(), chains: vec![chain] };
+    let ruleset = Ruleset { owner: "istio-proxy".into(), ipv6: false, tables: vec![table] };
+    let line = |port: u32| format!("-A ISTIO_INBOUND -p tcp -m tcp --dport {port} -j RETURN\n");
+    let differences = |ports: &mut dyn Iterator<Item = u32>| {
+        let rules: String = ports.map(line).collect();
+        let saved = Saved::parse(&format!("*nat\n:ISTIO_INBOUND - [0:0]\n{rules}COMMIT\n"));
+        let (family, known_chains) = (Family::V4, &SIDECAR_CHAINS[..]);
+        Side { ruleset: &ruleset, family, planned: true, saved, known_chains, label: "" }
+            .differences()
+            .unwrap()
+    };
+    assert_eq!(differences(&mut (1..=5000)), []);
+    let moved = differences(&mut (2..=4000).chain([6000, 1]).chain(4001..=5000));
+    let texts: Vec<String> = moved.iter().map(ToString::to_string).collect();
+    assert_eq!(texts.len(), 3, "{texts:?}");
+    assert!(texts[0].contains("lacks the rule \"-p tcp") && texts[0].contains("--dport 1 "), "{texts:?}");
+    assert!(texts[1].contains("--dport 6000") && texts[2].contains("--dport 1 "), "{texts:?}");
+    assert_eq!(differences(&mut (1..=5000).rev()).len(), 9998);
 }

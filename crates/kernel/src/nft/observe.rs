@@ -7,6 +7,7 @@ use super::list::{self, ListedChain, ListedRule, ListedSet, ListedTable};
 use super::lower::{self, Lowered};
 use super::uapi::{chain, set};
 use crate::Difference;
+use crate::difference::{Edit, align};
 use crate::netlink::{Error, Socket};
 
 /// The kinds of those tables that the owner has.
@@ -119,42 +120,26 @@ fn sorted_elements(set: &Set) -> Vec<(Value, bool)> {
     elements
 }
 
-/// Planned rules that are not in the longest common subsequence are missing, listed ones that are not are unexpected.
+/// Planned rules that are not in the common subsequence are missing, listed ones that are not are unexpected.
 fn rule_differences(table: &str, chain: &Chain, listed: &[&ListedRule], out: &mut Vec<Difference>) {
     let planned: Vec<Lowered<'_>> = chain.rules.iter().map(lower::lower).collect();
-    if planned.len() == listed.len() && planned.iter().zip(listed).all(|(p, l)| *p == l.lowered) {
-        return;
-    }
-    // longest[i][j]: of planned[i..] and listed[j..].
-    let mut longest = vec![vec![0usize; listed.len() + 1]; planned.len() + 1];
-    for i in (0..planned.len()).rev() {
-        for j in (0..listed.len()).rev() {
-            longest[i][j] = if planned[i] == listed[j].lowered {
-                longest[i + 1][j + 1] + 1
-            } else {
-                longest[i + 1][j].max(longest[i][j + 1])
-            };
-        }
-    }
-    let (table, name) = (|| table.to_owned(), || chain.name.to_string());
-    let (mut i, mut j) = (0, 0);
-    while i < planned.len() || j < listed.len() {
-        if i < planned.len() && j < listed.len() && planned[i] == listed[j].lowered {
-            (i, j) = (i + 1, j + 1);
-        } else if j == listed.len() || (i < planned.len() && longest[i + 1][j] >= longest[i][j + 1]) {
-            let (rule, why) =
-                (ruleset::nft::render_statements(&chain.rules[i]), chain.rules[i].why.to_string());
-            out.push(Difference::MissingRule { table: table(), chain: name(), rule, why });
-            i += 1;
-        } else {
-            // A rule that is only at the wrong place is shown in words.
-            let words = planned.iter().position(|p| *p == listed[j].lowered);
-            let rule = words.map_or_else(
-                || listed[j].to_string(),
-                |at| ruleset::nft::render_statements(&chain.rules[at]),
-            );
-            out.push(Difference::UnexpectedRule { table: table(), chain: name(), rule });
-            j += 1;
-        }
+    for edit in align(planned.len(), listed.len(), |p, l| planned[p] == listed[l].lowered) {
+        let (table, name) = (table.to_owned(), chain.name.to_string());
+        out.push(match edit {
+            Edit::Missing(number) => {
+                let missing = &chain.rules[number];
+                let (rule, why) = (ruleset::nft::render_statements(missing), missing.why.to_string());
+                Difference::MissingRule { table, chain: name, rule, why }
+            }
+            Edit::Unexpected(number) => {
+                // A rule that is only at the wrong place is shown in words.
+                let words = planned.iter().position(|p| *p == listed[number].lowered);
+                let rule = words.map_or_else(
+                    || listed[number].to_string(),
+                    |at| ruleset::nft::render_statements(&chain.rules[at]),
+                );
+                Difference::UnexpectedRule { table, chain: name, rule }
+            }
+        });
     }
 }
