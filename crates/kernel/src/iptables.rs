@@ -192,7 +192,9 @@ impl Iptables {
                 runs.push(Run {
                     save: work.programs.save.clone(),
                     restore: work.programs.restore.clone(),
-                    locks: work.programs.variant == Variant::Legacy,
+                    family: work.side.family,
+                    variant: work.programs.variant,
+                    unproven: work.unproven,
                     tables,
                 });
                 of.push(work);

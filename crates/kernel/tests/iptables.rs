@@ -326,15 +326,40 @@ fn a_failure_in_the_second_table_takes_the_first_back() {
 
 #[test]
 fn what_the_kernel_lacks_is_tried_with_the_other_variant() {
+    // As on a kernel without nf_tables: every program of the variant fails.
+    let fails = "echo Could not fetch rule set generation id: Invalid argument >&2; exit 4";
+    let mut programs = Programs::none().real("iptables-legacy").real("ip6tables-legacy");
+    for name in ["iptables-nft-restore", "iptables-nft-save", "ip6tables-nft-restore", "ip6tables-nft-save"] {
+        programs = programs.script(name, fails);
+    }
+    for ipv6 in [false, true] {
+        let (ns, iptables) = (Ns::new(), programs.iptables());
+        assert_eq!(setup(&ns, &iptables, &sidecar(ipv6)), Ok(Change::Fresh));
+        assert_eq!(ns.save(Variant::Legacy), loaded_by_hand(Variant::Legacy, &sidecar(ipv6)));
+        let warnings = iptables.take_warnings();
+        assert!(
+            warnings.iter().any(|w| w.contains("generation id: Invalid argument; trying another variant")),
+            "{warnings:?}"
+        );
+        assert_eq!(setup(&ns, &iptables, &sidecar(ipv6)), Ok(Change::None));
+    }
+    // Asked for by name, it is an error that hides no cause.
+    let forced = Iptables::forced(Variant::Nft).searching(programs.search());
+    let error = setup(&Ns::new(), &forced, &sidecar(false)).unwrap_err();
+    assert!(error.contains("generation id") && !error.contains("taken back"), "{error}");
+}
+
+#[test]
+fn what_cannot_be_looked_at_after_a_failure_is_not_built_upon() {
+    // The first table is in force when the program fails.
     let programs = Programs::none()
         .real("iptables-legacy")
-        .link("iptables-nft-save", "iptables-nft-save")
-        .script("iptables-nft-restore", "echo Failed to initialize nft >&2; exit 1");
-    let (ns, iptables) = (Ns::new(), programs.iptables());
-    assert_eq!(setup(&ns, &iptables, &sidecar(false)), Ok(Change::Fresh));
-    assert!(!ns.content(Variant::Legacy).is_empty());
-    let warnings = iptables.take_warnings();
-    assert!(warnings.iter().any(|w| w.contains("Failed to initialize nft; trying another")), "{warnings:?}");
+        .script("iptables-nft-save", "exit 4")
+        .script("iptables-nft-restore", "/usr/sbin/iptables-nft-restore \"$@\"; exit 4");
+    let ns = Ns::new();
+    let error = setup(&ns, &programs.iptables(), &sidecar(false)).unwrap_err();
+    assert!(error.contains("what was done before could not be taken back"), "{error}");
+    assert_eq!(ns.content(Variant::Legacy), Vec::<String>::new());
 }
 
 #[test]

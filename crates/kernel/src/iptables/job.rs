@@ -4,11 +4,13 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ruleset::TableKind;
+use ruleset::{Family, TableKind};
 
 use super::child::{self, Surroundings};
-use super::error::Failure;
+use super::error::{Cause, Failure};
 use super::private::{self, View};
+use super::probe::Present;
+use super::program::Variant;
 use super::saved::Saved;
 
 /// How long a legacy program waits for the lock where it could not be given one of its own, as R-50 has it.
@@ -29,8 +31,10 @@ pub(super) struct Job {
 pub(super) struct Run {
     pub(super) save: PathBuf,
     pub(super) restore: PathBuf,
-    /// Whether the program takes the xtables lock.
-    pub(super) locks: bool,
+    pub(super) family: Family,
+    pub(super) variant: Variant,
+    /// Whether the variant had no table before, so that nobody has shown that the kernel has it.
+    pub(super) unproven: bool,
     pub(super) tables: Vec<TableStep>,
 }
 
@@ -58,7 +62,7 @@ pub(super) struct Report {
 impl Job {
     /// Does the job on the calling thread, which must be one to throw away: its mount namespace changes.
     pub(super) fn execute(&self, sign: Option<OwnedFd>) -> Report {
-        let locks = self.runs.iter().any(|run| run.locks);
+        let locks = self.runs.iter().any(|run| run.variant == Variant::Legacy);
         let view = private::hide_host_files(locks);
         let around = Surroundings {
             environment: environment(&self.path, &view),
@@ -85,7 +89,7 @@ impl Job {
 impl Run {
     fn restore(&self, text: &str, around: &Surroundings, own_lock: bool) -> Result<(), Failure> {
         let mut arguments = vec!["--noflush"];
-        if self.locks && !own_lock {
+        if self.variant == Variant::Legacy && !own_lock {
             arguments.push(LOCK_WAIT);
         }
         child::run(&self.restore, &arguments, Some(text), around).map(drop).map_err(|(cause, said)| Failure {
@@ -98,16 +102,25 @@ impl Run {
 
     /// Takes back those tables that are not as they were. What iptables-restore had done when it failed, only the kernel knows.
     fn take_back(&self, around: &Surroundings, own_lock: bool) -> Result<(), Failure> {
-        let now = child::run(&self.save, &[], None, around).map_err(|(cause, said)| Failure {
-            program: self.save.clone(),
-            cause,
-            said,
-            left: Vec::new(),
-        })?;
+        let now = match child::run(&self.save, &[], None, around) {
+            Ok(now) => now,
+            // What made iptables-restore fail, as a kernel without this variant, makes iptables-save fail too.
+            Err((Cause::Exit(_), _)) if self.changed_nothing() => return Ok(()),
+            Err((cause, said)) => {
+                return Err(Failure { program: self.save.clone(), cause, said, left: Vec::new() });
+            }
+        };
         let now = Saved::parse(&now);
         let changed = self.tables.iter().rev().filter(|table| now.content(table.kind) != table.before);
         let text: String = changed.map(|table| table.backward.as_str()).collect();
         if text.is_empty() { Ok(()) } else { self.restore(&text, around, own_lock) }
+    }
+
+    /// Whether the variant had nothing before and has nothing now, as far as that is known without a program.
+    fn changed_nothing(&self) -> bool {
+        self.unproven
+            && self.tables.iter().all(|table| table.before.is_empty())
+            && Present::ask(self.family).is_ok_and(|present| !present.has(self.variant))
     }
 }
 

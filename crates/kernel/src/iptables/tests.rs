@@ -8,6 +8,7 @@ use ruleset::{Action, Chain, Family, Match, Ports, Protocol, Rule, Ruleset, Tabl
 use super::change::{SIDECAR_CHAINS, Side};
 use super::error::{Cause, Failure};
 use super::job::{Job, Report, Run, TableStep};
+use super::program::Variant;
 use super::saved::Saved;
 use super::wire::{decode_job, decode_report, encode_job, encode_report};
 
@@ -21,10 +22,12 @@ fn job() -> Job {
     let run = Run {
         save: PathBuf::from("/sbin/save"),
         restore: PathBuf::from("/sbin/restore"),
-        locks: true,
+        family: Family::V6,
+        variant: Variant::Legacy,
+        unproven: true,
         tables: vec![step(TableKind::Nat), step(TableKind::Filter)],
     };
-    let empty = Run { locks: false, tables: Vec::new(), ..run.clone() };
+    let empty = Run { variant: Variant::Nft, unproven: false, tables: Vec::new(), ..run.clone() };
     Job { timeout: Duration::from_millis(1500), path: "/bin:/sbin".to_owned(), runs: vec![run, empty] }
 }
 

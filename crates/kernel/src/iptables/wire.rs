@@ -9,6 +9,7 @@ use ruleset::TableKind;
 
 use super::error::{Cause, Failure};
 use super::job::{Job, Report, Run, TableStep};
+use super::{FAMILIES, VARIANTS};
 
 /// Tables by number.
 const KINDS: [TableKind; 4] = [TableKind::Filter, TableKind::Mangle, TableKind::Nat, TableKind::Raw];
@@ -26,9 +27,11 @@ pub(super) fn encode_job(job: &Job) -> Vec<u8> {
     w.list(&job.runs, |w, run| {
         w.path(&run.save);
         w.path(&run.restore);
-        w.number(u64::from(run.locks));
+        w.number(number_of(&FAMILIES, &run.family));
+        w.number(number_of(&VARIANTS, &run.variant));
+        w.number(u64::from(run.unproven));
         w.list(&run.tables, |w, table| {
-            w.number(KINDS.iter().position(|kind| *kind == table.kind).unwrap_or(0) as u64);
+            w.number(number_of(&KINDS, &table.kind));
             w.text(&table.forward);
             w.text(&table.backward);
             w.list(&table.before, |w, line| w.text(line));
@@ -46,7 +49,9 @@ pub(super) fn decode_job(bytes: &[u8]) -> Option<Job> {
         Some(Run {
             save: r.path()?,
             restore: r.path()?,
-            locks: r.number()? != 0,
+            family: *FAMILIES.get(r.size()?)?,
+            variant: *VARIANTS.get(r.size()?)?,
+            unproven: r.number()? != 0,
             tables: r.list(|r| {
                 Some(TableStep {
                     kind: *KINDS.get(r.size()?)?,
@@ -100,6 +105,11 @@ pub(super) fn decode_report(bytes: &[u8]) -> Option<Report> {
         Some((number, Failure { program, cause, said: r.text()?, left: r.list(Reader::text)? }))
     })?;
     r.0.is_empty().then_some(Report { warnings, failure: failures.pop() })
+}
+
+/// The number of a value in a list that has all there are.
+fn number_of<T: PartialEq>(all: &[T], value: &T) -> u64 {
+    all.iter().position(|other| other == value).unwrap_or(0) as u64
 }
 
 impl Writer {
