@@ -32,7 +32,7 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Address(#[from] capture::plan::NoAddress),
     /// The kernel did not take the rules or did not answer.
-    #[error("{}", kernel::chain_text(.0))]
+    #[error(transparent)]
     Kernel(#[from] kernel::Error),
 }
 

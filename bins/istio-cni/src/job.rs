@@ -3,11 +3,11 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use capture::annotations::NodeSettings;
+use capture::annotations::{EnvironmentError, NodeSettings};
 use capture::{Decision, Facts, PodId, Scope, Settings, Skip};
 use cni::{PluginConf, Request};
 use kernel::{Applied, Change, Choice, Difference, Kernel, route};
-use netns::{Inside, Netns};
+use netns::{Inside, Lock, Netns};
 use podsource::PodSource;
 use ruleset::{Backend, Plan};
 use telemetry::Logger;
@@ -15,9 +15,11 @@ use telemetry::Logger;
 use crate::failure::Failure;
 use crate::{groups, plugin};
 
-/// How long a call waits for another one that works in the same namespace. Two calls for one pod are rare (a second interface); the
-/// longest legitimate holder is an iptables run.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long an ADD waits for another one that works in the same namespace. Two calls for one pod are rare (a second interface); a
+/// usual one takes milliseconds.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a CHECK waits: it only looks.
+const CHECK_LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A call for one pod.
 pub(crate) struct Job<'a> {
@@ -57,7 +59,7 @@ impl Job<'_> {
         let phases = Phases::start();
         let Some(target) = self.target(source)? else { return Ok(()) };
         let facts_ms = phases.lap();
-        let _lock = target.netns.lock(LOCK_TIMEOUT)?;
+        let _lock = self.lock(&target.netns, LOCK_TIMEOUT)?;
         let applied = target.netns.enter(|inside| self.apply(inside, &target.settings))??;
         self.log_applied(&applied, facts_ms, phases.lap());
         Ok(())
@@ -66,9 +68,22 @@ impl Job<'_> {
     /// Compares the pod's namespace with what an ADD would make of it.
     pub(crate) fn check(&self, source: &dyn PodSource) -> Result<Verdict, Failure> {
         let Some(target) = self.target(source)? else { return Ok(Verdict::AsPlanned) };
-        let _lock = target.netns.lock(LOCK_TIMEOUT)?;
+        let _lock = self.lock(&target.netns, CHECK_LOCK_TIMEOUT)?;
         let differences = target.netns.enter(|inside| self.compare(inside, &target.settings))??;
         Ok(if differences.is_empty() { Verdict::AsPlanned } else { Verdict::Differs(differences) })
+    }
+
+    /// Waits for another call in the same namespace. A process of the pod can hold the lock too, so it must never be more than a
+    /// delay: setups are complete in themselves, and the lock only keeps two of them from doing the same work.
+    fn lock(&self, netns: &Netns, timeout: Duration) -> Result<Option<Lock>, Failure> {
+        match netns.lock(timeout) {
+            Ok(lock) => Ok(Some(lock)),
+            Err(error @ netns::Error::Locked { .. }) => {
+                self.log.warn(&format!("{}; going on without it", kernel::chain_text(&error)), &[]);
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The decision; nothing for a pod that is left alone.
@@ -82,8 +97,9 @@ impl Job<'_> {
             return Ok(None);
         }
         let pod = source.pod(&self.id)?;
-        let node = NodeSettings::from_env(&|name| std::env::var(name).ok(), &groups::resolve)?;
-        match capture::decide(&pod, &node)? {
+        // A wrong variable concerns the pods that it is for; the others start.
+        let node = node_settings();
+        match capture::decide(&pod, node.as_ref().unwrap_or(&NodeSettings::default()))? {
             Decision::Skip(skip) => {
                 self.log_skip(&skip);
                 if self.conf.ambient_enabled {
@@ -93,6 +109,7 @@ impl Job<'_> {
                 Ok(None)
             }
             Decision::Sidecar { settings, native_sidecar, warnings } => {
+                node?;
                 for warning in &warnings {
                     self.log.warn(warning, &[]);
                 }
@@ -106,11 +123,10 @@ impl Job<'_> {
         let path = self.request.netns.as_ref().ok_or(Failure::NoNetns)?;
         let netns = Netns::open(path)?;
         // The protocol layer has compared with our own namespace, unless CNI_NETNS_OVERRIDE told it not to, as a runtime does that
-        // starts plugins inside the pod's. The runtime itself is in the node's namespace, and so is init.
-        let is_of = |process: &dyn std::fmt::Display| {
-            Netns::open(format!("/proc/{process}/ns/net")).is_ok_and(|other| other == netns)
-        };
-        if is_of(&std::os::unix::process::parent_id()) || is_of(&1) {
+        // starts plugins inside the pod's. The node's is that of init, or, where init may not be asked, of the runtime.
+        let of = |process: u32| Netns::open(format!("/proc/{process}/ns/net"));
+        let node = of(1).or_else(|_| of(std::os::unix::process::parent_id()));
+        if node.is_ok_and(|node| node == netns) {
             return Err(Failure::HostNetns { path: path.clone() });
         }
         Ok(netns)
@@ -151,6 +167,9 @@ impl Job<'_> {
         if let Some(fallback) = &applied.fallback {
             self.log.warn(&format!("nf_tables could not be used, iptables was: {fallback}"), &[]);
         }
+        if let Some(warning) = &applied.warning {
+            self.log.warn(&format!("the other backend may still hold rules of ours: {warning}"), &[]);
+        }
         if applied.moved {
             self.log.warn("rules of ours in the other backend were removed", &[]);
         }
@@ -183,6 +202,11 @@ impl Phases {
         let now = Instant::now();
         self.last.replace(Some(now)).map_or(0.0, |last| (now - last).as_secs_f64() * 1000.0)
     }
+}
+
+/// What the runtime's environment says for every pod of the node.
+pub(crate) fn node_settings() -> Result<NodeSettings, EnvironmentError> {
+    NodeSettings::from_env(&|name| std::env::var(name).ok(), &groups::resolve)
 }
 
 /// Whether IPv6 is captured, from the namespace's own addresses.

@@ -11,7 +11,10 @@ use podsource::{KUBECONFIG_NAME, Kubernetes, Manifests, PodSource};
 use ruleset::Backend;
 use telemetry::{Level, Logger};
 
-use crate::job::{Job, Verdict};
+use crate::job::{self, Job, Verdict};
+
+/// How many differences a failing CHECK tells. One flushed chain may be thousands of them.
+const SHOWN: usize = 20;
 
 /// The plugin.
 pub(crate) struct IstioCni<'a> {
@@ -123,7 +126,11 @@ impl Plugin for IstioCni<'_> {
             Verdict::AsPlanned => Ok(()),
             Verdict::Differs(differences) => {
                 let msg = format!("pod {} is not captured as planned", job.pod_text());
-                let mut texts: Vec<String> = differences.iter().map(ToString::to_string).collect();
+                let mut texts: Vec<String> =
+                    differences.iter().take(SHOWN).map(ToString::to_string).collect();
+                if differences.len() > SHOWN {
+                    texts.push(format!("and {} more differences", differences.len() - SHOWN));
+                }
                 texts.push("delete the pod so that it is set up again".to_owned());
                 Err(Error::internal(msg).with_details(texts.join("; ")))
             }
@@ -131,10 +138,16 @@ impl Plugin for IstioCni<'_> {
     }
 
     fn status(&mut self, request: &Request) -> Result<(), Error> {
-        let conf = self.configure(request)?;
         let unavailable = |cause: String| {
             Err(Error::new(code::NOT_AVAILABLE, "istio-cni cannot serve ADD").with_details(cause))
         };
+        let conf = match self.configure(request) {
+            Ok(conf) => conf,
+            Err(error) => return unavailable(error.msg),
+        };
+        if let Err(error) = job::node_settings() {
+            return unavailable(error.to_string());
+        }
         if let Err(error) = source(&conf, self.log).ready() {
             return unavailable(error.to_string());
         }

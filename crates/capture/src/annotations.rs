@@ -6,7 +6,7 @@ use crate::settings::{
     default_loopback,
 };
 use crate::values::{
-    GroupList, Quoted, ValueError, parse_bool, parse_id, parse_interfaces, parse_loopback,
+    GroupList, MAX_RULES, Quoted, ValueError, parse_bool, parse_id, parse_interfaces, parse_loopback,
     parse_owner_groups, parse_port, parse_ports, parse_prefixes, parse_ranges, printable,
 };
 
@@ -150,6 +150,7 @@ pub fn parse_settings(
     let excluded_interfaces =
         read.parse("excludeInterfaces", EXCLUDE_INTERFACES, parse_interfaces)?.unwrap_or_default();
     let reroute_interfaces = reroute_interfaces(&read, &mut warnings)?;
+    check_product(pod, &reroute_interfaces, &outbound_ranges)?;
     let proxy_port = older_port(&read, OUTBOUND_PORT, "outboundInterceptPort", PROXY_PORT, &mut warnings)?;
     let capture_port = older_port(&read, INBOUND_PORT, "inboundInterceptPort", CAPTURE_PORT, &mut warnings)?;
     let user = |c: &Container| c.run_as_user;
@@ -239,6 +240,21 @@ fn reroute_interfaces(read: &Reader<'_>, warnings: &mut Vec<String>) -> Result<V
         warnings.push(format!("annotation {KUBEVIRT_INTERFACES} is deprecated; use {REROUTE_INTERFACES}"));
     }
     Ok(names.unwrap_or_default())
+}
+
+/// Two short lists must not make the node load a million rules.
+fn check_product(pod: &Pod, interfaces: &[String], ranges: &Ranges) -> Result<(), AnnotationError> {
+    let Ranges::Only(prefixes) = ranges else { return Ok(()) };
+    let ranges = prefixes.v4.len() + prefixes.v6.len();
+    if interfaces.len().saturating_mul(ranges) < MAX_RULES {
+        return Ok(());
+    }
+    Err(AnnotationError {
+        setting: "reroute-virtual-interfaces",
+        annotation: REROUTE_INTERFACES,
+        pod: format!("{}/{}", pod.namespace, pod.name),
+        cause: ValueError::TooManyRules { interfaces: interfaces.len(), ranges },
+    })
 }
 
 fn older_port(

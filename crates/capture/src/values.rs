@@ -12,6 +12,9 @@ use crate::settings::{OwnerGroups, Ports, Prefixes, Ranges};
 /// thousands of rules.
 pub const MAX_LIST_BYTES: usize = 64 * 1024;
 
+/// The most rules that two lists may make together: each rerouted interface has one for each captured range.
+pub const MAX_RULES: usize = 10_000;
+
 /// The most groups that may be included.
 pub const MAX_OWNER_GROUPS: usize = 64;
 
@@ -90,6 +93,16 @@ pub enum ValueError {
     Mode {
         /// Value.
         value: Quoted,
+    },
+    /// Lists that together make too many rules.
+    #[error(
+        "{interfaces} interfaces and {ranges} ranges make {MAX_RULES} rules or more; give fewer of either"
+    )]
+    TooManyRules {
+        /// Interfaces.
+        interfaces: usize,
+        /// Ranges.
+        ranges: usize,
     },
     /// A wildcard where none is possible.
     #[error("\"*\" is not possible here; give CIDRs")]

@@ -1,7 +1,7 @@
 //! A whole plan in one namespace: its routing, its rules in the backend that it was made for, and none of ours in the other one.
 
 use netns::Inside;
-use ruleset::{Backend, Family, Plan, Step};
+use ruleset::{Backend, Family, Plan, Ruleset, Step};
 
 use crate::{Change, Difference, Error, RuleStore, route};
 
@@ -37,6 +37,8 @@ pub struct Applied {
     pub routing: usize,
     /// Why nf_tables was not taken although it comes first.
     pub fallback: Option<String>,
+    /// What could not be looked at or removed in the other backend. The rules are in force all the same.
+    pub warning: Option<String>,
 }
 
 /// A cleanup that could not remove everything; what could be removed is gone.
@@ -125,15 +127,22 @@ impl Kernel<'_> {
 
     fn apply_plan(&self, inside: &Inside, plan: &Plan) -> Result<Applied, Error> {
         let mut done = Undo { inside, steps: Vec::new() };
-        let mut applied =
-            Applied { backend: plan.backend, rules: Change::None, moved: false, routing: 0, fallback: None };
+        let mut applied = Applied {
+            backend: plan.backend,
+            rules: Change::None,
+            moved: false,
+            routing: 0,
+            fallback: None,
+            warning: None,
+        };
         for step in &plan.steps {
             match step {
                 Step::Replace(ruleset) => {
                     applied.rules = self.store(plan.backend).setup(inside, ruleset)?;
-                    let other = self.store(other(plan.backend));
-                    applied.moved =
-                        other.exists(inside, ruleset)? && other.cleanup(inside, ruleset)? != Change::None;
+                    match self.clear_other(inside, plan.backend, ruleset) {
+                        Ok(moved) => applied.moved = moved,
+                        Err(error) => applied.warning = Some(crate::chain_text(&error)),
+                    }
                 }
                 step if route::ensure(inside, step)? => {
                     applied.routing += 1;
@@ -144,6 +153,12 @@ impl Kernel<'_> {
         }
         done.commit();
         Ok(applied)
+    }
+
+    /// Removes rules of ours from the backend that does not hold them any more.
+    fn clear_other(&self, inside: &Inside, backend: Backend, ruleset: &Ruleset) -> Result<bool, Error> {
+        let other = self.store(other(backend));
+        Ok(other.exists(inside, ruleset)? && other.cleanup(inside, ruleset)? != Change::None)
     }
 
     fn store(&self, backend: Backend) -> &dyn RuleStore {
@@ -170,7 +185,7 @@ impl Drop for Undo<'_> {
     fn drop(&mut self) {
         for step in self.steps.iter().rev() {
             // Without rules the routing has no effect; the failure that led here is the one to report.
-            let _ = route::remove(self.inside, step);
+            let _ = route::take_back(self.inside, step);
         }
     }
 }

@@ -49,7 +49,7 @@ impl RuleStore for Nftables {
     }
 
     fn exists(&self, _: &Inside, ruleset: &Ruleset) -> Result<bool, crate::Error> {
-        let mut socket = open()?;
+        let Some(mut socket) = open_if_supported()? else { return Ok(false) };
         Ok(!observe::owned(ruleset, &list_tables(&mut socket, family::INET)?).is_empty())
     }
 
@@ -90,7 +90,8 @@ pub fn has_chain(_: &Inside, family: Family, table: &str, chain: &str) -> Result
 /// # Errors
 /// The kernel could not be asked. A kernel without nf_tables has no tables.
 pub fn tables(_: &Inside) -> Result<Vec<(&'static str, String)>, Error> {
-    let listed = list_tables(&mut open()?, family::UNSPEC)?;
+    let Some(mut socket) = open_if_supported()? else { return Ok(Vec::new()) };
+    let listed = list_tables(&mut socket, family::UNSPEC)?;
     Ok(listed.into_iter().map(|t| (family_name(t.family), t.name)).collect())
 }
 
@@ -136,7 +137,7 @@ fn setup(_: &Inside, ruleset: &Ruleset) -> Result<Change, Error> {
 }
 
 fn cleanup(_: &Inside, ruleset: &Ruleset) -> Result<Change, Error> {
-    let mut socket = open()?;
+    let Some(mut socket) = open_if_supported()? else { return Ok(Change::None) };
     for _ in 0..TRIES {
         let owned = observe::owned(ruleset, &list_tables(&mut socket, family::INET)?);
         if owned.is_empty() {
@@ -151,6 +152,14 @@ fn cleanup(_: &Inside, ruleset: &Ruleset) -> Result<Change, Error> {
         }
     }
     Err(Error::Contended { owner: ruleset.owner.to_string(), tries: TRIES })
+}
+
+/// A kernel without nf_tables holds nothing of ours.
+fn open_if_supported() -> Result<Option<Socket>, Error> {
+    match open() {
+        Err(e) if e.is_unsupported() => Ok(None),
+        other => other.map(Some),
+    }
 }
 
 fn open() -> Result<Socket, Error> {

@@ -101,13 +101,27 @@ pub fn missing(_: &Inside, step: &Step) -> Result<bool, Error> {
 /// # Errors
 /// It, or a part of it, is still there.
 pub fn remove(_: &Inside, step: &Step) -> Result<bool, Error> {
+    delete(step, |_| true)
+}
+
+/// Takes back what [`ensure`] has just added, and nothing that was there before.
+///
+/// # Errors
+/// It is still there.
+pub fn take_back(_: &Inside, step: &Step) -> Result<bool, Error> {
+    let own = if let Step::EnsureRule { priority, .. } = step { Some(*priority) } else { None };
+    delete(step, |priority| own == Some(priority))
+}
+
+/// `which` says by their priority which of the rules for the step's mark and table are meant.
+fn delete(step: &Step, which: impl Fn(u32) -> bool) -> Result<bool, Error> {
     let mut socket = open(step)?;
     let requests = match *step {
         Step::EnsureLoopbackAddress(address) => vec![message::delete_address(address)],
         Step::EnsureRule { family, mark, table, .. } => match rules(&mut socket, family) {
             Ok(rules) => rules
                 .iter()
-                .filter(|rule| rule.mark == mark && rule.table == table)
+                .filter(|rule| rule.mark == mark && rule.table == table && which(rule.priority))
                 .map(|rule| message::delete_rule(family, mark, table, rule.priority))
                 .collect(),
             Err(e) if is_no_ipv6(step, &e) => return Ok(false),

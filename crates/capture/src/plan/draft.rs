@@ -91,7 +91,7 @@ pub(super) struct Draft {
 
 #[derive(Default)]
 struct Content {
-    /// Rules put before all others, in order.
+    /// Rules put before all others, the foremost last.
     first: Vec<Rule>,
     rest: Vec<Rule>,
 }
@@ -108,7 +108,7 @@ impl Draft {
 
     /// Before all rules so far.
     pub(super) fn insert_first(&mut self, chain: Chain, rule: Rule) {
-        self.chains.entry(chain).or_default().first.insert(0, rule);
+        self.chains.entry(chain).or_default().first.push(rule);
     }
 
     pub(super) fn finish(mut self, ipv6: bool) -> Ruleset {
@@ -119,6 +119,7 @@ impl Draft {
                     let chain = Chain::new(kind, name);
                     let Content { mut first, mut rest } = self.chains.remove(&chain).unwrap_or_default();
                     let leading = first.len();
+                    first.reverse();
                     first.append(&mut rest);
                     ruleset::Chain { name: name.into(), base: chain.base(), rules: first, leading }
                 })

@@ -128,3 +128,29 @@ fn interception_none_means_no_rules_and_success() {
     assert_says(&answer.stderr, &["interception-none"]);
     assert_eq!(before, everything(&pod));
 }
+
+#[test]
+fn short_lists_that_multiply_are_refused_before_anything_is_planned() {
+    let list = |n: usize, item: &dyn Fn(usize) -> String| (0..n).map(item).collect::<Vec<_>>().join(",");
+    let range = |n: usize| format!("10.{}.{}.0/24", n / 256, n % 256);
+    let interface = |n: usize| format!("net{n}");
+    let annotations = |n: usize| {
+        [
+            ("traffic.sidecar.istio.io/includeOutboundIPRanges", list(n, &range)),
+            ("istio.io/reroute-virtual-interfaces", list(n, &interface)),
+        ]
+    };
+    let many = annotations(1000);
+    let (node, pod) = node_and_pod(&many.each_ref().map(|(key, value)| (*key, value.as_str())));
+    let answer = node.call("ADD", "web", pod.path()).run().unwrap();
+    let (_, text) = answer.error().unwrap();
+    assert_says(
+        &text,
+        &["istio.io/reroute-virtual-interfaces", "1000 interfaces and 1000 ranges", "give fewer"],
+    );
+    assert!(answer.took < std::time::Duration::from_secs(2), "{:?}", answer.took);
+    let some = annotations(50);
+    let (node, pod) = node_and_pod(&some.each_ref().map(|(key, value)| (*key, value.as_str())));
+    node.add("web", pod.path()).unwrap();
+    assert_says(&everything(&pod), &["net49"]);
+}

@@ -50,21 +50,89 @@ fn missing_iptables_is_named() {
     assert_eq!(before, everything(&pod));
 }
 
+/// Runs its arguments on a kernel that seems to have no nf_tables: a seccomp filter refuses netlink sockets of the netfilter kind
+/// (`socket(AF_NETLINK, …, NETLINK_NETFILTER)`) as a kernel without `CONFIG_NETFILTER_NETLINK` does, for the plugin and everything
+/// that it starts.
+const WITHOUT_NFTABLES: &str = r#"
+import ctypes, os, platform, struct, sys
+number = {"x86_64": 41, "aarch64": 198}[platform.machine()]
+load, jump, answer = 0x20, 0x15, 0x06
+program = [(load, 0, 0, 0), (jump, 0, 5, number), (load, 0, 0, 16), (jump, 0, 3, 16), (load, 0, 0, 32), (jump, 0, 1, 12),
+           (answer, 0, 0, 0x00050000 | 93), (answer, 0, 0, 0x7fff0000)]
+code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in program))
+libc = ctypes.CDLL(None, use_errno=True)
+header = struct.pack("HxxxxxxP", len(program), ctypes.addressof(code))
+assert libc.prctl(22, 2, ctypes.c_char_p(header), 0, 0) == 0, os.strerror(ctypes.get_errno())
+os.execv(sys.argv[1], sys.argv[1:])
+"#;
+
 #[test]
 fn a_kernel_without_nftables() {
-    // strace plays the kernel: the netfilter socket, which is the second netlink socket of an ADD, is refused.
-    let refuse =
-        ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "inject=socket:error=EPROTONOSUPPORT:when=2+"];
-    let (mut node, pod) = node_and_pod(&[]);
-    let call = node.call("ADD", "web", pod.path());
-    let mut command = call.command_with(&refuse);
-    command.env("PATH", "/usr/bin");
-    let (code, text) = call.run_as(command).unwrap().error().unwrap();
+    let (mut node, pod) = node_and_pod(&[("sidecar.istio.io/interceptionMode", "TPROXY")]);
+    let run = |call: &plugin_tests::Call| {
+        let mut command = call.command_with(&["python3", "-c", WITHOUT_NFTABLES]);
+        command.env("PATH", std::env::var_os("PATH").unwrap());
+        call.run_as(command).unwrap()
+    };
+    let before = everything(&pod);
+    let (code, text) = run(&node.call("ADD", "web", pod.path())).error().unwrap();
     assert_eq!(code, 999);
-    assert_says(&text, &["nf_tables", "default/web"]);
-    assert!(pod.nft_json(testkit::rules::Comments::Keep).unwrap().is_empty());
-    // Without a choice in the configuration, iptables is taken then, and the log says so.
+    assert_says(&text, &["nf_tables", "default/web", "iptables"]);
+    assert_eq!(before, everything(&pod));
+    node.conf["cniVersion"] = "1.1.0".into();
+    assert_eq!(run(&node.call("STATUS", "web", pod.path())).error().unwrap().0, 50);
+    // Without a choice in the configuration, iptables is taken, and the log says so.
+    node.conf["cniVersion"] = "1.0.0".into();
     node.conf.as_object_mut().unwrap().remove("native_nftables");
-    let answer = node.add("web", pod.path()).unwrap();
-    assert_says(&answer.stderr, &["\"backend\":\"nftables\""]);
+    let answer = run(&node.call("ADD", "web", pod.path()));
+    assert_eq!(answer.exit, Some(0), "{answer:#?}");
+    assert_says(&answer.stderr, &["nf_tables could not be used, iptables was", "\"backend\":\"iptables\""]);
+    assert_says(&everything(&pod), &["ISTIO_OUTPUT", "fwmark 0x539 lookup 133"]);
+    assert_eq!(run(&node.call("CHECK", "web", pod.path())).exit, Some(0));
+    // With nf_tables again, the rules move.
+    assert_says(&node.add("web", pod.path()).unwrap().stderr, &["\"backend\":\"nftables\""]);
+    assert!(!everything(&pod).contains("-A ISTIO_OUTPUT"), "{}", everything(&pod));
+}
+
+#[test]
+fn a_wrong_variable_of_the_runtime_stops_only_the_pods_that_it_is_for() {
+    let (mut node, pod) = node_and_pod(&[]);
+    let mut plain = plugin_tests::sidecar_pod("plain");
+    plain["spec"]["containers"] = serde_json::json!([{"name": "app"}]);
+    node.pod(&plain).unwrap();
+    let with = |call: plugin_tests::Call| call.env("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR", "bad").run().unwrap();
+    assert_eq!(with(node.call("ADD", "plain", pod.path())).exit, Some(0));
+    let (code, _) = with(node.call("ADD", "web", pod.path())).error().unwrap();
+    assert_eq!(code, 999);
+    node.conf["cniVersion"] = "1.1.0".into();
+    let (code, text) = with(node.call("STATUS", "web", pod.path())).error().unwrap();
+    assert_eq!(code, 50);
+    assert_says(&text, &["ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR", "\"bad\""]);
+}
+
+#[test]
+fn a_process_in_the_pod_that_holds_the_lock_is_only_a_delay() {
+    let (node, pod) = node_and_pod(&[]);
+    node.add("web", pod.path()).unwrap();
+    let lock =
+        pod.spawn(std::process::Command::new("flock").args(["/proc/self/ns/net", "sleep", "60"])).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let answer = node.call("CHECK", "web", pod.path()).run().unwrap();
+    assert_eq!(answer.exit, Some(0), "{answer:#?}");
+    assert_says(&answer.stderr, &["locked", "going on without it"]);
+    assert!(answer.took < std::time::Duration::from_secs(3), "{:?}", answer.took);
+    drop(lock);
+}
+
+#[test]
+fn an_iptables_table_without_its_programs_does_not_stop_nftables() {
+    let (node, pod) = node_and_pod(&[("sidecar.istio.io/interceptionMode", "TPROXY")]);
+    // Looking at a table of the legacy variant makes the kernel create it, empty.
+    pod.run(std::process::Command::new("iptables-legacy").args(["-t", "nat", "-L"])).unwrap();
+    let call = node.call("ADD", "web", pod.path());
+    let hide = "mount -t tmpfs none /usr/sbin && exec \"$@\"";
+    let command = call.command_with(&["unshare", "--mount", "sh", "-c", hide, "hidden"]);
+    let answer = call.run_as(command).unwrap();
+    assert_eq!(answer.exit, Some(0), "{answer:#?}");
+    assert_says(&everything(&pod), &["istio-proxy-mangle", "fwmark 0x539 lookup 133"]);
 }
