@@ -94,3 +94,33 @@ fn a_killed_supervisor_is_repaired_by_the_next_setup() {
     }
     assert!(partial > 0, "no kill hit the middle");
 }
+
+#[test]
+fn a_kill_at_any_system_call_leaves_no_file_on_the_host() {
+    let files = || support::sh("ls -A /run | grep ^xtables");
+    // That file is there on every host with iptables.
+    drop(std::fs::OpenOptions::new().create(true).append(true).open("/run/xtables.lock").unwrap());
+    let before = files();
+    let mounts =
+        || support::sh("grep -E \" (/proc|/run/xtables.lock|/etc/nsswitch.conf) \" /proc/mounts | sort");
+    let mounted = mounts();
+    let mut killed = 0;
+    // Whatever opens, mounts or unmounts: the kill comes on entry, so that everything before is done.
+    for call in ["mount", "umount2", "openat", "open", "unlink", "unlinkat"] {
+        for number in 1..12 {
+            let ns = Ns::new();
+            let output = Command::new("strace")
+                .args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}")])
+                .args(["-e", &format!("inject={call}:signal=KILL:when={number}")])
+                .arg(example())
+                .arg(ns.path())
+                .args(["legacy", "no-ipv6"])
+                .output()
+                .unwrap();
+            killed += u32::from(!output.status.success());
+            drop(ns);
+            assert_eq!((files(), mounts()), (before.clone(), mounted.clone()), "{call} {number}");
+        }
+    }
+    assert!(killed > 10, "{killed}");
+}

@@ -63,10 +63,12 @@ impl Job {
     /// Does the job on the calling thread, which must be one to throw away: its mount namespace changes.
     pub(super) fn execute(&self, sign: Option<OwnedFd>) -> Report {
         let locks = self.runs.iter().any(|run| run.variant == Variant::Legacy);
+        // Asked for while /proc is as it was.
+        let user_namespace = private::foreign_user_namespace();
         let view = private::hide_host_files(locks);
         let around = Surroundings {
             environment: environment(&self.path, &view),
-            user_namespace: private::foreign_user_namespace(),
+            user_namespace,
             sign,
             timeout: self.timeout,
         };

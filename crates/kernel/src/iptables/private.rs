@@ -7,17 +7,21 @@
 use std::ffi::c_void;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{Mode, OFlags, fstat, open, stat, unlink};
+use rustix::fs::{Mode, OFlags, fstat, open, stat};
 use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl, opcode};
-use rustix::mount::{MountFlags, MountPropagationFlags, mount_bind, mount_change, mount_remount};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, mount_remount, unmount,
+};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 const NSSWITCH: &str = "/etc/nsswitch.conf";
 /// Where iptables before 1.8.6 always, and later versions by default, have their lock.
 const XTABLES_LOCK: &str = "/run/xtables.lock";
+/// Where a file system is mounted while the lock is made. Nothing is read below it meanwhile.
+const COVERED: &str = "/proc";
+const TMPFS_FLAGS: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
 
 /// What could be arranged.
 #[derive(Debug, Default)]
@@ -81,16 +85,21 @@ fn replace_lock() -> io::Result<()> {
     let only_root = Mode::RUSR | Mode::WUSR;
     // As iptables itself does; without the file there is nothing to mount over.
     drop(open(XTABLES_LOCK, OFlags::RDONLY | OFlags::CREATE | OFlags::CLOEXEC, only_root)?);
-    // The root of another user namespace must be able to open it. Nobody else sees it.
-    let everybody = only_root | Mode::RGRP | Mode::ROTH;
-    // Only a file with a name can be mounted; the mount keeps it when the name is gone again.
-    // Thread ids repeat where containers share the directory.
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let own = format!("{XTABLES_LOCK}.{}.{}", rustix::thread::gettid(), now.subsec_nanos());
-    drop(open(&own, OFlags::RDONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW, everybody)?);
-    let mounted = mount_bind(&own, XTABLES_LOCK);
-    unlink(&own)?;
+    // Only a file with a name can be mounted, and a kill must leave none on the host. So the file is in a file system in memory
+    // that only this mount namespace has and that ends with it. For a moment that covers a directory which is there for sure.
+    mount(c"none", COVERED, c"tmpfs", TMPFS_FLAGS, c"size=4k,nr_inodes=2,mode=755")?;
+    let mounted = bind_new_file();
+    // The mount of the file keeps the file system.
+    unmount(COVERED, UnmountFlags::DETACH)?;
     Ok(mounted?)
+}
+
+fn bind_new_file() -> Result<(), Errno> {
+    let file = format!("{COVERED}/lock");
+    // The root of another user namespace must be able to open it. Nobody else sees it.
+    let everybody = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
+    drop(open(&file, OFlags::RDONLY | OFlags::CREATE | OFlags::CLOEXEC, everybody)?);
+    mount_bind(&file, XTABLES_LOCK)
 }
 
 /// The user namespace that owns the network namespace of the calling thread, if it is not the caller's own.
