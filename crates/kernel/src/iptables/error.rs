@@ -121,7 +121,9 @@ fn exit_kind(code: i32) -> Option<&'static str> {
         1 => Some("xtables other problem"),
         2 => Some("xtables parameter problem"),
         3 => Some("xtables version problem: the kernel and the program do not fit"),
-        4 => Some("xtables resource problem: the lock is taken, or memory is short"),
+        4 => Some(
+            "xtables resource problem: the kernel lacks this variant, the lock is taken, or memory is short",
+        ),
         _ => None,
     }
 }

@@ -46,14 +46,14 @@ pub(super) struct Search(pub(super) Vec<PathBuf>);
 // === impl Iptables ===
 
 impl super::Iptables {
-    /// Whether the programs of any variant are there, without starting one: what a setup will need at least.
+    /// Whether both programs of any variant are there, without starting one: what a setup will need at least.
     ///
     /// # Errors
-    /// None is.
+    /// No variant has both. The error names what an unsuffixed `iptables` lacks.
     pub fn available(&self) -> Result<(), Error> {
-        let restore = ["iptables-nft-restore", "iptables-legacy-restore", "iptables-restore"];
-        let found = restore.iter().any(|program| self.search.find((*program).to_owned()).is_ok());
-        if found { Ok(()) } else { self.search.find("iptables-restore".to_owned()).map(drop) }
+        let nft = || self.search.pair("iptables-nft");
+        let legacy = || self.search.pair("iptables-legacy");
+        self.search.pair("iptables").or_else(|error| nft().or_else(|_| legacy()).map_err(|_| error)).map(drop)
     }
 }
 
@@ -83,6 +83,11 @@ impl Search {
         found.ok_or_else(|| Error::Missing { program, searched: self.joined() })
     }
 
+    /// Where `<stem>-restore` and `<stem>-save` are.
+    fn pair(&self, stem: &str) -> Result<(PathBuf, PathBuf), Error> {
+        Ok((self.find(format!("{stem}-restore"))?, self.find(format!("{stem}-save"))?))
+    }
+
     /// The programs of a candidate.
     pub(super) fn programs(
         &self,
@@ -98,8 +103,7 @@ impl Search {
             Candidate::Named(variant) => format!("{base}-{variant}"),
             Candidate::Unsuffixed => base.to_owned(),
         };
-        let restore = self.find(format!("{stem}-restore"))?;
-        let save = self.find(format!("{stem}-save"))?;
+        let (restore, save) = self.pair(&stem)?;
         let found = variant_of(&restore, around)?;
         match candidate {
             Candidate::Named(wanted) if wanted != found => {
