@@ -10,8 +10,10 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use capture::{Pod, PodId};
+use serde_json::error::Category;
 
 use crate::error::{Cause, Error, Retry};
+use crate::json;
 use crate::kubeconfig::{self, Access};
 use crate::object::Object;
 use crate::{MAX_BYTES, PodSource};
@@ -223,14 +225,13 @@ fn facts(response: &Response, id: &PodId) -> Result<Pod, Cause> {
     if response.is_html() {
         return Err(Cause::Html);
     }
-    let object: Object = serde_json::from_slice(&response.body).map_err(|error| {
-        let what = match error.classify() {
-            serde_json::error::Category::Data => "does not have the shape of a pod",
-            serde_json::error::Category::Eof => "is JSON that ends early",
-            _ => "is not JSON",
-        };
-        // the parser's words may quote an environment variable of the pod
-        Cause::NotThePod(format!("{what} (line {}, column {})", error.line(), error.column()))
+    let object: Object = json::from_slice(&response.body).map_err(|misfit| {
+        let place = format!("(line {}, column {})", misfit.line, misfit.column);
+        Cause::NotThePod(match misfit.category {
+            Category::Data => format!("does not have the shape of a pod {place}: {}", misfit.reason),
+            Category::Eof => format!("is JSON that ends early {place}"),
+            Category::Syntax | Category::Io => format!("is not JSON {place}"),
+        })
     })?;
     match object.kind.as_deref() {
         Some("Pod") => {}

@@ -8,6 +8,7 @@
 //!   are resolved in a static executable, is said there.
 
 mod error;
+mod json;
 mod kubeconfig;
 mod kubernetes;
 mod manifests;

@@ -1,8 +1,12 @@
 //! From the text of a manifest file to the one object wanted.
 
+use std::borrow::Cow;
+
 use serde::de::DeserializeOwned;
 
+use crate::json::{self, Misfit};
 use crate::object::{Header, NO_CONTAINERS, Object};
+use crate::yaml;
 
 /// How a file is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,8 +87,8 @@ impl Wanted<'_> {
     }
 
     fn examine(self, document: &str, format: Format) -> Result<Option<Object>, Broken> {
-        let header = || parse::<Header>(document, format);
-        match parse::<Object>(document, format) {
+        let json = as_json(document, format)?;
+        match parse::<Object>(&json, format) {
             Ok(object) => match object.find(self.namespace, self.name) {
                 Some(pod) if !pod.has_containers() => {
                     let reason = format!("the pod {NO_CONTAINERS}");
@@ -93,7 +97,7 @@ impl Wanted<'_> {
                 found => Ok(found),
             },
             // some other kind of object, whose `spec` may well look different, or the pod with members that do not fit
-            Err(error) => match header() {
+            Err(error) => match parse::<Header>(&json, format) {
                 Ok(header) if !header.holds(self.namespace, self.name) => Ok(None),
                 header => Err(Broken { is_the_pod: header.is_ok(), ..error }),
             },
@@ -103,7 +107,7 @@ impl Wanted<'_> {
 
 /// Whether a document says what it describes.
 fn whole(document: &str, format: Format) -> Result<(), Broken> {
-    let gap = parse::<Header>(document, format)?.gap();
+    let gap = parse::<Header>(&as_json(document, format)?, format)?.gap();
     gap.map_or(Ok(()), |gap| Err(Broken::new(1, 1, format!("the object {gap}"))))
 }
 
@@ -112,9 +116,10 @@ pub(super) fn all(text: &str, format: Format) -> Result<Vec<Object>, Broken> {
     let mut pods = Vec::new();
     for (first_line, document) in documents(text, format) {
         let before = pods.len();
-        match parse::<Object>(document, format) {
+        let json = as_json(document, format).map_err(|error| error.after(first_line))?;
+        match parse::<Object>(&json, format) {
             Ok(object) => object.pods(&mut pods),
-            Err(_) if parse::<Header>(document, format).is_ok_and(|header| !header.holds_any()) => {}
+            Err(_) if parse::<Header>(&json, format).is_ok_and(|header| !header.holds_any()) => {}
             Err(error) => return Err(error.after(first_line)),
         }
         if let Some(pod) = pods[before..].iter().find(|pod| !pod.has_containers()) {
@@ -162,28 +167,22 @@ fn has_content(line: &str) -> bool {
     !(line.is_empty() || line == "---" || line.starts_with('#') || line.starts_with('%'))
 }
 
-fn parse<T: DeserializeOwned>(document: &str, format: Format) -> Result<T, Broken> {
+/// The document as JSON.
+fn as_json(document: &str, format: Format) -> Result<Cow<'_, [u8]>, Broken> {
     match format {
-        Format::Json => serde_json::from_slice(document.as_bytes()).map_err(|error| {
-            let reason = without_position(&error.to_string());
-            Broken::new(error.line() as u64, error.column() as u64, reason)
+        Format::Json => Ok(Cow::Borrowed(document.as_bytes())),
+        Format::Yaml => yaml::to_json(document).map(Cow::Owned).map_err(|error| {
+            let (line, column) = error.location().map_or((0, 0), |at| (at.line(), at.column()));
+            Broken::new(line, column, yaml::reason(&error))
         }),
-        Format::Yaml => {
-            let json = crate::yaml::to_json(document).map_err(|error| {
-                let location = error.location();
-                let (line, column) = location.map_or((0, 0), |at| (at.line(), at.column()));
-                Broken::new(line, column, without_position(&error.without_snippet().to_string()))
-            })?;
-            // What does not fit has no position of its own any more: the document's first line.
-            serde_json::from_slice(&json).map_err(|error| {
-                Broken::new(1, 1, format!("in this document, {}", without_position(&error.to_string())))
-            })
-        }
     }
 }
 
-/// The parsers append the position, which is that within the document; ours is that within the file.
-fn without_position(message: &str) -> String {
-    let end = message.find(" at line ").unwrap_or(message.len());
-    message[..end].chars().take(300).collect()
+/// An object from what [`as_json`] made of a document of this format.
+fn parse<T: DeserializeOwned>(json: &[u8], format: Format) -> Result<T, Broken> {
+    json::from_slice(json).map_err(|Misfit { line, column, reason, .. }| match format {
+        Format::Json => Broken::new(line, column, reason),
+        // Positions in the JSON say nothing about the YAML: the document's first line.
+        Format::Yaml => Broken::new(1, 1, format!("in this document, {reason}")),
+    })
 }

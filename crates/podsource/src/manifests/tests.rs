@@ -224,11 +224,77 @@ fn a_pod_of_the_wrong_shape_names_file_and_position() {
     ]);
     let text = message(dir.path(), "shop", "web");
     assert!(
-        text.contains("shop_web.yaml is broken at line 1, column 1: in this document, invalid type: integer `7`, expected a"),
+        text.contains("shop_web.yaml is broken at line 1, column 1: in this document, spec.containers is a number, must be a list;"),
         "{text}"
     );
     let text = message(dir.path(), "shop", "api");
     assert!(text.contains("shop_api.json is broken at line 2, column"), "{text}");
+}
+
+#[test]
+fn errors_quote_no_value_of_a_pod() {
+    let pod = |rest: &str| {
+        format!(
+            "kind: Pod\nmetadata: {{name: web, namespace: shop}}\nspec:\n  containers:\n  - name: c\n{rest}"
+        )
+    };
+    let mut refused = 0;
+    for rest in [
+        "    env: [{name: A, value: 8675309}]\n",
+        "    args: hunter2\n",
+        "    env: [hunter2]\n",
+        "    env: [{name: A, value: hunter2]\n",
+        "    env: [{name: A, value: \"hunter2\n",
+        "    args: [*hunter2]\n",
+        "    args: [!hunter2 x]\n",
+        "    args: [!!int hunter2]\n",
+        "    args: [!!binary hunter2]\n",
+        "    hunter2: 1\n    hunter2: 2\n",
+        "  hunter2\n    a: b\n",
+        "    <<: hunter2\n",
+        "    args: [.inf, hunter2]\n",
+        "    args: [\"hunter2\\q\"]\n",
+    ] {
+        let dir = dir(&[("a.yaml", &pod(rest))]);
+        // some are odd and yet valid
+        let Err(error) = Manifests::new(dir.path()).pod(&id("shop", "web")) else { continue };
+        refused += 1;
+        let text = error.to_string();
+        println!("{text}");
+        assert!(text.contains("is broken at line"), "{rest:?}: {text}");
+        assert!(!text.contains("hunter2") && !text.contains("8675309"), "{rest:?}: {text}");
+    }
+    assert!(refused >= 9, "{refused}");
+}
+
+#[test]
+fn limits_and_separators_are_explained_in_our_words() {
+    let mut list = String::from("kind: PodList\nitems:\n");
+    while list.len() < crate::MAX_BYTES - 4000 {
+        let number = list.len();
+        list += &format!("- metadata: {{name: p{number}, namespace: shop}}\n  spec:\n    containers:\n");
+        for container in 0..4 {
+            list += &format!("    - name: c{container}\n      env:\n");
+            for _ in 0..20 {
+                list += "      - name: A\n        value: b\n";
+            }
+        }
+    }
+    list += "- {metadata: {name: last, namespace: shop}, spec: {containers: [{name: end}]}}\n";
+    let dense = format!("x: [{}]\nkind: Pod # web\n", "1,".repeat((2 << 20) + 1));
+    let deep = format!("x: {}web{}\n", "[".repeat(70), "]".repeat(70));
+    let dots = format!("{}...\n{}", pod_yaml("shop", "web", "a"), pod_yaml("shop", "web-2", "b"));
+    for (text, name, part) in [
+        (&dense, "web", "more than 2097152 values in one document; split the file"),
+        (&deep, "web", "nested deeper than 64 levels"),
+        (&dots, "web", "another document follows without a line --- before it; separate documents with ---"),
+    ] {
+        let dir = dir(&[("a.yaml", text)]);
+        let got = message(dir.path(), "shop", name);
+        assert!(got.contains(part), "{part:?} in {got}");
+    }
+    let dir = dir(&[("list.yaml", &list)]);
+    assert_eq!(first_container(dir.path(), "shop", "last"), "end");
 }
 
 #[test]
