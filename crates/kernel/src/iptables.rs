@@ -249,7 +249,7 @@ impl Iptables {
         for family in FAMILIES {
             let present = Present::ask(family)?;
             for variant in VARIANTS {
-                works.extend(self.left_over(ruleset, family, &present, variant)?);
+                works.extend(self.left_over_if_known(ruleset, family, &present, variant)?);
             }
         }
         match self.apply(&works, sign.as_ref())? {
@@ -263,7 +263,7 @@ impl Iptables {
         for family in FAMILIES {
             let present = Present::ask(family)?;
             if may_hold_ours(ruleset, family, &present, Variant::Nft)
-                || self.left_over(ruleset, family, &present, Variant::Legacy)?.is_some()
+                || self.left_over_if_known(ruleset, family, &present, Variant::Legacy)?.is_some()
             {
                 return Ok(true);
             }

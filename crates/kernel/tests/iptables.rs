@@ -272,6 +272,38 @@ fn missing_programs_and_wrong_variants_are_named() {
 }
 
 #[test]
+fn legacy_tables_without_legacy_programs_are_only_warned_of() {
+    let programs = Programs::none().real("iptables-nft").real("ip6tables-nft");
+    let (ns, iptables, ruleset) = (Ns::new(), programs.iptables(), sidecar(true));
+    // Whoever looks into a table makes it.
+    ns.sh("iptables-legacy -t nat -L; ip6tables-legacy -t nat -L");
+    let warned = || {
+        let warnings = iptables.take_warnings();
+        for program in ["iptables-legacy-restore", "ip6tables-legacy-restore"] {
+            assert!(
+                warnings.iter().any(|w| w.contains(&format!("cannot find {program} in"))),
+                "{warnings:?}"
+            );
+        }
+    };
+    assert!(!exists(&ns, &iptables, &ruleset));
+    warned();
+    assert_eq!(cleanup(&ns, &iptables, &ruleset), Change::None);
+    warned();
+    assert_eq!(setup(&ns, &iptables, &ruleset), Ok(Change::Fresh));
+    warned();
+    assert_eq!(observe(&ns, &iptables, &ruleset), []);
+    warned();
+    assert_eq!(cleanup(&ns, &iptables, &ruleset), Change::Fresh);
+    assert_eq!(ns.content(Variant::Nft), Vec::<String>::new());
+    // Ours in nft are known without a program, and stay where none can remove them.
+    setup(&ns, &iptables, &ruleset).unwrap();
+    let nothing = Programs::none().iptables();
+    assert!(exists(&ns, &nothing, &ruleset));
+    assert!(ns.enter(|inside| nothing.cleanup(inside, &ruleset).is_err()));
+}
+
+#[test]
 fn both_programs_of_one_variant_are_needed() {
     let available = |programs: &Programs| programs.iptables().available().map_err(|e| e.to_string());
     assert!(available(&Programs::none()).unwrap_err().contains("cannot find iptables-restore in"));

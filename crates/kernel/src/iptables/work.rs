@@ -127,6 +127,24 @@ impl Iptables {
         let side = side(ruleset, family, false, self.save_if(true, &programs)?, label);
         Ok(side.holds_ours().then_some(Work { side, programs, unproven: false }))
     }
+
+    /// As [`Self::left_over`], but legacy tables on a host without the legacy programs are only warned of. Anybody may have made
+    /// them, by a mere look, and nothing says that rules of ours are in them. Chains of the nft variant are known by name.
+    pub(super) fn left_over_if_known<'a>(
+        &self,
+        ruleset: &'a Ruleset,
+        family: Family,
+        present: &Present,
+        variant: Variant,
+    ) -> Result<Option<Work<'a>>, Error> {
+        match self.left_over(ruleset, family, present, variant) {
+            Err(e @ (Error::Missing { .. } | Error::WrongVariant { .. })) if variant == Variant::Legacy => {
+                self.warn(format!("cannot look whether {variant} iptables holds rules of ours: {e}"));
+                Ok(None)
+            }
+            result => result,
+        }
+    }
 }
 
 fn has_rules(ruleset: &Ruleset, family: Family) -> bool {
