@@ -100,20 +100,20 @@ impl<'a> Kubernetes<'a> {
             segment(&id.name)
         );
         let response = self.fetch(&access, &path, deadline).map_err(reached)?;
-        facts(&response, id).map_err(reached)
+        facts(&response, id, access.token.as_deref()).map_err(reached)
     }
 
     fn fetch(&self, access: &Access, path: &str, deadline: Deadline) -> Result<Response, Cause> {
-        let request =
-            http::request(&access.server.authority(), path, &self.user_agent, access.token.as_deref());
+        let token = access.token.as_deref();
+        let request = http::request(&access.server.authority(), path, &self.user_agent, token);
         if access.server.tls {
             // before connecting: a broken certificate in the kubeconfig is not the network's fault
             let config = tls::client_config(access)?;
             let mut stream = tls::handshake(config, access, connection::open(&access.server, deadline)?)?;
-            http::exchange(&mut stream, &request, MAX_BYTES, deadline)
+            http::exchange(&mut stream, &request, token, MAX_BYTES, deadline)
         } else {
             let mut stream = connection::open(&access.server, deadline)?;
-            http::exchange(&mut stream, &request, MAX_BYTES, deadline)
+            http::exchange(&mut stream, &request, token, MAX_BYTES, deadline)
         }
     }
 
@@ -218,9 +218,10 @@ fn segment(text: &str) -> String {
     encoded
 }
 
-fn facts(response: &Response, id: &PodId) -> Result<Pod, Cause> {
+/// The pod of the answer. No error repeats the token, which a proxy in between may have put into the answer.
+fn facts(response: &Response, id: &PodId, token: Option<&str>) -> Result<Pod, Cause> {
     if response.status != 200 {
-        return Err(refusal(response));
+        return Err(refusal(response, token));
     }
     if response.is_html() {
         return Err(Cause::Html);
@@ -236,7 +237,7 @@ fn facts(response: &Response, id: &PodId) -> Result<Pod, Cause> {
     match object.kind.as_deref() {
         Some("Pod") => {}
         Some(kind) => {
-            let kind = http::clean(kind.as_bytes(), 60);
+            let kind = http::clean(http::hide(kind, token).as_bytes(), 60);
             return Err(Cause::NotThePod(format!("is a {kind} and not a Pod")));
         }
         None => return Err(Cause::NotThePod("has no kind and is not a Pod".into())),
@@ -248,15 +249,16 @@ fn facts(response: &Response, id: &PodId) -> Result<Pod, Cause> {
 }
 
 /// What the server says when it does not give the pod; API servers explain themselves in a `Status` object.
-fn refusal(response: &Response) -> Cause {
+fn refusal(response: &Response, token: Option<&str>) -> Cause {
     #[derive(serde::Deserialize)]
     struct Status {
         message: Option<String>,
     }
     let message = match serde_json::from_slice::<Status>(&response.body) {
-        Ok(status) => http::clean(status.message.unwrap_or_default().as_bytes(), 300),
+        Ok(status) => http::clean(http::hide(&status.message.unwrap_or_default(), token).as_bytes(), 300),
         Err(_) if response.is_html() => "an HTML page".into(),
-        Err(_) => http::clean(&response.body, 100),
+        // hidden before it is shortened, or the beginning of the token would be left
+        Err(_) => http::clean(http::hide(&String::from_utf8_lossy(&response.body), token).as_bytes(), 100),
     };
     let reason = response.reason();
     let message = if message == reason { String::new() } else { message };

@@ -64,16 +64,17 @@ pub(super) fn request(host: &str, path: &str, user_agent: &str, token: Option<&s
     text + "\r\n"
 }
 
-/// Sends the request and reads the answer, at most `limit` bytes of it.
+/// Sends the request and reads the answer, at most `limit` bytes of it. Errors and the status line do not repeat the token.
 pub(super) fn exchange(
     stream: &mut (impl Read + Write),
     request: &str,
+    token: Option<&str>,
     limit: usize,
     deadline: Deadline,
 ) -> Result<Response, Cause> {
     let sent = stream.write_all(request.as_bytes()).and_then(|()| stream.flush());
     sent.map_err(|error| connection::cause(&error, "sending the request", deadline))?;
-    response(&mut BufReader::with_capacity(4 << 10, stream), limit, deadline)
+    response(&mut BufReader::with_capacity(4 << 10, stream), token, limit, deadline)
 }
 
 /// How the end of a body is known (RFC 9112, 6.3).
@@ -84,10 +85,15 @@ enum Framing {
     UntilClosed,
 }
 
-fn response(reader: &mut impl BufRead, limit: usize, deadline: Deadline) -> Result<Response, Cause> {
+fn response(
+    reader: &mut impl BufRead,
+    token: Option<&str>,
+    limit: usize,
+    deadline: Deadline,
+) -> Result<Response, Cause> {
     let (mut response, framing) = loop {
         let head = read_head(reader, deadline)?;
-        match parse_head(&head)? {
+        match parse_head(&head, token)? {
             // 1xx: the real answer follows
             (Response { status: 100..=199, .. }, _) => {}
             answer => break answer,
@@ -123,7 +129,7 @@ fn read_head(reader: &mut impl BufRead, deadline: Deadline) -> Result<Vec<u8>, C
     }
 }
 
-fn parse_head(head: &[u8]) -> Result<(Response, Framing), Cause> {
+fn parse_head(head: &[u8], token: Option<&str>) -> Result<(Response, Framing), Cause> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut parsed = httparse::Response::new(&mut headers);
     match parsed.parse(head) {
@@ -133,7 +139,7 @@ fn parse_head(head: &[u8]) -> Result<(Response, Framing), Cause> {
     }
     let header = |name: &str| {
         let found = parsed.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name));
-        found.map(|header| String::from_utf8_lossy(header.value).trim().to_ascii_lowercase())
+        found.map(|header| hide(&String::from_utf8_lossy(header.value), token).trim().to_ascii_lowercase())
     };
     if let Some(coding) = header("content-encoding").filter(|coding| coding != "identity") {
         return Err(Cause::NotHttp(format!(
@@ -144,7 +150,7 @@ fn parse_head(head: &[u8]) -> Result<(Response, Framing), Cause> {
     let framing = framing(header("transfer-encoding").as_deref(), header("content-length").as_deref())?;
     let response = Response {
         status: parsed.code.unwrap_or_default(),
-        phrase: clean(parsed.reason.unwrap_or_default().as_bytes(), 60),
+        phrase: clean(hide(parsed.reason.unwrap_or_default(), token).as_bytes(), 60),
         content_type: header("content-type").unwrap_or_default(),
         retry_after: header("retry-after").and_then(|value| value.parse().ok()).map(Duration::from_secs),
         body: Vec::new(),
@@ -252,6 +258,11 @@ fn broken_off(error: &io::Error, received: usize, deadline: Deadline) -> Cause {
         Cause::Disconnected { reason, .. } => Cause::Truncated(format!("after {received} bytes: {reason}")),
         other => other,
     }
+}
+
+/// Text from the other side without the token, which what answers may have echoed.
+pub(super) fn hide(text: &str, token: Option<&str>) -> String {
+    token.map_or_else(|| text.to_owned(), |token| text.replace(token, "<token>"))
 }
 
 /// Text from the other side that is fit for one line of a message: no control characters, at most `limit` characters.

@@ -9,6 +9,8 @@ use super::http::{Response, exchange};
 use super::{Backoff, facts, is_name, segment};
 use crate::error::Cause;
 
+const TOKEN: &str = "eyJhbGci.Secret/of-the-agent";
+
 /// A stream that answers with these bytes, whatever is asked.
 struct Canned(Cursor<Vec<u8>>);
 
@@ -30,7 +32,7 @@ impl std::io::Write for Canned {
 
 fn answer(bytes: impl Into<Vec<u8>>) -> Result<Response, Cause> {
     let deadline = Deadline::at(Instant::now() + Duration::from_secs(5));
-    exchange(&mut Canned(Cursor::new(bytes.into())), "GET", 100, deadline)
+    exchange(&mut Canned(Cursor::new(bytes.into())), "GET", Some(TOKEN), 100, deadline)
 }
 
 fn body(bytes: &str) -> String {
@@ -87,6 +89,29 @@ fn broken_answers_are_named() {
 }
 
 #[test]
+fn an_echoed_token_is_in_no_error() {
+    let escaped = TOKEN.replace('/', "\\/");
+    let padding = "x".repeat(60);
+    for text in [
+        format!("HTTP/1.1 403 No\r\n\r\nAuthorization: Bearer {TOKEN}"),
+        // the token lies across the place where the message is shortened
+        format!("HTTP/1.1 403 No\r\n\r\n{padding}Authorization: Bearer {TOKEN}"),
+        format!("HTTP/1.1 403 No\r\n\r\n{{\"message\":\"Bearer {TOKEN}\"}}"),
+        format!("HTTP/1.1 403 No\r\n\r\n{{\"message\":\"Bearer {escaped}\"}}"),
+        format!("HTTP/1.1 418 Bearer {TOKEN}\r\n\r\n"),
+        format!("HTTP/1.1 200 OK\r\n\r\n{{\"kind\":\"Bearer {TOKEN}\"}}"),
+        format!("HTTP/1.1 200 OK\r\nContent-Encoding: bearer {TOKEN}\r\n\r\n"),
+    ] {
+        let cause = answer(text.as_str())
+            .and_then(|response| facts(&response, &PodId::default(), Some(TOKEN)))
+            .unwrap_err();
+        let message = cause.to_string().to_lowercase();
+        assert!(message.contains("<token>"), "{text:?}: {message}");
+        assert!(!message.contains("eyjh") && !message.contains("secret"), "{text:?}: {message}");
+    }
+}
+
+#[test]
 fn pauses_grow_to_a_second_and_honour_the_server() {
     let mut backoff = Backoff::default();
     let pauses: Vec<_> = (0..40).map(|_| backoff.next(None).as_millis()).collect();
@@ -132,7 +157,7 @@ proptest! {
     fn no_body_panics(bytes in prop_oneof![any::<Vec<u8>>(), "[{}\\[\\]\":,a-z0-9 ]{0,60}".prop_map(String::into_bytes)]) {
         let mut response = answer("HTTP/1.1 200 OK\r\n\r\n").unwrap();
         response.body = bytes;
-        let _ = facts(&response, &PodId::default());
+        let _ = facts(&response, &PodId::default(), Some(TOKEN));
     }
 
     #[test]
