@@ -79,11 +79,15 @@ fn a_kill_at_any_time_leaves_all_or_nothing() {
 #[test]
 fn a_killed_supervisor_is_repaired_by_the_next_setup() {
     let mut partial = 0;
-    for round in 0..30_u32 {
+    for round in 0..200_u32 {
+        // Where the middle lies depends on the machine, so it goes on until some kills have hit it.
+        if round >= 30 && partial > 2 {
+            break;
+        }
         let variant = if round % 2 == 0 { Variant::Nft } else { Variant::Legacy };
         let (ns, ruleset, iptables) = (Ns::new(), sidecar(true), Iptables::forced(variant));
         let mut child = start(&ns, variant, &[]);
-        std::thread::sleep(Duration::from_micros(3000 + u64::from(round) * 7919 % 15_000));
+        std::thread::sleep(Duration::from_micros(u64::from(round) * 7919 % 15_000));
         // Everything of it, the supervisor and iptables too.
         let name = ns.path().file_name().unwrap().to_string_lossy().into_owned();
         support::sh(&format!("kill -9 {} $(ip netns pids {name}) 2>&1; true", child.id()));
@@ -92,6 +96,7 @@ fn a_killed_supervisor_is_repaired_by_the_next_setup() {
         partial += u32::from(change == Change::Replaced);
         assert_eq!(ns.enter(|inside| iptables.observe(inside, &ruleset)).unwrap(), [], "round {round}");
     }
+    println!("{partial} kills hit the middle");
     assert!(partial > 0, "no kill hit the middle");
 }
 
