@@ -22,6 +22,11 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
+    // Without it the programs of the test profile would be measured, which do not ship.
+    anyhow::ensure!(
+        std::env::var_os("ISTIO_CNI_BIN_DIR").is_some(),
+        "run `make bench`, which builds what ships"
+    );
     let runs = match std::env::var("BENCH_RUNS") {
         Ok(text) => text.parse().context("BENCH_RUNS is not a number")?,
         Err(_) => 200,
