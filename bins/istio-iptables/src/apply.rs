@@ -156,6 +156,9 @@ fn tell(applied: &Applied, need: Need, ipv6: bool, log: &Logger) {
         Change::Fresh => "added",
         Change::Replaced => "replaced",
     };
+    if let Some(warning) = &applied.warning {
+        log.warn("the other backend may still hold rules of ours", &[("cause", warning)]);
+    }
     log.info(
         "rules are in force",
         &[
@@ -163,8 +166,8 @@ fn tell(applied: &Applied, need: Need, ipv6: bool, log: &Logger) {
             ("ipv6", &ipv6),
             ("why", &why),
             ("rules", &done),
-            ("routing steps added", &applied.routing),
-            ("removed from the other backend", &applied.moved),
+            ("routing_steps", &applied.routing),
+            ("moved", &applied.moved),
         ],
     );
 }

@@ -18,14 +18,12 @@ mod tests;
 mod uapi;
 
 use netns::Inside;
-use ruleset::{Family, Ruleset};
-use rustix::io::Errno;
+use ruleset::Ruleset;
 
 pub use error::Error;
 pub use probe::{Support, probe};
 
-use crate::netlink::wire::Writer;
-use crate::netlink::{self, Socket, flags};
+use crate::netlink::{self, Socket};
 use crate::{Change, Difference, RuleStore};
 use batch::Batch;
 use list::ListedTable;
@@ -58,41 +56,6 @@ impl RuleStore for Nftables {
         let listed = list_tables(&mut socket, family::INET)?;
         Ok(differences(&mut socket, ruleset, &listed)?)
     }
-}
-
-/// Whether a chain of iptables-nft, or of anybody else, exists in a table of one family.
-///
-/// # Errors
-/// The kernel could not be asked. A kernel without nf_tables has no chains.
-pub fn has_chain(_: &Inside, family: Family, table: &str, chain: &str) -> Result<bool, Error> {
-    let number = match family {
-        Family::V4 => family::IPV4,
-        Family::V6 => family::IPV6,
-    };
-    let mut request = Writer::default();
-    let kind = uapi::message::GET_CHAIN;
-    request.message(kind, flags::REQUEST | flags::ACK, 1, &uapi::header(number), |w| {
-        w.text(uapi::chain::TABLE, table);
-        w.text(uapi::chain::NAME, chain);
-    });
-    match open()?.order(request.bytes()) {
-        Ok(()) => Ok(true),
-        Err(e) if e.errno() == Some(Errno::NOENT) => Ok(false),
-        Err(e) => {
-            let e = Error::of_question(format!("look for nf_tables chain {chain} of table {table}"), e);
-            if e.is_unsupported() { Ok(false) } else { Err(e) }
-        }
-    }
-}
-
-/// All nf_tables tables of the namespace: family as nft names it (`ip`, `ip6`, `inet`, …), name.
-///
-/// # Errors
-/// The kernel could not be asked. A kernel without nf_tables has no tables.
-pub fn tables(_: &Inside) -> Result<Vec<(&'static str, String)>, Error> {
-    let Some(mut socket) = open_if_supported()? else { return Ok(Vec::new()) };
-    let listed = list_tables(&mut socket, family::UNSPEC)?;
-    Ok(listed.into_iter().map(|t| (family_name(t.family), t.name)).collect())
 }
 
 /// The bytes of the transaction that loads a ruleset into a namespace that has none of its tables.
@@ -185,16 +148,4 @@ fn differences(
 
 fn question(operation: &str, source: netlink::Error) -> Error {
     Error::of_question(operation.to_owned(), source)
-}
-
-fn family_name(number: u8) -> &'static str {
-    match number {
-        family::INET => "inet",
-        family::IPV4 => "ip",
-        family::ARP => "arp",
-        family::NETDEV => "netdev",
-        family::BRIDGE => "bridge",
-        family::IPV6 => "ip6",
-        _ => "unknown",
-    }
 }

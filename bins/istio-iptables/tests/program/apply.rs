@@ -85,7 +85,7 @@ fn rules_move_between_the_backends() -> Result<()> {
     program.succeed(&pod, &nftables)?;
     for (args, expected) in [(&iptables, "iptables"), (&nftables, "nftables"), (&iptables, "iptables")] {
         let line = program.succeed(&pod, args)?.line("rules are in force")?;
-        ensure!(line["backend"] == expected && line["removed from the other backend"] == "true", "{line}");
+        ensure!(line["backend"] == expected && line["moved"] == "true", "{line}");
         let tables = pod.nft_json(Comments::Strip)?.iter().any(|o| o.to_string().contains("istio-proxy"));
         let chains = pod.iptables_save(Variant::Nft, Family::V6)?.contains("ISTIO_");
         ensure!((tables, chains) == (expected == "nftables", expected == "iptables"), "{tables} {chains}");
