@@ -4,6 +4,8 @@ mod rules;
 mod source;
 mod workspace;
 
-pub use rules::{Layer, NATIVE_BUILD_TOOLS, PLUGIN_BANS, PURE_BANS, SOURCE_BANS, layer_of};
+pub use rules::{
+    LONG_LIVED, Layer, NATIVE_BUILD_TOOLS, PROGRAM_BANS, PURE_BANS, RUNTIME_BANS, SOURCE_BANS, layer_of,
+};
 pub use source::{Finding, find_banned_paths};
 pub use workspace::{Dependency, Package, Workspace};

@@ -30,6 +30,8 @@ const CRATES: &[(&str, Layer)] = &[
     ("kernel", Layer::Effect { ours: &["netns", "ruleset"] }),
     ("podsource", Layer::Effect { ours: &["capture"] }),
     ("telemetry", Layer::Effect { ours: &[] }),
+    ("install", Layer::Effect { ours: &["cni"] }),
+    ("cluster", Layer::Effect { ours: &["objects"] }),
 ];
 
 /// The layer of a crate, from its name and the folder it is in; `None` when nobody has decided yet.
@@ -51,8 +53,11 @@ pub const PURE_BANS: &[(&str, &str)] = &[
     ("rustls", "a pure crate talks to nobody; podsource fetches"),
 ];
 
-/// Crates that no program that we ship may reach.
-pub const PLUGIN_BANS: &[(&str, &str)] = &[
+/// Programs that live as long as the node and wait for many things at once. Every other one that ships keeps to [`RUNTIME_BANS`].
+pub const LONG_LIVED: &[&str] = &["install-cni"];
+
+/// Crates that no short-lived program may reach: it waits for one thing at a time, and a runtime costs start-up and size.
+pub const RUNTIME_BANS: &[(&str, &str)] = &[
     (
         "tokio",
         "the plugin runs once for each pod and waits for one thing at a time: a runtime costs start-up and size",
@@ -61,12 +66,16 @@ pub const PLUGIN_BANS: &[(&str, &str)] = &[
     ("smol", "an async runtime: the plugin waits for one thing at a time"),
     ("async-executor", "an async runtime: the plugin waits for one thing at a time"),
     ("futures-executor", "an async runtime: the plugin waits for one thing at a time"),
-    ("hyper", "needs an async runtime; ureq is blocking"),
-    ("reqwest", "needs an async runtime; ureq is blocking"),
+    ("hyper", "needs an async runtime; podsource's client is blocking"),
+    ("tracing", "telemetry's logger is enough, and has no global state"),
+];
+
+/// Crates that no program that we ship may reach.
+pub const PROGRAM_BANS: &[(&str, &str)] = &[
+    ("reqwest", "a second HTTP client: podsource has a blocking one, kube brings hyper's"),
     ("openssl", "needs a C library; TLS is rustls with ring"),
     ("openssl-sys", "needs a C library; TLS is rustls with ring"),
     ("native-tls", "is OpenSSL on Linux; TLS is rustls with ring"),
-    ("tracing", "telemetry's logger is enough, and has no global state"),
 ];
 
 /// Build dependencies that mean C code is compiled or looked for on the machine.

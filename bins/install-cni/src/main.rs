@@ -1,0 +1,3 @@
+//! `install-cni`, the node agent.
+
+fn main() {}

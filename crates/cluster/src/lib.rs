@@ -1,0 +1,1 @@
+//! What the cluster says of this node: watches into an index.

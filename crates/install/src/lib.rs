@@ -1,0 +1,1 @@
+//! The plugin on a node: binaries, kubeconfig, CNI configuration; placed, watched, restored.
