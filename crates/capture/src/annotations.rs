@@ -21,6 +21,13 @@ pub const STATUS: &str = "sidecar.istio.io/status";
 /// The label, or else annotation, that turns injection off.
 pub const INJECT: &str = "sidecar.istio.io/inject";
 
+/// Every variable of the proxy's container that is read; the others are its own affairs.
+pub const PROXY_VARIABLES: [&str; 4] = [DNS_CAPTURE, DUAL_STACK, INVALID_DROP, DISABLE_ENVOY];
+const DNS_CAPTURE: &str = "ISTIO_META_DNS_CAPTURE";
+const DUAL_STACK: &str = "ISTIO_DUAL_STACK";
+const INVALID_DROP: &str = "INVALID_DROP";
+pub(crate) const DISABLE_ENVOY: &str = "DISABLE_ENVOY";
+
 const MODE: &str = "sidecar.istio.io/interceptionMode";
 const INCLUDE_RANGES: &str = "traffic.sidecar.istio.io/includeOutboundIPRanges";
 const EXCLUDE_RANGES: &str = "traffic.sidecar.istio.io/excludeOutboundIPRanges";
@@ -181,9 +188,9 @@ pub fn parse_settings(
         owner_groups: node.owner_groups.clone(),
         reroute_interfaces,
         excluded_interfaces,
-        dns: if env("ISTIO_META_DNS_CAPTURE") { Dns::All } else { Dns::Off },
-        dual_stack: env("ISTIO_DUAL_STACK"),
-        drop_invalid: env("INVALID_DROP"),
+        dns: if env(DNS_CAPTURE) { Dns::All } else { Dns::Off },
+        dual_stack: env(DUAL_STACK),
+        drop_invalid: env(INVALID_DROP),
         loopback_v4: node.loopback_v4,
         ..Settings::default()
     };

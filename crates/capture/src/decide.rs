@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::annotations::{
-    AnnotationError, INJECT, NodeSettings, PodSettings, STATUS, parse_settings, proxy_variable,
+    AnnotationError, DISABLE_ENVOY, INJECT, NodeSettings, PodSettings, STATUS, parse_settings, proxy_variable,
 };
 use crate::pod::{Container, Pod, PodId};
 use crate::settings::Settings;
@@ -12,7 +12,8 @@ use crate::values::{Quoted, parse_bool, printable};
 /// Name prefix of the node agent's own pods.
 pub const AGENT_POD_PREFIX: &str = "istio-cni-node-";
 
-const PROXY_CONTAINER: &str = "istio-proxy";
+/// Name of the proxy's container, whichever list it is in.
+pub const PROXY_CONTAINER: &str = "istio-proxy";
 const INIT_CONTAINER: &str = "istio-init";
 
 /// What the node's configuration says about pods.
@@ -134,7 +135,7 @@ const TABLE: &[Row] = &[
         view.container(INIT_CONTAINER).map(|_| "container istio-init".to_owned())
     }),
     (Reason::EnvoyDisabled, |view| {
-        let disabled = proxy_variable(&view.proxy, "DISABLE_ENVOY").and_then(parse_bool);
+        let disabled = proxy_variable(&view.proxy, DISABLE_ENVOY).and_then(parse_bool);
         (disabled == Some(true)).then(|| "DISABLE_ENVOY is true on istio-proxy".to_owned())
     }),
     (Reason::NoProxy, |view| view.proxy.is_empty().then(|| format!("containers: {}", view.names()))),

@@ -158,6 +158,15 @@ fn others(more: &usize) -> String {
     if *more == 0 { String::new() } else { format!(" (and {more} more broken)") }
 }
 
+impl From<facts::Unfit> for Cause {
+    fn from(unfit: facts::Unfit) -> Self {
+        match unfit {
+            facts::Unfit::CutOff => Self::NotThePod(unfit.to_string()),
+            facts::Unfit::Stale { wanted, found } => Self::Stale { wanted, found },
+        }
+    }
+}
+
 impl Cause {
     /// Whether trying again may help.
     pub fn retry(&self) -> Retry {

@@ -15,9 +15,9 @@ use serde_json::error::Category;
 use crate::error::{Cause, Error, Retry};
 use crate::json;
 use crate::kubeconfig::{self, Access};
-use crate::object::Object;
 use crate::{MAX_BYTES, PodSource};
 use connection::Deadline;
+use facts::object::Object;
 use http::Response;
 
 /// Total time for one question when the configuration does not say otherwise (`facts_timeout`). Well under kubelet's limit for a
@@ -245,7 +245,7 @@ fn facts(response: &Response, id: &PodId, token: Option<&str>) -> Result<Pod, Ca
     if !object.metadata.as_ref().is_some_and(|metadata| metadata.names(&id.namespace, &id.name)) {
         return Err(Cause::NotThePod("describes no pod or another pod".into()));
     }
-    object.into_pod(id)
+    Ok(object.into_pod(id)?)
 }
 
 /// What the server says when it does not give the pod; API servers explain themselves in a `Status` object.

@@ -12,14 +12,13 @@ mod json;
 mod kubeconfig;
 mod kubernetes;
 mod manifests;
-mod object;
 mod yaml;
 
 use capture::{Pod, PodId};
 
 pub use error::{Cause, Error, Retry};
 pub use kubernetes::{DEFAULT_TIMEOUT, KUBECONFIG_NAME, Kubernetes};
-pub use manifests::{FileError, Manifests, pods_in_file};
+pub use manifests::{FileError, Manifests, is_manifest, objects_in_file, pods_in_file};
 
 /// Largest object, file or answer that is read, in bytes. The API server itself stores no object above 1.5 MiB; a manifest
 /// directory may hold lists.

@@ -20,11 +20,16 @@ use std::path::{Path, PathBuf};
 use capture::{Pod, PodId};
 
 use crate::error::{Cause, Error};
-use crate::object::Object;
 use crate::{MAX_BYTES, PodSource};
 use document::{Broken, Format, Wanted};
+use facts::object::Object;
 
-pub use file::{FileError, pods_in_file};
+pub use file::{FileError, objects_in_file, pods_in_file};
+
+/// Whether a directory of manifests is searched for pods in a file of this name: `*.yaml`, `*.yml`, `*.json`, not hidden.
+pub fn is_manifest(path: &Path) -> bool {
+    format_of(path).is_some()
+}
 
 /// Extensions in the order in which they are tried.
 const EXTENSIONS: [(&str, Format); 3] =
@@ -49,7 +54,7 @@ impl PodSource for Manifests {
         let wanted = Wanted { namespace, name: &id.name };
         Search { dir: &self.dir, wanted, looked_at: Vec::new(), broken: Vec::new() }
             .run()
-            .and_then(|object| object.into_pod(id))
+            .and_then(|object| Ok(object.into_pod(id)?))
             .map_err(|cause| Error::new(format!("get pod {namespace}/{}", id.name), self.origin(), cause))
     }
 
@@ -126,12 +131,8 @@ impl Search<'_> {
         let mut files = Vec::new();
         for entry in std::fs::read_dir(self.dir).map_err(unreadable)? {
             let path = entry.map_err(unreadable)?.path();
-            let format = EXTENSIONS
-                .iter()
-                .find(|(extension, _)| path.extension().is_some_and(|have| have == *extension));
-            let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-            if let Some((_, format)) = format.filter(|_| !hidden) {
-                files.push((path, *format));
+            if let Some(format) = format_of(&path) {
+                files.push((path, format));
             }
         }
         files.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
@@ -164,6 +165,12 @@ impl Search<'_> {
             found => found.map_err(|broken| broken_manifest(path, broken)),
         }
     }
+}
+
+fn format_of(path: &Path) -> Option<Format> {
+    let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+    let extension = path.extension().filter(|_| !hidden)?;
+    EXTENSIONS.iter().find(|(known, _)| extension == *known).map(|(_, format)| *format)
 }
 
 fn broken_manifest(path: &Path, broken: Broken) -> Cause {

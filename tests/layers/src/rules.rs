@@ -25,13 +25,15 @@ pub enum Layer {
 const CRATES: &[(&str, Layer)] = &[
     ("ruleset", Layer::Pure { ours: &[], theirs: &["ipnet", "thiserror"] }),
     ("capture", Layer::Pure { ours: &["ruleset"], theirs: &["ipnet", "thiserror"] }),
+    ("facts", Layer::Pure { ours: &["capture"], theirs: &["serde", "thiserror"] }),
     ("cni", Layer::Pure { ours: &[], theirs: &["ipnet", "serde", "serde_json", "thiserror"] }),
     ("netns", Layer::Effect { ours: &[] }),
     ("kernel", Layer::Effect { ours: &["netns", "ruleset"] }),
-    ("podsource", Layer::Effect { ours: &["capture"] }),
+    ("podsource", Layer::Effect { ours: &["capture", "facts"] }),
     ("telemetry", Layer::Effect { ours: &[] }),
     ("install", Layer::Effect { ours: &["cni"] }),
-    ("cluster", Layer::Effect { ours: &["objects"] }),
+    // Manifests are read by podsource for the plugin and the agent alike.
+    ("cluster", Layer::Effect { ours: &["capture", "facts", "podsource"] }),
 ];
 
 /// The layer of a crate, from its name and the folder it is in; `None` when nobody has decided yet.

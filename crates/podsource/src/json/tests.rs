@@ -1,4 +1,4 @@
-use crate::object::Object;
+use facts::object::Object;
 
 fn reason(text: &str) -> String {
     super::from_slice::<Object>(text.as_bytes()).unwrap_err().reason

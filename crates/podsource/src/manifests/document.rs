@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use serde::de::DeserializeOwned;
 
 use crate::json::{self, Misfit};
-use crate::object::{Header, NO_CONTAINERS, Object};
 use crate::yaml;
+use facts::object::{Header, NO_CONTAINERS, Object};
 
 /// How a file is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

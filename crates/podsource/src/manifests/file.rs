@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use capture::{Pod, PodId};
+use facts::Object;
 
 use super::document::{self, Broken, Format};
 
@@ -47,6 +48,16 @@ pub enum FileError {
 /// # Errors
 /// The file cannot be read, any document of it is broken, or none is a pod.
 pub fn pods_in_file(path: impl AsRef<Path>) -> Result<Vec<Pod>, FileError> {
+    // Without a wanted uid no incarnation is the wrong one, and all have containers, so every object converts.
+    let pods = objects_in_file(path.as_ref())?.into_iter();
+    Ok(pods.filter_map(|object| object.into_pod(&PodId::default()).ok()).collect())
+}
+
+/// The same as [`pods_in_file`], as objects.
+///
+/// # Errors
+/// As there.
+pub fn objects_in_file(path: impl AsRef<Path>) -> Result<Vec<Object>, FileError> {
     let path = path.as_ref();
     let text =
         super::read_bounded(path).map_err(|cause| FileError::Unreadable { path: path.to_owned(), cause })?;
@@ -58,10 +69,7 @@ pub fn pods_in_file(path: impl AsRef<Path>) -> Result<Vec<Pod>, FileError> {
     let objects = document::all(&text, format).map_err(|Broken { line, column, reason, .. }| {
         FileError::Broken { path: path.to_owned(), line, column, reason }
     })?;
-    // Without a wanted uid no incarnation is the wrong one, and all have containers, so every object converts.
-    let pods: Vec<Pod> =
-        objects.into_iter().filter_map(|object| object.into_pod(&PodId::default()).ok()).collect();
-    if pods.is_empty() { Err(FileError::NoPod { path: path.to_owned() }) } else { Ok(pods) }
+    if objects.is_empty() { Err(FileError::NoPod { path: path.to_owned() }) } else { Ok(objects) }
 }
 
 #[cfg(test)]

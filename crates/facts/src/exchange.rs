@@ -1,0 +1,132 @@
+//! What the plugin and the node agent say to each other, and where.
+//!
+//! Over HTTP/1.1 on the unix socket [`SOCKET_NAME`] in the run directory: `GET /v1/facts/<namespace>/<name>?uid=<uid>` is answered with
+//! [`Facts`] or with 404 and a text; `POST /v1/report` takes a [`Report`]. Members may be added; readers skip what they do not know.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::object::Object;
+
+/// The agent's socket in the run directory. Its mode is 0600, and both sides look at the other's user.
+pub const SOCKET_NAME: &str = "agent.sock";
+/// Path of the facts on the socket, before namespace and name.
+pub const FACTS_PATH: &str = "/v1/facts";
+/// Path of the reports on the socket.
+pub const REPORT_PATH: &str = "/v1/report";
+
+/// Directory of last known facts in the run directory: a file of [`Facts`] for each pod of the node, see [`facts_file`].
+pub const FACTS_DIR: &str = "facts";
+/// Directory of pods that started without capture, in the run directory: a file of [`Report`] for each, named by container. The plugin
+/// leaves one when it cannot tell the agent; the agent takes it from there.
+pub const UNCAPTURED_DIR: &str = "uncaptured";
+
+/// Largest report, in bytes.
+pub const MAX_REPORT: usize = 64 << 10;
+
+/// What is known of a pod.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// The pod, trimmed to what is read.
+    pub pod: Object,
+    /// Labels of its namespace; absent while the namespace is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace_labels: Option<BTreeMap<String, String>>,
+}
+
+/// One operation of the plugin, told at its end.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Report {
+    /// Version of the plugin.
+    pub version: String,
+    /// The verb in lower case: `add`, `check`.
+    pub operation: String,
+    /// How it ended.
+    pub result: Outcome,
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// Name of the pod.
+    pub name: String,
+    /// `metadata.uid` of the pod, empty where the runtime does not pass it.
+    pub uid: String,
+    /// CNI_CONTAINERID.
+    pub container: String,
+    /// Where the facts came from, empty where none were asked for.
+    pub facts_source: String,
+    /// Seconds from the start of the plugin to this report.
+    pub seconds: f64,
+    /// Seconds of each phase that was reached.
+    pub phases: Phases,
+    /// The error, or for a pod that started uncaptured the reason; empty otherwise.
+    pub error: String,
+}
+
+/// How an operation ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// The pod is captured, or compares as planned.
+    Captured,
+    /// The pod is none to capture.
+    Skipped,
+    /// The runtime was told of an error.
+    #[default]
+    Failed,
+    /// The pod should be captured, is not, and was let through: the failure policy is `open`, or capture is switched off.
+    Uncaptured,
+}
+
+/// Seconds of the phases of an operation.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Phases {
+    /// Start, environment, configuration.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parse: Option<f64>,
+    /// Waiting for the pod's facts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub facts: Option<f64>,
+    /// The decision and the settings.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decide: Option<f64>,
+    /// Work in the pod's namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub apply: Option<f64>,
+}
+
+impl Outcome {
+    /// The word that stands in metrics and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Captured => "captured",
+            Self::Skipped => "skipped",
+            Self::Failed => "failed",
+            Self::Uncaptured => "uncaptured",
+        }
+    }
+}
+
+impl Phases {
+    /// Each phase that was reached, with its name.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, f64)> {
+        let all =
+            [("parse", self.parse), ("facts", self.facts), ("decide", self.decide), ("apply", self.apply)];
+        all.into_iter().filter_map(|(name, seconds)| seconds.map(|seconds| (name, seconds)))
+    }
+}
+
+/// Name of the file in [`FACTS_DIR`] for a pod; `None` for text that is no Kubernetes name and could leave the directory.
+pub fn facts_file(namespace: &str, name: &str) -> Option<String> {
+    let is_name = |text: &str| {
+        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+        !text.is_empty() && text.len() <= 253 && !text.starts_with('.') && text.chars().all(allowed)
+    };
+    // Longer names than a file may have (NAME_MAX is 255 bytes) are left out: such a pod is asked for elsewhere.
+    let file = format!("{namespace}_{name}.json");
+    (is_name(namespace) && is_name(name) && file.len() <= 255).then_some(file)
+}
+
+#[cfg(test)]
+mod tests;

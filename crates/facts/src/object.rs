@@ -1,0 +1,349 @@
+//! The few members of Kubernetes objects that are facts for us, and their conversion.
+//!
+//! Everything is optional and `null` counts as absent, because Kubernetes' own serializer writes both. Unknown members are skipped, and
+//! absent ones are not written.
+
+use std::collections::BTreeMap;
+
+use capture::annotations::PROXY_VARIABLES;
+use capture::decide::PROXY_CONTAINER;
+use capture::{Container, Pod, PodId};
+use serde::{Deserialize, Serialize};
+
+/// Any object; only pods and lists have members that we read.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Object {
+    /// `Pod`, `List`, …
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// Who it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<Metadata>,
+    /// What it is to be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    spec: Option<Spec>,
+    /// What it is; never written.
+    #[serde(skip_serializing)]
+    pub status: Option<Status>,
+    /// The objects of a list.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub items: Option<Vec<Object>>,
+}
+
+/// Enough of an object to tell whether it is the one wanted, where the whole of it does not fit [`Object`].
+#[derive(Debug, Deserialize)]
+pub struct Header {
+    /// As in [`Object`].
+    pub kind: Option<String>,
+    /// As in [`Object`].
+    pub metadata: Option<Metadata>,
+    /// As in [`Object`].
+    pub items: Option<Vec<Header>>,
+}
+
+/// `metadata` of an object.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Metadata {
+    /// Name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Namespace; a manifest without one means `default`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// What tells two objects of one name apart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+    /// The version that a watch goes on from; never written.
+    #[serde(skip_serializing)]
+    pub resource_version: Option<String>,
+    /// Labels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<BTreeMap<String, Option<String>>>,
+    /// Annotations. Untrusted text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub annotations: Option<BTreeMap<String, Option<String>>>,
+}
+
+/// `status` of a pod.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Status {
+    /// `Pending`, `Running`, `Succeeded`, `Failed`, `Unknown`.
+    pub phase: Option<String>,
+    /// The pod's first address.
+    #[serde(rename = "podIP")]
+    pub pod_ip: Option<String>,
+    /// All of its addresses.
+    #[serde(rename = "podIPs")]
+    pub pod_ips: Option<Vec<PodIp>>,
+}
+
+/// One entry of `status.podIPs`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct PodIp {
+    /// As text.
+    pub ip: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Spec {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host_network: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    init_containers: Option<Vec<ContainerSpec>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    containers: Option<Vec<ContainerSpec>>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct ContainerSpec {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    args: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    env: Option<Vec<EnvVar>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    security_context: Option<SecurityContext>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    restart_policy: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct EnvVar {
+    name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SecurityContext {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run_as_user: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run_as_group: Option<i64>,
+}
+
+/// An object that is not the pod asked for, or not all of it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unfit {
+    /// There are no containers.
+    #[error("{NO_CONTAINERS}; it seems to be cut off")]
+    CutOff,
+    /// Another pod under the same name.
+    #[error("stale object: the runtime starts the pod with uid {wanted}, the object has uid {found}")]
+    Stale {
+        /// What the runtime said.
+        wanted: String,
+        /// What the object has.
+        found: String,
+    },
+}
+
+impl Metadata {
+    /// Whether this names the pod; a manifest without a namespace means `default`.
+    pub fn names(&self, namespace: &str, name: &str) -> bool {
+        self.name.as_deref() == Some(name) && self.namespace() == namespace
+    }
+
+    fn namespace(&self) -> &str {
+        self.namespace.as_deref().filter(|namespace| !namespace.is_empty()).unwrap_or("default")
+    }
+}
+
+impl Header {
+    /// Whether this or one of its items names the pod.
+    pub fn holds(&self, namespace: &str, name: &str) -> bool {
+        let named = self.kind.as_deref() == Some("Pod")
+            && self.metadata.as_ref().is_some_and(|metadata| metadata.names(namespace, name));
+        named || self.items.iter().flatten().any(|item| item.holds(namespace, name))
+    }
+
+    /// What is missing to tell which object this is, if anything: such a document is cut off, or no manifest.
+    pub fn gap(&self) -> Option<&'static str> {
+        let named = self.metadata.as_ref().is_some_and(|metadata| metadata.name.is_some());
+        match self.kind.as_deref() {
+            None => Some("has no kind"),
+            Some("Pod") if !named => Some("has no metadata.name"),
+            Some(_) => None,
+        }
+    }
+
+    /// Whether this or one of its items is a pod.
+    pub fn holds_any(&self) -> bool {
+        let is_pod = matches!(self.kind.as_deref(), Some("Pod" | "PodList"));
+        is_pod || self.items.iter().flatten().any(Self::holds_any)
+    }
+}
+
+impl Object {
+    /// This object or the first of its items that is the named pod.
+    ///
+    /// The items of a `PodList` as the API writes it carry no kind of their own.
+    pub fn find(self, namespace: &str, name: &str) -> Option<Object> {
+        let Object { kind, items, .. } = &self;
+        let inherited = (kind.as_deref() == Some("PodList")).then_some("Pod");
+        if items.is_some() {
+            return self.items.into_iter().flatten().find_map(|mut item| {
+                if item.kind.is_none() {
+                    item.kind = inherited.map(String::from);
+                }
+                item.find(namespace, name)
+            });
+        }
+        let named = self.metadata.as_ref().is_some_and(|metadata| metadata.names(namespace, name));
+        (self.kind.as_deref() == Some("Pod") && named).then_some(self)
+    }
+
+    /// The name, empty if there is none.
+    pub fn name(&self) -> &str {
+        self.metadata.as_ref().and_then(|metadata| metadata.name.as_deref()).unwrap_or_default()
+    }
+
+    /// Adds this object or those of its items that are pods.
+    pub fn pods(self, found: &mut Vec<Object>) {
+        let inherited = (self.kind.as_deref() == Some("PodList")).then_some("Pod");
+        if let Some(items) = self.items {
+            for mut item in items {
+                if item.kind.is_none() {
+                    item.kind = inherited.map(String::from);
+                }
+                item.pods(found);
+            }
+        } else if self.kind.as_deref() == Some("Pod") {
+            found.push(self);
+        }
+    }
+
+    /// Whether there are containers. Every pod has some, so an object without them is cut off, and taken for a pod without a sidecar
+    /// it would leave the traffic of a pod with one uncaptured.
+    pub fn has_containers(&self) -> bool {
+        let containers = self.spec.as_ref().and_then(|spec| spec.containers.as_ref());
+        containers.is_some_and(|containers| !containers.is_empty())
+    }
+
+    /// Drops what nobody reads: annotations of others, the containers' texts where they are no facts. What is left converts into the same
+    /// facts, is a fraction of the object's size, and holds no secret that stood in a variable.
+    #[must_use]
+    pub fn trimmed(mut self) -> Self {
+        if let Some(metadata) = &mut self.metadata {
+            if let Some(annotations) = &mut metadata.annotations {
+                annotations.retain(|key, _| is_read(key));
+            }
+            let _ = metadata.annotations.take_if(|annotations| annotations.is_empty());
+        }
+        let containers =
+            self.spec.iter_mut().flat_map(|spec| [&mut spec.init_containers, &mut spec.containers]);
+        containers.flatten().flatten().for_each(ContainerSpec::trim);
+        self
+    }
+
+    /// `metadata.namespace`, `default` if there is none.
+    pub fn namespace(&self) -> &str {
+        self.metadata.as_ref().map_or("default", Metadata::namespace)
+    }
+
+    /// `metadata.uid`, if there is one.
+    pub fn uid(&self) -> Option<&str> {
+        self.metadata.as_ref().and_then(|metadata| metadata.uid.as_deref()).filter(|uid| !uid.is_empty())
+    }
+
+    /// The facts, after checking that they are whole and those of the incarnation that the runtime starts.
+    pub fn into_pod(self, id: &PodId) -> Result<Pod, Unfit> {
+        if !self.has_containers() {
+            return Err(Unfit::CutOff);
+        }
+        let metadata = self.metadata.unwrap_or_default();
+        let spec = self.spec.unwrap_or_default();
+        let pod = Pod {
+            namespace: metadata.namespace.filter(|ns| !ns.is_empty()).unwrap_or_else(|| "default".into()),
+            name: metadata.name.unwrap_or_default(),
+            uid: metadata.uid.filter(|uid| !uid.is_empty()),
+            labels: texts(metadata.labels),
+            annotations: texts(metadata.annotations),
+            host_network: spec.host_network.unwrap_or_default(),
+            init_containers: containers(spec.init_containers),
+            containers: containers(spec.containers),
+        };
+        check_uid(id, &pod)?;
+        Ok(pod)
+    }
+}
+
+/// What is said of an object for which [`Object::has_containers`] is false.
+pub const NO_CONTAINERS: &str = "has no spec.containers";
+
+/// Annotations by which kubelet links the API's copy of a static pod to the pod that it starts, whose uid is this hash and not the
+/// uid of the copy (Kubernetes `pkg/kubelet/types/constants.go`).
+const STATIC_POD_HASHES: [&str; 2] = ["kubernetes.io/config.mirror", "kubernetes.io/config.hash"];
+
+/// Whether an annotation is a fact: the mesh's own, and those that tell a static pod.
+fn is_read(key: &str) -> bool {
+    let domain = key.split_once('/').map_or("", |(domain, _)| domain);
+    domain == "istio.io" || domain.ends_with(".istio.io") || STATIC_POD_HASHES.contains(&key)
+}
+
+fn check_uid(id: &PodId, pod: &Pod) -> Result<(), Unfit> {
+    let (Some(wanted), Some(found)) = (id.uid.as_deref().filter(|uid| !uid.is_empty()), &pod.uid) else {
+        return Ok(());
+    };
+    let mirrored =
+        || STATIC_POD_HASHES.iter().any(|key| pod.annotations.get(*key).is_some_and(|hash| hash == wanted));
+    if wanted == found || mirrored() {
+        return Ok(());
+    }
+    Err(Unfit::Stale { wanted: wanted.into(), found: found.clone() })
+}
+
+impl ContainerSpec {
+    fn trim(&mut self) {
+        if self.name.as_deref() != Some(PROXY_CONTAINER) {
+            (self.args, self.env, self.security_context) = (None, None, None);
+            return;
+        }
+        if let Some(args) = &mut self.args {
+            // `proxy <type>`; the rest are the proxy's own affairs.
+            args.truncate(2);
+        }
+        if let Some(env) = &mut self.env {
+            env.retain(|var| PROXY_VARIABLES.contains(&var.name.as_str()));
+        }
+    }
+}
+
+fn texts(map: Option<BTreeMap<String, Option<String>>>) -> BTreeMap<String, String> {
+    map.into_iter().flatten().map(|(key, value)| (key, value.unwrap_or_default())).collect()
+}
+
+fn containers(specs: Option<Vec<ContainerSpec>>) -> Vec<Container> {
+    specs.into_iter().flatten().map(Container::from).collect()
+}
+
+impl From<ContainerSpec> for Container {
+    fn from(spec: ContainerSpec) -> Self {
+        let (run_as_user, run_as_group) =
+            spec.security_context.map_or((None, None), |context| (context.run_as_user, context.run_as_group));
+        Container {
+            name: spec.name.unwrap_or_default(),
+            args: spec.args.unwrap_or_default(),
+            env: spec
+                .env
+                .into_iter()
+                .flatten()
+                .map(|var| (var.name, var.value.unwrap_or_default()))
+                .collect(),
+            run_as_user,
+            run_as_group,
+            restarts_always: spec.restart_policy.as_deref() == Some("Always"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

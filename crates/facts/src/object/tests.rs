@@ -1,0 +1,69 @@
+use super::*;
+
+const POD: &str = r#"{
+  "apiVersion": "v1", "kind": "Pod",
+  "metadata": {
+    "name": "web-0", "namespace": "shop", "uid": "u1", "resourceVersion": "7", "managedFields": [{"manager": "x"}],
+    "labels": {"app": "web"},
+    "annotations": {"sidecar.istio.io/status": "{}", "traffic.sidecar.istio.io/excludeInboundPorts": "1", "istio.io/rev": "a",
+      "kubernetes.io/config.hash": "h", "prometheus.io/scrape": "true", "notistio.io/x": "1", "plain": "1"}
+  },
+  "spec": {
+    "hostNetwork": false, "volumes": [{"name": "v"}],
+    "initContainers": [{"name": "setup", "image": "i", "args": ["a"], "env": [{"name": "PASSWORD", "value": "secret"}]}],
+    "containers": [
+      {"name": "app", "env": [{"name": "TOKEN", "value": "secret"}], "securityContext": {"runAsUser": 5}},
+      {"name": "istio-proxy", "args": ["proxy", "sidecar", "--secret"], "restartPolicy": "Always",
+       "env": [{"name": "ISTIO_DUAL_STACK", "value": "true"}, {"name": "OTHER", "value": "secret"}, {"name": "INVALID_DROP"}],
+       "securityContext": {"runAsUser": 1337, "runAsGroup": 1338, "capabilities": {}}}]
+  },
+  "status": {"phase": "Running", "podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}], "conditions": []}
+}"#;
+
+fn pod() -> Object {
+    serde_json::from_str(POD).unwrap()
+}
+
+#[test]
+fn trimming_keeps_the_decision_and_drops_what_nobody_reads() {
+    let whole = pod();
+    let trimmed = pod().trimmed();
+    let text = serde_json::to_string(&trimmed).unwrap();
+    for dropped in
+        ["secret", "prometheus", "notistio", "plain", "volumes", "status\":{", "resourceVersion", "null"]
+    {
+        assert!(!text.contains(dropped), "{dropped} in {text}");
+    }
+    let decide = |object: Object| {
+        let pod = object.into_pod(&PodId::default()).unwrap();
+        capture::decide(&pod, &capture::annotations::NodeSettings::default())
+    };
+    let kept: Object = serde_json::from_str(&text).unwrap();
+    assert_eq!(decide(kept), decide(whole));
+}
+
+#[test]
+fn a_trimmed_object_reads_as_it_was_written() {
+    let trimmed = Object { status: None, ..pod().trimmed() };
+    let mut read: Object = serde_json::from_str(&serde_json::to_string(&trimmed).unwrap()).unwrap();
+    if let Some(metadata) = &mut read.metadata {
+        metadata.resource_version = Some("7".into());
+    }
+    assert_eq!(read, trimmed);
+}
+
+#[test]
+fn another_incarnation_is_told_from_a_static_pod() {
+    let id = |uid: &str| PodId { uid: Some(uid.into()), ..PodId::default() };
+    assert!(pod().into_pod(&id("u1")).is_ok());
+    assert!(pod().into_pod(&id("h")).is_ok(), "the hash of a static pod");
+    let stale = Unfit::Stale { wanted: "u2".into(), found: "u1".into() };
+    assert_eq!(pod().into_pod(&id("u2")), Err(stale));
+}
+
+#[test]
+fn status_is_read() {
+    let status = pod().status.unwrap();
+    assert_eq!(status.phase.as_deref(), Some("Running"));
+    assert_eq!(status.pod_ips.unwrap()[1].ip.as_deref(), Some("fd00::1"));
+}
