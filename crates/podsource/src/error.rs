@@ -158,6 +158,24 @@ fn others(more: &usize) -> String {
     if *more == 0 { String::new() } else { format!(" (and {more} more broken)") }
 }
 
+impl From<http1::Error> for Cause {
+    fn from(error: http1::Error) -> Self {
+        match error {
+            http1::Error::TimedOut { stage, after } => Self::TimedOut { stage, after },
+            http1::Error::Closed { stage } => {
+                Self::Disconnected { stage, reason: "closed by the other side".into() }
+            }
+            http1::Error::Failed { stage, error } => match error.get_ref().and_then(|e| e.downcast_ref()) {
+                Some(error) => crate::kubernetes::tls_cause(error),
+                None => Self::Disconnected { stage, reason: error.to_string() },
+            },
+            http1::Error::Truncated(reason) => Self::Truncated(reason),
+            http1::Error::TooLarge => Self::TooLarge,
+            http1::Error::NotHttp(reason) => Self::NotHttp(reason),
+        }
+    }
+}
+
 impl From<facts::Unfit> for Cause {
     fn from(unfit: facts::Unfit) -> Self {
         match unfit {

@@ -1,7 +1,6 @@
 //! Pods from the Kubernetes API server, asked once per process over a connection of its own.
 
-mod connection;
-mod http;
+mod dial;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -10,15 +9,14 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use capture::{Pod, PodId};
+use http1::{Deadline, Response, clean, exchange, hide};
 use serde_json::error::Category;
 
 use crate::error::{Cause, Error, Retry};
 use crate::json;
 use crate::kubeconfig::{self, Access};
 use crate::{MAX_BYTES, PodSource};
-use connection::Deadline;
 use facts::object::Object;
-use http::Response;
 
 /// Total time for one question when the configuration does not say otherwise (`facts_timeout`). Well under kubelet's limit for a
 /// sandbox, which is 4 minutes.
@@ -36,6 +34,8 @@ const FAIR_TRY: Duration = Duration::from_secs(1);
 
 /// Longest `Retry-After` that is honoured as it is.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+pub(crate) use tls::cause as tls_cause;
 
 type OnRetry<'a> = Box<dyn Fn(&Error, u32, Duration) + 'a>;
 
@@ -105,15 +105,19 @@ impl<'a> Kubernetes<'a> {
 
     fn fetch(&self, access: &Access, path: &str, deadline: Deadline) -> Result<Response, Cause> {
         let token = access.token.as_deref();
-        let request = http::request(&access.server.authority(), path, &self.user_agent, token);
+        let authority = access.server.authority();
+        let bearer = token.map(|token| format!("Bearer {token}"));
+        let mut headers = vec![("User-Agent", self.user_agent.as_str()), ("Accept", "application/json")];
+        headers.extend(bearer.iter().map(|bearer| ("Authorization", bearer.as_str())));
+        let request = http1::request("GET", &authority, path, &headers, None);
         if access.server.tls {
             // before connecting: a broken certificate in the kubeconfig is not the network's fault
             let config = tls::client_config(access)?;
-            let mut stream = tls::handshake(config, access, connection::open(&access.server, deadline)?)?;
-            http::exchange(&mut stream, &request, token, MAX_BYTES, deadline)
+            let mut stream = tls::handshake(config, access, dial::open(&access.server, deadline)?)?;
+            Ok(exchange(&mut stream, &request, token, MAX_BYTES, deadline)?)
         } else {
-            let mut stream = connection::open(&access.server, deadline)?;
-            http::exchange(&mut stream, &request, token, MAX_BYTES, deadline)
+            let mut stream = dial::open(&access.server, deadline)?;
+            Ok(exchange(&mut stream, &request, token, MAX_BYTES, deadline)?)
         }
     }
 
@@ -237,7 +241,7 @@ fn facts(response: &Response, id: &PodId, token: Option<&str>) -> Result<Pod, Ca
     match object.kind.as_deref() {
         Some("Pod") => {}
         Some(kind) => {
-            let kind = http::clean(http::hide(kind, token).as_bytes(), 60);
+            let kind = clean(hide(kind, token).as_bytes(), 60);
             return Err(Cause::NotThePod(format!("is a {kind} and not a Pod")));
         }
         None => return Err(Cause::NotThePod("has no kind and is not a Pod".into())),
@@ -255,10 +259,10 @@ fn refusal(response: &Response, token: Option<&str>) -> Cause {
         message: Option<String>,
     }
     let message = match serde_json::from_slice::<Status>(&response.body) {
-        Ok(status) => http::clean(http::hide(&status.message.unwrap_or_default(), token).as_bytes(), 300),
+        Ok(status) => clean(hide(&status.message.unwrap_or_default(), token).as_bytes(), 300),
         Err(_) if response.is_html() => "an HTML page".into(),
         // hidden before it is shortened, or the beginning of the token would be left
-        Err(_) => http::clean(http::hide(&String::from_utf8_lossy(&response.body), token).as_bytes(), 100),
+        Err(_) => clean(hide(&String::from_utf8_lossy(&response.body), token).as_bytes(), 100),
     };
     let reason = response.reason();
     let message = if message == reason { String::new() } else { message };

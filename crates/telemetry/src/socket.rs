@@ -1,12 +1,11 @@
 //! The node agent's log socket: all lines of one process, sent once, at its end (P-46).
 
-use std::io::{self, Read as _, Write as _};
+use std::io;
 use std::os::unix::fs::FileTypeExt as _;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use http1::Deadline;
 
 use crate::line::push_json;
 
@@ -19,8 +18,8 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 /// Bytes of the request body. A process writes some kilobytes; what is over this is counted, not kept.
 const BODY_MAX_BYTES: usize = 1 << 20;
 
-/// How long to wait before another try while the agent's queue of connections is full.
-const CONNECT_PAUSE: Duration = Duration::from_millis(5);
+/// Bytes of the answer that are read; it is empty from every known agent.
+const ANSWER_MAX_BYTES: usize = 4 << 10;
 
 /// The lines collected for the agent.
 pub(crate) struct SocketTee {
@@ -59,58 +58,18 @@ impl SocketTee {
         self.dropped
     }
 
-    /// Sends everything in one request and waits for the first bytes of the answer, within [`SEND_TIMEOUT`].
+    /// Sends everything in one request and waits for the answer, within [`SEND_TIMEOUT`]: the agent must have the request before we go,
+    /// since a server may stop reading when its client is gone.
     pub(crate) fn send(self) -> io::Result<()> {
-        let deadline = Instant::now() + SEND_TIMEOUT;
-        let mut request = format!(
-            "POST /log HTTP/1.1\r\nHost: unix\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
-             Connection: close\r\n\r\n[",
-            self.body.len() + 2
-        )
-        .into_bytes();
-        request.extend_from_slice(&self.body);
-        request.push(b']');
-
-        let mut stream = connect(&self.path, deadline)?;
-        let mut rest = request.as_slice();
-        while !rest.is_empty() {
-            stream.set_write_timeout(Some(remaining(deadline)?))?;
-            match stream.write(rest) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(sent) => rest = &rest[sent..],
-                Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
-                Err(err) => return Err(err),
-            }
-        }
-        // The agent must have the request before we go: a server may stop reading when its client is gone.
-        stream.set_read_timeout(Some(remaining(deadline)?))?;
-        stream.read(&mut [0; 64]).map(drop)
+        let deadline = Deadline::within(SEND_TIMEOUT);
+        let body = [b"[", self.body.as_slice(), b"]"].concat();
+        let headers = [("Content-Type", "application/json")];
+        let request = http1::request("POST", "unix", "/log", &headers, Some(&body));
+        let mut connection = http1::unix::connect(&self.path, deadline)?;
+        // What it answers is its own affair.
+        http1::exchange(&mut connection, &request, None, ANSWER_MAX_BYTES, deadline)?;
+        Ok(())
     }
-}
-
-/// A connection, waiting no longer than `deadline`. A blocking `connect` to a Unix socket has no time limit when the
-/// listener has stopped accepting.
-fn connect(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
-    let address = SocketAddrUnix::new(path)?;
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    loop {
-        match rustix::net::connect(&socket, &address) {
-            Ok(()) => break,
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {
-                std::thread::sleep(CONNECT_PAUSE.min(remaining(deadline)?));
-            }
-            Err(errno) => return Err(errno.into()),
-        }
-    }
-    let stream = UnixStream::from(socket);
-    stream.set_nonblocking(false)?;
-    Ok(stream)
-}
-
-fn remaining(deadline: Instant) -> io::Result<Duration> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
 }
 
 #[cfg(test)]

@@ -27,10 +27,11 @@ const CRATES: &[(&str, Layer)] = &[
     ("capture", Layer::Pure { ours: &["ruleset"], theirs: &["ipnet", "thiserror"] }),
     ("facts", Layer::Pure { ours: &["capture"], theirs: &["serde", "thiserror"] }),
     ("cni", Layer::Pure { ours: &[], theirs: &["ipnet", "serde", "serde_json", "thiserror"] }),
+    ("http1", Layer::Effect { ours: &[] }),
     ("netns", Layer::Effect { ours: &[] }),
     ("kernel", Layer::Effect { ours: &["netns", "ruleset"] }),
-    ("podsource", Layer::Effect { ours: &["capture", "facts"] }),
-    ("telemetry", Layer::Effect { ours: &[] }),
+    ("podsource", Layer::Effect { ours: &["capture", "facts", "http1"] }),
+    ("telemetry", Layer::Effect { ours: &["http1"] }),
     ("install", Layer::Effect { ours: &["cni"] }),
     // Manifests are read by podsource for the plugin and the agent alike.
     ("cluster", Layer::Effect { ours: &["capture", "facts", "podsource"] }),

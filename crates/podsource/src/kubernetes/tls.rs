@@ -1,5 +1,6 @@
 //! TLS as a client, with exactly the trust that the kubeconfig expresses.
 
+use std::net::TcpStream;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -12,11 +13,12 @@ use rustls::{
     StreamOwned,
 };
 
-use super::connection::{self, Connection};
+use http1::Connection;
+
 use crate::error::Cause;
 use crate::kubeconfig::{Access, Identity, Trust, problem};
 
-pub(super) type Stream = StreamOwned<ClientConnection, Connection>;
+pub(super) type Stream = StreamOwned<ClientConnection, Connection<TcpStream>>;
 
 const CERTIFICATE_ADVICE: &str = "put PEM certificates and keys into the kubeconfig";
 
@@ -82,7 +84,11 @@ fn with_identity(
 }
 
 /// The handshake is driven to its end here, so that its errors are not taken for errors of the request.
-pub(super) fn handshake(config: ClientConfig, access: &Access, mut tcp: Connection) -> Result<Stream, Cause> {
+pub(super) fn handshake(
+    config: ClientConfig,
+    access: &Access,
+    mut tcp: Connection<TcpStream>,
+) -> Result<Stream, Cause> {
     let name = access.tls_server_name.as_deref().unwrap_or(&access.server.host);
     let name = ServerName::try_from(name.to_owned()).map_err(|_| {
         problem(format!("{name:?} is not a name that a certificate can have"), "correct the server URL")
@@ -90,12 +96,12 @@ pub(super) fn handshake(config: ClientConfig, access: &Access, mut tcp: Connecti
     let mut tls = ClientConnection::new(Arc::new(config), name).map_err(|error| cause(&error))?;
     while tls.is_handshaking() {
         tls.complete_io(&mut tcp)
-            .map_err(|error| connection::cause(&error, "shaking hands for TLS", tcp.deadline))?;
+            .map_err(|error| http1::Error::of(error, "shaking hands for TLS", tcp.deadline()))?;
     }
     Ok(StreamOwned::new(tls, tcp))
 }
 
-pub(super) fn cause(error: &rustls::Error) -> Cause {
+pub(crate) fn cause(error: &rustls::Error) -> Cause {
     match error {
         rustls::Error::InvalidCertificate(
             CertificateError::UnknownIssuer | CertificateError::BadSignature,
