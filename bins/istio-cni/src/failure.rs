@@ -1,13 +1,32 @@
 //! Why an operation failed, ready for the runtime.
 
+use std::time::Duration;
+
 use telemetry::Logger;
+
+use crate::sources::NoFacts;
 
 /// Anything that makes an operation fail after its input was understood.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
     /// The pod's facts are not to be had.
     #[error(transparent)]
-    Facts(#[from] podsource::Error),
+    Facts(#[from] NoFacts),
+    /// It took too long.
+    #[error(
+        "gave up after {:.1} s (add_timeout) while waiting for {waiting_for}; look for its cause in the lines before, on the node and in the \
+         API server",
+        after.as_secs_f64()
+    )]
+    TimedOut {
+        /// The limit.
+        after: Duration,
+        /// What was going on.
+        waiting_for: &'static str,
+    },
+    /// The system gave no thread.
+    #[error("start a thread for the pod's setup: {0}; the node is out of processes or memory")]
+    Thread(std::io::Error),
     /// An annotation of the pod cannot be used.
     #[error(transparent)]
     Annotation(#[from] capture::annotations::AnnotationError),

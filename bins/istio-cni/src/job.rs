@@ -1,18 +1,20 @@
 //! One pod's way: facts → decision → plan → apply, or compare.
 
-use std::cell::Cell;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use capture::annotations::{EnvironmentError, NodeSettings};
 use capture::{Decision, Facts, PodId, Scope, Settings, Skip};
 use cni::{PluginConf, Request};
 use kernel::{Applied, Change, Choice, Difference, Kernel, route};
 use netns::{Inside, Lock, Netns};
-use podsource::PodSource;
 use ruleset::{Backend, Plan};
 use telemetry::Logger;
 
 use crate::failure::Failure;
+use crate::plugin::Backends;
+use crate::progress::{Phase, Progress};
+use crate::sources::Sources;
 use crate::{groups, plugin};
 
 /// How long an ADD waits for another one that works in the same namespace. Two calls for one pod are rare (a second interface); a
@@ -21,13 +23,23 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a CHECK waits: it only looks.
 const CHECK_LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A call for one pod.
-pub(crate) struct Job<'a> {
-    pub(crate) request: &'a Request,
-    pub(crate) conf: &'a PluginConf,
-    pub(crate) log: &'a Logger,
-    pub(crate) kernel: Kernel<'a>,
+/// A call for one pod. It owns what it works with, because the thread that works is left behind when the time is over.
+pub(crate) struct Job {
+    pub(crate) netns: Option<String>,
+    pub(crate) conf: PluginConf,
+    pub(crate) log: Logger,
+    pub(crate) backends: Arc<Backends>,
+    pub(crate) progress: Arc<Progress>,
     pub(crate) id: PodId,
+}
+
+/// What came of an ADD.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Added {
+    /// The pod's traffic goes through its proxy.
+    Captured,
+    /// The pod is none to capture.
+    Skipped,
 }
 
 /// What a check found.
@@ -42,34 +54,55 @@ struct Target {
     settings: Box<Settings>,
 }
 
-/// Milliseconds of each phase, for the log.
-#[derive(Default)]
-struct Phases {
-    last: Cell<Option<Instant>>,
-}
+impl Job {
+    /// A call for the pod that CNI_ARGS name.
+    pub(crate) fn new(
+        request: &Request,
+        conf: PluginConf,
+        log: Logger,
+        backends: Arc<Backends>,
+        progress: Arc<Progress>,
+    ) -> Result<Self, cni::Error> {
+        let id = plugin::pod_id(&request.args()?);
+        Ok(Self { netns: request.netns.clone(), conf, log, backends, progress, id })
+    }
 
-impl Job<'_> {
+    fn kernel(&self) -> Kernel<'_> {
+        self.backends.kernel()
+    }
+
     /// `namespace/name`, or what is known of it.
     pub(crate) fn pod_text(&self) -> String {
         format!("{}/{}", self.id.namespace, self.id.name)
     }
 
     /// Captures the pod, if it is one to capture.
-    pub(crate) fn add(&self, source: &dyn PodSource) -> Result<(), Failure> {
-        let phases = Phases::start();
-        let Some(target) = self.target(source)? else { return Ok(()) };
-        let facts_ms = phases.lap();
+    pub(crate) fn add(&self) -> Result<Added, Failure> {
+        let Some(target) = self.target()? else { return Ok(Added::Skipped) };
+        self.progress.wait_for("another call that works in the pod's network namespace");
         let _lock = self.lock(&target.netns, LOCK_TIMEOUT)?;
+        self.progress.wait_for("the kernel to take the rules");
         let applied = target.netns.enter(|inside| self.apply(inside, &target.settings))??;
-        self.log_applied(&applied, facts_ms, phases.lap());
-        Ok(())
+        let apply_ms = self.progress.ended(Phase::Apply);
+        self.log_applied(&applied, apply_ms);
+        Ok(Added::Captured)
+    }
+
+    /// The part of the decision that needs no facts.
+    pub(crate) fn skip(&self) -> Option<Skip> {
+        let scope = Scope {
+            agent_namespace: self.conf.pod_namespace.clone(),
+            excluded_namespaces: self.conf.exclude_namespaces.clone(),
+        };
+        capture::decide_by_id(&self.id, &scope)
     }
 
     /// Compares the pod's namespace with what an ADD would make of it.
-    pub(crate) fn check(&self, source: &dyn PodSource) -> Result<Verdict, Failure> {
-        let Some(target) = self.target(source)? else { return Ok(Verdict::AsPlanned) };
+    pub(crate) fn check(&self) -> Result<Verdict, Failure> {
+        let Some(target) = self.target()? else { return Ok(Verdict::AsPlanned) };
         let _lock = self.lock(&target.netns, CHECK_LOCK_TIMEOUT)?;
         let differences = target.netns.enter(|inside| self.compare(inside, &target.settings))??;
+        self.progress.ended(Phase::Apply);
         Ok(if differences.is_empty() { Verdict::AsPlanned } else { Verdict::Differs(differences) })
     }
 
@@ -87,19 +120,19 @@ impl Job<'_> {
     }
 
     /// The decision; nothing for a pod that is left alone.
-    fn target(&self, source: &dyn PodSource) -> Result<Option<Target>, Failure> {
-        let scope = Scope {
-            agent_namespace: self.conf.pod_namespace.clone(),
-            excluded_namespaces: self.conf.exclude_namespaces.clone(),
-        };
-        if let Some(skip) = capture::decide_by_id(&self.id, &scope) {
+    fn target(&self) -> Result<Option<Target>, Failure> {
+        self.progress.ended(Phase::Parse);
+        if let Some(skip) = self.skip() {
             self.log_skip(&skip);
             return Ok(None);
         }
-        let pod = source.pod(&self.id)?;
+        let pod = Sources { conf: &self.conf, log: &self.log, progress: &self.progress }.pod(&self.id)?;
+        self.progress.ended(Phase::Facts);
         // A wrong variable concerns the pods that it is for; the others start.
         let node = node_settings();
-        match capture::decide(&pod, node.as_ref().unwrap_or(&NodeSettings::default()))? {
+        let decision = capture::decide(&pod, node.as_ref().unwrap_or(&NodeSettings::default()))?;
+        self.progress.ended(Phase::Decide);
+        match decision {
             Decision::Skip(skip) => {
                 self.log_skip(&skip);
                 if self.conf.ambient_enabled {
@@ -120,7 +153,7 @@ impl Job<'_> {
     }
 
     fn open_netns(&self) -> Result<Netns, Failure> {
-        let path = self.request.netns.as_ref().ok_or(Failure::NoNetns)?;
+        let path = self.netns.as_ref().ok_or(Failure::NoNetns)?;
         let netns = Netns::open(path)?;
         // The protocol layer has compared with our own namespace, unless CNI_NETNS_OVERRIDE told it not to, as a runtime does that
         // starts plugins inside the pod's. The node's is that of init, or, where init may not be asked, of the runtime.
@@ -135,13 +168,13 @@ impl Job<'_> {
     fn apply(&self, inside: &Inside, settings: &Settings) -> Result<Applied, Failure> {
         let ipv6 = ipv6(inside, settings)?;
         let plan = |backend| capture::plan(settings, Facts { backend, ipv6 });
-        Ok(self.kernel.apply(inside, plugin::choice(self.conf), plan)?)
+        Ok(self.kernel().apply(inside, plugin::choice(&self.conf), plan)?)
     }
 
     fn compare(&self, inside: &Inside, settings: &Settings) -> Result<Vec<Difference>, Failure> {
         let ipv6 = ipv6(inside, settings)?;
         let plan = |backend| capture::plan(settings, Facts { backend, ipv6 });
-        let plan = match plugin::choice(self.conf) {
+        let plan = match plugin::choice(&self.conf) {
             Choice::Only(backend) => plan(backend),
             // An ADD took the one or the other, depending on the kernel: the one that has something is the one to compare with.
             Choice::Auto => {
@@ -149,21 +182,26 @@ impl Job<'_> {
                 if self.holds(inside, &iptables)? { iptables } else { plan(Backend::Nftables) }
             }
         };
-        Ok(self.kernel.observe(inside, &plan)?)
+        Ok(self.kernel().observe(inside, &plan)?)
     }
 
     fn holds(&self, inside: &Inside, plan: &Plan) -> Result<bool, Failure> {
         match plan.ruleset() {
-            Some(ruleset) => Ok(self.kernel.iptables.exists(inside, ruleset)?),
+            Some(ruleset) => Ok(self.kernel().iptables.exists(inside, ruleset)?),
             None => Ok(false),
         }
     }
 
     fn log_skip(&self, skip: &Skip) {
-        self.log.info(&format!("pod is left alone: {skip}"), &[("reason", &skip.reason.name())]);
+        let source = self.progress.facts_source();
+        let labels: [telemetry::Label<'_>; 2] = [("reason", &skip.reason.name()), ("facts_source", &source)];
+        self.log.info(
+            &format!("pod is left alone: {skip}"),
+            if source.is_empty() { &labels[..1] } else { &labels },
+        );
     }
 
-    fn log_applied(&self, applied: &Applied, facts_ms: f64, apply_ms: f64) {
+    fn log_applied(&self, applied: &Applied, apply_ms: f64) {
         if let Some(fallback) = &applied.fallback {
             self.log.warn(&format!("nf_tables could not be used, iptables was: {fallback}"), &[]);
         }
@@ -178,29 +216,19 @@ impl Job<'_> {
             Change::Fresh => "added",
             Change::Replaced => "replaced",
         };
-        let (facts_ms, apply_ms) = (format!("{facts_ms:.3}"), format!("{apply_ms:.3}"));
+        let facts_ms = format!("{:.3}", self.progress.phases().facts.unwrap_or_default() * 1000.0);
+        let apply_ms = format!("{apply_ms:.3}");
         self.log.info(
             "pod is captured",
             &[
                 ("backend", &applied.backend),
                 ("rules", &change),
                 ("routing_steps", &applied.routing),
+                ("facts_source", &self.progress.facts_source()),
                 ("facts_ms", &facts_ms),
                 ("apply_ms", &apply_ms),
             ],
         );
-    }
-}
-
-impl Phases {
-    fn start() -> Self {
-        Self { last: Cell::new(Some(Instant::now())) }
-    }
-
-    /// Milliseconds since the last call.
-    fn lap(&self) -> f64 {
-        let now = Instant::now();
-        self.last.replace(Some(now)).map_or(0.0, |last| (now - last).as_secs_f64() * 1000.0)
     }
 }
 

@@ -7,17 +7,22 @@ mod failure;
 mod groups;
 mod job;
 mod plugin;
+mod progress;
+mod report;
+mod sources;
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use cni::{Identity, Invocation, dispatch};
 use telemetry::Logger;
 
 fn main() -> ExitCode {
+    let started = Instant::now();
     let supervisor = kernel::iptables::run_supervisor_if_asked();
     let log = Logger::new();
     failure::log_panics(&log);
-    let mut plugin = plugin::IstioCni::new(&log, supervisor);
+    let mut plugin = plugin::IstioCni::new(&log, supervisor, started);
     let outcome = dispatch(
         Invocation {
             identity: Identity { name: "istio-cni", version: env!("CARGO_PKG_VERSION") },

@@ -1,37 +1,54 @@
 //! The verbs.
 
-use std::time::Duration;
+use std::sync::{Arc, mpsc};
+use std::time::Instant;
 
-use cni::{CniResult, Error, NetnsRelation, Plugin, PluginConf, Request, code};
+use cni::{CniResult, Error, FailurePolicy, NetnsRelation, Plugin, PluginConf, Request, code};
+use facts::Report;
+use facts::exchange::Outcome;
 use kernel::iptables::{Iptables, Supervisor};
 use kernel::nft::{Nftables, Support};
 use kernel::{Choice, Kernel};
 use netns::Netns;
-use podsource::{KUBECONFIG_NAME, Kubernetes, Manifests, PodSource};
 use ruleset::Backend;
 use telemetry::{Level, Logger};
 
-use crate::job::{self, Job, Verdict};
+use crate::failure::Failure;
+use crate::job::{self, Added, Job, Verdict};
+use crate::progress::Progress;
+use crate::report;
+use crate::sources::Sources;
 
 /// How many differences a failing CHECK tells. One flushed chain may be thousands of them.
 const SHOWN: usize = 20;
+
+/// Both backends, shared with the thread that works.
+pub(crate) struct Backends {
+    iptables: Iptables,
+    nftables: Nftables,
+}
 
 /// The plugin.
 pub(crate) struct IstioCni<'a> {
     log: &'a Logger,
     /// What the running call is about, as soon as that is known.
     call_log: Option<Logger>,
-    iptables: Iptables,
-    nftables: Nftables,
+    backends: Arc<Backends>,
+    progress: Arc<Progress>,
+}
+
+impl Backends {
+    pub(crate) fn kernel(&self) -> Kernel<'_> {
+        Kernel { nftables: &self.nftables, iptables: &self.iptables }
+    }
 }
 
 impl<'a> IstioCni<'a> {
-    pub(crate) fn new(log: &'a Logger, supervisor: Supervisor) -> Self {
-        Self { log, call_log: None, iptables: Iptables::new().supervised(supervisor), nftables: Nftables }
-    }
-
-    fn kernel(&self) -> Kernel<'_> {
-        Kernel { nftables: &self.nftables, iptables: &self.iptables }
+    /// `started` is when the process began.
+    pub(crate) fn new(log: &'a Logger, supervisor: Supervisor, started: Instant) -> Self {
+        let iptables = Iptables::new().supervised(supervisor);
+        let backends = Arc::new(Backends { iptables, nftables: Nftables });
+        Self { log, call_log: None, backends, progress: Arc::new(Progress::new(started)) }
     }
 
     /// The configuration; from here on lines reach the file and the node agent.
@@ -41,22 +58,51 @@ impl<'a> IstioCni<'a> {
         Ok(conf)
     }
 
-    /// What a call is about, in every line of its log.
-    fn job<'j>(
-        &'j self,
-        request: &'j Request,
-        conf: &'j PluginConf,
-        log: &'j Logger,
-    ) -> Result<Job<'j>, Error> {
-        let args = request.args()?;
-        Ok(Job { request, conf, log, kernel: self.kernel(), id: pod_id(&args) })
+    fn job(&self, request: &Request, conf: &PluginConf, log: &Logger) -> Result<Job, Error> {
+        Job::new(request, conf.clone(), log.clone(), self.backends.clone(), self.progress.clone())
     }
 
     /// Says what iptables had to put up with.
     fn log_warnings(&self, log: &Logger) {
-        for warning in self.iptables.take_warnings() {
+        for warning in self.backends.iptables.take_warnings() {
             log.warn(&warning, &[]);
         }
+    }
+
+    /// What came of the pod, within the time of `add_timeout`, under the failure policy.
+    fn add_pod(&self, job: Job, log: &Logger) -> (Outcome, Option<Failure>) {
+        if !job.conf.capture && job.skip().is_none() {
+            log.warn("pod starts without capture: the configuration says capture: disabled", &[]);
+            return (Outcome::Disabled, None);
+        }
+        let policy = job.conf.failure_policy;
+        let done = add_in_time(job);
+        self.log_warnings(log);
+        match (done, policy) {
+            (Ok(Added::Captured), _) => (Outcome::Captured, None),
+            (Ok(Added::Skipped), _) => (Outcome::Skipped, None),
+            (Err(failure), FailurePolicy::Closed) => (Outcome::Failed, Some(failure)),
+            (Err(failure), FailurePolicy::Open) => (Outcome::Uncaptured, Some(failure)),
+        }
+    }
+
+    /// Tells the node agent how the call ended.
+    fn report(&self, request: &Request, conf: &PluginConf, result: Outcome, error: String, log: &Logger) {
+        let Ok(args) = request.args() else { return };
+        let report = Report {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            operation: request.verb.to_string().to_lowercase(),
+            result,
+            namespace: args.k8s_pod_namespace,
+            name: args.k8s_pod_name,
+            uid: args.k8s_pod_uid,
+            container: request.container_id.clone(),
+            facts_source: self.progress.facts_source().to_owned(),
+            seconds: self.progress.seconds(),
+            phases: self.progress.phases(),
+            error,
+        };
+        report::send(conf, report, log);
     }
 
     fn log_of(&mut self, request: &Request) -> Logger {
@@ -95,21 +141,32 @@ impl Plugin for IstioCni<'_> {
         let conf = self.configure(request)?;
         let result = request.passthrough()?;
         let job = self.job(request, &conf, &log)?;
-        let done = job.add(source(&conf, &log).as_ref());
-        self.log_warnings(&log);
-        done.map_err(|failure| {
-            failure.into_cni(&format!("istio-cni could not set up pod {}", job.pod_text()))
-        })?;
-        Ok(result)
+        let pod = job.pod_text();
+        let (outcome, failure) = self.add_pod(job, &log);
+        let error = failure.map(|failure| failure.into_cni(&format!("istio-cni could not set up pod {pod}")));
+        let text = error.as_ref().map_or_else(String::new, |error| error.msg.clone());
+        if outcome == Outcome::Uncaptured {
+            log.error(&format!("pod starts WITHOUT CAPTURE, as failure_policy: open allows: {text}"), &[]);
+        }
+        self.report(request, &conf, outcome, text, &log);
+        match error {
+            Some(error) if outcome == Outcome::Failed => Err(error),
+            _ => Ok(result),
+        }
     }
 
     /// The rules end with the namespace, and nothing else is kept of a pod: there is nothing to remove, whatever state it is in.
     fn del(&mut self, request: &Request) -> Result<(), Error> {
         // A configuration that ADD refused must not keep the pod from being removed, and what was uninstalled stays so.
-        if request.conf().is_ok_and(|conf| conf.cni_agent_run_dir.is_dir()) {
+        let conf = request.conf().ok().filter(|conf| conf.cni_agent_run_dir.is_dir());
+        if conf.is_some() {
             let _ = self.configure(request);
         }
-        self.log_of(request).info("nothing to undo: rules end with the pod's network namespace", &[]);
+        let log = self.log_of(request);
+        log.info("nothing to undo: rules end with the pod's network namespace", &[]);
+        if let Some(conf) = conf {
+            self.report(request, &conf, Outcome::Skipped, String::new(), &log);
+        }
         Ok(())
     }
 
@@ -120,9 +177,13 @@ impl Plugin for IstioCni<'_> {
         request.prev_result()?;
         let job = self.job(request, &conf, &log)?;
         let what = format!("istio-cni could not check pod {}", job.pod_text());
-        let verdict = job.check(source(&conf, &log).as_ref()).map_err(|failure| failure.into_cni(&what))?;
+        let verdict = job.check().map_err(|failure| failure.into_cni(&what));
         self.log_warnings(&log);
-        match verdict {
+        let outcome =
+            if matches!(verdict, Ok(Verdict::AsPlanned)) { Outcome::Captured } else { Outcome::Failed };
+        let text = verdict.as_ref().err().map_or_else(String::new, |error| error.msg.clone());
+        self.report(request, &conf, outcome, text, &log);
+        match verdict? {
             Verdict::AsPlanned => Ok(()),
             Verdict::Differs(differences) => {
                 let msg = format!("pod {} is not captured as planned", job.pod_text());
@@ -148,7 +209,8 @@ impl Plugin for IstioCni<'_> {
         if let Err(error) = job::node_settings() {
             return unavailable(error.to_string());
         }
-        if let Err(error) = source(&conf, self.log).ready() {
+        let sources = Sources { conf: &conf, log: self.log, progress: &self.progress };
+        if let Err(error) = sources.ready() {
             return unavailable(error.to_string());
         }
         if let Err(cause) = self.backend_ready(choice(&conf)) {
@@ -182,7 +244,7 @@ impl IstioCni<'_> {
                     Support { tproxy: false, .. } => Err("the kernel has no nf_tables tproxy".to_owned()),
                 }
             });
-        let iptables = || self.iptables.available().map_err(|error| kernel::chain_text(&error));
+        let iptables = || self.backends.iptables.available().map_err(|error| kernel::chain_text(&error));
         match choice {
             Choice::Only(Backend::Nftables) => nftables,
             Choice::Only(Backend::Iptables) => iptables(),
@@ -193,19 +255,28 @@ impl IstioCni<'_> {
     }
 }
 
-/// Where the pod's facts come from.
-fn source<'s>(conf: &'s PluginConf, log: &'s Logger) -> Box<dyn PodSource + 's> {
-    match &conf.pod_source {
-        cni::PodSource::Manifests(dir) => Box::new(Manifests::new(dir)),
-        cni::PodSource::Kubernetes => {
-            let on_retry = |error: &podsource::Error, attempt: u32, pause: Duration| {
-                let labels: [telemetry::Label<'_>; 2] = [("try", &attempt), ("pause_ms", &pause.as_millis())];
-                log.warn(&error.to_string(), &labels);
-            };
-            let kubernetes =
-                Kubernetes::new(conf.cni_agent_run_dir.join(KUBECONFIG_NAME), env!("CARGO_PKG_VERSION"));
-            Box::new(kubernetes.with_timeout(conf.facts_timeout).with_on_retry(on_retry))
+/// Works on a thread of its own and waits for it no longer than `add_timeout` allows. A thread that is late ends with the process; what it does
+/// is whole at any point.
+fn add_in_time(job: Job) -> Result<Added, Failure> {
+    let (progress, limit) = (job.progress.clone(), job.conf.add_timeout);
+    let (sender, receiver) = mpsc::channel();
+    let thread = std::thread::Builder::new()
+        .name("add".to_owned())
+        .spawn(move || {
+            // Nobody listens any more when it is late.
+            let _ = sender.send(job.add());
+        })
+        .map_err(Failure::Thread)?;
+    match receiver.recv_timeout(limit) {
+        Ok(done) => done,
+        Err(mpsc::RecvTimeoutError::Timeout) => {
+            Err(Failure::TimedOut { after: limit, waiting_for: progress.waiting_for() })
         }
+        // It ended without an answer, so it panicked; here that becomes an error for the runtime.
+        Err(mpsc::RecvTimeoutError::Disconnected) => match thread.join() {
+            Err(panic) => std::panic::resume_unwind(panic),
+            Ok(()) => Err(Failure::TimedOut { after: limit, waiting_for: progress.waiting_for() }),
+        },
     }
 }
 
@@ -217,7 +288,7 @@ pub(crate) fn choice(conf: &PluginConf) -> Choice {
     }
 }
 
-fn pod_id(args: &cni::Args) -> capture::PodId {
+pub(crate) fn pod_id(args: &cni::Args) -> capture::PodId {
     capture::PodId {
         namespace: args.k8s_pod_namespace.clone(),
         name: args.k8s_pod_name.clone(),

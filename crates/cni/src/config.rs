@@ -15,8 +15,10 @@ use crate::result::Dns;
 
 /// How long the search for a pod's facts may take when `facts_timeout` is absent.
 pub const DEFAULT_FACTS_TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest `facts_timeout` that is accepted; no runtime waits longer for a sandbox.
-pub const MAX_FACTS_TIMEOUT: Duration = Duration::from_secs(3600);
+/// How long an ADD may take in all when `add_timeout` is absent. Well under kubelet's limit for a sandbox, which is 4 minutes.
+pub const DEFAULT_ADD_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest timeout that is accepted; no runtime waits longer for a sandbox.
+pub const MAX_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// The typed configuration. A text is empty and a list is empty when the key is absent or `null`; unknown keys are
 /// ignored. `cniVersion` and `name` are in the [`crate::Request`].
@@ -48,10 +50,26 @@ pub struct PluginConf {
     pub enable_ambient_detection_retry: bool,
     /// `facts_timeout`: total time for finding the pod's facts, all tries together. More than zero.
     pub facts_timeout: Duration,
+    /// `add_timeout`: total time for an ADD. More than zero.
+    pub add_timeout: Duration,
+    /// `failure_policy`: what becomes of a pod that cannot be set up.
+    pub failure_policy: FailurePolicy,
+    /// `capture`: false is the kill switch, with which no pod is captured.
+    pub capture: bool,
     /// `pod_source`: where the pod's facts come from.
     pub pod_source: PodSource,
     /// `runtimeConfig["io.kubernetes.cri.pod-annotations"]`: `None` when the runtime did not send it.
     pub pod_annotations: Option<BTreeMap<String, String>>,
+}
+
+/// What becomes of a pod that cannot be set up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum FailurePolicy {
+    /// ADD fails, and the runtime tries again: nothing runs outside of the mesh.
+    #[default]
+    Closed,
+    /// The pod starts without capture, and is reported.
+    Open,
 }
 
 /// Where a pod's facts come from.
@@ -98,7 +116,14 @@ impl PluginConf {
             pod_namespace: root.text_or_empty("pod_namespace")?,
             native_nftables: root.field("native_nftables")?.map(|node| node.boolean()).transpose()?,
             enable_ambient_detection_retry: root.bool_or_false("enable_ambient_detection_retry")?,
-            facts_timeout: facts_timeout(&root)?,
+            facts_timeout: timeout(&root, "facts_timeout", DEFAULT_FACTS_TIMEOUT)?,
+            add_timeout: timeout(&root, "add_timeout", DEFAULT_ADD_TIMEOUT)?,
+            failure_policy: one_of(
+                &root,
+                "failure_policy",
+                &[("closed", FailurePolicy::Closed), ("open", FailurePolicy::Open)],
+            )?,
+            capture: one_of(&root, "capture", &[("enabled", true), ("disabled", false)])?,
             pod_source: PodSource::decode_in(&root)?,
             pod_annotations: pod_annotations(&root)?,
         })
@@ -142,13 +167,26 @@ impl Attachment {
     }
 }
 
-fn facts_timeout(root: &Node<'_>) -> Result<Duration, DecodeError> {
-    let Some(node) = root.field("facts_timeout")? else { return Ok(DEFAULT_FACTS_TIMEOUT) };
+fn timeout(root: &Node<'_>, key: &str, default: Duration) -> Result<Duration, DecodeError> {
+    let Some(node) = root.field(key)? else { return Ok(default) };
     let duration = parse_duration(node.text()?).map_err(|error| node.invalid(error.to_string()))?;
-    if duration.is_zero() || duration > MAX_FACTS_TIMEOUT {
+    if duration.is_zero() || duration > MAX_TIMEOUT {
         return Err(node.invalid("has to be more than zero and at most 1h"));
     }
     Ok(duration)
+}
+
+/// One of a few words; the first is the default. A misspelt one must not silently mean it.
+fn one_of<T: Copy, const N: usize>(
+    root: &Node<'_>,
+    key: &str,
+    words: &[(&str, T); N],
+) -> Result<T, DecodeError> {
+    let Some(node) = root.field(key)? else { return Ok(words[0].1) };
+    let text = node.text()?;
+    words.iter().find(|(word, _)| *word == text).map(|(_, meaning)| *meaning).ok_or_else(|| {
+        node.invalid(format!("is none of {}", words.map(|(word, _)| format!("{word:?}")).join(", ")))
+    })
 }
 
 fn pod_annotations(root: &Node<'_>) -> Result<Option<BTreeMap<String, String>>, DecodeError> {

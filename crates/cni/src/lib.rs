@@ -35,7 +35,7 @@ pub mod result;
 pub mod version;
 
 pub use args::Args;
-pub use config::{PluginConf, PodSource};
+pub use config::{FailurePolicy, PluginConf, PodSource};
 pub use dispatch::{Identity, Invocation, NetnsRelation, Outcome, Plugin, Request, dispatch};
 pub use env::Verb;
 pub use error::{Error, code};

@@ -74,8 +74,10 @@ pub enum Outcome {
     /// The runtime was told of an error.
     #[default]
     Failed,
-    /// The pod should be captured, is not, and was let through: the failure policy is `open`, or capture is switched off.
+    /// The pod could not be set up and was let through: the failure policy is `open`.
     Uncaptured,
+    /// The pod was let through without a look: capture is switched off.
+    Disabled,
 }
 
 /// Seconds of the phases of an operation.
@@ -104,6 +106,7 @@ impl Outcome {
             Self::Skipped => "skipped",
             Self::Failed => "failed",
             Self::Uncaptured => "uncaptured",
+            Self::Disabled => "disabled",
         }
     }
 }

@@ -45,6 +45,29 @@ pub enum Cause {
         /// What the source has.
         found: String,
     },
+    /// The runtime did not say which incarnation it starts, and what was kept of a pod of this name may be of another one.
+    #[error(
+        "it has a pod of this name, with uid {found}, and the runtime passes no K8S_POD_UID to compare it with"
+    )]
+    UnknownIncarnation {
+        /// What the source has.
+        found: String,
+    },
+    /// No node agent listens, or it does not answer.
+    #[error("nobody answers: {0}")]
+    NoAgent(std::io::Error),
+    /// The node agent does not know the pod, or not this incarnation.
+    #[error("it does not know the pod{}", colon(.0))]
+    Unaware(String),
+    /// Somebody else listens on the agent's socket.
+    #[error("user {uid} listens there, who is not trusted with facts")]
+    ForeignAgent {
+        /// Who.
+        uid: u32,
+    },
+    /// The pod's annotations do not tell enough.
+    #[error("{0}")]
+    Annotations(&'static str),
     /// A file or directory cannot be read.
     #[error("read {path}: {reason}", path = path.display())]
     Unreadable {
@@ -190,6 +213,11 @@ impl Cause {
     pub fn retry(&self) -> Retry {
         match self {
             Cause::InvalidName(_)
+            | Cause::UnknownIncarnation { .. }
+            | Cause::NoAgent(_)
+            | Cause::Unaware(_)
+            | Cause::ForeignAgent { .. }
+            | Cause::Annotations(_)
             | Cause::Unreadable { .. }
             | Cause::NotInManifests { .. }
             | Cause::BrokenManifest { .. }
@@ -227,6 +255,13 @@ impl Cause {
             Cause::Stale { .. } => {
                 "the pod was replaced under the same name; the runtime's next attempt will see the new one"
             }
+            Cause::UnknownIncarnation { .. } => "use a runtime that passes K8S_POD_UID in CNI_ARGS",
+            Cause::NoAgent(_) => "check that the node agent (DaemonSet istio-cni-node) runs on this node",
+            Cause::Unaware(_) => {
+                "check that the node agent is connected to the API server (its /readyz tells)"
+            }
+            Cause::ForeignAgent { .. } => "check who owns the run directory and the socket in it",
+            Cause::Annotations(_) => "the pod can start when the node agent or the API server answers",
             Cause::Unreadable { .. } => "check that the path exists and that the plugin may read it",
             Cause::NotInManifests { .. } => {
                 "add a manifest of kind Pod with this name and namespace, best as <namespace>_<name>.yaml"

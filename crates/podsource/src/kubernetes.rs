@@ -15,7 +15,7 @@ use serde_json::error::Category;
 use crate::error::{Cause, Error, Retry};
 use crate::json;
 use crate::kubeconfig::{self, Access};
-use crate::{MAX_BYTES, PodSource};
+use crate::{MAX_BYTES, PodSource, segment};
 use facts::object::Object;
 
 /// Total time for one question when the configuration does not say otherwise (`facts_timeout`). Well under kubelet's limit for a
@@ -208,18 +208,6 @@ impl Backoff {
 /// Text that may stand for a segment of a path: not empty, not a step to another directory, no longer than Kubernetes allows.
 fn is_name(text: &str) -> bool {
     !text.is_empty() && text.len() <= 253 && !text.chars().all(|c| c == '.')
-}
-
-/// Percent-encodes all but the unreserved characters (RFC 3986, 2.3): the text comes from the runtime's arguments.
-fn segment(text: &str) -> String {
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => encoded.push(byte as char),
-            _ => encoded += &format!("%{byte:02X}"),
-        }
-    }
-    encoded
 }
 
 /// The pod of the answer. No error repeats the token, which a proxy in between may have put into the answer.

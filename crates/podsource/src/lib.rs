@@ -3,10 +3,14 @@
 //! A plugin process lives for milliseconds, asks for one pod and ends, so everything here is synchronous and bounded: in bytes read,
 //! in time and in tries. Conversion from Kubernetes objects into [`capture::Pod`] happens in this crate and nowhere else.
 //!
+//! - [`Agent`]: the node agent over its socket. [`LastKnown`]: what it left on disk.
+//! - [`Annotations`]: what the runtime hands over itself, the last resort.
 //! - [`Manifests`]: a directory of Kubernetes manifests. No TLS code runs for it.
 //! - [`Kubernetes`]: the API server of a kubeconfig, with retries within a total time. What it does not support, and how host names
 //!   are resolved in a static executable, is said there.
 
+mod agent;
+mod annotations;
 mod error;
 mod json;
 mod kubeconfig;
@@ -16,6 +20,8 @@ mod yaml;
 
 use capture::{Pod, PodId};
 
+pub use agent::{Agent, LastKnown};
+pub use annotations::Annotations;
 pub use error::{Cause, Error, Retry};
 pub use kubernetes::{DEFAULT_TIMEOUT, KUBECONFIG_NAME, Kubernetes};
 pub use manifests::{FileError, Manifests, is_manifest, objects_in_file, pods_in_file};
@@ -41,4 +47,16 @@ pub trait PodSource {
     /// # Errors
     /// When something local is missing or broken.
     fn ready(&self) -> Result<(), Error>;
+}
+
+/// Percent-encodes all but the unreserved characters (RFC 3986, 2.3): the text comes from the runtime's arguments.
+fn segment(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => encoded.push(byte as char),
+            _ => encoded += &format!("%{byte:02X}"),
+        }
+    }
+    encoded
 }

@@ -19,6 +19,9 @@ fn empty() -> PluginConf {
         native_nftables: None,
         enable_ambient_detection_retry: false,
         facts_timeout: Duration::from_secs(30),
+        add_timeout: Duration::from_secs(60),
+        failure_policy: FailurePolicy::Closed,
+        capture: true,
         pod_source: PodSource::Kubernetes,
         pod_annotations: None,
     }
@@ -34,7 +37,7 @@ fn absent_null_and_unknown_keys_give_the_defaults() {
     let nulls = r#"{"type":null,"capabilities":null,"ipam":null,"dns":null,"prevResult":null,"plugin_log_level":null,
         "cni_agent_run_dir":null,"ambient_enabled":null,"enablement_selectors":null,"exclude_namespaces":null,
         "pod_namespace":null,"native_nftables":null,"enable_ambient_detection_retry":null,"facts_timeout":null,
-        "pod_source":null,"runtimeConfig":null,"log_level":7,"kubernetes":[],"args":{}}"#;
+        "pod_source":null,"add_timeout":null,"failure_policy":null,"capture":null,"runtimeConfig":null,"log_level":7,"kubernetes":[],"args":{}}"#;
     assert_eq!(decode(nulls).unwrap(), empty());
 }
 
@@ -49,6 +52,7 @@ fn every_key_is_read() {
             [{"key":"k","operator":"In","values":["x","y"]}]}},{}],
         "exclude_namespaces":["kube-system","istio-system"],"pod_namespace":"istio-system","native_nftables":false,
         "enable_ambient_detection_retry":true,"facts_timeout":"1m30s","pod_source":{"manifests":"/pods"},
+        "add_timeout":"20s","failure_policy":"open","capture":"disabled",
         "runtimeConfig":{"portMappings":[],"io.kubernetes.cri.pod-annotations":{"a/b":"c","n":null}}}"#,
     );
     let selector = LabelSelector {
@@ -76,6 +80,9 @@ fn every_key_is_read() {
         native_nftables: Some(false),
         enable_ambient_detection_retry: true,
         facts_timeout: Duration::from_secs(90),
+        add_timeout: Duration::from_secs(20),
+        failure_policy: FailurePolicy::Open,
+        capture: false,
         pod_source: PodSource::Manifests("/pods".into()),
         pod_annotations: Some(map(&[("a/b", "c".to_owned())])),
     };
@@ -107,6 +114,10 @@ fn wrong_types_and_values_name_the_key() {
         (r#"{"native_nftables":"false"}"#, "native_nftables: expected a boolean, found a text"),
         (r#"{"facts_timeout":30}"#, "facts_timeout: expected a text, found a number"),
         (r#"{"facts_timeout":"30"}"#, "facts_timeout: \"30\" is not a duration; write numbers with a unit"),
+        (r#"{"add_timeout":"0s"}"#, "add_timeout: has to be more than zero and at most 1h"),
+        (r#"{"failure_policy":"Open"}"#, "failure_policy: is none of \"closed\", \"open\""),
+        (r#"{"failure_policy":false}"#, "failure_policy: expected a text, found a boolean"),
+        (r#"{"capture":"off"}"#, "capture: is none of \"enabled\", \"disabled\""),
         (r#"{"facts_timeout":"0s"}"#, "facts_timeout: has to be more than zero and at most 1h"),
         (r#"{"facts_timeout":"1h1ms"}"#, "facts_timeout: has to be more than zero and at most 1h"),
         (r#"{"pod_source":"x"}"#, "pod_source: expected an object, found a text"),

@@ -5,8 +5,9 @@ use capture::PodId;
 use http1::{Deadline, Response, exchange};
 use proptest::prelude::*;
 
-use super::{Backoff, facts, is_name, segment};
+use super::{Backoff, facts, is_name};
 use crate::error::Cause;
+use crate::segment;
 
 const TOKEN: &str = "eyJhbGci.Secret/of-the-agent";
 

@@ -1,0 +1,88 @@
+//! How far a call has come: seconds of each phase, and what is being waited for.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use facts::exchange::Phases;
+
+/// Shared by the thread that works and the one that watches the time.
+#[derive(Debug)]
+pub(crate) struct Progress(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    started: Instant,
+    /// When the last phase ended.
+    last: Instant,
+    phases: Phases,
+    waiting_for: &'static str,
+    facts_source: &'static str,
+}
+
+/// A phase that has ended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Phase {
+    Parse,
+    Facts,
+    Decide,
+    Apply,
+}
+
+impl Progress {
+    /// `started` is when the process began.
+    pub(crate) fn new(started: Instant) -> Self {
+        Self(Mutex::new(State {
+            started,
+            last: started,
+            phases: Phases::default(),
+            waiting_for: "its configuration",
+            facts_source: "",
+        }))
+    }
+
+    /// Notes what comes next, for the message of a call that takes too long.
+    pub(crate) fn wait_for(&self, what: &'static str) {
+        self.state().waiting_for = what;
+    }
+
+    pub(crate) fn waiting_for(&self) -> &'static str {
+        self.state().waiting_for
+    }
+
+    pub(crate) fn set_facts_source(&self, source: &'static str) {
+        self.state().facts_source = source;
+    }
+
+    pub(crate) fn facts_source(&self) -> &'static str {
+        self.state().facts_source
+    }
+
+    /// Ends a phase; gives its milliseconds.
+    pub(crate) fn ended(&self, phase: Phase) -> f64 {
+        let mut state = self.state();
+        let now = Instant::now();
+        let seconds = (now - state.last).as_secs_f64();
+        state.last = now;
+        *match phase {
+            Phase::Parse => &mut state.phases.parse,
+            Phase::Facts => &mut state.phases.facts,
+            Phase::Decide => &mut state.phases.decide,
+            Phase::Apply => &mut state.phases.apply,
+        } = Some(seconds);
+        seconds * 1000.0
+    }
+
+    pub(crate) fn phases(&self) -> Phases {
+        self.state().phases
+    }
+
+    /// Seconds since the process began.
+    pub(crate) fn seconds(&self) -> f64 {
+        self.state().started.elapsed().as_secs_f64()
+    }
+
+    /// The state is whole between any two statements, so a panic elsewhere does not spoil it.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,174 @@
+//! Pods from the node agent: over its socket, or from the last facts that it left on disk.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use capture::{Pod, PodId};
+use facts::Facts;
+use facts::exchange::{FACTS_DIR, FACTS_PATH, REPORT_PATH, SOCKET_NAME, facts_file};
+use http1::Deadline;
+use rustix::process::geteuid;
+
+use crate::error::{Cause, Error};
+use crate::{PodSource, json, segment};
+
+/// Longest wait for the agent. It answers from memory, in well under a millisecond; an agent that takes longer is asked no more.
+const TIMEOUT: Duration = Duration::from_secs(1);
+/// Largest answer and file, in bytes: a trimmed object is some kilobytes, its annotations at most 256 KiB.
+const MAX_FACTS: usize = 1 << 20;
+/// Largest answer to a report, in bytes; it is empty.
+const MAX_ANSWER: usize = 4 << 10;
+
+/// The node agent that listens in a run directory.
+#[derive(Debug, Clone)]
+pub struct Agent {
+    socket: PathBuf,
+    user_agent: String,
+}
+
+/// What the node agent knew last, as files in a run directory. Read when the agent does not answer; a pod's facts are used only for the
+/// incarnation that they are of.
+#[derive(Debug, Clone)]
+pub struct LastKnown {
+    dir: PathBuf,
+}
+
+// === impl Agent ===
+
+impl Agent {
+    /// Nothing is connected before the first question. `version` goes into the user agent.
+    pub fn new(run_dir: &Path, version: &str) -> Self {
+        Self { socket: run_dir.join(SOCKET_NAME), user_agent: format!("istio-cni/{version}") }
+    }
+
+    /// Hands over a report.
+    ///
+    /// # Errors
+    /// The agent is not there, is another user's, or did not take it within `limit`.
+    pub fn report(&self, report: &facts::Report, limit: Duration) -> Result<(), Error> {
+        let failed = |cause| Error::new("report an operation to the node agent", self.origin(), cause);
+        let body = serde_json::to_vec(report).map_err(|e| failed(Cause::NotThePod(e.to_string())))?;
+        let answer = self.exchange("POST", REPORT_PATH, Some(&body), MAX_ANSWER, limit).map_err(failed)?;
+        if (200..300).contains(&answer.status) { Ok(()) } else { Err(failed(refusal(&answer))) }
+    }
+
+    fn exchange(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&[u8]>,
+        max: usize,
+        limit: Duration,
+    ) -> Result<http1::Response, Cause> {
+        let deadline = Deadline::within(limit);
+        let mut connection = http1::unix::connect(&self.socket, deadline).map_err(Cause::NoAgent)?;
+        let peer = http1::unix::peer_uid(&connection).map_err(Cause::NoAgent)?;
+        // Facts decide over capture, so nobody else may give them.
+        if peer != 0 && peer != geteuid().as_raw() {
+            return Err(Cause::ForeignAgent { uid: peer });
+        }
+        let mut headers = vec![("User-Agent", self.user_agent.as_str())];
+        headers.extend(body.map(|_| ("Content-Type", "application/json")));
+        let request = http1::request(method, "unix", path, &headers, body);
+        Ok(http1::exchange(&mut connection, &request, None, max, deadline)?)
+    }
+
+    fn origin(&self) -> String {
+        format!("the node agent at {}", self.socket.display())
+    }
+
+    fn ask(&self, id: &PodId) -> Result<Pod, Cause> {
+        let mut path = format!("{FACTS_PATH}/{}/{}", segment(&id.namespace), segment(&id.name));
+        if let Some(uid) = &id.uid {
+            path += &format!("?uid={}", segment(uid));
+        }
+        let answer = self.exchange("GET", &path, None, MAX_FACTS, TIMEOUT)?;
+        if answer.status != 200 {
+            return Err(refusal(&answer));
+        }
+        pod(&answer.body, id)
+    }
+}
+
+impl PodSource for Agent {
+    fn pod(&self, id: &PodId) -> Result<Pod, Error> {
+        self.ask(id).map_err(|cause| Error::new(operation(id), self.origin(), cause))
+    }
+
+    fn ready(&self) -> Result<(), Error> {
+        let connected = http1::unix::connect(&self.socket, Deadline::within(TIMEOUT));
+        connected.map(drop).map_err(|error| Error::new("serve pods", self.origin(), Cause::NoAgent(error)))
+    }
+}
+
+// === impl LastKnown ===
+
+impl LastKnown {
+    /// Nothing is read before the first question.
+    pub fn new(run_dir: &Path) -> Self {
+        Self { dir: run_dir.join(FACTS_DIR) }
+    }
+
+    /// Whether there are facts of a pod of this name; they may be of another incarnation.
+    pub fn has(&self, id: &PodId) -> bool {
+        facts_file(&id.namespace, &id.name).is_some_and(|file| self.dir.join(file).is_file())
+    }
+
+    fn look(&self, id: &PodId) -> Result<Pod, Cause> {
+        let name = facts_file(&id.namespace, &id.name);
+        let path = self.dir.join(name.ok_or_else(|| Cause::InvalidName(id.name.clone()))?);
+        let unreadable =
+            |error: io::Error| Cause::Unreadable { path: path.clone(), reason: error.to_string() };
+        let mut text = Vec::new();
+        let mut file = File::open(&path).map_err(unreadable)?.take(MAX_FACTS as u64 + 1);
+        file.read_to_end(&mut text).map_err(unreadable)?;
+        if text.len() > MAX_FACTS {
+            return Err(unreadable(io::Error::other("it is too large")));
+        }
+        pod(&text, id)
+    }
+}
+
+impl PodSource for LastKnown {
+    fn pod(&self, id: &PodId) -> Result<Pod, Error> {
+        let origin = format!("the last known facts in {}", self.dir.display());
+        self.look(id).map_err(|cause| Error::new(operation(id), origin, cause))
+    }
+
+    fn ready(&self) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+// === both ===
+
+fn operation(id: &PodId) -> String {
+    format!("get pod {}/{}", id.namespace, id.name)
+}
+
+/// The pod of [`Facts`]. What somebody kept may be of an older pod of the same name, so both sides must have a uid and agree in it; only a
+/// manifest has none, which is no copy of anything.
+fn pod(text: &[u8], id: &PodId) -> Result<Pod, Cause> {
+    let facts: Facts = json::from_slice(text).map_err(|misfit| Cause::NotThePod(misfit.reason))?;
+    if !facts.pod.metadata.as_ref().is_some_and(|metadata| metadata.names(&id.namespace, &id.name)) {
+        return Err(Cause::NotThePod("describes no pod or another pod".into()));
+    }
+    if let (Some(found), None) = (facts.pod.uid(), &id.uid) {
+        return Err(Cause::UnknownIncarnation { found: found.to_owned() });
+    }
+    Ok(facts.pod.into_pod(id)?)
+}
+
+fn refusal(answer: &http1::Response) -> Cause {
+    if answer.status == 404 {
+        return Cause::Unaware(http1::clean(&answer.body, 300));
+    }
+    Cause::Status {
+        code: answer.status,
+        reason: answer.reason(),
+        message: http1::clean(&answer.body, 300),
+        retry_after: answer.retry_after,
+    }
+}
