@@ -1,3 +1,5 @@
 //! `install-cni`, the node agent.
 
+mod options;
+
 fn main() {}

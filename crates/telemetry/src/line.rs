@@ -1,6 +1,7 @@
 //! One log line as JSON, and UTC dates by arithmetic (a date library would be larger than all the rest of this crate).
 
-use std::fmt::{self, Display, Write as _};
+use std::fmt::{self, Display};
+use std::io::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::Level;
@@ -29,11 +30,22 @@ pub(crate) struct Utc {
 /// Shows a [`Utc`] as log lines have it: `2026-08-01T09:30:00.000001Z`.
 struct LineTime(Utc);
 
-/// Appends a line: `level`, `time`, `msg`, then the labels already rendered, then `labels`, and a newline (P-43).
-pub(crate) fn write_line(
+/// When a line was written.
+#[derive(Clone, Copy)]
+pub(crate) enum Stamp<'a> {
+    /// Then.
+    At(SystemTime),
+    /// As its writer has put it down.
+    Written(&'a str),
+}
+
+/// Appends a line of JSON: `level`, `time`, `scope`, `msg`, the labels already rendered, then `labels`, and a newline
+/// (P-43).
+pub(crate) fn write_json(
     out: &mut Vec<u8>,
     level: Level,
-    now: SystemTime,
+    time: Stamp<'_>,
+    scope: Option<&str>,
     msg: &str,
     rendered: &[u8],
     labels: &[Label<'_>],
@@ -41,12 +53,44 @@ pub(crate) fn write_line(
     out.extend_from_slice(b"{\"level\":\"");
     out.extend_from_slice(level.as_str().as_bytes());
     out.extend_from_slice(b"\",\"time\":\"");
-    push_display(out, &LineTime(Utc::from(now)));
-    out.extend_from_slice(b"\",\"msg\":");
+    push_display(out, &time);
+    out.push(b'"');
+    if let Some(scope) = scope {
+        write_labels(out, &[("scope", &scope)]);
+    }
+    out.extend_from_slice(b",\"msg\":");
     push_json_display(out, &msg);
     out.extend_from_slice(rendered);
     write_labels(out, labels);
     out.extend_from_slice(b"}\n");
+}
+
+/// Appends a line of text: time, level, scope, message and labels with tabs between, and a newline.
+pub(crate) fn write_text(
+    out: &mut Vec<u8>,
+    level: Level,
+    time: Stamp<'_>,
+    scope: &str,
+    msg: &str,
+    labels: &[Label<'_>],
+) {
+    push_display(out, &time);
+    for part in ["\t", level.as_str(), "\t", scope, "\t"] {
+        out.extend_from_slice(part.as_bytes());
+    }
+    // A message must not make a second line, or a column.
+    for c in bounded(&msg).chars() {
+        if c.is_control() { push_display(out, &c.escape_default()) } else { push_display(out, &c) }
+    }
+    let mut separator = b'\t';
+    for (key, value) in labels {
+        out.push(separator);
+        separator = b' ';
+        let value = bounded(value);
+        let plain = !value.is_empty() && value.chars().all(|c| c.is_ascii_graphic() && c != '"');
+        let _ = if plain { write!(out, "{key}={value}") } else { write!(out, "{key}={value:?}") };
+    }
+    out.push(b'\n');
 }
 
 /// Appends `,"key":"value"` for each label.
@@ -66,15 +110,19 @@ pub(crate) fn push_json(out: &mut Vec<u8>, text: &str) {
 }
 
 fn push_json_display(out: &mut Vec<u8>, value: &dyn Display) {
+    push_json(out, &bounded(value));
+}
+
+/// The text, or its beginning.
+fn bounded(value: &dyn Display) -> String {
     let mut text = Bounded(String::new());
-    if write!(text, "{value}").is_err() {
+    if fmt::Write::write_fmt(&mut text, format_args!("{value}")).is_err() {
         text.0.push_str(CUT_MARK);
     }
-    push_json(out, &text.0);
+    text.0
 }
 
 fn push_display(out: &mut Vec<u8>, value: &dyn Display) {
-    use std::io::Write as _;
     let _ = write!(out, "{value}");
 }
 
@@ -133,6 +181,15 @@ impl Utc {
         let Self { year, month, day, hour, minute, second, micros } = self;
         let millis = micros / 1_000;
         format!("{year:04}-{month:02}-{day:02}T{hour:02}-{minute:02}-{second:02}.{millis:03}")
+    }
+}
+
+impl Display for Stamp<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::At(moment) => LineTime(Utc::from(*moment)).fmt(f),
+            Self::Written(text) => f.write_str(text),
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use crate::Level;
 use crate::file::{FILE_MAX_BYTES, RollingFile};
-use crate::line::{Label, write_labels, write_line};
+use crate::line::{Label, Stamp, write_json, write_labels};
 use crate::socket::SocketTee;
 
 /// Bytes of lines kept until the sinks are attached, and of lines kept until the file is written.
@@ -161,7 +161,7 @@ impl Sinks {
         }
         let mut line = std::mem::take(&mut self.line);
         line.clear();
-        write_line(&mut line, level, SystemTime::now(), msg, rendered, labels);
+        write_json(&mut line, level, Stamp::At(SystemTime::now()), None, msg, rendered, labels);
         if passes {
             // Nobody is left to be told when stderr is closed.
             let _ = self.stderr.write_all(&line);

@@ -45,7 +45,7 @@ impl SocketTee {
             self.dropped += 1;
             return;
         }
-        // Lines come from `write_line`, which writes only UTF-8.
+        // Lines come from `write_json`, which writes only UTF-8.
         let Ok(text) = std::str::from_utf8(line) else { return };
         if !self.body.is_empty() {
             self.body.push(b',');

@@ -6,7 +6,7 @@ fn at(seconds: u64, micros: u64) -> SystemTime {
 
 fn line(msg: &str, labels: &[Label<'_>]) -> String {
     let mut out = Vec::new();
-    write_line(&mut out, Level::Info, at(0, 0), msg, b"", labels);
+    write_json(&mut out, Level::Info, Stamp::At(at(0, 0)), None, msg, b"", labels);
     String::from_utf8(out).unwrap()
 }
 
@@ -56,10 +56,11 @@ fn keys_come_in_order_and_labels_after_them() {
     let mut out = Vec::new();
     let mut rendered = Vec::new();
     write_labels(&mut rendered, &[("pod", &"shop/cart-1")]);
-    write_line(
+    write_json(
         &mut out,
         Level::Warn,
-        at(1_785_576_600, 42),
+        Stamp::At(at(1_785_576_600, 42)),
+        None,
         "hello",
         &rendered,
         &[("if", &"eth0"), ("n", &7)],

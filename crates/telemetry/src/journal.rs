@@ -1,0 +1,198 @@
+//! The node agent's own log: lines by scope, as text or JSON, on one writer.
+//!
+//! Scopes and their levels are those of the original: a level is set for a scope by name, or for all; a bare level is for the scope named
+//! `default` and for no other (I-5).
+
+use std::fmt::{self, Display};
+use std::io::Write;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use crate::Level;
+use crate::line::{Label, Stamp, write_json, write_text};
+
+/// Where lines go and which pass. Clones share the writer.
+#[derive(Clone)]
+pub struct Journal {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    levels: Levels,
+    json: bool,
+    out: Mutex<Box<dyn Write + Send>>,
+}
+
+/// The lines of one scope.
+#[derive(Clone)]
+pub struct Scope {
+    journal: Journal,
+    name: &'static str,
+    level: Level,
+}
+
+/// Levels by scope.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Levels {
+    all: Option<Level>,
+    named: Vec<(String, Level)>,
+}
+
+/// A line that another process wrote.
+pub struct Relayed<'a> {
+    /// Its level.
+    pub level: Level,
+    /// When, as it wrote it.
+    pub time: &'a str,
+    /// What.
+    pub msg: &'a str,
+    /// Everything else.
+    pub labels: &'a [Label<'a>],
+}
+
+/// A part of `--log_output_level` that means nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{part:?} in the log levels is not <scope>:<level> with debug, info, warn, error, fatal or none")]
+pub struct BadLevels {
+    part: String,
+}
+
+// === impl Levels ===
+
+impl Levels {
+    /// Reads `scope:level` with commas between; a bare level is for scope `default`.
+    ///
+    /// # Errors
+    /// A part is neither.
+    pub fn parse(text: &str) -> Result<Self, BadLevels> {
+        let mut levels = Self::default();
+        for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+            let (scope, word) = part.split_once(':').unwrap_or(("default", part));
+            let known = ["debug", "info", "warn", "error", "fatal", "none"].contains(&word);
+            if scope.is_empty() || !known {
+                return Err(BadLevels { part: part.to_owned() });
+            }
+            let level = Level::parse(word);
+            if scope == "all" {
+                levels.all = Some(level);
+            } else {
+                levels.named.push((scope.to_owned(), level));
+            }
+        }
+        Ok(levels)
+    }
+
+    /// The level of a scope; info where nothing is said of it.
+    pub fn of(&self, scope: &str) -> Level {
+        let named = self.named.iter().rev().find(|(name, _)| name == scope).map(|(_, level)| *level);
+        named.or(self.all).unwrap_or(Level::Info)
+    }
+}
+
+// === impl Journal ===
+
+impl Journal {
+    /// Each line is one call of `write_all` on `out`.
+    pub fn new(levels: Levels, json: bool, out: impl Write + Send + 'static) -> Self {
+        Self { shared: Arc::new(Shared { levels, json, out: Mutex::new(Box::new(out)) }) }
+    }
+
+    /// The lines of a scope.
+    pub fn scope(&self, name: &'static str) -> Scope {
+        Scope { journal: self.clone(), name, level: self.shared.levels.of(name) }
+    }
+
+    /// The level of a scope.
+    pub fn level_of(&self, scope: &str) -> Level {
+        self.shared.levels.of(scope)
+    }
+
+    fn line(
+        &self,
+        out: &mut Vec<u8>,
+        scope: &str,
+        level: Level,
+        time: Stamp<'_>,
+        msg: &str,
+        labels: &[Label<'_>],
+    ) {
+        if self.shared.json {
+            write_json(out, level, time, Some(scope), msg, b"", labels);
+        } else {
+            write_text(out, level, time, scope, msg, labels);
+        }
+    }
+
+    /// Nobody is left to be told when the writer fails.
+    fn write(&self, lines: &[u8]) {
+        let mut out = self.shared.out.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = out.write_all(lines).and_then(|()| out.flush());
+    }
+}
+
+// === impl Scope ===
+
+impl Scope {
+    /// A line of level debug.
+    pub fn debug(&self, msg: impl Display, labels: &[Label<'_>]) {
+        self.log(Level::Debug, msg, labels);
+    }
+
+    /// A line of level info.
+    pub fn info(&self, msg: impl Display, labels: &[Label<'_>]) {
+        self.log(Level::Info, msg, labels);
+    }
+
+    /// A line of level warn.
+    pub fn warn(&self, msg: impl Display, labels: &[Label<'_>]) {
+        self.log(Level::Warn, msg, labels);
+    }
+
+    /// A line of level error.
+    pub fn error(&self, msg: impl Display, labels: &[Label<'_>]) {
+        self.log(Level::Error, msg, labels);
+    }
+
+    /// A line of a level known only at run time.
+    pub fn log(&self, level: Level, msg: impl Display, labels: &[Label<'_>]) {
+        if self.level.passes(level) {
+            let mut out = Vec::new();
+            self.journal.line(
+                &mut out,
+                self.name,
+                level,
+                Stamp::At(SystemTime::now()),
+                &msg.to_string(),
+                labels,
+            );
+            self.journal.write(&out);
+        }
+    }
+
+    /// Lines that another process wrote, with its times and without anything in between (I-56).
+    pub fn relay(&self, lines: &[Relayed<'_>]) {
+        let mut out = Vec::new();
+        for line in lines.iter().filter(|line| self.level.passes(line.level)) {
+            self.journal.line(
+                &mut out,
+                self.name,
+                line.level,
+                Stamp::Written(line.time),
+                line.msg.trim(),
+                line.labels,
+            );
+        }
+        if !out.is_empty() {
+            self.journal.write(&out);
+        }
+    }
+}
+
+impl fmt::Debug for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scope").field("name", &self.name).field("level", &self.level).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

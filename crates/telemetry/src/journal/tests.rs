@@ -1,0 +1,79 @@
+use super::*;
+
+#[derive(Clone, Default)]
+struct Sink(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn written(levels: &str, json: bool, work: impl FnOnce(&Journal)) -> String {
+    let sink = Sink::default();
+    work(&Journal::new(Levels::parse(levels).unwrap(), json, sink.clone()));
+    let bytes = sink.0.lock().unwrap().clone();
+    String::from_utf8(bytes).unwrap()
+}
+
+/// I-5, with the original's quirk.
+#[test]
+fn levels_are_of_scopes() {
+    for (text, agent, plugin) in [
+        ("", Level::Info, Level::Info),
+        ("default:info,grpc:none", Level::Info, Level::Info),
+        ("debug", Level::Info, Level::Info),
+        ("all:debug", Level::Debug, Level::Debug),
+        ("cni-plugin:debug", Level::Info, Level::Debug),
+        ("all:error,cni-agent:warn", Level::Warn, Level::Error),
+        ("cni-agent:none", Level::None, Level::Info),
+    ] {
+        let levels = Levels::parse(text).unwrap();
+        assert_eq!((levels.of("cni-agent"), levels.of("cni-plugin")), (agent, plugin), "{text}");
+    }
+    for text in ["loud", "cni-agent:", ":debug", "a:b:debug", "cni-agent=debug"] {
+        assert!(Levels::parse(text).unwrap_err().to_string().contains(text), "{text}");
+    }
+}
+
+#[test]
+fn text_has_tabs_between_its_columns_and_stays_on_a_line() {
+    let text = written("", false, |journal| {
+        journal.scope("cni-agent").info("two\nlines", &[("path", &"/a b"), ("n", &1)]);
+        journal.scope("cni-agent").debug("not wanted", &[]);
+    });
+    let columns: Vec<&str> = text.trim_end().split('\t').collect();
+    assert_eq!(columns[1..], ["info", "cni-agent", "two\\nlines", "path=\"/a b\" n=1"]);
+    assert_eq!(columns[0].len(), "2026-08-01T09:30:00.000001Z".len());
+    assert_eq!(text.lines().count(), 1);
+}
+
+#[test]
+fn json_has_the_scope() {
+    let text = written("", true, |journal| journal.scope("cni-agent").warn("w", &[("k", &"v\"")]));
+    let line: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(
+        (&line["level"], &line["scope"], &line["msg"], &line["k"]),
+        (&"warn".into(), &"cni-agent".into(), &"w".into(), &"v\"".into())
+    );
+}
+
+/// I-56.
+#[test]
+fn relayed_lines_keep_their_time_and_are_filtered() {
+    let text = written("cni-plugin:warn", false, |journal| {
+        let line = |level, msg| Relayed {
+            level,
+            time: "2020-01-01T00:00:00.000001Z",
+            msg,
+            labels: &[("pod", &"a/b")],
+        };
+        journal.scope("cni-plugin").relay(&[line(Level::Info, "no"), line(Level::Error, " yes\n")]);
+    });
+    assert_eq!(text, "2020-01-01T00:00:00.000001Z\terror\tcni-plugin\tyes\tpod=a/b\n");
+}
