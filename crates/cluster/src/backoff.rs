@@ -1,0 +1,43 @@
+//! Growing pauses between tries.
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::time::Duration;
+
+/// Pauses that double from `first` up to `most`, each ±20 % so that the agents of a cluster do not try in step.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Backoff {
+    first: Duration,
+    most: Duration,
+}
+
+impl Backoff {
+    pub(crate) const fn new(first: Duration, most: Duration) -> Self {
+        Self { first, most }
+    }
+
+    /// The pause after so many failures in a row, from 1; never longer than `most`.
+    pub(crate) fn pause(self, failures: u32) -> Duration {
+        let doubled = self.first.saturating_mul(1 << failures.saturating_sub(1).min(20));
+        // RandomState is the standard library's only source of randomness
+        let random = RandomState::new().hash_one(failures) % 1000;
+        doubled.min(self.most).mul_f64(0.8 + 0.4 * random as f64 / 1000.0).min(self.most)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_within_their_bounds_and_differ() {
+        let backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
+        for (failures, about) in [(1, 0.2), (2, 0.4), (3, 0.8), (7, 12.8), (8, 25.6), (9, 30.0), (1000, 30.0)]
+        {
+            let pauses: Vec<f64> = (0..50).map(|_| backoff.pause(failures).as_secs_f64()).collect();
+            let within = |pause: &f64| (about * 0.799..=f64::min(about * 1.201, 30.0)).contains(pause);
+            assert!(pauses.iter().all(within), "{failures}: {pauses:?}");
+            assert!(pauses.iter().any(|pause| *pause != pauses[0]), "{failures}: {pauses:?}");
+        }
+    }
+}

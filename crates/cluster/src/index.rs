@@ -1,0 +1,236 @@
+//! What is known of the node's pods and of namespaces: a plain struct that is fed objects and says what changed.
+//!
+//! A list that is repeated because a watch could not go on is applied between `begin_` and `commit_`: nothing is forgotten while it
+//! runs, or when it breaks off, and what it did not contain is gone at its end.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use facts::{Facts, Object};
+
+/// One pod, told apart from others that had or will have its name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PodKey {
+    /// `metadata.namespace`.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.uid`; empty for a manifest without one.
+    pub uid: String,
+}
+
+/// Pods of this node and labels of namespaces.
+#[derive(Debug, Default)]
+pub struct Index {
+    namespaces: BTreeMap<String, Namespace>,
+    pods: Round,
+    labels: Round,
+}
+
+/// The lists of one kind of object so far.
+#[derive(Debug, Default)]
+struct Round {
+    /// The number of the running list, or of the last one. What it contains is marked with it.
+    number: u64,
+    /// Whether one was complete.
+    complete: bool,
+}
+
+#[derive(Debug, Default)]
+struct Namespace {
+    /// Absent while no such namespace is known.
+    labels: Option<Marked<Labels>>,
+    pods: BTreeMap<String, Marked<Arc<Object>>>,
+}
+
+/// Sorted pairs without spare room: there may be ten thousand namespaces, and most have no pod here.
+type Labels = Box<[(Box<str>, Box<str>)]>;
+
+#[derive(Debug)]
+struct Marked<T> {
+    value: T,
+    /// The list that contained it, or during which it was applied.
+    round: u64,
+}
+
+// === impl Index ===
+
+impl Index {
+    /// Adds or replaces a pod, which is kept as it is: trim it before. Returns the pods that changed, which are two when one of another
+    /// uid had the name.
+    pub fn apply_pod(&mut self, pod: impl Into<Arc<Object>>) -> Vec<PodKey> {
+        let pod = pod.into();
+        let round = self.pods.number;
+        let key = key_of(pod.namespace(), pod.name(), &pod);
+        let pods = &mut self.namespaces.entry(key.namespace.clone()).or_default().pods;
+        let Some(old) = pods.get_mut(&key.name) else {
+            pods.insert(key.name.clone(), Marked { value: pod, round });
+            return vec![key];
+        };
+        old.round = round;
+        if Arc::ptr_eq(&old.value, &pod) || old.value == pod {
+            return Vec::new();
+        }
+        let before = key_of(&key.namespace, &key.name, &old.value);
+        old.value = pod;
+        if before.uid == key.uid { vec![key] } else { vec![before, key] }
+    }
+
+    /// Forgets a pod. `uid` keeps a late message about an earlier pod from removing its successor; empty means any.
+    pub fn delete_pod(&mut self, namespace: &str, name: &str, uid: &str) -> Vec<PodKey> {
+        let Some(entry) = self.namespaces.get_mut(namespace) else { return Vec::new() };
+        let other = |pod: &Object| !uid.is_empty() && pod.uid().is_some_and(|known| known != uid);
+        match entry.pods.get(name) {
+            None => return Vec::new(),
+            Some(pod) if other(&pod.value) => return Vec::new(),
+            Some(_) => {}
+        }
+        let gone = entry.pods.remove(name).map(|pod| key_of(namespace, name, &pod.value));
+        self.forget_if_empty(namespace);
+        gone.into_iter().collect()
+    }
+
+    /// A list of all pods begins.
+    pub fn begin_pods(&mut self) {
+        self.pods.number += 1;
+    }
+
+    /// The list is complete: pods that were not applied since [`Self::begin_pods`] are gone. Returns them.
+    pub fn commit_pods(&mut self) -> Vec<PodKey> {
+        self.pods.complete = true;
+        let round = self.pods.number;
+        let mut gone = Vec::new();
+        for (namespace, entry) in &mut self.namespaces {
+            entry.pods.retain(|name, pod| {
+                let stays = pod.round == round;
+                if !stays {
+                    gone.push(key_of(namespace, name, &pod.value));
+                }
+                stays
+            });
+        }
+        self.namespaces.retain(|_, entry| !entry.is_empty());
+        gone
+    }
+
+    /// A pod is still there, though what is said of it cannot be read: what was known of it stays.
+    pub fn keep_pod(&mut self, namespace: &str, name: &str) {
+        let round = self.pods.number;
+        let entry = self.namespaces.get_mut(namespace).and_then(|entry| entry.pods.get_mut(name));
+        if let Some(pod) = entry {
+            pod.round = round;
+        }
+    }
+
+    /// Sets the labels of a namespace. Returns its pods if they differ from before.
+    pub fn apply_namespace(&mut self, name: &str, labels: &BTreeMap<String, Option<String>>) -> Vec<PodKey> {
+        let round = self.labels.number;
+        let pair = |(key, value): (&String, &Option<String>)| {
+            (key.as_str().into(), value.as_deref().unwrap_or_default().into())
+        };
+        let value: Labels = labels.iter().map(pair).collect();
+        let entry = self.namespaces.entry(name.to_owned()).or_default();
+        match &mut entry.labels {
+            Some(known) if known.value == value => {
+                known.round = round;
+                Vec::new()
+            }
+            known => {
+                *known = Some(Marked { value, round });
+                self.pods_in(name)
+            }
+        }
+    }
+
+    /// Forgets the labels of a namespace. Returns its pods.
+    pub fn delete_namespace(&mut self, name: &str) -> Vec<PodKey> {
+        let Some(entry) = self.namespaces.get_mut(name) else { return Vec::new() };
+        if entry.labels.take().is_none() {
+            return Vec::new();
+        }
+        self.forget_if_empty(name);
+        self.pods_in(name)
+    }
+
+    /// A list of all namespaces begins.
+    pub fn begin_namespaces(&mut self) {
+        self.labels.number += 1;
+    }
+
+    /// The list is complete: the labels of namespaces that were not applied since [`Self::begin_namespaces`] are gone. Returns their
+    /// pods.
+    pub fn commit_namespaces(&mut self) -> Vec<PodKey> {
+        self.labels.complete = true;
+        let round = self.labels.number;
+        let mut changed = Vec::new();
+        for (namespace, entry) in &mut self.namespaces {
+            if entry.labels.take_if(|labels| labels.round != round).is_some() {
+                changed.extend(entry.keys(namespace));
+            }
+        }
+        self.namespaces.retain(|_, entry| !entry.is_empty());
+        changed
+    }
+
+    /// A namespace is still there, though what is said of it cannot be read.
+    pub fn keep_namespace(&mut self, name: &str) {
+        let round = self.labels.number;
+        if let Some(labels) = self.namespaces.get_mut(name).and_then(|entry| entry.labels.as_mut()) {
+            labels.round = round;
+        }
+    }
+
+    /// What is known of a pod, if it is one of this node.
+    pub fn facts(&self, namespace: &str, name: &str) -> Option<Facts> {
+        let entry = self.namespaces.get(namespace)?;
+        let pod = entry.pods.get(name)?;
+        let labels = entry.labels.as_ref().map(|labels| {
+            let pair = |(key, value): &(Box<str>, Box<str>)| (String::from(&**key), String::from(&**value));
+            labels.value.iter().map(pair).collect()
+        });
+        Some(Facts { pod: Object::clone(&pod.value), namespace_labels: labels })
+    }
+
+    /// A pod of this node, with its status.
+    pub fn pod(&self, namespace: &str, name: &str) -> Option<&Arc<Object>> {
+        self.namespaces.get(namespace)?.pods.get(name).map(|pod| &pod.value)
+    }
+
+    /// All pods of this node.
+    pub fn pods(&self) -> impl Iterator<Item = &Arc<Object>> {
+        self.namespaces.values().flat_map(|entry| entry.pods.values().map(|pod| &pod.value))
+    }
+
+    /// The pods of a namespace on this node.
+    pub fn pods_in(&self, namespace: &str) -> Vec<PodKey> {
+        self.namespaces.get(namespace).map(|entry| entry.keys(namespace).collect()).unwrap_or_default()
+    }
+
+    /// Whether pods and namespaces have been listed completely, once.
+    pub fn is_synced(&self) -> bool {
+        self.pods.complete && self.labels.complete
+    }
+
+    fn forget_if_empty(&mut self, namespace: &str) {
+        if self.namespaces.get(namespace).is_some_and(Namespace::is_empty) {
+            self.namespaces.remove(namespace);
+        }
+    }
+}
+
+impl Namespace {
+    fn is_empty(&self) -> bool {
+        self.labels.is_none() && self.pods.is_empty()
+    }
+
+    fn keys(&self, namespace: &str) -> impl Iterator<Item = PodKey> {
+        self.pods.iter().map(move |(name, pod)| key_of(namespace, name, &pod.value))
+    }
+}
+
+fn key_of(namespace: &str, name: &str, pod: &Object) -> PodKey {
+    PodKey { namespace: namespace.into(), name: name.into(), uid: pod.uid().unwrap_or_default().into() }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,157 @@
+//! The directory of facts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, DirBuilder, OpenOptions, Permissions};
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use facts::exchange::facts_file;
+
+use super::Names;
+use crate::watch::Cluster;
+
+/// What a file is called while it is written; only one is at a time. Pods' files end in `.json`.
+const UNFINISHED: &str = "unfinished";
+
+#[derive(Debug)]
+pub(super) struct Files {
+    dir: PathBuf,
+    /// A hash of what each file holds, so that only what differs is written.
+    written: BTreeMap<String, u64>,
+    hasher: RandomState,
+}
+
+/// What could not be done.
+#[derive(Debug, Default)]
+pub(super) struct Left {
+    pub(super) names: Names,
+    pub(super) sweep: bool,
+    /// The first error.
+    pub(super) cause: Option<io::Error>,
+}
+
+impl Files {
+    pub(super) fn new(dir: PathBuf) -> Self {
+        Self { dir, written: BTreeMap::new(), hasher: RandomState::new() }
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Makes the files of these pods say what the index does, or of all pods when `sweep` is set, and then removes those of others.
+    pub(super) fn update(&mut self, cluster: &Cluster, mut names: Names, mut sweep: bool) -> Left {
+        match self.ensure_dir() {
+            // somebody removed it
+            Ok(true) => (sweep, self.written) = (true, BTreeMap::new()),
+            Ok(false) => {}
+            Err(error) => return Left { names, sweep, cause: Some(error) },
+        }
+        if sweep {
+            let index = cluster.index();
+            names.extend(index.pods().map(|pod| (pod.namespace().to_owned(), pod.name().to_owned())));
+        }
+        let mut left = Left::default();
+        for (namespace, name) in names {
+            let Some(file) = facts_file(&namespace, &name) else { continue };
+            let facts = cluster.index().facts(&namespace, &name);
+            let done = match facts {
+                // to a Vec, strings and maps of strings always serialize
+                Some(facts) => serde_json::to_vec(&facts)
+                    .map_err(io::Error::other)
+                    .and_then(|content| self.write(&file, &content)),
+                None => self.remove(&file),
+            };
+            if let Err(error) = done {
+                left.names.insert((namespace, name));
+                left.cause.get_or_insert(error);
+            }
+        }
+        if sweep && let Err(error) = self.sweep(cluster) {
+            left.sweep = true;
+            left.cause.get_or_insert(error);
+        }
+        left
+    }
+
+    /// Whether the directory had to be made.
+    fn ensure_dir(&self) -> io::Result<bool> {
+        match DirBuilder::new().mode(0o700).create(&self.dir) {
+            Ok(()) => return Ok(true),
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+            Err(_) => {}
+        }
+        let metadata = fs::symlink_metadata(&self.dir)?;
+        if !metadata.is_dir() {
+            return Err(io::Error::other("is no directory"));
+        }
+        if metadata.permissions().mode() & 0o777 != 0o700 {
+            fs::set_permissions(&self.dir, Permissions::from_mode(0o700))?;
+        }
+        Ok(false)
+    }
+
+    fn write(&mut self, file: &str, content: &[u8]) -> io::Result<()> {
+        let hash = self.hasher.hash_one(content);
+        if self.written.get(file) == Some(&hash) {
+            return Ok(());
+        }
+        let path = self.dir.join(file);
+        // An earlier agent may have written the same.
+        if self.written.contains_key(file) || !holds(&path, content) {
+            let unfinished = self.dir.join(UNFINISHED);
+            let replaced = replace(&unfinished, &path, content);
+            if replaced.is_err() {
+                // the file keeps what it said; on a full disk the rest of the new one would be in the way
+                let _ = fs::remove_file(&unfinished);
+            }
+            replaced?;
+        }
+        self.written.insert(file.to_owned(), hash);
+        Ok(())
+    }
+
+    fn remove(&mut self, file: &str) -> io::Result<()> {
+        match fs::remove_file(self.dir.join(file)) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+            _ => {
+                self.written.remove(file);
+                Ok(())
+            }
+        }
+    }
+
+    /// Removes the files of pods that the index does not have.
+    fn sweep(&mut self, cluster: &Cluster) -> io::Result<()> {
+        let known: BTreeSet<String> =
+            cluster.index().pods().filter_map(|pod| facts_file(pod.namespace(), pod.name())).collect();
+        let mut failed = None;
+        for entry in fs::read_dir(&self.dir)? {
+            let name = entry?.file_name();
+            let Some(name) = name.to_str() else { continue };
+            let ours = name == UNFINISHED || name.ends_with(".json");
+            if ours
+                && !known.contains(name)
+                && let Err(error) = self.remove(name)
+            {
+                failed.get_or_insert(error);
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+}
+
+fn holds(path: &Path, content: &[u8]) -> bool {
+    let length = fs::metadata(path).map(|metadata| metadata.len());
+    length.is_ok_and(|length| length == content.len() as u64)
+        && fs::read(path).is_ok_and(|old| old == content)
+}
+
+fn replace(unfinished: &Path, path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(unfinished)?;
+    file.write_all(content)?;
+    drop(file);
+    fs::rename(unfinished, path)
+}

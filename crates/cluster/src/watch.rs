@@ -1,0 +1,282 @@
+//! Keeps an index up to date with what the API server or a directory of manifests says.
+//!
+//! kube's own watcher is not used; its client, its requests and its connection are. An agent has to tell whether a watch stands, also
+//! while nothing happens (readiness, `istio_cni_…` metrics); a broken line must not lose an event; HTTP 410 at the start of a watch
+//! must lead to a new list; a server that closes at once must not be asked in a tight loop; and no line may be of any length. None of
+//! these can be had from outside of that watcher.
+
+mod list;
+mod manifests;
+mod reflector;
+
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
+
+use crate::connection::Connection;
+use crate::error::Error;
+use crate::index::{Index, PodKey};
+use list::Kind;
+use manifests::ManifestError;
+use reflector::Reflector;
+
+/// Where the state of the cluster comes from.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// The API server: the pods of one node, all namespaces.
+    Kubernetes {
+        /// Shared with [`crate::write::Writer`].
+        connection: Arc<Connection>,
+        /// `spec.nodeName` of the pods.
+        node: String,
+        /// How long is waited for what.
+        limits: Limits,
+    },
+    /// A directory of manifests, all of whose pods count as this node's. There are no namespaces in it.
+    Manifests {
+        /// The directory; it need not exist yet.
+        dir: PathBuf,
+    },
+}
+
+/// How long a watch waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// For the answer to a list, a page at a time, and for the head of the answer to a watch.
+    pub answer: Duration,
+    /// For anything on a watch, before the connection is taken for dead and a new one is made. API servers send a bookmark about once
+    /// a minute.
+    pub silence: Duration,
+    /// How long a watch has to stand to count as working, when nothing comes.
+    pub settle: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            answer: Duration::from_secs(30),
+            silence: Duration::from_secs(90),
+            settle: Duration::from_secs(1),
+        }
+    }
+}
+
+/// What is watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum What {
+    /// Pods of this node, from the API server.
+    Pods,
+    /// Namespaces, from the API server.
+    Namespaces,
+    /// A directory of manifests.
+    Manifests,
+}
+
+/// Something that the agent logs, counts or acts upon.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// Everything has been listed once. Comes once.
+    Synced,
+    /// Facts of these pods changed, or they are gone.
+    Changed(Vec<PodKey>),
+    /// A list or watch failed. The index keeps what it has, and it is tried again.
+    WatchFailed {
+        /// Which.
+        what: What,
+        /// Why.
+        error: WatchError,
+        /// Since the first failure in a row.
+        failing_for: Duration,
+        /// The pause before the next try.
+        retry_in: Duration,
+    },
+    /// It works again.
+    WatchRestored {
+        /// Which.
+        what: What,
+        /// Since the first failure.
+        failed_for: Duration,
+    },
+    /// Everything is listed anew, because the server does not keep what the watch would go on from.
+    Relisted {
+        /// Which.
+        what: What,
+    },
+    /// An object or file cannot be read. What was known of it stays, and everything else goes on.
+    Unreadable {
+        /// Where it comes from.
+        what: What,
+        /// Which, and why.
+        error: WatchError,
+    },
+}
+
+/// Why a watch fails.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum WatchError {
+    /// The API server's side.
+    #[error(transparent)]
+    Api(#[from] Error),
+    /// The directory's side.
+    #[error(transparent)]
+    Manifests(#[from] ManifestError),
+}
+
+/// How the watches are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct State {
+    /// Whether everything has been listed once.
+    pub synced: bool,
+    /// Whether the watch of pods stands, or the directory of manifests is read.
+    pub pods_ok: bool,
+    /// Whether the watch of namespaces stands; true for manifests, which have none.
+    pub namespaces_ok: bool,
+    /// The last error of what does not stand, or of an object that cannot be read.
+    pub last_error: Option<String>,
+}
+
+/// The index and how current it is, shared by the watches and everybody who reads. Clones are the same.
+#[derive(Debug, Clone, Default)]
+pub struct Cluster {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    index: RwLock<Index>,
+    state: Mutex<State>,
+}
+
+// === impl Cluster ===
+
+impl Cluster {
+    /// Knows nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The index, for a moment: nothing that waits may be done while it is held.
+    pub fn index(&self) -> RwLockReadGuard<'_, Index> {
+        self.shared.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How the watches are.
+    pub fn state(&self) -> State {
+        self.state_mut().clone()
+    }
+
+    fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {
+        self.shared.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state_mut(&self) -> MutexGuard<'_, State> {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Watches until dropped. `observer` is told everything that happens, on the watching task: it must not wait.
+pub async fn run(source: Source, cluster: Cluster, observer: impl Fn(Event) + Send + Sync) -> Infallible {
+    let reporter = Reporter { cluster: &cluster, observer: &observer };
+    match source {
+        Source::Manifests { dir } => manifests::watch(&dir, &reporter).await,
+        Source::Kubernetes { connection, node, limits } => {
+            let reflect = |kind| Reflector::new(&connection, kind, limits, &reporter).run();
+            // neither ends
+            let pods = std::pin::pin!(reflect(Kind::Pods { node }));
+            let namespaces = std::pin::pin!(reflect(Kind::Namespaces));
+            futures_util::future::select(pods, namespaces).await.factor_first().0
+        }
+    }
+}
+
+/// What the watches tell, to the observer and to [`Cluster::state`].
+struct Reporter<'a> {
+    cluster: &'a Cluster,
+    observer: &'a (dyn Fn(Event) + Send + Sync),
+}
+
+impl Reporter<'_> {
+    fn tell(&self, event: Event) {
+        (self.observer)(event);
+    }
+
+    /// Changes the index, tells what changed by that, and whether the index is complete by that.
+    fn update(&self, change: impl FnOnce(&mut Index) -> Vec<PodKey>) {
+        let mut index = self.cluster.index_mut();
+        let changed = change(&mut index);
+        let synced = index.is_synced();
+        drop(index);
+        if !changed.is_empty() {
+            self.tell(Event::Changed(changed));
+        }
+        if synced && !std::mem::replace(&mut self.cluster.state_mut().synced, true) {
+            self.tell(Event::Synced);
+        }
+    }
+
+    fn set_ok(&self, what: What, ok: bool, error: Option<&WatchError>) {
+        let mut state = self.cluster.state_mut();
+        match what {
+            What::Pods => state.pods_ok = ok,
+            What::Namespaces => state.namespaces_ok = ok,
+            What::Manifests => (state.pods_ok, state.namespaces_ok) = (ok, true),
+        }
+        if let Some(error) = error {
+            state.last_error = Some(error.to_string());
+        } else if state.pods_ok && state.namespaces_ok {
+            state.last_error = None;
+        }
+    }
+
+    fn unreadable(&self, what: What, error: impl Into<WatchError>) {
+        let error = error.into();
+        self.cluster.state_mut().last_error = Some(error.to_string());
+        self.tell(Event::Unreadable { what, error });
+    }
+}
+
+/// Whether one watch works, and since when it does not.
+struct Standing<'a> {
+    what: What,
+    reporter: &'a Reporter<'a>,
+    failing: Option<Instant>,
+    failures: u32,
+}
+
+impl<'a> Standing<'a> {
+    fn new(what: What, reporter: &'a Reporter<'a>) -> Self {
+        Self { what, reporter, failing: None, failures: 0 }
+    }
+
+    /// It works; the next failure is a first one.
+    fn works(&mut self) {
+        self.failures = 0;
+        self.stands();
+    }
+
+    /// It seems to work; another failure soon is still one in a row.
+    fn stands(&mut self) {
+        self.reporter.set_ok(self.what, true, None);
+        if let Some(since) = self.failing.take() {
+            let failed_for = since.elapsed();
+            self.reporter.tell(Event::WatchRestored { what: self.what, failed_for });
+        }
+    }
+
+    /// Tells of a failure and waits before the next try.
+    async fn failed(&mut self, error: impl Into<WatchError>) {
+        let error = error.into();
+        self.failures = self.failures.saturating_add(1);
+        let failing_for = self.failing.get_or_insert_with(Instant::now).elapsed();
+        let retry_in = RETRY.pause(self.failures);
+        self.reporter.set_ok(self.what, false, Some(&error));
+        self.reporter.tell(Event::WatchFailed { what: self.what, error, failing_for, retry_in });
+        tokio::time::sleep(retry_in).await;
+    }
+}
+
+/// Pauses between tries of a list or watch. A new agent must not wait long for a server that just starts, and the agents of a large
+/// cluster must not keep it from starting.
+const RETRY: crate::backoff::Backoff =
+    crate::backoff::Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
