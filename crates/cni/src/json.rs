@@ -73,7 +73,7 @@ impl Value {
             .map(|(_, value)| value)
     }
 
-    fn kind(&self) -> &'static str {
+    pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Null => "null",
             Self::Bool(_) => "a boolean",

@@ -22,11 +22,13 @@
 //! | [`args`] | `CNI_ARGS` |
 //! | [`json`] | an ordered JSON tree with the lenient key matching that plugins are expected to have |
 //! | [`config`] | [`PluginConf`]: the typed network configuration |
+//! | [`conflist`] | configuration files: ours put into another component's list and taken out again |
 //! | [`result`] | [`CniResult`]: decoded from and printed as every version |
 //! | [`dispatch`](mod@dispatch) | one run from environment to exit code |
 
 pub mod args;
 pub mod config;
+pub mod conflist;
 pub mod dispatch;
 pub mod env;
 pub mod error;
