@@ -1,0 +1,123 @@
+//! Whether a plugin's program runs on this machine: it is asked for its version, which changes nothing.
+
+use std::io::{self, Read};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal};
+
+use cni::json::Value;
+
+/// Longest time for the answer; a plugin needs milliseconds.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest answer that is read.
+const MAX_ANSWER: usize = 64 * 1024;
+/// A process that is being started elsewhere in this one holds the new file open for writing for a moment.
+const BUSY_TRIES: u32 = 20;
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
+
+/// A program that does not answer as a CNI plugin.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ProbeError {
+    #[error("it cannot be started: {0}{hint}", hint = start_hint(.0))]
+    Start(io::Error),
+    #[error("it did not answer VERSION within {TIMEOUT:?}")]
+    TimedOut,
+    #[error("its answer to VERSION could not be read: {0}")]
+    Read(io::Error),
+    #[error("its answer to VERSION is longer than {MAX_ANSWER} bytes")]
+    TooLong,
+    #[error("it ended with {0}")]
+    Failed(ExitStatus),
+    #[error("its answer to VERSION is not a JSON object with supportedVersions")]
+    NoVersions,
+}
+
+fn start_hint(cause: &io::Error) -> &'static str {
+    match Errno::from_io_error(cause) {
+        Some(Errno::NOEXEC) => "; is the image built for this architecture?",
+        Some(Errno::ACCESS) => "; is the directory mounted noexec?",
+        _ => "",
+    }
+}
+
+/// The CNI versions that the program says it supports.
+pub(crate) fn supported_versions(program: &Path) -> Result<Vec<String>, ProbeError> {
+    let mut child = start(program)?;
+    let answer = converse(&mut child, Instant::now() + TIMEOUT);
+    if answer.is_err() {
+        end(&mut child);
+    }
+    let answer = Value::parse(&answer?).map_err(|_| ProbeError::NoVersions)?;
+    let Some(Value::Array(versions)) = answer.get("supportedVersions") else {
+        return Err(ProbeError::NoVersions);
+    };
+    let versions = versions.iter().filter_map(|version| match version {
+        Value::String(version) => Some(version.clone()),
+        _ => None,
+    });
+    Ok(versions.collect())
+}
+
+fn start(program: &Path) -> Result<Child, ProbeError> {
+    let mut command = Command::new(program);
+    command.env_clear().env("CNI_COMMAND", "VERSION").current_dir("/").process_group(0);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut tries = 0;
+    loop {
+        match command.spawn() {
+            Err(cause) if Errno::from_io_error(&cause) == Some(Errno::TXTBSY) && tries < BUSY_TRIES => {
+                tries += 1;
+                std::thread::sleep(BUSY_PAUSE);
+            }
+            started => return started.map_err(ProbeError::Start),
+        }
+    }
+}
+
+fn converse(child: &mut Child, deadline: Instant) -> Result<Vec<u8>, ProbeError> {
+    let mut answer = Vec::new();
+    if let Some(mut stdout) = child.stdout.take() {
+        let mut chunk = vec![0; 4096];
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Timespec::try_from(left).map_err(|_| ProbeError::TimedOut)?;
+            let ready = rustix::event::poll(&mut [PollFd::new(&stdout, PollFlags::IN)], Some(&left));
+            match ready {
+                Ok(0) => return Err(ProbeError::TimedOut),
+                Ok(_) => {}
+                Err(Errno::INTR) => continue,
+                Err(cause) => return Err(ProbeError::Read(cause.into())),
+            }
+            match stdout.read(&mut chunk).map_err(ProbeError::Read)? {
+                0 => break,
+                length => answer.extend_from_slice(&chunk[..length]),
+            }
+            if answer.len() > MAX_ANSWER {
+                return Err(ProbeError::TooLong);
+            }
+        }
+    }
+    loop {
+        match child.try_wait().map_err(ProbeError::Read)? {
+            Some(status) if status.success() => return Ok(answer),
+            Some(status) => return Err(ProbeError::Failed(status)),
+            None if Instant::now() >= deadline => return Err(ProbeError::TimedOut),
+            None => std::thread::sleep(Duration::from_millis(2)),
+        }
+    }
+}
+
+/// Ends the program and what it started. It may have ended by itself.
+fn end(child: &mut Child) {
+    if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw)
+        && matches!(child.try_wait(), Ok(None))
+    {
+        let _ = rustix::process::kill_process_group(group, Signal::KILL);
+    }
+    let _ = child.wait();
+}

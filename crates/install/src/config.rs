@@ -1,0 +1,174 @@
+//! The CNI configuration: found, judged, written, restored.
+
+mod component;
+mod plan;
+mod restore;
+mod scan;
+mod write;
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+
+use cni::conflist::{ConflistError, PluginEntry};
+
+pub(crate) use component::component;
+pub(crate) use plan::{Step, Write, plan};
+pub(crate) use restore::{Taken, release, remove_originals, take_out};
+pub(crate) use scan::{Candidate, Scan};
+pub(crate) use write::write;
+
+use crate::file::{self, FileError};
+use crate::options::{Mode, Options, STANDALONE_NAME};
+
+/// Behind the name of a file in the name of its original. No runtime loads it, as it is no extension of a configuration.
+const ORIGINAL_SUFFIX: &str = ".istio-cni-original";
+
+/// How often taking out is begun anew because others write at the same time, before the next cycle goes on with it.
+const TRIES: u32 = 5;
+
+/// A configuration that could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A file could not be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The configured file is no network.
+    #[error("the plugin cannot be put into {path}: {cause}; correct the file, or name another one", path = path.display())]
+    Merge {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        cause: ConflistError,
+    },
+    /// A configured file that cannot be used.
+    #[error(transparent)]
+    Unusable(#[from] Problem),
+    /// Two networks would become one.
+    #[error(
+        "{single} has to become a list with the name of {list}, which is another network; rename or remove one of them",
+        single = single.display(), list = list.display()
+    )]
+    Twin {
+        /// The single network.
+        single: PathBuf,
+        /// The other one.
+        list: PathBuf,
+    },
+    /// Another writer was quicker each time.
+    #[error("{path} changes all the time; another component is writing it", path = .0.display())]
+    Unsteady(PathBuf),
+}
+
+/// A file that looks like a configuration by its name, and is passed over.
+#[derive(Debug, thiserror::Error)]
+pub enum Problem {
+    /// It could not be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A runtime would pass it over too.
+    #[error("{path} is no valid network configuration: {cause}", path = path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// The first thing that is wrong.
+        cause: ConflistError,
+    },
+    /// A link to nowhere.
+    #[error("{path} is a symbolic link to a file that does not exist here", path = .0.display())]
+    Dangling(PathBuf),
+    /// What is behind it may be on another mount, or not be a configuration at all.
+    #[error("{path} is a symbolic link out of its directory, and what it points to is not touched; make it a file", path = .0.display())]
+    LinkOutside(PathBuf),
+    /// It would have to become a `.conflist`, and the link would point to nothing.
+    #[error("{path} is a symbolic link to a single network and cannot become a list; make it a file, or a .conflist", path = .0.display())]
+    LinkToSingle(PathBuf),
+    /// Our own file of another mode.
+    #[error("{path} holds nothing but this plugin, as in the standalone mode, and is no network to be put into", path = .0.display())]
+    Standalone(PathBuf),
+    /// A bound that keeps time and memory small.
+    #[error("directory {path} has more than {limit} network configurations; the last ones are not looked at", path = path.display(), limit = scan::MAX_FILES)]
+    TooMany {
+        /// The directory.
+        path: PathBuf,
+    },
+}
+
+/// Why there is nothing to write yet.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Waiting {
+    /// The network is not installed yet.
+    #[error("no networks found in {dir}: waiting for a CNI plugin's configuration", dir = .0.display())]
+    NoNetworks(PathBuf),
+    /// There are files, and no runtime would load one.
+    #[error("no valid networks found in {dir}: waiting for a CNI plugin's configuration", dir = .0.display())]
+    NoValidNetworks(PathBuf),
+    /// The configured file, and the one with the other extension.
+    #[error("CNI config file {path} does not exist: waiting for it", path = .0.display())]
+    NotThere(PathBuf),
+    /// Somebody is probably in the middle of writing it.
+    #[error("CNI config file {path} is not complete: waiting for its writer", path = .0.display())]
+    Settling(PathBuf),
+}
+
+/// What is wanted.
+#[derive(Debug)]
+pub(crate) struct Config<'a> {
+    pub(crate) options: &'a Options,
+    pub(crate) entry: &'a PluginEntry,
+}
+
+impl Config<'_> {
+    fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.options.net_dir.join(name)
+    }
+
+    /// The file that is ours alone, if the mode has one.
+    fn own_file(&self) -> Option<PathBuf> {
+        match &self.options.mode {
+            Mode::Chained => None,
+            Mode::Standalone => Some(self.path(self.options.conf_name.as_deref().unwrap_or(STANDALONE_NAME))),
+            Mode::Owned { file_name } => Some(self.path(file_name)),
+        }
+    }
+}
+
+/// Where the original of a file is kept.
+fn original_of(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ORIGINAL_SUFFIX);
+    name.into()
+}
+
+/// Whether a name is of an original.
+pub(crate) fn is_original(name: &OsStr) -> bool {
+    base_of(name).is_some()
+}
+
+/// Whether the original of a file is kept.
+pub(crate) fn has_original(path: &Path) -> bool {
+    original_of(path).exists()
+}
+
+/// The name of the file whose original has this name.
+fn base_of(original: &OsStr) -> Option<OsString> {
+    original.to_str()?.strip_suffix(ORIGINAL_SUFFIX).filter(|base| !base.is_empty()).map(Into::into)
+}
+
+/// The same name with the other extension.
+fn twin(path: &Path) -> Option<PathBuf> {
+    match path.extension()?.to_str()? {
+        "conf" => Some(path.with_extension("conflist")),
+        "conflist" => Some(path.with_extension("conf")),
+        _ => None,
+    }
+}
+
+/// Removes what killed writers of ours left in the directory. Those that stay.
+pub(crate) fn sweep(directory: &Path) -> Vec<FileError> {
+    let names = match file::names(directory) {
+        Ok(names) => names,
+        Err(error) => return vec![error],
+    };
+    let temps = names.iter().filter(|name| file::is_temp(name));
+    temps.filter_map(|name| file::remove(&directory.join(name)).err()).collect()
+}

@@ -1,0 +1,156 @@
+//! What an installer tells.
+
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::config::{Problem, Waiting};
+use crate::error::Error;
+use crate::file::FileError;
+
+/// Is told of everything that happens, on the installer's thread.
+pub trait Observer: Send {
+    /// Something happened.
+    fn event(&mut self, event: &Event<'_>);
+}
+
+/// Something that happened. Its text is one line for a log.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// Everything is in its place and watched: counts as SUCCESS (I-41).
+    Ready {
+        /// The configuration with our entry.
+        config: &'a Path,
+    },
+    /// Readiness is over, at least until everything was looked at again (I-42).
+    NotReady {
+        /// Why, for people.
+        reason: &'a str,
+    },
+    /// A phase failed and will be tried again. What was there before is still there.
+    Failed {
+        /// The phase and the reason.
+        error: &'a Error,
+        /// The next try, if nothing changes before.
+        retry_in: Duration,
+    },
+    /// There is no configuration yet that the plugin could be put into.
+    Waiting {
+        /// What for.
+        waiting: &'a Waiting,
+    },
+    /// A program was copied.
+    BinaryCopied {
+        /// Its place.
+        path: &'a Path,
+    },
+    /// The kubeconfig was written.
+    KubeconfigWritten {
+        /// Its place.
+        path: &'a Path,
+    },
+    /// The plugin was put into a configuration.
+    ConfigWritten {
+        /// The file.
+        path: &'a Path,
+    },
+    /// The plugin was taken out of a configuration that is not the primary one any more.
+    ConfigReleased {
+        /// The file.
+        path: &'a Path,
+    },
+    /// Another component has written over the configuration.
+    Overwritten {
+        /// Who, as far as it can be told: a short word.
+        component: &'a str,
+        /// The file.
+        path: &'a Path,
+    },
+    /// Runtimes use another configuration than the one that the plugin is in by configuration.
+    Preempted {
+        /// The one that is used.
+        first: &'a Path,
+        /// The one that the plugin is in.
+        path: &'a Path,
+    },
+    /// The configuration had to be written many times in a row.
+    Throttled {
+        /// The file.
+        path: &'a Path,
+        /// How many times.
+        hits: u32,
+    },
+    /// A file was passed over. Told once, until it changes.
+    Skipped {
+        /// Why.
+        problem: &'a Problem,
+    },
+    /// A file that a killed process left cannot be removed.
+    NotSwept {
+        /// Why.
+        error: &'a FileError,
+    },
+}
+
+impl Event<'_> {
+    /// Whether somebody should look at it.
+    pub fn is_warning(&self) -> bool {
+        match self {
+            Self::Failed { .. }
+            | Self::Overwritten { .. }
+            | Self::Preempted { .. }
+            | Self::Throttled { .. }
+            | Self::Skipped { .. }
+            | Self::NotSwept { .. } => true,
+            Self::Ready { .. }
+            | Self::NotReady { .. }
+            | Self::Waiting { .. }
+            | Self::BinaryCopied { .. }
+            | Self::KubeconfigWritten { .. }
+            | Self::ConfigWritten { .. }
+            | Self::ConfigReleased { .. } => false,
+        }
+    }
+}
+
+impl fmt::Display for Event<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ready { config } => write!(f, "installed: the plugin is in {}", config.display()),
+            Self::NotReady { reason } => write!(f, "not ready: {reason}"),
+            Self::Failed { error, retry_in } => {
+                write!(f, "{error} (next try in {:.1} s)", retry_in.as_secs_f64())
+            }
+            Self::Waiting { waiting } => waiting.fmt(f),
+            Self::BinaryCopied { path } => write!(f, "copied {}", path.display()),
+            Self::KubeconfigWritten { path } => write!(f, "wrote kubeconfig {}", path.display()),
+            Self::ConfigWritten { path } => write!(f, "wrote CNI config file {}", path.display()),
+            Self::ConfigReleased { path } => {
+                write!(
+                    f,
+                    "took the plugin out of {}, which is not the primary CNI config any more",
+                    path.display()
+                )
+            }
+            Self::Overwritten { component, path } => {
+                write!(f, "{} was overwritten by {component}; the plugin is put in again", path.display())
+            }
+            Self::Preempted { first, path } => write!(
+                f,
+                "container runtimes use {}, which sorts before {}: pods start without the plugin; name the first one (CNI_CONF_NAME), or none",
+                first.display(),
+                path.display()
+            ),
+            Self::Throttled { path, hits } => {
+                write!(f, "another component keeps reverting {} ({hits} times in a row)", path.display())?;
+                if path.to_string_lossy().contains("cilium") {
+                    f.write_str("; set cni.exclusive=false in Cilium's configuration")?;
+                }
+                Ok(())
+            }
+            Self::Skipped { problem } => write!(f, "passed over: {problem}"),
+            Self::NotSwept { error } => write!(f, "a file that was left by a killed process stays: {error}"),
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! What is installed on the node, for people.
+
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use cni::json::Value;
+
+use crate::binaries::{PLUGIN, supported_versions};
+use crate::config::{Problem, Scan};
+use crate::file::{Content, FileError};
+use crate::kubeconfig::KUBECONFIG;
+
+/// What is installed. Nothing was changed by looking.
+#[derive(Debug)]
+pub struct Installed {
+    /// Network configurations in the order in which a container runtime tries them; it uses the first.
+    pub networks: Vec<Network>,
+    /// Files that a runtime passes over, or that hold only the plugin.
+    pub problems: Vec<Problem>,
+    /// The directory of configurations could not be read.
+    pub unreadable: Option<FileError>,
+    /// The plugin's program in each directory.
+    pub programs: Vec<Program>,
+    /// The plugin's access to the API server; `None` when there is none.
+    pub kubeconfig: Option<Kubeconfig>,
+}
+
+/// A network configuration.
+#[derive(Debug)]
+pub struct Network {
+    /// The file.
+    pub path: PathBuf,
+    /// `name`.
+    pub name: Option<String>,
+    /// Types of the plugins, in the order of ADD.
+    pub plugins: Vec<String>,
+    /// Our plugin's options as they are written; `None` if it is not in there.
+    pub entry: Option<Value>,
+    /// Whether the file was changed by us and its original is kept.
+    pub has_original: bool,
+}
+
+/// The plugin's program.
+#[derive(Debug)]
+pub struct Program {
+    /// Where.
+    pub path: PathBuf,
+    /// The CNI versions that it supports by its own word, or why it does not say so.
+    pub versions: Result<Vec<String>, String>,
+    /// When it was written.
+    pub modified: Option<SystemTime>,
+}
+
+/// A kubeconfig.
+#[derive(Debug)]
+pub struct Kubeconfig {
+    /// Where.
+    pub path: PathBuf,
+    /// The API server's address, if the file has the form that the agent writes.
+    pub server: Option<String>,
+    /// When it was written; a token is good for an hour.
+    pub modified: Option<SystemTime>,
+}
+
+/// Looks at a node. Each plugin's program is run once, for its version.
+pub fn inspect(net_dir: &std::path::Path, bin_targets: &[PathBuf], run_dir: &std::path::Path) -> Installed {
+    let (scan, unreadable) = match Scan::new(net_dir, None) {
+        Ok(scan) => (scan, None),
+        Err(error) => (Scan::default(), Some(error)),
+    };
+    let networks = scan.candidates.into_iter().map(|candidate| Network {
+        name: candidate.document.network().map(str::to_owned),
+        plugins: candidate.document.plugin_types().into_iter().map(str::to_owned).collect(),
+        entry: candidate.document.entries().first().map(|entry| (*entry).clone()),
+        has_original: crate::config::has_original(&candidate.path),
+        path: candidate.listed,
+    });
+    let programs = bin_targets.iter().map(|target| target.join(PLUGIN)).map(|path| Program {
+        versions: supported_versions(&path).map_err(|error| error.to_string()),
+        modified: std::fs::metadata(&path).and_then(|metadata| metadata.modified()).ok(),
+        path,
+    });
+    Installed {
+        networks: networks.collect(),
+        problems: scan.problems,
+        unreadable,
+        programs: programs.collect(),
+        kubeconfig: kubeconfig(run_dir.join(KUBECONFIG)),
+    }
+}
+
+fn kubeconfig(path: PathBuf) -> Option<Kubeconfig> {
+    let content = Content::read_if_there(&path).ok()??;
+    let text = String::from_utf8_lossy(&content.bytes);
+    let server = text.lines().find_map(|line| line.trim().strip_prefix("server: "));
+    let server = server.map(|server| server.trim_matches('"').to_owned());
+    Some(Kubeconfig { path, server, modified: content.modified })
+}

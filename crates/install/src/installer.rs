@@ -1,0 +1,320 @@
+//! The loop that puts the plugin on the node and keeps it there.
+
+mod handle;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use cni::conflist::PluginEntry;
+
+pub use handle::Handle;
+
+use crate::binaries::Binaries;
+use crate::config::{self, Config, ConfigError, Step, Taken, Waiting};
+use crate::error::Error;
+use crate::event::{Event, Observer};
+use crate::options::{Options, OptionsError};
+use crate::throttle::Throttle;
+use crate::uninstall::{Report, uninstall};
+use crate::watch::{Places, Wake, Watch};
+
+/// Pause after the first failure; doubles up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// How often a directory that does not exist, or a file that is being written, is looked for.
+const POLL: Duration = Duration::from_secs(1);
+/// How often a configuration that others write at the same moment is planned anew.
+const TRIES: u32 = 5;
+
+/// Puts the plugin on the node and keeps it there.
+pub struct Installer {
+    options: Options,
+    observer: Box<dyn Observer>,
+    handle: Handle,
+    throttle: Throttle,
+    /// Where the plugin was put, and what was written.
+    placed: Option<(PathBuf, PluginEntry)>,
+    is_ready: bool,
+    reason: String,
+    told: BTreeSet<String>,
+    failures: u32,
+}
+
+/// What a look at everything found.
+enum Look {
+    InOrder(PathBuf),
+    Differs,
+    Waiting(Waiting),
+}
+
+impl Installer {
+    /// Nothing is touched before [`Installer::run`].
+    ///
+    /// # Errors
+    ///
+    /// Options that cannot be meant, or no descriptor to be had.
+    pub fn new(options: Options, observer: Box<dyn Observer>) -> Result<Self, OptionsError> {
+        options.check()?;
+        Ok(Self {
+            options,
+            observer,
+            handle: Handle::new().map_err(OptionsError::NoDescriptor)?,
+            throttle: Throttle::new(Instant::now()),
+            placed: None,
+            is_ready: false,
+            reason: String::new(),
+            told: BTreeSet::new(),
+            failures: 0,
+        })
+    }
+
+    /// For other threads: to stop the loop, to change the plugin's options.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Installs, watches and repairs until [`Handle::stop`]. A failed cycle is told and tried again; it never ends the loop, because the
+    /// agent has sockets to serve meanwhile.
+    pub fn run(&mut self) {
+        self.sweep();
+        loop {
+            let pause = self.throttle.pause(Instant::now());
+            if !pause.is_zero() {
+                self.handle.wait(pause);
+            }
+            if let Some(entry) = self.handle.take_update() {
+                self.options.entry = entry;
+            }
+            if self.handle.is_stopped() {
+                self.set_unready("the agent is stopping");
+                return;
+            }
+            match self.cycle() {
+                Ok(()) => self.failures = 0,
+                Err(error) => self.failed(&error),
+            }
+        }
+    }
+
+    /// Takes the plugin off the node, see [`uninstall`]. Whether to do that at the end is the agent's decision.
+    pub fn cleanup(&self) -> Report {
+        uninstall(&self.options, &[])
+    }
+
+    /// One turn: write what differs, watch, look again, wait.
+    fn cycle(&mut self) -> Result<(), Error> {
+        self.install()?;
+        let mut watch = self.watch()?;
+        let timeout = match self.look()? {
+            Look::Differs => return Ok(()),
+            Look::Waiting(waiting) => {
+                if self.set_unready(&waiting.to_string()) {
+                    self.tell(&Event::Waiting { waiting: &waiting });
+                }
+                let is_poll = watch.is_missing() || matches!(waiting, Waiting::Settling(_));
+                is_poll.then_some(POLL)
+            }
+            Look::InOrder(path) => {
+                if watch.has_changed().map_err(Error::Watch)? {
+                    return Ok(());
+                }
+                (self.is_ready, self.failures) = (true, 0);
+                self.reason.clear();
+                self.tell(&Event::Ready { config: &path });
+                None
+            }
+        };
+        let wake = watch.wait(self.handle.readable(), timeout).map_err(Error::Watch)?;
+        if self.is_ready {
+            self.set_unready(match wake {
+                Wake::Called => "something else is wanted: looking at everything again",
+                Wake::Changed | Wake::TimedOut => {
+                    "something on the node has changed: looking at everything again"
+                }
+            });
+        }
+        Ok(())
+    }
+
+    /// Tells a failure and waits for the next try, or for a change.
+    fn failed(&mut self, error: &Error) {
+        self.failures += 1;
+        let retry_in = backoff(self.failures);
+        self.set_unready(&error.to_string());
+        self.tell(&Event::Failed { error, retry_in });
+        let waited = self.watch().and_then(|mut watch| {
+            let timeout = if watch.is_missing() { retry_in.min(POLL) } else { retry_in };
+            watch.wait(self.handle.readable(), Some(timeout)).map_err(Error::Watch)
+        });
+        if waited.is_err() {
+            self.handle.wait(retry_in);
+        }
+    }
+
+    // === the phases, in upstream's order ===
+
+    fn install(&mut self) -> Result<(), Error> {
+        for path in self.binaries().ensure().map_err(Error::Binaries)? {
+            self.tell(&Event::BinaryCopied { path: &path });
+        }
+        if let Some(kubeconfig) = &self.options.kubeconfig {
+            let written = kubeconfig.ensure(&self.options.run_dir).map_err(Error::Kubeconfig)?;
+            if let Some(path) = written {
+                self.tell(&Event::KubeconfigWritten { path: &path });
+            }
+        }
+        self.configure().map_err(Error::Config)
+    }
+
+    fn configure(&mut self) -> Result<(), ConfigError> {
+        for _ in 0..TRIES {
+            let write = match self.plan()? {
+                Step::Wait(_) => return Ok(()),
+                Step::Keep(path) => return self.release(&path),
+                Step::Write(write) => write,
+            };
+            if config::write(&write)? {
+                self.written(&write);
+                return self.release(&write.target);
+            }
+        }
+        Err(ConfigError::Unsteady(self.options.net_dir.clone()))
+    }
+
+    fn plan(&mut self) -> Result<Step, ConfigError> {
+        let plan = config::plan(&Config { options: &self.options, entry: &self.options.entry })?;
+        let mut told = BTreeSet::new();
+        for problem in &plan.problems {
+            self.tell_once(&mut told, &Event::Skipped { problem });
+        }
+        let used = match &plan.step {
+            Step::Keep(path) => Some(path),
+            Step::Write(write) => Some(&write.target),
+            Step::Wait(_) => None,
+        };
+        if let (Some(first), Some(path)) = (&plan.preempted_by, used) {
+            self.tell_once(&mut told, &Event::Preempted { first, path });
+        }
+        self.told = told;
+        Ok(plan.step)
+    }
+
+    /// Tells what was written, and whose fault it was.
+    fn written(&mut self, write: &config::Write) {
+        let path = &write.target;
+        let is_overwritten = self.placed.as_ref().is_some_and(|(placed, entry)| {
+            placed == path && !write.found.as_ref().is_some_and(|found| found.holds(entry))
+        });
+        if is_overwritten {
+            let component = config::component(path, write.found.as_ref());
+            self.tell(&Event::Overwritten { component: &component, path });
+            if let Some(hits) = self.throttle.rewritten() {
+                self.tell(&Event::Throttled { path, hits });
+            }
+        }
+        self.tell(&Event::ConfigWritten { path });
+        self.placed = Some((path.clone(), self.options.entry.clone()));
+    }
+
+    /// Takes the plugin out of what was the primary configuration before.
+    fn release(&mut self, used: &std::path::Path) -> Result<(), ConfigError> {
+        for taken in config::release(&self.options.net_dir, used)? {
+            let (Taken::Restored(path) | Taken::EntryRemoved(path) | Taken::Deleted(path)) = &taken;
+            self.tell(&Event::ConfigReleased { path });
+        }
+        Ok(())
+    }
+
+    /// Whether everything is as it should be; nothing is written.
+    fn look(&mut self) -> Result<Look, Error> {
+        let is_differing = !self.binaries().is_in_order().map_err(Error::Binaries)?
+            || match &self.options.kubeconfig {
+                Some(kubeconfig) => {
+                    !kubeconfig.is_in_order(&self.options.run_dir).map_err(Error::Kubeconfig)?
+                }
+                None => false,
+            };
+        Ok(match self.plan().map_err(Error::Config)? {
+            _ if is_differing => Look::Differs,
+            Step::Write(_) => Look::Differs,
+            Step::Wait(waiting) => Look::Waiting(waiting),
+            Step::Keep(path) => {
+                self.placed = Some((path.clone(), self.options.entry.clone()));
+                Look::InOrder(path)
+            }
+        })
+    }
+
+    fn binaries(&self) -> Binaries<'_> {
+        Binaries { source: &self.options.bin_source, targets: &self.options.bin_targets }
+    }
+
+    // === watching and telling ===
+
+    fn watch(&self) -> Result<Watch, Error> {
+        let options = &self.options;
+        let mut places: Places = vec![(options.net_dir.clone(), None)];
+        let names: BTreeSet<_> = self.binaries().names().unwrap_or_default().into_iter().collect();
+        places.extend(options.bin_targets.iter().map(|target| (target.clone(), Some(names.clone()))));
+        if let Some(kubeconfig) = &options.kubeconfig {
+            places.extend(kubeconfig.watched().into_iter().map(|directory| (directory, None)));
+            let name = BTreeSet::from([crate::kubeconfig::KUBECONFIG.into()]);
+            places.push((options.run_dir.clone(), Some(name)));
+        }
+        let mut watch = Watch::new().map_err(Error::Watch)?;
+        for (directory, names) in places {
+            watch.add(&directory, names).map_err(Error::Watch)?;
+        }
+        Ok(watch)
+    }
+
+    fn sweep(&mut self) {
+        let mut errors = config::sweep(&self.options.net_dir);
+        errors.extend(config::sweep(&self.options.run_dir));
+        errors.extend(self.binaries().sweep());
+        for error in &errors {
+            self.tell(&Event::NotSwept { error });
+        }
+    }
+
+    /// Whether that is news.
+    fn set_unready(&mut self, reason: &str) -> bool {
+        let is_news = self.is_ready || self.reason != reason;
+        self.is_ready = false;
+        if is_news {
+            reason.clone_into(&mut self.reason);
+            self.tell(&Event::NotReady { reason });
+        }
+        is_news
+    }
+
+    fn tell_once(&mut self, told: &mut BTreeSet<String>, event: &Event<'_>) {
+        let text = event.to_string();
+        if !self.told.contains(&text) {
+            self.tell(event);
+        }
+        told.insert(text);
+    }
+
+    fn tell(&mut self, event: &Event<'_>) {
+        self.observer.event(event);
+    }
+}
+
+/// Growing pauses, ±20 % so that the nodes of a cluster do not try in step.
+fn backoff(failures: u32) -> Duration {
+    let base = (FIRST_PAUSE * (1 << failures.saturating_sub(1).min(5))).min(LONGEST_PAUSE);
+    // RandomState is the standard library's only source of randomness
+    let random = std::hash::BuildHasher::hash_one(&std::collections::hash_map::RandomState::new(), failures);
+    base.mul_f64(0.8 + 0.4 * (random % 1000) as f64 / 1000.0)
+}
+
+impl std::fmt::Debug for Installer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Installer")
+            .field("options", &self.options)
+            .field("placed", &self.placed)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,140 @@
+//! The node without the plugin.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use cni::conflist::Form;
+
+use crate::binaries::PLUGIN;
+use crate::config::{self, ConfigError, Taken};
+use crate::error::Error;
+use crate::file::{self, FileError};
+use crate::kubeconfig::{KUBECONFIG, KubeconfigError};
+use crate::options::{Mode, OWNED_NAME, Options};
+
+/// What was done, and what could not be: one failure does not keep the rest from being done.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// In order.
+    pub done: Vec<Done>,
+    /// In order.
+    pub errors: Vec<Error>,
+}
+
+/// One thing that was done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Done {
+    /// A configuration is what it was before, to the byte, with mode and owner.
+    Restored(PathBuf),
+    /// A configuration that others have changed since is without our entry.
+    EntryRemoved(PathBuf),
+    /// A file or a directory is gone.
+    Deleted(PathBuf),
+}
+
+impl fmt::Display for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Restored(path) => write!(f, "restored {}", path.display()),
+            Self::EntryRemoved(path) => write!(f, "took the plugin out of {}", path.display()),
+            Self::Deleted(path) => write!(f, "deleted {}", path.display()),
+        }
+    }
+}
+
+impl From<Taken> for Done {
+    fn from(taken: Taken) -> Self {
+        match taken {
+            Taken::Restored(path) => Self::Restored(path),
+            Taken::EntryRemoved(path) => Self::EntryRemoved(path),
+            Taken::Deleted(path) => Self::Deleted(path),
+        }
+    }
+}
+
+/// Takes the plugin off the node: out of every configuration, then the kubeconfig, the plugin's program, and `leftovers`, which are
+/// files and directories of the agent's own.
+///
+/// It looks only at what is there, so it works without an agent, after a kill, and when the options have changed. What was installed by
+/// upstream goes too. Other programs that were copied stay (I-47); name them in `leftovers` if they are to go.
+pub fn uninstall(options: &Options, leftovers: &[PathBuf]) -> Report {
+    let mut report = Report::default();
+    report.configurations(options);
+    let kubeconfig = options.run_dir.join(KUBECONFIG);
+    report.delete(&kubeconfig, |cause| Error::Kubeconfig(KubeconfigError::File(cause)));
+    for target in &options.bin_targets {
+        report.delete(&target.join(PLUGIN), |cause| Error::Binaries(cause.into()));
+    }
+    for path in leftovers {
+        match delete_tree(path) {
+            Ok(true) => report.done.push(Done::Deleted(path.clone())),
+            Ok(false) => {}
+            Err(cause) => report.errors.push(Error::Leftover(cause)),
+        }
+    }
+    report
+}
+
+impl Report {
+    fn configurations(&mut self, options: &Options) {
+        let names = match file::names(&options.net_dir) {
+            Ok(names) => names,
+            Err(cause) => return self.errors.push(Error::Config(cause.into())),
+        };
+        let before = self.errors.len();
+        for name in names {
+            let path = options.net_dir.join(&name);
+            let is_configured = options.conf_name.as_deref().is_some_and(|configured| name == configured);
+            // a link leads to a file that is listed itself, or is not ours
+            let is_file = std::fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_file());
+            if !is_file || !(is_configured || name.to_str().and_then(Form::of).is_some()) {
+                continue;
+            }
+            match config::take_out(&path, is_own(options, &path)) {
+                Ok(taken) => self.done.extend(taken.map(Done::from)),
+                // nothing that we wrote
+                Err(ConfigError::File(FileError::TooLarge { .. })) => {}
+                Err(error) => self.errors.push(Error::Config(error)),
+            }
+        }
+        // An original is all that is left of a configuration that could not be restored.
+        if self.errors.len() == before {
+            let errors =
+                config::remove_originals(&options.net_dir).into_iter().chain(config::sweep(&options.net_dir));
+            self.errors.extend(errors.map(|cause| Error::Config(cause.into())));
+        }
+    }
+
+    fn delete(&mut self, path: &Path, error: impl FnOnce(FileError) -> Error) {
+        match file::remove(path) {
+            Ok(true) => self.done.push(Done::Deleted(path.to_owned())),
+            Ok(false) => {}
+            Err(cause) => self.errors.push(error(cause)),
+        }
+    }
+}
+
+/// Whether a list is a copy that we made. Without the agent its options are not known: then the default name tells, unless the file
+/// has an original, which only another component's has.
+fn is_own(options: &Options, path: &Path) -> bool {
+    match &options.mode {
+        Mode::Owned { file_name } => path.ends_with(file_name),
+        Mode::Chained | Mode::Standalone => {
+            path.ends_with(OWNED_NAME)
+                && options.conf_name.as_deref() != Some(OWNED_NAME)
+                && !config::has_original(path)
+        }
+    }
+}
+
+fn delete_tree(path: &Path) -> Result<bool, FileError> {
+    match std::fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => {
+            std::fs::remove_dir_all(path).map_err(|cause| FileError::io("remove", path, cause))?;
+            Ok(true)
+        }
+        Ok(_) => file::remove(path),
+        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(cause) => Err(FileError::io("remove", path, cause)),
+    }
+}
