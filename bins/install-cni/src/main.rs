@@ -1,5 +1,26 @@
 //! `install-cni`, the node agent.
+//!
+//! What it does is put together in [`run`]: the crates `install` (the plugin on this node) and `cluster` (the pods of this node) each own one
+//! outside thing and do not know each other.
 
+mod config;
+mod config_dir;
+mod health;
+mod log_socket;
+mod metrics;
+mod observe;
 mod options;
+mod plugin_socket;
+mod run;
+mod serve;
+mod shutdown;
+mod uncaptured;
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match options::Flags::parse(std::env::args_os()) {
+        Ok(flags) => run::run(flags),
+        Err(error) => error.exit(),
+    }
+}

@@ -21,7 +21,7 @@ const API_TIME_WITH_LAST_KNOWN: Duration = Duration::from_secs(2);
 const API_TIME_WITH_ANNOTATIONS: Duration = Duration::from_secs(10);
 
 /// Names of the sources, in the log and in metrics.
-pub(crate) const AGENT: &str = "agent";
+const AGENT: &str = "agent";
 const API: &str = "api";
 const LAST_KNOWN: &str = "last-known";
 const ANNOTATIONS: &str = "annotations";

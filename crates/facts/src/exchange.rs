@@ -16,6 +16,9 @@ pub const FACTS_PATH: &str = "/v1/facts";
 /// Path of the reports on the socket.
 pub const REPORT_PATH: &str = "/v1/report";
 
+/// Path of the agent's [`Status`] on the socket.
+pub const STATUS_PATH: &str = "/v1/status";
+
 /// Directory of last known facts in the run directory: a file of [`Facts`] for each pod of the node, see [`facts_file`].
 pub const FACTS_DIR: &str = "facts";
 /// Directory of pods that started without capture, in the run directory: a file of [`Report`] for each, named by container. The plugin
@@ -78,6 +81,26 @@ pub enum Outcome {
     Uncaptured,
     /// The pod was let through without a look: capture is switched off.
     Disabled,
+}
+
+/// How the agent is, for the operator.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// Version of the agent.
+    pub version: String,
+    /// Its process, as it sees itself.
+    pub pid: u32,
+    /// Whether it is ready.
+    pub ready: bool,
+    /// For want of what it is not.
+    pub pending: Vec<String>,
+    /// Whether it has listed pods and namespaces once.
+    pub synced: bool,
+    /// Pods of this node that it knows.
+    pub pods: usize,
+    /// What keeps it from knowing more; empty when nothing does.
+    pub last_error: String,
 }
 
 /// Seconds of the phases of an operation.

@@ -1,0 +1,293 @@
+//! The options as this agent uses them: text becomes types here, and nowhere else.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use cni::PluginConf;
+use cni::conflist::PluginEntry;
+use cni::json::Value;
+use install::{KubeconfigOptions, Mode, Options as InstallOptions};
+use serde_json::Map;
+use telemetry::Levels;
+
+use crate::options::{Lookup, Options, Setting};
+
+/// Key in `runtimeConfig` under which containerd hands over a pod's annotations, and the capability that asks for it.
+const ANNOTATIONS_CAPABILITY: &str = "io.kubernetes.cri.pod-annotations";
+
+/// Everything that this process does.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    /// What is installed.
+    pub(crate) install: InstallOptions,
+    /// Where pods come from.
+    pub(crate) pods: PodSource,
+    /// Directory of the sockets.
+    pub(crate) run_dir: PathBuf,
+    /// Address of /metrics.
+    pub(crate) monitoring: Option<SocketAddr>,
+    /// Address of /healthz and /readyz.
+    pub(crate) health: Option<SocketAddr>,
+    /// Name of this node.
+    pub(crate) node: String,
+    /// Namespace of this agent.
+    pub(crate) namespace: String,
+    /// When everything is removed at the end.
+    pub(crate) cleanup: Cleanup,
+    /// Label of a pod that started without capture: key and value.
+    pub(crate) broken_pod_label: (String, String),
+    /// Files that follow a ConfigMap.
+    pub(crate) config_dir: Option<PathBuf>,
+}
+
+/// Where pods come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum PodSource {
+    /// The API server.
+    Kubernetes(cluster::Access),
+    /// A directory.
+    Manifests(PathBuf),
+}
+
+/// When everything is removed at the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cleanup {
+    /// Unless a new version of this agent is to follow.
+    Auto,
+    /// At every end.
+    Always,
+    /// At none.
+    Never,
+}
+
+/// An option with a value that means nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("option {name}: {value:?} {problem}")]
+pub(crate) struct BadOption {
+    name: &'static str,
+    value: String,
+    problem: String,
+}
+
+impl BadOption {
+    fn new(name: &'static str, value: &str, problem: impl Into<String>) -> Self {
+        Self { name, value: value.chars().take(200).collect(), problem: problem.into() }
+    }
+}
+
+impl Config {
+    /// # Errors
+    /// The first option that means nothing.
+    pub(crate) fn new(options: &Options, env: Lookup<'_>) -> Result<Self, BadOption> {
+        let text = |setting| options.text(setting);
+        let run_dir = PathBuf::from(text(Setting::CniAgentRunDir));
+        if !run_dir.is_absolute() {
+            return Err(BadOption::new(
+                "cni-agent-run-dir",
+                text(Setting::CniAgentRunDir),
+                "is not an absolute path",
+            ));
+        }
+        let service_account = PathBuf::from(text(Setting::ServiceAccountDir));
+        let pods = pod_source(options, env, &service_account)?;
+        let kubeconfig = match pods {
+            PodSource::Kubernetes(_) => Some(kubeconfig(options, env, service_account)?),
+            PodSource::Manifests(_) => None,
+        };
+        let install = InstallOptions {
+            net_dir: text(Setting::MountedCniNetDir).into(),
+            conf_name: Some(text(Setting::CniConfName).to_owned()).filter(|name| !name.is_empty()),
+            mode: mode(options, env),
+            group_read: options.on(Setting::CniConfGroupRead),
+            bin_source: text(Setting::CniBinSourceDir).into(),
+            bin_targets: options.list(Setting::MountedCniBinDirs).into_iter().map(PathBuf::from).collect(),
+            run_dir: run_dir.clone(),
+            kubeconfig,
+            entry: plugin_entry(options)?,
+        };
+        Ok(Self {
+            install,
+            pods,
+            run_dir,
+            monitoring: address(options, Setting::MonitoringPort)?,
+            health: address(options, Setting::HealthPort)?,
+            node: node_name(env),
+            namespace: text(Setting::PodNamespace).to_owned(),
+            cleanup: cleanup(options)?,
+            broken_pod_label: (
+                text(Setting::RepairBrokenPodLabelKey).to_owned(),
+                text(Setting::RepairBrokenPodLabelValue).to_owned(),
+            ),
+            config_dir: Some(PathBuf::from(text(Setting::ConfigDir)))
+                .filter(|dir| !dir.as_os_str().is_empty()),
+        })
+    }
+}
+
+/// The plugin's entry in the CNI configuration. What upstream does not have is written only where it is said, since an upstream plugin may
+/// read it too.
+///
+/// # Errors
+/// The first option that means nothing.
+pub(crate) fn plugin_entry(options: &Options) -> Result<PluginEntry, BadOption> {
+    let mut extra = Map::new();
+    for (setting, name, key) in [
+        (Setting::FailurePolicy, "failure-policy", "failure_policy"),
+        (Setting::Capture, "capture", "capture"),
+        (Setting::AddTimeout, "add-timeout", "add_timeout"),
+        (Setting::FactsTimeout, "facts-timeout", "facts_timeout"),
+    ] {
+        let value = options.text(setting).trim();
+        if !value.is_empty() {
+            extra.insert(key.to_owned(), value.into());
+            checked(name, value, &extra)?;
+        }
+    }
+    if let Some(dir) = options.text(Setting::PodSource).strip_prefix("manifests:") {
+        extra.insert("pod_source".to_owned(), serde_json::json!({ "manifests": dir }));
+    }
+    if options.on(Setting::RuntimeAnnotations) {
+        extra.insert("capabilities".to_owned(), serde_json::json!({ ANNOTATIONS_CAPABILITY: true }));
+    }
+    Ok(PluginEntry {
+        plugin_log_level: levels(options)?.of("cni-plugin").as_str().to_owned(),
+        cni_agent_run_dir: options.text(Setting::CniAgentRunDir).into(),
+        ambient_enabled: options.on(Setting::AmbientEnabled),
+        enablement_selectors: selectors(options)?,
+        exclude_namespaces: options.list(Setting::ExcludeNamespaces),
+        pod_namespace: options.text(Setting::PodNamespace).to_owned(),
+        native_nftables: options.on(Setting::NativeNftables),
+        enable_ambient_detection_retry: options.on(Setting::EnableAmbientDetectionRetry),
+        extra,
+    })
+}
+
+/// Levels of the log.
+///
+/// # Errors
+/// They mean nothing.
+pub(crate) fn levels(options: &Options) -> Result<Levels, BadOption> {
+    let text = options.text(Setting::LogOutputLevel);
+    Levels::parse(text).map_err(|error| BadOption::new("log_output_level", text, error.to_string()))
+}
+
+/// The plugin has the last word on what its keys may be, so it is asked.
+fn checked(
+    name: &'static str,
+    value: &str,
+    entry: &Map<String, serde_json::Value>,
+) -> Result<PluginConf, BadOption> {
+    let bad = |problem: String| BadOption::new(name, value, format!("cannot be used: {problem}"));
+    let text = serde_json::to_vec(entry).map_err(|error| bad(error.to_string()))?;
+    let tree = Value::parse(&text).map_err(|error| bad(error.to_string()))?;
+    PluginConf::decode(&tree).map_err(|error| bad(error.to_string()))
+}
+
+fn selectors(options: &Options) -> Result<Vec<cni::config::EnablementSelector>, BadOption> {
+    const NAME: &str = "ambient-enablement-selector";
+    let text = options.text(Setting::AmbientEnablementSelector);
+    if text.trim().is_empty() {
+        return Ok(Vec::new());
+    }
+    let list: serde_json::Value = serde_saphyr::from_str(text)
+        .map_err(|error| BadOption::new(NAME, text, format!("is not YAML: {error}")))?;
+    let entry = Map::from_iter([("enablement_selectors".to_owned(), list)]);
+    checked(NAME, text, &entry).map(|conf| conf.enablement_selectors)
+}
+
+fn mode(options: &Options, env: Lookup<'_>) -> Mode {
+    let owned = options.on(Setting::IstioOwnedCniConfig) && options.on(Setting::AmbientEnabled);
+    if !options.on(Setting::ChainedCniPlugin) {
+        Mode::Standalone
+    } else if owned {
+        let name = options.text(Setting::IstioOwnedCniConfigFilename).to_owned();
+        // The original's chart sets a variable that the original does not read (AA-111).
+        let of_chart = || env("ISTIO_OWNED_CNI_CONF_FILENAME").filter(|name| !name.is_empty());
+        let name = Some(name).filter(|name| !name.is_empty()).or_else(of_chart);
+        Mode::Owned { file_name: name.unwrap_or_else(|| install::options::OWNED_NAME.to_owned()) }
+    } else {
+        Mode::Chained
+    }
+}
+
+fn pod_source(options: &Options, env: Lookup<'_>, service_account: &Path) -> Result<PodSource, BadOption> {
+    const NAME: &str = "pod-source";
+    let text = options.text(Setting::PodSource);
+    match text.split_once(':') {
+        None if text == "kubernetes" || text.is_empty() => {
+            let of = |name: &str| env(name).filter(|value| !value.is_empty());
+            // As Kubernetes' own clients do: a file that is named outright goes before the account of the pod.
+            Ok(PodSource::Kubernetes(match of("KUBECONFIG") {
+                Some(path) => cluster::Access::Kubeconfig(path.into()),
+                None => {
+                    let host = of("KUBERNETES_SERVICE_HOST").unwrap_or_default();
+                    let port = of("KUBERNETES_SERVICE_PORT").unwrap_or_default();
+                    cluster::Access::in_cluster(&host, &port, service_account)
+                }
+            }))
+        }
+        Some(("manifests", dir)) if Path::new(dir).is_absolute() => Ok(PodSource::Manifests(dir.into())),
+        Some(("manifests", _)) => Err(BadOption::new(NAME, text, "does not name an absolute directory")),
+        _ => Err(BadOption::new(NAME, text, "is neither kubernetes nor manifests:<directory>")),
+    }
+}
+
+fn kubeconfig(
+    options: &Options,
+    env: Lookup<'_>,
+    service_account_dir: PathBuf,
+) -> Result<KubeconfigOptions, BadOption> {
+    let mode = options.number(Setting::KubeconfigMode);
+    let mode = u32::try_from(mode).ok().filter(|mode| (1..=0o777).contains(mode)).ok_or_else(|| {
+        BadOption::new("kubeconfig-mode", options.text(Setting::KubeconfigMode), "is not a mode such as 0600")
+    })?;
+    let of = |name: &str| env(name).unwrap_or_default();
+    Ok(KubeconfigOptions {
+        protocol: Some(of("KUBERNETES_SERVICE_PROTOCOL"))
+            .filter(|text| !text.is_empty())
+            .unwrap_or("https".into()),
+        host: of("KUBERNETES_SERVICE_HOST"),
+        port: of("KUBERNETES_SERVICE_PORT"),
+        ca_file: Some(PathBuf::from(options.text(Setting::KubeCaFile)))
+            .filter(|file| !file.as_os_str().is_empty()),
+        skip_tls_verify: options.on(Setting::SkipTlsVerify),
+        service_account_dir,
+        mode,
+    })
+}
+
+fn cleanup(options: &Options) -> Result<Cleanup, BadOption> {
+    match options.text(Setting::CleanupOnExit) {
+        "always" => Ok(Cleanup::Always),
+        "never" => Ok(Cleanup::Never),
+        "auto" | "" if options.on(Setting::AmbientDisableSafeUpgrade) => Ok(Cleanup::Always),
+        "auto" | "" => Ok(Cleanup::Auto),
+        text => Err(BadOption::new("cleanup-on-exit", text, "is neither auto nor always nor never")),
+    }
+}
+
+fn address(options: &Options, setting: Setting) -> Result<Option<SocketAddr>, BadOption> {
+    let number = options.number(setting);
+    if number <= 0 {
+        return Ok(None);
+    }
+    let port = u16::try_from(number)
+        .map_err(|_| BadOption::new("port", &number.to_string(), "is larger than 65535"))?;
+    let text = options.text(Setting::ListenAddress);
+    let address = match text {
+        "" => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        text => text.parse().map_err(|_| BadOption::new("listen-address", text, "is not an IP address"))?,
+    };
+    Ok(Some(SocketAddr::new(address, port)))
+}
+
+/// As pods of the original have it, else as the machine calls itself.
+fn node_name(env: Lookup<'_>) -> String {
+    let of = |name: &str| env(name).filter(|value| !value.is_empty());
+    of("NODE_NAME")
+        .or_else(|| of("KUBERNETES_NODE_NAME"))
+        .unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,131 @@
+use std::ffi::OsString;
+
+use super::*;
+use crate::options::Flags;
+
+const CLUSTER: [(&str, &str); 3] =
+    [("KUBERNETES_SERVICE_HOST", "10.96.0.1"), ("KUBERNETES_SERVICE_PORT", "443"), ("NODE_NAME", "n1")];
+
+fn config(args: &[&str], env: &[(&str, &str)]) -> Result<Config, String> {
+    let args = std::iter::once("install-cni").chain(args.iter().copied()).map(OsString::from);
+    let find = |name: &str| {
+        let given = env.iter().chain(&CLUSTER).find(|(key, _)| *key == name);
+        given.map(|(_, value)| (*value).to_owned())
+    };
+    let options = Flags::parse(args).unwrap().options(&|_| None, &find);
+    Config::new(&options, &find).map_err(|error| error.to_string())
+}
+
+fn entry(env: &[(&str, &str)]) -> PluginEntry {
+    config(&[], env).unwrap().install.entry
+}
+
+#[test]
+fn defaults_are_the_originals() {
+    let config = config(&[], &[]).unwrap();
+    assert_eq!(config.install.net_dir, Path::new("/host/etc/cni/net.d"));
+    assert_eq!(config.install.bin_source, Path::new("/opt/cni/bin"));
+    assert_eq!(config.install.bin_targets, [PathBuf::from("/host/opt/cni/bin")]);
+    assert_eq!((config.install.mode, config.install.conf_name), (Mode::Chained, None));
+    let kubeconfig = config.install.kubeconfig.unwrap();
+    assert_eq!(
+        (kubeconfig.protocol.as_str(), kubeconfig.host.as_str(), kubeconfig.mode),
+        ("https", "10.96.0.1", 0o600)
+    );
+    assert_eq!(config.monitoring.unwrap().to_string(), "[::]:15014");
+    assert_eq!(config.health.unwrap().to_string(), "[::]:8000");
+    assert_eq!((config.node.as_str(), config.cleanup), ("n1", Cleanup::Auto));
+    assert!(config.install.entry.extra.is_empty(), "{:?}", config.install.entry.extra);
+    assert_eq!(config.install.entry.plugin_log_level, "info");
+}
+
+/// I-5, I-27.
+#[test]
+fn options_reach_the_plugin() {
+    let selectors = "- podSelector:\n    matchLabels: {a: b}\n- namespaceSelector:\n    matchExpressions: [{key: k, operator: Exists}]";
+    let entry = entry(&[
+        ("EXCLUDE_NAMESPACES", "kube-system, istio-system"),
+        ("POD_NAMESPACE", "istio-system"),
+        ("NATIVE_NFTABLES", "true"),
+        ("AMBIENT_ENABLED", "true"),
+        ("ENABLE_AMBIENT_DETECTION_RETRY", "1"),
+        ("AMBIENT_ENABLEMENT_SELECTOR", selectors),
+        ("FAILURE_POLICY", "open"),
+        ("CAPTURE", "disabled"),
+        ("ADD_TIMEOUT", "20s"),
+        ("FACTS_TIMEOUT", "5s"),
+        ("RUNTIME_ANNOTATIONS", "true"),
+    ]);
+    assert_eq!(entry.exclude_namespaces, ["kube-system", "istio-system"]);
+    assert!(entry.native_nftables && entry.ambient_enabled && entry.enable_ambient_detection_retry);
+    assert_eq!(entry.enablement_selectors.len(), 2);
+    assert_eq!(entry.enablement_selectors[0].pod.match_labels["a"], "b");
+    let extra = serde_json::Value::Object(entry.extra);
+    let expected = serde_json::json!({
+        "failure_policy": "open", "capture": "disabled", "add_timeout": "20s", "facts_timeout": "5s",
+        "capabilities": {"io.kubernetes.cri.pod-annotations": true},
+    });
+    assert_eq!(extra, expected);
+    let log_level = |level: &str| {
+        config(&[&format!("--log_output_level={level}")], &[]).unwrap().install.entry.plugin_log_level
+    };
+    assert_eq!(log_level("cni-plugin:debug"), "debug");
+    assert_eq!(log_level("all:warn"), "warn");
+    assert_eq!(log_level("debug"), "info", "a bare word is for another scope");
+}
+
+#[test]
+fn manifests_need_no_cluster() {
+    let config = config(&["--pod-source=manifests:/etc/pods"], &[]).unwrap();
+    assert_eq!(config.pods, PodSource::Manifests("/etc/pods".into()));
+    assert!(config.install.kubeconfig.is_none());
+    assert_eq!(config.install.entry.extra["pod_source"], serde_json::json!({"manifests": "/etc/pods"}));
+}
+
+/// One predicate for the Istio-owned file (I-55), and its two variables (AA-111).
+#[test]
+fn modes() {
+    let mode = |env: &[(&str, &str)]| config(&[], env).unwrap().install.mode;
+    let owned = |name: &str| Mode::Owned { file_name: name.into() };
+    assert_eq!(mode(&[("CHAINED_CNI_PLUGIN", "false")]), Mode::Standalone);
+    assert_eq!(
+        mode(&[("ISTIO_OWNED_CNI_CONFIG", "true")]),
+        Mode::Chained,
+        "without ambient mode it means nothing"
+    );
+    let both = [("ISTIO_OWNED_CNI_CONFIG", "true"), ("AMBIENT_ENABLED", "true")];
+    assert_eq!(mode(&both), owned("02-istio-cni.conflist"));
+    for variable in ["ISTIO_OWNED_CNI_CONFIG_FILENAME", "ISTIO_OWNED_CNI_CONF_FILENAME"] {
+        assert_eq!(
+            mode(&[both[0], both[1], (variable, "01-x.conflist")]),
+            owned("01-x.conflist"),
+            "{variable}"
+        );
+    }
+}
+
+#[test]
+fn what_means_nothing_is_named() {
+    for (name, value, part) in [
+        ("POD_SOURCE", "files", "neither kubernetes nor manifests"),
+        ("POD_SOURCE", "manifests:pods", "absolute"),
+        ("FAILURE_POLICY", "opne", "is none of \"closed\", \"open\""),
+        ("CAPTURE", "off", "is none of \"enabled\", \"disabled\""),
+        ("ADD_TIMEOUT", "soon", "is not a duration"),
+        ("FACTS_TIMEOUT", "0s", "more than zero"),
+        ("CLEANUP_ON_EXIT", "perhaps", "neither auto"),
+        ("KUBECONFIG_MODE", "rw-------", "is not a mode"),
+        ("KUBECONFIG_MODE", "01777", "is not a mode"),
+        ("MONITORING_PORT", "70000", "larger than 65535"),
+        ("CNI_AGENT_RUN_DIR", "run", "absolute"),
+        ("AMBIENT_ENABLEMENT_SELECTOR", "[", "is not YAML"),
+        ("AMBIENT_ENABLEMENT_SELECTOR", "- 7", "expected an object"),
+        ("LISTEN_ADDRESS", "localhost", "is not an IP address"),
+    ] {
+        let error = config(&[], &[(name, value)]).unwrap_err();
+        assert!(error.contains(part), "{name}={value}: {error}");
+    }
+    let error = config(&["--log_output_level=loud"], &[]).unwrap_err();
+    assert!(error.contains("loud"), "{error}");
+    assert_eq!(config(&[], &[("MONITORING_PORT", "0")]).unwrap().monitoring, None);
+}

@@ -1,0 +1,193 @@
+//! Prometheus metrics: the original's by their names and labels, then ours.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+
+use facts::Report;
+use hyper::body::Bytes;
+use hyper::{Request, StatusCode};
+use prometheus::{
+    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+use crate::serve::{Answer, Handler, text};
+
+/// Upper bounds in seconds, from a cached answer to the end of kubelet's patience.
+const BUCKETS: &[f64] = &[
+    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+    10.0, 30.0, 60.0, 240.0,
+];
+/// Values of a label that come from outside are cut off after so many, lest a broken writer fill the memory of the monitoring.
+const MAX_COMPONENTS: usize = 16;
+
+/// All of them.
+pub(crate) struct Metrics {
+    registry: Registry,
+    install_ready: IntGaugeVec,
+    installs: IntCounterVec,
+    overwritten: IntCounterVec,
+    components: Mutex<BTreeSet<String>>,
+    operations: IntCounterVec,
+    durations: HistogramVec,
+    sources: IntCounterVec,
+    facts_requests: IntCounterVec,
+    uncaptured: IntCounterVec,
+    cluster_changes: IntCounter,
+    watch_failures: IntCounterVec,
+    /// Pods of this node that are known.
+    pub(crate) pods: IntGauge,
+}
+
+impl Metrics {
+    /// # Errors
+    /// A name is there twice or is none, which the tests would have told.
+    pub(crate) fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let counter = |name: &str, help: &str, labels: &[&str]| -> Result<IntCounterVec, prometheus::Error> {
+            let counter = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok(counter)
+        };
+        let installs = counter("istio_cni_installs_total", "Installations by their result", &["result"])?;
+        let overwritten = counter(
+            "istio_cni_config_overwritten_total",
+            "How often another component replaced the CNI configuration that has our plugin",
+            &["component"],
+        )?;
+        let operations =
+            counter("istio_cni_operations_total", "Calls of the plugin", &["operation", "result"])?;
+        let sources = counter(
+            "istio_cni_facts_source_total",
+            "Where calls of the plugin had their facts from",
+            &["source"],
+        )?;
+        let facts_requests =
+            counter("istio_cni_facts_requests_total", "Questions of plugins to this agent", &["result"])?;
+        let uncaptured = counter(
+            "istio_cni_uncaptured_pods_total",
+            "Pods that started without capture although they should have it",
+            &["reason"],
+        )?;
+        let cluster_changes = IntCounter::new(
+            "istio_cni_pod_changes_total",
+            "Changes of pods of this node, or of what concerns them",
+        )?;
+        registry.register(Box::new(cluster_changes.clone()))?;
+        let watch_failures = counter("istio_cni_watch_failures_total", "Failures of a watch", &["watch"])?;
+        let options = HistogramOpts::new(
+            "istio_cni_operation_duration_seconds",
+            "Seconds of calls of the plugin, in total and by phase",
+        );
+        let durations =
+            HistogramVec::new(options.buckets(BUCKETS.to_vec()), &["operation", "result", "phase"])?;
+        registry.register(Box::new(durations.clone()))?;
+        let none: [&str; 0] = [];
+        let opts = Opts::new("istio_cni_install_ready", "Whether the plugin is installed and configured");
+        let install_ready = IntGaugeVec::new(opts, &none)?;
+        registry.register(Box::new(install_ready.clone()))?;
+        let pods = IntGauge::new("istio_cni_pods", "Pods of this node that the agent knows")?;
+        registry.register(Box::new(pods.clone()))?;
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        Ok(Self {
+            registry,
+            install_ready,
+            installs,
+            overwritten,
+            components: Mutex::default(),
+            operations,
+            durations,
+            sources,
+            facts_requests,
+            uncaptured,
+            cluster_changes,
+            watch_failures,
+            pods,
+        })
+    }
+
+    /// Whether the installation is in order. The gauge is absent until this is first said.
+    pub(crate) fn install_ready(&self, ready: bool) {
+        let none: [&str; 0] = [];
+        self.install_ready.with_label_values(&none).set(i64::from(ready));
+    }
+
+    /// An installation ended like this, one of the original's words.
+    pub(crate) fn installed(&self, result: &str) {
+        self.installs.with_label_values(&[result]).inc();
+    }
+
+    /// Another component replaced the configuration.
+    pub(crate) fn overwritten(&self, component: &str) {
+        let mut known = self.components.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = known.len() < MAX_COMPONENTS || known.contains(component);
+        let label = if room { component } else { "other" };
+        known.insert(label.to_owned());
+        self.overwritten.with_label_values(&[label]).inc();
+    }
+
+    /// A call of the plugin.
+    pub(crate) fn operation(&self, report: &Report) {
+        let operation = match report.operation.as_str() {
+            known @ ("add" | "check" | "del" | "gc" | "status") => known,
+            _ => "other",
+        };
+        let result = report.result.name();
+        self.operations.with_label_values(&[operation, result]).inc();
+        let seconds = |phase: &str, seconds: f64| {
+            if seconds.is_finite() && seconds >= 0.0 {
+                self.durations.with_label_values(&[operation, result, phase]).observe(seconds);
+            }
+        };
+        seconds("total", report.seconds);
+        for (phase, taken) in report.phases.iter() {
+            seconds(phase, taken);
+        }
+        if let known @ ("agent" | "api" | "last-known" | "annotations" | "manifests") =
+            report.facts_source.as_str()
+        {
+            self.sources.with_label_values(&[known]).inc();
+        }
+    }
+
+    /// So many pods changed.
+    pub(crate) fn cluster_changes(&self, pods: usize) {
+        self.cluster_changes.inc_by(pods as u64);
+    }
+
+    /// A watch failed.
+    pub(crate) fn watch_failure(&self, watch: &str) {
+        self.watch_failures.with_label_values(&[watch]).inc();
+    }
+
+    /// A pod runs without capture.
+    pub(crate) fn uncaptured(&self, reason: &str) {
+        self.uncaptured.with_label_values(&[reason]).inc();
+    }
+
+    /// A question of a plugin.
+    pub(crate) fn facts_request(&self, result: &str) {
+        self.facts_requests.with_label_values(&[result]).inc();
+    }
+}
+
+impl Handler for Metrics {
+    const MAX_BODY: usize = 0;
+
+    fn answer(&self, request: &Request<()>, _: Bytes) -> Answer {
+        if request.uri().path() != "/metrics" {
+            return text(StatusCode::NOT_FOUND, "404 page not found\n");
+        }
+        let mut body = Vec::new();
+        match TextEncoder::new().encode(&self.registry.gather(), &mut body) {
+            Ok(()) => {
+                let mut answer = text(StatusCode::OK, body);
+                let kind =
+                    hyper::header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+                answer.headers_mut().insert("content-type", kind);
+                answer
+            }
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("write the metrics: {error}\n")),
+        }
+    }
+}

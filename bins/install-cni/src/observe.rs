@@ -1,0 +1,110 @@
+//! What the parts tell becomes log lines, metrics and readiness.
+
+use std::sync::Arc;
+
+use cluster::{Event as ClusterEvent, Source, Store, What};
+use install::Event as InstallEvent;
+
+use crate::health::Part;
+use crate::run::Agent;
+
+/// Listens to the installer, on its thread.
+pub(crate) struct Installation {
+    agent: Arc<Agent>,
+}
+
+impl Installation {
+    pub(crate) fn new(agent: Arc<Agent>) -> Self {
+        Self { agent }
+    }
+}
+
+impl install::Observer for Installation {
+    fn event(&mut self, event: &InstallEvent<'_>) {
+        let Agent { log, health, metrics, .. } = &*self.agent;
+        match event {
+            InstallEvent::Ready { .. } => {
+                metrics.installed("SUCCESS");
+                metrics.install_ready(true);
+                health.ready(Part::Install);
+            }
+            InstallEvent::NotReady { reason } => {
+                metrics.install_ready(false);
+                health.pending(Part::Install, reason);
+            }
+            InstallEvent::Waiting { waiting } => health.pending(Part::Install, *waiting),
+            InstallEvent::Failed { error, .. } => {
+                metrics.install_ready(false);
+                if let Some(result) = error.result() {
+                    metrics.installed(result);
+                }
+                health.pending(Part::Install, *error);
+            }
+            InstallEvent::Overwritten { component, .. } => metrics.overwritten(component),
+            _ => {}
+        }
+        match event {
+            InstallEvent::Failed { .. } => log.error(event, &[]),
+            InstallEvent::NotReady { .. } => log.debug(event, &[]),
+            event if event.is_warning() => log.warn(event, &[]),
+            event => log.info(event, &[]),
+        }
+    }
+}
+
+/// Follows the cluster until the task is aborted.
+pub(crate) async fn cluster(agent: Arc<Agent>, source: Source, store: Option<Store>) {
+    let observer = |event: ClusterEvent| told(&agent, store.as_ref(), event);
+    cluster::watch::run(source, agent.cluster.clone(), observer).await;
+}
+
+fn told(agent: &Agent, store: Option<&Store>, event: ClusterEvent) {
+    let Agent { log, health, metrics, .. } = agent;
+    match event {
+        ClusterEvent::Synced => {
+            health.ready(Part::Cluster);
+            if let Some(store) = store {
+                store.synced();
+            }
+            let pods = agent.cluster.index().pods().count();
+            log.info("the pods of this node are known", &[("pods", &pods)]);
+            metrics.pods.set(i64::try_from(pods).unwrap_or(i64::MAX));
+        }
+        ClusterEvent::Changed(pods) => {
+            metrics.cluster_changes(pods.len());
+            let known = agent.cluster.index().pods().count();
+            metrics.pods.set(i64::try_from(known).unwrap_or(i64::MAX));
+            if let Some(store) = store {
+                store.changed(&pods);
+            }
+        }
+        ClusterEvent::WatchFailed { what, error, failing_for, retry_in } => {
+            metrics.watch_failure(kind(what));
+            // What was listed once stays good for the pods that it is of; readiness needs the first list only.
+            if !agent.cluster.state().synced {
+                health.pending(Part::Cluster, &error);
+            }
+            let (for_s, in_s) = (failing_for.as_secs(), format!("{:.1}", retry_in.as_secs_f64()));
+            log.warn(&error, &[("watch", &kind(what)), ("failing_for_s", &for_s), ("retry_in_s", &in_s)]);
+        }
+        ClusterEvent::WatchRestored { what, failed_for } => {
+            log.info(
+                "the watch works again",
+                &[("watch", &kind(what)), ("failed_for_s", &failed_for.as_secs())],
+            );
+        }
+        ClusterEvent::Relisted { what } => log.info("everything is listed anew", &[("watch", &kind(what))]),
+        ClusterEvent::Unreadable { what, error } => {
+            metrics.watch_failure(kind(what));
+            log.warn(&error, &[("watch", &kind(what))]);
+        }
+    }
+}
+
+fn kind(what: What) -> &'static str {
+    match what {
+        What::Pods => "pods",
+        What::Namespaces => "namespaces",
+        What::Manifests => "manifests",
+    }
+}

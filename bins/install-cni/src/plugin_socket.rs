@@ -1,0 +1,122 @@
+//! What plugins ask and tell: facts about pods, and how their calls ended.
+
+use std::sync::Arc;
+
+use capture::PodId;
+use cluster::Cluster;
+use facts::exchange::{FACTS_PATH, MAX_REPORT, Outcome, REPORT_PATH, STATUS_PATH, Status};
+use facts::{Facts, Report};
+use hyper::body::Bytes;
+use hyper::header::HeaderValue;
+use hyper::{Method, Request, StatusCode};
+use telemetry::Scope;
+
+use crate::health::Health;
+use crate::metrics::Metrics;
+use crate::serve::{Answer, Handler, text};
+use crate::uncaptured::Uncaptured;
+
+/// Only root and the agent's own user may ask: facts are parts of objects that not everybody on the node may see.
+pub(crate) const MODE: u32 = 0o600;
+
+/// Answers plugins.
+pub(crate) struct PluginSocket {
+    pub(crate) cluster: Cluster,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) health: Arc<Health>,
+    pub(crate) uncaptured: Arc<Uncaptured>,
+    pub(crate) log: Scope,
+}
+
+impl Handler for PluginSocket {
+    const MAX_BODY: usize = MAX_REPORT;
+
+    fn answer(&self, request: &Request<()>, body: Bytes) -> Answer {
+        let uri = request.uri();
+        let pod =
+            uri.path().strip_prefix(FACTS_PATH).and_then(|rest| rest.strip_prefix('/')?.split_once('/'));
+        match (request.method(), pod) {
+            (&Method::GET, Some((namespace, name))) => {
+                self.facts(namespace, name, uri.query().unwrap_or_default())
+            }
+            (&Method::POST, None) if uri.path() == REPORT_PATH => self.report(&body),
+            (&Method::GET, None) if uri.path() == STATUS_PATH => self.status(),
+            _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),
+        }
+    }
+}
+
+impl PluginSocket {
+    /// Names and uids of Kubernetes need no percent-encoding; what does is none of them, and unknown.
+    fn facts(&self, namespace: &str, name: &str, query: &str) -> Answer {
+        let uid = query.split('&').find_map(|pair| pair.strip_prefix("uid=")).filter(|uid| !uid.is_empty());
+        let id = PodId { namespace: namespace.into(), name: name.into(), uid: uid.map(str::to_owned) };
+        let found = self.cluster.index().facts(namespace, name);
+        let (result, answer) = match found {
+            Some(facts) => self.found(&id, &facts),
+            None if self.cluster.state().synced => {
+                ("unknown", text(StatusCode::NOT_FOUND, "no such pod on this node\n"))
+            }
+            None => ("unsynced", text(StatusCode::NOT_FOUND, "the pods of this node are not listed yet\n")),
+        };
+        self.metrics.facts_request(result);
+        answer
+    }
+
+    fn found(&self, id: &PodId, facts: &Facts) -> (&'static str, Answer) {
+        if let Err(error) = facts.pod.clone().into_pod(id) {
+            return ("stale", text(StatusCode::NOT_FOUND, format!("{error}\n")));
+        }
+        match serde_json::to_vec(facts) {
+            Ok(body) => ("found", json(body)),
+            Err(error) => {
+                ("failed", text(StatusCode::INTERNAL_SERVER_ERROR, format!("write the facts: {error}\n")))
+            }
+        }
+    }
+
+    fn report(&self, body: &[u8]) -> Answer {
+        let report: Report = match serde_json::from_slice(body) {
+            Ok(report) => report,
+            Err(error) => {
+                self.log.warn("a plugin's report cannot be read", &[("error", &error)]);
+                return text(StatusCode::BAD_REQUEST, format!("{error}\n"));
+            }
+        };
+        self.metrics.operation(&report);
+        if report.result == Outcome::Uncaptured
+            && let Err(error) = self.uncaptured.note(&report)
+        {
+            self.log.error(
+                "cannot note that a pod started without capture",
+                &[("pod", &report.name), ("error", &error)],
+            );
+            return text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n"));
+        }
+        text(StatusCode::OK, "")
+    }
+
+    fn status(&self) -> Answer {
+        let state = self.cluster.state();
+        let pending = self.health.missing();
+        let status = Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            ready: pending.is_empty(),
+            pending,
+            synced: state.synced,
+            pods: self.cluster.index().pods().count(),
+            last_error: state.last_error.unwrap_or_default(),
+        };
+        match serde_json::to_vec(&status) {
+            Ok(body) => json(body),
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+        }
+    }
+}
+
+fn json(body: Vec<u8>) -> Answer {
+    let mut answer = text(StatusCode::OK, body);
+    answer.headers_mut().insert("content-type", HeaderValue::from_static("application/json"));
+    answer
+}

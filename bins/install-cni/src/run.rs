@@ -1,0 +1,312 @@
+//! The agent's life, stage by stage.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cluster::{Cluster, Connection, Limits, Source, Store, StoreEvent, Writer};
+use facts::exchange::SOCKET_NAME;
+use install::{Installer, OptionsError};
+use telemetry::{Journal, Scope};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+
+use crate::config::{self, BadOption, Config, PodSource};
+use crate::health::{Health, Part};
+use crate::log_socket::LogSocket;
+use crate::metrics::Metrics;
+use crate::options::{Flags, Options, Setting};
+use crate::plugin_socket::{self, PluginSocket};
+use crate::serve::{self, Handler, Socket};
+use crate::uncaptured::{Marker, Uncaptured};
+use crate::{config_dir, log_socket, observe, shutdown};
+
+/// How long to wait before another try for a socket or a port.
+const RETRY: Duration = Duration::from_secs(2);
+/// Tasks wait most of the time; two threads keep questions of plugins flowing while a long list is read.
+const THREADS: usize = 2;
+
+/// Why the agent does not start.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("{0}; correct the DaemonSet's arguments or the ConfigMap istio-cni-config")]
+    Option(#[from] BadOption),
+    #[error("{0}; correct the DaemonSet's arguments or the ConfigMap istio-cni-config")]
+    Install(#[from] OptionsError),
+    #[error("make the metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+    #[error("open {path} for the log: {cause}")]
+    Log { path: String, cause: std::io::Error },
+    #[error("start the runtime: {0}; the node is out of processes, memory or descriptors")]
+    Runtime(std::io::Error),
+}
+
+/// Everything that the stages share.
+pub(crate) struct Agent {
+    pub(crate) config: Config,
+    pub(crate) log: Scope,
+    pub(crate) health: Arc<Health>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) cluster: Cluster,
+    /// Absent where pods are manifests.
+    pub(crate) writer: Option<Writer>,
+    journal: Journal,
+    flags: Flags,
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub(crate) fn run(flags: Flags) -> ExitCode {
+    match Agent::new(flags).and_then(Agent::live) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("install-cni: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
+}
+
+/// The options as they are now.
+fn options(flags: &Flags) -> Options {
+    let without_files = flags.options(&|_| None, &variable);
+    let dir = without_files.text(Setting::ConfigDir);
+    if dir.is_empty() {
+        return without_files;
+    }
+    flags.options(&|name| config_dir::read(dir.as_ref(), name), &variable)
+}
+
+impl Agent {
+    fn new(flags: Flags) -> Result<Self, Error> {
+        let options = options(&flags);
+        let journal = journal(&options)?;
+        let log = journal.scope("cni-agent");
+        for (name, value) in options.iter() {
+            log.debug("option", &[("name", &name), ("value", &value)]);
+        }
+        let config = Config::new(&options, &variable)?;
+        let labels: [telemetry::Label<'_>; 2] =
+            [("version", &env!("CARGO_PKG_VERSION")), ("node", &config.node)];
+        log.info("install-cni starts", &labels);
+        let mut parts = vec![Part::Install, Part::Cluster, Part::PluginSocket, Part::LogSocket];
+        parts.extend(config.config_dir.as_ref().map(|_| Part::Configuration));
+        let health = Arc::new(Health::of(&parts));
+        health.ready(Part::Configuration);
+        let metrics = Arc::new(Metrics::new()?);
+        Ok(Self { config, log, health, metrics, cluster: Cluster::new(), writer: None, journal, flags })
+    }
+
+    fn live(mut self) -> Result<(), Error> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(THREADS)
+            .max_blocking_threads(THREADS)
+            .enable_all()
+            .build()
+            .map_err(Error::Runtime)?;
+        let source = self.source();
+        let agent = Arc::new(self);
+        runtime.block_on(async {
+            let mut tasks = JoinSet::new();
+            agent.serve_ports(&mut tasks);
+            agent.serve_sockets(&mut tasks);
+            let store = agent.keep_facts();
+            tasks.spawn(observe::cluster(agent.clone(), source, store));
+            let result = agent.install_until_told().await;
+            // Sockets go with their tasks, unless another agent has put its own there already.
+            tasks.shutdown().await;
+            result
+        })
+    }
+
+    /// Where the cluster's state comes from, and the way to write to it.
+    fn source(&mut self) -> Source {
+        match &self.config.pods {
+            PodSource::Manifests(dir) => Source::Manifests { dir: dir.clone() },
+            PodSource::Kubernetes(access) => {
+                let connection = Arc::new(Connection::new(access.clone(), env!("CARGO_PKG_VERSION")));
+                self.writer = Some(Writer::new(connection.clone(), self.config.node.clone()));
+                Source::Kubernetes { connection, node: self.config.node.clone(), limits: Limits::default() }
+            }
+        }
+    }
+
+    fn serve_ports(&self, tasks: &mut JoinSet<()>) {
+        if let Some(address) = self.config.health {
+            tasks.spawn(port(address, self.health.clone(), self.log.clone()));
+        }
+        if let Some(address) = self.config.monitoring {
+            tasks.spawn(port(address, self.metrics.clone(), self.log.clone()));
+        }
+    }
+
+    fn serve_sockets(self: &Arc<Self>, tasks: &mut JoinSet<()>) {
+        let uncaptured = Arc::new(Uncaptured::new(&self.config.run_dir));
+        let marker = Marker {
+            writer: self.writer.clone(),
+            label: self.config.broken_pod_label.clone(),
+            metrics: self.metrics.clone(),
+            log: self.log.clone(),
+        };
+        let notes = uncaptured.clone();
+        tasks.spawn(async move { notes.work(marker).await });
+
+        let plugins = PluginSocket {
+            cluster: self.cluster.clone(),
+            metrics: self.metrics.clone(),
+            health: self.health.clone(),
+            uncaptured,
+            log: self.log.clone(),
+        };
+        let own = rustix::process::geteuid().as_raw();
+        tasks.spawn(self.clone().socket(
+            SOCKET_NAME,
+            plugin_socket::MODE,
+            Some(own),
+            Part::PluginSocket,
+            plugins,
+        ));
+        let lines = LogSocket { plugin: self.journal.scope("cni-plugin"), agent: self.log.clone() };
+        tasks.spawn(self.clone().socket(log_socket::NAME, log_socket::MODE, None, Part::LogSocket, lines));
+    }
+
+    /// Serves a unix socket, as soon as it can be had.
+    async fn socket(
+        self: Arc<Self>,
+        name: &'static str,
+        mode: u32,
+        only: Option<u32>,
+        part: Part,
+        handler: impl Handler,
+    ) {
+        let path = self.config.run_dir.join(name);
+        let handler = Arc::new(handler);
+        loop {
+            match Socket::bind(&path, mode, only) {
+                Ok(socket) => {
+                    self.health.ready(part);
+                    return socket.serve(handler).await;
+                }
+                Err(error) => {
+                    self.log.error(&error, &[]);
+                    self.health.pending(part, &error);
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    /// The last known facts on disk. Without them the agent works all the same.
+    fn keep_facts(&self) -> Option<Store> {
+        if matches!(self.config.pods, PodSource::Manifests(_)) {
+            // The directory is where plugins look themselves.
+            return None;
+        }
+        let log = self.log.clone();
+        let told = move |event| match event {
+            StoreEvent::Failed(error) => log.error("last known facts are not written", &[("error", &error)]),
+            StoreEvent::Restored => log.info("last known facts are written again", &[]),
+        };
+        Store::start(&self.config.run_dir, self.cluster.clone(), told)
+            .inspect_err(|error| self.log.error(error, &[]))
+            .ok()
+    }
+
+    /// Installs on a thread of its own until a signal comes, and cleans up if nothing is to follow.
+    async fn install_until_told(self: &Arc<Self>) -> Result<(), Error> {
+        let mut installer =
+            Installer::new(self.config.install.clone(), Box::new(observe::Installation::new(self.clone())))?;
+        let handle = installer.handle();
+        self.follow_options(handle.clone());
+        let thread = std::thread::Builder::new().name("installer".into()).spawn(move || {
+            installer.run();
+            installer
+        });
+        let thread = thread.map_err(Error::Runtime)?;
+        let signal = told_to_end().await.map_err(Error::Runtime)?;
+        self.log.info("ending", &[("signal", &signal)]);
+        let clean_up = shutdown::is_to_clean_up(&self.config, self.writer.as_ref(), &self.log).await;
+        handle.stop();
+        let Ok(installer) = thread.join() else {
+            self.log.error("the installer has panicked; nothing is cleaned up", &[]);
+            return Ok(());
+        };
+        if clean_up {
+            let report = installer.cleanup();
+            for done in &report.done {
+                self.log.info(done, &[]);
+            }
+            for error in &report.errors {
+                self.log.error("cleanup is not complete", &[("error", error)]);
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets changed options reach the plugin's configuration.
+    fn follow_options(self: &Arc<Self>, handle: install::Handle) {
+        let Some(dir) = self.config.config_dir.clone() else { return };
+        let agent = self.clone();
+        let mut before = self.config.install.entry.clone();
+        let started = config_dir::watch(dir, move || match config::plugin_entry(&options(&agent.flags)) {
+            Ok(entry) => {
+                agent.health.ready(Part::Configuration);
+                if entry != before {
+                    agent.log.info("the plugin's options have changed", &[]);
+                    handle.update(entry.clone());
+                    before = entry;
+                }
+            }
+            Err(error) => {
+                agent.log.error(
+                    "changed options cannot be used; the plugin keeps the ones before",
+                    &[("error", &error)],
+                );
+                let reason = format!("{error}; the plugin keeps the options before");
+                agent.health.pending(Part::Configuration, &reason);
+            }
+        });
+        if let Err(error) = started {
+            self.log.error("options are not watched", &[("error", &error)]);
+        }
+    }
+}
+
+/// Serves a port, as soon as it can be had. Nothing else waits for it.
+async fn port(address: std::net::SocketAddr, handler: Arc<impl Handler>, log: Scope) {
+    let mut told = false;
+    loop {
+        match serve::bind_port(address).await {
+            Ok(listener) => return serve::port(listener, handler).await,
+            Err(error) => {
+                if !std::mem::replace(&mut told, true) {
+                    log.error(&error, &[]);
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+fn journal(options: &Options) -> Result<Journal, Error> {
+    let out: Box<dyn std::io::Write + Send> = match options.text(Setting::LogTarget) {
+        "stdout" | "" => Box::new(std::io::stdout()),
+        "stderr" => Box::new(std::io::stderr()),
+        path => {
+            let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
+            Box::new(file.map_err(|cause| Error::Log { path: path.to_owned(), cause })?)
+        }
+    };
+    Ok(Journal::new(config::levels(options)?, options.on(Setting::LogAsJson), out))
+}
+
+/// Waits for SIGTERM or SIGINT; gives its name.
+async fn told_to_end() -> std::io::Result<&'static str> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    })
+}

@@ -1,0 +1,231 @@
+//! HTTP/1.1 on the agent's ports and unix sockets.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+
+/// What goes back.
+pub(crate) type Answer = Response<Full<Bytes>>;
+
+/// Connections that are served at once, on each listener. A node starts some dozens of pods at once at most; a flood waits in the kernel's queue.
+const MAX_CONNECTIONS: usize = 256;
+/// How long a client may take for its headers.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a client may take for a request's body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest path of a unix socket in bytes, the final zero left out (unix(7), `sun_path`).
+const MAX_SOCKET_PATH: usize = 107;
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 1024;
+
+/// A socket or port that cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The port.
+    #[error("listen on {address}: {cause}; another process may hold the port, see `ss -ltnp`")]
+    Port {
+        /// Where.
+        address: SocketAddr,
+        /// The system's words.
+        cause: io::Error,
+    },
+    /// The path is longer than the kernel takes.
+    #[error(
+        "listen on {}: the path has {} bytes and the kernel takes {MAX_SOCKET_PATH}; choose a shorter cni-agent-run-dir",
+        path.display(), path.as_os_str().len()
+    )]
+    TooLong {
+        /// Where.
+        path: PathBuf,
+    },
+    /// Something that is no socket stands there.
+    #[error("listen on {}: a {what} is there; remove it", path.display())]
+    Taken {
+        /// Where.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+    /// The system refused.
+    #[error("listen on {}: {operation}: {cause}; check that the directory exists and can be written", path.display())]
+    Socket {
+        /// Where.
+        path: PathBuf,
+        /// What was attempted.
+        operation: &'static str,
+        /// The system's words.
+        cause: io::Error,
+    },
+}
+
+/// Answers requests. The body is read already.
+pub(crate) trait Handler: Send + Sync + 'static {
+    /// Largest body that is read, in bytes.
+    const MAX_BODY: usize;
+
+    /// The answer.
+    fn answer(&self, request: &Request<()>, body: Bytes) -> Answer;
+}
+
+/// A unix socket of ours. Dropping it removes its file, unless another process has put its own there meanwhile.
+pub(crate) struct Socket {
+    listener: UnixListener,
+    path: PathBuf,
+    inode: u64,
+    /// Who else than root may connect; nobody is asked where this is absent.
+    only: Option<u32>,
+}
+
+/// An answer of text.
+pub(crate) fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Full::new(body.into()));
+    *answer.status_mut() = status;
+    answer
+        .headers_mut()
+        .insert("content-type", hyper::header::HeaderValue::from_static("text/plain; charset=utf-8"));
+    answer
+}
+
+/// Listens on a port.
+///
+/// # Errors
+/// [`Error::Port`].
+pub(crate) async fn bind_port(address: SocketAddr) -> Result<TcpListener, Error> {
+    TcpListener::bind(address).await.map_err(|cause| Error::Port { address, cause })
+}
+
+/// Serves a port until the task is aborted.
+pub(crate) async fn port(listener: TcpListener, handler: Arc<impl Handler>) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    while let Ok(slot) = slots.clone().acquire_owned().await {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let handler = handler.clone();
+                tokio::spawn(async move {
+                    connection(stream, handler).await;
+                    drop(slot);
+                });
+            }
+            // Out of descriptors, most often; the connection stays in the queue.
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+impl Socket {
+    /// Listens on a path, whether or not a socket of an earlier process is there: the new one takes its place in one step, so that no client
+    /// finds nothing.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub(crate) fn bind(path: &Path, mode: u32, only: Option<u32>) -> Result<Self, Error> {
+        use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+        let refused = |operation, cause: io::Error| Error::Socket { path: path.to_owned(), operation, cause };
+        // Some bytes are for the temporary name.
+        let temporary = path.with_extension("new");
+        if temporary.as_os_str().len().max(path.as_os_str().len()) > MAX_SOCKET_PATH {
+            return Err(Error::TooLong { path: path.to_owned() });
+        }
+        if let Ok(there) = std::fs::symlink_metadata(path).map(|metadata| metadata.file_type())
+            && !there.is_socket()
+        {
+            let what = if there.is_dir() { "directory" } else { "file that is no socket" };
+            return Err(Error::Taken { path: path.to_owned(), what });
+        }
+        if let Some(parent) = path.parent() {
+            let made = std::fs::DirBuilder::new().recursive(true).mode(0o750).create(parent);
+            made.map_err(|cause| refused("make its directory", cause))?;
+        }
+        let _ = std::fs::remove_file(&temporary);
+        let bound = || -> io::Result<std::os::unix::net::UnixListener> {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+            rustix::net::bind(socket.as_fd(), &SocketAddrUnix::new(&temporary)?)?;
+            std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(mode))?;
+            rustix::net::listen(socket.as_fd(), BACKLOG)?;
+            Ok(socket.into())
+        };
+        let listener = bound().map_err(|cause| refused("bind", cause))?;
+        let listener = UnixListener::from_std(listener).map_err(|cause| refused("watch", cause))?;
+        let inode =
+            std::fs::symlink_metadata(&temporary).map_err(|cause| refused("look at it", cause))?.ino();
+        std::fs::rename(&temporary, path).map_err(|cause| refused("put it in place", cause))?;
+        Ok(Self { listener, path: path.to_owned(), inode, only })
+    }
+
+    /// Serves until the task is aborted. A peer that is neither root nor the user named gets no answer.
+    pub(crate) async fn serve(self, handler: Arc<impl Handler>) {
+        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        while let Ok(slot) = slots.clone().acquire_owned().await {
+            let stream = match self.listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(_) => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            let trusted = self.only.is_none_or(|only| {
+                stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == only)
+            });
+            if !trusted {
+                continue;
+            }
+            let handler = handler.clone();
+            tokio::spawn(async move {
+                connection(stream, handler).await;
+                drop(slot);
+            });
+        }
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        use std::os::unix::fs::MetadataExt;
+        if std::fs::symlink_metadata(&self.path).is_ok_and(|there| there.ino() == self.inode) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Serves the requests of one connection. Its end, however it comes, is the client's affair.
+async fn connection<S, H>(stream: S, handler: Arc<H>)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    H: Handler,
+{
+    let service = service_fn(move |request: Request<Incoming>| {
+        let handler = handler.clone();
+        async move {
+            let (head, body) = request.into_parts();
+            let body = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, H::MAX_BODY).collect()).await;
+            let answer = match body {
+                Ok(Ok(body)) => handler.answer(&Request::from_parts(head, ()), body.to_bytes()),
+                Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => text(
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    format!("the body is larger than {} bytes\n", H::MAX_BODY),
+                ),
+                Ok(Err(error)) => text(StatusCode::BAD_REQUEST, format!("read the body: {error}\n")),
+                Err(_) => text(StatusCode::REQUEST_TIMEOUT, "the body took too long\n"),
+            };
+            Ok::<_, Infallible>(answer)
+        }
+    });
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(64 << 10);
+    let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+}

@@ -1,0 +1,157 @@
+//! Pods that started without capture: found, counted, told to people and marked, however long the API server is away.
+//!
+//! The queue is a directory of notes, one for each container, which the plugin writes itself when this agent does not answer. A note is removed when
+//! the pod has its event and its label.
+
+use std::collections::BTreeSet;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cluster::write::EventText;
+use cluster::{PodKey, Writer};
+use facts::Report;
+use facts::exchange::{MAX_REPORT, UNCAPTURED_DIR};
+use telemetry::Scope;
+use tokio::sync::Notify;
+
+use crate::metrics::Metrics;
+
+/// How often the directory is looked at without being told: for notes of plugins.
+const PERIOD: Duration = Duration::from_secs(30);
+/// How long to wait after the API server did not take something.
+const PAUSE: Duration = Duration::from_secs(10);
+/// `reason` of the event.
+const REASON: &str = "StartedWithoutCapture";
+/// `source.component` of the event: the agent's DaemonSet.
+const COMPONENT: &str = "istio-cni-node";
+
+/// The directory of notes.
+pub(crate) struct Uncaptured {
+    dir: PathBuf,
+    wake: Notify,
+}
+
+/// What is done about a note.
+pub(crate) struct Marker {
+    /// Absent where pods are manifests: there is nobody to tell.
+    pub(crate) writer: Option<Writer>,
+    /// Key and value of the label.
+    pub(crate) label: (String, String),
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) log: Scope,
+}
+
+impl Uncaptured {
+    pub(crate) fn new(run_dir: &Path) -> Self {
+        Self { dir: run_dir.join(UNCAPTURED_DIR), wake: Notify::new() }
+    }
+
+    /// Keeps a report until the pod is marked.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(crate) fn note(&self, report: &Report) -> io::Result<()> {
+        use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+        let usable = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        let name = &report.container;
+        if name.is_empty() || name.len() > 200 || name.starts_with('.') || !name.chars().all(usable) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the container's id is none"));
+        }
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
+        let temporary = self.dir.join(format!(".{name}.tmp"));
+        let mut options = std::fs::OpenOptions::new();
+        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.write_all(&serde_json::to_vec(report)?)?;
+        std::fs::rename(&temporary, self.dir.join(format!("{name}.json")))?;
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    /// Works on notes until the task is aborted.
+    pub(crate) async fn work(&self, marker: Marker) {
+        let mut counted = BTreeSet::new();
+        loop {
+            let mut failed = false;
+            for path in self.notes() {
+                failed |= !marker.handle(&path, &mut counted).await;
+            }
+            let pause = if failed { PAUSE } else { PERIOD };
+            let _ = tokio::time::timeout(pause, self.wake.notified()).await;
+            if failed {
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+
+    fn notes(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let paths = entries.map(|entry| entry.path());
+        paths.filter(|path| path.extension().is_some_and(|extension| extension == "json")).collect()
+    }
+}
+
+impl Marker {
+    /// Whether the note is done with.
+    async fn handle(&self, path: &Path, counted: &mut BTreeSet<PathBuf>) -> bool {
+        let report = match read(path) {
+            Ok(report) => report,
+            Err(error) => {
+                self.log.error(
+                    "a note about an uncaptured pod cannot be read and is removed",
+                    &[("path", &path.display()), ("error", &error)],
+                );
+                let _ = std::fs::remove_file(path);
+                return true;
+            }
+        };
+        let pod = format!("{}/{}", report.namespace, report.name);
+        if counted.insert(path.to_owned()) {
+            self.metrics.uncaptured("failure-policy-open");
+            self.log.error("a pod started WITHOUT CAPTURE", &[("pod", &pod), ("error", &report.error)]);
+        }
+        if let Some(writer) = &self.writer
+            && let Err(error) = self.mark(writer, &report).await
+        {
+            self.log.warn(
+                "cannot mark a pod that started without capture; trying again",
+                &[("pod", &pod), ("error", &error)],
+            );
+            return false;
+        }
+        let _ = std::fs::remove_file(path);
+        counted.remove(path);
+        true
+    }
+
+    async fn mark(&self, writer: &Writer, report: &Report) -> Result<(), cluster::Error> {
+        let pod = PodKey {
+            namespace: report.namespace.clone(),
+            name: report.name.clone(),
+            uid: report.uid.clone(),
+        };
+        let message = format!(
+            "istio-cni could not set up this pod and let it start without traffic capture (failure_policy: open): {}",
+            report.error
+        );
+        let (key, value) = &self.label;
+        // The label first: it is what the pod is found by.
+        match writer.label_pod(&pod, key, value).await {
+            // The pod is gone, or another one has its name: there is nothing left to mark.
+            Err(error) if matches!(error.status(), Some(404 | 409)) => return Ok(()),
+            done => done?,
+        }
+        let text = EventText { warning: true, reason: REASON, message: &message, component: COMPONENT };
+        writer.create_event(&pod, text).await
+    }
+}
+
+fn read(path: &Path) -> io::Result<Report> {
+    let mut text = Vec::new();
+    std::fs::File::open(path)?.take(MAX_REPORT as u64 + 1).read_to_end(&mut text)?;
+    if text.len() > MAX_REPORT {
+        return Err(io::Error::other("it is too large"));
+    }
+    Ok(serde_json::from_slice(&text)?)
+}
