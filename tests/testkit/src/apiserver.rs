@@ -1,4 +1,7 @@
-//! A double of the Kubernetes API server: pods over TLS, with credentials that are really checked and faults on demand.
+//! A double of the Kubernetes API server over TLS, with credentials that are really checked and faults on demand.
+//!
+//! It gets, lists (in pages) and watches (with bookmarks, and 410 for what is forgotten) pods and namespaces, gets nodes and daemonsets,
+//! takes Events, and creates, merges patches into and deletes objects. Everything has versions from one counter, as in a cluster.
 //!
 //! ```no_run
 //! # fn main() -> anyhow::Result<()> {
@@ -11,14 +14,20 @@
 //! # Ok(()) }
 //! ```
 
+mod answer;
 mod certificates;
 mod connection;
+mod control;
+mod fault;
 mod kubeconfig;
+mod objects;
+mod request;
+mod watch;
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -26,72 +35,23 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use certificates::Certificates;
+use fault::Faults;
+pub use fault::{Fault, WatchFault};
 pub use kubeconfig::{Credentials, Trust};
+use objects::Objects;
+pub use objects::Resource;
+pub use request::Request;
 
-/// What the server does instead of answering properly.
+/// Requests that are remembered; the oldest go first.
+const REQUESTS: usize = 10_000;
+
+/// A patch as it came in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Fault {
-    /// Accepts the connection and never says a byte, not even for TLS.
-    HangBeforeTls,
-    /// Reads the request and never answers.
-    Hang,
-    /// Closes with a RST as soon as the connection stands.
-    ResetBeforeTls,
-    /// Reads the request and closes with a RST.
-    Reset,
-    /// Reads the request and closes in good order, without an answer.
-    Close,
-    /// Speaks plain HTTP on the TLS port.
-    PlainHttp,
-    /// 200 with a web page.
-    Html,
-    /// 200 with bytes that are no HTTP.
-    Garbage,
-    /// 200 with this body instead of the pod.
-    Body(String),
-    /// Half of the body that its length announces.
-    Truncated,
-    /// Half of the body in chunks, without the last chunk.
-    TruncatedChunks,
-    /// One byte of the body in every such interval.
-    Slow(Duration),
-    /// A body of that many bytes, which are spaces before the object.
-    Oversized(usize),
-    /// The same, without a length: chunked.
-    OversizedChunks(usize),
-    /// A `Status` object with this HTTP status.
-    Status {
-        /// HTTP status code.
-        code: u16,
-        /// `Retry-After`, in seconds.
-        retry_after: Option<u64>,
-    },
-    /// A web page with this HTTP status, as load balancers send it.
-    HtmlStatus(u16),
-    /// A redirect to this location.
-    Redirect(String),
-    /// No fault, but the answer comes in chunks of that many bytes.
-    Chunked(usize),
-}
-
-impl Fault {
-    /// A `Status` object without `Retry-After`.
-    pub fn status(code: u16) -> Self {
-        Fault::Status { code, retry_after: None }
-    }
-}
-
-/// A request as it came in.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Request {
-    /// Method.
-    pub method: String,
-    /// Path as sent, still percent-encoded.
+pub struct Patch {
+    /// Path and query.
     pub path: String,
-    /// Headers; names in lower case.
-    pub headers: BTreeMap<String, String>,
-    /// Whether the client showed a certificate that our authority signed.
-    pub client_certificate: bool,
+    /// What was to be merged.
+    pub body: Value,
 }
 
 /// Who may read pods.
@@ -105,18 +65,40 @@ enum Admission {
 
 #[derive(Default)]
 struct State {
-    pods: BTreeMap<(String, String), Value>,
+    objects: Objects,
     token: String,
     admission: Admission,
-    fault: Option<Fault>,
-    fail_next: Option<(usize, Fault)>,
-    requests: Vec<Request>,
+    faults: Faults,
+    /// Ordered so far; each watch knows how many of them it has met.
+    watch_faults: Vec<(Resource, WatchFault)>,
+    /// Ordered so far.
+    bookmarks: usize,
+    bookmark_interval: Option<Duration>,
+    /// Whether a watch from a forgotten version is refused with status 410, or begins and gets an `ERROR` event.
+    gone_by_status: bool,
+    requests: std::collections::VecDeque<Request>,
+    patches: Vec<Patch>,
     connections: usize,
+    watches: usize,
+    /// To end them when the server stops.
+    streams: BTreeMap<usize, TcpStream>,
+}
+
+impl State {
+    fn remember(&mut self, request: &Request) {
+        self.requests.push_back(request.clone());
+        if self.requests.len() > REQUESTS {
+            self.requests.pop_front();
+        }
+    }
 }
 
 struct Shared {
     state: Mutex<State>,
-    stopped: AtomicBool,
+    /// Something changed that a watch may wait for.
+    changed: Condvar,
+    /// Counts stops: connections of an earlier number end.
+    epoch: AtomicU64,
     tls: Arc<rustls::ServerConfig>,
 }
 
@@ -125,21 +107,15 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn stopped(&self) -> bool {
-        self.stopped.load(Ordering::Relaxed)
+    fn ended(&self, epoch: u64) -> bool {
+        self.epoch.load(Ordering::SeqCst) != epoch
     }
 
-    /// The fault for this connection; a counted one is used up by it.
-    fn next_fault(&self) -> Option<Fault> {
+    /// Counts a connection; gives the fault for it.
+    fn connected(&self) -> Option<Fault> {
         let mut state = self.state();
         state.connections += 1;
-        match state.fail_next.take() {
-            Some((count, fault)) => {
-                state.fail_next = (count > 1).then(|| (count - 1, fault.clone()));
-                Some(fault)
-            }
-            None => state.fault.clone(),
-        }
+        state.faults.take()
     }
 }
 
@@ -148,7 +124,12 @@ pub struct ApiServer {
     address: SocketAddr,
     shared: Arc<Shared>,
     certificates: Certificates,
-    acceptor: Option<JoinHandle<()>>,
+    acceptor: Mutex<Option<Acceptor>>,
+}
+
+struct Acceptor {
+    listener: TcpListener,
+    thread: JoinHandle<()>,
 }
 
 impl ApiServer {
@@ -158,17 +139,48 @@ impl ApiServer {
     /// # Errors
     /// When certificates cannot be made or the port cannot be bound.
     pub fn start() -> Result<Self> {
-        let certificates = Certificates::generate().context("make certificates")?;
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("bind the API server double")?;
-        let address = listener.local_addr()?;
+        Self::start_on((Ipv4Addr::LOCALHOST, 0).into())
+    }
+
+    /// The same on another address, which is in the certificate, in the network namespace of the calling thread. Port 0 is any.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_on(address: SocketAddr) -> Result<Self> {
+        let certificates = Certificates::generate(address.ip()).context("make certificates")?;
         let state = State { token: "token-of-the-node-agent".into(), ..State::default() };
         let tls = certificates.server_config().context("configure TLS")?;
-        let shared = Arc::new(Shared { state: Mutex::new(state), stopped: AtomicBool::new(false), tls });
-        let acceptor = std::thread::spawn({
-            let shared = shared.clone();
-            move || accept(&listener, &shared)
-        });
-        Ok(Self { address, shared, certificates, acceptor: Some(acceptor) })
+        let (changed, epoch) = (Condvar::new(), AtomicU64::new(0));
+        let shared = Arc::new(Shared { state: Mutex::new(state), changed, epoch, tls });
+        let listener = TcpListener::bind(address).context("bind the API server double")?;
+        let address = listener.local_addr()?;
+        let acceptor = Mutex::new(Some(Acceptor::start(listener, &shared)?));
+        Ok(Self { address, shared, certificates, acceptor })
+    }
+
+    /// Closes everything: connections are refused and what stood is cut. What it knows stays.
+    pub fn stop(&self) {
+        self.shared.epoch.fetch_add(1, Ordering::SeqCst);
+        self.shared.changed.notify_all();
+        if let Some(acceptor) = self.acceptor().take() {
+            // wakes the thread that accepts, also from another network namespace
+            let _ = rustix::net::shutdown(&acceptor.listener, rustix::net::Shutdown::Both);
+            let _ = acceptor.thread.join();
+        }
+        for stream in std::mem::take(&mut self.shared.state().streams).into_values() {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Listens again on the same address, in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// When the port is taken.
+    pub fn restart(&self) -> Result<()> {
+        self.stop();
+        let listener = TcpListener::bind(self.address).context("bind the API server double again")?;
+        *self.acceptor() = Some(Acceptor::start(listener, &self.shared)?);
+        Ok(())
     }
 
     /// Where it listens.
@@ -186,75 +198,42 @@ impl ApiServer {
         &self.certificates.ca
     }
 
-    /// Adds or replaces a pod, found by its `metadata` (namespace `default` when absent).
-    pub fn set_pod(&self, pod: Value) {
-        let member = |name: &str| pod["metadata"][name].as_str().map(String::from);
-        let key =
-            (member("namespace").unwrap_or_else(|| "default".into()), member("name").unwrap_or_default());
-        self.shared.state().pods.insert(key, pod);
-    }
-
-    /// Removes a pod; the next question for it is answered with 404.
-    pub fn delete_pod(&self, namespace: &str, name: &str) {
-        self.shared.state().pods.remove(&(namespace.to_owned(), name.to_owned()));
-    }
-
-    /// Replaces the token that is accepted; kubeconfigs written before hold the old one, which has thereby expired.
-    pub fn set_token(&self, token: &str) {
-        self.shared.state().token = token.into();
-    }
-
-    /// Accepts requests without credentials.
-    pub fn admit_everyone(&self) {
-        self.shared.state().admission = Admission::Everyone;
-    }
-
-    /// Answers 403 to valid credentials, as without a role.
-    pub fn forbid_everyone(&self) {
-        self.shared.state().admission = Admission::Nobody;
-    }
-
-    /// Lets every connection meet this fault, until changed.
-    pub fn set_fault(&self, fault: Option<Fault>) {
-        self.shared.state().fault = fault;
-    }
-
-    /// Lets the next `count` connections meet this fault, before the permanent one applies again.
-    pub fn fail_next(&self, count: usize, fault: Fault) {
-        self.shared.state().fail_next = (count > 0).then_some((count, fault));
-    }
-
-    /// The requests read so far, in order.
-    pub fn requests(&self) -> Vec<Request> {
-        self.shared.state().requests.clone()
-    }
-
-    /// Number of connections accepted so far, whether or not a request came.
-    pub fn connections(&self) -> usize {
-        self.shared.state().connections
+    fn acceptor(&self) -> MutexGuard<'_, Option<Acceptor>> {
+        self.acceptor.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for ApiServer {
     fn drop(&mut self) {
-        self.shared.stopped.store(true, Ordering::Relaxed);
-        // wakes the acceptor; the threads of hanging connections see the flag and end by themselves
-        let _ = TcpStream::connect(self.address);
-        if let Some(acceptor) = self.acceptor.take() {
-            let _ = acceptor.join();
-        }
+        self.stop();
     }
 }
 
-fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
-    for stream in listener.incoming() {
-        if shared.stopped() {
+impl Acceptor {
+    fn start(listener: TcpListener, shared: &Arc<Shared>) -> Result<Self> {
+        let (accepting, shared) = (listener.try_clone()?, shared.clone());
+        let epoch = shared.epoch.load(Ordering::SeqCst);
+        let thread = std::thread::spawn(move || accept(&accepting, &shared, epoch));
+        Ok(Self { listener, thread })
+    }
+}
+
+fn accept(listener: &TcpListener, shared: &Arc<Shared>, epoch: u64) {
+    for (number, stream) in listener.incoming().enumerate() {
+        if shared.ended(epoch) {
             return;
         }
-        if let Ok(stream) = stream {
-            let shared = shared.clone();
-            // an error here is the client's going away, which is the client's test's business
-            std::thread::spawn(move || drop(connection::serve(stream, &shared)));
+        let Ok(stream) = stream else { continue };
+        if let Ok(copy) = stream.try_clone() {
+            shared.state().streams.insert(number, copy);
         }
+        let shared = shared.clone();
+        std::thread::spawn(move || {
+            // an error here is the client's going away, which is the client's test's business
+            let _ = connection::serve(stream, &shared, epoch);
+            if !shared.ended(epoch) {
+                shared.state().streams.remove(&number);
+            }
+        });
     }
 }

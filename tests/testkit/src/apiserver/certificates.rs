@@ -1,5 +1,6 @@
 //! An authority, a server certificate and a client certificate, made for one run.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -22,7 +23,8 @@ pub(super) struct Certificates {
 }
 
 impl Certificates {
-    pub(super) fn generate() -> Result<Self> {
+    /// For 127.0.0.1, the given address, and the name inside of a cluster.
+    pub(super) fn generate(address: IpAddr) -> Result<Self> {
         let ca_key = KeyPair::generate()?;
         let mut ca = CertificateParams::new(Vec::new())?;
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -33,7 +35,7 @@ impl Certificates {
         let ca_pem = ca.self_signed(&ca_key)?.pem();
         let issuer = Issuer::new(ca, ca_key);
 
-        let names = ["127.0.0.1", "kubernetes.default.svc"].map(String::from);
+        let names = [Ipv4Addr::LOCALHOST.to_string(), address.to_string(), "kubernetes.default.svc".into()];
         let (server, server_key) =
             leaf(names.to_vec(), "kube-apiserver", ExtendedKeyUsagePurpose::ServerAuth, &issuer)?;
         let (client, client_key) =

@@ -69,6 +69,20 @@ impl ApiServer {
         Ok(path)
     }
 
+    /// Writes `ca.crt`, `token` and `namespace` as kubelet gives them to a pod, by renaming, so that readers meet no half token.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn write_service_account(&self, dir: &Path) -> Result<()> {
+        let token = self.shared.state().token.clone();
+        for (name, text) in [("ca.crt", self.ca_pem()), ("token", &token), ("namespace", "istio-system")] {
+            let (path, unfinished) = (dir.join(name), dir.join(format!(".{name}")));
+            write(&unfinished, text)?;
+            std::fs::rename(&unfinished, &path).with_context(|| format!("rename {}", path.display()))?;
+        }
+        Ok(())
+    }
+
     fn trust(&self, dir: &Path, trust: Trust) -> Result<String> {
         Ok(match trust {
             Trust::AuthorityData => {

@@ -1,0 +1,160 @@
+//! What is answered to a request that is no watch.
+
+use serde_json::{Value, json};
+
+use super::objects::{Key, Resource, merge};
+use super::request::{Request, Target};
+use super::{Admission, Patch, State};
+
+/// Status and body.
+pub(super) struct Answer(pub(super) u16, pub(super) Vec<u8>);
+
+impl Answer {
+    pub(super) fn status(code: u16, message: &str) -> Self {
+        let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": code});
+        Self(code, status.to_string().into_bytes())
+    }
+
+    pub(super) fn gone() -> Self {
+        Self::status(410, "too old resource version")
+    }
+
+    fn object(code: u16, object: &Value) -> Self {
+        Self(code, object.to_string().into_bytes())
+    }
+}
+
+/// The refusal, if the request may not be answered.
+pub(super) fn refuse(request: &Request, state: &State) -> Option<Answer> {
+    let bearer = request.headers.get("authorization").and_then(|value| value.strip_prefix("Bearer "));
+    let known = request.client_certificate || bearer == Some(&state.token);
+    match state.admission {
+        Admission::Credentials if !known => Some(Answer::status(401, "Unauthorized")),
+        Admission::Nobody => {
+            let message = "pods is forbidden: User \"system:serviceaccount:istio-system:istio-cni\" cannot get resource \"pods\"";
+            Some(Answer::status(403, message))
+        }
+        _ => None,
+    }
+}
+
+pub(super) fn answer(request: &Request, state: &mut State) -> Answer {
+    let nothing = || Answer(404, b"404 page not found\n".to_vec());
+    let Some(target) = request.target() else { return nothing() };
+    match (request.method.as_str(), target) {
+        ("GET", Target::Collection(resource, namespace)) => {
+            list(request, resource, namespace.as_deref(), state)
+        }
+        ("GET", Target::Object(resource, namespace, name, None)) => {
+            match state.objects.get(resource, &(namespace, name.clone())) {
+                Some(object) => Answer(200, object.text.clone().into_bytes()),
+                None => not_found(resource, &name),
+            }
+        }
+        ("POST", Target::Collection(resource, namespace)) => {
+            create(request, resource, namespace.as_deref(), state)
+        }
+        ("PATCH", Target::Object(resource, namespace, name, part)) => {
+            patch(request, resource, &(namespace, name), part.as_deref(), state)
+        }
+        ("DELETE", Target::Object(resource, namespace, name, None)) => {
+            if state.objects.delete(resource, &(namespace, name.clone())) {
+                Answer::object(200, &json!({"kind": "Status", "apiVersion": "v1", "status": "Success"}))
+            } else {
+                not_found(resource, &name)
+            }
+        }
+        _ => nothing(),
+    }
+}
+
+fn not_found(resource: Resource, name: &str) -> Answer {
+    Answer::status(404, &format!("{} {} not found", resource.plural(), Value::from(name)))
+}
+
+/// A page is read from what is there now, under the version of the first page: what changed in between comes again in the watch.
+fn list(request: &Request, resource: Resource, namespace: Option<&str>, state: &State) -> Answer {
+    let limit = request.query("limit").and_then(|limit| limit.parse().ok()).filter(|limit| *limit > 0);
+    let token = request.query("continue");
+    let (version, after) = match token.as_deref().map(|token| token.splitn(3, '/').collect::<Vec<_>>()) {
+        None => (state.objects.version(), None),
+        Some(parts) => match (parts.first().and_then(|version| version.parse().ok()), &parts[1..]) {
+            (Some(version), [namespace, name]) => {
+                (version, Some((String::from(*namespace), String::from(*name))))
+            }
+            _ => return Answer::status(400, "continue key is not valid"),
+        },
+    };
+    if !state.objects.keeps(version) {
+        return Answer::gone();
+    }
+    let selector = request.selector(namespace);
+    let (page, more) = state.objects.page(resource, &selector, after.as_ref(), limit.unwrap_or(usize::MAX));
+    let items: Vec<Value> = page
+        .iter()
+        .map(|object| {
+            let mut value = object.value();
+            // as the API server does: the list says it once
+            if let Some(value) = value.as_object_mut() {
+                value.remove("kind");
+                value.remove("apiVersion");
+            }
+            value
+        })
+        .collect();
+    let mut metadata = json!({"resourceVersion": version.to_string()});
+    if let (true, Some(last)) = (more, page.last()) {
+        metadata["continue"] = format!("{version}/{}/{}", last.key.0, last.key.1).into();
+    }
+    let kind = format!("{}List", resource.kind());
+    Answer::object(200, &json!({"kind": kind, "apiVersion": "v1", "metadata": metadata, "items": items}))
+}
+
+fn create(request: &Request, resource: Resource, namespace: Option<&str>, state: &mut State) -> Answer {
+    let Ok(mut object) = serde_json::from_str::<Value>(&request.body) else {
+        return Answer::status(400, "the body is not JSON");
+    };
+    let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    let about = &object["involvedObject"]["namespace"];
+    let fits = |value: &Value| value.is_null() || value.as_str() == namespace;
+    if name.is_empty() || name.len() > 253 || !fits(&object["metadata"]["namespace"]) || !fits(about) {
+        return Answer::status(422, &format!("{} is invalid", resource.kind()));
+    }
+    if let (Some(metadata), Some(namespace)) = (object["metadata"].as_object_mut(), namespace) {
+        metadata.insert("namespace".into(), namespace.into());
+    }
+    let key = (namespace.unwrap_or_default().to_owned(), name);
+    if state.objects.get(resource, &key).is_some() {
+        return Answer::status(409, &format!("{} {} already exists", resource.plural(), Value::from(key.1)));
+    }
+    state.objects.set(resource, object);
+    let created = state.objects.get(resource, &key).map(|object| object.value());
+    Answer::object(201, &created.unwrap_or_default())
+}
+
+fn patch(request: &Request, resource: Resource, key: &Key, part: Option<&str>, state: &mut State) -> Answer {
+    let merges =
+        request.headers.get("content-type").is_some_and(|kind| kind == "application/merge-patch+json");
+    let patch = serde_json::from_str::<Value>(&request.body);
+    let (true, Ok(mut patch), None | Some("status")) = (merges, patch, part) else {
+        return Answer::status(415, "only merge patches of objects and their status are supported");
+    };
+    state.patches.push(Patch { path: request.path.clone(), body: patch.clone() });
+    let Some(object) = state.objects.get(resource, key) else { return not_found(resource, &key.1) };
+    let mut object = object.value();
+    let uid = &patch["metadata"]["uid"];
+    if !uid.is_null() && *uid != object["metadata"]["uid"] {
+        return Answer::status(
+            409,
+            "Precondition failed: UID in precondition differs from UID in object meta",
+        );
+    }
+    if part.is_some()
+        && let Some(patch) = patch.as_object_mut()
+    {
+        patch.retain(|key, _| key == "metadata" || key == "status");
+    }
+    merge(&mut object, &patch);
+    state.objects.set(resource, object.clone());
+    Answer::object(200, &object)
+}

@@ -1,0 +1,291 @@
+//! What the server has, and what happened to it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+/// Events that are kept for watches that come back.
+const HISTORY: usize = 10_000;
+
+/// A kind of object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Resource {
+    /// `v1` pods.
+    Pods,
+    /// `v1` namespaces.
+    Namespaces,
+    /// `v1` nodes.
+    Nodes,
+    /// `apps/v1` daemonsets.
+    DaemonSets,
+    /// `v1` events.
+    Events,
+}
+
+impl Resource {
+    /// As in paths.
+    pub fn plural(self) -> &'static str {
+        match self {
+            Self::Pods => "pods",
+            Self::Namespaces => "namespaces",
+            Self::Nodes => "nodes",
+            Self::DaemonSets => "daemonsets",
+            Self::Events => "events",
+        }
+    }
+
+    /// As in `kind`.
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::Pods => "Pod",
+            Self::Namespaces => "Namespace",
+            Self::Nodes => "Node",
+            Self::DaemonSets => "DaemonSet",
+            Self::Events => "Event",
+        }
+    }
+
+    fn is_namespaced(self) -> bool {
+        !matches!(self, Self::Namespaces | Self::Nodes)
+    }
+}
+
+/// Namespace, empty where there is none, and name.
+pub(super) type Key = (String, String);
+
+/// An object as it was at one version. Text, because it is mostly sent.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Stored {
+    pub(super) key: Key,
+    node: Option<String>,
+    pub(super) text: String,
+}
+
+/// What a list or watch is restricted to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Selector {
+    pub(super) namespace: Option<String>,
+    pub(super) node: Option<String>,
+    pub(super) name: Option<String>,
+}
+
+#[derive(Debug)]
+struct Change {
+    version: u64,
+    resource: Resource,
+    before: Option<Arc<Stored>>,
+    /// For a deletion the last state, under the version of the deletion.
+    after: Arc<Stored>,
+    deleted: bool,
+}
+
+/// A version that is no longer kept.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Expired;
+
+#[derive(Debug, Default)]
+pub(super) struct Objects {
+    objects: BTreeMap<Resource, BTreeMap<Key, Arc<Stored>>>,
+    history: VecDeque<Change>,
+    version: u64,
+    /// What happened up to here is forgotten.
+    forgotten: u64,
+}
+
+impl Selector {
+    fn selects(&self, object: &Stored) -> bool {
+        let (namespace, name) = &object.key;
+        self.namespace.as_ref().is_none_or(|wanted| wanted == namespace)
+            && self.name.as_ref().is_none_or(|wanted| wanted == name)
+            && self.node.as_ref().is_none_or(|wanted| object.node.as_ref() == Some(wanted))
+    }
+}
+
+impl Objects {
+    /// The version of the last change; of the beginning 1000.
+    pub(super) fn version(&self) -> u64 {
+        self.version + 1000
+    }
+
+    pub(super) fn get(&self, resource: Resource, key: &Key) -> Option<&Arc<Stored>> {
+        self.objects.get(&resource)?.get(key)
+    }
+
+    pub(super) fn all(&self, resource: Resource) -> impl Iterator<Item = &Arc<Stored>> {
+        self.objects.get(&resource).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// Adds or replaces an object. What it lacks of `kind`, `uid` and `resourceVersion` is added; one that is replaced keeps its uid.
+    pub(super) fn set(&mut self, resource: Resource, mut object: Value) {
+        self.version += 1;
+        let version = self.version();
+        let member = |name: &str| object["metadata"][name].as_str().map(String::from);
+        let namespace = if resource.is_namespaced() {
+            member("namespace").unwrap_or_else(|| "default".into())
+        } else {
+            String::new()
+        };
+        let key = (namespace, member("name").unwrap_or_default());
+        let before = self.get(resource, &key).cloned();
+        if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+            let old_uid =
+                before.as_ref().and_then(|old| old.value()["metadata"]["uid"].as_str().map(String::from));
+            let uid = old_uid.unwrap_or_else(|| format!("uid-{version}"));
+            metadata.entry("uid").or_insert_with(|| uid.into());
+            metadata.insert("resourceVersion".into(), version.to_string().into());
+        }
+        if let Some(object) = object.as_object_mut() {
+            object.entry("kind").or_insert_with(|| resource.kind().into());
+        }
+        let stored = Arc::new(Stored::new(key.clone(), &object));
+        self.objects.entry(resource).or_default().insert(key, stored.clone());
+        self.remember(Change { version, resource, before, after: stored, deleted: false });
+    }
+
+    /// Whether there was one.
+    pub(super) fn delete(&mut self, resource: Resource, key: &Key) -> bool {
+        let Some(old) = self.objects.get_mut(&resource).and_then(|objects| objects.remove(key)) else {
+            return false;
+        };
+        self.version += 1;
+        let version = self.version();
+        let mut value = old.value();
+        if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
+            metadata.insert("resourceVersion".into(), version.to_string().into());
+        }
+        let after = Arc::new(Stored::new(key.clone(), &value));
+        self.remember(Change { version, resource, before: Some(old), after, deleted: true });
+        true
+    }
+
+    /// Forgets what happened so far: who does not know it yet has to list.
+    pub(super) fn compact(&mut self) {
+        self.history.clear();
+        self.forgotten = self.version();
+    }
+
+    fn remember(&mut self, change: Change) {
+        self.history.push_back(change);
+        if self.history.len() > HISTORY
+            && let Some(oldest) = self.history.pop_front()
+        {
+            self.forgotten = oldest.version;
+        }
+    }
+
+    /// A page after `after`, and whether more follow.
+    pub(super) fn page(
+        &self,
+        resource: Resource,
+        selector: &Selector,
+        after: Option<&Key>,
+        limit: usize,
+    ) -> (Vec<Arc<Stored>>, bool) {
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let objects = self.objects.get(&resource).into_iter();
+        let mut selected = objects
+            .flat_map(|objects| objects.range::<Key, _>((start, Bound::Unbounded)))
+            .map(|(_, object)| object)
+            .filter(|object| selector.selects(object));
+        let page: Vec<_> = selected.by_ref().take(limit).cloned().collect();
+        let more = selected.next().is_some();
+        (page, more)
+    }
+
+    /// Whether a watch or list can go on from a version.
+    pub(super) fn keeps(&self, version: u64) -> bool {
+        version >= self.forgotten
+    }
+
+    /// The lines of a watch after `version`, at most `limit` changes, and the version that they reach.
+    pub(super) fn lines(
+        &self,
+        resource: Resource,
+        selector: &Selector,
+        version: u64,
+        limit: usize,
+    ) -> Result<(String, u64), Expired> {
+        if !self.keeps(version) {
+            return Err(Expired);
+        }
+        let mut lines = String::new();
+        let first = self.history.partition_point(|change| change.version <= version);
+        let last = first.saturating_add(limit).min(self.history.len());
+        let reached =
+            if last == self.history.len() { self.version() } else { self.history[last - 1].version };
+        for change in self.history.range(first..last) {
+            if change.resource == resource
+                && let Some(kind) = change.seen_by(selector)
+            {
+                lines += &line(kind, &change.after.text);
+            }
+        }
+        Ok((lines, reached))
+    }
+
+    /// What the state would look like as additions, for watches that begin with it.
+    pub(super) fn additions(&self, resource: Resource, selector: &Selector) -> String {
+        let (objects, _) = self.page(resource, selector, None, usize::MAX);
+        objects.iter().map(|object| line("ADDED", &object.text)).collect()
+    }
+}
+
+impl Change {
+    /// What it is to one who sees only a selection: an object may come into it or leave it.
+    fn seen_by(&self, selector: &Selector) -> Option<&'static str> {
+        let before = self.before.as_ref().is_some_and(|object| selector.selects(object));
+        let after = !self.deleted && selector.selects(&self.after);
+        match (before, after) {
+            (false, false) => None,
+            (false, true) => Some("ADDED"),
+            (true, true) => Some("MODIFIED"),
+            (true, false) => Some("DELETED"),
+        }
+    }
+}
+
+impl Stored {
+    fn new(key: Key, object: &Value) -> Self {
+        let node = object["spec"]["nodeName"].as_str().map(String::from);
+        Self { key, node, text: object.to_string() }
+    }
+
+    pub(super) fn value(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or(Value::Null)
+    }
+}
+
+/// A line of a watch.
+pub(super) fn line(kind: &str, object: &str) -> String {
+    format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n")
+}
+
+/// A bookmark, which carries a version and nothing else.
+pub(super) fn bookmark(resource: Resource, version: u64, ends_initial_events: bool) -> String {
+    let mut object = json!({"kind": resource.kind(), "apiVersion": "v1", "metadata": {"resourceVersion": version.to_string()}});
+    if ends_initial_events {
+        object["metadata"]["annotations"] = json!({"k8s.io/initial-events-end": "true"});
+    }
+    line("BOOKMARK", &object.to_string())
+}
+
+/// A merge patch (RFC 7386).
+pub(super) fn merge(target: &mut Value, patch: &Value) {
+    let Value::Object(patch) = patch else {
+        *target = patch.clone();
+        return;
+    };
+    if !target.is_object() {
+        *target = json!({});
+    }
+    let Some(target) = target.as_object_mut() else { return };
+    for (key, value) in patch {
+        if value.is_null() {
+            target.remove(key);
+        } else {
+            merge(target.entry(key.clone()).or_insert(Value::Null), value);
+        }
+    }
+}
