@@ -8,7 +8,7 @@ CARGO_HOME ?= $(HOME)/.cargo
 export PATH := $(CARGO_HOME)/bin:$(PATH)
 
 # Programs that several tests, the demo and the benchmark run: the ones that would ship.
-BINS := -p istio-cni -p istio-iptables -p cnictl
+BINS := -p istio-cni -p install-cni -p istio-iptables -p cnictl
 target_dir = $$(realpath -m "$${CARGO_TARGET_DIR:-target}")/$$(rustc --print host-tuple)
 e2e_dir = $(target_dir)/e2e
 release_dir = $(target_dir)/release
@@ -24,7 +24,7 @@ setup: ## install what the other targets need
 
 build: setup ## the programs as they ship: static, optimized
 	cargo build --release $(BINS)
-	@ls -l "$(release_dir)"/{istio-cni,istio-iptables,cnictl}
+	@ls -l "$(release_dir)"/{istio-cni,install-cni,istio-iptables,cnictl}
 
 demo: build ## a private node, pods, real connections: what is captured and what is not
 	ISTIO_CNI_BIN_DIR="$(release_dir)" cargo run --quiet -p demo

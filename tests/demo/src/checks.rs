@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::connections::{ConnectionReport, Places, observe};
 use crate::expectations::{Connection, Expected, From};
-use crate::node::Node;
+use crate::node::{ALONE, CONFLIST, Node};
 use crate::pods::Pod;
 
 /// The pod that loses a rule.
@@ -77,13 +77,13 @@ pub(crate) fn run(node: &Node, places: &Places<'_>) -> Result<CheckReport> {
 /// Why CHECK failed, if it did.
 fn check(node: &Node, pod: &Pod) -> Result<Option<String>> {
     let manifest = node.manifest(pod.case.namespace, pod.case.name);
-    Ok(node.cnictl(&node.chain("check", "demo.conflist", &manifest, "results"))?.problem)
+    Ok(node.cnictl(&node.chain("check", CONFLIST, &manifest, "results"))?.problem)
 }
 
 /// ADD of `istio-cni` alone, because `bridge` refuses a second one; its result goes elsewhere, so that DEL finds the first.
 fn repair(node: &Node, pod: &Pod) -> Result<()> {
     let manifest = node.manifest(pod.case.namespace, pod.case.name);
-    let mut arguments = node.chain("add", "istio-cni-alone.conflist", &manifest, "repair");
+    let mut arguments = node.chain("add", ALONE, &manifest, "repair");
     arguments.extend(["--netns".to_owned(), pod.netns.path().display().to_string()]);
     let problem = node.cnictl(&arguments)?.problem;
     ensure!(problem.is_none(), "the ADD that repairs failed: {}", problem.unwrap_or_default());

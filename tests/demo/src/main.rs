@@ -3,6 +3,7 @@
 //! What is printed was observed: connections by who took them, decisions by the plugin's log, rules by what the kernel lists, reasons
 //! by `cnictl explain`, time and memory by `cnictl add`. Only `expectations.rs` says what has to come out.
 
+mod agent;
 mod backend;
 mod checks;
 mod connections;
@@ -21,6 +22,7 @@ use clap::{Parser, ValueEnum};
 use serde::Serialize;
 use testkit::probe::{Listener, Listeners};
 
+use crate::agent::{Agent, AgentReport, Original};
 use crate::backend::Backend;
 use crate::checks::CheckReport;
 use crate::connections::{ConnectionReport, Places};
@@ -56,12 +58,17 @@ enum Format {
 #[derive(Debug, Serialize)]
 struct Report {
     backend: Backend,
+    agent: AgentReport,
     pods: Vec<PodReport>,
     connections: Vec<ConnectionReport>,
     /// Left out where something was wrong before.
     checks: Option<CheckReport>,
     removal: RemovalReport,
 }
+
+/// How many pods start before somebody overwrites the conflist, and before the agent is killed.
+const STOMPED_AFTER: usize = 2;
+const KILLED_AFTER: usize = 4;
 
 /// How much of it is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,7 +97,7 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<usize> {
     let start = Instant::now();
     ensure!(rustix::process::geteuid().is_root(), "run as root: the demo makes network namespaces");
-    for program in ["istio-cni", "cnictl"] {
+    for program in ["install-cni", "istio-cni", "cnictl"] {
         let file = cli.bin_dir.join(program);
         ensure!(file.is_file(), "{} is missing: run make build, or make demo", file.display());
     }
@@ -100,7 +107,7 @@ fn run(cli: &Cli) -> Result<usize> {
     let screen = Screen::new(cli.output == Format::Text);
     screen.heading(
         "A private node",
-        "namespaces, one conflist: the reference plugin bridge, then istio-cni; pods from manifests",
+        "namespaces, the conflist of the reference plugin bridge, and install-cni, the node agent; pods from manifests",
     );
     let before = Host::observe()?;
     let nftables = run_backend(Backend::Nftables, Detail::Full, &cli.bin_dir, screen)?;
@@ -131,13 +138,29 @@ fn run_backend(backend: Backend, detail: Detail, bin_dir: &Path, screen: Screen)
         Detail::Full => {
             screen.heading(
                 "Pods",
-                "one ADD each: bridge, then istio-cni with nftables; time and peak memory of both plugins",
+                "one ADD each: bridge, then istio-cni with nftables; time and peak memory of both plugins; the last two without agent",
             );
         }
         Detail::Compact => screen.heading("The same with iptables", ""),
     }
+    let original = Original::of(&node)?;
+    let mut agent_report = AgentReport::default();
+    let mut agent = Some(Agent::start(&node)?);
+    agent_report.installed(&node)?;
+    node.write_alone()?;
     let (mut pods, mut pod_reports) = (Vec::new(), Vec::new());
-    for case in PODS {
+    for (number, case) in PODS.iter().enumerate() {
+        if number == STOMPED_AFTER
+            && let Some(agent) = &agent
+        {
+            agent.stomp(&node, &original, &mut agent_report)?;
+        }
+        if number == KILLED_AFTER
+            && let Some(agent) = agent.take()
+        {
+            agent.counted(&node, &mut agent_report)?;
+            agent.kill(&mut agent_report)?;
+        }
         let (pod, report) = pods::add(&node, case)?;
         pods.push(pod);
         pod_reports.push(report);
@@ -176,12 +199,16 @@ fn run_backend(backend: Backend, detail: Detail, bin_dir: &Path, screen: Screen)
     }
 
     drop(world);
-    let removal = removal::run(node, pods)?;
+    let removal = removal::run(node, pods, &original, &mut agent_report)?;
     if detail == Detail::Full {
+        screen.heading("The node agent", "meanwhile");
+        screen.agent(&agent_report);
         screen.heading("Removal", "");
+    } else {
+        screen.problems(&agent_report.problems);
     }
     screen.removal(&removal);
-    Ok(Report { backend, pods: pod_reports, connections, checks, removal })
+    Ok(Report { backend, agent: agent_report, pods: pod_reports, connections, checks, removal })
 }
 
 impl Report {
@@ -191,6 +218,7 @@ impl Report {
         pods.sum::<usize>()
             + connections.sum::<usize>()
             + self.checks.as_ref().map_or(0, |checks| checks.problems.len())
+            + self.agent.problems.len()
             + self.removal.problems.len()
     }
 }

@@ -20,6 +20,10 @@ use crate::expectations::{PARTNER, WORLD, WORLD_V6};
 
 /// The network's name in the conflist.
 pub(crate) const NETWORK: &str = "istio-cni-demo";
+/// The conflist that the runtime uses: `bridge` writes it, the agent puts the plugin into it.
+pub(crate) const CONFLIST: &str = "net.d/10-bridge.conflist";
+/// The plugin alone, for an ADD that repairs.
+pub(crate) const ALONE: &str = "istio-cni-alone.conflist";
 /// The reference plugins of Debian's package `containernetworking-plugins`.
 const REFERENCE_PLUGINS: &str = "/usr/lib/cni";
 /// How long an interface may take until it carries packets; it is milliseconds on an idle machine.
@@ -82,7 +86,7 @@ impl Node {
     }
 
     fn write_files(&self) -> Result<()> {
-        for folder in ["manifests", "run", "leases", "results"] {
+        for folder in ["manifests", "run", "leases", "results", "net.d", "bin", "image"] {
             std::fs::create_dir(self.path(folder)).with_context(|| format!("make folder {folder}"))?;
         }
         for (name, text) in MANIFESTS {
@@ -97,15 +101,26 @@ impl Node {
                 "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
             },
         });
-        let istio = json!({
-            "type": "istio-cni",
-            "native_nftables": self.backend == Backend::Nftables,
-            "cni_agent_run_dir": self.path("run"),
-            "exclude_namespaces": ["kube-system"],
-            "pod_source": {"manifests": self.path("manifests")},
-        });
-        self.write_conflist("demo.conflist", &[&bridge, &istio])?;
-        self.write_conflist("istio-cni-alone.conflist", &[&istio])
+        // As in the agent's image: a folder with the plugin and nothing else.
+        std::fs::copy(self.program("istio-cni"), self.path("image/istio-cni")).context("copy istio-cni")?;
+        self.write_conflist(CONFLIST, &[&bridge])
+    }
+
+    /// Writes the conflist that has the plugin alone, with the options that the agent gave it.
+    ///
+    /// # Errors
+    /// The agent has not installed it.
+    pub(crate) fn write_alone(&self) -> Result<()> {
+        let installed: Value = serde_json::from_slice(&std::fs::read(self.path(CONFLIST))?)?;
+        let plugins = installed["plugins"].as_array().context("the conflist has no plugins")?;
+        let istio =
+            plugins.iter().find(|plugin| plugin["type"] == "istio-cni").context("istio-cni is missing")?;
+        self.write_conflist(ALONE, &[istio])
+    }
+
+    /// A program of ours.
+    pub(crate) fn program(&self, name: &str) -> PathBuf {
+        self.programs.join(name)
     }
 
     fn write_conflist(&self, name: &str, plugins: &[&Value]) -> Result<()> {
@@ -145,7 +160,7 @@ impl Node {
     /// # Errors
     /// It cannot be started, or its answer is no JSON.
     pub(crate) fn cnictl(&self, arguments: &[String]) -> Result<Answer> {
-        let mut command = Command::new(self.programs.join("cnictl"));
+        let mut command = Command::new(self.program("cnictl"));
         command.args(arguments).args(["--output", "json"]);
         // Nothing of the caller's environment may decide what is captured.
         command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
@@ -163,7 +178,7 @@ impl Node {
     /// The arguments of a verb over the chain `conflist`; results are kept in the folder `results`.
     pub(crate) fn chain(&self, verb: &str, conflist: &str, manifest: &Path, results: &str) -> Vec<String> {
         let text = |path: PathBuf| path.display().to_string();
-        let cni_path = format!("{}:{REFERENCE_PLUGINS}", self.programs.display());
+        let cni_path = format!("{}:{REFERENCE_PLUGINS}", self.path("bin").display());
         let words = [
             verb.to_owned(),
             "--conf".to_owned(),

@@ -9,7 +9,7 @@ use testkit::TestNetns;
 use testkit::probe::{Listener, Listeners};
 
 use crate::expectations::{self, APP, Decision, INBOUND, METRICS, OUTBOUND};
-use crate::node::{Answer, Node, prepare, wait_until_up};
+use crate::node::{Answer, CONFLIST, Node, prepare, wait_until_up};
 
 /// A running pod.
 #[derive(Debug)]
@@ -72,7 +72,7 @@ pub(crate) fn add(node: &Node, case: &'static expectations::Pod) -> Result<(Pod,
     let manifest = node.manifest(case.namespace, case.name);
     let netns = TestNetns::new()?;
     prepare(&netns)?;
-    let mut arguments = node.chain("add", "demo.conflist", &manifest, "results");
+    let mut arguments = node.chain("add", CONFLIST, &manifest, "results");
     arguments.extend(["--netns".to_owned(), netns.path().display().to_string()]);
     let Answer { report, problem } = node.cnictl(&arguments)?;
     if let Some(problem) = problem {
@@ -163,7 +163,7 @@ fn summary(node: &Node, pod: &Pod) -> Result<String> {
 pub(crate) fn explain(node: &Node, pod: &Pod, flow: &[String]) -> Result<Value> {
     let manifest = node.manifest(pod.case.namespace, pod.case.name);
     let mut arguments = vec!["explain".to_owned(), manifest.display().to_string()];
-    arguments.extend(["--conf".to_owned(), node.path("demo.conflist").display().to_string()]);
+    arguments.extend(["--conf".to_owned(), node.path(CONFLIST).display().to_string()]);
     for ip in &pod.ips {
         arguments.extend(["--pod-ip".to_owned(), ip.to_string()]);
     }

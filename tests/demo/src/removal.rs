@@ -11,7 +11,8 @@ use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 use testkit::TestNetns;
 
-use crate::node::{self, NETWORK, Node};
+use crate::agent::{Agent, AgentReport, Original};
+use crate::node::{self, CONFLIST, NETWORK, Node};
 use crate::pods::Pod;
 
 /// How long a program that was told to end may take.
@@ -100,17 +101,22 @@ fn collect(folder: &Path, files: &mut BTreeSet<PathBuf>) {
     }
 }
 
-/// DEL of every pod, then the end of every namespace.
+/// DEL of every pod, then the end of the agent and of every namespace.
 ///
 /// # Errors
 /// What is left could not be looked at.
-pub(crate) fn run(node: Node, pods: Vec<Pod>) -> Result<RemovalReport> {
+pub(crate) fn run(
+    node: Node,
+    pods: Vec<Pod>,
+    original: &Original,
+    agent: &mut AgentReport,
+) -> Result<RemovalReport> {
     let mut problems = Vec::new();
     let mut deleted = 0;
     let links = node.links()?.into_iter().filter(|name| name != "lo").collect();
     for pod in &pods {
         let manifest = node.manifest(pod.case.namespace, pod.case.name);
-        match node.cnictl(&node.chain("del", "demo.conflist", &manifest, "results"))?.problem {
+        match node.cnictl(&node.chain("del", CONFLIST, &manifest, "results"))?.problem {
             None => deleted += 1,
             Some(problem) => problems.push(format!("DEL of {}: {problem}", pod.case.full_name())),
         }
@@ -124,6 +130,7 @@ pub(crate) fn run(node: Node, pods: Vec<Pod>) -> Result<RemovalReport> {
     problems.extend(left.map(|name| format!("interface {name} of the node is left after DEL")));
     problems.extend(node.kept_files()?.iter().map(|file| format!("file {file} is left after DEL")));
 
+    Agent::start(&node)?.end(&node, original, agent)?;
     let folder = node.folder().to_owned();
     let mut namespaces = vec![inode(&node.host)?, inode(&node.world)?];
     for pod in &pods {

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
+use crate::agent::AgentReport;
 use crate::checks::CheckReport;
 use crate::connections::ConnectionReport;
 use crate::pods::PodReport;
@@ -99,6 +100,12 @@ impl Screen {
             line.trim_end().to_owned()
         };
         rows.iter().map(line).collect()
+    }
+
+    /// What the node agent did.
+    pub(crate) fn agent(self, report: &AgentReport) {
+        report.steps.iter().for_each(|step| self.good(step));
+        self.problems(&report.problems);
     }
 
     /// The pods and what was decided about them.
