@@ -1,0 +1,47 @@
+{{/*
+The values that hold, as JSON. From weakest to strongest: the defaults; the presets (profile, compatibility version, platform);
+what the user gave by plain names; what the user gave with the prefix `cni.`.
+*/}}
+{{- define "istio-cni.values" -}}
+{{- if .Values.defaults }}
+{{- fail "values under `defaults` are not read: set them without it, `hub` instead of `defaults.hub`" }}
+{{- end }}
+{{- /* Through JSON and back: a copy, so that merging does not change what other templates see. */}}
+{{- $all := .Values | toJson | fromJson }}
+{{- $given := mustMergeOverwrite (omit $all "_internal_defaults_do_not_set" "cni") ($all.cni | default dict) }}
+{{- $global := $given.global | default dict }}
+{{- $values := $all._internal_defaults_do_not_set | default dict }}
+{{- with coalesce $given.profile $global.profile }}
+{{- $values = mustMergeOverwrite $values (include "istio-cni.preset" (dict "root" $ "kind" "profile" "name" .) | fromJson) }}
+{{- end }}
+{{- with $given.compatibilityVersion }}
+{{- $values = mustMergeOverwrite $values (include "istio-cni.preset" (dict "root" $ "kind" "compatibility-version" "name" .) | fromJson) }}
+{{- end }}
+{{- with coalesce $given.platform $global.platform }}
+{{- $values = mustMergeOverwrite $values (include "istio-cni.preset" (dict "root" $ "kind" "platform" "name" .) | fromJson) }}
+{{- end }}
+{{- $values = mustMergeOverwrite $values $given }}
+{{- include "istio-cni.check" $values }}
+{{- toJson $values }}
+{{- end -}}
+
+{{/* One preset file as JSON. Takes root, kind (the folder under files/) and name. */}}
+{{- define "istio-cni.preset" -}}
+{{- $text := .root.Files.Get (printf "files/%s/%v.yaml" .kind .name) }}
+{{- if not $text }}
+{{- $known := list }}
+{{- range $path, $_ := .root.Files.Glob (printf "files/%s/*.yaml" .kind) }}
+{{- $known = append $known (base $path | trimSuffix ".yaml") }}
+{{- end }}
+{{- fail (printf "unknown %s %q; there are: %s" (.kind | replace "-" " ") (toString .name) (join ", " $known)) }}
+{{- end }}
+{{- $text | fromYaml | toJson }}
+{{- end -}}
+
+{{/* What the schema cannot say, because it does not see the presets. Takes the values that hold; renders nothing. */}}
+{{- define "istio-cni.check" -}}
+{{- $surge := ((.updateStrategy | default dict).rollingUpdate | default dict).maxSurge | default 0 | toString }}
+{{- if not (has $surge (list "0" "0%")) }}
+{{- fail (printf "updateStrategy.rollingUpdate.maxSurge is %s: two agents on one node undo each other's work; leave it out" $surge) }}
+{{- end }}
+{{- end -}}
