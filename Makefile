@@ -8,13 +8,13 @@ CARGO_HOME ?= $(HOME)/.cargo
 export PATH := $(CARGO_HOME)/bin:$(PATH)
 
 # Programs that several tests, the demo and the benchmark run: the ones that would ship.
-BINS := -p istio-cni -p install-cni -p istio-iptables -p cnictl
+BINS := -p istio-cni -p istio-iptables -p cnictl -p install-cni
 target_dir = $$(realpath -m "$${CARGO_TARGET_DIR:-target}")/$$(rustc --print host-tuple)
 e2e_dir = $(target_dir)/e2e
 release_dir = $(target_dir)/release
 e2e_build = cargo build --profile e2e $(BINS)
 
-.PHONY: help setup build demo test lint bench conformance audit
+.PHONY: help setup build demo test lint bench conformance audit chart manifests sbom image
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,7 +24,7 @@ setup: ## install what the other targets need
 
 build: setup ## the programs as they ship: static, optimized
 	cargo build --release $(BINS)
-	@ls -l "$(release_dir)"/{istio-cni,install-cni,istio-iptables,cnictl}
+	@ls -l "$(release_dir)"/{istio-cni,istio-iptables,cnictl,install-cni}
 
 demo: build ## a private node, pods, real connections: what is captured and what is not
 	ISTIO_CNI_BIN_DIR="$(release_dir)" cargo run --quiet -p demo
@@ -44,7 +44,23 @@ lint: setup ## format, clippy, licences, bans, shell scripts
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	.cache/bin/cargo-deny --log-level warn check licenses bans sources
-	shellcheck scripts/setup .ci/run
+	shellcheck scripts/setup scripts/build-image scripts/render-manifests .ci/run
+	.cache/bin/helm lint --quiet --strict deploy/charts/istio-cni
 
 audit: setup ## known security advisories (downloads the advisory database)
 	.cache/bin/cargo-deny check advisories
+
+chart: setup ## the chart: lint, and its tests
+	.cache/bin/helm lint --strict deploy/charts/istio-cni
+	cargo test -p chart
+
+manifests: setup ## deploy/manifests, rendered from the chart
+	scripts/render-manifests
+
+sbom: setup ## what the programs that ship are made of, as CycloneDX: target/sbom.cdx.json
+	@mkdir -p target
+	cargo run --quiet -p sbom >target/sbom.cdx.json
+	@ls -l target/sbom.cdx.json
+
+image: build sbom ## the node agent's image: target/install-cni.tar
+	scripts/build-image "$(release_dir)" target/sbom.cdx.json target/install-cni.tar

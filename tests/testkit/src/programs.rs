@@ -8,9 +8,9 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 /// Everything that ships.
-const PACKAGES: [&str; 3] = ["istio-cni", "istio-iptables", "cnictl"];
+const PACKAGES: [&str; 4] = ["istio-cni", "istio-iptables", "cnictl", "install-cni"];
 
-/// The folder with `istio-cni`, `istio-iptables` and `cnictl`: `ISTIO_CNI_BIN_DIR`, which `make` sets, else they are built, once for
+/// The folder with the programs that ship: `ISTIO_CNI_BIN_DIR`, which `make` sets, else they are built, once for
 /// each test program.
 ///
 /// # Panics

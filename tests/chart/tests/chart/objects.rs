@@ -1,0 +1,207 @@
+//! Names, labels and shapes of the objects.
+
+use std::collections::HashSet;
+
+use chart::{Objects, check_fields, render_set};
+
+use crate::combinations;
+
+/// Values that between them render every line of the templates, one set a row.
+const EVERY_LINE: &[&[&str]] = &[
+    &[],
+    &[
+        "image=registry.test/a/b:c",
+        "pullPolicy=Always",
+        "agent.failurePolicy=open",
+        "agent.podSource=manifests:/etc/pods",
+    ],
+    &[
+        "agent.serviceMonitor.enabled=true",
+        "agent.serviceMonitor.interval=30s",
+        "agent.serviceMonitor.labels.release=p",
+    ],
+    &[
+        "platform=openshift",
+        "global.networkPolicy.enabled=true",
+        "resourceQuotas.enabled=true",
+        "revision=canary",
+    ],
+    &["profile=ambient", "ambient.shareHostNetworkNamespace=true", "useAppArmorAnnotation=false"],
+    &[
+        "seccompProfile.type=RuntimeDefault",
+        "seLinuxOptions.level=s0",
+        "affinity.podAffinity=null",
+        "env.A=1",
+    ],
+    &["global.imagePullSecrets={a,b}", "global.logAsJson=true", "podLabels.app=mine", "podAnnotations.a=b"],
+    &["resources.limits.memory=64Mi", "daemonSetLabels.team=net", "agent.extraCapabilities={CHOWN}"],
+];
+
+fn check(objects: &Objects) {
+    let names = objects.names();
+    assert_eq!(names.iter().collect::<HashSet<_>>().len(), names.len(), "twice: {names:?}");
+    for object in objects.iter() {
+        check_fields(object).unwrap_or_else(|error| panic!("{error:#}"));
+        let labels = &object["metadata"]["labels"];
+        for (label, value) in [
+            ("app.kubernetes.io/name", "istio-cni"),
+            ("app.kubernetes.io/instance", "istio-cni"),
+            ("app.kubernetes.io/managed-by", "Helm"),
+            ("app.kubernetes.io/part-of", "istio"),
+            ("operator.istio.io/component", "Cni"),
+            ("install.operator.istio.io/owning-resource", "unknown"),
+        ] {
+            assert_eq!(labels[label], value, "{label} of {object}");
+        }
+    }
+}
+
+#[test]
+fn every_object_has_the_shape_of_its_kind_and_the_labels() {
+    for values in EVERY_LINE {
+        check(&render_set(values).unwrap());
+    }
+    for (_, objects) in combinations() {
+        check(objects);
+    }
+}
+
+/// I-59: other components, and a release of the original that is upgraded, find the objects by these names.
+#[test]
+fn names_are_fixed() {
+    let with_defaults = [
+        "ClusterRole/istio-cni",
+        "ClusterRole/istio-cni-repair-role",
+        "ClusterRoleBinding/istio-cni",
+        "ClusterRoleBinding/istio-cni-repair-rolebinding",
+        "ConfigMap/istio-cni-config",
+        "DaemonSet/istio-cni-node",
+        "ServiceAccount/istio-cni",
+    ];
+    assert_eq!(render_set(&[]).unwrap().names(), with_defaults);
+
+    let all = [
+        "ambient.enabled=true",
+        "provider=multus",
+        "resourceQuotas.enabled=true",
+        "global.networkPolicy.enabled=true",
+    ];
+    let names = render_set(&all).unwrap().names();
+    for more in [
+        "ClusterRole/istio-cni-ambient",
+        "ClusterRoleBinding/istio-cni-ambient",
+        "NetworkAttachmentDefinition/istio-cni",
+        "NetworkPolicy/istio-cni",
+        "ResourceQuota/istio-cni-resource-quota",
+    ] {
+        assert!(names.contains(&more.to_owned()), "{more} is not among {names:?}");
+    }
+    assert_eq!(names.len(), with_defaults.len() + 5, "{names:?}");
+}
+
+#[test]
+fn the_pods_are_found_and_left_alone_by_the_mesh() {
+    let objects =
+        render_set(&["podLabels.k8s-app=other", "podAnnotations.prometheus\\.io/scrape=no"]).unwrap();
+    let set = objects.get("DaemonSet", "istio-cni-node");
+    // The selector of an existing DaemonSet cannot be changed, so it is the original's and nothing more.
+    assert_eq!(set["spec"]["selector"]["matchLabels"], serde_json::json!({"k8s-app": "istio-cni-node"}));
+    let metadata = &set["spec"]["template"]["metadata"];
+    for (label, value) in [
+        ("k8s-app", "istio-cni-node"),
+        ("sidecar.istio.io/inject", "false"),
+        ("istio.io/dataplane-mode", "none"),
+    ] {
+        assert_eq!(metadata["labels"][label], value, "{label}");
+    }
+    assert!(metadata["labels"]["istio.io/rev"].is_null(), "a revision asks for a sidecar");
+    for (annotation, value) in [
+        ("sidecar.istio.io/inject", "false"),
+        ("prometheus.io/scrape", "no"),
+        ("prometheus.io/port", "15014"),
+        ("prometheus.io/path", "/metrics"),
+    ] {
+        assert_eq!(metadata["annotations"][annotation], value, "{annotation}");
+    }
+    let pod = &set["spec"]["template"]["spec"];
+    assert_eq!(pod["nodeSelector"], serde_json::json!({"kubernetes.io/os": "linux"}));
+    assert_eq!(pod["priorityClassName"], "system-node-critical");
+    assert_eq!(pod["serviceAccountName"], "istio-cni");
+    assert_eq!(pod["terminationGracePeriodSeconds"], 30);
+    let container = objects.container();
+    assert_eq!(container["readinessProbe"]["httpGet"], serde_json::json!({"path": "/readyz", "port": 8000}));
+    assert!(container["livenessProbe"].is_null());
+    assert_eq!(
+        container["ports"][0],
+        serde_json::json!({"name": "metrics", "containerPort": 15014, "protocol": "TCP"})
+    );
+    assert_eq!(container["command"], serde_json::json!(["install-cni"]));
+}
+
+#[test]
+fn the_monitor_finds_the_service_that_finds_the_pods() {
+    let values = [
+        "agent.serviceMonitor.enabled=true",
+        "agent.serviceMonitor.interval=30s",
+        "agent.serviceMonitor.labels.release=p",
+    ];
+    let objects = render_set(&values).unwrap();
+    let (service, monitor) =
+        (objects.get("Service", "istio-cni-node"), objects.get("ServiceMonitor", "istio-cni-node"));
+    let selected = monitor["spec"]["selector"]["matchLabels"].as_object().unwrap();
+    assert!(!selected.is_empty() && selected.iter().all(|(k, v)| service["metadata"]["labels"][k] == *v));
+    assert_eq!(service["spec"]["selector"], serde_json::json!({"k8s-app": "istio-cni-node"}));
+    assert_eq!(service["spec"]["clusterIP"], "None");
+    assert_eq!(service["spec"]["ports"][0]["targetPort"], objects.container()["ports"][0]["name"]);
+    assert_eq!(monitor["spec"]["endpoints"][0]["port"], service["spec"]["ports"][0]["name"]);
+    assert_eq!(monitor["spec"]["endpoints"][0]["interval"], "30s");
+    assert_eq!(monitor["metadata"]["labels"]["release"], "p");
+    assert_eq!(monitor["spec"]["namespaceSelector"]["matchNames"][0], "mesh");
+}
+
+#[test]
+fn a_scope_leaves_the_other_half_out() {
+    let cluster =
+        render_set(&["global.resourceScope=cluster", "global.networkPolicy.enabled=true", "provider=multus"])
+            .unwrap();
+    let namespaced = render_set(&["global.resourceScope=namespace"]).unwrap();
+    assert!(
+        cluster.iter().all(|o| o["kind"].as_str().unwrap().starts_with("ClusterRole")),
+        "{:?}",
+        cluster.names()
+    );
+    assert!(
+        !namespaced.iter().any(|o| o["kind"].as_str().unwrap().starts_with("Cluster")),
+        "{:?}",
+        namespaced.names()
+    );
+    let mut both = [cluster.names(), namespaced.names()].concat();
+    both.sort();
+    assert_eq!(both, render_set(&[]).unwrap().names());
+}
+
+#[test]
+fn network_policy_and_quota_are_as_asked() {
+    let objects = render_set(&[
+        "global.networkPolicy.enabled=true",
+        "resourceQuotas.enabled=true",
+        "resourceQuotas.pods=7",
+    ])
+    .unwrap();
+    let policy = &objects.get("NetworkPolicy", "istio-cni")["spec"];
+    assert_eq!(policy["podSelector"]["matchLabels"], serde_json::json!({"k8s-app": "istio-cni-node"}));
+    let ports: Vec<_> = policy["ingress"][0]["ports"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|p| p["port"].as_i64().unwrap())
+        .collect();
+    assert_eq!(ports, [15014, 8000]);
+    assert_eq!(policy["egress"], serde_json::json!([{}]));
+    let quota = &objects.get("ResourceQuota", "istio-cni-resource-quota")["spec"];
+    assert_eq!(quota["hard"]["pods"], "7");
+    assert_eq!(
+        quota["scopeSelector"]["matchExpressions"][0]["values"],
+        serde_json::json!(["system-node-critical"])
+    );
+}

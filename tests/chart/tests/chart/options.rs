@@ -1,0 +1,239 @@
+//! What reaches the agent: flags and environment variables.
+
+use std::collections::BTreeSet;
+
+use chart::{Objects, render_set};
+use serde_json::Value;
+
+use crate::combinations;
+
+/// The variables that the agent reads (sections 1 and 11 of the specification, and ours at the end).
+const KNOWN: &[&str] = &[
+    "ALLOW_SWITCH_TO_HOST_NS",
+    "AMBIENT_DISABLE_SAFE_UPGRADE",
+    "AMBIENT_DNS_CAPTURE",
+    "AMBIENT_ENABLED",
+    "AMBIENT_ENABLEMENT_SELECTOR",
+    "AMBIENT_IPV6",
+    "AMBIENT_RECONCILE_POD_RULES_ON_STARTUP",
+    "CHAINED_CNI_PLUGIN",
+    "CNI_AGENT_RUN_DIR",
+    "CNI_CONF_GROUP_READ",
+    "CNI_CONF_NAME",
+    "ENABLE_AMBIENT_DETECTION_RETRY",
+    "EXCLUDE_NAMESPACES",
+    "ISTIO_OWNED_CNI_CONFIG",
+    "ISTIO_OWNED_CNI_CONFIG_FILENAME",
+    "KUBECONFIG_MODE",
+    "KUBE_CA_FILE",
+    "MONITORING_PORT",
+    "MOUNTED_CNI_NET_DIR",
+    "NATIVE_NFTABLES",
+    "NODE_NAME",
+    "POD_NAME",
+    "POD_NAMESPACE",
+    "REPAIR_BROKEN_POD_LABEL_KEY",
+    "REPAIR_BROKEN_POD_LABEL_VALUE",
+    "REPAIR_DELETE_PODS",
+    "REPAIR_ENABLED",
+    "REPAIR_FIELD_SELECTORS",
+    "REPAIR_INIT_CONTAINER_EXIT_CODE",
+    "REPAIR_INIT_CONTAINER_NAME",
+    "REPAIR_INIT_CONTAINER_TERMINATION_MESSAGE",
+    "REPAIR_LABEL_PODS",
+    "REPAIR_LABEL_SELECTORS",
+    "REPAIR_NODE_NAME",
+    "REPAIR_REPAIR_PODS",
+    "REPAIR_SIDECAR_ANNOTATION",
+    "SKIP_TLS_VERIFY",
+    "ZTUNNEL_UDS_ADDRESS",
+    "ADD_TIMEOUT",
+    "CAPTURE",
+    "FACTS_TIMEOUT",
+    "FAILURE_POLICY",
+    "POD_SOURCE",
+    "RUNTIME_ANNOTATIONS",
+];
+
+/// For people, and for the original's image (I-62); no option.
+const NOT_OPTIONS: &[&str] = &["CURRENT_AGENT_VERSION", "GOMEMLIMIT", "REPAIR_RUN_AS_DAEMON"];
+
+/// The ConfigMap with the defaults, which is the original's with any features (N-14).
+const ALWAYS: &[&str] = &[
+    "AMBIENT_DNS_CAPTURE",
+    "AMBIENT_ENABLED",
+    "AMBIENT_ENABLEMENT_SELECTOR",
+    "AMBIENT_IPV6",
+    "AMBIENT_RECONCILE_POD_RULES_ON_STARTUP",
+    "CHAINED_CNI_PLUGIN",
+    "CURRENT_AGENT_VERSION",
+    "ENABLE_AMBIENT_DETECTION_RETRY",
+    "EXCLUDE_NAMESPACES",
+    "ISTIO_OWNED_CNI_CONFIG",
+    "NATIVE_NFTABLES",
+    "REPAIR_BROKEN_POD_LABEL_KEY",
+    "REPAIR_BROKEN_POD_LABEL_VALUE",
+    "REPAIR_DELETE_PODS",
+    "REPAIR_ENABLED",
+    "REPAIR_INIT_CONTAINER_NAME",
+    "REPAIR_LABEL_PODS",
+    "REPAIR_REPAIR_PODS",
+];
+
+fn keys(objects: &Objects) -> Vec<String> {
+    let data = objects.get("ConfigMap", "istio-cni-config")["data"].as_object().unwrap();
+    data.keys().cloned().collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+fn variables(objects: &Objects) -> Vec<&str> {
+    objects.container()["env"].as_array().unwrap().iter().map(|v| v["name"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn the_config_map_has_the_originals_keys_with_any_features() {
+    for (features, objects) in combinations() {
+        assert_eq!(keys(objects), ALWAYS, "{features:?}");
+        for (key, value) in [
+            ("REPAIR_ENABLED", features.enabled),
+            ("REPAIR_REPAIR_PODS", features.repair),
+            ("REPAIR_DELETE_PODS", features.delete),
+            ("REPAIR_LABEL_PODS", features.label),
+            ("AMBIENT_ENABLED", features.ambient),
+        ] {
+            assert_eq!(objects.option(key), Some(value.to_string().as_str()), "{key} with {features:?}");
+        }
+    }
+}
+
+#[test]
+fn every_variable_is_one_that_the_agent_reads() {
+    let everything = [
+        "cniConfFileName=a.conflist",
+        "istioOwnedCNIConfig=true",
+        "istioOwnedCNIConfigFileName=b.conflist",
+        "agent.failurePolicy=open",
+        "agent.capture=disabled",
+        "agent.addTimeout=20s",
+        "agent.factsTimeout=10s",
+        "agent.runtimeAnnotations=true",
+        "agent.podSource=manifests:/etc/pods",
+        "ambient.enabled=true",
+    ];
+    let objects = render_set(&everything).unwrap();
+    let (keys, variables) = (keys(&objects), variables(&objects));
+    for name in keys.iter().map(String::as_str).chain(variables) {
+        assert!(KNOWN.contains(&name) || NOT_OPTIONS.contains(&name), "the agent does not read {name}");
+    }
+    assert_eq!(keys.len(), ALWAYS.len() + 8, "{keys:?}");
+}
+
+/// One value, what it renders.
+#[test]
+fn each_value_sets_its_option() {
+    for (value, option, text) in [
+        ("cniConfFileName=10-x.conflist", "CNI_CONF_NAME", Some("10-x.conflist")),
+        ("cniConfFileName=", "CNI_CONF_NAME", None),
+        ("chained=false", "CHAINED_CNI_PLUGIN", Some("false")),
+        ("excludeNamespaces={a,b}", "EXCLUDE_NAMESPACES", Some("a,b")),
+        ("excludeNamespaces=null", "EXCLUDE_NAMESPACES", Some("")),
+        ("istioOwnedCNIConfig=true", "ISTIO_OWNED_CNI_CONFIG", Some("true")),
+        ("istioOwnedCNIConfigFileName=x", "ISTIO_OWNED_CNI_CONFIG_FILENAME", None),
+        ("ambient.dnsCapture=false", "AMBIENT_DNS_CAPTURE", Some("false")),
+        ("ambient.ipv6=false", "AMBIENT_IPV6", Some("false")),
+        ("ambient.reconcileIptablesOnStartup=false", "AMBIENT_RECONCILE_POD_RULES_ON_STARTUP", Some("false")),
+        ("ambient.enableAmbientDetectionRetry=true", "ENABLE_AMBIENT_DETECTION_RETRY", Some("true")),
+        ("ambient.enablementSelectors=null", "AMBIENT_ENABLEMENT_SELECTOR", Some("null")),
+        ("repair.initContainerName=check", "REPAIR_INIT_CONTAINER_NAME", Some("check")),
+        ("repair.brokenPodLabelKey=k", "REPAIR_BROKEN_POD_LABEL_KEY", Some("k")),
+        ("repair.brokenPodLabelValue=v", "REPAIR_BROKEN_POD_LABEL_VALUE", Some("v")),
+        ("global.nativeNftables=true", "NATIVE_NFTABLES", Some("true")),
+        ("global.tag=1.2", "CURRENT_AGENT_VERSION", Some("1.2")),
+        ("agent.failurePolicy=closed", "FAILURE_POLICY", Some("closed")),
+        ("agent.capture=disabled", "CAPTURE", Some("disabled")),
+        ("agent.addTimeout=1m30s", "ADD_TIMEOUT", Some("1m30s")),
+        ("agent.factsTimeout=500ms", "FACTS_TIMEOUT", Some("500ms")),
+        ("agent.runtimeAnnotations=true", "RUNTIME_ANNOTATIONS", Some("true")),
+        ("agent.podSource=kubernetes", "POD_SOURCE", Some("kubernetes")),
+        ("agent.podSource=manifests:/etc/pods", "POD_SOURCE", Some("manifests:/etc/pods")),
+        ("env.MONITORING_PORT=0", "MONITORING_PORT", Some("0")),
+        ("env.NATIVE_NFTABLES=true", "NATIVE_NFTABLES", Some("true")),
+    ] {
+        assert_eq!(render_set(&[value]).unwrap().option(option), text, "{value}");
+    }
+    let owned = render_set(&["istioOwnedCNIConfig=true", "istioOwnedCNIConfigFileName=x.conflist"]).unwrap();
+    assert_eq!(owned.option("ISTIO_OWNED_CNI_CONFIG_FILENAME"), Some("x.conflist"));
+}
+
+#[test]
+fn selectors_reach_the_agent_as_a_yaml_list() {
+    let objects = render_set(&[]).unwrap();
+    let selectors: Vec<Value> =
+        serde_saphyr::from_str(objects.option("AMBIENT_ENABLEMENT_SELECTOR").unwrap()).unwrap();
+    assert_eq!(
+        Value::from(selectors),
+        serde_json::json!([
+            {"podSelector": {"matchLabels": {"istio.io/dataplane-mode": "ambient"}}},
+            {
+                "podSelector": {
+                    "matchExpressions": [{"key": "istio.io/dataplane-mode", "operator": "NotIn", "values": ["none"]}],
+                },
+                "namespaceSelector": {"matchLabels": {"istio.io/dataplane-mode": "ambient"}},
+            },
+        ])
+    );
+}
+
+/// I-62.
+#[test]
+fn the_container_has_variables_beside_the_config_map() {
+    let objects = render_set(&["env.EXTRA=7"]).unwrap();
+    let env = objects.container()["env"].as_array().unwrap();
+    let find =
+        |name: &str| env.iter().find(|v| v["name"] == name).unwrap_or_else(|| panic!("no {name} in {env:?}"));
+    for (name, field) in [
+        ("NODE_NAME", "spec.nodeName"),
+        ("REPAIR_NODE_NAME", "spec.nodeName"),
+        ("POD_NAME", "metadata.name"),
+        ("POD_NAMESPACE", "metadata.namespace"),
+    ] {
+        assert_eq!(find(name)["valueFrom"]["fieldRef"]["fieldPath"], field, "{name}");
+    }
+    for (name, value) in [
+        ("ALLOW_SWITCH_TO_HOST_NS", "true"),
+        ("REPAIR_RUN_AS_DAEMON", "true"),
+        ("REPAIR_SIDECAR_ANNOTATION", "sidecar.istio.io/status"),
+        ("EXTRA", "7"),
+    ] {
+        assert_eq!(find(name)["value"], value, "{name}");
+    }
+    assert_eq!(find("GOMEMLIMIT")["valueFrom"]["resourceFieldRef"]["resource"], "limits.memory");
+    assert_eq!(objects.option("EXTRA"), Some("7"));
+    assert_eq!(objects.container()["envFrom"][0]["configMapRef"]["name"], "istio-cni-config");
+}
+
+#[test]
+fn flags_carry_the_log_settings() {
+    for (values, args) in [
+        (&[][..], serde_json::json!(["--log_output_level=info"])),
+        (&["global.logging.level=warn"], serde_json::json!(["--log_output_level=warn"])),
+        (
+            &["logging.level=cni-plugin:debug", "global.logging.level=warn"],
+            serde_json::json!(["--log_output_level=cni-plugin:debug"]),
+        ),
+        (&["global.logAsJson=true"], serde_json::json!(["--log_output_level=info", "--log_as_json"])),
+        (&["global.logging.level="], Value::Null),
+    ] {
+        assert_eq!(render_set(values).unwrap().container()["args"], args, "{values:?}");
+    }
+}
+
+#[test]
+fn other_options_are_another_pod() {
+    let checksum = |values: &[&str]| {
+        let objects = render_set(values).unwrap();
+        objects.get("DaemonSet", "istio-cni-node")["spec"]["template"]["metadata"]["annotations"]["checksum/config"].clone()
+    };
+    assert!(checksum(&[]).is_string());
+    assert_eq!(checksum(&[]), checksum(&["daemonSetLabels.a=b"]));
+    assert_ne!(checksum(&[]), checksum(&["agent.capture=disabled"]));
+}

@@ -1,0 +1,132 @@
+//! What the container may do on the node, and what it sees of it.
+
+use std::collections::BTreeSet;
+
+use chart::{Objects, render_set};
+use serde_json::{Value, json};
+
+use crate::combinations;
+
+/// I-65: what entering a pod's network namespace takes.
+const ENTERING: [&str; 5] = ["DAC_OVERRIDE", "NET_ADMIN", "NET_RAW", "SYS_ADMIN", "SYS_PTRACE"];
+
+fn capabilities(objects: &Objects) -> Vec<&str> {
+    let list = objects.container()["securityContext"]["capabilities"]["add"].as_array().unwrap();
+    list.iter().map(|c| c.as_str().unwrap()).collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+#[test]
+fn capabilities_and_mounts_follow_from_the_features() {
+    for (features, objects) in combinations() {
+        let enters = features.ambient || (features.enabled && features.repair);
+        let context = &objects.container()["securityContext"];
+        assert_eq!(context["privileged"], false);
+        assert_eq!(context["runAsUser"], 0);
+        assert_eq!(context["runAsGroup"], 0);
+        assert_eq!(context["runAsNonRoot"], false);
+        assert_eq!(context["readOnlyRootFilesystem"], true);
+        assert_eq!(context["capabilities"]["drop"], json!(["ALL"]));
+        assert_eq!(
+            capabilities(objects),
+            if enters { &ENTERING[..] } else { &ENTERING[..1] },
+            "{features:?}"
+        );
+        // The API refuses `false` beside SYS_ADMIN.
+        let escalation = if enters { Value::Null } else { json!(false) };
+        assert_eq!(context["allowPrivilegeEscalation"], escalation, "{features:?}");
+
+        let pod = &objects.get("DaemonSet", "istio-cni-node")["spec"]["template"]["spec"];
+        for shared in ["hostPID", "hostIPC", "hostNetwork", "shareProcessNamespace"] {
+            assert!(pod[shared].is_null(), "{shared} with {features:?}");
+        }
+
+        let mut mounts = vec!["/host/opt/cni/bin", "/host/etc/cni/net.d", "/var/run/istio-cni"];
+        if enters {
+            mounts.push("/host/proc");
+            let proc = objects.mount("/host/proc").unwrap();
+            assert_eq!(proc["readOnly"], true);
+            assert_eq!(objects.host_path("/host/proc"), Some("/proc"));
+        }
+        if features.ambient {
+            mounts.extend(["/host/var/run/netns", "/var/run/ztunnel"]);
+            assert_eq!(objects.mount("/host/var/run/netns").unwrap()["mountPropagation"], "HostToContainer");
+        }
+        let listed = objects.container()["volumeMounts"].as_array().unwrap();
+        let listed: Vec<&str> = listed.iter().map(|m| m["mountPath"].as_str().unwrap()).collect();
+        assert_eq!(listed, mounts, "{features:?}");
+        assert_eq!(pod["volumes"].as_array().unwrap().len(), mounts.len(), "a volume that nothing mounts");
+    }
+}
+
+#[test]
+fn the_run_folder_is_the_nodes() {
+    let objects = render_set(&[]).unwrap();
+    assert_eq!(objects.host_path("/var/run/istio-cni"), Some("/var/run/istio-cni"));
+    let volumes = &objects.get("DaemonSet", "istio-cni-node")["spec"]["template"]["spec"]["volumes"];
+    let run =
+        volumes.as_array().unwrap().iter().find(|v| v["hostPath"]["path"] == "/var/run/istio-cni").unwrap();
+    assert!(run["hostPath"]["type"].is_null());
+}
+
+#[test]
+fn manifests_are_seen_where_the_plugin_sees_them_and_cannot_be_changed() {
+    let objects = render_set(&["agent.podSource=manifests:/etc/pods"]).unwrap();
+    assert_eq!(objects.host_path("/etc/pods"), Some("/etc/pods"));
+    assert_eq!(objects.mount("/etc/pods").unwrap()["readOnly"], true);
+    for source in ["manifests:", "manifests:etc/pods", "manifest:/etc/pods", "files"] {
+        let error = render_set(&[&format!("agent.podSource={source}")]).unwrap_err().to_string();
+        assert!(error.contains("podSource"), "{source}: {error}");
+    }
+}
+
+#[test]
+fn the_nodes_network_is_shared_only_when_ambient_mode_asks() {
+    let shared = render_set(&["ambient.enabled=true", "ambient.shareHostNetworkNamespace=true"]).unwrap();
+    let pod = &shared.get("DaemonSet", "istio-cni-node")["spec"]["template"]["spec"];
+    assert_eq!(pod["hostNetwork"], true);
+    assert_eq!(pod["dnsPolicy"], "ClusterFirstWithHostNet");
+    assert!(!shared.container()["env"].to_string().contains("ALLOW_SWITCH_TO_HOST_NS"));
+    let asked_in_vain = render_set(&["ambient.shareHostNetworkNamespace=true"]).unwrap();
+    assert!(
+        asked_in_vain.get("DaemonSet", "istio-cni-node")["spec"]["template"]["spec"]["hostNetwork"].is_null()
+    );
+}
+
+#[test]
+fn profiles_of_the_kernel_are_passed_on() {
+    let annotation = "container.apparmor.security.beta.kubernetes.io/install-cni";
+    let annotations = |objects: &Objects| {
+        objects.get("DaemonSet", "istio-cni-node")["spec"]["template"]["metadata"]["annotations"].clone()
+    };
+    let plain = render_set(&[]).unwrap();
+    assert_eq!(annotations(&plain)[annotation], "unconfined");
+    for field in ["seccompProfile", "seLinuxOptions", "appArmorProfile"] {
+        assert!(plain.container()["securityContext"][field].is_null(), "{field}");
+    }
+    let set =
+        ["useAppArmorAnnotation=false", "seccompProfile.type=RuntimeDefault", "seLinuxOptions.level=s0:c1"];
+    let objects = render_set(&set).unwrap();
+    let context = &objects.container()["securityContext"];
+    assert!(annotations(&objects)[annotation].is_null());
+    assert_eq!(context["appArmorProfile"], json!({"type": "Unconfined"}));
+    assert_eq!(context["seccompProfile"], json!({"type": "RuntimeDefault"}));
+    assert_eq!(context["seLinuxOptions"], json!({"level": "s0:c1", "type": "spc_t"}));
+    let typed = render_set(&["seLinuxOptions.type=mine_t"]).unwrap();
+    assert_eq!(typed.container()["securityContext"]["seLinuxOptions"], json!({"type": "mine_t"}));
+}
+
+#[test]
+fn capabilities_can_be_added() {
+    let objects = render_set(&["agent.extraCapabilities={CHOWN}", "repair.enabled=false"]).unwrap();
+    assert_eq!(capabilities(&objects), ["CHOWN", "DAC_OVERRIDE"]);
+}
+
+/// Rolling back by image only.
+#[test]
+fn the_originals_image_can_run() {
+    let objects =
+        render_set(&["image=registry.test/istio/install-cni:1.2", "agent.readOnlyRootFilesystem=false"])
+            .unwrap();
+    assert_eq!(objects.container()["image"], "registry.test/istio/install-cni:1.2");
+    assert_eq!(objects.container()["securityContext"]["readOnlyRootFilesystem"], false);
+}
