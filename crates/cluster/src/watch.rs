@@ -132,7 +132,7 @@ pub struct State {
     pub pods_ok: bool,
     /// Whether the watch of namespaces stands; true for manifests, which have none.
     pub namespaces_ok: bool,
-    /// The last error of what does not stand, or of an object that cannot be read.
+    /// The last error, while not all of it stands.
     pub last_error: Option<String>,
 }
 
@@ -230,9 +230,7 @@ impl Reporter<'_> {
     }
 
     fn unreadable(&self, what: What, error: impl Into<WatchError>) {
-        let error = error.into();
-        self.cluster.state_mut().last_error = Some(error.to_string());
-        self.tell(Event::Unreadable { what, error });
+        self.tell(Event::Unreadable { what, error: error.into() });
     }
 }
 

@@ -70,9 +70,13 @@ fn exchange(
             return Ok(true);
         }
     }
-    let expired = refused.is_none() && request.watch().is_some();
-    let answer =
-        refused.unwrap_or_else(|| if expired { Answer::gone() } else { answer(request, &mut state) });
+    // a list or object that a fault then spoils is needed as it is, but what a fault meets is not written
+    let answer = match refused {
+        Some(refusal) => refusal,
+        None if request.watch().is_some() => Answer::gone(),
+        None if fault.is_some() && request.method != "GET" => Answer::status(500, "not done"),
+        None => answer(request, &mut state),
+    };
     drop(state);
     shared.changed.notify_all();
     if let Some(fault) = fault {

@@ -60,6 +60,7 @@ pub(super) type Key = (String, String);
 pub(super) struct Stored {
     pub(super) key: Key,
     node: Option<String>,
+    uid: Option<String>,
     pub(super) text: String,
 }
 
@@ -130,8 +131,7 @@ impl Objects {
         let key = (namespace, member("name").unwrap_or_default());
         let before = self.get(resource, &key).cloned();
         if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
-            let old_uid =
-                before.as_ref().and_then(|old| old.value()["metadata"]["uid"].as_str().map(String::from));
+            let old_uid = before.as_ref().and_then(|old| old.uid.clone());
             let uid = old_uid.unwrap_or_else(|| format!("uid-{version}"));
             metadata.entry("uid").or_insert_with(|| uid.into());
             metadata.insert("resourceVersion".into(), version.to_string().into());
@@ -248,8 +248,9 @@ impl Change {
 
 impl Stored {
     fn new(key: Key, object: &Value) -> Self {
-        let node = object["spec"]["nodeName"].as_str().map(String::from);
-        Self { key, node, text: object.to_string() }
+        let text = |value: &Value| value.as_str().map(String::from);
+        let (node, uid) = (text(&object["spec"]["nodeName"]), text(&object["metadata"]["uid"]));
+        Self { key, node, uid, text: object.to_string() }
     }
 
     pub(super) fn value(&self) -> Value {

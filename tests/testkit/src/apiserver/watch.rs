@@ -1,6 +1,7 @@
 //! A watch: lines as things happen, until its time is over or a fault ends it.
 
 use std::io::{self, Write};
+use std::net::TcpStream;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,9 @@ const BATCH: usize = 500;
 
 /// Longest watch where the client names no time.
 const SECONDS: u64 = 300;
+
+/// Longest time until a client that has left is noticed.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// What is to be done next.
 enum Step {
@@ -35,7 +39,7 @@ pub(super) fn serve(stream: &mut Stream, watch: &Watch, shared: &Shared, epoch: 
 fn run(stream: &mut Stream, cursor: &mut Cursor<'_>, shared: &Shared, epoch: u64) -> io::Result<()> {
     chunk(stream, &std::mem::take(&mut cursor.first))?;
     loop {
-        match cursor.next(shared, epoch) {
+        match cursor.next(shared, epoch, &stream.sock) {
             Step::Send(lines) => chunk(stream, &lines)?,
             Step::End | Step::Fault(WatchFault::Close) => {
                 stream.write_all(b"0\r\n\r\n")?;
@@ -106,10 +110,10 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    fn next(&mut self, shared: &Shared, epoch: u64) -> Step {
+    fn next(&mut self, shared: &Shared, epoch: u64, client: &TcpStream) -> Step {
         let mut state = shared.state();
         loop {
-            if shared.ended(epoch) || Instant::now() >= self.end {
+            if shared.ended(epoch) || Instant::now() >= self.end || has_left(client) {
                 return Step::End;
             }
             if let Some(fault) = self.fault(&state) {
@@ -135,7 +139,7 @@ impl<'a> Cursor<'a> {
                 return Step::Send(bookmark(self.watch.resource, self.version, false));
             }
             let until = due.map_or(self.end, |due| due.min(self.end));
-            let wait = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+            let wait = until.saturating_duration_since(Instant::now()).clamp(Duration::from_millis(1), LOOK);
             state = shared.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
@@ -147,4 +151,11 @@ impl<'a> Cursor<'a> {
         self.faults += found.map_or(ordered.len(), |found| found + 1);
         found.map(|found| ordered[found].1.clone())
     }
+}
+
+/// Whether the client closes: it has nothing else to say while it watches.
+fn has_left(client: &TcpStream) -> bool {
+    let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
+    let result = rustix::net::recv(client, &mut [0; 1][..], flags);
+    !matches!(result, Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR))
 }

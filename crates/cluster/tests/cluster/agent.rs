@@ -1,0 +1,193 @@
+//! What stands for the node agent: a cluster that is kept up to date, and everything that was told about it.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use cluster::{Access, Cluster, Connection, Event, Limits, PodKey, Source, What};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use testkit::apiserver::ApiServer;
+use tokio::task::JoinHandle;
+
+/// The node whose pods are watched.
+pub(crate) const NODE: &str = "n1";
+
+/// No test waits longer for anything.
+const LONGEST: Duration = Duration::from_secs(10);
+
+/// Short enough for tests of what takes a minute otherwise.
+pub(crate) const LIMITS: Limits = Limits {
+    answer: Duration::from_secs(2),
+    silence: Duration::from_millis(1500),
+    settle: Duration::from_millis(100),
+};
+
+pub(crate) struct Agent {
+    pub(crate) cluster: Cluster,
+    events: Arc<Mutex<Vec<Event>>>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Agent {
+    pub(crate) fn start(source: Source) -> Self {
+        let (cluster, events) = (Cluster::new(), Arc::new(Mutex::new(Vec::new())));
+        let task = tokio::spawn({
+            let (cluster, events) = (cluster.clone(), events.clone());
+            async move {
+                cluster::watch::run(source, cluster, move |event| events.lock().unwrap().push(event)).await;
+            }
+        });
+        Self { cluster, events, task }
+    }
+
+    /// Waits until `check` holds.
+    pub(crate) async fn until(&self, what: &str, mut check: impl FnMut(&Self) -> bool) {
+        let start = Instant::now();
+        while !check(self) {
+            assert!(
+                start.elapsed() < LONGEST,
+                "waited for {what}; {:?}\n{:#?}",
+                self.cluster.state(),
+                self.events()
+            );
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    pub(crate) async fn synced(&self) {
+        self.until("the first sync", |agent| agent.cluster.state().synced).await;
+    }
+
+    /// `namespace/name` of all pods, sorted.
+    pub(crate) fn pods(&self) -> Vec<String> {
+        let index = self.cluster.index();
+        index.pods().map(|pod| format!("{}/{}", pod.namespace(), pod.name())).collect()
+    }
+
+    /// A label of a pod, empty if there is no such label or pod.
+    pub(crate) fn label(&self, namespace: &str, name: &str, label: &str) -> String {
+        let facts = self.cluster.index().facts(namespace, name);
+        let labels = facts.and_then(|facts| facts.pod.metadata).and_then(|metadata| metadata.labels);
+        labels.and_then(|labels| labels.get(label).cloned()).flatten().unwrap_or_default()
+    }
+
+    pub(crate) fn events(&self) -> Vec<Event> {
+        self.events.lock().unwrap().clone()
+    }
+
+    /// Forgets what was told so far.
+    pub(crate) fn forget(&self) {
+        self.events.lock().unwrap().clear();
+    }
+
+    /// All keys that were told as changed, in order.
+    pub(crate) fn changed(&self) -> Vec<PodKey> {
+        let events = self.events().into_iter();
+        events
+            .filter_map(|event| if let Event::Changed(keys) = event { Some(keys) } else { None })
+            .flatten()
+            .collect()
+    }
+
+    /// The errors of failed lists and watches, and the pauses after them.
+    pub(crate) fn failures(&self, of: What) -> Vec<(String, Duration)> {
+        let failed = |event| match event {
+            Event::WatchFailed { what, error, retry_in, .. } if what == of => {
+                Some((error.to_string(), retry_in))
+            }
+            _ => None,
+        };
+        self.events().into_iter().filter_map(failed).collect()
+    }
+
+    pub(crate) fn restored(&self, of: What) -> bool {
+        self.events().iter().any(|event| matches!(event, Event::WatchRestored { what, .. } if *what == of))
+    }
+
+    pub(crate) fn relists(&self, of: What) -> usize {
+        self.events().iter().filter(|event| matches!(event, Event::Relisted { what } if *what == of)).count()
+    }
+
+    /// What could not be read.
+    pub(crate) fn unreadable(&self) -> Vec<String> {
+        let events = self.events().into_iter();
+        events
+            .filter_map(|event| {
+                if let Event::Unreadable { error, .. } = event { Some(error.to_string()) } else { None }
+            })
+            .collect()
+    }
+}
+
+/// A server, and a service account for it.
+pub(crate) struct Setup {
+    pub(crate) server: ApiServer,
+    pub(crate) account: TempDir,
+}
+
+impl Setup {
+    pub(crate) fn new() -> Self {
+        let server = ApiServer::start().unwrap();
+        let account = tempfile::tempdir().unwrap();
+        server.write_service_account(account.path()).unwrap();
+        server.set_namespace("shop", &[("team", "red")]);
+        Self { server, account }
+    }
+
+    pub(crate) fn connection(&self) -> Arc<Connection> {
+        let (host, port) = (self.server.address().ip().to_string(), self.server.address().port().to_string());
+        Arc::new(Connection::new(Access::in_cluster(&host, &port, self.account.path()), "1.2.3"))
+    }
+
+    pub(crate) fn source(&self) -> Source {
+        Source::Kubernetes { connection: self.connection(), node: NODE.into(), limits: LIMITS }
+    }
+
+    pub(crate) fn agent(&self) -> Agent {
+        Agent::start(self.source())
+    }
+
+    /// One that has listed everything, and whose watches stand.
+    pub(crate) async fn synced_agent(&self) -> Agent {
+        let agent = self.agent();
+        agent.synced().await;
+        self.watched(&agent).await;
+        agent
+    }
+
+    pub(crate) async fn watched(&self, agent: &Agent) {
+        agent.until("both watches", |_| self.server.watches() == 2).await;
+    }
+
+    pub(crate) fn set_pod(&self, name: &str, label: &str) {
+        self.server.set_pod(pod("shop", name, label));
+    }
+
+    /// The paths of requests that contain `part`.
+    pub(crate) fn requests(&self, part: &str) -> Vec<String> {
+        self.server
+            .requests()
+            .into_iter()
+            .map(|request| request.path)
+            .filter(|path| path.contains(part))
+            .collect()
+    }
+}
+
+pub(crate) fn pod(namespace: &str, name: &str, label: &str) -> Value {
+    json!({
+        "metadata": {"namespace": namespace, "name": name, "labels": {"v": label},
+            "annotations": {"sidecar.istio.io/status": "{}", "example.com/secret": "x"},
+            "managedFields": [{"manager": "kubelet", "fieldsV1": {"f:status": {}}}]},
+        "spec": {"nodeName": NODE, "containers": [
+            {"name": "app", "image": "app", "env": [{"name": "PASSWORD", "value": "hush"}]}]},
+        "status": {"phase": "Running", "podIP": "10.1.2.3", "podIPs": [{"ip": "10.1.2.3"}],
+            "conditions": [{"type": "Ready", "status": "True"}]}
+    })
+}

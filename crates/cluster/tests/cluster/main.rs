@@ -1,0 +1,15 @@
+//! The watches, the writer and the store against an API server: a double that misbehaves on demand, and for what any server must do also
+//! a real one, when `E2E_KUBECONFIG` names a kubeconfig that may create namespaces and pods.
+// clippy takes helpers outside of #[test] for production code
+#![allow(clippy::unwrap_used)]
+
+mod agent;
+mod any_server;
+mod expiry;
+mod faults;
+mod load;
+mod manifests;
+mod outage;
+mod server;
+mod store;
+mod writer;

@@ -1,0 +1,172 @@
+//! A directory of manifests as the source.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use cluster::{Source, What};
+use tempfile::TempDir;
+
+use crate::agent::Agent;
+
+fn start(dir: &Path) -> Agent {
+    Agent::start(Source::Manifests { dir: dir.into() })
+}
+
+fn manifest(name: &str, label: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: shop\n  labels: {{v: '{label}'}}\n\
+         spec:\n  containers:\n  - name: app\n    env: [{{name: PASSWORD, value: hush}}]\n"
+    )
+}
+
+fn put(dir: &Path, file: &str, text: &str) {
+    fs::write(dir.join(file), text).unwrap();
+}
+
+/// As careful programs write.
+fn replace(dir: &Path, file: &str, text: &str) {
+    put(dir, ".new", text);
+    fs::rename(dir.join(".new"), dir.join(file)).unwrap();
+}
+
+#[tokio::test]
+async fn files_that_come_change_and_go_are_followed() {
+    let dir = TempDir::new().unwrap();
+    let agent = start(dir.path());
+    agent.synced().await;
+    assert!(agent.pods().is_empty(), "an empty directory is complete");
+    let state = agent.cluster.state();
+    assert!(state.pods_ok && state.namespaces_ok, "{state:?}");
+    put(dir.path(), "a.yaml", &format!("{}---\n{}", manifest("one", "1"), manifest("two", "1")));
+    put(dir.path(), "notes.txt", "kind: Pod");
+    put(dir.path(), "service.yaml", "kind: Service\nmetadata: {name: web}\n");
+    agent.until("two pods", |agent| agent.pods() == ["shop/one", "shop/two"]).await;
+    let pod = agent.cluster.index().facts("shop", "one").unwrap().pod;
+    assert!(!format!("{pod:?}").contains("hush"), "trimmed");
+    replace(dir.path(), "a.yaml", &manifest("one", "2"));
+    agent.until("the change", |agent| agent.label("shop", "one", "v") == "2").await;
+    assert_eq!(agent.pods(), ["shop/one"]);
+    fs::rename(dir.path().join("a.yaml"), dir.path().join("b.yml")).unwrap();
+    put(
+        dir.path(),
+        "c.json",
+        r#"{"kind": "Pod", "metadata": {"name": "three"}, "spec": {"containers": [{"name": "a"}]}}"#,
+    );
+    agent.until("the third", |agent| agent.pods() == ["default/three", "shop/one"]).await;
+    fs::remove_file(dir.path().join("b.yml")).unwrap();
+    agent.until("the end of the first", |agent| agent.pods() == ["default/three"]).await;
+    assert_eq!((agent.failures(What::Manifests), agent.unreadable()), (vec![], vec![]));
+}
+
+#[tokio::test]
+async fn a_broken_file_is_named_and_keeps_its_pods() {
+    let dir = TempDir::new().unwrap();
+    put(dir.path(), "web.yaml", &manifest("web", "1"));
+    put(dir.path(), "broken.yaml", "kind: Pod\nmetadata: [");
+    let agent = start(dir.path());
+    agent.synced().await;
+    assert_eq!(agent.pods(), ["shop/web"]);
+    agent.until("the broken file to be told", |agent| agent.unreadable().len() == 1).await;
+    assert!(agent.unreadable()[0].contains("broken.yaml"), "{:?}", agent.unreadable());
+    put(dir.path(), "web.yaml", "kind: Pod\nmetadata: {name: web, namespace: shop}\nspec: {containers: 7}\n");
+    agent
+        .until("the next one", |agent| agent.unreadable().iter().any(|text| text.contains("/web.yaml")))
+        .await;
+    assert_eq!(agent.label("shop", "web", "v"), "1", "what it said before stays");
+    // told once, not at every look
+    let told = agent.unreadable().len();
+    put(dir.path(), "other.yaml", &manifest("other", "1"));
+    agent.until("the other pod", |agent| agent.pods() == ["shop/other", "shop/web"]).await;
+    assert_eq!(agent.unreadable().len(), told);
+    put(dir.path(), "web.yaml", &manifest("web", "2"));
+    agent.until("the correction", |agent| agent.label("shop", "web", "v") == "2").await;
+}
+
+#[tokio::test]
+async fn the_file_that_is_named_after_a_pod_is_believed_first() {
+    let dir = TempDir::new().unwrap();
+    for (file, label) in [("a.yaml", "other"), ("web.yaml", "name"), ("shop_web.yaml", "whole")] {
+        put(dir.path(), file, &manifest("web", label));
+    }
+    let agent = start(dir.path());
+    agent.synced().await;
+    for (label, file) in [("whole", "shop_web.yaml"), ("name", "web.yaml"), ("other", "a.yaml")] {
+        agent.until(label, |agent| agent.label("shop", "web", "v") == label).await;
+        fs::remove_file(dir.path().join(file)).unwrap();
+    }
+    agent.until("nothing", |agent| agent.pods().is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_directory_that_comes_late_goes_and_comes_again() {
+    let parent = TempDir::new().unwrap();
+    let dir = parent.path().join("manifests");
+    let agent = start(&dir);
+    agent.until("a failure", |agent| !agent.failures(What::Manifests).is_empty()).await;
+    let (text, _) = agent.failures(What::Manifests).remove(0);
+    assert!(text.contains(&dir.display().to_string()) && text.contains("create the directory"), "{text}");
+    assert!(!agent.cluster.state().synced);
+    fs::create_dir(&dir).unwrap();
+    put(&dir, "web.yaml", &manifest("web", "1"));
+    agent.until("the pod", |agent| agent.pods() == ["shop/web"]).await;
+    assert!(agent.restored(What::Manifests));
+
+    agent.forget();
+    fs::remove_dir_all(&dir).unwrap();
+    agent.until("the failure", |agent| !agent.failures(What::Manifests).is_empty()).await;
+    let state = agent.cluster.state();
+    assert!(state.synced && !state.pods_ok && state.last_error.is_some(), "{state:?}");
+    fs::create_dir(&dir).unwrap();
+    put(&dir, "new.yaml", &manifest("new", "1"));
+    agent.until("the new pod", |agent| agent.pods() == ["shop/new"]).await;
+    assert!(agent.cluster.state().pods_ok);
+}
+
+#[tokio::test]
+async fn links_as_in_a_mounted_config_map_are_followed() {
+    let dir = TempDir::new().unwrap();
+    for (version, label) in [("..v1", "1"), ("..v2", "2")] {
+        fs::create_dir(dir.path().join(version)).unwrap();
+        put(&dir.path().join(version), "web.yaml", &manifest("web", label));
+    }
+    symlink("..v1", dir.path().join("..data")).unwrap();
+    symlink("..data/web.yaml", dir.path().join("web.yaml")).unwrap();
+    let agent = start(dir.path());
+    agent.synced().await;
+    assert_eq!(agent.label("shop", "web", "v"), "1");
+    symlink("..v2", dir.path().join("..data_tmp")).unwrap();
+    fs::rename(dir.path().join("..data_tmp"), dir.path().join("..data")).unwrap();
+    agent.until("the second version", |agent| agent.label("shop", "web", "v") == "2").await;
+}
+
+#[tokio::test]
+async fn a_link_to_a_directory_that_is_turned_to_another_is_followed() {
+    let parent = TempDir::new().unwrap();
+    for label in ["1", "2"] {
+        fs::create_dir(parent.path().join(label)).unwrap();
+        put(&parent.path().join(label), "web.yaml", &manifest("web", label));
+    }
+    let dir = parent.path().join("manifests");
+    symlink("1", &dir).unwrap();
+    let agent = start(&dir);
+    agent.synced().await;
+    assert_eq!(agent.label("shop", "web", "v"), "1");
+    symlink("2", parent.path().join("tmp")).unwrap();
+    fs::rename(parent.path().join("tmp"), &dir).unwrap();
+    agent.until("the other directory", |agent| agent.label("shop", "web", "v") == "2").await;
+    put(&parent.path().join("2"), "new.yaml", &manifest("new", "1"));
+    agent.until("a change in it", |agent| agent.pods().len() == 2).await;
+}
+
+#[tokio::test]
+async fn a_thousand_files_at_once_arrive() {
+    let dir = TempDir::new().unwrap();
+    let agent = start(dir.path());
+    agent.synced().await;
+    for number in 0..1000 {
+        put(dir.path(), &format!("web-{number}.yaml"), &manifest(&format!("web-{number}"), "1"));
+    }
+    agent.until("all pods", |agent| agent.pods().len() == 1000).await;
+    assert_eq!((agent.failures(What::Manifests), agent.unreadable()), (vec![], vec![]));
+}

@@ -1,0 +1,142 @@
+//! Writing when the server refuses, hangs or is away, and what becomes of the agent.
+
+use std::time::{Duration, Instant};
+
+use cluster::write::EventText;
+use cluster::{PodKey, UpgradeState, Writer};
+use serde_json::{Value, json};
+use testkit::apiserver::{Fault, Resource};
+
+use crate::agent::{NODE, Setup};
+
+const TEXT: EventText<'_> =
+    EventText { warning: false, reason: "R", message: "m", component: "istio-cni-node" };
+
+fn web() -> PodKey {
+    PodKey { namespace: "shop".into(), name: "web".into(), uid: String::new() }
+}
+
+impl Setup {
+    fn writer(&self) -> Writer {
+        Writer::new(self.connection(), NODE)
+    }
+
+    fn set_daemonset(&self, required: &Value) {
+        self.server.set_object(
+            Resource::DaemonSets,
+            json!({"metadata": {"namespace": "istio-system", "name": "istio-cni-node"},
+                "spec": {"template": {"spec": {"affinity": {"nodeAffinity": {
+                    "requiredDuringSchedulingIgnoredDuringExecution": required}}}}}}),
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_label_goes_by_the_status_with_the_uid() {
+    let setup = Setup::new();
+    setup.set_pod("web", "1");
+    let uid = setup.server.object(Resource::Pods, "shop", "web").unwrap()["metadata"]["uid"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let web = PodKey { uid: uid.clone(), ..web() };
+    setup.writer().label_pod(&web, "cni.istio.io/uninitialized", "true").await.unwrap();
+    let patches = setup.server.patches();
+    assert_eq!(patches.len(), 1);
+    assert!(patches[0].path.starts_with("/api/v1/namespaces/shop/pods/web/status"), "{}", patches[0].path);
+    let expected = json!({"metadata": {"uid": uid, "labels": {"cni.istio.io/uninitialized": "true"}}});
+    assert_eq!(patches[0].body, expected);
+}
+
+#[tokio::test]
+async fn nothing_takes_longer_than_its_time_and_nothing_is_repeated() {
+    let setup = Setup::new();
+    let writer = setup.writer();
+    for (fault, text) in [
+        (Fault::Hang, "no answer within 2.0 s"),
+        (Fault::Slow(Duration::from_millis(100)), "no answer within 2.0 s"),
+        (Fault::status(503), "503 the double was told to fail"),
+        (Fault::Reset, "check that the API server runs"),
+        (Fault::status(403), "lacks a role"),
+    ] {
+        setup.server.fail_path("/events", 1, fault.clone());
+        let start = Instant::now();
+        let error = writer.create_event(&web(), TEXT).await.unwrap_err();
+        assert!(error.to_string().contains("create an Event about pod shop/web: "), "{error}");
+        assert!(error.to_string().contains(text), "{fault:?}: {error}");
+        assert!(start.elapsed() < Duration::from_millis(2500), "{fault:?}: {:?}", start.elapsed());
+    }
+    assert!(setup.server.events().is_empty());
+    writer.create_event(&web(), TEXT).await.unwrap();
+    assert_eq!(setup.server.events().len(), 1);
+}
+
+#[tokio::test]
+async fn the_fate_of_the_daemonset() {
+    let setup = Setup::new();
+    let writer = setup.writer();
+    let state = async || writer.daemonset_state("istio-system", "istio-cni-node").await;
+    assert_eq!(state().await, UpgradeState::NotFound);
+
+    setup.set_daemonset(&Value::Null);
+    assert_eq!(state().await, UpgradeState::Stays);
+    assert!(setup.requests("/nodes/").is_empty(), "the node does not matter");
+
+    let zone = |zone: &str| {
+        json!({"nodeSelectorTerms": [{"matchExpressions": [
+        {"key": "zone", "operator": "In", "values": [zone]}]}]})
+    };
+    setup.set_daemonset(&zone("a"));
+    let unknown = |state: &UpgradeState, text: &str| match state {
+        UpgradeState::Unknown(error) => assert!(error.to_string().contains(text), "{error}"),
+        state => panic!("{state:?}"),
+    };
+    unknown(&state().await, "get node n1: 404");
+    setup.server.set_object(Resource::Nodes, json!({"metadata": {"name": NODE, "labels": {"zone": "a"}}}));
+    assert_eq!(state().await, UpgradeState::Stays);
+    setup.set_daemonset(&zone("b"));
+    assert_eq!(state().await, UpgradeState::AffinityMismatch);
+    setup.set_daemonset(&json!({"nodeSelectorTerms": []}));
+    assert_eq!(state().await, UpgradeState::AffinityMismatch);
+    setup.set_daemonset(
+        &json!({"nodeSelectorTerms": [{"matchExpressions": [{"key": "zone", "operator": "In"}]}]}),
+    );
+    unknown(
+        &state().await,
+        "node affinity of DaemonSet istio-system/istio-cni-node: In of zone needs values",
+    );
+    setup.set_daemonset(
+        &json!({"nodeSelectorTerms": [{"matchExpressions": [{"key": "zone", "operator": "Has"}]}]}),
+    );
+    unknown(&state().await, "Has");
+
+    setup.server.set_object(
+        Resource::DaemonSets,
+        json!({"metadata": {"namespace": "istio-system", "name": "istio-cni-node",
+            "deletionTimestamp": "2026-01-01T00:00:00Z"}}),
+    );
+    assert_eq!(state().await, UpgradeState::Deleting);
+}
+
+#[tokio::test]
+async fn a_fate_that_cannot_be_asked_for() {
+    let setup = Setup::new();
+    setup.set_daemonset(&Value::Null);
+    let writer = setup.writer();
+    let state = async || writer.daemonset_state("istio-system", "istio-cni-node").await;
+    setup.server.forbid_everyone();
+    assert_eq!(state().await, UpgradeState::Forbidden);
+    setup.server.check_credentials();
+    setup.server.set_token("another");
+    assert_eq!(state().await, UpgradeState::Unauthorized);
+    setup.server.write_service_account(setup.account.path()).unwrap();
+    assert_eq!(state().await, UpgradeState::Stays);
+    setup.server.fail_path("/daemonsets", 1, Fault::Hang);
+    let start = Instant::now();
+    assert!(matches!(state().await, UpgradeState::Unknown(_)));
+    assert!(start.elapsed() < Duration::from_millis(2500));
+    setup.server.stop();
+    assert!(matches!(state().await, UpgradeState::Unknown(_)));
+    setup.server.restart().unwrap();
+    assert_eq!(state().await, UpgradeState::Stays);
+}
