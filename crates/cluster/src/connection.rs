@@ -12,7 +12,7 @@ use http::header::{AUTHORIZATION, HeaderValue, USER_AGENT};
 use http::{Request, Response};
 use kube::Client;
 use kube::client::{Body, ClientBuilder};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use tokio::sync::OnceCell;
 use tower::util::MapRequestLayer;
 
@@ -152,10 +152,15 @@ impl Connection {
                 Ok((config, Some(TokenFile::open(token_file)?)))
             }
             Access::Kubeconfig(path) => {
-                let read = Kubeconfig::read_from(path).map_err(|error| chain(&error))?;
+                let unusable = |error| match error {
+                    // the parser's words may quote a token
+                    KubeconfigError::Parse(_) => format!("{} is no kubeconfig", path.display()),
+                    error => format!("kubeconfig {}: {}", path.display(), chain(&error)),
+                };
+                let read = Kubeconfig::read_from(path).map_err(unusable)?;
                 let current_context = KubeConfigOptions::default();
                 let config = kube::Config::from_custom_kubeconfig(read, &current_context).await;
-                Ok((config.map_err(|error| chain(&error))?, None))
+                Ok((config.map_err(unusable)?, None))
             }
         }
     }

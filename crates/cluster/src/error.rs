@@ -111,3 +111,14 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     }
     text
 }
+
+/// What is wrong and where, without quoting content: the parser's own words may.
+pub(crate) fn place(error: &serde_json::Error) -> String {
+    use serde_json::error::Category;
+    let kind = match error.classify() {
+        Category::Data => "has a member of another type than expected",
+        Category::Eof => "ends early",
+        Category::Syntax | Category::Io => "is not JSON",
+    };
+    format!("{kind} (line {}, column {})", error.line(), error.column())
+}

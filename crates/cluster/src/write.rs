@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::connection::Connection;
-use crate::error::Error;
+use crate::error::{Error, place};
 use crate::index::PodKey;
 use affinity::{Node, NodeSelector};
 
@@ -200,7 +200,7 @@ impl Writer {
         let request = Request::new(path).get(&segment(name), &GetParams::default());
         let body = self.connection.ask(operation, request, LIMIT, MAX_ANSWER).await?;
         serde_json::from_slice(&body)
-            .map_err(|error| Error::NotUnderstood { operation: operation.into(), reason: error.to_string() })
+            .map_err(|error| Error::NotUnderstood { operation: operation.into(), reason: place(&error) })
     }
 }
 

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::What;
+use crate::error::place;
 use crate::index::{Index, PodKey};
 
 /// Objects in a page of a list. What is read at once decides over the peak of the agent's memory.
@@ -195,15 +196,4 @@ impl Kind {
         }
         Ok((object.trimmed(), version.unwrap_or_default()))
     }
-}
-
-/// What is wrong and where, without quoting content: the parser's own words may.
-pub(super) fn place(error: &serde_json::Error) -> String {
-    use serde_json::error::Category;
-    let kind = match error.classify() {
-        Category::Data => "has a member of another type than expected",
-        Category::Eof => "ends early",
-        Category::Syntax | Category::Io => "is not JSON",
-    };
-    format!("{kind} (line {}, column {})", error.line(), error.column())
 }

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::convert::Infallible;
+use std::ffi::OsString;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -13,18 +14,19 @@ use std::time::Duration;
 
 use facts::Object;
 use futures_util::StreamExt;
-use inotify::{EventStream, Inotify, WatchMask};
+use inotify::{EventStream, Inotify, WatchDescriptor, WatchMask};
 use podsource::{FileError, is_manifest, objects_in_file};
 
 use super::{Reporter, Standing, WatchError, What};
 
-/// Writers make several changes in a row; they are read together.
+/// Writers make several changes in a row; they are read together, once there was none for so long, or after a while of changes.
 const CALM: Duration = Duration::from_millis(30);
+const WHILE: Duration = Duration::from_millis(500);
 
 /// A look without an event, for what inotify does not tell: files behind links that change in place, network file systems.
 const LOOK: Duration = Duration::from_secs(60);
 
-/// Most files that are read. Each is a line of a log when it is broken, and a descriptor of memory when it is not.
+/// Most files that are read: more than there are pods on any node, and few enough to be looked at.
 const MAX_FILES: usize = 20_000;
 
 /// A directory, or a file in it, that cannot be used.
@@ -64,7 +66,7 @@ pub(super) async fn watch(dir: &Path, reporter: &Reporter<'_>) -> Infallible {
 /// Reads the directory and follows its changes until it is another one under the same name, or an error.
 async fn follow(dir: &Path, files: &mut Files, standing: &mut Standing<'_>) -> io::Result<()> {
     let identity = identity(dir)?;
-    let mut events = subscribe(dir)?;
+    let mut events = Events::of(dir)?;
     loop {
         let (read, broken) = files.look(dir).await?;
         *files = read;
@@ -73,14 +75,12 @@ async fn follow(dir: &Path, files: &mut Files, standing: &mut Standing<'_>) -> i
         for error in broken {
             standing.reporter.unreadable(What::Manifests, WatchError::Manifests(error));
         }
-        match tokio::time::timeout(LOOK, events.next()).await {
-            Ok(None) => return Ok(()),
-            Ok(Some(event)) => drop(event?),
-            Err(_) => {}
-        }
-        while let Ok(Some(event)) = tokio::time::timeout(CALM, events.next()).await {
+        if let Ok(event) = tokio::time::timeout(LOOK, events.next()).await {
             event?;
         }
+        let calm = async { while tokio::time::timeout(CALM, events.next()).await.is_ok() {} };
+        // over or not, what there is now is read
+        let _ = tokio::time::timeout(WHILE, calm).await;
         if self::identity(dir)? != identity {
             return Ok(());
         }
@@ -93,16 +93,40 @@ fn identity(dir: &Path) -> io::Result<(u64, u64)> {
     Ok((metadata.dev(), metadata.ino()))
 }
 
-/// Events of the directory and, for its being replaced or a link's being turned, of the one that it is in.
-fn subscribe(dir: &Path) -> io::Result<EventStream<[u8; 4096]>> {
-    let names = WatchMask::CREATE | WatchMask::DELETE | WatchMask::MOVE;
-    let itself = WatchMask::DELETE_SELF | WatchMask::MOVE_SELF | WatchMask::ONLYDIR;
-    let inotify = Inotify::init()?;
-    inotify.watches().add(dir, names | itself | WatchMask::CLOSE_WRITE | WatchMask::ATTRIB)?;
-    if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        inotify.watches().add(parent, names | WatchMask::ONLYDIR)?;
+/// Events of the directory and, for its being replaced or a link's being turned, those of its own name in the one that it is in.
+struct Events {
+    stream: EventStream<[u8; 4096]>,
+    parent: Option<(WatchDescriptor, OsString)>,
+}
+
+impl Events {
+    fn of(dir: &Path) -> io::Result<Self> {
+        let names = WatchMask::CREATE | WatchMask::DELETE | WatchMask::MOVE;
+        let itself = WatchMask::DELETE_SELF | WatchMask::MOVE_SELF | WatchMask::ONLYDIR;
+        let inotify = Inotify::init()?;
+        inotify.watches().add(dir, names | itself | WatchMask::CLOSE_WRITE | WatchMask::ATTRIB)?;
+        let dir = std::path::absolute(dir)?;
+        let parent = match (dir.parent(), dir.file_name()) {
+            (Some(parent), Some(name)) => {
+                Some((inotify.watches().add(parent, names | WatchMask::ONLYDIR)?, name.to_owned()))
+            }
+            _ => None,
+        };
+        Ok(Self { stream: inotify.into_event_stream([0; 4096])?, parent })
     }
-    inotify.into_event_stream([0; 4096])
+
+    /// Waits for one that may mean a change. Nothing is lost when the future is dropped.
+    async fn next(&mut self) -> io::Result<()> {
+        loop {
+            let event = self.stream.next().await.ok_or(io::ErrorKind::UnexpectedEof)??;
+            let foreign = |(parent, name): &(WatchDescriptor, OsString)| {
+                event.wd == *parent && event.name.as_ref().is_some_and(|about| about != name)
+            };
+            if !self.parent.as_ref().is_some_and(foreign) {
+                return Ok(());
+            }
+        }
+    }
 }
 
 /// The files as they were read last.

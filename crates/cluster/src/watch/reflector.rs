@@ -2,10 +2,10 @@
 
 use std::convert::Infallible;
 
-use super::list::{Change, Kind, Line, Misfit, Page, Refusal, place};
+use super::list::{Change, Kind, Line, Misfit, Page, Refusal};
 use super::{Event, Limits, Reporter, Standing};
 use crate::connection::{Connection, Lines};
-use crate::error::Error;
+use crate::error::{Error, place};
 
 /// Largest page of a list, in bytes. An object has at most 1.5 MiB in the API server's store, and most have ten kilobytes.
 const MAX_PAGE: usize = 64 << 20;
@@ -133,8 +133,9 @@ impl<'a> Reflector<'a> {
                 },
                 Ok(Err(error)) => return Err(error),
             }
-            settled = true;
-            self.standing.works();
+            if !std::mem::replace(&mut settled, true) {
+                self.standing.works();
+            }
         }
     }
 

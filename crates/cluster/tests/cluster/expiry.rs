@@ -125,9 +125,9 @@ async fn bookmarks_move_on_what_a_watch_goes_on_from() {
             .set_object(Resource::Nodes, serde_json::json!({"metadata": {"name": format!("n{number}")}}));
     }
     let newest = setup.server.version();
-    setup.server.compact();
     setup.server.send_bookmarks();
     tokio::time::sleep(Duration::from_millis(300)).await;
+    setup.server.compact();
     let before = setup.requests("/pods").len();
     setup.server.disturb_watches(Resource::Pods, WatchFault::Close);
     agent.until("the next watch", |_| setup.requests("/pods").len() > before).await;

@@ -55,6 +55,14 @@ async fn silence_is_noticed() {
 }
 
 #[tokio::test]
+async fn events_that_trickle_arrive_and_those_that_take_too_long_come_by_another_watch() {
+    for interval in [Duration::from_micros(500), Duration::from_millis(5)] {
+        let (_setup, agent) = survives(WatchFault::Slow(interval)).await;
+        assert_eq!((agent.relists(What::Pods), agent.failures(What::Pods)), (0, vec![]), "{interval:?}");
+    }
+}
+
+#[tokio::test]
 async fn an_error_of_the_server_in_the_stream_is_told() {
     let (_setup, agent) = survives(WatchFault::Error(500)).await;
     let failures = agent.failures(What::Pods);

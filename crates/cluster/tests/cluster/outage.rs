@@ -1,12 +1,13 @@
 //! A server that is away, credentials that end, and files that are not there yet.
 
 use std::fs;
+use std::sync::Arc;
 use std::time::Duration;
 
-use cluster::What;
+use cluster::{Access, Connection, Source, What};
 use testkit::apiserver::{Resource, WatchFault};
 
-use crate::agent::{LIMITS, Setup};
+use crate::agent::{Agent, LIMITS, Setup};
 
 #[tokio::test]
 async fn a_server_that_is_away_for_three_seconds_is_caught_up_with() {
@@ -117,7 +118,7 @@ async fn a_service_account_that_comes_late_or_is_broken_is_told() {
     let (token, ca) = (setup.account.path().join("token"), setup.account.path().join("ca.crt"));
     fs::remove_file(&token).unwrap();
     let agent = setup.agent();
-    let failed = |agent: &crate::agent::Agent, text: &str| {
+    let failed = |agent: &Agent, text: &str| {
         agent.failures(What::Pods).last().is_some_and(|(last, _)| last.contains(text))
     };
     agent.until("a missing token", |agent| failed(agent, &format!("read {}", token.display()))).await;
@@ -129,4 +130,29 @@ async fn a_service_account_that_comes_late_or_is_broken_is_told() {
     agent.until("a broken authority", |agent| failed(agent, "ca.crt") || failed(agent, "certificate")).await;
     setup.server.write_service_account(setup.account.path()).unwrap();
     agent.synced().await;
+}
+
+#[tokio::test]
+async fn a_broken_kubeconfig_is_named_and_not_quoted() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("kubeconfig");
+    let source = || Source::Kubernetes {
+        connection: Arc::new(Connection::new(Access::Kubeconfig(path.clone()), "1.2.3")),
+        node: "n1".into(),
+        limits: LIMITS,
+    };
+    let texts = [
+        "",
+        "users: [{name: a, user: {token: s3cret}",
+        "kind: Config\nusers: s3cret\n",
+        "current-context: gone",
+    ];
+    for text in texts {
+        fs::write(&path, text).unwrap();
+        let agent = Agent::start(source());
+        agent.until("a failure", |agent| !agent.failures(What::Pods).is_empty()).await;
+        let (error, _) = agent.failures(What::Pods).remove(0);
+        assert!(error.contains(&*path.to_string_lossy()), "{text}: {error}");
+        assert!(!error.contains("s3cret"), "{text}: {error}");
+    }
 }

