@@ -120,7 +120,7 @@ fn copy(from: &Path, to: &Path) -> Result<(), BinaryError> {
             problem: problem.to_string(),
         })?;
     }
-    Ok(file::place(temp, to)?)
+    Ok(file::place(&temp, to)?)
 }
 
 /// Same content and permission bits.

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 use rustix::fs::{CWD, Gid, OFlags, RenameFlags, Uid, XattrFlags};
 use rustix::io::Errno;
-use tempfile::TempPath;
+use tempfile::{NamedTempFile, TempPath};
 
 /// Largest file that is read as a whole.
 pub(crate) const MAX_BYTES: u64 = 1 << 20;
@@ -179,9 +179,8 @@ pub(crate) fn stage(
     fill: impl FnOnce(&mut File) -> io::Result<()>,
 ) -> Result<TempPath, FileError> {
     let failed = |cause| FileError::io("write", target, cause);
-    let prefix = temp_prefix(target);
-    let temp = tempfile::Builder::new().prefix(&prefix).rand_bytes(RANDOM).tempfile_in(directory(target));
-    let mut temp = temp.map_err(plain).map_err(failed)?;
+    let open = |path: &Path| OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let mut temp = beside(target, open).map_err(failed)?;
     fill(temp.as_file_mut()).map_err(failed)?;
     attributes.apply(temp.as_file()).map_err(failed)?;
     temp.as_file().sync_all().map_err(failed)?;
@@ -190,10 +189,7 @@ pub(crate) fn stage(
 
 /// Gives the file `of` a second name beside `target`; `None` when there is no such file. A file system that cannot do that gets a copy.
 pub(crate) fn stage_link(of: &Path, target: &Path) -> Result<Option<TempPath>, FileError> {
-    let prefix = temp_prefix(target);
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(&prefix).rand_bytes(RANDOM);
-    match builder.make_in(directory(target), |path| std::fs::hard_link(of, path)).map_err(plain) {
+    match beside(target, |path| std::fs::hard_link(of, path)) {
         Ok(link) => Ok(Some(link.into_temp_path())),
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(cause)
@@ -209,20 +205,11 @@ pub(crate) fn stage_link(of: &Path, target: &Path) -> Result<Option<TempPath>, F
     }
 }
 
-fn temp_prefix(target: &Path) -> OsString {
+/// Makes something with a temporary name beside `target`.
+fn beside<F>(target: &Path, make: impl FnMut(&Path) -> io::Result<F>) -> io::Result<NamedTempFile<F>> {
     let mut prefix = target.file_name().unwrap_or_default().to_owned();
     prefix.push(TEMP_MARK);
-    prefix
-}
-
-/// The system's error; `tempfile` wraps it in a text that names a random path.
-fn plain(wrapped: io::Error) -> io::Error {
-    let source = wrapped.get_ref().and_then(std::error::Error::source);
-    let inner = source.and_then(|source| source.downcast_ref::<io::Error>());
-    match inner.and_then(io::Error::raw_os_error) {
-        Some(code) => io::Error::from_raw_os_error(code),
-        None => wrapped,
-    }
+    tempfile::Builder::new().prefix(&prefix).rand_bytes(RANDOM).make_in(directory(target), make)
 }
 
 /// As [`stage`] for bytes at hand, which are read back: a configuration that the file system garbles is never seen.
@@ -239,8 +226,9 @@ pub(crate) fn stage_bytes(
 }
 
 /// Renames `temp` to `target`, whatever is there.
-pub(crate) fn place(temp: TempPath, target: &Path) -> Result<(), FileError> {
-    temp.persist(target).map_err(|error| FileError::io("replace", target, error.error))?;
+pub(crate) fn place(temp: &TempPath, target: &Path) -> Result<(), FileError> {
+    // Two names of one file are both left by a rename; then the temporary one goes with `temp`.
+    std::fs::rename(temp, target).map_err(|cause| FileError::io("replace", target, cause))?;
     sync_directory(target)
 }
 

@@ -112,7 +112,7 @@ impl KubeconfigOptions {
         make_directory(run_dir)?;
         let path = run_dir.join(KUBECONFIG);
         let temp = file::stage_bytes(&path, &Attributes::mode(self.mode), self.render()?.as_bytes())?;
-        file::place(temp, &path)?;
+        file::place(&temp, &path)?;
         Ok(Some(path))
     }
 }

@@ -85,15 +85,15 @@ impl Report {
         for name in names {
             let path = options.net_dir.join(&name);
             let is_configured = options.conf_name.as_deref().is_some_and(|configured| name == configured);
-            // a link leads to a file that is listed itself, or is not ours
-            let is_file = std::fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_file());
-            if !is_file || !(is_configured || name.to_str().and_then(Form::of).is_some()) {
+            if !is_configured && name.to_str().and_then(Form::of).is_none() {
                 continue;
             }
+            // what cannot be followed was not written through
+            let Ok(path) = config::follow(&path) else { continue };
             match config::take_out(&path, is_own(options, &path)) {
                 Ok(taken) => self.done.extend(taken.map(Done::from)),
                 // nothing that we wrote
-                Err(ConfigError::File(FileError::TooLarge { .. })) => {}
+                Err(ConfigError::File(FileError::TooLarge { .. } | FileError::NotRegular { .. })) => {}
                 Err(error) => self.errors.push(Error::Config(error)),
             }
         }

@@ -65,7 +65,9 @@ pub(crate) fn supported_versions(program: &Path) -> Result<Vec<String>, ProbeErr
 
 fn start(program: &Path) -> Result<Child, ProbeError> {
     let mut command = Command::new(program);
-    command.env_clear().env("CNI_COMMAND", "VERSION").current_dir("/").process_group(0);
+    // No other working directory: for that the standard library takes the way of execvp, which hands to a shell what the kernel does
+    // not know as a program.
+    command.env_clear().env("CNI_COMMAND", "VERSION").process_group(0);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut tries = 0;
     loop {

@@ -14,7 +14,7 @@ pub(super) const MAX_FILES: usize = 64;
 /// Most files of a list's own folder.
 const MAX_FOLDER_FILES: usize = 64;
 /// A file that makes no sense is left alone for this long after its last change: somebody may be writing it.
-const SETTLING: Duration = Duration::from_secs(2);
+const SETTLING: Duration = Duration::from_secs(1);
 
 /// Network configurations in the order in which a runtime tries them.
 #[derive(Debug, Default)]
@@ -112,7 +112,7 @@ fn is_recent(modified: Option<SystemTime>) -> bool {
 }
 
 /// The file that is to be replaced. What a link points to has to be in the same directory: another one may be on another mount.
-fn follow(listed: &Path) -> Result<PathBuf, Problem> {
+pub(crate) fn follow(listed: &Path) -> Result<PathBuf, Problem> {
     let failed = |cause| Problem::File(FileError::io("read", listed, cause));
     if !std::fs::symlink_metadata(listed).map_err(failed)?.is_symlink() {
         return Ok(listed.to_owned());

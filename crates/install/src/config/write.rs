@@ -41,6 +41,6 @@ fn keep_original(path: &Path, bytes: &[u8]) -> Result<bool, FileError> {
     if content.bytes != bytes {
         return Ok(false);
     }
-    file::place(temp, &original)?;
+    file::place(&temp, &original)?;
     Ok(true)
 }

@@ -2,5 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod bad_input;
 mod basic;
+mod faults;
+mod golden;
+mod kill;
+mod modes;
+mod primary;
+mod restore;
+mod stomp;
 mod support;
+mod watch;

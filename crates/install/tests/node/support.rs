@@ -55,7 +55,8 @@ impl Node {
     }
 
     pub(crate) fn program(&self, name: &str, text: &str) {
-        let (path, temp) = (self.path(name), self.path("temp"));
+        let path = self.path(name);
+        let temp = path.with_file_name("temp");
         fs::write(&temp, text).unwrap();
         fs::set_permissions(&temp, fs::Permissions::from_mode(0o755)).unwrap();
         fs::rename(temp, path).unwrap();
@@ -115,6 +116,7 @@ impl Node {
     /// Every file below the node with content, mode and owner.
     pub(crate) fn snapshot(&self, folder: &str) -> Vec<(String, Vec<u8>, u32, u32, u32)> {
         let names = names(&self.path(folder)).into_iter();
+        let names = names.filter(|name| self.path(folder).join(name).is_file());
         let files = names.map(|name| {
             let path = self.path(folder).join(&name);
             let metadata = fs::metadata(&path).unwrap();
