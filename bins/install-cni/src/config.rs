@@ -109,8 +109,8 @@ impl Config {
             install,
             pods,
             run_dir,
-            monitoring: address(options, Setting::MonitoringPort)?,
-            health: address(options, Setting::HealthPort)?,
+            monitoring: address(options, Setting::MonitoringPort, "monitoring-port")?,
+            health: address(options, Setting::HealthPort, "health-port")?,
             node: node_name(env),
             namespace: text(Setting::PodNamespace).to_owned(),
             cleanup: cleanup(options)?,
@@ -266,13 +266,13 @@ fn cleanup(options: &Options) -> Result<Cleanup, BadOption> {
     }
 }
 
-fn address(options: &Options, setting: Setting) -> Result<Option<SocketAddr>, BadOption> {
+fn address(options: &Options, setting: Setting, name: &'static str) -> Result<Option<SocketAddr>, BadOption> {
     let number = options.number(setting);
     if number <= 0 {
         return Ok(None);
     }
     let port = u16::try_from(number)
-        .map_err(|_| BadOption::new("port", &number.to_string(), "is larger than 65535"))?;
+        .map_err(|_| BadOption::new(name, &number.to_string(), "is larger than 65535"))?;
     let text = options.text(Setting::ListenAddress);
     let address = match text {
         "" => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
