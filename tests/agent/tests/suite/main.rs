@@ -1,0 +1,12 @@
+//! The node agent from outside: its life, what it keeps, its sockets, bad surroundings, and the plugin beside it.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod life;
+
+/// Asserts that the text has every one of the parts.
+#[track_caller]
+fn assert_says(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "{part:?} is not in: {text}");
+    }
+}
