@@ -44,6 +44,12 @@ impl Handler for LogSocket {
         }
         text(StatusCode::OK, "")
     }
+
+    /// The plugin's side has nobody to tell, so it hears the same as ever (AA-122), and the loss is told here.
+    fn unreadable(&self, _: &Request<()>, _: StatusCode, reason: String) -> Answer {
+        self.agent.error("log lines of a plugin are lost", &[("error", &reason)]);
+        text(StatusCode::OK, "")
+    }
 }
 
 impl LogSocket {

@@ -79,6 +79,11 @@ pub(crate) trait Handler: Send + Sync + 'static {
 
     /// The answer.
     fn answer(&self, request: &Request<()>, body: Bytes) -> Answer;
+
+    /// The answer to a request whose body could not be had.
+    fn unreadable(&self, _: &Request<()>, status: StatusCode, reason: String) -> Answer {
+        text(status, reason + "\n")
+    }
 }
 
 /// A unix socket of ours. Dropping it removes its file, unless another process has put its own there meanwhile.
@@ -213,16 +218,16 @@ where
         async move {
             let (head, body) = request.into_parts();
             let body = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, H::MAX_BODY).collect()).await;
-            let answer = match body {
-                Ok(Ok(body)) => handler.answer(&Request::from_parts(head, ()), body.to_bytes()),
-                Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => text(
-                    StatusCode::PAYLOAD_TOO_LARGE,
-                    format!("the body is larger than {} bytes\n", H::MAX_BODY),
-                ),
-                Ok(Err(error)) => text(StatusCode::BAD_REQUEST, format!("read the body: {error}\n")),
-                Err(_) => text(StatusCode::REQUEST_TIMEOUT, "the body took too long\n"),
+            let head = Request::from_parts(head, ());
+            let (status, reason) = match body {
+                Ok(Ok(body)) => return Ok(handler.answer(&head, body.to_bytes())),
+                Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+                    (StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {} bytes", H::MAX_BODY))
+                }
+                Ok(Err(error)) => (StatusCode::BAD_REQUEST, format!("read the body: {error}")),
+                Err(_) => (StatusCode::REQUEST_TIMEOUT, "the body took too long".to_owned()),
             };
-            Ok::<_, Infallible>(answer)
+            Ok::<_, Infallible>(handler.unreadable(&head, status, reason))
         }
     });
     let mut builder = http1::Builder::new();
