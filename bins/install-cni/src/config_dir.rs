@@ -23,27 +23,29 @@ pub(crate) fn read(dir: &Path, variable: &str) -> Option<String> {
     Some(text.strip_suffix('\n').map_or_else(|| text.clone(), str::to_owned))
 }
 
-/// Calls `changed` after every change in the directory, on a thread of its own that lives as long as the process.
+/// Calls `changed` once and after every change in the directory, on a thread of its own that lives as long as the process.
 ///
 /// # Errors
 /// The system gives no thread.
 pub(crate) fn watch(dir: PathBuf, mut changed: impl FnMut() + Send + 'static) -> std::io::Result<()> {
     std::thread::Builder::new().name("config-dir".into()).spawn(move || {
         loop {
+            // First the watch, then the look: a change in between is one more turn, and none is missed.
+            let watch = begin(&dir);
+            changed();
             // Without a watch, for want of the directory or of watches, the changes of a period are found at its end.
-            if wait(&dir).is_err() {
+            if watch.and_then(wait).is_err() {
                 std::thread::sleep(PERIOD);
             }
             std::thread::sleep(SETTLE);
-            changed();
         }
     })?;
     Ok(())
 }
 
-/// Waits for the next change. Kubelet replaces a mounted ConfigMap by renaming a link in its directory.
-fn wait(dir: &Path) -> std::io::Result<()> {
-    let mut inotify = Inotify::init()?;
+/// Watches the directory from now on. Kubelet replaces a mounted ConfigMap by renaming a link in its directory.
+fn begin(dir: &Path) -> std::io::Result<Inotify> {
+    let inotify = Inotify::init()?;
     let mask = WatchMask::CLOSE_WRITE
         | WatchMask::CREATE
         | WatchMask::DELETE
@@ -52,6 +54,11 @@ fn wait(dir: &Path) -> std::io::Result<()> {
         | WatchMask::DELETE_SELF
         | WatchMask::ONLYDIR;
     inotify.watches().add(dir, mask)?;
+    Ok(inotify)
+}
+
+/// Waits for the next change.
+fn wait(mut inotify: Inotify) -> std::io::Result<()> {
     inotify.read_events_blocking(&mut [0; 4096])?;
     Ok(())
 }
