@@ -92,8 +92,7 @@ impl<'a> Launch<'a> {
         self
     }
 
-    /// Starts it behind a program that becomes the agent, such as `unshare`; the last of these words is a shell command that goes
-    /// before.
+    /// Starts it by a program that becomes the agent, such as `unshare -m`.
     #[must_use]
     pub fn behind(mut self, words: &[&str]) -> Self {
         self.wrapper = words.iter().map(|word| (*word).to_owned()).collect();

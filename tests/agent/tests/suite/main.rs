@@ -1,7 +1,10 @@
 //! The node agent from outside: its life, what it keeps, its sockets, bad surroundings, and the plugin beside it.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod keeping;
 mod life;
+mod logs;
+mod socket;
 
 /// Asserts that the text has every one of the parts.
 #[track_caller]
