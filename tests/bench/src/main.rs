@@ -3,6 +3,7 @@
 //! Times are compared within one run, each sample of ours next to one of what it is compared with, because absolute times mean little
 //! on a shared machine. Nothing here fails on a slow machine; a missed target is printed as missed.
 
+mod agent;
 mod measures;
 mod report;
 mod sample;
@@ -32,7 +33,7 @@ fn run() -> Result<()> {
         Err(_) => 200,
     };
     let mut report = report::Report::new(runs);
-    for measure in measures::ALL {
+    for measure in measures::ALL.iter().chain(agent::ALL) {
         eprintln!("… {}", measure.name);
         (measure.run)(runs, &mut report).with_context(|| measure.name)?;
     }

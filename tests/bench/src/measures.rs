@@ -32,7 +32,7 @@ pub(crate) const ALL: &[Measure] = &[
 ];
 
 /// A fresh namespace with an address that counts as the pod's.
-fn namespace() -> Result<TestNetns> {
+pub(crate) fn namespace() -> Result<TestNetns> {
     let netns = TestNetns::new()?;
     netns.ip(&["addr add 10.77.0.2/32 dev lo"])?;
     Ok(netns)
@@ -46,7 +46,7 @@ fn node(native_nftables: bool) -> Result<Node> {
 }
 
 /// The program next to this one that does nothing.
-fn noop() -> Result<PathBuf> {
+pub(crate) fn noop() -> Result<PathBuf> {
     let own = std::env::current_exe()?;
     let noop = own.parent().context("an executable without a folder")?.join("noop");
     anyhow::ensure!(noop.is_file(), "{} is missing: build the whole package", noop.display());
@@ -132,11 +132,16 @@ fn memory(runs: usize, report: &mut Report) -> Result<()> {
 /// A pod object of the size that an injected pod has in a cluster: about 9 KB.
 fn full_sized_pod() -> serde_json::Value {
     let mut pod = plugin_tests::sidecar_pod("web");
+    fill(&mut pod);
+    pod
+}
+
+/// Gives a pod the size that it has in a cluster.
+pub(crate) fn fill(pod: &mut serde_json::Value) {
     let filler: Vec<serde_json::Value> = (0..80)
         .map(|n| serde_json::json!({"name": format!("VARIABLE_{n}"), "value": format!("{:0>60}", n)}))
         .collect();
     pod["spec"]["containers"][0]["env"] = filler.into();
-    pod
 }
 
 fn size(_: usize, report: &mut Report) -> Result<()> {

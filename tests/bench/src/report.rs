@@ -14,7 +14,7 @@ pub(crate) struct Report {
 }
 
 struct Row {
-    measure: &'static str,
+    measure: String,
     ours: String,
     against: String,
     value: String,
@@ -29,7 +29,7 @@ impl Report {
     }
 
     /// Two times of the same run; the ratio of the medians has a target.
-    pub(crate) fn ratio(&mut self, measure: &'static str, ours: &Samples, base: &Samples, most: f64) {
+    pub(crate) fn ratio(&mut self, measure: &str, ours: &Samples, base: &Samples, most: f64) {
         let ratio = ours.median().as_secs_f64() / base.median().as_secs_f64();
         let text = |s: &Samples| format!("{} / {}", ms(s.median()), ms(s.quantile(0.99)));
         let json = json!({
@@ -39,7 +39,7 @@ impl Report {
             "ratio": ratio, "target": most, "met": ratio <= most,
         });
         self.rows.push(Row {
-            measure,
+            measure: measure.to_owned(),
             ours: text(ours),
             against: text(base),
             value: format!("{ratio:.2}×"),
@@ -50,14 +50,14 @@ impl Report {
     }
 
     /// A gain that has to be reached.
-    pub(crate) fn gain(&mut self, measure: &'static str, parallel: Duration, serial: Duration, least: f64) {
+    pub(crate) fn gain(&mut self, measure: &str, parallel: Duration, serial: Duration, least: f64) {
         let gain = serial.as_secs_f64() / parallel.as_secs_f64();
         let json = json!({
             "measure": measure, "unit": "ms", "ours": millis(parallel), "against": millis(serial),
             "ratio": gain, "target": least, "met": gain >= least,
         });
         self.rows.push(Row {
-            measure,
+            measure: measure.to_owned(),
             ours: ms(parallel),
             against: ms(serial),
             value: format!("{gain:.2}×"),
@@ -68,12 +68,12 @@ impl Report {
     }
 
     /// A size in bytes that must not be exceeded.
-    pub(crate) fn size(&mut self, measure: &'static str, bytes: u64, most: u64) {
+    pub(crate) fn size(&mut self, measure: &str, bytes: u64, most: u64) {
         let mb = |bytes: u64| format!("{:.2} MB", bytes as f64 / 1e6);
         let json =
             json!({"measure": measure, "unit": "bytes", "ours": bytes, "target": most, "met": bytes <= most});
         self.rows.push(Row {
-            measure,
+            measure: measure.to_owned(),
             ours: mb(bytes),
             against: "-".to_owned(),
             value: mb(bytes),
@@ -83,13 +83,44 @@ impl Report {
         });
     }
 
+    /// A time that must not be exceeded, if there is such a limit.
+    pub(crate) fn time(&mut self, measure: &str, value: Duration, most: impl Into<Option<Duration>>) {
+        let most = most.into();
+        let met = most.is_none_or(|most| value <= most);
+        self.rows.push(Row {
+            measure: measure.to_owned(),
+            ours: ms(value),
+            against: "-".to_owned(),
+            value: ms(value),
+            target: most.map_or_else(|| "-".to_owned(), |most| format!("≤ {} ms", millis(most))),
+            met,
+            json: json!({
+                "measure": measure, "unit": "ms", "ours": millis(value), "target": most.map(millis), "met": met,
+            }),
+        });
+    }
+
+    /// A share that must not be exceeded.
+    pub(crate) fn share(&mut self, measure: &str, value: f64, most: f64) {
+        let percent = |share: f64| format!("{:.3}%", share * 100.0);
+        self.rows.push(Row {
+            measure: measure.to_owned(),
+            ours: percent(value),
+            against: "-".to_owned(),
+            value: percent(value),
+            target: format!("≤ {}%", most * 100.0),
+            met: value <= most,
+            json: json!({"measure": measure, "unit": "share", "ours": value, "target": most, "met": value <= most}),
+        });
+    }
+
     pub(crate) fn table(&self) -> String {
         let header = ["MEASURE", "OURS (p50 / p99)", "AGAINST (p50 / p99)", "VALUE", "TARGET", "MET"];
         let rows: Vec<[&str; 6]> = self
             .rows
             .iter()
             .map(|r| {
-                [r.measure, &r.ours, &r.against, &r.value, &r.target, if r.met { "yes" } else { "MISSED" }]
+                [r.measure.as_str(), &r.ours, &r.against, &r.value, &r.target, if r.met { "yes" } else { "MISSED" }]
             })
             .collect();
         let width = |column: usize| {

@@ -1,0 +1,149 @@
+//! The node agent: what it costs to ask it, to have it, to start it.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use agent_tests::{Agent, Node, PodCall, pod_object};
+use anyhow::{Context, Result, ensure};
+use capture::PodId;
+use podsource::PodSource;
+
+use crate::measures::{Measure, namespace, noop};
+use crate::report::Report;
+use crate::sample::{Samples, time};
+
+pub(crate) const ALL: &[Measure] = &[
+    Measure { name: "whole ADD, nf_tables, facts from the agent", run: add },
+    Measure { name: "questions to the agent", run: questions },
+    Measure { name: "memory of the agent, its processor time, its start", run: life },
+    Measure { name: "size of the agent", run: size },
+];
+
+/// Callers at once.
+const CALLERS: usize = 64;
+/// How long an idle agent is watched.
+const IDLE: Duration = Duration::from_secs(30);
+/// After becoming ready, time for what goes on behind it.
+const SETTLE: Duration = Duration::from_secs(2);
+
+fn add(runs: usize, report: &mut Report) -> Result<()> {
+    let (node, noop) = (Node::new()?, noop()?);
+    node.sidecar("web", "uid-web");
+    let agent = node.start()?;
+    let (mut ours, mut base) = (Samples::default(), Samples::default());
+    for _ in 0..runs {
+        let netns = namespace()?;
+        let call = PodCall::new(&node, "web", "uid-web", netns.path())?;
+        base.push(time(&mut Command::new(&noop), b"")?);
+        let (mut command, stdin) = call.command("ADD");
+        ours.push(time(&mut command, &stdin)?);
+    }
+    let counted = agent.metric("istio_cni_facts_source_total{source=\"agent\"}")?;
+    ensure!(counted >= runs as f64, "only {counted} of {runs} ADDs had their facts from the agent");
+    report.ratio("whole ADD, nf_tables, facts from the agent : static no-op process", &ours, &base, 5.0);
+    Ok(())
+}
+
+fn questions(runs: usize, report: &mut Report) -> Result<()> {
+    let node = Node::new()?;
+    node.sidecar("web", "uid-web");
+    let _agent = node.start()?;
+    let alone = ask(&node, runs)?;
+    report.time("facts from the agent, one caller, p50", alone.median(), Duration::from_micros(300));
+    let each = runs.div_ceil(8).max(20);
+    let all = std::thread::scope(|scope| {
+        let callers: Vec<_> = (0..CALLERS).map(|_| scope.spawn(|| ask(&node, each))).collect();
+        let mut all = Samples::default();
+        for caller in callers {
+            all.extend(&caller.join().map_err(|_| anyhow::anyhow!("a caller panicked"))??);
+        }
+        anyhow::Ok(all)
+    })?;
+    report.time("facts from the agent, 64 callers at once, p50", all.median(), None);
+    report.time(
+        "facts from the agent, 64 callers at once, p99",
+        all.quantile(0.99),
+        Duration::from_millis(5),
+    );
+    Ok(())
+}
+
+/// As the plugin asks: a connection for each question.
+fn ask(node: &Node, times: usize) -> Result<Samples> {
+    let agent = podsource::Agent::new(&node.run_dir(), "bench");
+    let id = PodId { namespace: "default".into(), name: "web".into(), uid: Some("uid-web".into()) };
+    let mut samples = Samples::default();
+    for _ in 0..times {
+        let start = Instant::now();
+        agent.pod(&id)?;
+        samples.push(start.elapsed());
+    }
+    Ok(samples)
+}
+
+fn life(_: usize, report: &mut Report) -> Result<()> {
+    for (pods, most) in [(0, 12_000_000), (250, 16_000_000), (5_000, 40_000_000)] {
+        let node = filled(pods)?;
+        let agent = node.start()?;
+        std::thread::sleep(SETTLE);
+        ensure!(agent.metric("istio_cni_pods")? as usize == pods, "the agent does not know {pods} pods");
+        report.size(&format!("agent RSS, {pods} pods"), resident(&agent)?, most);
+        if pods == 250 {
+            let before = processor_time(&agent)?;
+            std::thread::sleep(IDLE);
+            let used = processor_time(&agent)? - before;
+            report.share(
+                "agent CPU idle, 250 pods, of a core",
+                used.as_secs_f64() / IDLE.as_secs_f64(),
+                0.001,
+            );
+        }
+    }
+    let node = filled(1_000)?;
+    let start = Instant::now();
+    let _agent = node.start()?;
+    report.time(
+        "agent start until ready, 1000 pods, the API's time included",
+        start.elapsed(),
+        Duration::from_secs(1),
+    );
+    Ok(())
+}
+
+/// A node whose API has so many pods of the size that injected pods have.
+fn filled(pods: usize) -> Result<Node> {
+    let node = Node::new()?;
+    for number in 0..pods {
+        let name = format!("pod-{number:05}");
+        let mut pod = pod_object(&name, &format!("uid-{number}"), "n1");
+        crate::measures::fill(&mut pod);
+        node.api.set_pod(pod);
+    }
+    Ok(node)
+}
+
+/// `VmRSS` of proc(5).
+fn resident(agent: &Agent) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", agent.pid()))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
+    Ok(kib * 1024)
+}
+
+/// Time on a processor of all threads: the first number in their `schedstat`, in nanoseconds.
+fn processor_time(agent: &Agent) -> Result<Duration> {
+    let mut total = 0;
+    for task in std::fs::read_dir(Path::new("/proc").join(agent.pid().to_string()).join("task"))? {
+        let text = std::fs::read_to_string(task?.path().join("schedstat"))?;
+        total +=
+            text.split(' ').next().and_then(|first| first.parse::<u64>().ok()).context("no schedstat")?;
+    }
+    Ok(Duration::from_nanos(total))
+}
+
+fn size(_: usize, report: &mut Report) -> Result<()> {
+    let agent = testkit::programs().join("install-cni");
+    report.size("stripped agent binary", std::fs::metadata(agent)?.len(), 12_000_000);
+    Ok(())
+}
