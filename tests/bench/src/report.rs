@@ -120,7 +120,14 @@ impl Report {
             .rows
             .iter()
             .map(|r| {
-                [r.measure.as_str(), &r.ours, &r.against, &r.value, &r.target, if r.met { "yes" } else { "MISSED" }]
+                [
+                    r.measure.as_str(),
+                    &r.ours,
+                    &r.against,
+                    &r.value,
+                    &r.target,
+                    if r.met { "yes" } else { "MISSED" },
+                ]
             })
             .collect();
         let width = |column: usize| {

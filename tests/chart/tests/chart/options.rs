@@ -49,6 +49,7 @@ const KNOWN: &[&str] = &[
     "ZTUNNEL_UDS_ADDRESS",
     "ADD_TIMEOUT",
     "CAPTURE",
+    "CONFIG_DIR",
     "FACTS_TIMEOUT",
     "FAILURE_POLICY",
     "POD_SOURCE",
