@@ -241,15 +241,15 @@ pub(crate) fn place_new(temp: &Path, target: &Path) -> Result<bool, FileError> {
     }
 }
 
-/// Lets `target`, which is expected to hold `old`, have the content `new` of the file `temp`. False if it holds something else, which
-/// then stays.
+/// Lets `target`, which is expected to hold `old`, become the file `temp`. False if it holds something else, which then stays.
 ///
 /// The two names are exchanged, so that what is displaced can still be looked at: no writer in between is lost. A file system that
 /// cannot exchange gets the comparison just before the rename.
-pub(crate) fn swap(temp: &Path, target: &Path, old: &[u8], new: &[u8]) -> Result<bool, FileError> {
-    const ROUNDS: usize = 5;
+pub(crate) fn swap(temp: &Path, target: &Path, old: &[u8]) -> Result<bool, FileError> {
+    const ROUNDS: usize = 100;
     let failed = |cause| FileError::io("replace", target, cause);
     let exchange = || rustix::fs::renameat_with(CWD, temp, CWD, target, RenameFlags::EXCHANGE);
+    let mut placed = identity(temp)?;
     match exchange() {
         Ok(()) => {}
         Err(Errno::NOENT) => return Ok(false),
@@ -269,23 +269,48 @@ pub(crate) fn swap(temp: &Path, target: &Path, old: &[u8], new: &[u8]) -> Result
         std::fs::remove_file(temp).map_err(failed)?;
         return Ok(true);
     }
-    // Back, until what comes out again is ours: the newest of the others' files has to stay.
+    // Back with it, whatever it is. If what comes out then is not what went in before, it is newer and goes back in turn.
+    let mut held = identity(temp)?;
     for _ in 0..ROUNDS {
-        exchange().map_err(|cause| failed(cause.into()))?;
-        if Content::read(temp).is_ok_and(|displaced| displaced.bytes == new) {
+        match exchange() {
+            Ok(()) => {}
+            // removed meanwhile, which is the newest that was wanted
+            Err(Errno::NOENT) => break,
+            Err(cause) => return Err(failed(cause.into())),
+        }
+        let displaced = identity(temp)?;
+        if displaced == placed {
             break;
         }
+        placed = std::mem::replace(&mut held, displaced);
     }
     Ok(false)
 }
 
+/// Device and inode: which file a name is of, whatever it holds.
+fn identity(path: &Path) -> Result<(u64, u64), FileError> {
+    let metadata = std::fs::symlink_metadata(path).map_err(|cause| FileError::io("read", path, cause))?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
 /// Removes a file if it still holds `bytes`; false if it does not. A file that is not there is removed.
+///
+/// It is renamed before it is looked at, so that what others put there in between can go back.
 pub(crate) fn remove_if(path: &Path, bytes: &[u8]) -> Result<bool, FileError> {
-    match Content::read_if_there(path)? {
-        None => Ok(true),
-        Some(content) if content.bytes == bytes => remove(path).map(|_| true),
-        Some(_) => Ok(false),
+    let temp = match beside(path, |temp| std::fs::rename(path, temp)) {
+        Ok(temp) => temp.into_temp_path(),
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(true),
+        Err(cause) => return Err(FileError::io("remove", path, cause)),
+    };
+    let is_same = Content::read(&temp).is_ok_and(|content| content.bytes == bytes);
+    if is_same {
+        drop(temp);
+        sync_directory(path)?;
+    } else {
+        // a still newer one may be there already
+        place_new(&temp, path)?;
     }
+    Ok(is_same)
 }
 
 /// Removes a file; false if there was none.

@@ -99,7 +99,7 @@ impl File<'_> {
             let is_same =
                 |now: &Document| kept_document.as_ref().is_some_and(|kept| kept.is_same_network(now));
             if self.is_own || self.document.is_none_or(is_same) {
-                return self.bring_back(&original, &kept);
+                return self.bring_back(&original);
             }
         }
         let rest = if self.is_own { None } else { self.without_entry()? };
@@ -110,7 +110,7 @@ impl File<'_> {
             }
             Some(rest) => {
                 let temp = file::stage_bytes(self.path, &self.content.attributes(), &rest)?;
-                let is_written = file::swap(&temp, self.path, &self.content.bytes, &rest)?;
+                let is_written = file::swap(&temp, self.path, &self.content.bytes)?;
                 Ok(is_written.then(|| Taken::EntryRemoved(self.path.to_owned())))
             }
         }
@@ -121,9 +121,9 @@ impl File<'_> {
         self.document.map_or(Ok(None), Document::without_entry).map_err(failed)
     }
 
-    fn bring_back(&self, original: &Original, kept: &Content) -> Result<Option<Taken>, ConfigError> {
+    fn bring_back(&self, original: &Original) -> Result<Option<Taken>, ConfigError> {
         if original.name == self.path {
-            let is_back = file::swap(&original.kept_at, self.path, &self.content.bytes, &kept.bytes)?;
+            let is_back = file::swap(&original.kept_at, self.path, &self.content.bytes)?;
             return Ok(is_back.then(|| Taken::Restored(self.path.to_owned())));
         }
         // The single network first, so that there is always one. If its name is taken, its owner has written it anew.

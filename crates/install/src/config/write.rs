@@ -23,7 +23,7 @@ pub(crate) fn write(write: &Write) -> Result<bool, ConfigError> {
         }
     }
     let is_written = match &write.old {
-        Some(old) => file::swap(&temp, &write.target, &old.bytes, &write.new)?,
+        Some(old) => file::swap(&temp, &write.target, &old.bytes)?,
         None => file::place_new(&temp, &write.target)?,
     };
     match &write.single {

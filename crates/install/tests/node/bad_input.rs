@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::support::{CALICO, Node, Running, names, plugin};
+use crate::support::{CALICO, Node, Running, at_once, names, plugin};
 
 #[test]
 fn files_that_are_no_configuration_are_passed_over_by_name() {
@@ -49,24 +49,27 @@ fn more_files_than_a_node_has_are_not_all_read() {
 
 #[test]
 fn a_configured_file_that_is_no_network_is_an_error_and_stays() {
-    for (text, wanted) in [
-        (r#"{"name":"n"}"#, "neither a list of plugins (key plugins) nor a plugin (key type)"),
-        (r#"{"name":"n","plugins":{}}"#, "key plugins is not a list"),
-        ("{", "is no valid network configuration: not JSON"),
-        ("[]", "an array and not a JSON object"),
-    ] {
-        let node = Node::new();
-        node.replace("10-x.conflist", text);
-        let mut options = node.options();
-        options.conf_name = Some("10-x.conflist".into());
-        let running = Running::new(options);
-        running.until_told(wanted);
-        running.until_told("FAILED Some(\"CREATE_CNI_CONFIG_FAILURE\")");
-        assert_eq!(node.read("10-x.conflist"), text);
-        assert!(!running.told.has("READY") || !running.told.is_ready());
-        node.replace("10-x.conflist", CALICO);
-        running.until_ready();
-    }
+    at_once(
+        [
+            (r#"{"name":"n"}"#, "neither a list of plugins (key plugins) nor a plugin (key type)"),
+            (r#"{"name":"n","plugins":{}}"#, "key plugins is not a list"),
+            ("{", "is no valid network configuration: not JSON"),
+            ("[]", "an array and not a JSON object"),
+        ],
+        |(text, wanted)| {
+            let node = Node::new();
+            node.replace("10-x.conflist", text);
+            let mut options = node.options();
+            options.conf_name = Some("10-x.conflist".into());
+            let running = Running::new(options);
+            running.until_told(wanted);
+            running.until_told("FAILED Some(\"CREATE_CNI_CONFIG_FAILURE\")");
+            assert_eq!(node.read("10-x.conflist"), text);
+            assert!(!running.told.has("READY") || !running.told.is_ready());
+            node.replace("10-x.conflist", CALICO);
+            running.until_ready();
+        },
+    );
 }
 
 #[test]
@@ -78,7 +81,7 @@ fn the_kubeconfig_needs_a_server_a_token_and_an_authority() {
         change(options.kubeconfig.as_mut().unwrap());
         let running = Running::new(options);
         running.until_told(wanted);
-        assert!(running.told.has("FAILED Some(\"CREATE_KUBECONFIG_FAILURE\"): write kubeconfig: "));
+        running.until_told("FAILED Some(\"CREATE_KUBECONFIG_FAILURE\"): write kubeconfig: ");
         assert!(!running.told.is_ready());
         assert!(!node.has_entry("10-calico.conflist"), "the configuration comes last (I-9)");
     };
@@ -133,33 +136,36 @@ fn a_program_that_does_not_run_is_never_swapped_in() {
     elf.extend([0, 22, 0, 0, 0, 1]);
     elf.resize(120, 0);
     let this = fs::read("/bin/true").unwrap();
-    for (program, wanted) in [
-        (elf.clone(), "is the image built for this architecture?"),
-        (this[..400].to_vec(), "does not run here: it"),
-        (b"".to_vec(), "is the image built for this architecture?"),
-        (b"#!/nonexistent/sh\n".to_vec(), "it cannot be started: No such file or directory"),
-        (b"#!/bin/sh\necho no\n".to_vec(), "not a JSON object with supportedVersions"),
-        (b"#!/bin/sh\necho '{}'\n".to_vec(), "not a JSON object with supportedVersions"),
-        (b"#!/bin/sh\nexit 3\n".to_vec(), "it ended with exit status: 3"),
-        (b"#!/bin/sh\nkill -SEGV $$\n".to_vec(), "it ended with signal: 11"),
-        (
-            b"#!/bin/sh\nwhile :; do echo xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; done\n".to_vec(),
-            "is longer than 65536 bytes",
-        ),
-    ] {
-        let node = Node::new();
-        node.replace("10-calico.conflist", CALICO);
-        node.program("bin/istio-cni", &plugin("the old one"));
-        fs::write(node.path("image/istio-cni"), &program).unwrap();
-        let running = node.start();
-        running.until_told("FAILED Some(\"COPY_BINARIES_FAILURE\"): copy binaries: ");
-        assert!(running.told.has(wanted), "{wanted}: {:?}", running.told.all());
-        assert_eq!(fs::read_to_string(node.path("bin/istio-cni")).unwrap(), plugin("the old one"));
-        assert_eq!(names(&node.path("bin")), ["istio-cni"]);
-        node.program("image/istio-cni", &plugin("the new one"));
-        running.until_ready();
-        assert_eq!(fs::read_to_string(node.path("bin/istio-cni")).unwrap(), plugin("the new one"));
-    }
+    at_once(
+        [
+            (elf.clone(), "is the image built for this architecture?"),
+            (this[..400].to_vec(), "does not run here: it"),
+            (b"".to_vec(), "is the image built for this architecture?"),
+            (b"#!/nonexistent/sh\n".to_vec(), "it cannot be started: No such file or directory"),
+            (b"#!/bin/sh\necho no\n".to_vec(), "not a JSON object with supportedVersions"),
+            (b"#!/bin/sh\necho '{}'\n".to_vec(), "not a JSON object with supportedVersions"),
+            (b"#!/bin/sh\nexit 3\n".to_vec(), "it ended with exit status: 3"),
+            (b"#!/bin/sh\nkill -SEGV $$\n".to_vec(), "it ended with signal: 11"),
+            (
+                b"#!/bin/sh\nwhile :; do echo xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; done\n".to_vec(),
+                "is longer than 65536 bytes",
+            ),
+        ],
+        |(program, wanted)| {
+            let node = Node::new();
+            node.replace("10-calico.conflist", CALICO);
+            node.program("bin/istio-cni", &plugin("the old one"));
+            fs::write(node.path("image/istio-cni"), &program).unwrap();
+            let running = node.start();
+            running.until_told("FAILED Some(\"COPY_BINARIES_FAILURE\"): copy binaries: ");
+            assert!(running.told.has(wanted), "{wanted}: {:?}", running.told.all());
+            assert_eq!(fs::read_to_string(node.path("bin/istio-cni")).unwrap(), plugin("the old one"));
+            assert_eq!(names(&node.path("bin")), ["istio-cni"]);
+            node.program("image/istio-cni", &plugin("the new one"));
+            running.until_ready();
+            assert_eq!(fs::read_to_string(node.path("bin/istio-cni")).unwrap(), plugin("the new one"));
+        },
+    );
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use rustix::mount::{MountFlags, UnmountFlags};
 
-use crate::support::{CALICO, Node, names, plugin};
+use crate::support::{CALICO, Node, at_once, names, plugin};
 
 /// A mount that ends with the test.
 struct Mounted(PathBuf);
@@ -40,7 +40,7 @@ fn fill(directory: &std::path::Path) -> PathBuf {
 
 #[test]
 fn a_full_disk_is_told_and_the_old_state_stays() {
-    for folder in ["net.d", "bin", "run"] {
+    at_once(["net.d", "bin", "run"], |folder| {
         let node = Node::new();
         let _mounted = Mounted::tmpfs(node.path(folder), "64k");
         node.replace("10-calico.conflist", CALICO);
@@ -59,12 +59,12 @@ fn a_full_disk_is_told_and_the_old_state_stays() {
         std::fs::remove_file(filler).unwrap();
         running.until_ready();
         assert!(node.has_entry("10-calico.conflist"));
-    }
+    });
 }
 
 #[test]
 fn a_read_only_mount_is_told_with_what_helps() {
-    for (folder, phase) in [("net.d", "create CNI config file: "), ("bin", "copy binaries: ")] {
+    at_once([("net.d", "create CNI config file: "), ("bin", "copy binaries: ")], |(folder, phase)| {
         let node = Node::new();
         let mounted = Mounted::tmpfs(node.path(folder), "64k");
         node.replace("10-calico.conflist", CALICO);
@@ -80,7 +80,7 @@ fn a_read_only_mount_is_told_with_what_helps() {
         mounted.set_read_only(false);
         running.until_ready();
         assert!(node.has_entry("10-calico.conflist"));
-    }
+    });
 }
 
 #[test]

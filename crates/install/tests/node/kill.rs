@@ -3,12 +3,12 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use cni::conflist::{Document, Form};
 
-use crate::support::{CALICO, Node, names, plugin};
+use crate::support::{CALICO, Node, at_once, names, plugin};
 
 const SINGLE: &str = r#"{"cniVersion":"1.0.0","name":"single","type":"bridge","bridge":"cni0"}"#;
 
@@ -84,48 +84,52 @@ fn check_whole(node: &Node, is_single: bool) {
 /// strace ends the process at the n-th call of each system call that changes files.
 #[test]
 fn killed_at_each_system_call_that_changes_something() {
-    let mut kills = 0;
-    for call in [
-        "openat",
-        "write",
-        "fchmod",
-        "fsync",
-        "rename",
-        "renameat2",
-        "link",
-        "linkat",
-        "unlink",
-        "unlinkat",
-        "copy_file_range",
-    ] {
-        for is_single in [false, true] {
-            // opening is done for reading mostly: each seventh is enough
-            let step = if call == "openat" { 7 } else { 1 };
-            for number in (1..60).step_by(step) {
-                let node = node(is_single);
-                let status = Command::new("strace")
-                    .args(["-o", "/dev/null", "-e", &format!("trace={call}")])
-                    .args(["-e", &format!("inject={call}:signal=KILL:when={number}")])
-                    .arg(program())
-                    .arg(node.dir.path())
-                    .stdout(Stdio::null())
-                    .status()
-                    .expect("strace is needed");
-                loaded(&node);
-                if status.success() {
-                    break;
+    let kills = AtomicU32::new(0);
+    at_once(
+        [
+            "openat",
+            "write",
+            "fchmod",
+            "fsync",
+            "rename",
+            "renameat2",
+            "link",
+            "linkat",
+            "unlink",
+            "unlinkat",
+            "copy_file_range",
+        ],
+        |call| {
+            for is_single in [false, true] {
+                // opening is done for reading mostly: each seventh is enough
+                let step = if call == "openat" { 7 } else { 1 };
+                for number in (1..60).step_by(step) {
+                    let node = node(is_single);
+                    let status = Command::new("strace")
+                        .args(["-o", "/dev/null", "-e", &format!("trace={call}")])
+                        .args(["-e", &format!("inject={call}:signal=KILL:when={number}")])
+                        .arg(program())
+                        .arg(node.dir.path())
+                        .stdout(Stdio::null())
+                        .status()
+                        .expect("strace is needed");
+                    loaded(&node);
+                    if status.success() {
+                        break;
+                    }
+                    kills.fetch_add(1, Ordering::Relaxed);
+                    check_whole(&node, is_single);
                 }
-                kills += 1;
-                check_whole(&node, is_single);
             }
-        }
-    }
+        },
+    );
+    let kills = kills.into_inner();
     assert!(kills > 40, "only {kills} kills have hit");
 }
 
 #[test]
 fn killed_a_hundred_times_at_random_under_the_eyes_of_a_reader() {
-    for is_single in [false, true] {
+    at_once([false, true], |is_single| {
         let node = node(is_single);
         let is_over = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -157,5 +161,5 @@ fn killed_a_hundred_times_at_random_under_the_eyes_of_a_reader() {
             rounds.unwrap();
         });
         check_whole(&node, is_single);
-    }
+    });
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::support::{CALICO, Node, Running};
+use crate::support::{CALICO, Node, Running, at_once};
 
 const PTP: &str = r#"{"name":"ptp","cniVersion":"1.0.0","plugins":[{"type":"ptp"}]}"#;
 
@@ -53,27 +53,30 @@ fn an_empty_or_missing_directory_is_waited_for() {
 /// N-4
 #[test]
 fn a_configured_name_is_found_under_its_other_extension_and_waited_for() {
-    for (configured, there, written) in [
-        ("10-x.conf", "10-x.conflist", "10-x.conflist"),
-        ("10-x.conflist", "10-x.conf", "10-x.conflist"),
-        ("undetectable.file", "undetectable.file", "undetectable.file"),
-    ] {
-        let node = Node::new();
-        node.replace("00-first.conflist", CALICO);
-        let mut options = node.options();
-        options.conf_name = Some(configured.into());
-        let running = Running::new(options);
-        running.until_told(&format!("{configured} does not exist: waiting for it"));
-        let text = if there.ends_with(".conf") { r#"{"type":"ptp"}"# } else { PTP };
-        node.replace(there, text);
-        running.until_ready();
-        assert!(node.has_entry(written));
-        assert_eq!(node.read("00-first.conflist"), CALICO);
-        running.until_told("00-first.conflist, which sorts before");
-        assert!(running.stop().cleanup().errors.is_empty());
-        assert_eq!(node.read(there), text);
-        assert_eq!(node.names(), ["00-first.conflist", there]);
-    }
+    at_once(
+        [
+            ("10-x.conf", "10-x.conflist", "10-x.conflist"),
+            ("10-x.conflist", "10-x.conf", "10-x.conflist"),
+            ("undetectable.file", "undetectable.file", "undetectable.file"),
+        ],
+        |(configured, there, written)| {
+            let node = Node::new();
+            node.replace("00-first.conflist", CALICO);
+            let mut options = node.options();
+            options.conf_name = Some(configured.into());
+            let running = Running::new(options);
+            running.until_told(&format!("{configured} does not exist: waiting for it"));
+            let text = if there.ends_with(".conf") { r#"{"type":"ptp"}"# } else { PTP };
+            node.replace(there, text);
+            running.until_ready();
+            assert!(node.has_entry(written));
+            assert_eq!(node.read("00-first.conflist"), CALICO);
+            running.until_told("00-first.conflist, which sorts before");
+            assert!(running.stop().cleanup().errors.is_empty());
+            assert_eq!(node.read(there), text);
+            assert_eq!(node.names(), ["00-first.conflist", there]);
+        },
+    );
 }
 
 #[test]
@@ -102,7 +105,7 @@ fn two_networks_of_one_name_are_not_made_one() {
     node.replace("10-x.conflist", PTP);
     let running = node.start();
     running.until_told("which is another network; rename or remove one of them");
-    assert!(running.told.has("FAILED Some(\"CREATE_CNI_CONFIG_FAILURE\"): create CNI config file: "));
+    running.until_told("FAILED Some(\"CREATE_CNI_CONFIG_FAILURE\"): create CNI config file: ");
     assert_eq!(node.read("10-x.conflist"), PTP);
     fs::remove_file(node.net("10-x.conf")).unwrap();
     running.until_ready();
