@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, HeaderValue, USER_AGENT};
+use http::header::{AUTHORIZATION, HeaderValue, RETRY_AFTER, USER_AGENT};
 use http::{Request, Response};
 use kube::Client;
 use kube::client::{Body, ClientBuilder};
@@ -96,13 +96,16 @@ impl Connection {
             return Ok(response);
         }
         let code = response.status().as_u16();
+        let retry_after =
+            response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+        let retry_after = retry_after.map(Duration::from_secs);
         let body = tokio::time::timeout(limit, read(operation, response.into_body(), MAX_REFUSAL));
         let message = match body.await {
             Ok(Ok(body)) => status_message(&body),
             // the code says more than why its explanation could not be read
             Ok(Err(_)) | Err(_) => String::new(),
         };
-        Err(Error::Status { operation: operation.into(), code, message })
+        Err(Error::Status { operation: operation.into(), code, message, retry_after })
     }
 
     /// Sends a request and reads the whole answer, at most `max` bytes, within `limit` together.

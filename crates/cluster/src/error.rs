@@ -41,6 +41,8 @@ pub enum Error {
         code: u16,
         /// The server's words.
         message: String,
+        /// How long it asks to be left alone (`Retry-After`).
+        retry_after: Option<Duration>,
     },
     /// The answer, or a line of a watch, is larger than allowed.
     #[error("{operation}: the answer is larger than {limit} bytes; an API server sends no such object")]
@@ -75,6 +77,14 @@ impl Error {
     pub fn status(&self) -> Option<u16> {
         match self {
             Self::Status { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+
+    /// How long the server asks to be left alone.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Status { retry_after, .. } => *retry_after,
             _ => None,
         }
     }

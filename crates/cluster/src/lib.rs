@@ -6,6 +6,24 @@
 //! - [`queue`]: keys that are worked on one at a time, with retries.
 //! - [`store`]: the last known facts on disk, for the plugin.
 //! - [`write`]: Events, labels, and whether the agent is about to be replaced.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), cluster::StoreError> {
+//! # use std::{path::Path, sync::Arc};
+//! use cluster::{Access, Cluster, Connection, Event, Limits, Source, Store};
+//! let account = Path::new("/var/run/secrets/kubernetes.io/serviceaccount");
+//! let connection = Arc::new(Connection::new(Access::in_cluster("10.96.0.1", "443", account), "1.0.0"));
+//! let cluster = Cluster::new();
+//! let store = Store::start(Path::new("/var/run/istio-cni"), cluster.clone(), |event| eprintln!("{event:?}"))?;
+//! let source = Source::Kubernetes { connection, node: "node-1".into(), limits: Limits::default() };
+//! tokio::spawn(cluster::watch::run(source, cluster.clone(), move |event| match event {
+//!     Event::Synced => store.synced(),
+//!     Event::Changed(pods) => store.changed(&pods),
+//!     event => eprintln!("{event:?}"),
+//! }));
+//! let facts = cluster.index().facts("shop", "web-0");
+//! # Ok(()) }
+//! ```
 
 mod backoff;
 mod connection;
@@ -21,5 +39,5 @@ pub use error::Error;
 pub use index::{Index, PodKey};
 pub use queue::Queue;
 pub use store::{Store, StoreError, StoreEvent};
-pub use watch::{Cluster, Event, Limits, Source, State, WatchError, What};
+pub use watch::{Cluster, Event, Limits, ManifestError, Source, State, WatchError, What};
 pub use write::{UpgradeState, Writer};

@@ -14,11 +14,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
+use crate::backoff::Backoff;
 use crate::connection::Connection;
 use crate::error::Error;
 use crate::index::{Index, PodKey};
 use list::Kind;
-use manifests::ManifestError;
+pub use manifests::ManifestError;
 use reflector::Reflector;
 
 /// Where the state of the cluster comes from.
@@ -267,7 +268,11 @@ impl<'a> Standing<'a> {
         let error = error.into();
         self.failures = self.failures.saturating_add(1);
         let failing_for = self.failing.get_or_insert_with(Instant::now).elapsed();
-        let retry_in = RETRY.pause(self.failures);
+        let asked = match &error {
+            WatchError::Api(error) => error.retry_after().unwrap_or_default(),
+            WatchError::Manifests(_) => Duration::ZERO,
+        };
+        let retry_in = RETRY.pause(self.failures).max(asked.min(LONGEST_PAUSE));
         self.reporter.set_ok(self.what, false, Some(&error));
         self.reporter.tell(Event::WatchFailed { what: self.what, error, failing_for, retry_in });
         tokio::time::sleep(retry_in).await;
@@ -276,5 +281,7 @@ impl<'a> Standing<'a> {
 
 /// Pauses between tries of a list or watch. A new agent must not wait long for a server that just starts, and the agents of a large
 /// cluster must not keep it from starting.
-const RETRY: crate::backoff::Backoff =
-    crate::backoff::Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
+const RETRY: Backoff = Backoff::new(Duration::from_millis(200), LONGEST_PAUSE);
+
+/// Nor does an agent wait longer when it is asked to.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);

@@ -12,7 +12,7 @@ use crate::error::place;
 use crate::index::{Index, PodKey};
 
 /// Objects in a page of a list. What is read at once decides over the peak of the agent's memory.
-const PAGE: u32 = 200;
+const PAGE: u32 = 100;
 
 /// What is listed and watched.
 #[derive(Debug, Clone)]

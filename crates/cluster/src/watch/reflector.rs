@@ -148,7 +148,7 @@ impl<'a> Reflector<'a> {
             let Refusal { code, message } = refusal
                 .map_err(|error| Error::NotUnderstood { operation: operation(), reason: place(&error) })?;
             let message = message.chars().filter(|c| !c.is_control()).take(300).collect();
-            return Err(Error::Status { operation: operation(), code, message });
+            return Err(Error::Status { operation: operation(), code, message, retry_after: None });
         }
         if line.change == Change::Bookmark {
             // carries nothing but the version; a name is only what it lacks

@@ -17,9 +17,9 @@ async fn a_long_list_comes_in_pages() {
     assert_eq!(agent.pods().len(), 450);
     let lists = setup.requests("/pods?&fieldSelector");
     let lists: Vec<_> = lists.iter().filter(|path| !path.contains("watch=")).collect();
-    assert_eq!(lists.len(), 3, "{lists:?}");
-    assert!(lists.iter().all(|path| path.contains("limit=200")), "{lists:?}");
-    assert_eq!(lists.iter().filter(|path| path.contains("continue=")).count(), 2);
+    assert_eq!(lists.len(), 5, "{lists:?}");
+    assert!(lists.iter().all(|path| path.contains("limit=100")), "{lists:?}");
+    assert_eq!(lists.iter().filter(|path| path.contains("continue=")).count(), 4);
 }
 
 #[tokio::test]
