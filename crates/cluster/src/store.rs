@@ -102,8 +102,9 @@ impl Store {
     /// These pods changed, or are gone: [`crate::Event::Changed`]. Does not wait.
     pub fn changed(&self, pods: &[PodKey]) {
         let mut work = self.shared.work();
-        work.changed.extend(pods.iter().map(|pod| (pod.namespace.clone(), pod.name.clone())));
+        // before that, all pods are still to be written
         if work.synced {
+            work.changed.extend(pods.iter().map(|pod| (pod.namespace.clone(), pod.name.clone())));
             self.shared.wake.notify_all();
         }
     }

@@ -194,6 +194,12 @@ impl Kind {
             // the items of a list carry no kind of their own
             object.kind = Some("Pod".into());
         }
-        Ok((object.trimmed(), version.unwrap_or_default()))
+        Ok((tight(object), version.unwrap_or_default()))
     }
+}
+
+/// What is kept of an object, without the spare room that parsing and trimming leave in its lists: a clone has none.
+pub(super) fn tight(object: Object) -> Object {
+    let trimmed = object.trimmed();
+    Object::clone(&trimmed)
 }

@@ -17,6 +17,7 @@ use futures_util::StreamExt;
 use inotify::{EventStream, Inotify, WatchDescriptor, WatchMask};
 use podsource::{FileError, is_manifest, objects_in_file};
 
+use super::list::tight;
 use super::{Reporter, Standing, WatchError, What};
 
 /// Writers make several changes in a row; they are read together, once there was none for so long, or after a while of changes.
@@ -172,7 +173,7 @@ impl Files {
                 continue;
             }
             let pods = match objects_in_file(&path) {
-                Ok(objects) => objects.into_iter().map(|object| Arc::new(object.trimmed())).collect(),
+                Ok(objects) => objects.into_iter().map(|object| Arc::new(tight(object))).collect(),
                 // it describes something else
                 Err(FileError::NoPod { .. }) => Vec::new(),
                 Err(error) => {
