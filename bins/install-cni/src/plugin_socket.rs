@@ -64,7 +64,7 @@ impl PluginSocket {
     }
 
     fn found(&self, id: &PodId, facts: &Facts) -> (&'static str, Answer) {
-        if let Err(error) = facts.pod.clone().into_pod(id) {
+        if let Err(error) = facts.pod.check(id) {
             return ("stale", text(StatusCode::NOT_FOUND, format!("{error}\n")));
         }
         match serde_json::to_vec(facts) {

@@ -188,7 +188,7 @@ impl Index {
             let pair = |(key, value): &(Box<str>, Box<str>)| (String::from(&**key), String::from(&**value));
             labels.value.iter().map(pair).collect()
         });
-        Some(Facts { pod: Object::clone(&pod.value), namespace_labels: labels })
+        Some(Facts { pod: pod.value.clone(), namespace_labels: labels })
     }
 
     /// A pod of this node, with its status.

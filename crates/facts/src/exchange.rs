@@ -4,6 +4,7 @@
 //! [`Facts`] or with 404 and a text; `POST /v1/report` takes a [`Report`]. Members may be added; readers skip what they do not know.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -32,7 +33,7 @@ pub const MAX_REPORT: usize = 64 << 10;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
     /// The pod, trimmed to what is read.
-    pub pod: Object,
+    pub pod: Arc<Object>,
     /// Labels of its namespace; absent while the namespace is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace_labels: Option<BTreeMap<String, String>>,

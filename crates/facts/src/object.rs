@@ -254,14 +254,34 @@ impl Object {
         self.metadata.as_ref().and_then(|metadata| metadata.uid.as_deref()).filter(|uid| !uid.is_empty())
     }
 
-    /// The facts, after checking that they are whole and those of the incarnation that the runtime starts.
-    pub fn into_pod(self, id: &PodId) -> Result<Pod, Unfit> {
+    /// Whether it is whole and the incarnation that the runtime starts.
+    ///
+    /// # Errors
+    /// See [`Unfit`].
+    pub fn check(&self, id: &PodId) -> Result<(), Unfit> {
         if !self.has_containers() {
             return Err(Unfit::CutOff);
         }
+        let (Some(wanted), Some(found)) = (id.uid.as_deref().filter(|uid| !uid.is_empty()), self.uid()) else {
+            return Ok(());
+        };
+        let annotations = self.metadata.iter().filter_map(|metadata| metadata.annotations.as_ref());
+        let mut hashes = annotations.flat_map(|a| STATIC_POD_HASHES.iter().filter_map(|key| a.get(*key)));
+        if wanted == found || hashes.any(|hash| hash.as_deref() == Some(wanted)) {
+            return Ok(());
+        }
+        Err(Unfit::Stale { wanted: wanted.into(), found: found.into() })
+    }
+
+    /// The facts, after [`Object::check`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn into_pod(self, id: &PodId) -> Result<Pod, Unfit> {
+        self.check(id)?;
         let metadata = self.metadata.unwrap_or_default();
         let spec = self.spec.unwrap_or_default();
-        let pod = Pod {
+        Ok(Pod {
             namespace: metadata.namespace.filter(|ns| !ns.is_empty()).unwrap_or_else(|| "default".into()),
             name: metadata.name.unwrap_or_default(),
             uid: metadata.uid.filter(|uid| !uid.is_empty()),
@@ -270,9 +290,7 @@ impl Object {
             host_network: spec.host_network.unwrap_or_default(),
             init_containers: containers(spec.init_containers),
             containers: containers(spec.containers),
-        };
-        check_uid(id, &pod)?;
-        Ok(pod)
+        })
     }
 }
 
@@ -287,18 +305,6 @@ const STATIC_POD_HASHES: [&str; 2] = ["kubernetes.io/config.mirror", "kubernetes
 fn is_read(key: &str) -> bool {
     let domain = key.split_once('/').map_or("", |(domain, _)| domain);
     domain == "istio.io" || domain.ends_with(".istio.io") || STATIC_POD_HASHES.contains(&key)
-}
-
-fn check_uid(id: &PodId, pod: &Pod) -> Result<(), Unfit> {
-    let (Some(wanted), Some(found)) = (id.uid.as_deref().filter(|uid| !uid.is_empty()), &pod.uid) else {
-        return Ok(());
-    };
-    let mirrored =
-        || STATIC_POD_HASHES.iter().any(|key| pod.annotations.get(*key).is_some_and(|hash| hash == wanted));
-    if wanted == found || mirrored() {
-        return Ok(());
-    }
-    Err(Unfit::Stale { wanted: wanted.into(), found: found.clone() })
 }
 
 impl ContainerSpec {

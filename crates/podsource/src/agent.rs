@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use capture::{Pod, PodId};
@@ -158,7 +159,7 @@ fn pod(text: &[u8], id: &PodId) -> Result<Pod, Cause> {
     if let (Some(found), None) = (facts.pod.uid(), &id.uid) {
         return Err(Cause::UnknownIncarnation { found: found.to_owned() });
     }
-    Ok(facts.pod.into_pod(id)?)
+    Ok(Arc::unwrap_or_clone(facts.pod).into_pod(id)?)
 }
 
 fn refusal(answer: &http1::Response) -> Cause {

@@ -73,7 +73,7 @@ impl Agent {
     /// A label of a pod, empty if there is no such label or pod.
     pub(crate) fn label(&self, namespace: &str, name: &str, label: &str) -> String {
         let facts = self.cluster.index().facts(namespace, name);
-        let labels = facts.and_then(|facts| facts.pod.metadata).and_then(|metadata| metadata.labels);
+        let labels = facts.and_then(|facts| facts.pod.metadata.clone()).and_then(|metadata| metadata.labels);
         labels.and_then(|labels| labels.get(label).cloned()).flatten().unwrap_or_default()
     }
 

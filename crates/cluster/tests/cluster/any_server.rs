@@ -47,7 +47,7 @@ async fn what_is_there_is_listed_trimmed_and_with_its_namespace() {
             ["sidecar.istio.io/status"]
         );
         assert_eq!(metadata.resource_version, None, "it changes without a fact changing");
-        let pod = facts.pod.into_pod(&capture::PodId::default()).unwrap();
+        let pod = facts::Object::clone(&facts.pod).into_pod(&capture::PodId::default()).unwrap();
         assert_eq!(pod.containers[0].name, "app");
         assert!(pod.containers[0].env.is_empty());
         server
