@@ -7,12 +7,14 @@ SHELL := /bin/bash
 CARGO_HOME ?= $(HOME)/.cargo
 export PATH := $(CARGO_HOME)/bin:$(PATH)
 
-# Programs that several tests, the demo and the benchmark run: the ones that would ship.
-BINS := -p istio-cni -p istio-iptables -p cnictl -p install-cni
+# Programs that several tests, the demo and the benchmark run: the ones that ship. What ships is built in two steps, or the short-lived
+# ones would carry what the node agent asks of libraries that both use.
+SHORT_LIVED := -p istio-cni -p istio-iptables -p cnictl
+AGENT := -p install-cni
 target_dir = $$(realpath -m "$${CARGO_TARGET_DIR:-target}")/$$(rustc --print host-tuple)
 e2e_dir = $(target_dir)/e2e
 release_dir = $(target_dir)/release
-e2e_build = cargo build --profile e2e $(BINS)
+e2e_build = cargo build --profile e2e $(SHORT_LIVED) $(AGENT)
 
 .PHONY: help setup build demo test lint bench conformance audit chart manifests sbom image
 
@@ -23,7 +25,8 @@ setup: ## install what the other targets need
 	@scripts/setup
 
 build: setup ## the programs as they ship: static, optimized
-	cargo build --release $(BINS)
+	cargo build --release $(SHORT_LIVED)
+	cargo build --release $(AGENT)
 	@ls -l "$(release_dir)"/{istio-cni,istio-iptables,cnictl,install-cni}
 
 demo: build ## a private node, pods, real connections: what is captured and what is not

@@ -55,7 +55,7 @@ fn labels_of_a_namespace_change_the_facts_of_its_pods() {
     let facts = index.facts("shop", "web").unwrap();
     let expected = [("team".to_owned(), "red".to_owned()), ("empty".to_owned(), String::new())].into();
     assert_eq!(facts.namespace_labels, Some(expected));
-    assert_eq!(facts.pod, pod("shop", "web", "u1", "a"));
+    assert_eq!(*facts.pod, pod("shop", "web", "u1", "a"));
     assert_eq!(index.apply_namespace("shop", &labels("red")), []);
     assert_eq!(index.apply_namespace("shop", &labels("blue")), [key("shop", "web", "u1")]);
     assert_eq!(index.delete_namespace("shop"), [key("shop", "web", "u1")]);
