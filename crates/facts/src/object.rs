@@ -262,7 +262,8 @@ impl Object {
         if !self.has_containers() {
             return Err(Unfit::CutOff);
         }
-        let (Some(wanted), Some(found)) = (id.uid.as_deref().filter(|uid| !uid.is_empty()), self.uid()) else {
+        let (Some(wanted), Some(found)) = (id.uid.as_deref().filter(|uid| !uid.is_empty()), self.uid())
+        else {
             return Ok(());
         };
         let annotations = self.metadata.iter().filter_map(|metadata| metadata.annotations.as_ref());

@@ -8,7 +8,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-pub(crate) use probe::supported_versions;
+pub(crate) use probe::{own_version, supported_versions};
 
 use crate::file::{self, Attributes, FileError};
 

@@ -13,8 +13,8 @@ use cni::conflist::{ConflistError, PluginEntry};
 
 pub(crate) use component::component;
 pub(crate) use plan::{Step, Write, plan};
-pub(crate) use restore::{Taken, release, remove_originals, take_out};
-pub(crate) use scan::{Candidate, Scan, follow};
+pub(crate) use restore::{Taken, plan_take_out, release, remove_originals, take_out};
+pub(crate) use scan::{Candidate, Scan, State, follow};
 pub(crate) use write::write;
 
 use crate::file::{self, FileError};

@@ -3,19 +3,22 @@
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use cni::conflist::Document;
 use cni::json::Value;
 
-use crate::binaries::{PLUGIN, supported_versions};
-use crate::config::{Problem, Scan};
+use crate::binaries::{PLUGIN, own_version, supported_versions};
+use crate::config::{Problem, Scan, State};
 use crate::file::{Content, FileError};
 use crate::kubeconfig::KUBECONFIG;
 
 /// What is installed. Nothing was changed by looking.
 #[derive(Debug)]
 pub struct Installed {
-    /// Network configurations in the order in which a container runtime tries them; it uses the first.
+    /// Network configurations in the order in which a container runtime tries them; it uses the first that is valid.
     pub networks: Vec<Network>,
-    /// Files that a runtime passes over, or that hold only the plugin.
+    /// Files of the standalone mode, which hold nothing but the plugin: another plugin, such as Multus, refers to them.
+    pub standalone: Vec<Standalone>,
+    /// Files that a runtime passes over.
     pub problems: Vec<Problem>,
     /// The directory of configurations could not be read.
     pub unreadable: Option<FileError>,
@@ -38,6 +41,18 @@ pub struct Network {
     pub entry: Option<Value>,
     /// Whether the file was changed by us and its original is kept.
     pub has_original: bool,
+    /// Whether a runtime loads it. If not, others have broken it since the plugin was put into it, and what is told here is of its
+    /// original.
+    pub is_valid: bool,
+}
+
+/// A file that holds nothing but the plugin.
+#[derive(Debug)]
+pub struct Standalone {
+    /// The file.
+    pub path: PathBuf,
+    /// The plugin's options as they are written.
+    pub entry: Value,
 }
 
 /// The plugin's program.
@@ -45,6 +60,8 @@ pub struct Network {
 pub struct Program {
     /// Where.
     pub path: PathBuf,
+    /// Its version by its own word, or why it does not say so.
+    pub version: Result<String, String>,
     /// The CNI versions that it supports by its own word, or why it does not say so.
     pub versions: Result<Vec<String>, String>,
     /// When it was written.
@@ -62,31 +79,47 @@ pub struct Kubeconfig {
     pub modified: Option<SystemTime>,
 }
 
-/// Looks at a node. Each plugin's program is run once, for its version.
+/// Looks at a node. Each plugin's program is run, for its versions.
 pub fn inspect(net_dir: &std::path::Path, bin_targets: &[PathBuf], run_dir: &std::path::Path) -> Installed {
-    let (scan, unreadable) = match Scan::new(net_dir, None) {
+    let (mut scan, unreadable) = match Scan::new(net_dir, None) {
         Ok(scan) => (scan, None),
         Err(error) => (Scan::default(), Some(error)),
     };
+    let standalone = scan.problems.extract_if(.., |problem| matches!(problem, Problem::Standalone(_)));
+    let standalone = standalone.filter_map(|problem| match problem {
+        Problem::Standalone(path) => standalone_file(path),
+        _ => None,
+    });
+    let standalone = standalone.collect();
     let networks = scan.candidates.into_iter().map(|candidate| Network {
         name: candidate.document.network().map(str::to_owned),
         plugins: candidate.document.plugin_types().into_iter().map(str::to_owned).collect(),
         entry: candidate.document.entries().first().map(|entry| (*entry).clone()),
         has_original: crate::config::has_original(&candidate.path),
+        is_valid: candidate.state == State::Valid,
         path: candidate.listed,
     });
     let programs = bin_targets.iter().map(|target| target.join(PLUGIN)).map(|path| Program {
+        version: own_version(&path).map_err(|error| error.to_string()),
         versions: supported_versions(&path).map_err(|error| error.to_string()),
         modified: std::fs::metadata(&path).and_then(|metadata| metadata.modified()).ok(),
         path,
     });
     Installed {
         networks: networks.collect(),
+        standalone,
         problems: scan.problems,
         unreadable,
         programs: programs.collect(),
         kubeconfig: kubeconfig(run_dir.join(KUBECONFIG)),
     }
+}
+
+/// `None` if it has been replaced since it was seen.
+fn standalone_file(path: PathBuf) -> Option<Standalone> {
+    let document = Document::parse(&Content::read(&path).ok()?.bytes).ok()?;
+    let entry = document.entries().first().map(|entry| (*entry).clone())?;
+    Some(Standalone { path, entry })
 }
 
 fn kubeconfig(path: PathBuf) -> Option<Kubeconfig> {

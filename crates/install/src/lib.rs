@@ -45,4 +45,4 @@ pub use inspect::{Installed, inspect};
 pub use installer::{Handle, Installer};
 pub use kubeconfig::{KUBECONFIG, KubeconfigError};
 pub use options::{KubeconfigOptions, Mode, Options, OptionsError};
-pub use uninstall::{Done, Report, uninstall};
+pub use uninstall::{Done, Report, plan_uninstall, uninstall};

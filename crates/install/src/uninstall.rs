@@ -1,6 +1,7 @@
 //! The node without the plugin.
 
 use std::fmt;
+use std::fs::FileType;
 use std::path::{Path, PathBuf};
 
 use cni::conflist::Form;
@@ -32,6 +33,13 @@ pub enum Done {
     Deleted(PathBuf),
 }
 
+/// Whether anything is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Act {
+    Do,
+    Tell,
+}
+
 impl fmt::Display for Done {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -58,25 +66,32 @@ impl From<Taken> for Done {
 /// It looks only at what is there, so it works without an agent, after a kill, and when the options have changed. What was installed by
 /// upstream goes too. Other programs that were copied stay (I-47); name them in `leftovers` if they are to go.
 pub fn uninstall(options: &Options, leftovers: &[PathBuf]) -> Report {
-    let mut report = Report::default();
-    report.configurations(options);
-    let kubeconfig = options.run_dir.join(KUBECONFIG);
-    report.delete(&kubeconfig, |cause| Error::Kubeconfig(KubeconfigError::File(cause)));
-    for target in &options.bin_targets {
-        report.delete(&target.join(PLUGIN), |cause| Error::Binaries(cause.into()));
-    }
-    for path in leftovers {
-        match delete_tree(path) {
-            Ok(true) => report.done.push(Done::Deleted(path.clone())),
-            Ok(false) => {}
-            Err(cause) => report.errors.push(Error::Leftover(cause)),
-        }
-    }
-    report
+    Report::of(options, leftovers, Act::Do)
+}
+
+/// What [`uninstall`] would do now. Nothing is changed; the errors are those of reading.
+pub fn plan_uninstall(options: &Options, leftovers: &[PathBuf]) -> Report {
+    Report::of(options, leftovers, Act::Tell)
 }
 
 impl Report {
-    fn configurations(&mut self, options: &Options) {
+    fn of(options: &Options, leftovers: &[PathBuf], act: Act) -> Self {
+        let mut report = Self::default();
+        report.configurations(options, act);
+        let kubeconfig = options.run_dir.join(KUBECONFIG);
+        report.deleted(&kubeconfig, delete(&kubeconfig, act), |cause| {
+            Error::Kubeconfig(KubeconfigError::File(cause))
+        });
+        for program in options.bin_targets.iter().map(|target| target.join(PLUGIN)) {
+            report.deleted(&program, delete(&program, act), |cause| Error::Binaries(cause.into()));
+        }
+        for path in leftovers {
+            report.deleted(path, delete_tree(path, act), Error::Leftover);
+        }
+        report
+    }
+
+    fn configurations(&mut self, options: &Options, act: Act) {
         let names = match file::names(&options.net_dir) {
             Ok(names) => names,
             Err(cause) => return self.errors.push(Error::Config(cause.into())),
@@ -90,7 +105,11 @@ impl Report {
             }
             // what cannot be followed was not written through
             let Ok(path) = config::follow(&path) else { continue };
-            match config::take_out(&path, is_own(options, &path)) {
+            let take_out = match act {
+                Act::Do => config::take_out,
+                Act::Tell => config::plan_take_out,
+            };
+            match take_out(&path, is_own(options, &path)) {
                 Ok(taken) => self.done.extend(taken.map(Done::from)),
                 // nothing that we wrote
                 Err(ConfigError::File(FileError::TooLarge { .. } | FileError::NotRegular { .. })) => {}
@@ -98,15 +117,20 @@ impl Report {
             }
         }
         // An original is all that is left of a configuration that could not be restored.
-        if self.errors.len() == before {
+        if self.errors.len() == before && act == Act::Do {
             let errors =
                 config::remove_originals(&options.net_dir).into_iter().chain(config::sweep(&options.net_dir));
             self.errors.extend(errors.map(|cause| Error::Config(cause.into())));
         }
     }
 
-    fn delete(&mut self, path: &Path, error: impl FnOnce(FileError) -> Error) {
-        match file::remove(path) {
+    fn deleted(
+        &mut self,
+        path: &Path,
+        was_there: Result<bool, FileError>,
+        error: impl FnOnce(FileError) -> Error,
+    ) {
+        match was_there {
             Ok(true) => self.done.push(Done::Deleted(path.to_owned())),
             Ok(false) => {}
             Err(cause) => self.errors.push(error(cause)),
@@ -127,14 +151,27 @@ fn is_own(options: &Options, path: &Path) -> bool {
     }
 }
 
-fn delete_tree(path: &Path) -> Result<bool, FileError> {
+/// False if there was no such file.
+fn delete(path: &Path, act: Act) -> Result<bool, FileError> {
+    match act {
+        Act::Do => file::remove(path),
+        Act::Tell => Ok(kind(path)?.is_some()),
+    }
+}
+
+fn delete_tree(path: &Path, act: Act) -> Result<bool, FileError> {
+    if act == Act::Do && kind(path)?.is_some_and(|kind| kind.is_dir()) {
+        std::fs::remove_dir_all(path).map_err(|cause| FileError::io("remove", path, cause))?;
+        return Ok(true);
+    }
+    delete(path, act)
+}
+
+/// `None` if there is nothing.
+fn kind(path: &Path) -> Result<Option<FileType>, FileError> {
     match std::fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_dir() => {
-            std::fs::remove_dir_all(path).map_err(|cause| FileError::io("remove", path, cause))?;
-            Ok(true)
-        }
-        Ok(_) => file::remove(path),
-        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Ok(metadata) => Ok(Some(metadata.file_type())),
+        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(cause) => Err(FileError::io("remove", path, cause)),
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use capture::{Pod, PodId};
 use facts::Facts;
-use facts::exchange::{FACTS_DIR, FACTS_PATH, REPORT_PATH, SOCKET_NAME, facts_file};
+use facts::exchange::{FACTS_DIR, FACTS_PATH, REPORT_PATH, SOCKET_NAME, STATUS_PATH, Status, facts_file};
 use http1::Deadline;
 use rustix::process::geteuid;
 
@@ -19,6 +19,8 @@ use crate::{PodSource, json, segment};
 const TIMEOUT: Duration = Duration::from_secs(1);
 /// Largest answer and file, in bytes: a trimmed object is some kilobytes, its annotations at most 256 KiB.
 const MAX_FACTS: usize = 1 << 20;
+/// Largest status, in bytes: some lines of text.
+const MAX_STATUS: usize = 64 << 10;
 /// Largest answer to a report, in bytes; it is empty.
 const MAX_ANSWER: usize = 4 << 10;
 
@@ -53,6 +55,19 @@ impl Agent {
         let body = serde_json::to_vec(report).map_err(|e| failed(Cause::NotThePod(e.to_string())))?;
         let answer = self.exchange("POST", REPORT_PATH, Some(&body), MAX_ANSWER, limit).map_err(failed)?;
         if (200..300).contains(&answer.status) { Ok(()) } else { Err(failed(refusal(&answer))) }
+    }
+
+    /// How the agent is.
+    ///
+    /// # Errors
+    /// The agent is not there, is another user's, or does not say within `limit`.
+    pub fn status(&self, limit: Duration) -> Result<Status, Error> {
+        let failed = |cause| Error::new("get the status", self.origin(), cause);
+        let answer = self.exchange("GET", STATUS_PATH, None, MAX_STATUS, limit).map_err(failed)?;
+        if answer.status != 200 {
+            return Err(failed(refusal(&answer)));
+        }
+        json::from_slice(&answer.body).map_err(|misfit| failed(Cause::NotThePod(misfit.reason)))
     }
 
     fn exchange(

@@ -153,6 +153,11 @@ fn backup_name(now: SystemTime) -> String {
     format!("{BACKUP_PREFIX}{}{BACKUP_SUFFIX}", Utc::from(now).file_stamp())
 }
 
+/// Whether a file of the run directory with this name is the log or a backup of it.
+pub fn is_log_file(name: &str) -> bool {
+    name == FILE_NAME || is_backup_name(name)
+}
+
 fn is_backup_name(name: &str) -> bool {
     let stamp = name.strip_prefix(BACKUP_PREFIX).and_then(|rest| rest.strip_suffix(BACKUP_SUFFIX));
     stamp.is_some_and(|stamp| {

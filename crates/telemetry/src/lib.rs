@@ -15,7 +15,7 @@ mod line;
 mod logger;
 mod socket;
 
-pub use file::{BACKUP_MAX_AGE, FILE_MAX_BYTES, FILE_NAME};
+pub use file::{BACKUP_MAX_AGE, FILE_MAX_BYTES, FILE_NAME, is_log_file};
 pub use journal::{BadLevels, Journal, Levels, Relayed, Scope};
 pub use level::Level;
 pub use line::Label;

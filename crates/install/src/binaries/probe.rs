@@ -1,6 +1,7 @@
-//! Whether a plugin's program runs on this machine: it is asked for its version, which changes nothing.
+//! Whether a plugin's program runs on this machine: it is asked for its versions, which changes nothing.
 
 use std::io::{self, Read};
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -25,16 +26,18 @@ const BUSY_PAUSE: Duration = Duration::from_millis(50);
 pub(crate) enum ProbeError {
     #[error("it cannot be started: {0}{hint}", hint = start_hint(.0))]
     Start(io::Error),
-    #[error("it did not answer VERSION within {TIMEOUT:?}")]
+    #[error("it did not answer within {TIMEOUT:?}")]
     TimedOut,
-    #[error("its answer to VERSION could not be read: {0}")]
+    #[error("its answer could not be read: {0}")]
     Read(io::Error),
-    #[error("its answer to VERSION is longer than {MAX_ANSWER} bytes")]
+    #[error("its answer is longer than {MAX_ANSWER} bytes")]
     TooLong,
     #[error("it ended with {0}")]
     Failed(ExitStatus),
     #[error("its answer to VERSION is not a JSON object with supportedVersions")]
     NoVersions,
+    #[error("it does not say which version it is")]
+    NoAbout,
 }
 
 fn start_hint(cause: &io::Error) -> &'static str {
@@ -47,12 +50,10 @@ fn start_hint(cause: &io::Error) -> &'static str {
 
 /// The CNI versions that the program says it supports.
 pub(crate) fn supported_versions(program: &Path) -> Result<Vec<String>, ProbeError> {
-    let mut child = start(program)?;
-    let answer = converse(&mut child, Instant::now() + TIMEOUT);
-    if answer.is_err() {
-        end(&mut child);
-    }
-    let answer = Value::parse(&answer?).map_err(|_| ProbeError::NoVersions)?;
+    let mut command = Command::new(program);
+    command.env_clear().env("CNI_COMMAND", "VERSION").stdout(Stdio::piped()).stderr(Stdio::null());
+    let answer =
+        Value::parse(&ask(command, |child| child.stdout.take())?).map_err(|_| ProbeError::NoVersions)?;
     let Some(Value::Array(versions)) = answer.get("supportedVersions") else {
         return Err(ProbeError::NoVersions);
     };
@@ -63,12 +64,40 @@ pub(crate) fn supported_versions(program: &Path) -> Result<Vec<String>, ProbeErr
     Ok(versions.collect())
 }
 
-fn start(program: &Path) -> Result<Child, ProbeError> {
+/// The version that the program says it is. Plugins made as the reference ones tell it on standard error when they are started by
+/// hand; upstream's line has the same form as ours.
+pub(crate) fn own_version(program: &Path) -> Result<String, ProbeError> {
     let mut command = Command::new(program);
+    command.env_clear().stdout(Stdio::null()).stderr(Stdio::piped());
+    let answer = ask(command, |child| child.stderr.take())?;
+    parse_about(&String::from_utf8_lossy(&answer)).ok_or(ProbeError::NoAbout)
+}
+
+/// The last word of the first line, `CNI plugin <name> <version>`.
+fn parse_about(text: &str) -> Option<String> {
+    let (_, version) = text.lines().next()?.strip_prefix("CNI plugin ")?.rsplit_once(' ')?;
+    let is_version = !version.is_empty() && version.chars().all(|c| c.is_ascii_graphic());
+    is_version.then(|| version.to_owned())
+}
+
+/// What the program writes to one of its pipes.
+fn ask<P: Read + AsFd>(
+    command: Command,
+    pipe: impl FnOnce(&mut Child) -> Option<P>,
+) -> Result<Vec<u8>, ProbeError> {
+    let mut child = start(command)?;
+    let pipe = pipe(&mut child);
+    let answer = converse(&mut child, pipe, Instant::now() + TIMEOUT);
+    if answer.is_err() {
+        end(&mut child);
+    }
+    answer
+}
+
+fn start(mut command: Command) -> Result<Child, ProbeError> {
     // No other working directory: for that the standard library takes the way of execvp, which hands to a shell what the kernel does
     // not know as a program.
-    command.env_clear().env("CNI_COMMAND", "VERSION").process_group(0);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command.process_group(0).stdin(Stdio::null());
     let mut tries = 0;
     loop {
         match command.spawn() {
@@ -81,21 +110,25 @@ fn start(program: &Path) -> Result<Child, ProbeError> {
     }
 }
 
-fn converse(child: &mut Child, deadline: Instant) -> Result<Vec<u8>, ProbeError> {
+fn converse(
+    child: &mut Child,
+    pipe: Option<impl Read + AsFd>,
+    deadline: Instant,
+) -> Result<Vec<u8>, ProbeError> {
     let mut answer = Vec::new();
-    if let Some(mut stdout) = child.stdout.take() {
+    if let Some(mut pipe) = pipe {
         let mut chunk = vec![0; 4096];
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let left = Timespec::try_from(left).map_err(|_| ProbeError::TimedOut)?;
-            let ready = rustix::event::poll(&mut [PollFd::new(&stdout, PollFlags::IN)], Some(&left));
+            let ready = rustix::event::poll(&mut [PollFd::new(&pipe, PollFlags::IN)], Some(&left));
             match ready {
                 Ok(0) => return Err(ProbeError::TimedOut),
                 Ok(_) => {}
                 Err(Errno::INTR) => continue,
                 Err(cause) => return Err(ProbeError::Read(cause.into())),
             }
-            match stdout.read(&mut chunk).map_err(ProbeError::Read)? {
+            match pipe.read(&mut chunk).map_err(ProbeError::Read)? {
                 0 => break,
                 length => answer.extend_from_slice(&chunk[..length]),
             }
@@ -122,4 +155,22 @@ fn end(child: &mut Child) {
         let _ = rustix::process::kill_process_group(group, Signal::KILL);
     }
     let _ = child.wait();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_the_last_word_of_a_plugins_own_line() {
+        let version = |text: &str| parse_about(text);
+        assert_eq!(
+            version("CNI plugin istio-cni 0.1.0\nCNI protocol versions supported: 1.0.0\n"),
+            Some("0.1.0".into())
+        );
+        assert_eq!(version("CNI plugin istio-cni 1.27.0-Clean\n"), Some("1.27.0-Clean".into()));
+        for text in ["", "usage: x\n", "CNI plugin istio-cni\n", "CNI plugin istio-cni \u{1b}[2J\n"] {
+            assert_eq!(version(text), None, "{text:?}");
+        }
+    }
 }

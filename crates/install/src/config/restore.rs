@@ -22,25 +22,22 @@ pub(crate) enum Taken {
 /// Takes our entry out of the file at `path`; `None` if it has none. A file that `is_own` is ours alone.
 pub(crate) fn take_out(path: &Path, is_own: bool) -> Result<Option<Taken>, ConfigError> {
     for _ in 0..TRIES {
-        let Some(content) = Content::read_if_there(path)? else { return Ok(None) };
-        let document = judge(path, &content).ok();
-        if document.as_ref().is_some_and(|document| document.entries().is_empty()) {
-            return Ok(None);
-        }
-        let is_own = is_own || document.as_ref().is_some_and(Document::is_standalone);
-        // What is no configuration (any more) comes back from its original, or is none of our business.
-        if document.is_none() && !originals(path).iter().any(|original| original.kept_at.exists()) {
-            return Ok(None);
-        }
-        let file = File { path, content: &content, document: document.as_ref(), is_own };
-        if let Some(taken) = file.take_out()? {
+        let Some(file) = File::with_entry(path, is_own)? else { return Ok(None) };
+        let way = file.plan()?;
+        if file.apply(&way)? {
             for original in originals(path) {
                 file::remove(&original.kept_at)?;
             }
-            return Ok(Some(taken));
+            return Ok(Some(way.taken(path)));
         }
     }
     Err(ConfigError::Unsteady(path.to_owned()))
+}
+
+/// What [`take_out`] would do now.
+pub(crate) fn plan_take_out(path: &Path, is_own: bool) -> Result<Option<Taken>, ConfigError> {
+    let Some(file) = File::with_entry(path, is_own)? else { return Ok(None) };
+    Ok(Some(file.plan()?.taken(path)))
 }
 
 /// Takes our entry out of every file that it was put into earlier, except `used`. Files without an original beside them are not
@@ -71,9 +68,9 @@ pub(crate) fn remove_originals(directory: &Path) -> Vec<FileError> {
 
 struct File<'a> {
     path: &'a Path,
-    content: &'a Content,
+    content: Content,
     /// `None` if it is no configuration any more.
-    document: Option<&'a Document>,
+    document: Option<Document>,
     is_own: bool,
 }
 
@@ -83,6 +80,16 @@ struct Original {
     kept_at: PathBuf,
 }
 
+/// How our entry gets out of a file.
+enum Way {
+    /// The original comes back.
+    BringBack(Original),
+    /// The file is written without it.
+    Rewrite(Vec<u8>),
+    /// Nothing is left of the file.
+    Delete,
+}
+
 /// The originals that a file may have.
 fn originals(path: &Path) -> Vec<Original> {
     let single = twin(path).filter(|_| path.extension().is_some_and(|kind| kind == "conflist"));
@@ -90,45 +97,69 @@ fn originals(path: &Path) -> Vec<Original> {
     names.map(|name| Original { kept_at: original_of(&name), name }).collect()
 }
 
-impl File<'_> {
-    /// `None` if somebody else wrote meanwhile.
-    fn take_out(&self) -> Result<Option<Taken>, ConfigError> {
+impl Way {
+    fn taken(self, path: &Path) -> Taken {
+        match self {
+            Self::BringBack(original) => Taken::Restored(original.name),
+            Self::Rewrite(_) => Taken::EntryRemoved(path.to_owned()),
+            Self::Delete => Taken::Deleted(path.to_owned()),
+        }
+    }
+}
+
+impl<'a> File<'a> {
+    /// `None` if there is nothing of ours in it.
+    fn with_entry(path: &'a Path, is_own: bool) -> Result<Option<Self>, ConfigError> {
+        let Some(content) = Content::read_if_there(path)? else { return Ok(None) };
+        let document = judge(path, &content).ok();
+        if document.as_ref().is_some_and(|document| document.entries().is_empty()) {
+            return Ok(None);
+        }
+        let is_own = is_own || document.as_ref().is_some_and(Document::is_standalone);
+        // What is no configuration (any more) comes back from its original, or is none of our business.
+        if document.is_none() && !originals(path).iter().any(|original| original.kept_at.exists()) {
+            return Ok(None);
+        }
+        Ok(Some(Self { path, content, document, is_own }))
+    }
+
+    fn plan(&self) -> Result<Way, ConfigError> {
         for original in originals(self.path) {
             let Some(kept) = Content::read_if_there(&original.kept_at)? else { continue };
             let kept_document = Document::parse(&kept.bytes).ok();
             let is_same =
                 |now: &Document| kept_document.as_ref().is_some_and(|kept| kept.is_same_network(now));
-            if self.is_own || self.document.is_none_or(is_same) {
-                return self.bring_back(&original);
+            if self.is_own || self.document.as_ref().is_none_or(is_same) {
+                return Ok(Way::BringBack(original));
             }
         }
         let rest = if self.is_own { None } else { self.without_entry()? };
-        match rest {
-            None => {
-                let is_removed = file::remove_if(self.path, &self.content.bytes)?;
-                Ok(is_removed.then(|| Taken::Deleted(self.path.to_owned())))
+        Ok(rest.map_or(Way::Delete, Way::Rewrite))
+    }
+
+    /// False if somebody else wrote meanwhile.
+    fn apply(&self, way: &Way) -> Result<bool, ConfigError> {
+        match way {
+            Way::BringBack(original) => self.bring_back(original),
+            Way::Rewrite(rest) => {
+                let temp = file::stage_bytes(self.path, &self.content.attributes(), rest)?;
+                Ok(file::swap(&temp, self.path, &self.content.bytes)?)
             }
-            Some(rest) => {
-                let temp = file::stage_bytes(self.path, &self.content.attributes(), &rest)?;
-                let is_written = file::swap(&temp, self.path, &self.content.bytes)?;
-                Ok(is_written.then(|| Taken::EntryRemoved(self.path.to_owned())))
-            }
+            Way::Delete => Ok(file::remove_if(self.path, &self.content.bytes)?),
         }
     }
 
     fn without_entry(&self) -> Result<Option<Vec<u8>>, ConfigError> {
         let failed = |cause| ConfigError::Merge { path: self.path.to_owned(), cause };
-        self.document.map_or(Ok(None), Document::without_entry).map_err(failed)
+        self.document.as_ref().map_or(Ok(None), Document::without_entry).map_err(failed)
     }
 
-    fn bring_back(&self, original: &Original) -> Result<Option<Taken>, ConfigError> {
+    fn bring_back(&self, original: &Original) -> Result<bool, ConfigError> {
         if original.name == self.path {
-            let is_back = file::swap(&original.kept_at, self.path, &self.content.bytes)?;
-            return Ok(is_back.then(|| Taken::Restored(self.path.to_owned())));
+            return Ok(file::swap(&original.kept_at, self.path, &self.content.bytes)?);
         }
         // The single network first, so that there is always one. If its name is taken, its owner has written it anew.
         file::place_new(&original.kept_at, &original.name)?;
-        let is_removed = file::remove_if(self.path, &self.content.bytes)?;
-        Ok(is_removed.then(|| Taken::Restored(original.name.clone())))
+        Ok(file::remove_if(self.path, &self.content.bytes)?)
     }
 }
