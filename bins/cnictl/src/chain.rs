@@ -1,4 +1,4 @@
-//! `add`, `check`, `del`, `status`, `gc`, `version`: runs the plugins of a conflist as a container runtime does (CNI spec 1.1,
+//! `add`, `check`, `del`, `status --conf`, `gc`, `version`: runs the plugins of a conflist as a container runtime does (CNI spec 1.1,
 //! section 3, and containernetworking/cni `libcni/api.go`).
 
 mod args;
@@ -9,5 +9,5 @@ mod exec;
 mod report;
 mod run;
 
-pub(crate) use args::{AddArgs, CheckArgs, DelArgs, GcArgs, StatusArgs, VersionArgs};
+pub(crate) use args::{AddArgs, CheckArgs, DelArgs, GcArgs, RunArgs, VersionArgs};
 pub(crate) use conflist::Conflist;

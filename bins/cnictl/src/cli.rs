@@ -4,13 +4,13 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::output::Answer;
-use crate::{chain, explain, render, shell};
+use crate::{chain, explain, node, render, shell};
 
 /// What every help text ends with.
 const EXIT_CODES: &str = "\
 Exit codes:
-  0  done; for explain: the question is answered, whatever the verdict
-  1  something failed; the message says what, where and what to do
+  0  done; for explain: the question is answered, whatever the verdict; for status: healthy
+  1  something failed or, for status, is wrong; the message says what, where and what to do
   2  the command line is wrong
   3  render: the pod is not captured, so there is nothing to render";
 
@@ -25,9 +25,12 @@ Examples:
   # Attach a namespace to a network, as a container runtime would, with the time and memory of each plugin
   ip netns add web
   cnictl add --conf /etc/cni/net.d/10-net.conflist --pod web.yaml --netns web --stats
-  cnictl del --conf /etc/cni/net.d/10-net.conflist --pod web.yaml";
+  cnictl del --conf /etc/cni/net.d/10-net.conflist --pod web.yaml
 
-/// Runs, renders and explains what the CNI plugin does to a pod.
+  # Is the plugin installed on this node, and does its agent answer?
+  cnictl status";
+
+/// Runs, renders and explains what the CNI plugin does to a pod, and tells how it is installed.
 #[derive(Debug, Parser)]
 #[command(name = "cnictl", version, propagate_version = true, after_help = EXIT_CODES)]
 #[command(after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"), max_term_width = 110)]
@@ -43,8 +46,9 @@ enum Verb {
     Add(chain::AddArgs),
     Check(chain::CheckArgs),
     Del(chain::DelArgs),
-    Status(chain::StatusArgs),
+    Status(node::StatusArgs),
     Gc(chain::GcArgs),
+    Uninstall(node::UninstallArgs),
     Version(chain::VersionArgs),
     Completion(shell::CompletionArgs),
     Man(shell::ManArgs),
@@ -64,6 +68,7 @@ impl Cli {
             Verb::Del(args) => args.run(),
             Verb::Status(args) => args.run(),
             Verb::Gc(args) => args.run(),
+            Verb::Uninstall(args) => args.run(),
             Verb::Version(args) => args.run(),
             Verb::Completion(args) => args.run(),
             Verb::Man(args) => args.run(),

@@ -1,8 +1,9 @@
-//! `cnictl`: runs, renders and explains what the plugin does to a pod.
+//! `cnictl`: runs, renders and explains what the plugin does to a pod, and tells how it is installed.
 
 mod chain;
 mod cli;
 mod explain;
+mod node;
 mod output;
 mod pod;
 mod render;

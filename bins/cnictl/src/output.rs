@@ -118,6 +118,11 @@ pub(crate) fn columns(rows: &[Vec<String>]) -> String {
     })
 }
 
+/// A text that names what others wrote, such as files: nothing of it may steer a terminal.
+pub(crate) fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 /// The text in colour where standard output is a terminal and nobody objects (https://no-color.org).
 pub(crate) fn paint(text: &str, colour: Colour) -> String {
     paint_if(io::stdout().is_terminal(), text, colour)
@@ -142,6 +147,11 @@ mod tests {
         let rows = [vec!["A".to_owned(), "B".to_owned()], vec!["long".to_owned(), String::new()]];
         assert_eq!(columns(&rows), "A      B\nlong\n");
         assert_eq!(columns(&[]), "");
+    }
+
+    #[test]
+    fn nothing_that_others_wrote_steers_the_terminal() {
+        assert_eq!(one_line("a\u{1b}[2J\nb"), "a [2J b");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The command lines of the verbs, and what each does.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -31,6 +31,13 @@ pub(super) struct ChainArgs {
     /// Network configuration list, or a configuration of a single plugin
     #[arg(long, value_name = "CONFLIST")]
     conf: PathBuf,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+/// How plugins are run and what is told about it.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RunArgs {
     /// Directories with the plugins, separated by colons
     #[arg(long, value_name = "DIRS", env = "CNI_PATH", default_value = "/opt/cni/bin")]
     cni_path: String,
@@ -38,13 +45,13 @@ pub(super) struct ChainArgs {
     #[arg(long, value_name = "SECONDS", default_value = "240", value_parser = seconds)]
     timeout: Duration,
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
-    output: Format,
+    pub(crate) output: Format,
     /// Show time and peak memory of each plugin in the table (as -o wide)
     #[arg(long)]
-    stats: bool,
+    pub(crate) stats: bool,
     /// Show what the plugins write to standard error
     #[arg(short, long)]
-    verbose: bool,
+    pub(crate) verbose: bool,
 }
 
 /// Which pod, and which of its interfaces.
@@ -109,13 +116,6 @@ pub(crate) struct DelArgs {
     netns: Option<String>,
 }
 
-/// Ask every plugin whether it could serve an ADD (CNI 1.1)
-#[derive(Debug, clap::Args)]
-pub(crate) struct StatusArgs {
-    #[command(flatten)]
-    chain: ChainArgs,
-}
-
 /// Let every plugin remove what belongs to no attachment (CNI 1.1)
 ///
 /// Plugins release the addresses of all attachments of the network that are not named, also those of the container runtime.
@@ -159,7 +159,24 @@ fn attachment(text: &str) -> Result<(String, String), String> {
 
 impl ChainArgs {
     fn load(&self) -> Result<Chain> {
-        Chain::new(Conflist::load(&self.conf)?, &self.cni_path, self.timeout)
+        self.run.load(&self.conf)
+    }
+
+    fn answer(&self, report: &Report) -> Result<Answer> {
+        self.run.answer(report)
+    }
+}
+
+impl RunArgs {
+    fn load(&self, conf: &Path) -> Result<Chain> {
+        Chain::new(Conflist::load(conf)?, &self.cni_path, self.timeout)
+    }
+
+    /// Asks every plugin whether it could serve an ADD (CNI 1.1).
+    pub(crate) fn status(&self, conf: &Path) -> Result<Answer> {
+        let chain = self.load(conf)?;
+        needs_1_1(&chain.conflist, "STATUS")?;
+        self.answer(&Report::new(&chain.conflist.name, None, chain.status()))
     }
 
     fn answer(&self, report: &Report) -> Result<Answer> {
@@ -276,14 +293,6 @@ fn needs_1_1(conflist: &Conflist, verb: &str) -> Result<()> {
         bail!("cniVersion {} of network {} has no {verb}; 1.1.0 has", conflist.version, conflist.name);
     }
     Ok(())
-}
-
-impl StatusArgs {
-    pub(crate) fn run(&self) -> Result<Answer> {
-        let chain = self.chain.load()?;
-        needs_1_1(&chain.conflist, "STATUS")?;
-        self.chain.answer(&Report::new(&chain.conflist.name, None, chain.status()))
-    }
 }
 
 impl GcArgs {

@@ -8,7 +8,7 @@ fn help_has_examples_and_exit_codes() {
     {
         assert!(text.contains(part), "{part:?} is not in {text}");
     }
-    for verb in ["add", "explain", "render"] {
+    for verb in ["add", "explain", "render", "status", "uninstall"] {
         let text = files.run(&format!("{verb} --help")).ok();
         assert!(text.contains("Examples:") && text.contains("xit codes"), "{text}");
     }
@@ -21,7 +21,10 @@ fn every_shell_gets_a_completion_that_knows_the_verbs() {
     let files = Files::new();
     for shell in ["bash", "zsh", "fish", "powershell"] {
         let text = files.run(&format!("completion {shell}")).ok();
-        assert!(text.contains("explain") && text.contains("render"), "{shell}");
+        for word in ["explain", "render", "uninstall", "--net-dir", "--dry-run"] {
+            // fish writes options without their dashes
+            assert!(text.contains(word.trim_start_matches('-')), "{word} for {shell}");
+        }
     }
     let bash = files.write("complete.bash", &files.run("completion bash").ok());
     assert!(std::process::Command::new("bash").arg("-n").arg(bash).status().unwrap().success());
@@ -34,7 +37,11 @@ fn manual_pages_are_made() {
     assert!(text.contains(".TH cnictl 1") && text.contains("Exit codes"), "{text}");
     std::fs::create_dir(files.path("man")).unwrap();
     files.run("man --dir @man").ok();
-    assert!(files.path("man/cnictl.1").is_file() && files.path("man/cnictl-explain.1").is_file());
+    for page in ["cnictl.1", "cnictl-explain.1", "cnictl-status.1", "cnictl-uninstall.1"] {
+        assert!(files.path("man").join(page).is_file(), "{page}");
+    }
+    let page = std::fs::read_to_string(files.path("man/cnictl-uninstall.1")).unwrap();
+    assert!(page.contains("dry") && page.contains("Exit codes"), "{page}");
     files.run("man --dir @nosuch").fails(1, &["write manual pages to", "No such file"]);
 }
 

@@ -7,7 +7,10 @@ mod explain;
 mod fake;
 mod help;
 mod input;
+mod machine;
 mod render;
+mod status;
+mod uninstall;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -1,0 +1,9 @@
+//! `status` and `uninstall`: what is installed on this node, and the node without it. Neither needs the agent.
+
+mod agent;
+mod places;
+mod status;
+mod uninstall;
+
+pub(crate) use status::StatusArgs;
+pub(crate) use uninstall::UninstallArgs;

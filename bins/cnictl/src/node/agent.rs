@@ -1,0 +1,98 @@
+//! What the node agent says of itself and leaves in its run directory.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use facts::Report;
+use facts::exchange::{FACTS_DIR, MAX_REPORT, SOCKET_NAME, Status, UNCAPTURED_DIR};
+use http1::Deadline;
+use podsource::{Agent, Cause};
+use serde::Serialize;
+
+/// How long the agent may take; it answers from memory.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Most files that are counted: a node has some hundred pods.
+const MAX_FILES: usize = 100_000;
+/// Most notes that are read for the names of their pods.
+const MAX_NOTES: usize = 100;
+/// A socket of upstream's agent, by which its plugin hands pods over (section 1 of the plugin's requirements).
+const UPSTREAM_SOCKET: &str = "pluginevent.sock";
+
+/// One socket of the run directory.
+#[derive(Debug, Serialize)]
+pub(super) struct Socket {
+    pub(super) path: PathBuf,
+    /// Whether somebody accepts connections.
+    pub(super) listening: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) error: Option<String>,
+}
+
+/// Asks the agent how it is.
+pub(super) fn ask(run_dir: &Path) -> Result<Status, String> {
+    Agent::new(run_dir, env!("CARGO_PKG_VERSION")).status(PATIENCE).map_err(|error| match &*error.cause {
+        Cause::NoAgent(cause) if cause.kind() == io::ErrorKind::PermissionDenied => {
+            format!("{error}, and run cnictl as root")
+        }
+        _ => error.to_string(),
+    })
+}
+
+/// Paths of the sockets that an agent may have made, upstream's too.
+pub(super) fn socket_paths(run_dir: &Path) -> [PathBuf; 3] {
+    [SOCKET_NAME, telemetry::SOCKET_NAME, UPSTREAM_SOCKET].map(|name| run_dir.join(name))
+}
+
+/// The sockets that are there.
+pub(super) fn sockets(run_dir: &Path) -> Vec<Socket> {
+    let there = socket_paths(run_dir).into_iter().filter(|path| std::fs::symlink_metadata(path).is_ok());
+    there.map(Socket::at).collect()
+}
+
+impl Socket {
+    fn at(path: PathBuf) -> Self {
+        let error = match http1::unix::connect(&path, Deadline::within(PATIENCE)) {
+            Ok(_) => None,
+            // Its queue is full, so somebody made one.
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => None,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                Some("nobody listens".to_owned())
+            }
+            Err(error) => Some(error.to_string()),
+        };
+        Self { path, listening: error.is_none(), error }
+    }
+}
+
+/// How many pods' last known facts are on disk.
+pub(super) fn last_known(run_dir: &Path) -> usize {
+    json_files(&run_dir.join(FACTS_DIR)).len()
+}
+
+/// Pods that started without capture and are not marked yet, as `namespace/name`; a note that cannot be read has its file's name.
+pub(super) fn uncaptured(run_dir: &Path) -> Vec<String> {
+    let mut notes = json_files(&run_dir.join(UNCAPTURED_DIR));
+    notes.sort();
+    let name = |(index, path): (usize, &PathBuf)| {
+        let report = if index < MAX_NOTES { read_note(path).ok() } else { None };
+        let file = || path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        report.map_or_else(file, |report| format!("{}/{}", report.namespace, report.name))
+    };
+    notes.iter().enumerate().map(name).collect()
+}
+
+fn read_note(path: &Path) -> io::Result<Report> {
+    let mut text = Vec::new();
+    File::open(path)?.take(MAX_REPORT as u64).read_to_end(&mut text)?;
+    Ok(serde_json::from_slice(&text)?)
+}
+
+/// Without the files that are being written, which have another name.
+fn json_files(dir: &Path) -> Vec<PathBuf> {
+    let paths =
+        std::fs::read_dir(dir).into_iter().flatten().take(MAX_FILES).flatten().map(|entry| entry.path());
+    paths.filter(|path| path.extension().is_some_and(|extension| extension == "json")).collect()
+}

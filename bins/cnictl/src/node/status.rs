@@ -1,0 +1,67 @@
+//! `status`: whether pods of this node are captured from now on, and if not, what is wrong.
+
+mod options;
+mod report;
+mod verdict;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use super::places::Places;
+use crate::chain::RunArgs;
+use crate::output::{Answer, Format, Usage, one_line, structured};
+use report::Report;
+
+const EXAMPLES: &str = "\
+Examples:
+  # Is the plugin on this node, is it in the configuration that the runtime uses, does the agent answer?
+  cnictl status
+
+  # In the agent's container, where the host's directories are mounted elsewhere, for a program
+  cnictl status --net-dir /host/etc/cni/net.d --bin-dir /host/opt/cni/bin -o json
+
+  # Ask every plugin of a chain whether it could serve an ADD (CNI 1.1)
+  cnictl status --conf 10-net.conflist
+
+Exit codes: 0 healthy: the plugin is installed and the agent answers; with --conf: every plugin is ready
+            1 something is wrong; the message says what and what to do
+            2 wrong command line";
+
+/// Show how the plugin and its agent are on this node; with --conf, ask the plugins of a chain instead
+///
+/// The node is only looked at; each program of the plugin is started for its version, and the agent is asked over its socket.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    places: Places,
+    /// Ask every plugin of this network configuration list whether it could serve an ADD (CNI 1.1)
+    #[arg(long, value_name = "CONFLIST", conflicts_with_all = ["net_dir", "bin_dirs", "run_dir"])]
+    conf: Option<PathBuf>,
+    #[command(flatten)]
+    chain: RunArgs,
+}
+
+impl StatusArgs {
+    pub(crate) fn run(&self) -> Result<Answer> {
+        if let Some(conf) = &self.conf {
+            return self.chain.status(conf);
+        }
+        if self.chain.stats || self.chain.verbose {
+            return Err(Usage("--stats and --verbose are about plugins: give their --conf".to_owned()).into());
+        }
+        let report = Report::look(&self.places);
+        let text = match self.chain.output {
+            Format::Json | Format::Yaml => structured(self.chain.output, &report)?,
+            Format::Table | Format::Wide => report.table(),
+        };
+        Ok(match report.verdict.problems.as_slice() {
+            [] => Answer::text(text),
+            [problem] => Answer::failed(text, one_line(problem)),
+            [first, more @ ..] => {
+                Answer::failed(text, format!("{} (and {} more)", one_line(first), more.len()))
+            }
+        })
+    }
+}

@@ -1,0 +1,341 @@
+//! Everything that was found on the node, for people and for programs.
+
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use facts::exchange::Status;
+use install::inspect::{Installed, Kubeconfig, Network, Program};
+use serde::Serialize;
+
+use super::options::Options;
+use super::verdict::{Verdict, judge};
+use crate::node::agent::{self, Socket};
+use crate::node::places::Places;
+use crate::output::{Colour, columns, one_line, paint};
+
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    #[serde(flatten)]
+    pub(super) verdict: Verdict,
+    pub(super) configurations: Vec<Configuration>,
+    /// Files of the directory of configurations that a runtime passes over, and why.
+    pub(super) passed_over: Vec<String>,
+    /// Why there may be more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) unreadable: Option<String>,
+    pub(super) plugins: Vec<PluginProgram>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) kubeconfig: Option<KubeconfigReport>,
+    pub(super) agent: AgentReport,
+    pub(super) sockets: Vec<Socket>,
+    /// Pods whose last known facts are on disk.
+    pub(super) last_known_facts: usize,
+    /// Pods that started without capture and are not marked yet.
+    pub(super) uncaptured: Vec<String>,
+}
+
+/// A file that a runtime, or another plugin, could use.
+#[derive(Debug, Serialize)]
+pub(super) struct Configuration {
+    pub(super) path: PathBuf,
+    /// It is the one that the runtime uses.
+    pub(super) active: bool,
+    pub(super) valid: bool,
+    /// How our plugin is in it, if it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) mode: Option<Mode>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) network: Option<String>,
+    pub(super) chain: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) options: Option<Options>,
+    /// Why the plugin will refuse its options.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) options_error: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Mode {
+    Chained,
+    IstioOwned,
+    Standalone,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct PluginProgram {
+    pub(super) path: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) version: Option<String>,
+    pub(super) cni_versions: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) age_seconds: Option<u64>,
+    /// Why a runtime cannot use it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) error: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct KubeconfigReport {
+    pub(super) path: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) server: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) age_seconds: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct AgentReport {
+    pub(super) answers: bool,
+    #[serde(flatten)]
+    pub(super) status: Option<Status>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) error: Option<String>,
+}
+
+// === impl Report ===
+
+impl Report {
+    /// Looks at the node.
+    pub(super) fn look(places: &Places) -> Self {
+        let Places { net_dir, bin_dirs, run_dir } = places;
+        let installed = install::inspect(net_dir, bin_dirs, run_dir);
+        let (status, error) = match agent::ask(run_dir) {
+            Ok(status) => (Some(status), None),
+            Err(error) => (None, Some(error)),
+        };
+        let mut report = Self {
+            verdict: Verdict::default(),
+            configurations: configurations(&installed),
+            passed_over: installed.problems.iter().map(ToString::to_string).collect(),
+            unreadable: installed.unreadable.map(|error| error.to_string()),
+            plugins: installed.programs.into_iter().map(PluginProgram::from).collect(),
+            kubeconfig: installed.kubeconfig.map(KubeconfigReport::from),
+            agent: AgentReport { answers: status.is_some(), status, error },
+            sockets: agent::sockets(run_dir),
+            last_known_facts: agent::last_known(run_dir),
+            uncaptured: agent::uncaptured(run_dir),
+        };
+        report.verdict = judge(&report, places);
+        report
+    }
+
+    /// The file that the runtime uses.
+    pub(super) fn active(&self) -> Option<&Configuration> {
+        self.configurations.iter().find(|configuration| configuration.active)
+    }
+
+    /// The file by which the plugin is called: the active one, or one of the standalone mode.
+    pub(super) fn used(&self) -> Option<&Configuration> {
+        let of_active = self.active().filter(|active| active.mode.is_some());
+        of_active.or_else(|| self.configurations.iter().find(|file| file.mode == Some(Mode::Standalone)))
+    }
+
+    pub(super) fn table(&self) -> String {
+        let mut rows: Vec<(&str, String)> = Vec::new();
+        let mut row = |name, text: String| rows.push((name, text));
+        match self.active() {
+            Some(active) => {
+                row("Configuration", format!("{}{}", active.path.display(), active.mode_text()));
+                row("Network", active.network_text());
+            }
+            None => row("Configuration", "none that a runtime uses".to_owned()),
+        }
+        if let Some(used) = self.used() {
+            let error = || used.options_error.clone().unwrap_or_default();
+            row("Options", used.options.as_ref().map_or_else(error, Options::text));
+        }
+        for file in self.configurations.iter().filter(|file| !file.active) {
+            let broken = if file.valid { "" } else { " (broken)" };
+            let text =
+                format!("{}{}{broken}: {}", file.path.display(), file.mode_text(), file.network_text());
+            row("Other file", text);
+        }
+        self.plugins.iter().for_each(|plugin| row("Plugin", plugin.text()));
+        row("Kubeconfig", self.kubeconfig.as_ref().map_or_else(|| "none".to_owned(), KubeconfigReport::text));
+        row("Agent", self.agent.text());
+        row("Sockets", self.sockets_text());
+        row("Last known", format!("facts of {}", count(self.last_known_facts, "pod")));
+        row("Uncaptured", count(self.uncaptured.len(), "pod"));
+        let rows: Vec<_> =
+            rows.into_iter().map(|(name, text)| vec![name.to_owned(), one_line(&text)]).collect();
+        columns(&rows) + &self.verdict_text()
+    }
+
+    fn sockets_text(&self) -> String {
+        let name =
+            |socket: &Socket| socket.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let text = |socket: &Socket| match &socket.error {
+            None => format!("{} listens", name(socket)),
+            Some(error) => format!("{}: {error}", name(socket)),
+        };
+        let texts: Vec<_> = self.sockets.iter().map(text).collect();
+        if texts.is_empty() { "none".to_owned() } else { texts.join(", ") }
+    }
+
+    fn verdict_text(&self) -> String {
+        let Verdict { healthy, problems, warnings } = &self.verdict;
+        let mut out = String::from("\n");
+        let lines = problems.iter().map(|text| ("problem:", Colour::Red, text));
+        for (kind, colour, text) in
+            lines.chain(warnings.iter().map(|text| ("warning:", Colour::Yellow, text)))
+        {
+            out.push_str(&format!("{} {}\n", paint(kind, colour), one_line(text)));
+        }
+        let verdict = match (healthy, problems.len()) {
+            (true, _) => {
+                format!("{}: the plugin is installed and the agent answers", paint("healthy", Colour::Green))
+            }
+            (false, number) => format!("{}: {}", paint("unhealthy", Colour::Red), count(number, "problem")),
+        };
+        out + &verdict + "\n"
+    }
+}
+
+// === impl Configuration ===
+
+fn configurations(installed: &Installed) -> Vec<Configuration> {
+    let active = installed.networks.iter().position(|network| network.is_valid);
+    let networks = installed.networks.iter().enumerate();
+    let mut all: Vec<_> =
+        networks.map(|(index, network)| Configuration::of(network, Some(index) == active)).collect();
+    all.extend(installed.standalone.iter().map(|file| {
+        let mut configuration = Configuration {
+            path: file.path.clone(),
+            active: false,
+            valid: true,
+            mode: Some(Mode::Standalone),
+            network: None,
+            chain: vec![install::PLUGIN.to_owned()],
+            options: None,
+            options_error: None,
+        };
+        configuration.take_options(&file.entry);
+        configuration
+    }));
+    all
+}
+
+impl Configuration {
+    fn of(network: &Network, active: bool) -> Self {
+        // A copy of ours has the default name, and never an original of its own.
+        let is_owned = network.path.ends_with(install::options::OWNED_NAME) && !network.has_original;
+        let mode = if is_owned { Mode::IstioOwned } else { Mode::Chained };
+        let entry = network.entry.as_ref().filter(|_| network.is_valid);
+        let mut configuration = Self {
+            path: network.path.clone(),
+            active,
+            valid: network.is_valid,
+            mode: entry.map(|_| mode),
+            network: network.name.clone(),
+            chain: network.plugins.clone(),
+            options: None,
+            options_error: None,
+        };
+        if let Some(entry) = entry {
+            configuration.take_options(entry);
+        }
+        configuration
+    }
+
+    fn take_options(&mut self, entry: &cni::json::Value) {
+        match Options::parse(entry) {
+            Ok(options) => self.options = Some(options),
+            Err(error) => self.options_error = Some(error),
+        }
+    }
+
+    fn mode_text(&self) -> &'static str {
+        match self.mode {
+            None => "",
+            Some(Mode::Chained) => " (chained)",
+            Some(Mode::IstioOwned) => " (Istio-owned)",
+            Some(Mode::Standalone) => " (standalone)",
+        }
+    }
+
+    fn network_text(&self) -> String {
+        let chain = self.chain.join(", ");
+        self.network.as_ref().map_or_else(|| chain.clone(), |name| format!("{name}: {chain}"))
+    }
+}
+
+// === the others ===
+
+impl From<Program> for PluginProgram {
+    fn from(program: Program) -> Self {
+        let (cni_versions, error) = match program.versions {
+            Ok(versions) => (versions, None),
+            Err(error) => (Vec::new(), Some(error)),
+        };
+        let age_seconds = age(program.modified);
+        Self { path: program.path, version: program.version.ok(), cni_versions, age_seconds, error }
+    }
+}
+
+impl PluginProgram {
+    fn text(&self) -> String {
+        let path = self.path.display();
+        if let Some(error) = &self.error {
+            return format!("{path}: {error}");
+        }
+        let version = self.version.as_deref().unwrap_or("of unknown version");
+        format!("{path} {version}, CNI {}{}", self.cni_versions.join(" "), written(self.age_seconds))
+    }
+}
+
+impl From<Kubeconfig> for KubeconfigReport {
+    fn from(kubeconfig: Kubeconfig) -> Self {
+        Self { age_seconds: age(kubeconfig.modified), path: kubeconfig.path, server: kubeconfig.server }
+    }
+}
+
+impl KubeconfigReport {
+    fn text(&self) -> String {
+        let server = self.server.as_deref().unwrap_or("an unknown server");
+        format!("{} for {server}{}", self.path.display(), written(self.age_seconds))
+    }
+}
+
+impl AgentReport {
+    fn text(&self) -> String {
+        let Some(status) = &self.status else { return "does not answer".to_owned() };
+        let ready = if status.ready { "ready" } else { "not ready" };
+        let synced = if status.synced { "" } else { ", pods not listed yet" };
+        format!("{}, pid {}, {ready}, {}{synced}", status.version, status.pid, count(status.pods, "pod"))
+    }
+}
+
+/// `None` also for a time in the future, from a clock that was set back.
+fn age(modified: Option<SystemTime>) -> Option<u64> {
+    SystemTime::now().duration_since(modified?).ok().map(|age| age.as_secs())
+}
+
+fn written(age: Option<u64>) -> String {
+    age.map_or_else(String::new, |age| format!(", written {} ago", short(age)))
+}
+
+/// Seconds in the largest unit that fits.
+fn short(seconds: u64) -> String {
+    match seconds {
+        0..=119 => format!("{seconds}s"),
+        120..=7199 => format!("{}m", seconds / 60),
+        7200..=172_799 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+pub(super) fn count(number: usize, thing: &str) -> String {
+    if number == 1 { format!("1 {thing}") } else { format!("{number} {thing}s") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_are_short() {
+        let texts = [0, 119, 120, 7199, 7200, 172_800].map(short);
+        assert_eq!(texts, ["0s", "119s", "2m", "119m", "2h", "2d"]);
+    }
+}

@@ -1,0 +1,287 @@
+//! `uninstall`: the node without the plugin.
+
+use std::io::{self, BufRead, IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use cni::conflist::PluginEntry;
+use facts::exchange::{FACTS_DIR, UNCAPTURED_DIR};
+use install::{Done, Mode, Options};
+use rustix::io::Errno;
+use serde::Serialize;
+
+use super::agent;
+use super::places::Places;
+use crate::output::{Answer, Format, Usage, one_line, structured};
+
+const EXAMPLES: &str = "\
+Examples:
+  # What would be done?
+  cnictl uninstall --dry-run
+
+  # After the DaemonSet is gone, without a question, and the plugin's logs too
+  cnictl uninstall --yes --purge
+
+Exit codes: 0 nothing of the plugin is left (with --dry-run: everything could be looked at)
+            1 failed, refused or declined; what could not be done is listed, the rest is done
+            2 wrong command line";
+
+/// Take the plugin off this node: out of every CNI configuration, then its files
+///
+/// Configurations are restored to the byte where nobody else has changed them since, and lose only the plugin's entry where somebody has.
+/// Works without the agent, and also after upstream's. Pods that run stay as they are; new ones start without capture.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct UninstallArgs {
+    #[command(flatten)]
+    places: Places,
+    /// Name of the configuration that the agent was told to extend or to write (cni-conf-name), if its name ends in neither .conf nor
+    /// .conflist
+    #[arg(long, value_name = "NAME", value_parser = file_name)]
+    conf_name: Option<String>,
+    /// Name of the Istio-owned configuration (istio-owned-cni-config-filename), which goes as a whole [default: 02-istio-cni.conflist]
+    #[arg(long, value_name = "NAME", value_parser = file_name)]
+    owned_conf_name: Option<String>,
+    /// Only say what would be done
+    #[arg(long)]
+    dry_run: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+    /// Go on although an agent is there, which installs the plugin again
+    #[arg(long)]
+    force: bool,
+    /// Remove the plugin's logs too
+    #[arg(long)]
+    purge: bool,
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+/// What was done, or would be.
+#[derive(Debug, Serialize)]
+struct Report {
+    ok: bool,
+    dry_run: bool,
+    steps: Vec<Step>,
+    errors: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Step {
+    action: Action,
+    path: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Action {
+    Restored,
+    EntryRemoved,
+    Deleted,
+}
+
+fn file_name(text: &str) -> Result<String, String> {
+    let is_name = Path::new(text).file_name().is_some_and(|name| name == text);
+    if is_name {
+        Ok(text.to_owned())
+    } else {
+        Err("give the name of a file, without its directory".to_owned())
+    }
+}
+
+// === impl UninstallArgs ===
+
+impl UninstallArgs {
+    pub(crate) fn run(&self) -> Result<Answer> {
+        let (options, leftovers) = (self.options(), self.leftovers());
+        let mut plan = Report::of(install::plan_uninstall(&options, &leftovers), true);
+        plan.foresee_empty(&self.places.run_dir);
+        if self.dry_run {
+            return plan.answer(self.output);
+        }
+        self.refuse_beside_agent()?;
+        if !self.yes && !plan.steps.is_empty() {
+            confirm(&plan)?;
+        }
+        let mut report = Report::of(install::uninstall(&options, &leftovers), false);
+        report.remove_if_empty(&self.places.run_dir);
+        report.answer(self.output)
+    }
+
+    /// Only what says where things are counts.
+    fn options(&self) -> Options {
+        Options {
+            net_dir: self.places.net_dir.clone(),
+            conf_name: self.conf_name.clone(),
+            mode: self.owned_conf_name.clone().map_or(Mode::Chained, |file_name| Mode::Owned { file_name }),
+            group_read: false,
+            bin_source: PathBuf::new(),
+            bin_targets: self.places.bin_dirs.clone(),
+            run_dir: self.places.run_dir.clone(),
+            kubeconfig: None,
+            entry: PluginEntry::default(),
+        }
+    }
+
+    fn leftovers(&self) -> Vec<PathBuf> {
+        let run_dir = &self.places.run_dir;
+        let mut paths = agent::socket_paths(run_dir).to_vec();
+        paths.extend([FACTS_DIR, UNCAPTURED_DIR].map(|name| run_dir.join(name)));
+        if self.purge {
+            let names =
+                std::fs::read_dir(run_dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
+            let is_log = |name: &std::ffi::OsString| name.to_str().is_some_and(telemetry::is_log_file);
+            let mut logs: Vec<_> = names.filter(is_log).map(|name| run_dir.join(name)).collect();
+            logs.sort();
+            paths.extend(logs);
+        }
+        paths
+    }
+
+    fn refuse_beside_agent(&self) -> Result<()> {
+        let sockets = agent::sockets(&self.places.run_dir);
+        let Some(socket) = sockets.into_iter().find(|socket| socket.listening).filter(|_| !self.force) else {
+            return Ok(());
+        };
+        let pid = agent::ask(&self.places.run_dir).map(|status| format!(" (pid {})", status.pid));
+        bail!(
+            "a node agent{} listens on {} and would install the plugin again: remove the DaemonSet istio-cni-node first, or give --force; \
+             nothing was changed",
+            pid.unwrap_or_default(),
+            socket.path.display()
+        );
+    }
+}
+
+/// Shows the plan and asks on the terminal.
+fn confirm(plan: &Report) -> Result<()> {
+    if !io::stdin().is_terminal() {
+        return Err(
+            Usage("there is no terminal to ask on: give --yes, or look with --dry-run".to_owned()).into()
+        );
+    }
+    let mut stderr = io::stderr().lock();
+    write!(stderr, "{}Pods will start without capture. Go on? [y/N] ", plan.table())?;
+    stderr.flush()?;
+    if is_yes(&mut io::stdin().lock()).context("read the answer")? {
+        return Ok(());
+    }
+    bail!("declined; nothing was changed")
+}
+
+fn is_yes(input: &mut impl BufRead) -> io::Result<bool> {
+    /// Longest answer, in bytes.
+    const LONGEST: u64 = 100;
+    let mut line = String::new();
+    io::Read::take(input, LONGEST).read_line(&mut line)?;
+    Ok(["y", "yes"].contains(&line.trim().to_ascii_lowercase().as_str()))
+}
+
+// === impl Report ===
+
+impl Report {
+    fn of(report: install::Report, dry_run: bool) -> Self {
+        let steps = report.done.into_iter().map(Step::from).collect();
+        let errors: Vec<_> = report.errors.iter().map(ToString::to_string).collect();
+        Self { ok: errors.is_empty(), dry_run, steps, errors }
+    }
+
+    /// Adds the run directory if nothing will be left in it.
+    fn foresee_empty(&mut self, run_dir: &Path) {
+        let Ok(mut entries) = std::fs::read_dir(run_dir) else { return };
+        let goes = |path: &PathBuf| self.steps.iter().any(|step| step.path == *path);
+        if entries.all(|entry| entry.is_ok_and(|entry| goes(&entry.path()))) {
+            self.steps.push(Step { action: Action::Deleted, path: run_dir.to_owned() });
+        }
+    }
+
+    /// The agent made the run directory, if nobody mounted it.
+    fn remove_if_empty(&mut self, run_dir: &Path) {
+        match rustix::fs::rmdir(run_dir) {
+            Ok(()) => self.steps.push(Step { action: Action::Deleted, path: run_dir.to_owned() }),
+            // Logs that stay, a mount, a directory that was never there or cannot be removed: none holds anything of the plugin's.
+            Err(
+                Errno::NOTEMPTY
+                | Errno::EXIST
+                | Errno::BUSY
+                | Errno::NOENT
+                | Errno::NOTDIR
+                | Errno::ACCESS
+                | Errno::PERM
+                | Errno::ROFS,
+            ) => {}
+            Err(error) => {
+                self.errors.push(format!("remove {}: {error}", run_dir.display()));
+                self.ok = false;
+            }
+        }
+    }
+
+    fn answer(&self, format: Format) -> Result<Answer> {
+        let text = match format {
+            Format::Json | Format::Yaml => structured(format, self)?,
+            Format::Table | Format::Wide => self.table(),
+        };
+        Ok(match self.errors.as_slice() {
+            [] => Answer::text(text),
+            errors => {
+                Answer::failed(text, format!("not all of the plugin can be removed: {}", errors.join("\n  ")))
+            }
+        })
+    }
+
+    fn table(&self) -> String {
+        if self.steps.is_empty() && self.errors.is_empty() {
+            return "nothing of the plugin is on this node\n".to_owned();
+        }
+        let mark = if self.dry_run { " (dry run)" } else { "" };
+        let line = |step: &Step| {
+            format!("{} {}{mark}\n", one_line(&step.path.display().to_string()), step.action.text())
+        };
+        self.steps.iter().map(line).collect()
+    }
+}
+
+impl From<Done> for Step {
+    fn from(done: Done) -> Self {
+        let (action, path) = match done {
+            Done::Restored(path) => (Action::Restored, path),
+            Done::EntryRemoved(path) => (Action::EntryRemoved, path),
+            Done::Deleted(path) => (Action::Deleted, path),
+        };
+        Self { action, path }
+    }
+}
+
+impl Action {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Restored => "restored",
+            Self::EntryRemoved => "without the plugin",
+            Self::Deleted => "deleted",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_yes_is_yes() {
+        for (text, yes) in
+            [("y\n", true), ("Yes\n", true), ("", false), ("\n", false), ("n\n", false), ("yesno\n", false)]
+        {
+            assert_eq!(is_yes(&mut text.as_bytes()).unwrap(), yes, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_leads_nowhere_else() {
+        assert!(file_name("05-x.conflist").is_ok());
+        for text in ["", ".", "..", "a/b", "/a", "a/"] {
+            assert!(file_name(text).is_err(), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! A node as private directories, with the real plugin and the real agent.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use testkit::Process;
+
+use crate::{Files, Run};
+
+/// Longest wait for the agent, which takes a fraction of a second.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(crate) const CALICO: &str = r#"{"name": "k8s-pod-network", "cniVersion": "0.3.1", "plugins": [
+  {"type": "calico", "mtu": 1440},   {"type": "portmap", "snat": true}
+]}
+"#;
+
+pub(crate) struct Machine {
+    pub(crate) files: Files,
+}
+
+impl Machine {
+    pub(crate) fn new() -> Self {
+        let machine = Self { files: Files::new() };
+        for dir in ["net.d", "bin", "image", "run", "manifests"] {
+            fs::create_dir(machine.path(dir)).unwrap();
+        }
+        machine.install_program("image/istio-cni");
+        machine
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.files.path(name)
+    }
+
+    pub(crate) fn install_program(&self, name: &str) {
+        fs::copy(testkit::programs().join("istio-cni"), self.path(name)).unwrap();
+    }
+
+    /// `cnictl` with the node's directories; where a path of the node is printed, it begins with `NODE`.
+    pub(crate) fn run(&self, line: &str) -> Run {
+        let mut run = Run::of(&self.command(line).output().unwrap());
+        let root = self.path("").display().to_string();
+        for text in [&mut run.stdout, &mut run.stderr] {
+            *text = text.replace(&root, "NODE/");
+        }
+        run
+    }
+
+    pub(crate) fn command(&self, line: &str) -> Command {
+        self.files.command(&format!("{line} --net-dir @net.d --bin-dir @bin --run-dir @run"))
+    }
+
+    /// Starts the agent and waits until it is ready.
+    pub(crate) fn agent(&self, more: &[&str]) -> Process {
+        let mut command = Command::new(testkit::programs().join("install-cni"));
+        let flag = |name: &str, path: &str| format!("--{name}={}", self.path(path).display());
+        command
+            .arg(flag("mounted-cni-net-dir", "net.d"))
+            .arg(flag("cni-agent-run-dir", "run"))
+            .arg(format!("--pod-source=manifests:{}", self.path("manifests").display()))
+            .args(["--monitoring-port=0", "--health-port=0", "--cleanup-on-exit=never"])
+            .args(more)
+            .env("CNI_BIN_SOURCE_DIR", self.path("image"))
+            .env("MOUNTED_CNI_BIN_DIRS", self.path("bin"))
+            .stdout(Stdio::from(fs::File::create(self.path("agent.log")).unwrap()))
+            .stderr(Stdio::inherit());
+        let mut agent = Process::new(command.spawn().unwrap());
+        let start = Instant::now();
+        loop {
+            let run = self.run("status -o json");
+            if run.stdout.contains("\"ready\": true") {
+                return agent;
+            }
+            let log = || fs::read_to_string(self.path("agent.log")).unwrap_or_default();
+            assert!(agent.ended().unwrap().is_none(), "the agent has ended:\n{}", log());
+            assert!(start.elapsed() < PATIENCE, "not ready within {PATIENCE:?}: {run:?}\n{}", log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Name, content, mode and owner of each file of a directory.
+    pub(crate) fn snapshot(&self, dir: &str) -> Vec<(String, Vec<u8>, u32, u32, u32)> {
+        let of = |path: &Path| {
+            let metadata = fs::metadata(path).unwrap();
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            (name, fs::read(path).unwrap(), metadata.mode(), metadata.uid(), metadata.gid())
+        };
+        let mut files: Vec<_> =
+            fs::read_dir(self.path(dir)).unwrap().map(|entry| of(&entry.unwrap().path())).collect();
+        files.sort();
+        files
+    }
+
+    pub(crate) fn mode(&self, name: &str, mode: u32) {
+        fs::set_permissions(self.path(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+}
