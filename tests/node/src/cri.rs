@@ -12,7 +12,7 @@ use k8s_cri::v1::{
     KeyValue, LinuxContainerConfig, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
     LinuxSandboxSecurityContext, ListImagesRequest, ListPodSandboxRequest, NamespaceMode, NamespaceOption,
     PodSandboxConfig, PodSandboxMetadata, PodSandboxState, PodSandboxStatusRequest, RemovePodSandboxRequest,
-    RunPodSandboxRequest, StartContainerRequest, StopPodSandboxRequest, VersionRequest,
+    RunPodSandboxRequest, StartContainerRequest, StatusRequest, StopPodSandboxRequest, VersionRequest,
 };
 use serde_json::Value;
 use tokio::runtime::Runtime;
@@ -115,6 +115,19 @@ impl Cri {
         let mut client = self.pods.clone();
         let answer = self.call("Version", client.version(VersionRequest { version: "v1".into() }))?;
         Ok(answer.runtime_version)
+    }
+
+    /// The CNI configuration that the runtime has loaded, as it stood in the file.
+    pub(crate) fn cni_config(&self) -> Result<Value> {
+        let mut client = self.pods.clone();
+        let answer = self.call("Status", client.status(StatusRequest { verbose: true }))?;
+        let loaded = answer.info.get("cniconfig").context("Status answered without `cniconfig`")?;
+        let loaded: Value = serde_json::from_str(loaded).context("parse `cniconfig`")?;
+        // The loopback network, which the runtime adds, comes first.
+        let networks = loaded["Networks"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let source = networks.last().and_then(|network| network["Config"]["Source"].as_str());
+        serde_json::from_str(source.context("the runtime has loaded no network")?)
+            .context("parse the loaded network")
     }
 
     /// Tags of the images that the runtime can use.

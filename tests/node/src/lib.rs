@@ -13,9 +13,11 @@ mod image;
 mod machine;
 mod node;
 mod pod;
+mod program;
 
 pub use calls::Call;
 pub use cri::{CriError, Outcome, Sandbox, SandboxStatus};
 pub use image::APP as APP_IMAGE;
 pub use node::Node;
 pub use pod::{ContainerSpec, PodSpec};
+pub use program::{Program, Signal};

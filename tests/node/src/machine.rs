@@ -103,7 +103,8 @@ impl Drop for Machine {
     }
 }
 
-fn only_child(pid: u32) -> Option<u32> {
+/// The process that another one has started, as the host numbers both.
+pub(crate) fn only_child(pid: u32) -> Option<u32> {
     fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))
         .ok()?
         .split_whitespace()

@@ -1,6 +1,6 @@
 //! The node as tests see it.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -16,6 +16,7 @@ use crate::cri::{Cri, CriError, Outcome, Sandbox, SandboxStatus};
 use crate::image::{APP, PAUSE, output, write_images};
 use crate::machine::{Machine, cgroup_dirs, remove_cgroups};
 use crate::pod::PodSpec;
+use crate::program::Program;
 
 const READY_LIMIT: Duration = Duration::from_secs(30);
 /// The kubelet's own limit for a sandbox is four minutes; ours start in a tenth of a second.
@@ -149,6 +150,16 @@ impl Node {
         Ok(())
     }
 
+    /// Starts a program in the node that the test ends itself. `output` gets both of its streams.
+    ///
+    /// # Errors
+    /// When it cannot be started or ends at once.
+    pub fn spawn(&self, command: &[&str], env: &[(&str, &str)], output: File) -> Result<Program> {
+        let mut command = self.command(None, command)?;
+        command.envs(env.iter().copied()).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        Program::new(command.spawn().context("run nsenter: install the package util-linux")?)
+    }
+
     /// The pod's network namespace as a file that the host can open.
     ///
     /// # Errors
@@ -166,6 +177,26 @@ impl Node {
             Some(rest) => self.machine.path(&format!("/run{rest}")),
             None => self.machine.path(inside),
         }
+    }
+
+    /// The directory of CNI configurations, which containerd watches; the same path inside and outside, until something is mounted there.
+    #[must_use]
+    pub fn conf_dir(&self) -> PathBuf {
+        self.dir.path().join("net.d")
+    }
+
+    /// The directory of CNI plugins; the same path inside and outside, until something is mounted there.
+    #[must_use]
+    pub fn bin_dir(&self) -> PathBuf {
+        self.dir.path().join("bin")
+    }
+
+    /// The CNI configuration that containerd has loaded.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub fn cni_config(&self) -> Result<Value> {
+        self.cri.cni_config()
     }
 
     /// The node's directory on the host; its name is unique and names the pods' cgroup too.
@@ -242,7 +273,11 @@ impl Node {
         self.wait_until_up()
     }
 
-    fn containerd_pid(&self) -> Result<String> {
+    /// The number of containerd's process inside the node.
+    ///
+    /// # Errors
+    /// When it has not been started.
+    pub fn containerd_pid(&self) -> Result<String> {
         Ok(fs::read_to_string(self.dir.path().join("containerd.pid"))?.trim().to_owned())
     }
 
