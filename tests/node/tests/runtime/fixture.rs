@@ -69,9 +69,7 @@ impl Mesh {
         let conflist = json!({"cniVersion": chain.version, "name": "mesh", "plugins": plugins});
         let node = Node::start(&conflist, &[(PLUGIN, &testkit::programs().join(PLUGIN))])
             .expect("a node with containerd");
-        let port = NODE_PORT.to_string();
-        node.serve(&["busybox", "nc", "-ll", "-p", &port, "-e", "echo", "node"])
-            .expect("the node's listener");
+        serve_node_port(&node);
         Self { node, dirs }
     }
 
@@ -133,6 +131,12 @@ impl Mesh {
     }
 }
 
+/// Lets the node answer on [`NODE_PORT`], until it reboots.
+pub(crate) fn serve_node_port(node: &Node) {
+    let port = NODE_PORT.to_string();
+    node.serve(&["busybox", "nc", "-ll", "-p", &port, "-e", "echo", "node"]).expect("the node's listener");
+}
+
 /// `bridge` in front: addresses from 10.88.0.0/16, the node reachable, no masquerading.
 pub(crate) fn bridge() -> Value {
     json!({
@@ -173,6 +177,28 @@ pub(crate) fn ask_from_container(node: &Node, pod: &Sandbox, container: &str, to
 /// Connects from the node and returns what the other end says.
 pub(crate) fn ask_from_node(node: &Node, to: &str, port: u16) -> String {
     answer(|| node.exec(&["busybox", "nc", "-w", "3", to, &port.to_string()]).expect("nc runs"))
+}
+
+/// Whether connections of a sandbox without containers go to its proxy's port, where nothing listens, or to the node, which answers.
+pub(crate) fn is_captured_bare(node: &Node, pod: &Sandbox) -> bool {
+    let port = NODE_PORT.to_string();
+    let asked = node.exec_in_pod(pod, &["busybox", "nc", "-w", "3", GATEWAY, &port]).expect("nc runs");
+    match (asked.stdout.trim(), asked.stderr.contains("refused")) {
+        ("", true) => true,
+        ("node", false) => false,
+        _ => panic!("neither captured nor not: {asked:?}"),
+    }
+}
+
+/// Connects to and from a pod that has to be captured, with or without containers.
+pub(crate) fn check_captured(node: &Node, pod: &Sandbox, what: &str) {
+    if pod.containers.is_empty() {
+        assert!(is_captured_bare(node, pod), "{what} is not captured");
+        return;
+    }
+    assert_eq!(ask_from_container(node, pod, "app", GATEWAY, NODE_PORT), "outbound", "from {what}");
+    let ip = node.status(pod).expect("a status").ip;
+    assert_eq!(ask_from_node(node, &ip, APP_PORT), "inbound", "to {what}");
 }
 
 /// Asks until something answers: a container's listener comes up a moment after the container.

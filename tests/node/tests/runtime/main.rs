@@ -1,5 +1,6 @@
 //! Pods of a real container runtime whose CNI chain ends with `istio-cni`.
 
+mod agent;
 mod capture;
 mod fixture;
 mod harness;

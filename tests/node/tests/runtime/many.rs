@@ -7,15 +7,13 @@ use std::thread;
 
 use node::Sandbox;
 
-use crate::fixture::{
-    APP_PORT, GATEWAY, Mesh, NODE_PORT, PLUGIN, ask_from_container, ask_from_node, sidecar_pod,
-};
+use crate::fixture::{Mesh, PLUGIN, check_captured, sidecar_pod};
 
-const PODS: usize = 50;
+pub(crate) const PODS: usize = 50;
 const AT_ONCE: usize = 8;
 
-/// Runs `work` for 0..count on a few threads and returns the results in order.
-fn in_parallel<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+/// Runs `work` for 0..count on [`AT_ONCE`] threads and returns the results in order.
+pub(crate) fn in_parallel<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
     let next = AtomicUsize::new(0);
     let mut done: Vec<(usize, T)> = thread::scope(|scope| {
         let take = || {
@@ -33,13 +31,12 @@ fn in_parallel<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T
 fn fifty_pods_come_and_go(native_nftables: bool) {
     let mesh = Mesh::start(native_nftables);
     let before = traces(&mesh);
-    // Containers cost far more than the chain, so most pods are sandboxes only.
     let pods: Vec<Sandbox> = in_parallel(PODS, |i| {
         let spec = sidecar_pod("default", &format!("pod-{i}"));
         if has_containers(i) { mesh.must_run(&spec) } else { mesh.must_run_bare(&spec) }
     });
 
-    in_parallel(PODS, |i| check_captured(&mesh, &pods[i], i));
+    in_parallel(PODS, |i| check_captured(&mesh.node, &pods[i], &format!("pod {i}")));
     let addresses: BTreeSet<String> =
         pods.iter().map(|p| mesh.node.status(p).expect("a status").ip).collect();
     assert_eq!(addresses.len(), PODS, "every pod has its own address");
@@ -54,21 +51,9 @@ fn fifty_pods_come_and_go(native_nftables: bool) {
     assert_eq!(traces(&mesh), before, "what the pods left on the node");
 }
 
-fn has_containers(index: usize) -> bool {
+/// Containers cost far more than the chain, so most pods of a crowd are sandboxes only.
+pub(crate) fn has_containers(index: usize) -> bool {
     index.is_multiple_of(10)
-}
-
-fn check_captured(mesh: &Mesh, pod: &Sandbox, index: usize) {
-    if has_containers(index) {
-        assert_eq!(ask_from_container(&mesh.node, pod, "app", GATEWAY, NODE_PORT), "outbound", "pod {index}");
-        let ip = mesh.node.status(pod).expect("a status").ip;
-        assert_eq!(ask_from_node(&mesh.node, &ip, APP_PORT), "inbound", "pod {index}");
-        return;
-    }
-    // The node would answer; the proxy's port, where nothing listens in this pod, refuses.
-    let port = NODE_PORT.to_string();
-    let asked = mesh.node.exec_in_pod(pod, &["busybox", "nc", "-w", "3", GATEWAY, &port]).expect("nc runs");
-    assert!(asked.stdout.is_empty() && asked.stderr.contains("refused"), "pod {index}: {asked:?}");
 }
 
 /// Everything on the node that a pod could leave: files of the plugin's, namespaces, links, rules, policy routes.
