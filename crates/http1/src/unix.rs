@@ -3,37 +3,30 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
 
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::{Connection, Deadline};
 
-/// How long to wait before another try while the listener's queue is full.
-const PAUSE: Duration = Duration::from_millis(2);
-
-/// A connection that stands before the deadline. A blocking `connect` to a unix socket knows no limit when the listener has stopped
-/// accepting.
+/// A connection that stands before the deadline. Where the listener has stopped accepting, connecting waits as long as sending may (unix(7)
+/// does not say so; `unix_stream_connect` in the kernel's `net/unix/af_unix.c` does).
 ///
 /// # Errors
 /// The system's: nothing there, nobody listening, a path of more than 107 bytes; or [`io::ErrorKind::TimedOut`].
 pub fn connect(path: &Path, deadline: Deadline) -> io::Result<Connection<UnixStream>> {
     let address = SocketAddrUnix::new(path)?;
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    let socket =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     loop {
+        let left = deadline.left().ok_or(io::ErrorKind::TimedOut)?;
+        set_socket_timeout(&socket, Timeout::Send, Some(left))?;
         match rustix::net::connect(&socket, &address) {
-            Ok(()) => break,
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {
-                let left = deadline.left().ok_or(io::ErrorKind::TimedOut)?;
-                std::thread::sleep(PAUSE.min(left));
-            }
+            Ok(()) => return Ok(Connection::new(UnixStream::from(socket), deadline)),
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),
         }
     }
-    let stream = UnixStream::from(socket);
-    stream.set_nonblocking(false)?;
-    Ok(Connection::new(stream, deadline))
 }
 
 /// The user of the process that listens, as it was when it began to.
