@@ -18,6 +18,9 @@ pub(crate) const CALICO: &str = r#"{"name": "k8s-pod-network", "cniVersion": "0.
 ]}
 "#;
 
+/// Name, content, mode and owner of each file of a directory.
+pub(crate) type Snapshot = Vec<(String, Vec<u8>, u32, u32, u32)>;
+
 pub(crate) struct Machine {
     pub(crate) files: Files,
 }
@@ -82,8 +85,7 @@ impl Machine {
         }
     }
 
-    /// Name, content, mode and owner of each file of a directory.
-    pub(crate) fn snapshot(&self, dir: &str) -> Vec<(String, Vec<u8>, u32, u32, u32)> {
+    pub(crate) fn snapshot(&self, dir: &str) -> Snapshot {
         let of = |path: &Path| {
             let metadata = fs::metadata(path).unwrap();
             let name = path.file_name().unwrap().to_str().unwrap().to_owned();

@@ -156,6 +156,28 @@ fn each_thing_that_is_wrong_is_said() {
 }
 
 #[test]
+fn a_kubeconfig_has_its_server_and_a_warning_when_its_token_may_have_ended() {
+    let machine = Machine::new();
+    machine.files.write("net.d/10-net.conflist", &with_plugin(&machine, &json!({})));
+    let text = "clusters:\n- cluster:\n    server: https://10.96.0.1:443\n";
+    let path = machine.files.write("run/istio-cni-kubeconfig", text);
+    let kubeconfig = |age: u64| {
+        let modified = std::time::SystemTime::now() - std::time::Duration::from_secs(age);
+        fs::File::options().write(true).open(&path).unwrap().set_modified(modified).unwrap();
+        machine.run("status")
+    };
+    let old = "warning: NODE/run/istio-cni-kubeconfig is older than an hour";
+    for (age, shown, is_old) in [(600, "10m", false), (7300, "2h", true)] {
+        let run = kubeconfig(age);
+        let expected =
+            format!("NODE/run/istio-cni-kubeconfig for https://10.96.0.1:443, written {shown} ago");
+        assert_eq!(row(&run.stdout, "Kubeconfig"), expected);
+        assert_eq!(run.stdout.contains(old), is_old, "{run:?}");
+        assert!(!run.stdout.contains("there is no kubeconfig"), "{run:?}");
+    }
+}
+
+#[test]
 fn standalone_and_owned_files_are_recognised() {
     let machine = Machine::new();
     machine.files.write("net.d/10-calico.conflist", CALICO);

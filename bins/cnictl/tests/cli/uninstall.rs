@@ -8,10 +8,10 @@ use std::process::Stdio;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::{Value, json};
 
-use crate::machine::{CALICO, Machine};
+use crate::machine::{CALICO, Machine, Snapshot};
 
 /// A node on which an agent was until it was killed: nothing is taken away then.
-fn installed(agent: &[&str]) -> (Machine, Vec<(String, Vec<u8>, u32, u32, u32)>) {
+fn installed(agent: &[&str]) -> (Machine, Snapshot) {
     let machine = Machine::new();
     machine.files.write("net.d/10-calico.conflist", CALICO);
     machine.mode("net.d/10-calico.conflist", 0o640);
