@@ -24,6 +24,9 @@ pub(crate) fn send(conf: &cni::PluginConf, mut report: Report, log: &Logger) {
     let Some(agent) = agent(conf) else { return };
     let Err(error) = agent.report(&report, LIMIT) else { return };
     log.debug(&error.to_string(), &[]);
+    if error.is_hung() {
+        log.leave_agent_out();
+    }
     if report.result == Outcome::Uncaptured
         && let Err(error) = leave(&conf.cni_agent_run_dir, &report)
     {

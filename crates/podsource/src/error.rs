@@ -330,6 +330,15 @@ impl Error {
         self.cause.retry()
     }
 
+    /// Whether whoever was asked was there and did not answer in time, so that asking again would only take time.
+    pub fn is_hung(&self) -> bool {
+        match &*self.cause {
+            Cause::TimedOut { .. } => true,
+            Cause::NoAgent(error) => error.kind() == std::io::ErrorKind::TimedOut,
+            _ => false,
+        }
+    }
+
     fn effort(&self) -> String {
         if self.tries < 2 {
             return String::new();

@@ -107,6 +107,14 @@ impl Logger {
         self.sinks().finish();
     }
 
+    /// Sends the node agent nothing at the end, for one that was found not to answer: waiting for it again would only hold up the pod.
+    /// Its lines are on stderr and in the file.
+    pub fn leave_agent_out(&self) {
+        if let State::Attached { socket, .. } = &mut self.sinks().state {
+            *socket = None;
+        }
+    }
+
     /// Whether a line of this level goes anywhere; lets a caller skip preparing an expensive one.
     pub fn enabled(&self, level: Level) -> bool {
         let sinks = self.sinks();
