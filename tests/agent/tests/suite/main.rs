@@ -5,6 +5,8 @@ mod keeping;
 mod life;
 mod logs;
 mod socket;
+mod sources;
+mod surroundings;
 
 /// Asserts that the text has every one of the parts.
 #[track_caller]
