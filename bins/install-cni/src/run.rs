@@ -172,7 +172,7 @@ impl Agent {
         tasks.spawn(self.clone().socket(log_socket::NAME, log_socket::MODE, None, Part::LogSocket, lines));
     }
 
-    /// Serves a unix socket, as soon as it can be had.
+    /// Serves a unix socket, as soon as it can be had, and again when somebody has removed it.
     async fn socket(
         self: Arc<Self>,
         name: &'static str,
@@ -187,7 +187,11 @@ impl Agent {
             match Socket::bind(&path, mode, only) {
                 Ok(socket) => {
                     self.health.ready(part);
-                    return socket.serve(handler).await;
+                    socket.serve(handler.clone()).await;
+                    self.log.warn(
+                        "somebody removed a socket; it is put there again",
+                        &[("path", &path.display())],
+                    );
                 }
                 Err(error) => {
                     self.log.error(&error, &[]);

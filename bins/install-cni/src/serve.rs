@@ -27,6 +27,8 @@ const MAX_CONNECTIONS: usize = 256;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a client may take for a request's body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a unix socket looks whether its file is still there.
+const LOOK: Duration = Duration::from_secs(1);
 /// Longest path of a unix socket in bytes, the final zero left out (unix(7), `sun_path`).
 const MAX_SOCKET_PATH: usize = 107;
 /// Connections that wait to be accepted.
@@ -172,11 +174,22 @@ impl Socket {
         Ok(Self { listener, path: path.to_owned(), inode, only })
     }
 
-    /// Serves until the task is aborted. A peer that is neither root nor the user named gets no answer.
+    /// Serves until the task is aborted, or until the file is gone, so that nobody can come any more. A file of another process is the newer
+    /// agent's. A peer that is neither root nor the user named gets no answer.
     pub(crate) async fn serve(self, handler: Arc<impl Handler>) {
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let mut look = tokio::time::interval(LOOK);
         while let Ok(slot) = slots.clone().acquire_owned().await {
-            let stream = match self.listener.accept().await {
+            let accepted = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                _ = look.tick() => {
+                    if self.is_gone() {
+                        return;
+                    }
+                    continue;
+                }
+            };
+            let stream = match accepted {
                 Ok((stream, _)) => stream,
                 Err(_) => {
                     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -195,6 +208,10 @@ impl Socket {
                 drop(slot);
             });
         }
+    }
+
+    fn is_gone(&self) -> bool {
+        std::fs::symlink_metadata(&self.path).is_err_and(|cause| cause.kind() == io::ErrorKind::NotFound)
     }
 }
 

@@ -98,3 +98,23 @@ fn after_a_reboot_the_agents_own_pod_starts_first() {
     cluster.admit_known(std::slice::from_ref(&pod));
     run_from(&cluster, &pod, "agent");
 }
+
+#[test]
+fn a_run_directory_that_somebody_removes_comes_back() {
+    let cluster = Cluster::start(&[("NATIVE_NFTABLES", "true")]);
+    let pods = ["before", "after"].map(|name| sidecar_pod("default", name));
+    cluster.admit_known(&pods);
+    run_from(&cluster, &pods[0], "agent");
+
+    std::fs::remove_dir_all(cluster.run_dir("")).expect("removed");
+    cluster.wait_for("what was there", || {
+        ["agent.sock", "log.sock", "istio-cni-kubeconfig"].iter().all(|name| cluster.run_dir(name).exists())
+    });
+    cluster.wait_ready();
+    run_from(&cluster, &pods[1], "agent");
+    assert!(
+        cluster.agent_log().lines().any(|line| line.contains("removed a socket")),
+        "{}",
+        cluster.agent_log()
+    );
+}
