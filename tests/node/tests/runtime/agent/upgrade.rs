@@ -58,13 +58,28 @@ fn an_upgrade_keeps_the_plugin_and_an_uninstallation_leaves_the_node_as_it_was()
     check_captured(&cluster.node, &second, "a pod under the second agent");
     assert_eq!(cluster.facts_source(&pods[2]), "agent");
 
+    // An API server that cannot be asked says nothing about an uninstallation.
+    cluster.api.stop();
+    cluster.terminate_agent();
+    assert_eq!(
+        directories.each_ref().map(|dir| listed(dir)),
+        installed,
+        "what an agent leaves that cannot ask"
+    );
+    cluster.restart_api();
+    cluster.start_agent();
+    cluster.wait_ready();
+
     assert!(cluster.api.delete_object(Resource::DaemonSets, AGENT_NAMESPACE, "istio-cni-node"));
     cluster.terminate_agent();
     let after = directories.each_ref().map(|dir| listed(dir));
     assert_eq!(after, before, "the node is as it was; the agent's log:\n{}", cluster.agent_log());
-    for name in ["istio-cni-kubeconfig", "agent.sock", "log.sock"] {
-        assert!(!cluster.run_dir(name).exists(), "{name} is gone");
-    }
+    let left = listed(&cluster.run_dir(""));
+    assert_eq!(
+        left.keys().collect::<Vec<_>>(),
+        ["facts", "istio-cni.log"],
+        "what stays in the run directory"
+    );
     cluster.wait_for("containerd to read it", || cluster.is_loaded());
     assert!(!cluster.node.bin_dir().join(PLUGIN).exists());
     let last = cluster.must_run_bare(&pods[3]);
