@@ -63,6 +63,9 @@ impl From<Taken> for Done {
 /// Takes the plugin off the node: out of every configuration, then the kubeconfig, the plugin's program, and `leftovers`, which are
 /// files and directories of the agent's own.
 ///
+/// Where a configuration cannot be rid of the plugin, everything else stays: a runtime that finds it named there and not in its directory
+/// starts no pod at all.
+///
 /// It looks only at what is there, so it works without an agent, after a kill, and when the options have changed. What was installed by
 /// upstream goes too. Other programs that were copied stay (I-47); name them in `leftovers` if they are to go.
 pub fn uninstall(options: &Options, leftovers: &[PathBuf]) -> Report {
@@ -78,6 +81,9 @@ impl Report {
     fn of(options: &Options, leftovers: &[PathBuf], act: Act) -> Self {
         let mut report = Self::default();
         report.configurations(options, act);
+        if !report.errors.is_empty() {
+            return report;
+        }
         let kubeconfig = options.run_dir.join(KUBECONFIG);
         report.deleted(&kubeconfig, delete(&kubeconfig, act), |cause| {
             Error::Kubeconfig(KubeconfigError::File(cause))

@@ -7,16 +7,16 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use crate::support::{CALICO, Node, at_once, names, plugin};
 
 /// A mount that ends with the test.
-struct Mounted(PathBuf);
+pub(crate) struct Mounted(PathBuf);
 
 impl Mounted {
-    fn tmpfs(path: PathBuf, size: &str) -> Self {
+    pub(crate) fn tmpfs(path: PathBuf, size: &str) -> Self {
         let options = std::ffi::CString::new(format!("size={size}")).unwrap();
         rustix::mount::mount("tmpfs", &path, "tmpfs", MountFlags::empty(), Some(options.as_c_str())).unwrap();
         Self(path)
     }
 
-    fn set_read_only(&self, is_read_only: bool) {
+    pub(crate) fn set_read_only(&self, is_read_only: bool) {
         let flag = if is_read_only { MountFlags::RDONLY } else { MountFlags::empty() };
         rustix::mount::mount_remount(&self.0, flag, c"").unwrap();
     }

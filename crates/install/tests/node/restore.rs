@@ -5,6 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use install::{Done, Mode};
 
+use crate::faults::Mounted;
 use crate::support::{CALICO, Node, Running};
 
 /// Configurations after the shapes that the components document, with layouts that no printer makes.
@@ -150,6 +151,38 @@ fn uninstalling_needs_no_agent_and_goes_on_after_a_failure() {
     assert!(crate::support::names(&node.path("run")).is_empty());
     let again = install::uninstall(&node.options(), &leftovers);
     assert!(again.done.is_empty() && again.errors.len() == 1, "{again:?}");
+}
+
+/// A runtime whose configuration names a plugin that is not there starts no pod.
+#[test]
+fn the_program_stays_where_a_configuration_names_it() {
+    let node = Node::new();
+    let mounted = Mounted::tmpfs(node.path("net.d"), "64k");
+    node.replace("10-calico.conflist", CALICO);
+    let running = node.start();
+    running.until_ready();
+    running.stop();
+    mounted.set_read_only(true);
+    let report = install::uninstall(&node.options(), &[node.path("run")]);
+    assert!(report.done.is_empty() && report.errors.len() == 1, "{report:?}");
+    assert!(node.path("bin/istio-cni").exists() && node.path("run").exists());
+    mounted.set_read_only(false);
+    assert!(install::uninstall(&node.options(), &[]).errors.is_empty());
+    assert!(!node.path("bin/istio-cni").exists());
+    assert_eq!(node.read("10-calico.conflist"), CALICO);
+}
+
+#[test]
+fn without_configurations_the_rest_goes() {
+    let node = Node::new();
+    node.replace("10-calico.conflist", CALICO);
+    let running = node.start();
+    running.until_ready();
+    running.stop();
+    fs::remove_dir_all(node.path("net.d")).unwrap();
+    let report = install::uninstall(&node.options(), &[]);
+    assert!(report.errors.is_empty(), "{report:?}");
+    assert!(!node.path("bin/istio-cni").exists());
 }
 
 #[test]
