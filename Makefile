@@ -35,6 +35,7 @@ demo: build ## a private node, pods, real connections: what is captured and what
 test: setup ## all tests (as root)
 	$(e2e_build)
 	ISTIO_CNI_BIN_DIR="$(e2e_dir)" cargo test --workspace --no-fail-fast
+	ISTIO_CNI_BIN_DIR="$(e2e_dir)" cargo run --quiet -p demo
 
 conformance: setup ## the reference cases, in both backends (as root)
 	$(e2e_build)
