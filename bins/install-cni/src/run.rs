@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cluster::{Cluster, Connection, Limits, Source, Store, StoreEvent, Writer};
-use facts::exchange::SOCKET_NAME;
+use facts::exchange::{FACTS_DIR, SOCKET_NAME};
 use install::{Installer, OptionsError};
 use telemetry::{Journal, Scope};
 use tokio::signal::unix::{SignalKind, signal};
@@ -114,10 +114,13 @@ impl Agent {
             agent.serve_sockets(&mut tasks);
             let store = agent.keep_facts();
             tasks.spawn(observe::cluster(agent.clone(), source, store));
-            let result = agent.install_until_told().await;
+            let ended = agent.install_until_told().await;
             // Sockets go with their tasks, unless another agent has put its own there already.
             tasks.shutdown().await;
-            result
+            if let Some(installer) = ended? {
+                agent.clean_up(&installer);
+            }
+            Ok(())
         })
     }
 
@@ -218,8 +221,8 @@ impl Agent {
             .ok()
     }
 
-    /// Installs on a thread of its own until a signal comes, and cleans up if nothing is to follow.
-    async fn install_until_told(self: &Arc<Self>) -> Result<(), Error> {
+    /// Installs on a thread of its own until a signal comes; gives the installer if everything is to be removed.
+    async fn install_until_told(self: &Arc<Self>) -> Result<Option<Installer>, Error> {
         let mut installer =
             Installer::new(self.config.install.clone(), Box::new(observe::Installation::new(self.clone())))?;
         let handle = installer.handle();
@@ -235,18 +238,20 @@ impl Agent {
         handle.stop();
         let Ok(installer) = thread.join() else {
             self.log.error("the installer has panicked; nothing is cleaned up", &[]);
-            return Ok(());
+            return Ok(None);
         };
-        if clean_up {
-            let report = installer.cleanup();
-            for done in &report.done {
-                self.log.info(done, &[]);
-            }
-            for error in &report.errors {
-                self.log.error("cleanup is not complete", &[("error", error)]);
-            }
+        Ok(clean_up.then_some(installer))
+    }
+
+    /// Takes everything off the node, parts of pod objects included. The plugin's log and notes about uncaptured pods stay: they are evidence.
+    fn clean_up(&self, installer: &Installer) {
+        let report = installer.cleanup(&[self.config.run_dir.join(FACTS_DIR)]);
+        for done in &report.done {
+            self.log.info(done, &[]);
         }
-        Ok(())
+        for error in &report.errors {
+            self.log.error("cleanup is not complete", &[("error", error)]);
+        }
     }
 
     /// Lets changed options reach the plugin's configuration.

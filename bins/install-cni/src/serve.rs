@@ -248,8 +248,6 @@ where
         }
     });
     let mut builder = http1::Builder::new();
-    // One question each: plugins end after theirs, and Prometheus can connect again.
-    builder.keep_alive(false);
     builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(64 << 10);
     let _ = builder.serve_connection(TokioIo::new(stream), service).await;
 }

@@ -98,8 +98,8 @@ impl Installer {
     }
 
     /// Takes the plugin off the node, see [`uninstall`]. Whether to do that at the end is the agent's decision.
-    pub fn cleanup(&self) -> Report {
-        uninstall(&self.options, &[])
+    pub fn cleanup(&self, leftovers: &[PathBuf]) -> Report {
+        uninstall(&self.options, leftovers)
     }
 
     /// One turn: write what differs, watch, look again, wait.

@@ -33,7 +33,7 @@ fn files_that_are_no_configuration_are_passed_over_by_name() {
     ] {
         assert!(running.told.has(text), "{text}: {:?}", running.told.all());
     }
-    assert!(running.stop().cleanup().errors.is_empty());
+    assert!(running.stop().cleanup(&[]).errors.is_empty());
     assert_eq!(fs::read_to_string(node.net("01-big.conflist")).unwrap(), big);
 }
 

@@ -34,7 +34,7 @@ fn installs_reports_and_takes_everything_away() {
     let planned = plan_uninstall(&node.options(), &[]);
     assert!(planned.errors.is_empty(), "{:?}", planned.errors);
     assert_eq!((node.snapshot("net.d"), names(&node.path("bin"))), (net, bin));
-    let report = stopped.cleanup();
+    let report = stopped.cleanup(&[]);
     assert_eq!(planned.done, report.done);
     assert!(report.errors.is_empty(), "{:?}", report.errors);
     assert_eq!(

@@ -28,7 +28,7 @@ fn files_of_ours_have_mode_0600_or_0640() {
             running.until_ready();
             assert_eq!(mode(&node, name), wanted);
             assert_eq!(node.read("10-calico.conflist"), CALICO);
-            assert!(running.stop().cleanup().errors.is_empty());
+            assert!(running.stop().cleanup(&[]).errors.is_empty());
             assert_eq!(node.names(), ["10-calico.conflist"]);
         }
     }
@@ -65,7 +65,7 @@ fn standalone_waits_for_nothing_and_brings_back_what_it_replaced() {
     running.until_ready();
     let written = node.document("net.conf");
     assert!(written.is_standalone() && written.holds(&entry()));
-    assert!(running.stop().cleanup().errors.is_empty());
+    assert!(running.stop().cleanup(&[]).errors.is_empty());
     assert_eq!(node.read("net.conf"), r#"{"type":"macvlan"}"#);
 }
 

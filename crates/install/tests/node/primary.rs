@@ -31,7 +31,7 @@ fn the_first_valid_file_and_only_what_runtimes_load() {
     assert_eq!(running.told.count("passed over"), 6, "{:?}", running.told.all());
     running.until_told("01-broken.conflist is no valid network configuration: not JSON: EOF while parsing");
     running.until_told("06-folder.conflist: not a regular file");
-    assert!(running.stop().cleanup().errors.is_empty());
+    assert!(running.stop().cleanup(&[]).errors.is_empty());
     assert_eq!(node.snapshot("net.d"), before);
 }
 
@@ -72,7 +72,7 @@ fn a_configured_name_is_found_under_its_other_extension_and_waited_for() {
             assert!(node.has_entry(written));
             assert_eq!(node.read("00-first.conflist"), CALICO);
             running.until_told("00-first.conflist, which sorts before");
-            assert!(running.stop().cleanup().errors.is_empty());
+            assert!(running.stop().cleanup(&[]).errors.is_empty());
             assert_eq!(node.read(there), text);
             assert_eq!(node.names(), ["00-first.conflist", there]);
         },
@@ -93,7 +93,7 @@ fn a_new_first_file_is_followed_and_the_old_one_restored() {
     // and back
     fs::remove_file(node.net("05-ptp.conflist")).unwrap();
     running.until("back", || node.has_entry("10-calico.conflist") && running.told.is_ready());
-    assert!(running.stop().cleanup().errors.is_empty());
+    assert!(running.stop().cleanup(&[]).errors.is_empty());
     assert_eq!(node.names(), ["10-calico.conflist"]);
     assert_eq!(node.read("10-calico.conflist"), CALICO);
 }
@@ -130,7 +130,7 @@ fn links_are_followed_only_within_the_directory() {
     assert!(fs::symlink_metadata(node.net("04-good.conflist")).unwrap().is_symlink());
     assert!(node.has_entry("real"));
     assert_eq!(fs::read_to_string(node.path("outside")).unwrap(), PTP);
-    let report = running.stop().cleanup();
+    let report = running.stop().cleanup(&[]);
     assert!(report.errors.is_empty(), "{:?}", report.errors);
     assert_eq!(node.read("real"), CALICO);
 }

@@ -62,7 +62,7 @@ fn a_round_trip_leaves_every_byte_mode_and_owner() {
         let data = fs::metadata(node.net(&list)).unwrap();
         assert_eq!((data.mode() & 0o7777, data.uid(), data.gid()), (mode, owner, owner + 1), "{name}");
 
-        let report = running.stop().cleanup();
+        let report = running.stop().cleanup(&[]);
         assert!(report.errors.is_empty(), "{:?}", report.errors);
         assert_eq!(report.done[0], Done::Restored(node.net(name)));
         assert_eq!(node.snapshot("net.d"), before, "{name}");
@@ -204,7 +204,7 @@ fn the_owned_name_without_the_owned_mode_deletes_nothing_foreign() {
     let running = node.start();
     running.until_ready();
     assert!(node.has_entry(install::options::OWNED_NAME));
-    assert!(running.stop().cleanup().errors.is_empty());
+    assert!(running.stop().cleanup(&[]).errors.is_empty());
     assert_eq!(node.read(install::options::OWNED_NAME), CALICO);
 
     // and a copy that an agent of the owned mode left is known without it

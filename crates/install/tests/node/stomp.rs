@@ -62,7 +62,7 @@ fn overwritten_100_times_at_random_and_healed_each_time() {
     assert!(!running.told.has("FAILED"), "{:?}", running.told.all());
     let left = node.names();
     assert_eq!(left, [NAME.to_owned(), format!("{NAME}.istio-cni-original")]);
-    assert!(running.stop().cleanup().errors.is_empty());
+    assert!(running.stop().cleanup(&[]).errors.is_empty());
     let restored = Document::parse(node.read(NAME).as_bytes()).unwrap();
     assert!(restored.entries().is_empty());
     assert!(restored.is_same_network(&Document::parse(network(version).as_bytes()).unwrap()));
