@@ -20,8 +20,8 @@ use crate::metrics::Metrics;
 
 /// How often the directory is looked at without being told: for notes of plugins.
 const PERIOD: Duration = Duration::from_secs(30);
-/// How long to wait after the API server did not take something.
-const PAUSE: Duration = Duration::from_secs(10);
+/// Pause after the API server did not take something; doubles up to [`PERIOD`].
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// `reason` of the event.
 const REASON: &str = "StartedWithoutCapture";
 /// `source.component` of the event: the agent's DaemonSet.
@@ -72,15 +72,19 @@ impl Uncaptured {
     /// Works on notes until the task is aborted.
     pub(crate) async fn work(&self, marker: Marker) {
         let mut counted = BTreeSet::new();
+        let mut pause = FIRST_PAUSE;
         loop {
             let mut failed = false;
             for path in self.notes() {
                 failed |= !marker.handle(&path, &mut counted).await;
             }
-            let pause = if failed { PAUSE } else { PERIOD };
-            let _ = tokio::time::timeout(pause, self.wake.notified()).await;
             if failed {
-                tokio::time::sleep(PAUSE).await;
+                // New notes wait as well: whoever did not take the others would not take them.
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(PERIOD);
+            } else {
+                pause = FIRST_PAUSE;
+                let _ = tokio::time::timeout(PERIOD, self.wake.notified()).await;
             }
         }
     }
