@@ -1,12 +1,15 @@
 //! The node agent from outside: its life, what it keeps, its sockets, bad surroundings, and the plugin beside it.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod cleanup;
+mod failure;
 mod keeping;
 mod life;
 mod logs;
 mod socket;
 mod sources;
 mod surroundings;
+mod upgrade;
 
 /// Asserts that the text has every one of the parts.
 #[track_caller]

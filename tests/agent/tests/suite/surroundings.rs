@@ -217,7 +217,11 @@ fn a_watch_that_sends_garbage() {
         // A watch that begins only now does not meet the fault.
         for _ in 0..20 {
             node.api.disturb_watches(Resource::Pods, fault.clone());
-            if eventually("the fault", Duration::from_millis(500), || Ok(ensure!(count() > before))).is_ok() {
+            let met = eventually("the fault", Duration::from_millis(500), || {
+                ensure!(count() > before);
+                Ok(())
+            });
+            if met.is_ok() {
                 break;
             }
         }

@@ -1,0 +1,134 @@
+//! The end of the agent: whether another one is to follow, or everything is to go (AA-100, for both modes).
+
+use agent_tests::{Ended, Node};
+use serde_json::{Value, json};
+use testkit::apiserver::{Fault, Resource};
+
+const NAMESPACE: &str = "istio-system";
+
+fn daemonset(spec: &Value) -> Value {
+    json!({
+        "kind": "DaemonSet",
+        "metadata": {"name": "istio-cni-node", "namespace": NAMESPACE},
+        "spec": {"template": {"spec": spec}},
+    })
+}
+
+fn affinity(key: &str, operator: &str, values: &Value) -> Value {
+    let terms = json!([{"matchExpressions": [{"key": key, "operator": operator, "values": values}]}]);
+    let required = json!({"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}});
+    json!({"affinity": {"nodeAffinity": required}})
+}
+
+#[track_caller]
+fn assert_ended(node: &Node, ended: &Ended, row: &str, stays: bool, reason: &str) {
+    let log = ended.log.text();
+    assert_eq!(ended.status.code(), Some(0), "{row}: {log}");
+    assert!(ended.took.as_secs() < 6, "{row} took {:?}", ended.took);
+    let what = if stays { "leaving the plugin on this node" } else { "taking the plugin off this node" };
+    assert!(ended.log.find(&[what, reason]).is_some(), "{row}: {log}");
+    assert_eq!(node.plugin().exists(), stays, "{row}: {log}");
+    assert_eq!(node.kubeconfig().exists(), stays, "{row}: {log}");
+    if stays {
+        node.entry().unwrap_or_else(|error| panic!("{row}: {error:#}"));
+    } else {
+        assert_eq!(std::fs::read_to_string(node.conflist()).unwrap(), Node::foreign_conflist(), "{row}");
+    }
+    // Sockets go in any case: nobody answers there.
+    assert!(!node.agent_socket().exists() && !node.log_socket().exists(), "{row}");
+}
+
+/// One row: what the cluster is like when the signal comes, and what is to become of the plugin.
+fn row(name: &str, env: &[(&str, &str)], prepare: impl FnOnce(&Node), stays: bool, reason: &str) {
+    let node = Node::new().unwrap();
+    let node_object = json!({"metadata": {"name": "n1", "labels": {"pool": "mesh"}}});
+    node.api.set_object(Resource::Nodes, node_object);
+    node.api.set_object(Resource::DaemonSets, daemonset(&json!({})));
+    let launch = node.agent().env("POD_NAMESPACE", NAMESPACE);
+    let launch = env.iter().fold(launch, |launch, (name, value)| launch.env(name, value));
+    let agent = launch.ready().unwrap();
+    prepare(&node);
+    let ended = agent.stop().unwrap();
+    assert_ended(&node, &ended, name, stays, reason);
+}
+
+fn set(node: &Node, spec: &Value) {
+    node.api.set_object(Resource::DaemonSets, daemonset(spec));
+}
+
+#[test]
+fn another_agent_follows() {
+    row("it exists", &[], |_| {}, true, "exists, so another agent follows");
+    let fits = affinity("pool", "In", &json!(["mesh"]));
+    row("its affinity fits", &[], |node| set(node, &fits), true, "exists, so another agent follows");
+}
+
+#[test]
+fn no_agent_follows() {
+    let gone = |node: &Node| {
+        node.api.delete_object(Resource::DaemonSets, NAMESPACE, "istio-cni-node");
+    };
+    row("it is gone", &[], gone, false, "does not exist");
+    let deleting = |node: &Node| {
+        let mut object = daemonset(&json!({}));
+        object["metadata"]["deletionTimestamp"] = json!("2026-08-01T09:30:00Z");
+        node.api.set_object(Resource::DaemonSets, object);
+    };
+    row("it is being deleted", &[], deleting, false, "is being deleted");
+    let differs = affinity("pool", "NotIn", &json!(["mesh"]));
+    row("its affinity does not fit", &[], |node| set(node, &differs), false, "is not for this node any more");
+}
+
+#[test]
+fn we_are_not_let_in() {
+    let unauthorized = |node: &Node| node.api.set_token("of-somebody-else");
+    row("401", &[], unauthorized, false, "the service account is gone");
+    row("403", &[], |node| node.api.forbid_everyone(), false, "may not look at DaemonSet");
+}
+
+/// A deviation from the original, which cleans up then: pods would start outside of the mesh.
+#[test]
+fn an_api_server_that_does_not_tell() {
+    row("it is away", &[], |node| node.api.stop(), true, "the API server does not tell");
+    for fault in [Fault::status(500), Fault::Hang, Fault::Garbage] {
+        let name = format!("{fault:?}");
+        let prepare = |node: &Node| node.api.fail_path("/daemonsets/", 10, fault);
+        row(&name, &[], prepare, true, "does not tell");
+    }
+    let broken = affinity("pool", "Resembles", &json!(["mesh"]));
+    row("its affinity means nothing", &[], |node| set(node, &broken), true, "does not tell");
+    let fits = affinity("pool", "In", &json!(["mesh"]));
+    let no_node = |node: &Node| {
+        set(node, &fits);
+        node.api.delete_object(Resource::Nodes, "", "n1");
+    };
+    row("the node is unknown", &[], no_node, true, "does not tell");
+}
+
+#[test]
+fn options_decide_alone() {
+    let gone = |node: &Node| {
+        node.api.delete_object(Resource::DaemonSets, NAMESPACE, "istio-cni-node");
+    };
+    row("never", &[("CLEANUP_ON_EXIT", "never")], gone, true, "cleanup-on-exit is never");
+    row("always", &[("CLEANUP_ON_EXIT", "always")], |_| {}, false, "cleanup-on-exit is always");
+    let original = [("AMBIENT_DISABLE_SAFE_UPGRADE", "true")];
+    row("safe upgrade is off", &original, |_| {}, false, "cleanup-on-exit is always");
+    row("no namespace is known", &[("POD_NAMESPACE", "")], |_| {}, false, "there is no DaemonSet");
+}
+
+/// What stays goes on working: the next agent finds it in order, and nothing was written twice.
+#[test]
+fn an_upgrade_leaves_no_gap() {
+    let node = Node::new().unwrap();
+    node.api.set_object(Resource::DaemonSets, daemonset(&json!({})));
+    let first = node.agent().env("POD_NAMESPACE", NAMESPACE).ready().unwrap();
+    let before = std::fs::metadata(node.conflist()).unwrap().modified().unwrap();
+    let ended = first.stop().unwrap();
+    assert_ended(&node, &ended, "the first", true, "exists, so another agent follows");
+    let second = node.agent().env("POD_NAMESPACE", NAMESPACE).ready().unwrap();
+    assert_eq!(std::fs::metadata(node.conflist()).unwrap().modified().unwrap(), before);
+    node.api.delete_object(Resource::DaemonSets, NAMESPACE, "istio-cni-node");
+    let ended = second.stop().unwrap();
+    assert_ended(&node, &ended, "the second", false, "does not exist");
+}
