@@ -1,5 +1,7 @@
-use std::io::Cursor;
-use std::time::{Duration, Instant};
+use std::io::Write;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use capture::PodId;
 use http1::{Deadline, Response, exchange};
@@ -11,28 +13,12 @@ use crate::segment;
 
 const TOKEN: &str = "eyJhbGci.Secret/of-the-agent";
 
-/// A stream that answers with these bytes, whatever is asked.
-struct Canned(Cursor<Vec<u8>>);
-
-impl std::io::Read for Canned {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        self.0.read(buffer)
-    }
-}
-
-impl std::io::Write for Canned {
-    fn write(&mut self, buffer: &[u8]) -> std::io::Result<usize> {
-        Ok(buffer.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-fn answer(bytes: impl Into<Vec<u8>>) -> Result<Response, Cause> {
-    let deadline = Deadline::at(Instant::now() + Duration::from_secs(5));
-    Ok(exchange(&mut Canned(Cursor::new(bytes.into())), b"GET", Some(TOKEN), 100, deadline)?)
+/// What comes of these bytes as the answer. They have to fit into a socket's buffer.
+fn answer(bytes: impl AsRef<[u8]>) -> Result<Response, Cause> {
+    let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+    theirs.write_all(bytes.as_ref()).unwrap();
+    theirs.shutdown(Shutdown::Write).unwrap();
+    Ok(exchange(&mut ours, b"GET", Some(TOKEN), 100, Deadline::within(Duration::from_secs(5)))?)
 }
 
 #[test]
