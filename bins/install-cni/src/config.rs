@@ -15,6 +15,9 @@ use crate::options::{Lookup, Options, Setting};
 /// Key in `runtimeConfig` under which containerd hands over a pod's annotations, and the capability that asks for it.
 const ANNOTATIONS_CAPABILITY: &str = "io.kubernetes.cri.pod-annotations";
 
+/// Key of the plugin's entry that names a directory of manifests.
+pub(crate) const POD_SOURCE: &str = "pod_source";
+
 /// Everything that this process does.
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
@@ -144,7 +147,7 @@ pub(crate) fn plugin_entry(options: &Options) -> Result<PluginEntry, BadOption> 
         }
     }
     if let Some(dir) = options.text(Setting::PodSource).strip_prefix("manifests:") {
-        extra.insert("pod_source".to_owned(), serde_json::json!({ "manifests": dir }));
+        extra.insert(POD_SOURCE.to_owned(), serde_json::json!({ "manifests": dir }));
     }
     if options.on(Setting::RuntimeAnnotations) {
         extra.insert("capabilities".to_owned(), serde_json::json!({ ANNOTATIONS_CAPABILITY: true }));

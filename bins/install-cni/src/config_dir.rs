@@ -1,33 +1,92 @@
 //! A directory with a file for each variable, as a mounted ConfigMap is one: options that change while the agent runs.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use inotify::{Inotify, WatchMask};
 
-/// Largest file that is read, in bytes; a larger one counts as absent.
+use crate::options::{Flags, Lookup, Options, SPECS, Setting};
+
+/// Largest file that is read, in bytes.
 const MAX_FILE: u64 = 64 << 10;
 /// How often the directory is looked at where it cannot be watched.
 const PERIOD: Duration = Duration::from_secs(10);
 /// After a change, time for the rest of it.
 const SETTLE: Duration = Duration::from_millis(100);
 
-/// The value of a variable, without the newline that editors leave at its end.
-pub(crate) fn read(dir: &Path, variable: &str) -> Option<String> {
-    let path = dir.join(variable);
-    let metadata = std::fs::metadata(&path).ok()?;
-    if !metadata.is_file() || metadata.len() > MAX_FILE {
-        return None;
+/// A file that cannot be read as an option.
+#[derive(Debug, thiserror::Error)]
+#[error("read options from {}: {cause}", path.display())]
+pub(crate) struct Unreadable {
+    path: PathBuf,
+    cause: io::Error,
+}
+
+/// Reads the options of this process, again and again.
+#[derive(Debug, Clone)]
+pub(crate) struct Reader {
+    flags: Flags,
+    /// Variables that had a file once. A container has the same ConfigMap as variables too, which stay as they were at its start: a switch that
+    /// is taken out of the ConfigMap must not live on in them.
+    followed: BTreeSet<String>,
+}
+
+impl Reader {
+    pub(crate) fn new(flags: Flags) -> Self {
+        Self { flags, followed: BTreeSet::new() }
     }
-    let text = std::fs::read_to_string(path).ok()?;
-    Some(text.strip_suffix('\n').map_or_else(|| text.clone(), str::to_owned))
+
+    /// The options as they are now.
+    ///
+    /// # Errors
+    /// The directory has gone, or a file in it cannot be read.
+    pub(crate) fn read(&mut self, env: Lookup<'_>) -> Result<Options, Unreadable> {
+        let without_files = self.flags.options(&|_| None, env);
+        let dir = Path::new(without_files.text(Setting::ConfigDir));
+        if dir.as_os_str().is_empty() {
+            return Ok(without_files);
+        }
+        let unreadable = |path: &Path, cause| Unreadable { path: path.to_owned(), cause };
+        if !self.followed.is_empty() {
+            std::fs::read_dir(dir).map_err(|cause| unreadable(dir, cause))?;
+        }
+        let mut files = BTreeMap::new();
+        for name in SPECS.iter().map(|spec| spec.variable()) {
+            let path = dir.join(&name);
+            if let Some(value) = value(&path).map_err(|cause| unreadable(&path, cause))? {
+                files.insert(name, value);
+            }
+        }
+        self.followed.extend(files.keys().cloned());
+        let unfollowed = |name: &str| env(name).filter(|_| !self.followed.contains(name));
+        Ok(self.flags.options(&|name| files.get(name).cloned(), &unfollowed))
+    }
+}
+
+/// The value of a variable, without the newline that editors leave at its end; `None` where there is no file.
+fn value(path: &Path) -> io::Result<Option<String>> {
+    let metadata = match std::fs::metadata(path) {
+        Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(None),
+        metadata => metadata?,
+    };
+    if !metadata.is_file() {
+        return Err(io::Error::other("it is no file"));
+    }
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(MAX_FILE + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_FILE {
+        return Err(io::Error::other(format!("it has more than {MAX_FILE} bytes")));
+    }
+    Ok(Some(text.strip_suffix('\n').map_or_else(|| text.clone(), str::to_owned)))
 }
 
 /// Calls `changed` once and after every change in the directory, on a thread of its own that lives as long as the process.
 ///
 /// # Errors
 /// The system gives no thread.
-pub(crate) fn watch(dir: PathBuf, mut changed: impl FnMut() + Send + 'static) -> std::io::Result<()> {
+pub(crate) fn watch(dir: PathBuf, mut changed: impl FnMut() + Send + 'static) -> io::Result<()> {
     std::thread::Builder::new().name("config-dir".into()).spawn(move || {
         loop {
             // First the watch, then the look: a change in between is one more turn, and none is missed.
@@ -44,7 +103,7 @@ pub(crate) fn watch(dir: PathBuf, mut changed: impl FnMut() + Send + 'static) ->
 }
 
 /// Watches the directory from now on. Kubelet replaces a mounted ConfigMap by renaming a link in its directory.
-fn begin(dir: &Path) -> std::io::Result<Inotify> {
+fn begin(dir: &Path) -> io::Result<Inotify> {
     let inotify = Inotify::init()?;
     let mask = WatchMask::CLOSE_WRITE
         | WatchMask::CREATE
@@ -58,7 +117,10 @@ fn begin(dir: &Path) -> std::io::Result<Inotify> {
 }
 
 /// Waits for the next change.
-fn wait(mut inotify: Inotify) -> std::io::Result<()> {
+fn wait(mut inotify: Inotify) -> io::Result<()> {
     inotify.read_events_blocking(&mut [0; 4096])?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

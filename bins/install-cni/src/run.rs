@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cluster::{Cluster, Connection, Limits, Source, Store, StoreEvent, Writer};
+use cni::conflist::PluginEntry;
 use facts::exchange::{FACTS_DIR, SOCKET_NAME};
 use install::{Installer, OptionsError};
 use telemetry::{Journal, Scope};
@@ -33,6 +34,8 @@ enum Error {
     Option(#[from] BadOption),
     #[error("{0}; correct the DaemonSet's arguments or the ConfigMap istio-cni-config")]
     Install(#[from] OptionsError),
+    #[error("{0}; correct the ConfigMap istio-cni-config")]
+    ConfigDir(#[from] config_dir::Unreadable),
     #[error("make the metrics: {0}")]
     Metrics(#[from] prometheus::Error),
     #[error("open {path} for the log: {cause}")]
@@ -51,7 +54,7 @@ pub(crate) struct Agent {
     /// Absent where pods are manifests.
     pub(crate) writer: Option<Writer>,
     journal: Journal,
-    flags: Flags,
+    options: config_dir::Reader,
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -69,19 +72,10 @@ fn variable(name: &str) -> Option<String> {
     std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
 }
 
-/// The options as they are now.
-fn options(flags: &Flags) -> Options {
-    let without_files = flags.options(&|_| None, &variable);
-    let dir = without_files.text(Setting::ConfigDir);
-    if dir.is_empty() {
-        return without_files;
-    }
-    flags.options(&|name| config_dir::read(dir.as_ref(), name), &variable)
-}
-
 impl Agent {
     fn new(flags: Flags) -> Result<Self, Error> {
-        let options = options(&flags);
+        let mut reader = config_dir::Reader::new(flags);
+        let options = reader.read(&variable)?;
         let journal = journal(&options)?;
         let log = journal.scope("cni-agent");
         for (name, value) in options.iter() {
@@ -96,7 +90,16 @@ impl Agent {
         let health = Arc::new(Health::of(&parts));
         health.ready(Part::Configuration);
         let metrics = Arc::new(Metrics::new()?);
-        Ok(Self { config, log, health, metrics, cluster: Cluster::new(), writer: None, journal, flags })
+        Ok(Self {
+            config,
+            log,
+            health,
+            metrics,
+            cluster: Cluster::new(),
+            writer: None,
+            journal,
+            options: reader,
+        })
     }
 
     fn live(mut self) -> Result<(), Error> {
@@ -254,12 +257,26 @@ impl Agent {
         }
     }
 
+    /// The plugin's entry by the options as they are now. Where this process serves, and whose pods it knows, stays as it was at its start: a plugin
+    /// that looks elsewhere finds nothing.
+    fn changed_entry(&self, reader: &mut config_dir::Reader) -> Result<PluginEntry, Error> {
+        let mut entry = config::plugin_entry(&reader.read(&variable)?)?;
+        let served = &self.config.install.entry;
+        entry.cni_agent_run_dir.clone_from(&served.cni_agent_run_dir);
+        match served.extra.get(config::POD_SOURCE) {
+            Some(source) => entry.extra.insert(config::POD_SOURCE.to_owned(), source.clone()),
+            None => entry.extra.remove(config::POD_SOURCE),
+        };
+        Ok(entry)
+    }
+
     /// Lets changed options reach the plugin's configuration.
     fn follow_options(self: &Arc<Self>, handle: install::Handle) {
         let Some(dir) = self.config.config_dir.clone() else { return };
         let agent = self.clone();
+        let mut reader = self.options.clone();
         let mut before = self.config.install.entry.clone();
-        let started = config_dir::watch(dir, move || match config::plugin_entry(&options(&agent.flags)) {
+        let started = config_dir::watch(dir, move || match agent.changed_entry(&mut reader) {
             Ok(entry) => {
                 agent.health.ready(Part::Configuration);
                 if entry != before {
@@ -319,3 +336,6 @@ async fn told_to_end() -> std::io::Result<&'static str> {
         _ = interrupt.recv() => "SIGINT",
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,19 @@
+use super::*;
+
+/// The plugin must not look for the agent, its kubeconfig or its facts where this process does not put them.
+#[test]
+fn where_plugins_look_changes_only_with_a_new_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, value: &str| std::fs::write(dir.path().join(name), value).unwrap();
+    write("CNI_AGENT_RUN_DIR", "/run/one");
+    let config_dir = format!("--config-dir={}", dir.path().display());
+    let agent = Agent::new(Flags::parse(["install-cni".into(), config_dir.into()]).unwrap()).unwrap();
+    write("CNI_AGENT_RUN_DIR", "/run/two");
+    write("POD_SOURCE", "manifests:/pods");
+    write("CAPTURE", "disabled");
+    let entry = agent.changed_entry(&mut agent.options.clone()).unwrap();
+    assert_eq!(entry.cni_agent_run_dir, std::path::Path::new("/run/one"));
+    assert_eq!(entry.extra.keys().collect::<Vec<_>>(), ["capture"]);
+    std::fs::remove_file(dir.path().join("CAPTURE")).unwrap();
+    assert!(agent.changed_entry(&mut agent.options.clone()).unwrap().extra.is_empty());
+}
