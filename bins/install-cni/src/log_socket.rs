@@ -29,8 +29,10 @@ struct Line {
 }
 
 impl Handler for LogSocket {
-    /// The plugin stops at one MiB.
-    const MAX_BODY: usize = 4 << 20;
+    /// The plugin stops at one MiB, before the last line's quotes are escaped.
+    const MAX_BODY: usize = 2 << 20;
+    /// Any user of the node may connect, and must not take its memory: 64 MiB for all bodies together.
+    const MAX_CONNECTIONS: usize = 32;
 
     fn answer(&self, request: &Request<()>, body: Bytes) -> Answer {
         if request.uri().path() != "/log" {

@@ -21,8 +21,6 @@ use tokio::sync::Semaphore;
 /// What goes back.
 pub(crate) type Answer = Response<Full<Bytes>>;
 
-/// Connections that are served at once, on each listener. A node starts some dozens of pods at once at most; a flood waits in the kernel's queue.
-const MAX_CONNECTIONS: usize = 256;
 /// How long a client may take for its headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a client may take for a request's body.
@@ -78,6 +76,9 @@ pub(crate) enum Error {
 pub(crate) trait Handler: Send + Sync + 'static {
     /// Largest body that is read, in bytes.
     const MAX_BODY: usize;
+    /// Connections that are served at once. A node starts some dozens of pods at once at most; a flood waits in the kernel's queue. Each may hold
+    /// a whole body in memory.
+    const MAX_CONNECTIONS: usize = 256;
 
     /// The answer.
     fn answer(&self, request: &Request<()>, body: Bytes) -> Answer;
@@ -116,8 +117,8 @@ pub(crate) async fn bind_port(address: SocketAddr) -> Result<TcpListener, Error>
 }
 
 /// Serves a port until the task is aborted.
-pub(crate) async fn port(listener: TcpListener, handler: Arc<impl Handler>) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+pub(crate) async fn port<H: Handler>(listener: TcpListener, handler: Arc<H>) {
+    let slots = Arc::new(Semaphore::new(H::MAX_CONNECTIONS));
     while let Ok(slot) = slots.clone().acquire_owned().await {
         match listener.accept().await {
             Ok((stream, _)) => {
@@ -176,8 +177,8 @@ impl Socket {
 
     /// Serves until the task is aborted, or until the file is gone, so that nobody can come any more. A file of another process is the newer
     /// agent's. A peer that is neither root nor the user named gets no answer.
-    pub(crate) async fn serve(self, handler: Arc<impl Handler>) {
-        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    pub(crate) async fn serve<H: Handler>(self, handler: Arc<H>) {
+        let slots = Arc::new(Semaphore::new(H::MAX_CONNECTIONS));
         let mut look = tokio::time::interval(LOOK);
         while let Ok(slot) = slots.clone().acquire_owned().await {
             let accepted = tokio::select! {

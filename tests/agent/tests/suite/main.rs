@@ -3,6 +3,7 @@
 
 mod cleanup;
 mod failure;
+mod floods;
 mod keeping;
 mod life;
 mod logs;
