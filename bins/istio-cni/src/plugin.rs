@@ -176,24 +176,25 @@ impl Plugin for IstioCni<'_> {
         // It must be readable, but what other plugins did is theirs to check.
         request.prev_result()?;
         let job = self.job(request, &conf, &log)?;
-        let what = format!("istio-cni could not check pod {}", job.pod_text());
-        let verdict = job.check().map_err(|failure| failure.into_cni(&what));
+        if !conf.capture && job.skip().is_none() {
+            log.warn("pod is not checked: the configuration says capture: disabled", &[]);
+            self.report(request, &conf, Outcome::Disabled, String::new(), &log);
+            return Ok(());
+        }
+        let error = not_as_planned(job.check(), &job.pod_text());
         self.log_warnings(&log);
-        let outcome =
-            if matches!(verdict, Ok(Verdict::AsPlanned)) { Outcome::Captured } else { Outcome::Failed };
-        let text = verdict.as_ref().err().map_or_else(String::new, |error| error.msg.clone());
+        let outcome = if error.is_none() { Outcome::Captured } else { Outcome::Failed };
+        let text = error.as_ref().map_or_else(String::new, |error| error.msg.clone());
         self.report(request, &conf, outcome, text, &log);
-        match verdict? {
-            Verdict::AsPlanned => Ok(()),
-            Verdict::Differs(differences) => {
-                let msg = format!("pod {} is not captured as planned", job.pod_text());
-                let mut texts: Vec<String> =
-                    differences.iter().take(SHOWN).map(ToString::to_string).collect();
-                if differences.len() > SHOWN {
-                    texts.push(format!("and {} more differences", differences.len() - SHOWN));
-                }
-                texts.push("delete the pod so that it is set up again".to_owned());
-                Err(Error::internal(msg).with_details(texts.join("; ")))
+        match (error, conf.failure_policy) {
+            (None, _) => Ok(()),
+            (Some(error), FailurePolicy::Closed) => Err(error),
+            // CRI-O checks a pod right after its ADD and gives it up where that fails (`checkNetwork` of cri-o/ocicni), so an error here would
+            // undo the policy.
+            (Some(error), FailurePolicy::Open) => {
+                let msg = format!("failure_policy: open lets the pod be: {}", error.msg);
+                log.error(&msg, &[("details", &error.details)]);
+                Ok(())
             }
         }
     }
@@ -253,6 +254,21 @@ impl IstioCni<'_> {
             }),
         }
     }
+}
+
+/// What a check has to tell the runtime, if anything.
+fn not_as_planned(verdict: Result<Verdict, Failure>, pod: &str) -> Option<Error> {
+    let differences = match verdict {
+        Ok(Verdict::AsPlanned) => return None,
+        Ok(Verdict::Differs(differences)) => differences,
+        Err(failure) => return Some(failure.into_cni(&format!("istio-cni could not check pod {pod}"))),
+    };
+    let mut texts: Vec<String> = differences.iter().take(SHOWN).map(ToString::to_string).collect();
+    if differences.len() > SHOWN {
+        texts.push(format!("and {} more differences", differences.len() - SHOWN));
+    }
+    texts.push("delete the pod so that it is set up again".to_owned());
+    Some(Error::internal(format!("pod {pod} is not captured as planned")).with_details(texts.join("; ")))
 }
 
 /// Works on a thread of its own and waits for it no longer than `add_timeout` allows. A thread that is late ends with the process; what it does

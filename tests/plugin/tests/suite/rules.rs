@@ -80,6 +80,32 @@ fn check_names_what_is_missing() {
     assert_eq!((code, text.as_str()), (1, "config version does not allow CHECK"));
 }
 
+/// A runtime that checks a pod after its ADD must not end what the switch and the policy let start.
+#[test]
+fn a_pod_that_was_let_through_passes_its_check() {
+    let (mut node, pod) = node_and_pod(&[]);
+    node.conf["capture"] = "disabled".into();
+    for verb in ["ADD", "CHECK"] {
+        let answer = node.call(verb, "web", pod.path()).run().unwrap();
+        assert_eq!(answer.exit, Some(0), "{answer:#?}");
+        assert_says(&answer.stderr, &["\"level\":\"warn\"", "the configuration says capture: disabled"]);
+    }
+    node.conf["capture"] = "enabled".into();
+    node.conf["failure_policy"] = "open".into();
+    let answer = node.call("CHECK", "web", pod.path()).run().unwrap();
+    assert_eq!((answer.exit, answer.stdout.as_str()), (Some(0), ""), "{}", answer.stderr);
+    assert_says(
+        &answer.stderr,
+        &["\"level\":\"error\"", "failure_policy: open lets the pod be", "default/web", "istio-proxy-nat"],
+    );
+    // There are no facts of it, so ADD lets it through and CHECK cannot tell.
+    for verb in ["ADD", "CHECK"] {
+        let answer = node.call(verb, "unknown", pod.path()).run().unwrap();
+        assert_eq!(answer.exit, Some(0), "{answer:#?}");
+        assert_says(&answer.stderr, &["\"level\":\"error\"", "default/unknown"]);
+    }
+}
+
 #[test]
 fn an_add_repairs_what_was_changed() {
     for native_nftables in [true, false] {
