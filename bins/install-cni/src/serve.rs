@@ -25,6 +25,8 @@ pub(crate) type Answer = Response<Full<Bytes>>;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a client may take for a request's body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection may last, with all of its requests: a client that does not read its answers would keep its place for good.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a unix socket looks whether its file is still there.
 const LOOK: Duration = Duration::from_secs(1);
 /// Longest path of a unix socket in bytes, the final zero left out (unix(7), `sun_path`).
@@ -250,5 +252,6 @@ where
     });
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(64 << 10);
-    let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+    let served = builder.serve_connection(TokioIo::new(stream), service);
+    let _ = tokio::time::timeout(CONNECTION_TIMEOUT, served).await;
 }

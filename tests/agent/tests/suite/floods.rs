@@ -1,10 +1,10 @@
-//! What users of the node can take from the agent over the socket that is open to them.
+//! What others can take from the agent over the socket that is open to every user of the node.
 
 use std::io::Write;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use agent_tests::{Node, http};
+use agent_tests::{Node, eventually, http};
 
 /// More than are served at once.
 const CONNECTIONS: usize = 200;
@@ -43,4 +43,31 @@ fn many_large_posts_do_not_take_the_nodes_memory() {
     let start = Instant::now();
     assert_eq!(http::ask(&node.log_socket(), "POST", "/log", "[]").unwrap().status, 200);
     assert!(start.elapsed() < Duration::from_secs(10), "took {:?}", start.elapsed());
+}
+
+/// Nobody must wait for good behind those who ask and do not read.
+#[test]
+fn clients_that_do_not_read_lose_their_place() {
+    let node = Node::new().unwrap();
+    let _agent = node.start().unwrap();
+    let questions = "GET /other HTTP/1.1\r\nHost: x\r\n\r\n".repeat(2000);
+    let mut clients = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let client = http::connect(&node.log_socket()).unwrap();
+        client.set_nonblocking(true).unwrap();
+        clients.push(client);
+    }
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(2) {
+        for client in &mut clients[..64] {
+            // It fails as soon as the answers are in the way, which is what is wanted.
+            let _ = client.write(questions.as_bytes());
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    drop(clients.split_off(64));
+    eventually("an answer", Duration::from_secs(40), || {
+        http::ask(&node.log_socket(), "POST", "/log", "[]").map(drop)
+    })
+    .unwrap();
 }
