@@ -4,7 +4,7 @@
 //! the pod has its event and its label.
 
 use std::collections::BTreeSet;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use cluster::write::EventText;
 use cluster::{PodKey, Writer};
 use facts::Report;
 use facts::exchange::{MAX_REPORT, UNCAPTURED_DIR};
+use podsource::leave_note;
 use telemetry::Scope;
 use tokio::sync::Notify;
 
@@ -29,7 +30,7 @@ const COMPONENT: &str = "istio-cni-node";
 
 /// The directory of notes.
 pub(crate) struct Uncaptured {
-    dir: PathBuf,
+    run_dir: PathBuf,
     wake: Notify,
 }
 
@@ -45,7 +46,7 @@ pub(crate) struct Marker {
 
 impl Uncaptured {
     pub(crate) fn new(run_dir: &Path) -> Self {
-        Self { dir: run_dir.join(UNCAPTURED_DIR), wake: Notify::new() }
+        Self { run_dir: run_dir.to_owned(), wake: Notify::new() }
     }
 
     /// Keeps a report until the pod is marked.
@@ -53,18 +54,7 @@ impl Uncaptured {
     /// # Errors
     /// The system's.
     pub(crate) fn note(&self, report: &Report) -> io::Result<()> {
-        use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-        let usable = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        let name = &report.container;
-        if name.is_empty() || name.len() > 200 || name.starts_with('.') || !name.chars().all(usable) {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the container's id is none"));
-        }
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
-        let temporary = self.dir.join(format!(".{name}.tmp"));
-        let mut options = std::fs::OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        file.write_all(&serde_json::to_vec(report)?)?;
-        std::fs::rename(&temporary, self.dir.join(format!("{name}.json")))?;
+        leave_note(&self.run_dir, report)?;
         self.wake.notify_one();
         Ok(())
     }
@@ -90,7 +80,7 @@ impl Uncaptured {
     }
 
     fn notes(&self) -> Vec<PathBuf> {
-        let entries = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let entries = std::fs::read_dir(self.run_dir.join(UNCAPTURED_DIR)).into_iter().flatten().flatten();
         let paths = entries.map(|entry| entry.path());
         paths.filter(|path| path.extension().is_some_and(|extension| extension == "json")).collect()
     }

@@ -1,13 +1,10 @@
 //! What the node agent is told of a call, so that a process that lives for milliseconds is counted, and a pod that starts uncaptured is found.
 
-use std::fs::{DirBuilder, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
 use std::time::Duration;
 
 use facts::Report;
-use facts::exchange::{MAX_REPORT, Outcome, UNCAPTURED_DIR};
+use facts::exchange::{Outcome, UNCAPTURED_DIR};
+use podsource::leave_note;
 use telemetry::Logger;
 
 use crate::sources::agent;
@@ -28,7 +25,7 @@ pub(crate) fn send(conf: &cni::PluginConf, mut report: Report, log: &Logger) {
         log.leave_agent_out();
     }
     if report.result == Outcome::Uncaptured
-        && let Err(error) = leave(&conf.cni_agent_run_dir, &report)
+        && let Err(error) = leave_note(&conf.cni_agent_run_dir, &report)
     {
         let dir = conf.cni_agent_run_dir.join(UNCAPTURED_DIR);
         log.error(
@@ -36,31 +33,4 @@ pub(crate) fn send(conf: &cni::PluginConf, mut report: Report, log: &Logger) {
             &[("dir", &dir.display()), ("error", &error)],
         );
     }
-}
-
-/// Writes the report beside the agent's socket, whole or not at all. The container's id is one that the protocol layer has checked.
-fn leave(run_dir: &Path, report: &Report) -> io::Result<()> {
-    let dir = run_dir.join(UNCAPTURED_DIR);
-    match DirBuilder::new().mode(0o700).create(&dir) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
-    let text = serde_json::to_vec(report)?;
-    if text.len() > MAX_REPORT {
-        return Err(io::Error::other("it is too large"));
-    }
-    let temporary = dir.join(format!(".{}.tmp", report.container));
-    let written =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary).and_then(
-            |mut file| {
-                file.write_all(&text)?;
-                file.sync_all()
-            },
-        );
-    let done =
-        written.and_then(|()| std::fs::rename(&temporary, dir.join(format!("{}.json", report.container))));
-    if done.is_err() {
-        let _ = std::fs::remove_file(&temporary);
-    }
-    done
 }
