@@ -4,6 +4,7 @@
 //! answers, what the agent left on disk is used, for the same incarnation of the pod only, and last what the runtime hands over itself. So pods
 //! start, captured as they should be, while either is away.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use capture::{Pod, PodId};
@@ -68,8 +69,12 @@ impl Sources<'_> {
         match &self.conf.pod_source {
             cni::PodSource::Manifests(dir) => Manifests::new(dir).ready(),
             cni::PodSource::Kubernetes => {
-                let answers = agent(self.conf).is_some_and(|agent| agent.ready().is_ok());
-                if answers { Ok(()) } else { self.api(self.conf.facts_timeout).ready() }
+                match agent(self.conf).map(|agent| agent.ready()) {
+                    Some(Ok(())) => return Ok(()),
+                    Some(Err(error)) if error.is_hung() => self.log.leave_agent_out(),
+                    Some(Err(_)) | None => {}
+                }
+                self.api(self.conf.facts_timeout).ready()
             }
         }
     }
@@ -86,10 +91,10 @@ impl Sources<'_> {
             }
             None => {}
         }
-        let last_known = LastKnown::new(&self.conf.cni_agent_run_dir);
+        let last_known = run_dir(self.conf).map(LastKnown::new);
         let annotations = self.conf.pod_annotations.as_ref().map(Annotations::new);
         let first_limit = match () {
-            () if last_known.has(id) => API_TIME_WITH_LAST_KNOWN,
+            () if last_known.as_ref().is_some_and(|source| source.has(id)) => API_TIME_WITH_LAST_KNOWN,
             () if annotations.is_some() => API_TIME_WITH_ANNOTATIONS,
             () => self.conf.facts_timeout,
         };
@@ -100,7 +105,7 @@ impl Sources<'_> {
             Err(error) => error,
         };
         let fallbacks: [(&'static str, Option<&dyn PodSource>); 2] = [
-            (LAST_KNOWN, Some(&last_known)),
+            (LAST_KNOWN, last_known.as_ref().map(|source| source as &dyn PodSource)),
             (ANNOTATIONS, annotations.as_ref().map(|source| source as &dyn PodSource)),
         ];
         for (name, source) in fallbacks {
@@ -135,10 +140,14 @@ impl Sources<'_> {
     }
 }
 
-/// The node agent, which listens in the run directory. A plugin's working directory is not its own, so a relative one has none.
+/// The node agent, if there can be one.
 pub(crate) fn agent(conf: &PluginConf) -> Option<Agent> {
-    let run_dir = &conf.cni_agent_run_dir;
-    run_dir.is_absolute().then(|| Agent::new(run_dir, env!("CARGO_PKG_VERSION")))
+    run_dir(conf).map(|run_dir| Agent::new(run_dir, env!("CARGO_PKG_VERSION")))
+}
+
+/// The run directory, where the agent listens and leaves facts. A plugin's working directory is not its own, so a relative one is none.
+fn run_dir(conf: &PluginConf) -> Option<&Path> {
+    Some(&*conf.cni_agent_run_dir).filter(|run_dir| run_dir.is_absolute())
 }
 
 /// Whether the agent never left anything about this pod, which is the usual case and explains nothing.

@@ -114,8 +114,12 @@ impl PodSource for Agent {
     }
 
     fn ready(&self) -> Result<(), Error> {
-        let connected = http1::unix::connect(&self.socket, Deadline::within(TIMEOUT));
-        connected.map(drop).map_err(|error| Error::new("serve pods", self.origin(), Cause::NoAgent(error)))
+        // A stopped process still has its connections accepted, by the kernel.
+        if self.status(TIMEOUT)?.synced {
+            return Ok(());
+        }
+        let cause = Cause::Unaware("the pods of this node are not listed yet".into());
+        Err(Error::new("serve pods", self.origin(), cause))
     }
 }
 

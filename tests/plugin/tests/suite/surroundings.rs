@@ -1,5 +1,8 @@
 //! What the machine has or lacks: programs, kernel features, namespaces without addresses.
 
+use std::os::unix::net::UnixListener;
+use std::time::Duration;
+
 use testkit::TestNetns;
 
 use crate::{assert_says, everything, node_and_pod};
@@ -135,4 +138,20 @@ fn an_iptables_table_without_its_programs_does_not_stop_nftables() {
     let answer = call.run_as(command).unwrap();
     assert_eq!(answer.exit, Some(0), "{answer:#?}");
     assert_says(&everything(&pod), &["istio-proxy-mangle", "fwmark 0x539 lookup 133"]);
+}
+
+/// The kernel accepts connections for a process that is stopped or hangs.
+#[test]
+fn an_agent_that_hangs_makes_nobody_ready() {
+    let (mut node, pod) = node_and_pod(&[]);
+    node.conf.as_object_mut().unwrap().remove("pod_source");
+    node.conf["cniVersion"] = "1.1.0".into();
+    std::fs::create_dir(node.run_dir()).unwrap();
+    let _hung = ["agent.sock", "log.sock"].map(|name| UnixListener::bind(node.run_dir().join(name)).unwrap());
+    let answer = node.call("STATUS", "web", pod.path()).run().unwrap();
+    let (code, text) = answer.error().unwrap();
+    assert_eq!(code, 50);
+    assert_says(&text, &["istio-cni-kubeconfig", "No such file"]);
+    // It was waited for once.
+    assert!(answer.took < Duration::from_millis(1800), "{:?}", answer.took);
 }
