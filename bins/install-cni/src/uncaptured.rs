@@ -44,6 +44,14 @@ pub(crate) struct Marker {
     pub(crate) log: Scope,
 }
 
+/// Notes that are there and were dealt with before.
+#[derive(Default)]
+struct Known {
+    counted: BTreeSet<PathBuf>,
+    /// Marked, but not to be removed.
+    marked: BTreeSet<PathBuf>,
+}
+
 impl Uncaptured {
     pub(crate) fn new(run_dir: &Path) -> Self {
         Self { run_dir: run_dir.to_owned(), wake: Notify::new() }
@@ -61,12 +69,18 @@ impl Uncaptured {
 
     /// Works on notes until the task is aborted.
     pub(crate) async fn work(&self, marker: Marker) {
-        let mut counted = BTreeSet::new();
+        let mut known = Known::default();
         let mut pause = FIRST_PAUSE;
         loop {
+            // All are counted before any is marked: an API server that hangs must not delay the alarm.
+            let notes: Vec<(PathBuf, Report)> = self
+                .notes()
+                .into_iter()
+                .filter_map(|path| marker.take_in(&path, &mut known).map(|report| (path, report)))
+                .collect();
             let mut failed = false;
-            for path in self.notes() {
-                failed |= !marker.handle(&path, &mut counted).await;
+            for (path, report) in notes {
+                failed |= !marker.handle(&path, &report, &mut known).await;
             }
             if failed {
                 // New notes wait as well: whoever did not take the others would not take them.
@@ -87,26 +101,31 @@ impl Uncaptured {
 }
 
 impl Marker {
-    /// Whether the note is done with.
-    async fn handle(&self, path: &Path, counted: &mut BTreeSet<PathBuf>) -> bool {
-        let report = match read(path) {
-            Ok(report) => report,
-            Err(error) => {
+    /// Reads a note, and counts it when it is new.
+    fn take_in(&self, path: &Path, known: &mut Known) -> Option<Report> {
+        let report = read(path)
+            .inspect_err(|error| {
                 self.log.error(
                     "a note about an uncaptured pod cannot be read and is removed",
-                    &[("path", &path.display()), ("error", &error)],
+                    &[("path", &path.display()), ("error", error)],
                 );
                 let _ = std::fs::remove_file(path);
-                return true;
-            }
-        };
-        let pod = format!("{}/{}", report.namespace, report.name);
-        if counted.insert(path.to_owned()) {
+            })
+            .ok()?;
+        if known.counted.insert(path.to_owned()) {
             self.metrics.uncaptured("failure-policy-open");
+            let pod = format!("{}/{}", report.namespace, report.name);
             self.log.error("a pod started WITHOUT CAPTURE", &[("pod", &pod), ("error", &report.error)]);
         }
+        Some(report)
+    }
+
+    /// Whether the note is done with.
+    async fn handle(&self, path: &Path, report: &Report, known: &mut Known) -> bool {
+        let pod = format!("{}/{}", report.namespace, report.name);
         if let Some(writer) = &self.writer
-            && let Err(error) = self.mark(writer, &report).await
+            && !known.marked.contains(path)
+            && let Err(error) = self.mark(writer, report).await
         {
             self.log.warn(
                 "cannot mark a pod that started without capture; trying again",
@@ -114,9 +133,19 @@ impl Marker {
             );
             return false;
         }
-        let _ = std::fs::remove_file(path);
-        counted.remove(path);
-        true
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                // Not once more an event for the same pod.
+                known.marked.insert(path.to_owned());
+                self.log.warn("cannot remove a note", &[("path", &path.display()), ("error", &error)]);
+                false
+            }
+            _ => {
+                known.counted.remove(path);
+                known.marked.remove(path);
+                true
+            }
+        }
     }
 
     async fn mark(&self, writer: &Writer, report: &Report) -> Result<(), cluster::Error> {
