@@ -7,8 +7,6 @@ use telemetry::{Level, Relayed, Scope};
 
 use crate::serve::{Answer, Handler, text};
 
-/// Name of the socket in the run directory.
-pub(crate) const NAME: &str = "log.sock";
 /// Any user may log.
 pub(crate) const MODE: u32 = 0o666;
 

@@ -175,7 +175,13 @@ impl Agent {
             plugins,
         ));
         let lines = LogSocket { plugin: self.journal.scope("cni-plugin"), agent: self.log.clone() };
-        tasks.spawn(self.clone().socket(log_socket::NAME, log_socket::MODE, None, Part::LogSocket, lines));
+        tasks.spawn(self.clone().socket(
+            telemetry::SOCKET_NAME,
+            log_socket::MODE,
+            None,
+            Part::LogSocket,
+            lines,
+        ));
     }
 
     /// Serves a unix socket, as soon as it can be had, and again when somebody has removed it.
