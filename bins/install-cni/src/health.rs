@@ -72,7 +72,7 @@ impl Health {
 impl Handler for Health {
     const MAX_BODY: usize = 0;
 
-    fn answer(&self, request: &Request<()>, _: Bytes) -> Answer {
+    async fn answer(&self, request: &Request<()>, _: Bytes) -> Answer {
         match request.uri().path() {
             "/healthz" => text(StatusCode::OK, "ok\n"),
             "/readyz" => match self.missing() {

@@ -32,7 +32,7 @@ impl Handler for LogSocket {
     /// Any user of the node may connect, and must not take its memory: 64 MiB for all bodies together.
     const MAX_CONNECTIONS: usize = 32;
 
-    fn answer(&self, request: &Request<()>, body: Bytes) -> Answer {
+    async fn answer(&self, request: &Request<()>, body: Bytes) -> Answer {
         if request.uri().path() != "/log" {
             return text(StatusCode::NOT_FOUND, "404 page not found\n");
         }

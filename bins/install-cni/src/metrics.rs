@@ -174,7 +174,7 @@ impl Metrics {
 impl Handler for Metrics {
     const MAX_BODY: usize = 0;
 
-    fn answer(&self, request: &Request<()>, _: Bytes) -> Answer {
+    async fn answer(&self, request: &Request<()>, _: Bytes) -> Answer {
         if request.uri().path() != "/metrics" {
             return text(StatusCode::NOT_FOUND, "404 page not found\n");
         }

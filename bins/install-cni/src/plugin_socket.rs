@@ -31,7 +31,7 @@ pub(crate) struct PluginSocket {
 impl Handler for PluginSocket {
     const MAX_BODY: usize = MAX_REPORT;
 
-    fn answer(&self, request: &Request<()>, body: Bytes) -> Answer {
+    async fn answer(&self, request: &Request<()>, body: Bytes) -> Answer {
         let uri = request.uri();
         let pod =
             uri.path().strip_prefix(FACTS_PATH).and_then(|rest| rest.strip_prefix('/')?.split_once('/'));

@@ -82,8 +82,8 @@ pub(crate) trait Handler: Send + Sync + 'static {
     /// a whole body in memory.
     const MAX_CONNECTIONS: usize = 256;
 
-    /// The answer.
-    fn answer(&self, request: &Request<()>, body: Bytes) -> Answer;
+    /// The answer. A client that hangs up drops the future: what has to be done all the same is spawned.
+    fn answer(&self, request: &Request<()>, body: Bytes) -> impl Future<Output = Answer> + Send;
 
     /// The answer to a request whose body could not be had.
     fn unreadable(&self, _: &Request<()>, status: StatusCode, reason: String) -> Answer {
@@ -99,6 +99,9 @@ pub(crate) struct Socket {
     /// Who else than root may connect; nobody is asked where this is absent.
     only: Option<u32>,
 }
+
+/// What a peer hears that may not ask.
+struct Refusal;
 
 /// An answer of text.
 pub(crate) fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
@@ -116,6 +119,23 @@ pub(crate) fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
 /// [`Error::Port`].
 pub(crate) async fn bind_port(address: SocketAddr) -> Result<TcpListener, Error> {
     TcpListener::bind(address).await.map_err(|cause| Error::Port { address, cause })
+}
+
+impl Handler for Refusal {
+    const MAX_BODY: usize = 0;
+
+    async fn answer(&self, _: &Request<()>, _: Bytes) -> Answer {
+        text(StatusCode::FORBIDDEN, Self::TEXT)
+    }
+
+    /// The body is not even looked at.
+    fn unreadable(&self, _: &Request<()>, _: StatusCode, _: String) -> Answer {
+        text(StatusCode::FORBIDDEN, Self::TEXT)
+    }
+}
+
+impl Refusal {
+    const TEXT: &'static str = "only root may ask here, as container runtimes do\n";
 }
 
 /// Serves a port until the task is aborted.
@@ -178,7 +198,7 @@ impl Socket {
     }
 
     /// Serves until the task is aborted, or until the file is gone, so that nobody can come any more. A file of another process is the newer
-    /// agent's. A peer that is neither root nor the user named gets no answer.
+    /// agent's. A peer that is neither root nor the user named is refused.
     pub(crate) async fn serve<H: Handler>(self, handler: Arc<H>) {
         let slots = Arc::new(Semaphore::new(H::MAX_CONNECTIONS));
         let mut look = tokio::time::interval(LOOK);
@@ -202,12 +222,13 @@ impl Socket {
             let trusted = self.only.is_none_or(|only| {
                 stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == only)
             });
-            if !trusted {
-                continue;
-            }
             let handler = handler.clone();
             tokio::spawn(async move {
-                connection(stream, handler).await;
+                if trusted {
+                    connection(stream, handler).await;
+                } else {
+                    connection(stream, Arc::new(Refusal)).await;
+                }
                 drop(slot);
             });
         }
@@ -240,7 +261,7 @@ where
             let body = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, H::MAX_BODY).collect()).await;
             let head = Request::from_parts(head, ());
             let (status, reason) = match body {
-                Ok(Ok(body)) => return Ok(handler.answer(&head, body.to_bytes())),
+                Ok(Ok(body)) => return Ok(handler.answer(&head, body.to_bytes()).await),
                 Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
                     (StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {} bytes", H::MAX_BODY))
                 }

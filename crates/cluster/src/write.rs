@@ -149,14 +149,30 @@ impl Writer {
     /// From the API server, or when it cannot be asked.
     pub async fn label_pod(&self, pod: &PodKey, key: &str, value: &str) -> Result<(), Error> {
         let operation = format!("label pod {}/{} with {key}", pod.namespace, pod.name);
-        let mut metadata = json!({"labels": {key: value}});
+        self.patch_metadata(&operation, pod, json!({"labels": {key: value}})).await
+    }
+
+    /// Sets an annotation of a pod, or removes it, in the same way and with the same precondition (AA-53 has none; a late patch would hit
+    /// the next pod of the name).
+    ///
+    /// # Errors
+    /// From the API server, or when it cannot be asked. The status is 404 when the pod is gone and 409 when another one has its name.
+    pub async fn annotate_pod(&self, pod: &PodKey, key: &str, value: Option<&str>) -> Result<(), Error> {
+        let operation = match value {
+            Some(value) => format!("annotate pod {}/{} with {key}={value}", pod.namespace, pod.name),
+            None => format!("take annotation {key} from pod {}/{}", pod.namespace, pod.name),
+        };
+        self.patch_metadata(&operation, pod, json!({"annotations": {key: value}})).await
+    }
+
+    async fn patch_metadata(&self, operation: &str, pod: &PodKey, mut metadata: Value) -> Result<(), Error> {
         if !pod.uid.is_empty() {
             metadata["uid"] = pod.uid.as_str().into();
         }
         let patch = Patch::Merge(json!({"metadata": metadata}));
         let pods = Request::new(format!("/api/v1/namespaces/{}/pods", segment(&pod.namespace)));
         let request = pods.patch_subresource("status", &segment(&pod.name), &PatchParams::default(), &patch);
-        self.connection.ask(&operation, request, LIMIT, MAX_ANSWER).await.map(drop)
+        self.connection.ask(operation, request, LIMIT, MAX_ANSWER).await.map(drop)
     }
 
     /// Whether the agent is about to be replaced by another, from its DaemonSet and this node (AA-100).

@@ -48,6 +48,28 @@ async fn a_label_goes_by_the_status_with_the_uid() {
     assert_eq!(patches[0].body, expected);
 }
 
+/// AA-53, and the uid, so that the next pod of the name is left alone.
+#[tokio::test]
+async fn an_annotation_is_set_and_taken_away_by_the_status() {
+    let setup = Setup::new();
+    setup.server.set_pod(json!({"kind": "Pod", "metadata": {"namespace": "shop", "name": "web", "uid": "u1"}}));
+    let web = PodKey { uid: "u1".into(), ..web() };
+    let writer = setup.writer();
+    const KEY: &str = "ambient.istio.io/redirection";
+    for value in [Some("pending"), Some("enabled"), None] {
+        writer.annotate_pod(&web, KEY, value).await.unwrap();
+        let patch = setup.server.patches().pop().unwrap();
+        assert!(patch.path.starts_with("/api/v1/namespaces/shop/pods/web/status"), "{}", patch.path);
+        assert_eq!(patch.body, json!({"metadata": {"uid": "u1", "annotations": {KEY: value}}}));
+        let pod = setup.server.object(Resource::Pods, "shop", "web").unwrap();
+        assert_eq!(pod["metadata"]["annotations"][KEY].as_str(), value);
+    }
+    let gone = PodKey { uid: "u0".into(), ..web.clone() };
+    assert_eq!(writer.annotate_pod(&gone, KEY, Some("enabled")).await.unwrap_err().status(), Some(409));
+    setup.server.delete_pod("shop", "web");
+    assert_eq!(writer.annotate_pod(&web, KEY, None).await.unwrap_err().status(), Some(404));
+}
+
 #[tokio::test]
 async fn nothing_takes_longer_than_its_time_and_nothing_is_repeated() {
     let setup = Setup::new();
