@@ -8,6 +8,7 @@ pub mod decide;
 pub mod flags;
 pub mod plan;
 pub mod pod;
+pub mod select;
 pub mod settings;
 pub mod values;
 

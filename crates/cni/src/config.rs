@@ -111,7 +111,7 @@ impl PluginConf {
             plugin_log_level: root.text_or_empty("plugin_log_level")?,
             cni_agent_run_dir: root.text_or_empty("cni_agent_run_dir")?.into(),
             ambient_enabled: root.bool_or_false("ambient_enabled")?,
-            enablement_selectors: root.list("enablement_selectors", EnablementSelector::decode)?,
+            enablement_selectors: root.list("enablement_selectors", selector::decode)?,
             exclude_namespaces: root.texts("exclude_namespaces")?,
             pod_namespace: root.text_or_empty("pod_namespace")?,
             native_nftables: root.field("native_nftables")?.map(|node| node.boolean()).transpose()?,

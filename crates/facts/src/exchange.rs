@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use capture::select::{self, Eligibility, Selectors, Subject};
 use serde::{Deserialize, Serialize};
 
 use crate::object::Object;
@@ -37,6 +38,24 @@ pub struct Facts {
     /// Labels of its namespace; absent while the namespace is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace_labels: Option<BTreeMap<String, String>>,
+}
+
+impl Facts {
+    /// What the enablement selectors of ambient mode say of the pod.
+    pub fn eligible(&self, selectors: &Selectors) -> Eligibility {
+        let annotations = self.pod.metadata.as_ref().and_then(|metadata| metadata.annotations.as_ref());
+        let subject = Subject {
+            host_network: self.pod.host_network(),
+            injected: select::is_injected(annotations.into_iter().flatten().map(|(key, _)| key.as_str())),
+            labels: &|key| self.pod.label(key),
+        };
+        match &self.namespace_labels {
+            None => selectors.eligible(subject, None),
+            Some(labels) => {
+                selectors.eligible(subject, Some(&|key| labels.get(key).map(String::as_str)))
+            }
+        }
+    }
 }
 
 /// One operation of the plugin, told at its end.

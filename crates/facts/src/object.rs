@@ -4,6 +4,7 @@
 //! absent ones are not written.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use capture::annotations::PROXY_VARIABLES;
 use capture::decide::PROXY_CONTAINER;
@@ -93,6 +94,10 @@ pub struct PodIp {
 struct Spec {
     #[serde(skip_serializing_if = "Option::is_none")]
     host_network: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service_account_name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    runtime_class_name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     init_containers: Option<Vec<ContainerSpec>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -249,6 +254,54 @@ impl Object {
         self.metadata.as_ref().map_or("default", Metadata::namespace)
     }
 
+    /// A label, if it is there.
+    pub fn label(&self, key: &str) -> Option<&str> {
+        value(self.metadata.as_ref()?.labels.as_ref()?, key)
+    }
+
+    /// An annotation, if it is there.
+    pub fn annotation(&self, key: &str) -> Option<&str> {
+        value(self.metadata.as_ref()?.annotations.as_ref()?, key)
+    }
+
+    /// All annotations that were kept.
+    pub fn annotations(&self) -> BTreeMap<String, String> {
+        texts(self.metadata.as_ref().and_then(|metadata| metadata.annotations.clone()))
+    }
+
+    /// `spec.hostNetwork`.
+    pub fn host_network(&self) -> bool {
+        self.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or_default()
+    }
+
+    /// `spec.serviceAccountName`, empty if there is none.
+    pub fn service_account(&self) -> &str {
+        self.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref()).unwrap_or_default()
+    }
+
+    /// `spec.runtimeClassName`, if there is one.
+    pub fn runtime_class(&self) -> Option<&str> {
+        self.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref()).filter(|class| !class.is_empty())
+    }
+
+    /// Whether all of its containers have ended for good (`status.phase`).
+    pub fn is_terminal(&self) -> bool {
+        let phase = self.status.as_ref().and_then(|status| status.phase.as_deref());
+        matches!(phase, Some("Succeeded" | "Failed"))
+    }
+
+    /// Its addresses (AA-38): `status.podIPs`, else `status.podIP`. What is no address is left out.
+    pub fn ips(&self) -> Vec<IpAddr> {
+        let Some(status) = &self.status else { return Vec::new() };
+        let all = status.pod_ips.iter().flatten().filter_map(|one| one.ip.as_deref());
+        let all: Vec<IpAddr> = all.filter_map(|ip| ip.parse::<IpAddr>().ok()).map(|ip| ip.to_canonical()).collect();
+        if all.is_empty() {
+            let one = status.pod_ip.as_deref().and_then(|ip| ip.parse::<IpAddr>().ok());
+            return one.map(|ip| ip.to_canonical()).into_iter().collect();
+        }
+        all
+    }
+
     /// `metadata.uid`, if there is one.
     pub fn uid(&self) -> Option<&str> {
         self.metadata.as_ref().and_then(|metadata| metadata.uid.as_deref()).filter(|uid| !uid.is_empty())
@@ -322,6 +375,11 @@ impl ContainerSpec {
             env.retain(|var| PROXY_VARIABLES.contains(&var.name.as_str()));
         }
     }
+}
+
+/// `null` counts as the empty text, which is what the API server makes of it.
+fn value<'a>(map: &'a BTreeMap<String, Option<String>>, key: &str) -> Option<&'a str> {
+    map.get(key).map(|value| value.as_deref().unwrap_or_default())
 }
 
 fn texts(map: Option<BTreeMap<String, Option<String>>>) -> BTreeMap<String, String> {

@@ -1,63 +1,26 @@
 //! Kubernetes label selectors, as far as the configuration holds them.
 
-use std::collections::BTreeMap;
+pub use capture::select::{EnablementSelector, LabelSelector, Requirement};
 
 use crate::json::{DecodeError, Node};
 
-/// One entry of `enablement_selectors`; both halves have to match.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct EnablementSelector {
-    /// `podSelector`
-    pub pod: LabelSelector,
-    /// `namespaceSelector`
-    pub namespace: LabelSelector,
+/// Only the JSON types are checked; [`capture::select::Selectors`] checks what they say.
+pub(super) fn decode(node: &Node<'_>) -> Result<EnablementSelector, DecodeError> {
+    Ok(EnablementSelector { pod: labels(node, "podSelector")?, namespace: labels(node, "namespaceSelector")? })
 }
 
-/// A Kubernetes `LabelSelector`; an empty one matches everything. Not checked beyond its JSON types.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct LabelSelector {
-    /// `matchLabels`
-    pub match_labels: BTreeMap<String, String>,
-    /// `matchExpressions`
-    pub match_expressions: Vec<Requirement>,
+fn labels(parent: &Node<'_>, key: &str) -> Result<LabelSelector, DecodeError> {
+    let Some(node) = parent.field(key)? else { return Ok(LabelSelector::default()) };
+    Ok(LabelSelector {
+        match_labels: node.map("matchLabels", |value| Ok(value.text()?.to_owned()))?,
+        match_expressions: node.list("matchExpressions", requirement)?,
+    })
 }
 
-/// One of a selector's `matchExpressions`.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Requirement {
-    /// The label's key.
-    pub key: String,
-    /// `In`, `NotIn`, `Exists` or `DoesNotExist`, as written.
-    pub operator: String,
-    /// Values for `In` and `NotIn`.
-    pub values: Vec<String>,
-}
-
-impl EnablementSelector {
-    pub(super) fn decode(node: &Node<'_>) -> Result<Self, DecodeError> {
-        Ok(Self {
-            pod: LabelSelector::decode_in(node, "podSelector")?,
-            namespace: LabelSelector::decode_in(node, "namespaceSelector")?,
-        })
-    }
-}
-
-impl LabelSelector {
-    fn decode_in(parent: &Node<'_>, key: &str) -> Result<Self, DecodeError> {
-        let Some(node) = parent.field(key)? else { return Ok(Self::default()) };
-        Ok(Self {
-            match_labels: node.map("matchLabels", |value| Ok(value.text()?.to_owned()))?,
-            match_expressions: node.list("matchExpressions", Requirement::decode)?,
-        })
-    }
-}
-
-impl Requirement {
-    fn decode(node: &Node<'_>) -> Result<Self, DecodeError> {
-        Ok(Self {
-            key: node.text_or_empty("key")?,
-            operator: node.text_or_empty("operator")?,
-            values: node.texts("values")?,
-        })
-    }
+fn requirement(node: &Node<'_>) -> Result<Requirement, DecodeError> {
+    Ok(Requirement {
+        key: node.text_or_empty("key")?,
+        operator: node.text_or_empty("operator")?,
+        values: node.texts("values")?,
+    })
 }

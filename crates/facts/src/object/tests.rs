@@ -67,3 +67,28 @@ fn status_is_read() {
     assert_eq!(status.phase.as_deref(), Some("Running"));
     assert_eq!(status.pod_ips.unwrap()[1].ip.as_deref(), Some("fd00::1"));
 }
+
+/// What ambient mode reads survives the trimming; the status is not handed on.
+#[test]
+fn what_ambient_mode_reads() {
+    let object: Object = serde_json::from_str(
+        r#"{"kind":"Pod","metadata":{"name":"a","namespace":"n","uid":"u","labels":{"app":"x","none":null},
+            "annotations":{"ambient.istio.io/redirection":"enabled","other/one":"1"}},
+            "spec":{"serviceAccountName":"sa","runtimeClassName":"kata","hostNetwork":true,"containers":[{"name":"c"}]},
+            "status":{"phase":"Failed","podIP":"10.0.0.9","podIPs":[{"ip":"10.0.0.1"},{"ip":"::ffff:10.0.0.2"},{"ip":"fd00::1"},{"ip":"no"},{}]}}"#,
+    )
+    .unwrap();
+    let pod = object.trimmed();
+    assert_eq!((pod.label("app"), pod.label("none"), pod.label("absent")), (Some("x"), Some(""), None));
+    assert_eq!(pod.annotation("ambient.istio.io/redirection"), Some("enabled"));
+    assert_eq!(pod.annotations().len(), 1);
+    assert_eq!((pod.service_account(), pod.runtime_class(), pod.host_network()), ("sa", Some("kata"), true));
+    assert!(pod.is_terminal());
+    let ips: Vec<std::net::IpAddr> = ["10.0.0.1", "10.0.0.2", "fd00::1"].map(|ip| ip.parse().unwrap()).into();
+    assert_eq!(pod.ips(), ips);
+    let again: Object = serde_json::from_slice(&serde_json::to_vec(&pod).unwrap()).unwrap();
+    assert_eq!((again.service_account(), again.runtime_class(), again.ips().len()), ("sa", Some("kata"), 0));
+    let one: Object = serde_json::from_str(r#"{"status":{"podIP":"10.0.0.9","podIPs":[]}}"#).unwrap();
+    assert_eq!(one.ips(), ["10.0.0.9".parse::<std::net::IpAddr>().unwrap()]);
+    assert_eq!(Object::default().ips(), Vec::<std::net::IpAddr>::new());
+}

@@ -1,0 +1,262 @@
+//! Which pods are to be in the mesh in ambient mode: enablement selectors (AA-20 to AA-23), for the plugin and the agent alike.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use crate::annotations::STATUS;
+use crate::values::Quoted;
+
+/// One entry of `enablement_selectors` as it is written; both halves have to match.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EnablementSelector {
+    /// `podSelector`
+    pub pod: LabelSelector,
+    /// `namespaceSelector`
+    pub namespace: LabelSelector,
+}
+
+/// A Kubernetes `LabelSelector` as it is written; an empty one matches everything.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LabelSelector {
+    /// `matchLabels`
+    pub match_labels: BTreeMap<String, String>,
+    /// `matchExpressions`
+    pub match_expressions: Vec<Requirement>,
+}
+
+/// One of a selector's `matchExpressions` as it is written.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Requirement {
+    /// The label's key.
+    pub key: String,
+    /// `In`, `NotIn`, `Exists` or `DoesNotExist`, if it is one that means something.
+    pub operator: String,
+    /// Values for `In` and `NotIn`.
+    pub values: Vec<String>,
+}
+
+/// A selector that means nothing. With another one in its place other pods would be in the mesh, so nothing goes on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("entry {entry} of the enablement selectors, {half}: {problem}")]
+pub struct SelectorError {
+    /// From 1.
+    entry: usize,
+    half: &'static str,
+    problem: String,
+}
+
+/// Selectors that mean something.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Selectors(Vec<Entry>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Entry {
+    pod: Vec<Condition>,
+    namespace: Vec<Condition>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Condition {
+    key: String,
+    test: Test,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Test {
+    In(Vec<String>),
+    NotIn(Vec<String>),
+    Exists,
+    DoesNotExist,
+}
+
+/// The labels of something, by key.
+pub type Labels<'a> = &'a dyn Fn(&str) -> Option<&'a str>;
+
+/// What is looked at of a pod.
+#[derive(Clone, Copy)]
+pub struct Subject<'a> {
+    /// `spec.hostNetwork`.
+    pub host_network: bool,
+    /// Annotation `sidecar.istio.io/status` is there, whatever it says.
+    pub injected: bool,
+    /// `metadata.labels`.
+    pub labels: Labels<'a>,
+}
+
+/// What the selectors say of a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Eligibility {
+    /// It is to be in the mesh.
+    Eligible,
+    /// The labels of its namespace decide, and nobody knows them.
+    NeedsNamespace,
+    /// It is not.
+    Not(Ineligible),
+}
+
+/// Why a pod is not to be in the mesh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ineligible {
+    /// It uses the node's network.
+    HostNetwork,
+    /// It has a sidecar.
+    Injected,
+    /// No entry matches its labels and those of its namespace.
+    NotSelected,
+}
+
+// === impl Selectors ===
+
+impl Selectors {
+    /// # Errors
+    /// The first part that means nothing in Kubernetes.
+    pub fn new(entries: &[EnablementSelector]) -> Result<Self, SelectorError> {
+        let half = |number: usize, half: &'static str, selector: &LabelSelector| {
+            compile(selector).map_err(|problem| SelectorError { entry: number + 1, half, problem })
+        };
+        let entry = |(number, entry): (usize, &EnablementSelector)| {
+            Ok(Entry {
+                pod: half(number, "podSelector", &entry.pod)?,
+                namespace: half(number, "namespaceSelector", &entry.namespace)?,
+            })
+        };
+        entries.iter().enumerate().map(entry).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Whether a pod is to be in the mesh (AA-21). `namespace` are the labels of its namespace, where they are known.
+    pub fn eligible(&self, pod: Subject<'_>, namespace: Option<Labels<'_>>) -> Eligibility {
+        if pod.host_network {
+            return Eligibility::Not(Ineligible::HostNetwork);
+        }
+        if pod.injected {
+            return Eligibility::Not(Ineligible::Injected);
+        }
+        let mut unknown = false;
+        for entry in self.0.iter().filter(|entry| holds(&entry.pod, pod.labels)) {
+            match namespace {
+                Some(labels) if holds(&entry.namespace, labels) => return Eligibility::Eligible,
+                None if entry.namespace.is_empty() => return Eligibility::Eligible,
+                None => unknown = true,
+                Some(_) => {}
+            }
+        }
+        if unknown { Eligibility::NeedsNamespace } else { Eligibility::Not(Ineligible::NotSelected) }
+    }
+
+    /// Whether a namespace as such is in the mesh (AA-22).
+    pub fn selects_namespace(&self, labels: Labels<'_>) -> bool {
+        self.0.iter().any(|entry| !entry.namespace.is_empty() && holds(&entry.namespace, labels))
+    }
+
+    /// Whether there are none, so that no pod is ever in the mesh.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Whether `sidecar.istio.io/status` is among a pod's annotations.
+pub fn is_injected<'a>(mut keys: impl Iterator<Item = &'a str>) -> bool {
+    keys.any(|key| key == STATUS)
+}
+
+fn holds(conditions: &[Condition], labels: Labels<'_>) -> bool {
+    conditions.iter().all(|condition| {
+        let value = labels(&condition.key);
+        let among = |values: &[String]| value.is_some_and(|value| values.iter().any(|one| one == value));
+        match &condition.test {
+            Test::In(values) => among(values),
+            // An absent label is in no set.
+            Test::NotIn(values) => !among(values),
+            Test::Exists => value.is_some(),
+            Test::DoesNotExist => value.is_none(),
+        }
+    })
+}
+
+fn compile(selector: &LabelSelector) -> Result<Vec<Condition>, String> {
+    let mut conditions = Vec::new();
+    for (key, value) in &selector.match_labels {
+        conditions.push(condition(key, Test::In(vec![value.clone()]))?);
+    }
+    for Requirement { key, operator, values } in &selector.match_expressions {
+        let test = match operator.as_str() {
+            "In" | "NotIn" if values.is_empty() => {
+                return Err(format!("{operator} of {} needs values", Quoted::new(key)));
+            }
+            "Exists" | "DoesNotExist" if !values.is_empty() => {
+                return Err(format!("{operator} of {} has no values", Quoted::new(key)));
+            }
+            "In" => Test::In(values.clone()),
+            "NotIn" => Test::NotIn(values.clone()),
+            "Exists" => Test::Exists,
+            "DoesNotExist" => Test::DoesNotExist,
+            other => {
+                let other = Quoted::new(other);
+                return Err(format!("operator {other} is none of In, NotIn, Exists, DoesNotExist"));
+            }
+        };
+        conditions.push(condition(key, test)?);
+    }
+    Ok(conditions)
+}
+
+fn condition(key: &str, test: Test) -> Result<Condition, String> {
+    if !is_key(key) {
+        return Err(format!("{} is not the key of a label", Quoted::new(key)));
+    }
+    if let Test::In(values) | Test::NotIn(values) = &test
+        && let Some(value) = values.iter().find(|value| !is_value(value))
+    {
+        return Err(format!("{} is not the value of a label", Quoted::new(value)));
+    }
+    Ok(Condition { key: key.to_owned(), test })
+}
+
+/// Kubernetes' qualified name: `[prefix/]name`, the prefix a DNS subdomain (`IsQualifiedName` in apimachinery's `util/validation`).
+fn is_key(key: &str) -> bool {
+    let (prefix, name) = match key.split_once('/') {
+        Some((prefix, name)) => (Some(prefix), name),
+        None => (None, key),
+    };
+    let label = |label: &str| {
+        let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+        let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        edge(label.chars().next()) && edge(label.chars().last()) && label.chars().all(inner)
+    };
+    let subdomain = |prefix: &str| prefix.len() <= 253 && prefix.split('.').all(label);
+    prefix.is_none_or(subdomain) && !name.is_empty() && is_value(name)
+}
+
+/// At most 63 letters, digits, `-`, `_` and `.`, a letter or digit at either end; or nothing.
+fn is_value(value: &str) -> bool {
+    let edge = |c: Option<char>| c.is_none_or(|c| c.is_ascii_alphanumeric());
+    let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    value.len() <= 63
+        && edge(value.chars().next())
+        && edge(value.chars().last())
+        && value.chars().all(inner)
+}
+
+impl Ineligible {
+    /// A stable name for logs and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::HostNetwork => "host-network",
+            Self::Injected => "injected",
+            Self::NotSelected => "not-selected",
+        }
+    }
+}
+
+impl fmt::Display for Ineligible {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::HostNetwork => "it uses the network of the node (hostNetwork)",
+            Self::Injected => "it has a sidecar (annotation sidecar.istio.io/status)",
+            Self::NotSelected => "no enablement selector matches the labels of pod and namespace",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;
