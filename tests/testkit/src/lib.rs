@@ -5,6 +5,7 @@
 //! - [`Pod`]: a namespace with interfaces to a *peer* that plays the rest of the world.
 //! - [`rules`]: what the kernel lists, in a form that compares.
 //! - [`programs`]: where the executables under test are.
+//! - [`ztunnel`]: a ztunnel that follows a script and checks the agent.
 //! - [`probe`]: connections and datagrams with the address where they arrived.
 //!
 //! All of it needs root and fails without. Programs needed: `ip`, `nft`, and the `iptables` family.
@@ -16,6 +17,7 @@ pub mod probe;
 mod process;
 mod programs;
 pub mod rules;
+pub mod ztunnel;
 
 pub use namespace::TestNetns;
 pub use pod::{Families, Interface, Pod};

@@ -1,0 +1,208 @@
+//! All ztunnels: in the order in which they connected (ZD-50).
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::event::Event;
+use crate::session::{Ask, End, Order, Peer, Session};
+use crate::socket::{BindError, Bound, Packets};
+use crate::{AddError, NetnsFd, RemoveError, Snapshot, Workload};
+
+/// Time between two accepts (ZD-30).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// Orders that wait for one ztunnel (ZD-30).
+const WAITING: usize = 100;
+/// Connections at once. There are two during a rolling restart; whoever connects without a word is gone after five seconds.
+const MAX_CONNECTIONS: usize = 32;
+
+/// Where events go.
+pub(crate) type Tell = Arc<dyn Fn(Event) + Send + Sync>;
+
+/// A socket that ztunnels can connect to, and that nobody serves yet (ZD-3).
+pub struct Listener(Bound);
+
+/// All ztunnels that are connected.
+#[derive(Clone)]
+pub struct Ztunnels(Arc<Shared>);
+
+struct Shared {
+    /// The newest last. Never held while something is waited for (ZD-84).
+    peers: Mutex<Vec<Arc<Peer>>>,
+    number: AtomicU64,
+    snapshot: Arc<dyn Snapshot>,
+    tell: Tell,
+}
+
+/// A place in the list, given back whatever happens.
+struct Place {
+    ztunnels: Ztunnels,
+    peer: Arc<Peer>,
+    end: End,
+}
+
+// === impl Listener ===
+
+impl Listener {
+    /// Listens on a path, or on an abstract address that begins with `@`.
+    ///
+    /// # Errors
+    /// See [`BindError`].
+    pub fn bind(address: &str) -> Result<Self, BindError> {
+        Bound::new(address).map(Self)
+    }
+
+    /// Serves ztunnels until the future is dropped, which ends every connection and removes the socket.
+    pub async fn serve(self, ztunnels: Ztunnels) {
+        let own = rustix::process::geteuid().as_raw();
+        let mut sessions = JoinSet::new();
+        let mut next = Instant::now();
+        loop {
+            tokio::time::sleep_until(next).await;
+            let accepted = tokio::select! {
+                accepted = self.0.accept() => accepted,
+                Some(_) = sessions.join_next() => continue,
+            };
+            next = Instant::now() + ACCEPT_PAUSE;
+            let refused = |reason: String| (ztunnels.0.tell)(Event::Refused { reason });
+            match accepted {
+                Err(error) => (ztunnels.0.tell)(Event::NotAccepted { error: error.to_string() }),
+                // The file's mode lets only root in; an abstract address has none.
+                Ok((_, uid)) if uid != 0 && uid != own => {
+                    refused(format!("user {uid} is neither root nor this agent's"))
+                }
+                Ok(_) if sessions.len() >= MAX_CONNECTIONS => {
+                    refused(format!("{MAX_CONNECTIONS} are connected already"))
+                }
+                Ok((packets, _)) => {
+                    sessions.spawn(ztunnels.clone().session(packets));
+                }
+            }
+        }
+    }
+}
+
+// === impl Ztunnels ===
+
+impl Ztunnels {
+    /// `snapshot` is asked whenever a ztunnel connects; `tell` hears what happens, and must not wait for anything.
+    pub fn new(snapshot: Arc<dyn Snapshot>, tell: impl Fn(Event) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(Shared {
+            peers: Mutex::default(),
+            number: AtomicU64::new(1),
+            snapshot,
+            tell: Arc::new(tell),
+        }))
+    }
+
+    /// Hands a pod to the newest ztunnel and waits until it has taken it.
+    ///
+    /// # Errors
+    /// It has not, as far as is known.
+    pub async fn add(&self, workload: Workload, netns: NetnsFd) -> Result<(), AddError> {
+        let newest = self.peers().last().cloned().ok_or(AddError::NoZtunnel)?;
+        let lost = || AddError::Lost("it ended before the answer".to_owned());
+        match ask(&newest, Order::Add { workload, netns }).await {
+            Some(Ok(())) => Ok(()),
+            Some(Err(error)) => Err(AddError::Refused(error)),
+            None => Err(lost()),
+        }
+    }
+
+    /// Takes a pod from every ztunnel. What one says to that does not matter (ZD-51).
+    ///
+    /// # Errors
+    /// A connection ended meanwhile.
+    pub async fn remove(&self, uid: &str) -> Result<(), RemoveError> {
+        let peers = self.peers().clone();
+        let mut lost = Vec::new();
+        for peer in peers {
+            if ask(&peer, Order::Del { uid: uid.to_owned() }).await.is_none() {
+                lost.push(format!("the connection of ztunnel {} ended", peer.number));
+            }
+        }
+        if lost.is_empty() { Ok(()) } else { Err(RemoveError(lost.join("; "))) }
+    }
+
+    /// How many are connected.
+    pub fn connected(&self) -> usize {
+        self.peers().len()
+    }
+
+    async fn session(self, packets: Packets) {
+        let (sender, orders) = mpsc::channel(WAITING);
+        let number = self.0.number.fetch_add(1, Ordering::Relaxed);
+        let peer = Arc::new(Peer::new(number, sender));
+        let connected = {
+            let mut peers = self.peers();
+            peers.push(peer.clone());
+            peers.len()
+        };
+        // From here on it is the newest (ZD-32); what it is told waits for its snapshot.
+        (self.0.tell)(Event::Connected { ztunnel: number, connected });
+        let mut place = Place {
+            ztunnels: self.clone(),
+            peer: peer.clone(),
+            end: End::Broken("the agent ends".to_owned()),
+        };
+        let session = Session { packets, peer, orders, tell: self.0.tell.clone() };
+        place.end = session.run(&*self.0.snapshot).await;
+    }
+
+    /// Lets the ztunnel that is the newest again have the pods that only the one had that is gone (ZD-54).
+    fn make_up(&self, newest: &Arc<Peer>) {
+        let entries = self.0.snapshot.entries();
+        let missing: Vec<_> = entries.into_iter().filter(|entry| !newest.has(&entry.workload.uid)).collect();
+        let orders = missing
+            .into_iter()
+            .filter_map(|entry| Some(Order::Add { workload: entry.workload, netns: entry.netns? }));
+        let orders: Vec<Order> = orders.collect();
+        if orders.is_empty() {
+            return;
+        }
+        (self.0.tell)(Event::Resent { ztunnel: newest.number, pods: orders.len() });
+        let newest = newest.clone();
+        tokio::spawn(async move {
+            for order in orders {
+                if ask(&newest, order).await.is_none() {
+                    return;
+                }
+            }
+        });
+    }
+
+    fn peers(&self) -> MutexGuard<'_, Vec<Arc<Peer>>> {
+        self.0.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The answer, with the ztunnel's error; `None` when the connection ended.
+async fn ask(peer: &Peer, order: Order) -> Option<Result<(), String>> {
+    let (reply, answer) = oneshot::channel();
+    peer.orders.send(Ask { order, reply }).await.ok()?;
+    answer.await.ok()
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let Self { ztunnels, peer, end } = self;
+        let (connected, newest) = {
+            let mut peers = ztunnels.peers();
+            let was_newest = peers.last().is_some_and(|last| Arc::ptr_eq(last, peer));
+            peers.retain(|other| !Arc::ptr_eq(other, peer));
+            (peers.len(), peers.last().cloned().filter(|_| was_newest))
+        };
+        let regular = matches!(end, End::Closed);
+        let (ztunnel, reason) = (peer.number, end.to_string());
+        (ztunnels.0.tell)(Event::Disconnected { ztunnel, connected, reason, regular });
+        if let Some(newest) = newest
+            && tokio::runtime::Handle::try_current().is_ok()
+        {
+            ztunnels.make_up(&newest);
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! One ztunnel: hello, snapshot, then one request at a time (ZD-31 to ZD-40).
+
+use std::collections::HashSet;
+use std::fmt;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+use crate::event::{Event, Kind};
+use crate::message::{
+    DelWorkload, KeepWorkload, MAX_PACKET, Payload, SnapshotSent, Workload, read_answer, read_hello,
+};
+use crate::server::Tell;
+use crate::socket::{Packets, Received};
+use crate::{NetnsFd, Snapshot};
+
+/// For the first packet (ZD-33).
+const HELLO_LIMIT: Duration = Duration::from_secs(5);
+/// For writing a message, and again for its answer (ZD-35).
+const MESSAGE_LIMIT: Duration = Duration::from_secs(5);
+
+/// What a ztunnel is to be told.
+pub(crate) enum Order {
+    Add { workload: Workload, netns: NetnsFd },
+    Del { uid: String },
+}
+
+/// An order, and who wants to hear of it. Whoever has given up meanwhile does not stop it (ZD-85).
+pub(crate) struct Ask {
+    pub(crate) order: Order,
+    pub(crate) reply: oneshot::Sender<Result<(), String>>,
+}
+
+/// What others see of a session.
+pub(crate) struct Peer {
+    pub(crate) number: u64,
+    pub(crate) orders: mpsc::Sender<Ask>,
+    /// Pods that it has heard of.
+    told: Mutex<HashSet<String>>,
+}
+
+/// Why a session ends.
+pub(crate) enum End {
+    /// As ztunnel ends its connections.
+    Closed,
+    /// Something that should not be.
+    Broken(String),
+}
+
+/// The working side of a session.
+pub(crate) struct Session {
+    pub(crate) packets: Packets,
+    pub(crate) peer: Arc<Peer>,
+    pub(crate) orders: mpsc::Receiver<Ask>,
+    pub(crate) tell: Tell,
+}
+
+// === impl Peer ===
+
+impl Peer {
+    pub(crate) fn new(number: u64, orders: mpsc::Sender<Ask>) -> Self {
+        Self { number, orders, told: Mutex::default() }
+    }
+
+    /// Whether it has heard of a pod.
+    pub(crate) fn has(&self, uid: &str) -> bool {
+        self.told().contains(uid)
+    }
+
+    fn told(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Session ===
+
+impl Session {
+    /// Goes on until the connection ends.
+    pub(crate) async fn run(mut self, snapshot: &dyn Snapshot) -> End {
+        match self.serve(snapshot).await {
+            Ok(never) => match never {},
+            Err(end) => end,
+        }
+    }
+
+    async fn serve(&mut self, snapshot: &dyn Snapshot) -> Result<std::convert::Infallible, End> {
+        self.hello().await?;
+        self.snapshot(snapshot).await?;
+        // From here on neither Keep nor SnapshotSent may be sent: ztunnel ends itself over that (ZD-65). Only `snapshot` sends them.
+        loop {
+            tokio::select! {
+                biased;
+                unasked = self.packets.receive() => return Err(unasked_for(unasked)),
+                ask = self.orders.recv() => match ask {
+                    Some(ask) => self.carry_out(ask).await?,
+                    None => return Err(End::Closed),
+                },
+            }
+        }
+    }
+
+    async fn hello(&self) -> Result<(), End> {
+        let packet = match timeout(HELLO_LIMIT, self.packets.receive()).await {
+            Err(_) => return Err(End::Broken(format!("no hello within {} s", HELLO_LIMIT.as_secs()))),
+            Ok(received) => packet(received, "the hello")?,
+        };
+        // Whatever it speaks: a later version that cannot deal with us says so itself.
+        read_hello(&packet).map(drop).map_err(|error| End::Broken(format!("the hello is none: {error}")))
+    }
+
+    /// All pods as they are now. A pod that is refused is ztunnel's to try again; it must not keep the others from being told.
+    async fn snapshot(&self, snapshot: &dyn Snapshot) -> Result<(), End> {
+        for entry in snapshot.entries() {
+            let about = about(&entry.workload);
+            let kind = if entry.netns.is_some() { Kind::Add } else { Kind::Keep };
+            let payload = match kind {
+                Kind::Add => Payload::add(&entry.workload),
+                _ => Payload::Keep(KeepWorkload { uid: entry.workload.uid.clone() }),
+            };
+            if let Err(Failed::Ended(end)) = self.exchange(kind, &about, payload, entry.netns.as_ref()).await
+            {
+                return Err(end);
+            }
+            self.peer.told().insert(entry.workload.uid);
+        }
+        match self.exchange(Kind::Snapshot, "", Payload::SnapshotSent(SnapshotSent {}), None).await {
+            Err(Failed::Ended(end)) => Err(end),
+            Ok(()) | Err(Failed::Refused(_)) => Ok(()),
+        }
+    }
+
+    async fn carry_out(&self, ask: Ask) -> Result<(), End> {
+        let result = match ask.order {
+            Order::Add { workload, netns } => {
+                let payload = Payload::add(&workload);
+                let result = self.exchange(Kind::Add, &about(&workload), payload, Some(&netns)).await;
+                if result.is_ok() {
+                    self.peer.told().insert(workload.uid);
+                }
+                result
+            }
+            Order::Del { uid } => {
+                let payload = Payload::Del(DelWorkload { uid: uid.clone() });
+                self.peer.told().remove(&uid);
+                self.exchange(Kind::Del, &uid, payload, None).await
+            }
+        };
+        // Nobody may be waiting any more.
+        match result {
+            Ok(()) => drop(ask.reply.send(Ok(()))),
+            Err(Failed::Refused(error)) => drop(ask.reply.send(Err(error))),
+            // The end of the session is the answer.
+            Err(Failed::Ended(end)) => return Err(end),
+        }
+        Ok(())
+    }
+
+    /// One message and its answer. After any failure but a refusal it is not known which message an answer would be for, so the connection
+    /// ends; ztunnel comes again and gets a snapshot.
+    async fn exchange(
+        &self,
+        kind: Kind,
+        about: &str,
+        payload: Payload,
+        netns: Option<&NetnsFd>,
+    ) -> Result<(), Failed> {
+        let bytes = payload.packet();
+        let ztunnel = self.peer.number;
+        let about = about.to_owned();
+        if bytes.len() > MAX_PACKET {
+            let error = format!("the message has {} bytes and {MAX_PACKET} are allowed", bytes.len());
+            (self.tell)(Event::Nacked { ztunnel, kind, about, error: error.clone() });
+            return Err(Failed::Refused(error));
+        }
+        let start = Instant::now();
+        let broken =
+            |what: &dyn fmt::Display| Failed::Ended(End::Broken(format!("{} {about}: {what}", kind.name())));
+        match timeout(MESSAGE_LIMIT, self.packets.send(&bytes, netns.map(|netns| netns.as_fd()))).await {
+            Err(_) => return Err(broken(&format!("not taken within {} s", MESSAGE_LIMIT.as_secs()))),
+            Ok(Err(error)) => return Err(broken(&error)),
+            Ok(Ok(())) => {}
+        }
+        let answer = match timeout(MESSAGE_LIMIT, self.packets.receive()).await {
+            Err(_) => return Err(broken(&format!("no answer within {} s", MESSAGE_LIMIT.as_secs()))),
+            Ok(received) => packet(received, "its answer").map_err(Failed::Ended)?,
+        };
+        let error = read_answer(&answer).map_err(|error| broken(&format!("its answer is none: {error}")))?;
+        if error.is_empty() {
+            (self.tell)(Event::Acked { ztunnel, kind, about, seconds: start.elapsed().as_secs_f64() });
+            Ok(())
+        } else {
+            (self.tell)(Event::Nacked { ztunnel, kind, about, error: error.clone() });
+            Err(Failed::Refused(error))
+        }
+    }
+}
+
+/// A message that was not taken.
+enum Failed {
+    Refused(String),
+    Ended(End),
+}
+
+fn packet(received: std::io::Result<Received>, what: &str) -> Result<Vec<u8>, End> {
+    match received {
+        Ok(Received::Packet(packet)) => Ok(packet),
+        Ok(Received::End) => Err(End::Broken(format!("it closed the connection instead of sending {what}"))),
+        Ok(Received::Unfit(how)) => Err(End::Broken(format!("it sent {how} as {what}"))),
+        Err(error) => Err(End::Broken(format!("receive {what}: {error}"))),
+    }
+}
+
+/// What a ztunnel says while nothing is asked: only that it goes (ZD-37).
+fn unasked_for(received: std::io::Result<Received>) -> End {
+    match received {
+        Ok(Received::End) => End::Closed,
+        Ok(Received::Packet(_)) => End::Broken("it sent a packet that nobody asked for".to_owned()),
+        Ok(Received::Unfit(how)) => End::Broken(format!("it sent {how} that nobody asked for")),
+        Err(error) => End::Broken(format!("receive: {error}")),
+    }
+}
+
+fn about(workload: &Workload) -> String {
+    format!("{} (uid {}, service account {})", workload.pod(), workload.uid, workload.service_account)
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Closed => f.write_str("it closed the connection"),
+            Self::Broken(reason) => f.write_str(reason),
+        }
+    }
+}

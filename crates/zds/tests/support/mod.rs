@@ -1,0 +1,131 @@
+//! A server with pods, and what it tells.
+#![allow(dead_code, reason = "each suite uses a part of it")]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use netns::Netns;
+use testkit::TestNetns;
+use testkit::ztunnel::{Script, Ztunnel};
+use zds::{AddError, Entry, Event, Listener, NetnsFd, Snapshot, Workload, Ztunnels};
+
+/// For what takes milliseconds on an idle machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+#[derive(Default)]
+struct Pods(Mutex<BTreeMap<String, (Workload, Option<NetnsFd>)>>);
+
+impl Snapshot for Pods {
+    fn entries(&self) -> Vec<Entry> {
+        let pods = self.0.lock().unwrap();
+        pods.values()
+            .map(|(workload, netns)| Entry { workload: workload.clone(), netns: netns.clone() })
+            .collect()
+    }
+}
+
+pub(crate) struct Server {
+    pub ztunnels: Ztunnels,
+    pods: Arc<Pods>,
+    events: Arc<Mutex<Vec<Event>>>,
+    task: tokio::task::JoinHandle<()>,
+    address: String,
+    _dir: Option<tempfile::TempDir>,
+}
+
+pub(crate) fn workload(name: &str) -> Workload {
+    Workload {
+        uid: format!("uid-of-{}", name.chars().take(30).collect::<String>()),
+        name: name.to_owned(),
+        namespace: "shop".to_owned(),
+        service_account: "default".to_owned(),
+    }
+}
+
+/// Descriptors of this process. Other tests run in it, too, so differences of a few mean nothing.
+pub(crate) fn open_files() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+fn descriptor(netns: &TestNetns) -> NetnsFd {
+    Arc::new(Netns::open(netns.path()).unwrap())
+}
+
+impl Server {
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let address = dir.path().join("z.sock").to_str().unwrap().to_owned();
+        Self { _dir: Some(dir), ..Self::on(&address) }
+    }
+
+    pub(crate) fn on(address: &str) -> Self {
+        let (pods, events) = (Arc::new(Pods::default()), Arc::new(Mutex::new(Vec::new())));
+        let told = events.clone();
+        let ztunnels = Ztunnels::new(pods.clone(), move |event| told.lock().unwrap().push(event));
+        let task = tokio::spawn(Listener::bind(address).unwrap().serve(ztunnels.clone()));
+        Self { ztunnels, pods, events, task, address: address.to_owned(), _dir: None }
+    }
+
+    pub(crate) fn ztunnel(&self, script: Script) -> Ztunnel {
+        Ztunnel::connect(Path::new(&self.address), script).unwrap()
+    }
+
+    /// The pod is in the mesh from before.
+    pub(crate) fn enrol(&self, name: &str, netns: Option<&TestNetns>) {
+        let workload = workload(name);
+        let pod = (workload.clone(), netns.map(descriptor));
+        self.pods.0.lock().unwrap().insert(workload.uid, pod);
+    }
+
+    pub(crate) fn leave(&self, name: &str) {
+        self.pods.0.lock().unwrap().remove(&workload(name).uid);
+    }
+
+    /// The pod comes into the mesh.
+    pub(crate) async fn add(&self, name: &str, netns: &TestNetns) -> Result<(), AddError> {
+        self.enrol(name, Some(netns));
+        self.ztunnels.add(workload(name), descriptor(netns)).await
+    }
+
+    pub(crate) fn events(&self) -> Vec<Event> {
+        self.events.lock().unwrap().clone()
+    }
+
+    /// The numbers of connections that were told, in order.
+    pub(crate) fn counts(&self) -> Vec<usize> {
+        let count = |event: Event| match event {
+            Event::Connected { connected, .. } | Event::Disconnected { connected, .. } => Some(connected),
+            _ => None,
+        };
+        self.events().into_iter().filter_map(count).collect()
+    }
+
+    pub(crate) fn wait_connected(&self, count: usize) {
+        let start = Instant::now();
+        while self.ztunnels.connected() != count || self.counts().last().copied().unwrap_or_default() != count
+        {
+            assert!(
+                start.elapsed() < PATIENCE,
+                "{} are connected: {:?}",
+                self.ztunnels.connected(),
+                self.events()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    pub(crate) fn wait_event(&self, is: impl Fn(&Event) -> bool, what: &str) {
+        let start = Instant::now();
+        while !self.events().iter().any(&is) {
+            assert!(start.elapsed() < PATIENCE, "{what}: {:?}", self.events());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    pub(crate) async fn stop(self) {
+        self.task.abort();
+        let _ = self.task.await;
+    }
+}

@@ -1,0 +1,476 @@
+//! A ztunnel that follows a script, and checks on its side every rule of zds-protocol.md. It proxies nothing.
+
+mod wire;
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use wire::Socket;
+pub use wire::{MAX_PACKET, ack, nack};
+
+/// How long the thread sleeps in the kernel before it looks whether it is to end.
+const LOOK: Duration = Duration::from_millis(20);
+/// How often it tries to connect.
+const RECONNECT: Duration = Duration::from_millis(20);
+
+/// What the agent said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// A pod to serve.
+    Add {
+        /// Uid.
+        uid: String,
+        /// Name.
+        name: String,
+        /// Namespace.
+        namespace: String,
+        /// Service account.
+        service_account: String,
+    },
+    /// A pod to go on with.
+    Keep(String),
+    /// A pod to stop serving.
+    Del(String),
+    /// The end of the snapshot.
+    SnapshotSent,
+}
+
+/// What is answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// All is well.
+    Ack,
+    /// An error.
+    Nack(String),
+    /// Nothing.
+    Silence,
+    /// All is well, but later.
+    Late(Duration),
+    /// All is well, twice.
+    Twice,
+    /// These bytes.
+    Bytes(Vec<u8>),
+    /// The connection is closed.
+    Close,
+}
+
+/// The first packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hello {
+    /// Version 1.
+    V1,
+    /// None.
+    Silence,
+    /// These packets.
+    Packets(Vec<Vec<u8>>),
+}
+
+type Answers = Box<dyn FnMut(&Request) -> Answer + Send>;
+
+/// What it does.
+pub struct Script {
+    hello: Hello,
+    answers: Answers,
+    reconnects: bool,
+}
+
+/// A pod that it serves.
+#[derive(Debug)]
+pub struct Served {
+    /// Name.
+    pub name: String,
+    /// Namespace.
+    pub namespace: String,
+    /// Service account.
+    pub service_account: String,
+    /// Device and inode of its network namespace.
+    pub netns: (u64, u64),
+    fd: OwnedFd,
+}
+
+/// A served pod without the descriptor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Workload {
+    /// Name.
+    pub name: String,
+    /// Namespace.
+    pub namespace: String,
+    /// Service account.
+    pub service_account: String,
+    /// Device and inode of its network namespace.
+    pub netns: (u64, u64),
+}
+
+#[derive(Default)]
+struct State {
+    served: BTreeMap<String, Served>,
+    requests: Vec<(Instant, Request)>,
+    /// Since the last connection.
+    remembered: Vec<String>,
+    kept: Vec<String>,
+    snapshots: usize,
+    /// Whether the snapshot of this connection is complete.
+    synced: bool,
+    connections: usize,
+    connected: bool,
+    started: usize,
+    stopped: usize,
+    violations: Vec<String>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+    ending: AtomicBool,
+}
+
+/// A running one; it is gone when dropped.
+pub struct Ztunnel {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+// === impl Script ===
+
+impl Default for Script {
+    /// Says hello and takes everything.
+    fn default() -> Self {
+        Self { hello: Hello::V1, answers: Box::new(|_| Answer::Ack), reconnects: false }
+    }
+}
+
+impl Script {
+    /// Answers as the closure says.
+    pub fn answering(answers: impl FnMut(&Request) -> Answer + Send + 'static) -> Self {
+        Self { answers: Box::new(answers), ..Self::default() }
+    }
+
+    /// Begins otherwise.
+    #[must_use]
+    pub fn hello(self, hello: Hello) -> Self {
+        Self { hello, ..self }
+    }
+
+    /// Connects again when the agent ends the connection, and goes on serving meanwhile (ZD-60, ZD-68).
+    #[must_use]
+    pub fn reconnecting(self) -> Self {
+        Self { reconnects: true, ..self }
+    }
+}
+
+// === impl Ztunnel ===
+
+impl Ztunnel {
+    /// Connects to a path, or to an abstract address that begins with `@`.
+    ///
+    /// # Errors
+    /// Nobody listens.
+    pub fn connect(address: &Path, script: Script) -> Result<Self> {
+        let socket = Socket::connect(address)?;
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State { connected: true, ..State::default() }),
+            changed: Condvar::new(),
+            ending: AtomicBool::new(false),
+        });
+        let (worker, address) = (shared.clone(), address.to_owned());
+        let thread = std::thread::Builder::new().name("ztunnel".into()).spawn(move || {
+            worker.work(socket, &address, script);
+        })?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// The pods that it serves, by uid.
+    pub fn workloads(&self) -> BTreeMap<String, Workload> {
+        let state = self.shared.state();
+        let copy = |(uid, served): (&String, &Served)| {
+            let Served { name, namespace, service_account, netns, .. } = served;
+            let (name, namespace, service_account) =
+                (name.clone(), namespace.clone(), service_account.clone());
+            (uid.clone(), Workload { name, namespace, service_account, netns: *netns })
+        };
+        state.served.iter().map(copy).collect()
+    }
+
+    /// What the agent said so far, and when.
+    pub fn requests(&self) -> Vec<(Instant, Request)> {
+        self.shared.state().requests.clone()
+    }
+
+    /// How often it was asked to serve a pod.
+    pub fn adds(&self, uid: &str) -> usize {
+        let state = self.shared.state();
+        let is = |request: &Request| matches!(request, Request::Add { uid: other, .. } if other == uid);
+        state.requests.iter().filter(|(_, request)| is(request)).count()
+    }
+
+    /// Pods that it was asked to go on with since it connected last.
+    pub fn kept(&self) -> Vec<String> {
+        self.shared.state().kept.clone()
+    }
+
+    /// Proxies started and stopped so far (ztunnel's `proxies_started`, `proxies_stopped`).
+    pub fn proxies(&self) -> (usize, usize) {
+        let state = self.shared.state();
+        (state.started, state.stopped)
+    }
+
+    /// Rules of the protocol that the agent has broken.
+    pub fn violations(&self) -> Vec<String> {
+        self.shared.state().violations.clone()
+    }
+
+    /// Whether the connection stands.
+    pub fn is_connected(&self) -> bool {
+        self.shared.state().connected
+    }
+
+    /// Waits until the snapshot is complete.
+    ///
+    /// # Errors
+    /// It does not come.
+    pub fn wait_snapshot(&self, limit: Duration) -> Result<()> {
+        self.wait("the snapshot", limit, |state| state.synced)
+    }
+
+    /// Waits for the end of the connection.
+    ///
+    /// # Errors
+    /// It stands.
+    pub fn wait_end(&self, limit: Duration) -> Result<()> {
+        self.wait("the end of the connection", limit, |state| !state.connected)
+    }
+
+    /// Waits until it serves so many pods.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn wait_served(&self, pods: usize, limit: Duration) -> Result<()> {
+        self.wait(&format!("{pods} pods served"), limit, |state| state.served.len() == pods)
+    }
+
+    /// Waits until it has heard so much.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn wait_requests(&self, count: usize, limit: Duration) -> Result<()> {
+        self.wait(&format!("{count} requests"), limit, |state| state.requests.len() >= count)
+    }
+
+    fn wait(&self, what: &str, limit: Duration, done: impl Fn(&State) -> bool) -> Result<()> {
+        let end = Instant::now() + limit;
+        let mut state = self.shared.state();
+        while !done(&state) {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                bail!("{what}: not within {limit:?}; it heard {:?}", state.requests);
+            }
+            let waited = self.shared.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(())
+    }
+
+    /// Ends it and waits until it is gone.
+    pub fn close(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        self.shared.ending.store(true, Ordering::SeqCst);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Ztunnel {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let result = change(&mut self.state());
+        self.changed.notify_all();
+        result
+    }
+
+    fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::SeqCst)
+    }
+
+    fn work(&self, first: Socket, address: &PathBuf, mut script: Script) {
+        let mut socket = Some(first);
+        loop {
+            match socket.take() {
+                Some(socket) => {
+                    self.change(|state| {
+                        (state.connected, state.synced) = (true, false);
+                        state.connections += 1;
+                        state.remembered.clear();
+                        state.kept.clear();
+                    });
+                    let _ = self.session(&socket, &mut script);
+                    drop(socket);
+                    self.change(|state| state.connected = false);
+                }
+                None => std::thread::sleep(RECONNECT),
+            }
+            if self.is_ending() || !script.reconnects {
+                return;
+            }
+            socket = Socket::connect(address).ok();
+        }
+    }
+
+    fn session(&self, socket: &Socket, script: &mut Script) -> Result<()> {
+        // ZD-Z3: nothing may come before the hello.
+        if socket.is_readable(LOOK)? && matches!(script.hello, Hello::V1) {
+            self.violation("something came before the hello".to_owned());
+        }
+        match &script.hello {
+            Hello::V1 => socket.send(&[0x08, 0x01])?,
+            Hello::Silence => {}
+            Hello::Packets(packets) => packets.iter().try_for_each(|packet| socket.send(packet))?,
+        }
+        loop {
+            while !socket.is_readable(LOOK)? {
+                if self.is_ending() {
+                    return Ok(());
+                }
+            }
+            let Some((bytes, fds, truncated)) = socket.receive()? else { return Ok(()) };
+            let request = match self.understand(&bytes, fds.len(), truncated) {
+                Ok(request) => request,
+                Err(problem) => {
+                    self.violation(problem);
+                    return Ok(());
+                }
+            };
+            let answer = (script.answers)(&request);
+            // Lock-step: nothing else before the answer (ZD-34).
+            if socket.is_readable(Duration::ZERO)? && !socket.is_ended()? {
+                self.violation(format!("another message before the answer to {request:?}"));
+            }
+            self.take(request, fds, &answer);
+            if !self.reply(socket, answer)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Whether the session goes on.
+    fn reply(&self, socket: &Socket, answer: Answer) -> Result<bool> {
+        match answer {
+            Answer::Ack => socket.send(&ack())?,
+            Answer::Nack(error) => socket.send(&nack(&error))?,
+            Answer::Silence => {}
+            Answer::Late(pause) => {
+                let end = Instant::now() + pause;
+                while Instant::now() < end && !self.is_ending() {
+                    std::thread::sleep(LOOK.min(end.saturating_duration_since(Instant::now())));
+                }
+                socket.send(&ack())?;
+            }
+            Answer::Twice => {
+                socket.send(&ack())?;
+                socket.send(&ack())?;
+            }
+            Answer::Bytes(bytes) => socket.send(&bytes)?,
+            Answer::Close => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn violation(&self, text: String) {
+        self.change(|state| state.violations.push(text));
+    }
+
+    fn understand(&self, bytes: &[u8], fds: usize, truncated: bool) -> Result<Request, String> {
+        if truncated {
+            return Err(format!("a packet of more than {MAX_PACKET} bytes, or more than one descriptor"));
+        }
+        let request = wire::request(bytes)?;
+        let wanted = usize::from(matches!(request, Request::Add { .. }));
+        if fds != wanted {
+            return Err(format!("{fds} descriptors with {request:?}"));
+        }
+        let synced = self.state().synced;
+        match &request {
+            Request::Keep(_) | Request::SnapshotSent if synced => {
+                return Err(format!("{request:?} after the snapshot: ztunnel ends itself over that"));
+            }
+            Request::Add { uid, .. } | Request::Keep(uid) | Request::Del(uid) if uid.is_empty() => {
+                return Err("a message without a uid".to_owned());
+            }
+            _ => {}
+        }
+        Ok(request)
+    }
+
+    fn take(&self, request: Request, fds: Vec<OwnedFd>, answer: &Answer) {
+        let refused = matches!(answer, Answer::Nack(_) | Answer::Bytes(_) | Answer::Close);
+        let identity = fds.first().map(|fd| wire::namespace(fd.as_fd()));
+        self.change(|state| {
+            state.requests.push((Instant::now(), request.clone()));
+            match request {
+                Request::Add { uid, name, namespace, service_account } => {
+                    let netns = match identity {
+                        Some(Ok(netns)) => netns,
+                        Some(Err(problem)) => return state.violations.push(problem),
+                        None => return,
+                    };
+                    state.remembered.push(uid.clone());
+                    let same = state.served.get(&uid).is_some_and(|served| served.netns == netns);
+                    if same || refused {
+                        return;
+                    }
+                    let Some(fd) = fds.into_iter().next() else { return };
+                    state.started += 1;
+                    let served = Served { name, namespace, service_account, netns, fd };
+                    if state.served.insert(uid, served).is_some() {
+                        state.stopped += 1;
+                    }
+                }
+                Request::Keep(uid) => {
+                    state.remembered.push(uid.clone());
+                    state.kept.push(uid);
+                }
+                Request::Del(uid) => {
+                    state.remembered.retain(|other| *other != uid);
+                    if state.served.remove(&uid).is_some() {
+                        state.stopped += 1;
+                    }
+                }
+                Request::SnapshotSent => {
+                    let State { served, remembered, stopped, .. } = state;
+                    let before = served.len();
+                    served.retain(|uid, _| remembered.contains(uid));
+                    *stopped += before - served.len();
+                    (state.synced, state.snapshots) = (true, state.snapshots + 1);
+                }
+            }
+        });
+    }
+}
+
+impl Served {
+    /// The namespace, as long as the pod is served.
+    pub fn fd(&self) -> &OwnedFd {
+        &self.fd
+    }
+}
