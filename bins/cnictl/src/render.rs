@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use anyhow::{Context as _, Result};
 use capture::Skip;
 use clap::ValueEnum;
-use ruleset::{Backend, Families, Family, Ruleset, Step, Table, Transaction, iptables, nft};
+use ruleset::{ALL_BITS, Backend, Families, Family, Ruleset, Step, Table, Transaction, iptables, nft};
 use serde::Serialize;
 
 use crate::output::{Answer, Format, structured};
@@ -190,9 +190,10 @@ impl Args {
                 Step::EnsureLoopbackAddress(address) => {
                     self.wants(Family::V6).then(|| format!("ip -6 address replace {address}/128 dev lo"))
                 }
-                Step::EnsureRule { family, mark, table, priority } => self.wants(family).then(|| {
+                Step::EnsureRule { family, mark, mask, table, priority } => self.wants(family).then(|| {
                     let number = number(family);
-                    format!("ip -{number} rule add fwmark {mark} lookup {table} priority {priority}")
+                    let mask = if mask == ALL_BITS { String::new() } else { format!("/{mask:#x}") };
+                    format!("ip -{number} rule add fwmark {mark}{mask} lookup {table} priority {priority}")
                 }),
                 Step::EnsureLocalRoute { family, table } => self.wants(family).then(|| {
                     format!("ip -{} route replace local default dev lo table {table}", number(family))

@@ -38,7 +38,7 @@ fn text(backend: Backend, rule: &Rule) -> String {
     match backend {
         // The reason stands beside it already.
         Backend::Nftables => nft::render_rule(&Rule { why: "".into(), ..rule.clone() }),
-        Backend::Iptables => iptables::render_rule(rule).unwrap_or_else(|error| error.to_string()),
+        Backend::Iptables => iptables::render_rule(rule),
     }
 }
 

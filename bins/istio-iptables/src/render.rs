@@ -6,7 +6,7 @@ mod tests;
 use std::fmt::Write as _;
 
 use ruleset::iptables::Unsupported;
-use ruleset::{Backend, Family, Plan, Ruleset, Step, TableKind, Transaction, iptables, nft};
+use ruleset::{ALL_BITS, Backend, Family, Plan, Ruleset, Step, TableKind, Transaction, iptables, nft};
 
 /// What applying the plan loads.
 ///
@@ -69,8 +69,13 @@ fn routing(out: &mut String, verb: &str, step: &Step) {
     // Writing to a String cannot fail.
     let _ = match step {
         Step::EnsureLoopbackAddress(address) => writeln!(out, "# ip address {verb} {address}/128 dev lo"),
-        Step::EnsureRule { family, mark, table, priority } => {
-            writeln!(out, "# {} rule {verb} priority {priority} fwmark {mark} lookup {table}", ip(family))
+        Step::EnsureRule { family, mark, mask, table, priority } => {
+            let mask = if *mask == ALL_BITS { String::new() } else { format!("/{mask:#x}") };
+            writeln!(
+                out,
+                "# {} rule {verb} priority {priority} fwmark {mark}{mask} lookup {table}",
+                ip(family)
+            )
         }
         Step::EnsureLocalRoute { family, table } => {
             writeln!(out, "# {} route {verb} local default dev lo table {table}", ip(family))

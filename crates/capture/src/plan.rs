@@ -11,7 +11,7 @@ mod tproxy;
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use ruleset::{Action, Backend, Families, Family, Match, Plan, Protocol, Rule, Step, TableKind};
+use ruleset::{ALL_BITS, Action, Backend, Families, Family, Match, Plan, Protocol, Rule, Step, TableKind};
 
 use crate::settings::{Mode, Ports, Settings};
 use draft::{Chain, Draft};
@@ -83,6 +83,7 @@ pub fn plan(settings: &Settings, facts: Facts) -> Plan {
             steps.push(Step::EnsureRule {
                 family,
                 mark: settings.tproxy_mark,
+                mask: ALL_BITS,
                 table: settings.tproxy_table,
                 priority: RULE_PRIORITY,
             });

@@ -201,8 +201,8 @@ fn describe(step: &Step) -> String {
     let ip = |family: &Family| if *family == Family::V4 { "ip" } else { "ip -6" };
     match step {
         Step::EnsureLoopbackAddress(address) => format!("ip address {address}/128 dev lo"),
-        Step::EnsureRule { family, mark, table, priority } => {
-            format!("{} rule priority {priority} fwmark {mark:#x} lookup {table}", ip(family))
+        Step::EnsureRule { family, mark, mask, table, priority } => {
+            format!("{} rule priority {priority} fwmark {mark:#x}/{mask:#x} lookup {table}", ip(family))
         }
         Step::EnsureLocalRoute { family, table } => {
             format!("{} route local default dev lo table {table}", ip(family))

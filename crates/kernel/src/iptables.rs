@@ -52,7 +52,6 @@ use std::time::Duration;
 use netns::Inside;
 use ruleset::{Family, Ruleset};
 
-pub use change::SIDECAR_CHAINS;
 pub use error::{Cause, Error, Failure};
 pub use program::Variant;
 pub use supervisor::{Supervisor, run_supervisor_if_asked};
@@ -290,7 +289,7 @@ impl RuleStore for Iptables {
     fn observe(&self, _inside: &Inside, ruleset: &Ruleset) -> Result<Vec<Difference>, crate::Error> {
         let mut all = Vec::new();
         for work in self.works(ruleset, &[])? {
-            all.extend(work.side.differences()?);
+            all.extend(work.side.differences());
         }
         Ok(all)
     }

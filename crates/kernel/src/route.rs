@@ -61,9 +61,10 @@ pub enum Error {
 pub fn ensure(_: &Inside, step: &Step) -> Result<bool, Error> {
     let request = match *step {
         Step::EnsureLoopbackAddress(address) => message::add_address(address),
-        Step::EnsureRule { family, mark, table, priority } => {
-            message::add_rule(family, mark, table, priority)
+        Step::EnsureRule { family, mark, mask, table, priority } => {
+            message::add_rule(family, &ListedRule { mark, mask, table, priority })
         }
+        Step::EnsureLocalRoute { family, .. } if is_switched_off(family) => return Ok(false),
         Step::EnsureLocalRoute { family, table } => message::add_route(family, table),
         Step::Replace(_) => return Ok(false),
     };
@@ -118,11 +119,13 @@ fn delete(step: &Step, which: impl Fn(u32) -> bool) -> Result<bool, Error> {
     let mut socket = open(step)?;
     let requests = match *step {
         Step::EnsureLoopbackAddress(address) => vec![message::delete_address(address)],
-        Step::EnsureRule { family, mark, table, .. } => match rules(&mut socket, family) {
+        Step::EnsureRule { family, mark, mask, table, .. } => match rules(&mut socket, family) {
             Ok(rules) => rules
                 .iter()
-                .filter(|rule| rule.mark == mark && rule.table == table && which(rule.priority))
-                .map(|rule| message::delete_rule(family, mark, table, rule.priority))
+                .filter(|rule| {
+                    (rule.mark, rule.mask, rule.table) == (mark, mask, table) && which(rule.priority)
+                })
+                .map(|rule| message::delete_rule(family, rule))
                 .collect(),
             Err(e) if is_no_ipv6(step, &e) => return Ok(false),
             Err(e) => return Err(failed(step, e)),
@@ -173,9 +176,10 @@ pub fn addresses(_: &Inside) -> Result<Vec<IpAddr>, Error> {
 fn is_missing(socket: &mut Socket, step: &Step) -> Result<bool, Error> {
     let result = match *step {
         Step::EnsureLoopbackAddress(address) => has_loopback_address(socket, address),
-        Step::EnsureRule { family, mark, table, priority } => {
-            rules(socket, family).map(|rules| rules.contains(&ListedRule { mark, table, priority }))
+        Step::EnsureRule { family, mark, mask, table, priority } => {
+            rules(socket, family).map(|rules| rules.contains(&ListedRule { mark, mask, table, priority }))
         }
+        Step::EnsureLocalRoute { family, .. } if is_switched_off(family) => return Ok(false),
         Step::EnsureLocalRoute { family, table } => has_route(socket, family, table),
         Step::Replace(_) => return Ok(false),
     };
@@ -220,6 +224,13 @@ fn without_ipv6(missing: Result<bool, Error>) -> Result<bool, Error> {
     }
 }
 
+/// Whether the loopback interface of the calling thread's namespace has the family switched off; the kernel takes no route by it
+/// then. Where that cannot be read it is tried.
+fn is_switched_off(family: Family) -> bool {
+    family == Family::V6
+        && std::fs::read("/proc/sys/net/ipv6/conf/lo/disable_ipv6").is_ok_and(|text| text.starts_with(b"1"))
+}
+
 fn open(step: &Step) -> Result<Socket, Error> {
     Socket::open(None).map_err(|e| failed(step, e))
 }
@@ -259,8 +270,8 @@ fn describe(step: &Step) -> String {
     let version = |family: &Family| if *family == Family::V4 { "IPv4" } else { "IPv6" };
     match step {
         Step::EnsureLoopbackAddress(address) => format!("give lo the address {address}/128"),
-        Step::EnsureRule { family, mark, table, priority } => format!(
-            "route {} packets with mark {mark} by table {table} (rule priority {priority})",
+        Step::EnsureRule { family, mark, mask, table, priority } => format!(
+            "route {} packets with mark {mark:#x}/{mask:#x} by table {table} (rule priority {priority})",
             version(family)
         ),
         Step::EnsureLocalRoute { family, table } => {

@@ -8,7 +8,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use ruleset::iptables::{canonical, parse_rule, render_rule};
-use ruleset::{Action, CtState, Family, Match, Ports, Protocol, Rule, TableKind};
+use ruleset::{ALL_BITS, Action, CtState, Family, Match, Ports, Protocol, Rule, TableKind};
 use support::Ns;
 
 fn interface() -> impl Strategy<Value = String> {
@@ -35,6 +35,14 @@ fn ports() -> impl Strategy<Value = Ports> {
     ]
 }
 
+/// A mark and a mask, which has all bits in half of the cases.
+fn mark() -> impl Strategy<Value = (u32, u32)> {
+    prop_oneof![
+        any::<u32>().prop_map(|mark| (mark, ALL_BITS)),
+        (any::<u32>(), any::<u32>()).prop_map(|(mark, mask)| (mark & mask, mask)),
+    ]
+}
+
 fn matches(family: Family) -> impl Strategy<Value = Vec<Match>> {
     let not = any::<bool>;
     let maybe = prop::option::of::<BoxedStrategy<Match>>;
@@ -48,6 +56,7 @@ fn matches(family: Family) -> impl Strategy<Value = Vec<Match>> {
     let owners = prop_oneof![
         (0..u32::MAX, not()).prop_map(|(uid, not)| Match::Uid { uid, not }),
         (0..u32::MAX, not()).prop_map(|(gid, not)| Match::Gid { gid, not }),
+        Just(Match::LocalSocket),
     ];
     (
         maybe((interface(), not()).prop_map(|(n, not)| Match::InInterface { name: n.into(), not }).boxed()),
@@ -55,8 +64,8 @@ fn matches(family: Family) -> impl Strategy<Value = Vec<Match>> {
         maybe((net(family), not()).prop_map(|(net, not)| Match::Source { net, not }).boxed()),
         maybe((net(family), not()).prop_map(|(net, not)| Match::Destination { net, not }).boxed()),
         with_ports,
-        maybe((any::<u32>(), not()).prop_map(|(mark, not)| Match::Mark { mark, not }).boxed()),
-        maybe((any::<u32>(), not()).prop_map(|(mark, not)| Match::CtMark { mark, not }).boxed()),
+        maybe((mark(), not()).prop_map(|((mark, mask), not)| Match::Mark { mark, mask, not }).boxed()),
+        maybe((mark(), not()).prop_map(|((mark, mask), not)| Match::CtMark { mark, mask, not }).boxed()),
         maybe(state.prop_map(Match::CtState).boxed()),
         prop::collection::vec(owners, 0..3),
     )
@@ -73,6 +82,7 @@ fn action(table: TableKind) -> BoxedStrategy<Action> {
         Just(Action::Jump("istio-other".into())),
         Just(Action::SaveMark),
         Just(Action::RestoreMark),
+        mark().prop_map(|(mark, mask)| Action::SetCtMark { mark, mask }),
     ];
     let special = match table {
         TableKind::Nat => any::<u16>().prop_map(|port| Action::Redirect { port }).boxed(),
@@ -85,7 +95,8 @@ fn action(table: TableKind) -> BoxedStrategy<Action> {
     };
     // CONNMARK is allowed in the mangle table only.
     let usual = usual.prop_filter("not in this table", move |action| {
-        table == TableKind::Mangle || !matches!(action, Action::SaveMark | Action::RestoreMark)
+        table == TableKind::Mangle
+            || !matches!(action, Action::SaveMark | Action::RestoreMark | Action::SetCtMark { .. })
     });
     prop_oneof![usual, special].boxed()
 }
@@ -102,7 +113,7 @@ fn a_written_rule_reads_back() {
                 TestRunner::new(Config { cases: 300, failure_persistence: None, ..Config::default() });
             runner
                 .run(&rule(family, table), |rule| {
-                    let text = render_rule(&rule).unwrap();
+                    let text = render_rule(&rule);
                     prop_assert_eq!(parse_rule(&text), Some(canonical(&rule)), "{}", text);
                     Ok(())
                 })
@@ -126,7 +137,7 @@ fn a_saved_rule_reads_back() {
             let both = runner.run(&rules, |rules| {
                 for variant in ["legacy", "nft"] {
                     let text: String =
-                        rules.iter().map(|rule| format!("-A ISTIO_ALL {}\n", render_rule(rule).unwrap())).collect();
+                        rules.iter().map(|rule| format!("-A ISTIO_ALL {}\n", render_rule(rule))).collect();
                     let saved = ns.sh(&format!(
                         "{program}-{variant}-restore <<EOF\n*{table}\n-N ISTIO_ALL\n-N ISTIO_OTHER\n{text}COMMIT\nEOF\n\
                          {program}-{variant} -t {table} -S ISTIO_ALL"
@@ -154,7 +165,10 @@ fn what_is_no_rule_of_ours_does_not_read() {
         "-p tcp -m tcp --dport 1:5 -j ACCEPT",
         "-p tcp -m tcp --dport 80 --tcp-flags SYN SYN -j ACCEPT",
         "-m owner --uid-owner 0-10 -j RETURN",
-        "-m mark --mark 0x1/0xff -j RETURN",
+        "-m mark --mark 0x100/0xff -j RETURN",
+        "-m owner ! --socket-exists -j RETURN",
+        "-m set --match-set x src,dst -j RETURN",
+        "-p tcp -j SNAT --to-source 10.0.0.1-10.0.0.9",
         "-m conntrack --ctstate NEW -j ACCEPT",
         "-m comment --comment \"x\" -j RETURN",
         "-j MARK --set-xmark 0x1/0x1",

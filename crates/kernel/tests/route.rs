@@ -13,7 +13,7 @@ const MARK: u32 = 1337;
 const TABLE: u32 = 133;
 
 fn steps() -> [Step; 5] {
-    let rule = |family| Step::EnsureRule { family, mark: MARK, table: TABLE, priority: 1000 };
+    let rule = |family| Step::EnsureRule { family, mark: MARK, mask: u32::MAX, table: TABLE, priority: 1000 };
     let route = |family| Step::EnsureLocalRoute { family, table: TABLE };
     [
         Step::EnsureLoopbackAddress("::6".parse().expect("an address")),
@@ -102,16 +102,33 @@ fn another_default_route_is_not_replaced() -> Outcome {
 }
 
 #[test]
-fn without_ipv6_it_says_so() -> Outcome {
+fn without_ipv6_an_address_is_refused_and_a_route_is_not_needed() -> Outcome {
     let ns = TestNetns::new()?;
     ns.set_sysctl("net.ipv6.conf.lo.disable_ipv6", "1")?;
     let [address, .., route6] = steps();
+    let error = ns.enter(|inside| route::ensure(inside, &address))?.expect_err("must be refused");
+    assert!(matches!(error, route::Error::NoIpv6 { .. }), "{error}: {error:?}");
+    assert!(ns.enter(|inside| route::missing(inside, &address))??);
+    assert!(!ns.enter(|inside| route::ensure(inside, &route6))??);
+    assert!(!ns.enter(|inside| route::missing(inside, &route6))??);
     for step in [&address, &route6] {
-        let error = ns.enter(|inside| route::ensure(inside, step))?.expect_err("must be refused");
-        assert!(matches!(error, route::Error::NoIpv6 { .. }), "{step:?}: {error}: {error:?}");
-        assert!(ns.enter(|inside| route::missing(inside, step))??);
         assert!(!ns.enter(|inside| route::remove(inside, step))??);
     }
+    Ok(())
+}
+
+#[test]
+fn a_mark_under_a_mask_is_another_rule_than_a_whole_mark() -> Outcome {
+    let ns = TestNetns::new()?;
+    ns.ip(&["rule add fwmark 0x111 lookup 100 priority 32764"])?;
+    let (mark, mask, table, priority) = (0x111, 0xfff, 100, 32764);
+    let step = Step::EnsureRule { family: Family::V4, mark, mask, table, priority };
+    assert!(ns.enter(|inside| route::missing(inside, &step))??);
+    assert!(ns.enter(|inside| route::ensure(inside, &step))??);
+    assert!(!ns.enter(|inside| route::ensure(inside, &step))??);
+    assert!(ip(&ns, "rule")?.contains("32764:\tfrom all fwmark 0x111/0xfff lookup 100\n"));
+    assert!(ns.enter(|inside| route::remove(inside, &step))??);
+    assert_eq!(ip(&ns, "rule")?.matches("0x111").count(), 1, "the other one is not ours");
     Ok(())
 }
 

@@ -1,8 +1,9 @@
 //! Rules about rules: what a ruleset must satisfy before a backend may load it.
 
 use std::collections::HashSet;
+use std::net::IpAddr;
 
-use crate::rule::{Action, Families, Match, Ports, Rule, Ruleset, SetElements, Table};
+use crate::rule::{Action, Families, Family, Match, Ports, Rule, Ruleset, Table};
 
 /// Why a ruleset is not valid. The place is `table/chain` and the rule's position from 0.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -136,26 +137,47 @@ fn rule_problem(table: &Table, rule: &Rule) -> Option<&'static str> {
             {
                 return Some("an interface name that is empty or longer than 15 bytes");
             }
+            // No such name can be given to an interface, or it would be more than a name in the text for iptables.
+            Match::InInterface { name, .. } | Match::OutInterface { name, .. }
+                if name.contains(|c: char| c.is_whitespace() || c.is_control() || "/\"'`".contains(c)) =>
+            {
+                return Some("an interface name with blanks, slashes or quotes");
+            }
             Match::SourceIn { set, .. } | Match::DestinationIn { set, .. } => {
                 let Some(set) = table.sets.iter().find(|s| s.name == *set) else {
                     return Some("a look-up in a set that the table does not have");
                 };
-                let of_v4 = matches!(set.elements, SetElements::V4(_));
-                if of_v4 != (m.family() == Some(crate::Family::V4)) {
+                if Some(set.family()) != m.family() {
                     return Some("a look-up in a set of the other family");
                 }
             }
+            Match::Mark { mark, mask, .. } | Match::CtMark { mark, mask, .. } if mark & !mask != 0 => {
+                return Some("a mark with bits outside of its mask");
+            }
+            Match::WholeHeader if !protocol => return Some("a header match without a protocol before it"),
             _ => {}
         }
     }
+    action_problem(rule, protocol)
+}
+
+fn action_problem(rule: &Rule, protocol: bool) -> Option<&'static str> {
     match rule.action {
         Action::Redirect { .. } if !protocol => Some("redirect without a protocol"),
         Action::Tproxy { .. } if !protocol => Some("tproxy without a protocol"),
         Action::Tproxy { .. } if rule.families == Families::Both => {
             Some("tproxy for both families in one rule")
         }
+        Action::Snat { to } if rule.families != Families::Only(family_of(to)) => {
+            Some("a new source address of another family than the rule's")
+        }
+        Action::SetCtMark { mark, mask } if mark & !mask != 0 => Some("a mark with bits outside of its mask"),
         _ => None,
     }
+}
+
+fn family_of(address: IpAddr) -> Family {
+    if address.is_ipv4() { Family::V4 } else { Family::V6 }
 }
 
 #[cfg(test)]

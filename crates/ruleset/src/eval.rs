@@ -32,6 +32,8 @@ pub struct Packet {
     pub ct_mark: u32,
     /// Connection tracking state.
     pub state: State,
+    /// The sets with members elsewhere ([`SetElements::Elsewhere`]) that have the address which a rule looks up in them.
+    pub member_of: Vec<String>,
 }
 
 /// The ids that own a socket.
@@ -72,6 +74,11 @@ pub enum Verdict {
     Tproxy {
         /// Port.
         port: u16,
+    },
+    /// Goes to where it was going, from another source address.
+    Snat {
+        /// The address.
+        to: IpAddr,
     },
 }
 
@@ -177,6 +184,9 @@ impl<'r> Walk<'r, '_, '_> {
             self.outcome.trace.push(place);
             match &rule.action {
                 Action::SetMark(mark) => self.outcome.mark = *mark,
+                Action::SetCtMark { mark, mask } => {
+                    self.outcome.ct_mark = self.outcome.ct_mark & !mask | mark;
+                }
                 Action::SaveMark => self.outcome.ct_mark = self.outcome.mark,
                 Action::RestoreMark => self.outcome.mark = self.outcome.ct_mark,
                 // Both backends leave a packet alone that has a connection or a zone already (xt_CT.c, nft_ct.c): the first counts.
@@ -205,6 +215,7 @@ impl<'r> Walk<'r, '_, '_> {
                     return Flow::End;
                 }
                 Action::Redirect { port } => return self.decided(place, Verdict::Redirect { port: *port }),
+                Action::Snat { to } => return self.decided(place, Verdict::Snat { to: *to }),
                 Action::Tproxy { port, mark } => {
                     self.outcome.mark = *mark;
                     return self.decided(place, Verdict::Tproxy { port: *port });
@@ -244,8 +255,10 @@ impl<'r> Walk<'r, '_, '_> {
             Match::DestinationPort { ports, not } => ports.contains(packet.destination_port) != *not,
             Match::Uid { uid, not } => self.owned(packet.owner.map(|owner| owner.uid == *uid), *not),
             Match::Gid { gid, not } => self.owned(packet.owner.map(|owner| owner.gid == *gid), *not),
-            Match::Mark { mark, not } => (self.outcome.mark == *mark) != *not,
-            Match::CtMark { mark, not } => (self.outcome.ct_mark == *mark) != *not,
+            Match::WholeHeader => true,
+            Match::LocalSocket => packet.owner.is_some(),
+            Match::Mark { mark, mask, not } => (self.outcome.mark & mask == *mark) != *not,
+            Match::CtMark { mark, mask, not } => (self.outcome.ct_mark & mask == *mark) != *not,
             Match::CtState(CtState::Invalid) => packet.state == State::Invalid,
             Match::CtState(CtState::RelatedOrEstablished) => {
                 matches!(packet.state, State::Related | State::Established)
@@ -272,6 +285,7 @@ impl<'r> Walk<'r, '_, '_> {
             (Some(SetElements::V6(nets)), IpAddr::V6(address)) => {
                 nets.iter().any(|net| net.contains(&address))
             }
+            (Some(SetElements::Elsewhere { .. }), _) => self.packet.member_of.iter().any(|set| set == name),
             _ => false,
         }
     }

@@ -7,9 +7,15 @@ mod parse;
 
 use std::fmt::{self, Write};
 
-use crate::rule::{Action, Base, Chain, CtState, Family, Hook, Match, Ports, Rule, Ruleset, Table};
+use crate::rule::{
+    ALL_BITS, Action, Base, Chain, CtState, Family, Hook, Match, Ports, Protocol, Rule, Ruleset, Table,
+};
 
 pub use parse::{canonical, parse_rule};
+
+/// Chains whose names in nf_tables and iptables are not the same word (ambient-pod-rules.md section 1).
+const SHORTENED: [(&str, &str); 2] =
+    [("istio-prerouting", "ISTIO_PRERT"), ("istio-postrouting", "ISTIO_POSTRT")];
 
 /// A part of the rule language that iptables lacks, found while planning.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -56,25 +62,27 @@ pub fn chain_name(chain: &Chain) -> String {
     }
 }
 
-/// `istio-output` → `ISTIO_OUTPUT`.
+/// `istio-output` → `ISTIO_OUTPUT`; where upstream's names are shorter in iptables, those.
 pub fn own_chain_name(name: &str) -> String {
+    if let Some((_, short)) = SHORTENED.iter().find(|(long, _)| *long == name) {
+        return (*short).to_owned();
+    }
     name.chars().map(|c| if c == '-' { '_' } else { c.to_ascii_uppercase() }).collect()
 }
 
-/// One rule without chain and position: matches and target.
-///
-/// # Errors
-/// The rule uses what iptables does not have.
-pub fn render_rule(rule: &Rule) -> Result<String, Unsupported> {
+/// One rule without chain and position: matches and target. A set is taken for an ipset; that it is none is found with the table,
+/// by [`render_rules`].
+pub fn render_rule(rule: &Rule) -> String {
     let mut out = String::with_capacity(96);
     let mut matches: Vec<&Match> = rule.matches.iter().collect();
-    matches.sort_by_key(|m| order(m));
+    let protocol = rule.protocol();
+    matches.sort_by_key(|m| order(m, protocol));
     for m in matches {
-        render_match(&mut out, m, rule)?;
+        render_match(&mut out, m, protocol);
     }
     // Writing to a String cannot fail.
     let _ = write!(out, "-j {}", Target(&rule.action));
-    Ok(out)
+    out
 }
 
 fn render_table(out: &mut String, table: &Table, family: Family) -> Result<(), Unsupported> {
@@ -100,14 +108,14 @@ pub fn render_rules(table: &Table, family: Family) -> Result<String, Unsupported
     if table.chains.iter().all(|chain| rules(chain, family).next().is_none()) {
         return Ok(out);
     }
-    if let Some(set) = table.sets.first() {
+    if let Some(set) = table.sets.iter().find(|set| !set.is_elsewhere()) {
         return Err(Unsupported { what: "a named set", why: set.name.to_string() });
     }
     for chain in &table.chains {
         let name = chain_name(chain);
         let mut position = 0;
         for (index, rule) in chain.rules.iter().enumerate().filter(|(_, r)| r.families.contains(family)) {
-            let text = render_rule(rule)?;
+            let text = render_rule(rule);
             if index < chain.leading {
                 position += 1;
                 let _ = writeln!(out, "-I {name} {position} {text}");
@@ -133,47 +141,70 @@ fn hook_name(hook: Hook) -> &'static str {
     }
 }
 
-/// iptables loads `-m` extensions in the order of the text; this is the order that upstream's rules list. A list of ports comes
-/// after a single one: once its extension is loaded, `--dport` would be taken for a short form of its `--dports`.
-fn order(m: &Match) -> u8 {
+/// iptables loads `-m` extensions in the order of the text; this is the order that upstream's rules list: marks before UDP's
+/// ports, but after TCP's. A list of ports comes after a single one: once its extension is loaded, `--dport` would be taken for
+/// a short form of its `--dports`.
+fn order(m: &Match, protocol: Option<Protocol>) -> u8 {
+    let late = if protocol == Some(Protocol::Udp) { 10 } else { 0 };
     match m {
-        Match::Source { .. } | Match::SourceIn { .. } => 0,
-        Match::Destination { .. } | Match::DestinationIn { .. } => 1,
+        Match::Source { .. } => 0,
+        Match::Destination { .. } => 1,
         Match::InInterface { .. } => 2,
         Match::OutInterface { .. } => 3,
         Match::Protocol(_) => 4,
-        Match::SourcePort { ports: Ports::One(_), .. } => 5,
-        Match::DestinationPort { ports: Ports::One(_), .. } => 6,
-        Match::SourcePort { .. } => 7,
-        Match::DestinationPort { .. } => 8,
-        Match::CtState(_) => 9,
-        Match::Mark { .. } | Match::CtMark { .. } => 10,
-        Match::Uid { .. } | Match::Gid { .. } => 11,
+        Match::WholeHeader => 5 + late,
+        Match::SourcePort { ports: Ports::One(_), .. } => 6 + late,
+        Match::DestinationPort { ports: Ports::One(_), .. } => 7 + late,
+        Match::SourcePort { .. } => 8 + late,
+        Match::DestinationPort { .. } => 9 + late,
+        Match::CtState(_) => 10,
+        Match::Mark { .. } | Match::CtMark { .. } => 11,
+        Match::Uid { .. } | Match::Gid { .. } | Match::LocalSocket => 20,
+        Match::SourceIn { .. } | Match::DestinationIn { .. } => 21,
     }
 }
 
-fn render_match(out: &mut String, m: &Match, rule: &Rule) -> Result<(), Unsupported> {
+fn render_match(out: &mut String, m: &Match, protocol: Option<Protocol>) {
     let bang = |not: &bool| if *not { "! " } else { "" };
+    // Writing to a String cannot fail.
     let _ = match m {
         Match::InInterface { name, not } => write!(out, "{}-i {name} ", bang(not)),
         Match::OutInterface { name, not } => write!(out, "{}-o {name} ", bang(not)),
         Match::Protocol(protocol) => write!(out, "-p {} ", protocol.name()),
         Match::Source { net, not } => write!(out, "{}-s {net} ", bang(not)),
         Match::Destination { net, not } => write!(out, "{}-d {net} ", bang(not)),
-        Match::SourcePort { ports, not } => write!(out, "{}", PortMatch { side: "sport", ports, not: *not }),
+        Match::WholeHeader => protocol.map_or(Ok(()), |protocol| write!(out, "-m {} ", protocol.name())),
+        Match::SourcePort { ports, not } => {
+            write!(out, "{}", PortMatch { side: "sport", ports, not: *not })
+        }
         Match::DestinationPort { ports, not } => {
             write!(out, "{}", PortMatch { side: "dport", ports, not: *not })
         }
         Match::Uid { uid, not } => write!(out, "-m owner {}--uid-owner {uid} ", bang(not)),
         Match::Gid { gid, not } => write!(out, "-m owner {}--gid-owner {gid} ", bang(not)),
-        Match::Mark { mark, not } => write!(out, "-m mark {}--mark {mark} ", bang(not)),
-        Match::CtMark { mark, not } => write!(out, "-m connmark {}--mark {mark} ", bang(not)),
-        Match::CtState(state) => write!(out, "-m conntrack --ctstate {} ", ct_state(*state)),
-        Match::SourceIn { .. } | Match::DestinationIn { .. } => {
-            return Err(Unsupported { what: "a named set", why: rule.why.to_string() });
+        Match::LocalSocket => write!(out, "-m owner --socket-exists "),
+        Match::Mark { mark, mask, not } => {
+            write!(out, "-m mark {}--mark {} ", bang(not), Masked(*mark, *mask))
         }
+        Match::CtMark { mark, mask, not } => {
+            write!(out, "-m connmark {}--mark {} ", bang(not), Masked(*mark, *mask))
+        }
+        Match::CtState(state) => write!(out, "-m conntrack --ctstate {} ", ct_state(*state)),
+        Match::SourceIn { set, not, .. } => write!(out, "-m set {}--match-set {set} src ", bang(not)),
+        Match::DestinationIn { set, not, .. } => write!(out, "-m set {}--match-set {set} dst ", bang(not)),
     };
-    Ok(())
+}
+
+/// A mark, with its mask where that has not all bits.
+struct Masked(u32, u32);
+
+impl fmt::Display for Masked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.1 {
+            ALL_BITS => write!(f, "{}", self.0),
+            mask => write!(f, "{:#x}/{mask:#x}", self.0),
+        }
+    }
 }
 
 fn ct_state(state: CtState) -> &'static str {
@@ -218,7 +249,9 @@ impl fmt::Display for Target<'_> {
             Action::Tproxy { port, mark } => {
                 write!(f, "TPROXY --tproxy-mark {mark}/0xffffffff --on-port {port}")
             }
+            Action::Snat { to } => write!(f, "SNAT --to-source {to}"),
             Action::SetMark(mark) => write!(f, "MARK --set-mark {mark}"),
+            Action::SetCtMark { mark, mask } => write!(f, "CONNMARK --set-xmark {mark:#x}/{mask:#x}"),
             Action::SaveMark => f.write_str("CONNMARK --save-mark"),
             Action::RestoreMark => f.write_str("CONNMARK --restore-mark"),
             Action::SetZone(zone) => write!(f, "CT --zone {zone}"),

@@ -16,6 +16,6 @@ mod rule;
 pub use check::{Invalid, check};
 pub use plan::{Backend, Plan, Step, Transaction};
 pub use rule::{
-    Action, Base, Chain, ChainKind, CtState, Families, Family, Hook, Match, Ports, Protocol, Rule, Ruleset,
-    Set, SetElements, Table, TableKind,
+    ALL_BITS, Action, Base, Chain, ChainKind, CtState, Families, Family, Hook, Match, Ports, Protocol, Rule,
+    Ruleset, Set, SetElements, Table, TableKind,
 };

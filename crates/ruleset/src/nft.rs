@@ -6,12 +6,15 @@ use ipnet::IpNet;
 
 use crate::plan::Transaction;
 use crate::rule::{
-    Action, Base, Chain, ChainKind, CtState, Families, Family, Match, Ports, Protocol, Rule, Ruleset, Set,
-    SetElements, Table,
+    ALL_BITS, Action, Base, Chain, ChainKind, CtState, Families, Family, Match, Ports, Protocol, Rule,
+    Ruleset, Set, SetElements, Table,
 };
 
 /// The longest comment of a rule in bytes: 128 with its end, `NFTNL_UDATA_COMMENT_MAXLEN` of libnftnl.
 pub const COMMENT_MAX: usize = 127;
+
+/// The id that stands for "no user" in system calls (`setreuid(2)`), so that nobody has it.
+pub const NOBODYS_ID: u32 = u32::MAX;
 
 /// The commands of a transaction, one a line.
 pub fn render(transaction: &Transaction<'_>) -> String {
@@ -63,8 +66,12 @@ fn write_tables(out: &mut String, ruleset: &Ruleset, replace: bool) -> fmt::Resu
     for table in &ruleset.tables {
         let name = ruleset.nft_table(table.kind);
         writeln!(out, "add table inet {name}")?;
-        if replace {
+        // Members of a set that are kept elsewhere must survive.
+        let keep = table.sets.iter().any(Set::is_elsewhere);
+        if replace && !keep {
             writeln!(out, "delete table inet {name}\nadd table inet {name}")?;
+        } else if replace {
+            writeln!(out, "flush table inet {name}")?;
         }
         for set in &table.sets {
             write_set(out, &name, set)?;
@@ -91,9 +98,14 @@ fn write_tables(out: &mut String, ruleset: &Ruleset, replace: bool) -> fmt::Resu
 }
 
 fn write_set(out: &mut String, table: &str, set: &Set) -> fmt::Result {
-    let (kind, elements): (_, Vec<String>) = match &set.elements {
-        SetElements::V4(nets) => ("ipv4_addr", nets.iter().map(ToString::to_string).collect()),
-        SetElements::V6(nets) => ("ipv6_addr", nets.iter().map(ToString::to_string).collect()),
+    let kind = if set.family() == Family::V4 { "ipv4_addr" } else { "ipv6_addr" };
+    let elements: Vec<String> = match &set.elements {
+        SetElements::V4(nets) => nets.iter().map(ToString::to_string).collect(),
+        SetElements::V6(nets) => nets.iter().map(ToString::to_string).collect(),
+        SetElements::Elsewhere { comment, .. } => {
+            let name = &set.name;
+            return writeln!(out, "add set inet {table} {name} {{ type {kind} ; comment \"{comment}\" ; }}");
+        }
     };
     writeln!(out, "add set inet {table} {} {{ type {kind} ; flags interval ; }}", set.name)?;
     if !elements.is_empty() {
@@ -121,7 +133,7 @@ impl fmt::Display for Statements<'_> {
         {
             write!(f, "meta nfproto {} ", if family == Family::V4 { "ipv4" } else { "ipv6" })?;
         }
-        for m in &rule.matches {
+        for m in rule.matches.iter().filter(|m| **m != Match::WholeHeader) {
             write_match(f, m, rule.protocol())?;
             f.write_char(' ')?;
         }
@@ -162,28 +174,45 @@ fn write_match(f: &mut fmt::Formatter<'_>, m: &Match, protocol: Option<Protocol>
         }
         Match::Uid { uid, not } => write!(f, "meta skuid {}{uid}", ne(not)),
         Match::Gid { gid, not } => write!(f, "meta skgid {}{gid}", ne(not)),
-        Match::Mark { mark, not } => write!(f, "meta mark {}{mark}", ne(not)),
-        Match::CtMark { mark, not } => write!(f, "ct mark {}{mark}", ne(not)),
+        Match::WholeHeader => Ok(()),
+        // No user has this id; without a socket there is none to compare, and the rule ends (`NFT_BREAK` in nft_meta.c).
+        Match::LocalSocket => write!(f, "meta skuid != {NOBODYS_ID}"),
+        Match::Mark { mark, mask, not } => write_mark(f, "meta mark", *mark, *mask, *not),
+        Match::CtMark { mark, mask, not } => write_mark(f, "ct mark", *mark, *mask, *not),
         Match::CtState(CtState::Invalid) => f.write_str("ct state invalid"),
         Match::CtState(CtState::RelatedOrEstablished) => f.write_str("ct state related,established"),
     }
 }
 
+fn write_mark(f: &mut fmt::Formatter<'_>, what: &str, mark: u32, mask: u32, not: bool) -> fmt::Result {
+    match (mask, not) {
+        (ALL_BITS, false) => write!(f, "{what} {mark}"),
+        (ALL_BITS, true) => write!(f, "{what} != {mark}"),
+        (mask, not) => write!(f, "{what} & {mask:#x} {} {mark:#x}", if not { "!=" } else { "==" }),
+    }
+}
+
 fn write_action(f: &mut fmt::Formatter<'_>, rule: &Rule) -> fmt::Result {
+    if let Action::Tproxy { port, mark } = &rule.action {
+        let ip = if rule.families == Families::Only(Family::V6) { "ip6" } else { "ip" };
+        write!(f, "tproxy {ip} to :{port} meta mark set {mark} ")?;
+    }
+    if rule.counted {
+        f.write_str("counter ")?;
+    }
     match &rule.action {
-        Action::Accept => f.write_str("counter accept"),
-        Action::Drop => f.write_str("counter drop"),
-        Action::Return => f.write_str("counter return"),
-        Action::Jump(chain) => write!(f, "counter jump {chain}"),
-        Action::Redirect { port } => write!(f, "counter redirect to :{port}"),
-        Action::Tproxy { port, mark } => {
-            let ip = if rule.families == Families::Only(Family::V6) { "ip6" } else { "ip" };
-            write!(f, "tproxy {ip} to :{port} meta mark set {mark} counter accept")
-        }
-        Action::SetMark(mark) => write!(f, "counter meta mark set {mark}"),
-        Action::SaveMark => f.write_str("counter ct mark set meta mark"),
-        Action::RestoreMark => f.write_str("counter meta mark set ct mark"),
-        Action::SetZone(zone) => write!(f, "counter ct zone set {zone}"),
+        Action::Accept | Action::Tproxy { .. } => f.write_str("accept"),
+        Action::Drop => f.write_str("drop"),
+        Action::Return => f.write_str("return"),
+        Action::Jump(chain) => write!(f, "jump {chain}"),
+        Action::Redirect { port } => write!(f, "redirect to :{port}"),
+        Action::Snat { to } => write!(f, "snat {} to {to}", if to.is_ipv4() { "ip" } else { "ip6" }),
+        Action::SetMark(mark) => write!(f, "meta mark set {mark}"),
+        Action::SetCtMark { mark, mask: ALL_BITS } => write!(f, "ct mark set {mark}"),
+        Action::SetCtMark { mark, mask } => write!(f, "ct mark set ct mark & {:#x} | {mark:#x}", !mask),
+        Action::SaveMark => f.write_str("ct mark set meta mark"),
+        Action::RestoreMark => f.write_str("meta mark set ct mark"),
+        Action::SetZone(zone) => write!(f, "ct zone set {zone}"),
     }
 }
 

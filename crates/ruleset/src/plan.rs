@@ -34,14 +34,17 @@ pub enum Step {
     EnsureRule {
         /// Family.
         family: Family,
-        /// Mark, compared under a full mask.
+        /// Mark, without bits outside of the mask.
         mark: u32,
+        /// The bits of the packet's mark that are compared.
+        mask: u32,
         /// Routing table.
         table: u32,
         /// Fixed, so that repeating the step finds its own rule instead of adding another.
         priority: u32,
     },
-    /// Every destination in the routing table is local (`local default dev lo`).
+    /// Every destination in the routing table is local (`local default dev lo`). In a family that is switched off on that interface
+    /// the kernel takes no such route, and no packet could ask for it: then there is nothing to do.
     EnsureLocalRoute {
         /// Family.
         family: Family,

@@ -1,9 +1,13 @@
-//! Tables, chains, rules, matches, actions.
+//! Tables, chains, rules.
+
+mod parts;
 
 use std::borrow::Cow;
 use std::fmt;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+pub use parts::{ALL_BITS, Action, CtState, Match, Ports, Protocol};
 
 /// An address family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -79,6 +83,9 @@ pub struct Base {
 pub struct Ruleset {
     /// Prefix of the nf_tables table names: owner `istio-proxy` has `istio-proxy-nat`.
     pub owner: Cow<'static, str>,
+    /// The regular chains that rules of this owner may have in any setting, named as in [`Chain::name`]. In iptables, where tables
+    /// are shared, these are the owner's too when they are not planned: what an earlier plan left is found by them.
+    pub known_chains: &'static [(TableKind, &'static str)],
     /// Whether IPv6 packets are handled at all.
     pub ipv6: bool,
     /// Tables in the order in which they are written.
@@ -112,13 +119,20 @@ pub enum SetElements {
     V4(Vec<Ipv4Net>),
     /// IPv6 prefixes.
     V6(Vec<Ipv6Net>),
+    /// Plain addresses that come and go without the plan, which neither names nor touches them. Whoever keeps them makes and
+    /// removes the set in iptables, where it is an ipset of that name.
+    Elsewhere {
+        /// Family of the addresses.
+        family: Family,
+        /// The set's comment in nf_tables.
+        comment: Cow<'static, str>,
+    },
 }
 
 /// One chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {
-    /// Name in lower case with hyphens, as nf_tables has it; iptables shows `istio-output` as `ISTIO_OUTPUT` and a base chain by
-    /// the name of its hook.
+    /// Name in lower case with hyphens, as nf_tables has it; [`crate::iptables::chain_name`] is what iptables shows.
     pub name: Cow<'static, str>,
     /// Present on a base chain.
     pub base: Option<Base>,
@@ -138,96 +152,10 @@ pub struct Rule {
     pub matches: Vec<Match>,
     /// What happens.
     pub action: Action,
+    /// Whether nf_tables counts the packets that match; iptables always does.
+    pub counted: bool,
     /// The reason, for people: shown by `cnictl explain` and as the comment of the nf_tables rule.
     pub why: Cow<'static, str>,
-}
-
-/// A transport protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
-}
-
-/// Port numbers to compare with.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ports {
-    /// One port.
-    One(u16),
-    /// Any of these; sorted, without duplicates, not empty.
-    AnyOf(Vec<u16>),
-}
-
-/// Connection tracking states, any of which matches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum CtState {
-    /// Belongs to no connection that could be.
-    Invalid,
-    /// A known connection, or one that a known connection announced.
-    RelatedOrEstablished,
-}
-
-/// One condition. `not` inverts it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the fields are the operands of the condition that the variant names")]
-pub enum Match {
-    /// The interface that the packet came in by.
-    InInterface { name: Cow<'static, str>, not: bool },
-    /// The interface that the packet leaves by.
-    OutInterface { name: Cow<'static, str>, not: bool },
-    /// The transport protocol.
-    Protocol(Protocol),
-    /// The source address is in the prefix. Host bits are ignored.
-    Source { net: IpNet, not: bool },
-    /// The destination address is in the prefix. Host bits are ignored.
-    Destination { net: IpNet, not: bool },
-    /// The source address is in a named set of the table.
-    SourceIn { set: Cow<'static, str>, family: Family, not: bool },
-    /// The destination address is in a named set of the table.
-    DestinationIn { set: Cow<'static, str>, family: Family, not: bool },
-    /// The source port; a [`Match::Protocol`] comes before it.
-    SourcePort { ports: Ports, not: bool },
-    /// The destination port; a [`Match::Protocol`] comes before it.
-    DestinationPort { ports: Ports, not: bool },
-    /// The user that owns the sending socket. Of a packet without a socket (one of the kernel's own) the inverted form holds in
-    /// iptables and does not in nf_tables.
-    Uid { uid: u32, not: bool },
-    /// The group that owns the sending socket.
-    Gid { gid: u32, not: bool },
-    /// The packet's mark.
-    Mark { mark: u32, not: bool },
-    /// The connection's mark.
-    CtMark { mark: u32, not: bool },
-    /// The connection's state.
-    CtState(CtState),
-}
-
-/// What a rule does.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the fields are the operands of the action that the variant names")]
-pub enum Action {
-    /// Ends this table's part of the packet path.
-    Accept,
-    /// Ends the packet.
-    Drop,
-    /// Back to the calling chain.
-    Return,
-    /// On in another chain of the table.
-    Jump(Cow<'static, str>),
-    /// To a port of this namespace; the connection remembers where it wanted to go.
-    Redirect { port: u16 },
-    /// To a transparent socket on the port, addresses unchanged, packet marked for the local route.
-    Tproxy { port: u16, mark: u32 },
-    /// Sets the packet's mark and goes on.
-    SetMark(u32),
-    /// Copies the packet's mark to the connection and goes on.
-    SaveMark,
-    /// Copies the connection's mark to the packet and goes on.
-    RestoreMark,
-    /// Sets the conntrack zone and goes on.
-    SetZone(u16),
 }
 
 // === impl Family ===
@@ -265,14 +193,15 @@ impl TableKind {
         }
     }
 
-    /// The priority that iptables gives the table at the hooks where we use it (`enum nf_ip_hook_priorities` in
-    /// linux/netfilter_ipv4.h; nat is -100 before routing and on output, the only hooks of ours).
-    pub fn priority(self) -> i32 {
-        match self {
-            Self::Raw => -300,
-            Self::Mangle => -150,
-            Self::Nat => -100,
-            Self::Filter => 0,
+    /// The priority that iptables gives the table at a hook (`enum nf_ip_hook_priorities` in linux/netfilter_ipv4.h): nat changes
+    /// destinations early and sources late.
+    pub fn priority(self, hook: Hook) -> i32 {
+        match (self, hook) {
+            (Self::Raw, _) => -300,
+            (Self::Mangle, _) => -150,
+            (Self::Nat, Hook::Input | Hook::Postrouting) => 100,
+            (Self::Nat, _) => -100,
+            (Self::Filter, _) => 0,
         }
     }
 }
@@ -309,6 +238,22 @@ impl Ruleset {
     }
 }
 
+impl Set {
+    /// Family of the addresses.
+    pub fn family(&self) -> Family {
+        match &self.elements {
+            SetElements::V4(_) => Family::V4,
+            SetElements::V6(_) => Family::V6,
+            SetElements::Elsewhere { family, .. } => *family,
+        }
+    }
+
+    /// Whether its members are kept by somebody else, see [`SetElements::Elsewhere`].
+    pub fn is_elsewhere(&self) -> bool {
+        matches!(self.elements, SetElements::Elsewhere { .. })
+    }
+}
+
 impl Table {
     /// The chain of a name.
     pub fn chain(&self, name: &str) -> Option<&Chain> {
@@ -320,7 +265,13 @@ impl Rule {
     /// A rule for the families that its address matches allow.
     pub fn new(matches: Vec<Match>, action: Action, why: impl Into<Cow<'static, str>>) -> Self {
         let families = matches.iter().find_map(Match::family).map_or(Families::Both, Families::Only);
-        Self { families, matches, action, why: why.into() }
+        Self { families, matches, action, counted: true, why: why.into() }
+    }
+
+    /// The same rule, not counted.
+    #[must_use]
+    pub fn uncounted(self) -> Self {
+        Self { counted: false, ..self }
     }
 
     /// The protocol that the rule asks for.
@@ -328,53 +279,6 @@ impl Rule {
         self.matches
             .iter()
             .find_map(|m| if let Match::Protocol(protocol) = m { Some(*protocol) } else { None })
-    }
-}
-
-impl Match {
-    /// The family that the match restricts the rule to.
-    pub fn family(&self) -> Option<Family> {
-        match self {
-            Self::Source { net, .. } | Self::Destination { net, .. } => Some(Family::of(net)),
-            Self::SourceIn { family, .. } | Self::DestinationIn { family, .. } => Some(*family),
-            _ => None,
-        }
-    }
-}
-
-impl Ports {
-    /// Whether the port is among them.
-    pub fn contains(&self, port: u16) -> bool {
-        match self {
-            Self::One(one) => *one == port,
-            Self::AnyOf(ports) => ports.contains(&port),
-        }
-    }
-
-    /// As a slice.
-    pub fn as_slice(&self) -> &[u16] {
-        match self {
-            Self::One(one) => std::slice::from_ref(one),
-            Self::AnyOf(ports) => ports,
-        }
-    }
-}
-
-impl Protocol {
-    /// Lower-case name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-        }
-    }
-
-    /// IANA protocol number.
-    pub fn number(self) -> u8 {
-        match self {
-            Self::Tcp => 6,
-            Self::Udp => 17,
-        }
     }
 }
 

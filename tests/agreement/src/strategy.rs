@@ -103,6 +103,7 @@ pub fn packet() -> impl Strategy<Value = (Packet, Hook, bool)> {
                 mark: marks.0,
                 ct_mark: marks.1,
                 state,
+                member_of: Vec::new(),
             };
             (packet, hook, nat)
         },

@@ -84,6 +84,7 @@ impl Attempt {
             mark: 0,
             ct_mark: 0,
             state: State::New,
+            member_of: Vec::new(),
         }
     }
 }
@@ -123,7 +124,7 @@ impl Walk<'_> {
             Verdict::Pass if self.routed_here(mark, packet.source.is_ipv6()) => {
                 "lo".clone_into(&mut packet.out_interface);
             }
-            Verdict::Pass => {}
+            Verdict::Pass | Verdict::Snat { .. } => {}
         }
         if packet.out_interface != "lo" {
             return listener(&packet, packet.destination_port, true);
@@ -141,7 +142,7 @@ impl Walk<'_> {
             Verdict::Drop => End::NoAnswer,
             Verdict::Redirect { port } => listener(&packet, port, false),
             Verdict::Tproxy { port } => listener(&packet, port, true),
-            Verdict::Pass => listener(&packet, packet.destination_port, true),
+            Verdict::Pass | Verdict::Snat { .. } => listener(&packet, packet.destination_port, true),
         };
         self.hooks.push((Hook::Prerouting, packet, outcome));
         end
@@ -150,8 +151,8 @@ impl Walk<'_> {
     /// Whether policy routing takes a packet with the mark to this host.
     fn routed_here(&self, mark: u32, v6: bool) -> bool {
         self.plan.steps.iter().any(|step| {
-            matches!(step, Step::EnsureRule { family, mark: routed, .. }
-                if *routed == mark && (*family == ruleset::Family::V6) == v6)
+            matches!(step, Step::EnsureRule { family, mark: routed, mask, .. }
+                if *routed == mark & mask && (*family == ruleset::Family::V6) == v6)
         })
     }
 

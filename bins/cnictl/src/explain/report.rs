@@ -244,6 +244,10 @@ impl VerdictReport {
                 let _ = write!(text, "redirected to {port} ({})", owner_of(port, settings));
                 ("redirect", Some(port))
             }
+            Verdict::Snat { to } => {
+                let _ = write!(text, "goes on from another source address, {to}");
+                ("snat", None)
+            }
             Verdict::Tproxy { port } => {
                 let who = owner_of(port, settings);
                 let _ = write!(text, "handed to {port} ({who}) by TPROXY, addresses unchanged");

@@ -53,6 +53,7 @@ fn first_packet(flow: &Flow) -> Packet {
         mark: 0,
         ct_mark: 0,
         state: flow.state,
+        member_of: Vec::new(),
     }
 }
 

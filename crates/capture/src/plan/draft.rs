@@ -34,6 +34,21 @@ pub(super) const CHAINS: &[(TableKind, &[&str])] = &[
     (TableKind::Raw, &["prerouting", "output", "istio-inbound", "istio-output-dns"]),
 ];
 
+/// The regular ones among [`CHAINS`].
+const KNOWN_CHAINS: &[(TableKind, &str)] = &[
+    (TableKind::Nat, "istio-inbound"),
+    (TableKind::Nat, "istio-redirect"),
+    (TableKind::Nat, "istio-in-redirect"),
+    (TableKind::Nat, "istio-output"),
+    (TableKind::Nat, "istio-output-dns"),
+    (TableKind::Mangle, "istio-divert"),
+    (TableKind::Mangle, "istio-tproxy"),
+    (TableKind::Mangle, "istio-inbound"),
+    (TableKind::Mangle, "istio-drop"),
+    (TableKind::Raw, "istio-inbound"),
+    (TableKind::Raw, "istio-output-dns"),
+];
+
 impl Chain {
     pub(super) const NAT_PREROUTING: Self = Self::prerouting(TableKind::Nat);
     pub(super) const NAT_INBOUND: Self = Self::inbound(TableKind::Nat);
@@ -80,7 +95,7 @@ impl Chain {
             (TableKind::Mangle, Hook::Output) => ChainKind::Route,
             _ => ChainKind::Filter,
         };
-        Some(Base { kind, hook, priority: self.table.priority() })
+        Some(Base { kind, hook, priority: self.table.priority(hook) })
     }
 }
 
@@ -129,7 +144,7 @@ impl Draft {
                 chains.into_iter().zip(used).filter_map(|(chain, used)| used.then_some(chain)).collect();
             (!chains.is_empty()).then_some(Table { kind, sets: Vec::new(), chains })
         });
-        Ruleset { owner: OWNER.into(), ipv6, tables: tables.collect() }
+        Ruleset { owner: OWNER.into(), known_chains: KNOWN_CHAINS, ipv6, tables: tables.collect() }
     }
 }
 

@@ -61,7 +61,7 @@ fn routing_comes_before_rules_and_only_where_it_is_needed() {
     assert!(matches!(
         steps(&tproxy(), false)[..],
         [
-            Step::EnsureRule { family: Family::V4, mark: 1337, table: 133, priority: 32765 },
+            Step::EnsureRule { family: Family::V4, mark: 1337, mask: ALL_BITS, table: 133, priority: 32765 },
             Step::EnsureLocalRoute { family: Family::V4, table: 133 },
             Step::Replace(_)
         ]

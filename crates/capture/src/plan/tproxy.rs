@@ -1,6 +1,6 @@
 //! What TPROXY needs besides the inbound rules that it shares with REDIRECT.
 
-use ruleset::{Action, Backend, Match, Rule};
+use ruleset::{ALL_BITS, Action, Backend, Match, Rule};
 
 use super::draft::Chain;
 use super::{Owner, Planner, in_interface, out_interface, source, tcp};
@@ -30,7 +30,7 @@ impl Planner<'_> {
             return;
         }
         let mark = self.settings.tproxy_mark;
-        let marked = || Match::Mark { mark, not: false };
+        let marked = || Match::Mark { mark, mask: ALL_BITS, not: false };
         let save = Rule::new(
             vec![tcp(), marked()],
             Action::SaveMark,
@@ -61,7 +61,7 @@ impl Planner<'_> {
             }
         }
         let restore = Rule::new(
-            vec![tcp(), Match::CtMark { mark, not: false }],
+            vec![tcp(), Match::CtMark { mark, mask: ALL_BITS, not: false }],
             Action::RestoreMark,
             "answers of a captured connection are routed like its requests",
         );
@@ -75,7 +75,7 @@ impl Planner<'_> {
     fn inbound_exceptions(&self) -> Vec<Rule> {
         let mark = self.settings.tproxy_mark;
         let marked = Rule::new(
-            vec![tcp(), Match::Mark { mark, not: false }],
+            vec![tcp(), Match::Mark { mark, mask: ALL_BITS, not: false }],
             Action::Return,
             "captured already, coming back through loopback",
         );
@@ -87,7 +87,11 @@ impl Planner<'_> {
             )
         });
         let inner = Rule::new(
-            vec![in_interface("lo"), tcp(), Match::Mark { mark: TPROXY_OUTBOUND_MARK, not: true }],
+            vec![
+                in_interface("lo"),
+                tcp(),
+                Match::Mark { mark: TPROXY_OUTBOUND_MARK, mask: ALL_BITS, not: true },
+            ],
             Action::Return,
             "the pod's containers among themselves",
         );

@@ -16,21 +16,12 @@ use super::saved::{Saved, SavedRule, SavedTable};
 use crate::Difference;
 use crate::difference::{Edit, align};
 
-/// The chains that the sidecar rules of any configuration may have. Others have chains with the same prefix in a pod: ambient
-/// mode's `ISTIO_PRERT` and `ISTIO_OUTPUT` are not ours.
-pub const SIDECAR_CHAINS: [(TableKind, &str); 11] = [
-    (TableKind::Nat, "ISTIO_INBOUND"),
-    (TableKind::Nat, "ISTIO_REDIRECT"),
-    (TableKind::Nat, "ISTIO_IN_REDIRECT"),
-    (TableKind::Nat, "ISTIO_OUTPUT"),
-    (TableKind::Nat, "ISTIO_OUTPUT_DNS"),
-    (TableKind::Mangle, "ISTIO_INBOUND"),
-    (TableKind::Mangle, "ISTIO_DIVERT"),
-    (TableKind::Mangle, "ISTIO_TPROXY"),
-    (TableKind::Mangle, "ISTIO_DROP"),
-    (TableKind::Raw, "ISTIO_INBOUND"),
-    (TableKind::Raw, "ISTIO_OUTPUT_DNS"),
-];
+/// Chains of sidecar rules that ambient rules never have, in the nat table, where both have [`SHARED_NAME`]; and the other way
+/// round.
+const SIDECAR_ONLY: [&str; 2] = ["ISTIO_INBOUND", "ISTIO_REDIRECT"];
+const AMBIENT_ONLY: &str = "ISTIO_PRERT";
+/// The one name that chains of both have.
+const SHARED_NAME: &str = "ISTIO_OUTPUT";
 
 const KINDS: [TableKind; 4] = [TableKind::Filter, TableKind::Mangle, TableKind::Nat, TableKind::Raw];
 
@@ -42,8 +33,6 @@ pub(super) struct Side<'a> {
     /// Whether the ruleset's rules belong here. Otherwise nothing of ours does.
     pub(super) planned: bool,
     pub(super) saved: Saved,
-    /// Chains that the owner may have besides those of the ruleset.
-    pub(super) known_chains: &'a [(TableKind, &'a str)],
     /// Ends the name of the table in differences, where the family alone does not say enough.
     pub(super) label: &'static str,
 }
@@ -57,16 +46,14 @@ struct View<'a> {
     plan: Option<&'a Table>,
     /// What the ruleset says about the table, also when it does not belong here: by it our rules are known.
     model: Option<&'a Table>,
+    /// The names of chains that are the owner's.
+    own: Vec<String>,
 }
 
 impl Side<'_> {
     /// Every way in which what is there differs.
-    pub(super) fn differences(&self) -> Result<Vec<Difference>, Error> {
-        let mut all = Vec::new();
-        for kind in KINDS {
-            all.extend(View::new(self, kind).differences()?);
-        }
-        Ok(all)
+    pub(super) fn differences(&self) -> Vec<Difference> {
+        KINDS.into_iter().flat_map(|kind| View::new(self, kind).differences()).collect()
     }
 
     /// The steps for the tables that differ, or for all tables of the ruleset.
@@ -74,7 +61,7 @@ impl Side<'_> {
         let mut steps = Vec::new();
         for kind in KINDS {
             let view = View::new(self, kind);
-            if !view.differences()?.is_empty() {
+            if !view.differences().is_empty() {
                 steps.push(view.step()?);
             }
         }
@@ -97,21 +84,18 @@ impl<'a> View<'a> {
     fn new(side: &'a Side<'a>, kind: TableKind) -> Self {
         let model = side.ruleset.table(kind);
         let saved = side.saved.table(kind);
-        Self { side, kind, saved, plan: model.filter(|_| side.planned), model }
+        let known = side.ruleset.known_chains.iter().filter(|(of, _)| *of == kind).map(|(_, name)| *name);
+        let planned = model.map_or(&[][..], |table| &table.chains).iter().filter(|c| c.base.is_none());
+        let mut own: Vec<String> =
+            planned.map(|c| c.name.as_ref()).chain(known).map(own_chain_name).collect();
+        if kind == TableKind::Nat && !saved.is_none_or(|saved| shared_name_is_own(&own, saved)) {
+            own.retain(|name| name != SHARED_NAME);
+        }
+        Self { side, kind, saved, plan: model.filter(|_| side.planned), model, own }
     }
 
     fn is_own(&self, chain: &str) -> bool {
-        let in_ruleset = self.model.is_some_and(|table| {
-            table.chains.iter().any(|c| c.base.is_none() && own_chain_name(&c.name) == chain)
-        });
-        let known = self.side.known_chains.iter().any(|(kind, name)| *kind == self.kind && *name == chain);
-        (in_ruleset || known) && !self.is_of_ambient(chain)
-    }
-
-    /// `ISTIO_OUTPUT` is a name of ambient mode too. It is ambient's where ambient's other chain is and no other of ours.
-    fn is_of_ambient(&self, chain: &str) -> bool {
-        let has = |name: &str| self.saved.is_some_and(|saved| saved.chains.iter().any(|c| c == name));
-        chain == "ISTIO_OUTPUT" && has("ISTIO_PRERT") && !has("ISTIO_INBOUND") && !has("ISTIO_REDIRECT")
+        self.own.iter().any(|own| own == chain)
     }
 
     fn planned_chains(&self) -> Vec<String> {
@@ -130,33 +114,32 @@ impl<'a> View<'a> {
     }
 
     /// The rules of ours, by number, in chains that are not: every jump to a chain of ours, and of the other rules that the
-    /// ruleset has as many as it has. What is there more often, somebody else has put there.
+    /// ruleset has as many as it has. What is there more often, somebody else has put there. One pass: a node's own tables may
+    /// have tens of thousands of rules of others.
     fn own_shared_rules(&self, saved: &SavedTable) -> Vec<usize> {
+        // Jumps are known by where they go; the same text may be one to somebody else's chain of that name.
+        let mut model: Vec<(String, Vec<Rule>)> = Vec::new();
+        for chain in self.model.map_or(&[][..], |table| &table.chains) {
+            let rules = rules(chain, self.side.family).filter(|rule| !matches!(rule.action, Action::Jump(_)));
+            model.push((chain_name(chain), rules.map(canonical).collect()));
+        }
+        model.retain(|(chain, rules)| !rules.is_empty() && !self.is_own(chain));
         let mut own = Vec::new();
-        let mut chains: Vec<&str> = saved.rules.iter().map(|rule| rule.chain.as_str()).collect();
-        chains.sort_unstable();
-        chains.dedup();
-        for chain in chains.into_iter().filter(|chain| !self.is_own(chain)) {
-            // Jumps are known by where they go; the same text may be one to somebody else's chain of that name.
-            let model = self.rules_of(self.model, chain).into_iter();
-            let mut model: Vec<Rule> =
-                model.filter(|rule| !matches!(rule.action, Action::Jump(_))).map(canonical).collect();
-            for (number, rule) in saved.rules.iter().enumerate().filter(|(_, rule)| rule.chain == chain) {
-                if rule.target().is_some_and(|target| self.is_own(target)) {
-                    own.push(number);
-                } else if let Some(parsed) = parse_rule(&rule.text)
-                    && let Some(position) = model.iter().position(|planned| *planned == parsed)
-                {
-                    model.swap_remove(position);
-                    own.push(number);
-                }
+        for (number, rule) in saved.rules.iter().enumerate().filter(|(_, rule)| !self.is_own(&rule.chain)) {
+            if rule.target().is_some_and(|target| self.is_own(target)) {
+                own.push(number);
+            } else if let Some((_, planned)) = model.iter_mut().find(|(chain, _)| *chain == rule.chain)
+                && let Some(parsed) = parse_rule(&rule.text)
+                && let Some(position) = planned.iter().position(|planned| *planned == parsed)
+            {
+                planned.swap_remove(position);
+                own.push(number);
             }
         }
-        own.sort_unstable();
         own
     }
 
-    fn differences(&self) -> Result<Vec<Difference>, Error> {
+    fn differences(&self) -> Vec<Difference> {
         let table = self.label();
         let mut found = Vec::new();
         let (planned, saved) = (self.planned_chains(), self.saved_own_chains());
@@ -166,46 +149,40 @@ impl<'a> View<'a> {
         for chain in saved.iter().filter(|chain| planned.iter().all(|planned| planned != *chain)) {
             found.push(Difference::UnexpectedChain { table: table.clone(), chain: (*chain).to_owned() });
         }
-        let shared = self.saved.map_or_else(Vec::new, |saved| self.own_shared_rules(saved));
-        for chain in self.chains_with_rules() {
-            let own = self.is_own(&chain);
-            let there: Vec<&SavedRule> = self.saved.map_or_else(Vec::new, |saved| {
-                let rules = saved.rules.iter().enumerate();
-                let ours = rules.filter(|(n, rule)| rule.chain == chain && (own || shared.contains(n)));
-                ours.map(|(_, rule)| rule).collect()
-            });
-            self.compare(&chain, &there, &self.rules_of(self.plan, &chain), &mut found)?;
-        }
-        Ok(found)
-    }
-
-    /// Every chain that has a rule, there or in the plan.
-    fn chains_with_rules(&self) -> Vec<String> {
+        let there = self.own_rules();
         let planned = self.plan.map_or(&[][..], |table| &table.chains);
-        let saved = self.saved.map_or(&[][..], |saved| &saved.rules);
         let mut chains: Vec<String> = Vec::new();
-        for chain in planned.iter().map(chain_name).chain(saved.iter().map(|rule| rule.chain.clone())) {
+        for chain in planned.iter().map(chain_name).chain(there.iter().map(|rule| rule.chain.clone())) {
             if !chains.contains(&chain) {
                 chains.push(chain);
             }
         }
-        chains
+        for chain in chains {
+            let there: Vec<&SavedRule> = there.iter().copied().filter(|rule| rule.chain == chain).collect();
+            self.compare(&chain, &there, &self.rules_of(self.plan, &chain), &mut found);
+        }
+        found
     }
 
-    fn compare(
-        &self,
-        chain: &str,
-        there: &[&SavedRule],
-        planned: &[&Rule],
-        found: &mut Vec<Difference>,
-    ) -> Result<(), Error> {
+    /// The rules that are there and ours, in chains of ours and in others.
+    fn own_rules(&self) -> Vec<&'a SavedRule> {
+        let Some(saved) = self.saved else { return Vec::new() };
+        let mut shared = self.own_shared_rules(saved).into_iter().peekable();
+        let rules = saved.rules.iter().enumerate();
+        rules
+            .filter(|(n, rule)| shared.next_if_eq(n).is_some() || self.is_own(&rule.chain))
+            .map(|(_, rule)| rule)
+            .collect()
+    }
+
+    fn compare(&self, chain: &str, there: &[&SavedRule], planned: &[&Rule], found: &mut Vec<Difference>) {
         let parsed: Vec<Option<Rule>> = there.iter().map(|rule| parse_rule(&rule.text)).collect();
         let wanted: Vec<Option<Rule>> = planned.iter().map(|rule| Some(canonical(rule))).collect();
         for edit in align(wanted.len(), parsed.len(), |w, p| wanted[w] == parsed[p]) {
             let (table, chain) = (self.label(), chain.to_owned());
             found.push(match edit {
                 Edit::Missing(number) => {
-                    let (rule, why) = (render_rule(planned[number])?, planned[number].why.to_string());
+                    let (rule, why) = (render_rule(planned[number]), planned[number].why.to_string());
                     Difference::MissingRule { table, chain, rule, why }
                 }
                 Edit::Unexpected(number) => {
@@ -213,7 +190,6 @@ impl<'a> View<'a> {
                 }
             });
         }
-        Ok(())
     }
 
     fn label(&self) -> String {
@@ -225,7 +201,7 @@ impl<'a> View<'a> {
     }
 
     fn step(&self) -> Result<TableStep, Error> {
-        let (forward, backward) = (self.forward()?, self.backward()?);
+        let (forward, backward) = (self.forward()?, self.backward());
         Ok(TableStep { kind: self.kind, forward, backward, before: self.side.saved.content(self.kind) })
     }
 
@@ -255,12 +231,12 @@ impl<'a> View<'a> {
         Ok(text)
     }
 
-    fn backward(&self) -> Result<String, Error> {
+    fn backward(&self) -> String {
         let (planned, there) = (self.planned_chains(), self.saved_own_chains());
         let mut text = format!("*{}\n", self.kind);
         for chain in self.plan.map_or(&[][..], |plan| &plan.chains).iter().filter(|c| c.base.is_some()) {
             for rule in rules(chain, self.side.family) {
-                let _ = writeln!(text, "-D {} {}", chain_name(chain), render_rule(rule)?);
+                let _ = writeln!(text, "-D {} {}", chain_name(chain), render_rule(rule));
             }
         }
         for chain in &planned {
@@ -284,6 +260,13 @@ impl<'a> View<'a> {
             let _ = writeln!(text, "-X {chain}");
         }
         text.push_str("COMMIT\n");
-        Ok(text)
+        text
     }
+}
+
+/// [`SHARED_NAME`] is a name of sidecar and of ambient rules. It is the other's where the other's chains are and none of the owner's.
+fn shared_name_is_own(own: &[String], saved: &SavedTable) -> bool {
+    let has = |name: &str| saved.chains.iter().any(|chain| chain == name);
+    let sidecar = SIDECAR_ONLY.into_iter().any(has);
+    if own.iter().any(|name| name == AMBIENT_ONLY) { !sidecar } else { sidecar || !has(AMBIENT_ONLY) }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use ruleset::iptables::rules;
 use ruleset::{Family, Ruleset, TableKind};
 
-use super::change::{SIDECAR_CHAINS, Side};
+use super::change::Side;
 use super::error::{Error, Failure};
 use super::probe::Present;
 use super::program::{Candidate, Programs, Variant};
@@ -158,7 +158,7 @@ fn side<'a>(
     saved: Saved,
     label: &'static str,
 ) -> Side<'a> {
-    Side { ruleset, family, planned, saved, known_chains: &SIDECAR_CHAINS, label }
+    Side { ruleset, family, planned, saved, label }
 }
 
 /// For nft this is exact for chains; legacy does not name its chains without a program.

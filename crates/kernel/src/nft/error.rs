@@ -143,8 +143,11 @@ fn missing_for_rule(rule: &Rule) -> Option<&'static str> {
     let connection = |m: &Match| matches!(m, Match::CtMark { .. } | Match::CtState(_));
     match &rule.action {
         Action::Redirect { .. } => Some(REDIRECT),
+        Action::Snat { .. } => Some(NAT),
         Action::Tproxy { .. } => Some(TPROXY),
-        Action::SaveMark | Action::RestoreMark | Action::SetZone(_) => Some(CONNTRACK),
+        Action::SaveMark | Action::RestoreMark | Action::SetCtMark { .. } | Action::SetZone(_) => {
+            Some(CONNTRACK)
+        }
         _ if rule.matches.iter().any(connection) => Some(CONNTRACK),
         _ => None,
     }

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use super::uapi::{LOOKUP_INVERTED, expr as uapi, set};
+use super::uapi::{ADDRESS_GIVEN, LOOKUP_INVERTED, SNAT, expr as uapi, set};
 use crate::netlink::wire::{Attribute, Attributes, Writer};
 
 /// One instruction.
@@ -36,6 +36,8 @@ pub(super) enum Expr<'a> {
     Counter,
     /// Redirects to the loaded port.
     Redir { flags: u32 },
+    /// Changes the source address to the loaded one of the family.
+    Snat { family: u32 },
     /// Hands over to the transparent socket on the loaded port.
     Tproxy { family: u32 },
     /// What rules of ours never have: another instruction, or one of these with operands that ours lack.
@@ -138,6 +140,7 @@ impl Expr<'_> {
             Self::Load(_) | Self::Verdict { .. } => "immediate",
             Self::Counter => "counter",
             Self::Redir { .. } => "redir",
+            Self::Snat { .. } => "nat",
             Self::Tproxy { .. } => "tproxy",
             Self::Other { name } => name,
         }
@@ -195,6 +198,7 @@ impl Expr<'_> {
                 });
             }
             Self::Redir { flags } => numbers(w, &[(1, R), (3, *flags)]),
+            Self::Snat { family } => numbers(w, &[(1, SNAT), (2, *family), (3, R)]),
             Self::Tproxy { family } => numbers(w, &[(1, *family), (3, R)]),
             Self::Counter | Self::Other { .. } => {}
         }
@@ -281,6 +285,14 @@ impl<'a> Operands<'a> {
                 self.0[2].map_or(Some(()), |_| self.register(2))?;
                 Some(Expr::Redir { flags: self.number(3)? })
             }
+            "nat" => {
+                // The kernel shows the first address of the range as the last one too, and that there is one.
+                self.only(&[1, 2, 3, 4, 7])?;
+                self.register(3)?;
+                self.0[4].map_or(Some(()), |_| self.register(4))?;
+                let plain = self.0[7].is_none() || self.number(7) == Some(ADDRESS_GIVEN);
+                (plain && self.number(1)? == SNAT).then_some(Expr::Snat { family: self.number(2)? })
+            }
             "tproxy" => {
                 self.only(&[1, 3])?;
                 self.register(3)?;
@@ -361,6 +373,7 @@ impl fmt::Display for Expr<'_> {
             Self::Verdict { code, chain: None } => write!(f, "[verdict {code}]"),
             Self::Verdict { code, chain: Some(chain) } => write!(f, "[verdict {code} {chain}]"),
             Self::Redir { .. } => f.write_str("[redir]"),
+            Self::Snat { family } => write!(f, "[snat {family}]"),
             Self::Tproxy { family } => write!(f, "[tproxy {family}]"),
             Self::Counter => f.write_str("[counter]"),
             Self::Other { name } => write!(f, "[{name} …]"),

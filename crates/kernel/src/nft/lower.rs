@@ -5,10 +5,12 @@
 //! which then mean something else. Here each stays by itself.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use ruleset::{
-    Action, ChainKind, CtState, Families, Family, Hook, Match, Ports, Protocol, Rule, Set, SetElements,
+    ALL_BITS, Action, ChainKind, CtState, Families, Family, Hook, Match, Ports, Protocol, Rule, Set,
+    SetElements,
 };
 
 use super::expr::{Expr, Value};
@@ -75,15 +77,17 @@ pub(super) fn chain_type(kind: ChainKind) -> &'static str {
 
 /// Datatype and length of a set's keys.
 pub(super) fn key_type(set: &Set) -> (u32, u32) {
-    match set.elements {
-        SetElements::V4(_) => (set::TYPE_IPV4, 4),
-        SetElements::V6(_) => (set::TYPE_IPV6, 16),
+    match set.family() {
+        Family::V4 => (set::TYPE_IPV4, 4),
+        Family::V6 => (set::TYPE_IPV6, 16),
     }
 }
 
-/// The ends of a set's intervals in ascending order, beginning with what is before the first.
+/// The ends of a set's intervals in ascending order, beginning with what is before the first. None for a set whose members are
+/// kept elsewhere.
 pub(super) fn elements(set: &Set) -> Vec<Element> {
     match &set.elements {
+        SetElements::Elsewhere { .. } => Vec::new(),
         SetElements::V4(nets) => {
             let ends = nets.iter().map(Ipv4Net::trunc).map(|n| {
                 let first = u32::from(n.addr());
@@ -167,11 +171,11 @@ impl<'a> Lowering<'a> {
             Match::DestinationPort { ports, not } => self.ports(ports, Side::Destination, *not),
             Match::Uid { uid, not } => self.meta_number(meta::SKUID, *uid, *not),
             Match::Gid { gid, not } => self.meta_number(meta::SKGID, *gid, *not),
-            Match::Mark { mark, not } => self.meta_number(meta::MARK, *mark, *not),
-            Match::CtMark { mark, not } => {
-                self.push(Expr::CtLoad(ct::MARK));
-                self.compare(mark.to_ne_bytes().into(), *not);
-            }
+            Match::LocalSocket => self.meta_number(meta::SKUID, ruleset::nft::NOBODYS_ID, true),
+            // An expression that reads a port asks for the header itself.
+            Match::WholeHeader => {}
+            Match::Mark { mark, mask, not } => self.mark(Expr::MetaLoad(meta::MARK), *mark, *mask, *not),
+            Match::CtMark { mark, mask, not } => self.mark(Expr::CtLoad(ct::MARK), *mark, *mask, *not),
             Match::CtState(CtState::Invalid) => self.state(ct::INVALID),
             Match::CtState(CtState::RelatedOrEstablished) => self.state(ct::RELATED | ct::ESTABLISHED),
         }
@@ -180,6 +184,14 @@ impl<'a> Lowering<'a> {
     fn meta_number(&mut self, key: u32, number: u32, not: bool) {
         self.push(Expr::MetaLoad(key));
         self.compare(number.to_ne_bytes().into(), not);
+    }
+
+    fn mark(&mut self, load: Expr<'a>, mark: u32, mask: u32, not: bool) {
+        self.push(load);
+        if mask != ALL_BITS {
+            self.push(Expr::Bitwise { mask: mask.to_ne_bytes().into(), xor: [0; 4].into() });
+        }
+        self.compare(mark.to_ne_bytes().into(), not);
     }
 
     /// The kernel compares all 16 bytes, so that `eth1` is not the beginning of `eth10`. A name that is too long for any interface
@@ -259,7 +271,9 @@ impl<'a> Lowering<'a> {
             self.push(Expr::Load(mark.to_ne_bytes().into()));
             self.push(Expr::MetaSet(meta::MARK));
         }
-        self.push(Expr::Counter);
+        if rule.counted {
+            self.push(Expr::Counter);
+        }
         match &rule.action {
             Action::Accept | Action::Tproxy { .. } => self.verdict(verdict::ACCEPT, None),
             Action::Drop => self.verdict(verdict::DROP, None),
@@ -272,6 +286,24 @@ impl<'a> Lowering<'a> {
             Action::SetMark(mark) => {
                 self.push(Expr::Load(mark.to_ne_bytes().into()));
                 self.push(Expr::MetaSet(meta::MARK));
+            }
+            Action::Snat { to } => {
+                let (address, family) = match to {
+                    IpAddr::V4(v4) => (v4.octets().into(), family::IPV4),
+                    IpAddr::V6(v6) => (v6.octets().into(), family::IPV6),
+                };
+                self.push(Expr::Load(address));
+                self.push(Expr::Snat { family: u32::from(family) });
+            }
+            Action::SetCtMark { mark, mask: ALL_BITS } => {
+                self.push(Expr::Load(mark.to_ne_bytes().into()));
+                self.push(Expr::CtSet(ct::MARK));
+            }
+            Action::SetCtMark { mark, mask } => {
+                let (keep, xor) = ((!mask).to_ne_bytes().into(), mark.to_ne_bytes().into());
+                self.push(Expr::CtLoad(ct::MARK));
+                self.push(Expr::Bitwise { mask: keep, xor });
+                self.push(Expr::CtSet(ct::MARK));
             }
             Action::SaveMark => {
                 self.push(Expr::MetaLoad(meta::MARK));

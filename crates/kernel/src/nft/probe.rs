@@ -2,7 +2,8 @@
 
 use netns::Inside;
 use ruleset::{
-    Action, Base, Chain, ChainKind, Families, Family, Hook, Match, Protocol, Rule, Ruleset, Table, TableKind,
+    ALL_BITS, Action, Base, Chain, ChainKind, Families, Family, Hook, Match, Protocol, Rule, Ruleset, Table,
+    TableKind,
 };
 
 use super::error::Error;
@@ -31,7 +32,8 @@ pub fn probe(_: &Inside) -> Result<Support, Error> {
         other => other?,
     };
     // Names of its own, so that a table of ours that is there does not matter.
-    let ruleset = Ruleset { owner: "istio-probe".into(), ipv6: true, tables: vec![redirect(), tproxy()] };
+    let tables = vec![redirect(), tproxy()];
+    let ruleset = Ruleset { owner: "istio-probe".into(), known_chains: &[], ipv6: true, tables };
     let mut batch = Batch::dormant(&ruleset);
     batch.add_tables();
     let mut support = Support { redirect: true, tproxy: true };
@@ -46,7 +48,8 @@ pub fn probe(_: &Inside) -> Result<Support, Error> {
     Ok(support)
 }
 
-fn chain(kind: ChainKind, hook: Hook, priority: i32, rules: Vec<Rule>) -> Chain {
+fn chain(kind: ChainKind, hook: Hook, rules: Vec<Rule>, table: TableKind) -> Chain {
+    let priority = table.priority(hook);
     Chain { name: hook.name().into(), base: Some(Base { kind, hook, priority }), rules, leading: 0 }
 }
 
@@ -54,11 +57,7 @@ fn redirect() -> Table {
     let kind = TableKind::Nat;
     let tcp = || vec![Match::Protocol(Protocol::Tcp)];
     let rules = vec![Rule::new(tcp(), Action::Redirect { port: 1 }, "")];
-    Table {
-        kind,
-        sets: Vec::new(),
-        chains: vec![chain(ChainKind::Nat, Hook::Output, kind.priority(), rules)],
-    }
+    Table { kind, sets: Vec::new(), chains: vec![chain(ChainKind::Nat, Hook::Output, rules, kind)] }
 }
 
 fn tproxy() -> Table {
@@ -66,15 +65,19 @@ fn tproxy() -> Table {
     let rules = [Family::V4, Family::V6]
         .map(|family| Rule {
             families: Families::Only(family),
-            matches: vec![Match::Protocol(Protocol::Tcp), Match::CtMark { mark: 1, not: false }],
+            matches: vec![
+                Match::Protocol(Protocol::Tcp),
+                Match::CtMark { mark: 1, mask: ALL_BITS, not: false },
+            ],
             action: Action::Tproxy { port: 1, mark: 1 },
+            counted: true,
             why: "".into(),
         })
         .to_vec();
-    let route = chain(ChainKind::Route, Hook::Output, kind.priority(), Vec::new());
+    let route = chain(ChainKind::Route, Hook::Output, Vec::new(), kind);
     Table {
         kind,
         sets: Vec::new(),
-        chains: vec![chain(ChainKind::Filter, Hook::Prerouting, kind.priority(), rules), route],
+        chains: vec![chain(ChainKind::Filter, Hook::Prerouting, rules, kind), route],
     }
 }

@@ -180,13 +180,14 @@ fn twenty_five_rules() -> Ruleset {
     };
     let kind = TableKind::Nat;
     let chain = |name: &'static str, hook, rules| {
-        let base = Some(Base { kind: ChainKind::Nat, hook, priority: kind.priority() });
+        let base = Some(Base { kind: ChainKind::Nat, hook, priority: kind.priority(hook) });
         Chain { name: name.into(), base, rules, leading: 0 }
     };
     let chains =
         vec![chain("prerouting", Hook::Prerouting, rules(12)), chain("output", Hook::Output, rules(13))];
     Ruleset {
         owner: "istio-cost".into(),
+        known_chains: &[],
         ipv6: false,
         tables: vec![Table { kind, sets: Vec::new(), chains }],
     }

@@ -173,6 +173,10 @@ pub(super) mod verdict {
     pub(crate) const RETURN: i32 = -5;
 }
 
+/// `NFT_NAT_SNAT`.
+pub(super) const SNAT: u32 = 0;
+/// `NF_NAT_RANGE_MAP_IPS` of `linux/netfilter/nf_nat.h`.
+pub(super) const ADDRESS_GIVEN: u32 = 1;
 /// `NF_NAT_RANGE_PROTO_SPECIFIED` of `linux/netfilter/nf_nat.h`.
 pub(super) const PORT_GIVEN: u32 = 2;
 /// `NFT_LOOKUP_F_INV`.

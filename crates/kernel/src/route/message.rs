@@ -66,10 +66,11 @@ pub(super) struct ListedAddress {
     pub(super) interface: u32,
 }
 
-/// A rule that looks at nothing but the mark, under a full mask.
+/// A rule that looks at nothing but the mark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ListedRule {
     pub(super) mark: u32,
+    pub(super) mask: u32,
     pub(super) table: u32,
     pub(super) priority: u32,
 }
@@ -103,22 +104,22 @@ pub(super) fn list_addresses(family: u8) -> Vec<u8> {
     message(GET_ADDRESS, LIST, &[family, 0, 0, 0, 0, 0, 0, 0], |_| {})
 }
 
-pub(super) fn add_rule(family: Family, mark: u32, table: u32, priority: u32) -> Vec<u8> {
-    mark_rule(NEW_RULE, CREATE, family, mark, table, priority)
+pub(super) fn add_rule(family: Family, rule: &ListedRule) -> Vec<u8> {
+    mark_rule(NEW_RULE, CREATE, family, rule)
 }
 
-pub(super) fn delete_rule(family: Family, mark: u32, table: u32, priority: u32) -> Vec<u8> {
-    mark_rule(DELETE_RULE, DELETE, family, mark, table, priority)
+pub(super) fn delete_rule(family: Family, rule: &ListedRule) -> Vec<u8> {
+    mark_rule(DELETE_RULE, DELETE, family, rule)
 }
 
-fn mark_rule(kind: u16, flags: u16, family: Family, mark: u32, table: u32, priority: u32) -> Vec<u8> {
+fn mark_rule(kind: u16, flags: u16, family: Family, rule: &ListedRule) -> Vec<u8> {
     // Family, lengths of the destination and the source, type of service, table (the attribute counts), reserved, action, flags.
     let header = [number(family), 0, 0, 0, 0, 0, 0, TO_TABLE, 0, 0, 0, 0];
     message(kind, flags, &header, |w| {
-        w.attribute(FRA_PRIORITY, &priority.to_ne_bytes());
-        w.attribute(FRA_FWMARK, &mark.to_ne_bytes());
-        w.attribute(FRA_FWMASK, &u32::MAX.to_ne_bytes());
-        w.attribute(FRA_TABLE, &table.to_ne_bytes());
+        w.attribute(FRA_PRIORITY, &rule.priority.to_ne_bytes());
+        w.attribute(FRA_FWMARK, &rule.mark.to_ne_bytes());
+        w.attribute(FRA_FWMASK, &rule.mask.to_ne_bytes());
+        w.attribute(FRA_TABLE, &rule.table.to_ne_bytes());
     })
 }
 
@@ -171,13 +172,12 @@ pub(super) fn rule(part: &Message<'_>) -> Option<ListedRule> {
         return None;
     }
     // The kernel leaves a priority of 0 out.
-    let mut found = ListedRule { mark: 0, table: u32::from(table), priority: 0 };
-    let mut mask = None;
+    let mut found = ListedRule { mark: 0, mask: 0, table: u32::from(table), priority: 0 };
     for attribute in part.attributes(ROUTE_HEADER) {
         match attribute.kind {
             FRA_PRIORITY => found.priority = attribute.ne32()?,
             FRA_FWMARK => found.mark = attribute.ne32()?,
-            FRA_FWMASK => mask = attribute.ne32(),
+            FRA_FWMASK => found.mask = attribute.ne32()?,
             FRA_TABLE => found.table = attribute.ne32()?,
             FRA_PROTOCOL | FRA_PAD => {}
             // What every rule has that suppresses nothing.
@@ -185,7 +185,7 @@ pub(super) fn rule(part: &Message<'_>) -> Option<ListedRule> {
             _ => return None,
         }
     }
-    (mask == Some(u32::MAX)).then_some(found)
+    (found.mask != 0).then_some(found)
 }
 
 /// `None`: not a default route.

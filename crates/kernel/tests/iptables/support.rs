@@ -10,9 +10,24 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use kernel::iptables::{Iptables, Variant};
 use netns::{Inside, Netns};
 use ruleset::{
-    Action, Base, Chain, ChainKind, CtState, Families, Hook, Match, Ports, Protocol, Rule, Ruleset, Table,
-    TableKind,
+    ALL_BITS, Action, Base, Chain, ChainKind, CtState, Families, Hook, Match, Ports, Protocol, Rule, Ruleset,
+    Table, TableKind,
 };
+
+/// What rules of sidecars may have (`capture::plan::CHAINS`, which is above this crate).
+const KNOWN_CHAINS: [(TableKind, &str); 11] = [
+    (TableKind::Nat, "istio-inbound"),
+    (TableKind::Nat, "istio-redirect"),
+    (TableKind::Nat, "istio-in-redirect"),
+    (TableKind::Nat, "istio-output"),
+    (TableKind::Nat, "istio-output-dns"),
+    (TableKind::Mangle, "istio-inbound"),
+    (TableKind::Mangle, "istio-divert"),
+    (TableKind::Mangle, "istio-tproxy"),
+    (TableKind::Mangle, "istio-drop"),
+    (TableKind::Raw, "istio-inbound"),
+    (TableKind::Raw, "istio-output-dns"),
+];
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
@@ -132,7 +147,7 @@ fn chain(name: &'static str, rules: Vec<Rule>) -> Chain {
 fn base(kind: TableKind, hook: Hook, rules: Vec<Rule>) -> Chain {
     let name = hook.name();
     let of = if kind == TableKind::Nat { ChainKind::Nat } else { ChainKind::Filter };
-    let base = Base { kind: of, hook, priority: kind.priority() };
+    let base = Base { kind: of, hook, priority: kind.priority(hook) };
     Chain { name: name.into(), base: Some(base), rules, leading: 0 }
 }
 
@@ -232,7 +247,7 @@ pub(crate) fn sidecar(ipv6: bool) -> Ruleset {
             ),
         ],
     );
-    Ruleset { owner: "istio-proxy".into(), ipv6, tables: vec![nat, raw] }
+    Ruleset { owner: "istio-proxy".into(), known_chains: &KNOWN_CHAINS, ipv6, tables: vec![nat, raw] }
 }
 
 /// Every match and every action, inverted where that is possible, in three tables.
@@ -250,8 +265,8 @@ pub(crate) fn rich(ipv6: bool) -> Ruleset {
             rule(vec![udp(), Match::DestinationPort { ports: Ports::One(7), not }], Action::Return),
             rule(vec![udp(), Match::SourcePort { ports: ports(&[1, 2, 65535]), not }], Action::Return),
             rule(vec![tcp(), Match::DestinationPort { ports: ports(&[8080]), not }], Action::Return),
-            rule(vec![tcp(), Match::Mark { mark: 1338, not }], Action::SaveMark),
-            rule(vec![Match::CtMark { mark: 0xffff_0001, not }], Action::RestoreMark),
+            rule(vec![tcp(), Match::Mark { mark: 1338, mask: ALL_BITS, not }], Action::SaveMark),
+            rule(vec![Match::CtMark { mark: 0xffff_0001, mask: ALL_BITS, not }], Action::RestoreMark),
         ]);
     }
     // The inverted form is one that the nft variant refuses.
@@ -279,7 +294,10 @@ pub(crate) fn rich(ipv6: bool) -> Ruleset {
                 Hook::Prerouting,
                 vec![
                     rule(vec![tcp()], jump("istio-inbound")),
-                    rule(vec![tcp(), Match::Mark { mark: 1337, not: false }], Action::SaveMark),
+                    rule(
+                        vec![tcp(), Match::Mark { mark: 1337, mask: ALL_BITS, not: false }],
+                        Action::SaveMark,
+                    ),
                 ],
             ),
             base(TableKind::Mangle, Hook::Output, out),

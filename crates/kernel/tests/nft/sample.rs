@@ -1,8 +1,8 @@
 //! Rulesets with everything that the rule language has.
 
 use ruleset::{
-    Action, Base, Chain, ChainKind, CtState, Families, Family, Hook, Match, Ports, Protocol, Rule, Ruleset,
-    Set, SetElements, Table, TableKind,
+    ALL_BITS, Action, Base, Chain, ChainKind, CtState, Families, Family, Hook, Match, Ports, Protocol, Rule,
+    Ruleset, Set, SetElements, Table, TableKind,
 };
 
 fn net(text: &str) -> ipnet::IpNet {
@@ -10,7 +10,7 @@ fn net(text: &str) -> ipnet::IpNet {
 }
 
 fn base(name: &'static str, kind: ChainKind, hook: Hook, table: TableKind, rules: Vec<Rule>) -> Chain {
-    let base = Some(Base { kind, hook, priority: table.priority() });
+    let base = Some(Base { kind, hook, priority: table.priority(hook) });
     Chain { name: name.into(), base, rules, leading: 0 }
 }
 
@@ -24,7 +24,12 @@ fn tcp() -> Match {
 
 /// Every match and every action, in every form.
 pub(crate) fn everything() -> Ruleset {
-    Ruleset { owner: "istio-proxy".into(), ipv6: true, tables: vec![nat(), mangle(), raw()] }
+    Ruleset {
+        owner: "istio-proxy".into(),
+        known_chains: &[],
+        ipv6: true,
+        tables: vec![nat(), mangle(), raw()],
+    }
 }
 
 fn nat() -> Table {
@@ -164,21 +169,29 @@ fn mangle() -> Table {
         Rule::new(
             vec![
                 Match::InInterface { name: "eth0".into(), not: true },
-                Match::Mark { mark: 1337, not: false },
+                Match::Mark { mark: 1337, mask: ALL_BITS, not: false },
             ],
             Action::SaveMark,
             "remember",
         ),
-        Rule::new(vec![tcp(), Match::CtMark { mark: 1337, not: false }], Action::RestoreMark, "recall"),
+        Rule::new(
+            vec![tcp(), Match::CtMark { mark: 1337, mask: ALL_BITS, not: false }],
+            Action::RestoreMark,
+            "recall",
+        ),
         Rule::new(
             vec![
                 Match::OutInterface { name: "fifteencharacte".into(), not: true },
-                Match::Mark { mark: 1338, not: true },
+                Match::Mark { mark: 1338, mask: ALL_BITS, not: true },
             ],
             Action::SetMark(0xdead_beef),
             "mark",
         ),
-        Rule::new(vec![Match::CtMark { mark: 0x539, not: true }], Action::Return, "other mark"),
+        Rule::new(
+            vec![Match::CtMark { mark: 0x539, mask: ALL_BITS, not: true }],
+            Action::Return,
+            "other mark",
+        ),
         tproxy(Family::V4, "127.0.0.1/32"),
         tproxy(Family::V6, "::1/128"),
         Rule {
@@ -240,5 +253,10 @@ pub(crate) fn big_set(count: u32) -> Ruleset {
     let kind = TableKind::Nat;
     let rules = vec![Rule::new(matches, Action::Return, "in the set")];
     let chains = vec![base("output", ChainKind::Nat, Hook::Output, kind, rules)];
-    Ruleset { owner: "istio-big".into(), ipv6: true, tables: vec![Table { kind, sets: vec![set], chains }] }
+    Ruleset {
+        owner: "istio-big".into(),
+        known_chains: &[],
+        ipv6: true,
+        tables: vec![Table { kind, sets: vec![set], chains }],
+    }
 }

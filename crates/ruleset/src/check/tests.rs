@@ -1,6 +1,6 @@
 use super::*;
 
-use crate::rule::{Base, Chain, ChainKind, Family, Hook, Protocol, Set, TableKind};
+use crate::rule::{Base, Chain, ChainKind, Family, Hook, Protocol, Set, SetElements, TableKind};
 
 fn rule(matches: Vec<Match>, action: Action) -> Rule {
     Rule::new(matches, action, "a test")
@@ -28,7 +28,7 @@ fn table(kind: TableKind, chains: Vec<Chain>) -> Table {
 }
 
 fn ruleset(tables: Vec<Table>) -> Ruleset {
-    Ruleset { owner: "test".into(), ipv6: true, tables }
+    Ruleset { owner: "test".into(), known_chains: &[], ipv6: true, tables }
 }
 
 fn refused(chains: Vec<Chain>) -> String {
@@ -133,12 +133,21 @@ fn the_parts_of_a_rule_fit_together() {
         (plain(vec![TCP, port(Ports::AnyOf(vec![53, 53]))]), "has duplicates"),
         (plain(vec![name("")]), "an interface name that is empty"),
         (plain(vec![name("abcdefghijklmnop")]), "longer than 15 bytes"),
+        (plain(vec![name("eth 0")]), "an interface name with blanks"),
+        (plain(vec![name("eth0\n-A")]), "an interface name with blanks"),
+        (plain(vec![name("a/b")]), "slashes or quotes"),
+        (plain(vec![name("a\"b")]), "slashes or quotes"),
         (plain(vec![in_set("gone", Family::V4)]), "a set that the table does not have"),
         (plain(vec![in_set("six", Family::V4)]), "a set of the other family"),
         (plain(vec![in_set("four", Family::V6)]), "a set of the other family"),
         (rule(vec![], Action::Redirect { port: 1 }), "redirect without a protocol"),
         (rule(vec![v4()], Action::Tproxy { port: 1, mark: 1 }), "tproxy without a protocol"),
         (rule(vec![TCP], Action::Tproxy { port: 1, mark: 1 }), "tproxy for both families"),
+        (plain(vec![Match::Mark { mark: 0x1000, mask: 0xfff, not: false }]), "bits outside of its mask"),
+        (rule(vec![], Action::SetCtMark { mark: 2, mask: 1 }), "bits outside of its mask"),
+        (plain(vec![Match::WholeHeader]), "a header match without a protocol"),
+        (rule(vec![TCP], Action::Snat { to: [10, 0, 0, 1].into() }), "source address of another family"),
+        (rule(vec![v6()], Action::Snat { to: [10, 0, 0, 1].into() }), "source address of another family"),
     ] {
         let error = refused(vec![output(vec![plain(vec![]), bad.clone()])]);
         assert!(error.starts_with("rule 1 of nat/output: ") && error.contains(says), "{bad:?}: {error}");

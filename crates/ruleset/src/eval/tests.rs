@@ -1,6 +1,6 @@
 use super::*;
 
-use crate::rule::{ChainKind, Families, Ports, Set};
+use crate::rule::{ALL_BITS, ChainKind, Families, Ports, Set};
 
 const APP: Owner = Owner { uid: 1000, gid: 2000 };
 
@@ -17,6 +17,7 @@ fn packet() -> Packet {
         mark: 7,
         ct_mark: 9,
         state: State::New,
+        member_of: Vec::new(),
     }
 }
 
@@ -48,7 +49,12 @@ fn output(rules: Vec<Rule>) -> Chain {
 
 fn ruleset(tables: Vec<(TableKind, Vec<Chain>)>) -> Ruleset {
     let table = |(kind, chains)| Table { kind, sets: Vec::new(), chains };
-    Ruleset { owner: "test".into(), ipv6: true, tables: tables.into_iter().map(table).collect() }
+    Ruleset {
+        owner: "test".into(),
+        known_chains: &[],
+        ipv6: true,
+        tables: tables.into_iter().map(table).collect(),
+    }
 }
 
 fn filter(chains: Vec<Chain>) -> Ruleset {
@@ -114,8 +120,10 @@ const MATCHES: &[Line] = &[
     ),
     (|not| Match::Uid { uid: 1000, not }, &[|_| ()], &[|p| p.owner = Some(Owner { uid: 2000, gid: 1000 })]),
     (|not| Match::Gid { gid: 2000, not }, &[|_| ()], &[|p| p.owner = Some(Owner { uid: 2000, gid: 1000 })]),
-    (|not| Match::Mark { mark: 7, not }, &[|_| ()], &[|p| p.mark = 9, |p| p.mark = 0]),
-    (|not| Match::CtMark { mark: 9, not }, &[|_| ()], &[|p| p.ct_mark = 7]),
+    (|not| Match::Mark { mark: 7, mask: ALL_BITS, not }, &[|_| ()], &[|p| p.mark = 9, |p| p.mark = 0]),
+    (|not| Match::CtMark { mark: 9, mask: ALL_BITS, not }, &[|_| ()], &[|p| p.ct_mark = 7]),
+    (|not| Match::Mark { mark: 7, mask: 0xff, not }, &[|_| (), |p| p.mark = 0x1007], &[|p| p.mark = 0x1008]),
+    (|not| Match::CtMark { mark: 1, mask: 1, not }, &[|_| (), |p| p.ct_mark = 3], &[|p| p.ct_mark = 4]),
 ];
 
 #[test]
@@ -230,13 +238,14 @@ fn sets_hold_prefixes_of_one_family() {
 
 #[test]
 fn marks_change_for_later_rules_and_stay() {
-    let marked = |mark| Match::Mark { mark, not: false };
-    let ct_marked = |mark| Match::CtMark { mark, not: false };
+    let marked = |mark| Match::Mark { mark, mask: ALL_BITS, not: false };
+    let ct_marked = |mark| Match::CtMark { mark, mask: ALL_BITS, not: false };
     for (rules, mark, ct_mark) in [
         (vec![rule(vec![], Action::SetMark(1))], 1, 9),
         (vec![rule(vec![], Action::SetMark(1)), rule(vec![marked(1)], Action::SetMark(2))], 2, 9),
         (vec![rule(vec![], Action::SetMark(1)), rule(vec![marked(7)], Action::SetMark(2))], 1, 9),
         (vec![rule(vec![], Action::SaveMark)], 7, 7),
+        (vec![rule(vec![], Action::SetCtMark { mark: 0x10, mask: 0xf8 })], 7, 0x11),
         (vec![rule(vec![], Action::RestoreMark)], 9, 9),
         (vec![rule(vec![], Action::SaveMark), rule(vec![ct_marked(7)], Action::SetMark(3))], 3, 7),
         (vec![rule(vec![], Action::Tproxy { port: 15006, mark: 5 })], 5, 9),
@@ -249,7 +258,7 @@ fn marks_change_for_later_rules_and_stay() {
 
 #[test]
 fn marks_are_carried_from_table_to_table() {
-    let see = rule(vec![Match::Mark { mark: 1, not: false }], Action::Drop);
+    let see = rule(vec![Match::Mark { mark: 1, mask: ALL_BITS, not: false }], Action::Drop);
     let ruleset = ruleset(vec![
         (TableKind::Filter, vec![base(Hook::Output, 0, vec![see])]),
         (TableKind::Mangle, vec![base(Hook::Output, -150, vec![rule(vec![], Action::SetMark(1))])]),
@@ -400,4 +409,26 @@ fn circles_and_missing_chains_end() {
     assert_eq!(verdict(&circle, &packet()), Verdict::Pass);
     let missing = filter(vec![output(vec![jump("gone"), rule(vec![], Action::Drop)])]);
     assert_eq!(verdict(&missing, &packet()), Verdict::Drop);
+}
+
+#[test]
+fn a_source_is_changed_for_members_of_a_set_that_is_kept_elsewhere() {
+    let to = IpAddr::from([169, 254, 7, 127]);
+    let look_up = Match::DestinationIn { set: "pods".into(), family: Family::V4, not: false };
+    let snat = rule(vec![Match::LocalSocket, look_up], Action::Snat { to });
+    let mut ruleset = ruleset(vec![(TableKind::Nat, vec![base(Hook::Postrouting, 100, vec![snat])])]);
+    let elements = SetElements::Elsewhere { family: Family::V4, comment: "".into() };
+    ruleset.tables[0].sets = vec![Set { name: "pods".into(), elements }];
+    let member = || Packet { member_of: vec!["pods".to_owned()], ..packet() };
+    for (packet, expected) in [
+        (member(), Verdict::Snat { to }),
+        (packet(), Verdict::Pass),
+        (Packet { member_of: vec!["others".to_owned()], ..packet() }, Verdict::Pass),
+        (Packet { owner: None, ..member() }, Verdict::Pass),
+        (Packet { state: State::Established, ..member() }, Verdict::Pass),
+    ] {
+        for backend in [Backend::Nftables, Backend::Iptables] {
+            assert_eq!(evaluate(&ruleset, backend, &packet, Hook::Postrouting, true).verdict, expected);
+        }
+    }
 }

@@ -4,11 +4,8 @@ use std::borrow::Cow;
 
 use ipnet::IpNet;
 
-use super::{order, own_chain_name};
-use crate::rule::{Action, CtState, Match, Ports, Protocol, Rule};
-
-/// The mask that iptables prints where a rule compares or sets all bits.
-const ALL_BITS: u32 = u32::MAX;
+use super::{SHORTENED, order, own_chain_name};
+use crate::rule::{ALL_BITS, Action, CtState, Family, Match, Ports, Protocol, Rule};
 
 /// Reads a rule as `iptables-save` prints it, or as [`render_rule`](super::render_rule) writes it: matches and target, without
 /// `-A CHAIN`. The result is in [`canonical`] form.
@@ -26,7 +23,14 @@ pub fn parse_rule(text: &str) -> Option<Rule> {
                 let action = parse_action(&mut words)?;
                 return words.next().is_none().then(|| canonical(&Rule::new(matches, action, "")));
             }
-            "-m" if !not => extension = words.next()?,
+            "-m" if !not => {
+                extension = words.next()?;
+                // With an option of its own it is a match of a port.
+                let protocol = parse_protocol(extension).is_some();
+                if protocol && matches!(words.peek(), Some("-j" | "-m")) {
+                    matches.push(Match::WholeHeader);
+                }
+            }
             option => matches.push(parse_match(extension, option, not, &mut words)?),
         }
     }
@@ -38,7 +42,8 @@ pub fn parse_rule(text: &str) -> Option<Rule> {
 pub fn canonical(rule: &Rule) -> Rule {
     let mut matches: Vec<Match> =
         rule.matches.iter().filter(|m| !always_holds(m)).map(canonical_match).collect();
-    matches.sort_by_key(order);
+    let protocol = rule.protocol();
+    matches.sort_by_key(|m| order(m, protocol));
     Rule::new(matches, rule.action.clone(), "")
 }
 
@@ -56,6 +61,13 @@ fn canonical_match(m: &Match) -> Match {
         Match::Destination { net, not } => Match::Destination { net: net.trunc(), not: *not },
         Match::SourcePort { ports, not } => Match::SourcePort { ports: one(ports), not: *not },
         Match::DestinationPort { ports, not } => Match::DestinationPort { ports: one(ports), not: *not },
+        // Of which family a set is, the text does not say; the program that printed it does.
+        Match::SourceIn { set, not, .. } => {
+            Match::SourceIn { set: set.clone(), family: Family::V4, not: *not }
+        }
+        Match::DestinationIn { set, not, .. } => {
+            Match::DestinationIn { set: set.clone(), family: Family::V4, not: *not }
+        }
         m => m.clone(),
     }
 }
@@ -69,6 +81,10 @@ impl<'a> Words<'a> {
         self.words.next()
     }
 
+    fn peek(&mut self) -> Option<&'a str> {
+        self.words.peek().copied()
+    }
+
     fn take_if(&mut self, word: &str) -> bool {
         self.words.next_if(|next| *next == word).is_some()
     }
@@ -77,23 +93,28 @@ impl<'a> Words<'a> {
         self.next()?.parse().ok()
     }
 
-    /// `0x539`, `1337` or one of them with the mask of all bits.
-    fn mark(&mut self) -> Option<u32> {
+    /// `0x539` or `1337`, alone or with a mask: `0x539/0xfff`. Bits outside of the mask mean nothing that we could say.
+    fn masked(&mut self) -> Option<(u32, u32)> {
         let (mark, mask) = match self.next()?.split_once('/') {
-            Some((mark, mask)) => (mark, parse_u32(mask)?),
+            Some((mark, mask)) => (parse_u32(mark)?, parse_u32(mask)?),
             None => return None,
         };
-        (mask == ALL_BITS).then(|| parse_u32(mark)).flatten()
+        (mark & !mask == 0).then_some((mark, mask))
     }
 
-    /// Like [`Self::mark`], also without a mask.
-    fn mark_or_masked(&mut self) -> Option<u32> {
+    /// Like [`Self::masked`], also without a mask.
+    fn mark_and_mask(&mut self) -> Option<(u32, u32)> {
         let word = *self.words.peek()?;
         if word.contains('/') {
-            return self.mark();
+            return self.masked();
         }
         self.next();
-        parse_u32(word)
+        Some((parse_u32(word)?, ALL_BITS))
+    }
+
+    /// A mark with the mask of all bits.
+    fn mark(&mut self) -> Option<u32> {
+        self.masked().filter(|(_, mask)| *mask == ALL_BITS).map(|(mark, _)| mark)
     }
 }
 
@@ -104,7 +125,8 @@ fn parse_u32(text: &str) -> Option<u32> {
     }
 }
 
-/// Options that every rule has come first; the others belong to the extension that the last `-m` named, or to the protocol.
+/// Options that every rule has come first; the others belong to the extension that the last `-m` named. A single port belongs to the
+/// protocol wherever it stands, but for multiport, which takes it for a short form of its own option.
 fn parse_match(extension: &str, option: &str, not: bool, words: &mut Words<'_>) -> Option<Match> {
     Some(match (extension, option) {
         (_, "-i") => Match::InInterface { name: Cow::Owned(words.next()?.to_owned()), not },
@@ -114,13 +136,30 @@ fn parse_match(extension: &str, option: &str, not: bool, words: &mut Words<'_>) 
         (_, "-p") if !not => Match::Protocol(parse_protocol(words.next()?)?),
         ("owner", "--uid-owner") => Match::Uid { uid: words.number()?, not },
         ("owner", "--gid-owner") => Match::Gid { gid: words.number()?, not },
-        ("mark", "--mark") => Match::Mark { mark: words.mark_or_masked()?, not },
-        ("connmark", "--mark") => Match::CtMark { mark: words.mark_or_masked()?, not },
+        ("owner", "--socket-exists") if !not => Match::LocalSocket,
+        ("mark", "--mark") => {
+            let (mark, mask) = words.mark_and_mask()?;
+            Match::Mark { mark, mask, not }
+        }
+        ("connmark", "--mark") => {
+            let (mark, mask) = words.mark_and_mask()?;
+            Match::CtMark { mark, mask, not }
+        }
+        ("set", "--match-set") => {
+            let (set, family) = (Cow::Owned(words.next()?.to_owned()), Family::V4);
+            match words.next()? {
+                "src" => Match::SourceIn { set, family, not },
+                "dst" => Match::DestinationIn { set, family, not },
+                _ => return None,
+            }
+        }
         ("conntrack", "--ctstate") if !not => Match::CtState(parse_state(words.next()?)?),
         ("multiport", "--sports") => Match::SourcePort { ports: parse_ports(words.next()?)?, not },
         ("multiport", "--dports") => Match::DestinationPort { ports: parse_ports(words.next()?)?, not },
-        ("" | "tcp" | "udp", "--sport") => Match::SourcePort { ports: Ports::One(words.number()?), not },
-        ("" | "tcp" | "udp", "--dport") => Match::DestinationPort { ports: Ports::One(words.number()?), not },
+        (of, "--sport") if of != "multiport" => Match::SourcePort { ports: Ports::One(words.number()?), not },
+        (of, "--dport") if of != "multiport" => {
+            Match::DestinationPort { ports: Ports::One(words.number()?), not }
+        }
         _ => return None,
     })
 }
@@ -161,11 +200,19 @@ fn parse_action(words: &mut Words<'_>) -> Option<Action> {
         "TPROXY" => parse_tproxy(words)?,
         "MARK" => match words.next()? {
             "--set-xmark" => Action::SetMark(words.mark()?),
-            "--set-mark" => Action::SetMark(words.mark_or_masked()?),
+            "--set-mark" => Action::SetMark(words.mark_and_mask().filter(|(_, mask)| *mask == ALL_BITS)?.0),
             _ => return None,
         },
+        "SNAT" => {
+            words.take_if("--to-source").then_some(())?;
+            Action::Snat { to: words.number()? }
+        }
         "CONNMARK" => {
             let action = match words.next()? {
+                "--set-xmark" => {
+                    let (mark, mask) = words.masked()?;
+                    Action::SetCtMark { mark, mask }
+                }
                 "--save-mark" => Action::SaveMark,
                 "--restore-mark" => Action::RestoreMark,
                 _ => return None,
@@ -201,6 +248,9 @@ fn parse_tproxy(words: &mut Words<'_>) -> Option<Action> {
 
 /// `ISTIO_OUTPUT` → `istio-output`, if that is a name that we would give.
 fn own_name(chain: &str) -> Option<String> {
+    if let Some((long, _)) = SHORTENED.iter().find(|(_, short)| *short == chain) {
+        return Some((*long).to_owned());
+    }
     let name: String = chain.chars().map(|c| if c == '_' { '-' } else { c.to_ascii_lowercase() }).collect();
     (chain.starts_with("ISTIO_") && own_chain_name(&name) == chain).then_some(name)
 }

@@ -29,8 +29,12 @@ fn each_match() {
         ),
         (vec![Match::Uid { uid: 1337, not: true }], "meta skuid != 1337"),
         (vec![Match::Gid { gid: 0, not: false }], "meta skgid 0"),
-        (vec![Match::Mark { mark: 1337, not: false }], "meta mark 1337"),
-        (vec![Match::CtMark { mark: 1, not: true }], "ct mark != 1"),
+        (vec![Match::Mark { mark: 1337, mask: ALL_BITS, not: false }], "meta mark 1337"),
+        (vec![Match::CtMark { mark: 1, mask: ALL_BITS, not: true }], "ct mark != 1"),
+        (vec![Match::Mark { mark: 0x539, mask: 0xfff, not: true }], "meta mark & 0xfff != 0x539"),
+        (vec![Match::CtMark { mark: 0x111, mask: 0xfff, not: false }], "ct mark & 0xfff == 0x111"),
+        (vec![Match::LocalSocket], "meta skuid != 4294967295"),
+        (vec![tcp(), Match::WholeHeader], "meta l4proto tcp"),
         (vec![Match::CtState(CtState::Invalid)], "ct state invalid"),
         (vec![Match::CtState(CtState::RelatedOrEstablished)], "ct state related,established"),
     ] {
@@ -47,6 +51,10 @@ fn each_action() {
         (Action::Jump("istio-output".into()), "counter jump istio-output"),
         (Action::Redirect { port: 15001 }, "counter redirect to :15001"),
         (Action::SetMark(1338), "counter meta mark set 1338"),
+        (Action::SetCtMark { mark: 1, mask: ALL_BITS }, "counter ct mark set 1"),
+        (Action::SetCtMark { mark: 0x111, mask: 0xfff }, "counter ct mark set ct mark & 0xfffff000 | 0x111"),
+        (Action::Snat { to: [192, 0, 2, 1].into() }, "counter snat ip to 192.0.2.1"),
+        (Action::Snat { to: [0xfd00, 0, 0, 0, 0, 0, 0, 1].into() }, "counter snat ip6 to fd00::1"),
         (Action::SaveMark, "counter ct mark set meta mark"),
         (Action::RestoreMark, "counter meta mark set ct mark"),
         (Action::SetZone(2), "counter ct zone set 2"),
@@ -94,6 +102,7 @@ fn ruleset() -> Ruleset {
     let set = |name: &'static str, elements| Set { name: name.into(), elements };
     Ruleset {
         owner: "test".into(),
+        known_chains: &[],
         ipv6: true,
         tables: vec![
             Table {
@@ -163,4 +172,24 @@ fn a_transaction_that_deletes_what_may_not_be_there() {
     let delete = Transaction::Delete { owner: "test", tables: &[TableKind::Nat, TableKind::Raw] };
     let expected = "add table inet test-nat\ndelete table inet test-nat\nadd table inet test-raw\ndelete table inet test-raw\n";
     assert_eq!(render(&delete), expected);
+}
+
+#[test]
+fn members_that_are_kept_elsewhere_survive_a_replacement() {
+    let elements = SetElements::Elsewhere { family: Family::V4, comment: "kept elsewhere".into() };
+    let look_up = Match::DestinationIn { set: "pods".into(), family: Family::V4, not: false };
+    let mut ruleset = ruleset();
+    ruleset.tables.truncate(1);
+    let jump = Rule::new(vec![look_up], Action::Jump("used".into()), "").uncounted();
+    ruleset.tables[0].sets = vec![Set { name: "pods".into(), elements }];
+    ruleset.tables[0].chains.retain(|chain| chain.name == "used");
+    ruleset.tables[0].chains[0].rules = vec![jump];
+    let expected = "\
+add table inet test-nat
+flush table inet test-nat
+add set inet test-nat pods { type ipv4_addr ; comment \"kept elsewhere\" ; }
+add chain inet test-nat used
+add rule inet test-nat used ip daddr @pods jump used
+";
+    assert_eq!(render(&Transaction::Replace(&ruleset)), expected);
 }
