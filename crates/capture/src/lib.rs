@@ -3,6 +3,7 @@
 //! Pure: pod facts and configuration go in, a [`decide::Decision`] and a [`ruleset::Plan`] come out; nothing here looks at the
 //! world.
 
+pub mod ambient;
 pub mod annotations;
 pub mod decide;
 pub mod flags;

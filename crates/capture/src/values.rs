@@ -229,23 +229,31 @@ pub fn parse_interfaces(text: &str) -> Result<Vec<String>, ValueError> {
         return Ok(names);
     }
     for item in text.split(',') {
-        let name = item.trim();
-        let mut chars = name.chars();
-        let Some(first) = chars.next() else { return Err(ValueError::InterfaceEmpty) };
-        // IFNAMSIZ of linux/if.h is 16 with the terminating zero.
-        if name.len() > 15 {
-            return Err(ValueError::InterfaceTooLong { name: Quoted::new(name) });
-        }
-        if !first.is_ascii_alphabetic()
-            || !chars.all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
-        {
-            return Err(ValueError::InterfaceCharacters { name: Quoted::new(name) });
-        }
+        let name = parse_interface(item.trim())?;
         if !names.iter().any(|n| n == name) {
             names.push(name.to_owned());
         }
     }
     Ok(names)
+}
+
+/// One interface name.
+///
+/// # Errors
+/// It could not be an interface's name.
+pub fn parse_interface(name: &str) -> Result<&str, ValueError> {
+    let mut chars = name.chars();
+    let Some(first) = chars.next() else { return Err(ValueError::InterfaceEmpty) };
+    // IFNAMSIZ of linux/if.h is 16 with the terminating zero.
+    if name.len() > 15 {
+        return Err(ValueError::InterfaceTooLong { name: Quoted::new(name) });
+    }
+    if !first.is_ascii_alphabetic()
+        || !chars.all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
+    {
+        return Err(ValueError::InterfaceCharacters { name: Quoted::new(name) });
+    }
+    Ok(name)
 }
 
 /// A list of user or group ids, empty items dropped.

@@ -1,0 +1,219 @@
+//! The rules in a pod's namespace. Their order within a chain is that of PR-6.
+
+use ruleset::{Action, Backend, Hook, Match, Plan, Ports, Protocol, Rule, Ruleset, Step, Table, TableKind};
+
+use super::{
+    DNS_PORT, DNS_ZONE, HBONE_PORT, INBOUND_PORT, MARK_MASK, NodeOptions, OUTBOUND_PORT, OWNER, Own,
+    PodOptions, REPLY_MARK, ROUTE_TABLE, RULE_PRIORITY, ZTUNNEL_MARK, base, regular, tcp,
+};
+
+const PREROUTING: &str = "istio-prerouting";
+const OUTPUT: &str = "istio-output";
+
+/// What a pod's namespace may have in any setting.
+const KNOWN_CHAINS: &[(TableKind, &str)] = &[
+    (TableKind::Nat, PREROUTING),
+    (TableKind::Nat, OUTPUT),
+    (TableKind::Mangle, PREROUTING),
+    (TableKind::Mangle, OUTPUT),
+    (TableKind::Raw, PREROUTING),
+    (TableKind::Raw, OUTPUT),
+];
+
+/// The plan for the namespace of a pod that takes part in the mesh.
+#[must_use]
+pub fn plan_pod(node: &NodeOptions, pod: &PodOptions, backend: Backend) -> Plan {
+    let mut steps = Vec::new();
+    let mut tables = vec![nat(node, pod), mangle()];
+    if pod.captures_dns(node) {
+        tables.push(raw());
+    }
+    let rules = Ruleset { owner: OWNER.into(), known_chains: KNOWN_CHAINS, ipv6: node.ipv6, tables };
+    for &family in rules.families() {
+        // The route first: a rule that leads to an empty table does no harm, but neither does it help.
+        steps.push(Step::EnsureLocalRoute { family, table: ROUTE_TABLE });
+        steps.push(Step::EnsureRule {
+            family,
+            mark: REPLY_MARK,
+            mask: MARK_MASK,
+            table: ROUTE_TABLE,
+            priority: RULE_PRIORITY,
+        });
+    }
+    steps.push(Step::Replace(rules));
+    Plan { backend, steps }
+}
+
+fn nat(node: &NodeOptions, pod: &PodOptions) -> Table {
+    let dns = pod.captures_dns(node);
+    let mut inward = virtual_interfaces(pod);
+    if !pod.ingress {
+        inward.extend(node.families().map(probes));
+        inward.extend(node.families().map(inbound));
+    }
+    let mut outward: Vec<Rule> = node.families().map(answers_to_probes).collect();
+    if dns {
+        outward.push(dns_by_udp());
+        outward.extend(node.families().map(dns_by_tcp));
+    }
+    outward.push(answers_to_ztunnel());
+    outward.extend(node.families().map(to_itself));
+    outward.extend(node.families().map(outbound));
+    table(TableKind::Nat, inward, outward)
+}
+
+fn mangle() -> Table {
+    // M1, M2
+    let tag = Rule::new(
+        vec![from_ztunnel(false)],
+        Action::SetCtMark { mark: REPLY_MARK, mask: MARK_MASK },
+        "ztunnel connects to the application: the connection is marked, so that answers find back",
+    );
+    let recall = Rule::new(
+        vec![Match::CtMark { mark: REPLY_MARK, mask: MARK_MASK, not: false }],
+        Action::RestoreMark,
+        "the application answers ztunnel, which has the client's address: the mark leads the answer to lo",
+    );
+    table(TableKind::Mangle, vec![tag], vec![recall])
+}
+
+fn raw() -> Table {
+    let port = |m: fn(Ports) -> Match| vec![udp(), m(Ports::One(53))];
+    // D3, D4
+    let mut query = port(|ports| Match::DestinationPort { ports, not: false });
+    query.push(from_ztunnel(false));
+    let mut answer = port(|ports| Match::SourcePort { ports, not: false });
+    answer.push(from_ztunnel(true));
+    let zone = Action::SetZone(DNS_ZONE);
+    let query =
+        Rule::new(query, zone.clone(), "ztunnel asks a name server: its ports may be the application's too");
+    let answer = Rule::new(answer, zone, "a name server answers ztunnel");
+    table(TableKind::Raw, vec![answer], vec![query])
+}
+
+/// J: everything is in chains of ours, so that it can be told from what others have in the built-in ones.
+fn table(kind: TableKind, inward: Vec<Rule>, outward: Vec<Rule>) -> Table {
+    let jump = |to: &'static str, why| vec![Rule::new(vec![], Action::Jump(to.into()), why).uncounted()];
+    Table {
+        kind,
+        sets: Vec::new(),
+        chains: vec![
+            base(kind, Hook::Prerouting, jump(PREROUTING, "what comes in")),
+            base(kind, Hook::Output, jump(OUTPUT, "what is sent here")),
+            regular(PREROUTING, inward),
+            regular(OUTPUT, outward),
+        ],
+    }
+}
+
+/// V1, V2.
+fn virtual_interfaces(pod: &PodOptions) -> Vec<Rule> {
+    let both = pod.virtual_interfaces.iter().flat_map(|name| {
+        let from = || vec![Match::InInterface { name: name.clone().into(), not: false }, tcp()];
+        let out = Action::Redirect { port: OUTBOUND_PORT };
+        [
+            Rule::new(from(), out, format!("what a guest sends by {name} is outbound traffic")),
+            Rule::new(from(), Action::Return, format!("what comes by {name} is not inbound traffic")),
+        ]
+    });
+    both.collect()
+}
+
+/// P1.
+fn probes(own: Own) -> Rule {
+    Rule::new(
+        vec![tcp(), Match::WholeHeader, Match::Source { net: own.probe.into(), not: false }],
+        Action::Accept,
+        "probes, which the node sends from this address, go to the application directly",
+    )
+}
+
+/// P2.
+fn answers_to_probes(own: Own) -> Rule {
+    Rule::new(
+        vec![tcp(), Match::WholeHeader, Match::Destination { net: own.probe.into(), not: false }],
+        Action::Accept,
+        "answers to probes go back directly",
+    )
+}
+
+/// I1.
+fn inbound(own: Own) -> Rule {
+    Rule::new(
+        vec![
+            not_to_loopback(own),
+            tcp(),
+            Match::DestinationPort { ports: Ports::One(HBONE_PORT), not: true },
+            from_ztunnel(true),
+        ],
+        Action::Redirect { port: INBOUND_PORT },
+        "inbound, to ztunnel; tunnels go to their own port, and ztunnel's connections to the application",
+    )
+}
+
+/// D1.
+fn dns_by_udp() -> Rule {
+    Rule::new(
+        vec![
+            Match::OutInterface { name: "lo".into(), not: true },
+            from_ztunnel(true),
+            udp(),
+            Match::DestinationPort { ports: Ports::One(53), not: false },
+        ],
+        Action::Redirect { port: DNS_PORT },
+        "questions for names, to ztunnel; those to a resolver in the pod itself stay there",
+    )
+}
+
+/// D2.
+fn dns_by_tcp(own: Own) -> Rule {
+    Rule::new(
+        vec![
+            not_to_loopback(own),
+            tcp(),
+            Match::DestinationPort { ports: Ports::One(53), not: false },
+            from_ztunnel(true),
+        ],
+        Action::Redirect { port: DNS_PORT },
+        "questions for names by TCP, to ztunnel; they would be outbound connections otherwise",
+    )
+}
+
+/// O1.
+fn answers_to_ztunnel() -> Rule {
+    Rule::new(
+        vec![tcp(), Match::Mark { mark: REPLY_MARK, mask: MARK_MASK, not: false }],
+        Action::Accept,
+        "the application answers ztunnel",
+    )
+}
+
+/// O2.
+fn to_itself(own: Own) -> Rule {
+    Rule::new(
+        vec![Match::OutInterface { name: "lo".into(), not: false }, not_to_loopback(own)],
+        Action::Accept,
+        "the pod calls its own address: that stays in the pod",
+    )
+}
+
+/// O3.
+fn outbound(own: Own) -> Rule {
+    Rule::new(
+        vec![tcp(), not_to_loopback(own), from_ztunnel(true)],
+        Action::Redirect { port: OUTBOUND_PORT },
+        "outbound, to ztunnel, unless ztunnel itself sends it",
+    )
+}
+
+fn not_to_loopback(own: Own) -> Match {
+    Match::Destination { net: own.loopback, not: true }
+}
+
+fn from_ztunnel(not: bool) -> Match {
+    Match::Mark { mark: ZTUNNEL_MARK, mask: MARK_MASK, not }
+}
+
+fn udp() -> Match {
+    Match::Protocol(Protocol::Udp)
+}

@@ -1,0 +1,312 @@
+use super::*;
+
+use proptest::prelude::*;
+use ruleset::eval::{Owner, Packet, State, Verdict, evaluate};
+use ruleset::{Backend, Ruleset, Step, check, iptables, nft};
+
+const BACKENDS: [Backend; 2] = [Backend::Nftables, Backend::Iptables];
+const POD: [u8; 4] = [10, 0, 0, 5];
+const OTHER: [u8; 4] = [10, 0, 0, 9];
+
+fn pod(node: &NodeOptions, pod: &PodOptions, backend: Backend) -> Ruleset {
+    plan_pod(node, pod, backend).ruleset().expect("every plan has rules").clone()
+}
+
+fn parse(annotations: &[(&str, &str)]) -> (PodOptions, Vec<String>) {
+    let owned = annotations.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    PodOptions::parse(&owned.collect())
+}
+
+/// AA-26.
+#[test]
+fn annotations_are_read_and_what_cannot_be_used_counts_as_absent() {
+    let nothing = PodOptions::default();
+    assert_eq!(parse(&[]), (nothing.clone(), vec![]));
+    for yes in ["1", "t", "T", "TRUE", "true", "True"] {
+        let (options, warnings) = parse(&[(INGRESS, yes), (DNS, yes)]);
+        assert_eq!((options.ingress, options.dns_capture), (true, Some(true)), "{yes}");
+        assert!(warnings.is_empty());
+    }
+    for no in ["0", "f", "F", "FALSE", "false", "False"] {
+        let (options, warnings) = parse(&[(INGRESS, no), (DNS, no)]);
+        assert_eq!((options.ingress, options.dns_capture), (false, Some(false)), "{no}");
+        assert!(warnings.is_empty());
+    }
+    for bad in ["", "yes", " true", "tRUE", "2"] {
+        let (options, warnings) = parse(&[(INGRESS, bad), (DNS, bad)]);
+        assert_eq!(options, nothing, "{bad:?}");
+        assert!(warnings.len() == 2 && warnings[0].contains(INGRESS) && warnings[1].contains(DNS));
+    }
+    let (options, warnings) = parse(&[(INTERFACES, " net1 ,,docker0, ,net1,")]);
+    assert_eq!(
+        (options.virtual_interfaces, warnings),
+        (vec!["net1".to_owned(), "docker0".to_owned()], vec![])
+    );
+}
+
+#[test]
+fn r15_a_bad_interface_name_is_left_out_and_reaches_no_rule() {
+    for bad in [
+        "asd^&&*",
+        "a b",
+        "net1\n-A OUTPUT -j DROP",
+        "a/b",
+        "a\0b",
+        "a\"b",
+        "a'b",
+        "sixteen-bytes-xx",
+        "!",
+        "eth+",
+        "-j",
+        "ünicode",
+    ] {
+        let (options, warnings) = parse(&[(INTERFACES, &format!("net1,{bad},net2"))]);
+        assert_eq!(options.virtual_interfaces, ["net1", "net2"], "{bad:?}");
+        assert!(warnings.len() == 1 && warnings[0].contains("that name is left out"), "{bad:?} {warnings:?}");
+        assert!(!warnings[0].contains(['\n', '\0']));
+    }
+    let long = "x,".repeat(MAX_LIST_BYTES);
+    let (options, warnings) = parse(&[(INTERFACES, &long)]);
+    assert!(options.virtual_interfaces.is_empty() && warnings.len() == 1);
+    let many: String = (0..MAX_INTERFACES + 5).map(|n| format!("if{n},")).collect();
+    let (options, warnings) = parse(&[(INTERFACES, &many)]);
+    assert_eq!((options.virtual_interfaces.len(), warnings.len()), (MAX_INTERFACES, 1));
+}
+
+#[test]
+fn the_order_in_the_nat_chains_is_that_of_the_specification() {
+    // PR-6, by the first letters of the reasons' subjects.
+    let node = NodeOptions { ipv6: false, ..NodeOptions::default() };
+    let options = PodOptions { virtual_interfaces: vec!["net1".to_owned()], ..PodOptions::default() };
+    let rules = pod(&node, &options, Backend::Nftables);
+    let actions = |chain: &str| -> Vec<String> {
+        let chain = rules.table(TableKind::Nat).unwrap().chain(chain).unwrap();
+        chain.rules.iter().map(nft::render_statements).collect()
+    };
+    assert_eq!(
+        actions("istio-prerouting"),
+        [
+            "iifname \"net1\" meta l4proto tcp counter redirect to :15001",
+            "iifname \"net1\" meta l4proto tcp counter return",
+            "meta l4proto tcp ip saddr 169.254.7.127/32 counter accept",
+            "ip daddr != 127.0.0.1/32 meta l4proto tcp tcp dport != 15008 meta mark & 0xfff != 0x539 counter redirect to :15006",
+        ]
+    );
+    assert_eq!(
+        actions("istio-output"),
+        [
+            "meta l4proto tcp ip daddr 169.254.7.127/32 counter accept",
+            "oifname != \"lo\" meta mark & 0xfff != 0x539 meta l4proto udp udp dport 53 counter redirect to :15053",
+            "ip daddr != 127.0.0.1/32 meta l4proto tcp tcp dport 53 meta mark & 0xfff != 0x539 counter redirect to :15053",
+            "meta l4proto tcp meta mark & 0xfff == 0x111 counter accept",
+            "oifname \"lo\" ip daddr != 127.0.0.1/32 counter accept",
+            "meta l4proto tcp ip daddr != 127.0.0.1/32 meta mark & 0xfff != 0x539 counter redirect to :15001",
+        ]
+    );
+}
+
+#[test]
+fn r17_without_ipv6_nothing_is_said_about_it() {
+    let node = NodeOptions { ipv6: false, ..NodeOptions::default() };
+    for plan in BACKENDS.into_iter().flat_map(|backend| {
+        let host = plan_host(&node, ProbeSender::AnySocket, backend);
+        [plan_pod(&node, &PodOptions::default(), backend), host]
+    }) {
+        let rules = plan.ruleset().unwrap();
+        let text = nft::render(&ruleset::Transaction::Replace(rules));
+        assert!(!text.contains("ip6") && !text.contains("ipv6"), "{text}");
+        assert_eq!(rules.families(), [Family::V4]);
+        let of_v6 = |step: &Step| match step {
+            Step::EnsureRule { family, .. } | Step::EnsureLocalRoute { family, .. } => *family == Family::V6,
+            _ => false,
+        };
+        assert!(!plan.steps.iter().any(of_v6));
+    }
+}
+
+#[test]
+fn routing_comes_first_and_in_each_family() {
+    let plan = plan_pod(&NodeOptions::default(), &PodOptions::default(), Backend::Iptables);
+    let rule = |family| Step::EnsureRule { family, mark: 0x111, mask: 0xfff, table: 100, priority: 32764 };
+    let route = |family| Step::EnsureLocalRoute { family, table: 100 };
+    let (steps, rules) = plan.steps.split_at(4);
+    assert_eq!(steps, [route(Family::V4), rule(Family::V4), route(Family::V6), rule(Family::V6)]);
+    assert!(matches!(rules, [Step::Replace(_)]));
+}
+
+#[test]
+fn what_is_removed_is_all_that_could_be_there() {
+    for backend in BACKENDS {
+        let all = plan_of_everything(backend);
+        let everything = all.ruleset().unwrap();
+        for (dns_capture, ipv6, ingress) in
+            [(true, true, true), (false, false, false), (true, false, true), (false, true, false)]
+        {
+            let node = NodeOptions { dns_capture, ipv6, ..NodeOptions::default() };
+            let options = PodOptions { ingress, virtual_interfaces: vec!["x".to_owned()], dns_capture: None };
+            let plan = plan_pod(&node, &options, backend);
+            let known = |step: &Step| matches!(step, Step::Replace(_)) || all.steps.contains(step);
+            assert!(plan.steps.iter().all(known));
+            for table in &plan.ruleset().unwrap().tables {
+                for chain in &table.chains {
+                    assert!(everything.table(table.kind).unwrap().chain(&chain.name).is_some());
+                    let known = everything.known_chains.contains(&(table.kind, &chain.name));
+                    assert_eq!(known, chain.base.is_none(), "{} {}", table.kind, chain.name);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_host_plan_says_who_sends_probes_and_comes_before_masquerading() {
+    let node = NodeOptions { ipv6: false, ..NodeOptions::default() };
+    let nft = |sender| {
+        let plan = plan_host(&node, sender, Backend::Nftables);
+        nft::render(&ruleset::Transaction::Replace(plan.ruleset().unwrap()))
+    };
+    let set = "ip daddr @istio-inpod-probes-v4 counter snat ip to 169.254.7.127";
+    assert!(nft(ProbeSender::Uid(1000)).contains(&format!("meta l4proto tcp meta skuid 1000 {set}")));
+    assert!(
+        nft(ProbeSender::AnySocket).contains(&format!("meta l4proto tcp meta skuid != 4294967295 {set}"))
+    );
+    let plan = plan_host(&node, ProbeSender::Uid(1000), Backend::Iptables);
+    assert_eq!(
+        iptables::render(plan.ruleset().unwrap(), Family::V4).unwrap(),
+        "*nat\n-N ISTIO_POSTRT\n-I POSTROUTING 1 -j ISTIO_POSTRT\n\
+         -A ISTIO_POSTRT -p tcp -m owner --socket-exists -m set --match-set istio-inpod-probes-v4 dst \
+         -j SNAT --to-source 169.254.7.127\nCOMMIT\n"
+    );
+}
+
+fn packet(source: [u8; 4], destination: [u8; 4], port: u16) -> Packet {
+    Packet {
+        source: source.into(),
+        destination: destination.into(),
+        protocol: Protocol::Tcp,
+        source_port: 40_000,
+        destination_port: port,
+        in_interface: String::new(),
+        out_interface: String::new(),
+        owner: None,
+        mark: 0,
+        ct_mark: 0,
+        state: State::New,
+        member_of: Vec::new(),
+    }
+}
+
+fn inward(source: [u8; 4], port: u16) -> Packet {
+    Packet { in_interface: "eth0".to_owned(), ..packet(source, POD, port) }
+}
+
+fn outward(destination: [u8; 4], port: u16) -> Packet {
+    let out_interface = if destination == OTHER { "eth0" } else { "lo" }.to_owned();
+    let owner = Some(Owner { uid: 1000, gid: 1000 });
+    Packet { out_interface, owner, ..packet(POD, destination, port) }
+}
+
+fn udp(packet: Packet) -> Packet {
+    Packet { protocol: Protocol::Udp, ..packet }
+}
+
+fn by_ztunnel(packet: Packet) -> Packet {
+    Packet { mark: ZTUNNEL_MARK, ..packet }
+}
+
+/// What happens to first packets (R10, R13, R14), by both backends' rules.
+#[test]
+fn what_becomes_of_packets() {
+    let to = |port| Verdict::Redirect { port };
+    let ingress = PodOptions { ingress: true, ..PodOptions::default() };
+    let guests = PodOptions { virtual_interfaces: vec!["net1".to_owned()], ..PodOptions::default() };
+    let silent = PodOptions { dns_capture: Some(false), ..PodOptions::default() };
+    let usual = PodOptions::default();
+    let by = |name: &str, packet: Packet| Packet { in_interface: name.to_owned(), ..packet };
+    let probe = PROBE_V4.octets();
+    let cases = [
+        (&usual, Hook::Prerouting, inward(OTHER, 80), to(15006)),
+        (&usual, Hook::Prerouting, inward(OTHER, HBONE_PORT), Verdict::Pass),
+        (&usual, Hook::Prerouting, inward(probe, 80), Verdict::Pass),
+        (&usual, Hook::Prerouting, by_ztunnel(inward(OTHER, 80)), Verdict::Pass),
+        (&usual, Hook::Prerouting, udp(inward(OTHER, 80)), Verdict::Pass),
+        (&usual, Hook::Output, outward(OTHER, 80), to(15001)),
+        (&usual, Hook::Output, by_ztunnel(outward(OTHER, 80)), Verdict::Pass),
+        (&usual, Hook::Output, outward(POD, 80), Verdict::Pass),
+        (&usual, Hook::Output, outward([127, 0, 0, 1], 80), Verdict::Pass),
+        (&usual, Hook::Output, outward(probe, 80), Verdict::Pass),
+        (&usual, Hook::Output, outward(OTHER, 53), to(15053)),
+        (&usual, Hook::Output, udp(outward(OTHER, 53)), to(15053)),
+        (&usual, Hook::Output, udp(by_ztunnel(outward(OTHER, 53))), Verdict::Pass),
+        (&usual, Hook::Output, udp(outward([127, 0, 0, 1], 53)), Verdict::Pass),
+        (&usual, Hook::Output, udp(outward(OTHER, 80)), Verdict::Pass),
+        (&silent, Hook::Output, outward(OTHER, 53), to(15001)),
+        (&silent, Hook::Output, udp(outward(OTHER, 53)), Verdict::Pass),
+        (&ingress, Hook::Prerouting, inward(OTHER, 80), Verdict::Pass),
+        (&ingress, Hook::Output, outward(OTHER, 80), to(15001)),
+        (&guests, Hook::Prerouting, by("net1", inward(OTHER, 80)), to(15001)),
+        (&guests, Hook::Prerouting, by("net1", udp(inward(OTHER, 80))), Verdict::Pass),
+        (&guests, Hook::Prerouting, by("net10", inward(OTHER, 80)), to(15006)),
+    ];
+    for (options, hook, packet, expected) in cases {
+        for backend in BACKENDS {
+            let rules = pod(&NodeOptions::default(), options, backend);
+            let outcome = evaluate(&rules, backend, &packet, hook, true);
+            assert_eq!(outcome.verdict, expected, "{backend} {hook:?} {packet:?}");
+        }
+    }
+}
+
+/// M1, M2, D3 and D4.
+#[test]
+fn ztunnels_connections_and_questions_are_marked() {
+    for backend in BACKENDS {
+        let rules = pod(&NodeOptions::default(), &PodOptions::default(), backend);
+        let see = |packet: &Packet, hook| evaluate(&rules, backend, packet, hook, false);
+        let to_application = Packet { ct_mark: 0x5000, ..by_ztunnel(inward(OTHER, 80)) };
+        assert_eq!(see(&to_application, Hook::Prerouting).ct_mark, 0x5111);
+        assert_eq!(see(&inward(OTHER, 80), Hook::Prerouting).ct_mark, 0);
+        let answer = Packet { ct_mark: 0x5111, ..outward(OTHER, 40_000) };
+        assert_eq!(see(&answer, Hook::Output).mark, 0x5111);
+        assert_eq!(see(&outward(OTHER, 40_000), Hook::Output).mark, 0);
+        let question = udp(by_ztunnel(outward(OTHER, 53)));
+        assert_eq!(see(&question, Hook::Output).zone, Some(1));
+        assert_eq!(see(&udp(outward(OTHER, 53)), Hook::Output).zone, None);
+        let answer = Packet { source_port: 53, ..udp(inward(OTHER, 40_000)) };
+        assert_eq!(see(&answer, Hook::Prerouting).zone, Some(1));
+        let other = Packet { source_port: 54, ..answer };
+        assert_eq!(see(&other, Hook::Prerouting).zone, None);
+    }
+}
+
+proptest! {
+    #[test]
+    fn every_plan_is_valid(
+        flags in any::<[bool; 4]>(),
+        dns in any::<Option<bool>>(),
+        names in prop::collection::vec("[a-z][a-z0-9]{0,14}", 0..4),
+    ) {
+        let [dns_capture, ipv6, ingress, uid] = flags;
+        let node = NodeOptions { dns_capture, ipv6, ..NodeOptions::default() };
+        let options = PodOptions { ingress, dns_capture: dns, virtual_interfaces: names };
+        let sender = if uid { ProbeSender::Uid(0) } else { ProbeSender::AnySocket };
+        for backend in BACKENDS {
+            for plan in [plan_pod(&node, &options, backend), plan_host(&node, sender, backend)] {
+                let rules = plan.ruleset().expect("every plan has rules");
+                prop_assert_eq!(check(rules), Ok(()));
+                let all = rules.tables.iter().flat_map(|table| &table.chains).flat_map(|chain| &chain.rules);
+                for rule in all {
+                    prop_assert!(!rule.why.is_empty() && rule.why.len() <= nft::COMMENT_MAX, "{}", rule.why);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_annotation_makes_more_than_a_warning(text in ".{0,40}", list in "[a-z ,\\n\"+^]{0,60}") {
+        let (options, _) = parse(&[(INGRESS, &text), (DNS, &text), (INTERFACES, &list)]);
+        for backend in BACKENDS {
+            prop_assert_eq!(check(&pod(&NodeOptions::default(), &options, backend)), Ok(()));
+        }
+    }
+}
