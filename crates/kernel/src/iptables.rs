@@ -22,7 +22,9 @@
 //! the namespace is held by whatever is.
 //!
 //! The caller must hold [`netns::Netns::lock`]: the lock of iptables itself is private to each call, so that the host's is never
-//! waited for.
+//! waited for, except in the node's own namespace ([`Iptables::on_the_node`]).
+//!
+//! A table is never without rules, so nothing has to stop traffic while they are replaced, as upstream's guardrails do (PR-52).
 //!
 //! # User namespaces
 //!
@@ -77,6 +79,7 @@ pub struct Iptables {
     search: Search,
     timeout: Duration,
     supervisor: Option<Supervisor>,
+    node: bool,
     warnings: Mutex<Vec<String>>,
 }
 
@@ -112,6 +115,7 @@ impl Iptables {
             search: Search::from_environment(),
             timeout: TIMEOUT,
             supervisor: None,
+            node: false,
             warnings: Mutex::default(),
         }
     }
@@ -138,6 +142,13 @@ impl Iptables {
     #[must_use]
     pub fn supervised(self, supervisor: Supervisor) -> Self {
         Self { supervisor: Some(supervisor), ..self }
+    }
+
+    /// For the node's own namespace, where others change rules at the same time: legacy programs take the node's lock, because they
+    /// write whole tables, and would undo what another does meanwhile.
+    #[must_use]
+    pub fn on_the_node(self) -> Self {
+        Self { node: true, ..self }
     }
 
     /// What was not as it should be, but did not make a call fail, since the last time that this was asked.
@@ -170,7 +181,7 @@ impl Iptables {
     }
 
     fn run(&self, runs: Vec<Run>, sign: Option<&OwnedFd>) -> Result<Option<(usize, Failure)>, Error> {
-        let job = Job { timeout: self.timeout, path: self.search.joined(), runs };
+        let job = Job { timeout: self.timeout, path: self.search.joined(), node: self.node, runs };
         let report = match self.supervisor {
             Some(_) if job.runs.len() > 1 => supervisor::delegate(&job, sign)?,
             _ => on_a_thread(&job, sign)?,

@@ -5,6 +5,9 @@
 //!
 //! Closing the socket waits for the kernel (7 to 15 ms) when something was deleted and is still being freed; adding alone never
 //! does. Therefore a fresh namespace gets an add-only batch, and existing tables are only replaced when they differ.
+//!
+//! A table with sets that somebody else fills ([`ruleset::SetElements::Elsewhere`]) is not deleted for that: its rules and chains
+//! are, and made anew, in the same transaction. Only a set that is of another type than planned goes, with its elements.
 
 mod batch;
 mod error;
@@ -61,7 +64,7 @@ impl RuleStore for Nftables {
 /// The bytes of the transaction that loads a ruleset into a namespace that has none of its tables.
 pub fn encode(ruleset: &Ruleset) -> Vec<u8> {
     let mut batch = Batch::new(ruleset);
-    batch.add_tables();
+    batch.add_tables(&[]);
     batch.finish()
 }
 
@@ -85,11 +88,16 @@ fn setup(_: &Inside, ruleset: &Ruleset) -> Result<Change, Error> {
         if !owned.is_empty() && differences(&mut socket, ruleset, &listed)?.is_empty() {
             return Ok(Change::None);
         }
+        let kept = observe::kept(&mut socket, ruleset, &listed)
+            .map_err(|e| question(&format!("list the chains and sets of {}", ruleset.owner), e))?;
         let mut batch = Batch::new(ruleset);
-        owned.iter().for_each(|kind| batch.delete_table(*kind));
-        batch.add_tables();
+        let replaced = owned.iter().filter(|owned| kept.iter().all(|kept| kept.kind != **owned));
+        replaced.for_each(|kind| batch.delete_table(*kind));
+        batch.add_tables(&kept);
+        // A table that has only sets yet is none of rules.
+        let held = owned.len() > kept.len() || kept.iter().any(|kept| !kept.chains.is_empty());
         match batch.run(&mut socket) {
-            Ok(()) if !owned.is_empty() => return Ok(Change::Replaced),
+            Ok(()) if held => return Ok(Change::Replaced),
             Ok(()) if ruleset.tables.is_empty() => return Ok(Change::None),
             Ok(()) => return Ok(Change::Fresh),
             Err(failure) if failure.is_race() => {}

@@ -23,6 +23,8 @@ pub(super) struct Job {
     pub(super) timeout: Duration,
     /// The PATH of the programs.
     pub(super) path: String,
+    /// Whether the rules are the node's own, see [`super::Iptables::on_the_node`].
+    pub(super) node: bool,
     pub(super) runs: Vec<Run>,
 }
 
@@ -65,7 +67,7 @@ impl Job {
         let locks = self.runs.iter().any(|run| run.variant == Variant::Legacy);
         // Asked for while /proc is as it was.
         let user_namespace = private::foreign_user_namespace();
-        let view = private::hide_host_files(locks);
+        let view = if self.node { View::default() } else { private::hide_host_files(locks) };
         let around = Surroundings {
             environment: environment(&self.path, &view),
             user_namespace,
@@ -104,7 +106,8 @@ impl Run {
 
     /// Takes back those tables that are not as they were. What iptables-restore had done when it failed, only the kernel knows.
     fn take_back(&self, around: &Surroundings, own_lock: bool) -> Result<(), Failure> {
-        let now = match child::run(&self.save, &[], None, around) {
+        let kinds: Vec<TableKind> = self.tables.iter().map(|table| table.kind).collect();
+        let now = match child::run(&self.save, &save_arguments(&kinds), None, around) {
             Ok(now) => now,
             // What made iptables-restore fail, as a kernel without this variant, makes iptables-save fail too.
             Err((Cause::Exit(_), _)) if self.changed_nothing() => return Ok(()),
@@ -123,6 +126,15 @@ impl Run {
         self.unproven
             && self.tables.iter().all(|table| table.before.is_empty())
             && Present::ask(self.family).is_ok_and(|present| !present.has(self.variant))
+    }
+}
+
+/// What makes iptables-save print these tables: all tables of a namespace are read by one run, one alone by itself, as that is the
+/// case of the node, whose other tables are others' and may be large.
+pub(super) fn save_arguments(kinds: &[TableKind]) -> Vec<&'static str> {
+    match kinds {
+        [one] => vec!["-t", one.name()],
+        _ => Vec::new(),
     }
 }
 

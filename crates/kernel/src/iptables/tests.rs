@@ -28,7 +28,12 @@ fn job() -> Job {
         tables: vec![step(TableKind::Nat), step(TableKind::Filter)],
     };
     let empty = Run { variant: Variant::Nft, unproven: false, tables: Vec::new(), ..run.clone() };
-    Job { timeout: Duration::from_millis(1500), path: "/bin:/sbin".to_owned(), runs: vec![run, empty] }
+    Job {
+        timeout: Duration::from_millis(1500),
+        path: "/bin:/sbin".to_owned(),
+        node: true,
+        runs: vec![run, empty],
+    }
 }
 
 #[test]

@@ -24,6 +24,7 @@ pub(super) fn encode_job(job: &Job) -> Vec<u8> {
     let mut w = Writer::default();
     w.number(u64::try_from(job.timeout.as_millis()).unwrap_or(u64::MAX));
     w.text(&job.path);
+    w.number(u64::from(job.node));
     w.list(&job.runs, |w, run| {
         w.path(&run.save);
         w.path(&run.restore);
@@ -45,6 +46,7 @@ pub(super) fn decode_job(bytes: &[u8]) -> Option<Job> {
     let mut r = Reader(bytes);
     let timeout = Duration::from_millis(r.number()?);
     let path = r.text()?;
+    let node = r.number()? != 0;
     let runs = r.list(|r| {
         Some(Run {
             save: r.path()?,
@@ -62,7 +64,7 @@ pub(super) fn decode_job(bytes: &[u8]) -> Option<Job> {
             })?,
         })
     })?;
-    r.0.is_empty().then_some(Job { timeout, path, runs })
+    r.0.is_empty().then_some(Job { timeout, path, node, runs })
 }
 
 pub(super) fn encode_report(report: &Report) -> Vec<u8> {

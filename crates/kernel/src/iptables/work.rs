@@ -7,6 +7,7 @@ use ruleset::{Family, Ruleset, TableKind};
 
 use super::change::Side;
 use super::error::{Error, Failure};
+use super::job::save_arguments;
 use super::probe::Present;
 use super::program::{Candidate, Programs, Variant};
 use super::saved::{Saved, SavedTable};
@@ -35,6 +36,7 @@ impl Iptables {
     /// The first usable candidate that has not failed yet, and what it finds.
     fn choose(
         &self,
+        ruleset: &Ruleset,
         family: Family,
         present: &Present,
         failed: &[(Family, PathBuf)],
@@ -47,7 +49,7 @@ impl Iptables {
                 (None, candidate) => self.search.programs(family, *candidate, &around),
             };
             let found = programs.and_then(|programs| {
-                let saved = self.save_if(present.has(programs.variant), &programs)?;
+                let saved = self.save_if(present.has(programs.variant), ruleset, &programs)?;
                 Ok((programs, saved))
             });
             match found {
@@ -67,16 +69,14 @@ impl Iptables {
         }))
     }
 
-    fn save_if(&self, present: bool, programs: &Programs) -> Result<Saved, Error> {
+    fn save_if(&self, present: bool, ruleset: &Ruleset, programs: &Programs) -> Result<Saved, Error> {
         if !present {
             return Ok(Saved::default());
         }
+        let arguments = save_arguments(&kinds(ruleset));
         let output =
-            child::run(&programs.save, &[], None, &self.surroundings()).map_err(|(cause, said)| Failure {
-                program: programs.save.clone(),
-                cause,
-                said,
-                left: Vec::new(),
+            child::run(&programs.save, &arguments, None, &self.surroundings()).map_err(|(cause, said)| {
+                Failure { program: programs.save.clone(), cause, said, left: Vec::new() }
             })?;
         Ok(Saved::parse(&output))
     }
@@ -92,7 +92,7 @@ impl Iptables {
             let present = Present::ask(family)?;
             let mut main = None;
             if ruleset.families().contains(&family) && has_rules(ruleset, family) {
-                let (programs, saved) = self.choose(family, &present, failed)?;
+                let (programs, saved) = self.choose(ruleset, family, &present, failed)?;
                 main = Some(programs.variant);
                 let unproven = !present.has(programs.variant);
                 planned.push(Work { side: side(ruleset, family, true, saved, ""), programs, unproven });
@@ -124,7 +124,7 @@ impl Iptables {
             Variant::Legacy => " (legacy)",
             Variant::Nft => " (nft)",
         };
-        let side = side(ruleset, family, false, self.save_if(true, &programs)?, label);
+        let side = side(ruleset, family, false, self.save_if(true, ruleset, &programs)?, label);
         Ok(side.holds_ours().then_some(Work { side, programs, unproven: false }))
     }
 
@@ -145,6 +145,17 @@ impl Iptables {
             result => result,
         }
     }
+}
+
+/// The tables that may have rules of the owner.
+fn kinds(ruleset: &Ruleset) -> Vec<TableKind> {
+    let is_owners = |kind: &TableKind| {
+        ruleset.table(*kind).is_some() || ruleset.known_chains.iter().any(|(of, _)| of == kind)
+    };
+    [TableKind::Filter, TableKind::Mangle, TableKind::Nat, TableKind::Raw]
+        .into_iter()
+        .filter(is_owners)
+        .collect()
 }
 
 fn has_rules(ruleset: &Ruleset, family: Family) -> bool {

@@ -1,6 +1,6 @@
 //! One transaction: the messages, and whose fault an answer is.
 
-use ruleset::{Base, Chain, Rule, Ruleset, Set, Table, TableKind};
+use ruleset::{Base, Chain, Rule, Ruleset, Set, SetElements, Table, TableKind};
 
 use super::error::Failure;
 use super::lower::{self, Element, Lowered};
@@ -26,6 +26,17 @@ pub(super) struct Batch<'a> {
     table_flags: u32,
 }
 
+/// A table that stays, because it has sets that somebody else fills; and what is in it.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) kind: TableKind,
+    pub(super) chains: Vec<String>,
+    /// Sets that stay.
+    pub(super) sets: Vec<String>,
+    /// Sets that do not.
+    pub(super) other_sets: Vec<String>,
+}
+
 /// The answers to a transaction with the indices of their objects.
 type Answers<'a> = Vec<(usize, Result<(), Failure<'a>>)>;
 
@@ -36,6 +47,9 @@ pub(super) enum Object<'a> {
     Whole,
     AddTable(TableKind),
     DeleteTable(TableKind),
+    DeleteRules(TableKind),
+    DeleteChain(TableKind, &'a str),
+    DeleteSet(TableKind, &'a str),
     AddSet(TableKind, &'a str),
     AddElements(TableKind, &'a str),
     AddChain(TableKind, &'a Chain),
@@ -69,23 +83,51 @@ impl<'a> Batch<'a> {
         self.message(Object::DeleteTable(kind), message::DEL_TABLE, 0, |w| w.text(table_uapi::NAME, &name));
     }
 
-    /// Adds all tables of the ruleset; fails when one is there.
-    pub(super) fn add_tables(&mut self) {
-        let ruleset = self.ruleset;
-        for table in &ruleset.tables {
-            self.add_table(table);
+    /// Deletes the rules and chains of a table and those of its sets that are not to stay.
+    fn empty_table(&mut self, kind: TableKind, kept: &'a Kept) {
+        let name = self.ruleset.nft_table(kind);
+        self.message(Object::DeleteRules(kind), message::DEL_RULE, 0, |w| w.text(rule_uapi::TABLE, &name));
+        for chain in &kept.chains {
+            self.message(Object::DeleteChain(kind, chain), message::DEL_CHAIN, 0, |w| {
+                w.text(chain::TABLE, &name);
+                w.text(chain::NAME, chain);
+            });
+        }
+        for other in &kept.other_sets {
+            self.message(Object::DeleteSet(kind, other), message::DEL_SET, 0, |w| {
+                w.text(set::TABLE, &name);
+                w.text(set::NAME, other);
+            });
         }
     }
 
-    fn add_table(&mut self, table: &'a Table) {
-        let kind = table.kind;
+    /// Adds all tables of the ruleset. It fails when one is there, but for those that are kept: these get new content.
+    pub(super) fn add_tables(&mut self, kept: &'a [Kept]) {
+        let ruleset = self.ruleset;
+        for table in &ruleset.tables {
+            let kept = kept.iter().find(|kept| kept.kind == table.kind);
+            match kept {
+                Some(kept) => self.empty_table(table.kind, kept),
+                None => self.add_table(table.kind),
+            }
+            self.add_content(table, kept.map_or(&[], |kept| &kept.sets));
+        }
+    }
+
+    fn add_table(&mut self, kind: TableKind) {
         let name = self.ruleset.nft_table(kind);
         let (new, table_flags) = (flags::CREATE | flags::EXCL, self.table_flags);
         self.message(Object::AddTable(kind), message::NEW_TABLE, new, |w| {
             w.text(table_uapi::NAME, &name);
             w.be32(table_uapi::FLAGS, table_flags);
         });
-        for set in &table.sets {
+    }
+
+    /// Everything in a table but the sets that are there.
+    fn add_content(&mut self, table: &'a Table, there: &[String]) {
+        let kind = table.kind;
+        let name = self.ruleset.nft_table(kind);
+        for set in table.sets.iter().filter(|set| there.iter().all(|name| *name != set.name)) {
             self.add_set(kind, &name, set);
         }
         for chain in ruleset::nft::chains(table) {
@@ -106,9 +148,14 @@ impl<'a> Batch<'a> {
         self.message(Object::AddSet(kind, &set.name), message::NEW_SET, flags::CREATE, |w| {
             w.text(set::TABLE, table);
             w.text(set::NAME, &set.name);
-            numbers(w, &[(set::FLAGS, set::INTERVAL), (set::KEY_TYPE, key_type), (set::KEY_LEN, key_len)]);
+            let set_flags = lower::set_flags(set);
+            numbers(w, &[(set::FLAGS, set_flags), (set::KEY_TYPE, key_type), (set::KEY_LEN, key_len)]);
             w.be32(set::ID, id);
-            w.attribute(set::USERDATA, &set::BIG_ENDIAN_KEYS);
+            let mut data = set::BIG_ENDIAN_KEYS.to_vec();
+            if let SetElements::Elsewhere { comment, .. } = &set.elements {
+                push_comment(&mut data, set::USERDATA_COMMENT, comment);
+            }
+            w.attribute(set::USERDATA, &data);
         });
         let elements = lower::elements(set);
         self.add_elements(Object::AddElements(kind, &set.name), table, &set.name, id, &elements);
@@ -270,13 +317,19 @@ pub(super) fn write_exprs(w: &mut Writer, lowered: &Lowered<'_>, first_id: u32) 
 
 /// The comment as nft stores it: type, length with the zero, text, zero.
 fn write_comment(w: &mut Writer, rule: &Rule) {
-    let comment = ruleset::nft::comment(rule);
+    let mut data = Vec::new();
+    push_comment(&mut data, rule_uapi::USERDATA_COMMENT, ruleset::nft::comment(rule));
+    if !data.is_empty() {
+        w.attribute(rule_uapi::USERDATA, &data);
+    }
+}
+
+/// An empty one, or one that is too long, is left out.
+fn push_comment(data: &mut Vec<u8>, kind: u8, comment: &str) {
     if let (false, Ok(len)) = (comment.is_empty(), u8::try_from(comment.len() + 1)) {
-        let mut data = Vec::with_capacity(comment.len() + 3);
-        data.extend_from_slice(&[rule_uapi::USERDATA_COMMENT, len]);
+        data.extend_from_slice(&[kind, len]);
         data.extend_from_slice(comment.as_bytes());
         data.push(0);
-        w.attribute(rule_uapi::USERDATA, &data);
     }
 }
 
@@ -287,6 +340,9 @@ impl Object<'_> {
             Self::Whole => None,
             Self::AddTable(kind)
             | Self::DeleteTable(kind)
+            | Self::DeleteRules(kind)
+            | Self::DeleteChain(kind, _)
+            | Self::DeleteSet(kind, _)
             | Self::AddSet(kind, _)
             | Self::AddElements(kind, _)
             | Self::AddChain(kind, _)
@@ -303,6 +359,9 @@ impl Object<'_> {
             Self::Whole => format!("change the nf_tables tables of {owner}"),
             Self::AddTable(kind) => format!("add {}", table(kind)),
             Self::DeleteTable(kind) => format!("delete {}", table(kind)),
+            Self::DeleteRules(kind) => format!("delete the rules of {}", table(kind)),
+            Self::DeleteChain(kind, chain) => format!("delete chain {chain} of {}", table(kind)),
+            Self::DeleteSet(kind, set) => format!("delete set {set} of {}", table(kind)),
             Self::AddSet(kind, set) => format!("add set {set} to {}", table(kind)),
             Self::AddElements(kind, set) => format!("add elements to set {set} of {}", table(kind)),
             Self::AddChain(kind, chain) => match chain.base {

@@ -101,7 +101,14 @@ impl Failure<'_> {
     pub(super) fn is_race(&self) -> bool {
         matches!(
             (self.object, self.error.errno()),
-            (Object::AddTable(_), Some(Errno::EXIST)) | (Object::DeleteTable(_), Some(Errno::NOENT))
+            (Object::AddTable(_), Some(Errno::EXIST))
+                | (
+                    Object::DeleteTable(_)
+                        | Object::DeleteRules(_)
+                        | Object::DeleteChain(..)
+                        | Object::DeleteSet(..),
+                    Some(Errno::NOENT)
+                )
         )
     }
 

@@ -117,7 +117,12 @@ pub(super) fn chains(socket: &mut Socket) -> Result<Vec<ListedChain>, Error> {
     Ok(found)
 }
 
-pub(super) fn sets(socket: &mut Socket, table: &str) -> Result<Vec<ListedSet>, Error> {
+/// The sets of a table, with the elements of those that `with_elements` holds for.
+pub(super) fn sets(
+    socket: &mut Socket,
+    table: &str,
+    with_elements: impl Fn(&str) -> bool,
+) -> Result<Vec<ListedSet>, Error> {
     let mut found = Vec::new();
     dump(
         socket,
@@ -135,7 +140,7 @@ pub(super) fn sets(socket: &mut Socket, table: &str) -> Result<Vec<ListedSet>, E
             }),
         },
     )?;
-    for set in &mut found {
+    for set in found.iter_mut().filter(|set| with_elements(&set.name)) {
         set.elements = elements(socket, table, &set.name)?;
     }
     Ok(found)

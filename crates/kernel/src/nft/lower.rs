@@ -75,6 +75,11 @@ pub(super) fn chain_type(kind: ChainKind) -> &'static str {
     }
 }
 
+/// `NFT_SET_*` of a named set: prefixes need intervals, plain addresses are hashed.
+pub(super) fn set_flags(set: &Set) -> u32 {
+    if set.is_elsewhere() { 0 } else { set::INTERVAL }
+}
+
 /// Datatype and length of a set's keys.
 pub(super) fn key_type(set: &Set) -> (u32, u32) {
     match set.family() {

@@ -2,6 +2,7 @@
 
 use ruleset::{Base, Chain, Ruleset, Set, Table, TableKind};
 
+use super::batch::Kept;
 use super::expr::Value;
 use super::list::{self, ListedChain, ListedRule, ListedSet, ListedTable};
 use super::lower::{self, Lowered};
@@ -16,6 +17,33 @@ pub(super) fn owned(ruleset: &Ruleset, listed: &[ListedTable]) -> Vec<TableKind>
         .into_iter()
         .filter(|kind| listed.iter().any(|t| t.name == ruleset.nft_table(*kind)))
         .collect()
+}
+
+/// The owner's tables that must stay, because others fill sets in them, with what is in them now.
+pub(super) fn kept(
+    socket: &mut Socket,
+    ruleset: &Ruleset,
+    listed: &[ListedTable],
+) -> Result<Vec<Kept>, Error> {
+    let mut all = Vec::new();
+    for table in ruleset.tables.iter().filter(|table| table.sets.iter().any(Set::is_elsewhere)) {
+        let name = ruleset.nft_table(table.kind);
+        // A dormant table cannot get chains while it wakes up; it is replaced, and who fills the sets must do so again.
+        if !listed.iter().any(|t| t.name == name && !t.dormant) {
+            continue;
+        }
+        let chains = list::chains(socket)?.into_iter().filter(|c| c.table == name).map(|c| c.name).collect();
+        let stays = |l: &ListedSet| {
+            let mut planned = table.sets.iter().filter(|set| set.is_elsewhere());
+            planned.any(|set| set.name == l.name && type_of(set) == (l.flags, l.key_type, l.key_len))
+        };
+        let named = list::sets(socket, &name, |_| false)?.into_iter();
+        let (sets, other_sets): (Vec<_>, Vec<_>) =
+            named.filter(|l| l.flags & set::ANONYMOUS == 0).partition(stays);
+        let names = |sets: Vec<ListedSet>| sets.into_iter().map(|set| set.name).collect();
+        all.push(Kept { kind: table.kind, chains, sets: names(sets), other_sets: names(other_sets) });
+    }
+    Ok(all)
 }
 
 /// Every difference between the owner's tables and the ruleset.
@@ -56,7 +84,8 @@ fn table_differences(
     chains: &[ListedChain],
     out: &mut Vec<Difference>,
 ) -> Result<(), Error> {
-    let sets = list::sets(socket, name)?;
+    let is_elsewhere = |set: &str| planned.sets.iter().any(|s| s.is_elsewhere() && s.name == set);
+    let sets = list::sets(socket, name, |set| !is_elsewhere(set))?;
     let rules = list::rules(socket, name, &sets)?;
     set_differences(name, planned, &sets, out);
     for chain in ruleset::nft::chains(planned) {
@@ -97,7 +126,7 @@ fn set_differences(name: &str, planned: &Table, listed: &[ListedSet], out: &mut 
         let how = match listed.iter().find(|l| l.name == set.name) {
             None => "is missing",
             Some(l) if (l.flags, l.key_type, l.key_len) != type_of(set) => "is of another type",
-            Some(l) if l.elements != sorted_elements(set) => "has other elements",
+            Some(l) if !set.is_elsewhere() && l.elements != sorted_elements(set) => "has other elements",
             Some(_) => continue,
         };
         differs(&set.name, how);
@@ -111,7 +140,7 @@ fn set_differences(name: &str, planned: &Table, listed: &[ListedSet], out: &mut 
 
 fn type_of(set: &Set) -> (u32, u32, u32) {
     let (key_type, key_len) = lower::key_type(set);
-    (set::INTERVAL, key_type, key_len)
+    (lower::set_flags(set), key_type, key_len)
 }
 
 fn sorted_elements(set: &Set) -> Vec<(Value, bool)> {

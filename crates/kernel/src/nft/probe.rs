@@ -35,7 +35,7 @@ pub fn probe(_: &Inside) -> Result<Support, Error> {
     let tables = vec![redirect(), tproxy()];
     let ruleset = Ruleset { owner: "istio-probe".into(), known_chains: &[], ipv6: true, tables };
     let mut batch = Batch::dormant(&ruleset);
-    batch.add_tables();
+    batch.add_tables(&[]);
     let mut support = Support { redirect: true, tproxy: true };
     for failure in batch.rehearse(&mut socket)? {
         match (failure.missing(), failure.object.table()) {

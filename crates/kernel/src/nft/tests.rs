@@ -154,7 +154,7 @@ fn a_rehearsal_says_what_would_fail() -> Result<(), Box<dyn std::error::Error>> 
     let ns = testkit::TestNetns::new()?;
     let failures = ns.enter(|_| -> Result<Vec<String>, Error> {
         let mut batch = super::Batch::dormant(&ruleset);
-        batch.add_tables();
+        batch.add_tables(&[]);
         let failures = batch.rehearse(&mut super::open()?)?;
         Ok(failures.into_iter().map(|failure| Error::from(failure).to_string()).collect())
     })??;

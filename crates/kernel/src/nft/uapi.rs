@@ -21,10 +21,13 @@ pub(super) mod message {
     pub(crate) const DEL_TABLE: u16 = SUBSYSTEM << 8 | 2;
     pub(crate) const NEW_CHAIN: u16 = SUBSYSTEM << 8 | 3;
     pub(crate) const GET_CHAIN: u16 = SUBSYSTEM << 8 | 4;
+    pub(crate) const DEL_CHAIN: u16 = SUBSYSTEM << 8 | 5;
     pub(crate) const NEW_RULE: u16 = SUBSYSTEM << 8 | 6;
     pub(crate) const GET_RULE: u16 = SUBSYSTEM << 8 | 7;
+    pub(crate) const DEL_RULE: u16 = SUBSYSTEM << 8 | 8;
     pub(crate) const NEW_SET: u16 = SUBSYSTEM << 8 | 9;
     pub(crate) const GET_SET: u16 = SUBSYSTEM << 8 | 10;
+    pub(crate) const DEL_SET: u16 = SUBSYSTEM << 8 | 11;
     pub(crate) const NEW_ELEMENTS: u16 = SUBSYSTEM << 8 | 12;
     pub(crate) const GET_ELEMENTS: u16 = SUBSYSTEM << 8 | 13;
 }
@@ -84,6 +87,9 @@ pub(super) mod set {
     pub(crate) const TYPE_IPV4: u32 = 7;
     pub(crate) const TYPE_IPV6: u32 = 8;
     pub(crate) const TYPE_PORT: u32 = 13;
+
+    /// `NFTNL_UDATA_SET_COMMENT` of libnftnl.
+    pub(crate) const USERDATA_COMMENT: u8 = 7;
 
     /// Says that keys are in network order: `NFTNL_UDATA_SET_KEYBYTEORDER`, four bytes, `BYTEORDER_BIG_ENDIAN`. A hint of nft to
     /// itself, in its machine's order.
