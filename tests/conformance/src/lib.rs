@@ -2,6 +2,8 @@
 //!
 //! Nothing of them is copied into the project. `SHARED_DIR` names another place.
 
+pub mod ambient;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
