@@ -23,6 +23,7 @@ pub struct Flow<'a> {
     uid: u32,
     gid: u32,
     source: Option<SocketAddr>,
+    mark: u32,
     patience: Duration,
 }
 
@@ -30,7 +31,7 @@ impl<'a> Flow<'a> {
     /// As root, from an address that the kernel chooses, with [`USUAL_PATIENCE`].
     #[must_use]
     pub fn from(namespace: &'a TestNetns) -> Self {
-        Self { from: namespace, uid: 0, gid: 0, source: None, patience: USUAL_PATIENCE }
+        Self { from: namespace, uid: 0, gid: 0, source: None, mark: 0, patience: USUAL_PATIENCE }
     }
 
     /// The user and group that own the socket, as the kernel's owner matches see them.
@@ -44,6 +45,14 @@ impl<'a> Flow<'a> {
     #[must_use]
     pub fn source(mut self, source: SocketAddr) -> Self {
         self.source = Some(source);
+        self
+    }
+
+    /// The mark of the socket's packets, as ztunnel sets one. Such a socket is transparent too: answers to a foreign source reach
+    /// it wherever routing delivers them locally.
+    #[must_use]
+    pub fn mark(mut self, mark: u32) -> Self {
+        self.mark = mark;
         self
     }
 
@@ -118,6 +127,10 @@ impl<'a> Flow<'a> {
             become_user(self.uid, self.gid)
                 .with_context(|| format!("cannot become user {} and group {}", self.uid, self.gid))?;
             let socket = sockets::new_socket(dst, kind, SocketFlags::empty())?;
+            if self.mark != 0 {
+                sockets::set_mark(&socket, self.mark).context("cannot mark the socket")?;
+                sockets::set_transparent(&socket, dst).context("cannot make the socket transparent")?;
+            }
             if let Some(source) = self.source {
                 sockets::bind_anywhere(&socket, source)
                     .with_context(|| format!("cannot bind to {source}"))?;

@@ -40,6 +40,11 @@ pub(crate) fn set_patience(socket: &OwnedFd, patience: Duration) -> io::Result<(
     Ok(set_socket_timeout(socket, Timeout::Recv, Some(patience))?)
 }
 
+/// `SO_MARK`.
+pub(crate) fn set_mark(socket: &OwnedFd, mark: u32) -> io::Result<()> {
+    Ok(nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::Mark, &mark)?)
+}
+
 /// `IP_TRANSPARENT` or `IPV6_TRANSPARENT`: take packets for foreign addresses, as TPROXY hands them over.
 pub(crate) fn set_transparent(socket: &OwnedFd, address: SocketAddr) -> io::Result<()> {
     let (level, option) = if address.is_ipv4() {

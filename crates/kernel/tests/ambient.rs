@@ -1,0 +1,12 @@
+//! Ambient mode's rules in real namespaces, by all three ways to load them, with real packets. Needs root and the packages iptables,
+//! ipset, nftables and iproute2. Tests whose names begin with a letter and a number are those of ambient-pod-rules.md, section 13.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+#[path = "ambient/host.rs"]
+mod host;
+#[path = "ambient/state.rs"]
+mod state;
+#[path = "ambient/support.rs"]
+mod support;
+#[path = "ambient/traffic.rs"]
+mod traffic;
