@@ -141,7 +141,11 @@ impl Lab {
         self.next_port.set(port.checked_add(1).unwrap_or(FIRST_PORT));
         let source = SocketAddr::new(attempt.source_address(), port);
         let from = if attempt.from_peer { self.pod.peer() } else { self.pod.own() };
-        let flow = Flow::from(from).user(attempt.owner.0, attempt.owner.1).source(source).patience(PATIENCE);
+        let flow = Flow::from(from)
+            .user(attempt.owner.0, attempt.owner.1)
+            .source(source)
+            .mark(attempt.mark)
+            .patience(PATIENCE);
         match attempt.protocol {
             Protocol::Tcp => flow.tcp(attempt.to),
             Protocol::Udp => flow.udp(attempt.to),

@@ -5,6 +5,7 @@
 use std::net::IpAddr;
 
 use capture::Settings;
+use capture::ambient::{self, NodeOptions, PodOptions};
 use capture::settings::{Dns, Mode, OwnerGroups, Ports, Prefixes, Ranges};
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
@@ -31,7 +32,7 @@ const RANGES_V6: [&str; 5] = ["2001:db8::/32", "2001:db8:1::9/128", "fd77:1::2/6
 const LOOPBACK_RANGES: [&str; 3] = ["127.0.0.1/32", "127.0.0.0/8", "127.0.0.5/32"];
 const INTERFACES: [&str; 3] = ["net1", "eth0", "tap0"];
 /// Marks that settings and packets share; the third is the one that tells the proxy's own packets.
-const MARKS: [u32; 4] = [1337, 42, capture::settings::TPROXY_OUTBOUND_MARK, 0];
+const MARKS: [u32; 5] = [1337, 42, capture::settings::TPROXY_OUTBOUND_MARK, 0, ambient::REPLY_MARK];
 
 /// Every field of [`Settings`]; the simplest is near the default.
 pub fn settings() -> impl Strategy<Value = Settings> {
@@ -128,6 +129,7 @@ pub fn attempt() -> impl Strategy<Value = Attempt> {
                 protocol,
                 owner,
                 source: None,
+                mark: 0,
                 to: (to, port).into(),
             })
         })
@@ -140,10 +142,31 @@ pub fn attempt() -> impl Strategy<Value = Attempt> {
             protocol: Protocol::Tcp,
             owner,
             source: Some(PASSTHROUGH[usize::from(to.is_ipv6())]),
+            mark: 0,
             to: (to, port).into(),
         });
     let inbound = to(POD.to_vec()).prop_map(|attempt| Attempt { from_peer: true, owner: (0, 0), ..attempt });
     prop_oneof![6 => out, 4 => own, 1 => passthrough, 5 => inbound]
+}
+
+/// What a node and a pod may want of ambient mode; interfaces are those of the world, and one that is not there.
+pub fn ambient_options() -> impl Strategy<Value = (NodeOptions, PodOptions)> {
+    let pod = (any::<bool>(), any::<Option<bool>>(), names());
+    (any::<(bool, bool)>(), pod).prop_map(|((dns_capture, ipv6), (ingress, dns, virtual_interfaces))| {
+        let node = NodeOptions { dns_capture, ipv6, ..NodeOptions::default() };
+        (node, PodOptions { ingress, dns_capture: dns, virtual_interfaces })
+    })
+}
+
+/// Something to try with real packets, in a third of the cases as ztunnel.
+pub fn ambient_attempt() -> impl Strategy<Value = Attempt> {
+    let mark = prop_oneof![2 => Just(0), 1 => Just(ambient::ZTUNNEL_MARK)];
+    let usual = attempt().prop_filter("a source that sidecars alone have", |a| a.source.is_none());
+    // Only root may mark a socket.
+    (usual, mark).prop_map(|(attempt, mark)| match (attempt.from_peer, mark) {
+        (false, 1..) => Attempt { mark, owner: (0, 0), ..attempt },
+        _ => attempt,
+    })
 }
 
 fn address(v6: bool) -> impl Strategy<Value = IpAddr> {

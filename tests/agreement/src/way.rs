@@ -22,6 +22,8 @@ pub struct Attempt {
     pub owner: (u32, u32),
     /// Source address; absent is the one that routing gives.
     pub source: Option<IpAddr>,
+    /// The mark that the sender gives its packets.
+    pub mark: u32,
     /// Destination.
     pub to: SocketAddr,
 }
@@ -81,7 +83,7 @@ impl Attempt {
             in_interface,
             out_interface,
             owner: (!self.from_peer).then_some(Owner { uid: self.owner.0, gid: self.owner.1 }),
-            mark: 0,
+            mark: self.mark,
             ct_mark: 0,
             state: State::New,
             member_of: Vec::new(),

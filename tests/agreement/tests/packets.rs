@@ -135,7 +135,8 @@ fn a_missing_rule_is_noticed() {
     let settings = Settings { dns: capture::settings::Dns::All, ..Settings::default() };
     let count = Cell::new(0);
     let to = |text: &str, port| (text.parse::<std::net::IpAddr>().unwrap(), port).into();
-    let from = |owner, to| Attempt { from_peer: false, protocol: Protocol::Tcp, owner, source: None, to };
+    let from =
+        |owner, to| Attempt { from_peer: false, protocol: Protocol::Tcp, owner, source: None, mark: 0, to };
     let attempts = [
         from((1000, 1000), to("198.51.100.7", 80)),
         from((1337, 1000), to("198.51.100.7", 80)),
@@ -184,6 +185,7 @@ fn the_kernel_keeps_the_first_zone() {
         protocol: Protocol::Udp,
         owner: (uid, uid),
         source: None,
+        mark: 0,
         to: ([198, 51, 100, last], 53).into(),
     };
     for (number, loader) in Loader::ALL.into_iter().enumerate() {
