@@ -2,10 +2,10 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use capture::ambient::{NodeOptions, PodOptions};
+use capture::ambient::{NodeOptions, PodOptions, ProbeSender, plan_host};
 use kernel::iptables::{Iptables, Variant};
 use kernel::{Change, Difference};
-use ruleset::{Family, Transaction};
+use ruleset::{Backend, Family, Plan, Transaction};
 use testkit::TestNetns;
 use testkit::rules::Variant as Listed;
 
@@ -26,20 +26,35 @@ fn r02_the_text_loads_in_both_variants_and_not_twice() {
             // The legacy variant says no more than where.
             assert!(error.contains("exists") || error.contains("line 2 failed"), "{error}");
         }
+        let way = Way::Iptables(if variant == Listed::Nft { Variant::Nft } else { Variant::Legacy });
+        assert_eq!(rule_differences(way, &ns, &plan), []);
     }
 }
 
 #[test]
 fn r03_the_text_loads_in_nft_and_a_second_time_changes_nothing() {
-    let ns = TestNetns::new().unwrap();
     for (node, pod) in variants() {
+        let ns = TestNetns::new().unwrap();
         let plan = Way::Nft.pod_plan(&node, &pod);
         let text = ruleset::nft::render(&Transaction::Replace(plan.ruleset().unwrap()));
         ns.nft(&text).unwrap();
         let once = ns.nft_text().unwrap();
         ns.nft(&text).unwrap();
         assert_eq!(ns.nft_text().unwrap(), once);
+        // What the program made of the text is what we mean, instruction by instruction.
+        assert_eq!(rule_differences(Way::Nft, &ns, &plan), []);
     }
+    let ns = TestNetns::new().unwrap();
+    for sender in [ProbeSender::AnySocket, ProbeSender::Uid(1000)] {
+        let plan = plan_host(&NodeOptions::default(), sender, Backend::Nftables);
+        ns.nft(&ruleset::nft::render(&Transaction::Replace(plan.ruleset().unwrap()))).unwrap();
+        assert_eq!(rule_differences(Way::Nft, &ns, &plan), []);
+    }
+}
+
+fn rule_differences(way: Way, ns: &TestNetns, plan: &Plan) -> Vec<Difference> {
+    let all = way.observe(ns, plan).into_iter();
+    all.filter(|difference| !matches!(difference, Difference::MissingRouting { .. })).collect()
 }
 
 #[test]
