@@ -73,10 +73,10 @@ impl Listener {
                 Err(error) => (ztunnels.0.tell)(Event::NotAccepted { error: error.to_string() }),
                 // The file's mode lets only root in; an abstract address has none.
                 Ok((_, uid)) if uid != 0 && uid != own => {
-                    refused(format!("user {uid} is neither root nor this agent's"))
+                    refused(format!("user {uid} is neither root nor this agent's"));
                 }
                 Ok(_) if sessions.len() >= MAX_CONNECTIONS => {
-                    refused(format!("{MAX_CONNECTIONS} are connected already"))
+                    refused(format!("{MAX_CONNECTIONS} are connected already"));
                 }
                 Ok((packets, _)) => {
                     sessions.spawn(ztunnels.clone().session(packets));

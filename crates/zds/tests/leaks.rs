@@ -3,8 +3,8 @@
 
 mod support;
 
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
+use tokio::sync::Mutex;
 
 use support::{PATIENCE, Server, open_files};
 use testkit::TestNetns;
@@ -12,11 +12,11 @@ use testkit::ztunnel::Script;
 use zds::AddError;
 
 /// One counts at a time.
-static ALONE: Mutex<()> = Mutex::new(());
+static ALONE: Mutex<()> = Mutex::const_new(());
 
 #[tokio::test(flavor = "multi_thread")]
 async fn z16_the_end_of_the_agent_closes_everything() {
-    let _alone = ALONE.lock().unwrap();
+    let _alone = ALONE.lock().await;
     let before = open_files();
     let server = Server::new();
     let (first, second) = (server.ztunnel(Script::default()), server.ztunnel(Script::default()));
@@ -30,7 +30,7 @@ async fn z16_the_end_of_the_agent_closes_everything() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn z21_a_thousand_pods() {
-    let _alone = ALONE.lock().unwrap();
+    let _alone = ALONE.lock().await;
     let server = Server::new();
     let netns = TestNetns::new().unwrap();
     for number in 0..1000 {
