@@ -24,6 +24,8 @@
 //! ```
 
 mod error;
+pub mod find;
+mod host;
 mod inside;
 mod lock;
 mod sys;
@@ -32,6 +34,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 pub use error::{Error, OpenCause};
+pub use host::{Host, InsideHost};
 pub use inside::Inside;
 pub use lock::Lock;
 

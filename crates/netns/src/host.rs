@@ -1,0 +1,58 @@
+//! The node's own network namespace, which is never to be taken for a pod's.
+
+use std::path::Path;
+
+use crate::{Error, Inside, Netns, NetnsId};
+
+/// The node's network namespace. What is done in it asks for [`InsideHost`] and what is done in a pod's for [`Inside`], so neither ends in
+/// the other's.
+#[derive(Debug)]
+pub struct Host(Netns);
+
+/// Proof that the calling thread is in the node's namespace.
+#[derive(Debug)]
+pub struct InsideHost<'a>(&'a Inside);
+
+// === impl Host ===
+
+impl Host {
+    /// Opens it by a path such as `/host/proc/1/ns/net`, from a process that is elsewhere (AA-83).
+    ///
+    /// # Errors
+    /// As [`Netns::open`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
+        Netns::open(path).map(Self)
+    }
+
+    /// The calling thread's, in a process that shares the node's network.
+    ///
+    /// # Errors
+    /// As [`Netns::current`].
+    pub fn current() -> Result<Self, Error> {
+        Netns::current().map(Self)
+    }
+
+    /// Which namespace it is.
+    #[must_use]
+    pub fn id(&self) -> NetnsId {
+        self.0.id()
+    }
+
+    /// Runs `f` inside, as [`Netns::enter`] does.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn enter<R: Send>(&self, f: impl FnOnce(&InsideHost<'_>) -> R + Send) -> Result<R, Error> {
+        self.0.enter(|inside| f(&InsideHost(inside)))
+    }
+}
+
+// === impl InsideHost ===
+
+impl InsideHost<'_> {
+    /// For what is the same in every namespace.
+    #[must_use]
+    pub fn inside(&self) -> &Inside {
+        self.0
+    }
+}
