@@ -1,6 +1,6 @@
 //! A whole plan in one namespace: its routing, its rules in the backend that it was made for, and none of ours in the other one.
 
-use netns::Inside;
+use netns::{Inside, InsideHost};
 use ruleset::{Backend, Family, Plan, Ruleset, Step};
 
 use crate::{Change, Difference, Error, RuleStore, route};
@@ -70,6 +70,22 @@ impl Kernel<'_> {
                 result => result,
             },
         }
+    }
+
+    /// The same for the node's own namespace and a plan that is meant for it.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn apply_host(&self, inside: &InsideHost<'_>, plan: &Plan) -> Result<Applied, Error> {
+        self.apply_plan(inside.inside(), plan)
+    }
+
+    /// As [`Self::cleanup`], for the node's own namespace.
+    ///
+    /// # Errors
+    /// Something is left.
+    pub fn cleanup_host(&self, inside: &InsideHost<'_>, plan: &Plan) -> Result<Change, Incomplete> {
+        self.cleanup(inside.inside(), plan)
     }
 
     /// How the namespace differs from the plan, rules of ours in the other backend included; empty means not at all.

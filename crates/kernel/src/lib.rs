@@ -3,11 +3,15 @@
 //! Everything here needs an [`netns::Inside`], the proof that the calling thread is in the namespace that is meant.
 
 mod apply;
+pub mod branch_eni;
 mod difference;
+mod ipset;
 pub mod iptables;
+pub mod kubelet;
 mod netlink;
 pub mod nft;
 pub mod route;
+pub mod sets;
 
 pub use apply::{Applied, Choice, Incomplete, Kernel};
 pub use netlink::Error as NetlinkError;

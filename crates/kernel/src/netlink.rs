@@ -150,6 +150,21 @@ impl Socket {
         self.exchange(request)?.into_iter().next().map_or(Err(Error::NoAnswer), |answer| answer.result)
     }
 
+    /// Sends one message with [`flags::ACK`] and hands what comes before the acknowledgement to `take`.
+    pub(crate) fn get(&mut self, request: &[u8], mut take: impl FnMut(&Message<'_>)) -> Result<(), Error> {
+        self.send(request)?;
+        let mut result = Err(Error::NoAnswer);
+        while let Some(length) = self.receive()? {
+            for message in Messages::new(&self.buffer[..length]) {
+                match message.kind {
+                    NLMSG_ERROR => result = error_of(&message),
+                    _ => take(&message),
+                }
+            }
+        }
+        result
+    }
+
     /// Sends one message with [`flags::DUMP`] and hands each part of the answer to `take`, from the beginning whenever a change
     /// disturbed the list: `take` gets `None` then, and first.
     pub(crate) fn dump(

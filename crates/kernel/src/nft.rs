@@ -14,6 +14,7 @@ mod error;
 mod expr;
 mod list;
 mod lower;
+pub(crate) mod members;
 mod observe;
 mod probe;
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! Each step is one message that the kernel takes or refuses as a whole. "Already there" is its own answer (`EEXIST` to an
 //! exclusive creation), so nothing is looked up before and two who do the same at once cannot make duplicates.
 
+pub(crate) mod branch;
 mod message;
 
 use std::net::{IpAddr, Ipv6Addr};

@@ -6,7 +6,10 @@ use crate::json::{DecodeError, Node};
 
 /// Only the JSON types are checked; [`capture::select::Selectors`] checks what they say.
 pub(super) fn decode(node: &Node<'_>) -> Result<EnablementSelector, DecodeError> {
-    Ok(EnablementSelector { pod: labels(node, "podSelector")?, namespace: labels(node, "namespaceSelector")? })
+    Ok(EnablementSelector {
+        pod: labels(node, "podSelector")?,
+        namespace: labels(node, "namespaceSelector")?,
+    })
 }
 
 fn labels(parent: &Node<'_>, key: &str) -> Result<LabelSelector, DecodeError> {

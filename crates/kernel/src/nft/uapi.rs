@@ -30,6 +30,7 @@ pub(super) mod message {
     pub(crate) const DEL_SET: u16 = SUBSYSTEM << 8 | 11;
     pub(crate) const NEW_ELEMENTS: u16 = SUBSYSTEM << 8 | 12;
     pub(crate) const GET_ELEMENTS: u16 = SUBSYSTEM << 8 | 13;
+    pub(crate) const DEL_ELEMENTS: u16 = SUBSYSTEM << 8 | 14;
 }
 
 /// `NFTA_TABLE_*`.
@@ -110,6 +111,8 @@ pub(super) mod element {
     pub(crate) const KEY: u16 = 1;
     pub(crate) const FLAGS: u16 = 3;
     pub(crate) const USERDATA: u16 = 6;
+    /// `NFTNL_UDATA_SET_ELEM_COMMENT` of libnftnl.
+    pub(crate) const USERDATA_COMMENT: u8 = 0;
     /// `NFT_SET_ELEM_INTERVAL_END`.
     pub(crate) const INTERVAL_END: u32 = 1;
     /// nft's own mark on the start of an interval that goes up to the last address: `NFTNL_UDATA_SET_ELEM_FLAGS`, four bytes,

@@ -1,0 +1,137 @@
+//! Branch network interfaces of EKS pods (security groups for pods, AA-97).
+//!
+//! Such a pod's traffic arrives by a VLAN interface whose routing rule comes before everything else. Answers to probes of the node would
+//! leave by that way too; two more rules bring probes to the pod and its answers back to the node.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use netns::InsideHost;
+use ruleset::Family;
+use rustix::io::Errno;
+
+use crate::netlink::Socket;
+use crate::route::Error;
+use crate::route::branch::{self, Listed, Request};
+
+/// Priority of the rule to the pod.
+const TO_POD: u32 = 512;
+/// The routing tables of every namespace (`RT_TABLE_MAIN`, `RT_TABLE_LOCAL` of linux/rtnetlink.h).
+const MAIN: u32 = 254;
+const LOCAL: u32 = 255;
+
+/// The rules of one pod's address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Branch {
+    /// The pod's address.
+    pub ip: IpAddr,
+    /// The routing table that leads to it.
+    pub table: u32,
+    /// The interface by which its traffic arrives.
+    pub interface: String,
+    /// Priority of the rule for what arrives by it.
+    pub priority: u32,
+}
+
+/// Whether such pods can exist on this node: the network plugin turns early demultiplexing off for them.
+#[must_use]
+pub fn is_relevant(proc_root: &Path) -> bool {
+    let file = proc_root.join("sys/net/ipv4/tcp_early_demux");
+    std::fs::read(file).is_ok_and(|text| text.first() == Some(&b'0'))
+}
+
+/// Adds the rules for a pod's address, if it has a branch interface. What is there already is fine.
+///
+/// # Errors
+/// The kernel did not take them; none is left.
+pub fn add(_: &InsideHost<'_>, ip: IpAddr) -> Result<Option<Branch>, Error> {
+    let family = if ip.is_ipv4() { Family::V4 } else { Family::V6 };
+    let mut socket = branch::open()?;
+    let Some(found) = find(ip, &branch::list(&mut socket, family)?) else { return Ok(None) };
+    let [to_pod, from_pod] = requests(&found);
+    let added = order(&mut socket, &to_pod, true)?;
+    if let Err(error) = order(&mut socket, &from_pod, true) {
+        if added {
+            // The failure that led here is the one to tell.
+            let _ = order(&mut socket, &to_pod, false);
+        }
+        return Err(error);
+    }
+    Ok(Some(found))
+}
+
+/// Removes the rules of a pod's address; none are fine.
+///
+/// # Errors
+/// One is left.
+pub fn remove(_: &InsideHost<'_>, branch: &Branch) -> Result<(), Error> {
+    let mut socket = branch::open()?;
+    let results = requests(branch).map(|request| order(&mut socket, &request, false));
+    results.into_iter().try_for_each(|result| result.map(drop))
+}
+
+fn requests(branch: &Branch) -> [Request<'_>; 2] {
+    let Branch { ip, table, interface, priority } = branch;
+    [
+        Request::To { ip: *ip, table: *table, priority: TO_POD },
+        Request::From { v4: ip.is_ipv4(), interface, table: LOCAL, priority: *priority },
+    ]
+}
+
+/// Whether something changed.
+fn order(socket: &mut Socket, request: &Request<'_>, add: bool) -> Result<bool, Error> {
+    match branch::order(socket, request, add) {
+        Ok(()) => Ok(true),
+        Err(error) if add && error.errno() == Some(Errno::EXIST) => Ok(false),
+        Err(error) if !add && matches!(error.errno(), Some(Errno::NOENT | Errno::SRCH)) => Ok(false),
+        Err(error) => Err(branch::failed(request, add, error)),
+    }
+}
+
+/// The table of a rule for an interface that leads to the address by the same interface.
+fn find(ip: IpAddr, listed: &Listed) -> Option<Branch> {
+    listed.rules.iter().filter(|rule| rule.table > 0 && rule.table != MAIN && rule.table != LOCAL).find_map(
+        |rule| {
+            let leads = |route: &&branch::Route| {
+                route.table == rule.table && route.to == ip && route.interface == rule.interface
+            };
+            listed.routes.iter().find(leads)?;
+            Some(Branch {
+                ip,
+                table: rule.table,
+                interface: rule.interface.clone(),
+                priority: rule.priority.saturating_sub(1),
+            })
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::route::branch::{Route, Rule};
+
+    fn listed(table: u32, to: &str, interface: &str) -> Listed {
+        let rule = Rule { table: 101, interface: "vlan.eth.1".into(), priority: 10 };
+        let main = Rule { table: MAIN, interface: "vlan.eth.1".into(), priority: 9 };
+        let route =
+            Route { table, to: to.parse().unwrap_or(IpAddr::from([0; 4])), interface: interface.into() };
+        Listed { rules: vec![main, rule], routes: vec![route] }
+    }
+
+    #[test]
+    fn a_host_route_by_the_interface_of_a_rule() {
+        let ip = IpAddr::from([10, 0, 0, 7]);
+        let found = find(ip, &listed(101, "10.0.0.7", "vlan.eth.1"));
+        let wanted = Branch { ip, table: 101, interface: "vlan.eth.1".into(), priority: 9 };
+        assert_eq!(found, Some(wanted));
+        for other in [
+            listed(102, "10.0.0.7", "vlan.eth.1"),
+            listed(101, "10.0.0.8", "vlan.eth.1"),
+            listed(101, "10.0.0.7", "eth0"),
+            listed(MAIN, "10.0.0.7", "vlan.eth.1"),
+        ] {
+            assert_eq!(find(ip, &other), None, "{other:?}");
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! A set of addresses of the iptables world, over netlink. Numbers are those of `linux/netfilter/ipset/ip_set.h`.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use netns::InsideHost;
+use ruleset::Family;
+
+use crate::netlink::wire::Writer;
+use crate::netlink::{self, Socket, flags};
+use crate::sets::{Error, Member, Set, address, octets};
+
+/// `NFNL_SUBSYS_IPSET`, the upper byte of a message's type.
+const SUBSYSTEM: u16 = 6 << 8;
+const CREATE: u16 = SUBSYSTEM | 2;
+const DESTROY: u16 = SUBSYSTEM | 3;
+const LIST: u16 = SUBSYSTEM | 7;
+const ADD: u16 = SUBSYSTEM | 9;
+const DEL: u16 = SUBSYSTEM | 10;
+const HEADER: u16 = SUBSYSTEM | 12;
+
+/// `IPSET_PROTOCOL_MIN`: spoken by every kernel since 2.6.39.
+const PROTOCOL: u8 = 6;
+/// Revision of `hash:ip` since which elements have comments.
+const REVISION: u8 = 3;
+/// `IPSET_FLAG_WITH_COMMENT`.
+const WITH_COMMENT: u32 = 1 << 4;
+/// Elements at most; the default of 65536 is more than the pods of any node.
+const TYPE: &str = "hash:ip";
+
+/// `IPSET_ATTR_*` of a command.
+const ATTR_PROTOCOL: u16 = 1;
+const ATTR_SETNAME: u16 = 2;
+const ATTR_TYPENAME: u16 = 3;
+const ATTR_REVISION: u16 = 4;
+const ATTR_FAMILY: u16 = 5;
+const ATTR_DATA: u16 = 7;
+const ATTR_ADT: u16 = 8;
+/// `IPSET_ATTR_*` of an element or of a set that is made.
+const ATTR_IP: u16 = 1;
+const ATTR_CADT_FLAGS: u16 = 8;
+const ATTR_COMMENT: u16 = 26;
+/// `IPSET_ATTR_IPADDR_IPV4`, `IPSET_ATTR_IPADDR_IPV6`, with `NLA_F_NET_BYTEORDER`.
+const NET_ORDER: u16 = 0x4000;
+const IPADDR_V4: u16 = 1;
+const IPADDR_V6: u16 = 2;
+
+/// Length of `struct nfgenmsg`.
+const NFGEN: usize = 4;
+/// Errors of the kernel's that mean "no such set" and "no ipset at all".
+const ENOENT: i32 = 2;
+const EINVAL: i32 = 22;
+const EOPNOTSUPP: i32 = 95;
+/// `IPSET_ERR_EXIST`: an element that is not there.
+const ERR_EXIST: i32 = 4103;
+
+/// A set of type `hash:ip` with comments.
+pub(crate) struct IpSet {
+    socket: Socket,
+    name: String,
+    family: Family,
+    /// What it holds, as only this process changes it; ipset cannot be asked for the comment of one element.
+    members: Option<HashMap<IpAddr, String>>,
+}
+
+// === impl IpSet ===
+
+impl IpSet {
+    pub(crate) fn new(_: &InsideHost<'_>, name: &str, family: Family) -> Result<Self, Error> {
+        let socket = Socket::netfilter().map_err(|source| Error::Kernel {
+            operation: "speak to ipset".to_owned(),
+            hint: "",
+            source,
+        })?;
+        Ok(Self { socket, name: name.to_owned(), family, members: None })
+    }
+
+    /// Whether the kernel has it, of whatever type.
+    pub(crate) fn exists(&mut self) -> Result<bool, Error> {
+        let request = self.message(HEADER, flags::REQUEST | flags::ACK, |_| {});
+        match self.socket.get(&request, |_| {}) {
+            Ok(()) => Ok(true),
+            Err(error) if matches!(code(&error), Some(ENOENT | EINVAL | EOPNOTSUPP)) => Ok(false),
+            Err(error) => Err(self.failed("look for", error)),
+        }
+    }
+
+    fn message(&self, kind: u16, flags: u16, body: impl FnOnce(&mut Writer)) -> Vec<u8> {
+        let mut w = Writer::with_capacity(128);
+        let header = [if self.family == Family::V4 { 2 } else { 10 }, 0, 0, 0];
+        w.message(kind, flags, 1, &header, |w| {
+            w.attribute(ATTR_PROTOCOL, &[PROTOCOL]);
+            w.text(ATTR_SETNAME, &self.name);
+            body(w);
+        });
+        w.bytes().to_vec()
+    }
+
+    fn element(&self, kind: u16, ip: IpAddr, uid: Option<&str>) -> Vec<u8> {
+        // Without EXCL an element that is there is written over, its comment included, and one that is not is no error.
+        self.message(kind, flags::REQUEST | flags::ACK, |w| {
+            w.nest(ATTR_DATA, |w| {
+                let of = if ip.is_ipv4() { IPADDR_V4 } else { IPADDR_V6 };
+                w.nest(ATTR_IP, |w| w.attribute(of | NET_ORDER, &octets(ip)));
+                if let Some(uid) = uid {
+                    w.text(ATTR_COMMENT, uid);
+                }
+            });
+        })
+    }
+
+    fn failed(&self, what: &str, source: netlink::Error) -> Error {
+        let hint = match code(&source) {
+            Some(1) => " (this needs CAP_NET_ADMIN)",
+            Some(EINVAL | EOPNOTSUPP) => " (does this kernel have ip_set and ip_set_hash_ip?)",
+            Some(ENOENT) => " (the set is missing; the next verification makes it)",
+            Some(4100) => " (a rule still looks addresses up in it)",
+            Some(17 | 4102) => " (a set of that name and another type is there; see `ipset list`)",
+            _ => "",
+        };
+        Error::Kernel { operation: format!("{what} ipset {}", self.name), hint, source }
+    }
+
+    fn known(&mut self) -> Result<&mut HashMap<IpAddr, String>, Error> {
+        if self.members.is_none() {
+            self.list()?;
+        }
+        Ok(self.members.get_or_insert_default())
+    }
+}
+
+impl Set for IpSet {
+    fn ensure(&mut self) -> Result<(), Error> {
+        let family = if self.family == Family::V4 { 2 } else { 10 };
+        let request = self.message(CREATE, flags::REQUEST | flags::ACK | flags::CREATE, |w| {
+            w.text(ATTR_TYPENAME, TYPE);
+            w.attribute(ATTR_REVISION, &[REVISION]);
+            w.attribute(ATTR_FAMILY, &[family]);
+            w.nest(ATTR_DATA, |w| w.attribute(ATTR_CADT_FLAGS | NET_ORDER, &WITH_COMMENT.to_be_bytes()));
+        });
+        self.socket.get(&request, |_| {}).map_err(|error| self.failed("make", error))
+    }
+
+    fn get(&mut self, ip: IpAddr) -> Result<Option<String>, Error> {
+        Ok(self.known()?.get(&ip).cloned())
+    }
+
+    /// One command for each element: ipset has no transactions. Whoever stays keeps its place, as adding writes over.
+    fn change(&mut self, gone: &[IpAddr], new: &[Member]) -> Result<(), Error> {
+        for ip in gone.iter().filter(|ip| new.iter().all(|member| member.ip != **ip)) {
+            let request = self.element(DEL, *ip, None);
+            match self.socket.get(&request, |_| {}) {
+                Ok(()) => {}
+                Err(error) if code(&error) == Some(ERR_EXIST) => {}
+                Err(error) => return Err(self.failed("remove an address from", error)),
+            }
+            self.known()?.remove(ip);
+        }
+        for Member { ip, uid } in new {
+            let request = self.element(ADD, *ip, Some(uid));
+            self.socket.get(&request, |_| {}).map_err(|error| self.failed("add an address to", error))?;
+            self.known()?.insert(*ip, uid.clone());
+        }
+        Ok(())
+    }
+
+    fn list(&mut self) -> Result<Vec<Member>, Error> {
+        let request = self.message(LIST, flags::REQUEST | flags::DUMP | flags::ACK, |_| {});
+        let mut found = Vec::new();
+        let result = self.socket.dump(&request, |part| match part {
+            None => found.clear(),
+            Some(part) => {
+                let list = part.attributes(NFGEN).find(ATTR_ADT);
+                for item in list.iter().flat_map(|list| list.nested()) {
+                    let bytes =
+                        item.nested().find(ATTR_IP).and_then(|ip| ip.nested().next()).map(|ip| ip.data);
+                    let comment = item.nested().find(ATTR_COMMENT).map(|text| text.text().into_owned());
+                    found.extend(
+                        bytes.and_then(address).map(|ip| Member { ip, uid: comment.unwrap_or_default() }),
+                    );
+                }
+            }
+        });
+        result.map_err(|error| self.failed("list", error))?;
+        self.members = Some(found.iter().map(|member| (member.ip, member.uid.clone())).collect());
+        Ok(found)
+    }
+
+    fn destroy(&mut self) -> Result<(), Error> {
+        let request = self.message(DESTROY, flags::REQUEST | flags::ACK, |_| {});
+        self.members = None;
+        match self.socket.get(&request, |_| {}) {
+            Ok(()) => Ok(()),
+            Err(error) if matches!(code(&error), Some(ENOENT | EINVAL | EOPNOTSUPP)) => Ok(()),
+            Err(error) => Err(self.failed("remove", error)),
+        }
+    }
+}
+
+/// The kernel's error number; those of ipset are larger than any other.
+fn code(error: &netlink::Error) -> Option<i32> {
+    match error {
+        netlink::Error::Refused { source, .. } => source.raw_os_error(),
+        _ => None,
+    }
+}

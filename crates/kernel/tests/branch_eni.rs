@@ -1,0 +1,63 @@
+//! C22: rules for the probes of pods with a branch network interface.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::net::IpAddr;
+use std::process::Command;
+
+use kernel::branch_eni::{add, is_relevant, remove};
+use netns::Host;
+use testkit::TestNetns;
+
+fn rules(netns: &TestNetns, family: &str) -> String {
+    netns.run(Command::new("ip").args([family, "rule"])).unwrap()
+}
+
+#[test]
+fn c22_rules_come_and_go_and_only_for_branch_interfaces() {
+    let netns = TestNetns::new().unwrap();
+    netns
+        .ip(&[
+            "link add vlan.eth.1 type veth peer name far",
+            "link set vlan.eth.1 up",
+            "link set far up",
+            "rule add pref 10 iif vlan.eth.1 lookup 101",
+            "route add 10.0.0.7/32 dev vlan.eth.1 table 101",
+            "route add fd00::7/128 dev vlan.eth.1 table 101",
+        ])
+        .unwrap();
+    let rule = ["-6", "rule", "add", "pref", "10", "iif", "vlan.eth.1", "lookup", "101"];
+    netns.run(Command::new("ip").args(rule)).unwrap();
+    let host = Host::open(netns.path()).unwrap();
+    for (ip, family) in [("10.0.0.7", "-4"), ("fd00::7", "-6")] {
+        let ip: IpAddr = ip.parse().unwrap();
+        let before = rules(&netns, family);
+        let branch = host.enter(|inside| add(inside, ip)).unwrap().unwrap().unwrap();
+        assert_eq!((branch.table, branch.priority), (101, 9));
+        let text = rules(&netns, family);
+        for part in
+            [format!("512:\tfrom all to {ip} lookup 101"), "9:\tfrom all iif vlan.eth.1 lookup local".into()]
+        {
+            assert!(text.contains(&part), "{part} is not in {text}");
+        }
+        host.enter(|inside| add(inside, ip)).unwrap().unwrap();
+        assert_eq!(rules(&netns, family), text, "they are there once");
+        host.enter(|inside| remove(inside, &branch)).unwrap().unwrap();
+        assert_eq!(rules(&netns, family), before);
+        host.enter(|inside| remove(inside, &branch)).unwrap().unwrap();
+        let other: IpAddr = if ip.is_ipv4() { "10.0.0.8" } else { "fd00::8" }.parse().unwrap();
+        assert_eq!(host.enter(|inside| add(inside, other)).unwrap().unwrap(), None);
+        assert_eq!(rules(&netns, family), before);
+    }
+}
+
+#[test]
+fn c22_inert_with_early_demultiplexing() {
+    let proc = tempfile::tempdir().unwrap();
+    assert!(!is_relevant(proc.path()));
+    let dir = proc.path().join("sys/net/ipv4");
+    std::fs::create_dir_all(&dir).unwrap();
+    for (text, relevant) in [("1\n", false), ("0\n", true), ("", false)] {
+        std::fs::write(dir.join("tcp_early_demux"), text).unwrap();
+        assert_eq!(is_relevant(proc.path()), relevant, "{text:?}");
+    }
+}

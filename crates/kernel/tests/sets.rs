@@ -1,0 +1,224 @@
+//! The node's sets of addresses, against what `nft` and `ipset` list.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::net::IpAddr;
+use std::process::Command;
+use std::time::Instant;
+
+use capture::ambient::{NodeOptions, PROBES_V4, PROBES_V6, ProbeSender, plan_host};
+use kernel::RuleStore;
+use kernel::nft::Nftables;
+use kernel::sets::{Error, Member, ProbeSets, Removed, exists_in_ipset};
+use netns::Host;
+use ruleset::Backend;
+use testkit::TestNetns;
+
+const BOTH: [Backend; 2] = [Backend::Nftables, Backend::Iptables];
+const TABLE: &str = "istio-ambient-nat";
+
+fn open(netns: &TestNetns, backend: Backend, ipv6: bool) -> ProbeSets {
+    let host = Host::open(netns.path()).unwrap();
+    let node = NodeOptions { ipv6, ..NodeOptions::default() };
+    let opened = host.enter(|inside| {
+        if backend == Backend::Nftables {
+            let plan = plan_host(&node, ProbeSender::AnySocket, backend);
+            Nftables.setup(inside.inside(), plan.ruleset().unwrap()).unwrap();
+        }
+        ProbeSets::open(inside, backend, TABLE, PROBES_V4, ipv6.then_some(PROBES_V6)).unwrap()
+    });
+    let mut sets = opened.unwrap();
+    sets.ensure().unwrap();
+    sets.ensure().unwrap();
+    sets
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn run(netns: &TestNetns, line: &str) -> String {
+    let mut words = line.split(' ');
+    netns.run(Command::new(words.next().unwrap()).args(words)).unwrap()
+}
+
+/// The list of the backend's own program.
+fn listed(netns: &TestNetns, backend: Backend, set: &str) -> String {
+    match backend {
+        Backend::Nftables => run(netns, &format!("nft list set inet {TABLE} {set}")),
+        Backend::Iptables => run(netns, &format!("ipset list {set}")),
+    }
+}
+
+#[test]
+fn addresses_come_change_hands_and_go() {
+    for backend in BOTH {
+        let netns = TestNetns::new().unwrap();
+        let mut sets = open(&netns, backend, true);
+        assert!(sets.upsert(ip("10.0.0.1"), "uid-a").unwrap());
+        assert!(!sets.upsert(ip("10.0.0.1"), "uid-a").unwrap(), "it was so");
+        assert!(sets.upsert(ip("::ffff:10.0.0.2"), "uid-a").unwrap());
+        assert!(sets.upsert(ip("fd00::1"), "uid-b").unwrap());
+        let (v4, v6) = (listed(&netns, backend, PROBES_V4), listed(&netns, backend, PROBES_V6));
+        for part in ["10.0.0.1 comment \"uid-a\"", "10.0.0.2 comment \"uid-a\""] {
+            assert!(v4.contains(part), "{backend}: {v4}");
+        }
+        assert!(v6.contains("fd00::1 comment \"uid-b\""), "{backend}: {v6}");
+        // AA-94: an address that another pod has by now is that one's.
+        assert!(sets.upsert(ip("10.0.0.1"), "uid-c").unwrap());
+        let v4 = listed(&netns, backend, PROBES_V4);
+        assert!(
+            v4.contains("10.0.0.1 comment \"uid-c\"") && !v4.contains("10.0.0.1 comment \"uid-a\""),
+            "{v4}"
+        );
+        assert_eq!(sets.remove(ip("10.0.0.1"), "uid-a").unwrap(), Removed::OwnedBy("uid-c".into()));
+        assert_eq!(sets.remove(ip("10.0.0.2"), "uid-a").unwrap(), Removed::Gone);
+        assert_eq!(sets.remove(ip("10.0.0.2"), "uid-a").unwrap(), Removed::NotThere);
+        let mut all = sets.list().unwrap();
+        all.sort_by_key(|member| member.ip);
+        let wanted = [("10.0.0.1", "uid-c"), ("fd00::1", "uid-b")]
+            .map(|(text, uid)| Member { ip: ip(text), uid: uid.into() });
+        assert_eq!(all, wanted, "{backend}");
+    }
+}
+
+/// AA-93.
+#[test]
+fn without_ipv6_its_addresses_are_passed_over() {
+    for backend in BOTH {
+        let netns = TestNetns::new().unwrap();
+        let mut sets = open(&netns, backend, false);
+        assert!(!sets.upsert(ip("fd00::1"), "uid").unwrap());
+        assert_eq!(sets.remove(ip("fd00::1"), "uid").unwrap(), Removed::NotThere);
+        let wanted = [(ip("fd00::1"), "uid".to_owned()), (ip("10.0.0.1"), "uid".to_owned())];
+        assert_eq!(sets.reconcile(&wanted).unwrap(), 1);
+        assert_eq!(sets.list().unwrap().len(), 1);
+    }
+}
+
+/// AA-61, and whatever else may be in a set.
+#[test]
+fn reconciling_adds_corrects_and_removes() {
+    for backend in BOTH {
+        let netns = TestNetns::new().unwrap();
+        let mut sets = open(&netns, backend, true);
+        sets.upsert(ip("10.0.0.1"), "keeps").unwrap();
+        sets.upsert(ip("10.0.0.2"), "old").unwrap();
+        match backend {
+            Backend::Nftables => {
+                run(&netns, &format!("nft add element inet {TABLE} {PROBES_V4} {{ 10.0.0.66 }}"));
+                run(
+                    &netns,
+                    &format!("nft add element inet {TABLE} {PROBES_V6} {{ fd00::66 comment \"stray\" }}"),
+                );
+            }
+            Backend::Iptables => {
+                run(&netns, &format!("ipset add {PROBES_V4} 10.0.0.66"));
+                run(&netns, &format!("ipset add {PROBES_V6} fd00::66 comment stray"));
+            }
+        }
+        let pair = |text: &str, uid: &str| (ip(text), uid.to_owned());
+        let wanted = [pair("10.0.0.1", "keeps"), pair("10.0.0.2", "new"), pair("fd00::3", "more")];
+        assert_eq!(sets.reconcile(&wanted).unwrap(), 4, "{backend}");
+        assert_eq!(sets.reconcile(&wanted).unwrap(), 0, "{backend}");
+        let mut all: Vec<_> =
+            sets.list().unwrap().into_iter().map(|member| (member.ip, member.uid)).collect();
+        all.sort();
+        assert_eq!(all, wanted, "{backend}");
+        assert!(sets.upsert(ip("10.0.0.66"), "again").unwrap());
+        assert_eq!(sets.reconcile(&[]).unwrap(), 4);
+    }
+}
+
+#[test]
+fn uids_that_fit_no_comment() {
+    let netns = TestNetns::new().unwrap();
+    let mut sets = open(&netns, Backend::Nftables, false);
+    assert!(sets.upsert(ip("10.0.0.1"), &"u".repeat(127)).unwrap());
+    for uid in ["", &"u".repeat(128), "a\0b"] {
+        assert!(matches!(sets.upsert(ip("10.0.0.2"), uid), Err(Error::Uid { .. })));
+    }
+}
+
+/// The sets are those that upstream's commands make.
+#[test]
+fn the_sets_are_the_originals() {
+    let (ours, theirs) = (TestNetns::new().unwrap(), TestNetns::new().unwrap());
+    let _sets = open(&ours, Backend::Nftables, true);
+    theirs.nft(&format!("add table inet {TABLE}")).unwrap();
+    for (set, kind) in [(PROBES_V4, "ipv4_addr"), (PROBES_V6, "ipv6_addr")] {
+        let comment = "UUID of the pods that are part of ambient mesh";
+        theirs
+            .nft(&format!("add set inet {TABLE} {set} {{ type {kind} ; comment \"{comment}\" ; }}"))
+            .unwrap();
+        assert_eq!(listed(&ours, Backend::Nftables, set), listed(&theirs, Backend::Nftables, set));
+    }
+    let (ours, theirs) = (TestNetns::new().unwrap(), TestNetns::new().unwrap());
+    let _sets = open(&ours, Backend::Iptables, true);
+    for (set, family) in [(PROBES_V4, "inet"), (PROBES_V6, "inet6")] {
+        run(&theirs, &format!("ipset create {set} hash:ip family {family} comment"));
+        let types = |netns: &TestNetns| {
+            let text = listed(netns, Backend::Iptables, set);
+            let header = text.lines().find(|line| line.starts_with("Header")).unwrap().to_owned();
+            header.split(" bucketsize").next().unwrap().to_owned()
+        };
+        assert_eq!(types(&ours), types(&theirs));
+        assert!(listed(&ours, Backend::Iptables, set).contains("comment"));
+    }
+}
+
+#[test]
+fn c15_the_sets_of_an_earlier_iptables_agent_are_seen() {
+    let netns = TestNetns::new().unwrap();
+    let host = Host::open(netns.path()).unwrap();
+    let exists = || host.enter(|inside| exists_in_ipset(inside, &[PROBES_V4, PROBES_V6])).unwrap().unwrap();
+    assert!(!exists());
+    run(&netns, &format!("ipset create {PROBES_V6} hash:ip family inet6"));
+    assert!(exists());
+    // Of another type than ours: said so, and left alone.
+    let opened =
+        host.enter(|inside| ProbeSets::open(inside, Backend::Iptables, TABLE, PROBES_V4, Some(PROBES_V6)));
+    let error = kernel::chain_text(&opened.unwrap().unwrap().ensure().unwrap_err());
+    assert!(error.contains(PROBES_V6) && error.contains("another type"), "{error}");
+    run(&netns, "ipset destroy");
+    assert!(!exists());
+}
+
+#[test]
+fn destroyed_sets_are_gone_and_none_are_no_error() {
+    let netns = TestNetns::new().unwrap();
+    let mut sets = open(&netns, Backend::Iptables, true);
+    sets.upsert(ip("10.0.0.1"), "uid").unwrap();
+    netns
+        .run(Command::new("iptables").args(["-A", "INPUT", "-m", "set", "--match-set", PROBES_V4, "dst"]))
+        .unwrap();
+    let error = kernel::chain_text(&sets.destroy().unwrap_err());
+    assert!(error.contains("a rule still looks"), "{error}");
+    netns.run(Command::new("iptables").args(["-F", "INPUT"])).unwrap();
+    sets.destroy().unwrap();
+    sets.destroy().unwrap();
+    assert_eq!(run(&netns, "ipset list -n").trim(), "");
+}
+
+#[test]
+fn ten_thousand_addresses() {
+    for backend in BOTH {
+        let netns = TestNetns::new().unwrap();
+        let mut sets = open(&netns, backend, true);
+        let wanted: Vec<(IpAddr, String)> = (0..10_000_u32)
+            .map(|n| {
+                (IpAddr::from((0x0a00_0000 + n).to_be_bytes()), format!("{n:08}-0000-4000-8000-000000000000"))
+            })
+            .collect();
+        let start = Instant::now();
+        assert_eq!(sets.reconcile(&wanted).unwrap(), wanted.len());
+        let all = start.elapsed();
+        let start = Instant::now();
+        for n in 0..500_u32 {
+            let one = IpAddr::from((0x0b00_0000 + n).to_be_bytes());
+            assert!(sets.upsert(one, "one").unwrap());
+            assert_eq!(sets.remove(one, "one").unwrap(), Removed::Gone);
+        }
+        println!("{backend}: 10000 at once {all:?}; one there and back {:?}", start.elapsed() / 500);
+        assert_eq!(sets.list().unwrap().len(), wanted.len());
+    }
+}
