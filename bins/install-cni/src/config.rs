@@ -10,6 +10,7 @@ use install::{KubeconfigOptions, Mode, Options as InstallOptions};
 use serde_json::Map;
 use telemetry::Levels;
 
+use crate::ambient::config::AmbientConfig;
 use crate::options::{Lookup, Options, Setting};
 
 /// Key in `runtimeConfig` under which containerd hands over a pod's annotations, and the capability that asks for it.
@@ -39,6 +40,8 @@ pub(crate) struct Config {
     pub(crate) cleanup: Cleanup,
     /// Label of a pod that started without capture: key and value.
     pub(crate) broken_pod_label: (String, String),
+    /// Ambient mode, if it is on.
+    pub(crate) ambient: Option<AmbientConfig>,
     /// Files that follow a ConfigMap.
     pub(crate) config_dir: Option<PathBuf>,
 }
@@ -73,7 +76,7 @@ pub(crate) struct BadOption {
 }
 
 impl BadOption {
-    fn new(name: &'static str, value: &str, problem: impl Into<String>) -> Self {
+    pub(crate) fn new(name: &'static str, value: &str, problem: impl Into<String>) -> Self {
         Self { name, value: value.chars().take(200).collect(), problem: problem.into() }
     }
 }
@@ -121,6 +124,7 @@ impl Config {
                 text(Setting::RepairBrokenPodLabelKey).to_owned(),
                 text(Setting::RepairBrokenPodLabelValue).to_owned(),
             ),
+            ambient: options.on(Setting::AmbientEnabled).then(|| AmbientConfig::new(options)).transpose()?,
             config_dir: Some(PathBuf::from(text(Setting::ConfigDir)))
                 .filter(|dir| !dir.as_os_str().is_empty()),
         })
@@ -186,7 +190,7 @@ fn checked(
     PluginConf::decode(&tree).map_err(|error| bad(error.to_string()))
 }
 
-fn selectors(options: &Options) -> Result<Vec<cni::config::EnablementSelector>, BadOption> {
+pub(crate) fn selectors(options: &Options) -> Result<Vec<cni::config::EnablementSelector>, BadOption> {
     const NAME: &str = "ambient-enablement-selector";
     let text = options.text(Setting::AmbientEnablementSelector);
     if text.trim().is_empty() {

@@ -20,6 +20,10 @@ pub(crate) enum Part {
     PluginSocket,
     /// Plugins can log.
     LogSocket,
+    /// Plugins can announce pods.
+    EventSocket,
+    /// The pods of an earlier agent are taken over, and ztunnels are served.
+    Ambient,
     /// The configuration directory can be used.
     Configuration,
 }
@@ -35,6 +39,8 @@ impl Part {
             Self::Cluster => "cluster",
             Self::PluginSocket => "plugin socket",
             Self::LogSocket => "log socket",
+            Self::EventSocket => "event socket",
+            Self::Ambient => "ambient",
             Self::Configuration => "configuration",
         }
     }
@@ -55,6 +61,11 @@ impl Health {
     /// The part is not in order, because of this.
     pub(crate) fn pending(&self, part: Part, reason: &dyn Display) {
         self.parts().insert(part, Some(reason.to_string()));
+    }
+
+    /// Whether the part is in order.
+    pub(crate) fn is_ready(&self, part: Part) -> bool {
+        matches!(self.parts().get(&part), Some(None))
     }
 
     /// What is not in order, a line for each; empty means ready.

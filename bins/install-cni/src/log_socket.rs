@@ -155,7 +155,8 @@ mod tests {
         let journal = Journal::new(Levels::parse("").unwrap(), false, sink.clone());
         let socket = LogSocket { plugin: journal.scope("cni-plugin"), agent: journal.scope("cni-agent") };
         let request = Request::builder().uri(path).body(()).unwrap();
-        let status = socket.answer(&request, Bytes::from(body.to_owned())).status();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let status = runtime.block_on(socket.answer(&request, Bytes::from(body.to_owned()))).status();
         let written = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
         (status, written)
     }

@@ -3,6 +3,7 @@
 //! What it does is put together in [`run`]: the crates `install` (the plugin on this node) and `cluster` (the pods of this node) each own one
 //! outside thing and do not know each other.
 
+mod ambient;
 mod config;
 mod config_dir;
 mod health;

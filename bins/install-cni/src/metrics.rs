@@ -1,5 +1,7 @@
 //! Prometheus metrics: the original's by their names and labels, then ours.
 
+mod ambient;
+
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
@@ -12,6 +14,7 @@ use prometheus::{
 };
 
 use crate::serve::{Answer, Handler, text};
+use ambient::AmbientMetrics;
 
 /// Upper bounds in seconds, from a cached answer to the end of kubelet's patience.
 const BUCKETS: &[f64] = &[
@@ -35,6 +38,8 @@ pub(crate) struct Metrics {
     uncaptured: IntCounterVec,
     cluster_changes: IntCounter,
     watch_failures: IntCounterVec,
+    /// Absent in sidecar mode, so that dashboards see which mode a node is in.
+    ambient: Option<AmbientMetrics>,
     /// Pods of this node that are known.
     pub(crate) pods: IntGauge,
 }
@@ -42,8 +47,9 @@ pub(crate) struct Metrics {
 impl Metrics {
     /// # Errors
     /// A name is there twice or is none, which the tests would have told.
-    pub(crate) fn new() -> Result<Self, prometheus::Error> {
+    pub(crate) fn new(ambient: bool) -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
+        let ambient = ambient.then(|| AmbientMetrics::new(&registry)).transpose()?;
         let counter = |name: &str, help: &str, labels: &[&str]| -> Result<IntCounterVec, prometheus::Error> {
             let counter = IntCounterVec::new(Opts::new(name, help), labels)?;
             registry.register(Box::new(counter.clone()))?;
@@ -102,6 +108,7 @@ impl Metrics {
             uncaptured,
             cluster_changes,
             watch_failures,
+            ambient,
             pods,
         })
     }

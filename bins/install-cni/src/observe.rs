@@ -66,6 +66,9 @@ fn told(agent: &Agent, store: Option<&Store>, event: ClusterEvent) {
             if let Some(store) = store {
                 store.synced();
             }
+            if let Some(ambient) = &agent.ambient {
+                ambient.synced();
+            }
             let pods = agent.cluster.index().pods().count();
             log.info("the pods of this node are known", &[("pods", &pods)]);
             metrics.pods.set(i64::try_from(pods).unwrap_or(i64::MAX));
@@ -76,6 +79,9 @@ fn told(agent: &Agent, store: Option<&Store>, event: ClusterEvent) {
             metrics.pods.set(i64::try_from(known).unwrap_or(i64::MAX));
             if let Some(store) = store {
                 store.changed(&pods);
+            }
+            if let Some(ambient) = &agent.ambient {
+                ambient.changed(&pods);
             }
         }
         ClusterEvent::WatchFailed { what, error, failing_for, retry_in } => {

@@ -12,6 +12,7 @@ use telemetry::{Journal, Scope};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
+use crate::ambient::{self, Ambient, EventSocket};
 use crate::config::{self, BadOption, Config, PodSource};
 use crate::health::{Health, Part};
 use crate::log_socket::LogSocket;
@@ -26,6 +27,8 @@ use crate::{config_dir, log_socket, observe, shutdown};
 const RETRY: Duration = Duration::from_secs(2);
 /// Tasks wait most of the time; two threads keep questions of plugins flowing while a long list is read.
 const THREADS: usize = 2;
+/// Work in the kernel and on files; it is short, and most of it in the kernel.
+const BLOCKING_THREADS: usize = 4;
 
 /// Why the agent does not start.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +56,8 @@ pub(crate) struct Agent {
     pub(crate) cluster: Cluster,
     /// Absent where pods are manifests.
     pub(crate) writer: Option<Writer>,
+    /// Absent in sidecar mode.
+    pub(crate) ambient: Option<Arc<Ambient>>,
     journal: Journal,
     options: config_dir::Reader,
 }
@@ -87,9 +92,12 @@ impl Agent {
         log.info("install-cni starts", &labels);
         let mut parts = vec![Part::Install, Part::Cluster, Part::PluginSocket, Part::LogSocket];
         parts.extend(config.config_dir.as_ref().map(|_| Part::Configuration));
+        if config.ambient.is_some() {
+            parts.extend([Part::Ambient, Part::EventSocket]);
+        }
         let health = Arc::new(Health::of(&parts));
         health.ready(Part::Configuration);
-        let metrics = Arc::new(Metrics::new()?);
+        let metrics = Arc::new(Metrics::new(config.ambient.is_some())?);
         Ok(Self {
             config,
             log,
@@ -97,6 +105,7 @@ impl Agent {
             metrics,
             cluster: Cluster::new(),
             writer: None,
+            ambient: None,
             journal,
             options: reader,
         })
@@ -105,11 +114,21 @@ impl Agent {
     fn live(mut self) -> Result<(), Error> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(THREADS)
-            .max_blocking_threads(THREADS)
+            .max_blocking_threads(BLOCKING_THREADS)
             .enable_all()
             .build()
             .map_err(Error::Runtime)?;
         let source = self.source();
+        self.ambient = self.config.ambient.clone().map(|config| {
+            Ambient::new(ambient::Parts {
+                config,
+                log: self.journal.scope("ambient"),
+                metrics: self.metrics.clone(),
+                health: self.health.clone(),
+                cluster: self.cluster.clone(),
+                writer: self.writer.clone(),
+            })
+        });
         let agent = Arc::new(self);
         runtime.block_on(async {
             let mut tasks = JoinSet::new();
@@ -117,11 +136,17 @@ impl Agent {
             agent.serve_sockets(&mut tasks);
             let store = agent.keep_facts();
             tasks.spawn(observe::cluster(agent.clone(), source, store));
+            if let Some(ambient) = agent.ambient.clone() {
+                tasks.spawn(ambient.live());
+            }
             let ended = agent.install_until_told().await;
             // Sockets go with their tasks, unless another agent has put its own there already.
             tasks.shutdown().await;
             if let Some(installer) = ended? {
                 agent.clean_up(&installer);
+                if let Some(ambient) = agent.ambient.clone() {
+                    ambient.clean_up().await;
+                }
             }
             Ok(())
         })
@@ -182,6 +207,11 @@ impl Agent {
             Part::LogSocket,
             lines,
         ));
+        if let Some(ambient) = self.ambient.clone() {
+            let events = EventSocket { ambient };
+            let (name, mode) = (ambient::NAME, ambient::MODE);
+            tasks.spawn(self.clone().socket(name, mode, Some(own), Part::EventSocket, events));
+        }
     }
 
     /// Serves a unix socket, as soon as it can be had, and again when somebody has removed it.

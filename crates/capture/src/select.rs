@@ -231,10 +231,7 @@ fn is_key(key: &str) -> bool {
 fn is_value(value: &str) -> bool {
     let edge = |c: Option<char>| c.is_none_or(|c| c.is_ascii_alphanumeric());
     let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    value.len() <= 63
-        && edge(value.chars().next())
-        && edge(value.chars().last())
-        && value.chars().all(inner)
+    value.len() <= 63 && edge(value.chars().next()) && edge(value.chars().last()) && value.chars().all(inner)
 }
 
 impl Ineligible {

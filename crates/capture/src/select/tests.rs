@@ -29,7 +29,13 @@ fn default_selectors() -> Selectors {
     .unwrap()
 }
 
-fn ask(selectors: &Selectors, ns: Option<Option<&str>>, pod: Option<&str>, injected: bool, host: bool) -> Eligibility {
+fn ask(
+    selectors: &Selectors,
+    ns: Option<Option<&str>>,
+    pod: Option<&str>,
+    injected: bool,
+    host: bool,
+) -> Eligibility {
     let of = |value: Option<&str>| {
         let value = value.map(|value| -> &'static str { Box::leak(value.to_owned().into_boxed_str()) });
         move |key: &str| value.filter(|_| key == MODE)
@@ -53,7 +59,11 @@ fn c06_host_network_sidecars_and_none_are_never_touched() {
         (Some("ambient"), None, true, true, Not(Ineligible::HostNetwork)),
         (None, None, false, false, Not(Ineligible::NotSelected)),
     ] {
-        assert_eq!(ask(&selectors, Some(ns), pod, injected, host), wanted, "{ns:?} {pod:?} {injected} {host}");
+        assert_eq!(
+            ask(&selectors, Some(ns), pod, injected, host),
+            wanted,
+            "{ns:?} {pod:?} {injected} {host}"
+        );
     }
 }
 
@@ -87,7 +97,10 @@ fn c21_empty_text_default_and_namespace_only() {
 #[test]
 fn absent_labels() {
     let of = |operator: &str, values: &[&str]| {
-        let pod = LabelSelector { match_expressions: vec![requirement("a", operator, values)], ..Default::default() };
+        let pod = LabelSelector {
+            match_expressions: vec![requirement("a", operator, values)],
+            ..Default::default()
+        };
         let selectors = Selectors::new(&[EnablementSelector { pod, ..Default::default() }]).unwrap();
         let ask = |value: Option<&'static str>| {
             let labels = move |_: &str| value;
@@ -126,7 +139,10 @@ fn what_means_nothing_is_refused() {
         ("a", "In", &["x\""], "is not the value"),
     ] {
         let text = refused(requirement(key, operator, values));
-        assert!(text.contains(says) && text.contains("entry 2") && text.contains("podSelector"), "{key:?} {operator}: {text}");
+        assert!(
+            text.contains(says) && text.contains("entry 2") && text.contains("podSelector"),
+            "{key:?} {operator}: {text}"
+        );
         assert!(!text.contains('\n'), "{text}");
     }
     let long = "a".repeat(64);

@@ -1,0 +1,276 @@
+//! Ambient mode: pods are taken into the mesh and out of it while they run.
+//!
+//! Three things lead to work on a pod: the plugin announces it ([`socket`]), the API server says something new of it or its namespace
+//! ([`work`]), or what the kernel holds is compared with what it should ([`verify`]). All of them end in [`enrol`] or [`leave`], one at a
+//! time for each pod. [`members`] is what is known of the pods that have something of ours; ztunnels get their snapshot from it.
+
+pub(crate) mod config;
+mod desired;
+mod enrol;
+mod event;
+mod failpoint;
+mod failure;
+mod finder;
+mod host;
+mod leave;
+mod members;
+mod socket;
+mod verify;
+mod work;
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use cluster::{Cluster, PodKey, Queue, Writer};
+use facts::Object;
+use kernel::Kernel;
+use kernel::iptables::Iptables;
+use kernel::nft::Nftables;
+use telemetry::Scope;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use zds::{Listener, Ztunnels};
+
+use crate::health::{Health, Part};
+use crate::metrics::Metrics;
+use config::AmbientConfig;
+use failure::Failure;
+use finder::Finder;
+use host::HostSide;
+use members::{Member, Members, State};
+pub(crate) use socket::{EventSocket, MODE, NAME};
+
+/// How long to wait before another try at the node's namespace or the socket (AA-1).
+const RETRY: Duration = Duration::from_secs(2);
+/// The longest that a cleanup takes; kubelet gives 30 s in all.
+const CLEANUP_TIME: Duration = Duration::from_secs(15);
+
+/// Both ways to program a namespace.
+pub(crate) struct Backends {
+    iptables: Iptables,
+    /// The same with the node's own lock.
+    iptables_of_the_node: Iptables,
+    nftables: Nftables,
+}
+
+/// What all of its parts share.
+pub(crate) struct Ambient {
+    config: Arc<AmbientConfig>,
+    rules: desired::Rules,
+    log: Scope,
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+    cluster: Cluster,
+    writer: Option<Writer>,
+    queue: Queue<PodKey>,
+    members: Arc<Members>,
+    ztunnels: Ztunnels,
+    finder: Finder,
+    backends: Arc<Backends>,
+    host: OnceLock<HostSide>,
+    /// The pods are listed.
+    synced: Notify,
+    /// Pods that were worked on.
+    seen: Mutex<HashSet<String>>,
+    /// What the last Event about a pod said.
+    told: Mutex<BTreeMap<String, String>>,
+}
+
+/// What it needs of the agent.
+pub(crate) struct Parts {
+    pub(crate) config: AmbientConfig,
+    pub(crate) log: Scope,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) health: Arc<Health>,
+    pub(crate) cluster: Cluster,
+    pub(crate) writer: Option<Writer>,
+}
+
+// === impl Ambient ===
+
+impl Ambient {
+    pub(crate) fn new(parts: Parts) -> Arc<Self> {
+        let Parts { config, log, metrics, health, cluster, writer } = parts;
+        let members = Arc::new(Members::default());
+        let (told, counted) = (log.clone(), metrics.clone());
+        let ztunnels = Ztunnels::new(members.clone(), move |event| ztunnel_event(&told, &counted, &event));
+        let iptables_of_the_node = config.iptables().on_the_node();
+        let backends = Backends { iptables: config.iptables(), iptables_of_the_node, nftables: Nftables };
+        Arc::new(Self {
+            rules: config.rules.clone(),
+            config: Arc::new(config),
+            log,
+            metrics,
+            health,
+            cluster,
+            writer,
+            queue: Queue::new(),
+            members,
+            ztunnels,
+            finder: Finder::default(),
+            backends: Arc::new(backends),
+            host: OnceLock::new(),
+            synced: Notify::new(),
+            seen: Mutex::default(),
+            told: Mutex::default(),
+        })
+    }
+
+    /// The pods and namespaces have been listed once.
+    pub(crate) fn synced(&self) {
+        self.synced.notify_one();
+    }
+
+    /// These pods, or what concerns them, have changed.
+    pub(crate) fn changed(&self, pods: &[PodKey]) {
+        // Before the pods of an earlier agent are known as such, nothing may be done about any: `live` asks for all of them.
+        if self.health.is_ready(Part::Ambient) {
+            pods.iter().for_each(|pod| self.queue.push(pod.clone()));
+        }
+    }
+
+    /// Stage by stage (AA-1), until the task is aborted.
+    pub(crate) async fn live(self: Arc<Self>) {
+        self.prepare_host().await;
+        let listener = self.bind().await;
+        if !self.cluster.state().synced {
+            self.health.pending(Part::Ambient, &"the pods of this node are not known yet");
+            self.synced.notified().await;
+        }
+        self.take_over().await;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(listener.serve(self.ztunnels.clone()));
+        tasks.spawn(self.clone().work());
+        tasks.spawn(self.clone().verify());
+        self.health.ready(Part::Ambient);
+        self.push_all();
+        while tasks.join_next().await.is_some() {}
+    }
+
+    async fn prepare_host(&self) {
+        let mut told = false;
+        loop {
+            let (config, backends, log) = (self.config.clone(), self.backends.clone(), self.log.clone());
+            let prepared =
+                tokio::task::spawn_blocking(move || HostSide::prepare(config, backends, log)).await;
+            let error: String = match prepared {
+                Ok(Ok(host)) => {
+                    let labels: [telemetry::Label<'_>; 1] = [("backend", &host.backend())];
+                    self.log.info("the node's network namespace is ready for host probes", &labels);
+                    let _ = self.host.set(host);
+                    return;
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(error) => error.to_string(),
+            };
+            if !std::mem::replace(&mut told, true) {
+                self.log.error(&error, &[]);
+            }
+            self.health.pending(Part::Ambient, &error);
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    async fn bind(&self) -> Listener {
+        loop {
+            match Listener::bind(&self.config.ztunnel_address) {
+                Ok(listener) => return listener,
+                Err(error) => {
+                    self.log.error(&error, &[]);
+                    self.health.pending(Part::Ambient, &error);
+                }
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// Takes everything of ours out of the pods, the node's namespace and the API server.
+    pub(crate) async fn clean_up(self: Arc<Self>) {
+        let ambient = self.clone();
+        let pods = async move {
+            let mut tasks = JoinSet::new();
+            for member in ambient.members.all() {
+                let ambient = ambient.clone();
+                tasks.spawn(async move {
+                    let facts = ambient.cluster.index().facts(&member.key.namespace, &member.key.name);
+                    let _turn = ambient.members.turn(&member.key.uid).await;
+                    let ending = leave::Ending::Out;
+                    ambient.leave(&member.key, facts.as_ref(), ending, "everything is removed").await
+                });
+            }
+            while let Some(done) = tasks.join_next().await {
+                if let Ok(Err(error)) = done {
+                    ambient.log.error("cleanup is not complete", &[("error", &error)]);
+                }
+            }
+        };
+        if tokio::time::timeout(CLEANUP_TIME, pods).await.is_err() {
+            let left = self.members.all().len();
+            self.log.error("cleanup is not complete: the time is over", &[("pods", &left)]);
+        }
+        if let Some(host) = self.host.get() {
+            let errors = host.clean_up();
+            errors.iter().for_each(|error| self.log.error("cleanup is not complete", &[("error", error)]));
+            if errors.is_empty() {
+                self.log.info("rules and sets for host probes are removed", &[]);
+            }
+        }
+    }
+
+    fn host(&self) -> Result<&HostSide, Failure> {
+        self.host.get().ok_or(Failure::NotReady)
+    }
+
+    /// Notes what is known of a pod.
+    fn note(&self, member: &Member) {
+        self.members.put(member);
+        self.count();
+    }
+
+    fn count(&self) {
+        for state in State::ALL {
+            self.metrics.ambient_pods(state.name(), self.members.count(state));
+        }
+    }
+}
+
+// === impl Backends ===
+
+impl Backends {
+    fn kernel(&self) -> Kernel<'_> {
+        Kernel { nftables: &self.nftables, iptables: &self.iptables }
+    }
+
+    fn of_the_node(&self) -> Kernel<'_> {
+        Kernel { nftables: &self.nftables, iptables: &self.iptables_of_the_node }
+    }
+
+    /// Says what iptables had to put up with.
+    fn log_warnings(&self, log: &Scope) {
+        let warnings = [&self.iptables, &self.iptables_of_the_node].map(Iptables::take_warnings);
+        for warning in warnings.into_iter().flatten() {
+            log.warn(&warning, &[]);
+        }
+    }
+}
+
+fn key_of(pod: &Object) -> PodKey {
+    PodKey {
+        namespace: pod.namespace().to_owned(),
+        name: pod.name().to_owned(),
+        uid: pod.uid().unwrap_or_default().to_owned(),
+    }
+}
+
+/// What a ztunnel does becomes log lines and metrics (ZD-87).
+fn ztunnel_event(log: &Scope, metrics: &Metrics, event: &zds::Event) {
+    metrics.ztunnel(event);
+    if event.is_warning() {
+        log.warn(event, &[]);
+    } else if event.is_detail() {
+        log.debug(event, &[]);
+    } else {
+        log.info(event, &[]);
+    }
+}

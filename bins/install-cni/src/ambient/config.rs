@@ -1,0 +1,154 @@
+//! The options of ambient mode as types.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use capture::ambient::{NodeOptions, PROBES_V4, PROBES_V6, ProbeSender};
+use capture::select::Selectors;
+use kernel::iptables::{Iptables, Variant};
+use kernel::sets;
+use netns::InsideHost;
+use ruleset::Backend;
+use telemetry::Scope;
+
+use super::desired::Rules;
+use crate::config::BadOption;
+use crate::options::{Options, Setting};
+
+/// Shortest time between verifications: each costs some tenths of a millisecond per pod.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Everything that ambient mode does by.
+#[derive(Debug, Clone)]
+pub(crate) struct AmbientConfig {
+    pub(crate) node: NodeOptions,
+    pub(crate) rules: Rules,
+    pub(crate) ztunnel_address: String,
+    /// `NATIVE_NFTABLES`.
+    native_nftables: bool,
+    forced: Option<Variant>,
+    kubelet_only: bool,
+    host_root: PathBuf,
+    pub(crate) switch_to_host: bool,
+    /// `AMBIENT_RECONCILE_POD_RULES_ON_STARTUP`.
+    pub(crate) reconcile: bool,
+    pub(crate) branch_eni: bool,
+    pub(crate) verify_every: Duration,
+}
+
+impl AmbientConfig {
+    /// # Errors
+    /// The first option that means nothing. A selector that does not parse ends the agent (AA-1): with another one, other pods would be in
+    /// the mesh.
+    pub(crate) fn new(options: &Options) -> Result<Self, BadOption> {
+        let text = |setting| options.text(setting);
+        let (v4, v6) = (text(Setting::HostProbeSnatIp), text(Setting::HostProbeSnatIpv6));
+        let probe_v4 =
+            v4.parse().map_err(|_| BadOption::new("host-probe-snat-ip", v4, "is not an IPv4 address"))?;
+        let probe_v6 =
+            v6.parse().map_err(|_| BadOption::new("host-probe-snat-ipv6", v6, "is not an IPv6 address"))?;
+        let address = text(Setting::ZtunnelUdsAddress);
+        if address.is_empty() {
+            return Err(BadOption::new("ztunnel-uds-address", address, "is empty"));
+        }
+        let interval = text(Setting::AmbientVerifyInterval);
+        let verify_every = cni::config::parse_duration(interval)
+            .map_err(|error| BadOption::new("ambient-verify-interval", interval, error.to_string()))?;
+        Ok(Self {
+            node: NodeOptions {
+                dns_capture: options.on(Setting::AmbientDnsCapture),
+                ipv6: options.on(Setting::AmbientIpv6),
+                probe_v4,
+                probe_v6,
+            },
+            rules: Rules {
+                selectors: selectors(options)?,
+                excluded: options.list(Setting::ExcludeNamespaces),
+                system_namespace: text(Setting::SystemNamespace).to_owned(),
+            },
+            ztunnel_address: address.to_owned(),
+            native_nftables: options.on(Setting::NativeNftables),
+            forced: forced(text(Setting::ForceIptablesBinary))?,
+            kubelet_only: match text(Setting::HostProbeSender) {
+                "socket" | "" => false,
+                "kubelet" => true,
+                other => {
+                    return Err(BadOption::new("host-probe-sender", other, "is neither socket nor kubelet"));
+                }
+            },
+            host_root: text(Setting::HostRoot).into(),
+            switch_to_host: options.on(Setting::AllowSwitchToHostNs),
+            reconcile: options.on(Setting::AmbientReconcilePodRulesOnStartup),
+            branch_eni: options.on(Setting::AmbientEnableAwsBranchEniProbe),
+            verify_every: verify_every.max(SHORTEST_INTERVAL),
+        })
+    }
+
+    /// Processes of the node.
+    pub(crate) fn proc_root(&self) -> PathBuf {
+        self.host_root.join("proc")
+    }
+
+    /// Where this process finds what has the path on the node.
+    pub(crate) fn on_node(&self, path: &str) -> PathBuf {
+        self.host_root.join(path.trim_start_matches('/'))
+    }
+
+    /// The iptables backend.
+    pub(crate) fn iptables(&self) -> Iptables {
+        self.forced.map_or_else(Iptables::new, Iptables::forced)
+    }
+
+    /// Which backend programs the node and its pods (AA-98). What an agent before left in ipsets stays there: pods have its rules.
+    pub(crate) fn backend(&self, inside: &InsideHost<'_>, log: &Scope) -> Backend {
+        let before = sets::exists_in_ipset(inside, &[PROBES_V4, PROBES_V6]).unwrap_or_else(|error| {
+            log.warn(
+                "cannot look for the sets of an earlier agent",
+                &[("error", &kernel::chain_text(&error))],
+            );
+            false
+        });
+        match (self.native_nftables, before, self.iptables().available().is_ok()) {
+            (true, false, _) => Backend::Nftables,
+            (true, true, true) => {
+                log.warn("an agent with iptables ran since the node's start, so iptables goes on", &[]);
+                Backend::Iptables
+            }
+            (false, _, true) => Backend::Iptables,
+            (_, _, false) => {
+                log.warn(
+                    "iptables is not in this image, so nf_tables is used; set NATIVE_NFTABLES=true",
+                    &[],
+                );
+                Backend::Nftables
+            }
+        }
+    }
+
+    /// Whose connections to pods count as probes.
+    ///
+    /// # Errors
+    /// kubelet is not found.
+    pub(crate) fn sender(&self) -> Result<ProbeSender, kernel::kubelet::Error> {
+        match self.kubelet_only {
+            false => Ok(ProbeSender::AnySocket),
+            true => kernel::kubelet::uid(&self.proc_root()).map(ProbeSender::Uid),
+        }
+    }
+}
+
+fn selectors(options: &Options) -> Result<Selectors, BadOption> {
+    Selectors::new(&crate::config::selectors(options)?).map_err(|error| {
+        let text = options.text(Setting::AmbientEnablementSelector);
+        BadOption::new("ambient-enablement-selector", text, error.to_string())
+    })
+}
+
+fn forced(text: &str) -> Result<Option<Variant>, BadOption> {
+    match text {
+        "" => Ok(None),
+        "legacy" => Ok(Some(Variant::Legacy)),
+        "nft" => Ok(Some(Variant::Nft)),
+        other => Err(BadOption::new("force-iptables-binary", other, "is neither legacy nor nft")),
+    }
+}

@@ -1,0 +1,232 @@
+//! The way into the mesh, step by step (AA-50).
+//!
+//! A new pod, which the plugin announces, has no process yet: its rules come first, so that whatever fails later, nothing of it gets past
+//! them. A pod that runs already has connections and probes, so its rules come last: from the first packet that they redirect on, there is
+//! somebody to take it.
+
+use std::net::IpAddr;
+use std::time::Instant;
+
+use capture::ambient::{PodOptions, plan_pod};
+use cluster::PodKey;
+use facts::Facts;
+use kernel::{Applied, Change};
+use netns::Netns;
+
+use super::Ambient;
+use super::failpoint;
+use super::failure::Failure;
+use super::members::{Member, State};
+
+/// How long is waited for another program that works in the same namespace; a process of the pod can hold the lock too, so the work goes
+/// on without it afterwards.
+const LOCK_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// A step of the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// Rules in the pod's namespace.
+    Rules,
+    /// ztunnel has taken the pod.
+    Ztunnel,
+    /// The addresses in the host's sets.
+    Probes,
+}
+
+const OF_A_NEW_POD: [Step; 3] = [Step::Rules, Step::Ztunnel, Step::Probes];
+const OF_A_RUNNING_POD: [Step; 3] = [Step::Probes, Step::Ztunnel, Step::Rules];
+
+/// Where the pod's namespace comes from.
+#[derive(Debug, Clone)]
+pub(crate) enum Place {
+    /// The runtime has just made it; the plugin says its path.
+    Given(String),
+    /// It is looked for.
+    Running,
+}
+
+impl Ambient {
+    /// Takes a pod into the mesh, from wherever an earlier try ended. Whoever calls has the pod's turn.
+    pub(super) async fn enrol(
+        &self,
+        key: &PodKey,
+        facts: &Facts,
+        ips: &[IpAddr],
+        place: Place,
+    ) -> Result<Member, Failure> {
+        let began = Instant::now();
+        let new = matches!(place, Place::Given(_));
+        let mut member = self.member(key, facts);
+        refuse_sandboxed(facts)?;
+        self.locate(&mut member, ips, place).await?;
+        if ips != member.ips && !ips.is_empty() {
+            // What is no longer the pod's must not stay in the sets when the pod leaves.
+            let old: Vec<IpAddr> = member.ips.iter().copied().filter(|ip| !ips.contains(ip)).collect();
+            self.host()?.remove(&old, &key.uid)?;
+            (member.ips, member.probed) = (ips.to_vec(), false);
+        }
+        member.state = State::Pending;
+        self.note(&member);
+        failpoint::reached("located");
+        let steps = if new || member.ruled { OF_A_NEW_POD } else { OF_A_RUNNING_POD };
+        for step in steps {
+            if let Err(failure) = self.step(step, &mut member).await {
+                if step == Step::Rules {
+                    self.take_back(&member).await;
+                }
+                return Err(failure);
+            }
+        }
+        member.state = State::Enrolled;
+        self.note(&member);
+        let seconds = began.elapsed().as_secs_f64();
+        self.metrics.enrolled(if new { "plugin" } else { "running" }, seconds);
+        self.log.info(
+            "pod is in the mesh",
+            &[
+                ("pod", &pod_text(key)),
+                ("uid", &key.uid),
+                ("way", &if new { "plugin" } else { "running" }),
+                ("ms", &format!("{:.3}", seconds * 1000.0)),
+            ],
+        );
+        Ok(member)
+    }
+
+    /// What is known of a pod, or its beginning.
+    fn member(&self, key: &PodKey, facts: &Facts) -> Member {
+        let (options, warnings) = PodOptions::parse(&facts.pod.annotations());
+        let mut member = self.members.get(&key.uid).unwrap_or_else(|| {
+            for warning in &warnings {
+                self.log.warn(warning, &[("pod", &pod_text(key))]);
+            }
+            let mut member =
+                Member::new(key.clone(), facts.pod.service_account().to_owned(), options.clone());
+            member.annotation = facts.pod.annotation(super::desired::REDIRECTION).map(str::to_owned);
+            member
+        });
+        if !member.ruled {
+            // What is in force was programmed by the annotations of then (AA-26).
+            member.options = options;
+        }
+        member
+    }
+
+    /// The namespace, never another pod's and never the node's.
+    async fn locate(&self, member: &mut Member, ips: &[IpAddr], place: Place) -> Result<(), Failure> {
+        match place {
+            Place::Given(path) => {
+                member.move_to(self.open_given(path, ips.to_vec()).await?);
+                member.given = true;
+            }
+            Place::Running if member.netns.is_some() && !Self::is_gone(member) => {}
+            Place::Running => {
+                (member.netns, member.ruled, member.given) = (None, false, false);
+                let ips = if ips.is_empty() { member.ips.clone() } else { ips.to_vec() };
+                member.move_to(self.finder.find(self, &member.key.uid, &ips).await?);
+            }
+        }
+        Ok(())
+    }
+
+    async fn open_given(&self, path: String, ips: Vec<IpAddr>) -> Result<Netns, Failure> {
+        let host = self.host()?.id();
+        let on_node = self.config.on_node(&path);
+        let opened = tokio::task::spawn_blocking(move || {
+            let netns = Netns::open(&on_node).map_err(|error| kernel::chain_text(&error))?;
+            netns::find::belongs_to(&netns, host, &ips, &super::finder::addresses)
+                .map_err(|error| error.to_string())?;
+            Ok(netns)
+        });
+        opened.await?.map_err(|cause| Failure::Given { path: path.into(), cause })
+    }
+
+    async fn step(&self, step: Step, member: &mut Member) -> Result<(), Failure> {
+        match step {
+            Step::Rules if !member.ruled => {
+                self.program(member).await?;
+                member.ruled = true;
+                self.note(member);
+                failpoint::reached("rules");
+            }
+            Step::Ztunnel if !member.acked => {
+                let Some(netns) = member.netns.clone() else { return Ok(()) };
+                // From here on a ztunnel that connects has to hear of it.
+                member.listed = true;
+                self.note(member);
+                self.ztunnels.add(member.workload(), netns).await?;
+                member.acked = true;
+                self.note(member);
+                failpoint::reached("ztunnel");
+            }
+            Step::Probes if !member.probed => {
+                self.host()?.add(&member.ips, &member.key.uid)?;
+                member.probed = true;
+                self.note(member);
+                failpoint::reached("probes");
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The rules of a pod whose namespace is known.
+    pub(super) async fn program(&self, member: &Member) -> Result<Option<Applied>, Failure> {
+        let Some(netns) = member.netns.clone() else { return Ok(None) };
+        let (kernel, node) = (self.backends.clone(), self.config.node.clone());
+        let (options, backend) = (member.options.clone(), self.host()?.backend());
+        let applied = tokio::task::spawn_blocking(move || -> Result<Applied, Failure> {
+            let _lock = netns.lock(LOCK_TIMEOUT).ok();
+            let apply = |inside: &netns::Inside| {
+                let choice = kernel::Choice::Only(backend);
+                kernel.kernel().apply(inside, choice, |backend| plan_pod(&node, &options, backend))
+            };
+            netns.enter(apply)?.map_err(|error| Failure::Rules(kernel::chain_text(&error)))
+        });
+        let applied = applied.await??;
+        self.backends.log_warnings(&self.log);
+        if let Some(warning) = &applied.warning {
+            self.log.warn(warning, &[("pod", &pod_text(&member.key))]);
+        }
+        if applied.rules == Change::Replaced || applied.moved {
+            let labels: [telemetry::Label<'_>; 2] =
+                [("pod", &pod_text(&member.key)), ("other_backend", &applied.moved)];
+            self.log.info("rules of another layout were replaced", &labels);
+        }
+        Ok(Some(applied))
+    }
+
+    /// A pod whose rules cannot be had is not in the mesh at all: its ztunnel is told, its probes go the usual way.
+    async fn take_back(&self, member: &Member) {
+        self.members.remove(&member.key.uid);
+        if member.acked
+            && let Err(error) = self.ztunnels.remove(&member.key.uid).await
+        {
+            self.log.warn(&error, &[("pod", &pod_text(&member.key))]);
+        }
+        if let Err(error) = self.host().and_then(|host| host.remove(&member.ips, &member.key.uid)) {
+            self.log.warn(&error, &[("pod", &pod_text(&member.key))]);
+        }
+        self.count();
+    }
+
+    /// Whether the sandbox that a plugin announced is gone: its file does not stand for the namespace any more.
+    pub(super) fn is_gone(member: &Member) -> bool {
+        let there = |netns: &Netns| Netns::open(netns.path()).is_ok_and(|there| &there == netns);
+        member.given && !member.netns.as_deref().is_some_and(there)
+    }
+}
+
+/// Runtimes whose containers bring a network stack of their own; the namespace's rules do not see what it sends.
+fn refuse_sandboxed(facts: &Facts) -> Result<(), Failure> {
+    let Some(class) = facts.pod.runtime_class() else { return Ok(()) };
+    match netns::find::sandbox_of_class(class) {
+        Some(sandbox) => Err(Failure::Sandboxed { sandbox, class: class.to_owned() }),
+        None => Ok(()),
+    }
+}
+
+/// `namespace/name`.
+pub(super) fn pod_text(key: &PodKey) -> String {
+    format!("{}/{}", key.namespace, key.name)
+}

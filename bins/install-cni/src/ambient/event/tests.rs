@@ -1,0 +1,72 @@
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use super::*;
+
+#[test]
+fn the_example_of_the_specification() {
+    let body = br#"{"Netns":"/var/run/netns/cni-1","PodName":"a","PodNamespace":"n","IPs":[{"Interface":2,"Address":{"IP":"10.244.1.5","Mask":"////AA=="},"Gateway":"10.244.1.1"}]}"#;
+    let event = Event::parse(body).unwrap();
+    let wanted = Event {
+        netns: "/var/run/netns/cni-1".into(),
+        name: "a".into(),
+        namespace: "n".into(),
+        ips: vec!["10.244.1.5".parse().unwrap()],
+    };
+    assert_eq!(event, wanted);
+}
+
+#[test]
+fn what_may_be_absent_or_otherwise_spelt() {
+    assert_eq!(Event::parse(b"{}").unwrap().ips, Vec::<IpAddr>::new());
+    let body = br#"{"netns":null,"podname":"a","PODNAMESPACE":"n","IPs":null,"Other":[1]}"#;
+    let event = Event::parse(body).unwrap();
+    assert_eq!((event.name.as_str(), event.namespace.as_str(), event.netns.as_str()), ("a", "n", ""));
+    let mapped = br#"{"IPs":[{"Address":{"IP":"::ffff:10.0.0.1","Mask":null}},{"Address":{"IP":""}},{}]}"#;
+    assert_eq!(Event::parse(mapped).unwrap().ips, vec!["10.0.0.1".parse::<IpAddr>().unwrap()]);
+}
+
+#[test]
+fn what_is_refused() {
+    let refused = |body: &str| Event::parse(body.as_bytes()).unwrap_err().to_string();
+    for (body, says) in [
+        ("notjson", "is not JSON"),
+        ("", "is not JSON"),
+        ("{} {}", "is not JSON"),
+        ("{\"PodName\":\"a\"", "is not JSON"),
+        ("[]", "body is not an object"),
+        (r#"{"PodName":1}"#, "PodName is not text"),
+        (r#"{"Netns":["/a"]}"#, "Netns is not text"),
+        (r#"{"Netns":"/a\u0000b"}"#, "zero byte"),
+        (r#"{"IPs":"10.0.0.1"}"#, "IPs is not a list"),
+        (r#"{"IPs":[1]}"#, "IPs[] is not an object"),
+        (r#"{"IPs":[{"Address":"10.0.0.1"}]}"#, "IPs[].Address is not an object"),
+        (r#"{"IPs":[{"Address":{"IP":"10.0.0.300"}}]}"#, "\"10.0.0.300\" is none"),
+        (r#"{"IPs":[{"Address":{"IP":"10.0.0.1; drop"}}]}"#, "is none"),
+    ] {
+        let text = refused(body);
+        assert!(text.contains(says), "{body}: {text}");
+    }
+    assert!(refused(&format!(r#"{{"PodName":"{}"}}"#, "a".repeat(254))).contains("longer than 253"));
+    let many = vec!["{}"; 33].join(",");
+    assert!(refused(&format!(r#"{{"IPs":[{many}]}}"#)).contains("33 addresses"));
+}
+
+/// Whatever comes, nothing panics, and what is accepted is within its bounds.
+#[test]
+fn arbitrary_bytes() {
+    let example = br#"{"Netns":"/n","PodName":"a","PodNamespace":"n","IPs":[{"Address":{"IP":"10.1.1.1"}}]}"#;
+    let mut state = 0x2545_f491_u32;
+    for _ in 0..20_000 {
+        let mut body = example.to_vec();
+        for _ in 0..3 {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            let at = state as usize % body.len();
+            body[at] = (state >> 24) as u8;
+        }
+        if let Ok(event) = Event::parse(&body) {
+            assert!(event.name.len() <= MAX_NAME && event.ips.len() <= MAX_IPS);
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! The node's own network namespace: rules and sets by which probes of kubelet reach pods past ztunnel (AA-90), and routes for the branch
+//! interfaces of EKS (AA-97).
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use capture::ambient::{PROBES_V4, PROBES_V6, ProbeSender, plan_host};
+use kernel::Change;
+use kernel::branch_eni::{self, Branch};
+use kernel::sets::{ProbeSets, Removed};
+use netns::{Host, NetnsId};
+use ruleset::Backend;
+use telemetry::Scope;
+
+use super::Backends;
+use super::config::AmbientConfig;
+use super::failure::Failure;
+
+/// The table that the sets are in, with nf_tables.
+const TABLE: &str = "istio-ambient-nat";
+
+/// What could not be made ready in the node's namespace.
+#[derive(Debug, thiserror::Error)]
+#[error("prepare the node's network namespace for host probes: {0}")]
+pub(crate) struct NotReady(String);
+
+/// Everything of ours in the node's namespace.
+pub(crate) struct HostSide {
+    host: Host,
+    backend: Backend,
+    sender: ProbeSender,
+    config: Arc<AmbientConfig>,
+    backends: Arc<Backends>,
+    sets: Mutex<ProbeSets>,
+    /// Of each address that has one; `None` where branch interfaces are of no concern.
+    branches: Option<Mutex<HashMap<IpAddr, Branch>>>,
+    log: Scope,
+}
+
+/// What a verification put right.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Repaired {
+    pub(crate) rules: bool,
+    pub(crate) members: usize,
+}
+
+impl HostSide {
+    /// Puts sets and rules in place. The sets keep what they hold: probes of pods that are enrolled go on meanwhile.
+    ///
+    /// # Errors
+    /// The kernel does not take them.
+    pub(crate) fn prepare(
+        config: Arc<AmbientConfig>,
+        backends: Arc<Backends>,
+        log: Scope,
+    ) -> Result<Self, NotReady> {
+        let host = match config.switch_to_host {
+            true => Host::open(config.proc_root().join("1/ns/net")),
+            false => Host::current(),
+        };
+        let host = host.map_err(not_ready)?;
+        let (backend, sets) = host
+            .enter(|inside| {
+                let backend = config.backend(inside, &log);
+                let v6 = config.node.ipv6.then_some(PROBES_V6);
+                let mut sets = ProbeSets::open(inside, backend, TABLE, PROBES_V4, v6)?;
+                sets.ensure()?;
+                Ok::<_, kernel::sets::Error>((backend, sets))
+            })
+            .map_err(not_ready)?
+            .map_err(not_ready)?;
+        let sender = config.sender().map_err(not_ready)?;
+        let branches =
+            (config.branch_eni && branch_eni::is_relevant(&config.proc_root())).then(Mutex::default);
+        let made = Self { host, backend, sender, config, backends, sets: Mutex::new(sets), branches, log };
+        made.apply()?;
+        Ok(made)
+    }
+
+    /// Which holds rules and sets, in the node's namespace and in the pods'.
+    pub(crate) fn backend(&self) -> Backend {
+        self.backend
+    }
+
+    /// Which namespace it is.
+    pub(crate) fn id(&self) -> NetnsId {
+        self.host.id()
+    }
+
+    /// Lets probes of a pod's addresses have the source address that pods let through.
+    pub(crate) fn add(&self, ips: &[IpAddr], uid: &str) -> Result<(), Failure> {
+        let mut first = None;
+        for &ip in ips {
+            if let Err(cause) = self.sets().upsert(ip, uid) {
+                first.get_or_insert(Failure::Probes { ip, cause: kernel::chain_text(&cause) });
+            }
+            self.add_branch(ip);
+        }
+        first.map_or(Ok(()), Err)
+    }
+
+    /// Takes a pod's addresses back, where they are still this pod's (AA-94).
+    pub(crate) fn remove(&self, ips: &[IpAddr], uid: &str) -> Result<(), Failure> {
+        let mut first = None;
+        for &ip in ips {
+            match self.sets().remove(ip, uid) {
+                Ok(Removed::OwnedBy(other)) => {
+                    let labels: [telemetry::Label<'_>; 3] = [("ip", &ip), ("uid", &uid), ("owner", &other)];
+                    self.log
+                        .warn("an address for host probes belongs to another pod by now and stays", &labels);
+                    continue;
+                }
+                Ok(Removed::Gone | Removed::NotThere) => {}
+                Err(cause) => {
+                    first.get_or_insert(Failure::Probes { ip, cause: kernel::chain_text(&cause) });
+                }
+            }
+            self.remove_branch(ip);
+        }
+        first.map_or(Ok(()), Err)
+    }
+
+    /// Compares rules and sets with what they should be and puts right what differs. `wanted` is asked while nobody else changes the sets;
+    /// its second half says whether whoever else is in them may be removed.
+    pub(crate) fn verify(
+        &self,
+        wanted: impl FnOnce() -> (Vec<(IpAddr, String)>, bool),
+    ) -> Result<Repaired, NotReady> {
+        let mut sets = self.sets();
+        sets.ensure().map_err(not_ready)?;
+        // In nf_tables the sets are made with the rules.
+        let rules = self.apply()? != Change::None;
+        let (members, prune) = wanted();
+        let members = if prune {
+            sets.reconcile(&members).map_err(not_ready)?
+        } else {
+            let mut changes = 0;
+            for (ip, uid) in &members {
+                changes += usize::from(sets.upsert(*ip, uid).map_err(not_ready)?);
+            }
+            changes
+        };
+        Ok(Repaired { rules, members })
+    }
+
+    /// Removes everything of ours; gives what could not be.
+    pub(crate) fn clean_up(&self) -> Vec<String> {
+        let mut errors = Vec::new();
+        let plan = plan_host(&self.config.node, self.sender, self.backend);
+        let result = self.host.enter(|inside| self.backends.of_the_node().cleanup_host(inside, &plan));
+        match result {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => errors.push(error.to_string()),
+            Err(error) => errors.push(error.to_string()),
+        }
+        if let Err(error) = self.sets().destroy() {
+            errors.push(kernel::chain_text(&error));
+        }
+        let known: Vec<IpAddr> =
+            self.branches.iter().flat_map(|map| lock(map).keys().copied().collect::<Vec<_>>()).collect();
+        known.into_iter().for_each(|ip| self.remove_branch(ip));
+        errors
+    }
+
+    fn apply(&self) -> Result<Change, NotReady> {
+        let plan = plan_host(&self.config.node, self.sender, self.backend);
+        let applied = self.host.enter(|inside| self.backends.of_the_node().apply_host(inside, &plan));
+        Ok(applied.map_err(|error| NotReady(kernel::chain_text(&error)))?.map_err(not_ready)?.rules)
+    }
+
+    fn add_branch(&self, ip: IpAddr) {
+        let Some(branches) = &self.branches else { return };
+        match self.host.enter(|inside| branch_eni::add(inside, ip)) {
+            Ok(Ok(Some(branch))) => {
+                lock(branches).insert(ip, branch);
+            }
+            Ok(Ok(None)) => {}
+            Ok(Err(error)) => self.log.error(kernel::chain_text(&error), &[("ip", &ip)]),
+            Err(error) => self.log.error(&error, &[("ip", &ip)]),
+        }
+    }
+
+    fn remove_branch(&self, ip: IpAddr) {
+        let Some(branch) = self.branches.as_ref().and_then(|branches| lock(branches).remove(&ip)) else {
+            return;
+        };
+        match self.host.enter(|inside| branch_eni::remove(inside, &branch)) {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => self.log.warn(kernel::chain_text(&error), &[("ip", &ip)]),
+            Err(error) => self.log.warn(&error, &[("ip", &ip)]),
+        }
+    }
+
+    fn sets(&self) -> MutexGuard<'_, ProbeSets> {
+        lock(&self.sets)
+    }
+}
+
+fn not_ready(error: impl std::error::Error) -> NotReady {
+    NotReady(kernel::chain_text(&error))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

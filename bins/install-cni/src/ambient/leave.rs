@@ -1,0 +1,127 @@
+//! The way out of the mesh (AA-51).
+
+use cluster::PodKey;
+use facts::Facts;
+
+use super::Ambient;
+use super::desired::REDIRECTION;
+use super::enrol::pod_text;
+use super::failpoint;
+use super::failure::Failure;
+use super::members::{Member, State};
+
+/// Why a pod leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// It runs on outside of the mesh: its rules have to go.
+    Out,
+    /// Its containers have ended: its namespace goes with them.
+    Ended,
+    /// The API server does not know it any more.
+    Gone,
+}
+
+impl Ambient {
+    /// Takes a pod out of the mesh, from wherever an earlier try ended. A pod that has nothing of ours is left alone. Whoever calls has
+    /// the pod's turn.
+    ///
+    /// The rules go first: what they redirected still finds its ztunnel then, and what comes after needs none.
+    pub(super) async fn leave(
+        &self,
+        key: &PodKey,
+        facts: Option<&Facts>,
+        ending: Ending,
+        reason: &str,
+    ) -> Result<(), Failure> {
+        let Some(mut member) = self.members.get(&key.uid).or_else(|| self.left_over(key, facts)) else {
+            return Ok(());
+        };
+        member.state = State::Leaving;
+        self.note(&member);
+        if ending == Ending::Out {
+            self.remove_rules(&mut member).await?;
+        }
+        failpoint::reached("left-rules");
+        self.host()?.remove(&member.ips, &key.uid)?;
+        member.probed = false;
+        failpoint::reached("left-probes");
+        // A ztunnel that connects from here on does not hear of it, and stops what it still has of it.
+        member.listed = false;
+        self.note(&member);
+        self.ztunnels.remove(&key.uid).await?;
+        member.acked = false;
+        self.note(&member);
+        failpoint::reached("left-ztunnel");
+        if ending != Ending::Gone {
+            self.annotate(&mut member, None).await?;
+        }
+        failpoint::reached("left-annotation");
+        self.members.remove(&key.uid);
+        self.count();
+        self.log.info(
+            "pod is out of the mesh",
+            &[("pod", &pod_text(key)), ("uid", &key.uid), ("reason", &reason)],
+        );
+        Ok(())
+    }
+
+    /// A pod that this process did not enrol and that carries the mark of one that did.
+    fn left_over(&self, key: &PodKey, facts: Option<&Facts>) -> Option<Member> {
+        let pod = &facts?.pod;
+        let annotation = pod.annotation(REDIRECTION)?.to_owned();
+        let (options, _) = capture::ambient::PodOptions::parse(&pod.annotations());
+        let mut member = Member::new(key.clone(), pod.service_account().to_owned(), options);
+        (member.ips, member.annotation, member.ruled) = (pod.ips(), Some(annotation), true);
+        Some(member)
+    }
+
+    async fn remove_rules(&self, member: &mut Member) -> Result<(), Failure> {
+        if member.netns.is_none() && member.ruled {
+            match self.finder.find(self, &member.key.uid, &member.ips).await {
+                Ok(netns) => member.move_to_keeping(netns),
+                Err(failure) => {
+                    // Without a namespace there is nothing in it.
+                    let labels: [telemetry::Label<'_>; 2] =
+                        [("pod", &pod_text(&member.key)), ("error", &failure)];
+                    self.log.warn("the rules of a pod that leaves the mesh are not removed", &labels);
+                }
+            }
+        }
+        let Some(netns) = member.netns.clone().filter(|_| !Self::is_gone(member)) else { return Ok(()) };
+        let (kernel, backend) = (self.backends.clone(), self.host()?.backend());
+        let removed = tokio::task::spawn_blocking(move || -> Result<(), Failure> {
+            let everything = capture::ambient::plan_of_everything(backend);
+            let remove = |inside: &netns::Inside| kernel.kernel().cleanup(inside, &everything);
+            netns.enter(remove)?.map_err(|error| Failure::Cleanup(kernel::chain_text(&error)))?;
+            Ok(())
+        });
+        removed.await??;
+        self.backends.log_warnings(&self.log);
+        member.ruled = false;
+        self.note(member);
+        Ok(())
+    }
+
+    /// Lets the API server have this annotation, if it has another by what we know. A pod that is gone has none.
+    pub(super) async fn annotate(
+        &self,
+        member: &mut Member,
+        value: Option<&'static str>,
+    ) -> Result<(), Failure> {
+        if member.annotation.as_deref() == value {
+            return Ok(());
+        }
+        if let Some(writer) = &self.writer {
+            match writer.annotate_pod(&member.key, REDIRECTION, value).await {
+                Err(error) if matches!(error.status(), Some(404 | 409)) => {}
+                result => result?,
+            }
+        }
+        member.annotation = value.map(str::to_owned);
+        member.annotated = Some(std::time::Instant::now());
+        if value.is_some() {
+            self.note(member);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,179 @@
+//! The pods that are in the mesh, on their way into it, or on their way out.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use capture::ambient::PodOptions;
+use cluster::PodKey;
+use netns::Netns;
+use tokio::sync::OwnedMutexGuard;
+use zds::{Entry, Workload};
+
+/// How far a pod is. A pod of none of these is no member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum State {
+    /// Something is missing still: most often a ztunnel that takes it.
+    Pending,
+    /// Rules, ztunnel and probes are all in place.
+    Enrolled,
+    /// It is to be out, and something of ours is left.
+    Leaving,
+}
+
+/// A pod that has, or had, something of ours.
+#[derive(Debug, Clone)]
+pub(crate) struct Member {
+    pub(crate) key: PodKey,
+    pub(crate) service_account: String,
+    /// Where it is, as soon as that is known.
+    pub(crate) netns: Option<Arc<Netns>>,
+    /// The runtime said where, and removes the file of its path with the sandbox.
+    pub(crate) given: bool,
+    /// Addresses in the host's sets.
+    pub(crate) ips: Vec<IpAddr>,
+    pub(crate) options: PodOptions,
+    pub(crate) state: State,
+    /// Our rules are in its namespace.
+    pub(crate) ruled: bool,
+    /// A ztunnel has taken it.
+    pub(crate) acked: bool,
+    /// Its addresses are in the host's sets.
+    pub(crate) probed: bool,
+    /// It belongs into the snapshot of a ztunnel that connects.
+    pub(crate) listed: bool,
+    /// The annotation that the API server has by what we know.
+    pub(crate) annotation: Option<String>,
+    /// When that was last written.
+    pub(crate) annotated: Option<Instant>,
+}
+
+/// All of them, by uid.
+#[derive(Debug, Default)]
+pub(crate) struct Members {
+    members: Mutex<HashMap<String, Member>>,
+    turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+/// The right to work on a pod: the plugin's event and the queue may want to at once (AA-42).
+pub(crate) struct Turn {
+    _guard: OwnedMutexGuard<()>,
+}
+
+// === impl State ===
+
+impl State {
+    /// For metrics.
+    pub(crate) const ALL: [Self; 3] = [Self::Pending, Self::Enrolled, Self::Leaving];
+
+    /// In metrics and the log.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Enrolled => "enrolled",
+            Self::Leaving => "leaving",
+        }
+    }
+}
+
+// === impl Member ===
+
+impl Member {
+    pub(crate) fn new(key: PodKey, service_account: String, options: PodOptions) -> Self {
+        Self {
+            key,
+            service_account,
+            netns: None,
+            given: false,
+            ips: Vec::new(),
+            options,
+            state: State::Pending,
+            ruled: false,
+            acked: false,
+            probed: false,
+            listed: false,
+            annotation: None,
+            annotated: None,
+        }
+    }
+
+    pub(crate) fn workload(&self) -> Workload {
+        Workload {
+            uid: self.key.uid.clone(),
+            name: self.key.name.clone(),
+            namespace: self.key.namespace.clone(),
+            service_account: self.service_account.clone(),
+        }
+    }
+
+    /// Takes another namespace: that of a new sandbox has nothing of ours. One that is the same keeps the handle it has (AA-81).
+    pub(crate) fn move_to(&mut self, netns: Netns) {
+        if self.netns.as_deref() != Some(&netns) {
+            self.netns = Some(Arc::new(netns));
+            (self.ruled, self.acked) = (false, false);
+        }
+    }
+
+    /// Takes the namespace in which the pod has been all the time.
+    pub(crate) fn move_to_keeping(&mut self, netns: Netns) {
+        self.netns = Some(Arc::new(netns));
+    }
+}
+
+// === impl Members ===
+
+impl Members {
+    /// A copy of what is known of a pod.
+    pub(crate) fn get(&self, uid: &str) -> Option<Member> {
+        self.members().get(uid).cloned()
+    }
+
+    /// Notes what is known of a pod.
+    pub(crate) fn put(&self, member: &Member) {
+        self.members().insert(member.key.uid.clone(), member.clone());
+    }
+
+    /// Forgets a pod.
+    pub(crate) fn remove(&self, uid: &str) {
+        self.members().remove(uid);
+    }
+
+    /// All of them.
+    pub(crate) fn all(&self) -> Vec<Member> {
+        self.members().values().cloned().collect()
+    }
+
+    /// How many are in a state.
+    pub(crate) fn count(&self, state: State) -> usize {
+        self.members().values().filter(|member| member.state == state).count()
+    }
+
+    /// Waits until nobody else works on the pod.
+    pub(crate) async fn turn(&self, uid: &str) -> Turn {
+        let lock = {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            // One that nobody waits for and nobody holds is only in this map.
+            turns.retain(|_, lock| Arc::strong_count(lock) > 1);
+            turns.entry(uid.to_owned()).or_default().clone()
+        };
+        Turn { _guard: lock.lock_owned().await }
+    }
+
+    fn members(&self) -> MutexGuard<'_, HashMap<String, Member>> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl zds::Snapshot for Members {
+    fn entries(&self) -> Vec<Entry> {
+        let members = self.members();
+        let listed = members.values().filter(|member| member.listed);
+        listed
+            .map(|member| Entry {
+                workload: member.workload(),
+                netns: member.netns.clone().map(|netns| netns as zds::NetnsFd),
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,134 @@
+//! `pluginevent.sock`: the plugin announces a pod and hears whether it is in the mesh (AA-10 to AA-17).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use capture::select::Eligibility;
+use cluster::PodKey;
+use facts::Facts;
+use hyper::body::Bytes;
+use hyper::{Request, StatusCode};
+
+use super::Ambient;
+use super::enrol::{Place, pod_text};
+use super::event::Event;
+use super::failure::{Again, Failure};
+use crate::serve::{Answer, Handler, text};
+
+/// Name of the socket in the run directory.
+pub(crate) const NAME: &str = "pluginevent.sock";
+/// As in the original (AA-10). Whoever is neither root nor this agent's user is refused all the same: an event makes this agent program
+/// the namespace that it names.
+pub(crate) const MODE: u32 = 0o666;
+/// The runtime starts a pod milliseconds after the API server has it, so the watch may be behind (AA-15).
+const LOOKUPS: u32 = 11;
+const LOOKUP_PAUSE: Duration = Duration::from_millis(10);
+
+/// Answers plugins.
+pub(crate) struct EventSocket {
+    pub(crate) ambient: Arc<Ambient>,
+}
+
+/// Why a pod that the plugin announced is not enrolled.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error(
+        "pod {0} is not known on this node yet; the agent's watch may be behind, and the runtime tries again"
+    )]
+    Unknown(String),
+    #[error("pod {pod} is not to be in the mesh: {reason}")]
+    NotEligible { pod: String, reason: String },
+    #[error("pod {pod} is not in the mesh: {failure}")]
+    Failed { pod: String, failure: Failure },
+    #[error("the agent is not ready yet; the runtime tries again")]
+    NotReady,
+    #[error("the agent is ending")]
+    Ending,
+}
+
+impl Handler for EventSocket {
+    /// An event with as many addresses as we take, and some room.
+    const MAX_BODY: usize = 64 << 10;
+
+    async fn answer(&self, request: &Request<()>, body: Bytes) -> Answer {
+        if request.uri().path() != "/cmdadd" {
+            return self.counted(text(StatusCode::NOT_FOUND, "404 page not found\n"));
+        }
+        let event = match Event::parse(&body) {
+            Ok(event) => event,
+            Err(error) => {
+                self.ambient.log.warn("a plugin's event cannot be read", &[("error", &error)]);
+                return self.counted(text(StatusCode::BAD_REQUEST, format!("{error}\n")));
+            }
+        };
+        // A plugin that hangs up must not leave a pod half way (AA-17).
+        let ambient = self.ambient.clone();
+        let work = tokio::spawn(async move { ambient.announced(event).await });
+        match work.await.unwrap_or(Err(Refusal::Ending)) {
+            Ok(()) => self.counted(text(StatusCode::OK, "")),
+            Err(refusal) => {
+                self.ambient.log.warn(&refusal, &[]);
+                self.counted(text(StatusCode::INTERNAL_SERVER_ERROR, format!("{refusal}\n")))
+            }
+        }
+    }
+
+    fn unreadable(&self, _: &Request<()>, status: StatusCode, reason: String) -> Answer {
+        self.ambient.log.warn("a plugin's event cannot be had", &[("error", &reason)]);
+        self.counted(text(status, reason + "\n"))
+    }
+}
+
+impl EventSocket {
+    fn counted(&self, answer: Answer) -> Answer {
+        self.ambient.metrics.plugin_request(answer.status().as_u16());
+        answer
+    }
+}
+
+impl Ambient {
+    async fn announced(&self, event: Event) -> Result<(), Refusal> {
+        let name = format!("{}/{}", event.namespace, event.name);
+        if self.host.get().is_none() {
+            return Err(Refusal::NotReady);
+        }
+        let facts = self.look_up(&event).await.ok_or_else(|| Refusal::Unknown(name.clone()))?;
+        // The plugin has looked at excluded namespaces by itself (AA-16).
+        match self.rules.eligible(&facts) {
+            Eligibility::Eligible => {}
+            Eligibility::NeedsNamespace => return Err(Refusal::Unknown(name)),
+            Eligibility::Not(reason) => {
+                return Err(Refusal::NotEligible { pod: name, reason: reason.to_string() });
+            }
+        }
+        let uid = facts.pod.uid().unwrap_or_default().to_owned();
+        let key = PodKey { namespace: event.namespace, name: event.name, uid };
+        let place = if event.netns.is_empty() { Place::Running } else { Place::Given(event.netns) };
+        let result = {
+            let _turn = self.members.turn(&key.uid).await;
+            self.enrol(&key, &facts, &event.ips, place).await
+        };
+        // The annotation, or the next try, is the queue's affair: neither the API server nor its absence delays a pod.
+        let again = result.as_ref().err().is_none_or(|failure| failure.again() == Again::Backoff);
+        if again {
+            self.queue.push(key.clone());
+        }
+        match result {
+            Ok(_) => Ok(()),
+            Err(failure) => Err(Refusal::Failed { pod: pod_text(&key), failure }),
+        }
+    }
+
+    async fn look_up(&self, event: &Event) -> Option<Facts> {
+        for lookup in 0..LOOKUPS {
+            if lookup > 0 {
+                tokio::time::sleep(LOOKUP_PAUSE).await;
+            }
+            let found = self.cluster.index().facts(&event.namespace, &event.name);
+            if let Some(facts) = found.filter(|facts| facts.namespace_labels.is_some()) {
+                return Some(facts);
+            }
+        }
+        None
+    }
+}

@@ -1,0 +1,262 @@
+//! What the kernel holds against what it should hold: once at the start for every pod, and then again and again.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use capture::ambient::plan_pod;
+use cluster::PodKey;
+use kernel::Change;
+use netns::find::Wanted;
+use tokio::task::JoinSet;
+
+use super::Ambient;
+use super::desired::{Desired, ENABLED, REDIRECTION};
+use super::enrol::pod_text;
+use super::failure::Failure;
+use super::members::{Member, State};
+
+/// Namespaces that are looked at at once.
+const AT_ONCE: usize = 4;
+
+impl Ambient {
+    /// The pods that an earlier agent enrolled (AA-60 to AA-64): every one of them is a member before the first ztunnel is served, with its
+    /// namespace if it can be found and without it otherwise, so that no failure makes a ztunnel let go of a pod.
+    pub(super) async fn take_over(self: &Arc<Self>) {
+        let enrolled = self.enrolled_before();
+        for member in &enrolled {
+            self.note(member);
+        }
+        let wanted: Vec<Wanted> = enrolled.iter().map(wanted).collect();
+        match self.finder.find_all(self, wanted).await {
+            Ok(mut found) => {
+                for mut member in enrolled {
+                    if let Some(netns) = found.remove(&member.key.uid) {
+                        member.move_to_keeping(netns);
+                        self.note(&member);
+                    }
+                }
+            }
+            Err(error) => self.log.error(&error, &[]),
+        }
+        self.verify_host().await;
+        let (looked, repaired) = self.verify_pods(true).await;
+        let labels: [telemetry::Label<'_>; 3] =
+            [("pods", &self.members.all().len()), ("verified", &looked), ("repaired", &repaired)];
+        self.log.info("the pods of an earlier agent are taken over", &labels);
+    }
+
+    fn enrolled_before(&self) -> Vec<Member> {
+        let pods: Vec<_> = self.cluster.index().pods().cloned().collect();
+        let mut members = Vec::new();
+        for pod in pods {
+            let enabled = pod.annotation(REDIRECTION) == Some(ENABLED);
+            let ztunnel =
+                pod.namespace() == self.rules.system_namespace && pod.label("app") == Some("ztunnel");
+            if !enabled || pod.is_terminal() || ztunnel {
+                continue;
+            }
+            let (options, _) = capture::ambient::PodOptions::parse(&pod.annotations());
+            let mut member = Member::new(super::key_of(&pod), pod.service_account().to_owned(), options);
+            member.ips = pod.ips();
+            member.annotation = Some(ENABLED.to_owned());
+            (member.state, member.listed) = (State::Enrolled, true);
+            (member.ruled, member.acked, member.probed) = (true, true, !member.ips.is_empty());
+            members.push(member);
+        }
+        members
+    }
+
+    /// Verifies until the task is aborted.
+    pub(super) async fn verify(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(self.config.verify_every).await;
+            self.look_again().await;
+            self.verify_host().await;
+            self.verify_pods(false).await;
+            self.finder.forget().await;
+        }
+    }
+
+    /// Looks for what could not be found or done before.
+    async fn look_again(&self) {
+        let lost: Vec<Member> =
+            self.members.all().into_iter().filter(|member| member.netns.is_none()).collect();
+        if !lost.is_empty()
+            && let Ok(mut found) = self.finder.find_all(self, lost.iter().map(wanted).collect()).await
+        {
+            for member in lost {
+                let Some(netns) = found.remove(&member.key.uid) else { continue };
+                let _turn = self.members.turn(&member.key.uid).await;
+                let Some(mut member) = self.members.get(&member.key.uid) else { continue };
+                member.move_to_keeping(netns);
+                self.note(&member);
+                self.log
+                    .info("the namespace of a pod in the mesh is found", &[("pod", &pod_text(&member.key))]);
+                if let Some(netns) = member.netns.clone()
+                    && let Err(error) = self.ztunnels.add(member.workload(), netns).await
+                {
+                    self.log.warn(&error, &[("pod", &pod_text(&member.key))]);
+                }
+            }
+        }
+        self.push_misplaced();
+    }
+
+    /// Asks for work on all pods.
+    pub(super) fn push_all(&self) {
+        let keys: Vec<_> = self.cluster.index().pods().map(|pod| super::key_of(pod)).collect();
+        for key in keys {
+            self.queue.push(key);
+        }
+    }
+
+    /// Asks for work on every pod that is not where it belongs: what failed for want of a change may succeed by now.
+    fn push_misplaced(&self) {
+        let mut keys: Vec<PodKey> = Vec::new();
+        {
+            let index = self.cluster.index();
+            let pods: Vec<_> = index.pods().cloned().collect();
+            for facts in pods.iter().filter_map(|pod| index.facts(pod.namespace(), pod.name())) {
+                let key = super::key_of(&facts.pod);
+                let member = self.members.get(&key.uid);
+                let state = member.as_ref().map(|member| member.state);
+                let shown = facts.pod.annotation(REDIRECTION);
+                let settled = match self.rules.desired(&facts) {
+                    Desired::In => state == Some(State::Enrolled) && shown == Some(ENABLED),
+                    Desired::Out(_) | Desired::Ended => state.is_none() && shown.is_none(),
+                    Desired::Unknown => true,
+                };
+                if !settled {
+                    keys.push(key);
+                }
+            }
+            let gone = |member: &Member| {
+                index.pod(&member.key.namespace, &member.key.name).and_then(|pod| pod.uid())
+                    != Some(&*member.key.uid)
+            };
+            keys.extend(self.members.all().into_iter().filter(gone).map(|member| member.key));
+        }
+        for key in keys {
+            self.queue.push(key);
+        }
+    }
+
+    async fn verify_host(self: &Arc<Self>) {
+        let ambient = self.clone();
+        let verified = tokio::task::spawn_blocking(move || {
+            ambient.host().map(|host| host.verify(|| ambient.addresses()))
+        });
+        match verified.await {
+            Ok(Ok(Ok(repaired))) => {
+                if repaired.rules {
+                    self.metrics.repaired("host-rules", 1);
+                    self.log.warn("the rules for host probes differed and are put right", &[]);
+                }
+                if repaired.members > 0 {
+                    self.metrics.repaired("host-sets", repaired.members);
+                    let labels: [telemetry::Label<'_>; 1] = [("addresses", &repaired.members)];
+                    self.log.warn("the addresses for host probes differed and are put right", &labels);
+                }
+            }
+            Ok(Ok(Err(error))) => self.log.error(&error, &[]),
+            Ok(Err(error)) => self.log.error(&error, &[]),
+            Err(error) => self.log.error(&error, &[]),
+        }
+    }
+
+    /// What the host's sets should hold, and whether that is all: somebody may be in them whose address is not known any more (AA-61).
+    fn addresses(&self) -> (Vec<(IpAddr, String)>, bool) {
+        let members = self.members.all();
+        let inside = members.iter().filter(|member| member.state != State::Leaving);
+        let wanted =
+            inside.flat_map(|member| member.ips.iter().map(|ip| (*ip, member.key.uid.clone()))).collect();
+        (wanted, members.iter().all(|member| !member.ips.is_empty()))
+    }
+
+    /// Compares the rules of every pod; gives how many were looked at and how many were repaired.
+    async fn verify_pods(self: &Arc<Self>, starting: bool) -> (usize, usize) {
+        let members: Vec<Member> =
+            self.members.all().into_iter().filter(|member| member.ruled && member.netns.is_some()).collect();
+        let looked = members.len();
+        let mut repaired = 0;
+        let mut tasks = JoinSet::new();
+        for member in members {
+            if tasks.len() >= AT_ONCE {
+                repaired += usize::from(matches!(tasks.join_next().await, Some(Ok(true))));
+            }
+            let ambient = self.clone();
+            tasks.spawn(async move { ambient.verify_pod(member.key.uid, starting).await });
+        }
+        while let Some(done) = tasks.join_next().await {
+            repaired += usize::from(matches!(done, Ok(true)));
+        }
+        (looked, repaired)
+    }
+
+    /// Whether something differed and was put right.
+    async fn verify_pod(&self, uid: String, starting: bool) -> bool {
+        let _turn = self.members.turn(&uid).await;
+        let Some(member) = self.members.get(&uid).filter(|member| member.ruled && member.netns.is_some())
+        else {
+            return false;
+        };
+        if Self::is_gone(&member) {
+            return false;
+        }
+        let pod = pod_text(&member.key);
+        if starting && !self.config.reconcile {
+            match self.differences(&member).await {
+                Ok(0) => {}
+                Ok(count) => {
+                    self.metrics.drifted();
+                    let text = "the rules of a pod differ; AMBIENT_RECONCILE_POD_RULES_ON_STARTUP is off";
+                    self.log.warn(text, &[("pod", &pod), ("differences", &count)]);
+                }
+                Err(error) => self.log.error(&error, &[("pod", &pod)]),
+            }
+            return false;
+        }
+        match self.program(&member).await {
+            Ok(Some(applied)) if applied.rules != Change::None || applied.moved || applied.routing > 0 => {
+                self.metrics.repaired("pod-rules", 1);
+                self.log.warn("the rules of a pod differed and are put right", &[("pod", &pod)]);
+                true
+            }
+            Ok(_) => false,
+            Err(error) => {
+                self.log.error(&error, &[("pod", &pod)]);
+                false
+            }
+        }
+    }
+
+    /// How many differences there are between a pod's namespace and its plan.
+    async fn differences(&self, member: &Member) -> Result<usize, Failure> {
+        let Some(netns) = member.netns.clone() else { return Ok(0) };
+        let (backends, backend) = (self.backends.clone(), self.host()?.backend());
+        let plan = plan_pod(&self.config.node, &member.options, backend);
+        let found = tokio::task::spawn_blocking(move || {
+            let observe = |inside: &netns::Inside| backends.kernel().observe(inside, &plan);
+            netns.enter(observe)?.map_err(|error| Failure::Rules(kernel::chain_text(&error)))
+        });
+        Ok(found.await??.len())
+    }
+
+    /// Pods that belong into the mesh and whose namespace is not known.
+    pub(super) fn homeless(&self) -> Vec<Wanted> {
+        let index = self.cluster.index();
+        let pods: Vec<_> = index.pods().cloned().collect();
+        let facts = pods.iter().filter_map(|pod| index.facts(pod.namespace(), pod.name()));
+        let wanted = facts.filter(|facts| self.rules.desired(facts) == Desired::In).filter_map(|facts| {
+            let uid = facts.pod.uid()?.to_owned();
+            let known = self.members.get(&uid).is_some_and(|member| member.netns.is_some());
+            let ips = facts.pod.ips();
+            (!known && !ips.is_empty()).then_some(Wanted { uid, ips })
+        });
+        wanted.collect()
+    }
+}
+
+fn wanted(member: &Member) -> Wanted {
+    Wanted { uid: member.key.uid.clone(), ips: member.ips.clone() }
+}

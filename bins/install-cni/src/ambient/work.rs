@@ -1,0 +1,170 @@
+//! The queue's workers: one pod at a time each, from what the API server says now (AA-36).
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cluster::PodKey;
+use cluster::write::EventText;
+use facts::Facts;
+
+use super::Ambient;
+use super::desired::{Desired, ENABLED, PENDING, REDIRECTION};
+use super::enrol::{Place, pod_text};
+use super::failure::{Again, Failure};
+use super::leave::Ending;
+use super::members::{Member, State};
+
+/// Tasks that work. Most of a pod's time is waiting for ztunnel or the API server.
+const WORKERS: usize = 8;
+/// After so long the watch has told of our own patch, and what it says else is somebody's change.
+const SETTLED: Duration = Duration::from_secs(10);
+/// `reason` of the event about a pod that cannot be enrolled.
+const REASON: &str = "AmbientEnrollmentFailed";
+/// `source.component` of the event: the agent's DaemonSet.
+const COMPONENT: &str = "istio-cni-node";
+
+impl Ambient {
+    /// Works until the task is aborted.
+    pub(super) async fn work(self: Arc<Self>) {
+        let mut workers = tokio::task::JoinSet::new();
+        for _ in 0..WORKERS {
+            let ambient = self.clone();
+            workers.spawn(async move {
+                loop {
+                    let running = ambient.queue.pop().await;
+                    match ambient.reconcile(running.key()).await {
+                        Ok(()) => running.done(),
+                        Err(failure) => {
+                            ambient.tell(running.key(), &failure, running.attempt()).await;
+                            match failure.again() {
+                                Again::Backoff => running.retry(),
+                                Again::OnChange => running.done(),
+                            }
+                        }
+                    }
+                }
+            });
+        }
+        while workers.join_next().await.is_some() {}
+    }
+
+    async fn reconcile(&self, key: &PodKey) -> Result<(), Failure> {
+        let facts = self.cluster.index().facts(&key.namespace, &key.name);
+        let facts = facts.filter(|facts| facts.pod.uid().unwrap_or_default() == key.uid);
+        let _turn = self.members.turn(&key.uid).await;
+        let Some(facts) = facts else {
+            self.metrics.reconciled("delete");
+            return self.leave(key, None, Ending::Gone, "it is deleted").await;
+        };
+        self.metrics.reconciled(if self.seen(key) { "update" } else { "add" });
+        match self.rules.desired(&facts) {
+            Desired::Unknown => {
+                let labels: [telemetry::Label<'_>; 1] = [("pod", &pod_text(key))];
+                self.log.debug("the labels of a pod's namespace are not known yet", &labels);
+                Ok(())
+            }
+            Desired::Ended => self.leave(key, Some(&facts), Ending::Ended, "it has ended").await,
+            Desired::Out(reason) => self.leave(key, Some(&facts), Ending::Out, &reason).await,
+            Desired::In => self.keep_in(key, &facts).await,
+        }
+    }
+
+    async fn keep_in(&self, key: &PodKey, facts: &Facts) -> Result<(), Failure> {
+        let ips = facts.pod.ips();
+        let known = self.members.get(&key.uid);
+        if let Some(mut member) = known.clone().filter(|member| member.state == State::Enrolled) {
+            self.follow_addresses(&mut member, &ips)?;
+            return self.mark(member, facts, ENABLED).await;
+        }
+        // An event of the plugin comes before the status has an address; what it said holds until then.
+        let usable = known.as_ref().is_some_and(|member| !member.ips.is_empty() && !Self::is_gone(member));
+        if ips.is_empty() && !usable {
+            if let Some(member) = known.filter(Self::is_gone) {
+                return self.forget_sandbox(member).await;
+            }
+            return Ok(());
+        }
+        match self.enrol(key, facts, &ips, Place::Running).await {
+            Ok(member) => self.mark(member, facts, ENABLED).await,
+            Err(failure) => {
+                if let Some(member) = self.members.get(&key.uid).filter(|member| member.ruled) {
+                    self.mark(member, facts, PENDING).await?;
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    /// The runtime gave a sandbox up: nothing of ours is left of it, and the next one is announced.
+    async fn forget_sandbox(&self, mut member: Member) -> Result<(), Failure> {
+        self.host()?.remove(&member.ips, &member.key.uid)?;
+        member.listed = false;
+        self.note(&member);
+        self.ztunnels.remove(&member.key.uid).await?;
+        self.annotate(&mut member, None).await?;
+        self.members.remove(&member.key.uid);
+        self.count();
+        Ok(())
+    }
+
+    fn follow_addresses(&self, member: &mut Member, ips: &[IpAddr]) -> Result<(), Failure> {
+        let set = |ips: &[IpAddr]| ips.iter().copied().collect::<BTreeSet<_>>();
+        let (old, new) = (set(&member.ips), set(ips));
+        if new.is_empty() || old == new {
+            return Ok(());
+        }
+        let host = self.host()?;
+        host.remove(&old.difference(&new).copied().collect::<Vec<_>>(), &member.key.uid)?;
+        host.add(&new.difference(&old).copied().collect::<Vec<_>>(), &member.key.uid)?;
+        member.ips = ips.to_vec();
+        self.note(member);
+        Ok(())
+    }
+
+    /// Lets the pod carry the annotation, which is true by now; also if somebody has changed it since.
+    async fn mark(&self, mut member: Member, facts: &Facts, value: &'static str) -> Result<(), Failure> {
+        let shown = facts.pod.annotation(REDIRECTION);
+        let settled = member.annotated.is_none_or(|at| at.elapsed() > SETTLED);
+        if settled && shown != Some(value) {
+            member.annotation = shown.map(str::to_owned);
+        }
+        self.annotate(&mut member, Some(value)).await
+    }
+
+    /// Whether the pod has been worked on before.
+    fn seen(&self, key: &PodKey) -> bool {
+        let mut seen = self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if seen.len() > 2 * self.cluster.index().pods().count() + 64 {
+            seen.retain(|uid| self.cluster.index().pods().any(|pod| pod.uid() == Some(uid)));
+        }
+        !seen.insert(key.uid.clone())
+    }
+
+    /// The log hears of each failure once and then of every tenth, the pod's events of those that somebody has to do something about.
+    async fn tell(&self, key: &PodKey, failure: &Failure, attempt: u32) {
+        if attempt == 1 || attempt.is_multiple_of(10) {
+            let labels: [telemetry::Label<'_>; 2] = [("pod", &pod_text(key)), ("attempt", &attempt)];
+            self.log.warn(failure, &labels);
+        }
+        let text = failure.to_string();
+        if failure.again() == Again::OnChange && self.is_news(key, &text) {
+            let event = EventText { warning: true, reason: REASON, message: &text, component: COMPONENT };
+            if let Some(writer) = &self.writer
+                && let Err(error) = writer.create_event(key, event).await
+            {
+                self.log.warn(&error, &[("pod", &pod_text(key))]);
+            }
+        }
+    }
+
+    /// Whether the pod's last event said something else.
+    fn is_news(&self, key: &PodKey, text: &str) -> bool {
+        let mut told = self.told.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if told.len() > 1000 {
+            told.clear();
+        }
+        told.insert(key.uid.clone(), text.to_owned()).is_none_or(|before| before != text)
+    }
+}

@@ -1,0 +1,142 @@
+//! What ambient mode counts: the original's by their names and labels (AA-121), then ours.
+
+use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+
+use super::BUCKETS;
+
+/// All of it.
+pub(crate) struct AmbientMetrics {
+    events: IntCounterVec,
+    requests: IntCounterVec,
+    connected: IntGauge,
+    pods: IntGaugeVec,
+    enrolment: HistogramVec,
+    messages: IntCounterVec,
+    acks: HistogramVec,
+    repaired: IntCounterVec,
+    drifted: IntCounterVec,
+}
+
+impl AmbientMetrics {
+    /// # Errors
+    /// A name is there twice or is none, which the tests would have told.
+    pub(crate) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let counter = |name: &str, help: &str, labels: &[&str]| -> Result<IntCounterVec, prometheus::Error> {
+            let counter = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok(counter)
+        };
+        let histogram =
+            |name: &str, help: &str, labels: &[&str]| -> Result<HistogramVec, prometheus::Error> {
+                let histogram =
+                    HistogramVec::new(HistogramOpts::new(name, help).buckets(BUCKETS.to_vec()), labels)?;
+                registry.register(Box::new(histogram.clone()))?;
+                Ok(histogram)
+            };
+        let connected = IntGauge::new("ztunnel_connected", "Connections of ztunnels")?;
+        registry.register(Box::new(connected.clone()))?;
+        let pods = IntGaugeVec::new(
+            Opts::new("istio_cni_ambient_pods", "Pods in the mesh, on their way into it or out of it"),
+            &["state"],
+        )?;
+        registry.register(Box::new(pods.clone()))?;
+        Ok(Self {
+            events: counter(
+                "nodeagent_reconcile_events_total",
+                "Changes of pods that were worked on",
+                &["type"],
+            )?,
+            requests: counter(
+                "istio_cni_plugin_requests_total",
+                "Pods that plugins announced, by the answer's HTTP status",
+                &["response_code"],
+            )?,
+            connected,
+            pods,
+            enrolment: histogram(
+                "istio_cni_ambient_enrolment_duration_seconds",
+                "Seconds from the event to a pod that is wholly in the mesh",
+                &["way"],
+            )?,
+            messages: counter("istio_cni_zds_messages_total", "Messages to ztunnels", &["kind", "result"])?,
+            acks: histogram(
+                "istio_cni_zds_ack_duration_seconds",
+                "Seconds until ztunnels answer",
+                &["kind"],
+            )?,
+            repaired: counter(
+                "istio_cni_drift_repaired_total",
+                "What in the kernel differed from what it should be and was put right",
+                &["what"],
+            )?,
+            drifted: counter(
+                "istio_cni_drift_found_total",
+                "What in the kernel differed from what it should be and was left so by configuration",
+                &["what"],
+            )?,
+        })
+    }
+}
+
+/// What is counted; nothing where the mode is off.
+impl super::Metrics {
+    /// A change was worked on, a retry included (AA-32).
+    pub(crate) fn reconciled(&self, kind: &str) {
+        if let Some(ambient) = &self.ambient {
+            ambient.events.with_label_values(&[kind]).inc();
+        }
+    }
+
+    /// A plugin was answered.
+    pub(crate) fn plugin_request(&self, status: u16) {
+        if let Some(ambient) = &self.ambient {
+            ambient.requests.with_label_values(&[&status.to_string()]).inc();
+        }
+    }
+
+    /// So many pods are in a state.
+    pub(crate) fn ambient_pods(&self, state: &str, pods: usize) {
+        if let Some(ambient) = &self.ambient {
+            ambient.pods.with_label_values(&[state]).set(i64::try_from(pods).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// A pod is in the mesh, so many seconds after the event.
+    pub(crate) fn enrolled(&self, way: &str, seconds: f64) {
+        if let Some(ambient) = &self.ambient {
+            ambient.enrolment.with_label_values(&[way]).observe(seconds);
+        }
+    }
+
+    /// So much differed and was put right.
+    pub(crate) fn repaired(&self, what: &str, count: usize) {
+        if let Some(ambient) = &self.ambient {
+            ambient.repaired.with_label_values(&[what]).inc_by(count as u64);
+        }
+    }
+
+    /// The rules of a pod differ and are left so.
+    pub(crate) fn drifted(&self) {
+        if let Some(ambient) = &self.ambient {
+            ambient.drifted.with_label_values(&["pod-rules"]).inc();
+        }
+    }
+
+    /// A ztunnel came, went or answered.
+    pub(crate) fn ztunnel(&self, event: &zds::Event) {
+        let Some(ambient) = &self.ambient else { return };
+        match event {
+            zds::Event::Connected { connected, .. } | zds::Event::Disconnected { connected, .. } => {
+                ambient.connected.set(i64::try_from(*connected).unwrap_or(i64::MAX));
+            }
+            zds::Event::Acked { kind, seconds, .. } => {
+                ambient.messages.with_label_values(&[kind.name(), "ack"]).inc();
+                ambient.acks.with_label_values(&[kind.name()]).observe(*seconds);
+            }
+            zds::Event::Nacked { kind, .. } => {
+                ambient.messages.with_label_values(&[kind.name(), "nack"]).inc();
+            }
+            _ => {}
+        }
+    }
+}
