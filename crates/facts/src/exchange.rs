@@ -51,9 +51,7 @@ impl Facts {
         };
         match &self.namespace_labels {
             None => selectors.eligible(subject, None),
-            Some(labels) => {
-                selectors.eligible(subject, Some(&|key| labels.get(key).map(String::as_str)))
-            }
+            Some(labels) => selectors.eligible(subject, Some(&|key| labels.get(key).map(String::as_str))),
         }
     }
 }

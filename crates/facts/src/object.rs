@@ -281,7 +281,10 @@ impl Object {
 
     /// `spec.runtimeClassName`, if there is one.
     pub fn runtime_class(&self) -> Option<&str> {
-        self.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref()).filter(|class| !class.is_empty())
+        self.spec
+            .as_ref()
+            .and_then(|spec| spec.runtime_class_name.as_deref())
+            .filter(|class| !class.is_empty())
     }
 
     /// Whether all of its containers have ended for good (`status.phase`).
@@ -294,7 +297,8 @@ impl Object {
     pub fn ips(&self) -> Vec<IpAddr> {
         let Some(status) = &self.status else { return Vec::new() };
         let all = status.pod_ips.iter().flatten().filter_map(|one| one.ip.as_deref());
-        let all: Vec<IpAddr> = all.filter_map(|ip| ip.parse::<IpAddr>().ok()).map(|ip| ip.to_canonical()).collect();
+        let all: Vec<IpAddr> =
+            all.filter_map(|ip| ip.parse::<IpAddr>().ok()).map(|ip| ip.to_canonical()).collect();
         if all.is_empty() {
             let one = status.pod_ip.as_deref().and_then(|ip| ip.parse::<IpAddr>().ok());
             return one.map(|ip| ip.to_canonical()).into_iter().collect();

@@ -3,11 +3,13 @@
 //! - [`Node`]: directories as the agent's container sees them, and an API server double; starts agents.
 //! - [`Agent`]: a running one, with what it logs, answers and counts.
 //! - [`PodCall`]: a call of the plugin as the runtime makes it from the configuration that the agent wrote.
+//! - [`Mesh`]: a node in ambient mode, its pods, and what it has of them.
 //! - [`http`]: requests over ports and unix sockets, also broken ones.
 
 mod agent;
 pub mod http;
 mod log;
+pub mod mesh;
 mod metrics;
 mod node;
 mod plugin;
@@ -18,6 +20,7 @@ use anyhow::{Context, Result};
 
 pub use agent::{Agent, Ended, Launch};
 pub use log::Log;
+pub use mesh::{Mesh, MeshPod};
 pub use metrics::Metrics;
 pub use node::{Node, pod_object};
 pub use plugin::PodCall;

@@ -4,7 +4,7 @@ mod wire;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-use wire::Socket;
 pub use wire::{MAX_PACKET, ack, nack};
+use wire::{Packet, Socket};
 
 /// How long the thread sleeps in the kernel before it looks whether it is to end.
 const LOOK: Duration = Duration::from_millis(20);
@@ -313,7 +313,7 @@ impl Shared {
         self.ending.load(Ordering::SeqCst)
     }
 
-    fn work(&self, first: Socket, address: &PathBuf, mut script: Script) {
+    fn work(&self, first: Socket, address: &Path, mut script: Script) {
         let mut socket = Some(first);
         loop {
             match socket.take() {
@@ -353,7 +353,7 @@ impl Shared {
                     return Ok(());
                 }
             }
-            let Some((bytes, fds, truncated)) = socket.receive()? else { return Ok(()) };
+            let Some(Packet { bytes, fds, truncated }) = socket.receive()? else { return Ok(()) };
             let request = match self.understand(&bytes, fds.len(), truncated) {
                 Ok(request) => request,
                 Err(problem) => {

@@ -7,6 +7,7 @@ mod floods;
 mod keeping;
 mod life;
 mod logs;
+mod mesh;
 mod socket;
 mod sources;
 mod surroundings;

@@ -23,6 +23,14 @@ const NSFS: u64 = 0x6e73_6673;
 /// A connection.
 pub(super) struct Socket(OwnedFd);
 
+/// What was received.
+pub(super) struct Packet {
+    pub(super) bytes: Vec<u8>,
+    pub(super) fds: Vec<OwnedFd>,
+    /// Something of it is missing.
+    pub(super) truncated: bool,
+}
+
 impl Socket {
     pub(super) fn connect(address: &Path) -> Result<Self> {
         let socket =
@@ -62,8 +70,8 @@ impl Socket {
         }
     }
 
-    /// A packet, its descriptors, and whether something of it is missing; nothing at the end.
-    pub(super) fn receive(&self) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>, bool)>> {
+    /// A packet; nothing at the end.
+    pub(super) fn receive(&self) -> io::Result<Option<Packet>> {
         let mut bytes = [0; MAX_PACKET];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -76,7 +84,7 @@ impl Socket {
             }
         }
         let truncated = received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
-        Ok((received.bytes > 0).then(|| (bytes[..received.bytes].to_vec(), fds, truncated)))
+        Ok((received.bytes > 0).then(|| Packet { bytes: bytes[..received.bytes].to_vec(), fds, truncated }))
     }
 }
 
