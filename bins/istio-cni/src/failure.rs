@@ -33,6 +33,20 @@ pub(crate) enum Failure {
     /// A variable of the runtime's environment cannot be used.
     #[error(transparent)]
     Environment(#[from] capture::annotations::EnvironmentError),
+    /// The node agent did not take the pod into the mesh.
+    #[error(transparent)]
+    Handover(#[from] crate::handover::Error),
+    /// The selectors of ambient mode mean nothing.
+    #[error(
+        "enablement_selectors of the configuration cannot be used: {0}; correct the value of the chart or of AMBIENT_ENABLEMENT_SELECTOR"
+    )]
+    Selectors(#[from] capture::select::SelectorError),
+    /// Whether the pod is to be in the mesh is not to be told.
+    #[error(
+        "whether the pod is to be in the mesh depends on labels that nobody tells: {0}; it is not started outside of the mesh for want of an \
+         answer"
+    )]
+    Labels(String),
     /// The pod's namespace cannot be used.
     #[error(transparent)]
     Netns(#[from] netns::Error),

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use capture::annotations::{EnvironmentError, NodeSettings};
-use capture::{Decision, Facts, PodId, Scope, Settings, Skip};
-use cni::{PluginConf, Request};
+use capture::select::{Eligibility, Selectors};
+use capture::{Decision, Facts, Pod, PodId, Scope, Settings, Skip};
+use cni::{CniResult, PluginConf, Request};
 use kernel::{Applied, Change, Choice, Difference, Kernel, route};
 use netns::{Inside, Lock, Netns};
 use ruleset::{Backend, Plan};
@@ -15,7 +16,7 @@ use crate::failure::Failure;
 use crate::plugin::Backends;
 use crate::progress::{Phase, Progress};
 use crate::sources::Sources;
-use crate::{groups, plugin};
+use crate::{groups, handover, plugin};
 
 /// How long an ADD waits for another one that works in the same namespace. Two calls for one pod are rare (a second interface); a
 /// usual one takes milliseconds.
@@ -31,6 +32,8 @@ pub(crate) struct Job {
     pub(crate) backends: Arc<Backends>,
     pub(crate) progress: Arc<Progress>,
     pub(crate) id: PodId,
+    /// What the plugins before this one made.
+    pub(crate) result: CniResult,
 }
 
 /// What came of an ADD.
@@ -51,7 +54,15 @@ pub(crate) enum Verdict {
 /// A pod that is to be captured.
 struct Target {
     netns: Netns,
-    settings: Box<Settings>,
+    way: Way,
+}
+
+/// How it is captured.
+enum Way {
+    /// By rules of this plugin, to the proxy in the pod.
+    Sidecar(Box<Settings>),
+    /// By the node agent, to ztunnel.
+    Ambient,
 }
 
 impl Job {
@@ -64,7 +75,8 @@ impl Job {
         progress: Arc<Progress>,
     ) -> Result<Self, cni::Error> {
         let id = plugin::pod_id(&request.args()?);
-        Ok(Self { netns: request.netns.clone(), conf, log, backends, progress, id })
+        let result = request.prev_result()?.unwrap_or_default();
+        Ok(Self { netns: request.netns.clone(), conf, log, backends, progress, id, result })
     }
 
     fn kernel(&self) -> Kernel<'_> {
@@ -79,12 +91,30 @@ impl Job {
     /// Captures the pod, if it is one to capture.
     pub(crate) fn add(&self) -> Result<Added, Failure> {
         let Some(target) = self.target()? else { return Ok(Added::Skipped) };
+        let settings = match target.way {
+            Way::Sidecar(settings) => settings,
+            Way::Ambient => return self.hand_over(),
+        };
         self.progress.wait_for("another call that works in the pod's network namespace");
         let _lock = self.lock(&target.netns, LOCK_TIMEOUT)?;
         self.progress.wait_for("the kernel to take the rules");
-        let applied = target.netns.enter(|inside| self.apply(inside, &target.settings))??;
+        let applied = target.netns.enter(|inside| self.apply(inside, &settings))??;
         let apply_ms = self.progress.ended(Phase::Apply);
         self.log_applied(&applied, apply_ms);
+        Ok(Added::Captured)
+    }
+
+    /// The agent may come and go, so this takes no lock: it takes the pod, or the call fails and the runtime makes another.
+    fn hand_over(&self) -> Result<Added, Failure> {
+        self.progress.wait_for("the node agent to take the pod into the mesh");
+        let netns = self.netns.as_deref().unwrap_or_default();
+        handover::hand_over(&self.conf, &self.id, netns, &self.result)?;
+        let ms = format!("{:.3}", self.progress.ended(Phase::Apply));
+        let source = self.progress.facts_source();
+        self.log.info(
+            "pod is in the mesh: the node agent has taken it",
+            &[("facts_source", &source), ("ms", &ms)],
+        );
         Ok(Added::Captured)
     }
 
@@ -101,7 +131,10 @@ impl Job {
     pub(crate) fn check(&self) -> Result<Verdict, Failure> {
         let Some(target) = self.target()? else { return Ok(Verdict::AsPlanned) };
         let _lock = self.lock(&target.netns, CHECK_LOCK_TIMEOUT)?;
-        let differences = target.netns.enter(|inside| self.compare(inside, &target.settings))??;
+        let differences = target.netns.enter(|inside| match &target.way {
+            Way::Sidecar(settings) => self.compare(inside, settings),
+            Way::Ambient => self.look_for_ambient(inside),
+        })??;
         self.progress.ended(Phase::Apply);
         Ok(if differences.is_empty() { Verdict::AsPlanned } else { Verdict::Differs(differences) })
     }
@@ -126,8 +159,14 @@ impl Job {
             self.log_skip(&skip);
             return Ok(None);
         }
-        let pod = Sources { conf: &self.conf, log: &self.log, progress: &self.progress }.pod(&self.id)?;
+        let sources = Sources { conf: &self.conf, log: &self.log, progress: &self.progress };
+        let mut pod = sources.pod(&self.id)?;
+        let ambient = self.conf.ambient_enabled && self.is_ambient(&sources, &mut pod)?;
         self.progress.ended(Phase::Facts);
+        if ambient {
+            self.progress.ended(Phase::Decide);
+            return Ok(Some(Target { netns: self.open_netns()?, way: Way::Ambient }));
+        }
         // A wrong variable concerns the pods that it is for; the others start.
         let node = node_settings();
         let decision = capture::decide(&pod, node.as_ref().unwrap_or(&NodeSettings::default()))?;
@@ -135,10 +174,6 @@ impl Job {
         match decision {
             Decision::Skip(skip) => {
                 self.log_skip(&skip);
-                if self.conf.ambient_enabled {
-                    let msg = "ambient_enabled is set, but this version does not hand pods to the node agent";
-                    self.log.warn(msg, &[]);
-                }
                 Ok(None)
             }
             Decision::Sidecar { settings, native_sidecar, warnings } => {
@@ -147,9 +182,38 @@ impl Job {
                     self.log.warn(warning, &[]);
                 }
                 self.log.debug(&format!("captured: {settings:?}"), &[("native_sidecar", &native_sidecar)]);
-                Ok(Some(Target { netns: self.open_netns()?, settings }))
+                Ok(Some(Target { netns: self.open_netns()?, way: Way::Sidecar(settings) }))
             }
         }
+    }
+
+    /// Whether the pod is to be in the mesh (P-28). Where its own labels do not say it and nobody knows those of its namespace, the call
+    /// fails: the original goes on as if it were not, and lets it start outside of the mesh.
+    fn is_ambient(&self, sources: &Sources<'_>, pod: &mut Pod) -> Result<bool, Failure> {
+        let selectors = Selectors::new(&self.conf.enablement_selectors)?;
+        if selectors.is_empty() {
+            return Ok(false);
+        }
+        if !sources.has_labels() && !pod.annotations.contains_key(capture::annotations::STATUS) {
+            let text = "the runtime hands over annotations only, and neither the node agent nor the API server answers";
+            return Err(Failure::Labels(text.to_owned()));
+        }
+        if selectors.eligible_pod(pod) == Eligibility::NeedsNamespace {
+            self.progress.wait_for("the labels of the pod's namespace");
+            let labels = sources.namespace_labels(&self.id.namespace);
+            pod.namespace_labels = Some(labels.map_err(|error| Failure::Labels(error.to_string()))?);
+        }
+        Ok(selectors.eligible_pod(pod) == Eligibility::Eligible)
+    }
+
+    /// The agent's options are not known here, and CHECK never asks it (AA-18): whether there are rules of ambient mode at all can be told.
+    fn look_for_ambient(&self, inside: &Inside) -> Result<Vec<Difference>, Failure> {
+        let none = capture::ambient::no_rules();
+        let kernel = self.kernel();
+        if kernel.nftables.exists(inside, &none)? || kernel.iptables.exists(inside, &none)? {
+            return Ok(Vec::new());
+        }
+        Ok(vec![Difference::MissingTable { table: none.nft_table(ruleset::TableKind::Nat) }])
     }
 
     fn open_netns(&self) -> Result<Netns, Failure> {

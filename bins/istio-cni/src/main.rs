@@ -5,6 +5,7 @@
 
 mod failure;
 mod groups;
+mod handover;
 mod job;
 mod plugin;
 mod progress;

@@ -4,6 +4,7 @@
 //! answers, what the agent left on disk is used, for the same incarnation of the pod only, and last what the runtime hands over itself. So pods
 //! start, captured as they should be, while either is away.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -62,6 +63,19 @@ impl Sources<'_> {
         };
         self.progress.set_facts_source(source);
         Ok(pod)
+    }
+
+    /// Whether the facts that were had are from a source that knows labels.
+    pub(crate) fn has_labels(&self) -> bool {
+        self.progress.facts_source() != ANNOTATIONS
+    }
+
+    /// The labels of a namespace, where the pod's source does not know them. Manifests have no namespaces, and so no labels of any.
+    pub(crate) fn namespace_labels(&self, name: &str) -> Result<BTreeMap<String, String>, Error> {
+        match &self.conf.pod_source {
+            cni::PodSource::Manifests(_) => Ok(BTreeMap::new()),
+            cni::PodSource::Kubernetes => self.api(self.conf.facts_timeout).namespace_labels(name),
+        }
     }
 
     /// Whether facts could be had, as far as it can be told without asking anything outside this machine.

@@ -14,7 +14,7 @@ use ruleset::{Base, Chain, ChainKind, Family, Hook, Match, Plan, Protocol, Rule,
 use crate::values::{MAX_LIST_BYTES, Quoted, ValueError, parse_bool, parse_interface};
 
 pub use host::{PROBES_V4, PROBES_V6, ProbeSender, SET_COMMENT, plan_host};
-pub use pod::plan_pod;
+pub use pod::{no_rules, plan_pod};
 
 /// Owner name of ambient rules: their nf_tables tables begin with it.
 pub const OWNER: &str = "istio-ambient";

@@ -29,6 +29,8 @@ pub struct Pod {
     pub labels: BTreeMap<String, String>,
     /// `metadata.annotations`. Untrusted text; [`crate`] parses what it uses.
     pub annotations: BTreeMap<String, String>,
+    /// `metadata.labels` of its namespace, where the source of the facts knows them.
+    pub namespace_labels: Option<BTreeMap<String, String>>,
     /// `spec.hostNetwork`.
     pub host_network: bool,
     /// `spec.initContainers`, in order.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::annotations::STATUS;
+use crate::pod::Pod;
 use crate::values::Quoted;
 
 /// One entry of `enablement_selectors` as it is written; both halves have to match.
@@ -141,6 +142,19 @@ impl Selectors {
             }
         }
         if unknown { Eligibility::NeedsNamespace } else { Eligibility::Not(Ineligible::NotSelected) }
+    }
+
+    /// The same for a pod whose facts are at hand.
+    pub fn eligible_pod(&self, pod: &Pod) -> Eligibility {
+        let subject = Subject {
+            host_network: pod.host_network,
+            injected: is_injected(pod.annotations.keys().map(String::as_str)),
+            labels: &|key| pod.labels.get(key).map(String::as_str),
+        };
+        match &pod.namespace_labels {
+            None => self.eligible(subject, None),
+            Some(labels) => self.eligible(subject, Some(&|key| labels.get(key).map(String::as_str))),
+        }
     }
 
     /// Whether a namespace as such is in the mesh (AA-22).

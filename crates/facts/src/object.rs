@@ -345,6 +345,7 @@ impl Object {
             uid: metadata.uid.filter(|uid| !uid.is_empty()),
             labels: texts(metadata.labels),
             annotations: texts(metadata.annotations),
+            namespace_labels: None,
             host_network: spec.host_network.unwrap_or_default(),
             init_containers: containers(spec.init_containers),
             containers: containers(spec.containers),

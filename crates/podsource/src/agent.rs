@@ -178,7 +178,8 @@ fn pod(text: &[u8], id: &PodId) -> Result<Pod, Cause> {
     if let (Some(found), None) = (facts.pod.uid(), &id.uid) {
         return Err(Cause::UnknownIncarnation { found: found.to_owned() });
     }
-    Ok(Arc::unwrap_or_clone(facts.pod).into_pod(id)?)
+    let pod = Arc::unwrap_or_clone(facts.pod).into_pod(id)?;
+    Ok(Pod { namespace_labels: facts.namespace_labels, ..pod })
 }
 
 fn refusal(answer: &http1::Response) -> Cause {

@@ -5,6 +5,7 @@ mod dial;
 mod tests;
 mod tls;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -89,18 +90,73 @@ impl<'a> Kubernetes<'a> {
         Self { on_retry: Some(Box::new(on_retry)), ..self }
     }
 
-    fn get(&self, id: &PodId, deadline: Deadline) -> Result<Pod, Failure> {
+    /// The labels of a namespace.
+    ///
+    /// # Errors
+    /// As for a pod.
+    pub fn namespace_labels(&self, name: &str) -> Result<BTreeMap<String, String>, Error> {
+        let operation = format!("get namespace {name}");
+        self.ask(&operation, &[name], "", |response, token| {
+            let object = object(response, token, "Namespace")?;
+            if object.name() != name {
+                return Err(Cause::NotThePod("describes another namespace".into()));
+            }
+            let labels = object.metadata.and_then(|metadata| metadata.labels).unwrap_or_default();
+            Ok(labels.into_iter().map(|(key, value)| (key, value.unwrap_or_default())).collect())
+        })
+    }
+
+    /// Asks until there is an answer or the time is over. `names` are the namespace and, in `resource`, the object.
+    fn ask<T>(
+        &self,
+        operation: &str,
+        names: &[&str],
+        resource: &str,
+        read: impl Fn(&Response, Option<&str>) -> Result<T, Cause>,
+    ) -> Result<T, Error> {
+        if let Some(bad) = names.iter().find(|name| !is_name(name)) {
+            let cause = Cause::InvalidName((*bad).to_owned());
+            return Err(Error::new(operation.to_owned(), self.origin(None), cause));
+        }
+        let path = names.iter().map(|name| segment(name)).collect::<Vec<_>>().join(resource);
+        let start = Instant::now();
+        let end = start + self.timeout;
+        let mut backoff = Backoff::default();
+        let mut before = None;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let limit = (Instant::now() + TRY_LIMIT).min(end);
+            let failure = match self.get(&path, Deadline::at(limit), &read) {
+                Ok(found) => return Ok(found),
+                Err(failure) => failure.unless_cut_short(before.take()),
+            };
+            let mut error = Error::new(operation.to_owned(), failure.origin, failure.cause);
+            let pause = backoff.next(error.cause.retry_after());
+            if error.retry() == Retry::Never || Instant::now() + pause + SHORTEST_TRY > end {
+                (error.tries, error.elapsed) = (tries, start.elapsed());
+                return Err(error);
+            }
+            if let Some(on_retry) = &self.on_retry {
+                on_retry(&error, tries, pause);
+            }
+            std::thread::sleep(pause);
+            before = Some(Failure { origin: error.origin, cause: *error.cause });
+        }
+    }
+
+    fn get<T>(
+        &self,
+        path: &str,
+        deadline: Deadline,
+        read: impl Fn(&Response, Option<&str>) -> Result<T, Cause>,
+    ) -> Result<T, Failure> {
         let unreached = |cause| Failure { origin: self.origin(None), cause };
         let access = kubeconfig::load(&self.kubeconfig).map_err(unreached)?;
         let reached = |cause| Failure { origin: self.origin(Some(&access)), cause };
-        let path = format!(
-            "{}/api/v1/namespaces/{}/pods/{}",
-            access.server.prefix,
-            segment(&id.namespace),
-            segment(&id.name)
-        );
+        let path = format!("{}/api/v1/namespaces/{path}", access.server.prefix);
         let response = self.fetch(&access, &path, deadline).map_err(reached)?;
-        facts(&response, id, access.token.as_deref()).map_err(reached)
+        read(&response, access.token.as_deref()).map_err(reached)
     }
 
     fn fetch(&self, access: &Access, path: &str, deadline: Deadline) -> Result<Response, Cause> {
@@ -133,33 +189,9 @@ impl<'a> Kubernetes<'a> {
 impl PodSource for Kubernetes<'_> {
     fn pod(&self, id: &PodId) -> Result<Pod, Error> {
         let operation = format!("get pod {}/{}", id.namespace, id.name);
-        if let Some(bad) = [&id.namespace, &id.name].into_iter().find(|name| !is_name(name)) {
-            return Err(Error::new(operation, self.origin(None), Cause::InvalidName(bad.clone())));
-        }
-        let start = Instant::now();
-        let end = start + self.timeout;
-        let mut backoff = Backoff::default();
-        let mut before = None;
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let limit = (Instant::now() + TRY_LIMIT).min(end);
-            let failure = match self.get(id, Deadline::at(limit)) {
-                Ok(pod) => return Ok(pod),
-                Err(failure) => failure.unless_cut_short(before.take()),
-            };
-            let mut error = Error::new(operation.clone(), failure.origin, failure.cause);
-            let pause = backoff.next(error.cause.retry_after());
-            if error.retry() == Retry::Never || Instant::now() + pause + SHORTEST_TRY > end {
-                (error.tries, error.elapsed) = (tries, start.elapsed());
-                return Err(error);
-            }
-            if let Some(on_retry) = &self.on_retry {
-                on_retry(&error, tries, pause);
-            }
-            std::thread::sleep(pause);
-            before = Some(Failure { origin: error.origin, cause: *error.cause });
-        }
+        self.ask(&operation, &[&id.namespace, &id.name], "/pods/", |response, token| {
+            facts(response, id, token)
+        })
     }
 
     fn ready(&self) -> Result<(), Error> {
@@ -210,8 +242,17 @@ fn is_name(text: &str) -> bool {
     !text.is_empty() && text.len() <= 253 && !text.chars().all(|c| c == '.')
 }
 
-/// The pod of the answer. No error repeats the token, which a proxy in between may have put into the answer.
+/// The pod of the answer.
 fn facts(response: &Response, id: &PodId, token: Option<&str>) -> Result<Pod, Cause> {
+    let object = object(response, token, "Pod")?;
+    if !object.metadata.as_ref().is_some_and(|metadata| metadata.names(&id.namespace, &id.name)) {
+        return Err(Cause::NotThePod("describes no pod or another pod".into()));
+    }
+    Ok(object.into_pod(id)?)
+}
+
+/// The object of the answer. No error repeats the token, which a proxy in between may have put into the answer.
+fn object(response: &Response, token: Option<&str>, wanted: &str) -> Result<Object, Cause> {
     if response.status != 200 {
         return Err(refusal(response, token));
     }
@@ -227,17 +268,13 @@ fn facts(response: &Response, id: &PodId, token: Option<&str>) -> Result<Pod, Ca
         })
     })?;
     match object.kind.as_deref() {
-        Some("Pod") => {}
+        Some(kind) if kind == wanted => Ok(object),
         Some(kind) => {
             let kind = clean(hide(kind, token).as_bytes(), 60);
-            return Err(Cause::NotThePod(format!("is a {kind} and not a Pod")));
+            Err(Cause::NotThePod(format!("is a {kind} and not a {wanted}")))
         }
-        None => return Err(Cause::NotThePod("has no kind and is not a Pod".into())),
+        None => Err(Cause::NotThePod(format!("has no kind and is not a {wanted}"))),
     }
-    if !object.metadata.as_ref().is_some_and(|metadata| metadata.names(&id.namespace, &id.name)) {
-        return Err(Cause::NotThePod("describes no pod or another pod".into()));
-    }
-    Ok(object.into_pod(id)?)
 }
 
 /// What the server says when it does not give the pod; API servers explain themselves in a `Status` object.

@@ -20,6 +20,12 @@ const KNOWN_CHAINS: &[(TableKind, &str)] = &[
     (TableKind::Raw, OUTPUT),
 ];
 
+/// No rules: to look for those that a pod in the mesh has.
+#[must_use]
+pub fn no_rules() -> Ruleset {
+    Ruleset { owner: OWNER.into(), known_chains: KNOWN_CHAINS, ipv6: true, tables: Vec::new() }
+}
+
 /// The plan for the namespace of a pod that takes part in the mesh.
 #[must_use]
 pub fn plan_pod(node: &NodeOptions, pod: &PodOptions, backend: Backend) -> Plan {

@@ -1,6 +1,7 @@
 //! The plugin from outside: input, faults, kills, and what stays in the kernel.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod ambient;
 mod annotations;
 mod facts;
 mod input;

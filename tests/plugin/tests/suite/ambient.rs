@@ -1,0 +1,283 @@
+//! Ambient mode: which pods the plugin hands to the node agent, how, and what becomes of every answer.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use plugin_tests::Node;
+use serde_json::{Value, json};
+use testkit::apiserver::{ApiServer, Credentials, Fault};
+use testkit::{Families, Pod};
+
+use crate::assert_says;
+
+const MODE: &str = "istio.io/dataplane-mode";
+
+/// A node in ambient mode with the chart's selectors and an API server.
+struct Scene {
+    node: Node,
+    api: ApiServer,
+    pod: Pod,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let api = ApiServer::start().unwrap();
+        api.set_namespace("default", &[(MODE, "ambient")]);
+        let mut node = Node::new().unwrap();
+        let conf = node.conf.as_object_mut().unwrap();
+        conf.remove("pod_source");
+        conf.insert("ambient_enabled".into(), json!(true));
+        conf.insert(
+            "enablement_selectors".into(),
+            json!([
+                {"podSelector": {"matchLabels": {MODE: "ambient"}}},
+                {
+                    "podSelector": {"matchExpressions": [{"key": MODE, "operator": "NotIn", "values": ["none"]}]},
+                    "namespaceSelector": {"matchLabels": {MODE: "ambient"}},
+                },
+            ]),
+        );
+        std::fs::create_dir(node.run_dir()).unwrap();
+        api.write_kubeconfig(&node.run_dir(), Credentials::Token).unwrap();
+        Self { node, api, pod: Pod::new(Families::V4).unwrap() }
+    }
+
+    fn set_pod(&self, labels: Value, annotations: Value) {
+        self.api.set_pod(json!({
+            "kind": "Pod",
+            "metadata": {"name": "web", "namespace": "default", "labels": labels, "annotations": annotations},
+            "spec": {"containers": [{"name": "app"}]},
+        }));
+    }
+
+    /// An agent that answers the next event with these bytes; gives what it heard.
+    fn agent(&self, answer: impl Into<Vec<u8>>) -> Receiver<String> {
+        listen(&self.node.run_dir().join("pluginevent.sock"), answer.into())
+    }
+}
+
+fn listen(socket: &Path, answer: Vec<u8>) -> Receiver<String> {
+    let listener = UnixListener::bind(socket).unwrap();
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut text = Vec::new();
+        let mut part = [0; 4096];
+        while let Ok(len @ 1..) = stream.read(&mut part) {
+            text.extend_from_slice(&part[..len]);
+            let all = String::from_utf8_lossy(&text).into_owned();
+            let body = all.split_once("\r\n\r\n").map(|(_, body)| body);
+            if body.is_some_and(|body| serde_json::from_str::<Value>(body).is_ok()) {
+                sender.send(all).unwrap();
+                break;
+            }
+        }
+        let _ = stream.write_all(&answer);
+        if answer.is_empty() {
+            // Silence, as long as the plugin waits.
+            let _ = stream.read(&mut part);
+        }
+    });
+    receiver
+}
+
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+
+/// C2: exactly what an agent of the original understands.
+#[test]
+fn c02_the_event_is_the_originals() {
+    let scene = Scene::new();
+    scene.set_pod(json!({}), json!({}));
+    let heard = scene.agent(OK);
+    let answer = scene.node.add("web", scene.pod.path()).unwrap();
+    let request = heard.recv_timeout(Duration::from_secs(5)).unwrap();
+    let (head, body) = request.split_once("\r\n\r\n").unwrap();
+    assert_says(
+        head,
+        &["POST /cmdadd HTTP/1.1\r\n", "\r\nHost: unix\r\n", "\r\nContent-Type: application/json\r\n"],
+    );
+    let netns = scene.pod.path().display();
+    assert_eq!(
+        body,
+        format!(
+            r#"{{"Netns":"{netns}","PodName":"web","PodNamespace":"default","IPs":[{{"Interface":0,"Address":{{"IP":"10.77.0.2","Mask":"////AA=="}},"Gateway":"10.77.0.1"}}]}}"#
+        )
+    );
+    assert_eq!(answer.json().unwrap()["ips"][0]["address"], "10.77.0.2/24", "prevResult is passed on");
+    assert!(!scene.pod.nft_text().unwrap().contains("istio"), "the agent programs the pod");
+    assert_says(&answer.stderr, &["the node agent has taken it"]);
+}
+
+#[test]
+fn c02_what_is_absent_is_empty() {
+    let mut scene = Scene::new();
+    scene.set_pod(json!({}), json!({}));
+    scene.node.conf["prevResult"]["ips"] = json!([{"address": "fd77::2/64"}, {"address": "10.1.1.1/32"}]);
+    let heard = scene.agent(OK);
+    scene.node.add("web", scene.pod.path()).unwrap();
+    let request = heard.recv_timeout(Duration::from_secs(5)).unwrap();
+    let ips = concat!(
+        r#""IPs":[{"Interface":null,"Address":{"IP":"fd77::2","Mask":"//////////8AAAAAAAAAAA=="},"Gateway":""},"#,
+        r#"{"Interface":null,"Address":{"IP":"10.1.1.1","Mask":"/////w=="},"Gateway":""}]}"#
+    );
+    assert!(request.ends_with(ips), "{request}");
+}
+
+/// AA-23, and which questions it takes to tell.
+#[test]
+fn who_is_handed_over_and_who_is_not() {
+    let get_namespace = "/api/v1/namespaces/default";
+    for (labels, annotations, namespace, handed, asked) in [
+        (json!({}), json!({}), "ambient", true, true),
+        (json!({MODE: "ambient"}), json!({}), "other", true, false),
+        (json!({MODE: "none"}), json!({}), "ambient", false, false),
+        (json!({}), json!({}), "other", false, true),
+        (json!({MODE: "ambient"}), json!({"sidecar.istio.io/status": ""}), "ambient", false, false),
+    ] {
+        let scene = Scene::new();
+        scene.api.set_namespace("default", &[(MODE, namespace)]);
+        scene.set_pod(labels.clone(), annotations.clone());
+        let heard = scene.agent(OK);
+        scene.node.add("web", scene.pod.path()).unwrap();
+        let told = heard.recv_timeout(Duration::from_millis(100)).is_ok();
+        assert_eq!(told, handed, "{labels} {annotations} {namespace}");
+        let paths: Vec<String> = scene.api.requests().into_iter().map(|request| request.path).collect();
+        assert_eq!(paths.contains(&get_namespace.to_owned()), asked, "{labels} {annotations}: {paths:?}");
+    }
+    // A sidecar goes the sidecar's way.
+    let scene = Scene::new();
+    scene.api.set_pod(plugin_tests::sidecar_pod("web"));
+    scene.node.add("web", scene.pod.path()).unwrap();
+    assert!(scene.pod.nft_text().unwrap().contains("istio-proxy-nat"));
+    // Nobody is asked about the agent itself, excluded namespaces, and what is no pod (AA-18).
+    for (args, why) in [
+        ("K8S_POD_NAME=istio-cni-node-abc12;K8S_POD_NAMESPACE=istio-system", "own-agent-pod"),
+        ("K8S_POD_NAME=web;K8S_POD_NAMESPACE=kube-system", "excluded-namespace"),
+        ("IgnoreUnknown=1", "not-kubernetes"),
+    ] {
+        let call = scene.node.call("ADD", "web", scene.pod.path()).env("CNI_ARGS", args);
+        let answer = call.run().unwrap();
+        assert_eq!(answer.exit, Some(0), "{answer:?}");
+        assert_says(&answer.stderr, &[why]);
+    }
+    // Without selectors nobody is in the mesh (AA-20).
+    let mut scene = Scene::new();
+    scene.set_pod(json!({MODE: "ambient"}), json!({}));
+    scene.node.conf["enablement_selectors"] = json!([]);
+    scene.node.add("web", scene.pod.path()).unwrap();
+}
+
+#[test]
+fn every_answer_but_yes_fails_the_add() {
+    let refusal = |status: &str, body: &str| {
+        format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
+    };
+    let cases: Vec<(&str, Vec<u8>, &[&str])> = vec![
+        (
+            "no",
+            refusal(
+                "500 Internal Server Error",
+                "pod default/web is not in the mesh: no ztunnel connection\n",
+            ),
+            &["the node agent did not take the pod (500)", "no ztunnel connection"],
+        ),
+        ("not JSON", refusal("400 Bad Request", "bad\n"), &["(400)", "bad"]),
+        ("other user", refusal("403 Forbidden", "only root\n"), &["(403)", "only root"]),
+        ("redirect", refusal("302 Found", ""), &["(302)"]),
+        ("garbage", b"\x00\x01\x02 not http\r\n\r\n".to_vec(), &["hand the pod to the node agent"]),
+        (
+            "cut off",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab".to_vec(),
+            &["hand the pod to the node agent"],
+        ),
+        ("huge yes", refusal("200 OK", &"x".repeat(10 << 20)), &["hand the pod to the node agent"]),
+        ("huge no", refusal("500 No", &"y".repeat(10 << 20)), &["(500)"]),
+        ("control characters", refusal("500 No", "a\x1b[31mb\nc"), &["(500)"]),
+    ];
+    for (name, answer, says) in cases {
+        let scene = Scene::new();
+        scene.set_pod(json!({}), json!({}));
+        let _heard = scene.agent(answer);
+        let answer = scene.node.call("ADD", "web", scene.pod.path()).run().unwrap();
+        let (_, text) = answer.error().unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_says(&text, says);
+        assert!(text.len() < 4000 && !text.contains('\x1b'), "{name}: {} bytes", text.len());
+    }
+}
+
+#[test]
+fn an_agent_that_is_not_there_or_says_nothing() {
+    let scene = Scene::new();
+    scene.set_pod(json!({}), json!({}));
+    let answer = scene.node.call("ADD", "web", scene.pod.path()).run().unwrap();
+    assert_says(&answer.error().unwrap().1, &["pluginevent.sock", "waits for the agent", "istio-cni-node"]);
+    let _heard = scene.agent("");
+    let start = Instant::now();
+    let answer = scene.node.call("ADD", "web", scene.pod.path()).run().unwrap();
+    assert_says(&answer.error().unwrap().1, &["hand the pod to the node agent", "timed out"]);
+    assert!((4..8).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
+}
+
+/// Never outside of the mesh for want of an answer.
+#[test]
+fn labels_that_nobody_tells_fail_the_add() {
+    let scene = Scene::new();
+    scene.set_pod(json!({}), json!({}));
+    scene.api.fail_path("/api/v1/namespaces/default?", 1000, Fault::status(503));
+    scene.api.delete_namespace("default");
+    let answer = scene.node.call("ADD", "web", scene.pod.path()).run().unwrap();
+    assert_says(&answer.error().unwrap().1, &["depends on labels", "get namespace default", "404"]);
+    let mut scene = Scene::new();
+    scene.set_pod(json!({}), json!({}));
+    scene.api.stop();
+    scene.node.conf["runtimeConfig"] = json!({"io.kubernetes.cri.pod-annotations": {"a": "b"}});
+    scene.node.conf["facts_timeout"] = json!("500ms");
+    let answer = scene.node.call("ADD", "web", scene.pod.path()).run().unwrap();
+    assert_says(&answer.error().unwrap().1, &["depends on labels", "annotations only"]);
+}
+
+#[test]
+fn selectors_that_mean_nothing_fail_the_add() {
+    for (selectors, says) in [
+        (json!([{"podSelector": {"matchExpressions": [{"key": "a", "operator": "Is"}]}}]), "operator \"Is\""),
+        (json!([{"namespaceSelector": {"matchLabels": {"a\nb": "c"}}}]), "is not the key"),
+        (json!("all"), "enablement_selectors"),
+        (json!([{"podSelector": []}]), "podSelector"),
+    ] {
+        let mut scene = Scene::new();
+        scene.set_pod(json!({}), json!({}));
+        scene.node.conf["enablement_selectors"] = selectors.clone();
+        let answer = scene.node.call("ADD", "web", scene.pod.path()).run().unwrap();
+        assert_says(&answer.error().unwrap().1, &[says]);
+    }
+}
+
+#[test]
+fn the_failure_policy_and_the_kill_switch_count() {
+    let mut scene = Scene::new();
+    scene.set_pod(json!({}), json!({}));
+    scene.node.conf["failure_policy"] = json!("open");
+    let answer = scene.node.add("web", scene.pod.path()).unwrap();
+    assert_says(&answer.stderr, &["pluginevent.sock"]);
+    scene.node.conf["failure_policy"] = json!("closed");
+    scene.node.conf["capture"] = json!("disabled");
+    let heard = scene.agent(OK);
+    scene.node.add("web", scene.pod.path()).unwrap();
+    assert!(heard.recv_timeout(Duration::from_millis(100)).is_err());
+}
+
+/// CHECK never asks the agent (AA-18): rules of ambient mode are there, or they are not.
+#[test]
+fn check_looks_for_rules_of_ambient_mode() {
+    let scene = Scene::new();
+    scene.set_pod(json!({}), json!({}));
+    let check = || scene.node.call("CHECK", "web", scene.pod.path()).run().unwrap();
+    assert_says(&check().error().unwrap().1, &["istio-ambient-nat"]);
+    scene.pod.nft("add table inet istio-ambient-nat").unwrap();
+    assert_eq!(check().exit, Some(0));
+    let answer = scene.node.call("DEL", "web", scene.pod.path()).run().unwrap();
+    assert_eq!(answer.exit, Some(0));
+}
