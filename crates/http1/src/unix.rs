@@ -1,6 +1,7 @@
 //! Connections to unix sockets.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -34,5 +35,20 @@ pub fn connect(path: &Path, deadline: Deadline) -> io::Result<Connection<UnixStr
 /// # Errors
 /// The system's.
 pub fn peer_uid(connection: &Connection<UnixStream>) -> io::Result<u32> {
-    Ok(rustix::net::sockopt::socket_peercred(connection.socket())?.uid.as_raw())
+    let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    // `struct ucred` is 12 bytes on every architecture.
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    // rustix cannot be asked: a process in a pid namespace that is not seen from here has the number 0, which its type does not hold.
+    // SAFETY: the descriptor is open, and the kernel writes at most `len` bytes to a value that lives through the call.
+    #[allow(unsafe_code)]
+    let result = unsafe {
+        libc::getsockopt(
+            connection.socket().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &raw mut len,
+        )
+    };
+    if result == 0 { Ok(peer.uid) } else { Err(io::Error::last_os_error()) }
 }

@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::net::{
@@ -120,8 +120,8 @@ impl Bound {
             });
             let Ok(accepted) = accepted else { continue };
             let socket = accepted?;
-            let peer = rustix::net::sockopt::socket_peercred(&socket)?;
-            return Ok((Packets(watch(socket)?), peer.uid.as_raw()));
+            let peer = peer_uid(socket.as_fd())?;
+            return Ok((Packets(watch(socket)?), peer));
         }
     }
 }
@@ -134,6 +134,26 @@ impl Drop for Bound {
             let _ = std::fs::remove_file(path);
         }
     }
+}
+
+/// The user at the other end. rustix cannot be asked: a peer in another pid namespace, as in another pod, has the process id 0, which its
+/// type does not hold.
+fn peer_uid(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    // `struct ucred` is 12 bytes on every architecture.
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: the descriptor is open, and the kernel writes at most `len` bytes to a value that lives through the call.
+    #[allow(unsafe_code)]
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &raw mut len,
+        )
+    };
+    if result == 0 { Ok(peer.uid) } else { Err(io::Error::last_os_error()) }
 }
 
 fn watch(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {

@@ -239,7 +239,8 @@ impl Cri {
             labels: spec.labels.clone().into_iter().collect(),
             annotations: spec.annotations.clone().into_iter().collect(),
             linux: Some(LinuxPodSandboxConfig {
-                cgroup_parent: self.cgroup_parent.clone(),
+                // As kubelet names it: by this the agent finds the pod of a process.
+                cgroup_parent: format!("{}/pod{}", self.cgroup_parent, spec.uid),
                 security_context: Some(LinuxSandboxSecurityContext {
                     namespace_options: Some(own_pid_namespace()),
                     ..Default::default()

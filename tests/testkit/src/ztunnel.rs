@@ -3,7 +3,7 @@
 mod wire;
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -73,11 +73,13 @@ pub enum Hello {
 }
 
 type Answers = Box<dyn FnMut(&Request) -> Answer + Send>;
+type Proxies = Box<dyn FnMut(&str, BorrowedFd<'_>) + Send>;
 
 /// What it does.
 pub struct Script {
     hello: Hello,
     answers: Answers,
+    proxies: Proxies,
     reconnects: bool,
 }
 
@@ -142,7 +144,12 @@ pub struct Ztunnel {
 impl Default for Script {
     /// Says hello and takes everything.
     fn default() -> Self {
-        Self { hello: Hello::V1, answers: Box::new(|_| Answer::Ack), reconnects: false }
+        Self {
+            hello: Hello::V1,
+            answers: Box::new(|_| Answer::Ack),
+            proxies: Box::new(|_, _| {}),
+            reconnects: false,
+        }
     }
 }
 
@@ -150,6 +157,13 @@ impl Script {
     /// Answers as the closure says.
     pub fn answering(answers: impl FnMut(&Request) -> Answer + Send + 'static) -> Self {
         Self { answers: Box::new(answers), ..Self::default() }
+    }
+
+    /// Calls the closure with uid and namespace of each pod that is to be served, before it is acknowledged: what stands in for a proxy can be
+    /// started there.
+    #[must_use]
+    pub fn starting(self, proxies: impl FnMut(&str, BorrowedFd<'_>) + Send + 'static) -> Self {
+        Self { proxies: Box::new(proxies), ..self }
     }
 
     /// Begins otherwise.
@@ -361,6 +375,9 @@ impl Shared {
                     return Ok(());
                 }
             };
+            if let (Request::Add { uid, .. }, Some(fd)) = (&request, fds.first()) {
+                (script.proxies)(uid, fd.as_fd());
+            }
             let answer = (script.answers)(&request);
             // Lock-step: nothing else before the answer (ZD-34).
             if socket.is_readable(Duration::ZERO)? && !socket.is_ended()? {

@@ -1,6 +1,7 @@
 //! A node of a cluster: its chain ends with the plugin because the node agent put it there.
 
 mod account;
+mod ambient;
 mod away;
 mod configuration;
 mod disk;

@@ -45,7 +45,7 @@ impl Scene {
         Self { node, api, pod: Pod::new(Families::V4).unwrap() }
     }
 
-    fn set_pod(&self, labels: Value, annotations: Value) {
+    fn set_pod(&self, labels: &Value, annotations: &Value) {
         self.api.set_pod(json!({
             "kind": "Pod",
             "metadata": {"name": "web", "namespace": "default", "labels": labels, "annotations": annotations},
@@ -90,7 +90,7 @@ const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 #[test]
 fn c02_the_event_is_the_originals() {
     let scene = Scene::new();
-    scene.set_pod(json!({}), json!({}));
+    scene.set_pod(&json!({}), &json!({}));
     let heard = scene.agent(OK);
     let answer = scene.node.add("web", scene.pod.path()).unwrap();
     let request = heard.recv_timeout(Duration::from_secs(5)).unwrap();
@@ -114,7 +114,7 @@ fn c02_the_event_is_the_originals() {
 #[test]
 fn c02_what_is_absent_is_empty() {
     let mut scene = Scene::new();
-    scene.set_pod(json!({}), json!({}));
+    scene.set_pod(&json!({}), &json!({}));
     scene.node.conf["prevResult"]["ips"] = json!([{"address": "fd77::2/64"}, {"address": "10.1.1.1/32"}]);
     let heard = scene.agent(OK);
     scene.node.add("web", scene.pod.path()).unwrap();
@@ -139,7 +139,7 @@ fn who_is_handed_over_and_who_is_not() {
     ] {
         let scene = Scene::new();
         scene.api.set_namespace("default", &[(MODE, namespace)]);
-        scene.set_pod(labels.clone(), annotations.clone());
+        scene.set_pod(&labels, &annotations);
         let heard = scene.agent(OK);
         scene.node.add("web", scene.pod.path()).unwrap();
         let told = heard.recv_timeout(Duration::from_millis(100)).is_ok();
@@ -165,7 +165,7 @@ fn who_is_handed_over_and_who_is_not() {
     }
     // Without selectors nobody is in the mesh (AA-20).
     let mut scene = Scene::new();
-    scene.set_pod(json!({MODE: "ambient"}), json!({}));
+    scene.set_pod(&json!({MODE: "ambient"}), &json!({}));
     scene.node.conf["enablement_selectors"] = json!([]);
     scene.node.add("web", scene.pod.path()).unwrap();
 }
@@ -199,7 +199,7 @@ fn every_answer_but_yes_fails_the_add() {
     ];
     for (name, answer, says) in cases {
         let scene = Scene::new();
-        scene.set_pod(json!({}), json!({}));
+        scene.set_pod(&json!({}), &json!({}));
         let _heard = scene.agent(answer);
         let answer = scene.node.call("ADD", "web", scene.pod.path()).run().unwrap();
         let (_, text) = answer.error().unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -211,7 +211,7 @@ fn every_answer_but_yes_fails_the_add() {
 #[test]
 fn an_agent_that_is_not_there_or_says_nothing() {
     let scene = Scene::new();
-    scene.set_pod(json!({}), json!({}));
+    scene.set_pod(&json!({}), &json!({}));
     let answer = scene.node.call("ADD", "web", scene.pod.path()).run().unwrap();
     assert_says(&answer.error().unwrap().1, &["pluginevent.sock", "waits for the agent", "istio-cni-node"]);
     let _heard = scene.agent("");
@@ -225,13 +225,13 @@ fn an_agent_that_is_not_there_or_says_nothing() {
 #[test]
 fn labels_that_nobody_tells_fail_the_add() {
     let scene = Scene::new();
-    scene.set_pod(json!({}), json!({}));
+    scene.set_pod(&json!({}), &json!({}));
     scene.api.fail_path("/api/v1/namespaces/default?", 1000, Fault::status(503));
     scene.api.delete_namespace("default");
     let answer = scene.node.call("ADD", "web", scene.pod.path()).run().unwrap();
     assert_says(&answer.error().unwrap().1, &["depends on labels", "get namespace default", "404"]);
     let mut scene = Scene::new();
-    scene.set_pod(json!({}), json!({}));
+    scene.set_pod(&json!({}), &json!({}));
     scene.api.stop();
     scene.node.conf["runtimeConfig"] = json!({"io.kubernetes.cri.pod-annotations": {"a": "b"}});
     scene.node.conf["facts_timeout"] = json!("500ms");
@@ -248,7 +248,7 @@ fn selectors_that_mean_nothing_fail_the_add() {
         (json!([{"podSelector": []}]), "podSelector"),
     ] {
         let mut scene = Scene::new();
-        scene.set_pod(json!({}), json!({}));
+        scene.set_pod(&json!({}), &json!({}));
         scene.node.conf["enablement_selectors"] = selectors.clone();
         let answer = scene.node.call("ADD", "web", scene.pod.path()).run().unwrap();
         assert_says(&answer.error().unwrap().1, &[says]);
@@ -258,7 +258,7 @@ fn selectors_that_mean_nothing_fail_the_add() {
 #[test]
 fn the_failure_policy_and_the_kill_switch_count() {
     let mut scene = Scene::new();
-    scene.set_pod(json!({}), json!({}));
+    scene.set_pod(&json!({}), &json!({}));
     scene.node.conf["failure_policy"] = json!("open");
     let answer = scene.node.add("web", scene.pod.path()).unwrap();
     assert_says(&answer.stderr, &["pluginevent.sock"]);
@@ -273,7 +273,7 @@ fn the_failure_policy_and_the_kill_switch_count() {
 #[test]
 fn check_looks_for_rules_of_ambient_mode() {
     let scene = Scene::new();
-    scene.set_pod(json!({}), json!({}));
+    scene.set_pod(&json!({}), &json!({}));
     let check = || scene.node.call("CHECK", "web", scene.pod.path()).run().unwrap();
     assert_says(&check().error().unwrap().1, &["istio-ambient-nat"]);
     scene.pod.nft("add table inet istio-ambient-nat").unwrap();
