@@ -265,6 +265,18 @@ impl Agent {
         self.end(Signal::TERM)
     }
 
+    /// Waits for an end that comes by itself.
+    ///
+    /// # Errors
+    /// It goes on.
+    pub fn ended_by_itself(mut self) -> Result<Ended> {
+        let start = Instant::now();
+        let status = eventually("the agent ends", PATIENCE, || {
+            self.process.ended()?.with_context(|| format!("it goes on\n{}", self.log.text()))
+        })?;
+        Ok(Ended { status, took: start.elapsed(), log: self.log.clone() })
+    }
+
     /// Sends a signal and waits for the end.
     ///
     /// # Errors

@@ -150,7 +150,7 @@ impl Mesh {
         pod.netns = TestNetns::new()?;
         pod.netns.ip(&[format!("address add {}/32 dev lo", pod.ip)])?;
         let link = self.root().join("netns").join(&pod.uid);
-        std::fs::remove_file(&link)?;
+        let _ = std::fs::remove_file(&link);
         symlink(pod.netns.path(), link)?;
         Ok(())
     }
@@ -307,6 +307,11 @@ impl Mesh {
 // === impl MeshPod ===
 
 impl MeshPod {
+    /// The number of the process that stands for it on the node.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
     /// The pod's object; a pod that does not run has no status yet.
     pub fn object(&self, labels: &[(&str, &str)], running: bool) -> Value {
         let labels: BTreeMap<_, _> = labels.iter().copied().collect();

@@ -200,7 +200,8 @@ impl Ambient {
         else {
             return false;
         };
-        if Self::is_gone(&member) {
+        // What is on its way out, or was when an agent before this one ended, gets nothing back.
+        if Self::is_gone(&member) || !self.belongs_in(&member) {
             return false;
         }
         let pod = pod_text(&member.key);
@@ -228,6 +229,13 @@ impl Ambient {
                 false
             }
         }
+    }
+
+    fn belongs_in(&self, member: &Member) -> bool {
+        let PodKey { namespace, name, uid } = &member.key;
+        let facts = self.cluster.index().facts(namespace, name);
+        let facts = facts.filter(|facts| facts.pod.uid() == Some(uid));
+        facts.is_some_and(|facts| matches!(self.rules.desired(&facts), Desired::In | Desired::Unknown))
     }
 
     /// How many differences there are between a pod's namespace and its plan.

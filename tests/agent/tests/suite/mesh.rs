@@ -10,14 +10,14 @@ use serde_json::json;
 use crate::assert_says;
 
 /// Waits until the pod is wholly in: rules, ztunnel, probes, annotation.
-fn wait_in(mesh: &Mesh, pod: &MeshPod) -> Result<()> {
+pub(crate) fn wait_in(mesh: &Mesh, pod: &MeshPod) -> Result<()> {
     mesh.wait_annotation(pod, Some("enabled"))?;
     ensure!(pod.is_ruled()?, "annotated without rules");
     ensure!(mesh.probes()?.get(&pod.ip.to_string()) == Some(&pod.uid), "annotated without the address");
     Ok(())
 }
 
-fn wait_out(mesh: &Mesh, pod: &MeshPod) -> Result<()> {
+pub(crate) fn wait_out(mesh: &Mesh, pod: &MeshPod) -> Result<()> {
     mesh.wait_annotation(pod, None)?;
     eventually("the pod is out", PATIENCE, || {
         ensure!(pod.is_clean()?, "something is left in the namespace");

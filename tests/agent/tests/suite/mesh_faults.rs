@@ -1,0 +1,516 @@
+//! Ambient mode when things go wrong: the agent is killed at every step, ztunnels misbehave, the API server refuses, pods come and go by the
+//! hundred, the backend changes.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use agent_tests::mesh::{MODE, Mesh, MeshPod};
+use agent_tests::{Agent, PATIENCE, eventually, http};
+use anyhow::{Result, ensure};
+use serde_json::json;
+use testkit::apiserver::{Fault, Resource};
+use testkit::ztunnel::{Answer, Hello, Request, Script};
+
+use crate::assert_says;
+use crate::mesh::{wait_in, wait_out};
+
+/// Waits until the failpoint has ended the agent.
+fn wait_killed(agent: Agent) {
+    let ended = agent.ended_by_itself().unwrap();
+    assert!(ended.status.code().is_none(), "killed, not ended: {ended:?}");
+}
+
+/// An enrolment is killed after each of its steps; the next agent brings the pod in.
+#[test]
+fn killed_at_each_step_of_an_enrolment() {
+    for place in ["located", "probes", "ztunnel", "rules"] {
+        let mesh = Mesh::new().unwrap();
+        let pod = mesh.running("default", "web", &[]).unwrap();
+        let agent = mesh.agent().env("ISTIO_CNI_FAILPOINT", place).ready().unwrap();
+        let ztunnel = mesh.ztunnel_that(Script::default().reconnecting()).unwrap();
+        ztunnel.wait_snapshot(PATIENCE).unwrap();
+        mesh.node.api.set_namespace("default", &[(MODE, "ambient")]);
+        wait_killed(agent);
+        assert_eq!(mesh.annotation(&pod), None, "{place}: it is not true yet");
+        let _agent = mesh.start().unwrap();
+        wait_in(&mesh, &pod).unwrap_or_else(|error| panic!("{place}: {error:#}"));
+        assert!(ztunnel.workloads().contains_key(&pod.uid), "{place}");
+        assert_eq!(ztunnel.violations(), Vec::<String>::new(), "{place}");
+    }
+}
+
+/// The same for a pod that the plugin announces: its ADD fails, and the runtime makes another.
+#[test]
+fn killed_at_each_step_of_an_announced_enrolment() {
+    for place in ["located", "rules", "ztunnel", "probes"] {
+        let mesh = Mesh::new().unwrap();
+        let mut pod = mesh.sandbox("mesh", "web").unwrap();
+        mesh.node.api.set_pod(pod.object(&[], false));
+        let agent = mesh.agent().env("ISTIO_CNI_FAILPOINT", place).ready().unwrap();
+        let ztunnel = mesh.ztunnel_that(Script::default().reconnecting()).unwrap();
+        ztunnel.wait_snapshot(PATIENCE).unwrap();
+        assert!(mesh.announce(&pod).is_err(), "{place}: nobody answers");
+        wait_killed(agent);
+        let _agent = mesh.start().unwrap();
+        ztunnel.wait_snapshot(PATIENCE).unwrap();
+        mesh.new_sandbox(&mut pod).unwrap();
+        eventually("ztunnel is back and the pod is taken", PATIENCE, || {
+            let reply = mesh.announce(&pod)?;
+            ensure!(reply.status == 200, "{reply:?}");
+            Ok(())
+        })
+        .unwrap_or_else(|error| panic!("{place}: {error:#}"));
+        wait_in(&mesh, &pod).unwrap_or_else(|error| panic!("{place}: {error:#}"));
+        assert_eq!(mesh.probes().unwrap().len(), 1, "{place}");
+        assert_eq!(ztunnel.violations(), Vec::<String>::new(), "{place}");
+    }
+}
+
+#[test]
+fn killed_at_each_step_of_the_way_out() {
+    for place in ["left-rules", "left-probes", "left-ztunnel", "left-annotation"] {
+        let mesh = Mesh::new().unwrap();
+        let pod = mesh.running("mesh", "web", &[]).unwrap();
+        let agent = mesh.agent().env("ISTIO_CNI_FAILPOINT", place).ready().unwrap();
+        let ztunnel = mesh.ztunnel_that(Script::default().reconnecting()).unwrap();
+        wait_in(&mesh, &pod).unwrap();
+        mesh.node.api.set_namespace("mesh", &[]);
+        wait_killed(agent);
+        let _agent = mesh.start().unwrap();
+        wait_out(&mesh, &pod).unwrap_or_else(|error| panic!("{place}: {error:#}"));
+        eventually("ztunnel is told", PATIENCE, || {
+            ensure!(ztunnel.workloads().is_empty());
+            Ok(())
+        })
+        .unwrap_or_else(|error| panic!("{place}: {error:#}"));
+        assert_eq!(ztunnel.violations(), Vec::<String>::new(), "{place}");
+    }
+}
+
+/// The pod is in the mesh all the while, and its ADD has not waited; the annotation comes when the API server takes it.
+#[test]
+fn patches_that_fail_for_long() {
+    let long = Duration::from_secs(std::env::var("FAULT_SECONDS").map_or(3, |text| text.parse().unwrap()));
+    let mesh = Mesh::new().unwrap();
+    let agent = mesh.start().unwrap();
+    let ztunnel = mesh.ztunnel().unwrap();
+    ztunnel.wait_snapshot(PATIENCE).unwrap();
+    mesh.node.api.fail_path("/status", 1_000_000, Fault::status(500));
+    let pod = mesh.sandbox("mesh", "web").unwrap();
+    mesh.node.api.set_pod(pod.object(&[], false));
+    assert_eq!(mesh.announce(&pod).unwrap().status, 200);
+    let running = mesh.running("mesh", "running", &[]).unwrap();
+    std::thread::sleep(long);
+    assert!(pod.is_ruled().unwrap() && running.is_ruled().unwrap());
+    assert_eq!(ztunnel.workloads().len(), 2);
+    assert_eq!((ztunnel.adds(&pod.uid), ztunnel.adds(&running.uid)), (1, 1), "only the patch is repeated");
+    assert_eq!(mesh.annotation(&pod), None);
+    let tries = mesh.node.api.requests().iter().filter(|request| request.path.contains("/status")).count();
+    assert!(tries > 2 && tries < 80, "{tries} tries");
+    mesh.node.api.fail_path("/status", 0, Fault::status(500));
+    wait_in(&mesh, &pod).unwrap();
+    wait_in(&mesh, &running).unwrap();
+    let shown = agent.log().text().matches("annotate pod").count();
+    assert!(shown < 40, "{shown} lines about it");
+}
+
+#[test]
+fn ztunnels_that_misbehave() {
+    type Misbehaviour = fn() -> Script;
+    let cases: [(&str, Misbehaviour, &str); 5] = [
+        (
+            "never acknowledges",
+            || {
+                Script::answering(|request| match request {
+                    Request::Add { .. } => Answer::Silence,
+                    _ => Answer::Ack,
+                })
+            },
+            "ended before the answer",
+        ),
+        (
+            "refuses",
+            || {
+                Script::answering(|request| match request {
+                    Request::Add { .. } => Answer::Nack("failure to start proxy : \"port\" in use\n".into()),
+                    _ => Answer::Ack,
+                })
+            },
+            "failure to start proxy",
+        ),
+        (
+            "answers garbage",
+            || {
+                Script::answering(|request| match request {
+                    Request::Add { .. } => Answer::Bytes(vec![0xff; 300]),
+                    _ => Answer::Ack,
+                })
+            },
+            "ended before the answer",
+        ),
+        (
+            "hangs up",
+            || {
+                Script::answering(|request| match request {
+                    Request::Add { .. } => Answer::Close,
+                    _ => Answer::Ack,
+                })
+            },
+            "ended before the answer",
+        ),
+        ("floods", || Script::default().hello(Hello::Packets(vec![vec![0x08, 0x01]; 50])), "ztunnel"),
+    ];
+    for (name, script, says) in cases {
+        let mesh = Mesh::new().unwrap();
+        let _agent = mesh.start().unwrap();
+        let bad = mesh.ztunnel_that(script()).unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+        let pod = mesh.sandbox("mesh", "web").unwrap();
+        mesh.node.api.set_pod(pod.object(&[], false));
+        let reply = mesh.announce(&pod).unwrap();
+        assert_eq!(reply.status, 500, "{name}");
+        assert_says(&reply.body, &["mesh/web", says]);
+        mesh.wait_annotation(&pod, Some("pending")).unwrap_or_else(|error| panic!("{name}: {error:#}"));
+        assert!(mesh.probes().unwrap().is_empty(), "{name}");
+        bad.close();
+        let good = mesh.ztunnel().unwrap();
+        wait_in(&mesh, &pod).unwrap_or_else(|error| panic!("{name}: {error:#}"));
+        assert_eq!(good.violations(), Vec::<String>::new(), "{name}");
+        assert_eq!(mesh.patches(&pod), [Some("pending".to_owned()), Some("enabled".to_owned())], "{name}");
+    }
+}
+
+/// C9: the plugin hangs up while ztunnel is slow.
+#[test]
+fn c09_a_plugin_that_hangs_up_leaves_a_pending_pod() {
+    let mesh = Mesh::new().unwrap();
+    let _agent = mesh.start().unwrap();
+    let ztunnel = mesh.ztunnel_that(Script::answering(|request| match request {
+        Request::Add { .. } => Answer::Silence,
+        _ => Answer::Ack,
+    }));
+    let ztunnel = ztunnel.unwrap();
+    ztunnel.wait_snapshot(PATIENCE).unwrap();
+    let pod = mesh.sandbox("mesh", "web").unwrap();
+    mesh.node.api.set_pod(pod.object(&[], false));
+    let mut stream = http::connect(&mesh.event_socket()).unwrap();
+    stream.write_all(&http::request("POST", "/cmdadd", &mesh.event(&pod).to_string())).unwrap();
+    ztunnel.wait_requests(2, PATIENCE).unwrap();
+    drop(stream);
+    mesh.wait_annotation(&pod, Some("pending")).unwrap();
+    assert!(pod.is_ruled().unwrap());
+}
+
+/// The runtime gave the sandbox up after a failed ADD: nothing of it stays anywhere, and the next one is taken.
+#[test]
+fn a_sandbox_that_is_given_up_is_forgotten() {
+    let mesh = Mesh::new().unwrap();
+    let _agent = mesh.start().unwrap();
+    let mut pod = mesh.sandbox("mesh", "web").unwrap();
+    mesh.node.api.set_pod(pod.object(&[], false));
+    assert_eq!(mesh.announce(&pod).unwrap().status, 500);
+    mesh.wait_annotation(&pod, Some("pending")).unwrap();
+    mesh.stop(&pod).unwrap();
+    mesh.wait_annotation(&pod, None).unwrap();
+    let ztunnel = mesh.ztunnel().unwrap();
+    ztunnel.wait_snapshot(PATIENCE).unwrap();
+    assert!(ztunnel.workloads().is_empty(), "no ztunnel gets a namespace that is gone");
+    mesh.new_sandbox(&mut pod).unwrap();
+    assert_eq!(mesh.announce(&pod).unwrap().status, 200);
+    wait_in(&mesh, &pod).unwrap();
+}
+
+#[test]
+fn events_that_are_too_large_or_broken() {
+    let mesh = Mesh::new().unwrap();
+    let agent = mesh.start().unwrap();
+    let pod = mesh.sandbox("mesh", "web").unwrap();
+    mesh.node.api.set_pod(pod.object(&[], false));
+    let reply = mesh.post(&format!("{{\"Netns\":\"{}\"}}", "a".repeat(10 << 20))).unwrap();
+    assert_eq!(reply.status, 413);
+    assert_says(&reply.body, &["larger than"]);
+    for (body, says) in [
+        ("{\"PodName\":\"web\"", "JSON"),
+        ("{\"PodName\":[\"web\"]}", "PodName is not text"),
+        ("{\"IPs\":{}}", "IPs is not a list"),
+        ("{\"IPs\":[{\"Address\":{\"IP\":\"fe80::1%eth0\"}}]}", "is none"),
+        ("", "JSON"),
+    ] {
+        let reply = mesh.post(body).unwrap();
+        assert_eq!(reply.status, 400, "{body}");
+        assert_says(&reply.body, &[says]);
+    }
+    assert_eq!(http::ask(&mesh.event_socket(), "POST", "/other", "{}").unwrap().status, 404);
+    assert_eq!(agent.metric("istio_cni_plugin_requests_total{response_code=\"400\"}").unwrap(), 5.0);
+    assert!(pod.is_clean().unwrap());
+}
+
+/// Values of every wrong kind count as absent, with a line for each.
+#[test]
+fn annotations_that_mean_nothing() {
+    let mesh = Mesh::new().unwrap();
+    let agent = mesh.start().unwrap();
+    let _ztunnel = mesh.ztunnel().unwrap();
+    let pod = mesh.sandbox("mesh", "web").unwrap();
+    mesh.run(&pod).unwrap();
+    let mut object = pod.object(&[], true);
+    object["metadata"]["annotations"] = json!({
+        "ambient.istio.io/bypass-inbound-capture": "yes\n-A OUTPUT -j ACCEPT",
+        "ambient.istio.io/dns-capture": "\"true\"",
+        "istio.io/reroute-virtual-interfaces": "eth0 -j ACCEPT, a\"b,net1,very-long-interface-name",
+    });
+    mesh.node.api.set_pod(object);
+    wait_in(&mesh, &pod).unwrap();
+    let rules = pod.netns.run(Command::new("nft").args(["list", "ruleset"])).unwrap();
+    assert!(rules.contains("\"net1\"") && rules.contains("15006") && !rules.contains("15053"), "{rules}");
+    assert!(!rules.contains("very-long") && !rules.contains("a\"b"), "{rules}");
+    let log = agent.log().text();
+    for part in ["bypass-inbound-capture", "dns-capture", "reroute-virtual-interfaces"] {
+        assert!(log.contains(part), "{part} is not in {log}");
+    }
+}
+
+/// gVisor and Kata: named, told in an Event, and not marked.
+#[test]
+fn sandboxes_are_reported_by_name() {
+    let mesh = Mesh::new().unwrap();
+    let _agent = mesh.start().unwrap();
+    let ztunnel = mesh.ztunnel().unwrap();
+    let by_class = mesh.sandbox("mesh", "class").unwrap();
+    let mut object = by_class.object(&[], false);
+    object["spec"]["runtimeClassName"] = json!("gvisor");
+    mesh.node.api.set_pod(object);
+    let reply = mesh.announce(&by_class).unwrap();
+    assert_eq!(reply.status, 500);
+    assert_says(&reply.body, &["gVisor", "gvisor", "istio.io/dataplane-mode=none"]);
+    // By its process: the address is inside.
+    let by_process = mesh.sandbox("mesh", "process").unwrap();
+    mesh.run(&by_process).unwrap();
+    std::fs::write(mesh.root().join(format!("proc/{}/comm", by_process.pid())), "qemu-system-x86\n").unwrap();
+    by_process.netns.ip(&[format!("address del {}/32 dev lo", by_process.ip)]).unwrap();
+    mesh.node.api.set_pod(by_process.object(&[], true));
+    eventually("an Event", PATIENCE, || {
+        let events = mesh.node.api.events();
+        let told = |event: &serde_json::Value| {
+            event["involvedObject"]["name"] == "process"
+                && event["message"].as_str().is_some_and(|text| text.contains("Kata Containers"))
+        };
+        ensure!(events.iter().any(told), "{events:?}");
+        Ok(())
+    })
+    .unwrap();
+    for pod in [&by_class, &by_process] {
+        assert!(pod.is_clean().unwrap() && mesh.patches(pod).is_empty(), "{}", pod.name);
+    }
+    assert!(ztunnel.workloads().is_empty());
+}
+
+#[test]
+fn both_backends_and_the_change_between_them() {
+    let mesh = Mesh::new().unwrap();
+    let pod = mesh.running("mesh", "web", &[]).unwrap();
+    let list = |netns: &testkit::TestNetns| {
+        let nft = netns.run(Command::new("nft").args(["list", "tables"])).unwrap();
+        let iptables = netns.run(&mut Command::new("iptables-save")).unwrap();
+        (nft.contains("istio-ambient"), iptables.contains("ISTIO_"))
+    };
+    let agent = mesh.start().unwrap();
+    let ztunnel = mesh.ztunnel_that(Script::default().reconnecting()).unwrap();
+    wait_in(&mesh, &pod).unwrap();
+    assert_eq!((list(&pod.netns), list(&mesh.host)), ((true, false), (true, false)));
+    agent.kill().unwrap();
+    // Rules of the other backend are replaced in place, in pods and on the node.
+    let agent = mesh.agent().env("NATIVE_NFTABLES", "false").ready().unwrap();
+    assert_eq!((list(&pod.netns), list(&mesh.host)), ((false, true), (false, true)));
+    let sets = mesh.host.run(Command::new("ipset").args(["list", "istio-inpod-probes-v4"])).unwrap();
+    assert!(sets.contains(&format!("{} comment \"{}\"", pod.ip, pod.uid)), "{sets}");
+    let other = mesh.running("mesh", "other", &[]).unwrap();
+    mesh.wait_annotation(&other, Some("enabled")).unwrap();
+    agent.kill().unwrap();
+    // AA-98: an agent with iptables ran since the node's start.
+    let agent = mesh.agent().env("CLEANUP_ON_EXIT", "always").ready().unwrap();
+    assert_says(&agent.log().text(), &["iptables goes on"]);
+    assert_eq!(list(&pod.netns), (false, true));
+    agent.stop().unwrap();
+    for pod in [&pod, &other] {
+        assert!(pod.is_clean().unwrap(), "{}", pod.name);
+    }
+    assert_eq!(list(&mesh.host), (false, false));
+    let sets = mesh.host.run(Command::new("ipset").args(["list", "-n"])).unwrap();
+    assert_eq!(sets.trim(), "");
+    assert_eq!(ztunnel.violations(), Vec::<String>::new());
+}
+
+/// C16 and C22 from outside: kubelet's user in the rule, branch interfaces' rules.
+#[test]
+fn c16_c22_options_of_the_node() {
+    let mesh = Mesh::new().unwrap();
+    let mut agent = mesh.agent().env("HOST_PROBE_SENDER", "kubelet").start().unwrap();
+    agent.wait_unready(&["ambient: ", "kubelet"]).unwrap();
+    let dir = mesh.root().join("proc/77");
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join("comm"), "kubelet\n").unwrap();
+    std::fs::write(dir.join("cmdline"), "/usr/bin/kubelet\0").unwrap();
+    std::fs::write(dir.join("status"), "Uid:\t4321\t0\t0\t0\n").unwrap();
+    agent.wait_ready().unwrap();
+    let rules = mesh.host.run(Command::new("nft").args(["list", "ruleset"])).unwrap();
+    assert!(rules.contains("skuid 4321"), "{rules}");
+    agent.kill().unwrap();
+
+    mesh.write_early_demux("0").unwrap();
+    mesh.host
+        .ip(&[
+            "link add vlan.eth.1 type veth peer name far",
+            "link set vlan.eth.1 up",
+            "rule add pref 10 iif vlan.eth.1 lookup 101",
+        ])
+        .unwrap();
+    let pod = mesh.sandbox("mesh", "web").unwrap();
+    mesh.run(&pod).unwrap();
+    mesh.host.ip(&[format!("route add {}/32 dev vlan.eth.1 table 101", pod.ip)]).unwrap();
+    let _agent = mesh.start().unwrap();
+    let _ztunnel = mesh.ztunnel().unwrap();
+    mesh.node.api.set_pod(pod.object(&[], true));
+    wait_in(&mesh, &pod).unwrap();
+    let rules = || mesh.host.run(Command::new("ip").arg("rule")).unwrap();
+    assert_says(
+        &rules(),
+        &[&format!("512:\tfrom all to {} lookup 101", pod.ip), "9:\tfrom all iif vlan.eth.1 lookup local"],
+    );
+    mesh.delete(&pod).unwrap();
+    eventually("the rules are gone", PATIENCE, || {
+        ensure!(!rules().contains("512:"), "{}", rules());
+        Ok(())
+    })
+    .unwrap();
+}
+
+/// C19: names and labels of ambient mode.
+#[test]
+fn c19_metrics() {
+    let mesh = Mesh::new().unwrap();
+    let agent = mesh.agent().env("AMBIENT_VERIFY_INTERVAL", "100ms").ready().unwrap();
+    let _ztunnel = mesh.ztunnel().unwrap();
+    let pod = mesh.running("mesh", "web", &[]).unwrap();
+    wait_in(&mesh, &pod).unwrap();
+    pod.netns.nft("delete table inet istio-ambient-nat").unwrap();
+    mesh.post("x").unwrap();
+    eventually("everything is counted", PATIENCE, || {
+        for series in [
+            "nodeagent_reconcile_events_total{type=\"add\"}",
+            "istio_cni_plugin_requests_total{response_code=\"400\"}",
+            "ztunnel_connected",
+            "istio_cni_ambient_pods{state=\"enrolled\"}",
+            "istio_cni_ambient_enrolment_duration_seconds_count{way=\"running\"}",
+            "istio_cni_zds_messages_total{kind=\"add\",result=\"ack\"}",
+            "istio_cni_zds_ack_duration_seconds_count{kind=\"add\"}",
+            "istio_cni_drift_repaired_total{what=\"pod-rules\"}",
+        ] {
+            ensure!(agent.metric(series)? > 0.0, "{series}\n{:#?}", agent.metrics()?);
+        }
+        Ok(())
+    })
+    .unwrap();
+}
+
+/// C4: modes, and stale files.
+#[test]
+fn c04_sockets_have_their_modes_and_replace_stale_files() {
+    use std::os::unix::fs::PermissionsExt;
+    let mesh = Mesh::new().unwrap();
+    std::fs::create_dir_all(mesh.node.run_dir()).unwrap();
+    for path in [mesh.event_socket(), mesh.ztunnel_socket()] {
+        drop(std::os::unix::net::UnixListener::bind(path).unwrap());
+    }
+    let _agent = mesh.start().unwrap();
+    for path in [mesh.event_socket(), mesh.node.log_socket()] {
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o666, "{}", path.display());
+    }
+    let ztunnel = mesh.ztunnel().unwrap();
+    ztunnel.wait_snapshot(PATIENCE).unwrap();
+}
+
+/// What an agent has open and runs.
+fn weight(agent: &Agent) -> Result<(usize, usize)> {
+    let count = |name: &str| {
+        Ok::<_, anyhow::Error>(std::fs::read_dir(format!("/proc/{}/{name}", agent.pid()))?.count())
+    };
+    Ok((count("fd")?, count("task")?))
+}
+
+/// Half of the pods are deleted and made anew, again and again: no descriptor, element, rule, thread or member is left of those that are gone.
+/// `SOAK_SECONDS` and `SOAK_PODS` make it longer and larger.
+#[test]
+fn pods_come_and_go_and_nothing_is_left_of_them() {
+    let number = |name: &str, usual: u64| std::env::var(name).map_or(usual, |text| text.parse().unwrap());
+    let (long, many) = (Duration::from_secs(number("SOAK_SECONDS", 10)), number("SOAK_PODS", 60) as usize);
+    let mesh = Mesh::new().unwrap();
+    let agent = mesh.start().unwrap();
+    let ztunnel = mesh.ztunnel_that(Script::default().reconnecting()).unwrap();
+    ztunnel.wait_snapshot(PATIENCE).unwrap();
+    let empty = weight(&agent).unwrap();
+    let patience = PATIENCE + Duration::from_millis(100) * u32::try_from(many).unwrap();
+    let settle = |pods: &BTreeMap<usize, MeshPod>, what: &str| {
+        eventually(what, patience, || {
+            let wanted: BTreeMap<String, String> =
+                pods.values().map(|pod| (pod.ip.to_string(), pod.uid.clone())).collect();
+            let probes = mesh.probes()?;
+            ensure!(probes == wanted, "{} addresses, {} pods", probes.len(), wanted.len());
+            ensure!(ztunnel.workloads().len() == pods.len(), "{} workloads", ztunnel.workloads().len());
+            for pod in pods.values() {
+                ensure!(mesh.annotation(pod).as_deref() == Some("enabled"), "pod {} is not marked", pod.name);
+            }
+            Ok(())
+        })
+        .unwrap_or_else(|error| {
+            panic!("{error:#}\n{}", agent.log().text().lines().rev().take(30).collect::<Vec<_>>().join("\n"))
+        });
+    };
+    let mut pods = BTreeMap::new();
+    for n in 0..many {
+        pods.insert(n, mesh.running("mesh", &format!("web-{n}"), &[]).unwrap());
+    }
+    settle(&pods, "all pods are in");
+    let full = weight(&agent).unwrap();
+    assert!(full.0 <= empty.0 + many + 8, "{full:?} after {empty:?}");
+    let (start, mut seed, mut rounds) = (Instant::now(), 88_172_645_u32, 0);
+    while start.elapsed() < long {
+        for n in 0..many {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            if seed >> 31 == 0 {
+                continue;
+            }
+            if let Some(pod) = pods.remove(&n) {
+                mesh.delete(&pod).unwrap();
+            }
+            pods.insert(n, mesh.running("mesh", &format!("web-{n}"), &[]).unwrap());
+        }
+        rounds += 1;
+        settle(&pods, "all pods are in again");
+        let now = weight(&agent).unwrap();
+        assert!(now.0 <= full.0 + 8 && now.1 <= full.1 + 4, "{now:?} after {full:?} in round {rounds}");
+    }
+    println!(
+        "{many} pods, {rounds} rounds in {:?}: descriptors and threads {empty:?}, {full:?}, {:?}",
+        start.elapsed(),
+        weight(&agent).unwrap()
+    );
+    for pod in pods.values() {
+        assert!(pod.is_ruled().unwrap());
+        mesh.delete(pod).unwrap();
+    }
+    pods.clear();
+    settle(&pods, "all pods are out");
+    eventually("the agent is as at its start", PATIENCE, || {
+        let now = weight(&agent)?;
+        ensure!(now.0 <= empty.0 + 4, "{now:?} after {empty:?}");
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(ztunnel.violations(), Vec::<String>::new());
+    assert_eq!(agent.metric("istio_cni_ambient_pods{state=\"enrolled\"}").unwrap(), 0.0);
+    assert!(mesh.node.api.objects(Resource::Pods).is_empty());
+}
