@@ -490,8 +490,13 @@ fn pods_come_and_go_and_nothing_is_left_of_them() {
         }
         rounds += 1;
         settle(&pods, "all pods are in again");
-        let now = weight(&agent).unwrap();
-        assert!(now.0 <= full.0 + 8 && now.1 <= full.1 + 4, "{now:?} after {full:?} in round {rounds}");
+        // Threads that were lent for work in the kernel, and what they hold open, come down by themselves.
+        eventually("the agent weighs as before", patience, || {
+            let now = weight(&agent)?;
+            ensure!(now.0 <= full.0 + 4 && now.1 <= full.1 + 4, "{now:?} after {full:?} in round {rounds}");
+            Ok(())
+        })
+        .unwrap();
     }
     println!(
         "{many} pods, {rounds} rounds in {:?}: descriptors and threads {empty:?}, {full:?}, {:?}",

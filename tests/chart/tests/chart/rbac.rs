@@ -26,7 +26,7 @@ fn rights_follow_from_the_features() {
         if features.ambient {
             assert_eq!(
                 objects.rights("istio-cni-ambient"),
-                ["core pods/status: patch,update"],
+                ["core pods/status: patch,update", "core events: create"],
                 "{features:?}"
             );
         }
