@@ -1,12 +1,12 @@
 //! A set of addresses of the iptables world, over netlink. Numbers are those of `linux/netfilter/ipset/ip_set.h`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use netns::InsideHost;
 use ruleset::Family;
 
-use crate::netlink::wire::Writer;
+use crate::netlink::wire::{Attribute, Writer};
 use crate::netlink::{self, Socket, flags};
 use crate::sets::{Error, Member, Set, address, octets};
 
@@ -14,6 +14,7 @@ use crate::sets::{Error, Member, Set, address, octets};
 const SUBSYSTEM: u16 = 6 << 8;
 const CREATE: u16 = SUBSYSTEM | 2;
 const DESTROY: u16 = SUBSYSTEM | 3;
+const FLUSH: u16 = SUBSYSTEM | 4;
 const LIST: u16 = SUBSYSTEM | 7;
 const ADD: u16 = SUBSYSTEM | 9;
 const DEL: u16 = SUBSYSTEM | 10;
@@ -59,7 +60,8 @@ pub(crate) struct IpSet {
     socket: Socket,
     name: String,
     family: Family,
-    /// What it holds, as only this process changes it; ipset cannot be asked for the comment of one element.
+    /// What it held when it was last listed, and what this process did since. Good for saying whether an addition changed something; never
+    /// for whose an address is, because another agent may write to the set during an update of the node's.
     members: Option<HashMap<IpAddr, String>>,
 }
 
@@ -96,9 +98,9 @@ impl IpSet {
         w.bytes().to_vec()
     }
 
-    fn element(&self, kind: u16, ip: IpAddr, uid: Option<&str>) -> Vec<u8> {
-        // Without EXCL an element that is there is written over, its comment included, and one that is not is no error.
-        self.message(kind, flags::REQUEST | flags::ACK, |w| {
+    /// Without [`flags::EXCL`] an addition writes over what is there, its comment included, and a removal of nothing is no error.
+    fn element(&self, kind: u16, extra: u16, ip: IpAddr, uid: Option<&str>) -> Vec<u8> {
+        self.message(kind, flags::REQUEST | flags::ACK | extra, |w| {
             w.nest(ATTR_DATA, |w| {
                 let of = if ip.is_ipv4() { IPADDR_V4 } else { IPADDR_V6 };
                 w.nest(ATTR_IP, |w| w.attribute(of | NET_ORDER, &octets(ip)));
@@ -121,6 +123,22 @@ impl IpSet {
         Error::Kernel { operation: format!("{what} ipset {}", self.name), hint, source }
     }
 
+    /// Hands each element's address and comment to `take`; `None` at the start, and again where the list begins anew.
+    fn dump(&mut self, mut take: impl FnMut(Option<(&[u8], Option<Attribute<'_>>)>)) -> Result<(), Error> {
+        let request = self.message(LIST, flags::REQUEST | flags::DUMP | flags::ACK, |_| {});
+        let result = self.socket.dump(&request, |part| {
+            let Some(part) = part else { return take(None) };
+            let list = part.attributes(NFGEN).find(ATTR_ADT);
+            for item in list.iter().flat_map(|list| list.nested()) {
+                let ip = item.nested().find(ATTR_IP).and_then(|ip| ip.nested().next());
+                if let Some(ip) = ip {
+                    take(Some((ip.data, item.nested().find(ATTR_COMMENT))));
+                }
+            }
+        });
+        result.map_err(|error| self.failed("list", error))
+    }
+
     fn known(&mut self) -> Result<&mut HashMap<IpAddr, String>, Error> {
         if self.members.is_none() {
             self.list()?;
@@ -141,14 +159,42 @@ impl Set for IpSet {
         self.socket.get(&request, |_| {}).map_err(|error| self.failed("make", error))
     }
 
+    /// By the whole list: ipset cannot be asked for the comment of one element.
     fn get(&mut self, ip: IpAddr) -> Result<Option<String>, Error> {
-        Ok(self.known()?.get(&ip).cloned())
+        let (wanted, mut found) = (octets(ip), None);
+        self.dump(|part| match part {
+            None => found = None,
+            Some((bytes, comment)) => {
+                if bytes == wanted {
+                    found = Some(comment.map(|text| text.text().into_owned()).unwrap_or_default());
+                }
+            }
+        })?;
+        Ok(found)
+    }
+
+    fn upsert(&mut self, member: Member) -> Result<bool, Error> {
+        let known = self.known()?.get(&member.ip) == Some(&member.uid);
+        let request = self.element(ADD, flags::EXCL, member.ip, Some(&member.uid));
+        match self.socket.get(&request, |_| {}) {
+            Ok(()) => {
+                self.known()?.insert(member.ip, member.uid);
+                Ok(true)
+            }
+            // Written again although it may be right: who else changed it is not known.
+            Err(error) if code(&error) == Some(ERR_EXIST) => {
+                self.change(&[], &[member])?;
+                Ok(!known)
+            }
+            Err(error) => Err(self.failed("add an address to", error)),
+        }
     }
 
     /// One command for each element: ipset has no transactions. Whoever stays keeps its place, as adding writes over.
     fn change(&mut self, gone: &[IpAddr], new: &[Member]) -> Result<(), Error> {
-        for ip in gone.iter().filter(|ip| new.iter().all(|member| member.ip != **ip)) {
-            let request = self.element(DEL, *ip, None);
+        let stay: HashSet<IpAddr> = new.iter().map(|member| member.ip).collect();
+        for ip in gone.iter().filter(|ip| !stay.contains(ip)) {
+            let request = self.element(DEL, 0, *ip, None);
             match self.socket.get(&request, |_| {}) {
                 Ok(()) => {}
                 Err(error) if code(&error) == Some(ERR_EXIST) => {}
@@ -157,7 +203,7 @@ impl Set for IpSet {
             self.known()?.remove(ip);
         }
         for Member { ip, uid } in new {
-            let request = self.element(ADD, *ip, Some(uid));
+            let request = self.element(ADD, 0, *ip, Some(uid));
             self.socket.get(&request, |_| {}).map_err(|error| self.failed("add an address to", error))?;
             self.known()?.insert(*ip, uid.clone());
         }
@@ -165,35 +211,29 @@ impl Set for IpSet {
     }
 
     fn list(&mut self) -> Result<Vec<Member>, Error> {
-        let request = self.message(LIST, flags::REQUEST | flags::DUMP | flags::ACK, |_| {});
         let mut found = Vec::new();
-        let result = self.socket.dump(&request, |part| match part {
+        self.dump(|part| match part {
             None => found.clear(),
-            Some(part) => {
-                let list = part.attributes(NFGEN).find(ATTR_ADT);
-                for item in list.iter().flat_map(|list| list.nested()) {
-                    let bytes =
-                        item.nested().find(ATTR_IP).and_then(|ip| ip.nested().next()).map(|ip| ip.data);
-                    let comment = item.nested().find(ATTR_COMMENT).map(|text| text.text().into_owned());
-                    found.extend(
-                        bytes.and_then(address).map(|ip| Member { ip, uid: comment.unwrap_or_default() }),
-                    );
-                }
+            Some((bytes, comment)) => {
+                let uid = comment.map(|text| text.text().into_owned()).unwrap_or_default();
+                found.extend(address(bytes).map(|ip| Member { ip, uid }));
             }
-        });
-        result.map_err(|error| self.failed("list", error))?;
+        })?;
         self.members = Some(found.iter().map(|member| (member.ip, member.uid.clone())).collect());
         Ok(found)
     }
 
     fn destroy(&mut self) -> Result<(), Error> {
-        let request = self.message(DESTROY, flags::REQUEST | flags::ACK, |_| {});
         self.members = None;
-        match self.socket.get(&request, |_| {}) {
-            Ok(()) => Ok(()),
-            Err(error) if matches!(code(&error), Some(ENOENT | EINVAL | EOPNOTSUPP)) => Ok(()),
-            Err(error) => Err(self.failed("remove", error)),
+        for (command, what) in [(FLUSH, "empty"), (DESTROY, "remove")] {
+            let request = self.message(command, flags::REQUEST | flags::ACK, |_| {});
+            match self.socket.get(&request, |_| {}) {
+                Ok(()) => {}
+                Err(error) if matches!(code(&error), Some(ENOENT | EINVAL | EOPNOTSUPP)) => {}
+                Err(error) => return Err(self.failed(what, error)),
+            }
         }
+        Ok(())
     }
 }
 

@@ -3,7 +3,7 @@
 //! Both backends are spoken to over netlink, by a socket that stays where it was opened: in the node's namespace. The rules that look the
 //! addresses up are loaded by [`crate::Kernel::apply_host`], which in nf_tables makes the sets too and keeps what they hold.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use netns::InsideHost;
@@ -68,9 +68,20 @@ pub(crate) trait Set: Send {
     fn get(&mut self, ip: IpAddr) -> Result<Option<String>, Error>;
     /// Removes, then adds: all or nothing where the backend can.
     fn change(&mut self, gone: &[IpAddr], new: &[Member]) -> Result<(), Error>;
+    /// Adds an element or gives it another comment; whether that was needed.
+    fn upsert(&mut self, member: Member) -> Result<bool, Error> {
+        let before = self.get(member.ip)?;
+        if before.as_ref() == Some(&member.uid) {
+            return Ok(false);
+        }
+        // Adding what is there keeps its old comment in nf_tables (AA-94).
+        let gone: &[IpAddr] = if before.is_some() { &[member.ip] } else { &[] };
+        self.change(gone, &[member])?;
+        Ok(true)
+    }
     /// Everything.
     fn list(&mut self) -> Result<Vec<Member>, Error>;
-    /// Removes the set; none is fine.
+    /// Removes the set; none is fine. One that something refers to is emptied at least.
     fn destroy(&mut self) -> Result<(), Error>;
 }
 
@@ -125,7 +136,8 @@ impl ProbeSets {
         self.each().try_for_each(|set| set.ensure())
     }
 
-    /// Notes that an address is a pod's, whosever it was before. `false` when it was noted so already.
+    /// Notes that an address is a pod's, whosever it was before. `false` when it was noted so already; of a set of iptables that is said from
+    /// what this process knows of it.
     ///
     /// # Errors
     /// It is not noted.
@@ -133,14 +145,7 @@ impl ProbeSets {
         check(uid)?;
         let ip = ip.to_canonical();
         let Some(set) = self.of(ip) else { return Ok(false) };
-        let before = set.get(ip)?;
-        if before.as_deref() == Some(uid) {
-            return Ok(false);
-        }
-        // Adding what is there keeps its old comment in nf_tables (AA-94).
-        let gone: &[IpAddr] = if before.is_some() { &[ip] } else { &[] };
-        set.change(gone, &[Member { ip, uid: uid.to_owned() }])?;
-        Ok(true)
+        set.upsert(Member { ip, uid: uid.to_owned() })
     }
 
     /// Removes an address if it is this pod's still.
@@ -183,26 +188,27 @@ impl ProbeSets {
             let Some(set) = set else { continue };
             let mut missing = of_family(v4);
             missing.retain(|_, uid| check(uid).is_ok());
-            let mut gone = Vec::new();
+            let mut gone = HashSet::new();
             for Member { ip, uid } in set.list()? {
                 if missing.get(&ip) == Some(&uid.as_str()) {
                     missing.remove(&ip);
                 } else {
-                    gone.push(ip);
+                    gone.insert(ip);
                 }
             }
             let new: Vec<Member> =
                 missing.into_iter().map(|(ip, uid)| Member { ip, uid: uid.to_owned() }).collect();
             let replaced = new.iter().filter(|member| gone.contains(&member.ip)).count();
             if !gone.is_empty() || !new.is_empty() {
-                set.change(&gone, &new)?;
+                set.change(&gone.iter().copied().collect::<Vec<_>>(), &new)?;
                 changes += gone.len() + new.len() - replaced;
             }
         }
         Ok(changes)
     }
 
-    /// Removes the sets. With iptables the rules have to be gone before.
+    /// Removes the sets. With iptables the rules have to be gone before; a set that one refers to is left, but empty, so that the rule
+    /// finds no address of a pod's any more (AA-101).
     ///
     /// # Errors
     /// A set is there still.

@@ -1,5 +1,8 @@
 //! Elements of a named set that come and go without the rules.
 
+#[cfg(test)]
+mod tests;
+
 use std::net::IpAddr;
 
 use netns::InsideHost;
