@@ -45,19 +45,28 @@ pub fn is_relevant(proc_root: &Path) -> bool {
 /// # Errors
 /// The kernel did not take them; none is left.
 pub fn add(_: &InsideHost<'_>, ip: IpAddr) -> Result<Option<Branch>, Error> {
+    let ip = ip.to_canonical();
     let family = if ip.is_ipv4() { Family::V4 } else { Family::V6 };
     let mut socket = branch::open()?;
     let Some(found) = find(ip, &branch::list(&mut socket, family)?) else { return Ok(None) };
-    let [to_pod, from_pod] = requests(&found);
-    let added = order(&mut socket, &to_pod, true)?;
-    if let Err(error) = order(&mut socket, &from_pod, true) {
+    add_both(&requests(&found), |request, add| order(&mut socket, request, add))?;
+    Ok(Some(found))
+}
+
+/// Adds the first, then the second. `order` says whether it changed something. Where the second fails, the first goes again if it is new.
+fn add_both<E>(
+    [to_pod, from_pod]: &[Request<'_>; 2],
+    mut order: impl FnMut(&Request<'_>, bool) -> Result<bool, E>,
+) -> Result<(), E> {
+    let added = order(to_pod, true)?;
+    if let Err(error) = order(from_pod, true) {
         if added {
             // The failure that led here is the one to tell.
-            let _ = order(&mut socket, &to_pod, false);
+            let _ = order(to_pod, false);
         }
         return Err(error);
     }
-    Ok(Some(found))
+    Ok(())
 }
 
 /// Removes the rules of a pod's address; none are fine.
@@ -117,6 +126,26 @@ mod tests {
         let route =
             Route { table, to: to.parse().unwrap_or(IpAddr::from([0; 4])), interface: interface.into() };
         Listed { rules: vec![main, rule], routes: vec![route] }
+    }
+
+    /// What is ordered where the first rule is there or not and the second is refused: whether it is the pod's, whether it is added.
+    fn orders(first_is_new: bool) -> Vec<(bool, bool)> {
+        let ip = IpAddr::from([10, 0, 0, 7]);
+        let branch = Branch { ip, table: 101, interface: "vlan.eth.1".into(), priority: 9 };
+        let mut seen = Vec::new();
+        let result = add_both(&requests(&branch), |request, add| {
+            let to_pod = matches!(request, Request::To { .. });
+            seen.push((to_pod, add));
+            if to_pod { Ok(first_is_new) } else { Err("refused") }
+        });
+        assert_eq!(result, Err("refused"));
+        seen
+    }
+
+    #[test]
+    fn a_refused_second_rule_takes_a_new_first_one_back() {
+        assert_eq!(orders(true), [(true, true), (false, true), (true, false)]);
+        assert_eq!(orders(false), [(true, true), (false, true)], "it was there before and stays");
     }
 
     #[test]

@@ -61,3 +61,45 @@ fn c22_inert_with_early_demultiplexing() {
         assert_eq!(is_relevant(proc.path()), relevant, "{text:?}");
     }
 }
+
+/// A rule for everything but an interface says nothing about a pod behind it; an address may come in IPv6's notation.
+#[test]
+fn c22_inverted_rules_and_mapped_addresses() {
+    let netns = TestNetns::new().unwrap();
+    netns
+        .ip(&[
+            "link add vlan.eth.1 type veth peer name far",
+            "link set vlan.eth.1 up",
+            "route add 10.0.0.7/32 dev vlan.eth.1 table 101",
+            "rule add pref 10 not iif vlan.eth.1 lookup 101",
+        ])
+        .unwrap();
+    let host = Host::open(netns.path()).unwrap();
+    let find = |text: &str| host.enter(|inside| add(inside, text.parse().unwrap())).unwrap().unwrap();
+    assert_eq!(find("10.0.0.7"), None);
+    netns.ip(&["rule add pref 0 iif vlan.eth.1 lookup 101"]).unwrap();
+    let branch = find("::ffff:10.0.0.7").unwrap();
+    assert_eq!((branch.ip, branch.priority), (IpAddr::from([10, 0, 0, 7]), 0));
+    assert!(rules(&netns, "-4").contains("512:\tfrom all to 10.0.0.7 lookup 101"));
+}
+
+/// What other programs added with the same content is theirs or ours alike: there already is success.
+#[test]
+fn c22_half_of_the_rules_is_there() {
+    let netns = TestNetns::new().unwrap();
+    netns
+        .ip(&[
+            "link add vlan.eth.1 type veth peer name far",
+            "link set vlan.eth.1 up",
+            "rule add pref 10 iif vlan.eth.1 lookup 101",
+            "route add 10.0.0.7/32 dev vlan.eth.1 table 101",
+            "rule add pref 512 to 10.0.0.7 lookup 101 protocol 0",
+        ])
+        .unwrap();
+    let host = Host::open(netns.path()).unwrap();
+    let ip = IpAddr::from([10, 0, 0, 7]);
+    host.enter(|inside| add(inside, ip)).unwrap().unwrap().unwrap();
+    let text = rules(&netns, "-4");
+    assert_eq!(text.matches("to 10.0.0.7").count(), 1, "{text}");
+    assert!(text.contains("9:\tfrom all iif vlan.eth.1 lookup local"), "{text}");
+}

@@ -26,6 +26,8 @@ const RTA_TABLE: u16 = 15;
 const IFLA_IFNAME: u16 = 3;
 /// `FR_ACT_TO_TBL`.
 const TO_TABLE: u8 = 1;
+/// `FIB_RULE_INVERT`: everything but what the rule describes.
+const INVERTED: u32 = 2;
 /// Length of `struct fib_rule_hdr` and of `struct rtmsg`; of `struct ifinfomsg`.
 const HEADER: usize = 12;
 const LINK_HEADER: usize = 16;
@@ -146,12 +148,13 @@ fn dump(
 }
 
 fn rule(part: &Message<'_>) -> Option<Rule> {
-    let &[_, _, _, _, table, _, _, action, ..] = part.payload.first_chunk::<HEADER>()?;
+    let &[_, _, _, _, table, _, _, action, a, b, c, d] = part.payload.first_chunk::<HEADER>()?;
+    let inverted = u32::from_ne_bytes([a, b, c, d]) & INVERTED != 0;
     let attributes = part.attributes(HEADER);
     let interface = attributes.find(FRA_IIFNAME)?.text().into_owned();
     let table = attributes.find(FRA_TABLE).and_then(|a| a.ne32()).unwrap_or(u32::from(table));
     let priority = attributes.find(FRA_PRIORITY).and_then(|a| a.ne32()).unwrap_or_default();
-    (action == TO_TABLE).then_some(Rule { table, interface, priority })
+    (action == TO_TABLE && !inverted).then_some(Rule { table, interface, priority })
 }
 
 fn link(part: &Message<'_>) -> Option<(u32, String)> {
