@@ -35,11 +35,14 @@ pub fn uid(proc_root: &Path) -> Result<u32, Error> {
         let path = entry.map_err(unreadable)?.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit()) {
-            processes.push(path);
+            // Shorter numbers are smaller.
+            processes.push((name.len(), path));
         }
     }
     processes.sort_unstable();
-    let found = processes.iter().find(|process| is_kubelet(process)).and_then(|process| real_uid(process));
+    // One that ends meanwhile has no user any more; another may be the one that follows it.
+    let mut candidates = processes.iter().map(|(_, process)| process).filter(|process| is_kubelet(process));
+    let found = candidates.find_map(|process| real_uid(process));
     found.ok_or_else(|| Error::NotFound { path: proc_root.to_owned() })
 }
 

@@ -35,3 +35,16 @@ fn c16_kubelet_kubelite_k3s_and_none() {
     assert!(error.contains("no process") && error.contains("HOST_PROBE_SENDER"), "{error}");
     assert!(uid(&proc.path().join("absent")).unwrap_err().to_string().contains("absent"));
 }
+
+/// The oldest by number, and not one whose process ends just now.
+#[test]
+fn c16_order_and_processes_that_end() {
+    let proc = tempfile::tempdir().unwrap();
+    process(proc.path(), 1000, "kubelet", "kubelet", 5);
+    process(proc.path(), 999, "kubelet", "kubelet", 4);
+    assert_eq!(uid(proc.path()).unwrap(), 4);
+    std::fs::remove_file(proc.path().join("999/status")).unwrap();
+    assert_eq!(uid(proc.path()).unwrap(), 5);
+    std::fs::remove_file(proc.path().join("1000/comm")).unwrap();
+    uid(proc.path()).unwrap_err();
+}
