@@ -10,6 +10,20 @@ use crate::{Error, Inside, Netns, NetnsId};
 pub struct Host(Netns);
 
 /// Proof that the calling thread is in the node's namespace.
+///
+/// It is no proof of being in a pod's, so that what asks for [`Inside`] is not called by mistake:
+///
+/// ```compile_fail,E0308
+/// fn for_pods(_: &netns::Inside) {}
+/// netns::Host::current().unwrap().enter(|inside| for_pods(inside)).unwrap();
+/// ```
+///
+/// Nor is a pod's one of being here:
+///
+/// ```compile_fail,E0308
+/// fn for_the_node(_: &netns::InsideHost<'_>) {}
+/// netns::Netns::current().unwrap().enter(|inside| for_the_node(inside)).unwrap();
+/// ```
 #[derive(Debug)]
 pub struct InsideHost<'a>(&'a Inside);
 

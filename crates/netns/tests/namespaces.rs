@@ -7,7 +7,7 @@ use std::process::Command;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use netns::{Error, Inside, Netns, NetnsId, OpenCause};
+use netns::{Error, Host, Inside, Netns, NetnsId, OpenCause};
 use testkit::TestNetns;
 
 fn open_error(path: impl AsRef<Path>) -> (String, OpenCause) {
@@ -253,4 +253,22 @@ fn a_waiter_gets_the_lock_when_the_holder_lets_go() {
         drop(held);
         waiter.join().unwrap().unwrap();
     });
+}
+
+/// AA-80, AA-83: the node's namespace is opened as any other, and what runs in it is in it.
+#[test]
+fn the_nodes_namespace_is_entered_and_told_from_a_pods() {
+    let node = TestNetns::new().unwrap();
+    let host = Host::open(node.path()).unwrap();
+    assert_eq!(host.id(), node.netns().id());
+    assert_eq!(host.enter(|inside| inside.inside().id()).unwrap(), host.id());
+    let current = Host::current().unwrap();
+    assert_eq!(current.id(), Netns::current().unwrap().id());
+    assert_ne!(current.id(), host.id());
+    let file = tempfile::NamedTempFile::new().unwrap();
+    for path in [file.path(), Path::new("/proc/self/ns/mnt"), Path::new("/proc/version")] {
+        let error = Host::open(path).expect_err("no network namespace");
+        assert!(matches!(error, Error::Open { .. }), "{error}");
+    }
+    assert!(matches!(Host::open(TestNetns::removed_path()), Err(Error::Open { .. })));
 }
