@@ -8,6 +8,7 @@ mod process;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -85,26 +86,15 @@ pub enum NotThePods {
     Unknown(String),
 }
 
-/// Names of processes that run a pod's containers behind a network stack of their own, as `comm` shows their first 15 bytes.
-const SANDBOXES: &[(&str, &str)] = &[
-    ("runsc", "gVisor"),
-    ("exe", "gVisor"),
-    ("qemu-", "Kata Containers"),
-    ("cloud-hyperviso", "Kata Containers"),
-    ("firecracker", "Kata Containers"),
-    ("stratovirt", "Kata Containers"),
-    ("containerd-shim-kata", "Kata Containers"),
-];
-
 /// The sandbox that a runtime class stands for, by the names that its makers give it.
 #[must_use]
 pub fn sandbox_of_class(class: &str) -> Option<&'static str> {
     let class = class.to_ascii_lowercase();
     let of = |part: &str| class.split(['-', '_', '.']).any(|word| word == part);
     if of("gvisor") || of("runsc") {
-        Some("gVisor")
+        Some(process::GVISOR)
     } else if of("kata") {
-        Some("Kata Containers")
+        Some(process::KATA)
     } else {
         None
     }
@@ -126,7 +116,7 @@ pub fn belongs_to(
     }
     let found = match netns.enter(addresses) {
         Ok(found) => found.map_err(NotThePods::Unknown)?,
-        Err(error) => return Err(NotThePods::Unknown(error.to_string())),
+        Err(error) => return Err(NotThePods::Unknown(chain(&error))),
     };
     let found: Vec<IpAddr> = found.iter().map(IpAddr::to_canonical).collect();
     if ips.is_empty() {
@@ -151,7 +141,10 @@ struct Candidate<'a> {
     ips: &'a [IpAddr],
     /// The namespace that counts so far, and when its process started.
     best: Option<(Netns, u64)>,
+    /// The best reason so far, should there be none.
     missing: Missing,
+    /// Namespaces that are not its own: a pod may have thousands of processes in one.
+    rejected: HashSet<NetnsId>,
 }
 
 // === impl Scan ===
@@ -164,7 +157,8 @@ impl Scan {
         let mut candidates: HashMap<&str, Candidate<'_>> = HashMap::new();
         for pod in wanted {
             let missing = if pod.ips.is_empty() { Missing::NoAddress } else { Missing::NoProcess };
-            candidates.insert(&pod.uid, Candidate { ips: &pod.ips, best: None, missing });
+            let rejected = HashSet::new();
+            candidates.insert(&pod.uid, Candidate { ips: &pod.ips, best: None, missing, rejected });
         }
         let processes = match Processes::of(&self.proc_root) {
             Ok(processes) => processes,
@@ -196,43 +190,110 @@ impl Scan {
         accepted: &mut HashSet<NetnsId>,
         addresses: Addresses<'_>,
     ) {
-        // A process may end at any moment; what cannot be read of it is not there.
-        let Some(id) = process.namespace() else { return };
-        if accepted.contains(&id) {
+        let namespace = process.namespace();
+        if namespace.as_ref().is_ok_and(|id| accepted.contains(id)) {
             return;
         }
         let Some(uid) = process.cgroup().and_then(|text| cgroup::pod_uid(&text)) else { return };
         let Some(candidate) = candidates.get_mut(uid.as_str()) else { return };
-        if id == self.host {
-            candidate.missing = Missing::HostNetwork;
-            return;
-        }
-        let Some(started) = process.started() else { return };
         if candidate.ips.is_empty() {
             return;
         }
-        let Ok(netns) = Netns::open(process.namespace_path()) else { return };
-        // The number may have gone to another process meanwhile.
-        if netns.id() != id {
-            return;
-        }
-        match belongs_to(&netns, self.host, candidate.ips, addresses) {
-            Ok(()) => {
-                accepted.insert(id);
+        match self.claim(process, namespace, candidate, addresses) {
+            Ok(Some((netns, started))) => {
+                accepted.insert(netns.id());
                 // On equal times the later one counts (AA-72).
                 if candidate.best.as_ref().is_none_or(|(_, before)| started <= *before) {
                     candidate.best = Some((netns, started));
                 }
             }
-            Err(NotThePods::Unknown(error)) => candidate.missing = Missing::Failed(error),
-            Err(_) => {
-                if !matches!(candidate.missing, Missing::Sandbox(_)) {
-                    candidate.missing =
-                        process.sandbox(SANDBOXES).map_or(Missing::OtherAddress, Missing::Sandbox);
-                }
-            }
+            Ok(None) => {}
+            Err(missing) => candidate.miss(missing),
         }
     }
+
+    /// The process's namespace, if it is the pod's, and when the process started; nothing if it ends meanwhile.
+    fn claim(
+        &self,
+        process: &Process,
+        namespace: io::Result<NetnsId>,
+        candidate: &mut Candidate<'_>,
+        addresses: Addresses<'_>,
+    ) -> Result<Option<(Netns, u64)>, Missing> {
+        let id = match namespace {
+            Ok(id) => id,
+            Err(error) if process::is_gone(&error) => return Ok(None),
+            Err(error) => {
+                let path = process.namespace_path();
+                let text = format!("look at {}: {error}; it takes the capability SYS_PTRACE", path.display());
+                return Err(Missing::Failed(text));
+            }
+        };
+        let or_sandbox = |missing| process.sandbox().map_or(missing, Missing::Sandbox);
+        // Programs of the runtime may be in the pod's cgroup and the node's namespace: CRI-O's conmon, Kata's shim.
+        if id == self.host {
+            return Err(or_sandbox(Missing::HostNetwork));
+        }
+        if candidate.rejected.contains(&id) {
+            return Err(or_sandbox(Missing::OtherAddress));
+        }
+        let Some(started) = process.started() else { return Ok(None) };
+        let netns = match Netns::open(process.namespace_path()) {
+            Ok(netns) => netns,
+            Err(_) if process.namespace().is_err() => return Ok(None),
+            Err(error) => return Err(Missing::Failed(chain(&error))),
+        };
+        // The number may have gone to another process meanwhile.
+        if netns.id() != id {
+            return Ok(None);
+        }
+        let missing = match belongs_to(&netns, self.host, candidate.ips, addresses) {
+            Ok(()) if !process.is_bridged_to_vm() => return Ok(Some((netns, started))),
+            Ok(()) => Missing::Sandbox(process::KATA),
+            Err(NotThePods::Unknown(error)) => return Err(Missing::Failed(error)),
+            Err(_) => or_sandbox(Missing::OtherAddress),
+        };
+        candidate.rejected.insert(id);
+        Err(missing)
+    }
+}
+
+// === impl Candidate ===
+
+impl Candidate<'_> {
+    /// Keeps the reason that says more: processes of one pod give different ones, and come in any order.
+    fn miss(&mut self, missing: Missing) {
+        if missing.weight() > self.missing.weight() {
+            self.missing = missing;
+        }
+    }
+}
+
+// === impl Missing ===
+
+impl Missing {
+    fn weight(&self) -> u8 {
+        match self {
+            Self::NoProcess => 0,
+            Self::HostNetwork => 1,
+            Self::OtherAddress => 2,
+            Self::Failed(_) => 3,
+            Self::Sandbox(_) => 4,
+            // Then nothing else is looked for.
+            Self::NoAddress => 5,
+        }
+    }
+}
+
+/// An error and what is behind it.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
 
 impl fmt::Display for Missing {

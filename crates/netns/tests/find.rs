@@ -163,6 +163,111 @@ fn a_named_namespace_has_to_be_the_pods() {
     assert_eq!(check(empty.netns(), &[]), Err(NotThePods::NoAddress));
 }
 
+/// CRI-O's conmon and Kata's shim are in the pod's cgroup and in the node's namespace; whichever comes first, the reason is the pod's own.
+#[test]
+fn programs_of_the_runtime_do_not_hide_the_reason() {
+    let _alone = alone();
+    let host = Path::new("/proc/self/ns/net");
+    let other = pod_netns("10.0.0.9/32");
+    for (conmon, app) in [(7, 8), (8, 7)] {
+        let proc = tempfile::tempdir().unwrap();
+        process(proc.path(), conmon, host, A, 1, "conmon");
+        process(proc.path(), app, other.path(), A, 1, "app");
+        let missing = |ips: &[&str]| scan(proc.path(), &[wanted(A, ips)]).missing[A].clone();
+        assert_eq!(missing(&["10.0.0.1"]), Missing::OtherAddress);
+        assert_eq!(missing(&[]), Missing::NoAddress);
+        let found = scan(proc.path(), &[wanted(A, &["10.0.0.9"])]);
+        assert_eq!(found.namespaces[A].id(), other.netns().id());
+    }
+    for (called, missing) in [
+        ("/opt/kata/bin/containerd-shim-kata-v2\0-id\0x\0", Missing::Sandbox("Kata Containers")),
+        ("/usr/bin/containerd-shim-runc-v2\0-id\0kata\0", Missing::HostNetwork),
+    ] {
+        let proc = tempfile::tempdir().unwrap();
+        // The kernel keeps 15 bytes of the name.
+        process(proc.path(), 7, host, A, 1, "containerd-shim");
+        std::fs::write(proc.path().join("7/cmdline"), called).unwrap();
+        process(proc.path(), 8, host, A, 1, "virtiofsd");
+        assert_eq!(scan(proc.path(), &[wanted(A, &["10.0.0.1"])]).missing[A], missing);
+    }
+}
+
+/// Kata's default leaves the address on the namespace's interface and passes the traffic by the rules.
+#[test]
+fn an_address_does_not_make_a_vm_a_pod() {
+    let _alone = alone();
+    let netns = pod_netns("10.0.0.1/32");
+    netns.ip(&["tuntap add tap0_kata mode tap".to_owned()]).unwrap();
+    let mut sleeper = netns.netns().enter(|_| Command::new("sleep").arg("60").spawn()).unwrap().unwrap();
+    let devices = std::fs::read_to_string(format!("/proc/{}/net/dev", sleeper.id()));
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
+    let devices = devices.unwrap();
+    for (devices, vm) in [
+        (devices.clone(), true),
+        (devices.replace("tap0_kata", "tap12_kata"), true),
+        (devices.replace("tap0_kata", "tap_kata"), false),
+        (devices.replace("tap0_kata", "tapx_kata"), false),
+        (devices.replace("tap0_kata", "tap0"), false),
+    ] {
+        let proc = tempfile::tempdir().unwrap();
+        process(proc.path(), 7, netns.path(), A, 1, "qemu-system-x86");
+        std::fs::create_dir(proc.path().join("7/net")).unwrap();
+        std::fs::write(proc.path().join("7/net/dev"), &devices).unwrap();
+        let found = scan(proc.path(), &[wanted(A, &["10.0.0.1"])]);
+        assert_eq!(found.namespaces.contains_key(A), !vm, "{devices}");
+        assert_eq!(found.missing.get(A), vm.then_some(&Missing::Sandbox("Kata Containers")), "{devices}");
+    }
+}
+
+#[test]
+fn what_may_not_be_looked_at_is_said() {
+    let _alone = alone();
+    let netns = pod_netns("10.0.0.1/32");
+    let proc = tempfile::tempdir().unwrap();
+    let missing = || scan(proc.path(), &[wanted(A, &["10.0.0.1"])]).missing[A].clone();
+    // A link to itself cannot be followed by root either.
+    process(proc.path(), 7, Path::new("net"), A, 1, "app");
+    assert!(
+        matches!(missing(), Missing::Failed(text) if text.contains("7/ns/net") && text.contains("SYS_PTRACE"))
+    );
+    // Not a namespace.
+    let proc = tempfile::tempdir().unwrap();
+    process(proc.path(), 7, Path::new("/etc/passwd"), A, 1, "app");
+    let failed = scan(proc.path(), &[wanted(A, &["10.0.0.1"])]).missing[A].clone();
+    assert!(matches!(&failed, Missing::Failed(text) if text.contains("7/ns/net")), "{failed:?}");
+    // A process that has ended is no failure, and none matters once there is a namespace.
+    let proc = tempfile::tempdir().unwrap();
+    process(proc.path(), 7, Path::new("/absent"), A, 1, "app");
+    assert_eq!(scan(proc.path(), &[wanted(A, &["10.0.0.1"])]).missing[A], Missing::NoProcess);
+    process(proc.path(), 6, Path::new("net"), A, 1, "app");
+    process(proc.path(), 8, netns.path(), A, 1, "app");
+    let found = scan(proc.path(), &[wanted(A, &["10.0.0.1"])]);
+    assert!(found.namespaces.contains_key(A) && found.missing.is_empty());
+}
+
+#[test]
+fn a_namespace_is_entered_once_for_many_processes() {
+    let _alone = alone();
+    let other = pod_netns("10.0.0.9/32");
+    let proc = tempfile::tempdir().unwrap();
+    for pid in 100..300 {
+        process(proc.path(), pid, other.path(), A, 1, "app");
+    }
+    process(proc.path(), 300, other.path(), B, 1, "app");
+    let count = AtomicUsize::new(0);
+    let counting = |inside: &Inside| {
+        count.fetch_add(1, Ordering::SeqCst);
+        addresses(inside)
+    };
+    let host = Netns::current().unwrap().id();
+    let scan = Scan { proc_root: proc.path().to_owned(), host };
+    let found = scan.scan(&[wanted(A, &["10.0.0.1"]), wanted(B, &["10.0.0.9"])], &counting);
+    assert_eq!(found.missing[A], Missing::OtherAddress);
+    assert_eq!(found.namespaces[B].id(), other.netns().id(), "its owner still gets it");
+    assert_eq!(count.into_inner(), 2);
+}
+
 /// A pod with `hostUsers: false`: its namespace belongs to another user namespace. The real procfs, and a real cgroup.
 #[test]
 fn a_pod_with_a_user_namespace_of_its_own() {

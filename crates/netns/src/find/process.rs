@@ -8,6 +8,23 @@ use crate::NetnsId;
 /// No file of procfs that is read here is longer than some hundred bytes, but for odd cgroups.
 const MAX_FILE: u64 = 64 << 10;
 
+/// Sandboxes as people know them.
+pub(super) const GVISOR: &str = "gVisor";
+pub(super) const KATA: &str = "Kata Containers";
+
+/// How processes begin that run a pod's containers behind a network stack of their own: `comm`, of which the kernel keeps 15 bytes
+/// (`TASK_COMM_LEN`), and the file name of the program as it was called, where `comm` does not say enough.
+const SANDBOXES: &[(&str, &str, &str)] = &[
+    ("runsc", "", GVISOR),
+    // gVisor executes itself anew through /proc/self/exe.
+    ("exe", "runsc", GVISOR),
+    ("qemu-", "", KATA),
+    ("cloud-hyperviso", "", KATA),
+    ("firecracker", "", KATA),
+    ("stratovirt", "", KATA),
+    ("containerd-shim", "containerd-shim-kata", KATA),
+];
+
 /// The processes of a node, sorted by their number as text (AA-71).
 pub(super) struct Processes(std::vec::IntoIter<PathBuf>);
 
@@ -47,10 +64,10 @@ impl Process {
     }
 
     /// Which network namespace it is in.
-    pub(super) fn namespace(&self) -> Option<NetnsId> {
+    pub(super) fn namespace(&self) -> io::Result<NetnsId> {
         use std::os::unix::fs::MetadataExt;
-        let metadata = std::fs::metadata(self.namespace_path()).ok()?;
-        Some(NetnsId { dev: metadata.dev(), ino: metadata.ino() })
+        let metadata = std::fs::metadata(self.namespace_path())?;
+        Ok(NetnsId { dev: metadata.dev(), ino: metadata.ino() })
     }
 
     pub(super) fn cgroup(&self) -> Option<String> {
@@ -63,15 +80,27 @@ impl Process {
     }
 
     /// Which sandbox it is the process of.
-    pub(super) fn sandbox(&self, names: &[(&str, &'static str)]) -> Option<&'static str> {
+    pub(super) fn sandbox(&self) -> Option<&'static str> {
         let comm = self.read("comm")?;
-        let comm = comm.trim_end();
-        let named = |name: &str| match name {
-            // What gVisor's sandbox calls itself after it has executed itself anew.
-            "exe" => comm == name && self.read("cmdline").is_some_and(|line| line.starts_with("runsc")),
-            name => comm.starts_with(name),
+        let (_, called, sandbox) = SANDBOXES.iter().find(|(name, ..)| comm.starts_with(name))?;
+        let is_called = || {
+            let cmdline = self.read("cmdline")?;
+            let program = cmdline.split('\0').next()?.rsplit('/').next()?.to_owned();
+            Some(program.starts_with(called))
         };
-        names.iter().find(|(name, _)| named(name)).map(|(_, sandbox)| *sandbox)
+        (called.is_empty() || is_called() == Some(true)).then_some(*sandbox)
+    }
+
+    /// Whether the namespace's traffic is passed on to a virtual machine by traffic control, below the rules and with the pod's address still
+    /// on the outer interface: Kata Containers' `tcfilter`, which is its default, and its device `tap<number>_kata`. KubeVirt's machines have
+    /// no such device, and the rules are in force for them. Who can make one can remove rules too, so nobody gets out of the mesh by it.
+    pub(super) fn is_bridged_to_vm(&self) -> bool {
+        let names = self.read("net/dev").unwrap_or_default();
+        names.lines().filter_map(|line| line.split_once(':')).any(|(name, _)| {
+            let number = name.trim().strip_prefix("tap").and_then(|rest| rest.strip_suffix("_kata"));
+            number
+                .is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
+        })
     }
 
     fn read(&self, name: &str) -> Option<String> {
@@ -80,6 +109,12 @@ impl Process {
         file.take(MAX_FILE).read_to_end(&mut bytes).ok()?;
         Some(String::from_utf8_lossy(&bytes).into_owned())
     }
+}
+
+/// Whether the process ended: its directory is gone (`ENOENT`), or was opened before (`ESRCH`).
+pub(super) fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+        || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
 }
 
 /// Field 22 of `stat` (proc(5)). The second field is the program's name, in which anything may stand.
