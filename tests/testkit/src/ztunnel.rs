@@ -85,19 +85,13 @@ pub struct Script {
 
 /// A pod that it serves.
 #[derive(Debug)]
-pub struct Served {
-    /// Name.
-    pub name: String,
-    /// Namespace.
-    pub namespace: String,
-    /// Service account.
-    pub service_account: String,
-    /// Device and inode of its network namespace.
-    pub netns: (u64, u64),
+struct Served {
+    workload: Workload,
+    /// The namespace, as long as the pod is served.
     fd: OwnedFd,
 }
 
-/// A served pod without the descriptor.
+/// A pod that it serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Workload {
     /// Name.
@@ -203,13 +197,17 @@ impl Ztunnel {
     /// The pods that it serves, by uid.
     pub fn workloads(&self) -> BTreeMap<String, Workload> {
         let state = self.shared.state();
-        let copy = |(uid, served): (&String, &Served)| {
-            let Served { name, namespace, service_account, netns, .. } = served;
-            let (name, namespace, service_account) =
-                (name.clone(), namespace.clone(), service_account.clone());
-            (uid.clone(), Workload { name, namespace, service_account, netns: *netns })
-        };
-        state.served.iter().map(copy).collect()
+        state.served.iter().map(|(uid, served)| (uid.clone(), served.workload.clone())).collect()
+    }
+
+    /// The namespace of a pod that it serves, as the agent handed it over.
+    ///
+    /// # Errors
+    /// It does not serve the pod, or this process has no descriptor left.
+    pub fn namespace(&self, uid: &str) -> Result<OwnedFd> {
+        let state = self.shared.state();
+        let Some(served) = state.served.get(uid) else { bail!("pod {uid} is not served") };
+        Ok(served.fd.try_clone()?)
     }
 
     /// What the agent said so far, and when.
@@ -354,6 +352,10 @@ impl Shared {
     fn session(&self, socket: &Socket, script: &mut Script) -> Result<()> {
         // ZD-Z3: nothing may come before the hello.
         if socket.is_readable(LOOK)? && matches!(script.hello, Hello::V1) {
+            // An agent that ends closes what it has not accepted, too.
+            if socket.is_ended()? {
+                return Ok(());
+            }
             self.violation("something came before the hello".to_owned());
         }
         match &script.hello {
@@ -452,14 +454,14 @@ impl Shared {
                         None => return,
                     };
                     state.remembered.push(uid.clone());
-                    let same = state.served.get(&uid).is_some_and(|served| served.netns == netns);
+                    let same = state.served.get(&uid).is_some_and(|served| served.workload.netns == netns);
                     if same || refused {
                         return;
                     }
                     let Some(fd) = fds.into_iter().next() else { return };
                     state.started += 1;
-                    let served = Served { name, namespace, service_account, netns, fd };
-                    if state.served.insert(uid, served).is_some() {
+                    let workload = Workload { name, namespace, service_account, netns };
+                    if state.served.insert(uid, Served { workload, fd }).is_some() {
                         state.stopped += 1;
                     }
                 }
@@ -482,12 +484,5 @@ impl Shared {
                 }
             }
         });
-    }
-}
-
-impl Served {
-    /// The namespace, as long as the pod is served.
-    pub fn fd(&self) -> &OwnedFd {
-        &self.fd
     }
 }
