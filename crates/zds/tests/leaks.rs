@@ -3,8 +3,8 @@
 
 mod support;
 
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::Mutex;
 
 use support::{PATIENCE, Server, open_files};
 use testkit::TestNetns;
@@ -12,11 +12,25 @@ use testkit::ztunnel::Script;
 use zds::AddError;
 
 /// One counts at a time.
-static ALONE: Mutex<()> = Mutex::const_new(());
+static ALONE: Mutex<()> = Mutex::new(());
 
-#[tokio::test(flavor = "multi_thread")]
-async fn z16_the_end_of_the_agent_closes_everything() {
-    let _alone = ALONE.lock().await;
+/// Runs a test while no other does, its runtime included, which has descriptors of its own.
+fn alone(test: impl Future<Output = ()>) {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(test);
+}
+
+#[test]
+fn z16_the_end_of_the_agent_closes_everything() {
+    alone(z16());
+}
+
+#[test]
+fn z21_a_thousand_pods() {
+    alone(z21());
+}
+
+async fn z16() {
     let before = open_files();
     let server = Server::new();
     let (first, second) = (server.ztunnel(Script::default()), server.ztunnel(Script::default()));
@@ -28,9 +42,7 @@ async fn z16_the_end_of_the_agent_closes_everything() {
     assert!(open_files() <= before, "{} and {before}", open_files());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn z21_a_thousand_pods() {
-    let _alone = ALONE.lock().await;
+async fn z21() {
     let server = Server::new();
     let netns = TestNetns::new().unwrap();
     for number in 0..1000 {
