@@ -18,7 +18,7 @@ pub mod traffic;
 
 pub use peer::{Peer, Proxies};
 pub use sniffer::Sniffer;
-pub use town::{Listening, Town, listening};
+pub use town::{Listening, SERVICE_TARGET, Town, listening, service_ip, service_name};
 
 /// Where ztunnel takes what its pod's applications send.
 pub const OUTBOUND: u16 = 15001;

@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use testkit::{Process, TestNetns};
 
 use crate::peer::Proxies;
+use crate::town::{SERVICE_TARGET, service_ip, service_name};
 
 /// Its own ports, ztunnel's defaults.
 const STATS: u16 = 15020;
@@ -41,9 +42,11 @@ impl Real {
         let dir = tempfile::Builder::new().prefix("ztunnel-").tempdir()?;
         let netns = TestNetns::new()?;
         let known: Vec<Value> = pods.iter().map(|pod| workload(pod)).collect();
-        // Every JSON is YAML.
+        let services: Vec<Value> = pods.iter().map(|pod| service(pod)).collect();
         let state = dir.path().join("state.yaml");
-        std::fs::write(&state, json!({"workloads": known}).to_string())?;
+        // Every JSON is YAML, but for keys that are to be numbers.
+        let text = json!({"workloads": known, "services": services}).to_string();
+        std::fs::write(&state, text.replace("\"80\":", "80: "))?;
         let log = File::create(dir.path().join("log"))?;
         let mut command = Command::new(program);
         command.env_clear().env("PATH", "/usr/bin:/bin").current_dir(dir.path());
@@ -116,6 +119,17 @@ fn workload(pod: &MeshPod) -> Value {
         "protocol": if pod.namespace == "mesh" { "HBONE" } else { "TCP" },
         "node": "n1",
         "network": "",
-        "services": {},
+        "services": {(format!("{}/{}", pod.namespace, service_name(pod))): {"80": SERVICE_TARGET}},
+    })
+}
+
+/// A service that has the pod alone, on port 80.
+fn service(pod: &MeshPod) -> Value {
+    json!({
+        "name": pod.name,
+        "namespace": pod.namespace,
+        "hostname": service_name(pod),
+        "vips": [format!("/{}", service_ip(pod))],
+        "ports": {"80": SERVICE_TARGET},
     })
 }

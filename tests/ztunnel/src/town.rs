@@ -1,6 +1,7 @@
 //! The node with wires to its pods.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use agent_tests::{Mesh, MeshPod};
 use anyhow::{Context, Result};
@@ -8,6 +9,9 @@ use testkit::TestNetns;
 
 /// The node's end of every wire, and so every pod's gateway.
 const GATEWAY: &str = "169.254.1.1";
+
+/// Port of the pod to which its service leads.
+pub const SERVICE_TARGET: u16 = 8080;
 
 /// A node in ambient mode whose pods reach each other through it.
 pub struct Town {
@@ -113,4 +117,20 @@ pub fn listening(netns: &TestNetns) -> Result<BTreeSet<Listening>> {
         }
     }
     Ok(found)
+}
+
+/// Name of the service that has the pod alone.
+pub fn service_name(pod: &MeshPod) -> String {
+    format!("{}.{}.svc.cluster.local", pod.name, pod.namespace)
+}
+
+/// Address of the service that has the pod alone; no interface has it.
+pub fn service_ip(pod: &MeshPod) -> IpAddr {
+    match pod.ip {
+        IpAddr::V4(ip) => {
+            let [.., high, low] = ip.octets();
+            IpAddr::from([10, 96, high, low])
+        }
+        v6 @ IpAddr::V6(_) => v6,
+    }
 }

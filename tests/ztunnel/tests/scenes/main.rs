@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod life;
+mod names;
 mod traffic;
 
 use std::collections::BTreeSet;
@@ -10,10 +11,10 @@ use std::net::SocketAddr;
 use agent_tests::{Agent, MeshPod, PATIENCE, eventually};
 use anyhow::ensure;
 use testkit::TestNetns;
-use ztunnel_tests::{Listening, Peer, Town, listening};
+use ztunnel_tests::{Listening, Peer, SERVICE_TARGET, Town, listening};
 
 /// The applications' port.
-const APP: u16 = 8080;
+const APP: u16 = SERVICE_TARGET;
 
 /// Where a pod's application listens.
 fn app(pod: &MeshPod) -> SocketAddr {

@@ -1,5 +1,6 @@
 //! Connections of applications.
 
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -20,12 +21,23 @@ const GOAWAY: Duration = Duration::from_millis(100);
 
 #[test]
 fn pods_of_the_mesh_reach_each_other_through_tunnels() {
+    through_tunnels("true");
+}
+
+#[test]
+fn and_so_they_do_with_iptables() {
+    through_tunnels("false");
+}
+
+fn through_tunnels(native_nftables: &str) {
     let town = Town::new().unwrap();
-    let _agent = town.mesh.start().unwrap();
+    let _agent = town.mesh.agent().env("NATIVE_NFTABLES", native_nftables).ready().unwrap();
     let (web, shop) = (town.running("mesh", "web").unwrap(), town.running("mesh", "shop").unwrap());
     let stranger = town.running("default", "stranger").unwrap();
     let peer = Peer::start(&town, &[&web, &shop, &stranger]).unwrap();
     wait_in(&town, &peer, &[&web, &shop]);
+    let nft = web.netns.run(Command::new("nft").args(["list", "tables"])).unwrap();
+    assert_eq!(nft.contains("istio-ambient-nat"), native_nftables == "true", "{nft}");
     let _apps = [&web, &shop, &stranger].map(|pod| Echo::start(&pod.netns, APP).unwrap());
     let sniffer = Sniffer::start(&town.mesh.host).unwrap();
     // The sniffer sees what it should: two pods outside the mesh would look like this.
