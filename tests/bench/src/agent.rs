@@ -124,7 +124,7 @@ fn filled(pods: usize) -> Result<Node> {
 }
 
 /// `VmRSS` of proc(5).
-fn resident(agent: &Agent) -> Result<u64> {
+pub(crate) fn resident(agent: &Agent) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{}/status", agent.pid()))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
     let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;

@@ -4,6 +4,7 @@
 //! on a shared machine. Nothing here fails on a slow machine; a missed target is printed as missed.
 
 mod agent;
+mod ambient;
 mod measures;
 mod report;
 mod sample;
@@ -33,7 +34,12 @@ fn run() -> Result<()> {
         Err(_) => 200,
     };
     let mut report = report::Report::new(runs);
-    for measure in measures::ALL.iter().chain(agent::ALL) {
+    // A part of a measure's name chooses; without any, all are taken.
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    let chosen = |name: &str| wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str()));
+    for measure in
+        measures::ALL.iter().chain(agent::ALL).chain(ambient::ALL).filter(|measure| chosen(measure.name))
+    {
         eprintln!("… {}", measure.name);
         (measure.run)(runs, &mut report).with_context(|| measure.name)?;
     }

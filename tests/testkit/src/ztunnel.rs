@@ -338,7 +338,7 @@ impl Shared {
                     });
                     let _ = self.session(&socket, &mut script);
                     drop(socket);
-                    self.change(|state| state.connected = false);
+                    self.change(|state| (state.connected, state.synced) = (false, false));
                 }
                 None => std::thread::sleep(RECONNECT),
             }
