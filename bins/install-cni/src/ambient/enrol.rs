@@ -94,7 +94,7 @@ impl Ambient {
     }
 
     /// What is known of a pod, or its beginning.
-    fn member(&self, key: &PodKey, facts: &Facts) -> Member {
+    pub(super) fn member(&self, key: &PodKey, facts: &Facts) -> Member {
         let (options, warnings) = PodOptions::parse(&facts.pod.annotations());
         let mut member = self.members.get(&key.uid).unwrap_or_else(|| {
             for warning in &warnings {

@@ -38,6 +38,10 @@ enum Refusal {
     Unknown(String),
     #[error("pod {pod} is not to be in the mesh: {reason}")]
     NotEligible { pod: String, reason: String },
+    #[error(
+        "pod {0} has no uid, so that it cannot be told from the next of its name; ambient mode needs an API server"
+    )]
+    NoUid(String),
     #[error("pod {pod} is not in the mesh: {failure}")]
     Failed { pod: String, failure: Failure },
     #[error("the agent is not ready yet; the runtime tries again")]
@@ -101,7 +105,7 @@ impl Ambient {
                 return Err(Refusal::NotEligible { pod: name, reason: reason.to_string() });
             }
         }
-        let uid = facts.pod.uid().unwrap_or_default().to_owned();
+        let uid = facts.pod.uid().ok_or_else(|| Refusal::NoUid(name.clone()))?.to_owned();
         let key = PodKey { namespace: event.namespace, name: event.name, uid };
         let place = if event.netns.is_empty() { Place::Running } else { Place::Given(event.netns) };
         let result = {

@@ -105,7 +105,9 @@ impl Ambient {
     /// Asks for work on all pods.
     pub(super) fn push_all(&self) {
         let keys: Vec<_> = self.cluster.index().pods().map(|pod| super::key_of(pod)).collect();
-        for key in keys {
+        // And those that went while the earlier ones were taken over.
+        let members = self.members.all().into_iter().map(|member| member.key);
+        for key in keys.into_iter().chain(members) {
             self.queue.push(key);
         }
     }

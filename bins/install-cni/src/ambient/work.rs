@@ -51,9 +51,13 @@ impl Ambient {
     }
 
     async fn reconcile(&self, key: &PodKey) -> Result<(), Failure> {
-        let facts = self.cluster.index().facts(&key.namespace, &key.name);
-        let facts = facts.filter(|facts| facts.pod.uid().unwrap_or_default() == key.uid);
+        // Without a uid one pod cannot be told from the next of its name.
+        if key.uid.is_empty() {
+            return Ok(());
+        }
         let _turn = self.members.turn(&key.uid).await;
+        let facts = self.cluster.index().facts(&key.namespace, &key.name);
+        let facts = facts.filter(|facts| facts.pod.uid() == Some(&*key.uid));
         let Some(facts) = facts else {
             self.metrics.reconciled("delete");
             return self.leave(key, None, Ending::Gone, "it is deleted").await;
@@ -84,7 +88,7 @@ impl Ambient {
             if let Some(member) = known.filter(Self::is_gone) {
                 return self.forget_sandbox(member).await;
             }
-            return Ok(());
+            return self.unmark(key, facts).await;
         }
         match self.enrol(key, facts, &ips, Place::Running).await {
             Ok(member) => self.mark(member, facts, ENABLED).await,
@@ -95,6 +99,16 @@ impl Ambient {
                 Err(failure)
             }
         }
+    }
+
+    /// A pod that an earlier agent has marked and whose sandbox was given up since: the mark is not true any more.
+    async fn unmark(&self, key: &PodKey, facts: &Facts) -> Result<(), Failure> {
+        let shown = facts.pod.annotation(REDIRECTION);
+        if self.members.get(&key.uid).is_some() || !matches!(shown, Some(ENABLED | PENDING)) {
+            return Ok(());
+        }
+        let mut member = self.member(key, facts);
+        self.annotate(&mut member, None).await
     }
 
     /// The runtime gave a sandbox up: nothing of ours is left of it, and the next one is announced.

@@ -411,3 +411,18 @@ fn c21_selectors_that_mean_nothing_end_the_agent() {
         assert_says(&String::from_utf8_lossy(&output.stderr), &[&option]);
     }
 }
+
+/// A mark that an earlier agent left on a pod whose sandbox was given up since.
+#[test]
+fn a_mark_that_is_not_true_any_more_is_taken_away() {
+    let mesh = Mesh::new().unwrap();
+    let pod = mesh.sandbox("mesh", "web").unwrap();
+    let mut object = pod.object(&[], false);
+    object["metadata"]["annotations"] = json!({"ambient.istio.io/redirection": "pending"});
+    mesh.node.api.set_pod(object);
+    let _agent = mesh.start().unwrap();
+    mesh.wait_annotation(&pod, None).unwrap();
+    let _ztunnel = mesh.ztunnel().unwrap();
+    assert_eq!(mesh.announce(&pod).unwrap().status, 200);
+    wait_in(&mesh, &pod).unwrap();
+}
