@@ -59,13 +59,16 @@ impl Machine {
 
     /// Starts the agent and waits until it is ready.
     pub(crate) fn agent(&self, more: &[&str]) -> Process {
-        let mut command = Command::new(testkit::programs().join("install-cni"));
+        // In ambient mode the agent programs the network that it takes for the node's, which must not be this machine's.
+        let mut command = Command::new("unshare");
+        command.arg("--net").arg(testkit::programs().join("install-cni"));
         let flag = |name: &str, path: &str| format!("--{name}={}", self.path(path).display());
         command
             .arg(flag("mounted-cni-net-dir", "net.d"))
             .arg(flag("cni-agent-run-dir", "run"))
             .arg(format!("--pod-source=manifests:{}", self.path("manifests").display()))
             .args(["--monitoring-port=0", "--health-port=0", "--cleanup-on-exit=never"])
+            .arg(flag("ztunnel-uds-address", "ztunnel.sock"))
             .args(more)
             .env("CNI_BIN_SOURCE_DIR", self.path("image"))
             .env("MOUNTED_CNI_BIN_DIRS", self.path("bin"))

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::mpsc;
 
-use agent_tests::{Node, PATIENCE, PodCall, http};
+use agent_tests::{Mesh, Node, PATIENCE, PodCall, http};
 use anyhow::Result;
 use serde_json::{Value, json};
 use testkit::apiserver::Credentials;
@@ -170,15 +170,16 @@ fn assert_decodable_by_the_original(entry: &Value, ours: &[&str]) {
 
 #[test]
 fn an_old_plugin_can_read_the_new_entry() {
-    let node = Node::new().unwrap();
+    let mesh = Mesh::new().unwrap();
+    let node = &mesh.node;
     let agent = node.agent().without("FACTS_TIMEOUT").ready().unwrap();
     assert_decodable_by_the_original(&node.entry().unwrap(), &[]);
     agent.kill().unwrap();
     let options =
-        node.agent().env("FAILURE_POLICY", "open").env("CAPTURE", "enabled").env("ADD_TIMEOUT", "20s");
+        mesh.agent().env("FAILURE_POLICY", "open").env("CAPTURE", "enabled").env("ADD_TIMEOUT", "20s");
     let options = options.env("RUNTIME_ANNOTATIONS", "true").env("EXCLUDE_NAMESPACES", "a,b");
     let selectors = "- podSelector: {matchLabels: {a: b}}\n- namespaceSelector: {}\n";
-    let options = options.env("AMBIENT_ENABLEMENT_SELECTOR", selectors).env("AMBIENT_ENABLED", "true");
+    let options = options.env("AMBIENT_ENABLEMENT_SELECTOR", selectors);
     let _agent = options.ready().unwrap();
     let ours = ["failure_policy", "capture", "add_timeout", "facts_timeout", "capabilities"];
     let entry = node.entry().unwrap();
