@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use testkit::ztunnel::{Answer, Script, Ztunnel};
 use ztunnel_tests::traffic::{Echo, Talk, say};
@@ -159,5 +160,51 @@ fn while_there_is_no_ztunnel_nothing_gets_out() {
     peer.wait_ready(true).unwrap();
     assert_eq!(say(&web.netns, app(&shop), "again").unwrap(), web.ip);
     assert_eq!(town.mesh.patches(&web), [Some("enabled".to_owned())], "nothing is patched again");
+    peer.check().unwrap();
+}
+
+/// A node that starts many pods at once, and then a ztunnel that has to take them all from one snapshot.
+#[test]
+fn many_pods_at_once() {
+    const PODS: usize = 40;
+    let town = Town::new().unwrap();
+    let _agent = town.mesh.start().unwrap();
+    let pods: Vec<_> = (0..PODS).map(|n| town.sandbox("mesh", &format!("web-{n}")).unwrap()).collect();
+    let everybody: Vec<_> = pods.iter().collect();
+    let peer = Peer::start(&town, &everybody).unwrap();
+    peer.wait_ready(true).unwrap();
+    for pod in &pods {
+        town.mesh.node.api.set_pod(pod.object(&[], false));
+    }
+    let start = Instant::now();
+    let mut times: Vec<Duration> = std::thread::scope(|scope| {
+        let announce = |pod| {
+            let start = Instant::now();
+            let reply = town.mesh.announce(pod).unwrap();
+            assert_eq!((reply.status, reply.body.as_str()), (200, ""));
+            start.elapsed()
+        };
+        let threads: Vec<_> = pods.iter().map(|pod| scope.spawn(move || announce(pod))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    times.sort();
+    println!(
+        "{PODS} announcements: {:?} in all, each {:?} to {:?}",
+        start.elapsed(),
+        times[0],
+        times[PODS - 1]
+    );
+    wait_in(&town, &peer, &everybody);
+    assert_eq!(peer.proxies().unwrap(), Proxies { started: PODS, stopped: 0 });
+    peer.check().unwrap();
+    peer.kill();
+    let start = Instant::now();
+    let peer = Peer::start(&town, &everybody).unwrap();
+    for pod in &pods {
+        wait_proxy(&pod.netns, &peer);
+    }
+    peer.wait_ready(true).unwrap();
+    println!("a new ztunnel has all of them after {:?}", start.elapsed());
+    assert_eq!(peer.proxies().unwrap(), Proxies { started: PODS, stopped: 0 });
     peer.check().unwrap();
 }
