@@ -4,6 +4,7 @@
 //! by `cnictl explain`, time and memory by `cnictl add`. Only `expectations.rs` says what has to come out.
 
 mod agent;
+mod ambient;
 mod backend;
 mod checks;
 mod connections;
@@ -112,19 +113,27 @@ fn run(cli: &Cli) -> Result<usize> {
     let before = Host::observe()?;
     let nftables = run_backend(Backend::Nftables, Detail::Full, &cli.bin_dir, screen)?;
     let iptables = run_backend(Backend::Iptables, Detail::Compact, &cli.bin_dir, screen)?;
+    screen.heading(
+        "Ambient mode",
+        "a pod is labelled into the mesh and out again, while connections go on; no sidecar, no restart",
+    );
+    let ambient = ambient::run(&cli.bin_dir)?;
+    screen.ambient(&ambient);
     let after = Host::observe()?;
     let left: Vec<String> = [&nftables, &iptables]
         .iter()
         .flat_map(|report| after.left_since(&before, &report.removal.made))
         .collect();
     let mut problems: usize = [&nftables, &iptables].iter().map(|report| report.problems()).sum();
-    problems += left.len();
-    screen.end(&left, problems, nftables.connections.len() + iptables.connections.len(), start.elapsed());
+    problems += left.len() + ambient.problems.len();
+    let connections = nftables.connections.len() + iptables.connections.len() + ambient.connections();
+    screen.end(&left, problems, connections, start.elapsed());
     if cli.output == Format::Json {
         let all = serde_json::json!({
             "ok": problems == 0,
             "left_on_host": left,
             "backends": [nftables, iptables],
+            "ambient": ambient,
         });
         serde_json::to_writer_pretty(std::io::stdout(), &all).context("write the result")?;
         println!();

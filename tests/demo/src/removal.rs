@@ -148,7 +148,10 @@ pub(crate) fn run(
 }
 
 /// The kernel's number of a namespace.
-fn inode(namespace: &TestNetns) -> Result<u64> {
+///
+/// # Errors
+/// It cannot be looked at.
+pub(crate) fn inode(namespace: &TestNetns) -> Result<u64> {
     let path = namespace.path();
     Ok(fs::metadata(path).with_context(|| format!("look at {}", path.display()))?.ino())
 }
@@ -156,7 +159,7 @@ fn inode(namespace: &TestNetns) -> Result<u64> {
 /// What still keeps one of the namespaces: an open file of ours, a mount, a program that we started.
 ///
 /// Other people's programs are not looked at: they never had a namespace of ours, and the kernel gives numbers away again.
-fn holders(namespaces: &[u64]) -> Result<Vec<String>> {
+pub(crate) fn holders(namespaces: &[u64]) -> Result<Vec<String>> {
     let names: Vec<String> = namespaces.iter().map(|number| format!("net:[{number}]")).collect();
     let mut found = Vec::new();
     for file in fs::read_dir("/proc/self/fd").context("list our open files")?.flatten() {

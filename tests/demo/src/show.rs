@@ -5,6 +5,7 @@ use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use crate::agent::AgentReport;
+use crate::ambient::{AmbientReport, LoopReport};
 use crate::checks::CheckReport;
 use crate::connections::ConnectionReport;
 use crate::pods::PodReport;
@@ -248,6 +249,52 @@ impl Screen {
 }
 
 impl Screen {
+    /// The pod that enters the mesh and leaves it.
+    pub(crate) fn ambient(self, report: &AmbientReport) {
+        let heads = heads(&[
+            "CONNECTIONS",
+            ">BEFORE",
+            ">ENTERING",
+            ">IN THE MESH",
+            ">LEAVING",
+            ">AFTER",
+            ">BY ZTUNNEL",
+            ">CUT",
+            ">FAILED",
+        ]);
+        let row = |one: &LoopReport| {
+            let counts =
+                [one.before, one.entering, one.inside, one.leaving, one.after, one.relayed, one.cut.len()];
+            let failed = Cell::new(&one.failed.len().to_string()).right();
+            let style = if one.failed.is_empty() { Style::Green } else { Style::Red };
+            let mut row = vec![Cell::new(one.route.text())];
+            row.extend(counts.map(|count| Cell::new(&count.to_string()).right()));
+            row.push(failed.styled(style));
+            row
+        };
+        let rows: Vec<Vec<Cell>> = std::iter::once(heads).chain(report.loops.iter().map(row)).collect();
+        self.table(&rows).iter().for_each(|line| self.print(line));
+        let AmbientReport { entered_ms, left_ms, probe_sources, namespaces, problems, .. } = report;
+        if problems.is_empty() {
+            let sources: Vec<String> = probe_sources.iter().map(ToString::to_string).collect();
+            self.good(&format!(
+                "in {entered_ms:.0} ms after the label, out {left_ms:.0} ms after its removal; every connection begun in between went through ztunnel"
+            ));
+            self.good(&format!(
+                "probes went past it, from {} in the pod's eyes; nothing is left, {namespaces} namespaces are gone",
+                sources.join(", ")
+            ));
+        }
+        let cut = |one: &LoopReport| one.cut.len();
+        if report.loops.iter().any(|one| cut(one) > 0) {
+            self.line(&format!(
+                "  cut: {} that were open at the very moment when the rules came or went; NAT decides by a connection's first packet",
+                report.loops.iter().map(cut).sum::<usize>()
+            ));
+        }
+        self.problems(problems);
+    }
+
     /// The last lines.
     pub(crate) fn end(self, left: &[String], problems: usize, connections: usize, time: Duration) {
         self.problems(&left.iter().map(|what| format!("left on this machine: {what}")).collect::<Vec<_>>());

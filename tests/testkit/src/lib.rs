@@ -6,6 +6,7 @@
 //! - [`rules`]: what the kernel lists, in a form that compares.
 //! - [`programs`]: where the executables under test are.
 //! - [`ztunnel`]: a ztunnel that follows a script and checks the agent.
+//! - [`relay`]: what a ztunnel does with a pod's connections.
 //! - [`probe`]: connections and datagrams with the address where they arrived.
 //!
 //! All of it needs root and fails without. Programs needed: `ip`, `nft`, and the `iptables` family.
@@ -16,10 +17,11 @@ mod pod;
 pub mod probe;
 mod process;
 mod programs;
+pub mod relay;
 pub mod rules;
 pub mod ztunnel;
 
 pub use namespace::TestNetns;
 pub use pod::{Families, Interface, Pod};
 pub use process::Process;
-pub use programs::programs;
+pub use programs::{programs, use_programs};

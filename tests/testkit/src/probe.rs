@@ -18,7 +18,7 @@
 mod client;
 mod datagram;
 mod listener;
-mod sockets;
+pub(crate) mod sockets;
 
 use std::fmt;
 use std::net::SocketAddr;

@@ -10,13 +10,19 @@ use serde_json::Value;
 /// Everything that ships.
 const PACKAGES: [&str; 4] = ["istio-cni", "istio-iptables", "cnictl", "install-cni"];
 
-/// The folder with the programs that ship: `ISTIO_CNI_BIN_DIR`, which `make` sets, else they are built, once for
-/// each test program.
+static DIR: OnceLock<PathBuf> = OnceLock::new();
+
+/// Lets [`programs`] be this folder; it has no effect once somebody has asked.
+pub fn use_programs(dir: &Path) {
+    let _ = DIR.set(dir.to_owned());
+}
+
+/// The folder with the programs that ship: that of [`use_programs`], or `ISTIO_CNI_BIN_DIR`, which `make` sets, else they are built,
+/// once for each test program.
 ///
 /// # Panics
 /// When they cannot be built.
 pub fn programs() -> &'static Path {
-    static DIR: OnceLock<PathBuf> = OnceLock::new();
     DIR.get_or_init(|| match std::env::var_os("ISTIO_CNI_BIN_DIR") {
         Some(dir) => dir.into(),
         None => build().unwrap_or_else(|error| panic!("build the programs under test: {error:#}")),

@@ -1,0 +1,249 @@
+//! A pod enters the mesh and leaves it again while connections go on: to it, from it, and the node's probes of it.
+//!
+//! ```text
+//!   [ pod ] ── veth ── [ node ] ── veth ── [ world ]
+//! ```
+//!
+//! Whether a connection went through ztunnel is not guessed from its phase: the relay that stands for ztunnel notes each client.
+
+mod loops;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use agent_tests::mesh::{MODE, Mesh, MeshPod};
+use agent_tests::{Agent, PATIENCE};
+use anyhow::{Context as _, Result, ensure};
+use serde::Serialize;
+use serde_json::{Value, json};
+use testkit::TestNetns;
+use testkit::apiserver::Resource;
+use testkit::probe::{Listener, Listeners};
+use testkit::relay::Relay;
+use testkit::ztunnel::{Answer, Request, Script};
+
+use crate::expectations::{APP, HTTPS, WORLD};
+use crate::node::wait_until_up;
+use crate::removal;
+pub(crate) use loops::LoopReport;
+use loops::{Attempt, Loops, Moments, Route};
+
+/// How long connections run before the pod enters, while it is in the mesh, and after it has left.
+const PHASE: Duration = Duration::from_millis(700);
+/// The node's address at the pod's interface, a link-local one as many network plugins have it.
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+/// The source by which a pod in the mesh tells probes (AA-91).
+const PROBE: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 7, 127));
+
+/// What was observed.
+#[derive(Debug, Serialize)]
+pub(crate) struct AmbientReport {
+    pub(crate) loops: Vec<LoopReport>,
+    /// From the label to the annotation that says that the pod is in.
+    pub(crate) entered_ms: f64,
+    /// From the label's removal to that of the annotation.
+    pub(crate) left_ms: f64,
+    /// Sources that the pod saw of probes while it was in the mesh.
+    pub(crate) probe_sources: Vec<IpAddr>,
+    pub(crate) namespaces: usize,
+    pub(crate) problems: Vec<String>,
+}
+
+/// Everything that runs.
+struct Scene {
+    mesh: Mesh,
+    pod: Arc<MeshPod>,
+    world: TestNetns,
+}
+
+type Relays = Arc<Mutex<Option<Relay>>>;
+
+/// Plays it.
+///
+/// # Errors
+/// A step could not be done.
+pub(crate) fn run(programs: &Path) -> Result<AmbientReport> {
+    testkit::use_programs(programs);
+    let scene = Scene::new()?;
+    let namespaces = [&scene.mesh.host, &scene.world, &scene.pod.netns].map(removal::inode);
+    let namespaces = namespaces.into_iter().collect::<Result<Vec<u64>>>()?;
+    let agent = scene.mesh.start()?;
+    let relays = Relays::default();
+    let ztunnel = scene.mesh.ztunnel_that(script(scene.pod.clone(), relays.clone()))?;
+    ztunnel.wait_snapshot(PATIENCE)?;
+    let (attempts, moments) = scene.play()?;
+    let relay = relays.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let relay = relay.context("ztunnel was never told of the pod")?;
+    let mut problems = relay.failures();
+    let loops = LoopReport::all(&attempts, &moments, &relay.relayed(), &mut problems);
+    let probe_sources = probe_sources(&attempts, &moments, &mut problems);
+    problems
+        .extend(ztunnel.violations().into_iter().map(|rule| format!("the agent's words to ztunnel: {rule}")));
+    problems.extend(scene.left()?);
+    drop((relay, ztunnel));
+    end(agent, &mut problems)?;
+    let (count, entered, left) = (namespaces.len(), moments.entered(), moments.left());
+    drop(scene);
+    problems.extend(removal::holders(&namespaces)?);
+    let ms = |duration: Duration| duration.as_secs_f64() * 1000.0;
+    Ok(AmbientReport {
+        loops,
+        entered_ms: ms(entered),
+        left_ms: ms(left),
+        probe_sources,
+        namespaces: count,
+        problems,
+    })
+}
+
+/// A ztunnel that listens in the pod before it says that it has taken it, and takes nothing new once it is told to let go.
+fn script(pod: Arc<MeshPod>, relays: Relays) -> Script {
+    Script::answering(move |request| {
+        let mut relay = relays.lock().unwrap_or_else(PoisonError::into_inner);
+        match request {
+            Request::Add { uid, .. } if *uid == pod.uid && relay.is_none() => {
+                match Relay::start(&pod.netns) {
+                    Ok(started) => *relay = Some(started),
+                    Err(error) => return Answer::Nack(format!("{error:#}")),
+                }
+            }
+            Request::Del(uid) if *uid == pod.uid => {
+                if let Some(relay) = relay.as_ref() {
+                    relay.stop();
+                }
+            }
+            _ => {}
+        }
+        Answer::Ack
+    })
+}
+
+/// Every probe came from the node's own address, and from the one for probes while the pod was in the mesh.
+fn probe_sources(attempts: &[Attempt], moments: &Moments, problems: &mut Vec<String>) -> Vec<IpAddr> {
+    let mut sources = Vec::new();
+    for attempt in attempts.iter().filter(|attempt| attempt.route == Route::Probe) {
+        let Some(phase) = moments.phase(attempt.began) else { continue };
+        let Ok(arrival) = &attempt.result else { continue };
+        let source = arrival.peer.ip();
+        let inside = phase == loops::Phase::Inside;
+        if inside && !sources.contains(&source) {
+            sources.push(source);
+        }
+        if (source == PROBE) != inside {
+            problems.push(format!("a probe came from {source} {}", phase.text()));
+        }
+    }
+    sources
+}
+
+fn end(agent: Agent, problems: &mut Vec<String>) -> Result<()> {
+    let ended = agent.stop()?;
+    if !ended.status.success() {
+        problems.push(format!("SIGTERM has to end the agent with 0, it was {}", ended.status));
+    }
+    Ok(())
+}
+
+// === impl AmbientReport ===
+
+impl AmbientReport {
+    /// How many did what they have to.
+    pub(crate) fn connections(&self) -> usize {
+        let all = |one: &LoopReport| {
+            one.before + one.entering + one.inside + one.leaving + one.after
+                - one.cut.len()
+                - one.failed.len()
+        };
+        self.loops.iter().map(all).sum()
+    }
+}
+
+// === impl Scene ===
+
+impl Scene {
+    fn new() -> Result<Self> {
+        let (mesh, world) = (Mesh::new()?, TestNetns::new()?);
+        let pod = mesh.running("default", "web", &[])?;
+        let ip = pod.ip;
+        mesh.host.set_sysctl("net.ipv4.ip_forward", "1")?;
+        mesh.host.ip(&[
+            format!("link add pod type veth peer name eth0 netns {}", pod.netns.path().display()),
+            format!("link add uplink type veth peer name eth0 netns {}", world.path().display()),
+            "link set pod up".to_owned(),
+            "link set uplink up".to_owned(),
+            format!("address add {GATEWAY}/32 dev pod"),
+            format!("route add {ip}/32 dev pod"),
+            "address add 203.0.113.1/24 dev uplink".to_owned(),
+        ])?;
+        // A redirect of what comes in is to an address of the interface that it comes by.
+        pod.netns.ip(&[
+            "link set eth0 up".to_owned(),
+            format!("address del {ip}/32 dev lo"),
+            format!("address add {ip}/32 dev eth0"),
+            format!("route add {GATEWAY} dev eth0"),
+            format!("route add default via {GATEWAY}"),
+        ])?;
+        world.ip(&[
+            "link set eth0 up".to_owned(),
+            format!("address add {WORLD}/24 dev eth0"),
+            "route add default via 203.0.113.1".to_owned(),
+        ])?;
+        for (netns, link) in
+            [(&mesh.host, "pod"), (&mesh.host, "uplink"), (&pod.netns, "eth0"), (&world, "eth0")]
+        {
+            wait_until_up(netns, link)?;
+        }
+        Ok(Self { mesh, pod: Arc::new(pod), world })
+    }
+
+    /// Lets connections run, labels the pod, takes the label away.
+    fn play(&self) -> Result<(Vec<Attempt>, Moments)> {
+        let app = SocketAddr::new(self.pod.ip, APP);
+        let _app = Listeners::start(&self.pod.netns, [Listener::tcp(APP)])?;
+        let _world = Listeners::start(&self.world, [Listener::tcp(HTTPS)])?;
+        let loops = Loops::new([
+            (Route::Inbound, &self.world, app),
+            (Route::Outbound, &self.pod.netns, SocketAddr::new(WORLD, HTTPS)),
+            (Route::Probe, &self.mesh.host, app),
+        ]);
+        loops.run_during(|| {
+            loops.let_run(PHASE);
+            let labelled = Instant::now();
+            self.label(Some("ambient"))?;
+            self.mesh.wait_annotation(&self.pod, Some("enabled"))?;
+            let inside = Instant::now();
+            loops.let_run(PHASE);
+            let unlabelled = Instant::now();
+            self.label(None)?;
+            self.mesh.wait_annotation(&self.pod, None)?;
+            let outside = Instant::now();
+            loops.let_run(PHASE);
+            Ok(Moments { labelled, inside, unlabelled, outside })
+        })
+    }
+
+    /// As `kubectl label` does it.
+    fn label(&self, value: Option<&str>) -> Result<()> {
+        let MeshPod { namespace, name, .. } = &*self.pod;
+        let mut object =
+            self.mesh.node.api.object(Resource::Pods, namespace, name).context("the pod is gone")?;
+        object["metadata"]["labels"] = value.map_or_else(|| json!({}), |value| json!({ MODE: value }));
+        ensure!(object["metadata"] != Value::Null, "the pod has no metadata");
+        self.mesh.node.api.set_pod(object);
+        Ok(())
+    }
+
+    /// What is left of the mesh in the pod and on the node.
+    fn left(&self) -> Result<Vec<String>> {
+        let mut left = Vec::new();
+        if !self.pod.is_clean()? {
+            left.push("the pod's namespace has something of the mesh still".to_owned());
+        }
+        left.extend(
+            self.mesh.probes()?.keys().map(|ip| format!("{ip} is in the node's set of probes still")),
+        );
+        Ok(left)
+    }
+}
