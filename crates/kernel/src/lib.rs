@@ -4,6 +4,7 @@
 
 mod apply;
 pub mod branch_eni;
+pub mod conntrack;
 mod difference;
 mod ipset;
 pub mod iptables;

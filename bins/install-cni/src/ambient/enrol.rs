@@ -10,7 +10,7 @@ use std::time::Instant;
 use capture::ambient::{PodOptions, plan_pod};
 use cluster::PodKey;
 use facts::Facts;
-use kernel::{Applied, Change};
+use kernel::{Applied, Change, conntrack};
 use netns::Netns;
 
 use super::Ambient;
@@ -70,6 +70,9 @@ impl Ambient {
         failpoint::reached("located");
         let steps = if new || member.ruled { OF_A_NEW_POD } else { OF_A_RUNNING_POD };
         for step in steps {
+            if step == Step::Rules && !new && !member.ruled {
+                self.spare_open_connections(&mut member).await;
+            }
             if let Err(failure) = self.step(step, &mut member).await {
                 if step == Step::Rules {
                     self.take_back(&member).await;
@@ -168,6 +171,24 @@ impl Ambient {
             _ => {}
         }
         Ok(())
+    }
+
+    /// What a running pod has open goes on as it is; without this its next packet would be taken for the first of a connection, and
+    /// redirected.
+    async fn spare_open_connections(&self, member: &mut Member) {
+        let Some(netns) = member.netns.clone() else { return };
+        let set = move || netns.enter(|inside| conntrack::set_strict(inside, true));
+        let text = match tokio::task::spawn_blocking(set).await {
+            Ok(Ok(Ok(changed))) => {
+                member.strict |= changed;
+                return;
+            }
+            Ok(Ok(Err(error))) => error.to_string(),
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        // The pod is taken in all the same: it loses what it has open, as with the original.
+        self.log.warn(&text, &[("pod", &pod_text(&member.key))]);
     }
 
     /// The rules of a pod whose namespace is known.

@@ -2,6 +2,7 @@
 
 use cluster::PodKey;
 use facts::Facts;
+use kernel::conntrack;
 
 use super::Ambient;
 use super::desired::REDIRECTION;
@@ -88,16 +89,19 @@ impl Ambient {
             }
         }
         let Some(netns) = member.netns.clone().filter(|_| !Self::is_gone(member)) else { return Ok(()) };
-        let (kernel, backend) = (self.backends.clone(), self.host()?.backend());
+        let (kernel, backend, strict) = (self.backends.clone(), self.host()?.backend(), member.strict);
         let removed = tokio::task::spawn_blocking(move || -> Result<(), Failure> {
             let everything = capture::ambient::plan_of_everything(backend);
             let remove = |inside: &netns::Inside| kernel.kernel().cleanup(inside, &everything);
             netns.enter(remove)?.map_err(|error| Failure::Cleanup(kernel::chain_text(&error)))?;
+            if strict && let Ok(Err(error)) = netns.enter(|inside| conntrack::set_strict(inside, false)) {
+                return Err(Failure::Cleanup(error.to_string()));
+            }
             Ok(())
         });
         removed.await??;
         self.backends.log_warnings(&self.log);
-        member.ruled = false;
+        (member.ruled, member.strict) = (false, false);
         self.note(member);
         Ok(())
     }

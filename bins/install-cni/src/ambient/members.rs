@@ -37,6 +37,8 @@ pub(crate) struct Member {
     pub(crate) state: State,
     /// Our rules are in its namespace.
     pub(crate) ruled: bool,
+    /// Its namespace was told by us not to pick up connections that it has not seen begin.
+    pub(crate) strict: bool,
     /// A ztunnel has taken it.
     pub(crate) acked: bool,
     /// Its addresses are in the host's sets.
@@ -90,6 +92,7 @@ impl Member {
             options,
             state: State::Pending,
             ruled: false,
+            strict: false,
             acked: false,
             probed: false,
             listed: false,
