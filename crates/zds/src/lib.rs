@@ -42,6 +42,11 @@ pub struct Entry {
 pub trait Snapshot: Send + Sync + 'static {
     /// All of them.
     fn entries(&self) -> Vec<Entry>;
+
+    /// One of them, by its uid.
+    fn entry(&self, uid: &str) -> Option<Entry> {
+        self.entries().into_iter().find(|entry| entry.workload.uid == uid)
+    }
 }
 
 /// A pod that no ztunnel took.

@@ -155,20 +155,17 @@ impl Ztunnels {
 
     /// Lets the ztunnel that is the newest again have the pods that only the one had that is gone (ZD-54).
     fn make_up(&self, newest: &Arc<Peer>) {
-        let entries = self.0.snapshot.entries();
-        let missing: Vec<_> = entries.into_iter().filter(|entry| !newest.has(&entry.workload.uid)).collect();
-        let orders = missing
-            .into_iter()
-            .filter_map(|entry| Some(Order::Add { workload: entry.workload, netns: entry.netns? }));
-        let orders: Vec<Order> = orders.collect();
-        if orders.is_empty() {
+        let entries = self.0.snapshot.entries().into_iter().filter(|entry| entry.netns.is_some());
+        let uids = entries.map(|entry| entry.workload.uid).filter(|uid| !newest.has(uid));
+        let uids: Vec<String> = uids.collect();
+        if uids.is_empty() {
             return;
         }
-        (self.0.tell)(Event::Resent { ztunnel: newest.number, pods: orders.len() });
-        let newest = newest.clone();
+        (self.0.tell)(Event::Resent { ztunnel: newest.number, pods: uids.len() });
+        let (snapshot, newest) = (self.0.snapshot.clone(), newest.clone());
         tokio::spawn(async move {
-            for order in orders {
-                if ask(&newest, order).await.is_none() {
+            for uid in uids {
+                if make_up_for(&*snapshot, &newest, uid).await.is_none() {
                     return;
                 }
             }
@@ -178,6 +175,20 @@ impl Ztunnels {
     fn peers(&self) -> MutexGuard<'_, Vec<Arc<Peer>>> {
         self.0.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Lets a ztunnel have a pod as it is by now; `None` when the connection ended. Pods come, move and leave while others are told of.
+async fn make_up_for(snapshot: &dyn Snapshot, newest: &Peer, uid: String) -> Option<()> {
+    let entry = snapshot.entry(&uid).filter(|_| !newest.has(&uid));
+    let Some((workload, netns)) = entry.and_then(|entry| Some((entry.workload, entry.netns?))) else {
+        return Some(());
+    };
+    let _ = ask(newest, Order::Add { workload, netns }).await?;
+    // One that left meanwhile was taken from this ztunnel, perhaps before it was added.
+    if snapshot.entry(&uid).is_none() {
+        let _ = ask(newest, Order::Del { uid }).await?;
+    }
+    Some(())
 }
 
 /// The answer, with the ztunnel's error; `None` when the connection ended.
