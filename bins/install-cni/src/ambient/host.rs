@@ -122,15 +122,16 @@ impl HostSide {
     }
 
     /// Compares rules and sets with what they should be and puts right what differs. `wanted` is asked while nobody else changes the sets;
-    /// its second half says whether whoever else is in them may be removed.
+    /// its second half says whether whoever else is in them may be removed. Programs of iptables take their time, so the sets are free
+    /// while they run: who waits for those is a task, and there are few threads for tasks.
     pub(crate) fn verify(
         &self,
         wanted: impl FnOnce() -> (Vec<(IpAddr, String)>, bool),
     ) -> Result<Repaired, NotReady> {
-        let mut sets = self.sets();
-        sets.ensure().map_err(not_ready)?;
+        self.sets().ensure().map_err(not_ready)?;
         // In nf_tables the sets are made with the rules.
         let rules = self.apply()? != Change::None;
+        let mut sets = self.sets();
         let (members, prune) = wanted();
         let members = if prune {
             sets.reconcile(&members).map_err(not_ready)?
