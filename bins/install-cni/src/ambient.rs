@@ -28,7 +28,7 @@ use kernel::Kernel;
 use kernel::iptables::Iptables;
 use kernel::nft::Nftables;
 use telemetry::Scope;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, RwLock};
 use tokio::task::JoinSet;
 use zds::{Listener, Ztunnels};
 
@@ -45,6 +45,8 @@ pub(crate) use socket::{EventSocket, MODE, NAME};
 const RETRY: Duration = Duration::from_secs(2);
 /// The longest that a cleanup takes; kubelet gives 30 s in all.
 const CLEANUP_TIME: Duration = Duration::from_secs(15);
+/// How much of it waits for what is under way: an iptables that hangs must not keep the other pods from being cleaned up.
+const UNDER_WAY_TIME: Duration = Duration::from_secs(5);
 
 /// Both ways to program a namespace.
 pub(crate) struct Backends {
@@ -69,6 +71,8 @@ pub(crate) struct Ambient {
     finder: Finder,
     backends: Arc<Backends>,
     host: OnceLock<HostSide>,
+    /// Held for reading by work in the kernel, which goes on when the task that wanted it is aborted.
+    under_way: Arc<RwLock<()>>,
     /// The pods are listed.
     synced: Notify,
     /// Pods that were worked on.
@@ -112,6 +116,7 @@ impl Ambient {
             finder: Finder::default(),
             backends: Arc::new(backends),
             host: OnceLock::new(),
+            under_way: Arc::default(),
             synced: Notify::new(),
             seen: Mutex::default(),
             told: Mutex::default(),
@@ -190,6 +195,8 @@ impl Ambient {
     pub(crate) async fn clean_up(self: Arc<Self>) {
         let ambient = self.clone();
         let pods = async move {
+            // What is put in place after it was removed would stay.
+            let _ = tokio::time::timeout(UNDER_WAY_TIME, ambient.under_way.write()).await;
             let mut tasks = JoinSet::new();
             for member in ambient.members.all() {
                 let ambient = ambient.clone();
@@ -217,6 +224,19 @@ impl Ambient {
                 self.log.info("rules and sets for host probes are removed", &[]);
             }
         }
+    }
+
+    /// Does work in the kernel on a thread for it.
+    async fn in_kernel<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, tokio::task::JoinError> {
+        let under_way = self.under_way.clone().read_owned().await;
+        let work = move || {
+            let _under_way = under_way;
+            work()
+        };
+        tokio::task::spawn_blocking(work).await
     }
 
     fn host(&self) -> Result<&HostSide, Failure> {

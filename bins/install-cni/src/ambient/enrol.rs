@@ -20,7 +20,7 @@ use super::members::{Member, State};
 
 /// How long is waited for another program that works in the same namespace; a process of the pod can hold the lock too, so the work goes
 /// on without it afterwards.
-const LOCK_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(1);
+pub(super) const LOCK_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// A step of the way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +63,8 @@ impl Ambient {
             // What is no longer the pod's must not stay in the sets when the pod leaves.
             let old: Vec<IpAddr> = member.ips.iter().copied().filter(|ip| !ips.contains(ip)).collect();
             self.host()?.remove(&old, &key.uid)?;
-            (member.ips, member.probed) = (ips.to_vec(), false);
+            member.set_ips(ips.to_vec());
+            member.probed = false;
         }
         member.state = State::Pending;
         self.note(&member);
@@ -196,7 +197,7 @@ impl Ambient {
         let Some(netns) = member.netns.clone() else { return Ok(None) };
         let (kernel, node) = (self.backends.clone(), self.config.node.clone());
         let (options, backend) = (member.options.clone(), self.host()?.backend());
-        let applied = tokio::task::spawn_blocking(move || -> Result<Applied, Failure> {
+        let applied = self.in_kernel(move || -> Result<Applied, Failure> {
             let _lock = netns.lock(LOCK_TIMEOUT).ok();
             let apply = |inside: &netns::Inside| {
                 let choice = kernel::Choice::Only(backend);

@@ -3,10 +3,11 @@
 use cluster::PodKey;
 use facts::Facts;
 use kernel::conntrack;
+use netns::find::Missing;
 
 use super::Ambient;
 use super::desired::REDIRECTION;
-use super::enrol::pod_text;
+use super::enrol::{LOCK_TIMEOUT, pod_text};
 use super::failpoint;
 use super::failure::Failure;
 use super::members::{Member, State};
@@ -37,21 +38,25 @@ impl Ambient {
         let Some(mut member) = self.members.get(&key.uid).or_else(|| self.left_over(key, facts)) else {
             return Ok(());
         };
+        if let Some(facts) = facts.filter(|_| member.ips.is_empty()) {
+            // Nothing but an address shows which namespace is the pod's.
+            member.set_ips(facts.pod.ips());
+        }
         member.state = State::Leaving;
         self.note(&member);
         if ending == Ending::Out {
             self.remove_rules(&mut member).await?;
         }
         failpoint::reached("left-rules");
-        self.host()?.remove(&member.ips, &key.uid)?;
+        // Each of these is noted before it is attempted: a pod whose way out ends here and that is to be in again needs all of them anew.
         member.probed = false;
+        self.note(&member);
+        self.host()?.remove(&member.ips, &key.uid)?;
         failpoint::reached("left-probes");
         // A ztunnel that connects from here on does not hear of it, and stops what it still has of it.
-        member.listed = false;
+        (member.listed, member.acked) = (false, false);
         self.note(&member);
         self.ztunnels.remove(&key.uid).await?;
-        member.acked = false;
-        self.note(&member);
         failpoint::reached("left-ztunnel");
         if ending != Ending::Gone {
             self.annotate(&mut member, None).await?;
@@ -72,7 +77,8 @@ impl Ambient {
         let annotation = pod.annotation(REDIRECTION)?.to_owned();
         let (options, _) = capture::ambient::PodOptions::parse(&pod.annotations());
         let mut member = Member::new(key.clone(), pod.service_account().to_owned(), options);
-        (member.ips, member.annotation, member.ruled) = (pod.ips(), Some(annotation), true);
+        member.set_ips(pod.ips());
+        (member.annotation, member.ruled) = (Some(annotation), true);
         Some(member)
     }
 
@@ -80,17 +86,18 @@ impl Ambient {
         if member.netns.is_none() && member.ruled {
             match self.finder.find(self, &member.key.uid, &member.ips).await {
                 Ok(netns) => member.move_to_keeping(netns),
-                Err(failure) => {
-                    // Without a namespace there is nothing in it.
-                    let labels: [telemetry::Label<'_>; 2] =
-                        [("pod", &pod_text(&member.key)), ("error", &failure)];
-                    self.log.warn("the rules of a pod that leaves the mesh are not removed", &labels);
-                }
+                // Such a pod has never had any.
+                Err(Failure::NotFound(Missing::HostNetwork | Missing::Sandbox(_))) => member.ruled = false,
+                // Its rules redirect to ztunnel still: without that it would have no network at all.
+                Err(failure) => return Err(Failure::Cleanup(failure.to_string())),
             }
         }
         let Some(netns) = member.netns.clone().filter(|_| !Self::is_gone(member)) else { return Ok(()) };
         let (kernel, backend, strict) = (self.backends.clone(), self.host()?.backend(), member.strict);
-        let removed = tokio::task::spawn_blocking(move || -> Result<(), Failure> {
+        member.ruled = false;
+        self.note(member);
+        let removed = self.in_kernel(move || -> Result<(), Failure> {
+            let _lock = netns.lock(LOCK_TIMEOUT).ok();
             let everything = capture::ambient::plan_of_everything(backend);
             let remove = |inside: &netns::Inside| kernel.kernel().cleanup(inside, &everything);
             netns.enter(remove)?.map_err(|error| Failure::Cleanup(kernel::chain_text(&error)))?;
@@ -101,7 +108,7 @@ impl Ambient {
         });
         removed.await??;
         self.backends.log_warnings(&self.log);
-        (member.ruled, member.strict) = (false, false);
+        member.strict = false;
         self.note(member);
         Ok(())
     }

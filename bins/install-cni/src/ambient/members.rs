@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -33,6 +34,8 @@ pub(crate) struct Member {
     pub(crate) given: bool,
     /// Addresses in the host's sets.
     pub(crate) ips: Vec<IpAddr>,
+    /// When it got them, as a number that is greater for those that got theirs later.
+    pub(crate) addressed: u64,
     pub(crate) options: PodOptions,
     pub(crate) state: State,
     /// Our rules are in its namespace.
@@ -89,6 +92,7 @@ impl Member {
             netns: None,
             given: false,
             ips: Vec::new(),
+            addressed: 0,
             options,
             state: State::Pending,
             ruled: false,
@@ -101,6 +105,12 @@ impl Member {
         }
     }
 
+    /// Notes its addresses; whoever had one of them before has it no more.
+    pub(crate) fn set_ips(&mut self, ips: Vec<IpAddr>) {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        (self.ips, self.addressed) = (ips, LAST.fetch_add(1, Ordering::Relaxed) + 1);
+    }
+
     pub(crate) fn workload(&self) -> Workload {
         Workload {
             uid: self.key.uid.clone(),
@@ -108,6 +118,12 @@ impl Member {
             namespace: self.key.namespace.clone(),
             service_account: self.service_account.clone(),
         }
+    }
+
+    /// What ztunnels are to know of it.
+    fn entry(&self) -> Option<Entry> {
+        let netns = self.netns.clone().map(|netns| netns as zds::NetnsFd);
+        self.listed.then(|| Entry { workload: self.workload(), netns })
     }
 
     /// Takes another namespace: that of a new sandbox has nothing of ours. One that is the same keeps the handle it has (AA-81).
@@ -170,13 +186,10 @@ impl Members {
 
 impl zds::Snapshot for Members {
     fn entries(&self) -> Vec<Entry> {
-        let members = self.members();
-        let listed = members.values().filter(|member| member.listed);
-        listed
-            .map(|member| Entry {
-                workload: member.workload(),
-                netns: member.netns.clone().map(|netns| netns as zds::NetnsFd),
-            })
-            .collect()
+        self.members().values().filter_map(Member::entry).collect()
+    }
+
+    fn entry(&self, uid: &str) -> Option<Entry> {
+        self.members().get(uid).and_then(Member::entry)
     }
 }

@@ -1,5 +1,6 @@
 //! What the kernel holds against what it should hold: once at the start for every pod, and then again and again.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -57,7 +58,7 @@ impl Ambient {
             }
             let (options, _) = capture::ambient::PodOptions::parse(&pod.annotations());
             let mut member = Member::new(super::key_of(&pod), pod.service_account().to_owned(), options);
-            member.ips = pod.ips();
+            member.set_ips(pod.ips());
             member.annotation = Some(ENABLED.to_owned());
             (member.state, member.listed) = (State::Enrolled, true);
             (member.ruled, member.acked, member.probed) = (true, true, !member.ips.is_empty());
@@ -145,10 +146,8 @@ impl Ambient {
 
     async fn verify_host(self: &Arc<Self>) {
         let ambient = self.clone();
-        let verified = tokio::task::spawn_blocking(move || {
-            ambient.host().map(|host| host.verify(|| ambient.addresses()))
-        });
-        match verified.await {
+        let verify = move || ambient.host().map(|host| host.verify(|| ambient.addresses()));
+        match self.in_kernel(verify).await {
             Ok(Ok(Ok(repaired))) => {
                 if repaired.rules {
                     self.metrics.repaired("host-rules", 1);
@@ -168,10 +167,14 @@ impl Ambient {
 
     /// What the host's sets should hold, and whether that is all: somebody may be in them whose address is not known any more (AA-61).
     fn addresses(&self) -> (Vec<(IpAddr, String)>, bool) {
-        let members = self.members.all();
-        let inside = members.iter().filter(|member| member.state != State::Leaving);
-        let wanted =
-            inside.flat_map(|member| member.ips.iter().map(|ip| (*ip, member.key.uid.clone()))).collect();
+        let mut members = self.members.all();
+        // An address may be another pod's before the API server says that the pod before has ended: the last one counts.
+        members.sort_unstable_by_key(|member| member.addressed);
+        // What leaves keeps its addresses until its rules are gone.
+        let inside = members.iter().filter(|member| member.probed || member.state != State::Leaving);
+        let owners: HashMap<IpAddr, &str> =
+            inside.flat_map(|member| member.ips.iter().map(|ip| (*ip, &*member.key.uid))).collect();
+        let wanted = owners.into_iter().map(|(ip, uid)| (ip, uid.to_owned())).collect();
         (wanted, members.iter().all(|member| !member.ips.is_empty()))
     }
 

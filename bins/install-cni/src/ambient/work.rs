@@ -29,25 +29,31 @@ impl Ambient {
     /// Works until the task is aborted.
     pub(super) async fn work(self: Arc<Self>) {
         let mut workers = tokio::task::JoinSet::new();
-        for _ in 0..WORKERS {
-            let ambient = self.clone();
-            workers.spawn(async move {
-                loop {
-                    let running = ambient.queue.pop().await;
-                    match ambient.reconcile(running.key()).await {
-                        Ok(()) => running.done(),
-                        Err(failure) => {
-                            ambient.tell(running.key(), &failure, running.attempt()).await;
-                            match failure.again() {
-                                Again::Backoff => running.retry(),
-                                Again::OnChange => running.done(),
-                            }
-                        }
+        loop {
+            while workers.len() < WORKERS {
+                workers.spawn(self.clone().worker());
+            }
+            // None ends but by a panic. Its pod comes again after a pause, and the others must not be left with nobody.
+            if let Some(Err(error)) = workers.join_next().await {
+                self.log.error(Failure::from(error), &[]);
+            }
+        }
+    }
+
+    async fn worker(self: Arc<Self>) {
+        loop {
+            let running = self.queue.pop().await;
+            match self.reconcile(running.key()).await {
+                Ok(()) => running.done(),
+                Err(failure) => {
+                    self.tell(running.key(), &failure, running.attempt()).await;
+                    match failure.again() {
+                        Again::Backoff => running.retry(),
+                        Again::OnChange => running.done(),
                     }
                 }
-            });
+            }
         }
-        while workers.join_next().await.is_some() {}
     }
 
     async fn reconcile(&self, key: &PodKey) -> Result<(), Failure> {
@@ -55,6 +61,7 @@ impl Ambient {
         if key.uid.is_empty() {
             return Ok(());
         }
+        // What is known may change while others have the pod's turn.
         let _turn = self.members.turn(&key.uid).await;
         let facts = self.cluster.index().facts(&key.namespace, &key.name);
         let facts = facts.filter(|facts| facts.pod.uid() == Some(&*key.uid));
@@ -113,9 +120,9 @@ impl Ambient {
 
     /// The runtime gave a sandbox up: nothing of ours is left of it, and the next one is announced.
     async fn forget_sandbox(&self, mut member: Member) -> Result<(), Failure> {
-        self.host()?.remove(&member.ips, &member.key.uid)?;
-        member.listed = false;
+        (member.probed, member.listed, member.acked) = (false, false, false);
         self.note(&member);
+        self.host()?.remove(&member.ips, &member.key.uid)?;
         self.ztunnels.remove(&member.key.uid).await?;
         self.annotate(&mut member, None).await?;
         self.members.remove(&member.key.uid);
@@ -126,13 +133,19 @@ impl Ambient {
     fn follow_addresses(&self, member: &mut Member, ips: &[IpAddr]) -> Result<(), Failure> {
         let set = |ips: &[IpAddr]| ips.iter().copied().collect::<BTreeSet<_>>();
         let (old, new) = (set(&member.ips), set(ips));
-        if new.is_empty() || old == new {
+        if new.is_empty() || (old == new && member.probed) {
             return Ok(());
         }
+        // Noted first: a verification in between goes by it.
+        if old != new {
+            member.set_ips(ips.to_vec());
+        }
+        member.probed = false;
+        self.note(member);
         let host = self.host()?;
         host.remove(&old.difference(&new).copied().collect::<Vec<_>>(), &member.key.uid)?;
-        host.add(&new.difference(&old).copied().collect::<Vec<_>>(), &member.key.uid)?;
-        member.ips = ips.to_vec();
+        host.add(ips, &member.key.uid)?;
+        member.probed = true;
         self.note(member);
         Ok(())
     }

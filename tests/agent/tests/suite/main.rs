@@ -8,6 +8,7 @@ mod keeping;
 mod life;
 mod logs;
 mod mesh;
+mod mesh_attack;
 mod mesh_faults;
 mod socket;
 mod sources;
