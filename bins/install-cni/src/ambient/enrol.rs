@@ -12,6 +12,7 @@ use cluster::PodKey;
 use facts::Facts;
 use kernel::{Applied, Change, conntrack};
 use netns::Netns;
+use rustix::io::Errno;
 
 use super::Ambient;
 use super::failpoint;
@@ -232,10 +233,20 @@ impl Ambient {
         self.count();
     }
 
-    /// Whether the sandbox that a plugin announced is gone: its file does not stand for the namespace any more.
+    /// Whether the sandbox that a plugin announced is gone: its file does not stand for the namespace any more. One that cannot be looked at,
+    /// for want of descriptors say, is there: rules that nobody removes are worse than a sandbox that is forgotten late.
     pub(super) fn is_gone(member: &Member) -> bool {
-        let there = |netns: &Netns| Netns::open(netns.path()).is_ok_and(|there| &there == netns);
-        member.given && !member.netns.as_deref().is_some_and(there)
+        use netns::{Error, OpenCause};
+        let gone = |netns: &Netns| match Netns::open(netns.path()) {
+            Ok(there) => &there != netns,
+            Err(Error::Open { cause: OpenCause::Denied, .. }) => false,
+            Err(Error::Open { cause: OpenCause::Io(cause), .. }) => {
+                let errno = Errno::from_io_error(&cause);
+                !matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
+            }
+            Err(_) => true,
+        };
+        member.given && member.netns.as_deref().is_none_or(gone)
     }
 }
 

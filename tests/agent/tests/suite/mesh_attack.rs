@@ -111,6 +111,32 @@ fn a_pod_whose_namespace_is_not_found_keeps_its_ztunnel() {
     assert!(ztunnel.workloads().is_empty());
 }
 
+/// The agent has no descriptor left when a pod is to leave: its sandbox is not taken for gone, with its rules in it.
+#[test]
+fn a_sandbox_that_cannot_be_looked_at_is_not_gone() {
+    let mesh = Mesh::new().unwrap();
+    let agent = mesh.start().unwrap();
+    let ztunnel = mesh.ztunnel().unwrap();
+    ztunnel.wait_snapshot(PATIENCE).unwrap();
+    let pod = mesh.sandbox("mesh", "web").unwrap();
+    mesh.node.api.set_pod(pod.object(&[], true));
+    assert_eq!(mesh.announce(&pod).unwrap().status, 200);
+    wait_in(&mesh, &pod).unwrap();
+    let limit = |number: &str| {
+        let status = std::process::Command::new("prlimit")
+            .args(["--pid", &agent.pid().to_string(), &format!("--nofile={number}:")])
+            .status();
+        assert!(status.unwrap().success());
+    };
+    limit("3");
+    mesh.node.api.set_namespace("mesh", &[]);
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(pod.is_ruled().unwrap());
+    assert!(ztunnel.workloads().contains_key(&pod.uid), "rules without a ztunnel: {}", agent.log().text());
+    limit("1024");
+    wait_out(&mesh, &pod).unwrap();
+}
+
 /// An address goes to the next pod before the API server says that the one before has ended: it is the next pod's, whatever is verified.
 #[test]
 fn an_address_belongs_to_the_pod_that_had_it_last() {
