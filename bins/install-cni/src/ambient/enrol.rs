@@ -56,6 +56,9 @@ impl Ambient {
         place: Place,
     ) -> Result<Member, Failure> {
         let began = Instant::now();
+        if key.uid.is_empty() {
+            return Err(Failure::NoUid);
+        }
         let new = matches!(place, Place::Given(_));
         let mut member = self.member(key, facts);
         refuse_sandboxed(facts)?;

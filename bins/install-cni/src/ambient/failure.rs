@@ -40,6 +40,11 @@ pub(crate) enum Failure {
         /// `spec.runtimeClassName`.
         class: String,
     },
+    /// All such pods would be one.
+    #[error(
+        "the pod has no uid, by which ztunnel and the sets of addresses know it; a pod of a manifest can be in the mesh only with metadata.uid"
+    )]
+    NoUid,
     /// The pod's namespace cannot be entered.
     #[error("enter the network namespace of the pod: {0}")]
     Enter(#[from] netns::Error),
@@ -80,6 +85,7 @@ impl Failure {
             Self::NotFound(_)
             | Self::Given { .. }
             | Self::Sandboxed { .. }
+            | Self::NoUid
             | Self::Enter(_)
             | Self::Rules(_) => Again::OnChange,
             Self::NotReady

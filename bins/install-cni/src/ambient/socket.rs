@@ -129,7 +129,9 @@ impl Ambient {
                 tokio::time::sleep(LOOKUP_PAUSE).await;
             }
             let found = self.cluster.index().facts(&event.namespace, &event.name);
-            if let Some(facts) = found.filter(|facts| facts.namespace_labels.is_some()) {
+            // One that has ended gets no sandbox: the one that is announced has its name and is not known yet.
+            let current = |facts: &Facts| facts.namespace_labels.is_some() && !facts.pod.is_terminal();
+            if let Some(facts) = found.filter(current) {
                 return Some(facts);
             }
         }

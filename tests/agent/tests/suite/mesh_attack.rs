@@ -137,6 +137,49 @@ fn a_sandbox_that_cannot_be_looked_at_is_not_gone() {
     wait_out(&mesh, &pod).unwrap();
 }
 
+/// The next pod of a StatefulSet is announced while the watch has the one before, which has ended: it must not be taken for that.
+#[test]
+fn an_ended_pod_is_not_the_one_that_is_announced() {
+    let mesh = Mesh::new().unwrap();
+    let _agent = mesh.start().unwrap();
+    let ztunnel = mesh.ztunnel().unwrap();
+    ztunnel.wait_snapshot(PATIENCE).unwrap();
+    let (old, new) = (mesh.sandbox("mesh", "web-0").unwrap(), mesh.sandbox("mesh", "web-0").unwrap());
+    let mut object = old.object(&[], false);
+    object["status"] = json!({"phase": "Failed"});
+    mesh.node.api.set_pod(object);
+    std::thread::sleep(Duration::from_millis(300));
+    let reply = mesh.announce(&new).unwrap();
+    assert_eq!(reply.status, 500);
+    assert_says(&reply.body, &["mesh/web-0", "not known"]);
+    assert!(new.is_clean().unwrap() && ztunnel.workloads().is_empty());
+    mesh.node.api.delete_pod("mesh", "web-0");
+    mesh.node.api.set_pod(new.object(&[], false));
+    eventually("the next try succeeds", PATIENCE, || {
+        let reply = mesh.announce(&new)?;
+        ensure!(reply.status == 200, "{reply:?}");
+        Ok(())
+    })
+    .unwrap();
+    wait_in(&mesh, &new).unwrap();
+}
+
+/// Pods without a uid, as manifests may be, would all be one member.
+#[test]
+fn a_pod_without_a_uid_is_refused_before_anything_is_done() {
+    let mesh = Mesh::new().unwrap();
+    let _agent = mesh.start().unwrap();
+    let ztunnel = mesh.ztunnel().unwrap();
+    ztunnel.wait_snapshot(PATIENCE).unwrap();
+    let pod = mesh.sandbox("mesh", "web").unwrap();
+    let mut object = pod.object(&[], false);
+    object["metadata"]["uid"] = json!("");
+    mesh.node.api.set_pod(object);
+    let reply = mesh.announce(&pod).unwrap();
+    assert_eq!(reply.status, 500);
+    assert!(pod.is_clean().unwrap() && ztunnel.workloads().is_empty(), "{}", reply.body);
+}
+
 /// An address goes to the next pod before the API server says that the one before has ended: it is the next pod's, whatever is verified.
 #[test]
 fn an_address_belongs_to_the_pod_that_had_it_last() {
