@@ -96,24 +96,19 @@ impl<'a> Kubernetes<'a> {
     /// As for a pod.
     pub fn namespace_labels(&self, name: &str) -> Result<BTreeMap<String, String>, Error> {
         let operation = format!("get namespace {name}");
-        self.ask(&operation, &[name], "", |response, token| {
+        let namespace = self.ask(&operation, &[name], "", &|response, token| {
             let object = object(response, token, "Namespace")?;
             if object.name() != name {
                 return Err(Cause::NotThePod("describes another namespace".into()));
             }
-            let labels = object.metadata.and_then(|metadata| metadata.labels).unwrap_or_default();
-            Ok(labels.into_iter().map(|(key, value)| (key, value.unwrap_or_default())).collect())
-        })
+            Ok(object)
+        })?;
+        let labels = namespace.metadata.and_then(|metadata| metadata.labels).unwrap_or_default();
+        Ok(labels.into_iter().map(|(key, value)| (key, value.unwrap_or_default())).collect())
     }
 
     /// Asks until there is an answer or the time is over. `names` are the namespace and, in `resource`, the object.
-    fn ask<T>(
-        &self,
-        operation: &str,
-        names: &[&str],
-        resource: &str,
-        read: impl Fn(&Response, Option<&str>) -> Result<T, Cause>,
-    ) -> Result<T, Error> {
+    fn ask(&self, operation: &str, names: &[&str], resource: &str, read: Read<'_>) -> Result<Object, Error> {
         if let Some(bad) = names.iter().find(|name| !is_name(name)) {
             let cause = Cause::InvalidName((*bad).to_owned());
             return Err(Error::new(operation.to_owned(), self.origin(None), cause));
@@ -127,7 +122,7 @@ impl<'a> Kubernetes<'a> {
         loop {
             tries += 1;
             let limit = (Instant::now() + TRY_LIMIT).min(end);
-            let failure = match self.get(&path, Deadline::at(limit), &read) {
+            let failure = match self.get(&path, Deadline::at(limit), read) {
                 Ok(found) => return Ok(found),
                 Err(failure) => failure.unless_cut_short(before.take()),
             };
@@ -145,12 +140,7 @@ impl<'a> Kubernetes<'a> {
         }
     }
 
-    fn get<T>(
-        &self,
-        path: &str,
-        deadline: Deadline,
-        read: impl Fn(&Response, Option<&str>) -> Result<T, Cause>,
-    ) -> Result<T, Failure> {
+    fn get(&self, path: &str, deadline: Deadline, read: Read<'_>) -> Result<Object, Failure> {
         let unreached = |cause| Failure { origin: self.origin(None), cause };
         let access = kubeconfig::load(&self.kubeconfig).map_err(unreached)?;
         let reached = |cause| Failure { origin: self.origin(Some(&access)), cause };
@@ -189,9 +179,10 @@ impl<'a> Kubernetes<'a> {
 impl PodSource for Kubernetes<'_> {
     fn pod(&self, id: &PodId) -> Result<Pod, Error> {
         let operation = format!("get pod {}/{}", id.namespace, id.name);
-        self.ask(&operation, &[&id.namespace, &id.name], "/pods/", |response, token| {
-            facts(response, id, token)
-        })
+        let names = [id.namespace.as_str(), &id.name];
+        let object = self.ask(&operation, &names, "/pods/", &|response, token| pod(response, id, token))?;
+        // It has been checked, and so whether another answer would do.
+        object.into_pod(id).map_err(|unfit| Error::new(operation, self.origin(None), unfit.into()))
     }
 
     fn ready(&self) -> Result<(), Error> {
@@ -202,6 +193,9 @@ impl PodSource for Kubernetes<'_> {
         check().map_err(|cause| Error::new("serve pods", self.origin(None), cause))
     }
 }
+
+/// Reads an answer, whose errors must not repeat the token.
+type Read<'a> = &'a dyn Fn(&Response, Option<&str>) -> Result<Object, Cause>;
 
 /// A failed try.
 struct Failure {
@@ -243,12 +237,13 @@ fn is_name(text: &str) -> bool {
 }
 
 /// The pod of the answer.
-fn facts(response: &Response, id: &PodId, token: Option<&str>) -> Result<Pod, Cause> {
+fn pod(response: &Response, id: &PodId, token: Option<&str>) -> Result<Object, Cause> {
     let object = object(response, token, "Pod")?;
     if !object.metadata.as_ref().is_some_and(|metadata| metadata.names(&id.namespace, &id.name)) {
         return Err(Cause::NotThePod("describes no pod or another pod".into()));
     }
-    Ok(object.into_pod(id)?)
+    object.check(id)?;
+    Ok(object)
 }
 
 /// The object of the answer. No error repeats the token, which a proxy in between may have put into the answer.
