@@ -25,7 +25,7 @@ const CALLERS: usize = 64;
 /// How long an idle agent is watched.
 const IDLE: Duration = Duration::from_secs(30);
 /// After becoming ready, time for what goes on behind it.
-const SETTLE: Duration = Duration::from_secs(2);
+pub(crate) const SETTLE: Duration = Duration::from_secs(2);
 
 fn add(runs: usize, report: &mut Report) -> Result<()> {
     let (node, noop) = (Node::new()?, noop()?);

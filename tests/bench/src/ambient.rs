@@ -1,9 +1,11 @@
-//! Ambient mode: what it takes to bring pods into the mesh, with a ztunnel that acknowledges at once.
+//! Ambient mode: what a pod waits for on its way into the mesh, and what a node full of such pods costs.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use agent_tests::mesh::{MODE, Mesh, MeshPod};
+use agent_tests::{Agent, Launch, eventually};
 use anyhow::{Context, Result, ensure};
 use capture::ambient::{NodeOptions, PROBES_V4, ProbeSender, plan_host};
 use kernel::RuleStore;
@@ -12,111 +14,199 @@ use kernel::sets::ProbeSets;
 use netns::Host;
 use ruleset::Backend;
 use testkit::TestNetns;
-use testkit::ztunnel::Script;
+use testkit::ztunnel::{Request, Ztunnel};
 
-use crate::agent::resident;
-use crate::measures::Measure;
+use crate::agent::{SETTLE, resident};
+use crate::measures::{Measure, fill};
 use crate::report::Report;
 use crate::sample::Samples;
 
 pub(crate) const ALL: &[Measure] = &[
-    Measure { name: "pods that the plugin announces", run: announced },
-    Measure { name: "500 running pods, and another agent", run: running },
-    Measure { name: "a change of the host's sets", run: sets },
+    Measure { name: "ambient mode: plugins' events", run: events },
+    Measure { name: "ambient mode: a node of 500 pods", run: full_node },
+    Measure { name: "ambient mode: the node's set of addresses", run: sets },
 ];
 
+/// More than kubelet lets a node have without being told to (110), and as many as the largest nodes of cloud providers.
 const PODS: usize = 500;
-const PATIENCE: Duration = Duration::from_secs(60);
+/// What containers get for a soft limit of open files where nobody says anything else.
+const OPEN_FILES: &[&str] = &["prlimit", "--nofile=1024:"];
+/// Threads that make namespaces.
+const MAKERS: usize = 4;
+/// How long anything here may take.
+const LONGEST: Duration = Duration::from_secs(60);
+/// How often is looked whether something has happened.
+const LOOK: Duration = Duration::from_millis(1);
+/// A namespace of the cluster whose label changes.
+const BULK: &str = "bulk";
 
-/// From the plugin's request to the agent's answer: rules, ztunnel, sets.
-fn announced(runs: usize, report: &mut Report) -> Result<()> {
+/// From the plugin's request to the answer: rules applied, ztunnel has acknowledged, addresses in the set.
+fn events(runs: usize, report: &mut Report) -> Result<()> {
     let mesh = Mesh::new()?;
-    let _agent = mesh.start()?;
+    let agent = mesh.start()?;
     let ztunnel = mesh.ztunnel()?;
-    ztunnel.wait_snapshot(PATIENCE)?;
+    ztunnel.wait_snapshot(LONGEST)?;
     let mut samples = Samples::default();
     for number in 0..runs {
-        let pod = mesh.sandbox("mesh", &format!("pod-{number}"))?;
+        let pod = mesh.sandbox("mesh", &format!("web-{number}"))?;
         mesh.node.api.set_pod(pod.object(&[], false));
-        // The watch tells of it before the runtime announces it, as on a node.
-        std::thread::sleep(Duration::from_millis(20));
+        wait_for("the agent knows the pod", || Ok(agent.metric("istio_cni_pods")? as usize > number))?;
         let start = Instant::now();
         let reply = mesh.announce(&pod)?;
         samples.push(start.elapsed());
-        ensure!(reply.status == 200, "{reply:?}");
-        mesh.delete(&pod)?;
+        ensure!(reply.status == 200, "{reply:?}\n{}", agent.log().text());
     }
-    report.time(
-        "ambient: event → rules, set, ztunnel's ack, p50",
-        samples.median(),
-        Duration::from_millis(4),
-    );
-    report.time("ambient: the same, p99", samples.quantile(0.99), None);
+    ensure!(ztunnel.workloads().len() == runs, "ztunnel serves {} pods", ztunnel.workloads().len());
+    report.time("ambient: plugin's event until its answer, p50", samples.median(), Duration::from_millis(4));
+    report.time("ambient: plugin's event until its answer, p99", samples.quantile(0.99), None);
     Ok(())
 }
 
-fn running(_: usize, report: &mut Report) -> Result<()> {
+/// The label of a namespace brings all its pods in; then the agent is killed and another one takes over.
+fn full_node(_: usize, report: &mut Report) -> Result<()> {
     let mesh = Mesh::new()?;
-    let pods: Vec<MeshPod> = (0..PODS)
-        .map(|number| mesh.running("default", &format!("pod-{number}"), &[]))
-        .collect::<Result<_>>()?;
-    let agent = mesh.start()?;
-    let ztunnel = mesh.ztunnel_that(Script::default().reconnecting())?;
-    ztunnel.wait_snapshot(PATIENCE)?;
-    std::thread::sleep(Duration::from_secs(1));
-    let start = Instant::now();
-    mesh.node.api.set_namespace("default", &[(MODE, "ambient")]);
-    ztunnel.wait_served(PODS, PATIENCE)?;
-    // The rules of a running pod come last.
-    while agent.metric("istio_cni_ambient_pods{state=\"enrolled\"}")? < PODS as f64 {
-        ensure!(start.elapsed() < PATIENCE, "not all pods are enrolled");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    let took = start.elapsed();
-    report.time("ambient: 500 running pods after one label, rules included", took, Duration::from_secs(2));
-    for pod in &pods {
-        mesh.wait_annotation(pod, Some("enabled"))?;
-    }
-    std::thread::sleep(Duration::from_secs(2));
-    report.size("ambient: agent RSS, 500 enrolled pods", resident(&agent)?, 24_000_000);
+    mesh.node.api.set_namespace(BULK, &[]);
+    let pods = running_pods(&mesh)?;
+    let agent = limited(&mesh).ready()?;
+    wait_for("the agent knows all pods", || Ok(agent.metric("istio_cni_pods")? as usize == PODS))?;
+    let ztunnel = mesh.ztunnel()?;
+    ztunnel.wait_snapshot(LONGEST)?;
+    enrol(&mesh, &agent, &ztunnel, report)?;
+    wait_annotated(&mesh, &pods)?;
+    std::thread::sleep(SETTLE);
+    report.size("agent RSS, 500 pods in the mesh", resident(&agent)?, 24_000_000);
     agent.kill()?;
-    ztunnel.wait_end(PATIENCE)?;
+    drop(ztunnel);
+    take_over(&mesh, report)
+}
+
+fn enrol(mesh: &Mesh, agent: &Agent, ztunnel: &Ztunnel, report: &mut Report) -> Result<()> {
     let start = Instant::now();
-    let agent = mesh.agent().start()?;
-    // The socket is there before the pods are verified; who connects waits until they are.
-    ztunnel.wait_snapshot(PATIENCE)?;
-    let took = start.elapsed();
-    let log = agent.log().text();
-    let line = log.lines().find(|line| line.contains("taken over")).context("pods are taken over")?;
-    ensure!(line.contains(&PODS.to_string()), "not all are verified: {line}");
-    report.time("ambient: agent restart, 500 pods verified, snapshot sent", took, Duration::from_secs(1));
+    mesh.node.api.set_namespace(BULK, &[(MODE, "ambient")]);
+    ztunnel
+        .wait_served(PODS, LONGEST)
+        .map_err(|_| anyhow::anyhow!("not all are served\n{}", agent.log().text()))?;
+    let requests = ztunnel.requests();
+    let adds = requests.iter().filter(|(_, request)| matches!(request, Request::Add { .. }));
+    let last = adds.map(|(at, _)| *at).max().context("ztunnel has heard of no pod")?;
+    wait_for("all pods are in", || {
+        Ok(agent.metric("istio_cni_ambient_pods{state=\"enrolled\"}")? as usize == PODS)
+    })?;
+    let all = start.elapsed();
+    report.time(
+        "ambient: 500 pods after a namespace's label, last ack",
+        last - start,
+        Duration::from_secs(2),
+    );
+    report.time("ambient: 500 pods after a namespace's label, last rules", all, None);
     ensure!(ztunnel.violations().is_empty(), "{:?}", ztunnel.violations());
     Ok(())
 }
 
-/// An address that comes and goes, among 500.
+/// From the start of the process until it is ready, with every pod's rules verified, and a ztunnel that knows nothing has its snapshot.
+fn take_over(mesh: &Mesh, report: &mut Report) -> Result<()> {
+    let start = Instant::now();
+    let agent = limited(mesh).start()?;
+    let ztunnel = loop {
+        match mesh.ztunnel() {
+            Ok(ztunnel) => break ztunnel,
+            Err(error) => ensure!(start.elapsed() < LONGEST, "{error:#}\n{}", agent.log().text()),
+        }
+        std::thread::sleep(LOOK);
+    };
+    wait_for("the agent is ready", || Ok(agent.readyz().is_ok_and(|reply| reply.status == 200)))?;
+    let ready = start.elapsed();
+    ztunnel.wait_snapshot(LONGEST)?;
+    let both = start.elapsed();
+    let line = agent.log().wait_for(&["the pods of an earlier agent are taken over"], LONGEST)?;
+    let all = |name: &str, count: usize| line.contains(&format!("{name}={count}"));
+    ensure!(
+        all("pods", PODS) && all("verified", PODS) && all("repaired", 0),
+        "not all were verified: {line}"
+    );
+    ensure!(ztunnel.workloads().len() == PODS, "the snapshot has {} pods", ztunnel.workloads().len());
+    report.time("ambient: agent restart with 500 pods, verified and ready", ready, None);
+    report.time("ambient: the same, and ztunnel has its snapshot", both, Duration::from_secs(1));
+    Ok(())
+}
+
+fn limited(mesh: &Mesh) -> Launch<'_> {
+    mesh.agent().behind(OPEN_FILES)
+}
+
+/// Namespaces, processes and objects of [`PODS`] pods.
+fn running_pods(mesh: &Mesh) -> Result<Vec<MeshPod>> {
+    let one = |number: usize| -> Result<MeshPod> {
+        let pod = mesh.running(BULK, &format!("web-{number}"), &[])?;
+        let mut object = pod.object(&[], true);
+        fill(&mut object);
+        mesh.node.api.set_pod(object);
+        Ok(pod)
+    };
+    let make = |maker: usize| -> Result<Vec<MeshPod>> { (maker..PODS).step_by(MAKERS).map(one).collect() };
+    std::thread::scope(|scope| {
+        let makers: Vec<_> = (0..MAKERS).map(|maker| scope.spawn(move || make(maker))).collect();
+        let mut pods = Vec::new();
+        for maker in makers {
+            pods.extend(maker.join().map_err(|_| anyhow::anyhow!("a thread that makes pods panicked"))??);
+        }
+        Ok(pods)
+    })
+}
+
+/// What the next agent goes by.
+fn wait_annotated(mesh: &Mesh, pods: &[MeshPod]) -> Result<()> {
+    eventually("all pods are annotated", LONGEST, || {
+        let missing = pods.iter().filter(|pod| mesh.annotation(pod).as_deref() != Some("enabled")).count();
+        ensure!(missing == 0, "{missing} pods are not");
+        Ok(())
+    })
+}
+
+fn wait_for(what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
+    let start = Instant::now();
+    while !done()? {
+        ensure!(start.elapsed() < LONGEST, "{what}: not within {LONGEST:?}");
+        std::thread::sleep(LOOK);
+    }
+    Ok(())
+}
+
+/// An address comes and goes, beside those of a full node.
 fn sets(runs: usize, report: &mut Report) -> Result<()> {
     let netns = TestNetns::new()?;
-    let host = Host::open(netns.path())?;
-    let node = NodeOptions { ipv6: false, ..NodeOptions::default() };
-    let mut sets = host.enter(|inside| -> Result<ProbeSets> {
-        let plan = plan_host(&node, ProbeSender::AnySocket, Backend::Nftables);
-        Nftables.setup(inside.inside(), plan.ruleset().context("no rules")?)?;
-        Ok(ProbeSets::open(inside, Backend::Nftables, "istio-ambient-nat", PROBES_V4, None)?)
-    })??;
-    let ip = |number: u32| IpAddr::V4(Ipv4Addr::from(0x0a09_0000 + number));
-    for number in 0..PODS as u32 {
-        sets.upsert(ip(number), "0000-of-another-pod")?;
+    for (backend, name) in [(Backend::Nftables, "nf_tables"), (Backend::Iptables, "ipset")] {
+        let mut sets = open(netns.path(), backend)?;
+        sets.ensure()?;
+        let pod = |number: usize| -> Result<(IpAddr, String)> {
+            let [_, _, high, low] = u32::try_from(number)?.to_be_bytes();
+            Ok((Ipv4Addr::new(10, 9, high, low).into(), format!("{number:08x}-0000-4000-8000-00000000cafe")))
+        };
+        sets.reconcile(&(0..PODS).map(pod).collect::<Result<Vec<_>>>()?)?;
+        let mut samples = Samples::default();
+        for number in PODS..PODS + runs {
+            let (ip, uid) = pod(number)?;
+            let start = Instant::now();
+            sets.upsert(ip, &uid)?;
+            sets.remove(ip, &uid)?;
+            samples.push(start.elapsed() / 2);
+        }
+        report.time(&format!("ambient: a change of the node's set, {name}, p50"), samples.median(), CHANGE);
     }
-    let mut samples = Samples::default();
-    for _ in 0..runs {
-        let start = Instant::now();
-        sets.upsert(ip(60_000), "0000-of-this-pod")?;
-        samples.push(start.elapsed());
-        let start = Instant::now();
-        sets.remove(ip(60_000), "0000-of-this-pod")?;
-        samples.push(start.elapsed());
-    }
-    report.time("ambient: host set change per pod, p50", samples.median(), Duration::from_micros(50));
     Ok(())
+}
+
+/// The longest that a change of the set may take.
+const CHANGE: Duration = Duration::from_micros(50);
+
+/// The set as the agent has it; in nf_tables it comes with the rules.
+fn open(path: &Path, backend: Backend) -> Result<ProbeSets> {
+    let opened = Host::open(path)?.enter(|inside| -> Result<ProbeSets> {
+        if backend == Backend::Nftables {
+            let plan = plan_host(&NodeOptions::default(), ProbeSender::AnySocket, backend);
+            Nftables.setup(inside.inside(), plan.ruleset().context("no rules")?)?;
+        }
+        Ok(ProbeSets::open(inside, backend, "istio-ambient-nat", PROBES_V4, None)?)
+    });
+    opened?
 }
