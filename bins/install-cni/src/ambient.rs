@@ -39,7 +39,7 @@ use failure::Failure;
 use finder::Finder;
 use host::HostSide;
 use members::{Member, Members, State};
-pub(crate) use socket::{EventSocket, MODE, NAME};
+pub(crate) use socket::{EventSocket, MODE};
 
 /// How long to wait before another try at the node's namespace or the socket (AA-1).
 const RETRY: Duration = Duration::from_secs(2);
@@ -59,7 +59,6 @@ pub(crate) struct Backends {
 /// What all of its parts share.
 pub(crate) struct Ambient {
     config: Arc<AmbientConfig>,
-    rules: desired::Rules,
     log: Scope,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
@@ -103,7 +102,6 @@ impl Ambient {
         let iptables_of_the_node = config.iptables().on_the_node();
         let backends = Backends { iptables: config.iptables(), iptables_of_the_node, nftables: Nftables };
         Arc::new(Self {
-            rules: config.rules.clone(),
             config: Arc::new(config),
             log,
             metrics,

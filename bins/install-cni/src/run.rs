@@ -209,7 +209,7 @@ impl Agent {
         ));
         if let Some(ambient) = self.ambient.clone() {
             let events = EventSocket { ambient };
-            let (name, mode) = (ambient::NAME, ambient::MODE);
+            let (name, mode) = (facts::exchange::EVENT_SOCKET_NAME, ambient::MODE);
             tasks.spawn(self.clone().socket(name, mode, Some(own), Part::EventSocket, events));
         }
     }

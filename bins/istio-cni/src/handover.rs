@@ -9,11 +9,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use capture::PodId;
 use cni::{CniResult, PluginConf};
+use facts::exchange::EVENT_SOCKET_NAME;
 use http1::Deadline;
 use ipnet::IpNet;
 
-/// Name of the agent's socket in the run directory.
-const SOCKET_NAME: &str = "pluginevent.sock";
 /// For the whole exchange (AA-18). There is no second try: the runtime makes one.
 const LIMIT: Duration = Duration::from_secs(5);
 /// Largest answer that is read, in bytes (AA-18).
@@ -63,7 +62,7 @@ pub(crate) enum Error {
 
 /// Announces a pod and waits until it is in the mesh.
 pub(crate) fn hand_over(conf: &PluginConf, id: &PodId, netns: &str, result: &CniResult) -> Result<(), Error> {
-    post(&conf.cni_agent_run_dir.join(SOCKET_NAME), event(id, netns, &result.ips).as_bytes())
+    post(&conf.cni_agent_run_dir.join(EVENT_SOCKET_NAME), event(id, netns, &result.ips).as_bytes())
 }
 
 /// What the agent hears, in the original's spelling and order (AA-12). Six members do not pay for a serializer in a program of this size.

@@ -26,7 +26,7 @@ const PROTOCOL: u8 = 6;
 const REVISION: u8 = 3;
 /// `IPSET_FLAG_WITH_COMMENT`.
 const WITH_COMMENT: u32 = 1 << 4;
-/// Elements at most; the default of 65536 is more than the pods of any node.
+/// The type of our sets. One holds 65536 elements by default, which is more than the pods of any node.
 const TYPE: &str = "hash:ip";
 
 /// `IPSET_ATTR_*` of a command.

@@ -105,11 +105,10 @@ impl Ztunnels {
     /// It has not, as far as is known.
     pub async fn add(&self, workload: Workload, netns: NetnsFd) -> Result<(), AddError> {
         let newest = self.peers().last().cloned().ok_or(AddError::NoZtunnel)?;
-        let lost = || AddError::Lost("it ended before the answer".to_owned());
         match ask(&newest, Order::Add { workload, netns }).await {
             Some(Ok(())) => Ok(()),
             Some(Err(error)) => Err(AddError::Refused(error)),
-            None => Err(lost()),
+            None => Err(AddError::Lost("it ended before the answer".to_owned())),
         }
     }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use facts::Report;
-use facts::exchange::{FACTS_DIR, MAX_REPORT, SOCKET_NAME, Status, UNCAPTURED_DIR};
+use facts::exchange::{EVENT_SOCKET_NAME, FACTS_DIR, MAX_REPORT, SOCKET_NAME, Status, UNCAPTURED_DIR};
 use http1::Deadline;
 use podsource::{Agent, Cause};
 use serde::Serialize;
@@ -17,8 +17,6 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const MAX_FILES: usize = 100_000;
 /// Most notes that are read for the names of their pods.
 const MAX_NOTES: usize = 100;
-/// A socket of upstream's agent, by which its plugin hands pods over (section 1 of the plugin's requirements).
-const UPSTREAM_SOCKET: &str = "pluginevent.sock";
 
 /// One socket of the run directory.
 #[derive(Debug, Serialize)]
@@ -43,7 +41,7 @@ pub(super) fn ask(run_dir: &Path) -> Result<Status, String> {
 
 /// Paths of the sockets that an agent may have made, upstream's too.
 pub(super) fn socket_paths(run_dir: &Path) -> [PathBuf; 3] {
-    [SOCKET_NAME, telemetry::SOCKET_NAME, UPSTREAM_SOCKET].map(|name| run_dir.join(name))
+    [SOCKET_NAME, telemetry::SOCKET_NAME, EVENT_SOCKET_NAME].map(|name| run_dir.join(name))
 }
 
 /// The sockets that are there.

@@ -1,7 +1,7 @@
 //! What a pod should be, from what the API server says of it: pure.
 
 use capture::select::{Eligibility, Selectors};
-use facts::Facts;
+use facts::{Facts, Object};
 
 /// The annotation by which others see whether a pod is in the mesh (AA-25).
 pub(crate) const REDIRECTION: &str = "ambient.istio.io/redirection";
@@ -45,7 +45,7 @@ impl Rules {
         if self.excluded.iter().any(|namespace| namespace == pod.namespace()) {
             return Desired::Out(format!("namespace {} is excluded", pod.namespace()));
         }
-        if pod.namespace() == self.system_namespace && pod.label("app") == Some("ztunnel") {
+        if self.is_ztunnel(pod) {
             return Desired::Out("it is ztunnel itself".to_owned());
         }
         match self.eligible(facts) {
@@ -53,6 +53,11 @@ impl Rules {
             Eligibility::NeedsNamespace => Desired::Unknown,
             Eligibility::Not(reason) => Desired::Out(reason.to_string()),
         }
+    }
+
+    /// Whether the pod is one of ztunnel's.
+    pub(crate) fn is_ztunnel(&self, pod: &Object) -> bool {
+        pod.namespace() == self.system_namespace && pod.label("app") == Some("ztunnel")
     }
 
     /// Whether the selectors want the pod (AA-21).

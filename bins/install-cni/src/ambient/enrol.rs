@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
-use capture::ambient::{PodOptions, plan_pod};
+use capture::ambient::plan_pod;
 use cluster::PodKey;
 use facts::Facts;
 use kernel::{Applied, Change, conntrack};
@@ -103,19 +103,16 @@ impl Ambient {
 
     /// What is known of a pod, or its beginning.
     pub(super) fn member(&self, key: &PodKey, facts: &Facts) -> Member {
-        let (options, warnings) = PodOptions::parse(&facts.pod.annotations());
-        let mut member = self.members.get(&key.uid).unwrap_or_else(|| {
+        let (new, warnings) = Member::of(&facts.pod);
+        let Some(mut member) = self.members.get(&key.uid) else {
             for warning in &warnings {
                 self.log.warn(warning, &[("pod", &pod_text(key))]);
             }
-            let mut member =
-                Member::new(key.clone(), facts.pod.service_account().to_owned(), options.clone());
-            member.annotation = facts.pod.annotation(super::desired::REDIRECTION).map(str::to_owned);
-            member
-        });
+            return new;
+        };
         if !member.ruled {
             // What is in force was programmed by the annotations of then (AA-26).
-            member.options = options;
+            member.options = new.options;
         }
         member
     }

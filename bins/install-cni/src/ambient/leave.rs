@@ -35,7 +35,7 @@ impl Ambient {
         ending: Ending,
         reason: &str,
     ) -> Result<(), Failure> {
-        let Some(mut member) = self.members.get(&key.uid).or_else(|| self.left_over(key, facts)) else {
+        let Some(mut member) = self.members.get(&key.uid).or_else(|| Self::left_over(facts)) else {
             return Ok(());
         };
         if let Some(facts) = facts.filter(|_| member.ips.is_empty()) {
@@ -72,13 +72,12 @@ impl Ambient {
     }
 
     /// A pod that this process did not enrol and that carries the mark of one that did.
-    fn left_over(&self, key: &PodKey, facts: Option<&Facts>) -> Option<Member> {
+    fn left_over(facts: Option<&Facts>) -> Option<Member> {
         let pod = &facts?.pod;
-        let annotation = pod.annotation(REDIRECTION)?.to_owned();
-        let (options, _) = capture::ambient::PodOptions::parse(&pod.annotations());
-        let mut member = Member::new(key.clone(), pod.service_account().to_owned(), options);
+        pod.annotation(REDIRECTION)?;
+        let (mut member, _) = Member::of(pod);
         member.set_ips(pod.ips());
-        (member.annotation, member.ruled) = (Some(annotation), true);
+        member.ruled = true;
         Some(member)
     }
 

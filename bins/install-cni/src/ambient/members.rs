@@ -8,9 +8,12 @@ use std::time::Instant;
 
 use capture::ambient::PodOptions;
 use cluster::PodKey;
+use facts::Object;
 use netns::Netns;
 use tokio::sync::OwnedMutexGuard;
 use zds::{Entry, Workload};
+
+use super::desired::REDIRECTION;
 
 /// How far a pod is. A pod of none of these is no member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -85,10 +88,12 @@ impl State {
 // === impl Member ===
 
 impl Member {
-    pub(crate) fn new(key: PodKey, service_account: String, options: PodOptions) -> Self {
-        Self {
-            key,
-            service_account,
+    /// What the API server says of a pod that has nothing of ours yet, and what of its annotations cannot be used.
+    pub(crate) fn of(pod: &Object) -> (Self, Vec<String>) {
+        let (options, warnings) = PodOptions::parse(&pod.annotations());
+        let member = Self {
+            key: super::key_of(pod),
+            service_account: pod.service_account().to_owned(),
             netns: None,
             given: false,
             ips: Vec::new(),
@@ -100,9 +105,10 @@ impl Member {
             acked: false,
             probed: false,
             listed: false,
-            annotation: None,
+            annotation: pod.annotation(REDIRECTION).map(str::to_owned),
             annotated: None,
-        }
+        };
+        (member, warnings)
     }
 
     /// Notes its addresses; whoever had one of them before has it no more.

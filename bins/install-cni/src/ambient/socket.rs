@@ -10,13 +10,11 @@ use hyper::body::Bytes;
 use hyper::{Request, StatusCode};
 
 use super::Ambient;
-use super::enrol::{Place, pod_text};
+use super::enrol::Place;
 use super::event::Event;
 use super::failure::{Again, Failure};
 use crate::serve::{Answer, Handler, text};
 
-/// Name of the socket in the run directory.
-pub(crate) const NAME: &str = "pluginevent.sock";
 /// As in the original (AA-10). Whoever is neither root nor this agent's user is refused all the same: an event makes this agent program
 /// the namespace that it names.
 pub(crate) const MODE: u32 = 0o666;
@@ -98,7 +96,7 @@ impl Ambient {
         }
         let facts = self.look_up(&event).await.ok_or_else(|| Refusal::Unknown(name.clone()))?;
         // The plugin has looked at excluded namespaces by itself (AA-16).
-        match self.rules.eligible(&facts) {
+        match self.config.rules.eligible(&facts) {
             Eligibility::Eligible => {}
             Eligibility::NeedsNamespace => return Err(Refusal::Unknown(name)),
             Eligibility::Not(reason) => {
@@ -119,7 +117,7 @@ impl Ambient {
         }
         match result {
             Ok(_) => Ok(()),
-            Err(failure) => Err(Refusal::Failed { pod: pod_text(&key), failure }),
+            Err(failure) => Err(Refusal::Failed { pod: name, failure }),
         }
     }
 

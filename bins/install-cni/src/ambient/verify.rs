@@ -51,15 +51,11 @@ impl Ambient {
         let mut members = Vec::new();
         for pod in pods {
             let enabled = pod.annotation(REDIRECTION) == Some(ENABLED);
-            let ztunnel =
-                pod.namespace() == self.rules.system_namespace && pod.label("app") == Some("ztunnel");
-            if !enabled || pod.is_terminal() || ztunnel {
+            if !enabled || pod.is_terminal() || self.config.rules.is_ztunnel(&pod) {
                 continue;
             }
-            let (options, _) = capture::ambient::PodOptions::parse(&pod.annotations());
-            let mut member = Member::new(super::key_of(&pod), pod.service_account().to_owned(), options);
+            let (mut member, _) = Member::of(&pod);
             member.set_ips(pod.ips());
-            member.annotation = Some(ENABLED.to_owned());
             (member.state, member.listed) = (State::Enrolled, true);
             (member.ruled, member.acked, member.probed) = (true, true, !member.ips.is_empty());
             members.push(member);
@@ -124,7 +120,7 @@ impl Ambient {
                 let member = self.members.get(&key.uid);
                 let state = member.as_ref().map(|member| member.state);
                 let shown = facts.pod.annotation(REDIRECTION);
-                let settled = match self.rules.desired(&facts) {
+                let settled = match self.config.rules.desired(&facts) {
                     Desired::In => state == Some(State::Enrolled) && shown == Some(ENABLED),
                     Desired::Out(_) | Desired::Ended => state.is_none() && shown.is_none(),
                     Desired::Unknown => true,
@@ -240,7 +236,7 @@ impl Ambient {
         let PodKey { namespace, name, uid } = &member.key;
         let facts = self.cluster.index().facts(namespace, name);
         let facts = facts.filter(|facts| facts.pod.uid() == Some(uid));
-        facts.is_some_and(|facts| matches!(self.rules.desired(&facts), Desired::In | Desired::Unknown))
+        facts.is_some_and(|facts| matches!(self.config.rules.desired(&facts), Desired::In | Desired::Unknown))
     }
 
     /// How many differences there are between a pod's namespace and its plan.
@@ -260,12 +256,13 @@ impl Ambient {
         let index = self.cluster.index();
         let pods: Vec<_> = index.pods().cloned().collect();
         let facts = pods.iter().filter_map(|pod| index.facts(pod.namespace(), pod.name()));
-        let wanted = facts.filter(|facts| self.rules.desired(facts) == Desired::In).filter_map(|facts| {
-            let uid = facts.pod.uid()?.to_owned();
-            let known = self.members.get(&uid).is_some_and(|member| member.netns.is_some());
-            let ips = facts.pod.ips();
-            (!known && !ips.is_empty()).then_some(Wanted { uid, ips })
-        });
+        let wanted =
+            facts.filter(|facts| self.config.rules.desired(facts) == Desired::In).filter_map(|facts| {
+                let uid = facts.pod.uid()?.to_owned();
+                let known = self.members.get(&uid).is_some_and(|member| member.netns.is_some());
+                let ips = facts.pod.ips();
+                (!known && !ips.is_empty()).then_some(Wanted { uid, ips })
+            });
         wanted.collect()
     }
 }

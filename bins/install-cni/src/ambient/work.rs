@@ -70,7 +70,7 @@ impl Ambient {
             return self.leave(key, None, Ending::Gone, "it is deleted").await;
         };
         self.metrics.reconciled(if self.seen(key) { "update" } else { "add" });
-        match self.rules.desired(&facts) {
+        match self.config.rules.desired(&facts) {
             Desired::Unknown => {
                 let labels: [telemetry::Label<'_>; 1] = [("pod", &pod_text(key))];
                 self.log.debug("the labels of a pod's namespace are not known yet", &labels);
