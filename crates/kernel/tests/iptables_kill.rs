@@ -31,6 +31,35 @@ fn busy(ns: &Ns) -> bool {
     !support::sh(&format!("ip netns pids {}", ns.path().file_name().unwrap().to_string_lossy())).is_empty()
 }
 
+/// Waits until something is so, which a step of the other side brings and no clock.
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < Duration::from_secs(60), "{what}: not so after 60 s");
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+/// Whether the process has started another one, whichever of its threads did.
+fn has_child(parent: u32) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{parent}/task")).unwrap();
+    tasks.flatten().any(|task| {
+        std::fs::read_to_string(task.path().join("children")).is_ok_and(|children| !children.is_empty())
+    })
+}
+
+/// The example under strace, which kills whatever enters one of these system calls for the given time.
+fn killed_at(ns: &Ns, follow: &str, calls: &str, number: u32, rest: &[&str]) -> bool {
+    let mut strace = Command::new("strace");
+    if !follow.is_empty() {
+        strace.arg(follow);
+    }
+    strace.args(["-qq", "-o", "/dev/null", "-e", &format!("trace={calls}")]);
+    strace.args(["-e", &format!("inject={calls}:signal=KILL:when={number}")]);
+    let output = strace.arg(example()).arg(ns.path()).args(rest).output().unwrap();
+    !output.status.success()
+}
+
 #[test]
 fn the_example_itself_works() {
     for variant in [Variant::Legacy, Variant::Nft] {
@@ -40,64 +69,83 @@ fn the_example_itself_works() {
     }
 }
 
+/// All or nothing, and which of both; then a setup that goes through.
+fn all_after_a_kill(ns: &Ns, variant: Variant, ipv6: bool, at: &str) -> bool {
+    let (ruleset, iptables) = (sidecar(ipv6), Iptables::forced(variant));
+    wait_until(&format!("{at}: the supervisor has ended"), || !busy(ns));
+    let differences = ns.enter(|inside| iptables.observe(inside, &ruleset)).unwrap();
+    let none = ns.content(variant).is_empty();
+    assert!(differences.is_empty() || none, "{at}: {differences:?}");
+    complete(ns, variant, ipv6, at);
+    !none
+}
+
+fn complete(ns: &Ns, variant: Variant, ipv6: bool, at: &str) {
+    let (ruleset, iptables) = (sidecar(ipv6), Iptables::forced(variant));
+    let change = ns.enter(|inside| iptables.setup(inside, &ruleset)).unwrap();
+    assert_ne!(change, Change::Replaced, "{at}: there was a part");
+    assert_eq!(ns.enter(|inside| iptables.observe(inside, &ruleset)).unwrap(), [], "{at}");
+    assert_eq!(iptables.take_warnings(), Vec::<String>::new(), "{at}");
+}
+
+#[test]
+fn a_kill_before_the_supervisor_leaves_nothing_and_one_after_it_all() {
+    for (variant, ipv6) in
+        [(Variant::Nft, true), (Variant::Legacy, true), (Variant::Nft, false), (Variant::Legacy, false)]
+    {
+        let rest = if ipv6 { &[][..] } else { &["no-ipv6"] };
+        let ns = Ns::new();
+        let text = variant.to_string();
+        let arguments: Vec<&str> = [text.as_str()].into_iter().chain(rest.iter().copied()).collect();
+        assert!(killed_at(&ns, "", "openat,open", 1, &arguments));
+        assert!(!all_after_a_kill(&ns, variant, ipv6, "at the first file"), "{variant}");
+
+        let ns = Ns::new();
+        let mut child = start(&ns, variant, rest);
+        wait_until("the supervisor has been started", || has_child(child.id()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(all_after_a_kill(&ns, variant, ipv6, "beside the supervisor"), "{variant}");
+    }
+}
+
 #[test]
 fn a_kill_at_any_time_leaves_all_or_nothing() {
-    let (mut nothing, mut all) = (0, 0);
     for round in 0..40_u32 {
         let variant = if round % 2 == 0 { Variant::Nft } else { Variant::Legacy };
         let ipv6 = round % 4 < 2;
-        let (ns, ruleset, iptables) = (Ns::new(), sidecar(ipv6), Iptables::forced(variant));
+        let ns = Ns::new();
         let mut child = start(&ns, variant, if ipv6 { &[] } else { &["no-ipv6"] });
         // Steps of a prime number, so that the delays hit every part of the 15 ms or so.
         std::thread::sleep(Duration::from_micros(u64::from(round) * 7919 % 20_000));
         child.kill().unwrap();
         child.wait().unwrap();
-        if round % 5 != 4 {
-            let start = Instant::now();
-            while busy(&ns) {
-                assert!(start.elapsed() < Duration::from_secs(10), "something hangs in round {round}");
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            let differences = ns.enter(|inside| iptables.observe(inside, &ruleset)).unwrap();
-            let none = ns.content(variant).is_empty();
-            assert!(differences.is_empty() || none, "round {round}: {differences:?}");
-            nothing += u32::from(none);
-            all += u32::from(!none);
+        let at = format!("round {round}");
+        if round % 5 == 4 {
+            // At once, while the supervisor may still be at work.
+            complete(&ns, variant, ipv6, &at);
+        } else {
+            all_after_a_kill(&ns, variant, ipv6, &at);
         }
-        // Every fifth time at once, while the supervisor may still be at work.
-        let change = ns.enter(|inside| iptables.setup(inside, &ruleset)).unwrap();
-        assert_ne!(change, Change::Replaced, "round {round}: there was a part");
-        assert_eq!(ns.enter(|inside| iptables.observe(inside, &ruleset)).unwrap(), []);
-        assert_eq!(iptables.take_warnings(), Vec::<String>::new());
     }
-    assert!(
-        nothing > 0 && all > 0,
-        "the kills came too early or too late: {nothing} times nothing, {all} times all"
-    );
 }
 
 #[test]
 fn a_killed_supervisor_is_repaired_by_the_next_setup() {
-    let mut partial = 0;
-    for round in 0..200_u32 {
-        // Where the middle lies depends on the machine, so it goes on until some kills have hit it.
-        if round >= 30 && partial > 2 {
-            break;
+    for variant in [Variant::Legacy, Variant::Nft] {
+        let mut partial = 0;
+        // The supervisor starts a program for each family: its end at the second leaves one family only.
+        for number in 1..=4 {
+            let (ns, ruleset, iptables) = (Ns::new(), sidecar(true), Iptables::forced(variant));
+            killed_at(&ns, "-f", "clone,clone3,fork,vfork", number, &[&variant.to_string()]);
+            wait_until("everything of it has ended", || !busy(&ns));
+            let change = ns.enter(|inside| iptables.setup(inside, &ruleset)).unwrap();
+            partial += u32::from(change == Change::Replaced);
+            assert_eq!(ns.enter(|inside| iptables.observe(inside, &ruleset)).unwrap(), [], "{number}");
         }
-        let variant = if round % 2 == 0 { Variant::Nft } else { Variant::Legacy };
-        let (ns, ruleset, iptables) = (Ns::new(), sidecar(true), Iptables::forced(variant));
-        let mut child = start(&ns, variant, &[]);
-        std::thread::sleep(Duration::from_micros(u64::from(round) * 7919 % 15_000));
-        // Everything of it, the supervisor and iptables too.
-        let name = ns.path().file_name().unwrap().to_string_lossy().into_owned();
-        support::sh(&format!("kill -9 {} $(ip netns pids {name}) 2>&1; true", child.id()));
-        child.wait().unwrap();
-        let change = ns.enter(|inside| iptables.setup(inside, &ruleset)).unwrap();
-        partial += u32::from(change == Change::Replaced);
-        assert_eq!(ns.enter(|inside| iptables.observe(inside, &ruleset)).unwrap(), [], "round {round}");
+        println!("{variant}: {partial} kills hit the middle");
+        assert!(partial > 0, "{variant}: no kill hit the middle");
     }
-    println!("{partial} kills hit the middle");
-    assert!(partial > 0, "no kill hit the middle");
 }
 
 #[test]
@@ -114,15 +162,7 @@ fn a_kill_at_any_system_call_leaves_no_file_on_the_host() {
     for call in ["mount", "umount2", "openat", "open", "unlink", "unlinkat"] {
         for number in 1..12 {
             let ns = Ns::new();
-            let output = Command::new("strace")
-                .args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}")])
-                .args(["-e", &format!("inject={call}:signal=KILL:when={number}")])
-                .arg(example())
-                .arg(ns.path())
-                .args(["legacy", "no-ipv6"])
-                .output()
-                .unwrap();
-            killed += u32::from(!output.status.success());
+            killed += u32::from(killed_at(&ns, "-f", call, number, &["legacy", "no-ipv6"]));
             drop(ns);
             assert_eq!((files(), mounts()), (before.clone(), mounted.clone()), "{call} {number}");
         }
