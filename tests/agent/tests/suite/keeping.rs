@@ -164,7 +164,8 @@ fn the_end_takes_away_what_the_start_brought() {
 fn it_needs_no_proc_of_the_host() {
     let node = Node::new().unwrap();
     // A machine that has the directory shows an empty one to this agent.
-    let hide = "[ ! -e /host ] || mount -t tmpfs none /host; [ ! -e /host/proc ] || exit 9; exec \"$0\" \"$@\"";
+    let hide =
+        "[ ! -e /host ] || mount -t tmpfs none /host; [ ! -e /host/proc ] || exit 9; exec \"$0\" \"$@\"";
     let agent = node.agent().behind(&["unshare", "-m", "sh", "-c", hide]).ready().unwrap();
     let seen = std::fs::read_dir(format!("/proc/{}/root/host", agent.pid()));
     assert_eq!(seen.map_or(0, Iterator::count), 0, "the agent sees an empty /host or none");
