@@ -2,7 +2,8 @@
 //!
 //! Three things lead to work on a pod: the plugin announces it ([`socket`]), the API server says something new of it or its namespace
 //! ([`work`]), or what the kernel holds is compared with what it should ([`verify`]). All of them end in [`enrol`] or [`leave`], one at a
-//! time for each pod. [`members`] is what is known of the pods that have something of ours; ztunnels get their snapshot from it.
+//! time for each pod. [`members`] is what is known of the pods that have something of ours; ztunnels get their snapshot from it. [`record`]
+//! is the part of it that the next agent finds on disk.
 
 pub(crate) mod config;
 mod desired;
@@ -14,11 +15,13 @@ mod finder;
 mod host;
 mod leave;
 mod members;
+mod record;
 mod socket;
 mod verify;
 mod work;
 
 use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -39,6 +42,7 @@ use failure::Failure;
 use finder::Finder;
 use host::HostSide;
 use members::{Member, Members, State};
+use record::Records;
 pub(crate) use socket::{EventSocket, MODE};
 
 /// How long to wait before another try at the node's namespace or the socket (AA-1).
@@ -66,6 +70,7 @@ pub(crate) struct Ambient {
     writer: Option<Writer>,
     queue: Queue<PodKey>,
     members: Arc<Members>,
+    records: Arc<Records>,
     ztunnels: Ztunnels,
     finder: Finder,
     backends: Arc<Backends>,
@@ -88,13 +93,15 @@ pub(crate) struct Parts {
     pub(crate) health: Arc<Health>,
     pub(crate) cluster: Cluster,
     pub(crate) writer: Option<Writer>,
+    /// Where records are kept.
+    pub(crate) run_dir: PathBuf,
 }
 
 // === impl Ambient ===
 
 impl Ambient {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
-        let Parts { config, log, metrics, health, cluster, writer } = parts;
+        let Parts { config, log, metrics, health, cluster, writer, run_dir } = parts;
         raise_open_files(&log);
         let members = Arc::new(Members::default());
         let (told, counted) = (log.clone(), metrics.clone());
@@ -110,6 +117,7 @@ impl Ambient {
             writer,
             queue: Queue::new(),
             members,
+            records: Arc::new(Records::new(&run_dir)),
             ztunnels,
             finder: Finder::default(),
             backends: Arc::new(backends),
@@ -215,6 +223,7 @@ impl Ambient {
             let left = self.members.all().len();
             self.log.error("cleanup is not complete: the time is over", &[("pods", &left)]);
         }
+        self.records.close();
         if let Some(host) = self.host.get() {
             let errors = host.clean_up();
             errors.iter().for_each(|error| self.log.error("cleanup is not complete", &[("error", error)]));
@@ -245,6 +254,34 @@ impl Ambient {
     fn note(&self, member: &Member) {
         self.members.put(member);
         self.count();
+    }
+
+    /// Lets the next agent know it, too: before anything of ours comes into the pod's namespace, and when what is there is of another kind.
+    /// Without a record the pod is taken in all the same: the next agent finds it as it finds those of an agent that kept none.
+    async fn keep(&self, member: &Member) {
+        let (records, record) = (self.records.clone(), member.record());
+        self.on_disk(member, move || records.write(record)).await;
+    }
+
+    /// Forgets a pod that has nothing of ours any more.
+    async fn forget(&self, member: &Member) {
+        self.members.remove(&member.key.uid);
+        self.count();
+        let (records, uid) = (self.records.clone(), member.key.uid.clone());
+        self.on_disk(member, move || records.remove(&uid)).await;
+    }
+
+    async fn on_disk(
+        &self,
+        member: &Member,
+        work: impl FnOnce() -> Result<(), record::RecordError> + Send + 'static,
+    ) {
+        let error: String = match tokio::task::spawn_blocking(work).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        self.log.warn(&error, &[("pod", &enrol::pod_text(&member.key))]);
     }
 
     fn count(&self) {

@@ -127,6 +127,7 @@ impl Agent {
                 health: self.health.clone(),
                 cluster: self.cluster.clone(),
                 writer: self.writer.clone(),
+                run_dir: self.config.run_dir.clone(),
             })
         });
         let agent = Arc::new(self);

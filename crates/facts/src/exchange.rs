@@ -28,6 +28,8 @@ pub const FACTS_DIR: &str = "facts";
 /// Directory of pods that started without capture, in the run directory: a file of [`Report`] for each, named by container. The plugin
 /// leaves one when it cannot tell the agent; the agent takes it from there.
 pub const UNCAPTURED_DIR: &str = "uncaptured";
+/// Directory of the agent's own records of ambient pods in the run directory: a file for each pod that has something of ours, named by uid.
+pub const AMBIENT_DIR: &str = "ambient";
 
 /// Largest report, in bytes.
 pub const MAX_REPORT: usize = 64 << 10;

@@ -72,6 +72,7 @@ impl Ambient {
         }
         member.state = State::Pending;
         self.note(&member);
+        self.keep(&member).await;
         failpoint::reached("located");
         let steps = if new || member.ruled { OF_A_NEW_POD } else { OF_A_RUNNING_POD };
         for step in steps {
@@ -87,6 +88,7 @@ impl Ambient {
         }
         member.state = State::Enrolled;
         self.note(&member);
+        self.keep(&member).await;
         let seconds = began.elapsed().as_secs_f64();
         self.metrics.enrolled(if new { "plugin" } else { "running" }, seconds);
         self.log.info(
@@ -183,6 +185,7 @@ impl Ambient {
         let text = match tokio::task::spawn_blocking(set).await {
             Ok(Ok(Ok(changed))) => {
                 member.strict |= changed;
+                self.keep(member).await;
                 return;
             }
             Ok(Ok(Err(error))) => error.to_string(),
@@ -221,7 +224,7 @@ impl Ambient {
 
     /// A pod whose rules cannot be had is not in the mesh at all: its ztunnel is told, its probes go the usual way.
     async fn take_back(&self, member: &Member) {
-        self.members.remove(&member.key.uid);
+        self.forget(member).await;
         if member.acked
             && let Err(error) = self.ztunnels.remove(&member.key.uid).await
         {
@@ -230,7 +233,6 @@ impl Ambient {
         if let Err(error) = self.host().and_then(|host| host.remove(&member.ips, &member.key.uid)) {
             self.log.warn(&error, &[("pod", &pod_text(&member.key))]);
         }
-        self.count();
     }
 
     /// Whether the sandbox that a plugin announced is gone: its file does not stand for the namespace any more. One that cannot be looked at,

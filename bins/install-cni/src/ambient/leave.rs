@@ -44,6 +44,7 @@ impl Ambient {
         }
         member.state = State::Leaving;
         self.note(&member);
+        self.keep(&member).await;
         if ending == Ending::Out {
             self.remove_rules(&mut member).await?;
         }
@@ -62,8 +63,7 @@ impl Ambient {
             self.annotate(&mut member, None).await?;
         }
         failpoint::reached("left-annotation");
-        self.members.remove(&key.uid);
-        self.count();
+        self.forget(&member).await;
         self.log.info(
             "pod is out of the mesh",
             &[("pod", &pod_text(key)), ("uid", &key.uid), ("reason", &reason)],

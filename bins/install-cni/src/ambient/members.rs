@@ -14,6 +14,7 @@ use tokio::sync::OwnedMutexGuard;
 use zds::{Entry, Workload};
 
 use super::desired::REDIRECTION;
+use super::record::{Place, Record, Stage};
 
 /// How far a pod is. A pod of none of these is no member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -109,6 +110,42 @@ impl Member {
             annotated: None,
         };
         (member, warnings)
+    }
+
+    /// A pod of which an earlier agent kept a record. Its rules are those of then (AA-26), whatever its annotations say by now.
+    pub(crate) fn recorded(pod: &Object, record: &Record) -> Self {
+        let (mut member, _) = Self::of(pod);
+        member.options = record.options.clone().into();
+        member.strict = record.tcp_loose_before.is_some();
+        member.state = match record.stage {
+            Stage::Enrolled => State::Enrolled,
+            Stage::Leaving | Stage::Draining { .. } => State::Leaving,
+            Stage::Pending | Stage::Other => State::Pending,
+        };
+        let ips = pod.ips();
+        member.set_ips(if ips.is_empty() { record.ips.clone() } else { ips });
+        member
+    }
+
+    /// What the next agent is to know of it.
+    pub(crate) fn record(&self) -> Record {
+        let stage = match self.state {
+            State::Pending => Stage::Pending,
+            State::Enrolled => Stage::Enrolled,
+            State::Leaving => Stage::Leaving,
+        };
+        let mut record = Record::new(&self.key, &self.service_account, stage);
+        record.netns = self.netns.as_deref().map(|netns| Place {
+            path: netns.path().to_owned(),
+            dev: netns.id().dev,
+            ino: netns.id().ino,
+            given: self.given,
+        });
+        record.ips.clone_from(&self.ips);
+        record.options = (&self.options).into();
+        // The kernel knows only 0 and 1, and strict is 0.
+        record.tcp_loose_before = self.strict.then_some(1);
+        record
     }
 
     /// Notes its addresses; whoever had one of them before has it no more.

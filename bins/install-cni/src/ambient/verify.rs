@@ -1,12 +1,13 @@
 //! What the kernel holds against what it should hold: once at the start for every pod, and then again and again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use capture::ambient::plan_pod;
 use cluster::PodKey;
 use kernel::Change;
+use netns::Netns;
 use netns::find::Wanted;
 use tokio::task::JoinSet;
 
@@ -15,6 +16,7 @@ use super::desired::{Desired, ENABLED, REDIRECTION};
 use super::enrol::pod_text;
 use super::failure::Failure;
 use super::members::{Member, State};
+use super::record::{Place, Record};
 
 /// Namespaces that are looked at at once.
 const AT_ONCE: usize = 4;
@@ -23,14 +25,11 @@ impl Ambient {
     /// The pods that an earlier agent enrolled (AA-60 to AA-64): every one of them is a member before the first ztunnel is served, with its
     /// namespace if it can be found and without it otherwise, so that no failure makes a ztunnel let go of a pod.
     pub(super) async fn take_over(self: &Arc<Self>) {
-        let enrolled = self.enrolled_before();
-        for member in &enrolled {
-            self.note(member);
-        }
-        let wanted: Vec<Wanted> = enrolled.iter().map(wanted).collect();
-        match self.finder.find_all(self, wanted).await {
+        let mut lost = self.known_before().await;
+        lost.retain(|member| member.netns.is_none());
+        match self.finder.find_all(self, lost.iter().map(wanted).collect()).await {
             Ok(mut found) => {
-                for mut member in enrolled {
+                for mut member in lost {
                     if let Some(netns) = found.remove(&member.key.uid) {
                         member.move_to_keeping(netns);
                         self.note(&member);
@@ -46,21 +45,66 @@ impl Ambient {
         self.log.info("the pods of an earlier agent are taken over", &labels);
     }
 
-    fn enrolled_before(&self) -> Vec<Member> {
+    /// Pods of which an earlier agent kept a record, and those that carry the mark of one that kept none. Each is noted.
+    async fn known_before(self: &Arc<Self>) -> Vec<Member> {
+        let ambient = self.clone();
+        let read = tokio::task::spawn_blocking(move || ambient.read_records()).await;
+        let mut records = read.unwrap_or_else(|error| {
+            self.log.error(Failure::from(error), &[]);
+            HashMap::new()
+        });
         let pods: Vec<_> = self.cluster.index().pods().cloned().collect();
         let mut members = Vec::new();
-        for pod in pods {
-            let enabled = pod.annotation(REDIRECTION) == Some(ENABLED);
-            if !enabled || pod.is_terminal() || self.config.rules.is_ztunnel(&pod) {
-                continue;
-            }
-            let (mut member, _) = Member::of(&pod);
-            member.set_ips(pod.ips());
-            (member.state, member.listed) = (State::Enrolled, true);
-            (member.ruled, member.acked, member.probed) = (true, true, !member.ips.is_empty());
+        for pod in pods.iter().filter(|pod| !self.config.rules.is_ztunnel(pod)) {
+            let enabled = pod.annotation(REDIRECTION) == Some(ENABLED) && !pod.is_terminal();
+            let mut member = match records.remove(pod.uid().unwrap_or_default()) {
+                Some((record, netns)) => {
+                    let mut member = Member::recorded(pod, &record);
+                    if let Some(netns) = netns {
+                        member.move_to_keeping(netns);
+                        member.given = record.netns.is_some_and(|place| place.given);
+                    }
+                    member
+                }
+                None if enabled => {
+                    let (mut member, _) = Member::of(pod);
+                    member.set_ips(pod.ips());
+                    member.state = State::Enrolled;
+                    member
+                }
+                None => continue,
+            };
+            member.listed = !pod.is_terminal();
+            let done = member.state == State::Enrolled;
+            member.ruled = done || member.state == State::Leaving;
+            (member.acked, member.probed) = (done, done && !member.ips.is_empty());
+            self.note(&member);
             members.push(member);
         }
         members
+    }
+
+    /// What the agent before has kept, with the namespace of each pod that is still where it was. Records of pods that are gone are removed.
+    fn read_records(&self) -> HashMap<String, (Record, Option<Netns>)> {
+        let (records, mut errors) = self.records.read();
+        let known: HashSet<String> =
+            self.cluster.index().pods().filter_map(|pod| pod.uid().map(str::to_owned)).collect();
+        errors.extend(self.records.sweep(|uid| known.contains(uid)));
+        errors.iter().for_each(|error| self.log.warn(error, &[]));
+        let records = records.into_iter().filter(|record| known.contains(&record.uid));
+        let reopened = records.map(|record| {
+            let netns = record.netns.as_ref().and_then(|place| self.reopen(place, &record.ips));
+            (record.uid.clone(), (record, netns))
+        });
+        reopened.collect()
+    }
+
+    /// The namespace of a record, if its path still leads there and it is still the pod's.
+    fn reopen(&self, place: &Place, ips: &[IpAddr]) -> Option<Netns> {
+        let netns = Netns::open(&place.path).ok().filter(|netns| netns.id() == place.id())?;
+        let host = self.host().ok()?.id();
+        netns::find::belongs_to(&netns, host, ips, &super::finder::addresses).ok()?;
+        Some(netns)
     }
 
     /// Verifies until the task is aborted.

@@ -87,6 +87,7 @@ impl Ambient {
         let known = self.members.get(&key.uid);
         if let Some(mut member) = known.clone().filter(|member| member.state == State::Enrolled) {
             self.follow_addresses(&mut member, &ips)?;
+            self.keep(&member).await;
             return self.mark(member, facts, ENABLED).await;
         }
         // An event of the plugin comes before the status has an address; what it said holds until then.
@@ -125,8 +126,7 @@ impl Ambient {
         self.host()?.remove(&member.ips, &member.key.uid)?;
         self.ztunnels.remove(&member.key.uid).await?;
         self.annotate(&mut member, None).await?;
-        self.members.remove(&member.key.uid);
-        self.count();
+        self.forget(&member).await;
         Ok(())
     }
 

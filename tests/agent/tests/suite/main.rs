@@ -10,6 +10,7 @@ mod logs;
 mod mesh;
 mod mesh_attack;
 mod mesh_faults;
+mod mesh_records;
 mod socket;
 mod sources;
 mod surroundings;
