@@ -13,6 +13,7 @@ mod netlink;
 pub mod nft;
 pub mod route;
 pub mod sets;
+pub mod sockets;
 
 pub use apply::{Applied, Choice, Incomplete, Kernel};
 pub use netlink::Error as NetlinkError;
