@@ -9,6 +9,7 @@ pub(crate) mod config;
 mod desired;
 mod enrol;
 mod event;
+mod evidence;
 mod failpoint;
 mod failure;
 mod finder;
@@ -38,6 +39,7 @@ use zds::{Listener, Ztunnels};
 use crate::health::{Health, Part};
 use crate::metrics::Metrics;
 use config::AmbientConfig;
+use evidence::Evidence;
 use failure::Failure;
 use finder::Finder;
 use host::HostSide;
@@ -71,6 +73,7 @@ pub(crate) struct Ambient {
     queue: Queue<PodKey>,
     members: Arc<Members>,
     records: Arc<Records>,
+    evidence: Arc<Evidence>,
     ztunnels: Ztunnels,
     finder: Finder,
     backends: Arc<Backends>,
@@ -118,6 +121,7 @@ impl Ambient {
             queue: Queue::new(),
             members,
             records: Arc::new(Records::new(&run_dir)),
+            evidence: Arc::new(Evidence::new(&run_dir)),
             ztunnels,
             finder: Finder::default(),
             backends: Arc::new(backends),
@@ -161,6 +165,7 @@ impl Ambient {
     }
 
     async fn prepare_host(&self) {
+        let mut told = false;
         loop {
             let (config, backends, log) = (self.config.clone(), self.backends.clone(), self.log.clone());
             let prepared =
@@ -175,7 +180,9 @@ impl Ambient {
                 Ok(Err(error)) => error.to_string(),
                 Err(error) => error.to_string(),
             };
-            self.log.error(&error, &[]);
+            if !std::mem::replace(&mut told, true) {
+                self.log.error(&error, &[]);
+            }
             self.health.pending(Part::Ambient, &error);
             tokio::time::sleep(RETRY).await;
         }

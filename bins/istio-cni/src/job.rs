@@ -1,5 +1,6 @@
 //! One pod's way: facts → decision → plan → apply, or compare.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,14 +16,12 @@ use telemetry::Logger;
 use crate::failure::Failure;
 use crate::plugin::Backends;
 use crate::progress::{Phase, Progress};
-use crate::sources::Sources;
+use crate::sources::{Sources, run_dir};
 use crate::{groups, handover, plugin};
 
 /// How long an ADD waits for another one that works in the same namespace. Two calls for one pod are rare (a second interface); a
 /// usual one takes milliseconds.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a CHECK waits: it only looks.
-const CHECK_LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A call for one pod. It owns what it works with, because the thread that works is left behind when the time is over.
 pub(crate) struct Job {
@@ -34,6 +33,10 @@ pub(crate) struct Job {
     pub(crate) id: PodId,
     /// What the plugins before this one made.
     pub(crate) result: CniResult,
+    /// CNI_CONTAINERID.
+    pub(crate) container: String,
+    /// CNI_IFNAME.
+    pub(crate) ifname: String,
 }
 
 /// What came of an ADD.
@@ -45,14 +48,8 @@ pub(crate) enum Added {
     Skipped,
 }
 
-/// What a check found.
-pub(crate) enum Verdict {
-    AsPlanned,
-    Differs(Vec<Difference>),
-}
-
 /// A pod that is to be captured.
-struct Target {
+pub(crate) struct Target {
     netns: Netns,
     way: Way,
 }
@@ -76,10 +73,21 @@ impl Job {
     ) -> Result<Self, cni::Error> {
         let id = plugin::pod_id(&request.args()?);
         let result = request.prev_result()?.unwrap_or_default();
-        Ok(Self { netns: request.netns.clone(), conf, log, backends, progress, id, result })
+        let (container, ifname) = (request.container_id.clone(), request.ifname.clone());
+        Ok(Self {
+            netns: request.netns.clone(),
+            conf,
+            log,
+            backends,
+            progress,
+            id,
+            result,
+            container,
+            ifname,
+        })
     }
 
-    fn kernel(&self) -> Kernel<'_> {
+    pub(crate) fn kernel(&self) -> Kernel<'_> {
         self.backends.kernel()
     }
 
@@ -127,21 +135,9 @@ impl Job {
         capture::decide_by_id(&self.id, &scope)
     }
 
-    /// Compares the pod's namespace with what an ADD would make of it.
-    pub(crate) fn check(&self) -> Result<Verdict, Failure> {
-        let Some(target) = self.target()? else { return Ok(Verdict::AsPlanned) };
-        let _lock = self.lock(&target.netns, CHECK_LOCK_TIMEOUT)?;
-        let differences = target.netns.enter(|inside| match &target.way {
-            Way::Sidecar(settings) => self.compare(inside, settings),
-            Way::Ambient => self.look_for_ambient(inside),
-        })??;
-        self.progress.ended(Phase::Apply);
-        Ok(if differences.is_empty() { Verdict::AsPlanned } else { Verdict::Differs(differences) })
-    }
-
     /// Waits for another call in the same namespace. A process of the pod can hold the lock too, so it must never be more than a
     /// delay: setups are complete in themselves, and the lock only keeps two of them from doing the same work.
-    fn lock(&self, netns: &Netns, timeout: Duration) -> Result<Option<Lock>, Failure> {
+    pub(crate) fn lock(&self, netns: &Netns, timeout: Duration) -> Result<Option<Lock>, Failure> {
         match netns.lock(timeout) {
             Ok(lock) => Ok(Some(lock)),
             Err(error @ netns::Error::Locked { .. }) => {
@@ -153,7 +149,7 @@ impl Job {
     }
 
     /// The decision; nothing for a pod that is left alone.
-    fn target(&self) -> Result<Option<Target>, Failure> {
+    pub(crate) fn target(&self) -> Result<Option<Target>, Failure> {
         self.progress.ended(Phase::Parse);
         if let Some(skip) = self.skip() {
             self.log_skip(&skip);
@@ -206,7 +202,20 @@ impl Job {
         Ok(selectors.eligible_pod(pod) == Eligibility::Eligible)
     }
 
-    /// The agent's options are not known here, and CHECK never asks it (AA-18): whether there are rules of ambient mode at all can be told.
+    /// How a pod's namespace differs from what an ADD would make of it by today's facts.
+    pub(crate) fn compare_by_facts(&self, target: &Target) -> Result<Vec<Difference>, Failure> {
+        target.netns.enter(|inside| match &target.way {
+            Way::Sidecar(settings) => self.compare_settings(inside, settings),
+            Way::Ambient => self.look_for_ambient(inside),
+        })?
+    }
+
+    /// The run directory. A plugin's working directory is not its own, so a relative one is none.
+    pub(crate) fn run_dir(&self) -> Option<&Path> {
+        run_dir(&self.conf)
+    }
+
+    /// The agent's options are not known here, and CHECK never asks it: whether there are rules of ambient mode at all can be told.
     fn look_for_ambient(&self, inside: &Inside) -> Result<Vec<Difference>, Failure> {
         let none = capture::ambient::no_rules();
         let kernel = self.kernel();
@@ -216,7 +225,7 @@ impl Job {
         Ok(vec![Difference::MissingTable { table: none.nft_table(ruleset::TableKind::Nat) }])
     }
 
-    fn open_netns(&self) -> Result<Netns, Failure> {
+    pub(crate) fn open_netns(&self) -> Result<Netns, Failure> {
         let path = self.netns.as_ref().ok_or(Failure::NoNetns)?;
         let netns = Netns::open(path)?;
         // The protocol layer has compared with our own namespace, unless CNI_NETNS_OVERRIDE told it not to, as a runtime does that
@@ -229,13 +238,32 @@ impl Job {
         Ok(netns)
     }
 
+    /// Loads the rules and keeps a record of them.
     fn apply(&self, inside: &Inside, settings: &Settings) -> Result<Applied, Failure> {
         let ipv6 = ipv6(inside, settings)?;
         let plan = |backend| capture::plan(settings, Facts { backend, ipv6 });
-        Ok(self.kernel().apply(inside, plugin::choice(&self.conf), plan)?)
+        let applied = self.kernel().apply(inside, plugin::choice(&self.conf), plan)?;
+        self.record(inside, &plan(applied.backend));
+        Ok(applied)
     }
 
-    fn compare(&self, inside: &Inside, settings: &Settings) -> Result<Vec<Difference>, Failure> {
+    /// Without a record a later CHECK proves nothing; the pod is captured all the same.
+    fn record(&self, inside: &Inside, plan: &Plan) {
+        let (Some(run_dir), Some(record)) = (self.run_dir(), self.kernel().record(plan)) else { return };
+        let origin = applied::Origin {
+            netns: inside.id(),
+            pod: self.pod_text(),
+            uid: self.id.uid.clone().unwrap_or_default(),
+            interface: self.ifname.clone(),
+            addresses: self.result.ips.iter().map(|ip| ip.address.addr()).collect(),
+        };
+        let key = applied::Key::Attachment { container: &self.container, interface: &self.ifname };
+        if let Err(error) = applied::write(run_dir, key, &origin, &record) {
+            self.log.warn(&format!("CHECK will not know what was applied to this pod: {error}"), &[]);
+        }
+    }
+
+    fn compare_settings(&self, inside: &Inside, settings: &Settings) -> Result<Vec<Difference>, Failure> {
         let ipv6 = ipv6(inside, settings)?;
         let plan = |backend| capture::plan(settings, Facts { backend, ipv6 });
         let plan = match plugin::choice(&self.conf) {

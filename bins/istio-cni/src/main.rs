@@ -3,6 +3,7 @@
 //!
 //! The protocol is in crate `cni`, the decision and the rules in `capture`, their loading in `kernel`; here the three meet.
 
+mod check;
 mod failure;
 mod groups;
 mod handover;

@@ -3,6 +3,7 @@
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
+use applied::Key;
 use cni::{CniResult, Error, FailurePolicy, NetnsRelation, Plugin, PluginConf, Request, code};
 use facts::Report;
 use facts::exchange::Outcome;
@@ -13,14 +14,12 @@ use netns::Netns;
 use ruleset::Backend;
 use telemetry::{Level, Logger};
 
+use crate::check::{self, Verdict};
 use crate::failure::Failure;
-use crate::job::{self, Added, Job, Verdict};
+use crate::job::{self, Added, Job};
 use crate::progress::Progress;
 use crate::report;
-use crate::sources::Sources;
-
-/// How many differences a failing CHECK tells. One flushed chain may be thousands of them.
-const SHOWN: usize = 20;
+use crate::sources::{Sources, run_dir};
 
 /// Both backends, shared with the thread that works.
 pub(crate) struct Backends {
@@ -155,7 +154,7 @@ impl Plugin for IstioCni<'_> {
         }
     }
 
-    /// The rules end with the namespace, and nothing else is kept of a pod: there is nothing to remove, whatever state it is in.
+    /// The rules end with the namespace; what else is kept of a pod is the record of them.
     fn del(&mut self, request: &Request) -> Result<(), Error> {
         // A configuration that ADD refused must not keep the pod from being removed, and what was uninstalled stays so.
         let conf = request.conf().ok().filter(|conf| conf.cni_agent_run_dir.is_dir());
@@ -165,6 +164,11 @@ impl Plugin for IstioCni<'_> {
         let log = self.log_of(request);
         log.info("nothing to undo: rules end with the pod's network namespace", &[]);
         if let Some(conf) = conf {
+            let key = Key::Attachment { container: &request.container_id, interface: &request.ifname };
+            let removed = run_dir(&conf).map_or(Ok(()), |run_dir| applied::remove(run_dir, key));
+            if let Err(error) = removed {
+                log.warn(&error.to_string(), &[]);
+            }
             self.report(request, &conf, Outcome::Skipped, String::new(), &log);
         }
         Ok(())
@@ -181,10 +185,20 @@ impl Plugin for IstioCni<'_> {
             self.report(request, &conf, Outcome::Disabled, String::new(), &log);
             return Ok(());
         }
-        let error = not_as_planned(job.check(), &job.pod_text());
+        let (pod, verdict) = (job.pod_text(), Arc::new(job).check());
         self.log_warnings(&log);
-        let outcome = if error.is_none() { Outcome::Captured } else { Outcome::Failed };
-        let text = error.as_ref().map_or_else(String::new, |error| error.msg.clone());
+        let (outcome, error, text) = match verdict {
+            Verdict::AsPlanned => (Outcome::Captured, None, String::new()),
+            Verdict::Unknown(reason) => {
+                log.warn(&format!("whether the pod is captured as planned is not known: {reason}"), &[]);
+                (Outcome::Skipped, None, reason)
+            }
+            Verdict::Differs(differences) => {
+                let error = check::failure(&differences, &pod);
+                let text = error.msg.clone();
+                (Outcome::Failed, Some(error), text)
+            }
+        };
         self.report(request, &conf, outcome, text, &log);
         match (error, conf.failure_policy) {
             (None, _) => Ok(()),
@@ -220,14 +234,19 @@ impl Plugin for IstioCni<'_> {
         Ok(())
     }
 
-    /// Nothing is kept of an attachment outside its namespace, so there is nothing stale; the list is only checked.
+    /// Records of attachments that are gone are removed. Without a list nothing is known of any.
     fn gc(&mut self, request: &Request) -> Result<(), Error> {
-        self.configure(request)?;
-        let valid = request.valid_attachments()?.map_or(0, |attachments| attachments.len());
-        self.log.info(
-            "nothing to collect: no state is kept outside pods' network namespaces",
-            &[("valid", &valid)],
-        );
+        let conf = self.configure(request)?;
+        let Some(valid) = request.valid_attachments()? else { return Ok(()) };
+        let (Some(run_dir), count) = (run_dir(&conf), valid.len()) else { return Ok(()) };
+        let names = valid.iter().map(|valid| (&*valid.container_id, &*valid.ifname));
+        match applied::keep_attachments(run_dir, names) {
+            Ok(removed) => self.log.info(
+                "records of attachments that are gone are removed",
+                &[("valid", &count), ("removed", &removed)],
+            ),
+            Err(error) => self.log.warn(&error.to_string(), &[]),
+        }
         Ok(())
     }
 }
@@ -254,21 +273,6 @@ impl IstioCni<'_> {
             }),
         }
     }
-}
-
-/// What a check has to tell the runtime, if anything.
-fn not_as_planned(verdict: Result<Verdict, Failure>, pod: &str) -> Option<Error> {
-    let differences = match verdict {
-        Ok(Verdict::AsPlanned) => return None,
-        Ok(Verdict::Differs(differences)) => differences,
-        Err(failure) => return Some(failure.into_cni(&format!("istio-cni could not check pod {pod}"))),
-    };
-    let mut texts: Vec<String> = differences.iter().take(SHOWN).map(ToString::to_string).collect();
-    if differences.len() > SHOWN {
-        texts.push(format!("and {} more differences", differences.len() - SHOWN));
-    }
-    texts.push("delete the pod so that it is set up again".to_owned());
-    Some(Error::internal(format!("pod {pod} is not captured as planned")).with_details(texts.join("; ")))
 }
 
 /// Works on a thread of its own and waits for it no longer than `add_timeout` allows. A thread that is late ends with the process; what it does

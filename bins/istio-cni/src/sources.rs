@@ -160,7 +160,7 @@ pub(crate) fn agent(conf: &PluginConf) -> Option<Agent> {
 }
 
 /// The run directory, where the agent listens and leaves facts. A plugin's working directory is not its own, so a relative one is none.
-fn run_dir(conf: &PluginConf) -> Option<&Path> {
+pub(crate) fn run_dir(conf: &PluginConf) -> Option<&Path> {
     Some(&*conf.cni_agent_run_dir).filter(|run_dir| run_dir.is_absolute())
 }
 

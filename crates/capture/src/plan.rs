@@ -71,6 +71,12 @@ fn is_usable(address: &IpAddr) -> bool {
     !address.is_loopback() && !link_local && !address.is_unspecified()
 }
 
+/// No rules: to look for those that a captured pod has.
+#[must_use]
+pub fn no_rules() -> ruleset::Ruleset {
+    Draft::new().finish(true)
+}
+
 /// The plan for a captured pod.
 pub fn plan(settings: &Settings, facts: Facts) -> Plan {
     let mut steps = Vec::new();

@@ -177,7 +177,7 @@ impl Kernel<'_> {
         Ok(other.exists(inside, ruleset)? && other.cleanup(inside, ruleset)? != Change::None)
     }
 
-    fn store(&self, backend: Backend) -> &dyn RuleStore {
+    pub(crate) fn store(&self, backend: Backend) -> &dyn RuleStore {
         match backend {
             Backend::Nftables => self.nftables,
             Backend::Iptables => self.iptables,
@@ -206,14 +206,14 @@ impl Drop for Undo<'_> {
     }
 }
 
-fn other(backend: Backend) -> Backend {
+pub(crate) fn other(backend: Backend) -> Backend {
     match backend {
         Backend::Nftables => Backend::Iptables,
         Backend::Iptables => Backend::Nftables,
     }
 }
 
-fn describe(step: &Step) -> String {
+pub(crate) fn describe(step: &Step) -> String {
     let ip = |family: &Family| if *family == Family::V4 { "ip" } else { "ip -6" };
     match step {
         Step::EnsureLoopbackAddress(address) => format!("ip address {address}/128 dev lo"),

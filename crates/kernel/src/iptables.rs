@@ -304,6 +304,23 @@ impl RuleStore for Iptables {
         }
         Ok(all)
     }
+
+    fn recorded(&self, ruleset: &Ruleset) -> Vec<u8> {
+        ruleset::iptables::write_record(ruleset).into_bytes()
+    }
+
+    fn observe_recorded(
+        &self,
+        inside: &Inside,
+        owner: &Ruleset,
+        record: &[u8],
+    ) -> Result<Option<Vec<Difference>>, crate::Error> {
+        let text = std::str::from_utf8(record).ok();
+        match text.and_then(|text| ruleset::iptables::read_record(text, owner)) {
+            Some(ruleset) => self.observe(inside, &ruleset).map(Some),
+            None => Ok(None),
+        }
+    }
 }
 
 /// A new thread is in the namespaces of the one that makes it; what it changes about its own ends with it.

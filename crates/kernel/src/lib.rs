@@ -11,13 +11,14 @@ pub mod iptables;
 pub mod kubelet;
 mod netlink;
 pub mod nft;
+mod record;
 pub mod route;
 pub mod sets;
-pub mod sockets;
 
 pub use apply::{Applied, Choice, Incomplete, Kernel};
 pub use netlink::Error as NetlinkError;
 use netns::Inside;
+pub use record::Record;
 use ruleset::{Backend, Ruleset};
 
 /// What a backend does with rulesets. Every method is complete by itself: it may be called at any time, in any state of the
@@ -46,6 +47,21 @@ pub trait RuleStore: Sync {
     /// # Errors
     /// The kernel could not be asked.
     fn observe(&self, inside: &Inside, ruleset: &Ruleset) -> Result<Vec<Difference>, Error>;
+
+    /// What [`Self::setup`] loads, as bytes that later versions of this program can compare with the kernel, whatever they would load.
+    fn recorded(&self, ruleset: &Ruleset) -> Vec<u8>;
+
+    /// As [`Self::observe`], for such bytes. `owner` has the name and the known chains of whoever loaded them. `None`: bytes of another
+    /// version, or broken ones.
+    ///
+    /// # Errors
+    /// The kernel could not be asked.
+    fn observe_recorded(
+        &self,
+        inside: &Inside,
+        owner: &Ruleset,
+        record: &[u8],
+    ) -> Result<Option<Vec<Difference>>, Error>;
 }
 
 /// What a call changed.

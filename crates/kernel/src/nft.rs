@@ -11,12 +11,14 @@
 
 mod batch;
 mod error;
+mod expected;
 mod expr;
 mod list;
 mod lower;
 pub(crate) mod members;
 mod observe;
 mod probe;
+mod read;
 #[cfg(test)]
 mod tests;
 mod uapi;
@@ -59,6 +61,23 @@ impl RuleStore for Nftables {
         let mut socket = open()?;
         let listed = list_tables(&mut socket, family::INET)?;
         Ok(differences(&mut socket, ruleset, &listed)?)
+    }
+
+    fn recorded(&self, ruleset: &Ruleset) -> Vec<u8> {
+        encode(ruleset)
+    }
+
+    fn observe_recorded(
+        &self,
+        _: &Inside,
+        owner: &Ruleset,
+        record: &[u8],
+    ) -> Result<Option<Vec<Difference>>, crate::Error> {
+        let Some(expected) = expected::recorded(record) else { return Ok(None) };
+        let mut socket = open()?;
+        let listed = list_tables(&mut socket, family::INET)?;
+        let differences = observe::differences(&mut socket, owner, &expected, &listed);
+        Ok(Some(differences.map_err(|e| question(&format!("list the rules of {}", owner.owner), e))?))
     }
 }
 
@@ -151,7 +170,7 @@ fn differences(
     ruleset: &Ruleset,
     listed: &[ListedTable],
 ) -> Result<Vec<Difference>, Error> {
-    observe::differences(socket, ruleset, listed)
+    observe::differences(socket, ruleset, &expected::planned(ruleset), listed)
         .map_err(|e| question(&format!("list the rules of {}", ruleset.owner), e))
 }
 

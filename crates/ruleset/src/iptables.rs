@@ -4,6 +4,7 @@
 //! there are no policy lines (with them the nft variant takes ten times as long).
 
 mod parse;
+mod record;
 
 use std::fmt::{self, Write};
 
@@ -12,6 +13,7 @@ use crate::rule::{
 };
 
 pub use parse::{canonical, parse_rule};
+pub use record::{read_record, write_record};
 
 /// Chains whose names in nf_tables and iptables are not the same word (ambient-pod-rules.md section 1).
 const SHORTENED: [(&str, &str); 2] =

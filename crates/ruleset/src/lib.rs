@@ -9,6 +9,7 @@
 mod check;
 pub mod eval;
 pub mod iptables;
+pub mod listed;
 pub mod nft;
 mod plan;
 mod rule;

@@ -110,6 +110,13 @@ impl Lab {
             ensure!(first.rules == Change::Fresh, "the first time: {first:?}");
             let differences = kernel.observe(inside, plan)?;
             ensure!(differences.is_empty(), "after loading: {differences:?}");
+            let ruleset = plan.ruleset().context("the plan has no rules")?;
+            let owner = ruleset::Ruleset { tables: Vec::new(), ..ruleset.clone() };
+            let record = kernel.record(plan).context("the plan has no record")?;
+            let record =
+                kernel::Record::from_bytes(&record.to_bytes()).context("the record cannot be read")?;
+            let differences = kernel.observe_record(inside, &record, &owner)?;
+            ensure!(differences == Some(Vec::new()), "by the record: {differences:?}");
             let again = kernel.apply(inside, choice, |_| plan.clone())?;
             ensure!(again.rules == Change::None && again.routing == 0, "the second time: {again:?}");
             Ok(())

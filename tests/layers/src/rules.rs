@@ -31,6 +31,7 @@ const CRATES: &[(&str, Layer)] = &[
     ("netns", Layer::Effect { ours: &[] }),
     ("zds", Layer::Effect { ours: &[] }),
     ("kernel", Layer::Effect { ours: &["netns", "ruleset"] }),
+    ("applied", Layer::Effect { ours: &["kernel", "netns"] }),
     ("podsource", Layer::Effect { ours: &["capture", "facts", "http1"] }),
     ("telemetry", Layer::Effect { ours: &["http1"] }),
     ("install", Layer::Effect { ours: &["cni"] }),

@@ -15,6 +15,7 @@ use netns::Netns;
 use rustix::io::Errno;
 
 use super::Ambient;
+use super::evidence::Subject;
 use super::failpoint;
 use super::failure::Failure;
 use super::members::{Member, State};
@@ -201,15 +202,21 @@ impl Ambient {
         let Some(netns) = member.netns.clone() else { return Ok(None) };
         let (kernel, node) = (self.backends.clone(), self.config.node.clone());
         let (options, backend) = (member.options.clone(), self.host()?.backend());
-        let applied = self.in_kernel(move || -> Result<Applied, Failure> {
+        let (evidence, subject) = (self.evidence.clone(), Subject::of(member));
+        let applied = self.in_kernel(move || -> Result<_, Failure> {
             let _lock = netns.lock(LOCK_TIMEOUT).ok();
             let apply = |inside: &netns::Inside| {
+                let plan = plan_pod(&node, &options, backend);
                 let choice = kernel::Choice::Only(backend);
-                kernel.kernel().apply(inside, choice, |backend| plan_pod(&node, &options, backend))
+                let applied = kernel.kernel().apply(inside, choice, |_| plan.clone())?;
+                Ok((applied, evidence.record(inside, kernel.kernel(), &plan, &subject)))
             };
-            netns.enter(apply)?.map_err(|error| Failure::Rules(kernel::chain_text(&error)))
+            netns.enter(apply)?.map_err(|error: kernel::Error| Failure::Rules(kernel::chain_text(&error)))
         });
-        let applied = applied.await??;
+        let (applied, unrecorded) = applied.await??;
+        if let Some(unrecorded) = unrecorded {
+            self.log.warn(&unrecorded, &[("pod", &pod_text(&member.key))]);
+        }
         self.backends.log_warnings(&self.log);
         if let Some(warning) = &applied.warning {
             self.log.warn(warning, &[("pod", &pod_text(&member.key))]);

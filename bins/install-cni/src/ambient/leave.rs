@@ -95,8 +95,11 @@ impl Ambient {
         let (kernel, backend, strict) = (self.backends.clone(), self.host()?.backend(), member.strict);
         member.ruled = false;
         self.note(member);
+        let evidence = self.evidence.clone();
         let removed = self.in_kernel(move || -> Result<(), Failure> {
             let _lock = netns.lock(LOCK_TIMEOUT).ok();
+            // What cannot be forgotten now is when the namespace is no member's any more.
+            let _ = evidence.forget(netns.id());
             let everything = capture::ambient::plan_of_everything(backend);
             let remove = |inside: &netns::Inside| kernel.kernel().cleanup(inside, &everything);
             netns.enter(remove)?.map_err(|error| Failure::Cleanup(kernel::chain_text(&error)))?;

@@ -114,6 +114,9 @@ impl Ambient {
             self.look_again().await;
             self.verify_host().await;
             self.verify_pods(false).await;
+            if let Some(error) = self.evidence.sweep(&self.members) {
+                self.log.warn(&error, &[]);
+            }
             self.finder.forget().await;
         }
     }
@@ -268,10 +271,7 @@ impl Ambient {
                 self.log.warn("the rules of a pod differed and are put right", &[("pod", &pod)]);
                 true
             }
-            Ok(_) => {
-                self.log.settled(&[("pod", &pod)]);
-                false
-            }
+            Ok(_) => false,
             Err(error) => {
                 self.log.error(&error, &[("pod", &pod)]);
                 false

@@ -10,7 +10,7 @@ use crate::netlink::wire::{Attributes, Message, Writer};
 use crate::netlink::{Error, Socket, flags};
 
 /// Length of `struct nfgenmsg`.
-const HEADER: usize = 4;
+pub(super) const HEADER: usize = 4;
 
 /// A table as listed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,11 +83,11 @@ fn dump(
     })
 }
 
-fn text(attributes: Attributes<'_>, kind: u16) -> String {
+pub(super) fn text(attributes: Attributes<'_>, kind: u16) -> String {
     attributes.find(kind).map(|a| a.text().into_owned()).unwrap_or_default()
 }
 
-fn number(attributes: Attributes<'_>, kind: u16) -> u32 {
+pub(super) fn number(attributes: Attributes<'_>, kind: u16) -> u32 {
     attributes.find(kind).and_then(|a| a.be32()).unwrap_or_default()
 }
 
@@ -103,18 +103,23 @@ pub(super) fn chains(socket: &mut Socket) -> Result<Vec<ListedChain>, Error> {
             Some((_, attributes)) => found.push(ListedChain {
                 table: text(attributes, chain::TABLE),
                 name: text(attributes, chain::NAME),
-                base: attributes.find(chain::HOOK).map(|hook| {
-                    (
-                        text(attributes, chain::TYPE),
-                        number(hook.nested(), chain::HOOK_NUMBER),
-                        number(hook.nested(), chain::HOOK_PRIORITY).cast_signed(),
-                        number(attributes, chain::POLICY),
-                    )
-                }),
+                base: base(attributes),
             }),
         },
     )?;
     Ok(found)
+}
+
+/// Type, hook number, priority and policy of a chain that is attached.
+pub(super) fn base(attributes: Attributes<'_>) -> Option<(String, u32, i32, u32)> {
+    attributes.find(chain::HOOK).map(|hook| {
+        (
+            text(attributes, chain::TYPE),
+            number(hook.nested(), chain::HOOK_NUMBER),
+            number(hook.nested(), chain::HOOK_PRIORITY).cast_signed(),
+            number(attributes, chain::POLICY),
+        )
+    })
 }
 
 /// The sets of a table, with the elements of those that `with_elements` holds for.
@@ -227,7 +232,7 @@ fn resolve(exprs: &mut [Expr<'static>], anonymous: &HashMap<&str, Option<Vec<u16
     all
 }
 
-fn comment(userdata: &[u8]) -> Option<String> {
+pub(super) fn comment(userdata: &[u8]) -> Option<String> {
     let (&[kind, len], rest) = userdata.split_first_chunk::<2>()?;
     let text = rest.get(..usize::from(len).checked_sub(1)?)?;
     (kind == rule::USERDATA_COMMENT).then(|| String::from_utf8_lossy(text).into_owned())

@@ -1,11 +1,12 @@
 //! How what the kernel has differs from a plan.
 
-use ruleset::{Base, Chain, Ruleset, Set, Table, TableKind};
+use ruleset::{Ruleset, Set, TableKind};
 
 use super::batch::Kept;
+use super::expected::{ExpectedChain, ExpectedRule, ExpectedTable};
 use super::expr::Value;
 use super::list::{self, ListedChain, ListedRule, ListedSet, ListedTable};
-use super::lower::{self, Lowered};
+use super::lower;
 use super::uapi::{chain, set};
 use crate::Difference;
 use crate::difference::{Edit, align};
@@ -46,31 +47,33 @@ pub(super) fn kept(
     Ok(all)
 }
 
-/// Every difference between the owner's tables and the ruleset.
+/// Every difference between the owner's tables and what is expected of them.
 pub(super) fn differences(
     socket: &mut Socket,
     ruleset: &Ruleset,
+    expected: &[ExpectedTable<'_>],
     listed: &[ListedTable],
 ) -> Result<Vec<Difference>, Error> {
     let mut out = Vec::new();
-    for kind in owned(ruleset, listed) {
-        if ruleset.table(kind).is_none() {
-            out.push(Difference::UnexpectedTable { table: ruleset.nft_table(kind) });
+    for name in owned(ruleset, listed).into_iter().map(|kind| ruleset.nft_table(kind)) {
+        if expected.iter().all(|expected| expected.name != name) {
+            out.push(Difference::UnexpectedTable { table: name });
         }
     }
     let mut chains = None;
-    for planned in &ruleset.tables {
-        let name = ruleset.nft_table(planned.kind);
-        match listed.iter().find(|t| t.name == name) {
-            None => out.push(Difference::MissingTable { table: name }),
+    for expected in expected {
+        match listed.iter().find(|t| t.name == expected.name) {
+            None => out.push(Difference::MissingTable { table: expected.name.to_string() }),
             // Everything may be in it, and none of it works.
-            Some(ListedTable { dormant: true, .. }) => out.push(Difference::MissingTable { table: name }),
+            Some(ListedTable { dormant: true, .. }) => {
+                out.push(Difference::MissingTable { table: expected.name.to_string() });
+            }
             Some(_) => {
                 let chains = match &mut chains {
                     Some(chains) => chains,
                     none => none.insert(list::chains(socket)?),
                 };
-                table_differences(socket, &name, planned, chains, &mut out)?;
+                table_differences(socket, expected, chains, &mut out)?;
             }
         }
     }
@@ -79,16 +82,16 @@ pub(super) fn differences(
 
 fn table_differences(
     socket: &mut Socket,
-    name: &str,
-    planned: &Table,
+    expected: &ExpectedTable<'_>,
     chains: &[ListedChain],
     out: &mut Vec<Difference>,
 ) -> Result<(), Error> {
-    let is_elsewhere = |set: &str| planned.sets.iter().any(|s| s.is_elsewhere() && s.name == set);
+    let name = expected.name.as_ref();
+    let is_elsewhere = |set: &str| expected.sets.iter().any(|s| s.is_elsewhere() && s.name == set);
     let sets = list::sets(socket, name, |set| !is_elsewhere(set))?;
     let rules = list::rules(socket, name, &sets)?;
-    set_differences(name, planned, &sets, out);
-    for chain in ruleset::nft::chains(planned) {
+    set_differences(name, expected.sets, &sets, out);
+    for chain in &expected.chains {
         match chains.iter().find(|c| c.table == name && c.name == chain.name) {
             Some(listed) if same_base(chain, listed) => {}
             _ => out.push(Difference::MissingChain { table: name.to_owned(), chain: chain.name.to_string() }),
@@ -97,7 +100,7 @@ fn table_differences(
         rule_differences(name, chain, &listed, out);
     }
     for listed in chains.iter().filter(|c| c.table == name) {
-        if !ruleset::nft::chains(planned).any(|c| c.name == listed.name) {
+        if expected.chains.iter().all(|c| c.name != listed.name) {
             let chain = listed.name.clone();
             out.push(Difference::UnexpectedChain { table: name.to_owned(), chain });
         }
@@ -105,12 +108,12 @@ fn table_differences(
     Ok(())
 }
 
-fn same_base(planned: &Chain, listed: &ListedChain) -> bool {
-    match (&planned.base, &listed.base) {
+fn same_base(expected: &ExpectedChain<'_>, listed: &ListedChain) -> bool {
+    match (&expected.base, &listed.base) {
         (None, None) => true,
-        (Some(Base { kind, hook, priority }), Some((listed_kind, listed_hook, listed_priority, policy))) => {
-            lower::chain_type(*kind) == listed_kind
-                && lower::hook_number(*hook) == *listed_hook
+        (Some((kind, hook, priority)), Some((listed_kind, listed_hook, listed_priority, policy))) => {
+            kind == listed_kind
+                && hook == listed_hook
                 && priority == listed_priority
                 && *policy == chain::POLICY_ACCEPT
         }
@@ -118,11 +121,11 @@ fn same_base(planned: &Chain, listed: &ListedChain) -> bool {
     }
 }
 
-fn set_differences(name: &str, planned: &Table, listed: &[ListedSet], out: &mut Vec<Difference>) {
+fn set_differences(name: &str, planned: &[Set], listed: &[ListedSet], out: &mut Vec<Difference>) {
     let mut differs = |set: &str, how| {
         out.push(Difference::DifferentSet { table: name.to_owned(), set: set.to_owned(), how });
     };
-    for set in &planned.sets {
+    for set in planned {
         let how = match listed.iter().find(|l| l.name == set.name) {
             None => "is missing",
             Some(l) if (l.flags, l.key_type, l.key_len) != type_of(set) => "is of another type",
@@ -132,7 +135,7 @@ fn set_differences(name: &str, planned: &Table, listed: &[ListedSet], out: &mut 
         differs(&set.name, how);
     }
     for l in listed.iter().filter(|l| l.flags & set::ANONYMOUS == 0) {
-        if !planned.sets.iter().any(|set| set.name == l.name) {
+        if !planned.iter().any(|set| set.name == l.name) {
             differs(&l.name, "is not planned");
         }
     }
@@ -149,24 +152,25 @@ fn sorted_elements(set: &Set) -> Vec<(Value, bool)> {
     elements
 }
 
-/// Planned rules that are not in the common subsequence are missing, listed ones that are not are unexpected.
-fn rule_differences(table: &str, chain: &Chain, listed: &[&ListedRule], out: &mut Vec<Difference>) {
-    let planned: Vec<Lowered<'_>> = chain.rules.iter().map(lower::lower).collect();
-    for edit in align(planned.len(), listed.len(), |p, l| planned[p] == listed[l].lowered) {
+/// Expected rules that are not in the common subsequence are missing, listed ones that are not are unexpected.
+fn rule_differences(
+    table: &str,
+    chain: &ExpectedChain<'_>,
+    listed: &[&ListedRule],
+    out: &mut Vec<Difference>,
+) {
+    let expected = &chain.rules;
+    for edit in align(expected.len(), listed.len(), |e, l| expected[e].lowered == listed[l].lowered) {
         let (table, name) = (table.to_owned(), chain.name.to_string());
         out.push(match edit {
             Edit::Missing(number) => {
-                let missing = &chain.rules[number];
-                let (rule, why) = (ruleset::nft::render_statements(missing), missing.why.to_string());
+                let (rule, why) = (expected[number].text(), expected[number].why());
                 Difference::MissingRule { table, chain: name, rule, why }
             }
             Edit::Unexpected(number) => {
                 // A rule that is only at the wrong place is shown in words.
-                let words = planned.iter().position(|p| *p == listed[number].lowered);
-                let rule = words.map_or_else(
-                    || listed[number].to_string(),
-                    |at| ruleset::nft::render_statements(&chain.rules[at]),
-                );
+                let words = expected.iter().find(|rule| rule.lowered == listed[number].lowered);
+                let rule = words.map_or_else(|| listed[number].to_string(), ExpectedRule::text);
                 Difference::UnexpectedRule { table, chain: name, rule }
             }
         });

@@ -247,7 +247,7 @@ fn parse_tproxy(words: &mut Words<'_>) -> Option<Action> {
 }
 
 /// `ISTIO_OUTPUT` → `istio-output`, if that is a name that we would give.
-fn own_name(chain: &str) -> Option<String> {
+pub(super) fn own_name(chain: &str) -> Option<String> {
     if let Some((long, _)) = SHORTENED.iter().find(|(_, short)| *short == chain) {
         return Some((*long).to_owned());
     }

@@ -9,6 +9,7 @@ mod life;
 mod logs;
 mod mesh;
 mod mesh_attack;
+mod mesh_check;
 mod mesh_faults;
 mod mesh_records;
 mod socket;

@@ -6,6 +6,7 @@ mod annotations;
 mod facts;
 mod input;
 mod kills;
+mod record;
 mod rules;
 mod surroundings;
 

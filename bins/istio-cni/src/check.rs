@@ -1,0 +1,207 @@
+//! CHECK: the pod's namespace against what was applied to it.
+//!
+//! A runtime that calls CHECK may give the pod up where it fails, so it fails only where capture is proven lost: a record says what was
+//! applied to this namespace, and the kernel shows that rules of ours are gone, changed or shadowed. Everything that cannot be had, or is
+//! known by another way only, is a line in the log.
+
+use std::fmt::Write;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use applied::{Applied, Key};
+use cni::Error;
+use kernel::Difference;
+use netns::Netns;
+use ruleset::Ruleset;
+
+use crate::failure::Failure;
+use crate::job::Job;
+use crate::progress::Phase;
+
+/// How long a CHECK waits for another call that works in the same namespace: it only looks.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long it waits for the pod's facts, where there is no record.
+const FACTS_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often it looks again where the record changes meanwhile.
+const TRIES: usize = 3;
+
+/// Differences that the first sentence of a failure tells, and the details; one flushed chain may be thousands of them.
+const SHOWN_FIRST: usize = 2;
+const SHOWN: usize = 20;
+/// Bytes of one difference that are told.
+const LONGEST: usize = 240;
+
+/// What a check found.
+#[derive(Debug)]
+pub(crate) enum Verdict {
+    /// Nothing differs.
+    AsPlanned,
+    /// Capture is lost.
+    Differs(Vec<Difference>),
+    /// Nothing is proven, for this reason.
+    Unknown(String),
+}
+
+impl Job {
+    /// Compares the pod's namespace with what was applied to it.
+    pub(crate) fn check(self: &Arc<Self>) -> Verdict {
+        self.progress.ended(Phase::Parse);
+        let netns = match self.open_netns() {
+            Ok(netns) => netns,
+            Err(failure) => return unknown(&failure),
+        };
+        let lock = match self.lock(&netns, LOCK_TIMEOUT) {
+            Ok(lock) => lock,
+            Err(failure) => return unknown(&failure),
+        };
+        let mut before: Option<Applied> = None;
+        for _ in 0..TRIES {
+            let Some(applied) = self.recorded(&netns) else {
+                // An ADD must not wait for what only this call waits for.
+                drop(lock);
+                return self.check_by_facts();
+            };
+            // Whoever writes another plan here meanwhile does so without the lock, which a process of the pod can hold.
+            if before.as_ref() == Some(&applied) {
+                break;
+            }
+            match self.compare(&netns, &applied) {
+                Ok(differences) if differences.is_empty() => return Verdict::AsPlanned,
+                Ok(differences) if before.is_some() => return Verdict::Differs(differences),
+                Ok(_) => before = Some(applied),
+                Err(reason) => return Verdict::Unknown(reason),
+            }
+        }
+        let differences = before.map(|applied| self.compare(&netns, &applied));
+        self.progress.ended(Phase::Apply);
+        match differences {
+            Some(Ok(differences)) if !differences.is_empty() => Verdict::Differs(differences),
+            Some(Err(reason)) => Verdict::Unknown(reason),
+            _ => Verdict::AsPlanned,
+        }
+    }
+
+    /// The record of what was applied to this namespace, for this pod: one of the plugin's own, or one of the node agent's.
+    fn recorded(&self, netns: &Netns) -> Option<Applied> {
+        let run_dir = self.run_dir()?;
+        let attachment = Key::Attachment { container: &self.container, interface: &self.ifname };
+        for key in [attachment, Key::Namespace(netns.id())] {
+            match applied::read(run_dir, key) {
+                Ok(Some(applied)) if self.is_of(&applied, netns) => return Some(applied),
+                Ok(Some(_)) => {
+                    self.log.debug("the record is of another namespace or pod; it is not used", &[])
+                }
+                Ok(None) => {}
+                Err(error) => self.log.warn(&error.to_string(), &[]),
+            }
+        }
+        None
+    }
+
+    fn is_of(&self, applied: &Applied, netns: &Netns) -> bool {
+        let origin = &applied.origin;
+        let uid = self.id.uid.as_deref().unwrap_or_default();
+        let same_uid = uid.is_empty() || origin.uid.is_empty() || origin.uid == uid;
+        origin.netns == netns.id() && origin.pod == self.pod_text() && same_uid
+    }
+
+    /// The differences, or why there is nothing to be said.
+    fn compare(&self, netns: &Netns, applied: &Applied) -> Result<Vec<Difference>, String> {
+        let entered = netns.enter(|inside| {
+            let record = applied.record.as_ref();
+            let Some((record, owner)) = record.and_then(|record| Some((record, owner_of(&record.owner)?)))
+            else {
+                return Ok(None);
+            };
+            self.kernel().observe_record(inside, record, &owner)
+        });
+        match entered {
+            Ok(Ok(Some(differences))) => Ok(differences),
+            Ok(Ok(None)) => self.compare_unreadable(netns),
+            Ok(Err(error)) => Err(kernel::chain_text(&error)),
+            Err(error) => Err(kernel::chain_text(&error)),
+        }
+    }
+
+    /// A record that says that rules were applied, and not which: lost is what is gone altogether.
+    fn compare_unreadable(&self, netns: &Netns) -> Result<Vec<Difference>, String> {
+        let kernel = self.kernel();
+        let exists = |owner: &Ruleset| {
+            let there = netns.enter(|inside| -> Result<bool, kernel::Error> {
+                Ok(kernel.nftables.exists(inside, owner)? || kernel.iptables.exists(inside, owner)?)
+            });
+            match there {
+                Ok(result) => result.map_err(|error| kernel::chain_text(&error)),
+                Err(error) => Err(kernel::chain_text(&error)),
+            }
+        };
+        let (sidecar, ambient) = (capture::plan::no_rules(), capture::ambient::no_rules());
+        if exists(&sidecar)? || exists(&ambient)? {
+            return Err(
+                "the record of what was applied is of another version; rules of ours are there".to_owned()
+            );
+        }
+        Ok(vec![Difference::MissingTable { table: sidecar.nft_table(ruleset::TableKind::Nat) }])
+    }
+
+    /// What today's facts say. The pod may have been set up by other ones, or by nobody, so nothing is proven by them.
+    fn check_by_facts(self: &Arc<Self>) -> Verdict {
+        let (sender, receiver) = mpsc::channel();
+        let job = self.clone();
+        // Left behind when it is late; it ends with the process.
+        let thread = std::thread::Builder::new().name("facts".to_owned()).spawn(move || {
+            let _ = sender.send(job.target());
+        });
+        let target = match thread.map(|_| receiver.recv_timeout(FACTS_TIMEOUT)) {
+            Ok(Ok(Ok(Some(target)))) => target,
+            Ok(Ok(Ok(None))) => return Verdict::AsPlanned,
+            Ok(Ok(Err(failure))) => return unknown(&failure),
+            Ok(Err(_)) => {
+                return Verdict::Unknown("the pod's facts were not to be had within 1 s".to_owned());
+            }
+            Err(error) => return unknown(&Failure::Thread(error)),
+        };
+        match self.compare_by_facts(&target) {
+            Ok(differences) if differences.is_empty() => Verdict::AsPlanned,
+            Ok(differences) => Verdict::Unknown(format!(
+                "there is no record of what was applied to this pod; by today's facts, {}",
+                summary(&differences, SHOWN_FIRST)
+            )),
+            Err(failure) => unknown(&failure),
+        }
+    }
+}
+
+fn unknown(failure: &Failure) -> Verdict {
+    Verdict::Unknown(kernel::chain_text(failure))
+}
+
+/// The name and the known chains of whoever loads rules.
+fn owner_of(name: &str) -> Option<Ruleset> {
+    [capture::plan::no_rules(), capture::ambient::no_rules()].into_iter().find(|owner| owner.owner == name)
+}
+
+/// What the runtime is told of lost capture.
+pub(crate) fn failure(differences: &[Difference], pod: &str) -> Error {
+    let message = format!("pod {pod} is not captured as planned: {}", summary(differences, SHOWN_FIRST));
+    let details = format!("{}; delete the pod so that it is set up again", summary(differences, SHOWN));
+    Error::internal(message).with_details(details)
+}
+
+/// How many differences, and the first of them.
+fn summary(differences: &[Difference], shown: usize) -> String {
+    let count = differences.len();
+    let mut text = format!("{count} difference{}", if count == 1 { "" } else { "s" });
+    for (at, difference) in differences.iter().take(shown).enumerate() {
+        let difference = difference.to_string();
+        let end = difference.floor_char_boundary(LONGEST);
+        let (separator, cut) =
+            (if at == 0 { ": " } else { "; " }, if end < difference.len() { "…" } else { "" });
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{separator}{}{cut}", &difference[..end]);
+    }
+    if count > shown {
+        let _ = write!(text, "; and {} more", count - shown);
+    }
+    text
+}

@@ -1,0 +1,89 @@
+use super::*;
+
+const RULES: &[u8] = b"backend iptables\nowner istio-proxy\nloopback ::6\nrule 4 1337 4294967295 133 32765\nroute 6 133\n\nfamily 4\n*nat\n";
+
+fn origin(ino: u64) -> Origin {
+    Origin {
+        netns: NetnsId { dev: 4, ino },
+        pod: "shop/web".to_owned(),
+        uid: String::new(),
+        interface: "eth0".to_owned(),
+        addresses: vec!["10.1.0.9".parse().unwrap(), "fd00::9".parse().unwrap()],
+    }
+}
+
+fn key(container: &str) -> Key<'_> {
+    Key::Attachment { container, interface: "eth0" }
+}
+
+#[test]
+fn what_is_written_is_read_and_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    let record = Record::from_bytes(RULES).unwrap();
+    assert_eq!(record.to_bytes(), RULES);
+    let namespace = Key::Namespace(NetnsId { dev: 4, ino: 9 });
+    assert_eq!(read(&run, key("c1")).unwrap(), None);
+    for (key, ino) in [(key("c1"), 7), (namespace, 9), (key("c1"), 8)] {
+        write(&run, key, &origin(ino), &record).unwrap();
+        let found = read(&run, key).unwrap().unwrap();
+        assert_eq!(found, Applied { origin: origin(ino), record: Some(record.clone()) });
+    }
+    write(&run, key("c2"), &origin(1), &record).unwrap();
+    assert_eq!(keep_attachments(&run, [("c2", "eth0"), ("c1", "net1")]).unwrap(), 1);
+    assert_eq!(read(&run, key("c1")).unwrap(), None);
+    assert!(read(&run, key("c2")).unwrap().is_some() && read(&run, namespace).unwrap().is_some());
+    assert_eq!(keep_namespaces(&run, || None).unwrap(), 0);
+    assert_eq!(keep_namespaces(&run, || Some(vec![NetnsId { dev: 4, ino: 9 }])).unwrap(), 0);
+    assert_eq!(keep_namespaces(&run, || Some(vec![NetnsId { dev: 4, ino: 1 }])).unwrap(), 1);
+    remove(&run, key("c2")).unwrap();
+    remove(&run, key("c2")).unwrap();
+    assert_eq!(std::fs::read_dir(run.join(DIR)).unwrap().count(), 0);
+}
+
+#[test]
+fn names_stay_in_their_folder_and_apart() {
+    for container in ["", "a/b", "..\n", "a b", &"x".repeat(161)] {
+        assert!(matches!(name_of(key(container)), Err(Error::Name { .. })), "{container:?}");
+    }
+    let of = |container, interface| name_of(Key::Attachment { container, interface }).unwrap();
+    assert_eq!(of("c.1", "eth0"), "attachment-c.1,eth0");
+    assert_ne!(of("c", "a,b"), of("c", "a"));
+    assert!(!of("c", "we/ird\u{e9}").contains('/'));
+}
+
+/// What is not a whole record of this version is said to be so, and a pipe or a link is never opened.
+#[test]
+fn only_own_whole_files_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path();
+    let record = Record::from_bytes(RULES).unwrap();
+    write(run, key("c"), &origin(1), &record).unwrap();
+    let path = run.join(DIR).join("attachment-c,eth0");
+    let good = std::fs::read(&path).unwrap();
+    for cut in [0, 10, good.len() - RULES.len() - 3] {
+        std::fs::write(&path, &good[..cut]).unwrap();
+        assert!(matches!(read(run, key("c")), Err(Error::Unreadable { .. })), "{cut}");
+    }
+    let newer = String::from_utf8(good.clone()).unwrap().replace("backend iptables", "backend ebpf");
+    std::fs::write(&path, newer).unwrap();
+    assert_eq!(read(run, key("c")).unwrap().unwrap().record, None, "the place is known still");
+    std::fs::File::options().write(true).open(&path).unwrap().set_len(MAX_BYTES + 1).unwrap();
+    assert!(matches!(read(run, key("c")), Err(Error::TooLarge { .. })));
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(run.join("elsewhere"), &good).unwrap();
+    std::os::unix::fs::symlink(run.join("elsewhere"), &path).unwrap();
+    assert!(matches!(read(run, key("c")), Err(Error::Io { .. })));
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    assert!(matches!(read(run, key("c")), Err(Error::Foreign { .. })));
+    assert!(write(run, key("c"), &origin(1), &record).is_err());
+    std::fs::remove_dir(&path).unwrap();
+    std::fs::write(&path, &good).unwrap();
+    assert!(read(run, key("c")).unwrap().is_some());
+    // A file of another user's.
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::chown(&path, Some(65534), None).unwrap();
+        assert!(matches!(read(run, key("c")), Err(Error::Foreign { .. })));
+    }
+}

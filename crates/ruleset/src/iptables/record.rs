@@ -1,0 +1,102 @@
+//! A ruleset as text that a later version of this program can read, whatever it would plan then: the record of what was applied.
+//!
+//! The lines are those of iptables-restore, so that they are read by what reads `iptables-save`. Rules of both families are apart, and a
+//! comment before each has its reason.
+
+use std::fmt::Write;
+
+use super::{chain_name, own_chain_name, own_chains, parse::own_name, parse_rule, render_rule};
+use crate::rule::{Base, Chain, ChainKind, Families, Family, Hook, Rule, Ruleset, Table, TableKind};
+
+const FAMILIES: [(&str, Family); 2] = [("4", Family::V4), ("6", Family::V6)];
+const KINDS: [TableKind; 4] = [TableKind::Filter, TableKind::Mangle, TableKind::Nat, TableKind::Raw];
+const HOOKS: [Hook; 5] = [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting];
+
+/// Writes what iptables gets of a ruleset.
+#[must_use]
+pub fn write_record(ruleset: &Ruleset) -> String {
+    let mut out = String::with_capacity(8192);
+    for (name, family) in FAMILIES.into_iter().filter(|(_, family)| ruleset.families().contains(family)) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(out, "family {name}");
+        for table in &ruleset.tables {
+            let _ = writeln!(out, "*{}", table.kind.name());
+            for chain in own_chains(table, family) {
+                let _ = writeln!(out, "-N {}", chain_name(chain));
+            }
+            for chain in &table.chains {
+                for (index, rule) in chain.rules.iter().enumerate() {
+                    if rule.families.contains(family) {
+                        let why: String =
+                            rule.why.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+                        let how = if index < chain.leading { "-I" } else { "-A" };
+                        let _ = writeln!(out, "# {why}\n{how} {} {}", chain_name(chain), render_rule(rule));
+                    }
+                }
+            }
+        }
+    }
+    out
+}
+
+/// Reads such a text. `owner` says whose rules they are: it has the name and the known chains. Absent: not such a text, or one with rules
+/// that this version does not know.
+#[must_use]
+pub fn read_record(text: &str, owner: &Ruleset) -> Option<Ruleset> {
+    let mut ruleset = Ruleset { ipv6: false, tables: Vec::new(), ..owner.clone() };
+    let (mut family, mut kind, mut why) = (None, None, String::new());
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix("family ") {
+            family = FAMILIES.iter().find(|(known, _)| *known == name).map(|(_, family)| *family);
+            ruleset.ipv6 |= family? == Family::V6;
+        } else if let Some(name) = line.strip_prefix('*') {
+            kind = KINDS.into_iter().find(|kind| kind.name() == name);
+            table_of(&mut ruleset, kind?);
+        } else if let Some(text) = line.strip_prefix("# ") {
+            text.clone_into(&mut why);
+        } else if let Some(name) = line.strip_prefix("-N ") {
+            chain_of(table_of(&mut ruleset, kind?), name)?;
+        } else {
+            let (how, rest) = line.split_once(' ')?;
+            let (chain, rule) = rest.split_once(' ')?;
+            let rule = Rule {
+                families: Families::Only(family?),
+                why: std::mem::take(&mut why).into(),
+                ..parse_rule(rule)?
+            };
+            let chain = chain_of(table_of(&mut ruleset, kind?), chain)?;
+            match how {
+                "-A" => chain.rules.push(rule),
+                "-I" => {
+                    chain.rules.insert(chain.leading, rule);
+                    chain.leading += 1;
+                }
+                _ => return None,
+            }
+        }
+    }
+    family.map(|_| ruleset)
+}
+
+fn table_of(ruleset: &mut Ruleset, kind: TableKind) -> &mut Table {
+    let at = ruleset.tables.iter().position(|table| table.kind == kind).unwrap_or_else(|| {
+        ruleset.tables.push(Table { kind, sets: Vec::new(), chains: Vec::new() });
+        ruleset.tables.len() - 1
+    });
+    &mut ruleset.tables[at]
+}
+
+fn chain_of<'t>(table: &'t mut Table, name: &str) -> Option<&'t mut Chain> {
+    let hook = HOOKS.into_iter().find(|hook| own_chain_name(hook.name()) == name);
+    let nft_name = match hook {
+        Some(hook) => hook.name().to_owned(),
+        None => own_name(name)?,
+    };
+    let at = table.chains.iter().position(|chain| chain.name == nft_name).unwrap_or_else(|| {
+        let kind = if table.kind == TableKind::Nat { ChainKind::Nat } else { ChainKind::Filter };
+        let base = hook.map(|hook| Base { kind, hook, priority: table.kind.priority(hook) });
+        table.chains.push(Chain { name: nft_name.into(), base, rules: Vec::new(), leading: 0 });
+        table.chains.len() - 1
+    });
+    table.chains.get_mut(at)
+}

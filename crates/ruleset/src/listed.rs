@@ -1,0 +1,221 @@
+//! Rules as a kernel lists them, whoever made them: what of them can be read, in one form for both backends.
+//!
+//! The rule language says what rules of ours can say. Others use more, so this is a form of its own: each condition is a field of the
+//! packet that lies in ranges of numbers, or it could not be read. What could not be read may hold for a packet or not, and nothing is
+//! concluded from it. [`shadow`] tells what such rules do to the packets that a plan captures.
+
+mod text;
+
+use std::borrow::Cow;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::rule::{Base, Families, Family};
+
+/// A table with all its chains.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    /// As an operator finds it: `ip nat`, `inet mesh`, `ip nat (legacy)`.
+    pub name: String,
+    /// The families whose packets meet its chains.
+    pub families: Families,
+    /// A number that is greater for tables made later in this namespace; absent where the kernel gives none.
+    pub age: Option<u64>,
+    /// Chains.
+    pub chains: Vec<Chain>,
+}
+
+/// A chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chain {
+    /// Name.
+    pub name: String,
+    /// Present on a chain that is attached to the packet path.
+    pub base: Option<Base>,
+    /// Whether packets that no rule decides are dropped.
+    pub drops: bool,
+    /// Rules in order.
+    pub rules: Vec<Rule>,
+}
+
+/// A rule: where all conditions hold, its acts happen in order.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Rule {
+    /// Conditions.
+    pub conditions: Vec<Condition>,
+    /// What happens.
+    pub acts: Vec<Act>,
+    /// As its program prints it; empty where only the parts are known, see [`Rule::to_string`].
+    pub text: Cow<'static, str>,
+}
+
+/// A property of a packet that a condition asks for. Addresses and names of interfaces are numbers, most significant byte first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum Field {
+    /// 2 or 10, `NFPROTO_IPV4` and `NFPROTO_IPV6`.
+    Family,
+    /// IANA number of the transport protocol.
+    Protocol,
+    Source(Family),
+    Destination(Family),
+    SourcePort,
+    DestinationPort,
+    /// 16 bytes, padded with zeros.
+    InInterface,
+    /// 16 bytes, padded with zeros.
+    OutInterface,
+    /// Of the sending socket; there may be none.
+    Uid,
+    /// Of the sending socket; there may be none.
+    Gid,
+    Mark,
+    /// Of the connection; there may be none.
+    CtMark,
+    /// A set of bits, see [`state`]; a condition holds if one of its bits is set.
+    CtState,
+    /// 1 where a socket of this namespace sent the packet.
+    Socket,
+}
+
+/// Bits of [`Field::CtState`], as nf_tables has them.
+pub mod state {
+    /// Fits no connection.
+    pub const INVALID: u128 = 1;
+    /// Belongs to a known connection.
+    pub const ESTABLISHED: u128 = 2;
+    /// Announced by a known connection.
+    pub const RELATED: u128 = 4;
+    /// The first packet of a connection.
+    pub const NEW: u128 = 8;
+    /// Not tracked.
+    pub const UNTRACKED: u128 = 64;
+}
+
+/// One condition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Condition {
+    /// The field, under the mask, lies in one of the ranges; both ends belong to a range.
+    In {
+        /// Field.
+        field: Field,
+        /// Bits that are compared.
+        mask: u128,
+        /// Ranges.
+        ranges: Vec<(u128, u128)>,
+        /// Holds if it does not lie in one.
+        not: bool,
+    },
+    /// Could not be read.
+    Unread,
+}
+
+/// What a rule does. The last four may be followed by other acts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Act {
+    /// Ends this base chain.
+    Accept,
+    /// Ends the packet.
+    Drop,
+    /// Back to the calling chain.
+    Return,
+    /// On in another chain, and back.
+    Jump(String),
+    /// On in another chain, not back.
+    Goto(String),
+    /// To another destination; a part that is absent stays, or could not be read.
+    Dnat {
+        /// Address.
+        to: Option<IpAddr>,
+        /// Port.
+        port: Option<u16>,
+    },
+    /// To a port of this namespace; absent: the same one.
+    Redirect {
+        /// Port.
+        port: Option<u16>,
+    },
+    /// To a transparent socket.
+    Tproxy {
+        /// Port; absent: the same one.
+        port: Option<u16>,
+    },
+    /// Connection tracking leaves the packet alone.
+    Notrack,
+    /// The packet's mark becomes `(mark & keep) ^ xor`.
+    SetMark {
+        /// Bits that stay.
+        keep: u32,
+        /// Bits that change.
+        xor: u32,
+    },
+    /// The same with the connection's mark.
+    SetCtMark {
+        /// Bits that stay.
+        keep: u32,
+        /// Bits that change.
+        xor: u32,
+    },
+    /// The packet's mark becomes the connection's.
+    RestoreMark,
+    /// The connection's mark becomes the packet's.
+    SaveMark,
+    /// Could not be read: may end the packet's way here, or not.
+    Unread,
+}
+
+// === impl Table ===
+
+impl Table {
+    /// The chain of a name.
+    pub fn chain(&self, name: &str) -> Option<&Chain> {
+        self.chains.iter().find(|chain| chain.name == name)
+    }
+
+    /// How many rules it has.
+    pub fn rules(&self) -> usize {
+        self.chains.iter().map(|chain| chain.rules.len()).sum()
+    }
+}
+
+// === impl Condition ===
+
+impl Condition {
+    /// The field has this value.
+    pub fn is(field: Field, value: u128) -> Self {
+        Self::In { field, mask: u128::MAX, ranges: vec![(value, value)], not: false }
+    }
+}
+
+/// The number of an address.
+pub fn number_of(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(v4) => u32::from(v4).into(),
+        IpAddr::V6(v6) => v6.into(),
+    }
+}
+
+/// The address of a number.
+pub fn address_of(number: u128, family: Family) -> IpAddr {
+    match family {
+        // Only numbers of that length come here.
+        Family::V4 => Ipv4Addr::from(number as u32).into(),
+        Family::V6 => Ipv6Addr::from(number).into(),
+    }
+}
+
+/// The number of an interface's name.
+pub fn number_of_name(name: &str) -> u128 {
+    let mut bytes = [0; 16];
+    let len = name.len().min(15);
+    bytes[..len].copy_from_slice(&name.as_bytes()[..len]);
+    u128::from_be_bytes(bytes)
+}
+
+/// The range of names that begin so.
+pub fn names_from(prefix: &[u8]) -> (u128, u128) {
+    let (mut low, mut high) = ([0; 16], [0xff; 16]);
+    let len = prefix.len().min(16);
+    low[..len].copy_from_slice(&prefix[..len]);
+    high[..len].copy_from_slice(&prefix[..len]);
+    (u128::from_be_bytes(low), u128::from_be_bytes(high))
+}

@@ -1,0 +1,70 @@
+//! The plugin's CHECK of a pod in the mesh: by what the agent kept of it, whether the agent is there or not.
+
+use agent_tests::mesh::{MODE, Mesh};
+use agent_tests::{PATIENCE, PodCall, eventually};
+use anyhow::ensure;
+
+use crate::assert_says;
+use crate::mesh::{wait_in, wait_out};
+
+#[test]
+fn a_check_knows_what_the_agent_applied_and_asks_nobody() {
+    for nft in ["true", "false"] {
+        let mesh = Mesh::new().unwrap();
+        let start = || mesh.agent().env("NATIVE_NFTABLES", nft).env("AMBIENT_VERIFY_INTERVAL", "300ms");
+        let agent = start().ready().unwrap();
+        let ztunnel = mesh.ztunnel().unwrap();
+        let pod = mesh.running("default", "web", &[(MODE, "ambient")]).unwrap();
+        let other = mesh.running("default", "other", &[(MODE, "ambient")]).unwrap();
+        for pod in [&pod, &other] {
+            mesh.wait_annotation(pod, Some("enabled")).unwrap();
+        }
+        let mut entry = mesh.node.entry().unwrap();
+        entry["facts_timeout"] = "300ms".into();
+        let call = PodCall::with(entry, "web", &pod.uid, pod.netns.path());
+        let records = || std::fs::read_dir(mesh.node.run_dir().join("applied")).unwrap().count();
+        assert_eq!(records(), 2);
+        assert_eq!(call.run("CHECK").unwrap().exit, Some(0));
+        // Its agent is away, and so are the facts.
+        drop((agent, ztunnel));
+        mesh.node.api.stop();
+        let answer = call.run("CHECK").unwrap();
+        assert_eq!(answer.exit, Some(0), "{}", answer.stderr);
+        assert!(!answer.stderr.contains("is not known"), "{}", answer.stderr);
+        if nft == "true" {
+            pod.netns.nft("flush chain inet istio-ambient-nat istio-output").unwrap();
+        } else {
+            let mut flush = std::process::Command::new("iptables-nft");
+            pod.netns.run(flush.args(["-t", "nat", "-F", "ISTIO_OUTPUT"])).unwrap();
+        }
+        let (_, text) = call.run("CHECK").unwrap().error().unwrap();
+        assert_says(&text, &["default/web is not captured as planned", "lacks the rule"]);
+        // Another pod in that namespace is none that this record is of.
+        let entry = mesh.node.entry().unwrap();
+        let stranger = PodCall::with(entry, "web", "another-uid", pod.netns.path()).run("CHECK").unwrap();
+        assert_eq!(stranger.exit, Some(0), "{}", stranger.stderr);
+    }
+}
+
+#[test]
+fn what_was_applied_is_forgotten_with_the_pod() {
+    let mesh = Mesh::new().unwrap();
+    let agent = mesh.agent().env("AMBIENT_VERIFY_INTERVAL", "300ms").ready().unwrap();
+    let _ztunnel = mesh.ztunnel().unwrap();
+    let pod = mesh.running("default", "web", &[(MODE, "ambient")]).unwrap();
+    wait_in(&mesh, &pod).unwrap();
+    let dir = mesh.node.run_dir().join("applied");
+    let records = || std::fs::read_dir(&dir).unwrap().count();
+    assert_eq!(records(), 1);
+    // One that nobody removed: of a pod that went while no agent ran.
+    let stale = std::fs::read(std::fs::read_dir(&dir).unwrap().next().unwrap().unwrap().path()).unwrap();
+    std::fs::write(dir.join("netns-4-1"), stale).unwrap();
+    eventually("only the pod's is left", PATIENCE, || {
+        ensure!(records() == 1, "{}", records());
+        Ok(())
+    })
+    .unwrap();
+    mesh.node.api.set_pod(pod.object(&[(MODE, "none")], true));
+    wait_out(&mesh, &pod).unwrap();
+    assert_eq!(records(), 0, "{}", agent.log().text());
+}

@@ -1,0 +1,234 @@
+//! What was applied is kept, and CHECK compares with that: not with what today's facts would make, and never failing for want of them.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use plugin_tests::{Answer, Node};
+use serde_json::json;
+use testkit::Pod;
+
+use crate::{assert_says, node_and_pod};
+
+const BACKENDS: [bool; 2] = [true, false];
+
+fn record(node: &Node) -> PathBuf {
+    node.run_dir().join("applied/attachment-0123456789abcdef,eth0")
+}
+
+fn check(node: &Node, pod: &Pod) -> Answer {
+    node.call("CHECK", "web", pod.path()).run().unwrap()
+}
+
+#[track_caller]
+fn passes(node: &Node, pod: &Pod, says: &[&str]) {
+    let answer = check(node, pod);
+    assert_eq!((answer.exit, answer.stdout.as_str()), (Some(0), ""), "{}", answer.stderr);
+    assert_says(&answer.stderr, says);
+}
+
+#[track_caller]
+fn fails(node: &Node, pod: &Pod, says: &[&str]) {
+    let (code, text) = check(node, pod).error().unwrap();
+    assert_eq!(code, 999);
+    assert_says(&text, says);
+    assert_says(&text, &["pod default/web is not captured as planned: "]);
+}
+
+/// Removes a rule of ours.
+fn break_rules(pod: &Pod, nft: bool) {
+    if nft {
+        pod.nft("flush chain inet istio-proxy-nat istio-in-redirect").unwrap();
+    } else {
+        pod.run(Command::new("iptables-nft").args(["-t", "nat", "-F", "ISTIO_IN_REDIRECT"])).unwrap();
+    }
+}
+
+#[test]
+fn what_changed_in_the_facts_since_the_add_is_no_difference() {
+    let annotations = [
+        ("traffic.sidecar.istio.io/excludeInboundPorts", "7000,7001,7002"),
+        ("traffic.sidecar.istio.io/includeOutboundIPRanges", "10.20.0.0/14,192.0.2.7/32"),
+        ("sidecar.istio.io/interceptionMode", "TPROXY"),
+    ];
+    for nft in BACKENDS {
+        let (mut node, pod) = node_and_pod(&annotations);
+        node.conf["native_nftables"] = json!(nft);
+        node.add("web", pod.path()).unwrap();
+        passes(&node, &pod, &[]);
+        // Other annotations, another backend, an excluded namespace.
+        node.sidecar("web", &[("traffic.sidecar.istio.io/excludeOutboundPorts", "9000")]).unwrap();
+        passes(&node, &pod, &[]);
+        node.conf["native_nftables"] = json!(!nft);
+        passes(&node, &pod, &[]);
+        node.conf["exclude_namespaces"] = json!(["default"]);
+        passes(&node, &pod, &[]);
+        // The object is gone altogether, and so is where it was.
+        std::fs::remove_dir_all(node.manifests()).unwrap();
+        passes(&node, &pod, &[]);
+        break_rules(&pod, nft);
+        fails(&node, &pod, &["lacks the rule", "inbound, to the proxy"]);
+    }
+}
+
+#[test]
+fn lost_routing_is_lost_capture() {
+    for nft in BACKENDS {
+        let (mut node, pod) = node_and_pod(&[("sidecar.istio.io/interceptionMode", "TPROXY")]);
+        node.conf["native_nftables"] = json!(nft);
+        node.add("web", pod.path()).unwrap();
+        pod.run(Command::new("ip").args(["route", "flush", "table", "133"])).unwrap();
+        fails(&node, &pod, &["routing is missing", "table 133"]);
+    }
+}
+
+#[test]
+fn without_a_record_nothing_is_proven() {
+    for nft in BACKENDS {
+        let (mut node, pod) = node_and_pod(&[]);
+        node.conf["native_nftables"] = json!(nft);
+        passes(&node, &pod, &["\"level\":\"warn\"", "no record", "differences: "]);
+        node.add("web", pod.path()).unwrap();
+        let kept = std::fs::read(record(&node)).unwrap();
+        break_rules(&pod, nft);
+        std::fs::remove_file(record(&node)).unwrap();
+        passes(&node, &pod, &["no record of what was applied", "lacks the rule"]);
+        // A pod that starts before its object is known, and one without facts within the time.
+        std::fs::remove_dir_all(node.manifests()).unwrap();
+        passes(&node, &pod, &["is not known"]);
+        // The record of another namespace, or of another pod: the kernel gives the number of a namespace again.
+        for (from, to) in [("pod default/web", "pod default/other"), ("netns ", "netns 1")] {
+            let text = String::from_utf8_lossy(&kept).replacen(from, to, 1);
+            std::fs::write(record(&node), text.as_bytes()).unwrap();
+            passes(&node, &pod, &["is not known"]);
+        }
+        std::fs::write(record(&node), &kept[..20]).unwrap();
+        passes(&node, &pod, &["cannot be read", "is not known"]);
+        std::fs::write(record(&node), kept).unwrap();
+        fails(&node, &pod, &["lacks the rule"]);
+    }
+}
+
+/// A record of another version says that rules were applied, and not which.
+#[test]
+fn a_record_that_cannot_be_read_proves_the_loss_of_everything() {
+    for nft in BACKENDS {
+        let (mut node, pod) = node_and_pod(&[]);
+        node.conf["native_nftables"] = json!(nft);
+        node.add("web", pod.path()).unwrap();
+        let kept = std::fs::read(record(&node)).unwrap();
+        let other = [&kept[..], b"what comes later"].concat();
+        let head = String::from_utf8_lossy(&kept).replacen("\nbackend ", "\nbackend x", 1);
+        for bytes in [other, head.into_bytes()] {
+            std::fs::write(record(&node), bytes).unwrap();
+            passes(&node, &pod, &["of another version"]);
+        }
+        if nft {
+            pod.nft("flush ruleset").unwrap();
+        } else {
+            for program in ["iptables-nft", "ip6tables-nft"] {
+                for arguments in [["-t", "nat", "-F"], ["-t", "nat", "-X"]] {
+                    pod.run(Command::new(program).args(arguments)).unwrap();
+                }
+            }
+        }
+        fails(&node, &pod, &["is missing"]);
+    }
+}
+
+#[test]
+fn a_source_that_hangs_holds_a_check_for_a_second_at_most() {
+    let (mut node, pod) = node_and_pod(&[]);
+    std::fs::create_dir_all(node.run_dir()).unwrap();
+    let agent = std::os::unix::net::UnixListener::bind(node.run_dir().join("agent.sock")).unwrap();
+    node.conf.as_object_mut().unwrap().remove("pod_source");
+    node.conf["facts_timeout"] = json!("30s");
+    let began = Instant::now();
+    passes(&node, &pod, &["is not known"]);
+    // The agent that hangs is told nothing; what is left is the start of a program.
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    drop(agent);
+}
+
+#[test]
+fn records_go_with_their_attachments() {
+    let (mut node, pod) = node_and_pod(&[]);
+    node.add("web", pod.path()).unwrap();
+    assert!(record(&node).exists());
+    let del = node.call("DEL", "web", pod.path());
+    for call in [del.clone(), del.env("CNI_NETNS", "")] {
+        assert_eq!(call.run().unwrap().exit, Some(0));
+        assert!(!record(&node).exists());
+    }
+    node.add("web", pod.path()).unwrap();
+    node.conf["cniVersion"] = json!("1.1.0");
+    let gc = |node: &Node| assert_eq!(node.call("GC", "web", pod.path()).run().unwrap().exit, Some(0));
+    gc(&node);
+    assert!(record(&node).exists(), "nothing was said of any");
+    node.conf["cni.dev/valid-attachments"] = json!([{"containerID": "a", "ifname": "eth0"}, {"containerID": "0123456789abcdef", "ifname": "eth0"}]);
+    gc(&node);
+    assert!(record(&node).exists());
+    node.conf["cni.dev/valid-attachments"] = json!([{"containerID": "0123456789abcdef", "ifname": "net1"}]);
+    gc(&node);
+    assert!(!record(&node).exists());
+}
+
+#[test]
+fn a_record_that_cannot_be_written_or_removed_stops_nothing() {
+    let (node, pod) = node_and_pod(&[]);
+    std::fs::create_dir_all(node.run_dir()).unwrap();
+    std::fs::write(node.run_dir().join("applied"), "in the way").unwrap();
+    let answer = node.add("web", pod.path()).unwrap();
+    assert_says(&answer.stderr, &["\"level\":\"warn\"", "CHECK will not know", "pod is captured"]);
+    passes(&node, &pod, &[]);
+    for verb in ["CHECK", "DEL"] {
+        let answer = node.call(verb, "web", pod.path()).run().unwrap();
+        assert_eq!(answer.exit, Some(0), "{answer:#?}");
+    }
+}
+
+/// Whoever may write into the folder but is not root tells us nothing.
+#[test]
+fn a_record_of_another_user_is_not_used() {
+    let (node, pod) = node_and_pod(&[]);
+    node.add("web", pod.path()).unwrap();
+    pod.nft("flush chain inet istio-proxy-nat istio-redirect").unwrap();
+    fails(&node, &pod, &["lacks the rule"]);
+    std::os::unix::fs::chown(record(&node), Some(4242), None).unwrap();
+    passes(&node, &pod, &["is not a file of root's", "is not known"]);
+}
+
+/// The text is bounded, whatever was planted.
+#[test]
+fn a_failure_is_short() {
+    for nft in BACKENDS {
+        let (mut node, pod) = node_and_pod(&[]);
+        node.conf["native_nftables"] = json!(nft);
+        node.add("web", pod.path()).unwrap();
+        let rules: String = (0..500).map(|port| plant(nft, port)).collect();
+        if nft {
+            pod.nft(&rules).unwrap();
+        } else {
+            let text = format!("*nat\n{rules}COMMIT\n");
+            let mut script = Command::new("sh");
+            script.args(["-c", "printf '%s' \"$0\" | iptables-nft-restore --noflush", &text]);
+            pod.run(&mut script).unwrap();
+        }
+        let answer = check(&node, &pod);
+        let json = answer.json().unwrap();
+        let message = json["msg"].as_str().unwrap();
+        assert_says(message, &["500 differences: ", "; and 498 more"]);
+        assert!(message.len() < 700, "{}: {message}", message.len());
+        let details = json["details"].as_str().unwrap();
+        assert!(details.len() < 6000 && details.contains("and 480 more"), "{}", details.len());
+    }
+}
+
+fn plant(nft: bool, port: u32) -> String {
+    let port = port + 2000;
+    if nft {
+        format!("insert rule inet istio-proxy-nat istio-output tcp dport {port} accept\n")
+    } else {
+        format!("-I ISTIO_OUTPUT -p tcp -m tcp --dport {port} -j ACCEPT\n")
+    }
+}
