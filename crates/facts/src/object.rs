@@ -95,6 +95,8 @@ struct Spec {
     #[serde(skip_serializing_if = "Option::is_none")]
     host_network: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    host_users: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     service_account_name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     runtime_class_name: Option<String>,
@@ -272,6 +274,18 @@ impl Object {
     /// `spec.hostNetwork`.
     pub fn host_network(&self) -> bool {
         self.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or_default()
+    }
+
+    /// Whether the pod has a user namespace of its own (`spec.hostUsers: false`).
+    pub fn has_own_users(&self) -> bool {
+        self.spec.as_ref().and_then(|spec| spec.host_users) == Some(false)
+    }
+
+    /// What kubelet calls a static pod, of which this is the API server's copy: the hash of its manifest.
+    pub fn static_hash(&self) -> Option<&str> {
+        // Only a node may write the first, anybody the second.
+        let [mirror, hash] = STATIC_POD_HASHES.map(|key| self.annotation(key));
+        mirror.and(hash).or(mirror).filter(|hash| !hash.is_empty())
     }
 
     /// `spec.serviceAccountName`, empty if there is none.

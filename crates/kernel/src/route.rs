@@ -156,7 +156,19 @@ fn delete(step: &Step, which: impl Fn(u32) -> bool) -> Result<bool, Error> {
 ///
 /// # Errors
 /// The kernel could not be asked.
-pub fn addresses(_: &Inside) -> Result<Vec<IpAddr>, Error> {
+pub fn addresses(inside: &Inside) -> Result<Vec<IpAddr>, Error> {
+    list_addresses(inside, |_| true)
+}
+
+/// The same without those of `lo`: addresses by which others reach the namespace.
+///
+/// # Errors
+/// As there.
+pub fn link_addresses(inside: &Inside) -> Result<Vec<IpAddr>, Error> {
+    list_addresses(inside, |interface| interface != message::LOOPBACK)
+}
+
+fn list_addresses(_: &Inside, counts: impl Fn(u32) -> bool) -> Result<Vec<IpAddr>, Error> {
     let operation = "list the addresses of the namespace";
     let failed = |source: netlink::Error| Error::Failed {
         operation: operation.to_owned(),
@@ -168,7 +180,10 @@ pub fn addresses(_: &Inside) -> Result<Vec<IpAddr>, Error> {
     socket
         .dump(&message::list_addresses(message::AF_UNSPEC), |part| match part {
             None => found.clear(),
-            Some(part) => found.extend(message::address(part).map(|address| address.ip)),
+            Some(part) => {
+                let address = message::address(part).filter(|address| counts(address.interface));
+                found.extend(address.map(|address| address.ip));
+            }
         })
         .map_err(failed)?;
     Ok(found)

@@ -147,5 +147,8 @@ fn addresses_come_in_the_kernels_order() -> Outcome {
     let expected = ["127.0.0.1", "10.0.0.1", "10.0.0.2", "::1", "fd00::1", "fd00::2"];
     let expected: Vec<IpAddr> = expected.iter().map(|ip| ip.parse().expect("an address")).collect();
     assert_eq!(found, expected);
+    ns.ip(&["addr add 10.0.0.3/32 dev lo"])?;
+    let of_links: Vec<IpAddr> = expected.into_iter().filter(|ip| !ip.is_loopback()).collect();
+    assert_eq!(ns.enter(route::link_addresses)??, of_links);
     Ok(())
 }

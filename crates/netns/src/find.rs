@@ -1,17 +1,21 @@
 //! Network namespaces of pods that run already, found through the processes of the node (AA-70 to AA-75).
 //!
 //! A process's cgroup says which pod it belongs to; its namespace counts only if it has an address of that pod, so that a process that has
-//! entered another pod's namespace leads nowhere.
+//! entered another pod's namespace leads nowhere. A process of the pod can make a namespace and give it any address, so the user namespace
+//! that owns it must be the one in which the runtime makes the pod's; and where two namespaces still could be the pod's, neither is taken.
 
 mod cgroup;
 mod process;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use rustix::io::Errno;
+
+use crate::sys::{UserNs, UserNsId};
 use crate::{Inside, Netns, NetnsId};
 use process::{Process, Processes};
 
@@ -20,8 +24,12 @@ use process::{Process, Processes};
 pub struct Wanted {
     /// The pod's uid, as the API server has it.
     pub uid: String,
+    /// What kubelet calls the pod in the names of its cgroups, where that is not the uid: the hash of a static pod's manifest.
+    pub cgroup: Option<String>,
     /// Its addresses. Without any, no namespace can be told to be its.
     pub ips: Vec<IpAddr>,
+    /// The pod has a user namespace of its own (`spec.hostUsers: false`), which owns its network namespace.
+    pub own_users: bool,
 }
 
 /// Where to look.
@@ -45,7 +53,7 @@ pub struct Found {
 /// Why no namespace is known to be a pod's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Missing {
-    /// No process of the pod was seen. A static pod's processes do not carry its uid (AA-75).
+    /// No process of the pod was seen.
     NoProcess,
     /// The pod's processes are in the node's namespace.
     HostNetwork,
@@ -53,13 +61,17 @@ pub enum Missing {
     NoAddress,
     /// There is a namespace, and none of the pod's addresses is in it.
     OtherAddress,
+    /// There is a namespace with the pod's address, and one of the pod's processes made it, not the runtime.
+    OtherOwner,
+    /// There is more than one namespace that could be the pod's: each, and a process in it.
+    Several(Vec<(NetnsId, PathBuf)>),
     /// The addresses are inside of a sandbox.
     Sandbox(&'static str),
     /// The system did not let us look.
     Failed(String),
 }
 
-/// The addresses of a namespace, from whoever can list them.
+/// The addresses of a namespace other than those of `lo`, from whoever can list them: what is reached by `lo` only is nobody's address.
 pub type Addresses<'a> = &'a (dyn Fn(&Inside) -> Result<Vec<IpAddr>, String> + Sync);
 
 /// A namespace that was named for a pod and is not its.
@@ -138,28 +150,34 @@ pub fn belongs_to(
 
 /// What is known of a wanted pod while the processes are gone through.
 struct Candidate<'a> {
-    ips: &'a [IpAddr],
-    /// The namespace that counts so far, and when its process started.
-    best: Option<(Netns, u64)>,
+    pod: &'a Wanted,
+    /// The first namespace that could be the pod's.
+    netns: Option<Netns>,
+    /// All of them, each with a process in it.
+    claims: BTreeMap<NetnsId, PathBuf>,
     /// The best reason so far, should there be none.
     missing: Missing,
-    /// Namespaces that are not its own: a pod may have thousands of processes in one.
-    rejected: HashSet<NetnsId>,
+    /// Namespaces that are not its own, and why: a pod may have thousands of processes in one.
+    rejected: HashMap<NetnsId, Missing>,
+}
+
+/// What is the same for all processes of a scan.
+struct Search<'a> {
+    scan: &'a Scan,
+    /// The user namespace of the node.
+    users: Option<UserNsId>,
+    addresses: Addresses<'a>,
+    /// Namespaces that are somebody's: their other processes need not be looked at.
+    accepted: HashSet<NetnsId>,
 }
 
 // === impl Scan ===
 
 impl Scan {
-    /// Goes through the processes once. At most one descriptor for each wanted pod is open, and one more for a moment.
+    /// Goes through the processes once. At most one descriptor for each wanted pod is open, and two more for a moment.
     #[must_use]
     pub fn scan(&self, wanted: &[Wanted], addresses: Addresses<'_>) -> Found {
         let mut found = Found::default();
-        let mut candidates: HashMap<&str, Candidate<'_>> = HashMap::new();
-        for pod in wanted {
-            let missing = if pod.ips.is_empty() { Missing::NoAddress } else { Missing::NoProcess };
-            let rejected = HashSet::new();
-            candidates.insert(&pod.uid, Candidate { ips: &pod.ips, best: None, missing, rejected });
-        }
         let processes = match Processes::of(&self.proc_root) {
             Ok(processes) => processes,
             Err(error) => {
@@ -168,99 +186,135 @@ impl Scan {
                 return Found { missing: all.collect(), ..found };
             }
         };
-        // Namespaces that are somebody's: their other processes need not be looked at.
-        let mut accepted: HashSet<NetnsId> = HashSet::new();
-        for process in processes {
-            self.consider(&process, &mut candidates, &mut accepted, addresses);
+        let mut candidates: Vec<Candidate<'_>> = wanted.iter().map(Candidate::new).collect();
+        // Two pods may have the same name in cgroups: whoever writes a pod writes annotations. Addresses tell which it is.
+        let mut by_cgroup: HashMap<&str, Vec<usize>> = HashMap::new();
+        for (number, pod) in wanted.iter().enumerate() {
+            for name in std::iter::once(&pod.uid).chain(&pod.cgroup) {
+                by_cgroup.entry(name).or_default().push(number);
+            }
         }
-        for (uid, candidate) in candidates {
-            match candidate.best {
-                Some((netns, _)) => drop(found.namespaces.insert(uid.to_owned(), netns)),
-                None => drop(found.missing.insert(uid.to_owned(), candidate.missing)),
+        let users = process::node_users(&self.proc_root);
+        let mut search = Search { scan: self, users, addresses, accepted: HashSet::new() };
+        for process in processes {
+            let namespace = process.namespace();
+            if namespace.as_ref().is_ok_and(|id| search.accepted.contains(id)) {
+                continue;
+            }
+            let Some(name) = process.cgroup().and_then(|text| cgroup::pod_name(&text)) else { continue };
+            for number in by_cgroup.get(name.as_str()).into_iter().flatten() {
+                let candidate = &mut candidates[*number];
+                if !candidate.pod.ips.is_empty()
+                    && let Err(missing) = search.claim(&process, &namespace, candidate)
+                {
+                    candidate.miss(missing);
+                }
+            }
+        }
+        for candidate in candidates {
+            let uid = candidate.pod.uid.clone();
+            match candidate.end() {
+                Ok(netns) => drop(found.namespaces.insert(uid, netns)),
+                Err(missing) => drop(found.missing.insert(uid, missing)),
             }
         }
         found
     }
+}
 
-    /// AA-71.
-    fn consider(
-        &self,
-        process: &Process,
-        candidates: &mut HashMap<&str, Candidate<'_>>,
-        accepted: &mut HashSet<NetnsId>,
-        addresses: Addresses<'_>,
-    ) {
-        let namespace = process.namespace();
-        if namespace.as_ref().is_ok_and(|id| accepted.contains(id)) {
-            return;
-        }
-        let Some(uid) = process.cgroup().and_then(|text| cgroup::pod_uid(&text)) else { return };
-        let Some(candidate) = candidates.get_mut(uid.as_str()) else { return };
-        if candidate.ips.is_empty() {
-            return;
-        }
-        match self.claim(process, namespace, candidate, addresses) {
-            Ok(Some((netns, started))) => {
-                accepted.insert(netns.id());
-                // On equal times the later one counts (AA-72).
-                if candidate.best.as_ref().is_none_or(|(_, before)| started <= *before) {
-                    candidate.best = Some((netns, started));
-                }
-            }
-            Ok(None) => {}
-            Err(missing) => candidate.miss(missing),
-        }
-    }
+// === impl Search ===
 
-    /// The process's namespace, if it is the pod's, and when the process started; nothing if it ends meanwhile.
+impl Search<'_> {
+    /// Notes the process's namespace for the pod, if it could be the pod's (AA-71). Nothing is noted if the process ends meanwhile.
     fn claim(
-        &self,
+        &mut self,
         process: &Process,
-        namespace: io::Result<NetnsId>,
+        namespace: &io::Result<NetnsId>,
         candidate: &mut Candidate<'_>,
-        addresses: Addresses<'_>,
-    ) -> Result<Option<(Netns, u64)>, Missing> {
+    ) -> Result<(), Missing> {
+        let path = process.namespace_path();
         let id = match namespace {
-            Ok(id) => id,
-            Err(error) if process::is_gone(&error) => return Ok(None),
+            Ok(id) => *id,
+            Err(error) if process::is_gone(error) => return Ok(()),
             Err(error) => {
-                let path = process.namespace_path();
                 let text = format!("look at {}: {error}; it takes the capability SYS_PTRACE", path.display());
                 return Err(Missing::Failed(text));
             }
         };
         let or_sandbox = |missing| process.sandbox().map_or(missing, Missing::Sandbox);
         // Programs of the runtime may be in the pod's cgroup and the node's namespace: CRI-O's conmon, Kata's shim.
-        if id == self.host {
+        if id == self.scan.host {
             return Err(or_sandbox(Missing::HostNetwork));
         }
-        if candidate.rejected.contains(&id) {
-            return Err(or_sandbox(Missing::OtherAddress));
+        if candidate.claims.contains_key(&id) {
+            return Ok(());
         }
-        let Some(started) = process.started() else { return Ok(None) };
-        let netns = match Netns::open(process.namespace_path()) {
+        if let Some(missing) = candidate.rejected.get(&id) {
+            return Err(or_sandbox(missing.clone()));
+        }
+        let netns = match Netns::open(&path) {
             Ok(netns) => netns,
-            Err(_) if process.namespace().is_err() => return Ok(None),
+            Err(_) if process.namespace().is_err() => return Ok(()),
             Err(error) => return Err(Missing::Failed(chain(&error))),
         };
         // The number may have gone to another process meanwhile.
         if netns.id() != id {
-            return Ok(None);
+            return Ok(());
         }
-        let missing = match belongs_to(&netns, self.host, candidate.ips, addresses) {
-            Ok(()) if !process.is_bridged_to_vm() => return Ok(Some((netns, started))),
-            Ok(()) => Missing::Sandbox(process::KATA),
+        let missing = match belongs_to(&netns, self.scan.host, &candidate.pod.ips, self.addresses) {
+            Ok(()) if process.is_bridged_to_vm() => Missing::Sandbox(process::KATA),
+            Ok(()) => match self.is_made_for(candidate.pod, &netns) {
+                Ok(true) => {
+                    self.accepted.insert(id);
+                    candidate.claims.insert(id, path);
+                    candidate.netns.get_or_insert(netns);
+                    return Ok(());
+                }
+                Ok(false) => Missing::OtherOwner,
+                Err(error) => {
+                    let text = format!("look at the owner of {}: {error}", path.display());
+                    return Err(Missing::Failed(text));
+                }
+            },
             Err(NotThePods::Unknown(error)) => return Err(Missing::Failed(error)),
-            Err(_) => or_sandbox(Missing::OtherAddress),
+            Err(_) => Missing::OtherAddress,
         };
-        candidate.rejected.insert(id);
-        Err(missing)
+        candidate.rejected.insert(id, missing.clone());
+        Err(or_sandbox(missing))
+    }
+
+    /// Whether the user namespace that owns the network namespace is the one in which a runtime makes the pod's: the node's, or for a pod with
+    /// a user namespace of its own one that was made in the node's. A process of such a pod can only make others below that.
+    fn is_made_for(&self, pod: &Wanted, netns: &Netns) -> Result<bool, Errno> {
+        let owner = UserNs::owner_of(netns)?;
+        if Some(owner.id()) == self.users || !pod.own_users {
+            return Ok(Some(owner.id()) == self.users);
+        }
+        match owner.parent() {
+            Ok(parent) => Ok(Some(parent.id()) == self.users),
+            Err(Errno::PERM) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 }
 
 // === impl Candidate ===
 
-impl Candidate<'_> {
+impl<'a> Candidate<'a> {
+    fn new(pod: &'a Wanted) -> Self {
+        let missing = if pod.ips.is_empty() { Missing::NoAddress } else { Missing::NoProcess };
+        let (claims, rejected) = (BTreeMap::new(), HashMap::new());
+        Self { pod, netns: None, claims, missing, rejected }
+    }
+
+    fn end(self) -> Result<Netns, Missing> {
+        match self.netns {
+            Some(_) if self.claims.len() > 1 => Err(Missing::Several(self.claims.into_iter().collect())),
+            Some(netns) => Ok(netns),
+            None => Err(self.missing),
+        }
+    }
+
     /// Keeps the reason that says more: processes of one pod give different ones, and come in any order.
     fn miss(&mut self, missing: Missing) {
         if missing.weight() > self.missing.weight() {
@@ -277,10 +331,11 @@ impl Missing {
             Self::NoProcess => 0,
             Self::HostNetwork => 1,
             Self::OtherAddress => 2,
-            Self::Failed(_) => 3,
-            Self::Sandbox(_) => 4,
-            // Then nothing else is looked for.
-            Self::NoAddress => 5,
+            Self::OtherOwner => 3,
+            Self::Failed(_) => 4,
+            Self::Sandbox(_) => 5,
+            // Then nothing else is looked for, or everything was found.
+            Self::NoAddress | Self::Several(_) => 6,
         }
     }
 }
@@ -299,12 +354,24 @@ fn chain(error: &dyn std::error::Error) -> String {
 impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoProcess => f.write_str(
-                "no process of it is seen on this node (of a static pod none carries its uid, and it is found when its runtime announces it)",
-            ),
+            Self::NoProcess => f.write_str("no process of it is seen on this node"),
             Self::HostNetwork => f.write_str("its processes are in the network namespace of the node"),
             Self::NoAddress => f.write_str("the API server does not say which address it has"),
             Self::OtherAddress => f.write_str("the namespace of its processes has none of its addresses"),
+            Self::OtherOwner => f.write_str(
+                "the namespace with its address was made by one of its processes and not by the runtime (it belongs to another user \
+                 namespace), and the runtime's is not seen; restart the pod",
+            ),
+            Self::Several(claims) => {
+                let text = |(id, path): &(NetnsId, PathBuf)| format!("{id} at {}", path.display());
+                let claims: Vec<String> = claims.iter().take(4).map(text).collect();
+                write!(
+                    f,
+                    "{} namespaces have its address, and it cannot be told which is the runtime's ({}); end the processes in the others",
+                    claims.len(),
+                    claims.join(", ")
+                )
+            }
             Self::Sandbox(name) => write!(
                 f,
                 "it runs in a {name} sandbox, whose traffic does not pass the rules of a namespace; label the pod \

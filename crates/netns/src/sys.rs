@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, PROC_SUPER_MAGIC, Stat, fstat, fstatfs, open, stat};
@@ -27,8 +27,25 @@ const KINDS: [(i32, &str); 8] = [
 ];
 const CLONE_NEWNET: i32 = 0x4000_0000;
 
-/// `NS_GET_NSTYPE`, `ioctl_ns(2)`: `_IO(0xb7, 0x3)`. Since Linux 4.11.
-struct GetNamespaceKind;
+/// A question about a namespace, `ioctl_ns(2)`: `_IO(0xb7, NUMBER)`. The answer is the return value.
+struct Question<const NUMBER: u8>;
+
+/// `NS_GET_USERNS`: a descriptor of the user namespace that a namespace belongs to. Since Linux 4.9.
+type GetOwner = Question<0x1>;
+/// `NS_GET_PARENT`: a descriptor of the user namespace that a user namespace was made in. Since Linux 4.9.
+type GetParent = Question<0x2>;
+/// `NS_GET_NSTYPE`. Since Linux 4.11.
+type GetKind = Question<0x3>;
+
+/// A user namespace.
+#[derive(Debug)]
+pub(crate) struct UserNs {
+    fd: OwnedFd,
+    id: UserNsId,
+}
+
+/// Device and inode number in nsfs.
+pub(crate) type UserNsId = (u64, u64);
 
 /// Opens `path` and makes sure that it is a network namespace.
 pub(crate) fn open_namespace(path: &Path) -> Result<(OwnedFd, NetnsId), OpenCause> {
@@ -97,22 +114,52 @@ fn kind_name(flag: i32) -> &'static str {
     KINDS.iter().find(|(f, _)| *f == flag).map_or("unknown", |(_, name)| name)
 }
 
-#[allow(unsafe_code)]
 fn kind_of(fd: impl AsFd) -> Result<i32, Errno> {
-    // SAFETY: NS_GET_NSTYPE takes no argument and touches no memory; on a file that is no namespace the kernel, or the
-    // file's own ioctl handler, which knows no request of type 0xb7, refuses it.
-    unsafe { ioctl(fd, GetNamespaceKind) }
+    ask(fd, GetKind {})
 }
 
-// SAFETY: the request takes no argument, so the null pointer is never followed, and answers by its return value only.
+// === impl UserNs ===
+
+impl UserNs {
+    /// The one that a network namespace belongs to: whoever is root in it may do everything in the network namespace.
+    pub(crate) fn owner_of(netns: impl AsFd) -> Result<Self, Errno> {
+        Self::answered(ask(netns, GetOwner {})?)
+    }
+
+    /// The one in which this one was made. `EPERM` when that is no descendant of the caller's.
+    pub(crate) fn parent(&self) -> Result<Self, Errno> {
+        Self::answered(ask(&self.fd, GetParent {})?)
+    }
+
+    pub(crate) fn id(&self) -> UserNsId {
+        self.id
+    }
+
+    fn answered(fd: i32) -> Result<Self, Errno> {
+        // SAFETY: the kernel has just made this descriptor for the caller, and nobody else knows it.
+        #[allow(unsafe_code)]
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let id = fstat(&fd).map(|stat| id_from(&stat))?;
+        Ok(Self { fd, id: (id.dev, id.ino) })
+    }
+}
+
 #[allow(unsafe_code)]
-unsafe impl Ioctl for GetNamespaceKind {
+fn ask<const NUMBER: u8>(fd: impl AsFd, question: Question<NUMBER>) -> Result<i32, Errno> {
+    // SAFETY: the requests take no argument and touch no memory; on a file that is no namespace the kernel, or the file's own ioctl handler,
+    // which knows no request of type 0xb7, refuses them.
+    unsafe { ioctl(fd, question) }
+}
+
+// SAFETY: the requests take no argument, so the null pointer is never followed, and answer by their return value only.
+#[allow(unsafe_code)]
+unsafe impl<const NUMBER: u8> Ioctl for Question<NUMBER> {
     type Output = i32;
 
     const IS_MUTATING: bool = false;
 
     fn opcode(&self) -> Opcode {
-        opcode::none(0xb7, 0x3)
+        opcode::none(0xb7, NUMBER)
     }
 
     fn as_ptr(&mut self) -> *mut c_void {

@@ -24,17 +24,16 @@ fn alone() -> std::sync::MutexGuard<'static, ()> {
 /// A namespace with an address.
 fn pod_netns(ip: &str) -> TestNetns {
     let netns = TestNetns::new().unwrap();
-    netns.ip(&[format!("address add {ip} dev lo")]).unwrap();
+    netns.address(ip).unwrap();
     netns
 }
 
 /// A process as procfs shows it.
-fn process(root: &Path, pid: u32, netns: &Path, uid: &str, start: u64, comm: &str) {
+fn process(root: &Path, pid: u32, netns: &Path, uid: &str, comm: &str) {
     let dir = root.join(pid.to_string());
     std::fs::create_dir_all(dir.join("ns")).unwrap();
     symlink(netns, dir.join("ns/net")).unwrap();
     std::fs::write(dir.join("cgroup"), format!("0::/kubepods/pod{uid}/{:064x}\n", 1)).unwrap();
-    std::fs::write(dir.join("stat"), format!("{pid} (x) S {}{start} 0\n", "0 ".repeat(18))).unwrap();
     std::fs::write(dir.join("comm"), format!("{comm}\n")).unwrap();
     std::fs::write(dir.join("cmdline"), format!("{comm}\0")).unwrap();
 }
@@ -44,13 +43,14 @@ fn addresses(_: &Inside) -> Result<Vec<IpAddr>, String> {
     let output =
         Command::new("ip").args(["-o", "address", "show"]).output().map_err(|error| error.to_string())?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let words =
-        text.lines().filter_map(|line| line.split_whitespace().nth(3)?.split('/').next()?.parse().ok());
-    Ok(words.collect())
+    let of_links = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let of_links = of_links.filter(|words| words.get(1) != Some(&"lo"));
+    Ok(of_links.filter_map(|words| words.get(3)?.split('/').next()?.parse().ok()).collect())
 }
 
 fn wanted(uid: &str, ips: &[&str]) -> Wanted {
-    Wanted { uid: uid.into(), ips: ips.iter().map(|ip| ip.parse().unwrap()).collect() }
+    let ips = ips.iter().map(|ip| ip.parse().unwrap()).collect();
+    Wanted { uid: uid.into(), cgroup: None, ips, own_users: false }
 }
 
 fn scan(root: &Path, wanted: &[Wanted]) -> Found {
@@ -66,26 +66,24 @@ fn open_namespaces() -> usize {
 }
 
 #[test]
-fn c10_the_earliest_of_several_and_never_another_pods() {
+fn c10_the_pods_own_and_never_another_pods() {
     let _alone = alone();
     let proc = tempfile::tempdir().unwrap();
     let root = proc.path();
-    let (first, second, third) =
-        (pod_netns("10.0.0.1/32"), pod_netns("10.0.0.1/32"), pod_netns("10.0.0.1/32"));
-    process(root, 100, first.path(), A, 70_298_999, "app");
-    process(root, 101, second.path(), A, 70_298_968, "app");
-    process(root, 102, third.path(), A, 70_298_977, "app");
+    let own = pod_netns("10.0.0.1/32");
+    process(root, 100, own.path(), A, "app");
+    process(root, 101, own.path(), A, "app");
     // A process of pod A in the namespace of pod B, which comes before B's own.
     let other = pod_netns("10.0.0.2/32");
-    process(root, 103, other.path(), A, 1, "nsenter");
-    process(root, 200, other.path(), B, 500, "app");
+    process(root, 103, other.path(), A, "nsenter");
+    process(root, 200, other.path(), B, "app");
     std::fs::create_dir(root.join("self")).unwrap();
     std::fs::create_dir(root.join("300")).unwrap();
     let before = open_namespaces();
     let found = scan(root, &[wanted(A, &["10.0.0.1"]), wanted(B, &["fd00::1", "10.0.0.2"])]);
-    assert_eq!(found.namespaces[A].id(), second.netns().id());
+    assert_eq!(found.namespaces[A].id(), own.netns().id());
     assert_eq!(found.namespaces[B].id(), other.netns().id());
-    assert_eq!(open_namespaces(), before + 2, "the losers are closed");
+    assert_eq!(open_namespaces(), before + 2, "the others are closed");
     drop(found);
     assert_eq!(open_namespaces(), before);
 
@@ -98,12 +96,51 @@ fn c10_the_earliest_of_several_and_never_another_pods() {
     let host = Netns::current().unwrap().id();
     let found = Scan { proc_root: root.to_owned(), host }.scan(&[wanted(A, &[])], &counting);
     assert_eq!((found.missing[A].clone(), count.into_inner()), (Missing::NoAddress, 0));
-    // The later of two that started at once.
+}
+
+/// Whoever may make namespaces on the node may make one that looks like the pod's: then it is not guessed which is.
+#[test]
+fn two_that_could_be_the_pods_are_none() {
+    let _alone = alone();
     let proc = tempfile::tempdir().unwrap();
-    process(proc.path(), 10, first.path(), A, 7, "app");
-    process(proc.path(), 2, second.path(), A, 7, "app");
+    let (first, second) = (pod_netns("10.0.0.1/32"), pod_netns("10.0.0.1/32"));
+    process(proc.path(), 100, first.path(), A, "app");
+    process(proc.path(), 101, second.path(), A, "app");
+    process(proc.path(), 102, second.path(), A, "app");
+    let before = open_namespaces();
     let found = scan(proc.path(), &[wanted(A, &["10.0.0.1"])]);
-    assert_eq!(found.namespaces[A].id(), second.netns().id(), "10 comes before 2");
+    assert_eq!(open_namespaces(), before);
+    let text = found.missing[A].to_string();
+    for part in ["2 namespaces", &first.netns().id().to_string(), "100/ns/net", "101/ns/net"] {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
+    assert!(found.namespaces.is_empty());
+}
+
+/// A static pod's cgroup has the hash of its manifest. Anybody may say so of a pod: the address still tells.
+#[test]
+fn a_static_pod_is_found_by_its_hash() {
+    let _alone = alone();
+    let hash = "00112233445566778899aabbccddeeff";
+    let proc = tempfile::tempdir().unwrap();
+    let netns = pod_netns("10.0.0.1/32");
+    process(proc.path(), 7, netns.path(), hash, "app");
+    let of_hash = |uid: &str, ip: &str| Wanted { cgroup: Some(hash.into()), ..wanted(uid, &[ip]) };
+    let found = scan(proc.path(), &[of_hash(B, "10.0.0.2"), of_hash(A, "10.0.0.1")]);
+    assert_eq!(found.namespaces[A].id(), netns.netns().id());
+    assert_eq!(found.missing[B], Missing::OtherAddress);
+    assert_eq!(scan(proc.path(), &[wanted(A, &["10.0.0.1"])]).missing[A], Missing::NoProcess);
+}
+
+/// Anybody can give `lo` of a namespace of their own any address.
+#[test]
+fn an_address_of_lo_does_not_count() {
+    let _alone = alone();
+    let proc = tempfile::tempdir().unwrap();
+    let netns = TestNetns::new().unwrap();
+    netns.ip(&["address add 10.0.0.1/32 dev lo"]).unwrap();
+    process(proc.path(), 7, netns.path(), A, "app");
+    assert_eq!(scan(proc.path(), &[wanted(A, &["10.0.0.1"])]).missing[A], Missing::OtherAddress);
 }
 
 #[test]
@@ -114,7 +151,7 @@ fn why_there_is_none() {
     assert_eq!(missing(proc.path()), Missing::NoProcess);
     assert!(matches!(missing(&proc.path().join("absent")), Missing::Failed(_)));
     let host = Path::new("/proc/self/ns/net");
-    process(proc.path(), 1, host, A, 1, "app");
+    process(proc.path(), 1, host, A, "app");
     assert_eq!(missing(proc.path()), Missing::HostNetwork);
     let other = pod_netns("10.0.0.9/32");
     for (comm, sandbox) in [
@@ -123,14 +160,14 @@ fn why_there_is_none() {
         ("cloud-hyperviso", "Kata Containers"),
     ] {
         let proc = tempfile::tempdir().unwrap();
-        process(proc.path(), 7, other.path(), A, 1, comm);
-        process(proc.path(), 8, other.path(), A, 1, "app");
+        process(proc.path(), 7, other.path(), A, comm);
+        process(proc.path(), 8, other.path(), A, "app");
         let missing = missing(proc.path());
         assert_eq!(missing, Missing::Sandbox(sandbox));
         assert!(missing.to_string().contains(sandbox));
     }
     let proc = tempfile::tempdir().unwrap();
-    process(proc.path(), 7, other.path(), A, 1, "app");
+    process(proc.path(), 7, other.path(), A, "app");
     assert_eq!(missing(proc.path()), Missing::OtherAddress);
     for (class, sandbox) in [
         ("gvisor", Some("gVisor")),
@@ -171,8 +208,8 @@ fn programs_of_the_runtime_do_not_hide_the_reason() {
     let other = pod_netns("10.0.0.9/32");
     for (conmon, app) in [(7, 8), (8, 7)] {
         let proc = tempfile::tempdir().unwrap();
-        process(proc.path(), conmon, host, A, 1, "conmon");
-        process(proc.path(), app, other.path(), A, 1, "app");
+        process(proc.path(), conmon, host, A, "conmon");
+        process(proc.path(), app, other.path(), A, "app");
         let missing = |ips: &[&str]| scan(proc.path(), &[wanted(A, ips)]).missing[A].clone();
         assert_eq!(missing(&["10.0.0.1"]), Missing::OtherAddress);
         assert_eq!(missing(&[]), Missing::NoAddress);
@@ -185,9 +222,9 @@ fn programs_of_the_runtime_do_not_hide_the_reason() {
     ] {
         let proc = tempfile::tempdir().unwrap();
         // The kernel keeps 15 bytes of the name.
-        process(proc.path(), 7, host, A, 1, "containerd-shim");
+        process(proc.path(), 7, host, A, "containerd-shim");
         std::fs::write(proc.path().join("7/cmdline"), called).unwrap();
-        process(proc.path(), 8, host, A, 1, "virtiofsd");
+        process(proc.path(), 8, host, A, "virtiofsd");
         assert_eq!(scan(proc.path(), &[wanted(A, &["10.0.0.1"])]).missing[A], missing);
     }
 }
@@ -211,7 +248,7 @@ fn an_address_does_not_make_a_vm_a_pod() {
         (devices.replace("tap0_kata", "tap0"), false),
     ] {
         let proc = tempfile::tempdir().unwrap();
-        process(proc.path(), 7, netns.path(), A, 1, "qemu-system-x86");
+        process(proc.path(), 7, netns.path(), A, "qemu-system-x86");
         std::fs::create_dir(proc.path().join("7/net")).unwrap();
         std::fs::write(proc.path().join("7/net/dev"), &devices).unwrap();
         let found = scan(proc.path(), &[wanted(A, &["10.0.0.1"])]);
@@ -227,21 +264,21 @@ fn what_may_not_be_looked_at_is_said() {
     let proc = tempfile::tempdir().unwrap();
     let missing = || scan(proc.path(), &[wanted(A, &["10.0.0.1"])]).missing[A].clone();
     // A link to itself cannot be followed by root either.
-    process(proc.path(), 7, Path::new("net"), A, 1, "app");
+    process(proc.path(), 7, Path::new("net"), A, "app");
     assert!(
         matches!(missing(), Missing::Failed(text) if text.contains("7/ns/net") && text.contains("SYS_PTRACE"))
     );
     // Not a namespace.
     let proc = tempfile::tempdir().unwrap();
-    process(proc.path(), 7, Path::new("/etc/passwd"), A, 1, "app");
+    process(proc.path(), 7, Path::new("/etc/passwd"), A, "app");
     let failed = scan(proc.path(), &[wanted(A, &["10.0.0.1"])]).missing[A].clone();
     assert!(matches!(&failed, Missing::Failed(text) if text.contains("7/ns/net")), "{failed:?}");
     // A process that has ended is no failure, and none matters once there is a namespace.
     let proc = tempfile::tempdir().unwrap();
-    process(proc.path(), 7, Path::new("/absent"), A, 1, "app");
+    process(proc.path(), 7, Path::new("/absent"), A, "app");
     assert_eq!(scan(proc.path(), &[wanted(A, &["10.0.0.1"])]).missing[A], Missing::NoProcess);
-    process(proc.path(), 6, Path::new("net"), A, 1, "app");
-    process(proc.path(), 8, netns.path(), A, 1, "app");
+    process(proc.path(), 6, Path::new("net"), A, "app");
+    process(proc.path(), 8, netns.path(), A, "app");
     let found = scan(proc.path(), &[wanted(A, &["10.0.0.1"])]);
     assert!(found.namespaces.contains_key(A) && found.missing.is_empty());
 }
@@ -252,9 +289,9 @@ fn a_namespace_is_entered_once_for_many_processes() {
     let other = pod_netns("10.0.0.9/32");
     let proc = tempfile::tempdir().unwrap();
     for pid in 100..300 {
-        process(proc.path(), pid, other.path(), A, 1, "app");
+        process(proc.path(), pid, other.path(), A, "app");
     }
-    process(proc.path(), 300, other.path(), B, 1, "app");
+    process(proc.path(), 300, other.path(), B, "app");
     let count = AtomicUsize::new(0);
     let counting = |inside: &Inside| {
         count.fetch_add(1, Ordering::SeqCst);
@@ -268,35 +305,70 @@ fn a_namespace_is_entered_once_for_many_processes() {
     assert_eq!(count.into_inner(), 2);
 }
 
-/// A pod with `hostUsers: false`: its namespace belongs to another user namespace. The real procfs, and a real cgroup.
+/// A process of the real procfs, in a real cgroup of pod [`A`]; it ends when dropped.
+struct Real {
+    child: std::process::Child,
+    _cgroup: Cgroup,
+}
+
+impl Real {
+    /// In namespaces that these arguments of unshare(1) make, one inside of the other, the last with the address 10.0.7.7.
+    fn unshared(unshares: &[&str]) -> Self {
+        let cgroup = Cgroup::new();
+        let setup = "ip link add eth0 type veth peer name peer0 && ip address add 10.0.7.7/32 dev eth0 && \
+                     echo ready && exec sleep 60";
+        let nested: String = unshares.iter().map(|args| format!("unshare {args} ")).collect();
+        let mut child = Command::new("sh")
+            .args(["-c", &format!("exec {nested} sh -c '{setup}'")])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().unwrap()), &mut line)
+            .unwrap();
+        assert_eq!(line, "ready\n");
+        cgroup.take(child.id());
+        Self { child, _cgroup: cgroup }
+    }
+
+    fn scan(&self, own_users: bool) -> Found {
+        scan(Path::new("/proc"), &[Wanted { own_users, ..wanted(A, &["10.0.7.7"]) }])
+    }
+
+    fn is_found(&self, found: &Found) -> bool {
+        let mine = Netns::open(format!("/proc/{}/ns/net", self.child.id())).unwrap();
+        found.namespaces.get(A).is_some_and(|netns| netns.id() == mine.id())
+    }
+}
+
+impl Drop for Real {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A pod with `hostUsers: false`: its network namespace belongs to a user namespace that was made in the node's. Of a pod that shares the
+/// node's users only a process of its own can have made such a one.
 #[test]
-fn a_pod_with_a_user_namespace_of_its_own() {
+fn a_namespace_of_another_user_namespace_is_the_pods_only_if_the_pod_has_one() {
     let _alone = alone();
-    let cgroup = Cgroup::new();
-    let mut child = Command::new("unshare")
-        .args([
-            "--user",
-            "--map-root-user",
-            "--net",
-            "sh",
-            "-c",
-            "ip address add 10.0.7.7/32 dev lo && echo ready && exec sleep 60",
-        ])
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().unwrap()), &mut line)
-        .unwrap();
-    assert_eq!(line, "ready\n");
-    cgroup.take(child.id());
-    let found = scan(Path::new("/proc"), &[wanted(A, &["10.0.7.7"])]);
-    let mine = Netns::open(format!("/proc/{}/ns/net", child.id())).unwrap();
-    let result = found.namespaces.get(A).map(|netns| netns.id() == mine.id());
-    child.kill().unwrap();
-    child.wait().unwrap();
-    drop(cgroup);
-    assert_eq!(result, Some(true), "{:?}", found.missing);
+    let pod = Real::unshared(&["--user --map-root-user --net"]);
+    let found = pod.scan(true);
+    assert!(pod.is_found(&found), "{:?}", found.missing);
+    let found = pod.scan(false);
+    assert_eq!((found.namespaces.len(), &found.missing[A]), (0, &Missing::OtherOwner));
+}
+
+/// What a process of a pod with a user namespace of its own makes lies below that.
+#[test]
+fn a_namespace_made_within_the_pods_user_namespace_is_not_the_pods() {
+    let _alone = alone();
+    let decoy = Real::unshared(&["--user --map-root-user --net", "--user --map-root-user --net"]);
+    for own_users in [true, false] {
+        let found = decoy.scan(own_users);
+        assert_eq!((found.namespaces.len(), &found.missing[A]), (0, &Missing::OtherOwner));
+    }
 }
 
 /// A cgroup named as kubelet does, in whichever hierarchy there is; gone when dropped.

@@ -133,7 +133,7 @@ impl Mesh {
         let [_, _, high, low] = number.to_be_bytes();
         let ip = IpAddr::V4(Ipv4Addr::new(10, 9, high, low));
         let netns = TestNetns::new()?;
-        netns.ip(&[format!("address add {ip}/32 dev lo")])?;
+        netns.address(ip)?;
         let uid = format!("{number:08x}-0000-4000-8000-00000000cafe");
         let pod =
             MeshPod { netns, name: name.into(), namespace: namespace.into(), uid, ip, pid: 1000 + number };
@@ -148,7 +148,7 @@ impl Mesh {
     /// The namespace cannot be made.
     pub fn new_sandbox(&self, pod: &mut MeshPod) -> Result<()> {
         pod.netns = TestNetns::new()?;
-        pod.netns.ip(&[format!("address add {}/32 dev lo", pod.ip)])?;
+        pod.netns.address(pod.ip)?;
         let link = self.root().join("netns").join(&pod.uid);
         let _ = std::fs::remove_file(&link);
         symlink(pod.netns.path(), link)?;

@@ -180,7 +180,7 @@ impl Scene {
         // A redirect of what comes in is to an address of the interface that it comes by.
         pod.netns.ip(&[
             "link set eth0 up".to_owned(),
-            format!("address del {ip}/32 dev lo"),
+            "link delete net0".to_owned(),
             format!("address add {ip}/32 dev eth0"),
             format!("route add {GATEWAY} dev eth0"),
             format!("route add default via {GATEWAY}"),

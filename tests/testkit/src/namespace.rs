@@ -47,6 +47,21 @@ impl TestNetns {
         Ok(made)
     }
 
+    /// Gives the namespace an address as a CNI plugin does, on an interface that is not `lo`: `net0`, which leads nowhere.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn address(&self, address: impl std::fmt::Display) -> Result<()> {
+        if self.ip(&["link show net0"]).is_err() {
+            let made =
+                ["link add net0 type veth peer name net0-end", "link set net0-end up", "link set net0 up"];
+            self.ip(&made)?;
+        }
+        let address = address.to_string();
+        let nodad = if address.contains(':') { " nodad" } else { "" };
+        self.ip(&[format!("address add {address} dev net0{nodad}")])
+    }
+
     /// A path that no namespace has: what a runtime passes for a pod that is already gone.
     #[must_use]
     pub fn removed_path() -> PathBuf {

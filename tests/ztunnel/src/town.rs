@@ -80,7 +80,7 @@ impl Town {
             format!("route add {ip}/32 dev {wire}"),
         ])?;
         pod.netns.ip(&[
-            format!("address delete {ip}/32 dev lo"),
+            "link delete net0".to_owned(),
             format!("address add {ip}/32 dev eth0"),
             "link set eth0 up".to_owned(),
             format!("route add {GATEWAY} dev eth0 scope link"),

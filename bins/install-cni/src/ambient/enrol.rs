@@ -131,7 +131,7 @@ impl Ambient {
             Place::Running => {
                 (member.netns, member.ruled, member.given) = (None, false, false);
                 let ips = if ips.is_empty() { member.ips.clone() } else { ips.to_vec() };
-                member.move_to(self.finder.find(self, &member.key.uid, &ips).await?);
+                member.move_to(self.finder.find(self, member.wanted(&ips)).await?);
             }
         }
         Ok(())

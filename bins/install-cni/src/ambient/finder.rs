@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use facts::Object;
 use netns::Netns;
 use netns::find::{Missing, Scan, Wanted};
 use tokio::sync::Mutex;
@@ -15,15 +16,25 @@ use super::failure::Failure;
 /// How long it holds that a pod was not found.
 const FRESH: Duration = Duration::from_secs(1);
 
+/// What is looked for of a pod, at these addresses.
+pub(super) fn wanted(pod: &Object, ips: Vec<IpAddr>) -> Wanted {
+    Wanted {
+        uid: pod.uid().unwrap_or_default().to_owned(),
+        cgroup: pod.static_hash().map(str::to_owned),
+        ips,
+        own_users: pod.has_own_users(),
+    }
+}
+
 /// What the last look found and nobody has asked for yet.
 #[derive(Default)]
 pub(crate) struct Finder {
     last: Mutex<Last>,
 }
 
-/// The addresses of a namespace.
+/// The addresses by which a namespace is reached.
 pub(super) fn addresses(inside: &netns::Inside) -> Result<Vec<IpAddr>, String> {
-    kernel::route::addresses(inside).map_err(|error| kernel::chain_text(&error))
+    kernel::route::link_addresses(inside).map_err(|error| kernel::chain_text(&error))
 }
 
 #[derive(Default)]
@@ -35,7 +46,8 @@ struct Last {
 
 impl Finder {
     /// The namespace of a pod.
-    pub(crate) async fn find(&self, ambient: &Ambient, uid: &str, ips: &[IpAddr]) -> Result<Netns, Failure> {
+    pub(crate) async fn find(&self, ambient: &Ambient, pod: Wanted) -> Result<Netns, Failure> {
+        let uid = &*pod.uid.clone();
         let mut last = self.last.lock().await;
         if let Some(netns) = last.found.remove(uid) {
             return Ok(netns);
@@ -46,7 +58,7 @@ impl Finder {
         }
         let mut wanted = ambient.homeless();
         wanted.retain(|other| other.uid != uid);
-        wanted.push(Wanted { uid: uid.to_owned(), ips: ips.to_vec() });
+        wanted.push(pod);
         *last = self.look(ambient, wanted).await?;
         match last.found.remove(uid) {
             Some(netns) => Ok(netns),

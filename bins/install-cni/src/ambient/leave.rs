@@ -83,7 +83,7 @@ impl Ambient {
 
     async fn remove_rules(&self, member: &mut Member) -> Result<(), Failure> {
         if member.netns.is_none() && member.ruled {
-            match self.finder.find(self, &member.key.uid, &member.ips).await {
+            match self.finder.find(self, member.wanted(&member.ips)).await {
                 Ok(netns) => member.move_to_keeping(netns),
                 // Such a pod has never had any.
                 Err(Failure::NotFound(Missing::HostNetwork | Missing::Sandbox(_))) => member.ruled = false,

@@ -10,6 +10,7 @@ use capture::ambient::PodOptions;
 use cluster::PodKey;
 use facts::Object;
 use netns::Netns;
+use netns::find::Wanted;
 use tokio::sync::OwnedMutexGuard;
 use zds::{Entry, Workload};
 
@@ -32,6 +33,9 @@ pub(crate) enum State {
 pub(crate) struct Member {
     pub(crate) key: PodKey,
     pub(crate) service_account: String,
+    /// By what it is found: see [`Wanted`].
+    cgroup: Option<String>,
+    own_users: bool,
     /// Where it is, as soon as that is known.
     pub(crate) netns: Option<Arc<Netns>>,
     /// The runtime said where, and removes the file of its path with the sandbox.
@@ -95,6 +99,8 @@ impl Member {
         let member = Self {
             key: super::key_of(pod),
             service_account: pod.service_account().to_owned(),
+            cgroup: pod.static_hash().map(str::to_owned),
+            own_users: pod.has_own_users(),
             netns: None,
             given: false,
             ips: Vec::new(),
@@ -152,6 +158,12 @@ impl Member {
     pub(crate) fn set_ips(&mut self, ips: Vec<IpAddr>) {
         static LAST: AtomicU64 = AtomicU64::new(0);
         (self.ips, self.addressed) = (ips, LAST.fetch_add(1, Ordering::Relaxed) + 1);
+    }
+
+    /// How its namespace is found, at these addresses.
+    pub(crate) fn wanted(&self, ips: &[IpAddr]) -> Wanted {
+        let (uid, ips) = (self.key.uid.clone(), ips.to_vec());
+        Wanted { uid, cgroup: self.cgroup.clone(), ips, own_users: self.own_users }
     }
 
     pub(crate) fn workload(&self) -> Workload {

@@ -15,6 +15,7 @@ use super::Ambient;
 use super::desired::{Desired, ENABLED, REDIRECTION};
 use super::enrol::pod_text;
 use super::failure::Failure;
+use super::finder;
 use super::members::{Member, State};
 use super::record::{Place, Record};
 
@@ -27,7 +28,7 @@ impl Ambient {
     pub(super) async fn take_over(self: &Arc<Self>) {
         let mut lost = self.known_before().await;
         lost.retain(|member| member.netns.is_none());
-        match self.finder.find_all(self, lost.iter().map(wanted).collect()).await {
+        match self.finder.find_all(self, lost.iter().map(|lost| lost.wanted(&lost.ips)).collect()).await {
             Ok(mut found) => {
                 for mut member in lost {
                     if let Some(netns) = found.remove(&member.key.uid) {
@@ -103,7 +104,7 @@ impl Ambient {
     fn reopen(&self, place: &Place, ips: &[IpAddr]) -> Option<Netns> {
         let netns = Netns::open(&place.path).ok().filter(|netns| netns.id() == place.id())?;
         let host = self.host().ok()?.id();
-        netns::find::belongs_to(&netns, host, ips, &super::finder::addresses).ok()?;
+        netns::find::belongs_to(&netns, host, ips, &finder::addresses).ok()?;
         Some(netns)
     }
 
@@ -126,7 +127,8 @@ impl Ambient {
         let lost: Vec<Member> =
             self.members.all().into_iter().filter(|member| member.netns.is_none()).collect();
         if !lost.is_empty()
-            && let Ok(mut found) = self.finder.find_all(self, lost.iter().map(wanted).collect()).await
+            && let Ok(mut found) =
+                self.finder.find_all(self, lost.iter().map(|lost| lost.wanted(&lost.ips)).collect()).await
         {
             for member in lost {
                 let Some(netns) = found.remove(&member.key.uid) else { continue };
@@ -305,15 +307,11 @@ impl Ambient {
         let facts = pods.iter().filter_map(|pod| index.facts(pod.namespace(), pod.name()));
         let wanted =
             facts.filter(|facts| self.config.rules.desired(facts) == Desired::In).filter_map(|facts| {
-                let uid = facts.pod.uid()?.to_owned();
-                let known = self.members.get(&uid).is_some_and(|member| member.netns.is_some());
+                let uid = facts.pod.uid()?;
+                let known = self.members.get(uid).is_some_and(|member| member.netns.is_some());
                 let ips = facts.pod.ips();
-                (!known && !ips.is_empty()).then_some(Wanted { uid, ips })
+                (!known && !ips.is_empty()).then(|| finder::wanted(&facts.pod, ips))
             });
         wanted.collect()
     }
-}
-
-fn wanted(member: &Member) -> Wanted {
-    Wanted { uid: member.key.uid.clone(), ips: member.ips.clone() }
 }

@@ -3,19 +3,21 @@
 //! Kubelet, the runtimes and the two drivers (cgroupfs, systemd) write the uid of a pod and the id of a container in about a dozen ways;
 //! all of them have a word `pod` and the uid, then anything, then the container's id as the last word.
 
-/// The uid of a pod has 32 hexadecimal digits in these groups (RFC 9562, section 4).
+/// The uid of a pod has 32 hexadecimal digits in these groups (RFC 9562, section 4). Kubelet calls a static pod by an MD5 hash instead, which
+/// is as long and has no hyphens.
 const GROUPS: [usize; 5] = [8, 4, 4, 4, 12];
 
 /// What one path says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Named<'a> {
-    /// In the form with hyphens; empty where CRI-O leaves it out.
+    /// In the form with hyphens, unless it is a hash; empty where CRI-O leaves it out.
     uid: String,
     container: &'a str,
 }
 
-/// The uid of the pod; nothing if the process belongs to none, or if its cgroups contradict each other.
-pub(super) fn pod_uid(file: &str) -> Option<String> {
+/// What kubelet calls the pod: its uid with hyphens, or the hash of a static pod without. Nothing if the process belongs to no pod, or if its
+/// cgroups contradict each other.
+pub(super) fn pod_name(file: &str) -> Option<String> {
     let mut first: Option<Named<'_>> = None;
     for line in file.lines() {
         // hierarchy:controllers:path (cgroups(7)); a path may have colons.
@@ -67,12 +69,14 @@ fn with_uid(path: &str) -> Option<Named<'_>> {
     None
 }
 
-/// A uid that begins here, and where it ends. Between its groups there may be a separator each.
+/// A uid that begins here, and where it ends. Between its groups there may be a separator each; without any it is a hash.
 fn uid_at(bytes: &[u8], mut at: usize) -> Option<(String, usize)> {
     let mut uid = String::with_capacity(36);
+    let mut separated = false;
     for (number, group) in GROUPS.into_iter().enumerate() {
         if number > 0 {
             if bytes.get(at).copied().is_some_and(is_separator) {
+                separated = true;
                 at += 1;
             }
             uid.push('-');
@@ -83,6 +87,9 @@ fn uid_at(bytes: &[u8], mut at: usize) -> Option<(String, usize)> {
         }
         uid.extend(digits.iter().map(|digit| char::from(*digit)));
         at += group;
+    }
+    if !separated {
+        uid.retain(|c| c != '-');
     }
     Some((uid, at))
 }
@@ -101,14 +108,14 @@ fn crio_without_uid(path: &str) -> Option<Named<'_>> {
 
 #[cfg(test)]
 mod tests {
-    use super::pod_uid;
+    use super::pod_name;
 
     const UID: &str = "2fee88c2-2a0b-4c0d-b3a1-1a1f1e5e6f7a";
     const UNDER: &str = "2fee88c2_2a0b_4c0d_b3a1_1a1f1e5e6f7a";
     const CID: &str = "9ee1c1f3b0d4f8e4c8a6f9a6b7c8d9e0f1a2b3c4d5e6f708192a3b4c5d6e7f80";
 
     fn of(path: &str) -> Option<String> {
-        pod_uid(&format!("0::{path}\n"))
+        pod_name(&format!("0::{path}\n"))
     }
 
     /// C11: the table of AA-74.
@@ -139,7 +146,20 @@ mod tests {
             assert_eq!(of(&path).as_deref(), Some(UID), "{path}");
         }
         let without_hyphens = UID.replace('-', "");
-        assert_eq!(of(&format!("/kubepods/pod{without_hyphens}/{CID}")).as_deref(), Some(UID));
+        assert_eq!(of(&format!("/kubepods/pod{without_hyphens}/{CID}")), Some(without_hyphens));
+    }
+
+    /// A static pod's cgroup has the hash of its manifest, with either driver of cgroups.
+    #[test]
+    fn a_hash_is_not_made_a_uid() {
+        let hash = "5f4dcc3b5aa765d61d8327deb882cf99";
+        for path in [
+            format!("/kubepods/burstable/pod{hash}/{CID}"),
+            format!("/kubepods.slice/kubepods-burstable-pod{hash}.slice/cri-containerd-{CID}.scope"),
+        ] {
+            assert_eq!(of(&path).as_deref(), Some(hash), "{path}");
+        }
+        assert_eq!(of(&format!("/kubepods/pod{}/{CID}", &hash[1..])), None);
     }
 
     #[test]
@@ -158,9 +178,9 @@ mod tests {
         ] {
             assert_eq!(of(&path), None, "{path}");
         }
-        assert_eq!(pod_uid(""), None);
-        assert_eq!(pod_uid("no colons"), None);
-        assert_eq!(pod_uid(&format!("1:cpu:/kubepods/pod{UID}/{CID}\nbroken line\n")), None);
+        assert_eq!(pod_name(""), None);
+        assert_eq!(pod_name("no colons"), None);
+        assert_eq!(pod_name(&format!("1:cpu:/kubepods/pod{UID}/{CID}\nbroken line\n")), None);
     }
 
     #[test]
@@ -172,9 +192,9 @@ mod tests {
         let other = CID.replace('9', "8");
         let good =
             line(12, UID, CID) + "11:rdma:/\n" + &line(10, UID, CID) + "0::/system.slice/kubelet.service\n";
-        assert_eq!(pod_uid(&good).as_deref(), Some(UID));
-        assert_eq!(pod_uid(&(line(2, UID, CID) + &line(1, UID, &other))), None, "multiple container ids");
-        assert_eq!(pod_uid(&(line(2, UID, CID) + &line(1, &other_uid, CID))), None, "multiple uids");
+        assert_eq!(pod_name(&good).as_deref(), Some(UID));
+        assert_eq!(pod_name(&(line(2, UID, CID) + &line(1, UID, &other))), None, "multiple container ids");
+        assert_eq!(pod_name(&(line(2, UID, CID) + &line(1, &other_uid, CID))), None, "multiple uids");
     }
 
     #[test]
@@ -188,7 +208,7 @@ mod tests {
                 let at = state as usize % text.len();
                 text[at] = (state >> 20) as u8;
             }
-            let _ = pod_uid(&String::from_utf8_lossy(&text));
+            let _ = pod_name(&String::from_utf8_lossy(&text));
         }
     }
 }

@@ -4,6 +4,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use crate::NetnsId;
+use crate::sys::UserNsId;
 
 /// No file of procfs that is read here is longer than some hundred bytes, but for odd cgroups.
 const MAX_FILE: u64 = 64 << 10;
@@ -74,11 +75,6 @@ impl Process {
         self.read("cgroup")
     }
 
-    /// When it started, in clock ticks since the node's start.
-    pub(super) fn started(&self) -> Option<u64> {
-        started(&self.read("stat")?)
-    }
-
     /// Which sandbox it is the process of.
     pub(super) fn sandbox(&self) -> Option<&'static str> {
         let comm = self.read("comm")?;
@@ -111,28 +107,15 @@ impl Process {
     }
 }
 
+/// The node's user namespace: that of its first process, or this process's where that cannot be looked at.
+pub(super) fn node_users(root: &Path) -> Option<UserNsId> {
+    use std::os::unix::fs::MetadataExt;
+    let of = |path: &Path| std::fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()));
+    of(&root.join("1/ns/user")).or_else(|| of(Path::new("/proc/self/ns/user")))
+}
+
 /// Whether the process ended: its directory is gone (`ENOENT`), or was opened before (`ESRCH`).
 pub(super) fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound
         || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
-}
-
-/// Field 22 of `stat` (proc(5)). The second field is the program's name, in which anything may stand.
-fn started(stat: &str) -> Option<u64> {
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_ascii_whitespace().nth(19)?.parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::started;
-
-    #[test]
-    fn the_start_time_is_after_the_last_parenthesis() {
-        let rest = "S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 70298968 20";
-        assert_eq!(started(&format!("12 (a) b) c) {rest}")), Some(70_298_968));
-        assert_eq!(started("12 (a) S 1 2 3"), None);
-        assert_eq!(started("12 a S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20"), None);
-        assert_eq!(started(""), None);
-    }
 }

@@ -289,7 +289,7 @@ fn sandboxes_are_reported_by_name() {
     let by_process = mesh.sandbox("mesh", "process").unwrap();
     mesh.run(&by_process).unwrap();
     std::fs::write(mesh.root().join(format!("proc/{}/comm", by_process.pid())), "qemu-system-x86\n").unwrap();
-    by_process.netns.ip(&[format!("address del {}/32 dev lo", by_process.ip)]).unwrap();
+    by_process.netns.ip(&[format!("address del {}/32 dev net0", by_process.ip)]).unwrap();
     mesh.node.api.set_pod(by_process.object(&[], true));
     eventually("an Event", PATIENCE, || {
         let events = mesh.node.api.events();
