@@ -119,7 +119,7 @@ fn memory(runs: usize, report: &mut Report) -> Result<()> {
         Ok(worst * 1024)
     };
     let mut node = node(true)?;
-    report.size("peak RSS, manifests", worst(&node)?, 3_000_000);
+    report.size("peak RSS, manifests", worst(&node)?, 3_300_000);
     let server = ApiServer::start()?;
     server.set_pod(full_sized_pod());
     node.conf.as_object_mut().context("no configuration")?.remove("pod_source");

@@ -56,8 +56,8 @@ fn nftables_is_all_or_nothing() {
         node.add("web", pod.path()).unwrap();
         assert_eq!(pod.nft_json(Comments::Keep).unwrap(), complete, "the next ADD after {delay:?}");
     }
+    // Which phases a delay hits is the machine's affair; the test below hits each by its system call.
     println!("200 tries, {kills} killed: none of the rules {none} times, all of them {all} times");
-    assert!(none > 0 && all > 0 && kills >= 20, "the kills did not hit every phase: {none}, {all}, {kills}");
 }
 
 #[test]
@@ -158,7 +158,30 @@ fn iptables_recovers() {
         assert_eq!(everything(&pod), complete, "the next ADD after {delay:?}");
     }
     println!("60 tries, {kills} killed: none of the rules {none} times, all of them {all} times");
-    assert!(none > 0 && all > 0 && kills >= 10, "the kills did not hit every phase: {none}, {all}, {kills}");
+
+    // What a delay may miss on a busy machine: before there is a supervisor, and beside it.
+    pod.nft("flush ruleset").unwrap();
+    let call = node.call("ADD", "web", pod.path());
+    assert_eq!(traced(&call, &["-e", "inject=setns:signal=KILL:when=1"]).0, None);
+    assert_eq!(settled(&pod, &complete).matches("ISTIO_").count(), 0, "killed on its way into the namespace");
+    let mut child = call.command().spawn().unwrap();
+    child.stdin.take().unwrap().write_all(&call.stdin).unwrap();
+    let start = Instant::now();
+    while !has_child(child.id()) {
+        assert!(start.elapsed() < Duration::from_secs(60), "it starts no supervisor");
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(settled(&pod, &complete), complete, "killed beside its supervisor");
+}
+
+/// Whether any thread of the process has started another process.
+fn has_child(parent: u32) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{parent}/task")).unwrap();
+    tasks.flatten().any(|task| {
+        std::fs::read_to_string(task.path().join("children")).is_ok_and(|children| !children.is_empty())
+    })
 }
 
 /// The rules when they are complete, or when they have not changed for a while.
