@@ -23,6 +23,7 @@
 //! | [`json`] | an ordered JSON tree with the lenient key matching that plugins are expected to have |
 //! | [`config`] | [`PluginConf`]: the typed network configuration |
 //! | [`conflist`] | configuration files: ours put into another component's list and taken out again |
+//! | [`libcni`] | whether runtimes load a configuration file, and as what |
 //! | [`result`] | [`CniResult`]: decoded from and printed as every version |
 //! | [`dispatch`](mod@dispatch) | one run from environment to exit code |
 
@@ -32,7 +33,9 @@ pub mod conflist;
 pub mod dispatch;
 pub mod env;
 pub mod error;
+mod gojson;
 pub mod json;
+pub mod libcni;
 pub mod result;
 pub mod version;
 
@@ -41,5 +44,6 @@ pub use config::{FailurePolicy, PluginConf, PodSource};
 pub use dispatch::{Identity, Invocation, NetnsRelation, Outcome, Plugin, Request, dispatch};
 pub use env::Verb;
 pub use error::{Error, code};
+pub use gojson::WrongType;
 pub use result::{CniResult, Dns, Interface, IpConfig, Route};
 pub use version::Version;

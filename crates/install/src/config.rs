@@ -1,7 +1,9 @@
 //! The CNI configuration: found, judged, written, restored.
 
 mod component;
+mod obstacle;
 mod plan;
+mod problem;
 mod restore;
 mod scan;
 mod write;
@@ -12,9 +14,14 @@ use std::path::{Path, PathBuf};
 use cni::conflist::{ConflistError, PluginEntry};
 
 pub(crate) use component::component;
-pub(crate) use plan::{Step, Write, plan};
-pub(crate) use restore::{Taken, plan_take_out, release, remove_originals, take_out};
-pub(crate) use scan::{Candidate, Scan, State, follow};
+pub use obstacle::Obstacle;
+pub(crate) use plan::{Plan, Step, Write, plan};
+pub use problem::Problem;
+pub(crate) use restore::{
+    Ours, Taken, plan_take_out, plan_take_out_of_renamed, release, remove_originals, take_out,
+    take_out_of_renamed,
+};
+pub(crate) use scan::{Scan, State, follow, form_of};
 pub(crate) use write::write;
 
 use crate::file::{self, FileError};
@@ -59,40 +66,6 @@ pub enum ConfigError {
     Unsteady(PathBuf),
 }
 
-/// A file that looks like a configuration by its name, and is passed over.
-#[derive(Debug, thiserror::Error)]
-pub enum Problem {
-    /// It could not be read.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// A runtime would pass it over too.
-    #[error("{path} is no valid network configuration: {cause}", path = path.display())]
-    Invalid {
-        /// The file.
-        path: PathBuf,
-        /// The first thing that is wrong.
-        cause: ConflistError,
-    },
-    /// A link to nowhere.
-    #[error("{path} is a symbolic link to a file that does not exist here", path = .0.display())]
-    Dangling(PathBuf),
-    /// What is behind it may be on another mount, or not be a configuration at all.
-    #[error("{path} is a symbolic link out of its directory, and what it points to is not touched; make it a file", path = .0.display())]
-    LinkOutside(PathBuf),
-    /// It would have to become a `.conflist`, and the link would point to nothing.
-    #[error("{path} is a symbolic link to a single network and cannot become a list; make it a file, or a .conflist", path = .0.display())]
-    LinkToSingle(PathBuf),
-    /// Our own file of another mode.
-    #[error("{path} holds nothing but this plugin, as in the standalone mode, and is no network to be put into", path = .0.display())]
-    Standalone(PathBuf),
-    /// A bound that keeps time and memory small.
-    #[error("directory {path} has more than {limit} network configurations; the last ones are not looked at", path = path.display(), limit = scan::MAX_FILES)]
-    TooMany {
-        /// The directory.
-        path: PathBuf,
-    },
-}
-
 /// Why there is nothing to write yet.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Waiting {
@@ -100,8 +73,13 @@ pub enum Waiting {
     #[error("no networks found in {dir}: waiting for a CNI plugin's configuration", dir = .0.display())]
     NoNetworks(PathBuf),
     /// There are files, and no runtime would load one.
-    #[error("no valid networks found in {dir}: waiting for a CNI plugin's configuration", dir = .0.display())]
-    NoValidNetworks(PathBuf),
+    #[error("no valid networks found in {dir}: waiting for a CNI plugin's configuration; {problem}", dir = dir.display())]
+    NoValidNetworks {
+        /// The directory.
+        dir: PathBuf,
+        /// What is wrong with the first file.
+        problem: String,
+    },
     /// The configured file, and the one with the other extension.
     #[error("CNI config file {path} does not exist: waiting for it", path = .0.display())]
     NotThere(PathBuf),
@@ -161,6 +139,12 @@ fn twin(path: &Path) -> Option<PathBuf> {
         "conflist" => Some(path.with_extension("conf")),
         _ => None,
     }
+}
+
+/// The name that a file has once the plugin is in it.
+fn list_of(path: &Path) -> PathBuf {
+    let is_single = path.extension().is_some_and(|extension| extension == "conf");
+    if is_single { path.with_extension("conflist") } else { path.to_owned() }
 }
 
 /// Removes what killed writers of ours left in the directory. Those that stay.

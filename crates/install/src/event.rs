@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::config::{Problem, Waiting};
+use crate::config::{Obstacle, Problem, Waiting};
 use crate::error::Error;
 use crate::file::FileError;
 
@@ -67,12 +67,10 @@ pub enum Event<'a> {
         /// The file.
         path: &'a Path,
     },
-    /// Runtimes use another configuration than the one that the plugin is in by configuration.
-    Preempted {
-        /// The one that is used.
-        first: &'a Path,
-        /// The one that the plugin is in.
-        path: &'a Path,
+    /// Runtimes do not call the plugin where it is. Told once, until it changes.
+    Unused {
+        /// Why not.
+        obstacle: &'a Obstacle,
     },
     /// The configuration had to be written many times in a row.
     Throttled {
@@ -99,7 +97,7 @@ impl Event<'_> {
         match self {
             Self::Failed { .. }
             | Self::Overwritten { .. }
-            | Self::Preempted { .. }
+            | Self::Unused { .. }
             | Self::Throttled { .. }
             | Self::Skipped { .. }
             | Self::NotSwept { .. } => true,
@@ -136,12 +134,7 @@ impl fmt::Display for Event<'_> {
             Self::Overwritten { component, path } => {
                 write!(f, "{} was overwritten by {component}; the plugin is put in again", path.display())
             }
-            Self::Preempted { first, path } => write!(
-                f,
-                "container runtimes use {}, which sorts before {}: pods start without the plugin; name the first one (CNI_CONF_NAME), or none",
-                first.display(),
-                path.display()
-            ),
+            Self::Unused { obstacle } => obstacle.fmt(f),
             Self::Throttled { path, hits } => {
                 write!(f, "another component keeps reverting {} ({hits} times in a row)", path.display())?;
                 if path.to_string_lossy().contains("cilium") {

@@ -74,6 +74,16 @@ impl FileError {
         Self::Io { operation, path: path.to_owned(), cause: cause.into() }
     }
 
+    /// The file or directory.
+    pub(crate) fn path(&self) -> &Path {
+        match self {
+            Self::Io { path, .. }
+            | Self::TooLarge { path }
+            | Self::NotRegular { path }
+            | Self::Corrupt { path } => path,
+        }
+    }
+
     /// Whether there is no such file.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Io { cause, .. } if cause.kind() == io::ErrorKind::NotFound)

@@ -92,9 +92,9 @@ pub fn inspect(net_dir: &std::path::Path, bin_targets: &[PathBuf], run_dir: &std
     });
     let standalone = standalone.collect();
     let networks = scan.candidates.into_iter().map(|candidate| Network {
-        name: candidate.document.network().map(str::to_owned),
-        plugins: candidate.document.plugin_types().into_iter().map(str::to_owned).collect(),
-        entry: candidate.document.entries().first().map(|entry| (*entry).clone()),
+        name: candidate.document.network(),
+        plugins: candidate.document.plugin_types(),
+        entry: candidate.document.entries().into_iter().next(),
         has_original: crate::config::has_original(&candidate.path),
         is_valid: candidate.state == State::Valid,
         path: candidate.listed,
@@ -118,7 +118,7 @@ pub fn inspect(net_dir: &std::path::Path, bin_targets: &[PathBuf], run_dir: &std
 /// `None` if it has been replaced since it was seen.
 fn standalone_file(path: PathBuf) -> Option<Standalone> {
     let document = Document::parse(&Content::read(&path).ok()?.bytes).ok()?;
-    let entry = document.entries().first().map(|entry| (*entry).clone())?;
+    let entry = document.entries().into_iter().next()?;
     Some(Standalone { path, entry })
 }
 

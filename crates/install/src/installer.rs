@@ -11,7 +11,7 @@ use cni::conflist::PluginEntry;
 pub use handle::Handle;
 
 use crate::binaries::Binaries;
-use crate::config::{self, Config, ConfigError, Step, Taken, Waiting};
+use crate::config::{self, Config, ConfigError, Obstacle, Step, Taken, Waiting};
 use crate::error::Error;
 use crate::event::{Event, Observer};
 use crate::options::{Options, OptionsError};
@@ -24,6 +24,8 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// How often a directory that does not exist, or a file that is being written, is looked for.
 const POLL: Duration = Duration::from_secs(1);
+/// How often an obstacle is looked at again that may lie outside of the directories that are watched, such as behind a link.
+const RECHECK: Duration = Duration::from_secs(10);
 /// How often a configuration that others write at the same moment is planned anew.
 const TRIES: u32 = 5;
 
@@ -35,6 +37,8 @@ pub struct Installer {
     throttle: Throttle,
     /// Where the plugin was put, and what was written.
     placed: Option<(PathBuf, PluginEntry)>,
+    /// Folders of networks' further plugins, as of the last look.
+    folders: Vec<PathBuf>,
     is_ready: bool,
     reason: String,
     told: BTreeSet<String>,
@@ -46,6 +50,7 @@ enum Look {
     InOrder(PathBuf),
     Differs,
     Waiting(Waiting),
+    Unused(Obstacle),
 }
 
 impl Installer {
@@ -62,6 +67,7 @@ impl Installer {
             handle: Handle::new().map_err(OptionsError::NoDescriptor)?,
             throttle: Throttle::new(Instant::now()),
             placed: None,
+            folders: Vec::new(),
             is_ready: false,
             reason: String::new(),
             told: BTreeSet::new(),
@@ -114,6 +120,10 @@ impl Installer {
                 }
                 let is_poll = watch.is_missing() || matches!(waiting, Waiting::Settling(_));
                 is_poll.then_some(POLL)
+            }
+            Look::Unused(obstacle) => {
+                self.set_unready(&obstacle.to_string());
+                Some(if watch.is_missing() { POLL } else { RECHECK })
             }
             Look::InOrder(path) => {
                 if watch.has_changed().map_err(Error::Watch)? {
@@ -169,7 +179,7 @@ impl Installer {
 
     fn configure(&mut self) -> Result<(), ConfigError> {
         for _ in 0..TRIES {
-            let write = match self.plan()? {
+            let write = match self.plan()?.step {
                 Step::Wait(_) => return Ok(()),
                 Step::Keep(path) => return self.release(&path),
                 Step::Write(write) => write,
@@ -182,22 +192,18 @@ impl Installer {
         Err(ConfigError::Unsteady(self.options.net_dir.clone()))
     }
 
-    fn plan(&mut self) -> Result<Step, ConfigError> {
+    fn plan(&mut self) -> Result<config::Plan, ConfigError> {
         let plan = config::plan(&Config { options: &self.options, entry: &self.options.entry })?;
         let mut told = BTreeSet::new();
         for problem in &plan.problems {
             self.tell_once(&mut told, &Event::Skipped { problem });
         }
-        let used = match &plan.step {
-            Step::Keep(path) => Some(path),
-            Step::Write(write) => Some(&write.target),
-            Step::Wait(_) => None,
-        };
-        if let (Some(first), Some(path)) = (&plan.preempted_by, used) {
-            self.tell_once(&mut told, &Event::Preempted { first, path });
+        if let Some(obstacle) = &plan.obstacle {
+            self.tell_once(&mut told, &Event::Unused { obstacle });
         }
         self.told = told;
-        Ok(plan.step)
+        self.folders.clone_from(&plan.folders);
+        Ok(plan)
     }
 
     /// Tells what was written, and whose fault it was.
@@ -235,14 +241,17 @@ impl Installer {
                 }
                 None => false,
             };
-        Ok(match self.plan().map_err(Error::Config)? {
+        let plan = self.plan().map_err(Error::Config)?;
+        if let Step::Keep(path) = &plan.step {
+            self.placed = Some((path.clone(), self.options.entry.clone()));
+        }
+        Ok(match (plan.step, plan.obstacle) {
             _ if is_differing => Look::Differs,
-            Step::Write(_) => Look::Differs,
-            Step::Wait(waiting) => Look::Waiting(waiting),
-            Step::Keep(path) => {
-                self.placed = Some((path.clone(), self.options.entry.clone()));
-                Look::InOrder(path)
-            }
+            (Step::Write(_), _) => Look::Differs,
+            (Step::Wait(Waiting::Settling(path)), _) => Look::Waiting(Waiting::Settling(path)),
+            (Step::Wait(_) | Step::Keep(_), Some(obstacle)) => Look::Unused(obstacle),
+            (Step::Wait(waiting), None) => Look::Waiting(waiting),
+            (Step::Keep(path), None) => Look::InOrder(path),
         })
     }
 
@@ -262,6 +271,9 @@ impl Installer {
             let name = BTreeSet::from([crate::kubeconfig::KUBECONFIG.into()]);
             places.push((options.run_dir.clone(), Some(name)));
         }
+        places.extend(
+            self.folders.iter().filter(|folder| folder.is_dir()).map(|folder| (folder.clone(), None)),
+        );
         let mut watch = Watch::new().map_err(Error::Watch)?;
         for (directory, names) in places {
             watch.add(&directory, names).map_err(Error::Watch)?;

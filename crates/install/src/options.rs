@@ -8,6 +8,8 @@ use cni::conflist::PluginEntry;
 pub const OWNED_NAME: &str = "02-istio-cni.conflist";
 /// Name of the file of [`Mode::Standalone`] when none is given (I-26).
 pub const STANDALONE_NAME: &str = "YYY-istio-cni.conf";
+/// How names of such files end, the one that platforms with Multus configure too (chart preset `openshift`).
+pub(crate) const STANDALONE_END: &str = "istio-cni.conf";
 
 /// What is installed where. Paths are as this process sees them.
 #[derive(Debug, Clone)]

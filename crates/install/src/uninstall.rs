@@ -1,17 +1,16 @@
 //! The node without the plugin.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::fs::FileType;
 use std::path::{Path, PathBuf};
 
-use cni::conflist::Form;
-
 use crate::binaries::PLUGIN;
-use crate::config::{self, ConfigError, Taken};
+use crate::config::{self, ConfigError, Ours, Taken};
 use crate::error::Error;
 use crate::file::{self, FileError};
 use crate::kubeconfig::{KUBECONFIG, KubeconfigError};
-use crate::options::{Mode, OWNED_NAME, Options};
+use crate::options::{Mode, OWNED_NAME, Options, STANDALONE_END, STANDALONE_NAME};
 
 /// What was done, and what could not be: one failure does not keep the rest from being done.
 #[derive(Debug, Default)]
@@ -103,23 +102,23 @@ impl Report {
             Err(cause) => return self.errors.push(Error::Config(cause.into())),
         };
         let before = self.errors.len();
-        for name in names {
-            let path = options.net_dir.join(&name);
+        for name in &names {
             let is_configured = options.conf_name.as_deref().is_some_and(|configured| name == configured);
-            if !is_configured && name.to_str().and_then(Form::of).is_none() {
-                continue;
+            if is_configured || config::form_of(name).is_some() {
+                self.configuration(options, &options.net_dir.join(name), act);
             }
-            // what cannot be followed was not written through
-            let Ok(path) = config::follow(&path) else { continue };
+        }
+        let is_other = |name: &&OsString| {
+            config::form_of(name).is_none() && !config::is_original(name) && !file::is_temp(name)
+        };
+        for path in names.iter().filter(is_other).map(|name| options.net_dir.join(name)) {
             let take_out = match act {
-                Act::Do => config::take_out,
-                Act::Tell => config::plan_take_out,
+                Act::Do => config::take_out_of_renamed,
+                Act::Tell => config::plan_take_out_of_renamed,
             };
-            match take_out(&path, is_own(options, &path)) {
-                Ok(taken) => self.done.extend(taken.map(Done::from)),
-                // nothing that we wrote
-                Err(ConfigError::File(FileError::TooLarge { .. } | FileError::NotRegular { .. })) => {}
-                Err(error) => self.errors.push(Error::Config(error)),
+            // What cannot be read there is nothing of ours.
+            if let Ok(taken) = take_out(&path) {
+                self.done.extend(taken.map(Done::from));
             }
         }
         // An original is all that is left of a configuration that could not be restored.
@@ -127,6 +126,25 @@ impl Report {
             let errors =
                 config::remove_originals(&options.net_dir).into_iter().chain(config::sweep(&options.net_dir));
             self.errors.extend(errors.map(|cause| Error::Config(cause.into())));
+        }
+    }
+
+    fn configuration(&mut self, options: &Options, path: &Path, act: Act) {
+        // what cannot be followed was not written through
+        let Ok(path) = config::follow(path) else { return };
+        let take_out = match act {
+            Act::Do => config::take_out,
+            Act::Tell => config::plan_take_out,
+        };
+        let ours = ours(options, &path);
+        match take_out(&path, ours) {
+            Ok(taken) => self.done.extend(taken.map(Done::from)),
+            Err(ConfigError::File(FileError::TooLarge { .. })) if ours == Ours::Whole => {
+                self.deleted(&path, delete(&path, act), |cause| Error::Config(cause.into()));
+            }
+            // nothing that we wrote
+            Err(ConfigError::File(FileError::TooLarge { .. } | FileError::NotRegular { .. })) => {}
+            Err(error) => self.errors.push(Error::Config(error)),
         }
     }
 
@@ -144,17 +162,21 @@ impl Report {
     }
 }
 
-/// Whether a list is a copy that we made. Without the agent its options are not known: then the default name tells, unless the file
-/// has an original, which only another component's has.
-fn is_own(options: &Options, path: &Path) -> bool {
-    match &options.mode {
-        Mode::Owned { file_name } => path.ends_with(file_name),
-        Mode::Chained | Mode::Standalone => {
-            path.ends_with(OWNED_NAME)
-                && options.conf_name.as_deref() != Some(OWNED_NAME)
-                && !config::has_original(path)
+/// Whose a file is. Without the agent its options are not known: then the name tells, unless the file has an original, which only
+/// another component's has.
+fn ours(options: &Options, path: &Path) -> Ours {
+    let configured = options.conf_name.as_deref();
+    let is_made = match &options.mode {
+        Mode::Owned { file_name } if path.ends_with(file_name) => true,
+        Mode::Standalone if path.ends_with(configured.unwrap_or(STANDALONE_NAME)) => true,
+        Mode::Owned { .. } | Mode::Chained | Mode::Standalone => {
+            let is_copy = path.ends_with(OWNED_NAME) && configured != Some(OWNED_NAME);
+            // Any other single network with the plugin in it has become a list, with another extension.
+            let is_alone = path.to_string_lossy().ends_with(STANDALONE_END);
+            (is_copy || is_alone) && !config::has_original(path)
         }
-    }
+    };
+    if is_made { Ours::Whole } else { Ours::Entry }
 }
 
 /// False if there was no such file.

@@ -1,5 +1,10 @@
 //! Layout of JSON text without touching its tokens: a number of 40 digits stays one.
 
+use crate::gojson::Tokens;
+
+/// Deepest indentation: a value that is nested 1,000 deep would take a megabyte of blanks.
+const MAX_INDENTED: usize = 50;
+
 /// Valid JSON with an indentation of 2 and a newline at the end.
 pub(super) fn pretty(json: &str) -> Vec<u8> {
     let mut laid_out = Vec::with_capacity(json.len() * 2);
@@ -28,42 +33,5 @@ pub(super) fn pretty(json: &str) -> Vec<u8> {
 
 fn new_line(text: &mut Vec<u8>, depth: usize) {
     text.push(b'\n');
-    text.extend(std::iter::repeat_n(b' ', 2 * depth));
-}
-
-/// Strings, punctuation, and words such as `true` or `1e5`.
-struct Tokens<'a>(&'a [u8]);
-
-impl<'a> Iterator for Tokens<'a> {
-    type Item = &'a [u8];
-
-    fn next(&mut self) -> Option<&'a [u8]> {
-        self.0 = self.0.trim_ascii_start();
-        let is_end = |byte: &u8| byte.is_ascii_whitespace() || b"{}[],:\"".contains(byte);
-        let length = match self.0.first()? {
-            b'"' => string_length(self.0),
-            byte if is_end(byte) => 1,
-            _ => self.0.iter().position(is_end).unwrap_or(self.0.len()),
-        };
-        let (token, rest) = self.0.split_at(length);
-        self.0 = rest;
-        Some(token)
-    }
-}
-
-/// Length of the string that `text` begins with, its quotes included.
-fn string_length(text: &[u8]) -> usize {
-    let mut escaped = false;
-    let end = text.iter().skip(1).position(|byte| match byte {
-        _ if escaped => {
-            escaped = false;
-            false
-        }
-        b'\\' => {
-            escaped = true;
-            false
-        }
-        byte => *byte == b'"',
-    });
-    end.map_or(text.len(), |end| end + 2)
+    text.extend(std::iter::repeat_n(b' ', 2 * depth.min(MAX_INDENTED)));
 }

@@ -19,7 +19,7 @@ fn entry() -> PluginEntry {
 }
 
 fn merged(text: &str) -> String {
-    String::from_utf8(document(text).merge(&entry()).unwrap()).unwrap()
+    String::from_utf8(document(text).merge(&entry(), &Folder::default()).unwrap()).unwrap()
 }
 
 fn json(text: &str) -> serde_json::Value {
@@ -27,73 +27,86 @@ fn json(text: &str) -> serde_json::Value {
 }
 
 #[test]
-fn candidates_are_valid_when_a_runtime_would_load_them() {
-    let list = |text: &str| document(text).check(Form::List, 0).map_err(|error| error.to_string());
-    let single = |text: &str| document(text).check(Form::Single, 0).map_err(|error| error.to_string());
-    let plugins = r#""plugins":[{"type":"bridge"}]"#;
-    for good in [
-        "".to_owned(),
-        r#""cniVersion":"1.0.0","#.to_owned(),
-        r#""cniVersions":["0.4.0","1.0.0"],"#.to_owned(),
-        r#""disableCheck":"true","disableGC":false,"loadOnlyInlinedPlugins":true,"unknown":[],"#.to_owned(),
-    ] {
-        assert_eq!(list(&format!(r#"{{"name":"n",{good}{plugins}}}"#)), Ok(()), "{good}");
-    }
-    for (bad, message) in [
-        (r#"{"plugins":[{"type":"x"}]}"#, "key name is missing"),
-        (r#"{"name":7,"plugins":[{"type":"x"}]}"#, "key name is not a text"),
-        (r#"{"NAME":"n","plugins":[{"type":"x"}]}"#, "key name is missing"),
-        (r#"{"name":"n","cniVersion":1,"plugins":[{"type":"x"}]}"#, "key cniVersion is not a text"),
-        (r#"{"name":"n","cniVersion":null,"plugins":[{"type":"x"}]}"#, "key cniVersion is not a text"),
-        (
-            r#"{"name":"n","cniVersions":"1.0.0","plugins":[{"type":"x"}]}"#,
-            "key cniVersions is not a list of versions",
-        ),
-        (
-            r#"{"name":"n","cniVersions":["new"],"plugins":[{"type":"x"}]}"#,
-            "cniVersion \"new\": part \"new\" is not a number; use major.minor.patch such as 1.0.0",
-        ),
-        (r#"{"name":"n","disableGC":"yes","plugins":[{"type":"x"}]}"#, "key disableGC is not a boolean"),
-        (r#"{"name":"n","plugins":{}}"#, "key plugins is not a list"),
-        (r#"{"name":"n","plugins":[]}"#, "the list has no plugins"),
-        (r#"{"name":"n"}"#, "the list has no plugins"),
-        (
-            r#"{"name":"n","plugins":[{"type":"x"},{"type":""}]}"#,
-            "plugins[1] is not an object with a type, which is the name of a program",
-        ),
-        (
-            r#"{"name":"n","plugins":[1]}"#,
-            "plugins[0] is not an object with a type, which is the name of a program",
-        ),
-    ] {
-        assert_eq!(list(bad), Err(message.to_owned()), "{bad}");
-    }
-    assert_eq!(single(r#"{"type":"bridge"}"#), Ok(()));
-    assert_eq!(single(r#"{"type":""}"#), Err("key type is not the name of a program".into()));
-    assert_eq!(single(r#"{"name":"n"}"#), Err("key type is not the name of a program".into()));
-    assert_eq!(Document::parse(b"[]").unwrap_err().to_string(), "an array and not a JSON object");
-    assert!(Document::parse(b"").unwrap_err().to_string().starts_with("not JSON: EOF"));
-}
-
-#[test]
-fn a_folder_of_plugins_counts_unless_the_list_refuses_it_or_names_another_place() {
-    let with_folder = document(r#"{"name":"net"}"#);
-    assert_eq!(with_folder.folder(), Some("net"));
-    assert!(with_folder.check(Form::List, 1).is_ok());
-    assert_eq!(document(r#"{"name":"net","loadOnlyInlinedPlugins":"true"}"#).folder(), None);
-    for name in ["", ".", "..", "../etc", "a/b"] {
-        assert_eq!(document(&format!(r#"{{"name":"{name}"}}"#)).folder(), None, "{name}");
-    }
-}
-
-#[test]
 fn forms_follow_the_last_extension() {
     assert_eq!(Form::of("10-calico.conflist"), Some(Form::List));
     assert_eq!(Form::of("10-bridge.conf"), Some(Form::Single));
+    assert_eq!(Form::of("10-bridge.json"), Some(Form::Single));
     assert_eq!(Form::of(".hidden.conflist"), Some(Form::List));
-    for other in ["conflist", "x.json", "x.conf.bak", "x.conflist.tmp.istio-1", "x.CONF"] {
+    for other in ["conflist", "x.yaml", "x.conf.bak", "x.conflist.tmp.istio-1", "x.CONF"] {
         assert_eq!(Form::of(other), None, "{other}");
     }
+}
+
+#[test]
+fn the_folder_is_that_of_the_list_which_the_file_is_or_becomes() {
+    let folder = |form, text: &str| Document::of_form(Some(form), text.as_bytes()).unwrap().folder();
+    assert_eq!(folder(Form::List, r#"{"name":"net"}"#).as_deref(), Some("net"));
+    assert_eq!(folder(Form::List, r#"{"name":"net","loadOnlyInlinedPlugins":"true"}"#), None);
+    assert_eq!(folder(Form::Single, r#"{"NAME":"net","type":"x"}"#).as_deref(), Some("net"));
+    assert_eq!(folder(Form::Single, r#"{"name":null,"type":"x"}"#).as_deref(), Some("k8s-pod-network"));
+}
+
+#[test]
+fn a_list_with_plugins_in_its_folder_is_not_changed() {
+    let folder = Folder { plugins: vec![Ok("bridge".to_owned())], unreadable: None };
+    let text = r#"{"name":"net","plugins":[{"type":"ptp"}]}"#;
+    let refused = document(text).merge(&entry(), &folder).unwrap_err().to_string();
+    let wanted = "libcni 1.1 (containerd 1.6) calls ptp, libcni 1.3 (containerd 2) calls ptp, bridge; move ";
+    assert!(refused.starts_with(wanted), "{refused}");
+    // the list that a single network becomes would have a folder
+    let single = Document::of_form(Some(Form::Single), br#"{"name":"net","type":"ptp"}"#).unwrap();
+    let refused = single.merge(&entry(), &folder).unwrap_err().to_string();
+    assert!(refused.starts_with("the list with the plugin would not load as this network: "), "{refused}");
+}
+
+#[test]
+fn the_extension_says_what_a_file_is() {
+    let both = r#"{"name":"n","cniVersion":"1.0.0","type":"bridge","plugins":[{"type":"ptp"}]}"#;
+    let single = Document::of_form(Some(Form::Single), both.as_bytes()).unwrap();
+    assert_eq!(single.plugin_types(), ["bridge"]);
+    let merged = single.merge(&entry(), &Folder::default()).unwrap();
+    let merged = Document::of_form(Some(Form::List), &merged).unwrap();
+    assert_eq!(merged.plugin_types(), ["bridge", "istio-cni"]);
+    assert!(merged.is_same_network(&single));
+    let list = Document::of_form(Some(Form::List), both.as_bytes()).unwrap();
+    assert_eq!(list.plugin_types(), ["ptp"]);
+}
+
+#[test]
+fn names_and_versions_are_what_libcni_reads() {
+    for (text, name, version) in [
+        (r#"{"type":"x","name":null,"cniVersion":null}"#, "k8s-pod-network", "0.3.1"),
+        (r#"{"type":"x","NAME":"a","CNIversion":"0.4.0"}"#, "a", "0.4.0"),
+        (r#"{"type":"x","name":"a","Name":"b","name":null}"#, "b", "0.3.1"),
+        (r#"{"type":"x","name":"","cniVersion":""}"#, "", ""),
+    ] {
+        let merged = json(&merged(text));
+        assert_eq!((&merged["name"], &merged["cniVersion"]), (&json!(name), &json!(version)), "{text}");
+    }
+}
+
+#[test]
+fn deep_and_odd_text_is_carried_along() {
+    let deep = format!("{}1{}", "[".repeat(3000), "]".repeat(3000));
+    let text = format!(r#"{{"name":"n\ud800","plugins":[{{"type":"x","deep":{deep}}}]}}"#);
+    let before = document(&text);
+    let merged = before.merge(&entry(), &Folder::default()).unwrap();
+    assert!(merged.len() < 1 << 20, "{} bytes", merged.len());
+    let merged = Document::parse(&merged).unwrap();
+    assert!(merged.holds(&entry()) && merged.is_same_network(&before));
+    assert_eq!(merged.network().as_deref(), Some("n\u{fffd}"));
+    let after = merged.without_entry(&Folder::default()).unwrap().unwrap();
+    assert!(Document::parse(&after).unwrap().is_same_network(&before));
+}
+
+#[test]
+fn an_address_comes_from_another_plugin_than_those_that_only_change_one() {
+    let gives = |types: &[&str]| {
+        let plugins: Vec<_> = types.iter().map(|kind| json!({"type": kind})).collect();
+        document(&json!({"name": "n", "plugins": plugins}).to_string()).gives_address()
+    };
+    assert!(gives(&["ptp", "portmap", "istio-cni"]));
+    assert!(!gives(&["loopback", "portmap", "istio-cni"]) && !gives(&["istio-cni"]));
 }
 
 #[test]
@@ -103,6 +116,9 @@ fn our_entry_is_the_last_and_all_old_ones_go() {
     assert_eq!(list.plugin_types(), ["bridge", "x-istio-cni", "istio-cni"]);
     assert!(list.holds(&entry()));
     assert!(!document(text).holds(&entry()), "two entries are not right, whatever they hold");
+    let first =
+        json!({"name": "n", "plugins": [json(&merged(r#"{"type":"x"}"#))["plugins"][1], {"type": "x"}]});
+    assert!(!document(&first.to_string()).holds(&entry()), "another plugin comes after it");
 }
 
 #[test]
@@ -117,7 +133,7 @@ fn a_single_network_keeps_its_name_and_version_and_gets_upstreams_without() {
 
 #[test]
 fn what_has_no_network_is_refused() {
-    let refused = |text| document(text).merge(&entry()).unwrap_err().to_string();
+    let refused = |text| document(text).merge(&entry(), &Folder::default()).unwrap_err().to_string();
     assert_eq!(refused(r#"{"name":"n"}"#), "neither a list of plugins (key plugins) nor a plugin (key type)");
     assert_eq!(refused(r#"{"name":"n","plugins":7}"#), "key plugins is not a list");
 }
@@ -126,14 +142,17 @@ fn what_has_no_network_is_refused() {
 fn foreign_text_survives_exactly() {
     let big = "123456789012345678901234567890.12345678901234567890e+7";
     let text = format!(
-        r#"{{"z":{big},"name":"n","z":-0.0,"plugins":[{{"b":{big},"a":"\u00e9\"]}}\\","b":1,"e":{{ }},"l":[ ]}}],"cniVersion":"1.1.0"}}"#
+        r#"{{"z":{big},"name":"n","z":-0.0,"plugins":[{{"type":"x","b":{big},"a":"\u00e9\"]}}\\","b":1,"e":{{ }},"l":[ ]}}],"cniVersion":"1.1.0"}}"#
     );
     let list = merged(&text);
     let plain = |text: &str| text.replace([' ', '\n'], "");
     let start = text.split("],\"cniVersion\"").next().unwrap();
     assert!(plain(&list).starts_with(&plain(start)), "{list}");
     assert_eq!(
-        plain(std::str::from_utf8(&document(&list).without_entry().unwrap().unwrap()).unwrap()),
+        plain(
+            std::str::from_utf8(&document(&list).without_entry(&Folder::default()).unwrap().unwrap())
+                .unwrap()
+        ),
         plain(&text)
     );
 }
@@ -151,8 +170,8 @@ fn layout_is_two_spaces_and_a_newline_at_the_end() {
 #[test]
 fn nothing_is_left_of_a_list_that_was_only_ours() {
     let only = document(r#"{"name":"n","loadOnlyInlinedPlugins":true,"plugins":[{"type":"istio-cni"}]}"#);
-    assert_eq!(only.without_entry().unwrap(), None);
-    assert_eq!(document(r#"{"type":"istio-cni"}"#).without_entry().unwrap(), None);
+    assert_eq!(only.without_entry(&Folder::default()).unwrap(), None);
+    assert_eq!(document(r#"{"type":"istio-cni"}"#).without_entry(&Folder::default()).unwrap(), None);
 }
 
 #[test]
@@ -179,10 +198,11 @@ fn the_plugin_reads_back_what_is_written() {
     written.exclude_namespaces = vec!["kube-system".into()];
     written.ambient_enabled = true;
     written.extra.insert("facts_timeout".into(), "7s".into());
-    let list = document(r#"{"name":"n","plugins":[]}"#).merge(&written).unwrap();
+    let list =
+        document(r#"{"name":"n","plugins":[{"type":"x"}]}"#).merge(&written, &Folder::default()).unwrap();
     let list = Document::parse(&list).unwrap();
     assert!(list.holds(&written));
-    let [read] = list.entries()[..] else { panic!("{list:?}") };
+    let [read] = &list.entries()[..] else { panic!("{list:?}") };
     let read = PluginConf::decode(read).unwrap();
     assert_eq!(read.enablement_selectors, written.enablement_selectors);
     assert_eq!(read.exclude_namespaces, written.exclude_namespaces);
@@ -244,23 +264,22 @@ proptest! {
     #[test]
     fn no_text_panics(text in "[\\[\\]{}:,\"a-z0-9.\\\\ ]{0,60}") {
         if let Ok(document) = Document::parse(text.as_bytes()) {
-            let _ = (document.check(Form::List, 0), document.merge(&entry()), document.without_entry());
+            let _ = (document.verdict(&Folder::default()).is_agreed(), document.merge(&entry(), &Folder::default()), document.without_entry(&Folder::default()));
         }
     }
 
     #[test]
     fn taking_out_undoes_putting_in(foreign in prop::collection::vec(any_json(), 1..4), rest in any_json(), other in any_json()) {
-        let foreign: Vec<_> = foreign.into_iter().filter(|plugin| plugin["type"] != "istio-cni").collect();
-        prop_assume!(!foreign.is_empty());
+        let foreign: Vec<_> = foreign.iter().map(|conf| json!({"type": "x", "conf": conf})).collect();
         let network = json!({"name": "n", "cniVersion": "1.0.0", "x": rest, "plugins": foreign, "z": other});
         let text = network.to_string();
         let before = document(&text);
-        let list = Document::parse(&before.merge(&entry()).unwrap()).unwrap();
+        let list = Document::parse(&before.merge(&entry(), &Folder::default()).unwrap()).unwrap();
         prop_assert!(list.holds(&entry()));
         prop_assert!(list.is_same_network(&before));
-        let after = list.without_entry().unwrap().unwrap();
+        let after = list.without_entry(&Folder::default()).unwrap().unwrap();
         prop_assert_eq!(json(std::str::from_utf8(&after).unwrap()), json(&text));
-        let again = Document::parse(&list.merge(&entry()).unwrap()).unwrap().merge(&entry()).unwrap();
-        prop_assert_eq!(again, before.merge(&entry()).unwrap());
+        let again = Document::parse(&list.merge(&entry(), &Folder::default()).unwrap()).unwrap().merge(&entry(), &Folder::default()).unwrap();
+        prop_assert_eq!(again, before.merge(&entry(), &Folder::default()).unwrap());
     }
 }

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use cni::conflist::Document;
 
-use super::scan::State;
-use super::{Candidate, Config, ConfigError, Problem, Scan, Waiting, original_of, twin};
+use super::scan::{Candidate, State, form_of_path, judge};
+use super::{Config, ConfigError, Obstacle, Problem, Scan, Waiting, list_of, obstacle, original_of, twin};
 use crate::file::{Attributes, Content};
 use crate::options::Mode;
 
@@ -13,10 +13,12 @@ use crate::options::Mode;
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) step: Step,
-    /// The file that runtimes use, if that is another one than was configured.
-    pub(crate) preempted_by: Option<PathBuf>,
+    /// Why pods start without the plugin also when the step is done.
+    pub(crate) obstacle: Option<Obstacle>,
     /// Files that were passed over.
     pub(crate) problems: Vec<Problem>,
+    /// Folders whose files are plugins of a network that was looked at; they need not exist.
+    pub(crate) folders: Vec<PathBuf>,
 }
 
 /// What to do.
@@ -46,104 +48,142 @@ pub(crate) struct Write {
     pub(crate) found: Option<Document>,
 }
 
+/// The network that the plugin joins.
+struct Primary {
+    candidate: Candidate,
+    /// The list with the plugin in it.
+    merged: Vec<u8>,
+}
+
 /// Looks at the directory.
 pub(crate) fn plan(config: &Config<'_>) -> Result<Plan, ConfigError> {
     let own_file = config.own_file();
-    let scan = Scan::new(&config.options.net_dir, own_file.as_deref())?;
-    let first = scan.candidates.first().map(|candidate| candidate.listed.clone());
-    let is_empty = scan.problems.is_empty();
-    let step = match (&config.options.mode, own_file) {
-        (Mode::Standalone, Some(path)) => standalone(config, path)?,
-        (_, own_file) => match primary(config, scan.candidates)? {
-            Err(Waiting::NoNetworks(dir)) if !is_empty => Step::Wait(Waiting::NoValidNetworks(dir)),
-            Err(waiting) => Step::Wait(waiting),
-            Ok(candidate) => match own_file {
-                Some(path) => owned(config, path, &candidate)?,
-                None => chained(config, candidate)?,
-            },
-        },
-    };
-    let used = match &step {
-        Step::Keep(path) => Some(path.clone()),
-        Step::Write(write) => Some(write.target.clone()),
-        Step::Wait(_) => None,
-    };
-    Ok(Plan { preempted_by: preempted_by(config, used.as_deref(), first), step, problems: scan.problems })
-}
-
-/// The file whose network the plugin joins: the configured one, else the first.
-fn primary(
-    config: &Config<'_>,
-    candidates: Vec<Candidate>,
-) -> Result<Result<Candidate, Waiting>, ConfigError> {
-    let chosen = match &config.options.conf_name {
-        None => candidates.into_iter().next(),
-        Some(name) => {
-            let path = config.path(name);
-            let mut paths = [Some(path.clone()), twin(&path)].into_iter().flatten();
-            // Not judged as a candidate: whoever names a file gets the error of what cannot be done with it.
-            let there = paths.find(|path| std::fs::symlink_metadata(path).is_ok());
-            match there {
-                None => return Ok(Err(Waiting::NotThere(path))),
-                Some(path) => Some(Candidate::load(&path, false)?),
-            }
+    let mut scan = Scan::new(&config.options.net_dir, own_file.as_deref())?;
+    if let (Mode::Standalone, Some(path)) = (&config.options.mode, &own_file) {
+        let step = standalone(config, path.clone())?;
+        return Ok(Plan { step, obstacle: None, problems: scan.problems, folders: Vec::new() });
+    }
+    let loaded = scan.loaded();
+    let (step, obstacle, folder) = match primary(config, &mut scan)? {
+        Err(waiting) => (Step::Wait(waiting), obstacle::before(None, &loaded, &scan.problems), None),
+        Ok(primary) => {
+            let used = own_file.clone().unwrap_or_else(|| list_of(&primary.candidate.listed));
+            let mut others = loaded;
+            others.retain(|path| *path != primary.candidate.listed || own_file.is_some());
+            let obstacle = obstacle::before(Some(&used), &others, &scan.problems);
+            let obstacle = obstacle.or_else(|| of_itself(used, &primary.candidate));
+            let folder = primary.candidate.folder_path.clone();
+            let step = match own_file {
+                Some(path) => owned(config, path, primary)?,
+                None => chained(config, primary)?,
+            };
+            (step, obstacle, folder)
         }
     };
-    Ok(match chosen {
-        None => Err(Waiting::NoNetworks(config.options.net_dir.clone())),
-        Some(candidate) if candidate.state == State::Settling => Err(Waiting::Settling(candidate.path)),
-        Some(candidate) => Ok(candidate),
-    })
+    let differing = scan.problems.iter().filter_map(|problem| match problem {
+        Problem::Differs { folder, .. } => folder.clone(),
+        _ => None,
+    });
+    let folders = folder.into_iter().chain(differing).collect();
+    Ok(Plan { step, obstacle, problems: scan.problems, folders })
 }
 
-fn chained(config: &Config<'_>, candidate: Candidate) -> Result<Step, ConfigError> {
-    let Candidate { path, content, document, state, .. } = candidate;
+/// What keeps the plugin from being called although its file is the first.
+fn of_itself(used: PathBuf, primary: &Candidate) -> Option<Obstacle> {
+    if form_of_path(&used).is_none() {
+        return Some(Obstacle::NotLoaded(used));
+    }
+    (!primary.document.gives_address()).then_some(Obstacle::NoAddress(used))
+}
+
+/// The network that the plugin joins: the configured one, else the first that it can be put into.
+fn primary(config: &Config<'_>, scan: &mut Scan) -> Result<Result<Primary, Waiting>, ConfigError> {
+    if let Some(name) = &config.options.conf_name {
+        return configured(config, config.path(name));
+    }
+    let listed: Vec<PathBuf> = scan.loaded();
+    for candidate in std::mem::take(&mut scan.candidates) {
+        if candidate.state == State::Settling {
+            return Ok(Err(Waiting::Settling(candidate.path)));
+        }
+        let merged = overtaken(config, &candidate, &listed, &scan.problems)
+            .map_or_else(|| candidate.merge(config.entry), Err);
+        match merged {
+            Ok(merged) => return Ok(Ok(Primary { candidate, merged })),
+            Err(problem) => scan.problems.push(problem),
+        }
+    }
+    let dir = config.options.net_dir.clone();
+    Ok(Err(match scan.problems.first() {
+        None => Waiting::NoNetworks(dir),
+        Some(problem) => Waiting::NoValidNetworks { dir, problem: problem.to_string() },
+    }))
+}
+
+/// The configured network, under its name or the same with the other extension. Whoever names a file gets the error of what cannot be
+/// done with it.
+fn configured(config: &Config<'_>, path: PathBuf) -> Result<Result<Primary, Waiting>, ConfigError> {
+    let mut paths = [Some(path.clone()), twin(&path)].into_iter().flatten();
+    let Some(there) = paths.find(|path| std::fs::symlink_metadata(path).is_ok()) else {
+        return Ok(Err(Waiting::NotThere(path)));
+    };
+    let candidate = Candidate::load(&there)?;
+    if candidate.state == State::Settling {
+        return Ok(Err(Waiting::Settling(candidate.path)));
+    }
+    let merged = candidate.merge(config.entry)?;
+    Ok(Ok(Primary { candidate, merged }))
+}
+
+/// The file that would come first if a single network became a list, whose name sorts later.
+fn overtaken(
+    config: &Config<'_>,
+    candidate: &Candidate,
+    loaded: &[PathBuf],
+    problems: &[Problem],
+) -> Option<Problem> {
+    let (single, list) = (&candidate.listed, list_of(&candidate.listed));
+    if config.options.mode != Mode::Chained || *single == list {
+        return None;
+    }
+    let used = problems.iter().filter(|problem| problem.may_be_used()).map(Problem::path);
+    let mut others = loaded.iter().map(PathBuf::as_path).chain(used);
+    let other = others.find(|other| *other > single.as_path() && *other < list.as_path())?;
+    Some(Problem::Overtaken { path: single.clone(), other: other.to_owned() })
+}
+
+fn chained(config: &Config<'_>, primary: Primary) -> Result<Step, ConfigError> {
+    let Primary { candidate: Candidate { path, content, document, state, .. }, merged: new } = primary;
     let is_broken = state == State::Broken;
-    if !is_broken && document.holds(config.entry) && path.extension().is_none_or(|kind| kind != "conf") {
+    let target = list_of(&path);
+    if !is_broken && document.holds(config.entry) && target == path {
         return Ok(Step::Keep(path));
     }
-    let new =
-        document.merge(config.entry).map_err(|cause| ConfigError::Merge { path: path.clone(), cause })?;
     let attributes = content.attributes();
-    let keep_original = !is_broken && document.entries().is_empty();
+    let keep_original = !is_broken && !document.has_entry();
     let found = (!is_broken).then_some(document);
-    let write = match path.extension().filter(|kind| *kind == "conf").and_then(|_| twin(&path)) {
-        None => {
-            Write { target: path, old: Some(content), new, attributes, single: None, keep_original, found }
+    let (old, single) = if target == path {
+        (Some(content), None)
+    } else {
+        let old = Content::read_if_there(&target)?;
+        if old.as_ref().is_some_and(|old| !was_single(&target, old)) {
+            return Err(ConfigError::Twin { single: path, list: target });
         }
-        Some(list) => {
-            let old = Content::read_if_there(&list)?;
-            if old.as_ref().is_some_and(|old| !was_single(&list, old)) {
-                return Err(ConfigError::Twin { single: path, list });
-            }
-            Write {
-                target: list,
-                old,
-                new,
-                attributes,
-                single: Some((path, content.bytes)),
-                keep_original,
-                found,
-            }
-        }
+        (old, Some((path, content.bytes)))
     };
-    Ok(Step::Write(Box::new(write)))
+    Ok(Step::Write(Box::new(Write { target, old, new, attributes, single, keep_original, found })))
 }
 
 /// Whether a list is one that we made of a single network: it has our entry, and no original of its own.
 fn was_single(list: &Path, content: &Content) -> bool {
-    let document = Document::parse(&content.bytes);
-    let has_entry = document.is_ok_and(|document| !document.entries().is_empty());
-    has_entry && !original_of(list).exists()
+    let document = Document::of_form(form_of_path(list), &content.bytes);
+    document.is_ok_and(|document| document.has_entry()) && !original_of(list).exists()
 }
 
-fn owned(config: &Config<'_>, path: PathBuf, primary: &Candidate) -> Result<Step, ConfigError> {
-    let new = primary
-        .document
-        .merge(config.entry)
-        .map_err(|cause| ConfigError::Merge { path: primary.path.clone(), cause })?;
-    let is_right = |found: &Document| found.holds(config.entry) && found.is_same_network(&primary.document);
-    own(config, path, new, is_right)
+fn owned(config: &Config<'_>, path: PathBuf, primary: Primary) -> Result<Step, ConfigError> {
+    let Primary { candidate, merged } = primary;
+    let is_right = |found: &Document| found.holds(config.entry) && found.is_same_network(&candidate.document);
+    own(config, path, merged, is_right)
 }
 
 fn standalone(config: &Config<'_>, path: PathBuf) -> Result<Step, ConfigError> {
@@ -160,11 +200,14 @@ fn own(
 ) -> Result<Step, ConfigError> {
     let mode = config.options.own_mode();
     let old = Content::read_if_there(&path)?;
-    let found = old.as_ref().and_then(|old| Document::parse(&old.bytes).ok());
+    let found = old.as_ref().and_then(|old| Document::of_form(form_of_path(&path), &old.bytes).ok());
     if old.as_ref().is_some_and(|old| old.mode() == mode) && found.as_ref().is_some_and(is_right) {
         return Ok(Step::Keep(path));
     }
-    let keep_original = found.as_ref().is_some_and(|found| found.entries().is_empty());
+    // What no runtime loads is ours in ruins, or nothing to come back.
+    let is_invalid = |old: &Content| matches!(judge(&path, old), Err(Problem::Invalid { .. }));
+    let keep_original =
+        found.as_ref().is_some_and(|found| !found.has_entry()) && !old.as_ref().is_some_and(is_invalid);
     let attributes = Attributes::mode(mode);
     Ok(Step::Write(Box::new(Write {
         target: path,
@@ -175,12 +218,4 @@ fn own(
         keep_original,
         found,
     })))
-}
-
-/// The first file, if runtimes use it instead of `used`. A standalone file is used by another plugin, whatever its order.
-fn preempted_by(config: &Config<'_>, used: Option<&Path>, first: Option<PathBuf>) -> Option<PathBuf> {
-    let (used, first) = (used?, first?);
-    let is_pinned = config.options.conf_name.is_some() || matches!(config.options.mode, Mode::Owned { .. });
-    let before = first.file_name() < used.file_name() && twin(&first).as_deref() != Some(used);
-    (is_pinned && config.options.mode != Mode::Standalone && before).then_some(first)
 }

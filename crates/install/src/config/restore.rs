@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use cni::conflist::Document;
+use cni::conflist::{Document, Form};
+use cni::libcni::Folder;
 
-use super::scan::judge;
-use super::{ConfigError, TRIES, base_of, original_of, twin};
+use super::scan::{folder_path, form_of_path, judge, read_folder};
+use super::{ConfigError, Problem, TRIES, base_of, list_of, original_of, twin};
 use crate::file::{self, Content, FileError};
 
 /// What became of a file that had our entry.
@@ -19,10 +20,19 @@ pub(crate) enum Taken {
     Deleted(PathBuf),
 }
 
-/// Takes our entry out of the file at `path`; `None` if it has none. A file that `is_own` is ours alone.
-pub(crate) fn take_out(path: &Path, is_own: bool) -> Result<Option<Taken>, ConfigError> {
+/// Whose a file is by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ours {
+    /// We made it, and another component's network in it is a copy.
+    Whole,
+    /// Nothing but an entry in it.
+    Entry,
+}
+
+/// Takes our entry out of the file at `path`; `None` if it has none.
+pub(crate) fn take_out(path: &Path, ours: Ours) -> Result<Option<Taken>, ConfigError> {
     for _ in 0..TRIES {
-        let Some(file) = File::with_entry(path, is_own)? else { return Ok(None) };
+        let Some(file) = File::of_ours(path, ours)? else { return Ok(None) };
         let way = file.plan()?;
         if file.apply(&way)? {
             for original in originals(path) {
@@ -34,9 +44,21 @@ pub(crate) fn take_out(path: &Path, is_own: bool) -> Result<Option<Taken>, Confi
     Err(ConfigError::Unsteady(path.to_owned()))
 }
 
+/// Brings back the original of a file whose owner has given it a name that no runtime loads, such as that of a backup: with that name
+/// undone it would call a plugin that is gone. `None` if the file is none of these.
+pub(crate) fn take_out_of_renamed(path: &Path) -> Result<Option<Taken>, ConfigError> {
+    let Some((file, way)) = File::renamed(path)? else { return Ok(None) };
+    Ok(file.apply(&way)?.then(|| way.taken(path)))
+}
+
+/// What [`take_out_of_renamed`] would do now.
+pub(crate) fn plan_take_out_of_renamed(path: &Path) -> Result<Option<Taken>, ConfigError> {
+    Ok(File::renamed(path)?.map(|(_, way)| way.taken(path)))
+}
+
 /// What [`take_out`] would do now.
-pub(crate) fn plan_take_out(path: &Path, is_own: bool) -> Result<Option<Taken>, ConfigError> {
-    let Some(file) = File::with_entry(path, is_own)? else { return Ok(None) };
+pub(crate) fn plan_take_out(path: &Path, ours: Ours) -> Result<Option<Taken>, ConfigError> {
+    let Some(file) = File::of_ours(path, ours)? else { return Ok(None) };
     Ok(Some(file.plan()?.taken(path)))
 }
 
@@ -47,10 +69,9 @@ pub(crate) fn release(directory: &Path, used: &Path) -> Result<Vec<Taken>, Confi
     for name in file::names(directory)? {
         let Some(base) = base_of(&name).map(|base| directory.join(base)) else { continue };
         // the original of a single network belongs to the list that it has become
-        let list = if base.extension().is_some_and(|kind| kind == "conf") { twin(&base) } else { None };
-        let list = list.unwrap_or(base);
+        let list = list_of(&base);
         if list != used {
-            all.extend(take_out(&list, false)?);
+            all.extend(take_out(&list, Ours::Entry)?);
         }
     }
     Ok(all)
@@ -66,12 +87,16 @@ pub(crate) fn remove_originals(directory: &Path) -> Vec<FileError> {
     originals.filter_map(|name| file::remove(&directory.join(name)).err()).collect()
 }
 
+/// A file with something of ours in it.
 struct File<'a> {
     path: &'a Path,
     content: Content,
-    /// `None` if it is no configuration any more.
+    /// `None` if it is no JSON object any more.
     document: Option<Document>,
-    is_own: bool,
+    folder: Folder,
+    /// Whether no runtime loads it.
+    is_invalid: bool,
+    ours: Ours,
 }
 
 struct Original {
@@ -90,11 +115,34 @@ enum Way {
     Delete,
 }
 
-/// The originals that a file may have.
+/// The originals that a file has under its name.
 fn originals(path: &Path) -> Vec<Original> {
     let single = twin(path).filter(|_| path.extension().is_some_and(|kind| kind == "conflist"));
     let names = [Some(path.to_owned()), single].into_iter().flatten();
     names.map(|name| Original { kept_at: original_of(&name), name }).collect()
+}
+
+/// Originals that are not of a file with their names: one may be of this file, which had another name then.
+fn strays(path: &Path) -> Result<Vec<Original>, FileError> {
+    let Some(directory) = path.parent() else { return Ok(Vec::new()) };
+    let bases = file::names(directory)?.into_iter().filter_map(|name| base_of(&name));
+    let strays = bases.map(|base| directory.join(base)).filter(|base| !holds_entry(&list_of(base)));
+    let original = |base: PathBuf| {
+        let kept_at = original_of(&base);
+        match (form_of_path(&base), form_of_path(path)) {
+            (Some(Form::Single), None) => None,
+            (Some(Form::Single), Some(_)) => Some(Original { name: path.with_extension("conf"), kept_at }),
+            _ => Some(Original { name: path.to_owned(), kept_at }),
+        }
+    };
+    Ok(strays.filter_map(original).collect())
+}
+
+/// Whether a file has something of ours in it.
+fn holds_entry(path: &Path) -> bool {
+    let content = Content::read(path).ok();
+    let document = content.and_then(|content| Document::of_form(form_of_path(path), &content.bytes).ok());
+    document.is_some_and(|document| document.has_entry())
 }
 
 impl Way {
@@ -108,33 +156,66 @@ impl Way {
 }
 
 impl<'a> File<'a> {
-    /// `None` if there is nothing of ours in it.
-    fn with_entry(path: &'a Path, is_own: bool) -> Result<Option<Self>, ConfigError> {
+    /// `None` if there is nothing of ours in it. Whose the file is comes before whether it is one.
+    fn of_ours(path: &'a Path, ours: Ours) -> Result<Option<Self>, ConfigError> {
         let Some(content) = Content::read_if_there(path)? else { return Ok(None) };
-        let document = judge(path, &content).ok();
-        if document.as_ref().is_some_and(|document| document.entries().is_empty()) {
+        let document = Document::of_form(form_of_path(path), &content.bytes).ok();
+        let is_invalid = matches!(judge(path, &content), Err(Problem::Invalid { .. }));
+        let has_entry = document.as_ref().is_some_and(Document::has_entry);
+        // What no runtime loads comes back from its original, or goes if we made it.
+        let is_ruin = is_invalid
+            && (ours == Ours::Whole || originals(path).iter().any(|original| original.kept_at.exists()));
+        if !has_entry && !is_ruin {
             return Ok(None);
         }
-        let is_own = is_own || document.as_ref().is_some_and(Document::is_standalone);
-        // What is no configuration (any more) comes back from its original, or is none of our business.
-        if document.is_none() && !originals(path).iter().any(|original| original.kept_at.exists()) {
+        let is_alone = document.as_ref().is_some_and(Document::is_standalone);
+        let ours = if is_alone { Ours::Whole } else { ours };
+        let folder = document.as_ref().and_then(|document| folder_path(path, document));
+        let folder = read_folder(folder.as_deref(), path);
+        Ok(Some(Self { path, content, document, folder, is_invalid, ours }))
+    }
+
+    /// The same for a file with a name that no runtime loads, if there is an original of its network that is not of a file any more.
+    fn renamed(path: &'a Path) -> Result<Option<(Self, Way)>, ConfigError> {
+        let Some(file) = Self::of_ours(path, Ours::Entry)?.filter(|file| file.ours == Ours::Entry) else {
             return Ok(None);
+        };
+        let network = file.document.as_ref().and_then(Document::network);
+        for original in strays(path)? {
+            let Some(kept) = Content::read_if_there(&original.kept_at)? else { continue };
+            let kept = Document::parse(&kept.bytes).ok();
+            if network.is_some() && kept.and_then(|kept| kept.network()) == network {
+                let way = file.plan()?;
+                return Ok(Some((file, way)));
+            }
         }
-        Ok(Some(Self { path, content, document, is_own }))
+        Ok(None)
     }
 
     fn plan(&self) -> Result<Way, ConfigError> {
         for original in originals(self.path) {
             let Some(kept) = Content::read_if_there(&original.kept_at)? else { continue };
-            let kept_document = Document::parse(&kept.bytes).ok();
-            let is_same =
-                |now: &Document| kept_document.as_ref().is_some_and(|kept| kept.is_same_network(now));
-            if self.is_own || self.document.as_ref().is_none_or(is_same) {
+            if self.ours == Ours::Whole || self.is_invalid || self.is_network_of(&original, &kept) {
                 return Ok(Way::BringBack(original));
             }
         }
-        let rest = if self.is_own { None } else { self.without_entry()? };
-        Ok(rest.map_or(Way::Delete, Way::Rewrite))
+        if self.ours == Ours::Whole {
+            return Ok(Way::Delete);
+        }
+        for original in strays(self.path)? {
+            let Some(kept) = Content::read_if_there(&original.kept_at)? else { continue };
+            if self.is_network_of(&original, &kept) {
+                return Ok(Way::BringBack(original));
+            }
+        }
+        Ok(self.without_entry()?.map_or(Way::Delete, Way::Rewrite))
+    }
+
+    /// Whether the file is still the network that the original holds.
+    fn is_network_of(&self, original: &Original, kept: &Content) -> bool {
+        let kept = Document::of_form(form_of_path(&original.name), &kept.bytes).ok();
+        let kept = kept.as_ref().zip(self.document.as_ref());
+        kept.is_some_and(|(kept, now)| kept.is_same_network(now))
     }
 
     /// False if somebody else wrote meanwhile.
@@ -151,7 +232,8 @@ impl<'a> File<'a> {
 
     fn without_entry(&self) -> Result<Option<Vec<u8>>, ConfigError> {
         let failed = |cause| ConfigError::Merge { path: self.path.to_owned(), cause };
-        self.document.as_ref().map_or(Ok(None), Document::without_entry).map_err(failed)
+        let without = |document: &Document| document.without_entry(&self.folder);
+        self.document.as_ref().map_or(Ok(None), without).map_err(failed)
     }
 
     fn bring_back(&self, original: &Original) -> Result<bool, ConfigError> {

@@ -22,19 +22,22 @@ fn files_that_are_no_configuration_are_passed_over_by_name() {
     .unwrap();
     node.replace("10-calico.conflist", CALICO);
     let running = node.start();
-    running.until_ready();
+    // a runtime may use it, which nobody can tell who does not read it
+    running.until_told("NOT READY: pods start without the plugin: read ");
     assert!(node.has_entry("10-calico.conflist"));
     for text in [
         "01-big.conflist: the file is larger than 1048576 bytes",
-        "02-latin.conflist is no valid network configuration: not JSON: invalid unicode code point",
-        "03-deep.conflist is no valid network configuration: not JSON: recursion limit exceeded",
+        "02-latin.conflist is no valid network configuration: the list has no plugins",
+        "03-deep.conflist is no valid network configuration: not JSON: EOF while parsing a list",
         "04-number.conf is no valid network configuration: a number and not a JSON object",
         "05-pipe.conf: not a regular file",
     ] {
         assert!(running.told.has(text), "{text}: {:?}", running.told.all());
     }
+    fs::rename(node.net("01-big.conflist"), node.net("99-big.conflist")).unwrap();
+    running.until_ready();
     assert!(running.stop().cleanup(&[]).errors.is_empty());
-    assert_eq!(fs::read_to_string(node.net("01-big.conflist")).unwrap(), big);
+    assert_eq!(fs::read_to_string(node.net("99-big.conflist")).unwrap(), big);
 }
 
 #[test]
@@ -51,7 +54,7 @@ fn more_files_than_a_node_has_are_not_all_read() {
 fn a_configured_file_that_is_no_network_is_an_error_and_stays() {
     at_once(
         [
-            (r#"{"name":"n"}"#, "neither a list of plugins (key plugins) nor a plugin (key type)"),
+            (r#"{"name":"n"}"#, "the list has no plugins"),
             (r#"{"name":"n","plugins":{}}"#, "key plugins is not a list"),
             ("{", "is no valid network configuration: not JSON"),
             ("[]", "an array and not a JSON object"),

@@ -28,7 +28,8 @@ fn the_first_valid_file_and_only_what_runtimes_load() {
     let running = node.start();
     running.until_ready();
     assert!(node.has_entry("10-a.conflist"));
-    assert_eq!(running.told.count("passed over"), 6, "{:?}", running.told.all());
+    assert_eq!(running.told.count("passed over"), 7, "{:?}", running.told.all());
+    running.until_told("00-a.json is no valid network configuration: key type is not the name of a program");
     running.until_told("01-broken.conflist is no valid network configuration: not JSON: EOF while parsing");
     running.until_told("06-folder.conflist: not a regular file");
     assert!(running.stop().cleanup(&[]).errors.is_empty());
@@ -68,10 +69,17 @@ fn a_configured_name_is_found_under_its_other_extension_and_waited_for() {
             running.until_told(&format!("{configured} does not exist: waiting for it"));
             let text = if there.ends_with(".conf") { r#"{"type":"ptp"}"# } else { PTP };
             node.replace(there, text);
-            running.until_ready();
-            assert!(node.has_entry(written));
+            running.until("written", || node.has_entry(written));
             assert_eq!(node.read("00-first.conflist"), CALICO);
             running.until_told("00-first.conflist, which sorts before");
+            assert!(!running.told.is_ready(), "pods start without the plugin");
+            fs::rename(node.net("00-first.conflist"), node.net("xx-first.conflist")).unwrap();
+            if there.ends_with(".file") {
+                running.until_told("NOT READY: no container runtime loads ");
+            } else {
+                running.until_ready();
+            }
+            fs::rename(node.net("xx-first.conflist"), node.net("00-first.conflist")).unwrap();
             assert!(running.stop().cleanup(&[]).errors.is_empty());
             assert_eq!(node.read(there), text);
             assert_eq!(node.names(), ["00-first.conflist", there]);
@@ -123,6 +131,9 @@ fn links_are_followed_only_within_the_directory() {
     link("real", "03-single.conf");
     link("real", "04-good.conflist");
     let running = node.start();
+    // runtimes follow it
+    running.until_told("NOT READY: pods start without the plugin: ");
+    fs::rename(node.net("01-outside.conflist"), node.net("09-outside.conflist")).unwrap();
     running.until_ready();
     running.until_told("01-outside.conflist is a symbolic link out of its directory");
     running.until_told("02-dangling.conflist is a symbolic link to a file that does not exist");
