@@ -165,7 +165,6 @@ impl Ambient {
     }
 
     async fn prepare_host(&self) {
-        let mut told = false;
         loop {
             let (config, backends, log) = (self.config.clone(), self.backends.clone(), self.log.clone());
             let prepared =
@@ -180,9 +179,7 @@ impl Ambient {
                 Ok(Err(error)) => error.to_string(),
                 Err(error) => error.to_string(),
             };
-            if !std::mem::replace(&mut told, true) {
-                self.log.error(&error, &[]);
-            }
+            self.log.error(&error, &[]);
             self.health.pending(Part::Ambient, &error);
             tokio::time::sleep(RETRY).await;
         }

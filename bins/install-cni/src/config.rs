@@ -3,6 +3,8 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use capture::select::{Selectors, is_dns_label, is_dns_subdomain, is_label_key, is_label_value};
+use capture::values::Quoted;
 use cni::PluginConf;
 use cni::conflist::PluginEntry;
 use cni::json::Value;
@@ -11,6 +13,7 @@ use serde_json::Map;
 use telemetry::Levels;
 
 use crate::ambient::config::AmbientConfig;
+pub(crate) use crate::options::BadOption;
 use crate::options::{Lookup, Options, Setting};
 
 /// Key in `runtimeConfig` under which containerd hands over a pod's annotations, and the capability that asks for it.
@@ -18,6 +21,22 @@ const ANNOTATIONS_CAPABILITY: &str = "io.kubernetes.cri.pod-annotations";
 
 /// Key of the plugin's entry that names a directory of manifests.
 pub(crate) const POD_SOURCE: &str = "pod_source";
+
+/// Scopes of the log that have a level of their own: ours, then those of the original's programs, which a command line for it may name.
+const SCOPES: [&str; 12] = [
+    "default",
+    "cni-agent",
+    "cni-plugin",
+    "ambient", // ours
+    "cni",
+    "controllers",
+    "grpc",
+    "install",
+    "klog",
+    "krt",
+    "kube",
+    "repair",
+];
 
 /// Everything that this process does.
 #[derive(Debug, Clone)]
@@ -66,21 +85,6 @@ pub(crate) enum Cleanup {
     Never,
 }
 
-/// An option with a value that means nothing.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("option {name}: {value:?} {problem}")]
-pub(crate) struct BadOption {
-    name: &'static str,
-    value: String,
-    problem: String,
-}
-
-impl BadOption {
-    pub(crate) fn new(name: &'static str, value: &str, problem: impl Into<String>) -> Self {
-        Self { name, value: value.chars().take(200).collect(), problem: problem.into() }
-    }
-}
-
 impl Config {
     /// # Errors
     /// The first option that means nothing.
@@ -117,14 +121,11 @@ impl Config {
             run_dir,
             monitoring: address(options, Setting::MonitoringPort, "monitoring-port")?,
             health: address(options, Setting::HealthPort, "health-port")?,
-            node: node_name(env),
-            namespace: text(Setting::PodNamespace).to_owned(),
+            node: node_name(env)?,
+            namespace: namespace(options, Setting::PodNamespace, "pod-namespace")?,
             cleanup: cleanup(options)?,
-            broken_pod_label: (
-                text(Setting::RepairBrokenPodLabelKey).to_owned(),
-                text(Setting::RepairBrokenPodLabelValue).to_owned(),
-            ),
-            ambient: options.on(Setting::AmbientEnabled).then(|| AmbientConfig::new(options)).transpose()?,
+            broken_pod_label: broken_pod_label(options)?,
+            ambient: AmbientConfig::new(options)?,
             config_dir: Some(PathBuf::from(text(Setting::ConfigDir)))
                 .filter(|dir| !dir.as_os_str().is_empty()),
         })
@@ -144,7 +145,7 @@ pub(crate) fn plugin_entry(options: &Options) -> Result<PluginEntry, BadOption> 
         (Setting::AddTimeout, "add-timeout", "add_timeout"),
         (Setting::FactsTimeout, "facts-timeout", "facts_timeout"),
     ] {
-        let value = options.text(setting).trim();
+        let value = options.text(setting);
         if !value.is_empty() {
             extra.insert(key.to_owned(), value.into());
             checked(name, value, &extra)?;
@@ -161,8 +162,8 @@ pub(crate) fn plugin_entry(options: &Options) -> Result<PluginEntry, BadOption> 
         cni_agent_run_dir: options.text(Setting::CniAgentRunDir).into(),
         ambient_enabled: options.on(Setting::AmbientEnabled),
         enablement_selectors: selectors(options)?,
-        exclude_namespaces: options.list(Setting::ExcludeNamespaces),
-        pod_namespace: options.text(Setting::PodNamespace).to_owned(),
+        exclude_namespaces: excluded_namespaces(options)?,
+        pod_namespace: namespace(options, Setting::PodNamespace, "pod-namespace")?,
         native_nftables: options.on(Setting::NativeNftables),
         enable_ambient_detection_retry: options.on(Setting::EnableAmbientDetectionRetry),
         extra,
@@ -172,10 +173,63 @@ pub(crate) fn plugin_entry(options: &Options) -> Result<PluginEntry, BadOption> 
 /// Levels of the log.
 ///
 /// # Errors
-/// They mean nothing.
+/// They mean nothing, or are for a scope that no program of the mesh on this node has.
 pub(crate) fn levels(options: &Options) -> Result<Levels, BadOption> {
     let text = options.text(Setting::LogOutputLevel);
-    Levels::parse(text).map_err(|error| BadOption::new("log_output_level", text, error.to_string()))
+    let bad = |problem: String| BadOption::new("log_output_level", text, problem);
+    let levels = Levels::parse(text).map_err(|error| bad(error.to_string()))?;
+    if let Some(scope) = levels.scopes().find(|scope| !SCOPES.contains(scope)) {
+        let problem = format!("names the scope {scope:?}, which is none of all, {}", SCOPES.join(", "));
+        return Err(bad(problem));
+    }
+    Ok(levels)
+}
+
+/// Namespaces whose pods are left alone.
+///
+/// # Errors
+/// An item cannot be a namespace: with it the pods of another one would be captured.
+pub(crate) fn excluded_namespaces(options: &Options) -> Result<Vec<String>, BadOption> {
+    let names = options.list(Setting::ExcludeNamespaces);
+    match names.iter().find(|name| !is_dns_label(name)) {
+        None => Ok(names),
+        Some(name) => Err(BadOption::new(
+            "exclude-namespaces",
+            options.text(Setting::ExcludeNamespaces),
+            format!(
+                "has the item {}, which is not the name of a namespace; give names with commas between",
+                Quoted::new(name)
+            ),
+        )),
+    }
+}
+
+/// The name of a namespace; it may be empty.
+///
+/// # Errors
+/// The text cannot be one.
+pub(crate) fn namespace(
+    options: &Options,
+    setting: Setting,
+    name: &'static str,
+) -> Result<String, BadOption> {
+    let text = options.text(setting);
+    if text.is_empty() || is_dns_label(text) {
+        return Ok(text.to_owned());
+    }
+    Err(BadOption::new(name, text, "is not the name of a namespace"))
+}
+
+fn broken_pod_label(options: &Options) -> Result<(String, String), BadOption> {
+    let key = options.text(Setting::RepairBrokenPodLabelKey);
+    let value = options.text(Setting::RepairBrokenPodLabelValue);
+    if !is_label_key(key) {
+        return Err(BadOption::new("repair-broken-pod-label-key", key, "is not the key of a label"));
+    }
+    if !is_label_value(value) {
+        return Err(BadOption::new("repair-broken-pod-label-value", value, "is not the value of a label"));
+    }
+    Ok((key.to_owned(), value.to_owned()))
 }
 
 /// The plugin has the last word on what its keys may be, so it is asked.
@@ -190,6 +244,10 @@ fn checked(
     PluginConf::decode(&tree).map_err(|error| bad(error.to_string()))
 }
 
+/// Which pods are to be in the mesh, as it is written.
+///
+/// # Errors
+/// It is not YAML, or means nothing in Kubernetes.
 pub(crate) fn selectors(options: &Options) -> Result<Vec<cni::config::EnablementSelector>, BadOption> {
     const NAME: &str = "ambient-enablement-selector";
     let text = options.text(Setting::AmbientEnablementSelector);
@@ -199,7 +257,10 @@ pub(crate) fn selectors(options: &Options) -> Result<Vec<cni::config::Enablement
     let list: serde_json::Value = serde_saphyr::from_str(text)
         .map_err(|error| BadOption::new(NAME, text, format!("is not YAML: {error}")))?;
     let entry = Map::from_iter([("enablement_selectors".to_owned(), list)]);
-    checked(NAME, text, &entry).map(|conf| conf.enablement_selectors)
+    let written = checked(NAME, text, &entry)?.enablement_selectors;
+    // The plugin would fail every pod by what means nothing to Kubernetes.
+    Selectors::new(&written).map_err(|error| BadOption::new(NAME, text, error.to_string()))?;
+    Ok(written)
 }
 
 fn mode(options: &Options, env: Lookup<'_>) -> Mode {
@@ -289,11 +350,18 @@ fn address(options: &Options, setting: Setting, name: &'static str) -> Result<Op
 }
 
 /// As pods of the original have it, else as the machine calls itself.
-fn node_name(env: Lookup<'_>) -> String {
-    let of = |name: &str| env(name).filter(|value| !value.is_empty());
-    of("NODE_NAME")
-        .or_else(|| of("KUBERNETES_NODE_NAME"))
-        .unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned())
+fn node_name(env: Lookup<'_>) -> Result<String, BadOption> {
+    for variable in ["NODE_NAME", "KUBERNETES_NODE_NAME"] {
+        let Some(name) = env(variable).filter(|value| !value.is_empty()) else { continue };
+        // No pod is on a node of another name, and an agent without pods seems to be well.
+        let good = is_dns_subdomain(&name);
+        return if good {
+            Ok(name)
+        } else {
+            Err(BadOption::new(variable, &name, "is not the name of a node"))
+        };
+    }
+    Ok(rustix::system::uname().nodename().to_string_lossy().into_owned())
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use inotify::{Inotify, WatchMask};
 
-use crate::options::{Flags, Lookup, Options, SPECS, Setting};
+use crate::options::{BadOption, Flags, Lookup, Options, SPECS, Setting};
 
 /// Largest file that is read, in bytes.
 const MAX_FILE: u64 = 64 << 10;
@@ -16,12 +16,20 @@ const PERIOD: Duration = Duration::from_secs(10);
 /// After a change, time for the rest of it.
 const SETTLE: Duration = Duration::from_millis(100);
 
-/// A file that cannot be read as an option.
+/// Why the options cannot be told.
 #[derive(Debug, thiserror::Error)]
-#[error("read options from {}: {cause}", path.display())]
-pub(crate) struct Unreadable {
-    path: PathBuf,
-    cause: io::Error,
+pub(crate) enum Unreadable {
+    /// A file that cannot be read as an option.
+    #[error("read options from {}: {cause}", path.display())]
+    File {
+        /// The file or the directory.
+        path: PathBuf,
+        /// The system's words.
+        cause: io::Error,
+    },
+    /// A text is not of its option's kind.
+    #[error(transparent)]
+    Option(#[from] BadOption),
 }
 
 /// Reads the options of this process, again and again.
@@ -41,14 +49,14 @@ impl Reader {
     /// The options as they are now.
     ///
     /// # Errors
-    /// The directory has gone, or a file in it cannot be read.
+    /// The directory has gone, a file in it cannot be read, or a text is not of its option's kind.
     pub(crate) fn read(&mut self, env: Lookup<'_>) -> Result<Options, Unreadable> {
-        let without_files = self.flags.options(&|_| None, env);
-        let dir = Path::new(without_files.text(Setting::ConfigDir));
+        let dir = self.flags.text(Setting::ConfigDir, env);
+        let dir = Path::new(&dir);
         if dir.as_os_str().is_empty() {
-            return Ok(without_files);
+            return Ok(self.flags.options(&|_| None, env)?);
         }
-        let unreadable = |path: &Path, cause| Unreadable { path: path.to_owned(), cause };
+        let unreadable = |path: &Path, cause| Unreadable::File { path: path.to_owned(), cause };
         if !self.followed.is_empty() {
             std::fs::read_dir(dir).map_err(|cause| unreadable(dir, cause))?;
         }
@@ -61,11 +69,11 @@ impl Reader {
         }
         self.followed.extend(files.keys().cloned());
         let unfollowed = |name: &str| env(name).filter(|_| !self.followed.contains(name));
-        Ok(self.flags.options(&|name| files.get(name).cloned(), &unfollowed))
+        Ok(self.flags.options(&|name| files.get(name).cloned(), &unfollowed)?)
     }
 }
 
-/// The value of a variable, without the newline that editors leave at its end; `None` where there is no file.
+/// The value of a variable; `None` where there is no file.
 fn value(path: &Path) -> io::Result<Option<String>> {
     let metadata = match std::fs::metadata(path) {
         Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(None),
@@ -79,7 +87,7 @@ fn value(path: &Path) -> io::Result<Option<String>> {
     if text.len() as u64 > MAX_FILE {
         return Err(io::Error::other(format!("it has more than {MAX_FILE} bytes")));
     }
-    Ok(Some(text.strip_suffix('\n').map_or_else(|| text.clone(), str::to_owned)))
+    Ok(Some(text))
 }
 
 /// Calls `changed` once and after every change in the directory, on a thread of its own that lives as long as the process.

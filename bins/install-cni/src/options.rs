@@ -69,13 +69,13 @@ pub(crate) type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 #[derive(Debug, Clone)]
 pub(crate) struct Flags(ArgMatches);
 
-/// A flag's value is not of its kind.
-#[derive(Debug, thiserror::Error)]
-#[error("--{name}: {value:?} is not {expected}")]
-pub(crate) struct BadFlag {
+/// An option with a value that means nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("option {name}: {value:?} {problem}")]
+pub(crate) struct BadOption {
     name: &'static str,
     value: String,
-    expected: &'static str,
+    problem: String,
 }
 
 // === impl Flags ===
@@ -90,24 +90,48 @@ impl Flags {
         let matches = command.try_get_matches_from_mut(args)?;
         for spec in SPECS.iter().filter(|spec| spec.given != Given::Variable) {
             if let Some(value) = matches.get_one::<String>(spec.name) {
+                let text = |BadOption { name, value, problem }| format!("--{name}: {value:?} {problem}");
                 spec.check(value)
-                    .map_err(|error| command.error(clap::error::ErrorKind::InvalidValue, error))?;
+                    .map_err(|bad| command.error(clap::error::ErrorKind::InvalidValue, text(bad)))?;
             }
         }
         Ok(Self(matches))
     }
 
     /// Every option, with what these say.
-    pub(crate) fn options(&self, files: Lookup<'_>, env: Lookup<'_>) -> Options {
+    ///
+    /// # Errors
+    /// The first file or variable whose text is not of its option's kind. One that is empty counts as set: a switch is off, a number is 0,
+    /// as in the original.
+    pub(crate) fn options(&self, files: Lookup<'_>, env: Lookup<'_>) -> Result<Options, BadOption> {
         let value = |spec: &Spec| {
-            let flag = (spec.given != Given::Variable).then(|| self.0.get_one::<String>(spec.name)).flatten();
-            let variable = || {
-                let name = (spec.given != Given::Flag).then(|| spec.variable())?;
-                files(&name).or_else(|| env(&name))
-            };
-            flag.cloned().or_else(variable).unwrap_or_else(|| spec.default.to_owned())
+            let text = self.value(spec, files, env);
+            if text.is_empty() { Ok(text) } else { spec.check(&text).map(|()| text) }
         };
-        Options { values: SPECS.iter().map(value).collect() }
+        Ok(Options { values: SPECS.iter().map(value).collect::<Result<_, _>>()? })
+    }
+
+    /// The text of one option, whatever the others say.
+    pub(crate) fn text(&self, setting: Setting, env: Lookup<'_>) -> String {
+        let spec = SPECS.iter().find(|spec| spec.setting == setting);
+        spec.map(|spec| self.value(spec, &|_| None, env)).unwrap_or_default()
+    }
+
+    fn value(&self, spec: &Spec, files: Lookup<'_>, env: Lookup<'_>) -> String {
+        let flag = (spec.given != Given::Variable).then(|| self.0.get_one::<String>(spec.name)).flatten();
+        let variable = || {
+            let name = (spec.given != Given::Flag).then(|| spec.variable())?;
+            files(&name).or_else(|| env(&name)).map(without_newlines)
+        };
+        flag.cloned().or_else(variable).unwrap_or_else(|| spec.default.to_owned())
+    }
+}
+
+// === impl BadOption ===
+
+impl BadOption {
+    pub(crate) fn new(name: &'static str, value: &str, problem: impl Into<String>) -> Self {
+        Self { name, value: value.chars().take(200).collect(), problem: problem.into() }
     }
 }
 
@@ -120,12 +144,12 @@ impl Options {
         found.map_or("", |(_, value)| value)
     }
 
-    /// Whether a switch is on. As in the original, text that is no boolean is off (I-2).
+    /// Whether a switch is on.
     pub(crate) fn on(&self, setting: Setting) -> bool {
         capture::values::parse_bool(self.text(setting)) == Some(true)
     }
 
-    /// A number; 0 for text that is none, as in the original (I-1, I-2).
+    /// A number; 0 where the text is empty.
     pub(crate) fn number(&self, setting: Setting) -> i64 {
         parse_integer(self.text(setting)).unwrap_or(0)
     }
@@ -154,14 +178,20 @@ impl Spec {
         self.name.replace('-', "_").to_ascii_uppercase()
     }
 
-    fn check(&self, value: &str) -> Result<(), BadFlag> {
+    fn check(&self, value: &str) -> Result<(), BadOption> {
         let (good, expected) = match self.kind {
             Kind::Text => (true, "text"),
             Kind::Switch => (capture::values::parse_bool(value).is_some(), "true or false"),
             Kind::Integer => (parse_integer(value).is_some(), "a whole number"),
         };
-        if good { Ok(()) } else { Err(BadFlag { name: self.name, value: value.to_owned(), expected }) }
+        if good { Ok(()) } else { Err(BadOption::new(self.name, value, format!("is not {expected}"))) }
     }
+}
+
+/// The value without the newlines that an editor or a YAML block leaves at its end. Everything else is part of it.
+pub(crate) fn without_newlines(mut value: String) -> String {
+    value.truncate(value.trim_end_matches(['\r', '\n']).len());
+    value
 }
 
 /// A number as Go's flag package reads it: decimal, octal with `0` or `0o`, hexadecimal with `0x`, binary with `0b`.

@@ -17,7 +17,7 @@ use crate::config::{self, BadOption, Config, PodSource};
 use crate::health::{Health, Part};
 use crate::log_socket::LogSocket;
 use crate::metrics::Metrics;
-use crate::options::{Flags, Options, Setting};
+use crate::options::{Flags, Options, Setting, without_newlines};
 use crate::plugin_socket::{self, PluginSocket};
 use crate::serve::{self, Handler, Socket};
 use crate::uncaptured::{Marker, Uncaptured};
@@ -74,7 +74,7 @@ pub(crate) fn run(flags: Flags) -> ExitCode {
 }
 
 fn variable(name: &str) -> Option<String> {
-    std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
+    std::env::var_os(name).map(|value| without_newlines(value.to_string_lossy().into_owned()))
 }
 
 impl Agent {
@@ -230,6 +230,7 @@ impl Agent {
             match Socket::bind(&path, mode, only) {
                 Ok(socket) => {
                     self.health.ready(part);
+                    self.log.settled(&[("path", &path.display())]);
                     socket.serve(handler.clone()).await;
                     self.log.warn(
                         "somebody removed a socket; it is put there again",
@@ -237,7 +238,7 @@ impl Agent {
                     );
                 }
                 Err(error) => {
-                    self.log.error(&error, &[]);
+                    self.log.error(&error, &[("path", &path.display())]);
                     self.health.pending(part, &error);
                     tokio::time::sleep(RETRY).await;
                 }
@@ -339,14 +340,11 @@ impl Agent {
 
 /// Serves a port, as soon as it can be had. Nothing else waits for it.
 async fn port(address: std::net::SocketAddr, handler: Arc<impl Handler>, log: Scope) {
-    let mut told = false;
     loop {
         match serve::bind_port(address).await {
             Ok(listener) => return serve::port(listener, handler).await,
             Err(error) => {
-                if !std::mem::replace(&mut told, true) {
-                    log.error(&error, &[]);
-                }
+                log.error(&error, &[]);
                 tokio::time::sleep(RETRY).await;
             }
         }

@@ -133,6 +133,7 @@ fn arg(spec: &Spec) -> Option<Arg> {
             .hide_possible_values(true),
         // As the original: whatever follows is the value, also an empty one or one that looks like a flag.
         Kind::Text => arg.value_name("TEXT").allow_hyphen_values(true),
+        Kind::Levels => arg.value_name("LEVELS").allow_hyphen_values(true),
         Kind::Port => arg.value_name("PORT").allow_hyphen_values(true),
         Kind::Time => arg.value_name("TIME").allow_hyphen_values(true),
     })
@@ -183,6 +184,7 @@ impl Kind {
             Self::Switch => parse_bool(text).is_some(),
             Self::Port => parse_port(text).is_ok(),
             Self::Time => parse_duration(text).is_ok_and(|time| !time.is_zero()),
+            Self::Levels => telemetry::Levels::parse(text).is_ok(),
         };
         if good { Ok(()) } else { Err(self.wrong(name, text)) }
     }
@@ -193,6 +195,7 @@ impl Kind {
             Self::Switch => "true or false",
             Self::Port => "a port from 1 to 65535",
             Self::Time => "a time above zero, such as 5s or 1m30s",
+            Self::Levels => "<scope>:<level> with debug, info, warn, error, fatal or none",
         };
         Error::Value { name: name.to_owned(), value: Quoted::new(text), expected }
     }

@@ -131,7 +131,7 @@ fn usage(error: &options::Error, log: &Logger) -> ExitCode {
     }
 }
 
-/// The level of `scope:level,scope:level`, as far as it is for everything; a word that is no level is `info`.
+/// The level of `scope:level,scope:level`, as far as it is for everything.
 fn level(text: &str) -> Level {
     let mut for_all = text.split(',').filter_map(|item| match item.split_once(':') {
         None => Some(item),

@@ -14,7 +14,7 @@ use ruleset::{Base, Chain, ChainKind, Family, Hook, Match, Plan, Protocol, Rule,
 use crate::values::{MAX_LIST_BYTES, Quoted, ValueError, parse_bool, parse_interface};
 
 pub use host::{PROBES_V4, PROBES_V6, ProbeSender, SET_COMMENT, plan_host};
-pub use pod::{no_rules, plan_pod};
+pub use pod::{no_rules, plan_drain, plan_pod};
 
 /// Owner name of ambient rules: their nf_tables tables begin with it.
 pub const OWNER: &str = "istio-ambient";
@@ -38,6 +38,9 @@ pub const INBOUND_PORT: u16 = 15006;
 pub const HBONE_PORT: u16 = 15008;
 /// Where ztunnel resolves names, by UDP and TCP.
 pub const DNS_PORT: u16 = 15053;
+/// The ports of ztunnel that connections are redirected to, or that carry connections of others: while a socket of one is connected,
+/// something goes through ztunnel.
+pub const CAPTURE_PORTS: [u16; 4] = [OUTBOUND_PORT, INBOUND_PORT, HBONE_PORT, DNS_PORT];
 /// The connection tracking zone of what ztunnel asks name servers.
 pub const DNS_ZONE: u16 = 1;
 

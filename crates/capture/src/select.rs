@@ -215,11 +215,11 @@ fn compile(selector: &LabelSelector) -> Result<Vec<Condition>, String> {
 }
 
 fn condition(key: &str, test: Test) -> Result<Condition, String> {
-    if !is_key(key) {
+    if !is_label_key(key) {
         return Err(format!("{} is not the key of a label", Quoted::new(key)));
     }
     if let Test::In(values) | Test::NotIn(values) = &test
-        && let Some(value) = values.iter().find(|value| !is_value(value))
+        && let Some(value) = values.iter().find(|value| !is_label_value(value))
     {
         return Err(format!("{} is not the value of a label", Quoted::new(value)));
     }
@@ -227,25 +227,38 @@ fn condition(key: &str, test: Test) -> Result<Condition, String> {
 }
 
 /// Kubernetes' qualified name: `[prefix/]name`, the prefix a DNS subdomain (`IsQualifiedName` in apimachinery's `util/validation`).
-fn is_key(key: &str) -> bool {
+pub fn is_label_key(key: &str) -> bool {
     let (prefix, name) = match key.split_once('/') {
         Some((prefix, name)) => (Some(prefix), name),
         None => (None, key),
     };
-    let label = |label: &str| {
-        let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
-        let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        edge(label.chars().next()) && edge(label.chars().last()) && label.chars().all(inner)
-    };
-    let subdomain = |prefix: &str| prefix.len() <= 253 && prefix.split('.').all(label);
-    prefix.is_none_or(subdomain) && !name.is_empty() && is_value(name)
+    prefix.is_none_or(is_dns_subdomain) && !name.is_empty() && is_label_value(name)
 }
 
 /// At most 63 letters, digits, `-`, `_` and `.`, a letter or digit at either end; or nothing.
-fn is_value(value: &str) -> bool {
+pub fn is_label_value(value: &str) -> bool {
     let edge = |c: Option<char>| c.is_none_or(|c| c.is_ascii_alphanumeric());
     let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     value.len() <= 63 && edge(value.chars().next()) && edge(value.chars().last()) && value.chars().all(inner)
+}
+
+/// The name of a node or a pod: DNS labels with dots between, at most 253 bytes (RFC 1123). A label in a prefix may have any length, as in
+/// Kubernetes.
+pub fn is_dns_subdomain(name: &str) -> bool {
+    name.len() <= 253 && name.split('.').all(is_part)
+}
+
+/// The name of a namespace: at most 63 small letters, digits and `-`, a letter or digit at either end (RFC 1123).
+pub fn is_dns_label(name: &str) -> bool {
+    name.len() <= 63 && is_part(name)
+}
+
+fn is_part(part: &str) -> bool {
+    let alphanumeric = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let edge = |c: Option<char>| c.is_some_and(alphanumeric);
+    edge(part.chars().next())
+        && edge(part.chars().last())
+        && part.chars().all(|c| alphanumeric(c) || c == '-')
 }
 
 impl Ineligible {

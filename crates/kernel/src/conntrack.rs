@@ -4,12 +4,16 @@
 //! it never saw for the first one of a new connection, and a redirect tears it apart. Told not to pick up what it has not seen begin, it lets
 //! such packets pass as they are.
 
+mod entries;
+
 use std::io;
 
 use netns::Inside;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+
+pub use entries::{EntriesError, Redirected, forget};
 
 /// `net.netfilter.nf_conntrack_tcp_loose` (Documentation/networking/nf_conntrack-sysctl.rst), below a procfs. Each namespace has its own;
 /// whoever opens it gets that of the namespace that the thread is in.

@@ -14,6 +14,7 @@ pub mod nft;
 mod record;
 pub mod route;
 pub mod sets;
+pub mod sockets;
 
 pub use apply::{Applied, Choice, Incomplete, Kernel};
 pub use netlink::Error as NetlinkError;

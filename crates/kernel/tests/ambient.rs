@@ -2,6 +2,8 @@
 //! ipset, nftables and iproute2. Tests whose names begin with a letter and a number are those of ambient-pod-rules.md, section 13.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "ambient/drain.rs"]
+mod drain;
 #[path = "ambient/host.rs"]
 mod host;
 #[path = "ambient/state.rs"]

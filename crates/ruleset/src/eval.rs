@@ -158,6 +158,41 @@ pub fn evaluate<'a>(
     outcome
 }
 
+/// Whether what was redirected before goes on being translated under these rules, of which a packet of such a connection meets none in a nat
+/// table. The kernel translates while the namespace has a nat base chain and something that needs connection tracking
+/// (`nf_nat_register_fn` and `nf_ct_netns_get`); rules of others may do both, and do not count here.
+#[must_use]
+pub fn translations_last(ruleset: &Ruleset, family: Family) -> bool {
+    if !ruleset.families().contains(&family) {
+        return false;
+    }
+    let chains =
+        || ruleset.tables.iter().flat_map(|table| table.chains.iter().map(move |chain| (table.kind, chain)));
+    let translates = chains().any(|(kind, chain)| kind == TableKind::Nat && chain.base.is_some());
+    let mut rules =
+        chains().flat_map(|(_, chain)| &chain.rules).filter(|rule| rule.families.contains(family));
+    translates && rules.any(needs_tracking)
+}
+
+fn needs_tracking(rule: &Rule) -> bool {
+    let by_match = rule.matches.iter().any(|m| matches!(m, Match::CtMark { .. } | Match::CtState(_)));
+    by_match
+        || match rule.action {
+            Action::SetCtMark { .. }
+            | Action::SaveMark
+            | Action::RestoreMark
+            | Action::SetZone(_)
+            | Action::Redirect { .. }
+            | Action::Snat { .. } => true,
+            Action::Accept
+            | Action::Drop
+            | Action::Return
+            | Action::Jump(_)
+            | Action::Tproxy { .. }
+            | Action::SetMark(_) => false,
+        }
+}
+
 /// A way through one table.
 struct Walk<'r, 'p, 'o> {
     table: &'r Table,

@@ -3,13 +3,16 @@
 //! Scopes and their levels are those of the original: a level is set for a scope by name, or for all; a bare level is for the scope named
 //! `default` and for no other (I-5).
 
+mod repeats;
+
 use std::fmt::{self, Display};
 use std::io::Write;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime};
 
 use crate::Level;
 use crate::line::{Label, Stamp, write_json, write_text};
+use repeats::Repeats;
 
 /// Where lines go and which pass. Clones share the writer.
 #[derive(Clone)]
@@ -21,6 +24,7 @@ struct Shared {
     levels: Levels,
     json: bool,
     out: Mutex<Box<dyn Write + Send>>,
+    repeats: Mutex<Repeats>,
 }
 
 /// The lines of one scope.
@@ -82,6 +86,11 @@ impl Levels {
         Ok(levels)
     }
 
+    /// The scopes of which something is said, `all` aside.
+    pub fn scopes(&self) -> impl Iterator<Item = &str> {
+        self.named.iter().map(|(name, _)| name.as_str())
+    }
+
     /// The level of a scope; info where nothing is said of it.
     pub fn of(&self, scope: &str) -> Level {
         let named = self.named.iter().rev().find(|(name, _)| name == scope).map(|(_, level)| *level);
@@ -94,7 +103,8 @@ impl Levels {
 impl Journal {
     /// Each line is one call of `write_all` on `out`.
     pub fn new(levels: Levels, json: bool, out: impl Write + Send + 'static) -> Self {
-        Self { shared: Arc::new(Shared { levels, json, out: Mutex::new(Box::new(out)) }) }
+        let (out, repeats) = (Mutex::new(Box::new(out) as Box<_>), Mutex::default());
+        Self { shared: Arc::new(Shared { levels, json, out, repeats }) }
     }
 
     /// The lines of a scope.
@@ -123,6 +133,10 @@ impl Journal {
         }
     }
 
+    fn repeats(&self) -> MutexGuard<'_, Repeats> {
+        self.shared.repeats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Nobody is left to be told when the writer fails.
     fn write(&self, lines: &[u8]) {
         let mut out = self.shared.out.lock().unwrap_or_else(PoisonError::into_inner);
@@ -138,7 +152,7 @@ impl Scope {
         self.log(Level::Debug, msg, labels);
     }
 
-    /// A line of level info.
+    /// A line of level info. What it is about counts as well again, see [`Self::settled`].
     pub fn info(&self, msg: impl Display, labels: &[Label<'_>]) {
         self.log(Level::Info, msg, labels);
     }
@@ -153,20 +167,34 @@ impl Scope {
         self.log(Level::Error, msg, labels);
     }
 
-    /// A line of a level known only at run time.
+    /// A line of a level known only at run time. A warning or an error that was said already is told every tenth time, with the number of
+    /// times in the label `repeated`.
     pub fn log(&self, level: Level, msg: impl Display, labels: &[Label<'_>]) {
-        if self.level.passes(level) {
-            let mut out = Vec::new();
-            self.journal.line(
-                &mut out,
-                self.name,
-                level,
-                Stamp::At(SystemTime::now()),
-                &msg.to_string(),
-                labels,
-            );
-            self.journal.write(&out);
+        if level == Level::Info {
+            self.settled(labels);
         }
+        if !self.level.passes(level) {
+            return;
+        }
+        let msg = msg.to_string();
+        let times = match level {
+            Level::Debug | Level::Info => Some(1),
+            _ => self.journal.repeats().say(self.name, level, &msg, labels, Instant::now()),
+        };
+        let Some(times) = times else { return };
+        let mut labels = labels.to_vec();
+        if times > 1 {
+            labels.push(("repeated", &times));
+        }
+        let mut out = Vec::new();
+        self.journal.line(&mut out, self.name, level, Stamp::At(SystemTime::now()), &msg, &labels);
+        self.journal.write(&out);
+    }
+
+    /// What these labels are about (a pod, a watch, a path; without any, the scope itself) is well: the next warning of it is told, whatever
+    /// was said before.
+    pub fn settled(&self, labels: &[Label<'_>]) {
+        self.journal.repeats().settle(self.name, labels);
     }
 
     /// Lines that another process wrote, with its times and without anything in between (I-56).

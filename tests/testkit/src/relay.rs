@@ -4,7 +4,7 @@
 //! source; one to the port for outbound goes on with the pod's. Sockets of the relay have ztunnel's mark (PR-1).
 
 use std::io;
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -71,10 +71,13 @@ impl Relay {
     /// When a port is in use.
     pub fn start(namespace: &TestNetns) -> Result<Self> {
         let netns = Netns::open(namespace.path())?;
-        let open = netns.enter(|_| [INBOUND, OUTBOUND, HBONE].map(open))?;
+        let any = [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()];
         let mut listeners = Vec::new();
-        for (port, socket) in [INBOUND, OUTBOUND, HBONE].into_iter().zip(open) {
-            listeners.push((port, socket.with_context(|| format!("listen on port {port}"))?));
+        for port in [INBOUND, OUTBOUND, HBONE] {
+            for address in any.map(|ip| SocketAddr::new(ip, port)) {
+                let opened = netns.enter(|_| open(address))?;
+                listeners.push((port, opened.with_context(|| format!("listen on {address}"))?));
+            }
         }
         let stop = AtomicBool::new(false);
         let shared = Arc::new(Shared { netns, stop, relayed: Mutex::default(), failures: Mutex::default() });
@@ -167,8 +170,7 @@ impl Shared {
     }
 }
 
-fn open(port: u16) -> io::Result<OwnedFd> {
-    let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+fn open(address: SocketAddr) -> io::Result<OwnedFd> {
     let socket = sockets::new_socket(address, SocketType::STREAM, SocketFlags::NONBLOCK)?;
     sockets::bind_anywhere(&socket, address)?;
     listen(&socket, 128)?;

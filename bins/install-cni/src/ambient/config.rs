@@ -12,7 +12,7 @@ use ruleset::Backend;
 use telemetry::Scope;
 
 use super::desired::Rules;
-use crate::config::BadOption;
+use crate::config::{BadOption, excluded_namespaces, namespace};
 use crate::options::{Options, Setting};
 
 /// Shortest time between verifications: each costs some tenths of a millisecond per pod.
@@ -37,20 +37,32 @@ pub(crate) struct AmbientConfig {
 }
 
 impl AmbientConfig {
+    /// `None` where ambient mode is off; its options have to mean something all the same.
+    ///
     /// # Errors
-    /// The first option that means nothing. A selector that does not parse ends the agent (AA-1): with another one, other pods would be in
-    /// the mesh.
-    pub(crate) fn new(options: &Options) -> Result<Self, BadOption> {
+    /// The first option that means nothing. A selector that does not parse ends the agent: with another one, other pods would be in the
+    /// mesh.
+    pub(crate) fn new(options: &Options) -> Result<Option<Self>, BadOption> {
+        let config = Self::read(options)?;
+        if !options.on(Setting::AmbientEnabled) {
+            return Ok(None);
+        }
+        if config.ztunnel_address.is_empty() {
+            return Err(BadOption::new("ztunnel-uds-address", "", "is not the path of a socket"));
+        }
+        if config.rules.system_namespace.is_empty() {
+            return Err(BadOption::new("system-namespace", "", "is not the namespace of ztunnel"));
+        }
+        Ok(Some(config))
+    }
+
+    fn read(options: &Options) -> Result<Self, BadOption> {
         let text = |setting| options.text(setting);
         let (v4, v6) = (text(Setting::HostProbeSnatIp), text(Setting::HostProbeSnatIpv6));
         let probe_v4 =
             v4.parse().map_err(|_| BadOption::new("host-probe-snat-ip", v4, "is not an IPv4 address"))?;
         let probe_v6 =
             v6.parse().map_err(|_| BadOption::new("host-probe-snat-ipv6", v6, "is not an IPv6 address"))?;
-        let address = text(Setting::ZtunnelUdsAddress);
-        if address.is_empty() {
-            return Err(BadOption::new("ztunnel-uds-address", address, "is empty"));
-        }
         let interval = text(Setting::AmbientVerifyInterval);
         let verify_every = cni::config::parse_duration(interval)
             .map_err(|error| BadOption::new("ambient-verify-interval", interval, error.to_string()))?;
@@ -63,10 +75,10 @@ impl AmbientConfig {
             },
             rules: Rules {
                 selectors: selectors(options)?,
-                excluded: options.list(Setting::ExcludeNamespaces),
-                system_namespace: text(Setting::SystemNamespace).to_owned(),
+                excluded: excluded_namespaces(options)?,
+                system_namespace: namespace(options, Setting::SystemNamespace, "system-namespace")?,
             },
-            ztunnel_address: address.to_owned(),
+            ztunnel_address: text(Setting::ZtunnelUdsAddress).to_owned(),
             native_nftables: options.on(Setting::NativeNftables),
             forced: forced(text(Setting::ForceIptablesBinary))?,
             kubelet_only: match text(Setting::HostProbeSender) {

@@ -65,11 +65,12 @@ impl Handler for EventSocket {
         };
         // A plugin that hangs up must not leave a pod half way (AA-17).
         let ambient = self.ambient.clone();
+        let pod = format!("{}/{}", event.namespace, event.name);
         let work = tokio::spawn(async move { ambient.announced(event).await });
         match work.await.unwrap_or(Err(Refusal::Ending)) {
             Ok(()) => self.counted(text(StatusCode::OK, "")),
             Err(refusal) => {
-                self.ambient.log.warn(&refusal, &[]);
+                self.ambient.log.warn(&refusal, &[("pod", &pod)]);
                 self.counted(text(StatusCode::INTERNAL_SERVER_ERROR, format!("{refusal}\n")))
             }
         }

@@ -273,7 +273,10 @@ impl Ambient {
                 self.log.warn("the rules of a pod differed and are put right", &[("pod", &pod)]);
                 true
             }
-            Ok(_) => false,
+            Ok(_) => {
+                self.log.settled(&[("pod", &pod)]);
+                false
+            }
             Err(error) => {
                 self.log.error(&error, &[("pod", &pod)]);
                 false

@@ -44,9 +44,12 @@ impl Ambient {
         loop {
             let running = self.queue.pop().await;
             match self.reconcile(running.key()).await {
-                Ok(()) => running.done(),
+                Ok(()) => {
+                    self.log.settled(&[("pod", &pod_text(running.key()))]);
+                    running.done();
+                }
                 Err(failure) => {
-                    self.tell(running.key(), &failure, running.attempt()).await;
+                    self.tell(running.key(), &failure).await;
                     match failure.again() {
                         Again::Backoff => running.retry(),
                         Again::OnChange => running.done(),
@@ -169,12 +172,9 @@ impl Ambient {
         !seen.insert(key.uid.clone())
     }
 
-    /// The log hears of each failure once and then of every tenth, the pod's events of those that somebody has to do something about.
-    async fn tell(&self, key: &PodKey, failure: &Failure, attempt: u32) {
-        if attempt == 1 || attempt.is_multiple_of(10) {
-            let labels: [telemetry::Label<'_>; 2] = [("pod", &pod_text(key)), ("attempt", &attempt)];
-            self.log.warn(failure, &labels);
-        }
+    /// The log hears of each failure, the pod's events of those that somebody has to do something about.
+    async fn tell(&self, key: &PodKey, failure: &Failure) {
+        self.log.warn(failure, &[("pod", &pod_text(key))]);
         let text = failure.to_string();
         if failure.again() == Again::OnChange && self.is_news(key, &text) {
             let event = EventText { warning: true, reason: REASON, message: &text, component: COMPONENT };

@@ -13,7 +13,7 @@ fn config(args: &[&str], env: &[(&str, &str)]) -> Result<Config, String> {
         given.map(|(_, value)| (*value).to_owned())
     };
     let options = Flags::parse(args).unwrap().options(&|_| None, &find);
-    Config::new(&options, &find).map_err(|error| error.to_string())
+    options.and_then(|options| Config::new(&options, &find)).map_err(|error| error.to_string())
 }
 
 fn entry(env: &[(&str, &str)]) -> PluginEntry {
@@ -114,18 +114,60 @@ fn what_means_nothing_is_named() {
         ("ADD_TIMEOUT", "soon", "is not a duration"),
         ("FACTS_TIMEOUT", "0s", "more than zero"),
         ("CLEANUP_ON_EXIT", "perhaps", "neither auto"),
-        ("KUBECONFIG_MODE", "rw-------", "is not a mode"),
+        ("KUBECONFIG_MODE", "rw-------", "is not a whole number"),
+        ("KUBECONFIG_MODE", "", "is not a mode"),
         ("KUBECONFIG_MODE", "01777", "is not a mode"),
         ("MONITORING_PORT", "70000", "larger than 65535"),
         ("CNI_AGENT_RUN_DIR", "run", "absolute"),
         ("AMBIENT_ENABLEMENT_SELECTOR", "[", "is not YAML"),
         ("AMBIENT_ENABLEMENT_SELECTOR", "- 7", "expected an object"),
+        (
+            "AMBIENT_ENABLEMENT_SELECTOR",
+            "[{podSelector: {matchLabels: {-a: b}}}]",
+            "is not the key of a label",
+        ),
         ("LISTEN_ADDRESS", "localhost", "is not an IP address"),
+        ("FAILURE_POLICY", "open ", "is none of \"closed\", \"open\""),
+        ("CAPTURE", "Disabled", "is none of \"enabled\", \"disabled\""),
+        ("EXCLUDE_NAMESPACES", "{kube-system,mesh}", "has the item \"{kube-system\""),
+        ("EXCLUDE_NAMESPACES", "[kube-system]", "not the name of a namespace"),
+        ("EXCLUDE_NAMESPACES", "a,b c", "has the item \"b c\""),
+        ("EXCLUDE_NAMESPACES", "a;b", "not the name of a namespace"),
+        ("EXCLUDE_NAMESPACES", "kube-*", "not the name of a namespace"),
+        ("EXCLUDE_NAMESPACES", "\"a\"", "not the name of a namespace"),
+        ("EXCLUDE_NAMESPACES", "Kube-System", "not the name of a namespace"),
+        ("POD_NAMESPACE", "istio system", "not the name of a namespace"),
+        ("SYSTEM_NAMESPACE", "{istio-system}", "not the name of a namespace"),
+        ("NODE_NAME", "node 1", "is not the name of a node"),
+        ("NODE_NAME", "$(NODE_NAME)", "is not the name of a node"),
+        ("REPAIR_BROKEN_POD_LABEL_KEY", "a b", "is not the key of a label"),
+        ("REPAIR_BROKEN_POD_LABEL_KEY", "", "is not the key of a label"),
+        ("REPAIR_BROKEN_POD_LABEL_VALUE", "-true", "is not the value of a label"),
+        // Also where ambient mode is off: it may be put on later.
+        ("FORCE_IPTABLES_BINARY", "nftables", "is neither legacy nor nft"),
+        ("HOST_PROBE_SENDER", "node", "is neither socket nor kubelet"),
+        ("HOST_PROBE_SNAT_IP", "fd00::1", "is not an IPv4 address"),
+        ("AMBIENT_VERIFY_INTERVAL", "30", "is not a duration"),
     ] {
         let error = config(&[], &[(name, value)]).unwrap_err();
-        assert!(error.contains(part), "{name}={value}: {error}");
+        let option = name.to_ascii_lowercase().replace('_', "-");
+        let named = name == "NODE_NAME" || error.starts_with(&format!("option {option}: "));
+        assert!(named && error.contains(part), "{name}={value}: {error}");
     }
-    let error = config(&["--log_output_level=loud"], &[]).unwrap_err();
-    assert!(error.contains("loud"), "{error}");
+    for (level, part) in [
+        ("loud", "loud"),
+        ("cni-agent:verbose", "cni-agent:verbose"),
+        ("default:info,ads:debug", "names the scope \"ads\""),
+        ("cni_agent:debug", "names the scope \"cni_agent\""),
+        ("All:debug", "names the scope \"All\""),
+    ] {
+        let error = config(&[&format!("--log_output_level={level}")], &[]).unwrap_err();
+        assert!(error.starts_with("option log_output_level: ") && error.contains(part), "{error}");
+    }
+    for name in ["SYSTEM_NAMESPACE", "ZTUNNEL_UDS_ADDRESS"] {
+        config(&[], &[(name, "")]).unwrap();
+        let error = config(&[], &[(name, ""), ("AMBIENT_ENABLED", "true")]).unwrap_err();
+        assert!(error.contains("is not the"), "{error}");
+    }
     assert_eq!(config(&[], &[("MONITORING_PORT", "0")]).unwrap().monitoring, None);
 }

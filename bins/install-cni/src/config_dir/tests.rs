@@ -54,3 +54,14 @@ fn a_file_that_cannot_be_read_is_an_error_and_not_a_default() {
     std::fs::write(&path, vec![b'a'; 64 << 10]).unwrap();
     assert_eq!(reader.read(&|_| None).unwrap().text(Setting::ExcludeNamespaces).len(), 64 << 10);
 }
+
+#[test]
+fn a_file_before_a_variable_that_means_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut reader = reader(&[&format!("--config-dir={}", dir.path().display())]);
+    let env = |name: &str| (name == "AMBIENT_IPV6").then(|| "yes".to_owned());
+    let error = reader.read(&env).unwrap_err().to_string();
+    assert_eq!(error, "option ambient-ipv6: \"yes\" is not true or false");
+    std::fs::write(dir.path().join("AMBIENT_IPV6"), "true\n").unwrap();
+    assert!(reader.read(&env).unwrap().on(Setting::AmbientIpv6));
+}

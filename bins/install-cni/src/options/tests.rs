@@ -1,6 +1,10 @@
 use super::*;
 
 fn options(args: &[&str], files: &[(&str, &str)], env: &[(&str, &str)]) -> Options {
+    read(args, files, env).unwrap()
+}
+
+fn read(args: &[&str], files: &[(&str, &str)], env: &[(&str, &str)]) -> Result<Options, BadOption> {
     let find = |list: &[(&str, &str)], name: &str| {
         list.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
     };
@@ -21,7 +25,7 @@ fn every_option_is_read_from_where_it_may_come() {
         let flag = format!("--{name}={sample}");
         assert_eq!(options(&[], &[], &[]).text(spec.setting), spec.default, "{name}: default");
         let by_variable = options(&[], &[], &[(&variable, sample)]);
-        let by_file = options(&[], &[(&variable, sample)], &[(&variable, "y")]);
+        let by_file = options(&[], &[(&variable, sample)], &[(&variable, "?")]);
         let empty = options(&[], &[], &[(&variable, "")]);
         if spec.given == Given::Flag {
             assert_eq!(by_variable.text(spec.setting), spec.default, "{name}: has no variable");
@@ -40,7 +44,8 @@ fn every_option_is_read_from_where_it_may_come() {
             );
         } else {
             let flags = Flags::parse(args).unwrap();
-            let read = flags.options(&|_| Some("file".into()), &|_| Some("variable".into()));
+            let other = |asked: &str| (asked == variable).then(|| "?".to_owned());
+            let read = flags.options(&other, &other).unwrap();
             assert_eq!(read.text(spec.setting), sample, "{name}: the flag before all");
         }
     }
@@ -65,24 +70,29 @@ fn names_are_the_originals() {
 
 #[test]
 fn booleans_and_numbers_are_read_as_the_original_reads_them() {
-    for (text, on) in [("1", true), ("TRUE", true), ("true", true), ("yes", false), ("", false), ("0", false)]
-    {
-        assert_eq!(options(&[], &[], &[("SKIP_TLS_VERIFY", text)]).on(Setting::SkipTlsVerify), on, "{text}");
-    }
-    for (text, number) in [
-        ("0600", 0o600),
-        ("384", 384),
-        ("0x180", 384),
-        ("-1", -1),
-        ("rw", 0),
-        ("08", 0),
-        ("--1", 0),
-        ("0", 0),
+    for (text, on) in [
+        ("1", true),
+        ("T", true),
+        ("TRUE", true),
+        ("true", true),
+        ("True\n", true),
+        ("", false),
+        ("0", false),
+        ("False\r\n", false),
     ] {
+        let variable = [("SKIP_TLS_VERIFY", text)];
+        assert_eq!(options(&[], &[], &variable).on(Setting::SkipTlsVerify), on, "{text:?}");
+        assert_eq!(options(&[], &variable, &[]).on(Setting::SkipTlsVerify), on, "{text:?} in a file");
+    }
+    for (text, number) in
+        [("0600", 0o600), ("384\n", 384), ("0x180", 384), ("0o600", 384), ("-1", -1), ("0", 0), ("", 0)]
+    {
+        let variable = [("KUBECONFIG_MODE", text)];
+        assert_eq!(options(&[], &[], &variable).number(Setting::KubeconfigMode), number, "{text:?}");
         assert_eq!(
-            options(&[], &[], &[("KUBECONFIG_MODE", text)]).number(Setting::KubeconfigMode),
+            options(&[], &variable, &[]).number(Setting::KubeconfigMode),
             number,
-            "{text}"
+            "{text:?} in a file"
         );
     }
     assert!(options(&["--skip-tls-verify"], &[], &[]).on(Setting::SkipTlsVerify));
@@ -90,6 +100,40 @@ fn booleans_and_numbers_are_read_as_the_original_reads_them() {
     assert_eq!(options(&["--cni-conf-name", "-x"], &[], &[]).text(Setting::CniConfName), "-x");
     let list = options(&[], &[], &[("EXCLUDE_NAMESPACES", " a, ,b,")]).list(Setting::ExcludeNamespaces);
     assert_eq!(list, ["a", "b"]);
+}
+
+/// A word that counted as off, or as 0, would be the opposite of what its author meant.
+#[test]
+fn text_that_is_not_of_its_kind_is_named_wherever_it_comes_from() {
+    for spec in SPECS.iter().filter(|spec| spec.given != Given::Flag) {
+        let (words, problem): (&[&str], _) = match spec.kind {
+            Kind::Text => continue,
+            Kind::Switch => (
+                &["yes", "no", "on", "enabled", "tRUE", "true ", " true", "\ttrue", "2", "\"true\""],
+                "true or false",
+            ),
+            Kind::Integer => (&["many", "08", "--1", "1 ", "0x", "1.5", "1_000"], "a whole number"),
+        };
+        for word in words {
+            let variable = spec.variable();
+            let expected = format!("option {}: {word:?} is not {problem}", spec.name);
+            for (files, env) in [(&[][..], &[(&*variable, *word)][..]), (&[(&*variable, *word)], &[])] {
+                assert_eq!(read(&[], files, env).unwrap_err().to_string(), expected);
+            }
+            // What is not used need not mean anything.
+            let (file, env) = ([(&*variable, "1")], [(&*variable, *word)]);
+            read(&[], &file, &env).unwrap();
+        }
+    }
+}
+
+#[test]
+fn newlines_at_the_end_are_no_part_of_a_value_and_everything_else_is() {
+    for (given, read) in [("a\n", "a"), ("a\r\n\n", "a"), ("\n", ""), (" a ", " a "), ("a\nb\n", "a\nb")] {
+        let given = [("CNI_CONF_NAME", given)];
+        assert_eq!(options(&[], &given, &[]).text(Setting::CniConfName), read);
+        assert_eq!(options(&[], &[], &given).text(Setting::CniConfName), read);
+    }
 }
 
 #[test]

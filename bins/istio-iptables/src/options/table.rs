@@ -58,6 +58,8 @@ pub(crate) enum Kind {
     Port,
     /// A time in Go's notation.
     Time,
+    /// Levels of the log, by scope or for all. Scopes may be those of any program of the mesh: the injector gives all the same ones.
+    Levels,
 }
 
 /// How a setting is given.
@@ -172,7 +174,7 @@ specs! {
         "Use nf_tables, without any program, instead of iptables";
     ForceIptablesBinary "force-iptables-binary" - ["FORCE_IPTABLES_BINARY"] Text ""
         "The variant of iptables to use: legacy or nft [default: the one with rules, else nft]";
-    LogOutputLevel "log_output_level" - [] Text "info"
+    LogOutputLevel "log_output_level" - [] Levels "info"
         "Least level of log lines: debug, info, warn, error, fatal or none, also as default:debug or all:debug";
     LogAsJson "log_as_json" - [] Switch "true"
         "Accepted; log lines are always JSON";

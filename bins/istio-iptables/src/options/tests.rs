@@ -66,6 +66,7 @@ fn other(spec: &Spec) -> &'static str {
         Kind::Switch => "true",
         Kind::Port => "4711",
         Kind::Time => "1m30s",
+        Kind::Levels => "default:warn,ads:debug",
     }
 }
 
@@ -210,6 +211,10 @@ fn a_flag_that_cannot_be_read_is_an_error_that_names_it() {
     for (arg, name) in [
         ("--dry-run=perhaps", "--dry-run: \"perhaps\" is not true or false"),
         ("-n=", "--dry-run: \"\" is not true or false"),
+        (
+            "--log_output_level=default:loud",
+            "--log_output_level: \"default:loud\" is not <scope>:<level> with",
+        ),
         ("--iptables-probe-port=0", "--iptables-probe-port: \"0\" is not a port from 1 to 65535"),
         ("--iptables-probe-port=65536", "--iptables-probe-port: \"65536\" is not a port"),
         ("--probe-timeout=soon", "--probe-timeout: \"soon\" is not a time above zero"),

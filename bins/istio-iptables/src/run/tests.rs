@@ -10,7 +10,6 @@ fn the_level_for_everything_is_found() {
         ("ads:debug", Level::Info),
         ("none", Level::None),
         ("", Level::Info),
-        ("loud", Level::Info),
     ] {
         assert_eq!(level(text), expected, "{text}");
     }

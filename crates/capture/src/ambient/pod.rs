@@ -29,8 +29,23 @@ pub fn no_rules() -> Ruleset {
 /// The plan for the namespace of a pod that takes part in the mesh.
 #[must_use]
 pub fn plan_pod(node: &NodeOptions, pod: &PodOptions, backend: Backend) -> Plan {
+    plan(node, pod, backend, nat(node, pod))
+}
+
+/// The plan for the namespace of a pod that has left the mesh while connections through ztunnel are open: nothing is redirected any more,
+/// and what was redirected goes on.
+///
+/// The kernel translates the packets of a connection only while its namespace has a nat base chain and something that uses connection
+/// tracking. So the base chains stay, of whichever hook, and the rules that mark connections: they need connection tracking, and by them
+/// answers of the application find back to ztunnel.
+#[must_use]
+pub fn plan_drain(node: &NodeOptions, pod: &PodOptions, backend: Backend) -> Plan {
+    plan(node, pod, backend, table(TableKind::Nat, Vec::new(), Vec::new()))
+}
+
+fn plan(node: &NodeOptions, pod: &PodOptions, backend: Backend, nat: Table) -> Plan {
     let mut steps = Vec::new();
-    let mut tables = vec![nat(node, pod), mangle()];
+    let mut tables = vec![nat, mangle()];
     if pod.captures_dns(node) {
         tables.push(raw());
     }

@@ -1,7 +1,7 @@
 use super::*;
 
 use proptest::prelude::*;
-use ruleset::eval::{Owner, Packet, State, Verdict, evaluate};
+use ruleset::eval::{Owner, Packet, State, Verdict, evaluate, translations_last};
 use ruleset::{Backend, Ruleset, Step, check, iptables, nft};
 
 const BACKENDS: [Backend; 2] = [Backend::Nftables, Backend::Iptables];
@@ -279,6 +279,50 @@ fn ztunnels_connections_and_questions_are_marked() {
     }
 }
 
+/// While a pod drains, everything new goes past ztunnel, and what ztunnel has goes on.
+#[test]
+fn a_drain_redirects_nothing_and_keeps_what_was_redirected() {
+    let guests = PodOptions { virtual_interfaces: vec!["net1".to_owned()], ..PodOptions::default() };
+    for (backend, options) in
+        BACKENDS.into_iter().flat_map(|backend| [(backend, PodOptions::default()), (backend, guests.clone())])
+    {
+        let plan = plan_drain(&NodeOptions::default(), &options, backend);
+        let rules = plan.ruleset().unwrap();
+        let by_guest = Packet { in_interface: "net1".to_owned(), ..inward(OTHER, 80) };
+        let new = [
+            (Hook::Prerouting, inward(OTHER, 80)),
+            (Hook::Prerouting, by_guest),
+            (Hook::Prerouting, inward(PROBE_V4.octets(), 80)),
+            (Hook::Output, outward(OTHER, 80)),
+            (Hook::Output, outward(OTHER, 53)),
+            (Hook::Output, udp(outward(OTHER, 53))),
+        ];
+        for (hook, packet) in new {
+            let outcome = evaluate(rules, backend, &packet, hook, true);
+            assert_eq!((outcome.verdict, outcome.mark), (Verdict::Pass, 0), "{backend} {hook:?} {packet:?}");
+        }
+        let answer = Packet { ct_mark: REPLY_MARK, state: State::Established, ..outward(OTHER, 40_000) };
+        assert_eq!(evaluate(rules, backend, &answer, Hook::Output, false).mark, REPLY_MARK);
+        for family in [Family::V4, Family::V6] {
+            assert!(translations_last(rules, family), "{backend} {family:?}");
+            assert!(translations_last(
+                plan_pod(&NodeOptions::default(), &options, backend).ruleset().unwrap(),
+                family
+            ));
+            assert!(!translations_last(&no_rules(), family));
+        }
+        // What differs from a pod in the mesh is one table: with iptables each is a transaction of its own.
+        let mesh = pod(&NodeOptions::default(), &options, backend);
+        let differs = rules.tables.iter().filter(|table| !mesh.tables.contains(table));
+        assert_eq!(differs.map(|table| table.kind).collect::<Vec<_>>(), [TableKind::Nat]);
+        assert_eq!(plan.steps.len(), plan_pod(&NodeOptions::default(), &options, backend).steps.len());
+    }
+    let v4_only = NodeOptions { ipv6: false, ..NodeOptions::default() };
+    let plan = plan_drain(&v4_only, &PodOptions::default(), Backend::Nftables);
+    let last = |family| translations_last(plan.ruleset().unwrap(), family);
+    assert_eq!((last(Family::V4), last(Family::V6)), (true, false));
+}
+
 proptest! {
     #[test]
     fn every_plan_is_valid(
@@ -291,7 +335,12 @@ proptest! {
         let options = PodOptions { ingress, dns_capture: dns, virtual_interfaces: names };
         let sender = if uid { ProbeSender::Uid(0) } else { ProbeSender::AnySocket };
         for backend in BACKENDS {
-            for plan in [plan_pod(&node, &options, backend), plan_host(&node, sender, backend)] {
+            let plans = [
+                plan_pod(&node, &options, backend),
+                plan_drain(&node, &options, backend),
+                plan_host(&node, sender, backend),
+            ];
+            for plan in plans {
                 let rules = plan.ruleset().expect("every plan has rules");
                 prop_assert_eq!(check(rules), Ok(()));
                 let all = rules.tables.iter().flat_map(|table| &table.chains).flat_map(|chain| &chain.rules);

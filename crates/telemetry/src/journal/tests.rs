@@ -77,3 +77,50 @@ fn relayed_lines_keep_their_time_and_are_filtered() {
     });
     assert_eq!(text, "2020-01-01T00:00:00.000001Z\terror\tcni-plugin\tyes\tpod=a/b\n");
 }
+
+#[test]
+fn a_repeated_warning_is_told_every_tenth_time_until_its_subject_is_well() {
+    let text = written("", true, |journal| {
+        let scope = journal.scope("ambient");
+        let fails = || scope.warn("no namespace", &[("pod", &"a/b"), ("after_s", &3)]);
+        (0..12).for_each(|_| fails());
+        scope.info("another pod is well", &[("pod", &"a/c")]);
+        fails();
+        scope.info("well", &[("pod", &"a/b")]);
+        scope.info("well", &[("pod", &"a/b")]);
+        fails();
+        scope.settled(&[("pod", &"a/b")]);
+        fails();
+    });
+    let line = |line: &str| -> (String, Option<String>) {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        let member = |name: &str| line[name].as_str().map(str::to_owned);
+        (member("msg").unwrap(), member("repeated"))
+    };
+    let told: Vec<_> = text.lines().map(line).collect();
+    let told: Vec<_> = told.iter().map(|(msg, repeated)| (msg.as_str(), repeated.as_deref())).collect();
+    let failed = ("no namespace", None);
+    let expected = [
+        failed,
+        ("no namespace", Some("10")),
+        ("another pod is well", None),
+        ("well", None),
+        ("well", None),
+        failed,
+        failed,
+    ];
+    assert_eq!(told, expected);
+}
+
+/// A level that hides what says that a pod is well must not hide its next failure.
+#[test]
+fn what_is_well_counts_also_where_it_is_not_logged() {
+    let text = written("all:warn", false, |journal| {
+        let scope = journal.scope("ambient");
+        for _ in 0..3 {
+            scope.warn("no", &[("pod", &"a/b")]);
+            scope.info("well", &[("pod", &"a/b")]);
+        }
+    });
+    assert_eq!(text.lines().count(), 3, "{text}");
+}

@@ -164,6 +164,10 @@ fn options_that_mean_nothing_end_it_with_1_and_wrong_usage_with_2() {
         ("HEALTH_PORT", "0x1ffff", "option health-port: \"131071\" is larger than 65535"),
         ("KUBECONFIG_MODE", "01777", "option kubeconfig-mode"),
         ("AMBIENT_ENABLEMENT_SELECTOR", "{", "option ambient-enablement-selector"),
+        ("CHAINED_CNI_PLUGIN", "enabled", "option chained-cni-plugin: \"enabled\" is not true or false"),
+        ("NATIVE_NFTABLES", " true", "option native-nftables: \" true\" is not true or false"),
+        ("HEALTH_PORT", "http", "option health-port: \"http\" is not a whole number"),
+        ("EXCLUDE_NAMESPACES", "[a,b]", "option exclude-namespaces: \"[a,b]\" has the item \"[a\""),
         ("CNI_CONF_NAME", "../10.conflist", "is not the name of a file"),
         ("MOUNTED_CNI_BIN_DIRS", " , ", "no directory for the plugin's binaries"),
     ];
@@ -175,6 +179,7 @@ fn options_that_mean_nothing_end_it_with_1_and_wrong_usage_with_2() {
     }
     for (arg, says) in [
         ("--log_output_level=loud", "option log_output_level: \"loud\""),
+        ("--log_output_level=cni-agnet:debug", "names the scope \"cni-agnet\""),
         ("--log_target=/nonexistent/dir/log", "open /nonexistent/dir/log for the log"),
     ] {
         let output = node.agent().arg(arg).run().unwrap();

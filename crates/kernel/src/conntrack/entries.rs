@@ -1,0 +1,177 @@
+//! Entries of the connection tracking table that a redirect made, and that outlive it.
+//!
+//! An entry stays after the rules that made it: five days for a connection whose end was not seen. When rules come again, a new connection
+//! with the same addresses and ports would be translated by it, towards a port where nobody knows of it.
+//!
+//! The table is one for the whole machine, and a list of one namespace's entries walks through all of it: tens of milliseconds. So the
+//! number of the namespace's entries is asked for first, which costs microseconds.
+
+use std::net::{IpAddr, SocketAddr};
+
+use netns::Inside;
+use rustix::io::Errno;
+
+use crate::netlink::wire::{Attributes, Message, Writer};
+use crate::netlink::{self, Socket, flags};
+
+/// `NFNL_SUBSYS_CTNETLINK` as the upper byte of a message's type, with `IPCTNL_MSG_CT_GET`, `_DELETE` and `_GET_STATS`.
+const GET: u16 = 1 << 8 | 1;
+const DELETE: u16 = 1 << 8 | 2;
+const GET_STATS: u16 = 1 << 8 | 5;
+/// Length of `struct nfgenmsg`: family, version, resource.
+const HEADER: usize = 4;
+/// `CTA_*` of `linux/netfilter/nfnetlink_conntrack.h`.
+const TUPLE_ORIGINAL: u16 = 1;
+const TUPLE_REPLY: u16 = 2;
+const STATUS: u16 = 3;
+const ID: u16 = 12;
+const ZONE: u16 = 18;
+const STATUS_MASK: u16 = 26;
+const TUPLE_IP: u16 = 1;
+const TUPLE_PROTOCOL: u16 = 2;
+const PROTOCOL_NUMBER: u16 = 1;
+const SOURCE_PORT: u16 = 2;
+const DESTINATION_PORT: u16 = 3;
+/// `CTA_STATS_GLOBAL_ENTRIES`.
+const ENTRIES: u16 = 1;
+/// `IPS_DST_NAT` of `linux/netfilter/nf_conntrack_common.h`: the destination was changed.
+const DESTINATION_CHANGED: u32 = 1 << 5;
+/// The flag for attributes that hold attributes.
+const NESTED: u16 = 0x8000;
+
+/// Entries that could not be listed or removed.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} of the namespace that were redirected")]
+pub struct EntriesError {
+    operation: &'static str,
+    source: netlink::Error,
+}
+
+/// A connection, or a flow of datagrams, that was redirected to a port of this namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Redirected {
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// Who began it.
+    pub client: SocketAddr,
+    /// Where to.
+    pub to: SocketAddr,
+    /// The port that it was redirected to.
+    pub port: u16,
+    family: u8,
+    tuple: Vec<u8>,
+    id: Option<Vec<u8>>,
+    zone: Option<Vec<u8>>,
+}
+
+/// Removes the entries of what was redirected to one of `ports`, but those that `stays` says. Gives how many.
+///
+/// # Errors
+/// The kernel could not be asked, or did not remove one.
+pub fn forget(_: &Inside, ports: &[u16], stays: impl Fn(&Redirected) -> bool) -> Result<usize, EntriesError> {
+    let mut socket = match Socket::netfilter() {
+        Ok(socket) => socket,
+        Err(error) if error.errno() == Some(Errno::PROTONOSUPPORT) => return Ok(0),
+        Err(source) => return Err(EntriesError { operation: "ask for the connections", source }),
+    };
+    if count(&mut socket) == Some(0) {
+        return Ok(0);
+    }
+    let mut removed = 0;
+    for entry in list(&mut socket, ports)?.iter().filter(|entry| !stays(entry)) {
+        removed += usize::from(remove(&mut socket, entry)?);
+    }
+    Ok(removed)
+}
+
+/// How many entries the namespace has, if the kernel tells.
+fn count(socket: &mut Socket) -> Option<u32> {
+    let mut writer = Writer::default();
+    writer.message(GET_STATS, flags::REQUEST | flags::ACK, 1, &[0; HEADER], |_| {});
+    let mut entries = None;
+    let take = |message: &Message<'_>| {
+        entries = message.attributes(HEADER).find(ENTRIES).and_then(|a| a.be32());
+    };
+    socket.get(writer.bytes(), take).ok()?;
+    entries
+}
+
+fn list(socket: &mut Socket, ports: &[u16]) -> Result<Vec<Redirected>, EntriesError> {
+    let mut writer = Writer::default();
+    writer.message(GET, flags::REQUEST | flags::DUMP, 1, &[0; HEADER], |w| {
+        // Kernels before 5.15 do not know the second, and list everything.
+        w.be32(STATUS, DESTINATION_CHANGED);
+        w.be32(STATUS_MASK, DESTINATION_CHANGED);
+    });
+    let mut found = Vec::new();
+    let listed = socket.dump(writer.bytes(), |message| match message {
+        Some(message) => found.extend(Redirected::read(message).filter(|e| ports.contains(&e.port))),
+        None => found.clear(),
+    });
+    match listed {
+        Ok(()) => Ok(found),
+        // There is no connection tracking that could be asked.
+        Err(error) if matches!(error.errno(), Some(Errno::INVAL | Errno::OPNOTSUPP)) => Ok(Vec::new()),
+        Err(source) => Err(EntriesError { operation: "list the connections", source }),
+    }
+}
+
+/// Whether it was still there.
+fn remove(socket: &mut Socket, entry: &Redirected) -> Result<bool, EntriesError> {
+    let mut writer = Writer::default();
+    let header = [entry.family, 0, 0, 0];
+    writer.message(DELETE, flags::REQUEST | flags::ACK, 1, &header, |w| {
+        w.attribute(TUPLE_ORIGINAL | NESTED, &entry.tuple);
+        // By its number, so that a new one of the same addresses and ports stays.
+        for (kind, data) in [(ID, &entry.id), (ZONE, &entry.zone)] {
+            if let Some(data) = data {
+                w.attribute(kind, data);
+            }
+        }
+    });
+    match socket.order(writer.bytes()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.errno() == Some(Errno::NOENT) => Ok(false),
+        Err(source) => Err(EntriesError { operation: "forget a connection", source }),
+    }
+}
+
+// === impl Redirected ===
+
+impl Redirected {
+    fn read(message: &Message<'_>) -> Option<Self> {
+        let family = *message.payload.first()?;
+        let attributes = message.attributes(HEADER);
+        let own = |kind: u16| attributes.find(kind).map(|a| a.data.to_vec());
+        let changed = attributes.find(STATUS)?.be32()? & DESTINATION_CHANGED != 0;
+        let tuple = attributes.find(TUPLE_ORIGINAL)?;
+        let (protocol, client, to) = ends(tuple.nested())?;
+        let (_, answering, _) = ends(attributes.find(TUPLE_REPLY)?.nested())?;
+        changed.then(|| Self {
+            protocol,
+            client,
+            to,
+            port: answering.port(),
+            family,
+            tuple: tuple.data.to_vec(),
+            id: own(ID),
+            zone: own(ZONE),
+        })
+    }
+}
+
+/// Protocol, source and destination of one direction.
+fn ends(tuple: Attributes<'_>) -> Option<(u8, SocketAddr, SocketAddr)> {
+    let (ip, protocol) = (tuple.find(TUPLE_IP)?.nested(), tuple.find(TUPLE_PROTOCOL)?.nested());
+    // `CTA_IP_V4_SRC`, `_V4_DST`, `_V6_SRC`, `_V6_DST`.
+    let address = |v4: u16, v6: u16| -> Option<IpAddr> {
+        if let Some(found) = ip.find(v4) {
+            return Some(<[u8; 4]>::try_from(found.data).ok()?.into());
+        }
+        Some(<[u8; 16]>::try_from(ip.find(v6)?.data).ok()?.into())
+    };
+    let port = |kind: u16| Some(u16::from_be_bytes(protocol.find(kind)?.data.try_into().ok()?));
+    let number = *protocol.find(PROTOCOL_NUMBER)?.data.first()?;
+    let source = SocketAddr::new(address(1, 3)?, port(SOURCE_PORT)?);
+    Some((number, source, SocketAddr::new(address(2, 4)?, port(DESTINATION_PORT)?)))
+}

@@ -1,0 +1,156 @@
+//! What a log has said already: a loop that fails in the same way at each turn must not fill it.
+//!
+//! Two lines are the same if level, message and labels are; labels that are numbers (seconds, counts) do not tell them apart. A line is told
+//! the first time and then every tenth. It is told anew when its subject was well in between, or when it was not said for a while.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::time::{Duration, Instant};
+
+use crate::Level;
+use crate::line::Label;
+
+/// Of the same line, each of so many is told.
+const EACH: u64 = 10;
+/// A line that was not said for so long is news.
+const FORGOTTEN: Duration = Duration::from_secs(600);
+/// Lines that are remembered, each some 50 bytes. With one more all are forgotten.
+const MAX_LINES: usize = 4096;
+/// Labels that say what a line is about, in this order. A line without any is about its scope.
+const SUBJECTS: [&str; 5] = ["pod", "watch", "path", "ip", "container"];
+
+/// What was said, by subject.
+#[derive(Debug, Default)]
+pub(super) struct Repeats {
+    subjects: HashMap<u64, Vec<Said>>,
+    /// In all of them.
+    lines: usize,
+    hasher: RandomState,
+}
+
+#[derive(Debug)]
+struct Said {
+    line: u64,
+    times: u64,
+    last: Instant,
+}
+
+// === impl Repeats ===
+
+impl Repeats {
+    /// How often the line was said, this time included, or `None` if it need not be told.
+    pub(super) fn say(
+        &mut self,
+        scope: &str,
+        level: Level,
+        msg: &str,
+        labels: &[Label<'_>],
+        now: Instant,
+    ) -> Option<u64> {
+        let (subject, line) = (self.subject(scope, labels), self.line(level, msg, labels));
+        if self.lines >= MAX_LINES {
+            (self.subjects, self.lines) = (HashMap::new(), 0);
+        }
+        let said = self.subjects.entry(subject).or_default();
+        let Some(known) = said.iter_mut().find(|said| said.line == line) else {
+            said.push(Said { line, times: 1, last: now });
+            self.lines += 1;
+            return Some(1);
+        };
+        let forgotten = now.saturating_duration_since(known.last) >= FORGOTTEN;
+        known.times = if forgotten { 1 } else { known.times.saturating_add(1) };
+        known.last = now;
+        (known.times == 1 || known.times.is_multiple_of(EACH)).then_some(known.times)
+    }
+
+    /// The subject of these labels is well: what is said of it next is news.
+    pub(super) fn settle(&mut self, scope: &str, labels: &[Label<'_>]) {
+        if let Some(said) = self.subjects.remove(&self.subject(scope, labels)) {
+            self.lines -= said.len();
+        }
+    }
+
+    fn subject(&self, scope: &str, labels: &[Label<'_>]) -> u64 {
+        let named = SUBJECTS.iter().find_map(|name| labels.iter().find(|(key, _)| key == name));
+        let mut hasher = self.hasher.build_hasher();
+        scope.hash(&mut hasher);
+        if let Some((key, value)) = named {
+            (key, value.to_string()).hash(&mut hasher);
+        }
+        hasher.finish()
+    }
+
+    fn line(&self, level: Level, msg: &str, labels: &[Label<'_>]) -> u64 {
+        let mut hasher = self.hasher.build_hasher();
+        (level.as_str(), msg).hash(&mut hasher);
+        for (key, value) in labels {
+            let value = value.to_string();
+            if value.parse::<f64>().is_err() {
+                (key, value).hash(&mut hasher);
+            }
+        }
+        hasher.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn say(repeats: &mut Repeats, msg: &str, labels: &[Label<'_>], now: Instant) -> Option<u64> {
+        repeats.say("cni-agent", Level::Warn, msg, labels, now)
+    }
+
+    #[test]
+    fn the_first_and_every_tenth_of_a_line_are_told() {
+        let (mut repeats, now) = (Repeats::default(), Instant::now());
+        let told: Vec<u64> =
+            (1..=35).filter_map(|_| say(&mut repeats, "no", &[("pod", &"a/b")], now)).collect();
+        assert_eq!(told, [1, 10, 20, 30]);
+    }
+
+    #[test]
+    fn another_message_level_scope_or_text_of_a_label_is_another_line_and_a_number_is_not() {
+        let (mut repeats, now) = (Repeats::default(), Instant::now());
+        let labels: [Label<'_>; 2] = [("pod", &"a/b"), ("seconds", &1.5)];
+        assert_eq!(say(&mut repeats, "no", &labels, now), Some(1));
+        assert_eq!(say(&mut repeats, "no", &[("pod", &"a/b"), ("seconds", &27)], now), None);
+        assert_eq!(say(&mut repeats, "nor", &labels, now), Some(1));
+        assert_eq!(say(&mut repeats, "no", &[("pod", &"a/c"), ("seconds", &1)], now), Some(1));
+        assert_eq!(say(&mut repeats, "no", &[("pod", &"a/b"), ("error", &"x")], now), Some(1));
+        assert_eq!(repeats.say("cni-agent", Level::Error, "no", &labels, now), Some(1));
+        assert_eq!(repeats.say("ambient", Level::Warn, "no", &labels, now), Some(1));
+    }
+
+    #[test]
+    fn a_line_is_news_after_its_subject_was_well_and_after_a_while() {
+        let (mut repeats, now) = (Repeats::default(), Instant::now());
+        let (one, other): ([Label<'_>; 1], [Label<'_>; 1]) = ([("pod", &"a/b")], [("pod", &"a/c")]);
+        for labels in [&one, &other, &one] {
+            say(&mut repeats, "no", labels, now);
+        }
+        repeats.settle("cni-agent", &[("uid", &"1"), ("pod", &"a/b")]);
+        assert_eq!(say(&mut repeats, "no", &one, now), Some(1), "it was well");
+        assert_eq!(say(&mut repeats, "no", &other, now), None, "nothing was said of this one");
+        assert_eq!(say(&mut repeats, "no", &other, now + FORGOTTEN), Some(1), "a while ago");
+        assert_eq!(say(&mut repeats, "no", &[], now), Some(1));
+        repeats.settle("cni-agent", &one);
+        assert_eq!(say(&mut repeats, "no", &[], now), None, "a pod that is well says nothing of the rest");
+        repeats.settle("cni-agent", &[]);
+        assert_eq!(say(&mut repeats, "no", &[], now), Some(1));
+    }
+
+    #[test]
+    fn memory_has_a_limit() {
+        let (mut repeats, now) = (Repeats::default(), Instant::now());
+        for number in 0..3 * MAX_LINES {
+            assert_eq!(say(&mut repeats, "no", &[("pod", &format!("a/{number}"))], now), Some(1));
+            let kept: usize = repeats.subjects.values().map(Vec::len).sum();
+            assert!(kept == repeats.lines && kept <= MAX_LINES, "{kept}");
+        }
+        for number in 0..3 * MAX_LINES {
+            assert_eq!(say(&mut repeats, &format!("no {number}"), &[], now), Some(1));
+        }
+        assert!(repeats.lines <= MAX_LINES);
+    }
+}
