@@ -8,7 +8,7 @@ use capture::values::Quoted;
 use cni::PluginConf;
 use cni::conflist::PluginEntry;
 use cni::json::Value;
-use install::{KubeconfigOptions, Mode, Options as InstallOptions};
+use install::{KubeconfigOptions, Mode, Options as InstallOptions, ProgramAtEnd};
 use serde_json::Map;
 use telemetry::Levels;
 
@@ -114,6 +114,7 @@ impl Config {
             run_dir: run_dir.clone(),
             kubeconfig,
             entry: plugin_entry(options)?,
+            program_at_end: program_at_end(options)?,
         };
         Ok(Self {
             install,
@@ -322,6 +323,18 @@ fn kubeconfig(
         service_account_dir,
         mode,
     })
+}
+
+/// Whoever mounts the node's cache directory here lets the program go; whoever does not keeps it.
+fn program_at_end(options: &Options) -> Result<ProgramAtEnd, BadOption> {
+    let text = options.text(Setting::CniCacheDir);
+    let on_node = PathBuf::from(text);
+    let host_root = Path::new(options.text(Setting::HostRoot));
+    let Ok(below_root) = on_node.strip_prefix("/") else {
+        return Err(BadOption::new("cni-cache-dir", text, "is not an absolute path"));
+    };
+    let cache = host_root.join(below_root);
+    Ok(ProgramAtEnd::StaysWhileNamed { cache, sees_node: host_root == Path::new("/"), on_node })
 }
 
 fn cleanup(options: &Options) -> Result<Cleanup, BadOption> {

@@ -22,9 +22,10 @@ use telemetry::Logger;
 fn main() -> ExitCode {
     let started = Instant::now();
     let supervisor = kernel::iptables::run_supervisor_if_asked();
+    let watcher = leftover::watch_if_asked();
     let log = Logger::new();
     failure::log_panics(&log);
-    let mut plugin = plugin::IstioCni::new(&log, supervisor, started);
+    let mut plugin = plugin::IstioCni::new(&log, supervisor, watcher, started);
     let outcome = dispatch(
         Invocation {
             identity: Identity { name: "istio-cni", version: env!("CARGO_PKG_VERSION") },

@@ -10,6 +10,7 @@ use facts::exchange::Outcome;
 use kernel::iptables::{Iptables, Supervisor};
 use kernel::nft::{Nftables, Support};
 use kernel::{Choice, Kernel};
+use leftover::{Mark, Watcher};
 use netns::Netns;
 use ruleset::Backend;
 use telemetry::{Level, Logger};
@@ -34,6 +35,9 @@ pub(crate) struct IstioCni<'a> {
     call_log: Option<Logger>,
     backends: Arc<Backends>,
     progress: Arc<Progress>,
+    watcher: Watcher,
+    /// What says that this program was uninstalled and stays for the DELs of pods from before.
+    left_over: Option<Mark>,
 }
 
 impl Backends {
@@ -44,10 +48,12 @@ impl Backends {
 
 impl<'a> IstioCni<'a> {
     /// `started` is when the process began.
-    pub(crate) fn new(log: &'a Logger, supervisor: Supervisor, started: Instant) -> Self {
+    pub(crate) fn new(log: &'a Logger, supervisor: Supervisor, watcher: Watcher, started: Instant) -> Self {
         let iptables = Iptables::new().supervised(supervisor);
         let backends = Arc::new(Backends { iptables, nftables: Nftables });
-        Self { log, call_log: None, backends, progress: Arc::new(Progress::new(started)) }
+        let progress = Arc::new(Progress::new(started));
+        let left_over = Mark::of_this_program().filter(Mark::is_set);
+        Self { log, call_log: None, backends, progress, watcher, left_over }
     }
 
     /// The configuration; from here on lines reach the file and the node agent.
@@ -104,6 +110,15 @@ impl<'a> IstioCni<'a> {
         report::send(conf, report, log);
     }
 
+    /// Lets the program go with this DEL, if that is the last one that a runtime makes by a configuration from before.
+    fn end_left_over(&self, mark: &Mark, request: &Request, log: &Logger) {
+        let Some(cache) = mark.cache() else { return };
+        let result = format!("{}-{}-{}", request.network, request.container_id, request.ifname);
+        if let Err(error) = self.watcher.start(&cache, &result) {
+            log.warn(&format!("the program stays after this DEL: cannot wait for its end: {error}"), &[]);
+        }
+    }
+
     fn log_of(&mut self, request: &Request) -> Logger {
         let pod = request.args().map(|args| format!("{}/{}", args.k8s_pod_namespace, args.k8s_pod_name));
         let log = self.log.with(&[
@@ -137,6 +152,11 @@ impl Plugin for IstioCni<'_> {
 
     fn add(&mut self, request: &Request) -> Result<CniResult, Error> {
         let log = self.log_of(request);
+        if self.left_over.is_some() {
+            // The runtime goes by a configuration from before. What other runtimes do with pods on this node is right here too.
+            log.warn("pod starts without capture: the plugin was uninstalled from this node", &[]);
+            return request.passthrough();
+        }
         let conf = self.configure(request)?;
         let result = request.passthrough()?;
         let job = self.job(request, &conf, &log)?;
@@ -163,6 +183,9 @@ impl Plugin for IstioCni<'_> {
         }
         let log = self.log_of(request);
         log.info("nothing to undo: rules end with the pod's network namespace", &[]);
+        if let Some(mark) = &self.left_over {
+            self.end_left_over(mark, request, &log);
+        }
         if let Some(conf) = conf {
             let key = Key::Attachment { container: &request.container_id, interface: &request.ifname };
             let removed = run_dir(&conf).map_or(Ok(()), |run_dir| applied::remove(run_dir, key));
@@ -176,6 +199,10 @@ impl Plugin for IstioCni<'_> {
 
     fn check(&mut self, request: &Request) -> Result<(), Error> {
         let log = self.log_of(request);
+        if self.left_over.is_some() {
+            log.warn("pod is not checked: the plugin was uninstalled from this node", &[]);
+            return Ok(());
+        }
         let conf = self.configure(request)?;
         // It must be readable, but what other plugins did is theirs to check.
         request.prev_result()?;
@@ -214,6 +241,9 @@ impl Plugin for IstioCni<'_> {
     }
 
     fn status(&mut self, request: &Request) -> Result<(), Error> {
+        if self.left_over.is_some() {
+            return Ok(());
+        }
         let unavailable = |cause: String| {
             Err(Error::new(code::NOT_AVAILABLE, "istio-cni cannot serve ADD").with_details(cause))
         };

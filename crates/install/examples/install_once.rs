@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use cni::conflist::PluginEntry;
-use install::{Event, Handle, Installer, KubeconfigOptions, Mode, Observer, Options};
+use install::{Event, Handle, Installer, KubeconfigOptions, Mode, Observer, Options, ProgramAtEnd};
 
 struct UntilReady(std::sync::mpsc::Receiver<Handle>);
 
@@ -42,6 +42,7 @@ fn main() {
             pod_namespace: "my-namespace".into(),
             ..PluginEntry::default()
         },
+        program_at_end: ProgramAtEnd::Goes,
     };
     let (sender, receiver) = std::sync::mpsc::channel();
     match Installer::new(options, Box::new(UntilReady(receiver))) {

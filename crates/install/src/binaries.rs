@@ -8,6 +8,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use leftover::Mark;
 pub(crate) use probe::{own_version, supported_versions};
 
 use crate::file::{self, Attributes, FileError};
@@ -59,6 +60,9 @@ impl Binaries<'_> {
 
     /// Whether all is in place.
     pub(crate) fn is_in_order(&self) -> Result<bool, BinaryError> {
+        if self.targets.iter().any(|target| Mark::of(&target.join(PLUGIN)).is_set()) {
+            return Ok(false);
+        }
         for name in self.names()? {
             for target in self.targets {
                 if !is_same(&self.source.join(&name), &target.join(&name))? {
@@ -77,6 +81,9 @@ impl Binaries<'_> {
             if !target.is_dir() {
                 return Err(BinaryError::NoTarget(target.clone()));
             }
+            // Before anything else: with the mark of an uninstallation a program captures nothing, and goes.
+            let program = target.join(PLUGIN);
+            Mark::of(&program).clear().map_err(|cause| FileError::io("install again", &program, cause))?;
             for name in &names {
                 let (from, to) = (self.source.join(name), target.join(name));
                 if !is_same(&from, &to)? {

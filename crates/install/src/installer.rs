@@ -10,7 +10,7 @@ use cni::conflist::PluginEntry;
 
 pub use handle::Handle;
 
-use crate::binaries::Binaries;
+use crate::binaries::{Binaries, PLUGIN};
 use crate::config::{self, Config, ConfigError, Obstacle, Step, Taken, Waiting};
 use crate::error::Error;
 use crate::event::{Event, Observer};
@@ -264,7 +264,8 @@ impl Installer {
     fn watch(&self) -> Result<Watch, Error> {
         let options = &self.options;
         let mut places: Places = vec![(options.net_dir.clone(), None)];
-        let names: BTreeSet<_> = self.binaries().names().unwrap_or_default().into_iter().collect();
+        let mut names: BTreeSet<_> = self.binaries().names().unwrap_or_default().into_iter().collect();
+        names.insert(leftover::Mark::name(PLUGIN.as_ref()));
         places.extend(options.bin_targets.iter().map(|target| (target.clone(), Some(names.clone()))));
         if let Some(kubeconfig) = &options.kubeconfig {
             places.extend(kubeconfig.watched().into_iter().map(|directory| (directory, None)));

@@ -44,5 +44,5 @@ pub use file::FileError;
 pub use inspect::{Installed, inspect};
 pub use installer::{Handle, Installer};
 pub use kubeconfig::{KUBECONFIG, KubeconfigError};
-pub use options::{KubeconfigOptions, Mode, Options, OptionsError};
-pub use uninstall::{Done, Report, plan_uninstall, uninstall};
+pub use options::{KubeconfigOptions, Mode, Options, OptionsError, ProgramAtEnd};
+pub use uninstall::{Done, Kept, Report, plan_uninstall, uninstall};

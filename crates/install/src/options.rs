@@ -32,6 +32,24 @@ pub struct Options {
     pub kubeconfig: Option<KubeconfigOptions>,
     /// The plugin's options; [`crate::Handle::update`] changes them.
     pub entry: PluginEntry,
+    /// What becomes of the plugin's program at an uninstallation.
+    pub program_at_end: ProgramAtEnd,
+}
+
+/// What becomes of the plugin's program at an uninstallation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProgramAtEnd {
+    /// It goes at once, whoever needs it.
+    Goes,
+    /// It stays while a result that libcni keeps names it: runtimes that delete a pod by the configuration of its ADD need it then.
+    StaysWhileNamed {
+        /// libcni's cache directory as this process sees it.
+        cache: PathBuf,
+        /// The same as programs of the node see it.
+        on_node: PathBuf,
+        /// Whether this process sees the node's own files, so that results that are not there are nowhere else.
+        sees_node: bool,
+    },
 }
 
 /// How the plugin gets into the configuration. The one predicate for writing and for removing (I-55).

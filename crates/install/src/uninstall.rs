@@ -5,12 +5,14 @@ use std::fmt;
 use std::fs::FileType;
 use std::path::{Path, PathBuf};
 
+use leftover::{Mark, Results};
+
 use crate::binaries::PLUGIN;
 use crate::config::{self, ConfigError, Ours, Taken};
 use crate::error::Error;
 use crate::file::{self, FileError};
 use crate::kubeconfig::{KUBECONFIG, KubeconfigError};
-use crate::options::{Mode, OWNED_NAME, Options, STANDALONE_END, STANDALONE_NAME};
+use crate::options::{Mode, OWNED_NAME, Options, ProgramAtEnd, STANDALONE_END, STANDALONE_NAME};
 
 /// What was done, and what could not be: one failure does not keep the rest from being done.
 #[derive(Debug, Default)]
@@ -30,6 +32,17 @@ pub enum Done {
     EntryRemoved(PathBuf),
     /// A file or a directory is gone.
     Deleted(PathBuf),
+    /// The plugin's program stays for the DELs of pods from before.
+    Kept(PathBuf, Kept),
+}
+
+/// Why the plugin's program stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// So many results that libcni keeps name it. It goes with the last of them.
+    Named(usize),
+    /// What libcni keeps cannot be seen.
+    Unknown,
 }
 
 /// Whether anything is done.
@@ -45,6 +58,23 @@ impl fmt::Display for Done {
             Self::Restored(path) => write!(f, "restored {}", path.display()),
             Self::EntryRemoved(path) => write!(f, "took the plugin out of {}", path.display()),
             Self::Deleted(path) => write!(f, "deleted {}", path.display()),
+            Self::Kept(path, why) => write!(f, "kept {}: {why}", path.display()),
+        }
+    }
+}
+
+impl fmt::Display for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Named(count) => write!(
+                f,
+                "{count} pods were added with it and may be deleted by the configuration of then; it goes with the last of them, or at once \
+                 by cnictl uninstall --purge"
+            ),
+            Self::Unknown => f.write_str(
+                "the results that libcni keeps cannot be seen, and pods may be deleted by the configuration of their ADD; it goes with the \
+                 last of them if the node can tell, or at once by cnictl uninstall --purge",
+            ),
         }
     }
 }
@@ -88,7 +118,10 @@ impl Report {
             Error::Kubeconfig(KubeconfigError::File(cause))
         });
         for program in options.bin_targets.iter().map(|target| target.join(PLUGIN)) {
-            report.deleted(&program, delete(&program, act), |cause| Error::Binaries(cause.into()));
+            match end_program(&program, &options.program_at_end, act) {
+                Ok(done) => report.done.extend(done),
+                Err(cause) => report.errors.push(Error::Binaries(cause.into())),
+            }
         }
         for path in leftovers {
             report.deleted(path, delete_tree(path, act), Error::Leftover);
@@ -177,6 +210,44 @@ fn ours(options: &Options, path: &Path) -> Ours {
         }
     };
     if is_made { Ours::Whole } else { Ours::Entry }
+}
+
+/// Ends the plugin's program, or leaves it to the last DEL that needs it.
+fn end_program(program: &Path, end: &ProgramAtEnd, act: Act) -> Result<Option<Done>, FileError> {
+    let failed = |cause| FileError::io("remove", program, cause);
+    let mark = Mark::of(program);
+    let is_file = kind(program)?.is_some_and(|kind| !kind.is_dir());
+    let ProgramAtEnd::StaysWhileNamed { cache, on_node, sees_node } = end else {
+        return delete_program(program, &mark, act);
+    };
+    if !is_file {
+        return delete_program(program, &mark, act);
+    }
+    if act == Act::Do {
+        // First the mark: a DEL that ends between the look at the results and the mark would leave the program for ever.
+        mark.set(on_node).map_err(failed)?;
+    }
+    let results = match leftover::look(cache, PLUGIN) {
+        Results::Absent if *sees_node => Results::Naming(0),
+        results => results,
+    };
+    match results {
+        Results::Naming(0) => delete_program(program, &mark, act),
+        Results::Naming(count) => Ok(Some(Done::Kept(program.to_owned(), Kept::Named(count)))),
+        Results::Absent | Results::Unknown => Ok(Some(Done::Kept(program.to_owned(), Kept::Unknown))),
+    }
+}
+
+fn delete_program(program: &Path, mark: &Mark, act: Act) -> Result<Option<Done>, FileError> {
+    let failed = |cause| FileError::io("remove", program, cause);
+    let was_there = match act {
+        Act::Do => leftover::remove_now(mark).map_err(failed)?,
+        Act::Tell => kind(program)?.is_some() || mark.is_set(),
+    };
+    if was_there && act == Act::Do {
+        file::sync_directory(program)?;
+    }
+    Ok(was_there.then(|| Done::Deleted(program.to_owned())))
 }
 
 /// False if there was no such file.

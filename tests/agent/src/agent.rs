@@ -59,6 +59,8 @@ impl<'a> Launch<'a> {
             ("CNI_BIN_SOURCE_DIR", path(node.bin_source())),
             ("MOUNTED_CNI_BIN_DIRS", path(node.bin_target())),
             ("CNI_AGENT_RUN_DIR", path(node.run_dir())),
+            ("CNI_CACHE_DIR", path(node.cache_dir())),
+            ("HOST_ROOT", "/".to_owned()),
             ("SERVICE_ACCOUNT_DIR", path(node.account())),
             ("KUBERNETES_SERVICE_HOST", api.ip().to_string()),
             ("KUBERNETES_SERVICE_PORT", api.port().to_string()),

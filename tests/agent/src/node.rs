@@ -83,6 +83,11 @@ impl Node {
         self.dir().join("run")
     }
 
+    /// Where libcni keeps results on the node. It is not there before somebody makes it.
+    pub fn cache_dir(&self) -> PathBuf {
+        self.dir().join("cni")
+    }
+
     /// The plugin's kubeconfig.
     pub fn kubeconfig(&self) -> PathBuf {
         self.run_dir().join("istio-cni-kubeconfig")

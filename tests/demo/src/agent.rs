@@ -64,6 +64,7 @@ impl Agent {
             ])
             .env_clear()
             .env("EXCLUDE_NAMESPACES", "kube-system")
+            .env("HOST_ROOT", "/")
             .env("NATIVE_NFTABLES", (node.backend == Backend::Nftables).to_string())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)

@@ -34,7 +34,9 @@ const CRATES: &[(&str, Layer)] = &[
     ("applied", Layer::Effect { ours: &["kernel", "netns"] }),
     ("podsource", Layer::Effect { ours: &["capture", "facts", "http1"] }),
     ("telemetry", Layer::Effect { ours: &["http1"] }),
-    ("install", Layer::Effect { ours: &["cni"] }),
+    // The plugin, the installer and cnictl meet at the same mark.
+    ("leftover", Layer::Effect { ours: &["cni"] }),
+    ("install", Layer::Effect { ours: &["cni", "leftover"] }),
     // Manifests are read by podsource for the plugin and the agent alike.
     ("cluster", Layer::Effect { ours: &["capture", "facts", "podsource"] }),
 ];

@@ -17,7 +17,7 @@ pub(super) struct Places {
 }
 
 /// Files with given names are deleted below it, so it has to be named outright.
-fn directory(text: &str) -> Result<PathBuf, String> {
+pub(super) fn directory(text: &str) -> Result<PathBuf, String> {
     let path = Path::new(text);
     let is_plain = |part: Component<'_>| matches!(part, Component::RootDir | Component::Normal(_));
     if !path.is_absolute() || !path.components().all(is_plain) || path.components().count() < 2 {

@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use cni::conflist::PluginEntry;
 use facts::exchange::{FACTS_DIR, UNCAPTURED_DIR};
-use install::{Done, Mode, Options};
+use install::{Done, Mode, Options, ProgramAtEnd};
+use leftover::Results;
 use rustix::io::Errno;
 use serde::Serialize;
 
 use super::agent;
-use super::places::Places;
+use super::places::{Places, directory};
 use crate::output::{Answer, Format, Usage, one_line, structured};
 
 const EXAMPLES: &str = "\
@@ -22,7 +23,7 @@ Examples:
   # After the DaemonSet is gone, without a question, and the plugin's logs too
   cnictl uninstall --yes --purge
 
-Exit codes: 0 nothing of the plugin is left (with --dry-run: everything could be looked at)
+Exit codes: 0 nothing of the plugin is left but what is listed as kept (with --dry-run: everything could be looked at)
             1 failed, refused or declined; what could not be done is listed, the rest is done
             2 wrong command line";
 
@@ -51,9 +52,13 @@ pub(crate) struct UninstallArgs {
     /// Go on although an agent is there, which installs the plugin again
     #[arg(long)]
     force: bool,
-    /// Remove the plugin's logs too
+    /// Remove the plugin's logs too, and its program at once: a runtime that deletes pods by the configuration of their ADD (CRI-O, Multus)
+    /// cannot delete those that were added with the plugin until a program of its name is there again
     #[arg(long)]
     purge: bool,
+    /// Directory where libcni keeps results: while one of them names the plugin its program stays, without --purge
+    #[arg(long, value_name = "DIR", default_value = leftover::CACHE_DIR, value_parser = directory)]
+    cache_dir: PathBuf,
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
 }
@@ -71,6 +76,9 @@ struct Report {
 struct Step {
     action: Action,
     path: PathBuf,
+    /// What somebody has to know about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -79,6 +87,7 @@ enum Action {
     Restored,
     EntryRemoved,
     Deleted,
+    Kept,
 }
 
 fn file_name(text: &str) -> Result<String, String> {
@@ -97,6 +106,8 @@ impl UninstallArgs {
         let (options, leftovers) = (self.options(), self.leftovers());
         let mut plan = Report::of(install::plan_uninstall(&options, &leftovers), true);
         plan.foresee_empty(&self.places.run_dir);
+        let needed = self.needed();
+        plan.say_needed(needed);
         if self.dry_run {
             return plan.answer(self.output);
         }
@@ -106,6 +117,7 @@ impl UninstallArgs {
         }
         let mut report = Report::of(install::uninstall(&options, &leftovers), false);
         report.remove_if_empty(&self.places.run_dir);
+        report.say_needed(needed);
         report.answer(self.output)
     }
 
@@ -121,6 +133,20 @@ impl UninstallArgs {
             run_dir: self.places.run_dir.clone(),
             kubeconfig: None,
             entry: PluginEntry::default(),
+            program_at_end: if self.purge {
+                ProgramAtEnd::Goes
+            } else {
+                let cache = self.cache_dir.clone();
+                ProgramAtEnd::StaysWhileNamed { on_node: cache.clone(), cache, sees_node: true }
+            },
+        }
+    }
+
+    /// How many pods need the program that is removed all the same.
+    fn needed(&self) -> usize {
+        match leftover::look(&self.cache_dir, install::PLUGIN) {
+            Results::Naming(count) if self.purge => count,
+            _ => 0,
         }
     }
 
@@ -187,19 +213,31 @@ impl Report {
         Self { ok: errors.is_empty(), dry_run, steps, errors }
     }
 
+    /// Says what becomes of pods that need a program that goes.
+    fn say_needed(&mut self, pods: usize) {
+        let programs = self.steps.iter_mut().filter(|step| step.path.ends_with(install::PLUGIN));
+        for step in programs.filter(|step| pods > 0 && step.action == Action::Deleted) {
+            step.note = Some(format!(
+                "{pods} kept results name it: a runtime that deletes by them (CRI-O, Multus) cannot delete these pods until it is there again"
+            ));
+        }
+    }
+
     /// Adds the run directory if nothing will be left in it.
     fn foresee_empty(&mut self, run_dir: &Path) {
         let Ok(mut entries) = std::fs::read_dir(run_dir) else { return };
         let goes = |path: &PathBuf| self.steps.iter().any(|step| step.path == *path);
         if entries.all(|entry| entry.is_ok_and(|entry| goes(&entry.path()))) {
-            self.steps.push(Step { action: Action::Deleted, path: run_dir.to_owned() });
+            self.steps.push(Step { action: Action::Deleted, path: run_dir.to_owned(), note: None });
         }
     }
 
     /// The agent made the run directory, if nobody mounted it.
     fn remove_if_empty(&mut self, run_dir: &Path) {
         match rustix::fs::rmdir(run_dir) {
-            Ok(()) => self.steps.push(Step { action: Action::Deleted, path: run_dir.to_owned() }),
+            Ok(()) => {
+                self.steps.push(Step { action: Action::Deleted, path: run_dir.to_owned(), note: None });
+            }
             // Logs that stay, a mount, a directory that was never there or cannot be removed: none holds anything of the plugin's.
             Err(
                 Errno::NOTEMPTY
@@ -237,7 +275,9 @@ impl Report {
         }
         let mark = if self.dry_run { " (dry run)" } else { "" };
         let line = |step: &Step| {
-            format!("{} {}{mark}\n", one_line(&step.path.display().to_string()), step.action.text())
+            let path = one_line(&step.path.display().to_string());
+            let note = step.note.iter().map(|note| format!(": {note}")).collect::<String>();
+            format!("{path} {}{note}{mark}\n", step.action.text())
         };
         self.steps.iter().map(line).collect()
     }
@@ -245,12 +285,13 @@ impl Report {
 
 impl From<Done> for Step {
     fn from(done: Done) -> Self {
-        let (action, path) = match done {
-            Done::Restored(path) => (Action::Restored, path),
-            Done::EntryRemoved(path) => (Action::EntryRemoved, path),
-            Done::Deleted(path) => (Action::Deleted, path),
+        let (action, path, note) = match done {
+            Done::Restored(path) => (Action::Restored, path, None),
+            Done::EntryRemoved(path) => (Action::EntryRemoved, path, None),
+            Done::Deleted(path) => (Action::Deleted, path, None),
+            Done::Kept(path, why) => (Action::Kept, path, Some(why.to_string())),
         };
-        Self { action, path }
+        Self { action, path, note }
     }
 }
 
@@ -260,6 +301,7 @@ impl Action {
             Self::Restored => "restored",
             Self::EntryRemoved => "without the plugin",
             Self::Deleted => "deleted",
+            Self::Kept => "kept",
         }
     }
 }

@@ -177,3 +177,29 @@ fn names_that_lead_elsewhere_are_wrong_usage() {
         machine.run(&format!("uninstall --yes {option}")).fails(2, &["give the name of a file"]);
     }
 }
+
+#[test]
+fn the_program_stays_for_pods_that_are_deleted_by_what_libcni_kept_unless_it_is_purged() {
+    use base64::Engine as _;
+    let (machine, _) = installed(&[]);
+    let list = fs::read(machine.path("net.d/10-calico.conflist")).unwrap();
+    let config = base64::engine::general_purpose::STANDARD.encode(list);
+    fs::create_dir_all(machine.path("cni/results")).unwrap();
+    machine.files.write(
+        "cni/results/k8s-pod-network-a-eth0",
+        &json!({"kind": "cniCacheV1", "config": config, "containerId": "a", "ifName": "eth0"}).to_string(),
+    );
+    let text = machine.run("uninstall --yes --cache-dir @cni").ok();
+    assert!(text.contains("NODE/bin/istio-cni kept: 1 pods were added with it"), "{text}");
+    assert!(machine.path("bin/istio-cni").exists() && machine.path("bin/.istio-cni.left-over").exists());
+
+    let run = machine.run("uninstall --dry-run --purge --cache-dir @cni -o json");
+    let data: Value = serde_json::from_str(&run.ok()).unwrap();
+    let step =
+        data["steps"].as_array().unwrap().iter().find(|step| step["path"] == "NODE/bin/istio-cni").unwrap();
+    assert_eq!(step["action"], "deleted");
+    assert!(step["note"].as_str().unwrap().contains("cannot delete these pods"), "{step}");
+    let text = machine.run("uninstall --yes --purge --cache-dir @cni").ok();
+    assert!(text.contains("NODE/bin/istio-cni deleted: 1 kept results name it"), "{text}");
+    assert_eq!(fs::read_dir(machine.path("bin")).unwrap().count(), 0);
+}

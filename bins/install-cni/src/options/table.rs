@@ -69,6 +69,7 @@ pub(crate) enum Setting {
     HostProbeSender,
     AmbientVerifyInterval,
     ConfigDir,
+    CniCacheDir,
     CniBinSourceDir,
     MountedCniBinDirs,
     ServiceAccountDir,
@@ -559,6 +560,14 @@ pub(crate) const SPECS: &[Spec] = &[
         help: "Directory with a file for each variable that is named like it; watched, and stronger than the variables",
     },
     Spec {
+        setting: Setting::CniCacheDir,
+        name: "cni-cache-dir",
+        given: Given::FlagOrVariable,
+        kind: Kind::Text,
+        default: leftover::CACHE_DIR,
+        help: "Directory on the node where libcni keeps results; while one of them names the plugin its program stays",
+    },
+    Spec {
         setting: Setting::CniBinSourceDir,
         name: "cni-bin-source-dir",
         given: Given::FlagOrVariable,
@@ -604,7 +613,7 @@ pub(crate) const SPECS: &[Spec] = &[
         given: Given::Variable,
         kind: Kind::Text,
         default: "/host",
-        help: "Ambient mode: where the file system of the node is mounted; / without a container",
+        help: "Where the file system of the node is mounted, as far as it is; / without a container",
     },
     Spec {
         setting: Setting::HostProbeSender,

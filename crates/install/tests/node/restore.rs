@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use install::{Done, Mode};
+use install::{Done, Mode, ProgramAtEnd};
 
 use crate::faults::Mounted;
 use crate::support::{CALICO, Node, Running};
@@ -216,4 +216,72 @@ fn the_owned_name_without_the_owned_mode_deletes_nothing_foreign() {
     running.stop();
     assert!(install::uninstall(&node.options(), &[]).errors.is_empty());
     assert_eq!(node.names(), ["10-calico.conflist"]);
+}
+
+/// The result that libcni keeps of an attachment that was added with this configuration.
+fn keep(node: &Node, name: &str, config: &str) -> std::path::PathBuf {
+    use base64::Engine as _;
+    let config = base64::engine::general_purpose::STANDARD.encode(config);
+    let path = node.path("cni/results").join(name);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, format!(r#"{{"kind":"cniCacheV1","config":"{config}","ifName":"eth0"}}"#)).unwrap();
+    path
+}
+
+#[test]
+fn the_program_stays_while_a_kept_result_names_it_and_is_installed_again() {
+    let node = Node::new();
+    node.replace("10-calico.conflist", CALICO);
+    let running = node.start();
+    running.until_ready();
+    running.stop();
+    let mark = node.path("bin/.istio-cni.left-over");
+    let with_us = node.read("10-calico.conflist");
+    let kept = [keep(&node, "pods-a-eth0", &with_us), keep(&node, "pods-b-eth0", &with_us)];
+    keep(&node, "pods-before-eth0", CALICO);
+    let planned = install::plan_uninstall(&node.options(), &[]);
+    assert!(!mark.exists(), "a plan changes nothing");
+    let report = install::uninstall(&node.options(), &[]);
+    assert!(report.errors.is_empty(), "{:?}", report.errors);
+    assert_eq!(planned.done, report.done);
+    let kept_program = Done::Kept(node.path("bin/istio-cni"), install::Kept::Named(2));
+    assert!(report.done.contains(&kept_program), "{report:?}");
+    assert_eq!(fs::read_to_string(&mark).unwrap(), node.path("cni").to_string_lossy());
+    assert!(node.path("bin/istio-cni").exists() && node.read("10-calico.conflist") == CALICO);
+
+    // Another agent: what it installs is not left over, also while nothing of the program itself differs.
+    let running = node.start();
+    running.until_ready();
+    assert!(!mark.exists() && node.has_entry("10-calico.conflist"));
+    fs::write(&mark, "").unwrap();
+    running.until("the mark is taken away", || !mark.exists());
+    running.stop();
+
+    fs::remove_file(&kept[0]).unwrap();
+    fs::remove_file(&kept[1]).unwrap();
+    assert!(install::uninstall(&node.options(), &[]).errors.is_empty());
+    assert!(!node.path("bin/istio-cni").exists() && !mark.exists(), "nothing names it any more");
+}
+
+#[test]
+fn what_is_not_seen_keeps_the_program_and_purging_does_not_ask() {
+    let node = Node::new();
+    node.replace("10-calico.conflist", CALICO);
+    let running = node.start();
+    running.until_ready();
+    running.stop();
+    let mut options = node.options();
+    options.program_at_end = ProgramAtEnd::StaysWhileNamed {
+        cache: node.path("no-mount"),
+        on_node: "/var/lib/cni".into(),
+        sees_node: false,
+    };
+    let report = install::uninstall(&options, &[]);
+    let kept = Done::Kept(node.path("bin/istio-cni"), install::Kept::Unknown);
+    assert!(report.errors.is_empty() && report.done.contains(&kept), "{report:?}");
+    keep(&node, "pods-a-eth0", r#"{"plugins":[{"type":"istio-cni"}]}"#);
+    options.program_at_end = ProgramAtEnd::Goes;
+    let report = install::uninstall(&options, &[]);
+    assert_eq!(report.done, [Done::Deleted(node.path("bin/istio-cni"))]);
+    assert_eq!(crate::support::names(&node.path("bin")), Vec::<String>::new());
 }

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use cni::conflist::{Document, PluginEntry};
-use install::{Event, Handle, Installer, KubeconfigOptions, Mode, Observer, Options};
+use install::{Event, Handle, Installer, KubeconfigOptions, Mode, Observer, Options, ProgramAtEnd};
 
 /// Longest wait for something that takes milliseconds to two seconds.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -88,6 +88,11 @@ impl Node {
                 mode: 0o600,
             }),
             entry: entry(),
+            program_at_end: ProgramAtEnd::StaysWhileNamed {
+                cache: self.path("cni"),
+                on_node: self.path("cni"),
+                sees_node: true,
+            },
         }
     }
 

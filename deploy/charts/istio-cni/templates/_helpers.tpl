@@ -106,6 +106,7 @@ operator.istio.io/component: Cni
   "FACTS_TIMEOUT" $values.agent.factsTimeout
   "RUNTIME_ANNOTATIONS" $values.agent.runtimeAnnotations
   "POD_SOURCE" $values.agent.podSource
+  "CNI_CACHE_DIR" (ternary "" $values.agent.cniCacheDir (eq $values.agent.cniCacheDir "/var/lib/cni"))
 }}
 {{- if $value }}
 {{- $_ := set $options $name (toString $value) }}

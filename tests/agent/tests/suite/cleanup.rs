@@ -132,3 +132,99 @@ fn an_upgrade_leaves_no_gap() {
     let ended = second.stop().unwrap();
     assert_ended(&node, &ended, "the second", false, "does not exist");
 }
+
+/// A call of the program that is left on the node, by a configuration that a runtime has kept.
+fn call(node: &Node, verb: &str, container: &str, kept: &Value) -> (Option<i32>, String) {
+    let mut config = kept["plugins"].as_array().unwrap().last().unwrap().clone();
+    config["cniVersion"] = kept["cniVersion"].clone();
+    config["name"] = kept["name"].clone();
+    config["prevResult"] =
+        json!({"cniVersion": kept["cniVersion"], "ips": [{"version": "4", "address": "10.9.0.7/24"}]});
+    let mut child = std::process::Command::new(node.plugin())
+        .env_clear()
+        .envs([("CNI_COMMAND", verb), ("CNI_CONTAINERID", container), ("CNI_IFNAME", "eth0")])
+        .envs([("CNI_NETNS", "/proc/1/ns/none"), ("CNI_PATH", "/opt/cni/bin")])
+        .env("CNI_ARGS", "K8S_POD_NAMESPACE=default;K8S_POD_NAME=stale;K8S_POD_UID=u")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), config.to_string().as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8_lossy(&text).into_owned())
+}
+
+/// What libcni keeps of an ADD by this configuration.
+fn keep(node: &Node, container: &str, kept: &Value) -> std::path::PathBuf {
+    use base64::Engine as _;
+    let config = base64::engine::general_purpose::STANDARD.encode(kept.to_string());
+    let result = json!({"kind": "cniCacheV1", "containerId": container, "config": config, "ifName": "eth0"});
+    let name = format!("{}-{container}-eth0", kept["name"].as_str().unwrap());
+    let path = node.cache_dir().join("results").join(name);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(&path, result.to_string()).unwrap();
+    path
+}
+
+/// CRI-O and Multus delete a pod by the configuration of its ADD. libcni forgets a result after the whole list has succeeded.
+#[test]
+fn a_pod_from_before_is_deleted_after_the_uninstallation_and_the_program_goes_with_the_last() {
+    let node = Node::new().unwrap();
+    let agent = node.agent().env("CLEANUP_ON_EXIT", "always").ready().unwrap();
+    let kept: Value = serde_json::from_slice(&std::fs::read(node.conflist()).unwrap()).unwrap();
+    let results = ["one", "two"].map(|container| keep(&node, container, &kept));
+    let ended = agent.stop().unwrap();
+    assert!(
+        ended.log.find(&["kept", "istio-cni: 2 pods were added with it"]).is_some(),
+        "{}",
+        ended.log.text()
+    );
+    assert_eq!(std::fs::read_to_string(node.conflist()).unwrap(), Node::foreign_conflist());
+    assert!(node.plugin().exists() && !node.kubeconfig().exists());
+
+    // A runtime that goes on adding by it gets what others get: no capture, and no failure for want of facts.
+    let (code, text) = call(&node, "ADD", "three", &kept);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("10.9.0.7/24") && text.contains("without capture"), "{text}");
+    for verb in ["CHECK", "STATUS"] {
+        let (code, text) = call(&node, verb, "one", &kept);
+        assert!(code == Some(0) || text.contains("\"code\": 1,"), "{verb}: {text}");
+    }
+
+    let delete = |container| {
+        let (code, text) = call(&node, "DEL", container, &kept);
+        assert_eq!(code, Some(0), "{text}");
+    };
+    // The rest of the list fails, so the runtime comes again, and finds the program.
+    delete("two");
+    delete("two");
+    std::fs::remove_file(&results[1]).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    assert!(node.plugin().exists(), "the first pod needs it");
+    delete("one");
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    assert!(node.plugin().exists(), "the DEL is not over");
+    std::fs::remove_file(&results[0]).unwrap();
+    let gone = || {
+        let left: Vec<_> = std::fs::read_dir(node.bin_target())?.collect();
+        anyhow::ensure!(left.is_empty(), "{left:?}");
+        Ok(())
+    };
+    agent_tests::eventually("program and mark are gone", agent_tests::PATIENCE, gone).unwrap();
+}
+
+#[test]
+fn an_agent_that_cannot_see_the_results_leaves_the_program_and_says_so() {
+    let node = Node::new().unwrap();
+    let agent =
+        node.agent().env("CLEANUP_ON_EXIT", "always").env("HOST_ROOT", "/nonexistent").ready().unwrap();
+    let log = agent.stop().unwrap().log;
+    assert!(log.find(&["kept", "cannot be seen", "cnictl uninstall --purge"]).is_some(), "{}", log.text());
+    assert!(node.plugin().exists());
+    // It is installed again as if nothing had been.
+    let agent = node.start().unwrap();
+    assert_eq!(std::fs::read_dir(node.bin_target()).unwrap().count(), 1, "the mark is gone");
+    agent.stop().unwrap();
+}

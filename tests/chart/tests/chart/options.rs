@@ -49,6 +49,7 @@ const KNOWN: &[&str] = &[
     "ZTUNNEL_UDS_ADDRESS",
     "ADD_TIMEOUT",
     "CAPTURE",
+    "CNI_CACHE_DIR",
     "CONFIG_DIR",
     "FACTS_TIMEOUT",
     "FAILURE_POLICY",
@@ -156,6 +157,8 @@ fn each_value_sets_its_option() {
         ("agent.runtimeAnnotations=true", "RUNTIME_ANNOTATIONS", Some("true")),
         ("agent.podSource=kubernetes", "POD_SOURCE", Some("kubernetes")),
         ("agent.podSource=manifests:/etc/pods", "POD_SOURCE", Some("manifests:/etc/pods")),
+        ("agent.cniCacheDir=/var/lib/cni", "CNI_CACHE_DIR", None),
+        ("agent.cniCacheDir=/var/cache/cni", "CNI_CACHE_DIR", Some("/var/cache/cni")),
         ("env.MONITORING_PORT=0", "MONITORING_PORT", Some("0")),
         ("env.NATIVE_NFTABLES=true", "NATIVE_NFTABLES", Some("true")),
     ] {

@@ -40,8 +40,13 @@ fn capabilities_and_mounts_follow_from_the_features() {
             assert!(pod[shared].is_null(), "{shared} with {features:?}");
         }
 
-        let mut mounts =
-            vec!["/host/opt/cni/bin", "/host/etc/cni/net.d", "/var/run/istio-cni", "/etc/istio-cni"];
+        let mut mounts = vec![
+            "/host/opt/cni/bin",
+            "/host/etc/cni/net.d",
+            "/var/run/istio-cni",
+            "/host/var/lib/cni",
+            "/etc/istio-cni",
+        ];
         if enters {
             mounts.push("/host/proc");
             let proc = objects.mount("/host/proc").unwrap();

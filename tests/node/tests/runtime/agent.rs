@@ -129,6 +129,7 @@ impl Cluster {
             ("KUBERNETES_SERVICE_PORT", &*port),
             ("NODE_NAME", NODE_NAME),
             ("POD_NAMESPACE", AGENT_NAMESPACE),
+            ("HOST_ROOT", "/"),
         ];
         let agent = self.node.spawn(&command, &env, log).expect("the agent starts");
         assert!(self.agent().replace(agent).is_none(), "one agent at a time");
