@@ -64,6 +64,9 @@ pub(crate) struct Args {
     /// What connection tracking says of the packet; the nat tables see only new ones
     #[arg(long, value_enum, default_value_t = StateName::New)]
     state: StateName,
+    /// The pod's proxy does not listen: it has not started yet, or has ended
+    #[arg(long)]
+    proxy_down: bool,
     /// List every rule that matched, in order
     #[arg(long)]
     trace: bool,
@@ -131,6 +134,7 @@ impl Args {
                 StateName::Related => State::Related,
                 StateName::Invalid => State::Invalid,
             },
+            listening: !self.proxy_down,
             assumed,
         })
     }

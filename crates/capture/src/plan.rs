@@ -191,7 +191,10 @@ impl<'a> Planner<'a> {
 
     /// Step 8.
     fn inbound(&mut self) {
-        if self.settings.inbound_ports.is_none() || self.settings.inbound_ports_excluded == Ports::All {
+        let Settings { inbound_ports, inbound_ports_excluded, .. } = self.settings;
+        // Excluded ports count only where all are captured; a list of ports to capture says it all.
+        let all_excluded = *inbound_ports == Ports::All && *inbound_ports_excluded == Ports::All;
+        if inbound_ports.is_none() || all_excluded {
             return;
         }
         if self.tproxy() {

@@ -34,6 +34,8 @@ pub struct Packet {
     pub state: State,
     /// The sets with members elsewhere ([`SetElements::Elsewhere`]) that have the address which a rule looks up in them.
     pub member_of: Vec<String>,
+    /// Whether a transparent socket takes the packet where a TPROXY rule leads it.
+    pub listening: bool,
 }
 
 /// The ids that own a socket.
@@ -251,6 +253,13 @@ impl<'r> Walk<'r, '_, '_> {
                 }
                 Action::Redirect { port } => return self.decided(place, Verdict::Redirect { port: *port }),
                 Action::Snat { to } => return self.decided(place, Verdict::Snat { to: *to }),
+                // Nobody listens: nf_tables ends the rule (`NFT_BREAK` in nft_tproxy.c), iptables the packet (xt_TPROXY.c).
+                Action::Tproxy { .. } if !self.packet.listening => {
+                    if self.backend == Backend::Iptables {
+                        return self.decided(place, Verdict::Drop);
+                    }
+                    self.outcome.trace.pop();
+                }
                 Action::Tproxy { port, mark } => {
                     self.outcome.mark = *mark;
                     return self.decided(place, Verdict::Tproxy { port: *port });

@@ -1,6 +1,6 @@
 //! A pod whose rules are replaced from case to case, and attempts with real packets.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use testkit::probe::{Flow, Listener, Listeners, Outcome};
 use testkit::{Families, Pod};
 
 use crate::way::{Attempt, End};
-use crate::world::{CAPTURE_PORTS, LISTENER_ID, PROXY_PORTS, TCP_PORTS, UDP_PORTS};
+use crate::world::{CAPTURE_PORTS, LISTENER_ID, PROXY_PORTS, TCP_PORTS, UDP_PORTS, is_proxys};
 
 /// How long an attempt waits. Everything is on one machine, so an answer that comes at all comes in a millisecond or two, and a
 /// lost packet costs the whole of it.
@@ -36,11 +36,12 @@ pub enum Loader {
     IptablesLegacy,
 }
 
-/// A pod with `eth0` and `net1`, listeners on every port of [`crate::world`] in it and at its peer.
+/// A pod with `eth0` and `net1`, listeners on every port of [`crate::world`] in it and at its peer. Those of the proxy come and go.
 #[derive(Debug)]
 pub struct Lab {
     pod: Pod,
     _listeners: [Listeners; 2],
+    proxy: RefCell<Option<Listeners>>,
     next_port: Cell<u16>,
 }
 
@@ -79,16 +80,28 @@ impl Lab {
                 namespace.set_sysctl(&format!("net.ipv4.conf.{interface}.rp_filter"), "0")?;
             }
         }
-        let proxy = [PROXY_PORTS, CAPTURE_PORTS].concat();
         let udp = || UDP_PORTS.map(Listener::udp);
-        let own: Vec<_> = (TCP_PORTS.into_iter().filter(|port| !proxy.contains(port)).map(Listener::tcp))
-            .chain(proxy.iter().map(|port| Listener::tcp(*port).transparent()))
-            .chain(udp())
-            .chain([Listener::tcp(DNS_PORT), Listener::udp(DNS_PORT)])
-            .collect();
+        let own: Vec<_> =
+            TCP_PORTS.into_iter().filter(|port| !is_proxys(*port)).map(Listener::tcp).chain(udp()).collect();
         let own = as_proxy(|| Listeners::start(&pod, own))?;
         let peer = Listeners::start(pod.peer(), TCP_PORTS.map(Listener::tcp).into_iter().chain(udp()))?;
-        Ok(Self { pod, _listeners: [own, peer], next_port: Cell::new(FIRST_PORT) })
+        let proxy = RefCell::new(None);
+        Ok(Self { pod, _listeners: [own, peer], proxy, next_port: Cell::new(FIRST_PORT) })
+    }
+
+    /// Starts the proxy's listeners, or stops them.
+    fn set_proxy(&self, up: bool) -> Result<()> {
+        let mut proxy = self.proxy.borrow_mut();
+        if !up {
+            *proxy = None;
+        } else if proxy.is_none() {
+            let transparent = PROXY_PORTS.into_iter().chain(CAPTURE_PORTS);
+            let resolver = [Listener::tcp(DNS_PORT), Listener::udp(DNS_PORT)];
+            let all = transparent.map(|port| Listener::tcp(port).transparent()).chain(resolver);
+            let (pod, all) = (&self.pod, all.collect::<Vec<_>>());
+            *proxy = Some(as_proxy(|| Listeners::start(pod, all))?);
+        }
+        Ok(())
     }
 
     /// The pod.
@@ -144,6 +157,7 @@ impl Lab {
     /// # Errors
     /// When it cannot even be tried.
     pub fn attempt(&self, attempt: &Attempt) -> Result<Outcome> {
+        self.set_proxy(attempt.proxy_up)?;
         let port = self.next_port.get();
         self.next_port.set(port.checked_add(1).unwrap_or(FIRST_PORT));
         let source = SocketAddr::new(attempt.source_address(), port);
@@ -167,7 +181,7 @@ impl Lab {
 pub fn compare(attempt: &Attempt, end: &End, outcome: &Outcome) -> Result<(), String> {
     let (End::Listener { port, local, source }, Outcome::Reached(arrival)) = (end, outcome) else {
         return match (end, outcome) {
-            (End::NoAnswer, Outcome::TimedOut) => Ok(()),
+            (End::NoAnswer, Outcome::TimedOut) | (End::Refused, Outcome::Refused) => Ok(()),
             _ => Err(format!("predicted {end:?}, but it {outcome}")),
         };
     };

@@ -187,10 +187,11 @@ pub const PROMISES: &[Promise] = &[
         },
         keeps: |c, v| {
             let port = c.settings.capture_port;
-            v == if c.settings.mode == Mode::Tproxy {
-                Verdict::Tproxy { port }
-            } else {
-                Verdict::Redirect { port }
+            v == match c.settings.mode {
+                Mode::Redirect => Verdict::Redirect { port },
+                Mode::Tproxy if c.packet.listening => Verdict::Tproxy { port },
+                // It must not come to the application, past a proxy that is not there yet.
+                Mode::Tproxy => Verdict::Drop,
             }
         },
     },
@@ -241,7 +242,9 @@ pub const PROMISES: &[Promise] = &[
     Promise {
         text: "nothing else is ever dropped",
         holds_for: |c| {
-            !(c.settings.drop_invalid && c.packet.state == State::Invalid && c.hook == Hook::Prerouting)
+            let invalid = c.settings.drop_invalid && c.packet.state == State::Invalid;
+            let unheard = c.settings.mode == Mode::Tproxy && !c.packet.listening && c.inbound_included();
+            !(c.hook == Hook::Prerouting && (invalid || unheard))
         },
         keeps: |_, v| v != Verdict::Drop,
     },
@@ -325,8 +328,8 @@ impl Case<'_> {
         let port = self.packet.destination_port;
         match &self.settings.inbound_ports {
             Ports::All => !contains(&self.settings.inbound_ports_excluded, port),
-            // All excluded means that nothing is captured, also here.
-            ports => contains(ports, port) && self.settings.inbound_ports_excluded != Ports::All,
+            // The excluded ones count only where all are included.
+            ports => contains(ports, port),
         }
     }
 

@@ -87,10 +87,14 @@ pub fn packet() -> impl Strategy<Value = (Packet, Hook, bool)> {
         1 => Just(State::Related),
         1 => Just(State::Invalid),
     ];
-    let place =
-        (select(vec![Hook::Output, Hook::Prerouting]), select(vec!["eth0", "lo", "net1"]), any::<bool>());
+    let place = (
+        select(vec![Hook::Output, Hook::Prerouting]),
+        select(vec!["eth0", "lo", "net1"]),
+        any::<bool>(),
+        listening(2),
+    );
     (addresses, protocol, ports, owner, marks, state, place).prop_map(
-        |(addresses, protocol, ports, (uid, gid), marks, state, (hook, interface, nat))| {
+        |(addresses, protocol, ports, (uid, gid), marks, state, (hook, interface, nat, listening))| {
             let sent = hook == Hook::Output;
             let packet = Packet {
                 source: addresses.0,
@@ -105,6 +109,7 @@ pub fn packet() -> impl Strategy<Value = (Packet, Hook, bool)> {
                 ct_mark: marks.1,
                 state,
                 member_of: Vec::new(),
+                listening,
             };
             (packet, hook, nat)
         },
@@ -124,13 +129,14 @@ pub fn attempt() -> impl Strategy<Value = Attempt> {
         |protocol| select(if protocol == Protocol::Tcp { TCP_PORTS.to_vec() } else { UDP_PORTS.to_vec() });
     let to = |pool: Vec<IpAddr>| {
         (protocol(), owner(), select(pool)).prop_flat_map(move |(protocol, owner, to)| {
-            port(protocol).prop_map(move |port| Attempt {
+            (port(protocol), listening(7)).prop_map(move |(port, proxy_up)| Attempt {
                 from_peer: false,
                 protocol,
                 owner,
                 source: None,
                 mark: 0,
                 to: (to, port).into(),
+                proxy_up,
             })
         })
     };
@@ -144,6 +150,7 @@ pub fn attempt() -> impl Strategy<Value = Attempt> {
             source: Some(PASSTHROUGH[usize::from(to.is_ipv6())]),
             mark: 0,
             to: (to, port).into(),
+            proxy_up: true,
         });
     let inbound = to(POD.to_vec()).prop_map(|attempt| Attempt { from_peer: true, owner: (0, 0), ..attempt });
     prop_oneof![6 => out, 4 => own, 1 => passthrough, 5 => inbound]
@@ -172,6 +179,11 @@ pub fn ambient_attempt() -> impl Strategy<Value = Attempt> {
 fn address(v6: bool) -> impl Strategy<Value = IpAddr> {
     let pool: Vec<IpAddr> = [&POD[..], &PEER[..], &FAR[..], &LOOPBACK[..], &PASSTHROUGH[..]].concat();
     select(pool.into_iter().filter(|address| address.is_ipv6() == v6).collect::<Vec<_>>())
+}
+
+/// Whether the proxy listens: `up` times for each time that it does not. A packet that is dropped costs an attempt its patience.
+fn listening(up: u32) -> impl Strategy<Value = bool> {
+    prop_oneof![up => Just(true), 1 => Just(false)]
 }
 
 fn mark() -> impl Strategy<Value = u32> {

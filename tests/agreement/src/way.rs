@@ -26,6 +26,8 @@ pub struct Attempt {
     pub mark: u32,
     /// Destination.
     pub to: SocketAddr,
+    /// Whether the pod's proxy listens.
+    pub proxy_up: bool,
 }
 
 /// The way, and where it ends.
@@ -49,6 +51,8 @@ pub enum End {
         /// The address that it sees the packet come from.
         source: IpAddr,
     },
+    /// The pod's kernel refuses it: nothing listens on the port.
+    Refused,
     /// No answer comes back: the packet is dropped, or the answer does not find the connection.
     NoAnswer,
 }
@@ -87,6 +91,7 @@ impl Attempt {
             ct_mark: 0,
             state: State::New,
             member_of: Vec::new(),
+            listening: self.proxy_up,
         }
     }
 }
@@ -116,8 +121,12 @@ impl Walk<'_> {
         match verdict {
             Verdict::Drop | Verdict::Tproxy { .. } => return End::NoAnswer,
             Verdict::Redirect { port } => {
-                if packet.protocol == Protocol::Udp && self.zone_of_answer(&packet, port) != zone {
-                    return End::NoAnswer;
+                if packet.protocol == Protocol::Udp {
+                    // Without a listener the answer is ICMP, which no rule gives a zone.
+                    let answered = packet.listening.then(|| self.zone_of_answer(&packet, port)).flatten();
+                    if answered != zone {
+                        return End::NoAnswer;
+                    }
                 }
                 packet.destination = loopback(packet.source.is_ipv6());
                 packet.destination_port = port;
@@ -129,7 +138,7 @@ impl Walk<'_> {
             Verdict::Pass | Verdict::Snat { .. } => {}
         }
         if packet.out_interface != "lo" {
-            return listener(&packet, packet.destination_port, true);
+            return taken(&packet, packet.destination_port, true);
         }
         // The second half of the way over loopback: the packet keeps its mark and its connection, and loses its socket.
         std::mem::swap(&mut packet.in_interface, &mut packet.out_interface);
@@ -142,9 +151,9 @@ impl Walk<'_> {
         let verdict = outcome.verdict;
         let end = match verdict {
             Verdict::Drop => End::NoAnswer,
-            Verdict::Redirect { port } => listener(&packet, port, false),
-            Verdict::Tproxy { port } => listener(&packet, port, true),
-            Verdict::Pass | Verdict::Snat { .. } => listener(&packet, packet.destination_port, true),
+            Verdict::Redirect { port } => in_pod(&packet, port, false),
+            Verdict::Tproxy { port } => in_pod(&packet, port, true),
+            Verdict::Pass | Verdict::Snat { .. } => in_pod(&packet, packet.destination_port, true),
         };
         self.hooks.push((Hook::Prerouting, packet, outcome));
         end
@@ -174,7 +183,15 @@ impl Walk<'_> {
     }
 }
 
-fn listener(packet: &Packet, port: u16, as_addressed: bool) -> End {
+/// What a port of the pod does: that of a proxy may have no listener.
+fn in_pod(packet: &Packet, port: u16, as_addressed: bool) -> End {
+    if !packet.listening && world::is_proxys(port) {
+        return End::Refused;
+    }
+    taken(packet, port, as_addressed)
+}
+
+fn taken(packet: &Packet, port: u16, as_addressed: bool) -> End {
     let local = as_addressed.then_some(SocketAddr::new(packet.destination, packet.destination_port));
     End::Listener { port, local, source: packet.source }
 }

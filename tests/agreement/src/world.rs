@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use capture::settings::DNS_PORT;
+
 /// The pod's interfaces besides `lo`, with their addresses in the order of [`PEER`].
 pub const INTERFACES: [&str; 2] = ["eth0", "net1"];
 
@@ -36,6 +38,11 @@ pub const PROXY_PORTS: [u16; 2] = [15001, 16001];
 pub const CAPTURE_PORTS: [u16; 2] = [15006, 16006];
 /// Where the proxy may take tunnels.
 pub const TUNNEL_PORTS: [u16; 2] = [15008, 443];
+
+/// Whether the listener on a port of the pod is the proxy's, which is not always there.
+pub fn is_proxys(port: u16) -> bool {
+    PROXY_PORTS.contains(&port) || CAPTURE_PORTS.contains(&port) || port == DNS_PORT
+}
 
 /// The user and group that own the pod's listeners: the proxy's usual ones.
 pub const LISTENER_ID: u32 = 1337;

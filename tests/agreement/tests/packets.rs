@@ -8,7 +8,7 @@ use agreement::lab::{Lab, Loader, compare};
 use agreement::run::{SEED, runner};
 use agreement::strategy::{attempt, settings};
 use agreement::way::{Attempt, End, predict};
-use capture::settings::Mode;
+use capture::settings::{Mode, Ports};
 use capture::{Facts, Settings, plan};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -92,7 +92,14 @@ fn real_packets_go_where_the_evaluator_says() {
     if let Err(failure) = result {
         panic!("{failure}\nrepeat with {SEED}={seed}");
     }
-    let kinds = [&ends.outbound, &ends.inbound_redirect, &ends.inbound_tproxy, &ends.resolver, &ends.direct];
+    let kinds = [
+        &ends.outbound,
+        &ends.inbound_redirect,
+        &ends.inbound_tproxy,
+        &ends.resolver,
+        &ends.direct,
+        &ends.refused,
+    ];
     // Fewer attempts, as someone may ask for, need not meet all.
     assert!(
         count.get() < 1000 || kinds.iter().all(|kind| kind.get() > 0),
@@ -108,6 +115,7 @@ struct Ends {
     inbound_tproxy: Cell<u32>,
     resolver: Cell<u32>,
     direct: Cell<u32>,
+    refused: Cell<u32>,
     none: Cell<u32>,
 }
 
@@ -115,6 +123,7 @@ impl Ends {
     fn count(&self, attempt: &Attempt, end: &End, settings: &Settings) {
         let cell = match end {
             End::NoAnswer => &self.none,
+            End::Refused => &self.refused,
             End::Listener { port, .. } if *port == settings.proxy_port => &self.outbound,
             End::Listener { port: 15053, .. } => &self.resolver,
             End::Listener { port, .. } if *port != settings.capture_port || attempt.to.port() == *port => {
@@ -135,8 +144,15 @@ fn a_missing_rule_is_noticed() {
     let settings = Settings { dns: capture::settings::Dns::All, ..Settings::default() };
     let count = Cell::new(0);
     let to = |text: &str, port| (text.parse::<std::net::IpAddr>().unwrap(), port).into();
-    let from =
-        |owner, to| Attempt { from_peer: false, protocol: Protocol::Tcp, owner, source: None, mark: 0, to };
+    let from = |owner, to| Attempt {
+        from_peer: false,
+        protocol: Protocol::Tcp,
+        owner,
+        source: None,
+        mark: 0,
+        to,
+        proxy_up: true,
+    };
     let attempts = [
         from((1000, 1000), to("198.51.100.7", 80)),
         from((1337, 1000), to("198.51.100.7", 80)),
@@ -175,6 +191,60 @@ fn a_missing_rule_is_noticed() {
     }
 }
 
+/// Whatever is captured inbound, and in whichever way, it never comes to the application while the proxy does not listen; what is left alone
+/// does. Before, while and after the proxy listens, in both families and over both interfaces of the way.
+#[test]
+fn a_proxy_that_does_not_listen_is_not_passed_by() {
+    let lab = Lab::new().unwrap();
+    let only = |ports: &[u16]| Ports::Only(ports.to_vec());
+    let choices =
+        [(Ports::All, only(&[15021])), (only(&[80, 9999]), Ports::none()), (only(&[80, 9999]), Ports::All)];
+    let count = Cell::new(0);
+    for loader in Loader::ALL {
+        for (mode, (inbound_ports, inbound_ports_excluded)) in [Mode::Redirect, Mode::Tproxy]
+            .into_iter()
+            .flat_map(|mode| choices.clone().map(|ports| (mode, ports)))
+        {
+            let settings = Settings { mode, inbound_ports, inbound_ports_excluded, ..Settings::default() };
+            let plan = plan(&settings, Facts { backend: loader.backend(), ipv6: true });
+            for proxy_up in [false, true, false] {
+                let attempts = inbound(proxy_up);
+                for attempt in &attempts {
+                    let port = match predict(&plan, attempt).end {
+                        End::Listener { port, .. } => Some(port),
+                        End::Refused | End::NoAnswer => None,
+                    };
+                    // What the proxy sends to its own pod is inbound, whatever the port.
+                    let captured = attempt.to.port() == 80 || !attempt.from_peer;
+                    let expected =
+                        if captured { proxy_up.then_some(settings.capture_port) } else { Some(15021) };
+                    assert_eq!(port, expected, "{attempt:?}");
+                }
+                let found = disagreement(&lab, loader, &plan, &plan, &attempts, &count).unwrap();
+                assert_eq!(found, None);
+            }
+        }
+    }
+    assert_eq!(count.get(), 3 * 6 * 3 * 8);
+}
+
+/// From outside and, as the proxy, from the pod itself, to a port that is captured and to one that is not, in both families.
+fn inbound(proxy_up: bool) -> Vec<Attempt> {
+    let ways = [(true, (0, 0)), (false, (1337, 1337))];
+    let all = ways.into_iter().flat_map(|way| ["10.77.0.2", "fd77::2"].map(|ip| (way, ip)));
+    let all = all.flat_map(|(way, ip)| [80, 15021].map(|port| (way, ip, port)));
+    all.map(|((from_peer, owner), ip, port)| Attempt {
+        from_peer,
+        protocol: Protocol::Tcp,
+        owner,
+        source: None,
+        mark: 0,
+        to: (ip.parse::<std::net::IpAddr>().expect("an address"), port).into(),
+        proxy_up,
+    })
+    .collect()
+}
+
 /// Two rules give the proxy's query a zone, and the evaluator says that the first counts: the kernel's list of connections shows it.
 #[test]
 fn the_kernel_keeps_the_first_zone() {
@@ -187,6 +257,7 @@ fn the_kernel_keeps_the_first_zone() {
         source: None,
         mark: 0,
         to: ([198, 51, 100, last], 53).into(),
+        proxy_up: true,
     };
     for (number, loader) in Loader::ALL.into_iter().enumerate() {
         let plan = plan(&settings, Facts { backend: loader.backend(), ipv6: false });

@@ -59,7 +59,7 @@ fn check(suite: &str, compare: impl Fn(&Case, &mut String) -> Result<()>) {
 fn compare_nft(case: &Case, failures: &mut String) -> Result<()> {
     let Golden::Nft(golden) = case.golden()? else { unreachable!("an nftables case") };
     let reference = TestNetns::new()?;
-    with_groups(&reference, Command::new("nft").args(["-f", "-"]), &golden)?;
+    with_groups(&reference, Command::new("nft").args(["-f", "-"]), &with_drops(&golden))?;
     let ours = TestNetns::new()?;
     let plan =
         capture::plan(&case.settings()?, capture::Facts { backend: Backend::Nftables, ipv6: case.ipv6() });
@@ -71,6 +71,14 @@ fn compare_nft(case: &Case, failures: &mut String) -> Result<()> {
         report(case, &reference.nft_text()?, &ours.nft_text()?, failures);
     }
     Ok(())
+}
+
+/// The one deviation from the reference rules (docs/compatibility.md): behind each tproxy rule one that drops what it did not take, because
+/// nothing listens. It matches what the tproxy rule matches.
+fn with_drops(golden: &str) -> String {
+    let drop =
+        |line: &str| line.split_once(" tproxy ").map(|(matches, _)| format!("{matches} counter drop\n"));
+    golden.lines().map(|line| format!("{line}\n{}", drop(line).unwrap_or_default())).collect()
 }
 
 fn compare_iptables(case: &Case, variant: Variant, failures: &mut String) -> Result<()> {
@@ -129,6 +137,23 @@ fn report(case: &Case, expected: &str, found: &str, failures: &mut String) {
         let _ = writeln!(failures, "+ {line}");
     }
     let _ = writeln!(failures, "(lines without a mark differ in order only)\n{expected}\n---\n{found}");
+}
+
+/// The deviation is exactly the drop rules: one for each tproxy rule of the reference data, and without them the rules differ.
+#[test]
+fn nothing_but_a_drop_behind_each_tproxy_rule_is_added_to_the_reference_rules() {
+    let mut families = 0;
+    for case in cases().unwrap().iter().filter(|case| case.suite == "nftables-capture") {
+        let Golden::Nft(golden) = case.golden().unwrap() else { unreachable!("an nftables case") };
+        let added: Vec<String> = with_drops(&golden).lines().map(str::to_owned).collect();
+        let rest: Vec<&String> = added.iter().filter(|line| !line.ends_with(" counter drop")).collect();
+        let drops = golden.lines().filter(|line| line.ends_with(" counter drop")).count();
+        let tproxy = golden.lines().filter(|line| line.contains(" tproxy ")).count();
+        assert_eq!(added.len() - rest.len(), drops + tproxy, "{}", case.name);
+        assert_eq!(rest.len() + drops, golden.lines().count(), "{}", case.name);
+        families += tproxy;
+    }
+    assert_eq!(families, 4, "three cases, one of them with both families");
 }
 
 #[test]

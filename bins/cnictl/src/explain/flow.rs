@@ -41,6 +41,8 @@ pub(super) struct Flow {
     /// Of the sending socket; a packet from outside has none.
     pub(super) owner: Option<Owner>,
     pub(super) state: State,
+    /// Whether the pod's proxy listens.
+    pub(super) listening: bool,
     /// What nobody said and was taken for granted.
     pub(super) assumed: Vec<String>,
 }

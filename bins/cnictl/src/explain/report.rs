@@ -242,6 +242,9 @@ impl VerdictReport {
             // Writing to a String cannot fail, here and below.
             Verdict::Redirect { port } => {
                 let _ = write!(text, "redirected to {port} ({})", owner_of(port, settings));
+                if !flow.listening {
+                    text.push_str(", which does not listen: the connection is refused");
+                }
                 ("redirect", Some(port))
             }
             Verdict::Snat { to } => {

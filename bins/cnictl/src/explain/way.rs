@@ -54,6 +54,7 @@ fn first_packet(flow: &Flow) -> Packet {
         ct_mark: 0,
         state: flow.state,
         member_of: Vec::new(),
+        listening: flow.listening,
     }
 }
 

@@ -104,6 +104,29 @@ fn tproxy_hands_over_and_the_second_half_of_a_loopback_way_is_looked_at() {
 }
 
 #[test]
+fn a_proxy_that_does_not_listen_gets_nothing_and_neither_does_the_application() {
+    let files = Files::new();
+    let mode = "annotations:\n    sidecar.istio.io/interceptionMode: TPROXY";
+    files.write("tproxy.yaml", &crate::WEB.replace("annotations:", mode));
+    for backend in ["nftables", "iptables"] {
+        let run =
+            |file, way| files.run(&format!("explain @{file} {way} --proxy-down --backend {backend}")).ok();
+        let text = run("tproxy.yaml", "--in --to :8080");
+        assert_eq!(row(&text, "VERDICT"), "dropped", "{text}");
+        if backend == "nftables" {
+            assert_eq!(row(&text, "WHY"), "inbound, but the proxy does not listen", "{text}");
+        }
+        let text = run("tproxy.yaml", "--in --to :15021");
+        assert_eq!(row(&text, "VERDICT"), "passes: comes to the pod directly");
+        let text = run("web.yaml", "--in --to :8080");
+        assert_eq!(
+            row(&text, "VERDICT"),
+            "redirected to 15006 (proxy, inbound), which does not listen: the connection is refused"
+        );
+    }
+}
+
+#[test]
 fn trace_lists_every_rule_and_data_has_stable_names() {
     let files = Files::new();
     let text = files.run("explain @web.yaml --to 10.96.0.10:53 --protocol udp --trace").ok();

@@ -193,6 +193,7 @@ fn packet(source: [u8; 4], destination: [u8; 4], port: u16) -> Packet {
         ct_mark: 0,
         state: State::New,
         member_of: Vec::new(),
+        listening: true,
     }
 }
 

@@ -120,6 +120,48 @@ fn drop_invalid_is_for_tcp_in_nftables_and_for_all_in_iptables() {
     assert_eq!(chain(&nft, TableKind::Mangle, "istio-drop"), ["counter drop"]);
 }
 
+/// nf_tables goes on behind a tproxy rule whose port has no listener; iptables drops.
+#[test]
+fn with_nf_tables_a_drop_stands_behind_the_tproxy_rule_of_each_family() {
+    let listed = Settings { inbound_ports: Ports::Only(vec![80, 443]), ..tproxy() };
+    for settings in [tproxy(), listed] {
+        let ruleset = rules(&settings, Facts { ipv6: true, ..NFT });
+        assert_eq!(
+            chain(&ruleset, TableKind::Mangle, "istio-tproxy"),
+            [
+                "meta l4proto tcp ip daddr != 127.0.0.1/32 tproxy ip to :15006 meta mark set 1337 counter accept",
+                "meta l4proto tcp ip daddr != 127.0.0.1/32 counter drop",
+                "meta l4proto tcp ip6 daddr != ::1/128 tproxy ip6 to :15006 meta mark set 1337 counter accept",
+                "meta l4proto tcp ip6 daddr != ::1/128 counter drop",
+            ]
+        );
+        let iptables = rules(&settings, Facts { backend: Backend::Iptables, ipv6: true });
+        assert_eq!(chain(&iptables, TableKind::Mangle, "istio-tproxy").len(), 2);
+    }
+}
+
+#[test]
+fn excluded_inbound_ports_count_only_where_all_are_captured() {
+    let to_proxy = |settings: &Settings, table| {
+        let jumps =
+            |rule: &&String| rule.contains("jump istio-in-redirect") || rule.contains("jump istio-tproxy");
+        chain(&rules(settings, NFT), table, "istio-inbound").iter().filter(jumps).count()
+    };
+    for mode in [Mode::Redirect, Mode::Tproxy] {
+        let table = if mode == Mode::Tproxy { TableKind::Mangle } else { TableKind::Nat };
+        let with = |inbound_ports, inbound_ports_excluded| {
+            to_proxy(&Settings { mode, inbound_ports, inbound_ports_excluded, ..Settings::default() }, table)
+        };
+        let list = || Ports::Only(vec![7000, 7001]);
+        for excluded in [Ports::none(), list(), Ports::Only(vec![9]), Ports::All] {
+            assert_eq!(with(list(), excluded), 2, "{mode:?}");
+        }
+        assert_eq!(with(Ports::All, list()), 1, "{mode:?}");
+        assert_eq!(with(Ports::All, Ports::All), 0, "{mode:?}");
+        assert_eq!(with(Ports::none(), Ports::none()), 0, "{mode:?}");
+    }
+}
+
 /// R-17, and that TPROXY leaves the traffic to nat.
 #[test]
 fn the_last_range_of_a_rerouted_interface_comes_first() {

@@ -1,10 +1,22 @@
 //! What TPROXY needs besides the inbound rules that it shares with REDIRECT.
 
+use ipnet::IpNet;
 use ruleset::{ALL_BITS, Action, Backend, Match, Rule};
 
 use super::draft::Chain;
 use super::{Owner, Planner, in_interface, out_interface, source, tcp};
 use crate::settings::TPROXY_OUTBOUND_MARK;
+
+/// What meets a packet that the tproxy rule of its family did not take, because no transparent socket listens: nf_tables ends the rule
+/// then and goes on with the next (`NFT_BREAK` in nft_tproxy.c), and without one the packet would come to the application, past the proxy.
+/// iptables drops such a packet itself (`tproxy_tg4` in xt_TPROXY.c).
+fn without_listener(loopback: IpNet) -> Rule {
+    Rule::new(
+        vec![tcp(), Match::Destination { net: loopback, not: true }],
+        Action::Drop,
+        "inbound, but the proxy does not listen",
+    )
+}
 
 impl Planner<'_> {
     /// Step 8a.
@@ -21,6 +33,9 @@ impl Planner<'_> {
                 "inbound, to the proxy, addresses unchanged",
             );
             self.draft.add(Chain::MANGLE_TPROXY, rule);
+            if self.facts.backend == Backend::Nftables {
+                self.draft.add(Chain::MANGLE_TPROXY, without_listener(own.loopback));
+            }
         }
     }
 

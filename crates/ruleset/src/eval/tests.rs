@@ -18,6 +18,7 @@ fn packet() -> Packet {
         ct_mark: 9,
         state: State::New,
         member_of: Vec::new(),
+        listening: true,
     }
 }
 
@@ -345,6 +346,27 @@ fn a_drop_is_the_end_of_all_tables() {
     ]);
     let found = outcome(&ruleset, &packet());
     assert_eq!((found.verdict, found.mark, found.trace.len()), (Verdict::Drop, 7, 1));
+}
+
+/// nf_tables goes on with the next rule, and the mark is not set; with iptables the packet is gone.
+#[test]
+fn a_tproxy_rule_without_a_listener_does_what_the_backend_does() {
+    let tproxy = || rule(vec![], Action::Tproxy { port: 15006, mark: 1 });
+    let unheard = Packet { listening: false, ..packet() };
+    let then = |next| filter(vec![output(vec![tproxy(), next])]);
+    for (next, verdict) in [(Action::Drop, Verdict::Drop), (Action::Accept, Verdict::Pass)] {
+        let ruleset = then(rule(vec![], next));
+        let nft = evaluate(&ruleset, Backend::Nftables, &unheard, Hook::Output, true);
+        assert_eq!((nft.verdict, nft.mark, nft.decided_by.map(|place| place.index)), (verdict, 7, Some(1)));
+        assert_eq!(nft.trace.len(), 1);
+        let iptables = evaluate(&ruleset, Backend::Iptables, &unheard, Hook::Output, true);
+        assert_eq!((iptables.verdict, iptables.mark), (Verdict::Drop, 7));
+        assert_eq!(iptables.decided_by.map(|place| place.index), Some(0));
+        for backend in [Backend::Nftables, Backend::Iptables] {
+            let heard = evaluate(&ruleset, backend, &packet(), Hook::Output, true);
+            assert_eq!((heard.verdict, heard.mark), (Verdict::Tproxy { port: 15006 }, 1));
+        }
+    }
 }
 
 #[test]

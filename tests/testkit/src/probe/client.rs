@@ -6,8 +6,8 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use rustix::io::Errno;
-use rustix::net::{SocketFlags, SocketType, connect};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::net::{RecvFlags, SocketFlags, SocketType, connect, recv};
 use rustix::thread::{Gid, Uid, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 use super::{Arrival, Outcome, sockets};
@@ -93,7 +93,7 @@ impl<'a> Flow<'a> {
                 let socket = UdpSocket::from(socket);
                 socket.send(b"probe")?;
                 let mut buffer = [0; 2048];
-                let length = socket.recv(&mut buffer)?;
+                let (length, _) = retry_on_intr(|| recv(&socket, &mut buffer, RecvFlags::empty()))?;
                 Ok(Arrival::from_text(&buffer[..length]).map_or(Outcome::Silent, Outcome::Reached))
             };
             exchange().unwrap_or_else(|e| outcome_of(&e))
@@ -152,11 +152,12 @@ fn become_user(uid: u32, gid: u32) -> rustix::io::Result<()> {
     set_thread_res_uid(uid, uid, uid)
 }
 
-/// Connects within the time that the socket allows for sending.
+/// Connects within the time that the socket allows for sending. The kernel goes on with an interrupted connection when it is asked again; it
+/// interrupts calls with a time limit for more than signals, such as a freeze of the whole machine.
 fn connect_to(socket: &OwnedFd, dst: SocketAddr) -> rustix::io::Result<()> {
-    match connect(socket, &dst) {
-        // What Linux answers when SO_SNDTIMEO is over.
-        Err(Errno::INPROGRESS) => Err(Errno::TIMEDOUT),
+    match retry_on_intr(|| connect(socket, &dst)) {
+        // What Linux answers when SO_SNDTIMEO is over, and when it is over for a connection that was interrupted.
+        Err(Errno::INPROGRESS | Errno::ALREADY) => Err(Errno::TIMEDOUT),
         other => other,
     }
 }
@@ -165,9 +166,11 @@ fn read_line(mut stream: &TcpStream) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
     let mut part = [0; 512];
     while !text.contains(&b'\n') && text.len() < 4096 {
-        match stream.read(&mut part)? {
-            0 => break,
-            n => text.extend_from_slice(&part[..n]),
+        match stream.read(&mut part) {
+            Ok(0) => break,
+            Ok(n) => text.extend_from_slice(&part[..n]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(text)

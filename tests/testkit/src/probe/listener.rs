@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
-use rustix::net::{SocketFlags, SocketType, accept_with, getsockname, listen};
+use rustix::net::{Shutdown, SocketFlags, SocketType, accept_with, getsockname, listen, shutdown};
 
 use super::{Arrival, datagram, sockets};
 use crate::namespace::TestNetns;
@@ -171,7 +171,10 @@ impl Listeners {
         // A socket stays in the namespace it was made in, so the thread that serves it need not be there.
         let thread = std::thread::Builder::new().name("listeners".to_owned()).spawn({
             let (records, stop) = (Arc::clone(&records), Arc::clone(&stop));
-            move || serve(&opened, &stop, &records)
+            move || {
+                serve(&opened, &stop, &records);
+                close(&opened);
+            }
         })?;
         Ok(Self { addresses, records, stop, thread: Some(thread) })
     }
@@ -218,6 +221,14 @@ fn serve(all: &[Open], stop: &OwnedFd, records: &Arc<Mutex<Vec<Record>>>) {
             // A client that is already gone again is no fault of the listener; the client reports its side.
             let _ = serve_one(open, records);
         }
+    }
+}
+
+/// Ends listening at once. A descriptor may live on for a moment in a process that another thread is just starting.
+fn close(all: &[Open]) {
+    for open in all.iter().filter(|open| open.answers != Answers::Udp) {
+        // A listening socket can always be shut down.
+        let _ = shutdown(&open.socket, Shutdown::Both);
     }
 }
 
