@@ -7,6 +7,7 @@
 
 pub(crate) mod config;
 mod desired;
+mod drain;
 mod enrol;
 mod event;
 mod evidence;
@@ -18,13 +19,14 @@ mod leave;
 mod members;
 mod record;
 mod socket;
+mod spare;
 mod verify;
 mod work;
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cluster::{Cluster, PodKey, Queue, Writer};
 use facts::Object;
@@ -39,6 +41,7 @@ use zds::{Listener, Ztunnels};
 use crate::health::{Health, Part};
 use crate::metrics::Metrics;
 use config::AmbientConfig;
+use drain::Drains;
 use evidence::Evidence;
 use failure::Failure;
 use finder::Finder;
@@ -49,8 +52,8 @@ pub(crate) use socket::{EventSocket, MODE};
 
 /// How long to wait before another try at the node's namespace or the socket (AA-1).
 const RETRY: Duration = Duration::from_secs(2);
-/// The longest that a cleanup takes; kubelet gives 30 s in all.
-const CLEANUP_TIME: Duration = Duration::from_secs(15);
+/// The longest that a cleanup takes, [`drain::AT_THE_END`] included; kubelet gives 30 s in all.
+const CLEANUP_TIME: Duration = Duration::from_secs(22);
 /// How much of it waits for what is under way: an iptables that hangs must not keep the other pods from being cleaned up.
 const UNDER_WAY_TIME: Duration = Duration::from_secs(5);
 
@@ -70,7 +73,7 @@ pub(crate) struct Ambient {
     health: Arc<Health>,
     cluster: Cluster,
     writer: Option<Writer>,
-    queue: Queue<PodKey>,
+    queue: Arc<Queue<PodKey>>,
     members: Arc<Members>,
     records: Arc<Records>,
     evidence: Arc<Evidence>,
@@ -80,6 +83,13 @@ pub(crate) struct Ambient {
     host: OnceLock<HostSide>,
     /// Held for reading by work in the kernel, which goes on when the task that wanted it is aborted.
     under_way: Arc<RwLock<()>>,
+    /// Pods that drain.
+    drains: Drains,
+    /// Since when everything is being removed.
+    ending: OnceLock<Instant>,
+    /// Nobody is to work on pods any more, and nobody does.
+    stop: Notify,
+    stopped: Notify,
     /// The pods are listed.
     synced: Notify,
     /// Pods that were worked on.
@@ -118,7 +128,7 @@ impl Ambient {
             health,
             cluster,
             writer,
-            queue: Queue::new(),
+            queue: Arc::default(),
             members,
             records: Arc::new(Records::new(&run_dir)),
             evidence: Arc::new(Evidence::new(&run_dir)),
@@ -127,6 +137,10 @@ impl Ambient {
             backends: Arc::new(backends),
             host: OnceLock::new(),
             under_way: Arc::default(),
+            drains: Drains::default(),
+            ending: OnceLock::new(),
+            stop: Notify::new(),
+            stopped: Notify::new(),
             synced: Notify::new(),
             seen: Mutex::default(),
             told: Mutex::default(),
@@ -156,12 +170,16 @@ impl Ambient {
         }
         self.take_over().await;
         let mut tasks = JoinSet::new();
-        tasks.spawn(listener.serve(self.ztunnels.clone()));
         tasks.spawn(self.clone().work());
         tasks.spawn(self.clone().verify());
         self.health.ready(Part::Ambient);
         self.push_all();
-        while tasks.join_next().await.is_some() {}
+        let work = async {
+            self.stop.notified().await;
+            tasks.shutdown().await;
+            self.stopped.notify_one();
+        };
+        tokio::join!(listener.serve(self.ztunnels.clone()), work);
     }
 
     async fn prepare_host(&self) {
@@ -198,9 +216,18 @@ impl Ambient {
         }
     }
 
-    /// Takes everything of ours out of the pods, the node's namespace and the API server.
-    pub(crate) async fn clean_up(self: Arc<Self>) {
+    /// Takes everything of ours out of the pods, the node's namespace and the API server. `live` is the task of [`Self::live`], which serves
+    /// ztunnels until they have heard of all that.
+    pub(crate) async fn clean_up(self: Arc<Self>, live: tokio::task::JoinHandle<()>) {
+        let began = *self.ending.get_or_init(Instant::now);
+        if self.health.is_ready(Part::Ambient) {
+            self.stop.notify_one();
+            let _ = tokio::time::timeout(UNDER_WAY_TIME, self.stopped.notified()).await;
+        } else {
+            live.abort();
+        }
         let ambient = self.clone();
+        let drained = tokio::time::Instant::from_std(began + drain::AT_THE_END);
         let pods = async move {
             // What is put in place after it was removed would stay.
             let _ = tokio::time::timeout(UNDER_WAY_TIME, ambient.under_way.write()).await;
@@ -208,10 +235,12 @@ impl Ambient {
             for member in ambient.members.all() {
                 let ambient = ambient.clone();
                 tasks.spawn(async move {
-                    let facts = ambient.cluster.index().facts(&member.key.namespace, &member.key.name);
-                    let _turn = ambient.members.turn(&member.key.uid).await;
-                    let ending = leave::Ending::Out;
-                    ambient.leave(&member.key, facts.as_ref(), ending, "everything is removed").await
+                    let result = ambient.clear(&member).await;
+                    if ambient.drains.of(&member.key.uid) == drain::Wait::None {
+                        return result;
+                    }
+                    ambient.drains.end_by(&member.key.uid, drained).await;
+                    ambient.clear(&member).await
                 });
             }
             while let Some(done) = tasks.join_next().await {
@@ -232,6 +261,13 @@ impl Ambient {
                 self.log.info("rules and sets for host probes are removed", &[]);
             }
         }
+    }
+
+    /// Takes a pod out, or lets it drain.
+    async fn clear(&self, member: &Member) -> Result<(), Failure> {
+        let facts = self.cluster.index().facts(&member.key.namespace, &member.key.name);
+        let _turn = self.members.turn(&member.key.uid).await;
+        self.leave(&member.key, facts.as_ref(), leave::Ending::Out, "everything is removed").await
     }
 
     /// Does work in the kernel on a thread for it.

@@ -137,16 +137,15 @@ impl Agent {
             agent.serve_sockets(&mut tasks);
             let store = agent.keep_facts();
             tasks.spawn(observe::cluster(agent.clone(), source, store));
-            if let Some(ambient) = agent.ambient.clone() {
-                tasks.spawn(ambient.live());
-            }
+            let ambient =
+                agent.ambient.clone().map(|ambient| (tokio::spawn(ambient.clone().live()), ambient));
             let ended = agent.install_until_told().await;
             // Sockets go with their tasks, unless another agent has put its own there already.
             tasks.shutdown().await;
             if let Some(installer) = ended? {
                 agent.clean_up(&installer);
-                if let Some(ambient) = agent.ambient.clone() {
-                    ambient.clean_up().await;
+                if let Some((live, ambient)) = ambient {
+                    ambient.clean_up(live).await;
                 }
             }
             Ok(())

@@ -112,6 +112,15 @@ impl Kernel<'_> {
         Ok(differences)
     }
 
+    /// Whether the namespace has any rules of the plan's owner, complete or not, in either backend.
+    ///
+    /// # Errors
+    /// The kernel could not be asked.
+    pub fn exists(&self, inside: &Inside, plan: &Plan) -> Result<bool, Error> {
+        let Some(ruleset) = plan.ruleset() else { return Ok(false) };
+        Ok(self.nftables.exists(inside, ruleset)? || self.iptables.exists(inside, ruleset)?)
+    }
+
     /// Removes everything that plans of this kind put into the namespace, from both backends.
     ///
     /// # Errors

@@ -26,6 +26,18 @@ const LOOSE: &str = "sys/net/netfilter/nf_conntrack_tcp_loose";
 )]
 pub struct Error(#[from] io::Error);
 
+/// Whether TCP connections are tracked only if their beginning is seen; nothing where the kernel tracks nothing yet and has no such setting.
+///
+/// # Errors
+/// See [`Error`].
+pub fn is_strict(_: &Inside) -> Result<Option<bool>, Error> {
+    match std::fs::read_to_string(std::path::Path::new("/proc").join(LOOSE)) {
+        Ok(text) => Ok(Some(text.trim_ascii() == "0")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Lets TCP connections be tracked only if their beginning is seen (`strict`), or also when they are met half-way, which is the kernel's
 /// default. `true` when that was otherwise before; `false` also where the kernel tracks nothing yet and has no such setting.
 ///

@@ -5,7 +5,6 @@
 //! 262,144 hash buckets; the connection tracking table takes tens of milliseconds to walk, and tells of the end of a connection only
 //! if somebody listened when it began (`net.netfilter.nf_conntrack_events`, 2 by default).
 
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -274,12 +273,6 @@ impl AsFd for Closings {
     }
 }
 
-impl AsRawFd for Closings {
-    fn as_raw_fd(&self) -> std::os::fd::RawFd {
-        self.fd.as_raw_fd()
-    }
-}
-
 /// Lets the kernel keep messages about these ports only: every socket of a namespace that closes makes one. Without the filter there are
 /// more messages and no other difference.
 #[allow(unsafe_code)]
@@ -322,10 +315,4 @@ fn only_ports(fd: &OwnedFd, ports: &RangeInclusive<u16>) {
     let length = u32::try_from(size_of::<Program>()).unwrap_or(0);
     // SAFETY: the descriptor is open; the kernel copies the program and its operations, which live through the call.
     unsafe { setsockopt(fd.as_raw_fd(), SOL_SOCKET, SO_ATTACH_FILTER, (&raw const program).cast(), length) };
-}
-
-impl From<Error> for io::Error {
-    fn from(error: Error) -> Self {
-        Self::other(crate::chain_text(&error))
-    }
 }

@@ -6,7 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
-use kernel::conntrack::set_strict;
+use kernel::conntrack::{is_strict, set_strict};
 use testkit::{Families, Pod};
 
 fn value(pod: &Pod) -> String {
@@ -26,7 +26,9 @@ fn outlives_the_rules(strict: bool) -> bool {
     let (mut other, _) = server.accept().unwrap();
     other.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     if strict {
+        assert_eq!(pod.enter(is_strict).unwrap().unwrap(), Some(false));
         assert!(pod.enter(|inside| set_strict(inside, true)).unwrap().unwrap());
+        assert_eq!(pod.enter(is_strict).unwrap().unwrap(), Some(true));
         assert!(!pod.enter(|inside| set_strict(inside, true)).unwrap().unwrap(), "it was so");
         assert_eq!(value(&pod), "0");
     }

@@ -28,7 +28,7 @@ const HBONE: u16 = 15008;
 /// The mark of ztunnel's own packets.
 const MARK: u32 = 0x539;
 /// How long either side of a connection may be silent.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(20);
 /// How often the thread that accepts looks whether it is to end.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 /// How long connections that are open may take at the end.

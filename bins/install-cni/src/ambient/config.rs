@@ -34,6 +34,8 @@ pub(crate) struct AmbientConfig {
     pub(crate) reconcile: bool,
     pub(crate) branch_eni: bool,
     pub(crate) verify_every: Duration,
+    /// The longest that a pod drains; zero: not at all.
+    pub(crate) drain_timeout: Duration,
 }
 
 impl AmbientConfig {
@@ -63,9 +65,8 @@ impl AmbientConfig {
             v4.parse().map_err(|_| BadOption::new("host-probe-snat-ip", v4, "is not an IPv4 address"))?;
         let probe_v6 =
             v6.parse().map_err(|_| BadOption::new("host-probe-snat-ipv6", v6, "is not an IPv6 address"))?;
-        let interval = text(Setting::AmbientVerifyInterval);
-        let verify_every = cni::config::parse_duration(interval)
-            .map_err(|error| BadOption::new("ambient-verify-interval", interval, error.to_string()))?;
+        let verify_every = duration("ambient-verify-interval", text(Setting::AmbientVerifyInterval))?;
+        let drain_timeout = duration("drain-timeout", text(Setting::DrainTimeout))?;
         Ok(Self {
             node: NodeOptions {
                 dns_capture: options.on(Setting::AmbientDnsCapture),
@@ -93,6 +94,7 @@ impl AmbientConfig {
             reconcile: options.on(Setting::AmbientReconcilePodRulesOnStartup),
             branch_eni: options.on(Setting::AmbientEnableAwsBranchEniProbe),
             verify_every: verify_every.max(SHORTEST_INTERVAL),
+            drain_timeout,
         })
     }
 
@@ -147,6 +149,14 @@ impl AmbientConfig {
             true => kernel::kubelet::uid(&self.proc_root()).map(ProbeSender::Uid),
         }
     }
+}
+
+/// A bare zero needs no unit, as in Go.
+fn duration(name: &'static str, text: &str) -> Result<Duration, BadOption> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    cni::config::parse_duration(text).map_err(|error| BadOption::new(name, text, error.to_string()))
 }
 
 fn selectors(options: &Options) -> Result<Selectors, BadOption> {

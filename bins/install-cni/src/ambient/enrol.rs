@@ -10,7 +10,7 @@ use std::time::Instant;
 use capture::ambient::plan_pod;
 use cluster::PodKey;
 use facts::Facts;
-use kernel::{Applied, Change, conntrack};
+use kernel::{Applied, Change};
 use netns::Netns;
 use rustix::io::Errno;
 
@@ -72,6 +72,7 @@ impl Ambient {
             member.probed = false;
         }
         member.state = State::Pending;
+        self.drains.stop(&key.uid);
         self.note(&member);
         self.keep(&member).await;
         failpoint::reached("located");
@@ -81,8 +82,9 @@ impl Ambient {
                 self.spare_open_connections(&mut member).await;
             }
             if let Err(failure) = self.step(step, &mut member).await {
-                if step == Step::Rules {
-                    self.take_back(&member).await;
+                // Connections through ztunnel go on where the pod has been in the mesh and its time to drain is not over.
+                if step == Step::Rules && member.draining.is_none() {
+                    self.take_back(&mut member).await;
                 }
                 return Err(failure);
             }
@@ -153,7 +155,7 @@ impl Ambient {
         match step {
             Step::Rules if !member.ruled => {
                 self.program(member).await?;
-                member.ruled = true;
+                (member.ruled, member.draining) = (true, None);
                 self.note(member);
                 failpoint::reached("rules");
             }
@@ -176,25 +178,6 @@ impl Ambient {
             _ => {}
         }
         Ok(())
-    }
-
-    /// What a running pod has open goes on as it is; without this its next packet would be taken for the first of a connection, and
-    /// redirected.
-    async fn spare_open_connections(&self, member: &mut Member) {
-        let Some(netns) = member.netns.clone() else { return };
-        let set = move || netns.enter(|inside| conntrack::set_strict(inside, true));
-        let text = match tokio::task::spawn_blocking(set).await {
-            Ok(Ok(Ok(changed))) => {
-                member.strict |= changed;
-                self.keep(member).await;
-                return;
-            }
-            Ok(Ok(Err(error))) => error.to_string(),
-            Ok(Err(error)) => error.to_string(),
-            Err(error) => error.to_string(),
-        };
-        // The pod is taken in all the same: it loses what it has open, as with the original.
-        self.log.warn(&text, &[("pod", &pod_text(&member.key))]);
     }
 
     /// The rules of a pod whose namespace is known.
@@ -230,7 +213,10 @@ impl Ambient {
     }
 
     /// A pod whose rules cannot be had is not in the mesh at all: its ztunnel is told, its probes go the usual way.
-    async fn take_back(&self, member: &Member) {
+    async fn take_back(&self, member: &mut Member) {
+        if let Err(error) = self.pick_up_again(member).await {
+            self.log.warn(&error, &[("pod", &pod_text(&member.key))]);
+        }
         self.forget(member).await;
         if member.acked
             && let Err(error) = self.ztunnels.remove(&member.key.uid).await

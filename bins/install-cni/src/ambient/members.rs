@@ -26,6 +26,8 @@ pub(crate) enum State {
     Enrolled,
     /// It is to be out, and something of ours is left.
     Leaving,
+    /// It is out for everything new; what went through ztunnel before still does.
+    Draining,
 }
 
 /// A pod that has, or had, something of ours.
@@ -48,6 +50,8 @@ pub(crate) struct Member {
     pub(crate) state: State,
     /// Our rules are in its namespace.
     pub(crate) ruled: bool,
+    /// Since when, in seconds since 1970, there are only those rules left in its namespace that let open connections go on.
+    pub(crate) draining: Option<u64>,
     /// Its namespace was told by us not to pick up connections that it has not seen begin.
     pub(crate) strict: bool,
     /// A ztunnel has taken it.
@@ -78,7 +82,7 @@ pub(crate) struct Turn {
 
 impl State {
     /// For metrics.
-    pub(crate) const ALL: [Self; 3] = [Self::Pending, Self::Enrolled, Self::Leaving];
+    pub(crate) const ALL: [Self; 4] = [Self::Pending, Self::Enrolled, Self::Leaving, Self::Draining];
 
     /// In metrics and the log.
     pub(crate) fn name(self) -> &'static str {
@@ -86,6 +90,7 @@ impl State {
             Self::Pending => "pending",
             Self::Enrolled => "enrolled",
             Self::Leaving => "leaving",
+            Self::Draining => "draining",
         }
     }
 }
@@ -108,6 +113,7 @@ impl Member {
             options,
             state: State::Pending,
             ruled: false,
+            draining: None,
             strict: false,
             acked: false,
             probed: false,
@@ -125,9 +131,13 @@ impl Member {
         member.strict = record.tcp_loose_before.is_some();
         member.state = match record.stage {
             Stage::Enrolled => State::Enrolled,
-            Stage::Leaving | Stage::Draining { .. } => State::Leaving,
+            Stage::Leaving => State::Leaving,
+            Stage::Draining { .. } => State::Draining,
             Stage::Pending | Stage::Other => State::Pending,
         };
+        if let Stage::Draining { since } = record.stage {
+            member.draining = Some(since);
+        }
         let ips = pod.ips();
         member.set_ips(if ips.is_empty() { record.ips.clone() } else { ips });
         member
@@ -139,6 +149,7 @@ impl Member {
             State::Pending => Stage::Pending,
             State::Enrolled => Stage::Enrolled,
             State::Leaving => Stage::Leaving,
+            State::Draining => Stage::Draining { since: self.draining.unwrap_or_default() },
         };
         let mut record = Record::new(&self.key, &self.service_account, stage);
         record.netns = self.netns.as_deref().map(|netns| Place {
@@ -185,7 +196,7 @@ impl Member {
     pub(crate) fn move_to(&mut self, netns: Netns) {
         if self.netns.as_deref() != Some(&netns) {
             self.netns = Some(Arc::new(netns));
-            (self.ruled, self.acked) = (false, false);
+            (self.ruled, self.draining, self.acked) = (false, None, false);
         }
     }
 

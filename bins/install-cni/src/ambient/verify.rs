@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use super::Ambient;
 use super::desired::{Desired, ENABLED, REDIRECTION};
 use super::enrol::pod_text;
+use super::evidence::Subject;
 use super::failure::Failure;
 use super::finder;
 use super::members::{Member, State};
@@ -171,7 +172,8 @@ impl Ambient {
                 let shown = facts.pod.annotation(REDIRECTION);
                 let settled = match self.config.rules.desired(&facts) {
                     Desired::In => state == Some(State::Enrolled) && shown == Some(ENABLED),
-                    Desired::Out(_) | Desired::Ended => state.is_none() && shown.is_none(),
+                    Desired::Out(_) => matches!(state, None | Some(State::Draining)) && shown.is_none(),
+                    Desired::Ended => state.is_none() && shown.is_none(),
                     Desired::Unknown => true,
                 };
                 if !settled {
@@ -216,7 +218,9 @@ impl Ambient {
         // An address may be another pod's before the API server says that the pod before has ended: the last one counts.
         members.sort_unstable_by_key(|member| member.addressed);
         // What leaves keeps its addresses until its rules are gone.
-        let inside = members.iter().filter(|member| member.probed || member.state != State::Leaving);
+        let inside = members
+            .iter()
+            .filter(|member| member.probed || !matches!(member.state, State::Leaving | State::Draining));
         let owners: HashMap<IpAddr, &str> =
             inside.flat_map(|member| member.ips.iter().map(|ip| (*ip, &*member.key.uid))).collect();
         let wanted = owners.into_iter().map(|(ip, uid)| (ip, uid.to_owned())).collect();
@@ -246,7 +250,7 @@ impl Ambient {
     /// Whether something differed and was put right.
     async fn verify_pod(&self, uid: String, starting: bool) -> bool {
         let _turn = self.members.turn(&uid).await;
-        let Some(member) = self.members.get(&uid).filter(|member| member.ruled && member.netns.is_some())
+        let Some(mut member) = self.members.get(&uid).filter(|member| member.ruled && member.netns.is_some())
         else {
             return false;
         };
@@ -267,7 +271,7 @@ impl Ambient {
             }
             return false;
         }
-        match self.program(&member).await {
+        match self.repair(&mut member).await {
             Ok(Some(applied)) if applied.rules != Change::None || applied.moved || applied.routing > 0 => {
                 self.metrics.repaired("pod-rules", 1);
                 self.log.warn("the rules of a pod differed and are put right", &[("pod", &pod)]);
@@ -291,16 +295,27 @@ impl Ambient {
         facts.is_some_and(|facts| matches!(self.config.rules.desired(&facts), Desired::In | Desired::Unknown))
     }
 
-    /// How many differences there are between a pod's namespace and its plan.
-    async fn differences(&self, member: &Member) -> Result<usize, Failure> {
+    /// How many differences there are between a pod's namespace and its plan. Where there is none the plan is what was applied.
+    pub(super) async fn differences(&self, member: &Member) -> Result<usize, Failure> {
         let Some(netns) = member.netns.clone() else { return Ok(0) };
         let (backends, backend) = (self.backends.clone(), self.host()?.backend());
         let plan = plan_pod(&self.config.node, &member.options, backend);
-        let found = tokio::task::spawn_blocking(move || {
-            let observe = |inside: &netns::Inside| backends.kernel().observe(inside, &plan);
-            netns.enter(observe)?.map_err(|error| Failure::Rules(kernel::chain_text(&error)))
+        let (evidence, subject) = (self.evidence.clone(), Subject::of(member));
+        let found = self.in_kernel(move || {
+            let observe = |inside: &netns::Inside| {
+                let found = backends.kernel().observe(inside, &plan)?.len();
+                let as_planned =
+                    (found == 0).then(|| evidence.record(inside, backends.kernel(), &plan, &subject));
+                Ok((found, as_planned.flatten()))
+            };
+            netns.enter(observe)?.map_err(|error: kernel::Error| Failure::Rules(kernel::chain_text(&error)))
         });
-        Ok(found.await??.len())
+        let (found, unrecorded) = found.await??;
+        if let Some(unrecorded) = unrecorded {
+            self.log.warn(&unrecorded, &[("pod", &pod_text(&member.key))]);
+        }
+        self.backends.log_warnings(&self.log);
+        Ok(found)
     }
 
     /// Pods that belong into the mesh and whose namespace is not known.

@@ -1,6 +1,8 @@
 //! What ambient mode counts: the original's by their names and labels (AA-121), then ours.
 
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
 
 use super::BUCKETS;
 
@@ -14,6 +16,7 @@ pub(crate) struct AmbientMetrics {
     messages: IntCounterVec,
     acks: HistogramVec,
     repaired: IntCounterVec,
+    ended: IntCounter,
     drifted: IntCounterVec,
 }
 
@@ -40,6 +43,11 @@ impl AmbientMetrics {
             &["state"],
         )?;
         registry.register(Box::new(pods.clone()))?;
+        let ended = IntCounter::new(
+            "istio_cni_ambient_connections_ended_total",
+            "Connections through ztunnel that were ended because their pod left the mesh and its time to drain was over",
+        )?;
+        registry.register(Box::new(ended.clone()))?;
         Ok(Self {
             events: counter(
                 "nodeagent_reconcile_events_total",
@@ -64,6 +72,7 @@ impl AmbientMetrics {
                 "Seconds until ztunnels answer",
                 &["kind"],
             )?,
+            ended,
             repaired: counter(
                 "istio_cni_drift_repaired_total",
                 "What in the kernel differed from what it should be and was put right",
@@ -105,6 +114,13 @@ impl super::Metrics {
     pub(crate) fn enrolled(&self, way: &str, seconds: f64) {
         if let Some(ambient) = &self.ambient {
             ambient.enrolment.with_label_values(&[way]).observe(seconds);
+        }
+    }
+
+    /// So many connections were ended because their pod has left the mesh.
+    pub(crate) fn connections_ended(&self, count: usize) {
+        if let Some(ambient) = &self.ambient {
+            ambient.ended.inc_by(count as u64);
         }
     }
 

@@ -68,6 +68,7 @@ pub(crate) enum Setting {
     HostRoot,
     HostProbeSender,
     AmbientVerifyInterval,
+    DrainTimeout,
     ConfigDir,
     CniCacheDir,
     CniBinSourceDir,
@@ -630,5 +631,13 @@ pub(crate) const SPECS: &[Spec] = &[
         kind: Kind::Text,
         default: "30s",
         help: "Ambient mode: how often rules and sets in the kernel are compared with what they should be",
+    },
+    Spec {
+        setting: Setting::DrainTimeout,
+        name: "drain-timeout",
+        given: Given::FlagOrVariable,
+        kind: Kind::Text,
+        default: "1h",
+        help: "Ambient mode: how long connections that are open through ztunnel go on after their pod has left the mesh (0: not at all)",
     },
 ];

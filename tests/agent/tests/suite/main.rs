@@ -10,6 +10,7 @@ mod logs;
 mod mesh;
 mod mesh_attack;
 mod mesh_check;
+mod mesh_drain;
 mod mesh_faults;
 mod mesh_records;
 mod socket;

@@ -70,7 +70,17 @@ fn killed_at_each_step_of_an_announced_enrolment() {
 
 #[test]
 fn killed_at_each_step_of_the_way_out() {
-    for place in ["left-rules", "left-probes", "left-ztunnel", "left-annotation"] {
+    let places = [
+        "left-annotation",
+        "left-drain",
+        "left-probes",
+        "left-wait",
+        "left-ztunnel",
+        "left-connections",
+        "left-rules",
+        "left-entries",
+    ];
+    for place in places {
         let mesh = Mesh::new().unwrap();
         let pod = mesh.running("mesh", "web", &[]).unwrap();
         let agent = mesh.agent().env("ISTIO_CNI_FAILPOINT", place).ready().unwrap();
