@@ -3,15 +3,12 @@
 //! Errors name the field, what it is and what it must be, and never quote: any value of a pod may be a secret, and errors end up in
 //! logs and in the pod's events, which more people may read than the pod.
 
+mod place;
 #[cfg(test)]
 mod tests;
 
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
-use serde_path_to_error::{Path, Segment, Track};
-
-/// Longest name of a field that is repeated, in characters.
-const LONGEST_KEY: usize = 100;
 
 /// Text that is no JSON, or JSON of another shape than the type's.
 #[derive(Debug)]
@@ -25,11 +22,7 @@ pub(crate) struct Misfit {
 }
 
 pub(crate) fn from_slice<T: DeserializeOwned>(text: &[u8]) -> Result<T, Misfit> {
-    let mut parser = serde_json::Deserializer::from_slice(text);
-    let mut track = Track::new();
-    let tracked = serde_path_to_error::Deserializer::new(&mut parser, &mut track);
-    let parsed = T::deserialize(tracked).and_then(|value| parser.end().map(|()| value));
-    parsed.map_err(|error| {
+    serde_json::from_slice(text).map_err(|error| {
         let message = error.to_string();
         let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(message, _)| message);
         Misfit {
@@ -39,15 +32,14 @@ pub(crate) fn from_slice<T: DeserializeOwned>(text: &[u8]) -> Result<T, Misfit> 
             reason: match error.classify() {
                 // the parser's words about syntax contain nothing of the text
                 Category::Syntax | Category::Eof | Category::Io => message.to_owned(),
-                Category::Data => misfit(&track.path(), message),
+                Category::Data => misfit(&place::at(text, error.line(), error.column()), message),
             },
         }
     })
 }
 
 /// What does not fit, from serde's words of which only those are used that cannot come from the text.
-fn misfit(path: &Path, message: &str) -> String {
-    let place = place(path);
+fn misfit(place: &str, message: &str) -> String {
     if let Some(field) = message.strip_prefix("missing field ") {
         return format!("{place} has no {}", field.trim_matches('`'));
     }
@@ -85,26 +77,4 @@ fn expected_type(words: &str) -> &'static str {
         "i64" => "a whole number",
         _ => "a mapping",
     }
-}
-
-/// The path in the form that `kubectl` and `jq` users write.
-fn place(path: &Path) -> String {
-    let mut text = String::new();
-    for segment in path.iter() {
-        match segment {
-            Segment::Seq { index } => text += &format!("[{index}]"),
-            Segment::Map { key }
-                if key.chars().all(|c| c.is_ascii_alphanumeric()) && key.len() <= LONGEST_KEY =>
-            {
-                text += if text.is_empty() { "" } else { "." };
-                text += key;
-            }
-            Segment::Map { key } => {
-                let key: String = key.chars().take(LONGEST_KEY).collect();
-                text += &format!("[{key:?}]");
-            }
-            Segment::Enum { .. } | Segment::Unknown => {}
-        }
-    }
-    if text.is_empty() { "the object".into() } else { text }
 }
