@@ -152,6 +152,10 @@ pub(crate) fn plugin_entry(options: &Options) -> Result<PluginEntry, BadOption> 
             checked(name, value, &extra)?;
         }
     }
+    let classes = kernel_network_runtime_classes(options)?;
+    if !classes.is_empty() {
+        extra.insert("kernel_network_runtime_classes".to_owned(), classes.into());
+    }
     if let Some(dir) = options.text(Setting::PodSource).strip_prefix("manifests:") {
         extra.insert(POD_SOURCE.to_owned(), serde_json::json!({ "manifests": dir }));
     }
@@ -199,6 +203,25 @@ pub(crate) fn excluded_namespaces(options: &Options) -> Result<Vec<String>, BadO
             options.text(Setting::ExcludeNamespaces),
             format!(
                 "has the item {}, which is not the name of a namespace; give names with commas between",
+                Quoted::new(name)
+            ),
+        )),
+    }
+}
+
+/// Runtime classes whose pods use the kernel's network stack, whatever their names say; sidecar and ambient mode go by them.
+///
+/// # Errors
+/// An item cannot be the name of a runtime class.
+pub(crate) fn kernel_network_runtime_classes(options: &Options) -> Result<Vec<String>, BadOption> {
+    let names = options.list(Setting::KernelNetworkRuntimeClasses);
+    match names.iter().find(|name| !is_dns_subdomain(name)) {
+        None => Ok(names),
+        Some(name) => Err(BadOption::new(
+            "kernel-network-runtime-classes",
+            options.text(Setting::KernelNetworkRuntimeClasses),
+            format!(
+                "has the item {}, which is not the name of a runtime class; give names with commas between",
                 Quoted::new(name)
             ),
         )),

@@ -56,6 +56,9 @@ pub struct PluginConf {
     pub failure_policy: FailurePolicy,
     /// `capture`: false is the kill switch, with which no pod is captured.
     pub capture: bool,
+    /// `kernel_network_runtime_classes`: names of runtime classes whose pods use the kernel's network stack, whatever sandbox their names
+    /// stand for.
+    pub kernel_network_runtime_classes: Vec<String>,
     /// `pod_source`: where the pod's facts come from.
     pub pod_source: PodSource,
     /// `runtimeConfig["io.kubernetes.cri.pod-annotations"]`: `None` when the runtime did not send it.
@@ -124,6 +127,7 @@ impl PluginConf {
                 &[("closed", FailurePolicy::Closed), ("open", FailurePolicy::Open)],
             )?,
             capture: one_of(&root, "capture", &[("enabled", true), ("disabled", false)])?,
+            kernel_network_runtime_classes: root.texts("kernel_network_runtime_classes")?,
             pod_source: PodSource::decode_in(&root)?,
             pod_annotations: pod_annotations(&root)?,
         })

@@ -36,6 +36,8 @@ pub(crate) struct AmbientConfig {
     pub(crate) verify_every: Duration,
     /// The longest that a pod drains; zero: not at all.
     pub(crate) drain_timeout: Duration,
+    /// `KERNEL_NETWORK_RUNTIME_CLASSES`.
+    kernel_network_runtime_classes: Vec<String>,
 }
 
 impl AmbientConfig {
@@ -95,7 +97,14 @@ impl AmbientConfig {
             branch_eni: options.on(Setting::AmbientEnableAwsBranchEniProbe),
             verify_every: verify_every.max(SHORTEST_INTERVAL),
             drain_timeout,
+            kernel_network_runtime_classes: crate::config::kernel_network_runtime_classes(options)?,
         })
+    }
+
+    /// The sandbox with a network stack of its own that a runtime class stands for, unless the class is said to use the kernel's.
+    pub(crate) fn sandbox_of(&self, class: &str) -> Option<&'static str> {
+        let is_fine = self.kernel_network_runtime_classes.iter().any(|fine| fine == class);
+        netns::find::sandbox_of_class(class).filter(|_| !is_fine)
     }
 
     /// Processes of the node.

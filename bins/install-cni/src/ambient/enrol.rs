@@ -62,7 +62,7 @@ impl Ambient {
         }
         let new = matches!(place, Place::Given(_));
         let mut member = self.member(key, facts);
-        refuse_sandboxed(facts)?;
+        self.refuse_sandboxed(facts)?;
         self.locate(&mut member, ips, place).await?;
         if ips != member.ips && !ips.is_empty() {
             // What is no longer the pod's must not stay in the sets when the pod leaves.
@@ -228,6 +228,15 @@ impl Ambient {
         }
     }
 
+    /// Runtimes whose containers bring a network stack of their own; the namespace's rules do not see what it sends.
+    fn refuse_sandboxed(&self, facts: &Facts) -> Result<(), Failure> {
+        let class = facts.pod.runtime_class().unwrap_or_default();
+        match self.config.sandbox_of(class) {
+            Some(sandbox) => Err(Failure::Sandboxed { sandbox, class: class.to_owned() }),
+            None => Ok(()),
+        }
+    }
+
     /// Whether the sandbox that a plugin announced is gone: its file does not stand for the namespace any more. One that cannot be looked at,
     /// for want of descriptors say, is there: rules that nobody removes are worse than a sandbox that is forgotten late.
     pub(super) fn is_gone(member: &Member) -> bool {
@@ -242,15 +251,6 @@ impl Ambient {
             Err(_) => true,
         };
         member.given && member.netns.as_deref().is_none_or(gone)
-    }
-}
-
-/// Runtimes whose containers bring a network stack of their own; the namespace's rules do not see what it sends.
-fn refuse_sandboxed(facts: &Facts) -> Result<(), Failure> {
-    let Some(class) = facts.pod.runtime_class() else { return Ok(()) };
-    match netns::find::sandbox_of_class(class) {
-        Some(sandbox) => Err(Failure::Sandboxed { sandbox, class: class.to_owned() }),
-        None => Ok(()),
     }
 }
 

@@ -32,7 +32,8 @@ pub(crate) enum Failure {
     /// A sandbox with a network of its own inside.
     #[error(
         "the pod runs in a {sandbox} sandbox (runtime class {class}), whose traffic does not pass the namespace's rules; \
-         label the pod istio.io/dataplane-mode=none to run it outside of the mesh"
+         label the pod istio.io/dataplane-mode=none to run it outside of the mesh, or name the class in KERNEL_NETWORK_RUNTIME_CLASSES if it \
+         uses the kernel's network stack"
     )]
     Sandboxed {
         /// Such as gVisor.

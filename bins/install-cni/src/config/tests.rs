@@ -54,6 +54,7 @@ fn options_reach_the_plugin() {
         ("CAPTURE", "disabled"),
         ("ADD_TIMEOUT", "20s"),
         ("FACTS_TIMEOUT", "5s"),
+        ("KERNEL_NETWORK_RUNTIME_CLASSES", "kata-host, runsc.plain"),
         ("RUNTIME_ANNOTATIONS", "true"),
     ]);
     assert_eq!(entry.exclude_namespaces, ["kube-system", "istio-system"]);
@@ -63,6 +64,7 @@ fn options_reach_the_plugin() {
     let extra = serde_json::Value::Object(entry.extra);
     let expected = serde_json::json!({
         "failure_policy": "open", "capture": "disabled", "add_timeout": "20s", "facts_timeout": "5s",
+        "kernel_network_runtime_classes": ["kata-host", "runsc.plain"],
         "capabilities": {"io.kubernetes.cri.pod-annotations": true},
     });
     assert_eq!(extra, expected);
@@ -113,6 +115,7 @@ fn what_means_nothing_is_named() {
         ("CAPTURE", "off", "is none of \"enabled\", \"disabled\""),
         ("ADD_TIMEOUT", "soon", "is not a duration"),
         ("FACTS_TIMEOUT", "0s", "more than zero"),
+        ("KERNEL_NETWORK_RUNTIME_CLASSES", "kata,[runsc]", "is not the name of a runtime class"),
         ("CLEANUP_ON_EXIT", "perhaps", "neither auto"),
         ("KUBECONFIG_MODE", "rw-------", "is not a whole number"),
         ("KUBECONFIG_MODE", "", "is not a mode"),

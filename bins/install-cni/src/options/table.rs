@@ -63,6 +63,7 @@ pub(crate) enum Setting {
     Capture,
     AddTimeout,
     FactsTimeout,
+    KernelNetworkRuntimeClasses,
     RuntimeAnnotations,
     CleanupOnExit,
     HostRoot,
@@ -535,6 +536,14 @@ pub(crate) const SPECS: &[Spec] = &[
         kind: Kind::Text,
         default: "",
         help: "Longest time that the plugin looks for a pod's facts [default: 30s]",
+    },
+    Spec {
+        setting: Setting::KernelNetworkRuntimeClasses,
+        name: "kernel-network-runtime-classes",
+        given: Given::FlagOrVariable,
+        kind: Kind::Text,
+        default: "",
+        help: "Runtime classes whose pods use the kernel's network stack although their names say gVisor or Kata, with commas between",
     },
     Spec {
         setting: Setting::RuntimeAnnotations,

@@ -22,6 +22,7 @@ fn empty() -> PluginConf {
         add_timeout: Duration::from_secs(60),
         failure_policy: FailurePolicy::Closed,
         capture: true,
+        kernel_network_runtime_classes: Vec::new(),
         pod_source: PodSource::Kubernetes,
         pod_annotations: None,
     }
@@ -37,7 +38,8 @@ fn absent_null_and_unknown_keys_give_the_defaults() {
     let nulls = r#"{"type":null,"capabilities":null,"ipam":null,"dns":null,"prevResult":null,"plugin_log_level":null,
         "cni_agent_run_dir":null,"ambient_enabled":null,"enablement_selectors":null,"exclude_namespaces":null,
         "pod_namespace":null,"native_nftables":null,"enable_ambient_detection_retry":null,"facts_timeout":null,
-        "pod_source":null,"add_timeout":null,"failure_policy":null,"capture":null,"runtimeConfig":null,"log_level":7,"kubernetes":[],"args":{}}"#;
+        "pod_source":null,"add_timeout":null,"failure_policy":null,"capture":null,
+        "kernel_network_runtime_classes":null,"runtimeConfig":null,"log_level":7,"kubernetes":[],"args":{}}"#;
     assert_eq!(decode(nulls).unwrap(), empty());
 }
 
@@ -52,7 +54,7 @@ fn every_key_is_read() {
             [{"key":"k","operator":"In","values":["x","y"]}]}},{}],
         "exclude_namespaces":["kube-system","istio-system"],"pod_namespace":"istio-system","native_nftables":false,
         "enable_ambient_detection_retry":true,"facts_timeout":"1m30s","pod_source":{"manifests":"/pods"},
-        "add_timeout":"20s","failure_policy":"open","capture":"disabled",
+        "add_timeout":"20s","failure_policy":"open","capture":"disabled","kernel_network_runtime_classes":["kata-host"],
         "runtimeConfig":{"portMappings":[],"io.kubernetes.cri.pod-annotations":{"a/b":"c","n":null}}}"#,
     );
     let selector = LabelSelector {
@@ -83,6 +85,7 @@ fn every_key_is_read() {
         add_timeout: Duration::from_secs(20),
         failure_policy: FailurePolicy::Open,
         capture: false,
+        kernel_network_runtime_classes: vec!["kata-host".into()],
         pod_source: PodSource::Manifests("/pods".into()),
         pod_annotations: Some(map(&[("a/b", "c".to_owned())])),
     };
@@ -100,6 +103,10 @@ fn keys_match_in_any_case_and_later_ones_win() {
 #[test]
 fn wrong_types_and_values_name_the_key() {
     for (text, message) in [
+        (
+            r#"{"kernel_network_runtime_classes":"kata"}"#,
+            "kernel_network_runtime_classes: expected an array, found a text",
+        ),
         (r#"{"type":1}"#, "type: expected a text, found a number"),
         (r#"{"capabilities":{"a":"yes"}}"#, "capabilities.a: expected a boolean, found a text"),
         (r#"{"ipam":"x"}"#, "ipam: expected an object, found a text"),

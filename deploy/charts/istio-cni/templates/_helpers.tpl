@@ -104,6 +104,7 @@ operator.istio.io/component: Cni
   "CAPTURE" $values.agent.capture
   "ADD_TIMEOUT" $values.agent.addTimeout
   "FACTS_TIMEOUT" $values.agent.factsTimeout
+  "KERNEL_NETWORK_RUNTIME_CLASSES" (join "," $values.agent.kernelNetworkRuntimeClasses)
   "RUNTIME_ANNOTATIONS" $values.agent.runtimeAnnotations
   "POD_SOURCE" $values.agent.podSource
   "CNI_CACHE_DIR" (ternary "" $values.agent.cniCacheDir (eq $values.agent.cniCacheDir "/var/lib/cni"))

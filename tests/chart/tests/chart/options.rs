@@ -53,6 +53,7 @@ const KNOWN: &[&str] = &[
     "CONFIG_DIR",
     "FACTS_TIMEOUT",
     "FAILURE_POLICY",
+    "KERNEL_NETWORK_RUNTIME_CLASSES",
     "POD_SOURCE",
     "RUNTIME_ANNOTATIONS",
 ];
@@ -117,6 +118,7 @@ fn every_variable_is_one_that_the_agent_reads() {
         "agent.capture=disabled",
         "agent.addTimeout=20s",
         "agent.factsTimeout=10s",
+        "agent.kernelNetworkRuntimeClasses={kata-host}",
         "agent.runtimeAnnotations=true",
         "agent.podSource=manifests:/etc/pods",
         "ambient.enabled=true",
@@ -126,7 +128,7 @@ fn every_variable_is_one_that_the_agent_reads() {
     for name in keys.iter().map(String::as_str).chain(variables) {
         assert!(KNOWN.contains(&name) || NOT_OPTIONS.contains(&name), "the agent does not read {name}");
     }
-    assert_eq!(keys.len(), ALWAYS.len() + 8, "{keys:?}");
+    assert_eq!(keys.len(), ALWAYS.len() + 9, "{keys:?}");
 }
 
 /// One value, what it renders.
@@ -154,6 +156,8 @@ fn each_value_sets_its_option() {
         ("agent.capture=disabled", "CAPTURE", Some("disabled")),
         ("agent.addTimeout=1m30s", "ADD_TIMEOUT", Some("1m30s")),
         ("agent.factsTimeout=500ms", "FACTS_TIMEOUT", Some("500ms")),
+        ("agent.kernelNetworkRuntimeClasses={a,b}", "KERNEL_NETWORK_RUNTIME_CLASSES", Some("a,b")),
+        ("agent.kernelNetworkRuntimeClasses=null", "KERNEL_NETWORK_RUNTIME_CLASSES", None),
         ("agent.runtimeAnnotations=true", "RUNTIME_ANNOTATIONS", Some("true")),
         ("agent.podSource=kubernetes", "POD_SOURCE", Some("kubernetes")),
         ("agent.podSource=manifests:/etc/pods", "POD_SOURCE", Some("manifests:/etc/pods")),
