@@ -3,6 +3,7 @@
 //! Nothing of them is copied into the project. `SHARED_DIR` names another place.
 
 pub mod ambient;
+pub mod libcni;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

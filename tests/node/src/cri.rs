@@ -80,6 +80,15 @@ pub(crate) struct Cri {
     cgroup_parent: String,
 }
 
+/// The runtime's CNI configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CniStatus {
+    /// The networks, as the runtime prints its own types; the loopback network comes first.
+    pub networks: Vec<Value>,
+    /// `OK`, or why the directory could not be loaded.
+    pub last_load: String,
+}
+
 impl Cri {
     /// Prepares a connection, which is made at the first call.
     pub(crate) fn new(socket: &Path, cgroup_parent: &str) -> Result<Self> {
@@ -119,15 +128,25 @@ impl Cri {
 
     /// The CNI configuration that the runtime has loaded, as it stood in the file.
     pub(crate) fn cni_config(&self) -> Result<Value> {
-        let mut client = self.pods.clone();
-        let answer = self.call("Status", client.status(StatusRequest { verbose: true }))?;
-        let loaded = answer.info.get("cniconfig").context("Status answered without `cniconfig`")?;
-        let loaded: Value = serde_json::from_str(loaded).context("parse `cniconfig`")?;
         // The loopback network, which the runtime adds, comes first.
-        let networks = loaded["Networks"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let source = networks.last().and_then(|network| network["Config"]["Source"].as_str());
+        let networks = self.cni_status()?.networks;
+        let source = networks.last().and_then(|network| network["Source"].as_str());
         serde_json::from_str(source.context("the runtime has loaded no network")?)
             .context("parse the loaded network")
+    }
+
+    /// What the runtime has loaded, and how the last try went.
+    pub(crate) fn cni_status(&self) -> Result<CniStatus> {
+        let mut client = self.pods.clone();
+        let answer = self.call("Status", client.status(StatusRequest { verbose: true }))?;
+        let info =
+            |key: &str| answer.info.get(key).with_context(|| format!("Status answered without `{key}`"));
+        let mut loaded: Value = serde_json::from_str(info("cniconfig")?).context("parse `cniconfig`")?;
+        let networks = loaded["Networks"].as_array_mut().map(std::mem::take).unwrap_or_default();
+        Ok(CniStatus {
+            networks: networks.into_iter().map(|mut network| network["Config"].take()).collect(),
+            last_load: info("lastCNILoadStatus")?.clone(),
+        })
     }
 
     /// Tags of the images that the runtime can use.

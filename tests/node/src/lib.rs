@@ -16,7 +16,7 @@ mod pod;
 mod program;
 
 pub use calls::Call;
-pub use cri::{CriError, Outcome, Sandbox, SandboxStatus};
+pub use cri::{CniStatus, CriError, Outcome, Sandbox, SandboxStatus};
 pub use image::APP as APP_IMAGE;
 pub use node::Node;
 pub use pod::{ContainerSpec, PodSpec};

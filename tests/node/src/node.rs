@@ -12,7 +12,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::calls::{Call, Recorder};
-use crate::cri::{Cri, CriError, Outcome, Sandbox, SandboxStatus};
+use crate::cri::{CniStatus, Cri, CriError, Outcome, Sandbox, SandboxStatus};
 use crate::image::{APP, PAUSE, output, write_images};
 use crate::machine::{Machine, cgroup_dirs, remove_cgroups};
 use crate::pod::PodSpec;
@@ -197,6 +197,14 @@ impl Node {
     /// When it has none.
     pub fn cni_config(&self) -> Result<Value> {
         self.cri.cni_config()
+    }
+
+    /// What containerd has loaded of the CNI configurations, and how the last try went.
+    ///
+    /// # Errors
+    /// When the runtime does not answer.
+    pub fn cni_status(&self) -> Result<CniStatus> {
+        self.cri.cni_status()
     }
 
     /// The node's directory on the host; its name is unique and names the pods' cgroup too.

@@ -9,14 +9,9 @@ use serde_json::{Value, json};
 use crate::support::{Node, Running};
 
 fn golden(name: &str) -> String {
-    reference(&format!("conflist/{name}"))
-}
-
-/// A file of the reference data.
-pub(crate) fn reference(name: &str) -> String {
     let shared = std::env::var_os("SHARED_DIR")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"), PathBuf::from);
-    let path = shared.join("golden").join(name);
+    let path = shared.join("golden/conflist").join(name);
     fs::read_to_string(&path).unwrap_or_else(|error| {
         panic!(
             "no reference data at {}: {error}; set SHARED_DIR to the folder that holds golden/",

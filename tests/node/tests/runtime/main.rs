@@ -2,6 +2,7 @@
 
 mod agent;
 mod capture;
+mod configuration;
 mod fixture;
 mod harness;
 mod many;
