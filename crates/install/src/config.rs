@@ -1,7 +1,7 @@
 //! The CNI configuration: found, judged, written, restored.
 
 mod component;
-mod obstacle;
+pub(crate) mod obstacle;
 mod plan;
 mod problem;
 mod restore;

@@ -7,7 +7,7 @@ use cni::conflist::Document;
 use cni::json::Value;
 
 use crate::binaries::{PLUGIN, own_version, supported_versions};
-use crate::config::{Problem, Scan, State};
+use crate::config::{Obstacle, Problem, Scan, State, obstacle};
 use crate::file::{Content, FileError};
 use crate::kubeconfig::KUBECONFIG;
 
@@ -18,8 +18,10 @@ pub struct Installed {
     pub networks: Vec<Network>,
     /// Files of the standalone mode, which hold nothing but the plugin: another plugin, such as Multus, refers to them.
     pub standalone: Vec<Standalone>,
-    /// Files that a runtime passes over.
+    /// Files that were passed over.
     pub problems: Vec<Problem>,
+    /// The one among them that a runtime uses, or may use, before the networks.
+    pub obstacle: Option<Obstacle>,
     /// The directory of configurations could not be read.
     pub unreadable: Option<FileError>,
     /// The plugin's program in each directory.
@@ -91,6 +93,8 @@ pub fn inspect(net_dir: &std::path::Path, bin_targets: &[PathBuf], run_dir: &std
         _ => None,
     });
     let standalone = standalone.collect();
+    let loaded = scan.loaded();
+    let obstacle = obstacle::before(loaded.first().map(PathBuf::as_path), &[], &scan.problems);
     let networks = scan.candidates.into_iter().map(|candidate| Network {
         name: candidate.document.network(),
         plugins: candidate.document.plugin_types(),
@@ -109,6 +113,7 @@ pub fn inspect(net_dir: &std::path::Path, bin_targets: &[PathBuf], run_dir: &std
         networks: networks.collect(),
         standalone,
         problems: scan.problems,
+        obstacle,
         unreadable,
         programs: programs.collect(),
         kubeconfig: kubeconfig(run_dir.join(KUBECONFIG)),

@@ -120,6 +120,12 @@ fn findings(machine: &Machine) -> Vec<(&'static str, Value, bool, &'static str)>
             "05-empty.conflist is no valid network configuration: not JSON",
         ),
         (
+            "net.d/06-first.json",
+            json!({}),
+            true,
+            "pods start without the plugin: NODE/net.d/06-first.json is a network that runtimes load",
+        ),
+        (
             "uncaptured/4711.json",
             json!({}),
             true,
@@ -141,6 +147,9 @@ fn each_thing_that_is_wrong_is_said() {
             "" => {}
             "uncaptured/4711.json" => {
                 machine.files.write("run/uncaptured/4711.json", r#"{"namespace": "shop", "name": "web"}"#);
+            }
+            "net.d/06-first.json" => {
+                machine.files.write(file, r#"{"name": "first", "type": "bridge"}"#);
             }
             file => {
                 machine.files.write(file, "");

@@ -30,7 +30,7 @@ pub enum Obstacle {
 }
 
 /// The file that runtimes use, or may use, instead of `used`: `loaded` are those that all of them load, by their listed names.
-pub(super) fn before(used: Option<&Path>, loaded: &[PathBuf], problems: &[Problem]) -> Option<Obstacle> {
+pub(crate) fn before(used: Option<&Path>, loaded: &[PathBuf], problems: &[Problem]) -> Option<Obstacle> {
     let is_before = |path: &&Path| used.is_none_or(|used| path.file_name() < used.file_name());
     let passed = problems.iter().filter(|problem| problem.may_be_used() && is_before(&problem.path()));
     let passed = passed.min_by_key(|problem| problem.path().file_name().map(ToOwned::to_owned));

@@ -18,8 +18,11 @@ pub(super) struct Report {
     #[serde(flatten)]
     pub(super) verdict: Verdict,
     pub(super) configurations: Vec<Configuration>,
-    /// Files of the directory of configurations that a runtime passes over, and why.
+    /// Files of the directory of configurations that were passed over, and why.
     pub(super) passed_over: Vec<String>,
+    /// Which of them a runtime uses, or may use, before the configurations.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) obstacle: Option<String>,
     /// Why there may be more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) unreadable: Option<String>,
@@ -108,6 +111,7 @@ impl Report {
             verdict: Verdict::default(),
             configurations: configurations(&installed),
             passed_over: installed.problems.iter().map(ToString::to_string).collect(),
+            obstacle: installed.obstacle.as_ref().map(ToString::to_string),
             unreadable: installed.unreadable.map(|error| error.to_string()),
             plugins: installed.programs.into_iter().map(PluginProgram::from).collect(),
             kubeconfig: installed.kubeconfig.map(KubeconfigReport::from),

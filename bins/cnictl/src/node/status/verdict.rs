@@ -53,6 +53,9 @@ impl Verdict {
             ));
         }
         self.warnings.extend(report.passed_over.iter().cloned());
+        if let Some(obstacle) = &report.obstacle {
+            self.problem(obstacle);
+        }
         for file in report.configurations.iter().filter(|file| !file.valid) {
             self.warning(format!(
                 "{} is no valid network configuration any more; the agent restores it from the original beside it",
