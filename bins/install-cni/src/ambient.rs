@@ -5,6 +5,7 @@
 //! time for each pod. [`members`] is what is known of the pods that have something of ours; ztunnels get their snapshot from it. [`record`]
 //! is the part of it that the next agent finds on disk.
 
+mod census;
 pub(crate) mod config;
 mod desired;
 mod drain;
@@ -20,10 +21,12 @@ mod members;
 mod record;
 mod socket;
 mod spare;
+mod takeover;
+mod troubles;
 mod verify;
 mod work;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -46,9 +49,10 @@ use evidence::Evidence;
 use failure::Failure;
 use finder::Finder;
 use host::HostSide;
-use members::{Member, Members, State};
+use members::{Member, Members};
 use record::Records;
 pub(crate) use socket::{EventSocket, MODE};
+use troubles::Troubles;
 
 /// How long to wait before another try at the node's namespace or the socket (AA-1).
 const RETRY: Duration = Duration::from_secs(2);
@@ -94,8 +98,8 @@ pub(crate) struct Ambient {
     synced: Notify,
     /// Pods that were worked on.
     seen: Mutex<HashSet<String>>,
-    /// What the last Event about a pod said.
-    told: Mutex<BTreeMap<String, String>>,
+    /// Pods that should be in and are not.
+    troubles: Troubles,
 }
 
 /// What it needs of the agent.
@@ -121,7 +125,7 @@ impl Ambient {
         let ztunnels = Ztunnels::new(members.clone(), move |event| ztunnel_event(&told, &counted, &event));
         let iptables_of_the_node = config.iptables().on_the_node();
         let backends = Backends { iptables: config.iptables(), iptables_of_the_node, nftables: Nftables };
-        Arc::new(Self {
+        let ambient = Arc::new(Self {
             config: Arc::new(config),
             log,
             metrics,
@@ -143,8 +147,21 @@ impl Ambient {
             stopped: Notify::new(),
             synced: Notify::new(),
             seen: Mutex::default(),
-            told: Mutex::default(),
-        })
+            troubles: Troubles::default(),
+        });
+        let weak = Arc::downgrade(&ambient);
+        ambient.members.on_unsettled(move |key| {
+            if let Some(ambient) = weak.upgrade() {
+                ambient.changed(std::slice::from_ref(key));
+            }
+        });
+        let weak = Arc::downgrade(&ambient);
+        ambient.metrics.before_reading(move || {
+            if let Some(ambient) = weak.upgrade() {
+                ambient.count();
+            }
+        });
+        ambient
     }
 
     /// The pods and namespaces have been listed once.
@@ -290,7 +307,6 @@ impl Ambient {
     /// Notes what is known of a pod.
     fn note(&self, member: &Member) {
         self.members.put(member);
-        self.count();
     }
 
     /// Lets the next agent know it, too: before anything of ours comes into the pod's namespace, and when what is there is of another kind.
@@ -303,7 +319,6 @@ impl Ambient {
     /// Forgets a pod that has nothing of ours any more.
     async fn forget(&self, member: &Member) {
         self.members.remove(&member.key.uid);
-        self.count();
         let (records, uid) = (self.records.clone(), member.key.uid.clone());
         self.on_disk(member, move || records.remove(&uid)).await;
     }
@@ -319,12 +334,6 @@ impl Ambient {
             Err(error) => error.to_string(),
         };
         self.log.warn(&error, &[("pod", &enrol::pod_text(&member.key))]);
-    }
-
-    fn count(&self) {
-        for state in State::ALL {
-            self.metrics.ambient_pods(state.name(), self.members.count(state));
-        }
     }
 }
 

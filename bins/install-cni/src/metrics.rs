@@ -3,7 +3,7 @@
 mod ambient;
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use facts::Report;
 use hyper::body::Bytes;
@@ -42,6 +42,8 @@ pub(crate) struct Metrics {
     ambient: Option<AmbientMetrics>,
     /// Pods of this node that are known.
     pub(crate) pods: IntGauge,
+    /// Counts what is counted only when somebody asks.
+    census: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl Metrics {
@@ -110,7 +112,13 @@ impl Metrics {
             watch_failures,
             ambient,
             pods,
+            census: OnceLock::new(),
         })
+    }
+
+    /// `census` is called before the metrics are read.
+    pub(crate) fn before_reading(&self, census: impl Fn() + Send + Sync + 'static) {
+        let _ = self.census.set(Box::new(census));
     }
 
     /// Whether the installation is in order. The gauge is absent until this is first said.
@@ -184,6 +192,9 @@ impl Handler for Metrics {
     async fn answer(&self, request: &Request<()>, _: Bytes) -> Answer {
         if request.uri().path() != "/metrics" {
             return text(StatusCode::NOT_FOUND, "404 page not found\n");
+        }
+        if let Some(census) = self.census.get() {
+            census();
         }
         let mut body = Vec::new();
         match TextEncoder::new().encode(&self.registry.gather(), &mut body) {

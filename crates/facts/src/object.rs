@@ -307,6 +307,11 @@ impl Object {
         matches!(phase, Some("Succeeded" | "Failed"))
     }
 
+    /// Whether at least one of its containers has started and not all have ended (`status.phase`).
+    pub fn is_running(&self) -> bool {
+        self.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running")
+    }
+
     /// Its addresses (AA-38): `status.podIPs`, else `status.podIP`. What is no address is left out.
     pub fn ips(&self) -> Vec<IpAddr> {
         let Some(status) = &self.status else { return Vec::new() };

@@ -43,6 +43,12 @@ pub trait Snapshot: Send + Sync + 'static {
     /// All of them.
     fn entries(&self) -> Vec<Entry>;
 
+    /// What a ztunnel said to a pod that it was told of without being asked to by [`Ztunnels::add`], because it connected or because it is the
+    /// newest again: nothing, or why it did not take it. A `Keep`, which has no namespace, proves nothing about the pod. Must not wait.
+    fn answered(&self, entry: &Entry, result: Result<(), &str>) {
+        let _ = (entry, result);
+    }
+
     /// One of them, by its uid.
     fn entry(&self, uid: &str) -> Option<Entry> {
         self.entries().into_iter().find(|entry| entry.workload.uid == uid)

@@ -132,6 +132,11 @@ impl Ztunnels {
         self.peers().len()
     }
 
+    /// Whether the newest ztunnel has heard of all pods. Until then its answer about a pod is still to come.
+    pub fn is_informed(&self) -> bool {
+        self.peers().last().is_some_and(|newest| newest.is_informed())
+    }
+
     async fn session(self, packets: Packets) {
         let (sender, orders) = mpsc::channel(WAITING);
         let number = self.0.number.fetch_add(1, Ordering::Relaxed);
@@ -178,11 +183,10 @@ impl Ztunnels {
 
 /// Lets a ztunnel have a pod as it is by now; `None` when the connection ended. Pods come, move and leave while others are told of.
 async fn make_up_for(snapshot: &dyn Snapshot, newest: &Peer, uid: String) -> Option<()> {
-    let entry = snapshot.entry(&uid).filter(|_| !newest.has(&uid));
-    let Some((workload, netns)) = entry.and_then(|entry| Some((entry.workload, entry.netns?))) else {
-        return Some(());
-    };
-    let _ = ask(newest, Order::Add { workload, netns }).await?;
+    let Some(entry) = snapshot.entry(&uid).filter(|_| !newest.has(&uid)) else { return Some(()) };
+    let Some(netns) = entry.netns.clone() else { return Some(()) };
+    let answer = ask(newest, Order::Add { workload: entry.workload.clone(), netns }).await?;
+    snapshot.answered(&entry, answer.as_ref().map_err(String::as_str).copied());
     // One that left meanwhile was taken from this ztunnel, perhaps before it was added.
     if snapshot.entry(&uid).is_none() {
         let _ = ask(newest, Order::Del { uid }).await?;

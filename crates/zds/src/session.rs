@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -38,8 +39,10 @@ pub(crate) struct Ask {
 pub(crate) struct Peer {
     pub(crate) number: u64,
     pub(crate) orders: mpsc::Sender<Ask>,
-    /// Pods that it has heard of.
+    /// Pods that it has taken, or was told to keep.
     told: Mutex<HashSet<String>>,
+    /// It has heard of all pods.
+    informed: AtomicBool,
 }
 
 /// Why a session ends.
@@ -62,10 +65,15 @@ pub(crate) struct Session {
 
 impl Peer {
     pub(crate) fn new(number: u64, orders: mpsc::Sender<Ask>) -> Self {
-        Self { number, orders, told: Mutex::default() }
+        Self { number, orders, told: Mutex::default(), informed: AtomicBool::new(false) }
     }
 
-    /// Whether it has heard of a pod.
+    /// Whether its snapshot is over.
+    pub(crate) fn is_informed(&self) -> bool {
+        self.informed.load(Ordering::SeqCst)
+    }
+
+    /// Whether it has a pod.
     pub(crate) fn has(&self, uid: &str) -> bool {
         self.told().contains(uid)
     }
@@ -89,6 +97,7 @@ impl Session {
     async fn serve(&mut self, snapshot: &dyn Snapshot) -> Result<std::convert::Infallible, End> {
         self.hello().await?;
         self.snapshot(snapshot).await?;
+        self.peer.informed.store(true, Ordering::SeqCst);
         // From here on neither Keep nor SnapshotSent may be sent: ztunnel ends itself over that (ZD-65). Only `snapshot` sends them.
         loop {
             tokio::select! {
@@ -111,7 +120,7 @@ impl Session {
         read_hello(&packet).map(drop).map_err(|error| End::Broken(format!("the hello is none: {error}")))
     }
 
-    /// All pods as they are now. A pod that is refused is ztunnel's to try again; it must not keep the others from being told.
+    /// All pods as they are now. One that is refused must not keep the others from being told.
     async fn snapshot(&self, snapshot: &dyn Snapshot) -> Result<(), End> {
         for entry in snapshot.entries() {
             let about = about(&entry.workload);
@@ -120,11 +129,14 @@ impl Session {
                 Kind::Add => Payload::add(&entry.workload),
                 _ => Payload::Keep(KeepWorkload { uid: entry.workload.uid.clone() }),
             };
-            if let Err(Failed::Ended(end)) = self.exchange(kind, &about, payload, entry.netns.as_ref()).await
-            {
-                return Err(end);
+            match self.exchange(kind, &about, payload, entry.netns.as_ref()).await {
+                Ok(()) => {
+                    snapshot.answered(&entry, Ok(()));
+                    self.peer.told().insert(entry.workload.uid);
+                }
+                Err(Failed::Refused(error)) => snapshot.answered(&entry, Err(&error)),
+                Err(Failed::Ended(end)) => return Err(end),
             }
-            self.peer.told().insert(entry.workload.uid);
         }
         match self.exchange(Kind::Snapshot, "", Payload::SnapshotSent(SnapshotSent {}), None).await {
             Err(Failed::Ended(end)) => Err(end),

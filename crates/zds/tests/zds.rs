@@ -114,6 +114,49 @@ async fn z03_z06_nothing_before_the_hello_and_then_the_snapshot() {
     empty.stop().await;
 }
 
+/// What a ztunnel says to the pods of its snapshot is known for each: one that it refuses is not served.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_to_a_snapshot_are_told_for_each_pod() {
+    let server = Server::new();
+    let netns = TestNetns::new().unwrap();
+    server.enrol("good", Some(&netns));
+    server.enrol("bad", Some(&netns));
+    server.enrol("lost", None);
+    let bad = workload("bad").uid;
+    let refuses = |bad: String| {
+        move |request: &Request| match request {
+            Request::Add { uid, .. } if *uid == bad => Answer::Nack("port in use".to_owned()),
+            _ => Answer::Ack,
+        }
+    };
+    let ztunnel = server.ztunnel(Script::answering(refuses(bad.clone())));
+    ztunnel.wait_snapshot(PATIENCE).unwrap();
+    let pod =
+        |name: &str, netns, result: Result<(), &str>| (name.to_owned(), netns, result.map_err(str::to_owned));
+    let first = [pod("bad", true, Err("port in use")), pod("good", true, Ok(())), pod("lost", false, Ok(()))];
+    assert_eq!(server.told(), first);
+    let start = Instant::now();
+    while !server.ztunnels.is_informed() {
+        assert!(start.elapsed() < PATIENCE);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // A pod that is handed over is answered to whoever did that, and to nobody else.
+    assert_eq!(server.add("bad", &netns).await, Err(AddError::Refused("port in use".to_owned())));
+    assert_eq!(server.told().len(), 3);
+    // A newer one takes it and goes: the older one, which refused it, is asked again.
+    let newer = server.ztunnel(Script::default());
+    newer.wait_snapshot(PATIENCE).unwrap();
+    assert_eq!(server.told().len(), 6);
+    newer.close();
+    let start = Instant::now();
+    while server.told().len() < 7 {
+        assert!(start.elapsed() < PATIENCE, "{:?}", server.told());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(server.told().iter().filter(|told| told.2.is_err()).count(), 2, "{:?}", server.told());
+    server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn z04_one_descriptor_on_add_and_none_on_the_others() {
     let server = Server::new();

@@ -10,6 +10,12 @@ pub(crate) const ENABLED: &str = "enabled";
 /// Its rules are in place, and no ztunnel has taken it yet.
 pub(crate) const PENDING: &str = "pending";
 
+/// Whether the annotation with this value says that something of ours is in the pod. The older agents of others opted pods out with other
+/// values.
+pub(crate) fn claims(value: &str) -> bool {
+    matches!(value, ENABLED | PENDING)
+}
+
 /// Where a pod belongs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Desired {

@@ -18,7 +18,7 @@ use super::Ambient;
 use super::evidence::Subject;
 use super::failpoint;
 use super::failure::Failure;
-use super::members::{Member, State};
+use super::members::{Look, Member, State};
 
 /// How long is waited for another program that works in the same namespace; a process of the pod can hold the lock too, so the work goes
 /// on without it afterwards.
@@ -62,7 +62,7 @@ impl Ambient {
         }
         let new = matches!(place, Place::Given(_));
         let mut member = self.member(key, facts);
-        self.refuse_sandboxed(facts)?;
+        self.refuse(facts, ips)?;
         self.locate(&mut member, ips, place).await?;
         if ips != member.ips && !ips.is_empty() {
             // What is no longer the pod's must not stay in the sets when the pod leaves.
@@ -71,7 +71,13 @@ impl Ambient {
             member.set_ips(ips.to_vec());
             member.probed = false;
         }
-        member.state = State::Pending;
+        if matches!(member.state, State::Leaving | State::Draining) {
+            // Some of what it had may be gone.
+            member.look = Look::Unknown;
+        }
+        if member.state != State::Unconfirmed {
+            member.state = State::Pending;
+        }
         self.drains.stop(&key.uid);
         self.note(&member);
         self.keep(&member).await;
@@ -82,15 +88,24 @@ impl Ambient {
                 self.spare_open_connections(&mut member).await;
             }
             if let Err(failure) = self.step(step, &mut member).await {
-                // Connections through ztunnel go on where the pod has been in the mesh and its time to drain is not over.
-                if step == Step::Rules && member.draining.is_none() {
-                    self.take_back(&mut member).await;
+                match step {
+                    // What is there of them still redirects to ztunnel, or lets connections through it go on.
+                    Step::Rules if member.ruled || member.draining.is_some() => {
+                        member.look = Look::Unknown;
+                        self.note(&member);
+                    }
+                    Step::Rules => self.take_back(&mut member).await,
+                    Step::Ztunnel | Step::Probes => {}
                 }
                 return Err(failure);
             }
         }
         member.state = State::Enrolled;
         self.note(&member);
+        if self.members.state(&key.uid) != Some(State::Enrolled) {
+            let text = "it refused the pod when it connected meanwhile".to_owned();
+            return Err(Failure::Ztunnel(zds::AddError::Refused(text)));
+        }
         self.keep(&member).await;
         let seconds = began.elapsed().as_secs_f64();
         self.metrics.enrolled(if new { "plugin" } else { "running" }, seconds);
@@ -131,7 +146,7 @@ impl Ambient {
             }
             Place::Running if member.netns.is_some() && !Self::is_gone(member) => {}
             Place::Running => {
-                (member.netns, member.ruled, member.given) = (None, false, false);
+                (member.netns, member.ruled, member.look, member.given) = (None, false, Look::Unknown, false);
                 let ips = if ips.is_empty() { member.ips.clone() } else { ips.to_vec() };
                 member.move_to(self.finder.find(self, member.wanted(&ips)).await?);
             }
@@ -153,19 +168,23 @@ impl Ambient {
 
     async fn step(&self, step: Step, member: &mut Member) -> Result<(), Failure> {
         match step {
-            Step::Rules if !member.ruled => {
-                self.program(member).await?;
-                (member.ruled, member.draining) = (true, None);
+            Step::Rules if member.look != Look::AsPlanned => {
+                // Capture that was lost is added again, and spares what was opened meanwhile.
+                match member.ruled {
+                    true => self.repair(member).await?,
+                    false => self.program(member).await?,
+                };
+                (member.ruled, member.draining, member.look) = (true, None, Look::AsPlanned);
                 self.note(member);
                 failpoint::reached("rules");
             }
-            Step::Ztunnel if !member.acked => {
+            Step::Ztunnel if !member.acked.get() => {
                 let Some(netns) = member.netns.clone() else { return Ok(()) };
                 // From here on a ztunnel that connects has to hear of it.
                 member.listed = true;
                 self.note(member);
                 self.ztunnels.add(member.workload(), netns).await?;
-                member.acked = true;
+                member.acked.set(true);
                 self.note(member);
                 failpoint::reached("ztunnel");
             }
@@ -218,7 +237,7 @@ impl Ambient {
             self.log.warn(&error, &[("pod", &pod_text(&member.key))]);
         }
         self.forget(member).await;
-        if member.acked
+        if member.acked.get()
             && let Err(error) = self.ztunnels.remove(&member.key.uid).await
         {
             self.log.warn(&error, &[("pod", &pod_text(&member.key))]);
@@ -226,6 +245,13 @@ impl Ambient {
         if let Err(error) = self.host().and_then(|host| host.remove(&member.ips, &member.key.uid)) {
             self.log.warn(&error, &[("pod", &pod_text(&member.key))]);
         }
+    }
+
+    /// Pods whose traffic would pass by the rules that they would get.
+    pub(super) fn refuse(&self, facts: &Facts, ips: &[IpAddr]) -> Result<(), Failure> {
+        self.refuse_sandboxed(facts)?;
+        let only_v6 = !ips.is_empty() && ips.iter().all(IpAddr::is_ipv6);
+        if only_v6 && !self.config.node.ipv6 { Err(Failure::Ipv6Off) } else { Ok(()) }
     }
 
     /// Runtimes whose containers bring a network stack of their own; the namespace's rules do not see what it sends.

@@ -41,6 +41,12 @@ pub(crate) enum Failure {
         /// `spec.runtimeClassName`.
         class: String,
     },
+    /// Rules for IPv4 only would let all of its traffic pass by.
+    #[error(
+        "the pod has only IPv6 addresses, and IPv6 is not captured on this node (AMBIENT_IPV6=false); set cni.ambient.ipv6, or label the pod \
+         istio.io/dataplane-mode=none to run it outside of the mesh"
+    )]
+    Ipv6Off,
     /// All such pods would be one.
     #[error(
         "the pod has no uid, by which ztunnel and the sets of addresses know it; a pod of a manifest can be in the mesh only with metadata.uid"
@@ -86,6 +92,7 @@ impl Failure {
             Self::NotFound(_)
             | Self::Given { .. }
             | Self::Sandboxed { .. }
+            | Self::Ipv6Off
             | Self::NoUid
             | Self::Enter(_)
             | Self::Rules(_) => Again::OnChange,
@@ -98,6 +105,74 @@ impl Failure {
             | Self::Panicked(_) => Again::Backoff,
         }
     }
+}
+
+impl Failure {
+    /// Why the pod is not in, in a word, for metrics.
+    pub(crate) fn reason(&self) -> &'static str {
+        use netns::find::Missing;
+        match self {
+            Self::NotReady => reason::STARTING,
+            Self::NotFound(Missing::OtherOwner | Missing::Several(_)) | Self::Given { .. } => {
+                reason::WRONG_NAMESPACE
+            }
+            Self::NotFound(Missing::Sandbox(_)) | Self::Sandboxed { .. } => reason::SANDBOX,
+            Self::NotFound(_) => reason::NO_NAMESPACE,
+            Self::Ipv6Off => reason::IPV6,
+            Self::NoUid => reason::NO_UID,
+            Self::Enter(_) | Self::Rules(_) | Self::Cleanup(_) | Self::Panicked(_) => reason::RULES,
+            Self::Ztunnel(_) | Self::Unztunnel(_) => reason::ZTUNNEL,
+            Self::Probes { .. } => reason::PROBES,
+            Self::Api(_) => reason::API,
+        }
+    }
+
+    /// Whether there is only nobody to take the pod, which says nothing about a pod that was taken before.
+    pub(crate) fn is_absence(&self) -> bool {
+        matches!(self, Self::NotReady | Self::Ztunnel(zds::AddError::NoZtunnel | zds::AddError::Lost(_)))
+    }
+
+    /// Whether the pod is not meant to be taken in as it is, whatever is in its namespace.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Sandboxed { .. } | Self::Ipv6Off | Self::NoUid)
+    }
+
+    /// Whether the pod's owner is to read of it in an Event: once the pod itself is why, or a ztunnel has refused it again and again.
+    pub(crate) fn is_for_events(&self, attempt: u32) -> bool {
+        match self {
+            Self::NotReady | Self::Api(_) => false,
+            _ => self.again() == Again::OnChange || attempt >= EVENT_AFTER,
+        }
+    }
+}
+
+/// How many tries fail before an Event tells of a failure that is retried at once.
+const EVENT_AFTER: u32 = 3;
+
+/// Why a pod is not in, for metrics.
+pub(crate) mod reason {
+    /// Its first try has not ended.
+    pub(crate) const STARTING: &str = "starting";
+    /// An agent before this one had it in, and this one has not seen all of it yet.
+    pub(crate) const UNCONFIRMED: &str = "unconfirmed";
+    /// Its namespace is not found.
+    pub(crate) const NO_NAMESPACE: &str = "no-namespace";
+    /// A namespace is there that is not the pod's.
+    pub(crate) const WRONG_NAMESPACE: &str = "wrong-namespace";
+    /// gVisor or Kata Containers.
+    pub(crate) const SANDBOX: &str = "sandbox";
+    /// It has only IPv6 addresses, which are not captured.
+    pub(crate) const IPV6: &str = "ipv6";
+    /// It cannot be told from others.
+    pub(crate) const NO_UID: &str = "no-uid";
+    /// The kernel, or who owns its tables.
+    pub(crate) const RULES: &str = "rules";
+    /// ztunnel.
+    pub(crate) const ZTUNNEL: &str = "ztunnel";
+    /// The node's sets.
+    pub(crate) const PROBES: &str = "probes";
+    /// The API server.
+    pub(crate) const API: &str = "api";
 }
 
 impl From<tokio::task::JoinError> for Failure {

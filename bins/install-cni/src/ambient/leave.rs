@@ -12,7 +12,7 @@ use netns::Inside;
 use netns::find::Missing;
 
 use super::Ambient;
-use super::desired::REDIRECTION;
+use super::desired::{self, REDIRECTION};
 use super::drain::{self, Wait};
 use super::enrol::{LOCK_TIMEOUT, pod_text};
 use super::failpoint;
@@ -33,10 +33,10 @@ pub(crate) enum Ending {
 /// A step of the way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
-    /// It is known where its rules are.
-    Namespace,
     /// The pod says to others that it is not in the mesh.
     Annotation,
+    /// It is known where its rules are.
+    Namespace,
     /// Nothing new is redirected; what was redirected goes on.
     Drain,
     /// Its addresses are not in the host's sets.
@@ -54,8 +54,8 @@ enum Step {
 }
 
 const OF_A_RUNNING_POD: &[Step] = &[
-    Step::Namespace,
     Step::Annotation,
+    Step::Namespace,
     Step::Drain,
     Step::Probes,
     Step::Wait,
@@ -165,7 +165,8 @@ impl Ambient {
             Step::Wait => return Ok(self.wait(member)),
             Step::Ztunnel => {
                 // A ztunnel that connects from here on does not hear of it, and stops what it still has of it.
-                (member.listed, member.acked) = (false, false);
+                member.listed = false;
+                member.acked.set(false);
                 self.note(member);
                 self.ztunnels.remove(&member.key.uid).await?;
             }
@@ -267,7 +268,7 @@ impl Ambient {
     /// A pod that this process did not enrol and that carries the mark of one that did.
     fn left_over(facts: Option<&Facts>) -> Option<Member> {
         let pod = &facts?.pod;
-        pod.annotation(REDIRECTION)?;
+        pod.annotation(REDIRECTION).filter(|value| desired::claims(value))?;
         let (mut member, _) = Member::of(pod);
         member.set_ips(pod.ips());
         member.ruled = true;
@@ -327,7 +328,7 @@ impl Ambient {
         }
         member.annotation = value.map(str::to_owned);
         member.annotated = Some(std::time::Instant::now());
-        if value.is_some() {
+        if self.members.state(&member.key.uid).is_some() {
             self.note(member);
         }
         Ok(())

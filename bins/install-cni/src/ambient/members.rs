@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use capture::ambient::PodOptions;
@@ -20,8 +20,10 @@ use super::record::{Place, Record, Stage};
 /// How far a pod is. A pod of none of these is no member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum State {
-    /// Something is missing still: most often a ztunnel that takes it.
+    /// Something is missing still, or a look showed so: most often a ztunnel that takes it.
     Pending,
+    /// An agent before this one had it in, and this one has not seen all of that yet: its rules, or that a ztunnel takes it.
+    Unconfirmed,
     /// Rules, ztunnel and probes are all in place.
     Enrolled,
     /// It is to be out, and something of ours is left.
@@ -29,6 +31,21 @@ pub(crate) enum State {
     /// It is out for everything new; what went through ztunnel before still does.
     Draining,
 }
+
+/// What this agent knows of the rules in a pod's namespace, from the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// Nothing: it has not looked, or could not.
+    Unknown,
+    /// They were as planned, or have been made so.
+    AsPlanned,
+    /// They are of another layout and are left so until the next verification (`AMBIENT_RECONCILE_POD_RULES_ON_STARTUP`).
+    Left,
+}
+
+/// Whether a ztunnel has taken the pod. All copies of a member share it: ztunnels answer at any time.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Acked(Arc<AtomicBool>);
 
 /// A pod that has, or had, something of ours.
 #[derive(Debug, Clone)]
@@ -48,27 +65,35 @@ pub(crate) struct Member {
     pub(crate) addressed: u64,
     pub(crate) options: PodOptions,
     pub(crate) state: State,
-    /// Our rules are in its namespace.
+    /// Our rules are in its namespace, or may be.
     pub(crate) ruled: bool,
     /// Since when, in seconds since 1970, there are only those rules left in its namespace that let open connections go on.
     pub(crate) draining: Option<u64>,
+    /// What was seen of them.
+    pub(crate) look: Look,
     /// Its namespace was told by us not to pick up connections that it has not seen begin.
     pub(crate) strict: bool,
     /// A ztunnel has taken it.
-    pub(crate) acked: bool,
+    pub(crate) acked: Acked,
     /// Its addresses are in the host's sets.
     pub(crate) probed: bool,
     /// It belongs into the snapshot of a ztunnel that connects.
     pub(crate) listed: bool,
+    /// The last verification found its sandbox gone.
+    pub(crate) missed: bool,
     /// The annotation that the API server has by what we know.
     pub(crate) annotation: Option<String>,
     /// When that was last written.
     pub(crate) annotated: Option<Instant>,
 }
 
+/// Who is told that a ztunnel's answer leaves work to do on a pod.
+type Unsettled = Box<dyn Fn(&PodKey) + Send + Sync>;
+
 /// All of them, by uid.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Members {
+    unsettled: OnceLock<Unsettled>,
     members: Mutex<HashMap<String, Member>>,
     turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -82,16 +107,30 @@ pub(crate) struct Turn {
 
 impl State {
     /// For metrics.
-    pub(crate) const ALL: [Self; 4] = [Self::Pending, Self::Enrolled, Self::Leaving, Self::Draining];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Pending, Self::Unconfirmed, Self::Enrolled, Self::Leaving, Self::Draining];
 
     /// In metrics and the log.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Pending => "pending",
+            Self::Unconfirmed => "unconfirmed",
             Self::Enrolled => "enrolled",
             Self::Leaving => "leaving",
             Self::Draining => "draining",
         }
+    }
+}
+
+// === impl Acked ===
+
+impl Acked {
+    pub(crate) fn get(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn set(&self, taken: bool) {
+        self.0.store(taken, Ordering::SeqCst);
     }
 }
 
@@ -114,10 +153,12 @@ impl Member {
             state: State::Pending,
             ruled: false,
             draining: None,
+            look: Look::Unknown,
             strict: false,
-            acked: false,
+            acked: Acked::default(),
             probed: false,
             listed: false,
+            missed: false,
             annotation: pod.annotation(REDIRECTION).map(str::to_owned),
             annotated: None,
         };
@@ -130,7 +171,7 @@ impl Member {
         member.options = record.options.clone().into();
         member.strict = record.tcp_loose_before.is_some();
         member.state = match record.stage {
-            Stage::Enrolled => State::Enrolled,
+            Stage::Enrolled => State::Unconfirmed,
             Stage::Leaving => State::Leaving,
             Stage::Draining { .. } => State::Draining,
             Stage::Pending | Stage::Other => State::Pending,
@@ -147,7 +188,8 @@ impl Member {
     pub(crate) fn record(&self) -> Record {
         let stage = match self.state {
             State::Pending => Stage::Pending,
-            State::Enrolled => Stage::Enrolled,
+            // The next agent has to look all the same.
+            State::Unconfirmed | State::Enrolled => Stage::Enrolled,
             State::Leaving => Stage::Leaving,
             State::Draining => Stage::Draining { since: self.draining.unwrap_or_default() },
         };
@@ -196,7 +238,22 @@ impl Member {
     pub(crate) fn move_to(&mut self, netns: Netns) {
         if self.netns.as_deref() != Some(&netns) {
             self.netns = Some(Arc::new(netns));
-            (self.ruled, self.draining, self.acked) = (false, None, false);
+            (self.ruled, self.draining, self.look) = (false, None, Look::Unknown);
+            self.acked.set(false);
+        }
+    }
+
+    /// Whether everything was seen: the rules in the kernel, the addresses in the node's sets, and a ztunnel's answer.
+    fn is_confirmed(&self) -> bool {
+        self.netns.is_some() && self.look == Look::AsPlanned && self.probed && self.acked.get()
+    }
+
+    /// The state that is noted: in the mesh is what was seen to be.
+    fn settled(&self) -> State {
+        match self.state {
+            State::Enrolled if !self.is_confirmed() => State::Pending,
+            State::Unconfirmed if self.is_confirmed() => State::Enrolled,
+            state => state,
         }
     }
 
@@ -214,9 +271,23 @@ impl Members {
         self.members().get(uid).cloned()
     }
 
+    /// `told` hears of pods on which there is work to do after a ztunnel's answer. It must not wait.
+    pub(crate) fn on_unsettled(&self, told: impl Fn(&PodKey) + Send + Sync + 'static) {
+        let _ = self.unsettled.set(Box::new(told));
+    }
+
     /// Notes what is known of a pod.
     pub(crate) fn put(&self, member: &Member) {
-        self.members().insert(member.key.uid.clone(), member.clone());
+        let mut members = self.members();
+        // Under the lock: an answer of a ztunnel comes before or after.
+        let state = member.settled();
+        let look = if member.ruled { member.look } else { Look::Unknown };
+        members.insert(member.key.uid.clone(), Member { state, look, ..member.clone() });
+    }
+
+    /// How far a pod is.
+    pub(crate) fn state(&self, uid: &str) -> Option<State> {
+        self.members().get(uid).map(|member| member.state)
     }
 
     /// Forgets a pod.
@@ -257,5 +328,28 @@ impl zds::Snapshot for Members {
 
     fn entry(&self, uid: &str) -> Option<Entry> {
         self.members().get(uid).and_then(Member::entry)
+    }
+
+    fn answered(&self, entry: &Entry, result: Result<(), &str>) {
+        // A Keep says nothing about the pod.
+        let Some(sent) = &entry.netns else { return };
+        let unsettled = {
+            let mut members = self.members();
+            let Some(member) = members.get_mut(&entry.workload.uid) else { return };
+            // The answer may be about a sandbox that is not the pod's any more.
+            let current = member.netns.as_ref().map(|netns| Arc::as_ptr(netns).cast::<()>());
+            if current != Some(Arc::as_ptr(sent).cast::<()>()) {
+                return;
+            }
+            member.acked.set(result.is_ok());
+            if result.is_err() && member.state == State::Unconfirmed {
+                member.state = State::Pending;
+            }
+            member.state = member.settled();
+            (member.state != State::Enrolled).then(|| member.key.clone())
+        };
+        if let (Some(key), Some(told)) = (unsettled, self.unsettled.get()) {
+            told(&key);
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! `pluginevent.sock`: the plugin announces a pod and hears whether it is in the mesh (AA-10 to AA-17).
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use capture::select::Eligibility;
 use cluster::PodKey;
@@ -117,8 +117,14 @@ impl Ambient {
             self.queue.push(key.clone());
         }
         match result {
-            Ok(_) => Ok(()),
-            Err(failure) => Err(Refusal::Failed { pod: name, failure }),
+            Ok(_) => {
+                self.troubles.solved(&key.uid, Instant::now());
+                Ok(())
+            }
+            Err(failure) => {
+                self.troubles.note(&key.uid, failure.reason());
+                Err(Refusal::Failed { pod: name, failure })
+            }
         }
     }
 

@@ -61,7 +61,7 @@ impl Ambient {
     /// Puts right what differs from the plan in the pod's namespace, which spares what was opened while capture was lost. Nothing if
     /// nothing differs.
     pub(super) async fn repair(&self, member: &mut Member) -> Result<Option<Applied>, Failure> {
-        if self.differences(member).await? == 0 {
+        if self.differences(member).await?.is_empty() {
             return Ok(None);
         }
         self.spare_open_connections(member).await;

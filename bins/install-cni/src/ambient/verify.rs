@@ -1,114 +1,27 @@
 //! What the kernel holds against what it should hold: once at the start for every pod, and then again and again.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use capture::ambient::plan_pod;
 use cluster::PodKey;
-use kernel::Change;
-use netns::Netns;
+use kernel::{Change, Difference};
 use netns::find::Wanted;
 use tokio::task::JoinSet;
 
 use super::Ambient;
-use super::desired::{Desired, ENABLED, REDIRECTION};
+use super::desired::{self, Desired, ENABLED, REDIRECTION};
 use super::enrol::pod_text;
 use super::evidence::Subject;
 use super::failure::Failure;
 use super::finder;
-use super::members::{Member, State};
-use super::record::{Place, Record};
+use super::members::{Look, Member, State};
 
 /// Namespaces that are looked at at once.
 const AT_ONCE: usize = 4;
 
 impl Ambient {
-    /// The pods that an earlier agent enrolled (AA-60 to AA-64): every one of them is a member before the first ztunnel is served, with its
-    /// namespace if it can be found and without it otherwise, so that no failure makes a ztunnel let go of a pod.
-    pub(super) async fn take_over(self: &Arc<Self>) {
-        let mut lost = self.known_before().await;
-        lost.retain(|member| member.netns.is_none());
-        match self.finder.find_all(self, lost.iter().map(|lost| lost.wanted(&lost.ips)).collect()).await {
-            Ok(mut found) => {
-                for mut member in lost {
-                    if let Some(netns) = found.remove(&member.key.uid) {
-                        member.move_to_keeping(netns);
-                        self.note(&member);
-                    }
-                }
-            }
-            Err(error) => self.log.error(&error, &[]),
-        }
-        self.verify_host().await;
-        let (looked, repaired) = self.verify_pods(true).await;
-        let labels: [telemetry::Label<'_>; 3] =
-            [("pods", &self.members.all().len()), ("verified", &looked), ("repaired", &repaired)];
-        self.log.info("the pods of an earlier agent are taken over", &labels);
-    }
-
-    /// Pods of which an earlier agent kept a record, and those that carry the mark of one that kept none. Each is noted.
-    async fn known_before(self: &Arc<Self>) -> Vec<Member> {
-        let ambient = self.clone();
-        let read = tokio::task::spawn_blocking(move || ambient.read_records()).await;
-        let mut records = read.unwrap_or_else(|error| {
-            self.log.error(Failure::from(error), &[]);
-            HashMap::new()
-        });
-        let pods: Vec<_> = self.cluster.index().pods().cloned().collect();
-        let mut members = Vec::new();
-        for pod in pods.iter().filter(|pod| !self.config.rules.is_ztunnel(pod)) {
-            let enabled = pod.annotation(REDIRECTION) == Some(ENABLED) && !pod.is_terminal();
-            let mut member = match records.remove(pod.uid().unwrap_or_default()) {
-                Some((record, netns)) => {
-                    let mut member = Member::recorded(pod, &record);
-                    if let Some(netns) = netns {
-                        member.move_to_keeping(netns);
-                        member.given = record.netns.is_some_and(|place| place.given);
-                    }
-                    member
-                }
-                None if enabled => {
-                    let (mut member, _) = Member::of(pod);
-                    member.set_ips(pod.ips());
-                    member.state = State::Enrolled;
-                    member
-                }
-                None => continue,
-            };
-            member.listed = !pod.is_terminal();
-            let done = member.state == State::Enrolled;
-            member.ruled = done || member.state == State::Leaving;
-            (member.acked, member.probed) = (done, done && !member.ips.is_empty());
-            self.note(&member);
-            members.push(member);
-        }
-        members
-    }
-
-    /// What the agent before has kept, with the namespace of each pod that is still where it was. Records of pods that are gone are removed.
-    fn read_records(&self) -> HashMap<String, (Record, Option<Netns>)> {
-        let (records, mut errors) = self.records.read();
-        let known: HashSet<String> =
-            self.cluster.index().pods().filter_map(|pod| pod.uid().map(str::to_owned)).collect();
-        errors.extend(self.records.sweep(|uid| known.contains(uid)));
-        errors.iter().for_each(|error| self.log.warn(error, &[]));
-        let records = records.into_iter().filter(|record| known.contains(&record.uid));
-        let reopened = records.map(|record| {
-            let netns = record.netns.as_ref().and_then(|place| self.reopen(place, &record.ips));
-            (record.uid.clone(), (record, netns))
-        });
-        reopened.collect()
-    }
-
-    /// The namespace of a record, if its path still leads there and it is still the pod's.
-    fn reopen(&self, place: &Place, ips: &[IpAddr]) -> Option<Netns> {
-        let netns = Netns::open(&place.path).ok().filter(|netns| netns.id() == place.id())?;
-        let host = self.host().ok()?.id();
-        netns::find::belongs_to(&netns, host, ips, &finder::addresses).ok()?;
-        Some(netns)
-    }
-
     /// Verifies until the task is aborted.
     pub(super) async fn verify(self: Arc<Self>) {
         loop {
@@ -137,13 +50,10 @@ impl Ambient {
                 let Some(mut member) = self.members.get(&member.key.uid) else { continue };
                 member.move_to_keeping(netns);
                 self.note(&member);
+                self.keep(&member).await;
                 self.log
                     .info("the namespace of a pod in the mesh is found", &[("pod", &pod_text(&member.key))]);
-                if let Some(netns) = member.netns.clone()
-                    && let Err(error) = self.ztunnels.add(member.workload(), netns).await
-                {
-                    self.log.warn(&error, &[("pod", &pod_text(&member.key))]);
-                }
+                self.queue.push(member.key);
             }
         }
         self.push_misplaced();
@@ -172,8 +82,10 @@ impl Ambient {
                 let shown = facts.pod.annotation(REDIRECTION);
                 let settled = match self.config.rules.desired(&facts) {
                     Desired::In => state == Some(State::Enrolled) && shown == Some(ENABLED),
-                    Desired::Out(_) => matches!(state, None | Some(State::Draining)) && shown.is_none(),
-                    Desired::Ended => state.is_none() && shown.is_none(),
+                    Desired::Out(_) => {
+                        matches!(state, None | Some(State::Draining)) && !shown.is_some_and(desired::claims)
+                    }
+                    Desired::Ended => state.is_none() && !shown.is_some_and(desired::claims),
                     Desired::Unknown => true,
                 };
                 if !settled {
@@ -191,7 +103,8 @@ impl Ambient {
         }
     }
 
-    async fn verify_host(self: &Arc<Self>) {
+    /// Whether the node's namespace is as it should be now.
+    pub(super) async fn verify_host(self: &Arc<Self>) -> bool {
         let ambient = self.clone();
         let verify = move || ambient.host().map(|host| host.verify(|| ambient.addresses()));
         match self.in_kernel(verify).await {
@@ -205,11 +118,13 @@ impl Ambient {
                     let labels: [telemetry::Label<'_>; 1] = [("addresses", &repaired.members)];
                     self.log.warn("the addresses for host probes differed and are put right", &labels);
                 }
+                return true;
             }
             Ok(Ok(Err(error))) => self.log.error(&error, &[]),
             Ok(Err(error)) => self.log.error(&error, &[]),
             Err(error) => self.log.error(&error, &[]),
         }
+        false
     }
 
     /// What the host's sets should hold, and whether that is all: somebody may be in them whose address is not known any more (AA-61).
@@ -228,7 +143,7 @@ impl Ambient {
     }
 
     /// Compares the rules of every pod; gives how many were looked at and how many were repaired.
-    async fn verify_pods(self: &Arc<Self>, starting: bool) -> (usize, usize) {
+    pub(super) async fn verify_pods(self: &Arc<Self>, starting: bool) -> (usize, usize) {
         let members: Vec<Member> =
             self.members.all().into_iter().filter(|member| member.ruled && member.netns.is_some()).collect();
         let looked = members.len();
@@ -255,37 +170,86 @@ impl Ambient {
             return false;
         };
         // What is on its way out, or was when an agent before this one ended, gets nothing back.
-        if Self::is_gone(&member) || !self.belongs_in(&member) {
+        if !self.belongs_in(&member) {
+            return false;
+        }
+        if Self::is_gone(&member) {
+            self.miss_sandbox(member);
             return false;
         }
         let pod = pod_text(&member.key);
-        if starting && !self.config.reconcile {
-            match self.differences(&member).await {
-                Ok(0) => {}
-                Ok(count) => {
-                    self.metrics.drifted();
-                    let text = "the rules of a pod differ; AMBIENT_RECONCILE_POD_RULES_ON_STARTUP is off";
-                    self.log.warn(text, &[("pod", &pod), ("differences", &count)]);
+        let (look, repaired) = if starting && !self.config.reconcile {
+            (self.compare(&member).await, false)
+        } else {
+            match self.repair(&mut member).await {
+                Ok(Some(applied))
+                    if applied.rules != Change::None || applied.moved || applied.routing > 0 =>
+                {
+                    self.metrics.repaired("pod-rules", 1);
+                    self.log.warn("the rules of a pod differed and are put right", &[("pod", &pod)]);
+                    (Ok(Look::AsPlanned), true)
                 }
-                Err(error) => self.log.error(&error, &[("pod", &pod)]),
+                Ok(_) => {
+                    self.log.settled(&[("pod", &pod)]);
+                    (Ok(Look::AsPlanned), false)
+                }
+                Err(error) => (Err(error), false),
             }
-            return false;
+        };
+        let look = look.unwrap_or_else(|error| {
+            self.log.error(&error, &[("pod", &pod)]);
+            self.troubles.note(&uid, error.reason());
+            Look::Unknown
+        });
+        self.looked(member, look);
+        repaired
+    }
+
+    /// Notes what a look at a pod's rules showed. Work is asked for where that is not what it should be.
+    fn looked(&self, mut member: Member, look: Look) {
+        (member.look, member.missed) = (look, false);
+        if look == Look::Unknown && matches!(member.state, State::Unconfirmed | State::Enrolled) {
+            member.state = State::Pending;
         }
-        match self.repair(&mut member).await {
-            Ok(Some(applied)) if applied.rules != Change::None || applied.moved || applied.routing > 0 => {
-                self.metrics.repaired("pod-rules", 1);
-                self.log.warn("the rules of a pod differed and are put right", &[("pod", &pod)]);
-                true
-            }
-            Ok(_) => {
-                self.log.settled(&[("pod", &pod)]);
-                false
-            }
-            Err(error) => {
-                self.log.error(&error, &[("pod", &pod)]);
-                false
-            }
+        self.note(&member);
+        if look == Look::Unknown {
+            self.queue.push(member.key);
         }
+    }
+
+    /// The sandbox is gone. A pod that is being deleted is gone soon, too; of another one the runtime has made a sandbox without telling us.
+    fn miss_sandbox(&self, mut member: Member) {
+        if member.missed {
+            member.state = State::Pending;
+            self.queue.push(member.key.clone());
+        }
+        member.missed = true;
+        self.note(&member);
+    }
+
+    /// Looks at the rules without touching them.
+    async fn compare(&self, member: &Member) -> Result<Look, Failure> {
+        let differences = self.differences(member).await?;
+        if differences.is_empty() {
+            return Ok(Look::AsPlanned);
+        }
+        self.metrics.drifted();
+        let absent = |difference: &Difference| {
+            use Difference::{MissingChain, MissingRouting, MissingRule, MissingTable};
+            matches!(
+                difference,
+                MissingTable { .. } | MissingChain { .. } | MissingRule { .. } | MissingRouting { .. }
+            )
+        };
+        if differences.iter().all(absent) {
+            // Not of another layout: gone, or never there.
+            return Ok(Look::Unknown);
+        }
+        let text = "the rules of a pod differ; AMBIENT_RECONCILE_POD_RULES_ON_STARTUP is off";
+        let labels: [telemetry::Label<'_>; 2] =
+            [("pod", &pod_text(&member.key)), ("differences", &differences.len())];
+        self.log.warn(text, &labels);
+        Ok(Look::Left)
     }
 
     fn belongs_in(&self, member: &Member) -> bool {
@@ -295,17 +259,17 @@ impl Ambient {
         facts.is_some_and(|facts| matches!(self.config.rules.desired(&facts), Desired::In | Desired::Unknown))
     }
 
-    /// How many differences there are between a pod's namespace and its plan. Where there is none the plan is what was applied.
-    pub(super) async fn differences(&self, member: &Member) -> Result<usize, Failure> {
-        let Some(netns) = member.netns.clone() else { return Ok(0) };
+    /// The differences between a pod's namespace and its plan. Where there is none the plan is what was applied.
+    pub(super) async fn differences(&self, member: &Member) -> Result<Vec<Difference>, Failure> {
+        let Some(netns) = member.netns.clone() else { return Ok(Vec::new()) };
         let (backends, backend) = (self.backends.clone(), self.host()?.backend());
         let plan = plan_pod(&self.config.node, &member.options, backend);
         let (evidence, subject) = (self.evidence.clone(), Subject::of(member));
         let found = self.in_kernel(move || {
             let observe = |inside: &netns::Inside| {
-                let found = backends.kernel().observe(inside, &plan)?.len();
+                let found = backends.kernel().observe(inside, &plan)?;
                 let as_planned =
-                    (found == 0).then(|| evidence.record(inside, backends.kernel(), &plan, &subject));
+                    found.is_empty().then(|| evidence.record(inside, backends.kernel(), &plan, &subject));
                 Ok((found, as_planned.flatten()))
             };
             netns.enter(observe)?.map_err(|error: kernel::Error| Failure::Rules(kernel::chain_text(&error)))

@@ -3,18 +3,18 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cluster::PodKey;
 use cluster::write::EventText;
 use facts::Facts;
 
 use super::Ambient;
-use super::desired::{Desired, ENABLED, PENDING, REDIRECTION};
+use super::desired::{self, Desired, ENABLED, PENDING, REDIRECTION};
 use super::enrol::{Place, pod_text};
 use super::failure::{Again, Failure};
 use super::leave::Ending;
-use super::members::{Member, State};
+use super::members::{Look, Member, State};
 
 /// Tasks that work. Most of a pod's time is waiting for ztunnel or the API server.
 const WORKERS: usize = 8;
@@ -46,10 +46,11 @@ impl Ambient {
             match self.reconcile(running.key()).await {
                 Ok(()) => {
                     self.log.settled(&[("pod", &pod_text(running.key()))]);
+                    self.troubles.solved(&running.key().uid, Instant::now());
                     running.done();
                 }
                 Err(failure) => {
-                    self.tell(running.key(), &failure).await;
+                    self.tell(running.key(), &failure, running.attempt()).await;
                     match failure.again() {
                         Again::Backoff => running.retry(),
                         Again::OnChange => running.done(),
@@ -70,6 +71,7 @@ impl Ambient {
         let facts = facts.filter(|facts| facts.pod.uid() == Some(&*key.uid));
         let Some(facts) = facts else {
             self.metrics.reconciled("delete");
+            self.troubles.forget(&key.uid);
             return self.leave(key, None, Ending::Gone, "it is deleted").await;
         };
         self.metrics.reconciled(if self.seen(key) { "update" } else { "add" });
@@ -87,44 +89,72 @@ impl Ambient {
 
     async fn keep_in(&self, key: &PodKey, facts: &Facts) -> Result<(), Failure> {
         let ips = facts.pod.ips();
+        if let Err(failure) = self.refuse(facts, &ips) {
+            return self.show_out(key, facts, failure).await;
+        }
         let known = self.members.get(&key.uid);
-        if let Some(mut member) = known.clone().filter(|member| member.state == State::Enrolled) {
-            self.follow_addresses(&mut member, &ips)?;
+        if let Some(mut member) = known.clone().filter(|member| self.holds(member)) {
+            if let Err(failure) = self.follow_addresses(&mut member, &ips) {
+                return self.show_out(key, facts, failure).await;
+            }
             self.keep(&member).await;
-            return self.mark(member, facts, ENABLED).await;
+            return match member.state {
+                State::Enrolled => self.mark(member, facts, Some(ENABLED)).await,
+                _ => Ok(()),
+            };
         }
         // An event of the plugin comes before the status has an address; what it said holds until then.
         let usable = known.as_ref().is_some_and(|member| !member.ips.is_empty() && !Self::is_gone(member));
         if ips.is_empty() && !usable {
-            if let Some(member) = known.filter(Self::is_gone) {
+            if let Some(member) = known.clone().filter(Self::is_gone) {
                 return self.forget_sandbox(member).await;
             }
-            return self.unmark(key, facts).await;
+            // Whoever wrote an annotation that such a pod has: it is not seen to be in.
+            let member = known.unwrap_or_else(|| Member::of(&facts.pod).0);
+            return self.mark(member, facts, None).await;
         }
         match self.enrol(key, facts, &ips, Place::Running).await {
-            Ok(member) => self.mark(member, facts, ENABLED).await,
-            Err(failure) => {
-                if let Some(member) = self.members.get(&key.uid).filter(|member| member.ruled) {
-                    self.mark(member, facts, PENDING).await?;
-                }
-                Err(failure)
-            }
+            Ok(member) => self.mark(member, facts, Some(ENABLED)).await,
+            Err(failure) => self.show_out(key, facts, failure).await,
         }
     }
 
-    /// A pod that an earlier agent has marked and whose sandbox was given up since: the mark is not true any more.
-    async fn unmark(&self, key: &PodKey, facts: &Facts) -> Result<(), Failure> {
-        let shown = facts.pod.annotation(REDIRECTION);
-        if self.members.get(&key.uid).is_some() || !matches!(shown, Some(ENABLED | PENDING)) {
-            return Ok(());
+    /// Whether nothing is to be done on a pod but to follow its addresses: it is in, or it was and only the answer of a ztunnel is missing that is
+    /// still to come, or its rules are to be left as they are.
+    fn holds(&self, member: &Member) -> bool {
+        let waits = match member.look {
+            Look::Unknown => false,
+            Look::AsPlanned => !self.ztunnels.is_informed(),
+            Look::Left => true,
+        };
+        let unconfirmed = member.state == State::Unconfirmed && waits;
+        member.state == State::Enrolled || (unconfirmed && member.netns.is_some() && !Self::is_gone(member))
+    }
+
+    /// A look at the pod or a try failed: what says that it is in does so no longer, whoever wrote it.
+    async fn show_out(&self, key: &PodKey, facts: &Facts, failure: Failure) -> Result<(), Failure> {
+        let known = self.members.get(&key.uid);
+        let unconfirmed = known.as_ref().is_some_and(|member| member.state == State::Unconfirmed);
+        if unconfirmed && failure.is_absence() {
+            return Err(failure);
         }
-        let mut member = self.member(key, facts);
-        self.annotate(&mut member, None).await
+        let mut member = match known {
+            Some(member) => member,
+            None => Member::of(&facts.pod).0,
+        };
+        if matches!(member.state, State::Unconfirmed | State::Enrolled) {
+            member.state = State::Pending;
+            self.note(&member);
+        }
+        let ruled = member.look == Look::AsPlanned && !failure.is_refusal();
+        self.mark(member, facts, ruled.then_some(PENDING)).await?;
+        Err(failure)
     }
 
     /// The runtime gave a sandbox up: nothing of ours is left of it, and the next one is announced.
     async fn forget_sandbox(&self, mut member: Member) -> Result<(), Failure> {
-        (member.probed, member.listed, member.acked) = (false, false, false);
+        (member.probed, member.listed) = (false, false);
+        member.acked.set(false);
         self.note(&member);
         self.host()?.remove(&member.ips, &member.key.uid)?;
         self.ztunnels.remove(&member.key.uid).await?;
@@ -153,14 +183,23 @@ impl Ambient {
         Ok(())
     }
 
-    /// Lets the pod carry the annotation, which is true by now; also if somebody has changed it since.
-    async fn mark(&self, mut member: Member, facts: &Facts, value: &'static str) -> Result<(), Failure> {
+    /// Lets the pod carry the annotation that is true by now, or none of ours; also if somebody has changed it since.
+    async fn mark(
+        &self,
+        mut member: Member,
+        facts: &Facts,
+        value: Option<&'static str>,
+    ) -> Result<(), Failure> {
         let shown = facts.pod.annotation(REDIRECTION);
         let settled = member.annotated.is_none_or(|at| at.elapsed() > SETTLED);
-        if settled && shown != Some(value) {
+        if settled && shown != value {
             member.annotation = shown.map(str::to_owned);
         }
-        self.annotate(&mut member, Some(value)).await
+        // Another value says of itself that the pod is not in.
+        if value.is_none() && !member.annotation.as_deref().is_some_and(desired::claims) {
+            return Ok(());
+        }
+        self.annotate(&mut member, value).await
     }
 
     /// Whether the pod has been worked on before.
@@ -173,10 +212,11 @@ impl Ambient {
     }
 
     /// The log hears of each failure, the pod's events of those that somebody has to do something about.
-    async fn tell(&self, key: &PodKey, failure: &Failure) {
+    async fn tell(&self, key: &PodKey, failure: &Failure, attempt: u32) {
         self.log.warn(failure, &[("pod", &pod_text(key))]);
+        self.troubles.note(&key.uid, failure.reason());
         let text = failure.to_string();
-        if failure.again() == Again::OnChange && self.is_news(key, &text) {
+        if failure.is_for_events(attempt) && self.troubles.is_news(&key.uid, &text, Instant::now()) {
             let event = EventText { warning: true, reason: REASON, message: &text, component: COMPONENT };
             if let Some(writer) = &self.writer
                 && let Err(error) = writer.create_event(key, event).await
@@ -184,14 +224,5 @@ impl Ambient {
                 self.log.warn(&error, &[("pod", &pod_text(key))]);
             }
         }
-    }
-
-    /// Whether the pod's last event said something else.
-    fn is_news(&self, key: &PodKey, text: &str) -> bool {
-        let mut told = self.told.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if told.len() > 1000 {
-            told.clear();
-        }
-        told.insert(key.uid.clone(), text.to_owned()).is_none_or(|before| before != text)
     }
 }

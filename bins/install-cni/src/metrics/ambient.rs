@@ -1,5 +1,7 @@
 //! What ambient mode counts: the original's by their names and labels (AA-121), then ours.
 
+use std::collections::BTreeMap;
+
 use prometheus::{
     HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
@@ -12,6 +14,7 @@ pub(crate) struct AmbientMetrics {
     requests: IntCounterVec,
     connected: IntGauge,
     pods: IntGaugeVec,
+    outside: IntGaugeVec,
     enrolment: HistogramVec,
     messages: IntCounterVec,
     acks: HistogramVec,
@@ -48,6 +51,14 @@ impl AmbientMetrics {
             "Connections through ztunnel that were ended because their pod left the mesh and its time to drain was over",
         )?;
         registry.register(Box::new(ended.clone()))?;
+        let outside = IntGaugeVec::new(
+            Opts::new(
+                "istio_cni_ambient_pods_outside",
+                "Pods that should be in the mesh and are not, by why",
+            ),
+            &["reason"],
+        )?;
+        registry.register(Box::new(outside.clone()))?;
         Ok(Self {
             events: counter(
                 "nodeagent_reconcile_events_total",
@@ -61,6 +72,7 @@ impl AmbientMetrics {
             )?,
             connected,
             pods,
+            outside,
             enrolment: histogram(
                 "istio_cni_ambient_enrolment_duration_seconds",
                 "Seconds from the event to a pod that is wholly in the mesh",
@@ -107,6 +119,17 @@ impl super::Metrics {
     pub(crate) fn ambient_pods(&self, state: &str, pods: usize) {
         if let Some(ambient) = &self.ambient {
             ambient.pods.with_label_values(&[state]).set(i64::try_from(pods).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// So many pods should be in the mesh and are not, by why.
+    pub(crate) fn ambient_pods_outside(&self, pods: &BTreeMap<&'static str, usize>) {
+        if let Some(ambient) = &self.ambient {
+            ambient.outside.reset();
+            for (reason, pods) in pods {
+                let pods = i64::try_from(*pods).unwrap_or(i64::MAX);
+                ambient.outside.with_label_values(&[reason]).set(pods);
+            }
         }
     }
 

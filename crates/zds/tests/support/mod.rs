@@ -15,7 +15,10 @@ use zds::{AddError, Entry, Event, Listener, NetnsFd, Snapshot, Workload, Ztunnel
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Default)]
-struct Pods(Mutex<BTreeMap<String, (Workload, Option<NetnsFd>)>>);
+struct Pods(Mutex<BTreeMap<String, (Workload, Option<NetnsFd>)>>, Mutex<Vec<Told>>);
+
+/// A pod by its name, whether its namespace went along, and what the ztunnel said to it.
+pub(crate) type Told = (String, bool, Result<(), String>);
 
 impl Snapshot for Pods {
     fn entries(&self) -> Vec<Entry> {
@@ -23,6 +26,11 @@ impl Snapshot for Pods {
         pods.values()
             .map(|(workload, netns)| Entry { workload: workload.clone(), netns: netns.clone() })
             .collect()
+    }
+
+    fn answered(&self, entry: &Entry, result: Result<(), &str>) {
+        let result = result.map_err(str::to_owned);
+        self.1.lock().unwrap().push((entry.workload.name.clone(), entry.netns.is_some(), result));
     }
 }
 
@@ -87,6 +95,13 @@ impl Server {
     pub(crate) async fn add(&self, name: &str, netns: &TestNetns) -> Result<(), AddError> {
         self.enrol(name, Some(netns));
         self.ztunnels.add(workload(name), descriptor(netns)).await
+    }
+
+    /// What ztunnels said to pods that nobody handed them just then, sorted.
+    pub(crate) fn told(&self) -> Vec<Told> {
+        let mut told = self.pods.1.lock().unwrap().clone();
+        told.sort();
+        told
     }
 
     pub(crate) fn events(&self) -> Vec<Event> {

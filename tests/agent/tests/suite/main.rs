@@ -14,6 +14,7 @@ mod mesh_check;
 mod mesh_drain;
 mod mesh_faults;
 mod mesh_records;
+mod mesh_truth;
 mod socket;
 mod sources;
 mod surroundings;

@@ -105,7 +105,7 @@ fn a_pod_whose_namespace_is_not_found_keeps_its_ztunnel() {
     std::thread::sleep(Duration::from_secs(1));
     assert!(pod.is_ruled().unwrap());
     assert!(ztunnel.workloads().contains_key(&pod.uid), "{}", agent.log().text());
-    assert_eq!(mesh.annotation(&pod).as_deref(), Some("enabled"));
+    assert_eq!(mesh.annotation(&pod), None, "others must not rely on it");
     mesh.run(&pod).unwrap();
     wait_out(&mesh, &pod).unwrap();
     assert!(ztunnel.workloads().is_empty());

@@ -1,0 +1,42 @@
+//! How many pods are in the mesh, and how many should be and are not: counted when it is asked, from what is wanted and what was seen.
+
+use std::collections::BTreeMap;
+
+use super::Ambient;
+use super::desired::Desired;
+use super::failure::reason;
+use super::members::State;
+
+impl Ambient {
+    /// Lets /metrics say how it is now.
+    pub(crate) fn count(&self) {
+        let mut outside: BTreeMap<&'static str, usize> = BTreeMap::new();
+        let mut homeless = 0;
+        {
+            let index = self.cluster.index();
+            for facts in index.pods().filter_map(|pod| index.facts(pod.namespace(), pod.name())) {
+                let uid = facts.pod.uid().unwrap_or_default();
+                let state = self.members.state(uid);
+                if state == Some(State::Enrolled) || self.config.rules.desired(&facts) != Desired::In {
+                    continue;
+                }
+                let trouble = self.troubles.reason(uid);
+                // One whose sandbox is still to be made misses nothing.
+                if state.is_none() && trouble.is_none() && !facts.pod.is_running() {
+                    continue;
+                }
+                let without = match state {
+                    Some(State::Unconfirmed) => reason::UNCONFIRMED,
+                    _ => reason::STARTING,
+                };
+                *outside.entry(trouble.unwrap_or(without)).or_default() += 1;
+                homeless += usize::from(state.is_none());
+            }
+        }
+        for state in State::ALL {
+            let more = if state == State::Pending { homeless } else { 0 };
+            self.metrics.ambient_pods(state.name(), self.members.count(state) + more);
+        }
+        self.metrics.ambient_pods_outside(&outside);
+    }
+}

@@ -1,0 +1,123 @@
+//! What an agent before this one left: records, annotations, rules.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use facts::Object;
+use netns::Netns;
+
+use super::Ambient;
+use super::desired::{ENABLED, REDIRECTION};
+use super::failure::Failure;
+use super::finder;
+use super::members::{Member, State};
+use super::record::{Place, Record};
+
+/// A record, and the namespace of it if that is still where it was.
+type Kept = (Record, Option<Netns>);
+
+impl Ambient {
+    /// The pods that an earlier agent enrolled (AA-60 to AA-64): every one of them is a member before the first ztunnel is served, with its
+    /// namespace if it can be found and without it otherwise, so that no failure makes a ztunnel let go of a pod. None is in the mesh by that:
+    /// its rules are looked at here, and a ztunnel is to take it.
+    pub(super) async fn take_over(self: &Arc<Self>) {
+        let mut lost = self.known_before().await;
+        lost.retain(|member| member.netns.is_none());
+        match self.finder.find_all(self, lost.iter().map(|lost| lost.wanted(&lost.ips)).collect()).await {
+            Ok(mut found) => {
+                for mut member in lost {
+                    if let Some(netns) = found.remove(&member.key.uid) {
+                        member.move_to_keeping(netns);
+                        self.note(&member);
+                    }
+                }
+            }
+            Err(error) => self.log.error(&error, &[]),
+        }
+        if !self.verify_host().await {
+            for mut member in self.members.all() {
+                member.probed = false;
+                self.note(&member);
+            }
+        }
+        let (looked, repaired) = self.verify_pods(true).await;
+        let labels: [telemetry::Label<'_>; 3] =
+            [("pods", &self.members.all().len()), ("verified", &looked), ("repaired", &repaired)];
+        self.log.info("the pods of an earlier agent are taken over", &labels);
+    }
+
+    /// Pods of which an earlier agent kept a record, and those that carry the mark of one that kept none. Each is noted.
+    async fn known_before(self: &Arc<Self>) -> Vec<Member> {
+        let ambient = self.clone();
+        let read = tokio::task::spawn_blocking(move || ambient.read_records()).await;
+        let mut records = read.unwrap_or_else(|error| {
+            self.log.error(Failure::from(error), &[]);
+            HashMap::new()
+        });
+        let pods: Vec<_> = self.cluster.index().pods().cloned().collect();
+        let mut members = Vec::new();
+        for pod in pods.iter().filter(|pod| !self.config.rules.is_ztunnel(pod)) {
+            let kept = records.remove(pod.uid().unwrap_or_default());
+            if let Some(member) = self.known_pod(pod, kept) {
+                self.note(&member);
+                members.push(member);
+            }
+        }
+        members
+    }
+
+    fn known_pod(&self, pod: &Object, kept: Option<Kept>) -> Option<Member> {
+        let facts = self.cluster.index().facts(pod.namespace(), pod.name());
+        let refused = facts.is_some_and(|facts| self.refuse(&facts, &pod.ips()).is_err());
+        let mut member = match kept {
+            Some((record, netns)) => {
+                let mut member = Member::recorded(pod, &record);
+                if let Some(netns) = netns {
+                    member.move_to_keeping(netns);
+                    member.given = record.netns.is_some_and(|place| place.given);
+                }
+                member
+            }
+            // An annotation is a reason to look, and no more.
+            None if pod.annotation(REDIRECTION) == Some(ENABLED) && !pod.is_terminal() && !refused => {
+                let (mut member, _) = Member::of(pod);
+                member.set_ips(pod.ips());
+                member.state = State::Unconfirmed;
+                member
+            }
+            None => return None,
+        };
+        if refused && member.state == State::Unconfirmed {
+            member.state = State::Pending;
+        }
+        member.listed = !pod.is_terminal();
+        member.ruled = matches!(member.state, State::Unconfirmed | State::Leaving);
+        // The node's sets are made so before anything else is done.
+        member.probed = !member.ips.is_empty() && member.state == State::Unconfirmed;
+        Some(member)
+    }
+
+    /// What the agent before has kept, with the namespace of each pod that is still where it was. Records of pods that are gone are removed.
+    fn read_records(&self) -> HashMap<String, Kept> {
+        let (records, mut errors) = self.records.read();
+        let known: HashSet<String> =
+            self.cluster.index().pods().filter_map(|pod| pod.uid().map(str::to_owned)).collect();
+        errors.extend(self.records.sweep(|uid| known.contains(uid)));
+        errors.iter().for_each(|error| self.log.warn(error, &[]));
+        let records = records.into_iter().filter(|record| known.contains(&record.uid));
+        let reopened = records.map(|record| {
+            let netns = record.netns.as_ref().and_then(|place| self.reopen(place, &record.ips));
+            (record.uid.clone(), (record, netns))
+        });
+        reopened.collect()
+    }
+
+    /// The namespace of a record, if its path still leads there and it is still the pod's.
+    fn reopen(&self, place: &Place, ips: &[IpAddr]) -> Option<Netns> {
+        let netns = Netns::open(&place.path).ok().filter(|netns| netns.id() == place.id())?;
+        let host = self.host().ok()?.id();
+        netns::find::belongs_to(&netns, host, ips, &finder::addresses).ok()?;
+        Some(netns)
+    }
+}
