@@ -30,7 +30,7 @@ build: setup ## the programs as they ship: static, optimized
 	@ls -l "$(release_dir)"/{istio-cni,istio-iptables,cnictl,install-cni}
 
 demo: build ## a private node, pods, real connections: what is captured and what is not
-	ISTIO_CNI_BIN_DIR="$(release_dir)" cargo run --quiet -p demo
+	ISTIO_CNI_BIN_DIR="$(release_dir)" cargo run --quiet -p demo -- $(if $(ONLY),--only $(ONLY)) $(if $(BACKEND),--backend $(BACKEND))
 
 test: setup ## all tests (as root)
 	$(e2e_build)

@@ -164,8 +164,9 @@ pub fn evaluate<'a>(
 /// table. The kernel translates while the namespace has a nat base chain and something that needs connection tracking
 /// (`nf_nat_register_fn` and `nf_ct_netns_get`); rules of others may do both, and do not count here.
 #[must_use]
-pub fn translations_last(ruleset: &Ruleset, family: Family) -> bool {
-    if !ruleset.families().contains(&family) {
+pub fn translations_last(ruleset: &Ruleset, backend: Backend, family: Family) -> bool {
+    // As above: an inet table of nf_tables is there for both families.
+    if backend == Backend::Iptables && !ruleset.families().contains(&family) {
         return false;
     }
     let chains =

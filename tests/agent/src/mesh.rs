@@ -295,12 +295,23 @@ impl Mesh {
         Ok(elements.iter().map(pair).collect())
     }
 
-    /// Addresses that host probes are let through to.
+    /// Addresses that host probes are let through to, in whichever backend.
     ///
     /// # Errors
     /// As [`Mesh::members`].
     pub fn probes(&self) -> Result<BTreeMap<String, String>> {
-        self.members("istio-inpod-probes-v4")
+        const SET: &str = "istio-inpod-probes-v4";
+        let mut ipset = std::process::Command::new("ipset");
+        let listed = self.host.output(ipset.args(["list", SET]))?;
+        if !listed.status.success() {
+            return self.members(SET);
+        }
+        let text = String::from_utf8(listed.stdout)?;
+        let members = text.lines().filter_map(|line| {
+            let (address, uid) = line.split_once(" comment ")?;
+            Some((address.to_owned(), uid.trim_matches('"').to_owned()))
+        });
+        Ok(members.collect())
     }
 }
 
@@ -340,6 +351,16 @@ impl MeshPod {
         let nft = self.netns.run(std::process::Command::new("nft").args(["list", "tables"]))?;
         let iptables = self.netns.run(&mut std::process::Command::new("iptables-save"))?;
         Ok(nft.contains("istio-ambient-nat") || iptables.contains("ISTIO_"))
+    }
+
+    /// Whether what is new goes to ztunnel, by the rules of either backend.
+    ///
+    /// # Errors
+    /// A program fails.
+    pub fn is_redirected(&self) -> Result<bool> {
+        let nft = self.netns.run(std::process::Command::new("nft").args(["list", "ruleset"]))?;
+        let iptables = self.netns.run(&mut std::process::Command::new("iptables-save"))?;
+        Ok([nft, iptables].iter().any(|rules| rules.contains("15001")))
     }
 
     /// Whether the namespace has nothing of ours at all: rules, policy routing, routes.

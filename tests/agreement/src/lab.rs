@@ -57,7 +57,8 @@ impl Loader {
         }
     }
 
-    fn iptables(self) -> Iptables {
+    /// Its programs.
+    pub fn iptables(self) -> Iptables {
         match self {
             Self::Nft => Iptables::new(),
             Self::IptablesNft => Iptables::forced(Variant::Nft),

@@ -6,6 +6,7 @@
 //!
 //! Whether a connection went through ztunnel is not guessed from its phase: the relay that stands for ztunnel notes each client.
 
+mod held;
 mod loops;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -14,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use agent_tests::mesh::{MODE, Mesh, MeshPod};
-use agent_tests::{Agent, PATIENCE};
+use agent_tests::{Agent, PATIENCE, eventually};
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -24,11 +25,14 @@ use testkit::probe::{Listener, Listeners};
 use testkit::relay::Relay;
 use testkit::ztunnel::{Answer, Request, Script};
 
+use crate::backend::Backend;
 use crate::expectations::{APP, HTTPS, WORLD};
 use crate::node::wait_until_up;
 use crate::removal;
+pub(crate) use held::HeldReport;
+use held::{Echo, Held};
 pub(crate) use loops::LoopReport;
-use loops::{Attempt, Loops, Moments, Route};
+use loops::{Attempt, Loops, Moments, Phase, Route};
 
 /// How long connections run before the pod enters, while it is in the mesh, and after it has left.
 const PHASE: Duration = Duration::from_millis(700);
@@ -40,10 +44,13 @@ const PROBE: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 7, 127));
 /// What was observed.
 #[derive(Debug, Serialize)]
 pub(crate) struct AmbientReport {
+    pub(crate) backend: Backend,
     pub(crate) loops: Vec<LoopReport>,
+    /// Connections that were open all the while.
+    pub(crate) held: Vec<HeldReport>,
     /// From the label to the annotation that says that the pod is in.
     pub(crate) entered_ms: f64,
-    /// From the label's removal to that of the annotation.
+    /// From the label's removal until nothing new goes through ztunnel.
     pub(crate) left_ms: f64,
     /// Sources that the pod saw of probes while it was in the mesh.
     pub(crate) probe_sources: Vec<IpAddr>,
@@ -64,20 +71,28 @@ type Relays = Arc<Mutex<Option<Relay>>>;
 ///
 /// # Errors
 /// A step could not be done.
-pub(crate) fn run(programs: &Path) -> Result<AmbientReport> {
+pub(crate) fn run(programs: &Path, backend: Backend) -> Result<AmbientReport> {
     testkit::use_programs(programs);
     let scene = Scene::new()?;
     let namespaces = [&scene.mesh.host, &scene.world, &scene.pod.netns].map(removal::inode);
     let namespaces = namespaces.into_iter().collect::<Result<Vec<u64>>>()?;
-    let agent = scene.mesh.start()?;
+    let native = if backend == Backend::Nftables { "true" } else { "false" };
+    let agent = scene.mesh.agent().env("NATIVE_NFTABLES", native).ready()?;
     let relays = Relays::default();
     let ztunnel = scene.mesh.ztunnel_that(script(scene.pod.clone(), relays.clone()))?;
     ztunnel.wait_snapshot(PATIENCE)?;
-    let (attempts, moments) = scene.play()?;
+    let (attempts, moments, held) = scene.play(backend)?;
     let relay = relays.lock().unwrap_or_else(PoisonError::into_inner).take();
     let relay = relay.context("ztunnel was never told of the pod")?;
     let mut problems = relay.failures();
     let loops = LoopReport::all(&attempts, &moments, &relay.relayed(), &mut problems);
+    problems.extend(held.iter().filter_map(HeldReport::problem));
+    if relay.relayed().iter().filter(|one| held::is_held(one)).count() != 2 {
+        problems.push(
+            "of the connections that were held open ztunnel has to take those of the time in the mesh"
+                .to_owned(),
+        );
+    }
     let probe_sources = probe_sources(&attempts, &moments, &mut problems);
     problems
         .extend(ztunnel.violations().into_iter().map(|rule| format!("the agent's words to ztunnel: {rule}")));
@@ -89,7 +104,9 @@ pub(crate) fn run(programs: &Path) -> Result<AmbientReport> {
     problems.extend(removal::holders(&namespaces)?);
     let ms = |duration: Duration| duration.as_secs_f64() * 1000.0;
     Ok(AmbientReport {
+        backend,
         loops,
+        held,
         entered_ms: ms(entered),
         left_ms: ms(left),
         probe_sources,
@@ -149,6 +166,17 @@ fn end(agent: Agent, problems: &mut Vec<String>) -> Result<()> {
 // === impl AmbientReport ===
 
 impl AmbientReport {
+    /// How many ended by the pod's way in or out.
+    pub(crate) fn cut(&self) -> usize {
+        let held = self.held.iter().filter(|one| one.end.is_some()).count();
+        self.loops.iter().map(|one| one.cut.len()).sum::<usize>() + held
+    }
+
+    /// How many ended otherwise, or never began.
+    pub(crate) fn failed(&self) -> usize {
+        self.loops.iter().map(|one| one.failed.len()).sum()
+    }
+
     /// How many did what they have to.
     pub(crate) fn connections(&self) -> usize {
         let all = |one: &LoopReport| {
@@ -156,7 +184,7 @@ impl AmbientReport {
                 - one.cut.len()
                 - one.failed.len()
         };
-        self.loops.iter().map(all).sum()
+        self.loops.iter().map(all).sum::<usize>() + self.held.iter().filter(|one| one.end.is_none()).count()
     }
 }
 
@@ -199,28 +227,52 @@ impl Scene {
     }
 
     /// Lets connections run, labels the pod, takes the label away.
-    fn play(&self) -> Result<(Vec<Attempt>, Moments)> {
+    fn play(&self, backend: Backend) -> Result<(Vec<Attempt>, Moments, Vec<HeldReport>)> {
         let app = SocketAddr::new(self.pod.ip, APP);
         let _app = Listeners::start(&self.pod.netns, [Listener::tcp(APP)])?;
         let _world = Listeners::start(&self.world, [Listener::tcp(HTTPS)])?;
+        let _echoes = [Echo::start(&self.pod.netns)?, Echo::start(&self.world)?];
+        let mut held = self.hold(Phase::Before)?;
         let loops = Loops::new([
             (Route::Inbound, &self.world, app),
             (Route::Outbound, &self.pod.netns, SocketAddr::new(WORLD, HTTPS)),
             (Route::Probe, &self.mesh.host, app),
         ]);
-        loops.run_during(|| {
+        let (attempts, moments) = loops.run_during(|| {
             loops.let_run(PHASE);
             let labelled = Instant::now();
             self.label(Some("ambient"))?;
             self.mesh.wait_annotation(&self.pod, Some("enabled"))?;
             let inside = Instant::now();
+            let (rules, others) = backend.count_rules(&self.pod.netns)?;
+            ensure!(rules > 0 && others == 0, "{rules} rules by {}, {others} otherwise", backend.name());
+            held.extend(self.hold(Phase::Inside)?);
             loops.let_run(PHASE);
             let unlabelled = Instant::now();
             self.label(None)?;
-            self.mesh.wait_annotation(&self.pod, None)?;
+            self.wait_past_ztunnel()?;
             let outside = Instant::now();
             loops.let_run(PHASE);
             Ok(Moments { labelled, inside, unlabelled, outside })
+        })?;
+        Ok((attempts, moments, held.into_iter().map(Held::end).collect()))
+    }
+
+    /// Opens a connection in each direction and talks on it.
+    fn hold(&self, since: Phase) -> Result<Vec<Held>> {
+        Ok(vec![
+            Held::open(since, Route::Inbound, &self.world, self.pod.ip)?,
+            Held::open(since, Route::Outbound, &self.pod.netns, WORLD)?,
+        ])
+    }
+
+    /// The annotation goes first, what was open ends last; what is new is for neither.
+    fn wait_past_ztunnel(&self) -> Result<()> {
+        self.mesh.wait_annotation(&self.pod, None)?;
+        eventually("nothing new goes through ztunnel", PATIENCE, || {
+            ensure!(!self.pod.is_redirected()?, "the pod's rules redirect still");
+            ensure!(self.mesh.probes()?.is_empty(), "probes have the source that rules let through still");
+            Ok(())
         })
     }
 
@@ -238,9 +290,12 @@ impl Scene {
     /// What is left of the mesh in the pod and on the node.
     fn left(&self) -> Result<Vec<String>> {
         let mut left = Vec::new();
-        if !self.pod.is_clean()? {
-            left.push("the pod's namespace has something of the mesh still".to_owned());
-        }
+        // No connection through ztunnel is open any more.
+        let clean = || {
+            ensure!(self.pod.is_clean()?, "the pod's namespace has something of the mesh still");
+            Ok(())
+        };
+        left.extend(eventually("the pod is out", PATIENCE, clean).err().map(|error| format!("{error:#}")));
         left.extend(
             self.mesh.probes()?.keys().map(|ip| format!("{ip} is in the node's set of probes still")),
         );

@@ -9,7 +9,7 @@ use testkit::TestNetns;
 use testkit::rules::{Family, Variant};
 
 /// Where the rules are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Backend {
     Nftables,

@@ -24,13 +24,14 @@ use serde::Serialize;
 use testkit::probe::{Listener, Listeners};
 
 use crate::agent::{Agent, AgentReport, Original};
+use crate::ambient::AmbientReport;
 use crate::backend::Backend;
 use crate::checks::CheckReport;
 use crate::connections::{ConnectionReport, Places};
 use crate::expectations::{HTTPS, MYSQL, PODS};
 use crate::node::Node;
 use crate::pods::PodReport;
-use crate::removal::{Host, RemovalReport};
+use crate::removal::{Host, Made, RemovalReport};
 use crate::show::Screen;
 
 /// Shows what the plugin does: pods on a private node, and where their connections go.
@@ -45,6 +46,19 @@ struct Cli {
     bin_dir: PathBuf,
     #[arg(short, long, value_enum, default_value_t = Format::Text)]
     output: Format,
+    /// Plays this act alone
+    #[arg(long, value_enum)]
+    only: Option<Act>,
+    /// With one backend instead of both
+    #[arg(long, value_enum, requires = "only")]
+    backend: Option<Backend>,
+}
+
+/// What can be played by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Act {
+    /// A pod enters the mesh and leaves it while connections go on
+    Ambient,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -66,6 +80,8 @@ struct Report {
     checks: Option<CheckReport>,
     removal: RemovalReport,
 }
+
+const BACKENDS: [Backend; 2] = [Backend::Nftables, Backend::Iptables];
 
 /// How many pods start before somebody overwrites the conflist, and before the agent is killed.
 const STOMPED_AFTER: usize = 2;
@@ -106,6 +122,14 @@ fn run(cli: &Cli) -> Result<usize> {
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).context("become subreaper")?;
 
     let screen = Screen::new(cli.output == Format::Text);
+    if let Some(Act::Ambient) = cli.only {
+        let before = Host::observe()?;
+        let acts = play_ambient(cli.backend.as_ref().map_or(&BACKENDS, std::slice::from_ref), cli, screen)?;
+        let left = Host::observe()?.left_since(&before, &Made::default());
+        let problems = left.len() + acts.iter().map(|act| act.problems.len()).sum::<usize>();
+        screen.end(&left, problems, acts.iter().map(AmbientReport::connections).sum(), start.elapsed());
+        return finish(cli, problems, &serde_json::json!({ "left_on_host": left, "ambient": acts }));
+    }
     screen.heading(
         "A private node",
         "namespaces, the conflist of the reference plugin bridge, and install-cni, the node agent; pods from manifests",
@@ -113,28 +137,42 @@ fn run(cli: &Cli) -> Result<usize> {
     let before = Host::observe()?;
     let nftables = run_backend(Backend::Nftables, Detail::Full, &cli.bin_dir, screen)?;
     let iptables = run_backend(Backend::Iptables, Detail::Compact, &cli.bin_dir, screen)?;
-    screen.heading(
-        "Ambient mode",
-        "a pod is labelled into the mesh and out again, while connections go on; no sidecar, no restart",
-    );
-    let ambient = ambient::run(&cli.bin_dir)?;
-    screen.ambient(&ambient);
+    let ambient = play_ambient(&BACKENDS, cli, screen)?;
     let after = Host::observe()?;
     let left: Vec<String> = [&nftables, &iptables]
         .iter()
         .flat_map(|report| after.left_since(&before, &report.removal.made))
         .collect();
     let mut problems: usize = [&nftables, &iptables].iter().map(|report| report.problems()).sum();
-    problems += left.len() + ambient.problems.len();
-    let connections = nftables.connections.len() + iptables.connections.len() + ambient.connections();
+    problems += left.len() + ambient.iter().map(|act| act.problems.len()).sum::<usize>();
+    let connections = nftables.connections.len()
+        + iptables.connections.len()
+        + ambient.iter().map(AmbientReport::connections).sum::<usize>();
     screen.end(&left, problems, connections, start.elapsed());
+    let all =
+        serde_json::json!({ "left_on_host": left, "backends": [nftables, iptables], "ambient": ambient });
+    finish(cli, problems, &all)
+}
+
+fn play_ambient(backends: &[Backend], cli: &Cli, screen: Screen) -> Result<Vec<AmbientReport>> {
+    let mut acts = Vec::new();
+    for backend in backends {
+        screen.heading(
+            &format!("Ambient mode, {}", backend.name()),
+            "a pod is labelled into the mesh and out again, while connections go on; no sidecar, no restart",
+        );
+        let act = ambient::run(&cli.bin_dir, *backend)?;
+        screen.ambient(&act);
+        acts.push(act);
+    }
+    Ok(acts)
+}
+
+/// Writes the result for programs, if it is asked for, and gives the number of problems.
+fn finish(cli: &Cli, problems: usize, observed: &serde_json::Value) -> Result<usize> {
     if cli.output == Format::Json {
-        let all = serde_json::json!({
-            "ok": problems == 0,
-            "left_on_host": left,
-            "backends": [nftables, iptables],
-            "ambient": ambient,
-        });
+        let mut all = observed.clone();
+        all["ok"] = (problems == 0).into();
         serde_json::to_writer_pretty(std::io::stdout(), &all).context("write the result")?;
         println!();
     }

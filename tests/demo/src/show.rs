@@ -274,25 +274,25 @@ impl Screen {
         };
         let rows: Vec<Vec<Cell>> = std::iter::once(heads).chain(report.loops.iter().map(row)).collect();
         self.table(&rows).iter().for_each(|line| self.print(line));
-        let AmbientReport { entered_ms, left_ms, probe_sources, namespaces, problems, .. } = report;
+        let AmbientReport { entered_ms, left_ms, probe_sources, namespaces, problems, held, .. } = report;
         if problems.is_empty() {
             let sources: Vec<String> = probe_sources.iter().map(ToString::to_string).collect();
             self.good(&format!(
                 "in {entered_ms:.0} ms after the label, out {left_ms:.0} ms after its removal; every connection begun in between went through ztunnel"
             ));
             self.good(&format!(
+                "{} connections were held open meanwhile, from before the mesh and from inside; {} questions on them had their answers",
+                held.len(),
+                held.iter().map(|one| one.answers).sum::<usize>()
+            ));
+            self.good(&format!(
                 "probes went past it, from {} in the pod's eyes; nothing is left, {namespaces} namespaces are gone",
                 sources.join(", ")
             ));
         }
-        let cut = |one: &LoopReport| one.cut.len();
-        if report.loops.iter().any(|one| cut(one) > 0) {
-            self.line(&format!(
-                "  cut: {} that were open at the very moment when the rules came or went; NAT decides by a connection's first packet",
-                report.loops.iter().map(cut).sum::<usize>()
-            ));
-        }
         self.problems(problems);
+        let (cut, failed) = (report.cut(), report.failed());
+        self.line(&format!("  CUT {cut}  FAILED {failed}  with {}", report.backend.name()));
     }
 
     /// The last lines.

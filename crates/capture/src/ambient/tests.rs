@@ -305,12 +305,13 @@ fn a_drain_redirects_nothing_and_keeps_what_was_redirected() {
         let answer = Packet { ct_mark: REPLY_MARK, state: State::Established, ..outward(OTHER, 40_000) };
         assert_eq!(evaluate(rules, backend, &answer, Hook::Output, false).mark, REPLY_MARK);
         for family in [Family::V4, Family::V6] {
-            assert!(translations_last(rules, family), "{backend} {family:?}");
+            assert!(translations_last(rules, backend, family), "{backend} {family:?}");
             assert!(translations_last(
                 plan_pod(&NodeOptions::default(), &options, backend).ruleset().unwrap(),
+                backend,
                 family
             ));
-            assert!(!translations_last(&no_rules(), family));
+            assert!(!translations_last(&no_rules(), backend, family));
         }
         // What differs from a pod in the mesh is one table: with iptables each is a transaction of its own.
         let mesh = pod(&NodeOptions::default(), &options, backend);
@@ -319,9 +320,11 @@ fn a_drain_redirects_nothing_and_keeps_what_was_redirected() {
         assert_eq!(plan.steps.len(), plan_pod(&NodeOptions::default(), &options, backend).steps.len());
     }
     let v4_only = NodeOptions { ipv6: false, ..NodeOptions::default() };
-    let plan = plan_drain(&v4_only, &PodOptions::default(), Backend::Nftables);
-    let last = |family| translations_last(plan.ruleset().unwrap(), family);
-    assert_eq!((last(Family::V4), last(Family::V6)), (true, false));
+    for (backend, v6) in [(Backend::Nftables, true), (Backend::Iptables, false)] {
+        let plan = plan_drain(&v4_only, &PodOptions::default(), backend);
+        let last = |family| translations_last(plan.ruleset().unwrap(), backend, family);
+        assert_eq!((last(Family::V4), last(Family::V6)), (true, v6), "{backend}");
+    }
 }
 
 proptest! {

@@ -103,6 +103,7 @@ operator.istio.io/component: Cni
   "FAILURE_POLICY" $values.agent.failurePolicy
   "CAPTURE" $values.agent.capture
   "ADD_TIMEOUT" $values.agent.addTimeout
+  "DRAIN_TIMEOUT" $values.agent.drainTimeout
   "FACTS_TIMEOUT" $values.agent.factsTimeout
   "KERNEL_NETWORK_RUNTIME_CLASSES" (join "," $values.agent.kernelNetworkRuntimeClasses)
   "RUNTIME_ANNOTATIONS" $values.agent.runtimeAnnotations

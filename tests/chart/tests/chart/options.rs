@@ -48,6 +48,7 @@ const KNOWN: &[&str] = &[
     "SKIP_TLS_VERIFY",
     "ZTUNNEL_UDS_ADDRESS",
     "ADD_TIMEOUT",
+    "DRAIN_TIMEOUT",
     "CAPTURE",
     "CNI_CACHE_DIR",
     "CONFIG_DIR",
@@ -117,6 +118,7 @@ fn every_variable_is_one_that_the_agent_reads() {
         "agent.failurePolicy=open",
         "agent.capture=disabled",
         "agent.addTimeout=20s",
+        "agent.drainTimeout=10m",
         "agent.factsTimeout=10s",
         "agent.kernelNetworkRuntimeClasses={kata-host}",
         "agent.runtimeAnnotations=true",
@@ -128,7 +130,7 @@ fn every_variable_is_one_that_the_agent_reads() {
     for name in keys.iter().map(String::as_str).chain(variables) {
         assert!(KNOWN.contains(&name) || NOT_OPTIONS.contains(&name), "the agent does not read {name}");
     }
-    assert_eq!(keys.len(), ALWAYS.len() + 9, "{keys:?}");
+    assert_eq!(keys.len(), ALWAYS.len() + 10, "{keys:?}");
 }
 
 /// One value, what it renders.
@@ -155,6 +157,7 @@ fn each_value_sets_its_option() {
         ("agent.failurePolicy=closed", "FAILURE_POLICY", Some("closed")),
         ("agent.capture=disabled", "CAPTURE", Some("disabled")),
         ("agent.addTimeout=1m30s", "ADD_TIMEOUT", Some("1m30s")),
+        ("agent.drainTimeout=0s", "DRAIN_TIMEOUT", Some("0s")),
         ("agent.factsTimeout=500ms", "FACTS_TIMEOUT", Some("500ms")),
         ("agent.kernelNetworkRuntimeClasses={a,b}", "KERNEL_NETWORK_RUNTIME_CLASSES", Some("a,b")),
         ("agent.kernelNetworkRuntimeClasses=null", "KERNEL_NETWORK_RUNTIME_CLASSES", None),

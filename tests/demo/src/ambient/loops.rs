@@ -1,9 +1,8 @@
 //! Connections one after the other, and what became of them.
 //!
-//! NAT rules decide about a connection by its first packet. One that is open when they come has none any more: connection tracking begins
-//! with the rules and takes the next packet for a first one, so the connection ends up at a port of ztunnel that knows nothing of it. When
-//! they go, the kernel forgets the translation of those that are open. So a connection that spans the moment may be cut, at most one of
-//! each loop and change; it is counted apart. Every other failure is a problem.
+//! NAT rules decide about a connection by its first packet. One that is open when they come has none any more, and one that they redirected
+//! needs the kernel's translation to its end. So those that span the moment when rules come or go are where an agent can do harm: such a
+//! failure is counted apart, as a cut. Neither a cut nor any other failure may be.
 
 use std::io::Read as _;
 use std::net::{SocketAddr, TcpStream};
@@ -106,6 +105,15 @@ pub(crate) struct LoopReport {
 pub(crate) enum Change {
     Enters,
     Leaves,
+}
+
+impl Change {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Enters => "entered the mesh",
+            Self::Leaves => "left it",
+        }
+    }
 }
 
 /// A connection that a change ended.
@@ -282,6 +290,15 @@ impl LoopReport {
             problems.extend(
                 report.failed.iter().map(|how| format!("{}: a connection failed: {how}", route.text())),
             );
+            let cut = |cut: &Cut| {
+                format!(
+                    "{}: a connection was cut when the pod {}: {}",
+                    route.text(),
+                    cut.change.text(),
+                    cut.how
+                )
+            };
+            problems.extend(report.cut.iter().map(cut));
             report
         };
         routes.map(one).into()
@@ -315,10 +332,8 @@ impl LoopReport {
         if let Err(error) = &attempt.result {
             let how = format!("{}: {error}", moments.span(attempt));
             match moments.change_during(attempt, relayed) {
-                Some(change) if self.cut.iter().all(|cut| cut.change != change) => {
-                    self.cut.push(Cut { change, how });
-                }
-                _ => self.failed.push(how),
+                Some(change) => self.cut.push(Cut { change, how }),
+                None => self.failed.push(how),
             }
             return;
         }
