@@ -8,10 +8,10 @@ use std::fmt::Write;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use applied::{Applied, Key};
+use applied::{Applied, Key, Origin};
 use cni::Error;
-use kernel::Difference;
-use netns::Netns;
+use kernel::{Difference, Record};
+use netns::{Inside, Netns};
 use ruleset::Ruleset;
 
 use crate::failure::Failure;
@@ -107,13 +107,30 @@ impl Job {
 
     /// The differences, or why there is nothing to be said.
     fn compare(&self, netns: &Netns, applied: &Applied) -> Result<Vec<Difference>, String> {
-        let entered = netns.enter(|inside| {
+        let entered = netns.enter(|inside| -> Result<_, kernel::Error> {
             let record = applied.record.as_ref();
             let Some((record, owner)) = record.and_then(|record| Some((record, owner_of(&record.owner)?)))
             else {
                 return Ok(None);
             };
-            self.kernel().observe_record(inside, record, &owner)
+            let kernel = self.kernel();
+            let Some(mut differences) = kernel.observe_record(inside, record, &owner)? else {
+                return Ok(None);
+            };
+            // Rules of ours that are there twice capture all the same.
+            differences.retain(|difference| {
+                let twice = matches!(difference, Difference::OtherBackend { .. });
+                if twice {
+                    self.log.warn(&difference.to_string(), &[]);
+                }
+                !twice
+            });
+            // What is changed is lost, whatever shadows it.
+            let shadows = match &differences[..] {
+                [] => self.shadows(inside, record, &owner, &applied.origin)?,
+                _ => Vec::new(),
+            };
+            Ok(Some([differences, shadows].concat()))
         });
         match entered {
             Ok(Ok(Some(differences))) => Ok(differences),
@@ -121,6 +138,21 @@ impl Job {
             Ok(Err(error)) => Err(kernel::chain_text(&error)),
             Err(error) => Err(kernel::chain_text(&error)),
         }
+    }
+
+    /// The rules of others by which packets escape for certain; what may be so is logged.
+    pub(crate) fn shadows(
+        &self,
+        inside: &Inside,
+        record: &Record,
+        owner: &Ruleset,
+        origin: &Origin,
+    ) -> Result<Vec<Difference>, kernel::Error> {
+        let shadows = self.kernel().shadows(inside, record, owner, &origin.addresses, &self.ifname)?;
+        for text in shadows.possible.iter().take(SHOWN) {
+            self.log.warn(&format!("packets may escape capture: {}", cut(text)), &[]);
+        }
+        Ok(shadows.proven)
     }
 
     /// A record that says that rules were applied, and not which: lost is what is gone altogether.
@@ -177,8 +209,13 @@ fn unknown(failure: &Failure) -> Verdict {
 }
 
 /// The name and the known chains of whoever loads rules.
-fn owner_of(name: &str) -> Option<Ruleset> {
+pub(crate) fn owner_of(name: &str) -> Option<Ruleset> {
     [capture::plan::no_rules(), capture::ambient::no_rules()].into_iter().find(|owner| owner.owner == name)
+}
+
+/// What a repeated ADD tells of rules that shadow those that it has loaded.
+pub(crate) fn shadowed(differences: &[Difference]) -> String {
+    format!("packets escape capture by rules of others, {}", summary(differences, SHOWN_FIRST))
 }
 
 /// What the runtime is told of lost capture.
@@ -188,17 +225,20 @@ pub(crate) fn failure(differences: &[Difference], pod: &str) -> Error {
     Error::internal(message).with_details(details)
 }
 
+/// So much of a text as one line tells.
+fn cut(text: &str) -> String {
+    let end = text.floor_char_boundary(LONGEST);
+    if end < text.len() { format!("{}…", &text[..end]) } else { text.to_owned() }
+}
+
 /// How many differences, and the first of them.
 fn summary(differences: &[Difference], shown: usize) -> String {
     let count = differences.len();
     let mut text = format!("{count} difference{}", if count == 1 { "" } else { "s" });
     for (at, difference) in differences.iter().take(shown).enumerate() {
-        let difference = difference.to_string();
-        let end = difference.floor_char_boundary(LONGEST);
-        let (separator, cut) =
-            (if at == 0 { ": " } else { "; " }, if end < difference.len() { "…" } else { "" });
+        let separator = if at == 0 { ": " } else { "; " };
         // Writing to a String cannot fail.
-        let _ = write!(text, "{separator}{}{cut}", &difference[..end]);
+        let _ = write!(text, "{separator}{}", cut(&difference.to_string()));
     }
     if count > shown {
         let _ = write!(text, "; and {} more", count - shown);

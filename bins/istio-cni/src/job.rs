@@ -17,7 +17,7 @@ use crate::failure::Failure;
 use crate::plugin::Backends;
 use crate::progress::{Phase, Progress};
 use crate::sources::{Sources, run_dir};
-use crate::{groups, handover, plugin};
+use crate::{check, groups, handover, plugin};
 
 /// How long an ADD waits for another one that works in the same namespace. Two calls for one pod are rare (a second interface); a
 /// usual one takes milliseconds.
@@ -243,13 +243,14 @@ impl Job {
         let ipv6 = ipv6(inside, settings)?;
         let plan = |backend| capture::plan(settings, Facts { backend, ipv6 });
         let applied = self.kernel().apply(inside, plugin::choice(&self.conf), plan)?;
-        self.record(inside, &plan(applied.backend));
+        self.record(inside, &plan(applied.backend), applied.rules);
         Ok(applied)
     }
 
-    /// Without a record a later CHECK proves nothing; the pod is captured all the same.
-    fn record(&self, inside: &Inside, plan: &Plan) {
-        let (Some(run_dir), Some(record)) = (self.run_dir(), self.kernel().record(plan)) else { return };
+    /// Without a record a later CHECK proves nothing; the pod is captured all the same. In a namespace that had rules of ours before,
+    /// others may have put theirs before them since.
+    fn record(&self, inside: &Inside, plan: &Plan, change: Change) {
+        let Some(record) = self.kernel().record(plan) else { return };
         let origin = applied::Origin {
             netns: inside.id(),
             pod: self.pod_text(),
@@ -258,8 +259,23 @@ impl Job {
             addresses: self.result.ips.iter().map(|ip| ip.address.addr()).collect(),
         };
         let key = applied::Key::Attachment { container: &self.container, interface: &self.ifname };
-        if let Err(error) = applied::write(run_dir, key, &origin, &record) {
+        if let Some(run_dir) = self.run_dir()
+            && let Err(error) = applied::write(run_dir, key, &origin, &record)
+        {
             self.log.warn(&format!("CHECK will not know what was applied to this pod: {error}"), &[]);
+        }
+        if change == Change::Fresh {
+            return;
+        }
+        let Some(owner) = check::owner_of(&record.owner) else { return };
+        match self.shadows(inside, &record, &owner, &origin) {
+            Ok(shadows) if shadows.is_empty() => {}
+            Ok(shadows) => {
+                let text = check::shadowed(&shadows);
+                self.log.error(&text, &[]);
+                self.progress.set_remark(text);
+            }
+            Err(error) => self.log.warn(&kernel::chain_text(&error), &[]),
         }
     }
 

@@ -163,7 +163,7 @@ impl Plugin for IstioCni<'_> {
         let pod = job.pod_text();
         let (outcome, failure) = self.add_pod(job, &log);
         let error = failure.map(|failure| failure.into_cni(&format!("istio-cni could not set up pod {pod}")));
-        let text = error.as_ref().map_or_else(String::new, |error| error.msg.clone());
+        let text = error.as_ref().map_or_else(|| self.progress.take_remark(), |error| error.msg.clone());
         if outcome == Outcome::Uncaptured {
             log.error(&format!("pod starts WITHOUT CAPTURE, as failure_policy: open allows: {text}"), &[]);
         }

@@ -17,6 +17,7 @@ struct State {
     phases: Phases,
     waiting_for: &'static str,
     facts_source: &'static str,
+    remark: String,
 }
 
 /// A phase that has ended.
@@ -37,6 +38,7 @@ impl Progress {
             phases: Phases::default(),
             waiting_for: "its configuration",
             facts_source: "",
+            remark: String::new(),
         }))
     }
 
@@ -55,6 +57,16 @@ impl Progress {
 
     pub(crate) fn facts_source(&self) -> &'static str {
         self.state().facts_source
+    }
+
+    /// Notes what is wrong although the call succeeds.
+    pub(crate) fn set_remark(&self, remark: String) {
+        self.state().remark = remark;
+    }
+
+    /// Takes that note.
+    pub(crate) fn take_remark(&self) -> String {
+        std::mem::take(&mut self.state().remark)
     }
 
     /// Ends a phase; gives its milliseconds.

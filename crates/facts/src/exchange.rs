@@ -84,7 +84,8 @@ pub struct Report {
     pub seconds: f64,
     /// Seconds of each phase that was reached.
     pub phases: Phases,
-    /// The error, or for a pod that started uncaptured the reason; empty otherwise.
+    /// The error, or for a pod that started uncaptured the reason, or for one that is captured by rules that others shadow what does so; empty
+    /// otherwise.
     pub error: String,
 }
 

@@ -35,6 +35,7 @@ mod change;
 mod child;
 mod error;
 mod job;
+mod others;
 mod private;
 mod probe;
 mod program;
@@ -52,13 +53,13 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use netns::Inside;
-use ruleset::{Family, Ruleset};
+use ruleset::{Family, Ruleset, listed};
 
 pub use error::{Cause, Error, Failure};
 pub use program::Variant;
 pub use supervisor::{Supervisor, run_supervisor_if_asked};
 
-use crate::{Change, Difference, RuleStore};
+use crate::{Change, Difference, Listing, RuleStore};
 use child::Surroundings;
 use job::{Job, Report, Run};
 use probe::Present;
@@ -269,6 +270,25 @@ impl Iptables {
         }
     }
 
+    /// As [`RuleStore::observe`], in the variant that has the rules. Which one a setup would take now says nothing about what is lost: a
+    /// mere look by a legacy program makes tables, and the variant the next setup's.
+    fn observe_anywhere(&self, inside: &Inside, ruleset: &Ruleset) -> Result<Vec<Difference>, crate::Error> {
+        let mut best = self.observe(inside, ruleset);
+        for variant in VARIANTS.into_iter().filter(|_| self.forced.is_none()) {
+            if best.as_ref().is_ok_and(Vec::is_empty) {
+                break;
+            }
+            let search = self.search.clone();
+            let forced = Self { search, timeout: self.timeout, node: self.node, ..Self::forced(variant) };
+            if let Ok(found) = forced.observe(inside, ruleset)
+                && best.as_ref().map_or(usize::MAX, Vec::len) > found.len()
+            {
+                best = Ok(found);
+            }
+        }
+        best
+    }
+
     fn try_exists(&self, ruleset: &Ruleset) -> Result<bool, Error> {
         for family in FAMILIES {
             let present = Present::ask(family)?;
@@ -317,9 +337,18 @@ impl RuleStore for Iptables {
     ) -> Result<Option<Vec<Difference>>, crate::Error> {
         let text = std::str::from_utf8(record).ok();
         match text.and_then(|text| ruleset::iptables::read_record(text, owner)) {
-            Some(ruleset) => self.observe(inside, &ruleset).map(Some),
+            Some(ruleset) => self.observe_anywhere(inside, &ruleset).map(Some),
             None => Ok(None),
         }
+    }
+
+    fn tables(&self, owner: &Ruleset, record: &[u8]) -> Option<Vec<listed::Table>> {
+        let ruleset = ruleset::iptables::read_record(std::str::from_utf8(record).ok()?, owner)?;
+        Some(FAMILIES.into_iter().flat_map(|family| others::of_ruleset(&ruleset, family)).collect())
+    }
+
+    fn others(&self, _: &Inside, _: &Ruleset) -> Result<Listing, crate::Error> {
+        Ok(self.list_all()?)
     }
 }
 

@@ -14,13 +14,16 @@ pub mod nft;
 mod record;
 pub mod route;
 pub mod sets;
+mod shadow;
 pub mod sockets;
 
 pub use apply::{Applied, Choice, Incomplete, Kernel};
 pub use netlink::Error as NetlinkError;
 use netns::Inside;
 pub use record::Record;
+use ruleset::listed;
 use ruleset::{Backend, Ruleset};
+pub use shadow::{Listing, Shadows};
 
 /// What a backend does with rulesets. Every method is complete by itself: it may be called at any time, in any state of the
 /// namespace.
@@ -63,6 +66,16 @@ pub trait RuleStore: Sync {
         owner: &Ruleset,
         record: &[u8],
     ) -> Result<Option<Vec<Difference>>, Error>;
+
+    /// The rules of such bytes in the form that rules of others have; `None` as above.
+    fn tables(&self, owner: &Ruleset, record: &[u8]) -> Option<Vec<listed::Table>>;
+
+    /// The tables that this backend's own interface shows, within bounds: those of nf_tables that are not the owner's, or those of
+    /// iptables with everything in them.
+    ///
+    /// # Errors
+    /// The kernel could not be asked.
+    fn others(&self, inside: &Inside, owner: &Ruleset) -> Result<Listing, Error>;
 }
 
 /// What a call changed.
@@ -98,6 +111,8 @@ pub enum Difference {
     MissingRouting { step: String },
     /// Rules of ours are in the other backend, too.
     OtherBackend { backend: Backend },
+    /// A rule of others by which packets escape that the plan captures; `why` says which.
+    Shadowed { table: String, chain: String, rule: String, why: String },
 }
 
 /// Why the kernel was not asked or did not do it.
@@ -132,6 +147,9 @@ impl std::fmt::Display for Difference {
             }
             Self::MissingRouting { step } => write!(f, "routing is missing: {step}"),
             Self::OtherBackend { backend } => write!(f, "rules of ours are also in {backend}"),
+            Self::Shadowed { table, chain, rule, why } => {
+                write!(f, "chain {chain} of table {table} shadows our rules by \"{rule}\": {why}")
+            }
         }
     }
 }

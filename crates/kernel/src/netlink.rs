@@ -181,6 +181,33 @@ impl Socket {
         Err(Error::Disturbed)
     }
 
+    /// As [`Self::dump`], until `limit` bytes have come. `false` when there are more, or when a change disturbed the list. The socket is
+    /// done with afterwards: the kernel forgets the rest of the answer with it.
+    pub(crate) fn dump_some(
+        mut self,
+        request: &[u8],
+        limit: usize,
+        mut take: impl FnMut(&Message<'_>),
+    ) -> Result<bool, Error> {
+        self.send(request)?;
+        let (mut seen, mut consistent) = (0, true);
+        while let Some(length) = self.receive()? {
+            seen += length;
+            for message in Messages::new(&self.buffer[..length]) {
+                consistent &= message.flags & flags::DUMP_INTR == 0;
+                match message.kind {
+                    NLMSG_ERROR => return error_of(&message).and(Err(Error::NoAnswer)),
+                    NLMSG_DONE => return dump_status(&message).map(|()| consistent),
+                    _ => take(&message),
+                }
+            }
+            if seen >= limit {
+                return Ok(false);
+            }
+        }
+        Err(Error::NoAnswer)
+    }
+
     /// `false` when the kernel says that the list is not consistent.
     fn dump_once(&mut self, request: &[u8], mut take: impl FnMut(&Message<'_>)) -> Result<bool, Error> {
         self.send(request)?;

@@ -17,6 +17,7 @@ mod list;
 mod lower;
 pub(crate) mod members;
 mod observe;
+pub(crate) mod others;
 mod probe;
 mod read;
 #[cfg(test)]
@@ -24,13 +25,13 @@ mod tests;
 mod uapi;
 
 use netns::Inside;
-use ruleset::Ruleset;
+use ruleset::{Ruleset, listed};
 
 pub use error::Error;
 pub use probe::{Support, probe};
 
 use crate::netlink::{self, Socket};
-use crate::{Change, Difference, RuleStore};
+use crate::{Change, Difference, Listing, RuleStore};
 use batch::Batch;
 use list::ListedTable;
 use uapi::family;
@@ -78,6 +79,17 @@ impl RuleStore for Nftables {
         let listed = list_tables(&mut socket, family::INET)?;
         let differences = observe::differences(&mut socket, owner, &expected, &listed);
         Ok(Some(differences.map_err(|e| question(&format!("list the rules of {}", owner.owner), e))?))
+    }
+
+    fn tables(&self, _: &Ruleset, record: &[u8]) -> Option<Vec<listed::Table>> {
+        expected::recorded(record).map(expected::listed)
+    }
+
+    fn others(&self, _: &Inside, owner: &Ruleset) -> Result<Listing, crate::Error> {
+        match others::list(owner).map_err(|e| question("list the nf_tables rules of others", e)) {
+            Err(e) if e.is_unsupported() => Ok(Listing::default()),
+            result => Ok(result?),
+        }
     }
 }
 

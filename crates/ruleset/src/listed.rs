@@ -4,12 +4,17 @@
 //! packet that lies in ranges of numbers, or it could not be read. What could not be read may hold for a packet or not, and nothing is
 //! concluded from it. [`shadow`] tells what such rules do to the packets that a plan captures.
 
+mod iptables;
+pub mod shadow;
 mod text;
+pub mod walk;
 
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::rule::{Base, Families, Family};
+
+pub use iptables::{chain_of, empty, parse_line, parse_tables};
 
 /// A table with all its chains.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +25,8 @@ pub struct Table {
     pub families: Families,
     /// A number that is greater for tables made later in this namespace; absent where the kernel gives none.
     pub age: Option<u64>,
+    /// Rules of the plan are in it.
+    pub ours: bool,
     /// Chains.
     pub chains: Vec<Chain>,
 }
@@ -171,9 +178,12 @@ impl Table {
         self.chains.iter().find(|chain| chain.name == name)
     }
 
-    /// How many rules it has.
-    pub fn rules(&self) -> usize {
-        self.chains.iter().map(|chain| chain.rules.len()).sum()
+    /// Whether a rule in it could change what becomes of a packet elsewhere: one that ends a chain or drops does not.
+    pub fn matters(&self) -> bool {
+        let harmless =
+            |act: &Act| matches!(act, Act::Accept | Act::Drop | Act::Return | Act::Jump(_) | Act::Goto(_));
+        let rules = self.chains.iter().flat_map(|chain| &chain.rules);
+        self.ours || rules.flat_map(|rule| &rule.acts).any(|act| !harmless(act))
     }
 }
 

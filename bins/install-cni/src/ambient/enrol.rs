@@ -15,7 +15,7 @@ use netns::Netns;
 use rustix::io::Errno;
 
 use super::Ambient;
-use super::evidence::Subject;
+use super::evidence::{Seen, Subject};
 use super::failpoint;
 use super::failure::Failure;
 use super::members::{Look, Member, State};
@@ -211,14 +211,14 @@ impl Ambient {
                 let plan = plan_pod(&node, &options, backend);
                 let choice = kernel::Choice::Only(backend);
                 let applied = kernel.kernel().apply(inside, choice, |_| plan.clone())?;
-                Ok((applied, evidence.record(inside, kernel.kernel(), &plan, &subject)))
+                let of = (&plan, applied.rules);
+                let seen = evidence.take(inside, kernel.kernel(), of, &subject);
+                Ok((applied, seen))
             };
             netns.enter(apply)?.map_err(|error: kernel::Error| Failure::Rules(kernel::chain_text(&error)))
         });
-        let (applied, unrecorded) = applied.await??;
-        if let Some(unrecorded) = unrecorded {
-            self.log.warn(&unrecorded, &[("pod", &pod_text(&member.key))]);
-        }
+        let (applied, seen) = applied.await??;
+        self.tell_seen(member, &seen);
         self.backends.log_warnings(&self.log);
         if let Some(warning) = &applied.warning {
             self.log.warn(warning, &[("pod", &pod_text(&member.key))]);
@@ -229,6 +229,17 @@ impl Ambient {
             self.log.info("rules of another layout were replaced", &labels);
         }
         Ok(Some(applied))
+    }
+
+    /// Tells what has changed about rules of others in the pod's namespace.
+    fn tell_seen(&self, member: &Member, seen: &Seen) {
+        let pod = pod_text(&member.key);
+        seen.new.iter().for_each(|text| self.log.error(text, &[("pod", &pod)]));
+        seen.warnings.iter().for_each(|text| self.log.warn(text, &[("pod", &pod)]));
+        if seen.over {
+            self.log.info("nothing shadows the rules of a pod any more", &[("pod", &pod)]);
+        }
+        self.metrics.shadowed(self.evidence.shadowed());
     }
 
     /// A pod whose rules cannot be had is not in the mesh at all: its ztunnel is told, its probes go the usual way.

@@ -3,11 +3,13 @@
 //! A record is written with the rules, under the namespace's lock, and removed before they go. It is evidence and nothing else: no step of
 //! a pod's way depends on it.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use applied::{Applied, Key, Origin};
-use kernel::Kernel;
+use kernel::{Change, Kernel, Record, Shadows};
 use netns::{Inside, NetnsId};
 use ruleset::Plan;
 
@@ -18,7 +20,25 @@ use super::members::{Member, Members};
 #[derive(Debug)]
 pub(super) struct Evidence {
     run_dir: PathBuf,
+    /// What shadows our rules in a namespace, as it was told last.
+    shadowed: Mutex<HashMap<NetnsId, Vec<String>>>,
 }
+
+/// What a namespace showed after its rules were programmed.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    /// Why there is no record, or why it was not looked.
+    pub(super) warnings: Vec<String>,
+    /// What has come to shadow our rules, or may, since the last look.
+    pub(super) new: Vec<String>,
+    /// What did at the last look does not any more.
+    pub(super) over: bool,
+}
+
+/// The pod's interface, as runtimes name it.
+const INTERFACE: &str = "eth0";
+/// The most texts that are told of one namespace.
+const TOLD: usize = 8;
 
 /// Whose namespace a record is about.
 #[derive(Debug)]
@@ -36,18 +56,54 @@ impl Subject {
 
 impl Evidence {
     pub(super) fn new(run_dir: &Path) -> Self {
-        Self { run_dir: run_dir.to_owned() }
+        Self { run_dir: run_dir.to_owned(), shadowed: Mutex::default() }
     }
 
-    /// Keeps what was applied, unless the same is kept already; why it could not be.
-    pub(super) fn record(
+    /// Keeps what was applied and, where rules of ours were there before, looks whether others have put theirs before them since.
+    pub(super) fn take(
         &self,
         inside: &Inside,
         kernel: Kernel<'_>,
-        plan: &Plan,
+        (plan, change): (&Plan, Change),
         subject: &Subject,
-    ) -> Option<String> {
-        let record = kernel.record(plan)?;
+    ) -> Seen {
+        let Some(record) = kernel.record(plan) else { return Seen::default() };
+        let mut seen = Seen::default();
+        seen.warnings.extend(self.record(inside, record.clone(), subject));
+        if change == Change::Fresh {
+            self.told().remove(&inside.id());
+            return seen;
+        }
+        let owner = capture::ambient::no_rules();
+        match kernel.shadows(inside, &record, &owner, &subject.addresses, INTERFACE) {
+            Ok(Shadows { proven, possible }) => {
+                let proven = proven.iter().map(|shadow| format!("packets escape capture: {shadow}"));
+                let possible = possible.iter().map(|text| format!("packets may escape capture: {text}"));
+                let now: Vec<String> = proven.chain(possible).take(TOLD).collect();
+                let mut told = self.told();
+                let before = told.remove(&inside.id()).unwrap_or_default();
+                seen.over = now.is_empty() && !before.is_empty();
+                seen.new = now.iter().filter(|text| !before.contains(text)).cloned().collect();
+                if !now.is_empty() {
+                    told.insert(inside.id(), now);
+                }
+            }
+            Err(error) => seen.warnings.push(kernel::chain_text(&error)),
+        }
+        seen
+    }
+
+    /// Namespaces in which others shadow our rules, or may.
+    pub(super) fn shadowed(&self) -> usize {
+        self.told().len()
+    }
+
+    fn told(&self) -> MutexGuard<'_, HashMap<NetnsId, Vec<String>>> {
+        self.shadowed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps a record, unless the same is kept already; why it could not be.
+    fn record(&self, inside: &Inside, record: Record, subject: &Subject) -> Option<String> {
         let key = Key::Namespace(inside.id());
         let origin = Origin {
             netns: inside.id(),
@@ -68,6 +124,7 @@ impl Evidence {
 
     /// Forgets what was applied to a namespace; why it could not.
     pub(super) fn forget(&self, netns: NetnsId) -> Option<String> {
+        self.told().remove(&netns);
         applied::remove(&self.run_dir, Key::Namespace(netns)).err().map(|error| error.to_string())
     }
 
@@ -75,7 +132,12 @@ impl Evidence {
     pub(super) fn sweep(&self, members: &Members) -> Option<String> {
         let valid = || {
             let members = members.all();
-            members.iter().map(|member| member.netns.as_ref().map(|netns| netns.id())).collect()
+            let valid: Option<Vec<NetnsId>> =
+                members.iter().map(|member| member.netns.as_ref().map(|netns| netns.id())).collect();
+            if let Some(valid) = &valid {
+                self.told().retain(|netns, _| valid.contains(netns));
+            }
+            valid
         };
         applied::keep_namespaces(&self.run_dir, valid).err().map(|error| error.to_string())
     }

@@ -32,6 +32,7 @@ impl Ambient {
             if let Some(error) = self.evidence.sweep(&self.members) {
                 self.log.warn(&error, &[]);
             }
+            self.metrics.shadowed(self.evidence.shadowed());
             self.finder.forget().await;
         }
     }

@@ -21,6 +21,7 @@ pub(crate) struct AmbientMetrics {
     repaired: IntCounterVec,
     ended: IntCounter,
     drifted: IntCounterVec,
+    shadowed: IntGauge,
 }
 
 impl AmbientMetrics {
@@ -59,7 +60,13 @@ impl AmbientMetrics {
             &["reason"],
         )?;
         registry.register(Box::new(outside.clone()))?;
+        let shadowed = IntGauge::new(
+            "istio_cni_ambient_shadowed_pods",
+            "Pods in whose namespaces rules of others let packets escape capture, or may",
+        )?;
+        registry.register(Box::new(shadowed.clone()))?;
         Ok(Self {
+            shadowed,
             events: counter(
                 "nodeagent_reconcile_events_total",
                 "Changes of pods that were worked on",
@@ -158,6 +165,13 @@ impl super::Metrics {
     pub(crate) fn drifted(&self) {
         if let Some(ambient) = &self.ambient {
             ambient.drifted.with_label_values(&["pod-rules"]).inc();
+        }
+    }
+
+    /// In so many namespaces others shadow our rules.
+    pub(crate) fn shadowed(&self, pods: usize) {
+        if let Some(ambient) = &self.ambient {
+            ambient.shadowed.set(i64::try_from(pods).unwrap_or(i64::MAX));
         }
     }
 

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use ruleset::{Base, Rule, Ruleset, Set, Table};
+use ruleset::{Base, Rule, Ruleset, Set, Table, listed};
 
 use super::expr::Expr;
 use super::list::{self, HEADER};
@@ -57,6 +57,29 @@ impl ExpectedRule<'_> {
             Words::Recorded { why, .. } => why.clone(),
         }
     }
+}
+
+/// The same in the form that rules of others have.
+pub(super) fn listed(tables: Vec<ExpectedTable<'static>>) -> Vec<listed::Table> {
+    tables.into_iter().map(listed_table).collect()
+}
+
+fn listed_table(table: ExpectedTable<'static>) -> listed::Table {
+    let chains = table.chains.into_iter().map(|chain| listed::Chain {
+        name: chain.name.into_owned(),
+        base: chain.base.and_then(|(kind, hook, priority)| read::base(&kind, hook, priority)),
+        drops: false,
+        rules: chain
+            .rules
+            .into_iter()
+            .map(|rule| match rule.words {
+                Words::Recorded { rule, .. } => rule,
+                Words::Planned(_) => listed::Rule::default(),
+            })
+            .collect(),
+    });
+    let name = format!("inet {}", table.name);
+    listed::Table { name, families: ruleset::Families::Both, age: None, ours: true, chains: chains.collect() }
 }
 
 /// What a ruleset asks for.

@@ -8,6 +8,7 @@ mod input;
 mod kills;
 mod record;
 mod rules;
+mod shadow;
 mod surroundings;
 
 use plugin_tests::Node;

@@ -1,0 +1,221 @@
+//! The tables that others have in the namespace, within bounds: whoever plants ten thousand rules must not hold a look at ours up.
+
+use std::collections::HashMap;
+
+use ruleset::Ruleset;
+use ruleset::listed::{Chain, Table};
+
+use super::list::{self, HEADER};
+use super::read::{self, Sets};
+use super::uapi::{chain, element, expr, family, header, message, rule, set, table};
+use crate::netlink::wire::{Attribute, Message, Messages, Writer};
+use crate::netlink::{Error, Socket, flags};
+use crate::shadow::Listing;
+
+/// Bytes of answers that are read: of tables and chains each, of the rules and of the sets of all tables together. A rule has some hundred.
+const MAX_LIST: usize = 256 << 10;
+const MAX_RULES: usize = 1 << 20;
+const MAX_SETS: usize = 1 << 20;
+/// Tables of others that are read.
+const MAX_TABLES: usize = 64;
+/// `NFTA_TABLE_HANDLE`, `NFTA_TABLE_OWNER`; a table's owner is a program that is named by its netlink port.
+const TABLE_HANDLE: u16 = 4;
+const TABLE_OWNER: u16 = 7;
+/// The tables of iptables-nft, which its own programs print.
+const OF_IPTABLES: [&str; 5] = ["filter", "nat", "mangle", "raw", "security"];
+
+/// What is read of a table before its rules.
+struct Found {
+    family: u8,
+    name: String,
+    chains: Vec<Chain>,
+}
+
+/// Everything that is not of iptables and not the owner's.
+pub(super) fn list(owner: &Ruleset) -> Result<Listing, Error> {
+    let mut listing = Listing::default();
+    let mut found = tables(owner, &mut listing)?;
+    if found.is_empty() {
+        return Ok(listing);
+    }
+    chains(&mut found, &mut listing)?;
+    let (mut rules_left, mut sets_left) = (MAX_RULES, MAX_SETS);
+    for table in found.into_iter().filter(|table| table.chains.iter().any(|chain| chain.base.is_some())) {
+        let (families, prefix) = match read::families(table.family) {
+            Some(of) => of,
+            None => continue,
+        };
+        let name = format!("{prefix} {}", table.name);
+        let mut bytes = Vec::new();
+        let whole =
+            dump(table.family, message::GET_RULE, Some((rule::TABLE, &table.name)), rules_left, |m| {
+                // As it came: what it means needs the sets that it asks for.
+                bytes.extend_from_slice(&whole_message(m));
+            })?;
+        rules_left = rules_left.saturating_sub(bytes.len());
+        let sets = match asks_sets(&bytes) {
+            true => sets(table.family, &table.name, &mut sets_left)?,
+            false => Sets::new(),
+        };
+        let mut chains = table.chains;
+        for message in Messages::new(&bytes) {
+            let a = message.attributes(HEADER);
+            let of = list::text(a, rule::CHAIN);
+            if let (Some(chain), Some(parts)) =
+                (chains.iter_mut().find(|chain| chain.name == of), a.find(rule::EXPRESSIONS))
+            {
+                chain.rules.push(read::rule(parts.nested(), &sets));
+            }
+        }
+        if !whole {
+            listing.notes.push(format!("table {name} has more rules than are looked at"));
+        }
+        let age = listing.age(&name);
+        listing.tables.push(Table { name, families, age, ours: false, chains });
+    }
+    Ok(listing)
+}
+
+fn tables(owner: &Ruleset, listing: &mut Listing) -> Result<Vec<Found>, Error> {
+    let mut found = Vec::new();
+    let whole = dump(0, message::GET_TABLE, None, MAX_LIST, |m| {
+        let (family, a) = (family_of(m), m.attributes(HEADER));
+        let name = list::text(a, table::NAME);
+        let Some((_, prefix)) = read::families(family) else { return };
+        let age = a.find(TABLE_HANDLE).and_then(|a| a.data.try_into().ok()).map(u64::from_be_bytes);
+        listing.ages.extend(age.map(|age| (format!("{prefix} {name}"), age)));
+        let ours = family == family::INET
+            && name.strip_prefix(&*owner.owner).is_some_and(|rest| rest.starts_with('-'));
+        if ours {
+            if let Some(port) = a.find(TABLE_OWNER).and_then(|a| a.be32()) {
+                listing.notes.push(format!(
+                    "table {name} belongs to another program (netlink port {port}): it goes when that ends, and nobody else can change it"
+                ));
+            }
+            return;
+        }
+        let of_iptables = family != family::INET && OF_IPTABLES.contains(&&*name);
+        let dormant = list::number(a, table::FLAGS) & table::DORMANT != 0;
+        if !of_iptables && !dormant && found.len() < MAX_TABLES {
+            found.push(Found { family, name, chains: Vec::new() });
+        } else if found.len() >= MAX_TABLES {
+            listing.crowded = true;
+        }
+    })?;
+    if !whole || listing.crowded {
+        listing.notes.push("there are more tables than are looked at".to_owned());
+    }
+    Ok(found)
+}
+
+fn chains(found: &mut [Found], listing: &mut Listing) -> Result<(), Error> {
+    let whole = dump(0, message::GET_CHAIN, None, MAX_LIST, |m| {
+        let (family, a) = (family_of(m), m.attributes(HEADER));
+        let of = list::text(a, chain::TABLE);
+        let Some(table) = found.iter_mut().find(|table| table.family == family && table.name == of) else {
+            return;
+        };
+        let base = list::base(a);
+        table.chains.push(Chain {
+            name: list::text(a, chain::NAME),
+            drops: base.as_ref().is_some_and(|(.., policy)| *policy != chain::POLICY_ACCEPT),
+            base: base.and_then(|(kind, hook, priority, _)| read::base(&kind, hook, priority)),
+            rules: Vec::new(),
+        });
+    })?;
+    if !whole {
+        listing.notes.push("there are more chains than are looked at".to_owned());
+    }
+    Ok(())
+}
+
+/// Whether a rule looks something up.
+fn asks_sets(rules: &[u8]) -> bool {
+    let is_lookup =
+        |item: Attribute<'_>| item.nested().find(expr::NAME).is_some_and(|name| name.text() == "lookup");
+    Messages::new(rules).any(|m| {
+        let parts = m.attributes(HEADER).find(rule::EXPRESSIONS);
+        parts.into_iter().flat_map(|parts| parts.nested()).any(is_lookup)
+    })
+}
+
+fn sets(family: u8, table: &str, left: &mut usize) -> Result<Sets, Error> {
+    let mut found: HashMap<String, u32> = HashMap::new();
+    dump(family, message::GET_SET, Some((set::TABLE, table)), *left, |m| {
+        let a = m.attributes(HEADER);
+        found.insert(list::text(a, set::NAME), list::number(a, set::FLAGS));
+    })?;
+    let mut sets = Sets::new();
+    for (name, flags) in found {
+        let mut bytes = Vec::new();
+        let whole = *left > 0
+            && elements(family, table, &name, *left, |m| bytes.extend_from_slice(&whole_message(m)))?;
+        *left = left.saturating_sub(bytes.len());
+        let items: Vec<Attribute<'_>> = Messages::new(&bytes)
+            .filter_map(|m| m.attributes(HEADER).find(element::LIST_ELEMENTS))
+            .flat_map(|a| a.nested())
+            .collect();
+        sets.insert(name, if whole { read::members(flags, &items) } else { None });
+    }
+    Ok(sets)
+}
+
+fn elements(
+    family: u8,
+    table: &str,
+    name: &str,
+    limit: usize,
+    take: impl FnMut(&Message<'_>),
+) -> Result<bool, Error> {
+    let mut request = Writer::default();
+    request.message(message::GET_ELEMENTS, flags::REQUEST | flags::DUMP, 1, &header(family), |w| {
+        w.text(element::LIST_TABLE, table);
+        w.text(element::LIST_SET, name);
+    });
+    Socket::netfilter()?.dump_some(request.bytes(), limit, take)
+}
+
+fn dump(
+    family: u8,
+    kind: u16,
+    table: Option<(u16, &str)>,
+    limit: usize,
+    take: impl FnMut(&Message<'_>),
+) -> Result<bool, Error> {
+    if limit == 0 {
+        return Ok(false);
+    }
+    let mut request = Writer::default();
+    request.message(kind, flags::REQUEST | flags::DUMP, 1, &header(family), |w| {
+        if let Some((attribute, name)) = table {
+            w.text(attribute, name);
+        }
+    });
+    Socket::netfilter()?.dump_some(request.bytes(), limit, take)
+}
+
+fn family_of(message: &Message<'_>) -> u8 {
+    message.payload.first().copied().unwrap_or_default()
+}
+
+/// A message as bytes that [`Messages`] reads.
+fn whole_message(message: &Message<'_>) -> Vec<u8> {
+    let mut writer = Writer::default();
+    writer.message(message.kind, message.flags, message.sequence, message.payload, |_| {});
+    writer.bytes().to_vec()
+}
+
+/// The number of rules in the tables of iptables-nft of a family, if it is within the bounds of what is read.
+pub(crate) fn iptables_within_bounds(family: ruleset::Family) -> Result<bool, Error> {
+    let number = if family == ruleset::Family::V4 { family::IPV4 } else { family::IPV6 };
+    for table in OF_IPTABLES {
+        match dump(number, message::GET_RULE, Some((rule::TABLE, table)), MAX_RULES, |_| {}) {
+            Ok(true) => {}
+            Ok(false) => return Ok(false),
+            // No such table.
+            Err(error) if error.errno() == Some(rustix::io::Errno::NOENT) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(true)
+}

@@ -1,0 +1,368 @@
+//! What `iptables-save` prints, as far as it can be read.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::{Act, Chain, Condition, Field, Rule, Table, names_from, number_of, number_of_name, state};
+use crate::rule::{Base, ChainKind, Families, Family, Hook, TableKind};
+
+const KINDS: [TableKind; 4] = [TableKind::Filter, TableKind::Mangle, TableKind::Nat, TableKind::Raw];
+const HOOKS: [(&str, Hook); 5] = [
+    ("PREROUTING", Hook::Prerouting),
+    ("INPUT", Hook::Input),
+    ("FORWARD", Hook::Forward),
+    ("OUTPUT", Hook::Output),
+    ("POSTROUTING", Hook::Postrouting),
+];
+/// Targets that do nothing to a packet's way.
+const HARMLESS: [&str; 18] = [
+    "LOG",
+    "NFLOG",
+    "ULOG",
+    "TRACE",
+    "SET",
+    "CONNSECMARK",
+    "SECMARK",
+    "CLASSIFY",
+    "DSCP",
+    "TOS",
+    "TTL",
+    "HL",
+    "TCPMSS",
+    "AUDIT",
+    "CHECKSUM",
+    "TEE",
+    "SNAT",
+    "MASQUERADE",
+];
+
+/// The tables of a family in the output of `iptables-save`, without those of other kinds than [`TableKind`] has. `label` ends their names.
+#[must_use]
+pub fn parse_tables(output: &str, family: Family, label: &str) -> Vec<Table> {
+    let mut tables: Vec<Table> = Vec::new();
+    let mut kind = None;
+    for line in output.lines() {
+        if let Some(name) = line.strip_prefix('*') {
+            kind = KINDS.into_iter().find(|kind| kind.name() == name.trim());
+            tables.extend(kind.map(|kind| empty(kind, family, label)));
+        } else if let (Some(kind), Some(table)) = (kind, tables.last_mut()) {
+            parse_table_line(table, kind, line, family);
+        }
+    }
+    tables
+}
+
+/// A table of iptables without chains.
+#[must_use]
+pub fn empty(kind: TableKind, family: Family, label: &str) -> Table {
+    let prefix = if family == Family::V4 { "ip" } else { "ip6" };
+    let name = format!("{prefix} {}{label}", kind.name());
+    Table { name, families: Families::Only(family), age: None, ours: false, chains: Vec::new() }
+}
+
+fn parse_table_line(table: &mut Table, kind: TableKind, line: &str, family: Family) {
+    if let Some((name, rest)) = line.strip_prefix(':').and_then(|line| line.split_once(' ')) {
+        let chain = chain_of(table, kind, name);
+        chain.drops = rest.starts_with("DROP");
+    } else if let Some((name, text)) = line.strip_prefix("-A ").and_then(|line| line.split_once(' ')) {
+        let rule = parse_line(text, family);
+        chain_of(table, kind, name).rules.push(rule);
+    }
+}
+
+/// The chain of a name, made if it is not there.
+pub fn chain_of<'t>(table: &'t mut Table, kind: TableKind, name: &str) -> &'t mut Chain {
+    let at = table.chains.iter().position(|chain| chain.name == name).unwrap_or_else(|| {
+        let hook = HOOKS.iter().find(|(known, _)| *known == name).map(|(_, hook)| *hook);
+        let of = if kind == TableKind::Nat { ChainKind::Nat } else { ChainKind::Filter };
+        let base = hook.map(|hook| Base { kind: of, hook, priority: kind.priority(hook) });
+        table.chains.push(Chain { name: name.to_owned(), base, drops: false, rules: Vec::new() });
+        table.chains.len() - 1
+    });
+    &mut table.chains[at]
+}
+
+/// A rule without `-A CHAIN`.
+#[must_use]
+pub fn parse_line(text: &str, family: Family) -> Rule {
+    let mut words = Words(text);
+    let mut rule = Rule { text: Cow::Owned(text.to_owned()), ..Rule::default() };
+    let mut extension = String::new();
+    let mut not = false;
+    while let Some(word) = words.next() {
+        match &*word {
+            "!" => {
+                not = true;
+                continue;
+            }
+            "-m" => {
+                extension = words.next().unwrap_or_default();
+                // Some extensions ask for something without an option.
+                let quiet =
+                    ["tcp", "udp", "comment", "multiport", "owner", "mark", "connmark", "conntrack", "state"];
+                if !quiet.contains(&&*extension) {
+                    rule.conditions.push(Condition::Unread);
+                }
+            }
+            "-j" | "-g" => {
+                let target = words.next().unwrap_or_default();
+                rule.acts = acts(&target, word == "-g", &mut words);
+                return rule;
+            }
+            option => {
+                let known = condition(&extension, option, not, family, &mut words);
+                match known {
+                    Some(Some(condition)) => rule.conditions.push(condition),
+                    Some(None) => {}
+                    None => {
+                        rule.conditions.push(Condition::Unread);
+                        words.skip_values();
+                    }
+                }
+            }
+        }
+        not = false;
+    }
+    rule
+}
+
+/// Words as iptables prints them: in quotes where they have blanks.
+struct Words<'a>(&'a str);
+
+impl Words<'_> {
+    fn next(&mut self) -> Option<String> {
+        let text = self.0.trim_start();
+        if text.is_empty() {
+            return None;
+        }
+        let (mut word, mut quoted, mut escaped) = (String::new(), false, false);
+        for (at, c) in text.char_indices() {
+            match c {
+                _ if std::mem::take(&mut escaped) => word.push(c),
+                '\\' => escaped = true,
+                '"' => quoted = !quoted,
+                ' ' if !quoted => {
+                    self.0 = &text[at..];
+                    return Some(word);
+                }
+                c => word.push(c),
+            }
+        }
+        self.0 = "";
+        Some(word)
+    }
+
+    /// Leaves out what does not begin another option.
+    fn skip_values(&mut self) {
+        loop {
+            let text = self.0.trim_start();
+            if text.is_empty() || text.starts_with('-') || text.starts_with("! ") {
+                return;
+            }
+            self.next();
+        }
+    }
+
+    /// The value of an option of the target.
+    fn value_of(&mut self, option: &str) -> Option<String> {
+        while let Some(word) = self.next() {
+            if word == option {
+                return self.next();
+            }
+        }
+        None
+    }
+}
+
+/// `None`: unknown. `Some(None)`: known, and nothing to ask for.
+fn condition(
+    extension: &str,
+    option: &str,
+    not: bool,
+    family: Family,
+    words: &mut Words<'_>,
+) -> Option<Option<Condition>> {
+    let asks = |field, mask, ranges| Some(Some(Condition::In { field, mask, ranges, not }));
+    let all = u128::MAX;
+    match (extension, option) {
+        ("comment", "--comment") => {
+            words.next();
+            Some(None)
+        }
+        (_, "-i") => asks(Field::InInterface, all, vec![interface(&words.next()?)]),
+        (_, "-o") => asks(Field::OutInterface, all, vec![interface(&words.next()?)]),
+        (_, "-s") => asks(Field::Source(family), all, vec![net(&words.next()?)?]),
+        (_, "-d") => asks(Field::Destination(family), all, vec![net(&words.next()?)?]),
+        (_, "-p") => {
+            let number = protocol(&words.next()?)?;
+            if number == 0 && !not { Some(None) } else { asks(Field::Protocol, all, vec![(number, number)]) }
+        }
+        ("multiport", "--dports") => asks(Field::DestinationPort, all, ports(&words.next()?)?),
+        ("multiport", "--sports") => asks(Field::SourcePort, all, ports(&words.next()?)?),
+        // Without the extension's name as we write it, with it as it is printed.
+        ("" | "tcp" | "udp", "--dport") => asks(Field::DestinationPort, all, ports(&words.next()?)?),
+        ("" | "tcp" | "udp", "--sport") => asks(Field::SourcePort, all, ports(&words.next()?)?),
+        ("owner", "--uid-owner") => asks(Field::Uid, all, vec![range(&words.next()?, '-')?]),
+        ("owner", "--gid-owner") => asks(Field::Gid, all, vec![range(&words.next()?, '-')?]),
+        ("owner", "--socket-exists") => asks(Field::Socket, all, vec![(1, 1)]),
+        ("mark", "--mark") => {
+            let (value, mask) = masked(&words.next()?)?;
+            asks(Field::Mark, mask.into(), vec![(value.into(), value.into())])
+        }
+        ("connmark", "--mark") => {
+            let (value, mask) = masked(&words.next()?)?;
+            asks(Field::CtMark, mask.into(), vec![(value.into(), value.into())])
+        }
+        ("conntrack", "--ctstate") | ("state", "--state") => {
+            let bits = states(&words.next()?)?;
+            asks(Field::CtState, all, vec![(bits, bits)])
+        }
+        _ => None,
+    }
+}
+
+fn acts(target: &str, goto: bool, words: &mut Words<'_>) -> Vec<Act> {
+    let chain = target.to_owned();
+    match target {
+        _ if goto => vec![Act::Goto(chain)],
+        "ACCEPT" => vec![Act::Accept],
+        "DROP" | "REJECT" => vec![Act::Drop],
+        "RETURN" => vec![Act::Return],
+        "NOTRACK" => vec![Act::Notrack],
+        "CT" => match words.next().as_deref() {
+            Some("--notrack") => vec![Act::Notrack],
+            _ => Vec::new(),
+        },
+        "REDIRECT" => {
+            let port = words.value_of("--to-ports");
+            vec![Act::Redirect { port: port.and_then(|port| first_port(&port)) }]
+        }
+        "DNAT" => {
+            let to = words.value_of("--to-destination").unwrap_or_default();
+            vec![destination(&to)]
+        }
+        "TPROXY" => tproxy(words),
+        "MARK" => match (words.next().as_deref(), words.next().and_then(|value| masked(&value))) {
+            (Some("--set-xmark" | "--set-mark"), Some((xor, mask))) => {
+                vec![Act::SetMark { keep: !mask, xor }]
+            }
+            _ => vec![Act::Unread],
+        },
+        "CONNMARK" => connmark(words),
+        target if HARMLESS.contains(&target) => Vec::new(),
+        // A chain, or a target that is not known: the table tells.
+        _ => vec![Act::Jump(chain)],
+    }
+}
+
+fn tproxy(words: &mut Words<'_>) -> Vec<Act> {
+    let (mut port, mut mark) = (None, None);
+    while let Some(word) = words.next() {
+        match &*word {
+            "--on-port" => port = words.next().and_then(|port| port.parse().ok()),
+            "--tproxy-mark" => mark = words.next().and_then(|value| masked(&value)),
+            _ => {
+                words.next();
+            }
+        }
+    }
+    let mark = mark.map(|(xor, mask)| Act::SetMark { keep: !mask, xor });
+    [Some(Act::Tproxy { port }), mark, Some(Act::Accept)].into_iter().flatten().collect()
+}
+
+fn connmark(words: &mut Words<'_>) -> Vec<Act> {
+    let act = match words.next().as_deref() {
+        Some("--set-xmark" | "--set-mark") => {
+            let mark = words.next().and_then(|value| masked(&value));
+            mark.map_or(Act::Unread, |(xor, mask)| Act::SetCtMark { keep: !mask, xor })
+        }
+        Some("--save-mark") => Act::SaveMark,
+        Some("--restore-mark") => Act::RestoreMark,
+        _ => Act::Unread,
+    };
+    let mut whole = true;
+    while let Some(word) = words.next() {
+        if matches!(&*word, "--nfmask" | "--ctmask" | "--mask") {
+            whole &= words.next().and_then(|mask| number(&mask)) == Some(u32::MAX);
+        }
+    }
+    vec![if whole { act } else { Act::Unread }]
+}
+
+/// `10.0.0.1`, `10.0.0.1:80`, `:80`, `[fd00::1]:80`, and the first of a range.
+fn destination(text: &str) -> Act {
+    let (address, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, rest)) => (address, rest.strip_prefix(':')),
+        None if text.matches(':').count() > 1 => (text, None),
+        None => text.split_once(':').map_or((text, None), |(address, port)| (address, Some(port))),
+    };
+    let to = address.split('-').next().and_then(|address| address.parse::<IpAddr>().ok());
+    Act::Dnat { to, port: port.and_then(first_port) }
+}
+
+fn first_port(text: &str) -> Option<u16> {
+    text.split(['-', '/']).next()?.parse().ok()
+}
+
+fn interface(name: &str) -> (u128, u128) {
+    match name.strip_suffix('+') {
+        Some(prefix) => names_from(prefix.as_bytes()),
+        None => (number_of_name(name), number_of_name(name)),
+    }
+}
+
+fn net(text: &str) -> Option<(u128, u128)> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Some((number_of(address), number_of(address)));
+    }
+    let net: IpNet = text.parse().ok()?;
+    Some((number_of(net.network()), number_of(net.broadcast())))
+}
+
+fn protocol(name: &str) -> Option<u128> {
+    let known =
+        [("tcp", 6), ("udp", 17), ("icmp", 1), ("ipv6-icmp", 58), ("icmpv6", 58), ("sctp", 132), ("all", 0)];
+    let of_name = known.iter().find(|(known, _)| *known == name).map(|(_, number)| *number);
+    of_name.or_else(|| name.parse::<u8>().ok().map(u128::from))
+}
+
+fn ports(text: &str) -> Option<Vec<(u128, u128)>> {
+    text.split(',').map(|part| range(part, ':')).collect()
+}
+
+fn range(text: &str, between: char) -> Option<(u128, u128)> {
+    let (low, high) = text.split_once(between).unwrap_or((text, text));
+    let number = |text: &str| text.parse::<u32>().ok().map(u128::from);
+    Some((number(low)?, number(high)?))
+}
+
+/// `0x1`, `0x1/0xff`.
+fn masked(text: &str) -> Option<(u32, u32)> {
+    match text.split_once('/') {
+        Some((value, mask)) => Some((number(value)?, number(mask)?)),
+        None => Some((number(text)?, u32::MAX)),
+    }
+}
+
+fn number(text: &str) -> Option<u32> {
+    match text.strip_prefix("0x") {
+        Some(hex) => u32::from_str_radix(hex, 16).ok(),
+        None => text.parse().ok(),
+    }
+}
+
+fn states(text: &str) -> Option<u128> {
+    text.split(',').try_fold(0, |bits, name| {
+        let bit = match name {
+            "INVALID" => state::INVALID,
+            "ESTABLISHED" => state::ESTABLISHED,
+            "RELATED" => state::RELATED,
+            "NEW" => state::NEW,
+            "UNTRACKED" => state::UNTRACKED,
+            _ => return None,
+        };
+        Some(bits | bit)
+    })
+}
