@@ -269,16 +269,15 @@ impl Ambient {
         let found = self.in_kernel(move || {
             let observe = |inside: &netns::Inside| {
                 let found = backends.kernel().observe(inside, &plan)?;
+                let of = (&plan, Change::None);
                 let as_planned =
-                    found.is_empty().then(|| evidence.record(inside, backends.kernel(), &plan, &subject));
-                Ok((found, as_planned.flatten()))
+                    found.is_empty().then(|| evidence.take(inside, backends.kernel(), of, &subject));
+                Ok((found, as_planned))
             };
             netns.enter(observe)?.map_err(|error: kernel::Error| Failure::Rules(kernel::chain_text(&error)))
         });
-        let (found, unrecorded) = found.await??;
-        if let Some(unrecorded) = unrecorded {
-            self.log.warn(&unrecorded, &[("pod", &pod_text(&member.key))]);
-        }
+        let (found, seen) = found.await??;
+        seen.iter().for_each(|seen| self.tell_seen(member, seen));
         self.backends.log_warnings(&self.log);
         Ok(found)
     }

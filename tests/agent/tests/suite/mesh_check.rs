@@ -68,3 +68,34 @@ fn what_was_applied_is_forgotten_with_the_pod() {
     wait_out(&mesh, &pod).unwrap();
     assert_eq!(records(), 0, "{}", agent.log().text());
 }
+
+/// The agent's own look: each rule is told once, counted while it is there, and told to be over.
+#[test]
+fn verification_tells_what_shadows_a_pod() {
+    for nft in ["true", "false"] {
+        let mesh = Mesh::new().unwrap();
+        let agent = mesh.agent().env("NATIVE_NFTABLES", nft).env("AMBIENT_VERIFY_INTERVAL", "200ms");
+        let agent = agent.ready().unwrap();
+        let _ztunnel = mesh.ztunnel().unwrap();
+        let pod = mesh.running("default", "web", &[(MODE, "ambient")]).unwrap();
+        mesh.wait_annotation(&pod, Some("enabled")).unwrap();
+        let shadowed = || agent.metric("istio_cni_ambient_shadowed_pods").unwrap();
+        assert_eq!(shadowed(), 0.0);
+        let plant = "table ip early { chain o { type nat hook output priority -130; tcp dport 5432 redirect to :1; }; }";
+        pod.netns.nft(plant).unwrap();
+        let counted = |wanted: f64| {
+            eventually("the number of shadowed pods", PATIENCE, || {
+                ensure!(shadowed() == wanted, "{}", agent.log().text());
+                Ok(())
+            })
+            .unwrap();
+        };
+        counted(1.0);
+        std::thread::sleep(std::time::Duration::from_millis(700));
+        let lines = |part: &str| agent.log().text().lines().filter(|line| line.contains(part)).count();
+        assert_eq!(lines("packets escape capture: chain o of table ip early"), 1, "{}", agent.log().text());
+        pod.netns.nft("delete table ip early").unwrap();
+        counted(0.0);
+        assert_eq!(lines("nothing shadows the rules of a pod any more"), 1);
+    }
+}
