@@ -30,6 +30,9 @@ use crate::options::{Mode, Options, STANDALONE_NAME};
 /// Behind the name of a file in the name of its original. No runtime loads it, as it is no extension of a configuration.
 const ORIGINAL_SUFFIX: &str = ".istio-cni-original";
 
+const SINGLE_END: &str = ".conf";
+const LIST_END: &str = ".conflist";
+
 /// How often taking out is begun anew because others write at the same time, before the next cycle goes on with it.
 const TRIES: u32 = 5;
 
@@ -134,17 +137,18 @@ fn base_of(original: &OsStr) -> Option<OsString> {
 
 /// The same name with the other extension.
 fn twin(path: &Path) -> Option<PathBuf> {
-    match path.extension()?.to_str()? {
-        "conf" => Some(path.with_extension("conflist")),
-        "conflist" => Some(path.with_extension("conf")),
-        _ => None,
-    }
+    with_end(path, SINGLE_END, LIST_END).or_else(|| with_end(path, LIST_END, SINGLE_END))
+}
+
+/// The same name with another end. Not `Path::with_extension`: for runtimes `.conf` alone is a name with an extension.
+fn with_end(path: &Path, end: &str, other: &str) -> Option<PathBuf> {
+    let stem = path.file_name()?.to_str()?.strip_suffix(end)?;
+    Some(path.with_file_name(format!("{stem}{other}")))
 }
 
 /// The name that a file has once the plugin is in it.
 fn list_of(path: &Path) -> PathBuf {
-    let is_single = path.extension().is_some_and(|extension| extension == "conf");
-    if is_single { path.with_extension("conflist") } else { path.to_owned() }
+    with_end(path, SINGLE_END, LIST_END).unwrap_or_else(|| path.to_owned())
 }
 
 /// Removes what killed writers of ours left in the directory. Those that stay.

@@ -35,6 +35,9 @@ pub enum Problem {
     /// Upstream leaves such files alone, and so do we.
     #[error("{path} is a network that runtimes load, and files of this extension are not changed; rename it to .conf", path = .0.display())]
     Json(PathBuf),
+    /// Its original could not be found again by its name.
+    #[error("{path} is a network that runtimes load, and its name is no UTF-8 text, so that it is not changed; rename it", path = .0.display())]
+    OddName(PathBuf),
     /// A runtime loads it, and would not load what would be written.
     #[error("the plugin cannot be put into {path}: {cause}", path = path.display())]
     Unmergeable {
@@ -90,6 +93,7 @@ impl Problem {
             Self::File(_)
             | Self::Differs { .. }
             | Self::Json(_)
+            | Self::OddName(_)
             | Self::Unmergeable { .. }
             | Self::TooLong(_)
             | Self::Overtaken { .. }
@@ -105,6 +109,7 @@ impl Problem {
             Self::Invalid { path, .. }
             | Self::Differs { path, .. }
             | Self::Json(path)
+            | Self::OddName(path)
             | Self::Unmergeable { path, .. }
             | Self::TooLong(path)
             | Self::Overtaken { path, .. }

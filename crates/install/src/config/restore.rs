@@ -6,7 +6,7 @@ use cni::conflist::{Document, Form};
 use cni::libcni::Folder;
 
 use super::scan::{folder_path, form_of_path, judge, read_folder};
-use super::{ConfigError, Problem, TRIES, base_of, list_of, original_of, twin};
+use super::{ConfigError, LIST_END, Problem, SINGLE_END, TRIES, base_of, list_of, original_of, with_end};
 use crate::file::{self, Content, FileError};
 
 /// What became of a file that had our entry.
@@ -117,7 +117,7 @@ enum Way {
 
 /// The originals that a file has under its name.
 fn originals(path: &Path) -> Vec<Original> {
-    let single = twin(path).filter(|_| path.extension().is_some_and(|kind| kind == "conflist"));
+    let single = with_end(path, LIST_END, SINGLE_END);
     let names = [Some(path.to_owned()), single].into_iter().flatten();
     names.map(|name| Original { kept_at: original_of(&name), name }).collect()
 }
@@ -131,7 +131,9 @@ fn strays(path: &Path) -> Result<Vec<Original>, FileError> {
         let kept_at = original_of(&base);
         match (form_of_path(&base), form_of_path(path)) {
             (Some(Form::Single), None) => None,
-            (Some(Form::Single), Some(_)) => Some(Original { name: path.with_extension("conf"), kept_at }),
+            (Some(Form::Single), Some(_)) => {
+                with_end(path, LIST_END, SINGLE_END).map(|name| Original { name, kept_at })
+            }
             _ => Some(Original { name: path.to_owned(), kept_at }),
         }
     };

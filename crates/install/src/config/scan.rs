@@ -103,8 +103,10 @@ impl Candidate {
         if document.is_standalone() {
             return Err(Problem::Standalone(listed.to_owned()));
         }
-        if listed.extension().is_some_and(|extension| extension == "json") {
-            return Err(Problem::Json(listed.to_owned()));
+        match listed.file_name().and_then(OsStr::to_str) {
+            None => return Err(Problem::OddName(listed.to_owned())),
+            Some(name) if name.ends_with(".json") => return Err(Problem::Json(listed.to_owned())),
+            Some(_) => {}
         }
         Ok(Self { listed: listed.to_owned(), path, content, document, folder_path, folder, state })
     }

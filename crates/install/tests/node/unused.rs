@@ -36,6 +36,41 @@ fn a_file_that_is_passed_over_and_used_is_a_reason_until_it_is_gone() {
 }
 
 #[test]
+fn names_that_are_nothing_but_an_extension_are_names() {
+    for (name, list) in [(".conf", Some(".conflist")), (".conflist", Some(".conflist")), (".json", None)] {
+        let node = Node::new();
+        let text = if name == ".conflist" { PTP } else { r#"{"name":"b","type":"bridge"}"# };
+        node.replace(name, text);
+        let running = node.start();
+        match list {
+            Some(list) => {
+                running.until_ready();
+                assert_eq!(node.document(list).plugin_types().last().unwrap(), "istio-cni");
+                assert_eq!(node.names().len(), 2, "the list and the original: {:?}", node.names());
+                assert!(node.net(&format!("{name}.istio-cni-original")).exists());
+            }
+            None => running.until_told("NOT READY: pods start without the plugin: "),
+        }
+        assert!(running.stop().cleanup(&[]).errors.is_empty());
+        assert_eq!((node.names(), node.read(name)), (vec![name.to_owned()], text.to_owned()));
+    }
+}
+
+#[test]
+fn a_name_that_is_no_text_is_left_alone_with_a_reason() {
+    use std::os::unix::ffi::OsStrExt;
+    let node = Node::new();
+    let path = node.path("net.d").join(std::ffi::OsStr::from_bytes(b"05-\xff.conflist"));
+    fs::write(&path, PTP).unwrap();
+    node.replace("10-calico.conflist", CALICO);
+    let running = node.start();
+    running.until_told("and its name is no UTF-8 text");
+    running.until_told("NOT READY: pods start without the plugin: ");
+    fs::remove_file(&path).unwrap();
+    running.until_ready();
+}
+
+#[test]
 fn a_link_to_where_only_the_host_sees_is_a_reason_and_one_to_nowhere_is_not() {
     let node = Node::new();
     node.replace("10-calico.conflist", CALICO);
