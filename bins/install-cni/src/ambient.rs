@@ -15,6 +15,7 @@ mod evidence;
 mod failpoint;
 mod failure;
 mod finder;
+mod holder;
 mod host;
 mod leave;
 mod members;

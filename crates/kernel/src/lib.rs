@@ -129,6 +129,17 @@ pub enum Error {
     Route(#[from] route::Error),
 }
 
+impl Error {
+    /// The port of the netlink socket whose program keeps a table of ours for itself, if that is why.
+    #[must_use]
+    pub fn holder(&self) -> Option<u32> {
+        match self {
+            Self::Nft(error) => error.holder(),
+            _ => None,
+        }
+    }
+}
+
 impl std::fmt::Display for Difference {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

@@ -133,7 +133,7 @@ fn setup(_: &Inside, ruleset: &Ruleset) -> Result<Change, Error> {
             Ok(()) if ruleset.tables.is_empty() => return Ok(Change::None),
             Ok(()) => return Ok(Change::Fresh),
             Err(failure) if failure.is_race() => {}
-            Err(failure) => return Err(failure.into()),
+            Err(failure) => return Err(failure.among(&ours(ruleset, &listed))),
         }
     }
     Err(Error::Contended { owner: ruleset.owner.to_string(), tries: TRIES })
@@ -142,7 +142,8 @@ fn setup(_: &Inside, ruleset: &Ruleset) -> Result<Change, Error> {
 fn cleanup(_: &Inside, ruleset: &Ruleset) -> Result<Change, Error> {
     let Some(mut socket) = open_if_supported()? else { return Ok(Change::None) };
     for _ in 0..TRIES {
-        let owned = observe::owned(ruleset, &list_tables(&mut socket, family::INET)?);
+        let listed = list_tables(&mut socket, family::INET)?;
+        let owned = observe::owned(ruleset, &listed);
         if owned.is_empty() {
             return Ok(Change::None);
         }
@@ -151,10 +152,16 @@ fn cleanup(_: &Inside, ruleset: &Ruleset) -> Result<Change, Error> {
         match batch.run(&mut socket) {
             Ok(()) => return Ok(Change::Fresh),
             Err(failure) if failure.is_race() => {}
-            Err(failure) => return Err(failure.into()),
+            Err(failure) => return Err(failure.among(&ours(ruleset, &listed))),
         }
     }
     Err(Error::Contended { owner: ruleset.owner.to_string(), tries: TRIES })
+}
+
+fn ours(ruleset: &Ruleset, listed: &[ListedTable]) -> Vec<ListedTable> {
+    let kinds = observe::owned(ruleset, listed);
+    let is_ours = |table: &&ListedTable| kinds.iter().any(|kind| table.name == ruleset.nft_table(*kind));
+    listed.iter().filter(is_ours).cloned().collect()
 }
 
 /// A kernel without nf_tables holds nothing of ours.

@@ -30,6 +30,8 @@ pub struct Wanted {
     pub ips: Vec<IpAddr>,
     /// The pod has a user namespace of its own (`spec.hostUsers: false`), which owns its network namespace.
     pub own_users: bool,
+    /// Whatever sandbox it runs in uses the network stack of its namespace: so says whoever runs the node.
+    pub kernel_network: bool,
 }
 
 /// Where to look.
@@ -241,7 +243,9 @@ impl Search<'_> {
                 return Err(Missing::Failed(text));
             }
         };
-        let or_sandbox = |missing| process.sandbox().map_or(missing, Missing::Sandbox);
+        let kernel_network = candidate.pod.kernel_network;
+        let sandbox = || process.sandbox().filter(|_| !kernel_network);
+        let or_sandbox = |missing| sandbox().map_or(missing, Missing::Sandbox);
         // Programs of the runtime may be in the pod's cgroup and the node's namespace: CRI-O's conmon, Kata's shim.
         if id == self.scan.host {
             return Err(or_sandbox(Missing::HostNetwork));
@@ -262,7 +266,7 @@ impl Search<'_> {
             return Ok(());
         }
         let missing = match belongs_to(&netns, self.scan.host, &candidate.pod.ips, self.addresses) {
-            Ok(()) if process.is_bridged_to_vm() => Missing::Sandbox(process::KATA),
+            Ok(()) if !kernel_network && process.is_bridged_to_vm() => Missing::Sandbox(process::KATA),
             Ok(()) => match self.is_made_for(candidate.pod, &netns) {
                 Ok(true) => {
                     self.accepted.insert(id);

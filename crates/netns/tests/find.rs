@@ -50,7 +50,7 @@ fn addresses(_: &Inside) -> Result<Vec<IpAddr>, String> {
 
 fn wanted(uid: &str, ips: &[&str]) -> Wanted {
     let ips = ips.iter().map(|ip| ip.parse().unwrap()).collect();
-    Wanted { uid: uid.into(), cgroup: None, ips, own_users: false }
+    Wanted { uid: uid.into(), cgroup: None, ips, own_users: false, kernel_network: false }
 }
 
 fn scan(root: &Path, wanted: &[Wanted]) -> Found {
@@ -253,6 +253,8 @@ fn an_address_does_not_make_a_vm_a_pod() {
         std::fs::write(proc.path().join("7/net/dev"), &devices).unwrap();
         let found = scan(proc.path(), &[wanted(A, &["10.0.0.1"])]);
         assert_eq!(found.namespaces.contains_key(A), !vm, "{devices}");
+        let fine = Wanted { kernel_network: true, ..wanted(A, &["10.0.0.1"]) };
+        assert!(scan(proc.path(), &[fine]).namespaces.contains_key(A), "{devices}");
         assert_eq!(found.missing.get(A), vm.then_some(&Missing::Sandbox("Kata Containers")), "{devices}");
     }
 }

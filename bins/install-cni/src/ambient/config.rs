@@ -103,8 +103,12 @@ impl AmbientConfig {
 
     /// The sandbox with a network stack of its own that a runtime class stands for, unless the class is said to use the kernel's.
     pub(crate) fn sandbox_of(&self, class: &str) -> Option<&'static str> {
-        let is_fine = self.kernel_network_runtime_classes.iter().any(|fine| fine == class);
-        netns::find::sandbox_of_class(class).filter(|_| !is_fine)
+        netns::find::sandbox_of_class(class).filter(|_| !self.uses_kernel_network(class))
+    }
+
+    /// Whether a runtime class is said to use the kernel's network stack (`KERNEL_NETWORK_RUNTIME_CLASSES`).
+    pub(crate) fn uses_kernel_network(&self, class: &str) -> bool {
+        self.kernel_network_runtime_classes.iter().any(|fine| fine == class)
     }
 
     /// Processes of the node.

@@ -18,6 +18,7 @@ use super::Ambient;
 use super::evidence::{Seen, Subject};
 use super::failpoint;
 use super::failure::Failure;
+use super::holder;
 use super::members::{Look, Member, State};
 
 /// How long is waited for another program that works in the same namespace; a process of the pod can hold the lock too, so the work goes
@@ -148,7 +149,7 @@ impl Ambient {
             Place::Running => {
                 (member.netns, member.ruled, member.look, member.given) = (None, false, Look::Unknown, false);
                 let ips = if ips.is_empty() { member.ips.clone() } else { ips.to_vec() };
-                member.move_to(self.finder.find(self, member.wanted(&ips)).await?);
+                member.move_to(self.finder.find(self, member.wanted(&ips, &self.config)).await?);
             }
         }
         Ok(())
@@ -205,17 +206,20 @@ impl Ambient {
         let (kernel, node) = (self.backends.clone(), self.config.node.clone());
         let (options, backend) = (member.options.clone(), self.host()?.backend());
         let (evidence, subject) = (self.evidence.clone(), Subject::of(member));
+        let proc_root = self.config.proc_root();
         let applied = self.in_kernel(move || -> Result<_, Failure> {
             let _lock = netns.lock(LOCK_TIMEOUT).ok();
             let apply = |inside: &netns::Inside| {
                 let plan = plan_pod(&node, &options, backend);
                 let choice = kernel::Choice::Only(backend);
-                let applied = kernel.kernel().apply(inside, choice, |_| plan.clone())?;
+                let applied = kernel.kernel().apply(inside, choice, |_| plan.clone());
+                let applied =
+                    applied.map_err(|error| Failure::Rules(holder::text(inside, &error, &proc_root)))?;
                 let of = (&plan, applied.rules);
                 let seen = evidence.take(inside, kernel.kernel(), of, &subject);
                 Ok((applied, seen))
             };
-            netns.enter(apply)?.map_err(|error: kernel::Error| Failure::Rules(kernel::chain_text(&error)))
+            netns.enter(apply)?
         });
         let (applied, seen) = applied.await??;
         self.tell_seen(member, &seen);

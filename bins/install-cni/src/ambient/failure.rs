@@ -43,7 +43,7 @@ pub(crate) enum Failure {
     },
     /// Rules for IPv4 only would let all of its traffic pass by.
     #[error(
-        "the pod has only IPv6 addresses, and IPv6 is not captured on this node (AMBIENT_IPV6=false); set cni.ambient.ipv6, or label the pod \
+        "the pod has only IPv6 addresses, and IPv6 is not captured on this node (AMBIENT_IPV6=false); set ambient.ipv6 of the chart, or label the pod \
          istio.io/dataplane-mode=none to run it outside of the mesh"
     )]
     Ipv6Off,
@@ -137,7 +137,12 @@ impl Failure {
         matches!(self, Self::Sandboxed { .. } | Self::Ipv6Off | Self::NoUid)
     }
 
-    /// Whether the pod's owner is to read of it in an Event: once the pod itself is why, or a ztunnel has refused it again and again.
+    /// Whether the pod was to be taken out.
+    pub(crate) fn is_on_the_way_out(&self) -> bool {
+        matches!(self, Self::Cleanup(_) | Self::Unztunnel(_))
+    }
+
+    /// Whether the pod's owner is to read of it in an Event: at once where the pod itself is why, else after some tries.
     pub(crate) fn is_for_events(&self, attempt: u32) -> bool {
         match self {
             Self::NotReady | Self::Api(_) => false,

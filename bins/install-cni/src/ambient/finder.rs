@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use facts::Object;
 use netns::Netns;
 use netns::find::{Missing, Scan, Wanted};
 use tokio::sync::Mutex;
@@ -15,16 +14,6 @@ use super::failure::Failure;
 
 /// How long it holds that a pod was not found.
 const FRESH: Duration = Duration::from_secs(1);
-
-/// What is looked for of a pod, at these addresses.
-pub(super) fn wanted(pod: &Object, ips: Vec<IpAddr>) -> Wanted {
-    Wanted {
-        uid: pod.uid().unwrap_or_default().to_owned(),
-        cgroup: pod.static_hash().map(str::to_owned),
-        ips,
-        own_users: pod.has_own_users(),
-    }
-}
 
 /// What the last look found and nobody has asked for yet.
 #[derive(Default)]

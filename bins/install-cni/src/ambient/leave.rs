@@ -280,7 +280,7 @@ impl Ambient {
         if member.netns.is_some() || (!member.ruled && member.draining.is_none()) {
             return Ok(());
         }
-        match self.finder.find(self, member.wanted(&member.ips)).await {
+        match self.finder.find(self, member.wanted(&member.ips, &self.config)).await {
             Ok(netns) => member.move_to_keeping(netns),
             // Such a pod has never had any.
             Err(Failure::NotFound(Missing::HostNetwork | Missing::Sandbox(_))) => member.ruled = false,

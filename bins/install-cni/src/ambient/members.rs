@@ -14,6 +14,7 @@ use netns::find::Wanted;
 use tokio::sync::OwnedMutexGuard;
 use zds::{Entry, Workload};
 
+use super::config::AmbientConfig;
 use super::desired::REDIRECTION;
 use super::record::{Place, Record, Stage};
 
@@ -55,6 +56,7 @@ pub(crate) struct Member {
     /// By what it is found: see [`Wanted`].
     cgroup: Option<String>,
     own_users: bool,
+    runtime_class: String,
     /// Where it is, as soon as that is known.
     pub(crate) netns: Option<Arc<Netns>>,
     /// The runtime said where, and removes the file of its path with the sandbox.
@@ -81,6 +83,8 @@ pub(crate) struct Member {
     pub(crate) listed: bool,
     /// The last verification found its sandbox gone.
     pub(crate) missed: bool,
+    /// It was said that one family of its addresses is not captured.
+    pub(crate) told_partial: bool,
     /// The annotation that the API server has by what we know.
     pub(crate) annotation: Option<String>,
     /// When that was last written.
@@ -145,6 +149,7 @@ impl Member {
             service_account: pod.service_account().to_owned(),
             cgroup: pod.static_hash().map(str::to_owned),
             own_users: pod.has_own_users(),
+            runtime_class: pod.runtime_class().unwrap_or_default().to_owned(),
             netns: None,
             given: false,
             ips: Vec::new(),
@@ -159,6 +164,7 @@ impl Member {
             probed: false,
             listed: false,
             missed: false,
+            told_partial: false,
             annotation: pod.annotation(REDIRECTION).map(str::to_owned),
             annotated: None,
         };
@@ -214,9 +220,14 @@ impl Member {
     }
 
     /// How its namespace is found, at these addresses.
-    pub(crate) fn wanted(&self, ips: &[IpAddr]) -> Wanted {
-        let (uid, ips) = (self.key.uid.clone(), ips.to_vec());
-        Wanted { uid, cgroup: self.cgroup.clone(), ips, own_users: self.own_users }
+    pub(crate) fn wanted(&self, ips: &[IpAddr], config: &AmbientConfig) -> Wanted {
+        Wanted {
+            uid: self.key.uid.clone(),
+            cgroup: self.cgroup.clone(),
+            ips: ips.to_vec(),
+            own_users: self.own_users,
+            kernel_network: config.uses_kernel_network(&self.runtime_class),
+        }
     }
 
     pub(crate) fn workload(&self) -> Workload {

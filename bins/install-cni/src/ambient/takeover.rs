@@ -24,7 +24,11 @@ impl Ambient {
     pub(super) async fn take_over(self: &Arc<Self>) {
         let mut lost = self.known_before().await;
         lost.retain(|member| member.netns.is_none());
-        match self.finder.find_all(self, lost.iter().map(|lost| lost.wanted(&lost.ips)).collect()).await {
+        match self
+            .finder
+            .find_all(self, lost.iter().map(|lost| lost.wanted(&lost.ips, &self.config)).collect())
+            .await
+        {
             Ok(mut found) => {
                 for mut member in lost {
                     if let Some(netns) = found.remove(&member.key.uid) {

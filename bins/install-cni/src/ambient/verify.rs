@@ -15,7 +15,6 @@ use super::desired::{self, Desired, ENABLED, REDIRECTION};
 use super::enrol::pod_text;
 use super::evidence::Subject;
 use super::failure::Failure;
-use super::finder;
 use super::members::{Look, Member, State};
 
 /// Namespaces that are looked at at once.
@@ -42,8 +41,10 @@ impl Ambient {
         let lost: Vec<Member> =
             self.members.all().into_iter().filter(|member| member.netns.is_none()).collect();
         if !lost.is_empty()
-            && let Ok(mut found) =
-                self.finder.find_all(self, lost.iter().map(|lost| lost.wanted(&lost.ips)).collect()).await
+            && let Ok(mut found) = self
+                .finder
+                .find_all(self, lost.iter().map(|lost| lost.wanted(&lost.ips, &self.config)).collect())
+                .await
         {
             for member in lost {
                 let Some(netns) = found.remove(&member.key.uid) else { continue };
@@ -292,7 +293,7 @@ impl Ambient {
                 let uid = facts.pod.uid()?;
                 let known = self.members.get(uid).is_some_and(|member| member.netns.is_some());
                 let ips = facts.pod.ips();
-                (!known && !ips.is_empty()).then(|| finder::wanted(&facts.pod, ips))
+                (!known && !ips.is_empty()).then(|| Member::of(&facts.pod).0.wanted(&ips, &self.config))
             });
         wanted.collect()
     }

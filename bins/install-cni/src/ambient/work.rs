@@ -21,7 +21,11 @@ const WORKERS: usize = 8;
 /// After so long the watch has told of our own patch, and what it says else is somebody's change.
 const SETTLED: Duration = Duration::from_secs(10);
 /// `reason` of the event about a pod that cannot be enrolled.
-const REASON: &str = "AmbientEnrollmentFailed";
+const NOT_IN: &str = "AmbientEnrollmentFailed";
+/// The same about a pod that cannot be taken out.
+const NOT_OUT: &str = "AmbientRemovalFailed";
+/// The same about a pod of whose traffic one family passes by.
+const PARTLY_IN: &str = "AmbientPartialCapture";
 /// `source.component` of the event: the agent's DaemonSet.
 const COMPONENT: &str = "istio-cni-node";
 
@@ -99,7 +103,10 @@ impl Ambient {
             }
             self.keep(&member).await;
             return match member.state {
-                State::Enrolled => self.mark(member, facts, Some(ENABLED)).await,
+                State::Enrolled => {
+                    self.tell_of_the_other_family(&mut member).await;
+                    self.mark(member, facts, Some(ENABLED)).await
+                }
                 _ => Ok(()),
             };
         }
@@ -114,7 +121,10 @@ impl Ambient {
             return self.mark(member, facts, None).await;
         }
         match self.enrol(key, facts, &ips, Place::Running).await {
-            Ok(member) => self.mark(member, facts, Some(ENABLED)).await,
+            Ok(mut member) => {
+                self.tell_of_the_other_family(&mut member).await;
+                self.mark(member, facts, Some(ENABLED)).await
+            }
             Err(failure) => self.show_out(key, facts, failure).await,
         }
     }
@@ -215,14 +225,34 @@ impl Ambient {
     async fn tell(&self, key: &PodKey, failure: &Failure, attempt: u32) {
         self.log.warn(failure, &[("pod", &pod_text(key))]);
         self.troubles.note(&key.uid, failure.reason());
-        let text = failure.to_string();
-        if failure.is_for_events(attempt) && self.troubles.is_news(&key.uid, &text, Instant::now()) {
-            let event = EventText { warning: true, reason: REASON, message: &text, component: COMPONENT };
-            if let Some(writer) = &self.writer
-                && let Err(error) = writer.create_event(key, event).await
-            {
-                self.log.warn(&error, &[("pod", &pod_text(key))]);
-            }
+        if failure.is_for_events(attempt) {
+            let reason = if failure.is_on_the_way_out() { NOT_OUT } else { NOT_IN };
+            self.tell_pod(key, reason, &failure.to_string()).await;
         }
+    }
+
+    /// Writes an Event about the pod, once for each text.
+    async fn tell_pod(&self, key: &PodKey, reason: &str, message: &str) {
+        let Some(writer) = &self.writer else { return };
+        if !self.troubles.is_news(&key.uid, message, Instant::now()) {
+            return;
+        }
+        let event = EventText { warning: true, reason, message, component: COMPONENT };
+        if let Err(error) = writer.create_event(key, event).await {
+            self.log.warn(&error, &[("pod", &pod_text(key))]);
+        }
+    }
+
+    /// A pod with addresses of both families is in with the one that is captured on this node. Nobody may think that it is in with both.
+    async fn tell_of_the_other_family(&self, member: &mut Member) {
+        if self.config.node.ipv6 || member.told_partial || !member.ips.iter().any(IpAddr::is_ipv6) {
+            return;
+        }
+        member.told_partial = true;
+        self.note(member);
+        let text = "the pod is in the mesh with IPv4 only: what it sends and gets by IPv6 passes by ztunnel, because IPv6 is not captured on \
+                    this node (AMBIENT_IPV6=false); set ambient.ipv6 of the chart";
+        self.log.warn(text, &[("pod", &pod_text(&member.key))]);
+        self.tell_pod(&member.key, PARTLY_IN, text).await;
     }
 }

@@ -4,6 +4,7 @@ use ruleset::{Action, Base, Chain, ChainKind, Match, Rule};
 use rustix::io::Errno;
 
 use super::batch::Object;
+use super::list::ListedTable;
 use crate::netlink;
 
 /// An nf_tables operation that failed. A change that failed has changed nothing.
@@ -35,6 +36,21 @@ pub enum Error {
         operation: String,
         /// What may be the reason, in parentheses; may be empty.
         hint: &'static str,
+        /// The kernel's answer.
+        source: netlink::Error,
+    },
+    /// A table of our name is kept by a program that runs (flag `owner`): nobody else may change it.
+    #[error(
+        "cannot {operation}: another program keeps table {table} for itself (nf_tables flag owner, netlink port {port}); end that program, \
+         or delete the pod"
+    )]
+    Held {
+        /// What was done to what.
+        operation: String,
+        /// The table.
+        table: String,
+        /// The port of the program's netlink socket; most often its process id, in its own pid namespace.
+        port: u32,
         /// The kernel's answer.
         source: netlink::Error,
     },
@@ -71,6 +87,15 @@ impl Error {
     #[must_use]
     pub fn is_unsupported(&self) -> bool {
         matches!(self, Self::Unsupported { .. })
+    }
+
+    /// The port of the netlink socket whose program keeps a table of ours for itself, if that is why.
+    #[must_use]
+    pub fn holder(&self) -> Option<u32> {
+        match self {
+            Self::Held { port, .. } => Some(*port),
+            _ => None,
+        }
     }
 
     /// For a question, or the opening of the socket.
@@ -126,6 +151,22 @@ impl Failure<'_> {
             Object::AddChain(_, chain) if absent => missing_for_chain(chain),
             Object::AddRule(_, _, rule) if absent => missing_for_rule(rule),
             _ => None,
+        }
+    }
+}
+
+impl Failure<'_> {
+    /// As an error, where these tables were listed before.
+    pub(super) fn among(self, ours: &[ListedTable]) -> Error {
+        let held = ours.iter().find(|table| table.holder != 0);
+        match (held, self.error.errno()) {
+            (Some(table), Some(Errno::PERM)) => Error::Held {
+                operation: self.object.describe(self.owner),
+                table: table.name.clone(),
+                port: table.holder,
+                source: self.error,
+            },
+            _ => self.into(),
         }
     }
 }

@@ -19,6 +19,8 @@ pub(super) struct ListedTable {
     pub(super) name: String,
     /// Its chains are not attached.
     pub(super) dormant: bool,
+    /// The netlink port of the program that keeps it for itself; 0 if none does.
+    pub(super) holder: u32,
 }
 
 /// A chain as listed.
@@ -62,6 +64,7 @@ pub(super) fn tables(socket: &mut Socket, family: u8) -> Result<Vec<ListedTable>
                 family,
                 name: text(attributes, table::NAME),
                 dormant: number(attributes, table::FLAGS) & table::DORMANT != 0,
+                holder: number(attributes, table::OWNER),
             }),
         },
     )?;

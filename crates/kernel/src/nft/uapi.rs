@@ -37,6 +37,8 @@ pub(super) mod message {
 pub(super) mod table {
     pub(crate) const NAME: u16 = 1;
     pub(crate) const FLAGS: u16 = 2;
+    /// `NFTA_TABLE_OWNER`: the netlink port of the program that keeps the table for itself. Since Linux 5.12.
+    pub(crate) const OWNER: u16 = 7;
     /// `NFT_TABLE_F_DORMANT`: the chains are not attached.
     pub(crate) const DORMANT: u32 = 1;
 }

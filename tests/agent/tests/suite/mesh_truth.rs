@@ -240,7 +240,7 @@ fn a_repair_that_the_pod_hinders_is_told() {
     )
     .unwrap();
     mesh.wait_annotation(&pod, None).unwrap();
-    wait_event(&mesh, &pod, "istio-ambient-nat");
+    wait_event(&mesh, &pod, "another program keeps table istio-ambient-nat for itself");
     assert_eq!(outside(&agent, "rules").unwrap(), 1.0);
     assert_eq!((pods(&agent, "enrolled"), pods(&agent, "pending")), (0.0, 1.0));
     assert!(ztunnel.workloads().contains_key(&pod.uid), "what is left of the rules still leads there");
@@ -354,6 +354,15 @@ fn a_pod_without_a_captured_family_is_refused() {
     let reply = mesh.post(&event.to_string()).unwrap();
     assert_eq!(reply.status, 500, "{}", reply.body);
     assert!(reply.body.contains("only IPv6 addresses") && pod.is_clean().unwrap(), "{}", reply.body);
+    // One that has both is in with the one, and says so.
+    let both = mesh.sandbox("mesh", "both").unwrap();
+    both.netns.address("fd00:9::7").unwrap();
+    mesh.run(&both).unwrap();
+    let mut object = both.object(&[], true);
+    object["status"]["podIPs"] = json!([{"ip": both.ip.to_string()}, {"ip": "fd00:9::7"}]);
+    mesh.node.api.set_pod(object);
+    wait_in(&mesh, &both).unwrap();
+    wait_event(&mesh, &both, "with IPv4 only");
     agent.kill().unwrap();
     let _agent = mesh.agent().env("AMBIENT_IPV6", "true").ready().unwrap();
     let _ztunnel = mesh.ztunnel().unwrap();
