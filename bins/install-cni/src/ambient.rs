@@ -15,6 +15,7 @@ mod evidence;
 mod failpoint;
 mod failure;
 mod finder;
+mod followed;
 mod holder;
 mod host;
 mod leave;
@@ -57,6 +58,8 @@ use troubles::Troubles;
 
 /// How long to wait before another try at the node's namespace or the socket (AA-1).
 const RETRY: Duration = Duration::from_secs(2);
+/// How long the API server has to list the pods before those of an earlier agent are taken over by what that one kept of them.
+const LISTING_TIME: Duration = Duration::from_secs(2);
 /// The longest that a cleanup takes, [`drain::AT_THE_END`] included; kubelet gives 30 s in all.
 const CLEANUP_TIME: Duration = Duration::from_secs(22);
 /// How much of it waits for what is under way: an iptables that hangs must not keep the other pods from being cleaned up.
@@ -82,6 +85,8 @@ pub(crate) struct Ambient {
     members: Arc<Members>,
     records: Arc<Records>,
     evidence: Arc<Evidence>,
+    /// Where an earlier agent kept facts.
+    run_dir: PathBuf,
     ztunnels: Ztunnels,
     finder: Finder,
     backends: Arc<Backends>,
@@ -137,6 +142,7 @@ impl Ambient {
             members,
             records: Arc::new(Records::new(&run_dir)),
             evidence: Arc::new(Evidence::new(&run_dir)),
+            run_dir,
             ztunnels,
             finder: Finder::default(),
             backends: Arc::new(backends),
@@ -182,22 +188,91 @@ impl Ambient {
     pub(crate) async fn live(self: Arc<Self>) {
         self.prepare_host().await;
         let listener = self.bind().await;
-        if !self.cluster.state().synced {
-            self.health.pending(Part::Ambient, &"the pods of this node are not known yet");
-            self.synced.notified().await;
+        self.health.pending(Part::Ambient, &"the pods of this node are not known yet");
+        let listed = self.are_listed().await;
+        if !listed {
+            self.remember().await;
         }
         self.take_over().await;
+        if !*self.config.capture.now() {
+            self.tell_capture();
+        }
         let mut tasks = JoinSet::new();
         tasks.spawn(self.clone().work());
         tasks.spawn(self.clone().verify());
-        self.health.ready(Part::Ambient);
-        self.push_all();
+        tasks.spawn(self.clone().begin(listed));
         let work = async {
             self.stop.notified().await;
             tasks.shutdown().await;
             self.stopped.notify_one();
         };
         tokio::join!(listener.serve(self.ztunnels.clone()), work);
+    }
+
+    /// Asks for work on all pods, as soon as they are listed.
+    async fn begin(self: Arc<Self>, listed: bool) {
+        if !listed {
+            self.health.pending(
+                Part::Ambient,
+                &"the API server has not listed the pods of this node; those of an earlier agent are taken over by what it kept of them",
+            );
+            self.synced.notified().await;
+        }
+        self.health.ready(Part::Ambient);
+        self.push_all();
+    }
+
+    /// Whether the pods are listed in time.
+    async fn are_listed(&self) -> bool {
+        self.cluster.state().synced
+            || tokio::time::timeout(LISTING_TIME, self.synced.notified()).await.is_ok()
+    }
+
+    /// What an earlier agent knew of the pods counts until the API server has listed them.
+    async fn remember(&self) {
+        let (run_dir, cluster) = (self.run_dir.clone(), self.cluster.clone());
+        let remembered = tokio::task::spawn_blocking(move || cluster::store::remember(&run_dir, &cluster));
+        match remembered.await {
+            Ok((pods, errors)) => {
+                errors.iter().for_each(|error| self.log.warn(error, &[]));
+                let text = "the API server has not listed the pods; what was kept of them counts meanwhile";
+                self.log.warn(text, &[("pods", &pods)]);
+            }
+            Err(error) => self.log.error(&error, &[]),
+        }
+    }
+
+    /// Goes by changed options from now on.
+    pub(crate) fn follow(&self, new: &AmbientConfig) {
+        let rules = self.config.rules.follow(&new.rules);
+        let capture = self.config.capture.follow(&new.capture);
+        if capture {
+            self.tell_capture();
+        }
+        if self.config.node.follow(&new.node) {
+            self.log.info("changed options of ambient mode are in force for new sandboxes of pods", &[]);
+            if let Some(Err(error)) = self.host.get().map(HostSide::follow_options) {
+                self.log.error(&error, &[]);
+            }
+        }
+        if rules || capture {
+            self.log.info("which pods are to be in the mesh has changed", &[]);
+            if self.health.is_ready(Part::Ambient) {
+                self.push_all();
+            }
+        }
+    }
+
+    /// Says what the kill switch leaves.
+    fn tell_capture(&self) {
+        let inside: [telemetry::Label<'_>; 1] = [("pods", &self.members.all().len())];
+        if *self.config.capture.now() {
+            self.log.info("capture is enabled: pods are taken into the mesh again", &inside);
+        } else {
+            let text = "capture is disabled: no pod is taken into the mesh; those that are in stay as they are until their sandbox ends or \
+                        they are labelled out of it";
+            self.log.warn(text, &inside);
+        }
     }
 
     async fn prepare_host(&self) {

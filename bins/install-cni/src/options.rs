@@ -3,6 +3,7 @@
 //! One table, [`table::SPECS`], has every option. The name in upper case with `_` for `-` is its variable and its file. A flag goes before
 //! a file, a file before a variable: files follow a ConfigMap while this process runs, variables do not.
 
+mod change;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -11,6 +12,7 @@ use std::ffi::OsString;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
+pub(crate) use change::Changed;
 pub(crate) use table::{SPECS, Setting};
 
 const NAME: &str = "install-cni";

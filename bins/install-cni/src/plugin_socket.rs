@@ -52,6 +52,8 @@ impl PluginSocket {
         let uid = query.split('&').find_map(|pair| pair.strip_prefix("uid=")).filter(|uid| !uid.is_empty());
         let id = PodId { namespace: namespace.into(), name: name.into(), uid: uid.map(str::to_owned) };
         let found = self.cluster.index().facts(namespace, name);
+        // What an earlier agent kept is in its files, where the plugin looks after it has asked the API server itself.
+        let found = found.filter(|_| !self.cluster.index().is_remembered(namespace, name));
         let (result, answer) = match found {
             Some(facts) => self.found(&id, &facts),
             None if self.cluster.state().synced => {

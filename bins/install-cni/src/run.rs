@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cluster::{Cluster, Connection, Limits, Source, Store, StoreEvent, Writer};
-use cni::conflist::PluginEntry;
 use facts::exchange::{FACTS_DIR, SOCKET_NAME};
 use install::{Installer, OptionsError};
 use telemetry::{Journal, Scope};
@@ -17,7 +16,7 @@ use crate::config::{self, BadOption, Config, PodSource};
 use crate::health::{Health, Part};
 use crate::log_socket::LogSocket;
 use crate::metrics::Metrics;
-use crate::options::{Flags, Options, Setting, without_newlines};
+use crate::options::{Changed, Flags, Options, Setting, without_newlines};
 use crate::plugin_socket::{self, PluginSocket};
 use crate::serve::{self, Handler, Socket};
 use crate::uncaptured::{Marker, Uncaptured};
@@ -60,6 +59,7 @@ pub(crate) struct Agent {
     pub(crate) ambient: Option<Arc<Ambient>>,
     journal: Journal,
     options: config_dir::Reader,
+    options_at_start: Options,
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -108,6 +108,7 @@ impl Agent {
             ambient: None,
             journal,
             options: reader,
+            options_at_start: options,
         })
     }
 
@@ -294,28 +295,30 @@ impl Agent {
         }
     }
 
-    /// The plugin's entry by the options as they are now. Where this process serves, and whose pods it knows, stays as it was at its start: a plugin
-    /// that looks elsewhere finds nothing.
-    fn changed_entry(&self, reader: &mut config_dir::Reader) -> Result<PluginEntry, Error> {
-        let mut entry = config::plugin_entry(&reader.read(&variable)?)?;
-        let served = &self.config.install.entry;
-        entry.cni_agent_run_dir.clone_from(&served.cni_agent_run_dir);
-        match served.extra.get(config::POD_SOURCE) {
-            Some(source) => entry.extra.insert(config::POD_SOURCE.to_owned(), source.clone()),
-            None => entry.extra.remove(config::POD_SOURCE),
-        };
-        Ok(entry)
+    /// What a look at the options shows now, by what this process was started with.
+    fn changed(&self, reader: &mut config_dir::Reader) -> Result<(Config, Vec<&'static str>), Error> {
+        let new = reader.read(&variable)?;
+        // All of it has to mean something, also what is for the next start.
+        Config::new(&new, &variable)?;
+        let Changed { options, waiting } =
+            self.options_at_start.changed_to(&new, self.config.ambient.is_some());
+        Ok((Config::new(&options, &variable)?, waiting))
     }
 
-    /// Lets changed options reach the plugin's configuration.
+    /// Lets changed options reach the agent and the plugin's configuration.
     fn follow_options(self: &Arc<Self>, handle: install::Handle) {
         let Some(dir) = self.config.config_dir.clone() else { return };
         let agent = self.clone();
         let mut reader = self.options.clone();
         let mut before = self.config.install.entry.clone();
-        let started = config_dir::watch(dir, move || match agent.changed_entry(&mut reader) {
-            Ok(entry) => {
-                agent.health.ready(Part::Configuration);
+        let started = config_dir::watch(dir, move || match agent.changed(&mut reader) {
+            Ok((config, waiting)) => {
+                agent.tell_waiting(&waiting);
+                // The agent first: it takes whatever a plugin announces by its new options.
+                if let (Some(ambient), Some(config)) = (&agent.ambient, &config.ambient) {
+                    ambient.follow(config);
+                }
+                let entry = config.install.entry;
                 if entry != before {
                     agent.log.info("the plugin's options have changed", &[]);
                     handle.update(entry.clone());
@@ -324,7 +327,7 @@ impl Agent {
             }
             Err(error) => {
                 agent.log.error(
-                    "changed options cannot be used; the plugin keeps the ones before",
+                    "changed options cannot be used; agent and plugin keep the ones before",
                     &[("error", &error)],
                 );
                 let reason = format!("{error}; the plugin keeps the options before");
@@ -334,6 +337,19 @@ impl Agent {
         if let Err(error) = started {
             self.log.error("options are not watched", &[("error", &error)]);
         }
+    }
+
+    /// Says which changed options cannot be followed.
+    fn tell_waiting(&self, waiting: &[&str]) {
+        if waiting.is_empty() {
+            return self.health.ready(Part::Configuration);
+        }
+        let reason = format!(
+            "changed options that this agent cannot follow while it runs: {}; restart it, or set them back",
+            waiting.join(", ")
+        );
+        self.log.warn(&reason, &[]);
+        self.health.pending(Part::Configuration, &reason);
     }
 }
 

@@ -8,6 +8,9 @@ use std::sync::Arc;
 
 use facts::{Facts, Object};
 
+/// In the place of a list's number: what an earlier process kept. No list has it.
+const REMEMBERED: u64 = u64::MAX;
+
 /// One pod, told apart from others that had or will have its name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PodKey {
@@ -111,6 +114,31 @@ impl Index {
         }
         self.namespaces.retain(|_, entry| !entry.is_empty());
         gone
+    }
+
+    /// What an earlier process kept of a pod and its namespace. It counts until a list or a watch says otherwise; what these have said already
+    /// counts more.
+    pub fn remember(&mut self, facts: Facts) {
+        let Facts { pod, namespace_labels } = facts;
+        let entry = self.namespaces.entry(pod.namespace().to_owned()).or_default();
+        if !self.labels.complete
+            && entry.labels.is_none()
+            && let Some(labels) = namespace_labels
+        {
+            let value = labels.iter().map(|(key, value)| (key.as_str().into(), value.as_str().into()));
+            entry.labels = Some(Marked { value: value.collect(), round: REMEMBERED });
+        }
+        if !self.pods.complete && !entry.pods.contains_key(pod.name()) {
+            let name = pod.name().to_owned();
+            entry.pods.insert(name, Marked { value: pod, round: REMEMBERED });
+        }
+        self.namespaces.retain(|_, entry| !entry.is_empty());
+    }
+
+    /// Whether what is known of a pod is only what an earlier process kept.
+    pub fn is_remembered(&self, namespace: &str, name: &str) -> bool {
+        let pod = self.namespaces.get(namespace).and_then(|entry| entry.pods.get(name));
+        pod.is_some_and(|pod| pod.round == REMEMBERED)
     }
 
     /// A pod is still there, though what is said of it cannot be read: what was known of it stays.

@@ -20,6 +20,7 @@ use crate::backoff::Backoff;
 use crate::index::PodKey;
 use crate::watch::Cluster;
 use files::Files;
+pub use files::Unusable;
 
 /// Pauses while nothing can be written.
 const RETRY: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
@@ -40,6 +41,15 @@ pub enum StoreError {
     /// The thread that writes cannot be started.
     #[error("start the thread that writes facts: {0}; raise the limit of processes")]
     Thread(io::Error),
+}
+
+/// Lets `cluster` know what an earlier process kept in `<run_dir>/facts`, until a list says otherwise. Gives how many pods these are, and why
+/// some files cannot be used.
+pub fn remember(run_dir: &Path, cluster: &Cluster) -> (usize, Vec<Unusable>) {
+    let (all, unusable) = files::read_all(&run_dir.join(FACTS_DIR));
+    let count = all.len();
+    all.into_iter().for_each(|facts| cluster.remember(facts));
+    (count, unusable)
 }
 
 /// What happens to the files.

@@ -14,6 +14,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
+use facts::Facts;
+
 use crate::backoff::Backoff;
 use crate::connection::Connection;
 use crate::error::Error;
@@ -165,6 +167,11 @@ impl Cluster {
     /// How the watches are.
     pub fn state(&self) -> State {
         self.state_mut().clone()
+    }
+
+    /// See [`Index::remember`].
+    pub(crate) fn remember(&self, facts: Facts) {
+        self.index_mut().remember(facts);
     }
 
     fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {

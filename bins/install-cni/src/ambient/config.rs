@@ -12,6 +12,7 @@ use ruleset::Backend;
 use telemetry::Scope;
 
 use super::desired::Rules;
+use super::followed::Followed;
 use crate::config::{BadOption, excluded_namespaces, namespace};
 use crate::options::{Options, Setting};
 
@@ -21,8 +22,12 @@ const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
 /// Everything that ambient mode does by.
 #[derive(Debug, Clone)]
 pub(crate) struct AmbientConfig {
-    pub(crate) node: NodeOptions,
-    pub(crate) rules: Rules,
+    /// What is the same for all pods that get their rules from now on.
+    pub(crate) node: Followed<NodeOptions>,
+    /// Which pods are to be in the mesh.
+    pub(crate) rules: Followed<Rules>,
+    /// `CAPTURE`: false lets no pod into the mesh.
+    pub(crate) capture: Followed<bool>,
     pub(crate) ztunnel_address: String,
     /// `NATIVE_NFTABLES`.
     native_nftables: bool,
@@ -54,7 +59,7 @@ impl AmbientConfig {
         if config.ztunnel_address.is_empty() {
             return Err(BadOption::new("ztunnel-uds-address", "", "is not the path of a socket"));
         }
-        if config.rules.system_namespace.is_empty() {
+        if config.rules.now().system_namespace.is_empty() {
             return Err(BadOption::new("system-namespace", "", "is not the namespace of ztunnel"));
         }
         Ok(Some(config))
@@ -70,17 +75,19 @@ impl AmbientConfig {
         let verify_every = duration("ambient-verify-interval", text(Setting::AmbientVerifyInterval))?;
         let drain_timeout = duration("drain-timeout", text(Setting::DrainTimeout))?;
         Ok(Self {
-            node: NodeOptions {
+            node: Followed::new(NodeOptions {
                 dns_capture: options.on(Setting::AmbientDnsCapture),
                 ipv6: options.on(Setting::AmbientIpv6),
                 probe_v4,
                 probe_v6,
-            },
-            rules: Rules {
+            }),
+            // The plugin's entry says what the word may be.
+            capture: Followed::new(options.text(Setting::Capture) != "disabled"),
+            rules: Followed::new(Rules {
                 selectors: selectors(options)?,
                 excluded: excluded_namespaces(options)?,
                 system_namespace: namespace(options, Setting::SystemNamespace, "system-namespace")?,
-            },
+            }),
             ztunnel_address: text(Setting::ZtunnelUdsAddress).to_owned(),
             native_nftables: options.on(Setting::NativeNftables),
             forced: forced(text(Setting::ForceIptablesBinary))?,

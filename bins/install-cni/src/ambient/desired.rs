@@ -30,7 +30,7 @@ pub(crate) enum Desired {
 }
 
 /// What decides besides the pod.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Rules {
     pub(crate) selectors: Selectors,
     /// `EXCLUDE_NAMESPACES`.

@@ -5,9 +5,10 @@
 //! somebody to take it.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
-use capture::ambient::plan_pod;
+use capture::ambient::{NodeOptions, plan_pod};
 use cluster::PodKey;
 use facts::Facts;
 use kernel::{Applied, Change};
@@ -65,6 +66,10 @@ impl Ambient {
         let mut member = self.member(key, facts);
         self.refuse(facts, ips)?;
         self.locate(&mut member, ips, place).await?;
+        if !member.ruled {
+            // A new sandbox gets what annotations and options say today.
+            (member.options, member.node) = (Member::of(&facts.pod).0.options, None);
+        }
         if ips != member.ips && !ips.is_empty() {
             // What is no longer the pod's must not stay in the sets when the pod leaves.
             let old: Vec<IpAddr> = member.ips.iter().copied().filter(|ip| !ips.contains(ip)).collect();
@@ -170,6 +175,9 @@ impl Ambient {
     async fn step(&self, step: Step, member: &mut Member) -> Result<(), Failure> {
         match step {
             Step::Rules if member.look != Look::AsPlanned => {
+                if !member.ruled {
+                    member.node = Some(self.config.node.now());
+                }
                 // Capture that was lost is added again, and spares what was opened meanwhile.
                 match member.ruled {
                     true => self.repair(member).await?,
@@ -203,7 +211,7 @@ impl Ambient {
     /// The rules of a pod whose namespace is known.
     pub(super) async fn program(&self, member: &Member) -> Result<Option<Applied>, Failure> {
         let Some(netns) = member.netns.clone() else { return Ok(None) };
-        let (kernel, node) = (self.backends.clone(), self.config.node.clone());
+        let (kernel, node) = (self.backends.clone(), self.node_options(member));
         let (options, backend) = (member.options.clone(), self.host()?.backend());
         let (evidence, subject) = (self.evidence.clone(), Subject::of(member));
         let proc_root = self.config.proc_root();
@@ -246,6 +254,11 @@ impl Ambient {
         self.metrics.shadowed(self.evidence.shadowed());
     }
 
+    /// The node's options that are in force for a pod.
+    pub(super) fn node_options(&self, member: &Member) -> Arc<NodeOptions> {
+        member.node.clone().unwrap_or_else(|| self.config.node.now())
+    }
+
     /// A pod whose rules cannot be had is not in the mesh at all: its ztunnel is told, its probes go the usual way.
     async fn take_back(&self, member: &mut Member) {
         if let Err(error) = self.pick_up_again(member).await {
@@ -266,7 +279,7 @@ impl Ambient {
     pub(super) fn refuse(&self, facts: &Facts, ips: &[IpAddr]) -> Result<(), Failure> {
         self.refuse_sandboxed(facts)?;
         let only_v6 = !ips.is_empty() && ips.iter().all(IpAddr::is_ipv6);
-        if only_v6 && !self.config.node.ipv6 { Err(Failure::Ipv6Off) } else { Ok(()) }
+        if only_v6 && !self.config.node.now().ipv6 { Err(Failure::Ipv6Off) } else { Ok(()) }
     }
 
     /// Runtimes whose containers bring a network stack of their own; the namespace's rules do not see what it sends.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use capture::ambient::{PROBES_V4, PROBES_V6, ProbeSender, plan_host};
+use capture::ambient::{NodeOptions, PROBES_V4, PROBES_V6, ProbeSender, plan_host};
 use kernel::Change;
 use kernel::branch_eni::{self, Branch};
 use kernel::sets::{ProbeSets, Removed};
@@ -33,6 +33,8 @@ pub(crate) struct HostSide {
     config: Arc<AmbientConfig>,
     backends: Arc<Backends>,
     sets: Mutex<ProbeSets>,
+    /// The options by which sets and rules were made last.
+    node: Mutex<NodeOptions>,
     /// Of each address that has one; `None` where branch interfaces are of no concern.
     branches: Option<Mutex<HashMap<IpAddr, Branch>>>,
     log: Scope,
@@ -60,20 +62,19 @@ impl HostSide {
             false => Host::current(),
         };
         let host = host.map_err(not_ready)?;
+        let node = config.node.now();
         let (backend, sets) = host
             .enter(|inside| {
                 let backend = config.backend(inside, &log);
-                let v6 = config.node.ipv6.then_some(PROBES_V6);
-                let mut sets = ProbeSets::open(inside, backend, TABLE, PROBES_V4, v6)?;
-                sets.ensure()?;
-                Ok::<_, kernel::sets::Error>((backend, sets))
+                Ok::<_, kernel::sets::Error>((backend, open_sets(inside, backend, &node)?))
             })
             .map_err(not_ready)?
             .map_err(not_ready)?;
+        let (sets, node) = (Mutex::new(sets), Mutex::new(NodeOptions::clone(&node)));
         let sender = config.sender().map_err(not_ready)?;
         let branches =
             (config.branch_eni && branch_eni::is_relevant(&config.proc_root())).then(Mutex::default);
-        let made = Self { host, backend, sender, config, backends, sets: Mutex::new(sets), branches, log };
+        let made = Self { host, backend, sender, config, backends, sets, node, branches, log };
         made.apply()?;
         Ok(made)
     }
@@ -128,6 +129,7 @@ impl HostSide {
         &self,
         wanted: impl FnOnce() -> (Vec<(IpAddr, String)>, bool),
     ) -> Result<Repaired, NotReady> {
+        self.follow_options()?;
         self.sets().ensure().map_err(not_ready)?;
         // In nf_tables the sets are made with the rules.
         let rules = self.apply()? != Change::None;
@@ -148,7 +150,7 @@ impl HostSide {
     /// Removes everything of ours; gives what could not be.
     pub(crate) fn clean_up(&self) -> Vec<String> {
         let mut errors = Vec::new();
-        let plan = plan_host(&self.config.node, self.sender, self.backend);
+        let plan = plan_host(&lock(&self.node), self.sender, self.backend);
         let result = self.host.enter(|inside| self.backends.of_the_node().cleanup_host(inside, &plan));
         match result {
             Ok(Ok(_)) => {}
@@ -164,8 +166,27 @@ impl HostSide {
         errors
     }
 
+    /// Makes sets and rules what today's options ask for. With another family the sets are opened anew, as by another agent: they keep what
+    /// they hold.
+    ///
+    /// # Errors
+    /// The kernel does not take them; the next verification tries again.
+    pub(crate) fn follow_options(&self) -> Result<(), NotReady> {
+        let wanted = self.config.node.now();
+        let mut node = lock(&self.node);
+        if *node == *wanted {
+            return Ok(());
+        }
+        let mut sets = self.sets();
+        let opened = self.host.enter(|inside| open_sets(inside, self.backend, &wanted));
+        *sets = opened.map_err(not_ready)?.map_err(not_ready)?;
+        node.clone_from(&wanted);
+        drop((sets, node));
+        self.apply().map(drop)
+    }
+
     fn apply(&self) -> Result<Change, NotReady> {
-        let plan = plan_host(&self.config.node, self.sender, self.backend);
+        let plan = plan_host(&lock(&self.node), self.sender, self.backend);
         let applied = self.host.enter(|inside| self.backends.of_the_node().apply_host(inside, &plan));
         Ok(applied.map_err(|error| NotReady(kernel::chain_text(&error)))?.map_err(not_ready)?.rules)
     }
@@ -196,6 +217,17 @@ impl HostSide {
     fn sets(&self) -> MutexGuard<'_, ProbeSets> {
         lock(&self.sets)
     }
+}
+
+fn open_sets(
+    inside: &netns::InsideHost<'_>,
+    backend: Backend,
+    node: &NodeOptions,
+) -> Result<ProbeSets, kernel::sets::Error> {
+    let v6 = node.ipv6.then_some(PROBES_V6);
+    let mut sets = ProbeSets::open(inside, backend, TABLE, PROBES_V4, v6)?;
+    sets.ensure()?;
+    Ok(sets)
 }
 
 fn not_ready(error: impl std::error::Error) -> NotReady {

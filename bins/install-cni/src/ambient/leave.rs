@@ -187,7 +187,7 @@ impl Ambient {
             return Ok(());
         };
         let (kernel, backend) = (self.backends.clone(), self.host()?.backend());
-        let plan = plan_drain(&self.config.node, &member.options, backend);
+        let plan = plan_drain(&self.node_options(member), &member.options, backend);
         let known = member.ruled || member.draining.is_some();
         let evidence = self.evidence.clone();
         let drained = self.in_kernel(move || -> Result<bool, Failure> {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
-use capture::ambient::PodOptions;
+use capture::ambient::{NodeOptions, PodOptions};
 use cluster::PodKey;
 use facts::Object;
 use netns::Netns;
@@ -66,6 +66,9 @@ pub(crate) struct Member {
     /// When it got them, as a number that is greater for those that got theirs later.
     pub(crate) addressed: u64,
     pub(crate) options: PodOptions,
+    /// The node's options that its rules were programmed by; absent where that was not this process. A change of them is for new sandboxes:
+    /// in this one it would cut what is open.
+    pub(crate) node: Option<Arc<NodeOptions>>,
     pub(crate) state: State,
     /// Our rules are in its namespace, or may be.
     pub(crate) ruled: bool,
@@ -155,6 +158,7 @@ impl Member {
             ips: Vec::new(),
             addressed: 0,
             options,
+            node: None,
             state: State::Pending,
             ruled: false,
             draining: None,

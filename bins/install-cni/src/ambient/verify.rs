@@ -73,6 +73,9 @@ impl Ambient {
 
     /// Asks for work on every pod that is not where it belongs: what failed for want of a change may succeed by now.
     fn push_misplaced(&self) {
+        if !self.cluster.state().synced {
+            return;
+        }
         let mut keys: Vec<PodKey> = Vec::new();
         {
             let index = self.cluster.index();
@@ -265,7 +268,7 @@ impl Ambient {
     pub(super) async fn differences(&self, member: &Member) -> Result<Vec<Difference>, Failure> {
         let Some(netns) = member.netns.clone() else { return Ok(Vec::new()) };
         let (backends, backend) = (self.backends.clone(), self.host()?.backend());
-        let plan = plan_pod(&self.config.node, &member.options, backend);
+        let plan = plan_pod(&self.node_options(member), &member.options, backend);
         let (evidence, subject) = (self.evidence.clone(), Subject::of(member));
         let found = self.in_kernel(move || {
             let observe = |inside: &netns::Inside| {

@@ -73,7 +73,12 @@ impl Ambient {
         let _turn = self.members.turn(&key.uid).await;
         let facts = self.cluster.index().facts(&key.namespace, &key.name);
         let facts = facts.filter(|facts| facts.pod.uid() == Some(&*key.uid));
+        // Until the API server has listed the pods, what was kept of them says which are in the mesh, not which have to leave it.
+        let listed = self.cluster.state().synced;
         let Some(facts) = facts else {
+            if !listed {
+                return Ok(());
+            }
             self.metrics.reconciled("delete");
             self.troubles.forget(&key.uid);
             return self.leave(key, None, Ending::Gone, "it is deleted").await;
@@ -85,10 +90,21 @@ impl Ambient {
                 self.log.debug("the labels of a pod's namespace are not known yet", &labels);
                 Ok(())
             }
+            Desired::Ended | Desired::Out(_) if !listed => Ok(()),
             Desired::Ended => self.leave(key, Some(&facts), Ending::Ended, "it has ended").await,
             Desired::Out(reason) => self.leave(key, Some(&facts), Ending::Out, &reason).await,
+            Desired::In if self.is_kept_out(key) => {
+                let reason = "capture is disabled";
+                self.leave(key, Some(&facts), Ending::Out, reason).await
+            }
             Desired::In => self.keep_in(key, &facts).await,
         }
+    }
+
+    /// With `CAPTURE=disabled` no pod comes in. One that has its rules already stays: without ztunnel it would have no network.
+    fn is_kept_out(&self, key: &PodKey) -> bool {
+        let stays = |member: Member| member.ruled && !Self::is_gone(&member);
+        !*self.config.capture.now() && !self.members.get(&key.uid).is_some_and(stays)
     }
 
     async fn keep_in(&self, key: &PodKey, facts: &Facts) -> Result<(), Failure> {

@@ -11,9 +11,12 @@ fn where_plugins_look_changes_only_with_a_new_process() {
     write("CNI_AGENT_RUN_DIR", "/run/two");
     write("POD_SOURCE", "manifests:/pods");
     write("CAPTURE", "disabled");
-    let entry = agent.changed_entry(&mut agent.options.clone()).unwrap();
+    let (config, waiting) = agent.changed(&mut agent.options.clone()).unwrap();
+    assert_eq!(waiting, ["cni-agent-run-dir", "pod-source"]);
+    let entry = config.install.entry;
     assert_eq!(entry.cni_agent_run_dir, std::path::Path::new("/run/one"));
     assert_eq!(entry.extra.keys().collect::<Vec<_>>(), ["capture"]);
     std::fs::remove_file(dir.path().join("CAPTURE")).unwrap();
-    assert!(agent.changed_entry(&mut agent.options.clone()).unwrap().extra.is_empty());
+    let (config, _) = agent.changed(&mut agent.options.clone()).unwrap();
+    assert!(config.install.entry.extra.is_empty());
 }

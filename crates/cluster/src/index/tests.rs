@@ -101,3 +101,49 @@ fn a_list_forgets_what_it_lacks_and_only_at_its_end() {
     assert_eq!(changed, expected.map(|(name, uid)| key("shop", name, uid)));
     assert_eq!(index.pods_in("shop").len(), 3);
 }
+
+fn remembered(namespace: &str, name: &str, uid: &str, team: &str) -> Facts {
+    let labels = BTreeMap::from([("team".to_owned(), team.to_owned())]);
+    Facts { pod: Arc::new(pod(namespace, name, uid, "kept")), namespace_labels: Some(labels) }
+}
+
+/// What an earlier process kept counts until the lists are complete, and never more than they do.
+#[test]
+fn what_is_remembered_counts_until_a_list_says_otherwise() {
+    let mut index = Index::default();
+    for (name, uid) in [("same", "u1"), ("changed", "u2"), ("gone", "u3")] {
+        index.remember(remembered("shop", name, uid, "old"));
+    }
+    assert!(!index.is_synced());
+    assert_eq!(index.facts("shop", "gone").unwrap(), remembered("shop", "gone", "u3", "old"));
+    index.begin_pods();
+    index.begin_namespaces();
+    assert_eq!(index.apply_pod(pod("shop", "same", "u1", "kept")), [], "nothing is new of it");
+    assert_eq!(index.apply_pod(pod("shop", "changed", "u2", "new")), [key("shop", "changed", "u2")]);
+    assert!(!index.is_remembered("shop", "same") && index.is_remembered("shop", "gone"));
+    // The list breaks off: what it has said stays, and so does what it has not come to.
+    index.begin_pods();
+    index.remember(remembered("shop", "changed", "u2", "old"));
+    let app = |index: &Index, name: &str| index.pod("shop", name).unwrap().label("app").map(str::to_owned);
+    assert_eq!(app(&index, "changed").as_deref(), Some("new"), "listed counts more");
+    index.apply_pod(pod("shop", "same", "u1", "kept"));
+    index.apply_pod(pod("shop", "changed", "u2", "new"));
+    assert_eq!(index.commit_pods(), [key("shop", "gone", "u3")]);
+    assert_eq!(index.facts("shop", "same").unwrap().namespace_labels.unwrap()["team"], "old");
+    assert_eq!(index.apply_namespace("shop", &labels("new")).len(), 2);
+    index.commit_namespaces();
+    // Late, it says nothing.
+    index.remember(remembered("shop", "gone", "u3", "old"));
+    index.remember(remembered("bank", "web", "u4", "old"));
+    assert!(index.pod("shop", "gone").is_none() && index.pod("bank", "web").is_none());
+    assert!(!index.namespaces.contains_key("bank"));
+}
+
+#[test]
+fn labels_that_are_only_remembered_go_with_a_list_that_lacks_their_namespace() {
+    let mut index = Index::default();
+    index.remember(remembered("shop", "web", "u1", "old"));
+    index.begin_namespaces();
+    assert_eq!(index.commit_namespaces(), [key("shop", "web", "u1")]);
+    assert_eq!(index.facts("shop", "web").unwrap().namespace_labels, None);
+}

@@ -3,17 +3,32 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, OpenOptions, Permissions};
 use std::hash::{BuildHasher, RandomState};
-use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use facts::Facts;
 use facts::exchange::facts_file;
+use rustix::fs::OFlags;
 
 use super::Names;
 use crate::watch::Cluster;
 
 /// What a file is called while it is written; only one is at a time. Pods' files end in `.json`.
 const UNFINISHED: &str = "unfinished";
+
+/// Longest file of facts that is read, in bytes: an object in etcd has at most 1.5 MiB.
+const MAX_FILE: u64 = 2 << 20;
+/// The most files that are read. A node has some hundred pods.
+const MAX_FILES: usize = 16 << 10;
+
+/// A file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("the facts in {path} cannot be used and are ignored: {cause}", path = path.display())]
+pub struct Unusable {
+    path: PathBuf,
+    cause: io::Error,
+}
 
 #[derive(Debug)]
 pub(super) struct Files {
@@ -141,6 +156,48 @@ impl Files {
         }
         failed.map_or(Ok(()), Err)
     }
+}
+
+/// The facts in a directory, and why others cannot be used. Only files of this process's user count.
+pub(super) fn read_all(dir: &Path) -> (Vec<Facts>, Vec<Unusable>) {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(cause) if cause.kind() == ErrorKind::NotFound => return (Vec::new(), Vec::new()),
+        Err(cause) => return (Vec::new(), vec![Unusable { path: dir.to_owned(), cause }]),
+    };
+    let (mut all, mut unusable) = (Vec::new(), Vec::new());
+    for entry in entries.flatten().take(MAX_FILES) {
+        let path = entry.path();
+        if path.extension().is_none_or(|extension| extension != "json") {
+            continue;
+        }
+        match read_one(&path) {
+            Ok(facts) => all.push(facts),
+            Err(cause) => unusable.push(Unusable { path, cause }),
+        }
+    }
+    (all, unusable)
+}
+
+fn read_one(path: &Path) -> io::Result<Facts> {
+    // Neither a pipe that nobody writes to nor a link to elsewhere.
+    let flags = (OFlags::NONBLOCK | OFlags::NOFOLLOW).bits() as i32;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() || metadata.uid() != rustix::process::geteuid().as_raw() {
+        return Err(io::Error::other("it is not a regular file of the agent's user"));
+    }
+    let mut text = Vec::new();
+    file.take(MAX_FILE + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > MAX_FILE {
+        return Err(io::Error::other(format!("it has more than {MAX_FILE} bytes")));
+    }
+    let facts: Facts = serde_json::from_slice(&text)?;
+    let own_name = facts_file(facts.pod.namespace(), facts.pod.name());
+    if own_name.as_deref() != path.file_name().and_then(|name| name.to_str()) {
+        return Err(io::Error::other("it is of another pod than its name says"));
+    }
+    Ok(facts)
 }
 
 fn holds(path: &Path, content: &[u8]) -> bool {

@@ -278,3 +278,36 @@ fn names_that_could_leave_the_directory_are_left_out() {
     assert!(store.flush(LIMIT));
     assert!(names(&run_dir.path().join(FACTS_DIR)).is_empty());
 }
+
+#[tokio::test]
+async fn what_was_kept_is_remembered_as_far_as_it_can_be_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let facts = dir.path().join(FACTS_DIR);
+    assert_eq!(cluster::store::remember(dir.path(), &Cluster::new()).0, 0, "nothing is there");
+    fs::create_dir(&facts).unwrap();
+    let pod = |namespace: &str, name: &str| {
+        serde_json::json!({
+            "pod": {"kind": "Pod", "metadata": {"namespace": namespace, "name": name, "uid": "u"}},
+            "namespace_labels": {"team": "red"},
+        })
+        .to_string()
+    };
+    let file = |namespace: &str, name: &str| facts.join(facts_file(namespace, name).unwrap());
+    fs::write(file("shop", "web"), pod("shop", "web")).unwrap();
+    fs::write(file("shop", "torn"), &pod("shop", "torn")[..30]).unwrap();
+    fs::write(file("shop", "other"), pod("bank", "vault")).unwrap();
+    fs::write(file("shop", "foreign"), pod("shop", "foreign")).unwrap();
+    std::os::unix::fs::chown(file("shop", "foreign"), Some(65534), None).unwrap();
+    std::os::unix::fs::symlink(file("shop", "web"), file("shop", "link")).unwrap();
+    let pipe = file("shop", "pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    fs::write(file("shop", "large"), vec![b' '; (2 << 20) + 1]).unwrap();
+    fs::write(facts.join("unfinished"), "{").unwrap();
+    let cluster = Cluster::new();
+    let (pods, unusable) = cluster::store::remember(dir.path(), &cluster);
+    assert_eq!((pods, unusable.len()), (1, 6), "{unusable:?}");
+    assert!(unusable.iter().all(|error| error.to_string().contains("are ignored: ")), "{unusable:?}");
+    let known = cluster.index().facts("shop", "web").unwrap();
+    assert_eq!(known.namespace_labels.unwrap()["team"], "red");
+    assert!(cluster.index().is_remembered("shop", "web") && !cluster.state().synced);
+}

@@ -13,6 +13,7 @@ mod mesh_attack;
 mod mesh_check;
 mod mesh_drain;
 mod mesh_faults;
+mod mesh_options;
 mod mesh_records;
 mod mesh_truth;
 mod socket;

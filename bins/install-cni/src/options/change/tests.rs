@@ -1,0 +1,60 @@
+use std::ffi::OsString;
+
+use super::*;
+use crate::options::{Flags, Kind};
+
+fn options(variable: &str, value: &str) -> Options {
+    let find = |name: &str| (name == variable).then(|| value.to_owned());
+    Flags::parse([OsString::from("install-cni")]).unwrap().options(&find, &|_| None).unwrap()
+}
+
+/// Every option is followed, named, or of no effect by its own help.
+#[test]
+fn a_change_of_any_option_counts_or_is_told() {
+    for spec in SPECS {
+        let (before, after) = match spec.kind {
+            Kind::Text => ("a", "b"),
+            Kind::Switch => ("false", "true"),
+            Kind::Integer => ("1", "2"),
+        };
+        let (start, new) = (options(&spec.variable(), before), options(&spec.variable(), after));
+        if start == new {
+            // It is given on the command line, which does not change.
+            continue;
+        }
+        for ambient in [false, true] {
+            let changed = start.changed_to(&new, ambient);
+            let (counts, waits) = (changed.options == new, changed.waiting == [spec.name]);
+            let is_without_effect = spec.help.to_ascii_lowercase().contains("without effect");
+            assert_eq!(!counts && !waits, is_without_effect, "{}: {changed:?}", spec.name);
+            assert!(counts || changed.options == start, "{}", spec.name);
+        }
+    }
+}
+
+#[test]
+fn what_can_be_followed_is_followed_beside_what_cannot() {
+    let read = |values: &[(&str, &str)]| {
+        let find =
+            |name: &str| values.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+        Flags::parse([OsString::from("install-cni")]).unwrap().options(&find, &|_| None).unwrap()
+    };
+    let start = read(&[("EXCLUDE_NAMESPACES", "a"), ("NATIVE_NFTABLES", "false")]);
+    let new = read(&[
+        ("EXCLUDE_NAMESPACES", "a,b"),
+        ("CAPTURE", "disabled"),
+        ("NATIVE_NFTABLES", "true"),
+        ("HEALTH_PORT", "0"),
+        ("AMBIENT_ENABLED", "true"),
+    ]);
+    let changed = start.changed_to(&new, true);
+    assert_eq!(changed.waiting, ["ambient-enabled", "native-nftables", "health-port"]);
+    assert_eq!(changed.options.text(Setting::ExcludeNamespaces), "a,b");
+    assert_eq!(changed.options.text(Setting::Capture), "disabled");
+    assert!(!changed.options.on(Setting::NativeNftables) && !changed.options.on(Setting::AmbientEnabled));
+    // The plugin's rules are its own in sidecar mode.
+    let changed = start.changed_to(&new, false);
+    assert!(changed.options.on(Setting::NativeNftables) && !changed.waiting.contains(&"native-nftables"));
+    // Set back, nothing waits any more.
+    assert!(start.changed_to(&start, true).waiting.is_empty());
+}
