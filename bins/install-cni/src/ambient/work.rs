@@ -261,7 +261,7 @@ impl Ambient {
 
     /// A pod with addresses of both families is in with the one that is captured on this node. Nobody may think that it is in with both.
     async fn tell_of_the_other_family(&self, member: &mut Member) {
-        if self.config.node.ipv6 || member.told_partial || !member.ips.iter().any(IpAddr::is_ipv6) {
+        if self.node_options(member).ipv6 || member.told_partial || !member.ips.iter().any(IpAddr::is_ipv6) {
             return;
         }
         member.told_partial = true;
