@@ -76,6 +76,8 @@ pub(crate) struct Captured {
     pub(crate) pod: PodName,
     pub(crate) settings: Settings,
     pub(crate) native_sidecar: bool,
+    /// Whether the rules capture all that its owner expects of them; the warnings say what they do not.
+    pub(crate) complete: bool,
     pub(crate) warnings: Vec<String>,
     pub(crate) facts: Facts,
     pub(crate) plan: Plan,
@@ -93,14 +95,18 @@ impl SubjectArgs {
         let name = PodName { namespace: pod.namespace.clone(), name: pod.name.clone() };
         match self.decide(&pod, conf.as_ref())? {
             Decision::Skip(skip) => Ok(Subject::Skipped { pod: name, skip }),
-            Decision::Sidecar { settings, native_sidecar, warnings } => {
+            Decision::Sidecar { settings, native_sidecar, warnings, gaps } => {
+                let gaps: Vec<String> = sandboxed(&pod, conf.as_ref()).into_iter().chain(gaps).collect();
+                let complete = gaps.is_empty();
+                let warnings = gaps.into_iter().chain(warnings).collect();
                 let facts = Facts {
                     backend: self.backend(conf.as_ref()),
                     ipv6: self.captures_ipv6(&settings, ipv6)?,
                 };
                 let plan = capture::plan(&settings, facts);
                 let settings = *settings;
-                let captured = Captured { pod: name, settings, native_sidecar, warnings, facts, plan };
+                let captured =
+                    Captured { pod: name, settings, native_sidecar, complete, warnings, facts, plan };
                 Ok(Subject::Captured(Box::new(captured)))
             }
         }
@@ -138,6 +144,17 @@ impl SubjectArgs {
     }
 }
 
+/// What the plugin refuses a pod for whose sandbox has a network stack of its own.
+fn sandboxed(pod: &Pod, conf: Option<&PluginConf>) -> Option<String> {
+    let class = pod.runtime_class.as_deref()?;
+    let is_fine = |conf: &PluginConf| conf.kernel_network_runtime_classes.iter().any(|fine| fine == class);
+    let sandbox = netns::find::sandbox_of_class(class).filter(|_| !conf.is_some_and(is_fine))?;
+    Some(format!(
+        "runtime class {class} is of {sandbox}, whose network stack does not pass these rules: the plugin refuses the pod, unless \
+         kernel_network_runtime_classes names the class"
+    ))
+}
+
 /// The plugin's own configuration in a chain.
 fn plugin_conf(conflist: &Conflist) -> Result<PluginConf> {
     let place = || format!("plugin {PLUGIN} of {}", conflist.path.display());
@@ -164,7 +181,8 @@ impl Captured {
     pub(crate) fn summary(&self) -> String {
         let families = if self.facts.ipv6 { "IPv4 and IPv6" } else { "IPv4" };
         let sidecar = if self.native_sidecar { "native sidecar" } else { "sidecar" };
-        format!("captured through its {sidecar} ({}, {}, {families})", self.mode(), self.facts.backend)
+        let state = if self.complete { "captured" } else { "NOT ALL captured" };
+        format!("{state} through its {sidecar} ({}, {}, {families})", self.mode(), self.facts.backend)
     }
 }
 

@@ -74,7 +74,7 @@ impl Metrics {
             counter("istio_cni_facts_requests_total", "Questions of plugins to this agent", &["result"])?;
         let uncaptured = counter(
             "istio_cni_uncaptured_pods_total",
-            "Pods that started without capture although they should have it",
+            "Pods that started without capture, or without all of it, although they should have it",
             &["reason"],
         )?;
         let cluster_changes = IntCounter::new(

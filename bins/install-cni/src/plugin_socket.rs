@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use capture::PodId;
 use cluster::Cluster;
-use facts::exchange::{FACTS_PATH, MAX_REPORT, Outcome, REPORT_PATH, STATUS_PATH, Status};
+use facts::exchange::{FACTS_PATH, MAX_REPORT, REPORT_PATH, STATUS_PATH, Status};
 use facts::{Facts, Report};
 use hyper::body::Bytes;
 use hyper::header::HeaderValue;
@@ -86,11 +86,11 @@ impl PluginSocket {
             }
         };
         self.metrics.operation(&report);
-        if report.result == Outcome::Uncaptured
+        if report.wants_note()
             && let Err(error) = self.uncaptured.note(&report)
         {
             self.log.error(
-                "cannot note that a pod started without capture",
+                "cannot note that a pod started without all of its capture",
                 &[("pod", &report.name), ("error", &error)],
             );
             return text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n"));

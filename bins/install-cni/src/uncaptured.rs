@@ -1,4 +1,4 @@
-//! Pods that started without capture: found, counted, told to people and marked, however long the API server is away.
+//! Pods that started without capture, or with a part of it: found, counted, told to people and marked, however long the API server is away.
 //!
 //! The queue is a directory of notes, one for each container, which the plugin writes itself when this agent does not answer. A note is removed when
 //! the pod has its event and its label.
@@ -12,7 +12,7 @@ use std::time::Duration;
 use cluster::write::EventText;
 use cluster::{PodKey, Writer};
 use facts::Report;
-use facts::exchange::{MAX_REPORT, UNCAPTURED_DIR};
+use facts::exchange::{MAX_REPORT, Outcome, UNCAPTURED_DIR};
 use podsource::leave_note;
 use telemetry::Scope;
 use tokio::sync::Notify;
@@ -23,8 +23,10 @@ use crate::metrics::Metrics;
 const PERIOD: Duration = Duration::from_secs(30);
 /// Pause after the API server did not take something; doubles up to [`PERIOD`].
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// `reason` of the event.
+/// `reason` of the event about a pod without capture.
 const REASON: &str = "StartedWithoutCapture";
+/// `reason` of the event about a pod whose rules do not capture all of its traffic.
+const REASON_INCOMPLETE: &str = "CaptureIncomplete";
 /// `source.component` of the event: the agent's DaemonSet.
 const COMPONENT: &str = "istio-cni-node";
 
@@ -113,9 +115,15 @@ impl Marker {
             })
             .ok()?;
         if known.counted.insert(path.to_owned()) {
-            self.metrics.uncaptured("failure-policy-open");
             let pod = format!("{}/{}", report.namespace, report.name);
-            self.log.error("a pod started WITHOUT CAPTURE", &[("pod", &pod), ("error", &report.error)]);
+            let labels: [telemetry::Label<'_>; 2] = [("pod", &pod), ("error", &report.error)];
+            if report.result == Outcome::Incomplete {
+                self.metrics.uncaptured("incomplete");
+                self.log.warn("a pod has its rules, but not all of its traffic is captured", &labels);
+            } else {
+                self.metrics.uncaptured("failure-policy-open");
+                self.log.error("a pod started WITHOUT CAPTURE", &labels);
+            }
         }
         Some(report)
     }
@@ -125,7 +133,7 @@ impl Marker {
         let pod = format!("{}/{}", report.namespace, report.name);
         if let Some(writer) = &self.writer
             && !known.marked.contains(path)
-            && let Err(error) = self.mark(writer, report).await
+            && let Err(error) = self.tell(writer, report).await
         {
             self.log.warn(
                 "cannot mark a pod that started without capture; trying again",
@@ -148,12 +156,23 @@ impl Marker {
         }
     }
 
+    async fn tell(&self, writer: &Writer, report: &Report) -> Result<(), cluster::Error> {
+        if report.result != Outcome::Incomplete {
+            return self.mark(writer, report).await;
+        }
+        // No label: whoever deletes pods that have it would delete this one for ever, since the next would be no better.
+        let message = format!("not all traffic of this pod is captured: {}", report.error);
+        let text =
+            EventText { warning: true, reason: REASON_INCOMPLETE, message: &message, component: COMPONENT };
+        match writer.create_event(&key_of(report), text).await {
+            // The pod is gone, or the chart gives the right for events only with repair, ambient mode or the policy `open`.
+            Err(error) if matches!(error.status(), Some(403 | 404 | 409)) => Ok(()),
+            done => done,
+        }
+    }
+
     async fn mark(&self, writer: &Writer, report: &Report) -> Result<(), cluster::Error> {
-        let pod = PodKey {
-            namespace: report.namespace.clone(),
-            name: report.name.clone(),
-            uid: report.uid.clone(),
-        };
+        let pod = key_of(report);
         let message = format!(
             "istio-cni could not set up this pod and let it start without traffic capture (failure_policy: open): {}",
             report.error
@@ -168,6 +187,10 @@ impl Marker {
         let text = EventText { warning: true, reason: REASON, message: &message, component: COMPONENT };
         writer.create_event(&pod, text).await
     }
+}
+
+fn key_of(report: &Report) -> PodKey {
+    PodKey { namespace: report.namespace.clone(), name: report.name.clone(), uid: report.uid.clone() }
 }
 
 fn read(path: &Path) -> io::Result<Report> {

@@ -172,14 +172,25 @@ impl Job {
                 self.log_skip(&skip);
                 Ok(None)
             }
-            Decision::Sidecar { settings, native_sidecar, warnings } => {
+            Decision::Sidecar { settings, native_sidecar, warnings, gaps } => {
                 node?;
-                for warning in &warnings {
+                self.refuse_sandboxed(pod.runtime_class.as_deref().unwrap_or_default())?;
+                for warning in warnings.iter().chain(&gaps) {
                     self.log.warn(warning, &[]);
                 }
+                self.progress.set_gaps(&gaps);
                 self.log.debug(&format!("captured: {settings:?}"), &[("native_sidecar", &native_sidecar)]);
                 Ok(Some(Target { netns: self.open_netns()?, way: Way::Sidecar(settings) }))
             }
+        }
+    }
+
+    /// Rules of the pod's namespace see nothing of what a sandbox with a network stack of its own sends and takes.
+    fn refuse_sandboxed(&self, class: &str) -> Result<(), Failure> {
+        let is_fine = self.conf.kernel_network_runtime_classes.iter().any(|fine| fine == class);
+        match netns::find::sandbox_of_class(class).filter(|_| !is_fine) {
+            Some(sandbox) => Err(Failure::Sandboxed { sandbox, class: class.to_owned() }),
+            None => Ok(()),
         }
     }
 
@@ -326,8 +337,13 @@ impl Job {
         };
         let facts_ms = format!("{:.3}", self.progress.phases().facts.unwrap_or_default() * 1000.0);
         let apply_ms = format!("{apply_ms:.3}");
+        let complete = self.progress.gaps().is_empty();
         self.log.info(
-            "pod is captured",
+            if complete {
+                "pod is captured"
+            } else {
+                "pod has its rules, but not all of its traffic is captured"
+            },
             &[
                 ("backend", &applied.backend),
                 ("rules", &change),

@@ -94,6 +94,11 @@ impl<'a> IstioCni<'a> {
     /// Tells the node agent how the call ended.
     fn report(&self, request: &Request, conf: &PluginConf, result: Outcome, error: String, log: &Logger) {
         let Ok(args) = request.args() else { return };
+        let gaps = self.progress.gaps();
+        let (result, error) = match result {
+            Outcome::Captured if !gaps.is_empty() => (Outcome::Incomplete, gaps),
+            other => (other, error),
+        };
         let report = Report {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             operation: request.verb.to_string().to_lowercase(),

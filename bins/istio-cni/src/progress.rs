@@ -18,6 +18,7 @@ struct State {
     waiting_for: &'static str,
     facts_source: &'static str,
     remark: String,
+    gaps: String,
 }
 
 /// A phase that has ended.
@@ -39,6 +40,7 @@ impl Progress {
             waiting_for: "its configuration",
             facts_source: "",
             remark: String::new(),
+            gaps: String::new(),
         }))
     }
 
@@ -67,6 +69,16 @@ impl Progress {
     /// Takes that note.
     pub(crate) fn take_remark(&self) -> String {
         std::mem::take(&mut self.state().remark)
+    }
+
+    /// Notes why not all traffic of the pod is captured although its rules are there.
+    pub(crate) fn set_gaps(&self, gaps: &[String]) {
+        self.state().gaps = gaps.join("; ");
+    }
+
+    /// As noted; empty for a pod that is captured as its owner expects.
+    pub(crate) fn gaps(&self) -> String {
+        self.state().gaps.clone()
     }
 
     /// Ends a phase; gives its milliseconds.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use facts::Report;
-use facts::exchange::{Outcome, UNCAPTURED_DIR};
+use facts::exchange::UNCAPTURED_DIR;
 use podsource::leave_note;
 use telemetry::Logger;
 
@@ -14,8 +14,8 @@ const LIMIT: Duration = Duration::from_millis(200);
 /// Bytes of an error that are reported.
 const MAX_ERROR: usize = 4 << 10;
 
-/// Tells the agent. Where that fails nothing is lost but a count, except for a pod that starts uncaptured: that one is left on disk for the
-/// agent to find.
+/// Tells the agent. Where that fails nothing is lost but a count, except for a pod that starts without all of its capture: that one is left on
+/// disk for the agent to find.
 pub(crate) fn send(conf: &cni::PluginConf, mut report: Report, log: &Logger) {
     report.error.truncate(report.error.floor_char_boundary(MAX_ERROR));
     let Some(agent) = agent(conf) else { return };
@@ -24,12 +24,12 @@ pub(crate) fn send(conf: &cni::PluginConf, mut report: Report, log: &Logger) {
     if error.is_hung() {
         log.leave_agent_out();
     }
-    if report.result == Outcome::Uncaptured
+    if report.wants_note()
         && let Err(error) = leave_note(&conf.cni_agent_run_dir, &report)
     {
         let dir = conf.cni_agent_run_dir.join(UNCAPTURED_DIR);
         log.error(
-            "cannot note for the node agent that this pod started without capture; find it by this line",
+            "cannot note for the node agent that this pod started without all of its capture; find it by this line",
             &[("dir", &dir.display()), ("error", &error)],
         );
     }

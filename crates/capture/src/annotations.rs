@@ -160,13 +160,10 @@ pub fn parse_settings(
     check_product(pod, &reroute_interfaces, &outbound_ranges)?;
     let proxy_port = older_port(&read, OUTBOUND_PORT, "outboundInterceptPort", PROXY_PORT, &mut warnings)?;
     let capture_port = older_port(&read, INBOUND_PORT, "inboundInterceptPort", CAPTURE_PORT, &mut warnings)?;
-    let user = |c: &Container| c.run_as_user;
-    let group = |c: &Container| c.run_as_group;
-    let proxy_uid = proxy_id(&read, proxy, &user, PROXY_UID, "proxyUID", &mut warnings)?;
-    let proxy_gid = proxy_id(&read, proxy, &group, PROXY_GID, "proxyGID", &mut warnings)?;
-    if mode == Mode::Tproxy
-        && proxy.iter().any(|c| c.run_as_user.is_some_and(|uid| uid == i64::from(proxy_uid)))
-    {
+    let (user, group) = stated_ids(pod, proxy);
+    let proxy_uid = proxy_id(&read, user, PROXY_UID, "proxyUID", &mut warnings)?;
+    let proxy_gid = proxy_id(&read, group, PROXY_GID, "proxyGID", &mut warnings)?;
+    if mode == Mode::Tproxy && user == Some(i64::from(proxy_uid)) {
         warnings.push(format!(
             "interceptionMode is TPROXY and the proxy runs as user {proxy_uid}, whose connections to the application, with the \
              client's address as their source, come back to the proxy; run it as user 0 with group {proxy_gid}, as the injector does"
@@ -279,23 +276,27 @@ fn older_port(
     Ok(read.parse(setting, annotation, parse_port)?.unwrap_or(default))
 }
 
-/// The id that the proxy runs as: what its container says, unless that is 0; else the older annotation; else the default.
+/// User and group that the proxy runs as, as far as the pod says them: its container's, else the pod's, each by itself. Of several containers
+/// the last one that says it counts.
+pub(crate) fn stated_ids(pod: &Pod, proxy: &[&Container]) -> (Option<i64>, Option<i64>) {
+    let last = |of: fn(&Container) -> Option<i64>| proxy.iter().rev().find_map(|container| of(container));
+    (last(|c| c.run_as_user).or(pod.run_as_user), last(|c| c.run_as_group).or(pod.run_as_group))
+}
+
+/// The id whose traffic is the proxy's: what the pod states, unless that is 0; else the older annotation; else the default.
 ///
-/// The container comes first because the kernel looks at the real owner of a socket: rules for another id would send the proxy's
+/// What is stated comes first because the kernel looks at the real owner of a socket: rules for another id would send the proxy's
 /// own connections back to it without end.
 fn proxy_id(
     read: &Reader<'_>,
-    proxy: &[&Container],
-    of: &dyn Fn(&Container) -> Option<i64>,
+    stated: Option<i64>,
     annotation: &'static str,
     setting: &'static str,
     warnings: &mut Vec<String>,
 ) -> Result<u32, AnnotationError> {
     let annotated = read.parse(setting, annotation, parse_id)?;
-    // Of several containers the last one that says it counts.
-    let stated = proxy.iter().filter_map(|container| of(container)).next_back().filter(|id| *id != 0);
     // Kubernetes admits no id that does not fit; one from elsewhere is treated as if it were not there.
-    let stated = stated.and_then(|id| u32::try_from(id).ok());
+    let stated = stated.filter(|id| *id != 0).and_then(|id| u32::try_from(id).ok());
     match (annotated, stated) {
         (Some(annotated), Some(stated)) if annotated != stated => warnings.push(format!(
             "annotation {annotation} says {annotated}, but the proxy's container runs as {stated}, which is used"

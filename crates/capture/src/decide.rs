@@ -5,6 +5,7 @@ use std::fmt;
 use crate::annotations::{
     AnnotationError, DISABLE_ENVOY, INJECT, NodeSettings, PodSettings, STATUS, parse_settings, proxy_variable,
 };
+use crate::exempt;
 use crate::pod::{Container, Pod, PodId};
 use crate::settings::Settings;
 use crate::values::{Quoted, parse_bool, printable};
@@ -38,6 +39,8 @@ pub enum Decision {
         native_sidecar: bool,
         /// Texts for the log.
         warnings: Vec<String>,
+        /// Why, with all rules in place, not all of its traffic is captured. Such a pod must not be called captured.
+        gaps: Vec<String>,
     },
 }
 
@@ -121,7 +124,9 @@ pub fn decide(pod: &Pod, node: &NodeSettings) -> Result<Decision, AnnotationErro
                         .to_owned(),
                 );
             }
-            Ok(Decision::Sidecar { settings, native_sidecar, warnings })
+            let exempt = exempt::find(pod, &view.proxy, &settings);
+            warnings.extend(exempt.warnings);
+            Ok(Decision::Sidecar { settings, native_sidecar, warnings, gaps: exempt.gaps })
         }
     }
 }

@@ -6,6 +6,7 @@
 pub mod ambient;
 pub mod annotations;
 pub mod decide;
+mod exempt;
 pub mod flags;
 pub mod plan;
 pub mod pod;

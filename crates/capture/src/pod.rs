@@ -33,6 +33,12 @@ pub struct Pod {
     pub namespace_labels: Option<BTreeMap<String, String>>,
     /// `spec.hostNetwork`.
     pub host_network: bool,
+    /// `spec.runtimeClassName`, which is not empty.
+    pub runtime_class: Option<String>,
+    /// `spec.securityContext.runAsUser`, for containers that do not say their own.
+    pub run_as_user: Option<i64>,
+    /// `spec.securityContext.runAsGroup`, likewise and by itself.
+    pub run_as_group: Option<i64>,
     /// `spec.initContainers`, in order.
     pub init_containers: Vec<Container>,
     /// `spec.containers`, in order.
@@ -48,9 +54,9 @@ pub struct Container {
     pub args: Vec<String>,
     /// `env` in order; a `valueFrom` entry has the empty value.
     pub env: Vec<(String, String)>,
-    /// `securityContext.runAsUser`. The pod-level value is not consulted.
+    /// `securityContext.runAsUser`; where it is absent, [`Pod::run_as_user`] holds.
     pub run_as_user: Option<i64>,
-    /// `securityContext.runAsGroup`.
+    /// `securityContext.runAsGroup`; where it is absent, [`Pod::run_as_group`] holds.
     pub run_as_group: Option<i64>,
     /// An init container with `restartPolicy: Always`, which is a native sidecar.
     pub restarts_always: bool,

@@ -84,9 +84,20 @@ pub struct Report {
     pub seconds: f64,
     /// Seconds of each phase that was reached.
     pub phases: Phases,
-    /// The error, or for a pod that started uncaptured the reason, or for one that is captured by rules that others shadow what does so; empty
-    /// otherwise.
+    /// The error, or for a pod that started uncaptured or incompletely captured the reason, or for one that is captured by rules that others
+    /// shadow what does so; empty otherwise.
     pub error: String,
+}
+
+impl Report {
+    /// Whether the pod started without all of its capture, so that the agent has something to say about it to people.
+    pub fn wants_note(&self) -> bool {
+        match self.result {
+            Outcome::Uncaptured => true,
+            Outcome::Incomplete => self.operation == "add",
+            Outcome::Captured | Outcome::Skipped | Outcome::Failed | Outcome::Disabled => false,
+        }
+    }
 }
 
 /// How an operation ended.
@@ -102,6 +113,8 @@ pub enum Outcome {
     Failed,
     /// The pod could not be set up and was let through: the failure policy is `open`.
     Uncaptured,
+    /// The pod has its rules, and part of its traffic passes by its proxy or comes back to it.
+    Incomplete,
     /// The pod was let through without a look: capture is switched off.
     Disabled,
 }
@@ -152,6 +165,7 @@ impl Outcome {
             Self::Skipped => "skipped",
             Self::Failed => "failed",
             Self::Uncaptured => "uncaptured",
+            Self::Incomplete => "incomplete",
             Self::Disabled => "disabled",
         }
     }

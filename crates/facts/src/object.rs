@@ -101,6 +101,8 @@ struct Spec {
     #[serde(skip_serializing_if = "Option::is_none")]
     runtime_class_name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    security_context: Option<SecurityContext>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     init_containers: Option<Vec<ContainerSpec>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     containers: Option<Vec<ContainerSpec>>,
@@ -128,7 +130,8 @@ struct EnvVar {
     value: Option<String>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Of a pod, or of a container, whose own values come first, each by itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct SecurityContext {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -245,6 +248,9 @@ impl Object {
             }
             let _ = metadata.annotations.take_if(|annotations| annotations.is_empty());
         }
+        if let Some(spec) = &mut self.spec {
+            SecurityContext::trim(&mut spec.security_context);
+        }
         let containers =
             self.spec.iter_mut().flat_map(|spec| [&mut spec.init_containers, &mut spec.containers]);
         containers.flatten().flatten().for_each(ContainerSpec::trim);
@@ -358,6 +364,7 @@ impl Object {
         self.check(id)?;
         let metadata = self.metadata.unwrap_or_default();
         let spec = self.spec.unwrap_or_default();
+        let (run_as_user, run_as_group) = SecurityContext::ids(spec.security_context);
         Ok(Pod {
             namespace: metadata.namespace.filter(|ns| !ns.is_empty()).unwrap_or_else(|| "default".into()),
             name: metadata.name.unwrap_or_default(),
@@ -366,6 +373,9 @@ impl Object {
             annotations: texts(metadata.annotations),
             namespace_labels: None,
             host_network: spec.host_network.unwrap_or_default(),
+            runtime_class: spec.runtime_class_name.filter(|class| !class.is_empty()),
+            run_as_user,
+            run_as_group,
             init_containers: containers(spec.init_containers),
             containers: containers(spec.containers),
         })
@@ -387,8 +397,9 @@ fn is_read(key: &str) -> bool {
 
 impl ContainerSpec {
     fn trim(&mut self) {
+        SecurityContext::trim(&mut self.security_context);
         if self.name.as_deref() != Some(PROXY_CONTAINER) {
-            (self.args, self.env, self.security_context) = (None, None, None);
+            (self.args, self.env) = (None, None);
             return;
         }
         if let Some(args) = &mut self.args {
@@ -398,6 +409,18 @@ impl ContainerSpec {
         if let Some(env) = &mut self.env {
             env.retain(|var| PROXY_VARIABLES.contains(&var.name.as_str()));
         }
+    }
+}
+
+impl SecurityContext {
+    /// Drops one that says nothing that is read.
+    fn trim(context: &mut Option<Self>) {
+        let _ = context.take_if(|context| *context == Self::default());
+    }
+
+    /// `runAsUser` and `runAsGroup`.
+    fn ids(context: Option<Self>) -> (Option<i64>, Option<i64>) {
+        context.map_or((None, None), |context| (context.run_as_user, context.run_as_group))
     }
 }
 
@@ -416,8 +439,7 @@ fn containers(specs: Option<Vec<ContainerSpec>>) -> Vec<Container> {
 
 impl From<ContainerSpec> for Container {
     fn from(spec: ContainerSpec) -> Self {
-        let (run_as_user, run_as_group) =
-            spec.security_context.map_or((None, None), |context| (context.run_as_user, context.run_as_group));
+        let (run_as_user, run_as_group) = SecurityContext::ids(spec.security_context);
         Container {
             name: spec.name.unwrap_or_default(),
             args: spec.args.unwrap_or_default(),

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use capture::annotations::STATUS;
 use capture::decide::PROXY_CONTAINER;
+use capture::settings::PROXY_ID;
 use capture::{Container, Pod, PodId};
 use serde::Deserialize;
 
@@ -97,6 +98,7 @@ fn container(name: String, annotations: &BTreeMap<String, String>) -> Container 
         name,
         args: ["proxy", "sidecar"].map(String::from).to_vec(),
         run_as_user: tproxy.then_some(0),
+        run_as_group: tproxy.then_some(PROXY_ID.into()),
         ..Container::default()
     }
 }
@@ -138,8 +140,8 @@ mod tests {
         assert_eq!(skipped(&[(STATUS, own_init)]), Some(Reason::IstioInitPresent));
         assert_eq!(skipped(&[("app", "web")]), Some(Reason::NoStatus));
         match decide(&[(STATUS, native), ("traffic.sidecar.istio.io/excludeInboundPorts", "81")]).unwrap() {
-            Decision::Sidecar { native_sidecar, settings, warnings } => {
-                assert!(native_sidecar && warnings.is_empty(), "{warnings:?}");
+            Decision::Sidecar { native_sidecar, settings, warnings, gaps } => {
+                assert!(native_sidecar && warnings.is_empty() && gaps.is_empty(), "{warnings:?} {gaps:?}");
                 assert!(format!("{settings:?}").contains("81"), "{settings:?}");
             }
             Decision::Skip(skip) => panic!("{skip}"),

@@ -110,7 +110,7 @@ impl Explanation {
         let decided = way.decided_by();
         Ok(Self {
             pod: captured.pod.clone(),
-            captured: true,
+            captured: captured.complete,
             reason: None,
             detail: None,
             capture: Some(CaptureReport {
@@ -173,7 +173,7 @@ impl Explanation {
             row("WARNING", warning.clone());
         }
         let mut out = columns(&rows);
-        if trace && self.captured {
+        if trace && self.capture.is_some() {
             out.push('\n');
             out.push_str(&self.trace_table());
         }

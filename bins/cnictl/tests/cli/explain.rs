@@ -153,3 +153,28 @@ fn a_pod_that_is_left_alone_is_explained_by_the_decision() {
     assert_eq!(row(&text, "VERDICT"), "passes: the pod is not captured, its traffic is left alone");
     assert_eq!(row(&text, "WHY"), "containers: app");
 }
+
+#[test]
+fn a_pod_whose_rules_do_not_see_all_of_its_traffic_is_not_called_captured() {
+    let files = Files::new();
+    let spec = |line: &str| crate::WEB.replace("spec:", &format!("spec:\n  {line}"));
+    files.write("group.yaml", &spec("securityContext: {runAsGroup: 1337}"));
+    files.write("kata.yaml", &spec("runtimeClassName: kata-fc"));
+    for (file, warning) in
+        [("group", "group 1337, which the rules take for the proxy"), ("kata", "Kata Containers")]
+    {
+        let text = files.run(&format!("explain @{file}.yaml --to 10.0.0.5:443")).ok();
+        assert!(row(&text, "POD").contains("NOT ALL captured through its sidecar"), "{text}");
+        assert!(row(&text, "WARNING").contains(warning), "{text}");
+        let json = files.run(&format!("explain @{file}.yaml --to 10.0.0.5:443 -o json")).ok();
+        let json: Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(json["captured"], false, "{json}");
+    }
+    files.write(
+        "conf.conflist",
+        r#"{"cniVersion": "1.0.0", "name": "n", "plugins": [{"type": "bridge"},
+        {"type": "istio-cni", "kernel_network_runtime_classes": ["kata-fc"]}]}"#,
+    );
+    let text = files.run("explain @kata.yaml --to 10.0.0.5:443 --conf @conf.conflist").ok();
+    assert!(row(&text, "POD").contains(" captured through") && !text.contains("WARNING"), "{text}");
+}

@@ -314,6 +314,27 @@ fn the_proxys_ids() {
     assert_eq!(ids(Some(2000), None, &[]), (2000, 1337, 0));
     assert_eq!(ids(Some(i64::from(u32::MAX)), None, &[]).0, u32::MAX);
     assert_eq!(ids(Some(-1), Some(i64::MAX), &[]), (1337, 1337, 0), "what Kubernetes would not admit");
+    // The pod's count where the container has none, each by itself.
+    let of_pod = |pod_ids: (i64, i64), user, group, annotations: &[(&str, &str)]| {
+        let pod = Pod {
+            annotations: owned(annotations).into_iter().collect(),
+            run_as_user: Some(pod_ids.0),
+            run_as_group: Some(pod_ids.1),
+            ..Pod::default()
+        };
+        let proxy = Container { run_as_user: user, run_as_group: group, ..Container::default() };
+        let settings = captured(parse_settings(&pod, &[&proxy], &NodeSettings::default())).0;
+        (settings.proxy_uids[0], settings.proxy_gids[0])
+    };
+    assert_eq!(of_pod((50, 60), None, None, &[]), (50, 60));
+    assert_eq!(of_pod((50, 60), Some(7), None, &[]), (7, 60));
+    assert_eq!(of_pod((50, 60), None, Some(8), &[]), (50, 8));
+    assert_eq!(of_pod((50, 60), Some(7), Some(8), &[]), (7, 8));
+    assert_eq!(of_pod((50, 60), Some(0), Some(0), &[]), (1337, 1337), "it runs as 0, whatever the pod says");
+    assert_eq!(of_pod((0, 0), None, None, &[]), (1337, 1337));
+    for mode in ["REDIRECT", "TPROXY"] {
+        assert_eq!(of_pod((0, 60), None, None, &[(MODE, mode)]), (1337, 60), "{mode}");
+    }
     // The container's id is the one that the kernel sees.
     assert_eq!(ids(Some(2000), None, &[(PROXY_UID, "7")]), (2000, 1337, 1));
     assert_eq!(ids(Some(0), Some(0), &[(PROXY_UID, "7"), (PROXY_GID, "8")]), (7, 8, 2));

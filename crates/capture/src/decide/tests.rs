@@ -296,6 +296,7 @@ proptest::proptest! {
         pod.name.clone_from(&words[0]);
         pod.namespace.clone_from(&words[1]);
         pod.containers[0].name.clone_from(&words[2]);
+        pod.containers[0].run_as_user = Some(1337);
         pod.labels.insert(INJECT.to_owned(), words[3].clone());
         pod.annotations.insert("sidecar.istio.io/proxUID".to_owned(), words[4].clone());
         let id = PodId { namespace: words[1].clone(), name: format!("{AGENT_POD_PREFIX}{}", words[0]), uid: None };
@@ -308,7 +309,7 @@ proptest::proptest! {
         }
         let text = match decide(&pod, &NodeSettings::default()) {
             Ok(Decision::Skip(skip)) => skip.to_string(),
-            Ok(Decision::Sidecar { warnings, .. }) => warnings.concat(),
+            Ok(Decision::Sidecar { warnings, gaps, .. }) => [warnings, gaps].concat().concat(),
             Err(error) => error.to_string(),
         };
         proptest::prop_assert!(!text.contains(char::is_control), "{:?}", text);

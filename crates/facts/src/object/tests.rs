@@ -9,7 +9,8 @@ const POD: &str = r#"{
       "kubernetes.io/config.hash": "h", "prometheus.io/scrape": "true", "notistio.io/x": "1", "plain": "1"}
   },
   "spec": {
-    "hostNetwork": false, "volumes": [{"name": "v"}],
+    "hostNetwork": false, "runtimeClassName": "runc-hardened",
+    "securityContext": {"runAsGroup": 1338, "fsGroup": 77, "sysctls": [{"name": "x"}]}, "volumes": [{"name": "v"}],
     "initContainers": [{"name": "setup", "image": "i", "args": ["a"], "env": [{"name": "PASSWORD", "value": "secret"}]}],
     "containers": [
       {"name": "app", "env": [{"name": "TOKEN", "value": "secret"}], "securityContext": {"runAsUser": 5}},
@@ -34,6 +35,11 @@ fn trimming_keeps_the_decision_and_drops_what_nobody_reads() {
     {
         assert!(!text.contains(dropped), "{dropped} in {text}");
     }
+    assert!(!text.contains("fsGroup") && !text.contains(r#""securityContext":{}"#), "{text}");
+    let kept = pod().trimmed().into_pod(&PodId::default()).unwrap();
+    assert_eq!((kept.run_as_user, kept.run_as_group), (None, Some(1338)));
+    assert_eq!(kept.runtime_class.as_deref(), Some("runc-hardened"));
+    assert_eq!((kept.containers[0].run_as_user, kept.containers[0].run_as_group), (Some(5), None));
     let decide = |object: Object| {
         let pod = object.into_pod(&PodId::default()).unwrap();
         capture::decide(&pod, &capture::annotations::NodeSettings::default())

@@ -189,3 +189,55 @@ fn the_kill_switch_lets_every_pod_start() {
     PodCall::new(&node, "web", "uid-1", pod.path()).unwrap().add().unwrap();
     assert!(pod.nft_text().unwrap().contains("istio-proxy-nat"));
 }
+
+/// Its rules are there, and people hear that they do not see all of its traffic: by an event, and by no label, as the next pod would be no better.
+#[test]
+fn a_pod_whose_application_is_taken_for_the_proxy_gets_an_event_and_no_label() {
+    let node = Node::new().unwrap();
+    let agent = node.start().unwrap();
+    let mut web = pod_object("web", "uid-1", "n1");
+    web["spec"]["securityContext"] = json!({"runAsGroup": 1337});
+    node.api.set_pod(web);
+    let pod = Pod::new(Families::V4).unwrap();
+    let answer = PodCall::new(&node, "web", "uid-1", pod.path()).unwrap().add().unwrap();
+    assert_says(&answer.stderr, &["container app runs as group 1337", "not all of its traffic is captured"]);
+    assert_says(&pod.nft_text().unwrap(), &["istio-proxy-nat"]);
+    eventually("the pod has its event", PATIENCE, || {
+        let events = node.api.events();
+        let event = events.first().ok_or_else(|| anyhow::anyhow!("no event"))?;
+        ensure!(event["reason"] == "CaptureIncomplete" && event["type"] == "Warning", "{event}");
+        let message = event["message"].as_str().unwrap_or_default();
+        ensure!(message.contains("container app runs as group 1337"), "{message}");
+        ensure!(notes(&node).is_empty(), "{:?}", notes(&node));
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(agent.metric(&operations("incomplete")).unwrap(), 1.0);
+    assert_eq!(agent.metric(&operations("captured")).unwrap(), 0.0);
+    assert_eq!(agent.metric("istio_cni_uncaptured_pods_total{reason=\"incomplete\"}").unwrap(), 1.0);
+    assert!(node.api.patches().is_empty(), "{:?}", node.api.patches());
+    assert_eq!(node.api.events().len(), 1);
+}
+
+/// Where the chart gives no right for events, the log and the metric have said it.
+#[test]
+fn an_event_that_is_forbidden_is_not_tried_for_ever() {
+    let node = Node::new().unwrap();
+    let agent = node.start().unwrap();
+    let mut web = pod_object("web", "uid-1", "n1");
+    web["spec"]["containers"][0]["securityContext"] = json!({"runAsUser": 1337});
+    node.api.set_pod(web);
+    node.api.fail_path("/events", usize::MAX, Fault::status(403));
+    let pod = Pod::new(Families::V4).unwrap();
+    PodCall::new(&node, "web", "uid-1", pod.path()).unwrap().add().unwrap();
+    agent
+        .log()
+        .wait_for(&["\twarn\t", "not all of its traffic is captured", "pod=default/web"], PATIENCE)
+        .unwrap();
+    eventually("the note is gone", PATIENCE, || {
+        ensure!(notes(&node).is_empty());
+        Ok(())
+    })
+    .unwrap();
+    assert!(node.api.events().is_empty());
+}

@@ -4,6 +4,7 @@
 mod ambient;
 mod annotations;
 mod facts;
+mod identity;
 mod input;
 mod kills;
 mod record;
