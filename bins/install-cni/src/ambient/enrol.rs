@@ -112,7 +112,10 @@ impl Ambient {
             let text = "it refused the pod when it connected meanwhile".to_owned();
             return Err(Failure::Ztunnel(zds::AddError::Refused(text)));
         }
-        self.keep(&member).await;
+        if !new {
+            // Of an announced pod the queue does that, which nobody waits for: that something of it is here is on disk already.
+            self.keep(&member).await;
+        }
         let seconds = began.elapsed().as_secs_f64();
         self.metrics.enrolled(if new { "plugin" } else { "running" }, seconds);
         self.log.info(

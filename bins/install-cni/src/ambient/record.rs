@@ -1,8 +1,9 @@
 //! The agent's own record of each pod that has something of ours: a file for each pod in the run directory, by which the next agent knows
 //! what this one did without asking anybody. A pod's annotation is no such record: whoever may write the pod writes that, too.
 //!
-//! A file is replaced by renaming a synced one over it, so that it is whole or not there. It is written before anything of ours comes into
-//! a namespace, and removed when nothing of ours is left.
+//! A file is replaced by renaming another one over it, so that whoever kills the agent finds it whole or not there. It is not synced: a crash
+//! of the machine ends all namespaces, and what is from before the machine's start is not read. It is written before anything of ours comes
+//! into a namespace, and removed when nothing of ours is left.
 
 use std::collections::HashMap;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -232,7 +233,6 @@ impl Records {
             let mut options = OpenOptions::new();
             let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
             file.write_all(&text)?;
-            file.sync_all()?;
             std::fs::rename(&unfinished, &path)
         };
         replace().map_err(|cause| {
