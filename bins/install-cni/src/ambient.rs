@@ -217,15 +217,20 @@ impl Ambient {
                 &"the API server has not listed the pods of this node; those of an earlier agent are taken over by what it kept of them",
             );
             self.synced.notified().await;
+            self.sweep_records().await;
         }
         self.health.ready(Part::Ambient);
         self.push_all();
     }
 
+    /// Whether the API server, or the directory of manifests, has said which pods there are. Until then nothing is removed for want of a pod.
+    fn is_listed(&self) -> bool {
+        self.cluster.state().synced
+    }
+
     /// Whether the pods are listed in time.
     async fn are_listed(&self) -> bool {
-        self.cluster.state().synced
-            || tokio::time::timeout(LISTING_TIME, self.synced.notified()).await.is_ok()
+        self.is_listed() || tokio::time::timeout(LISTING_TIME, self.synced.notified()).await.is_ok()
     }
 
     /// What an earlier agent knew of the pods counts until the API server has listed them.

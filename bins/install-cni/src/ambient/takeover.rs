@@ -107,7 +107,9 @@ impl Ambient {
         let (records, mut errors) = self.records.read();
         let known: HashSet<String> =
             self.cluster.index().pods().filter_map(|pod| pod.uid().map(str::to_owned)).collect();
-        errors.extend(self.records.sweep(|uid| known.contains(uid)));
+        if self.is_listed() {
+            errors.extend(self.records.sweep(|uid| known.contains(uid)));
+        }
         errors.iter().for_each(|error| self.log.warn(error, &[]));
         let records = records.into_iter().filter(|record| known.contains(&record.uid));
         let reopened = records.map(|record| {
@@ -115,6 +117,21 @@ impl Ambient {
             (record.uid.clone(), (record, netns))
         });
         reopened.collect()
+    }
+
+    /// Removes records of pods that are gone, as the API server has just said.
+    pub(super) async fn sweep_records(self: &Arc<Self>) {
+        let ambient = self.clone();
+        let sweep = tokio::task::spawn_blocking(move || {
+            let known: HashSet<String> =
+                ambient.cluster.index().pods().filter_map(|pod| pod.uid().map(str::to_owned)).collect();
+            // A pod that went meanwhile needs its record until nothing of ours is left of it.
+            let known = |uid: &str| known.contains(uid) || ambient.members.get(uid).is_some();
+            ambient.records.sweep(known).iter().for_each(|error| ambient.log.warn(error, &[]));
+        });
+        if let Err(error) = sweep.await {
+            self.log.error(Failure::from(error), &[]);
+        }
     }
 
     /// The namespace of a record, if its path still leads there and it is still the pod's.

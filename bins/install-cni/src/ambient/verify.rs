@@ -28,7 +28,9 @@ impl Ambient {
             self.look_again().await;
             self.verify_host().await;
             self.verify_pods(false).await;
-            if let Some(error) = self.evidence.sweep(&self.members) {
+            if self.is_listed()
+                && let Some(error) = self.evidence.sweep(&self.members)
+            {
                 self.log.warn(&error, &[]);
             }
             self.metrics.shadowed(self.evidence.shadowed());
@@ -73,7 +75,7 @@ impl Ambient {
 
     /// Asks for work on every pod that is not where it belongs: what failed for want of a change may succeed by now.
     fn push_misplaced(&self) {
-        if !self.cluster.state().synced {
+        if !self.is_listed() {
             return;
         }
         let mut keys: Vec<PodKey> = Vec::new();
@@ -144,7 +146,7 @@ impl Ambient {
         let owners: HashMap<IpAddr, &str> =
             inside.flat_map(|member| member.ips.iter().map(|ip| (*ip, &*member.key.uid))).collect();
         let wanted = owners.into_iter().map(|(ip, uid)| (ip, uid.to_owned())).collect();
-        (wanted, members.iter().all(|member| !member.ips.is_empty()))
+        (wanted, self.is_listed() && members.iter().all(|member| !member.ips.is_empty()))
     }
 
     /// Compares the rules of every pod; gives how many were looked at and how many were repaired.

@@ -74,7 +74,7 @@ impl Ambient {
         let facts = self.cluster.index().facts(&key.namespace, &key.name);
         let facts = facts.filter(|facts| facts.pod.uid() == Some(&*key.uid));
         // Until the API server has listed the pods, what was kept of them says which are in the mesh, not which have to leave it.
-        let listed = self.cluster.state().synced;
+        let listed = self.is_listed();
         let Some(facts) = facts else {
             if !listed {
                 return Ok(());

@@ -205,9 +205,9 @@ fn pods_are_taken_over_without_the_api_server_and_what_it_says_later_wins() {
     assert_eq!(mesh.announce(&announced).unwrap().status, 200);
     mesh.run(&announced).unwrap();
     mesh.node.api.set_pod(announced.object(&[], true));
-    let [running, deleted, labelled] =
-        ["running", "deleted", "labelled"].map(|name| mesh.running("mesh", name, &[]).unwrap());
-    for pod in [&announced, &running, &deleted, &labelled] {
+    let [running, deleted, labelled, forgotten] =
+        ["running", "deleted", "labelled", "forgotten"].map(|name| mesh.running("mesh", name, &[]).unwrap());
+    for pod in [&announced, &running, &deleted, &labelled, &forgotten] {
         wait_in(&mesh, pod).unwrap();
     }
     // Everything that is said of them is on disk.
@@ -215,6 +215,9 @@ fn pods_are_taken_over_without_the_api_server_and_what_it_says_later_wins() {
     agent.kill().unwrap();
     drop(ztunnel);
     mesh.node.api.stop();
+    let facts = std::fs::read_dir(mesh.node.run_dir().join("facts")).unwrap();
+    let of_forgotten = facts.flatten().find(|file| file.file_name().to_string_lossy().contains("forgotten"));
+    std::fs::remove_file(of_forgotten.unwrap().path()).unwrap();
     mesh.node.api.delete_pod("mesh", "deleted");
     mesh.stop(&deleted).unwrap();
     let mut object = labelled.object(&[(MODE, "none")], true);
@@ -240,19 +243,23 @@ fn pods_are_taken_over_without_the_api_server_and_what_it_says_later_wins() {
     let stranger = mesh.sandbox("mesh", "stranger").unwrap();
     assert_says(&mesh.announce(&stranger).unwrap().body, &["mesh/stranger", "not known"]);
     settle();
-    // Nobody leaves by what was kept.
+    // No pod leaves by what was kept, and nothing is taken from one of which nothing was.
+    assert!(mesh.probes().unwrap().contains_key(&forgotten.ip.to_string()) && forgotten.is_ruled().unwrap());
+    let record = |pod: &MeshPod| mesh.node.run_dir().join("ambient").join(format!("{}.json", pod.uid));
+    assert!(record(&forgotten).exists());
     assert!(running.is_ruled().unwrap() && labelled.is_ruled().unwrap());
 
     mesh.node.api.restart().unwrap();
     agent.wait_ready().unwrap();
     wait_out(&mesh, &labelled).unwrap();
-    for pod in [&announced, &running] {
+    for pod in [&announced, &running, &forgotten] {
         wait_in(&mesh, pod).unwrap();
     }
     eventually("the deleted one is gone", PATIENCE, || {
         let workloads = ztunnel.workloads();
         ensure!(!workloads.contains_key(&deleted.uid), "{workloads:?}");
         ensure!(!mesh.probes()?.contains_key(&deleted.ip.to_string()));
+        ensure!(!record(&deleted).exists(), "its record is left");
         Ok(())
     })
     .unwrap();
