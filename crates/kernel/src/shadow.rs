@@ -39,6 +39,12 @@ pub struct Shadows {
 }
 
 impl Kernel<'_> {
+    /// The record's rules in the form that rules of others have; `None` for a record of another version.
+    #[must_use]
+    pub fn tables(&self, record: &Record, owner: &Ruleset) -> Option<Vec<Table>> {
+        self.store(record.backend).tables(owner, record.rules())
+    }
+
     /// Looks for rules of others by which packets escape that the record's rules capture. Whether those are all there is what
     /// [`Kernel::observe_record`] tells. `addresses` are the pod's own, `interface` is that by which it is reached.
     ///
@@ -52,7 +58,7 @@ impl Kernel<'_> {
         addresses: &[IpAddr],
         interface: &str,
     ) -> Result<Shadows, Error> {
-        let Some(plan) = self.store(record.backend).tables(owner, record.rules()) else {
+        let Some(plan) = self.tables(record, owner) else {
             return Ok(Shadows::default());
         };
         let nft = self.nftables.others(inside, owner)?;
@@ -61,7 +67,7 @@ impl Kernel<'_> {
             Shadows { proven: Vec::new(), possible: [&nft.notes[..], &iptables.notes].concat() };
         for table in &mut iptables.tables {
             table.age = nft.age(&table.name);
-            table.ours = record.backend == Backend::Iptables;
+            table.ours = record.backend == Backend::Iptables && has_chains_of(&plan, table);
         }
         let rules = |tables: &[Table]| {
             tables.iter().flat_map(|table| &table.chains).map(|chain| chain.rules.len()).sum::<usize>()
@@ -109,4 +115,13 @@ fn own_addresses(inside: &Inside) -> Result<Vec<IpAddr>, Error> {
     let mut addresses = crate::route::addresses(inside)?;
     addresses.retain(|address| !address.is_loopback() && *address != IpAddr::V6(std::net::Ipv6Addr::from(6)));
     Ok(addresses)
+}
+
+/// Whether a table has chains that rules of the plan are in, and not only those that every table of its kind has.
+fn has_chains_of(plan: &[Table], table: &Table) -> bool {
+    let of_plan = |name: &str| {
+        let same = plan.iter().filter(|own| table.name.starts_with(&own.name));
+        same.flat_map(|own| &own.chains).any(|chain| chain.base.is_none() && chain.name == name)
+    };
+    table.chains.iter().any(|chain| chain.base.is_none() && of_plan(&chain.name))
 }

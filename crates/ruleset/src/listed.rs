@@ -229,3 +229,6 @@ pub fn names_from(prefix: &[u8]) -> (u128, u128) {
     high[..len].copy_from_slice(&prefix[..len]);
     (u128::from_be_bytes(low), u128::from_be_bytes(high))
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,6 +25,8 @@ const MAX_VALUES: usize = 24;
 const MAX_BASES: usize = 24;
 /// The most rules that packets meet for a hook and a family, all together: some ten milliseconds of work.
 const MAX_MEETINGS: usize = 1_000_000;
+/// The most rules, counted for each way that leads to them, for which packets are made up.
+const MAX_WAYS: usize = 20_000;
 /// How deep chains are followed to see what a rule in them would meet.
 const MAX_DEPTH: usize = 8;
 /// The most findings that are kept.
@@ -198,14 +200,20 @@ impl<'a> Look<'a> {
         let rules: usize = chains.map(|chain| chain.rules.len()).sum();
         let most = MAX_MEETINGS / rules.max(1);
         let known = bases.iter().cloned().collect();
-        let mut samples = Samples { bases, packets: bases.to_vec(), known, most, full: false };
+        let mut samples = Samples { bases, packets: bases.to_vec(), known, most, ways: 0, full: false };
         for station in self.orders.iter().flatten().take(64) {
             samples.of_chain(station.table, &station.chain.rules, &mut Vec::new());
         }
         findings.incomplete |= samples.full;
+        let mut met = 0;
         for packet in &samples.packets {
+            if met > MAX_MEETINGS {
+                findings.incomplete = true;
+                break;
+            }
             let Some(port) = self.captured(packet) else { continue };
             let fates: Vec<Fate<'_>> = self.orders.iter().map(|order| walk(order, packet)).collect();
+            met += fates.iter().map(|fate| fate.met).sum::<usize>();
             let escaped = |fate: &&Fate<'_>| self.escapes(packet, fate, port);
             let certain = |fate: &Fate<'_>| escaped(&fate) && fate.unread.is_none();
             let fate = fates.iter().find(escaped);
@@ -287,12 +295,15 @@ struct Samples<'a> {
     packets: Vec<Packet>,
     known: HashSet<Packet>,
     most: usize,
+    ways: usize,
     full: bool,
 }
 
 impl<'a> Samples<'a> {
     fn of_chain(&mut self, table: &'a Table, rules: &'a [Rule], way: &mut Vec<&'a Rule>) {
         for rule in rules {
+            self.ways += 1;
+            self.full |= self.ways > MAX_WAYS;
             if self.full {
                 return;
             }

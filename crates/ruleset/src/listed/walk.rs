@@ -9,6 +9,8 @@ const CONNTRACK_PRIORITY: i32 = -200;
 const NAT_PRIORITY: i32 = -100;
 /// How deep chains may call one another (`NFT_JUMP_STACK_SIZE`).
 const MAX_DEPTH: usize = 16;
+/// The most rules that one packet meets. Chains that call one another often can make very many of few.
+const MAX_RULES: usize = 20_000;
 
 /// The first packet of a connection.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -77,6 +79,8 @@ pub struct Fate<'a> {
     pub by: Option<Place<'a>>,
     /// A rule that may have done something else, if it could have been read.
     pub unread: Option<Place<'a>>,
+    /// How many rules it met.
+    pub met: usize,
 }
 
 /// A base chain of a table.
@@ -125,6 +129,7 @@ pub fn walk<'a>(stations: &[Station<'a>], packet: &Packet) -> Fate<'a> {
         marked_by: None,
         ended_by: None,
         unread: None,
+        met: 0,
     };
     for station in stations {
         let priority = station.order.0;
@@ -148,7 +153,7 @@ pub fn walk<'a>(stations: &[Station<'a>], packet: &Packet) -> Fate<'a> {
         End::Pass => walk.untracked_by.or(walk.marked_by).or(walk.ended_by),
         _ => walk.taker,
     };
-    Fate { end: walk.end, by, unread: walk.unread }
+    Fate { end: walk.end, by, unread: walk.unread, met: walk.met }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -178,12 +183,18 @@ struct Walk<'a> {
     marked_by: Option<Place<'a>>,
     ended_by: Option<Place<'a>>,
     unread: Option<Place<'a>>,
+    met: usize,
 }
 
 impl<'a> Walk<'a> {
     fn chain(&mut self, table: &'a Table, chain: &'a Chain, named: bool, depth: usize) -> Flow {
         for rule in &chain.rules {
             let place = Place { table, chain, rule };
+            self.met += 1;
+            if self.met > MAX_RULES {
+                self.unread.get_or_insert(place);
+                return Flow::Stop;
+            }
             match self.holds(rule) {
                 Some(false) => continue,
                 Some(true) => {}
