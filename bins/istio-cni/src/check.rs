@@ -67,7 +67,6 @@ impl Job {
             }
             match self.compare(&netns, &applied) {
                 Ok(differences) if differences.is_empty() => return Verdict::AsPlanned,
-                Ok(differences) if before.is_some() => return Verdict::Differs(differences),
                 Ok(_) => before = Some(applied),
                 Err(reason) => return Verdict::Unknown(reason),
             }
@@ -75,10 +74,21 @@ impl Job {
         let differences = before.map(|applied| self.compare(&netns, &applied));
         self.progress.ended(Phase::Apply);
         match differences {
-            Some(Ok(differences)) if !differences.is_empty() => Verdict::Differs(differences),
+            Some(Ok(differences)) if !differences.is_empty() && !self.as_another_attachment(&netns) => {
+                Verdict::Differs(differences)
+            }
             Some(Err(reason)) => Verdict::Unknown(reason),
             _ => Verdict::AsPlanned,
         }
+    }
+
+    /// Whether the namespace is as an ADD for another interface of the same sandbox left it: that one came later.
+    fn as_another_attachment(&self, netns: &Netns) -> bool {
+        let others =
+            self.run_dir().map_or_else(Vec::new, |run_dir| applied::of_container(run_dir, &self.container));
+        let mut others =
+            others.iter().filter(|other| self.is_of(other, netns) && other.origin.interface != self.ifname);
+        others.any(|other| self.compare(netns, other).is_ok_and(|differences| differences.is_empty()))
     }
 
     /// The record of what was applied to this namespace, for this pod: one of the plugin's own, or one of the node agent's.
@@ -89,7 +99,7 @@ impl Job {
             match applied::read(run_dir, key) {
                 Ok(Some(applied)) if self.is_of(&applied, netns) => return Some(applied),
                 Ok(Some(_)) => {
-                    self.log.debug("the record is of another namespace or pod; it is not used", &[])
+                    self.log.debug("the record is of another namespace or pod; it is not used", &[]);
                 }
                 Ok(None) => {}
                 Err(error) => self.log.warn(&error.to_string(), &[]),

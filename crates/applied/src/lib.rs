@@ -22,6 +22,8 @@ pub const DIR: &str = "applied";
 const MAX_BYTES: u64 = 8 << 20;
 /// The longest part of a file's name, in bytes; runtimes' ids have 64.
 const MAX_NAME: usize = 160;
+/// The most attachments of one container that are read.
+pub const MAX_SIBLINGS: usize = 8;
 /// The first line.
 const MAGIC: &str = "istio-cni applied 1";
 
@@ -148,7 +150,21 @@ fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// What is there cannot be used.
 pub fn read(run_dir: &Path, key: Key<'_>) -> Result<Option<Applied>, Error> {
-    let path = run_dir.join(DIR).join(name_of(key)?);
+    read_file(run_dir.join(DIR).join(name_of(key)?))
+}
+
+/// The records of all attachments of a container that can be read, up to [`MAX_SIBLINGS`].
+#[must_use]
+pub fn of_container(run_dir: &Path, container: &str) -> Vec<Applied> {
+    let prefix = format!("{ATTACHMENT}{container},");
+    let is_its = |path: &PathBuf| {
+        path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(&prefix))
+    };
+    let its = list(run_dir).unwrap_or_default().into_iter().filter(is_its).take(MAX_SIBLINGS);
+    its.filter_map(|path| read_file(path).ok().flatten()).collect()
+}
+
+fn read_file(path: PathBuf) -> Result<Option<Applied>, Error> {
     let failed = |cause| Error::Io { operation: "read", path: path.clone(), cause };
     let mut file = match open(&path) {
         Ok(file) => file,
@@ -193,7 +209,7 @@ pub fn keep_attachments<'a>(
     let keys = valid.into_iter().map(|(container, interface)| Key::Attachment { container, interface });
     let names: Vec<String> = keys.filter_map(|key| name_of(key).ok()).collect();
     let found = list(run_dir)?;
-    Ok(keep(found, |name| !name.starts_with(ATTACHMENT) || names.iter().any(|valid| valid == name)))
+    Ok(keep(&found, |name| !name.starts_with(ATTACHMENT) || names.iter().any(|valid| valid == name)))
 }
 
 /// Removes the node agent's records of all namespaces but those that `valid` names; it is asked after the records were listed, so that one
@@ -205,7 +221,7 @@ pub fn keep_namespaces(run_dir: &Path, valid: impl FnOnce() -> Option<Vec<NetnsI
     let found = list(run_dir)?;
     let Some(valid) = valid() else { return Ok(0) };
     let names: Vec<String> = valid.iter().filter_map(|id| name_of(Key::Namespace(*id)).ok()).collect();
-    Ok(keep(found, |name| !name.starts_with(NAMESPACE) || names.iter().any(|valid| valid == name)))
+    Ok(keep(&found, |name| !name.starts_with(NAMESPACE) || names.iter().any(|valid| valid == name)))
 }
 
 fn list(run_dir: &Path) -> Result<Vec<PathBuf>, Error> {
@@ -217,12 +233,12 @@ fn list(run_dir: &Path) -> Result<Vec<PathBuf>, Error> {
     }
 }
 
-fn keep(found: Vec<PathBuf>, stays: impl Fn(&str) -> bool) -> usize {
-    let stale = |path: &PathBuf| {
+fn keep(found: &[PathBuf], stays: impl Fn(&str) -> bool) -> usize {
+    let stale = |path: &&PathBuf| {
         let name = path.file_name().and_then(|name| name.to_str());
         name.is_some_and(|name| !stays(name)) && remove_file(path).is_ok()
     };
-    found.iter().filter(|path| stale(path)).count()
+    found.iter().filter(stale).count()
 }
 
 fn remove_file(path: &Path) -> Result<(), Error> {

@@ -28,7 +28,7 @@ impl Iptables {
                 match self.list(family, variant) {
                     Ok(tables) => listing.tables.extend(tables),
                     Err(why) => {
-                        listing.notes.push(format!("what {variant} iptables has is not looked at: {why}"))
+                        listing.notes.push(format!("what {variant} iptables has is not looked at: {why}"));
                     }
                 }
             }

@@ -97,7 +97,7 @@ struct Look<'a> {
 impl<'a> Look<'a> {
     fn new(scene: &'a Scene<'a>, hook: Hook, family: Family) -> Self {
         let plan = stations(scene.plan, hook, family);
-        let (ours_first, others_first) = orders(stations(scene.present, hook, family));
+        let (ours_first, others_first) = orders(&stations(scene.present, hook, family));
         let orders = match others_first {
             Some(others_first) => vec![ours_first, others_first],
             None => vec![ours_first],
@@ -254,7 +254,7 @@ impl<'a> Look<'a> {
                 let elsewhere = to.is_some_and(|to| number_of(to) != packet.destination);
                 // The pod's own translation of an address that it does not have: nobody else would take what goes there.
                 let own_service = named && elsewhere && !packet.goes_to(addresses);
-                !(here && port == wanted) && !own_service
+                !(own_service || here && port == wanted)
             }
         }
     }
@@ -263,7 +263,7 @@ impl<'a> Look<'a> {
 /// The order with chains of the plan's tables before others of equal priority, unless those are known to be younger; and the other one,
 /// where that differs. The kernel puts the chain that came last before those of equal priority (`nf_hook_entries_grow`); a chain can be
 /// younger than its table.
-fn orders(stations: Vec<Station<'_>>) -> (Vec<Station<'_>>, Option<Vec<Station<'_>>>) {
+fn orders<'a>(stations: &[Station<'a>]) -> (Vec<Station<'a>>, Option<Vec<Station<'a>>>) {
     let ours: Vec<Station<'_>> = stations.iter().copied().filter(|station| station.table.ours).collect();
     let youngest = |station: &Station<'_>| {
         let others = ours.iter().filter(|own| own.order == station.order && own.table != station.table);
@@ -282,7 +282,7 @@ fn orders(stations: Vec<Station<'_>>) -> (Vec<Station<'_>>, Option<Vec<Station<'
         (false, true) => 1,
         (false, false) => 2,
     };
-    let (mut first, mut second) = (stations.clone(), stations.clone());
+    let (mut first, mut second) = (stations.to_vec(), stations.to_vec());
     first.sort_by_key(|station| (station.order, rank(younger(station).0, station)));
     second.sort_by_key(|station| (station.order, rank(younger(station).1, station)));
     let same = first.iter().zip(&second).all(|(a, b)| std::ptr::eq(a.chain, b.chain));

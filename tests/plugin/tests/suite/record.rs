@@ -191,6 +191,22 @@ fn records_go_with_their_attachments() {
     assert!(!record(&node).exists());
 }
 
+/// A sandbox with two interfaces: the second ADD may find other annotations, and what it applied is what is there.
+#[test]
+fn the_last_add_of_a_sandbox_counts() {
+    let (node, pod) = node_and_pod(&[]);
+    node.add("web", pod.path()).unwrap();
+    node.sidecar("web", &[("traffic.sidecar.istio.io/excludeInboundPorts", "7000")]).unwrap();
+    let second = node.call("ADD", "web", pod.path()).env("CNI_IFNAME", "net1").run().unwrap();
+    assert_eq!(second.exit, Some(0), "{second:#?}");
+    passes(&node, &pod, &[]);
+    let other = node.call("CHECK", "web", pod.path()).env("CNI_IFNAME", "net1");
+    assert_eq!(other.run().unwrap().exit, Some(0));
+    break_rules(&pod, true);
+    fails(&node, &pod, &["lacks the rule"]);
+    assert_eq!(other.run().unwrap().exit, Some(1));
+}
+
 #[test]
 fn a_record_that_cannot_be_written_or_removed_stops_nothing() {
     let (node, pod) = node_and_pod(&[]);
