@@ -61,7 +61,7 @@ const RETRY: Duration = Duration::from_secs(2);
 /// How long the API server has to list the pods before those of an earlier agent are taken over by what that one kept of them.
 const LISTING_TIME: Duration = Duration::from_secs(2);
 /// The longest that a cleanup takes, [`drain::AT_THE_END`] included; kubelet gives 30 s in all.
-const CLEANUP_TIME: Duration = Duration::from_secs(22);
+const CLEANUP_TIME: Duration = Duration::from_secs(20);
 /// How much of it waits for what is under way: an iptables that hangs must not keep the other pods from being cleaned up.
 const UNDER_WAY_TIME: Duration = Duration::from_secs(5);
 

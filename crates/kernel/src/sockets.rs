@@ -70,10 +70,7 @@ pub struct Sockets(Socket);
 
 /// Hears of sockets of one namespace that close, without a thread: readable when one has.
 #[derive(Debug)]
-pub struct Closings {
-    fd: OwnedFd,
-    buffer: Vec<u8>,
-}
+pub struct Closings(OwnedFd);
 
 /// What [`Closings::read`] heard.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -236,7 +233,7 @@ impl Closings {
         .map_err(failed)?;
         only_ports(&fd, ports);
         rustix::net::bind(&fd, &netlink::SocketAddrNetlink::new(0, CLOSED)).map_err(failed)?;
-        Ok(Self { fd, buffer: vec![0; EVENT_BUFFER] })
+        Ok(Self(fd))
     }
 
     /// What has closed since the last call. Never waits.
@@ -244,10 +241,10 @@ impl Closings {
     /// # Errors
     /// The socket cannot be read.
     pub fn read(&mut self) -> Result<Heard, Error> {
-        let mut closed = Vec::new();
+        let (mut closed, mut buffer) = (Vec::new(), [0; EVENT_BUFFER]);
         loop {
             let received = rustix::io::retry_on_intr(|| {
-                rustix::net::recv(&self.fd, &mut self.buffer[..], RecvFlags::DONTWAIT)
+                rustix::net::recv(&self.0, &mut buffer[..], RecvFlags::DONTWAIT)
             });
             let length = match received {
                 Ok((length, _)) => length,
@@ -258,7 +255,7 @@ impl Closings {
                     return Err(Error { operation: "hear of the end of", source });
                 }
             };
-            let messages = Messages::new(&self.buffer[..length]);
+            let messages = Messages::new(&buffer[..length]);
             let ids = messages.filter(|message| message.kind == BY_FAMILY).filter_map(|message| {
                 message.payload.get(BEFORE_ID..BEFORE_ID + ID)?.try_into().ok().map(|id| cookie(&id))
             });
@@ -269,7 +266,7 @@ impl Closings {
 
 impl AsFd for Closings {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        self.0.as_fd()
     }
 }
 

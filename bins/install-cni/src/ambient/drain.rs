@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use capture::ambient::{CAPTURE_PORTS, MARK_MASK, ZTUNNEL_MARK};
 use cluster::PodKey;
 use kernel::sockets::{Closings, Connection, Cookie, Heard, Sockets};
-use netns::Netns;
+use netns::{Inside, Netns};
 use telemetry::Scope;
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
@@ -167,15 +167,14 @@ pub(super) fn now() -> u64 {
 /// Waits until no connection of the namespace goes through ztunnel.
 async fn until_closed(netns: Arc<Netns>, log: &Scope, pod: &str) -> Result<(), Unknown> {
     tokio::time::sleep(DATAGRAMS).await;
-    let open = move || netns.enter(|inside| Ok((Closings::open(inside, &PORTS)?, Sockets::open(inside)?)))?;
-    let (mut closings, mut sockets) =
-        tokio::task::spawn_blocking(open).await?.map_err(|error: Unknown| error)?;
+    let inside = netns.clone();
+    let listen = move || inside.enter(|inside| Closings::open(inside, &PORTS));
+    let mut closings = tokio::task::spawn_blocking(listen).await???;
     // The runtime watches this kind without `unsafe`, and only whether there is something to read.
     let watched = UnixDatagram::from_std(closings.as_fd().try_clone_to_owned()?.into())?;
     let mut told = false;
     loop {
-        let (asked, open) = look(sockets).await?;
-        sockets = asked;
+        let open = look(netns.clone()).await?;
         if open.is_empty() {
             return Ok(());
         }
@@ -217,13 +216,11 @@ async fn wait_for(
     Ok(())
 }
 
-async fn look(mut sockets: Sockets) -> Result<(Sockets, HashSet<Cookie>), Unknown> {
-    let look = move || {
-        let found = sockets.list(PORTS)?;
-        let open = found.iter().filter(|connection| is_taken(connection)).map(Connection::cookie).collect();
-        Ok((sockets, open))
-    };
-    tokio::task::spawn_blocking(look).await?
+/// What ztunnel has of others now. The socket for it is not kept: it needs a buffer, and looks are rare.
+async fn look(netns: Arc<Netns>) -> Result<HashSet<Cookie>, Unknown> {
+    let list = |inside: &Inside| Sockets::open(inside)?.list(PORTS);
+    let found = tokio::task::spawn_blocking(move || netns.enter(list)).await???;
+    Ok(found.iter().filter(|connection| is_taken(connection)).map(Connection::cookie).collect())
 }
 
 /// Whether ztunnel took it from somebody.
@@ -235,24 +232,22 @@ fn is_taken(connection: &Connection) -> bool {
 /// side of one hears of it. Gives how many were taken from somebody.
 ///
 /// What a connection is translated to must be in force still, or nobody would understand the end.
-pub(super) fn end_connections(inside: &netns::Inside) -> Result<usize, kernel::sockets::Error> {
+pub(super) fn end_connections(inside: &Inside) -> Result<usize, kernel::sockets::Error> {
     let mut sockets = Sockets::open(inside)?;
     let taken = sockets.list(PORTS)?.iter().filter(|connection| is_taken(connection)).count();
     if taken == 0 {
         return Ok(0);
     }
     let ztunnels = |connection: &Connection| connection.mark & MARK_MASK == ZTUNNEL_MARK;
+    let mut failed = None;
     for connection in sockets.list(0..=u16::MAX)?.iter().filter(|c| is_taken(c) || ztunnels(c)) {
-        match sockets.destroy(connection) {
-            Ok(_) => {}
-            Err(error) if error.is_unsupported() => {
-                wait_for_ztunnel(&mut sockets)?;
-                return Err(error);
-            }
-            Err(error) => return Err(error),
+        if let Err(error) = sockets.destroy(connection) {
+            failed.get_or_insert(error);
         }
     }
-    Ok(taken)
+    let Some(failed) = failed else { return Ok(taken) };
+    wait_for_ztunnel(&mut sockets)?;
+    Err(failed)
 }
 
 /// ztunnel has heard that the pod is gone, and closes by itself.

@@ -123,6 +123,11 @@ impl Ambient {
             // Nothing but an address shows which namespace is the pod's.
             member.set_ips(facts.pod.ips());
         }
+        if let Some(facts) = facts.filter(|_| member.is_settled()) {
+            // Somebody may have put the annotation back.
+            let shown = facts.pod.annotation(REDIRECTION).filter(|shown| desired::claims(shown));
+            member.annotation = shown.map(str::to_owned);
+        }
         if member.state != State::Draining || ending != Ending::Out {
             member.state = State::Leaving;
         }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use capture::ambient::{NodeOptions, PodOptions};
 use cluster::PodKey;
@@ -93,6 +93,9 @@ pub(crate) struct Member {
     /// When that was last written.
     pub(crate) annotated: Option<Instant>,
 }
+
+/// After so long the watch has told of our own patch, and what it says else is somebody's change.
+const SETTLED: Duration = Duration::from_secs(10);
 
 /// Who is told that a ztunnel's answer leaves work to do on a pod.
 type Unsettled = Box<dyn Fn(&PodKey) + Send + Sync>;
@@ -215,6 +218,11 @@ impl Member {
         // The kernel knows only 0 and 1, and strict is 0.
         record.tcp_loose_before = self.strict.then_some(1);
         record
+    }
+
+    /// Whether what the watch shows of the annotation is newer than what we wrote.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.annotated.is_none_or(|at| at.elapsed() > SETTLED)
     }
 
     /// Notes its addresses; whoever had one of them before has it no more.

@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 
 use super::Ambient;
 use super::desired::{self, Desired, ENABLED, REDIRECTION};
+use super::drain::Wait;
 use super::enrol::pod_text;
 use super::evidence::Subject;
 use super::failure::Failure;
@@ -90,7 +91,8 @@ impl Ambient {
                 let settled = match self.config.rules.desired(&facts) {
                     Desired::In => state == Some(State::Enrolled) && shown == Some(ENABLED),
                     Desired::Out(_) => {
-                        matches!(state, None | Some(State::Draining)) && !shown.is_some_and(desired::claims)
+                        let drains = || self.drains.of(&key.uid) == Wait::Open;
+                        (state.is_none() || drains()) && !shown.is_some_and(desired::claims)
                     }
                     Desired::Ended => state.is_none() && !shown.is_some_and(desired::claims),
                     Desired::Unknown => true,

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use cluster::PodKey;
 use cluster::write::EventText;
@@ -18,8 +18,6 @@ use super::members::{Look, Member, State};
 
 /// Tasks that work. Most of a pod's time is waiting for ztunnel or the API server.
 const WORKERS: usize = 8;
-/// After so long the watch has told of our own patch, and what it says else is somebody's change.
-const SETTLED: Duration = Duration::from_secs(10);
 /// `reason` of the event about a pod that cannot be enrolled.
 const NOT_IN: &str = "AmbientEnrollmentFailed";
 /// The same about a pod that cannot be taken out.
@@ -217,8 +215,7 @@ impl Ambient {
         value: Option<&'static str>,
     ) -> Result<(), Failure> {
         let shown = facts.pod.annotation(REDIRECTION);
-        let settled = member.annotated.is_none_or(|at| at.elapsed() > SETTLED);
-        if settled && shown != value {
+        if member.is_settled() && shown != value {
             member.annotation = shown.map(str::to_owned);
         }
         // Another value says of itself that the pod is not in.
