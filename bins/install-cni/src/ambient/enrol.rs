@@ -21,6 +21,7 @@ use super::failpoint;
 use super::failure::Failure;
 use super::holder;
 use super::members::{Look, Member, State};
+use super::spare::{Spared, Sparing};
 
 /// How long is waited for another program that works in the same namespace; a process of the pod can hold the lock too, so the work goes
 /// on without it afterwards.
@@ -90,10 +91,7 @@ impl Ambient {
         failpoint::reached("located");
         let steps = if new || member.ruled { OF_A_NEW_POD } else { OF_A_RUNNING_POD };
         for step in steps {
-            if step == Step::Rules && !new && !member.ruled {
-                self.spare_open_connections(&mut member).await;
-            }
-            if let Err(failure) = self.step(step, &mut member).await {
+            if let Err(failure) = self.step(step, &mut member, new).await {
                 match step {
                     // What is there of them still redirects to ztunnel, or lets connections through it go on.
                     Step::Rules if member.ruled || member.draining.is_some() => {
@@ -175,7 +173,7 @@ impl Ambient {
         opened.await?.map_err(|cause| Failure::Given { path: path.into(), cause })
     }
 
-    async fn step(&self, step: Step, member: &mut Member) -> Result<(), Failure> {
+    async fn step(&self, step: Step, member: &mut Member, new: bool) -> Result<(), Failure> {
         match step {
             Step::Rules if member.look != Look::AsPlanned => {
                 if !member.ruled {
@@ -184,7 +182,8 @@ impl Ambient {
                 // Capture that was lost is added again, and spares what was opened meanwhile.
                 match member.ruled {
                     true => self.repair(member).await?,
-                    false => self.program(member).await?,
+                    // A new pod has nothing open.
+                    false => self.program(member, !new).await?,
                 };
                 (member.ruled, member.draining, member.look) = (true, None, Look::AsPlanned);
                 self.note(member);
@@ -211,9 +210,14 @@ impl Ambient {
         Ok(())
     }
 
-    /// The rules of a pod whose namespace is known.
-    pub(super) async fn program(&self, member: &Member) -> Result<Option<Applied>, Failure> {
+    /// The rules of a pod whose namespace is known; `spares` what it has open.
+    pub(super) async fn program(
+        &self,
+        member: &mut Member,
+        spares: bool,
+    ) -> Result<Option<Applied>, Failure> {
         let Some(netns) = member.netns.clone() else { return Ok(None) };
+        let sparing = spares.then(|| Sparing::of(self, member));
         let (kernel, node) = (self.backends.clone(), self.node_options(member));
         let (options, backend) = (member.options.clone(), self.host()?.backend());
         let (evidence, subject) = (self.evidence.clone(), Subject::of(member));
@@ -223,16 +227,29 @@ impl Ambient {
             let apply = |inside: &netns::Inside| {
                 let plan = plan_pod(&node, &options, backend);
                 let choice = kernel::Choice::Only(backend);
+                let sparing = sparing.map(|sparing| sparing.begin(inside));
                 let applied = kernel.kernel().apply(inside, choice, |_| plan.clone());
+                let mut spared = Spared::default();
+                if let Some((sparing, begun)) = sparing {
+                    spared = begun;
+                    sparing.end(inside, applied.is_ok(), &mut spared);
+                }
                 let applied =
-                    applied.map_err(|error| Failure::Rules(holder::text(inside, &error, &proc_root)))?;
-                let of = (&plan, applied.rules);
-                let seen = evidence.take(inside, kernel.kernel(), of, &subject);
-                Ok((applied, seen))
+                    applied.map_err(|error| Failure::Rules(holder::text(inside, &error, &proc_root)));
+                let applied = applied.map(|applied| {
+                    let seen = evidence.take(inside, kernel.kernel(), (&plan, applied.rules), &subject);
+                    (applied, seen)
+                });
+                (applied, spared)
             };
-            netns.enter(apply)?
+            Ok(netns.enter(apply)?)
         });
-        let (applied, seen) = applied.await??;
+        let (applied, spared) = applied.await??;
+        member.strict |= spared.strict;
+        for warning in spared.warnings {
+            self.log.warn(&warning, &[("pod", &pod_text(&member.key))]);
+        }
+        let (applied, seen) = applied?;
         self.tell_seen(member, &seen);
         self.backends.log_warnings(&self.log);
         if let Some(warning) = &applied.warning {

@@ -3,6 +3,7 @@
 use std::cell::OnceCell;
 use std::collections::HashSet;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use capture::ambient::CAPTURE_PORTS;
 use kernel::sockets::Sockets;
@@ -10,62 +11,75 @@ use kernel::{Applied, conntrack};
 use netns::Inside;
 
 use super::Ambient;
-use super::enrol::pod_text;
 use super::failure::Failure;
 use super::members::Member;
+use super::record::{Record, Records};
 
-impl Ambient {
-    /// What a running pod has open goes on as it is; without this its next packet would be taken for the first of a connection, and
-    /// redirected. What connection tracking remembers of an earlier time in the mesh would lead it to ztunnel, too, if it has the addresses
-    /// and ports of then.
-    pub(super) async fn spare_open_connections(&self, member: &mut Member) {
-        let Some(netns) = member.netns.clone() else { return };
+/// How open connections are spared while rules come. Without it the next packet of one would be taken for the first of a connection, and
+/// redirected. What connection tracking remembers of an earlier time in the mesh would lead one to ztunnel, too, if it has the addresses and
+/// ports of then.
+pub(super) struct Sparing {
+    records: Arc<Records>,
+    /// What is on disk before the setting changes: whoever takes the rules away puts it back.
+    changed: Record,
+    /// Traffic of guests passes through the namespace and has no socket there that would show.
+    guests: bool,
+}
+
+/// What became of it.
+#[derive(Debug, Default)]
+pub(super) struct Spared {
+    /// The namespace was told not to pick up connections that it has not seen begin, and is left so.
+    pub(super) strict: bool,
+    /// What could not be done. The pod is taken in all the same: it loses what it has open, as with the original.
+    pub(super) warnings: Vec<String>,
+}
+
+// === impl Sparing ===
+
+impl Sparing {
+    pub(super) fn of(ambient: &Ambient, member: &Member) -> Self {
         let mut changed = member.clone();
         changed.strict = true;
-        let changed = changed.record();
-        let (records, mut texts) = (self.records.clone(), Vec::new());
-        let spare = move || {
-            netns.enter(|inside| {
-                let stale = forget_stale(inside).err();
-                let strict = conntrack::is_strict(inside).and_then(|strict| match strict {
-                    Some(false) => {
-                        // What it was is on disk before it changes: whoever takes the rules away puts it back.
-                        let unrecorded = records.write(changed).err().map(|error| error.to_string());
-                        Ok((conntrack::set_strict(inside, true)?, unrecorded))
-                    }
-                    _ => Ok((false, None)),
-                });
-                (strict, stale)
-            })
-        };
-        match tokio::task::spawn_blocking(spare).await {
-            Ok(Ok((strict, stale))) => {
-                match strict {
-                    Ok((changed, unrecorded)) => {
-                        member.strict |= changed;
-                        texts.extend(unrecorded);
-                    }
-                    Err(error) => texts.push(error.to_string()),
-                }
-                texts.extend(stale);
-            }
-            Ok(Err(error)) => texts.push(error.to_string()),
-            Err(error) => texts.push(error.to_string()),
-        }
-        for text in texts {
-            // The pod is taken in all the same: it loses what it has open, as with the original.
-            self.log.warn(&text, &[("pod", &pod_text(&member.key))]);
-        }
+        let guests = !member.options.virtual_interfaces.is_empty();
+        Self { records: ambient.records.clone(), changed: changed.record(), guests }
     }
 
+    /// Just before the rules come.
+    pub(super) fn begin(self, inside: &Inside) -> (Self, Spared) {
+        let mut spared = Spared::default();
+        spared.warnings.extend(forget_stale(inside).err());
+        let strict = conntrack::is_strict(inside).and_then(|strict| {
+            if strict != Some(false) {
+                return Ok(false);
+            }
+            spared.warnings.extend(self.records.write(self.changed.clone()).err().map(|e| e.to_string()));
+            conntrack::set_strict(inside, true)
+        });
+        match strict {
+            Ok(strict) => spared.strict = strict,
+            Err(error) => spared.warnings.push(error.to_string()),
+        }
+        (self, spared)
+    }
+
+    /// When they are there, or could not be had. Where nothing was open the setting goes back at once; who cannot tell leaves it as it is, until
+    /// the pod leaves.
+    pub(super) fn end(&self, inside: &Inside, ruled: bool, spared: &mut Spared) {
+        if spared.strict && (!ruled || !self.guests && nothing_is_open(inside)) {
+            spared.strict = conntrack::set_strict(inside, false).is_err();
+        }
+    }
+}
+
+impl Ambient {
     /// Puts right what differs from the plan in the pod's namespace, which spares what was opened while capture was lost. Nothing if
     /// nothing differs.
     pub(super) async fn repair(&self, member: &mut Member) -> Result<Option<Applied>, Failure> {
         if self.differences(member).await?.is_empty() {
             return Ok(None);
         }
-        self.spare_open_connections(member).await;
-        self.program(member).await
+        self.program(member, true).await
     }
 
     /// Lets the namespace pick up connections that are met half-way again, if this agent or one before it has changed that.
@@ -77,6 +91,12 @@ impl Ambient {
         member.strict = false;
         Ok(())
     }
+}
+
+/// Whether no connection has its one end here and its other elsewhere.
+fn nothing_is_open(inside: &Inside) -> bool {
+    let open = Sockets::open(inside).and_then(|mut sockets| sockets.list(0..=u16::MAX));
+    open.is_ok_and(|open| open.iter().all(|one| one.peer.ip().is_loopback()))
 }
 
 /// Removes what connection tracking knows of connections through ztunnel that have ended. Those that ztunnel has stay translated.

@@ -421,6 +421,24 @@ fn what_was_redirected_is_not_remembered() {
     }
 }
 
+/// Where something is open when a running pod enters, the namespace does not pick it up; where nothing is, it is as before.
+#[test]
+fn only_what_is_open_needs_sparing() {
+    for something in [true, false] {
+        let scene = Scene::new();
+        let _agent = scene.agent("true", &[]);
+        let ztunnel = scene.ztunnel();
+        let open = something.then(|| scene.connect());
+        scene.enter();
+        assert_eq!(scene.loose(), if something { "0" } else { "1" });
+        scene.connect_through();
+        open.iter().flatten().for_each(Open::works);
+        drop(open);
+        scene.leave();
+        scene.wait_out(&ztunnel);
+    }
+}
+
 /// Rules that somebody removed come back, and what was opened without them goes on without them.
 #[test]
 fn a_repair_cuts_nothing() {
@@ -503,8 +521,10 @@ fn many_pods_drain_without_a_thread_for_each() {
 }
 
 fn from_port(port: u16) -> std::io::Result<TcpStream> {
-    use rustix::net::{AddressFamily, SocketType, bind, connect, socket, sockopt};
-    let socket = socket(AddressFamily::INET, SocketType::STREAM, None)?;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt};
+    // A program that is started meanwhile would keep it open.
+    let flags = SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
     bind(&socket, &SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))?;
     sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(ANSWER))?;
