@@ -96,7 +96,8 @@ impl<'a> IstioCni<'a> {
         let Ok(args) = request.args() else { return };
         let gaps = self.progress.gaps();
         let (result, error) = match result {
-            Outcome::Captured if !gaps.is_empty() => (Outcome::Incomplete, gaps),
+            Outcome::Captured if error.is_empty() && !gaps.is_empty() => (Outcome::Incomplete, gaps),
+            Outcome::Captured if !gaps.is_empty() => (Outcome::Incomplete, format!("{gaps}; {error}")),
             other => (other, error),
         };
         let report = Report {
