@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -44,9 +44,16 @@ pub(crate) enum Look {
     Left,
 }
 
-/// Whether a ztunnel has taken the pod. All copies of a member share it: ztunnels answer at any time.
+/// What a ztunnel said to the pod. All copies of a member share it: ztunnels answer at any time.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Acked(Arc<AtomicBool>);
+pub(crate) struct Acked(Arc<AtomicU8>);
+
+/// No ztunnel has said anything, as far as is known.
+const UNASKED: u8 = 0;
+/// The last one took it.
+const TAKEN: u8 = 1;
+/// The last one did not.
+const REFUSED: u8 = 2;
 
 /// A pod that has, or had, something of ours.
 #[derive(Debug, Clone)]
@@ -135,12 +142,22 @@ impl State {
 // === impl Acked ===
 
 impl Acked {
+    /// Whether a ztunnel has taken it.
     pub(crate) fn get(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
+        self.0.load(Ordering::SeqCst) == TAKEN
     }
 
+    /// It has, or nobody is known to have.
     pub(crate) fn set(&self, taken: bool) {
-        self.0.store(taken, Ordering::SeqCst);
+        self.0.store(if taken { TAKEN } else { UNASKED }, Ordering::SeqCst);
+    }
+
+    fn refuse(&self) {
+        self.0.store(REFUSED, Ordering::SeqCst);
+    }
+
+    fn is_refused(&self) -> bool {
+        self.0.load(Ordering::SeqCst) == REFUSED
     }
 }
 
@@ -268,7 +285,8 @@ impl Member {
 
     /// Whether everything was seen: the rules in the kernel, the addresses in the node's sets, and a ztunnel's answer.
     fn is_confirmed(&self) -> bool {
-        self.netns.is_some() && self.look == Look::AsPlanned && self.probed && self.acked.get()
+        let ruled = self.ruled && self.look == Look::AsPlanned;
+        self.netns.is_some() && ruled && self.probed && self.acked.get()
     }
 
     /// The state that is noted: in the mesh is what was seen to be.
@@ -276,6 +294,7 @@ impl Member {
         match self.state {
             State::Enrolled if !self.is_confirmed() => State::Pending,
             State::Unconfirmed if self.is_confirmed() => State::Enrolled,
+            State::Unconfirmed if self.acked.is_refused() => State::Pending,
             state => state,
         }
     }
@@ -364,9 +383,9 @@ impl zds::Snapshot for Members {
             if current != Some(Arc::as_ptr(sent).cast::<()>()) {
                 return;
             }
-            member.acked.set(result.is_ok());
-            if result.is_err() && member.state == State::Unconfirmed {
-                member.state = State::Pending;
+            match result {
+                Ok(()) => member.acked.set(true),
+                Err(_) => member.acked.refuse(),
             }
             member.state = member.settled();
             (member.state != State::Enrolled).then(|| member.key.clone())
@@ -376,3 +395,6 @@ impl zds::Snapshot for Members {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

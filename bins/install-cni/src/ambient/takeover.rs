@@ -107,6 +107,7 @@ impl Ambient {
         let (records, mut errors) = self.records.read();
         let known: HashSet<String> =
             self.cluster.index().pods().filter_map(|pod| pod.uid().map(str::to_owned)).collect();
+        // What the API server has not listed yet may be there.
         if self.is_listed() {
             errors.extend(self.records.sweep(|uid| known.contains(uid)));
         }

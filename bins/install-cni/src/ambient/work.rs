@@ -78,8 +78,11 @@ impl Ambient {
                 return Ok(());
             }
             self.metrics.reconciled("delete");
-            self.troubles.forget(&key.uid);
-            return self.leave(key, None, Ending::Gone, "it is deleted").await;
+            let left = self.leave(key, None, Ending::Gone, "it is deleted").await;
+            if left.is_ok() {
+                self.troubles.forget(&key.uid);
+            }
+            return left;
         };
         self.metrics.reconciled(if self.seen(key) { "update" } else { "add" });
         match self.config.rules.desired(&facts) {
