@@ -153,7 +153,7 @@ impl UninstallArgs {
     fn leftovers(&self) -> Vec<PathBuf> {
         let run_dir = &self.places.run_dir;
         let mut paths = agent::socket_paths(run_dir).to_vec();
-        paths.extend([FACTS_DIR, UNCAPTURED_DIR].map(|name| run_dir.join(name)));
+        paths.extend([FACTS_DIR, UNCAPTURED_DIR, applied::DIR].map(|name| run_dir.join(name)));
         if self.purge {
             let names =
                 std::fs::read_dir(run_dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
