@@ -282,6 +282,23 @@ fn annotations_that_mean_nothing() {
     }
 }
 
+/// A class that is said to use the kernel's network stack is like any other, and no other class is.
+#[test]
+fn a_runtime_class_that_is_said_to_be_fine_is_taken_in() {
+    let mesh = Mesh::new().unwrap();
+    let _agent = mesh.agent().env("KERNEL_NETWORK_RUNTIME_CLASSES", "x, runsc-hostnet").ready().unwrap();
+    let _ztunnel = mesh.ztunnel().unwrap();
+    for (class, status) in [("runsc-hostnet", 200), ("runsc", 500)] {
+        let pod = mesh.sandbox("mesh", class).unwrap();
+        let mut object = pod.object(&[], false);
+        object["spec"]["runtimeClassName"] = json!(class);
+        mesh.node.api.set_pod(object);
+        let reply = mesh.announce(&pod).unwrap();
+        assert_eq!(reply.status, status, "{class}: {}", reply.body);
+        assert_eq!(pod.is_clean().unwrap(), status == 500, "{class}");
+    }
+}
+
 /// gVisor and Kata: named, told in an Event, and not marked.
 #[test]
 fn sandboxes_are_reported_by_name() {
