@@ -98,3 +98,24 @@ fn what_ambient_mode_reads() {
     assert_eq!(one.ips(), ["10.0.0.9".parse::<std::net::IpAddr>().unwrap()]);
     assert_eq!(Object::default().ips(), Vec::<std::net::IpAddr>::new());
 }
+
+/// By what a running pod's namespace is found, also after the object was kept on disk.
+#[test]
+fn what_a_namespace_is_found_by() {
+    let of = |metadata: &str, spec: &str| {
+        let text = format!(
+            r#"{{"kind": "Pod", "metadata": {{"annotations": {{{metadata}}}}}, "spec": {{{spec}}}}}"#
+        );
+        let object: Object = serde_json::from_str(&text).unwrap();
+        let kept: Object = serde_json::from_str(&serde_json::to_string(&object.trimmed()).unwrap()).unwrap();
+        (kept.static_hash().map(str::to_owned), kept.has_own_users())
+    };
+    assert_eq!(of("", ""), (None, false));
+    assert_eq!(of("", r#""hostUsers": true"#), (None, false));
+    assert_eq!(of("", r#""hostUsers": false"#), (None, true));
+    // Anybody may write the one, only a node the other.
+    let (hash, mirror) = (r#""kubernetes.io/config.hash": "h""#, r#""kubernetes.io/config.mirror": "m""#);
+    assert_eq!(of(hash, "").0, None);
+    assert_eq!(of(mirror, "").0.as_deref(), Some("m"));
+    assert_eq!(of(&format!("{hash}, {mirror}"), "").0.as_deref(), Some("h"));
+}

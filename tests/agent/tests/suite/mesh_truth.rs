@@ -105,6 +105,29 @@ fn an_annotation_alone_does_not_make_a_pod_a_member() {
     }
 }
 
+/// A static pod's processes are in cgroups by the hash of its manifest; the API server's copy of it says which. Another pod that says the same of
+/// itself gets nothing by it.
+#[test]
+fn a_static_pod_is_found_and_nobody_else_in_its_place() {
+    let mesh = Mesh::new().unwrap();
+    let _agent = mesh.agent().env("AMBIENT_VERIFY_INTERVAL", "300ms").ready().unwrap();
+    let _ztunnel = mesh.ztunnel().unwrap();
+    let hash = "c0ffee00c0ffee00c0ffee00c0ffee00";
+    let (pod, thief) = (mesh.sandbox("mesh", "api-n1").unwrap(), mesh.sandbox("mesh", "thief").unwrap());
+    let cgroup = format!("/kubepods.slice/kubepods-pod{hash}.slice/cri-containerd-{:064x}.scope", 7);
+    mesh.process(pod.pid(), pod.netns.path(), &cgroup, 7).unwrap();
+    for pod in [&thief, &pod] {
+        let mut object = pod.object(&[], true);
+        object["metadata"]["annotations"] =
+            json!({"kubernetes.io/config.hash": hash, "kubernetes.io/config.mirror": hash});
+        mesh.node.api.set_pod(object);
+    }
+    wait_in(&mesh, &pod).unwrap();
+    wait_event(&mesh, &thief, "none of its addresses");
+    assert!(thief.is_clean().unwrap());
+    assert_eq!(mesh.annotation(&thief), None);
+}
+
 /// Other values are other people's: an older agent's way to opt out.
 #[test]
 fn pods_that_are_opted_out_are_left_alone() {
