@@ -16,6 +16,9 @@ fn complete(state: State) -> Member {
     member
 }
 
+/// What a member may lack, and how it comes to.
+type Lack = (&'static str, fn(&mut Member));
+
 fn noted(member: &Member) -> State {
     let members = Members::default();
     members.put(member);
@@ -26,7 +29,7 @@ fn noted(member: &Member) -> State {
 fn only_what_was_seen_is_in() {
     for state in [State::Enrolled, State::Unconfirmed] {
         assert_eq!(noted(&complete(state)), State::Enrolled);
-        let lacks: [(&str, fn(&mut Member)); 6] = [
+        let lacks: [Lack; 6] = [
             ("namespace", |member| member.netns = None),
             ("a look", |member| member.look = Look::Unknown),
             ("our rules", |member| member.look = Look::Left),
