@@ -1,7 +1,7 @@
 //! The verbs.
 
 use std::sync::{Arc, mpsc};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use applied::Key;
 use cni::{CniResult, Error, FailurePolicy, NetnsRelation, Plugin, PluginConf, Request, code};
@@ -21,6 +21,9 @@ use crate::job::{self, Added, Job};
 use crate::progress::Progress;
 use crate::report;
 use crate::sources::{Sources, run_dir};
+
+/// How long one program of iptables may take for a CHECK, which only looks.
+const CHECK_PROGRAM_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Both backends, shared with the thread that works.
 pub(crate) struct Backends {
@@ -212,6 +215,9 @@ impl Plugin for IstioCni<'_> {
         let conf = self.configure(request)?;
         // It must be readable, but what other plugins did is theirs to check.
         request.prev_result()?;
+        // A program that hangs must not hold up a runtime that checks pod after pod at its start.
+        let iptables = Iptables::new().timeout(CHECK_PROGRAM_TIMEOUT);
+        self.backends = Arc::new(Backends { iptables, nftables: Nftables });
         let job = self.job(request, &conf, &log)?;
         if !conf.capture && job.skip().is_none() {
             log.warn("pod is not checked: the configuration says capture: disabled", &[]);

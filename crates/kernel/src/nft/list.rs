@@ -175,7 +175,13 @@ pub(super) fn elements(socket: &mut Socket, table: &str, set: &str) -> Result<Ve
     Ok(found)
 }
 
-pub(super) fn rules(socket: &mut Socket, table: &str, sets: &[ListedSet]) -> Result<Vec<ListedRule>, Error> {
+/// The rules of a table, the first `most` of them.
+pub(super) fn rules(
+    socket: &mut Socket,
+    table: &str,
+    sets: &[ListedSet],
+    most: usize,
+) -> Result<Vec<ListedRule>, Error> {
     let anonymous: HashMap<&str, Option<Vec<u16>>> = sets
         .iter()
         .filter(|s| s.flags & set::ANONYMOUS != 0)
@@ -189,6 +195,7 @@ pub(super) fn rules(socket: &mut Socket, table: &str, sets: &[ListedSet]) -> Res
         |w| w.text(rule::TABLE, table),
         |part| match part {
             None => found.clear(),
+            Some(_) if found.len() >= most => {}
             Some((_, attributes)) => {
                 let mut exprs: Vec<Expr<'static>> = attributes
                     .find(rule::EXPRESSIONS)

@@ -12,6 +12,9 @@ use crate::Difference;
 use crate::difference::{Edit, align};
 use crate::netlink::{Error, Socket};
 
+/// How many rules more than expected are read of a table: that it differs is certain then, and each takes time.
+const MORE: usize = 1000;
+
 /// The kinds of those tables that the owner has.
 pub(super) fn owned(ruleset: &Ruleset, listed: &[ListedTable]) -> Vec<TableKind> {
     [TableKind::Raw, TableKind::Mangle, TableKind::Nat, TableKind::Filter]
@@ -89,7 +92,8 @@ fn table_differences(
     let name = expected.name.as_ref();
     let is_elsewhere = |set: &str| expected.sets.iter().any(|s| s.is_elsewhere() && s.name == set);
     let sets = list::sets(socket, name, |set| !is_elsewhere(set))?;
-    let rules = list::rules(socket, name, &sets)?;
+    let expected_rules: usize = expected.chains.iter().map(|chain| chain.rules.len()).sum();
+    let rules = list::rules(socket, name, &sets, expected_rules + MORE)?;
     set_differences(name, expected.sets, &sets, out);
     for chain in &expected.chains {
         match chains.iter().find(|c| c.table == name && c.name == chain.name) {

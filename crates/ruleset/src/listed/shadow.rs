@@ -7,11 +7,10 @@
 //! What is concluded is proven only if each rule on the way could be read, and in every order in which the kernel may have put chains of
 //! equal priority. Everything else is possible, and said to be no more.
 
-use std::collections::HashSet;
 use std::fmt;
 use std::net::IpAddr;
 
-use super::walk::{End, Fate, Packet, Station, stations, walk};
+use super::walk::{End, Fate, Key, Packet, Station, arrange, stations, walk};
 use super::{Act, Condition, Field, Rule, Table, address_of, number_of, number_of_name};
 use crate::rule::{Family, Hook};
 
@@ -25,6 +24,8 @@ const MAX_VALUES: usize = 24;
 const MAX_BASES: usize = 24;
 /// The most rules that packets meet for a hook and a family, all together: some ten milliseconds of work.
 const MAX_MEETINGS: usize = 1_000_000;
+/// The most packets of a hook and a family.
+const MAX_PACKETS: usize = 4_000;
 /// The most rules, counted for each way that leads to them, for which packets are made up.
 const MAX_WAYS: usize = 20_000;
 /// How deep chains are followed to see what a rule in them would meet.
@@ -198,8 +199,8 @@ impl<'a> Look<'a> {
     fn judge(&self, bases: &[Packet], findings: &mut Findings) {
         let chains = self.scene.present.iter().flat_map(|table| &table.chains);
         let rules: usize = chains.map(|chain| chain.rules.len()).sum();
-        let most = MAX_MEETINGS / rules.max(1);
-        let known = bases.iter().cloned().collect();
+        let most = (MAX_MEETINGS / rules.max(1)).min(MAX_PACKETS);
+        let known = bases.iter().map(Packet::digest).collect();
         let mut samples = Samples { bases, packets: bases.to_vec(), known, most, ways: 0, full: false };
         for station in self.orders.iter().flatten().take(64) {
             samples.of_chain(station.table, &station.chain.rules, &mut Vec::new());
@@ -282,9 +283,13 @@ fn orders<'a>(stations: &[Station<'a>]) -> (Vec<Station<'a>>, Option<Vec<Station
         (false, true) => 1,
         (false, false) => 2,
     };
-    let (mut first, mut second) = (stations.to_vec(), stations.to_vec());
-    first.sort_by_key(|station| (station.order, rank(younger(station).0, station)));
-    second.sort_by_key(|station| (station.order, rank(younger(station).1, station)));
+    let mut keys: [Vec<Key>; 2] = [Vec::new(), Vec::new()];
+    for station in stations {
+        let (certain, perhaps) = younger(station);
+        keys[0].push((station.order, rank(certain, station)));
+        keys[1].push((station.order, rank(perhaps, station)));
+    }
+    let (first, second) = (arrange(stations, &keys[0]), arrange(stations, &keys[1]));
     let same = first.iter().zip(&second).all(|(a, b)| std::ptr::eq(a.chain, b.chain));
     (first, (!same).then_some(second))
 }
@@ -293,7 +298,8 @@ fn orders<'a>(stations: &[Station<'a>]) -> (Vec<Station<'a>>, Option<Vec<Station
 struct Samples<'a> {
     bases: &'a [Packet],
     packets: Vec<Packet>,
-    known: HashSet<Packet>,
+    /// Digests of the packets: one in 2⁶⁴ is left out.
+    known: Vec<u64>,
     most: usize,
     ways: usize,
     full: bool,
@@ -326,9 +332,12 @@ impl<'a> Samples<'a> {
         for base in self.bases {
             let mut packet = base.clone();
             let conditions = way.iter().flat_map(|rule| &rule.conditions);
-            if conditions.into_iter().all(|condition| packet.adapt(condition))
-                && self.known.insert(packet.clone())
-            {
+            if !conditions.into_iter().all(|condition| packet.adapt(condition)) {
+                continue;
+            }
+            let digest = packet.digest();
+            if !self.known.contains(&digest) {
+                self.known.push(digest);
                 self.packets.push(packet);
                 self.full = self.packets.len() >= self.most;
             }
@@ -337,6 +346,23 @@ impl<'a> Samples<'a> {
 }
 
 impl Packet {
+    /// What differs between packets of one look, in one number (the FNV-1a hash).
+    fn digest(&self) -> u64 {
+        let (uid, gid) = self.owner.unwrap_or_default();
+        let parts = [
+            self.source,
+            self.destination,
+            u128::from(self.protocol) << 64
+                | u128::from(self.source_port) << 32
+                | u128::from(self.destination_port),
+            u128::from(uid) << 64 | u128::from(gid),
+        ];
+        let bytes = parts.iter().flat_map(|part| part.to_be_bytes());
+        bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        })
+    }
+
     /// Changes what the packet may have otherwise so that the condition holds; `false` where it cannot.
     fn adapt(&mut self, condition: &Condition) -> bool {
         let Condition::In { field, mask, ranges, not } = condition else { return true };

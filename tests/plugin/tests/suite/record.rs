@@ -258,6 +258,19 @@ fn a_failure_is_short() {
     }
 }
 
+/// However many rules somebody plants in chains of ours.
+#[test]
+fn many_planted_rules_do_not_delay() {
+    let (node, pod) = node_and_pod(&[]);
+    node.add("web", pod.path()).unwrap();
+    let rules: String = (0..30_000).map(|port| plant(true, port % 60_000)).collect();
+    pod.nft(&rules).unwrap();
+    let began = Instant::now();
+    fails(&node, &pod, &["chain istio-output of table istio-proxy-nat has the rule"]);
+    // A build without optimisation on a busy machine.
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
 fn plant(nft: bool, port: u32) -> String {
     let port = port + 2000;
     if nft {
