@@ -400,6 +400,7 @@ impl Ambient {
     /// Forgets a pod that has nothing of ours any more.
     async fn forget(&self, member: &Member) {
         self.members.remove(&member.key.uid);
+        self.drains.stop(&member.key.uid);
         let (records, uid) = (self.records.clone(), member.key.uid.clone());
         self.on_disk(member, move || records.remove(&uid)).await;
     }

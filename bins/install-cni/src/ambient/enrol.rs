@@ -86,6 +86,7 @@ impl Ambient {
             member.state = State::Pending;
         }
         self.drains.stop(&key.uid);
+        member.cleared = false;
         self.note(&member);
         self.keep(&member).await;
         failpoint::reached("located");

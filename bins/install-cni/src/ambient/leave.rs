@@ -138,7 +138,7 @@ impl Ambient {
             match self.step_out(step, &mut member).await {
                 Ok(Next::Now) => {}
                 Ok(Next::Later) => return unsaid.map_or(Ok(()), Err),
-                // An API server that is away keeps nothing in a pod. It is asked again until it answers.
+                // Rules do not stay in a pod because the API server is away. It is asked again until it answers.
                 Err(failure) if step == Step::Annotation => unsaid = Some(failure),
                 Err(failure) => return Err(failure),
             }
@@ -147,7 +147,6 @@ impl Ambient {
         if let Some(failure) = unsaid {
             return Err(failure);
         }
-        self.drains.stop(&key.uid);
         self.forget(&member).await;
         self.log.info(
             "pod is out of the mesh",
@@ -158,6 +157,9 @@ impl Ambient {
 
     async fn step_out(&self, step: Step, member: &mut Member) -> Result<Next, Failure> {
         match step {
+            // Only the annotation is missing still.
+            Step::Namespace | Step::Drain | Step::Connections | Step::Rules | Step::Entries
+                if member.cleared => {}
             Step::Namespace => self.find_rules(member).await?,
             Step::Annotation => self.annotate(member, None).await?,
             Step::Drain => self.drain(member).await?,
@@ -177,7 +179,11 @@ impl Ambient {
             }
             Step::Connections => self.end_connections(member).await,
             Step::Rules => self.remove_rules(member).await?,
-            Step::Entries => self.forget_entries(member).await,
+            Step::Entries => {
+                self.forget_entries(member).await;
+                member.cleared = true;
+                self.note(member);
+            }
         }
         Ok(Next::Now)
     }

@@ -81,6 +81,8 @@ pub(crate) struct Member {
     pub(crate) ruled: bool,
     /// Since when, in seconds since 1970, there are only those rules left in its namespace that let open connections go on.
     pub(crate) draining: Option<u64>,
+    /// Everything of ours was removed from its namespace, and nothing came there since.
+    pub(crate) cleared: bool,
     /// What was seen of them.
     pub(crate) look: Look,
     /// Its namespace was told by us not to pick up connections that it has not seen begin.
@@ -182,6 +184,7 @@ impl Member {
             state: State::Pending,
             ruled: false,
             draining: None,
+            cleared: false,
             look: Look::Unknown,
             strict: false,
             acked: Acked::default(),

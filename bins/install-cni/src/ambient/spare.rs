@@ -108,7 +108,7 @@ fn forget_stale(inside: &Inside) -> Result<usize, String> {
             Some(found.iter().map(|one| (one.peer, one.local.port())).collect())
         });
         // Where that is not known, everything stays.
-        open.as_ref().is_none_or(|open| open.contains(&(entry.client, entry.port)))
+        open.as_ref().is_none_or(|open| open.contains(&(entry.seen_as, entry.port)))
     };
     conntrack::forget(inside, &CAPTURE_PORTS, stays).map_err(|error| kernel::chain_text(&error))
 }

@@ -58,6 +58,8 @@ pub struct Redirected {
     pub to: SocketAddr,
     /// The port that it was redirected to.
     pub port: u16,
+    /// As whom they see the client who take it there: the kernel gives it another port where two connections have the same one.
+    pub seen_as: SocketAddr,
     family: u8,
     tuple: Vec<u8>,
     id: Option<Vec<u8>>,
@@ -146,12 +148,13 @@ impl Redirected {
         let changed = attributes.find(STATUS)?.be32()? & DESTINATION_CHANGED != 0;
         let tuple = attributes.find(TUPLE_ORIGINAL)?;
         let (protocol, client, to) = ends(tuple.nested())?;
-        let (_, answering, _) = ends(attributes.find(TUPLE_REPLY)?.nested())?;
+        let (_, answering, seen_as) = ends(attributes.find(TUPLE_REPLY)?.nested())?;
         changed.then(|| Self {
             protocol,
             client,
             to,
             port: answering.port(),
+            seen_as,
             family,
             tuple: tuple.data.to_vec(),
             id: own(ID),

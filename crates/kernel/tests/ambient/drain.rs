@@ -226,6 +226,43 @@ fn at_the_end_both_sides_hear_of_it_and_nothing_stays() {
     }
 }
 
+/// Two connections from one port to different places: ztunnel sees one of them come from another port, and both are known to be open.
+#[test]
+fn a_connection_is_known_by_what_ztunnel_sees() {
+    let lab = Lab::new(Way::Nft);
+    let from_one_port = |to: &str| {
+        use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt};
+        let to: SocketAddr = to.parse().unwrap();
+        let open = || -> std::io::Result<TcpStream> {
+            let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+            sockopt::set_socket_reuseaddr(&socket, true)?;
+            bind(&socket, &SocketAddr::new(Pod::V4, 28_000))?;
+            connect(&socket, &to)?;
+            Ok(socket.into())
+        };
+        let stream = lab.pod.enter(|_| open()).unwrap().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    };
+    let open = [from_one_port("198.51.100.7:8080"), from_one_port("203.0.113.9:8080")];
+    open.iter().for_each(|stream| works("from one port", stream));
+    let sockets = lab.sockets();
+    let mut clients = Vec::new();
+    let forget = |inside: &netns::Inside| {
+        let seen = std::sync::Mutex::new(Vec::new());
+        let removed = conntrack::forget(inside, &CAPTURE_PORTS, |entry| {
+            seen.lock().unwrap().push(entry.seen_as);
+            sockets.iter().any(|one| one.peer == entry.seen_as && one.local.port() == entry.port)
+        });
+        (removed, seen.into_inner().unwrap())
+    };
+    let (removed, seen) = lab.pod.enter(forget).unwrap();
+    clients.extend(seen.iter().map(SocketAddr::port));
+    assert_eq!((removed.unwrap(), clients.len()), (0, 2));
+    assert!(clients[0] != clients[1], "or the test shows nothing: {clients:?}");
+    open.iter().for_each(|stream| works("from one port", stream));
+}
+
 /// Entries of others stay: of translations that are not ours, and of what says that it stays.
 #[test]
 fn only_what_was_redirected_to_ztunnel_is_forgotten() {

@@ -10,7 +10,7 @@ use agent_tests::{Agent, PATIENCE, eventually};
 use anyhow::{Result, bail, ensure};
 use rustix::process::Signal;
 use testkit::TestNetns;
-use testkit::apiserver::Resource;
+use testkit::apiserver::{Fault, Resource};
 use testkit::relay::Relay;
 use testkit::ztunnel::{Answer, Request, Script, Ztunnel};
 
@@ -474,6 +474,32 @@ fn a_repair_cuts_nothing() {
         scene.mesh.node.api.set_namespace("mesh", &[]);
         scene.wait_out(&ztunnel);
     }
+}
+
+/// The API server takes no patch for a while: the pod is out all the same, and only the patch is repeated.
+#[test]
+fn an_api_server_that_refuses_keeps_no_pod_in() {
+    let scene = Scene::new();
+    let agent = scene.agent("true", &[]);
+    let ztunnel = scene.ztunnel();
+    scene.enter();
+    let open = scene.connect_through();
+    scene.mesh.node.api.fail_path("/status", 1_000_000, Fault::status(500));
+    scene.label(None);
+    eventually("the pod is out for what is new", PATIENCE, || scene.is_past_ztunnel()).unwrap();
+    open.iter().for_each(Open::works);
+    drop(open);
+    eventually("nothing is left but the annotation", PATIENCE, || {
+        ensure!(scene.pod.is_clean()? && ztunnel.workloads().is_empty());
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(scene.mesh.annotation(&scene.pod).as_deref(), Some("enabled"));
+    assert!(scene.state().is_some(), "the next agent knows of it, too");
+    scene.mesh.node.api.fail_path("/status", 0, Fault::status(500));
+    scene.mesh.wait_annotation(&scene.pod, None).unwrap();
+    scene.wait_out(&ztunnel);
+    assert!(agent.log().text().contains("take annotation"), "{}", agent.log().text());
 }
 
 /// Many pods drain at once, and the agent has no thread for each.

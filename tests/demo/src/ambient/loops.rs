@@ -16,6 +16,8 @@ use testkit::TestNetns;
 use testkit::probe::Arrival;
 use testkit::relay::Relayed;
 
+use super::held::is_held;
+
 /// How long a step of a connection may take. A packet that is lost is sent again after a second.
 const PATIENCE: Duration = Duration::from_millis(1500);
 /// Between two connections.
@@ -261,11 +263,14 @@ fn connect(to: SocketAddr, client: &mut Option<SocketAddr>) -> Result<Arrival> {
 // === impl Attempt ===
 
 impl Attempt {
-    /// Whether the relay took it.
+    /// Whether the relay took it. Its port says nothing: where two connections to different places have the same one, the kernel gives one of
+    /// them another when it redirects both. A loop has one connection at a time.
     fn is_in(&self, relayed: &[Relayed]) -> bool {
+        let Some(client) = self.client else { return false };
         relayed
             .iter()
-            .any(|one| Some(one.client) == self.client && one.at >= self.began && one.at <= self.ended)
+            .filter(|one| !is_held(one))
+            .any(|one| one.client.ip() == client.ip() && one.at >= self.began && one.at <= self.ended)
     }
 }
 
