@@ -253,8 +253,8 @@ impl Job {
     fn apply(&self, inside: &Inside, settings: &Settings) -> Result<Applied, Failure> {
         let ipv6 = ipv6(inside, settings)?;
         let plan = |backend| capture::plan(settings, Facts { backend, ipv6 });
-        let applied = self.kernel().apply(inside, plugin::choice(&self.conf), plan)?;
-        self.record(inside, &plan(applied.backend), applied.rules);
+        let (applied, plan) = self.kernel().apply_and_keep(inside, plugin::choice(&self.conf), plan)?;
+        self.record(inside, &plan, applied.rules);
         Ok(applied)
     }
 

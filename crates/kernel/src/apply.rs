@@ -60,15 +60,27 @@ impl Kernel<'_> {
         choice: Choice,
         plan: impl Fn(Backend) -> Plan,
     ) -> Result<Applied, Error> {
-        match choice {
-            Choice::Only(backend) => self.apply_plan(inside, &plan(backend)),
-            Choice::Auto => match self.apply_plan(inside, &plan(Backend::Nftables)) {
-                Err(Error::Nft(error)) if error.is_unsupported() => {
-                    let applied = self.apply_plan(inside, &plan(Backend::Iptables))?;
-                    Ok(Applied { fallback: Some(crate::chain_text(&error)), ..applied })
-                }
-                result => result,
-            },
+        self.apply_and_keep(inside, choice, plan).map(|(applied, _)| applied)
+    }
+
+    /// As [`Self::apply`]; the plan that was applied comes with it, for its record.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn apply_and_keep(
+        &self,
+        inside: &Inside,
+        choice: Choice,
+        plan: impl Fn(Backend) -> Plan,
+    ) -> Result<(Applied, Plan), Error> {
+        let first = plan(if let Choice::Only(backend) = choice { backend } else { Backend::Nftables });
+        match (self.apply_plan(inside, &first), choice) {
+            (Err(Error::Nft(error)), Choice::Auto) if error.is_unsupported() => {
+                let second = plan(Backend::Iptables);
+                let applied = self.apply_plan(inside, &second)?;
+                Ok((Applied { fallback: Some(crate::chain_text(&error)), ..applied }, second))
+            }
+            (result, _) => Ok((result?, first)),
         }
     }
 
