@@ -194,7 +194,7 @@ impl Ambient {
             self.remember().await;
         }
         self.take_over().await;
-        if !*self.config.capture.now() {
+        if !self.config.rules.now().capture {
             self.tell_capture();
         }
         let mut tasks = JoinSet::new();
@@ -249,9 +249,9 @@ impl Ambient {
 
     /// Goes by changed options from now on.
     pub(crate) fn follow(&self, new: &AmbientConfig) {
+        let before = self.config.rules.now();
         let rules = self.config.rules.follow(&new.rules);
-        let capture = self.config.capture.follow(&new.capture);
-        if capture {
+        if before.capture != new.rules.now().capture {
             self.tell_capture();
         }
         if self.config.node.follow(&new.node) {
@@ -260,7 +260,7 @@ impl Ambient {
                 self.log.error(&error, &[]);
             }
         }
-        if rules || capture {
+        if rules {
             self.log.info("which pods are to be in the mesh has changed", &[]);
             if self.health.is_ready(Part::Ambient) {
                 self.push_all();
@@ -271,7 +271,7 @@ impl Ambient {
     /// Says what the kill switch leaves.
     fn tell_capture(&self) {
         let inside: [telemetry::Label<'_>; 1] = [("pods", &self.members.all().len())];
-        if *self.config.capture.now() {
+        if self.config.rules.now().capture {
             self.log.info("capture is enabled: pods are taken into the mesh again", &inside);
         } else {
             let text = "capture is disabled: no pod is taken into the mesh; those that are in stay as they are until their sandbox ends or \

@@ -12,17 +12,17 @@ impl Ambient {
     pub(crate) fn count(&self) {
         let mut outside: BTreeMap<&'static str, usize> = BTreeMap::new();
         let mut homeless = 0;
-        let capture = *self.config.capture.now();
+        let rules = self.config.rules.now();
         {
             let index = self.cluster.index();
             for facts in index.pods().filter_map(|pod| index.facts(pod.namespace(), pod.name())) {
                 let uid = facts.pod.uid().unwrap_or_default();
                 let state = self.members.state(uid);
-                if state == Some(State::Enrolled) || self.config.rules.desired(&facts) != Desired::In {
+                if state == Some(State::Enrolled) || rules.desired(&facts) != Desired::In {
                     continue;
                 }
                 // The kill switch wants none that is not in already.
-                if state.is_none() && !capture {
+                if state.is_none() && !rules.capture {
                     continue;
                 }
                 let trouble = self.troubles.reason(uid);

@@ -26,8 +26,6 @@ pub(crate) struct AmbientConfig {
     pub(crate) node: Followed<NodeOptions>,
     /// Which pods are to be in the mesh.
     pub(crate) rules: Followed<Rules>,
-    /// `CAPTURE`: false lets no pod into the mesh.
-    pub(crate) capture: Followed<bool>,
     pub(crate) ztunnel_address: String,
     /// `NATIVE_NFTABLES`.
     native_nftables: bool,
@@ -81,9 +79,9 @@ impl AmbientConfig {
                 probe_v4,
                 probe_v6,
             }),
-            // The plugin's entry says what the word may be.
-            capture: Followed::new(options.text(Setting::Capture) != "disabled"),
             rules: Followed::new(Rules {
+                // The plugin's entry says what the word may be.
+                capture: options.text(Setting::Capture) != "disabled",
                 selectors: selectors(options)?,
                 excluded: excluded_namespaces(options)?,
                 system_namespace: namespace(options, Setting::SystemNamespace, "system-namespace")?,

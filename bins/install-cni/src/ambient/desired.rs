@@ -33,6 +33,8 @@ pub(crate) enum Desired {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Rules {
     pub(crate) selectors: Selectors,
+    /// `CAPTURE`: false lets no pod into the mesh that is not in already.
+    pub(crate) capture: bool,
     /// `EXCLUDE_NAMESPACES`.
     pub(crate) excluded: Vec<String>,
     /// Namespace of ztunnel.

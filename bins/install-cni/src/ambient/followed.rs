@@ -2,7 +2,6 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use capture::select::Eligibility;
 use facts::{Facts, Object};
 
 use super::desired::{Desired, Rules};
@@ -56,10 +55,5 @@ impl Followed<Rules> {
     /// As [`Rules::is_ztunnel`].
     pub(crate) fn is_ztunnel(&self, pod: &Object) -> bool {
         self.now().is_ztunnel(pod)
-    }
-
-    /// As [`Rules::eligible`].
-    pub(crate) fn eligible(&self, facts: &Facts) -> Eligibility {
-        self.now().eligible(facts)
     }
 }

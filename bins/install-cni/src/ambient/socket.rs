@@ -96,13 +96,14 @@ impl Ambient {
             return Err(Refusal::NotReady);
         }
         let facts = self.look_up(&event).await.ok_or_else(|| Refusal::Unknown(name.clone()))?;
-        if !*self.config.capture.now() {
+        let rules = self.config.rules.now();
+        if !rules.capture {
             // This plugin was started before its configuration said so.
             self.log.warn("pod starts without capture: the options say capture: disabled", &[("pod", &name)]);
             return Ok(());
         }
         // The plugin has looked at excluded namespaces by itself (AA-16).
-        match self.config.rules.eligible(&facts) {
+        match rules.eligible(&facts) {
             Eligibility::Eligible => {}
             Eligibility::NeedsNamespace => return Err(Refusal::Unknown(name)),
             Eligibility::Not(reason) => {

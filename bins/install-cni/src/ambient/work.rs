@@ -85,7 +85,8 @@ impl Ambient {
             return left;
         };
         self.metrics.reconciled(if self.seen(key) { "update" } else { "add" });
-        match self.config.rules.desired(&facts) {
+        let rules = self.config.rules.now();
+        match rules.desired(&facts) {
             Desired::Unknown => {
                 let labels: [telemetry::Label<'_>; 1] = [("pod", &pod_text(key))];
                 self.log.debug("the labels of a pod's namespace are not known yet", &labels);
@@ -94,7 +95,7 @@ impl Ambient {
             Desired::Ended | Desired::Out(_) if !listed => Ok(()),
             Desired::Ended => self.leave(key, Some(&facts), Ending::Ended, "it has ended").await,
             Desired::Out(reason) => self.leave(key, Some(&facts), Ending::Out, &reason).await,
-            Desired::In if self.is_kept_out(key) => {
+            Desired::In if !rules.capture && self.is_outside(key) => {
                 let reason = "capture is disabled";
                 self.leave(key, Some(&facts), Ending::Out, reason).await
             }
@@ -102,10 +103,10 @@ impl Ambient {
         }
     }
 
-    /// With `CAPTURE=disabled` no pod comes in. One that has its rules already stays: without ztunnel it would have no network.
-    fn is_kept_out(&self, key: &PodKey) -> bool {
-        let stays = |member: Member| member.ruled && !Self::is_gone(&member);
-        !*self.config.capture.now() && !self.members.get(&key.uid).is_some_and(stays)
+    /// Whether no rules of ours are in force for a pod: without ztunnel it would have no network with them.
+    fn is_outside(&self, key: &PodKey) -> bool {
+        let inside = |member: Member| member.ruled && !Self::is_gone(&member);
+        !self.members.get(&key.uid).is_some_and(inside)
     }
 
     async fn keep_in(&self, key: &PodKey, facts: &Facts) -> Result<(), Failure> {

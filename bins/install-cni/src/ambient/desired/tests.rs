@@ -13,6 +13,7 @@ fn rules() -> Rules {
         ..LabelSelector::default()
     };
     Rules {
+        capture: true,
         selectors: Selectors::new(&[EnablementSelector {
             namespace: ambient,
             ..EnablementSelector::default()
