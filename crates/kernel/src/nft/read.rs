@@ -3,13 +3,17 @@
 //! [`super::expr`] knows the instructions of our own rules and takes everything else for different. Here it is the other way round: what
 //! is understood is used, whoever wrote it, and the rest is said to be unread.
 
+mod members;
+
 use ruleset::listed::{Act, Condition, Field, Rule, address_of, names_from, number_of_name};
 use ruleset::{Base, ChainKind, Family, Hook};
 
-use super::uapi::{cmp, ct, element, expr as uapi, family, meta, payload, set, verdict};
-use crate::netlink::wire::{Attribute, Attributes};
+pub(super) use members::members;
 
-/// The name and the length of the one interface whose number is known everywhere: `LOOPBACK_IFINDEX`.
+use super::uapi::{cmp, ct, expr as uapi, family, meta, payload, verdict};
+use crate::netlink::wire::Attributes;
+
+/// The number and the name of the one interface whose number is known everywhere: `LOOPBACK_IFINDEX`.
 const LOOPBACK: (u32, &str) = (1, "lo");
 /// `NFT_META_IIF`, `NFT_META_OIF`: numbers of interfaces.
 const META_IIF: u32 = 4;
@@ -23,9 +27,6 @@ const LOOKUP_SET: u16 = 1;
 const LOOKUP_SOURCE: u16 = 2;
 const LOOKUP_DATA: u16 = 3;
 const LOOKUP_FLAGS: u16 = 5;
-
-/// The most members of a set that are looked at.
-const MAX_MEMBERS: usize = 1024;
 
 /// The members of the sets that a table's rules may ask for: keys as the kernel has them, in ranges. Absent: could not be read.
 pub(super) type Sets = std::collections::HashMap<String, Option<Vec<(Vec<u8>, Vec<u8>)>>>;
@@ -398,52 +399,6 @@ fn address(value: &Register) -> Option<std::net::IpAddr> {
         16 => Some(address_of(u128::from_be_bytes(bytes[..16].try_into().ok()?), Family::V6)),
         _ => None,
     }
-}
-
-/// The members of a set of plain keys; absent for maps, and for keys of several parts.
-pub(super) fn members(flags: u32, elements: &[Attribute<'_>]) -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
-    /// `NFT_SET_MAP`, `NFT_SET_CONCAT`; `NFTA_SET_ELEM_KEY_END`.
-    const ODD: u32 = 8 | 0x80;
-    const KEY_END: u16 = 10;
-    if flags & ODD != 0 || elements.len() > MAX_MEMBERS {
-        return None;
-    }
-    let mut keys = Vec::new();
-    for item in elements {
-        if item.nested().find(KEY_END).is_some() {
-            return None;
-        }
-        let key = item.nested().find(element::KEY)?.nested().find(uapi::DATA_VALUE)?.data.to_vec();
-        let flags = item.nested().find(element::FLAGS).and_then(|flags| flags.be32()).unwrap_or_default();
-        keys.push((key, flags & element::INTERVAL_END != 0));
-    }
-    if flags & set::INTERVAL == 0 {
-        return Some(keys.into_iter().map(|(key, _)| (key.clone(), key)).collect());
-    }
-    keys.sort();
-    let mut ranges: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
-    let mut open: Option<Vec<u8>> = None;
-    for (key, end) in keys {
-        if let Some(first) = open.take() {
-            ranges.push((first, before(&key)));
-        }
-        open = (!end).then_some(key);
-    }
-    ranges.extend(open.map(|first| (first.clone(), vec![0xff; first.len()])));
-    Some(ranges)
-}
-
-/// The number before, as bytes.
-fn before(key: &[u8]) -> Vec<u8> {
-    let mut key = key.to_vec();
-    for byte in key.iter_mut().rev() {
-        let (less, borrowed) = byte.overflowing_sub(1);
-        *byte = less;
-        if !borrowed {
-            break;
-        }
-    }
-    key
 }
 
 /// The families whose packets meet the chains of a table of this `NFPROTO_*`; absent for families with hooks of other kinds.
