@@ -159,6 +159,9 @@ pub(crate) fn plugin_entry(options: &Options) -> Result<PluginEntry, BadOption> 
     if let Some(dir) = options.text(Setting::PodSource).strip_prefix("manifests:") {
         extra.insert(POD_SOURCE.to_owned(), serde_json::json!({ "manifests": dir }));
     }
+    if options.on(Setting::StrictStatus) {
+        extra.insert("strict_status".to_owned(), true.into());
+    }
     if options.on(Setting::RuntimeAnnotations) {
         extra.insert("capabilities".to_owned(), serde_json::json!({ ANNOTATIONS_CAPABILITY: true }));
     }

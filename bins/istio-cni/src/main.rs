@@ -12,6 +12,8 @@ mod plugin;
 mod progress;
 mod report;
 mod sources;
+mod status;
+mod within;
 
 use std::process::ExitCode;
 use std::time::Instant;

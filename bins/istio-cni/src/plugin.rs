@@ -1,6 +1,6 @@
 //! The verbs.
 
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use applied::Key;
@@ -8,7 +8,7 @@ use cni::{CniResult, Error, FailurePolicy, NetnsRelation, Plugin, PluginConf, Re
 use facts::Report;
 use facts::exchange::Outcome;
 use kernel::iptables::{Iptables, Supervisor};
-use kernel::nft::{Nftables, Support};
+use kernel::nft::Nftables;
 use kernel::{Choice, Kernel};
 use leftover::{Mark, Watcher};
 use netns::Netns;
@@ -17,17 +17,19 @@ use telemetry::{Level, Logger};
 
 use crate::check::{self, Verdict};
 use crate::failure::Failure;
-use crate::job::{self, Added, Job};
+use crate::job::{Added, Job};
 use crate::progress::Progress;
 use crate::report;
-use crate::sources::{Sources, run_dir};
+use crate::sources::run_dir;
+use crate::status::Look;
+use crate::within::{Unfinished, within};
 
 /// How long one program of iptables may take for a CHECK, which only looks.
 const CHECK_PROGRAM_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Both backends, shared with the thread that works.
 pub(crate) struct Backends {
-    iptables: Iptables,
+    pub(crate) iptables: Iptables,
     nftables: Nftables,
 }
 
@@ -256,24 +258,13 @@ impl Plugin for IstioCni<'_> {
         if self.left_over.is_some() {
             return Ok(());
         }
-        let unavailable = |cause: String| {
-            Err(Error::new(code::NOT_AVAILABLE, "istio-cni cannot serve ADD").with_details(cause))
-        };
-        let conf = match self.configure(request) {
-            Ok(conf) => conf,
-            Err(error) => return unavailable(error.msg),
-        };
-        if let Err(error) = job::node_settings() {
-            return unavailable(error.to_string());
-        }
-        let sources = Sources { conf: &conf, log: self.log, progress: &self.progress };
-        if let Err(error) = sources.ready() {
-            return unavailable(error.to_string());
-        }
-        if let Err(cause) = self.backend_ready(choice(&conf)) {
-            return unavailable(cause);
-        }
-        Ok(())
+        let unavailable =
+            |cause: String| Error::new(code::NOT_AVAILABLE, "istio-cni cannot serve ADD").with_details(cause);
+        // Without the sinks in the run directory, which could be waited for.
+        let conf = request.conf().map_err(|error| unavailable(error.msg))?;
+        let (backends, progress) = (self.backends.clone(), self.progress.clone());
+        let look = Look { conf, backends, progress, log: self.log.clone() };
+        look.obstacle().map_or(Ok(()), |cause| Err(unavailable(cause)))
     }
 
     /// Records of attachments that are gone are removed. Without a list nothing is known of any.
@@ -293,53 +284,15 @@ impl Plugin for IstioCni<'_> {
     }
 }
 
-impl IstioCni<'_> {
-    fn backend_ready(&self, choice: Choice) -> Result<(), String> {
-        let inside = netns::Inside::of_calling_thread().map_err(|error| kernel::chain_text(&error))?;
-        let nftables =
-            kernel::nft::probe(&inside).map_err(|error| kernel::chain_text(&error)).and_then(|support| {
-                match support {
-                    Support { redirect: true, tproxy: true } => Ok(()),
-                    Support { redirect: false, .. } => {
-                        Err("the kernel has no nf_tables nat for both families".to_owned())
-                    }
-                    Support { tproxy: false, .. } => Err("the kernel has no nf_tables tproxy".to_owned()),
-                }
-            });
-        let iptables = || self.backends.iptables.available().map_err(|error| kernel::chain_text(&error));
-        match choice {
-            Choice::Only(Backend::Nftables) => nftables,
-            Choice::Only(Backend::Iptables) => iptables(),
-            Choice::Auto => nftables.or_else(|no_nftables| {
-                iptables().map_err(|no_iptables| format!("{no_nftables}, and {no_iptables}"))
-            }),
-        }
-    }
-}
-
-/// Works on a thread of its own and waits for it no longer than `add_timeout` allows. A thread that is late ends with the process; what it does
-/// is whole at any point.
+/// The pod's setup, in the time of `add_timeout`.
 fn add_in_time(job: Job) -> Result<Added, Failure> {
     let (progress, limit) = (job.progress.clone(), job.conf.add_timeout);
-    let (sender, receiver) = mpsc::channel();
-    let thread = std::thread::Builder::new()
-        .name("add".to_owned())
-        .spawn(move || {
-            // Nobody listens any more when it is late.
-            let _ = sender.send(job.add());
+    within("add", limit, move || job.add()).unwrap_or_else(|unfinished| {
+        Err(match unfinished {
+            Unfinished::Thread(error) => Failure::Thread(error),
+            Unfinished::Late => Failure::TimedOut { after: limit, waiting_for: progress.waiting_for() },
         })
-        .map_err(Failure::Thread)?;
-    match receiver.recv_timeout(limit) {
-        Ok(done) => done,
-        Err(mpsc::RecvTimeoutError::Timeout) => {
-            Err(Failure::TimedOut { after: limit, waiting_for: progress.waiting_for() })
-        }
-        // It ended without an answer, so it panicked; here that becomes an error for the runtime.
-        Err(mpsc::RecvTimeoutError::Disconnected) => match thread.join() {
-            Err(panic) => std::panic::resume_unwind(panic),
-            Ok(()) => Err(Failure::TimedOut { after: limit, waiting_for: progress.waiting_for() }),
-        },
-    }
+    })
 }
 
 pub(crate) fn choice(conf: &PluginConf) -> Choice {

@@ -83,12 +83,11 @@ impl Sources<'_> {
         match &self.conf.pod_source {
             cni::PodSource::Manifests(dir) => Manifests::new(dir).ready(),
             cni::PodSource::Kubernetes => {
-                match agent(self.conf).map(|agent| agent.ready()) {
-                    Some(Ok(())) => return Ok(()),
-                    Some(Err(error)) if error.is_hung() => self.log.leave_agent_out(),
-                    Some(Err(_)) | None => {}
-                }
-                self.api(self.conf.facts_timeout).ready()
+                // The file first: an agent that hangs takes time.
+                self.api(self.conf.facts_timeout).ready().or_else(|no_kubeconfig| {
+                    let answer = agent(self.conf).map(|agent| agent.ready());
+                    answer.and_then(Result::ok).ok_or(no_kubeconfig)
+                })
             }
         }
     }

@@ -56,6 +56,8 @@ pub struct PluginConf {
     pub failure_policy: FailurePolicy,
     /// `capture`: false is the kill switch, with which no pod is captured.
     pub capture: bool,
+    /// `strict_status`: STATUS succeeds only where a pod could be captured now, not wherever one may ever be.
+    pub strict_status: bool,
     /// `kernel_network_runtime_classes`: names of runtime classes whose pods use the kernel's network stack, whatever sandbox their names
     /// stand for.
     pub kernel_network_runtime_classes: Vec<String>,
@@ -127,6 +129,7 @@ impl PluginConf {
                 &[("closed", FailurePolicy::Closed), ("open", FailurePolicy::Open)],
             )?,
             capture: one_of(&root, "capture", &[("enabled", true), ("disabled", false)])?,
+            strict_status: root.bool_or_false("strict_status")?,
             kernel_network_runtime_classes: root.texts("kernel_network_runtime_classes")?,
             pod_source: PodSource::decode_in(&root)?,
             pod_annotations: pod_annotations(&root)?,

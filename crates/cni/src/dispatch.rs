@@ -68,7 +68,8 @@ pub trait Plugin {
     /// CHECK.
     fn check(&mut self, request: &Request) -> Result<(), Error>;
 
-    /// STATUS. Fails with [`crate::code::NOT_AVAILABLE`] when an ADD could not be served.
+    /// STATUS. Fails with [`crate::code::NOT_AVAILABLE`] when ADDs cannot be served. No pod of the pod network starts on the node then, so it
+    /// must not wait for what only a pod can bring.
     fn status(&mut self, request: &Request) -> Result<(), Error>;
 
     /// GC, see [`Request::valid_attachments`].

@@ -17,6 +17,8 @@ use crate::{PodSource, json, segment};
 
 /// Longest wait for the agent. It answers from memory, in well under a millisecond; an agent that takes longer is asked no more.
 const TIMEOUT: Duration = Duration::from_secs(1);
+/// The same where it is only asked whether it is there, by somebody who has to answer a runtime within 50 ms.
+const READY_TIMEOUT: Duration = Duration::from_millis(20);
 /// Largest answer and file, in bytes: a trimmed object is some kilobytes, its annotations at most 256 KiB.
 const MAX_FACTS: usize = 1 << 20;
 /// Largest status, in bytes: some lines of text.
@@ -115,7 +117,7 @@ impl PodSource for Agent {
 
     fn ready(&self) -> Result<(), Error> {
         // A stopped process still has its connections accepted, by the kernel.
-        if self.status(TIMEOUT)?.synced {
+        if self.status(READY_TIMEOUT)?.synced {
             return Ok(());
         }
         let cause = Cause::Unaware("the pods of this node are not listed yet".into());

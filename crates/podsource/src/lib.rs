@@ -43,7 +43,7 @@ pub trait PodSource {
 
     /// Whether [`PodSource::pod`] could be served, as far as it can be told without asking anything outside this machine.
     ///
-    /// A source must not report an unreachable remote here: STATUS decides over the readiness of the whole node, and a
+    /// A source must not report an unreachable remote here: a strict STATUS decides over the readiness of the whole node, and a
     /// control plane that is away for a minute must not take every node with it.
     ///
     /// # Errors

@@ -56,6 +56,7 @@ fn options_reach_the_plugin() {
         ("FACTS_TIMEOUT", "5s"),
         ("KERNEL_NETWORK_RUNTIME_CLASSES", "kata-host, runsc.plain"),
         ("RUNTIME_ANNOTATIONS", "true"),
+        ("STRICT_STATUS", "true"),
     ]);
     assert_eq!(entry.exclude_namespaces, ["kube-system", "istio-system"]);
     assert!(entry.native_nftables && entry.ambient_enabled && entry.enable_ambient_detection_retry);
@@ -65,6 +66,7 @@ fn options_reach_the_plugin() {
     let expected = serde_json::json!({
         "failure_policy": "open", "capture": "disabled", "add_timeout": "20s", "facts_timeout": "5s",
         "kernel_network_runtime_classes": ["kata-host", "runsc.plain"],
+        "strict_status": true,
         "capabilities": {"io.kubernetes.cri.pod-annotations": true},
     });
     assert_eq!(extra, expected);

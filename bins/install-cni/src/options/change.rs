@@ -53,7 +53,8 @@ fn change(setting: Setting, ambient: bool) -> Change {
         | Setting::Capture
         | Setting::AddTimeout
         | Setting::FactsTimeout
-        | Setting::RuntimeAnnotations => Change::Counts,
+        | Setting::RuntimeAnnotations
+        | Setting::StrictStatus => Change::Counts,
         // The rules of pods in the mesh and the node's are in one backend, which is chosen at the start.
         Setting::NativeNftables if !ambient => Change::Counts,
         Setting::AmbientUseScopedXtablesLocking

@@ -65,6 +65,7 @@ pub(crate) enum Setting {
     FactsTimeout,
     KernelNetworkRuntimeClasses,
     RuntimeAnnotations,
+    StrictStatus,
     CleanupOnExit,
     HostRoot,
     HostProbeSender,
@@ -552,6 +553,14 @@ pub(crate) const SPECS: &[Spec] = &[
         kind: Kind::Switch,
         default: "false",
         help: "Let the runtime hand a pod's annotations to the plugin, the last resort where nothing else has its facts",
+    },
+    Spec {
+        setting: Setting::StrictStatus,
+        name: "strict-status",
+        given: Given::FlagOrVariable,
+        kind: Kind::Switch,
+        default: "false",
+        help: "Let runtimes start no pods while none could be captured, as before this agent first runs: for agents on the node's network only",
     },
     Spec {
         setting: Setting::CleanupOnExit,

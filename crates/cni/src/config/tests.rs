@@ -22,6 +22,7 @@ fn empty() -> PluginConf {
         add_timeout: Duration::from_secs(60),
         failure_policy: FailurePolicy::Closed,
         capture: true,
+        strict_status: false,
         kernel_network_runtime_classes: Vec::new(),
         pod_source: PodSource::Kubernetes,
         pod_annotations: None,
@@ -38,7 +39,7 @@ fn absent_null_and_unknown_keys_give_the_defaults() {
     let nulls = r#"{"type":null,"capabilities":null,"ipam":null,"dns":null,"prevResult":null,"plugin_log_level":null,
         "cni_agent_run_dir":null,"ambient_enabled":null,"enablement_selectors":null,"exclude_namespaces":null,
         "pod_namespace":null,"native_nftables":null,"enable_ambient_detection_retry":null,"facts_timeout":null,
-        "pod_source":null,"add_timeout":null,"failure_policy":null,"capture":null,
+        "pod_source":null,"add_timeout":null,"failure_policy":null,"capture":null,"strict_status":null,
         "kernel_network_runtime_classes":null,"runtimeConfig":null,"log_level":7,"kubernetes":[],"args":{}}"#;
     assert_eq!(decode(nulls).unwrap(), empty());
 }
@@ -55,7 +56,7 @@ fn every_key_is_read() {
         "exclude_namespaces":["kube-system","istio-system"],"pod_namespace":"istio-system","native_nftables":false,
         "enable_ambient_detection_retry":true,"facts_timeout":"1m30s","pod_source":{"manifests":"/pods"},
         "add_timeout":"20s","failure_policy":"open","capture":"disabled","kernel_network_runtime_classes":["kata-host"],
-        "runtimeConfig":{"portMappings":[],"io.kubernetes.cri.pod-annotations":{"a/b":"c","n":null}}}"#,
+        "strict_status":true,"runtimeConfig":{"portMappings":[],"io.kubernetes.cri.pod-annotations":{"a/b":"c","n":null}}}"#,
     );
     let selector = LabelSelector {
         match_labels: map(&[("a", "b".to_owned())]),
@@ -85,6 +86,7 @@ fn every_key_is_read() {
         add_timeout: Duration::from_secs(20),
         failure_policy: FailurePolicy::Open,
         capture: false,
+        strict_status: true,
         kernel_network_runtime_classes: vec!["kata-host".into()],
         pod_source: PodSource::Manifests("/pods".into()),
         pod_annotations: Some(map(&[("a/b", "c".to_owned())])),
@@ -125,6 +127,7 @@ fn wrong_types_and_values_name_the_key() {
         (r#"{"failure_policy":"Open"}"#, "failure_policy: is none of \"closed\", \"open\""),
         (r#"{"failure_policy":false}"#, "failure_policy: expected a text, found a boolean"),
         (r#"{"capture":"off"}"#, "capture: is none of \"enabled\", \"disabled\""),
+        (r#"{"strict_status":"true"}"#, "strict_status: expected a boolean, found a text"),
         (r#"{"facts_timeout":"0s"}"#, "facts_timeout: has to be more than zero and at most 1h"),
         (r#"{"facts_timeout":"1h1ms"}"#, "facts_timeout: has to be more than zero and at most 1h"),
         (r#"{"pod_source":"x"}"#, "pod_source: expected an object, found a text"),

@@ -107,6 +107,7 @@ operator.istio.io/component: Cni
   "FACTS_TIMEOUT" $values.agent.factsTimeout
   "KERNEL_NETWORK_RUNTIME_CLASSES" (join "," $values.agent.kernelNetworkRuntimeClasses)
   "RUNTIME_ANNOTATIONS" $values.agent.runtimeAnnotations
+  "STRICT_STATUS" $values.agent.strictStatus
   "POD_SOURCE" $values.agent.podSource
   "CNI_CACHE_DIR" (ternary "" $values.agent.cniCacheDir (eq $values.agent.cniCacheDir "/var/lib/cni"))
 }}

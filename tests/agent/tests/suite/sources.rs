@@ -179,19 +179,23 @@ fn a_socket_of_another_user_is_not_asked() {
 
 /// STATUS, by which a runtime that knows it holds pods back.
 #[test]
-fn status_is_well_with_either_source() {
+fn a_strict_status_is_well_with_either_source() {
     let (node, pod) = node_and_pod();
-    let agent = node.start().unwrap();
+    let agent = node.agent().env("STRICT_STATUS", "true").ready().unwrap();
     let mut status = PodCall::new(&node, "web", "uid-1", pod.path()).unwrap();
     status.conf["cniVersion"] = "1.1.0".into();
+    let mut lenient = PodCall::new(&node, "web", "uid-1", pod.path()).unwrap();
+    lenient.conf = status.conf.clone();
+    lenient.conf.as_object_mut().unwrap().remove("strict_status").unwrap();
     let is_well = || status.run("STATUS").unwrap().exit == Some(0);
     assert!(is_well());
     node.api.stop();
     assert!(is_well(), "the agent answers");
     agent.kill().unwrap();
-    std::fs::remove_file(node.kubeconfig()).unwrap();
+    std::fs::remove_dir_all(node.run_dir()).unwrap();
     assert!(!is_well());
-    let _agent = node.agent().start().unwrap();
+    assert_eq!(lenient.run("STATUS").unwrap().exit, Some(0), "an agent could come");
+    let _agent = node.agent().env("STRICT_STATUS", "true").start().unwrap();
     eventually("it is well again", PATIENCE, || {
         ensure!(is_well());
         Ok(())

@@ -57,6 +57,7 @@ const KNOWN: &[&str] = &[
     "KERNEL_NETWORK_RUNTIME_CLASSES",
     "POD_SOURCE",
     "RUNTIME_ANNOTATIONS",
+    "STRICT_STATUS",
 ];
 
 /// For people, and for the original's image (I-62); no option.
@@ -122,6 +123,7 @@ fn every_variable_is_one_that_the_agent_reads() {
         "agent.factsTimeout=10s",
         "agent.kernelNetworkRuntimeClasses={kata-host}",
         "agent.runtimeAnnotations=true",
+        "agent.strictStatus=true",
         "agent.podSource=manifests:/etc/pods",
         "ambient.enabled=true",
     ];
@@ -130,7 +132,7 @@ fn every_variable_is_one_that_the_agent_reads() {
     for name in keys.iter().map(String::as_str).chain(variables) {
         assert!(KNOWN.contains(&name) || NOT_OPTIONS.contains(&name), "the agent does not read {name}");
     }
-    assert_eq!(keys.len(), ALWAYS.len() + 10, "{keys:?}");
+    assert_eq!(keys.len(), ALWAYS.len() + 11, "{keys:?}");
 }
 
 /// One value, what it renders.
@@ -162,6 +164,8 @@ fn each_value_sets_its_option() {
         ("agent.kernelNetworkRuntimeClasses={a,b}", "KERNEL_NETWORK_RUNTIME_CLASSES", Some("a,b")),
         ("agent.kernelNetworkRuntimeClasses=null", "KERNEL_NETWORK_RUNTIME_CLASSES", None),
         ("agent.runtimeAnnotations=true", "RUNTIME_ANNOTATIONS", Some("true")),
+        ("agent.strictStatus=true", "STRICT_STATUS", Some("true")),
+        ("agent.strictStatus=false", "STRICT_STATUS", None),
         ("agent.podSource=kubernetes", "POD_SOURCE", Some("kubernetes")),
         ("agent.podSource=manifests:/etc/pods", "POD_SOURCE", Some("manifests:/etc/pods")),
         ("agent.cniCacheDir=/var/lib/cni", "CNI_CACHE_DIR", None),

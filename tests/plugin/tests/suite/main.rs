@@ -10,6 +10,7 @@ mod kills;
 mod record;
 mod rules;
 mod shadow;
+mod status;
 mod surroundings;
 
 use plugin_tests::Node;

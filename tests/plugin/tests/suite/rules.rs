@@ -201,6 +201,9 @@ fn gc_and_status() {
     let status = node.call("STATUS", "web", pod.path());
     let answer = status.run().unwrap();
     assert_eq!((answer.exit, answer.stdout.as_str()), (Some(0), ""), "{answer:#?}");
+    node.conf["strict_status"] = json!(true);
+    let status = node.call("STATUS", "web", pod.path());
+    assert_eq!(status.run().unwrap().exit, Some(0));
     std::fs::remove_dir_all(node.manifests()).unwrap();
     let (code, text) = status.run().unwrap().error().unwrap();
     assert_eq!(code, 50);
