@@ -4,12 +4,15 @@ use std::time::{Duration, Instant};
 
 /// One cycle per this time is free.
 const INTERVAL: Duration = Duration::from_secs(5);
+/// How far ahead free cycles may be taken: one, so that what is overwritten is put right at once although the agent has just started, or has
+/// looked at something else.
+const AHEAD: Duration = INTERVAL;
 /// Longest pause before a cycle.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// From more rewrites than this in a row on, somebody is told.
 const TOLERATED: u32 = 5;
 
-/// A token bucket of size one. Reservations add up, so a fight is remembered for a while after it ended.
+/// A token bucket of size two. Reservations add up, so a fight is remembered for a while after it ended.
 #[derive(Debug)]
 pub(crate) struct Throttle {
     free_at: Instant,
@@ -23,13 +26,11 @@ impl Throttle {
 
     /// The pause before a cycle that starts now.
     pub(crate) fn pause(&mut self, now: Instant) -> Duration {
-        if now >= self.free_at {
-            self.free_at = now + INTERVAL;
+        let needed = self.free_at.saturating_duration_since(now + AHEAD);
+        self.free_at = self.free_at.max(now) + INTERVAL;
+        if needed.is_zero() {
             self.hits = 0;
-            return Duration::ZERO;
         }
-        let needed = self.free_at - now;
-        self.free_at += INTERVAL;
         needed.min(LONGEST_PAUSE)
     }
 
@@ -46,11 +47,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_is_free_and_a_fight_gets_one_a_second_and_is_told() {
+    fn the_first_two_are_free_and_a_fight_gets_one_a_second_and_is_told() {
         let start = Instant::now();
         let mut throttle = Throttle::new(start);
-        assert_eq!(throttle.pause(start), Duration::ZERO);
         let mut now = start;
+        assert_eq!(throttle.pause(now), Duration::ZERO);
+        // The first that is overwritten, and soon after the start.
+        now += Duration::from_millis(100);
+        assert_eq!(throttle.pause(now), Duration::ZERO);
         for hit in 1..=7 {
             let pause = throttle.pause(now);
             assert_eq!(pause, Duration::from_secs(1));
@@ -60,6 +64,7 @@ mod tests {
         now += Duration::from_secs(60);
         assert_eq!(throttle.pause(now), Duration::ZERO);
         assert_eq!(throttle.rewritten(), None);
+        assert_eq!(throttle.pause(now), Duration::ZERO);
         assert_eq!(throttle.pause(now + Duration::from_millis(4500)), Duration::from_millis(500));
     }
 }

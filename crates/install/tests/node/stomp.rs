@@ -93,6 +93,19 @@ fn disturb(node: &Node, kind: u64, version: u64) {
     }
 }
 
+/// The cycle of the start has taken its turn already.
+#[test]
+fn the_first_overwriting_is_healed_at_once() {
+    let node = Node::new();
+    node.replace(NAME, CALICO);
+    let running = node.start();
+    running.until_ready();
+    node.replace(NAME, CALICO);
+    let start = Instant::now();
+    running.until("healed", || node.has_entry(NAME));
+    assert!(start.elapsed() < Duration::from_millis(700), "{:?}", start.elapsed());
+}
+
 /// N-9
 #[test]
 fn a_fight_is_braked_and_told_with_what_helps() {
