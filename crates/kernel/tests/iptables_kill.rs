@@ -40,6 +40,37 @@ fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// Programs that come before the real ones in PATH and wait at a gate.
+struct Gate(tempfile::TempDir);
+
+impl Gate {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().display();
+        // A shell writes them: what this process has open for writing, the kernel starts no program from.
+        support::sh(&format!(
+            r#"for name in iptables ip6tables; do for kind in nft legacy; do
+                program=$name-$kind-restore
+                printf '%s\n' '#!/bin/sh' 'while [ ! -e {folder}/open ]; do sleep 0.01; done' \
+                    "exec $(command -v $program) \"\$@\"" >{folder}/$program
+                chmod +x {folder}/$program
+            done; done"#
+        ));
+        Self(dir)
+    }
+
+    fn start(&self, ns: &Ns, variant: Variant, rest: &[&str]) -> Child {
+        let path = format!("{}:{}", self.0.path().display(), std::env::var("PATH").unwrap());
+        let mut command = Command::new(example());
+        command.arg(ns.path()).arg(variant.to_string()).args(rest).env("PATH", path);
+        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    fn open(&self) {
+        std::fs::write(self.0.path().join("open"), "").unwrap();
+    }
+}
+
 /// Whether the process has started another one, whichever of its threads did.
 fn has_child(parent: u32) -> bool {
     let tasks = std::fs::read_dir(format!("/proc/{parent}/task")).unwrap();
@@ -101,10 +132,12 @@ fn a_kill_before_the_supervisor_leaves_nothing_and_one_after_it_all() {
         assert!(!all_after_a_kill(&ns, variant, ipv6, "at the first file"), "{variant}");
 
         let ns = Ns::new();
-        let mut child = start(&ns, variant, rest);
+        let gate = Gate::new();
+        let mut child = gate.start(&ns, variant, rest);
         wait_until("the supervisor has been started", || has_child(child.id()));
         child.kill().unwrap();
         child.wait().unwrap();
+        gate.open();
         assert!(all_after_a_kill(&ns, variant, ipv6, "beside the supervisor"), "{variant}");
     }
 }

@@ -35,8 +35,7 @@ impl Node {
         }
         std::fs::write(node.conflist(), Self::foreign_conflist())?;
         let plugin = testkit::programs().join("istio-cni");
-        std::fs::copy(&plugin, node.bin_source().join("istio-cni"))
-            .with_context(|| format!("copy {}", plugin.display()))?;
+        testkit::copy_program(&plugin, &node.bin_source().join("istio-cni"))?;
         node.api.write_service_account(&node.account())?;
         node.api.set_namespace("default", &[]);
         Ok(node)

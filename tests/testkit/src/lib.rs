@@ -24,4 +24,4 @@ pub mod ztunnel;
 pub use namespace::TestNetns;
 pub use pod::{Families, Interface, Pod};
 pub use process::Process;
-pub use programs::{programs, use_programs};
+pub use programs::{copy_program, programs, use_programs};

@@ -29,6 +29,19 @@ pub fn programs() -> &'static Path {
     })
 }
 
+/// Copies a program that is to be started from its new place.
+///
+/// Another process does it: as long as a file is open for writing anywhere, the kernel starts no program from it (`ETXTBSY`), and a process
+/// that another thread of this one starts meanwhile inherits what this one has open, until its own program begins.
+///
+/// # Errors
+/// It cannot be copied.
+pub fn copy_program(from: &Path, to: &Path) -> Result<()> {
+    let output = Command::new("cp").arg("--").args([from, to]).output().context("start cp")?;
+    ensure!(output.status.success(), "copy {}: {}", from.display(), String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
 fn build() -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)

@@ -40,7 +40,7 @@ impl Machine {
     }
 
     pub(crate) fn install_program(&self, name: &str) {
-        fs::copy(testkit::programs().join("istio-cni"), self.path(name)).unwrap();
+        testkit::copy_program(&testkit::programs().join("istio-cni"), &self.path(name)).unwrap();
     }
 
     /// `cnictl` with the node's directories; where a path of the node is printed, it begins with `NODE`.

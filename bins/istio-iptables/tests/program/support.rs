@@ -33,7 +33,8 @@ impl Program {
     pub(crate) fn new() -> Result<Self> {
         let folder =
             tempfile::Builder::new().permissions(std::fs::Permissions::from_mode(0o755)).tempdir()?;
-        std::fs::copy(env!("CARGO_BIN_EXE_istio-iptables"), folder.path().join("istio-iptables"))?;
+        let program = folder.path().join("istio-iptables");
+        testkit::copy_program(env!("CARGO_BIN_EXE_istio-iptables").as_ref(), &program)?;
         Ok(Self { folder })
     }
 

@@ -4,7 +4,8 @@ use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use agent_tests::{Node, PATIENCE, PodCall, as_user, http};
+use agent_tests::{Node, PATIENCE, PodCall, as_user, eventually, http};
+use anyhow::ensure;
 use serde_json::json;
 use testkit::{Families, Pod};
 
@@ -55,14 +56,17 @@ fn batches_of_the_original_plugin_are_printed() {
         }
         assert!(String::from_utf8_lossy(&rest).to_lowercase().contains("content-length: 0"));
     }
-    agent.log().wait_for(&["bye"], PATIENCE).unwrap();
-    let plugin: Vec<String> =
-        agent.log().lines().into_iter().filter(|line| line.contains("\tcni-plugin\t")).collect();
+    let plugin = eventually("all lines are printed", PATIENCE, || {
+        let lines = agent.log().lines().into_iter();
+        let plugin: Vec<String> = lines.filter(|line| line.contains("\tcni-plugin\t")).collect();
+        ensure!(plugin.len() == 6, "{plugin:?}");
+        Ok(plugin)
+    })
+    .unwrap();
     let time = "2026-08-01T09:30:00.000042Z";
     assert_eq!(plugin[0], format!("{time}\tinfo\tcni-plugin\thello\tpod=a/b"));
     assert!(plugin[1].starts_with(&format!("{time}\twarn\tcni-plugin\ta")), "{plugin:?}");
     assert_eq!(plugin[2], format!("{time}\terror\tcni-plugin\tbye\tpod=a/b"));
-    assert_eq!(plugin.len(), 6, "{plugin:?}");
 }
 
 #[test]

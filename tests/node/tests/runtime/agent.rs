@@ -67,7 +67,8 @@ impl Cluster {
             fs::create_dir(dirs.path().join(name)).expect("a directory");
         }
         let program = testkit::programs().join(PLUGIN);
-        fs::copy(&program, dirs.path().join("programs").join(PLUGIN)).expect("the plugin is copied");
+        let copy = dirs.path().join("programs").join(PLUGIN);
+        testkit::copy_program(&program, &copy).expect("the plugin is copied");
         let conflist = json!({"cniVersion": "1.0.0", "name": "mesh", "plugins": [bridge()]});
         let node = Node::start(&conflist, &[]).expect("a node with containerd");
         serve_node_port(&node);

@@ -58,11 +58,14 @@ pub(crate) fn has_containers(index: usize) -> bool {
 
 /// Everything on the node that a pod could leave: files of the plugin's, namespaces, links, rules, policy routes.
 fn traces(mesh: &Mesh) -> BTreeSet<String> {
-    let files = fs::read_dir(mesh.run_dir()).expect("the run directory").flatten();
-    let files = files.map(|e| e.file_name().to_string_lossy().into_owned());
-    // The plugin's own log is meant to stay.
-    let mut seen: BTreeSet<String> =
-        files.filter(|f| f != "istio-cni.log").map(|f| format!("file {f}")).collect();
+    let files = |dir: &std::path::Path| -> Vec<String> {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect()
+    };
+    // The plugin's own log is meant to stay, and the folder of its records, which go with their pods.
+    let own = files(&mesh.run_dir()).into_iter().filter(|f| f != "istio-cni.log" && f != "applied");
+    let records = files(&mesh.run_dir().join("applied")).into_iter().map(|f| format!("applied/{f}"));
+    let mut seen: BTreeSet<String> = own.chain(records).map(|f| format!("file {f}")).collect();
     let lists: [&[&str]; 7] = [
         &["ls", "/run/netns"],
         &["sh", "-c", "ip -o link | grep veth"],

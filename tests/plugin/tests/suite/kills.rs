@@ -164,7 +164,10 @@ fn iptables_recovers() {
     let call = node.call("ADD", "web", pod.path());
     assert_eq!(traced(&call, &["-e", "inject=setns:signal=KILL:when=1"]).0, None);
     assert_eq!(settled(&pod, &complete).matches("ISTIO_").count(), 0, "killed on its way into the namespace");
-    let mut child = call.command().spawn().unwrap();
+    let gate = tempfile::tempdir().unwrap();
+    let mut command = call.command();
+    command.env("PATH", format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", gated_programs(gate.path())));
+    let mut child = command.spawn().unwrap();
     child.stdin.take().unwrap().write_all(&call.stdin).unwrap();
     let start = Instant::now();
     while !has_child(child.id()) {
@@ -173,7 +176,23 @@ fn iptables_recovers() {
     }
     child.kill().unwrap();
     child.wait().unwrap();
+    std::fs::write(gate.path().join("open"), "").unwrap();
     assert_eq!(settled(&pod, &complete), complete, "killed beside its supervisor");
+}
+
+/// Programs that wait until the folder has a file `open`, and then are the real ones; the folder as text.
+fn gated_programs(folder: &std::path::Path) -> String {
+    let folder = folder.display().to_string();
+    let script = r#"for name in iptables ip6tables; do for kind in nft legacy; do
+        program=$name-$kind-restore
+        printf '%s\n' '#!/bin/sh' "while [ ! -e $0/open ]; do sleep 0.01; done" \
+            "exec $(command -v $program) \"\$@\"" >"$0/$program"
+        chmod +x "$0/$program"
+    done; done"#;
+    // A shell writes them: what this process has open for writing, the kernel starts no program from.
+    let written = std::process::Command::new("sh").args(["-c", script, &folder]).status().unwrap();
+    assert!(written.success());
+    folder
 }
 
 /// Whether any thread of the process has started another process.
