@@ -5,8 +5,6 @@ use std::sync::Mutex;
 use agent_tests::Node;
 use conformance::libcni::{File, files};
 
-/// Every so many of the reference files go through a process; all of them go through the installer (`crates/install/tests`).
-const STEP: usize = 19;
 /// Agents at a time.
 const AT_ONCE: usize = 4;
 
@@ -18,7 +16,10 @@ fn judge(file: &File) {
     let mut agent = node.agent().start().unwrap();
     if file.is_merged() {
         agent.wait_ready().unwrap();
-        node.entry_in(&node.net_dir().join(file.list_name())).unwrap();
+        // As text: some are nested deeper than this test's parser goes.
+        let merged = std::fs::read(node.net_dir().join(file.list_name())).unwrap();
+        let merged = String::from_utf8_lossy(&merged);
+        assert!(merged.contains("\"type\": \"istio-cni\""), "{}: {merged}", file.case);
     } else {
         let reason = if file.old != file.new {
             &["libcni 1.1 (containerd 1.6)", "libcni 1.3 (containerd 2)", " loads it, "][..]
@@ -40,15 +41,12 @@ fn judge(file: &File) {
 #[test]
 fn reference_files_end_as_libcni_loads_them() {
     let files = files().unwrap();
-    // those that the releases differ about are few
-    let (same, differing): (Vec<_>, Vec<_>) = files.iter().partition(|file| file.old == file.new);
-    let chosen = same.into_iter().step_by(STEP).chain(differing.into_iter().step_by(STEP / 2));
-    let (chosen, wrong) = (Mutex::new(chosen), Mutex::new(Vec::new()));
+    let (left, wrong) = (Mutex::new(files.iter()), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..AT_ONCE {
             scope.spawn(|| {
                 loop {
-                    let Some(file) = chosen.lock().unwrap().next() else { return };
+                    let Some(file) = left.lock().unwrap().next() else { return };
                     if std::panic::catch_unwind(|| judge(file)).is_err() {
                         wrong.lock().unwrap().push(&file.case);
                     }
