@@ -87,6 +87,20 @@ fn soonest(call: &Call) -> Answer {
     (0..8).map(|_| call.run().unwrap()).min_by_key(|answer| answer.took).unwrap()
 }
 
+/// Every answer is "not available", and one of them names this: on a machine with other work the time may be over before the cause is known.
+#[track_caller]
+fn assert_refusals_name(call: &Call, parts: &[&str]) {
+    for _ in 0..50 {
+        let answer = call.run().unwrap();
+        assert_not_available(&answer, &[]);
+        let (_, text) = answer.error().unwrap();
+        if parts.iter().all(|part| text.contains(part)) {
+            return;
+        }
+    }
+    panic!("no answer of 50 names {parts:?}");
+}
+
 /// The run directory is in memory. While STATUS said no for want of what the agent leaves there, the pod of the agent did not start.
 #[test]
 fn a_node_whose_run_directory_is_empty_starts_its_agent() {
@@ -185,7 +199,7 @@ fn it_answers_in_time_whatever_hangs() {
     for strict in [false, true] {
         set(&mut node, &[("strict_status", json!(strict))]);
         if strict {
-            assert_not_available(&soonest(&status(&node)), &["istio-cni-kubeconfig", "No such file"]);
+            assert_refusals_name(&status(&node), &["istio-cni-kubeconfig", "No such file"]);
         }
         std::fs::write(&kubeconfig, text.to_string()).unwrap();
         let answer = soonest(&status(&node));
@@ -197,7 +211,7 @@ fn it_answers_in_time_whatever_hangs() {
         let answer = soonest(&status(&node));
         assert!(answer.took < IN_TIME, "{:?}", answer.took);
         match strict {
-            true => assert_not_available(&answer, &["istio-cni-kubeconfig", "not a regular file"]),
+            true => assert_refusals_name(&status(&node), &["istio-cni-kubeconfig", "not a regular file"]),
             false => assert_well(&answer),
         }
         std::fs::remove_file(&kubeconfig).unwrap();
