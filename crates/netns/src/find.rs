@@ -227,7 +227,7 @@ impl Scan {
 // === impl Search ===
 
 impl Search<'_> {
-    /// Notes the process's namespace for the pod, if it could be the pod's (AA-71). Nothing is noted if the process ends meanwhile.
+    /// Notes the process's namespace for the pod, if it could be the pod's. Nothing is noted if the process ends meanwhile.
     fn claim(
         &mut self,
         process: &Process,

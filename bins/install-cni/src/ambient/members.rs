@@ -198,7 +198,7 @@ impl Member {
         (member, warnings)
     }
 
-    /// A pod of which an earlier agent kept a record. Its rules are those of then (AA-26), whatever its annotations say by now.
+    /// A pod of which an earlier agent kept a record. Its rules are those of then, whatever its annotations say by now.
     pub(crate) fn recorded(pod: &Object, record: &Record) -> Self {
         let (mut member, _) = Self::of(pod);
         member.options = record.options.clone().into();

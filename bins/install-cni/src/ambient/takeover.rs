@@ -18,7 +18,7 @@ use super::record::{Place, Record};
 type Kept = (Record, Option<Netns>);
 
 impl Ambient {
-    /// The pods that an earlier agent enrolled (AA-60 to AA-64): every one of them is a member before the first ztunnel is served, with its
+    /// The pods that an earlier agent enrolled: every one of them is a member before the first ztunnel is served, with its
     /// namespace if it can be found and without it otherwise, so that no failure makes a ztunnel let go of a pod. None is in the mesh by that:
     /// its rules are looked at here, and a ztunnel is to take it.
     pub(super) async fn take_over(self: &Arc<Self>) {
