@@ -1,4 +1,4 @@
-//! Whether the agent lives and whether it is ready, and if not, for want of what.
+//! Whether the agent lives and whether it is ready, if not why, and what else the node's people should know.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -28,9 +28,38 @@ pub(crate) enum Part {
     Configuration,
 }
 
-/// The state of all parts. One that was never heard of is pending.
+/// What people should know although the agent does its work. None of these makes it unready: a DaemonSet whose update waits for every
+/// node would stop at the one that has something to tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(dead_code, reason = "each is used by the part of the agent that it is named after")]
+pub(crate) enum Notice {
+    /// Sidecar pods whose sandbox is older than the installation.
+    OlderPods,
+    /// What another mode of the agent left on this node.
+    Leftovers,
+    /// Whether the DaemonSet still wants an agent here.
+    DaemonSet,
+    /// The node's own object.
+    Node,
+    /// Another agent on this node.
+    OtherAgent,
+    /// A port that somebody else has.
+    Port,
+    /// Pods that no ztunnel takes.
+    Ztunnel,
+    /// The connection to the API server.
+    ApiServer,
+}
+
+/// The state of all parts, and the notices. A part that was never heard of is pending.
 #[derive(Debug)]
-pub(crate) struct Health(Mutex<BTreeMap<Part, Option<String>>>);
+pub(crate) struct Health(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    parts: BTreeMap<Part, Option<String>>,
+    notices: BTreeMap<Notice, String>,
+}
 
 impl Part {
     fn name(self) -> &'static str {
@@ -46,38 +75,85 @@ impl Part {
     }
 }
 
+impl Notice {
+    fn name(self) -> &'static str {
+        match self {
+            Self::OlderPods => "older pods",
+            Self::Leftovers => "leftovers",
+            Self::DaemonSet => "daemonset",
+            Self::Node => "node",
+            Self::OtherAgent => "other agent",
+            Self::Port => "port",
+            Self::Ztunnel => "ztunnel",
+            Self::ApiServer => "api server",
+        }
+    }
+}
+
 impl Health {
     /// Ready when all of these are.
     pub(crate) fn of(parts: &[Part]) -> Self {
         let pending = |part: &Part| (*part, Some("has not begun".to_owned()));
-        Self(Mutex::new(parts.iter().map(pending).collect()))
+        Self(Mutex::new(State { parts: parts.iter().map(pending).collect(), notices: BTreeMap::new() }))
     }
 
     /// The part is in order.
     pub(crate) fn ready(&self, part: Part) {
-        self.parts().insert(part, None);
+        self.state().parts.insert(part, None);
     }
 
     /// The part is not in order, because of this.
     pub(crate) fn pending(&self, part: Part, reason: &dyn Display) {
-        self.parts().insert(part, Some(reason.to_string()));
+        self.state().parts.insert(part, Some(reason.to_string()));
     }
 
     /// Whether the part is in order.
     pub(crate) fn is_ready(&self, part: Part) -> bool {
-        matches!(self.parts().get(&part), Some(None))
+        matches!(self.state().parts.get(&part), Some(None))
+    }
+
+    /// Sets a notice, in place of the one before of this kind; whether its text is new.
+    #[allow(dead_code, reason = "used with the first notice")]
+    pub(crate) fn notice(&self, notice: Notice, text: &dyn Display) -> bool {
+        let text = one_line(&text.to_string());
+        self.state().notices.insert(notice, text.clone()).is_none_or(|before| before != text)
+    }
+
+    /// Takes a notice back; whether there was one.
+    #[allow(dead_code, reason = "used with the first notice")]
+    pub(crate) fn settled(&self, notice: Notice) -> bool {
+        self.state().notices.remove(&notice).is_some()
     }
 
     /// What is not in order, a line for each; empty means ready.
     pub(crate) fn missing(&self) -> Vec<String> {
-        let parts = self.parts();
-        let missing = parts.iter().filter_map(|(part, reason)| reason.as_ref().map(|why| (part.name(), why)));
-        missing.map(|(part, reason)| format!("{part}: {}", reason.replace('\n', " "))).collect()
+        let state = self.state();
+        let missing =
+            state.parts.iter().filter_map(|(part, reason)| reason.as_ref().map(|why| (part.name(), why)));
+        missing.map(|(part, reason)| format!("{part}: {}", one_line(reason))).collect()
     }
 
-    fn parts(&self) -> MutexGuard<'_, BTreeMap<Part, Option<String>>> {
+    /// All parts and notices, in the form of the API server's own `/readyz?verbose`.
+    fn verbose(&self) -> String {
+        let state = self.state();
+        let part = |(part, reason): (&Part, &Option<String>)| match reason {
+            None => format!("[+]{} ok\n", part.name()),
+            Some(reason) => format!("[-]{} failed: {}\n", part.name(), one_line(reason)),
+        };
+        let parts: String = state.parts.iter().map(part).collect();
+        let notices = state.notices.iter().map(|(notice, text)| format!("[!]{}: {text}\n", notice.name()));
+        let ready = state.parts.values().all(Option::is_none);
+        let end = if ready { "readyz check passed\n" } else { "readyz check failed\n" };
+        [parts, notices.collect(), end.to_owned()].concat()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn one_line(text: &str) -> String {
+    text.replace('\n', " ")
 }
 
 impl Handler for Health {
@@ -86,14 +162,53 @@ impl Handler for Health {
     async fn answer(&self, request: &Request<()>, _: Bytes) -> Answer {
         match request.uri().path() {
             "/healthz" => text(StatusCode::OK, "ok\n"),
-            "/readyz" => match self.missing() {
-                missing if missing.is_empty() => text(StatusCode::OK, "ok\n"),
-                missing => {
-                    let body = format!("Service Unavailable\n{}\n", missing.join("\n"));
-                    text(StatusCode::SERVICE_UNAVAILABLE, body)
+            "/readyz" => {
+                let missing = self.missing();
+                let status =
+                    if missing.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+                if is_verbose(request.uri().query().unwrap_or_default()) {
+                    text(status, self.verbose())
+                } else if missing.is_empty() {
+                    text(status, "ok\n")
+                } else {
+                    text(status, format!("Service Unavailable\n{}\n", missing.join("\n")))
                 }
-            },
+            }
             _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),
+        }
+    }
+}
+
+/// `?verbose`, with or without a value, as the API server takes it.
+fn is_verbose(query: &str) -> bool {
+    query.split('&').any(|pair| pair.split('=').next() == Some("verbose"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_notice_is_told_and_does_not_make_the_agent_unready() {
+        let health = Health::of(&[Part::Install, Part::Cluster]);
+        health.ready(Part::Install);
+        health.pending(Part::Cluster, &"no\nanswer");
+        assert_eq!(health.verbose(), "[+]install ok\n[-]cluster failed: no answer\nreadyz check failed\n");
+        health.ready(Part::Cluster);
+        assert!(health.notice(Notice::Port, &"port 15014 is taken"));
+        assert!(!health.notice(Notice::Port, &"port 15014 is taken"), "the same text is no news");
+        assert!(health.missing().is_empty());
+        let verbose = "[+]install ok\n[+]cluster ok\n[!]port: port 15014 is taken\nreadyz check passed\n";
+        assert_eq!(health.verbose(), verbose);
+        assert!(health.settled(Notice::Port) && !health.settled(Notice::Port));
+    }
+
+    #[test]
+    fn verbose_is_a_key_of_the_query() {
+        for (query, wanted) in
+            [("", false), ("verbose", true), ("verbose=1", true), ("a&verbose", true), ("verbosely", false)]
+        {
+            assert_eq!(is_verbose(query), wanted, "{query}");
         }
     }
 }
