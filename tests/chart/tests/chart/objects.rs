@@ -130,7 +130,12 @@ fn the_pods_are_found_and_left_alone_by_the_mesh() {
     assert_eq!(pod["terminationGracePeriodSeconds"], 30);
     let container = objects.container();
     assert_eq!(container["readinessProbe"]["httpGet"], serde_json::json!({"path": "/readyz", "port": 8000}));
-    assert!(container["livenessProbe"].is_null());
+    // An update waits for it on every node: half a second on average, and not five of the usual ten.
+    assert_eq!(container["readinessProbe"]["periodSeconds"], 1);
+    assert!(container["readinessProbe"]["initialDelaySeconds"].is_null());
+    for killing in ["livenessProbe", "startupProbe"] {
+        assert!(container[killing].is_null(), "{killing}");
+    }
     assert_eq!(
         container["ports"][0],
         serde_json::json!({"name": "metrics", "containerPort": 15014, "protocol": "TCP"})
