@@ -16,6 +16,7 @@ use testkit::TestNetns;
 use testkit::rules::{Comments, Family, Variant};
 
 #[test]
+#[ignore = "needs the reference data: `make conformance`"]
 fn each_reference_file_has_a_case() {
     for backend in [Backend::Nftables, Backend::Iptables] {
         let folder = golden_dir().unwrap().join(format!("ambient-{backend}"));
@@ -30,6 +31,7 @@ fn each_reference_file_has_a_case() {
 }
 
 #[test]
+#[ignore = "needs the reference data: `make conformance`"]
 fn nftables() {
     let different: Vec<String> =
         cases(Backend::Nftables).iter().filter_map(|case| compare_nft(case).unwrap()).collect();
@@ -37,6 +39,7 @@ fn nftables() {
 }
 
 #[test]
+#[ignore = "needs the reference data: `make conformance`"]
 fn iptables() {
     for variant in [Variant::Legacy, Variant::Nft] {
         let cases = cases(Backend::Iptables);

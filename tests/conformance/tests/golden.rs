@@ -14,6 +14,7 @@ use testkit::TestNetns;
 use testkit::rules::{Comments, Family, Variant};
 
 #[test]
+#[ignore = "needs the reference data: `make conformance`"]
 fn the_reference_data_is_complete() {
     let cases = cases().unwrap();
     let count = |suite| cases.iter().filter(|case| case.suite == suite).count();
@@ -24,21 +25,25 @@ fn the_reference_data_is_complete() {
 }
 
 #[test]
+#[ignore = "needs the reference data: `make conformance`"]
 fn nftables() {
     check("nftables-capture", compare_nft);
 }
 
 #[test]
+#[ignore = "needs the reference data: `make conformance`"]
 fn iptables_legacy() {
     check("iptables-capture", |case, failures| compare_iptables(case, Variant::Legacy, failures));
 }
 
 #[test]
+#[ignore = "needs the reference data: `make conformance`"]
 fn iptables_nft() {
     check("iptables-capture", |case, failures| compare_iptables(case, Variant::Nft, failures));
 }
 
 #[test]
+#[ignore = "needs the reference data: `make conformance`"]
 fn plugin_decision() {
     check("cni-plugin", |case, failures| compare_iptables(case, Variant::Nft, failures));
 }
@@ -141,6 +146,7 @@ fn report(case: &Case, expected: &str, found: &str, failures: &mut String) {
 
 /// The deviation is exactly the drop rules: one for each tproxy rule of the reference data, and without them the rules differ.
 #[test]
+#[ignore = "needs the reference data: `make conformance`"]
 fn nothing_but_a_drop_behind_each_tproxy_rule_is_added_to_the_reference_rules() {
     let mut families = 0;
     for case in cases().unwrap().iter().filter(|case| case.suite == "nftables-capture") {
@@ -157,6 +163,7 @@ fn nothing_but_a_drop_behind_each_tproxy_rule_is_added_to_the_reference_rules() 
 }
 
 #[test]
+#[ignore = "needs the reference data: `make conformance`"]
 fn a_difference_is_found() {
     // The comparison itself: one rule less must show.
     let cases = cases().unwrap();

@@ -1,7 +1,6 @@
 //! The reference files (spec of the installer, section 12), compared as JSON (N-2).
 
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use install::Mode;
 use serde_json::{Value, json};
@@ -9,15 +8,8 @@ use serde_json::{Value, json};
 use crate::support::{Node, Running};
 
 fn golden(name: &str) -> String {
-    let shared = std::env::var_os("SHARED_DIR")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"), PathBuf::from);
-    let path = shared.join("golden/conflist").join(name);
-    fs::read_to_string(&path).unwrap_or_else(|error| {
-        panic!(
-            "no reference data at {}: {error}; set SHARED_DIR to the folder that holds golden/",
-            path.display()
-        )
-    })
+    let path = conformance::golden_dir().unwrap().join("conflist").join(name);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 fn json(text: &str) -> Value {
@@ -33,6 +25,7 @@ fn with_own_name(golden: &str) -> Value {
 }
 
 #[test]
+#[ignore = "needs the reference data: `make conformance`"]
 fn chained() {
     for (input, written, wanted) in [
         ("bridge.conf", "bridge.conflist", with_own_name(&golden("bridge.conf.golden"))),
@@ -55,6 +48,7 @@ fn chained() {
 }
 
 #[test]
+#[ignore = "needs the reference data: `make conformance`"]
 fn owned() {
     for (input, wanted) in [
         ("bridge.conf", with_own_name(&golden("istio-owned-bridge.conflist.golden"))),
@@ -72,6 +66,7 @@ fn owned() {
 }
 
 #[test]
+#[ignore = "needs the reference data: `make conformance`"]
 fn standalone_to_the_byte() {
     for (name, written) in [(None, "YYY-istio-cni.conf"), (Some("istio-cni.conf"), "istio-cni.conf")] {
         let node = Node::new();
@@ -83,6 +78,7 @@ fn standalone_to_the_byte() {
 }
 
 #[test]
+#[ignore = "needs the reference data: `make conformance`"]
 fn taken_out_of_what_upstream_left() {
     let node = Node::new();
     node.replace("list.conflist", &golden("list-with-istio.conflist"));
@@ -92,6 +88,7 @@ fn taken_out_of_what_upstream_left() {
 }
 
 #[test]
+#[ignore = "needs the reference data: `make conformance`"]
 fn a_plugin_with_a_similar_type_is_a_network_like_any_other() {
     let node = Node::new();
     node.replace("istio-cni-prefixed.conf", &golden("istio-cni-prefixed.conf"));

@@ -67,6 +67,7 @@ fn check_merged(file: &File, node: &Node) {
 }
 
 #[test]
+#[ignore = "needs the reference data: `make conformance`"]
 fn the_verdict_is_that_of_both_releases() {
     let mut wrong = Vec::new();
     for file in files().unwrap() {
@@ -87,6 +88,7 @@ fn the_verdict_is_that_of_both_releases() {
 }
 
 #[test]
+#[ignore = "needs the reference data: `make conformance`"]
 fn every_file_is_merged_or_left_alone_with_a_reason_and_comes_back() {
     let (files, next, wrong) = (files().unwrap(), AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {

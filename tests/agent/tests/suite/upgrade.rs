@@ -91,17 +91,32 @@ fn a_new_plugin_beside_an_old_agent() {
     assert!(!node.run_dir().join("uncaptured").exists());
 }
 
+/// A list into which an old version of the original put its entry, with the key `kubernetes` that later ones no longer have.
+const CHAINED_BY_THE_ORIGINAL: &str = r#"{
+  "cniVersion": "0.3.1",
+  "name": "podnet",
+  "plugins": [
+    {"type": "bridge", "bridge": "cni0", "ipam": {"type": "host-local", "subnet": "10.244.7.0/24"}},
+    {"type": "portmap", "capabilities": {"portMappings": true}},
+    {
+      "type": "istio-cni",
+      "log_level": "info",
+      "kubernetes": {
+        "kubeconfig": "/etc/cni/net.d/ZZZ-istio-cni-kubeconfig",
+        "cni_bin_dir": "/opt/cni/bin",
+        "exclude_namespaces": ["istio-system", "kube-system"]
+      }
+    }
+  ]
+}
+"#;
+
 /// What the original, also in old versions, left on the node.
 #[test]
 fn a_new_agent_replaces_what_an_old_one_left() {
-    let shared = std::env::var_os("SHARED_DIR").map_or_else(
-        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared")),
-        PathBuf::from,
-    );
-    let golden = shared.join("golden/conflist/list-with-istio.conflist");
-    let before = std::fs::read_to_string(&golden).unwrap_or_else(|e| panic!("{}: {e}", golden.display()));
     let node = Node::new().unwrap();
-    std::fs::write(node.conflist(), &before).unwrap();
+    let before = CHAINED_BY_THE_ORIGINAL;
+    std::fs::write(node.conflist(), before).unwrap();
     std::fs::create_dir(node.run_dir()).unwrap();
     std::fs::write(
         node.kubeconfig(),
@@ -122,7 +137,7 @@ fn a_new_agent_replaces_what_an_old_one_left() {
         all.into_iter().filter(|plugin| plugin["type"] != "istio-cni").collect()
     };
     let after = std::fs::read_to_string(node.conflist()).unwrap();
-    assert_eq!(others(&after), others(&before));
+    assert_eq!(others(&after), others(before));
     assert!(!std::fs::read_to_string(node.kubeconfig()).unwrap().contains("token: old"));
     assert_eq!(
         std::fs::read(node.plugin()).unwrap(),
