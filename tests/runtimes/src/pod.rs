@@ -1,0 +1,94 @@
+//! What the kubelet knows of a pod.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use serde_json::{Value, json};
+
+static NEXT: AtomicU32 = AtomicU32::new(1);
+
+/// A pod of this node.
+#[derive(Debug, Clone)]
+pub struct PodSpec {
+    /// `metadata.namespace`.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.uid`.
+    pub uid: String,
+    /// `metadata.labels`.
+    pub labels: BTreeMap<String, String>,
+    /// `metadata.annotations`.
+    pub annotations: BTreeMap<String, String>,
+    /// Whether it is in the node's network namespace, and no plugin is called for it.
+    pub host_network: bool,
+    sidecar: bool,
+}
+
+impl PodSpec {
+    /// A pod with a container `app`.
+    pub fn new(namespace: &str, name: &str) -> Self {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            uid: format!("{number:08x}-0000-4000-8000-00000000cafe"),
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            host_network: false,
+            sidecar: false,
+        }
+    }
+
+    /// The same with an injected proxy.
+    pub fn sidecar(namespace: &str, name: &str) -> Self {
+        Self { sidecar: true, ..Self::new(namespace, name) }.annotate("sidecar.istio.io/status", "{}")
+    }
+
+    /// Adds an annotation.
+    #[must_use]
+    pub fn annotate(mut self, name: &str, value: &str) -> Self {
+        self.annotations.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Adds a label.
+    #[must_use]
+    pub fn label(mut self, name: &str, value: &str) -> Self {
+        self.labels.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Puts it into the node's network namespace.
+    #[must_use]
+    pub fn on_host_network(mut self) -> Self {
+        self.host_network = true;
+        self
+    }
+
+    /// The object in the API; a pod that has addresses runs.
+    pub fn object(&self, addresses: &[IpAddr]) -> Value {
+        let mut containers = vec![json!({"name": "app"})];
+        if self.sidecar {
+            containers.push(json!({"name": "istio-proxy", "args": ["proxy", "sidecar"]}));
+        }
+        let mut object = json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "namespace": self.namespace,
+                "name": self.name,
+                "uid": self.uid,
+                "labels": self.labels,
+                "annotations": self.annotations,
+            },
+            "spec": {"nodeName": "n1", "hostNetwork": self.host_network, "containers": containers},
+        });
+        if let [first, ..] = addresses {
+            let all: Vec<Value> = addresses.iter().map(|ip| json!({"ip": ip})).collect();
+            object["status"] = json!({"phase": "Running", "podIP": first, "podIPs": all});
+        }
+        object
+    }
+}
