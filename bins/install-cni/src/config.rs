@@ -380,12 +380,16 @@ fn address(options: &Options, setting: Setting, name: &'static str) -> Result<Op
     }
     let port = u16::try_from(number)
         .map_err(|_| BadOption::new(name, &number.to_string(), "is larger than 65535"))?;
-    let text = options.text(Setting::ListenAddress);
-    let address = match text {
-        "" => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        text => text.parse().map_err(|_| BadOption::new("listen-address", text, "is not an IP address"))?,
-    };
-    Ok(Some(SocketAddr::new(address, port)))
+    let own = (setting == Setting::HealthPort).then_some((Setting::HealthAddress, "health-address"));
+    let given = own.into_iter().chain([(Setting::ListenAddress, "listen-address")]);
+    for (setting, name) in given {
+        let text = options.text(setting);
+        if !text.is_empty() {
+            let address = text.parse().map_err(|_| BadOption::new(name, text, "is not an IP address"))?;
+            return Ok(Some(SocketAddr::new(address, port)));
+        }
+    }
+    Ok(Some(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port)))
 }
 
 /// As pods of the original have it, else as the machine calls itself.

@@ -176,3 +176,21 @@ fn what_means_nothing_is_named() {
     }
     assert_eq!(config(&[], &[("MONITORING_PORT", "0")]).unwrap().monitoring, None);
 }
+
+/// Variables, then where `/metrics` and `/readyz` answer.
+#[test]
+fn the_two_ports_may_have_two_addresses() {
+    for (env, metrics, health) in [
+        (&[("LISTEN_ADDRESS", "10.0.0.1")][..], "10.0.0.1:15014", "10.0.0.1:8000"),
+        (&[("HEALTH_ADDRESS", "127.0.0.1")], "[::]:15014", "127.0.0.1:8000"),
+        (&[("LISTEN_ADDRESS", "fd00::1"), ("HEALTH_ADDRESS", "::1")], "[fd00::1]:15014", "[::1]:8000"),
+    ] {
+        let config = config(&[], env).unwrap();
+        let found = [config.monitoring, config.health].map(|address| address.unwrap().to_string());
+        assert_eq!(found, [metrics, health], "{env:?}");
+    }
+    for name in ["LISTEN_ADDRESS", "HEALTH_ADDRESS"] {
+        let error = config(&[], &[(name, "localhost")]).unwrap_err();
+        assert!(error.contains("is not an IP address"), "{error}");
+    }
+}

@@ -78,6 +78,7 @@ pub(crate) enum Setting {
     ServiceAccountDir,
     HealthPort,
     ListenAddress,
+    HealthAddress,
 }
 
 /// The table. Help in square brackets tells a default that another place supplies.
@@ -625,6 +626,14 @@ pub(crate) const SPECS: &[Spec] = &[
         kind: Kind::Text,
         default: "",
         help: "Address of the two ports; empty: all",
+    },
+    Spec {
+        setting: Setting::HealthAddress,
+        name: "health-address",
+        given: Given::FlagOrVariable,
+        kind: Kind::Text,
+        default: "",
+        help: "Address of /healthz and /readyz, where it is another one than that of /metrics",
     },
     Spec {
         setting: Setting::HostRoot,

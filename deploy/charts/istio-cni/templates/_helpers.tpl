@@ -46,7 +46,7 @@ operator.istio.io/component: Cni
 
 {{/* Whether the agent's pod uses the node's network: "true" or nothing. Takes the values. */}}
 {{- define "istio-cni.hostNetwork" -}}
-{{- if and .ambient.enabled .ambient.shareHostNetworkNamespace }}true{{ end }}
+{{- if or .agent.hostNetwork (and .ambient.enabled .ambient.shareHostNetworkNamespace) }}true{{ end }}
 {{- end -}}
 
 {{/* Folder of manifests on the node; nothing when pods come from the API server. Takes the values. */}}
@@ -109,6 +109,8 @@ operator.istio.io/component: Cni
   "RUNTIME_ANNOTATIONS" $values.agent.runtimeAnnotations
   "STRICT_STATUS" $values.agent.strictStatus
   "POD_SOURCE" $values.agent.podSource
+  "HEALTH_PORT" (ternary "" (int $values.agent.healthPort) (eq (int $values.agent.healthPort) 8000))
+  "MONITORING_PORT" (ternary "" (int $values.agent.metricsPort) (eq (int $values.agent.metricsPort) 15014))
   "CNI_CACHE_DIR" (ternary "" $values.agent.cniCacheDir (eq $values.agent.cniCacheDir "/var/lib/cni"))
 }}
 {{- if $value }}

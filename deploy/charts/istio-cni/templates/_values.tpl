@@ -44,4 +44,10 @@ what the user gave by plain names; what the user gave with the prefix `cni.`.
 {{- if not (has $surge (list "0" "0%")) }}
 {{- fail (printf "updateStrategy.rollingUpdate.maxSurge is %s: two agents on one node undo each other's work; leave it out" $surge) }}
 {{- end }}
+{{- if eq (int .agent.healthPort) (int .agent.metricsPort) }}
+{{- fail (printf "agent.healthPort and agent.metricsPort are both %d: give them two ports" (int .agent.healthPort)) }}
+{{- end }}
+{{- if and .agent.strictStatus (not (include "istio-cni.hostNetwork" .)) }}
+{{- fail "agent.strictStatus needs an agent on the node's network: on the pod network it would never start again after a reboot; set agent.hostNetwork" }}
+{{- end }}
 {{- end -}}

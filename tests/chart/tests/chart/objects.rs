@@ -129,7 +129,10 @@ fn the_pods_are_found_and_left_alone_by_the_mesh() {
     assert_eq!(pod["serviceAccountName"], "istio-cni");
     assert_eq!(pod["terminationGracePeriodSeconds"], 30);
     let container = objects.container();
-    assert_eq!(container["readinessProbe"]["httpGet"], serde_json::json!({"path": "/readyz", "port": 8000}));
+    assert_eq!(
+        container["readinessProbe"]["httpGet"],
+        serde_json::json!({"host": "127.0.0.1", "path": "/readyz", "port": 8000})
+    );
     // An update waits for it on every node: half a second on average, and not five of the usual ten.
     assert_eq!(container["readinessProbe"]["periodSeconds"], 1);
     assert!(container["readinessProbe"]["initialDelaySeconds"].is_null());
@@ -162,6 +165,42 @@ fn the_monitor_finds_the_service_that_finds_the_pods() {
     assert_eq!(monitor["spec"]["endpoints"][0]["interval"], "30s");
     assert_eq!(monitor["metadata"]["labels"]["release"], "p");
     assert_eq!(monitor["spec"]["namespaceSelector"]["matchNames"][0], "mesh");
+}
+
+#[test]
+fn everything_follows_the_ports() {
+    for (health, metrics, network) in [(9001, 9002, true), (8000, 15090, true), (18000, 15014, false)] {
+        let objects = render_set(&[
+            &format!("agent.healthPort={health}"),
+            &format!("agent.metricsPort={metrics}"),
+            &format!("agent.hostNetwork={network}"),
+            "agent.serviceMonitor.enabled=true",
+            "global.networkPolicy.enabled=true",
+        ])
+        .unwrap();
+        let option = |name: &str| objects.option(name).map(|port| port.parse::<u16>().unwrap());
+        assert_eq!(option("HEALTH_PORT").unwrap_or(8000), health);
+        assert_eq!(option("MONITORING_PORT").unwrap_or(15014), metrics);
+        let container = objects.container();
+        assert_eq!(container["readinessProbe"]["httpGet"]["port"], health);
+        assert_eq!(container["ports"][0]["containerPort"], metrics);
+        let set = objects.get("DaemonSet", "istio-cni-node");
+        let annotations = &set["spec"]["template"]["metadata"]["annotations"];
+        assert_eq!(annotations["prometheus.io/port"], metrics.to_string());
+        let service = &objects.get("Service", "istio-cni-node")["spec"]["ports"][0];
+        assert_eq!((&service["port"], &service["targetPort"]), (&metrics.into(), &"metrics".into()));
+        let policy = &objects.get("NetworkPolicy", "istio-cni")["spec"]["ingress"][0]["ports"];
+        assert_eq!((&policy[0]["port"], &policy[1]["port"]), (&metrics.into(), &health.into()));
+    }
+    for (values, part) in [
+        (["agent.healthPort=15014", "agent.metricsPort=15014"], "are both 15014"),
+        (["agent.healthPort=0", "agent.metricsPort=15014"], "healthPort"),
+        (["agent.healthPort=8000", "agent.metricsPort=70000"], "metricsPort"),
+        (["agent.metricsAddress=node", "agent.metricsPort=15014"], "metricsAddress"),
+    ] {
+        let error = render_set(&values).unwrap_err().to_string();
+        assert!(error.contains(part), "{values:?}: {error}");
+    }
 }
 
 #[test]

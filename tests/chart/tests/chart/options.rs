@@ -54,7 +54,10 @@ const KNOWN: &[&str] = &[
     "CONFIG_DIR",
     "FACTS_TIMEOUT",
     "FAILURE_POLICY",
+    "HEALTH_ADDRESS",
+    "HEALTH_PORT",
     "KERNEL_NETWORK_RUNTIME_CLASSES",
+    "LISTEN_ADDRESS",
     "POD_SOURCE",
     "RUNTIME_ANNOTATIONS",
     "STRICT_STATUS",
@@ -125,6 +128,8 @@ fn every_variable_is_one_that_the_agent_reads() {
         "agent.runtimeAnnotations=true",
         "agent.strictStatus=true",
         "agent.podSource=manifests:/etc/pods",
+        "agent.healthPort=9000",
+        "agent.metricsPort=9001",
         "ambient.enabled=true",
     ];
     let objects = render_set(&everything).unwrap();
@@ -132,7 +137,7 @@ fn every_variable_is_one_that_the_agent_reads() {
     for name in keys.iter().map(String::as_str).chain(variables) {
         assert!(KNOWN.contains(&name) || NOT_OPTIONS.contains(&name), "the agent does not read {name}");
     }
-    assert_eq!(keys.len(), ALWAYS.len() + 11, "{keys:?}");
+    assert_eq!(keys.len(), ALWAYS.len() + 13, "{keys:?}");
 }
 
 /// One value, what it renders.
@@ -168,6 +173,10 @@ fn each_value_sets_its_option() {
         ("agent.strictStatus=false", "STRICT_STATUS", None),
         ("agent.podSource=kubernetes", "POD_SOURCE", Some("kubernetes")),
         ("agent.podSource=manifests:/etc/pods", "POD_SOURCE", Some("manifests:/etc/pods")),
+        ("agent.healthPort=8000", "HEALTH_PORT", None),
+        ("agent.healthPort=8001", "HEALTH_PORT", Some("8001")),
+        ("agent.metricsPort=15014", "MONITORING_PORT", None),
+        ("agent.metricsPort=15015", "MONITORING_PORT", Some("15015")),
         ("agent.cniCacheDir=/var/lib/cni", "CNI_CACHE_DIR", None),
         ("agent.cniCacheDir=/var/cache/cni", "CNI_CACHE_DIR", Some("/var/cache/cni")),
         ("env.MONITORING_PORT=0", "MONITORING_PORT", Some("0")),
@@ -210,11 +219,12 @@ fn the_container_has_variables_beside_the_config_map() {
         ("REPAIR_NODE_NAME", "spec.nodeName"),
         ("POD_NAME", "metadata.name"),
         ("POD_NAMESPACE", "metadata.namespace"),
+        ("LISTEN_ADDRESS", "status.hostIP"),
     ] {
         assert_eq!(find(name)["valueFrom"]["fieldRef"]["fieldPath"], field, "{name}");
     }
     for (name, value) in [
-        ("ALLOW_SWITCH_TO_HOST_NS", "true"),
+        ("HEALTH_ADDRESS", "127.0.0.1"),
         ("REPAIR_RUN_AS_DAEMON", "true"),
         ("REPAIR_SIDECAR_ANNOTATION", "sidecar.istio.io/status"),
         ("EXTRA", "7"),

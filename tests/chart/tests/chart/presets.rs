@@ -80,7 +80,8 @@ fn compatibility_versions_give_what_has_changed_since() {
         ("1.30", "true", json!(null)),
     ] {
         let version = format!("compatibilityVersion={version}");
-        let objects = render(&["--set-string", &version, "--set", "ambient.enabled=true"]).unwrap();
+        let values = "ambient.enabled=true,agent.hostNetwork=false";
+        let objects = render(&["--set-string", &version, "--set", values]).unwrap();
         assert_eq!(objects.option("AMBIENT_RECONCILE_POD_RULES_ON_STARTUP"), Some(reconcile), "{version}");
         let pod = &objects.get("DaemonSet", "istio-cni-node")["spec"]["template"]["spec"];
         assert_eq!(pod["hostNetwork"], network, "{version}");

@@ -36,7 +36,7 @@ fn capabilities_and_mounts_follow_from_the_features() {
         assert_eq!(context["allowPrivilegeEscalation"], escalation, "{features:?}");
 
         let pod = &objects.get("DaemonSet", "istio-cni-node")["spec"]["template"]["spec"];
-        for shared in ["hostPID", "hostIPC", "hostNetwork", "shareProcessNamespace"] {
+        for shared in ["hostPID", "hostIPC", "shareProcessNamespace"] {
             assert!(pod[shared].is_null(), "{shared} with {features:?}");
         }
 
@@ -85,17 +85,52 @@ fn manifests_are_seen_where_the_plugin_sees_them_and_cannot_be_changed() {
     }
 }
 
+/// Values, and whether the agent's pod is on the node's network then.
 #[test]
-fn the_nodes_network_is_shared_only_when_ambient_mode_asks() {
-    let shared = render_set(&["ambient.enabled=true", "ambient.shareHostNetworkNamespace=true"]).unwrap();
-    let pod = &shared.get("DaemonSet", "istio-cni-node")["spec"]["template"]["spec"];
-    assert_eq!(pod["hostNetwork"], true);
-    assert_eq!(pod["dnsPolicy"], "ClusterFirstWithHostNet");
-    assert!(!shared.container()["env"].to_string().contains("ALLOW_SWITCH_TO_HOST_NS"));
-    let asked_in_vain = render_set(&["ambient.shareHostNetworkNamespace=true"]).unwrap();
-    assert!(
-        asked_in_vain.get("DaemonSet", "istio-cni-node")["spec"]["template"]["spec"]["hostNetwork"].is_null()
-    );
+fn the_agent_is_on_the_nodes_network_unless_it_is_told_otherwise() {
+    for (values, shared) in [
+        (&[][..], true),
+        (&["ambient.enabled=true"], true),
+        (&["platform=openshift"], true),
+        (&["platform=gke"], true),
+        (&["agent.hostNetwork=false"], false),
+        (&["agent.hostNetwork=false", "ambient.enabled=true"], false),
+        (&["agent.hostNetwork=false", "ambient.shareHostNetworkNamespace=true"], false),
+        (
+            &["agent.hostNetwork=false", "ambient.enabled=true", "ambient.shareHostNetworkNamespace=true"],
+            true,
+        ),
+        (&["agent.hostNetwork=false", "ambient.enabled=true", "compatibilityVersion=1.25"], true),
+    ] {
+        let objects = render_set(values).unwrap();
+        let pod = &objects.get("DaemonSet", "istio-cni-node")["spec"]["template"]["spec"];
+        let (network, policy) =
+            if shared { (json!(true), json!("ClusterFirstWithHostNet")) } else { (Value::Null, Value::Null) };
+        assert_eq!((&pod["hostNetwork"], &pod["dnsPolicy"]), (&network, &policy), "{values:?}");
+        let variable = |name: &str| {
+            let env = objects.container()["env"].as_array().unwrap();
+            env.iter().find(|variable| variable["name"] == name).cloned().unwrap_or_default()
+        };
+        // It switches to the node's namespace only where it is in another one.
+        let switches = if shared { Value::Null } else { json!("true") };
+        assert_eq!(variable("ALLOW_SWITCH_TO_HOST_NS")["value"], switches, "{values:?}");
+        // Nobody can reach the ports of the node by surprise.
+        let at = if shared { json!("status.hostIP") } else { Value::Null };
+        assert_eq!(variable("LISTEN_ADDRESS")["valueFrom"]["fieldRef"]["fieldPath"], at, "{values:?}");
+        let local = if shared { json!("127.0.0.1") } else { Value::Null };
+        assert_eq!(variable("HEALTH_ADDRESS")["value"], local, "{values:?}");
+        assert_eq!(objects.container()["readinessProbe"]["httpGet"]["host"], local, "{values:?}");
+    }
+    let open = render_set(&["agent.metricsAddress=0.0.0.0"]).unwrap();
+    let env = open.container()["env"].to_string();
+    assert!(env.contains(r#""name":"LISTEN_ADDRESS","value":"0.0.0.0""#), "{env}");
+}
+
+#[test]
+fn a_strict_status_needs_the_nodes_network() {
+    render_set(&["agent.strictStatus=true"]).unwrap();
+    let error = render_set(&["agent.strictStatus=true", "agent.hostNetwork=false"]).unwrap_err().to_string();
+    assert!(error.contains("agent.strictStatus needs an agent on the node's network"), "{error}");
 }
 
 #[test]
