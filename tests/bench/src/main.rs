@@ -6,8 +6,10 @@
 mod agent;
 mod ambient;
 mod measures;
+mod peer;
 mod report;
 mod sample;
+mod traffic;
 
 use std::process::ExitCode;
 
@@ -37,9 +39,8 @@ fn run() -> Result<()> {
     // A part of a measure's name chooses; without any, all are taken.
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     let chosen = |name: &str| wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str()));
-    for measure in
-        measures::ALL.iter().chain(agent::ALL).chain(ambient::ALL).filter(|measure| chosen(measure.name))
-    {
+    let all = [measures::ALL, agent::ALL, ambient::ALL, traffic::ALL, peer::ALL];
+    for measure in all.into_iter().flatten().filter(|measure| chosen(measure.name)) {
         eprintln!("… {}", measure.name);
         (measure.run)(runs, &mut report).with_context(|| measure.name)?;
     }

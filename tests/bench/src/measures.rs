@@ -130,7 +130,7 @@ fn memory(runs: usize, report: &mut Report) -> Result<()> {
 }
 
 /// A pod object of the size that an injected pod has in a cluster: about 9 KB.
-fn full_sized_pod() -> serde_json::Value {
+pub(crate) fn full_sized_pod() -> serde_json::Value {
     let mut pod = plugin_tests::sidecar_pod("web");
     fill(&mut pod);
     pod

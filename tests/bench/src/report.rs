@@ -67,9 +67,55 @@ impl Report {
         });
     }
 
+    /// What comes on top of the same without it; the difference of the medians has a target.
+    pub(crate) fn cost(&mut self, measure: &str, ours: &Samples, base: &Samples, most: Duration) {
+        let micros = |duration: Duration| duration.as_secs_f64() * 1e6;
+        let text = |s: &Samples| format!("{:.1} µs / {:.1} µs", micros(s.median()), micros(s.quantile(0.99)));
+        let cost = micros(ours.median()) - micros(base.median());
+        let met = cost <= micros(most);
+        self.rows.push(Row {
+            measure: measure.to_owned(),
+            ours: text(ours),
+            against: text(base),
+            value: format!("{cost:+.1} µs"),
+            target: format!("≤ {} µs", most.as_micros()),
+            met,
+            json: json!({
+                "measure": measure, "runs": ours.len(), "unit": "µs", "ours": micros(ours.median()),
+                "against": micros(base.median()), "cost": cost, "target": micros(most), "met": met,
+            }),
+        });
+    }
+
+    /// How many times as long a peer takes; the ratio of the medians has a target.
+    pub(crate) fn times_as_much(&mut self, measure: &str, ours: &Samples, peer: &Samples, least: f64) {
+        let text = |s: &Samples| format!("{} / {}", ms(s.median()), ms(s.quantile(0.99)));
+        let ratio = peer.median().as_secs_f64() / ours.median().as_secs_f64();
+        self.beside(measure, (text(ours), text(peer)), ratio, least);
+    }
+
+    /// The same for sizes in bytes.
+    pub(crate) fn size_beside(&mut self, measure: &str, ours: u64, peer: u64, least: f64) {
+        self.beside(measure, (mb(ours), mb(peer)), peer as f64 / ours as f64, least);
+    }
+
+    fn beside(&mut self, measure: &str, (ours, against): (String, String), ratio: f64, least: f64) {
+        let json = json!({
+            "measure": measure, "ours": ours, "against": against, "ratio": ratio, "target": least, "met": ratio >= least,
+        });
+        self.rows.push(Row {
+            measure: measure.to_owned(),
+            ours,
+            against,
+            value: format!("{ratio:.1}×"),
+            target: format!("≥ {least}×"),
+            met: ratio >= least,
+            json,
+        });
+    }
+
     /// A size in bytes that must not be exceeded.
     pub(crate) fn size(&mut self, measure: &str, bytes: u64, most: u64) {
-        let mb = |bytes: u64| format!("{:.2} MB", bytes as f64 / 1e6);
         let json =
             json!({"measure": measure, "unit": "bytes", "ours": bytes, "target": most, "met": bytes <= most});
         self.rows.push(Row {
@@ -151,6 +197,10 @@ impl Report {
 
 fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
+}
+
+fn mb(bytes: u64) -> String {
+    format!("{:.2} MB", bytes as f64 / 1e6)
 }
 
 fn ms(duration: Duration) -> String {

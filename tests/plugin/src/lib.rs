@@ -177,7 +177,11 @@ impl Call {
 
     /// The same behind a wrapper such as `strace -f`.
     pub fn command_with(&self, wrapper: &[&str]) -> Command {
-        let plugin = testkit::programs().join("istio-cni");
+        self.command_of(&testkit::programs().join("istio-cni"), wrapper)
+    }
+
+    /// The same for another plugin.
+    pub fn command_of(&self, plugin: &Path, wrapper: &[&str]) -> Command {
         let mut command = match wrapper {
             [program, args @ ..] => {
                 let mut command = Command::new(program);
