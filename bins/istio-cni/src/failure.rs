@@ -43,8 +43,8 @@ pub(crate) enum Failure {
     Selectors(#[from] capture::select::SelectorError),
     /// Whether the pod is to be in the mesh is not to be told.
     #[error(
-        "whether the pod is to be in the mesh depends on labels that nobody tells: {0}; it is not started outside of the mesh for want of an \
-         answer"
+        "whether the pod belongs to the mesh depends on labels, and those of its namespace are unavailable: {0}; it is not started outside of \
+         the mesh without an answer"
     )]
     Labels(String),
     /// The pod's containers have a network stack of their own.

@@ -1,9 +1,11 @@
-//! Ambient mode: the pod is handed to the node agent, which takes it into the mesh (AA-10 to AA-18).
+//! Ambient mode: the pod is handed to the node agent, which takes it into the mesh.
+//!
+//! An agent that is not there, or has no ztunnel to give the pod to, is waited for: kubelet would try again only after many seconds.
 
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -12,10 +14,15 @@ use cni::{CniResult, PluginConf};
 use facts::exchange::EVENT_SOCKET_NAME;
 use http1::Deadline;
 use ipnet::IpNet;
+use netns::Netns;
 
-/// For the whole exchange (AA-18). There is no second try: the runtime makes one.
+/// For one exchange, as in the original.
 const LIMIT: Duration = Duration::from_secs(5);
-/// Largest answer that is read, in bytes (AA-18).
+/// How often it is looked whether an agent has come.
+const POLL: Duration = Duration::from_millis(100);
+/// Longest pause that the agent may ask for.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Largest answer that is read, in bytes, as in the original.
 const MAX_ANSWER: usize = 1 << 20;
 /// Characters of it that reach the runtime.
 const SHOWN: usize = 2000;
@@ -57,15 +64,68 @@ pub(crate) enum Error {
         status: u16,
         /// Its words.
         text: String,
+        /// After this pause it may take the pod.
+        retry_after: Option<Duration>,
     },
 }
 
-/// Announces a pod and waits until it is in the mesh.
-pub(crate) fn hand_over(conf: &PluginConf, id: &PodId, netns: &str, result: &CniResult) -> Result<(), Error> {
-    post(&conf.cni_agent_run_dir.join(EVENT_SOCKET_NAME), event(id, netns, &result.ips).as_bytes())
+/// A pod that the agent is to take into the mesh.
+pub(crate) struct Announcement<'a> {
+    pub(crate) conf: &'a PluginConf,
+    pub(crate) id: &'a PodId,
+    pub(crate) netns: &'a Netns,
+    /// What the plugins before this one made.
+    pub(crate) result: &'a CniResult,
 }
 
-/// What the agent hears, in the original's spelling and order (AA-12). Six members do not pay for a serializer in a program of this size.
+impl Announcement<'_> {
+    /// Announces the pod until it is in the mesh, or until `end` while the agent may still take it. `told` hears once of the first reason to
+    /// wait.
+    pub(crate) fn hand_over(&self, end: Instant, told: impl FnOnce(&Error)) -> Result<(), Error> {
+        let socket = self.conf.cni_agent_run_dir.join(EVENT_SOCKET_NAME);
+        let netns = self.netns.path().to_string_lossy();
+        let event = event(self.id, &netns, &self.result.ips);
+        let mut told = Some(told);
+        loop {
+            let Err(error) = post(&socket, event.as_bytes()) else { return Ok(()) };
+            let Some(pause) = error.pause().filter(|pause| Instant::now() + *pause < end) else {
+                return Err(error);
+            };
+            if let Some(told) = told.take() {
+                told(&error);
+            }
+            std::thread::sleep(pause);
+        }
+    }
+}
+
+impl Error {
+    /// How long to wait before another try; nothing where that would be in vain.
+    fn pause(&self) -> Option<Duration> {
+        use io::ErrorKind::{ConnectionRefused, NotFound};
+        match self {
+            Self::NoAgent { cause, .. } => {
+                matches!(cause.kind(), ConnectionRefused | NotFound).then_some(POLL)
+            }
+            // It ended meanwhile, and the next one hears of the pod from us only.
+            Self::Broken { cause: http1::Error::Closed { .. }, .. } => Some(POLL),
+            Self::Refused { retry_after, .. } => retry_after.map(|pause| pause.clamp(POLL, LONGEST_PAUSE)),
+            Self::Foreign { .. } | Self::Broken { .. } => None,
+        }
+    }
+
+    /// What is waited for.
+    pub(crate) fn waits_for(&self) -> &'static str {
+        match self {
+            Self::Refused { .. } => {
+                "the node agent to take the pod into the mesh; the lines before have its reason"
+            }
+            _ => "the node agent, which does not listen for pods (pluginevent.sock)",
+        }
+    }
+}
+
+/// What the agent hears, in the original's spelling and order. Six members do not pay for a serializer in a program of this size.
 fn event(id: &PodId, netns: &str, ips: &[cni::IpConfig]) -> String {
     let text = |text: &str| serde_json::Value::from(text).to_string();
     let ips: Vec<String> = ips
@@ -96,7 +156,10 @@ fn post(socket: &Path, body: &[u8]) -> Result<(), Error> {
         .map_err(|cause| Error::Broken { socket: socket.to_owned(), cause })?;
     match answer.status {
         200 => Ok(()),
-        status => Err(Error::Refused { status, text: http1::clean(&answer.body, SHOWN) }),
+        status => {
+            let text = http1::clean(&answer.body, SHOWN);
+            Err(Error::Refused { status, text, retry_after: answer.retry_after })
+        }
     }
 }
 

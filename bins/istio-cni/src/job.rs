@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use capture::annotations::{EnvironmentError, NodeSettings};
 use capture::select::{Eligibility, Selectors};
@@ -14,10 +14,11 @@ use ruleset::{Backend, Plan};
 use telemetry::Logger;
 
 use crate::failure::Failure;
+use crate::handover::Announcement;
 use crate::plugin::Backends;
 use crate::progress::{Phase, Progress};
-use crate::sources::{Sources, run_dir};
-use crate::{check, groups, handover, plugin};
+use crate::sources::{Found, Sources, run_dir};
+use crate::{check, groups, plugin};
 
 /// How long an ADD waits for another one that works in the same namespace. Two calls for one pod are rare (a second interface); a
 /// usual one takes milliseconds.
@@ -58,8 +59,8 @@ pub(crate) struct Target {
 enum Way {
     /// By rules of this plugin, to the proxy in the pod.
     Sidecar(Box<Settings>),
-    /// By the node agent, to ztunnel.
-    Ambient,
+    /// By the node agent, to ztunnel. See [`Found`].
+    Ambient { abandoned: bool },
 }
 
 impl Job {
@@ -101,7 +102,7 @@ impl Job {
         let Some(target) = self.target()? else { return Ok(Added::Skipped) };
         let settings = match target.way {
             Way::Sidecar(settings) => settings,
-            Way::Ambient => return self.hand_over(),
+            Way::Ambient { abandoned } => return self.hand_over(&target.netns, abandoned),
         };
         self.progress.wait_for("another call that works in the pod's network namespace");
         let _lock = self.lock(&target.netns, LOCK_TIMEOUT)?;
@@ -113,10 +114,15 @@ impl Job {
     }
 
     /// The agent may come and go, so this takes no lock: it takes the pod, or the call fails and the runtime makes another.
-    fn hand_over(&self) -> Result<Added, Failure> {
+    fn hand_over(&self, netns: &Netns, abandoned: bool) -> Result<Added, Failure> {
         self.progress.wait_for("the node agent to take the pod into the mesh");
-        let netns = self.netns.as_deref().unwrap_or_default();
-        handover::hand_over(&self.conf, &self.id, netns, &self.result)?;
+        let pod = Announcement { conf: &self.conf, id: &self.id, netns, result: &self.result };
+        // An agent that was removed does not come back in time.
+        let end = if abandoned { Instant::now() } else { self.progress.end_of(self.conf.add_timeout) };
+        pod.hand_over(end, |error| {
+            self.progress.wait_for(error.waits_for());
+            self.log.warn(&format!("{error}; waiting for it"), &[]);
+        })?;
         let ms = format!("{:.3}", self.progress.ended(Phase::Apply));
         let source = self.progress.facts_source();
         self.log.info(
@@ -156,12 +162,12 @@ impl Job {
             return Ok(None);
         }
         let sources = Sources { conf: &self.conf, log: &self.log, progress: &self.progress };
-        let mut pod = sources.pod(&self.id)?;
+        let Found { mut pod, abandoned } = sources.pod(&self.id)?;
         let ambient = self.conf.ambient_enabled && self.is_ambient(&sources, &mut pod)?;
         self.progress.ended(Phase::Facts);
         if ambient {
             self.progress.ended(Phase::Decide);
-            return Ok(Some(Target { netns: self.open_netns()?, way: Way::Ambient }));
+            return Ok(Some(Target { netns: self.open_netns()?, way: Way::Ambient { abandoned } }));
         }
         // A wrong variable concerns the pods that it is for; the others start.
         let node = node_settings();
@@ -201,10 +207,6 @@ impl Job {
         if selectors.is_empty() {
             return Ok(false);
         }
-        if !sources.has_labels() && !pod.annotations.contains_key(capture::annotations::STATUS) {
-            let text = "the runtime hands over annotations only, and neither the node agent nor the API server answers";
-            return Err(Failure::Labels(text.to_owned()));
-        }
         if selectors.eligible_pod(pod) == Eligibility::NeedsNamespace {
             self.progress.wait_for("the labels of the pod's namespace");
             let labels = sources.namespace_labels(&self.id.namespace);
@@ -217,7 +219,7 @@ impl Job {
     pub(crate) fn compare_by_facts(&self, target: &Target) -> Result<Vec<Difference>, Failure> {
         target.netns.enter(|inside| match &target.way {
             Way::Sidecar(settings) => self.compare_settings(inside, settings),
-            Way::Ambient => self.look_for_ambient(inside),
+            Way::Ambient { .. } => self.look_for_ambient(inside),
         })?
     }
 

@@ -1,7 +1,7 @@
 //! How far a call has come: seconds of each phase, and what is being waited for.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use facts::exchange::Phases;
 
@@ -79,6 +79,11 @@ impl Progress {
     /// As noted; empty for a pod that is captured as its owner expects.
     pub(crate) fn gaps(&self) -> String {
         self.state().gaps.clone()
+    }
+
+    /// When a wait has to end in a call that may take this long, so that there is time left to say what was waited for.
+    pub(crate) fn end_of(&self, limit: Duration) -> Instant {
+        self.state().started + limit.mul_f32(0.95)
     }
 
     /// Ends a phase; gives its milliseconds.

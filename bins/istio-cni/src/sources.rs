@@ -3,8 +3,12 @@
 //! The node agent knows them from its watch and answers in a fraction of a millisecond. Without it the API server is asked. Where neither
 //! answers, what the agent left on disk is used, for the same incarnation of the pod only, and last what the runtime hands over itself. So pods
 //! start, captured as they should be, while either is away.
+//!
+//! A node that has just started has no agent yet and nothing that one left; there the agent is waited for.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -17,10 +21,11 @@ use telemetry::Logger;
 
 use crate::progress::Progress;
 
-/// How long the API server is tried while last known facts are at hand.
-const API_TIME_WITH_LAST_KNOWN: Duration = Duration::from_secs(2);
-/// How long it is tried while there are annotations, which tell less.
-const API_TIME_WITH_ANNOTATIONS: Duration = Duration::from_secs(10);
+/// How long the API server is asked while other facts are at hand, and while it refuses the token and no agent is there to renew it. The whole
+/// call then ends within 2 s.
+const PATIENCE: Duration = Duration::from_millis(1800);
+/// How often it is looked whether an agent has come.
+const POLL: Duration = Duration::from_millis(100);
 
 /// Names of the sources, in the log and in metrics.
 const AGENT: &str = "agent";
@@ -36,45 +41,81 @@ pub(crate) struct Sources<'a> {
     pub(crate) progress: &'a Progress,
 }
 
+/// The facts of a pod.
+pub(crate) struct Found {
+    pub(crate) pod: Pod,
+    /// The API server refuses what the agent left, and no agent is there: it will not come by itself.
+    pub(crate) abandoned: bool,
+}
+
 /// No source had the facts.
 #[derive(Debug, thiserror::Error)]
-#[error("{main}{}", texts(.others))]
+#[error("{main}{}{}", advice(.abandoned), texts(.others))]
 pub(crate) struct NoFacts {
     /// What the source said that should have had them.
     main: Error,
+    /// See [`Found`].
+    abandoned: bool,
     /// What the others said.
     others: Vec<Error>,
 }
 
+fn advice(abandoned: &bool) -> &'static str {
+    match abandoned {
+        true => {
+            "; no node agent answers either: start it (DaemonSet istio-cni-node), or run `cnictl uninstall` on this node if it was uninstalled"
+        }
+        false => "",
+    }
+}
+
 fn texts(errors: &[Error]) -> String {
-    errors.iter().map(|error| format!("; nor was it had otherwise: {error}")).collect()
+    errors.iter().map(|error| format!("; another source failed too: {error}")).collect()
+}
+
+/// Facts that are used where neither the agent nor the API server has them.
+struct Fallback {
+    pod: Pod,
+    source: &'static str,
+    /// Not all of it is known.
+    assumed: bool,
+}
+
+/// The node agent, as long as it is worth asking.
+struct Inquiry<'a> {
+    id: &'a PodId,
+    agent: RefCell<Option<Agent>>,
+    /// What it said last.
+    error: RefCell<Option<Error>>,
 }
 
 impl Sources<'_> {
     /// The facts, from the first source that has them; the progress notes which one it was.
-    pub(crate) fn pod(&self, id: &PodId) -> Result<Pod, NoFacts> {
-        let (pod, source) = match &self.conf.pod_source {
+    pub(crate) fn pod(&self, id: &PodId) -> Result<Found, NoFacts> {
+        let (pod, source, abandoned) = match &self.conf.pod_source {
             cni::PodSource::Manifests(dir) => {
                 self.progress.wait_for("the pod's manifest");
                 let pod = Manifests::new(dir).pod(id);
-                (pod.map_err(|main| NoFacts { main, others: Vec::new() })?, MANIFESTS)
+                let pod = pod.map_err(|main| NoFacts { main, abandoned: false, others: Vec::new() })?;
+                (pod, MANIFESTS, false)
             }
             cni::PodSource::Kubernetes => self.of_cluster(id)?,
         };
         self.progress.set_facts_source(source);
-        Ok(pod)
-    }
-
-    /// Whether the facts that were had are from a source that knows labels.
-    pub(crate) fn has_labels(&self) -> bool {
-        self.progress.facts_source() != ANNOTATIONS
+        Ok(Found { pod, abandoned })
     }
 
     /// The labels of a namespace, where the pod's source does not know them. Manifests have no namespaces, and so no labels of any.
     pub(crate) fn namespace_labels(&self, name: &str) -> Result<BTreeMap<String, String>, Error> {
         match &self.conf.pod_source {
             cni::PodSource::Manifests(_) => Ok(BTreeMap::new()),
-            cni::PodSource::Kubernetes => self.api(self.conf.facts_timeout).namespace_labels(name),
+            cni::PodSource::Kubernetes => {
+                let api = self.api(self.conf.facts_timeout).with_on_retry(|error, attempt, pause| {
+                    self.log_retry(error, attempt, pause);
+                    ControlFlow::Continue(())
+                });
+                api.namespace_labels(name)
+            }
         }
     }
 
@@ -92,64 +133,145 @@ impl Sources<'_> {
         }
     }
 
-    fn of_cluster(&self, id: &PodId) -> Result<(Pod, &'static str), NoFacts> {
-        let end = Instant::now() + self.conf.facts_timeout;
-        let mut others = Vec::new();
+    fn of_cluster(&self, id: &PodId) -> Result<(Pod, &'static str, bool), NoFacts> {
         self.progress.wait_for("the pod's facts from the node agent");
-        match agent(self.conf).map(|agent| agent.pod(id)) {
-            Some(Ok(pod)) => return Ok((pod, AGENT)),
-            Some(Err(error)) => {
-                self.log.debug(&error.to_string(), &[]);
-                others.push(error);
-            }
-            None => {}
+        let inquiry = Inquiry { id, agent: RefCell::new(agent(self.conf)), error: RefCell::new(None) };
+        if let Some(pod) = inquiry.ask(self.log) {
+            return Ok((pod, AGENT, false));
         }
-        let last_known = run_dir(self.conf).map(LastKnown::new);
-        let annotations = self.conf.pod_annotations.as_ref().map(Annotations::new);
-        let first_limit = match () {
-            () if last_known.as_ref().is_some_and(|source| source.has(id)) => API_TIME_WITH_LAST_KNOWN,
-            () if annotations.is_some() => API_TIME_WITH_ANNOTATIONS,
-            () => self.conf.facts_timeout,
-        };
-        self.progress.wait_for("the pod's facts from the API server");
-        let first_limit = first_limit.min(self.conf.facts_timeout);
-        let main = match self.api(first_limit).pod(id) {
-            Ok(pod) => return Ok((pod, API)),
-            Err(error) => error,
-        };
-        let fallbacks: [(&'static str, Option<&dyn PodSource>); 2] = [
-            (LAST_KNOWN, last_known.as_ref().map(|source| source as &dyn PodSource)),
-            (ANNOTATIONS, annotations.as_ref().map(|source| source as &dyn PodSource)),
-        ];
-        for (name, source) in fallbacks {
-            match source.map(|source| source.pod(id)) {
-                Some(Ok(pod)) => {
-                    self.log.warn(&format!("{main}; going on with other facts"), &[("facts_source", &name)]);
-                    if name == ANNOTATIONS {
-                        self.log.warn(Annotations::ASSUMED, &[]);
-                    }
-                    return Ok((pod, name));
-                }
-                Some(Err(error)) if !is_absent(&error) => others.push(error),
-                Some(Err(_)) | None => {}
-            }
-        }
-        // Less time than there is was spent on the API server in the hope for the fallbacks.
-        let left = end.saturating_duration_since(Instant::now());
-        if first_limit == self.conf.facts_timeout || left.is_zero() || main.retry() == podsource::Retry::Never
+        let began = Instant::now();
+        let (fallback, mut others) = self.fallback(id);
+        if fallback.as_ref().is_none_or(|fallback| fallback.assumed)
+            && let Some(pod) = self.wait_for_agent(&inquiry, began)
         {
-            return Err(NoFacts { main, others });
+            return Ok((pod, AGENT, false));
         }
-        self.api(left).pod(id).map(|pod| (pod, API)).map_err(|main| NoFacts { main, others })
+        let result = self.ask_api(&inquiry, began, fallback.is_some());
+        let main = match result {
+            Ok((pod, source)) => return Ok((pod, source, false)),
+            Err(main) => main,
+        };
+        let agent_error = inquiry.error.into_inner();
+        let abandoned = main.is_refusal() && agent_error.as_ref().is_some_and(Error::is_absence);
+        if let Some(Fallback { pod, source, assumed }) = fallback {
+            self.log.warn(&format!("{main}; going on with other facts"), &[("facts_source", &source)]);
+            if assumed {
+                self.log.warn(Annotations::ASSUMED, &[]);
+            }
+            return Ok((pod, source, abandoned));
+        }
+        others.extend(agent_error.filter(|_| !abandoned));
+        Err(NoFacts { main, abandoned, others })
+    }
+
+    /// What the agent left of the pod, or what its annotations tell; and why these are of no use.
+    fn fallback(&self, id: &PodId) -> (Option<Fallback>, Vec<Error>) {
+        let mut errors = Vec::new();
+        if let Some(run_dir) = run_dir(self.conf) {
+            match LastKnown::new(run_dir).pod(id) {
+                Ok(pod) => return (Some(Fallback { pod, source: LAST_KNOWN, assumed: false }), errors),
+                Err(error) if !is_absent(&error) => errors.push(error),
+                Err(_) => {}
+            }
+        }
+        // kubelet gives every pod some, so a runtime that hands over nothing does not know them.
+        if let Some(annotations) = self.conf.pod_annotations.as_ref().filter(|map| !map.is_empty()) {
+            let labels_decide = self.conf.ambient_enabled && !self.conf.enablement_selectors.is_empty();
+            let annotations = Annotations::new(annotations).labels_decide(labels_decide);
+            match annotations.pod(id) {
+                Ok(pod) => {
+                    let assumed = annotations.assumes();
+                    return (Some(Fallback { pod, source: ANNOTATIONS, assumed }), errors);
+                }
+                Err(error) => errors.push(error),
+            }
+        }
+        (None, errors)
+    }
+
+    /// Waits where an agent can come and nothing is there that one left, as after the start of the node; gives the pod if the agent has it.
+    fn wait_for_agent(&self, inquiry: &Inquiry<'_>, began: Instant) -> Option<Pod> {
+        let kubeconfig = run_dir(self.conf)?.join(KUBECONFIG_NAME);
+        let mut told = false;
+        while !kubeconfig.exists() && began.elapsed() + POLL < self.conf.facts_timeout {
+            if !std::mem::replace(&mut told, true) {
+                self.progress.wait_for("the node agent, which has not come yet");
+                self.log.info("no node agent has been here yet; waiting for it", &[]);
+            }
+            std::thread::sleep(POLL);
+            if let Some(pod) = inquiry.ask(self.log) {
+                return Some(pod);
+            }
+        }
+        None
+    }
+
+    /// Asks the API server until it answers, and the agent again before each try.
+    fn ask_api(
+        &self,
+        inquiry: &Inquiry<'_>,
+        began: Instant,
+        has_fallback: bool,
+    ) -> Result<(Pod, &'static str), Error> {
+        self.progress.wait_for("the pod's facts from the API server");
+        let left = self.conf.facts_timeout.saturating_sub(began.elapsed());
+        let limit = if has_fallback { PATIENCE.saturating_sub(began.elapsed()).min(left) } else { left };
+        let of_agent = RefCell::new(None);
+        let go_on = |error: &Error, pause: Duration| {
+            *of_agent.borrow_mut() = inquiry.ask(self.log);
+            if of_agent.borrow().is_some() {
+                return false;
+            }
+            // Where there is an agent, it may have to renew the token, or its rights are on their way.
+            let is_final = error.is_refusal() && (has_fallback || inquiry.is_absent());
+            !is_final || (!has_fallback && began.elapsed() + pause < PATIENCE)
+        };
+        let api = self.api(limit).with_on_retry(|error, attempt, pause| {
+            self.log_retry(error, attempt, pause);
+            if go_on(error, pause) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        let asked = api.pod(inquiry.id);
+        drop(api);
+        match (asked, of_agent.into_inner()) {
+            (Ok(pod), _) => Ok((pod, API)),
+            (Err(_), Some(pod)) => Ok((pod, AGENT)),
+            (Err(error), None) => Err(error),
+        }
+    }
+
+    fn log_retry(&self, error: &Error, attempt: u32, pause: Duration) {
+        let labels: [telemetry::Label<'_>; 2] = [("try", &attempt), ("pause_ms", &pause.as_millis())];
+        self.log.warn(&error.to_string(), &labels);
     }
 
     fn api(&self, limit: Duration) -> Kubernetes<'_> {
-        let on_retry = |error: &Error, attempt: u32, pause: Duration| {
-            let labels: [telemetry::Label<'_>; 2] = [("try", &attempt), ("pause_ms", &pause.as_millis())];
-            self.log.warn(&error.to_string(), &labels);
-        };
         let kubeconfig = self.conf.cni_agent_run_dir.join(KUBECONFIG_NAME);
-        Kubernetes::new(kubeconfig, env!("CARGO_PKG_VERSION")).with_timeout(limit).with_on_retry(on_retry)
+        Kubernetes::new(kubeconfig, env!("CARGO_PKG_VERSION")).with_timeout(limit)
+    }
+}
+
+impl Inquiry<'_> {
+    /// The pod, if the agent has it. One that hangs or is not to be trusted is asked no more.
+    fn ask(&self, log: &Logger) -> Option<Pod> {
+        let mut agent = self.agent.borrow_mut();
+        let error = match agent.as_ref()?.pod(self.id) {
+            Ok(pod) => return Some(pod),
+            Err(error) => error,
+        };
+        let is_useless = error.is_hung() || matches!(*error.cause, Cause::ForeignAgent { .. });
+        if self.error.borrow().is_none() {
+            log.debug(&error.to_string(), &[]);
+        }
+        *self.error.borrow_mut() = Some(error);
+        if is_useless {
+            *agent = None;
+        }
+        None
+    }
+
+    /// Whether nobody listens where the agent would.
+    fn is_absent(&self) -> bool {
+        self.error.borrow().as_ref().is_none_or(Error::is_absence)
     }
 }
 

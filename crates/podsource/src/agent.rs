@@ -133,11 +133,6 @@ impl LastKnown {
         Self { dir: run_dir.join(FACTS_DIR) }
     }
 
-    /// Whether there are facts of a pod of this name; they may be of another incarnation.
-    pub fn has(&self, id: &PodId) -> bool {
-        facts_file(&id.namespace, &id.name).is_some_and(|file| self.dir.join(file).is_file())
-    }
-
     fn look(&self, id: &PodId) -> Result<Pod, Cause> {
         let name = facts_file(&id.namespace, &id.name);
         let path = self.dir.join(name.ok_or_else(|| Cause::InvalidName(id.name.clone()))?);

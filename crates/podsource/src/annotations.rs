@@ -1,7 +1,8 @@
 //! A pod from nothing but the annotations that the runtime hands over.
 //!
 //! The injector notes in [`STATUS`] what it added to a pod, so that for a usual sidecar the decision can be made without the object. This is
-//! the last resort: what only the object says, such as the proxy's variables, is assumed to be as usual.
+//! the last resort: what only the object says is assumed to be as usual. A pod without that note is captured by no sidecar, whatever else the
+//! object says; whether it belongs to the ambient mesh is a matter of labels, which annotations do not tell.
 
 use std::collections::BTreeMap;
 
@@ -12,16 +13,21 @@ use capture::{Container, Pod, PodId};
 use serde::Deserialize;
 
 use crate::error::{Cause, Error};
-use crate::{PodSource, json};
+use crate::{PodSource, json, yaml};
 
 /// Names the injector's templates that were used; only a sidecar's gives a pod to capture.
 const TEMPLATES: &str = "inject.istio.io/templates";
 /// With TPROXY the injector runs the proxy as root, whose capabilities it needs.
 const MODE: &str = "sidecar.istio.io/interceptionMode";
+/// YAML of the proxy's configuration, whose `proxyMetadata` become variables of the proxy's container.
+const CONFIG: &str = "proxy.istio.io/config";
 
 /// What the runtime hands over in `runtimeConfig`.
 #[derive(Debug, Clone, Copy)]
-pub struct Annotations<'a>(&'a BTreeMap<String, String>);
+pub struct Annotations<'a> {
+    map: &'a BTreeMap<String, String>,
+    labels_decide: bool,
+}
 
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -30,14 +36,32 @@ struct Status {
     containers: Option<Vec<String>>,
 }
 
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct ProxyConfig {
+    proxy_metadata: BTreeMap<String, String>,
+}
+
 impl<'a> Annotations<'a> {
-    /// What is assumed of every pod that comes from here, for the log.
-    pub const ASSUMED: &'static str = "only annotations were at hand, so a sidecar with its usual user, without DNS capture and dual stack, was \
-         assumed; if the pod's proxy is set up otherwise, delete the pod once the node agent or the API server answers";
+    /// What is assumed of a pod with a sidecar that comes from here, for the log.
+    pub const ASSUMED: &'static str = "only annotations were at hand, so a sidecar with its usual user, without DNS capture and dual stack unless \
+         proxy.istio.io/config says so, and an application that does not run as the proxy's user were assumed; if this pod is set up \
+         otherwise, delete it once the node agent or the API server answers";
 
     /// All annotations of the pod.
     pub fn new(annotations: &'a BTreeMap<String, String>) -> Self {
-        Self(annotations)
+        Self { map: annotations, labels_decide: false }
+    }
+
+    /// Whether labels decide over pods without a sidecar, as in ambient mode: these cannot be told from annotations.
+    #[must_use]
+    pub fn labels_decide(self, labels_decide: bool) -> Self {
+        Self { labels_decide, ..self }
+    }
+
+    /// Whether the pod has a sidecar, of which a part is assumed. What is said of the other pods holds whatever their objects say.
+    pub fn assumes(&self) -> bool {
+        self.map.contains_key(STATUS)
     }
 
     fn infer(self, id: &PodId) -> Result<Pod, Cause> {
@@ -45,21 +69,28 @@ impl<'a> Annotations<'a> {
             namespace: id.namespace.clone(),
             name: id.name.clone(),
             uid: id.uid.clone(),
-            annotations: self.0.clone(),
+            annotations: self.map.clone(),
             init_containers,
             containers,
             ..Pod::default()
         };
-        let proxy = vec![container(PROXY_CONTAINER.to_owned(), self.0)];
+        let proxy = vec![container(PROXY_CONTAINER.to_owned(), self.map)];
         // Without the injector's note a pod is not captured, whatever its containers are.
-        let Some(status) = self.0.get(STATUS) else { return Ok(pod(Vec::new(), proxy)) };
-        if self.0.get(TEMPLATES).is_some_and(|names| names.trim() != "sidecar") {
+        let Some(status) = self.map.get(STATUS) else {
+            return match self.labels_decide {
+                false => Ok(pod(Vec::new(), proxy)),
+                true => Err(Cause::Annotations(
+                    "whether the pod belongs to the ambient mesh depends on labels, and these are annotations only",
+                )),
+            };
+        };
+        if self.map.get(TEMPLATES).is_some_and(|names| names.trim() != "sidecar") {
             return Err(Cause::Annotations("inject.istio.io/templates names more than a sidecar"));
         }
         let status: Status = json::from_slice(status.as_bytes())
             .map_err(|_| Cause::Annotations("sidecar.istio.io/status is not the injector's JSON"))?;
         let named = |names: Option<Vec<String>>| -> Vec<Container> {
-            names.into_iter().flatten().map(|name| container(name, self.0)).collect()
+            names.into_iter().flatten().map(|name| container(name, self.map)).collect()
         };
         let (mut init, regular) = (named(status.init_containers), named(status.containers));
         if init.is_empty() && regular.is_empty() {
@@ -97,15 +128,24 @@ fn container(name: String, annotations: &BTreeMap<String, String>) -> Container 
     Container {
         name,
         args: ["proxy", "sidecar"].map(String::from).to_vec(),
+        env: variables(annotations),
         run_as_user: tproxy.then_some(0),
         run_as_group: tproxy.then_some(PROXY_ID.into()),
         ..Container::default()
     }
 }
 
+/// The variables that the pod's own configuration gives to its proxy. Those of the mesh's configuration are not known here.
+fn variables(annotations: &BTreeMap<String, String>) -> Vec<(String, String)> {
+    let config = annotations.get(CONFIG).and_then(|text| yaml::to_json(text).ok());
+    let config = config.and_then(|config| json::from_slice::<ProxyConfig>(&config).ok());
+    config.unwrap_or_default().proxy_metadata.into_iter().collect()
+}
+
 #[cfg(test)]
 mod tests {
     use capture::annotations::NodeSettings;
+    use capture::settings::Dns;
     use capture::{Decision, Reason};
 
     use super::*;
@@ -146,6 +186,41 @@ mod tests {
             }
             Decision::Skip(skip) => panic!("{skip}"),
         }
+    }
+
+    /// The injector makes variables of the pod's own configuration, so with them the rules are those of full facts.
+    #[test]
+    fn the_proxys_own_configuration_decides_as_well() {
+        let usual = r#"{"containers":["istio-proxy"]}"#;
+        let settings = |config: &str| match decide(&[(STATUS, usual), (CONFIG, config)]).unwrap() {
+            Decision::Sidecar { settings, .. } => Some((settings.dns != Dns::Off, settings.dual_stack)),
+            Decision::Skip(_) => None,
+        };
+        for (config, wanted) in [
+            ("", Some((false, false))),
+            ("concurrency: 2", Some((false, false))),
+            ("proxyMetadata:\n  ISTIO_META_DNS_CAPTURE: \"true\"\n", Some((true, false))),
+            (r#"{"proxyMetadata": {"ISTIO_DUAL_STACK": "1", "X": "y"}}"#, Some((false, true))),
+            (r#"{"proxyMetadata": {"DISABLE_ENVOY": "true"}}"#, None),
+            // The injector would not have taken these.
+            ("proxyMetadata: [", Some((false, false))),
+            ("proxyMetadata: {ISTIO_META_DNS_CAPTURE: [true]}", Some((false, false))),
+        ] {
+            assert_eq!(settings(config), wanted, "{config}");
+        }
+    }
+
+    #[test]
+    fn where_labels_decide_they_tell_of_sidecars_only() {
+        let map = |key: &str, value: &str| BTreeMap::from([(key.to_owned(), value.to_owned())]);
+        let id = PodId { namespace: "shop".into(), name: "web".into(), uid: None };
+        let plain = map("app", "web");
+        let error = Annotations::new(&plain).labels_decide(true).pod(&id).unwrap_err().to_string();
+        assert!(error.contains("depends on labels"), "{error}");
+        let sidecar = map(STATUS, r#"{"containers":["istio-proxy"]}"#);
+        let sidecar = Annotations::new(&sidecar).labels_decide(true);
+        assert!(sidecar.pod(&id).is_ok() && sidecar.assumes());
+        assert!(!Annotations::new(&plain).assumes());
     }
 
     #[test]

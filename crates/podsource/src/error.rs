@@ -297,9 +297,7 @@ impl Cause {
 impl Cause {
     fn status_advice(code: u16) -> &'static str {
         match code {
-            401 => {
-                "the token or client certificate was refused, it may have expired; check that the node agent runs and renews the kubeconfig"
-            }
+            401 => "the token or client certificate was refused, it may have expired",
             403 => "allow the identity in the kubeconfig to get pods (ClusterRole of istio-cni)",
             404 => {
                 "check that the pod still exists and that the server URL in the kubeconfig leads to its cluster"
@@ -337,6 +335,17 @@ impl Error {
             Cause::NoAgent(error) => error.kind() == std::io::ErrorKind::TimedOut,
             _ => false,
         }
+    }
+
+    /// Whether the server answered that it does not serve this identity: a token that is no longer valid, or rights that are missing.
+    pub fn is_refusal(&self) -> bool {
+        matches!(*self.cause, Cause::Status { code: 401 | 403, .. })
+    }
+
+    /// Whether nobody listens where a node agent would.
+    pub fn is_absence(&self) -> bool {
+        use std::io::ErrorKind::{ConnectionRefused, NotFound};
+        matches!(&*self.cause, Cause::NoAgent(error) if matches!(error.kind(), NotFound | ConnectionRefused))
     }
 
     fn effort(&self) -> String {

@@ -6,6 +6,7 @@ mod tests;
 mod tls;
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -38,7 +39,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 pub(crate) use tls::cause as tls_cause;
 
-type OnRetry<'a> = Box<dyn Fn(&Error, u32, Duration) + 'a>;
+type OnRetry<'a> = Box<dyn Fn(&Error, u32, Duration) -> ControlFlow<()> + 'a>;
 
 /// The API server that a kubeconfig describes.
 ///
@@ -84,9 +85,10 @@ impl<'a> Kubernetes<'a> {
         Self { timeout, ..self }
     }
 
-    /// Is told of every failed try that another follows: the error, the number of the try (from 1) and the pause before the next.
+    /// Is told of every failed try that another can follow: the error, the number of the try (from 1) and the pause before the next. It decides
+    /// whether there is one.
     #[must_use]
-    pub fn with_on_retry(self, on_retry: impl Fn(&Error, u32, Duration) + 'a) -> Self {
+    pub fn with_on_retry(self, on_retry: impl Fn(&Error, u32, Duration) -> ControlFlow<()> + 'a) -> Self {
         Self { on_retry: Some(Box::new(on_retry)), ..self }
     }
 
@@ -128,12 +130,12 @@ impl<'a> Kubernetes<'a> {
             };
             let mut error = Error::new(operation.to_owned(), failure.origin, failure.cause);
             let pause = backoff.next(error.cause.retry_after());
-            if error.retry() == Retry::Never || Instant::now() + pause + SHORTEST_TRY > end {
+            let is_last = error.retry() == Retry::Never || Instant::now() + pause + SHORTEST_TRY > end;
+            let is_stopped =
+                || self.on_retry.as_ref().is_some_and(|tell| tell(&error, tries, pause).is_break());
+            if is_last || is_stopped() {
                 (error.tries, error.elapsed) = (tries, start.elapsed());
                 return Err(error);
-            }
-            if let Some(on_retry) = &self.on_retry {
-                on_retry(&error, tries, pause);
             }
             std::thread::sleep(pause);
             before = Some(Failure { origin: error.origin, cause: *error.cause });

@@ -4,6 +4,8 @@
 
 use std::cell::RefCell;
 use std::fs;
+use std::ops::ControlFlow;
+
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -196,9 +198,10 @@ fn failures_are_retried_and_observed_until_one_try_succeeds() {
     let setup = setup();
     setup.server.fail_next(3, Fault::status(503));
     let seen = RefCell::new(Vec::new());
-    let source = setup
-        .source()
-        .with_on_retry(|error, tries, pause| seen.borrow_mut().push((error.to_string(), tries, pause)));
+    let source = setup.source().with_on_retry(|error, tries, pause| {
+        seen.borrow_mut().push((error.to_string(), tries, pause));
+        ControlFlow::Continue(())
+    });
     source.pod(&web()).unwrap();
     drop(source);
     let seen = seen.into_inner();
@@ -208,6 +211,22 @@ fn failures_are_retried_and_observed_until_one_try_succeeds() {
     let within =
         |pause: Duration, ms: u64| (ms * 8 / 10..=ms * 12 / 10).contains(&(pause.as_millis() as u64));
     assert!(within(seen[0].2, 50) && within(seen[1].2, 100) && within(seen[2].2, 200), "{seen:?}");
+}
+
+/// Whoever is told of a failed try can end the tries.
+#[test]
+fn the_tries_end_where_they_are_stopped() {
+    let setup = setup();
+    for (tries, after) in [(1, 1), (3, 3)] {
+        setup.server.set_fault(Some(Fault::status(403)));
+        let source = setup.source().with_on_retry(|_, tries, _| match tries < after {
+            true => ControlFlow::Continue(()),
+            false => ControlFlow::Break(()),
+        });
+        let error = source.pod(&web()).unwrap_err();
+        assert_eq!(error.tries, tries, "{error}");
+        assert!(error.is_refusal(), "{error}");
+    }
 }
 
 #[test]

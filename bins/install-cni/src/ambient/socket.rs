@@ -7,6 +7,7 @@ use capture::select::Eligibility;
 use cluster::PodKey;
 use facts::Facts;
 use hyper::body::Bytes;
+use hyper::header::{self, HeaderValue};
 use hyper::{Request, StatusCode};
 
 use super::Ambient;
@@ -21,6 +22,8 @@ pub(crate) const MODE: u32 = 0o666;
 /// The runtime starts a pod milliseconds after the API server has it, so the watch may be behind (AA-15).
 const LOOKUPS: u32 = 11;
 const LOOKUP_PAUSE: Duration = Duration::from_millis(10);
+/// Seconds after which a plugin may announce a pod again that is not taken yet. The original's plugin does not look at it.
+const RETRY_AFTER: &str = "1";
 
 /// Answers plugins.
 pub(crate) struct EventSocket {
@@ -71,7 +74,11 @@ impl Handler for EventSocket {
             Ok(()) => self.counted(text(StatusCode::OK, "")),
             Err(refusal) => {
                 self.ambient.log.warn(&refusal, &[("pod", &pod)]);
-                self.counted(text(StatusCode::INTERNAL_SERVER_ERROR, format!("{refusal}\n")))
+                let mut answer = text(StatusCode::INTERNAL_SERVER_ERROR, format!("{refusal}\n"));
+                if refusal.may_pass() {
+                    answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
+                }
+                self.counted(answer)
             }
         }
     }
@@ -79,6 +86,17 @@ impl Handler for EventSocket {
     fn unreadable(&self, _: &Request<()>, status: StatusCode, reason: String) -> Answer {
         self.ambient.log.warn("a plugin's event cannot be had", &[("error", &reason)]);
         self.counted(text(status, reason + "\n"))
+    }
+}
+
+impl Refusal {
+    /// Whether the pod may be taken a moment later, without a change of the pod or of the options.
+    fn may_pass(&self) -> bool {
+        match self {
+            Self::Unknown(_) | Self::NotReady | Self::Ending => true,
+            Self::Failed { failure, .. } => failure.is_absence(),
+            Self::NotEligible { .. } | Self::NoUid(_) => false,
+        }
     }
 }
 

@@ -35,7 +35,9 @@ fn defaults_are_the_originals() {
     assert_eq!(config.monitoring.unwrap().to_string(), "[::]:15014");
     assert_eq!(config.health.unwrap().to_string(), "[::]:8000");
     assert_eq!((config.node.as_str(), config.cleanup), ("n1", Cleanup::Auto));
-    assert!(config.install.entry.extra.is_empty(), "{:?}", config.install.entry.extra);
+    // All that is ours in the entry; an upstream plugin takes it and does not use it.
+    let extra = serde_json::Value::Object(config.install.entry.extra);
+    assert_eq!(extra, serde_json::json!({"capabilities": {"io.kubernetes.cri.pod-annotations": true}}));
     assert_eq!(config.install.entry.plugin_log_level, "info");
 }
 
@@ -76,6 +78,11 @@ fn options_reach_the_plugin() {
     assert_eq!(log_level("cni-plugin:debug"), "debug");
     assert_eq!(log_level("all:warn"), "warn");
     assert_eq!(log_level("debug"), "info", "a bare word is for another scope");
+}
+
+#[test]
+fn annotations_are_not_asked_for_where_that_is_switched_off() {
+    assert!(entry(&[("RUNTIME_ANNOTATIONS", "false")]).extra.is_empty());
 }
 
 #[test]

@@ -552,7 +552,7 @@ pub(crate) const SPECS: &[Spec] = &[
         name: "runtime-annotations",
         given: Given::FlagOrVariable,
         kind: Kind::Switch,
-        default: "false",
+        default: "true",
         help: "Let the runtime hand a pod's annotations to the plugin, the last resort where nothing else has its facts",
     },
     Spec {

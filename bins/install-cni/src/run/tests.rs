@@ -15,8 +15,8 @@ fn where_plugins_look_changes_only_with_a_new_process() {
     assert_eq!(waiting, ["cni-agent-run-dir", "pod-source"]);
     let entry = config.install.entry;
     assert_eq!(entry.cni_agent_run_dir, std::path::Path::new("/run/one"));
-    assert_eq!(entry.extra.keys().collect::<Vec<_>>(), ["capture"]);
+    assert_eq!(entry.extra.keys().collect::<Vec<_>>(), ["capabilities", "capture"]);
     std::fs::remove_file(dir.path().join("CAPTURE")).unwrap();
     let (config, _) = agent.changed(&mut agent.options.clone()).unwrap();
-    assert!(config.install.entry.extra.is_empty());
+    assert_eq!(config.install.entry.extra.keys().collect::<Vec<_>>(), ["capabilities"]);
 }

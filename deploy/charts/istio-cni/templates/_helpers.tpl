@@ -106,7 +106,7 @@ operator.istio.io/component: Cni
   "DRAIN_TIMEOUT" $values.agent.drainTimeout
   "FACTS_TIMEOUT" $values.agent.factsTimeout
   "KERNEL_NETWORK_RUNTIME_CLASSES" (join "," $values.agent.kernelNetworkRuntimeClasses)
-  "RUNTIME_ANNOTATIONS" $values.agent.runtimeAnnotations
+  "RUNTIME_ANNOTATIONS" (ternary "false" "" (eq (toString $values.agent.runtimeAnnotations) "false"))
   "STRICT_STATUS" $values.agent.strictStatus
   "POD_SOURCE" $values.agent.podSource
   "HEALTH_PORT" (ternary "" (int $values.agent.healthPort) (eq (int $values.agent.healthPort) 8000))

@@ -20,6 +20,7 @@ mod socket;
 mod sources;
 mod surroundings;
 mod upgrade;
+mod waiting;
 
 /// Asserts that the text has every one of the parts.
 #[track_caller]

@@ -189,11 +189,11 @@ fn an_old_plugin_can_read_the_new_entry() {
     let mesh = Mesh::new().unwrap();
     let node = &mesh.node;
     let agent = node.agent().without("FACTS_TIMEOUT").ready().unwrap();
-    assert_decodable_by_the_original(&node.entry().unwrap(), &[]);
+    assert_decodable_by_the_original(&node.entry().unwrap(), &["capabilities"]);
     agent.kill().unwrap();
     let options =
         mesh.agent().env("FAILURE_POLICY", "open").env("CAPTURE", "enabled").env("ADD_TIMEOUT", "20s");
-    let options = options.env("RUNTIME_ANNOTATIONS", "true").env("EXCLUDE_NAMESPACES", "a,b");
+    let options = options.env("EXCLUDE_NAMESPACES", "a,b");
     let selectors = "- podSelector: {matchLabels: {a: b}}\n- namespaceSelector: {}\n";
     let options = options.env("AMBIENT_ENABLEMENT_SELECTOR", selectors);
     let _agent = options.ready().unwrap();

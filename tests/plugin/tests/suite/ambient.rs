@@ -208,12 +208,40 @@ fn every_answer_but_yes_fails_the_add() {
     }
 }
 
+/// An agent that has no ztunnel says when to ask again; another one takes the pod.
 #[test]
-fn an_agent_that_is_not_there_or_says_nothing() {
+fn an_agent_that_asks_for_patience_is_asked_again() {
     let scene = Scene::new();
     scene.set_pod(&json!({}), &json!({}));
+    let socket = scene.node.run_dir().join("pluginevent.sock");
+    let patience =
+        "HTTP/1.1 500 Internal Server Error\r\nRetry-After: 1\r\nContent-Length: 10\r\n\r\nno ztunnel";
+    let first = scene.agent(patience);
+    let call = scene.node.call("ADD", "web", scene.pod.path());
+    let add = std::thread::spawn(move || call.run().unwrap());
+    first.recv_timeout(Duration::from_secs(5)).unwrap();
+    std::fs::remove_file(&socket).unwrap();
+    // It ends without an answer, as in an upgrade.
+    drop(UnixListener::bind(&socket).unwrap());
+    std::thread::sleep(Duration::from_millis(1200));
+    std::fs::remove_file(&socket).unwrap();
+    let second = scene.agent(OK);
+    second.recv_timeout(Duration::from_secs(5)).unwrap();
+    let answer = add.join().unwrap();
+    assert_eq!(answer.exit, Some(0), "{answer:#?}");
+    assert_says(&answer.stderr, &["no ztunnel", "waiting for it", "the node agent has taken it"]);
+    assert!((1.0..3.0).contains(&answer.took.as_secs_f64()), "{:?}", answer.took);
+}
+
+#[test]
+fn an_agent_that_is_not_there_or_says_nothing() {
+    let mut scene = Scene::new();
+    scene.set_pod(&json!({}), &json!({}));
+    scene.node.conf["add_timeout"] = json!("1s");
     let answer = scene.node.call("ADD", "web", scene.pod.path()).run().unwrap();
     assert_says(&answer.error().unwrap().1, &["pluginevent.sock", "waits for the agent", "istio-cni-node"]);
+    assert!((0.8..1.5).contains(&answer.took.as_secs_f64()), "{:?}", answer.took);
+    scene.node.conf["add_timeout"] = json!("60s");
     let _heard = scene.agent("");
     let start = Instant::now();
     let answer = scene.node.call("ADD", "web", scene.pod.path()).run().unwrap();
@@ -236,7 +264,7 @@ fn labels_that_nobody_tells_fail_the_add() {
     scene.node.conf["runtimeConfig"] = json!({"io.kubernetes.cri.pod-annotations": {"a": "b"}});
     scene.node.conf["facts_timeout"] = json!("500ms");
     let answer = scene.node.call("ADD", "web", scene.pod.path()).run().unwrap();
-    assert_says(&answer.error().unwrap().1, &["depends on labels", "annotations only"]);
+    assert_says(&answer.error().unwrap().1, &["refused", "depends on labels", "annotations only"]);
 }
 
 #[test]
@@ -260,6 +288,7 @@ fn the_failure_policy_and_the_kill_switch_count() {
     let mut scene = Scene::new();
     scene.set_pod(&json!({}), &json!({}));
     scene.node.conf["failure_policy"] = json!("open");
+    scene.node.conf["add_timeout"] = json!("1s");
     let answer = scene.node.add("web", scene.pod.path()).unwrap();
     assert_says(&answer.stderr, &["pluginevent.sock"]);
     scene.node.conf["failure_policy"] = json!("closed");
