@@ -7,7 +7,9 @@ use runtimes::{Containerd, CriO, Machine, PodSpec, Runtime};
 fn scenario(machine: &Machine, runtime: &dyn Runtime) -> Vec<Section> {
     let mut sections = Vec::new();
     let mut note = |name: &str| sections.push(Section::of(name, &runtime.take_calls()));
-    let agent = machine.ambient_agent().env("CLEANUP_ON_EXIT", "always").ready().unwrap();
+    // The agent of then did not ask for annotations.
+    let agent = machine.ambient_agent().env("RUNTIME_ANNOTATIONS", "false");
+    let agent = agent.env("CLEANUP_ON_EXIT", "always").ready().unwrap();
     assert_eq!(runtime.network_not_ready(), None);
     note("agent install");
     let pod = PodSpec::sidecar("default", "web");
