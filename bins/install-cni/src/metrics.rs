@@ -38,6 +38,8 @@ pub(crate) struct Metrics {
     uncaptured: IntCounterVec,
     cluster_changes: IntCounter,
     watch_failures: IntCounterVec,
+    api_server_failures: IntCounterVec,
+    api_server_up: IntGaugeVec,
     /// Absent in sidecar mode, so that dashboards see which mode a node is in.
     ambient: Option<AmbientMetrics>,
     /// Pods of this node that are known.
@@ -83,6 +85,11 @@ impl Metrics {
         )?;
         registry.register(Box::new(cluster_changes.clone()))?;
         let watch_failures = counter("istio_cni_watch_failures_total", "Failures of a watch", &["watch"])?;
+        let api_server_failures = counter(
+            "istio_cni_api_server_failures_total",
+            "Failures of watches of the API server, and outages, by reason",
+            &["reason"],
+        )?;
         let options = HistogramOpts::new(
             "istio_cni_operation_duration_seconds",
             "Seconds of calls of the plugin, in total and by phase",
@@ -94,6 +101,9 @@ impl Metrics {
         let opts = Opts::new("istio_cni_install_ready", "Whether the plugin is installed and configured");
         let install_ready = IntGaugeVec::new(opts, &none)?;
         registry.register(Box::new(install_ready.clone()))?;
+        let opts = Opts::new("istio_cni_api_server_up", "Whether the API server answers this agent");
+        let api_server_up = IntGaugeVec::new(opts, &none)?;
+        registry.register(Box::new(api_server_up.clone()))?;
         let pods = IntGauge::new("istio_cni_pods", "Pods of this node that the agent knows")?;
         registry.register(Box::new(pods.clone()))?;
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
@@ -110,6 +120,8 @@ impl Metrics {
             uncaptured,
             cluster_changes,
             watch_failures,
+            api_server_failures,
+            api_server_up,
             ambient,
             pods,
             census: OnceLock::new(),
@@ -173,6 +185,17 @@ impl Metrics {
     /// A watch failed.
     pub(crate) fn watch_failure(&self, watch: &str) {
         self.watch_failures.with_label_values(&[watch]).inc();
+    }
+
+    /// The API server failed a watch, or was found away, for this reason.
+    pub(crate) fn api_server_failure(&self, reason: &str) {
+        self.api_server_failures.with_label_values(&[reason]).inc();
+    }
+
+    /// Whether the API server answers. The gauge is absent until this is first said.
+    pub(crate) fn api_server_up(&self, up: bool) {
+        let none: [&str; 0] = [];
+        self.api_server_up.with_label_values(&none).set(i64::from(up));
     }
 
     /// A pod runs without capture.

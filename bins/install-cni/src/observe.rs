@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use cluster::{Event as ClusterEvent, Source, Store, What};
+use cluster::{Event as ClusterEvent, Source, Store, WatchError, What};
 use install::Event as InstallEvent;
 
-use crate::health::Part;
+use crate::health::{Notice, Part};
 use crate::run::Agent;
 
 /// Listens to the installer, on its thread.
@@ -63,6 +63,9 @@ fn told(agent: &Agent, store: Option<&Store>, event: ClusterEvent) {
     match event {
         ClusterEvent::Synced => {
             health.ready(Part::Cluster);
+            if agent.writer.is_some() {
+                metrics.api_server_up(true);
+            }
             if let Some(store) = store {
                 store.synced();
             }
@@ -86,6 +89,9 @@ fn told(agent: &Agent, store: Option<&Store>, event: ClusterEvent) {
         }
         ClusterEvent::WatchFailed { what, error, failing_for, retry_in } => {
             metrics.watch_failure(kind(what));
+            if let WatchError::Api(error) = &error {
+                metrics.api_server_failure(error.reason());
+            }
             // What was listed once stays good for the pods that it is of; readiness needs the first list only.
             if !agent.cluster.state().synced {
                 health.pending(Part::Cluster, &error);
@@ -98,6 +104,23 @@ fn told(agent: &Agent, store: Option<&Store>, event: ClusterEvent) {
                 "the watch works again",
                 &[("watch", &kind(what)), ("failed_for_s", &failed_for.as_secs())],
             );
+        }
+        ClusterEvent::ServerAway { error } => {
+            metrics.api_server_failure(error.reason());
+            metrics.api_server_up(false);
+            if !agent.cluster.state().synced {
+                health.pending(Part::Cluster, &error);
+            }
+            health.notice(Notice::ApiServer, &error);
+            log.warn(
+                "the API server is away; what is known of pods goes on being used",
+                &[("error", &error)],
+            );
+        }
+        ClusterEvent::ServerBack { away_for } => {
+            metrics.api_server_up(true);
+            health.settled(Notice::ApiServer);
+            log.info("the API server answers again", &[("away_for_s", &away_for.as_secs())]);
         }
         ClusterEvent::Relisted { what } => log.info("everything is listed anew", &[("watch", &kind(what))]),
         ClusterEvent::Unreadable { what, error } => {

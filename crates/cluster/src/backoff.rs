@@ -4,24 +4,32 @@ use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::time::Duration;
 
-/// Pauses that double from `first` up to `most`, each ±20 % so that the agents of a cluster do not try in step.
+/// Pauses that double from `first` up to `most`, each varied so that the agents of a cluster do not try in step.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Backoff {
     first: Duration,
     most: Duration,
+    /// Bounds of the factor that each is multiplied with.
+    vary: (f64, f64),
 }
 
 impl Backoff {
     pub(crate) const fn new(first: Duration, most: Duration) -> Self {
-        Self { first, most }
+        Self { first, most, vary: (0.8, 1.2) }
+    }
+
+    /// Pauses between half of their length and all of it: agents that lost the same server at one moment soon ask at different ones.
+    pub(crate) const fn spread(first: Duration, most: Duration) -> Self {
+        Self { first, most, vary: (0.5, 1.0) }
     }
 
     /// The pause after so many failures in a row, from 1; never longer than `most`.
     pub(crate) fn pause(self, failures: u32) -> Duration {
         let doubled = self.first.saturating_mul(1 << failures.saturating_sub(1).min(20));
+        let (low, high) = self.vary;
         // RandomState is the standard library's only source of randomness
         let random = RandomState::new().hash_one(failures) % 1000;
-        doubled.min(self.most).mul_f64(0.8 + 0.4 * random as f64 / 1000.0).min(self.most)
+        doubled.min(self.most).mul_f64(low + (high - low) * random as f64 / 1000.0).min(self.most)
     }
 }
 
@@ -38,6 +46,17 @@ mod tests {
             let within = |pause: &f64| (about * 0.799..=f64::min(about * 1.201, 30.0)).contains(pause);
             assert!(pauses.iter().all(within), "{failures}: {pauses:?}");
             assert!(pauses.iter().any(|pause| *pause != pauses[0]), "{failures}: {pauses:?}");
+        }
+    }
+
+    #[test]
+    fn spread_pauses_take_half_of_their_length_or_more() {
+        let backoff = Backoff::spread(Duration::from_millis(400), Duration::from_secs(4));
+        for (failures, most) in [(1, 0.4), (2, 0.8), (4, 3.2), (5, 4.0), (1000, 4.0)] {
+            let pauses: Vec<f64> = (0..200).map(|_| backoff.pause(failures).as_secs_f64()).collect();
+            assert!(pauses.iter().all(|pause| (most / 2.0..=most).contains(pause)), "{failures}: {pauses:?}");
+            let early = pauses.iter().filter(|pause| **pause < most * 0.75).count();
+            assert!((50..150).contains(&early), "{failures}: {pauses:?}");
         }
     }
 }

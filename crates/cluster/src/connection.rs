@@ -1,27 +1,24 @@
 //! The connection to the API server, shared by everything that asks it.
 
 mod body;
+mod dial;
 mod token;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, HeaderValue, RETRY_AFTER, USER_AGENT};
+use http::header::{HeaderValue, RETRY_AFTER, USER_AGENT};
 use http::{Request, Response};
 use kube::Client;
-use kube::client::{Body, ClientBuilder};
+use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
-use tokio::sync::OnceCell;
-use tower::util::MapRequestLayer;
 
 use crate::error::{Error, chain};
+use crate::recovery::Recovery;
 pub(crate) use body::{Lines, read};
 use token::TokenFile;
-
-/// Longest wait for a TCP and TLS connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Largest refusal that is read: a `Status` object.
 const MAX_REFUSAL: usize = 64 << 10;
@@ -58,20 +55,18 @@ impl Access {
 
 /// A client that is made at its first use, so that a missing file keeps nobody from starting. It keeps connections open, honours no
 /// proxy settings of the environment, and repeats nothing by itself.
-#[derive(Debug)]
 pub struct Connection {
     access: Access,
     user_agent: String,
-    client: OnceCell<Shared>,
+    client: Mutex<Option<Client>>,
+    recovery: Recovery,
 }
-
-/// [`Client`] has no `Debug`.
-struct Shared(Client);
 
 impl Connection {
     /// Nothing is read or connected yet. `version` goes into the user agent, `istio-cni-agent/<version>`.
     pub fn new(access: Access, version: &str) -> Self {
-        Self { access, user_agent: format!("istio-cni-agent/{version}"), client: OnceCell::new() }
+        let user_agent = format!("istio-cni-agent/{version}");
+        Self { access, user_agent, client: Mutex::default(), recovery: Recovery::default() }
     }
 
     /// Sends a request and waits at most `limit` for the head of the answer. A refusal is an error.
@@ -82,17 +77,16 @@ impl Connection {
         limit: Duration,
     ) -> Result<Response<Body>, Error> {
         let setup = |reason| Error::Setup { operation: operation.into(), reason };
-        let client = self.client.get_or_try_init(|| self.open()).await.map_err(setup)?;
+        let client = self.client().await.map_err(setup)?;
         let request = request.map_err(|error| setup(chain(&error)))?.map(Body::from);
         let timed_out = || Error::TimedOut { operation: operation.into(), after: limit };
-        let response = match tokio::time::timeout(limit, client.0.send(request)).await {
+        let response = match tokio::time::timeout(limit, client.send(request)).await {
             Err(_) => return Err(timed_out()),
-            Ok(Err(error)) => {
-                return Err(Error::Unreachable { operation: operation.into(), reason: chain(&error) });
-            }
+            Ok(Err(error)) => return Err(Error::broken(operation, &error)),
             Ok(Ok(response)) => response,
         };
         if response.status().is_success() {
+            self.recovery.answered();
             return Ok(response);
         }
         let code = response.status().as_u16();
@@ -105,7 +99,23 @@ impl Connection {
             // the code says more than why its explanation could not be read
             Ok(Err(_)) | Err(_) => String::new(),
         };
-        Err(Error::Status { operation: operation.into(), code, message, retry_after })
+        let refusal = Error::Status { operation: operation.into(), code, message, retry_after };
+        if refusal.is_answer() {
+            self.recovery.answered();
+        }
+        Err(refusal)
+    }
+
+    /// Asks for nothing but an answer, as load balancers do. Who may not ask hears so from a server that is ready.
+    pub(crate) async fn ask_whether_ready(&self, operation: &str, limit: Duration) -> Result<Bytes, Error> {
+        let request =
+            Request::get("/readyz").body(Vec::new()).map_err(kube::core::request::Error::BuildRequest);
+        self.ask(operation, request, limit, MAX_REFUSAL).await
+    }
+
+    /// How the watches of this connection come back together.
+    pub(crate) fn recovery(&self) -> &Recovery {
+        &self.recovery
     }
 
     /// Sends a request and reads the whole answer, at most `max` bytes, within `limit` together.
@@ -124,22 +134,30 @@ impl Connection {
         tokio::time::timeout(limit, whole).await.map_err(timed_out)?
     }
 
-    async fn open(&self) -> Result<Shared, String> {
+    /// Lets go of connections that stand idle; the next request makes a new one.
+    pub(crate) fn renew(&self) {
+        *self.held() = None;
+    }
+
+    async fn client(&self) -> Result<Client, String> {
+        if let Some(client) = self.held().clone() {
+            return Ok(client);
+        }
+        let client = self.open().await?;
+        // If two come here at once, each has one, and the later is kept.
+        *self.held() = Some(client.clone());
+        Ok(client)
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<Client>> {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn open(&self) -> Result<Client, String> {
         let (mut config, token) = self.config().await?;
-        let token = token.map(Arc::new);
-        config.connect_timeout = Some(CONNECT_TIMEOUT);
-        // Ours are counted, shown and bounded; kube's own would go on for minutes in silence.
-        config.default_retry = false;
         let agent = HeaderValue::from_str(&self.user_agent).map_err(|error| chain(&error))?;
         config.headers.push((USER_AGENT, agent));
-        let builder = ClientBuilder::try_from(config).map_err(|error| chain(&error))?;
-        let authorize = MapRequestLayer::new(move |mut request: Request<Body>| {
-            if let Some(value) = token.as_deref().and_then(TokenFile::header) {
-                request.headers_mut().insert(AUTHORIZATION, value);
-            }
-            request
-        });
-        Ok(Shared(builder.with_layer(&authorize).build()))
+        dial::client(&config, token)
     }
 
     async fn config(&self) -> Result<(kube::Config, Option<TokenFile>), String> {
@@ -169,9 +187,9 @@ impl Connection {
     }
 }
 
-impl std::fmt::Debug for Shared {
+impl std::fmt::Debug for Connection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Client")
+        f.debug_struct("Connection").field("access", &self.access).finish_non_exhaustive()
     }
 }
 

@@ -24,8 +24,26 @@ pub enum Error {
         /// The words of the layers below.
         reason: String,
     },
+    /// The system gave a connection up, because nothing that was sent on it was acknowledged.
+    #[error(
+        "{operation}: the connection is dead, nothing on it is acknowledged; a firewall, a load balancer or a node on the way to the API server drops packets"
+    )]
+    Lost {
+        /// What was attempted.
+        operation: String,
+    },
+    /// A watch brought nothing for longer than an API server is silent.
+    #[error(
+        "{operation}: no event came for {:.0} s, not even a bookmark; a new connection is made, since something on the way may hold this one open", .after.as_secs_f64()
+    )]
+    Silent {
+        /// What was attempted.
+        operation: String,
+        /// How long it was waited for.
+        after: Duration,
+    },
     /// The server was too slow.
-    #[error("{operation}: no answer within {:.1} s; the API server or the way to it is overloaded", .after.as_secs_f64())]
+    #[error("{operation}: no answer within {:.1} s; the API server or the way to it is overloaded or drops packets", .after.as_secs_f64())]
     TimedOut {
         /// What was attempted.
         operation: String,
@@ -73,6 +91,36 @@ pub enum Error {
 }
 
 impl Error {
+    /// A connection that could not be made, or that ended before its time.
+    pub(crate) fn broken(operation: &str, cause: &(dyn std::error::Error + 'static)) -> Self {
+        let operation = operation.to_owned();
+        if is_timeout(cause) {
+            return Self::Lost { operation };
+        }
+        Self::Unreachable { operation, reason: chain(cause) }
+    }
+
+    /// The kind of failure in one word, for metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Setup { .. } => "setup",
+            Self::Unreachable { .. } => "unreachable",
+            Self::Lost { .. } | Self::Silent { .. } => "lost",
+            Self::TimedOut { .. } => "timeout",
+            Self::Status { code: 401, .. } => "unauthorized",
+            Self::Status { code: 403, .. } => "forbidden",
+            Self::Status { code: 429 | 503, .. } => "overloaded",
+            Self::Status { .. } => "status",
+            Self::TooLarge { .. } | Self::NotUnderstood { .. } | Self::ClosedEarly { .. } => "malformed",
+        }
+    }
+
+    /// Whether a server read the request and answered to it, though it refused. One that is overloaded, starting or does not know us
+    /// does not count.
+    pub(crate) fn is_answer(&self) -> bool {
+        matches!(self, Self::Status { code, .. } if !matches!(code, 401 | 429 | 500..))
+    }
+
     /// The HTTP status, if the server answered with one.
     pub fn status(&self) -> Option<u16> {
         match self {
@@ -106,6 +154,19 @@ fn advice(code: u16) -> &'static str {
         500.. => "look into the API server's log",
         _ => "look at the request in the API server's audit log",
     }
+}
+
+/// Whether the system's timer for a connection ran out somewhere below.
+fn is_timeout(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        let io = cause.downcast_ref::<std::io::Error>();
+        if io.is_some_and(|io| io.raw_os_error() == Some(rustix::io::Errno::TIMEDOUT.raw_os_error())) {
+            return true;
+        }
+        next = cause.source();
+    }
+    false
 }
 
 /// The words of an error and of what caused it. Many libraries repeat the cause in their own words, which is left out here.

@@ -30,6 +30,7 @@ mod connection;
 mod error;
 pub mod index;
 pub mod queue;
+mod recovery;
 pub mod store;
 pub mod watch;
 pub mod write;

@@ -20,6 +20,7 @@ use crate::backoff::Backoff;
 use crate::connection::Connection;
 use crate::error::Error;
 use crate::index::{Index, PodKey};
+use crate::recovery::{Outage, Recovery, Stands};
 use list::Kind;
 pub use manifests::ManifestError;
 use reflector::Reflector;
@@ -91,7 +92,7 @@ pub enum Event {
         error: WatchError,
         /// Since the first failure in a row.
         failing_for: Duration,
-        /// The pause before the next try.
+        /// The pause before the next try, if the API server answers by then.
         retry_in: Duration,
     },
     /// It works again.
@@ -105,6 +106,16 @@ pub enum Event {
     Relisted {
         /// Which.
         what: What,
+    },
+    /// The API server answers no watch and no question whether it is ready. Comes again when the reason is another one.
+    ServerAway {
+        /// Why.
+        error: Error,
+    },
+    /// It answers again.
+    ServerBack {
+        /// Since it was found away.
+        away_for: Duration,
     },
     /// An object or file cannot be read. What was known of it stays, and everything else goes on.
     Unreadable {
@@ -190,10 +201,12 @@ pub async fn run(source: Source, cluster: Cluster, observer: impl Fn(Event) + Se
         Source::Manifests { dir } => manifests::watch(&dir, &reporter).await,
         Source::Kubernetes { connection, node, limits } => {
             let reflect = |kind| Reflector::new(&connection, kind, limits, &reporter).run();
-            // neither ends
-            let pods = std::pin::pin!(reflect(Kind::Pods { node }));
-            let namespaces = std::pin::pin!(reflect(Kind::Namespaces));
-            futures_util::future::select(pods, namespaces).await.factor_first().0
+            // none of them ends
+            tokio::select! {
+                never = connection.recovery().run(&connection, |outage| reporter.outage(outage)) => never,
+                never = reflect(Kind::Pods { node }) => never,
+                never = reflect(Kind::Namespaces) => never,
+            }
         }
     }
 }
@@ -237,6 +250,16 @@ impl Reporter<'_> {
         }
     }
 
+    fn outage(&self, outage: Outage) {
+        self.tell(match outage {
+            Outage::Reason(error) => {
+                self.cluster.state_mut().last_error = Some(error.to_string());
+                Event::ServerAway { error }
+            }
+            Outage::Over { lasted } => Event::ServerBack { away_for: lasted },
+        });
+    }
+
     fn unreadable(&self, what: What, error: impl Into<WatchError>) {
         self.tell(Event::Unreadable { what, error: error.into() });
     }
@@ -246,13 +269,16 @@ impl Reporter<'_> {
 struct Standing<'a> {
     what: What,
     reporter: &'a Reporter<'a>,
+    /// Shared by the watches of the API server.
+    recovery: Option<&'a Recovery>,
+    stands: Option<Stands<'a>>,
     failing: Option<Instant>,
     failures: u32,
 }
 
 impl<'a> Standing<'a> {
-    fn new(what: What, reporter: &'a Reporter<'a>) -> Self {
-        Self { what, reporter, failing: None, failures: 0 }
+    fn new(what: What, reporter: &'a Reporter<'a>, recovery: Option<&'a Recovery>) -> Self {
+        Self { what, reporter, recovery, stands: None, failing: None, failures: 0 }
     }
 
     /// It works; the next failure is a first one.
@@ -263,6 +289,7 @@ impl<'a> Standing<'a> {
 
     /// It seems to work; another failure soon is still one in a row.
     fn stands(&mut self) {
+        self.stands = self.recovery.map(Recovery::stands);
         self.reporter.set_ok(self.what, true, None);
         if let Some(since) = self.failing.take() {
             let failed_for = since.elapsed();
@@ -273,21 +300,25 @@ impl<'a> Standing<'a> {
     /// Tells of a failure and waits before the next try.
     async fn failed(&mut self, error: impl Into<WatchError>) {
         let error = error.into();
+        self.stands = None;
         self.failures = self.failures.saturating_add(1);
         let failing_for = self.failing.get_or_insert_with(Instant::now).elapsed();
         let asked = match &error {
             WatchError::Api(error) => error.retry_after().unwrap_or_default(),
             WatchError::Manifests(_) => Duration::ZERO,
         };
-        let retry_in = RETRY.pause(self.failures).max(asked.min(LONGEST_PAUSE));
+        let longest = self.recovery.map_or(LONGEST_PAUSE, |recovery| recovery.longest_pause(LONGEST_PAUSE));
+        let retry_in = RETRY.pause(self.failures).min(longest).max(asked.min(LONGEST_PAUSE));
         self.reporter.set_ok(self.what, false, Some(&error));
         self.reporter.tell(Event::WatchFailed { what: self.what, error, failing_for, retry_in });
-        tokio::time::sleep(retry_in).await;
+        match self.recovery {
+            Some(recovery) => recovery.pause(retry_in).await,
+            None => tokio::time::sleep(retry_in).await,
+        }
     }
 }
 
-/// Pauses between tries of a list or watch. A new agent must not wait long for a server that just starts, and the agents of a large
-/// cluster must not keep it from starting.
+/// Pauses between tries of a list or watch that fails though the API server answers.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(200), LONGEST_PAUSE);
 
 /// Nor does an agent wait longer when it is asked to.

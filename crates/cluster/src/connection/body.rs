@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use kube::client::Body;
 
-use crate::error::{Error, chain};
+use crate::error::Error;
 
 /// The whole body, at most `max` bytes.
 pub(crate) async fn read(operation: &str, body: Body, max: usize) -> Result<Bytes, Error> {
@@ -13,7 +13,7 @@ pub(crate) async fn read(operation: &str, body: Body, max: usize) -> Result<Byte
         Err(error) if error.is::<http_body_util::LengthLimitError>() => {
             Err(Error::TooLarge { operation: operation.into(), limit: max })
         }
-        Err(error) => Err(Error::Unreachable { operation: operation.into(), reason: chain(&*error) }),
+        Err(error) => Err(Error::broken(operation, &*error)),
     }
 }
 
@@ -43,9 +43,7 @@ impl Lines {
             match self.body.frame().await {
                 None => return Ok(None),
                 Some(Ok(frame)) => self.chunk = frame.into_data().unwrap_or_default(),
-                Some(Err(error)) => {
-                    return Err(Error::Unreachable { operation: operation.into(), reason: chain(&error) });
-                }
+                Some(Err(error)) => return Err(Error::broken(operation, &error)),
             }
         }
     }

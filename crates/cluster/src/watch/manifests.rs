@@ -53,7 +53,7 @@ pub enum ManifestError {
 
 /// Watches for ever.
 pub(super) async fn watch(dir: &Path, reporter: &Reporter<'_>) -> Infallible {
-    let mut standing = Standing::new(What::Manifests, reporter);
+    let mut standing = Standing::new(What::Manifests, reporter, None);
     let mut files = Files::default();
     loop {
         let error = match follow(dir, &mut files, &mut standing).await {

@@ -29,7 +29,7 @@ pub(super) struct Reflector<'a> {
 
 /// How a watch ended without an error.
 enum End {
-    /// The server closed it, or nothing came for too long.
+    /// The server closed it.
     Over,
     /// The version is too old.
     Expired,
@@ -42,7 +42,7 @@ impl<'a> Reflector<'a> {
         limits: Limits,
         reporter: &'a Reporter<'a>,
     ) -> Self {
-        let standing = Standing::new(kind.what(), reporter);
+        let standing = Standing::new(kind.what(), reporter, Some(connection.recovery()));
         Self { connection, kind, limits, reporter, standing }
     }
 
@@ -123,7 +123,7 @@ impl<'a> Reflector<'a> {
         loop {
             let patience = if settled { self.limits.silence } else { self.limits.settle };
             match tokio::time::timeout(patience, lines.next(&operation)).await {
-                Err(_) if settled => return Ok(End::Over),
+                Err(_) if settled => return Err(Error::Silent { operation, after: patience }),
                 Err(_) => {}
                 Ok(Ok(None)) if settled => return Ok(End::Over),
                 Ok(Ok(None)) => return Err(Error::ClosedEarly { operation }),

@@ -106,6 +106,26 @@ impl Agent {
         self.events().into_iter().filter_map(failed).collect()
     }
 
+    /// Why the server was away, each time that was told.
+    pub(crate) fn away(&self) -> Vec<String> {
+        let events = self.events().into_iter();
+        events
+            .filter_map(
+                |event| if let Event::ServerAway { error } = event { Some(error.to_string()) } else { None },
+            )
+            .collect()
+    }
+
+    /// How long outages lasted that are over.
+    pub(crate) fn outages(&self) -> Vec<Duration> {
+        let events = self.events().into_iter();
+        events
+            .filter_map(
+                |event| if let Event::ServerBack { away_for } = event { Some(away_for) } else { None },
+            )
+            .collect()
+    }
+
     pub(crate) fn restored(&self, of: What) -> bool {
         self.events().iter().any(|event| matches!(event, Event::WatchRestored { what, .. } if *what == of))
     }
@@ -133,7 +153,10 @@ pub(crate) struct Setup {
 
 impl Setup {
     pub(crate) fn new() -> Self {
-        let server = ApiServer::start().unwrap();
+        Self::of(ApiServer::start().unwrap())
+    }
+
+    pub(crate) fn of(server: ApiServer) -> Self {
         let account = tempfile::tempdir().unwrap();
         server.write_service_account(account.path()).unwrap();
         server.set_namespace("shop", &[("team", "red")]);

@@ -10,6 +10,7 @@ use crate::agent::{Agent, LIMITS, Setup};
 /// Disturbs the watch of pods while a pod comes and another goes, and waits until the agent knows.
 async fn survives(fault: WatchFault) -> (Setup, Agent) {
     let setup = Setup::new();
+    setup.server.set_bookmark_interval(Some(LIMITS.silence / 3));
     setup.set_pod("goes", "1");
     setup.set_pod("stays", "1");
     let agent = setup.synced_agent().await;
@@ -51,14 +52,18 @@ async fn silence_is_noticed() {
     let start = Instant::now();
     let (_setup, agent) = survives(WatchFault::Hang).await;
     assert!(start.elapsed() >= LIMITS.silence);
-    assert_eq!((agent.relists(What::Pods), agent.failures(What::Pods)), (0, vec![]));
+    let failures = agent.failures(What::Pods);
+    assert_eq!((agent.relists(What::Pods), failures.len()), (0, 1), "{failures:?}");
+    assert!(failures[0].0.contains("no event came for 2 s, not even a bookmark"), "{failures:?}");
+    assert_eq!(agent.away(), [""; 0], "the server answers, and only this watch was silent");
 }
 
 #[tokio::test]
 async fn events_that_trickle_arrive_and_those_that_take_too_long_come_by_another_watch() {
-    for interval in [Duration::from_micros(500), Duration::from_millis(5)] {
+    for (interval, given_up) in [(Duration::from_micros(500), 0), (Duration::from_millis(5), 1)] {
         let (_setup, agent) = survives(WatchFault::Slow(interval)).await;
-        assert_eq!((agent.relists(What::Pods), agent.failures(What::Pods)), (0, vec![]), "{interval:?}");
+        let failures = agent.failures(What::Pods);
+        assert_eq!((agent.relists(What::Pods), failures.len()), (0, given_up), "{interval:?}: {failures:?}");
     }
 }
 

@@ -11,6 +11,7 @@ mod faults;
 mod load;
 mod manifests;
 mod outage;
+mod recovery;
 mod server;
 mod store;
 mod writer;

@@ -25,9 +25,9 @@ async fn a_server_that_is_away_for_three_seconds_is_caught_up_with() {
     assert_eq!(agent.pods(), ["shop/goes", "shop/stays"], "what was known stays");
     assert!(agent.cluster.state().synced, "and can be used");
     assert!(!agent.cluster.state().pods_ok && !agent.cluster.state().namespaces_ok);
-    let failures = agent.failures(What::Pods);
-    assert!((3..=6).contains(&failures.len()), "{failures:?}");
-    assert!(failures.last().unwrap().0.contains("onnection refused"), "{failures:?}");
+    assert_eq!(agent.failures(What::Pods).len(), 1, "a watch waits for the server's return");
+    let away = agent.away();
+    assert!(away.len() == 1 && away[0].contains("onnection refused"), "{away:?}");
     setup.server.restart().unwrap();
     agent.until("the changes", |agent| agent.pods() == ["shop/comes", "shop/stays"]).await;
     agent
@@ -42,6 +42,8 @@ async fn a_server_that_is_away_for_three_seconds_is_caught_up_with() {
     );
     let state = agent.cluster.state();
     assert!(state.pods_ok && state.namespaces_ok && state.last_error.is_none(), "{state:?}");
+    let outages = agent.outages();
+    assert!(outages.len() == 1 && outages[0] > Duration::from_secs(2), "{outages:?}");
 }
 
 #[tokio::test]
@@ -64,8 +66,9 @@ async fn an_ended_token_is_told_and_the_next_one_is_used() {
     tokio::time::sleep(LIMITS.settle * 2).await;
     setup.server.set_token("the-next-one");
     setup.server.disturb_watches(Resource::Pods, WatchFault::Close);
-    agent.until("a refusal", |agent| agent.failures(What::Pods).len() > 1).await;
+    agent.until("a refused question", |agent| !agent.away().is_empty()).await;
     let failures = agent.failures(What::Pods);
+    assert!(agent.away()[0].contains("401 Unauthorized"), "{:?}", agent.away());
     assert!(failures[0].0.contains("401 Unauthorized; the token or certificate"), "{failures:?}");
     assert!(failures.iter().all(|(text, _)| !text.contains("token-of-the-node-agent")), "{failures:?}");
     assert_eq!(agent.pods(), ["shop/web"]);
@@ -118,9 +121,7 @@ async fn a_service_account_that_comes_late_or_is_broken_is_told() {
     let (token, ca) = (setup.account.path().join("token"), setup.account.path().join("ca.crt"));
     fs::remove_file(&token).unwrap();
     let agent = setup.agent();
-    let failed = |agent: &Agent, text: &str| {
-        agent.failures(What::Pods).last().is_some_and(|(last, _)| last.contains(text))
-    };
+    let failed = |agent: &Agent, text: &str| agent.away().last().is_some_and(|last| last.contains(text));
     agent.until("a missing token", |agent| failed(agent, &format!("read {}", token.display()))).await;
     fs::write(&token, " \n").unwrap();
     agent.until("an empty token", |agent| failed(agent, "token is empty")).await;

@@ -16,7 +16,7 @@ fn readiness_lists_what_is_pending_until_nothing_is() {
     std::fs::remove_file(node.conflist()).unwrap();
     node.api.stop();
     let mut agent = node.agent().start().unwrap();
-    let body = agent.wait_unready(&["install: ", "no networks found", "cluster: ", "list "]).unwrap();
+    let body = agent.wait_unready(&["install: ", "no networks found", "cluster: ", "API server"]).unwrap();
     assert!(body.starts_with("Service Unavailable\n"), "{body}");
     // The sockets were quick, so that what is listed is what is missing.
     let pending = agent.wait_unready(&[]).unwrap();
@@ -41,10 +41,21 @@ fn readiness_lists_what_is_pending_until_nothing_is() {
     node.api.stop();
     eventually("the failure is counted", PATIENCE, || {
         ensure!(agent.metric("istio_cni_watch_failures_total{watch=\"pods\"}")? > 0.0);
+        ensure!(agent.metric("istio_cni_api_server_up")? == 0.0);
         Ok(())
     })
     .unwrap();
+    assert!(agent.metric("istio_cni_api_server_failures_total{reason=\"unreachable\"}").unwrap() > 0.0);
     assert_eq!(agent.readyz().unwrap().status, 200);
+    let verbose = || agent.health("/readyz?verbose");
+    assert_says(&verbose().unwrap().body, &["[+]cluster ok", "[!]api server: ", "onnection refused"]);
+    node.api.restart().unwrap();
+    eventually("the outage is over", PATIENCE, || {
+        ensure!(agent.metric("istio_cni_api_server_up")? == 1.0);
+        ensure!(!verbose()?.body.contains("[!]"), "{}", verbose()?.body);
+        Ok(())
+    })
+    .unwrap();
 }
 
 /// N-12: the original's names and labels, nothing added to them, and ours.
@@ -73,6 +84,8 @@ fn metrics_have_exactly_these_names_and_labels() {
     .unwrap();
     let of = "operation,phase,result";
     let wanted = [
+        "istio_cni_api_server_failures_total{reason}",
+        "istio_cni_api_server_up{}",
         "istio_cni_config_overwritten_total{component}",
         "istio_cni_facts_requests_total{result}",
         "istio_cni_facts_source_total{source}",

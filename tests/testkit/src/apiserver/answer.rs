@@ -40,6 +40,9 @@ pub(super) fn refuse(request: &Request, state: &State) -> Option<Answer> {
 
 pub(super) fn answer(request: &Request, state: &mut State) -> Answer {
     let nothing = || Answer(404, b"404 page not found\n".to_vec());
+    if request.path == "/readyz" {
+        return Answer(200, b"ok".to_vec());
+    }
     let Some(target) = request.target() else { return nothing() };
     match (request.method.as_str(), target) {
         ("GET", Target::Collection(resource, namespace)) => {
