@@ -24,8 +24,10 @@ mod record;
 mod socket;
 mod spare;
 mod takeover;
+mod tell;
 mod troubles;
 mod verify;
+mod waiting;
 mod work;
 
 use std::collections::HashSet;
@@ -43,6 +45,7 @@ use tokio::sync::{Notify, RwLock};
 use tokio::task::JoinSet;
 use zds::{Listener, Ztunnels};
 
+use crate::events::Events;
 use crate::health::{Health, Part};
 use crate::metrics::Metrics;
 use config::AmbientConfig;
@@ -55,6 +58,7 @@ use members::{Member, Members};
 use record::Records;
 pub(crate) use socket::{EventSocket, MODE};
 use troubles::Troubles;
+use waiting::Waiting;
 
 /// How long to wait before another try at the node's namespace or the socket (AA-1).
 const RETRY: Duration = Duration::from_secs(2);
@@ -81,6 +85,7 @@ pub(crate) struct Ambient {
     health: Arc<Health>,
     cluster: Cluster,
     writer: Option<Writer>,
+    events: Arc<Events>,
     queue: Arc<Queue<PodKey>>,
     members: Arc<Members>,
     records: Arc<Records>,
@@ -106,6 +111,8 @@ pub(crate) struct Ambient {
     seen: Mutex<HashSet<String>>,
     /// Pods that should be in and are not.
     troubles: Troubles,
+    /// Pods that wait for something of the node.
+    waiting: Waiting,
 }
 
 /// What it needs of the agent.
@@ -116,6 +123,7 @@ pub(crate) struct Parts {
     pub(crate) health: Arc<Health>,
     pub(crate) cluster: Cluster,
     pub(crate) writer: Option<Writer>,
+    pub(crate) events: Arc<Events>,
     /// Where records are kept.
     pub(crate) run_dir: PathBuf,
 }
@@ -124,7 +132,7 @@ pub(crate) struct Parts {
 
 impl Ambient {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
-        let Parts { config, log, metrics, health, cluster, writer, run_dir } = parts;
+        let Parts { config, log, metrics, health, cluster, writer, events, run_dir } = parts;
         raise_open_files(&log);
         let members = Arc::new(Members::default());
         let (told, counted) = (log.clone(), metrics.clone());
@@ -138,6 +146,7 @@ impl Ambient {
             health,
             cluster,
             writer,
+            events,
             queue: Arc::default(),
             members,
             records: Arc::new(Records::new(&run_dir)),
@@ -155,6 +164,7 @@ impl Ambient {
             synced: Notify::new(),
             seen: Mutex::default(),
             troubles: Troubles::default(),
+            waiting: Waiting::default(),
         });
         let weak = Arc::downgrade(&ambient);
         ambient.members.on_unsettled(move |key| {
@@ -200,6 +210,7 @@ impl Ambient {
         let mut tasks = JoinSet::new();
         tasks.spawn(self.clone().work());
         tasks.spawn(self.clone().verify());
+        tasks.spawn(self.clone().tell_waiting());
         tasks.spawn(self.clone().begin(listed));
         let work = async {
             self.stop.notified().await;

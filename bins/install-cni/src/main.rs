@@ -6,6 +6,7 @@
 mod ambient;
 mod config;
 mod config_dir;
+mod events;
 mod health;
 mod log_socket;
 mod metrics;

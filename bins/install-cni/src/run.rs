@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 
 use crate::ambient::{self, Ambient, EventSocket};
 use crate::config::{self, BadOption, Config, PodSource};
+use crate::events::Events;
 use crate::health::{Health, Part};
 use crate::log_socket::LogSocket;
 use crate::metrics::Metrics;
@@ -120,6 +121,7 @@ impl Agent {
             .build()
             .map_err(Error::Runtime)?;
         let source = self.source();
+        let events = Arc::new(Events::new(self.writer.clone(), self.log.clone()));
         self.ambient = self.config.ambient.clone().map(|config| {
             Ambient::new(ambient::Parts {
                 config,
@@ -128,6 +130,7 @@ impl Agent {
                 health: self.health.clone(),
                 cluster: self.cluster.clone(),
                 writer: self.writer.clone(),
+                events: events.clone(),
                 run_dir: self.config.run_dir.clone(),
             })
         });

@@ -162,6 +162,13 @@ impl Scope {
         self.log(Level::Warn, msg, labels);
     }
 
+    /// A line of level warn that sums up and is told each time: whoever writes it chooses the pauses.
+    pub fn sum_up(&self, msg: impl Display, labels: &[Label<'_>]) {
+        if self.level.passes(Level::Warn) {
+            self.tell(Level::Warn, &msg.to_string(), labels);
+        }
+    }
+
     /// A line of level error.
     pub fn error(&self, msg: impl Display, labels: &[Label<'_>]) {
         self.log(Level::Error, msg, labels);
@@ -186,8 +193,12 @@ impl Scope {
         if times > 1 {
             labels.push(("repeated", &times));
         }
+        self.tell(level, &msg, &labels);
+    }
+
+    fn tell(&self, level: Level, msg: &str, labels: &[Label<'_>]) {
         let mut out = Vec::new();
-        self.journal.line(&mut out, self.name, level, Stamp::At(SystemTime::now()), &msg, &labels);
+        self.journal.line(&mut out, self.name, level, Stamp::At(SystemTime::now()), msg, labels);
         self.journal.write(&out);
     }
 

@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use super::waiting::Cause;
+
 /// When it is tried again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Again {
@@ -124,6 +126,18 @@ impl Failure {
             Self::Ztunnel(_) | Self::Unztunnel(_) => reason::ZTUNNEL,
             Self::Probes { .. } => reason::PROBES,
             Self::Api(_) => reason::API,
+        }
+    }
+
+    /// What is missing on the node, where that is why: then it is no concern of this pod alone.
+    pub(crate) fn cause(&self) -> Option<Cause> {
+        match self {
+            Self::NotReady | Self::Probes { .. } => Some(Cause::HostSide),
+            Self::Ztunnel(zds::AddError::NoZtunnel | zds::AddError::Lost(_)) => Some(Cause::Ztunnel),
+            // It has answered, about this object.
+            Self::Api(error) if matches!(error.status(), Some(400 | 404 | 409 | 413 | 422)) => None,
+            Self::Api(_) => Some(Cause::ApiServer),
+            _ => None,
         }
     }
 

@@ -9,6 +9,7 @@ use facts::Facts;
 use hyper::body::Bytes;
 use hyper::header::{self, HeaderValue};
 use hyper::{Request, StatusCode};
+use telemetry::Level;
 
 use super::Ambient;
 use super::enrol::Place;
@@ -51,6 +52,17 @@ enum Refusal {
     Ending,
 }
 
+impl Refusal {
+    /// Whether it says nothing about this pod: the log and `/readyz` tell of it once for all of them.
+    fn is_of_the_node(&self) -> bool {
+        match self {
+            Self::NotReady => true,
+            Self::Failed { failure, .. } => failure.cause().is_some(),
+            _ => false,
+        }
+    }
+}
+
 impl Handler for EventSocket {
     /// An event with as many addresses as we take, and some room.
     const MAX_BODY: usize = 64 << 10;
@@ -73,7 +85,8 @@ impl Handler for EventSocket {
         match work.await.unwrap_or(Err(Refusal::Ending)) {
             Ok(()) => self.counted(text(StatusCode::OK, "")),
             Err(refusal) => {
-                self.ambient.log.warn(&refusal, &[("pod", &pod)]);
+                let level = if refusal.is_of_the_node() { Level::Debug } else { Level::Warn };
+                self.ambient.log.log(level, &refusal, &[("pod", &pod)]);
                 let mut answer = text(StatusCode::INTERNAL_SERVER_ERROR, format!("{refusal}\n"));
                 if refusal.may_pass() {
                     answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
@@ -108,7 +121,7 @@ impl EventSocket {
 }
 
 impl Ambient {
-    async fn announced(&self, event: Event) -> Result<(), Refusal> {
+    async fn announced(self: Arc<Self>, event: Event) -> Result<(), Refusal> {
         let name = format!("{}/{}", event.namespace, event.name);
         if self.host.get().is_none() {
             return Err(Refusal::NotReady);
@@ -143,10 +156,15 @@ impl Ambient {
         match result {
             Ok(_) => {
                 self.troubles.solved(&key.uid, Instant::now());
+                self.waiting.over(&key.uid);
                 Ok(())
             }
             Err(failure) => {
                 self.troubles.note(&key.uid, failure.reason());
+                if let Some(message) = self.note_waiting(&key, &failure) {
+                    let ambient = self.clone();
+                    tokio::spawn(async move { ambient.tell_that_it_waits(&key, &message).await });
+                }
                 Err(Refusal::Failed { pod: name, failure })
             }
         }

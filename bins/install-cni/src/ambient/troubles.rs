@@ -43,6 +43,13 @@ impl Troubles {
         true
     }
 
+    /// The Event could not be written: it is news still.
+    pub(crate) fn unsay(&self, uid: &str, text: &str) {
+        if let Some(trouble) = self.all().get_mut(uid) {
+            trouble.told.retain(|(told, _)| told != text);
+        }
+    }
+
     /// Nothing is wrong with the pod any more.
     pub(crate) fn solved(&self, uid: &str, now: Instant) {
         let mut all = self.all();

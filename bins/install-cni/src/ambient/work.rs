@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use cluster::PodKey;
-use cluster::write::EventText;
 use facts::Facts;
 
 use super::Ambient;
@@ -18,14 +17,6 @@ use super::members::{Look, Member, State};
 
 /// Tasks that work. Most of a pod's time is waiting for ztunnel or the API server.
 const WORKERS: usize = 8;
-/// `reason` of the event about a pod that cannot be enrolled.
-const NOT_IN: &str = "AmbientEnrollmentFailed";
-/// The same about a pod that cannot be taken out.
-const NOT_OUT: &str = "AmbientRemovalFailed";
-/// The same about a pod of whose traffic one family passes by.
-const PARTLY_IN: &str = "AmbientPartialCapture";
-/// `source.component` of the event: the agent's DaemonSet.
-const COMPONENT: &str = "istio-cni-node";
 
 impl Ambient {
     /// Works until the task is aborted.
@@ -49,6 +40,7 @@ impl Ambient {
                 Ok(()) => {
                     self.log.settled(&[("pod", &pod_text(running.key()))]);
                     self.troubles.solved(&running.key().uid, Instant::now());
+                    self.waiting.answered(&running.key().uid);
                     running.done();
                 }
                 Err(failure) => {
@@ -125,7 +117,10 @@ impl Ambient {
                     self.tell_of_the_other_family(&mut member).await;
                     self.mark(member, facts, Some(ENABLED)).await
                 }
-                _ => Ok(()),
+                _ => {
+                    self.wait_for_ztunnel(key);
+                    Ok(())
+                }
             };
         }
         // An event of the plugin comes before the status has an address; what it said holds until then.
@@ -236,40 +231,5 @@ impl Ambient {
             seen.retain(|uid| self.cluster.index().pods().any(|pod| pod.uid() == Some(uid)));
         }
         !seen.insert(key.uid.clone())
-    }
-
-    /// The log hears of each failure, the pod's events of those that somebody has to do something about.
-    async fn tell(&self, key: &PodKey, failure: &Failure, attempt: u32) {
-        self.log.warn(failure, &[("pod", &pod_text(key))]);
-        self.troubles.note(&key.uid, failure.reason());
-        if failure.is_for_events(attempt) {
-            let reason = if failure.is_on_the_way_out() { NOT_OUT } else { NOT_IN };
-            self.tell_pod(key, reason, &failure.to_string()).await;
-        }
-    }
-
-    /// Writes an Event about the pod, once for each text.
-    async fn tell_pod(&self, key: &PodKey, reason: &str, message: &str) {
-        let Some(writer) = &self.writer else { return };
-        if !self.troubles.is_news(&key.uid, message, Instant::now()) {
-            return;
-        }
-        let event = EventText { warning: true, reason, message, component: COMPONENT };
-        if let Err(error) = writer.create_event(key, event).await {
-            self.log.warn(&error, &[("pod", &pod_text(key))]);
-        }
-    }
-
-    /// A pod with addresses of both families is in with the one that is captured on this node. Nobody may think that it is in with both.
-    async fn tell_of_the_other_family(&self, member: &mut Member) {
-        if self.node_options(member).ipv6 || member.told_partial || !member.ips.iter().any(IpAddr::is_ipv6) {
-            return;
-        }
-        member.told_partial = true;
-        self.note(member);
-        let text = "the pod is in the mesh with IPv4 only: what it sends and gets by IPv6 passes by ztunnel, because IPv6 is not captured on \
-                    this node (AMBIENT_IPV6=false); set ambient.ipv6 of the chart";
-        self.log.warn(text, &[("pod", &pod_text(&member.key))]);
-        self.tell_pod(&member.key, PARTLY_IN, text).await;
     }
 }

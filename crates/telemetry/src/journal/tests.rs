@@ -124,3 +124,21 @@ fn what_is_well_counts_also_where_it_is_not_logged() {
     });
     assert_eq!(text.lines().count(), 3, "{text}");
 }
+
+/// Its sender chooses the pauses.
+#[test]
+fn what_sums_up_is_told_each_time() {
+    let sums = |levels| {
+        written(levels, false, |journal| {
+            let scope = journal.scope("ambient");
+            (0..3).for_each(|_| scope.sum_up("2 pods wait", &[("waiting_s", &1)]));
+        })
+    };
+    let text = sums("all:warn");
+    assert_eq!(
+        text.lines().filter(|line| line.ends_with("warn\tambient\t2 pods wait\twaiting_s=1")).count(),
+        3,
+        "{text}"
+    );
+    assert_eq!(sums("all:error"), "");
+}

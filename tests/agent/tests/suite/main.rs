@@ -16,6 +16,7 @@ mod mesh_faults;
 mod mesh_options;
 mod mesh_records;
 mod mesh_truth;
+mod mesh_waiting;
 mod socket;
 mod sources;
 mod surroundings;

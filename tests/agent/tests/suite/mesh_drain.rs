@@ -496,10 +496,11 @@ fn an_api_server_that_refuses_keeps_no_pod_in() {
     .unwrap();
     assert_eq!(scene.mesh.annotation(&scene.pod).as_deref(), Some("enabled"));
     assert!(scene.state().is_some(), "the next agent knows of it, too");
+    let parts = ["1 pod waits for the API server", "take annotation"];
+    agent.log().wait_for(&parts, PATIENCE).unwrap();
     scene.mesh.node.api.fail_path("/status", 0, Fault::status(500));
     scene.mesh.wait_annotation(&scene.pod, None).unwrap();
     scene.wait_out(&ztunnel);
-    assert!(agent.log().text().contains("take annotation"), "{}", agent.log().text());
 }
 
 /// Many pods drain at once, and the agent has no thread for each.

@@ -6,16 +6,18 @@ use crate::combinations;
 
 const PODS: &str = "core namespaces,nodes,pods: get,list,watch";
 const DAEMON_SET: &str = "apps daemonsets[istio-cni-node]: get";
-const EVENTS: &str = "core events: create,patch";
+/// About pods, and about the agent's own: a port that is taken, another agent on the node.
+const EVENTS: &str = "core events: create";
+const EVENTS_OF_REPAIR: &str = "core events: create,patch";
 
 /// N-14.
 #[test]
 fn rights_follow_from_the_features() {
     for (features, objects) in combinations() {
-        assert_eq!(objects.rights("istio-cni"), [PODS, DAEMON_SET], "{features:?}");
+        assert_eq!(objects.rights("istio-cni"), [PODS, DAEMON_SET, EVENTS], "{features:?}");
 
         if features.enabled {
-            let mut repair = vec![EVENTS, "core pods: get,list,watch"];
+            let mut repair = vec![EVENTS_OF_REPAIR, "core pods: get,list,watch"];
             match (features.repair, features.delete, features.label) {
                 (false, true, _) => repair.push("core pods: delete"),
                 (false, false, true) => repair.push("core pods/status: patch,update"),
@@ -26,7 +28,7 @@ fn rights_follow_from_the_features() {
         if features.ambient {
             assert_eq!(
                 objects.rights("istio-cni-ambient"),
-                ["core pods/status: patch,update", "core events: create"],
+                ["core pods/status: patch,update", EVENTS],
                 "{features:?}"
             );
         }
@@ -56,13 +58,16 @@ fn rights_follow_from_the_features() {
 fn an_open_failure_policy_may_tell_about_it() {
     let rights = render_set(&["agent.failurePolicy=open"]).unwrap().rights("istio-cni");
     assert_eq!(rights, [PODS, DAEMON_SET, EVENTS, "core pods/status: patch"]);
-    assert_eq!(render_set(&["agent.failurePolicy=closed"]).unwrap().rights("istio-cni"), [PODS, DAEMON_SET]);
+    assert_eq!(
+        render_set(&["agent.failurePolicy=closed"]).unwrap().rights("istio-cni"),
+        [PODS, DAEMON_SET, EVENTS]
+    );
 }
 
 #[test]
 fn manifests_need_no_pods_of_the_api() {
     let rights = render_set(&["agent.podSource=manifests:/etc/pods"]).unwrap().rights("istio-cni");
-    assert_eq!(rights, ["core nodes: get,list,watch", DAEMON_SET]);
+    assert_eq!(rights, ["core nodes: get,list,watch", DAEMON_SET, EVENTS]);
 }
 
 #[test]
@@ -70,7 +75,7 @@ fn openshift_needs_its_security_context() {
     let context = "security.openshift.io securitycontextconstraints[privileged]: use";
     for name in ["platform", "global.platform", "cni.platform"] {
         let rights = render_set(&[&format!("{name}=openshift")]).unwrap().rights("istio-cni");
-        assert_eq!(rights, [PODS, DAEMON_SET, context], "{name}");
+        assert_eq!(rights, [PODS, DAEMON_SET, EVENTS, context], "{name}");
     }
 }
 

@@ -1,0 +1,143 @@
+//! What people hear of pods that are not where they belong: the log, the pods' Events, and `/readyz?verbose`.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cluster::PodKey;
+
+use super::Ambient;
+use super::desired::Desired;
+use super::enrol::pod_text;
+use super::failure::Failure;
+use super::members::{Member, State};
+use super::waiting::{Cause, Line};
+use crate::health::Notice;
+
+/// `reason` of the event about a pod that cannot be enrolled.
+const NOT_IN: &str = "AmbientEnrollmentFailed";
+/// The same about a pod that cannot be taken out.
+const NOT_OUT: &str = "AmbientRemovalFailed";
+/// The same about a pod of whose traffic one family passes by.
+const PARTLY_IN: &str = "AmbientPartialCapture";
+/// How often those that wait are looked at, while there are any.
+const LOOK: Duration = Duration::from_millis(500);
+
+impl Ambient {
+    /// The log hears of each failure that is the pod's own, and of the number of pods where it is the node's. The pod's events hear of what
+    /// somebody has to do something about.
+    pub(super) async fn tell(&self, key: &PodKey, failure: &Failure, attempt: u32) {
+        self.troubles.note(&key.uid, failure.reason());
+        if failure.cause().is_some() {
+            self.log.debug(failure, &[("pod", &pod_text(key))]);
+            if let Some(message) = self.note_waiting(key, failure) {
+                self.tell_that_it_waits(key, &message).await;
+            }
+            return;
+        }
+        self.waiting.over(&key.uid);
+        let text = failure.to_string();
+        self.log.warn(&text, &[("pod", &pod_text(key))]);
+        if failure.is_for_events(attempt) {
+            let reason = if failure.is_on_the_way_out() { NOT_OUT } else { NOT_IN };
+            self.tell_pod(key, reason, &text).await;
+        }
+    }
+
+    /// Counts a pod that waits for something of the node; gives what an Event is to say of it by now.
+    pub(super) fn note_waiting(&self, key: &PodKey, failure: &Failure) -> Option<String> {
+        let (cause, now) = (failure.cause()?, Instant::now());
+        self.waiting.note(key, cause, &failure.to_string(), now);
+        // Of what is missing otherwise its owner can do nothing, and an API server that is away takes no Events.
+        let due = cause == Cause::Ztunnel && self.waiting.wants_event(&key.uid, now);
+        due.then(|| format!("{failure}; the pod comes into the mesh when a ztunnel takes it"))
+    }
+
+    pub(super) async fn tell_that_it_waits(&self, key: &PodKey, message: &str) {
+        if !self.events.warn(key, NOT_IN, message).await {
+            self.waiting.missed_event(&key.uid);
+        }
+    }
+
+    /// Writes an Event about the pod, once for each text.
+    async fn tell_pod(&self, key: &PodKey, reason: &str, message: &str) {
+        let is_news = self.troubles.is_news(&key.uid, message, Instant::now());
+        if is_news && !self.events.warn(key, reason, message).await {
+            self.troubles.unsay(&key.uid, message);
+        }
+    }
+
+    /// A pod with addresses of both families is in with the one that is captured on this node. Nobody may think that it is in with both.
+    pub(super) async fn tell_of_the_other_family(&self, member: &mut Member) {
+        if self.node_options(member).ipv6 || member.told_partial || !member.ips.iter().any(IpAddr::is_ipv6) {
+            return;
+        }
+        member.told_partial = true;
+        self.note(member);
+        let text = "the pod is in the mesh with IPv4 only: what it sends and gets by IPv6 passes by ztunnel, because IPv6 is not captured on \
+                    this node (AMBIENT_IPV6=false); set ambient.ipv6 of the chart";
+        self.log.warn(text, &[("pod", &pod_text(&member.key))]);
+        self.tell_pod(&member.key, PARTLY_IN, text).await;
+    }
+
+    /// A pod that was in before this agent came has its rules, and no ztunnel has said anything to it yet.
+    pub(super) fn wait_for_ztunnel(&self, key: &PodKey) {
+        if self.ztunnels.connected() == 0 {
+            let text = Failure::Ztunnel(zds::AddError::NoZtunnel).to_string();
+            self.waiting.note(key, Cause::Ztunnel, &text, Instant::now());
+        }
+    }
+
+    /// Tells how many pods wait for something of the node, until the task is aborted.
+    pub(super) async fn tell_waiting(self: Arc<Self>) {
+        loop {
+            self.waiting.retain(|key| self.waits_for_ztunnel(key));
+            self.show_waiting();
+            for line in self.waiting.lines(Instant::now()) {
+                self.tell_line(&line);
+            }
+            if self.waiting.is_quiet() {
+                self.waiting.changed().await;
+            } else {
+                tokio::time::sleep(LOOK).await;
+            }
+        }
+    }
+
+    /// Whether a pod that did is still to be taken by a ztunnel.
+    fn waits_for_ztunnel(&self, key: &PodKey) -> bool {
+        let facts = self.cluster.index().facts(&key.namespace, &key.name);
+        let facts = facts.filter(|facts| facts.pod.uid() == Some(&*key.uid));
+        let wanted = facts.is_some_and(|facts| self.config.rules.now().desired(&facts) == Desired::In);
+        wanted && self.members.state(&key.uid) != Some(State::Enrolled)
+    }
+
+    fn show_waiting(&self) {
+        match self.waiting.of(Cause::Ztunnel) {
+            Some((pods, text)) => {
+                self.health.notice(Notice::Ztunnel, &format!("{}: {text}", waiters(pods, Cause::Ztunnel)));
+            }
+            None => {
+                self.health.settled(Notice::Ztunnel);
+            }
+        }
+    }
+
+    fn tell_line(&self, line: &Line) {
+        match line {
+            Line::Waits { cause, pods, text, waited } => {
+                let labels: [telemetry::Label<'_>; 2] = [("error", text), ("waiting_s", &waited.as_secs())];
+                self.log.sum_up(waiters(*pods, *cause), &labels);
+            }
+            Line::Over { cause, waited } => {
+                let text = format!("no pod waits for {} any more", cause.name());
+                self.log.info(text, &[("waited_s", &waited.as_secs())]);
+            }
+        }
+    }
+}
+
+fn waiters(pods: usize, cause: Cause) -> String {
+    let cause = cause.name();
+    if pods == 1 { format!("1 pod waits for {cause}") } else { format!("{pods} pods wait for {cause}") }
+}

@@ -1,0 +1,63 @@
+//! Kubernetes Events that this agent writes. An API server that does not take them must cost neither time nor lines: what the log says once is
+//! enough.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use cluster::write::EventText;
+use cluster::{PodKey, Writer};
+use telemetry::Scope;
+
+/// `source.component`: the agent's DaemonSet.
+const COMPONENT: &str = "istio-cni-node";
+/// How long no Event is tried after one that failed for want of an API server.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// Writes Events about pods.
+#[derive(Debug)]
+pub(crate) struct Events {
+    /// Absent where pods are manifests: there is nobody to tell.
+    writer: Option<Writer>,
+    log: Scope,
+    /// Until when no Event is tried.
+    quiet: Mutex<Option<Instant>>,
+}
+
+impl Events {
+    pub(crate) fn new(writer: Option<Writer>, log: Scope) -> Self {
+        Self { writer, log, quiet: Mutex::default() }
+    }
+
+    /// Writes a warning about a pod. Whether that is done with: a refusal (no right, no such namespace) is final, and false says that the API
+    /// server could not be asked, so that it is worth another try later.
+    pub(crate) async fn warn(&self, pod: &PodKey, reason: &str, message: &str) -> bool {
+        let Some(writer) = &self.writer else { return true };
+        if self.quiet().is_some_and(|until| Instant::now() < until) {
+            return false;
+        }
+        let event = EventText { warning: true, reason, message, component: COMPONENT };
+        let Err(error) = writer.create_event(pod, event).await else {
+            *self.quiet() = None;
+            self.log.settled(&[("path", &"events")]);
+            return true;
+        };
+        match error.status() {
+            Some(404 | 409) => true,
+            // Without the right for Events what they say is in the log all the same.
+            Some(400..=499) if !matches!(error.status(), Some(401 | 429)) => {
+                let text =
+                    "Events about pods cannot be written, and this log alone says what they would have said";
+                self.log.warn(text, &[("path", &"events"), ("status", &error.status().unwrap_or_default())]);
+                true
+            }
+            _ => {
+                *self.quiet() = Some(Instant::now() + PAUSE);
+                false
+            }
+        }
+    }
+
+    fn quiet(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.quiet.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
