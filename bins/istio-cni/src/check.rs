@@ -6,7 +6,7 @@
 
 use std::fmt::Write;
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use applied::{Applied, Key, Origin};
 use cni::Error;
@@ -18,10 +18,11 @@ use crate::failure::Failure;
 use crate::job::Job;
 use crate::progress::Phase;
 
-/// How long a CHECK waits for another call that works in the same namespace: it only looks.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long it waits for the pod's facts, where there is no record.
-const FACTS_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a CHECK waits for others in all: for another call in the same namespace and, where there is no record, for the pod's facts. A runtime
+/// checks all pods of the node one by one at its start. With the time for the report it is a second.
+const PATIENCE: Duration = Duration::from_millis(800);
+/// The part of it that another call in the same namespace may take. A process of the pod can hold that lock for ever.
+const LOCK_PATIENCE: Duration = Duration::from_millis(250);
 /// How often it looks again where the record changes meanwhile.
 const TRIES: usize = 3;
 
@@ -50,7 +51,8 @@ impl Job {
             Ok(netns) => netns,
             Err(failure) => return unknown(&failure),
         };
-        let lock = match self.lock(&netns, LOCK_TIMEOUT) {
+        let end = Instant::now() + PATIENCE;
+        let lock = match self.lock(&netns, LOCK_PATIENCE) {
             Ok(lock) => lock,
             Err(failure) => return unknown(&failure),
         };
@@ -59,7 +61,7 @@ impl Job {
             let Some(applied) = self.recorded(&netns) else {
                 // An ADD must not wait for what only this call waits for.
                 drop(lock);
-                return self.check_by_facts();
+                return self.check_by_facts(end.saturating_duration_since(Instant::now()));
             };
             // Whoever writes another plan here meanwhile does so without the lock, which a process of the pod can hold.
             if before.as_ref() == Some(&applied) {
@@ -187,19 +189,22 @@ impl Job {
     }
 
     /// What today's facts say. The pod may have been set up by other ones, or by nobody, so nothing is proven by them.
-    fn check_by_facts(self: &Arc<Self>) -> Verdict {
+    fn check_by_facts(self: &Arc<Self>, limit: Duration) -> Verdict {
         let (sender, receiver) = mpsc::channel();
         let job = self.clone();
         // Left behind when it is late; it ends with the process.
         let thread = std::thread::Builder::new().name("facts".to_owned()).spawn(move || {
             let _ = sender.send(job.target());
         });
-        let target = match thread.map(|_| receiver.recv_timeout(FACTS_TIMEOUT)) {
+        let target = match thread.map(|_| receiver.recv_timeout(limit)) {
             Ok(Ok(Ok(Some(target)))) => target,
             Ok(Ok(Ok(None))) => return Verdict::AsPlanned,
             Ok(Ok(Err(failure))) => return unknown(&failure),
             Ok(Err(_)) => {
-                return Verdict::Unknown("the pod's facts were not to be had within 1 s".to_owned());
+                return Verdict::Unknown(format!(
+                    "neither the node agent nor the API server had the pod's facts within {} ms",
+                    limit.as_millis()
+                ));
             }
             Err(error) => return unknown(&Failure::Thread(error)),
         };

@@ -22,7 +22,7 @@ pub use agent::{Agent, Ended, Launch};
 pub use log::Log;
 pub use mesh::{Mesh, MeshPod};
 pub use metrics::Metrics;
-pub use node::{Node, pod_object};
+pub use node::{NAME as NODE_NAME, Node, pod_object};
 pub use plugin::PodCall;
 
 /// How long something may take that takes milliseconds on an idle machine.

@@ -12,7 +12,7 @@ use testkit::apiserver::ApiServer;
 use crate::agent::{Agent, Launch};
 
 /// Name of the node.
-pub(crate) const NAME: &str = "n1";
+pub const NAME: &str = "n1";
 
 /// Directories of a node and an API server. Everything ends with it.
 pub struct Node {

@@ -1,6 +1,5 @@
 //! containerd 2.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -91,8 +90,8 @@ impl Runtime for Containerd<'_> {
         Ok(())
     }
 
-    fn addresses(&self, sandbox: &str) -> Vec<IpAddr> {
-        self.sandboxes.with(sandbox, |sandbox| sandbox.addresses.clone()).unwrap_or_default()
+    fn sandboxes(&self) -> &Sandboxes {
+        &self.sandboxes
     }
 
     fn restart(&self) {}

@@ -1,6 +1,5 @@
 //! CRI-O 1.37.
 
-use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,6 +16,8 @@ use crate::sandbox::{Sandbox, Sandboxes};
 const RUN_LIMIT: Duration = Duration::from_secs(300);
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 const GC_LIMIT: Duration = Duration::from_secs(30);
+
+const NO_LIST: &str = "no CNI configuration file. Has your network provider started?";
 
 /// A CRI-O: it checks a pod after its ADD and all pods at its own start, and deletes by the configuration of the ADD.
 pub struct CriO<'a> {
@@ -66,11 +67,7 @@ impl<'a> CriO<'a> {
     }
 
     fn list(&self) -> Result<List> {
-        self.follow()
-            .lists
-            .first()
-            .cloned()
-            .context("no CNI configuration file. Has your network provider started?")
+        self.follow().lists.first().cloned().context(NO_LIST)
     }
 
     /// By what a pod is checked and deleted: the kept configuration, else one of this name that is there now.
@@ -108,20 +105,15 @@ impl<'a> CriO<'a> {
 impl Runtime for CriO<'_> {
     /// It asks every half second until it hears yes once; then it collects garbage, and does not ask again.
     fn network_not_ready(&self) -> Option<String> {
-        let list = match self.list() {
-            Ok(list) => list,
-            Err(error) => return Some(format!("{error:#}")),
-        };
-        if self.state.lock().unwrap_or_else(PoisonError::into_inner).ready {
-            return None;
+        let mut state = self.follow();
+        let Some(list) = state.lists.first() else { return Some(NO_LIST.to_owned()) };
+        if !state.ready {
+            if let Err(error) = self.cni.status(list) {
+                return Some(format!("{error:#}"));
+            }
+            let _ = self.cni.gc(list, &self.sandboxes.attachments(), GC_LIMIT);
+            state.ready = true;
         }
-        if let Err(error) = self.cni.status(&list) {
-            return Some(format!("{error:#}"));
-        }
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).ready = true;
-        let id = |sandbox: &Sandbox| (sandbox.id.clone(), sandbox.attachment.if_name.clone());
-        let valid: Vec<_> = self.sandboxes.all().iter().filter(|one| !one.pod.host_network).map(id).collect();
-        let _ = self.cni.gc(&list, &valid, GC_LIMIT);
         None
     }
 
@@ -164,16 +156,15 @@ impl Runtime for CriO<'_> {
         Ok(())
     }
 
-    fn addresses(&self, sandbox: &str) -> Vec<IpAddr> {
-        self.sandboxes.with(sandbox, |sandbox| sandbox.addresses.clone()).unwrap_or_default()
+    fn sandboxes(&self) -> &Sandboxes {
+        &self.sandboxes
     }
 
     /// A pod whose CHECK fails has no address from here on.
     fn restart(&self) {
         *self.state.lock().unwrap_or_else(PoisonError::into_inner) = State::default();
         drop(self.follow());
-        let running = |one: &&mut Sandbox| one.netns.is_some() && !one.stopped;
-        for sandbox in self.sandboxes.all().iter_mut().filter(running) {
+        for sandbox in self.sandboxes.all().iter_mut().filter(|sandbox| sandbox.netns.is_some()) {
             let result = self.look(&sandbox.network, &sandbox.attachment, None);
             sandbox.set_addresses(&result.unwrap_or_default());
         }

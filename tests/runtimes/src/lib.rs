@@ -2,6 +2,7 @@
 //!
 //! - [`Machine`]: the node: CNI directories with the reference plugins, an API server double, a network namespace.
 //! - [`Containerd`], [`CriO`]: which verbs a runtime calls, when, with what, and what it makes of an answer. Both are a [`Runtime`].
+//! - [`Kubelet`]: when a pod's sandbox is asked for, and what the API server is told of it.
 //! - [`libcni`]: how a list of plugins is called, and what is kept of it on disk.
 //! - [`recording`]: what the real ones sent. The tests compare the doubles with it.
 //!
@@ -9,21 +10,21 @@
 
 mod containerd;
 mod crio;
+mod kubelet;
 pub mod libcni;
 mod machine;
 mod pod;
 pub mod recording;
 mod sandbox;
 
-use std::net::IpAddr;
-
 use anyhow::Result;
 
 pub use containerd::Containerd;
 pub use crio::CriO;
+pub use kubelet::{Kubelet, Started};
 pub use machine::Machine;
 pub use pod::PodSpec;
-pub use sandbox::Sandbox;
+pub use sandbox::Sandboxes;
 
 /// What the kubelet asks of a runtime.
 pub trait Runtime: Sync {
@@ -48,8 +49,8 @@ pub trait Runtime: Sync {
     /// As [`Runtime::stop`].
     fn remove(&self, sandbox: &str) -> Result<()>;
 
-    /// `PodSandboxStatus`: the pod's addresses.
-    fn addresses(&self, sandbox: &str) -> Vec<IpAddr>;
+    /// The pods that it knows.
+    fn sandboxes(&self) -> &Sandboxes;
 
     /// The process ends and starts again; pods run on. Returns when it answers.
     fn restart(&self);

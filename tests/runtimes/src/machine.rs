@@ -1,18 +1,26 @@
 //! The node.
 
+use std::net::IpAddr;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use agent_tests::{Launch, Mesh};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use testkit::apiserver::ApiServer;
+use testkit::apiserver::{ApiServer, Resource};
 
 use crate::libcni::{Libcni, List};
-use crate::pod::PodSpec;
+use crate::pod::{PodSpec, status};
 
 /// Where Debian's `containernetworking-plugins` puts the reference plugins.
 const REFERENCE_PLUGINS: &str = "/usr/lib/cni";
+
+/// Processes of pods have this number or a higher one.
+const FIRST_PID: u32 = 5000;
+
+static NEXT_PID: AtomicU32 = AtomicU32::new(0);
 
 /// A node with the reference plugins, a configuration that gives pods addresses, and a cluster. It has no runtime of its own.
 pub struct Machine {
@@ -112,10 +120,21 @@ impl Machine {
         }
     }
 
-    /// Lets everything in memory go, as a reboot does: the run directory, and links to namespaces.
+    /// The kubelet tells the cluster that a pod runs; its process is seen on the node.
+    pub(crate) fn runs(&self, pod: &PodSpec, addresses: &[IpAddr], netns: &Path) -> Result<()> {
+        let pid = FIRST_PID + NEXT_PID.fetch_add(1, Ordering::Relaxed);
+        let cgroup = format!("/kubepods/burstable/pod{}/{pid:064x}", pod.uid);
+        self.mesh.process(pid, netns, &cgroup, u64::from(pid))?;
+        self.api().change_object(Resource::Pods, &pod.namespace, &pod.name, |object| {
+            object["status"] = status(addresses);
+        });
+        Ok(())
+    }
+
+    /// Everything in memory goes: the run directory, processes, paths of namespaces, and what the node's own namespace has.
     ///
     /// # Errors
-    /// A file cannot be removed.
+    /// Something cannot be removed.
     pub fn lose_memory(&self) -> Result<()> {
         let run_dir = self.mesh.node.run_dir();
         if run_dir.exists() {
@@ -124,6 +143,16 @@ impl Machine {
         for link in std::fs::read_dir(self.netns_dir())? {
             std::fs::remove_file(link?.path())?;
         }
+        for process in std::fs::read_dir(self.mesh.root().join("proc"))? {
+            let process = process?;
+            let pid = process.file_name().to_string_lossy().parse().unwrap_or(0);
+            if pid >= FIRST_PID {
+                std::fs::remove_dir_all(process.path())?;
+            }
+        }
+        let host = &self.mesh.host;
+        host.run(Command::new("nft").args(["flush", "ruleset"]))?;
+        host.run(Command::new("ip").args(["link", "delete", "cni0"]))?;
         Ok(())
     }
 

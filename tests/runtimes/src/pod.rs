@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use agent_tests::NODE_NAME;
 use serde_json::{Value, json};
 
 static NEXT: AtomicU32 = AtomicU32::new(1);
@@ -83,12 +84,17 @@ impl PodSpec {
                 "labels": self.labels,
                 "annotations": self.annotations,
             },
-            "spec": {"nodeName": "n1", "hostNetwork": self.host_network, "containers": containers},
+            "spec": {"nodeName": NODE_NAME, "hostNetwork": self.host_network, "containers": containers},
         });
-        if let [first, ..] = addresses {
-            let all: Vec<Value> = addresses.iter().map(|ip| json!({"ip": ip})).collect();
-            object["status"] = json!({"phase": "Running", "podIP": first, "podIPs": all});
+        if !addresses.is_empty() {
+            object["status"] = status(addresses);
         }
         object
     }
+}
+
+/// The status of a pod that runs.
+pub(crate) fn status(addresses: &[IpAddr]) -> Value {
+    let all: Vec<Value> = addresses.iter().map(|ip| json!({"ip": ip})).collect();
+    json!({"phase": "Running", "podIP": addresses.first(), "podIPs": all})
 }

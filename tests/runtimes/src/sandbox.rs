@@ -1,7 +1,9 @@
 //! Pods as a runtime knows them.
 
+use std::fs::File;
 use std::net::IpAddr;
 use std::os::unix::fs::symlink;
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -17,11 +19,10 @@ static NEXT: AtomicU32 = AtomicU32::new(1);
 
 /// A pod and its network namespace.
 #[derive(Debug)]
-pub struct Sandbox {
+pub(crate) struct Sandbox {
     /// 64 hexadecimal digits.
-    pub id: String,
-    /// The pod.
-    pub pod: PodSpec,
+    pub(crate) id: String,
+    pub(crate) pod: PodSpec,
     /// Absent on the node's network, and when the pod was stopped or the machine rebooted.
     pub(crate) netns: Option<TestNetns>,
     /// The network that it was added to, and how.
@@ -33,7 +34,7 @@ pub struct Sandbox {
 
 /// What a runtime knows. Its calls do not hold each other up.
 #[derive(Debug, Default)]
-pub(crate) struct Sandboxes(Mutex<Vec<Sandbox>>);
+pub struct Sandboxes(Mutex<Vec<Sandbox>>);
 
 // === impl Sandbox ===
 
@@ -104,11 +105,58 @@ impl Sandboxes {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is to be called for a sandbox.
     pub(crate) fn with<T>(&self, id: &str, act: impl FnOnce(&mut Sandbox) -> T) -> Result<T> {
         let mut all = self.all();
         let sandbox = all.iter_mut().find(|sandbox| sandbox.id == id);
         Ok(act(sandbox.with_context(|| format!("no sandbox {id}"))?))
+    }
+
+    /// The addresses that the runtime tells of a pod.
+    pub fn addresses(&self, id: &str) -> Vec<IpAddr> {
+        self.with(id, |sandbox| sandbox.addresses.clone()).unwrap_or_default()
+    }
+
+    /// Runs a program in a pod's network namespace; gives what it printed.
+    ///
+    /// # Errors
+    /// The pod has none, or the program fails.
+    pub fn inside(&self, id: &str, command: &mut Command) -> Result<String> {
+        self.with(id, |sandbox| sandbox.netns.as_ref().context("no namespace")?.run(command))?
+    }
+
+    /// Whether the pod's namespace has the rules of a sidecar.
+    ///
+    /// # Errors
+    /// As [`Sandboxes::inside`].
+    pub fn is_captured(&self, id: &str) -> Result<bool> {
+        let tables = self.inside(id, Command::new("nft").args(["list", "tables"]))?;
+        Ok(tables.contains("istio-proxy-nat"))
+    }
+
+    /// Whether the pod's namespace has the rules of ambient mode.
+    ///
+    /// # Errors
+    /// As [`Sandboxes::inside`].
+    pub fn is_in_mesh(&self, id: &str) -> Result<bool> {
+        let rules = self.inside(id, Command::new("nft").args(["list", "ruleset"]))?;
+        Ok(rules.contains("istio-ambient-nat") && rules.contains("15001"))
+    }
+
+    /// Takes the lock by which calls of the plugin in the pod's namespace wait for each other, as a process of the pod can.
+    ///
+    /// # Errors
+    /// Somebody has it.
+    pub fn lock(&self, id: &str) -> Result<File> {
+        let file = self.with(id, |sandbox| File::open(&sandbox.attachment.netns))??;
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
+        Ok(file)
+    }
+
+    /// Container and interface of each attachment.
+    pub(crate) fn attachments(&self) -> Vec<(String, String)> {
+        let all = self.all();
+        let attached = all.iter().filter(|sandbox| !sandbox.pod.host_network);
+        attached.map(|sandbox| (sandbox.id.clone(), sandbox.attachment.if_name.clone())).collect()
     }
 
     pub(crate) fn remove(&self, id: &str) {

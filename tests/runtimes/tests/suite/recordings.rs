@@ -22,7 +22,7 @@ fn scenario(machine: &Machine, runtime: &dyn Runtime) -> Vec<Section> {
         runtime.restart();
         note(&format!("runtime restart ({signal})"));
     }
-    assert_eq!(runtime.addresses(&sandbox).len(), 1);
+    assert_eq!(runtime.sandboxes().addresses(&sandbox).len(), 1);
     runtime.stop(&sandbox).unwrap();
     note("StopPodSandbox");
     runtime.stop(&sandbox).unwrap();

@@ -18,6 +18,22 @@ impl ApiServer {
         self.change(|state| state.objects.set(resource, object));
     }
 
+    /// Changes an object as it is now, so that nothing that others wrote is lost. Nothing happens if there is none.
+    pub fn change_object(
+        &self,
+        resource: Resource,
+        namespace: &str,
+        name: &str,
+        change: impl FnOnce(&mut Value),
+    ) {
+        self.change(|state| {
+            let found = state.objects.get(resource, &(namespace.into(), name.into()));
+            let Some(mut object) = found.map(|object| object.value()) else { return };
+            change(&mut object);
+            state.objects.set(resource, object);
+        });
+    }
+
     /// Removes an object; whether there was one. `namespace` is empty for what has none.
     pub fn delete_object(&self, resource: Resource, namespace: &str, name: &str) -> bool {
         self.change(|state| state.objects.delete(resource, &(namespace.into(), name.into())))
