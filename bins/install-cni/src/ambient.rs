@@ -450,7 +450,8 @@ impl Backends {
     }
 }
 
-fn key_of(pod: &Object) -> PodKey {
+/// Who a pod is.
+pub(crate) fn key_of(pod: &Object) -> PodKey {
     PodKey {
         namespace: pod.namespace().to_owned(),
         name: pod.name().to_owned(),

@@ -13,6 +13,7 @@ use serde_json::Map;
 use telemetry::Levels;
 
 use crate::ambient::config::AmbientConfig;
+use crate::older;
 pub(crate) use crate::options::BadOption;
 use crate::options::{Lookup, Options, Setting};
 
@@ -57,6 +58,8 @@ pub(crate) struct Config {
     pub(crate) namespace: String,
     /// When everything is removed at the end.
     pub(crate) cleanup: Cleanup,
+    /// Which sidecar pods ask for capture.
+    pub(crate) older: older::Rules,
     /// Label of a pod that started without capture: key and value.
     pub(crate) broken_pod_label: (String, String),
     /// Ambient mode, if it is on.
@@ -125,6 +128,7 @@ impl Config {
             node: node_name(env)?,
             namespace: namespace(options, Setting::PodNamespace, "pod-namespace")?,
             cleanup: cleanup(options)?,
+            older: older_rules(options)?,
             broken_pod_label: broken_pod_label(options)?,
             ambient: AmbientConfig::new(options)?,
             config_dir: Some(PathBuf::from(text(Setting::ConfigDir)))
@@ -245,6 +249,18 @@ pub(crate) fn namespace(
         return Ok(text.to_owned());
     }
     Err(BadOption::new(name, text, "is not the name of a namespace"))
+}
+
+/// As the plugin sees them.
+fn older_rules(options: &Options) -> Result<older::Rules, BadOption> {
+    Ok(older::Rules {
+        scope: capture::Scope {
+            agent_namespace: namespace(options, Setting::PodNamespace, "pod-namespace")?,
+            excluded_namespaces: excluded_namespaces(options)?,
+        },
+        capture: options.text(Setting::Capture) != "disabled",
+        check: options.text(Setting::RepairInitContainerName).to_owned(),
+    })
 }
 
 fn broken_pod_label(options: &Options) -> Result<(String, String), BadOption> {

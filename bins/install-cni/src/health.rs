@@ -113,14 +113,12 @@ impl Health {
     }
 
     /// Sets a notice, in place of the one before of this kind; whether its text is new.
-    #[allow(dead_code, reason = "used with the first notice")]
     pub(crate) fn notice(&self, notice: Notice, text: &dyn Display) -> bool {
         let text = one_line(&text.to_string());
         self.state().notices.insert(notice, text.clone()).is_none_or(|before| before != text)
     }
 
     /// Takes a notice back; whether there was one.
-    #[allow(dead_code, reason = "used with the first notice")]
     pub(crate) fn settled(&self, notice: Notice) -> bool {
         self.state().notices.remove(&notice).is_some()
     }

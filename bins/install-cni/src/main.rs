@@ -4,6 +4,7 @@
 //! outside thing and do not know each other.
 
 mod ambient;
+mod boot;
 mod config;
 mod config_dir;
 mod events;
@@ -11,6 +12,7 @@ mod health;
 mod log_socket;
 mod metrics;
 mod observe;
+mod older;
 mod options;
 mod plugin_socket;
 mod run;

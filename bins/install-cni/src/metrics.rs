@@ -36,6 +36,7 @@ pub(crate) struct Metrics {
     sources: IntCounterVec,
     facts_requests: IntCounterVec,
     uncaptured: IntCounterVec,
+    started_without_plugin: IntGauge,
     cluster_changes: IntCounter,
     watch_failures: IntCounterVec,
     api_server_failures: IntCounterVec,
@@ -79,6 +80,11 @@ impl Metrics {
             "Pods that started without capture, or without all of it, although they should have it",
             &["reason"],
         )?;
+        let started_without_plugin = IntGauge::new(
+            "istio_cni_started_without_plugin_pods",
+            "Sidecar pods that run without capture because they started while the plugin was not in the CNI configuration",
+        )?;
+        registry.register(Box::new(started_without_plugin.clone()))?;
         let cluster_changes = IntCounter::new(
             "istio_cni_pod_changes_total",
             "Changes of pods of this node, or of what concerns them",
@@ -118,6 +124,7 @@ impl Metrics {
             sources,
             facts_requests,
             uncaptured,
+            started_without_plugin,
             cluster_changes,
             watch_failures,
             api_server_failures,
@@ -201,6 +208,11 @@ impl Metrics {
     /// A pod runs without capture.
     pub(crate) fn uncaptured(&self, reason: &str) {
         self.uncaptured.with_label_values(&[reason]).inc();
+    }
+
+    /// So many pods run without capture that started while runtimes did not call the plugin.
+    pub(crate) fn started_without_plugin(&self, pods: usize) {
+        self.started_without_plugin.set(i64::try_from(pods).unwrap_or(i64::MAX));
     }
 
     /// A question of a plugin.

@@ -21,7 +21,15 @@ impl Installation {
 
 impl install::Observer for Installation {
     fn event(&mut self, event: &InstallEvent<'_>) {
-        let Agent { log, health, metrics, .. } = &*self.agent;
+        let Agent { log, health, metrics, older, .. } = &*self.agent;
+        match event {
+            InstallEvent::Ready { .. } => older.in_place(),
+            InstallEvent::NotReady { .. } => older.in_doubt(),
+            InstallEvent::ConfigWritten { was_in: false, .. } | InstallEvent::Unused { .. } => {
+                older.missing();
+            }
+            _ => {}
+        }
         match event {
             InstallEvent::Ready { .. } => {
                 metrics.installed("SUCCESS");
@@ -75,6 +83,7 @@ fn told(agent: &Agent, store: Option<&Store>, event: ClusterEvent) {
             let pods = agent.cluster.index().pods().count();
             log.info("the pods of this node are known", &[("pods", &pods)]);
             metrics.pods.set(i64::try_from(pods).unwrap_or(i64::MAX));
+            agent.older.changed();
         }
         ClusterEvent::Changed(pods) => {
             metrics.cluster_changes(pods.len());
@@ -86,6 +95,7 @@ fn told(agent: &Agent, store: Option<&Store>, event: ClusterEvent) {
             if let Some(ambient) = &agent.ambient {
                 ambient.changed(&pods);
             }
+            agent.older.changed();
         }
         ClusterEvent::WatchFailed { what, error, failing_for, retry_in } => {
             metrics.watch_failure(kind(what));

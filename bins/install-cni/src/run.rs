@@ -17,6 +17,7 @@ use crate::events::Events;
 use crate::health::{Health, Part};
 use crate::log_socket::LogSocket;
 use crate::metrics::Metrics;
+use crate::older::{self, OlderPods};
 use crate::options::{Changed, Flags, Options, Setting, without_newlines};
 use crate::plugin_socket::{self, PluginSocket};
 use crate::serve::{self, Handler, Socket};
@@ -58,6 +59,7 @@ pub(crate) struct Agent {
     pub(crate) writer: Option<Writer>,
     /// Absent in sidecar mode.
     pub(crate) ambient: Option<Arc<Ambient>>,
+    pub(crate) older: Arc<OlderPods>,
     journal: Journal,
     options: config_dir::Reader,
     options_at_start: Options,
@@ -65,7 +67,7 @@ pub(crate) struct Agent {
 
 /// Runs until SIGTERM or SIGINT.
 pub(crate) fn run(flags: Flags) -> ExitCode {
-    match Agent::new(flags).and_then(Agent::live) {
+    match Agent::new(flags).and_then(|(agent, source)| agent.live(source)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("install-cni: {error}");
@@ -79,7 +81,7 @@ fn variable(name: &str) -> Option<String> {
 }
 
 impl Agent {
-    fn new(flags: Flags) -> Result<Self, Error> {
+    fn new(flags: Flags) -> Result<(Self, Source), Error> {
         let mut reader = config_dir::Reader::new(flags);
         let options = reader.read(&variable)?;
         let journal = journal(&options)?;
@@ -99,28 +101,41 @@ impl Agent {
         let health = Arc::new(Health::of(&parts));
         health.ready(Part::Configuration);
         let metrics = Arc::new(Metrics::new(config.ambient.is_some())?);
-        Ok(Self {
+        let (source, writer) = source(&config);
+        let cluster = Cluster::new();
+        let older = OlderPods::new(older::Parts {
+            run_dir: config.run_dir.clone(),
+            rules: config.older.clone(),
+            label: config.broken_pod_label.clone(),
+            cluster: cluster.clone(),
+            writer: writer.clone(),
+            health: health.clone(),
+            metrics: metrics.clone(),
+            log: log.clone(),
+        });
+        let agent = Self {
             config,
             log,
             health,
             metrics,
-            cluster: Cluster::new(),
-            writer: None,
+            cluster,
+            writer,
             ambient: None,
+            older,
             journal,
             options: reader,
             options_at_start: options,
-        })
+        };
+        Ok((agent, source))
     }
 
-    fn live(mut self) -> Result<(), Error> {
+    fn live(mut self, source: Source) -> Result<(), Error> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(THREADS)
             .max_blocking_threads(BLOCKING_THREADS)
             .enable_all()
             .build()
             .map_err(Error::Runtime)?;
-        let source = self.source();
         let events = Arc::new(Events::new(self.writer.clone(), self.log.clone()));
         self.ambient = self.config.ambient.clone().map(|config| {
             Ambient::new(ambient::Parts {
@@ -141,6 +156,7 @@ impl Agent {
             agent.serve_sockets(&mut tasks);
             let store = agent.keep_facts();
             tasks.spawn(observe::cluster(agent.clone(), source, store));
+            tasks.spawn(agent.older.clone().work());
             let ambient =
                 agent.ambient.clone().map(|ambient| (tokio::spawn(ambient.clone().live()), ambient));
             let ended = agent.install_until_told().await;
@@ -154,18 +170,6 @@ impl Agent {
             }
             Ok(())
         })
-    }
-
-    /// Where the cluster's state comes from, and the way to write to it.
-    fn source(&mut self) -> Source {
-        match &self.config.pods {
-            PodSource::Manifests(dir) => Source::Manifests { dir: dir.clone() },
-            PodSource::Kubernetes(access) => {
-                let connection = Arc::new(Connection::new(access.clone(), env!("CARGO_PKG_VERSION")));
-                self.writer = Some(Writer::new(connection.clone(), self.config.node.clone()));
-                Source::Kubernetes { connection, node: self.config.node.clone(), limits: Limits::default() }
-            }
-        }
     }
 
     fn serve_ports(&self, tasks: &mut JoinSet<()>) {
@@ -321,6 +325,7 @@ impl Agent {
                 if let (Some(ambient), Some(config)) = (&agent.ambient, &config.ambient) {
                     ambient.follow(config);
                 }
+                agent.older.follow(config.older.clone());
                 let entry = config.install.entry;
                 if entry != before {
                     agent.log.info("the plugin's options have changed", &[]);
@@ -353,6 +358,19 @@ impl Agent {
         );
         self.log.warn(&reason, &[]);
         self.health.pending(Part::Configuration, &reason);
+    }
+}
+
+/// Where the cluster's state comes from, and the way to write to it.
+fn source(config: &Config) -> (Source, Option<Writer>) {
+    match &config.pods {
+        PodSource::Manifests(dir) => (Source::Manifests { dir: dir.clone() }, None),
+        PodSource::Kubernetes(access) => {
+            let connection = Arc::new(Connection::new(access.clone(), env!("CARGO_PKG_VERSION")));
+            let writer = Writer::new(connection.clone(), config.node.clone());
+            let node = config.node.clone();
+            (Source::Kubernetes { connection, node, limits: Limits::default() }, Some(writer))
+        }
     }
 }
 

@@ -28,7 +28,7 @@ const REASON: &str = "StartedWithoutCapture";
 /// `reason` of the event about a pod whose rules do not capture all of its traffic.
 const REASON_INCOMPLETE: &str = "CaptureIncomplete";
 /// `source.component` of the event: the agent's DaemonSet.
-const COMPONENT: &str = "istio-cni-node";
+pub(crate) const COMPONENT: &str = "istio-cni-node";
 
 /// The directory of notes.
 pub(crate) struct Uncaptured {

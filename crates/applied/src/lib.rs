@@ -10,6 +10,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use kernel::Record;
 use netns::NetnsId;
@@ -24,6 +25,10 @@ const MAX_BYTES: u64 = 8 << 20;
 const MAX_NAME: usize = 160;
 /// The most attachments of one container that are read.
 pub const MAX_SIBLINGS: usize = 8;
+/// The most attachments that are read; a node has some hundred pods.
+const MAX_ATTACHMENTS: usize = 16 << 10;
+/// The most of a record before its rules, in bytes.
+const MAX_HEAD: u64 = 8 << 10;
 /// The first line.
 const MAGIC: &str = "istio-cni applied 1";
 
@@ -164,6 +169,27 @@ pub fn of_container(run_dir: &Path, container: &str) -> Vec<Applied> {
     its.filter_map(|path| read_file(path).ok().flatten()).collect()
 }
 
+/// Whose attachments the plugin's records are of, and when each was written. What cannot be read is left out.
+#[must_use]
+pub fn attachments(run_dir: &Path) -> Vec<(Origin, SystemTime)> {
+    let is_its = |path: &PathBuf| {
+        path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(ATTACHMENT))
+    };
+    let its = list(run_dir).unwrap_or_default().into_iter().filter(is_its).take(MAX_ATTACHMENTS);
+    its.filter_map(|path| read_origin(&path).ok().flatten()).collect()
+}
+
+fn read_origin(path: &Path) -> io::Result<Option<(Origin, SystemTime)>> {
+    let file = open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Ok(None);
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_HEAD).read_to_end(&mut bytes)?;
+    Ok(parse_head(&bytes).map(|(origin, _)| origin).zip(metadata.modified().ok()))
+}
+
 fn read_file(path: PathBuf) -> Result<Option<Applied>, Error> {
     let failed = |cause| Error::Io { operation: "read", path: path.clone(), cause };
     let mut file = match open(&path) {
@@ -286,6 +312,12 @@ fn head(origin: &Origin) -> String {
 }
 
 fn parse(bytes: &[u8]) -> Option<Applied> {
+    let (origin, record) = parse_head(bytes)?;
+    Some(Applied { origin, record: Record::from_bytes(record) })
+}
+
+/// Where it was applied, and the rest.
+fn parse_head(bytes: &[u8]) -> Option<(Origin, &[u8])> {
     let end = bytes.windows(2).position(|two| two == b"\n\n")?;
     let mut lines = std::str::from_utf8(&bytes[..end]).ok()?.lines();
     (lines.next() == Some(MAGIC)).then_some(())?;
@@ -302,7 +334,7 @@ fn parse(bytes: &[u8]) -> Option<Applied> {
         interface: interface.to_owned(),
         addresses: addresses?,
     };
-    Some(Applied { origin, record: Record::from_bytes(&bytes[end + 2..]) })
+    Some((origin, &bytes[end + 2..]))
 }
 
 #[cfg(test)]

@@ -41,6 +41,31 @@ fn what_is_written_is_read_and_removed() {
     assert_eq!(std::fs::read_dir(run.join(DIR)).unwrap().count(), 0);
 }
 
+/// Whose they are is read without their rules; what is no record is left out.
+#[test]
+fn attachments_are_listed_with_the_time_of_writing() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path();
+    assert_eq!(attachments(run), []);
+    let long = [RULES, &vec![b'#'; 1 << 20]].concat();
+    let record = Record::from_bytes(RULES).unwrap();
+    write(run, key("c1"), &origin(7), &record).unwrap();
+    write(run, Key::Namespace(NetnsId { dev: 4, ino: 9 }), &origin(9), &record).unwrap();
+    for (name, bytes) in
+        [("attachment-broken,eth0", b"no record".to_vec()), ("attachment-long,eth0", long.clone())]
+    {
+        std::fs::write(run.join(DIR).join(name), bytes).unwrap();
+    }
+    let whole = [head(&origin(8)).into_bytes(), long].concat();
+    std::fs::write(run.join(DIR).join("attachment-c2,eth0"), whole).unwrap();
+    let mut found = attachments(run);
+    found.sort_by_key(|(origin, _)| origin.netns.ino);
+    let origins: Vec<&Origin> = found.iter().map(|(origin, _)| origin).collect();
+    assert_eq!(origins, [&origin(7), &origin(8)]);
+    let written = run.join(DIR).join(name_of(key("c1")).unwrap()).metadata().unwrap().modified().unwrap();
+    assert_eq!(found[0].1, written);
+}
+
 #[test]
 fn names_stay_in_their_folder_and_apart() {
     for container in ["", "a/b", "..\n", "a b", &"x".repeat(161)] {

@@ -5,6 +5,7 @@
 //! - [`index`]: pods of the node and labels of namespaces, a plain struct.
 //! - [`queue`]: keys that are worked on one at a time, with retries.
 //! - [`store`]: the last known facts on disk, for the plugin.
+//! - [`time`]: times as Kubernetes writes them.
 //! - [`write`]: Events, labels, and whether the agent is about to be replaced.
 //!
 //! ```no_run
@@ -32,6 +33,7 @@ pub mod index;
 pub mod queue;
 mod recovery;
 pub mod store;
+pub mod time;
 pub mod watch;
 pub mod write;
 

@@ -79,6 +79,42 @@ pub struct Status {
     /// All of its addresses.
     #[serde(rename = "podIPs")]
     pub pod_ips: Option<Vec<PodIp>>,
+    /// When kubelet took the pod up, as text; its sandbox is made after that.
+    start_time: Option<Box<str>>,
+    /// Of these, [`SANDBOX_READY`] is kept while it holds.
+    conditions: Option<Vec<Condition>>,
+    /// Of these, those that have ended well are kept.
+    init_container_statuses: Option<Vec<InitStatus>>,
+}
+
+/// One entry of `status.conditions`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Condition {
+    #[serde(rename = "type")]
+    kind: Option<Box<str>>,
+    status: Option<Box<str>>,
+    last_transition_time: Option<Box<str>>,
+}
+
+/// One entry of `status.initContainerStatuses`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+struct InitStatus {
+    name: Option<Box<str>>,
+    state: Option<InitState>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+struct InitState {
+    terminated: Option<Terminated>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Terminated {
+    exit_code: Option<i32>,
 }
 
 /// One entry of `status.podIPs`.
@@ -254,6 +290,7 @@ impl Object {
         let containers =
             self.spec.iter_mut().flat_map(|spec| [&mut spec.init_containers, &mut spec.containers]);
         containers.flatten().flatten().for_each(ContainerSpec::trim);
+        self.status.iter_mut().for_each(Status::trim);
         self
     }
 
@@ -331,6 +368,24 @@ impl Object {
         all
     }
 
+    /// When kubelet took the pod up (`status.startTime`, RFC 3339); its sandbox is made after that.
+    pub fn start_time(&self) -> Option<&str> {
+        self.status.as_ref()?.start_time.as_deref()
+    }
+
+    /// Since when its sandbox has its network, RFC 3339; kubelet tells from Kubernetes 1.29 on, and anew with each sandbox.
+    pub fn sandbox_ready_time(&self) -> Option<&str> {
+        let conditions = self.status.as_ref()?.conditions.as_ref()?;
+        conditions.iter().find(|condition| condition.is_sandbox_ready())?.last_transition_time.as_deref()
+    }
+
+    /// Whether an init container of this name has ended with exit code 0.
+    pub fn has_completed(&self, init_container: &str) -> bool {
+        let statuses = self.status.as_ref().and_then(|status| status.init_container_statuses.as_ref());
+        let its = |status: &InitStatus| status.name.as_deref() == Some(init_container);
+        statuses.into_iter().flatten().any(|status| its(status) && status.has_completed())
+    }
+
     /// `metadata.uid`, if there is one.
     pub fn uid(&self) -> Option<&str> {
         self.metadata.as_ref().and_then(|metadata| metadata.uid.as_deref()).filter(|uid| !uid.is_empty())
@@ -393,6 +448,35 @@ const STATIC_POD_HASHES: [&str; 2] = ["kubernetes.io/config.mirror", "kubernetes
 fn is_read(key: &str) -> bool {
     let domain = key.split_once('/').map_or("", |(domain, _)| domain);
     domain == "istio.io" || domain.ends_with(".istio.io") || STATIC_POD_HASHES.contains(&key)
+}
+
+/// The pod's sandbox exists and has its network (Kubernetes `pkg/kubelet/types/constants.go`).
+const SANDBOX_READY: &str = "PodReadyToStartContainers";
+
+impl Status {
+    fn trim(&mut self) {
+        if let Some(conditions) = &mut self.conditions {
+            conditions.retain(Condition::is_sandbox_ready);
+        }
+        if let Some(statuses) = &mut self.init_container_statuses {
+            statuses.retain(InitStatus::has_completed);
+        }
+        let _ = self.conditions.take_if(|conditions| conditions.is_empty());
+        let _ = self.init_container_statuses.take_if(|statuses| statuses.is_empty());
+    }
+}
+
+impl Condition {
+    fn is_sandbox_ready(&self) -> bool {
+        self.kind.as_deref() == Some(SANDBOX_READY) && self.status.as_deref() == Some("True")
+    }
+}
+
+impl InitStatus {
+    fn has_completed(&self) -> bool {
+        let ended = self.state.as_ref().and_then(|state| state.terminated.as_ref());
+        ended.is_some_and(|terminated| terminated.exit_code == Some(0))
+    }
 }
 
 impl ContainerSpec {

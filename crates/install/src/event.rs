@@ -54,6 +54,8 @@ pub enum Event<'a> {
     ConfigWritten {
         /// The file.
         path: &'a Path,
+        /// Whether the plugin was in what runtimes had there before. Where it was not, pods have started without it.
+        was_in: bool,
     },
     /// The plugin was taken out of a configuration that is not the primary one any more.
     ConfigReleased {
@@ -123,7 +125,7 @@ impl fmt::Display for Event<'_> {
             Self::Waiting { waiting } => waiting.fmt(f),
             Self::BinaryCopied { path } => write!(f, "copied {}", path.display()),
             Self::KubeconfigWritten { path } => write!(f, "wrote kubeconfig {}", path.display()),
-            Self::ConfigWritten { path } => write!(f, "wrote CNI config file {}", path.display()),
+            Self::ConfigWritten { path, .. } => write!(f, "wrote CNI config file {}", path.display()),
             Self::ConfigReleased { path } => {
                 write!(
                     f,

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use cni::conflist::PluginEntry;
+use cni::conflist::{Document, PluginEntry};
 
 pub use handle::Handle;
 
@@ -219,7 +219,8 @@ impl Installer {
                 self.tell(&Event::Throttled { path, hits });
             }
         }
-        self.tell(&Event::ConfigWritten { path });
+        let was_in = write.found.as_ref().is_some_and(Document::has_entry);
+        self.tell(&Event::ConfigWritten { path, was_in });
         self.placed = Some((path.clone(), self.options.entry.clone()));
     }
 

@@ -24,8 +24,6 @@ const MAX_FILE: u64 = 64 << 10;
 const MAX_FILES: usize = 16 << 10;
 /// Longest uid that a file is named by, in bytes; those of Kubernetes have 36.
 const MAX_UID: usize = 128;
-/// The kernel's number of this start of the machine, random(4). Namespaces do not outlive it, and their inode numbers come again.
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// What the agent knows of a pod that has, or is about to have, something of ours.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,7 +51,7 @@ pub(crate) struct Record {
     /// What `nf_conntrack_tcp_loose` was in its namespace before the agent set it to 0; absent if the agent left it alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) tcp_loose_before: Option<u8>,
-    /// See [`BOOT_ID`].
+    /// See [`crate::boot`].
     #[serde(default)]
     boot: String,
 }
@@ -187,7 +185,7 @@ impl Record {
 impl Records {
     /// The records in `<run_dir>/`[`AMBIENT_DIR`], which is made when the first is written.
     pub(crate) fn new(run_dir: &Path) -> Self {
-        let boot = std::fs::read_to_string(BOOT_ID).unwrap_or_default().trim().to_owned();
+        let boot = crate::boot::id();
         Self { dir: run_dir.join(AMBIENT_DIR), boot, written: Mutex::default() }
     }
 

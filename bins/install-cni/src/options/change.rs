@@ -54,7 +54,8 @@ fn change(setting: Setting, ambient: bool) -> Change {
         | Setting::AddTimeout
         | Setting::FactsTimeout
         | Setting::RuntimeAnnotations
-        | Setting::StrictStatus => Change::Counts,
+        | Setting::StrictStatus
+        | Setting::RepairInitContainerName => Change::Counts,
         // The rules of pods in the mesh and the node's are in one backend, which is chosen at the start.
         Setting::NativeNftables if !ambient => Change::Counts,
         Setting::AmbientUseScopedXtablesLocking
@@ -67,7 +68,6 @@ fn change(setting: Setting, ambient: bool) -> Change {
         | Setting::RepairLabelPods
         | Setting::RepairNodeName
         | Setting::RepairSidecarAnnotation
-        | Setting::RepairInitContainerName
         | Setting::RepairInitContainerTerminationMessage
         | Setting::RepairInitContainerExitCode
         | Setting::RepairLabelSelectors

@@ -385,7 +385,7 @@ pub(crate) const SPECS: &[Spec] = &[
         given: Given::FlagOrVariable,
         kind: Kind::Text,
         default: "istio-validation",
-        help: "Repair of pods; accepted, without effect yet",
+        help: "Init container that ends well only in a pod that is captured",
     },
     Spec {
         setting: Setting::RepairInitContainerTerminationMessage,

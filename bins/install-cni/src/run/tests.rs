@@ -7,7 +7,7 @@ fn where_plugins_look_changes_only_with_a_new_process() {
     let write = |name: &str, value: &str| std::fs::write(dir.path().join(name), value).unwrap();
     write("CNI_AGENT_RUN_DIR", "/run/one");
     let config_dir = format!("--config-dir={}", dir.path().display());
-    let agent = Agent::new(Flags::parse(["install-cni".into(), config_dir.into()]).unwrap()).unwrap();
+    let (agent, _) = Agent::new(Flags::parse(["install-cni".into(), config_dir.into()]).unwrap()).unwrap();
     write("CNI_AGENT_RUN_DIR", "/run/two");
     write("POD_SOURCE", "manifests:/pods");
     write("CAPTURE", "disabled");

@@ -49,6 +49,39 @@ fn trimming_keeps_the_decision_and_drops_what_nobody_reads() {
 }
 
 #[test]
+fn trimming_keeps_when_the_sandbox_was_made_and_whose_check_ended_well() {
+    let condition = |kind: &str, status: &str| {
+        format!(
+            r#"{{"type": "{kind}", "status": "{status}", "lastTransitionTime": "2026-11-29T10:00:05Z", "message": "m"}}"#
+        )
+    };
+    let init = |name: &str, state: &str| format!(r#"{{"name": "{name}", "image": "i", "state": {state}}}"#);
+    let status = |ready: &str| -> Object {
+        let text = format!(
+            r#"{{"status": {{"startTime": "2026-11-29T10:00:00Z", "conditions": [{}, {}],
+              "initContainerStatuses": [{}, {}, {}, {}]}}}}"#,
+            condition("Ready", "True"),
+            condition("PodReadyToStartContainers", ready),
+            init("istio-validation", r#"{"terminated": {"exitCode": 0, "reason": "Completed"}}"#),
+            init("setup", r#"{"terminated": {"exitCode": 126}}"#),
+            init("slow", r#"{"running": {}}"#),
+            init("new", "null"),
+        );
+        serde_json::from_str::<Object>(&text).unwrap().trimmed()
+    };
+    let pod = status("True");
+    assert_eq!(pod.start_time(), Some("2026-11-29T10:00:00Z"));
+    assert_eq!(pod.sandbox_ready_time(), Some("2026-11-29T10:00:05Z"));
+    let completed = ["istio-validation", "setup", "slow", "new", "other"].map(|name| pod.has_completed(name));
+    assert_eq!(completed, [true, false, false, false, false]);
+    let kept = pod.status.unwrap();
+    assert_eq!((kept.conditions.unwrap().len(), kept.init_container_statuses.unwrap().len()), (1, 1));
+    let unready = status("False");
+    assert_eq!(unready.sandbox_ready_time(), None);
+    assert_eq!(unready.status.unwrap().conditions, None);
+}
+
+#[test]
 fn a_trimmed_object_reads_as_it_was_written() {
     let trimmed = Object { status: None, ..pod().trimmed() };
     let mut read: Object = serde_json::from_str(&serde_json::to_string(&trimmed).unwrap()).unwrap();

@@ -5,6 +5,7 @@ mod cleanup;
 mod configuration;
 mod failure;
 mod floods;
+mod joining;
 mod keeping;
 mod life;
 mod logs;

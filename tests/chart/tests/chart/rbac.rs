@@ -9,12 +9,16 @@ const DAEMON_SET: &str = "apps daemonsets[istio-cni-node]: get";
 /// About pods, and about the agent's own: a port that is taken, another agent on the node.
 const EVENTS: &str = "core events: create";
 const EVENTS_OF_REPAIR: &str = "core events: create,patch";
+const MARKS: &str = "core pods/status: patch";
 
 /// N-14.
 #[test]
 fn rights_follow_from_the_features() {
     for (features, objects) in combinations() {
-        assert_eq!(objects.rights("istio-cni"), [PODS, DAEMON_SET, EVENTS], "{features:?}");
+        let enters = features.ambient || (features.enabled && features.repair);
+        let rights =
+            if enters { &[PODS, DAEMON_SET, EVENTS, MARKS][..] } else { &[PODS, DAEMON_SET, EVENTS] };
+        assert_eq!(objects.rights("istio-cni"), rights, "{features:?}");
 
         if features.enabled {
             let mut repair = vec![EVENTS_OF_REPAIR, "core pods: get,list,watch"];
@@ -56,18 +60,18 @@ fn rights_follow_from_the_features() {
 
 #[test]
 fn an_open_failure_policy_may_tell_about_it() {
-    let rights = render_set(&["agent.failurePolicy=open"]).unwrap().rights("istio-cni");
-    assert_eq!(rights, [PODS, DAEMON_SET, EVENTS, "core pods/status: patch"]);
-    assert_eq!(
-        render_set(&["agent.failurePolicy=closed"]).unwrap().rights("istio-cni"),
-        [PODS, DAEMON_SET, EVENTS]
-    );
+    let rights = |policy: &str| {
+        let policy = format!("agent.failurePolicy={policy}");
+        render_set(&[&policy, "repair.repairPods=false"]).unwrap().rights("istio-cni")
+    };
+    assert_eq!(rights("open"), [PODS, DAEMON_SET, EVENTS, MARKS]);
+    assert_eq!(rights("closed"), [PODS, DAEMON_SET, EVENTS]);
 }
 
 #[test]
 fn manifests_need_no_pods_of_the_api() {
     let rights = render_set(&["agent.podSource=manifests:/etc/pods"]).unwrap().rights("istio-cni");
-    assert_eq!(rights, ["core nodes: get,list,watch", DAEMON_SET, EVENTS]);
+    assert_eq!(rights, ["core nodes: get,list,watch", DAEMON_SET, EVENTS, MARKS]);
 }
 
 #[test]
@@ -75,7 +79,7 @@ fn openshift_needs_its_security_context() {
     let context = "security.openshift.io securitycontextconstraints[privileged]: use";
     for name in ["platform", "global.platform", "cni.platform"] {
         let rights = render_set(&[&format!("{name}=openshift")]).unwrap().rights("istio-cni");
-        assert_eq!(rights, [PODS, DAEMON_SET, EVENTS, context], "{name}");
+        assert_eq!(rights, [PODS, DAEMON_SET, EVENTS, MARKS, context], "{name}");
     }
 }
 

@@ -1,0 +1,252 @@
+//! Sidecar pods that started while runtimes did not call the plugin: before it was installed, or after another component had written over its
+//! configuration. They are found by age and never entered: [`journal`] has the times without the plugin, [`suspect`] the pods of these times. A
+//! record of the plugin, or a validation container that ended well, shows that a pod is captured all the same.
+
+mod journal;
+mod suspect;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use cluster::write::EventText;
+use cluster::{Cluster, PodKey, Writer};
+use facts::Object;
+use telemetry::Scope as Log;
+use tokio::sync::Notify;
+
+use crate::health::{Health, Notice};
+use crate::metrics::Metrics;
+use crate::uncaptured::COMPONENT;
+use journal::Journal;
+use suspect::Made;
+pub(crate) use suspect::Rules;
+
+/// How often pods are looked at without being told.
+const PERIOD: Duration = Duration::from_secs(30);
+/// Between two looks: while many pods start, each changes some times.
+const PAUSE: Duration = Duration::from_millis(500);
+/// Pause after the API server did not take something; doubles up to [`PERIOD`].
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// How often the API server may refuse an event or a label before it counts as a right that the chart does not give.
+const TRIES: u32 = 5;
+/// Names in the notice.
+const NAMED: usize = 5;
+/// `reason` of the event.
+const REASON: &str = "StartedWithoutPlugin";
+/// `reason` in the metric.
+const METRIC: &str = "no-plugin";
+const MESSAGE: &str = "this pod started while istio-cni was not in the CNI configuration of its node, so its traffic is NOT CAPTURED; delete \
+                       the pod, and its controller starts one that is";
+
+/// What it needs of the agent.
+pub(crate) struct Parts {
+    pub(crate) run_dir: PathBuf,
+    pub(crate) rules: Rules,
+    /// Key and value.
+    pub(crate) label: (String, String),
+    pub(crate) cluster: Cluster,
+    /// Absent where pods are manifests, of which nobody knows when they started.
+    pub(crate) writer: Option<Writer>,
+    pub(crate) health: Arc<Health>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) log: Log,
+}
+
+/// Finds the pods and tells of them.
+pub(crate) struct OlderPods {
+    parts: Parts,
+    rules: Mutex<Rules>,
+    journal: Mutex<Journal>,
+    wake: Notify,
+}
+
+/// A pod that was found.
+#[derive(Debug, Clone)]
+struct Found {
+    key: PodKey,
+    /// kubelet starts it, and deleting its copy in the API does not start it anew.
+    is_static: bool,
+    /// How often its event or its label was refused.
+    refused: u32,
+}
+
+impl OlderPods {
+    pub(crate) fn new(parts: Parts) -> Arc<Self> {
+        let journal = Mutex::new(Journal::read(&parts.run_dir));
+        Arc::new(Self { rules: Mutex::new(parts.rules.clone()), journal, wake: Notify::new(), parts })
+    }
+
+    /// Runtimes call the plugin from now on.
+    pub(crate) fn in_place(&self) {
+        self.note(|journal| journal.in_place(now()));
+    }
+
+    /// Until now runtimes called the plugin, if they did.
+    pub(crate) fn in_doubt(&self) {
+        self.note(|journal| journal.in_doubt(now()));
+    }
+
+    /// Runtimes were found not to call the plugin.
+    pub(crate) fn missing(&self) {
+        self.note(Journal::missing);
+    }
+
+    /// Goes by changed options from now on.
+    pub(crate) fn follow(&self, rules: Rules) {
+        *lock(&self.rules) = rules;
+        self.changed();
+    }
+
+    /// Pods have changed.
+    pub(crate) fn changed(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Looks and tells until the task is aborted.
+    pub(crate) async fn work(self: Arc<Self>) {
+        let mut found: BTreeMap<String, Found> = BTreeMap::new();
+        let mut again = PERIOD;
+        loop {
+            let _ = tokio::time::timeout(again, self.wake.notified()).await;
+            // Before the pods are listed, those that are gone cannot be told from those that are not known yet.
+            if self.parts.cluster.state().synced {
+                found = self.look(found).await;
+                self.show(&found);
+                let pause = if again == PERIOD { FIRST_PAUSE } else { (again * 2).min(PERIOD) };
+                again = if self.tell(&mut found).await { PERIOD } else { pause };
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// The pods now; what was known of one stays.
+    async fn look(self: &Arc<Self>, mut before: BTreeMap<String, Found>) -> BTreeMap<String, Found> {
+        let mut suspects = self.suspects();
+        if !suspects.is_empty() {
+            let run_dir = self.parts.run_dir.clone();
+            let records = tokio::task::spawn_blocking(move || applied::attachments(&run_dir)).await;
+            let records = records.unwrap_or_default();
+            suspects.retain(|(pod, made)| !records.iter().any(|record| made.is_recorded(pod, record)));
+        }
+        let mut found = BTreeMap::new();
+        for (pod, _) in suspects {
+            let key = crate::ambient::key_of(&pod);
+            let known = before.remove(&key.uid).unwrap_or_else(|| self.is_new(&pod, key.clone()));
+            found.insert(key.uid, known);
+        }
+        let uids: Vec<String> = {
+            let index = self.parts.cluster.index();
+            index.pods().filter_map(|pod| pod.uid().map(str::to_owned)).collect()
+        };
+        self.note_quietly(|journal| journal.forget(|uid| uids.iter().any(|known| known == uid)));
+        found
+    }
+
+    fn suspects(&self) -> Vec<(Arc<Object>, Made)> {
+        let gaps = lock(&self.journal).gaps(now());
+        if gaps.is_empty() {
+            return Vec::new();
+        }
+        let rules = lock(&self.rules).clone();
+        let index = self.parts.cluster.index();
+        index.pods().filter_map(|pod| Some((pod.clone(), rules.suspect(pod, &gaps)?))).collect()
+    }
+
+    /// Logs and counts a pod, unless an earlier agent did.
+    fn is_new(&self, pod: &Object, key: PodKey) -> Found {
+        if !lock(&self.journal).is_told(&key.uid) {
+            let name = format!("{}/{}", key.namespace, key.name);
+            let text = "a pod started WITHOUT CAPTURE: the plugin was not in the CNI configuration then; delete the pod";
+            self.parts.log.error(text, &[("pod", &name)]);
+            self.parts.metrics.uncaptured(METRIC);
+        }
+        Found { key, is_static: pod.static_hash().is_some(), refused: 0 }
+    }
+
+    /// How it is now, for metrics and people.
+    fn show(&self, found: &BTreeMap<String, Found>) {
+        self.parts.metrics.started_without_plugin(found.len());
+        if found.is_empty() {
+            self.parts.health.settled(Notice::OlderPods);
+            return;
+        }
+        let names = found.values().take(NAMED).map(|pod| format!("{}/{}", pod.key.namespace, pod.key.name));
+        let names: Vec<String> = names.collect();
+        let more = match found.len() - names.len() {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let text = format!(
+            "sidecar pods without capture, as they started while the plugin was not in the CNI configuration: {} ({}{more}); delete them",
+            found.len(),
+            names.join(", ")
+        );
+        self.parts.health.notice(Notice::OlderPods, &text);
+    }
+
+    /// Gives each pod its event and its label, once. Whether all have theirs.
+    async fn tell(&self, found: &mut BTreeMap<String, Found>) -> bool {
+        let Some(writer) = &self.parts.writer else { return true };
+        let mut all = true;
+        for (uid, pod) in found {
+            if lock(&self.journal).is_told(uid) {
+                continue;
+            }
+            match self.mark(writer, pod).await {
+                Err(error) if error.status() == Some(403) && pod.refused < TRIES => {
+                    (pod.refused, all) = (pod.refused + 1, false);
+                }
+                Err(error) if error.status() != Some(403) => {
+                    let name = format!("{}/{}", pod.key.namespace, pod.key.name);
+                    let text = "cannot mark a pod that started without the plugin; trying again";
+                    self.parts.log.warn(text, &[("pod", &name), ("error", &error)]);
+                    // Who did not take this one would not take the others.
+                    return false;
+                }
+                // Done, or the chart gives no right to it.
+                _ => self.note_quietly(|journal| journal.told(uid)),
+            }
+        }
+        all
+    }
+
+    async fn mark(&self, writer: &Writer, pod: &Found) -> Result<(), cluster::Error> {
+        // Deleting the copy of a static pod would not start it anew, so nobody may be told to by the label.
+        if !pod.is_static {
+            let (key, value) = &self.parts.label;
+            match writer.label_pod(&pod.key, key, value).await {
+                // The pod is gone, or another one has its name.
+                Err(error) if matches!(error.status(), Some(404 | 409)) => return Ok(()),
+                // Only some features of the chart bring the right to label.
+                Err(error) if error.status() == Some(403) => {}
+                done => done?,
+            }
+        }
+        let text = EventText { warning: true, reason: REASON, message: MESSAGE, component: COMPONENT };
+        writer.create_event(&pod.key, text).await
+    }
+
+    fn note(&self, change: impl FnOnce(&mut Journal) -> io::Result<()>) {
+        self.note_quietly(change);
+        self.changed();
+    }
+
+    fn note_quietly(&self, change: impl FnOnce(&mut Journal) -> io::Result<()>) {
+        if let Err(error) = change(&mut lock(&self.journal)) {
+            let text =
+                "the next agent will not know when the plugin was missing: its times cannot be written";
+            self.parts.log.warn(text, &[("error", &error)]);
+        }
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
