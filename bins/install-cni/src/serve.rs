@@ -1,5 +1,7 @@
 //! HTTP/1.1 on the agent's ports and unix sockets.
 
+mod descriptor;
+
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
@@ -17,6 +19,9 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
+
+pub(crate) use descriptor::Descriptor;
+use descriptor::Receiving;
 
 /// What goes back.
 pub(crate) type Answer = Response<Full<Bytes>>;
@@ -81,6 +86,8 @@ pub(crate) trait Handler: Send + Sync + 'static {
     /// Connections that are served at once. A node starts some dozens of pods at once at most; a flood waits in the kernel's queue. Each may hold
     /// a whole body in memory.
     const MAX_CONNECTIONS: usize = 256;
+    /// Whether a request on a unix socket may bring a descriptor, which the handler finds as [`Descriptor`] among its extensions.
+    const TAKES_DESCRIPTORS: bool = false;
 
     /// The answer. A client that hangs up drops the future: what has to be done all the same is spawned.
     fn answer(&self, request: &Request<()>, body: Bytes) -> impl Future<Output = Answer> + Send;
@@ -224,7 +231,10 @@ impl Socket {
             });
             let handler = handler.clone();
             tokio::spawn(async move {
-                if trusted {
+                if trusted && H::TAKES_DESCRIPTORS {
+                    let (stream, taken) = Receiving::new(stream);
+                    connection_with(stream, handler, move || taken.take()).await;
+                } else if trusted {
                     connection(stream, handler).await;
                 } else {
                     connection(stream, Arc::new(Refusal)).await;
@@ -248,17 +258,32 @@ impl Drop for Socket {
     }
 }
 
-/// Serves the requests of one connection. Its end, however it comes, is the client's affair.
 async fn connection<S, H>(stream: S, handler: Arc<H>)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     H: Handler,
 {
+    connection_with(stream, handler, || None).await;
+}
+
+/// Serves the requests of one connection. Its end, however it comes, is the client's affair. `brought` gives the descriptor that came with a
+/// request.
+async fn connection_with<S, H>(
+    stream: S,
+    handler: Arc<H>,
+    brought: impl Fn() -> Option<Descriptor> + Clone + Send + 'static,
+) where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    H: Handler,
+{
     let service = service_fn(move |request: Request<Incoming>| {
-        let handler = handler.clone();
+        let (handler, brought) = (handler.clone(), brought.clone());
         async move {
-            let (head, body) = request.into_parts();
+            let (mut head, body) = request.into_parts();
             let body = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, H::MAX_BODY).collect()).await;
+            if let Some(descriptor) = brought() {
+                head.extensions.insert(descriptor);
+            }
             let head = Request::from_parts(head, ());
             let (status, reason) = match body {
                 Ok(Ok(body)) => return Ok(handler.answer(&head, body.to_bytes()).await),

@@ -1,9 +1,11 @@
-//! Ambient mode: the pod is handed to the node agent, which takes it into the mesh.
+//! Ambient mode: the pod is handed to the node agent, which takes it into the mesh. Its network namespace goes along as an open descriptor:
+//! the agent may not see the path that the runtime has for it.
 //!
 //! An agent that is not there, or has no ztunnel to give the pod to, is waited for: kubelet would try again only after many seconds.
 
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -13,6 +15,7 @@ use capture::PodId;
 use cni::{CniResult, PluginConf};
 use facts::exchange::EVENT_SOCKET_NAME;
 use http1::Deadline;
+use http1::unix::Passing;
 use ipnet::IpNet;
 use netns::Netns;
 
@@ -87,7 +90,7 @@ impl Announcement<'_> {
         let event = event(self.id, &netns, &self.result.ips);
         let mut told = Some(told);
         loop {
-            let Err(error) = post(&socket, event.as_bytes()) else { return Ok(()) };
+            let Err(error) = post(&socket, event.as_bytes(), self.netns.as_fd()) else { return Ok(()) };
             let Some(pause) = error.pause().filter(|pause| Instant::now() + *pause < end) else {
                 return Err(error);
             };
@@ -141,10 +144,10 @@ fn event(id: &PodId, netns: &str, ips: &[cni::IpConfig]) -> String {
     format!(r#"{{"Netns":{netns},"PodName":{name},"PodNamespace":{namespace},"IPs":[{ips}]}}"#)
 }
 
-fn post(socket: &Path, body: &[u8]) -> Result<(), Error> {
+fn post(socket: &Path, body: &[u8], netns: BorrowedFd<'_>) -> Result<(), Error> {
     let deadline = Deadline::within(LIMIT);
     let no_agent = |cause| Error::NoAgent { socket: socket.to_owned(), cause };
-    let mut connection = http1::unix::connect(socket, deadline).map_err(no_agent)?;
+    let connection = http1::unix::connect(socket, deadline).map_err(no_agent)?;
     let uid = http1::unix::peer_uid(&connection).map_err(no_agent)?;
     // Whoever says that a pod is in the mesh lets it start.
     if uid != 0 && uid != rustix::process::geteuid().as_raw() {
@@ -152,6 +155,7 @@ fn post(socket: &Path, body: &[u8]) -> Result<(), Error> {
     }
     let request =
         http1::request("POST", "unix", "/cmdadd", &[("Content-Type", "application/json")], Some(body));
+    let mut connection = Passing::new(connection, netns);
     let answer = http1::exchange(&mut connection, &request, None, MAX_ANSWER, deadline)
         .map_err(|cause| Error::Broken { socket: socket.to_owned(), cause })?;
     match answer.status {

@@ -94,7 +94,7 @@ impl<S> Connection<S> {
         self.deadline
     }
 
-    fn left(&self) -> io::Result<Duration> {
+    pub(crate) fn left(&self) -> io::Result<Duration> {
         self.deadline.left().ok_or_else(|| io::ErrorKind::TimedOut.into())
     }
 }

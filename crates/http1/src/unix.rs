@@ -1,14 +1,25 @@
 //! Connections to unix sockets.
 
-use std::io;
-use std::os::fd::AsRawFd;
+use std::io::{self, IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags,
+    SocketType,
+};
 
-use crate::{Connection, Deadline};
+use crate::{Connection, Deadline, Socket};
+
+/// A connection on which a descriptor goes along with the first bytes. A peer that reads bytes only never sees it: the kernel closes it.
+#[derive(Debug)]
+pub struct Passing<'a> {
+    connection: Connection<UnixStream>,
+    descriptor: Option<BorrowedFd<'a>>,
+}
 
 /// A connection that stands before the deadline. Where the listener has stopped accepting, connecting waits as long as sending may (unix(7)
 /// does not say so; `unix_stream_connect` in the kernel's `net/unix/af_unix.c` does).
@@ -51,4 +62,38 @@ pub fn peer_uid(connection: &Connection<UnixStream>) -> io::Result<u32> {
         )
     };
     if result == 0 { Ok(peer.uid) } else { Err(io::Error::last_os_error()) }
+}
+
+// === impl Passing ===
+
+impl<'a> Passing<'a> {
+    /// Nothing is sent yet.
+    pub fn new(connection: Connection<UnixStream>, descriptor: BorrowedFd<'a>) -> Self {
+        Self { connection, descriptor: Some(descriptor) }
+    }
+}
+
+impl Read for Passing<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.connection.read(buffer)
+    }
+}
+
+impl Write for Passing<'_> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let Some(descriptor) = self.descriptor else { return self.connection.write(buffer) };
+        let socket = self.connection.socket();
+        socket.limit_write(self.connection.left()?)?;
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let descriptors = [descriptor];
+        control.push(SendAncillaryMessage::ScmRights(&descriptors));
+        let sent = rustix::net::sendmsg(socket, &[IoSlice::new(buffer)], &mut control, SendFlags::NOSIGNAL)?;
+        self.descriptor = None;
+        Ok(sent)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.connection.flush()
+    }
 }

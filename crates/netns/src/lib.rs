@@ -85,6 +85,17 @@ impl Netns {
             .map_err(|cause| Error::Open { path: path.to_owned(), cause })
     }
 
+    /// The namespace behind a descriptor from elsewhere, of which nothing is believed. `path` is for messages.
+    ///
+    /// # Errors
+    /// [`Error::Open`] when it is no namespace or one of another kind.
+    pub fn from_descriptor(fd: OwnedFd, path: PathBuf) -> Result<Self, Error> {
+        match sys::identify(&fd) {
+            Ok(id) => Ok(Self { fd, path, id }),
+            Err(cause) => Err(Error::Open { path, cause }),
+        }
+    }
+
     /// The namespace that the calling thread is in. For a program that has entered none this is the host's.
     ///
     /// # Errors

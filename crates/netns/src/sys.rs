@@ -56,11 +56,17 @@ pub(crate) fn open_namespace(path: &Path) -> Result<(OwnedFd, NetnsId), OpenCaus
         Errno::ACCESS | Errno::PERM => OpenCause::Denied,
         e => OpenCause::Io(e.into()),
     })?;
-    let magic = magic_of(&fd).map_err(OpenCause::Io)?;
+    let id = identify(&fd)?;
+    Ok((fd, id))
+}
+
+/// Which network namespace an open file is.
+pub(crate) fn identify(fd: &OwnedFd) -> Result<NetnsId, OpenCause> {
+    let magic = magic_of(fd).map_err(OpenCause::Io)?;
     if magic != NSFS_MAGIC && magic != PROC_SUPER_MAGIC as u64 {
         return Err(OpenCause::NotANamespace { filesystem: filesystem_name(magic) });
     }
-    match kind_of(&fd) {
+    match kind_of(fd) {
         Ok(CLONE_NEWNET) => {}
         Ok(other) => return Err(OpenCause::OtherKind { kind: kind_name(other) }),
         // procfs has more files than namespaces, and nsfs may one day have other kinds of files.
@@ -69,8 +75,7 @@ pub(crate) fn open_namespace(path: &Path) -> Result<(OwnedFd, NetnsId), OpenCaus
         }
         Err(e) => return Err(OpenCause::Io(e.into())),
     }
-    let id = fstat(&fd).map(|s| id_from(&s)).map_err(|e| OpenCause::Io(e.into()))?;
-    Ok((fd, id))
+    fstat(fd).map(|s| id_from(&s)).map_err(|e| OpenCause::Io(e.into()))
 }
 
 /// The network namespace of the calling thread.

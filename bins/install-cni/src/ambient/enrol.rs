@@ -18,10 +18,11 @@ use rustix::io::Errno;
 use super::Ambient;
 use super::evidence::{Seen, Subject};
 use super::failpoint;
-use super::failure::Failure;
+use super::failure::{Failure, Unopened};
 use super::holder;
 use super::members::{Look, Member, State};
 use super::spare::{Spared, Sparing};
+use crate::serve::Descriptor;
 
 /// How long is waited for another program that works in the same namespace; a process of the pod can hold the lock too, so the work goes
 /// on without it afterwards.
@@ -44,8 +45,8 @@ const OF_A_RUNNING_POD: [Step; 3] = [Step::Probes, Step::Ztunnel, Step::Rules];
 /// Where the pod's namespace comes from.
 #[derive(Debug, Clone)]
 pub(crate) enum Place {
-    /// The runtime has just made it; the plugin says its path.
-    Given(String),
+    /// The runtime has just made it; the plugin says its path on the node, and hands it over open if it is one of ours.
+    Given { path: String, descriptor: Option<Descriptor> },
     /// It is looked for.
     Running,
 }
@@ -63,7 +64,7 @@ impl Ambient {
         if key.uid.is_empty() {
             return Err(Failure::NoUid);
         }
-        let new = matches!(place, Place::Given(_));
+        let new = matches!(place, Place::Given { .. });
         let mut member = self.member(key, facts);
         self.refuse(facts, ips)?;
         self.locate(&mut member, ips, place).await?;
@@ -148,9 +149,10 @@ impl Ambient {
     /// The namespace, never another pod's and never the node's.
     async fn locate(&self, member: &mut Member, ips: &[IpAddr], place: Place) -> Result<(), Failure> {
         match place {
-            Place::Given(path) => {
-                member.move_to(self.open_given(path, ips.to_vec()).await?);
-                member.given = true;
+            Place::Given { path, descriptor } => {
+                let (netns, given) = self.open_given(path, descriptor, ips.to_vec()).await?;
+                member.move_to(netns);
+                member.given = given;
             }
             Place::Running if member.netns.is_some() && !Self::is_gone(member) => {}
             Place::Running => {
@@ -162,14 +164,28 @@ impl Ambient {
         Ok(())
     }
 
-    async fn open_given(&self, path: String, ips: Vec<IpAddr>) -> Result<Netns, Failure> {
+    /// The namespace, and whether this agent sees it at its path too, so that it sees the path go with the sandbox.
+    async fn open_given(
+        &self,
+        path: String,
+        descriptor: Option<Descriptor>,
+        ips: Vec<IpAddr>,
+    ) -> Result<(Netns, bool), Failure> {
         let host = self.host()?.id();
         let on_node = self.config.on_node(&path);
-        let opened = tokio::task::spawn_blocking(move || {
-            let netns = Netns::open(&on_node).map_err(|error| kernel::chain_text(&error))?;
-            netns::find::belongs_to(&netns, host, &ips, &super::finder::addresses)
-                .map_err(|error| error.to_string())?;
-            Ok(netns)
+        let opened = tokio::task::spawn_blocking(move || -> Result<_, Unopened> {
+            let seen = Netns::open(&on_node);
+            let (netns, given) = match descriptor {
+                Some(Descriptor(descriptor)) => {
+                    let descriptor = descriptor.try_clone().map_err(Unopened::Descriptor)?;
+                    let netns = Netns::from_descriptor(descriptor, on_node)?;
+                    let given = seen.is_ok_and(|seen| seen == netns);
+                    (netns, given)
+                }
+                None => (seen.map_err(Unopened::Unseen)?, true),
+            };
+            netns::find::belongs_to(&netns, host, &ips, &super::finder::addresses)?;
+            Ok((netns, given))
         });
         opened.await?.map_err(|cause| Failure::Given { path: path.into(), cause })
     }

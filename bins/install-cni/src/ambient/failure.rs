@@ -29,7 +29,7 @@ pub(crate) enum Failure {
         /// As the plugin said it.
         path: PathBuf,
         /// Why it is none, or not this pod's.
-        cause: String,
+        cause: Unopened,
     },
     /// A sandbox with a network of its own inside.
     #[error(
@@ -83,6 +83,27 @@ pub(crate) enum Failure {
     /// A thread of ours is gone.
     #[error("the work on the pod panicked; this is a defect, please report it: {0}")]
     Panicked(String),
+}
+
+/// Why the namespace that a plugin named is not used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unopened {
+    /// The path leads to no namespace here, and there is no descriptor.
+    #[error(
+        "the agent does not see it below HOST_ROOT ({}), and the plugin, of another version, passed no descriptor of it: update the plugin, mount \
+         the path's directory into the agent's container, or set containerd's netns_mounts_under_state_dir to false",
+        if .0.is_missing() { "no such file".to_owned() } else { kernel::chain_text(.0) }
+    )]
+    Unseen(netns::Error),
+    /// What the plugin passed is no network namespace.
+    #[error("the descriptor that the plugin passed: {0}")]
+    NotANamespace(#[from] netns::Error),
+    /// It could not be copied.
+    #[error("copy its descriptor: {0}; the agent is out of descriptors")]
+    Descriptor(std::io::Error),
+    /// It is another pod's, or the node's.
+    #[error(transparent)]
+    NotThePods(#[from] netns::find::NotThePods),
 }
 
 // === impl Failure ===

@@ -15,7 +15,7 @@ use super::Ambient;
 use super::enrol::Place;
 use super::event::Event;
 use super::failure::{Again, Failure};
-use crate::serve::{Answer, Handler, text};
+use crate::serve::{Answer, Descriptor, Handler, text};
 
 /// As in the original (AA-10). Whoever is neither root nor this agent's user is refused all the same: an event makes this agent program
 /// the namespace that it names.
@@ -66,6 +66,8 @@ impl Refusal {
 impl Handler for EventSocket {
     /// An event with as many addresses as we take, and some room.
     const MAX_BODY: usize = 64 << 10;
+    /// The pod's network namespace, from plugins of ours.
+    const TAKES_DESCRIPTORS: bool = true;
 
     async fn answer(&self, request: &Request<()>, body: Bytes) -> Answer {
         if request.uri().path() != "/cmdadd" {
@@ -81,7 +83,8 @@ impl Handler for EventSocket {
         // A plugin that hangs up must not leave a pod half way (AA-17).
         let ambient = self.ambient.clone();
         let pod = format!("{}/{}", event.namespace, event.name);
-        let work = tokio::spawn(async move { ambient.announced(event).await });
+        let descriptor = request.extensions().get::<Descriptor>().cloned();
+        let work = tokio::spawn(async move { ambient.announced(event, descriptor).await });
         match work.await.unwrap_or(Err(Refusal::Ending)) {
             Ok(()) => self.counted(text(StatusCode::OK, "")),
             Err(refusal) => {
@@ -121,7 +124,7 @@ impl EventSocket {
 }
 
 impl Ambient {
-    async fn announced(self: Arc<Self>, event: Event) -> Result<(), Refusal> {
+    async fn announced(self: Arc<Self>, event: Event, descriptor: Option<Descriptor>) -> Result<(), Refusal> {
         let name = format!("{}/{}", event.namespace, event.name);
         if self.host.get().is_none() {
             return Err(Refusal::NotReady);
@@ -143,7 +146,10 @@ impl Ambient {
         }
         let uid = facts.pod.uid().ok_or_else(|| Refusal::NoUid(name.clone()))?.to_owned();
         let key = PodKey { namespace: event.namespace, name: event.name, uid };
-        let place = if event.netns.is_empty() { Place::Running } else { Place::Given(event.netns) };
+        let place = match event.netns.is_empty() {
+            true => Place::Running,
+            false => Place::Given { path: event.netns, descriptor },
+        };
         let result = {
             let _turn = self.members.turn(&key.uid).await;
             self.enrol(&key, &facts, &event.ips, place).await

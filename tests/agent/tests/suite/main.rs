@@ -3,6 +3,7 @@
 
 mod cleanup;
 mod configuration;
+mod descriptor;
 mod failure;
 mod floods;
 mod joining;

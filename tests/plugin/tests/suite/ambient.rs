@@ -1,12 +1,17 @@
 //! Ambient mode: which pods the plugin hands to the node agent, how, and what becomes of every answer.
 
-use std::io::{Read, Write};
+use std::fs::File;
+use std::io::{IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use plugin_tests::Node;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde_json::{Value, json};
 use testkit::apiserver::{ApiServer, Credentials, Fault};
 use testkit::{Families, Pod};
@@ -206,6 +211,51 @@ fn every_answer_but_yes_fails_the_add() {
         assert_says(&text, says);
         assert!(text.len() < 4000 && !text.contains('\x1b'), "{name}: {} bytes", text.len());
     }
+}
+
+/// The namespace goes along open. An agent that does not know of that, as the original's, reads bytes, and the kernel closes it.
+#[test]
+fn the_namespace_goes_along_as_a_descriptor() {
+    let scene = Scene::new();
+    scene.set_pod(&json!({}), &json!({}));
+    let listener = UnixListener::bind(scene.node.run_dir().join("pluginevent.sock")).unwrap();
+    let call = scene.node.call("ADD", "web", scene.pod.path());
+    let add = std::thread::spawn(move || call.run().unwrap());
+    let (mut stream, _) = listener.accept().unwrap();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut bytes = [0; 4096];
+    let parts = &mut [IoSliceMut::new(&mut bytes)];
+    let received = recvmsg(&stream, parts, &mut control, RecvFlags::CMSG_CLOEXEC).unwrap();
+    let came: Vec<OwnedFd> = control
+        .drain()
+        .flat_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(descriptors) => descriptors.collect(),
+            _ => Vec::new(),
+        })
+        .collect();
+    assert!(bytes[..received.bytes].starts_with(b"POST /cmdadd HTTP/1.1\r\n"));
+    let inode = |file: File| file.metadata().unwrap().ino();
+    let passed: Vec<u64> = came.into_iter().map(|fd| inode(File::from(fd))).collect();
+    assert_eq!(passed, [inode(File::open(scene.pod.path()).unwrap())]);
+    stream.write_all(OK.as_bytes()).unwrap();
+    assert_eq!(add.join().unwrap().exit, Some(0));
+
+    // The same by bytes only.
+    let link = std::fs::read_link(scene.pod.path()).unwrap();
+    let held = || {
+        let descriptors = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        descriptors.filter(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to == link)).count()
+    };
+    let before = held();
+    let call = scene.node.call("ADD", "web", scene.pod.path());
+    let add = std::thread::spawn(move || call.run().unwrap());
+    let (mut stream, _) = listener.accept().unwrap();
+    let read = stream.read(&mut bytes).unwrap();
+    assert!(read > 0);
+    assert_eq!(held(), before);
+    stream.write_all(OK.as_bytes()).unwrap();
+    assert_eq!(add.join().unwrap().exit, Some(0));
 }
 
 /// An agent that has no ztunnel says when to ask again; another one takes the pod.
