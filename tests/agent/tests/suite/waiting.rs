@@ -262,7 +262,12 @@ fn an_ambient_pod_waits_for_the_agent_and_for_ztunnel() {
     let add = in_background(call);
     std::thread::sleep(Duration::from_millis(700));
     let agent = mesh.start().unwrap();
-    agent.log().wait_for(&["no ztunnel connection", "pod=default/web"], PATIENCE).unwrap();
+    eventually("the plugin has asked twice", PATIENCE, || {
+        let refused = agent.metric("istio_cni_plugin_requests_total{response_code=\"500\"}")?;
+        anyhow::ensure!(refused >= 2.0, "{refused}");
+        Ok(())
+    })
+    .unwrap();
     assert!(!add.is_finished());
     let ztunnel = mesh.ztunnel().unwrap();
     let answer = add.join().unwrap();
