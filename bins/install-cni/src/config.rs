@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use capture::select::{Selectors, is_dns_label, is_dns_subdomain, is_label_key, is_label_value};
 use capture::values::Quoted;
+use cluster::OwnPod;
 use cni::PluginConf;
 use cni::conflist::PluginEntry;
 use cni::json::Value;
@@ -54,12 +55,12 @@ pub(crate) struct Config {
     pub(crate) health: Option<SocketAddr>,
     /// Name of this node.
     pub(crate) node: String,
-    /// Namespace of this agent.
-    pub(crate) namespace: String,
     /// When everything is removed at the end.
     pub(crate) cleanup: Cleanup,
     /// Which sidecar pods ask for capture.
     pub(crate) older: older::Rules,
+    /// This agent's pod, where its DaemonSet decides that.
+    pub(crate) own_pod: Option<OwnPod>,
     /// Label of a pod that started without capture: key and value.
     pub(crate) broken_pod_label: (String, String),
     /// Ambient mode, if it is on.
@@ -119,6 +120,14 @@ impl Config {
             entry: plugin_entry(options)?,
             program_at_end: program_at_end(options)?,
         };
+        let (namespace, cleanup) =
+            (namespace(options, Setting::PodNamespace, "pod-namespace")?, cleanup(options)?);
+        let decided_by_daemonset =
+            cleanup == Cleanup::Auto && !namespace.is_empty() && matches!(pods, PodSource::Kubernetes(_));
+        let own_pod = decided_by_daemonset.then(|| OwnPod {
+            namespace,
+            name: env("POD_NAME").filter(|name| is_dns_subdomain(name)).unwrap_or_default(),
+        });
         Ok(Self {
             install,
             pods,
@@ -126,8 +135,8 @@ impl Config {
             monitoring: address(options, Setting::MonitoringPort, "monitoring-port")?,
             health: address(options, Setting::HealthPort, "health-port")?,
             node: node_name(env)?,
-            namespace: namespace(options, Setting::PodNamespace, "pod-namespace")?,
-            cleanup: cleanup(options)?,
+            cleanup,
+            own_pod,
             older: older_rules(options)?,
             broken_pod_label: broken_pod_label(options)?,
             ambient: AmbientConfig::new(options)?,

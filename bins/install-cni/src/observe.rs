@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use cluster::daemonset::decide;
 use cluster::{Event as ClusterEvent, Source, Store, WatchError, What};
 use install::Event as InstallEvent;
 
 use crate::health::{Notice, Part};
 use crate::run::Agent;
+use crate::shutdown;
 
 /// Listens to the installer, on its thread.
 pub(crate) struct Installation {
@@ -97,19 +99,25 @@ fn told(agent: &Agent, store: Option<&Store>, event: ClusterEvent) {
             }
             agent.older.changed();
         }
+        ClusterEvent::Outlook(outlook) => shutdown::tell(agent, &outlook),
         ClusterEvent::WatchFailed { what, error, failing_for, retry_in } => {
             metrics.watch_failure(kind(what));
             if let WatchError::Api(error) = &error {
                 metrics.api_server_failure(error.reason());
             }
-            // What was listed once stays good for the pods that it is of; readiness needs the first list only.
-            if !agent.cluster.state().synced {
-                health.pending(Part::Cluster, &error);
+            match what {
+                What::DaemonSet | What::Node => shutdown::tell_refusal(agent, &error),
+                // What was listed once stays good for the pods that it is of; readiness needs the first list only.
+                _ if !agent.cluster.state().synced => health.pending(Part::Cluster, &error),
+                _ => {}
             }
             let (for_s, in_s) = (failing_for.as_secs(), format!("{:.1}", retry_in.as_secs_f64()));
             log.warn(&error, &[("watch", &kind(what)), ("failing_for_s", &for_s), ("retry_in_s", &in_s)]);
         }
         ClusterEvent::WatchRestored { what, failed_for } => {
+            if matches!(what, What::DaemonSet | What::Node) {
+                shutdown::tell(agent, &decide(&agent.cluster.seen()));
+            }
             log.info(
                 "the watch works again",
                 &[("watch", &kind(what)), ("failed_for_s", &failed_for.as_secs())],
@@ -145,5 +153,7 @@ fn kind(what: What) -> &'static str {
         What::Pods => "pods",
         What::Namespaces => "namespaces",
         What::Manifests => "manifests",
+        What::DaemonSet => "daemonset",
+        What::Node => "node",
     }
 }

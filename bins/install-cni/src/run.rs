@@ -282,7 +282,7 @@ impl Agent {
         let thread = thread.map_err(Error::Runtime)?;
         let signal = told_to_end().await.map_err(Error::Runtime)?;
         self.log.info("ending", &[("signal", &signal)]);
-        let clean_up = shutdown::is_to_clean_up(&self.config, self.writer.as_ref(), &self.log).await;
+        let clean_up = shutdown::is_to_clean_up(self).await;
         handle.stop();
         let Ok(installer) = thread.join() else {
             self.log.error("the installer has panicked; nothing is cleaned up", &[]);
@@ -368,8 +368,8 @@ fn source(config: &Config) -> (Source, Option<Writer>) {
         PodSource::Kubernetes(access) => {
             let connection = Arc::new(Connection::new(access.clone(), env!("CARGO_PKG_VERSION")));
             let writer = Writer::new(connection.clone(), config.node.clone());
-            let node = config.node.clone();
-            (Source::Kubernetes { connection, node, limits: Limits::default() }, Some(writer))
+            let (node, own) = (config.node.clone(), config.own_pod.clone());
+            (Source::Kubernetes { connection, node, own, limits: Limits::default() }, Some(writer))
         }
     }
 }

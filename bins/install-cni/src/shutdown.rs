@@ -1,46 +1,72 @@
-//! The end: whether a new version of this agent is to follow, or everything is to be removed.
+//! The end: whether another agent is to follow, or everything is to be removed.
 
-use cluster::{UpgradeState, Writer};
-use telemetry::Scope;
+use cluster::daemonset::{DEFAULT_NAME, decide};
+use cluster::{Outlook, OwnPod, WatchError, Writer};
 
-use crate::config::{Cleanup, Config};
+use crate::config::Cleanup;
+use crate::health::Notice;
+use crate::run::Agent;
 
-/// Name of the agent's DaemonSet (I-59).
-const DAEMONSET: &str = "istio-cni-node";
-/// How often an API server that does not tell is asked.
-const TRIES: u32 = 2;
+/// What it means that the plugin stays although no agent may follow.
+const STAYS: &str = "the plugin stays and holds new pods back until an agent answers; if none is to follow, run cnictl uninstall on this node";
 
-/// Whether to take the plugin off the node. Where the plugin stays, pods go on being captured: it asks the API server itself, or what this agent
+/// Whether to take everything off the node. Where the plugin stays, pods go on being captured: it asks the API server itself, or what this agent
 /// knew last.
-pub(crate) async fn is_to_clean_up(config: &Config, writer: Option<&Writer>, log: &Scope) -> bool {
-    let (clean, reason) = match (config.cleanup, writer) {
-        (Cleanup::Always, _) => (true, "cleanup-on-exit is always".to_owned()),
-        (Cleanup::Never, _) => (false, "cleanup-on-exit is never".to_owned()),
-        (Cleanup::Auto, Some(writer)) if !config.namespace.is_empty() => decide(config, writer).await,
-        (Cleanup::Auto, _) => (true, "there is no DaemonSet that could bring another agent".to_owned()),
+pub(crate) async fn is_to_clean_up(agent: &Agent) -> bool {
+    let (clean, reason) = match (agent.config.cleanup, &agent.config.own_pod, &agent.writer) {
+        (Cleanup::Always, ..) => (true, "cleanup-on-exit is always".to_owned()),
+        (Cleanup::Never, ..) => (false, "cleanup-on-exit is never".to_owned()),
+        (Cleanup::Auto, Some(own), Some(writer)) => ask(agent, own, writer).await,
+        (Cleanup::Auto, ..) => (true, "there is no DaemonSet that could bring another agent".to_owned()),
     };
     let what = if clean { "taking the plugin off this node" } else { "leaving the plugin on this node" };
-    log.info(format!("{what}: {reason}"), &[]);
+    agent.log.info(format!("{what}: {reason}"), &[]);
     clean
 }
 
-/// The table AA-100, for both modes. It differs for an API server that cannot be asked: that says nothing about an uninstallation, and removing the
-/// plugin would let pods start outside of the mesh.
-async fn decide(config: &Config, writer: &Writer) -> (bool, String) {
-    let name = format!("DaemonSet {}/{DAEMONSET}", config.namespace);
-    for _ in 0..TRIES {
-        return match writer.daemonset_state(&config.namespace, DAEMONSET).await {
-            UpgradeState::Stays => (false, format!("{name} exists, so another agent follows")),
-            UpgradeState::AffinityMismatch => (true, format!("{name} is not for this node any more")),
-            UpgradeState::Deleting => (true, format!("{name} is being deleted")),
-            UpgradeState::NotFound => (true, format!("{name} does not exist")),
-            UpgradeState::Unauthorized => (true, "the service account is gone".to_owned()),
-            UpgradeState::Forbidden => (
-                true,
-                format!("this agent may not look at {name}, as with the original's roles in sidecar mode"),
-            ),
-            UpgradeState::Unknown(_) => continue,
-        };
+/// By what was seen, and by a last look at it.
+async fn ask(agent: &Agent, own: &OwnPod, writer: &Writer) -> (bool, String) {
+    let (seen, errors) = writer.look_again(&agent.cluster.seen(), &own.namespace).await;
+    for error in &errors {
+        agent.log.warn("the last look at the DaemonSet and the node decides nothing", &[("error", error)]);
     }
-    (false, format!("the API server does not tell what becomes of {name}"))
+    let outlook = decide(&seen);
+    let reason = format!("DaemonSet {}/{} {outlook}", own.namespace, seen.name);
+    match outlook {
+        // What was seen last stays true for this decision, but nobody has confirmed it.
+        Outlook::Follows if errors.is_empty() => (false, reason),
+        Outlook::Follows => (false, format!("{reason}, as it was seen last; {STAYS}")),
+        Outlook::Unknown(_) => (false, format!("{reason}; {STAYS}")),
+        Outlook::Deleted | Outlook::Absent | Outlook::Unwanted(_) => (true, reason),
+    }
+}
+
+/// Tells people what becomes of this agent.
+pub(crate) fn tell(agent: &Agent, outlook: &Outlook) {
+    let Some(own) = &agent.config.own_pod else { return };
+    let name = agent.cluster.seen().name;
+    let text = format!("DaemonSet {}/{name} {outlook}", own.namespace);
+    if outlook.is_end() {
+        let text = format!("{text}; this agent takes everything off the node when it ends");
+        if agent.health.notice(Notice::DaemonSet, &text) {
+            agent.log.warn(text, &[]);
+        }
+    } else if agent.health.settled(Notice::DaemonSet) {
+        agent.log.info(text, &[]);
+    }
+}
+
+/// Tells people that the DaemonSet or the node may not be watched.
+pub(crate) fn tell_refusal(agent: &Agent, error: &WatchError) {
+    let Some(own) = &agent.config.own_pod else { return };
+    if !matches!(error, WatchError::Api(error) if matches!(error.status(), Some(401 | 403))) {
+        return;
+    }
+    let known = agent.cluster.seen().name;
+    let name = if known.is_empty() { DEFAULT_NAME } else { &known };
+    let text = format!(
+        "whether DaemonSet {}/{name} still wants this node cannot be seen: {error}; without it an end of this agent leaves everything",
+        own.namespace
+    );
+    agent.health.notice(Notice::DaemonSet, &text);
 }

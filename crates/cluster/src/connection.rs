@@ -94,12 +94,12 @@ impl Connection {
             response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
         let retry_after = retry_after.map(Duration::from_secs);
         let body = tokio::time::timeout(limit, read(operation, response.into_body(), MAX_REFUSAL));
-        let message = match body.await {
-            Ok(Ok(body)) => status_message(&body),
+        let (message, object) = match body.await {
+            Ok(Ok(body)) => read_status(&body),
             // the code says more than why its explanation could not be read
-            Ok(Err(_)) | Err(_) => String::new(),
+            Ok(Err(_)) | Err(_) => Default::default(),
         };
-        let refusal = Error::Status { operation: operation.into(), code, message, retry_after };
+        let refusal = Error::Status { operation: operation.into(), code, message, object, retry_after };
         if refusal.is_answer() {
             self.recovery.answered();
         }
@@ -193,12 +193,25 @@ impl std::fmt::Debug for Connection {
     }
 }
 
-/// What a `Status` object says; API servers explain themselves in one. Other bodies, such as web pages, say nothing here.
-fn status_message(body: &[u8]) -> String {
-    #[derive(serde::Deserialize)]
-    struct Status {
-        message: Option<String>,
+/// What a `Status` object says, and of what (plural and name); API servers explain themselves in one. Other bodies, such as web pages, say
+/// nothing here.
+fn read_status(body: &[u8]) -> (String, String) {
+    #[derive(Default, serde::Deserialize)]
+    #[serde(default)]
+    struct Details {
+        kind: String,
+        name: String,
     }
-    let message = serde_json::from_slice::<Status>(body).ok().and_then(|status| status.message);
-    message.unwrap_or_default().chars().filter(|c| !c.is_control()).take(300).collect()
+    #[derive(Default, serde::Deserialize)]
+    #[serde(default)]
+    struct Status {
+        kind: String,
+        message: Option<String>,
+        details: Option<Details>,
+    }
+    let status = serde_json::from_slice::<Status>(body).unwrap_or_default();
+    let details = status.details.filter(|details| status.kind == "Status" && !details.name.is_empty());
+    let object = details.map(|Details { kind, name }| format!("{kind}/{name}")).unwrap_or_default();
+    let short = |text: String| text.chars().filter(|c| !c.is_control()).take(300).collect();
+    (short(status.message.unwrap_or_default()), short(object))
 }

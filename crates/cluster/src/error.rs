@@ -59,6 +59,8 @@ pub enum Error {
         code: u16,
         /// The server's words.
         message: String,
+        /// What it speaks of (`details` of its `Status`), such as `pods/web`; empty where it does not say.
+        object: String,
         /// How long it asks to be left alone (`Retry-After`).
         retry_after: Option<Duration>,
     },
@@ -127,6 +129,13 @@ impl Error {
             Self::Status { code, .. } => Some(*code),
             _ => None,
         }
+    }
+
+    /// Whether an API server says that this object does not exist. It does so only to those whom it lets look; the 404 of a proxy, or of a
+    /// server without the kind, is another answer.
+    pub(crate) fn says_absent(&self, plural: &str, name: &str) -> bool {
+        let named = |object: &str| object.split_once('/') == Some((plural, name));
+        matches!(self, Self::Status { code: 404, object, .. } if named(object))
     }
 
     /// How long the server asks to be left alone.

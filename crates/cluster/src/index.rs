@@ -3,10 +3,14 @@
 //! A list that is repeated because a watch could not go on is applied between `begin_` and `commit_`: nothing is forgotten while it
 //! runs, or when it breaks off, and what it did not contain is gone at its end.
 
+mod own;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use facts::{Facts, Object};
+
+use crate::daemonset::Seen;
 
 /// In the place of a list's number: what an earlier process kept. No list has it.
 const REMEMBERED: u64 = u64::MAX;
@@ -28,6 +32,11 @@ pub struct Index {
     namespaces: BTreeMap<String, Namespace>,
     pods: Round,
     labels: Round,
+    seen: Seen,
+    /// Counts what changed in it.
+    times_seen: u64,
+    /// Whether the running lists contained the DaemonSet and the node.
+    listed: (bool, bool),
 }
 
 /// The lists of one kind of object so far.

@@ -5,8 +5,9 @@
 //! - [`index`]: pods of the node and labels of namespaces, a plain struct.
 //! - [`queue`]: keys that are worked on one at a time, with retries.
 //! - [`store`]: the last known facts on disk, for the plugin.
+//! - [`daemonset`]: what becomes of the agent on this node.
 //! - [`time`]: times as Kubernetes writes them.
-//! - [`write`]: Events, labels, and whether the agent is about to be replaced.
+//! - [`write`]: Events, labels and annotations.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), cluster::StoreError> {
@@ -16,7 +17,7 @@
 //! let connection = Arc::new(Connection::new(Access::in_cluster("10.96.0.1", "443", account), "1.0.0"));
 //! let cluster = Cluster::new();
 //! let store = Store::start(Path::new("/var/run/istio-cni"), cluster.clone(), |event| eprintln!("{event:?}"))?;
-//! let source = Source::Kubernetes { connection, node: "node-1".into(), limits: Limits::default() };
+//! let source = Source::Kubernetes { connection, node: "node-1".into(), own: None, limits: Limits::default() };
 //! tokio::spawn(cluster::watch::run(source, cluster.clone(), move |event| match event {
 //!     Event::Synced => store.synced(),
 //!     Event::Changed(pods) => store.changed(&pods),
@@ -28,6 +29,7 @@
 
 mod backoff;
 mod connection;
+pub mod daemonset;
 mod error;
 pub mod index;
 pub mod queue;
@@ -38,9 +40,10 @@ pub mod watch;
 pub mod write;
 
 pub use connection::{Access, Connection};
+pub use daemonset::{Outlook, OwnPod};
 pub use error::Error;
 pub use index::{Index, PodKey};
 pub use queue::Queue;
 pub use store::{Store, StoreError, StoreEvent};
 pub use watch::{Cluster, Event, Limits, ManifestError, Source, State, WatchError, What};
-pub use write::{UpgradeState, Writer};
+pub use write::Writer;

@@ -18,6 +18,7 @@ use facts::Facts;
 
 use crate::backoff::Backoff;
 use crate::connection::Connection;
+use crate::daemonset::{self, DEFAULT_NAME, Outlook, OwnPod, Seen};
 use crate::error::Error;
 use crate::index::{Index, PodKey};
 use crate::recovery::{Outage, Recovery, Stands};
@@ -34,6 +35,8 @@ pub enum Source {
         connection: Arc<Connection>,
         /// `spec.nodeName` of the pods.
         node: String,
+        /// The agent's own pod, whose DaemonSet and node are watched too; nothing: they are not.
+        own: Option<OwnPod>,
         /// How long is waited for what.
         limits: Limits,
     },
@@ -75,6 +78,10 @@ pub enum What {
     Namespaces,
     /// A directory of manifests.
     Manifests,
+    /// The agent's DaemonSet.
+    DaemonSet,
+    /// The node's own object.
+    Node,
 }
 
 /// Something that the agent logs, counts or acts upon.
@@ -84,6 +91,8 @@ pub enum Event {
     Synced,
     /// Facts of these pods changed, or they are gone.
     Changed(Vec<PodKey>),
+    /// Something else was seen of the agent's DaemonSet or of the node, and this follows from it.
+    Outlook(Outlook),
     /// A list or watch failed. The index keeps what it has, and it is tried again.
     WatchFailed {
         /// Which.
@@ -185,6 +194,11 @@ impl Cluster {
         self.index_mut().remember(facts);
     }
 
+    /// What was seen of the agent's DaemonSet and of the node.
+    pub fn seen(&self) -> Seen {
+        self.index().seen().clone()
+    }
+
     fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {
         self.shared.index.write().unwrap_or_else(PoisonError::into_inner)
     }
@@ -199,16 +213,53 @@ pub async fn run(source: Source, cluster: Cluster, observer: impl Fn(Event) + Se
     let reporter = Reporter { cluster: &cluster, observer: &observer };
     match source {
         Source::Manifests { dir } => manifests::watch(&dir, &reporter).await,
-        Source::Kubernetes { connection, node, limits } => {
+        Source::Kubernetes { connection, node, own, limits } => {
             let reflect = |kind| Reflector::new(&connection, kind, limits, &reporter).run();
+            let own_node = async {
+                match &own {
+                    Some(_) => reflect(Kind::Node { name: node.clone() }).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let own_set = async {
+                let Some(own) = &own else { return std::future::pending().await };
+                let name = own_daemonset(&connection, own, limits, &reporter).await;
+                reflect(Kind::DaemonSet { namespace: own.namespace.clone(), name }).await
+            };
             // none of them ends
             tokio::select! {
                 never = connection.recovery().run(&connection, |outage| reporter.outage(outage)) => never,
-                never = reflect(Kind::Pods { node }) => never,
+                never = reflect(Kind::Pods { node: node.clone() }) => never,
                 never = reflect(Kind::Namespaces) => never,
+                never = own_node => never,
+                never = own_set => never,
             }
         }
     }
+}
+
+/// The name of the DaemonSet that the agent's pod belongs to. It is asked for until the API server answers in some way.
+async fn own_daemonset(
+    connection: &Connection,
+    own: &OwnPod,
+    limits: Limits,
+    reporter: &Reporter<'_>,
+) -> String {
+    let mut standing = Standing::new(What::DaemonSet, reporter, Some(connection.recovery()));
+    let mut owner = None;
+    while !own.name.is_empty() {
+        match daemonset::look::owner(connection, own, limits.answer).await {
+            Ok(found) => owner = found,
+            Err(error) if matches!(error.status(), Some(403 | 404)) => {}
+            Err(error) => {
+                standing.failed(error).await;
+                continue;
+            }
+        }
+        standing.works();
+        break;
+    }
+    owner.unwrap_or_else(|| DEFAULT_NAME.to_owned())
 }
 
 /// What the watches tell, to the observer and to [`Cluster::state`].
@@ -225,9 +276,14 @@ impl Reporter<'_> {
     /// Changes the index, tells what changed by that, and whether the index is complete by that.
     fn update(&self, change: impl FnOnce(&mut Index) -> Vec<PodKey>) {
         let mut index = self.cluster.index_mut();
+        let seen = index.times_seen();
         let changed = change(&mut index);
+        let outlook = (index.times_seen() != seen).then(|| daemonset::decide(index.seen()));
         let synced = index.is_synced();
         drop(index);
+        if let Some(outlook) = outlook {
+            self.tell(Event::Outlook(outlook));
+        }
         if !changed.is_empty() {
             self.tell(Event::Changed(changed));
         }
@@ -242,6 +298,8 @@ impl Reporter<'_> {
             What::Pods => state.pods_ok = ok,
             What::Namespaces => state.namespaces_ok = ok,
             What::Manifests => (state.pods_ok, state.namespaces_ok) = (ok, true),
+            // No pod waits for these.
+            What::DaemonSet | What::Node => return,
         }
         if let Some(error) = error {
             state.last_error = Some(error.to_string());

@@ -1,27 +1,22 @@
 //! What the agent does through the API server.
 
-mod affinity;
-
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 use kube::core::Request;
-use kube::core::params::{GetParams, Patch, PatchParams, PostParams};
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use kube::core::params::{Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
 use crate::connection::Connection;
-use crate::error::{Error, place};
+use crate::error::Error;
 use crate::index::PodKey;
-use affinity::{Node, NodeSelector};
 
 /// Longest wait for one request. A pod that is being shut down has no more than some seconds.
 const LIMIT: Duration = Duration::from_secs(2);
 
 /// Largest answer that is read.
-const MAX_ANSWER: usize = 4 << 20;
+pub(crate) const MAX_ANSWER: usize = 4 << 20;
 
 /// Longest name of an object (Kubernetes' DNS subdomain) and longest message of an Event (`validateV1EventSeries` and its neighbours in
 /// Kubernetes' `pkg/apis/core/validation/events.go`).
@@ -46,63 +41,6 @@ pub struct EventText<'a> {
     pub message: &'a str,
     /// `source.component`, such as `istio-cni-node`.
     pub component: &'a str,
-}
-
-/// What becomes of the agent's DaemonSet on this node.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum UpgradeState {
-    /// It exists and wants a pod on this node: the agent is being replaced, or the node restarts.
-    Stays,
-    /// It exists, and its required node affinity does not hold for this node (any more).
-    AffinityMismatch,
-    /// It is being deleted.
-    Deleting,
-    /// It does not exist.
-    NotFound,
-    /// Our credentials are no longer valid, as after the service account has been removed.
-    Unauthorized,
-    /// We may not look.
-    Forbidden,
-    /// It cannot be told.
-    Unknown(UpgradeError),
-}
-
-/// Why it cannot be told what becomes of the agent.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum UpgradeError {
-    /// The API server does not say.
-    #[error(transparent)]
-    Api(#[from] Error),
-    /// The affinity means nothing.
-    #[error("evaluate the node affinity of DaemonSet {name}: {reason}; correct the DaemonSet")]
-    Affinity {
-        /// Namespace and name.
-        name: String,
-        /// What is wrong with it.
-        reason: String,
-    },
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct Metadata {
-    deletion_timestamp: Option<String>,
-    labels: Option<std::collections::BTreeMap<String, String>>,
-}
-
-#[derive(Debug, Deserialize)]
-struct DaemonSet {
-    #[serde(default)]
-    metadata: Metadata,
-    /// As it stands; [`NodeSelector`] is somewhere in it.
-    #[serde(default)]
-    spec: Value,
-}
-
-#[derive(Debug, Deserialize)]
-struct NodeObject {
-    #[serde(default)]
-    metadata: Metadata,
 }
 
 // === impl Writer ===
@@ -175,48 +113,12 @@ impl Writer {
         self.connection.ask(operation, request, LIMIT, MAX_ANSWER).await.map(drop)
     }
 
-    /// Whether the agent is about to be replaced by another, from its DaemonSet and this node (AA-100).
-    pub async fn daemonset_state(&self, namespace: &str, name: &str) -> UpgradeState {
-        match self.daemonset(namespace, name).await {
-            Ok(state) => state,
-            Err(UpgradeError::Api(error)) => match error.status() {
-                Some(401) => UpgradeState::Unauthorized,
-                Some(403) => UpgradeState::Forbidden,
-                _ => UpgradeState::Unknown(error.into()),
-            },
-            Err(error) => UpgradeState::Unknown(error),
-        }
+    pub(crate) fn connection(&self) -> &Connection {
+        &self.connection
     }
 
-    async fn daemonset(&self, namespace: &str, name: &str) -> Result<UpgradeState, UpgradeError> {
-        let operation = format!("get DaemonSet {namespace}/{name}");
-        let path = format!("/apis/apps/v1/namespaces/{}/daemonsets", segment(namespace));
-        let set: DaemonSet = match self.get(&operation, path, name).await {
-            Err(error) if error.status() == Some(404) => return Ok(UpgradeState::NotFound),
-            set => set?,
-        };
-        if set.metadata.deletion_timestamp.is_some() {
-            return Ok(UpgradeState::Deleting);
-        }
-        let required = &set.spec["template"]["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
-        if required.is_null() {
-            return Ok(UpgradeState::Stays);
-        }
-        let broken = |reason| UpgradeError::Affinity { name: format!("{namespace}/{name}"), reason };
-        let selector = NodeSelector::deserialize(required).map_err(|error| broken(error.to_string()))?;
-        let operation = format!("get node {}", self.node);
-        let node: NodeObject = self.get(&operation, "/api/v1/nodes".into(), &self.node).await?;
-        let labels = node.metadata.labels.unwrap_or_default();
-        let node = Node { name: &self.node, labels: &labels };
-        let matches = selector.matches(&node).map_err(|error| broken(error.to_string()))?;
-        Ok(if matches { UpgradeState::Stays } else { UpgradeState::AffinityMismatch })
-    }
-
-    async fn get<T: DeserializeOwned>(&self, operation: &str, path: String, name: &str) -> Result<T, Error> {
-        let request = Request::new(path).get(&segment(name), &GetParams::default());
-        let body = self.connection.ask(operation, request, LIMIT, MAX_ANSWER).await?;
-        serde_json::from_slice(&body)
-            .map_err(|error| Error::NotUnderstood { operation: operation.into(), reason: place(&error) })
+    pub(crate) fn node(&self) -> &str {
+        &self.node
     }
 }
 
@@ -234,7 +136,7 @@ fn whole_seconds(now: Timestamp) -> String {
 }
 
 /// Names are Kubernetes names; anything else in one must not become another path.
-fn segment(name: &str) -> String {
+pub(crate) fn segment(name: &str) -> String {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
     name.chars().map(|c| if allowed(c) { c } else { '_' }).collect()
 }

@@ -38,8 +38,8 @@ use certificates::Certificates;
 use fault::Faults;
 pub use fault::{Fault, WatchFault};
 pub use kubeconfig::{Credentials, Trust};
-use objects::Objects;
 pub use objects::Resource;
+use objects::{Key, Objects};
 pub use request::Request;
 
 /// Requests that are remembered; the oldest go first.
@@ -67,7 +67,11 @@ enum Admission {
 struct State {
     objects: Objects,
     token: String,
+    /// The pod that the token is bound to, and its uid: without it the token is worth nothing.
+    bound: Option<(Key, String)>,
     admission: Admission,
+    /// What no role allows: a resource, perhaps with its part, and verbs.
+    denied: Vec<(String, Vec<String>)>,
     faults: Faults,
     /// Ordered so far; each watch knows how many of them it has met.
     watch_faults: Vec<(Resource, WatchFault)>,

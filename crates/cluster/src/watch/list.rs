@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::What;
+use crate::daemonset::{self, DaemonSet, Node};
 use crate::error::place;
 use crate::index::{Index, PodKey};
 
@@ -24,11 +25,37 @@ pub(super) enum Kind {
     },
     /// All namespaces.
     Namespaces,
+    /// The agent's DaemonSet.
+    DaemonSet {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
+    /// The node's own object.
+    Node {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// What is kept of an object.
+#[derive(Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "each is used at once; a box would be an allocation for each pod"
+)]
+pub(super) enum Item {
+    Object(Object),
+    DaemonSet(DaemonSet),
+    Node(Node),
 }
 
 /// A page of a list.
 #[derive(Debug, Deserialize)]
 pub(super) struct Page<'a> {
+    #[serde(default)]
+    kind: String,
     pub(super) metadata: PageMetadata,
     /// Each as it stands: one that does not fit must not make the others unreadable.
     #[serde(borrow)]
@@ -86,6 +113,8 @@ impl Kind {
         match self {
             Self::Pods { .. } => What::Pods,
             Self::Namespaces => What::Namespaces,
+            Self::DaemonSet { .. } => What::DaemonSet,
+            Self::Node { .. } => What::Node,
         }
     }
 
@@ -94,13 +123,25 @@ impl Kind {
         match self {
             Self::Pods { node } => format!("pods of node {node}"),
             Self::Namespaces => "namespaces".into(),
+            Self::DaemonSet { namespace, name } => format!("DaemonSet {namespace}/{name}"),
+            Self::Node { name } => format!("node {name}"),
+        }
+    }
+
+    /// Whether a page is of a list of these. That a DaemonSet is not in it is evidence, so it is looked at closely.
+    pub(super) fn is_list(&self, page: &Page<'_>) -> bool {
+        match self {
+            Self::Pods { .. } | Self::Namespaces | Self::Node { .. } => true,
+            Self::DaemonSet { .. } => page.kind == "DaemonSetList" && page.items.is_some(),
         }
     }
 
     fn request(&self) -> Request {
         Request::new(match self {
-            Self::Pods { .. } => "/api/v1/pods",
-            Self::Namespaces => "/api/v1/namespaces",
+            Self::Pods { .. } => "/api/v1/pods".to_owned(),
+            Self::Namespaces => "/api/v1/namespaces".to_owned(),
+            Self::DaemonSet { namespace, .. } => daemonset::look::path(namespace),
+            Self::Node { .. } => "/api/v1/nodes".to_owned(),
         })
     }
 
@@ -108,6 +149,8 @@ impl Kind {
         match self {
             Self::Pods { node } => Some(format!("spec.nodeName={node}")),
             Self::Namespaces => None,
+            // With this selector the API server reads one key; a role that names the object allows it.
+            Self::DaemonSet { name, .. } | Self::Node { name } => Some(format!("metadata.name={name}")),
         }
     }
 
@@ -136,6 +179,8 @@ impl Kind {
         match self {
             Self::Pods { .. } => index.begin_pods(),
             Self::Namespaces => index.begin_namespaces(),
+            Self::DaemonSet { name, .. } => index.begin_daemonset(name),
+            Self::Node { .. } => index.begin_node(),
         }
     }
 
@@ -143,26 +188,32 @@ impl Kind {
         match self {
             Self::Pods { .. } => index.commit_pods(),
             Self::Namespaces => index.commit_namespaces(),
+            Self::DaemonSet { .. } => index.commit_daemonset(),
+            Self::Node { .. } => index.commit_node(),
         }
     }
 
-    pub(super) fn apply(&self, index: &mut Index, object: Object) -> Vec<PodKey> {
-        match self {
-            Self::Pods { .. } => index.apply_pod(object),
-            Self::Namespaces => {
+    pub(super) fn apply(&self, index: &mut Index, item: Item) -> Vec<PodKey> {
+        match item {
+            Item::Object(object) if matches!(self, Self::Pods { .. }) => index.apply_pod(object),
+            Item::Object(object) => {
                 let metadata = object.metadata.unwrap_or_default();
                 let labels = metadata.labels.unwrap_or_default();
                 index.apply_namespace(&metadata.name.unwrap_or_default(), &labels)
             }
+            Item::DaemonSet(set) => index.apply_daemonset(set),
+            Item::Node(node) => index.apply_node(node),
         }
     }
 
-    pub(super) fn delete(&self, index: &mut Index, object: &Object) -> Vec<PodKey> {
-        match self {
-            Self::Pods { .. } => {
+    pub(super) fn delete(&self, index: &mut Index, item: &Item) -> Vec<PodKey> {
+        match item {
+            Item::Object(object) if matches!(self, Self::Pods { .. }) => {
                 index.delete_pod(object.namespace(), object.name(), object.uid().unwrap_or_default())
             }
-            Self::Namespaces => index.delete_namespace(object.name()),
+            Item::Object(object) => index.delete_namespace(object.name()),
+            Item::DaemonSet(_) => index.delete_daemonset(),
+            Item::Node(_) => index.delete_node(),
         }
     }
 
@@ -172,11 +223,13 @@ impl Kind {
         match self {
             Self::Pods { .. } => index.keep_pod(metadata.namespace.as_deref().unwrap_or("default"), name),
             Self::Namespaces => index.keep_namespace(name),
+            Self::DaemonSet { .. } => index.keep_daemonset(),
+            Self::Node { .. } => index.keep_node(),
         }
     }
 
     /// What is kept of an object, and its version.
-    pub(super) fn read(&self, text: &RawValue) -> Result<(Object, String), Misfit> {
+    pub(super) fn read(&self, text: &RawValue) -> Result<(Item, String), Misfit> {
         let misfit = |reason: String| {
             let header = serde_json::from_str::<Header>(text.get()).ok();
             let metadata = header.and_then(|header| header.metadata);
@@ -190,11 +243,21 @@ impl Kind {
             return Err(misfit("has no metadata.name".into()));
         }
         let version = object.metadata.as_mut().and_then(|metadata| metadata.resource_version.take());
-        if matches!(self, Self::Pods { .. }) {
-            // the items of a list carry no kind of their own
-            object.kind = Some("Pod".into());
-        }
-        Ok((tight(object), version.unwrap_or_default()))
+        let item = match self {
+            Self::Pods { .. } => {
+                // the items of a list carry no kind of their own
+                object.kind = Some("Pod".into());
+                Item::Object(tight(object))
+            }
+            Self::Namespaces => Item::Object(tight(object)),
+            Self::DaemonSet { .. } => {
+                Item::DaemonSet(serde_json::from_str(text.get()).map_err(|error| misfit(place(&error)))?)
+            }
+            Self::Node { .. } => {
+                Item::Node(serde_json::from_str(text.get()).map_err(|error| misfit(place(&error)))?)
+            }
+        };
+        Ok((item, version.unwrap_or_default()))
     }
 }
 

@@ -74,9 +74,13 @@ impl<'a> Reflector<'a> {
                 operation: operation.clone(),
                 reason: place(&error),
             })?;
+            if !self.kind.is_list(&page) {
+                let reason = format!("is not a list of {}", self.kind.name());
+                return Err(Error::NotUnderstood { operation, reason });
+            }
             for item in page.items.into_iter().flatten() {
                 match self.kind.read(item) {
-                    Ok((object, _)) => self.reporter.update(|index| self.kind.apply(index, object)),
+                    Ok((item, _)) => self.reporter.update(|index| self.kind.apply(index, item)),
                     Err(misfit) => self.misfit(&operation, &misfit),
                 }
             }
@@ -148,7 +152,8 @@ impl<'a> Reflector<'a> {
             let Refusal { code, message } = refusal
                 .map_err(|error| Error::NotUnderstood { operation: operation(), reason: place(&error) })?;
             let message = message.chars().filter(|c| !c.is_control()).take(300).collect();
-            return Err(Error::Status { operation: operation(), code, message, retry_after: None });
+            let (object, retry_after) = (String::new(), None);
+            return Err(Error::Status { operation: operation(), code, message, object, retry_after });
         }
         if line.change == Change::Bookmark {
             // carries nothing but the version; a name is only what it lacks
@@ -158,10 +163,10 @@ impl<'a> Reflector<'a> {
             return Ok(());
         }
         match self.kind.read(line.object) {
-            Ok((object, reached)) => {
+            Ok((item, reached)) => {
                 self.reporter.update(|index| match line.change {
-                    Change::Deleted => self.kind.delete(index, &object),
-                    _ => self.kind.apply(index, object),
+                    Change::Deleted => self.kind.delete(index, &item),
+                    _ => self.kind.apply(index, item),
                 });
                 advance(version, Some(reached));
             }

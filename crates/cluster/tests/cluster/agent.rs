@@ -169,7 +169,7 @@ impl Setup {
     }
 
     pub(crate) fn source(&self) -> Source {
-        Source::Kubernetes { connection: self.connection(), node: NODE.into(), limits: LIMITS }
+        Source::Kubernetes { connection: self.connection(), node: NODE.into(), own: None, limits: LIMITS }
     }
 
     pub(crate) fn agent(&self) -> Agent {

@@ -2,8 +2,9 @@
 
 use std::future::Future;
 
+use cluster::daemonset::{Outlook, Seen, decide};
 use cluster::write::EventText;
-use cluster::{PodKey, UpgradeState, What, Writer};
+use cluster::{PodKey, What, Writer};
 use serde_json::Value;
 
 use crate::agent::Agent;
@@ -125,7 +126,8 @@ async fn writes_arrive() {
         let error = writer.label_pod(&key(&server, "none", ""), "a", "b").await.unwrap_err();
         assert_eq!(error.status(), Some(404), "{error}");
 
-        assert_eq!(writer.daemonset_state(&server.namespace, "istio-cni-node").await, UpgradeState::NotFound);
+        let (seen, errors) = writer.look_again(&Seen::default(), &server.namespace).await;
+        assert_eq!(decide(&seen), Outlook::Absent, "{errors:?}");
         server
     })
     .await;

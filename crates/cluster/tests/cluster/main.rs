@@ -5,6 +5,7 @@
 
 mod agent;
 mod any_server;
+mod daemonset;
 mod double;
 mod expiry;
 mod faults;

@@ -140,6 +140,7 @@ async fn a_broken_kubeconfig_is_named_and_not_quoted() {
     let source = || Source::Kubernetes {
         connection: Arc::new(Connection::new(Access::Kubeconfig(path.clone()), "1.2.3")),
         node: "n1".into(),
+        own: None,
         limits: LIMITS,
     };
     let texts = [

@@ -65,8 +65,12 @@ fn runtime() -> tokio::runtime::Runtime {
 async fn real_agent(setup: &Setup) -> Agent {
     setup.set_pod("before", "1");
     let limits = Limits::default();
-    let agent =
-        Agent::start(Source::Kubernetes { connection: setup.connection(), node: NODE.into(), limits });
+    let agent = Agent::start(Source::Kubernetes {
+        connection: setup.connection(),
+        node: NODE.into(),
+        own: None,
+        limits,
+    });
     agent.synced().await;
     setup.watched(&agent).await;
     tokio::time::sleep(limits.settle * 2).await;

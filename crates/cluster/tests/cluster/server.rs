@@ -59,7 +59,7 @@ impl Server {
 
     pub(crate) async fn agent(&self) -> Agent {
         let (connection, node) = (self.connection(), self.node.clone());
-        let agent = Agent::start(Source::Kubernetes { connection, node, limits: LIMITS });
+        let agent = Agent::start(Source::Kubernetes { connection, node, own: None, limits: LIMITS });
         agent.synced().await;
         agent
     }

@@ -1,10 +1,10 @@
-//! Writing when the server refuses, hangs or is away, and what becomes of the agent.
+//! Writing when the server refuses, hangs or is away.
 
 use std::time::{Duration, Instant};
 
 use cluster::write::EventText;
-use cluster::{PodKey, UpgradeState, Writer};
-use serde_json::{Value, json};
+use cluster::{PodKey, Writer};
+use serde_json::json;
 use testkit::apiserver::{Fault, Resource};
 
 use crate::agent::{NODE, Setup};
@@ -19,15 +19,6 @@ fn web() -> PodKey {
 impl Setup {
     fn writer(&self) -> Writer {
         Writer::new(self.connection(), NODE)
-    }
-
-    fn set_daemonset(&self, required: &Value) {
-        self.server.set_object(
-            Resource::DaemonSets,
-            json!({"metadata": {"namespace": "istio-system", "name": "istio-cni-node"},
-                "spec": {"template": {"spec": {"affinity": {"nodeAffinity": {
-                    "requiredDuringSchedulingIgnoredDuringExecution": required}}}}}}),
-        );
     }
 }
 
@@ -93,74 +84,4 @@ async fn nothing_takes_longer_than_its_time_and_nothing_is_repeated() {
     assert!(setup.server.events().is_empty());
     writer.create_event(&web(), TEXT).await.unwrap();
     assert_eq!(setup.server.events().len(), 1);
-}
-
-#[tokio::test]
-async fn the_fate_of_the_daemonset() {
-    let setup = Setup::new();
-    let writer = setup.writer();
-    let state = async || writer.daemonset_state("istio-system", "istio-cni-node").await;
-    assert_eq!(state().await, UpgradeState::NotFound);
-
-    setup.set_daemonset(&Value::Null);
-    assert_eq!(state().await, UpgradeState::Stays);
-    assert!(setup.requests("/nodes/").is_empty(), "the node does not matter");
-
-    let zone = |zone: &str| {
-        json!({"nodeSelectorTerms": [{"matchExpressions": [
-        {"key": "zone", "operator": "In", "values": [zone]}]}]})
-    };
-    setup.set_daemonset(&zone("a"));
-    let unknown = |state: &UpgradeState, text: &str| match state {
-        UpgradeState::Unknown(error) => assert!(error.to_string().contains(text), "{error}"),
-        state => panic!("{state:?}"),
-    };
-    unknown(&state().await, "get node n1: 404");
-    setup.server.set_object(Resource::Nodes, json!({"metadata": {"name": NODE, "labels": {"zone": "a"}}}));
-    assert_eq!(state().await, UpgradeState::Stays);
-    setup.set_daemonset(&zone("b"));
-    assert_eq!(state().await, UpgradeState::AffinityMismatch);
-    setup.set_daemonset(&json!({"nodeSelectorTerms": []}));
-    assert_eq!(state().await, UpgradeState::AffinityMismatch);
-    setup.set_daemonset(
-        &json!({"nodeSelectorTerms": [{"matchExpressions": [{"key": "zone", "operator": "In"}]}]}),
-    );
-    unknown(
-        &state().await,
-        "node affinity of DaemonSet istio-system/istio-cni-node: In of zone needs values",
-    );
-    setup.set_daemonset(
-        &json!({"nodeSelectorTerms": [{"matchExpressions": [{"key": "zone", "operator": "Has"}]}]}),
-    );
-    unknown(&state().await, "Has");
-
-    setup.server.set_object(
-        Resource::DaemonSets,
-        json!({"metadata": {"namespace": "istio-system", "name": "istio-cni-node",
-            "deletionTimestamp": "2026-01-01T00:00:00Z"}}),
-    );
-    assert_eq!(state().await, UpgradeState::Deleting);
-}
-
-#[tokio::test]
-async fn a_fate_that_cannot_be_asked_for() {
-    let setup = Setup::new();
-    setup.set_daemonset(&Value::Null);
-    let writer = setup.writer();
-    let state = async || writer.daemonset_state("istio-system", "istio-cni-node").await;
-    setup.server.forbid_everyone();
-    assert_eq!(state().await, UpgradeState::Forbidden);
-    setup.server.check_credentials();
-    setup.server.set_token("another");
-    assert_eq!(state().await, UpgradeState::Unauthorized);
-    setup.server.write_service_account(setup.account.path()).unwrap();
-    assert_eq!(state().await, UpgradeState::Stays);
-    setup.server.fail_path("/daemonsets", 1, Fault::Hang);
-    let start = Instant::now();
-    assert!(matches!(state().await, UpgradeState::Unknown(_)));
-    assert!(start.elapsed() < Duration::from_millis(2500));
-    setup.server.stop();
-    assert!(matches!(state().await, UpgradeState::Unknown(_)));
-    setup.server.restart().unwrap();
-    assert_eq!(state().await, UpgradeState::Stays);
 }

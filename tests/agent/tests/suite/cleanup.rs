@@ -1,4 +1,4 @@
-//! The end of the agent: whether another one is to follow, or everything is to go (AA-100, for both modes).
+//! The end of the agent: whether another one is to follow, or everything is to go, in both modes by what was seen of the DaemonSet.
 
 use agent_tests::{Ended, Node};
 use serde_json::{Value, json};
@@ -58,9 +58,9 @@ fn set(node: &Node, spec: &Value) {
 
 #[test]
 fn another_agent_follows() {
-    row("it exists", &[], |_| {}, true, "exists, so another agent follows");
+    row("it exists", &[], |_| {}, true, "so another agent follows");
     let fits = affinity("pool", "In", &json!(["mesh"]));
-    row("its affinity fits", &[], |node| set(node, &fits), true, "exists, so another agent follows");
+    row("its affinity fits", &[], |node| set(node, &fits), true, "so another agent follows");
 }
 
 #[test]
@@ -68,41 +68,69 @@ fn no_agent_follows() {
     let gone = |node: &Node| {
         node.api.delete_object(Resource::DaemonSets, NAMESPACE, "istio-cni-node");
     };
-    row("it is gone", &[], gone, false, "does not exist");
+    row("it is gone", &[], gone, false, "was deleted");
     let deleting = |node: &Node| {
         let mut object = daemonset(&json!({}));
         object["metadata"]["deletionTimestamp"] = json!("2026-08-01T09:30:00Z");
         node.api.set_object(Resource::DaemonSets, object);
     };
-    row("it is being deleted", &[], deleting, false, "is being deleted");
+    row("it is being deleted", &[], deleting, false, "was deleted");
     let differs = affinity("pool", "NotIn", &json!(["mesh"]));
     row("its affinity does not fit", &[], |node| set(node, &differs), false, "is not for this node any more");
+    let selects = json!({"nodeSelector": {"pool": "edge"}});
+    row("its nodeSelector does not fit", &[], |node| set(node, &selects), false, "lacks the label pool=edge");
+    let tainted = |node: &Node| {
+        let taints = json!([{"key": "team", "value": "db", "effect": "NoExecute"}]);
+        let object =
+            json!({"metadata": {"name": "n1", "labels": {"pool": "mesh"}}, "spec": {"taints": taints}});
+        node.api.set_object(Resource::Nodes, object);
+    };
+    row("the node is tainted", &[], tainted, false, "do not tolerate the node's taint team=db:NoExecute");
 }
 
+/// A node that is cordoned, not ready or drained is still one of the DaemonSet's.
+#[test]
+fn the_state_of_a_node_is_no_reason() {
+    for (key, effect) in [
+        ("node.kubernetes.io/unschedulable", "NoSchedule"),
+        ("node.kubernetes.io/not-ready", "NoExecute"),
+        ("node.kubernetes.io/unreachable", "NoSchedule"),
+    ] {
+        let prepare = |node: &Node| {
+            let spec = json!({"unschedulable": true, "taints": [{"key": key, "effect": effect}]});
+            let object = json!({"metadata": {"name": "n1", "labels": {"pool": "mesh"}}, "spec": spec});
+            node.api.set_object(Resource::Nodes, object);
+        };
+        row(key, &[], prepare, true, "so another agent follows");
+    }
+}
+
+/// A refusal says nothing of the DaemonSet: it comes with a pod that is deleted by force, with an upgrade whose roles are others, and with an API
+/// server that starts.
 #[test]
 fn we_are_not_let_in() {
     let unauthorized = |node: &Node| node.api.set_token("of-somebody-else");
-    row("401", &[], unauthorized, false, "the service account is gone");
-    row("403", &[], |node| node.api.forbid_everyone(), false, "may not look at DaemonSet");
+    row("401", &[], unauthorized, true, "as it was seen last; the plugin stays");
+    row("403", &[], |node| node.api.forbid_everyone(), true, "run cnictl uninstall on this node");
 }
 
 /// A deviation from the original, which cleans up then: pods would start outside of the mesh.
 #[test]
 fn an_api_server_that_does_not_tell() {
-    row("it is away", &[], |node| node.api.stop(), true, "the API server does not tell");
+    row("it is away", &[], |node| node.api.stop(), true, "as it was seen last; the plugin stays");
     for fault in [Fault::status(500), Fault::Hang, Fault::Garbage] {
         let name = format!("{fault:?}");
         let prepare = |node: &Node| node.api.fail_path("/daemonsets/", 10, fault);
-        row(&name, &[], prepare, true, "does not tell");
+        row(&name, &[], prepare, true, "as it was seen last; the plugin stays");
     }
     let broken = affinity("pool", "Resembles", &json!(["mesh"]));
-    row("its affinity means nothing", &[], |node| set(node, &broken), true, "does not tell");
+    row("its affinity means nothing", &[], |node| set(node, &broken), true, "affinity that means nothing");
     let fits = affinity("pool", "In", &json!(["mesh"]));
     let no_node = |node: &Node| {
         set(node, &fits);
         node.api.delete_object(Resource::Nodes, "", "n1");
     };
-    row("the node is unknown", &[], no_node, true, "does not tell");
+    row("the node is unknown", &[], no_node, true, "the object of this node was not seen");
 }
 
 #[test]
@@ -125,12 +153,12 @@ fn an_upgrade_leaves_no_gap() {
     let first = node.agent().env("POD_NAMESPACE", NAMESPACE).ready().unwrap();
     let before = std::fs::metadata(node.conflist()).unwrap().modified().unwrap();
     let ended = first.stop().unwrap();
-    assert_ended(&node, &ended, "the first", true, "exists, so another agent follows");
+    assert_ended(&node, &ended, "the first", true, "so another agent follows");
     let second = node.agent().env("POD_NAMESPACE", NAMESPACE).ready().unwrap();
     assert_eq!(std::fs::metadata(node.conflist()).unwrap().modified().unwrap(), before);
     node.api.delete_object(Resource::DaemonSets, NAMESPACE, "istio-cni-node");
     let ended = second.stop().unwrap();
-    assert_ended(&node, &ended, "the second", false, "does not exist");
+    assert_ended(&node, &ended, "the second", false, "was deleted");
 }
 
 /// A call of the program that is left on the node, by a configuration that a runtime has kept.

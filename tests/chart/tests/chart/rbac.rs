@@ -5,7 +5,7 @@ use chart::render_set;
 use crate::combinations;
 
 const PODS: &str = "core namespaces,nodes,pods: get,list,watch";
-const DAEMON_SET: &str = "apps daemonsets[istio-cni-node]: get";
+const DAEMON_SET: &str = "apps daemonsets[istio-cni-node]: get,list,watch";
 /// About pods, and about the agent's own: a port that is taken, another agent on the node.
 const EVENTS: &str = "core events: create";
 const EVENTS_OF_REPAIR: &str = "core events: create,patch";

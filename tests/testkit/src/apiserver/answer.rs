@@ -11,7 +11,21 @@ pub(super) struct Answer(pub(super) u16, pub(super) Vec<u8>);
 
 impl Answer {
     pub(super) fn status(code: u16, message: &str) -> Self {
-        let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": code});
+        Self::status_of(code, message, &json!({}))
+    }
+
+    /// With what it speaks of, as an API server says it of objects.
+    fn status_of(code: u16, message: &str, details: &Value) -> Self {
+        let reason = match code {
+            401 => "Unauthorized",
+            403 => "Forbidden",
+            404 => "NotFound",
+            409 => "Conflict",
+            410 => "Expired",
+            _ => "",
+        };
+        let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message,
+            "reason": reason, "details": details, "code": code});
         Self(code, status.to_string().into_bytes())
     }
 
@@ -27,15 +41,33 @@ impl Answer {
 /// The refusal, if the request may not be answered.
 pub(super) fn refuse(request: &Request, state: &State) -> Option<Answer> {
     let bearer = request.headers.get("authorization").and_then(|value| value.strip_prefix("Bearer "));
-    let known = request.client_certificate || bearer == Some(&state.token);
+    let lives = state.bound.as_ref().is_none_or(|(pod, uid)| state.objects.is(Resource::Pods, pod, uid));
+    let known = request.client_certificate || (bearer == Some(&state.token) && lives);
     match state.admission {
         Admission::Credentials if !known => Some(Answer::status(401, "Unauthorized")),
+        Admission::Credentials if !request.client_certificate => lacks_role(request, state),
         Admission::Nobody => {
             let message = "pods is forbidden: User \"system:serviceaccount:istio-system:istio-cni\" cannot get resource \"pods\"";
             Some(Answer::status(403, message))
         }
         _ => None,
     }
+}
+
+/// The refusal of what no role allows.
+fn lacks_role(request: &Request, state: &State) -> Option<Answer> {
+    let (resource, name, part) = match request.target()? {
+        Target::Collection(resource, _) => (resource, String::new(), None),
+        Target::Object(resource, _, name, part) => (resource, name, part),
+    };
+    let (verb, plural) = (request.verb(), resource.plural());
+    let what = part.map_or_else(|| plural.to_owned(), |part| format!("{plural}/{part}"));
+    if !state.denied.iter().any(|(denied, verbs)| *denied == what && verbs.iter().any(|one| one == verb)) {
+        return None;
+    }
+    let account = "system:serviceaccount:istio-system:istio-cni";
+    let message = format!("{plural} {name:?} is forbidden: User {account:?} cannot {verb} resource {what:?}");
+    Some(Answer::status_of(403, &message, &json!({"kind": plural, "name": name})))
 }
 
 pub(super) fn answer(request: &Request, state: &mut State) -> Answer {
@@ -72,7 +104,8 @@ pub(super) fn answer(request: &Request, state: &mut State) -> Answer {
 }
 
 fn not_found(resource: Resource, name: &str) -> Answer {
-    Answer::status(404, &format!("{} {} not found", resource.plural(), Value::from(name)))
+    let message = format!("{} {} not found", resource.plural(), Value::from(name));
+    Answer::status_of(404, &message, &json!({"kind": resource.plural(), "name": name}))
 }
 
 /// A page is read from what is there now, under the version of the first page: what changed in between comes again in the watch.

@@ -90,6 +90,29 @@ impl ApiServer {
         self.shared.state().token = token.into();
     }
 
+    /// Binds the token to a pod that there is: it is not valid any more as soon as the object is gone, as kubelet's tokens. What stands
+    /// goes on, as in a cluster.
+    ///
+    /// # Panics
+    /// There is no such pod.
+    pub fn bind_token(&self, namespace: &str, pod: &str) {
+        let object = self.object(Resource::Pods, namespace, pod).expect("a pod to bind the token to");
+        let uid = object["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+        self.shared.state().bound = Some(((namespace.into(), pod.into()), uid));
+    }
+
+    /// Takes away the right to these verbs on a resource, such as `pods/status`: 403 from now on. Watches that stand go on, as in a
+    /// cluster.
+    pub fn deny(&self, resource: &str, verbs: &[&str]) {
+        let verbs = verbs.iter().map(|verb| (*verb).to_owned()).collect();
+        self.shared.state().denied.push((resource.into(), verbs));
+    }
+
+    /// Everything is allowed, as at the beginning.
+    pub fn allow_everything(&self) {
+        self.shared.state().denied.clear();
+    }
+
     /// Accepts requests without credentials.
     pub fn admit_everyone(&self) {
         self.shared.state().admission = Admission::Everyone;

@@ -114,6 +114,11 @@ impl Objects {
         self.objects.get(&resource)?.get(key)
     }
 
+    /// Whether the object of this key is the one of this uid.
+    pub(super) fn is(&self, resource: Resource, key: &Key, uid: &str) -> bool {
+        self.get(resource, key).is_some_and(|object| object.uid.as_deref() == Some(uid))
+    }
+
     pub(super) fn all(&self, resource: Resource) -> impl Iterator<Item = &Arc<Stored>> {
         self.objects.get(&resource).into_iter().flat_map(BTreeMap::values)
     }

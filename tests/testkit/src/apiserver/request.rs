@@ -84,6 +84,18 @@ impl Request {
         self.headers.get("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"))
     }
 
+    /// As roles name it.
+    pub(super) fn verb(&self) -> &'static str {
+        match (self.method.as_str(), self.target()) {
+            ("GET", _) if self.watch().is_some() => "watch",
+            ("GET", Some(Target::Collection(..))) => "list",
+            ("GET", _) => "get",
+            ("POST", _) => "create",
+            ("DELETE", _) => "delete",
+            _ => "patch",
+        }
+    }
+
     pub(super) fn target(&self) -> Option<Target> {
         let path = self.path.split('?').next().unwrap_or_default();
         let (core, rest) = match path.strip_prefix("/api/v1/") {
