@@ -4,3 +4,4 @@
 mod reboot;
 mod recordings;
 mod restart;
+mod uninstall;
