@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::Runtime;
 use crate::machine::Machine;
-use crate::pod::PodSpec;
+use crate::pod::{PodSpec, now};
 
 /// Between two tries. The real one takes seconds.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -39,7 +39,7 @@ impl Kubelet<'_> {
     /// # Errors
     /// It does not run within this time.
     pub fn start(&self, pod: &PodSpec, limit: Duration) -> Result<Started> {
-        let (begin, mut refusals) = (Instant::now(), Vec::new());
+        let (begin, taken_up, mut refusals) = (Instant::now(), now()?, Vec::new());
         loop {
             let not_ready = self.runtime.network_not_ready().filter(|_| !pod.host_network);
             let tried = match not_ready {
@@ -48,7 +48,7 @@ impl Kubelet<'_> {
             };
             match tried {
                 Ok(sandbox) => {
-                    self.runs(pod, &sandbox)?;
+                    self.runs(pod, &sandbox, &taken_up)?;
                     return Ok(Started { pod: pod.clone(), sandbox, refusals, after: begin.elapsed() });
                 }
                 Err(error) => refusals.push(format!("{error:#}")),
@@ -72,12 +72,12 @@ impl Kubelet<'_> {
         })
     }
 
-    fn runs(&self, pod: &PodSpec, sandbox: &str) -> Result<()> {
+    fn runs(&self, pod: &PodSpec, sandbox: &str, taken_up: &str) -> Result<()> {
         if pod.host_network {
             return Ok(());
         }
         let sandboxes = self.runtime.sandboxes();
         let netns = sandboxes.with(sandbox, |sandbox| sandbox.attachment.netns.clone())?;
-        self.machine.runs(pod, &sandboxes.addresses(sandbox), netns.as_ref())
+        self.machine.runs(pod, &sandboxes.addresses(sandbox), netns.as_ref(), taken_up)
     }
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use testkit::apiserver::{ApiServer, Resource};
 
 use crate::libcni::{Libcni, List};
-use crate::pod::{PodSpec, status};
+use crate::pod::{PodSpec, now, status};
 
 /// Where Debian's `containernetworking-plugins` puts the reference plugins.
 const REFERENCE_PLUGINS: &str = "/usr/lib/cni";
@@ -116,17 +116,24 @@ impl Machine {
     /// Adds pods to the API that do not run yet.
     pub fn schedule<'a>(&self, pods: impl IntoIterator<Item = &'a PodSpec>) {
         for pod in pods {
-            self.api().set_pod(pod.object(&[]));
+            self.api().set_pod(pod.object());
         }
     }
 
     /// The kubelet tells the cluster that a pod runs; its process is seen on the node.
-    pub(crate) fn runs(&self, pod: &PodSpec, addresses: &[IpAddr], netns: &Path) -> Result<()> {
+    pub(crate) fn runs(
+        &self,
+        pod: &PodSpec,
+        addresses: &[IpAddr],
+        netns: &Path,
+        taken_up: &str,
+    ) -> Result<()> {
         let pid = FIRST_PID + NEXT_PID.fetch_add(1, Ordering::Relaxed);
         let cgroup = format!("/kubepods/burstable/pod{}/{pid:064x}", pod.uid);
         self.mesh.process(pid, netns, &cgroup, u64::from(pid))?;
+        let status = status(addresses, taken_up, &now()?);
         self.api().change_object(Resource::Pods, &pod.namespace, &pod.name, |object| {
-            object["status"] = status(addresses);
+            object["status"] = status;
         });
         Ok(())
     }

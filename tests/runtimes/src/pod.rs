@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use agent_tests::NODE_NAME;
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 static NEXT: AtomicU32 = AtomicU32::new(1);
@@ -68,13 +70,13 @@ impl PodSpec {
         self
     }
 
-    /// The object in the API; a pod that has addresses runs.
-    pub fn object(&self, addresses: &[IpAddr]) -> Value {
+    /// The object in the API, of a pod that does not run yet.
+    pub fn object(&self) -> Value {
         let mut containers = vec![json!({"name": "app"})];
         if self.sidecar {
             containers.push(json!({"name": "istio-proxy", "args": ["proxy", "sidecar"]}));
         }
-        let mut object = json!({
+        json!({
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": {
@@ -85,16 +87,27 @@ impl PodSpec {
                 "annotations": self.annotations,
             },
             "spec": {"nodeName": NODE_NAME, "hostNetwork": self.host_network, "containers": containers},
-        });
-        if !addresses.is_empty() {
-            object["status"] = status(addresses);
-        }
-        object
+        })
     }
 }
 
-/// The status of a pod that runs.
-pub(crate) fn status(addresses: &[IpAddr]) -> Value {
+/// The status of a pod that runs, which was taken up and got its sandbox at these times.
+pub(crate) fn status(addresses: &[IpAddr], taken_up: &str, sandbox_ready: &str) -> Value {
     let all: Vec<Value> = addresses.iter().map(|ip| json!({"ip": ip})).collect();
-    json!({"phase": "Running", "podIP": addresses.first(), "podIPs": all})
+    let ready = json!({
+        "type": "PodReadyToStartContainers", "status": "True", "lastTransitionTime": sandbox_ready,
+    });
+    json!({
+        "phase": "Running",
+        "podIP": addresses.first(),
+        "podIPs": all,
+        "startTime": taken_up,
+        "conditions": [ready],
+    })
+}
+
+/// The time as Kubernetes writes it, in whole seconds.
+pub(crate) fn now() -> Result<String> {
+    let output = Command::new("date").args(["-u", "+%Y-%m-%dT%H:%M:%SZ"]).output().context("start date")?;
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
