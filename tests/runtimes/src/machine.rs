@@ -35,13 +35,26 @@ impl Machine {
     /// When not root, or the package `containernetworking-plugins` is missing.
     pub fn new(version: &str) -> Result<Self> {
         let machine = Self { mesh: Mesh::new()? };
+        std::fs::create_dir(machine.netns_dir())?;
         machine.install_reference_plugins()?;
         machine.write_conflist(version)?;
-        // The plugin hands over a path of the node; below the agent's root of the node it leads to the same file.
-        let seen = machine.mesh.root().join(machine.mesh.root().strip_prefix("/")?);
+        let seen = machine.seen_netns_dir()?;
         std::fs::create_dir_all(seen.parent().context("no parent")?)?;
-        symlink(machine.mesh.root(), seen)?;
+        symlink(machine.netns_dir(), seen)?;
         Ok(machine)
+    }
+
+    /// Takes the paths of pods' namespaces away from the agent, which is in a mount namespace of its own.
+    ///
+    /// # Errors
+    /// They were taken away already.
+    pub fn hide_namespaces(&self) -> Result<()> {
+        Ok(std::fs::remove_file(self.seen_netns_dir()?)?)
+    }
+
+    /// Where the agent, which has the node's root elsewhere, looks for [`Self::netns_dir`].
+    fn seen_netns_dir(&self) -> Result<PathBuf> {
+        Ok(self.mesh.root().join(self.netns_dir().strip_prefix("/")?))
     }
 
     fn install_reference_plugins(&self) -> Result<()> {
@@ -54,6 +67,14 @@ impl Machine {
         }
         std::fs::write(bin.join("bridge"), include_str!("bridge.sh"))?;
         Ok(std::fs::set_permissions(bin.join("bridge"), PermissionsExt::from_mode(0o755))?)
+    }
+
+    /// Takes the base network's configuration away, as on a node that has just joined.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn remove_conflist(&self) -> Result<()> {
+        Ok(std::fs::remove_file(self.mesh.node.conflist())?)
     }
 
     /// Writes the base network's configuration, without our plugin, as the component that owns it does.
@@ -170,7 +191,7 @@ impl Machine {
 
     /// Where the paths of pods' namespaces are.
     pub(crate) fn netns_dir(&self) -> PathBuf {
-        self.mesh.root().join("netns")
+        self.mesh.node.dir().join("netns")
     }
 
     /// The lists of the configuration directory that can be read, by name of the file.

@@ -9,6 +9,9 @@ use agent_tests::NODE_NAME;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
+/// The injected container.
+const PROXY: &str = "istio-proxy";
+
 static NEXT: AtomicU32 = AtomicU32::new(1);
 
 /// A pod of this node.
@@ -46,7 +49,9 @@ impl PodSpec {
 
     /// The same with an injected proxy.
     pub fn sidecar(namespace: &str, name: &str) -> Self {
-        Self { sidecar: true, ..Self::new(namespace, name) }.annotate("sidecar.istio.io/status", "{}")
+        let status = json!({"revision": "default", "initContainers": ["istio-init"], "containers": [PROXY]});
+        let pod = Self { sidecar: true, ..Self::new(namespace, name) };
+        pod.annotate("sidecar.istio.io/status", &status.to_string())
     }
 
     /// Adds an annotation.
@@ -70,11 +75,19 @@ impl PodSpec {
         self
     }
 
+    /// The annotations that the kubelet gives the runtime: the pod's and its own.
+    pub(crate) fn handed_over(&self) -> BTreeMap<String, String> {
+        let own =
+            [("kubernetes.io/config.seen", "2026-11-29T08:52:38Z"), ("kubernetes.io/config.source", "api")];
+        let own = own.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        self.annotations.clone().into_iter().chain(own).collect()
+    }
+
     /// The object in the API, of a pod that does not run yet.
     pub fn object(&self) -> Value {
         let mut containers = vec![json!({"name": "app"})];
         if self.sidecar {
-            containers.push(json!({"name": "istio-proxy", "args": ["proxy", "sidecar"]}));
+            containers.push(json!({"name": PROXY, "args": ["proxy", "sidecar"]}));
         }
         json!({
             "apiVersion": "v1",

@@ -69,7 +69,7 @@ impl Sandbox {
             netns: path.to_string_lossy().into_owned(),
             if_name: "eth0".to_owned(),
             cni_args: args.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
-            capability_args: [("io.kubernetes.cri.pod-annotations".to_owned(), json!(pod.annotations))]
+            capability_args: [("io.kubernetes.cri.pod-annotations".to_owned(), json!(pod.handed_over()))]
                 .into_iter()
                 .collect(),
         };
@@ -133,13 +133,15 @@ impl Sandboxes {
         Ok(tables.contains("istio-proxy-nat"))
     }
 
-    /// Whether the pod's namespace has the rules of ambient mode.
+    /// Whether the pod's namespace has the redirects of ambient mode, in either backend.
     ///
     /// # Errors
     /// As [`Sandboxes::inside`].
     pub fn is_in_mesh(&self, id: &str) -> Result<bool> {
-        let rules = self.inside(id, Command::new("nft").args(["list", "ruleset"]))?;
-        Ok(rules.contains("istio-ambient-nat") && rules.contains("15001"))
+        let nft = self.inside(id, Command::new("nft").args(["list", "ruleset"]))?;
+        let iptables = self.inside(id, &mut Command::new("iptables-save"))?;
+        let redirects = |rules: &str, owner: &str| rules.contains(owner) && rules.contains("15001");
+        Ok(redirects(&nft, "istio-ambient-nat") || redirects(&iptables, "ISTIO_OUTPUT"))
     }
 
     /// Takes the lock by which calls of the plugin in the pod's namespace wait for each other, as a process of the pod can.
