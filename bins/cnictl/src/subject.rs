@@ -115,6 +115,7 @@ impl SubjectArgs {
     fn decide(&self, pod: &Pod, conf: Option<&PluginConf>) -> Result<Decision> {
         let mut scope = conf.map_or_else(Scope::default, |conf| Scope {
             agent_namespace: conf.pod_namespace.clone(),
+            agent_pod_prefix: conf.agent_pod_prefix.clone(),
             excluded_namespaces: conf.exclude_namespaces.clone(),
         });
         scope.excluded_namespaces.extend(self.excluded_namespaces.iter().cloned());

@@ -117,7 +117,7 @@ impl Config {
             bin_targets: options.list(Setting::MountedCniBinDirs).into_iter().map(PathBuf::from).collect(),
             run_dir: run_dir.clone(),
             kubeconfig,
-            entry: plugin_entry(options)?,
+            entry: plugin_entry(options, env)?,
             program_at_end: program_at_end(options)?,
         };
         let (namespace, cleanup) =
@@ -137,7 +137,7 @@ impl Config {
             node: node_name(env)?,
             cleanup,
             own_pod,
-            older: older_rules(options)?,
+            older: older_rules(options, env)?,
             broken_pod_label: broken_pod_label(options)?,
             ambient: AmbientConfig::new(options)?,
             config_dir: Some(PathBuf::from(text(Setting::ConfigDir)))
@@ -151,7 +151,7 @@ impl Config {
 ///
 /// # Errors
 /// The first option that means nothing.
-pub(crate) fn plugin_entry(options: &Options) -> Result<PluginEntry, BadOption> {
+pub(crate) fn plugin_entry(options: &Options, env: Lookup<'_>) -> Result<PluginEntry, BadOption> {
     let mut extra = Map::new();
     for (setting, name, key) in [
         (Setting::FailurePolicy, "failure-policy", "failure_policy"),
@@ -171,6 +171,9 @@ pub(crate) fn plugin_entry(options: &Options) -> Result<PluginEntry, BadOption> 
     }
     if let Some(dir) = options.text(Setting::PodSource).strip_prefix("manifests:") {
         extra.insert(POD_SOURCE.to_owned(), serde_json::json!({ "manifests": dir }));
+    }
+    if let Some(prefix) = agent_pod_prefix(env) {
+        extra.insert("agent_pod_prefix".to_owned(), prefix.into());
     }
     if options.on(Setting::StrictStatus) {
         extra.insert("strict_status".to_owned(), true.into());
@@ -260,11 +263,24 @@ pub(crate) fn namespace(
     Err(BadOption::new(name, text, "is not the name of a namespace"))
 }
 
+/// What the names of this agent's pods begin with, where that is not the usual: the plugin starts these without asking anybody. An agent on the
+/// pod network would otherwise wait for itself after a reboot.
+fn agent_pod_prefix(env: Lookup<'_>) -> Option<String> {
+    // `alphanums` of apimachinery's `util/rand`, by which a DaemonSet names its pods.
+    const RANDOM: &str = "bcdfghjklmnpqrstvwxz2456789";
+    let name = env("POD_NAME").filter(|name| is_dns_subdomain(name))?;
+    let (daemonset, random) = name.rsplit_once('-')?;
+    let is_random = random.len() == 5 && random.chars().all(|c| RANDOM.contains(c));
+    let prefix = format!("{daemonset}-");
+    (is_random && prefix != capture::decide::AGENT_POD_PREFIX).then_some(prefix)
+}
+
 /// As the plugin sees them.
-fn older_rules(options: &Options) -> Result<older::Rules, BadOption> {
+fn older_rules(options: &Options, env: Lookup<'_>) -> Result<older::Rules, BadOption> {
     Ok(older::Rules {
         scope: capture::Scope {
             agent_namespace: namespace(options, Setting::PodNamespace, "pod-namespace")?,
+            agent_pod_prefix: agent_pod_prefix(env).unwrap_or_default(),
             excluded_namespaces: excluded_namespaces(options)?,
         },
         capture: options.text(Setting::Capture) != "disabled",

@@ -17,12 +17,15 @@ use ruleset::Ruleset;
 use crate::failure::Failure;
 use crate::job::Job;
 use crate::progress::Phase;
+use crate::within::{Unfinished, within};
 
 /// How long a CHECK waits for others in all: for another call in the same namespace and, where there is no record, for the pod's facts. A runtime
 /// checks all pods of the node one by one at its start. With the time for the report it is a second.
 const PATIENCE: Duration = Duration::from_millis(800);
 /// The part of it that another call in the same namespace may take. A process of the pod can hold that lock for ever.
 const LOCK_PATIENCE: Duration = Duration::from_millis(250);
+/// How long a CHECK may take in all. What takes longer is a kernel or a program that hangs.
+const LIMIT: Duration = Duration::from_secs(5);
 /// How often it looks again where the record changes meanwhile.
 const TRIES: usize = 3;
 
@@ -45,7 +48,7 @@ pub(crate) enum Verdict {
 
 impl Job {
     /// Compares the pod's namespace with what was applied to it.
-    pub(crate) fn check(self: &Arc<Self>) -> Verdict {
+    fn check(self: &Arc<Self>) -> Verdict {
         self.progress.ended(Phase::Parse);
         let netns = match self.open_netns() {
             Ok(netns) => netns,
@@ -217,6 +220,17 @@ impl Job {
             Err(failure) => unknown(&failure),
         }
     }
+}
+
+/// What a check finds within its time.
+pub(crate) fn within_limit(job: Job) -> Verdict {
+    let job = Arc::new(job);
+    within("check", LIMIT, move || job.check()).unwrap_or_else(|unfinished| match unfinished {
+        Unfinished::Thread(error) => unknown(&Failure::Thread(error)),
+        Unfinished::Late => {
+            Verdict::Unknown(format!("the kernel did not answer within {} s", LIMIT.as_secs()))
+        }
+    })
 }
 
 fn unknown(failure: &Failure) -> Verdict {

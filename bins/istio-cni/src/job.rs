@@ -136,6 +136,7 @@ impl Job {
     pub(crate) fn skip(&self) -> Option<Skip> {
         let scope = Scope {
             agent_namespace: self.conf.pod_namespace.clone(),
+            agent_pod_prefix: self.conf.agent_pod_prefix.clone(),
             excluded_namespaces: self.conf.exclude_namespaces.clone(),
         };
         capture::decide_by_id(&self.id, &scope)

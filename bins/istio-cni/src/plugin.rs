@@ -226,7 +226,7 @@ impl Plugin for IstioCni<'_> {
             self.report(request, &conf, Outcome::Disabled, String::new(), &log);
             return Ok(());
         }
-        let (pod, verdict) = (job.pod_text(), Arc::new(job).check());
+        let (pod, verdict) = (job.pod_text(), check::within_limit(job));
         self.log_warnings(&log);
         let (outcome, error, text) = match verdict {
             Verdict::AsPlanned => (Outcome::Captured, None, String::new()),

@@ -146,7 +146,7 @@ impl Sources<'_> {
         {
             return Ok((pod, AGENT, false));
         }
-        let result = self.ask_api(&inquiry, began, fallback.is_some());
+        let result = self.ask_api(&inquiry, began, fallback.as_ref());
         let main = match result {
             Ok((pod, source)) => return Ok((pod, source, false)),
             Err(main) => main,
@@ -211,20 +211,25 @@ impl Sources<'_> {
         &self,
         inquiry: &Inquiry<'_>,
         began: Instant,
-        has_fallback: bool,
+        fallback: Option<&Fallback>,
     ) -> Result<(Pod, &'static str), Error> {
         self.progress.wait_for("the pod's facts from the API server");
         let left = self.conf.facts_timeout.saturating_sub(began.elapsed());
-        let limit = if has_fallback { PATIENCE.saturating_sub(began.elapsed()).min(left) } else { left };
+        let limit =
+            if fallback.is_some() { PATIENCE.saturating_sub(began.elapsed()).min(left) } else { left };
         let of_agent = RefCell::new(None);
         let go_on = |error: &Error, pause: Duration| {
             *of_agent.borrow_mut() = inquiry.ask(self.log);
             if of_agent.borrow().is_some() {
                 return false;
             }
-            // Where there is an agent, it may have to renew the token, or its rights are on their way.
-            let is_final = error.is_refusal() && (has_fallback || inquiry.is_absent());
-            !is_final || (!has_fallback && began.elapsed() + pause < PATIENCE)
+            match fallback {
+                _ if !error.is_refusal() => true,
+                Some(fallback) if !fallback.assumed => false,
+                // Where there is an agent, it may have to renew the token, or its rights are on their way; or the next one is, in an upgrade.
+                None if !inquiry.is_absent() => true,
+                _ => began.elapsed() + pause < PATIENCE,
+            }
         };
         let api = self.api(limit).with_on_retry(|error, attempt, pause| {
             self.log_retry(error, attempt, pause);

@@ -10,7 +10,7 @@ use crate::pod::{Container, Pod, PodId};
 use crate::settings::Settings;
 use crate::values::{Quoted, parse_bool, printable};
 
-/// Name prefix of the node agent's own pods.
+/// Name prefix of the node agent's own pods, where its DaemonSet has the usual name.
 pub const AGENT_POD_PREFIX: &str = "istio-cni-node-";
 
 /// Name of the proxy's container, whichever list it is in.
@@ -22,6 +22,8 @@ const INIT_CONTAINER: &str = "istio-init";
 pub struct Scope {
     /// Namespace of the node agent.
     pub agent_namespace: String,
+    /// Name prefix of its pods; empty: [`AGENT_POD_PREFIX`].
+    pub agent_pod_prefix: String,
     /// Namespaces whose pods are never captured.
     pub excluded_namespaces: Vec<String>,
 }
@@ -83,7 +85,9 @@ pub enum Reason {
 /// The part of the decision that needs no facts about the pod; `None` means that they are needed.
 pub fn decide_by_id(id: &PodId, scope: &Scope) -> Option<Skip> {
     let skip = |reason, detail| Some(Skip { reason, detail });
-    if id.name.starts_with(AGENT_POD_PREFIX) && id.namespace == scope.agent_namespace {
+    let prefix =
+        Some(&*scope.agent_pod_prefix).filter(|prefix| !prefix.is_empty()).unwrap_or(AGENT_POD_PREFIX);
+    if id.name.starts_with(prefix) && id.namespace == scope.agent_namespace {
         return skip(
             Reason::OwnAgentPod,
             format!("pod {} in namespace {:?}", printable(&id.name), id.namespace),

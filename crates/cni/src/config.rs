@@ -44,6 +44,8 @@ pub struct PluginConf {
     pub exclude_namespaces: Vec<String>,
     /// `pod_namespace`: where the node agent runs.
     pub pod_namespace: String,
+    /// `agent_pod_prefix`: what the names of the node agent's pods begin with; empty for the usual.
+    pub agent_pod_prefix: String,
     /// `native_nftables`: true for nf_tables, false for iptables, absent for what the kernel offers.
     pub native_nftables: Option<bool>,
     /// `enable_ambient_detection_retry`; ambient only.
@@ -119,6 +121,7 @@ impl PluginConf {
             enablement_selectors: root.list("enablement_selectors", selector::decode)?,
             exclude_namespaces: root.texts("exclude_namespaces")?,
             pod_namespace: root.text_or_empty("pod_namespace")?,
+            agent_pod_prefix: root.text_or_empty("agent_pod_prefix")?,
             native_nftables: root.field("native_nftables")?.map(|node| node.boolean()).transpose()?,
             enable_ambient_detection_retry: root.bool_or_false("enable_ambient_detection_retry")?,
             facts_timeout: timeout(&root, "facts_timeout", DEFAULT_FACTS_TIMEOUT)?,

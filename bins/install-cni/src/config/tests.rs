@@ -80,6 +80,24 @@ fn options_reach_the_plugin() {
     assert_eq!(log_level("debug"), "info", "a bare word is for another scope");
 }
 
+/// The agent's own pod must start when nothing else does, whatever its DaemonSet is called.
+#[test]
+fn the_plugin_hears_by_what_name_it_knows_the_agent() {
+    for (pod, prefix) in [
+        ("istio-cni-node-x7k2p", None),
+        ("mesh-agent-x7k2p", Some("mesh-agent-")),
+        ("istio-cni-node-canary-x7k2p", Some("istio-cni-node-canary-")),
+        // These are no pods of a DaemonSet; other pods may have names that begin like theirs.
+        ("my-agent", None),
+        ("agent-0", None),
+        ("x7k2p", None),
+        ("Mesh-x7k2p", None),
+    ] {
+        let extra = entry(&[("POD_NAME", pod)]).extra;
+        assert_eq!(extra.get("agent_pod_prefix").and_then(|value| value.as_str()), prefix, "{pod}");
+    }
+}
+
 #[test]
 fn annotations_are_not_asked_for_where_that_is_switched_off() {
     assert!(entry(&[("RUNTIME_ANNOTATIONS", "false")]).extra.is_empty());

@@ -97,7 +97,9 @@ fn what_is_known_by_name_alone() {
     let scope = Scope {
         agent_namespace: "istio-system".to_owned(),
         excluded_namespaces: vec!["kube-system".to_owned()],
+        ..Scope::default()
     };
+    let renamed = Scope { agent_pod_prefix: "mesh-agent-".to_owned(), ..scope.clone() };
     let nowhere = Scope::default();
     for (scope, namespace, name, row) in [
         (&scope, "shop", "cart-1", None),
@@ -107,6 +109,9 @@ fn what_is_known_by_name_alone() {
         (&scope, "istio-system", "istio-cni-nod", None),
         (&scope, "istio-system", "my-istio-cni-node-x7", None),
         (&scope, "kube-system", "istio-cni-node-x7", Some(Reason::ExcludedNamespace)),
+        (&renamed, "istio-system", "mesh-agent-x7", Some(Reason::OwnAgentPod)),
+        (&renamed, "istio-system", "istio-cni-node-x7", None),
+        (&renamed, "shop", "mesh-agent-x7", None),
         // Row 5.
         (&scope, "", "cart-1", Some(Reason::NotKubernetes)),
         (&scope, "shop", "", Some(Reason::NotKubernetes)),

@@ -78,7 +78,7 @@ fn a_refused_token_without_an_agent_decides_within_two_seconds() {
         assert!(text.len() < 500, "{} bytes", text.len());
         assert_took(&answer, 0.5, 2.0);
         assert_untouched(&pod);
-        // The annotations tell a plain pod, and enough of a usual sidecar; nothing is waited for.
+        // The annotations tell a plain pod, and enough of a usual sidecar, for which an agent may still come.
         let answer = call(&entry, "plain", pod.path(), Some(json!({"a": "b"}))).add().unwrap();
         assert_says(&answer.stderr, &["pod is left alone", "no-status", "\"facts_source\":\"annotations\""]);
         assert!(!answer.stderr.contains("were assumed"), "{answer:#?}");
@@ -86,9 +86,30 @@ fn a_refused_token_without_an_agent_decides_within_two_seconds() {
         assert_untouched(&pod);
         let answer = call(&entry, "web", pod.path(), Some(json!({STATUS: USUAL}))).add().unwrap();
         assert_says(&answer.stderr, &["pod is captured", "\"facts_source\":\"annotations\"", "were assumed"]);
-        assert_took(&answer, 0.0, 1.0);
+        assert_took(&answer, 0.5, 2.0);
         assert!(is_captured(&pod));
     }
+}
+
+/// Between two agents of an upgrade the token of the first one is refused; what the next one knows goes before what would be assumed.
+#[test]
+fn the_next_agent_of_an_upgrade_goes_before_annotations() {
+    let node = Node::new().unwrap();
+    let entry = entry(&node, &[]);
+    let mut web = pod_object("web", "uid-web", "n1");
+    web["spec"]["containers"][1]["env"] = json!([{"name": "ISTIO_META_DNS_CAPTURE", "value": "true"}]);
+    node.api.set_pod(web);
+    node.api.set_token("the-next");
+    node.api.write_service_account(&node.account()).unwrap();
+    let pod = Pod::new(Families::V4).unwrap();
+    let add = in_background(call(&entry, "web", pod.path(), Some(json!({STATUS: USUAL}))));
+    std::thread::sleep(Duration::from_millis(300));
+    let _agent = node.agent().start().unwrap();
+    let answer = add.join().unwrap();
+    assert_eq!(answer.exit, Some(0), "{answer:#?}");
+    assert_says(&answer.stderr, &["401", "pod is captured"]);
+    assert!(!answer.stderr.contains("were assumed"), "{answer:#?}");
+    assert!(pod.nft_text().unwrap().contains("15053"), "DNS capture, which no annotation tells");
 }
 
 #[test]
@@ -225,14 +246,17 @@ fn an_agent_that_does_not_come_is_waited_for_until_facts_timeout() {
 fn what_needs_no_facts_is_not_held_up_after_a_reboot() {
     let node = Node::new().unwrap();
     let mesh = [("POD_NAMESPACE", "istio-system"), ("EXCLUDE_NAMESPACES", "kube-system")];
-    let entry = entry(&node, &mesh);
+    let usual = entry(&node, &mesh);
+    assert!(usual.get("agent_pod_prefix").is_none(), "{usual}");
+    let renamed = entry(&node, &[mesh[0], ("POD_NAME", "mesh-agent-x7k2p")]);
     reboot(&node);
     let pod = Pod::new(Families::V4).unwrap();
-    for (args, reason) in [
-        ("K8S_POD_NAME=istio-cni-node-abc12;K8S_POD_NAMESPACE=istio-system", "own-agent-pod"),
-        ("K8S_POD_NAME=dns;K8S_POD_NAMESPACE=kube-system", "excluded-namespace"),
+    for (entry, args, reason) in [
+        (&usual, "K8S_POD_NAME=istio-cni-node-abc12;K8S_POD_NAMESPACE=istio-system", "own-agent-pod"),
+        (&usual, "K8S_POD_NAME=dns;K8S_POD_NAMESPACE=kube-system", "excluded-namespace"),
+        (&renamed, "K8S_POD_NAME=mesh-agent-8bcdf;K8S_POD_NAMESPACE=istio-system", "own-agent-pod"),
     ] {
-        let (mut command, stdin) = call(&entry, "x", pod.path(), None).command("ADD");
+        let (mut command, stdin) = call(entry, "x", pod.path(), None).command("ADD");
         command.env("CNI_ARGS", args).stdin(std::process::Stdio::piped());
         command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
         let answer = plugin_tests::Call { env: Vec::new(), stdin }.run_as(command).unwrap();

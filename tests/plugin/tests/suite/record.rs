@@ -8,6 +8,7 @@ use plugin_tests::{Answer, Node};
 use serde_json::json;
 use testkit::Pod;
 
+use crate::status::{HANGS, behind};
 use crate::{assert_says, node_and_pod};
 
 const BACKENDS: [bool; 2] = [true, false];
@@ -166,6 +167,19 @@ fn a_source_that_hangs_holds_a_check_for_a_second_at_most() {
     // The agent that hangs is told nothing; what is left is the start of a program.
     assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
     drop(agent);
+}
+
+/// Nothing is proven by a kernel that does not answer, and a runtime does not wait for it for ever.
+#[test]
+fn a_kernel_that_hangs_holds_a_check_for_some_seconds() {
+    let (node, pod) = node_and_pod(&[]);
+    node.add("web", pod.path()).unwrap();
+    break_rules(&pod, true);
+    let answer = behind(&node.call("CHECK", "web", pod.path()), &["python3", "-c", HANGS, "netfilter"]);
+    assert_eq!(answer.exit, Some(0), "{answer:#?}");
+    assert_says(&answer.stderr, &["is not known", "did not answer within 5 s"]);
+    assert!((5..9).contains(&answer.took.as_secs()), "{:?}", answer.took);
+    fails(&node, &pod, &["lacks the rule"]);
 }
 
 #[test]

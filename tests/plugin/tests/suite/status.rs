@@ -17,7 +17,7 @@ use crate::{assert_says, node_and_pod};
 const IN_TIME: Duration = Duration::from_millis(50);
 /// Runs its arguments behind the first, which names calls of the system that never end: a seccomp filter hands them to a listener that nobody
 /// reads from. `directory`: `openat` with `O_DIRECTORY`; `netfilter`: `socket` with `NETLINK_NETFILTER`.
-const HANGS: &str = r#"
+pub(crate) const HANGS: &str = r#"
 import ctypes, os, platform, struct, sys
 x86 = platform.machine() == "x86_64"
 number, bits = {"directory": (257, 0x10000) if x86 else (56, 0x4000), "netfilter": (41 if x86 else 198, 12)}[sys.argv[1]]
@@ -57,7 +57,7 @@ fn status(node: &Node) -> Call {
         .fold(node.call("STATUS", "", Path::new("")), |call, name| call.without(name))
 }
 
-fn behind(call: &Call, wrapper: &[&str]) -> Answer {
+pub(crate) fn behind(call: &Call, wrapper: &[&str]) -> Answer {
     let mut command: Command = call.command_with(wrapper);
     command.env("PATH", std::env::var_os("PATH").unwrap());
     call.run_as(command).unwrap()

@@ -30,8 +30,11 @@ fn object(value: &Value) -> Object {
 }
 
 fn rules() -> Rules {
-    let scope =
-        Scope { agent_namespace: "istio-system".into(), excluded_namespaces: vec!["kube-system".into()] };
+    let scope = Scope {
+        agent_namespace: "istio-system".into(),
+        excluded_namespaces: vec!["kube-system".into()],
+        ..Scope::default()
+    };
     Rules { scope, capture: true, check: "istio-validation".into() }
 }
 
