@@ -13,6 +13,7 @@
 
 pub mod apiserver;
 mod namespace;
+pub mod openssl;
 mod pod;
 pub mod probe;
 mod process;

@@ -3,15 +3,13 @@
 use std::net::TcpStream;
 use std::sync::Arc;
 
+use apitls::{Roots, Verifier};
+use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{Resumption, WebPkiServerVerifier};
-use rustls::crypto::{CryptoProvider, ring};
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{
-    CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme,
-    StreamOwned,
-};
+use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
 
 use http1::Connection;
 
@@ -21,18 +19,24 @@ use crate::kubeconfig::{Access, Identity, Trust, problem};
 pub(super) type Stream = StreamOwned<ClientConnection, Connection<TcpStream>>;
 
 const CERTIFICATE_ADVICE: &str = "put PEM certificates and keys into the kubeconfig";
+const CLIENT_KEY_ADVICE: &str =
+    "use a key of RSA, P-256, P-384 or Ed25519 that belongs to the certificate, or a token";
 
 /// # Errors
 /// [`Cause::Kubeconfig`] when certificates or keys in the kubeconfig cannot be used.
 pub(super) fn client_config(access: &Access) -> Result<ClientConfig, Cause> {
-    let provider = Arc::new(ring::default_provider());
+    let provider = Arc::new(apitls::provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|error| Cause::Tls(error.to_string()))?;
     let verifier: Arc<dyn ServerCertVerifier> = match &access.trust {
-        Trust::Roots(pem) => WebPkiServerVerifier::builder_with_provider(Arc::new(roots(pem)?), provider)
-            .build()
-            .map_err(|error| problem(format!("certificate-authority(-data): {error}"), CERTIFICATE_ADVICE))?,
+        Trust::Roots(pem) => {
+            let unusable = |error: &dyn std::fmt::Display| {
+                problem(format!("certificate-authority(-data) {error}"), CERTIFICATE_ADVICE)
+            };
+            let roots = Roots::from_pem(pem).map_err(|error| unusable(&error))?;
+            Arc::new(Verifier::new(roots, provider).map_err(|error| unusable(&error))?)
+        }
         Trust::Anything => Arc::new(Unverified(provider)),
     };
     let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
@@ -44,25 +48,6 @@ pub(super) fn client_config(access: &Access) -> Result<ClientConfig, Cause> {
     // one connection per process: a cache would only cost memory
     config.resumption = Resumption::disabled();
     Ok(config)
-}
-
-fn roots(pem: &[u8]) -> Result<RootCertStore, Cause> {
-    let broken =
-        |_| problem("certificate-authority(-data) is not a list of PEM certificates", CERTIFICATE_ADVICE);
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(pem) {
-        let certificate = certificate.map_err(broken)?;
-        roots.add(certificate).map_err(|error| {
-            problem(
-                format!("certificate-authority(-data) has an unusable certificate: {error}"),
-                CERTIFICATE_ADVICE,
-            )
-        })?;
-    }
-    if roots.is_empty() {
-        return Err(problem("certificate-authority(-data) has no PEM certificate", CERTIFICATE_ADVICE));
-    }
-    Ok(roots)
 }
 
 fn with_identity(
@@ -80,7 +65,7 @@ fn with_identity(
     })?;
     builder
         .with_client_auth_cert(chain, key)
-        .map_err(|error| problem(format!("client certificate and key: {error}"), CERTIFICATE_ADVICE))
+        .map_err(|error| problem(format!("client certificate and key: {error}"), CLIENT_KEY_ADVICE))
 }
 
 /// The handshake is driven to its end here, so that its errors are not taken for errors of the request.
@@ -102,17 +87,8 @@ pub(super) fn handshake(
 }
 
 pub(crate) fn cause(error: &rustls::Error) -> Cause {
-    match error {
-        rustls::Error::InvalidCertificate(
-            CertificateError::UnknownIssuer | CertificateError::BadSignature,
-        ) => Cause::Certificate("it is signed by an authority that is not in the kubeconfig".into()),
-        rustls::Error::InvalidCertificate(reason) => Cause::Certificate(reason.to_string()),
-        rustls::Error::AlertReceived(alert) => {
-            Cause::Tls(format!("the server answered with the alert {alert:?}"))
-        }
-        rustls::Error::InvalidMessage(_) => Cause::Tls("the server does not speak TLS".into()),
-        other => Cause::Tls(other.to_string()),
-    }
+    let reason = apitls::reason(error);
+    if apitls::is_untrusted(error) { Cause::Certificate(reason) } else { Cause::Tls(reason) }
 }
 
 /// `insecure-skip-tls-verify`: any certificate will do, but the server must hold its key.
