@@ -101,7 +101,7 @@ impl Agent {
         let health = Arc::new(Health::of(&parts));
         health.ready(Part::Configuration);
         let metrics = Arc::new(Metrics::new(config.ambient.is_some())?);
-        let (source, writer) = source(&config);
+        let (source, writer) = source(&config, &log);
         let cluster = Cluster::new();
         let older = OlderPods::new(older::Parts {
             run_dir: config.run_dir.clone(),
@@ -362,10 +362,16 @@ impl Agent {
 }
 
 /// Where the cluster's state comes from, and the way to write to it.
-fn source(config: &Config) -> (Source, Option<Writer>) {
+fn source(config: &Config, log: &Scope) -> (Source, Option<Writer>) {
     match &config.pods {
         PodSource::Manifests(dir) => (Source::Manifests { dir: dir.clone() }, None),
         PodSource::Kubernetes(access) => {
+            let unreadable = access.unreadable_authorities();
+            if unreadable > 0 {
+                let text =
+                    "certificates of the API server's list of authorities cannot be read and are passed over";
+                log.warn(text, &[("certificates", &unreadable)]);
+            }
             let connection = Arc::new(Connection::new(access.clone(), env!("CARGO_PKG_VERSION")));
             let writer = Writer::new(connection.clone(), config.node.clone());
             let (node, own) = (config.node.clone(), config.own_pod.clone());

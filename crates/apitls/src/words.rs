@@ -28,10 +28,8 @@ pub fn reason(error: &Error) -> String {
 fn of_certificate(reason: &CertificateError) -> String {
     use CertificateError as C;
     match reason {
-        C::UnknownIssuer => "it is signed by an authority that is not in the kubeconfig".into(),
-        C::BadSignature => {
-            "its signature is not that of the authority in the kubeconfig with this name".into()
-        }
+        C::UnknownIssuer => "it is signed by an authority that is not listed".into(),
+        C::BadSignature => "its signature is not that of the listed authority of this name".into(),
         C::ExpiredContext { time, not_after } => format!("it expired {}", ago(*time, *not_after)),
         C::Expired => "it has expired".into(),
         C::NotValidYetContext { time, not_before } => {
@@ -52,7 +50,7 @@ fn of_certificate(reason: &CertificateError) -> String {
         }
         C::Other(other) => match other.0.downcast_ref() {
             Some(webpki::Error::CaUsedAsEndEntity) => {
-                "it is an authority's own certificate, and not one of those in the kubeconfig".into()
+                "it is an authority's own certificate, and not listed".into()
             }
             Some(error) => of_webpki(error),
             None => reason.to_string(),
@@ -117,7 +115,7 @@ fn of_alert(alert: AlertDescription) -> String {
         }
         A::ProtocolVersion => "the server refused TLS 1.2 and 1.3".into(),
         A::UnknownCA => "the server does not know the authority of the client certificate".into(),
-        A::CertificateRequired => "the server wants a client certificate, and the kubeconfig has none".into(),
+        A::CertificateRequired => "the server wants a client certificate, and there is none".into(),
         A::BadCertificate | A::CertificateUnknown | A::UnsupportedCertificate | A::AccessDenied => {
             "the server refused the client certificate".into()
         }

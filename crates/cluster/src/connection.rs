@@ -3,6 +3,7 @@
 mod body;
 mod dial;
 mod token;
+mod trust;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -19,6 +20,7 @@ use crate::error::{Error, chain};
 use crate::recovery::Recovery;
 pub(crate) use body::{Lines, read};
 use token::TokenFile;
+use trust::{Authorities, Trust};
 
 /// Largest refusal that is read: a `Status` object.
 const MAX_REFUSAL: usize = 64 << 10;
@@ -30,7 +32,7 @@ pub enum Access {
     ServiceAccount {
         /// URL such as `https://10.96.0.1:443`.
         server: String,
-        /// The authority, PEM. Read again about once a minute.
+        /// The authorities, PEM. Read again for each new connection.
         ca_file: PathBuf,
         /// The bearer token. Read again before each request, because kubelet renews it.
         token_file: PathBuf,
@@ -154,23 +156,22 @@ impl Connection {
     }
 
     async fn open(&self) -> Result<Client, String> {
-        let (mut config, token) = self.config().await?;
+        let (mut config, token, authorities) = self.config().await?;
+        refuse_weak(&config)?;
         let agent = HeaderValue::from_str(&self.user_agent).map_err(|error| chain(&error))?;
         config.headers.push((USER_AGENT, agent));
-        dial::client(&config, token)
+        dial::client(&config, token, authorities.map(Trust::new).transpose()?)
     }
 
-    async fn config(&self) -> Result<(kube::Config, Option<TokenFile>), String> {
+    async fn config(&self) -> Result<(kube::Config, Option<TokenFile>, Option<Authorities>), String> {
         match &self.access {
             Access::ServiceAccount { server, ca_file, token_file } => {
                 let mut config = kube::Config::new(server.parse().map_err(|error| {
                     format!("{server} is no URL: {}", chain(&error as &http::uri::InvalidUri))
                 })?);
-                // Checked here for a clear message; kube reads it again for itself.
-                std::fs::read(ca_file).map_err(|error| format!("read {}: {error}", ca_file.display()))?;
+                // Ours judges in its place; without a list kube would look for the system's.
                 config.root_cert = Some(Vec::new());
-                config.root_cert_file = Some(ca_file.clone());
-                Ok((config, Some(TokenFile::open(token_file)?)))
+                Ok((config, Some(TokenFile::open(token_file)?), Some(Authorities::File(ca_file.clone()))))
             }
             Access::Kubeconfig(path) => {
                 let unusable = |error| match error {
@@ -178,12 +179,34 @@ impl Connection {
                     KubeconfigError::Parse(_) => format!("{} is no kubeconfig", path.display()),
                     error => format!("kubeconfig {}: {}", path.display(), chain(&error)),
                 };
-                let read = Kubeconfig::read_from(path).map_err(unusable)?;
+                let mut read = Kubeconfig::read_from(path).map_err(unusable)?;
+                let authorities = Authorities::take(&mut read)
+                    .map_err(|reason| format!("kubeconfig {}: {reason}", path.display()))?;
                 let current_context = KubeConfigOptions::default();
                 let config = kube::Config::from_custom_kubeconfig(read, &current_context).await;
-                Ok((config.map_err(unusable)?, None))
+                let mut config = config.map_err(unusable)?;
+                if authorities.is_some() {
+                    config.root_cert = Some(Vec::new());
+                }
+                Ok((config, None, authorities))
             }
         }
+    }
+}
+
+/// As the plugin does: what it would refuse must not work for the agent alone.
+fn refuse_weak(config: &kube::Config) -> Result<(), String> {
+    if config.cluster_url.scheme_str() != Some("https") {
+        return Err(format!(
+            "{} is not https, and credentials would be sent in the clear",
+            config.cluster_url
+        ));
+    }
+    match &config.auth_info.username {
+        Some(_) => {
+            Err("user names and passwords are not supported; use a token or a client certificate".into())
+        }
+        None => Ok(()),
     }
 }
 

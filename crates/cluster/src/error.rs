@@ -16,6 +16,16 @@ pub enum Error {
         /// Which file, and what is wrong with it.
         reason: String,
     },
+    /// The server's certificate is not trusted, or no common TLS was found.
+    #[error(
+        "{operation}: {reason}; compare the server's certificate with the list of authorities (ca.crt of the service account, or the kubeconfig)"
+    )]
+    Tls {
+        /// What was attempted.
+        operation: String,
+        /// What is wrong with the certificate or the handshake.
+        reason: String,
+    },
     /// No connection, or it broke.
     #[error("{operation}: {reason}; check that the API server runs and can be reached from this node")]
     Unreachable {
@@ -99,6 +109,11 @@ impl Error {
         if is_timeout(cause) {
             return Self::Lost { operation };
         }
+        if let Some(error) = tls_failure(cause) {
+            let whose =
+                if apitls::is_untrusted(error) { "the server's certificate is not trusted: " } else { "" };
+            return Self::Tls { operation, reason: format!("{whose}{}", apitls::reason(error)) };
+        }
         Self::Unreachable { operation, reason: chain(cause) }
     }
 
@@ -106,6 +121,7 @@ impl Error {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Setup { .. } => "setup",
+            Self::Tls { .. } => "tls",
             Self::Unreachable { .. } => "unreachable",
             Self::Lost { .. } | Self::Silent { .. } => "lost",
             Self::TimedOut { .. } => "timeout",
@@ -163,6 +179,20 @@ fn advice(code: u16) -> &'static str {
         500.. => "look into the API server's log",
         _ => "look at the request in the API server's audit log",
     }
+}
+
+/// What TLS says somewhere below. An I/O error hides what it was made of from `source()`.
+fn tls_failure<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        let inner = cause.downcast_ref::<std::io::Error>().and_then(|io| io.get_ref());
+        let inside = inner.and_then(|inner| inner.downcast_ref());
+        if let Some(found) = cause.downcast_ref().or(inside) {
+            return Some(found);
+        }
+        next = inner.map(|inner| inner as &dyn std::error::Error).or_else(|| cause.source());
+    }
+    None
 }
 
 /// Whether the system's timer for a connection ran out somewhere below.

@@ -463,9 +463,7 @@ fn a_foreign_authority_ends_at_once() {
     assert_eq!(error.retry(), Retry::Never);
     assert!(start.elapsed() < SECOND);
     assert!(
-        text.contains(
-            "certificate is not trusted: it is signed by an authority that is not in the kubeconfig"
-        ),
+        text.contains("certificate is not trusted: it is signed by an authority that is not listed"),
         "{text}"
     );
     assert!(text.contains("check certificate-authority(-data)"), "{text}");

@@ -39,7 +39,7 @@ const CRATES: &[(&str, Layer)] = &[
     ("leftover", Layer::Effect { ours: &["cni"] }),
     ("install", Layer::Effect { ours: &["cni", "leftover"] }),
     // Manifests are read by podsource for the plugin and the agent alike.
-    ("cluster", Layer::Effect { ours: &["capture", "facts", "podsource"] }),
+    ("cluster", Layer::Effect { ours: &["apitls", "capture", "facts", "podsource"] }),
 ];
 
 /// The layer of a crate, from its name and the folder it is in; `None` when nobody has decided yet.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use http::Request;
 use http::header::AUTHORIZATION;
+use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
@@ -13,6 +14,7 @@ use kube::client::{Body, ClientBuilder, ConfigExt as _};
 use tower::{BoxError, ServiceBuilder};
 
 use super::token::TokenFile;
+use super::trust::Trust;
 use crate::error::chain;
 
 /// A connection on which nothing comes is asked by the system whether it lives, after this and then in this interval.
@@ -24,13 +26,17 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
 
 /// As [`ClientBuilder::try_from`] builds it, whose connector cannot be had: these connections notice packets that are dropped. It repeats
 /// nothing by itself, because what is repeated here is counted, shown and bounded.
-pub(super) fn client(config: &kube::Config, token: Option<TokenFile>) -> Result<Client, String> {
+pub(super) fn client(
+    config: &kube::Config,
+    token: Option<TokenFile>,
+    trust: Option<Trust>,
+) -> Result<Client, String> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_keepalive(Some(KEEPALIVE.0));
     tcp.set_keepalive_interval(Some(KEEPALIVE.1));
     tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
-    let tls = config.rustls_https_connector_with_connector(tcp).map_err(|error| chain(&error))?;
+    let tls = https(config, trust, tcp)?;
     let http: HttpClient<_, Body> = HttpClient::builder(TokioExecutor::new()).build(tls);
     let token = token.map(Arc::new);
     let authorize = move |mut request: Request<Body>| {
@@ -47,4 +53,22 @@ pub(super) fn client(config: &kube::Config, token: Option<TokenFile>) -> Result<
         .map_err(BoxError::from)
         .service(http);
     Ok(ClientBuilder::new(service, config.default_namespace.clone()).build())
+}
+
+/// As [`ConfigExt::rustls_https_connector_with_connector`](kube::client::ConfigExt), with our own judgement of the server's certificate.
+fn https(
+    config: &kube::Config,
+    trust: Option<Trust>,
+    tcp: HttpConnector,
+) -> Result<HttpsConnector<HttpConnector>, String> {
+    let mut tls = config.rustls_client_config().map_err(|error| chain(&error))?;
+    if let Some(trust) = trust.filter(|_| !config.accept_invalid_certs) {
+        tls.dangerous().set_certificate_verifier(Arc::new(trust));
+    }
+    let mut builder = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http();
+    if let Some(name) = &config.tls_server_name {
+        let name = name.clone().try_into().map_err(|_| format!("tls-server-name {name:?} is not a name"))?;
+        builder = builder.with_server_name_resolver(FixedServerNameResolver::new(name));
+    }
+    Ok(builder.enable_http1().wrap_connector(tcp))
 }

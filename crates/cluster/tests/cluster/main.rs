@@ -5,6 +5,7 @@
 
 mod agent;
 mod any_server;
+mod certificates;
 mod daemonset;
 mod double;
 mod expiry;

@@ -146,7 +146,7 @@ pub const KINDS: &[Kind] = &[
             ca(o, "other", "P-256", CA)?;
             o.text("other.pem")
         },
-        "signed by an authority that is not in the kubeconfig",
+        "signed by an authority that is not listed",
     ),
     refused(
         "another authority of the same name",
@@ -184,11 +184,7 @@ pub const KINDS: &[Kind] = &[
         ..refused("by wildcard, too deep", |o| with(o, "subjectAltName=DNS:*.api.example\n"), "api.example")
     },
     Kind { chain: &["middle"], ..kind("intermediate, sent", |o| intermediate(o, CA, "ca.pem")) },
-    refused(
-        "intermediate, not sent",
-        |o| intermediate(o, CA, "ca.pem"),
-        "authority that is not in the kubeconfig",
-    ),
+    refused("intermediate, not sent", |o| intermediate(o, CA, "ca.pem"), "authority that is not listed"),
     kind("intermediate, listed", |o| intermediate(o, CA, "middle.pem")),
     Kind {
         chain: &["middle"],
