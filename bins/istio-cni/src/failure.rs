@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ruleset::Backend;
 use telemetry::Logger;
 
 use crate::sources::NoFacts;
@@ -79,6 +80,17 @@ pub(crate) enum Failure {
     /// The kernel did not take the rules or did not answer.
     #[error(transparent)]
     Kernel(#[from] kernel::Error),
+    /// The backend that the configuration asks for is not there.
+    #[error(
+        "{}; native_nftables asks for {backend} only: NATIVE_NFTABLES=auto (chart: global.nativeNftables) takes what the node has",
+        kernel::chain_text(.cause)
+    )]
+    OnlyBackend {
+        /// What is asked for.
+        backend: Backend,
+        /// What is missing.
+        cause: kernel::Error,
+    },
 }
 
 impl Failure {

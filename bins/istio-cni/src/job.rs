@@ -256,7 +256,14 @@ impl Job {
     fn apply(&self, inside: &Inside, settings: &Settings) -> Result<Applied, Failure> {
         let ipv6 = ipv6(inside, settings)?;
         let plan = |backend| capture::plan(settings, Facts { backend, ipv6 });
-        let (applied, plan) = self.kernel().apply_and_keep(inside, plugin::choice(&self.conf), plan)?;
+        let choice = plugin::choice(&self.conf);
+        let (applied, plan) =
+            self.kernel().apply_and_keep(inside, choice, plan).map_err(|cause| match choice {
+                Choice::Only(backend) if cause.is_backend_missing() => {
+                    Failure::OnlyBackend { backend, cause }
+                }
+                _ => cause.into(),
+            })?;
         self.record(inside, &plan, applied.rules);
         Ok(applied)
     }
@@ -324,9 +331,6 @@ impl Job {
     }
 
     fn log_applied(&self, applied: &Applied, apply_ms: f64) {
-        if let Some(fallback) = &applied.fallback {
-            self.log.warn(&format!("nf_tables could not be used, iptables was: {fallback}"), &[]);
-        }
         if let Some(warning) = &applied.warning {
             self.log.warn(&format!("the other backend may still hold rules of ours: {warning}"), &[]);
         }
@@ -341,20 +345,25 @@ impl Job {
         let facts_ms = format!("{:.3}", self.progress.phases().facts.unwrap_or_default() * 1000.0);
         let apply_ms = format!("{apply_ms:.3}");
         let complete = self.progress.gaps().is_empty();
+        // The last says why it is iptables where the choice was left to the node: that is no fault of the pod's, so no warning.
+        let fallback = applied.fallback.as_deref().unwrap_or_default();
+        let facts_source = self.progress.facts_source();
+        let labels: [telemetry::Label<'_>; 7] = [
+            ("backend", &applied.backend),
+            ("rules", &change),
+            ("routing_steps", &applied.routing),
+            ("facts_source", &facts_source),
+            ("facts_ms", &facts_ms),
+            ("apply_ms", &apply_ms),
+            ("no_nftables", &fallback),
+        ];
         self.log.info(
             if complete {
                 "pod is captured"
             } else {
                 "pod has its rules, but not all of its traffic is captured"
             },
-            &[
-                ("backend", &applied.backend),
-                ("rules", &change),
-                ("routing_steps", &applied.routing),
-                ("facts_source", &self.progress.facts_source()),
-                ("facts_ms", &facts_ms),
-                ("apply_ms", &apply_ms),
-            ],
+            if fallback.is_empty() { &labels[..6] } else { &labels },
         );
     }
 }

@@ -77,32 +77,49 @@ impl Look {
     }
 
     fn chosen_backend(&self) -> Result<(), String> {
-        let nftables = || match nftables()? {
-            Support { redirect: true, tproxy: true } => Ok(()),
-            Support { redirect: false, .. } => Err(NO_NAT.to_owned()),
-            Support { tproxy: false, .. } => Err("the kernel has no nf_tables tproxy".to_owned()),
-        };
         match plugin::choice(&self.conf) {
-            Choice::Only(Backend::Nftables) => nftables(),
-            Choice::Only(Backend::Iptables) => self.iptables(),
-            Choice::Auto => nftables().or_else(|no_nftables| {
-                self.iptables().map_err(|no_iptables| format!("{no_nftables}, and {no_iptables}"))
-            }),
+            Choice::Only(Backend::Nftables) => all_of_nftables(nftables()?),
+            Choice::Only(Backend::Iptables) => self.iptables(nftables().ok()),
+            Choice::Auto => {
+                let support = nftables();
+                support.clone().and_then(all_of_nftables).or_else(|no_nftables| {
+                    self.iptables(support.ok())
+                        .map_err(|no_iptables| format!("{no_nftables}, and {no_iptables}"))
+                })
+            }
         }
     }
 
     /// Fails where both backends are missing, for certain. Which one is chosen does not count, as the agent may write another one.
     fn any_backend(&self) -> Result<(), String> {
         // First, as it asks nothing of the kernel.
-        let Err(no_iptables) = self.iptables() else { return Ok(()) };
+        if self.backends.iptables.available_without_nftables().is_ok() {
+            return Ok(());
+        }
         match nftables() {
-            Ok(Support { redirect: false, .. }) => Err(format!("{NO_NAT}, and {no_iptables}")),
+            Ok(support) if !support.redirect => {
+                self.iptables(Some(support)).map_err(|no_iptables| format!("{NO_NAT}, and {no_iptables}"))
+            }
             Ok(_) | Err(_) => Ok(()),
         }
     }
 
-    fn iptables(&self) -> Result<(), String> {
-        self.backends.iptables.available().map_err(|error| kernel::chain_text(&error))
+    /// Whether programs are there that can work on a kernel with this nf_tables, as far as it is known.
+    fn iptables(&self, support: Option<Support>) -> Result<(), String> {
+        let iptables = &self.backends.iptables;
+        let found = match support {
+            Some(Support { tables: false, .. }) => iptables.available_without_nftables(),
+            _ => iptables.available(),
+        };
+        found.map_err(|error| kernel::chain_text(&error))
+    }
+}
+
+fn all_of_nftables(support: Support) -> Result<(), String> {
+    match support {
+        Support { redirect: true, tproxy: true, .. } => Ok(()),
+        Support { redirect: false, .. } => Err(NO_NAT.to_owned()),
+        Support { tproxy: false, .. } => Err("the kernel has no nf_tables tproxy".to_owned()),
     }
 }
 

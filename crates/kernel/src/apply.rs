@@ -75,10 +75,14 @@ impl Kernel<'_> {
     ) -> Result<(Applied, Plan), Error> {
         let first = plan(if let Choice::Only(backend) = choice { backend } else { Backend::Nftables });
         match (self.apply_plan(inside, &first), choice) {
-            (Err(Error::Nft(error)), Choice::Auto) if error.is_unsupported() => {
+            (Err(Error::Nft(nftables)), Choice::Auto) if nftables.is_unsupported() => {
                 let second = plan(Backend::Iptables);
-                let applied = self.apply_plan(inside, &second)?;
-                Ok((Applied { fallback: Some(crate::chain_text(&error)), ..applied }, second))
+                match self.apply_plan(inside, &second) {
+                    Ok(applied) => {
+                        Ok((Applied { fallback: Some(crate::chain_text(&nftables)), ..applied }, second))
+                    }
+                    Err(iptables) => Err(Error::Neither { nftables, iptables: Box::new(iptables) }),
+                }
             }
             (result, _) => Ok((result?, first)),
         }
@@ -251,3 +255,6 @@ pub(crate) fn describe(step: &Step) -> String {
 fn texts(errors: &[Error]) -> String {
     errors.iter().map(|error| crate::chain_text(error)).collect::<Vec<_>>().join("; ")
 }
+
+#[cfg(test)]
+mod tests;

@@ -127,9 +127,33 @@ pub enum Error {
     /// Routing.
     #[error(transparent)]
     Route(#[from] route::Error),
+    /// The choice was free, and neither backend works here.
+    #[error("neither backend works here: nf_tables: {}; iptables: {}", chain_text(.nftables), chain_text(.iptables))]
+    Neither {
+        /// What this kernel lacks.
+        nftables: nft::Error,
+        /// Why iptables did not load the rules.
+        iptables: Box<Self>,
+    },
 }
 
 impl Error {
+    /// Whether this kernel or this machine lacks the backend, so that the other one is worth a try.
+    #[must_use]
+    pub fn is_backend_missing(&self) -> bool {
+        match self {
+            Self::Nft(error) => error.is_unsupported(),
+            Self::Iptables(error) => error.is_missing(),
+            Self::Route(_) | Self::Neither { .. } => false,
+        }
+    }
+
+    /// Whether neither backend works here.
+    #[must_use]
+    pub fn is_neither(&self) -> bool {
+        matches!(self, Self::Neither { .. })
+    }
+
     /// The port of the netlink socket whose program keeps a table of ours for itself, if that is why.
     #[must_use]
     pub fn holder(&self) -> Option<u32> {

@@ -127,6 +127,12 @@ impl Socket {
         Ok(Self { fd, buffer: vec![0; RECEIVE_BUFFER] })
     }
 
+    /// Over a socket that is open: in tests the other end of it takes the kernel's part.
+    #[cfg(test)]
+    pub(crate) fn over(fd: OwnedFd) -> Self {
+        Self { fd, buffer: vec![0; RECEIVE_BUFFER] }
+    }
+
     pub(crate) fn netfilter() -> Result<Self, Error> {
         Self::open(Some(netlink::NETFILTER))
     }

@@ -16,6 +16,7 @@ mod expr;
 mod list;
 mod lower;
 pub(crate) mod members;
+mod missing;
 mod observe;
 pub(crate) mod others;
 mod probe;
@@ -28,6 +29,7 @@ use netns::Inside;
 use ruleset::{Ruleset, listed};
 
 pub use error::Error;
+pub use missing::{Missing, Part, Release};
 pub use probe::{Support, probe};
 
 use crate::netlink::{self, Socket};
@@ -45,8 +47,8 @@ const TRIES: u32 = 3;
 pub struct Nftables;
 
 impl RuleStore for Nftables {
-    fn setup(&self, inside: &Inside, ruleset: &Ruleset) -> Result<Change, crate::Error> {
-        Ok(setup(inside, ruleset)?)
+    fn setup(&self, _: &Inside, ruleset: &Ruleset) -> Result<Change, crate::Error> {
+        Ok(setup(&mut open()?, ruleset)?)
     }
 
     fn cleanup(&self, inside: &Inside, ruleset: &Ruleset) -> Result<Change, crate::Error> {
@@ -112,15 +114,15 @@ pub fn send(_: &Inside, transaction: &[u8]) -> Result<(), Error> {
     Ok(())
 }
 
-fn setup(_: &Inside, ruleset: &Ruleset) -> Result<Change, Error> {
-    let mut socket = open()?;
+/// Does it over a socket of the namespace.
+fn setup(socket: &mut Socket, ruleset: &Ruleset) -> Result<Change, Error> {
     for _ in 0..TRIES {
-        let listed = list_tables(&mut socket, family::INET)?;
+        let listed = list_tables(socket, family::INET)?;
         let owned = observe::owned(ruleset, &listed);
-        if !owned.is_empty() && differences(&mut socket, ruleset, &listed)?.is_empty() {
+        if !owned.is_empty() && differences(socket, ruleset, &listed)?.is_empty() {
             return Ok(Change::None);
         }
-        let kept = observe::kept(&mut socket, ruleset, &listed)
+        let kept = observe::kept(socket, ruleset, &listed)
             .map_err(|e| question(&format!("list the chains and sets of {}", ruleset.owner), e))?;
         let mut batch = Batch::new(ruleset);
         let replaced = owned.iter().filter(|owned| kept.iter().all(|kept| kept.kind != **owned));
@@ -128,7 +130,7 @@ fn setup(_: &Inside, ruleset: &Ruleset) -> Result<Change, Error> {
         batch.add_tables(&kept);
         // A table that has only sets yet is none of rules.
         let held = owned.len() > kept.len() || kept.iter().any(|kept| !kept.chains.is_empty());
-        match batch.run(&mut socket) {
+        match batch.run(socket) {
             Ok(()) if held => return Ok(Change::Replaced),
             Ok(()) if ruleset.tables.is_empty() => return Ok(Change::None),
             Ok(()) => return Ok(Change::Fresh),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use kernel::iptables::{Iptables, Variant};
 use kernel::{Change, Difference, RuleStore};
 use ruleset::{Family, Ruleset};
-use support::{Ns, Programs, rich, sh, sidecar};
+use support::{Ns, Programs, refuse_netfilter_sockets, rich, sh, sidecar};
 
 const VARIANTS: [Variant; 2] = [Variant::Legacy, Variant::Nft];
 
@@ -266,7 +266,7 @@ fn missing_programs_and_wrong_variants_are_named() {
     let ns = Ns::new();
     let iptables = unsuffixed.iptables();
     assert_eq!(setup(&ns, &iptables, &sidecar(false)), Ok(Change::Fresh));
-    assert!(iptables.take_warnings()[0].contains("cannot find iptables-nft-restore"));
+    assert_eq!(iptables.take_warnings(), Vec::<String>::new(), "another name is no problem");
     assert_eq!(setup(&ns, &iptables, &sidecar(false)), Ok(Change::None));
     assert!(!ns.content(Variant::Legacy).is_empty());
 }
@@ -301,6 +301,59 @@ fn legacy_tables_without_legacy_programs_are_only_warned_of() {
     let nothing = Programs::none().iptables();
     assert!(exists(&ns, &nothing, &ruleset));
     assert!(ns.enter(|inside| nothing.cleanup(inside, &ruleset).is_err()));
+}
+
+#[test]
+fn without_nf_tables_the_legacy_variant_comes_first_and_no_program_fails() {
+    let counted = |programs: Programs, stem: &str| {
+        let log = programs.directory.join("started");
+        ["restore", "save"].into_iter().fold(programs, |programs, kind| {
+            programs.script(&format!("{stem}-{kind}"), &format!("echo $0 >> {}; exit 4", log.display()))
+        })
+    };
+    let both_nft = |programs| counted(counted(programs, "iptables-nft"), "ip6tables-nft");
+    let legacy = |programs: Programs| programs.real("iptables-legacy").real("ip6tables-legacy");
+    let legacy_by_another_name = |programs: Programs, stem: &str| {
+        ["restore", "save"].into_iter().fold(programs, |programs, kind| {
+            let program = format!("exec /usr/sbin/{stem}-legacy-{kind} \"$@\"");
+            programs.script(&format!("{stem}-{kind}"), &program)
+        })
+    };
+    let links_to_nft = |programs: Programs| {
+        programs.link("iptables-restore", "xtables-nft-multi").link("iptables-save", "xtables-nft-multi")
+    };
+    let cases = [
+        (both_nft(legacy(Programs::none())), Ok(())),
+        (both_nft(links_to_nft(legacy(Programs::none()))), Ok(())),
+        (legacy_by_another_name(legacy_by_another_name(Programs::none(), "iptables"), "ip6tables"), Ok(())),
+        (
+            both_nft(links_to_nft(Programs::none())),
+            Err("iptables-restore works by nf_tables, which this kernel"),
+        ),
+        (both_nft(Programs::none()), Err("cannot find iptables-legacy-restore in")),
+        (Programs::none(), Err("cannot find iptables-legacy-restore in")),
+    ];
+    for (number, (programs, wanted)) in cases.into_iter().enumerate() {
+        let (ns, iptables, ruleset) = (Ns::new(), programs.iptables(), sidecar(true));
+        let result = ns.enter(|inside| {
+            refuse_netfilter_sockets();
+            iptables.setup(inside, &ruleset).map_err(|error| error.to_string())
+        });
+        match (&result, wanted) {
+            (Ok(change), Ok(())) => {
+                assert_eq!(*change, Change::Fresh);
+                assert_eq!(ns.save(Variant::Legacy), loaded_by_hand(Variant::Legacy, &ruleset));
+            }
+            (Err(error), Err(part)) => assert!(error.contains(part), "{number}: {error}"),
+            _ => panic!("{number}: {result:?} instead of {wanted:?}"),
+        }
+        assert_eq!(iptables.take_warnings(), Vec::<String>::new(), "{number}");
+        assert!(
+            !programs.directory.join("started").exists(),
+            "{number}: a program that can only fail was started"
+        );
+        assert_eq!(iptables.available_without_nftables().is_ok(), wanted.is_ok(), "{number}");
+    }
 }
 
 #[test]

@@ -36,8 +36,10 @@ pub enum Error {
         /// From `setns(2)`.
         source: io::Error,
     },
-    /// The thread's namespace could not be read after `setns(2)`; most often `/proc` is not mounted.
-    #[error("cannot tell which network namespace this thread is in from {proc:?} (is /proc mounted?)")]
+    /// The thread's namespace could not be read; most often `/proc` is not mounted, or the kernel is older than `/proc/thread-self`.
+    #[error(
+        "cannot tell which network namespace this thread is in from {proc:?} (this needs Linux 3.17 or later, and /proc mounted)"
+    )]
     WhereAmI {
         /// The file asked.
         proc: &'static str,

@@ -99,9 +99,12 @@ impl Netns {
     /// The namespace that the calling thread is in. For a program that has entered none this is the host's.
     ///
     /// # Errors
-    /// [`Error::Open`] when `/proc` is not mounted or not readable.
+    /// [`Error::WhereAmI`] when `/proc` is not mounted, or the kernel is older than Linux 3.17; [`Error::Open`] when it is not readable.
     pub fn current() -> Result<Self, Error> {
-        Self::open(OF_THIS_THREAD)
+        Self::open(OF_THIS_THREAD).map_err(|error| match error.is_missing() {
+            true => Error::WhereAmI { proc: OF_THIS_THREAD, source: std::io::ErrorKind::NotFound.into() },
+            false => error,
+        })
     }
 
     /// Which namespace it is.

@@ -12,7 +12,7 @@ use super::program::Variant;
 pub enum Error {
     /// No usable program of the name lies in the search path.
     #[error(
-        "cannot find {program} in {searched}; install the iptables package on the host, put the program's directory into PATH, or use the nftables backend"
+        "cannot find {program} in {searched}; install the iptables package on the host, or put the program's directory into PATH"
     )]
     Missing {
         /// Name of the program.
@@ -31,6 +31,15 @@ pub enum Error {
         wanted: Variant,
         /// What it is.
         found: Variant,
+    },
+    /// The programs that are there need a part of the kernel that is not.
+    #[error(
+        "{} works by nf_tables, which this kernel does not have; install the legacy variant of iptables on the host",
+        program.display()
+    )]
+    NoNftables {
+        /// The program.
+        program: PathBuf,
     },
     /// The ruleset has a part that iptables lacks.
     #[error(transparent)]
@@ -58,6 +67,14 @@ pub enum Error {
         /// Cause.
         cause: String,
     },
+}
+
+impl Error {
+    /// Whether no program of iptables is there that could work on this kernel.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Missing { .. } | Self::NoNftables { .. })
+    }
 }
 
 /// A program that failed, and what became of what had been done before.

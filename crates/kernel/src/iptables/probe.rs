@@ -26,8 +26,8 @@ pub(super) struct Present {
     /// Whether the legacy variant has a table. The kernel makes it when it is first asked about, so it may be empty; the legacy
     /// program counts as in use then too, as `iptables-legacy-save` prints something.
     pub(super) legacy: bool,
-    /// Table and name of the chains of the nft variant.
-    pub(super) nft: Vec<(String, String)>,
+    /// Table and name of the chains of the nft variant; `None` on a kernel without nf_tables, where its programs can only fail.
+    pub(super) nft: Option<Vec<(String, String)>>,
 }
 
 impl Present {
@@ -40,8 +40,13 @@ impl Present {
     pub(super) fn has(&self, variant: Variant) -> bool {
         match variant {
             Variant::Legacy => self.legacy,
-            Variant::Nft => !self.nft.is_empty(),
+            Variant::Nft => !self.nft_chains().is_empty(),
         }
+    }
+
+    /// The chains of the nft variant.
+    pub(super) fn nft_chains(&self) -> &[(String, String)] {
+        self.nft.as_deref().unwrap_or_default()
     }
 }
 
@@ -58,7 +63,7 @@ fn legacy_has_tables(family: Family) -> Result<bool, Error> {
     }
 }
 
-fn nft_chains(family: Family) -> Result<Vec<(String, String)>, Error> {
+fn nft_chains(family: Family) -> Result<Option<Vec<(String, String)>>, Error> {
     // `NFPROTO_IPV4`, `NFPROTO_IPV6`.
     let protocol = match family {
         Family::V4 => 2,
@@ -79,7 +84,7 @@ fn nft_chains(family: Family) -> Result<Vec<(String, String)>, Error> {
         })
     });
     match result {
-        Ok(()) => Ok(chains),
+        Ok(()) => Ok(Some(chains)),
         // A kernel without nf_tables has none of its rules. It refuses the message, the protocol or the socket.
         Err(e)
             if matches!(
@@ -87,7 +92,7 @@ fn nft_chains(family: Family) -> Result<Vec<(String, String)>, Error> {
                 Some(Errno::OPNOTSUPP | Errno::PROTONOSUPPORT | Errno::AFNOSUPPORT | Errno::INVAL)
             ) =>
         {
-            Ok(Vec::new())
+            Ok(None)
         }
         Err(e) => Err(Error::Chains(e)),
     }

@@ -55,6 +55,27 @@ impl super::Iptables {
         let legacy = || self.search.pair("iptables-legacy");
         self.search.pair("iptables").or_else(|error| nft().or_else(|_| legacy()).map_err(|_| error)).map(drop)
     }
+
+    /// The same for a kernel without nf_tables, where programs of the nft variant do nothing. One whose name does not tell the variant counts
+    /// as legacy, as those before 1.8 are.
+    ///
+    /// # Errors
+    /// No variant has both, or the one that has needs nf_tables.
+    pub fn available_without_nftables(&self) -> Result<(), Error> {
+        if self.search.pair("iptables-legacy").is_ok() {
+            return Ok(());
+        }
+        match self.search.pair("iptables") {
+            Ok((program, _)) if variant_by_name(&program) == Some(Variant::Nft) => {
+                Err(Error::NoNftables { program })
+            }
+            Ok(_) => Ok(()),
+            Err(missing) => match self.search.pair("iptables-nft") {
+                Ok((program, _)) => Err(Error::NoNftables { program }),
+                Err(_) => Err(missing),
+            },
+        }
+    }
 }
 
 // === impl Search ===
@@ -134,18 +155,24 @@ fn is_executable(path: &Path) -> bool {
 /// The programs are links to one of two (`xtables-nft-multi`, `xtables-legacy-multi`), so the name at the end of the links tells
 /// the variant. Only where it does not is the program asked.
 fn variant_of(program: &Path, around: &Surroundings) -> Result<Variant, Error> {
-    let end = program.canonicalize().unwrap_or_else(|_| program.to_owned());
-    let name = end.file_name().unwrap_or_default().to_string_lossy();
-    match (name.contains("nft"), name.contains("legacy")) {
-        (true, false) => return Ok(Variant::Nft),
-        (false, true) => return Ok(Variant::Legacy),
-        _ => {}
+    if let Some(variant) = variant_by_name(program) {
+        return Ok(variant);
     }
     let version = child::run(program, &["--version"], None, around).map_err(|(cause, said)| {
         Error::Run(Failure { program: program.to_owned(), cause, said, left: Vec::new() })
     })?;
     // Versions before 1.8 print neither word; they are legacy.
     Ok(if version.contains("nf_tables") { Variant::Nft } else { Variant::Legacy })
+}
+
+fn variant_by_name(program: &Path) -> Option<Variant> {
+    let end = program.canonicalize().unwrap_or_else(|_| program.to_owned());
+    let name = end.file_name().unwrap_or_default().to_string_lossy();
+    match (name.contains("nft"), name.contains("legacy")) {
+        (true, false) => Some(Variant::Nft),
+        (false, true) => Some(Variant::Legacy),
+        _ => None,
+    }
 }
 
 // === impl Variant ===

@@ -25,11 +25,12 @@ impl Iptables {
     fn candidates(&self, present: &Present) -> &'static [Candidate] {
         use Candidate::{Named, Unsuffixed};
         use Variant::{Legacy, Nft};
-        match (self.forced, present.legacy) {
-            (Some(Legacy), _) => &[Named(Legacy)],
-            (Some(Nft), _) => &[Named(Nft)],
-            (None, true) => &[Named(Legacy), Named(Nft), Unsuffixed],
-            (None, false) => &[Named(Nft), Unsuffixed, Named(Legacy)],
+        match (self.forced, &present.nft, present.legacy) {
+            (Some(Legacy), ..) => &[Named(Legacy)],
+            (Some(Nft), ..) => &[Named(Nft)],
+            (None, None, _) => &[Named(Legacy), Unsuffixed],
+            (None, Some(_), true) => &[Named(Legacy), Named(Nft), Unsuffixed],
+            (None, Some(_), false) => &[Named(Nft), Unsuffixed, Named(Legacy)],
         }
     }
 
@@ -41,32 +42,49 @@ impl Iptables {
         present: &Present,
         failed: &[(Family, PathBuf)],
     ) -> Result<(Programs, Saved), Error> {
-        let mut first_problem = None;
+        let mut problem = None;
         for candidate in self.candidates(present) {
-            let around = self.surroundings();
-            let programs = match (self.forced, candidate) {
-                (Some(variant), _) => self.search.programs_of(family, variant, &around),
-                (None, candidate) => self.search.programs(family, *candidate, &around),
-            };
-            let found = programs.and_then(|programs| {
+            let found = self.programs_for(*candidate, family, present).and_then(|programs| {
                 let saved = self.save_if(present.has(programs.variant), ruleset, &programs)?;
                 Ok((programs, saved))
             });
             match found {
                 Ok((programs, _)) if failed.contains(&(family, end_of_links(&programs.restore))) => {}
                 Ok(found) => {
-                    if let Some(problem) = first_problem {
+                    // That a host has its programs under another name is no problem.
+                    let same = !present.legacy || found.0.variant == Variant::Legacy;
+                    if let Some(problem) = problem.filter(|problem: &Error| !(same && problem.is_missing())) {
                         self.warn(format!("{problem}; using {} instead", found.0.restore.display()));
                     }
                     return Ok(found);
                 }
-                Err(problem) => first_problem = first_problem.or(Some(problem)),
+                // It says more than that a program is not there.
+                Err(error @ Error::NoNftables { .. }) => problem = Some(error),
+                Err(error) => problem = problem.or(Some(error)),
             }
         }
-        Err(first_problem.unwrap_or_else(|| Error::Missing {
+        Err(problem.unwrap_or_else(|| Error::Missing {
             program: "another variant of iptables".to_owned(),
             searched: self.search.joined(),
         }))
+    }
+
+    /// On a kernel without nf_tables the programs of the nft variant can only fail, so they are not started.
+    fn programs_for(
+        &self,
+        candidate: Candidate,
+        family: Family,
+        present: &Present,
+    ) -> Result<Programs, Error> {
+        let around = self.surroundings();
+        let programs = match self.forced {
+            Some(variant) => self.search.programs_of(family, variant, &around),
+            None => self.search.programs(family, candidate, &around),
+        }?;
+        match programs.variant {
+            Variant::Nft if present.nft.is_none() => Err(Error::NoNftables { program: programs.restore }),
+            _ => Ok(programs),
+        }
     }
 
     fn save_if(&self, present: bool, ruleset: &Ruleset, programs: &Programs) -> Result<Saved, Error> {
@@ -179,7 +197,7 @@ pub(super) fn may_hold_ours(ruleset: &Ruleset, family: Family, present: &Present
     }
     let kinds = [TableKind::Filter, TableKind::Mangle, TableKind::Nat, TableKind::Raw];
     let tables = kinds.into_iter().map(|kind| {
-        let chains = present.nft.iter().filter(|(table, _)| table == kind.name());
+        let chains = present.nft_chains().iter().filter(|(table, _)| table == kind.name());
         SavedTable { kind, chains: chains.map(|(_, chain)| chain.clone()).collect(), rules: Vec::new() }
     });
     side(ruleset, family, false, Saved { tables: tables.collect() }, "").holds_ours()

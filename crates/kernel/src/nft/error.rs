@@ -1,10 +1,14 @@
 //! What can go wrong with nf_tables, and what to do about it.
 
-use ruleset::{Action, Base, Chain, ChainKind, Match, Rule};
+use ruleset::{Action, Chain, ChainKind, Match, Rule};
 use rustix::io::Errno;
 
 use super::batch::Object;
 use super::list::ListedTable;
+use super::missing::{
+    BATCHES, CONNTRACK, COUNTER, INET, Missing, NAT, NETFILTER, NF_TABLES, Part, REDIRECT, ROUTE, SETS,
+    TPROXY,
+};
 use crate::netlink;
 
 /// An nf_tables operation that failed. A change that failed has changed nothing.
@@ -12,12 +16,12 @@ use crate::netlink;
 #[non_exhaustive]
 pub enum Error {
     /// This kernel lacks something that the rules need; the other backend may still work.
-    #[error("cannot {operation}: this kernel has no {missing}; load the module, or use the iptables backend")]
+    #[error("cannot {operation}: this kernel has no {missing}")]
     Unsupported {
         /// What was done to what.
         operation: String,
-        /// What is missing, with its configuration option and module.
-        missing: &'static str,
+        /// What is missing, and what helps.
+        missing: Missing,
         /// The kernel's answer.
         source: netlink::Error,
     },
@@ -74,14 +78,6 @@ pub(super) struct Failure<'a> {
     pub(super) error: netlink::Error,
 }
 
-const NETFILTER: &str = "netfilter netlink (CONFIG_NETFILTER_NETLINK, module nfnetlink)";
-const NF_TABLES: &str = "nf_tables (CONFIG_NF_TABLES, module nf_tables)";
-const INET: &str = "nf_tables tables for both families (CONFIG_NF_TABLES_INET)";
-const NAT: &str = "nf_tables nat (CONFIG_NFT_NAT, module nft_chain_nat)";
-const REDIRECT: &str = "nf_tables redirect (CONFIG_NFT_REDIR, module nft_redir)";
-const TPROXY: &str = "nf_tables tproxy (CONFIG_NFT_TPROXY, module nft_tproxy)";
-const CONNTRACK: &str = "nf_tables connection tracking (CONFIG_NFT_CT, module nft_ct)";
-
 impl Error {
     /// Whether the kernel lacks something, so that another backend is worth a try.
     #[must_use]
@@ -99,7 +95,7 @@ impl Error {
     }
 
     /// For a question, or the opening of the socket.
-    pub(super) fn of_question(operation: String, source: netlink::Error) -> Self {
+    pub(crate) fn of_question(operation: String, source: netlink::Error) -> Self {
         let missing = match (&source, source.errno()) {
             (
                 netlink::Error::Socket(_),
@@ -112,9 +108,9 @@ impl Error {
         Self::classify(operation, missing, source)
     }
 
-    fn classify(operation: String, missing: Option<&'static str>, source: netlink::Error) -> Self {
+    fn classify(operation: String, missing: Option<&'static Part>, source: netlink::Error) -> Self {
         match (missing, source.errno()) {
-            (Some(missing), _) => Self::Unsupported { operation, missing, source },
+            (Some(part), _) => Self::Unsupported { operation, missing: Missing::here(part), source },
             (None, Some(Errno::PERM | Errno::ACCESS)) => Self::Denied { operation, source },
             (None, errno) => Self::Failed { operation, hint: hint(errno), source },
         }
@@ -138,18 +134,18 @@ impl Failure<'_> {
     }
 
     /// What the kernel lacks, if that is the reason.
-    pub(super) fn missing(&self) -> Option<&'static str> {
+    pub(super) fn missing(&self) -> Option<&'static Part> {
         let refused = matches!(self.error, netlink::Error::Refused { .. });
-        let errno = self.error.errno().filter(|_| refused)?;
-        // So the kernel calls types of chains and instructions that no module provides. EOPNOTSUPP is about their place: an action
-        // in a chain of the wrong type.
-        let absent = errno == Errno::NOENT;
-        match self.object {
-            Object::Whole => (errno == Errno::OPNOTSUPP).then_some(NF_TABLES),
-            Object::AddTable(_) => matches!(errno, Errno::AFNOSUPPORT | Errno::OPNOTSUPP)
-                .then_some(if errno == Errno::AFNOSUPPORT { INET } else { NF_TABLES }),
-            Object::AddChain(_, chain) if absent => missing_for_chain(chain),
-            Object::AddRule(_, _, rule) if absent => missing_for_rule(rule),
+        // ENOENT is the kernel's answer for a type of chain or an instruction that no module provides. EOPNOTSUPP is about its place (an
+        // action in a chain of the wrong type), but for a set: no module provides sets.
+        match (self.object, self.error.errno().filter(|_| refused)?) {
+            (Object::Whole | Object::AddTable(_), Errno::OPNOTSUPP) => Some(NF_TABLES),
+            // The first message of a transaction has no content that could be wrong: the kernel does not know it.
+            (Object::Whole, Errno::INVAL) => Some(BATCHES),
+            (Object::AddTable(_), Errno::AFNOSUPPORT) => Some(INET),
+            (Object::AddChain(_, chain), Errno::NOENT) => missing_for_chain(chain),
+            (Object::AddRule(_, _, rule), Errno::NOENT) => missing_for_rule(rule),
+            (Object::AddSet(..) | Object::AddPorts(..), Errno::OPNOTSUPP) => Some(SETS),
             _ => None,
         }
     }
@@ -179,15 +175,15 @@ impl From<Failure<'_>> for Error {
     }
 }
 
-fn missing_for_chain(chain: &Chain) -> Option<&'static str> {
-    match chain.base {
-        Some(Base { kind: ChainKind::Nat, .. }) => Some(NAT),
-        Some(_) => Some(INET),
-        None => None,
+fn missing_for_chain(chain: &Chain) -> Option<&'static Part> {
+    match chain.base?.kind {
+        ChainKind::Nat => Some(NAT),
+        ChainKind::Route => Some(ROUTE),
+        ChainKind::Filter => Some(INET),
     }
 }
 
-fn missing_for_rule(rule: &Rule) -> Option<&'static str> {
+fn missing_for_rule(rule: &Rule) -> Option<&'static Part> {
     let connection = |m: &Match| matches!(m, Match::CtMark { .. } | Match::CtState(_));
     match &rule.action {
         Action::Redirect { .. } => Some(REDIRECT),
@@ -197,6 +193,9 @@ fn missing_for_rule(rule: &Rule) -> Option<&'static str> {
             Some(CONNTRACK)
         }
         _ if rule.matches.iter().any(connection) => Some(CONNTRACK),
+        // A jump to a chain that is not there has the same number.
+        Action::Jump(_) => None,
+        _ if rule.counted => Some(COUNTER),
         _ => None,
     }
 }

@@ -8,14 +8,24 @@ use ruleset::{
 
 use super::error::Error;
 use super::{Batch, open};
+use crate::netlink::Socket;
 
 /// What the nf_tables of this kernel can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Support {
+    /// nf_tables at all: what the nft variant of iptables works by.
+    pub tables: bool,
     /// Tables for both families with redirecting nat chains: what sidecars need.
     pub redirect: bool,
-    /// Handing packets to a transparent socket, and marks of connections.
+    /// Marks of connections, and routes by marks: what ambient mode needs, too.
+    pub marks: bool,
+    /// Handing packets to a transparent socket, which goes with marks.
     pub tproxy: bool,
+}
+
+impl Support {
+    /// Of a kernel without nf_tables.
+    const NOTHING: Self = Self { tables: false, redirect: false, marks: false, tproxy: false };
 }
 
 /// Asks the kernel by a transaction that ends before its commit, which the kernel checks message by message and then
@@ -27,25 +37,36 @@ pub struct Support {
 /// # Errors
 /// Something else than a missing part of the kernel.
 pub fn probe(_: &Inside) -> Result<Support, Error> {
-    let mut socket = match open() {
-        Err(e) if e.is_unsupported() => return Ok(Support { redirect: false, tproxy: false }),
-        other => other?,
-    };
-    // Names of its own, so that a table of ours that is there does not matter.
-    let tables = vec![redirect(), tproxy()];
-    let ruleset = Ruleset { owner: "istio-probe".into(), known_chains: &[], ipv6: true, tables };
+    match open() {
+        Err(e) if e.is_unsupported() => Ok(Support::NOTHING),
+        socket => ask(&mut socket?),
+    }
+}
+
+/// Asks over a socket of the namespace.
+pub(super) fn ask(socket: &mut Socket) -> Result<Support, Error> {
+    let ruleset = questions();
     let mut batch = Batch::dormant(&ruleset);
     batch.add_tables(&[]);
-    let mut support = Support { redirect: true, tproxy: true };
-    for failure in batch.rehearse(&mut socket)? {
+    let mut support = Support { tables: true, redirect: true, marks: true, tproxy: true };
+    for failure in batch.rehearse(socket)? {
         match (failure.missing(), failure.object.table()) {
             (None, _) => return Err(failure.into()),
             (Some(_), Some(TableKind::Nat)) => support.redirect = false,
-            (Some(_), Some(TableKind::Mangle)) => support.tproxy = false,
-            (Some(_), _) => support = Support { redirect: false, tproxy: false },
+            (Some(_), Some(TableKind::Mangle)) => support.marks = false,
+            (Some(_), Some(TableKind::Raw)) => support.tproxy = false,
+            // A kernel that does not know the transaction has something to say about each of its messages, too.
+            (Some(_), _) => return Ok(Support::NOTHING),
         }
     }
-    Ok(support)
+    Ok(Support { tproxy: support.tproxy && support.marks, ..support })
+}
+
+/// One of everything that rules of ours need.
+pub(super) fn questions() -> Ruleset {
+    // Names of its own, so that a table of ours that is there does not matter.
+    let tables = vec![redirect(), marks(), tproxy()];
+    Ruleset { owner: "istio-probe".into(), known_chains: &[], ipv6: true, tables }
 }
 
 fn chain(kind: ChainKind, hook: Hook, rules: Vec<Rule>, table: TableKind) -> Chain {
@@ -60,24 +81,24 @@ fn redirect() -> Table {
     Table { kind, sets: Vec::new(), chains: vec![chain(ChainKind::Nat, Hook::Output, rules, kind)] }
 }
 
-fn tproxy() -> Table {
+fn marks() -> Table {
     let kind = TableKind::Mangle;
+    let matches = vec![Match::CtMark { mark: 1, mask: ALL_BITS, not: false }];
+    // A chain without rules is not sent.
+    let rules = vec![Rule::new(matches, Action::SetMark(1), "")];
+    Table { kind, sets: Vec::new(), chains: vec![chain(ChainKind::Route, Hook::Output, rules, kind)] }
+}
+
+fn tproxy() -> Table {
+    let kind = TableKind::Raw;
     let rules = [Family::V4, Family::V6]
         .map(|family| Rule {
             families: Families::Only(family),
-            matches: vec![
-                Match::Protocol(Protocol::Tcp),
-                Match::CtMark { mark: 1, mask: ALL_BITS, not: false },
-            ],
+            matches: vec![Match::Protocol(Protocol::Tcp)],
             action: Action::Tproxy { port: 1, mark: 1 },
             counted: true,
             why: "".into(),
         })
         .to_vec();
-    let route = chain(ChainKind::Route, Hook::Output, Vec::new(), kind);
-    Table {
-        kind,
-        sets: Vec::new(),
-        chains: vec![chain(ChainKind::Filter, Hook::Prerouting, rules, kind), route],
-    }
+    Table { kind, sets: Vec::new(), chains: vec![chain(ChainKind::Filter, Hook::Prerouting, rules, kind)] }
 }

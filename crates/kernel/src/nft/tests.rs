@@ -1,5 +1,7 @@
 //! Reading what anything may have written.
 
+mod kernels;
+
 use std::borrow::Cow;
 
 use proptest::prelude::*;
@@ -125,12 +127,16 @@ fn a_kernel_that_lacks_something_is_told_from_a_refusal() {
         Error::from(Failure { object, owner: &ruleset.owner, error })
     };
     let cases = [
-        (Object::Whole, Errno::OPNOTSUPP, Some("CONFIG_NF_TABLES,")),
+        (Object::Whole, Errno::OPNOTSUPP, Some("CONFIG_NF_TABLES)")),
+        (Object::Whole, Errno::INVAL, Some("transactions (CONFIG_NF_TABLES)")),
+        (Object::AddSet(table.kind, "a"), Errno::OPNOTSUPP, Some("nf_tables sets")),
         (Object::AddTable(table.kind), Errno::AFNOSUPPORT, Some("CONFIG_NF_TABLES_INET")),
         (Object::AddChain(table.kind, chain), Errno::NOENT, Some("CONFIG_NFT_NAT")),
         (Object::AddRule(table.kind, chain, rule), Errno::NOENT, Some("CONFIG_NFT_REDIR")),
         (Object::AddRule(table.kind, chain, rule), Errno::OPNOTSUPP, None),
         (Object::AddTable(table.kind), Errno::NOMEM, None),
+        (Object::AddTable(table.kind), Errno::INVAL, None),
+        (Object::AddChain(table.kind, chain), Errno::INVAL, None),
         (Object::Whole, Errno::PERM, None),
     ];
     for (object, errno, missing) in cases {

@@ -324,3 +324,37 @@ pub(crate) fn rich(ipv6: bool) -> Ruleset {
     ruleset::check(&all).unwrap();
     all
 }
+
+/// From here on the calling thread, and what it starts, is on a kernel without netfilter's netlink: such a socket is refused as a kernel
+/// without `CONFIG_NETFILTER_NETLINK` does (EPROTONOSUPPORT), by a seccomp filter.
+#[allow(unsafe_code)]
+pub(crate) fn refuse_netfilter_sockets() {
+    use std::ffi::{c_int, c_ulong, c_void};
+    #[repr(C)]
+    struct Step(u16, u8, u8, u32);
+    #[repr(C)]
+    struct Program(u16, *const Step);
+    unsafe extern "C" {
+        fn prctl(option: c_int, argument: c_ulong, program: *const c_void, a: c_ulong, b: c_ulong) -> c_int;
+    }
+    const LOAD: u16 = 0x20;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const ANSWER: u16 = 0x06;
+    let socket = if cfg!(target_arch = "aarch64") { 198 } else { 41 };
+    let (netlink, netfilter) = (16, 12);
+    // Number of the call, first and third argument.
+    let steps = [
+        Step(LOAD, 0, 0, 0),
+        Step(JUMP_IF_EQUAL, 0, 5, socket),
+        Step(LOAD, 0, 0, 16),
+        Step(JUMP_IF_EQUAL, 0, 3, netlink),
+        Step(LOAD, 0, 0, 32),
+        Step(JUMP_IF_EQUAL, 0, 1, netfilter),
+        Step(ANSWER, 0, 0, 0x0005_0000 | 93),
+        Step(ANSWER, 0, 0, 0x7fff_0000),
+    ];
+    let program = Program(8, steps.as_ptr());
+    // SAFETY: PR_SET_SECCOMP with SECCOMP_MODE_FILTER copies the program, which lives through the call, and concerns this thread only.
+    let result = unsafe { prctl(22, 2, (&raw const program).cast(), 0, 0) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+}

@@ -46,7 +46,16 @@ fn missing_iptables_is_named() {
     let command = call.command_with(&["unshare", "--mount", "sh", "-c", hide, "hidden"]);
     let (code, text) = call.run_as(command).unwrap().error().unwrap();
     assert_eq!(code, 999);
-    assert_says(&text, &["iptables", "/usr/sbin", "install the iptables package", "nftables backend"]);
+    assert_says(
+        &text,
+        &[
+            "iptables",
+            "/usr/sbin",
+            "install the iptables package",
+            "asks for iptables only",
+            "NATIVE_NFTABLES=auto",
+        ],
+    );
     assert_eq!(before, everything(&pod));
 }
 
@@ -77,18 +86,62 @@ fn a_kernel_without_nftables() {
     let before = everything(&pod);
     let (code, text) = run(&node.call("ADD", "web", pod.path())).error().unwrap();
     assert_eq!(code, 999);
-    assert_says(&text, &["nf_tables", "default/web", "iptables"]);
+    assert_says(&text, &["nf_tables", "default/web", "asks for nftables only", "NATIVE_NFTABLES=auto"]);
     assert_eq!(before, everything(&pod));
-    // Without a choice in the configuration, iptables is taken, and the log says so.
+    // Without a choice in the configuration, iptables is taken, and the log says so, without a warning: each pod would have it.
     node.conf.as_object_mut().unwrap().remove("native_nftables");
     let answer = run(&node.call("ADD", "web", pod.path()));
     assert_eq!(answer.exit, Some(0), "{answer:#?}");
-    assert_says(&answer.stderr, &["nf_tables could not be used, iptables was", "\"backend\":\"iptables\""]);
+    assert_says(&answer.stderr, &["\"no_nftables\":\"cannot speak to nf_tables", "\"backend\":\"iptables\""]);
+    assert!(!answer.stderr.contains("\"level\":\"warn\""), "{}", answer.stderr);
     assert_says(&everything(&pod), &["ISTIO_OUTPUT", "fwmark 0x539 lookup 133"]);
     assert_eq!(run(&node.call("CHECK", "web", pod.path())).exit, Some(0));
     // With nf_tables again, the rules move.
     assert_says(&node.add("web", pod.path()).unwrap().stderr, &["\"backend\":\"nftables\""]);
     assert!(!everything(&pod).contains("-A ISTIO_OUTPUT"), "{}", everything(&pod));
+}
+
+/// The choice is left to the node, and nothing works: both causes are told, and nothing is advised that cannot help.
+#[test]
+fn a_node_without_either_backend() {
+    let (mut node, pod) = node_and_pod(&[]);
+    node.conf.as_object_mut().unwrap().remove("native_nftables");
+    let before = everything(&pod);
+    // All programs of iptables are gone, or only those are there that work by nf_tables.
+    let only_nft = "mount -t tmpfs none /usr/sbin && cp /bin/false /usr/sbin/xtables-nft-multi && for p in iptables ip6tables; do \
+                    for k in save restore; do ln -s xtables-nft-multi /usr/sbin/$p-$k; done; done && exec \"$@\"";
+    for (hide, cause) in [
+        ("mount -t tmpfs none /usr/sbin && exec \"$@\"", "cannot find iptables-legacy-restore in"),
+        (only_nft, "iptables-restore works by nf_tables, which this kernel does not have"),
+    ] {
+        let wrapper = ["unshare", "--mount", "sh", "-c", hide, "hidden", "python3", "-c", WITHOUT_NFTABLES];
+        let mut command = node.call("ADD", "web", pod.path()).command_with(&wrapper);
+        command.env("PATH", std::env::var_os("PATH").unwrap());
+        let answer = node.call("ADD", "web", pod.path()).run_as(command).unwrap();
+        let (code, text) = answer.error().unwrap();
+        assert_eq!(code, 999);
+        let both = [
+            "default/web",
+            "neither backend works here: nf_tables: cannot speak to nf_tables",
+            "; iptables: ",
+            cause,
+        ];
+        assert_says(&text, &both);
+        assert!(!text.contains("asks for") && !text.contains("backend;"), "{text}");
+        assert_eq!(before, everything(&pod));
+    }
+}
+
+/// A kernel before Linux 3.17 has no `/proc/thread-self`.
+#[test]
+fn a_kernel_that_is_too_old_is_named() {
+    let (node, pod) = node_and_pod(&[]);
+    let hide = "mount -t tmpfs none /proc && exec \"$@\"";
+    let command =
+        node.call("ADD", "web", pod.path()).command_with(&["unshare", "--mount", "sh", "-c", hide, "hidden"]);
+    let (code, text) = node.call("ADD", "web", pod.path()).run_as(command).unwrap().error().unwrap();
+    assert_eq!(code, 8, "{text}");
+    assert_says(&text, &["/proc/thread-self/ns/net", "Linux 3.17"]);
 }
 
 #[test]

@@ -1,0 +1,107 @@
+//! The parts of nf_tables that a kernel may lack, and what helps.
+
+use std::fmt;
+
+use rustix::system::uname;
+
+/// A release of Linux: major and minor number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Release(pub u32, pub u32);
+
+/// A part of the kernel that rules need.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Part {
+    /// What it is, and the option that it is built with.
+    name: &'static str,
+    /// The module that brings it; some parts are in no module.
+    module: Option<&'static str>,
+    /// The first release of Linux that has it.
+    since: Release,
+}
+
+/// A part that a kernel lacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Missing {
+    part: &'static Part,
+    /// Of the running kernel, where its name has one.
+    kernel: Option<Release>,
+}
+
+pub(super) const NETFILTER: &Part =
+    &part("netfilter netlink (CONFIG_NETFILTER_NETLINK)", Some("nfnetlink"), (2, 6));
+pub(super) const NF_TABLES: &Part = &part("nf_tables (CONFIG_NF_TABLES)", Some("nf_tables"), (3, 13));
+pub(super) const BATCHES: &Part = &part("nf_tables transactions (CONFIG_NF_TABLES)", None, (3, 13));
+pub(super) const INET: &Part =
+    &part("nf_tables tables for both families (CONFIG_NF_TABLES_INET)", None, (3, 14));
+pub(super) const ROUTE: &Part =
+    &part("nf_tables route chains for both families (CONFIG_NF_TABLES_INET)", None, (5, 2));
+pub(super) const NAT: &Part =
+    &part("nf_tables nat for both families (CONFIG_NFT_NAT)", Some("nft_chain_nat"), (5, 2));
+pub(super) const REDIRECT: &Part =
+    &part("nf_tables redirect for both families (CONFIG_NFT_REDIR)", Some("nft_redir"), (5, 2));
+pub(super) const TPROXY: &Part = &part("nf_tables tproxy (CONFIG_NFT_TPROXY)", Some("nft_tproxy"), (4, 19));
+pub(super) const CONNTRACK: &Part =
+    &part("nf_tables connection tracking (CONFIG_NFT_CT)", Some("nft_ct"), (3, 13));
+/// Part of nf_tables itself since 5.17.
+pub(super) const COUNTER: &Part =
+    &part("nf_tables counters (CONFIG_NFT_COUNTER)", Some("nft_counter"), (3, 13));
+/// Part of nf_tables itself since 5.4.
+pub(super) const SETS: &Part = &part("nf_tables sets (CONFIG_NF_TABLES_SET)", Some("nf_tables_set"), (3, 13));
+
+const fn part(name: &'static str, module: Option<&'static str>, (major, minor): (u32, u32)) -> Part {
+    Part { name, module, since: Release(major, minor) }
+}
+
+// === impl Release ===
+
+impl Release {
+    /// That of the running kernel.
+    fn running() -> Option<Self> {
+        Self::parse(&uname().release().to_string_lossy())
+    }
+
+    /// From the text of `uname -r`, such as `5.15.0-91-generic`.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let mut numbers = text.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+        match (numbers.next(), numbers.next()) {
+            (Some(Ok(major)), Some(Ok(minor))) => Some(Self(major, minor)),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Release {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Linux {}.{}", self.0, self.1)
+    }
+}
+
+// === impl Missing ===
+
+impl Missing {
+    /// The running kernel lacks this part.
+    pub(super) fn here(part: &'static Part) -> Self {
+        Self { part, kernel: Release::running() }
+    }
+
+    /// As if the running kernel had this release.
+    #[cfg(test)]
+    pub(super) fn on(self, kernel: Option<Release>) -> Self {
+        Self { kernel, ..self }
+    }
+}
+
+/// A module is named only where it can help: not on a kernel that is older than the part. A distribution may have brought a part to an
+/// older kernel; then the kernel has loaded its module itself.
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Part { name, module, since } = self.part;
+        match (self.kernel, module) {
+            (Some(kernel), _) if kernel < *since => {
+                write!(f, "{name}, which came with {since}; this is {kernel}")
+            }
+            (_, Some(module)) => write!(f, "{name}; load the module {module}"),
+            (_, None) => write!(f, "{name}, and it is in no module: another kernel has to be started"),
+        }
+    }
+}
