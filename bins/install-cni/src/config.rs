@@ -55,6 +55,8 @@ pub(crate) struct Config {
     pub(crate) health: Option<SocketAddr>,
     /// Name of this node.
     pub(crate) node: String,
+    /// This agent's pod; what is not known of it is empty.
+    pub(crate) pod: OwnPod,
     /// When everything is removed at the end.
     pub(crate) cleanup: Cleanup,
     /// Which sidecar pods ask for capture.
@@ -63,6 +65,8 @@ pub(crate) struct Config {
     pub(crate) own_pod: Option<OwnPod>,
     /// Label of a pod that started without capture: key and value.
     pub(crate) broken_pod_label: (String, String),
+    /// The node's procfs, as far as this process has it.
+    pub(crate) proc_root: PathBuf,
     /// Ambient mode, if it is on.
     pub(crate) ambient: Option<AmbientConfig>,
     /// Files that follow a ConfigMap.
@@ -124,10 +128,9 @@ impl Config {
             (namespace(options, Setting::PodNamespace, "pod-namespace")?, cleanup(options)?);
         let decided_by_daemonset =
             cleanup == Cleanup::Auto && !namespace.is_empty() && matches!(pods, PodSource::Kubernetes(_));
-        let own_pod = decided_by_daemonset.then(|| OwnPod {
-            namespace,
-            name: env("POD_NAME").filter(|name| is_dns_subdomain(name)).unwrap_or_default(),
-        });
+        let name = env("POD_NAME").filter(|name| is_dns_subdomain(name)).unwrap_or_default();
+        let pod = OwnPod { namespace, name };
+        let own_pod = decided_by_daemonset.then(|| pod.clone());
         Ok(Self {
             install,
             pods,
@@ -135,10 +138,12 @@ impl Config {
             monitoring: address(options, Setting::MonitoringPort, "monitoring-port")?,
             health: address(options, Setting::HealthPort, "health-port")?,
             node: node_name(env)?,
+            pod,
             cleanup,
             own_pod,
             older: older_rules(options, env)?,
             broken_pod_label: broken_pod_label(options)?,
+            proc_root: Path::new(text(Setting::HostRoot)).join("proc"),
             ambient: AmbientConfig::new(options)?,
             config_dir: Some(PathBuf::from(text(Setting::ConfigDir)))
                 .filter(|dir| !dir.as_os_str().is_empty()),

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use cluster::write::EventText;
-use cluster::{PodKey, Writer};
+use cluster::{OwnPod, PodKey, Writer};
 use telemetry::Scope;
 
 /// `source.component`: the agent's DaemonSet.
@@ -13,19 +13,46 @@ const COMPONENT: &str = "istio-cni-node";
 /// How long no Event is tried after one that failed for want of an API server.
 const PAUSE: Duration = Duration::from_secs(10);
 
+/// How often an Event about this agent's own pod is tried while the API server is away.
+const OWN_TRIES: u32 = 30;
+
 /// Writes Events about pods.
 #[derive(Debug)]
 pub(crate) struct Events {
     /// Absent where pods are manifests: there is nobody to tell.
     writer: Option<Writer>,
     log: Scope,
+    /// This agent's pod.
+    own: OwnPod,
     /// Until when no Event is tried.
     quiet: Mutex<Option<Instant>>,
 }
 
 impl Events {
-    pub(crate) fn new(writer: Option<Writer>, log: Scope) -> Self {
-        Self { writer, log, quiet: Mutex::default() }
+    pub(crate) fn new(writer: Option<Writer>, own: OwnPod, log: Scope) -> Self {
+        Self { writer, log, own, quiet: Mutex::default() }
+    }
+
+    /// Writes a warning about this agent's own pod, as soon as the API server takes it. Nothing waits for it: see that it is a task of its own.
+    pub(crate) async fn warn_own(&self, reason: &str, message: &str) {
+        let (Some(writer), own) = (&self.writer, &self.own) else { return };
+        if own.namespace.is_empty() || own.name.is_empty() {
+            return;
+        }
+        for _ in 0..OWN_TRIES {
+            match writer.pod_uid(own).await {
+                Ok(uid) => {
+                    let key = PodKey { namespace: own.namespace.clone(), name: own.name.clone(), uid };
+                    if self.warn(&key, reason, message).await {
+                        return;
+                    }
+                }
+                // Without the right to look at it there is none for events either, and a name that leads nowhere has no pod.
+                Err(error) if matches!(error.status(), Some(403 | 404)) => return,
+                Err(_) => {}
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 
     /// Writes a warning about a pod. Whether that is done with: a refusal (no right, no such namespace) is final, and false says that the API

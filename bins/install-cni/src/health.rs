@@ -12,6 +12,10 @@ use crate::serve::{Answer, Handler, text};
 /// What has to be in order for the agent to be ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Part {
+    /// No other agent works on this node.
+    NodeLock,
+    /// The node's name is one that the API server knows.
+    Node,
     /// The plugin, its kubeconfig and its configuration are in place.
     Install,
     /// The pods and namespaces of this node are known.
@@ -64,6 +68,8 @@ struct State {
 impl Part {
     fn name(self) -> &'static str {
         match self {
+            Self::NodeLock => "node lock",
+            Self::Node => "node",
             Self::Install => "install",
             Self::Cluster => "cluster",
             Self::PluginSocket => "plugin socket",
@@ -129,6 +135,11 @@ impl Health {
         let missing =
             state.parts.iter().filter_map(|(part, reason)| reason.as_ref().map(|why| (part.name(), why)));
         missing.map(|(part, reason)| format!("{part}: {}", one_line(reason))).collect()
+    }
+
+    /// The notices, a line for each.
+    pub(crate) fn notices(&self) -> Vec<String> {
+        self.state().notices.iter().map(|(notice, text)| format!("{}: {text}", notice.name())).collect()
     }
 
     /// All parts and notices, in the form of the API server's own `/readyz?verbose`.

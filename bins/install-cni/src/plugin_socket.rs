@@ -106,6 +106,7 @@ impl PluginSocket {
             pid: std::process::id(),
             ready: pending.is_empty(),
             pending,
+            notices: self.health.notices(),
             synced: state.synced,
             pods: self.cluster.index().pods().count(),
             last_error: state.last_error.unwrap_or_default(),

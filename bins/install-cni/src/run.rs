@@ -1,5 +1,6 @@
 //! The agent's life, stage by stage.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use cluster::{Cluster, Connection, Limits, Source, Store, StoreEvent, Writer};
 use facts::exchange::{FACTS_DIR, SOCKET_NAME};
 use install::{Installer, OptionsError};
 use telemetry::{Journal, Scope};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 
 use crate::ambient::{self, Ambient, EventSocket};
@@ -17,14 +18,15 @@ use crate::events::Events;
 use crate::health::{Health, Part};
 use crate::log_socket::LogSocket;
 use crate::metrics::Metrics;
+use crate::node_lock::{NodeLock, OTHER_AGENT};
 use crate::older::{self, OlderPods};
 use crate::options::{Changed, Flags, Options, Setting, without_newlines};
 use crate::plugin_socket::{self, PluginSocket};
-use crate::serve::{self, Handler, Socket};
+use crate::serve::{Gone, Handler, Socket};
 use crate::uncaptured::{Marker, Uncaptured};
-use crate::{config_dir, log_socket, observe, shutdown};
+use crate::{config_dir, log_socket, observe, own_node, ports, shutdown};
 
-/// How long to wait before another try for a socket or a port.
+/// How long to wait before another try for a socket.
 const RETRY: Duration = Duration::from_secs(2);
 /// Tasks wait most of the time; two threads keep questions of plugins flowing while a long list is read.
 const THREADS: usize = 2;
@@ -57,12 +59,20 @@ pub(crate) struct Agent {
     pub(crate) cluster: Cluster,
     /// Absent where pods are manifests.
     pub(crate) writer: Option<Writer>,
+    pub(crate) events: Arc<Events>,
+    pub(crate) missing_ports: ports::Missing,
     /// Absent in sidecar mode.
     pub(crate) ambient: Option<Arc<Ambient>>,
     pub(crate) older: Arc<OlderPods>,
     journal: Journal,
     options: config_dir::Reader,
     options_at_start: Options,
+}
+
+/// What tells this process to end.
+pub(crate) struct End {
+    terminate: Signal,
+    interrupt: Signal,
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -93,7 +103,14 @@ impl Agent {
         let labels: [telemetry::Label<'_>; 2] =
             [("version", &env!("CARGO_PKG_VERSION")), ("node", &config.node)];
         log.info("install-cni starts", &labels);
-        let mut parts = vec![Part::Install, Part::Cluster, Part::PluginSocket, Part::LogSocket];
+        let mut parts = vec![
+            Part::NodeLock,
+            Part::Node,
+            Part::Install,
+            Part::Cluster,
+            Part::PluginSocket,
+            Part::LogSocket,
+        ];
         parts.extend(config.config_dir.as_ref().map(|_| Part::Configuration));
         if config.ambient.is_some() {
             parts.extend([Part::Ambient, Part::EventSocket]);
@@ -113,6 +130,7 @@ impl Agent {
             metrics: metrics.clone(),
             log: log.clone(),
         });
+        let events = Arc::new(Events::new(writer.clone(), config.pod.clone(), log.clone()));
         let agent = Self {
             config,
             log,
@@ -120,6 +138,8 @@ impl Agent {
             metrics,
             cluster,
             writer,
+            events,
+            missing_ports: ports::Missing::default(),
             ambient: None,
             older,
             journal,
@@ -136,7 +156,6 @@ impl Agent {
             .enable_all()
             .build()
             .map_err(Error::Runtime)?;
-        let events = Arc::new(Events::new(self.writer.clone(), self.log.clone()));
         self.ambient = self.config.ambient.clone().map(|config| {
             Ambient::new(ambient::Parts {
                 config,
@@ -145,21 +164,24 @@ impl Agent {
                 health: self.health.clone(),
                 cluster: self.cluster.clone(),
                 writer: self.writer.clone(),
-                events: events.clone(),
+                events: self.events.clone(),
                 run_dir: self.config.run_dir.clone(),
             })
         });
         let agent = Arc::new(self);
         runtime.block_on(async {
+            let mut end = End::new().map_err(Error::Runtime)?;
             let mut tasks = JoinSet::new();
             agent.serve_ports(&mut tasks);
+            let Some(lock) = agent.take_node(&mut end).await else { return Ok(()) };
+            tasks.spawn(own_node::look(agent.clone()));
             agent.serve_sockets(&mut tasks);
             let store = agent.keep_facts();
             tasks.spawn(observe::cluster(agent.clone(), source, store));
             tasks.spawn(agent.older.clone().work());
             let ambient =
                 agent.ambient.clone().map(|ambient| (tokio::spawn(ambient.clone().live()), ambient));
-            let ended = agent.install_until_told().await;
+            let ended = agent.install_until_told(&mut end, &lock).await;
             // Sockets go with their tasks, unless another agent has put its own there already.
             tasks.shutdown().await;
             if let Some(installer) = ended? {
@@ -167,17 +189,18 @@ impl Agent {
                 if let Some((live, ambient)) = ambient {
                     ambient.clean_up(live).await;
                 }
+                lock.remove();
             }
             Ok(())
         })
     }
 
-    fn serve_ports(&self, tasks: &mut JoinSet<()>) {
+    fn serve_ports(self: &Arc<Self>, tasks: &mut JoinSet<()>) {
         if let Some(address) = self.config.health {
-            tasks.spawn(port(address, self.health.clone(), self.log.clone()));
+            tasks.spawn(ports::serve(self.clone(), "health-port", address, self.health.clone()));
         }
         if let Some(address) = self.config.monitoring {
-            tasks.spawn(port(address, self.metrics.clone(), self.log.clone()));
+            tasks.spawn(ports::serve(self.clone(), "monitoring-port", address, self.metrics.clone()));
         }
     }
 
@@ -238,11 +261,13 @@ impl Agent {
                 Ok(socket) => {
                     self.health.ready(part);
                     self.log.settled(&[("path", &path.display())]);
-                    socket.serve(handler.clone()).await;
-                    self.log.warn(
-                        "somebody removed a socket; it is put there again",
-                        &[("path", &path.display())],
-                    );
+                    match socket.serve(handler.clone()).await {
+                        Gone::Removed => self.log.warn(
+                            "somebody removed a socket; it is put there again",
+                            &[("path", &path.display())],
+                        ),
+                        Gone::Replaced => self.wait_for_path(&path, part).await,
+                    }
                 }
                 Err(error) => {
                     self.log.error(&error, &[("path", &path.display())]);
@@ -251,6 +276,23 @@ impl Agent {
                 }
             }
         }
+    }
+
+    /// Somebody else listens where plugins look for this agent: an agent of the original, which holds no lock. Taking the path back would be
+    /// a fight, so this waits until nobody listens there.
+    async fn wait_for_path(self: &Arc<Self>, path: &Path, part: Part) {
+        let text = format!(
+            "another agent has put its own socket at {}; it holds no lock, so it is not one of this version. Remove one of the two DaemonSets; this              agent listens again when the other one has ended",
+            path.display()
+        );
+        self.log.error(&text, &[("path", &path.display())]);
+        self.health.pending(part, &text);
+        let (agent, message) = (self.clone(), text);
+        tokio::spawn(async move { agent.events.warn_own(OTHER_AGENT, &message).await });
+        while Socket::is_served(path) {
+            tokio::time::sleep(RETRY).await;
+        }
+        self.log.info("the other agent's socket is not served any more", &[("path", &path.display())]);
     }
 
     /// The last known facts on disk. Without them the agent works all the same.
@@ -270,7 +312,11 @@ impl Agent {
     }
 
     /// Installs on a thread of its own until a signal comes; gives the installer if everything is to be removed.
-    async fn install_until_told(self: &Arc<Self>) -> Result<Option<Installer>, Error> {
+    async fn install_until_told(
+        self: &Arc<Self>,
+        end: &mut End,
+        lock: &NodeLock,
+    ) -> Result<Option<Installer>, Error> {
         let mut installer =
             Installer::new(self.config.install.clone(), Box::new(observe::Installation::new(self.clone())))?;
         let handle = installer.handle();
@@ -280,9 +326,15 @@ impl Agent {
             installer
         });
         let thread = thread.map_err(Error::Runtime)?;
-        let signal = told_to_end().await.map_err(Error::Runtime)?;
+        let signal = end.told().await;
         self.log.info("ending", &[("signal", &signal)]);
-        let clean_up = shutdown::is_to_clean_up(self).await;
+        let clean_up = match lock.next().await {
+            Some(next) => {
+                self.log.info(format!("leaving the plugin on this node: another agent waits: {next}"), &[]);
+                false
+            }
+            None => shutdown::is_to_clean_up(self).await,
+        };
         handle.stop();
         let Ok(installer) = thread.join() else {
             self.log.error("the installer has panicked; nothing is cleaned up", &[]);
@@ -380,19 +432,6 @@ fn source(config: &Config, log: &Scope) -> (Source, Option<Writer>) {
     }
 }
 
-/// Serves a port, as soon as it can be had. Nothing else waits for it.
-async fn port(address: std::net::SocketAddr, handler: Arc<impl Handler>, log: Scope) {
-    loop {
-        match serve::bind_port(address).await {
-            Ok(listener) => return serve::port(listener, handler).await,
-            Err(error) => {
-                log.error(&error, &[]);
-                tokio::time::sleep(RETRY).await;
-            }
-        }
-    }
-}
-
 fn journal(options: &Options) -> Result<Journal, Error> {
     let out: Box<dyn std::io::Write + Send> = match options.text(Setting::LogTarget) {
         "stdout" | "" => Box::new(std::io::stdout()),
@@ -405,13 +444,20 @@ fn journal(options: &Options) -> Result<Journal, Error> {
     Ok(Journal::new(config::levels(options)?, options.on(Setting::LogAsJson), out))
 }
 
-/// Waits for SIGTERM or SIGINT; gives its name.
-async fn told_to_end() -> std::io::Result<&'static str> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    Ok(tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
-    })
+// === impl End ===
+
+impl End {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for SIGTERM or SIGINT; gives its name. A signal that comes while nobody waits is kept.
+    pub(crate) async fn told(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
 }
 
 #[cfg(test)]

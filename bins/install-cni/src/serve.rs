@@ -79,6 +79,17 @@ pub(crate) enum Error {
     },
 }
 
+impl Error {
+    /// What the system said.
+    pub(crate) fn kind(&self) -> io::ErrorKind {
+        match self {
+            Self::Port { cause, .. } | Self::Socket { cause, .. } => cause.kind(),
+            Self::TooLong { .. } => io::ErrorKind::InvalidFilename,
+            Self::Taken { .. } => io::ErrorKind::AlreadyExists,
+        }
+    }
+}
+
 /// Answers requests. The body is read already.
 pub(crate) trait Handler: Send + Sync + 'static {
     /// Largest body that is read, in bytes.
@@ -105,6 +116,15 @@ pub(crate) struct Socket {
     inode: u64,
     /// Who else than root may connect; nobody is asked where this is absent.
     only: Option<u32>,
+}
+
+/// Why a unix socket serves no longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Gone {
+    /// Its file is not there any more.
+    Removed,
+    /// The file is another process's.
+    Replaced,
 }
 
 /// What a peer hears that may not ask.
@@ -204,17 +224,19 @@ impl Socket {
         Ok(Self { listener, path: path.to_owned(), inode, only })
     }
 
-    /// Serves until the task is aborted, or until the file is gone, so that nobody can come any more. A file of another process is the newer
-    /// agent's. A peer that is neither root nor the user named is refused.
-    pub(crate) async fn serve<H: Handler>(self, handler: Arc<H>) {
+    /// Serves until the task is aborted, or until the file is gone or another process's, so that nobody can come any more. A peer that is neither
+    /// root nor the user named is refused.
+    pub(crate) async fn serve<H: Handler>(self, handler: Arc<H>) -> Gone {
         let slots = Arc::new(Semaphore::new(H::MAX_CONNECTIONS));
         let mut look = tokio::time::interval(LOOK);
-        while let Ok(slot) = slots.clone().acquire_owned().await {
+        loop {
+            // The semaphore is never closed.
+            let Ok(slot) = slots.clone().acquire_owned().await else { return Gone::Removed };
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
                 _ = look.tick() => {
-                    if self.is_gone() {
-                        return;
+                    if let Some(gone) = self.gone() {
+                        return gone;
                     }
                     continue;
                 }
@@ -244,8 +266,26 @@ impl Socket {
         }
     }
 
-    fn is_gone(&self) -> bool {
-        std::fs::symlink_metadata(&self.path).is_err_and(|cause| cause.kind() == io::ErrorKind::NotFound)
+    fn gone(&self) -> Option<Gone> {
+        use std::os::unix::fs::MetadataExt;
+        match std::fs::symlink_metadata(&self.path) {
+            Ok(there) => (there.ino() != self.inode).then_some(Gone::Replaced),
+            Err(cause) => (cause.kind() == io::ErrorKind::NotFound).then_some(Gone::Removed),
+        }
+    }
+
+    /// Whether a process listens at a path.
+    pub(crate) fn is_served(path: &Path) -> bool {
+        let connect = || -> io::Result<()> {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+            Ok(rustix::net::connect(socket.as_fd(), &SocketAddrUnix::new(path)?)?)
+        };
+        match connect() {
+            Ok(()) => true,
+            // A full queue is somebody's, too.
+            Err(cause) => cause.kind() == io::ErrorKind::WouldBlock,
+        }
     }
 }
 

@@ -30,6 +30,12 @@ pub const FACTS_DIR: &str = "facts";
 pub const UNCAPTURED_DIR: &str = "uncaptured";
 /// Directory of the agent's own records of ambient pods in the run directory: a file for each pod that has something of ours, named by uid.
 pub const AMBIENT_DIR: &str = "ambient";
+/// File of the agent's own in the run directory: when runtimes called the plugin.
+pub const PLUGIN_TIMES_NAME: &str = "plugin-times.json";
+/// File in the run directory that the agent that works on the node holds with flock(2) as long as it lives; it has the agent's [`Holder`].
+pub const LOCK_NAME: &str = "agent.lock";
+/// The same of an agent that waits for its turn: the one before it leaves everything in place when it ends.
+pub const NEXT_LOCK_NAME: &str = "agent.next";
 
 /// Largest report, in bytes.
 pub const MAX_REPORT: usize = 64 << 10;
@@ -119,6 +125,31 @@ pub enum Outcome {
     Disabled,
 }
 
+/// The agent that holds a lock of the run directory.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Holder {
+    /// Namespace of its pod, empty where it does not run in one.
+    pub namespace: String,
+    /// Its pod.
+    pub pod: String,
+    /// Version of the agent.
+    pub version: String,
+    /// Its process, as it sees itself.
+    pub pid: u32,
+}
+
+impl std::fmt::Display for Holder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { namespace, pod, version, pid } = self;
+        match (pod.is_empty(), version.is_empty()) {
+            (false, _) => write!(f, "pod {namespace}/{pod}, version {version}"),
+            (true, false) => write!(f, "process {pid}, version {version}"),
+            (true, true) => f.write_str("one that does not say its name"),
+        }
+    }
+}
+
 /// How the agent is, for the operator.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -131,6 +162,8 @@ pub struct Status {
     pub ready: bool,
     /// For want of what it is not.
     pub pending: Vec<String>,
+    /// What is worth knowing although it does its work.
+    pub notices: Vec<String>,
     /// Whether it has listed pods and namespaces once.
     pub synced: bool,
     /// Pods of this node that it knows.

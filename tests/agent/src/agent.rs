@@ -126,8 +126,12 @@ impl<'a> Launch<'a> {
         let (out, err) = (process.child().stdout.take(), process.child().stderr.take());
         log.read(out.context("no stdout")?);
         log.read(err.context("no stderr")?);
-        let at = |port: u16| SocketAddr::from((self.node.address(), port));
-        Ok(Agent { process, health: at(HEALTH_PORT), metrics: at(METRICS_PORT), log })
+        let at = |variable: &str, default: u16| {
+            let port = self.env.get(variable).and_then(|port| port.parse().ok()).unwrap_or(default);
+            SocketAddr::from((self.node.address(), port))
+        };
+        let (health, metrics) = (at("HEALTH_PORT", HEALTH_PORT), at("MONITORING_PORT", METRICS_PORT));
+        Ok(Agent { process, health, metrics, log })
     }
 
     /// Starts it and waits until it is ready.
@@ -185,6 +189,11 @@ impl Agent {
     /// Nobody answers.
     pub fn health(&self, path: &str) -> Result<Reply> {
         http::get(self.health, path)
+    }
+
+    /// Address of `/readyz`.
+    pub fn health_address(&self) -> SocketAddr {
+        self.health
     }
 
     /// Address of `/metrics`.

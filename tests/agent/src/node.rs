@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use testkit::apiserver::ApiServer;
+use testkit::apiserver::{ApiServer, Resource};
 
 use crate::agent::{Agent, Launch};
 
@@ -23,8 +23,8 @@ pub struct Node {
 }
 
 impl Node {
-    /// A node with another component's configuration of two plugins, the plugin in the image, a service account, and namespace
-    /// `default` in the API. The run directory is the agent's to make.
+    /// A node with another component's configuration of two plugins, the plugin in the image, a service account, namespace `default`
+    /// and the node in the API. The run directory is the agent's to make.
     ///
     /// # Errors
     /// A file cannot be written.
@@ -38,6 +38,7 @@ impl Node {
         testkit::copy_program(&plugin, &node.bin_source().join("istio-cni"))?;
         node.api.write_service_account(&node.account())?;
         node.api.set_namespace("default", &[]);
+        node.api.set_object(Resource::Nodes, json!({"metadata": {"name": NAME}}));
         Ok(node)
     }
 

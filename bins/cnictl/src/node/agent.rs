@@ -6,9 +6,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use facts::Report;
-use facts::exchange::{EVENT_SOCKET_NAME, FACTS_DIR, MAX_REPORT, SOCKET_NAME, Status, UNCAPTURED_DIR};
+use facts::exchange::{
+    EVENT_SOCKET_NAME, FACTS_DIR, Holder, LOCK_NAME, MAX_REPORT, SOCKET_NAME, Status, UNCAPTURED_DIR,
+};
 use http1::Deadline;
 use podsource::{Agent, Cause};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::Serialize;
 
 /// How long the agent may take; it answers from memory.
@@ -17,6 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const MAX_FILES: usize = 100_000;
 /// Most notes that are read for the names of their pods.
 const MAX_NOTES: usize = 100;
+
+/// Largest file of an agent's lock that is read, in bytes.
+const MAX_HOLDER: u64 = 4096;
 
 /// One socket of the run directory.
 #[derive(Debug, Serialize)]
@@ -48,6 +55,17 @@ pub(super) fn socket_paths(run_dir: &Path) -> [PathBuf; 3] {
 pub(super) fn sockets(run_dir: &Path) -> Vec<Socket> {
     let there = socket_paths(run_dir).into_iter().filter(|path| std::fs::symlink_metadata(path).is_ok());
     there.map(Socket::at).collect()
+}
+
+/// The agent that works on this node, by the lock that it holds.
+pub(super) fn holder(run_dir: &Path) -> Option<Holder> {
+    let file = File::open(run_dir.join(LOCK_NAME)).ok()?;
+    if flock(&file, FlockOperation::NonBlockingLockShared) != Err(Errno::WOULDBLOCK) {
+        return None;
+    }
+    let mut text = Vec::new();
+    let _ = file.take(MAX_HOLDER).read_to_end(&mut text);
+    Some(serde_json::from_slice(&text).unwrap_or_default())
 }
 
 impl Socket {

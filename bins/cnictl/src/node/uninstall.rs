@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use cni::conflist::PluginEntry;
-use facts::exchange::{FACTS_DIR, UNCAPTURED_DIR};
+use facts::exchange::{FACTS_DIR, LOCK_NAME, NEXT_LOCK_NAME, PLUGIN_TIMES_NAME, UNCAPTURED_DIR};
 use install::{Done, Mode, Options, ProgramAtEnd};
 use leftover::Results;
 use rustix::io::Errno;
@@ -153,7 +153,8 @@ impl UninstallArgs {
     fn leftovers(&self) -> Vec<PathBuf> {
         let run_dir = &self.places.run_dir;
         let mut paths = agent::socket_paths(run_dir).to_vec();
-        paths.extend([FACTS_DIR, UNCAPTURED_DIR, applied::DIR].map(|name| run_dir.join(name)));
+        let names = [FACTS_DIR, UNCAPTURED_DIR, applied::DIR, PLUGIN_TIMES_NAME, LOCK_NAME, NEXT_LOCK_NAME];
+        paths.extend(names.map(|name| run_dir.join(name)));
         if self.purge {
             let names =
                 std::fs::read_dir(run_dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
@@ -165,10 +166,20 @@ impl UninstallArgs {
         paths
     }
 
+    /// One that serves nothing yet, or whose sockets somebody has removed.
+    fn refuse_beside_holder(&self) -> Result<()> {
+        let Some(holder) = agent::holder(&self.places.run_dir).filter(|_| !self.force) else { return Ok(()) };
+        bail!(
+            "a node agent ({holder}) works on this node and would install the plugin again: remove the DaemonSet istio-cni-node first, or \
+             give --force; nothing was changed"
+        );
+    }
+
     fn refuse_beside_agent(&self) -> Result<()> {
         let sockets = agent::sockets(&self.places.run_dir);
-        let Some(socket) = sockets.into_iter().find(|socket| socket.listening).filter(|_| !self.force) else {
-            return Ok(());
+        let listening = sockets.into_iter().find(|socket| socket.listening);
+        let Some(socket) = listening.filter(|_| !self.force) else {
+            return self.refuse_beside_holder();
         };
         let pid = agent::ask(&self.places.run_dir).map(|status| format!(" (pid {})", status.pid));
         bail!(

@@ -11,7 +11,7 @@ use testkit::Process;
 use crate::{Files, Run};
 
 /// Longest wait for the agent, which takes a fraction of a second.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) const CALICO: &str = r#"{"name": "k8s-pod-network", "cniVersion": "0.3.1", "plugins": [
   {"type": "calico", "mtu": 1440},   {"type": "portmap", "snat": true}

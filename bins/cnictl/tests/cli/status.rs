@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::os::unix::net::UnixListener;
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use crate::machine::{CALICO, Machine};
+use crate::machine::{CALICO, Machine, PATIENCE};
 use crate::{Run, row};
 
 /// A list with the plugin in it, as an agent with these options writes it.
@@ -82,6 +83,24 @@ healthy: the plugin is installed and the agent answers
     }
     assert_eq!(row(&run.stdout, "Agent"), "does not answer");
     assert_eq!(row(&run.stdout, "Sockets"), "agent.sock: nobody listens, log.sock: nobody listens");
+}
+
+/// What the agent cannot do is no problem of the node's pods.
+#[test]
+fn what_the_agent_has_to_tell_is_a_warning() {
+    let machine = Machine::new();
+    machine.files.write("net.d/10-calico.conflist", CALICO);
+    machine.files.write("manifests/shop_web.yaml", crate::WEB);
+    let _agent = machine.agent(&["--monitoring-port=15014", "--listen-address=fe80::1"]);
+    let (says, start) = ("warning: the agent says: port: listen on [fe80::1]:15014: ", Instant::now());
+    let text = loop {
+        let text = machine.run("status").ok();
+        if text.contains(says) || start.elapsed() > PATIENCE {
+            break text;
+        }
+    };
+    let log = fs::read_to_string(machine.path("agent.log")).unwrap();
+    assert!(text.contains(says) && text.ends_with("answers\n"), "{text}\n{log}");
 }
 
 #[test]

@@ -30,6 +30,8 @@ NODE/bin/istio-cni deleted
 NODE/run/agent.sock deleted
 NODE/run/log.sock deleted
 NODE/run/facts deleted
+NODE/run/plugin-times.json deleted
+NODE/run/agent.lock deleted
 ";
 
 #[test]
@@ -51,6 +53,20 @@ fn everything_goes_and_configurations_are_as_before() {
     assert_eq!(machine.run("uninstall --yes --purge").ok(), logs);
     assert_eq!(machine.run("uninstall --yes --purge").ok(), "nothing of the plugin is on this node\n");
     assert!(!machine.path("run").exists());
+}
+
+/// An agent that holds the node's lock and serves nothing yet installs the plugin again all the same.
+#[test]
+fn an_agent_that_holds_the_lock_is_named() {
+    let (machine, _) = installed(&[]);
+    let lock = fs::OpenOptions::new().read(true).write(true).open(machine.path("run/agent.lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let holder = r#"{"namespace": "istio-system", "pod": "istio-cni-node-x", "version": "1.2", "pid": 1}"#;
+    fs::write(machine.path("run/agent.lock"), holder).unwrap();
+    let says = "a node agent (pod istio-system/istio-cni-node-x, version 1.2) works on this node";
+    machine.run("uninstall --yes").fails(1, &[says, "nothing was changed"]);
+    drop(lock);
+    assert_eq!(machine.run("uninstall --yes").ok(), DONE);
 }
 
 #[test]

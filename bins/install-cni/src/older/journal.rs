@@ -6,10 +6,9 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use facts::exchange::PLUGIN_TIMES_NAME;
 use serde::{Deserialize, Serialize};
 
-/// Its name in the run directory.
-const NAME: &str = "plugin-times.json";
 /// Largest file that is read, in bytes: the uids of all pods of a large node.
 const MAX_FILE: u64 = 1 << 20;
 /// The most gaps that are kept. Pods of older ones have been found, or are gone.
@@ -68,7 +67,7 @@ impl Journal {
     /// What the agent before has kept. What cannot be read is as good as nothing: the first look at the configuration then says whether the plugin
     /// was there before.
     pub(super) fn read(run_dir: &Path) -> Self {
-        let path = run_dir.join(NAME);
+        let path = run_dir.join(PLUGIN_TIMES_NAME);
         let boot = crate::boot::id();
         let kept = read(&path).ok().filter(|kept| kept.boot == boot);
         let kept = kept.unwrap_or_else(|| Kept { boot, ..Kept::default() });

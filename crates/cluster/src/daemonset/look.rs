@@ -17,6 +17,28 @@ use crate::write::{MAX_ANSWER, Writer, segment};
 const LIMIT: Duration = Duration::from_secs(2);
 
 impl Writer {
+    /// The uid of a pod, without which `kubectl describe` does not show its Events.
+    ///
+    /// # Errors
+    /// The API server does not say.
+    pub async fn pod_uid(&self, pod: &OwnPod) -> Result<String, Error> {
+        let pods = format!("/api/v1/namespaces/{}/pods", segment(&pod.namespace));
+        let pod: WithUid = get(self.connection(), "Pod", &pods, &pod.name, LIMIT).await?;
+        Ok(pod.metadata.uid)
+    }
+
+    /// Whether the API server has a node of this agent's name.
+    ///
+    /// # Errors
+    /// The API server does not say.
+    pub async fn has_node(&self) -> Result<bool, Error> {
+        match get::<Header>(self.connection(), "Node", "/api/v1/nodes", self.node(), LIMIT).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.says_absent("nodes", self.node()) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// What was seen, brought up to date as far as the API server answers, within two seconds; and why not, where it does not.
     pub async fn look_again(&self, seen: &Seen, namespace: &str) -> (Seen, Vec<Error>) {
         let mut seen = seen.clone();
@@ -41,6 +63,16 @@ impl Writer {
         }
         (seen, errors)
     }
+}
+
+#[derive(Debug, Deserialize)]
+struct WithUid {
+    metadata: Uid,
+}
+
+#[derive(Debug, Deserialize)]
+struct Uid {
+    uid: String,
 }
 
 const DAEMONSET: &str = "DaemonSet";

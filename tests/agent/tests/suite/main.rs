@@ -19,6 +19,7 @@ mod mesh_options;
 mod mesh_records;
 mod mesh_truth;
 mod mesh_waiting;
+mod neighbours;
 mod socket;
 mod sources;
 mod surroundings;

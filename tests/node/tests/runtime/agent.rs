@@ -22,7 +22,7 @@ use netns::Netns;
 use node::{CriError, Node, PodSpec, Program, Sandbox, Signal};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use testkit::apiserver::ApiServer;
+use testkit::apiserver::{ApiServer, Resource};
 
 use crate::fixture::{PLUGIN, bridge, serve_node_port};
 use account::Account;
@@ -75,6 +75,7 @@ impl Cluster {
         let api = inside(&node, || ApiServer::start_on((Ipv4Addr::LOCALHOST, API_PORT).into()));
         let api = api.expect("an API server");
         api.set_namespace("default", &[]);
+        api.set_object(Resource::Nodes, json!({"metadata": {"name": NODE_NAME}}));
         let account = Account::new(dirs.path().join("account"), &api);
         let cluster = Self { api, agent: Mutex::default(), node, account, dirs };
         for (name, value) in options {

@@ -155,6 +155,9 @@ impl Verdict {
             };
             self.problem(format!("the agent is not ready: {pending}; see its log"));
         }
+        for notice in &status.notices {
+            self.warning(format!("the agent says: {notice}"));
+        }
         if !status.last_error.is_empty() {
             self.warning(format!("the agent does not see all changes of pods: {}", status.last_error));
         }

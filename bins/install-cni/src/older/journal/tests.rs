@@ -62,7 +62,7 @@ fn the_next_agent_goes_on_and_knows_whom_was_told() {
 fn what_is_from_another_start_of_the_machine_or_no_journal_counts_for_nothing() {
     let dir = tempfile::tempdir().unwrap();
     for text in [r#"{"boot": "other", "seen": 5, "told": ["a"]}"#, "{", "[]"] {
-        std::fs::write(dir.path().join(NAME), text).unwrap();
+        std::fs::write(dir.path().join(PLUGIN_TIMES_NAME), text).unwrap();
         let mut journal = Journal::read(dir.path());
         journal.missing().unwrap();
         assert_eq!(gaps(&journal, 9), [(0, 10)], "{text}");
