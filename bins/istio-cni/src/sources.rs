@@ -50,7 +50,7 @@ pub(crate) struct Found {
 
 /// No source had the facts.
 #[derive(Debug, thiserror::Error)]
-#[error("{main}{}{}", advice(.abandoned), texts(.others))]
+#[error("{}{}", text(.main, *.abandoned), texts(.others))]
 pub(crate) struct NoFacts {
     /// What the source said that should have had them.
     main: Error,
@@ -60,13 +60,17 @@ pub(crate) struct NoFacts {
     others: Vec<Error>,
 }
 
-fn advice(abandoned: &bool) -> &'static str {
-    match abandoned {
-        true => {
-            "; no node agent answers either: start it (DaemonSet istio-cni-node), or run `cnictl uninstall` on this node if it was uninstalled"
-        }
-        false => "",
+fn text(main: &Error, abandoned: bool) -> String {
+    if !abandoned {
+        return main.to_string();
     }
+    // A token that an agent renewed would be good; rights may be missing whether there is one or not.
+    let rights = if main.is_forbidden() { "allow the identity in the kubeconfig to get pods; " } else { "" };
+    format!(
+        "{}; {rights}no node agent is here to renew the kubeconfig: start it (DaemonSet istio-cni-node), or, if it was uninstalled, run `cnictl uninstall` on \
+         this node",
+        main.brief()
+    )
 }
 
 fn texts(errors: &[Error]) -> String {

@@ -337,9 +337,19 @@ impl Error {
         }
     }
 
+    /// What was asked, where, and why it failed, without the tries and the advice.
+    pub fn brief(&self) -> String {
+        format!("{} from {}: {}", self.operation, self.origin, self.cause)
+    }
+
     /// Whether the server answered that it does not serve this identity: a token that is no longer valid, or rights that are missing.
     pub fn is_refusal(&self) -> bool {
         matches!(*self.cause, Cause::Status { code: 401 | 403, .. })
+    }
+
+    /// Whether it knows the identity and has no rights for it.
+    pub fn is_forbidden(&self) -> bool {
+        matches!(*self.cause, Cause::Status { code: 403, .. })
     }
 
     /// Whether nobody listens where a node agent would.

@@ -73,9 +73,9 @@ fn a_refused_token_without_an_agent_decides_within_two_seconds() {
         let text = answer.error().unwrap().1;
         assert_says(
             &text,
-            &[&code.to_string(), "no node agent answers", "istio-cni-node", "cnictl uninstall"],
+            &[&code.to_string(), "no node agent is here", "istio-cni-node", "cnictl uninstall"],
         );
-        assert!(text.len() < 500, "{} bytes", text.len());
+        assert!(text.len() < 400, "{} bytes", text.len());
         assert_took(&answer, 0.5, 2.0);
         assert_untouched(&pod);
         // The annotations tell a plain pod, and enough of a usual sidecar, for which an agent may still come.

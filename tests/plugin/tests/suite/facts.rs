@@ -57,7 +57,11 @@ fn every_failure_of_the_api_is_named() {
         ("garbage", Fault::Garbage, &["HTTP"]),
         ("truncated", Fault::Truncated, &["truncated"]),
         ("other object", Fault::Body("{\"kind\":\"Status\"}".to_owned()), &["the answer"]),
-        ("expired token", Fault::status(401), &["401", "expired"]),
+        (
+            "expired token",
+            Fault::status(401),
+            &["401", "no node agent is here to renew the kubeconfig", "cnictl uninstall"],
+        ),
         ("forbidden", Fault::status(403), &["403", "allow the identity", "get pods"]),
         ("not found", Fault::status(404), &["404", "check that the pod still exists"]),
         ("too many", Fault::status(429), &["429", "limits requests"]),

@@ -35,6 +35,8 @@ fn cluster(native_nftables: &str) -> Cluster {
         ("ZTUNNEL_UDS_ADDRESS", &socket),
         ("NATIVE_NFTABLES", native_nftables),
         ("EXCLUDE_NAMESPACES", "kube-system"),
+        // For as long an ADD waits for a ztunnel.
+        ("ADD_TIMEOUT", "8s"),
     ]);
     cluster.api.set_namespace("mesh", &[(MODE, "ambient")]);
     cluster
@@ -122,7 +124,7 @@ fn a_pod_is_in_the_mesh_before_its_first_process_starts(native_nftables: &str) {
     let pods = [eager("mesh", "first", 1), eager("mesh", "second", 2), eager("default", "outside", 3)];
     cluster.admit_known(&pods);
 
-    // Without a ztunnel: a clear message, and nothing runs.
+    // Without a ztunnel: a clear message at the end of its time, and nothing runs.
     let error = cluster.run_bare(&pods[0]).expect_err("no ztunnel").to_string();
     let plugin = format!(r#"plugin type="{PLUGIN}""#);
     for part in [plugin.as_str(), "mesh/first", "no ztunnel connection"] {
