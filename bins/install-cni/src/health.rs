@@ -39,6 +39,8 @@ pub(crate) enum Part {
 pub(crate) enum Notice {
     /// Sidecar pods whose sandbox is older than the installation.
     OlderPods,
+    /// Pods that the failure policy let start without capture.
+    Uncaptured,
     /// What another mode of the agent left on this node.
     Leftovers,
     /// Whether the DaemonSet still wants an agent here.
@@ -85,6 +87,7 @@ impl Notice {
     fn name(self) -> &'static str {
         match self {
             Self::OlderPods => "older pods",
+            Self::Uncaptured => "uncaptured pods",
             Self::Leftovers => "leftovers",
             Self::DaemonSet => "daemonset",
             Self::Node => "node",
@@ -161,6 +164,15 @@ impl Health {
     }
 }
 
+/// How many there are, and the names of some.
+pub(crate) fn count_and_names(names: &[String]) -> String {
+    /// Names that are told.
+    const NAMED: usize = 5;
+    let (count, named) = (names.len(), &names[..names.len().min(NAMED)]);
+    let more = if count > NAMED { format!(" and {} more", count - NAMED) } else { String::new() };
+    format!("{count} ({}{more})", named.join(", "))
+}
+
 fn one_line(text: &str) -> String {
     text.replace('\n', " ")
 }
@@ -210,6 +222,14 @@ mod tests {
         let verbose = "[+]install ok\n[+]cluster ok\n[!]port: port 15014 is taken\nreadyz check passed\n";
         assert_eq!(health.verbose(), verbose);
         assert!(health.settled(Notice::Port) && !health.settled(Notice::Port));
+    }
+
+    #[test]
+    fn some_of_many_are_named() {
+        let names = |count: usize| -> Vec<String> { (0..count).map(|n| format!("a/{n}")).collect() };
+        assert_eq!(count_and_names(&names(1)), "1 (a/0)");
+        assert_eq!(count_and_names(&names(5)), "5 (a/0, a/1, a/2, a/3, a/4)");
+        assert_eq!(count_and_names(&names(7)), "7 (a/0, a/1, a/2, a/3, a/4 and 2 more)");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use facts::Object;
 use telemetry::Scope as Log;
 use tokio::sync::Notify;
 
-use crate::health::{Health, Notice};
+use crate::health::{Health, Notice, count_and_names};
 use crate::metrics::Metrics;
 use crate::uncaptured::COMPONENT;
 use journal::Journal;
@@ -32,8 +32,6 @@ const PAUSE: Duration = Duration::from_millis(500);
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// How often the API server may refuse an event or a label before it counts as a right that the chart does not give.
 const TRIES: u32 = 5;
-/// Names in the notice.
-const NAMED: usize = 5;
 /// `reason` of the event.
 const REASON: &str = "StartedWithoutPlugin";
 /// `reason` in the metric.
@@ -105,6 +103,16 @@ impl OlderPods {
         self.wake.notify_one();
     }
 
+    /// Whether the plugin would capture the pod by a sidecar's rules.
+    pub(crate) fn asks_for_capture(&self, pod: &Object) -> bool {
+        lock(&self.rules).asks_for_capture(pod)
+    }
+
+    /// Whether this pod was found, marked and told of.
+    pub(crate) fn is_told(&self, uid: &str) -> bool {
+        lock(&self.journal).is_told(uid)
+    }
+
     /// Looks and tells until the task is aborted.
     pub(crate) async fn work(self: Arc<Self>) {
         let mut found: BTreeMap<String, Found> = BTreeMap::new();
@@ -173,16 +181,10 @@ impl OlderPods {
             self.parts.health.settled(Notice::OlderPods);
             return;
         }
-        let names = found.values().take(NAMED).map(|pod| format!("{}/{}", pod.key.namespace, pod.key.name));
-        let names: Vec<String> = names.collect();
-        let more = match found.len() - names.len() {
-            0 => String::new(),
-            more => format!(" and {more} more"),
-        };
+        let names = found.values().map(|pod| format!("{}/{}", pod.key.namespace, pod.key.name));
+        let names = count_and_names(&names.collect::<Vec<_>>());
         let text = format!(
-            "sidecar pods without capture, as they started while the plugin was not in the CNI configuration: {} ({}{more}); delete them",
-            found.len(),
-            names.join(", ")
+            "sidecar pods without capture, as they started while the plugin was not in the CNI configuration: {names}; delete them"
         );
         self.parts.health.notice(Notice::OlderPods, &text);
     }

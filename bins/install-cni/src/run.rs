@@ -209,6 +209,10 @@ impl Agent {
         let marker = Marker {
             writer: self.writer.clone(),
             label: self.config.broken_pod_label.clone(),
+            cluster: self.cluster.clone(),
+            older: self.older.clone(),
+            ambient: self.ambient.clone(),
+            health: self.health.clone(),
             metrics: self.metrics.clone(),
             log: self.log.clone(),
         };

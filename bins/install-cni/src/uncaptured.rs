@@ -1,7 +1,7 @@
 //! Pods that started without capture, or with a part of it: found, counted, told to people and marked, however long the API server is away.
 //!
 //! The queue is a directory of notes, one for each container, which the plugin writes itself when this agent does not answer. A note is removed when
-//! the pod has its event and its label.
+//! the pod has its event and its label, or when it turns out that the pod is not one to capture: a plugin that had no facts could not tell.
 
 use std::collections::BTreeSet;
 use std::io::{self, Read};
@@ -10,19 +10,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cluster::write::EventText;
-use cluster::{PodKey, Writer};
-use facts::Report;
+use cluster::{Cluster, PodKey, Writer};
 use facts::exchange::{MAX_REPORT, Outcome, UNCAPTURED_DIR};
+use facts::{Object, Report};
 use podsource::leave_note;
 use telemetry::Scope;
 use tokio::sync::Notify;
 
+use crate::ambient::Ambient;
+use crate::health::{Health, Notice, count_and_names};
 use crate::metrics::Metrics;
+use crate::older::OlderPods;
 
 /// How often the directory is looked at without being told: for notes of plugins.
 const PERIOD: Duration = Duration::from_secs(30);
 /// Pause after the API server did not take something; doubles up to [`PERIOD`].
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// How long an agent that starts waits for the pods of its node, by which it knows the ones that are not to be captured.
+const PODS_WITHIN: Duration = Duration::from_secs(3);
 /// `reason` of the event about a pod without capture.
 const REASON: &str = "StartedWithoutCapture";
 /// `reason` of the event about a pod whose rules do not capture all of its traffic.
@@ -42,6 +47,11 @@ pub(crate) struct Marker {
     pub(crate) writer: Option<Writer>,
     /// Key and value of the label.
     pub(crate) label: (String, String),
+    pub(crate) cluster: Cluster,
+    pub(crate) older: Arc<OlderPods>,
+    /// Absent in sidecar mode.
+    pub(crate) ambient: Option<Arc<Ambient>>,
+    pub(crate) health: Arc<Health>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) log: Scope,
 }
@@ -73,6 +83,7 @@ impl Uncaptured {
     pub(crate) async fn work(&self, marker: Marker) {
         let mut known = Known::default();
         let mut pause = FIRST_PAUSE;
+        marker.wait_for_pods().await;
         loop {
             // All are counted before any is marked: an API server that hangs must not delay the alarm.
             let notes: Vec<(PathBuf, Report)> = self
@@ -80,9 +91,10 @@ impl Uncaptured {
                 .into_iter()
                 .filter_map(|path| marker.take_in(&path, &mut known).map(|report| (path, report)))
                 .collect();
+            marker.show(&notes);
             let mut failed = false;
-            for (path, report) in notes {
-                failed |= !marker.handle(&path, &report, &mut known).await;
+            for (path, report) in &notes {
+                failed |= !marker.handle(path, report, &mut known).await;
             }
             if failed {
                 // New notes wait as well: whoever did not take the others would not take them.
@@ -102,8 +114,55 @@ impl Uncaptured {
     }
 }
 
+impl Known {
+    fn forget(&mut self, path: &Path) {
+        self.counted.remove(path);
+        self.marked.remove(path);
+    }
+}
+
 impl Marker {
-    /// Reads a note, and counts it when it is new.
+    async fn wait_for_pods(&self) {
+        let synced = async {
+            while !self.cluster.state().synced {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let _ = tokio::time::timeout(PODS_WITHIN, synced).await;
+    }
+
+    /// Whether the pod of a note is one to capture; a pod that is not known counts.
+    fn is_to_be_captured(&self, report: &Report) -> bool {
+        let Some(facts) = self.cluster.index().facts(&report.namespace, &report.name) else { return true };
+        let is_another = !report.uid.is_empty() && facts.pod.uid() != Some(&*report.uid);
+        let in_mesh = || self.ambient.as_ref().is_some_and(|ambient| ambient.may_want(&facts));
+        is_another || self.older.asks_for_capture(&facts.pod) || in_mesh()
+    }
+
+    /// Tells of pods without capture that are there: those of the notes, and those that have the label, of earlier ones.
+    fn show(&self, notes: &[(PathBuf, Report)]) {
+        let noted =
+            notes.iter().map(|(_, report)| report).filter(|report| report.result != Outcome::Incomplete);
+        let mut names: BTreeSet<String> =
+            noted.map(|report| format!("{}/{}", report.namespace, report.name)).collect();
+        let (key, value) = &self.label;
+        let is_marked = |pod: &&Arc<Object>| {
+            pod.label(key) == Some(value) && !pod.uid().is_some_and(|uid| self.older.is_told(uid))
+        };
+        let index = self.cluster.index();
+        names.extend(index.pods().filter(is_marked).map(|pod| format!("{}/{}", pod.namespace(), pod.name())));
+        if names.is_empty() {
+            self.health.settled(Notice::Uncaptured);
+            return;
+        }
+        let names = count_and_names(&Vec::from_iter(names));
+        let text = format!(
+            "pods that started without capture, as failure_policy: open allows: {names}; delete them"
+        );
+        self.health.notice(Notice::Uncaptured, &text);
+    }
+
+    /// Reads a note, and counts it when it is new. One of a pod that is not one to capture is removed.
     fn take_in(&self, path: &Path, known: &mut Known) -> Option<Report> {
         let report = read(path)
             .inspect_err(|error| {
@@ -114,6 +173,13 @@ impl Marker {
                 let _ = std::fs::remove_file(path);
             })
             .ok()?;
+        if report.result != Outcome::Incomplete && !self.is_to_be_captured(&report) {
+            let pod = format!("{}/{}", report.namespace, report.name);
+            self.log.info("a pod that started without its facts is not one to capture", &[("pod", &pod)]);
+            known.forget(path);
+            let _ = std::fs::remove_file(path);
+            return None;
+        }
         if known.counted.insert(path.to_owned()) {
             let pod = format!("{}/{}", report.namespace, report.name);
             let labels: [telemetry::Label<'_>; 2] = [("pod", &pod), ("error", &report.error)];
@@ -149,8 +215,7 @@ impl Marker {
                 false
             }
             _ => {
-                known.counted.remove(path);
-                known.marked.remove(path);
+                known.forget(path);
                 true
             }
         }

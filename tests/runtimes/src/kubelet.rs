@@ -1,5 +1,6 @@
 //! The kubelet.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -10,6 +11,8 @@ use crate::pod::{PodSpec, now};
 
 /// Between two tries. The real one takes seconds.
 const PAUSE: Duration = Duration::from_millis(50);
+/// How often the runtime is asked for its status. The real one asks every five seconds.
+const STATUS_PERIOD: Duration = Duration::from_millis(500);
 
 /// What starts the pods of a node: one on the node's network at once, others when the runtime says that the network is ready. A pod whose
 /// sandbox fails is tried again.
@@ -18,6 +21,8 @@ pub struct Kubelet<'a> {
     pub machine: &'a Machine,
     /// Its runtime.
     pub runtime: &'a dyn Runtime,
+    /// When the runtime was asked, and why the network was not ready then.
+    status: Mutex<Option<(Instant, Option<String>)>>,
 }
 
 /// A pod that runs.
@@ -33,7 +38,25 @@ pub struct Started {
     pub after: Duration,
 }
 
-impl Kubelet<'_> {
+impl<'a> Kubelet<'a> {
+    /// One that has just started.
+    pub fn new(machine: &'a Machine, runtime: &'a dyn Runtime) -> Self {
+        Self { machine, runtime, status: Mutex::default() }
+    }
+
+    /// What the runtime said when it was asked last.
+    fn network_not_ready(&self) -> Option<String> {
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*status {
+            Some((asked, reason)) if asked.elapsed() < STATUS_PERIOD => reason.clone(),
+            _ => {
+                let reason = self.runtime.network_not_ready();
+                *status = Some((Instant::now(), reason.clone()));
+                reason
+            }
+        }
+    }
+
     /// Starts a pod.
     ///
     /// # Errors
@@ -41,7 +64,7 @@ impl Kubelet<'_> {
     pub fn start(&self, pod: &PodSpec, limit: Duration) -> Result<Started> {
         let (begin, taken_up, mut refusals) = (Instant::now(), now()?, Vec::new());
         loop {
-            let not_ready = self.runtime.network_not_ready().filter(|_| !pod.host_network);
+            let not_ready = self.network_not_ready().filter(|_| !pod.host_network);
             let tried = match not_ready {
                 Some(reason) => Err(anyhow::anyhow!("network is not ready: {reason}")),
                 None => self.runtime.run(pod),

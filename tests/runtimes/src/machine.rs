@@ -36,6 +36,8 @@ impl Machine {
     pub fn new(version: &str) -> Result<Self> {
         let machine = Self { mesh: Mesh::new()? };
         std::fs::create_dir(machine.netns_dir())?;
+        // Plugins run in the node's network namespace, the agent in that of the test.
+        machine.mesh.host.enter(|_| machine.api().listen_here())??;
         machine.install_reference_plugins()?;
         machine.write_conflist(version)?;
         let seen = machine.seen_netns_dir()?;

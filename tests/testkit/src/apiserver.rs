@@ -26,7 +26,7 @@ mod watch;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -103,6 +103,8 @@ struct Shared {
     changed: Condvar,
     /// Counts stops: connections of an earlier number end.
     epoch: AtomicU64,
+    /// Numbers the streams of all listeners.
+    accepted: AtomicUsize,
     tls: Arc<rustls::ServerConfig>,
 }
 
@@ -128,7 +130,8 @@ pub struct ApiServer {
     address: SocketAddr,
     shared: Arc<Shared>,
     certificates: Certificates,
-    acceptor: Mutex<Option<Acceptor>>,
+    /// One for each network namespace in which it listens.
+    acceptors: Mutex<Vec<Acceptor>>,
 }
 
 struct Acceptor {
@@ -154,19 +157,19 @@ impl ApiServer {
         let certificates = Certificates::generate(address.ip()).context("make certificates")?;
         let state = State { token: "token-of-the-node-agent".into(), ..State::default() };
         let tls = certificates.server_config().context("configure TLS")?;
-        let (changed, epoch) = (Condvar::new(), AtomicU64::new(0));
-        let shared = Arc::new(Shared { state: Mutex::new(state), changed, epoch, tls });
+        let (changed, epoch, accepted) = (Condvar::new(), AtomicU64::new(0), AtomicUsize::new(0));
+        let shared = Arc::new(Shared { state: Mutex::new(state), changed, epoch, accepted, tls });
         let listener = TcpListener::bind(address).context("bind the API server double")?;
         let address = listener.local_addr()?;
-        let acceptor = Mutex::new(Some(Acceptor::start(listener, &shared)?));
-        Ok(Self { address, shared, certificates, acceptor })
+        let acceptors = Mutex::new(vec![Acceptor::start(listener, &shared)?]);
+        Ok(Self { address, shared, certificates, acceptors })
     }
 
     /// Closes everything: connections are refused and what stood is cut. What it knows stays.
     pub fn stop(&self) {
         self.shared.epoch.fetch_add(1, Ordering::SeqCst);
         self.shared.changed.notify_all();
-        if let Some(acceptor) = self.acceptor().take() {
+        for acceptor in self.acceptors().drain(..) {
             // wakes the thread that accepts, also from another network namespace
             let _ = rustix::net::shutdown(&acceptor.listener, rustix::net::Shutdown::Both);
             let _ = acceptor.thread.join();
@@ -182,8 +185,16 @@ impl ApiServer {
     /// When the port is taken.
     pub fn restart(&self) -> Result<()> {
         self.stop();
+        self.listen_here()
+    }
+
+    /// Listens on the same address in the network namespace of the calling thread as well.
+    ///
+    /// # Errors
+    /// When the port is taken there.
+    pub fn listen_here(&self) -> Result<()> {
         let listener = TcpListener::bind(self.address).context("bind the API server double again")?;
-        *self.acceptor() = Some(Acceptor::start(listener, &self.shared)?);
+        self.acceptors().push(Acceptor::start(listener, &self.shared)?);
         Ok(())
     }
 
@@ -202,8 +213,8 @@ impl ApiServer {
         &self.certificates.ca
     }
 
-    fn acceptor(&self) -> MutexGuard<'_, Option<Acceptor>> {
-        self.acceptor.lock().unwrap_or_else(PoisonError::into_inner)
+    fn acceptors(&self) -> MutexGuard<'_, Vec<Acceptor>> {
+        self.acceptors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -223,11 +234,12 @@ impl Acceptor {
 }
 
 fn accept(listener: &TcpListener, shared: &Arc<Shared>, epoch: u64) {
-    for (number, stream) in listener.incoming().enumerate() {
+    for stream in listener.incoming() {
         if shared.ended(epoch) {
             return;
         }
         let Ok(stream) = stream else { continue };
+        let number = shared.accepted.fetch_add(1, Ordering::Relaxed);
         if let Ok(copy) = stream.try_clone() {
             shared.state().streams.insert(number, copy);
         }

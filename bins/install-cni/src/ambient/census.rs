@@ -2,12 +2,19 @@
 
 use std::collections::BTreeMap;
 
+use facts::Facts;
+
 use super::Ambient;
 use super::desired::Desired;
 use super::failure::reason;
 use super::members::State;
 
 impl Ambient {
+    /// Whether the pod belongs into the mesh, as far as it can be told; one that has ended may have.
+    pub(crate) fn may_want(&self, facts: &Facts) -> bool {
+        !matches!(self.config.rules.desired(facts), Desired::Out(_))
+    }
+
     /// Lets /metrics say how it is now.
     pub(crate) fn count(&self) {
         let mut outside: BTreeMap<&'static str, usize> = BTreeMap::new();

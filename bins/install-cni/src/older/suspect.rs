@@ -36,16 +36,18 @@ impl Rules {
     pub(super) fn suspect(&self, pod: &Object, gaps: &[Gap]) -> Option<Made> {
         let made = Made::of(pod)?;
         let in_gap = gaps.iter().any(|gap| made.after < gap.until && made.before >= gap.from);
-        (in_gap && self.wants_capture(pod) && !pod.has_completed(&self.check)).then_some(made)
+        (in_gap && !pod.is_terminal() && self.asks_for_capture(pod) && !pod.has_completed(&self.check))
+            .then_some(made)
     }
 
-    fn wants_capture(&self, pod: &Object) -> bool {
+    /// Whether the plugin would capture the pod.
+    pub(super) fn asks_for_capture(&self, pod: &Object) -> bool {
         let id = PodId {
             namespace: pod.namespace().to_owned(),
             name: pod.name().to_owned(),
             uid: pod.uid().map(str::to_owned),
         };
-        if !self.capture || pod.is_terminal() || decide_by_id(&id, &self.scope).is_some() {
+        if !self.capture || decide_by_id(&id, &self.scope).is_some() {
             return false;
         }
         let Ok(pod) = pod.clone().into_pod(&id) else { return false };

@@ -11,8 +11,8 @@ use testkit::ztunnel::Ztunnel;
 
 /// How long a pod may be tried.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
-/// From the agent's sandbox to its container.
-const CONTAINER_START: Duration = Duration::from_millis(700);
+/// From the agent's sandbox to its container: sooner, and later than a pod is tried that may start without capture.
+const CONTAINER_START: [Duration; 2] = [Duration::from_millis(700), Duration::from_millis(2500)];
 /// Pods with an injected sidecar.
 const SIDECARS: usize = 8;
 /// The label of a pod that started without capture.
@@ -46,7 +46,7 @@ impl Kind {
         let launch = match self.open {
             true => launch
                 .env("FAILURE_POLICY", "open")
-                .env("FACTS_TIMEOUT", "200ms")
+                .env("FACTS_TIMEOUT", "1s")
                 .env("RUNTIME_ANNOTATIONS", "false"),
             false => launch.env("FACTS_TIMEOUT", "30s"),
         };
@@ -82,7 +82,7 @@ pub(crate) fn boot(
     std::thread::scope(|scope| {
         let agent = scope.spawn(|| {
             kubelet.start(agent_pod, LIMIT).unwrap();
-            std::thread::sleep(CONTAINER_START);
+            std::thread::sleep(CONTAINER_START[usize::from(kind.open)]);
             kind.start(kubelet.machine)
         });
         let started = kubelet.start_all(pods, LIMIT).unwrap();
@@ -115,16 +115,21 @@ pub(crate) fn assert_captured_or_named(kubelet: &Kubelet<'_>, started: &[Started
             metrics.series.iter().filter(|(name, _)| name.starts_with("istio_cni_uncaptured_pods_total{"));
         let counted: f64 = counted.map(|(_, value)| value).sum();
         ensure!(counted == uncaptured.len() as f64, "{counted} are counted of {}", uncaptured.len());
-        let verbose = agent.health("/readyz?verbose")?.body;
-        let told = format!(": {} (", uncaptured.len());
-        ensure!(uncaptured.is_empty() || verbose.contains(&told), "no {told:?} in {verbose}");
-        Ok(())
+        is_shown(agent, uncaptured.len())
     })
     .unwrap_or_else(|error| panic!("{error:#}\n{}", agent.log().text()));
     // Whoever is captured is not told to be deleted.
     let labelled = |pod: &&Started| has_label(kubelet.machine, &pod.pod);
     assert_eq!(started.iter().filter(labelled).count(), uncaptured.len());
     uncaptured.len()
+}
+
+/// `/readyz?verbose` says how many pods are not captured.
+pub(crate) fn is_shown(agent: &Agent, count: usize) -> Result<()> {
+    let verbose = agent.health("/readyz?verbose")?.body;
+    let told = format!(": {count} (");
+    ensure!(count == 0 || verbose.contains(&told), "no {told:?} in {verbose}");
+    Ok(())
 }
 
 fn is_named(machine: &Machine, pod: &PodSpec, agent: &Agent) -> Result<()> {
@@ -141,7 +146,7 @@ fn is_named(machine: &Machine, pod: &PodSpec, agent: &Agent) -> Result<()> {
     Ok(())
 }
 
-fn has_label(machine: &Machine, pod: &PodSpec) -> bool {
+pub(crate) fn has_label(machine: &Machine, pod: &PodSpec) -> bool {
     let object = machine.api().object(Resource::Pods, &pod.namespace, &pod.name);
     object.is_some_and(|object| object["metadata"]["labels"][LABEL] == "true")
 }

@@ -1,10 +1,10 @@
 //! A node that joins: nothing is on its disk, and pods are there from the beginning. Its base network and the agent come when they come.
 
-use std::time::Duration;
-
+use agent_tests::eventually;
+use anyhow::ensure;
 use runtimes::{Containerd, CriO, Kubelet, Machine, Runtime};
 
-use crate::boot::{Kind, assert_captured_or_named, boot};
+use crate::boot::{Kind, LIMIT, assert_captured_or_named, boot};
 
 /// How long the base network takes to come.
 #[derive(Debug, Clone, Copy)]
@@ -27,16 +27,20 @@ fn join(
     let machine = Machine::new("1.1.0").unwrap();
     machine.remove_conflist().unwrap();
     let runtime = runtime(&machine);
-    let kubelet = Kubelet { machine: &machine, runtime: runtime.as_ref() };
+    let kubelet = Kubelet::new(&machine, runtime.as_ref());
     let (agent_pod, pods) = (kind.agent_pod(), kind.pods());
     machine.schedule(pods.iter().chain([&agent_pod]));
     assert!(runtime.network_not_ready().is_some());
     let (life, started) = std::thread::scope(|scope| {
         scope.spawn(|| {
-            std::thread::sleep(match network {
-                Network::First => Duration::ZERO,
-                Network::Last => Duration::from_millis(1500),
-            });
+            if matches!(network, Network::Last) {
+                let plugin = machine.mesh.node.plugin();
+                let waits = || {
+                    ensure!(plugin.exists(), "no {}", plugin.display());
+                    Ok(())
+                };
+                eventually("the agent waits for the network", LIMIT, waits).unwrap();
+            }
             machine.write_conflist("1.1.0").unwrap();
         });
         boot(&kubelet, kind, &agent_pod, &pods)

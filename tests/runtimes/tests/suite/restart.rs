@@ -42,7 +42,7 @@ impl<'a> Town<'a> {
             PodSpec::sidecar("default", "edited"),
         ];
         machine.schedule(&pods);
-        let kubelet = Kubelet { machine, runtime: &crio };
+        let kubelet = Kubelet::new(machine, &crio);
         let started = kubelet.start_all(&pods, Duration::from_secs(20)).unwrap();
         let town = Self { machine, crio, agent: Some(agent), _ztunnel: ztunnel, pods: started };
         let captured = |name| town.crio.sandboxes().is_captured(&town.pod(name).sandbox).unwrap();

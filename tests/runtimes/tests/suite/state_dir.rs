@@ -14,7 +14,7 @@ fn a_pod_is_in_the_mesh_although_the_agent_cannot_see_the_path() {
         let agent = machine.ambient_agent().env("NATIVE_NFTABLES", backend).ready().unwrap();
         let _ztunnel = machine.mesh.ztunnel().unwrap();
         let containerd = Containerd::start(&machine);
-        let kubelet = Kubelet { machine: &machine, runtime: &containerd };
+        let kubelet = Kubelet::new(&machine, &containerd);
         let pods = ["one", "two", "three"].map(|name| PodSpec::new("mesh", name));
         machine.schedule(&pods);
         for started in kubelet.start_all(&pods, LIMIT).unwrap() {

@@ -39,7 +39,7 @@ fn outlive(machine: &Machine, runtime: &dyn Runtime, kept: &ByKeptList) {
     let node = &machine.mesh.node;
     let base = std::fs::read_to_string(node.conflist()).unwrap();
     let agent = machine.agent().env("CLEANUP_ON_EXIT", "always").ready().unwrap();
-    let kubelet = Kubelet { machine, runtime };
+    let kubelet = Kubelet::new(machine, runtime);
     let before = pods(&["sidecar-1", "sidecar-2", "plain"]);
     machine.schedule(&before);
     let before = kubelet.start_all(&before, LIMIT).unwrap();
