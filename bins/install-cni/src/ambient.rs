@@ -9,6 +9,7 @@ mod census;
 pub(crate) mod config;
 mod desired;
 mod drain;
+mod ending;
 mod enrol;
 mod event;
 mod evidence;
@@ -64,11 +65,6 @@ use waiting::Waiting;
 const RETRY: Duration = Duration::from_secs(2);
 /// How long the API server has to list the pods before those of an earlier agent are taken over by what that one kept of them.
 const LISTING_TIME: Duration = Duration::from_secs(2);
-/// The longest that a cleanup takes, [`drain::AT_THE_END`] included; kubelet gives 30 s in all.
-const CLEANUP_TIME: Duration = Duration::from_secs(20);
-/// How much of it waits for what is under way: an iptables that hangs must not keep the other pods from being cleaned up.
-const UNDER_WAY_TIME: Duration = Duration::from_secs(5);
-
 /// Both ways to program a namespace.
 pub(crate) struct Backends {
     iptables: Iptables,
@@ -323,60 +319,6 @@ impl Ambient {
             }
             tokio::time::sleep(RETRY).await;
         }
-    }
-
-    /// Takes everything of ours out of the pods, the node's namespace and the API server. `live` is the task of [`Self::live`], which serves
-    /// ztunnels until they have heard of all that.
-    pub(crate) async fn clean_up(self: Arc<Self>, live: tokio::task::JoinHandle<()>) {
-        let began = *self.ending.get_or_init(Instant::now);
-        if self.health.is_ready(Part::Ambient) {
-            self.stop.notify_one();
-            let _ = tokio::time::timeout(UNDER_WAY_TIME, self.stopped.notified()).await;
-        } else {
-            live.abort();
-        }
-        let ambient = self.clone();
-        let drained = tokio::time::Instant::from_std(began + drain::AT_THE_END);
-        let pods = async move {
-            // What is put in place after it was removed would stay.
-            let _ = tokio::time::timeout(UNDER_WAY_TIME, ambient.under_way.write()).await;
-            let mut tasks = JoinSet::new();
-            for member in ambient.members.all() {
-                let ambient = ambient.clone();
-                tasks.spawn(async move {
-                    let result = ambient.clear(&member).await;
-                    if ambient.drains.of(&member.key.uid) == drain::Wait::None {
-                        return result;
-                    }
-                    ambient.drains.end_by(&member.key.uid, drained).await;
-                    ambient.clear(&member).await
-                });
-            }
-            while let Some(done) = tasks.join_next().await {
-                if let Ok(Err(error)) = done {
-                    ambient.log.error("cleanup is not complete", &[("error", &error)]);
-                }
-            }
-        };
-        if tokio::time::timeout(CLEANUP_TIME, pods).await.is_err() {
-            let left = self.members.all().len();
-            self.log.error("cleanup is not complete: the time is over", &[("pods", &left)]);
-        }
-        self.records.close();
-        if let Some(host) = self.host.get() {
-            let errors = host.clean_up();
-            errors.iter().for_each(|error| self.log.error("cleanup is not complete", &[("error", error)]));
-            if errors.is_empty() {
-                self.log.info("rules and sets for host probes are removed", &[]);
-            }
-        }
-    }
-
-    /// Takes a pod out, or lets it drain.
-    async fn clear(&self, member: &Member) -> Result<(), Failure> {
-        let facts = self.cluster.index().facts(&member.key.namespace, &member.key.name);
-        let _turn = self.members.turn(&member.key.uid).await;
-        self.leave(&member.key, facts.as_ref(), leave::Ending::Out, "everything is removed").await
     }
 
     /// Does work in the kernel on a thread for it.

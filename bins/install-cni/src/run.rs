@@ -1,15 +1,20 @@
 //! The agent's life, stage by stage.
 
+mod ending;
+mod following;
+
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use cluster::{Cluster, Connection, Limits, Source, Store, StoreEvent, Writer};
-use facts::exchange::{FACTS_DIR, SOCKET_NAME};
+use cluster::{Cluster, Connection, Limits, Outlook, Source, Store, StoreEvent, Writer};
+use facts::exchange::SOCKET_NAME;
 use install::{Installer, OptionsError};
 use telemetry::{Journal, Scope};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::ambient::{self, Ambient, EventSocket};
@@ -20,9 +25,10 @@ use crate::log_socket::LogSocket;
 use crate::metrics::Metrics;
 use crate::node_lock::{NodeLock, OTHER_AGENT};
 use crate::older::{self, OlderPods};
-use crate::options::{Changed, Flags, Options, Setting, without_newlines};
+use crate::options::{Flags, Options, Setting, without_newlines};
 use crate::plugin_socket::{self, PluginSocket};
 use crate::serve::{Gone, Handler, Socket};
+use crate::shutdown::Outcome;
 use crate::uncaptured::{Marker, Uncaptured};
 use crate::{config_dir, log_socket, observe, own_node, ports, shutdown};
 
@@ -46,6 +52,10 @@ enum Error {
     Metrics(#[from] prometheus::Error),
     #[error("open {path} for the log: {cause}")]
     Log { path: String, cause: std::io::Error },
+    #[error("the installer has panicked; nothing is cleaned up; this is a defect, please report it")]
+    Installer,
+    #[error("start over: {0}; kubelet starts the container again")]
+    StartOver(#[from] shutdown::NotStarted),
     #[error("start the runtime: {0}; the node is out of processes, memory or descriptors")]
     Runtime(std::io::Error),
 }
@@ -64,6 +74,8 @@ pub(crate) struct Agent {
     /// Absent in sidecar mode.
     pub(crate) ambient: Option<Arc<Ambient>>,
     pub(crate) older: Arc<OlderPods>,
+    /// What becomes of this agent, by what was seen last.
+    pub(crate) outlook: watch::Sender<Option<Outlook>>,
     journal: Journal,
     options: config_dir::Reader,
     options_at_start: Options,
@@ -142,6 +154,7 @@ impl Agent {
             missing_ports: ports::Missing::default(),
             ambient: None,
             older,
+            outlook: watch::Sender::default(),
             journal,
             options: reader,
             options_at_start: options,
@@ -178,19 +191,28 @@ impl Agent {
             agent.serve_sockets(&mut tasks);
             let store = agent.keep_facts();
             tasks.spawn(observe::cluster(agent.clone(), source, store));
-            tasks.spawn(agent.older.clone().work());
+            let older = tasks.spawn(agent.older.clone().work());
             let ambient =
                 agent.ambient.clone().map(|ambient| (tokio::spawn(ambient.clone().live()), ambient));
-            let ended = agent.install_until_told(&mut end, &lock).await;
+            let outcome = agent.install_until_told(&mut end, &lock).await;
+            if let Ok((Outcome::Deleted, installer)) = outcome {
+                // From now on pods are meant to start without the plugin.
+                older.abort();
+                agent.clean_up_and_wait(installer, ambient, &mut end, tasks).await?;
+                lock.remove();
+                return Ok(());
+            }
             // Sockets go with their tasks, unless another agent has put its own there already.
             tasks.shutdown().await;
-            if let Some(installer) = ended? {
-                agent.clean_up(&installer);
-                if let Some((live, ambient)) = ambient {
-                    ambient.clean_up(live).await;
-                }
-                lock.remove();
+            let (outcome, installer) = outcome?;
+            if outcome == Outcome::Leave {
+                return installer.join().map(drop).map_err(|_| Error::Installer);
             }
+            agent.take_plugin_off(installer).await?;
+            if let Some((live, ambient)) = ambient {
+                ambient.clean_up(live).await;
+            }
+            lock.remove();
             Ok(())
         })
     }
@@ -315,12 +337,12 @@ impl Agent {
             .ok()
     }
 
-    /// Installs on a thread of its own until a signal comes; gives the installer if everything is to be removed.
+    /// Installs on a thread of its own until a signal comes or the DaemonSet is deleted. The thread is about to end then.
     async fn install_until_told(
         self: &Arc<Self>,
         end: &mut End,
         lock: &NodeLock,
-    ) -> Result<Option<Installer>, Error> {
+    ) -> Result<(Outcome, JoinHandle<Installer>), Error> {
         let mut installer =
             Installer::new(self.config.install.clone(), Box::new(observe::Installation::new(self.clone())))?;
         let handle = installer.handle();
@@ -330,90 +352,15 @@ impl Agent {
             installer
         });
         let thread = thread.map_err(Error::Runtime)?;
-        let signal = end.told().await;
-        self.log.info("ending", &[("signal", &signal)]);
-        let clean_up = match lock.next().await {
-            Some(next) => {
-                self.log.info(format!("leaving the plugin on this node: another agent waits: {next}"), &[]);
-                false
+        let outcome = tokio::select! {
+            signal = end.told() => {
+                self.log.info("ending", &[("signal", &signal)]);
+                shutdown::outcome(self, lock).await
             }
-            None => shutdown::is_to_clean_up(self).await,
+            () = shutdown::is_deleted(self, lock) => Outcome::Deleted,
         };
         handle.stop();
-        let Ok(installer) = thread.join() else {
-            self.log.error("the installer has panicked; nothing is cleaned up", &[]);
-            return Ok(None);
-        };
-        Ok(clean_up.then_some(installer))
-    }
-
-    /// Takes everything off the node, parts of pod objects included. The plugin's log and notes about uncaptured pods stay: they are evidence.
-    fn clean_up(&self, installer: &Installer) {
-        let report = installer.cleanup(&[FACTS_DIR, applied::DIR].map(|name| self.config.run_dir.join(name)));
-        for done in &report.done {
-            self.log.info(done, &[]);
-        }
-        for error in &report.errors {
-            self.log.error("cleanup is not complete", &[("error", error)]);
-        }
-    }
-
-    /// What a look at the options shows now, by what this process was started with.
-    fn changed(&self, reader: &mut config_dir::Reader) -> Result<(Config, Vec<&'static str>), Error> {
-        let new = reader.read(&variable)?;
-        // All of it has to mean something, also what is for the next start.
-        Config::new(&new, &variable)?;
-        let Changed { options, waiting } =
-            self.options_at_start.changed_to(&new, self.config.ambient.is_some());
-        Ok((Config::new(&options, &variable)?, waiting))
-    }
-
-    /// Lets changed options reach the agent and the plugin's configuration.
-    fn follow_options(self: &Arc<Self>, handle: install::Handle) {
-        let Some(dir) = self.config.config_dir.clone() else { return };
-        let agent = self.clone();
-        let mut reader = self.options.clone();
-        let mut before = self.config.install.entry.clone();
-        let started = config_dir::watch(dir, move || match agent.changed(&mut reader) {
-            Ok((config, waiting)) => {
-                agent.tell_waiting(&waiting);
-                // The agent first: it takes whatever a plugin announces by its new options.
-                if let (Some(ambient), Some(config)) = (&agent.ambient, &config.ambient) {
-                    ambient.follow(config);
-                }
-                agent.older.follow(config.older.clone());
-                let entry = config.install.entry;
-                if entry != before {
-                    agent.log.info("the plugin's options have changed", &[]);
-                    handle.update(entry.clone());
-                    before = entry;
-                }
-            }
-            Err(error) => {
-                agent.log.error(
-                    "changed options cannot be used; agent and plugin keep the ones before",
-                    &[("error", &error)],
-                );
-                let reason = format!("{error}; the plugin keeps the options before");
-                agent.health.pending(Part::Configuration, &reason);
-            }
-        });
-        if let Err(error) = started {
-            self.log.error("options are not watched", &[("error", &error)]);
-        }
-    }
-
-    /// Says which changed options cannot be followed.
-    fn tell_waiting(&self, waiting: &[&str]) {
-        if waiting.is_empty() {
-            return self.health.ready(Part::Configuration);
-        }
-        let reason = format!(
-            "changed options that this agent cannot follow while it runs: {}; restart it, or set them back",
-            waiting.join(", ")
-        );
-        self.log.warn(&reason, &[]);
-        self.health.pending(Part::Configuration, &reason);
+        Ok((outcome, thread))
     }
 }
 

@@ -1,27 +1,86 @@
 //! The end: whether another agent is to follow, or everything is to be removed.
 
+use std::os::unix::process::CommandExt as _;
+
 use cluster::daemonset::{DEFAULT_NAME, decide};
 use cluster::{Outlook, OwnPod, WatchError, Writer};
 
 use crate::config::Cleanup;
 use crate::health::Notice;
+use crate::node_lock::NodeLock;
 use crate::run::Agent;
 
 /// What it means that the plugin stays although no agent may follow.
 const STAYS: &str = "the plugin stays and holds new pods back until an agent answers; if none is to follow, run cnictl uninstall on this node";
 
-/// Whether to take everything off the node. Where the plugin stays, pods go on being captured: it asks the API server itself, or what this agent
-/// knew last.
-pub(crate) async fn is_to_clean_up(agent: &Agent) -> bool {
-    let (clean, reason) = match (agent.config.cleanup, &agent.config.own_pod, &agent.writer) {
-        (Cleanup::Always, ..) => (true, "cleanup-on-exit is always".to_owned()),
-        (Cleanup::Never, ..) => (false, "cleanup-on-exit is never".to_owned()),
-        (Cleanup::Auto, Some(own), Some(writer)) => ask(agent, own, writer).await,
-        (Cleanup::Auto, ..) => (true, "there is no DaemonSet that could bring another agent".to_owned()),
+/// What the end is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// A signal came, and everything stays.
+    Leave,
+    /// A signal came, and everything is removed.
+    CleanUp,
+    /// The DaemonSet was deleted; the signal is still to come.
+    Deleted,
+}
+
+/// Waits until the deletion of the DaemonSet is seen, and another look does not take that back: one of the same name may have been made at once,
+/// and a watch that comes back tells of both. Waits for ever where another agent waits for the end of this one: that one follows.
+pub(crate) async fn is_deleted(agent: &Agent, lock: &NodeLock) {
+    let (Some(own), Some(writer)) = (&agent.config.own_pod, &agent.writer) else {
+        return std::future::pending().await;
     };
-    let what = if clean { "taking the plugin off this node" } else { "leaving the plugin on this node" };
+    // The sender lives as long as the agent.
+    let mut outlook = agent.outlook.subscribe();
+    loop {
+        let _ = outlook.wait_for(|outlook| *outlook == Some(Outlook::Deleted)).await;
+        let (seen, _) = writer.look_again(&agent.cluster.seen(), &own.namespace).await;
+        if decide(&seen) == Outlook::Deleted && lock.next().await.is_none() {
+            let reason = format!("DaemonSet {}/{} was deleted", own.namespace, seen.name);
+            return agent.log.info(format!("taking the plugin off this node: {reason}"), &[]);
+        }
+        let _ = outlook.changed().await;
+    }
+}
+
+/// Waits until a DaemonSet of the name is seen that is for this node.
+pub(crate) async fn is_there_again(agent: &Agent) {
+    let mut outlook = agent.outlook.subscribe();
+    let _ = outlook.wait_for(|outlook| *outlook == Some(Outlook::Follows)).await;
+}
+
+/// The new agent that did not start.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub(crate) struct NotStarted(std::io::Error);
+
+/// Becomes a new agent in the same process, so that the pod need not be restarted for it. Comes back only if that fails.
+pub(crate) fn start_over(agent: &Agent) -> NotStarted {
+    agent.log.warn("the DaemonSet is there again: this agent starts over and installs everything anew", &[]);
+    let mut args = std::env::args_os();
+    let name = args.next().unwrap_or_default();
+    NotStarted(std::process::Command::new("/proc/self/exe").arg0(name).args(args).exec())
+}
+
+/// Whether a signal lets everything be taken off the node. Where the plugin stays, pods go on being captured: it asks the API server itself, or
+/// what this agent knew last.
+pub(crate) async fn outcome(agent: &Agent, lock: &NodeLock) -> Outcome {
+    let (clean, reason) =
+        match (lock.next().await, agent.config.cleanup, &agent.config.own_pod, &agent.writer) {
+            (Some(next), ..) => (false, format!("another agent waits: {next}")),
+            (_, Cleanup::Always, ..) => (true, "cleanup-on-exit is always".to_owned()),
+            (_, Cleanup::Never, ..) => (false, "cleanup-on-exit is never".to_owned()),
+            (_, Cleanup::Auto, Some(own), Some(writer)) => ask(agent, own, writer).await,
+            (_, Cleanup::Auto, ..) => {
+                (true, "there is no DaemonSet that could bring another agent".to_owned())
+            }
+        };
+    let (outcome, what) = match clean {
+        true => (Outcome::CleanUp, "taking the plugin off this node"),
+        false => (Outcome::Leave, "leaving the plugin on this node"),
+    };
     agent.log.info(format!("{what}: {reason}"), &[]);
-    clean
+    outcome
 }
 
 /// By what was seen, and by a last look at it.
@@ -41,13 +100,15 @@ async fn ask(agent: &Agent, own: &OwnPod, writer: &Writer) -> (bool, String) {
     }
 }
 
-/// Tells people what becomes of this agent.
+/// Tells people and the agent's life what becomes of this agent.
 pub(crate) fn tell(agent: &Agent, outlook: &Outlook) {
     let Some(own) = &agent.config.own_pod else { return };
+    agent.outlook.send_replace(Some(outlook.clone()));
     let name = agent.cluster.seen().name;
     let text = format!("DaemonSet {}/{name} {outlook}", own.namespace);
     if outlook.is_end() {
-        let text = format!("{text}; this agent takes everything off the node when it ends");
+        let when = if *outlook == Outlook::Deleted { "now" } else { "when it ends" };
+        let text = format!("{text}; this agent takes everything off the node {when}");
         if agent.health.notice(Notice::DaemonSet, &text) {
             agent.log.warn(text, &[]);
         }

@@ -3,12 +3,14 @@
 //! - [`Node`]: directories as the agent's container sees them, and an API server double; starts agents.
 //! - [`Agent`]: a running one, with what it logs, answers and counts.
 //! - [`PodCall`]: a call of the plugin as the runtime makes it from the configuration that the agent wrote.
+//! - [`looks`]: everything of ours on a node, looked at while something changes.
 //! - [`Mesh`]: a node in ambient mode, its pods, and what it has of them.
 //! - [`http`]: requests over ports and unix sockets, also broken ones.
 
 mod agent;
 pub mod http;
 mod log;
+pub mod looks;
 pub mod mesh;
 mod metrics;
 mod node;

@@ -123,11 +123,7 @@ impl Ambient {
             // Nothing but an address shows which namespace is the pod's.
             member.set_ips(facts.pod.ips());
         }
-        if let Some(facts) = facts.filter(|_| member.is_settled()) {
-            // Somebody may have put the annotation back.
-            let shown = facts.pod.annotation(REDIRECTION).filter(|shown| desired::claims(shown));
-            member.annotation = shown.map(str::to_owned);
-        }
+        Self::see_annotation(&mut member, facts);
         if member.state != State::Draining || ending != Ending::Out {
             member.state = State::Leaving;
         }
@@ -153,6 +149,14 @@ impl Ambient {
             &[("pod", &pod_text(key)), ("uid", &key.uid), ("reason", &reason)],
         );
         Ok(())
+    }
+
+    /// Somebody may have put the annotation back.
+    pub(super) fn see_annotation(member: &mut Member, facts: Option<&Facts>) {
+        if let Some(facts) = facts.filter(|_| member.is_settled()) {
+            let shown = facts.pod.annotation(REDIRECTION).filter(|shown| desired::claims(shown));
+            member.annotation = shown.map(str::to_owned);
+        }
     }
 
     async fn step_out(&self, step: Step, member: &mut Member) -> Result<Next, Failure> {

@@ -390,8 +390,11 @@ impl zds::Snapshot for Members {
                 Ok(()) => member.acked.set(true),
                 Err(_) => member.acked.refuse(),
             }
+            let before = member.state;
             member.state = member.settled();
-            (member.state != State::Enrolled).then(|| member.key.clone())
+            // One that was not known to be in may lack its annotation: the agent before ended in between.
+            let known = before == State::Enrolled && member.state == State::Enrolled;
+            (!known).then(|| member.key.clone())
         };
         if let (Some(key), Some(told)) = (unsettled, self.unsettled.get()) {
             told(&key);

@@ -129,6 +129,14 @@ impl Ambient {
         if self.host.get().is_none() {
             return Err(Refusal::NotReady);
         }
+        if self.ending.get().is_some() {
+            // The plugin is being taken off the node, and the pod would be taken out again at once.
+            self.log.warn(
+                "pod starts without capture: everything is being removed from this node",
+                &[("pod", &name)],
+            );
+            return Ok(());
+        }
         let facts = self.look_up(&event).await.ok_or_else(|| Refusal::Unknown(name.clone()))?;
         let rules = self.config.rules.now();
         if !rules.capture {

@@ -23,6 +23,7 @@ mod neighbours;
 mod socket;
 mod sources;
 mod surroundings;
+mod uninstall;
 mod upgrade;
 mod waiting;
 

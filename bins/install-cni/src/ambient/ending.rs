@@ -1,0 +1,140 @@
+//! The end of ambient mode on this node: every pod is taken out.
+//!
+//! A pod that says that it is in the mesh and has no rules any more cannot be reached by the mesh. So its annotation goes first, and where the
+//! API server does not take it back (an uninstallation may have removed our roles already) the pod stays as it is: captured, known to its
+//! ztunnel, with its probes let through. It starts outside of the mesh when it is deleted.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+
+use super::failure::Failure;
+use super::leave::Ending;
+use super::members::Member;
+use super::{Ambient, drain, enrol};
+use crate::health::Part;
+
+/// The longest that a cleanup takes, [`drain::AT_THE_END`] included; kubelet gives 30 s in all.
+const CLEANUP_TIME: Duration = Duration::from_secs(20);
+/// How much of it waits for what is under way: an iptables that hangs must not keep the other pods from being cleaned up.
+const UNDER_WAY_TIME: Duration = Duration::from_secs(5);
+/// How much of it an API server has to take an annotation back, and the pause between two tries.
+const ANNOTATION_TIME: Duration = Duration::from_secs(3);
+const ANNOTATION_PAUSE: Duration = Duration::from_millis(300);
+/// Pods that are named in a line of the log.
+const NAMED: usize = 10;
+
+/// A pod that stays in the mesh.
+struct Left {
+    pod: String,
+    why: cluster::Error,
+}
+
+impl Ambient {
+    /// Takes everything of ours out of the pods, the node's namespace and the API server. `live` is the task of [`Self::live`], which serves
+    /// ztunnels until they have heard of all that.
+    pub(crate) async fn clean_up(self: Arc<Self>, live: tokio::task::JoinHandle<()>) {
+        let began = *self.ending.get_or_init(Instant::now);
+        if self.health.is_ready(Part::Ambient) {
+            self.stop.notify_one();
+            let _ = tokio::time::timeout(UNDER_WAY_TIME, self.stopped.notified()).await;
+        } else {
+            live.abort();
+        }
+        let mut left = Vec::new();
+        if tokio::time::timeout(CLEANUP_TIME, self.clear_all(began, &mut left)).await.is_err() {
+            let pods = self.members.all().len();
+            self.log.error("cleanup is not complete: the time is over", &[("pods", &pods)]);
+        }
+        self.records.close();
+        if !left.is_empty() {
+            return self.tell_left(&left);
+        }
+        if let Some(host) = self.host.get() {
+            let errors = host.clean_up();
+            errors.iter().for_each(|error| self.log.error("cleanup is not complete", &[("error", error)]));
+            if errors.is_empty() {
+                self.log.info("rules and sets for host probes are removed", &[]);
+            }
+        }
+    }
+
+    /// Takes all pods out, also those that came in at the last moment.
+    async fn clear_all(self: &Arc<Self>, began: Instant, left: &mut Vec<Left>) {
+        // What is put in place after it was removed would stay.
+        let _ = tokio::time::timeout(UNDER_WAY_TIME, self.under_way.write()).await;
+        let mut seen = HashSet::new();
+        loop {
+            let mut tasks = JoinSet::new();
+            for member in self.members.all().into_iter().filter(|member| seen.insert(member.key.uid.clone()))
+            {
+                let ambient = self.clone();
+                tasks.spawn(async move { ambient.clear(member, began).await });
+            }
+            if tasks.is_empty() {
+                return;
+            }
+            while let Some(done) = tasks.join_next().await {
+                match done {
+                    Ok(Ok(())) => {}
+                    Ok(Err((pod, Failure::Api(why)))) => left.push(Left { pod, why }),
+                    Ok(Err((pod, error))) => {
+                        self.log.error("cleanup is not complete", &[("pod", &pod), ("error", &error)]);
+                    }
+                    Err(error) => self.log.error("cleanup is not complete", &[("error", &error)]),
+                }
+            }
+        }
+    }
+
+    /// Takes a pod out, or lets it drain first. A failure of the API server means that nothing was changed.
+    async fn clear(&self, member: Member, began: Instant) -> Result<(), (String, Failure)> {
+        let (key, pod) = (&member.key, enrol::pod_text(&member.key));
+        let tries_end = began + ANNOTATION_TIME;
+        let out = async || {
+            let facts = self.cluster.index().facts(&key.namespace, &key.name);
+            let _turn = self.members.turn(&key.uid).await;
+            if let Some(mut member) = self.members.get(&key.uid).filter(|member| member.ruled) {
+                Self::see_annotation(&mut member, facts.as_ref());
+                self.unmark(&mut member, tries_end).await?;
+            }
+            match self.leave(key, facts.as_ref(), Ending::Out, "everything is removed").await {
+                // Its rules were gone before: a pod that drained when the end came.
+                Err(Failure::Api(error)) => {
+                    self.log.warn(&error, &[("pod", &pod)]);
+                    Ok(())
+                }
+                result => result,
+            }
+        };
+        let result = out().await;
+        if result.is_err() || self.drains.of(&key.uid) == drain::Wait::None {
+            return result.map_err(|failure| (pod.clone(), failure));
+        }
+        let drained = tokio::time::Instant::from_std(began + drain::AT_THE_END);
+        self.drains.end_by(&key.uid, drained).await;
+        out().await.map_err(|failure| (pod.clone(), failure))
+    }
+
+    /// Lets the pod say no more that it is in the mesh. A refusal may be of an API server that has just started, so it is asked again for a while.
+    async fn unmark(&self, member: &mut Member, until: Instant) -> Result<(), Failure> {
+        loop {
+            match self.annotate(member, None).await {
+                Err(_) if Instant::now() + ANNOTATION_PAUSE < until => {
+                    tokio::time::sleep(ANNOTATION_PAUSE).await;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn tell_left(&self, left: &[Left]) {
+        let names: Vec<&str> = left.iter().take(NAMED).map(|left| left.pod.as_str()).collect();
+        let why = left.first().map(|left| left.why.to_string()).unwrap_or_default();
+        let text = "pods stay in the mesh, captured and annotated as before, because the API server did not take their annotation back; delete them, \
+                    and they start outside of the mesh";
+        self.log.error(text, &[("pods", &left.len()), ("names", &names.join(", ")), ("error", &why)]);
+    }
+}

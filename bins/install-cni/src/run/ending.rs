@@ -1,0 +1,64 @@
+//! Everything that is taken off the node at the end.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use facts::exchange::FACTS_DIR;
+use install::Installer;
+use tokio::task::JoinSet;
+
+use super::{Agent, End, Error};
+use crate::ambient::Ambient;
+use crate::shutdown;
+
+impl Agent {
+    /// The DaemonSet was deleted, and this pod has not been told to end yet: what needs rights in the cluster is done while these exist, and the
+    /// sockets are served meanwhile. Waits for the signal, or starts over when the DaemonSet is there again, wherever the cleanup is then: as
+    /// after a kill.
+    pub(super) async fn clean_up_and_wait(
+        &self,
+        installer: JoinHandle<Installer>,
+        ambient: Option<(tokio::task::JoinHandle<()>, Arc<Ambient>)>,
+        end: &mut End,
+        mut tasks: JoinSet<()>,
+    ) -> Result<(), Error> {
+        let pods = async {
+            if let Some((live, ambient)) = ambient {
+                ambient.clean_up(live).await;
+            }
+        };
+        let work = async {
+            let (installer, ()) = tokio::join!(self.take_plugin_off(installer), pods);
+            let signal = end.told().await;
+            self.log.info("ending", &[("signal", &signal)]);
+            installer
+        };
+        let installer = tokio::select! {
+            installer = work => installer?,
+            () = shutdown::is_there_again(self) => return Err(shutdown::start_over(self).into()),
+        };
+        tasks.shutdown().await;
+        // Facts were written while the sockets were served.
+        self.clean_up(&installer);
+        Ok(())
+    }
+
+    /// Waits for the installer's end, and does the opposite of its work.
+    pub(super) async fn take_plugin_off(&self, installer: JoinHandle<Installer>) -> Result<Installer, Error> {
+        let installer = tokio::task::spawn_blocking(move || installer.join());
+        let installer = installer.await.map_err(|_| Error::Installer)?.map_err(|_| Error::Installer)?;
+        self.clean_up(&installer);
+        Ok(installer)
+    }
+
+    /// Takes everything off the node, parts of pod objects included. The plugin's log and notes about uncaptured pods stay: they are evidence.
+    fn clean_up(&self, installer: &Installer) {
+        let report = installer.cleanup(&[FACTS_DIR, applied::DIR].map(|name| self.config.run_dir.join(name)));
+        for done in &report.done {
+            self.log.info(done, &[]);
+        }
+        for error in &report.errors {
+            self.log.error("cleanup is not complete", &[("error", error)]);
+        }
+    }
+}
