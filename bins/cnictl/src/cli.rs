@@ -12,7 +12,8 @@ Exit codes:
   0  done; for explain: the question is answered, whatever the verdict; for status: healthy
   1  something failed or, for status, is wrong; the message says what, where and what to do
   2  the command line is wrong
-  3  render: the pod is not captured, so there is nothing to render";
+  3  render: the pod is not captured, so there is nothing to render
+  4  status: nothing wrong was seen, but not everything could be looked at";
 
 const EXAMPLES: &str = "\
 Examples:

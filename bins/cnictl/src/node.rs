@@ -1,6 +1,7 @@
 //! `status` and `uninstall`: what is installed on this node, and the node without it. Neither needs the agent.
 
 mod agent;
+mod host_side;
 mod places;
 mod status;
 mod uninstall;

@@ -84,6 +84,11 @@ impl FileError {
         }
     }
 
+    /// Whether the caller may not look at it.
+    pub(crate) fn is_denied(&self) -> bool {
+        matches!(self, Self::Io { cause, .. } if cause.kind() == io::ErrorKind::PermissionDenied)
+    }
+
     /// Whether there is no such file.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Io { cause, .. } if cause.kind() == io::ErrorKind::NotFound)

@@ -1,10 +1,12 @@
 //! What is installed on the node, for people.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use cni::conflist::Document;
 use cni::json::Value;
+use rustix::fs::Access;
+use rustix::io::Errno;
 
 use crate::binaries::{PLUGIN, own_version, supported_versions};
 use crate::config::{Obstacle, Problem, Scan, State, obstacle};
@@ -28,6 +30,8 @@ pub struct Installed {
     pub programs: Vec<Program>,
     /// The plugin's access to the API server; `None` when there is none.
     pub kubeconfig: Option<Kubeconfig>,
+    /// What the caller may not look at: whether it is there, or in order, is not known.
+    pub denied: Vec<PathBuf>,
 }
 
 /// A network configuration.
@@ -82,11 +86,18 @@ pub struct Kubeconfig {
 }
 
 /// Looks at a node. Each plugin's program is run, for its versions.
-pub fn inspect(net_dir: &std::path::Path, bin_targets: &[PathBuf], run_dir: &std::path::Path) -> Installed {
+pub fn inspect(net_dir: &Path, bin_targets: &[PathBuf], run_dir: &Path) -> Installed {
+    let mut denied = Vec::new();
     let (mut scan, unreadable) = match Scan::new(net_dir, None) {
         Ok(scan) => (scan, None),
+        Err(error) if error.is_denied() => {
+            denied.push(error.path().to_owned());
+            (Scan::default(), None)
+        }
         Err(error) => (Scan::default(), Some(error)),
     };
+    let is_denied = |problem: &mut Problem| matches!(problem, Problem::File(error) if error.is_denied());
+    denied.extend(scan.problems.extract_if(.., is_denied).map(|problem| problem.path().to_owned()));
     let standalone = scan.problems.extract_if(.., |problem| matches!(problem, Problem::Standalone(_)));
     let standalone = standalone.filter_map(|problem| match problem {
         Problem::Standalone(path) => standalone_file(path),
@@ -103,11 +114,18 @@ pub fn inspect(net_dir: &std::path::Path, bin_targets: &[PathBuf], run_dir: &std
         is_valid: candidate.state == State::Valid,
         path: candidate.listed,
     });
-    let programs = bin_targets.iter().map(|target| target.join(PLUGIN)).map(|path| Program {
+    let programs = bin_targets.iter().map(|target| target.join(PLUGIN));
+    let (hidden, programs): (Vec<_>, Vec<_>) = programs.partition(|path| is_hidden(path));
+    denied.extend(hidden);
+    let programs = programs.into_iter().map(|path| Program {
         version: own_version(&path).map_err(|error| error.to_string()),
         versions: supported_versions(&path).map_err(|error| error.to_string()),
         modified: std::fs::metadata(&path).and_then(|metadata| metadata.modified()).ok(),
         path,
+    });
+    let kubeconfig = kubeconfig(run_dir.join(KUBECONFIG)).unwrap_or_else(|path| {
+        denied.push(path);
+        None
     });
     Installed {
         networks: networks.collect(),
@@ -116,8 +134,18 @@ pub fn inspect(net_dir: &std::path::Path, bin_targets: &[PathBuf], run_dir: &std
         obstacle,
         unreadable,
         programs: programs.collect(),
-        kubeconfig: kubeconfig(run_dir.join(KUBECONFIG)),
+        kubeconfig,
+        denied,
     }
+}
+
+/// Whether a program may not be looked at, or is one that this user may not start. Root may start whatever anybody may.
+fn is_hidden(path: &Path) -> bool {
+    let mut wanted = Access::EXISTS;
+    if !rustix::process::geteuid().is_root() {
+        wanted |= Access::EXEC_OK;
+    }
+    rustix::fs::access(path, wanted) == Err(Errno::ACCESS)
 }
 
 /// `None` if it has been replaced since it was seen.
@@ -127,10 +155,15 @@ fn standalone_file(path: PathBuf) -> Option<Standalone> {
     Some(Standalone { path, entry })
 }
 
-fn kubeconfig(path: PathBuf) -> Option<Kubeconfig> {
-    let content = Content::read_if_there(&path).ok()??;
+/// The error is its path, where it may not be looked at.
+fn kubeconfig(path: PathBuf) -> Result<Option<Kubeconfig>, PathBuf> {
+    let content = match Content::read_if_there(&path) {
+        Ok(Some(content)) => content,
+        Err(error) if error.is_denied() => return Err(path),
+        Ok(None) | Err(_) => return Ok(None),
+    };
     let text = String::from_utf8_lossy(&content.bytes);
     let server = text.lines().find_map(|line| line.trim().strip_prefix("server: "));
     let server = server.map(|server| server.trim_matches('"').to_owned());
-    Some(Kubeconfig { path, server, modified: content.modified })
+    Ok(Some(Kubeconfig { path, server, modified: content.modified }))
 }

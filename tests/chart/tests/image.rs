@@ -242,3 +242,73 @@ fn its_programs_run_with_the_rights_that_the_chart_gives() {
         }
     }
 }
+
+/// A container that runs; it ends when dropped.
+struct Container<'a> {
+    dir: &'a Path,
+    name: String,
+}
+
+impl Container<'_> {
+    fn runc(&self, words: &[&str]) -> Command {
+        let mut runc = Command::new("runc");
+        runc.arg("--root").arg(self.dir.join("state")).args(words);
+        runc
+    }
+
+    /// As `kubectl exec` does: with the container's own variables.
+    fn exec(&self, words: &[&str]) -> Output {
+        self.runc(&["exec", &self.name]).args(words).output().unwrap()
+    }
+}
+
+impl Drop for Container<'_> {
+    fn drop(&mut self) {
+        let _ = self.runc(&["delete", "--force", &self.name]).output();
+    }
+}
+
+/// The node's directories are elsewhere in the agent's container, and cnictl finds them there.
+#[test]
+fn cnictl_tells_the_truth_in_the_agents_container() {
+    const CONFLIST: &str =
+        r#"{"cniVersion": "1.0.0", "name": "k8s-pod-network", "plugins": [{"type": "calico"}]}"#;
+    let (image, dir) = (image(), tempfile::tempdir().unwrap());
+    let objects = render_set(&["agent.podSource=manifests:/etc/pods"]).unwrap();
+    succeed(Command::new("cp").arg("-a").arg(image.rootfs()).arg(dir.path()));
+    let variables = ["POD_SOURCE=manifests:/etc/pods", "CLEANUP_ON_EXIT=never", "POD_NAMESPACE=istio-system"];
+    write_bundle(dir.path(), &image, &objects, &["install-cni"], &variables);
+    let mounts = objects.container()["volumeMounts"].as_array().unwrap();
+    let volume = mounts.iter().position(|mount| mount["mountPath"] == "/host/etc/cni/net.d").unwrap();
+    fs::write(dir.path().join(format!("volume{volume}/10-calico.conflist")), CONFLIST).unwrap();
+    let container = Container { dir: dir.path(), name: format!("status-{}", std::process::id()) };
+    let log = fs::File::create(dir.path().join("agent.log")).unwrap();
+    let mut run = container.runc(&["run", "--detach", "--bundle"]);
+    run.arg(dir.path()).arg(&container.name).stdout(log.try_clone().unwrap()).stderr(log);
+    assert!(run.status().unwrap().success());
+    let start = std::time::Instant::now();
+    let output = loop {
+        let output = container.exec(&["cnictl", "status"]);
+        if output.status.success() || start.elapsed().as_secs() > 20 {
+            break output;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    };
+    let text = String::from_utf8_lossy(&output.stdout);
+    let log = fs::read_to_string(dir.path().join("agent.log")).unwrap();
+    assert!(output.status.success(), "{output:?}\n{log}");
+    for part in [
+        "/host/etc/cni/net.d/10-calico.conflist (chained)",
+        "k8s-pod-network: calico, istio-cni",
+        "/host/opt/cni/bin/istio-cni ",
+        "pid 1, ready",
+        "healthy: the plugin is installed and the agent answers\n",
+    ] {
+        assert!(text.contains(part), "{part:?} is not in {text}");
+    }
+    // What the runtime no longer uses is a problem here, too.
+    fs::write(dir.path().join(format!("volume{volume}/05-first.json")), CONFLIST).unwrap();
+    let output = container.exec(&["cnictl", "status"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.code() == Some(1) && text.contains("05-first.json"), "{output:?}");
+}

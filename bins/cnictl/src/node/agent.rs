@@ -29,21 +29,31 @@ const MAX_HOLDER: u64 = 4096;
 #[derive(Debug, Serialize)]
 pub(super) struct Socket {
     pub(super) path: PathBuf,
-    /// Whether somebody accepts connections.
-    pub(super) listening: bool,
+    /// Whether somebody accepts connections; absent where this user may not connect.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) listening: Option<bool>,
     /// Why not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) error: Option<String>,
 }
 
+/// The agent may not be asked by this user, or why it does not say how it is.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Silence {
+    Denied,
+    Failed(String),
+}
+
 /// Asks the agent how it is.
-pub(super) fn ask(run_dir: &Path) -> Result<Status, String> {
+pub(super) fn ask(run_dir: &Path) -> Result<Status, Silence> {
     Agent::new(run_dir, env!("CARGO_PKG_VERSION")).status(PATIENCE).map_err(|error| match &*error.cause {
-        Cause::NoAgent(cause) if cause.kind() == io::ErrorKind::PermissionDenied => {
-            format!("{error}, and run cnictl as root")
-        }
-        _ => error.to_string(),
+        Cause::NoAgent(cause) if is_denied(cause) => Silence::Denied,
+        _ => Silence::Failed(error.to_string()),
     })
+}
+
+fn is_denied(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::PermissionDenied
 }
 
 /// Paths of the sockets that an agent may have made, upstream's too.
@@ -51,10 +61,14 @@ pub(super) fn socket_paths(run_dir: &Path) -> [PathBuf; 3] {
     [SOCKET_NAME, telemetry::SOCKET_NAME, EVENT_SOCKET_NAME].map(|name| run_dir.join(name))
 }
 
-/// The sockets that are there.
+/// The sockets that are there, or may be.
 pub(super) fn sockets(run_dir: &Path) -> Vec<Socket> {
-    let there = socket_paths(run_dir).into_iter().filter(|path| std::fs::symlink_metadata(path).is_ok());
-    there.map(Socket::at).collect()
+    let there = |path: PathBuf| match std::fs::symlink_metadata(&path) {
+        Ok(_) => Some(Socket::at(path)),
+        Err(error) if is_denied(&error) => Some(Socket { path, listening: None, error: None }),
+        Err(_) => None,
+    };
+    socket_paths(run_dir).into_iter().filter_map(there).collect()
 }
 
 /// The agent that works on this node, by the lock that it holds.
@@ -77,27 +91,29 @@ impl Socket {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 Some("nobody listens".to_owned())
             }
+            Err(error) if is_denied(&error) => return Self { path, listening: None, error: None },
             Err(error) => Some(error.to_string()),
         };
-        Self { path, listening: error.is_none(), error }
+        Self { path, listening: Some(error.is_none()), error }
     }
 }
 
-/// How many pods' last known facts are on disk.
-pub(super) fn last_known(run_dir: &Path) -> usize {
-    json_files(&run_dir.join(FACTS_DIR)).len()
+/// How many pods' last known facts are on disk; the error is the directory, where this user may not look.
+pub(super) fn last_known(run_dir: &Path) -> Result<usize, PathBuf> {
+    json_files(run_dir.join(FACTS_DIR)).map(|files| files.len())
 }
 
-/// Pods that started without capture and are not marked yet, as `namespace/name`; a note that cannot be read has its file's name.
-pub(super) fn uncaptured(run_dir: &Path) -> Vec<String> {
-    let mut notes = json_files(&run_dir.join(UNCAPTURED_DIR));
+/// Pods that started without capture and are not marked yet, as `namespace/name`; a note that cannot be read has its file's name. The error is
+/// as in [`last_known`].
+pub(super) fn uncaptured(run_dir: &Path) -> Result<Vec<String>, PathBuf> {
+    let mut notes = json_files(run_dir.join(UNCAPTURED_DIR))?;
     notes.sort();
     let name = |(index, path): (usize, &PathBuf)| {
         let report = if index < MAX_NOTES { read_note(path).ok() } else { None };
         let file = || path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         report.map_or_else(file, |report| format!("{}/{}", report.namespace, report.name))
     };
-    notes.iter().enumerate().map(name).collect()
+    Ok(notes.iter().enumerate().map(name).collect())
 }
 
 fn read_note(path: &Path) -> io::Result<Report> {
@@ -107,8 +123,11 @@ fn read_note(path: &Path) -> io::Result<Report> {
 }
 
 /// Without the files that are being written, which have another name.
-fn json_files(dir: &Path) -> Vec<PathBuf> {
-    let paths =
-        std::fs::read_dir(dir).into_iter().flatten().take(MAX_FILES).flatten().map(|entry| entry.path());
-    paths.filter(|path| path.extension().is_some_and(|extension| extension == "json")).collect()
+fn json_files(dir: PathBuf) -> Result<Vec<PathBuf>, PathBuf> {
+    let entries = match std::fs::read_dir(&dir) {
+        Err(error) if is_denied(&error) => return Err(dir),
+        entries => entries,
+    };
+    let paths = entries.into_iter().flatten().take(MAX_FILES).flatten().map(|entry| entry.path());
+    Ok(paths.filter(|path| path.extension().is_some_and(|extension| extension == "json")).collect())
 }

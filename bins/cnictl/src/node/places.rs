@@ -1,19 +1,61 @@
 //! Where things are on a node.
 
+use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
 
-/// The node's directories; the defaults are those of the host.
+/// The node's directories as the command line names them. In the agent's container the node's are mounted below /host, or where the agent's own
+/// variables say.
 #[derive(Debug, clap::Args)]
+pub(super) struct PlaceArgs {
+    /// Directory of CNI configurations [default: /etc/cni/net.d, in the agent's container where it is mounted]
+    #[arg(long, value_name = "DIR", value_parser = directory)]
+    net_dir: Option<PathBuf>,
+    /// Directory of the plugin's program (repeat) [default: /opt/cni/bin, in the agent's container where it is mounted]
+    #[arg(long = "bin-dir", value_name = "DIR", value_parser = directory)]
+    bin_dirs: Vec<PathBuf>,
+    /// Directory of the node agent's sockets, kubeconfig and facts [default: /var/run/istio-cni]
+    #[arg(long, value_name = "DIR", value_parser = directory)]
+    run_dir: Option<PathBuf>,
+}
+
+/// The node's directories.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Places {
-    /// Directory of CNI configurations
-    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d", value_parser = directory)]
     pub(super) net_dir: PathBuf,
-    /// Directory of the plugin's program (repeat)
-    #[arg(long = "bin-dir", value_name = "DIR", default_value = "/opt/cni/bin", value_parser = directory)]
     pub(super) bin_dirs: Vec<PathBuf>,
-    /// Directory of the node agent's sockets, kubeconfig and facts
-    #[arg(long, value_name = "DIR", default_value = "/var/run/istio-cni", value_parser = directory)]
     pub(super) run_dir: PathBuf,
+}
+
+/// Where the agent's container has the node's directories, its variables aside.
+const MOUNTED_NET_DIR: &str = "/host/etc/cni/net.d";
+const MOUNTED_BIN_DIR: &str = "/host/opt/cni/bin";
+
+impl PlaceArgs {
+    /// The directories, with the defaults of this machine.
+    pub(super) fn places(&self) -> Places {
+        self.choose(|name| std::env::var_os(name), |path| Path::new(path).is_dir())
+    }
+
+    fn choose(&self, variable: impl Fn(&str) -> Option<OsString>, is_dir: impl Fn(&str) -> bool) -> Places {
+        // What the agent would refuse names nothing here.
+        let named = |name: &str| variable(name)?.into_string().ok().filter(|text| !text.is_empty());
+        let in_container = named("MOUNTED_CNI_NET_DIR").is_some() || is_dir(MOUNTED_NET_DIR);
+        let mounted = |name: &str, there: &str, else_at: &str| {
+            named(name).unwrap_or_else(|| if in_container { there } else { else_at }.to_owned())
+        };
+        let net_dir = mounted("MOUNTED_CNI_NET_DIR", MOUNTED_NET_DIR, "/etc/cni/net.d");
+        let bin_dirs = mounted("MOUNTED_CNI_BIN_DIRS", MOUNTED_BIN_DIR, "/opt/cni/bin");
+        let bin_dirs = match self.bin_dirs.as_slice() {
+            [] => bin_dirs.split(',').map(str::trim).filter_map(|dir| directory(dir).ok()).collect(),
+            named => named.to_vec(),
+        };
+        let run_dir = named("CNI_AGENT_RUN_DIR").unwrap_or_else(|| "/var/run/istio-cni".to_owned());
+        Places {
+            net_dir: self.net_dir.clone().unwrap_or_else(|| net_dir.into()),
+            bin_dirs,
+            run_dir: self.run_dir.clone().unwrap_or_else(|| run_dir.into()),
+        }
+    }
 }
 
 /// Files with given names are deleted below it, so it has to be named outright.
@@ -29,6 +71,37 @@ pub(super) fn directory(text: &str) -> Result<PathBuf, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn chosen(args: &PlaceArgs, variables: &[(&str, &str)], mounted: bool) -> [String; 3] {
+        let variable = |name: &str| {
+            variables.iter().find(|(known, _)| *known == name).map(|(_, value)| OsString::from(value))
+        };
+        let places = args.choose(variable, |path| mounted && path.starts_with("/host/"));
+        let bins: Vec<_> = places.bin_dirs.iter().map(|dir| dir.to_str().unwrap()).collect();
+        [places.net_dir.to_str().unwrap().into(), bins.join(" "), places.run_dir.to_str().unwrap().into()]
+    }
+
+    #[test]
+    fn directories_are_the_hosts_or_where_they_are_mounted() {
+        let none = PlaceArgs { net_dir: None, bin_dirs: Vec::new(), run_dir: None };
+        let host = ["/etc/cni/net.d", "/opt/cni/bin", "/var/run/istio-cni"];
+        assert_eq!(chosen(&none, &[], false), host);
+        assert_eq!(chosen(&none, &[("MOUNTED_CNI_NET_DIR", "")], false), host);
+        let container = ["/host/etc/cni/net.d", "/host/opt/cni/bin", "/var/run/istio-cni"];
+        assert_eq!(chosen(&none, &[], true), container);
+        let variables = [
+            ("MOUNTED_CNI_NET_DIR", "/n"),
+            ("MOUNTED_CNI_BIN_DIRS", "/a, /b,,relative"),
+            ("CNI_AGENT_RUN_DIR", "/r"),
+        ];
+        assert_eq!(chosen(&none, &variables, false), ["/n", "/a /b", "/r"]);
+        let said = PlaceArgs {
+            net_dir: Some("/x".into()),
+            bin_dirs: vec!["/y".into(), "/z".into()],
+            run_dir: Some("/w".into()),
+        };
+        assert_eq!(chosen(&said, &variables, true), ["/x", "/y /z", "/w"]);
+    }
 
     #[test]
     fn a_directory_is_named_outright() {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::places::Places;
+use super::places::PlaceArgs;
 use crate::chain::RunArgs;
 use crate::output::{Answer, Format, Usage, one_line, structured};
 use report::Report;
@@ -19,14 +19,18 @@ Examples:
   cnictl status
 
   # In the agent's container, where the host's directories are mounted elsewhere, for a program
-  cnictl status --net-dir /host/etc/cni/net.d --bin-dir /host/opt/cni/bin -o json
+  kubectl -n istio-system exec istio-cni-node-xxxxx -- cnictl status -o json
 
   # Ask every plugin of a chain whether it could serve an ADD (CNI 1.1)
   cnictl status --conf 10-net.conflist
 
 Exit codes: 0 healthy: the plugin is installed and the agent answers; with --conf: every plugin is ready
             1 something is wrong; the message says what and what to do
-            2 wrong command line";
+            2 wrong command line
+            4 nothing wrong was seen, but not everything could be looked at: run it as root";
+
+/// Exit code where something could not be looked at.
+const INCOMPLETE: u8 = 4;
 
 /// Show how the plugin and its agent are on this node; with --conf, ask the plugins of a chain instead
 ///
@@ -35,7 +39,7 @@ Exit codes: 0 healthy: the plugin is installed and the agent answers; with --con
 #[command(after_help = EXAMPLES)]
 pub(crate) struct StatusArgs {
     #[command(flatten)]
-    places: Places,
+    places: PlaceArgs,
     /// Ask every plugin of this network configuration list whether it could serve an ADD (CNI 1.1)
     #[arg(long, value_name = "CONFLIST", conflicts_with_all = ["net_dir", "bin_dirs", "run_dir"])]
     conf: Option<PathBuf>,
@@ -51,13 +55,15 @@ impl StatusArgs {
         if self.chain.stats || self.chain.verbose {
             return Err(Usage("--stats and --verbose are about plugins: give their --conf".to_owned()).into());
         }
-        let report = Report::look(&self.places);
+        let places = self.places.places();
+        let report = Report::look(&places);
         let text = match self.chain.output {
             Format::Json | Format::Yaml => structured(self.chain.output, &report)?,
-            Format::Table | Format::Wide => report.table(),
+            Format::Table | Format::Wide => report.table(&places),
         };
         Ok(match report.verdict.problems.as_slice() {
-            [] => Answer::text(text),
+            [] if report.not_looked_at.is_empty() => Answer::text(text),
+            [] => Answer { exit: INCOMPLETE, ..Answer::failed(text, report.incomplete_text()) },
             [problem] => Answer::failed(text, one_line(problem)),
             [first, more @ ..] => {
                 Answer::failed(text, format!("{} (and {} more)", one_line(first), more.len()))

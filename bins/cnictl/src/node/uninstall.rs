@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use cni::conflist::PluginEntry;
-use facts::exchange::{FACTS_DIR, LOCK_NAME, NEXT_LOCK_NAME, PLUGIN_TIMES_NAME, UNCAPTURED_DIR};
+use facts::exchange::{AMBIENT_DIR, FACTS_DIR, LOCK_NAME, NEXT_LOCK_NAME, PLUGIN_TIMES_NAME, UNCAPTURED_DIR};
 use install::{Done, Mode, Options, ProgramAtEnd};
 use leftover::Results;
 use rustix::io::Errno;
 use serde::Serialize;
 
-use super::agent;
-use super::places::{Places, directory};
+use super::places::{PlaceArgs, Places, directory};
+use super::{agent, host_side};
 use crate::output::{Answer, Format, Usage, one_line, structured};
 
 const EXAMPLES: &str = "\
@@ -27,15 +27,16 @@ Exit codes: 0 nothing of the plugin is left but what is listed as kept (with --d
             1 failed, refused or declined; what could not be done is listed, the rest is done
             2 wrong command line";
 
-/// Take the plugin off this node: out of every CNI configuration, then its files
+/// Take the plugin off this node: out of every CNI configuration, then its files, and ambient mode's table off the node's own network
 ///
 /// Configurations are restored to the byte where nobody else has changed them since, and lose only the plugin's entry where somebody has.
-/// Works without the agent, and also after upstream's. Pods that run stay as they are; new ones start without capture.
+/// Works without the agent, and also after upstream's. Pods that run stay as they are, also those of ambient
+/// mode, which keep their rules; new ones start without capture.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct UninstallArgs {
     #[command(flatten)]
-    places: Places,
+    places: PlaceArgs,
     /// Name of the configuration that the agent was told to extend or to write (cni-conf-name), if its name ends in neither .conf nor
     /// .conflist
     #[arg(long, value_name = "NAME", value_parser = file_name)]
@@ -75,6 +76,7 @@ struct Report {
 #[derive(Debug, Serialize)]
 struct Step {
     action: Action,
+    /// A file, or something in the kernel by its name.
     path: PathBuf,
     /// What somebody has to know about it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -103,34 +105,39 @@ fn file_name(text: &str) -> Result<String, String> {
 
 impl UninstallArgs {
     pub(crate) fn run(&self) -> Result<Answer> {
-        let (options, leftovers) = (self.options(), self.leftovers());
+        let places = &self.places.places();
+        let (options, leftovers) = (self.options(places), self.leftovers(places));
         let mut plan = Report::of(install::plan_uninstall(&options, &leftovers), true);
-        plan.foresee_empty(&self.places.run_dir);
+        plan.add_host_side(host_side::look());
+        plan.say_recorded(&places.run_dir);
+        plan.foresee_empty(&places.run_dir);
         let needed = self.needed();
         plan.say_needed(needed);
         if self.dry_run {
             return plan.answer(self.output);
         }
-        self.refuse_beside_agent()?;
+        self.refuse_beside_agent(places)?;
         if !self.yes && !plan.steps.is_empty() {
             confirm(&plan)?;
         }
         let mut report = Report::of(install::uninstall(&options, &leftovers), false);
-        report.remove_if_empty(&self.places.run_dir);
+        report.add_host_side(host_side::remove());
+        report.say_recorded(&places.run_dir);
+        report.remove_if_empty(&places.run_dir);
         report.say_needed(needed);
         report.answer(self.output)
     }
 
     /// Only what says where things are counts.
-    fn options(&self) -> Options {
+    fn options(&self, places: &Places) -> Options {
         Options {
-            net_dir: self.places.net_dir.clone(),
+            net_dir: places.net_dir.clone(),
             conf_name: self.conf_name.clone(),
             mode: self.owned_conf_name.clone().map_or(Mode::Chained, |file_name| Mode::Owned { file_name }),
             group_read: false,
             bin_source: PathBuf::new(),
-            bin_targets: self.places.bin_dirs.clone(),
-            run_dir: self.places.run_dir.clone(),
+            bin_targets: places.bin_dirs.clone(),
+            run_dir: places.run_dir.clone(),
             kubeconfig: None,
             entry: PluginEntry::default(),
             program_at_end: if self.purge {
@@ -150,8 +157,8 @@ impl UninstallArgs {
         }
     }
 
-    fn leftovers(&self) -> Vec<PathBuf> {
-        let run_dir = &self.places.run_dir;
+    fn leftovers(&self, places: &Places) -> Vec<PathBuf> {
+        let run_dir = &places.run_dir;
         let mut paths = agent::socket_paths(run_dir).to_vec();
         let names = [FACTS_DIR, UNCAPTURED_DIR, applied::DIR, PLUGIN_TIMES_NAME, LOCK_NAME, NEXT_LOCK_NAME];
         paths.extend(names.map(|name| run_dir.join(name)));
@@ -167,21 +174,21 @@ impl UninstallArgs {
     }
 
     /// One that serves nothing yet, or whose sockets somebody has removed.
-    fn refuse_beside_holder(&self) -> Result<()> {
-        let Some(holder) = agent::holder(&self.places.run_dir).filter(|_| !self.force) else { return Ok(()) };
+    fn refuse_beside_holder(&self, places: &Places) -> Result<()> {
+        let Some(holder) = agent::holder(&places.run_dir).filter(|_| !self.force) else { return Ok(()) };
         bail!(
             "a node agent ({holder}) works on this node and would install the plugin again: remove the DaemonSet istio-cni-node first, or \
              give --force; nothing was changed"
         );
     }
 
-    fn refuse_beside_agent(&self) -> Result<()> {
-        let sockets = agent::sockets(&self.places.run_dir);
-        let listening = sockets.into_iter().find(|socket| socket.listening);
+    fn refuse_beside_agent(&self, places: &Places) -> Result<()> {
+        let sockets = agent::sockets(&places.run_dir);
+        let listening = sockets.into_iter().find(|socket| socket.listening == Some(true));
         let Some(socket) = listening.filter(|_| !self.force) else {
-            return self.refuse_beside_holder();
+            return self.refuse_beside_holder(places);
         };
-        let pid = agent::ask(&self.places.run_dir).map(|status| format!(" (pid {})", status.pid));
+        let pid = agent::ask(&places.run_dir).map(|status| format!(" (pid {})", status.pid));
         bail!(
             "a node agent{} listens on {} and would install the plugin again: remove the DaemonSet istio-cni-node first, or give --force; \
              nothing was changed",
@@ -224,6 +231,27 @@ impl Report {
         Self { ok: errors.is_empty(), dry_run, steps, errors }
     }
 
+    /// Adds what ambient mode has in the node's own network namespace.
+    fn add_host_side(&mut self, (parts, errors): (Vec<host_side::Part>, Vec<String>)) {
+        let step =
+            |part: host_side::Part| Step { action: Action::Deleted, path: part.name().into(), note: None };
+        self.steps.extend(parts.into_iter().map(step));
+        self.errors.extend(errors);
+        self.ok = self.errors.is_empty();
+    }
+
+    /// Says what stays in pods.
+    fn say_recorded(&mut self, run_dir: &Path) {
+        let pods = host_side::recorded_pods(run_dir);
+        if pods > 0 {
+            let note = format!(
+                "rules of ambient mode stay in the network namespaces of its pods ({pods}) and end with them: delete these pods; a new agent \
+                 goes by these records"
+            );
+            self.steps.push(Step { action: Action::Kept, path: run_dir.join(AMBIENT_DIR), note: Some(note) });
+        }
+    }
+
     /// Says what becomes of pods that need a program that goes.
     fn say_needed(&mut self, pods: usize) {
         let programs = self.steps.iter_mut().filter(|step| step.path.ends_with(install::PLUGIN));
@@ -237,7 +265,9 @@ impl Report {
     /// Adds the run directory if nothing will be left in it.
     fn foresee_empty(&mut self, run_dir: &Path) {
         let Ok(mut entries) = std::fs::read_dir(run_dir) else { return };
-        let goes = |path: &PathBuf| self.steps.iter().any(|step| step.path == *path);
+        let goes = |path: &PathBuf| {
+            self.steps.iter().any(|step| step.path == *path && step.action == Action::Deleted)
+        };
         if entries.all(|entry| entry.is_ok_and(|entry| goes(&entry.path()))) {
             self.steps.push(Step { action: Action::Deleted, path: run_dir.to_owned(), note: None });
         }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use testkit::Process;
@@ -45,7 +45,12 @@ impl Machine {
 
     /// `cnictl` with the node's directories; where a path of the node is printed, it begins with `NODE`.
     pub(crate) fn run(&self, line: &str) -> Run {
-        let mut run = Run::of(&self.command(line).output().unwrap());
+        self.seen(&self.command(line).output().unwrap())
+    }
+
+    /// What a call printed, by the same names.
+    pub(crate) fn seen(&self, output: &Output) -> Run {
+        let mut run = Run::of(output);
         let root = self.path("").display().to_string();
         for text in [&mut run.stdout, &mut run.stderr] {
             *text = text.replace(&root, "NODE/");

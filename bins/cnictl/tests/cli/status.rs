@@ -266,3 +266,64 @@ fn wrong_usage_is_told_apart() {
         machine.files.run(&format!("status {place}")).fails(2, &["give an absolute path"]);
     }
 }
+
+/// Somebody who is not root, with the program where that user finds it.
+fn as_nobody(machine: &Machine, line: &str) -> Run {
+    use std::os::unix::process::CommandExt as _;
+    let program = machine.path("cnictl");
+    if !program.exists() {
+        testkit::copy_program(std::path::Path::new(env!("CARGO_BIN_EXE_cnictl")), &program).unwrap();
+        machine.mode("", 0o755);
+    }
+    let as_root = machine.command(line);
+    let mut command = std::process::Command::new(program);
+    command.args(as_root.get_args()).uid(65534).gid(65534);
+    machine.seen(&command.output().unwrap())
+}
+
+/// What that user may not look at is neither missing nor broken.
+#[test]
+fn what_may_not_be_looked_at_is_said_to_be_so() {
+    const HIDDEN: &str = "not looked at: permission denied";
+    let machine = Machine::new();
+    machine.files.write("net.d/10-calico.conflist", CALICO);
+    machine.files.write("manifests/shop_web.yaml", crate::WEB);
+    let _agent = machine.agent(&[]);
+    machine.run("status").ok();
+    machine.mode("run", 0o750);
+    for mode in [0o644, 0o600] {
+        machine.mode("net.d/10-calico.conflist", mode);
+        let run =
+            as_nobody(&machine, "status").fails(4, &[HIDDEN, "NODE/run/agent.sock", "run cnictl as root"]);
+        let hidden: &[&str] = match mode {
+            0o600 => &["Configuration", "Kubeconfig", "Agent", "Last known", "Uncaptured"],
+            _ => &["Kubeconfig", "Agent", "Last known", "Uncaptured"],
+        };
+        hidden.iter().for_each(|name| assert_eq!(row(&run.stdout, name), HIDDEN, "{mode:o} {name}"));
+        assert!(row(&run.stdout, "Sockets").contains("agent.sock not looked at"), "{run:?}");
+        assert!(row(&run.stdout, "Plugin").starts_with("NODE/bin/istio-cni 0."), "{run:?}");
+        assert!(run.stdout.ends_with(
+            "unknown: nothing wrong was seen, and not everything could be looked at; run cnictl as root\n"
+        ));
+        assert!(!run.stdout.contains("problem:") && !run.stdout.contains("warning:"), "{run:?}");
+        let data = data(&as_nobody(&machine, "status -o json"));
+        assert_eq!((&data["healthy"], &data["problems"]), (&json!(false), &json!([])));
+        let paths = data["not_looked_at"].as_array().unwrap();
+        assert_eq!(paths.contains(&json!("NODE/net.d/10-calico.conflist")), mode == 0o600, "{paths:?}");
+        for file in ["istio-cni-kubeconfig", "agent.sock", "facts", "uncaptured"] {
+            assert!(paths.contains(&json!(format!("NODE/run/{file}"))), "{file} is not in {paths:?}");
+        }
+    }
+    // Directories, and a program that only root may start.
+    machine.mode("net.d", 0o700);
+    machine.mode("bin/istio-cni", 0o700);
+    let run = as_nobody(&machine, "status").fails(4, &["NODE/net.d, NODE/bin/istio-cni"]);
+    assert_eq!(row(&run.stdout, "Plugin"), format!("NODE/bin/istio-cni: {HIDDEN}"));
+    machine.mode("net.d", 0o755);
+    // What is wrong for everybody is.
+    fs::remove_file(machine.path("bin/istio-cni")).unwrap();
+    let run = as_nobody(&machine, "status").fails(1, &["NODE/bin/istio-cni does not run: "]);
+    assert!(run.stdout.ends_with("unhealthy: 1 problem\n"), "{run:?}");
+    // root sees the rest as before.
+    machine.run("status").fails(1, &["NODE/bin/istio-cni does not run: "]);
+}

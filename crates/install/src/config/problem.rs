@@ -103,7 +103,7 @@ impl Problem {
     }
 
     /// The file.
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         match self {
             Self::File(error) => error.path(),
             Self::Invalid { path, .. }

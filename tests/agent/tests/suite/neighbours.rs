@@ -2,13 +2,17 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use agent_tests::mesh::Mesh;
 use agent_tests::{Agent, Launch, Node, PATIENCE, eventually, http};
 use anyhow::{Result, ensure};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use testkit::apiserver::{Fault, Resource};
+
+use crate::mesh::wait_in;
 
 /// An agent in a pod of its own, which the API knows.
 fn in_pod<'a>(node: &'a Node, name: &str, ports: [&str; 2]) -> Launch<'a> {
@@ -257,5 +261,67 @@ fn an_api_server_that_may_not_be_asked_says_nothing_about_the_name() {
         let before = asked();
         std::thread::sleep(Duration::from_millis(1200));
         assert_eq!(asked() > before, fault != Fault::status(403), "{fault:?}: {before} then {}", asked());
+    }
+}
+
+/// After an agent that could not clean up: the node's own namespace gets rid of the table and the sets, whoever else has tables there, and pods keep
+/// what they have.
+#[test]
+fn cnictl_takes_ambient_mode_off_the_nodes_own_network() {
+    let parts = [
+        ("true", &["nf_tables table inet istio-ambient-nat"][..]),
+        (
+            "false",
+            &[
+                "iptables chain istio-postrouting of table nat",
+                "ipsets istio-inpod-probes-v4, istio-inpod-probes-v6",
+            ],
+        ),
+    ];
+    for (native, parts) in parts {
+        let mesh = Mesh::new().unwrap();
+        let nft = "add table ip mine; add chain ip mine c; add rule ip mine c counter";
+        mesh.host.run(Command::new("nft").arg(nft)).unwrap();
+        mesh.host
+            .run(Command::new("iptables-legacy").args(["-t", "nat", "-A", "POSTROUTING", "-j", "RETURN"]))
+            .unwrap();
+        let cnictl = |words: &str| {
+            let dir =
+                |flag: &str, path: std::path::PathBuf| [flag.to_owned(), path.to_string_lossy().into_owned()];
+            let mut command = Command::new(testkit::programs().join("cnictl"));
+            command.args(words.split(' ')).args(dir("--net-dir", mesh.node.net_dir()));
+            command
+                .args(dir("--bin-dir", mesh.node.bin_target()))
+                .args(dir("--run-dir", mesh.node.run_dir()));
+            mesh.host.output(&mut command).unwrap()
+        };
+        let agent = mesh.agent().env("NATIVE_NFTABLES", native).ready().unwrap();
+        let _ztunnel = mesh.ztunnel().unwrap();
+        let pod = mesh.running("mesh", "web", &[]).unwrap();
+        wait_in(&mesh, &pod).unwrap();
+        agent.kill().unwrap();
+        let text = |output: &std::process::Output| String::from_utf8_lossy(&output.stdout).into_owned();
+        let dry = cnictl("uninstall --dry-run");
+        for part in parts {
+            assert!(text(&dry).contains(&format!("{part} deleted (dry run)\n")), "{part}: {dry:?}");
+        }
+        let kept = "/ambient kept: rules of ambient mode stay in the network namespaces of its pods (1)";
+        assert!(text(&dry).contains(kept), "{dry:?}");
+        assert!(!mesh.probes().unwrap().is_empty(), "nothing is done yet");
+        let done = cnictl("uninstall --yes");
+        assert!(done.status.success(), "{done:?}");
+        assert_eq!(text(&dry).replace(" (dry run)", ""), text(&done), "what was said is done");
+        let rules = ["nft list ruleset", "iptables-save", "iptables-legacy-save", "ipset list"].map(|line| {
+            let mut words = line.split(' ');
+            mesh.host.run(Command::new(words.next().unwrap()).args(words)).unwrap()
+        });
+        assert!(rules.iter().all(|rules| !rules.contains("istio")), "{rules:?}");
+        assert!(
+            rules[0].contains("table ip mine") && rules[2].contains("-A POSTROUTING -j RETURN"),
+            "{rules:?}"
+        );
+        assert!(pod.is_ruled().unwrap());
+        let again = cnictl("uninstall --yes");
+        assert!(!text(&again).contains("table") && !text(&again).contains("ipset"), "{again:?}");
     }
 }

@@ -1,6 +1,6 @@
 //! Everything that was found on the node, for people and for programs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use facts::exchange::Status;
@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::options::Options;
 use super::verdict::{Verdict, judge};
-use crate::node::agent::{self, Socket};
+use crate::node::agent::{self, Silence, Socket};
 use crate::node::places::Places;
 use crate::output::{Colour, columns, one_line, paint};
 
@@ -31,11 +31,18 @@ pub(super) struct Report {
     pub(super) kubeconfig: Option<KubeconfigReport>,
     pub(super) agent: AgentReport,
     pub(super) sockets: Vec<Socket>,
-    /// Pods whose last known facts are on disk.
-    pub(super) last_known_facts: usize,
-    /// Pods that started without capture and are not marked yet.
-    pub(super) uncaptured: Vec<String>,
+    /// Pods whose last known facts are on disk; absent where they may not be looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) last_known_facts: Option<usize>,
+    /// Pods that started without capture and are not marked yet; absent likewise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) uncaptured: Option<Vec<String>>,
+    /// What this user may not look at. Nothing is said about it.
+    pub(super) not_looked_at: Vec<PathBuf>,
 }
+
+/// In place of what this user may not look at.
+const NOT_LOOKED_AT: &str = "not looked at: permission denied";
 
 /// A file that a runtime, or another plugin, could use.
 #[derive(Debug, Serialize)]
@@ -103,10 +110,18 @@ impl Report {
     pub(super) fn look(places: &Places) -> Self {
         let Places { net_dir, bin_dirs, run_dir } = places;
         let installed = install::inspect(net_dir, bin_dirs, run_dir);
+        let mut not_looked_at = installed.denied.clone();
         let (status, error) = match agent::ask(run_dir) {
             Ok(status) => (Some(status), None),
-            Err(error) => (None, Some(error)),
+            Err(Silence::Failed(error)) => (None, Some(error)),
+            Err(Silence::Denied) => (None, None),
         };
+        let sockets = agent::sockets(run_dir);
+        let hidden = sockets.iter().filter(|socket| socket.listening.is_none());
+        not_looked_at.extend(hidden.map(|socket| socket.path.clone()));
+        let mut seen_below = |path: PathBuf| not_looked_at.push(path);
+        let last_known_facts = agent::last_known(run_dir).map_err(&mut seen_below).ok();
+        let uncaptured = agent::uncaptured(run_dir).map_err(&mut seen_below).ok();
         let mut report = Self {
             verdict: Verdict::default(),
             configurations: configurations(&installed),
@@ -116,12 +131,24 @@ impl Report {
             plugins: installed.programs.into_iter().map(PluginProgram::from).collect(),
             kubeconfig: installed.kubeconfig.map(KubeconfigReport::from),
             agent: AgentReport { answers: status.is_some(), status, error },
-            sockets: agent::sockets(run_dir),
-            last_known_facts: agent::last_known(run_dir),
-            uncaptured: agent::uncaptured(run_dir),
+            sockets,
+            last_known_facts,
+            uncaptured,
+            not_looked_at,
         };
         report.verdict = judge(&report, places);
         report
+    }
+
+    /// Whether something below a directory could not be looked at, or the directory itself.
+    pub(super) fn is_hidden(&self, dir: &Path) -> bool {
+        self.not_looked_at.iter().any(|path| path.starts_with(dir))
+    }
+
+    /// What could not be looked at, in a line.
+    pub(super) fn incomplete_text(&self) -> String {
+        let paths: Vec<_> = self.not_looked_at.iter().map(|path| path.display().to_string()).collect();
+        format!("{NOT_LOOKED_AT}: {}; run cnictl as root", one_line(&paths.join(", ")))
     }
 
     /// The file that the runtime uses.
@@ -135,7 +162,7 @@ impl Report {
         of_active.or_else(|| self.configurations.iter().find(|file| file.mode == Some(Mode::Standalone)))
     }
 
-    pub(super) fn table(&self) -> String {
+    pub(super) fn table(&self, places: &Places) -> String {
         let mut rows: Vec<(&str, String)> = Vec::new();
         let mut row = |name, text: String| rows.push((name, text));
         match self.active() {
@@ -143,6 +170,7 @@ impl Report {
                 row("Configuration", format!("{}{}", active.path.display(), active.mode_text()));
                 row("Network", active.network_text());
             }
+            None if self.is_hidden(&places.net_dir) => row("Configuration", NOT_LOOKED_AT.to_owned()),
             None => row("Configuration", "none that a runtime uses".to_owned()),
         }
         if let Some(used) = self.used() {
@@ -156,11 +184,19 @@ impl Report {
             row("Other file", text);
         }
         self.plugins.iter().for_each(|plugin| row("Plugin", plugin.text()));
-        row("Kubeconfig", self.kubeconfig.as_ref().map_or_else(|| "none".to_owned(), KubeconfigReport::text));
+        for dir in places.bin_dirs.iter().filter(|dir| self.is_hidden(dir)) {
+            row("Plugin", format!("{}: {NOT_LOOKED_AT}", dir.join(install::PLUGIN).display()));
+        }
+        let hidden = self.is_hidden(&places.run_dir.join(install::KUBECONFIG));
+        let without = || if hidden { NOT_LOOKED_AT } else { "none" }.to_owned();
+        row("Kubeconfig", self.kubeconfig.as_ref().map_or_else(without, KubeconfigReport::text));
         row("Agent", self.agent.text());
         row("Sockets", self.sockets_text());
-        row("Last known", format!("facts of {}", count(self.last_known_facts, "pod")));
-        row("Uncaptured", count(self.uncaptured.len(), "pod"));
+        let unless_hidden = |number: Option<usize>, text: &dyn Fn(String) -> String| {
+            number.map_or_else(|| NOT_LOOKED_AT.to_owned(), |number| text(count(number, "pod")))
+        };
+        row("Last known", unless_hidden(self.last_known_facts, &|pods| format!("facts of {pods}")));
+        row("Uncaptured", unless_hidden(self.uncaptured.as_ref().map(Vec::len), &|pods| pods));
         let rows: Vec<_> =
             rows.into_iter().map(|(name, text)| vec![name.to_owned(), one_line(&text)]).collect();
         columns(&rows) + &self.verdict_text()
@@ -170,6 +206,7 @@ impl Report {
         let name =
             |socket: &Socket| socket.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let text = |socket: &Socket| match &socket.error {
+            None if socket.listening.is_none() => format!("{} {NOT_LOOKED_AT}", name(socket)),
             None => format!("{} listens", name(socket)),
             Some(error) => format!("{}: {error}", name(socket)),
         };
@@ -190,6 +227,10 @@ impl Report {
             (true, _) => {
                 format!("{}: the plugin is installed and the agent answers", paint("healthy", Colour::Green))
             }
+            (false, 0) => format!(
+                "{}: nothing wrong was seen, and not everything could be looked at; run cnictl as root",
+                paint("unknown", Colour::Yellow)
+            ),
             (false, number) => format!("{}: {}", paint("unhealthy", Colour::Red), count(number, "problem")),
         };
         out + &verdict + "\n"
@@ -303,7 +344,9 @@ impl KubeconfigReport {
 
 impl AgentReport {
     fn text(&self) -> String {
-        let Some(status) = &self.status else { return "does not answer".to_owned() };
+        let Some(status) = &self.status else {
+            return if self.error.is_some() { "does not answer" } else { NOT_LOOKED_AT }.to_owned();
+        };
         let ready = if status.ready { "ready" } else { "not ready" };
         let synced = if status.synced { "" } else { ", pods not listed yet" };
         format!("{}, pid {}, {ready}, {}{synced}", status.version, status.pid, count(status.pods, "pod"))

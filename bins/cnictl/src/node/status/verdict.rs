@@ -13,7 +13,7 @@ const NAMED: usize = 5;
 
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 pub(super) struct Verdict {
-    /// There is no problem.
+    /// There is no problem, and everything could be looked at.
     pub(super) healthy: bool,
     /// Pods are not captured, or will not start, or are about to.
     pub(super) problems: Vec<String>,
@@ -32,7 +32,7 @@ pub(super) fn judge(report: &Report, places: &Places) -> Verdict {
     verdict.kubeconfig(report, places);
     verdict.agent(report);
     verdict.uncaptured(report);
-    verdict.healthy = verdict.problems.is_empty();
+    verdict.healthy = verdict.problems.is_empty() && report.not_looked_at.is_empty();
     verdict
 }
 
@@ -61,6 +61,10 @@ impl Verdict {
                 "{} is no valid network configuration any more; the agent restores it from the original beside it",
                 file.path.display()
             ));
+        }
+        // Which file comes first is not known without all of them.
+        if report.is_hidden(&places.net_dir) {
+            return;
         }
         let Some(active) = report.active() else {
             return self.problem(format!(
@@ -130,6 +134,7 @@ impl Verdict {
             return;
         }
         match &report.kubeconfig {
+            None if report.is_hidden(&places.run_dir.join(install::KUBECONFIG)) => {}
             None => self.problem(format!(
                 "there is no kubeconfig in {}: the plugin cannot ask the API server when the agent is away; the agent writes it, see its log",
                 places.run_dir.display()
@@ -161,14 +166,14 @@ impl Verdict {
         if !status.last_error.is_empty() {
             self.warning(format!("the agent does not see all changes of pods: {}", status.last_error));
         }
-        for socket in report.sockets.iter().filter(|socket| !socket.listening) {
+        for socket in report.sockets.iter().filter(|socket| socket.listening == Some(false)) {
             let error = socket.error.as_deref().unwrap_or_default();
             self.warning(format!("socket {}: {error}", socket.path.display()));
         }
     }
 
     fn uncaptured(&mut self, report: &Report) {
-        let pods = &report.uncaptured;
+        let Some(pods) = &report.uncaptured else { return };
         if pods.is_empty() {
             return;
         }
