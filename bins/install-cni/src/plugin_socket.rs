@@ -1,6 +1,7 @@
 //! What plugins ask and tell: facts about pods, and how their calls ended.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use capture::PodId;
 use cluster::Cluster;
@@ -18,6 +19,9 @@ use crate::uncaptured::Uncaptured;
 
 /// Only root and the agent's own user may ask: facts are parts of objects that not everybody on the node may see.
 pub(crate) const MODE: u32 = 0o600;
+/// How long the API server is asked for a pod that is not known. A plugin waits a second for an answer here, and asks the API server itself when it
+/// gets none.
+const FETCH_LIMIT: Duration = Duration::from_millis(500);
 
 /// Answers plugins.
 pub(crate) struct PluginSocket {
@@ -37,7 +41,7 @@ impl Handler for PluginSocket {
             uri.path().strip_prefix(FACTS_PATH).and_then(|rest| rest.strip_prefix('/')?.split_once('/'));
         match (request.method(), pod) {
             (&Method::GET, Some((namespace, name))) => {
-                self.facts(namespace, name, uri.query().unwrap_or_default())
+                self.facts(namespace, name, uri.query().unwrap_or_default()).await
             }
             (&Method::POST, None) if uri.path() == REPORT_PATH => self.report(&body),
             (&Method::GET, None) if uri.path() == STATUS_PATH => self.status(),
@@ -48,24 +52,36 @@ impl Handler for PluginSocket {
 
 impl PluginSocket {
     /// Names and uids of Kubernetes need no percent-encoding; what does is none of them, and unknown.
-    fn facts(&self, namespace: &str, name: &str, query: &str) -> Answer {
+    async fn facts(&self, namespace: &str, name: &str, query: &str) -> Answer {
         let uid = query.split('&').find_map(|pair| pair.strip_prefix("uid=")).filter(|uid| !uid.is_empty());
         let id = PodId { namespace: namespace.into(), name: name.into(), uid: uid.map(str::to_owned) };
-        let found = self.cluster.index().facts(namespace, name);
-        // What an earlier agent kept is in its files, where the plugin looks after it has asked the API server itself.
-        let found = found.filter(|_| !self.cluster.index().is_remembered(namespace, name));
-        let (result, answer) = match found {
-            Some(facts) => self.found(&id, &facts),
-            None if self.cluster.state().synced => {
-                ("unknown", text(StatusCode::NOT_FOUND, "no such pod on this node\n"))
-            }
-            None => ("unsynced", text(StatusCode::NOT_FOUND, "the pods of this node are not listed yet\n")),
-        };
+        let (mut result, mut answer) = self.known(&id);
+        if matches!(result, "unknown" | "stale") {
+            // What goes wrong with that is why the plugin asks the API server itself then.
+            let _ = self.cluster.fetch(namespace, name, FETCH_LIMIT).await;
+            (result, answer) = self.known(&id);
+        }
         self.metrics.facts_request(result);
         answer
     }
 
-    fn found(&self, id: &PodId, facts: &Facts) -> (&'static str, Answer) {
+    fn known(&self, id: &PodId) -> (&'static str, Answer) {
+        let found = {
+            let index = self.cluster.index();
+            // What an earlier agent kept is in its files, where the plugin looks after it has asked the API server itself.
+            let remembered = index.is_remembered(&id.namespace, &id.name);
+            index.facts(&id.namespace, &id.name).filter(|_| !remembered)
+        };
+        match found {
+            Some(facts) => Self::found(id, &facts),
+            None if self.cluster.state().synced => {
+                ("unknown", text(StatusCode::NOT_FOUND, "no such pod on this node\n"))
+            }
+            None => ("unsynced", text(StatusCode::NOT_FOUND, "the pods of this node are not listed yet\n")),
+        }
+    }
+
+    fn found(id: &PodId, facts: &Facts) -> (&'static str, Answer) {
         if let Err(error) = facts.pod.check(id) {
             return ("stale", text(StatusCode::NOT_FOUND, format!("{error}\n")));
         }

@@ -2,6 +2,7 @@
 
 mod body;
 mod dial;
+mod items;
 mod token;
 mod trust;
 
@@ -19,6 +20,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use crate::error::{Error, chain};
 use crate::recovery::Recovery;
 pub(crate) use body::{Lines, read};
+pub(crate) use items::Items;
 use token::TokenFile;
 use trust::{Authorities, Trust};
 
@@ -96,12 +98,18 @@ impl Connection {
             response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
         let retry_after = retry_after.map(Duration::from_secs);
         let body = tokio::time::timeout(limit, read(operation, response.into_body(), MAX_REFUSAL));
-        let (message, object) = match body.await {
-            Ok(Ok(body)) => read_status(&body),
+        let status = match body.await {
+            Ok(Ok(body)) => Status::parse(&body),
             // the code says more than why its explanation could not be read
-            Ok(Err(_)) | Err(_) => Default::default(),
+            Ok(Err(_)) | Err(_) => Status::default(),
         };
-        let refusal = Error::Status { operation: operation.into(), code, message, object, retry_after };
+        let operation = operation.to_owned();
+        let refusal = if status.names_cause(TOO_LARGE) {
+            Error::Behind { operation, retry_after }
+        } else {
+            let (message, object) = (status.message(), status.object());
+            Error::Status { operation, code, message, object, retry_after }
+        };
         if refusal.is_answer() {
             self.recovery.answered();
         }
@@ -216,25 +224,57 @@ impl std::fmt::Debug for Connection {
     }
 }
 
-/// What a `Status` object says, and of what (plural and name); API servers explain themselves in one. Other bodies, such as web pages, say
-/// nothing here.
-fn read_status(body: &[u8]) -> (String, String) {
-    #[derive(Default, serde::Deserialize)]
-    #[serde(default)]
-    struct Details {
-        kind: String,
-        name: String,
+/// The cause that an API server names when its cache is older than the version asked for (`CauseTypeResourceVersionTooLarge` in Kubernetes'
+/// `apimachinery/pkg/apis/meta/v1/types.go`).
+const TOO_LARGE: &str = "ResourceVersionTooLarge";
+
+/// A `Status` object, in which API servers explain themselves.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(default)]
+struct Status {
+    kind: String,
+    message: Option<String>,
+    details: Option<Details>,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(default)]
+struct Details {
+    kind: String,
+    name: String,
+    causes: Option<Vec<Cause>>,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(default)]
+struct Cause {
+    reason: Option<String>,
+}
+
+impl Status {
+    /// Other bodies, such as web pages, say nothing here.
+    fn parse(body: &[u8]) -> Self {
+        let mut status: Self = serde_json::from_slice(body).unwrap_or_default();
+        status.details = status.details.filter(|_| status.kind == "Status");
+        status
     }
-    #[derive(Default, serde::Deserialize)]
-    #[serde(default)]
-    struct Status {
-        kind: String,
-        message: Option<String>,
-        details: Option<Details>,
+
+    fn message(&self) -> String {
+        short(self.message.as_deref().unwrap_or_default())
     }
-    let status = serde_json::from_slice::<Status>(body).unwrap_or_default();
-    let details = status.details.filter(|details| status.kind == "Status" && !details.name.is_empty());
-    let object = details.map(|Details { kind, name }| format!("{kind}/{name}")).unwrap_or_default();
-    let short = |text: String| text.chars().filter(|c| !c.is_control()).take(300).collect();
-    (short(status.message.unwrap_or_default()), short(object))
+
+    /// Plural and name of what it is about.
+    fn object(&self) -> String {
+        let details = self.details.as_ref().filter(|details| !details.name.is_empty());
+        short(&details.map(|Details { kind, name, .. }| format!("{kind}/{name}")).unwrap_or_default())
+    }
+
+    fn names_cause(&self, reason: &str) -> bool {
+        let causes = self.details.iter().flat_map(|details| details.causes.iter().flatten());
+        causes.into_iter().any(|cause| cause.reason.as_deref() == Some(reason))
+    }
+}
+
+fn short(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(300).collect()
 }

@@ -74,6 +74,14 @@ pub enum Error {
         /// How long it asks to be left alone (`Retry-After`).
         retry_after: Option<Duration>,
     },
+    /// A list is older than what a watch has told already.
+    #[error("{operation}: the API server's cache is behind what another one has told; it is asked again")]
+    Behind {
+        /// What was attempted.
+        operation: String,
+        /// How long it asks to be left alone (`Retry-After`).
+        retry_after: Option<Duration>,
+    },
     /// The answer, or a line of a watch, is larger than allowed.
     #[error("{operation}: the answer is larger than {limit} bytes; an API server sends no such object")]
     TooLarge {
@@ -129,6 +137,7 @@ impl Error {
             Self::Status { code: 403, .. } => "forbidden",
             Self::Status { code: 429 | 503, .. } => "overloaded",
             Self::Status { .. } => "status",
+            Self::Behind { .. } => "behind",
             Self::TooLarge { .. } | Self::NotUnderstood { .. } | Self::ClosedEarly { .. } => "malformed",
         }
     }
@@ -136,7 +145,11 @@ impl Error {
     /// Whether a server read the request and answered to it, though it refused. One that is overloaded, starting or does not know us
     /// does not count.
     pub(crate) fn is_answer(&self) -> bool {
-        matches!(self, Self::Status { code, .. } if !matches!(code, 401 | 429 | 500..))
+        match self {
+            Self::Status { code, .. } => !matches!(code, 401 | 429 | 500..),
+            Self::Behind { .. } => true,
+            _ => false,
+        }
     }
 
     /// The HTTP status, if the server answered with one.
@@ -157,7 +170,7 @@ impl Error {
     /// How long the server asks to be left alone.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Status { retry_after, .. } => *retry_after,
+            Self::Status { retry_after, .. } | Self::Behind { retry_after, .. } => *retry_after,
             _ => None,
         }
     }

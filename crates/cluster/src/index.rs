@@ -3,11 +3,13 @@
 //! A list that is repeated because a watch could not go on is applied between `begin_` and `commit_`: nothing is forgotten while it
 //! runs, or when it breaks off, and what it did not contain is gone at its end.
 
+mod ahead;
 mod own;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+pub(crate) use ahead::Ahead;
 use facts::{Facts, Object};
 
 use crate::daemonset::Seen;
@@ -37,6 +39,8 @@ pub struct Index {
     times_seen: u64,
     /// Whether the running lists contained the DaemonSet and the node.
     listed: (bool, bool),
+    pub(crate) pods_ahead: Ahead,
+    pub(crate) namespaces_ahead: Ahead,
 }
 
 /// The lists of one kind of object so far.
@@ -226,6 +230,11 @@ impl Index {
             labels.value.iter().map(pair).collect()
         });
         Some(Facts { pod: pod.value.clone(), namespace_labels: labels })
+    }
+
+    /// Whether the labels of a namespace are known.
+    pub fn has_namespace(&self, name: &str) -> bool {
+        self.namespaces.get(name).is_some_and(|entry| entry.labels.is_some())
     }
 
     /// A pod of this node, with its status.

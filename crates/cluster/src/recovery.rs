@@ -52,7 +52,7 @@ enum Reach {
     /// It does, or was not asked yet.
     #[default]
     Answers,
-    /// A watch has failed, and the server is asked.
+    /// A watch or a question has failed, and the server is asked.
     Doubted,
     /// It was asked and does not.
     Away,
@@ -95,6 +95,22 @@ impl Recovery {
         if self.standing.load(Ordering::Relaxed) == 0 { LONGEST } else { usual }
     }
 
+    /// Whether it was asked and does not answer.
+    pub(crate) fn is_away(&self) -> bool {
+        self.state.borrow().reach == Reach::Away
+    }
+
+    /// A watch or a question failed: the server is asked whether it is there.
+    pub(crate) fn doubt(&self) {
+        self.state.send_if_modified(|state| {
+            let news = state.reach == Reach::Answers;
+            if news {
+                state.reach = Reach::Doubted;
+            }
+            news
+        });
+    }
+
     /// The server answered a request.
     pub(crate) fn answered(&self) {
         self.state.send_if_modified(|state| {
@@ -107,13 +123,7 @@ impl Recovery {
     /// Waits before a watch that has failed tries again: for `pause`, of which all but the beginning is left out when the server comes back
     /// after an outage, and until the server answers.
     pub(crate) async fn pause(&self, pause: Duration) {
-        self.state.send_if_modified(|state| {
-            let doubted = state.reach == Reach::Answers;
-            if doubted {
-                state.reach = Reach::Doubted;
-            }
-            doubted
-        });
+        self.doubt();
         let mut state = self.state.subscribe();
         let returns = state.borrow().returns;
         tokio::time::sleep(pause.min(LONGEST)).await;
@@ -148,7 +158,7 @@ impl Recovery {
     /// Asks again and again. That there was an answer is for [`Self::answered`].
     async fn ask(&self, connection: &Connection, mut failed: impl FnMut(Error)) -> Infallible {
         let mut failed = |error: Error| {
-            self.is_away();
+            self.set_away();
             if error.status().is_none() {
                 // What made one connection useless may have done so to those that stand idle.
                 connection.renew();
@@ -177,7 +187,7 @@ impl Recovery {
     }
 
     /// The server was asked and does not answer; unless it has just answered somebody else.
-    fn is_away(&self) {
+    fn set_away(&self) {
         self.state.send_if_modified(|state| {
             let doubted = state.reach == Reach::Doubted;
             if doubted {

@@ -5,26 +5,31 @@
 //! must lead to a new list; a server that closes at once must not be asked in a tight loop; and no line may be of any length. None of
 //! these can be had from outside of that watcher.
 
+mod fetch;
 mod list;
 mod manifests;
 mod reflector;
+mod standing;
 
 use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use facts::Facts;
+use tokio::sync::{mpsc, oneshot};
 
-use crate::backoff::Backoff;
 use crate::connection::Connection;
 use crate::daemonset::{self, DEFAULT_NAME, Outlook, OwnPod, Seen};
 use crate::error::Error;
 use crate::index::{Index, PodKey};
-use crate::recovery::{Outage, Recovery, Stands};
+use crate::recovery::Outage;
+pub use fetch::FetchError;
+use fetch::{Fetcher, Question, Questions};
 use list::Kind;
 pub use manifests::ManifestError;
 use reflector::Reflector;
+use standing::Standing;
 
 /// Where the state of the cluster comes from.
 #[derive(Debug, Clone)]
@@ -50,7 +55,7 @@ pub enum Source {
 /// How long a watch waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// For the answer to a list, a page at a time, and for the head of the answer to a watch.
+    /// For the head of the answer to a list or watch, and for each object of a list.
     pub answer: Duration,
     /// For anything on a watch, before the connection is taken for dead and a new one is made. API servers send a bookmark about once
     /// a minute.
@@ -165,11 +170,17 @@ pub struct Cluster {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
     index: RwLock<Index>,
     state: Mutex<State>,
+    ask: mpsc::Sender<Question>,
+    /// Taken by [`run`].
+    questions: Mutex<Option<Questions>>,
 }
+
+/// Questions that wait to be asked; whoever has one more waits, too.
+const MAX_QUESTIONS: usize = 64;
 
 // === impl Cluster ===
 
@@ -182,6 +193,22 @@ impl Cluster {
     /// The index, for a moment: nothing that waits may be done while it is held.
     pub fn index(&self) -> RwLockReadGuard<'_, Index> {
         self.shared.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks the API server for a pod that is not known, and waits at most `limit`. Afterwards the index knows it as if by its watch; what the
+    /// watches have told is never replaced by something older. However many ask for a pod, the server is asked once, and again after a second.
+    ///
+    /// # Errors
+    /// See [`FetchError`]. While the server is away, it is not asked.
+    pub async fn fetch(&self, namespace: &str, name: &str, limit: Duration) -> Result<(), FetchError> {
+        let (answer, answered) = oneshot::channel();
+        let question = Question { key: (namespace.to_owned(), name.to_owned()), answer };
+        let asked = async {
+            // Either end is gone where there are manifests, or no watches any more.
+            self.shared.ask.send(question).await.map_err(|_| FetchError::NoServer)?;
+            answered.await.map_err(|_| FetchError::NoServer)?
+        };
+        tokio::time::timeout(limit, asked).await.unwrap_or(Err(FetchError::Late))
     }
 
     /// How the watches are.
@@ -208,11 +235,23 @@ impl Cluster {
     }
 }
 
-/// Watches until dropped. `observer` is told everything that happens, on the watching task: it must not wait.
+impl Default for Shared {
+    fn default() -> Self {
+        let (ask, questions) = mpsc::channel(MAX_QUESTIONS);
+        let (index, state) = (RwLock::default(), Mutex::default());
+        Self { index, state, ask, questions: Mutex::new(Some(questions)) }
+    }
+}
+
+/// Watches until dropped; to be called once for a cluster. `observer` is told everything that happens, on the watching task: it must not wait.
 pub async fn run(source: Source, cluster: Cluster, observer: impl Fn(Event) + Send + Sync) -> Infallible {
     let reporter = Reporter { cluster: &cluster, observer: &observer };
+    let questions = cluster.shared.questions.lock().unwrap_or_else(PoisonError::into_inner).take();
     match source {
-        Source::Manifests { dir } => manifests::watch(&dir, &reporter).await,
+        Source::Manifests { dir } => {
+            drop(questions);
+            manifests::watch(&dir, &reporter).await
+        }
         Source::Kubernetes { connection, node, own, limits } => {
             let reflect = |kind| Reflector::new(&connection, kind, limits, &reporter).run();
             let own_node = async {
@@ -226,8 +265,16 @@ pub async fn run(source: Source, cluster: Cluster, observer: impl Fn(Event) + Se
                 let name = own_daemonset(&connection, own, limits, &reporter).await;
                 reflect(Kind::DaemonSet { namespace: own.namespace.clone(), name }).await
             };
+            let fetch = async {
+                let fetcher = Fetcher { connection: &connection, reporter: &reporter, node: &node };
+                match questions {
+                    Some(mut questions) => fetcher.run(&mut questions).await,
+                    None => std::future::pending().await,
+                }
+            };
             // none of them ends
             tokio::select! {
+                never = fetch => never,
                 never = connection.recovery().run(&connection, |outage| reporter.outage(outage)) => never,
                 never = reflect(Kind::Pods { node: node.clone() }) => never,
                 never = reflect(Kind::Namespaces) => never,
@@ -322,62 +369,3 @@ impl Reporter<'_> {
         self.tell(Event::Unreadable { what, error: error.into() });
     }
 }
-
-/// Whether one watch works, and since when it does not.
-struct Standing<'a> {
-    what: What,
-    reporter: &'a Reporter<'a>,
-    /// Shared by the watches of the API server.
-    recovery: Option<&'a Recovery>,
-    stands: Option<Stands<'a>>,
-    failing: Option<Instant>,
-    failures: u32,
-}
-
-impl<'a> Standing<'a> {
-    fn new(what: What, reporter: &'a Reporter<'a>, recovery: Option<&'a Recovery>) -> Self {
-        Self { what, reporter, recovery, stands: None, failing: None, failures: 0 }
-    }
-
-    /// It works; the next failure is a first one.
-    fn works(&mut self) {
-        self.failures = 0;
-        self.stands();
-    }
-
-    /// It seems to work; another failure soon is still one in a row.
-    fn stands(&mut self) {
-        self.stands = self.recovery.map(Recovery::stands);
-        self.reporter.set_ok(self.what, true, None);
-        if let Some(since) = self.failing.take() {
-            let failed_for = since.elapsed();
-            self.reporter.tell(Event::WatchRestored { what: self.what, failed_for });
-        }
-    }
-
-    /// Tells of a failure and waits before the next try.
-    async fn failed(&mut self, error: impl Into<WatchError>) {
-        let error = error.into();
-        self.stands = None;
-        self.failures = self.failures.saturating_add(1);
-        let failing_for = self.failing.get_or_insert_with(Instant::now).elapsed();
-        let asked = match &error {
-            WatchError::Api(error) => error.retry_after().unwrap_or_default(),
-            WatchError::Manifests(_) => Duration::ZERO,
-        };
-        let longest = self.recovery.map_or(LONGEST_PAUSE, |recovery| recovery.longest_pause(LONGEST_PAUSE));
-        let retry_in = RETRY.pause(self.failures).min(longest).max(asked.min(LONGEST_PAUSE));
-        self.reporter.set_ok(self.what, false, Some(&error));
-        self.reporter.tell(Event::WatchFailed { what: self.what, error, failing_for, retry_in });
-        match self.recovery {
-            Some(recovery) => recovery.pause(retry_in).await,
-            None => tokio::time::sleep(retry_in).await,
-        }
-    }
-}
-
-/// Pauses between tries of a list or watch that fails though the API server answers.
-const RETRY: Backoff = Backoff::new(Duration::from_millis(200), LONGEST_PAUSE);
-
-/// Nor does an agent wait longer when it is asked to.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);

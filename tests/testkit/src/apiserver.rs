@@ -38,8 +38,8 @@ use certificates::Certificates;
 use fault::Faults;
 pub use fault::{Fault, WatchFault};
 pub use kubeconfig::{Credentials, Trust};
-pub use objects::Resource;
 use objects::{Key, Objects};
+pub use objects::{Resource, Snapshot};
 pub use request::Request;
 
 /// Requests that are remembered; the oldest go first.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use capture::select::Eligibility;
-use cluster::PodKey;
+use cluster::{FetchError, PodKey};
 use facts::Facts;
 use hyper::body::Bytes;
 use hyper::header::{self, HeaderValue};
@@ -23,6 +23,8 @@ pub(crate) const MODE: u32 = 0o666;
 /// The runtime starts a pod milliseconds after the API server has it, so the watch may be behind (AA-15).
 const LOOKUPS: u32 = 11;
 const LOOKUP_PAUSE: Duration = Duration::from_millis(10);
+/// How long the API server is asked for a pod that the watch has not brought by then.
+const FETCH_LIMIT: Duration = Duration::from_secs(2);
 /// Seconds after which a plugin may announce a pod again that is not taken yet. The original's plugin does not look at it.
 const RETRY_AFTER: &str = "1";
 
@@ -34,10 +36,10 @@ pub(crate) struct EventSocket {
 /// Why a pod that the plugin announced is not enrolled.
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
-    #[error(
-        "pod {0} is not known on this node yet; the agent's watch may be behind, and the runtime tries again"
-    )]
-    Unknown(String),
+    #[error("pod {pod} is not known on this node yet: {cause}; the runtime tries again")]
+    Unknown { pod: String, cause: FetchError },
+    #[error("the labels of the namespace of pod {0} are not known yet; the runtime tries again")]
+    NeedsNamespace(String),
     #[error("pod {pod} is not to be in the mesh: {reason}")]
     NotEligible { pod: String, reason: String },
     #[error(
@@ -109,7 +111,7 @@ impl Refusal {
     /// Whether the pod may be taken a moment later, without a change of the pod or of the options.
     fn may_pass(&self) -> bool {
         match self {
-            Self::Unknown(_) | Self::NotReady | Self::Ending => true,
+            Self::Unknown { .. } | Self::NeedsNamespace(_) | Self::NotReady | Self::Ending => true,
             Self::Failed { failure, .. } => failure.is_absence(),
             Self::NotEligible { .. } | Self::NoUid(_) => false,
         }
@@ -137,7 +139,8 @@ impl Ambient {
             );
             return Ok(());
         }
-        let facts = self.look_up(&event).await.ok_or_else(|| Refusal::Unknown(name.clone()))?;
+        let facts = self.look_up(&event).await;
+        let facts = facts.map_err(|cause| Refusal::Unknown { pod: name.clone(), cause })?;
         let rules = self.config.rules.now();
         if !rules.capture {
             // This plugin was started before its configuration said so.
@@ -147,7 +150,7 @@ impl Ambient {
         // The plugin has looked at excluded namespaces by itself (AA-16).
         match rules.eligible(&facts) {
             Eligibility::Eligible => {}
-            Eligibility::NeedsNamespace => return Err(Refusal::Unknown(name)),
+            Eligibility::NeedsNamespace => return Err(Refusal::NeedsNamespace(name)),
             Eligibility::Not(reason) => {
                 return Err(Refusal::NotEligible { pod: name, reason: reason.to_string() });
             }
@@ -184,18 +187,24 @@ impl Ambient {
         }
     }
 
-    async fn look_up(&self, event: &Event) -> Option<Facts> {
+    /// What is known of the pod with its namespace. Where the watch has not brought it in its usual time, the API server is asked.
+    async fn look_up(&self, event: &Event) -> Result<Facts, FetchError> {
         for lookup in 0..LOOKUPS {
             if lookup > 0 {
                 tokio::time::sleep(LOOKUP_PAUSE).await;
             }
-            let found = self.cluster.index().facts(&event.namespace, &event.name);
-            // One that has ended gets no sandbox: the one that is announced has its name and is not known yet.
-            let current = |facts: &Facts| facts.namespace_labels.is_some() && !facts.pod.is_terminal();
-            if let Some(facts) = found.filter(current) {
-                return Some(facts);
+            if let Some(facts) = self.current(event) {
+                return Ok(facts);
             }
         }
-        None
+        self.cluster.fetch(&event.namespace, &event.name, FETCH_LIMIT).await?;
+        // A fetched pod that has ended is the one before, whose name it has.
+        self.current(event).ok_or(FetchError::NotFound)
+    }
+
+    fn current(&self, event: &Event) -> Option<Facts> {
+        let found = self.cluster.index().facts(&event.namespace, &event.name);
+        // One that has ended gets no sandbox: the one that is announced has its name and is not known yet.
+        found.filter(|facts| facts.namespace_labels.is_some() && !facts.pod.is_terminal())
     }
 }

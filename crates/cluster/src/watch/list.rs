@@ -3,17 +3,18 @@
 use facts::Object;
 use facts::object::{Header, Metadata};
 use kube::core::Request;
-use kube::core::params::{ListParams, WatchParams};
+use kube::core::params::{GetParams, ListParams, VersionMatch, WatchParams};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::What;
 use crate::daemonset::{self, DaemonSet, Node};
 use crate::error::place;
-use crate::index::{Index, PodKey};
+use crate::index::{Ahead, Index, PodKey};
+use crate::write::segment;
 
-/// Objects in a page of a list. What is read at once decides over the peak of the agent's memory.
-const PAGE: u32 = 100;
+/// Objects in a page of a list that the API server reads from its store, as many as a node has pods.
+const PAGE: u32 = 500;
 
 /// What is listed and watched.
 #[derive(Debug, Clone)]
@@ -51,15 +52,27 @@ pub(super) enum Item {
     Node(Node),
 }
 
-/// A page of a list.
+/// How current a list has to be. The first two come from the API server's cache, which answers a list of a node's pods without reading those of
+/// the cluster from the store; a limit would keep it from that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Since {
+    /// As the server has it.
+    Any,
+    /// Not older than this version, which a watch has reached.
+    Version(String),
+    /// As the store has it.
+    Now,
+}
+
+/// A page of a list, without its objects.
 #[derive(Debug, Deserialize)]
-pub(super) struct Page<'a> {
+pub(super) struct Page {
     #[serde(default)]
     kind: String,
     pub(super) metadata: PageMetadata,
-    /// Each as it stands: one that does not fit must not make the others unreadable.
-    #[serde(borrow)]
-    pub(super) items: Option<Vec<&'a RawValue>>,
+    /// What is no object, and should not be there.
+    #[serde(default)]
+    items: Option<Vec<serde::de::IgnoredAny>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -129,11 +142,17 @@ impl Kind {
     }
 
     /// Whether a page is of a list of these. That a DaemonSet is not in it is evidence, so it is looked at closely.
-    pub(super) fn is_list(&self, page: &Page<'_>) -> bool {
+    pub(super) fn is_list(&self, page: &Page) -> bool {
         match self {
             Self::Pods { .. } | Self::Namespaces | Self::Node { .. } => true,
             Self::DaemonSet { .. } => page.kind == "DaemonSetList" && page.items.is_some(),
         }
+    }
+
+    /// Whether there is one object of it, which the API server reads by its key. Its list is read from the store: that it is not there must not be what a
+    /// stale cache says.
+    pub(super) fn is_single(&self) -> bool {
+        matches!(self, Self::DaemonSet { .. } | Self::Node { .. })
     }
 
     fn request(&self) -> Request {
@@ -155,9 +174,32 @@ impl Kind {
     }
 
     /// The request for a page; `next` is empty for the first.
-    pub(super) fn list(&self, next: &str) -> Result<http::Request<Vec<u8>>, kube::core::request::Error> {
-        let params = ListParams { field_selector: self.fields(), limit: Some(PAGE), ..ListParams::default() };
-        self.request().list(&if next.is_empty() { params } else { params.continue_token(next) })
+    pub(super) fn list(
+        &self,
+        since: &Since,
+        next: &str,
+    ) -> Result<http::Request<Vec<u8>>, kube::core::request::Error> {
+        let mut params = ListParams { field_selector: self.fields(), ..ListParams::default() };
+        match (next, since) {
+            ("", Since::Any) => params = params.match_any(),
+            ("", Since::Version(version)) => params = params.at(version).matching(VersionMatch::NotOlderThan),
+            ("", Since::Now) => params = params.limit(PAGE),
+            (next, _) => params = params.limit(PAGE).continue_token(next),
+        }
+        self.request().list(&params)
+    }
+
+    /// The request for one object, as the store has it.
+    pub(super) fn get(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<http::Request<Vec<u8>>, kube::core::request::Error> {
+        let request = match self {
+            Self::Pods { .. } => Request::new(format!("/api/v1/namespaces/{}/pods", segment(namespace))),
+            _ => self.request(),
+        };
+        request.get(&segment(name), &GetParams::default())
     }
 
     /// The request for what happens after `version`, for at most `seconds`.
@@ -184,7 +226,12 @@ impl Kind {
         }
     }
 
-    pub(super) fn commit(&self, index: &mut Index) -> Vec<PodKey> {
+    /// The list of this version is complete.
+    pub(super) fn commit(&self, index: &mut Index, version: u64) -> Vec<PodKey> {
+        for (namespace, name) in self.ahead(index).map(|ahead| ahead.beyond(version)).unwrap_or_default() {
+            self.keep(index, &namespace, &name);
+        }
+        self.reached(index, version);
         match self {
             Self::Pods { .. } => index.commit_pods(),
             Self::Namespaces => index.commit_namespaces(),
@@ -193,7 +240,47 @@ impl Kind {
         }
     }
 
-    pub(super) fn apply(&self, index: &mut Index, item: Item) -> Vec<PodKey> {
+    /// What a list or watch says of an object; `version` is the object's.
+    pub(super) fn apply(&self, index: &mut Index, item: Item, version: u64) -> Vec<PodKey> {
+        let (namespace, name) = self.key(&item);
+        if self.ahead(index).is_some_and(|ahead| !ahead.admits(&namespace, &name, version)) {
+            self.keep(index, &namespace, &name);
+            return Vec::new();
+        }
+        self.set(index, item)
+    }
+
+    /// What a single question brought of an object. Nothing happens if the watch has told of that version already.
+    pub(super) fn fetched(&self, index: &mut Index, item: Item, version: u64) -> Vec<PodKey> {
+        let (namespace, name) = self.key(&item);
+        let news = self.ahead(index).is_some_and(|ahead| ahead.insert(namespace, name, version));
+        if news { self.set(index, item) } else { Vec::new() }
+    }
+
+    /// What a watch says: an object is gone since this version.
+    pub(super) fn delete(&self, index: &mut Index, item: &Item, version: u64) -> Vec<PodKey> {
+        let (namespace, name) = self.key(item);
+        if self.ahead(index).is_some_and(|ahead| !ahead.admits(&namespace, &name, version)) {
+            return Vec::new();
+        }
+        match item {
+            Item::Object(object) if matches!(self, Self::Pods { .. }) => {
+                index.delete_pod(&namespace, &name, object.uid().unwrap_or_default())
+            }
+            Item::Object(_) => index.delete_namespace(&name),
+            Item::DaemonSet(_) => index.delete_daemonset(),
+            Item::Node(_) => index.delete_node(),
+        }
+    }
+
+    /// All that happened up to a version has been applied.
+    pub(super) fn reached(&self, index: &mut Index, version: u64) {
+        if let Some(ahead) = self.ahead(index) {
+            ahead.reached(version);
+        }
+    }
+
+    fn set(&self, index: &mut Index, item: Item) -> Vec<PodKey> {
         match item {
             Item::Object(object) if matches!(self, Self::Pods { .. }) => index.apply_pod(object),
             Item::Object(object) => {
@@ -206,22 +293,26 @@ impl Kind {
         }
     }
 
-    pub(super) fn delete(&self, index: &mut Index, item: &Item) -> Vec<PodKey> {
-        match item {
-            Item::Object(object) if matches!(self, Self::Pods { .. }) => {
-                index.delete_pod(object.namespace(), object.name(), object.uid().unwrap_or_default())
-            }
-            Item::Object(object) => index.delete_namespace(object.name()),
-            Item::DaemonSet(_) => index.delete_daemonset(),
-            Item::Node(_) => index.delete_node(),
+    /// What was fetched one by one; objects of the other kinds are not.
+    fn ahead<'a>(&self, index: &'a mut Index) -> Option<&'a mut Ahead> {
+        match self {
+            Self::Pods { .. } => Some(&mut index.pods_ahead),
+            Self::Namespaces => Some(&mut index.namespaces_ahead),
+            Self::DaemonSet { .. } | Self::Node { .. } => None,
         }
     }
 
+    /// Namespace, empty where there is none, and name; of what can be fetched.
+    fn key(&self, item: &Item) -> (String, String) {
+        let Item::Object(object) = item else { return Default::default() };
+        let namespace = if matches!(self, Self::Pods { .. }) { object.namespace() } else { "" };
+        (namespace.to_owned(), object.name().to_owned())
+    }
+
     /// What was known of an object stays, because what is said of it now cannot be read.
-    pub(super) fn keep(&self, index: &mut Index, metadata: &Metadata) {
-        let name = metadata.name.as_deref().unwrap_or_default();
+    pub(super) fn keep(&self, index: &mut Index, namespace: &str, name: &str) {
         match self {
-            Self::Pods { .. } => index.keep_pod(metadata.namespace.as_deref().unwrap_or("default"), name),
+            Self::Pods { .. } => index.keep_pod(namespace, name),
             Self::Namespaces => index.keep_namespace(name),
             Self::DaemonSet { .. } => index.keep_daemonset(),
             Self::Node { .. } => index.keep_node(),
@@ -258,6 +349,28 @@ impl Kind {
             }
         };
         Ok((item, version.unwrap_or_default()))
+    }
+}
+
+// === impl Page ===
+
+impl Page {
+    /// From the text around the objects. One that has not ended yet is closed, so that what stands before the objects can be read.
+    pub(super) fn parse(text: &[u8], ended: bool) -> Result<Self, String> {
+        let closed = [text, if ended { b"" } else { b"]}" }].concat();
+        let page: Self = serde_json::from_slice(&closed).map_err(|error| place(&error))?;
+        let strangers = page.items.as_ref().is_some_and(|items| !items.is_empty());
+        if strangers { Err("has an item that is no object".into()) } else { Ok(page) }
+    }
+}
+
+// === impl Since ===
+
+impl Since {
+    /// Whether a list of this version is older than asked for. Versions that are no numbers cannot be compared.
+    pub(super) fn is_older(&self, version: &str) -> bool {
+        let Self::Version(wanted) = self else { return false };
+        matches!((version.parse::<u64>(), wanted.parse::<u64>()), (Ok(version), Ok(wanted)) if version < wanted)
     }
 }
 

@@ -2,18 +2,19 @@
 
 use std::convert::Infallible;
 
-use super::list::{Change, Kind, Line, Misfit, Page, Refusal};
+use serde_json::value::RawValue;
+
+use super::list::{Change, Kind, Line, Misfit, Page, PageMetadata, Refusal, Since};
 use super::{Event, Limits, Reporter, Standing};
-use crate::connection::{Connection, Lines};
+use crate::connection::{Connection, Items, Lines};
 use crate::error::{Error, place};
+use crate::index::{Index, PodKey};
 
-/// Largest page of a list, in bytes. An object has at most 1.5 MiB in the API server's store, and most have ten kilobytes.
-const MAX_PAGE: usize = 64 << 20;
+/// Largest object of a list and line of a watch, in bytes. The API server's store takes 1.5 MiB, which JSON may make more.
+const MAX_OBJECT: usize = 8 << 20;
 
-/// Largest line of a watch, in bytes: one object, which JSON may make larger than it is stored.
-const MAX_LINE: usize = 8 << 20;
-
-/// After so many failures at one version everything is listed anew: what stands at that version cannot be got past otherwise.
+/// After so many failures at one version everything is listed anew: what stands at that version cannot be got past otherwise. After so many lists
+/// that are too old the store is asked, which may have been set back.
 const MAX_STUCK: u32 = 3;
 
 /// A watch is asked to end after about so many seconds, so that the agents of a cluster spread over the API servers in time.
@@ -25,6 +26,10 @@ pub(super) struct Reflector<'a> {
     limits: Limits,
     reporter: &'a Reporter<'a>,
     standing: Standing<'a>,
+    /// What the watch before has reached.
+    reached: Option<String>,
+    /// Lists in a row that are not as new as that.
+    behind: u32,
 }
 
 /// How a watch ended without an error.
@@ -43,73 +48,114 @@ impl<'a> Reflector<'a> {
         reporter: &'a Reporter<'a>,
     ) -> Self {
         let standing = Standing::new(kind.what(), reporter, Some(connection.recovery()));
-        Self { connection, kind, limits, reporter, standing }
+        Self { connection, kind, limits, reporter, standing, reached: None, behind: 0 }
     }
 
     pub(super) async fn run(mut self) -> Infallible {
         loop {
             match self.list().await {
                 Ok(version) => {
+                    self.behind = 0;
                     self.standing.stands();
-                    self.follow(version).await;
+                    self.reached = Some(self.follow(version).await);
                     self.reporter.tell(Event::Relisted { what: self.kind.what() });
                 }
-                Err(error) => self.standing.failed(error).await,
+                Err(error) => {
+                    let behind = matches!(error, Error::Behind { .. }) || error.is_expired();
+                    self.behind = if behind { self.behind + 1 } else { 0 };
+                    self.standing.failed(error).await;
+                }
             }
         }
     }
 
-    /// Reads all pages into the index; gives the version that they are of.
+    fn since(&self) -> Since {
+        match &self.reached {
+            _ if self.kind.is_single() => Since::Now,
+            Some(_) if self.behind >= MAX_STUCK => Since::Now,
+            Some(version) => Since::Version(version.clone()),
+            None => Since::Any,
+        }
+    }
+
+    /// Reads all objects into the index; gives the version that they are of.
     async fn list(&mut self) -> Result<String, Error> {
         let operation = format!("list {}", self.kind.name());
+        let since = self.since();
         self.reporter.update(|index| {
             self.kind.begin(index);
             Vec::new()
         });
         let mut next = String::new();
         loop {
-            let request = self.kind.list(&next);
-            let body = self.connection.ask(&operation, request, self.limits.answer, MAX_PAGE).await?;
-            let page: Page<'_> = serde_json::from_slice(&body).map_err(|error| Error::NotUnderstood {
-                operation: operation.clone(),
-                reason: place(&error),
-            })?;
-            if !self.kind.is_list(&page) {
-                let reason = format!("is not a list of {}", self.kind.name());
-                return Err(Error::NotUnderstood { operation, reason });
-            }
-            for item in page.items.into_iter().flatten() {
-                match self.kind.read(item) {
-                    Ok((item, _)) => self.reporter.update(|index| self.kind.apply(index, item)),
-                    Err(misfit) => self.misfit(&operation, &misfit),
-                }
-            }
-            if page.metadata.next.is_empty() {
-                if page.metadata.resource_version.is_empty() {
+            let page = self.page(&operation, &since, &next).await?;
+            if page.next.is_empty() {
+                if page.resource_version.is_empty() {
                     return Err(Error::NotUnderstood { operation, reason: "has no version".into() });
                 }
-                self.reporter.update(|index| self.kind.commit(index));
-                return Ok(page.metadata.resource_version);
+                self.reporter.update(|index| self.kind.commit(index, number(&page.resource_version)));
+                return Ok(page.resource_version);
             }
-            next = page.metadata.next;
+            next = page.next;
         }
     }
 
-    /// Watches from `version` on, again and again, until everything has to be listed anew.
-    async fn follow(&mut self, mut version: String) {
+    /// Reads a page into the index, object by object: a list from the server's cache has all of them in one page.
+    async fn page(&self, operation: &str, since: &Since, next: &str) -> Result<PageMetadata, Error> {
+        let not_understood = |reason| Error::NotUnderstood { operation: operation.into(), reason };
+        let check = |page: &Page| {
+            if !self.kind.is_list(page) {
+                return Err(not_understood(format!("is not a list of {}", self.kind.name())));
+            }
+            if since.is_older(&page.metadata.resource_version) {
+                return Err(Error::Behind { operation: operation.into(), retry_after: None });
+            }
+            Ok(())
+        };
+        let limit = self.limits.answer;
+        let request = self.kind.list(since, next);
+        let response = self.connection.send(operation, request, limit).await?;
+        let mut items = Items::new(response.into_body(), MAX_OBJECT);
+        let mut first = true;
+        loop {
+            let item = tokio::time::timeout(limit, items.next(operation)).await;
+            let item = item.map_err(|_| Error::TimedOut { operation: operation.into(), after: limit })??;
+            let Some(item) = item else { break };
+            if std::mem::replace(&mut first, false)
+                && let Ok(begun) = Page::parse(items.rest(), false)
+            {
+                // Before anything of it is applied; API servers write the version first.
+                check(&begun)?;
+            }
+            let item: &RawValue =
+                serde_json::from_slice(&item).map_err(|error| not_understood(place(&error)))?;
+            match self.kind.read(item) {
+                Ok((object, version)) => {
+                    self.reporter.update(|index| self.kind.apply(index, object, number(&version)));
+                }
+                Err(misfit) => self.misfit(operation, &misfit),
+            }
+        }
+        let page = Page::parse(items.rest(), true).map_err(not_understood)?;
+        check(&page)?;
+        Ok(page.metadata)
+    }
+
+    /// Watches from `version` on, again and again, until everything has to be listed anew; gives the version that was reached.
+    async fn follow(&mut self, mut version: String) -> String {
         let mut stuck = 0;
         loop {
             let before = version.clone();
             match self.watch(&mut version).await {
                 Ok(End::Over) => stuck = 0,
-                Ok(End::Expired) => return,
+                Ok(End::Expired) => return version,
                 Err(error) => {
                     stuck = if version == before { stuck + 1 } else { 1 };
                     let unreadable = matches!(error, Error::NotUnderstood { .. } | Error::TooLarge { .. });
                     let expired = error.is_expired();
                     self.standing.failed(error).await;
                     if expired || (unreadable && stuck >= MAX_STUCK) {
-                        return;
+                        return version;
                     }
                 }
             }
@@ -122,7 +168,7 @@ impl<'a> Reflector<'a> {
         let seconds = WATCH_SECONDS.start + random() % (WATCH_SECONDS.end - WATCH_SECONDS.start);
         let request = self.kind.watch(version, seconds);
         let response = self.connection.send(&operation, request, self.limits.answer).await?;
-        let mut lines = Lines::new(response.into_body(), MAX_LINE);
+        let mut lines = Lines::new(response.into_body(), MAX_OBJECT);
         let mut settled = false;
         loop {
             let patience = if settled { self.limits.silence } else { self.limits.settle };
@@ -159,29 +205,49 @@ impl<'a> Reflector<'a> {
             // carries nothing but the version; a name is only what it lacks
             let header = serde_json::from_str::<facts::object::Header>(line.object.get()).ok();
             let metadata = header.and_then(|header| header.metadata);
-            advance(version, metadata.and_then(|metadata| metadata.resource_version));
+            let reached = metadata.and_then(|metadata| metadata.resource_version);
+            self.advance(version, reached, |_| Vec::new());
             return Ok(());
         }
         match self.kind.read(line.object) {
             Ok((item, reached)) => {
-                self.reporter.update(|index| match line.change {
-                    Change::Deleted => self.kind.delete(index, &item),
-                    _ => self.kind.apply(index, item),
+                let at = number(&reached);
+                self.advance(version, Some(reached), |index| match line.change {
+                    Change::Deleted => self.kind.delete(index, &item, at),
+                    _ => self.kind.apply(index, item, at),
                 });
-                advance(version, Some(reached));
             }
             Err(misfit) => {
                 self.misfit(&operation(), &misfit);
-                advance(version, misfit.metadata.and_then(|metadata| metadata.resource_version));
+                let reached = misfit.metadata.and_then(|metadata| metadata.resource_version);
+                self.advance(version, reached, |_| Vec::new());
             }
         }
         Ok(())
     }
 
+    /// Applies a change, after which everything up to `reached` has been applied.
+    fn advance(
+        &self,
+        version: &mut String,
+        reached: Option<String>,
+        change: impl FnOnce(&mut Index) -> Vec<PodKey>,
+    ) {
+        self.reporter.update(|index| {
+            let changed = change(index);
+            if let Some(reached) = reached.filter(|reached| !reached.is_empty()) {
+                self.kind.reached(index, number(&reached));
+                *version = reached;
+            }
+            changed
+        });
+    }
+
     fn misfit(&self, operation: &str, misfit: &Misfit) {
         if let Some(metadata) = &misfit.metadata {
             self.reporter.update(|index| {
-                self.kind.keep(index, metadata);
+                let namespace = metadata.namespace.as_deref().unwrap_or("default");
+                self.kind.keep(index, namespace, metadata.name.as_deref().unwrap_or_default());
                 Vec::new()
             });
         }
@@ -190,10 +256,9 @@ impl<'a> Reflector<'a> {
     }
 }
 
-fn advance(version: &mut String, reached: Option<String>) {
-    if let Some(reached) = reached.filter(|reached| !reached.is_empty()) {
-        *version = reached;
-    }
+/// A version that can be compared, or 0.
+pub(super) fn number(version: &str) -> u64 {
+    version.parse().unwrap_or_default()
 }
 
 /// RandomState is the standard library's only source of randomness.

@@ -1,41 +1,11 @@
-//! Versions: pages, bookmarks, and what is no longer kept by the server.
+//! Versions: bookmarks, and what is no longer kept by the server.
 
 use std::time::Duration;
 
 use cluster::{PodKey, What};
-use testkit::apiserver::{Fault, Resource, WatchFault};
+use testkit::apiserver::{Resource, WatchFault};
 
 use crate::agent::{LIMITS, Setup};
-
-#[tokio::test]
-async fn a_long_list_comes_in_pages() {
-    let setup = Setup::new();
-    for number in 0..450 {
-        setup.set_pod(&format!("web-{number:03}"), "1");
-    }
-    let agent = setup.synced_agent().await;
-    assert_eq!(agent.pods().len(), 450);
-    let lists = setup.requests("/pods?&fieldSelector");
-    let lists: Vec<_> = lists.iter().filter(|path| !path.contains("watch=")).collect();
-    assert_eq!(lists.len(), 5, "{lists:?}");
-    assert!(lists.iter().all(|path| path.contains("limit=100")), "{lists:?}");
-    assert_eq!(lists.iter().filter(|path| path.contains("continue=")).count(), 4);
-}
-
-#[tokio::test]
-async fn a_list_that_expires_between_pages_begins_again() {
-    let setup = Setup::new();
-    for number in 0..250 {
-        setup.set_pod(&format!("web-{number:03}"), "1");
-    }
-    setup.server.fail_path("continue=", 1, Fault::status(410));
-    let agent = setup.synced_agent().await;
-    assert_eq!(agent.pods().len(), 250);
-    let failures = agent.failures(What::Pods);
-    assert_eq!(failures.len(), 1, "{failures:?}");
-    assert!(failures[0].0.contains("list pods of node n1: 410"), "{failures:?}");
-    assert!(agent.restored(What::Pods));
-}
 
 /// Pods are lost and come while the watch is down, and the server forgets that they did.
 async fn relists(by_status: bool) {

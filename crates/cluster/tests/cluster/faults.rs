@@ -142,7 +142,7 @@ async fn every_broken_answer_to_a_list_is_told_and_gone_past() {
         (Fault::status(500), "list pods of node n1: 500 the double was told to fail"),
         (Fault::HtmlStatus(502), "list pods of node n1: 502"),
         (Fault::Redirect("https://example.com/".into()), "list pods of node n1: 302"),
-        (Fault::OversizedChunks(65 << 20), "larger than 67108864 bytes"),
+        (Fault::OversizedChunks(65 << 20), "larger than 65536 bytes"),
     ];
     for (fault, text) in faults {
         let setup = Setup::new();

@@ -10,6 +10,8 @@ mod daemonset;
 mod double;
 mod expiry;
 mod faults;
+mod fetch;
+mod lists;
 mod load;
 mod manifests;
 mod outage;

@@ -1,8 +1,10 @@
 //! What is answered to a request that is no watch.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
-use super::objects::{Key, Resource, merge};
+use super::objects::{Key, Resource, Stored, merge};
 use super::request::{Request, Target};
 use super::{Admission, Patch, State};
 
@@ -31,6 +33,15 @@ impl Answer {
 
     pub(super) fn gone() -> Self {
         Self::status(410, "too old resource version")
+    }
+
+    /// The cache is behind the version that is wanted.
+    fn too_large(wanted: u64, current: u64) -> Self {
+        let message = format!("Too large resource version: {wanted}, current: {current}");
+        let cause = json!({"reason": "ResourceVersionTooLarge", "message": "Too large resource version"});
+        let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "reason": "Timeout",
+            "details": {"causes": [cause], "retryAfterSeconds": 1}, "code": 504});
+        Self(504, status.to_string().into_bytes())
     }
 
     fn object(code: u16, object: &Value) -> Self {
@@ -81,7 +92,15 @@ pub(super) fn answer(request: &Request, state: &mut State) -> Answer {
             list(request, resource, namespace.as_deref(), state)
         }
         ("GET", Target::Object(resource, namespace, name, None)) => {
-            match state.objects.get(resource, &(namespace, name.clone())) {
+            let key = (namespace, name.clone());
+            let cached = request.query("resourceVersion").as_deref() == Some("0");
+            state.objects.count_reads(usize::from(!cached));
+            let found = if cached {
+                state.objects.get_cached(resource, &key)
+            } else {
+                state.objects.get(resource, &key)
+            };
+            match found {
                 Some(object) => Answer(200, object.text.clone().into_bytes()),
                 None => not_found(resource, &name),
             }
@@ -108,10 +127,23 @@ fn not_found(resource: Resource, name: &str) -> Answer {
     Answer::status_of(404, &message, &json!({"kind": resource.plural(), "name": name}))
 }
 
-/// A page is read from what is there now, under the version of the first page: what changed in between comes again in the watch.
-fn list(request: &Request, resource: Resource, namespace: Option<&str>, state: &State) -> Answer {
+/// From the cache where the request takes what is not quite new and wants all of it, else from the store, as Kubernetes decides it
+/// (`shouldDelegateList` in its `apiserver/pkg/storage/cacher`).
+fn list(request: &Request, resource: Resource, namespace: Option<&str>, state: &mut State) -> Answer {
+    let selector = request.selector(namespace);
     let limit = request.query("limit").and_then(|limit| limit.parse().ok()).filter(|limit| *limit > 0);
+    let wanted: Option<u64> = request.query("resourceVersion").and_then(|version| version.parse().ok());
+    if let Some(wanted) = wanted.filter(|wanted| *wanted == 0 || limit.is_none())
+        && request.query("continue").is_none()
+    {
+        let cached = state.objects.cached();
+        if cached < wanted {
+            return Answer::too_large(wanted, cached);
+        }
+        return list_of(resource, cached, &state.objects.select(resource, &selector), None);
+    }
     let token = request.query("continue");
+    // A page is read from what is there now, under the version of the first page: what changed in between comes again in the watch.
     let (version, after) = match token.as_deref().map(|token| token.splitn(3, '/').collect::<Vec<_>>()) {
         None => (state.objects.version(), None),
         Some(parts) => match (parts.first().and_then(|version| version.parse().ok()), &parts[1..]) {
@@ -124,9 +156,13 @@ fn list(request: &Request, resource: Resource, namespace: Option<&str>, state: &
     if !state.objects.keeps(version) {
         return Answer::gone();
     }
-    let selector = request.selector(namespace);
     let (page, more) = state.objects.page(resource, &selector, after.as_ref(), limit.unwrap_or(usize::MAX));
-    let items: Vec<Value> = page
+    let next = page.last().filter(|_| more).map(|last| format!("{version}/{}/{}", last.key.0, last.key.1));
+    list_of(resource, version, &page, next)
+}
+
+fn list_of(resource: Resource, version: u64, objects: &[Arc<Stored>], next: Option<String>) -> Answer {
+    let items: Vec<Value> = objects
         .iter()
         .map(|object| {
             let mut value = object.value();
@@ -139,11 +175,14 @@ fn list(request: &Request, resource: Resource, namespace: Option<&str>, state: &
         })
         .collect();
     let mut metadata = json!({"resourceVersion": version.to_string()});
-    if let (true, Some(last)) = (more, page.last()) {
-        metadata["continue"] = format!("{version}/{}/{}", last.key.0, last.key.1).into();
+    if let Some(next) = next {
+        metadata["continue"] = next.into();
     }
     let kind = format!("{}List", resource.kind());
-    Answer::object(200, &json!({"kind": kind, "apiVersion": "v1", "metadata": metadata, "items": items}))
+    // Not by serde_json's map, which sorts: an API server writes the version before the items.
+    let items = Value::from(items);
+    let text = format!(r#"{{"kind":"{kind}","apiVersion":"v1","metadata":{metadata},"items":{items}}}"#);
+    Answer(200, text.into_bytes())
 }
 
 fn create(request: &Request, resource: Resource, namespace: Option<&str>, state: &mut State) -> Answer {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::fault::{Fault, WatchFault};
-use super::objects::Resource;
+use super::objects::{Resource, Snapshot};
 use super::request::Request;
 use super::{Admission, ApiServer, Patch, State};
 
@@ -156,6 +156,16 @@ impl ApiServer {
         self.change(|state| state.objects.compact());
     }
 
+    /// Everything as it is now.
+    pub fn snapshot(&self) -> Snapshot {
+        self.shared.state().objects.snapshot()
+    }
+
+    /// Serves watches and most lists from what was there earlier, as an API server does whose cache is behind; nothing means from what is there.
+    pub fn serve_behind(&self, snapshot: Option<Snapshot>) {
+        self.change(|state| state.objects.set_cache(snapshot));
+    }
+
     /// Whether a watch from a forgotten version is refused with status 410; otherwise it begins and gets an `ERROR` event.
     pub fn refuse_gone_by_status(&self, by_status: bool) {
         self.shared.state().gone_by_status = by_status;
@@ -177,6 +187,11 @@ impl ApiServer {
     /// The last requests, in order.
     pub fn requests(&self) -> Vec<Request> {
         self.shared.state().requests.iter().cloned().collect()
+    }
+
+    /// How many objects were read from the store so far, and not from the cache.
+    pub fn store_reads(&self) -> usize {
+        self.shared.state().objects.reads()
     }
 
     /// The patches so far, also those that failed.

@@ -9,6 +9,9 @@ use serde_json::{Value, json};
 /// Events that are kept for watches that come back.
 const HISTORY: usize = 10_000;
 
+/// Most objects that are read from the store at once.
+const MOST_READ: usize = 10_000;
+
 /// A kind of object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Resource {
@@ -86,9 +89,22 @@ struct Change {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Expired;
 
+type Collections = BTreeMap<Resource, BTreeMap<Key, Arc<Stored>>>;
+
+/// Everything as it was at one version: what the cache of an API server holds.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    pub(super) version: u64,
+    objects: Collections,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Objects {
-    objects: BTreeMap<Resource, BTreeMap<Key, Arc<Stored>>>,
+    objects: Collections,
+    /// What the cache holds while it is behind.
+    behind: Option<Snapshot>,
+    /// Objects that were read from the store, as etcd would have it.
+    reads: usize,
     history: VecDeque<Change>,
     version: u64,
     /// What happened up to here is forgotten.
@@ -96,6 +112,12 @@ pub(super) struct Objects {
 }
 
 impl Selector {
+    /// The one object that can be selected; the store is asked for that only.
+    fn key(&self, resource: Resource) -> Option<Key> {
+        let namespace = if resource.is_namespaced() { self.namespace.clone()? } else { String::new() };
+        Some((namespace, self.name.clone()?))
+    }
+
     fn selects(&self, object: &Stored) -> bool {
         let (namespace, name) = &object.key;
         self.namespace.as_ref().is_none_or(|wanted| wanted == namespace)
@@ -180,23 +202,76 @@ impl Objects {
         }
     }
 
-    /// A page after `after`, and whether more follow.
+    pub(super) fn snapshot(&self) -> Snapshot {
+        Snapshot { version: self.version(), objects: self.objects.clone() }
+    }
+
+    /// Lets the cache hold what was there earlier, or everything.
+    pub(super) fn set_cache(&mut self, behind: Option<Snapshot>) {
+        self.behind = behind;
+    }
+
+    /// How far the cache is.
+    pub(super) fn cached(&self) -> u64 {
+        self.behind.as_ref().map_or(self.version(), |behind| behind.version)
+    }
+
+    /// What the cache holds of a kind.
+    pub(super) fn select(&self, resource: Resource, selector: &Selector) -> Vec<Arc<Stored>> {
+        let objects = self.in_cache().get(&resource).into_iter().flat_map(BTreeMap::values);
+        objects.filter(|object| selector.selects(object)).cloned().collect()
+    }
+
+    pub(super) fn get_cached(&self, resource: Resource, key: &Key) -> Option<&Arc<Stored>> {
+        self.in_cache().get(&resource)?.get(key)
+    }
+
+    fn in_cache(&self) -> &Collections {
+        self.behind.as_ref().map_or(&self.objects, |behind| &behind.objects)
+    }
+
+    pub(super) fn reads(&self) -> usize {
+        self.reads
+    }
+
+    pub(super) fn count_reads(&mut self, objects: usize) {
+        self.reads += objects;
+    }
+
+    /// A page of the store after `after`, and whether more follow. The store knows no selectors: objects are read in chunks of the limit, and then
+    /// of twice as many as before, until enough of them are selected (`GetList` in Kubernetes' `apiserver/pkg/storage/etcd3/store.go`).
     pub(super) fn page(
-        &self,
+        &mut self,
         resource: Resource,
         selector: &Selector,
         after: Option<&Key>,
         limit: usize,
     ) -> (Vec<Arc<Stored>>, bool) {
+        if let Some(key) = selector.key(resource) {
+            self.reads += 1;
+            let found = self.get(resource, &key).filter(|object| selector.selects(object));
+            return (found.into_iter().cloned().collect(), false);
+        }
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
         let objects = self.objects.get(&resource).into_iter();
-        let mut selected = objects
-            .flat_map(|objects| objects.range::<Key, _>((start, Bound::Unbounded)))
-            .map(|(_, object)| object)
-            .filter(|object| selector.selects(object));
-        let page: Vec<_> = selected.by_ref().take(limit).cloned().collect();
-        let more = selected.next().is_some();
-        (page, more)
+        let mut objects = objects.flat_map(|objects| objects.range::<Key, _>((start, Bound::Unbounded)));
+        let (mut page, mut read, mut chunk, mut last) = (Vec::new(), 0, limit, limit);
+        for (_, object) in objects.by_ref() {
+            if read == last {
+                chunk = (chunk * 2).min(MOST_READ);
+                last = last.saturating_add(chunk);
+            }
+            read += 1;
+            if selector.selects(object) {
+                page.push(object.clone());
+            }
+            if page.len() == limit {
+                break;
+            }
+        }
+        let left = objects.count();
+        self.reads += last.min(read + left);
+        (page, left > 0)
     }
 
     /// Whether a watch or list can go on from a version.
@@ -216,10 +291,14 @@ impl Objects {
             return Err(Expired);
         }
         let mut lines = String::new();
+        let cached = self.cached();
         let first = self.history.partition_point(|change| change.version <= version);
-        let last = first.saturating_add(limit).min(self.history.len());
-        let reached =
-            if last == self.history.len() { self.version() } else { self.history[last - 1].version };
+        let end = self.history.partition_point(|change| change.version <= cached);
+        let last = first.saturating_add(limit).min(end);
+        if last <= first {
+            return Ok((String::new(), version.max(cached)));
+        }
+        let reached = if last == end { cached } else { self.history[last - 1].version };
         for change in self.history.range(first..last) {
             if change.resource == resource
                 && let Some(kind) = change.seen_by(selector)
@@ -232,7 +311,7 @@ impl Objects {
 
     /// What the state would look like as additions, for watches that begin with it.
     pub(super) fn additions(&self, resource: Resource, selector: &Selector) -> String {
-        let (objects, _) = self.page(resource, selector, None, usize::MAX);
+        let objects = self.select(resource, selector);
         objects.iter().map(|object| line("ADDED", &object.text)).collect()
     }
 }

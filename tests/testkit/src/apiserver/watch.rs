@@ -119,12 +119,12 @@ impl<'a> Cursor<'a> {
             first = state.objects.additions(resource, selector);
         }
         if watch.ends_initial_events {
-            first += &bookmark(resource, state.objects.version(), true);
+            first += &bookmark(resource, state.objects.cached(), true);
         }
         Self {
             watch,
             first,
-            version: watch.version.unwrap_or(state.objects.version()),
+            version: watch.version.unwrap_or(state.objects.cached()),
             end: now + Duration::from_secs(watch.seconds.unwrap_or(SECONDS)),
             faults: state.watch_faults.len(),
             bookmarks: state.bookmarks,
@@ -149,7 +149,7 @@ impl<'a> Cursor<'a> {
                         self.last_line = Instant::now();
                         return Step::Send(lines);
                     }
-                    if reached < state.objects.version() {
+                    if reached < state.objects.cached() {
                         continue;
                     }
                 }

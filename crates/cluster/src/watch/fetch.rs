@@ -1,0 +1,192 @@
+//! Asks the API server for single pods that the watches have not brought yet: the runtime starts a pod while they may be behind or away.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::future::{OptionFuture, join};
+use futures_util::stream::FuturesUnordered;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::sync::{mpsc, oneshot};
+
+use super::Reporter;
+use super::list::Kind;
+use super::reflector::number;
+use crate::connection::Connection;
+use crate::error::{Error, place};
+use crate::write::segment;
+
+/// Longest wait for an object. Whoever asks may wait less.
+const LIMIT: Duration = Duration::from_secs(2);
+
+/// Largest object that is read.
+const MAX_OBJECT: usize = 8 << 20;
+
+/// Pods that are asked for at one time.
+const MAX_RUNNING: usize = 8;
+
+/// A pod is asked for once in this time, however many ask.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Answers that are remembered for that.
+const MAX_REMEMBERED: usize = 1024;
+
+/// Namespace and name.
+type Key = (String, String);
+
+/// Why a pod is not known though the API server was asked for it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FetchError {
+    /// The server has no such pod, or no such namespace.
+    #[error("the API server does not know it")]
+    NotFound,
+    /// It belongs to another node.
+    #[error("the API server says that it is not on this node")]
+    Elsewhere,
+    /// The server is away, so that it was not asked.
+    #[error("the API server is away")]
+    Away,
+    /// There is no server to ask.
+    #[error("there is no API server to ask")]
+    NoServer,
+    /// The answer was not there in time.
+    #[error("the API server has not answered in time")]
+    Late,
+    /// The question failed.
+    #[error(transparent)]
+    Api(#[from] Error),
+}
+
+/// Somebody wants to know a pod.
+#[derive(Debug)]
+pub(super) struct Question {
+    pub(super) key: Key,
+    pub(super) answer: oneshot::Sender<Result<(), FetchError>>,
+}
+
+/// Where questions come in, before and while there is somebody to answer them.
+pub(super) type Questions = mpsc::Receiver<Question>;
+
+pub(super) struct Fetcher<'a> {
+    pub(super) connection: &'a Connection,
+    pub(super) reporter: &'a Reporter<'a>,
+    pub(super) node: &'a str,
+}
+
+/// What is being asked, and what was lately.
+#[derive(Default)]
+struct Asked {
+    waiting: HashMap<Key, Vec<oneshot::Sender<Result<(), FetchError>>>>,
+    answers: HashMap<Key, (Instant, Result<(), FetchError>)>,
+}
+
+/// What [`facts::Object`] leaves out.
+#[derive(Debug, Deserialize)]
+struct Placed {
+    #[serde(default)]
+    spec: Placement,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Placement {
+    node_name: Option<String>,
+}
+
+// === impl Fetcher ===
+
+impl Fetcher<'_> {
+    /// Answers questions until dropped.
+    pub(super) async fn run(self, questions: &mut Questions) -> Infallible {
+        let mut asked = Asked::default();
+        let mut running = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                Some(question) = questions.recv(), if running.len() < MAX_RUNNING => {
+                    if let Some(key) = asked.take(question) {
+                        running.push(async { (self.fetch(&key).await, key) });
+                    }
+                }
+                Some((answer, key)) = running.next() => asked.answer(key, answer),
+                else => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Brings a pod, and its namespace if that is not known either, into the index.
+    async fn fetch(&self, (namespace, name): &Key) -> Result<(), FetchError> {
+        if self.connection.recovery().is_away() {
+            return Err(FetchError::Away);
+        }
+        let known = self.reporter.cluster.index().has_namespace(namespace);
+        let pods = Kind::Pods { node: self.node.to_owned() };
+        let namespaces = OptionFuture::from((!known).then(|| self.get(&Kind::Namespaces, "", namespace)));
+        let (pod, labels) = join(self.get(&pods, namespace, name), namespaces).await;
+        let (pod, labels) = (pod?, labels.transpose()?);
+        let placed: Placed = serde_json::from_slice(&pod).map_err(|error| not_understood(place(&error)))?;
+        if placed.spec.node_name.as_deref() != Some(self.node) {
+            return Err(FetchError::Elsewhere);
+        }
+        if let Some(labels) = labels {
+            self.apply(&Kind::Namespaces, &labels)?;
+        }
+        self.apply(&pods, &pod)
+    }
+
+    async fn get(&self, kind: &Kind, namespace: &str, name: &str) -> Result<Bytes, FetchError> {
+        let request = kind.get(namespace, name);
+        let (operation, plural) = match kind {
+            Kind::Pods { .. } => (format!("get pod {namespace}/{name}"), "pods"),
+            _ => (format!("get namespace {name}"), "namespaces"),
+        };
+        match self.connection.ask(&operation, request, LIMIT, MAX_OBJECT).await {
+            Ok(object) => Ok(object),
+            Err(error) if error.says_absent(plural, &segment(name)) => Err(FetchError::NotFound),
+            Err(error) => {
+                // The next pod must not wait for the same.
+                self.connection.recovery().doubt();
+                Err(error.into())
+            }
+        }
+    }
+
+    fn apply(&self, kind: &Kind, text: &[u8]) -> Result<(), FetchError> {
+        let text: &RawValue = serde_json::from_slice(text).map_err(|error| not_understood(place(&error)))?;
+        let (object, version) = kind.read(text).map_err(|misfit| not_understood(misfit.reason))?;
+        self.reporter.update(|index| kind.fetched(index, object, number(&version)));
+        Ok(())
+    }
+}
+
+// === impl Asked ===
+
+impl Asked {
+    /// The key of a question, if the server is to be asked.
+    fn take(&mut self, Question { key, answer }: Question) -> Option<Key> {
+        if let Some((_, known)) = self.answers.get(&key).filter(|(at, _)| at.elapsed() < AGAIN) {
+            // Who no longer listens needs no answer.
+            let _ = answer.send(known.clone());
+            return None;
+        }
+        let waiting = self.waiting.entry(key.clone()).or_default();
+        waiting.push(answer);
+        (waiting.len() == 1).then_some(key)
+    }
+
+    fn answer(&mut self, key: Key, answer: Result<(), FetchError>) {
+        for waiting in self.waiting.remove(&key).into_iter().flatten() {
+            let _ = waiting.send(answer.clone());
+        }
+        self.answers.retain(|_, (at, _)| at.elapsed() < AGAIN);
+        if self.answers.len() < MAX_REMEMBERED {
+            self.answers.insert(key, (Instant::now(), answer));
+        }
+    }
+}
+
+fn not_understood(reason: String) -> Error {
+    Error::NotUnderstood { operation: "get an announced pod".into(), reason }
+}
