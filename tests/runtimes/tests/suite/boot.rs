@@ -106,7 +106,6 @@ pub(crate) fn assert_captured_or_named(kubelet: &Kubelet<'_>, started: &[Started
     let sandboxes = kubelet.runtime.sandboxes();
     let is_sidecar = |started: &&Started| started.pod.name.starts_with("sidecar");
     let mut uncaptured: Vec<&Started> = started.iter().filter(is_sidecar).collect();
-    assert_eq!(uncaptured.len(), SIDECARS);
     uncaptured.retain(|started| !sandboxes.is_captured(&started.sandbox).unwrap());
     eventually("every uncaptured pod is named", PATIENCE, || {
         uncaptured.iter().try_for_each(|started| is_named(kubelet.machine, &started.pod, agent))?;
