@@ -150,7 +150,8 @@ impl Sources<'_> {
         {
             return Ok((pod, AGENT, false));
         }
-        let result = self.ask_api(&inquiry, began, fallback.as_ref());
+        let left = self.conf.facts_timeout.saturating_sub(began.elapsed());
+        let result = self.ask_api(&inquiry, left, fallback.as_ref());
         let main = match result {
             Ok((pod, source)) => return Ok((pod, source, false)),
             Err(main) => main,
@@ -214,13 +215,12 @@ impl Sources<'_> {
     fn ask_api(
         &self,
         inquiry: &Inquiry<'_>,
-        began: Instant,
+        left: Duration,
         fallback: Option<&Fallback>,
     ) -> Result<(Pod, &'static str), Error> {
         self.progress.wait_for("the pod's facts from the API server");
-        let left = self.conf.facts_timeout.saturating_sub(began.elapsed());
-        let limit =
-            if fallback.is_some() { PATIENCE.saturating_sub(began.elapsed()).min(left) } else { left };
+        let began = Instant::now();
+        let limit = if fallback.is_some() { PATIENCE.min(left) } else { left };
         let of_agent = RefCell::new(None);
         let go_on = |error: &Error, pause: Duration| {
             *of_agent.borrow_mut() = inquiry.ask(self.log);

@@ -9,7 +9,7 @@ use agent_tests::{Node, PATIENCE, PodCall, eventually, pod_object};
 use anyhow::Context;
 use plugin_tests::Answer;
 use serde_json::{Value, json};
-use testkit::apiserver::Fault;
+use testkit::apiserver::{Credentials, Fault};
 use testkit::rules::Comments;
 use testkit::{Families, Pod};
 
@@ -225,6 +225,25 @@ fn after_a_reboot_pods_wait_for_the_agent() {
     assert!(started.elapsed() < ready + Duration::from_millis(800), "{:?}", started.elapsed());
     assert!(is_captured(&web) && is_captured(&told));
     assert_untouched(&plain);
+}
+
+/// An agent that is there but has listed no pods yet has written its kubeconfig, and the API server answers whatever was waited for before.
+#[test]
+fn a_kubeconfig_that_comes_late_is_used() {
+    let node = Node::new().unwrap();
+    let entry = entry(&node, &[("FACTS_TIMEOUT", "30s")]);
+    reboot(&node);
+    node.sidecar("web", "uid-web");
+    let pod = Pod::new(Families::V4).unwrap();
+    let add = in_background(call(&entry, "web", pod.path(), Some(json!({STATUS: USUAL}))));
+    // Longer than other facts wait for the API server.
+    std::thread::sleep(Duration::from_millis(2500));
+    let _ = std::fs::create_dir(node.run_dir());
+    node.api.write_kubeconfig(&node.run_dir(), Credentials::Token).unwrap();
+    let answer = add.join().unwrap();
+    assert_eq!(answer.exit, Some(0), "{answer:#?}");
+    assert_says(&answer.stderr, &["pod is captured", "\"facts_source\":\"api\""]);
+    assert_took(&answer, 2.4, 4.5);
 }
 
 #[test]
