@@ -7,6 +7,7 @@ mod ambient;
 mod boot;
 mod config;
 mod config_dir;
+mod delete_daemonset;
 mod events;
 mod health;
 mod log_socket;
@@ -26,6 +27,9 @@ mod uncaptured;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|word| word == delete_daemonset::NAME) {
+        return delete_daemonset::run();
+    }
     match options::Flags::parse(std::env::args_os()) {
         Ok(flags) => run::run(flags),
         Err(error) => error.exit(),

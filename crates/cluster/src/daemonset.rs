@@ -7,6 +7,7 @@
 mod affinity;
 pub(crate) mod look;
 mod placement;
+mod removal;
 
 use serde::Deserialize;
 

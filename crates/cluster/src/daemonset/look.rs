@@ -14,7 +14,7 @@ use crate::error::{Error, place};
 use crate::write::{MAX_ANSWER, Writer, segment};
 
 /// Longest wait at the end. A pod that is being shut down has no more than some seconds.
-const LIMIT: Duration = Duration::from_secs(2);
+pub(super) const LIMIT: Duration = Duration::from_secs(2);
 
 impl Writer {
     /// The uid of a pod, without which `kubectl describe` does not show its Events.
@@ -75,7 +75,7 @@ struct Uid {
     uid: String,
 }
 
-const DAEMONSET: &str = "DaemonSet";
+pub(super) const DAEMONSET: &str = "DaemonSet";
 
 /// The path of a namespace's DaemonSets.
 pub(crate) fn path(namespace: &str) -> String {
@@ -114,7 +114,7 @@ pub(crate) async fn owner(
     Ok(owners.find(|owner| owner.controller && owner.kind == DAEMONSET).map(|owner| owner.name))
 }
 
-async fn get<T: DeserializeOwned>(
+pub(super) async fn get<T: DeserializeOwned>(
     connection: &Connection,
     kind: &str,
     path: &str,

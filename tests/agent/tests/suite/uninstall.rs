@@ -254,7 +254,63 @@ fn uninstall(scene: &Scene, agent: Agent, roles_after: Option<u64>) -> Ended {
     ended
 }
 
-/// The hook of the chart, or a deletion in the foreground: the DaemonSet stays until its pods have ended, and the roles longer.
+/// The chart's hook: it deletes the DaemonSet, waits until the agent has cleaned up and ended, and only then everything else goes.
+#[test]
+fn helm_with_its_hook() {
+    let (scene, agent) = Scene::new(4).unwrap();
+    let ((ended, hook), looks) = scene.looking(|| {
+        std::thread::scope(|scope| {
+            let hook = scope.spawn(|| scene.agent().arg("delete-daemonset").run().unwrap());
+            let deleting = || {
+                let set = scene.mesh.node.api.object(Resource::DaemonSets, NAMESPACE, DAEMONSET);
+                ensure!(set.is_some_and(|set| !set["metadata"]["deletionTimestamp"].is_null()));
+                Ok(())
+            };
+            eventually("the hook deletes the DaemonSet", PATIENCE, deleting).unwrap();
+            pause(100);
+            agent.signal(Signal::TERM).unwrap();
+            let ended = agent.ended_by_itself().unwrap();
+            assert!(!hook.is_finished(), "it waits for the pods");
+            scene.delete_daemonset();
+            let hook = hook.join().unwrap();
+            scene.mesh.node.api.delete_pod(NAMESPACE, AGENT_POD);
+            scene.delete_roles();
+            (ended, hook)
+        })
+    });
+    let log = ended.log.text();
+    assert_sound("with its hook", &looks, &log);
+    scene.wait_removed().unwrap_or_else(|error| panic!("{error:#}\n{log}"));
+    assert_eq!((ended.status.code(), hook.status.code()), (Some(0), Some(0)), "{log}\n{hook:?}");
+    let said = String::from_utf8_lossy(&hook.stdout).into_owned();
+    assert!(said.contains("DaemonSet istio-system/istio-cni-node and its pods are gone after"), "{said}");
+}
+
+/// The hook's role may be younger than its pod, and there may be nothing to do.
+#[test]
+fn the_hook_waits_for_its_rights_and_finds_nothing_to_do() {
+    let (scene, agent) = Scene::new(0).unwrap();
+    scene.mesh.node.api.deny("daemonsets", &["delete"]);
+    let hook = std::thread::scope(|scope| {
+        let hook = scope.spawn(|| scene.agent().arg("delete-daemonset").run().unwrap());
+        pause(900);
+        assert!(!hook.is_finished());
+        scene.mesh.node.api.allow_everything();
+        pause(900);
+        scene.delete_daemonset();
+        hook.join().unwrap()
+    });
+    assert_eq!(hook.status.code(), Some(0), "{hook:?}");
+    assert!(String::from_utf8_lossy(&hook.stderr).contains("403"), "{hook:?}");
+    agent.stop().unwrap();
+    let again = scene.agent().arg("delete-daemonset").run().unwrap();
+    let said = String::from_utf8_lossy(&again.stdout).into_owned();
+    assert!(again.status.success() && said.contains("there is nothing to do"), "{again:?}");
+    let without = scene.agent().arg("delete-daemonset").env("POD_NAMESPACE", "").run().unwrap();
+    assert_eq!(without.status.code(), Some(1), "{without:?}");
+}
+
+/// A deletion in the foreground: the DaemonSet stays until its pods have ended, and the roles longer.
 #[test]
 fn a_daemonset_that_is_deleted_in_the_foreground() {
     let (scene, agent) = Scene::new(4).unwrap();

@@ -9,6 +9,7 @@ mod options;
 mod presets;
 mod rbac;
 mod security;
+mod uninstall;
 mod values;
 
 use std::sync::OnceLock;

@@ -111,6 +111,11 @@ pub(super) fn answer(request: &Request, state: &mut State) -> Answer {
         ("PATCH", Target::Object(resource, namespace, name, part)) => {
             patch(request, resource, &(namespace, name), part.as_deref(), state)
         }
+        ("DELETE", Target::Object(resource, namespace, name, None))
+            if request.body.contains("\"Foreground\"") =>
+        {
+            delete_in_foreground(resource, &(namespace, name), state)
+        }
         ("DELETE", Target::Object(resource, namespace, name, None)) => {
             if state.objects.delete(resource, &(namespace, name.clone())) {
                 Answer::object(200, &json!({"kind": "Status", "apiVersion": "v1", "status": "Success"}))
@@ -120,6 +125,16 @@ pub(super) fn answer(request: &Request, state: &mut State) -> Answer {
         }
         _ => nothing(),
     }
+}
+
+/// The object is there until what belongs to it is collected, which is the test's to do.
+fn delete_in_foreground(resource: Resource, key: &Key, state: &mut State) -> Answer {
+    let Some(object) = state.objects.get(resource, key) else { return not_found(resource, &key.1) };
+    let mut object = object.value();
+    object["metadata"]["deletionTimestamp"] = "2026-08-01T09:30:00Z".into();
+    object["metadata"]["finalizers"] = json!(["foregroundDeletion"]);
+    state.objects.set(resource, object.clone());
+    Answer::object(200, &object)
 }
 
 fn not_found(resource: Resource, name: &str) -> Answer {
