@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use capture::select::{Selectors, is_dns_label, is_dns_subdomain, is_label_key, is_label_value};
-use capture::values::Quoted;
+use capture::values::{Quoted, parse_bool};
 use cluster::OwnPod;
 use cni::PluginConf;
 use cni::conflist::PluginEntry;
@@ -69,6 +69,8 @@ pub(crate) struct Config {
     pub(crate) proc_root: PathBuf,
     /// Ambient mode, if it is on.
     pub(crate) ambient: Option<AmbientConfig>,
+    /// Where the node's files are.
+    pub(crate) host_root: PathBuf,
     /// Files that follow a ConfigMap.
     pub(crate) config_dir: Option<PathBuf>,
 }
@@ -145,6 +147,7 @@ impl Config {
             broken_pod_label: broken_pod_label(options)?,
             proc_root: Path::new(text(Setting::HostRoot)).join("proc"),
             ambient: AmbientConfig::new(options)?,
+            host_root: text(Setting::HostRoot).into(),
             config_dir: Some(PathBuf::from(text(Setting::ConfigDir)))
                 .filter(|dir| !dir.as_os_str().is_empty()),
         })
@@ -193,10 +196,23 @@ pub(crate) fn plugin_entry(options: &Options, env: Lookup<'_>) -> Result<PluginE
         enablement_selectors: selectors(options)?,
         exclude_namespaces: excluded_namespaces(options)?,
         pod_namespace: namespace(options, Setting::PodNamespace, "pod-namespace")?,
-        native_nftables: options.on(Setting::NativeNftables),
+        native_nftables: native_nftables(options)?,
         enable_ambient_detection_retry: options.on(Setting::EnableAmbientDetectionRetry),
         extra,
     })
+}
+
+/// The backend that is asked for: nf_tables, iptables, or what the node has.
+///
+/// # Errors
+/// The text is something else. Rules in a backend that somebody did not mean would be found late.
+pub(crate) fn native_nftables(options: &Options) -> Result<Option<bool>, BadOption> {
+    match options.text(Setting::NativeNftables) {
+        "auto" | "" => Ok(None),
+        text => parse_bool(text)
+            .map(Some)
+            .ok_or_else(|| BadOption::new("native-nftables", text, "is not true, false or auto")),
+    }
 }
 
 /// Levels of the log.

@@ -30,6 +30,8 @@ pub(crate) enum Part {
     Ambient,
     /// The configuration directory can be used.
     Configuration,
+    /// Rules can be loaded on this node.
+    Backend,
 }
 
 /// What people should know although the agent does its work. None of these makes it unready: a DaemonSet whose update waits for every
@@ -79,6 +81,7 @@ impl Part {
             Self::EventSocket => "event socket",
             Self::Ambient => "ambient",
             Self::Configuration => "configuration",
+            Self::Backend => "backend",
         }
     }
 }

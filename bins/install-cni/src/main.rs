@@ -4,6 +4,7 @@
 //! outside thing and do not know each other.
 
 mod ambient;
+mod backend;
 mod boot;
 mod config;
 mod config_dir;

@@ -12,6 +12,7 @@ use hyper::header::HeaderValue;
 use hyper::{Method, Request, StatusCode};
 use telemetry::Scope;
 
+use crate::backend::NodeBackend;
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::serve::{Answer, Handler, text};
@@ -29,6 +30,7 @@ pub(crate) struct PluginSocket {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) health: Arc<Health>,
     pub(crate) uncaptured: Arc<Uncaptured>,
+    pub(crate) backend: Arc<NodeBackend>,
     pub(crate) log: Scope,
 }
 
@@ -102,6 +104,7 @@ impl PluginSocket {
             }
         };
         self.metrics.operation(&report);
+        self.backend.heard(&report);
         if report.wants_note()
             && let Err(error) = self.uncaptured.note(&report)
         {

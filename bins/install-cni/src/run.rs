@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::ambient::{self, Ambient, EventSocket};
+use crate::backend::NodeBackend;
 use crate::config::{self, BadOption, Config, PodSource};
 use crate::events::Events;
 use crate::health::{Health, Part};
@@ -122,6 +123,7 @@ impl Agent {
             Part::Cluster,
             Part::PluginSocket,
             Part::LogSocket,
+            Part::Backend,
         ];
         parts.extend(config.config_dir.as_ref().map(|_| Part::Configuration));
         if config.ambient.is_some() {
@@ -241,11 +243,15 @@ impl Agent {
         let notes = uncaptured.clone();
         tasks.spawn(async move { notes.work(marker).await });
 
+        let host_root = &self.config.host_root;
+        let backend = Arc::new(NodeBackend::new(self.health.clone(), self.log.clone(), host_root));
+        tasks.spawn(backend.clone().live());
         let plugins = PluginSocket {
             cluster: self.cluster.clone(),
             metrics: self.metrics.clone(),
             health: self.health.clone(),
             uncaptured,
+            backend,
             log: self.log.clone(),
         };
         let own = rustix::process::geteuid().as_raw();

@@ -94,6 +94,11 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
+    /// Whether this node lacks what rules are loaded with.
+    pub(crate) fn is_backend_missing(&self) -> bool {
+        matches!(self, Self::OnlyBackend { .. }) || matches!(self, Self::Kernel(error) if error.is_neither())
+    }
+
     /// As an error of the CNI protocol. The code is the one that upstream gives for everything of its own, since runtimes and kubelet
     /// treat all of them alike.
     pub(crate) fn into_cni(self, what: &str) -> cni::Error {

@@ -116,6 +116,7 @@ impl<'a> IstioCni<'a> {
             facts_source: self.progress.facts_source().to_owned(),
             seconds: self.progress.seconds(),
             phases: self.progress.phases(),
+            backend_missing: self.progress.is_backend_missing(),
             error,
         };
         report::send(conf, report, log);
@@ -173,6 +174,9 @@ impl Plugin for IstioCni<'_> {
         let job = self.job(request, &conf, &log)?;
         let pod = job.pod_text();
         let (outcome, failure) = self.add_pod(job, &log);
+        if failure.as_ref().is_some_and(Failure::is_backend_missing) {
+            self.progress.set_backend_missing();
+        }
         let error = failure.map(|failure| failure.into_cni(&format!("istio-cni could not set up pod {pod}")));
         let text = error.as_ref().map_or_else(|| self.progress.take_remark(), |error| error.msg.clone());
         if outcome == Outcome::Uncaptured {

@@ -19,6 +19,7 @@ struct State {
     facts_source: &'static str,
     remark: String,
     gaps: String,
+    backend_missing: bool,
 }
 
 /// A phase that has ended.
@@ -41,6 +42,7 @@ impl Progress {
             facts_source: "",
             remark: String::new(),
             gaps: String::new(),
+            backend_missing: false,
         }))
     }
 
@@ -69,6 +71,15 @@ impl Progress {
     /// Takes that note.
     pub(crate) fn take_remark(&self) -> String {
         std::mem::take(&mut self.state().remark)
+    }
+
+    /// Notes that this node lacks what rules are loaded with.
+    pub(crate) fn set_backend_missing(&self) {
+        self.state().backend_missing = true;
+    }
+
+    pub(crate) fn is_backend_missing(&self) -> bool {
+        self.state().backend_missing
     }
 
     /// Notes why not all traffic of the pod is captured although its rules are there.

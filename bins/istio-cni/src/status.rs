@@ -107,10 +107,7 @@ impl Look {
     /// Whether programs are there that can work on a kernel with this nf_tables, as far as it is known.
     fn iptables(&self, support: Option<Support>) -> Result<(), String> {
         let iptables = &self.backends.iptables;
-        let found = match support {
-            Some(Support { tables: false, .. }) => iptables.available_without_nftables(),
-            _ => iptables.available(),
-        };
+        let found = support.map_or_else(|| iptables.available(), |support| iptables.usable_with(support));
         found.map_err(|error| kernel::chain_text(&error))
     }
 }

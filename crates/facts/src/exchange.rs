@@ -90,6 +90,9 @@ pub struct Report {
     pub seconds: f64,
     /// Seconds of each phase that was reached.
     pub phases: Phases,
+    /// Whether this node lacks what the rules are loaded with: both backends, or the only one that is allowed.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub backend_missing: bool,
     /// The error, or for a pod that started uncaptured or incompletely captured the reason, or for one that is captured by rules that others
     /// shadow what does so; empty otherwise.
     pub error: String,

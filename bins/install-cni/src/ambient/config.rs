@@ -13,6 +13,7 @@ use telemetry::Scope;
 
 use super::desired::Rules;
 use super::followed::Followed;
+use crate::backend;
 use crate::config::{BadOption, excluded_namespaces, namespace};
 use crate::options::{Options, Setting};
 
@@ -27,8 +28,8 @@ pub(crate) struct AmbientConfig {
     /// Which pods are to be in the mesh.
     pub(crate) rules: Followed<Rules>,
     pub(crate) ztunnel_address: String,
-    /// `NATIVE_NFTABLES`.
-    native_nftables: bool,
+    /// `NATIVE_NFTABLES`; `None`: what the node has.
+    native_nftables: Option<bool>,
     forced: Option<Variant>,
     kubelet_only: bool,
     host_root: PathBuf,
@@ -87,7 +88,7 @@ impl AmbientConfig {
                 system_namespace: namespace(options, Setting::SystemNamespace, "system-namespace")?,
             }),
             ztunnel_address: text(Setting::ZtunnelUdsAddress).to_owned(),
-            native_nftables: options.on(Setting::NativeNftables),
+            native_nftables: crate::config::native_nftables(options)?,
             forced: forced(text(Setting::ForceIptablesBinary))?,
             kubelet_only: match text(Setting::HostProbeSender) {
                 "socket" | "" => false,
@@ -131,8 +132,11 @@ impl AmbientConfig {
         self.forced.map_or_else(Iptables::new, Iptables::forced)
     }
 
-    /// Which backend programs the node and its pods (AA-98). What an agent before left in ipsets stays there: pods have its rules.
-    pub(crate) fn backend(&self, inside: &InsideHost<'_>, log: &Scope) -> Backend {
+    /// Which backend programs the node and its pods. What an agent before left in ipsets stays there: pods have its rules.
+    ///
+    /// # Errors
+    /// The choice is the node's, and neither backend works on it.
+    pub(crate) fn backend(&self, inside: &InsideHost<'_>, log: &Scope) -> Result<Backend, String> {
         let before = sets::exists_in_ipset(inside, &[PROBES_V4, PROBES_V6]).unwrap_or_else(|error| {
             log.warn(
                 "cannot look for the sets of an earlier agent",
@@ -140,19 +144,26 @@ impl AmbientConfig {
             );
             false
         });
-        match (self.native_nftables, before, self.iptables().available().is_ok()) {
-            (true, false, _) => Backend::Nftables,
-            (true, true, true) => {
-                log.warn("an agent with iptables ran since the node's start, so iptables goes on", &[]);
-                Backend::Iptables
+        let iptables = self.iptables();
+        let programs = iptables.available().is_ok();
+        match self.native_nftables {
+            Some(false) if programs => Ok(Backend::Iptables),
+            Some(false) => {
+                let text = "iptables is not in this image, so nf_tables is used; set NATIVE_NFTABLES=auto";
+                log.warn(text, &[]);
+                Ok(Backend::Nftables)
             }
-            (false, _, true) => Backend::Iptables,
-            (_, _, false) => {
-                log.warn(
-                    "iptables is not in this image, so nf_tables is used; set NATIVE_NFTABLES=true",
-                    &[],
-                );
-                Backend::Nftables
+            Some(true) | None if before && programs => {
+                log.warn("an agent with iptables ran since the node's start, so iptables goes on", &[]);
+                Ok(Backend::Iptables)
+            }
+            Some(true) => Ok(Backend::Nftables),
+            None => {
+                let (backend, why) = backend::choose(inside.inside(), &iptables)?;
+                if let Some(why) = why {
+                    log.info("iptables programs the node and its pods", &[("cause", &why)]);
+                }
+                Ok(backend)
             }
         }
     }

@@ -65,11 +65,10 @@ impl HostSide {
         let node = config.node.now();
         let (backend, sets) = host
             .enter(|inside| {
-                let backend = config.backend(inside, &log);
-                Ok::<_, kernel::sets::Error>((backend, open_sets(inside, backend, &node)?))
+                let backend = config.backend(inside, &log).map_err(NotReady)?;
+                Ok((backend, open_sets(inside, backend, &node).map_err(not_ready)?))
             })
-            .map_err(not_ready)?
-            .map_err(not_ready)?;
+            .map_err(not_ready)??;
         let (sets, node) = (Mutex::new(sets), Mutex::new(NodeOptions::clone(&node)));
         let sender = config.sender().map_err(not_ready)?;
         let branches =

@@ -61,7 +61,8 @@ fn options_reach_the_plugin() {
         ("STRICT_STATUS", "true"),
     ]);
     assert_eq!(entry.exclude_namespaces, ["kube-system", "istio-system"]);
-    assert!(entry.native_nftables && entry.ambient_enabled && entry.enable_ambient_detection_retry);
+    assert_eq!(entry.native_nftables, Some(true));
+    assert!(entry.ambient_enabled && entry.enable_ambient_detection_retry);
     assert_eq!(entry.enablement_selectors.len(), 2);
     assert_eq!(entry.enablement_selectors[0].pod.match_labels["a"], "b");
     let extra = serde_json::Value::Object(entry.extra);
@@ -78,6 +79,31 @@ fn options_reach_the_plugin() {
     assert_eq!(log_level("cni-plugin:debug"), "debug");
     assert_eq!(log_level("all:warn"), "warn");
     assert_eq!(log_level("debug"), "info", "a bare word is for another scope");
+}
+
+/// What the plugin's entry has, and what ambient mode goes by.
+#[test]
+fn the_backend_is_true_false_or_left_to_the_node() {
+    assert_eq!(entry(&[]).native_nftables, None, "nothing said");
+    for (text, wanted) in [
+        ("auto", None),
+        ("", None),
+        ("true", Some(true)),
+        ("1", Some(true)),
+        ("T", Some(true)),
+        ("false", Some(false)),
+        ("0", Some(false)),
+        ("False", Some(false)),
+    ] {
+        assert_eq!(entry(&[("NATIVE_NFTABLES", text)]).native_nftables, wanted, "{text}");
+    }
+    for text in ["Auto", "automatic", "yes", "iptables", "nftables", "null", " ", "true ", "2"] {
+        for ambient in ["true", "false"] {
+            let env = [("NATIVE_NFTABLES", text), ("AMBIENT_ENABLED", ambient)];
+            let error = config(&[], &env).unwrap_err().to_string();
+            assert_eq!(error, format!("option native-nftables: {text:?} is not true, false or auto"));
+        }
+    }
 }
 
 /// The agent's own pod must start when nothing else does, whatever its DaemonSet is called.

@@ -255,9 +255,9 @@ pub(crate) const SPECS: &[Spec] = &[
         setting: Setting::NativeNftables,
         name: "native-nftables",
         given: Given::Variable,
-        kind: Kind::Switch,
-        default: "false",
-        help: "Use nf_tables instead of iptables",
+        kind: Kind::Text,
+        default: "auto",
+        help: "What holds the rules: true is nf_tables, false iptables, auto nf_tables where the kernel has it",
     },
     Spec {
         setting: Setting::SystemNamespace,

@@ -27,8 +27,8 @@ pub struct PluginEntry {
     pub exclude_namespaces: Vec<String>,
     /// `pod_namespace`: where the node agent runs.
     pub pod_namespace: String,
-    /// `native_nftables`
-    pub native_nftables: bool,
+    /// `native_nftables`; left out where the choice is the node's.
+    pub native_nftables: Option<bool>,
     /// `enable_ambient_detection_retry`
     pub enable_ambient_detection_retry: bool,
     /// Options that upstream does not have, such as `facts_timeout` and `capabilities`. Leave out what has its default: an upstream
@@ -65,7 +65,7 @@ impl PluginEntry {
     fn members(&self, place: Place) -> Vec<(&str, Value)> {
         let namespaces = &self.exclude_namespaces;
         let version = (place == Place::Standalone).then(|| ("cniVersion", STANDALONE_VERSION.into()));
-        let known = [
+        let head = [
             ("name", ENTRY_TYPE.into()),
             ("type", ENTRY_TYPE.into()),
             ("ipam", json!({})),
@@ -77,11 +77,11 @@ impl PluginEntry {
             // upstream's own form of an empty list
             ("exclude_namespaces", if namespaces.is_empty() { Value::Null } else { json!(namespaces) }),
             ("pod_namespace", self.pod_namespace.as_str().into()),
-            ("native_nftables", self.native_nftables.into()),
-            ("enable_ambient_detection_retry", self.enable_ambient_detection_retry.into()),
         ];
+        let backend = self.native_nftables.map(|native| ("native_nftables", native.into()));
+        let retry = ("enable_ambient_detection_retry", self.enable_ambient_detection_retry.into());
         let extra = self.extra.iter().map(|(key, value)| (key.as_str(), value.clone()));
-        version.into_iter().chain(known).chain(extra).collect()
+        version.into_iter().chain(head).chain(backend).chain([retry]).chain(extra).collect()
     }
 }
 

@@ -14,6 +14,7 @@ fn entry() -> PluginEntry {
         plugin_log_level: "debug".into(),
         cni_agent_run_dir: "/path/to/kubeconfig".into(),
         pod_namespace: "my-namespace".into(),
+        native_nftables: Some(false),
         ..PluginEntry::default()
     }
 }
@@ -234,6 +235,11 @@ fn the_standalone_file_has_upstreams_order_and_all_keys() {
     assert_eq!(keys, wanted);
     let standalone = document(&text);
     assert!(standalone.is_standalone() && standalone.holds(&entry()));
+    // Where the choice is the node's, the key is left out; an entry that has it is another one.
+    let auto = PluginEntry { native_nftables: None, ..entry() };
+    let text = String::from_utf8(auto.render_standalone()).unwrap();
+    assert!(!text.contains("native_nftables") && text.contains("enable_ambient_detection_retry"), "{text}");
+    assert!(document(&text).holds(&auto) && !document(&text).holds(&entry()) && !standalone.holds(&auto));
 }
 
 fn any_json() -> impl Strategy<Value = serde_json::Value> {

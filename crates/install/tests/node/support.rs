@@ -146,6 +146,7 @@ pub(crate) fn entry() -> PluginEntry {
         plugin_log_level: "debug".into(),
         cni_agent_run_dir: "/path/to/kubeconfig".into(),
         pod_namespace: "my-namespace".into(),
+        native_nftables: Some(false),
         ..PluginEntry::default()
     }
 }

@@ -8,6 +8,7 @@ use ruleset::Family;
 
 use super::child::{self, Surroundings};
 use super::error::{Error, Failure};
+use crate::nft::Support;
 
 /// Where distributions put the programs; container runtimes often start plugins with a PATH that lacks some of them.
 const USUAL_DIRECTORIES: [&str; 6] =
@@ -54,6 +55,14 @@ impl super::Iptables {
         let nft = || self.search.pair("iptables-nft");
         let legacy = || self.search.pair("iptables-legacy");
         self.search.pair("iptables").or_else(|error| nft().or_else(|_| legacy()).map_err(|_| error)).map(drop)
+    }
+
+    /// The same on a kernel with this nf_tables.
+    ///
+    /// # Errors
+    /// As [`Self::available`] and [`Self::available_without_nftables`].
+    pub fn usable_with(&self, support: Support) -> Result<(), Error> {
+        if support.tables { self.available() } else { self.available_without_nftables() }
     }
 
     /// The same for a kernel without nf_tables, where programs of the nft variant do nothing. One whose name does not tell the variant counts

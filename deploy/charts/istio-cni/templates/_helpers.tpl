@@ -81,7 +81,7 @@ operator.istio.io/component: Cni
   "CHAINED_CNI_PLUGIN" (toString $values.chained)
   "ISTIO_OWNED_CNI_CONFIG" (toString $values.istioOwnedCNIConfig)
   "EXCLUDE_NAMESPACES" (join "," $values.excludeNamespaces)
-  "NATIVE_NFTABLES" (toString $values.global.nativeNftables)
+  "NATIVE_NFTABLES" (kindIs "invalid" $values.global.nativeNftables | ternary "auto" (toString $values.global.nativeNftables))
   "AMBIENT_ENABLED" (toString $values.ambient.enabled)
   "AMBIENT_ENABLEMENT_SELECTOR" (toYaml $values.ambient.enablementSelectors)
   "AMBIENT_DNS_CAPTURE" (toString $values.ambient.dnsCapture)

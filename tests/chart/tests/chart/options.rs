@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use chart::{Objects, render_set};
+use chart::{Objects, render, render_set};
 use serde_json::Value;
 
 use crate::combinations;
@@ -160,6 +160,11 @@ fn each_value_sets_its_option() {
         ("repair.brokenPodLabelKey=k", "REPAIR_BROKEN_POD_LABEL_KEY", Some("k")),
         ("repair.brokenPodLabelValue=v", "REPAIR_BROKEN_POD_LABEL_VALUE", Some("v")),
         ("global.nativeNftables=true", "NATIVE_NFTABLES", Some("true")),
+        ("global.nativeNftables=false", "NATIVE_NFTABLES", Some("false")),
+        ("global.nativeNftables=auto", "NATIVE_NFTABLES", Some("auto")),
+        ("global.nativeNftables=null", "NATIVE_NFTABLES", Some("auto")),
+        ("ambient.enabled=true", "NATIVE_NFTABLES", Some("auto")),
+        ("agent.podSource=manifests:/etc/pods", "NATIVE_NFTABLES", Some("auto")),
         ("global.tag=1.2", "CURRENT_AGENT_VERSION", Some("1.2")),
         ("agent.failurePolicy=closed", "FAILURE_POLICY", Some("closed")),
         ("agent.capture=disabled", "CAPTURE", Some("disabled")),
@@ -185,6 +190,16 @@ fn each_value_sets_its_option() {
         ("env.NATIVE_NFTABLES=true", "NATIVE_NFTABLES", Some("true")),
     ] {
         assert_eq!(render_set(&[value]).unwrap().option(option), text, "{value}");
+    }
+    for text in ["true", "false", "auto"] {
+        let value = format!("global.nativeNftables={text}");
+        let rendered = render(&["--set-string", &value]).unwrap();
+        assert_eq!(rendered.option("NATIVE_NFTABLES"), Some(text), "as a text");
+    }
+    for text in ["Auto", "nftables", "yes", "1"] {
+        let refused =
+            render(&["--set-string", &format!("global.nativeNftables={text}")]).unwrap_err().to_string();
+        assert!(refused.contains("nativeNftables"), "{text}: {refused}");
     }
     let owned = render_set(&["istioOwnedCNIConfig=true", "istioOwnedCNIConfigFileName=x.conflist"]).unwrap();
     assert_eq!(owned.option("ISTIO_OWNED_CNI_CONFIG_FILENAME"), Some("x.conflist"));

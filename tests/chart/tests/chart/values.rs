@@ -63,7 +63,7 @@ fn defaults_are_the_originals() {
         ("/global/logging/level", json!("info")),
         ("/global/logAsJson", json!(false)),
         ("/global/networkPolicy/enabled", json!(false)),
-        ("/global/nativeNftables", json!(false)),
+        ("/global/nativeNftables", json!("auto")),
         ("/global/resourceScope", json!("all")),
     ] {
         assert_eq!(defaults.pointer(path), Some(&value), "{path}");

@@ -10,8 +10,8 @@ use plugin_tests::{Answer, Call, Node};
 use serde_json::{Value, json};
 use testkit::Pod;
 
-use crate::surroundings::WITHOUT_NFTABLES;
 use crate::{assert_says, node_and_pod};
+use plugin_tests::WITHOUT_NFTABLES;
 
 /// The longest that the call may take.
 const IN_TIME: Duration = Duration::from_millis(50);
@@ -168,7 +168,23 @@ fn a_node_without_either_backend_can_never_serve() {
             assert_not_available(&refusal(&status(&node), &neither), parts);
         }
     }
-    set(&mut node, &[("strict_status", json!(false))]);
+    // Programs that work by nf_tables are none without it.
+    let only_nft = "mount -t tmpfs none /usr/sbin && cp /bin/false /usr/sbin/xtables-nft-multi && for kind in save restore; do \
+                    ln -s xtables-nft-multi /usr/sbin/iptables-$kind; done && exec \"$@\"";
+    let only_nft = ["unshare", "--mount", "sh", "-c", only_nft, "hidden"];
+    for (backend, strict) in [(json!(null), false), (json!(null), true), (json!(false), true)] {
+        set(&mut node, &[("native_nftables", backend), ("strict_status", json!(strict))]);
+        let without = [&only_nft[..], &["python3", "-c", WITHOUT_NFTABLES]].concat();
+        assert_not_available(&refusal(&status(&node), &without), &[]);
+        if !strict {
+            assert_says(
+                &refusal(&status(&node), &without).error().unwrap().1,
+                &["iptables-restore works by nf_tables"],
+            );
+            assert_well(&behind(&status(&node), &only_nft));
+        }
+    }
+    set(&mut node, &[("native_nftables", json!(null)), ("strict_status", json!(false))]);
     // Where no ADD fails for it, it is no obstacle. In ambient mode the agent has programs of its own.
     for (key, value, before) in [
         ("failure_policy", json!("open"), json!("closed")),

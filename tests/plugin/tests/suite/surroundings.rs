@@ -1,5 +1,6 @@
 //! What the machine has or lacks: programs, kernel features, namespaces without addresses.
 
+use plugin_tests::WITHOUT_NFTABLES;
 use testkit::TestNetns;
 
 use crate::{assert_says, everything, node_and_pod};
@@ -58,22 +59,6 @@ fn missing_iptables_is_named() {
     );
     assert_eq!(before, everything(&pod));
 }
-
-/// Runs its arguments on a kernel that seems to have no nf_tables: a seccomp filter refuses netlink sockets of the netfilter kind
-/// (`socket(AF_NETLINK, …, NETLINK_NETFILTER)`) as a kernel without `CONFIG_NETFILTER_NETLINK` does, for the plugin and everything
-/// that it starts.
-pub(crate) const WITHOUT_NFTABLES: &str = r#"
-import ctypes, os, platform, struct, sys
-number = {"x86_64": 41, "aarch64": 198}[platform.machine()]
-load, jump, answer = 0x20, 0x15, 0x06
-program = [(load, 0, 0, 0), (jump, 0, 5, number), (load, 0, 0, 16), (jump, 0, 3, 16), (load, 0, 0, 32), (jump, 0, 1, 12),
-           (answer, 0, 0, 0x00050000 | 93), (answer, 0, 0, 0x7fff0000)]
-code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in program))
-libc = ctypes.CDLL(None, use_errno=True)
-header = struct.pack("HxxxxxxP", len(program), ctypes.addressof(code))
-assert libc.prctl(22, 2, ctypes.c_char_p(header), 0, 0) == 0, os.strerror(ctypes.get_errno())
-os.execv(sys.argv[1], sys.argv[1:])
-"#;
 
 #[test]
 fn a_kernel_without_nftables() {

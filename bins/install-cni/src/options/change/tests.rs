@@ -51,10 +51,13 @@ fn what_can_be_followed_is_followed_beside_what_cannot() {
     assert_eq!(changed.waiting, ["ambient-enabled", "native-nftables", "health-port"]);
     assert_eq!(changed.options.text(Setting::ExcludeNamespaces), "a,b");
     assert_eq!(changed.options.text(Setting::Capture), "disabled");
-    assert!(!changed.options.on(Setting::NativeNftables) && !changed.options.on(Setting::AmbientEnabled));
+    let backend = |options: &Options| options.text(Setting::NativeNftables).to_owned();
+    assert_eq!(backend(&changed.options), "false");
+    assert!(!changed.options.on(Setting::AmbientEnabled));
     // The plugin's rules are its own in sidecar mode.
     let changed = start.changed_to(&new, false);
-    assert!(changed.options.on(Setting::NativeNftables) && !changed.waiting.contains(&"native-nftables"));
+    assert_eq!(backend(&changed.options), "true");
+    assert!(!changed.waiting.contains(&"native-nftables"));
     // Set back, nothing waits any more.
     assert!(start.changed_to(&start, true).waiting.is_empty());
 }
