@@ -185,3 +185,27 @@ fn after_more_than_a_minute_all_watches_are_back_within_five_seconds() {
         scope.spawn(|| answered_with("connections hang", Fault::HangBeforeTls));
     });
 }
+
+/// An API server that answers before it has loaded its roles refuses everything, the question whether it is ready included.
+#[tokio::test]
+async fn roles_that_are_loaded_late_are_noticed_within_five_seconds() {
+    let setup = Setup::new();
+    let agent = real_agent(&setup).await;
+    setup.server.forbid_everyone();
+    for resource in [Resource::Pods, Resource::Namespaces] {
+        setup.server.disturb_watches(resource, WatchFault::Reset);
+    }
+    let before = setup.requests("").len();
+    tokio::time::sleep(Duration::from_secs(25)).await;
+    let asked = setup.requests("").len() - before;
+    // Each of two watches some times soon and then every 3.5 s, with a question each time.
+    assert!((20..=60).contains(&asked), "{asked} requests");
+    assert_eq!(agent.away(), [""; 0], "it answers");
+    let start = Instant::now();
+    setup.server.check_credentials();
+    setup.set_pod("after", "1");
+    let back = |agent: &Agent| agent.restored(What::Pods) && agent.restored(What::Namespaces);
+    agent.until("both watches", |agent| back(agent) && agent.pods().contains(&"shop/after".into())).await;
+    println!("roles loaded late: all watches back after {:?}", start.elapsed());
+    assert!(start.elapsed() <= BACK, "{:?}", start.elapsed());
+}
