@@ -47,10 +47,6 @@ pub(crate) enum Notice {
     Leftovers,
     /// Whether the DaemonSet still wants an agent here.
     DaemonSet,
-    /// The node's own object.
-    Node,
-    /// Another agent on this node.
-    OtherAgent,
     /// A port that somebody else has.
     Port,
     /// Pods that no ztunnel takes.
@@ -93,8 +89,6 @@ impl Notice {
             Self::Uncaptured => "uncaptured pods",
             Self::Leftovers => "leftovers",
             Self::DaemonSet => "daemonset",
-            Self::Node => "node",
-            Self::OtherAgent => "other agent",
             Self::Port => "port",
             Self::Ztunnel => "ztunnel",
             Self::ApiServer => "api server",

@@ -314,7 +314,8 @@ impl Agent {
     /// a fight, so this waits until nobody listens there.
     async fn wait_for_path(self: &Arc<Self>, path: &Path, part: Part) {
         let text = format!(
-            "another agent has put its own socket at {}; it holds no lock, so it is not one of this version. Remove one of the two DaemonSets; this              agent listens again when the other one has ended",
+            "another agent has put its own socket at {}; it holds no lock, so it is not one of this version. Remove one of the two DaemonSets; \
+             this agent listens again when the other one has ended",
             path.display()
         );
         self.log.error(&text, &[("path", &path.display())]);

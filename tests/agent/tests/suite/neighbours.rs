@@ -162,7 +162,8 @@ fn an_agent_without_a_lock_that_takes_the_socket_is_told_of_and_not_fought() {
     let other = UnixListener::bind(&path).unwrap();
     let inode = std::fs::metadata(&path).unwrap().ino();
     let says = "another agent has put its own socket at ";
-    agent.wait_unready(&["log socket: ", says]).unwrap();
+    let body = agent.wait_unready(&["log socket: ", says, "when the other one has ended"]).unwrap();
+    assert!(!body.contains("  "), "{body}");
     wait_event(&node, "one", "AnotherAgentOnNode", &[says, "log.sock"]);
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(std::fs::metadata(&path).unwrap().ino(), inode, "the path was taken back");
