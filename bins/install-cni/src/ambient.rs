@@ -20,6 +20,7 @@ mod followed;
 mod holder;
 mod host;
 mod leave;
+mod leftovers;
 mod members;
 mod record;
 mod socket;
@@ -79,6 +80,8 @@ pub(crate) struct Ambient {
     log: Scope,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
+    /// Where people read what is left of a mode that is off.
+    notices: Arc<Health>,
     cluster: Cluster,
     writer: Option<Writer>,
     events: Arc<Events>,
@@ -128,7 +131,9 @@ pub(crate) struct Parts {
 
 impl Ambient {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
-        let Parts { config, log, metrics, health, cluster, writer, events, run_dir } = parts;
+        let Parts { config, log, metrics, health: notices, cluster, writer, events, run_dir } = parts;
+        // A mode that is off makes no agent unready.
+        let health = if config.is_off { Arc::new(Health::of(&[Part::Ambient])) } else { notices.clone() };
         raise_open_files(&log);
         let members = Arc::new(Members::default());
         let (told, counted) = (log.clone(), metrics.clone());
@@ -140,6 +145,7 @@ impl Ambient {
             log,
             metrics,
             health,
+            notices,
             cluster,
             writer,
             events,
@@ -192,6 +198,9 @@ impl Ambient {
 
     /// Stage by stage (AA-1), until the task is aborted.
     pub(crate) async fn live(self: Arc<Self>) {
+        if self.config.is_off {
+            return self.let_go().await;
+        }
         self.prepare_host().await;
         let listener = self.bind().await;
         self.health.pending(Part::Ambient, &"the pods of this node are not known yet");
@@ -256,6 +265,9 @@ impl Ambient {
 
     /// Goes by changed options from now on.
     pub(crate) fn follow(&self, new: &AmbientConfig) {
+        if self.config.is_off {
+            return;
+        }
         let before = self.config.rules.now();
         let rules = self.config.rules.follow(&new.rules);
         if before.capture != new.rules.now().capture {

@@ -67,8 +67,8 @@ pub(crate) struct Config {
     pub(crate) broken_pod_label: (String, String),
     /// The node's procfs, as far as this process has it.
     pub(crate) proc_root: PathBuf,
-    /// Ambient mode, if it is on.
-    pub(crate) ambient: Option<AmbientConfig>,
+    /// Ambient mode, on or off.
+    pub(crate) ambient: AmbientConfig,
     /// Where the node's files are.
     pub(crate) host_root: PathBuf,
     /// Files that follow a ConfigMap.

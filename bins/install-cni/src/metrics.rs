@@ -37,6 +37,7 @@ pub(crate) struct Metrics {
     facts_requests: IntCounterVec,
     uncaptured: IntCounterVec,
     started_without_plugin: IntGauge,
+    leftover_pods: IntGauge,
     cluster_changes: IntCounter,
     watch_failures: IntCounterVec,
     api_server_failures: IntCounterVec,
@@ -85,6 +86,11 @@ impl Metrics {
             "Sidecar pods that run without capture because they started while the plugin was not in the CNI configuration",
         )?;
         registry.register(Box::new(started_without_plugin.clone()))?;
+        let leftover_pods = IntGauge::new(
+            "istio_cni_ambient_leftover_pods",
+            "Pods that have rules or an annotation of ambient mode on a node where it is off",
+        )?;
+        registry.register(Box::new(leftover_pods.clone()))?;
         let cluster_changes = IntCounter::new(
             "istio_cni_pod_changes_total",
             "Changes of pods of this node, or of what concerns them",
@@ -125,6 +131,7 @@ impl Metrics {
             facts_requests,
             uncaptured,
             started_without_plugin,
+            leftover_pods,
             cluster_changes,
             watch_failures,
             api_server_failures,
@@ -213,6 +220,11 @@ impl Metrics {
     /// So many pods run without capture that started while runtimes did not call the plugin.
     pub(crate) fn started_without_plugin(&self, pods: usize) {
         self.started_without_plugin.set(i64::try_from(pods).unwrap_or(i64::MAX));
+    }
+
+    /// So many pods have something of ambient mode although it is off.
+    pub(crate) fn leftover_pods(&self, pods: usize) {
+        self.leftover_pods.set(i64::try_from(pods).unwrap_or(i64::MAX));
     }
 
     /// A question of a plugin.

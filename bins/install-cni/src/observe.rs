@@ -79,9 +79,7 @@ fn told(agent: &Agent, store: Option<&Store>, event: ClusterEvent) {
             if let Some(store) = store {
                 store.synced();
             }
-            if let Some(ambient) = &agent.ambient {
-                ambient.synced();
-            }
+            agent.ambient.synced();
             let pods = agent.cluster.index().pods().count();
             log.info("the pods of this node are known", &[("pods", &pods)]);
             metrics.pods.set(i64::try_from(pods).unwrap_or(i64::MAX));
@@ -94,9 +92,7 @@ fn told(agent: &Agent, store: Option<&Store>, event: ClusterEvent) {
             if let Some(store) = store {
                 store.changed(&pods);
             }
-            if let Some(ambient) = &agent.ambient {
-                ambient.changed(&pods);
-            }
+            agent.ambient.changed(&pods);
             agent.older.changed();
         }
         ClusterEvent::Outlook(outlook) => shutdown::tell(agent, &outlook),

@@ -8,7 +8,7 @@ mod suspect;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cluster::write::EventText;
@@ -57,7 +57,8 @@ pub(crate) struct Parts {
 pub(crate) struct OlderPods {
     parts: Parts,
     rules: Mutex<Rules>,
-    journal: Mutex<Journal>,
+    /// Read when it is first needed: by then the agent before has written its last word.
+    journal: OnceLock<Mutex<Journal>>,
     wake: Notify,
 }
 
@@ -73,8 +74,8 @@ struct Found {
 
 impl OlderPods {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
-        let journal = Mutex::new(Journal::read(&parts.run_dir));
-        Arc::new(Self { rules: Mutex::new(parts.rules.clone()), journal, wake: Notify::new(), parts })
+        let rules = Mutex::new(parts.rules.clone());
+        Arc::new(Self { rules, journal: OnceLock::new(), wake: Notify::new(), parts })
     }
 
     /// Runtimes call the plugin from now on.
@@ -110,7 +111,7 @@ impl OlderPods {
 
     /// Whether this pod was found, marked and told of.
     pub(crate) fn is_told(&self, uid: &str) -> bool {
-        lock(&self.journal).is_told(uid)
+        self.journal().is_told(uid)
     }
 
     /// Looks and tells until the task is aborted.
@@ -154,7 +155,7 @@ impl OlderPods {
     }
 
     fn suspects(&self) -> Vec<(Arc<Object>, Made)> {
-        let gaps = lock(&self.journal).gaps(now());
+        let gaps = self.journal().gaps(now());
         if gaps.is_empty() {
             return Vec::new();
         }
@@ -165,7 +166,7 @@ impl OlderPods {
 
     /// Logs and counts a pod, unless an earlier agent did.
     fn is_new(&self, pod: &Object, key: PodKey) -> Found {
-        if !lock(&self.journal).is_told(&key.uid) {
+        if !self.journal().is_told(&key.uid) {
             let name = format!("{}/{}", key.namespace, key.name);
             let text = "a pod started WITHOUT CAPTURE: the plugin was not in the CNI configuration then; delete the pod";
             self.parts.log.error(text, &[("pod", &name)]);
@@ -194,7 +195,7 @@ impl OlderPods {
         let Some(writer) = &self.parts.writer else { return true };
         let mut all = true;
         for (uid, pod) in found {
-            if lock(&self.journal).is_told(uid) {
+            if self.journal().is_told(uid) {
                 continue;
             }
             match self.mark(writer, pod).await {
@@ -231,13 +232,17 @@ impl OlderPods {
         writer.create_event(&pod.key, text).await
     }
 
+    fn journal(&self) -> MutexGuard<'_, Journal> {
+        lock(self.journal.get_or_init(|| Mutex::new(Journal::read(&self.parts.run_dir))))
+    }
+
     fn note(&self, change: impl FnOnce(&mut Journal) -> io::Result<()>) {
         self.note_quietly(change);
         self.changed();
     }
 
     fn note_quietly(&self, change: impl FnOnce(&mut Journal) -> io::Result<()>) {
-        if let Err(error) = change(&mut lock(&self.journal)) {
+        if let Err(error) = change(&mut self.journal()) {
             let text =
                 "the next agent will not know when the plugin was missing: its times cannot be written";
             self.parts.log.warn(text, &[("error", &error)]);

@@ -72,8 +72,8 @@ pub(crate) struct Agent {
     pub(crate) writer: Option<Writer>,
     pub(crate) events: Arc<Events>,
     pub(crate) missing_ports: ports::Missing,
-    /// Absent in sidecar mode.
-    pub(crate) ambient: Option<Arc<Ambient>>,
+    /// In sidecar mode it only lets go of what it has left on the node.
+    pub(crate) ambient: Arc<Ambient>,
     pub(crate) older: Arc<OlderPods>,
     /// What becomes of this agent, by what was seen last.
     pub(crate) outlook: watch::Sender<Option<Outlook>>,
@@ -126,14 +126,16 @@ impl Agent {
             Part::Backend,
         ];
         parts.extend(config.config_dir.as_ref().map(|_| Part::Configuration));
-        if config.ambient.is_some() {
+        let is_ambient = !config.ambient.is_off;
+        if is_ambient {
             parts.extend([Part::Ambient, Part::EventSocket]);
         }
         let health = Arc::new(Health::of(&parts));
         health.ready(Part::Configuration);
-        let metrics = Arc::new(Metrics::new(config.ambient.is_some())?);
+        let metrics = Arc::new(Metrics::new(is_ambient)?);
         let (source, writer) = source(&config, &log);
         let cluster = Cluster::new();
+        let events = Arc::new(Events::new(writer.clone(), config.pod.clone(), log.clone()));
         let older = OlderPods::new(older::Parts {
             run_dir: config.run_dir.clone(),
             rules: config.older.clone(),
@@ -144,7 +146,16 @@ impl Agent {
             metrics: metrics.clone(),
             log: log.clone(),
         });
-        let events = Arc::new(Events::new(writer.clone(), config.pod.clone(), log.clone()));
+        let ambient = Ambient::new(ambient::Parts {
+            config: config.ambient.clone(),
+            log: journal.scope("ambient"),
+            metrics: metrics.clone(),
+            health: health.clone(),
+            cluster: cluster.clone(),
+            writer: writer.clone(),
+            events: events.clone(),
+            run_dir: config.run_dir.clone(),
+        });
         let agent = Self {
             config,
             log,
@@ -154,7 +165,7 @@ impl Agent {
             writer,
             events,
             missing_ports: ports::Missing::default(),
-            ambient: None,
+            ambient,
             older,
             outlook: watch::Sender::default(),
             journal,
@@ -164,25 +175,13 @@ impl Agent {
         Ok((agent, source))
     }
 
-    fn live(mut self, source: Source) -> Result<(), Error> {
+    fn live(self, source: Source) -> Result<(), Error> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(THREADS)
             .max_blocking_threads(BLOCKING_THREADS)
             .enable_all()
             .build()
             .map_err(Error::Runtime)?;
-        self.ambient = self.config.ambient.clone().map(|config| {
-            Ambient::new(ambient::Parts {
-                config,
-                log: self.journal.scope("ambient"),
-                metrics: self.metrics.clone(),
-                health: self.health.clone(),
-                cluster: self.cluster.clone(),
-                writer: self.writer.clone(),
-                events: self.events.clone(),
-                run_dir: self.config.run_dir.clone(),
-            })
-        });
         let agent = Arc::new(self);
         runtime.block_on(async {
             let mut end = End::new().map_err(Error::Runtime)?;
@@ -194,8 +193,7 @@ impl Agent {
             let store = agent.keep_facts();
             tasks.spawn(observe::cluster(agent.clone(), source, store));
             let older = tasks.spawn(agent.older.clone().work());
-            let ambient =
-                agent.ambient.clone().map(|ambient| (tokio::spawn(ambient.clone().live()), ambient));
+            let ambient = tokio::spawn(agent.ambient.clone().live());
             let outcome = agent.install_until_told(&mut end, &lock).await;
             if let Ok((Outcome::Deleted, installer)) = outcome {
                 // From now on pods are meant to start without the plugin.
@@ -211,9 +209,7 @@ impl Agent {
                 return installer.join().map(drop).map_err(|_| Error::Installer);
             }
             agent.take_plugin_off(installer).await?;
-            if let Some((live, ambient)) = ambient {
-                ambient.clean_up(live).await;
-            }
+            agent.ambient.clone().clean_up(ambient).await;
             lock.remove();
             Ok(())
         })
@@ -270,8 +266,8 @@ impl Agent {
             Part::LogSocket,
             lines,
         ));
-        if let Some(ambient) = self.ambient.clone() {
-            let events = EventSocket { ambient };
+        if !self.config.ambient.is_off {
+            let events = EventSocket { ambient: self.ambient.clone() };
             let (name, mode) = (facts::exchange::EVENT_SOCKET_NAME, ambient::MODE);
             tasks.spawn(self.clone().socket(name, mode, Some(own), Part::EventSocket, events));
         }

@@ -49,8 +49,7 @@ pub(crate) struct Marker {
     pub(crate) label: (String, String),
     pub(crate) cluster: Cluster,
     pub(crate) older: Arc<OlderPods>,
-    /// Absent in sidecar mode.
-    pub(crate) ambient: Option<Arc<Ambient>>,
+    pub(crate) ambient: Arc<Ambient>,
     pub(crate) health: Arc<Health>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) log: Scope,
@@ -135,7 +134,7 @@ impl Marker {
     fn is_to_be_captured(&self, report: &Report) -> bool {
         let Some(facts) = self.cluster.index().facts(&report.namespace, &report.name) else { return true };
         let is_another = !report.uid.is_empty() && facts.pod.uid() != Some(&*report.uid);
-        let in_mesh = || self.ambient.as_ref().is_some_and(|ambient| ambient.may_want(&facts));
+        let in_mesh = || self.ambient.may_want(&facts);
         is_another || self.older.asks_for_capture(&facts.pod) || in_mesh()
     }
 

@@ -12,7 +12,7 @@ use super::members::State;
 impl Ambient {
     /// Whether the pod belongs into the mesh, as far as it can be told; one that has ended may have.
     pub(crate) fn may_want(&self, facts: &Facts) -> bool {
-        !matches!(self.config.rules.desired(facts), Desired::Out(_))
+        !self.config.is_off && !matches!(self.config.rules.desired(facts), Desired::Out(_))
     }
 
     /// Lets /metrics say how it is now.

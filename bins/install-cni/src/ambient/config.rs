@@ -23,6 +23,8 @@ const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
 /// Everything that ambient mode does by.
 #[derive(Debug, Clone)]
 pub(crate) struct AmbientConfig {
+    /// Ambient mode is off: pods that have something of it lose it, and nothing else is done.
+    pub(crate) is_off: bool,
     /// What is the same for all pods that get their rules from now on.
     pub(crate) node: Followed<NodeOptions>,
     /// Which pods are to be in the mesh.
@@ -45,15 +47,16 @@ pub(crate) struct AmbientConfig {
 }
 
 impl AmbientConfig {
-    /// `None` where ambient mode is off; its options have to mean something all the same.
+    /// Where ambient mode is off no pod is selected; its options have to mean something all the same.
     ///
     /// # Errors
     /// The first option that means nothing. A selector that does not parse ends the agent: with another one, other pods would be in the
     /// mesh.
-    pub(crate) fn new(options: &Options) -> Result<Option<Self>, BadOption> {
+    pub(crate) fn new(options: &Options) -> Result<Self, BadOption> {
         let config = Self::read(options)?;
-        if !options.on(Setting::AmbientEnabled) {
-            return Ok(None);
+        if config.is_off {
+            let rules = Rules { selectors: Selectors::default(), ..Rules::clone(&config.rules.now()) };
+            return Ok(Self { rules: Followed::new(rules), ..config });
         }
         if config.ztunnel_address.is_empty() {
             return Err(BadOption::new("ztunnel-uds-address", "", "is not the path of a socket"));
@@ -61,7 +64,7 @@ impl AmbientConfig {
         if config.rules.now().system_namespace.is_empty() {
             return Err(BadOption::new("system-namespace", "", "is not the namespace of ztunnel"));
         }
-        Ok(Some(config))
+        Ok(config)
     }
 
     fn read(options: &Options) -> Result<Self, BadOption> {
@@ -74,6 +77,7 @@ impl AmbientConfig {
         let verify_every = duration("ambient-verify-interval", text(Setting::AmbientVerifyInterval))?;
         let drain_timeout = duration("drain-timeout", text(Setting::DrainTimeout))?;
         Ok(Self {
+            is_off: !options.on(Setting::AmbientEnabled),
             node: Followed::new(NodeOptions {
                 dns_capture: options.on(Setting::AmbientDnsCapture),
                 ipv6: options.on(Setting::AmbientIpv6),

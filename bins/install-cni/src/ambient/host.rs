@@ -6,9 +6,10 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use capture::ambient::{NodeOptions, PROBES_V4, PROBES_V6, ProbeSender, plan_host};
-use kernel::Change;
 use kernel::branch_eni::{self, Branch};
+use kernel::nft::Nftables;
 use kernel::sets::{ProbeSets, Removed};
+use kernel::{Change, RuleStore};
 use netns::{Host, NetnsId};
 use ruleset::Backend;
 use telemetry::Scope;
@@ -57,11 +58,22 @@ impl HostSide {
         backends: Arc<Backends>,
         log: Scope,
     ) -> Result<Self, NotReady> {
-        let host = match config.switch_to_host {
-            true => Host::open(config.proc_root().join("1/ns/net")),
-            false => Host::current(),
-        };
-        let host = host.map_err(not_ready)?;
+        let made = Self::open(config, backends, log)?;
+        made.sets().ensure().map_err(not_ready)?;
+        made.apply()?;
+        Ok(made)
+    }
+
+    /// Changes nothing.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub(crate) fn open(
+        config: Arc<AmbientConfig>,
+        backends: Arc<Backends>,
+        log: Scope,
+    ) -> Result<Self, NotReady> {
+        let host = open_host(&config)?;
         let node = config.node.now();
         let (backend, sets) = host
             .enter(|inside| {
@@ -73,9 +85,7 @@ impl HostSide {
         let sender = config.sender().map_err(not_ready)?;
         let branches =
             (config.branch_eni && branch_eni::is_relevant(&config.proc_root())).then(Mutex::default);
-        let made = Self { host, backend, sender, config, backends, sets, node, branches, log };
-        made.apply()?;
-        Ok(made)
+        Ok(Self { host, backend, sender, config, backends, sets, node, branches, log })
     }
 
     /// Which holds rules and sets, in the node's namespace and in the pods'.
@@ -179,6 +189,7 @@ impl HostSide {
         let mut sets = self.sets();
         let opened = self.host.enter(|inside| open_sets(inside, self.backend, &wanted));
         *sets = opened.map_err(not_ready)?.map_err(not_ready)?;
+        sets.ensure().map_err(not_ready)?;
         node.clone_from(&wanted);
         drop((sets, node));
         self.apply().map(drop)
@@ -224,9 +235,26 @@ fn open_sets(
     node: &NodeOptions,
 ) -> Result<ProbeSets, kernel::sets::Error> {
     let v6 = node.ipv6.then_some(PROBES_V6);
-    let mut sets = ProbeSets::open(inside, backend, TABLE, PROBES_V4, v6)?;
-    sets.ensure()?;
-    Ok(sets)
+    ProbeSets::open(inside, backend, TABLE, PROBES_V4, v6)
+}
+
+fn open_host(config: &AmbientConfig) -> Result<Host, NotReady> {
+    let host = match config.switch_to_host {
+        true => Host::open(config.proc_root().join("1/ns/net")),
+        false => Host::current(),
+    };
+    host.map_err(not_ready)
+}
+
+/// Whether the node's namespace has rules of ambient mode in nf_tables. With iptables there are records, too, unless no pod was ever in the mesh.
+///
+/// # Errors
+/// The kernel cannot be asked.
+pub(crate) fn has_rules(config: &AmbientConfig) -> Result<bool, NotReady> {
+    let plan = plan_host(&config.node.now(), ProbeSender::AnySocket, Backend::Nftables);
+    let Some(rules) = plan.ruleset() else { return Ok(false) };
+    let found = open_host(config)?.enter(|inside| Nftables.exists(inside.inside(), rules));
+    found.map_err(not_ready)?.map_err(not_ready)
 }
 
 fn not_ready(error: impl std::error::Error) -> NotReady {

@@ -135,7 +135,7 @@ impl Ambient {
                 Ok(Next::Now) => {}
                 Ok(Next::Later) => return unsaid.map_or(Ok(()), Err),
                 // Rules do not stay in a pod because the API server is away. It is asked again until it answers.
-                Err(failure) if step == Step::Annotation => unsaid = Some(failure),
+                Err(failure) if step == Step::Annotation && !self.is_patient() => unsaid = Some(failure),
                 Err(failure) => return Err(failure),
             }
             failpoint::reached(step.failpoint());
@@ -157,6 +157,11 @@ impl Ambient {
             let shown = facts.pod.annotation(REDIRECTION).filter(|shown| desired::claims(shown));
             member.annotation = shown.map(str::to_owned);
         }
+    }
+
+    /// Whether a pod may keep its rules for as long as its annotation cannot be changed: where ambient mode is off nobody waits for its end.
+    fn is_patient(&self) -> bool {
+        self.config.is_off && self.ending.get().is_none()
     }
 
     async fn step_out(&self, step: Step, member: &mut Member) -> Result<Next, Failure> {

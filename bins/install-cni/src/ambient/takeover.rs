@@ -24,21 +24,7 @@ impl Ambient {
     pub(super) async fn take_over(self: &Arc<Self>) {
         let mut lost = self.known_before().await;
         lost.retain(|member| member.netns.is_none());
-        match self
-            .finder
-            .find_all(self, lost.iter().map(|lost| lost.wanted(&lost.ips, &self.config)).collect())
-            .await
-        {
-            Ok(mut found) => {
-                for mut member in lost {
-                    if let Some(netns) = found.remove(&member.key.uid) {
-                        member.move_to_keeping(netns);
-                        self.note(&member);
-                    }
-                }
-            }
-            Err(error) => self.log.error(&error, &[]),
-        }
+        self.find_lost(lost).await;
         if !self.verify_host().await {
             for mut member in self.members.all() {
                 member.probed = false;
@@ -51,8 +37,24 @@ impl Ambient {
         self.log.info("the pods of an earlier agent are taken over", &labels);
     }
 
+    /// Looks among the node's processes for the namespaces of these.
+    pub(super) async fn find_lost(&self, lost: Vec<Member>) {
+        let wanted = lost.iter().map(|lost| lost.wanted(&lost.ips, &self.config)).collect();
+        match self.finder.find_all(self, wanted).await {
+            Ok(mut found) => {
+                for mut member in lost {
+                    if let Some(netns) = found.remove(&member.key.uid) {
+                        member.move_to_keeping(netns);
+                        self.note(&member);
+                    }
+                }
+            }
+            Err(error) => self.log.error(&error, &[]),
+        }
+    }
+
     /// Pods of which an earlier agent kept a record, and those that carry the mark of one that kept none. Each is noted.
-    async fn known_before(self: &Arc<Self>) -> Vec<Member> {
+    pub(super) async fn known_before(self: &Arc<Self>) -> Vec<Member> {
         let ambient = self.clone();
         let read = tokio::task::spawn_blocking(move || ambient.read_records()).await;
         let mut records = read.unwrap_or_else(|error| {

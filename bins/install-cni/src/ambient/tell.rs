@@ -59,6 +59,11 @@ impl Ambient {
         }
     }
 
+    /// Writes an Event about a pod that cannot be taken out.
+    pub(super) async fn tell_removal(&self, key: &PodKey, message: &str) {
+        self.tell_pod(key, NOT_OUT, message).await;
+    }
+
     /// Writes an Event about the pod, once for each text.
     async fn tell_pod(&self, key: &PodKey, reason: &str, message: &str) {
         let is_news = self.troubles.is_news(&key.uid, message, Instant::now());

@@ -40,7 +40,7 @@ impl Ambient {
     }
 
     /// Looks for what could not be found or done before.
-    async fn look_again(&self) {
+    pub(super) async fn look_again(&self) {
         let lost: Vec<Member> =
             self.members.all().into_iter().filter(|member| member.netns.is_none()).collect();
         if !lost.is_empty()

@@ -1,6 +1,5 @@
 //! Everything that is taken off the node at the end.
 
-use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use facts::exchange::FACTS_DIR;
@@ -8,7 +7,6 @@ use install::Installer;
 use tokio::task::JoinSet;
 
 use super::{Agent, End, Error};
-use crate::ambient::Ambient;
 use crate::shutdown;
 
 impl Agent {
@@ -18,15 +16,11 @@ impl Agent {
     pub(super) async fn clean_up_and_wait(
         &self,
         installer: JoinHandle<Installer>,
-        ambient: Option<(tokio::task::JoinHandle<()>, Arc<Ambient>)>,
+        ambient: tokio::task::JoinHandle<()>,
         end: &mut End,
         mut tasks: JoinSet<()>,
     ) -> Result<(), Error> {
-        let pods = async {
-            if let Some((live, ambient)) = ambient {
-                ambient.clean_up(live).await;
-            }
-        };
+        let pods = self.ambient.clone().clean_up(ambient);
         let work = async {
             let (installer, ()) = tokio::join!(self.take_plugin_off(installer), pods);
             let signal = end.told().await;

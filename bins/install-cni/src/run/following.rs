@@ -18,7 +18,7 @@ impl Agent {
         // All of it has to mean something, also what is for the next start.
         Config::new(&new, &variable)?;
         let Changed { options, waiting } =
-            self.options_at_start.changed_to(&new, self.config.ambient.is_some());
+            self.options_at_start.changed_to(&new, !self.config.ambient.is_off);
         Ok((Config::new(&options, &variable)?, waiting))
     }
 
@@ -32,9 +32,7 @@ impl Agent {
             Ok((config, waiting)) => {
                 agent.tell_waiting(&waiting);
                 // The agent first: it takes whatever a plugin announces by its new options.
-                if let (Some(ambient), Some(config)) = (&agent.ambient, &config.ambient) {
-                    ambient.follow(config);
-                }
+                agent.ambient.follow(&config.ambient);
                 agent.older.follow(config.older.clone());
                 let entry = config.install.entry;
                 if entry != before {

@@ -84,6 +84,7 @@ fn metrics_have_exactly_these_names_and_labels() {
     .unwrap();
     let of = "operation,phase,result";
     let wanted = [
+        "istio_cni_ambient_leftover_pods{}",
         "istio_cni_api_server_failures_total{reason}",
         "istio_cni_api_server_up{}",
         "istio_cni_config_overwritten_total{component}",

@@ -17,6 +17,7 @@ mod mesh_attack;
 mod mesh_check;
 mod mesh_drain;
 mod mesh_faults;
+mod mesh_off;
 mod mesh_options;
 mod mesh_records;
 mod mesh_truth;

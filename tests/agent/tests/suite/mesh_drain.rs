@@ -567,3 +567,35 @@ fn abort(stream: TcpStream) {
     drop(stream);
     std::thread::sleep(Duration::from_millis(100));
 }
+
+/// The mode is off at once for what is new; what is open through ztunnel has its time to drain, and the agent says how many pods do.
+#[test]
+fn open_connections_outlive_an_upgrade_to_sidecar_mode() {
+    for native_nftables in BACKENDS {
+        let scene = Scene::new();
+        let agent = scene.agent(native_nftables, &[]);
+        let ztunnel = scene.ztunnel();
+        scene.enter();
+        let open = scene.connect_through();
+        agent.stop().unwrap();
+        let launch = scene.mesh.agent().env("NATIVE_NFTABLES", native_nftables);
+        let agent = launch.env("AMBIENT_ENABLED", "false").ready().unwrap();
+        scene.mesh.wait_annotation(&scene.pod, None).unwrap();
+        eventually("the pod is out for what is new", PATIENCE, || scene.is_past_ztunnel()).unwrap();
+        open.iter().for_each(Open::works);
+        eventually("it is said", PATIENCE, || {
+            let verbose = agent.health("/readyz?verbose")?.body;
+            ensure!(
+                verbose.contains("[!]leftovers: ") && verbose.contains("1 drain (DRAIN_TIMEOUT)"),
+                "{verbose}"
+            );
+            ensure!(agent.metric("istio_cni_ambient_leftover_pods")? == 1.0);
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(scene.state().as_deref(), Some("draining"));
+        drop(open);
+        scene.wait_out(&ztunnel);
+        agent.log().wait_for(&["nothing of ambient mode is left"], PATIENCE).unwrap();
+    }
+}

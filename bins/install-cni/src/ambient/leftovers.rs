@@ -1,0 +1,263 @@
+//! What ambient mode left on a node where it is off: rules and annotations of pods, records, the node's own rules and sets. Where this agent may
+//! enter pods they leave the mesh as always, with their time to drain; where it may not, it says what is left until that is gone.
+//!
+//! Nothing of it is urgent, so an annotation goes first in any case: a pod whose annotation cannot be changed keeps its rules.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cluster::PodKey;
+use rustix::thread::{CapabilitySet, capabilities};
+use tokio::task::JoinSet;
+use zds::Listener;
+
+use super::Ambient;
+use super::config::AmbientConfig;
+use super::desired::{self, REDIRECTION};
+use super::enrol::pod_text;
+use super::failure::Failure;
+use super::host::{self, HostSide};
+use super::members::State;
+use super::waiting::Cause;
+use crate::health::{Notice, Part, count_and_names};
+
+/// How often it is looked what is left.
+const LOOK: Duration = Duration::from_millis(500);
+/// The same where nothing can be done about it; also the pause after a failure in the node's own namespace.
+const PERIOD: Duration = Duration::from_secs(5);
+
+impl Ambient {
+    /// Lets everything of ambient mode go, or says why that cannot be. Ends when nothing is left.
+    pub(super) async fn let_go(self: Arc<Self>) {
+        if !self.is_listed() {
+            self.synced.notified().await;
+        }
+        match lack(&self.config) {
+            Some(lack) => self.tell_what_stays(lack).await,
+            None => self.take_all_out().await,
+        }
+    }
+
+    /// Says what is left, until it is gone without this agent.
+    async fn tell_what_stays(self: &Arc<Self>, lack: &str) {
+        let recorded = self.recorded().await;
+        let why = format!(
+            "this agent has no right to enter pods ({lack}); delete these pods, or give it the right (repair.repairPods of the chart)"
+        );
+        loop {
+            let left = self.left(&recorded);
+            self.show_left(&left, &why);
+            if left.is_empty() {
+                return;
+            }
+            let message = format!(
+                "ambient mode is off on this node, and the pod has rules or an annotation of it: {why}"
+            );
+            for key in &left {
+                self.tell_removal(key, &message).await;
+            }
+            tokio::time::sleep(PERIOD).await;
+        }
+    }
+
+    async fn take_all_out(self: &Arc<Self>) {
+        let recorded = self.recorded().await;
+        if recorded.is_empty() && self.left(&recorded).is_empty() && !self.has_node_rules().await {
+            return;
+        }
+        self.open_host().await;
+        let mut lost = self.known_before().await;
+        lost.retain(|member| member.netns.is_none());
+        self.find_lost(lost).await;
+        let pods = self.left(&HashSet::new()).len();
+        self.log.warn("ambient mode is off: what it left on this node is taken away", &[("pods", &pods)]);
+        // A ztunnel that runs still lets go of the pods by it. Where its directory is not mounted there is none to tell.
+        let listener = Listener::bind(&self.config.ztunnel_address);
+        let listener = listener.inspect_err(|error| self.log.debug(error, &[])).ok();
+        let serve = async {
+            match listener {
+                Some(listener) => listener.serve(self.ztunnels.clone()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = serve => {}
+            () = self.work_until_none_is_left() => {}
+        }
+        // From here on there is nothing to stop.
+        self.health.pending(Part::Ambient, &"nothing is left to do");
+        self.clean_host().await;
+        self.records.close();
+        self.show_left(&[], "");
+        self.log.info("nothing of ambient mode is left on this node", &[]);
+    }
+
+    /// Lets the workers take pods out, until there is none any more. It stays when it is told to stop, as what it serves is needed until the end.
+    async fn work_until_none_is_left(self: &Arc<Self>) {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(self.clone().work());
+        tasks.spawn(self.clone().tell_waiting());
+        self.health.ready(Part::Ambient);
+        self.push_all();
+        let done = async {
+            let mut looked = tokio::time::Instant::now();
+            loop {
+                let left = self.left(&HashSet::new());
+                if left.is_empty() {
+                    return;
+                }
+                self.show_left(&left, &self.why_left());
+                self.tell_refusals(&left).await;
+                if looked.elapsed() >= self.config.verify_every {
+                    self.look_again().await;
+                    looked = tokio::time::Instant::now();
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        let stopped = tokio::select! {
+            () = done => false,
+            () = self.stop.notified() => true,
+        };
+        tasks.shutdown().await;
+        if stopped {
+            self.stopped.notify_one();
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// The uids of which an earlier agent kept a record, where the pod is still there.
+    async fn recorded(self: &Arc<Self>) -> HashSet<String> {
+        let ambient = self.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let (records, errors) = ambient.records.read();
+            errors.iter().for_each(|error| ambient.log.warn(error, &[]));
+            records.into_iter().map(|record| record.uid).collect()
+        });
+        read.await.unwrap_or_else(|error| {
+            self.log.error(Failure::from(error), &[]);
+            HashSet::new()
+        })
+    }
+
+    /// Pods that have something of ambient mode, as far as it is known.
+    fn left(&self, recorded: &HashSet<String>) -> Vec<PodKey> {
+        let mut left: Vec<PodKey> = self.members.all().into_iter().map(|member| member.key).collect();
+        let known: HashSet<String> = left.iter().map(|key| key.uid.clone()).collect();
+        let index = self.cluster.index();
+        let marked = index.pods().filter(|pod| {
+            let uid = pod.uid().unwrap_or_default();
+            let shown = pod.annotation(REDIRECTION).is_some_and(desired::claims);
+            !known.contains(uid) && !pod.is_terminal() && (shown || recorded.contains(uid))
+        });
+        left.extend(marked.map(|pod| super::key_of(pod)));
+        left.sort_unstable();
+        left
+    }
+
+    fn why_left(&self) -> String {
+        if let Some((_, error)) = self.waiting.of(Cause::ApiServer) {
+            return format!("they cannot be taken out: {error}");
+        }
+        match self.members.count(State::Draining) {
+            0 => "they are being taken out".to_owned(),
+            pods => format!("they are being taken out; {pods} drain (DRAIN_TIMEOUT)"),
+        }
+    }
+
+    /// Shows in the metric, in `/readyz?verbose` and, when it is news, in the log how many pods are left.
+    fn show_left(&self, left: &[PodKey], why: &str) {
+        self.metrics.leftover_pods(left.len());
+        if left.is_empty() {
+            self.notices.settled(Notice::Leftovers);
+            return;
+        }
+        let names = count_and_names(&left.iter().map(pod_text).collect::<Vec<_>>());
+        let text =
+            format!("ambient mode is off, and pods have rules or annotations of it still: {names}; {why}");
+        if self.notices.notice(Notice::Leftovers, &text) {
+            self.log.warn(&text, &[]);
+        }
+    }
+
+    /// The API server does not let go of an annotation: the pod's own event says so, too.
+    async fn tell_refusals(&self, left: &[PodKey]) {
+        let Some((_, error)) = self.waiting.of(Cause::ApiServer) else { return };
+        for key in left {
+            if self.waiting.wants_event(&key.uid, std::time::Instant::now()) {
+                let message = format!(
+                    "ambient mode is off on this node, and the pod cannot be taken out of it: {error}"
+                );
+                self.tell_removal(key, &message).await;
+            }
+        }
+    }
+
+    async fn has_node_rules(&self) -> bool {
+        let config = self.config.clone();
+        let found = tokio::task::spawn_blocking(move || host::has_rules(&config)).await;
+        match found {
+            Ok(Ok(found)) => found,
+            Ok(Err(error)) => {
+                self.log.warn(&error, &[]);
+                false
+            }
+            Err(error) => {
+                self.log.error(Failure::from(error), &[]);
+                false
+            }
+        }
+    }
+
+    /// Opens the node's namespace without making anything there.
+    async fn open_host(&self) {
+        loop {
+            let (config, backends, log) = (self.config.clone(), self.backends.clone(), self.log.clone());
+            let opened = tokio::task::spawn_blocking(move || HostSide::open(config, backends, log)).await;
+            let error: String = match opened {
+                Ok(Ok(host)) => {
+                    let _ = self.host.set(host);
+                    return;
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(error) => error.to_string(),
+            };
+            self.tell_node(&error);
+            tokio::time::sleep(PERIOD).await;
+        }
+    }
+
+    /// Removes the node's own rules and sets, which pods need no longer.
+    async fn clean_host(self: &Arc<Self>) {
+        loop {
+            let ambient = self.clone();
+            let cleaned =
+                self.in_kernel(move || ambient.host().map(HostSide::clean_up).unwrap_or_default()).await;
+            match cleaned {
+                Ok(errors) if errors.is_empty() => return,
+                Ok(errors) => self.tell_node(&errors.join("; ")),
+                Err(error) => self.tell_node(&error.to_string()),
+            }
+            tokio::time::sleep(PERIOD).await;
+        }
+    }
+
+    fn tell_node(&self, error: &str) {
+        let text =
+            format!("ambient mode is off, and its rules in the node's network namespace stay: {error}");
+        if self.notices.notice(Notice::Leftovers, &text) {
+            self.log.error(&text, &[]);
+        }
+    }
+}
+
+/// What this process lacks for entering pods.
+fn lack(config: &AmbientConfig) -> Option<&'static str> {
+    let needed = CapabilitySet::NET_ADMIN | CapabilitySet::SYS_ADMIN | CapabilitySet::SYS_PTRACE;
+    if !capabilities(None).is_ok_and(|sets| sets.effective.contains(needed)) {
+        return Some("the capabilities NET_ADMIN, SYS_ADMIN and SYS_PTRACE");
+    }
+    let first_process = config.proc_root().join("1");
+    first_process.symlink_metadata().is_err().then_some("/host/proc")
+}
