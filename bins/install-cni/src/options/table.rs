@@ -569,7 +569,7 @@ pub(crate) const SPECS: &[Spec] = &[
         given: Given::FlagOrVariable,
         kind: Kind::Text,
         default: "auto",
-        help: "auto: remove everything unless a new version of this agent is to follow; always; never",
+        help: "auto: remove everything where it was seen that no agent follows, or without a cluster; always; never",
     },
     Spec {
         setting: Setting::ConfigDir,
