@@ -158,7 +158,10 @@ pub(crate) fn choose(
     iptables: &Iptables,
 ) -> Result<(Backend, Option<String>), String> {
     // Where the kernel does not answer, setting up says why.
-    let Ok(support) = nft::probe(inside) else { return Ok((Backend::Nftables, None)) };
+    nft::probe(inside).map_or(Ok((Backend::Nftables, None)), |support| choose_by(support, iptables))
+}
+
+fn choose_by(support: Support, iptables: &Iptables) -> Result<(Backend, Option<String>), String> {
     let why = match support {
         Support { redirect: true, marks: true, .. } => return Ok((Backend::Nftables, None)),
         Support { tables: false, .. } => NO_NFTABLES,
@@ -168,5 +171,68 @@ pub(crate) fn choose(
     match iptables.usable_with(support) {
         Ok(()) => Ok((Backend::Iptables, Some(why.to_owned()))),
         Err(error) => Err(format!("neither backend works here: {why}, and {}", kernel::chain_text(&error))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    /// Programs of these variants, by their usual names.
+    fn programs(variants: &[&str]) -> (tempfile::TempDir, Iptables) {
+        let dir = tempfile::tempdir().unwrap();
+        for variant in variants {
+            let program = dir.path().join(format!("xtables-{variant}-multi"));
+            std::fs::write(&program, "").unwrap();
+            std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+            for kind in ["restore", "save"] {
+                symlink(&program, dir.path().join(format!("iptables-{variant}-{kind}"))).unwrap();
+            }
+        }
+        let search = vec![dir.path().to_owned()];
+        (dir, Iptables::new().searching(search))
+    }
+
+    #[test]
+    fn what_a_kernel_and_its_programs_allow() {
+        let support = |tables, redirect, marks| Support { tables, redirect, marks, tproxy: marks };
+        const BOTH: &[&str] = &["nft", "legacy"];
+        // The kernel; the programs; of a node that has both, what ambient mode takes, and what is said of sidecars.
+        for (kernel, variants, ambient, sidecar) in [
+            (support(true, true, true), &[][..], Ok(Backend::Nftables), None),
+            (support(true, true, true), BOTH, Ok(Backend::Nftables), None),
+            // Linux 4.19, 5.1.
+            (support(true, false, false), BOTH, Ok(Backend::Iptables), Some(true)),
+            (support(true, false, false), &["nft"], Ok(Backend::Iptables), Some(true)),
+            (support(true, false, false), &[], Err("5.2, and cannot find iptables-restore"), Some(false)),
+            (support(true, true, false), &["nft"], Ok(Backend::Iptables), None),
+            (support(true, true, false), &[], Err("marks of connections"), None),
+            // 3.10, or without the module.
+            (support(false, false, false), BOTH, Ok(Backend::Iptables), Some(true)),
+            (support(false, false, false), &["legacy"], Ok(Backend::Iptables), Some(true)),
+            (
+                support(false, false, false),
+                &["nft"],
+                Err("works by nf_tables, which this kernel"),
+                Some(false),
+            ),
+            (support(false, false, false), &[], Err("no nf_tables, and cannot find"), Some(false)),
+        ] {
+            let (_dir, iptables) = programs(variants);
+            match (choose_by(kernel, &iptables), ambient) {
+                (Ok((backend, why)), Ok(wanted)) => {
+                    assert_eq!((backend, why.is_some()), (wanted, wanted == Backend::Iptables), "{kernel:?}");
+                }
+                (Err(text), Err(part)) => assert!(text.contains(part), "{kernel:?}: {text}"),
+                (found, wanted) => panic!("{kernel:?} {variants:?}: {found:?} instead of {wanted:?}"),
+            }
+            let Some(works) = sidecar else { continue };
+            let found = without_nat(kernel, Some(&iptables));
+            assert_eq!(matches!(found, Found::Iptables(_)), works, "{kernel:?} {variants:?}: {found:?}");
+            // What cannot be seen is not proven.
+            assert!(matches!(without_nat(kernel, None), Found::Iptables(_)));
+        }
     }
 }

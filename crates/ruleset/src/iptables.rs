@@ -21,7 +21,7 @@ const SHORTENED: [(&str, &str); 2] =
 
 /// A part of the rule language that iptables lacks, found while planning.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("iptables cannot express {what} (rule: {why}); use the nftables backend")]
+#[error("iptables cannot express {what} (rule: {why}); nf_tables can")]
 pub struct Unsupported {
     /// What it is.
     pub what: &'static str,

@@ -66,10 +66,17 @@ fn a_node_where_neither_backend_works_is_not_ready_until_one_does() {
         let wanted = ["backend: no pod can get rules on this node: the kernel has no nf_tables, and ", cause];
         let body = agent.wait_unready(&wanted).unwrap();
         assert!(!body.contains("native_nftables") && !body.contains("NATIVE_NFTABLES"), "{body}");
-        assert_eq!(agent.log().count(&["\terror\t", "no pod can get rules"]), 1, "once");
+        // What the agent logs comes here a moment later.
+        agent.log().wait_for(&["\terror\t", "no pod can get rules"], PATIENCE).unwrap();
         put("xtables-legacy-multi", "iptables-legacy");
         agent.wait_ready().unwrap();
-        assert_says(&agent.log().text(), &["pods get their rules by iptables"]);
+        agent.log().wait_for(&["pods get their rules by iptables"], PATIENCE).unwrap();
+        assert_eq!(
+            agent.log().count(&["\terror\t", "no pod can get rules"]),
+            1,
+            "once: {}",
+            agent.log().text()
+        );
         assert_eq!(agent.log().count(&["\twarn\t", "nf_tables"]), 0, "{}", agent.log().text());
     }
 }
@@ -173,7 +180,7 @@ fn ambient_mode_takes_what_the_node_has() {
     let _ztunnel = mesh.ztunnel().unwrap();
     let pod = mesh.running("mesh", "web", &[]).unwrap();
     mesh.wait_annotation(&pod, Some("enabled")).unwrap();
-    assert_says(&agent.log().text(), &["ready for host probes", "backend=nftables"]);
+    agent.log().wait_for(&["ready for host probes", "backend=nftables"], PATIENCE).unwrap();
     assert!(
         pod.netns.run(Command::new("nft").args(["list", "tables"])).unwrap().contains("istio-ambient-nat")
     );
