@@ -40,6 +40,7 @@ fn main() {
             plugin_log_level: "debug".into(),
             cni_agent_run_dir: "/path/to/kubeconfig".into(),
             pod_namespace: "my-namespace".into(),
+            native_nftables: Some(false),
             ..PluginEntry::default()
         },
         program_at_end: ProgramAtEnd::Goes,

@@ -46,7 +46,7 @@ fn a_healthy_node_is_told_row_by_row() {
         "\
 Configuration   NODE/net.d/10-calico.conflist (chained)
 Network         k8s-pod-network: calico, portmap, istio-cni
-Options         capture enabled, failure policy open, backend iptables, pods from manifests:NODE/manifests, agent in NODE/run
+Options         capture enabled, failure policy open, backend auto, pods from manifests:NODE/manifests, agent in NODE/run
 Other file      NODE/net.d/20-bridge.conf: old: bridge
 Plugin          NODE/bin/istio-cni {version}, CNI 0.1.0 0.2.0 0.3.0 0.3.1 0.4.0 1.0.0 1.1.0, written AGE ago
 Kubeconfig      none

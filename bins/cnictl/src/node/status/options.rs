@@ -35,7 +35,7 @@ impl Options {
             backend: match conf.native_nftables {
                 Some(true) => "nftables",
                 Some(false) => "iptables",
-                None => "detected",
+                None => "auto",
             },
             pod_source: match conf.pod_source {
                 PodSource::Kubernetes => "kubernetes".to_owned(),
@@ -84,10 +84,7 @@ mod tests {
         );
         assert!(!options.needs_kubeconfig());
         let default = parse(r#"{"type": "istio-cni"}"#).unwrap();
-        assert_eq!(
-            (default.capture, default.failure_policy, default.backend),
-            ("enabled", "closed", "detected")
-        );
+        assert_eq!((default.capture, default.failure_policy, default.backend), ("enabled", "closed", "auto"));
         assert!(default.needs_kubeconfig());
         assert!(parse(r#"{"capture": "no"}"#).unwrap_err().contains("capture"));
     }
