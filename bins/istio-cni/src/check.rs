@@ -29,9 +29,9 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// How often it looks again where the record changes meanwhile.
 const TRIES: usize = 3;
 
-/// Differences that the first sentence of a failure tells, and the details; one flushed chain may be thousands of them.
+/// Differences that a failure tells in its message, and in its details after those; one flushed chain may be thousands of them.
 const SHOWN_FIRST: usize = 2;
-const SHOWN: usize = 20;
+const SHOWN: usize = 4;
 /// Bytes of one difference that are told.
 const LONGEST: usize = 240;
 
@@ -249,9 +249,13 @@ pub(crate) fn shadowed(differences: &[Difference]) -> String {
 
 /// What the runtime is told of lost capture.
 pub(crate) fn failure(differences: &[Difference], pod: &str) -> Error {
-    let message = format!("pod {pod} is not captured as planned: {}", summary(differences, SHOWN_FIRST));
-    let details = format!("{}; delete the pod so that it is set up again", summary(differences, SHOWN));
-    Error::internal(message).with_details(details)
+    let summary = summary(differences, SHOWN_FIRST);
+    let message =
+        format!("pod {pod} is not captured as planned: {summary}; delete the pod so that it is set up again");
+    // A runtime puts both on one line, so the details repeat nothing.
+    let further = differences.iter().skip(SHOWN_FIRST).take(SHOWN);
+    let further: Vec<String> = further.map(|difference| cut(&difference.to_string())).collect();
+    Error::internal(message).with_details(further.join("; "))
 }
 
 /// So much of a text as one line tells.

@@ -312,6 +312,9 @@ pub fn parse_loopback(text: &str) -> Result<Ipv4Net, ValueError> {
 
 /// `address/bits`, strictly: no zone, no leading zeros, bits in range.
 fn parse_cidr(item: &str) -> Result<ipnet::IpNet, &'static str> {
+    if item.contains(char::is_whitespace) {
+        return Err("there is a blank in it");
+    }
     let (address, bits) = item.split_once('/').ok_or("there is no \"/\"")?;
     if bits.len() > 1 && bits.starts_with('0') {
         return Err("the prefix length has a leading zero");

@@ -13,6 +13,8 @@ pub use selector::{EnablementSelector, LabelSelector, Requirement};
 use crate::json::{DecodeError, Node, Value};
 use crate::result::Dns;
 
+/// The run directory when `cni_agent_run_dir` is absent, the agent's default too.
+pub const RUN_DIR: &str = "/var/run/istio-cni";
 /// How long the search for a pod's facts may take when `facts_timeout` is absent.
 pub const DEFAULT_FACTS_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long an ADD may take in all when `add_timeout` is absent. Well under kubelet's limit for a sandbox, which is 4 minutes.
@@ -34,7 +36,7 @@ pub struct PluginConf {
     pub dns: Dns,
     /// `plugin_log_level`, as written.
     pub plugin_log_level: String,
-    /// `cni_agent_run_dir`: kubeconfig, log socket and log file live here. Empty means the working directory.
+    /// `cni_agent_run_dir`: kubeconfig, log socket and log file live here. [`RUN_DIR`] where it is absent or empty.
     pub cni_agent_run_dir: PathBuf,
     /// `ambient_enabled`
     pub ambient_enabled: bool,
@@ -116,7 +118,7 @@ impl PluginConf {
             },
             dns: Dns::decode_in(&root)?,
             plugin_log_level: root.text_or_empty("plugin_log_level")?,
-            cni_agent_run_dir: root.text_or_empty("cni_agent_run_dir")?.into(),
+            cni_agent_run_dir: run_dir(root.text_or_empty("cni_agent_run_dir")?),
             ambient_enabled: root.bool_or_false("ambient_enabled")?,
             enablement_selectors: root.list("enablement_selectors", selector::decode)?,
             exclude_namespaces: root.texts("exclude_namespaces")?,
@@ -206,6 +208,10 @@ fn pod_annotations(root: &Node<'_>) -> Result<Option<BTreeMap<String, String>>, 
         return Ok(None);
     }
     runtime_config.map(KEY, |node| Ok(node.text()?.to_owned())).map(Some)
+}
+
+fn run_dir(text: String) -> PathBuf {
+    if text.is_empty() { RUN_DIR.into() } else { text.into() }
 }
 
 #[cfg(test)]

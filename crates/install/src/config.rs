@@ -75,6 +75,9 @@ pub enum Waiting {
     /// The network is not installed yet.
     #[error("no networks found in {dir}: waiting for a CNI plugin's configuration", dir = .0.display())]
     NoNetworks(PathBuf),
+    /// There is not even the directory.
+    #[error("CNI configuration directory {dir} does not exist: waiting for it; if the node's is another one, mount that (chart: cniConfDir)", dir = .0.display())]
+    NoDirectory(PathBuf),
     /// There are files, and no runtime would load one.
     #[error("no valid networks found in {dir}: waiting for a CNI plugin's configuration; {problem}", dir = dir.display())]
     NoValidNetworks {

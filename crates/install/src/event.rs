@@ -134,7 +134,12 @@ impl fmt::Display for Event<'_> {
                 )
             }
             Self::Overwritten { component, path } => {
-                write!(f, "{} was overwritten by {component}; the plugin is put in again", path.display())
+                // Who wrote is not known; the file's plugins or its name tell whose it is.
+                let path = path.display();
+                write!(
+                    f,
+                    "{path}, by its plugins or name a file of {component}, was overwritten; the plugin is put in again"
+                )
             }
             Self::Unused { obstacle } => obstacle.fmt(f),
             Self::Throttled { path, hits } => {

@@ -55,6 +55,19 @@ pub enum Error {
     },
 }
 
+/// Brings `lo` up, as container runtimes do before they call plugins. Nothing is changed where it is up.
+///
+/// # Errors
+/// The kernel refused.
+pub fn raise_loopback(_: &Inside) -> Result<(), Error> {
+    let failed = |source: netlink::Error| Error::Failed {
+        operation: "bring lo up".to_owned(),
+        hint: hint(&source),
+        source,
+    };
+    Socket::open(None).map_err(failed)?.order(&message::raise_loopback()).map_err(failed)
+}
+
 /// Carries a routing step out. `true` when it was not in place before. [`Step::Replace`] is none: `false`.
 ///
 /// # Errors

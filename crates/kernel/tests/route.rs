@@ -133,6 +133,17 @@ fn a_mark_under_a_mask_is_another_rule_than_a_whole_mark() -> Outcome {
 }
 
 #[test]
+fn lo_is_brought_up_once_and_again() -> Outcome {
+    let ns = TestNetns::new()?;
+    ns.ip(&["link set lo down"])?;
+    for _ in 0..2 {
+        ns.enter(route::raise_loopback)??;
+        assert!(ip(&ns, "link show lo")?.contains("LOOPBACK,UP"), "{}", ip(&ns, "link show lo")?);
+    }
+    Ok(())
+}
+
+#[test]
 fn addresses_come_in_the_kernels_order() -> Outcome {
     let ns = TestNetns::new()?;
     ns.ip(&[

@@ -298,7 +298,7 @@ impl Cause {
     fn status_advice(code: u16) -> &'static str {
         match code {
             401 => "the token or client certificate was refused, it may have expired",
-            403 => "allow the identity in the kubeconfig to get pods (ClusterRole of istio-cni)",
+            403 => "allow the identity in the kubeconfig to do that (ClusterRole istio-cni)",
             404 => {
                 "check that the pod still exists and that the server URL in the kubeconfig leads to its cluster"
             }

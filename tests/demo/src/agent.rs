@@ -87,7 +87,7 @@ impl Agent {
         let mut line = String::new();
         wait_for("the agent to say that the conflist was overwritten", || {
             let text = said(node);
-            let found = text.lines().find(|line| line.contains("was overwritten by"));
+            let found = text.lines().find(|line| line.contains("was overwritten"));
             line = found.unwrap_or_default().to_owned();
             Ok(found.is_some())
         })?;

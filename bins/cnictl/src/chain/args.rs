@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use cni::Version;
 use serde_json::Value;
 
-use super::attachment::{Attachment, check_netns, netns_path};
+use super::attachment::{Attachment, check_netns, netns_path, raise_loopback};
 use super::cache::{Cache, Entry};
 use super::conflist::Conflist;
 use super::report::Report;
@@ -210,6 +210,7 @@ impl AddArgs {
                 attachment.ifname
             );
         }
+        raise_loopback(&netns)?;
         let journal = chain.add(&attachment);
         let Some(result) = &journal.result else {
             let report = Report::new(&network, Some(&attachment), journal);

@@ -71,6 +71,12 @@ impl Attachment {
     }
 }
 
+/// Runtimes bring lo up before they call the chain; without it the pod could not talk to itself.
+pub(super) fn raise_loopback(path: &std::path::Path) -> Result<()> {
+    let namespace = Netns::open(path).context("use the namespace of --netns")?;
+    namespace.enter(kernel::route::raise_loopback)?.context("prepare the namespace of --netns")
+}
+
 /// The path of a namespace that is given as a path or by the name that `ip netns` shows.
 pub(super) fn netns_path(text: &str) -> PathBuf {
     if text.contains('/') { PathBuf::from(text) } else { PathBuf::from(NAMED_NAMESPACES).join(text) }

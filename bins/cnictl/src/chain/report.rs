@@ -111,6 +111,9 @@ impl Report {
             rows.push(row);
         }
         let mut out = columns(&rows);
+        for run in self.plugins.iter().chain(&self.rollback) {
+            out.extend(run.details().map(|line| format!("{}: {line}\n", run.plugin)));
+        }
         if let Some(result) = &self.result {
             let addresses = addresses(result);
             let addresses = if addresses.is_empty() { "no address".to_owned() } else { addresses.join(", ") };

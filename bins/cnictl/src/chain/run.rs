@@ -276,12 +276,17 @@ impl PluginRun {
         None
     }
 
-    /// `plugin type="istio-cni" failed (add): <msg>; <details>`, as runtimes write it.
+    /// `plugin type="istio-cni" failed (add): <msg>`, as runtimes write it; the details stand apart.
     pub(super) fn problem(&self) -> Option<String> {
         let error = self.error.as_ref()?;
-        let details = if error.details.is_empty() { String::new() } else { format!("; {}", error.details) };
         let verb = self.command.to_ascii_lowercase();
-        Some(format!("plugin type={:?} failed ({verb}): {}{details}", self.plugin, error.msg))
+        Some(format!("plugin type={:?} failed ({verb}): {}", self.plugin, error.msg))
+    }
+
+    /// What the plugin adds to its failure, a line each.
+    pub(super) fn details(&self) -> impl Iterator<Item = &str> {
+        let details = self.error.as_ref().map(|error| error.details.as_str()).unwrap_or_default();
+        details.split("; ").filter(|line| !line.is_empty())
     }
 }
 

@@ -11,7 +11,7 @@ fn empty() -> PluginConf {
         ipam_type: String::new(),
         dns: Dns::default(),
         plugin_log_level: String::new(),
-        cni_agent_run_dir: PathBuf::new(),
+        cni_agent_run_dir: RUN_DIR.into(),
         ambient_enabled: false,
         enablement_selectors: Vec::new(),
         exclude_namespaces: Vec::new(),

@@ -115,6 +115,7 @@ fn primary(config: &Config<'_>, scan: &mut Scan) -> Result<Result<Primary, Waiti
     }
     let dir = config.options.net_dir.clone();
     Ok(Err(match scan.problems.first() {
+        None if !dir.is_dir() => Waiting::NoDirectory(dir),
         None => Waiting::NoNetworks(dir),
         Some(problem) => Waiting::NoValidNetworks { dir, problem: problem.to_string() },
     }))

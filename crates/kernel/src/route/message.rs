@@ -15,6 +15,7 @@ pub(super) const AF_INET6: u8 = 10;
 /// `LOOPBACK_IFINDEX`: the kernel makes lo the first interface of every namespace and relies on it.
 pub(super) const LOOPBACK: u32 = 1;
 
+const NEW_LINK: u16 = 16;
 const NEW_ADDRESS: u16 = 20;
 const DELETE_ADDRESS: u16 = 21;
 const GET_ADDRESS: u16 = 22;
@@ -29,6 +30,9 @@ const GET_RULE: u16 = 34;
 const ADDRESS_HEADER: usize = 8;
 /// Length of `struct fib_rule_hdr` and of `struct rtmsg`.
 const ROUTE_HEADER: usize = 12;
+
+/// `IFF_UP` of `linux/if.h`.
+const UP: u32 = 1;
 
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
@@ -56,6 +60,7 @@ const LOCAL: u8 = 2;
 
 const CREATE: u16 = flags::REQUEST | flags::ACK | flags::CREATE | flags::EXCL;
 const DELETE: u16 = flags::REQUEST | flags::ACK;
+const CHANGE: u16 = flags::REQUEST | flags::ACK;
 const LIST: u16 = flags::REQUEST | flags::DUMP;
 
 /// An address as listed.
@@ -89,6 +94,13 @@ pub(super) fn add_address(address: Ipv6Addr) -> Vec<u8> {
 
 pub(super) fn delete_address(address: Ipv6Addr) -> Vec<u8> {
     loopback_address(DELETE_ADDRESS, DELETE, address)
+}
+
+/// Brings lo up (`struct ifinfomsg`: family, type, index, flags and which of them change; `IFF_UP`).
+pub(super) fn raise_loopback() -> Vec<u8> {
+    let [a, b, c, d] = LOOPBACK.to_ne_bytes();
+    let [e, f, g, h] = UP.to_ne_bytes();
+    message(NEW_LINK, CHANGE, &[AF_UNSPEC, 0, 0, 0, a, b, c, d, e, f, g, h, e, f, g, h], |_| {})
 }
 
 fn loopback_address(kind: u16, flags: u16, address: Ipv6Addr) -> Vec<u8> {

@@ -39,6 +39,11 @@ operator.istio.io/component: Cni
 {{- end }}
 {{- end -}}
 
+{{/* Whether AppArmor is told by annotation: "true" or nothing. From 1.30 on Kubernetes has a field for it. Takes root and values. */}}
+{{- define "istio-cni.appArmorAnnotation" -}}
+{{- if and .values.useAppArmorAnnotation (semverCompare "<1.30-0" .root.Capabilities.KubeVersion.Version) }}true{{ end }}
+{{- end -}}
+
 {{/* Whether the agent enters pods' network namespaces: "true" or nothing. Takes the values. */}}
 {{- define "istio-cni.enters" -}}
 {{- if or .ambient.enabled (and .repair.enabled .repair.repairPods) }}true{{ end }}

@@ -20,9 +20,22 @@ what the user gave by plain names; what the user gave with the prefix `cni.`.
 {{- with coalesce $given.platform $global.platform }}
 {{- $values = mustMergeOverwrite $values (include "istio-cni.preset" (dict "root" $ "kind" "platform" "name" .) | fromJson) }}
 {{- end }}
+{{- include "istio-cni.switches" (dict "given" $given "defaults" $values) }}
 {{- $values = mustMergeOverwrite $values $given }}
 {{- include "istio-cni.check" $values }}
 {{- toJson $values }}
+{{- end -}}
+
+{{/* Makes texts out of `true` and `false` what they say, where the default is one of the two. Takes given, which is changed, and defaults. */}}
+{{- define "istio-cni.switches" -}}
+{{- range $name, $default := .defaults }}
+{{- $value := index $.given $name }}
+{{- if and (kindIs "bool" $default) (kindIs "string" $value) }}
+{{- $_ := set $.given $name (eq $value "true") }}
+{{- else if and (kindIs "map" $default) (kindIs "map" $value) }}
+{{- include "istio-cni.switches" (dict "given" $value "defaults" $default) }}
+{{- end }}
+{{- end }}
 {{- end -}}
 
 {{/* One preset file as JSON. Takes root, kind (the folder under files/) and name. */}}

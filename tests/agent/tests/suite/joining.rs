@@ -243,7 +243,7 @@ fn a_pod_that_starts_before_a_configuration_is_healed_is_found() {
     wait_told(&node, &["meanwhile"]);
     node.entry().unwrap();
     wait_gauge(&agent, 1.0);
-    agent.log().wait_for(&["was overwritten by"], PATIENCE).unwrap();
+    agent.log().wait_for(&["was overwritten"], PATIENCE).unwrap();
     assert_says(&notice(&agent).unwrap(), &["(default/meanwhile)"]);
 }
 

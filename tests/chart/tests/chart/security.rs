@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use chart::{Objects, render_set};
+use chart::{Objects, render, render_set};
 use serde_json::{Value, json};
 
 use crate::combinations;
@@ -139,10 +139,17 @@ fn profiles_of_the_kernel_are_passed_on() {
     let annotations = |objects: &Objects| {
         objects.get("DaemonSet", "istio-cni-node")["spec"]["template"]["metadata"]["annotations"].clone()
     };
-    let plain = render_set(&[]).unwrap();
-    assert_eq!(annotations(&plain)[annotation], "unconfined");
-    for field in ["seccompProfile", "seLinuxOptions", "appArmorProfile"] {
-        assert!(plain.container()["securityContext"][field].is_null(), "{field}");
+    for (version, by_annotation) in
+        [("1.26.0", true), ("1.29.9", true), ("1.30.0", false), ("1.36.1-gke.7", false)]
+    {
+        let objects = render(&["--kube-version", version]).unwrap();
+        let (annotation, context) =
+            (&annotations(&objects)[annotation], &objects.container()["securityContext"]);
+        assert_eq!(annotation == "unconfined", by_annotation, "{version}: {annotation}");
+        assert_eq!(context["appArmorProfile"].is_null(), by_annotation, "{version}: {context}");
+        for field in ["seccompProfile", "seLinuxOptions"] {
+            assert!(context[field].is_null(), "{field}");
+        }
     }
     let set =
         ["useAppArmorAnnotation=false", "seccompProfile.type=RuntimeDefault", "seLinuxOptions.level=s0:c1"];

@@ -130,8 +130,27 @@ fn what_cannot_be_meant_is_refused_by_name() {
         let error = render_set(&[value]).unwrap_err().to_string();
         assert!(error.contains(message), "{value}: {error}");
     }
-    let quoted = render(&["--set-string", "chained=false"]).unwrap_err().to_string();
+    let quoted = render(&["--set-string", "chained=no"]).unwrap_err().to_string();
     assert!(quoted.contains("chained"), "{quoted}");
+}
+
+/// As `--set-string` and tools that know no other kind of value give them.
+#[test]
+fn a_switch_may_be_a_text() {
+    let rendered = |flag: &str, values: &str| format!("{:?}", render(&[flag, values]).unwrap());
+    for (on, off) in [
+        ("ambient.enabled=true", "ambient.enabled=false"),
+        ("cni.ambient.enabled=true", "cni.ambient.enabled=false"),
+        ("repair.enabled=true,repair.repairPods=true", "repair.enabled=false,repair.repairPods=false"),
+        ("agent.hostNetwork=true", "agent.hostNetwork=false"),
+        ("global.networkPolicy.enabled=true", "global.networkPolicy.enabled=false"),
+        ("chained=true", "chained=false"),
+    ] {
+        for values in [on, off] {
+            assert_eq!(rendered("--set-string", values), rendered("--set", values), "{values}");
+        }
+        assert_ne!(rendered("--set-string", on), rendered("--set-string", off), "{on}");
+    }
 }
 
 #[test]

@@ -62,7 +62,7 @@ fn every_failure_of_the_api_is_named() {
             Fault::status(401),
             &["401", "no node agent is here to renew the kubeconfig", "cnictl uninstall"],
         ),
-        ("forbidden", Fault::status(403), &["403", "allow the identity", "get pods"]),
+        ("forbidden", Fault::status(403), &["403", "allow the identity in the kubeconfig to do that"]),
         ("not found", Fault::status(404), &["404", "check that the pod still exists"]),
         ("too many", Fault::status(429), &["429", "limits requests"]),
         ("broken", Fault::status(500), &["500", "health of the API server"]),

@@ -105,7 +105,7 @@ fn a_hundred_overwritten_conflists() {
         "the rest is the writer's"
     );
     let log = cluster.agent_log();
-    assert!(log.contains("was overwritten by"), "{log}");
+    assert!(log.contains("was overwritten; the plugin is put in again"), "{log}");
 
     // At its end the agent leaves what the other component wrote last, to the byte, and nothing else.
     cluster.terminate_agent();
