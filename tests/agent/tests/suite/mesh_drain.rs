@@ -212,6 +212,8 @@ impl Open {
         match (&self.stream).read(&mut [0; 4]) {
             Ok(0) => Ok(()),
             Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(()),
+            // A signal, such as that of a child that ended, while it waits.
+            Err(error) if error.kind() == ErrorKind::Interrupted => self.has_ended(),
             other => bail!("{}: {other:?}", self.what),
         }
     }
