@@ -65,11 +65,7 @@ fn text(main: &Error, abandoned: bool) -> String {
         return main.to_string();
     }
     // A token that an agent renewed would be good; rights may be missing whether there is one or not.
-    let rights = if main.is_forbidden() {
-        "allow the identity in the kubeconfig to do that (ClusterRole istio-cni); "
-    } else {
-        ""
-    };
+    let rights = if main.is_forbidden() { "allow the identity in the kubeconfig to do that; " } else { "" };
     format!(
         "{}; {rights}no node agent is here to renew the kubeconfig: start it (DaemonSet istio-cni-node), or, if it was uninstalled, run `cnictl uninstall` on \
          this node",

@@ -8,6 +8,7 @@ use agent_tests::mesh::{MODE, Mesh, MeshPod, SELECTORS};
 use agent_tests::{Agent, PATIENCE, eventually};
 use anyhow::ensure;
 use serde_json::json;
+use testkit::apiserver::Resource;
 
 use crate::assert_says;
 use crate::mesh::{wait_in, wait_out};
@@ -204,7 +205,10 @@ fn pods_are_taken_over_without_the_api_server_and_what_it_says_later_wins() {
     mesh.node.api.set_pod(announced.object(&[], false));
     assert_eq!(mesh.announce(&announced).unwrap().status, 200);
     mesh.run(&announced).unwrap();
-    mesh.node.api.set_pod(announced.object(&[], true));
+    // As kubelet says it: the annotation, which may have come meanwhile, stays.
+    mesh.node.api.change_object(Resource::Pods, "mesh", "announced", |object| {
+        object["status"] = announced.object(&[], true)["status"].take();
+    });
     let [running, deleted, labelled, forgotten] =
         ["running", "deleted", "labelled", "forgotten"].map(|name| mesh.running("mesh", name, &[]).unwrap());
     for pod in [&announced, &running, &deleted, &labelled, &forgotten] {

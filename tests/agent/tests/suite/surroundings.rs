@@ -162,7 +162,7 @@ fn a_directory_of_configurations_that_comes_and_goes() {
     let node = Node::new().unwrap();
     std::fs::remove_dir_all(node.net_dir()).unwrap();
     let mut agent = node.agent().start().unwrap();
-    only_pending(&agent, "install: ", &["no networks found in", &node.net_dir().to_string_lossy()]);
+    only_pending(&agent, "install: ", &["does not exist: waiting for it", &node.net_dir().to_string_lossy()]);
     std::fs::create_dir(node.net_dir()).unwrap();
     std::fs::write(node.conflist(), "{\"name\": \"half").unwrap();
     agent.log().wait_for(&["\twarn\t", "10-calico.conflist", "not JSON"], PATIENCE).unwrap();
