@@ -39,6 +39,11 @@ operator.istio.io/component: Cni
 {{- end }}
 {{- end -}}
 
+{{/* Whether the image is from one of the original's registries: "true" or nothing. Takes root and values. */}}
+{{- define "istio-cni.originalImage" -}}
+{{- if regexMatch "^(docker.io/)?istio/|^gcr.io/istio-|^registry.istio.io/" (include "istio-cni.image" .) }}true{{ end }}
+{{- end -}}
+
 {{/* Whether AppArmor is told by annotation: "true" or nothing. From 1.30 on Kubernetes has a field for it. Takes root and values. */}}
 {{- define "istio-cni.appArmorAnnotation" -}}
 {{- if and .values.useAppArmorAnnotation (semverCompare "<1.30-0" .root.Capabilities.KubeVersion.Version) }}true{{ end }}

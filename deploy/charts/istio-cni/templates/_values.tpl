@@ -55,7 +55,7 @@ what the user gave by plain names; what the user gave with the prefix `cni.`.
 {{- define "istio-cni.check" -}}
 {{- $surge := ((.updateStrategy | default dict).rollingUpdate | default dict).maxSurge | default 0 | toString }}
 {{- if not (has $surge (list "0" "0%")) }}
-{{- fail (printf "updateStrategy.rollingUpdate.maxSurge is %s: two agents on one node undo each other's work; leave it out" $surge) }}
+{{- fail (printf "updateStrategy.rollingUpdate.maxSurge is %s: a second agent on a node waits for the end of the first, which a surge would wait for in turn; leave it out" $surge) }}
 {{- end }}
 {{- if eq (int .agent.healthPort) (int .agent.metricsPort) }}
 {{- fail (printf "agent.healthPort and agent.metricsPort are both %d: give them two ports" (int .agent.healthPort)) }}
