@@ -13,7 +13,7 @@ use cluster::{Access, Connection, Writer};
 pub(crate) const NAME: &str = "delete-daemonset";
 
 /// How long is waited for the pods; Helm waits five minutes for all of it.
-const TIME: Duration = Duration::from_secs(240);
+const TIME: Duration = Duration::from_secs(180);
 /// How long the API server has to take the deletion: the role of this program may be a second old.
 const DELETION_TIME: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(500);

@@ -47,8 +47,8 @@ impl Agent {
         let (mut next, began, mut told) = (None::<File>, Instant::now(), String::new());
         loop {
             match try_lock(&dir, LOCK_NAME) {
-                Ok(Some(mut file)) => {
-                    if let Err(error) = write_holder(&mut file, &self.holder()) {
+                Ok(Some(file)) => {
+                    if let Err(error) = write_holder(&dir.join(LOCK_NAME), &self.holder()) {
                         self.log.warn("the name of this agent is not in its lock file", &[("error", &error)]);
                     }
                     if !told.is_empty() {
@@ -72,7 +72,7 @@ impl Agent {
             if next.is_none() {
                 next = try_lock(&dir, NEXT_LOCK_NAME).ok().flatten();
                 // Without its name it is waited for all the same.
-                let _ = next.as_mut().map(|file| write_holder(file, &self.holder()));
+                let _ = next.as_ref().map(|_| write_holder(&dir.join(NEXT_LOCK_NAME), &self.holder()));
             }
             let text = format!(
                 "another agent works on this node: {}; this one waits until it ends. Remove one of the two DaemonSets",
@@ -156,10 +156,19 @@ fn try_lock(dir: &Path, name: &str) -> io::Result<Option<File>> {
     DirBuilder::new().recursive(true).mode(0o750).create(dir)?;
     let path = dir.join(name);
     loop {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let file = options.custom_flags(flags.bits().cast_signed()).open(&path)?;
+        // Held by a descriptor that only reads: one that writes would keep the file system from being made read-only.
+        let file = match open_file(&path, OpenOptions::new().read(true)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                match open_file(&path, OpenOptions::new().write(true).create_new(true)) {
+                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                    _ => continue,
+                }
+            }
+            file => file?,
+        };
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other("not a regular file"));
+        }
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => return Ok(None),
@@ -179,8 +188,13 @@ fn is_locked(dir: &Path, name: &str) -> bool {
     flock(&file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
 }
 
-fn write_holder(file: &mut File, holder: &Holder) -> io::Result<()> {
-    file.set_len(0)?;
+fn open_file(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    options.mode(0o600).custom_flags(flags.bits().cast_signed()).open(path)
+}
+
+fn write_holder(path: &Path, holder: &Holder) -> io::Result<()> {
+    let mut file = open_file(path, OpenOptions::new().write(true).truncate(true))?;
     file.write_all(serde_json::to_string(holder)?.as_bytes())
 }
 
@@ -228,8 +242,8 @@ mod tests {
     fn who_holds_it_is_read_with_care() {
         let dir = tempfile::tempdir().unwrap();
         let holder = Holder { namespace: "a".into(), pod: "b".into(), version: "1".into(), pid: 7 };
-        let mut file = try_lock(dir.path(), LOCK_NAME).unwrap().unwrap();
-        write_holder(&mut file, &holder).unwrap();
+        let _held = try_lock(dir.path(), LOCK_NAME).unwrap().unwrap();
+        write_holder(&dir.path().join(LOCK_NAME), &holder).unwrap();
         assert_eq!(read_holder(dir.path(), LOCK_NAME), holder);
         let text = |text: &[u8]| {
             std::fs::write(dir.path().join(LOCK_NAME), text).unwrap();

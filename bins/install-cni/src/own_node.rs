@@ -39,10 +39,8 @@ pub(crate) async fn look(agent: Arc<Agent>) {
                 if !missing {
                     agent.health.ready(Part::Node);
                 }
-                // It stays so: the role has no nodes.
-                if error.status() == Some(403) {
-                    return;
-                }
+                // Also a 403: roles may come late.
+                agent.log.debug(&error, &[]);
             }
         }
         tokio::time::sleep(pause).await;

@@ -196,6 +196,10 @@ impl Marker {
     /// Whether the note is done with.
     async fn handle(&self, path: &Path, report: &Report, known: &mut Known) -> bool {
         let pod = format!("{}/{}", report.namespace, report.name);
+        if self.writer.is_some() && !self.cluster.state().synced {
+            // What has the label may be deleted by others, so it is for pods that are known to be ones to capture.
+            return true;
+        }
         if let Some(writer) = &self.writer
             && !known.marked.contains(path)
             && let Err(error) = self.tell(writer, report).await

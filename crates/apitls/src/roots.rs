@@ -1,8 +1,9 @@
 //! The authorities of a kubeconfig or service account.
 
 use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, Der, TrustAnchor, UnixTime};
+use webpki::{EndEntityCert, Error, KeyUsage};
 
 const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
 const END: &str = "-----END CERTIFICATE-----";
@@ -40,11 +41,24 @@ impl Roots {
                 CertificateDer::from_pem_slice(format!("{BEGIN}{body}{END}\n").as_bytes()).ok()
             });
             match certificate {
-                Some(certificate) if roots.store.add(certificate.clone()).is_ok() => {
+                Some(certificate) if is_readable(&certificate) => {
+                    if may_sign(&certificate) {
+                        // Its errors are those of what was read just now.
+                        let _ = roots.store.add(certificate.clone());
+                    }
                     roots.certificates.push(certificate);
                 }
                 _ => roots.unreadable += 1,
             }
+        }
+        if roots.store.is_empty() {
+            // webpki wants one; nothing is signed by this.
+            let (subject, key) = (Der::from_slice(&[]), Der::from_slice(&[]));
+            roots.store.roots.push(TrustAnchor {
+                subject,
+                subject_public_key_info: key,
+                name_constraints: None,
+            });
         }
         match (roots.certificates.is_empty(), roots.unreadable) {
             (false, _) => Ok(roots),
@@ -56,5 +70,23 @@ impl Roots {
     /// How many certificates of the file were passed over.
     pub fn unreadable(&self) -> usize {
         self.unreadable
+    }
+}
+
+fn is_readable(certificate: &CertificateDer<'_>) -> bool {
+    webpki::anchor_from_trusted_cert(certificate).is_ok()
+}
+
+/// Whether other certificates count by this one: it is an authority's and valid now, or of version 1, which does not say. Without this the key of a
+/// listed server could sign for every name. webpki asks an anchor nothing of that, but it says that an authority's certificate is no server's,
+/// after its dates.
+fn may_sign(certificate: &CertificateDer<'_>) -> bool {
+    match EndEntityCert::try_from(certificate) {
+        Ok(parsed) => {
+            let as_server =
+                parsed.verify_for_usage(&[], &[], &[], UnixTime::now(), KeyUsage::server_auth(), None, None);
+            matches!(as_server, Err(Error::CaUsedAsEndEntity))
+        }
+        Err(error) => error == Error::UnsupportedCertVersion,
     }
 }

@@ -30,6 +30,8 @@ pub struct OwnPod {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DaemonSet {
     is_deleting: bool,
+    /// It is being deleted without its pods (`--cascade=orphan`): they go on, often under another DaemonSet.
+    leaves_pods: bool,
     /// The error is about a placement that means nothing.
     placement: Result<Placement, String>,
 }
@@ -44,6 +46,8 @@ pub enum Sight {
     There(DaemonSet),
     /// It existed when it was seen first, and does not any more.
     Deleted,
+    /// It existed, and was deleted without its pods.
+    Orphaned,
     /// It did not exist at any time.
     Absent,
 }
@@ -79,14 +83,20 @@ pub enum Outlook {
     Unknown(String),
 }
 
+const ORPHANED: &str = "was deleted without its pods (--cascade=orphan), which go on";
+
 /// What becomes of the agent, by what was seen and nothing else.
 pub fn decide(seen: &Seen) -> Outlook {
     let set = match &seen.daemonset {
         Sight::Never => return Outlook::Unknown("was not seen".into()),
         Sight::Deleted => return Outlook::Deleted,
         Sight::Absent => return Outlook::Absent,
+        Sight::Orphaned => return Outlook::Unknown(ORPHANED.into()),
         Sight::There(set) => set,
     };
+    if set.leaves_pods {
+        return Outlook::Unknown(ORPHANED.into());
+    }
     if set.is_deleting {
         return Outlook::Deleted;
     }
@@ -125,8 +135,10 @@ impl Seen {
 
     /// The API server says that it does not exist.
     pub(crate) fn gone(&mut self) {
-        self.daemonset = match self.daemonset {
+        self.daemonset = match &self.daemonset {
             Sight::Never | Sight::Absent => Sight::Absent,
+            Sight::There(set) if set.leaves_pods => Sight::Orphaned,
+            Sight::Orphaned => Sight::Orphaned,
             Sight::There(_) | Sight::Deleted => Sight::Deleted,
         };
     }
@@ -140,6 +152,7 @@ impl<'de> Deserialize<'de> for DaemonSet {
         #[serde(default, rename_all = "camelCase")]
         struct Metadata {
             deletion_timestamp: Option<String>,
+            finalizers: Vec<String>,
         }
         #[derive(Default, Deserialize)]
         #[serde(default)]
@@ -160,7 +173,10 @@ impl<'de> Deserialize<'de> for DaemonSet {
         }
         let Object { metadata, spec } = Object::deserialize(deserializer)?;
         let placement = Placement::of(&spec.template.spec).map_err(|error| error.to_string());
-        Ok(Self { is_deleting: metadata.deletion_timestamp.is_some(), placement })
+        let is_deleting = metadata.deletion_timestamp.is_some();
+        // `FinalizerOrphanDependents` of Kubernetes' metav1.
+        let leaves_pods = is_deleting && metadata.finalizers.iter().any(|name| name == "orphan");
+        Ok(Self { is_deleting, leaves_pods, placement })
     }
 }
 

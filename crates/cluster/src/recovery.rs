@@ -24,6 +24,9 @@ const PAUSES: Backoff = Backoff::spread(Duration::from_millis(400), LONGEST);
 /// The longest pause, also when the server asks for a longer one.
 const LONGEST: Duration = Duration::from_millis(3500);
 
+/// How long a watch waits for an answer to the question before it tries by itself.
+const UNANSWERED: Backoff = Backoff::spread(Duration::from_secs(150), Duration::from_secs(150));
+
 /// How long an answer is waited for. The next question does not wait for that: a server that is slow is heard, and one that came back meanwhile is
 /// not missed because of a question that was lost.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -129,7 +132,8 @@ impl Recovery {
         tokio::time::sleep(pause.min(LONGEST)).await;
         let returned = state.wait_for(|state| state.returns != returns);
         let _ = tokio::time::timeout(pause.saturating_sub(LONGEST), returned).await;
-        reaches(&mut state, Reach::Answers).await;
+        // Where the question itself is not answered though watches would be (a check of /readyz that fails), a watch now and then finds out.
+        let _ = tokio::time::timeout(UNANSWERED.pause(1), reaches(&mut state, Reach::Answers)).await;
     }
 
     /// Asks the server whenever it is in doubt, until it answers.

@@ -307,7 +307,8 @@ fn cnictl_tells_the_truth_in_the_agents_container() {
         assert!(text.contains(part), "{part:?} is not in {text}");
     }
     // What the runtime no longer uses is a problem here, too.
-    fs::write(dir.path().join(format!("volume{volume}/05-first.json")), CONFLIST).unwrap();
+    let first = r#"{"cniVersion": "1.0.0", "name": "first", "type": "bridge"}"#;
+    fs::write(dir.path().join(format!("volume{volume}/05-first.json")), first).unwrap();
     let output = container.exec(&["cnictl", "status"]);
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.code() == Some(1) && text.contains("05-first.json"), "{output:?}");

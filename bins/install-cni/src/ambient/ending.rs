@@ -44,13 +44,19 @@ impl Ambient {
             live.abort();
         }
         let mut left = Vec::new();
-        if tokio::time::timeout(CLEANUP_TIME, self.clear_all(began, &mut left)).await.is_err() {
+        let time = CLEANUP_TIME.saturating_sub(began.elapsed());
+        let complete = tokio::time::timeout(time, self.clear_all(began, &mut left)).await;
+        if complete.is_err() {
             let pods = self.members.all().len();
             self.log.error("cleanup is not complete: the time is over", &[("pods", &pods)]);
         }
         self.records.close();
         if !left.is_empty() {
-            return self.tell_left(&left);
+            self.tell_left(&left);
+        }
+        // Probes of pods that keep their rules need those of the node.
+        if !left.is_empty() || complete != Ok(true) {
+            return;
         }
         if let Some(host) = self.host.get() {
             let errors = host.clean_up();
@@ -61,8 +67,9 @@ impl Ambient {
         }
     }
 
-    /// Takes all pods out, also those that came in at the last moment.
-    async fn clear_all(self: &Arc<Self>, began: Instant, left: &mut Vec<Left>) {
+    /// Takes all pods out, also those that came in at the last moment; whether none kept its rules for another reason than `left` tells.
+    async fn clear_all(self: &Arc<Self>, began: Instant, left: &mut Vec<Left>) -> bool {
+        let mut complete = true;
         // What is put in place after it was removed would stay.
         let _ = tokio::time::timeout(UNDER_WAY_TIME, self.under_way.write()).await;
         let mut seen = HashSet::new();
@@ -74,16 +81,20 @@ impl Ambient {
                 tasks.spawn(async move { ambient.clear(member, began).await });
             }
             if tasks.is_empty() {
-                return;
+                return complete;
             }
             while let Some(done) = tasks.join_next().await {
                 match done {
                     Ok(Ok(())) => {}
                     Ok(Err((pod, Failure::Api(why)))) => left.push(Left { pod, why }),
                     Ok(Err((pod, error))) => {
+                        complete = false;
                         self.log.error("cleanup is not complete", &[("pod", &pod), ("error", &error)]);
                     }
-                    Err(error) => self.log.error("cleanup is not complete", &[("error", &error)]),
+                    Err(error) => {
+                        complete = false;
+                        self.log.error("cleanup is not complete", &[("error", &error)]);
+                    }
                 }
             }
         }

@@ -11,6 +11,11 @@ fn deleting() -> DaemonSet {
     serde_json::from_value(json!({"metadata": metadata})).unwrap()
 }
 
+fn orphaning() -> DaemonSet {
+    let metadata = json!({"deletionTimestamp": "2026-08-01T09:30:00Z", "finalizers": ["x/y", "orphan"]});
+    serde_json::from_value(json!({"metadata": metadata})).unwrap()
+}
+
 fn node(taints: &Value) -> Node {
     let metadata = json!({"name": "n1", "labels": {"pool": "mesh", "kubernetes.io/os": "linux"}});
     serde_json::from_value(json!({"metadata": metadata, "spec": {"taints": taints}})).unwrap()
@@ -34,6 +39,14 @@ fn what_was_seen_decides() {
         ("it exists", anywhere(), known(), "another agent follows", false),
         ("it exists, the node is not known", anywhere(), None, "another agent follows", false),
         ("it is being deleted", Sight::There(deleting()), known(), "was deleted", true),
+        (
+            "it is being deleted without its pods",
+            Sight::There(orphaning()),
+            known(),
+            "without its pods",
+            false,
+        ),
+        ("it was deleted without its pods", Sight::Orphaned, known(), "without its pods", false),
         ("it was deleted", Sight::Deleted, known(), "was deleted", true),
         ("it was deleted, the node is not known", Sight::Deleted, None, "was deleted", true),
         ("it never existed", Sight::Absent, known(), "does not exist", true),
@@ -122,4 +135,20 @@ fn one_that_is_there_again_takes_the_evidence_back() {
     assert_eq!(decide(&seen), Outlook::Deleted);
     seen.there(set(&json!({})));
     assert_eq!(decide(&seen), Outlook::Follows);
+}
+
+/// `kubectl delete --cascade=orphan` is how people change what cannot be changed in a DaemonSet: the agents go on.
+#[test]
+fn a_deletion_without_its_pods_is_no_end() {
+    let mut seen = Seen { daemonset: Sight::There(set(&json!({}))), ..Seen::default() };
+    seen.there(orphaning());
+    assert!(!decide(&seen).is_end());
+    seen.gone();
+    seen.gone();
+    assert!(!decide(&seen).is_end());
+    seen.there(set(&json!({})));
+    assert_eq!(decide(&seen), Outlook::Follows);
+    seen.there(deleting());
+    seen.gone();
+    assert_eq!(decide(&seen), Outlook::Deleted);
 }

@@ -41,7 +41,7 @@ fn an_empty_or_missing_directory_is_waited_for() {
     let node = Node::new();
     fs::remove_dir(node.path("net.d")).unwrap();
     let running = node.start();
-    running.until_told("NOT READY: no networks found in");
+    running.until_told("NOT READY: CNI configuration directory");
     fs::create_dir(node.path("net.d")).unwrap();
     node.replace("10-x.conflist", "{}");
     running.until_told("NOT READY: no valid networks found in");

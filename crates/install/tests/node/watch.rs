@@ -114,7 +114,7 @@ fn directories_that_vanish_are_waited_for() {
     let running = node.start();
     running.until_ready();
     fs::remove_dir_all(node.path("net.d")).unwrap();
-    running.until_told("NOT READY: no networks found in");
+    running.until_told("NOT READY: CNI configuration directory");
     fs::create_dir(node.path("net.d")).unwrap();
     node.replace("10-calico.conflist", CALICO);
     running.until("config healed", || node.has_entry("10-calico.conflist") && running.told.is_ready());

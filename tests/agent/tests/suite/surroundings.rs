@@ -172,7 +172,7 @@ fn a_directory_of_configurations_that_comes_and_goes() {
     node.entry().unwrap();
 
     std::fs::remove_dir_all(node.net_dir()).unwrap();
-    only_pending(&agent, "install: ", &["no networks found in"]);
+    only_pending(&agent, "install: ", &["does not exist: waiting for it"]);
     assert_eq!(agent.metric("istio_cni_install_ready").unwrap(), 0.0);
     std::fs::create_dir(node.net_dir()).unwrap();
     std::fs::write(node.conflist(), Node::foreign_conflist()).unwrap();

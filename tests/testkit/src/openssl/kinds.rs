@@ -157,6 +157,27 @@ pub const KINDS: &[Kind] = &[
         },
         "signature",
     ),
+    refused(
+        "signed by a listed server",
+        |o| {
+            ca(o, "ca", "P-256", CA)?;
+            let extensions = "basicConstraints=CA:FALSE\nsubjectAltName=DNS:other\n";
+            o.certificate(Certificate { name: "leaf", key: "P-256", extensions, years: YEARS }, "ca", &[])?;
+            issued(o, "P-256", "leaf", LOCAL)?;
+            o.text("leaf.pem")
+        },
+        "not listed",
+    ),
+    refused(
+        "an authority that has expired",
+        |o| {
+            let years = (2020, 2021);
+            o.certificate(Certificate { name: "ca", key: "P-256", extensions: CA, years }, "ca", &[])?;
+            issued(o, "P-256", "ca", LOCAL)?;
+            o.text("ca.pem")
+        },
+        "not listed",
+    ),
     refused("expired", |o| dated(o, (2020, 2021)), "it expired"),
     refused("not valid yet", |o| dated(o, (2119, 2120)), "not valid yet"),
     refused("common name only", |o| with(o, "extendedKeyUsage=serverAuth\n"), "127.0.0.1"),

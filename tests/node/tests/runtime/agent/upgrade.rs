@@ -82,7 +82,11 @@ fn an_upgrade_keeps_the_plugin_and_an_uninstallation_leaves_the_node_as_it_was()
     );
     assert_eq!(after, before, "the node is as it was; the agent's log:\n{}", cluster.agent_log());
     let left = listed(&cluster.run_dir(""));
-    assert_eq!(left.keys().collect::<Vec<_>>(), ["istio-cni.log"], "what stays in the run directory");
+    assert_eq!(
+        left.keys().collect::<Vec<_>>(),
+        ["istio-cni.log", "plugin-times.json"],
+        "what stays in the run directory"
+    );
     cluster.wait_for("containerd to read it", || cluster.is_loaded());
     let last = cluster.must_run_bare(&pods[3]);
     assert!(!is_captured_bare(&cluster.node, &last), "there is no plugin any more");
