@@ -261,7 +261,8 @@ fn an_api_server_that_may_not_be_asked_says_nothing_about_the_name() {
         let asked = || node.api.requests().iter().filter(|request| request.path.contains("/nodes/")).count();
         let before = asked();
         std::thread::sleep(Duration::from_millis(1200));
-        assert_eq!(asked() > before, fault != Fault::status(403), "{fault:?}: {before} then {}", asked());
+        // Also after a 403: roles may come late.
+        assert!(asked() > before, "{fault:?}: {before} then {}", asked());
     }
 }
 

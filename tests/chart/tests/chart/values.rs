@@ -114,7 +114,7 @@ fn what_cannot_be_meant_is_refused_by_name() {
         ("cni.platform=nope", "unknown platform \"nope\""),
         ("compatibilityVersion=1.3", "unknown compatibility version \"1.3\""),
         ("profile=../platform/k3s", "unknown profile"),
-        ("updateStrategy.rollingUpdate.maxSurge=1", "maxSurge is 1: two agents on one node"),
+        ("updateStrategy.rollingUpdate.maxSurge=1", "maxSurge is 1: a second agent on a node"),
         ("agent.failurPolicy=open", "failurPolicy"),
         ("agent.failurePolicy=ajar", "failurePolicy"),
         ("agent.capture=off", "capture"),
