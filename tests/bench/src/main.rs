@@ -39,7 +39,8 @@ fn run() -> Result<()> {
     // A part of a measure's name chooses; without any, all are taken.
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     let chosen = |name: &str| wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str()));
-    let all = [measures::ALL, agent::ALL, ambient::ALL, traffic::ALL, peer::ALL];
+    // The peer first: a child counts with the memory of this process until it executes, and that grows.
+    let all = [peer::ALL, measures::ALL, agent::ALL, ambient::ALL, traffic::ALL];
     for measure in all.into_iter().flatten().filter(|measure| chosen(measure.name)) {
         eprintln!("… {}", measure.name);
         (measure.run)(runs, &mut report).with_context(|| measure.name)?;

@@ -38,6 +38,13 @@ fn beside(runs: usize, report: &mut Report) -> Result<()> {
         let (api, node, ours) = (ApiServer::start()?, node(native)?, testkit::programs().join("istio-cni"));
         api.set_pod(full_sized_pod());
         api.write_kubeconfig(&node.run_dir(), Credentials::Token)?;
+        let memory = |plugin: &Path| -> Result<u64> {
+            let netns = namespace()?;
+            let call = node.call("ADD", "web", netns.path());
+            Ok(peak_rss_kib(&mut call.command_of(plugin, &[]), &call.stdin)? * 1024)
+        };
+        let measure = format!("peak RSS, {backend}: peer : ours");
+        report.size_beside(&measure, memory(&ours)?, memory(&peer)?, MEMORY);
         let (mut own, mut others) = (Samples::default(), Samples::default());
         for _ in 0..runs {
             others.push(add(&node, &peer)?);
@@ -52,13 +59,6 @@ fn beside(runs: usize, report: &mut Report) -> Result<()> {
         let through = through_the_agent(native, runs)?;
         let measure = format!("whole ADD, {backend}: peer from the API : ours from the agent");
         report.times_as_much(&measure, &through, &others, ratios.agent);
-        let memory = |plugin: &Path| -> Result<u64> {
-            let netns = namespace()?;
-            let call = node.call("ADD", "web", netns.path());
-            Ok(peak_rss_kib(&mut call.command_of(plugin, &[]), &call.stdin)? * 1024)
-        };
-        let measure = format!("peak RSS, {backend}: peer : ours");
-        report.size_beside(&measure, memory(&ours)?, memory(&peer)?, MEMORY);
     }
     let size = |path: &Path| -> Result<u64> { Ok(std::fs::metadata(path)?.len()) };
     report.size_beside(
