@@ -16,7 +16,14 @@ fn readiness_lists_what_is_pending_until_nothing_is() {
     std::fs::remove_file(node.conflist()).unwrap();
     node.api.stop();
     let mut agent = node.agent().start().unwrap();
-    let body = agent.wait_unready(&["install: ", "no networks found", "cluster: ", "API server"]).unwrap();
+    agent.wait_unready(&["install: ", "no networks found", "cluster: ", "API server"]).unwrap();
+    // The kernel was asked for backends by now.
+    let body = eventually("every part has begun", PATIENCE, || {
+        let body = agent.readyz()?.body;
+        ensure!(!body.contains("has not begun"), "{body}");
+        Ok(body)
+    })
+    .unwrap();
     assert!(body.starts_with("Service Unavailable\n"), "{body}");
     // The sockets were quick, so that what is listed is what is missing.
     let pending = agent.wait_unready(&[]).unwrap();
