@@ -10,11 +10,11 @@ mod p521;
 mod roots;
 mod words;
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{VerifierBuilderError, WebPkiServerVerifier, verify_server_name};
-use rustls::crypto::CryptoProvider;
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, DigitallySignedStruct, SignatureScheme};
@@ -23,33 +23,59 @@ pub use p521::provider;
 pub use roots::{NoRoots, Roots};
 pub use words::{is_untrusted, reason};
 
-/// Trusts a server's certificate that an authority of the list has issued, or that stands in the list.
-#[derive(Debug)]
+/// Reads the list of authorities as it is now; nothing where it cannot be used.
+pub type Renew = Box<dyn Fn() -> Option<Roots> + Send + Sync>;
+
+/// Judges the server's certificate. Whatever it trusts, the server must hold the certificate's key.
 pub struct Verifier {
-    webpki: Arc<WebPkiServerVerifier>,
-    listed: Vec<CertificateDer<'static>>,
+    trust: Trust,
+    provider: Arc<CryptoProvider>,
 }
 
+enum Trust {
+    /// `insecure-skip-tls-verify`.
+    Anything,
+    /// Issued by an authority of the list, or in the list.
+    Listed { list: RwLock<Arc<List>>, renew: Option<Renew> },
+}
+
+struct List {
+    webpki: Arc<WebPkiServerVerifier>,
+    certificates: Vec<CertificateDer<'static>>,
+}
+
+// === impl Verifier ===
+
 impl Verifier {
-    /// For the authorities of a kubeconfig or service account.
+    /// Trusts a server's certificate that an authority of the list has issued, or that stands in the list.
     ///
     /// # Errors
-    /// rustls' own; with at least one authority there is none.
-    pub fn new(roots: Roots, provider: Arc<CryptoProvider>) -> Result<Self, VerifierBuilderError> {
-        let webpki = WebPkiServerVerifier::builder_with_provider(Arc::new(roots.store), provider).build()?;
-        Ok(Self { webpki, listed: roots.certificates })
+    /// rustls' own; with what [`Roots`] has read there is none.
+    pub fn new(roots: Roots, provider: Arc<CryptoProvider>) -> Result<Self, String> {
+        let list = RwLock::new(Arc::new(List::new(roots, &provider)?));
+        Ok(Self { trust: Trust::Listed { list, renew: None }, provider })
     }
 
-    /// Whether the only thing wrong with a certificate is how webpki builds chains. What is wrong with its dates it finds first.
-    fn is_listed(&self, certificate: &CertificateDer<'_>, error: &rustls::Error) -> bool {
-        let chain_only = match error {
-            rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => true,
-            rustls::Error::InvalidCertificate(CertificateError::Other(other)) => {
-                matches!(other.0.downcast_ref(), Some(webpki::Error::CaUsedAsEndEntity))
-            }
-            _ => false,
-        };
-        chain_only && self.listed.iter().any(|listed| listed == certificate)
+    /// Trusts any certificate.
+    pub fn anything(provider: Arc<CryptoProvider>) -> Self {
+        Self { trust: Trust::Anything, provider }
+    }
+
+    /// Reads the list again for each connection. One that cannot be used leaves the one before in force.
+    #[must_use]
+    pub fn renewed_by(mut self, by: Renew) -> Self {
+        if let Trust::Listed { renew, .. } = &mut self.trust {
+            *renew = Some(by);
+        }
+        self
+    }
+}
+
+impl std::fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Verifier")
+            .field("anything", &matches!(self.trust, Trust::Anything))
+            .finish_non_exhaustive()
     }
 }
 
@@ -62,9 +88,14 @@ impl ServerCertVerifier for Verifier {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let verified = self.webpki.verify_server_cert(certificate, intermediates, name, ocsp, now);
-        match verified {
-            Err(error) if self.is_listed(certificate, &error) => {
+        let Trust::Listed { list, renew } = &self.trust else { return Ok(ServerCertVerified::assertion()) };
+        let new = renew.as_ref().and_then(|renew| List::new(renew()?, &self.provider).ok());
+        if let Some(new) = new {
+            *list.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
+        }
+        let list = list.read().unwrap_or_else(PoisonError::into_inner).clone();
+        match list.webpki.verify_server_cert(certificate, intermediates, name, ocsp, now) {
+            Err(error) if list.has(certificate, &error) => {
                 verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
                 Ok(ServerCertVerified::assertion())
             }
@@ -78,7 +109,8 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.webpki.verify_tls12_signature(message, certificate, signature)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signature, algorithms)
     }
 
     fn verify_tls13_signature(
@@ -87,10 +119,34 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.webpki.verify_tls13_signature(message, certificate, signature)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.webpki.supported_verify_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+// === impl List ===
+
+impl List {
+    fn new(roots: Roots, provider: &Arc<CryptoProvider>) -> Result<Self, String> {
+        let builder = WebPkiServerVerifier::builder_with_provider(Arc::new(roots.store), provider.clone());
+        let webpki = builder.build().map_err(|error| error.to_string())?;
+        Ok(Self { webpki, certificates: roots.certificates })
+    }
+
+    /// Whether a certificate is in the list, and the only thing wrong with it is how webpki builds chains. What is wrong with its dates webpki finds
+    /// first.
+    fn has(&self, certificate: &CertificateDer<'_>, error: &rustls::Error) -> bool {
+        let chain_only = match error {
+            rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => true,
+            rustls::Error::InvalidCertificate(CertificateError::Other(other)) => {
+                matches!(other.0.downcast_ref(), Some(webpki::Error::CaUsedAsEndEntity))
+            }
+            _ => false,
+        };
+        chain_only && self.certificates.iter().any(|listed| listed == certificate)
     }
 }

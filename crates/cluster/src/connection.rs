@@ -22,7 +22,7 @@ use crate::recovery::Recovery;
 pub(crate) use body::{Lines, read};
 pub(crate) use items::Items;
 use token::TokenFile;
-use trust::{Authorities, Trust};
+use trust::Authorities;
 
 /// Largest refusal that is read: a `Status` object.
 const MAX_REFUSAL: usize = 64 << 10;
@@ -168,7 +168,7 @@ impl Connection {
         refuse_weak(&config)?;
         let agent = HeaderValue::from_str(&self.user_agent).map_err(|error| chain(&error))?;
         config.headers.push((USER_AGENT, agent));
-        dial::client(&config, token, authorities.map(Trust::new).transpose()?)
+        dial::client(&config, token, authorities.map(Authorities::verifier).transpose()?)
     }
 
     async fn config(&self) -> Result<(kube::Config, Option<TokenFile>, Option<Authorities>), String> {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use apitls::Verifier;
 use http::Request;
 use http::header::AUTHORIZATION;
 use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
@@ -14,7 +15,6 @@ use kube::client::{Body, ClientBuilder, ConfigExt as _};
 use tower::{BoxError, ServiceBuilder};
 
 use super::token::TokenFile;
-use super::trust::Trust;
 use crate::error::chain;
 
 /// A connection on which nothing comes is asked by the system whether it lives, after this and then in this interval.
@@ -29,14 +29,14 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
 pub(super) fn client(
     config: &kube::Config,
     token: Option<TokenFile>,
-    trust: Option<Trust>,
+    verifier: Option<Verifier>,
 ) -> Result<Client, String> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_keepalive(Some(KEEPALIVE.0));
     tcp.set_keepalive_interval(Some(KEEPALIVE.1));
     tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
-    let tls = https(config, trust, tcp)?;
+    let tls = https(config, verifier, tcp)?;
     let http: HttpClient<_, Body> = HttpClient::builder(TokioExecutor::new()).build(tls);
     let token = token.map(Arc::new);
     let authorize = move |mut request: Request<Body>| {
@@ -58,12 +58,12 @@ pub(super) fn client(
 /// As [`ConfigExt::rustls_https_connector_with_connector`](kube::client::ConfigExt), with our own judgement of the server's certificate.
 fn https(
     config: &kube::Config,
-    trust: Option<Trust>,
+    verifier: Option<Verifier>,
     tcp: HttpConnector,
 ) -> Result<HttpsConnector<HttpConnector>, String> {
     let mut tls = config.rustls_client_config().map_err(|error| chain(&error))?;
-    if let Some(trust) = trust.filter(|_| !config.accept_invalid_certs) {
-        tls.dangerous().set_certificate_verifier(Arc::new(trust));
+    if let Some(verifier) = verifier.filter(|_| !config.accept_invalid_certs) {
+        tls.dangerous().set_certificate_verifier(Arc::new(verifier));
     }
     let mut builder = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http();
     if let Some(name) = &config.tls_server_name {

@@ -1,16 +1,12 @@
 //! Which API server is trusted.
 
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use apitls::{Roots, Verifier};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use kube::config::{Cluster, Kubeconfig};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{DigitallySignedStruct, SignatureScheme};
 
 use super::Access;
 
@@ -21,14 +17,6 @@ pub(super) enum Authorities {
     File(PathBuf),
     /// In a kubeconfig.
     Listed(Vec<u8>),
-}
-
-/// Trusts what the list says at the moment. A list that cannot be used any more leaves the one before in force.
-#[derive(Debug)]
-pub(super) struct Trust {
-    authorities: Authorities,
-    provider: Arc<CryptoProvider>,
-    last: RwLock<Arc<Verifier>>,
 }
 
 impl Authorities {
@@ -47,6 +35,15 @@ impl Authorities {
             (None, Some(file)) => Ok(Some(Self::File(file.into()))),
             (None, None) => Ok(None),
         }
+    }
+
+    /// The judgement of servers by this list.
+    pub(super) fn verifier(self) -> Result<Verifier, String> {
+        let verifier = Verifier::new(self.read()?, Arc::new(apitls::provider()))?;
+        Ok(match self {
+            Self::Listed(_) => verifier,
+            Self::File(_) => verifier.renewed_by(Box::new(move || self.read().ok())),
+        })
     }
 
     fn read(&self) -> Result<Roots, String> {
@@ -80,64 +77,4 @@ fn cluster_of_current_context(config: &mut Kubeconfig) -> Option<&mut Cluster> {
     let context = config.contexts.iter().find(|entry| entry.name == current)?.context.as_ref()?;
     let cluster = config.clusters.iter_mut().find(|entry| entry.name == context.cluster)?;
     cluster.cluster.as_mut()
-}
-
-impl Trust {
-    pub(super) fn new(authorities: Authorities) -> Result<Self, String> {
-        let provider = Arc::new(apitls::provider());
-        let verifier = verifier(&authorities, &provider)?;
-        Ok(Self { authorities, provider, last: RwLock::new(Arc::new(verifier)) })
-    }
-
-    fn last(&self) -> Arc<Verifier> {
-        self.last.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn now(&self) -> Arc<Verifier> {
-        if let (Authorities::File(_), Ok(new)) =
-            (&self.authorities, verifier(&self.authorities, &self.provider))
-        {
-            *self.last.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
-        }
-        self.last()
-    }
-}
-
-fn verifier(authorities: &Authorities, provider: &Arc<CryptoProvider>) -> Result<Verifier, String> {
-    Verifier::new(authorities.read()?, provider.clone()).map_err(|error| error.to_string())
-}
-
-impl ServerCertVerifier for Trust {
-    fn verify_server_cert(
-        &self,
-        certificate: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        self.now().verify_server_cert(certificate, intermediates, name, ocsp, now)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.last().verify_tls12_signature(message, certificate, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.last().verify_tls13_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.last().supported_verify_schemes()
-    }
 }

@@ -5,11 +5,9 @@ use std::sync::Arc;
 
 use apitls::{Roots, Verifier};
 use rustls::client::Resumption;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 use http1::Connection;
 
@@ -29,17 +27,17 @@ pub(super) fn client_config(access: &Access) -> Result<ClientConfig, Cause> {
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|error| Cause::Tls(error.to_string()))?;
-    let verifier: Arc<dyn ServerCertVerifier> = match &access.trust {
+    let verifier = match &access.trust {
         Trust::Roots(pem) => {
             let unusable = |error: &dyn std::fmt::Display| {
                 problem(format!("certificate-authority(-data) {error}"), CERTIFICATE_ADVICE)
             };
             let roots = Roots::from_pem(pem).map_err(|error| unusable(&error))?;
-            Arc::new(Verifier::new(roots, provider).map_err(|error| unusable(&error))?)
+            Verifier::new(roots, provider).map_err(|error| unusable(&error))?
         }
-        Trust::Anything => Arc::new(Unverified(provider)),
+        Trust::Anything => Verifier::anything(provider),
     };
-    let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
+    let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
     let mut config = match &access.identity {
         Some(identity) => with_identity(builder, identity)?,
         None => builder.with_no_client_auth(),
@@ -89,45 +87,4 @@ pub(super) fn handshake(
 pub(crate) fn cause(error: &rustls::Error) -> Cause {
     let reason = apitls::reason(error);
     if apitls::is_untrusted(error) { Cause::Certificate(reason) } else { Cause::Tls(reason) }
-}
-
-/// `insecure-skip-tls-verify`: any certificate will do, but the server must hold its key.
-#[derive(Debug)]
-struct Unverified(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Unverified {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }
