@@ -3,13 +3,18 @@
 //! Everything is optional and `null` counts as absent, because Kubernetes' own serializer writes both. Unknown members are skipped, and
 //! absent ones are not written.
 
+mod spec;
+mod status;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use capture::annotations::PROXY_VARIABLES;
-use capture::decide::PROXY_CONTAINER;
-use capture::{Container, Pod, PodId};
+use capture::{Pod, PodId};
 use serde::{Deserialize, Serialize};
+
+use spec::{ContainerSpec, SecurityContext, Spec, containers};
+use status::InitStatus;
+pub use status::{PodIp, Status};
 
 /// Any object; only pods and lists have members that we read.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,115 +70,6 @@ pub struct Metadata {
     /// Annotations. Untrusted text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub annotations: Option<BTreeMap<String, Option<String>>>,
-}
-
-/// `status` of a pod.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct Status {
-    /// `Pending`, `Running`, `Succeeded`, `Failed`, `Unknown`.
-    pub phase: Option<String>,
-    /// The pod's first address.
-    #[serde(rename = "podIP")]
-    pub pod_ip: Option<String>,
-    /// All of its addresses.
-    #[serde(rename = "podIPs")]
-    pub pod_ips: Option<Vec<PodIp>>,
-    /// When kubelet took the pod up, as text; its sandbox is made after that.
-    start_time: Option<Box<str>>,
-    /// Of these, [`SANDBOX_READY`] is kept while it holds.
-    conditions: Option<Vec<Condition>>,
-    /// Of these, those that have ended well are kept.
-    init_container_statuses: Option<Vec<InitStatus>>,
-}
-
-/// One entry of `status.conditions`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct Condition {
-    #[serde(rename = "type")]
-    kind: Option<Box<str>>,
-    status: Option<Box<str>>,
-    last_transition_time: Option<Box<str>>,
-}
-
-/// One entry of `status.initContainerStatuses`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-struct InitStatus {
-    name: Option<Box<str>>,
-    state: Option<InitState>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-struct InitState {
-    terminated: Option<Terminated>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct Terminated {
-    exit_code: Option<i32>,
-}
-
-/// One entry of `status.podIPs`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct PodIp {
-    /// As text.
-    pub ip: Option<String>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct Spec {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    host_network: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    host_users: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    service_account_name: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    runtime_class_name: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    security_context: Option<SecurityContext>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    init_containers: Option<Vec<ContainerSpec>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    containers: Option<Vec<ContainerSpec>>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct ContainerSpec {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    name: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    args: Option<Vec<String>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    env: Option<Vec<EnvVar>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    security_context: Option<SecurityContext>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    restart_policy: Option<String>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct EnvVar {
-    name: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    value: Option<String>,
-}
-
-/// Of a pod, or of a container, whose own values come first, each by itself.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct SecurityContext {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    run_as_user: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    run_as_group: Option<i64>,
 }
 
 /// An object that is not the pod asked for, or not all of it.
@@ -450,64 +346,6 @@ fn is_read(key: &str) -> bool {
     domain == "istio.io" || domain.ends_with(".istio.io") || STATIC_POD_HASHES.contains(&key)
 }
 
-/// The pod's sandbox exists and has its network (Kubernetes `pkg/kubelet/types/constants.go`).
-const SANDBOX_READY: &str = "PodReadyToStartContainers";
-
-impl Status {
-    fn trim(&mut self) {
-        if let Some(conditions) = &mut self.conditions {
-            conditions.retain(Condition::is_sandbox_ready);
-        }
-        if let Some(statuses) = &mut self.init_container_statuses {
-            statuses.retain(InitStatus::has_completed);
-        }
-        let _ = self.conditions.take_if(|conditions| conditions.is_empty());
-        let _ = self.init_container_statuses.take_if(|statuses| statuses.is_empty());
-    }
-}
-
-impl Condition {
-    fn is_sandbox_ready(&self) -> bool {
-        self.kind.as_deref() == Some(SANDBOX_READY) && self.status.as_deref() == Some("True")
-    }
-}
-
-impl InitStatus {
-    fn has_completed(&self) -> bool {
-        let ended = self.state.as_ref().and_then(|state| state.terminated.as_ref());
-        ended.is_some_and(|terminated| terminated.exit_code == Some(0))
-    }
-}
-
-impl ContainerSpec {
-    fn trim(&mut self) {
-        SecurityContext::trim(&mut self.security_context);
-        if self.name.as_deref() != Some(PROXY_CONTAINER) {
-            (self.args, self.env) = (None, None);
-            return;
-        }
-        if let Some(args) = &mut self.args {
-            // `proxy <type>`; the rest are the proxy's own affairs.
-            args.truncate(2);
-        }
-        if let Some(env) = &mut self.env {
-            env.retain(|var| PROXY_VARIABLES.contains(&var.name.as_str()));
-        }
-    }
-}
-
-impl SecurityContext {
-    /// Drops one that says nothing that is read.
-    fn trim(context: &mut Option<Self>) {
-        let _ = context.take_if(|context| *context == Self::default());
-    }
-
-    /// `runAsUser` and `runAsGroup`.
-    fn ids(context: Option<Self>) -> (Option<i64>, Option<i64>) {
-        context.map_or((None, None), |context| (context.run_as_user, context.run_as_group))
-    }
-}
-
 /// `null` counts as the empty text, which is what the API server makes of it.
 fn value<'a>(map: &'a BTreeMap<String, Option<String>>, key: &str) -> Option<&'a str> {
     map.get(key).map(|value| value.as_deref().unwrap_or_default())
@@ -515,29 +353,6 @@ fn value<'a>(map: &'a BTreeMap<String, Option<String>>, key: &str) -> Option<&'a
 
 fn texts(map: Option<BTreeMap<String, Option<String>>>) -> BTreeMap<String, String> {
     map.into_iter().flatten().map(|(key, value)| (key, value.unwrap_or_default())).collect()
-}
-
-fn containers(specs: Option<Vec<ContainerSpec>>) -> Vec<Container> {
-    specs.into_iter().flatten().map(Container::from).collect()
-}
-
-impl From<ContainerSpec> for Container {
-    fn from(spec: ContainerSpec) -> Self {
-        let (run_as_user, run_as_group) = SecurityContext::ids(spec.security_context);
-        Container {
-            name: spec.name.unwrap_or_default(),
-            args: spec.args.unwrap_or_default(),
-            env: spec
-                .env
-                .into_iter()
-                .flatten()
-                .map(|var| (var.name, var.value.unwrap_or_default()))
-                .collect(),
-            run_as_user,
-            run_as_group,
-            restarts_always: spec.restart_policy.as_deref() == Some("Always"),
-        }
-    }
 }
 
 #[cfg(test)]
