@@ -24,6 +24,8 @@ use crate::progress::Progress;
 /// How long the API server is asked while other facts are at hand, and while it refuses the token and no agent is there to renew it. The whole
 /// call then ends within 2 s.
 const PATIENCE: Duration = Duration::from_millis(1800);
+/// How long it is asked before parts of a pod are assumed, unless it refuses the token and no agent is there.
+const PATIENCE_BEFORE_ASSUMING: Duration = Duration::from_secs(10);
 /// How often it is looked whether an agent has come.
 const POLL: Duration = Duration::from_millis(100);
 
@@ -220,7 +222,11 @@ impl Sources<'_> {
     ) -> Result<(Pod, &'static str), Error> {
         self.progress.wait_for("the pod's facts from the API server");
         let began = Instant::now();
-        let limit = if fallback.is_some() { PATIENCE.min(left) } else { left };
+        let limit = match fallback {
+            Some(fallback) if fallback.assumed => PATIENCE_BEFORE_ASSUMING.min(left),
+            Some(_) => PATIENCE.min(left),
+            None => left,
+        };
         let of_agent = RefCell::new(None);
         let go_on = |error: &Error, pause: Duration| {
             *of_agent.borrow_mut() = inquiry.ask(self.log);
@@ -231,7 +237,7 @@ impl Sources<'_> {
                 _ if !error.is_refusal() => true,
                 Some(fallback) if !fallback.assumed => false,
                 // Where there is an agent, it may have to renew the token, or its rights are on their way; or the next one is, in an upgrade.
-                None if !inquiry.is_absent() => true,
+                _ if !inquiry.is_absent() => true,
                 _ => began.elapsed() + pause < PATIENCE,
             }
         };
