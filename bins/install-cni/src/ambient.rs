@@ -5,6 +5,7 @@
 //! time for each pod. [`members`] is what is known of the pods that have something of ours; ztunnels get their snapshot from it. [`record`]
 //! is the part of it that the next agent finds on disk.
 
+mod backends;
 mod census;
 pub(crate) mod config;
 mod desired;
@@ -39,8 +40,6 @@ use std::time::{Duration, Instant};
 
 use cluster::{Cluster, PodKey, Queue, Writer};
 use facts::Object;
-use kernel::Kernel;
-use kernel::iptables::Iptables;
 use kernel::nft::Nftables;
 use telemetry::Scope;
 use tokio::sync::{Notify, RwLock};
@@ -50,6 +49,7 @@ use zds::{Listener, Ztunnels};
 use crate::events::Events;
 use crate::health::{Health, Part};
 use crate::metrics::Metrics;
+pub(crate) use backends::Backends;
 use config::AmbientConfig;
 use drain::Drains;
 use evidence::Evidence;
@@ -66,14 +66,6 @@ use waiting::Waiting;
 const RETRY: Duration = Duration::from_secs(2);
 /// How long the API server has to list the pods before those of an earlier agent are taken over by what that one kept of them.
 const LISTING_TIME: Duration = Duration::from_secs(2);
-/// Both ways to program a namespace.
-pub(crate) struct Backends {
-    iptables: Iptables,
-    /// The same with the node's own lock.
-    iptables_of_the_node: Iptables,
-    nftables: Nftables,
-}
-
 /// What all of its parts share.
 pub(crate) struct Ambient {
     config: Arc<AmbientConfig>,
@@ -381,26 +373,6 @@ impl Ambient {
             Err(error) => error.to_string(),
         };
         self.log.warn(&error, &[("pod", &enrol::pod_text(&member.key))]);
-    }
-}
-
-// === impl Backends ===
-
-impl Backends {
-    fn kernel(&self) -> Kernel<'_> {
-        Kernel { nftables: &self.nftables, iptables: &self.iptables }
-    }
-
-    fn of_the_node(&self) -> Kernel<'_> {
-        Kernel { nftables: &self.nftables, iptables: &self.iptables_of_the_node }
-    }
-
-    /// Says what iptables had to put up with.
-    fn log_warnings(&self, log: &Scope) {
-        let warnings = [&self.iptables, &self.iptables_of_the_node].map(Iptables::take_warnings);
-        for warning in warnings.into_iter().flatten() {
-            log.warn(&warning, &[]);
-        }
     }
 }
 

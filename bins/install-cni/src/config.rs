@@ -1,44 +1,30 @@
 //! The options as this agent uses them: text becomes types here, and nowhere else.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+mod values;
+
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use capture::select::{Selectors, is_dns_label, is_dns_subdomain, is_label_key, is_label_value};
-use capture::values::{Quoted, parse_bool};
+use capture::select::is_dns_subdomain;
 use cluster::OwnPod;
-use cni::PluginConf;
 use cni::conflist::PluginEntry;
-use cni::json::Value;
-use install::{KubeconfigOptions, Mode, Options as InstallOptions, ProgramAtEnd};
+use install::{KubeconfigOptions, Mode, Options as InstallOptions};
 use serde_json::Map;
-use telemetry::Levels;
 
 use crate::ambient::config::AmbientConfig;
 use crate::older;
 pub(crate) use crate::options::BadOption;
 use crate::options::{Lookup, Options, Setting};
+use values::{address, broken_pod_label, checked, cleanup, program_at_end};
+pub(crate) use values::{
+    excluded_namespaces, kernel_network_runtime_classes, levels, namespace, native_nftables, selectors,
+};
 
 /// Key in `runtimeConfig` under which containerd hands over a pod's annotations, and the capability that asks for it.
 const ANNOTATIONS_CAPABILITY: &str = "io.kubernetes.cri.pod-annotations";
 
 /// Key of the plugin's entry that names a directory of manifests.
 pub(crate) const POD_SOURCE: &str = "pod_source";
-
-/// Scopes of the log that have a level of their own: ours, then those of the original's programs, which a command line for it may name.
-const SCOPES: [&str; 12] = [
-    "default",
-    "cni-agent",
-    "cni-plugin",
-    "ambient", // ours
-    "cni",
-    "controllers",
-    "grpc",
-    "install",
-    "klog",
-    "krt",
-    "kube",
-    "repair",
-];
 
 /// Everything that this process does.
 #[derive(Debug, Clone)]
@@ -202,88 +188,6 @@ pub(crate) fn plugin_entry(options: &Options, env: Lookup<'_>) -> Result<PluginE
     })
 }
 
-/// The backend that is asked for: nf_tables, iptables, or what the node has.
-///
-/// # Errors
-/// The text is something else. Rules in a backend that somebody did not mean would be found late.
-pub(crate) fn native_nftables(options: &Options) -> Result<Option<bool>, BadOption> {
-    match options.text(Setting::NativeNftables) {
-        "auto" | "" => Ok(None),
-        text => parse_bool(text)
-            .map(Some)
-            .ok_or_else(|| BadOption::new("native-nftables", text, "is not true, false or auto")),
-    }
-}
-
-/// Levels of the log.
-///
-/// # Errors
-/// They mean nothing, or are for a scope that no program of the mesh on this node has.
-pub(crate) fn levels(options: &Options) -> Result<Levels, BadOption> {
-    let text = options.text(Setting::LogOutputLevel);
-    let bad = |problem: String| BadOption::new("log_output_level", text, problem);
-    let levels = Levels::parse(text).map_err(|error| bad(error.to_string()))?;
-    if let Some(scope) = levels.scopes().find(|scope| !SCOPES.contains(scope)) {
-        let problem = format!("names the scope {scope:?}, which is none of all, {}", SCOPES.join(", "));
-        return Err(bad(problem));
-    }
-    Ok(levels)
-}
-
-/// Namespaces whose pods are left alone.
-///
-/// # Errors
-/// An item cannot be a namespace: with it the pods of another one would be captured.
-pub(crate) fn excluded_namespaces(options: &Options) -> Result<Vec<String>, BadOption> {
-    let names = options.list(Setting::ExcludeNamespaces);
-    match names.iter().find(|name| !is_dns_label(name)) {
-        None => Ok(names),
-        Some(name) => Err(BadOption::new(
-            "exclude-namespaces",
-            options.text(Setting::ExcludeNamespaces),
-            format!(
-                "has the item {}, which is not the name of a namespace; give names with commas between",
-                Quoted::new(name)
-            ),
-        )),
-    }
-}
-
-/// Runtime classes whose pods use the kernel's network stack, whatever their names say; sidecar and ambient mode go by them.
-///
-/// # Errors
-/// An item cannot be the name of a runtime class.
-pub(crate) fn kernel_network_runtime_classes(options: &Options) -> Result<Vec<String>, BadOption> {
-    let names = options.list(Setting::KernelNetworkRuntimeClasses);
-    match names.iter().find(|name| !is_dns_subdomain(name)) {
-        None => Ok(names),
-        Some(name) => Err(BadOption::new(
-            "kernel-network-runtime-classes",
-            options.text(Setting::KernelNetworkRuntimeClasses),
-            format!(
-                "has the item {}, which is not the name of a runtime class; give names with commas between",
-                Quoted::new(name)
-            ),
-        )),
-    }
-}
-
-/// The name of a namespace; it may be empty.
-///
-/// # Errors
-/// The text cannot be one.
-pub(crate) fn namespace(
-    options: &Options,
-    setting: Setting,
-    name: &'static str,
-) -> Result<String, BadOption> {
-    let text = options.text(setting);
-    if text.is_empty() || is_dns_label(text) {
-        return Ok(text.to_owned());
-    }
-    Err(BadOption::new(name, text, "is not the name of a namespace"))
-}
-
 /// What the names of this agent's pods begin with, where that is not the usual: the plugin starts these without asking anybody. An agent on the
 /// pod network would otherwise wait for itself after a reboot.
 fn agent_pod_prefix(env: Lookup<'_>) -> Option<String> {
@@ -307,49 +211,6 @@ fn older_rules(options: &Options, env: Lookup<'_>) -> Result<older::Rules, BadOp
         capture: options.text(Setting::Capture) != "disabled",
         check: options.text(Setting::RepairInitContainerName).to_owned(),
     })
-}
-
-fn broken_pod_label(options: &Options) -> Result<(String, String), BadOption> {
-    let key = options.text(Setting::RepairBrokenPodLabelKey);
-    let value = options.text(Setting::RepairBrokenPodLabelValue);
-    if !is_label_key(key) {
-        return Err(BadOption::new("repair-broken-pod-label-key", key, "is not the key of a label"));
-    }
-    if !is_label_value(value) {
-        return Err(BadOption::new("repair-broken-pod-label-value", value, "is not the value of a label"));
-    }
-    Ok((key.to_owned(), value.to_owned()))
-}
-
-/// The plugin has the last word on what its keys may be, so it is asked.
-fn checked(
-    name: &'static str,
-    value: &str,
-    entry: &Map<String, serde_json::Value>,
-) -> Result<PluginConf, BadOption> {
-    let bad = |problem: String| BadOption::new(name, value, format!("cannot be used: {problem}"));
-    let text = serde_json::to_vec(entry).map_err(|error| bad(error.to_string()))?;
-    let tree = Value::parse(&text).map_err(|error| bad(error.to_string()))?;
-    PluginConf::decode(&tree).map_err(|error| bad(error.to_string()))
-}
-
-/// Which pods are to be in the mesh, as it is written.
-///
-/// # Errors
-/// It is not YAML, or means nothing in Kubernetes.
-pub(crate) fn selectors(options: &Options) -> Result<Vec<cni::config::EnablementSelector>, BadOption> {
-    const NAME: &str = "ambient-enablement-selector";
-    let text = options.text(Setting::AmbientEnablementSelector);
-    if text.trim().is_empty() {
-        return Ok(Vec::new());
-    }
-    let list: serde_json::Value = serde_saphyr::from_str(text)
-        .map_err(|error| BadOption::new(NAME, text, format!("is not YAML: {error}")))?;
-    let entry = Map::from_iter([("enablement_selectors".to_owned(), list)]);
-    let written = checked(NAME, text, &entry)?.enablement_selectors;
-    // The plugin would fail every pod by what means nothing to Kubernetes.
-    Selectors::new(&written).map_err(|error| BadOption::new(NAME, text, error.to_string()))?;
-    Ok(written)
 }
 
 fn mode(options: &Options, env: Lookup<'_>) -> Mode {
@@ -411,47 +272,6 @@ fn kubeconfig(
         service_account_dir,
         mode,
     })
-}
-
-/// Whoever mounts the node's cache directory here lets the program go; whoever does not keeps it.
-fn program_at_end(options: &Options) -> Result<ProgramAtEnd, BadOption> {
-    let text = options.text(Setting::CniCacheDir);
-    let on_node = PathBuf::from(text);
-    let host_root = Path::new(options.text(Setting::HostRoot));
-    let Ok(below_root) = on_node.strip_prefix("/") else {
-        return Err(BadOption::new("cni-cache-dir", text, "is not an absolute path"));
-    };
-    let cache = host_root.join(below_root);
-    Ok(ProgramAtEnd::StaysWhileNamed { cache, sees_node: host_root == Path::new("/"), on_node })
-}
-
-fn cleanup(options: &Options) -> Result<Cleanup, BadOption> {
-    match options.text(Setting::CleanupOnExit) {
-        "always" => Ok(Cleanup::Always),
-        "never" => Ok(Cleanup::Never),
-        "auto" | "" if options.on(Setting::AmbientDisableSafeUpgrade) => Ok(Cleanup::Always),
-        "auto" | "" => Ok(Cleanup::Auto),
-        text => Err(BadOption::new("cleanup-on-exit", text, "is neither auto nor always nor never")),
-    }
-}
-
-fn address(options: &Options, setting: Setting, name: &'static str) -> Result<Option<SocketAddr>, BadOption> {
-    let number = options.number(setting);
-    if number <= 0 {
-        return Ok(None);
-    }
-    let port = u16::try_from(number)
-        .map_err(|_| BadOption::new(name, &number.to_string(), "is larger than 65535"))?;
-    let own = (setting == Setting::HealthPort).then_some((Setting::HealthAddress, "health-address"));
-    let given = own.into_iter().chain([(Setting::ListenAddress, "listen-address")]);
-    for (setting, name) in given {
-        let text = options.text(setting);
-        if !text.is_empty() {
-            let address = text.parse().map_err(|_| BadOption::new(name, text, "is not an IP address"))?;
-            return Ok(Some(SocketAddr::new(address, port)));
-        }
-    }
-    Ok(Some(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port)))
 }
 
 /// As pods of the original have it, else as the machine calls itself.

@@ -37,7 +37,6 @@ pub(crate) enum Part {
 /// What people should know although the agent does its work. None of these makes it unready: a DaemonSet whose update waits for every
 /// node would stop at the one that has something to tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[allow(dead_code, reason = "each is used by the part of the agent that it is named after")]
 pub(crate) enum Notice {
     /// Sidecar pods whose sandbox is older than the installation.
     OlderPods,

@@ -13,7 +13,6 @@ use cluster::{Cluster, Connection, Limits, Outlook, Source, Store, StoreEvent, W
 use facts::exchange::SOCKET_NAME;
 use install::{Installer, OptionsError};
 use telemetry::{Journal, Scope};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -32,6 +31,7 @@ use crate::serve::{Gone, Handler, Socket};
 use crate::shutdown::Outcome;
 use crate::uncaptured::{Marker, Uncaptured};
 use crate::{config_dir, log_socket, observe, own_node, ports, shutdown};
+pub(crate) use ending::End;
 
 /// How long to wait before another try for a socket.
 const RETRY: Duration = Duration::from_secs(2);
@@ -80,12 +80,6 @@ pub(crate) struct Agent {
     journal: Journal,
     options: config_dir::Reader,
     options_at_start: Options,
-}
-
-/// What tells this process to end.
-pub(crate) struct End {
-    terminate: Signal,
-    interrupt: Signal,
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -396,22 +390,6 @@ fn journal(options: &Options) -> Result<Journal, Error> {
         }
     };
     Ok(Journal::new(config::levels(options)?, options.on(Setting::LogAsJson), out))
-}
-
-// === impl End ===
-
-impl End {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    /// Waits for SIGTERM or SIGINT; gives its name. A signal that comes while nobody waits is kept.
-    pub(crate) async fn told(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
-    }
 }
 
 #[cfg(test)]

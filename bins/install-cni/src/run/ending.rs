@@ -4,10 +4,19 @@ use std::thread::JoinHandle;
 
 use facts::exchange::FACTS_DIR;
 use install::Installer;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 
-use super::{Agent, End, Error};
+use super::{Agent, Error};
 use crate::shutdown;
+
+/// What tells this process to end.
+pub(crate) struct End {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+// === impl Agent ===
 
 impl Agent {
     /// The DaemonSet was deleted, and this pod has not been told to end yet: what needs rights in the cluster is done while these exist, and the
@@ -53,6 +62,22 @@ impl Agent {
         }
         for error in &report.errors {
             self.log.error("cleanup is not complete", &[("error", error)]);
+        }
+    }
+}
+
+// === impl End ===
+
+impl End {
+    pub(super) fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for SIGTERM or SIGINT; gives its name. A signal that comes while nobody waits is kept.
+    pub(crate) async fn told(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
         }
     }
 }
