@@ -9,7 +9,7 @@ use cluster::{OwnPod, PodKey, Writer};
 use telemetry::Scope;
 
 /// `source.component`: the agent's DaemonSet.
-const COMPONENT: &str = "istio-cni-node";
+pub(crate) const COMPONENT: &str = "istio-cni-node";
 /// How long no Event is tried after one that failed for want of an API server.
 const PAUSE: Duration = Duration::from_secs(10);
 

@@ -17,9 +17,9 @@ use facts::Object;
 use telemetry::Scope as Log;
 use tokio::sync::Notify;
 
+use crate::events::COMPONENT;
 use crate::health::{Health, Notice, count_and_names};
 use crate::metrics::Metrics;
-use crate::uncaptured::COMPONENT;
 use journal::Journal;
 use suspect::Made;
 pub(crate) use suspect::Rules;
@@ -137,7 +137,19 @@ impl OlderPods {
         if !suspects.is_empty() {
             let run_dir = self.parts.run_dir.clone();
             let records = tokio::task::spawn_blocking(move || applied::attachments(&run_dir)).await;
-            let records = records.unwrap_or_default();
+            let records = match records {
+                Ok(records) => records.map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            let records = match records {
+                Ok(records) => records,
+                // A captured pod must not be told of for want of its record.
+                Err(error) => {
+                    let text = "the plugin's records cannot be read; trying again";
+                    self.parts.log.warn(text, &[("error", &error)]);
+                    return before;
+                }
+            };
             suspects.retain(|(pod, made)| !records.iter().any(|record| made.is_recorded(pod, record)));
         }
         let mut found = BTreeMap::new();

@@ -18,6 +18,7 @@ use telemetry::Scope;
 use tokio::sync::Notify;
 
 use crate::ambient::Ambient;
+use crate::events::COMPONENT;
 use crate::health::{Health, Notice, count_and_names};
 use crate::metrics::Metrics;
 use crate::older::OlderPods;
@@ -32,8 +33,6 @@ const PODS_WITHIN: Duration = Duration::from_secs(3);
 const REASON: &str = "StartedWithoutCapture";
 /// `reason` of the event about a pod whose rules do not capture all of its traffic.
 const REASON_INCOMPLETE: &str = "CaptureIncomplete";
-/// `source.component` of the event: the agent's DaemonSet.
-pub(crate) const COMPONENT: &str = "istio-cni-node";
 
 /// The directory of notes.
 pub(crate) struct Uncaptured {

@@ -169,14 +169,26 @@ pub fn of_container(run_dir: &Path, container: &str) -> Vec<Applied> {
     its.filter_map(|path| read_file(path).ok().flatten()).collect()
 }
 
-/// Whose attachments the plugin's records are of, and when each was written. What cannot be read is left out.
-#[must_use]
-pub fn attachments(run_dir: &Path) -> Vec<(Origin, SystemTime)> {
+/// Whose attachments the plugin's records are of, and when each was written. What is no record is left out.
+///
+/// # Errors
+/// One of them cannot be read, so that nothing follows from the others: the one that is missing may be the one that counts.
+pub fn attachments(run_dir: &Path) -> Result<Vec<(Origin, SystemTime)>, Error> {
     let is_its = |path: &PathBuf| {
         path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(ATTACHMENT))
     };
-    let its = list(run_dir).unwrap_or_default().into_iter().filter(is_its).take(MAX_ATTACHMENTS);
-    its.filter_map(|path| read_origin(&path).ok().flatten()).collect()
+    let its = list(run_dir)?.into_iter().filter(is_its).take(MAX_ATTACHMENTS);
+    let origins = its.map(|path| match read_origin(&path) {
+        // It was there a moment ago; a link is no record.
+        Err(error) if is_no_record(&error) => Ok(None),
+        origin => origin.map_err(|cause| Error::Io { operation: "read", path, cause }),
+    });
+    origins.filter_map(Result::transpose).collect()
+}
+
+fn is_no_record(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::NotFound
+        || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
 }
 
 fn read_origin(path: &Path) -> io::Result<Option<(Origin, SystemTime)>> {

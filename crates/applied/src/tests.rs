@@ -46,7 +46,7 @@ fn what_is_written_is_read_and_removed() {
 fn attachments_are_listed_with_the_time_of_writing() {
     let dir = tempfile::tempdir().unwrap();
     let run = dir.path();
-    assert_eq!(attachments(run), []);
+    assert_eq!(attachments(run).unwrap(), []);
     let long = [RULES, &vec![b'#'; 1 << 20]].concat();
     let record = Record::from_bytes(RULES).unwrap();
     write(run, key("c1"), &origin(7), &record).unwrap();
@@ -58,12 +58,27 @@ fn attachments_are_listed_with_the_time_of_writing() {
     }
     let whole = [head(&origin(8)).into_bytes(), long].concat();
     std::fs::write(run.join(DIR).join("attachment-c2,eth0"), whole).unwrap();
-    let mut found = attachments(run);
+    let mut found = attachments(run).unwrap();
     found.sort_by_key(|(origin, _)| origin.netns.ino);
     let origins: Vec<&Origin> = found.iter().map(|(origin, _)| origin).collect();
     assert_eq!(origins, [&origin(7), &origin(8)]);
     let written = run.join(DIR).join(name_of(key("c1")).unwrap()).metadata().unwrap().modified().unwrap();
     assert_eq!(found[0].1, written);
+    std::os::unix::fs::symlink("attachment-c1,eth0", run.join(DIR).join("attachment-link,eth0")).unwrap();
+    assert_eq!(attachments(run).unwrap().len(), 2);
+}
+
+/// What could not be read is not what is not there.
+#[test]
+fn attachments_that_cannot_be_read_are_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join(DIR), "no folder").unwrap();
+    attachments(dir.path()).unwrap_err();
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join(DIR)).unwrap();
+    let _socket =
+        std::os::unix::net::UnixListener::bind(dir.path().join(DIR).join("attachment-c1,eth0")).unwrap();
+    attachments(dir.path()).unwrap_err();
 }
 
 #[test]
