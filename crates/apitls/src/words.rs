@@ -30,10 +30,13 @@ fn of_certificate(reason: &CertificateError) -> String {
     match reason {
         C::UnknownIssuer => "it is signed by an authority that is not listed".into(),
         C::BadSignature => "its signature is not that of the listed authority of this name".into(),
-        C::ExpiredContext { time, not_after } => format!("it expired {}", ago(*time, *not_after)),
+        C::ExpiredContext { time, not_after } => format!("it expired {} ago", span(*not_after, *time)),
         C::Expired => "it has expired".into(),
         C::NotValidYetContext { time, not_before } => {
-            format!("it is not valid yet, {}; the clock of this node may be wrong", until(*time, *not_before))
+            format!(
+                "it is not valid yet, for {}; the clock of this node may be wrong",
+                span(*time, *not_before)
+            )
         }
         C::NotValidYet => "it is not valid yet; the clock of this node may be wrong".into(),
         C::NotValidForName => "it is for another name".into(),
@@ -65,22 +68,10 @@ fn of_certificate(reason: &CertificateError) -> String {
     }
 }
 
-fn ago(time: UnixTime, then: UnixTime) -> String {
-    let seconds = time.as_secs().saturating_sub(then.as_secs());
-    if seconds < DAY {
-        format!("{} minutes ago", seconds / 60)
-    } else {
-        format!("{} days ago", seconds / DAY)
-    }
-}
-
-fn until(time: UnixTime, then: UnixTime) -> String {
-    let seconds = then.as_secs().saturating_sub(time.as_secs());
-    if seconds < DAY {
-        format!("for {} minutes", seconds / 60)
-    } else {
-        format!("for {} days", seconds / DAY)
-    }
+/// The time from one to the other, in the unit that fits.
+fn span(from: UnixTime, to: UnixTime) -> String {
+    let seconds = to.as_secs().saturating_sub(from.as_secs());
+    if seconds < DAY { format!("{} minutes", seconds / 60) } else { format!("{} days", seconds / DAY) }
 }
 
 /// rustls has them as `DnsName("a.example")` and `IpAddress(10.0.0.1)`.

@@ -63,18 +63,7 @@ pub(crate) fn levels(options: &Options) -> Result<Levels, BadOption> {
 /// # Errors
 /// An item cannot be a namespace: with it the pods of another one would be captured.
 pub(crate) fn excluded_namespaces(options: &Options) -> Result<Vec<String>, BadOption> {
-    let names = options.list(Setting::ExcludeNamespaces);
-    match names.iter().find(|name| !is_dns_label(name)) {
-        None => Ok(names),
-        Some(name) => Err(BadOption::new(
-            "exclude-namespaces",
-            options.text(Setting::ExcludeNamespaces),
-            format!(
-                "has the item {}, which is not the name of a namespace; give names with commas between",
-                Quoted::new(name)
-            ),
-        )),
-    }
+    names(options, Setting::ExcludeNamespaces, "exclude-namespaces", is_dns_label, "a namespace")
 }
 
 /// Runtime classes whose pods use the kernel's network stack, whatever their names say; sidecar and ambient mode go by them.
@@ -82,14 +71,26 @@ pub(crate) fn excluded_namespaces(options: &Options) -> Result<Vec<String>, BadO
 /// # Errors
 /// An item cannot be the name of a runtime class.
 pub(crate) fn kernel_network_runtime_classes(options: &Options) -> Result<Vec<String>, BadOption> {
-    let names = options.list(Setting::KernelNetworkRuntimeClasses);
-    match names.iter().find(|name| !is_dns_subdomain(name)) {
+    let setting = Setting::KernelNetworkRuntimeClasses;
+    names(options, setting, "kernel-network-runtime-classes", is_dns_subdomain, "a runtime class")
+}
+
+/// A list of names, each of which has to be one.
+fn names(
+    options: &Options,
+    setting: Setting,
+    option: &'static str,
+    is_name: fn(&str) -> bool,
+    of_what: &str,
+) -> Result<Vec<String>, BadOption> {
+    let names = options.list(setting);
+    match names.iter().find(|name| !is_name(name)) {
         None => Ok(names),
         Some(name) => Err(BadOption::new(
-            "kernel-network-runtime-classes",
-            options.text(Setting::KernelNetworkRuntimeClasses),
+            option,
+            options.text(setting),
             format!(
-                "has the item {}, which is not the name of a runtime class; give names with commas between",
+                "has the item {}, which is not the name of {of_what}; give names with commas between",
                 Quoted::new(name)
             ),
         )),
