@@ -34,7 +34,7 @@ pub(crate) async fn is_deleted(agent: &Agent, lock: &NodeLock) {
     let mut outlook = agent.outlook.subscribe();
     loop {
         let _ = outlook.wait_for(|outlook| *outlook == Some(Outlook::Deleted)).await;
-        let (seen, _) = writer.look_again(&agent.cluster.seen(), &own.namespace).await;
+        let (seen, _) = writer.look_again(&agent.cluster.seen(), own).await;
         if decide(&seen) == Outlook::Deleted && lock.next().await.is_none() {
             let reason = format!("DaemonSet {}/{} was deleted", own.namespace, seen.name);
             return agent.log.info(format!("taking the plugin off this node: {reason}"), &[]);
@@ -85,7 +85,7 @@ pub(crate) async fn outcome(agent: &Agent, lock: &NodeLock) -> Outcome {
 
 /// By what was seen, and by a last look at it.
 async fn ask(agent: &Agent, own: &OwnPod, writer: &Writer) -> (bool, String) {
-    let (seen, errors) = writer.look_again(&agent.cluster.seen(), &own.namespace).await;
+    let (seen, errors) = writer.look_again(&agent.cluster.seen(), own).await;
     for error in &errors {
         agent.log.warn("the last look at the DaemonSet and the node decides nothing", &[("error", error)]);
     }
@@ -95,6 +95,7 @@ async fn ask(agent: &Agent, own: &OwnPod, writer: &Writer) -> (bool, String) {
         // What was seen last stays true for this decision, but nobody has confirmed it.
         Outlook::Follows if errors.is_empty() => (false, reason),
         Outlook::Follows => (false, format!("{reason}, as it was seen last; {STAYS}")),
+        Outlook::Stays(_) => (false, reason),
         Outlook::Unknown(_) => (false, format!("{reason}; {STAYS}")),
         Outlook::Deleted | Outlook::Absent | Outlook::Unwanted(_) => (true, reason),
     }

@@ -61,6 +61,8 @@ pub struct Seen {
     pub daemonset: Sight,
     /// The node, while it is known.
     pub node: Option<Node>,
+    /// The agent's own pod was looked at and is not being deleted. Who only watches does not know.
+    pub pod_stays: bool,
 }
 
 /// What becomes of the agent on this node. The text goes on after the DaemonSet's name.
@@ -78,6 +80,9 @@ pub enum Outlook {
     /// It exists, and is not for this node any more.
     #[error("is not for this node any more: {0}")]
     Unwanted(Misplaced),
+    /// A taint keeps new pods off, and the agent's pod is not being deleted: its container starts again.
+    #[error("has no new pods on this node ({0}), and this agent's pod stays: its container starts again")]
+    Stays(Misplaced),
     /// Nothing was seen that decides it.
     #[error("{0}")]
     Unknown(String),
@@ -108,6 +113,7 @@ pub fn decide(seen: &Seen) -> Outlook {
         (Ok(_), None) => Outlook::Unknown("exists, and the object of this node was not seen".into()),
         (Ok(placement), Some(node)) => match placement.misplaced(node) {
             Ok(None) => Outlook::Follows,
+            Ok(Some(misplaced @ Misplaced::TaintForNew(_))) if seen.pod_stays => Outlook::Stays(misplaced),
             Ok(Some(misplaced)) => Outlook::Unwanted(misplaced),
             Err(senseless) => {
                 Outlook::Unknown(format!("has a node affinity that means nothing: {senseless}"))

@@ -24,6 +24,10 @@ const PAUSES: Backoff = Backoff::spread(Duration::from_millis(400), LONGEST);
 /// The longest pause, also when the server asks for a longer one.
 const LONGEST: Duration = Duration::from_millis(3500);
 
+/// How long a server that refuses every watch is asked in short pauses, from the start of the agent and from each return of the server: it may be
+/// about to load its roles. Later it is a role that is missing, and the agents of a large cluster must not wear the server out by that.
+const ROLES_COME_WITHIN: Duration = Duration::from_secs(180);
+
 /// How long a watch waits for an answer to the question before it tries by itself.
 const UNANSWERED: Backoff = Backoff::spread(Duration::from_secs(150), Duration::from_secs(150));
 
@@ -39,6 +43,7 @@ const OPERATION: &str = "ask whether the API server is ready";
 /// Whether the server answers.
 #[derive(Debug)]
 pub(crate) struct Recovery {
+    began: Instant,
     state: Sender<State>,
     standing: AtomicUsize,
 }
@@ -48,6 +53,8 @@ struct State {
     reach: Reach,
     /// How often it has come back.
     returns: u64,
+    /// When it came back last.
+    returned: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -81,7 +88,7 @@ pub(crate) struct Stands<'a>(&'a AtomicUsize);
 
 impl Default for Recovery {
     fn default() -> Self {
-        Self { state: Sender::new(State::default()), standing: AtomicUsize::new(0) }
+        Self { began: Instant::now(), state: Sender::new(State::default()), standing: AtomicUsize::new(0) }
     }
 }
 
@@ -92,10 +99,12 @@ impl Recovery {
         Stands(&self.standing)
     }
 
-    /// The longest pause of a watch that fails though the server answers. While no watch stands it is short: the server may be about to load
-    /// the roles that it lacks.
+    /// The longest pause of a watch that fails though the server answers. While no watch stands it is short at first: the server may be about to
+    /// load the roles that it lacks.
     pub(crate) fn longest_pause(&self, usual: Duration) -> Duration {
-        if self.standing.load(Ordering::Relaxed) == 0 { LONGEST } else { usual }
+        let there_since = self.state.borrow().returned.unwrap_or(self.began);
+        let starts = there_since.elapsed() < ROLES_COME_WITHIN;
+        if starts && self.standing.load(Ordering::Relaxed) == 0 { LONGEST } else { usual }
     }
 
     /// Whether it was asked and does not answer.
@@ -118,7 +127,10 @@ impl Recovery {
     pub(crate) fn answered(&self) {
         self.state.send_if_modified(|state| {
             let before = std::mem::take(&mut state.reach);
-            state.returns += u64::from(before == Reach::Away);
+            if before == Reach::Away {
+                state.returns += 1;
+                state.returned = Some(Instant::now());
+            }
             before != Reach::Answers
         });
     }

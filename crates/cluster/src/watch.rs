@@ -20,7 +20,7 @@ use facts::Facts;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::connection::Connection;
-use crate::daemonset::{self, DEFAULT_NAME, Outlook, OwnPod, Seen};
+use crate::daemonset::{self, Outlook, OwnPod, Seen};
 use crate::error::Error;
 use crate::index::{Index, PodKey};
 use crate::recovery::Outage;
@@ -285,7 +285,8 @@ pub async fn run(source: Source, cluster: Cluster, observer: impl Fn(Event) + Se
     }
 }
 
-/// The name of the DaemonSet that the agent's pod belongs to. It is asked for until the API server answers in some way.
+/// The name of the DaemonSet that the agent's pod belongs to. It is asked for until the API server says it: by a guess, a DaemonSet of another name
+/// would count as one that does not exist.
 async fn own_daemonset(
     connection: &Connection,
     own: &OwnPod,
@@ -293,20 +294,15 @@ async fn own_daemonset(
     reporter: &Reporter<'_>,
 ) -> String {
     let mut standing = Standing::new(What::DaemonSet, reporter, Some(connection.recovery()));
-    let mut owner = None;
-    while !own.name.is_empty() {
-        match daemonset::look::owner(connection, own, limits.answer).await {
-            Ok(found) => owner = found,
-            Err(error) if matches!(error.status(), Some(403 | 404)) => {}
-            Err(error) => {
-                standing.failed(error).await;
-                continue;
+    loop {
+        match daemonset::look::name_of(connection, own, limits.answer).await {
+            Ok(name) => {
+                standing.works();
+                return name;
             }
+            Err(error) => standing.failed(error).await,
         }
-        standing.works();
-        break;
     }
-    owner.unwrap_or_else(|| DEFAULT_NAME.to_owned())
 }
 
 /// What the watches tell, to the observer and to [`Cluster::state`].

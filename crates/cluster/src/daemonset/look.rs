@@ -40,20 +40,24 @@ impl Writer {
     }
 
     /// What was seen, brought up to date as far as the API server answers, within two seconds; and why not, where it does not.
-    pub async fn look_again(&self, seen: &Seen, namespace: &str) -> (Seen, Vec<Error>) {
+    pub async fn look_again(&self, seen: &Seen, own: &OwnPod) -> (Seen, Vec<Error>) {
         let mut seen = seen.clone();
-        if seen.name.is_empty() {
-            DEFAULT_NAME.clone_into(&mut seen.name);
-        }
-        let (connection, sets) = (self.connection(), path(namespace));
-        let (set, node) = tokio::join!(
-            get::<DaemonSet>(connection, DAEMONSET, &sets, &seen.name, LIMIT),
+        let connection = self.connection();
+        let (pod, set, node) = tokio::join!(
+            OwnPodObject::get(connection, own, LIMIT),
+            self.own_set(&seen.name, own),
             get(connection, "Node", "/api/v1/nodes", self.node(), LIMIT),
         );
         let mut errors = Vec::new();
+        seen.pod_stays = matches!(&pod, Ok(Some(pod)) if !pod.is_ending());
         match set {
-            Ok(set) => seen.there(set),
-            Err(error) if error.says_absent("daemonsets", &seen.name) => seen.gone(),
+            Ok((name, set)) => {
+                seen.name = name;
+                match set {
+                    Some(set) => seen.there(set),
+                    None => seen.gone(),
+                }
+            }
             Err(error) => errors.push(error),
         }
         match node {
@@ -62,6 +66,24 @@ impl Writer {
             Err(error) => errors.push(error),
         }
         (seen, errors)
+    }
+
+    /// The agent's DaemonSet and its name, which is the given one if that is known.
+    async fn own_set(&self, name: &str, own: &OwnPod) -> Result<(String, Option<DaemonSet>), Error> {
+        let find = async {
+            let name = match name {
+                "" => name_of(self.connection(), own, LIMIT).await?,
+                known => known.to_owned(),
+            };
+            let sets = path(&own.namespace);
+            match get(self.connection(), DAEMONSET, &sets, &name, LIMIT).await {
+                Ok(set) => Ok((name, Some(set))),
+                Err(error) if error.says_absent("daemonsets", &name) => Ok((name, None)),
+                Err(error) => Err(error),
+            }
+        };
+        let late = |_| Error::TimedOut { operation: format!("get {DAEMONSET} {name}"), after: LIMIT };
+        tokio::time::timeout(LIMIT, find).await.map_err(late)?
     }
 }
 
@@ -82,36 +104,58 @@ pub(crate) fn path(namespace: &str) -> String {
     format!("/apis/apps/v1/namespaces/{}/daemonsets", segment(namespace))
 }
 
-/// The name of the DaemonSet that the agent's pod belongs to, if it belongs to one.
+/// The name of the agent's DaemonSet: that of its pod's owner, and [`DEFAULT_NAME`] for a pod that has none, is gone or is not known.
 ///
 /// # Errors
 /// The API server does not say.
-pub(crate) async fn owner(
-    connection: &Connection,
-    pod: &OwnPod,
-    limit: Duration,
-) -> Result<Option<String>, Error> {
-    #[derive(Deserialize)]
-    struct Owner {
-        kind: String,
-        name: String,
-        #[serde(default)]
-        controller: bool,
+pub(crate) async fn name_of(connection: &Connection, own: &OwnPod, limit: Duration) -> Result<String, Error> {
+    let pod = OwnPodObject::get(connection, own, limit).await?;
+    Ok(pod.and_then(OwnPodObject::into_daemonset).unwrap_or_else(|| DEFAULT_NAME.to_owned()))
+}
+
+/// The agent's own pod: who owns it, and whether it is being deleted.
+#[derive(Debug, Deserialize)]
+struct OwnPodObject {
+    metadata: OwnMetadata,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct OwnMetadata {
+    #[serde(default)]
+    owner_references: Vec<Owner>,
+    deletion_timestamp: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Owner {
+    kind: String,
+    name: String,
+    #[serde(default)]
+    controller: bool,
+}
+
+impl OwnPodObject {
+    /// Nothing where the pod is not known, or does not exist (any more).
+    async fn get(connection: &Connection, own: &OwnPod, limit: Duration) -> Result<Option<Self>, Error> {
+        if own.name.is_empty() {
+            return Ok(None);
+        }
+        let pods = format!("/api/v1/namespaces/{}/pods", segment(&own.namespace));
+        match get(connection, "Pod", &pods, &own.name, limit).await {
+            Err(error) if error.says_absent("pods", &own.name) => Ok(None),
+            result => result.map(Some),
+        }
     }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Metadata {
-        #[serde(default)]
-        owner_references: Vec<Owner>,
+
+    fn is_ending(&self) -> bool {
+        self.metadata.deletion_timestamp.is_some()
     }
-    #[derive(Deserialize)]
-    struct Pod {
-        metadata: Metadata,
+
+    fn into_daemonset(self) -> Option<String> {
+        let mut owners = self.metadata.owner_references.into_iter();
+        owners.find(|owner| owner.controller && owner.kind == DAEMONSET).map(|owner| owner.name)
     }
-    let path = format!("/api/v1/namespaces/{}/pods", segment(&pod.namespace));
-    let pod: Pod = get(connection, "Pod", &path, &pod.name, limit).await?;
-    let mut owners = pod.metadata.owner_references.into_iter();
-    Ok(owners.find(|owner| owner.controller && owner.kind == DAEMONSET).map(|owner| owner.name))
 }
 
 pub(super) async fn get<T: DeserializeOwned>(

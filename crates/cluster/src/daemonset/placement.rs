@@ -40,8 +40,10 @@ pub enum Misplaced {
     NodeSelector(String, String),
     /// The required node affinity does not hold.
     Affinity,
-    /// A taint that its pods do not tolerate.
+    /// A taint that its pods do not tolerate, and that takes running ones off the node.
     Taint(String),
+    /// The same, but those that run go on (`NoSchedule`).
+    TaintForNew(String),
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -95,8 +97,11 @@ impl Placement {
                 return Ok(Some(Misplaced::Affinity));
             }
         }
-        let keeps_off = |taint: &&Taint| taint.keeps_off() && !self.tolerates(taint);
-        Ok(node.taints.iter().find(keeps_off).map(|taint| Misplaced::Taint(taint.to_string())))
+        let intolerable = || node.taints.iter().filter(|taint| taint.keeps_off() && !self.tolerates(taint));
+        let evicts =
+            intolerable().find(|taint| taint.evicts()).map(|taint| Misplaced::Taint(taint.to_string()));
+        let keeps_new_off = || intolerable().next().map(|taint| Misplaced::TaintForNew(taint.to_string()));
+        Ok(evicts.or_else(keeps_new_off))
     }
 
     fn node_name(&self) -> Option<&str> {
@@ -122,9 +127,13 @@ impl Toleration {
 }
 
 impl Taint {
+    fn evicts(&self) -> bool {
+        self.effect == "NoExecute"
+    }
+
     fn keeps_off(&self) -> bool {
-        let acts = matches!(self.effect.as_str(), "NoSchedule" | "NoExecute");
-        acts && !OF_THE_STATE.iter().any(|domain| self.key.starts_with(domain))
+        (self.evicts() || self.effect == "NoSchedule")
+            && !OF_THE_STATE.iter().any(|domain| self.key.starts_with(domain))
     }
 }
 
@@ -145,7 +154,9 @@ impl fmt::Display for Misplaced {
                 write!(f, "the node lacks the label {key}={value} of its nodeSelector")
             }
             Self::Affinity => f.write_str("its required node affinity does not hold"),
-            Self::Taint(taint) => write!(f, "its pods do not tolerate the node's taint {taint}"),
+            Self::Taint(taint) | Self::TaintForNew(taint) => {
+                write!(f, "its pods do not tolerate the node's taint {taint}")
+            }
         }
     }
 }

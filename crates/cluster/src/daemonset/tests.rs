@@ -73,7 +73,7 @@ fn what_was_seen_decides() {
         ("this node", Sight::There(set(&json!({"nodeName": "n1"}))), known(), "follows", false),
     ];
     for (row, daemonset, node, text, is_end) in table {
-        let outlook = decide(&Seen { name: "a".into(), daemonset, node });
+        let outlook = decide(&Seen { name: "a".into(), daemonset, node, ..Seen::default() });
         assert!(outlook.to_string().contains(text), "{row}: {outlook}");
         assert_eq!(outlook.is_end(), is_end, "{row}: {outlook}");
     }
@@ -115,8 +115,22 @@ fn taints_keep_off_what_does_not_tolerate_them() {
     ];
     for (row, tolerations, taint, is_end) in table {
         let daemonset = Sight::There(set(&json!({"tolerations": tolerations})));
-        let outlook = decide(&Seen { name: "a".into(), daemonset, node: Some(node(&json!([taint]))) });
+        let mut seen =
+            Seen { name: "a".into(), daemonset, node: Some(node(&json!([&taint]))), ..Seen::default() };
+        let outlook = decide(&seen);
         assert_eq!(outlook.is_end(), is_end, "{row}: {outlook}");
+        seen.pod_stays = true;
+        let evicts = taint["effect"] == "NoExecute";
+        assert_eq!(decide(&seen).is_end(), is_end && evicts, "{row}: a pod that is not being deleted");
+    }
+}
+
+/// Its pods are deleted after it, so that they are there is no sign that they stay.
+#[test]
+fn a_deletion_is_an_end_though_the_pod_is_still_there() {
+    for daemonset in [Sight::There(deleting()), Sight::Deleted, Sight::Absent] {
+        let seen = Seen { daemonset, pod_stays: true, ..Seen::default() };
+        assert!(decide(&seen).is_end(), "{seen:?}");
     }
 }
 

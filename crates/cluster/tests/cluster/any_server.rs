@@ -4,7 +4,7 @@ use std::future::Future;
 
 use cluster::daemonset::{Outlook, Seen, decide};
 use cluster::write::EventText;
-use cluster::{PodKey, What, Writer};
+use cluster::{OwnPod, PodKey, What, Writer};
 use serde_json::Value;
 
 use crate::agent::Agent;
@@ -126,7 +126,8 @@ async fn writes_arrive() {
         let error = writer.label_pod(&key(&server, "none", ""), "a", "b").await.unwrap_err();
         assert_eq!(error.status(), Some(404), "{error}");
 
-        let (seen, errors) = writer.look_again(&Seen::default(), &server.namespace).await;
+        let own = OwnPod { namespace: server.namespace.clone(), name: String::new() };
+        let (seen, errors) = writer.look_again(&Seen::default(), &own).await;
         assert_eq!(decide(&seen), Outlook::Absent, "{errors:?}");
         server
     })

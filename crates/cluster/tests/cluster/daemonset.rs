@@ -33,7 +33,12 @@ impl Setup {
     }
 
     async fn look(&self, seen: &Seen) -> (Outlook, String) {
-        let (seen, errors) = Writer::new(self.connection(), NODE).look_again(seen, NAMESPACE).await;
+        self.look_of("", seen).await
+    }
+
+    async fn look_of(&self, pod: &str, seen: &Seen) -> (Outlook, String) {
+        let own = OwnPod { namespace: NAMESPACE.into(), name: pod.into() };
+        let (seen, errors) = Writer::new(self.connection(), NODE).look_again(seen, &own).await;
         let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
         (decide(&seen), errors.join("\n"))
     }
@@ -181,6 +186,62 @@ async fn a_last_look() {
     }
     setup.server.stop();
     assert!(matches!(setup.look(&unwanted).await.0, Outlook::Unwanted(_)), "what was seen stays seen");
+}
+
+/// By its usual name a DaemonSet that is called otherwise would count as one that does not exist.
+#[tokio::test]
+async fn who_may_not_see_its_own_pod_does_not_guess_its_daemonset() {
+    let setup = Setup::new();
+    setup.set_node("mesh");
+    setup.set_daemonset("mesh-cni", &json!({}));
+    let owner = json!({"kind": "DaemonSet", "name": "mesh-cni", "controller": true});
+    setup.server.set_pod(json!({"kind": "Pod",
+        "metadata": {"namespace": NAMESPACE, "name": "agent-x", "ownerReferences": [owner]}}));
+    for fault in [Fault::status(401), Fault::status(403), Fault::HtmlStatus(404), Fault::Reset] {
+        setup.server.fail_path("/pods/agent-x", 1000, fault.clone());
+        let agent = setup.owned_agent("agent-x");
+        agent.until("a failure", |agent| !agent.failures(What::DaemonSet).is_empty()).await;
+        let (outlook, errors) = setup.look_of("agent-x", &agent.cluster.seen()).await;
+        assert!(matches!(outlook, Outlook::Unknown(_)), "{fault:?}: {outlook}");
+        assert!(errors.contains("get Pod agent-x"), "{fault:?}: {errors}");
+        setup.server.fail_path("/pods/agent-x", 0, fault);
+        let (outlook, errors) = setup.look_of("agent-x", &agent.cluster.seen()).await;
+        assert_eq!((outlook, errors.as_str()), (Outlook::Follows, ""));
+        agent.until("its name", |agent| agent.cluster.seen().name == "mesh-cni").await;
+    }
+}
+
+/// A taint that keeps new pods off lets those that run go on: a container that ends starts again.
+#[tokio::test]
+async fn a_pod_that_stays_goes_on_where_no_new_one_would_start() {
+    let setup = Setup::new();
+    let tainted = |effect: &str| {
+        let taints = json!([{"key": "team", "effect": effect}]);
+        setup
+            .server
+            .set_object(Resource::Nodes, json!({"metadata": {"name": NODE}, "spec": {"taints": taints}}));
+    };
+    tainted("NoSchedule");
+    setup.set_daemonset(NAME, &json!({}));
+    let pod = |more: &Value| {
+        let mut metadata = json!({"namespace": NAMESPACE, "name": "agent-x"});
+        metadata.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        json!({"kind": "Pod", "metadata": metadata})
+    };
+    setup.server.set_pod(pod(&json!({})));
+    let agent = setup.owned_agent("agent-x");
+    agent.unwanted().await;
+    let seen = agent.cluster.seen();
+    assert!(matches!(setup.look_of("agent-x", &seen).await.0, Outlook::Stays(_)));
+    tainted("NoExecute");
+    assert!(matches!(setup.look_of("agent-x", &seen).await.0, Outlook::Unwanted(_)), "it is evicted");
+    tainted("NoSchedule");
+    setup.server.fail_path("/pods/agent-x", 1, Fault::status(403));
+    assert!(matches!(setup.look_of("agent-x", &seen).await.0, Outlook::Unwanted(_)), "it may not be seen");
+    setup.server.set_pod(pod(&json!({"deletionTimestamp": "2026-08-01T09:30:00Z"})));
+    assert!(matches!(setup.look_of("agent-x", &seen).await.0, Outlook::Unwanted(_)));
+    setup.server.delete_pod(NAMESPACE, "agent-x");
+    assert!(matches!(setup.look_of("agent-x", &seen).await.0, Outlook::Unwanted(_)));
 }
 
 /// Two switches of the double, as clusters have them.
