@@ -2,9 +2,9 @@
 //!
 //! # How a setup works
 //!
-//! 1. The kernel is asked which variants hold anything in this namespace: `/proc/thread-self/net/ip_tables_names` for legacy, a
-//!    netlink list of chains for nft. In a new namespace neither does, and no program but the last one is run.
-//! 2. What is there is read by `iptables-save` and compared with the plan, rule by rule.
+//! 1. The kernel is asked what the variants hold in this namespace: `/proc/thread-self/net/ip_tables_names` for legacy, a netlink list of
+//!    chains for nft. Where neither has a table, or nft none but those of others, no program but the last one is run.
+//! 2. Else what is there is read by `iptables-save` and compared with the plan, rule by rule.
 //! 3. Each table that differs is written anew by one text of `iptables-restore --noflush`. The variant is legacy where legacy has
 //!    tables, else nft, else whatever `iptables-restore` is. If one cannot do it, the next is tried and a warning kept.
 //! 4. What we have in the other variant is removed after the new rules are in force.
@@ -185,7 +185,8 @@ impl Iptables {
         let job = Job { timeout: self.timeout, path: self.search.joined(), node: self.node, runs };
         let report = match self.supervisor {
             Some(_) if job.runs.len() > 1 => supervisor::delegate(&job, sign)?,
-            _ => on_a_thread(&job, sign)?,
+            _ if job.hides_files() => on_a_thread(&job, sign)?,
+            _ => job.execute(clone_sign(sign)?),
         };
         for warning in report.warnings {
             self.warn(warning);
@@ -355,7 +356,7 @@ impl RuleStore for Iptables {
 /// A new thread is in the namespaces of the one that makes it; what it changes about its own ends with it.
 fn on_a_thread(job: &Job, sign: Option<&OwnedFd>) -> Result<Report, Error> {
     let failed = |e: std::io::Error| Error::Supervisor { cause: e.to_string() };
-    let sign = sign.map(OwnedFd::try_clone).transpose().map_err(failed)?;
+    let sign = clone_sign(sign)?;
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new()
             .name("iptables".to_owned())
@@ -363,4 +364,9 @@ fn on_a_thread(job: &Job, sign: Option<&OwnedFd>) -> Result<Report, Error> {
             .map_err(failed)?;
         Ok(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })
+}
+
+fn clone_sign(sign: Option<&OwnedFd>) -> Result<Option<OwnedFd>, Error> {
+    let cloned = sign.map(OwnedFd::try_clone).transpose();
+    cloned.map_err(|e| Error::Supervisor { cause: e.to_string() })
 }

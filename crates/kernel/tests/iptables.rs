@@ -248,6 +248,23 @@ fn nobody_looks_user_names_up() {
 }
 
 #[test]
+fn only_rules_that_name_users_need_a_mount_namespace() {
+    let show = "PATH=/bin:/usr/bin; readlink /proc/self/ns/mnt >&2; exit 3";
+    let programs =
+        Programs::none().script("iptables-nft-restore", show).link("iptables-nft-save", "iptables-nft-save");
+    let forced = Iptables::forced(Variant::Nft).searching(programs.search());
+    let own = std::fs::read_link("/proc/self/ns/mnt").unwrap().display().to_string();
+    let mut ruleset = sidecar(false);
+    assert!(!setup(&Ns::new(), &forced, &ruleset).unwrap_err().contains(&own));
+    for chain in ruleset.tables.iter_mut().flat_map(|table| &mut table.chains) {
+        let names = |m: &ruleset::Match| matches!(m, ruleset::Match::Uid { .. } | ruleset::Match::Gid { .. });
+        chain.rules.retain(|rule| !rule.matches.iter().any(names));
+    }
+    let error = setup(&Ns::new(), &forced, &ruleset).unwrap_err();
+    assert!(error.contains(&own), "{error}");
+}
+
+#[test]
 fn missing_programs_and_wrong_variants_are_named() {
     let nothing = Programs::none();
     let error = setup(&Ns::new(), &nothing.iptables(), &sidecar(false)).unwrap_err();
@@ -501,7 +518,56 @@ fn a_new_namespace_costs_one_program_for_each_family() {
     assert_eq!(runs(), "");
     assert_eq!(setup(&Ns::new(), &iptables, &sidecar(true)), Ok(Change::Fresh));
     assert_eq!(runs(), "iptables-nft-restore\nip6tables-nft-restore\n");
+    // Nor is anything listed where all rules are others'.
+    std::fs::write(&log, "").unwrap();
+    let ns = Ns::new();
+    others(&ns);
+    assert_eq!(setup(&ns, &iptables, &sidecar(true)), Ok(Change::Fresh));
+    assert_eq!(runs(), "iptables-nft-restore\nip6tables-nft-restore\n");
+    assert_eq!(observe(&ns, &iptables, &sidecar(true)), []);
+    // A chain that has a name of ours, but is another owner's, may be in the way.
+    std::fs::write(&log, "").unwrap();
+    let ns = Ns::new();
+    ns.sh("iptables-nft -t nat -N ISTIO_PRERT; iptables-nft -t nat -N ISTIO_OUTPUT");
+    assert!(!exists(&ns, &iptables, &sidecar(false)));
+    setup(&ns, &iptables, &sidecar(false)).unwrap_err();
+    assert!(runs().starts_with("iptables-nft-save\niptables-nft-restore\n"), "{}", runs());
+    assert_eq!(ns.content(Variant::Nft), [":ISTIO_OUTPUT -", ":ISTIO_PRERT -"]);
     let _ = std::fs::remove_dir_all(log.parent().unwrap());
+}
+
+/// Rules of somebody else, by iptables-nft.
+fn others(ns: &Ns) {
+    ns.sh("iptables-nft -t nat -N OTHERS; iptables-nft -t nat -I OUTPUT -j OTHERS");
+    ns.sh("iptables-nft -t nat -A OTHERS -d 198.51.100.1 -j ACCEPT");
+    ns.sh("iptables-nft -t mangle -A OUTPUT -m limit --limit 1/s -j RETURN");
+    ns.sh("ip6tables-nft -t nat -A PREROUTING -i eth7 -j ACCEPT");
+}
+
+#[test]
+fn a_failure_takes_everything_back_where_nothing_was_listed() {
+    // The second table of the first family, and the second family.
+    let mut bad = sidecar(true);
+    let mut rule = bad.tables[0].chains[2].rules[0].clone();
+    rule.matches[1] =
+        ruleset::Match::DestinationPort { ports: ruleset::Ports::AnyOf((1..=20).collect()), not: false };
+    bad.tables[1].chains[3].rules.push(rule);
+    let of_v6 =
+        Programs::none().real("iptables-nft").link("ip6tables-nft-save", "ip6tables-nft-save").script(
+            "ip6tables-nft-restore",
+            "/usr/sbin/ip6tables-nft-restore \"$@\"; test -e ${0%/*}/once || { : >${0%/*}/once; exit 2; }",
+        );
+    for (iptables, ruleset) in [
+        (Iptables::forced(Variant::Nft), bad),
+        (Iptables::forced(Variant::Nft).searching(of_v6.search()), sidecar(true)),
+    ] {
+        let ns = Ns::new();
+        others(&ns);
+        let before = ns.content(Variant::Nft);
+        let error = setup(&ns, &iptables, &ruleset).unwrap_err();
+        assert!(error.contains("xtables parameter problem") && !error.contains("taken back"), "{error}");
+        assert_eq!(ns.content(Variant::Nft), before);
+    }
 }
 
 #[test]

@@ -32,7 +32,8 @@ pub(super) struct Side<'a> {
     pub(super) family: Family,
     /// Whether the ruleset's rules belong here. Otherwise nothing of ours does.
     pub(super) planned: bool,
-    pub(super) saved: Saved,
+    /// Absent where it was not listed, as no chain of ours is there.
+    pub(super) saved: Option<Saved>,
     /// Ends the name of the table in differences, where the family alone does not say enough.
     pub(super) label: &'static str,
 }
@@ -83,7 +84,7 @@ impl Side<'_> {
 impl<'a> View<'a> {
     fn new(side: &'a Side<'a>, kind: TableKind) -> Self {
         let model = side.ruleset.table(kind);
-        let saved = side.saved.table(kind);
+        let saved = side.saved.as_ref().and_then(|saved| saved.table(kind));
         let known = side.ruleset.known_chains.iter().filter(|(of, _)| *of == kind).map(|(_, name)| *name);
         let planned = model.map_or(&[][..], |table| &table.chains).iter().filter(|c| c.base.is_none());
         let mut own: Vec<String> =
@@ -202,7 +203,8 @@ impl<'a> View<'a> {
 
     fn step(&self) -> Result<TableStep, Error> {
         let (forward, backward) = (self.forward()?, self.backward());
-        Ok(TableStep { kind: self.kind, forward, backward, before: self.side.saved.content(self.kind) })
+        let before = self.side.saved.as_ref().map(|saved| saved.content(self.kind));
+        Ok(TableStep { kind: self.kind, forward, backward, before })
     }
 
     fn forward(&self) -> Result<String, Error> {

@@ -48,8 +48,8 @@ pub(super) struct TableStep {
     pub(super) forward: String,
     /// Text that takes `forward` back.
     pub(super) backward: String,
-    /// [`Saved::content`] before.
-    pub(super) before: Vec<String>,
+    /// [`Saved::content`] before; absent where that was not listed, as no chain of ours was there.
+    pub(super) before: Option<Vec<String>>,
 }
 
 /// What came of a job.
@@ -62,12 +62,23 @@ pub(super) struct Report {
 }
 
 impl Job {
-    /// Does the job on the calling thread, which must be one to throw away: its mount namespace changes.
+    /// Whether the programs would come to files of the host that must not slow them down. What the node itself has is changed as
+    /// everybody else changes it.
+    pub(super) fn hides_files(&self) -> bool {
+        !self.node && (self.locks() || self.runs.iter().any(Run::looks_users_up))
+    }
+
+    fn locks(&self) -> bool {
+        self.runs.iter().any(|run| run.variant == Variant::Legacy)
+    }
+
+    /// Does the job on the calling thread. That must be one to throw away if the job [hides files](Self::hides_files): its mount
+    /// namespace changes then.
     pub(super) fn execute(&self, sign: Option<OwnedFd>) -> Report {
-        let locks = self.runs.iter().any(|run| run.variant == Variant::Legacy);
         // Asked for while /proc is as it was.
         let user_namespace = private::foreign_user_namespace();
-        let view = if self.node { View::default() } else { private::hide_host_files(locks) };
+        // A mount namespace is a copy of all the mounts that the process sees, which on a full node are hundreds.
+        let view = if self.hides_files() { private::hide_host_files(self.locks()) } else { View::default() };
         let around = Surroundings {
             environment: environment(&self.path, &view),
             user_namespace,
@@ -91,6 +102,12 @@ impl Job {
 }
 
 impl Run {
+    /// Whether a rule names a user or a group, which iptables looks up even if it is a number.
+    fn looks_users_up(&self) -> bool {
+        let of = |text: &str| text.contains("--uid-owner ") || text.contains("--gid-owner ");
+        self.tables.iter().any(|table| of(&table.forward) || of(&table.backward))
+    }
+
     fn restore(&self, text: &str, around: &Surroundings, own_lock: bool) -> Result<(), Failure> {
         let mut arguments = vec!["--noflush"];
         if self.variant == Variant::Legacy && !own_lock {
@@ -116,7 +133,7 @@ impl Run {
             }
         };
         let now = Saved::parse(&now);
-        let changed = self.tables.iter().rev().filter(|table| now.content(table.kind) != table.before);
+        let changed = self.tables.iter().rev().filter(|table| table.is_changed(&now));
         let text: String = changed.map(|table| table.backward.as_str()).collect();
         if text.is_empty() { Ok(()) } else { self.restore(&text, around, own_lock) }
     }
@@ -124,8 +141,20 @@ impl Run {
     /// Whether the variant had nothing before and has nothing now, as far as that is known without a program.
     fn changed_nothing(&self) -> bool {
         self.unproven
-            && self.tables.iter().all(|table| table.before.is_empty())
+            && self.tables.iter().all(|table| table.before.as_ref().is_none_or(Vec::is_empty))
             && Present::ask(self.family).is_ok_and(|present| !present.has(self.variant))
+    }
+}
+
+impl TableStep {
+    /// Whether the table is not as it was. One that was not listed had no chain of ours, so any that is there now is new.
+    fn is_changed(&self, now: &Saved) -> bool {
+        let Some(before) = &self.before else {
+            let chains = now.table(self.kind).map_or(&[][..], |table| &table.chains);
+            let mut made = self.forward.lines().filter_map(|line| line.strip_prefix("-N "));
+            return made.any(|made| chains.iter().any(|chain| chain == made));
+        };
+        now.content(self.kind) != *before
     }
 }
 

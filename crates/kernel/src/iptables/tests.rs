@@ -17,7 +17,7 @@ fn job() -> Job {
         kind,
         forward: "*nat\nCOMMIT\n".to_owned(),
         backward: String::new(),
-        before: vec!["-N A".to_owned(), String::new()],
+        before: Some(vec!["-N A".to_owned(), String::new()]),
     };
     let run = Run {
         save: PathBuf::from("/sbin/save"),
@@ -93,7 +93,8 @@ fn five_thousand_rules_are_compared() {
     let differences = |ports: &mut dyn Iterator<Item = u32>| {
         let rules: String = ports.map(line).collect();
         let saved = Saved::parse(&format!("*nat\n:ISTIO_INBOUND - [0:0]\n{rules}COMMIT\n"));
-        Side { ruleset: &ruleset, family: Family::V4, planned: true, saved, label: "" }.differences()
+        Side { ruleset: &ruleset, family: Family::V4, planned: true, saved: Some(saved), label: "" }
+            .differences()
     };
     assert_eq!(differences(&mut (1..=5000)), []);
     let moved = differences(&mut (2..=4000).chain([6000, 1]).chain(4001..=5000));
@@ -133,8 +134,13 @@ fn thousands_of_chains_of_others_take_no_time() {
         "*nat\n:ISTIO_POSTRT - [0:0]\n{chains}-A POSTROUTING -j ISTIO_POSTRT\n{rules}-A ISTIO_POSTRT -j ISTIO_OTHER\nCOMMIT\n"
     );
     let start = std::time::Instant::now();
-    let side =
-        Side { ruleset: &ruleset, family: Family::V4, planned: true, saved: Saved::parse(&text), label: "" };
+    let side = Side {
+        ruleset: &ruleset,
+        family: Family::V4,
+        planned: true,
+        saved: Some(Saved::parse(&text)),
+        label: "",
+    };
     assert_eq!(side.differences(), []);
     assert!(side.holds_ours());
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());

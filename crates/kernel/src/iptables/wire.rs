@@ -35,7 +35,7 @@ pub(super) fn encode_job(job: &Job) -> Vec<u8> {
             w.number(number_of(&KINDS, &table.kind));
             w.text(&table.forward);
             w.text(&table.backward);
-            w.list(&table.before, |w, line| w.text(line));
+            w.list(table.before.as_slice(), |w, before| w.list(before, |w, line| w.text(line)));
         });
     });
     w.0
@@ -59,7 +59,7 @@ pub(super) fn decode_job(bytes: &[u8]) -> Option<Job> {
                     kind: *KINDS.get(r.size()?)?,
                     forward: r.text()?,
                     backward: r.text()?,
-                    before: r.list(Reader::text)?,
+                    before: r.list(|r| r.list(Reader::text))?.pop(),
                 })
             })?,
         })

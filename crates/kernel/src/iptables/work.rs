@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ruleset::iptables::rules;
+use ruleset::iptables::{own_chain_name, rules};
 use ruleset::{Family, Ruleset, TableKind};
 
 use super::change::Side;
@@ -34,18 +34,19 @@ impl Iptables {
         }
     }
 
-    /// The first usable candidate that has not failed yet, and what it finds.
+    /// The first usable candidate that has not failed yet, and what it finds where something of ours can be.
     fn choose(
         &self,
         ruleset: &Ruleset,
         family: Family,
         present: &Present,
         failed: &[(Family, PathBuf)],
-    ) -> Result<(Programs, Saved), Error> {
+    ) -> Result<(Programs, Option<Saved>), Error> {
         let mut problem = None;
         for candidate in self.candidates(present) {
             let found = self.programs_for(*candidate, family, present).and_then(|programs| {
-                let saved = self.save_if(present.has(programs.variant), ruleset, &programs)?;
+                let listed = must_be_listed(ruleset, present, programs.variant);
+                let saved = listed.then(|| self.save(ruleset, &programs)).transpose()?;
                 Ok((programs, saved))
             });
             match found {
@@ -87,10 +88,7 @@ impl Iptables {
         }
     }
 
-    fn save_if(&self, present: bool, ruleset: &Ruleset, programs: &Programs) -> Result<Saved, Error> {
-        if !present {
-            return Ok(Saved::default());
-        }
+    fn save(&self, ruleset: &Ruleset, programs: &Programs) -> Result<Saved, Error> {
         let arguments = save_arguments(&kinds(ruleset));
         let output =
             child::run(&programs.save, &arguments, None, &self.surroundings()).map_err(|(cause, said)| {
@@ -142,7 +140,7 @@ impl Iptables {
             Variant::Legacy => " (legacy)",
             Variant::Nft => " (nft)",
         };
-        let side = side(ruleset, family, false, self.save_if(true, ruleset, &programs)?, label);
+        let side = side(ruleset, family, false, Some(self.save(ruleset, &programs)?), label);
         Ok(side.holds_ours().then_some(Work { side, programs, unproven: false }))
     }
 
@@ -184,7 +182,7 @@ fn side<'a>(
     ruleset: &'a Ruleset,
     family: Family,
     planned: bool,
-    saved: Saved,
+    saved: Option<Saved>,
     label: &'static str,
 ) -> Side<'a> {
     Side { ruleset, family, planned, saved, label }
@@ -200,7 +198,19 @@ pub(super) fn may_hold_ours(ruleset: &Ruleset, family: Family, present: &Present
         let chains = present.nft_chains().iter().filter(|(table, _)| table == kind.name());
         SavedTable { kind, chains: chains.map(|(_, chain)| chain.clone()).collect(), rules: Vec::new() }
     });
-    side(ruleset, family, false, Saved { tables: tables.collect() }, "").holds_ours()
+    side(ruleset, family, false, Some(Saved { tables: tables.collect() }), "").holds_ours()
+}
+
+/// Whether the rules that are there tell a setup anything. In the nft variant they do not where no chain has a name that a chain of the owner
+/// has, also in a table or beside chains by which it is somebody else's: a setup must not take that for its own later.
+fn must_be_listed(ruleset: &Ruleset, present: &Present, variant: Variant) -> bool {
+    if variant == Variant::Legacy {
+        return present.legacy;
+    }
+    let planned = ruleset.tables.iter().flat_map(|table| &table.chains).filter(|chain| chain.base.is_none());
+    let known = ruleset.known_chains.iter().map(|(_, name)| *name);
+    let mut names = planned.map(|chain| chain.name.as_ref()).chain(known).map(own_chain_name);
+    names.any(|name| present.nft_chains().iter().any(|(_, chain)| *chain == name))
 }
 
 pub(super) fn end_of_links(program: &Path) -> PathBuf {
