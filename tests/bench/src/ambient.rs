@@ -2,27 +2,29 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use agent_tests::mesh::{MODE, Mesh, MeshPod};
 use agent_tests::{Agent, Launch, eventually};
 use anyhow::{Context, Result, ensure};
-use capture::ambient::{NodeOptions, PROBES_V4, ProbeSender, plan_host};
+use capture::ambient::{NodeOptions, PROBES_V4, PodOptions, ProbeSender, plan_host, plan_pod};
 use kernel::RuleStore;
 use kernel::nft::Nftables;
 use kernel::sets::ProbeSets;
 use netns::Host;
-use ruleset::Backend;
+use ruleset::{Backend, Family};
 use testkit::TestNetns;
 use testkit::ztunnel::{Request, Ztunnel};
 
 use crate::agent::{SETTLE, resident};
 use crate::measures::{Measure, fill};
 use crate::report::Report;
-use crate::sample::Samples;
+use crate::sample::{Samples, time};
 
 pub(crate) const ALL: &[Measure] = &[
-    Measure { name: "ambient mode: plugins' events", run: events },
+    Measure { name: "ambient mode: plugins' events, nf_tables", run: events },
+    Measure { name: "ambient mode: plugins' events, iptables", run: events_with_iptables },
     Measure { name: "ambient mode: a node of 500 pods", run: full_node },
     Measure { name: "ambient mode: the node's set of addresses", run: sets },
 ];
@@ -43,7 +45,43 @@ const BULK: &str = "bulk";
 /// From the plugin's request to the answer: rules applied, ztunnel has acknowledged, addresses in the set.
 fn events(runs: usize, report: &mut Report) -> Result<()> {
     let mesh = Mesh::new()?;
-    let agent = mesh.start()?;
+    let samples = announce_all(&mesh, &mesh.start()?, runs, || Ok(()))?;
+    report.time("ambient: plugin's event until its answer, p50", samples.median(), Duration::from_millis(4));
+    report.time("ambient: plugin's event until its answer, p99", samples.quantile(0.99), None);
+    Ok(())
+}
+
+/// The same with iptables, beside what its programs alone take for the same rules.
+fn events_with_iptables(runs: usize, report: &mut Report) -> Result<()> {
+    let plan = plan_pod(&NodeOptions::default(), &PodOptions::default(), Backend::Iptables);
+    let ruleset = plan.ruleset().context("no rules")?;
+    let texts: Vec<(&str, String)> =
+        [("iptables-nft-restore", Family::V4), ("ip6tables-nft-restore", Family::V6)]
+            .into_iter()
+            .map(|(program, family)| Ok((program, ruleset::iptables::render(ruleset, family)?)))
+            .collect::<Result<_>>()?;
+    let mut bare = Samples::default();
+    let restore =
+        |(program, text): &(&str, String)| time(Command::new(program).arg("--noflush"), text.as_bytes());
+    let mesh = Mesh::new()?;
+    let both = [("NATIVE_NFTABLES", "false"), ("AMBIENT_IPV6", "true"), ("AMBIENT_DNS_CAPTURE", "true")];
+    let agent = both.into_iter().fold(mesh.agent(), |agent, (name, value)| agent.env(name, value)).ready()?;
+    let samples = announce_all(&mesh, &agent, runs, || {
+        let netns = TestNetns::new()?;
+        bare.push(netns.enter(|_| texts.iter().map(restore).sum::<Result<Duration>>())??);
+        Ok(())
+    })?;
+    report.ratio("ambient: plugin's event, iptables : a bare restore of each family", &samples, &bare, 1.6);
+    Ok(())
+}
+
+/// How long each of many new pods waits for its answer; `between` is done before each.
+fn announce_all(
+    mesh: &Mesh,
+    agent: &Agent,
+    runs: usize,
+    mut between: impl FnMut() -> Result<()>,
+) -> Result<Samples> {
     let ztunnel = mesh.ztunnel()?;
     ztunnel.wait_snapshot(LONGEST)?;
     let mut samples = Samples::default();
@@ -51,15 +89,14 @@ fn events(runs: usize, report: &mut Report) -> Result<()> {
         let pod = mesh.sandbox("mesh", &format!("web-{number}"))?;
         mesh.node.api.set_pod(pod.object(&[], false));
         wait_for("the agent knows the pod", || Ok(agent.metric("istio_cni_pods")? as usize > number))?;
+        between()?;
         let start = Instant::now();
         let reply = mesh.announce(&pod)?;
         samples.push(start.elapsed());
         ensure!(reply.status == 200, "{reply:?}\n{}", agent.log().text());
     }
     ensure!(ztunnel.workloads().len() == runs, "ztunnel serves {} pods", ztunnel.workloads().len());
-    report.time("ambient: plugin's event until its answer, p50", samples.median(), Duration::from_millis(4));
-    report.time("ambient: plugin's event until its answer, p99", samples.quantile(0.99), None);
-    Ok(())
+    Ok(samples)
 }
 
 /// The label of a namespace brings all its pods in; then the agent is killed and another one takes over.
