@@ -126,7 +126,6 @@ impl Ambient {
         let Parts { config, log, metrics, health: notices, cluster, writer, events, run_dir } = parts;
         // A mode that is off makes no agent unready.
         let health = if config.is_off { Arc::new(Health::of(&[Part::Ambient])) } else { notices.clone() };
-        raise_open_files(&log);
         let members = Arc::new(Members::default());
         let (told, counted) = (log.clone(), metrics.clone());
         let ztunnels = Ztunnels::new(members.clone(), move |event| ztunnel_event(&told, &counted, &event));
@@ -382,15 +381,6 @@ pub(crate) fn key_of(pod: &Object) -> PodKey {
         namespace: pod.namespace().to_owned(),
         name: pod.name().to_owned(),
         uid: pod.uid().unwrap_or_default().to_owned(),
-    }
-}
-
-/// A namespace of each pod is held open, and a container begins with 1024 descriptors.
-fn raise_open_files(log: &Scope) {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
-        log.warn("the number of open files cannot be raised to its limit", &[("error", &error)]);
     }
 }
 

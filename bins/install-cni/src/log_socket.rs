@@ -152,11 +152,12 @@ mod tests {
 
     fn post(path: &str, body: &str) -> (StatusCode, String) {
         let sink = Sink::default();
-        let journal = Journal::new(Levels::parse("").unwrap(), false, sink.clone());
+        let journal = Journal::new(Levels::parse("").unwrap(), false, sink.clone()).unwrap();
         let socket = LogSocket { plugin: journal.scope("cni-plugin"), agent: journal.scope("cni-agent") };
         let request = Request::builder().uri(path).body(()).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let status = runtime.block_on(socket.answer(&request, Bytes::from(body.to_owned()))).status();
+        assert!(journal.finish(std::time::Duration::from_secs(20)));
         let written = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
         (status, written)
     }

@@ -1,6 +1,7 @@
 //! Prometheus metrics: the original's by their names and labels, then ours.
 
 mod ambient;
+mod guards;
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -12,9 +13,11 @@ use prometheus::{
     Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
+use telemetry::Journal;
 
 use crate::serve::{Answer, Handler, text};
 use ambient::AmbientMetrics;
+use guards::GuardMetrics;
 
 /// Upper bounds in seconds, from a cached answer to the end of kubelet's patience.
 const BUCKETS: &[f64] = &[
@@ -48,13 +51,15 @@ pub(crate) struct Metrics {
     pub(crate) pods: IntGauge,
     /// Counts what is counted only when somebody asks.
     census: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    guards: GuardMetrics,
 }
 
 impl Metrics {
     /// # Errors
     /// A name is there twice or is none, which the tests would have told.
-    pub(crate) fn new(ambient: bool) -> Result<Self, prometheus::Error> {
+    pub(crate) fn new(ambient: bool, journal: Journal) -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
+        let guards = GuardMetrics::new(&registry, journal)?;
         let ambient = ambient.then(|| AmbientMetrics::new(&registry)).transpose()?;
         let counter = |name: &str, help: &str, labels: &[&str]| -> Result<IntCounterVec, prometheus::Error> {
             let counter = IntCounterVec::new(Opts::new(name, help), labels)?;
@@ -139,6 +144,7 @@ impl Metrics {
             ambient,
             pods,
             census: OnceLock::new(),
+            guards,
         })
     }
 
@@ -243,6 +249,7 @@ impl Handler for Metrics {
         if let Some(census) = self.census.get() {
             census();
         }
+        self.guards.before_reading();
         let mut body = Vec::new();
         match TextEncoder::new().encode(&self.registry.gather(), &mut body) {
             Ok(()) => {

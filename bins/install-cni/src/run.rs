@@ -2,6 +2,7 @@
 
 mod ending;
 mod following;
+mod process;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -18,14 +19,14 @@ use tokio::task::JoinSet;
 
 use crate::ambient::{self, Ambient, EventSocket};
 use crate::backend::NodeBackend;
-use crate::config::{self, BadOption, Config, PodSource};
+use crate::config::{BadOption, Config, PodSource};
 use crate::events::Events;
 use crate::health::{Health, Part};
 use crate::log_socket::LogSocket;
 use crate::metrics::Metrics;
 use crate::node_lock::{NodeLock, OTHER_AGENT};
 use crate::older::{self, OlderPods};
-use crate::options::{Flags, Options, Setting, without_newlines};
+use crate::options::{Flags, Options, without_newlines};
 use crate::plugin_socket::{self, PluginSocket};
 use crate::serve::{Gone, Handler, Socket};
 use crate::shutdown::Outcome;
@@ -84,10 +85,17 @@ pub(crate) struct Agent {
 
 /// Runs until SIGTERM or SIGINT.
 pub(crate) fn run(flags: Flags) -> ExitCode {
-    match Agent::new(flags).and_then(|(agent, source)| agent.live(source)) {
+    let lived = Agent::new(flags).and_then(|(agent, source)| {
+        process::log_panics(&agent.log);
+        let journal = agent.journal.clone();
+        let lived = agent.live(source);
+        journal.finish(process::LAST_LINES);
+        lived
+    });
+    match lived {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("install-cni: {error}");
+            process::last_words(format!("install-cni: {error}"));
             ExitCode::FAILURE
         }
     }
@@ -101,8 +109,9 @@ impl Agent {
     fn new(flags: Flags) -> Result<(Self, Source), Error> {
         let mut reader = config_dir::Reader::new(flags);
         let options = reader.read(&variable)?;
-        let journal = journal(&options)?;
+        let journal = process::journal(&options)?;
         let log = journal.scope("cni-agent");
+        process::raise_open_files(&log);
         for (name, value) in options.iter() {
             log.debug("option", &[("name", &name), ("value", &value)]);
         }
@@ -126,7 +135,7 @@ impl Agent {
         }
         let health = Arc::new(Health::of(&parts));
         health.ready(Part::Configuration);
-        let metrics = Arc::new(Metrics::new(is_ambient)?);
+        let metrics = Arc::new(Metrics::new(is_ambient, journal.clone())?);
         let (source, writer) = source(&config, &log);
         let cluster = Cluster::new();
         let events = Arc::new(Events::new(writer.clone(), config.pod.clone(), log.clone()));
@@ -378,18 +387,6 @@ fn source(config: &Config, log: &Scope) -> (Source, Option<Writer>) {
             (Source::Kubernetes { connection, node, own, limits: Limits::default() }, Some(writer))
         }
     }
-}
-
-fn journal(options: &Options) -> Result<Journal, Error> {
-    let out: Box<dyn std::io::Write + Send> = match options.text(Setting::LogTarget) {
-        "stdout" | "" => Box::new(std::io::stdout()),
-        "stderr" => Box::new(std::io::stderr()),
-        path => {
-            let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
-            Box::new(file.map_err(|cause| Error::Log { path: path.to_owned(), cause })?)
-        }
-    };
-    Ok(Journal::new(config::levels(options)?, options.on(Setting::LogAsJson), out))
 }
 
 #[cfg(test)]

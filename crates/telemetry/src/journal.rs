@@ -1,18 +1,24 @@
-//! The node agent's own log: lines by scope, as text or JSON, on one writer.
+//! The node agent's own log: lines by scope, as text or JSON, on one writer, which has a thread of its own: no line is waited for.
 //!
 //! Scopes and their levels are those of the original: a level is set for a scope by name, or for all; a bare level is for the scope named
 //! `default` and for no other (I-5).
 
 mod repeats;
+mod writer;
 
 use std::fmt::{self, Display};
-use std::io::Write;
+use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::Level;
 use crate::line::{Label, Stamp, write_json, write_text};
 use repeats::Repeats;
+use writer::{Origin, Writer};
+
+/// Scope of the line that tells of lost ones.
+const OWN_SCOPE: &str = "log";
+const LOSS: &str = "log lines are lost: nobody read the log for a while, or it could not be written";
 
 /// Where lines go and which pass. Clones share the writer.
 #[derive(Clone)]
@@ -22,9 +28,16 @@ pub struct Journal {
 
 struct Shared {
     levels: Levels,
-    json: bool,
-    out: Mutex<Box<dyn Write + Send>>,
+    format: Format,
+    writer: Writer,
     repeats: Mutex<Repeats>,
+}
+
+/// How lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Text,
+    Json,
 }
 
 /// The lines of one scope.
@@ -101,10 +114,18 @@ impl Levels {
 // === impl Journal ===
 
 impl Journal {
-    /// Each line is one call of `write_all` on `out`.
-    pub fn new(levels: Levels, json: bool, out: impl Write + Send + 'static) -> Self {
-        let (out, repeats) = (Mutex::new(Box::new(out) as Box<_>), Mutex::default());
-        Self { shared: Arc::new(Shared { levels, json, out, repeats }) }
+    /// Each line is one call of `write` on `out`, which a thread of its own makes. A line that `out` does not take in time is lost, and counted.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub fn new(levels: Levels, json: bool, out: impl Write + Send + 'static) -> io::Result<Self> {
+        let format = if json { Format::Json } else { Format::Text };
+        let tell = move |lost| {
+            let now = Stamp::At(SystemTime::now());
+            format.line(OWN_SCOPE, Level::Warn, now, LOSS, &[("lines", &lost)])
+        };
+        let writer = Writer::start(out, Box::new(tell))?;
+        Ok(Self { shared: Arc::new(Shared { levels, format, writer, repeats: Mutex::default() }) })
     }
 
     /// The lines of a scope.
@@ -117,30 +138,31 @@ impl Journal {
         self.shared.levels.of(scope)
     }
 
-    fn line(
-        &self,
-        out: &mut Vec<u8>,
-        scope: &str,
-        level: Level,
-        time: Stamp<'_>,
-        msg: &str,
-        labels: &[Label<'_>],
-    ) {
-        if self.shared.json {
-            write_json(out, level, time, Some(scope), msg, b"", labels);
-        } else {
-            write_text(out, level, time, scope, msg, labels);
-        }
+    /// Lines that were lost so far because the log did not take them.
+    pub fn lost(&self) -> u64 {
+        self.shared.writer.lost()
+    }
+
+    /// Waits until everything is written, at most that long; whether it is.
+    pub fn finish(&self, limit: Duration) -> bool {
+        self.shared.writer.finish(limit)
     }
 
     fn repeats(&self) -> MutexGuard<'_, Repeats> {
         self.shared.repeats.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    /// Nobody is left to be told when the writer fails.
-    fn write(&self, lines: &[u8]) {
-        let mut out = self.shared.out.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = out.write_all(lines).and_then(|()| out.flush());
+// === impl Format ===
+
+impl Format {
+    fn line(self, scope: &str, level: Level, time: Stamp<'_>, msg: &str, labels: &[Label<'_>]) -> Vec<u8> {
+        let mut out = Vec::new();
+        match self {
+            Self::Json => write_json(&mut out, level, time, Some(scope), msg, b"", labels),
+            Self::Text => write_text(&mut out, level, time, scope, msg, labels),
+        }
+        out
     }
 }
 
@@ -197,9 +219,9 @@ impl Scope {
     }
 
     fn tell(&self, level: Level, msg: &str, labels: &[Label<'_>]) {
-        let mut out = Vec::new();
-        self.journal.line(&mut out, self.name, level, Stamp::At(SystemTime::now()), msg, labels);
-        self.journal.write(&out);
+        let shared = &self.journal.shared;
+        let line = shared.format.line(self.name, level, Stamp::At(SystemTime::now()), msg, labels);
+        shared.writer.write(line, 1, Origin::Own);
     }
 
     /// What these labels are about (a pod, a watch, a path; without any, the scope itself) is well: the next warning of it is told, whatever
@@ -208,22 +230,20 @@ impl Scope {
         self.journal.repeats().settle(self.name, labels);
     }
 
-    /// Lines that another process wrote, with its times and without anything in between (I-56).
-    pub fn relay(&self, lines: &[Relayed<'_>]) {
-        let mut out = Vec::new();
+    /// Lines that another process wrote, with its times and without anything in between (I-56). Gives the bytes that the log gets of them.
+    pub fn relay(&self, lines: &[Relayed<'_>]) -> usize {
+        let shared = &self.journal.shared;
+        let (mut text, mut count) = (Vec::new(), 0);
         for line in lines.iter().filter(|line| self.level.passes(line.level)) {
-            self.journal.line(
-                &mut out,
-                self.name,
-                line.level,
-                Stamp::Written(line.time),
-                line.msg.trim(),
-                line.labels,
-            );
+            let time = Stamp::Written(line.time);
+            text.extend(shared.format.line(self.name, line.level, time, line.msg.trim(), line.labels));
+            count += 1;
         }
-        if !out.is_empty() {
-            self.journal.write(&out);
+        let bytes = text.len();
+        if count > 0 {
+            shared.writer.write(text, count, Origin::Relayed);
         }
+        bytes
     }
 }
 

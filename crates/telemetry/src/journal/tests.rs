@@ -16,7 +16,9 @@ impl Write for Sink {
 
 fn written(levels: &str, json: bool, work: impl FnOnce(&Journal)) -> String {
     let sink = Sink::default();
-    work(&Journal::new(Levels::parse(levels).unwrap(), json, sink.clone()));
+    let journal = Journal::new(Levels::parse(levels).unwrap(), json, sink.clone()).unwrap();
+    work(&journal);
+    assert!(journal.finish(Duration::from_secs(20)));
     let bytes = sink.0.lock().unwrap().clone();
     String::from_utf8(bytes).unwrap()
 }

@@ -25,6 +25,7 @@ mod mesh_waiting;
 mod neighbours;
 mod socket;
 mod sources;
+mod stuck_log;
 mod surroundings;
 mod uninstall;
 mod upgrade;
