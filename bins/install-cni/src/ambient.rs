@@ -130,7 +130,8 @@ impl Ambient {
         let (told, counted) = (log.clone(), metrics.clone());
         let ztunnels = Ztunnels::new(members.clone(), move |event| ztunnel_event(&told, &counted, &event));
         let iptables_of_the_node = config.iptables().on_the_node();
-        let backends = Backends { iptables: config.iptables(), iptables_of_the_node, nftables: Nftables };
+        let iptables = config.iptables().locking(&run_dir);
+        let backends = Backends { iptables, iptables_of_the_node, nftables: Nftables };
         let ambient = Arc::new(Self {
             config: Arc::new(config),
             log,

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use facts::exchange::{EVENT_SOCKET_NAME, Holder, LOCK_NAME, NEXT_LOCK_NAME, SOCKET_NAME};
+use netns::LOCKS_NAME;
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
@@ -145,7 +146,7 @@ impl NodeLock {
 
     /// Removes the files, as the last thing that this agent does on a node that is to have none.
     pub(crate) fn remove(self) {
-        for name in [NEXT_LOCK_NAME, LOCK_NAME] {
+        for name in [LOCKS_NAME, NEXT_LOCK_NAME, LOCK_NAME] {
             let _ = std::fs::remove_file(self.dir.join(name));
         }
     }

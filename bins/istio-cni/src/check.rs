@@ -19,11 +19,9 @@ use crate::job::Job;
 use crate::progress::Phase;
 use crate::within::{Unfinished, within};
 
-/// How long a CHECK waits for others in all: for another call in the same namespace and, where there is no record, for the pod's facts. A runtime
-/// checks all pods of the node one by one at its start. With the time for the report it is a second.
+/// How long a CHECK waits for the pod's facts, where there is no record. A runtime checks all pods of the node one by one at its start. With
+/// the time for the report it is a second.
 const PATIENCE: Duration = Duration::from_millis(800);
-/// The part of it that another call in the same namespace may take. A process of the pod can hold that lock for ever.
-const LOCK_PATIENCE: Duration = Duration::from_millis(250);
 /// How long a CHECK may take in all. What takes longer is a kernel or a program that hangs.
 const LIMIT: Duration = Duration::from_secs(5);
 /// How often it looks again where the record changes meanwhile.
@@ -55,18 +53,12 @@ impl Job {
             Err(failure) => return unknown(&failure),
         };
         let end = Instant::now() + PATIENCE;
-        let lock = match self.lock(&netns, LOCK_PATIENCE) {
-            Ok(lock) => lock,
-            Err(failure) => return unknown(&failure),
-        };
         let mut before: Option<Applied> = None;
         for _ in 0..TRIES {
             let Some(applied) = self.recorded(&netns) else {
-                // An ADD must not wait for what only this call waits for.
-                drop(lock);
                 return self.check_by_facts(end.saturating_duration_since(Instant::now()));
             };
-            // Whoever writes another plan here meanwhile does so without the lock, which a process of the pod can hold.
+            // A look takes no lock, so another call may be putting another plan in place.
             if before.as_ref() == Some(&applied) {
                 break;
             }

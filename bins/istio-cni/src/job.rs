@@ -2,14 +2,14 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use capture::annotations::{EnvironmentError, NodeSettings};
 use capture::select::{Eligibility, Selectors};
 use capture::{Decision, Facts, Pod, PodId, Scope, Settings, Skip};
 use cni::{CniResult, PluginConf, Request};
 use kernel::{Applied, Change, Choice, Difference, Kernel, route};
-use netns::{Inside, Lock, Netns};
+use netns::{Inside, Netns};
 use ruleset::{Backend, Plan};
 use telemetry::Logger;
 
@@ -19,10 +19,6 @@ use crate::plugin::Backends;
 use crate::progress::{Phase, Progress};
 use crate::sources::{Found, Sources, run_dir};
 use crate::{check, groups, plugin};
-
-/// How long an ADD waits for another one that works in the same namespace. Two calls for one pod are rare (a second interface); a
-/// usual one takes milliseconds.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A call for one pod. It owns what it works with, because the thread that works is left behind when the time is over.
 pub(crate) struct Job {
@@ -104,8 +100,6 @@ impl Job {
             Way::Sidecar(settings) => settings,
             Way::Ambient { abandoned } => return self.hand_over(&target.netns, abandoned),
         };
-        self.progress.wait_for("another call that works in the pod's network namespace");
-        let _lock = self.lock(&target.netns, LOCK_TIMEOUT)?;
         self.progress.wait_for("the kernel to take the rules");
         let applied = target.netns.enter(|inside| self.apply(inside, &settings))??;
         let apply_ms = self.progress.ended(Phase::Apply);
@@ -113,7 +107,7 @@ impl Job {
         Ok(Added::Captured)
     }
 
-    /// The agent may come and go, so this takes no lock: it takes the pod, or the call fails and the runtime makes another.
+    /// The agent takes the pod, or the call fails and the runtime makes another.
     fn hand_over(&self, netns: &Netns, abandoned: bool) -> Result<Added, Failure> {
         self.progress.wait_for("the node agent to take the pod into the mesh");
         let pod = Announcement { conf: &self.conf, id: &self.id, netns, result: &self.result };
@@ -140,19 +134,6 @@ impl Job {
             excluded_namespaces: self.conf.exclude_namespaces.clone(),
         };
         capture::decide_by_id(&self.id, &scope)
-    }
-
-    /// Waits for another call in the same namespace. A process of the pod can hold the lock too, so it must never be more than a
-    /// delay: setups are complete in themselves, and the lock only keeps two of them from doing the same work.
-    pub(crate) fn lock(&self, netns: &Netns, timeout: Duration) -> Result<Option<Lock>, Failure> {
-        match netns.lock(timeout) {
-            Ok(lock) => Ok(Some(lock)),
-            Err(error @ netns::Error::Locked { .. }) => {
-                self.log.warn(&format!("{}; going on without it", kernel::chain_text(&error)), &[]);
-                Ok(None)
-            }
-            Err(error) => Err(error.into()),
-        }
     }
 
     /// The decision; nothing for a pod that is left alone.

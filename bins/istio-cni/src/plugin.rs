@@ -39,6 +39,7 @@ pub(crate) struct IstioCni<'a> {
     /// What the running call is about, as soon as that is known.
     call_log: Option<Logger>,
     backends: Arc<Backends>,
+    supervisor: Supervisor,
     progress: Arc<Progress>,
     watcher: Watcher,
     /// What says that this program was uninstalled and stays for the DELs of pods from before.
@@ -54,11 +55,10 @@ impl Backends {
 impl<'a> IstioCni<'a> {
     /// `started` is when the process began.
     pub(crate) fn new(log: &'a Logger, supervisor: Supervisor, watcher: Watcher, started: Instant) -> Self {
-        let iptables = Iptables::new().supervised(supervisor);
-        let backends = Arc::new(Backends { iptables, nftables: Nftables });
+        let backends = Arc::new(Backends { iptables: Iptables::new(), nftables: Nftables });
         let progress = Arc::new(Progress::new(started));
         let left_over = Mark::of_this_program().filter(Mark::is_set);
-        Self { log, call_log: None, backends, progress, watcher, left_over }
+        Self { log, call_log: None, backends, supervisor, progress, watcher, left_over }
     }
 
     /// The configuration; from here on lines reach the file and the node agent.
@@ -171,6 +171,12 @@ impl Plugin for IstioCni<'_> {
         }
         let conf = self.configure(request)?;
         let result = request.passthrough()?;
+        let iptables = Iptables::new().supervised(self.supervisor);
+        let iptables = match run_dir(&conf) {
+            Some(run_dir) => iptables.locking(run_dir),
+            None => iptables,
+        };
+        self.backends = Arc::new(Backends { iptables, nftables: Nftables });
         let job = self.job(request, &conf, &log)?;
         let pod = job.pod_text();
         let (outcome, failure) = self.add_pod(job, &log);

@@ -5,22 +5,19 @@ use std::io::Write as _;
 use std::net::IpAddr;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use capture::plan::{NoAddress, detect_ipv6};
 use kernel::iptables::Supervisor;
 use netns::{Inside, Netns};
 use telemetry::{Level, Logger};
 
-use crate::config::{self, Config, Job, Probe};
+use crate::config::{self, Config, Probe};
 use crate::options::{self, Options, Setting};
 use crate::{apply, validate};
 
 /// What the repair controller looks for in the state of the validation container.
 const VALIDATION_FAILED: u8 = 126;
 const FAILED: u8 = 1;
-/// How long another program that works on the same namespace's rules is waited for.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Why the program ends with another code than 0.
 #[derive(Debug, thiserror::Error)]
@@ -72,24 +69,15 @@ fn stages(options: &Options, supervisor: Supervisor, log: &Logger) -> Result<(),
     match &config.namespace {
         Some(path) => {
             let netns = Netns::open(path)?;
-            netns.enter(|inside| work(&config, &netns, inside, supervisor, log))?
+            netns.enter(|inside| work(&config, inside, supervisor, log))?
         }
-        None => work(&config, &Netns::current()?, &Inside::of_calling_thread()?, supervisor, log),
+        None => work(&config, &Inside::of_calling_thread()?, supervisor, log),
     }
 }
 
-fn work(
-    config: &Config,
-    netns: &Netns,
-    inside: &Inside,
-    supervisor: Supervisor,
-    log: &Logger,
-) -> Result<(), Error> {
+fn work(config: &Config, inside: &Inside, supervisor: Supervisor, log: &Logger) -> Result<(), Error> {
     let addresses = kernel::route::addresses(inside).map_err(|e| Error::Addresses(e.into()))?;
-    let changes = !config.dry_run && !matches!(config.job, Job::Skip { .. });
-    let lock = changes.then(|| netns.lock(LOCK_TIMEOUT)).transpose()?;
     let text = apply::run(config, inside, &addresses, supervisor, log)?;
-    drop(lock);
     std::io::stdout().write_all(text.as_bytes()).map_err(Error::Stdout)?;
     match config.probe {
         Some(probe) => check(config, probe, &addresses, log),

@@ -1,4 +1,4 @@
-//! Sets a namespace up again and again, to be killed by a test while it does: `iptables_setup NAMESPACE legacy|nft [no-ipv6]`.
+//! Sets a namespace up again and again, to be killed by a test while it does: `RUN_DIR=… iptables_setup NAMESPACE legacy|nft [no-ipv6]`.
 
 #[path = "../tests/iptables/support.rs"]
 mod support;
@@ -13,7 +13,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Err("usage: iptables_setup NAMESPACE legacy|nft [no-ipv6]".into());
     };
     let variant = if variant == "legacy" { Variant::Legacy } else { Variant::Nft };
-    let iptables = Iptables::forced(variant).supervised(supervisor);
+    let run_dir = std::env::var_os("RUN_DIR").ok_or("RUN_DIR is not set")?;
+    let iptables = Iptables::forced(variant).supervised(supervisor).locking(run_dir.as_ref());
     let change = netns::Netns::open(path)?
         .enter(|inside| iptables.setup(inside, &support::sidecar(rest.is_empty())))??;
     println!("{change:?} {:?}", iptables.take_warnings());

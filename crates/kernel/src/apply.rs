@@ -179,7 +179,13 @@ impl Kernel<'_> {
         for step in &plan.steps {
             match step {
                 Step::Replace(ruleset) => {
-                    applied.rules = self.store(plan.backend).setup(inside, ruleset)?;
+                    let store = self.store(plan.backend);
+                    applied.rules = store.setup(inside, ruleset).inspect_err(|_| {
+                        // Rules that are in force, those of another call at the same time among them, need the routing.
+                        if store.exists(inside, ruleset).unwrap_or(true) {
+                            done.steps.clear();
+                        }
+                    })?;
                     match self.clear_other(inside, plan.backend, ruleset) {
                         Ok(moved) => applied.moved = moved,
                         Err(error) => applied.warning = Some(crate::chain_text(&error)),

@@ -18,11 +18,11 @@
 //! The caller may be killed at any time. A single run of iptables-restore has all its input in a memory file and its own process
 //! group, so it finishes by itself. Several runs are done by a supervisor, this same program in another session
 //! ([`run_supervisor_if_asked`]), which finishes or takes back alone. What the killing of both leaves is repaired by the next
-//! setup. The next caller waits while something from before is at work: an abstract socket address in
-//! the namespace is held by whatever is.
+//! setup. Two that change the rules of one namespace take turns by a [`netns::Lock`], which whatever is at
+//! work holds, a supervisor and a program from before included ([`Iptables::locking`]). Looking takes no lock.
 //!
-//! The caller must hold [`netns::Netns::lock`]: the lock of iptables itself is private to each call, so that the host's is never
-//! waited for, except in the node's own namespace ([`Iptables::on_the_node`]).
+//! The lock of iptables itself is private to each call, so that the host's is never waited for, except in the node's own namespace
+//! ([`Iptables::on_the_node`]).
 //!
 //! A table is never without rules, so nothing has to stop traffic while they are replaced, as upstream's guardrails do (PR-52).
 //!
@@ -40,7 +40,6 @@ mod private;
 mod probe;
 mod program;
 mod saved;
-mod sign;
 mod supervisor;
 #[cfg(test)]
 mod tests;
@@ -48,11 +47,11 @@ mod wire;
 mod work;
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use netns::Inside;
+use netns::{Inside, Lock};
 use ruleset::{Family, Ruleset, listed};
 
 pub use error::{Cause, Error, Failure};
@@ -69,7 +68,7 @@ use work::{Work, end_of_links, may_hold_ours};
 /// The longest that one program may run, if nothing else is said; R-50 lets it wait as long for a lock.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a setup waits for one before it that is still at work.
-const SIGN_TIMEOUT: Duration = Duration::from_secs(10);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 const VARIANTS: [Variant; 2] = [Variant::Legacy, Variant::Nft];
 
@@ -80,6 +79,7 @@ pub struct Iptables {
     search: Search,
     timeout: Duration,
     supervisor: Option<Supervisor>,
+    run_dir: Option<PathBuf>,
     node: bool,
     warnings: Mutex<Vec<String>>,
 }
@@ -116,6 +116,7 @@ impl Iptables {
             search: Search::from_environment(),
             timeout: TIMEOUT,
             supervisor: None,
+            run_dir: None,
             node: false,
             warnings: Mutex::default(),
         }
@@ -145,6 +146,13 @@ impl Iptables {
         Self { supervisor: Some(supervisor), ..self }
     }
 
+    /// Lets changes of one namespace take turns, by the locks in this run directory. Without it, two at the same time may take back what the
+    /// other has done.
+    #[must_use]
+    pub fn locking(self, run_dir: &Path) -> Self {
+        Self { run_dir: Some(run_dir.to_owned()), ..self }
+    }
+
     /// For the node's own namespace, where others change rules at the same time: legacy programs take the node's lock, because they
     /// write whole tables, and would undo what another does meanwhile.
     #[must_use]
@@ -167,26 +175,30 @@ impl Iptables {
         Surroundings { environment, timeout: self.timeout, ..Surroundings::default() }
     }
 
-    /// Waits for whoever was at work here before, and keeps others waiting while the result is held.
-    fn sign(&self) -> Option<OwnedFd> {
-        let taken = sign::take(SIGN_TIMEOUT);
-        match &taken {
-            Ok(Some(_)) => {}
-            Ok(None) => self.warn(format!(
-                "somebody else has been at work on this namespace's iptables rules for {} s; going on",
-                SIGN_TIMEOUT.as_secs()
-            )),
-            Err(e) => self.warn(format!("cannot show others that iptables is at work here: {e}")),
+    /// Waits for whoever is at work in this namespace, and keeps others waiting while the result is held.
+    fn lock(&self, inside: &Inside) -> Option<Lock> {
+        match Lock::take(self.run_dir.as_deref()?, inside.id(), LOCK_TIMEOUT) {
+            Ok(Some(lock)) => Some(lock),
+            Ok(None) => {
+                self.warn(format!(
+                    "another process has been at work on this namespace's iptables rules for {} s; going on",
+                    LOCK_TIMEOUT.as_secs()
+                ));
+                None
+            }
+            Err(error) => {
+                self.warn(format!("others may change the same iptables rules meanwhile: {error}"));
+                None
+            }
         }
-        taken.ok().flatten()
     }
 
-    fn run(&self, runs: Vec<Run>, sign: Option<&OwnedFd>) -> Result<Option<(usize, Failure)>, Error> {
+    fn run(&self, runs: Vec<Run>, lock: Option<&Lock>) -> Result<Option<(usize, Failure)>, Error> {
         let job = Job { timeout: self.timeout, path: self.search.joined(), node: self.node, runs };
         let report = match self.supervisor {
-            Some(_) if job.runs.len() > 1 => supervisor::delegate(&job, sign)?,
-            _ if job.hides_files() => on_a_thread(&job, sign)?,
-            _ => job.execute(clone_sign(sign)?),
+            Some(_) if job.runs.len() > 1 => supervisor::delegate(&job, lock)?,
+            _ if job.hides_files() => on_a_thread(&job, lock)?,
+            _ => job.execute(share(lock)?),
         };
         for warning in report.warnings {
             self.warn(warning);
@@ -195,7 +207,7 @@ impl Iptables {
     }
 
     /// Does what the works ask for.
-    fn apply(&self, works: &[Work<'_>], sign: Option<&OwnedFd>) -> Result<Outcome, Error> {
+    fn apply(&self, works: &[Work<'_>], lock: Option<&Lock>) -> Result<Outcome, Error> {
         let mut runs = Vec::new();
         let mut of = Vec::new();
         for work in works {
@@ -215,7 +227,7 @@ impl Iptables {
         if runs.is_empty() {
             return Ok(Outcome::Equal);
         }
-        let Some((number, failure)) = self.run(runs, sign)? else {
+        let Some((number, failure)) = self.run(runs, lock)? else {
             return Ok(Outcome::Done);
         };
         // Where the variant has tables it works, and the other one would not be looked at next time. A program that hangs would
@@ -228,8 +240,8 @@ impl Iptables {
         Ok(Outcome::Failed { failure, instead_of: tried.filter(|_| another) })
     }
 
-    fn try_setup(&self, ruleset: &Ruleset) -> Result<Change, Error> {
-        let sign = self.sign();
+    fn try_setup(&self, inside: &Inside, ruleset: &Ruleset) -> Result<Change, Error> {
+        let lock = self.lock(inside);
         let mut failed: Vec<(Family, PathBuf)> = Vec::new();
         let mut last: Option<Failure> = None;
         loop {
@@ -243,7 +255,7 @@ impl Iptables {
                 (Err(e), None) => return Err(e),
             };
             let held = works.iter().any(|work| work.side.holds_ours());
-            match self.apply(&works, sign.as_ref())? {
+            match self.apply(&works, lock.as_ref())? {
                 Outcome::Equal => return Ok(Change::None),
                 Outcome::Done => return Ok(if held { Change::Replaced } else { Change::Fresh }),
                 Outcome::Failed { failure, instead_of: None } => return Err(failure.into()),
@@ -255,8 +267,8 @@ impl Iptables {
         }
     }
 
-    fn try_cleanup(&self, ruleset: &Ruleset) -> Result<Change, Error> {
-        let sign = self.sign();
+    fn try_cleanup(&self, inside: &Inside, ruleset: &Ruleset) -> Result<Change, Error> {
+        let lock = self.lock(inside);
         let mut works = Vec::new();
         for family in FAMILIES {
             let present = Present::ask(family)?;
@@ -264,7 +276,7 @@ impl Iptables {
                 works.extend(self.left_over_if_known(ruleset, family, &present, variant)?);
             }
         }
-        match self.apply(&works, sign.as_ref())? {
+        match self.apply(&works, lock.as_ref())? {
             Outcome::Equal => Ok(Change::None),
             Outcome::Done => Ok(Change::Fresh),
             Outcome::Failed { failure, .. } => Err(failure.into()),
@@ -306,12 +318,12 @@ impl Iptables {
 /// A rule that is in a chain of others, and no chain of ours in the same table, is found only where the table has a chain of
 /// ours too: [`RuleStore::exists`] and [`RuleStore::cleanup`] look for chains first. The rulesets of this project have none such.
 impl RuleStore for Iptables {
-    fn setup(&self, _inside: &Inside, ruleset: &Ruleset) -> Result<Change, crate::Error> {
-        Ok(self.try_setup(ruleset)?)
+    fn setup(&self, inside: &Inside, ruleset: &Ruleset) -> Result<Change, crate::Error> {
+        Ok(self.try_setup(inside, ruleset)?)
     }
 
-    fn cleanup(&self, _inside: &Inside, ruleset: &Ruleset) -> Result<Change, crate::Error> {
-        Ok(self.try_cleanup(ruleset)?)
+    fn cleanup(&self, inside: &Inside, ruleset: &Ruleset) -> Result<Change, crate::Error> {
+        Ok(self.try_cleanup(inside, ruleset)?)
     }
 
     fn exists(&self, _inside: &Inside, ruleset: &Ruleset) -> Result<bool, crate::Error> {
@@ -354,19 +366,19 @@ impl RuleStore for Iptables {
 }
 
 /// A new thread is in the namespaces of the one that makes it; what it changes about its own ends with it.
-fn on_a_thread(job: &Job, sign: Option<&OwnedFd>) -> Result<Report, Error> {
+fn on_a_thread(job: &Job, lock: Option<&Lock>) -> Result<Report, Error> {
     let failed = |e: std::io::Error| Error::Supervisor { cause: e.to_string() };
-    let sign = clone_sign(sign)?;
+    let lock = share(lock)?;
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new()
             .name("iptables".to_owned())
-            .spawn_scoped(scope, || job.execute(sign))
+            .spawn_scoped(scope, || job.execute(lock))
             .map_err(failed)?;
         Ok(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })
 }
 
-fn clone_sign(sign: Option<&OwnedFd>) -> Result<Option<OwnedFd>, Error> {
-    let cloned = sign.map(OwnedFd::try_clone).transpose();
-    cloned.map_err(|e| Error::Supervisor { cause: e.to_string() })
+fn share(lock: Option<&Lock>) -> Result<Option<OwnedFd>, Error> {
+    let shared = lock.map(Lock::share).transpose();
+    shared.map_err(|e| Error::Supervisor { cause: e.to_string() })
 }

@@ -22,11 +22,11 @@ fn example() -> PathBuf {
 
 fn start(ns: &Ns, variant: Variant, rest: &[&str]) -> Child {
     let mut command = Command::new(example());
-    command.arg(ns.path()).arg(variant.to_string()).args(rest);
+    command.arg(ns.path()).arg(variant.to_string()).args(rest).env("RUN_DIR", ns.run_dir());
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// Processes that have a descriptor of the namespace's sign, or are inside it.
+/// Processes inside the namespace.
 fn busy(ns: &Ns) -> bool {
     !support::sh(&format!("ip netns pids {}", ns.path().file_name().unwrap().to_string_lossy())).is_empty()
 }
@@ -62,7 +62,8 @@ impl Gate {
     fn start(&self, ns: &Ns, variant: Variant, rest: &[&str]) -> Child {
         let path = format!("{}:{}", self.0.path().display(), std::env::var("PATH").unwrap());
         let mut command = Command::new(example());
-        command.arg(ns.path()).arg(variant.to_string()).args(rest).env("PATH", path);
+        command.arg(ns.path()).arg(variant.to_string()).args(rest);
+        command.env("PATH", path).env("RUN_DIR", ns.run_dir());
         command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     }
 
@@ -87,7 +88,8 @@ fn killed_at(ns: &Ns, follow: &str, calls: &str, number: u32, rest: &[&str]) -> 
     }
     strace.args(["-qq", "-o", "/dev/null", "-e", &format!("trace={calls}")]);
     strace.args(["-e", &format!("inject={calls}:signal=KILL:when={number}")]);
-    let output = strace.arg(example()).arg(ns.path()).args(rest).output().unwrap();
+    let output =
+        strace.arg(example()).arg(ns.path()).args(rest).env("RUN_DIR", ns.run_dir()).output().unwrap();
     !output.status.success()
 }
 
@@ -112,7 +114,7 @@ fn all_after_a_kill(ns: &Ns, variant: Variant, ipv6: bool, at: &str) -> bool {
 }
 
 fn complete(ns: &Ns, variant: Variant, ipv6: bool, at: &str) {
-    let (ruleset, iptables) = (sidecar(ipv6), Iptables::forced(variant));
+    let (ruleset, iptables) = (sidecar(ipv6), Iptables::forced(variant).locking(ns.run_dir()));
     let change = ns.enter(|inside| iptables.setup(inside, &ruleset)).unwrap();
     assert_ne!(change, Change::Replaced, "{at}: there was a part");
     assert_eq!(ns.enter(|inside| iptables.observe(inside, &ruleset)).unwrap(), [], "{at}");

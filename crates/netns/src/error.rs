@@ -2,7 +2,6 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use crate::NetnsId;
 
@@ -55,30 +54,6 @@ pub enum Error {
         expected: NetnsId,
         /// Where the thread is.
         found: NetnsId,
-    },
-    /// `flock(2)` on the namespace failed for another reason than being held.
-    #[error("cannot lock netns {path:?} ({id})")]
-    Lock {
-        /// The namespace.
-        path: PathBuf,
-        /// Its identity.
-        id: NetnsId,
-        /// From `open(2)` or `flock(2)`.
-        source: io::Error,
-    },
-    /// Another process or thread held the lock for the whole time.
-    #[error(
-        "netns {path:?} ({id}) is still locked by another process after {} ms (look for a hanging CNI call of the \
-         same pod; `lslocks -o PID,COMMAND,INODE` shows the holder)",
-        waited.as_millis()
-    )]
-    Locked {
-        /// The namespace.
-        path: PathBuf,
-        /// Its identity.
-        id: NetnsId,
-        /// How long the caller waited.
-        waited: Duration,
     },
 }
 

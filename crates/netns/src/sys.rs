@@ -83,10 +83,24 @@ pub(crate) fn id_of_this_thread() -> io::Result<NetnsId> {
     Ok(id_from(&stat(OF_THIS_THREAD)?))
 }
 
-/// A second open file description of the same namespace.
-pub(crate) fn reopen(fd: &OwnedFd) -> io::Result<OwnedFd> {
-    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    Ok(open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+/// Takes one byte of a file for an open file description; `false` if another one has it (`F_OFD_SETLK`, since Linux 3.15).
+#[allow(unsafe_code)]
+pub(crate) fn lock_byte(file: &OwnedFd, offset: u64) -> io::Result<bool> {
+    // SAFETY: the structure is plain numbers, for which zeros are values.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = libc::F_WRLCK as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    // The kernel numbers namespaces with 32 bits.
+    lock.l_start = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+    lock.l_len = 1;
+    // SAFETY: the descriptor is open, and the kernel reads the structure during the call only.
+    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } {
+        -1 => match Errno::from_io_error(&io::Error::last_os_error()) {
+            Some(Errno::AGAIN | Errno::ACCESS | Errno::INTR) => Ok(false),
+            _ => Err(io::Error::last_os_error()),
+        },
+        _ => Ok(true),
+    }
 }
 
 // The widths of these fields differ between architectures; the values are non-negative and fit.

@@ -4,7 +4,6 @@ use std::collections::HashSet;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use netns::{Error, Host, Inside, Netns, NetnsId, OpenCause};
@@ -65,8 +64,7 @@ fn a_mounted_name_opens_until_it_is_deleted() {
     let netns = Netns::open(&path).unwrap();
     assert_eq!(netns.path(), path);
     assert_eq!(netns.enter(|_| interfaces()).unwrap(), ["lo"]);
-    let _held = netns.lock(Duration::ZERO).unwrap();
-    assert!(Netns::open(&path).unwrap().lock(Duration::ZERO).is_err());
+    assert_eq!(Netns::open(&path).unwrap().id(), netns.id());
     drop(named);
     assert!(Netns::open(&path).unwrap_err().is_missing());
     assert!(matches!(netns.enter(|inside| inside.id()), Ok(id) if id == netns.id()));
@@ -189,70 +187,6 @@ fn a_program_started_inside_is_inside() {
     let pod = TestNetns::new().unwrap();
     let output = pod.netns().enter(|_| Command::new("readlink").arg("/proc/self/ns/net").output()).unwrap();
     assert_eq!(String::from_utf8(output.unwrap().stdout).unwrap().trim(), pod.netns().id().to_string());
-}
-
-#[test]
-fn the_lock_excludes_a_second_holder_in_the_same_process() {
-    let pod = TestNetns::new().unwrap();
-    let (one, two) = (Netns::open(pod.path()).unwrap(), Netns::open(pod.path()).unwrap());
-    let held = one.lock(Duration::ZERO).unwrap();
-    for again in [&one, &two] {
-        let start = Instant::now();
-        let error = again.lock(Duration::from_millis(50)).unwrap_err();
-        let waited = start.elapsed();
-        assert!(waited >= Duration::from_millis(50) && waited < Duration::from_secs(2), "{waited:?}");
-        let text = error.to_string();
-        assert!(matches!(error, Error::Locked { .. }));
-        let names = text.contains(&format!("{:?}", pod.path())) && text.contains(&one.id().to_string());
-        assert!(
-            names && text.contains("still locked by another process after") && text.contains(" ms"),
-            "{text}"
-        );
-    }
-    let other = TestNetns::new().unwrap();
-    let _free = other.netns().lock(Duration::ZERO).unwrap();
-    drop(held);
-    let _mine = two.lock(Duration::ZERO).unwrap();
-}
-
-#[test]
-fn the_lock_excludes_another_process_and_ends_with_it() {
-    let pod = TestNetns::new().unwrap();
-    let held = pod.netns().lock(Duration::ZERO).unwrap();
-    let other =
-        |what: &str| Command::new("flock").arg("-n").arg(pod.path()).args(["echo", what]).output().unwrap();
-    assert_eq!(other("while held").status.code(), Some(1), "flock(1) says 1 when the lock is held");
-    drop(held);
-    assert_eq!(String::from_utf8(other("free").stdout).unwrap(), "free\n");
-
-    let mut holder = std::process::Command::new("flock");
-    holder.arg("--no-fork").arg(pod.path()).args(["sleep", "60"]);
-    let holder = testkit::Process::new(holder.spawn().unwrap());
-    let locked = || pod.netns().lock(Duration::ZERO).is_err();
-    assert!((0..200).any(|_| locked() || {
-        std::thread::sleep(Duration::from_millis(10));
-        false
-    }));
-    drop(holder);
-    let _mine = pod.netns().lock(Duration::from_secs(2)).unwrap();
-}
-
-#[test]
-fn a_waiter_gets_the_lock_when_the_holder_lets_go() {
-    let pod = TestNetns::new().unwrap();
-    let held = pod.netns().lock(Duration::ZERO).unwrap();
-    let (waiting, is_waiting) = mpsc::channel();
-    std::thread::scope(|scope| {
-        let waiter = scope.spawn(|| {
-            waiting.send(()).unwrap();
-            pod.netns().lock(Duration::from_secs(5)).map(drop)
-        });
-        is_waiting.recv().unwrap();
-        std::thread::sleep(Duration::from_millis(30));
-        assert!(!waiter.is_finished());
-        drop(held);
-        waiter.join().unwrap().unwrap();
-    });
 }
 
 /// AA-80, AA-83: the node's namespace is opened as any other, and what runs in it is in it.

@@ -8,6 +8,7 @@ use cni::conflist::PluginEntry;
 use facts::exchange::{AMBIENT_DIR, FACTS_DIR, LOCK_NAME, NEXT_LOCK_NAME, PLUGIN_TIMES_NAME, UNCAPTURED_DIR};
 use install::{Done, Mode, Options, ProgramAtEnd};
 use leftover::Results;
+use netns::LOCKS_NAME;
 use rustix::io::Errno;
 use serde::Serialize;
 
@@ -160,7 +161,15 @@ impl UninstallArgs {
     fn leftovers(&self, places: &Places) -> Vec<PathBuf> {
         let run_dir = &places.run_dir;
         let mut paths = agent::socket_paths(run_dir).to_vec();
-        let names = [FACTS_DIR, UNCAPTURED_DIR, applied::DIR, PLUGIN_TIMES_NAME, LOCK_NAME, NEXT_LOCK_NAME];
+        let names = [
+            FACTS_DIR,
+            UNCAPTURED_DIR,
+            applied::DIR,
+            PLUGIN_TIMES_NAME,
+            LOCKS_NAME,
+            LOCK_NAME,
+            NEXT_LOCK_NAME,
+        ];
         paths.extend(names.map(|name| run_dir.join(name)));
         if self.purge {
             let names =

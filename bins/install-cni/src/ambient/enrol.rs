@@ -24,10 +24,6 @@ use super::members::{Look, Member, State};
 use super::spare::{Spared, Sparing};
 use crate::serve::Descriptor;
 
-/// How long is waited for another program that works in the same namespace; a process of the pod can hold the lock too, so the work goes
-/// on without it afterwards.
-pub(super) const LOCK_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(1);
-
 /// A step of the way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
@@ -240,7 +236,6 @@ impl Ambient {
         let (evidence, subject) = (self.evidence.clone(), Subject::of(member));
         let proc_root = self.config.proc_root();
         let applied = self.in_kernel(move || -> Result<_, Failure> {
-            let _lock = netns.lock(LOCK_TIMEOUT).ok();
             let apply = |inside: &netns::Inside| {
                 let plan = plan_pod(&node, &options, backend);
                 let choice = kernel::Choice::Only(backend);

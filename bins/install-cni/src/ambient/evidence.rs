@@ -1,6 +1,6 @@
 //! What was applied to each pod's namespace, kept in the run directory for the plugin's CHECK (crate `applied`).
 //!
-//! A record is written with the rules, under the namespace's lock, and removed before they go. It is evidence and nothing else: no step of
+//! A record is written with the rules, in the pod's turn, and removed before they go. It is evidence and nothing else: no step of
 //! a pod's way depends on it.
 
 use std::collections::HashMap;

@@ -14,7 +14,7 @@ use netns::find::Missing;
 use super::Ambient;
 use super::desired::{self, REDIRECTION};
 use super::drain::{self, Wait};
-use super::enrol::{LOCK_TIMEOUT, pod_text};
+use super::enrol::pod_text;
 use super::failpoint;
 use super::failure::Failure;
 use super::members::{Member, State};
@@ -211,7 +211,6 @@ impl Ambient {
         let known = member.ruled || member.draining.is_some();
         let evidence = self.evidence.clone();
         let drained = self.in_kernel(move || -> Result<bool, Failure> {
-            let _lock = netns.lock(LOCK_TIMEOUT).ok();
             // A CHECK of a pod that is out compares with nothing. What cannot be forgotten now is with the rest of the rules.
             let _ = evidence.forget(netns.id());
             let drain = |inside: &Inside| -> Result<bool, kernel::Error> {
@@ -315,7 +314,6 @@ impl Ambient {
         let (kernel, backend) = (self.backends.clone(), self.host()?.backend());
         let evidence = self.evidence.clone();
         let removed = self.in_kernel(move || -> Result<(), Failure> {
-            let _lock = netns.lock(LOCK_TIMEOUT).ok();
             // What cannot be forgotten now is when the namespace is no member's any more.
             let _ = evidence.forget(netns.id());
             let everything = plan_of_everything(backend);

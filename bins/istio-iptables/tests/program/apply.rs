@@ -1,6 +1,8 @@
 //! Applying: complete, once, repaired, moved, by either backend.
 
+use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use testkit::rules::{Comments, Family, Variant};
@@ -104,6 +106,48 @@ fn the_capabilities_of_an_init_container_are_enough() -> Result<()> {
         program.succeed(&pod, &args)?.line("rules and routing are in place already")?;
     }
     Ok(())
+}
+
+/// The namespace's own file, which everybody can open, and the lock of iptables, also where nothing can be mounted over it.
+#[test]
+fn locks_of_others_delay_nothing() -> Result<()> {
+    let program = Program::new()?;
+    let xtables = tempfile::NamedTempFile::new()?;
+    rustix::fs::flock(xtables.as_file(), rustix::fs::FlockOperation::LockExclusive)?;
+    let legacy = ["--native-nftables=false", "--force-iptables-binary=legacy"];
+    for backend in [&legacy[..], &BACKENDS[..1], &BACKENDS[1..]] {
+        for in_init_container in [false, true] {
+            let pod = Pod::new(Families::V4)?;
+            let mut unprivileged = Command::new("setpriv");
+            unprivileged.args(["--reuid", "1000", "--regid", "1000", "--clear-groups"]);
+            unprivileged.args(["flock", "/proc/self/ns/net", "sleep", "120"]);
+            let _netns = pod.spawn(&mut unprivileged)?;
+            let mut tries = 0..500;
+            while pod.run(Command::new("flock").args(["-n", "/proc/self/ns/net", "true"])).is_ok() {
+                ensure!(tries.next().is_some(), "the process holds no lock");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            let args = [&everything("REDIRECT", "--dual-stack=false", Families::V4)[..], backend].concat();
+            let plain = match in_init_container {
+                true => program.command_in_init_container(&args),
+                false => program.command(&args),
+            };
+            let began = Instant::now();
+            let run = Run::of(&pod, &mut with_xtables_lock(xtables.path(), &plain))?;
+            ensure!(run.code == Some(0), "{args:?}: {run:?}");
+            // Each wait was 30 s.
+            ensure!(began.elapsed() < Duration::from_secs(20), "{args:?}: {:?}", began.elapsed());
+        }
+    }
+    Ok(())
+}
+
+/// The command where this file is the lock of iptables, so that no other test waits for it.
+fn with_xtables_lock(file: &Path, command: &Command) -> Command {
+    let mut around = Command::new("unshare");
+    let mount = "touch /run/xtables.lock && mount --bind \"$0\" /run/xtables.lock && exec \"$@\"";
+    around.args(["--mount", "sh", "-c", mount]).arg(file).arg(command.get_program()).args(command.get_args());
+    around
 }
 
 #[test]

@@ -32,8 +32,8 @@ pub(super) struct Surroundings {
     pub(super) environment: Vec<(String, String)>,
     /// The user namespace that the child joins before it starts the program.
     pub(super) user_namespace: Option<OwnedFd>,
-    /// Held open by the child: the sign that somebody is at work in this namespace.
-    pub(super) sign: Option<OwnedFd>,
+    /// Held open by the child: the namespace is locked while it is at work.
+    pub(super) lock: Option<OwnedFd>,
     /// The longest that a run may take.
     pub(super) timeout: Duration,
 }
@@ -71,9 +71,9 @@ pub(super) fn run(
     command.args(arguments).env_clear().envs(around.environment.iter().map(|(k, v)| (k, v)));
     // A signal to the caller's process group must not end the program half-way.
     command.process_group(0).stderr(stderr.try_clone().map_err(start)?);
-    match (input, &around.sign) {
-        // iptables-restore prints nothing; its output descriptor carries the sign.
-        (Some(_), Some(sign)) => command.stdout(sign.try_clone().map_err(start)?),
+    match (input, &around.lock) {
+        // iptables-restore prints nothing; its output descriptor carries the lock.
+        (Some(_), Some(lock)) => command.stdout(lock.try_clone().map_err(start)?),
         _ => command.stdout(stdout.try_clone().map_err(start)?),
     };
     match input {

@@ -74,15 +74,15 @@ impl Job {
 
     /// Does the job on the calling thread. That must be one to throw away if the job [hides files](Self::hides_files): its mount
     /// namespace changes then.
-    pub(super) fn execute(&self, sign: Option<OwnedFd>) -> Report {
+    pub(super) fn execute(&self, lock: Option<OwnedFd>) -> Report {
         // Asked for while /proc is as it was.
         let user_namespace = private::foreign_user_namespace();
         // A mount namespace is a copy of all the mounts that the process sees, which on a full node are hundreds.
         let view = if self.hides_files() { private::hide_host_files(self.locks()) } else { View::default() };
         let around = Surroundings {
-            environment: environment(&self.path, &view),
+            environment: environment(&self.path, &view, self.node),
             user_namespace,
-            sign,
+            lock,
             timeout: self.timeout,
         };
         let mut failure = None;
@@ -168,11 +168,14 @@ pub(super) fn save_arguments(kinds: &[TableKind]) -> Vec<&'static str> {
 }
 
 /// Everything that the programs get. Since 1.8.6 iptables takes the path of its lock from the environment; the mount over the
-/// usual path serves the older ones, and the two name the same file.
-fn environment(path: &str, view: &View) -> Vec<(String, String)> {
-    let mut environment = vec![("PATH".to_owned(), path.to_owned())];
-    if view.own_lock {
-        environment.push(("XTABLES_LOCKFILE".to_owned(), "/run/xtables.lock".to_owned()));
-    }
-    environment
+/// usual path serves the older ones, and the two name the same file. Where nothing can be mounted, as in an init container, the lock is the
+/// memory file that takes the program's messages: no other process has that one.
+fn environment(path: &str, view: &View, node: bool) -> Vec<(String, String)> {
+    let lock = match (view.own_lock, node) {
+        (true, _) => Some("/run/xtables.lock"),
+        (false, false) => Some("/proc/self/fd/2"),
+        (false, true) => None,
+    };
+    let lock = lock.map(|lock| ("XTABLES_LOCKFILE".to_owned(), lock.to_owned()));
+    [("PATH".to_owned(), path.to_owned())].into_iter().chain(lock).collect()
 }

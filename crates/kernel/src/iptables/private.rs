@@ -40,7 +40,7 @@ pub(super) fn hide_host_files(lock: bool) -> View {
     let mut view = View::default();
     if let Err(e) = separate() {
         view.warnings.push(format!(
-            "no private mount namespace for iptables ({e}): user names may be looked up and the host's xtables lock is used"
+            "no private mount namespace for iptables ({e}): user names may be looked up, and iptables before 1.8.6 waits for {XTABLES_LOCK}"
         ));
         return view;
     }
@@ -53,7 +53,7 @@ pub(super) fn hide_host_files(lock: bool) -> View {
             Ok(()) => view.own_lock = true,
             Err(e) => {
                 view.warnings.push(format!(
-                    "cannot put another file over {XTABLES_LOCK} ({e}): the host's lock is used"
+                    "cannot put another file over {XTABLES_LOCK} ({e}): iptables before 1.8.6 waits for it"
                 ));
             }
         }

@@ -1,10 +1,12 @@
 //! A process that finishes, or takes back, what its parent began, also when the parent is killed.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
+
+use netns::Lock;
 
 use super::child;
 use super::error::Error;
@@ -40,19 +42,19 @@ fn supervise() -> Option<()> {
     let _ = rustix::process::setsid();
     let input = File::from(std::io::stdin().as_fd().try_clone_to_owned().ok()?);
     let output = File::from(std::io::stdout().as_fd().try_clone_to_owned().ok()?);
-    let sign = std::io::stderr().as_fd().try_clone_to_owned().ok();
+    let lock = std::io::stderr().as_fd().try_clone_to_owned().ok();
     let job = wire::decode_job(&child::read_all(&input).ok()?)?;
-    let report = job.execute(sign);
+    let report = job.execute(lock);
     std::io::Write::write_all(&mut &output, &wire::encode_report(&report)).ok()
 }
 
 /// In the parent: starts the supervisor in the calling thread's namespace and waits for its report.
-pub(super) fn delegate(job: &Job, sign: Option<&OwnedFd>) -> Result<Report, Error> {
+pub(super) fn delegate(job: &Job, lock: Option<&Lock>) -> Result<Report, Error> {
     let failed = |cause: std::io::Error| Error::Supervisor { cause: cause.to_string() };
     let input = child::memory_file(&wire::encode_job(job)).map_err(failed)?;
     let (output, input_of_output) = std::io::pipe().map_err(failed)?;
-    let sign = match sign {
-        Some(sign) => Stdio::from(sign.try_clone().map_err(failed)?),
+    let lock = match lock {
+        Some(lock) => Stdio::from(lock.share().map_err(failed)?),
         None => Stdio::null(),
     };
     let mut supervisor = Command::new("/proc/self/exe")
@@ -60,7 +62,7 @@ pub(super) fn delegate(job: &Job, sign: Option<&OwnedFd>) -> Result<Report, Erro
         .env_clear()
         .stdin(input)
         .stdout(input_of_output)
-        .stderr(sign)
+        .stderr(lock)
         .spawn()
         .map_err(failed)?;
     // Each run, and each taken back by two.

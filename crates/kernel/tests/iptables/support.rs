@@ -34,6 +34,7 @@ static NUMBER: AtomicU32 = AtomicU32::new(0);
 /// A namespace that is gone when this is.
 pub(crate) struct Ns {
     name: String,
+    run_dir: tempfile::TempDir,
 }
 
 impl Ns {
@@ -41,11 +42,16 @@ impl Ns {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("kernel-iptables-{}-{number}", std::process::id());
         sh(&format!("ip netns add {name} && ip -n {name} link set lo up"));
-        Self { name }
+        Self { name, run_dir: tempfile::tempdir().unwrap() }
     }
 
     pub(crate) fn path(&self) -> PathBuf {
         Path::new("/run/netns").join(&self.name)
+    }
+
+    /// Where it is locked.
+    pub(crate) fn run_dir(&self) -> &Path {
+        self.run_dir.path()
     }
 
     pub(crate) fn enter<R: Send>(&self, f: impl FnOnce(&Inside) -> R + Send) -> R {

@@ -147,18 +147,39 @@ fn a_wrong_variable_of_the_runtime_stops_only_the_pods_that_it_is_for() {
     assert_says(&text, &["ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR", "\"bad\""]);
 }
 
+/// What a process of the pod, or any user of the node, can hold on to: the namespace's own file by flock(2), and addresses of abstract sockets.
 #[test]
-fn a_process_in_the_pod_that_holds_the_lock_is_only_a_delay() {
-    let (node, pod) = node_and_pod(&[]);
-    node.add("web", pod.path()).unwrap();
-    let lock =
-        pod.spawn(std::process::Command::new("flock").args(["/proc/self/ns/net", "sleep", "60"])).unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(300));
-    let answer = node.call("CHECK", "web", pod.path()).run().unwrap();
-    assert_eq!(answer.exit, Some(0), "{answer:#?}");
-    assert_says(&answer.stderr, &["locked", "going on without it"]);
-    assert!(answer.took < std::time::Duration::from_secs(3), "{:?}", answer.took);
-    drop(lock);
+fn locks_of_unprivileged_processes_delay_nothing() {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+    for nft in [true, false] {
+        let (mut node, pod) = node_and_pod(&[]);
+        node.conf["native_nftables"] = nft.into();
+        let mut holder = std::process::Command::new("setpriv");
+        holder.args(["--reuid", "1000", "--regid", "1000", "--clear-groups"]);
+        holder.args(["flock", "/proc/self/ns/net", "sleep", "60"]);
+        let _lock = pod.spawn(&mut holder).unwrap();
+        let own = || pod.run(std::process::Command::new("flock").args(["-n", "/proc/self/ns/net", "true"]));
+        let held = (0..500).any(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            own().is_err()
+        });
+        assert!(held, "the process holds no lock");
+        let _address = pod
+            .netns()
+            .enter(|_| {
+                UnixDatagram::bind_addr(&SocketAddr::from_abstract_name("istio-cni/iptables").unwrap())
+            })
+            .unwrap()
+            .unwrap();
+        for verb in ["ADD", "ADD", "CHECK"] {
+            let answer = node.call(verb, "web", pod.path()).run().unwrap();
+            assert_eq!(answer.exit, Some(0), "{answer:#?}");
+            assert!(!answer.stderr.contains("lock") && !answer.stderr.contains("at work"), "{answer:#?}");
+            // Each wait was a quarter of a second at least, and up to ten.
+            assert!(answer.took < std::time::Duration::from_secs(8), "{verb} nft {nft}: {:?}", answer.took);
+        }
+    }
 }
 
 #[test]
