@@ -9,6 +9,7 @@ mod backend;
 mod checks;
 mod connections;
 mod expectations;
+mod next;
 mod node;
 mod pods;
 mod removal;
@@ -128,6 +129,7 @@ fn run(cli: &Cli) -> Result<usize> {
         let left = Host::observe()?.left_since(&before, &Made::default());
         let problems = left.len() + acts.iter().map(|act| act.problems.len()).sum::<usize>();
         screen.end(&left, problems, acts.iter().map(AmbientReport::connections).sum(), start.elapsed());
+        screen.next(&cli.bin_dir, problems);
         return finish(cli, problems, &serde_json::json!({ "left_on_host": left, "ambient": acts }));
     }
     screen.heading(
@@ -149,6 +151,7 @@ fn run(cli: &Cli) -> Result<usize> {
         + iptables.connections.len()
         + ambient.iter().map(AmbientReport::connections).sum::<usize>();
     screen.end(&left, problems, connections, start.elapsed());
+    screen.next(&cli.bin_dir, problems);
     let all =
         serde_json::json!({ "left_on_host": left, "backends": [nftables, iptables], "ambient": ambient });
     finish(cli, problems, &all)
