@@ -16,7 +16,7 @@ e2e_dir = $(target_dir)/e2e
 release_dir = $(target_dir)/release
 e2e_build = cargo build --profile e2e $(SHORT_LIVED) $(AGENT)
 
-.PHONY: help setup build demo test lint bench conformance audit chart manifests sbom image
+.PHONY: help setup build demo test lint bench conformance audit chart manifests reference sbom image
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,13 +24,14 @@ help: ## what can be made
 setup: ## install what the other targets need
 	@scripts/setup
 
-build: setup ## the programs as they ship: static, optimized
+build: ## the programs as they ship: static, optimized
+	@scripts/setup build
 	cargo build --release $(SHORT_LIVED)
 	cargo build --release $(AGENT)
 	@ls -l "$(release_dir)"/{istio-cni,istio-iptables,cnictl,install-cni}
 
-demo: build ## a private node, pods, real connections: what is captured and what is not
-	ISTIO_CNI_BIN_DIR="$(release_dir)" cargo run --quiet -p demo -- $(if $(ONLY),--only $(ONLY)) $(if $(BACKEND),--backend $(BACKEND))
+demo: ## a private node, pods, real connections: what is captured and what is not (as root)
+	@scripts/demo $(if $(ONLY),--only $(ONLY)) $(if $(BACKEND),--backend $(BACKEND))
 
 test: setup ## all tests but those of `make conformance` (as root)
 	$(e2e_build)
@@ -42,7 +43,7 @@ conformance: setup ## what is compared with the reference data, in both backends
 	$(e2e_build)
 	ISTIO_CNI_BIN_DIR="$(e2e_dir)" cargo test --workspace --no-fail-fast -- --ignored
 
-bench: build ## times, memory and sizes, against their targets (as root)
+bench: setup build ## times, memory and sizes, against their targets (as root)
 	@# The whole package: the program that does nothing is part of it.
 	cargo build --release -p bench
 	ISTIO_CNI_BIN_DIR="$(release_dir)" cargo run --quiet --release -p bench
@@ -51,7 +52,7 @@ lint: setup ## format, clippy, licences, bans, shell scripts
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	.cache/bin/cargo-deny --log-level warn check licenses bans sources
-	shellcheck scripts/setup scripts/build-image scripts/render-manifests .ci/run
+	shellcheck -x scripts/setup scripts/stage scripts/demo scripts/build-image scripts/render-manifests .ci/run
 	.cache/bin/helm lint --quiet --strict deploy/charts/istio-cni
 
 audit: setup ## known security advisories (downloads the advisory database)
@@ -64,10 +65,13 @@ chart: setup ## the chart: lint, and its tests
 manifests: setup ## deploy/manifests, rendered from the chart
 	scripts/render-manifests
 
+reference: setup ## docs/cnictl.md from the help of cnictl, and what its commands print in README.md and docs/
+	UPDATE_DOCUMENTS=1 cargo test --quiet -p cnictl --test cli documents
+
 sbom: setup ## what the programs that ship are made of, as CycloneDX: target/sbom.cdx.json
 	@mkdir -p target
 	cargo run --quiet -p sbom >target/sbom.cdx.json
 	@ls -l target/sbom.cdx.json
 
-image: build sbom ## the node agent's image: target/install-cni.tar
+image: setup build sbom ## the node agent's image: target/install-cni.tar
 	scripts/build-image "$(release_dir)" target/sbom.cdx.json target/install-cni.tar
