@@ -1,16 +1,17 @@
 //! A directory with a file for each variable, as a mounted ConfigMap is one: options that change while the agent runs.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, ErrorKind, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use inotify::{Inotify, WatchMask};
+use trusted::Links;
 
 use crate::options::{BadOption, Flags, Lookup, Options, SPECS, Setting};
 
 /// Largest file that is read, in bytes.
-const MAX_FILE: u64 = 64 << 10;
+const MAX_FILE: usize = 64 << 10;
 /// How often the directory is looked at where it cannot be watched.
 const PERIOD: Duration = Duration::from_secs(10);
 /// After a change, time for the rest of it.
@@ -75,19 +76,10 @@ impl Reader {
 
 /// The value of a variable; `None` where there is no file.
 fn value(path: &Path) -> io::Result<Option<String>> {
-    let metadata = match std::fs::metadata(path) {
-        Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(None),
-        metadata => metadata?,
-    };
-    if !metadata.is_file() {
-        return Err(io::Error::other("it is no file"));
+    match trusted::read(path, Links::Followed, MAX_FILE) {
+        Err(error) if error.is_not_found() => Ok(None),
+        text => String::from_utf8(text?).map(Some).map_err(|_| io::Error::other("it is no text")),
     }
-    let mut text = String::new();
-    std::fs::File::open(path)?.take(MAX_FILE + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > MAX_FILE {
-        return Err(io::Error::other(format!("it has more than {MAX_FILE} bytes")));
-    }
-    Ok(Some(text))
 }
 
 /// Calls `changed` once and after every change in the directory, on a thread of its own that lives as long as the process.

@@ -4,7 +4,7 @@
 //! Who waits holds a second lock, by which the first knows at its end that another agent follows, and leaves everything in place.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use facts::exchange::{EVENT_SOCKET_NAME, Holder, LOCK_NAME, NEXT_LOCK_NAME, SOCK
 use netns::LOCKS_NAME;
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
+use trusted::Links;
 
 use crate::health::Part;
 use crate::run::{Agent, End};
@@ -24,7 +25,7 @@ const POLL: Duration = Duration::from_millis(50);
 /// How long the end of an agent before this one may take before it is news that there is one.
 const GRACE: Duration = Duration::from_secs(1);
 /// Largest file of a holder that is read, in bytes.
-const MAX_HOLDER: u64 = 4096;
+const MAX_HOLDER: usize = 4096;
 /// How long an agent at its end looks whether the one that waits ends as well.
 const BOTH_END: Duration = Duration::from_secs(1);
 /// How long an agent of before may take to say its version.
@@ -158,8 +159,8 @@ fn try_lock(dir: &Path, name: &str) -> io::Result<Option<File>> {
     let path = dir.join(name);
     loop {
         // Held by a descriptor that only reads: one that writes would keep the file system from being made read-only.
-        let file = match open_file(&path, OpenOptions::new().read(true)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        let file = match trusted::open(&path, Links::Refused) {
+            Err(error) if error.is_not_found() => {
                 match open_file(&path, OpenOptions::new().write(true).create_new(true)) {
                     Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
                     _ => continue,
@@ -167,9 +168,6 @@ fn try_lock(dir: &Path, name: &str) -> io::Result<Option<File>> {
             }
             file => file?,
         };
-        if !file.metadata()?.is_file() {
-            return Err(io::Error::other("not a regular file"));
-        }
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => return Ok(None),
@@ -185,7 +183,7 @@ fn try_lock(dir: &Path, name: &str) -> io::Result<Option<File>> {
 
 /// Whether a process holds the lock. Looks without making a file.
 fn is_locked(dir: &Path, name: &str) -> bool {
-    let Ok(file) = File::open(dir.join(name)) else { return false };
+    let Ok(file) = trusted::open(&dir.join(name), Links::Refused) else { return false };
     flock(&file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
 }
 
@@ -199,11 +197,10 @@ fn write_holder(path: &Path, holder: &Holder) -> io::Result<()> {
     file.write_all(serde_json::to_string(holder)?.as_bytes())
 }
 
-/// Who says to hold it. Untrusted: what is not understood names nobody.
+/// Who says to hold it: what is not understood names nobody.
 fn read_holder(dir: &Path, name: &str) -> Holder {
-    let mut text = String::new();
-    let read = File::open(dir.join(name)).and_then(|file| file.take(MAX_HOLDER).read_to_string(&mut text));
-    read.ok().and_then(|_| serde_json::from_str(&text).ok()).unwrap_or_default()
+    let text = trusted::read(&dir.join(name), Links::Refused, MAX_HOLDER);
+    text.ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
 }
 
 #[cfg(test)]

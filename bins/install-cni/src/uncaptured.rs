@@ -4,7 +4,7 @@
 //! the pod has its event and its label, or when it turns out that the pod is not one to capture: a plugin that had no facts could not tell.
 
 use std::collections::BTreeSet;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use facts::{Object, Report};
 use podsource::leave_note;
 use telemetry::Scope;
 use tokio::sync::Notify;
+use trusted::Links;
 
 use crate::ambient::Ambient;
 use crate::events::COMPONENT;
@@ -261,10 +262,5 @@ fn key_of(report: &Report) -> PodKey {
 }
 
 fn read(path: &Path) -> io::Result<Report> {
-    let mut text = Vec::new();
-    std::fs::File::open(path)?.take(MAX_REPORT as u64 + 1).read_to_end(&mut text)?;
-    if text.len() > MAX_REPORT {
-        return Err(io::Error::other("it is too large"));
-    }
-    Ok(serde_json::from_slice(&text)?)
+    Ok(serde_json::from_slice(&trusted::read(path, Links::Refused, MAX_REPORT)?)?)
 }

@@ -5,16 +5,17 @@
 //!
 //! The plugin names its records by attachment, as CNI does; the node agent, which programs running pods too, by namespace.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use kernel::Record;
 use netns::NetnsId;
 use rustix::fs::OFlags;
+use trusted::Links;
 
 /// The records' folder in the run directory.
 pub const DIR: &str = "applied";
@@ -91,12 +92,9 @@ pub enum Error {
         /// Why it failed.
         cause: io::Error,
     },
-    /// Somebody else's, or no file.
-    #[error("the record {} is not a file of root's, so it is not used; remove it", path.display())]
-    Foreign {
-        /// Where.
-        path: PathBuf,
-    },
+    /// Others can write it, or it is no file.
+    #[error("{0}; without this record CHECK compares with nothing")]
+    Foreign(trusted::Error),
     /// More than a record can be.
     #[error("the record {} would have {bytes} bytes, and at most {MAX_BYTES} are kept", path.display())]
     TooLarge {
@@ -181,51 +179,40 @@ pub fn attachments(run_dir: &Path) -> Result<Vec<(Origin, SystemTime)>, Error> {
     let origins = its.map(|path| match read_origin(&path) {
         // It was there a moment ago; a link is no record.
         Err(error) if is_no_record(&error) => Ok(None),
-        origin => origin.map_err(|cause| Error::Io { operation: "read", path, cause }),
+        origin => origin.map_err(|error| Error::Io { operation: "read", path, cause: error.into() }),
     });
     origins.filter_map(Result::transpose).collect()
 }
 
-fn is_no_record(error: &io::Error) -> bool {
-    error.kind() == ErrorKind::NotFound
-        || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
+/// Gone since it was listed, or no file.
+fn is_no_record(error: &trusted::Error) -> bool {
+    error.is_not_found() || matches!(error.problem, trusted::Problem::NotAFile)
 }
 
-fn read_origin(path: &Path) -> io::Result<Option<(Origin, SystemTime)>> {
-    let file = open(path)?;
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Ok(None);
-    }
+fn read_origin(path: &Path) -> Result<Option<(Origin, SystemTime)>, trusted::Error> {
+    let failed = |cause| trusted::Error { path: path.to_owned(), problem: trusted::Problem::Io(cause) };
+    let file = trusted::open(path, Links::Refused)?;
+    let modified = file.metadata().and_then(|metadata| metadata.modified()).map_err(failed)?;
     let mut bytes = Vec::new();
-    file.take(MAX_HEAD).read_to_end(&mut bytes)?;
-    Ok(parse_head(&bytes).map(|(origin, _)| origin).zip(metadata.modified().ok()))
+    file.take(MAX_HEAD).read_to_end(&mut bytes).map_err(failed)?;
+    Ok(parse_head(&bytes).map(|(origin, _)| (origin, modified)))
 }
 
 fn read_file(path: PathBuf) -> Result<Option<Applied>, Error> {
     let failed = |cause| Error::Io { operation: "read", path: path.clone(), cause };
-    let mut file = match open(&path) {
+    let mut file = match trusted::open(&path, Links::Refused) {
         Ok(file) => file,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(cause) => return Err(failed(cause)),
+        Err(error) if error.is_not_found() => return Ok(None),
+        Err(error) if error.is_disbelief() => return Err(Error::Foreign(error)),
+        Err(error) => return Err(failed(error.into())),
     };
     let metadata = file.metadata().map_err(failed)?;
-    let owner = metadata.uid();
-    if !metadata.is_file() || (owner != 0 && owner != rustix::process::geteuid().as_raw()) {
-        return Err(Error::Foreign { path });
-    }
     if metadata.len() > MAX_BYTES {
         return Err(Error::TooLarge { path, bytes: metadata.len() });
     }
     let mut bytes = Vec::new();
     Read::by_ref(&mut file).take(MAX_BYTES).read_to_end(&mut bytes).map_err(failed)?;
     parse(&bytes).map(Some).ok_or(Error::Unreadable { path })
-}
-
-/// Neither follows a link nor waits for the other end of a pipe.
-fn open(path: &Path) -> io::Result<File> {
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-    OpenOptions::new().read(true).custom_flags(flags).open(path)
 }
 
 /// Removes a record. One that is not there is success.

@@ -75,10 +75,16 @@ fn attachments_that_cannot_be_read_are_an_error() {
     std::fs::write(dir.path().join(DIR), "no folder").unwrap();
     attachments(dir.path()).unwrap_err();
     let dir = tempfile::tempdir().unwrap();
-    std::fs::create_dir(dir.path().join(DIR)).unwrap();
-    let _socket =
-        std::os::unix::net::UnixListener::bind(dir.path().join(DIR).join("attachment-c1,eth0")).unwrap();
-    attachments(dir.path()).unwrap_err();
+    let record = Record::from_bytes(RULES).unwrap();
+    write(dir.path(), key("c1"), &origin(1), &record).unwrap();
+    let path = dir.path().join(DIR).join("attachment-c1,eth0");
+    std::os::unix::fs::chown(&path, Some(65534), None).unwrap();
+    let text = attachments(dir.path()).unwrap_err().to_string();
+    assert!(text.contains("belongs to user 65534"), "{text}");
+    // What is no file is no record.
+    std::fs::remove_file(&path).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    assert_eq!(attachments(dir.path()).unwrap(), []);
 }
 
 #[test]
@@ -113,10 +119,10 @@ fn only_own_whole_files_are_read() {
     std::fs::remove_file(&path).unwrap();
     std::fs::write(run.join("elsewhere"), &good).unwrap();
     std::os::unix::fs::symlink(run.join("elsewhere"), &path).unwrap();
-    assert!(matches!(read(run, key("c")), Err(Error::Io { .. })));
+    assert!(matches!(read(run, key("c")), Err(Error::Foreign(_))));
     std::fs::remove_file(&path).unwrap();
     std::fs::create_dir(&path).unwrap();
-    assert!(matches!(read(run, key("c")), Err(Error::Foreign { .. })));
+    assert!(matches!(read(run, key("c")), Err(Error::Foreign(_))));
     assert!(write(run, key("c"), &origin(1), &record).is_err());
     std::fs::remove_dir(&path).unwrap();
     std::fs::write(&path, &good).unwrap();
@@ -124,6 +130,6 @@ fn only_own_whole_files_are_read() {
     // A file of another user's.
     if rustix::process::geteuid().is_root() {
         std::os::unix::fs::chown(&path, Some(65534), None).unwrap();
-        assert!(matches!(read(run, key("c")), Err(Error::Foreign { .. })));
+        assert!(matches!(read(run, key("c")), Err(Error::Foreign(_))));
     }
 }

@@ -3,6 +3,7 @@
 mod body;
 mod dial;
 mod items;
+mod kubeconfig;
 mod token;
 mod trust;
 
@@ -15,7 +16,7 @@ use http::header::{HeaderValue, RETRY_AFTER, USER_AGENT};
 use http::{Request, Response};
 use kube::Client;
 use kube::client::Body;
-use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::config::{KubeConfigOptions, KubeconfigError};
 
 use crate::error::{Error, chain};
 use crate::recovery::Recovery;
@@ -23,6 +24,9 @@ pub(crate) use body::{Lines, read};
 pub(crate) use items::Items;
 use token::TokenFile;
 use trust::Authorities;
+
+/// Largest kubeconfig, token or list of certificates, in bytes.
+const MAX_FILE: usize = 1 << 20;
 
 /// Largest refusal that is read: a `Status` object.
 const MAX_REFUSAL: usize = 64 << 10;
@@ -182,12 +186,9 @@ impl Connection {
                 Ok((config, Some(TokenFile::open(token_file)?), Some(Authorities::File(ca_file.clone()))))
             }
             Access::Kubeconfig(path) => {
-                let unusable = |error| match error {
-                    // the parser's words may quote a token
-                    KubeconfigError::Parse(_) => format!("{} is no kubeconfig", path.display()),
-                    error => format!("kubeconfig {}: {}", path.display(), chain(&error)),
-                };
-                let mut read = Kubeconfig::read_from(path).map_err(unusable)?;
+                let unusable =
+                    |error: KubeconfigError| format!("kubeconfig {}: {}", path.display(), chain(&error));
+                let (mut read, token) = kubeconfig::read(path)?;
                 let authorities = Authorities::take(&mut read)
                     .map_err(|reason| format!("kubeconfig {}: {reason}", path.display()))?;
                 let current_context = KubeConfigOptions::default();
@@ -196,7 +197,7 @@ impl Connection {
                 if authorities.is_some() {
                     config.root_cert = Some(Vec::new());
                 }
-                Ok((config, None, authorities))
+                Ok((config, token, authorities))
             }
         }
     }

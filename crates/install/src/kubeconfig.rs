@@ -4,6 +4,7 @@ use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
+use trusted::Links;
 
 use crate::file::{self, Attributes, Content, FileError};
 use crate::options::KubeconfigOptions;
@@ -14,12 +15,18 @@ pub const KUBECONFIG: &str = "istio-cni-kubeconfig";
 /// Mode of a run directory that was not there.
 const RUN_DIR_MODE: u32 = 0o755;
 
+/// Largest token, list of authorities or kubeconfig, in bytes.
+const MAX_FILE: usize = 1 << 20;
+
 /// A kubeconfig that could not be made. No text holds the token.
 #[derive(Debug, thiserror::Error)]
 pub enum KubeconfigError {
     /// A file could not be read or written.
     #[error(transparent)]
     File(#[from] FileError),
+    /// What it is made of, or where it is to be, can be written by others.
+    #[error(transparent)]
+    Disbelieved(#[from] trusted::Error),
     /// The variables that Kubernetes gives to every container are missing.
     #[error("the API server's {0} is not known; is {1} set in the environment, as Kubernetes does?")]
     NoServer(&'static str, &'static str),
@@ -79,12 +86,12 @@ impl KubeconfigOptions {
         let trust = if self.skip_tls_verify {
             "insecure-skip-tls-verify: true".to_owned()
         } else {
-            let authority = Content::read(&self.ca_file())?.bytes;
+            let authority = trusted::read(&self.ca_file(), Links::Followed, MAX_FILE)?;
             let authority = base64::engine::general_purpose::STANDARD.encode(authority);
             format!("certificate-authority-data: {}", scalar(&authority))
         };
         let path = self.service_account_dir.join("token");
-        let token = Content::read(&path)?.bytes;
+        let token = trusted::read(&path, Links::Followed, MAX_FILE)?;
         let token = String::from_utf8(token).map_err(|_| KubeconfigError::TokenNotText(path.clone()))?;
         if token.trim().is_empty() {
             return Err(KubeconfigError::EmptyToken(path));
@@ -100,8 +107,16 @@ impl KubeconfigOptions {
     /// Whether the kubeconfig is what it should be.
     pub(crate) fn is_in_order(&self, run_dir: &Path) -> Result<bool, KubeconfigError> {
         let wanted = self.render()?;
-        let content = Content::read_if_there(&run_dir.join(KUBECONFIG))?;
-        Ok(content.is_some_and(|content| content.bytes == wanted.as_bytes() && content.mode() == self.mode))
+        trusted::check_directory(run_dir)?;
+        let path = run_dir.join(KUBECONFIG);
+        // One that plugins would not believe is replaced.
+        match trusted::read(&path, Links::Refused, MAX_FILE) {
+            Ok(bytes) if bytes == wanted.as_bytes() => {
+                Ok(Content::read_if_there(&path)?.is_some_and(|content| content.mode() == self.mode))
+            }
+            Err(error) if !error.is_not_found() && !error.is_disbelief() => Err(error.into()),
+            _ => Ok(false),
+        }
     }
 
     /// Writes it if it is not; the file if so.

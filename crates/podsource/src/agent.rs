@@ -1,7 +1,5 @@
 //! Pods from the node agent: over its socket, or from the last facts that it left on disk.
 
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +9,7 @@ use facts::Facts;
 use facts::exchange::{FACTS_DIR, FACTS_PATH, REPORT_PATH, SOCKET_NAME, STATUS_PATH, Status, facts_file};
 use http1::Deadline;
 use rustix::process::geteuid;
+use trusted::Links;
 
 use crate::error::{Cause, Error};
 use crate::{PodSource, json, segment};
@@ -136,14 +135,7 @@ impl LastKnown {
     fn look(&self, id: &PodId) -> Result<Pod, Cause> {
         let name = facts_file(&id.namespace, &id.name);
         let path = self.dir.join(name.ok_or_else(|| Cause::InvalidName(id.name.clone()))?);
-        let unreadable =
-            |error: io::Error| Cause::Unreadable { path: path.clone(), reason: error.to_string() };
-        let mut text = Vec::new();
-        let mut file = File::open(&path).map_err(unreadable)?.take(MAX_FACTS as u64 + 1);
-        file.read_to_end(&mut text).map_err(unreadable)?;
-        if text.len() > MAX_FACTS {
-            return Err(unreadable(io::Error::other("it is too large")));
-        }
+        let text = trusted::read(&path, Links::Refused, MAX_FACTS)?;
         pod(&text, id)
     }
 }

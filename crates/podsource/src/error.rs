@@ -76,6 +76,9 @@ pub enum Cause {
         /// The operating system's words, or the limit that was exceeded.
         reason: String,
     },
+    /// A file that others can write.
+    #[error("{0}")]
+    Disbelieved(trusted::Error),
     /// No manifest describes the pod.
     #[error("none of {files} manifest files in {dir} describes it", dir = dir.display())]
     NotInManifests {
@@ -199,6 +202,15 @@ impl From<http1::Error> for Cause {
     }
 }
 
+impl From<trusted::Error> for Cause {
+    fn from(error: trusted::Error) -> Self {
+        match error.is_disbelief() {
+            true => Self::Disbelieved(error),
+            false => Self::Unreadable { reason: error.problem.to_string(), path: error.path },
+        }
+    }
+}
+
 impl From<facts::Unfit> for Cause {
     fn from(unfit: facts::Unfit) -> Self {
         match unfit {
@@ -219,6 +231,7 @@ impl Cause {
             | Cause::ForeignAgent { .. }
             | Cause::Annotations(_)
             | Cause::Unreadable { .. }
+            | Cause::Disbelieved(_)
             | Cause::NotInManifests { .. }
             | Cause::BrokenManifest { .. }
             | Cause::Kubeconfig { .. }
@@ -263,6 +276,7 @@ impl Cause {
             Cause::ForeignAgent { .. } => "check who owns the run directory and the socket in it",
             Cause::Annotations(_) => "the pod can start when the node agent or the API server answers",
             Cause::Unreadable { .. } => "check that the path exists and that the plugin may read it",
+            Cause::Disbelieved(_) => "the pod is not set up by what others may have written",
             Cause::NotInManifests { .. } => {
                 "add a manifest of kind Pod with this name and namespace, best as <namespace>_<name>.yaml"
             }

@@ -7,8 +7,6 @@ mod file;
 mod tests;
 mod url;
 
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
@@ -17,10 +15,11 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
 use crate::error::Cause;
 use file::{Cluster, Kubeconfig, User};
+use trusted::Links;
 pub(crate) use url::Url;
 
 /// Largest kubeconfig, certificate or token file, in bytes.
-const MAX_FILE: u64 = 1 << 20;
+const MAX_FILE: usize = 1 << 20;
 
 /// How to reach the API server and as whom.
 pub(crate) struct Access {
@@ -57,12 +56,14 @@ const REWRITE: &str = "correct the kubeconfig; the node agent writes it";
 /// # Errors
 /// Always [`Cause::Kubeconfig`].
 pub(crate) fn load(path: &Path) -> Result<Access, Cause> {
-    let text = read(path).map_err(|error| {
-        let problem_text = format!("read the kubeconfig: {error}");
-        problem(
-            problem_text,
-            "the node agent writes this file; check that it runs on this node with the same run directory",
-        )
+    let text = trusted::read(path, Links::Refused, MAX_FILE).map_err(|error| {
+        let advice = match error.is_disbelief() {
+            true => "the node agent then writes it anew",
+            false => {
+                "the node agent writes this file; check that it runs on this node with the same run directory"
+            }
+        };
+        problem(format!("read the kubeconfig: {}", error.problem), advice)
     })?;
     let text = String::from_utf8(text).map_err(|_| problem("the kubeconfig is not UTF-8 text", REWRITE))?;
     let config = Kubeconfig::parse(&text)?;
@@ -191,22 +192,14 @@ fn present(text: &Option<String>) -> Option<&str> {
 
 fn read_named(member: &str, base: &Path, path: &str) -> Result<Vec<u8>, Cause> {
     let path: PathBuf = base.join(path);
-    read(&path).map_err(|error| {
-        problem(
-            format!("read {member} {}: {error}", path.display()),
-            "check that the file exists on the node, outside of any container, and that the plugin may read it",
-        )
+    // kubelet's own certificate is a link to the newest
+    trusted::read(&path, Links::Followed, MAX_FILE).map_err(|error| {
+        let advice = match error.is_disbelief() {
+            true => "or name another file in the kubeconfig",
+            false => {
+                "check that the file exists on the node, outside of any container, and that the plugin may read it"
+            }
+        };
+        problem(format!("read {member} {}: {}", path.display(), error.problem), advice)
     })
-}
-
-fn read(path: &Path) -> io::Result<Vec<u8>> {
-    if !std::fs::metadata(path)?.is_file() {
-        return Err(io::Error::other("not a regular file"));
-    }
-    let mut bytes = Vec::new();
-    File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_FILE {
-        return Err(io::Error::other("larger than 1 MiB"));
-    }
-    Ok(bytes)
 }

@@ -23,6 +23,7 @@ use crate::error::{Cause, Error};
 use crate::{MAX_BYTES, PodSource};
 use document::{Broken, Format, Wanted};
 use facts::object::Object;
+use trusted::Links;
 
 pub use file::{FileError, objects_in_file, pods_in_file};
 
@@ -180,11 +181,12 @@ fn broken_manifest(path: &Path, broken: Broken) -> Cause {
 
 /// The text of a manifest; nothing if the file does not exist (any more).
 fn read(path: &Path) -> Result<Option<String>, Cause> {
-    match read_bounded(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Cause::Unreadable { path: path.into(), reason: error.to_string() }),
-    }
+    let bytes = match trusted::read(path, Links::Followed, MAX_BYTES) {
+        Err(error) if error.is_not_found() => return Ok(None),
+        bytes => bytes?,
+    };
+    let not_text = |_| Cause::Unreadable { path: path.into(), reason: NOT_TEXT.into() };
+    String::from_utf8(bytes).map(Some).map_err(not_text)
 }
 
 /// Whether the text, which comes from the runtime's arguments, can be part of a file name that stays in the directory.
@@ -193,16 +195,24 @@ fn is_file_name_part(text: &str) -> bool {
     !text.is_empty() && text.len() <= 253 && !text.starts_with('.') && text.chars().all(allowed)
 }
 
-/// The text of a regular file. Anything else, such as a named pipe, could keep the plugin waiting for ever.
-fn read_bounded(path: &Path) -> io::Result<String> {
-    let length = match std::fs::metadata(path)? {
-        metadata if !metadata.is_file() => return Err(io::Error::other("not a regular file")),
-        metadata => metadata.len(),
-    };
-    let mut text = Vec::with_capacity(usize::try_from(length).unwrap_or(MAX_BYTES).min(MAX_BYTES) + 1);
+/// The text of a regular file that a person has named, whoever can write it. Anything else, such as a named pipe, could keep the caller waiting
+/// for ever.
+fn read_any(path: &Path) -> io::Result<String> {
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    let mut text = Vec::new();
     File::open(path)?.take(MAX_BYTES as u64 + 1).read_to_end(&mut text)?;
     if text.len() > MAX_BYTES {
         return Err(io::Error::other(format!("larger than {} MiB", MAX_BYTES >> 20)));
     }
-    String::from_utf8(text).map_err(|_| io::Error::other("not UTF-8 text"))
+    String::from_utf8(text).map_err(|_| io::Error::other(NOT_TEXT))
 }
+
+/// The text of a file that pods are captured by, so nobody else may write it.
+fn read_believed(path: &Path) -> io::Result<String> {
+    let bytes = trusted::read(path, Links::Followed, MAX_BYTES)?;
+    String::from_utf8(bytes).map_err(|_| io::Error::other(NOT_TEXT))
+}
+
+const NOT_TEXT: &str = "not UTF-8 text";

@@ -30,16 +30,17 @@ const CRATES: &[(&str, Layer)] = &[
     ("apitls", Layer::Effect { ours: &[] }),
     ("http1", Layer::Effect { ours: &[] }),
     ("netns", Layer::Effect { ours: &[] }),
+    ("trusted", Layer::Effect { ours: &[] }),
     ("zds", Layer::Effect { ours: &[] }),
     ("kernel", Layer::Effect { ours: &["netns", "ruleset"] }),
-    ("applied", Layer::Effect { ours: &["kernel", "netns"] }),
-    ("podsource", Layer::Effect { ours: &["apitls", "capture", "facts", "http1"] }),
+    ("applied", Layer::Effect { ours: &["kernel", "netns", "trusted"] }),
+    ("podsource", Layer::Effect { ours: &["apitls", "capture", "facts", "http1", "trusted"] }),
     ("telemetry", Layer::Effect { ours: &["http1"] }),
     // The plugin, the installer and cnictl meet at the same mark.
     ("leftover", Layer::Effect { ours: &["cni"] }),
-    ("install", Layer::Effect { ours: &["cni", "leftover"] }),
+    ("install", Layer::Effect { ours: &["cni", "leftover", "trusted"] }),
     // Manifests are read by podsource for the plugin and the agent alike.
-    ("cluster", Layer::Effect { ours: &["apitls", "capture", "facts", "podsource"] }),
+    ("cluster", Layer::Effect { ours: &["apitls", "capture", "facts", "podsource", "trusted"] }),
 ];
 
 /// The layer of a crate, from its name and the folder it is in; `None` when nobody has decided yet.

@@ -1,6 +1,5 @@
 //! What the node agent says of itself and leaves in its run directory.
 
-use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,6 +13,7 @@ use podsource::{Agent, Cause};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde::Serialize;
+use trusted::Links;
 
 /// How long the agent may take; it answers from memory.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -73,7 +73,7 @@ pub(super) fn sockets(run_dir: &Path) -> Vec<Socket> {
 
 /// The agent that works on this node, by the lock that it holds.
 pub(super) fn holder(run_dir: &Path) -> Option<Holder> {
-    let file = File::open(run_dir.join(LOCK_NAME)).ok()?;
+    let file = trusted::open(&run_dir.join(LOCK_NAME), Links::Refused).ok()?;
     if flock(&file, FlockOperation::NonBlockingLockShared) != Err(Errno::WOULDBLOCK) {
         return None;
     }
@@ -117,9 +117,7 @@ pub(super) fn uncaptured(run_dir: &Path) -> Result<Vec<String>, PathBuf> {
 }
 
 fn read_note(path: &Path) -> io::Result<Report> {
-    let mut text = Vec::new();
-    File::open(path)?.take(MAX_REPORT as u64).read_to_end(&mut text)?;
-    Ok(serde_json::from_slice(&text)?)
+    Ok(serde_json::from_slice(&trusted::read(path, Links::Refused, MAX_REPORT)?)?)
 }
 
 /// Without the files that are being written, which have another name.

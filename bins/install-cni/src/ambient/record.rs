@@ -6,8 +6,8 @@
 //! into a namespace, and removed when nothing of ours is left.
 
 use std::collections::HashMap;
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind, Read, Write};
+use std::fs::{DirBuilder, OpenOptions};
+use std::io::{self, ErrorKind, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -15,11 +15,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use facts::exchange::AMBIENT_DIR;
 use netns::NetnsId;
-use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
+use trusted::Links;
 
 /// Largest file that is read, in bytes: [`capture::ambient::MAX_INTERFACES`] names of 15 bytes, and room.
-const MAX_FILE: u64 = 64 << 10;
+const MAX_FILE: usize = 64 << 10;
 /// The most files that are read. A node has some hundred pods.
 const MAX_FILES: usize = 16 << 10;
 /// Longest uid that a file is named by, in bytes; those of Kubernetes have 36.
@@ -290,28 +290,15 @@ fn uid_of(path: &Path) -> Option<&str> {
 fn read_one(path: &Path, uid: &str) -> Result<Record, RecordError> {
     let broken = |why: String| RecordError::Broken { path: path.to_owned(), why };
     let failed = |cause| io_error("read", path, cause);
-    // A pipe must not make us wait for its writer, nor a link lead elsewhere.
-    let flags = OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    // The flags fit: they are those of open(2).
-    #[allow(clippy::cast_possible_wrap)]
-    let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path).map_err(failed)?;
-    if !file.metadata().map_err(failed)?.is_file() {
-        return Err(broken("it is not a regular file".to_owned()));
-    }
-    let text = read_bounded(&file).map_err(failed)?;
-    let text = text.ok_or_else(|| broken(format!("it is larger than {MAX_FILE} bytes")))?;
+    let text = trusted::read(path, Links::Refused, MAX_FILE).map_err(|error| match error.problem {
+        trusted::Problem::Io(cause) => failed(cause),
+        problem => broken(problem.to_string()),
+    })?;
     let record: Record = serde_json::from_slice(&text).map_err(|error| broken(error.to_string()))?;
     if record.uid != uid {
         return Err(broken(format!("it is of the pod with uid {:?}", record.uid)));
     }
     Ok(record)
-}
-
-/// `None` if it is too large.
-fn read_bounded(file: &File) -> io::Result<Option<Vec<u8>>> {
-    let mut text = Vec::new();
-    file.take(MAX_FILE + 1).read_to_end(&mut text)?;
-    Ok((text.len() as u64 <= MAX_FILE).then_some(text))
 }
 
 fn io_error(operation: &'static str, path: &Path, cause: io::Error) -> RecordError {

@@ -2,15 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::fs::{DirBuilder, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use facts::exchange::PLUGIN_TIMES_NAME;
 use serde::{Deserialize, Serialize};
+use trusted::Links;
 
 /// Largest file that is read, in bytes: the uids of all pods of a large node.
-const MAX_FILE: u64 = 1 << 20;
+const MAX_FILE: usize = 1 << 20;
 /// The most gaps that are kept. Pods of older ones have been found, or are gone.
 const MAX_GAPS: usize = 16;
 /// How long a change of the configuration may take to be noticed, in seconds. A runtime may be quicker.
@@ -140,9 +141,7 @@ impl Journal {
 }
 
 fn read(path: &Path) -> io::Result<Kept> {
-    let mut text = Vec::new();
-    std::fs::File::open(path)?.take(MAX_FILE).read_to_end(&mut text)?;
-    Ok(serde_json::from_slice(&text)?)
+    Ok(serde_json::from_slice(&trusted::read(path, Links::Refused, MAX_FILE)?)?)
 }
 
 #[cfg(test)]

@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use http::header::HeaderValue;
+use trusted::Links;
+
+use super::MAX_FILE;
 
 /// A file with a token, read anew for each request: requests are few, and the old token ends at some point. While the file cannot be
 /// read, the last token goes on being used.
@@ -31,7 +34,8 @@ impl TokenFile {
 }
 
 fn read(path: &Path) -> Result<HeaderValue, String> {
-    let text = std::fs::read_to_string(path).map_err(|error| format!("read {}: {error}", path.display()))?;
+    let text = trusted::read(path, Links::Followed, MAX_FILE).map_err(|error| error.to_string())?;
+    let text = std::str::from_utf8(&text).map_err(|_| format!("{} is no text", path.display()))?;
     let token = text.trim();
     if token.is_empty() {
         return Err(format!("{} is empty", path.display()));

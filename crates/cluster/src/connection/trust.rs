@@ -6,9 +6,11 @@ use std::sync::Arc;
 use apitls::{Roots, Verifier};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use kube::config::{Cluster, Kubeconfig};
+use kube::config::Kubeconfig;
+use trusted::Links;
 
-use super::Access;
+use super::kubeconfig::{self, current_cluster};
+use super::{Access, MAX_FILE};
 
 /// Where the list of authorities is, PEM.
 #[derive(Debug, Clone)]
@@ -22,7 +24,7 @@ pub(super) enum Authorities {
 impl Authorities {
     /// Takes them out of a kubeconfig, whose own reader refuses a list for one broken certificate.
     pub(super) fn take(config: &mut Kubeconfig) -> Result<Option<Self>, String> {
-        let Some(cluster) = cluster_of_current_context(config) else { return Ok(None) };
+        let Some(cluster) = current_cluster(config) else { return Ok(None) };
         let (data, file) = (cluster.certificate_authority_data.take(), cluster.certificate_authority.take());
         match (data, file) {
             (Some(data), _) => {
@@ -52,7 +54,8 @@ impl Authorities {
                 Roots::from_pem(pem).map_err(|error| format!("certificate-authority-data {error}"))
             }
             Self::File(path) => {
-                let pem = std::fs::read(path).map_err(|error| format!("read {}: {error}", path.display()))?;
+                let pem =
+                    trusted::read(path, Links::Followed, MAX_FILE).map_err(|error| error.to_string())?;
                 Roots::from_pem(&pem).map_err(|error| format!("{} {error}", path.display()))
             }
         }
@@ -65,16 +68,9 @@ impl Access {
         let authorities = match self {
             Self::ServiceAccount { ca_file, .. } => Some(Authorities::File(ca_file.clone())),
             Self::Kubeconfig(path) => {
-                Kubeconfig::read_from(path).ok().and_then(|mut config| Authorities::take(&mut config).ok()?)
+                kubeconfig::read(path).ok().and_then(|(mut config, _)| Authorities::take(&mut config).ok()?)
             }
         };
         authorities.and_then(|authorities| authorities.read().ok()).map_or(0, |roots| roots.unreadable())
     }
-}
-
-fn cluster_of_current_context(config: &mut Kubeconfig) -> Option<&mut Cluster> {
-    let current = config.current_context.as_deref()?;
-    let context = config.contexts.iter().find(|entry| entry.name == current)?.context.as_ref()?;
-    let cluster = config.clusters.iter_mut().find(|entry| entry.name == context.cluster)?;
-    cluster.cluster.as_mut()
 }

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, OpenOptions, Permissions};
 use std::hash::{BuildHasher, RandomState};
-use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use facts::Facts;
 use facts::exchange::facts_file;
-use rustix::fs::OFlags;
+use trusted::Links;
 
 use super::Names;
 use crate::watch::Cluster;
@@ -18,7 +18,7 @@ use crate::watch::Cluster;
 const UNFINISHED: &str = "unfinished";
 
 /// Longest file of facts that is read, in bytes: an object in etcd has at most 1.5 MiB.
-const MAX_FILE: u64 = 2 << 20;
+const MAX_FILE: usize = 2 << 20;
 /// The most files that are read. A node has some hundred pods.
 const MAX_FILES: usize = 16 << 10;
 
@@ -105,6 +105,8 @@ impl Files {
         if metadata.permissions().mode() & 0o777 != 0o700 {
             fs::set_permissions(&self.dir, Permissions::from_mode(0o700))?;
         }
+        // Plugins would not believe what is in it.
+        trusted::check_directory(&self.dir)?;
         Ok(false)
     }
 
@@ -158,7 +160,7 @@ impl Files {
     }
 }
 
-/// The facts in a directory, and why others cannot be used. Only files of this process's user count.
+/// The facts in a directory, and why others cannot be used. Only files that nobody else can write count.
 pub(super) fn read_all(dir: &Path) -> (Vec<Facts>, Vec<Unusable>) {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
@@ -180,18 +182,7 @@ pub(super) fn read_all(dir: &Path) -> (Vec<Facts>, Vec<Unusable>) {
 }
 
 fn read_one(path: &Path) -> io::Result<Facts> {
-    // Neither a pipe that nobody writes to nor a link to elsewhere.
-    let flags = (OFlags::NONBLOCK | OFlags::NOFOLLOW).bits() as i32;
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    let metadata = file.metadata()?;
-    if !metadata.is_file() || metadata.uid() != rustix::process::geteuid().as_raw() {
-        return Err(io::Error::other("it is not a regular file of the agent's user"));
-    }
-    let mut text = Vec::new();
-    file.take(MAX_FILE + 1).read_to_end(&mut text)?;
-    if text.len() as u64 > MAX_FILE {
-        return Err(io::Error::other(format!("it has more than {MAX_FILE} bytes")));
-    }
+    let text = trusted::read(path, Links::Refused, MAX_FILE)?;
     let facts: Facts = serde_json::from_slice(&text)?;
     let own_name = facts_file(facts.pod.namespace(), facts.pod.name());
     if own_name.as_deref() != path.file_name().and_then(|name| name.to_str()) {
@@ -200,10 +191,11 @@ fn read_one(path: &Path) -> io::Result<Facts> {
     Ok(facts)
 }
 
+/// Whether plugins would read just this there.
 fn holds(path: &Path, content: &[u8]) -> bool {
     let length = fs::metadata(path).map(|metadata| metadata.len());
     length.is_ok_and(|length| length == content.len() as u64)
-        && fs::read(path).is_ok_and(|old| old == content)
+        && trusted::read(path, Links::Refused, content.len()).is_ok_and(|old| old == content)
 }
 
 fn replace(unfinished: &Path, path: &Path, content: &[u8]) -> io::Result<()> {

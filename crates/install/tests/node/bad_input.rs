@@ -108,7 +108,7 @@ fn the_kubeconfig_needs_a_server_a_token_and_an_authority() {
     fs::write(node.path("account/token"), b"\xff\xfe").unwrap();
     told(&|_| (), "token is not text");
     fs::write(node.path("account/token"), vec![b'x'; 2 << 20]).unwrap();
-    told(&|_| (), "token: the file is larger than");
+    told(&|_| (), "token: larger than 1 MiB");
     fs::remove_file(node.path("account/token")).unwrap();
     told(&|_| (), "account/token: No such file or directory");
     assert!(names(&node.path("run")).is_empty());

@@ -11,7 +11,7 @@ use super::document::{self, Broken, Format};
 /// A manifest file that gives no pods.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// It does not exist, is no regular file, is too large, or is no text.
+    /// It does not exist, is no regular file, is too large, is no text, or can be written by others where that counts.
     #[error("read manifest {path}: {cause}", path = path.display())]
     Unreadable {
         /// Which.
@@ -49,18 +49,22 @@ pub enum FileError {
 /// The file cannot be read, any document of it is broken, or none is a pod.
 pub fn pods_in_file(path: impl AsRef<Path>) -> Result<Vec<Pod>, FileError> {
     // Without a wanted uid no incarnation is the wrong one, and all have containers, so every object converts.
-    let pods = objects_in_file(path.as_ref())?.into_iter();
+    let path = path.as_ref();
+    let pods = objects(path, super::read_any(path))?.into_iter();
     Ok(pods.filter_map(|object| object.into_pod(&PodId::default()).ok()).collect())
 }
 
-/// The same as [`pods_in_file`], as objects.
+/// The objects of a file in a directory that pods are captured by.
 ///
 /// # Errors
-/// As there.
+/// As in [`pods_in_file`], and where others can write the file.
 pub fn objects_in_file(path: impl AsRef<Path>) -> Result<Vec<Object>, FileError> {
     let path = path.as_ref();
-    let text =
-        super::read_bounded(path).map_err(|cause| FileError::Unreadable { path: path.to_owned(), cause })?;
+    objects(path, super::read_believed(path))
+}
+
+fn objects(path: &Path, text: io::Result<String>) -> Result<Vec<Object>, FileError> {
+    let text = text.map_err(|cause| FileError::Unreadable { path: path.to_owned(), cause })?;
     let format = if path.extension().is_some_and(|extension| extension == "json") {
         Format::Json
     } else {

@@ -86,7 +86,7 @@ fn broken_files_are_named_and_the_others_read() {
     std::fs::rename(file("moved.json"), file("other.json")).unwrap();
     let text = std::fs::read(file("cut.json")).unwrap();
     std::fs::write(file("cut.json"), &text[..text.len() / 2]).unwrap();
-    std::fs::write(file("large.json"), " ".repeat(MAX_FILE as usize) + "{}").unwrap();
+    std::fs::write(file("large.json"), " ".repeat(MAX_FILE) + "{}").unwrap();
     std::fs::create_dir(file("dir.json")).unwrap();
     symlink(file("good.json"), file("link.json")).unwrap();
     rustix::fs::mknodat(

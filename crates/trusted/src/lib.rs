@@ -1,0 +1,238 @@
+//! Files whose content is believed: a pod's facts, a kubeconfig with what it names, records of what was done, options. Who can write one of
+//! them decides which pods are captured, or which API server is asked. So each is opened once, what was opened is looked at, and it is read
+//! only if it is a regular file that nobody can write but root and the user of this process. The same goes for the directory that it is in,
+//! because whoever can write there can put another file under the name.
+
+use std::fmt::{self, Display};
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags, Stat, fstat, openat};
+use rustix::io::Errno;
+
+/// What a path's last part may be. The parts before it may be links in any case, such as `/var/run`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Links {
+    /// A file only: nobody makes links in the run directory.
+    Refused,
+    /// A link to a file too. Kubernetes mounts tokens, certificates and ConfigMaps as links.
+    Followed,
+}
+
+/// A file that is not believed, or cannot be read. The text says which, why and what helps.
+#[derive(Debug, thiserror::Error)]
+#[error("read {}: {problem}", path.display())]
+pub struct Error {
+    /// The file.
+    pub path: PathBuf,
+    /// Why.
+    pub problem: Problem,
+}
+
+/// Why a file is not read.
+#[derive(Debug, thiserror::Error)]
+pub enum Problem {
+    /// The system refused.
+    #[error("{0}")]
+    Io(io::Error),
+    /// A directory, a pipe, a device; or a link where there are none.
+    #[error("not a regular file, so it is not used; find out who made it, then remove it")]
+    NotAFile,
+    /// Another user can write it at any time.
+    #[error(
+        "{what} belongs to user {owner}, and only what belongs to root{} is believed; find out who made it, then remove it or `chown 0:0` it",
+        or_own(*.own)
+    )]
+    Foreign {
+        /// What.
+        what: What,
+        /// Whose it is.
+        owner: u32,
+        /// The user of this process.
+        own: u32,
+    },
+    /// Its mode lets others write it.
+    #[error(
+        "{what} can be written by {by} (mode {mode:04o}), and so is not believed; check what it says, then `chmod go-w` it"
+    )]
+    Writable {
+        /// What.
+        what: What,
+        /// Who.
+        by: Writers,
+        /// Its mode.
+        mode: u32,
+    },
+    /// More than is read.
+    #[error("larger than {}, and nothing here needs more; replace it", size(*.0))]
+    TooLarge(u64),
+}
+
+/// What cannot be believed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum What {
+    /// The file.
+    It,
+    /// The directory that it is in.
+    Directory(PathBuf),
+}
+
+/// Who can write something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Writers {
+    /// A group that is not root's.
+    Group(u32),
+    /// All users.
+    All,
+}
+
+/// Reads a file of at most `max` bytes.
+///
+/// # Errors
+/// It is not there, not believed, or larger.
+pub fn read(path: &Path, links: Links, max: usize) -> Result<Vec<u8>, Error> {
+    let file = open(path, links)?;
+    let failed = |problem| Error { path: path.to_owned(), problem };
+    let mut bytes = Vec::new();
+    let max = max as u64;
+    file.take(max + 1).read_to_end(&mut bytes).map_err(|cause| failed(Problem::Io(cause)))?;
+    if bytes.len() as u64 > max { Err(failed(Problem::TooLarge(max))) } else { Ok(bytes) }
+}
+
+/// Opens a file for reading. Does not wait for the other end of a pipe.
+///
+/// # Errors
+/// It is not there, or not believed.
+pub fn open(path: &Path, links: Links) -> Result<File, Error> {
+    try_open(path, links).map_err(|problem| Error { path: path.to_owned(), problem })
+}
+
+fn try_open(path: &Path, links: Links) -> Result<File, Problem> {
+    let Some(name) = path.file_name() else { return Err(Problem::NotAFile) };
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = openat(CWD, parent, flags, Mode::empty())?;
+    judge(&fstat(&dir)?, || What::Directory(parent.to_owned()))?;
+    let follow = if links == Links::Refused { OFlags::NOFOLLOW } else { OFlags::empty() };
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC | follow;
+    let file = match openat(&dir, name, flags, Mode::empty()) {
+        // a link where there are none, a socket
+        Err(Errno::LOOP | Errno::NXIO) => return Err(Problem::NotAFile),
+        file => file?,
+    };
+    let stat = fstat(&file)?;
+    if stat.st_mode & S_IFMT != S_IFREG {
+        return Err(Problem::NotAFile);
+    }
+    judge(&stat, || What::It)?;
+    Ok(file.into())
+}
+
+/// Looks at a directory as [`open`] does at that of a file; one that is not there is nobody's.
+///
+/// # Errors
+/// It is not believed, or cannot be looked at.
+pub fn check_directory(path: &Path) -> Result<(), Error> {
+    let check = || -> Result<(), Problem> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match openat(CWD, path, flags, Mode::empty()) {
+            Err(Errno::NOENT) => Ok(()),
+            dir => judge(&fstat(dir?)?, || What::Directory(path.to_owned())),
+        }
+    };
+    check().map_err(|problem| Error { path: path.to_owned(), problem })
+}
+
+/// Bits of a mode, from stat(2).
+const S_IFMT: u32 = 0o170_000;
+const S_IFREG: u32 = 0o100_000;
+const S_IFDIR: u32 = 0o040_000;
+const STICKY: u32 = 0o1000;
+const BY_GROUP: u32 = 0o020;
+const BY_ALL: u32 = 0o002;
+
+/// Whether nobody can change it but root and this process's user.
+fn judge(stat: &Stat, what: impl Fn() -> What) -> Result<(), Problem> {
+    let own = rustix::process::geteuid().as_raw();
+    if stat.st_uid != 0 && stat.st_uid != own {
+        return Err(Problem::Foreign { what: what(), owner: stat.st_uid, own });
+    }
+    // In a sticky directory a name belongs to its file's owner. Mounted tokens are in such a one.
+    if stat.st_mode & S_IFMT == S_IFDIR && stat.st_mode & STICKY != 0 {
+        return Ok(());
+    }
+    let by = if stat.st_mode & BY_ALL != 0 {
+        Writers::All
+    } else if stat.st_mode & BY_GROUP != 0 && stat.st_gid != 0 {
+        Writers::Group(stat.st_gid)
+    } else {
+        return Ok(());
+    };
+    Err(Problem::Writable { what: what(), by, mode: stat.st_mode & 0o7777 })
+}
+
+fn or_own(own: u32) -> String {
+    if own == 0 { String::new() } else { format!(" or user {own}") }
+}
+
+fn size(bytes: u64) -> String {
+    if bytes.is_multiple_of(1 << 20) { format!("{} MiB", bytes >> 20) } else { format!("{bytes} bytes") }
+}
+
+// === impl Error ===
+
+impl Error {
+    /// Whether there is no such file.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        matches!(&self.problem, Problem::Io(cause) if cause.kind() == io::ErrorKind::NotFound)
+    }
+
+    /// Whether it is there and not believed.
+    #[must_use]
+    pub fn is_disbelief(&self) -> bool {
+        matches!(self.problem, Problem::NotAFile | Problem::Foreign { .. } | Problem::Writable { .. })
+    }
+}
+
+impl From<Error> for io::Error {
+    /// Without the path, which whoever asks names.
+    fn from(error: Error) -> Self {
+        match error.problem {
+            Problem::Io(cause) => cause,
+            problem => Self::other(problem),
+        }
+    }
+}
+
+// === impl Problem ===
+
+impl From<Errno> for Problem {
+    fn from(errno: Errno) -> Self {
+        Self::Io(errno.into())
+    }
+}
+
+// === impl What, Writers ===
+
+impl Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::It => f.write_str("it"),
+            Self::Directory(path) => write!(f, "its directory {}", path.display()),
+        }
+    }
+}
+
+impl Display for Writers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Group(group) => write!(f, "group {group}"),
+            Self::All => f.write_str("all users"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
