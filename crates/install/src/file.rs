@@ -1,5 +1,7 @@
 //! Files read within bounds and replaced as a whole.
 
+pub(crate) mod adopt;
+
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Read};
@@ -174,7 +176,7 @@ impl Attributes {
             && (uid, gid) != (metadata.uid(), metadata.gid())
         {
             match rustix::fs::fchown(file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))) {
-                // Without CAP_CHOWN the file is ours until the original, which is kept, comes back.
+                // Without CAP_CHOWN the file is ours until it takes the place of the one whose owner this is: see `adopt`.
                 Ok(()) | Err(Errno::PERM) => {}
                 Err(cause) => return Err(cause.into()),
             }
@@ -281,6 +283,7 @@ pub(crate) fn swap(temp: &Path, target: &Path, old: &[u8]) -> Result<bool, FileE
     }
     if Content::read(temp).is_ok_and(|displaced| displaced.bytes == old) {
         sync_directory(target)?;
+        adopt::keep_owner(temp, target)?;
         std::fs::remove_file(temp).map_err(failed)?;
         return Ok(true);
     }
@@ -303,7 +306,7 @@ pub(crate) fn swap(temp: &Path, target: &Path, old: &[u8]) -> Result<bool, FileE
 }
 
 /// Device and inode: which file a name is of, whatever it holds.
-fn identity(path: &Path) -> Result<(u64, u64), FileError> {
+pub(crate) fn identity(path: &Path) -> Result<(u64, u64), FileError> {
     let metadata = std::fs::symlink_metadata(path).map_err(|cause| FileError::io("read", path, cause))?;
     Ok((metadata.dev(), metadata.ino()))
 }

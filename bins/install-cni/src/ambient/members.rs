@@ -106,6 +106,9 @@ pub(crate) struct Member {
 /// After so long the watch has told of our own patch, and what it says else is somebody's change.
 const SETTLED: Duration = Duration::from_secs(10);
 
+/// After so long an annotation that the watch does not show is written again.
+const SAY_AGAIN: Duration = Duration::from_secs(3);
+
 /// Who is told that a ztunnel's answer leaves work to do on a pod.
 type Unsettled = Box<dyn Fn(&PodKey) + Send + Sync>;
 
@@ -243,6 +246,11 @@ impl Member {
     /// Whether what the watch shows of the annotation is newer than what we wrote.
     pub(crate) fn is_settled(&self) -> bool {
         self.annotated.is_none_or(|at| at.elapsed() > SETTLED)
+    }
+
+    /// Whether what we wrote is so long ago that a watch that does not show it is likely to be right.
+    pub(crate) fn may_say_again(&self) -> bool {
+        self.annotated.is_none_or(|at| at.elapsed() > SAY_AGAIN)
     }
 
     /// Notes its addresses; whoever had one of them before has it no more.

@@ -214,7 +214,9 @@ impl Ambient {
         value: Option<&'static str>,
     ) -> Result<(), Failure> {
         let shown = facts.pod.annotation(REDIRECTION);
-        if member.is_settled() && shown != value {
+        // To say once more what is true does no harm; what is to go is not believed gone before it surely is.
+        let settled = if value.is_some() { member.may_say_again() } else { member.is_settled() };
+        if settled && shown != value {
             member.annotation = shown.map(str::to_owned);
         }
         // Another value says of itself that the pod is not in.

@@ -15,6 +15,9 @@ pub(crate) fn write(write: &Write) -> Result<bool, ConfigError> {
     if write.keep_original {
         let kept = match (&write.single, &write.old) {
             (Some((single, bytes)), _) => keep_original(single, bytes)?,
+            (None, Some(old)) if file::adopt::would_lose_owner(&temp, &write.target) => {
+                keep_copy(&write.target, old)?
+            }
             (None, Some(old)) => keep_original(&write.target, &old.bytes)?,
             (None, None) => true,
         };
@@ -39,6 +42,19 @@ fn keep_original(path: &Path, bytes: &[u8]) -> Result<bool, FileError> {
     let Some(temp) = file::stage_link(path, &original)? else { return Ok(false) };
     let content = Content::read(&temp)?;
     if content.bytes != bytes {
+        return Ok(false);
+    }
+    file::place(&temp, &original)?;
+    Ok(true)
+}
+
+/// The same for a file that goes on to be the configuration, with other content, because only so its owner is kept. False if it is no longer
+/// what was read.
+fn keep_copy(path: &Path, old: &Content) -> Result<bool, FileError> {
+    let original = original_of(path);
+    let temp = file::stage_bytes(&original, &old.attributes(), &old.bytes)?;
+    let content = Content::read_if_there(path)?;
+    if !content.is_some_and(|content| content.bytes == old.bytes) {
         return Ok(false);
     }
     file::place(&temp, &original)?;

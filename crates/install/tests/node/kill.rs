@@ -13,7 +13,7 @@ use crate::support::{CALICO, Node, at_once, names, plugin};
 const SINGLE: &str = r#"{"cniVersion":"1.0.0","name":"single","type":"bridge","bridge":"cni0"}"#;
 
 /// `cargo test` builds the examples of a package together with its tests (not with `--test NAME`), into a directory beside theirs.
-fn program() -> PathBuf {
+pub(crate) fn program() -> PathBuf {
     let here = std::env::current_exe().unwrap();
     let path = here.parent().and_then(|deps| deps.parent()).unwrap().join("examples/install_once");
     assert!(path.exists(), "{} is not built: run the tests of the whole package", path.display());
@@ -21,7 +21,7 @@ fn program() -> PathBuf {
 }
 
 /// What a container runtime would load now; panics if that is not a whole configuration.
-fn loaded(node: &Node) -> String {
+pub(crate) fn loaded(node: &Node) -> String {
     for _ in 0..1000 {
         let first = node.names().into_iter().find(|name| Form::of(name).is_some());
         let name = first.unwrap_or_else(|| panic!("there is no configuration: {:?}", node.names()));

@@ -9,6 +9,7 @@ mod golden;
 mod kill;
 mod libcni;
 mod modes;
+mod owner;
 mod primary;
 mod restore;
 mod stomp;
