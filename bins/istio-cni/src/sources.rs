@@ -17,7 +17,7 @@ use cni::PluginConf;
 use podsource::{
     Agent, Annotations, Cause, Error, KUBECONFIG_NAME, Kubernetes, LastKnown, Manifests, PodSource,
 };
-use telemetry::Logger;
+use telemetry::{Level, Logger};
 
 use crate::progress::Progress;
 
@@ -87,6 +87,26 @@ struct Fallback {
     assumed: bool,
 }
 
+/// The reason for which the last failed try was told of.
+#[derive(Default)]
+struct Told(RefCell<Option<(String, Instant, Duration)>>);
+
+impl Told {
+    /// Pause before the same is told again.
+    const PAUSE: Duration = Duration::from_secs(10);
+
+    fn wants(&self, text: &str) -> bool {
+        let (mut told, now) = (self.0.borrow_mut(), Instant::now());
+        let pause = match told.as_ref().filter(|(before, ..)| before == text) {
+            Some((_, next, _)) if now < *next => return false,
+            Some((.., pause)) => *pause * 2,
+            None => Self::PAUSE,
+        };
+        *told = Some((text.to_owned(), now + pause, pause));
+        true
+    }
+}
+
 /// The node agent, as long as it is worth asking.
 struct Inquiry<'a> {
     id: &'a PodId,
@@ -116,8 +136,9 @@ impl Sources<'_> {
         match &self.conf.pod_source {
             cni::PodSource::Manifests(_) => Ok(BTreeMap::new()),
             cni::PodSource::Kubernetes => {
+                let told = Told::default();
                 let api = self.api(self.conf.facts_timeout).with_on_retry(|error, attempt, pause| {
-                    self.log_retry(error, attempt, pause);
+                    self.log_retry(&told, error, attempt, pause);
                     ControlFlow::Continue(())
                 });
                 api.namespace_labels(name)
@@ -241,8 +262,9 @@ impl Sources<'_> {
                 _ => began.elapsed() + pause < PATIENCE,
             }
         };
+        let told = Told::default();
         let api = self.api(limit).with_on_retry(|error, attempt, pause| {
-            self.log_retry(error, attempt, pause);
+            self.log_retry(&told, error, attempt, pause);
             if go_on(error, pause) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         });
         let asked = api.pod(inquiry.id);
@@ -254,9 +276,12 @@ impl Sources<'_> {
         }
     }
 
-    fn log_retry(&self, error: &Error, attempt: u32, pause: Duration) {
+    /// Each reason once, then after pauses that double, with the number of the try: a pod that is gone from the API is asked for many times.
+    fn log_retry(&self, told: &Told, error: &Error, attempt: u32, pause: Duration) {
         let labels: [telemetry::Label<'_>; 2] = [("try", &attempt), ("pause_ms", &pause.as_millis())];
-        self.log.warn(&error.to_string(), &labels);
+        let text = error.to_string();
+        let level = if told.wants(&text) { Level::Warn } else { Level::Debug };
+        self.log.log(level, &text, &labels);
     }
 
     fn api(&self, limit: Duration) -> Kubernetes<'_> {

@@ -196,8 +196,8 @@ impl Scope {
         self.log(Level::Error, msg, labels);
     }
 
-    /// A line of a level known only at run time. A warning or an error that was said already is told every tenth time, with the number of
-    /// times in the label `repeated`.
+    /// A line of a level known only at run time. A warning or an error that was said already is told after growing pauses only, with the
+    /// number of times in the label `repeated`.
     pub fn log(&self, level: Level, msg: impl Display, labels: &[Label<'_>]) {
         if level == Level::Info {
             self.settled(labels);

@@ -1,7 +1,7 @@
 //! What a log has said already: a loop that fails in the same way at each turn must not fill it.
 //!
 //! Two lines are the same if level, message and labels are; labels that are numbers (seconds, counts) do not tell them apart. A line is told
-//! the first time and then every tenth. It is told anew when its subject was well in between, or when it was not said for a while.
+//! the first time and then after pauses that double, with the number of times. It is told anew when its subject was well in between, or when it was not said for a while.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 use crate::Level;
 use crate::line::Label;
 
-/// Of the same line, each of so many is told.
-const EACH: u64 = 10;
+/// Pause before a line is told a second time; each one after it is twice as long.
+const PAUSE: Duration = Duration::from_secs(30);
+/// The longest of them.
+const MAX_PAUSE: Duration = Duration::from_secs(600);
 /// A line that was not said for so long is news.
 const FORGOTTEN: Duration = Duration::from_secs(600);
 /// Lines that are remembered, each some 50 bytes. With one more all are forgotten.
@@ -33,6 +35,9 @@ struct Said {
     line: u64,
     times: u64,
     last: Instant,
+    /// When it is told again, and the pause after that.
+    next: Instant,
+    pause: Duration,
 }
 
 // === impl Repeats ===
@@ -53,14 +58,21 @@ impl Repeats {
         }
         let said = self.subjects.entry(subject).or_default();
         let Some(known) = said.iter_mut().find(|said| said.line == line) else {
-            said.push(Said { line, times: 1, last: now });
+            said.push(Said { line, times: 1, last: now, next: now + PAUSE, pause: PAUSE });
             self.lines += 1;
             return Some(1);
         };
         let forgotten = now.saturating_duration_since(known.last) >= FORGOTTEN;
-        known.times = if forgotten { 1 } else { known.times.saturating_add(1) };
-        known.last = now;
-        (known.times == 1 || known.times.is_multiple_of(EACH)).then_some(known.times)
+        if forgotten {
+            *known = Said { line, times: 0, last: now, next: now, pause: PAUSE / 2 };
+        }
+        (known.times, known.last) = (known.times.saturating_add(1), now);
+        let is_due = now >= known.next;
+        if is_due {
+            known.pause = (known.pause * 2).min(MAX_PAUSE);
+            known.next = now + known.pause;
+        }
+        is_due.then_some(known.times)
     }
 
     /// The subject of these labels is well: what is said of it next is news.
@@ -102,11 +114,16 @@ mod tests {
     }
 
     #[test]
-    fn the_first_and_every_tenth_of_a_line_are_told() {
-        let (mut repeats, now) = (Repeats::default(), Instant::now());
-        let told: Vec<u64> =
-            (1..=35).filter_map(|_| say(&mut repeats, "no", &[("pod", &"a/b")], now)).collect();
-        assert_eq!(told, [1, 10, 20, 30]);
+    fn a_line_is_told_once_and_then_after_pauses_that_double() {
+        let (mut repeats, start) = (Repeats::default(), Instant::now());
+        let told: Vec<(u64, u64)> = (0..3600)
+            .filter_map(|second| {
+                let now = start + Duration::from_secs(second);
+                Some((second, say(&mut repeats, "no", &[("pod", &"a/b")], now)?))
+            })
+            .collect();
+        let seconds = [0, 30, 90, 210, 450, 930, 1530, 2130, 2730, 3330];
+        assert_eq!(told, seconds.map(|second| (second, second + 1)));
     }
 
     #[test]
@@ -133,6 +150,7 @@ mod tests {
         assert_eq!(say(&mut repeats, "no", &one, now), Some(1), "it was well");
         assert_eq!(say(&mut repeats, "no", &other, now), None, "nothing was said of this one");
         assert_eq!(say(&mut repeats, "no", &other, now + FORGOTTEN), Some(1), "a while ago");
+        assert_eq!(say(&mut repeats, "no", &other, now + FORGOTTEN + PAUSE), Some(2), "as for a new line");
         assert_eq!(say(&mut repeats, "no", &[], now), Some(1));
         repeats.settle("cni-agent", &one);
         assert_eq!(say(&mut repeats, "no", &[], now), None, "a pod that is well says nothing of the rest");
