@@ -18,6 +18,7 @@ mod failpoint;
 mod failure;
 mod finder;
 mod followed;
+mod given_up;
 mod holder;
 mod host;
 mod leave;
@@ -27,15 +28,15 @@ mod record;
 mod socket;
 mod spare;
 mod takeover;
+mod tally;
 mod tell;
 mod troubles;
 mod verify;
 mod waiting;
 mod work;
 
-use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use cluster::{Cluster, PodKey, Queue, Writer};
@@ -98,8 +99,6 @@ pub(crate) struct Ambient {
     stopped: Notify,
     /// The pods are listed.
     synced: Notify,
-    /// Pods that were worked on.
-    seen: Mutex<HashSet<String>>,
     /// Pods that should be in and are not.
     troubles: Troubles,
     /// Pods that wait for something of the node.
@@ -156,7 +155,6 @@ impl Ambient {
             stop: Notify::new(),
             stopped: Notify::new(),
             synced: Notify::new(),
-            seen: Mutex::default(),
             troubles: Troubles::default(),
             waiting: Waiting::default(),
         });
@@ -177,6 +175,7 @@ impl Ambient {
 
     /// The pods and namespaces have been listed once.
     pub(crate) fn synced(&self) {
+        self.count_listed();
         self.synced.notify_one();
     }
 
@@ -226,6 +225,8 @@ impl Ambient {
             );
             self.synced.notified().await;
             self.sweep_records().await;
+            // Addresses of pods that went while no agent looked.
+            self.verify_host().await;
         }
         self.health.ready(Part::Ambient);
         self.push_all();

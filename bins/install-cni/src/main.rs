@@ -24,12 +24,15 @@ mod run;
 mod serve;
 mod shutdown;
 mod uncaptured;
+mod version;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    if std::env::args_os().nth(1).is_some_and(|word| word == delete_daemonset::NAME) {
-        return delete_daemonset::run();
+    match std::env::args_os().nth(1) {
+        Some(word) if word == delete_daemonset::NAME => return delete_daemonset::run(),
+        Some(word) if word == version::NAME => return version::run(std::env::args_os().skip(1)),
+        _ => {}
     }
     match options::Flags::parse(std::env::args_os()) {
         Ok(flags) => run::run(flags),

@@ -95,6 +95,7 @@ fn told(agent: &Agent, store: Option<&Store>, event: ClusterEvent) {
             agent.ambient.changed(&pods);
             agent.older.changed();
         }
+        ClusterEvent::Told(told) => agent.ambient.told(&told),
         ClusterEvent::Outlook(outlook) => shutdown::tell(agent, &outlook),
         ClusterEvent::WatchFailed { what, error, failing_for, retry_in } => {
             metrics.watch_failure(kind(what));

@@ -18,7 +18,9 @@ pub(crate) use table::{SPECS, Setting};
 const NAME: &str = "install-cni";
 const ABOUT: &str =
     "The Istio CNI node agent: installs the plugin on this node, keeps it installed, and serves it.";
-const SUBCOMMAND: &str = "install-cni delete-daemonset: deletes DaemonSet istio-cni-node in POD_NAMESPACE and waits until its pods have ended.";
+const SUBCOMMANDS: &str = "\
+install-cni version [-s] [-o json|yaml]: prints the version.
+install-cni delete-daemonset: deletes DaemonSet istio-cni-node in POD_NAMESPACE and waits until its pods have ended.";
 const EXIT_CODES: &str =
     "Exit codes: 0 ended by SIGTERM or SIGINT; 1 the configuration cannot be used; 2 wrong usage.";
 
@@ -231,7 +233,7 @@ fn after_help() -> String {
     let lines = SPECS.iter().filter(|spec| spec.given == Given::Variable).map(|spec| {
         format!("  {}\n          {} [default: {:?}]\n", spec.variable(), spec.help, spec.default)
     });
-    format!("Environment only:\n{}\n{SUBCOMMAND}\n\n{EXIT_CODES}", lines.collect::<String>())
+    format!("Environment only:\n{}\n{SUBCOMMANDS}\n\n{EXIT_CODES}", lines.collect::<String>())
 }
 
 fn arg(spec: &Spec) -> Arg {

@@ -12,6 +12,7 @@ use hyper::header::HeaderValue;
 use hyper::{Method, Request, StatusCode};
 use telemetry::Scope;
 
+use crate::ambient::Ambient;
 use crate::backend::NodeBackend;
 use crate::health::Health;
 use crate::metrics::Metrics;
@@ -31,6 +32,7 @@ pub(crate) struct PluginSocket {
     pub(crate) health: Arc<Health>,
     pub(crate) uncaptured: Arc<Uncaptured>,
     pub(crate) backend: Arc<NodeBackend>,
+    pub(crate) ambient: Arc<Ambient>,
     pub(crate) log: Scope,
 }
 
@@ -105,6 +107,9 @@ impl PluginSocket {
         };
         self.metrics.operation(&report);
         self.backend.heard(&report);
+        if report.operation == "del" {
+            self.ambient.sandbox_ends(&report.namespace, &report.name);
+        }
         if report.wants_note()
             && let Err(error) = self.uncaptured.note(&report)
         {

@@ -251,6 +251,7 @@ impl Agent {
             health: self.health.clone(),
             uncaptured,
             backend,
+            ambient: self.ambient.clone(),
             log: self.log.clone(),
         };
         let own = rustix::process::geteuid().as_raw();

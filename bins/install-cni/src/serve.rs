@@ -20,8 +20,8 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 
-pub(crate) use descriptor::Descriptor;
 use descriptor::Receiving;
+pub(crate) use descriptor::{Descriptor, Peer};
 
 /// What goes back.
 pub(crate) type Answer = Response<Full<Bytes>>;
@@ -97,7 +97,8 @@ pub(crate) trait Handler: Send + Sync + 'static {
     /// Connections that are served at once. A node starts some dozens of pods at once at most; a flood waits in the kernel's queue. Each may hold
     /// a whole body in memory.
     const MAX_CONNECTIONS: usize = 256;
-    /// Whether a request on a unix socket may bring a descriptor, which the handler finds as [`Descriptor`] among its extensions.
+    /// Whether a request on a unix socket may bring a descriptor, which the handler finds as [`Descriptor`] among its extensions, and who sent it as
+    /// [`Peer`].
     const TAKES_DESCRIPTORS: bool = false;
 
     /// The answer. A client that hangs up drops the future: what has to be done all the same is spawned.
@@ -254,8 +255,8 @@ impl Socket {
             let handler = handler.clone();
             tokio::spawn(async move {
                 if trusted && H::TAKES_DESCRIPTORS {
-                    let (stream, taken) = Receiving::new(stream);
-                    connection_with(stream, handler, move || taken.take()).await;
+                    let (stream, taken, peer) = Receiving::new(stream);
+                    connection_with(stream, handler, move || Some((taken.take(), peer.clone()))).await;
                 } else if trusted {
                     connection(stream, handler).await;
                 } else {
@@ -307,11 +308,11 @@ where
 }
 
 /// Serves the requests of one connection. Its end, however it comes, is the client's affair. `brought` gives the descriptor that came with a
-/// request.
+/// request, and who sent it.
 async fn connection_with<S, H>(
     stream: S,
     handler: Arc<H>,
-    brought: impl Fn() -> Option<Descriptor> + Clone + Send + 'static,
+    brought: impl Fn() -> Option<(Option<Descriptor>, Peer)> + Clone + Send + 'static,
 ) where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     H: Handler,
@@ -321,8 +322,9 @@ async fn connection_with<S, H>(
         async move {
             let (mut head, body) = request.into_parts();
             let body = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, H::MAX_BODY).collect()).await;
-            if let Some(descriptor) = brought() {
-                head.extensions.insert(descriptor);
+            if let Some((descriptor, peer)) = brought() {
+                head.extensions.insert(peer);
+                descriptor.map(|descriptor| head.extensions.insert(descriptor));
             }
             let head = Request::from_parts(head, ());
             let (status, reason) = match body {

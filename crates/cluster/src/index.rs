@@ -225,11 +225,18 @@ impl Index {
     pub fn facts(&self, namespace: &str, name: &str) -> Option<Facts> {
         let entry = self.namespaces.get(namespace)?;
         let pod = entry.pods.get(name)?;
-        let labels = entry.labels.as_ref().map(|labels| {
-            let pair = |(key, value): &(Box<str>, Box<str>)| (String::from(&**key), String::from(&**value));
-            labels.value.iter().map(pair).collect()
-        });
-        Some(Facts { pod: pod.value.clone(), namespace_labels: labels })
+        Some(Facts { pod: pod.value.clone(), namespace_labels: entry.labels() })
+    }
+
+    /// The labels of a namespace, where they are known.
+    pub fn labels(&self, namespace: &str) -> Option<BTreeMap<String, String>> {
+        self.namespaces.get(namespace)?.labels()
+    }
+
+    /// Whether a pod is known from a list or a watch of this process.
+    pub(crate) fn has_pod(&self, namespace: &str, name: &str, uid: &str) -> bool {
+        let pod = self.namespaces.get(namespace).and_then(|entry| entry.pods.get(name));
+        pod.is_some_and(|pod| pod.round != REMEMBERED && pod.value.uid().unwrap_or_default() == uid)
     }
 
     /// Whether the labels of a namespace are known.
@@ -267,6 +274,11 @@ impl Index {
 impl Namespace {
     fn is_empty(&self) -> bool {
         self.labels.is_none() && self.pods.is_empty()
+    }
+
+    fn labels(&self) -> Option<BTreeMap<String, String>> {
+        let pair = |(key, value): &(Box<str>, Box<str>)| (String::from(&**key), String::from(&**value));
+        self.labels.as_ref().map(|labels| labels.value.iter().map(pair).collect())
     }
 
     fn keys(&self, namespace: &str) -> impl Iterator<Item = PodKey> {

@@ -11,6 +11,7 @@ mod manifests;
 mod reflector;
 mod standing;
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -96,6 +97,8 @@ pub enum Event {
     Synced,
     /// Facts of these pods changed, or they are gone.
     Changed(Vec<PodKey>),
+    /// The API server told of a pod or of a namespace, whether or not that changes a fact. The index goes by it already.
+    Told(Told),
     /// Something else was seen of the agent's DaemonSet or of the node, and this follows from it.
     Outlook(Outlook),
     /// A list or watch failed. The index keeps what it has, and it is tried again.
@@ -138,6 +141,26 @@ pub enum Event {
         /// Which, and why.
         error: WatchError,
     },
+}
+
+/// What the API server told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// What has become of the object.
+    pub change: Change,
+    /// The namespace, if it is one, with its labels from before where it was known.
+    pub namespace: Option<(String, Option<BTreeMap<String, String>>)>,
+}
+
+/// What has become of an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// A list or a watch has it for the first time.
+    Added,
+    /// It is another one than before.
+    Updated,
+    /// It is gone.
+    Deleted,
 }
 
 /// Why a watch fails.

@@ -137,6 +137,9 @@ pub(crate) struct VersionArgs {
     /// Network configuration list
     #[arg(long, value_name = "CONFLIST")]
     conf: Option<PathBuf>,
+    /// Print the number only
+    #[arg(short, long, conflicts_with_all = ["conf", "output"])]
+    short: bool,
     /// Directories with the plugins, separated by colons
     #[arg(long, value_name = "DIRS", env = "CNI_PATH", default_value = "/opt/cni/bin")]
     cni_path: String,
@@ -311,6 +314,9 @@ impl GcArgs {
 impl VersionArgs {
     pub(crate) fn run(&self) -> Result<Answer> {
         let own = env!("CARGO_PKG_VERSION");
+        if self.short {
+            return Ok(Answer::text(format!("{own}\n")));
+        }
         let chain = match &self.conf {
             Some(conf) => Some(Chain::new(Conflist::load(conf)?, &self.cni_path, Duration::from_secs(10))?),
             None => None,

@@ -63,7 +63,13 @@ impl Ambient {
         let new = matches!(place, Place::Given { .. });
         let mut member = self.member(key, facts);
         self.refuse(facts, ips)?;
+        let before = member.netns.clone();
         self.locate(&mut member, ips, place).await?;
+        member.announced = new && (member.announced || member.netns != before);
+        if member.announced && self.ztunnels.connected() == 0 {
+            // There is nothing to take back then, and the plugin asks again.
+            return Err(Failure::Ztunnel(zds::AddError::NoZtunnel));
+        }
         if !member.ruled {
             // A new sandbox gets what annotations and options say today.
             (member.options, member.node) = (Member::of(&facts.pod).0.options, None);
@@ -91,6 +97,8 @@ impl Ambient {
         for step in steps {
             if let Err(failure) = self.step(step, &mut member, new).await {
                 match step {
+                    // Whoever announced it takes everything back.
+                    _ if member.announced => self.note(&member),
                     // What is there of them still redirects to ztunnel, or lets connections through it go on.
                     Step::Rules if member.ruled || member.draining.is_some() => {
                         member.look = Look::Unknown;
@@ -102,7 +110,7 @@ impl Ambient {
                 return Err(failure);
             }
         }
-        member.state = State::Enrolled;
+        (member.state, member.announced) = (State::Enrolled, false);
         self.note(&member);
         if self.members.state(&key.uid) != Some(State::Enrolled) {
             let text = "it refused the pod when it connected meanwhile".to_owned();

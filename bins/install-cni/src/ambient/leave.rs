@@ -309,7 +309,7 @@ impl Ambient {
         Ok(())
     }
 
-    async fn remove_rules(&self, member: &mut Member) -> Result<(), Failure> {
+    pub(super) async fn remove_rules(&self, member: &mut Member) -> Result<(), Failure> {
         let Some(netns) = member.netns.clone().filter(|_| !Self::is_gone(member)) else { return Ok(()) };
         let (kernel, backend) = (self.backends.clone(), self.host()?.backend());
         let evidence = self.evidence.clone();

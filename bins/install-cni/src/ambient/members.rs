@@ -42,6 +42,8 @@ pub(crate) enum Look {
     AsPlanned,
     /// They are of another layout and are left so until the next verification (`AMBIENT_RECONCILE_POD_RULES_ON_STARTUP`).
     Left,
+    /// An agent before this one applied them, and the turn to look comes within the first interval of verifications (the same option).
+    Due,
 }
 
 /// What a ztunnel said to the pod. All copies of a member share it: ztunnels answer at any time.
@@ -68,6 +70,9 @@ pub(crate) struct Member {
     pub(crate) netns: Option<Arc<Netns>>,
     /// The runtime said where, and removes the file of its path with the sandbox.
     pub(crate) given: bool,
+    /// A plugin announced it in that namespace and has not heard yet that it is in the mesh. Nobody may enrol it there before another plugin announces
+    /// it, or before it runs: a runtime takes the namespace of an ADD that failed down.
+    pub(crate) announced: bool,
     /// Addresses in the host's sets.
     pub(crate) ips: Vec<IpAddr>,
     /// When it got them, as a number that is greater for those that got theirs later.
@@ -180,6 +185,7 @@ impl Member {
             runtime_class: pod.runtime_class().unwrap_or_default().to_owned(),
             netns: None,
             given: false,
+            announced: false,
             ips: Vec::new(),
             addressed: 0,
             options,
@@ -206,11 +212,12 @@ impl Member {
         let (mut member, _) = Self::of(pod);
         member.options = record.options.clone().into();
         member.strict = record.tcp_loose_before.is_some();
+        member.announced = record.stage == Stage::Announced;
         member.state = match record.stage {
             Stage::Enrolled => State::Unconfirmed,
             Stage::Leaving => State::Leaving,
             Stage::Draining { .. } => State::Draining,
-            Stage::Pending | Stage::Other => State::Pending,
+            Stage::Announced | Stage::Pending | Stage::Other => State::Pending,
         };
         if let Stage::Draining { since } = record.stage {
             member.draining = Some(since);
@@ -223,6 +230,7 @@ impl Member {
     /// What the next agent is to know of it.
     pub(crate) fn record(&self) -> Record {
         let stage = match self.state {
+            State::Pending if self.announced => Stage::Announced,
             State::Pending => Stage::Pending,
             // The next agent has to look all the same.
             State::Unconfirmed | State::Enrolled => Stage::Enrolled,

@@ -73,6 +73,8 @@ pub(crate) struct Place {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "kebab-case")]
 pub(crate) enum Stage {
+    /// On its way in by an ADD that is not answered yet.
+    Announced,
     /// On its way in.
     Pending,
     /// Rules, ztunnel and probes were all in place.

@@ -1,5 +1,6 @@
 //! `pluginevent.sock`: the plugin announces a pod and hears whether it is in the mesh (AA-10 to AA-17).
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,10 +13,11 @@ use hyper::{Request, StatusCode};
 use telemetry::Level;
 
 use super::Ambient;
+use super::desired::{self, REDIRECTION};
 use super::enrol::Place;
 use super::event::Event;
-use super::failure::{Again, Failure};
-use crate::serve::{Answer, Descriptor, Handler, text};
+use super::failure::Failure;
+use crate::serve::{Answer, Descriptor, Handler, Peer, text};
 
 /// As in the original (AA-10). Whoever is neither root nor this agent's user is refused all the same: an event makes this agent program
 /// the namespace that it names.
@@ -32,6 +34,9 @@ const RETRY_AFTER: &str = "1";
 pub(crate) struct EventSocket {
     pub(crate) ambient: Arc<Ambient>,
 }
+
+/// A plugin that waits for its answer.
+struct Plugin(Option<Peer>);
 
 /// Why a pod that the plugin announced is not enrolled.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +55,8 @@ enum Refusal {
     Failed { pod: String, failure: Failure },
     #[error("the agent is not ready yet; the runtime tries again")]
     NotReady,
+    #[error("the plugin that announced pod {0} hung up before its answer; nothing of the pod is left")]
+    HungUp(String),
     #[error("the agent is ending")]
     Ending,
 }
@@ -62,6 +69,12 @@ impl Refusal {
             Self::Failed { failure, .. } => failure.cause().is_some(),
             _ => false,
         }
+    }
+}
+
+impl Plugin {
+    fn has_hung_up(&self) -> bool {
+        self.0.as_ref().is_some_and(Peer::has_hung_up)
     }
 }
 
@@ -82,16 +95,23 @@ impl Handler for EventSocket {
                 return self.counted(text(StatusCode::BAD_REQUEST, format!("{error}\n")));
             }
         };
-        // A plugin that hangs up must not leave a pod half way (AA-17).
+        // A plugin that hangs up must not leave a pod half way: the work goes on, and takes everything back.
         let ambient = self.ambient.clone();
+        let plugin = Plugin(request.extensions().get::<Peer>().cloned());
         let pod = format!("{}/{}", event.namespace, event.name);
         let descriptor = request.extensions().get::<Descriptor>().cloned();
-        let work = tokio::spawn(async move { ambient.announced(event, descriptor).await });
+        let work = tokio::spawn(async move {
+            let result = ambient.clone().announced(event, descriptor, &plugin).await;
+            if let Err(refusal) = &result {
+                // Also where nobody waits for an answer.
+                let level = if refusal.is_of_the_node() { Level::Debug } else { Level::Warn };
+                ambient.log.log(level, refusal, &[("pod", &pod)]);
+            }
+            result
+        });
         match work.await.unwrap_or(Err(Refusal::Ending)) {
             Ok(()) => self.counted(text(StatusCode::OK, "")),
             Err(refusal) => {
-                let level = if refusal.is_of_the_node() { Level::Debug } else { Level::Warn };
-                self.ambient.log.log(level, &refusal, &[("pod", &pod)]);
                 let mut answer = text(StatusCode::INTERNAL_SERVER_ERROR, format!("{refusal}\n"));
                 if refusal.may_pass() {
                     answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
@@ -113,7 +133,7 @@ impl Refusal {
         match self {
             Self::Unknown { .. } | Self::NeedsNamespace(_) | Self::NotReady | Self::Ending => true,
             Self::Failed { failure, .. } => failure.is_absence(),
-            Self::NotEligible { .. } | Self::NoUid(_) => false,
+            Self::NotEligible { .. } | Self::NoUid(_) | Self::HungUp(_) => false,
         }
     }
 }
@@ -126,7 +146,12 @@ impl EventSocket {
 }
 
 impl Ambient {
-    async fn announced(self: Arc<Self>, event: Event, descriptor: Option<Descriptor>) -> Result<(), Refusal> {
+    async fn announced(
+        self: Arc<Self>,
+        event: Event,
+        descriptor: Option<Descriptor>,
+        plugin: &Plugin,
+    ) -> Result<(), Refusal> {
         let name = format!("{}/{}", event.namespace, event.name);
         if self.host.get().is_none() {
             return Err(Refusal::NotReady);
@@ -161,17 +186,16 @@ impl Ambient {
             true => Place::Running,
             false => Place::Given { path: event.netns, descriptor },
         };
-        let result = {
-            let _turn = self.members.turn(&key.uid).await;
-            self.enrol(&key, &facts, &event.ips, place).await
-        };
-        // The annotation, or the next try, is the queue's affair: neither the API server nor its absence delays a pod.
-        let again = result.as_ref().err().is_none_or(|failure| failure.again() == Again::Backoff);
-        if again {
+        let result = self.admit(&key, &facts, &event.ips, place, plugin).await;
+        // The annotation is the queue's affair: neither the API server nor its absence delays a pod. One that says of the sandbox before that it is
+        // in the mesh goes when the next one fails.
+        let claims = || facts.pod.annotation(REDIRECTION).is_some_and(desired::claims);
+        if matches!(result, Some(Ok(()))) || claims() {
             self.queue.push(key.clone());
         }
+        let Some(result) = result else { return Err(Refusal::HungUp(name)) };
         match result {
-            Ok(_) => {
+            Ok(()) => {
                 self.troubles.solved(&key.uid, Instant::now());
                 self.waiting.over(&key.uid);
                 Ok(())
@@ -185,6 +209,30 @@ impl Ambient {
                 Err(Refusal::Failed { pod: name, failure })
             }
         }
+    }
+
+    /// Takes an announced pod in. An ADD that fails leaves nothing of it to enrol: the runtime takes the namespace down, or lets the pod start without
+    /// capture. Nothing comes of it where the plugin hung up, which ends its ADD without success.
+    async fn admit(
+        &self,
+        key: &PodKey,
+        facts: &Facts,
+        ips: &[IpAddr],
+        place: Place,
+        plugin: &Plugin,
+    ) -> Option<Result<(), Failure>> {
+        let _turn = self.members.turn(&key.uid).await;
+        if plugin.has_hung_up() {
+            return None;
+        }
+        let before = self.members.get(&key.uid);
+        let is_given = matches!(place, Place::Given { .. });
+        let result = self.enrol(key, facts, ips, place).await.map(drop);
+        let hung_up = plugin.has_hung_up();
+        if is_given && (result.is_err() || hung_up) {
+            self.give_up(key, before).await;
+        }
+        (!hung_up).then_some(result)
     }
 
     /// What is known of the pod with its namespace. Where the watch has not brought it in its usual time, the API server is asked.

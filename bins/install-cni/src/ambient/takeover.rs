@@ -11,8 +11,8 @@ use super::Ambient;
 use super::desired::{ENABLED, REDIRECTION};
 use super::failure::Failure;
 use super::finder;
-use super::members::{Member, State};
-use super::record::{Place, Record};
+use super::members::{Look, Member, State};
+use super::record::{Place, Record, Stage};
 
 /// A record, and the namespace of it if that is still where it was.
 type Kept = (Record, Option<Netns>);
@@ -31,7 +31,8 @@ impl Ambient {
                 self.note(&member);
             }
         }
-        let (looked, repaired) = self.verify_pods(true).await;
+        // Switched off, the option keeps nobody waiting: each pod is looked at when its turn comes.
+        let (looked, repaired) = if self.config.reconcile { self.verify_pods().await } else { (0, 0) };
         let labels: [telemetry::Label<'_>; 3] =
             [("pods", &self.members.all().len()), ("verified", &looked), ("repaired", &repaired)];
         self.log.info("the pods of an earlier agent are taken over", &labels);
@@ -76,6 +77,13 @@ impl Ambient {
     fn known_pod(&self, pod: &Object, kept: Option<Kept>) -> Option<Member> {
         let facts = self.cluster.index().facts(pod.namespace(), pod.name());
         let refused = facts.is_some_and(|facts| self.refuse(&facts, &pod.ips()).is_err());
+        let kept = kept.filter(|(record, netns)| {
+            let is_over = record.stage == Stage::Announced && netns.is_none();
+            if is_over && let Err(error) = self.records.remove(&record.uid) {
+                self.log.warn(&error, &[]);
+            }
+            !is_over
+        });
         let mut member = match kept {
             Some((record, netns)) => {
                 let mut member = Member::recorded(pod, &record);
@@ -97,8 +105,11 @@ impl Ambient {
         if refused && member.state == State::Unconfirmed {
             member.state = State::Pending;
         }
-        member.listed = !pod.is_terminal();
-        member.ruled = matches!(member.state, State::Unconfirmed | State::Leaving);
+        member.listed = !pod.is_terminal() && !member.announced;
+        member.ruled = member.announced || matches!(member.state, State::Unconfirmed | State::Leaving);
+        if member.state == State::Unconfirmed && !self.config.reconcile {
+            member.look = Look::Due;
+        }
         // The node's sets are made so before anything else is done.
         member.probed = !member.ips.is_empty() && member.state == State::Unconfirmed;
         Some(member)
@@ -109,12 +120,15 @@ impl Ambient {
         let (records, mut errors) = self.records.read();
         let known: HashSet<String> =
             self.cluster.index().pods().filter_map(|pod| pod.uid().map(str::to_owned)).collect();
+        let (records, gone): (Vec<_>, Vec<_>) =
+            records.into_iter().partition(|record| known.contains(&record.uid));
         // What the API server has not listed yet may be there.
         if self.is_listed() {
+            gone.iter().for_each(|record| self.forget_gone(record));
             errors.extend(self.records.sweep(|uid| known.contains(uid)));
         }
         errors.iter().for_each(|error| self.log.warn(error, &[]));
-        let records = records.into_iter().filter(|record| known.contains(&record.uid));
+        let records = records.into_iter();
         let reopened = records.map(|record| {
             let netns = record.netns.as_ref().and_then(|place| self.reopen(place, &record.ips));
             (record.uid.clone(), (record, netns))
@@ -130,11 +144,23 @@ impl Ambient {
                 ambient.cluster.index().pods().filter_map(|pod| pod.uid().map(str::to_owned)).collect();
             // A pod that went meanwhile needs its record until nothing of ours is left of it.
             let known = |uid: &str| known.contains(uid) || ambient.members.get(uid).is_some();
+            let (records, _) = ambient.records.read();
+            let gone = records.iter().filter(|record| !known(&record.uid));
+            gone.for_each(|record| ambient.forget_gone(record));
             ambient.records.sweep(known).iter().for_each(|error| ambient.log.warn(error, &[]));
         });
         if let Err(error) = sweep.await {
             self.log.error(Failure::from(error), &[]);
         }
+    }
+
+    /// Removes what the node has of a pod that is gone: nobody else knows it by now.
+    fn forget_gone(&self, record: &Record) {
+        let removed = self.host().and_then(|host| host.remove(&record.ips, &record.uid));
+        let evidence = record.netns.as_ref().and_then(|place| self.evidence.forget(place.id()));
+        let errors = removed.err().map(|error| error.to_string()).into_iter().chain(evidence);
+        let pod = format!("{}/{}", record.namespace, record.name);
+        errors.for_each(|error| self.log.warn(error, &[("pod", &pod)]));
     }
 
     /// The namespace of a record, if its path still leads there and it is still the pod's.

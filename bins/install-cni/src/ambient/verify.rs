@@ -9,6 +9,7 @@ use cluster::PodKey;
 use kernel::{Change, Difference};
 use netns::find::Wanted;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::Ambient;
 use super::desired::{self, Desired, ENABLED, REDIRECTION};
@@ -24,11 +25,13 @@ const AT_ONCE: usize = 4;
 impl Ambient {
     /// Verifies until the task is aborted.
     pub(super) async fn verify(self: Arc<Self>) {
+        let mut next = Instant::now() + self.config.verify_every;
+        self.look_by_turns(next).await;
         loop {
-            tokio::time::sleep(self.config.verify_every).await;
+            tokio::time::sleep_until(next).await;
             self.look_again().await;
             self.verify_host().await;
-            self.verify_pods(false).await;
+            self.verify_pods().await;
             if self.is_listed()
                 && let Some(error) = self.evidence.sweep(&self.members)
             {
@@ -36,6 +39,28 @@ impl Ambient {
             }
             self.metrics.shadowed(self.evidence.shadowed());
             self.finder.forget().await;
+            next = Instant::now() + self.config.verify_every;
+        }
+    }
+
+    /// Looks at the pods that an earlier agent had in the mesh, one by one over all of the time until `end`, and changes nothing of rules that are of
+    /// another layout. A node whose pods are many has more to do at its agent's start than this.
+    async fn look_by_turns(&self, end: Instant) {
+        let due = self.members.all().into_iter().filter(|member| member.look == Look::Due);
+        let due: Vec<String> = due.map(|member| member.key.uid).collect();
+        let Ok(count) = u32::try_from(due.len()) else { return };
+        let pause = end.saturating_duration_since(Instant::now()) / (count + 1);
+        let mut turn = Instant::now();
+        for uid in due {
+            turn += pause;
+            tokio::time::sleep_until(turn).await;
+            let is_due = |uid: &str| self.members.get(uid).is_some_and(|member| member.look == Look::Due);
+            if is_due(&uid) {
+                self.verify_pod(uid, true).await;
+            }
+        }
+        if count > 0 {
+            self.log.info("the pods of an earlier agent are verified", &[("pods", &count)]);
         }
     }
 
@@ -142,9 +167,8 @@ impl Ambient {
         // An address may be another pod's before the API server says that the pod before has ended: the last one counts.
         members.sort_unstable_by_key(|member| member.addressed);
         // What leaves keeps its addresses until its rules are gone.
-        let inside = members
-            .iter()
-            .filter(|member| member.probed || !matches!(member.state, State::Leaving | State::Draining));
+        let inside =
+            members.iter().filter(|member| member.probed || !(member.announced || is_leaving(member.state)));
         let owners: HashMap<IpAddr, &str> =
             inside.flat_map(|member| member.ips.iter().map(|ip| (*ip, &*member.key.uid))).collect();
         let wanted = owners.into_iter().map(|(ip, uid)| (ip, uid.to_owned())).collect();
@@ -152,9 +176,8 @@ impl Ambient {
     }
 
     /// Compares the rules of every pod; gives how many were looked at and how many were repaired.
-    pub(super) async fn verify_pods(self: &Arc<Self>, starting: bool) -> (usize, usize) {
-        let members: Vec<Member> =
-            self.members.all().into_iter().filter(|member| member.ruled && member.netns.is_some()).collect();
+    pub(super) async fn verify_pods(self: &Arc<Self>) -> (usize, usize) {
+        let members: Vec<Member> = self.members.all().into_iter().filter(is_verified).collect();
         let looked = members.len();
         let mut repaired = 0;
         let mut tasks = JoinSet::new();
@@ -163,7 +186,7 @@ impl Ambient {
                 repaired += usize::from(matches!(tasks.join_next().await, Some(Ok(true))));
             }
             let ambient = self.clone();
-            tasks.spawn(async move { ambient.verify_pod(member.key.uid, starting).await });
+            tasks.spawn(async move { ambient.verify_pod(member.key.uid, false).await });
         }
         while let Some(done) = tasks.join_next().await {
             repaired += usize::from(matches!(done, Ok(true)));
@@ -171,13 +194,10 @@ impl Ambient {
         (looked, repaired)
     }
 
-    /// Whether something differed and was put right.
-    async fn verify_pod(&self, uid: String, starting: bool) -> bool {
+    /// Whether something differed and was put right; nothing is where it is only to be looked at.
+    async fn verify_pod(&self, uid: String, only_look: bool) -> bool {
         let _turn = self.members.turn(&uid).await;
-        let Some(mut member) = self.members.get(&uid).filter(|member| member.ruled && member.netns.is_some())
-        else {
-            return false;
-        };
+        let Some(mut member) = self.members.get(&uid).filter(is_verified) else { return false };
         // What is on its way out, or was when an agent before this one ended, gets nothing back.
         if !self.belongs_in(&member) {
             return false;
@@ -187,7 +207,7 @@ impl Ambient {
             return false;
         }
         let pod = pod_text(&member.key);
-        let (look, repaired) = if starting && !self.config.reconcile {
+        let (look, repaired) = if only_look {
             (self.compare(&member).await, false)
         } else {
             match self.repair(&mut member).await {
@@ -216,12 +236,13 @@ impl Ambient {
 
     /// Notes what a look at a pod's rules showed. Work is asked for where that is not what it should be.
     fn looked(&self, mut member: Member, look: Look) {
+        let was_due = member.look == Look::Due;
         (member.look, member.missed) = (look, false);
         if look == Look::Unknown && matches!(member.state, State::Unconfirmed | State::Enrolled) {
             member.state = State::Pending;
         }
         self.note(&member);
-        if look == Look::Unknown {
+        if look == Look::Unknown || was_due {
             self.queue.push(member.key);
         }
     }
@@ -304,4 +325,13 @@ impl Ambient {
             });
         wanted.collect()
     }
+}
+
+/// Whether a pod has rules that can be looked at. Those of one whose ADD is not answered are nobody's yet.
+fn is_verified(member: &Member) -> bool {
+    member.ruled && member.netns.is_some() && !member.announced
+}
+
+fn is_leaving(state: State) -> bool {
+    matches!(state, State::Leaving | State::Draining)
 }

@@ -36,10 +36,13 @@ impl Ambient {
     async fn worker(self: Arc<Self>) {
         loop {
             let running = self.queue.pop().await;
-            match self.reconcile(running.key()).await {
+            match self.reconcile(running.key(), running.attempt()).await {
                 Ok(()) => {
-                    self.log.settled(&[("pod", &pod_text(running.key()))]);
-                    self.troubles.solved(&running.key().uid, Instant::now());
+                    // There may be nothing to do on a pod until its next sandbox, which says nothing of what failed with the last one.
+                    if self.is_where_it_belongs(running.key()) {
+                        self.log.settled(&[("pod", &pod_text(running.key()))]);
+                        self.troubles.solved(&running.key().uid, Instant::now());
+                    }
                     self.waiting.answered(&running.key().uid);
                     running.done();
                 }
@@ -54,7 +57,7 @@ impl Ambient {
         }
     }
 
-    async fn reconcile(&self, key: &PodKey) -> Result<(), Failure> {
+    async fn reconcile(&self, key: &PodKey, attempt: u32) -> Result<(), Failure> {
         // Without a uid one pod cannot be told from the next of its name.
         if key.uid.is_empty() {
             return Ok(());
@@ -65,18 +68,19 @@ impl Ambient {
         let facts = facts.filter(|facts| facts.pod.uid() == Some(&*key.uid));
         // Until the API server has listed the pods, what was kept of them says which are in the mesh, not which have to leave it.
         let listed = self.is_listed();
+        if attempt > 1 {
+            self.count_retry(facts.is_some());
+        }
         let Some(facts) = facts else {
             if !listed {
                 return Ok(());
             }
-            self.metrics.reconciled("delete");
             let left = self.leave(key, None, Ending::Gone, "it is deleted").await;
             if left.is_ok() {
                 self.troubles.forget(&key.uid);
             }
             return left;
         };
-        self.metrics.reconciled(if self.seen(key) { "update" } else { "add" });
         let rules = self.config.rules.now();
         match rules.desired(&facts) {
             Desired::Unknown => {
@@ -95,6 +99,16 @@ impl Ambient {
         }
     }
 
+    /// Whether the pod is in the mesh, or is not to be.
+    fn is_where_it_belongs(&self, key: &PodKey) -> bool {
+        let facts = self.cluster.index().facts(&key.namespace, &key.name);
+        let Some(facts) = facts.filter(|facts| facts.pod.uid() == Some(&*key.uid)) else { return true };
+        let rules = self.config.rules.now();
+        !rules.capture
+            || rules.desired(&facts) != Desired::In
+            || self.members.state(&key.uid) == Some(State::Enrolled)
+    }
+
     /// Whether no rules of ours are in force for a pod: without ztunnel it would have no network with them.
     fn is_outside(&self, key: &PodKey) -> bool {
         let inside = |member: Member| member.ruled && !Self::is_gone(&member);
@@ -107,6 +121,9 @@ impl Ambient {
             return self.show_out(key, facts, failure).await;
         }
         let known = self.members.get(&key.uid);
+        if let Some(member) = known.clone().filter(|member| ips.is_empty() && Self::is_gone(member)) {
+            return self.forget_sandbox(member).await;
+        }
         if let Some(mut member) = known.clone().filter(|member| self.holds(member)) {
             if let Err(failure) = self.follow_addresses(&mut member, &ips) {
                 return self.show_out(key, facts, failure).await;
@@ -124,11 +141,8 @@ impl Ambient {
             };
         }
         // An event of the plugin comes before the status has an address; what it said holds until then.
-        let usable = known.as_ref().is_some_and(|member| !member.ips.is_empty() && !Self::is_gone(member));
+        let usable = known.as_ref().is_some_and(|member| !member.ips.is_empty() && !member.announced);
         if ips.is_empty() && !usable {
-            if let Some(member) = known.clone().filter(Self::is_gone) {
-                return self.forget_sandbox(member).await;
-            }
             // Whoever wrote an annotation that such a pod has: it is not seen to be in.
             let member = known.unwrap_or_else(|| Member::of(&facts.pod).0);
             return self.mark(member, facts, None).await;
@@ -138,7 +152,13 @@ impl Ambient {
                 self.tell_of_the_other_family(&mut member).await;
                 self.mark(member, facts, Some(ENABLED)).await
             }
-            Err(failure) => self.show_out(key, facts, failure).await,
+            Err(failure) => {
+                let gone = self.members.get(&key.uid).filter(Self::is_gone);
+                if let (Some(member), Failure::NotFound(_)) = (gone, &failure) {
+                    self.forget_sandbox(member).await?;
+                }
+                self.show_out(key, facts, failure).await
+            }
         }
     }
 
@@ -148,7 +168,7 @@ impl Ambient {
         let waits = match member.look {
             Look::Unknown => false,
             Look::AsPlanned => !self.ztunnels.is_informed(),
-            Look::Left => true,
+            Look::Left | Look::Due => true,
         };
         let unconfirmed = member.state == State::Unconfirmed && waits;
         member.state == State::Enrolled || (unconfirmed && member.netns.is_some() && !Self::is_gone(member))
@@ -224,14 +244,5 @@ impl Ambient {
             return Ok(());
         }
         self.annotate(&mut member, value).await
-    }
-
-    /// Whether the pod has been worked on before.
-    fn seen(&self, key: &PodKey) -> bool {
-        let mut seen = self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if seen.len() > 2 * self.cluster.index().pods().count() + 64 {
-            seen.retain(|uid| self.cluster.index().pods().any(|pod| pod.uid() == Some(uid)));
-        }
-        !seen.insert(key.uid.clone())
     }
 }

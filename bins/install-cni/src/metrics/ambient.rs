@@ -69,7 +69,7 @@ impl AmbientMetrics {
             shadowed,
             events: counter(
                 "nodeagent_reconcile_events_total",
-                "Changes of pods that were worked on",
+                "Changes of pods and namespaces that were heard of, and work on pods that was repeated",
                 &["type"],
             )?,
             requests: counter(
@@ -108,10 +108,10 @@ impl AmbientMetrics {
 
 /// What is counted; nothing where the mode is off.
 impl super::Metrics {
-    /// A change was worked on, a retry included (AA-32).
-    pub(crate) fn reconciled(&self, kind: &str) {
+    /// So many changes were heard of, or tried again (AA-32).
+    pub(crate) fn reconciled(&self, kind: &str, times: u64) {
         if let Some(ambient) = &self.ambient {
-            ambient.events.with_label_values(&[kind]).inc();
+            ambient.events.with_label_values(&[kind]).inc_by(times);
         }
     }
 

@@ -7,7 +7,8 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, Shutdown, recvmsg, shutdown};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::UnixStream;
 
@@ -24,8 +25,24 @@ pub(super) struct Taken(Arc<Mutex<Option<Descriptor>>>);
 
 /// A stream that keeps what comes along, of several in one message the first.
 pub(super) struct Receiving {
-    stream: UnixStream,
+    stream: Arc<UnixStream>,
     taken: Taken,
+}
+
+/// Who is at the other end of a connection. It does not keep the connection open.
+#[derive(Debug, Clone)]
+pub(crate) struct Peer(Arc<UnixStream>);
+
+// === impl Peer ===
+
+impl Peer {
+    /// Whether nobody is there any more to take an answer. HTTP tells that of no connection that ends with its answer.
+    pub(crate) fn has_hung_up(&self) -> bool {
+        let mut polled = [PollFd::new(&*self.0, PollFlags::empty())];
+        let over = PollFlags::HUP | PollFlags::ERR;
+        poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok()
+            && polled[0].revents().intersects(over)
+    }
 }
 
 // === impl Taken ===
@@ -45,9 +62,9 @@ impl Taken {
 // === impl Receiving ===
 
 impl Receiving {
-    pub(super) fn new(stream: UnixStream) -> (Self, Taken) {
-        let taken = Taken::default();
-        (Self { stream, taken: taken.clone() }, taken)
+    pub(super) fn new(stream: UnixStream) -> (Self, Taken, Peer) {
+        let (taken, stream) = (Taken::default(), Arc::new(stream));
+        (Self { stream: stream.clone(), taken: taken.clone() }, taken, Peer(stream))
     }
 
     fn receive(&self, bytes: &mut [u8]) -> io::Result<usize> {
@@ -86,15 +103,29 @@ impl AsyncRead for Receiving {
 }
 
 impl AsyncWrite for Receiving {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.stream.poll_write_ready(cx))?;
+            match self.stream.try_write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                done => return Poll::Ready(done),
+            }
+        }
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+    /// Nothing is held back.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(shutdown(&*self.stream, Shutdown::Write).map_err(io::Error::from))
+    }
+}
+
+impl Drop for Receiving {
+    /// The connection ends with this, whoever still asks for its other end.
+    fn drop(&mut self) {
+        let _ = shutdown(&*self.stream, Shutdown::Both);
     }
 }

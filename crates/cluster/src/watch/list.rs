@@ -7,7 +7,7 @@ use kube::core::params::{GetParams, ListParams, VersionMatch, WatchParams};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::What;
+use super::{Change, Told, What};
 use crate::daemonset::{self, DaemonSet, Node};
 use crate::error::place;
 use crate::index::{Ahead, Index, PodKey};
@@ -88,14 +88,14 @@ pub(super) struct PageMetadata {
 #[derive(Debug, Deserialize)]
 pub(super) struct Line<'a> {
     #[serde(rename = "type")]
-    pub(super) change: Change,
+    pub(super) change: Tidings,
     #[serde(borrow)]
     pub(super) object: &'a RawValue,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
-pub(super) enum Change {
+pub(super) enum Tidings {
     Added,
     Modified,
     Deleted,
@@ -248,6 +248,25 @@ impl Kind {
             return Vec::new();
         }
         self.set(index, item)
+    }
+
+    /// What there is to tell of an object that a list or a watch has, before it is applied; of one that a list has, too, only if the list before had
+    /// another one or none. Only pods and namespaces are told of.
+    pub(super) fn told(&self, index: &Index, item: &Item, tidings: Option<Tidings>) -> Option<Told> {
+        let Item::Object(object) = item else { return None };
+        let is_pod = matches!(self, Self::Pods { .. });
+        let known = match is_pod {
+            true => index.has_pod(object.namespace(), object.name(), object.uid().unwrap_or_default()),
+            false => index.has_namespace(object.name()),
+        };
+        let change = match tidings {
+            Some(Tidings::Deleted) => Change::Deleted,
+            Some(Tidings::Modified) => Change::Updated,
+            None if known => Change::Updated,
+            _ => Change::Added,
+        };
+        let namespace = (!is_pod).then(|| (object.name().to_owned(), index.labels(object.name())));
+        Some(Told { change, namespace })
     }
 
     /// What a single question brought of an object. Nothing happens if the watch has told of that version already.

@@ -4,8 +4,8 @@ use std::convert::Infallible;
 
 use serde_json::value::RawValue;
 
-use super::list::{Change, Kind, Line, Misfit, Page, PageMetadata, Refusal, Since};
-use super::{Event, Limits, Reporter, Standing};
+use super::list::{Item, Kind, Line, Misfit, Page, PageMetadata, Refusal, Since, Tidings};
+use super::{Change, Event, Limits, Reporter, Standing, Told};
 use crate::connection::{Connection, Items, Lines};
 use crate::error::{Error, place};
 use crate::index::{Index, PodKey};
@@ -130,15 +130,31 @@ impl<'a> Reflector<'a> {
             let item: &RawValue =
                 serde_json::from_slice(&item).map_err(|error| not_understood(place(&error)))?;
             match self.kind.read(item) {
-                Ok((object, version)) => {
-                    self.reporter.update(|index| self.kind.apply(index, object, number(&version)));
-                }
+                Ok((object, version)) => self.listed(object, number(&version)),
                 Err(misfit) => self.misfit(operation, &misfit),
             }
         }
         let page = Page::parse(items.rest(), true).map_err(not_understood)?;
         check(&page)?;
         Ok(page.metadata)
+    }
+
+    fn listed(&self, item: Item, version: u64) {
+        let mut told = None;
+        self.reporter.update(|index| {
+            let before = self.kind.told(index, &item, None);
+            let changed = self.kind.apply(index, item, version);
+            // What is as it was in the list before is no news.
+            told = before.filter(|told| told.change == Change::Added || !changed.is_empty());
+            changed
+        });
+        self.tell(told);
+    }
+
+    fn tell(&self, told: Option<Told>) {
+        if let Some(told) = told {
+            self.reporter.tell(Event::Told(told));
+        }
     }
 
     /// Watches from `version` on, again and again, until everything has to be listed anew; gives the version that was reached.
@@ -193,7 +209,7 @@ impl<'a> Reflector<'a> {
         let operation = || operation.to_owned();
         let line: Line<'_> = serde_json::from_slice(line)
             .map_err(|error| Error::NotUnderstood { operation: operation(), reason: place(&error) })?;
-        if line.change == Change::Error {
+        if line.change == Tidings::Error {
             let refusal = serde_json::from_str::<Refusal>(line.object.get());
             let Refusal { code, message } = refusal
                 .map_err(|error| Error::NotUnderstood { operation: operation(), reason: place(&error) })?;
@@ -201,7 +217,7 @@ impl<'a> Reflector<'a> {
             let (object, retry_after) = (String::new(), None);
             return Err(Error::Status { operation: operation(), code, message, object, retry_after });
         }
-        if line.change == Change::Bookmark {
+        if line.change == Tidings::Bookmark {
             // carries nothing but the version; a name is only what it lacks
             let header = serde_json::from_str::<facts::object::Header>(line.object.get()).ok();
             let metadata = header.and_then(|header| header.metadata);
@@ -211,11 +227,15 @@ impl<'a> Reflector<'a> {
         }
         match self.kind.read(line.object) {
             Ok((item, reached)) => {
-                let at = number(&reached);
-                self.advance(version, Some(reached), |index| match line.change {
-                    Change::Deleted => self.kind.delete(index, &item, at),
-                    _ => self.kind.apply(index, item, at),
+                let (at, mut told) = (number(&reached), None);
+                self.advance(version, Some(reached), |index| {
+                    told = self.kind.told(index, &item, Some(line.change));
+                    match line.change {
+                        Tidings::Deleted => self.kind.delete(index, &item, at),
+                        _ => self.kind.apply(index, item, at),
+                    }
                 });
+                self.tell(told);
             }
             Err(misfit) => {
                 self.misfit(&operation(), &misfit);

@@ -125,20 +125,18 @@ fn c06_host_network_sidecars_and_none_are_never_touched() {
 }
 
 #[test]
-fn c07_without_ztunnel_the_pod_is_pending_and_enrolled_when_one_comes() {
+fn c07_without_ztunnel_a_running_pod_is_taken_in_when_one_comes() {
     let mesh = Mesh::new().unwrap();
     let agent = mesh.start().unwrap();
-    let pod = mesh.sandbox("mesh", "web").unwrap();
-    mesh.node.api.set_pod(pod.object(&[], false));
-    let reply = mesh.announce(&pod).unwrap();
-    assert_eq!(reply.status, 500);
-    assert_says(&reply.body, &["mesh/web", "ztunnel"]);
-    mesh.wait_annotation(&pod, Some("pending")).unwrap();
-    assert!(pod.is_ruled().unwrap());
-    assert_eq!(agent.metric("istio_cni_ambient_pods{state=\"pending\"}").unwrap(), 1.0);
+    let pod = mesh.running("mesh", "web", &[]).unwrap();
+    eventually("it is counted", PATIENCE, || {
+        ensure!(agent.metric("istio_cni_ambient_pods{state=\"pending\"}")? == 1.0);
+        Ok(())
+    })
+    .unwrap();
     let ztunnel = mesh.ztunnel().unwrap();
     wait_in(&mesh, &pod).unwrap();
-    assert_eq!(mesh.patches(&pod), [Some("pending".to_owned()), Some("enabled".to_owned())]);
+    assert_eq!(mesh.patches(&pod), [Some("enabled".to_owned())]);
     assert_eq!(ztunnel.violations(), Vec::<String>::new());
     assert_eq!(agent.metric("istio_cni_ambient_pods{state=\"enrolled\"}").unwrap(), 1.0);
 }

@@ -331,7 +331,14 @@ fn rules_that_are_left_as_they_are_do_not_count() {
     agent.kill().unwrap();
     gone.netns.nft("flush ruleset").unwrap();
     other.netns.nft("add chain inet istio-ambient-nat of-another-version").unwrap();
-    let agent = mesh.agent().env("AMBIENT_RECONCILE_POD_RULES_ON_STARTUP", "false").ready().unwrap();
+    // Two pods are looked at after a third and two thirds of this, and it is enough for a slow machine to look in between.
+    let first_round = "15s";
+    let agent = mesh
+        .agent()
+        .env("AMBIENT_RECONCILE_POD_RULES_ON_STARTUP", "false")
+        .env("AMBIENT_VERIFY_INTERVAL", first_round)
+        .ready()
+        .unwrap();
     ztunnel.wait_served(2, PATIENCE).unwrap();
     eventually("the one is in again and the other not seen to be", PATIENCE, || {
         ensure!((pods(&agent, "enrolled"), pods(&agent, "unconfirmed")) == (1.0, 1.0));

@@ -1,0 +1,82 @@
+//! Sandboxes that come to nothing. A runtime whose ADD fails, in this plugin or in one after it, takes the sandbox down and makes another. Of the
+//! first one nothing may be left: no ztunnel gets its namespace, no probe its address, and nobody says that the pod is in the mesh.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cluster::PodKey;
+
+use super::Ambient;
+use super::enrol::pod_text;
+use super::members::{Member, State};
+
+/// Pauses before it is looked whether a sandbox is gone whose DEL a plugin was called for. Runtimes remove the namespace right after that.
+const LOOKS: [Duration; 6] = [
+    Duration::from_millis(20),
+    Duration::from_millis(100),
+    Duration::from_millis(400),
+    Duration::from_millis(1500),
+    Duration::from_secs(4),
+    Duration::from_secs(10),
+];
+
+impl Ambient {
+    /// Takes everything of an announced pod back. One that was in the mesh in the same namespace before stays: its ADD was repeated. Whoever calls has
+    /// the pod's turn.
+    pub(super) async fn give_up(&self, key: &PodKey, before: Option<Member>) {
+        let Some(mut member) = self.members.get(&key.uid) else { return };
+        let stays = |before: &Member| !before.announced && before.netns == member.netns;
+        if before.as_ref().is_some_and(stays) {
+            return;
+        }
+        let was_listed = member.listed;
+        (member.listed, member.probed, member.state) = (false, false, State::Leaving);
+        member.acked.set(false);
+        self.note(&member);
+        let mut errors = Vec::new();
+        let removed = self.host().and_then(|host| host.remove(&member.ips, &key.uid));
+        errors.extend(removed.err().map(|error| error.to_string()));
+        if was_listed {
+            errors.extend(self.ztunnels.remove(&key.uid).await.err().map(|error| error.to_string()));
+        }
+        errors.extend(self.remove_rules(&mut member).await.err().map(|error| error.to_string()));
+        self.forget(&member).await;
+        errors.iter().for_each(|error| self.log.warn(error, &[("pod", &pod_text(key))]));
+    }
+
+    /// A plugin was called because a sandbox of this pod ends. Of a pod that does not run yet, its ADD may have failed after this plugin's part of it.
+    pub(crate) fn sandbox_ends(self: &Arc<Self>, namespace: &str, name: &str) {
+        let uid = {
+            let index = self.cluster.index();
+            let pod = index.pod(namespace, name).filter(|pod| !pod.is_running() && !pod.is_terminal());
+            pod.and_then(|pod| pod.uid().map(str::to_owned))
+        };
+        let Some(uid) = uid.filter(|uid| self.members.get(uid).is_some_and(|member| member.given)) else {
+            return;
+        };
+        let ambient = Arc::downgrade(self);
+        tokio::spawn(async move {
+            for pause in LOOKS {
+                tokio::time::sleep(pause).await;
+                let Some(ambient) = ambient.upgrade() else { return };
+                // A DEL of an earlier sandbox may come when there is the next one, which is not gone.
+                match ambient.members.get(&uid) {
+                    None => return,
+                    Some(member) if Self::is_gone(&member) => return ambient.miss_at_once(member).await,
+                    Some(_) => {}
+                }
+            }
+        });
+    }
+
+    /// The sandbox is gone, and it is known why.
+    async fn miss_at_once(&self, member: Member) {
+        let _turn = self.members.turn(&member.key.uid).await;
+        let Some(mut member) = self.members.get(&member.key.uid).filter(Self::is_gone) else { return };
+        if matches!(member.state, State::Unconfirmed | State::Enrolled) {
+            member.state = State::Pending;
+            self.note(&member);
+        }
+        self.queue.push(member.key);
+    }
+}
