@@ -67,7 +67,12 @@ pub(crate) enum PodSource {
     /// The API server.
     Kubernetes(cluster::Access),
     /// A directory.
-    Manifests(PathBuf),
+    Manifests {
+        /// Which.
+        dir: PathBuf,
+        /// The API server, where this agent runs in a cluster all the same: it knows the agent's DaemonSet.
+        cluster: Option<cluster::Access>,
+    },
 }
 
 /// When everything is removed at the end.
@@ -98,7 +103,7 @@ impl Config {
         let pods = pod_source(options, env, &service_account)?;
         let kubeconfig = match pods {
             PodSource::Kubernetes(_) => Some(kubeconfig(options, env, service_account)?),
-            PodSource::Manifests(_) => None,
+            PodSource::Manifests { .. } => None,
         };
         let install = InstallOptions {
             net_dir: text(Setting::MountedCniNetDir).into(),
@@ -114,8 +119,8 @@ impl Config {
         };
         let (namespace, cleanup) =
             (namespace(options, Setting::PodNamespace, "pod-namespace")?, cleanup(options)?);
-        let decided_by_daemonset =
-            cleanup == Cleanup::Auto && !namespace.is_empty() && matches!(pods, PodSource::Kubernetes(_));
+        let has_server = !matches!(pods, PodSource::Manifests { cluster: None, .. });
+        let decided_by_daemonset = cleanup == Cleanup::Auto && !namespace.is_empty() && has_server;
         let name = env("POD_NAME").filter(|name| is_dns_subdomain(name)).unwrap_or_default();
         let pod = OwnPod { namespace, name };
         let own_pod = decided_by_daemonset.then(|| pod.clone());
@@ -228,23 +233,32 @@ fn mode(options: &Options, env: Lookup<'_>) -> Mode {
     }
 }
 
+/// As Kubernetes' own clients do: a file that is named outright goes before the account of the pod.
+fn access(env: Lookup<'_>, service_account: &Path) -> cluster::Access {
+    let of = |name: &str| env(name).filter(|value| !value.is_empty());
+    match of("KUBECONFIG") {
+        Some(path) => cluster::Access::Kubeconfig(path.into()),
+        None => {
+            let host = of("KUBERNETES_SERVICE_HOST").unwrap_or_default();
+            let port = of("KUBERNETES_SERVICE_PORT").unwrap_or_default();
+            cluster::Access::in_cluster(&host, &port, service_account)
+        }
+    }
+}
+
 fn pod_source(options: &Options, env: Lookup<'_>, service_account: &Path) -> Result<PodSource, BadOption> {
     const NAME: &str = "pod-source";
     let text = options.text(Setting::PodSource);
+    let of = |name: &str| env(name).filter(|value| !value.is_empty());
     match text.split_once(':') {
         None if text == "kubernetes" || text.is_empty() => {
-            let of = |name: &str| env(name).filter(|value| !value.is_empty());
-            // As Kubernetes' own clients do: a file that is named outright goes before the account of the pod.
-            Ok(PodSource::Kubernetes(match of("KUBECONFIG") {
-                Some(path) => cluster::Access::Kubeconfig(path.into()),
-                None => {
-                    let host = of("KUBERNETES_SERVICE_HOST").unwrap_or_default();
-                    let port = of("KUBERNETES_SERVICE_PORT").unwrap_or_default();
-                    cluster::Access::in_cluster(&host, &port, service_account)
-                }
-            }))
+            Ok(PodSource::Kubernetes(access(env, service_account)))
         }
-        Some(("manifests", dir)) if Path::new(dir).is_absolute() => Ok(PodSource::Manifests(dir.into())),
+        Some(("manifests", dir)) if Path::new(dir).is_absolute() => {
+            let in_cluster = of("KUBECONFIG").or_else(|| of("KUBERNETES_SERVICE_HOST")).is_some();
+            let cluster = in_cluster.then(|| access(env, service_account));
+            Ok(PodSource::Manifests { dir: dir.into(), cluster })
+        }
         Some(("manifests", _)) => Err(BadOption::new(NAME, text, "does not name an absolute directory")),
         _ => Err(BadOption::new(NAME, text, "is neither kubernetes nor manifests:<directory>")),
     }

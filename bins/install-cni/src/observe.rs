@@ -123,14 +123,16 @@ fn told(agent: &Agent, store: Option<&Store>, event: ClusterEvent) {
         ClusterEvent::ServerAway { error } => {
             metrics.api_server_failure(error.reason());
             metrics.api_server_up(false);
-            if !agent.cluster.state().synced {
-                health.pending(Part::Cluster, &error);
-            }
+            let text = if agent.writer.is_some() {
+                if !agent.cluster.state().synced {
+                    health.pending(Part::Cluster, &error);
+                }
+                "the API server is away; what is known of pods goes on being used"
+            } else {
+                "the API server is away; pods are manifests and need it not"
+            };
             health.notice(Notice::ApiServer, &error);
-            log.warn(
-                "the API server is away; what is known of pods goes on being used",
-                &[("error", &error)],
-            );
+            log.warn(text, &[("error", &error)]);
         }
         ClusterEvent::ServerBack { away_for } => {
             metrics.api_server_up(true);

@@ -3,6 +3,7 @@
 mod ending;
 mod following;
 mod process;
+mod source;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use cluster::{Cluster, Connection, Limits, Outlook, Source, Store, StoreEvent, Writer};
+use cluster::{Cluster, Outlook, Source, Store, StoreEvent, Writer};
 use facts::exchange::SOCKET_NAME;
 use install::{Installer, OptionsError};
 use telemetry::{Journal, Scope};
@@ -71,6 +72,8 @@ pub(crate) struct Agent {
     pub(crate) cluster: Cluster,
     /// Absent where pods are manifests.
     pub(crate) writer: Option<Writer>,
+    /// Asks about this agent's DaemonSet; absent where that decides nothing.
+    pub(crate) own_set: Option<Writer>,
     pub(crate) events: Arc<Events>,
     pub(crate) missing_ports: ports::Missing,
     /// In sidecar mode it only lets go of what it has left on the node.
@@ -136,7 +139,7 @@ impl Agent {
         let health = Arc::new(Health::of(&parts));
         health.ready(Part::Configuration);
         let metrics = Arc::new(Metrics::new(is_ambient, journal.clone())?);
-        let (source, writer) = source(&config, &log);
+        let (source, writer, own_set) = source::source(&config, &log);
         let cluster = Cluster::new();
         let events = Arc::new(Events::new(writer.clone(), config.pod.clone(), log.clone()));
         let older = OlderPods::new(older::Parts {
@@ -166,6 +169,7 @@ impl Agent {
             metrics,
             cluster,
             writer,
+            own_set,
             events,
             missing_ports: ports::Missing::default(),
             ambient,
@@ -330,7 +334,7 @@ impl Agent {
 
     /// The last known facts on disk. Without them the agent works all the same.
     fn keep_facts(&self) -> Option<Store> {
-        if matches!(self.config.pods, PodSource::Manifests(_)) {
+        if matches!(self.config.pods, PodSource::Manifests { .. }) {
             // The directory is where plugins look themselves.
             return None;
         }
@@ -368,25 +372,6 @@ impl Agent {
         };
         handle.stop();
         Ok((outcome, thread))
-    }
-}
-
-/// Where the cluster's state comes from, and the way to write to it.
-fn source(config: &Config, log: &Scope) -> (Source, Option<Writer>) {
-    match &config.pods {
-        PodSource::Manifests(dir) => (Source::Manifests { dir: dir.clone() }, None),
-        PodSource::Kubernetes(access) => {
-            let unreadable = access.unreadable_authorities();
-            if unreadable > 0 {
-                let text =
-                    "certificates of the API server's list of authorities cannot be read and are passed over";
-                log.warn(text, &[("certificates", &unreadable)]);
-            }
-            let connection = Arc::new(Connection::new(access.clone(), env!("CARGO_PKG_VERSION")));
-            let writer = Writer::new(connection.clone(), config.node.clone());
-            let (node, own) = (config.node.clone(), config.own_pod.clone());
-            (Source::Kubernetes { connection, node, own, limits: Limits::default() }, Some(writer))
-        }
     }
 }
 

@@ -27,7 +27,7 @@ pub(crate) enum Outcome {
 /// Waits until the deletion of the DaemonSet is seen, and another look does not take that back: one of the same name may have been made at once,
 /// and a watch that comes back tells of both. Waits for ever where another agent waits for the end of this one: that one follows.
 pub(crate) async fn is_deleted(agent: &Agent, lock: &NodeLock) {
-    let (Some(own), Some(writer)) = (&agent.config.own_pod, &agent.writer) else {
+    let (Some(own), Some(writer)) = (&agent.config.own_pod, &agent.own_set) else {
         return std::future::pending().await;
     };
     // The sender lives as long as the agent.
@@ -66,7 +66,7 @@ pub(crate) fn start_over(agent: &Agent) -> NotStarted {
 /// what this agent knew last.
 pub(crate) async fn outcome(agent: &Agent, lock: &NodeLock) -> Outcome {
     let (clean, reason) =
-        match (lock.next().await, agent.config.cleanup, &agent.config.own_pod, &agent.writer) {
+        match (lock.next().await, agent.config.cleanup, &agent.config.own_pod, &agent.own_set) {
             (Some(next), ..) => (false, format!("another agent waits: {next}")),
             (_, Cleanup::Always, ..) => (true, "cleanup-on-exit is always".to_owned()),
             (_, Cleanup::Never, ..) => (false, "cleanup-on-exit is never".to_owned()),

@@ -131,10 +131,10 @@ impl Sources<'_> {
         Ok(Found { pod, abandoned })
     }
 
-    /// The labels of a namespace, where the pod's source does not know them. Manifests have no namespaces, and so no labels of any.
+    /// The labels of a namespace, where the pod's facts do not have them.
     pub(crate) fn namespace_labels(&self, name: &str) -> Result<BTreeMap<String, String>, Error> {
         match &self.conf.pod_source {
-            cni::PodSource::Manifests(_) => Ok(BTreeMap::new()),
+            cni::PodSource::Manifests(dir) => Manifests::new(dir).namespace_labels(name),
             cni::PodSource::Kubernetes => {
                 let told = Told::default();
                 let api = self.api(self.conf.facts_timeout).with_on_retry(|error, attempt, pause| {

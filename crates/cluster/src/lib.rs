@@ -45,5 +45,5 @@ pub use error::Error;
 pub use index::{Index, PodKey};
 pub use queue::Queue;
 pub use store::{Store, StoreError, StoreEvent};
-pub use watch::{Cluster, Event, FetchError, Limits, ManifestError, Source, State, WatchError, What};
+pub use watch::{Cluster, Event, FetchError, Limits, ManifestError, Own, Source, State, WatchError, What};
 pub use write::Writer;

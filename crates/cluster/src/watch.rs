@@ -46,11 +46,26 @@ pub enum Source {
         /// How long is waited for what.
         limits: Limits,
     },
-    /// A directory of manifests, all of whose pods count as this node's. There are no namespaces in it.
+    /// A directory of manifests, all of whose pods count as this node's. It may describe namespaces, too.
     Manifests {
         /// The directory; it need not exist yet.
         dir: PathBuf,
+        /// The API server that tells of the agent's own DaemonSet and node, where there is one.
+        own: Option<Own>,
     },
+}
+
+/// The agent's own DaemonSet and node at the API server.
+#[derive(Debug, Clone)]
+pub struct Own {
+    /// Shared with [`crate::write::Writer`].
+    pub connection: Arc<Connection>,
+    /// Name of the node.
+    pub node: String,
+    /// The agent's own pod.
+    pub pod: OwnPod,
+    /// How long is waited for what.
+    pub limits: Limits,
 }
 
 /// How long a watch waits.
@@ -181,7 +196,7 @@ pub struct State {
     pub synced: bool,
     /// Whether the watch of pods stands, or the directory of manifests is read.
     pub pods_ok: bool,
-    /// Whether the watch of namespaces stands; true for manifests, which have none.
+    /// Whether the watch of namespaces stands; for manifests the same as of pods.
     pub namespaces_ok: bool,
     /// The last error, while not all of it stands.
     pub last_error: Option<String>,
@@ -218,7 +233,7 @@ impl Cluster {
         self.shared.index.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks the API server for a pod that is not known, and waits at most `limit`. Afterwards the index knows it as if by its watch; what the
+    /// Asks the API server for a pod that is not known, or looks at the directory of manifests anew, and waits at most `limit`. Afterwards the index knows it as if by its watch; what the
     /// watches have told is never replaced by something older. However many ask for a pod, the server is asked once, and again after a second.
     ///
     /// # Errors
@@ -227,7 +242,7 @@ impl Cluster {
         let (answer, answered) = oneshot::channel();
         let question = Question { key: (namespace.to_owned(), name.to_owned()), answer };
         let asked = async {
-            // Either end is gone where there are manifests, or no watches any more.
+            // Either end is gone where there are no watches any more.
             self.shared.ask.send(question).await.map_err(|_| FetchError::NoServer)?;
             answered.await.map_err(|_| FetchError::NoServer)?
         };
@@ -271,22 +286,28 @@ pub async fn run(source: Source, cluster: Cluster, observer: impl Fn(Event) + Se
     let reporter = Reporter { cluster: &cluster, observer: &observer };
     let questions = cluster.shared.questions.lock().unwrap_or_else(PoisonError::into_inner).take();
     match source {
-        Source::Manifests { dir } => {
-            drop(questions);
-            manifests::watch(&dir, &reporter).await
+        Source::Manifests { dir, own } => {
+            let own = async {
+                let Some(Own { connection, node, pod, limits }) = &own else {
+                    return std::future::pending().await;
+                };
+                tokio::select! {
+                    never = connection.recovery().run(connection, |outage| reporter.outage(outage)) => never,
+                    never = watch_own(connection, node, pod, *limits, &reporter) => never,
+                }
+            };
+            tokio::select! {
+                never = manifests::watch(&dir, &reporter, questions) => never,
+                never = own => never,
+            }
         }
         Source::Kubernetes { connection, node, own, limits } => {
             let reflect = |kind| Reflector::new(&connection, kind, limits, &reporter).run();
-            let own_node = async {
+            let own = async {
                 match &own {
-                    Some(_) => reflect(Kind::Node { name: node.clone() }).await,
+                    Some(own) => watch_own(&connection, &node, own, limits, &reporter).await,
                     None => std::future::pending().await,
                 }
-            };
-            let own_set = async {
-                let Some(own) = &own else { return std::future::pending().await };
-                let name = own_daemonset(&connection, own, limits, &reporter).await;
-                reflect(Kind::DaemonSet { namespace: own.namespace.clone(), name }).await
             };
             let fetch = async {
                 let fetcher = Fetcher { connection: &connection, reporter: &reporter, node: &node };
@@ -301,10 +322,28 @@ pub async fn run(source: Source, cluster: Cluster, observer: impl Fn(Event) + Se
                 never = connection.recovery().run(&connection, |outage| reporter.outage(outage)) => never,
                 never = reflect(Kind::Pods { node: node.clone() }) => never,
                 never = reflect(Kind::Namespaces) => never,
-                never = own_node => never,
-                never = own_set => never,
+                never = own => never,
             }
         }
+    }
+}
+
+/// Watches the agent's DaemonSet and node.
+async fn watch_own(
+    connection: &Connection,
+    node: &str,
+    own: &OwnPod,
+    limits: Limits,
+    reporter: &Reporter<'_>,
+) -> Infallible {
+    let reflect = |kind| Reflector::new(connection, kind, limits, reporter).run();
+    let set = async {
+        let name = own_daemonset(connection, own, limits, reporter).await;
+        reflect(Kind::DaemonSet { namespace: own.namespace.clone(), name }).await
+    };
+    tokio::select! {
+        never = reflect(Kind::Node { name: node.to_owned() }) => never,
+        never = set => never,
     }
 }
 
@@ -363,7 +402,7 @@ impl Reporter<'_> {
         match what {
             What::Pods => state.pods_ok = ok,
             What::Namespaces => state.namespaces_ok = ok,
-            What::Manifests => (state.pods_ok, state.namespaces_ok) = (ok, true),
+            What::Manifests => (state.pods_ok, state.namespaces_ok) = (ok, ok),
             // No pod waits for these.
             What::DaemonSet | What::Node => return,
         }

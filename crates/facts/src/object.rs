@@ -3,6 +3,7 @@
 //! Everything is optional and `null` counts as absent, because Kubernetes' own serializer writes both. Unknown members are skipped, and
 //! absent ones are not written.
 
+mod made;
 mod spec;
 mod status;
 
@@ -12,6 +13,7 @@ use std::net::IpAddr;
 use capture::{Pod, PodId};
 use serde::{Deserialize, Serialize};
 
+pub use made::namespace_labels;
 use spec::{ContainerSpec, SecurityContext, Spec, containers};
 use status::InitStatus;
 pub use status::{PodIp, Status};
@@ -102,9 +104,16 @@ impl Metadata {
 impl Header {
     /// Whether this or one of its items names the pod.
     pub fn holds(&self, namespace: &str, name: &str) -> bool {
-        let named = self.kind.as_deref() == Some("Pod")
+        let named = self.kind.as_deref() == Some(POD)
             && self.metadata.as_ref().is_some_and(|metadata| metadata.names(namespace, name));
         named || self.items.iter().flatten().any(|item| item.holds(namespace, name))
+    }
+
+    /// Whether this or one of its items is the namespace.
+    pub fn holds_namespace(&self, name: &str) -> bool {
+        let named = || self.metadata.as_ref().is_some_and(|metadata| metadata.name.as_deref() == Some(name));
+        let is_it = self.kind.as_deref() == Some(NAMESPACE) && named();
+        is_it || self.items.iter().flatten().any(|item| item.holds_namespace(name))
     }
 
     /// What is missing to tell which object this is, if anything: such a document is cut off, or no manifest.
@@ -112,15 +121,16 @@ impl Header {
         let named = self.metadata.as_ref().is_some_and(|metadata| metadata.name.is_some());
         match self.kind.as_deref() {
             None => Some("has no kind"),
-            Some("Pod") if !named => Some("has no metadata.name"),
+            Some(POD) if !named => Some("has no metadata.name"),
             Some(_) => None,
         }
     }
 
-    /// Whether this or one of its items is a pod.
+    /// Whether this or one of its items is a pod or a namespace.
     pub fn holds_any(&self) -> bool {
-        let is_pod = matches!(self.kind.as_deref(), Some("Pod" | "PodList"));
-        is_pod || self.items.iter().flatten().any(Self::holds_any)
+        let kind = self.kind.as_deref();
+        let is_any = matches!(kind, Some(POD | NAMESPACE)) || kind.and_then(kind_of_items).is_some();
+        is_any || self.items.iter().flatten().any(Self::holds_any)
     }
 }
 
@@ -129,9 +139,8 @@ impl Object {
     ///
     /// The items of a `PodList` as the API writes it carry no kind of their own.
     pub fn find(self, namespace: &str, name: &str) -> Option<Object> {
-        let Object { kind, items, .. } = &self;
-        let inherited = (kind.as_deref() == Some("PodList")).then_some("Pod");
-        if items.is_some() {
+        let inherited = self.kind.as_deref().and_then(kind_of_items);
+        if self.items.is_some() {
             return self.items.into_iter().flatten().find_map(|mut item| {
                 if item.kind.is_none() {
                     item.kind = inherited.map(String::from);
@@ -140,7 +149,7 @@ impl Object {
             });
         }
         let named = self.metadata.as_ref().is_some_and(|metadata| metadata.names(namespace, name));
-        (self.kind.as_deref() == Some("Pod") && named).then_some(self)
+        (self.is_pod() && named).then_some(self)
     }
 
     /// The name, empty if there is none.
@@ -148,19 +157,29 @@ impl Object {
         self.metadata.as_ref().and_then(|metadata| metadata.name.as_deref()).unwrap_or_default()
     }
 
-    /// Adds this object or those of its items that are pods.
-    pub fn pods(self, found: &mut Vec<Object>) {
-        let inherited = (self.kind.as_deref() == Some("PodList")).then_some("Pod");
+    /// Adds this object, or those that it lists, if it is a pod or a namespace.
+    pub fn unfold(self, found: &mut Vec<Object>) {
+        let inherited = self.kind.as_deref().and_then(kind_of_items);
         if let Some(items) = self.items {
             for mut item in items {
                 if item.kind.is_none() {
                     item.kind = inherited.map(String::from);
                 }
-                item.pods(found);
+                item.unfold(found);
             }
-        } else if self.kind.as_deref() == Some("Pod") {
+        } else if self.is_pod() || self.is_namespace() {
             found.push(self);
         }
+    }
+
+    /// Whether it is a pod.
+    pub fn is_pod(&self) -> bool {
+        self.kind.as_deref() == Some(POD)
+    }
+
+    /// Whether it is a namespace.
+    pub fn is_namespace(&self) -> bool {
+        self.kind.as_deref() == Some(NAMESPACE)
     }
 
     /// Whether there are containers. Every pod has some, so an object without them is cut off, and taken for a pod without a sidecar
@@ -301,7 +320,8 @@ impl Object {
         };
         let annotations = self.metadata.iter().filter_map(|metadata| metadata.annotations.as_ref());
         let mut hashes = annotations.flat_map(|a| STATIC_POD_HASHES.iter().filter_map(|key| a.get(*key)));
-        if wanted == found || hashes.any(|hash| hash.as_deref() == Some(wanted)) {
+        // What was made up here is nothing that a runtime could know.
+        if wanted == found || self.has_made_uid() || hashes.any(|hash| hash.as_deref() == Some(wanted)) {
             return Ok(());
         }
         Err(Unfit::Stale { wanted: wanted.into(), found: found.into() })
@@ -330,6 +350,21 @@ impl Object {
             init_containers: containers(spec.init_containers),
             containers: containers(spec.containers),
         })
+    }
+}
+
+/// The annotation by which others see whether a pod is in the mesh.
+pub const REDIRECTION: &str = "ambient.istio.io/redirection";
+
+const POD: &str = "Pod";
+const NAMESPACE: &str = "Namespace";
+
+/// What the items of a list are that have no kind of their own, as the API writes it.
+fn kind_of_items(list: &str) -> Option<&'static str> {
+    match list {
+        "PodList" => Some(POD),
+        "NamespaceList" => Some(NAMESPACE),
+        _ => None,
     }
 }
 

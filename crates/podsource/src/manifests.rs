@@ -7,9 +7,12 @@
 //! describes the pod is likely an old one, and by its facts the pod could pass without capture. Any other broken file is reported only
 //! when the pod is found nowhere else: one bad manifest must not stop the other pods of the node, but when nothing describes the pod,
 //! the broken file is the likeliest reason and more useful than "not found".
+//!
+//! Objects of `kind: Namespace` in the same files give the labels of namespaces ([`namespaces`]).
 
 mod document;
 mod file;
+mod namespaces;
 #[cfg(test)]
 mod tests;
 
@@ -36,7 +39,7 @@ pub fn is_manifest(path: &Path) -> bool {
 const EXTENSIONS: [(&str, Format); 3] =
     [("yaml", Format::Yaml), ("yml", Format::Yaml), ("json", Format::Json)];
 
-/// A directory of `*.yaml`, `*.yml` and `*.json` files with objects of `kind: Pod` or lists of them.
+/// A directory of `*.yaml`, `*.yml` and `*.json` files with objects of `kind: Pod` and `kind: Namespace`, or lists of them.
 #[derive(Debug, Clone)]
 pub struct Manifests {
     dir: PathBuf,
@@ -127,16 +130,7 @@ impl Search<'_> {
     }
 
     fn all_files(&mut self) -> Result<Option<Object>, Cause> {
-        let unreadable =
-            |error: io::Error| Cause::Unreadable { path: self.dir.into(), reason: error.to_string() };
-        let mut files = Vec::new();
-        for entry in std::fs::read_dir(self.dir).map_err(unreadable)? {
-            let path = entry.map_err(unreadable)?.path();
-            if let Some(format) = format_of(&path) {
-                files.push((path, format));
-            }
-        }
-        files.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        let mut files = files_of(self.dir)?;
         files.retain(|(path, _)| !self.looked_at.contains(path));
         for (path, format) in files {
             let found = self.file(&path, format)?;
@@ -159,13 +153,27 @@ impl Search<'_> {
             }
         };
         match found {
-            Err(broken) if !broken.is_the_pod => {
+            Err(broken) if !broken.is_it => {
                 self.broken.push(broken_manifest(path, broken));
                 Ok(None)
             }
             found => found.map_err(|broken| broken_manifest(path, broken)),
         }
     }
+}
+
+/// The manifests of a directory, in the order of their names.
+fn files_of(dir: &Path) -> Result<Vec<(PathBuf, Format)>, Cause> {
+    let unreadable = |error: io::Error| Cause::Unreadable { path: dir.into(), reason: error.to_string() };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        if let Some(format) = format_of(&path) {
+            files.push((path, format));
+        }
+    }
+    files.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+    Ok(files)
 }
 
 fn format_of(path: &Path) -> Option<Format> {
@@ -175,7 +183,7 @@ fn format_of(path: &Path) -> Option<Format> {
 }
 
 fn broken_manifest(path: &Path, broken: Broken) -> Cause {
-    let Broken { line, column, reason, is_the_pod: _ } = broken;
+    let Broken { line, column, reason, is_it: _ } = broken;
     Cause::BrokenManifest { path: path.into(), line, column, reason, more: 0 }
 }
 

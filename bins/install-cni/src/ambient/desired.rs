@@ -1,10 +1,9 @@
 //! What a pod should be, from what the API server says of it: pure.
 
 use capture::select::{Eligibility, Selectors};
+pub(crate) use facts::object::REDIRECTION;
 use facts::{Facts, Object};
 
-/// The annotation by which others see whether a pod is in the mesh (AA-25).
-pub(crate) const REDIRECTION: &str = "ambient.istio.io/redirection";
 /// It is wholly in the mesh.
 pub(crate) const ENABLED: &str = "enabled";
 /// Its rules are in place, and no ztunnel has taken it yet.

@@ -50,9 +50,7 @@ pub(crate) enum Failure {
     )]
     Ipv6Off,
     /// All such pods would be one.
-    #[error(
-        "the pod has no uid, by which ztunnel and the sets of addresses know it; a pod of a manifest can be in the mesh only with metadata.uid"
-    )]
+    #[error("the pod has no uid, by which ztunnel and the sets of addresses know it")]
     NoUid,
     /// The pod's namespace cannot be entered.
     #[error("enter the network namespace of the pod: {0}")]

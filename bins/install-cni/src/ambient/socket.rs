@@ -47,9 +47,7 @@ enum Refusal {
     NeedsNamespace(String),
     #[error("pod {pod} is not to be in the mesh: {reason}")]
     NotEligible { pod: String, reason: String },
-    #[error(
-        "pod {0} has no uid, so that it cannot be told from the next of its name; ambient mode needs an API server"
-    )]
+    #[error("pod {0} has no uid, so that it cannot be told from the next of its name")]
     NoUid(String),
     #[error("pod {pod} is not in the mesh: {failure}")]
     Failed { pod: String, failure: Failure },

@@ -132,7 +132,7 @@ fn annotations_are_not_asked_for_where_that_is_switched_off() {
 #[test]
 fn manifests_need_no_cluster() {
     let config = config(&["--pod-source=manifests:/etc/pods"], &[]).unwrap();
-    assert_eq!(config.pods, PodSource::Manifests("/etc/pods".into()));
+    assert_eq!(config.pods, PodSource::Manifests { dir: "/etc/pods".into(), cluster: None });
     assert!(config.install.kubeconfig.is_none());
     assert_eq!(config.install.entry.extra["pod_source"], serde_json::json!({"manifests": "/etc/pods"}));
 }

@@ -52,8 +52,11 @@ pub enum FetchError {
     /// There is no server to ask.
     #[error("there is no API server to ask")]
     NoServer,
+    /// The directory of manifests does not have it.
+    #[error("no manifest describes it")]
+    NoManifest,
     /// The answer was not there in time.
-    #[error("the API server has not answered in time")]
+    #[error("it was not found out in time")]
     Late,
     /// The question failed.
     #[error(transparent)]

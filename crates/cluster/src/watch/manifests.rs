@@ -2,23 +2,25 @@
 //!
 //! Any event leads to a look at the whole directory, and files whose identity, size or time of change differ are read again. So nothing
 //! depends on the order of events, on whether a file is written in place, renamed or linked to, nor on the kernel's queue of events.
+//! Events tell one thing more: which files are being written, and so are not whole.
 
-use std::collections::{BTreeMap, HashSet};
+mod files;
+
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use facts::Object;
-use futures_util::StreamExt;
-use inotify::{EventStream, Inotify, WatchDescriptor, WatchMask};
-use podsource::{FileError, is_manifest, objects_in_file};
+use futures_util::{FutureExt, StreamExt};
+use inotify::{EventMask, EventStream, Inotify, WatchDescriptor, WatchMask};
+use podsource::is_manifest;
 
-use super::list::tight;
+use super::fetch::{FetchError, Question, Questions};
 use super::{Reporter, Standing, WatchError, What};
+use files::Files;
 
 /// Writers make several changes in a row; they are read together, once there was none for so long, or after a while of changes.
 const CALM: Duration = Duration::from_millis(30);
@@ -27,8 +29,11 @@ const WHILE: Duration = Duration::from_millis(500);
 /// A look without an event, for what inotify does not tell: files behind links that change in place, network file systems.
 const LOOK: Duration = Duration::from_secs(60);
 
-/// Most files that are read: more than there are pods on any node, and few enough to be looked at.
-const MAX_FILES: usize = 20_000;
+/// A file that was changed counts as unfinished until its writer closes it, or has not changed it for so long.
+const UNFINISHED: Duration = Duration::from_secs(10);
+
+/// Most unfinished files that are remembered.
+const MAX_UNFINISHED: usize = 1024;
 
 /// A directory, or a file in it, that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -51,12 +56,24 @@ pub enum ManifestError {
     },
 }
 
-/// Watches for ever.
-pub(super) async fn watch(dir: &Path, reporter: &Reporter<'_>) -> Infallible {
+impl ManifestError {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Dir { dir: path, .. } | Self::File { path, .. } => path,
+        }
+    }
+}
+
+/// Watches for ever. Whoever asks for a pod is answered after a look at the directory as it is then.
+pub(super) async fn watch(
+    dir: &Path,
+    reporter: &Reporter<'_>,
+    mut questions: Option<Questions>,
+) -> Infallible {
     let mut standing = Standing::new(What::Manifests, reporter, None);
     let mut files = Files::default();
     loop {
-        let error = match follow(dir, &mut files, &mut standing).await {
+        let error = match follow(dir, &mut files, &mut standing, &mut questions).await {
             Ok(()) => continue,
             Err(error) => error.to_string(),
         };
@@ -65,27 +82,61 @@ pub(super) async fn watch(dir: &Path, reporter: &Reporter<'_>) -> Infallible {
 }
 
 /// Reads the directory and follows its changes until it is another one under the same name, or an error.
-async fn follow(dir: &Path, files: &mut Files, standing: &mut Standing<'_>) -> io::Result<()> {
+async fn follow(
+    dir: &Path,
+    files: &mut Files,
+    standing: &mut Standing<'_>,
+    questions: &mut Option<Questions>,
+) -> io::Result<()> {
     let identity = identity(dir)?;
     let mut events = Events::of(dir)?;
+    let mut asked: Vec<Question> = Vec::new();
     loop {
         let (read, broken) = files.look(dir).await?;
-        *files = read;
-        apply(files, standing.reporter);
+        events.catch_up()?;
+        *files = read.without_unfinished(files, |path| events.is_unfinished(path));
+        standing.reporter.update(|index| files.apply(index));
         standing.works();
-        for error in broken {
+        for error in broken.into_iter().filter(|error| !events.is_unfinished(error.path())) {
             standing.reporter.unreadable(What::Manifests, WatchError::Manifests(error));
         }
-        if let Ok(event) = tokio::time::timeout(LOOK, events.next()).await {
-            event?;
+        asked.drain(..).for_each(|question| answer(question, standing.reporter));
+        tokio::select! {
+            event = tokio::time::timeout(events.longest_wait(), events.next()) => {
+                event.unwrap_or(Ok(()))?;
+                let calm = async { while tokio::time::timeout(CALM, events.next()).await.is_ok() {} };
+                tokio::select! {
+                    // over or not, what there is now is read
+                    _ = tokio::time::timeout(WHILE, calm) => {}
+                    question = next(questions) => asked.push(question),
+                }
+            }
+            question = next(questions) => asked.push(question),
         }
-        let calm = async { while tokio::time::timeout(CALM, events.next()).await.is_ok() {} };
-        // over or not, what there is now is read
-        let _ = tokio::time::timeout(WHILE, calm).await;
+        if let Some(questions) = questions {
+            asked.extend(std::iter::from_fn(|| questions.try_recv().ok()));
+        }
         if self::identity(dir)? != identity {
             return Ok(());
         }
     }
+}
+
+/// Waits for a question, for ever if nobody is left to ask one.
+async fn next(questions: &mut Option<Questions>) -> Question {
+    match questions {
+        Some(questions) => match questions.recv().await {
+            Some(question) => question,
+            None => std::future::pending().await,
+        },
+        None => std::future::pending().await,
+    }
+}
+
+fn answer(Question { key: (namespace, name), answer }: Question, reporter: &Reporter<'_>) {
+    let known = reporter.cluster.index().pod(&namespace, &name).is_some();
+    // Who no longer listens needs no answer.
+    let _ = answer.send(if known { Ok(()) } else { Err(FetchError::NoManifest) });
 }
 
 /// Device and inode: what tells a directory from its successor.
@@ -98,14 +149,19 @@ fn identity(dir: &Path) -> io::Result<(u64, u64)> {
 struct Events {
     stream: EventStream<[u8; 4096]>,
     parent: Option<(WatchDescriptor, OsString)>,
+    /// Files that somebody has changed and not closed, and when.
+    unfinished: HashMap<OsString, Instant>,
+    /// Something has happened since the last look began.
+    behind: bool,
 }
 
 impl Events {
     fn of(dir: &Path) -> io::Result<Self> {
         let names = WatchMask::CREATE | WatchMask::DELETE | WatchMask::MOVE;
         let itself = WatchMask::DELETE_SELF | WatchMask::MOVE_SELF | WatchMask::ONLYDIR;
+        let writes = WatchMask::MODIFY | WatchMask::CLOSE_WRITE;
         let inotify = Inotify::init()?;
-        inotify.watches().add(dir, names | itself | WatchMask::CLOSE_WRITE | WatchMask::ATTRIB)?;
+        inotify.watches().add(dir, names | itself | writes | WatchMask::ATTRIB)?;
         let dir = std::path::absolute(dir)?;
         let parent = match (dir.parent(), dir.file_name()) {
             (Some(parent), Some(name)) => {
@@ -113,7 +169,8 @@ impl Events {
             }
             _ => None,
         };
-        Ok(Self { stream: inotify.into_event_stream([0; 4096])?, parent })
+        let stream = inotify.into_event_stream([0; 4096])?;
+        Ok(Self { stream, parent, unfinished: HashMap::new(), behind: false })
     }
 
     /// Waits for one that may mean a change. Nothing is lost when the future is dropped.
@@ -123,120 +180,58 @@ impl Events {
             let foreign = |(parent, name): &(WatchDescriptor, OsString)| {
                 event.wd == *parent && event.name.as_ref().is_some_and(|about| about != name)
             };
-            if !self.parent.as_ref().is_some_and(foreign) {
-                return Ok(());
-            }
-        }
-    }
-}
-
-/// The files as they were read last.
-#[derive(Debug, Default, Clone)]
-struct Files(BTreeMap<PathBuf, File>);
-
-#[derive(Debug, Clone)]
-struct File {
-    stamp: Stamp,
-    pods: Vec<Arc<Object>>,
-}
-
-/// What differs when a file is another one or has been written.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Stamp {
-    inode: (u64, u64),
-    size: u64,
-    changed: (i64, i64),
-}
-
-impl Files {
-    /// The directory as it is now, and what of it cannot be read. Reading happens off the async threads.
-    async fn look(&self, dir: &Path) -> io::Result<(Files, Vec<ManifestError>)> {
-        let (before, dir) = (self.clone(), dir.to_owned());
-        tokio::task::spawn_blocking(move || before.look_now(&dir)).await.map_err(io::Error::other)?
-    }
-
-    fn look_now(&self, dir: &Path) -> io::Result<(Files, Vec<ManifestError>)> {
-        let mut files = BTreeMap::new();
-        let mut broken = Vec::new();
-        for entry in std::fs::read_dir(dir)? {
-            let path = entry?.path();
-            if !is_manifest(&path) || !path.metadata().is_ok_and(|metadata| metadata.is_file()) {
+            if self.parent.as_ref().is_some_and(foreign) {
                 continue;
             }
-            if files.len() == MAX_FILES {
-                return Err(io::Error::other(format!("more than {MAX_FILES} manifests")));
+            if event.mask.contains(EventMask::Q_OVERFLOW) {
+                self.unfinished.clear();
             }
-            let Ok(stamp) = Stamp::of(&path) else { continue };
-            let before = self.0.get(&path);
-            if let Some(file) = before.filter(|file| file.stamp == stamp) {
-                files.insert(path, file.clone());
-                continue;
-            }
-            let pods = match objects_in_file(&path) {
-                Ok(objects) => objects.into_iter().map(|object| Arc::new(tight(object))).collect(),
-                // it describes something else
-                Err(FileError::NoPod { .. }) => Vec::new(),
-                Err(error) => {
-                    broken.push(ManifestError::File { path: path.clone(), reason: error.to_string() });
-                    before.map(|file| file.pods.clone()).unwrap_or_default()
+            match event.name {
+                Some(name) if event.mask.contains(EventMask::MODIFY) => self.note_unfinished(name),
+                Some(name) => {
+                    if !event.mask.contains(EventMask::ATTRIB) {
+                        self.unfinished.remove(&name);
+                    }
+                    return Ok(());
                 }
-            };
-            files.insert(path, File { stamp, pods });
-        }
-        Ok((Files(files), broken))
-    }
-}
-
-impl Stamp {
-    fn of(path: &Path) -> io::Result<Self> {
-        let metadata = std::fs::metadata(path)?;
-        Ok(Self {
-            inode: (metadata.dev(), metadata.ino()),
-            size: metadata.size(),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        })
-    }
-}
-
-/// Makes the index say what the files say.
-fn apply(files: &Files, reporter: &Reporter<'_>) {
-    let mut chosen = BTreeMap::new();
-    // The plugin's own order: a file that is named after the pod before others, and these by name.
-    for rank in [Rank::WholeName, Rank::Name, Rank::Other] {
-        for (path, file) in &files.0 {
-            for pod in file.pods.iter().filter(|pod| Rank::of(path, pod) == rank) {
-                chosen.entry((pod.namespace(), pod.name())).or_insert(pod);
+                None => return Ok(()),
             }
         }
     }
-    reporter.update(|index| {
-        index.begin_pods();
-        let mut changed: HashSet<_> =
-            chosen.into_values().flat_map(|pod| index.apply_pod(pod.clone())).collect();
-        changed.extend(index.commit_pods());
-        // there are none, which is known herewith
-        index.begin_namespaces();
-        index.commit_namespaces();
-        changed.into_iter().collect()
-    });
-}
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Rank {
-    /// `<namespace>_<name>`
-    WholeName,
-    /// `<name>`
-    Name,
-    Other,
-}
-
-impl Rank {
-    fn of(path: &Path, pod: &Object) -> Self {
-        let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-        match stem.split_once('_') {
-            Some((namespace, name)) if namespace == pod.namespace() && name == pod.name() => Self::WholeName,
-            None if stem == pod.name() => Self::Name,
-            _ => Self::Other,
+    /// Takes in what has happened during a look.
+    fn catch_up(&mut self) -> io::Result<()> {
+        // Bounded: writers may be faster than this.
+        for _ in 0..MAX_UNFINISHED {
+            match self.next().now_or_never() {
+                Some(event) => event?,
+                None => break,
+            }
+            self.behind = true;
         }
+        Ok(())
+    }
+
+    fn note_unfinished(&mut self, name: OsString) {
+        if is_manifest(Path::new(&name)) {
+            if self.unfinished.len() >= MAX_UNFINISHED {
+                self.unfinished.clear();
+            }
+            self.unfinished.insert(name, Instant::now());
+        }
+    }
+
+    fn is_unfinished(&self, path: &Path) -> bool {
+        let since = path.file_name().and_then(|name| self.unfinished.get(name));
+        since.is_some_and(|since| since.elapsed() < UNFINISHED)
+    }
+
+    /// How long nothing may happen before the directory is looked at again.
+    fn longest_wait(&mut self) -> Duration {
+        self.unfinished.retain(|_, since| since.elapsed() < UNFINISHED);
+        if std::mem::take(&mut self.behind) {
+            return Duration::ZERO;
+        }
+        if self.unfinished.is_empty() { LOOK } else { UNFINISHED }
     }
 }

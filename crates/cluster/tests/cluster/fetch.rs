@@ -161,12 +161,22 @@ async fn a_question_without_an_answer_doubts_the_server() {
     agent.until("its end", |agent| !agent.outages().is_empty()).await;
 }
 
+/// The runtime starts a pod as soon as its manifest is there, maybe before anything has told of it.
 #[tokio::test]
-async fn manifests_have_no_server_to_ask() {
+async fn a_directory_of_manifests_is_looked_at_when_a_pod_is_asked_for() {
     let cluster = Cluster::new();
     let dir = tempfile::tempdir().unwrap();
-    let source = cluster::Source::Manifests { dir: dir.path().into() };
+    let source = cluster::Source::Manifests { dir: dir.path().into(), own: None };
     let watching = tokio::spawn(cluster::watch::run(source, cluster.clone(), |_| {}));
-    assert_eq!(cluster.fetch("shop", "web", LIMIT).await, Err(FetchError::NoServer));
+    assert_eq!(cluster.fetch("shop", "web", LIMIT).await, Err(FetchError::NoManifest));
+    for number in 0..20 {
+        let name = format!("web-{number}");
+        let text = format!(
+            "kind: Pod\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{containers: [{{name: a}}]}}\n"
+        );
+        std::fs::write(dir.path().join(format!("{name}.yaml")), text).unwrap();
+        assert_eq!(cluster.fetch("shop", &name, LIMIT).await, Ok(()));
+        assert!(cluster.index().facts("shop", &name).unwrap().namespace_labels.is_some());
+    }
     watching.abort();
 }

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::agent::Agent;
 
 fn start(dir: &Path) -> Agent {
-    Agent::start(Source::Manifests { dir: dir.into() })
+    Agent::start(Source::Manifests { dir: dir.into(), own: None })
 }
 
 fn manifest(name: &str, label: &str) -> String {
@@ -169,4 +169,145 @@ async fn a_thousand_files_at_once_arrive() {
     }
     agent.until("all pods", |agent| agent.pods().len() == 1000).await;
     assert_eq!((agent.failures(What::Manifests), agent.unreadable()), (vec![], vec![]));
+}
+
+fn namespace(name: &str, mode: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}\n  labels: {{mode: {mode}}}\nspec: {{finalizers: [kubernetes]}}\n"
+    )
+}
+
+/// What is known of a pod's namespace, as `key=value` words.
+fn labels(agent: &Agent, pod: &str) -> String {
+    let facts = agent.cluster.index().facts("shop", pod);
+    let labels = facts.and_then(|facts| facts.namespace_labels).unwrap_or_default();
+    labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
+}
+
+const NAME_ONLY: &str = "kubernetes.io/metadata.name=shop";
+
+#[tokio::test]
+async fn namespaces_are_followed_and_have_their_names_without_a_file() {
+    let dir = TempDir::new().unwrap();
+    put(dir.path(), "web.yaml", &manifest("web", "1"));
+    let agent = start(dir.path());
+    agent.synced().await;
+    assert_eq!(labels(&agent, "web"), NAME_ONLY);
+    agent.forget();
+    replace(dir.path(), "all.yaml", &format!("{}---\n{}", namespace("bank", "a"), namespace("shop", "a")));
+    let with = |mode: &str| format!("{NAME_ONLY} mode={mode}");
+    agent.until("the labels", |agent| labels(agent, "web") == with("a")).await;
+    let told: Vec<String> = agent.changed().into_iter().map(|key| key.name).collect();
+    assert_eq!(told, ["web"], "the pods of a changed namespace are told of, and no others");
+    // As the API server lists them, in a file of the name, which goes before others.
+    let list =
+        r#"{"kind": "NamespaceList", "items": [{"metadata": {"name": "shop", "labels": {"mode": "b"}}}]}"#;
+    replace(dir.path(), "shop.json", list);
+    agent.until("the list", |agent| labels(agent, "web") == with("b")).await;
+    fs::remove_file(dir.path().join("shop.json")).unwrap();
+    agent.until("the other file", |agent| labels(agent, "web") == with("a")).await;
+    replace(dir.path(), "all.yaml", &manifest("new", "1"));
+    agent.until("the end of the labels", |agent| labels(agent, "web") == NAME_ONLY).await;
+    assert_eq!(
+        (agent.pods(), labels(&agent, "new")),
+        (vec!["shop/new".into(), "shop/web".into()], NAME_ONLY.into())
+    );
+    assert_eq!((agent.failures(What::Manifests), agent.unreadable()), (vec![], vec![]));
+}
+
+/// A part of a file is often a good file, which says less.
+#[tokio::test]
+async fn a_file_that_is_being_written_counts_when_it_is_whole() {
+    use std::io::Write;
+    let dir = TempDir::new().unwrap();
+    let whole =
+        format!("{}---\n{}---\n{}", namespace("shop", "a"), manifest("one", "1"), manifest("two", "1"));
+    put(dir.path(), "all.yaml", &whole);
+    let agent = start(dir.path());
+    agent.synced().await;
+    let mut file = fs::File::create(dir.path().join("all.yaml")).unwrap();
+    let longer = whole.replace("mode: a", "mode: b") + "---\n" + &manifest("three", "1");
+    let parts =
+        [longer.find("  labels").unwrap(), longer.find("---\n").unwrap(), longer.rfind("---\n").unwrap()];
+    let mut from = 0;
+    for (number, to) in parts.into_iter().enumerate() {
+        file.write_all(&longer.as_bytes()[from..to]).unwrap();
+        from = to;
+        // Whatever leads to a look meanwhile.
+        put(dir.path(), &format!("other-{number}.yaml"), &manifest(&format!("other-{number}"), "1"));
+        agent.until("another file", |agent| agent.pods().len() == 3 + number).await;
+        let _ = agent.cluster.fetch("shop", "one", std::time::Duration::from_secs(5)).await;
+        assert!(agent.pods().contains(&"shop/two".to_owned()), "{:?}", agent.pods());
+        assert!(labels(&agent, "one").contains("mode=a"), "{}", labels(&agent, "one"));
+    }
+    file.write_all(&longer.as_bytes()[from..]).unwrap();
+    drop(file);
+    agent.until("the whole file", |agent| agent.pods().contains(&"shop/three".to_owned())).await;
+    assert!(labels(&agent, "one").contains("mode=b"));
+    assert_eq!(agent.unreadable(), Vec::<String>::new());
+}
+
+/// Nothing of this may be waited for, take pods away that are described still, or be told again and again.
+#[tokio::test]
+async fn hostile_files_are_named_once_and_change_nothing() {
+    let dir = TempDir::new().unwrap();
+    put(dir.path(), "web.yaml", &format!("{}---\n{}", namespace("shop", "a"), manifest("web", "1")));
+    let path = |name: &str| dir.path().join(name);
+    let pipe = |name: &str| {
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, path(name), rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    };
+    pipe("a.yaml");
+    symlink("b.yaml", path("b.yaml")).unwrap();
+    fs::File::create(path("c.json")).unwrap().set_len(1 << 40).unwrap();
+    put(dir.path(), "d.yaml", &format!("kind: Pod\nmetadata: {}", "[".repeat(1 << 16)));
+    put(dir.path(), "e.json", &("[".repeat(1 << 20) + "]"));
+    put(dir.path(), "f.yaml", "kind: Namespace\nmetadata: {labels: {mode: b}}\n");
+    fs::create_dir(path("g.yaml")).unwrap();
+    let agent = start(dir.path());
+    agent.synced().await;
+    assert_eq!(agent.pods(), ["shop/web"]);
+    agent.until("six files to be told", |agent| agent.unreadable().len() == 6).await;
+    for name in ["a.yaml", "b.yaml", "c.json", "d.yaml", "e.json", "f.yaml"] {
+        let its = agent.unreadable().into_iter().filter(|text| text.contains(&format!("/{name}:"))).count();
+        assert_eq!(its, 1, "{name}: {:?}", agent.unreadable());
+    }
+    // A good file becomes one of these.
+    agent.forget();
+    pipe(".new");
+    fs::rename(path(".new"), path("web.yaml")).unwrap();
+    agent.until("the pipe to be told", |agent| agent.unreadable().len() == 1).await;
+    assert!(agent.unreadable()[0].contains("stays in force"), "{:?}", agent.unreadable());
+    symlink("web.yaml", path(".new")).unwrap();
+    fs::rename(path(".new"), path("web.yaml")).unwrap();
+    agent.until("the link to be told", |agent| agent.unreadable().len() == 2).await;
+    assert_eq!(
+        (agent.pods(), labels(&agent, "web")),
+        (vec!["shop/web".into()], format!("{NAME_ONLY} mode=a"))
+    );
+    put(dir.path(), "z.yaml", &manifest("new", "1"));
+    agent.until("the next pod", |agent| agent.pods() == ["shop/new", "shop/web"]).await;
+    assert_eq!((agent.unreadable().len(), agent.failures(What::Manifests)), (2, vec![]));
+    fs::remove_file(path("web.yaml")).unwrap();
+    agent.until("the end", |agent| agent.pods() == ["shop/new"]).await;
+}
+
+#[tokio::test]
+async fn pods_of_manifests_have_uids_that_tell_them_apart() {
+    let dir = TempDir::new().unwrap();
+    for name in ["one", "two"] {
+        put(dir.path(), &format!("{name}.yaml"), &manifest(name, "1"));
+        let copy = manifest(&format!("copy-{name}"), "1").replace("  namespace", "  uid: 8-8\n  namespace");
+        put(dir.path(), &format!("copy-{name}.yaml"), &copy);
+    }
+    let agent = start(dir.path());
+    agent.synced().await;
+    let uid = |name: &str| agent.cluster.index().pod("shop", name).unwrap().uid().unwrap().to_owned();
+    let (one, two) = (uid("one"), uid("two"));
+    assert_eq!((one.len(), one == two, uid("copy-one")), (36, false, "8-8".to_owned()));
+    assert!(uid("copy-two") != "8-8" && uid("copy-two").len() == 36);
+    // It is the same pod, whatever else its manifest says.
+    replace(dir.path(), "one.yaml", &manifest("one", "2"));
+    agent.until("the change", |agent| agent.label("shop", "one", "v") == "2").await;
+    assert_eq!(uid("one"), one);
 }

@@ -160,7 +160,7 @@ async fn a_thousand_pods_are_written_quickly() {
         )
     };
     fs::write(manifests.path().join("all.yaml"), (0..1000).map(pod).collect::<String>()).unwrap();
-    let agent = Agent::start(Source::Manifests { dir: manifests.path().into() });
+    let agent = Agent::start(Source::Manifests { dir: manifests.path().into(), own: None });
     agent.synced().await;
     let store = Store::start(run_dir.path(), agent.cluster.clone(), |event| panic!("{event:?}")).unwrap();
     let start = Instant::now();

@@ -23,13 +23,13 @@ pub(super) struct Broken {
     pub(super) line: u64,
     pub(super) column: u64,
     pub(super) reason: String,
-    /// Whether it certainly is the pod, and no other document can stand in for it.
-    pub(super) is_the_pod: bool,
+    /// Whether it certainly is what is looked for, and no other document can stand in for it.
+    pub(super) is_it: bool,
 }
 
 impl Broken {
     fn new(line: u64, column: u64, reason: impl Into<String>) -> Self {
-        Self { line, column, reason: reason.into(), is_the_pod: false }
+        Self { line, column, reason: reason.into(), is_it: false }
     }
 
     fn after(self, lines: u64) -> Self {
@@ -54,7 +54,7 @@ impl Wanted<'_> {
             }
             match self.examine(document, format) {
                 Ok(None) => {}
-                Err(error) if !error.is_the_pod => {
+                Err(error) if !error.is_it => {
                     broken.get_or_insert(error.after(first_line));
                 }
                 end => return end.map_err(|error| error.after(first_line)),
@@ -92,14 +92,14 @@ impl Wanted<'_> {
             Ok(object) => match object.find(self.namespace, self.name) {
                 Some(pod) if !pod.has_containers() => {
                     let reason = format!("the pod {NO_CONTAINERS}");
-                    Err(Broken { is_the_pod: true, ..Broken::new(1, 1, reason) })
+                    Err(Broken { is_it: true, ..Broken::new(1, 1, reason) })
                 }
                 found => Ok(found),
             },
             // some other kind of object, whose `spec` may well look different, or the pod with members that do not fit
             Err(error) => match parse::<Header>(&json, format) {
                 Ok(header) if !header.holds(self.namespace, self.name) => Ok(None),
-                header => Err(Broken { is_the_pod: header.is_ok(), ..error }),
+                header => Err(Broken { is_it: header.is_ok(), ..error }),
             },
         }
     }
@@ -111,23 +111,58 @@ fn whole(document: &str, format: Format) -> Result<(), Broken> {
     gap.map_or(Ok(()), |gap| Err(Broken::new(1, 1, format!("the object {gap}"))))
 }
 
-/// Every pod of the text; an error if some document that may hold one is broken.
-pub(super) fn all(text: &str, format: Format) -> Result<Vec<Object>, Broken> {
-    let mut pods = Vec::new();
+/// The namespace, if the text describes it; an error if it does not and some document that may be the one is broken.
+pub(super) fn namespace(text: &str, format: Format, name: &str) -> Result<Option<Object>, Broken> {
+    let mut broken = None;
     for (first_line, document) in documents(text, format) {
-        let before = pods.len();
+        // The key `namespace` of pods has a small letter.
+        if !may_mention(document, name) || !may_mention(document, "Namespace") {
+            continue;
+        }
+        let found = as_json(document, format).and_then(|json| {
+            let error = match parse::<Object>(&json, format) {
+                Ok(object) => {
+                    let mut objects = Vec::new();
+                    object.unfold(&mut objects);
+                    return Ok(objects
+                        .into_iter()
+                        .find(|found| found.is_namespace() && found.name() == name));
+                }
+                Err(error) => error,
+            };
+            match parse::<Header>(&json, format) {
+                Ok(header) if !header.holds_namespace(name) => Ok(None),
+                header => Err(Broken { is_it: header.is_ok(), ..error }),
+            }
+        });
+        match found {
+            Ok(None) => {}
+            Err(error) if !error.is_it => {
+                broken.get_or_insert(error.after(first_line));
+            }
+            end => return end.map_err(|error| error.after(first_line)),
+        }
+    }
+    broken.map_or(Ok(None), Err)
+}
+
+/// Every pod and namespace of the text; an error if some document that may hold one is broken.
+pub(super) fn all(text: &str, format: Format) -> Result<Vec<Object>, Broken> {
+    let mut found = Vec::new();
+    for (first_line, document) in documents(text, format) {
+        let before = found.len();
         let json = as_json(document, format).map_err(|error| error.after(first_line))?;
         match parse::<Object>(&json, format) {
-            Ok(object) => object.pods(&mut pods),
+            Ok(object) => object.unfold(&mut found),
             Err(_) if parse::<Header>(&json, format).is_ok_and(|header| !header.holds_any()) => {}
             Err(error) => return Err(error.after(first_line)),
         }
-        if let Some(pod) = pods[before..].iter().find(|pod| !pod.has_containers()) {
+        if let Some(pod) = found[before..].iter().find(|object| object.is_pod() && !object.has_containers()) {
             let reason = format!("the pod {:?} {NO_CONTAINERS}", pod.name());
             return Err(Broken::new(1, 1, reason).after(first_line));
         }
     }
-    Ok(pods)
+    Ok(found)
 }
 
 /// A document without the pod's name cannot describe it; not parsing those keeps a scan of a large directory cheap. Only an escape

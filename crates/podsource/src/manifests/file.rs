@@ -1,4 +1,4 @@
-//! All pods of one manifest file, for people who point at a file instead of naming a pod.
+//! All objects of one manifest file: for the node agent, and for people who point at a file instead of naming a pod.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use facts::Object;
 
 use super::document::{self, Broken, Format};
 
-/// A manifest file that gives no pods.
+/// A manifest file that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// It does not exist, is no regular file, is too large, is no text, or can be written by others where that counts.
@@ -48,16 +48,17 @@ pub enum FileError {
 /// # Errors
 /// The file cannot be read, any document of it is broken, or none is a pod.
 pub fn pods_in_file(path: impl AsRef<Path>) -> Result<Vec<Pod>, FileError> {
-    // Without a wanted uid no incarnation is the wrong one, and all have containers, so every object converts.
     let path = path.as_ref();
-    let pods = objects(path, super::read_any(path))?.into_iter();
-    Ok(pods.filter_map(|object| object.into_pod(&PodId::default()).ok()).collect())
+    let pods = objects(path, super::read_any(path))?.into_iter().filter(Object::is_pod);
+    // Without a wanted uid no incarnation is the wrong one, and all have containers, so every object converts.
+    let pods: Vec<Pod> = pods.filter_map(|object| object.into_pod(&PodId::default()).ok()).collect();
+    if pods.is_empty() { Err(FileError::NoPod { path: path.to_owned() }) } else { Ok(pods) }
 }
 
-/// The objects of a file in a directory that pods are captured by.
+/// The pods and namespaces that a manifest file describes, which may be none; see [`pods_in_file`].
 ///
 /// # Errors
-/// As in [`pods_in_file`], and where others can write the file.
+/// The file cannot be read, others can write it, or any document of it is broken.
 pub fn objects_in_file(path: impl AsRef<Path>) -> Result<Vec<Object>, FileError> {
     let path = path.as_ref();
     objects(path, super::read_believed(path))
@@ -70,10 +71,12 @@ fn objects(path: &Path, text: io::Result<String>) -> Result<Vec<Object>, FileErr
     } else {
         Format::Yaml
     };
-    let objects = document::all(&text, format).map_err(|Broken { line, column, reason, .. }| {
-        FileError::Broken { path: path.to_owned(), line, column, reason }
-    })?;
-    if objects.is_empty() { Err(FileError::NoPod { path: path.to_owned() }) } else { Ok(objects) }
+    document::all(&text, format).map_err(|Broken { line, column, reason, .. }| FileError::Broken {
+        path: path.to_owned(),
+        line,
+        column,
+        reason,
+    })
 }
 
 #[cfg(test)]

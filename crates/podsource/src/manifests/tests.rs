@@ -405,3 +405,74 @@ proptest! {
         }
     }
 }
+
+/// What the API server would say of a namespace, by the file that says it first.
+#[test]
+fn labels_of_a_namespace() {
+    let in_mesh =
+        |name: &str| format!("kind: Namespace\nmetadata: {{name: {name}, labels: {{mode: {name}}}}}\n");
+    let web = "kind: Pod\nmetadata: {name: web, namespace: shop}\nspec: {containers: [{name: a}]}\n";
+    let list = r#"{"kind": "NamespaceList", "items": [{"metadata": {"name": "bank"}}, {"metadata": {"name": "shop", "labels": {"mode": "list"}}}]}"#;
+    let deep = r#"{"kind": "List", "items": [{"kind": "List", "items": [{"kind": "Namespace", "metadata": {"name": "shop", "labels": {"mode": "deep"}}}]}]}"#;
+    let (documents, pod_of_the_name) = (format!("{web}---\n{}", in_mesh("shop")), web.replace("web", "shop"));
+    let broken_pod = format!("{web}  bad: [");
+    for (files, wanted) in [
+        (vec![], Ok(None)),
+        (vec![("a.yaml", &*documents)], Ok(Some("shop"))),
+        (vec![("a.json", list)], Ok(Some("list"))),
+        (vec![("a.json", deep)], Ok(Some("deep"))),
+        (vec![("a.json", list), ("shop.yaml", &in_mesh("shop"))], Ok(Some("shop"))),
+        // A pod of the same name is no namespace, and what is broken elsewhere is no reason.
+        (vec![("a.yaml", &*pod_of_the_name), ("b.yaml", &broken_pod)], Ok(None)),
+        (vec![("a.yaml", &*in_mesh("bank")), ("b.json", "{\"kind\": \"Namespace")], Ok(None)),
+        // It may be here, and nobody can tell.
+        (vec![("a.yaml", "kind: Namespace\nmetadata: {name: shop, labels: [")], Err("a.yaml")),
+        (
+            vec![("a.yaml", "kind: Namespace\nmetadata: {name: shop, labels: ["), ("b.json", list)],
+            Ok(Some("list")),
+        ),
+        // It certainly is, by what can be read of it.
+        (
+            vec![("a.yaml", "kind: Namespace\nmetadata: {name: shop}\nspec: 7\n"), ("b.json", list)],
+            Err("a.yaml"),
+        ),
+        (vec![("shop.yaml", "kind: Namespace\nmetadata: {name: shop, labels: 7}\n")], Err("shop.yaml")),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in &files {
+            fs::write(dir.path().join(name), text).unwrap();
+        }
+        let found = Manifests::new(dir.path()).namespace_labels("shop");
+        match wanted {
+            Ok(mode) => {
+                let labels = found.unwrap_or_else(|error| panic!("{files:?}: {error}"));
+                assert_eq!(labels.get("mode").map(String::as_str), mode, "{files:?}");
+                assert_eq!(labels["kubernetes.io/metadata.name"], "shop");
+            }
+            Err(part) => {
+                let text = found.map_or_else(|error| error.to_string(), |labels| format!("{labels:?}"));
+                assert!(text.contains("get namespace shop") && text.contains(part), "{files:?}: {text}");
+            }
+        }
+    }
+    let text = Manifests::new("/nowhere/manifests").namespace_labels("shop").unwrap_err().to_string();
+    assert!(text.contains("/nowhere/manifests"), "{text}");
+}
+
+/// None of these may keep a call waiting, or keep it from an answer that another file has.
+#[test]
+fn what_is_no_text_describes_no_namespace() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    rustix::fs::mknodat(rustix::fs::CWD, path("a.yaml"), rustix::fs::FileType::Fifo, 0o600.into(), 0)
+        .unwrap();
+    std::os::unix::fs::symlink("b.yaml", path("b.yaml")).unwrap();
+    std::os::unix::fs::symlink("/nowhere", path("c.yaml")).unwrap();
+    fs::create_dir(path("d.yaml")).unwrap();
+    fs::File::create(path("e.json")).unwrap().set_len(1 << 40).unwrap();
+    fs::write(path("f.yaml"), b"kind: Namespace # \xff shop").unwrap();
+    let manifests = Manifests::new(dir.path());
+    assert_eq!(manifests.namespace_labels("shop").unwrap().len(), 1);
+    fs::write(path("z.yaml"), "kind: Namespace\nmetadata: {name: shop, labels: {mode: z}}\n").unwrap();
+    assert_eq!(manifests.namespace_labels("shop").unwrap()["mode"], "z");
+}

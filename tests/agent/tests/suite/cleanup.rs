@@ -1,6 +1,6 @@
 //! The end of the agent: whether another one is to follow, or everything is to go, in both modes by what was seen of the DaemonSet.
 
-use agent_tests::{Ended, Node};
+use agent_tests::{Ended, Node, PATIENCE, eventually};
 use serde_json::{Value, json};
 use testkit::apiserver::{Fault, Resource};
 
@@ -255,4 +255,52 @@ fn an_agent_that_cannot_see_the_results_leaves_the_program_and_says_so() {
     let agent = node.start().unwrap();
     assert_eq!(std::fs::read_dir(node.bin_target()).unwrap().count(), 1, "the mark is gone");
     agent.stop().unwrap();
+}
+
+/// With pods from a directory an agent of a cluster still goes by its DaemonSet: a rollout is no uninstallation.
+#[test]
+fn an_agent_with_manifests_goes_by_its_daemonset() {
+    let gone = |node: &Node| {
+        assert!(node.api.delete_object(Resource::DaemonSets, NAMESPACE, "istio-cni-node"));
+    };
+    let no_change = |_: &Node| ();
+    for (row, is_in_cluster, change, stays, reason) in [
+        ("a rollout", true, &no_change as &dyn Fn(&Node), true, "so another agent follows"),
+        ("the server is away", true, &|node: &Node| node.api.stop(), true, "as it was seen last"),
+        ("an uninstallation", true, &gone, false, "was deleted"),
+        ("no cluster", false, &no_change, false, "no DaemonSet that could bring another agent"),
+    ] {
+        let node = Node::new().unwrap();
+        set(&node, &json!({}));
+        let pods = node.dir().join("pods");
+        std::fs::create_dir(&pods).unwrap();
+        let launch = node.agent().env("POD_NAMESPACE", NAMESPACE);
+        let launch = launch.env("POD_SOURCE", &format!("manifests:{}", pods.display()));
+        let agent =
+            if is_in_cluster { launch } else { launch.without("KUBERNETES_SERVICE_HOST") }.ready().unwrap();
+        let seen = || {
+            let known = node.api.requests().iter().any(|request| request.path.contains("/daemonsets"));
+            anyhow::ensure!(known == is_in_cluster, "{row}: the DaemonSet was asked for: {known}");
+            Ok(())
+        };
+        eventually(row, PATIENCE, seen).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        change(&node);
+        if !stays && is_in_cluster {
+            eventually("the plugin is gone", PATIENCE, || {
+                anyhow::ensure!(!node.plugin().exists(), "it is there");
+                Ok(())
+            })
+            .unwrap();
+        }
+        let ended = agent.stop().unwrap();
+        let log = ended.log.text();
+        assert_eq!(ended.status.code(), Some(0), "{row}: {log}");
+        let what = if stays { "leaving the plugin on this node" } else { "taking the plugin off this node" };
+        assert!(ended.log.find(&[what, reason]).is_some(), "{row}: {log}");
+        assert_eq!((node.plugin().exists(), node.entry().is_ok()), (stays, stays), "{row}: {log}");
+        if !stays {
+            assert_eq!(std::fs::read_to_string(node.conflist()).unwrap(), Node::foreign_conflist(), "{row}");
+        }
+    }
 }

@@ -164,7 +164,7 @@ fn an_ended_pod_is_not_the_one_that_is_announced() {
     wait_in(&mesh, &new).unwrap();
 }
 
-/// Pods without a uid, as manifests may be, would all be one member.
+/// Pods without a uid would all be one member.
 #[test]
 fn a_pod_without_a_uid_is_refused_before_anything_is_done() {
     let mesh = Mesh::new().unwrap();

@@ -69,9 +69,9 @@ fn an_open_failure_policy_may_tell_about_it() {
 }
 
 #[test]
-fn manifests_need_no_pods_of_the_api() {
+fn manifests_need_no_pods_of_the_api_but_the_agents_own() {
     let rights = render_set(&["agent.podSource=manifests:/etc/pods"]).unwrap().rights("istio-cni");
-    assert_eq!(rights, ["core nodes: get,list,watch", DAEMON_SET, EVENTS, MARKS]);
+    assert_eq!(rights, ["core nodes: get,list,watch", "core pods: get", DAEMON_SET, EVENTS, MARKS]);
 }
 
 #[test]
