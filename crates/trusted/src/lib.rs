@@ -3,12 +3,15 @@
 //! only if it is a regular file that nobody can write but root and the user of this process. The same goes for the directory that it is in,
 //! because whoever can write there can put another file under the name.
 
+use std::ffi::OsStr;
 use std::fmt::{self, Display};
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, Stat, fstat, openat};
+use rustix::fs::{CWD, Mode, OFlags, Stat, fstat, openat, readlinkat};
 use rustix::io::Errno;
 
 /// What a path's last part may be. The parts before it may be links in any case, such as `/var/run`.
@@ -112,7 +115,10 @@ fn try_open(path: &Path, links: Links) -> Result<File, Problem> {
     let Some(name) = path.file_name() else { return Err(Problem::NotAFile) };
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let dir = openat(CWD, parent, flags, Mode::empty())?;
+    let mut dir = openat(CWD, parent, flags, Mode::empty())?;
+    if links == Links::Followed && is_in_volume(&dir, name) {
+        dir = openat(&dir, VOLUME_DATA, flags, Mode::empty())?;
+    }
     judge(&fstat(&dir)?, || What::Directory(parent.to_owned()))?;
     let follow = if links == Links::Refused { OFlags::NOFOLLOW } else { OFlags::empty() };
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC | follow;
@@ -127,6 +133,16 @@ fn try_open(path: &Path, links: Links) -> Result<File, Problem> {
     }
     judge(&stat, || What::It)?;
     Ok(file.into())
+}
+
+/// The link in a volume of kubelet's to the directory with its files (Kubernetes `pkg/volume/util`, `AtomicWriter`).
+const VOLUME_DATA: &str = "..data";
+
+/// Whether a name is one of a ConfigMap or another volume that kubelet writes. All users may write to the directory of the mount, which is in
+/// nobody's reach but the container's, and its files are in one that is root's alone.
+fn is_in_volume(dir: &OwnedFd, name: &OsStr) -> bool {
+    let to = readlinkat(dir, name, Vec::new()).ok();
+    to.is_some_and(|to| Path::new(OsStr::from_bytes(to.as_bytes())) == Path::new(VOLUME_DATA).join(name))
 }
 
 /// Looks at a directory as [`open`] does at that of a file; one that is not there is nobody's.

@@ -116,11 +116,17 @@ fn what_is_no_file_is_refused_at_once() {
     assert_eq!(read(&at("around/file"), Links::Refused, 100).unwrap(), b"content");
 }
 
-/// As kubelet lays out a projected volume.
+/// As kubelet lays out a volume: the directory of a projected token is sticky, that of a ConfigMap is not.
 #[test]
-fn a_projected_token_is_believed_through_its_links() {
+fn a_volume_of_kubelets_is_believed_through_its_links() {
+    for bits in [0o1777, 0o777, 0o2777] {
+        a_volume_is_believed(bits);
+    }
+}
+
+fn a_volume_is_believed(bits: u32) {
     let (dir, _) = scene();
-    mode(dir.path(), 0o1777);
+    mode(dir.path(), bits);
     let data = dir.path().join("..2026_11_29");
     fs::create_dir(&data).unwrap();
     fs::write(data.join("token"), "t").unwrap();
@@ -128,7 +134,19 @@ fn a_projected_token_is_believed_through_its_links() {
     mode(&data.join("token"), 0o640);
     symlink("..2026_11_29", dir.path().join("..data")).unwrap();
     symlink("..data/token", dir.path().join("token")).unwrap();
-    assert_eq!(read(&dir.path().join("token"), Links::Followed, 100).unwrap(), b"t");
+    let token = dir.path().join("token");
+    assert_eq!(read(&token, Links::Followed, 100).unwrap(), b"t");
+    refusal(&token, Links::Refused);
+    // Others put files of their own there in vain.
+    if bits & STICKY == 0 {
+        fs::write(dir.path().join("other"), "o").unwrap();
+        symlink("..2026_11_29/token", dir.path().join("link")).unwrap();
+        for name in ["other", "link"] {
+            assert!(refusal(&dir.path().join(name), Links::Followed).contains("can be written by all users"));
+        }
+    }
+    chown(&data, Some(4242), None).unwrap();
+    assert!(refusal(&token, Links::Followed).contains("belongs to user 4242"));
 }
 
 #[test]
