@@ -23,7 +23,11 @@ fn a_stage_is_one_line_and_its_noise_is_in_the_log() {
     );
     assert!(output.status.success());
     let shown = stdout(&output);
-    assert!(shown.starts_with("fetch: gets crates (about 1 min; output in .cache/log/fetch.log) … ") && shown.ends_with(" s\n"), "{shown}");
+    assert!(
+        shown.starts_with("fetch: gets crates (about 1 min; output in .cache/log/fetch.log) … ")
+            && shown.ends_with(" s\n"),
+        "{shown}"
+    );
     assert_eq!(shown.lines().count(), 1, "{shown}");
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
     let log = std::fs::read_to_string(dir.path().join(".cache/log/fetch.log")).unwrap();

@@ -11,7 +11,10 @@ const FOLDERS: [&str; 5] = [".", "docs", "deploy/charts/istio-cni", ".github", "
 
 fn documents(root: &Path) -> Vec<PathBuf> {
     let entries = FOLDERS.iter().flat_map(|folder| fs::read_dir(root.join(folder)).unwrap());
-    entries.map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some_and(|e| e == "md")).collect()
+    entries
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|e| e == "md"))
+        .collect()
 }
 
 /// The targets of `[text](target)`, without those on the web.
