@@ -193,11 +193,16 @@ impl Iptables {
         }
     }
 
-    fn run(&self, runs: Vec<Run>, lock: Option<&Lock>) -> Result<Option<(usize, Failure)>, Error> {
+    fn run(
+        &self,
+        inside: &Inside,
+        runs: Vec<Run>,
+        lock: Option<&Lock>,
+    ) -> Result<Option<(usize, Failure)>, Error> {
         let job = Job { timeout: self.timeout, path: self.search.joined(), node: self.node, runs };
         let report = match self.supervisor {
             Some(_) if job.runs.len() > 1 => supervisor::delegate(&job, lock)?,
-            _ if job.hides_files() => on_a_thread(&job, lock)?,
+            _ if job.hides_files() && !inside.thread_ends() => on_a_thread(&job, lock)?,
             _ => job.execute(share(lock)?),
         };
         for warning in report.warnings {
@@ -207,7 +212,7 @@ impl Iptables {
     }
 
     /// Does what the works ask for.
-    fn apply(&self, works: &[Work<'_>], lock: Option<&Lock>) -> Result<Outcome, Error> {
+    fn apply(&self, inside: &Inside, works: &[Work<'_>], lock: Option<&Lock>) -> Result<Outcome, Error> {
         let mut runs = Vec::new();
         let mut of = Vec::new();
         for work in works {
@@ -227,7 +232,7 @@ impl Iptables {
         if runs.is_empty() {
             return Ok(Outcome::Equal);
         }
-        let Some((number, failure)) = self.run(runs, lock)? else {
+        let Some((number, failure)) = self.run(inside, runs, lock)? else {
             return Ok(Outcome::Done);
         };
         // Where the variant has tables it works, and the other one would not be looked at next time. A program that hangs would
@@ -255,7 +260,7 @@ impl Iptables {
                 (Err(e), None) => return Err(e),
             };
             let held = works.iter().any(|work| work.side.holds_ours());
-            match self.apply(&works, lock.as_ref())? {
+            match self.apply(inside, &works, lock.as_ref())? {
                 Outcome::Equal => return Ok(Change::None),
                 Outcome::Done => return Ok(if held { Change::Replaced } else { Change::Fresh }),
                 Outcome::Failed { failure, instead_of: None } => return Err(failure.into()),
@@ -276,7 +281,7 @@ impl Iptables {
                 works.extend(self.left_over_if_known(ruleset, family, &present, variant)?);
             }
         }
-        match self.apply(&works, lock.as_ref())? {
+        match self.apply(inside, &works, lock.as_ref())? {
             Outcome::Equal => Ok(Change::None),
             Outcome::Done => Ok(Change::Fresh),
             Outcome::Failed { failure, .. } => Err(failure.into()),
@@ -365,7 +370,8 @@ impl RuleStore for Iptables {
     }
 }
 
-/// A new thread is in the namespaces of the one that makes it; what it changes about its own ends with it.
+/// For a caller whose own thread goes on. A new one is in the namespaces of the one that makes it; what it changes about its own ends with
+/// it.
 fn on_a_thread(job: &Job, lock: Option<&Lock>) -> Result<Report, Error> {
     let failed = |e: std::io::Error| Error::Supervisor { cause: e.to_string() };
     let lock = share(lock)?;

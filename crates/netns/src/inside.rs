@@ -15,6 +15,7 @@ use crate::{Error, Netns, NetnsId, sys};
 #[derive(Debug)]
 pub struct Inside {
     id: NetnsId,
+    thread_ends: bool,
     not_send: PhantomData<*const ()>,
 }
 
@@ -23,7 +24,7 @@ impl Inside {
     pub(crate) fn join(netns: &Netns) -> Result<Self, Error> {
         move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))
             .map_err(|e| Error::Join { path: netns.path().to_owned(), source: io::Error::from(e) })?;
-        let inside = Self::of_calling_thread()?;
+        let inside = Self { thread_ends: true, ..Self::of_calling_thread()? };
         if inside.id != netns.id() {
             return Err(Error::Elsewhere {
                 path: netns.path().to_owned(),
@@ -44,7 +45,13 @@ impl Inside {
     pub fn of_calling_thread() -> Result<Self, Error> {
         let id = sys::id_of_this_thread()
             .map_err(|source| Error::WhereAmI { proc: crate::OF_THIS_THREAD, source })?;
-        Ok(Self { id, not_send: PhantomData })
+        Ok(Self { id, thread_ends: false, not_send: PhantomData })
+    }
+
+    /// Whether the thread ends with what it does inside, so that what else it changes about itself stays with it.
+    #[must_use]
+    pub fn thread_ends(&self) -> bool {
+        self.thread_ends
     }
 
     /// Which namespace the thread is in.
