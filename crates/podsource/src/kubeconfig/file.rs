@@ -82,9 +82,7 @@ impl Kubeconfig {
             match crate::yaml::to_json(text).map(|json| serde_json::from_slice(&json)) {
                 Ok(Ok(config)) => return Ok(config),
                 Ok(Err(_)) => "because a field has another type than it should".to_owned(),
-                Err(error) => {
-                    error.location().map_or_else(String::new, |place| at(place.line(), place.column()))
-                }
+                Err(error) => at(error.line, error.column),
             }
         };
         Err(problem(format!("the kubeconfig is invalid {place}"), REWRITE))

@@ -206,10 +206,9 @@ fn has_content(line: &str) -> bool {
 fn as_json(document: &str, format: Format) -> Result<Cow<'_, [u8]>, Broken> {
     match format {
         Format::Json => Ok(Cow::Borrowed(document.as_bytes())),
-        Format::Yaml => yaml::to_json(document).map(Cow::Owned).map_err(|error| {
-            let (line, column) = error.location().map_or((0, 0), |at| (at.line(), at.column()));
-            Broken::new(line, column, yaml::reason(&error))
-        }),
+        Format::Yaml => yaml::to_json(document)
+            .map(Cow::Owned)
+            .map_err(|error| Broken::new(error.line, error.column, error.reason)),
     }
 }
 
