@@ -17,7 +17,7 @@ mod kubeconfig;
 mod kubernetes;
 mod manifests;
 mod note;
-mod yaml;
+pub mod yaml;
 
 use capture::{Pod, PodId};
 

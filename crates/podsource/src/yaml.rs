@@ -31,14 +31,15 @@ const TWICE: &str = "a key is there twice in one mapping; remove one";
 const TAG: &str = "a value or tag that no manifest can have";
 
 /// Text that is no document of YAML, or more than the limits allow.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Error {
-    /// Beginning with 1; 0 where it is not known.
-    pub(crate) line: u64,
-    /// In characters, beginning with 1; 0 where it is not known.
-    pub(crate) column: u64,
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}, column {column}: {reason}")]
+pub struct Error {
+    /// Beginning with 1.
+    pub line: u64,
+    /// In characters, beginning with 1.
+    pub column: u64,
     /// In words that quote no value and name no function.
-    pub(crate) reason: Cow<'static, str>,
+    pub reason: Cow<'static, str>,
 }
 
 /// Turns one document into JSON, as `kubectl` does before it looks at fields, with limits that no honest manifest meets.
@@ -48,7 +49,11 @@ pub(crate) fn to_json(text: &str) -> Result<Vec<u8>, Error> {
     Ok(if value.is_null() { b"{}".to_vec() } else { value.to_string().into_bytes() })
 }
 
-fn read(text: &str) -> Result<Value, Error> {
+/// Reads one document, with the limits of [`to_json`]; one without a value is null.
+///
+/// # Errors
+/// It is none, or too much.
+pub fn read(text: &str) -> Result<Value, Error> {
     let mut reader = Reader::default();
     let mut parser = Parser::new_from_str(text);
     while let Some(event) = parser.next_event() {

@@ -147,7 +147,7 @@ pub(crate) fn selectors(options: &Options) -> Result<Vec<cni::config::Enablement
     if text.trim().is_empty() {
         return Ok(Vec::new());
     }
-    let list: serde_json::Value = serde_saphyr::from_str(text)
+    let list = podsource::yaml::read(text)
         .map_err(|error| BadOption::new(NAME, text, format!("is not YAML: {error}")))?;
     let entry = Map::from_iter([("enablement_selectors".to_owned(), list)]);
     let written = checked(NAME, text, &entry)?.enablement_selectors;

@@ -269,7 +269,7 @@ const PIECES: &[&str] = &[
 ];
 
 proptest::proptest! {
-    #![proptest_config(proptest::test_runner::Config { cases: 20_000, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(proptest::test_runner::Config { cases: 4_000, failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn any_document_is_read_as_the_library_reads_it(pieces in proptest::collection::vec(0..PIECES.len(), 0..24)) {
