@@ -25,6 +25,7 @@ mod leave;
 mod leftovers;
 mod members;
 mod record;
+mod slots;
 mod socket;
 mod spare;
 mod takeover;
@@ -59,6 +60,7 @@ use finder::Finder;
 use host::HostSide;
 use members::{Member, Members};
 use record::Records;
+use slots::Slots;
 pub(crate) use socket::{EventSocket, MODE};
 use troubles::Troubles;
 use waiting::Waiting;
@@ -88,7 +90,9 @@ pub(crate) struct Ambient {
     finder: Finder,
     backends: Arc<Backends>,
     host: OnceLock<HostSide>,
-    /// Held for reading by work in the kernel, which goes on when the task that wanted it is aborted.
+    /// What is under way in pods' namespaces.
+    slots: Arc<Slots>,
+    /// Held for reading by work in the node's namespace, which goes on when the task that wanted it is aborted.
     under_way: Arc<RwLock<()>>,
     /// Pods that drain.
     drains: Drains,
@@ -149,6 +153,7 @@ impl Ambient {
             finder: Finder::default(),
             backends: Arc::new(backends),
             host: OnceLock::new(),
+            slots: Arc::default(),
             under_way: Arc::default(),
             drains: Drains::default(),
             ending: OnceLock::new(),
@@ -164,6 +169,7 @@ impl Ambient {
                 ambient.changed(std::slice::from_ref(key));
             }
         });
+        ambient.tell_overdue();
         let weak = Arc::downgrade(&ambient);
         ambient.metrics.before_reading(move || {
             if let Some(ambient) = weak.upgrade() {
@@ -324,19 +330,6 @@ impl Ambient {
             }
             tokio::time::sleep(RETRY).await;
         }
-    }
-
-    /// Does work in the kernel on a thread for it.
-    async fn in_kernel<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, tokio::task::JoinError> {
-        let under_way = self.under_way.clone().read_owned().await;
-        let work = move || {
-            let _under_way = under_way;
-            work()
-        };
-        tokio::task::spawn_blocking(work).await
     }
 
     fn host(&self) -> Result<&HostSide, Failure> {

@@ -50,6 +50,8 @@ pub(crate) enum Notice {
     Port,
     /// Pods that no ztunnel takes.
     Ztunnel,
+    /// Pods in whose network namespaces something has not ended in time.
+    Overdue,
     /// The connection to the API server.
     ApiServer,
 }
@@ -90,6 +92,7 @@ impl Notice {
             Self::DaemonSet => "daemonset",
             Self::Port => "port",
             Self::Ztunnel => "ztunnel",
+            Self::Overdue => "overdue pods",
             Self::ApiServer => "api server",
         }
     }

@@ -39,7 +39,7 @@ pub(crate) use ending::End;
 const RETRY: Duration = Duration::from_secs(2);
 /// Tasks wait most of the time; two threads keep questions of plugins flowing while a long list is read.
 const THREADS: usize = 2;
-/// Work in the kernel and on files; it is short, and most of it in the kernel.
+/// Work in the node's network namespace and on files, which is short. What is done in pods' namespaces has threads of its own.
 const BLOCKING_THREADS: usize = 4;
 
 /// Why the agent does not start.

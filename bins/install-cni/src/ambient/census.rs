@@ -50,5 +50,6 @@ impl Ambient {
             self.metrics.ambient_pods(state.name(), self.members.count(state) + more);
         }
         self.metrics.ambient_pods_outside(&outside);
+        self.metrics.overdue(self.slots.overdue().len());
     }
 }

@@ -24,6 +24,7 @@ use tokio::task::AbortHandle;
 use super::Ambient;
 use super::enrol::pod_text;
 use super::members::Member;
+use super::slots::{Act, Slots, Unfinished};
 
 /// The longest that a pod drains when everything is removed. kubelet gives the agent 30 s in all.
 pub(super) const AT_THE_END: Duration = Duration::from_secs(10);
@@ -69,8 +70,8 @@ enum Unknown {
     Sockets(#[from] kernel::sockets::Error),
     #[error("wait for the kernel: {0}")]
     Io(#[from] std::io::Error),
-    #[error("a thread of the agent ended: {0}")]
-    Thread(#[from] tokio::task::JoinError),
+    #[error(transparent)]
+    Unfinished(#[from] Unfinished),
 }
 
 // === impl Drains ===
@@ -132,9 +133,10 @@ impl Ambient {
         let (Some(netns), left) = (member.netns.clone(), self.drain_left(member)) else { return };
         let (log, pod, key, queue) =
             (self.log.clone(), pod_text(&member.key), member.key.clone(), self.queue.clone());
+        let (slots, of) = (self.slots.clone(), member.key.clone());
         let wait = async move {
             let closed = async {
-                if let Err(error) = until_closed(netns, &log, &pod).await {
+                if let Err(error) = until_closed(&slots, &of, netns, &log, &pod).await {
                     let text = "what the pod has open through ztunnel is not known, so it keeps its time";
                     log.warn(text, &[("pod", &pod), ("error", &error)]);
                     std::future::pending::<()>().await;
@@ -165,16 +167,22 @@ pub(super) fn now() -> u64 {
 }
 
 /// Waits until no connection of the namespace goes through ztunnel.
-async fn until_closed(netns: Arc<Netns>, log: &Scope, pod: &str) -> Result<(), Unknown> {
+async fn until_closed(
+    slots: &Arc<Slots>,
+    key: &PodKey,
+    netns: Arc<Netns>,
+    log: &Scope,
+    pod: &str,
+) -> Result<(), Unknown> {
     tokio::time::sleep(DATAGRAMS).await;
     let inside = netns.clone();
     let listen = move || inside.enter(|inside| Closings::open(inside, &PORTS));
-    let mut closings = tokio::task::spawn_blocking(listen).await???;
+    let mut closings = slots.run(key, Act::Connections, listen).await???;
     // The runtime watches this kind without `unsafe`, and only whether there is something to read.
     let watched = UnixDatagram::from_std(closings.as_fd().try_clone_to_owned()?.into())?;
     let mut told = false;
     loop {
-        let open = look(netns.clone()).await?;
+        let open = look(slots, key, netns.clone()).await?;
         if open.is_empty() {
             return Ok(());
         }
@@ -217,9 +225,9 @@ async fn wait_for(
 }
 
 /// What ztunnel has of others now. The socket for it is not kept: it needs a buffer, and looks are rare.
-async fn look(netns: Arc<Netns>) -> Result<HashSet<Cookie>, Unknown> {
+async fn look(slots: &Arc<Slots>, key: &PodKey, netns: Arc<Netns>) -> Result<HashSet<Cookie>, Unknown> {
     let list = |inside: &Inside| Sockets::open(inside)?.list(PORTS);
-    let found = tokio::task::spawn_blocking(move || netns.enter(list)).await???;
+    let found = slots.run(key, Act::Connections, move || netns.enter(list)).await???;
     Ok(found.iter().filter(|connection| is_taken(connection)).map(Connection::cookie).collect())
 }
 

@@ -71,7 +71,8 @@ impl Ambient {
     async fn clear_all(self: &Arc<Self>, began: Instant, left: &mut Vec<Left>) -> bool {
         let mut complete = true;
         // What is put in place after it was removed would stay.
-        let _ = tokio::time::timeout(UNDER_WAY_TIME, self.under_way.write()).await;
+        let settled = self.slots.settle(UNDER_WAY_TIME);
+        let _ = tokio::join!(tokio::time::timeout(UNDER_WAY_TIME, self.under_way.write()), settled);
         let mut seen = HashSet::new();
         loop {
             let mut tasks = JoinSet::new();

@@ -21,6 +21,7 @@ use super::failpoint;
 use super::failure::{Failure, Unopened};
 use super::holder;
 use super::members::{Look, Member, State};
+use super::slots::Act;
 use super::spare::{Spared, Sparing};
 use crate::serve::Descriptor;
 
@@ -96,6 +97,8 @@ impl Ambient {
         let steps = if new || member.ruled { OF_A_NEW_POD } else { OF_A_RUNNING_POD };
         for step in steps {
             if let Err(failure) = self.step(step, &mut member, new).await {
+                // A thread that nobody waits for any more may load them still.
+                member.ruled |= step == Step::Rules && failure.is_overdue();
                 match step {
                     // Whoever announced it takes everything back.
                     _ if member.announced => self.note(&member),
@@ -154,7 +157,7 @@ impl Ambient {
     async fn locate(&self, member: &mut Member, ips: &[IpAddr], place: Place) -> Result<(), Failure> {
         match place {
             Place::Given { path, descriptor } => {
-                let (netns, given) = self.open_given(path, descriptor, ips.to_vec()).await?;
+                let (netns, given) = self.open_given(&member.key, path, descriptor, ips.to_vec()).await?;
                 member.move_to(netns);
                 member.given = given;
             }
@@ -171,13 +174,14 @@ impl Ambient {
     /// The namespace, and whether this agent sees it at its path too, so that it sees the path go with the sandbox.
     async fn open_given(
         &self,
+        key: &PodKey,
         path: String,
         descriptor: Option<Descriptor>,
         ips: Vec<IpAddr>,
     ) -> Result<(Netns, bool), Failure> {
         let host = self.host()?.id();
         let on_node = self.config.on_node(&path);
-        let opened = tokio::task::spawn_blocking(move || -> Result<_, Unopened> {
+        let opened = self.in_pod(key, Act::Identify, move || -> Result<_, Unopened> {
             let seen = Netns::open(&on_node);
             let (netns, given) = match descriptor {
                 Some(Descriptor(descriptor)) => {
@@ -243,7 +247,7 @@ impl Ambient {
         let (options, backend) = (member.options.clone(), self.host()?.backend());
         let (evidence, subject) = (self.evidence.clone(), Subject::of(member));
         let proc_root = self.config.proc_root();
-        let applied = self.in_kernel(move || -> Result<_, Failure> {
+        let applied = self.in_pod(&member.key, Act::Program, move || -> Result<_, Failure> {
             let apply = |inside: &netns::Inside| {
                 let plan = plan_pod(&node, &options, backend);
                 let choice = kernel::Choice::Only(backend);

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use super::slots::Unfinished;
 use super::waiting::Cause;
 
 /// When it is tried again.
@@ -58,6 +59,9 @@ pub(crate) enum Failure {
     /// The kernel.
     #[error("program the network namespace of the pod: {0}")]
     Rules(String),
+    /// The kernel, or a program, has not ended in time.
+    #[error("work in the network namespace of the pod: {0}")]
+    Unfinished(#[from] Unfinished),
     /// Rules that could not be removed.
     #[error("remove the rules from the network namespace of the pod: {0}")]
     Cleanup(String),
@@ -116,13 +120,15 @@ impl Failure {
             | Self::Ipv6Off
             | Self::NoUid
             | Self::Enter(_)
-            | Self::Rules(_) => Again::OnChange,
+            | Self::Rules(_)
+            | Self::Unfinished(Unfinished::Overdue { .. }) => Again::OnChange,
             Self::NotReady
             | Self::Cleanup(_)
             | Self::Ztunnel(_)
             | Self::Unztunnel(_)
             | Self::Probes { .. }
             | Self::Api(_)
+            | Self::Unfinished(_)
             | Self::Panicked(_) => Again::Backoff,
         }
     }
@@ -141,7 +147,10 @@ impl Failure {
             Self::NotFound(_) => reason::NO_NAMESPACE,
             Self::Ipv6Off => reason::IPV6,
             Self::NoUid => reason::NO_UID,
-            Self::Enter(_) | Self::Rules(_) | Self::Cleanup(_) | Self::Panicked(_) => reason::RULES,
+            Self::Unfinished(Unfinished::Overdue { .. } | Unfinished::Crowded(_)) => reason::OVERDUE,
+            Self::Unfinished(_) | Self::Enter(_) | Self::Rules(_) | Self::Cleanup(_) | Self::Panicked(_) => {
+                reason::RULES
+            }
             Self::Ztunnel(_) | Self::Unztunnel(_) => reason::ZTUNNEL,
             Self::Probes { .. } => reason::PROBES,
             Self::Api(_) => reason::API,
@@ -163,6 +172,11 @@ impl Failure {
     /// Whether there is only nobody to take the pod, which says nothing about a pod that was taken before.
     pub(crate) fn is_absence(&self) -> bool {
         matches!(self, Self::NotReady | Self::Ztunnel(zds::AddError::NoZtunnel | zds::AddError::Lost(_)))
+    }
+
+    /// Whether something was begun in the pod's namespace that may be done still.
+    pub(crate) fn is_overdue(&self) -> bool {
+        matches!(self, Self::Unfinished(Unfinished::Overdue { .. }))
     }
 
     /// Whether the pod is not meant to be taken in as it is, whatever is in its namespace.
@@ -205,6 +219,8 @@ pub(crate) mod reason {
     pub(crate) const NO_UID: &str = "no-uid";
     /// The kernel, or who owns its tables.
     pub(crate) const RULES: &str = "rules";
+    /// The kernel, or a program, has not ended in time in its namespace.
+    pub(crate) const OVERDUE: &str = "overdue";
     /// ztunnel.
     pub(crate) const ZTUNNEL: &str = "ztunnel";
     /// The node's sets.

@@ -18,6 +18,7 @@ use super::enrol::pod_text;
 use super::failpoint;
 use super::failure::Failure;
 use super::members::{Member, State};
+use super::slots::{Act, Unfinished};
 
 /// Why a pod leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -210,7 +211,7 @@ impl Ambient {
         let plan = plan_drain(&self.node_options(member), &member.options, backend);
         let known = member.ruled || member.draining.is_some();
         let evidence = self.evidence.clone();
-        let drained = self.in_kernel(move || -> Result<bool, Failure> {
+        let drained = self.in_pod(&member.key, Act::Clear, move || -> Result<bool, Failure> {
             // A CHECK of a pod that is out compares with nothing. What cannot be forgotten now is with the rest of the rules.
             let _ = evidence.forget(netns.id());
             let drain = |inside: &Inside| -> Result<bool, kernel::Error> {
@@ -223,7 +224,7 @@ impl Ambient {
             };
             netns.enter(drain)?.map_err(|error| Failure::Cleanup(kernel::chain_text(&error)))
         });
-        let drained = drained.await??;
+        let drained = drained.await.map_err(not_cleared)??;
         self.backends.log_warnings(&self.log);
         member.ruled = false;
         if drained {
@@ -252,7 +253,8 @@ impl Ambient {
     async fn end_connections(&self, member: &Member) {
         let netns = member.netns.clone().filter(|_| member.draining.is_some() && !Self::is_gone(member));
         let Some(netns) = netns else { return };
-        let error: String = match self.in_kernel(move || netns.enter(drain::end_connections)).await {
+        let end = move || netns.enter(drain::end_connections);
+        let error: String = match self.in_pod(&member.key, Act::Connections, end).await {
             Ok(Ok(Ok(0))) => return,
             Ok(Ok(Ok(ended))) => {
                 self.metrics.connections_ended(ended);
@@ -274,7 +276,8 @@ impl Ambient {
     async fn forget_entries(&self, member: &Member) {
         let Some(netns) = member.netns.clone().filter(|_| !Self::is_gone(member)) else { return };
         let forget = |inside: &Inside| conntrack::forget(inside, &CAPTURE_PORTS, |_| false);
-        let error: String = match self.in_kernel(move || netns.enter(forget)).await {
+        let forget = move || netns.enter(forget);
+        let error: String = match self.in_pod(&member.key, Act::Connections, forget).await {
             Ok(Ok(Ok(_))) => return,
             Ok(Ok(Err(error))) => kernel::chain_text(&error),
             Ok(Err(error)) => error.to_string(),
@@ -313,7 +316,7 @@ impl Ambient {
         let Some(netns) = member.netns.clone().filter(|_| !Self::is_gone(member)) else { return Ok(()) };
         let (kernel, backend) = (self.backends.clone(), self.host()?.backend());
         let evidence = self.evidence.clone();
-        let removed = self.in_kernel(move || -> Result<(), Failure> {
+        let removed = self.in_pod(&member.key, Act::Clear, move || -> Result<(), Failure> {
             // What cannot be forgotten now is when the namespace is no member's any more.
             let _ = evidence.forget(netns.id());
             let everything = plan_of_everything(backend);
@@ -321,7 +324,7 @@ impl Ambient {
             netns.enter(remove)?.map_err(|error| Failure::Cleanup(kernel::chain_text(&error)))?;
             Ok(())
         });
-        removed.await??;
+        removed.await.map_err(not_cleared)??;
         self.backends.log_warnings(&self.log);
         self.pick_up_again(member).await?;
         (member.ruled, member.draining, member.state) = (false, None, State::Leaving);
@@ -351,4 +354,8 @@ impl Ambient {
         }
         Ok(())
     }
+}
+
+fn not_cleared(unfinished: Unfinished) -> Failure {
+    Failure::Cleanup(unfinished.to_string())
 }

@@ -14,6 +14,7 @@ use super::Ambient;
 use super::failure::Failure;
 use super::members::Member;
 use super::record::{Record, Records};
+use super::slots::Act;
 
 /// How open connections are spared while rules come. Without it the next packet of one would be taken for the first of a connection, and
 /// redirected. What connection tracking remembers of an earlier time in the mesh would lead one to ztunnel, too, if it has the addresses and
@@ -86,7 +87,7 @@ impl Ambient {
     pub(super) async fn pick_up_again(&self, member: &mut Member) -> Result<(), Failure> {
         let Some(netns) = member.netns.clone().filter(|_| member.strict) else { return Ok(()) };
         let set = move || netns.enter(|inside| conntrack::set_strict(inside, false));
-        let set = tokio::task::spawn_blocking(set).await??;
+        let set = self.in_pod(&member.key, Act::Clear, set).await??;
         set.map_err(|error| Failure::Cleanup(error.to_string()))?;
         member.strict = false;
         Ok(())

@@ -12,7 +12,7 @@ use super::enrol::pod_text;
 use super::failure::Failure;
 use super::members::{Member, State};
 use super::waiting::{Cause, Line};
-use crate::health::Notice;
+use crate::health::{Notice, count_and_names};
 
 /// `reason` of the event about a pod that cannot be enrolled.
 const NOT_IN: &str = "AmbientEnrollmentFailed";
@@ -125,6 +125,38 @@ impl Ambient {
             None => {
                 self.health.settled(Notice::Ztunnel);
             }
+        }
+    }
+
+    /// Lets people know of pods that are overdue from now on, and has those worked on that are not any more.
+    pub(super) fn tell_overdue(self: &Arc<Self>) {
+        let ambient = Arc::downgrade(self);
+        self.slots.on_overdue(move |key, overdue| {
+            let Some(ambient) = ambient.upgrade() else { return };
+            ambient.show_overdue();
+            if !overdue {
+                ambient.changed(std::slice::from_ref(key));
+            }
+        });
+    }
+
+    /// Shows the pods in whose namespaces something has not ended in time. Nothing is known of their rules until it has.
+    fn show_overdue(&self) {
+        let overdue = self.slots.overdue();
+        if overdue.is_empty() {
+            if self.notices.settled(Notice::Overdue) {
+                self.log.info("no pod's network namespace is overdue any more", &[]);
+            }
+            return;
+        }
+        let names: Vec<String> =
+            overdue.iter().map(|(key, act)| format!("{}: {act}", pod_text(key))).collect();
+        let text = format!(
+            "the verification of pods is overdue, as the kernel is busy in their network namespaces: {}",
+            count_and_names(&names)
+        );
+        if self.notices.notice(Notice::Overdue, &text) {
+            self.log.warn(&text, &[]);
         }
     }
 

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use capture::ambient::plan_pod;
 use cluster::PodKey;
@@ -18,9 +19,12 @@ use super::enrol::pod_text;
 use super::evidence::Subject;
 use super::failure::Failure;
 use super::members::{Look, Member, State};
+use super::slots::Act;
 
 /// Namespaces that are looked at at once.
 const AT_ONCE: usize = 4;
+/// How long the others wait for one of them. It is looked at to its end all the same.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Ambient {
     /// Verifies until the task is aborted.
@@ -45,7 +49,7 @@ impl Ambient {
 
     /// Looks at the pods that an earlier agent had in the mesh, one by one over all of the time until `end`, and changes nothing of rules that are of
     /// another layout. A node whose pods are many has more to do at its agent's start than this.
-    async fn look_by_turns(&self, end: Instant) {
+    async fn look_by_turns(self: &Arc<Self>, end: Instant) {
         let due = self.members.all().into_iter().filter(|member| member.look == Look::Due);
         let due: Vec<String> = due.map(|member| member.key.uid).collect();
         let Ok(count) = u32::try_from(due.len()) else { return };
@@ -56,7 +60,7 @@ impl Ambient {
             tokio::time::sleep_until(turn).await;
             let is_due = |uid: &str| self.members.get(uid).is_some_and(|member| member.look == Look::Due);
             if is_due(&uid) {
-                self.verify_pod(uid, true).await;
+                self.verify_in_time(uid, true).await;
             }
         }
         if count > 0 {
@@ -177,7 +181,9 @@ impl Ambient {
 
     /// Compares the rules of every pod; gives how many were looked at and how many were repaired.
     pub(super) async fn verify_pods(self: &Arc<Self>) -> (usize, usize) {
-        let members: Vec<Member> = self.members.all().into_iter().filter(is_verified).collect();
+        let mut members = self.members.all();
+        // What was begun there before has not ended: it is looked at again when that has.
+        members.retain(|member| is_verified(member) && !self.slots.is_overdue(&member.key.uid));
         let looked = members.len();
         let mut repaired = 0;
         let mut tasks = JoinSet::new();
@@ -186,7 +192,7 @@ impl Ambient {
                 repaired += usize::from(matches!(tasks.join_next().await, Some(Ok(true))));
             }
             let ambient = self.clone();
-            tasks.spawn(async move { ambient.verify_pod(member.key.uid, false).await });
+            tasks.spawn(async move { ambient.verify_in_time(member.key.uid, false).await });
         }
         while let Some(done) = tasks.join_next().await {
             repaired += usize::from(matches!(done, Ok(true)));
@@ -194,10 +200,25 @@ impl Ambient {
         (looked, repaired)
     }
 
+    /// As [`Self::verify_pod`], which goes on alone where it takes longer than the other pods wait for it.
+    async fn verify_in_time(self: &Arc<Self>, uid: String, only_look: bool) -> bool {
+        let Some(verifying) = self.slots.verifying(&uid) else { return false };
+        let ambient = self.clone();
+        let look = tokio::spawn(async move {
+            let _verifying = verifying;
+            ambient.verify_pod(uid, only_look).await
+        });
+        matches!(tokio::time::timeout(PATIENCE, look).await, Ok(Ok(true)))
+    }
+
     /// Whether something differed and was put right; nothing is where it is only to be looked at.
     async fn verify_pod(&self, uid: String, only_look: bool) -> bool {
         let _turn = self.members.turn(&uid).await;
         let Some(mut member) = self.members.get(&uid).filter(is_verified) else { return false };
+        // One that the others have not waited for may come to its turn when everything is being removed.
+        if self.ending.get().is_some() || self.slots.is_overdue(&uid) {
+            return false;
+        }
         // What is on its way out, or was when an agent before this one ended, gets nothing back.
         if !self.belongs_in(&member) {
             return false;
@@ -295,7 +316,7 @@ impl Ambient {
         let (backends, backend) = (self.backends.clone(), self.host()?.backend());
         let plan = plan_pod(&self.node_options(member), &member.options, backend);
         let (evidence, subject) = (self.evidence.clone(), Subject::of(member));
-        let found = self.in_kernel(move || {
+        let found = self.in_pod(&member.key, Act::Verify, move || {
             let observe = |inside: &netns::Inside| {
                 let found = backends.kernel().observe(inside, &plan)?;
                 let of = (&plan, Change::None);

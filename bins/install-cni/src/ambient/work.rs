@@ -15,26 +15,34 @@ use super::failure::{Again, Failure};
 use super::leave::Ending;
 use super::members::{Look, Member, State};
 
-/// Tasks that work. Most of a pod's time is waiting for ztunnel or the API server.
+/// Tasks that work, besides those that wait for a pod's namespace. Most of a pod's time is waiting for ztunnel or the API server.
 const WORKERS: usize = 8;
 
 impl Ambient {
     /// Works until the task is aborted.
     pub(super) async fn work(self: Arc<Self>) {
         let mut workers = tokio::task::JoinSet::new();
+        let working = Arc::new(());
         loop {
-            while workers.len() < WORKERS {
-                workers.spawn(self.clone().worker());
+            let changed = self.slots.changed();
+            while workers.len() < WORKERS + self.slots.slow() {
+                workers.spawn(self.clone().worker(working.clone()));
             }
-            // None ends but by a panic. Its pod comes again after a pause, and the others must not be left with nobody.
-            if let Some(Err(error)) = workers.join_next().await {
-                self.log.error(Failure::from(error), &[]);
+            tokio::select! {
+                // After a panic the pod comes again after a pause, and the others must not be left with nobody.
+                ended = workers.join_next() => {
+                    if let Some(Err(error)) = ended {
+                        self.log.error(Failure::from(error), &[]);
+                    }
+                }
+                () = changed => {}
             }
         }
     }
 
-    async fn worker(self: Arc<Self>) {
-        loop {
+    /// Works until there are too many that do. `working` counts them.
+    async fn worker(self: Arc<Self>, working: Arc<()>) {
+        while Arc::strong_count(&working) <= 1 + WORKERS + self.slots.slow() {
             let running = self.queue.pop().await;
             match self.reconcile(running.key(), running.attempt()).await {
                 Ok(()) => {

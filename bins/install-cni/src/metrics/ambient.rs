@@ -22,6 +22,7 @@ pub(crate) struct AmbientMetrics {
     ended: IntCounter,
     drifted: IntCounterVec,
     shadowed: IntGauge,
+    overdue: IntGauge,
 }
 
 impl AmbientMetrics {
@@ -65,8 +66,14 @@ impl AmbientMetrics {
             "Pods in whose namespaces rules of others let packets escape capture, or may",
         )?;
         registry.register(Box::new(shadowed.clone()))?;
+        let overdue = IntGauge::new(
+            "istio_cni_ambient_verifications_overdue",
+            "Pods in whose network namespaces something has not ended in time, so that their rules are not verified",
+        )?;
+        registry.register(Box::new(overdue.clone()))?;
         Ok(Self {
             shadowed,
+            overdue,
             events: counter(
                 "nodeagent_reconcile_events_total",
                 "Changes of pods and namespaces that were heard of, and work on pods that was repeated",
@@ -172,6 +179,13 @@ impl super::Metrics {
     pub(crate) fn shadowed(&self, pods: usize) {
         if let Some(ambient) = &self.ambient {
             ambient.shadowed.set(i64::try_from(pods).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// So many pods are overdue.
+    pub(crate) fn overdue(&self, pods: usize) {
+        if let Some(ambient) = &self.ambient {
+            ambient.overdue.set(i64::try_from(pods).unwrap_or(i64::MAX));
         }
     }
 

@@ -1,0 +1,330 @@
+//! A slot for each pod: what is done in a pod's network namespace has a thread and a time of its own.
+//!
+//! Whoever may change rules in the namespace can keep the kernel busy there for minutes, and a thread that waits for that cannot be called
+//! back. So it is left to itself when its time is over: its pod is overdue, nothing else is begun in that namespace until the thread ends, and
+//! no other pod waits for it.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use cluster::PodKey;
+use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, Semaphore, oneshot};
+
+use super::Ambient;
+
+/// How long one act in a pod's namespace may take. With nf_tables it takes milliseconds; iptables programs take longer on a busy node.
+pub(super) const LIMIT: Duration = Duration::from_secs(10);
+/// After so long an act does not count any more among those that run at once: it waits in the kernel, or for a program.
+const SLOW: Duration = Duration::from_millis(250);
+/// Acts of a kind that run at once. More would only take the processor from each other.
+const AT_ONCE: usize = 4;
+/// Threads that hang, at most: of the pods of one Kubernetes namespace, so that none of them keeps those of others from being worked on, and
+/// of all. A node has some hundred pods.
+const MOST_OF_A_NAMESPACE: usize = 64;
+const MOST: usize = 512;
+
+/// What is done in a pod's namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Act {
+    /// Its rules are compared with the plan.
+    Verify,
+    /// Rules of ours come, or are put right.
+    Program,
+    /// Rules of ours go.
+    Clear,
+    /// What is open is looked at, or ended.
+    Connections,
+    /// It is looked whose namespace it is.
+    Identify,
+}
+
+/// Why an act has no result.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unfinished {
+    /// It has begun and has not ended in time.
+    #[error(
+        "{act} has not ended within {} s: the kernel is busy in that namespace, as with a long change of rules by a process of the pod, or a program \
+         hangs; it is tried again when that is over",
+        LIMIT.as_secs()
+    )]
+    Overdue {
+        /// What was begun.
+        act: Act,
+    },
+    /// Too many pods of the namespace, or of all, are overdue.
+    #[error(
+        "{0} other pods are overdue in their network namespaces; it is tried again when some of them are not"
+    )]
+    Crowded(usize),
+    /// The system gave no thread.
+    #[error("start a thread: {0}; the node is out of processes or memory")]
+    Thread(std::io::Error),
+    /// It panicked.
+    #[error("{0} has panicked; this is a defect, please report it")]
+    Panicked(Act),
+}
+
+/// Hears of pods that become overdue, and of those that are not any more. It must not wait.
+type Told = Box<dyn Fn(&PodKey, bool) + Send + Sync>;
+
+/// All of them.
+pub(super) struct Slots {
+    /// By uid.
+    taken: Mutex<HashMap<String, Slot>>,
+    /// The uids of pods that are being verified, or wait for that.
+    verifying: Mutex<HashSet<String>>,
+    changed: Notify,
+    looking: Semaphore,
+    working: Semaphore,
+    told: OnceLock<Told>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    key: PodKey,
+    act: Act,
+    /// When its thread began; absent while it waits for others to end.
+    began: Option<Instant>,
+}
+
+/// A pod that is being verified.
+pub(super) struct Verifying {
+    slots: Arc<Slots>,
+    uid: String,
+}
+
+/// A slot that is taken. It goes with the thread.
+struct Guard {
+    slots: Arc<Slots>,
+    uid: String,
+}
+
+// === impl Act ===
+
+impl std::fmt::Display for Act {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Verify => "the verification of its rules",
+            Self::Program => "the programming of its rules",
+            Self::Clear => "the removal of its rules",
+            Self::Connections => "the look at its connections",
+            Self::Identify => "the look at its addresses",
+        })
+    }
+}
+
+impl Ambient {
+    /// Does an act in a pod's namespace.
+    pub(super) async fn in_pod<T: Send + 'static>(
+        &self,
+        key: &PodKey,
+        act: Act,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Unfinished> {
+        self.slots.run(key, act, work).await
+    }
+
+    /// Does work in the node's namespace on a thread for it.
+    pub(super) async fn in_kernel<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, tokio::task::JoinError> {
+        let under_way = self.under_way.clone().read_owned().await;
+        let work = move || {
+            let _under_way = under_way;
+            work()
+        };
+        tokio::task::spawn_blocking(work).await
+    }
+}
+
+// === impl Slot ===
+
+impl Slot {
+    fn took(&self) -> Duration {
+        self.began.map_or(Duration::ZERO, |began| began.elapsed())
+    }
+
+    fn is_overdue(&self) -> bool {
+        self.took() >= LIMIT
+    }
+}
+
+// === impl Slots ===
+
+impl Default for Slots {
+    fn default() -> Self {
+        Self {
+            taken: Mutex::default(),
+            verifying: Mutex::default(),
+            changed: Notify::new(),
+            looking: Semaphore::new(AT_ONCE),
+            working: Semaphore::new(AT_ONCE),
+            told: OnceLock::new(),
+        }
+    }
+}
+
+impl Slots {
+    /// `told` hears of each pod that becomes overdue (`true`) or is so no longer.
+    pub(super) fn on_overdue(&self, told: impl Fn(&PodKey, bool) + Send + Sync + 'static) {
+        let _ = self.told.set(Box::new(told));
+    }
+
+    /// Does an act on a thread for it, after what is under way in the same namespace.
+    ///
+    /// # Errors
+    /// It, or what was begun there before, has not ended in time.
+    pub(super) async fn run<T: Send + 'static>(
+        self: &Arc<Self>,
+        key: &PodKey,
+        act: Act,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Unfinished> {
+        let guard = self.take(key, act).await?;
+        let class = if act == Act::Verify { &self.looking } else { &self.working };
+        // Never closed.
+        let permit = class.acquire().await.ok();
+        let began = guard.begin();
+        let (sender, mut result) = oneshot::channel();
+        let thread = std::thread::Builder::new().name("pod".to_owned()).spawn(move || {
+            let done = work();
+            drop(guard);
+            // Nobody listens any more when it is late.
+            let _ = sender.send(done);
+        });
+        thread.map_err(Unfinished::Thread)?;
+        let quick = tokio::time::timeout(SLOW, &mut result).await;
+        drop(permit);
+        if let Ok(done) = quick {
+            return done.map_err(|_| Unfinished::Panicked(act));
+        }
+        self.changed.notify_waiters();
+        let left = LIMIT.saturating_sub(began.elapsed());
+        match tokio::time::timeout(left, result).await {
+            Ok(done) => done.map_err(|_| Unfinished::Panicked(act)),
+            Err(_) => {
+                self.tell(key, true);
+                Err(Unfinished::Overdue { act })
+            }
+        }
+    }
+
+    /// Nothing if the pod is being verified already.
+    pub(super) fn verifying(self: &Arc<Self>, uid: &str) -> Option<Verifying> {
+        let is_new = locked(&self.verifying).insert(uid.to_owned());
+        is_new.then(|| Verifying { slots: self.clone(), uid: uid.to_owned() })
+    }
+
+    /// Pods in whose namespace an act has not ended in time, and which act.
+    pub(super) fn overdue(&self) -> Vec<(PodKey, Act)> {
+        let taken = self.taken();
+        let overdue = taken.values().filter(|slot| slot.is_overdue());
+        let mut overdue: Vec<_> = overdue.map(|slot| (slot.key.clone(), slot.act)).collect();
+        overdue.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        overdue
+    }
+
+    /// Whether an act in the pod's namespace has not ended in time.
+    pub(super) fn is_overdue(&self, uid: &str) -> bool {
+        self.taken().get(uid).is_some_and(Slot::is_overdue)
+    }
+
+    /// How many acts take long.
+    pub(super) fn slow(&self) -> usize {
+        self.taken().values().filter(|slot| slot.took() >= SLOW).count()
+    }
+
+    /// Ends when there is more or less under way than there was at this call.
+    pub(super) fn changed(&self) -> Notified<'_> {
+        self.changed.notified()
+    }
+
+    /// Waits until nothing is under way but what is overdue, at most so long.
+    pub(super) async fn settle(&self, time: Duration) {
+        let settled = async {
+            while self.taken().values().any(|slot| !slot.is_overdue()) {
+                let _ = tokio::time::timeout(SLOW, self.changed.notified()).await;
+            }
+        };
+        let _ = tokio::time::timeout(time, settled).await;
+    }
+
+    async fn take(self: &Arc<Self>, key: &PodKey, act: Act) -> Result<Guard, Unfinished> {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let left = {
+                let mut taken = self.taken();
+                match taken.get(&key.uid) {
+                    None => {
+                        crowded(&taken, key)?;
+                        taken.insert(key.uid.clone(), Slot { key: key.clone(), act, began: None });
+                        return Ok(Guard { slots: self.clone(), uid: key.uid.clone() });
+                    }
+                    Some(slot) if slot.is_overdue() => return Err(Unfinished::Overdue { act: slot.act }),
+                    Some(slot) => LIMIT.saturating_sub(slot.took()),
+                }
+            };
+            let _ = tokio::time::timeout(left, changed).await;
+        }
+    }
+
+    fn tell(&self, key: &PodKey, overdue: bool) {
+        if let Some(told) = self.told.get() {
+            told(key, overdue);
+        }
+    }
+
+    fn taken(&self) -> MutexGuard<'_, HashMap<String, Slot>> {
+        locked(&self.taken)
+    }
+}
+
+/// Whether there is no room for one more that may hang.
+fn crowded(taken: &HashMap<String, Slot>, key: &PodKey) -> Result<(), Unfinished> {
+    let overdue = || taken.values().filter(|slot| slot.is_overdue());
+    let (all, theirs) =
+        (overdue().count(), overdue().filter(|slot| slot.key.namespace == key.namespace).count());
+    if all >= MOST || theirs >= MOST_OF_A_NAMESPACE { Err(Unfinished::Crowded(all)) } else { Ok(()) }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+// === impl Verifying ===
+
+impl Drop for Verifying {
+    fn drop(&mut self) {
+        locked(&self.slots.verifying).remove(&self.uid);
+    }
+}
+
+// === impl Guard ===
+
+impl Guard {
+    fn begin(&self) -> Instant {
+        let now = Instant::now();
+        if let Some(slot) = self.slots.taken().get_mut(&self.uid) {
+            slot.began = Some(now);
+        }
+        now
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let slot = self.slots.taken().remove(&self.uid);
+        if let Some(slot) = slot.filter(Slot::is_overdue) {
+            self.slots.tell(&slot.key, false);
+        }
+        self.slots.changed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests;
