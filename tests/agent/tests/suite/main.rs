@@ -22,6 +22,7 @@ mod mesh_off;
 mod mesh_options;
 mod mesh_records;
 mod mesh_start;
+mod mesh_slow;
 mod mesh_truth;
 mod mesh_waiting;
 mod neighbours;
