@@ -107,6 +107,8 @@ pub enum Difference {
     MissingRule { table: String, chain: String, rule: String, why: String },
     /// A rule that is not planned, in a chain of ours or jumping to one.
     UnexpectedRule { table: String, chain: String, rule: String },
+    /// There is so much more in a table of ours than is planned that not all of it was read. Other differences come with it.
+    Crowded { table: String },
     /// A part of the plan's routing is not there.
     MissingRouting { step: String },
     /// Rules of ours are in the other backend, too.
@@ -179,6 +181,9 @@ impl std::fmt::Display for Difference {
             }
             Self::UnexpectedRule { table, chain, rule } => {
                 write!(f, "chain {chain} of table {table} has the rule \"{rule}\", which is not planned")
+            }
+            Self::Crowded { table } => {
+                write!(f, "table {table} has much more in it than is planned; not all of it is read")
             }
             Self::MissingRouting { step } => write!(f, "routing is missing: {step}"),
             Self::OtherBackend { backend } => write!(f, "rules of ours are also in {backend}"),

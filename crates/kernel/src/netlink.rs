@@ -8,6 +8,7 @@ mod tests;
 pub(crate) mod wire;
 
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use rustix::io::Errno;
@@ -76,6 +77,16 @@ pub enum Error {
         "the kernel gave no usable netlink answer (a bug in this program, or a security filter on the socket)"
     )]
     NoAnswer,
+    /// Somebody has put more there than is read.
+    #[error(
+        "there are more than {most} {what}, so not all of them are read (what else works in this namespace?)"
+    )]
+    TooMany {
+        /// How many are read.
+        most: usize,
+        /// Of what.
+        what: &'static str,
+    },
     /// Somebody changed the same thing during each of five tries to list it.
     #[error(
         "the list was disturbed by changes {DUMP_TRIES} times in a row (what else changes this namespace?)"
@@ -87,7 +98,17 @@ pub enum Error {
 #[derive(Debug)]
 pub(crate) struct Socket {
     fd: OwnedFd,
+    protocol: Option<Protocol>,
     buffer: Vec<u8>,
+}
+
+/// How a list ended.
+enum Dumped {
+    Whole,
+    /// The kernel says that it is not consistent.
+    Disturbed,
+    /// Who takes it has enough.
+    Enough,
 }
 
 /// What the kernel said about a message of ours.
@@ -110,7 +131,7 @@ impl Error {
             | Self::Send { source, .. }
             | Self::Receive(source)
             | Self::Refused { source, .. } => Errno::from_io_error(source),
-            Self::NoAnswer | Self::Disturbed => None,
+            Self::NoAnswer | Self::TooMany { .. } | Self::Disturbed => None,
         }
     }
 }
@@ -120,17 +141,13 @@ impl Error {
 impl Socket {
     /// Opens a socket of a netlink protocol; `None` is `NETLINK_ROUTE`.
     pub(crate) fn open(protocol: Option<Protocol>) -> Result<Self, Error> {
-        let fd =
-            rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)
-                .map_err(|e| Error::Socket(e.into()))?;
-        explain_errors(&fd);
-        Ok(Self { fd, buffer: vec![0; RECEIVE_BUFFER] })
+        Ok(Self { fd: open(protocol)?, protocol, buffer: vec![0; RECEIVE_BUFFER] })
     }
 
     /// Over a socket that is open: in tests the other end of it takes the kernel's part.
     #[cfg(test)]
     pub(crate) fn over(fd: OwnedFd) -> Self {
-        Self { fd, buffer: vec![0; RECEIVE_BUFFER] }
+        Self { fd, protocol: None, buffer: vec![0; RECEIVE_BUFFER] }
     }
 
     pub(crate) fn netfilter() -> Result<Self, Error> {
@@ -178,13 +195,53 @@ impl Socket {
         request: &[u8],
         mut take: impl FnMut(Option<&Message<'_>>),
     ) -> Result<(), Error> {
+        self.dump_until(request, |message| {
+            take(message);
+            ControlFlow::Continue(())
+        })?;
+        Ok(())
+    }
+
+    /// As [`Self::dump`], until `take` has enough; whether it got everything.
+    pub(crate) fn dump_until(
+        &mut self,
+        request: &[u8],
+        mut take: impl FnMut(Option<&Message<'_>>) -> ControlFlow<()>,
+    ) -> Result<bool, Error> {
         for _ in 0..DUMP_TRIES {
-            take(None);
-            if self.dump_once(request, |message| take(Some(message)))? {
-                return Ok(());
+            if take(None).is_break() {
+                return Ok(false);
+            }
+            match self.dump_once(request, |message| take(Some(message)))? {
+                Dumped::Whole => return Ok(true),
+                Dumped::Disturbed => {}
+                Dumped::Enough => {
+                    // The kernel forgets the rest of the answer with the socket.
+                    self.fd = open(self.protocol)?;
+                    return Ok(false);
+                }
             }
         }
         Err(Error::Disturbed)
+    }
+
+    /// As [`Self::dump`], of at most so many objects.
+    pub(crate) fn dump_most(
+        &mut self,
+        request: &[u8],
+        (most, what): (usize, &'static str),
+        mut take: impl FnMut(Option<&Message<'_>>),
+    ) -> Result<(), Error> {
+        let mut seen = 0;
+        let whole = self.dump_until(request, |message| {
+            seen = if message.is_some() { seen + 1 } else { 0 };
+            if seen > most {
+                return ControlFlow::Break(());
+            }
+            take(message);
+            ControlFlow::Continue(())
+        })?;
+        if whole { Ok(()) } else { Err(Error::TooMany { most, what }) }
     }
 
     /// As [`Self::dump`], until `limit` bytes have come. `false` when there are more, or when a change disturbed the list. The socket is
@@ -214,8 +271,11 @@ impl Socket {
         Err(Error::NoAnswer)
     }
 
-    /// `false` when the kernel says that the list is not consistent.
-    fn dump_once(&mut self, request: &[u8], mut take: impl FnMut(&Message<'_>)) -> Result<bool, Error> {
+    fn dump_once(
+        &mut self,
+        request: &[u8],
+        mut take: impl FnMut(&Message<'_>) -> ControlFlow<()>,
+    ) -> Result<Dumped, Error> {
         self.send(request)?;
         let mut consistent = true;
         while let Some(length) = self.receive()? {
@@ -225,16 +285,18 @@ impl Socket {
                     NLMSG_ERROR => return error_of(&message).and(Err(Error::NoAnswer)),
                     NLMSG_DONE => {
                         return match dump_status(&message) {
-                            Ok(()) => Ok(consistent),
+                            Ok(()) if consistent => Ok(Dumped::Whole),
+                            Ok(()) => Ok(Dumped::Disturbed),
                             Err(Error::Refused { source, .. })
                                 if Errno::from_io_error(&source) == Some(Errno::INTR) =>
                             {
-                                Ok(false)
+                                Ok(Dumped::Disturbed)
                             }
                             Err(error) => Err(error),
                         };
                     }
-                    _ => take(&message),
+                    _ if take(&message).is_break() => return Ok(Dumped::Enough),
+                    _ => {}
                 }
             }
         }
@@ -263,6 +325,14 @@ impl Socket {
             Err(e) => Err(Error::Receive(e.into())),
         }
     }
+}
+
+fn open(protocol: Option<Protocol>) -> Result<OwnedFd, Error> {
+    let flags = SocketFlags::CLOEXEC;
+    let fd = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)
+        .map_err(|e| Error::Socket(e.into()))?;
+    explain_errors(&fd);
+    Ok(fd)
 }
 
 /// Asks the kernel to add words to its error numbers, and not to repeat the request.

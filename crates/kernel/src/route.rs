@@ -15,6 +15,10 @@ use rustix::io::Errno;
 use crate::netlink::{self, Socket};
 use message::{ListedRoute, ListedRule};
 
+/// How many addresses, rules or routes of a namespace are read: a node may have one of each for every Service, and whoever adds a million must
+/// not hold a look up.
+const MOST: usize = 64 << 10;
+
 /// A routing operation that failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -191,7 +195,7 @@ fn list_addresses(_: &Inside, counts: impl Fn(u32) -> bool) -> Result<Vec<IpAddr
     let mut socket = Socket::open(None).map_err(failed)?;
     let mut found = Vec::new();
     socket
-        .dump(&message::list_addresses(message::AF_UNSPEC), |part| match part {
+        .dump_most(&message::list_addresses(message::AF_UNSPEC), (MOST, "addresses"), |part| match part {
             None => found.clear(),
             Some(part) => {
                 let address = message::address(part).filter(|address| counts(address.interface));
@@ -217,7 +221,8 @@ fn is_missing(socket: &mut Socket, step: &Step) -> Result<bool, Error> {
 
 fn has_loopback_address(socket: &mut Socket, address: Ipv6Addr) -> Result<bool, netlink::Error> {
     let mut there = false;
-    socket.dump(&message::list_addresses(message::AF_INET6), |part| match part {
+    let most = (MOST, "addresses");
+    socket.dump_most(&message::list_addresses(message::AF_INET6), most, |part| match part {
         None => there = false,
         Some(part) => {
             there |= message::address(part).is_some_and(|a| {
@@ -230,7 +235,7 @@ fn has_loopback_address(socket: &mut Socket, address: Ipv6Addr) -> Result<bool, 
 
 fn rules(socket: &mut Socket, family: Family) -> Result<Vec<ListedRule>, netlink::Error> {
     let mut found = Vec::new();
-    socket.dump(&message::list_rules(family), |part| match part {
+    socket.dump_most(&message::list_rules(family), (MOST, "routing rules"), |part| match part {
         None => found.clear(),
         Some(part) => found.extend(message::rule(part)),
     })?;
@@ -239,7 +244,7 @@ fn rules(socket: &mut Socket, family: Family) -> Result<Vec<ListedRule>, netlink
 
 fn has_route(socket: &mut Socket, family: Family, table: u32) -> Result<bool, netlink::Error> {
     let mut there = false;
-    socket.dump(&message::list_routes(family), |part| match part {
+    socket.dump_most(&message::list_routes(family), (MOST, "routes"), |part| match part {
         None => there = false,
         Some(part) => there |= message::default_route(part) == Some(ListedRoute { table, local: true }),
     })?;

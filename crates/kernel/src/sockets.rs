@@ -16,6 +16,8 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, netlink};
 use crate::netlink::wire::{Message, Messages, Writer};
 use crate::netlink::{self as exchange, Socket, flags};
 
+/// How many connections of a family are read. Where there are more, what is open is not known.
+const MOST: usize = 256 << 10;
 /// `SOCK_DIAG_BY_FAMILY` and `SOCK_DESTROY`.
 const BY_FAMILY: u16 = 20;
 const DESTROY: u16 = 21;
@@ -162,7 +164,7 @@ impl Sockets {
             });
             let mut found = Vec::new();
             self.0
-                .dump(writer.bytes(), |message| match message {
+                .dump_most(writer.bytes(), (MOST, "connections"), |message| match message {
                     Some(message) => found.extend(Connection::read(message)),
                     None => found.clear(),
                 })

@@ -264,6 +264,20 @@ fn only_rules_that_name_users_need_a_mount_namespace() {
     assert!(error.contains(&own), "{error}");
 }
 
+/// As where somebody has planted a million rules.
+#[test]
+fn what_a_program_prints_is_bounded() {
+    let (ns, ruleset) = (Ns::new(), sidecar(false));
+    assert_eq!(setup(&ns, &Iptables::forced(Variant::Nft), &ruleset), Ok(Change::Fresh));
+    let programs = Programs::none()
+        .link("iptables-nft-restore", "iptables-nft-restore")
+        .script("iptables-nft-save", "exec /usr/bin/head -c 60000000 /dev/zero");
+    let forced = Iptables::forced(Variant::Nft).searching(programs.search());
+    let error = ns.enter(|inside| forced.observe(inside, &ruleset)).unwrap_err();
+    let error = kernel::chain_text(&error);
+    assert!(error.contains("printed more than 33554432 bytes and was killed"), "{error}");
+}
+
 #[test]
 fn missing_programs_and_wrong_variants_are_named() {
     let nothing = Programs::none();

@@ -220,3 +220,29 @@ fn rules_without_the_right_to_change_them_are_denied() -> Outcome {
     assert!(ruleset.table(TableKind::Nat).is_some());
     Ok(())
 }
+
+/// Rules, sets and elements: it is certain that the table differs long before all of it is read.
+#[test]
+fn what_is_planted_in_our_tables_is_not_read_to_its_end() -> Outcome {
+    let ruleset = sample::everything();
+    let table = format!("inet {NAT}");
+    let rules: String =
+        (0..6000).map(|n| format!("add rule {table} prerouting tcp dport {n} accept\n")).collect();
+    let sets: String =
+        (0..6000).map(|n| format!("add set {table} s{n} {{ type inet_service; }}\n")).collect();
+    let ports = (1..60_000).map(|n| n.to_string()).collect::<Vec<_>>().join(", ");
+    let elements = format!("add set {table} planted {{ type inet_service; elements = {{ {ports} }}; }}\n");
+    for planted in [rules, sets, elements] {
+        let ns = TestNetns::new()?;
+        assert_eq!(setup(&ns, &ruleset)?, Change::Fresh);
+        assert_eq!(observe(&ns, &ruleset)?, []);
+        ns.nft(&planted)?;
+        let found = observe(&ns, &ruleset)?;
+        let crowded = |d: &Difference| matches!(d, Difference::Crowded { table } if *table == NAT);
+        assert!(found.iter().any(crowded), "{:?}", found.first());
+        assert!(found.len() > 1 && found.len() < 3000, "{}", found.len());
+        assert_eq!(setup(&ns, &ruleset)?, Change::Replaced);
+        assert_eq!(observe(&ns, &ruleset)?, []);
+    }
+    Ok(())
+}

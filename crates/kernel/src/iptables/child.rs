@@ -14,12 +14,16 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, pidfd_open, prlimit};
 
 use super::error::Cause;
 
 /// How much of what a program printed is kept for a message.
 const MESSAGE_LIMIT: usize = 2048;
+/// How much a program may print, in bytes. The largest plan is a small part of it; what somebody else has planted beside it is not read to its end.
+const MOST_OUTPUT: u64 = 32 << 20;
+/// `SIGXFSZ`, by which the kernel ends a program that prints more.
+const OUTPUT_SIGNAL: i32 = 25;
 /// How long a killed program may take to go away; one that is stuck in the kernel is left behind.
 const KILL_GRACE: Duration = Duration::from_secs(1);
 /// The pause between two looks at a child on kernels without `pidfd_open(2)` (before Linux 5.3).
@@ -84,17 +88,32 @@ pub(super) fn run(
         join_before_exec(&mut command, fd.as_fd()).map_err(start)?;
     }
     let mut child = command.spawn().map_err(start)?;
+    if input.is_none() {
+        bound_output(&child);
+    }
     let said = || shorten(&read_all(&stderr).unwrap_or_default());
     match wait(&mut child, around.timeout).map_err(start)? {
         None => Err((Cause::Timeout(around.timeout), said())),
+        // It was quicker than the limit.
+        Some(_) if stdout.metadata().map_err(start)?.len() > MOST_OUTPUT => {
+            Err((Cause::TooMuch(MOST_OUTPUT), said()))
+        }
         Some(status) if status.success() => {
             Ok(String::from_utf8_lossy(&read_all(&stdout).map_err(start)?).into_owned())
         }
         Some(status) => match (status.code(), status.signal()) {
             (Some(code), _) => Err((Cause::Exit(code), said())),
+            (None, Some(OUTPUT_SIGNAL)) => Err((Cause::TooMuch(MOST_OUTPUT), said())),
             (None, signal) => Err((Cause::Signal(signal.unwrap_or_default()), said())),
         },
     }
+}
+
+/// The child has its output in a memory file, for which the limit on files holds. One that has ended already is found out by its output.
+fn bound_output(child: &Child) {
+    let limit = Rlimit { current: Some(MOST_OUTPUT), maximum: Some(MOST_OUTPUT) };
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    let _ = pid.map(|pid| prlimit(Some(pid), Resource::Fsize, limit));
 }
 
 /// Waits for the end of a child; `None` when it did not end in time and was killed.

@@ -99,6 +99,8 @@ pub enum Cause {
     Exit(i32),
     /// It was ended by this signal.
     Signal(i32),
+    /// It printed more than this many bytes and was killed.
+    TooMuch(u64),
     /// It did not end in this time and was killed.
     Timeout(Duration),
 }
@@ -125,6 +127,9 @@ impl fmt::Display for Cause {
                 None => write!(f, "failed with code {code}"),
             },
             Self::Signal(signal) => write!(f, "was ended by signal {signal}"),
+            Self::TooMuch(most) => {
+                write!(f, "printed more than {most} bytes and was killed (who has put so many rules there?)")
+            }
             Self::Timeout(limit) => {
                 write!(f, "did not end within {} s and was killed", limit.as_secs_f32())
             }

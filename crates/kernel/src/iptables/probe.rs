@@ -63,6 +63,9 @@ fn legacy_has_tables(family: Family) -> Result<bool, Error> {
     }
 }
 
+/// How many chains are read; a node may have several for each Service.
+const MOST: usize = 256 << 10;
+
 fn nft_chains(family: Family) -> Result<Option<Vec<(String, String)>>, Error> {
     // `NFPROTO_IPV4`, `NFPROTO_IPV6`.
     let protocol = match family {
@@ -73,7 +76,7 @@ fn nft_chains(family: Family) -> Result<Option<Vec<(String, String)>>, Error> {
     request.message(GET_CHAIN, flags::REQUEST | flags::DUMP, 1, &[protocol, 0, 0, 0], |_| {});
     let mut chains = Vec::new();
     let result = Socket::netfilter().and_then(|mut socket| {
-        socket.dump(request.bytes(), |message| {
+        socket.dump_most(request.bytes(), (MOST, "chains"), |message| {
             let Some(message) = message else { return chains.clear() };
             let text = |kind| message.attributes(HEADER).find(kind).map(|a| a.text().into_owned());
             if let (Some(table), Some(name)) = (text(TABLE), text(NAME))

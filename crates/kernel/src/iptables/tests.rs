@@ -45,6 +45,7 @@ fn jobs_and_reports_survive_the_way_and_nothing_shorter_or_longer_does() {
         Cause::Exit(-1),
         Cause::Signal(9),
         Cause::Timeout(Duration::from_secs(30)),
+        Cause::TooMuch(1 << 40),
     ] {
         let failure = Failure {
             program: PathBuf::from("/sbin/restore"),

@@ -77,6 +77,7 @@ pub(super) fn encode_report(report: &Report) -> Vec<u8> {
             Cause::Start(text) => (0, 0, text.as_str()),
             Cause::Exit(code) => (1, u64::from(code.cast_unsigned()), ""),
             Cause::Signal(signal) => (2, u64::from(signal.cast_unsigned()), ""),
+            Cause::TooMuch(most) => (4, *most, ""),
             Cause::Timeout(limit) => (3, u64::try_from(limit.as_millis()).unwrap_or(u64::MAX), ""),
         };
         w.number(kind);
@@ -102,6 +103,7 @@ pub(super) fn decode_report(bytes: &[u8]) -> Option<Report> {
             1 => Cause::Exit(signed()?),
             2 => Cause::Signal(signed()?),
             3 => Cause::Timeout(Duration::from_millis(value)),
+            4 => Cause::TooMuch(value),
             _ => return None,
         };
         Some((number, Failure { program, cause, said: r.text()?, left: r.list(Reader::text)? }))

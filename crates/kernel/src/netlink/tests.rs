@@ -43,6 +43,30 @@ fn a_refusal_has_the_kernels_words() {
     assert_eq!(silent.to_string(), "the kernel refused it");
 }
 
+/// A list that goes on is left where there is enough of it, and the next question gets its own answer.
+#[test]
+fn a_list_is_left_unread_where_it_is_too_long() {
+    use super::Socket;
+    let mut request = Writer::default();
+    // RTM_GETLINK, of every family: each namespace has the loopback interface, and this one maybe others.
+    request.message(18, flags::REQUEST | flags::DUMP, 1, &[0; 16], |_| {});
+    let mut socket = Socket::open(None).expect("a socket");
+    let mut count = |most: usize| {
+        let mut seen = 0;
+        let listed =
+            socket.dump_most(request.bytes(), (most, "links"), |part| seen += usize::from(part.is_some()));
+        (listed, seen)
+    };
+    let (listed, all) = count(100_000);
+    listed.expect("all of them");
+    assert!(all > 0);
+    let (listed, some) = count(all - 1);
+    let error = listed.expect_err("one more than that");
+    assert!(matches!(error, Error::TooMany { most, .. } if most == all - 1), "{error}");
+    assert_eq!(some, all - 1);
+    assert_eq!(count(all).1, all, "nothing of the list before is left");
+}
+
 proptest! {
     #[test]
     fn any_answer_can_be_read(payload in prop::collection::vec(any::<u8>(), 0..80), flags in any::<u16>()) {

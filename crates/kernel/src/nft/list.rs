@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 
 use super::expr::{Expr, Value};
 use super::lower::Lowered;
@@ -11,6 +12,9 @@ use crate::netlink::{Error, Socket, flags};
 
 /// Length of `struct nfgenmsg`.
 pub(super) const HEADER: usize = 4;
+
+/// How many tables, and chains of all tables together, are read. What a namespace has in use is some hundred.
+pub(super) const MOST: usize = 16 << 10;
 
 /// A table as listed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,37 +57,55 @@ pub(super) struct ListedSet {
 /// The tables of a family (0: all families).
 pub(super) fn tables(socket: &mut Socket, family: u8) -> Result<Vec<ListedTable>, Error> {
     let mut found = Vec::new();
-    dump(
+    let whole = dump(
         socket,
         family,
         message::GET_TABLE,
         |_| {},
         |part| match part {
-            None => found.clear(),
-            Some((family, attributes)) => found.push(ListedTable {
-                family,
-                name: text(attributes, table::NAME),
-                dormant: number(attributes, table::FLAGS) & table::DORMANT != 0,
-                holder: number(attributes, table::OWNER),
-            }),
+            None => cleared(&mut found),
+            Some((family, attributes)) => {
+                let listed = ListedTable {
+                    family,
+                    name: text(attributes, table::NAME),
+                    dormant: number(attributes, table::FLAGS) & table::DORMANT != 0,
+                    holder: number(attributes, table::OWNER),
+                };
+                push(&mut found, listed, MOST)
+            }
         },
     )?;
-    Ok(found)
+    if whole { Ok(found) } else { Err(Error::TooMany { most: MOST, what: "nf_tables tables" }) }
 }
 
-/// `filter` writes attributes that narrow the list; `take` gets the family and the attributes of each object.
+/// `filter` writes attributes that narrow the list; `take` gets the family and the attributes of each object until it has enough. Whether it
+/// got everything.
 fn dump(
     socket: &mut Socket,
     family: u8,
     kind: u16,
     filter: impl FnOnce(&mut Writer),
-    mut take: impl FnMut(Option<(u8, Attributes<'_>)>),
-) -> Result<(), Error> {
+    mut take: impl FnMut(Option<(u8, Attributes<'_>)>) -> ControlFlow<()>,
+) -> Result<bool, Error> {
     let mut request = Writer::default();
     request.message(kind, flags::REQUEST | flags::DUMP, 1, &header(family), filter);
-    socket.dump(request.bytes(), |part: Option<&Message<'_>>| {
-        take(part.map(|m| (m.payload.first().copied().unwrap_or_default(), m.attributes(HEADER))));
+    socket.dump_until(request.bytes(), |part: Option<&Message<'_>>| {
+        take(part.map(|m| (m.payload.first().copied().unwrap_or_default(), m.attributes(HEADER))))
     })
+}
+
+/// Puts one more into a list that is to have `most`, and has enough when there are more.
+fn push<T>(found: &mut Vec<T>, one: T, most: usize) -> ControlFlow<()> {
+    if found.len() >= most {
+        return ControlFlow::Break(());
+    }
+    found.push(one);
+    ControlFlow::Continue(())
+}
+
+fn cleared<T>(found: &mut Vec<T>) -> ControlFlow<()> {
+    found.clear();
+    ControlFlow::Continue(())
 }
 
 pub(super) fn text(attributes: Attributes<'_>, kind: u16) -> String {
@@ -96,21 +118,20 @@ pub(super) fn number(attributes: Attributes<'_>, kind: u16) -> u32 {
 
 pub(super) fn chains(socket: &mut Socket) -> Result<Vec<ListedChain>, Error> {
     let mut found = Vec::new();
-    dump(
+    let whole = dump(
         socket,
         family::INET,
         message::GET_CHAIN,
         |_| {},
         |part| match part {
-            None => found.clear(),
-            Some((_, attributes)) => found.push(ListedChain {
-                table: text(attributes, chain::TABLE),
-                name: text(attributes, chain::NAME),
-                base: base(attributes),
-            }),
+            None => cleared(&mut found),
+            Some((_, attributes)) => {
+                let (table, name) = (text(attributes, chain::TABLE), text(attributes, chain::NAME));
+                push(&mut found, ListedChain { table, name, base: base(attributes) }, MOST)
+            }
         },
     )?;
-    Ok(found)
+    if whole { Ok(found) } else { Err(Error::TooMany { most: MOST, what: "nf_tables chains" }) }
 }
 
 /// Type, hook number, priority and policy of a chain that is attached.
@@ -125,97 +146,113 @@ pub(super) fn base(attributes: Attributes<'_>) -> Option<(String, u32, i32, u32)
     })
 }
 
-/// The sets of a table, with the elements of those that `with_elements` holds for.
+/// The sets of a table, at most so many, with the elements of those that `with_elements` holds for, at most so many of all of them; and whether
+/// that is everything.
 pub(super) fn sets(
     socket: &mut Socket,
     table: &str,
+    (most, mut most_elements): (usize, usize),
     with_elements: impl Fn(&str) -> bool,
-) -> Result<Vec<ListedSet>, Error> {
+) -> Result<(Vec<ListedSet>, bool), Error> {
     let mut found = Vec::new();
-    dump(
+    let mut whole = dump(
         socket,
         family::INET,
         message::GET_SET,
         |w| w.text(set::TABLE, table),
         |part| match part {
-            None => found.clear(),
-            Some((_, attributes)) => found.push(ListedSet {
-                name: text(attributes, set::NAME),
-                flags: number(attributes, set::FLAGS),
-                key_type: number(attributes, set::KEY_TYPE),
-                key_len: number(attributes, set::KEY_LEN),
-                elements: Vec::new(),
-            }),
+            None => cleared(&mut found),
+            Some((_, attributes)) => {
+                let listed = ListedSet {
+                    name: text(attributes, set::NAME),
+                    flags: number(attributes, set::FLAGS),
+                    key_type: number(attributes, set::KEY_TYPE),
+                    key_len: number(attributes, set::KEY_LEN),
+                    elements: Vec::new(),
+                };
+                push(&mut found, listed, most)
+            }
         },
     )?;
     for set in found.iter_mut().filter(|set| with_elements(&set.name)) {
-        set.elements = elements(socket, table, &set.name)?;
+        let all;
+        (set.elements, all) = elements(socket, table, &set.name, most_elements)?;
+        whole &= all;
+        most_elements -= set.elements.len();
+        if !all {
+            break;
+        }
+        sort(&mut set.elements);
     }
-    Ok(found)
+    Ok((found, whole))
 }
 
-pub(super) fn elements(socket: &mut Socket, table: &str, set: &str) -> Result<Vec<(Value, bool)>, Error> {
+fn elements(
+    socket: &mut Socket,
+    table: &str,
+    set: &str,
+    most: usize,
+) -> Result<(Vec<(Value, bool)>, bool), Error> {
     let mut found = Vec::new();
     let filter = |w: &mut Writer| {
         w.text(element::LIST_TABLE, table);
         w.text(element::LIST_SET, set);
     };
-    dump(socket, family::INET, message::GET_ELEMENTS, filter, |part| match part {
-        None => found.clear(),
+    let whole = dump(socket, family::INET, message::GET_ELEMENTS, filter, |part| match part {
+        None => cleared(&mut found),
         Some((_, attributes)) => {
-            for item in attributes.find(element::LIST_ELEMENTS).iter().flat_map(|a| a.nested()) {
+            let mut items = attributes.find(element::LIST_ELEMENTS).into_iter().flat_map(|a| a.nested());
+            items.try_for_each(|item| {
                 let key = item.nested().find(element::KEY).and_then(|k| k.nested().find(expr::DATA_VALUE));
                 let end = number(item.nested(), element::FLAGS) & element::INTERVAL_END != 0;
                 // A key that is longer than any of ours must not vanish: it makes the set differ.
-                found.push((key.and_then(|k| Value::new(k.data)).unwrap_or([0; 1].into()), end));
-            }
+                let key = key.and_then(|k| Value::new(k.data)).unwrap_or([0; 1].into());
+                push(&mut found, (key, end), most)
+            })
         }
     })?;
-    sort(&mut found);
-    Ok(found)
+    Ok((found, whole))
 }
 
-/// The rules of a table, the first `most` of them.
+/// The rules of a table, the first `most` of them; and whether that is everything.
 pub(super) fn rules(
     socket: &mut Socket,
     table: &str,
     sets: &[ListedSet],
     most: usize,
-) -> Result<Vec<ListedRule>, Error> {
+) -> Result<(Vec<ListedRule>, bool), Error> {
     let anonymous: HashMap<&str, Option<Vec<u16>>> = sets
         .iter()
         .filter(|s| s.flags & set::ANONYMOUS != 0)
         .map(|s| (s.name.as_str(), port_set(s)))
         .collect();
     let mut found = Vec::new();
-    dump(
+    let whole = dump(
         socket,
         family::INET,
         message::GET_RULE,
         |w| w.text(rule::TABLE, table),
         |part| match part {
-            None => found.clear(),
-            Some(_) if found.len() >= most => {}
-            Some((_, attributes)) => {
-                let mut exprs: Vec<Expr<'static>> = attributes
-                    .find(rule::EXPRESSIONS)
-                    .iter()
-                    .flat_map(|a| a.nested())
-                    .map(|item| Expr::decode(&item))
-                    .collect();
-                let ports = resolve(&mut exprs, &anonymous);
-                if attributes.find(rule::COMPAT).is_some() {
-                    exprs.push(Expr::Other { name: "compat".to_owned() });
-                }
-                found.push(ListedRule {
-                    chain: text(attributes, rule::CHAIN),
-                    lowered: Lowered { exprs, ports },
-                    comment: attributes.find(rule::USERDATA).and_then(|a| comment(a.data)),
-                });
-            }
+            None => cleared(&mut found),
+            Some((_, attributes)) => push(&mut found, listed_rule(attributes, &anonymous), most),
         },
     )?;
-    Ok(found)
+    Ok((found, whole))
+}
+
+fn listed_rule(attributes: Attributes<'_>, anonymous: &HashMap<&str, Option<Vec<u16>>>) -> ListedRule {
+    let parts = attributes.find(rule::EXPRESSIONS);
+    let mut exprs: Vec<Expr<'static>> =
+        parts.iter().flat_map(|a| a.nested()).map(|item| Expr::decode(&item)).collect();
+    let ports = resolve(&mut exprs, anonymous);
+    if attributes.find(rule::COMPAT).is_some() {
+        exprs.push(Expr::Other { name: "compat".to_owned() });
+    }
+    ListedRule {
+        chain: text(attributes, rule::CHAIN),
+        lowered: Lowered { exprs, ports },
+        comment: attributes.find(rule::USERDATA).and_then(|a| comment(a.data)),
+    }
 }
 
 /// The ports of an anonymous set; `None` when it is not a plain set of ports.

@@ -12,7 +12,7 @@ use crate::Difference;
 use crate::difference::{Edit, align};
 use crate::netlink::{Error, Socket};
 
-/// How many rules more than expected are read of a table: that it differs is certain then, and each takes time.
+/// How many rules, sets and elements more than expected are read of a table: that it differs is certain then, and each takes time.
 const MORE: usize = 1000;
 
 /// The kinds of those tables that the owner has.
@@ -41,9 +41,12 @@ pub(super) fn kept(
             let mut planned = table.sets.iter().filter(|set| set.is_elsewhere());
             planned.any(|set| set.name == l.name && type_of(set) == (l.flags, l.key_type, l.key_len))
         };
-        let named = list::sets(socket, &name, |_| false)?.into_iter();
+        let (named, whole) = list::sets(socket, &name, (list::MOST, 0), |_| false)?;
+        if !whole {
+            return Err(Error::TooMany { most: list::MOST, what: "nf_tables sets" });
+        }
         let (sets, other_sets): (Vec<_>, Vec<_>) =
-            named.filter(|l| l.flags & set::ANONYMOUS == 0).partition(stays);
+            named.into_iter().filter(|l| l.flags & set::ANONYMOUS == 0).partition(stays);
         let names = |sets: Vec<ListedSet>| sets.into_iter().map(|set| set.name).collect();
         all.push(Kept { kind: table.kind, chains, sets: names(sets), other_sets: names(other_sets) });
     }
@@ -91,9 +94,16 @@ fn table_differences(
 ) -> Result<(), Error> {
     let name = expected.name.as_ref();
     let is_elsewhere = |set: &str| expected.sets.iter().any(|s| s.is_elsewhere() && s.name == set);
-    let sets = list::sets(socket, name, |set| !is_elsewhere(set))?;
-    let expected_rules: usize = expected.chains.iter().map(|chain| chain.rules.len()).sum();
-    let rules = list::rules(socket, name, &sets, expected_rules + MORE)?;
+    let planned = expected.chains.iter().flat_map(|chain| &chain.rules);
+    let ports: Vec<usize> = planned.clone().flat_map(|rule| &rule.lowered.ports).map(Vec::len).collect();
+    let filled = expected.sets.iter().filter(|set| !set.is_elsewhere());
+    let elements = filled.map(|set| lower::elements(set).len()).sum::<usize>() + ports.iter().sum::<usize>();
+    let most = (expected.sets.len() + ports.len() + MORE, elements + MORE);
+    let (sets, all_sets) = list::sets(socket, name, most, |set| !is_elsewhere(set))?;
+    let (rules, all_rules) = list::rules(socket, name, &sets, planned.count() + MORE)?;
+    if !(all_sets && all_rules) {
+        out.push(Difference::Crowded { table: name.to_owned() });
+    }
     set_differences(name, expected.sets, &sets, out);
     for chain in &expected.chains {
         match chains.iter().find(|c| c.table == name && c.name == chain.name) {

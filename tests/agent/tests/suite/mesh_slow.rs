@@ -70,7 +70,8 @@ fn a_pod_that_keeps_its_kernel_busy_delays_no_other() {
         let before = agent.metric(REPAIRED).unwrap_or_default();
         // At its end nft waits as long as the other program's transaction, as whoever closes a socket of this kind does: nobody waits for it here.
         let mut delete = Command::new("nft");
-        let _delete = good.netns.spawn(delete.args(["delete", "table", "inet", "istio-ambient-nat"])).unwrap();
+        let _delete =
+            good.netns.spawn(delete.args(["delete", "table", "inet", "istio-ambient-nat"])).unwrap();
         let repaired = eventually("the other pod has its rules again", PATIENCE, || {
             let repaired = agent.metric(REPAIRED)?;
             ensure!(repaired > before, "{repaired}");
