@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use capture::annotations::{EnvironmentError, NodeSettings};
 use capture::select::{Eligibility, Selectors};
@@ -19,6 +19,9 @@ use crate::plugin::Backends;
 use crate::progress::{Phase, Progress};
 use crate::sources::{Found, Sources, run_dir};
 use crate::{check, groups, plugin};
+
+/// How long a call may take in all that an agent is to end which seems to have been removed: the pod is decided upon within 2 s.
+const ABANDONED: Duration = Duration::from_millis(1600);
 
 /// A call for one pod. It owns what it works with, because the thread that works is left behind when the time is over.
 pub(crate) struct Job {
@@ -111,8 +114,9 @@ impl Job {
     fn hand_over(&self, netns: &Netns, abandoned: bool) -> Result<Added, Failure> {
         self.progress.wait_for("the node agent to take the pod into the mesh");
         let pod = Announcement { conf: &self.conf, id: &self.id, netns, result: &self.result };
-        // An agent that was removed does not come back in time.
-        let end = if abandoned { Instant::now() } else { self.progress.end_of(self.conf.add_timeout) };
+        // An agent that was removed does not come back. One that is replaced may be away as well when its token is over.
+        let limit = if abandoned { ABANDONED.min(self.conf.add_timeout) } else { self.conf.add_timeout };
+        let end = self.progress.end_of(limit);
         pod.hand_over(end, |error| {
             self.progress.wait_for(error.waits_for());
             self.log.warn(&format!("{error}; waiting for it"), &[]);
@@ -143,7 +147,7 @@ impl Job {
             self.log_skip(&skip);
             return Ok(None);
         }
-        let sources = Sources { conf: &self.conf, log: &self.log, progress: &self.progress };
+        let sources = Sources::new(&self.conf, &self.log, &self.progress);
         let Found { mut pod, abandoned } = sources.pod(&self.id)?;
         let ambient = self.conf.ambient_enabled && self.is_ambient(&sources, &mut pod)?;
         self.progress.ended(Phase::Facts);
@@ -191,7 +195,7 @@ impl Job {
         }
         if selectors.eligible_pod(pod) == Eligibility::NeedsNamespace {
             self.progress.wait_for("the labels of the pod's namespace");
-            let labels = sources.namespace_labels(&self.id.namespace);
+            let labels = sources.namespace_labels(&self.id);
             pod.namespace_labels = Some(labels.map_err(|error| Failure::Labels(error.to_string()))?);
         }
         Ok(selectors.eligible_pod(pod) == Eligibility::Eligible)

@@ -6,7 +6,7 @@
 //!
 //! A node that has just started has no agent yet and nothing that one left; there the agent is waited for.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -26,6 +26,8 @@ use crate::progress::Progress;
 const PATIENCE: Duration = Duration::from_millis(1800);
 /// How long it is asked before parts of a pod are assumed, unless it refuses the token and no agent is there.
 const PATIENCE_BEFORE_ASSUMING: Duration = Duration::from_secs(10);
+/// How long the API server is asked for the namespace's labels when the pod's facts have taken all of the time.
+const LAST_QUESTION: Duration = Duration::from_secs(1);
 /// How often it is looked whether an agent has come.
 const POLL: Duration = Duration::from_millis(100);
 
@@ -41,6 +43,8 @@ pub(crate) struct Sources<'a> {
     pub(crate) conf: &'a PluginConf,
     pub(crate) log: &'a Logger,
     pub(crate) progress: &'a Progress,
+    /// When everything that is asked for has to be had: `facts_timeout` after the agent, which answers at once or not at all, was asked first.
+    end: OnceCell<Instant>,
 }
 
 /// The facts of a pod.
@@ -115,7 +119,16 @@ struct Inquiry<'a> {
     error: RefCell<Option<Error>>,
 }
 
-impl Sources<'_> {
+impl<'a> Sources<'a> {
+    pub(crate) fn new(conf: &'a PluginConf, log: &'a Logger, progress: &'a Progress) -> Self {
+        Self { conf, log, progress, end: OnceCell::new() }
+    }
+
+    fn left(&self) -> Duration {
+        let end = self.end.get_or_init(|| Instant::now() + self.conf.facts_timeout);
+        end.saturating_duration_since(Instant::now())
+    }
+
     /// The facts, from the first source that has them; the progress notes which one it was.
     pub(crate) fn pod(&self, id: &PodId) -> Result<Found, NoFacts> {
         let (pod, source, abandoned) = match &self.conf.pod_source {
@@ -131,19 +144,21 @@ impl Sources<'_> {
         Ok(Found { pod, abandoned })
     }
 
-    /// The labels of a namespace, where the pod's facts do not have them.
-    pub(crate) fn namespace_labels(&self, name: &str) -> Result<BTreeMap<String, String>, Error> {
-        match &self.conf.pod_source {
-            cni::PodSource::Manifests(dir) => Manifests::new(dir).namespace_labels(name),
-            cni::PodSource::Kubernetes => {
-                let told = Told::default();
-                let api = self.api(self.conf.facts_timeout).with_on_retry(|error, attempt, pause| {
-                    self.log_retry(&told, error, attempt, pause);
-                    ControlFlow::Continue(())
-                });
-                api.namespace_labels(name)
-            }
+    /// The labels of a pod's namespace, where the pod's facts do not have them. An agent that comes meanwhile knows them, too.
+    pub(crate) fn namespace_labels(&self, id: &PodId) -> Result<BTreeMap<String, String>, Error> {
+        if let cni::PodSource::Manifests(dir) = &self.conf.pod_source {
+            return Manifests::new(dir).namespace_labels(&id.namespace);
         }
+        let (told, of_agent) = (Told::default(), RefCell::new(None));
+        let inquiry = Inquiry { id, agent: RefCell::new(agent(self.conf)), error: RefCell::new(None) };
+        let api = self.api(self.left().max(LAST_QUESTION)).with_on_retry(|error, attempt, pause| {
+            self.log_retry(&told, error, attempt, pause);
+            *of_agent.borrow_mut() = inquiry.ask(self.log).and_then(|pod| pod.namespace_labels);
+            if of_agent.borrow().is_none() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        let asked = api.namespace_labels(&id.namespace);
+        drop(api);
+        asked.or_else(|error| of_agent.into_inner().ok_or(error))
     }
 
     /// Whether facts could be had, as far as it can be told without asking anything outside this machine.
@@ -166,15 +181,13 @@ impl Sources<'_> {
         if let Some(pod) = inquiry.ask(self.log) {
             return Ok((pod, AGENT, false));
         }
-        let began = Instant::now();
         let (fallback, mut others) = self.fallback(id);
         if fallback.as_ref().is_none_or(|fallback| fallback.assumed)
-            && let Some(pod) = self.wait_for_agent(&inquiry, began)
+            && let Some(pod) = self.wait_for_agent(&inquiry)
         {
             return Ok((pod, AGENT, false));
         }
-        let left = self.conf.facts_timeout.saturating_sub(began.elapsed());
-        let result = self.ask_api(&inquiry, left, fallback.as_ref());
+        let result = self.ask_api(&inquiry, self.left(), fallback.as_ref());
         let main = match result {
             Ok((pod, source)) => return Ok((pod, source, false)),
             Err(main) => main,
@@ -218,10 +231,10 @@ impl Sources<'_> {
     }
 
     /// Waits where an agent can come and nothing is there that one left, as after the start of the node; gives the pod if the agent has it.
-    fn wait_for_agent(&self, inquiry: &Inquiry<'_>, began: Instant) -> Option<Pod> {
+    fn wait_for_agent(&self, inquiry: &Inquiry<'_>) -> Option<Pod> {
         let kubeconfig = run_dir(self.conf)?.join(KUBECONFIG_NAME);
         let mut told = false;
-        while !kubeconfig.exists() && began.elapsed() + POLL < self.conf.facts_timeout {
+        while !kubeconfig.exists() && POLL < self.left() {
             if !std::mem::replace(&mut told, true) {
                 self.progress.wait_for("the node agent, which has not come yet");
                 self.log.info("no node agent has been here yet; waiting for it", &[]);

@@ -72,7 +72,7 @@ impl Look {
     /// Whether a sidecar's facts can be had, as far as it can be told without asking anything outside this machine.
     fn facts(&self) -> Result<(), String> {
         job::node_settings().map_err(|error| error.to_string())?;
-        let sources = Sources { conf: &self.conf, log: &self.log, progress: &self.progress };
+        let sources = Sources::new(&self.conf, &self.log, &self.progress);
         sources.ready().map_err(|error| error.to_string())
     }
 

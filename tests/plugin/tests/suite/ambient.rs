@@ -365,3 +365,114 @@ fn check_looks_for_rules_of_ambient_mode() {
     let answer = scene.node.call("DEL", "web", scene.pod.path()).run().unwrap();
     assert_eq!(answer.exit, Some(0));
 }
+
+const UID: &str = "0c5d1d0e-0000-4000-8000-000000000001";
+
+/// A call that says which pod it is about, as containerd does.
+fn call_with_uid(scene: &Scene) -> plugin_tests::Call {
+    let args = format!("K8S_POD_NAME=web;K8S_POD_NAMESPACE=default;K8S_POD_UID={UID}");
+    scene.node.call("ADD", "web", scene.pod.path()).env("CNI_ARGS", &args)
+}
+
+fn facts() -> Value {
+    json!({
+        "pod": {
+            "kind": "Pod",
+            "metadata": {"name": "web", "namespace": "default", "uid": UID},
+            "spec": {"containers": [{"name": "app"}]},
+        },
+        "namespace_labels": {MODE: "ambient"},
+    })
+}
+
+fn set_pod_with_uid(scene: &Scene) {
+    let mut pod = facts()["pod"].take();
+    pod["metadata"]["labels"] = json!({});
+    scene.api.set_pod(pod);
+}
+
+/// An agent's socket for questions, which has facts of the pod and takes what it is told.
+fn answer_facts(socket: &Path) {
+    let listener = UnixListener::bind(socket).unwrap();
+    std::thread::spawn(move || {
+        // Each call asks and reports a few times.
+        for stream in listener.incoming().take(20) {
+            let mut stream = stream.unwrap();
+            let (mut text, mut part) = (Vec::new(), [0; 4096]);
+            while !text.windows(4).any(|window| window == b"\r\n\r\n") {
+                match stream.read(&mut part) {
+                    Ok(len @ 1..) => text.extend_from_slice(&part[..len]),
+                    _ => break,
+                }
+            }
+            let body = if text.starts_with(b"GET") { facts().to_string() } else { String::new() };
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+            let _ = stream.write_all((head + &body).as_bytes());
+        }
+    });
+}
+
+/// Facts and labels have one time together.
+#[test]
+fn labels_are_waited_for_no_longer_than_the_facts_timeout_in_all() {
+    let mut scene = Scene::new();
+    set_pod_with_uid(&scene);
+    scene.node.conf["facts_timeout"] = json!("4s");
+    // Five tries with growing pauses take one and a half seconds.
+    scene.api.fail_path("/pods/web", 5, Fault::status(503));
+    scene.api.fail_path("/api/v1/namespaces/default?", 1000, Fault::status(503));
+    scene.api.delete_namespace("default");
+    let answer = call_with_uid(&scene).run().unwrap();
+    assert_says(&answer.error().unwrap().1, &["depends on labels", "get namespace default"]);
+    assert!((2.0..5.3).contains(&answer.took.as_secs_f64()), "{:?}", answer.took);
+}
+
+/// An agent that comes while the API server does not tell the labels knows them.
+#[test]
+fn an_agent_that_comes_meanwhile_tells_the_labels() {
+    let mut scene = Scene::new();
+    scene.node.conf["facts_timeout"] = json!("20s");
+    set_pod_with_uid(&scene);
+    scene.api.delete_namespace("default");
+    let heard = scene.agent(OK);
+    let call = call_with_uid(&scene);
+    let add = std::thread::spawn(move || call.run().unwrap());
+    std::thread::sleep(Duration::from_millis(700));
+    answer_facts(&scene.node.run_dir().join("agent.sock"));
+    let answer = add.join().unwrap();
+    assert_eq!(answer.exit, Some(0), "{answer:#?}");
+    assert!(heard.recv_timeout(Duration::from_secs(5)).is_ok(), "it is handed over");
+}
+
+/// What the agent left says that the pod belongs to the mesh, its token is over, and it is being replaced.
+#[test]
+fn an_agent_that_is_away_for_a_moment_is_waited_for_with_last_known_facts() {
+    let scene = Scene::new();
+    std::fs::create_dir(scene.node.run_dir().join("facts")).unwrap();
+    std::fs::write(scene.node.run_dir().join("facts/default_web.json"), facts().to_string()).unwrap();
+    scene.api.set_fault(Some(Fault::status(401)));
+    let call = call_with_uid(&scene);
+    let add = std::thread::spawn(move || call.run().unwrap());
+    std::thread::sleep(Duration::from_millis(500));
+    let heard = scene.agent(OK);
+    let answer = add.join().unwrap();
+    assert_eq!(answer.exit, Some(0), "{answer:#?}");
+    assert!(heard.recv_timeout(Duration::from_secs(5)).is_ok());
+    // One that does not come back keeps nobody for long.
+    std::fs::remove_file(scene.node.run_dir().join("pluginevent.sock")).unwrap();
+    let answer = call_with_uid(&scene).run().unwrap();
+    assert_says(&answer.error().unwrap().1, &["pluginevent.sock", "waits for the agent"]);
+    assert!(answer.took < Duration::from_secs(3), "{:?}", answer.took);
+}
+
+/// A pod that is gone from the API is asked for again and again, and the log says so once, not for each try.
+#[test]
+fn a_pod_that_is_gone_makes_one_line() {
+    let mut scene = Scene::new();
+    scene.node.conf["facts_timeout"] = json!("4s");
+    let answer = call_with_uid(&scene).run().unwrap();
+    assert_says(&answer.error().unwrap().1, &["get pod default/web", "404"]);
+    let tries = scene.api.requests().into_iter().filter(|request| request.path.contains("/pods/web")).count();
+    let lines = answer.stderr.lines().filter(|line| line.contains("get pod default/web")).count();
+    assert!(tries >= 5 && lines <= 2, "{lines} lines of {tries} tries\n{}", answer.stderr);
+}
