@@ -163,6 +163,23 @@ impl Index {
         }
     }
 
+    /// The list that runs has not said that a pod is there: it is gone at the list's end, unless that does.
+    pub(crate) fn doubt_pod(&mut self, namespace: &str, name: &str) {
+        let before = self.pods.number.wrapping_sub(1);
+        let entry = self.namespaces.get_mut(namespace).and_then(|entry| entry.pods.get_mut(name));
+        if let Some(pod) = entry {
+            pod.round = before;
+        }
+    }
+
+    /// The same of a namespace.
+    pub(crate) fn doubt_namespace(&mut self, name: &str) {
+        let before = self.labels.number.wrapping_sub(1);
+        if let Some(labels) = self.namespaces.get_mut(name).and_then(|entry| entry.labels.as_mut()) {
+            labels.round = before;
+        }
+    }
+
     /// Sets the labels of a namespace. Returns its pods if they differ from before.
     pub fn apply_namespace(&mut self, name: &str, labels: &BTreeMap<String, Option<String>>) -> Vec<PodKey> {
         let round = self.labels.number;

@@ -10,6 +10,8 @@ mod list;
 mod manifests;
 mod reflector;
 mod standing;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;

@@ -12,22 +12,45 @@ pub(crate) struct Ahead {
     /// What happened up to here has been applied.
     reached: u64,
     versions: BTreeMap<Key, u64>,
+    /// While a list runs: what it has told so far, and in which version. As a whole it is of a later version than the watch has reached, which is
+    /// known only at its end.
+    told: Option<BTreeMap<Key, u64>>,
 }
 
 impl Ahead {
-    /// Whether an object in this version, as a single question brought it, is news to the watch. It counts as known then.
+    /// A list begins.
+    pub(crate) fn begin(&mut self) {
+        self.told = Some(BTreeMap::new());
+    }
+
+    /// Whether an object in this version, as a single question brought it, is news to the watch, and to the list that runs. It counts as known then.
     pub(crate) fn insert(&mut self, namespace: String, name: String, version: u64) -> bool {
-        let known = self.versions.entry((namespace, name)).or_insert(self.reached);
-        let news = *known < version;
+        let key = (namespace, name);
+        let told = self.told.as_ref().and_then(|told| told.get(&key)).copied().unwrap_or_default();
+        let known = self.versions.entry(key).or_insert(self.reached);
+        let news = told.max(*known) < version;
         *known = version.max(*known);
         self.prune();
         news
     }
 
-    /// Whether what a list or watch says of an object in this version is not older than what is known.
-    pub(crate) fn admits(&self, namespace: &str, name: &str, version: u64) -> bool {
-        let known = || self.versions.get(&(namespace.to_owned(), name.to_owned()));
-        version == 0 || self.versions.is_empty() || known().is_none_or(|known| *known <= version)
+    /// Whether what a list or watch says of an object in this version is not older than what is known. The list that runs has told of it then.
+    pub(crate) fn admits(&mut self, namespace: &str, name: &str, version: u64) -> bool {
+        if self.told.is_none() && self.versions.is_empty() {
+            return true;
+        }
+        let key = (namespace.to_owned(), name.to_owned());
+        let admitted = version == 0 || self.versions.get(&key).is_none_or(|known| *known <= version);
+        if let Some(told) = &mut self.told {
+            told.insert(key, version);
+        }
+        admitted
+    }
+
+    /// Whether a list runs that has not told of an object yet.
+    pub(crate) fn is_awaited(&self, namespace: &str, name: &str) -> bool {
+        let told = |told: &BTreeMap<Key, u64>| told.contains_key(&(namespace.to_owned(), name.to_owned()));
+        self.told.as_ref().is_some_and(|listed| !told(listed))
     }
 
     /// Objects in a later version than this one.
@@ -37,7 +60,7 @@ impl Ahead {
 
     /// All that happened up to a version has been applied. It may be an earlier one than before: a store that was restored begins there again.
     pub(crate) fn reached(&mut self, version: u64) {
-        self.reached = version;
+        (self.reached, self.told) = (version, None);
         self.prune();
     }
 
@@ -68,6 +91,23 @@ mod tests {
         assert!(!insert(&mut ahead, "new", 101) && !insert(&mut ahead, "new", 100));
         assert!(insert(&mut ahead, "new", 110));
         assert_eq!(ahead.versions.len(), 1, "the others are forgotten");
+    }
+
+    /// A single answer that comes late has been overtaken by the list that runs.
+    #[test]
+    fn what_a_running_list_has_told_is_not_taken_back() {
+        let mut ahead = Ahead::default();
+        ahead.reached(100);
+        ahead.begin();
+        assert!(ahead.admits("shop", "listed", 120));
+        assert!(!insert(&mut ahead, "listed", 110) && !insert(&mut ahead, "listed", 120));
+        assert!(insert(&mut ahead, "listed", 130) && !ahead.is_awaited("shop", "listed"));
+        assert!(insert(&mut ahead, "other", 110) && ahead.is_awaited("shop", "other"));
+        assert!(ahead.admits("shop", "other", 115), "the list comes to it later");
+        assert!(!ahead.is_awaited("shop", "other"));
+        assert_eq!(ahead.beyond(125), [("shop".to_owned(), "listed".to_owned())]);
+        ahead.reached(125);
+        assert!(!ahead.is_awaited("shop", "third"), "no list runs");
     }
 
     #[test]

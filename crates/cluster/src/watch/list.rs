@@ -1,5 +1,7 @@
 //! The shapes of a list and of a watch, and what is kept of their objects.
 
+mod page;
+
 use facts::Object;
 use facts::object::{Header, Metadata};
 use kube::core::Request;
@@ -12,6 +14,7 @@ use crate::daemonset::{self, DaemonSet, Node};
 use crate::error::place;
 use crate::index::{Ahead, Index, PodKey};
 use crate::write::segment;
+pub(super) use page::{Page, PageMetadata};
 
 /// Objects in a page of a list that the API server reads from its store, as many as a node has pods.
 const PAGE: u32 = 500;
@@ -62,26 +65,6 @@ pub(super) enum Since {
     Version(String),
     /// As the store has it.
     Now,
-}
-
-/// A page of a list, without its objects.
-#[derive(Debug, Deserialize)]
-pub(super) struct Page {
-    #[serde(default)]
-    kind: String,
-    pub(super) metadata: PageMetadata,
-    /// What is no object, and should not be there.
-    #[serde(default)]
-    items: Option<Vec<serde::de::IgnoredAny>>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct PageMetadata {
-    #[serde(default)]
-    pub(super) resource_version: String,
-    #[serde(default, rename = "continue")]
-    pub(super) next: String,
 }
 
 /// A line of a watch.
@@ -218,6 +201,9 @@ impl Kind {
     }
 
     pub(super) fn begin(&self, index: &mut Index) {
+        if let Some(ahead) = self.ahead(index) {
+            ahead.begin();
+        }
         match self {
             Self::Pods { .. } => index.begin_pods(),
             Self::Namespaces => index.begin_namespaces(),
@@ -272,8 +258,20 @@ impl Kind {
     /// What a single question brought of an object. Nothing happens if the watch has told of that version already.
     pub(super) fn fetched(&self, index: &mut Index, item: Item, version: u64) -> Vec<PodKey> {
         let (namespace, name) = self.key(&item);
-        let news = self.ahead(index).is_some_and(|ahead| ahead.insert(namespace, name, version));
-        if news { self.set(index, item) } else { Vec::new() }
+        let Some(ahead) = self.ahead(index) else { return Vec::new() };
+        let is_awaited = ahead.is_awaited(&namespace, &name);
+        if !ahead.insert(namespace.clone(), name.clone(), version) {
+            return Vec::new();
+        }
+        let changed = self.set(index, item);
+        if is_awaited {
+            // The list's end takes it away, unless the list has it too, or is older than it.
+            match self {
+                Self::Pods { .. } => index.doubt_pod(&namespace, &name),
+                _ => index.doubt_namespace(&name),
+            }
+        }
+        changed
     }
 
     /// What a watch says: an object is gone since this version.
@@ -368,18 +366,6 @@ impl Kind {
             }
         };
         Ok((item, version.unwrap_or_default()))
-    }
-}
-
-// === impl Page ===
-
-impl Page {
-    /// From the text around the objects. One that has not ended yet is closed, so that what stands before the objects can be read.
-    pub(super) fn parse(text: &[u8], ended: bool) -> Result<Self, String> {
-        let closed = [text, if ended { b"" } else { b"]}" }].concat();
-        let page: Self = serde_json::from_slice(&closed).map_err(|error| place(&error))?;
-        let strangers = page.items.as_ref().is_some_and(|items| !items.is_empty());
-        if strangers { Err("has an item that is no object".into()) } else { Ok(page) }
     }
 }
 
