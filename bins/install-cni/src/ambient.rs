@@ -25,6 +25,7 @@ mod leave;
 mod leftovers;
 mod members;
 mod record;
+mod sandbox;
 mod slots;
 mod socket;
 mod spare;
@@ -78,6 +79,8 @@ pub(crate) struct Ambient {
     /// Where people read what is left of a mode that is off.
     notices: Arc<Health>,
     cluster: Cluster,
+    /// Pods are manifests: nobody says of a running one where it is, but the plugin.
+    manifests: bool,
     writer: Option<Writer>,
     events: Arc<Events>,
     queue: Arc<Queue<PodKey>>,
@@ -116,6 +119,8 @@ pub(crate) struct Parts {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) health: Arc<Health>,
     pub(crate) cluster: Cluster,
+    /// Whether pods are manifests.
+    pub(crate) manifests: bool,
     pub(crate) writer: Option<Writer>,
     pub(crate) events: Arc<Events>,
     /// Where records are kept.
@@ -126,7 +131,8 @@ pub(crate) struct Parts {
 
 impl Ambient {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
-        let Parts { config, log, metrics, health: notices, cluster, writer, events, run_dir } = parts;
+        let Parts { config, log, metrics, health: notices, cluster, manifests, writer, events, run_dir } =
+            parts;
         // A mode that is off makes no agent unready.
         let health = if config.is_off { Arc::new(Health::of(&[Part::Ambient])) } else { notices.clone() };
         let members = Arc::new(Members::default());
@@ -142,6 +148,7 @@ impl Ambient {
             health,
             notices,
             cluster,
+            manifests,
             writer,
             events,
             queue: Arc::default(),

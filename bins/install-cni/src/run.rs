@@ -158,6 +158,7 @@ impl Agent {
             metrics: metrics.clone(),
             health: health.clone(),
             cluster: cluster.clone(),
+            manifests: matches!(config.pods, PodSource::Manifests { .. }),
             writer: writer.clone(),
             events: events.clone(),
             run_dir: config.run_dir.clone(),

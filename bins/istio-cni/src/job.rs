@@ -4,12 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use applied::sandbox::Sandbox;
 use capture::annotations::{EnvironmentError, NodeSettings};
 use capture::select::{Eligibility, Selectors};
 use capture::{Decision, Facts, Pod, PodId, Scope, Settings, Skip};
 use cni::{CniResult, PluginConf, Request};
 use kernel::{Applied, Change, Choice, Difference, Kernel, route};
-use netns::{Inside, Netns};
+use netns::{Inside, Netns, NetnsId};
 use ruleset::{Backend, Plan};
 use telemetry::Logger;
 
@@ -98,10 +99,17 @@ impl Job {
 
     /// Captures the pod, if it is one to capture.
     pub(crate) fn add(&self) -> Result<Added, Failure> {
-        let Some(target) = self.target()? else { return Ok(Added::Skipped) };
+        let Some(target) = self.target()? else {
+            self.note_sandbox();
+            return Ok(Added::Skipped);
+        };
         let settings = match target.way {
             Way::Sidecar(settings) => settings,
-            Way::Ambient { abandoned } => return self.hand_over(&target.netns, abandoned),
+            Way::Ambient { abandoned } => {
+                let added = self.hand_over(&target.netns, abandoned)?;
+                self.note_sandbox();
+                return Ok(added);
+            }
         };
         self.progress.wait_for("the kernel to take the rules");
         let applied = target.netns.enter(|inside| self.apply(inside, &settings))??;
@@ -128,6 +136,31 @@ impl Job {
             &[("facts_source", &source), ("ms", &ms)],
         );
         Ok(Added::Captured)
+    }
+
+    /// Says where a manifest's pod is. Nobody else does, and its labels may take it into the mesh later.
+    fn note_sandbox(&self) {
+        let is_from_manifest = matches!(self.conf.pod_source, cni::PodSource::Manifests(_));
+        let Some(run_dir) = self.run_dir().filter(|_| is_from_manifest && self.conf.ambient_enabled) else {
+            return;
+        };
+        // The node's own namespace is no pod's.
+        let Ok(netns) = self.open_netns() else { return };
+        let sandbox = Sandbox { origin: self.origin(netns.id()), path: netns.path().to_owned() };
+        if let Err(error) = applied::sandbox::write(run_dir, &self.container, &self.ifname, &sandbox) {
+            let text = "labels will not take this pod into the mesh before it is restarted: ";
+            self.log.warn(&format!("{text}{error}"), &[]);
+        }
+    }
+
+    fn origin(&self, netns: NetnsId) -> applied::Origin {
+        applied::Origin {
+            netns,
+            pod: self.pod_text(),
+            uid: self.id.uid.clone().unwrap_or_default(),
+            interface: self.ifname.clone(),
+            addresses: self.result.ips.iter().map(|ip| ip.address.addr()).collect(),
+        }
     }
 
     /// The part of the decision that needs no facts.
@@ -257,13 +290,7 @@ impl Job {
     /// others may have put theirs before them since.
     fn record(&self, inside: &Inside, plan: &Plan, change: Change) {
         let Some(record) = self.kernel().record(plan) else { return };
-        let origin = applied::Origin {
-            netns: inside.id(),
-            pod: self.pod_text(),
-            uid: self.id.uid.clone().unwrap_or_default(),
-            interface: self.ifname.clone(),
-            addresses: self.result.ips.iter().map(|ip| ip.address.addr()).collect(),
-        };
+        let origin = self.origin(inside.id());
         let key = applied::Key::Attachment { container: &self.container, interface: &self.ifname };
         if let Some(run_dir) = self.run_dir()
             && let Err(error) = applied::write(run_dir, key, &origin, &record)

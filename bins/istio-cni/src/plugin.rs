@@ -209,8 +209,11 @@ impl Plugin for IstioCni<'_> {
         }
         if let Some(conf) = conf {
             let key = Key::Attachment { container: &request.container_id, interface: &request.ifname };
-            let removed = run_dir(&conf).map_or(Ok(()), |run_dir| applied::remove(run_dir, key));
-            if let Err(error) = removed {
+            let removed = run_dir(&conf).map(|run_dir| {
+                let sandbox = applied::sandbox::remove(run_dir, &request.container_id, &request.ifname);
+                [applied::remove(run_dir, key), sandbox]
+            });
+            for error in removed.into_iter().flatten().filter_map(Result::err) {
                 log.warn(&error.to_string(), &[]);
             }
             self.report(request, &conf, Outcome::Skipped, String::new(), &log);
@@ -283,7 +286,10 @@ impl Plugin for IstioCni<'_> {
         let Some(valid) = request.valid_attachments()? else { return Ok(()) };
         let (Some(run_dir), count) = (run_dir(&conf), valid.len()) else { return Ok(()) };
         let names = valid.iter().map(|valid| (&*valid.container_id, &*valid.ifname));
-        match applied::keep_attachments(run_dir, names) {
+        let sandboxes = applied::sandbox::keep(run_dir, names.clone());
+        match applied::keep_attachments(run_dir, names)
+            .and_then(|removed| sandboxes.map(|more| removed + more))
+        {
             Ok(removed) => self.log.info(
                 "records of attachments that are gone are removed",
                 &[("valid", &count), ("removed", &removed)],

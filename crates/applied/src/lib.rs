@@ -4,6 +4,10 @@
 //! version would make. It is evidence and nothing else: where it cannot be written, the pod is captured all the same.
 //!
 //! The plugin names its records by attachment, as CNI does; the node agent, which programs running pods too, by namespace.
+//!
+//! [`sandbox`] has the same head without rules: where the pods of manifests are.
+
+pub mod sandbox;
 
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
@@ -116,19 +120,21 @@ pub enum Error {
 /// # Errors
 /// It is not written; an earlier one is as it was, or gone.
 pub fn write(run_dir: &Path, key: Key<'_>, origin: &Origin, record: &Record) -> Result<(), Error> {
-    let name = name_of(key)?;
-    let dir = run_dir.join(DIR);
-    let (path, temporary) = (dir.join(&name), dir.join(format!(".{name}.tmp")));
     let bytes = [head(origin).as_bytes(), &record.to_bytes()].concat();
+    replace(&run_dir.join(DIR), &name_of(key)?, &bytes)
+}
+
+fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), Error> {
+    let (path, temporary) = (dir.join(name), dir.join(format!(".{name}.tmp")));
     let result = if bytes.len() as u64 > MAX_BYTES {
         Err(Error::TooLarge { path: path.clone(), bytes: bytes.len() as u64 })
     } else {
-        let written = write_file(&temporary, &bytes).or_else(|error| {
+        let written = write_file(&temporary, bytes).or_else(|error| {
             if error.kind() != ErrorKind::NotFound {
                 return Err(error);
             }
-            DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
-            write_file(&temporary, &bytes)
+            DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+            write_file(&temporary, bytes)
         });
         let renamed = written.and_then(|()| std::fs::rename(&temporary, &path));
         renamed.map_err(|cause| Error::Io { operation: "write", path: path.clone(), cause })
@@ -163,7 +169,7 @@ pub fn of_container(run_dir: &Path, container: &str) -> Vec<Applied> {
     let is_its = |path: &PathBuf| {
         path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(&prefix))
     };
-    let its = list(run_dir).unwrap_or_default().into_iter().filter(is_its).take(MAX_SIBLINGS);
+    let its = list(&run_dir.join(DIR)).unwrap_or_default().into_iter().filter(is_its).take(MAX_SIBLINGS);
     its.filter_map(|path| read_file(path).ok().flatten()).collect()
 }
 
@@ -175,7 +181,7 @@ pub fn attachments(run_dir: &Path) -> Result<Vec<(Origin, SystemTime)>, Error> {
     let is_its = |path: &PathBuf| {
         path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(ATTACHMENT))
     };
-    let its = list(run_dir)?.into_iter().filter(is_its).take(MAX_ATTACHMENTS);
+    let its = list(&run_dir.join(DIR))?.into_iter().filter(is_its).take(MAX_ATTACHMENTS);
     let origins = its.map(|path| match read_origin(&path) {
         // It was there a moment ago; a link is no record.
         Err(error) if is_no_record(&error) => Ok(None),
@@ -231,9 +237,16 @@ pub fn keep_attachments<'a>(
     run_dir: &Path,
     valid: impl IntoIterator<Item = (&'a str, &'a str)>,
 ) -> Result<usize, Error> {
+    keep_attachments_in(&run_dir.join(DIR), valid)
+}
+
+fn keep_attachments_in<'a>(
+    dir: &Path,
+    valid: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> Result<usize, Error> {
     let keys = valid.into_iter().map(|(container, interface)| Key::Attachment { container, interface });
     let names: Vec<String> = keys.filter_map(|key| name_of(key).ok()).collect();
-    let found = list(run_dir)?;
+    let found = list(dir)?;
     Ok(keep(&found, |name| !name.starts_with(ATTACHMENT) || names.iter().any(|valid| valid == name)))
 }
 
@@ -243,18 +256,17 @@ pub fn keep_attachments<'a>(
 /// # Errors
 /// As [`keep_attachments`].
 pub fn keep_namespaces(run_dir: &Path, valid: impl FnOnce() -> Option<Vec<NetnsId>>) -> Result<usize, Error> {
-    let found = list(run_dir)?;
+    let found = list(&run_dir.join(DIR))?;
     let Some(valid) = valid() else { return Ok(0) };
     let names: Vec<String> = valid.iter().filter_map(|id| name_of(Key::Namespace(*id)).ok()).collect();
     Ok(keep(&found, |name| !name.starts_with(NAMESPACE) || names.iter().any(|valid| valid == name)))
 }
 
-fn list(run_dir: &Path) -> Result<Vec<PathBuf>, Error> {
-    let dir = run_dir.join(DIR);
-    match std::fs::read_dir(&dir) {
+fn list(dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    match std::fs::read_dir(dir) {
         Ok(entries) => Ok(entries.flatten().map(|entry| entry.path()).collect()),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
-        Err(cause) => Err(Error::Io { operation: "list", path: dir, cause }),
+        Err(cause) => Err(Error::Io { operation: "list", path: dir.to_owned(), cause }),
     }
 }
 

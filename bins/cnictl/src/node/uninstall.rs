@@ -165,6 +165,7 @@ impl UninstallArgs {
             FACTS_DIR,
             UNCAPTURED_DIR,
             applied::DIR,
+            applied::sandbox::DIR,
             PLUGIN_TIMES_NAME,
             LOCKS_NAME,
             LOCK_NAME,

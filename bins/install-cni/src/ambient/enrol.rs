@@ -15,6 +15,8 @@ use kernel::{Applied, Change};
 use netns::Netns;
 use rustix::io::Errno;
 
+use applied::sandbox::Sandbox;
+
 use super::Ambient;
 use super::evidence::{Seen, Subject};
 use super::failpoint;
@@ -43,7 +45,14 @@ const OF_A_RUNNING_POD: [Step; 3] = [Step::Probes, Step::Ztunnel, Step::Rules];
 #[derive(Debug, Clone)]
 pub(crate) enum Place {
     /// The runtime has just made it; the plugin says its path on the node, and hands it over open if it is one of ours.
-    Given { path: String, descriptor: Option<Descriptor> },
+    Given {
+        path: String,
+        descriptor: Option<Descriptor>,
+        /// What the runtime calls the pod, if the plugin said it.
+        called: Option<String>,
+    },
+    /// The plugin noted it when the pod started.
+    Noted(Sandbox),
     /// It is looked for.
     Running,
 }
@@ -156,18 +165,31 @@ impl Ambient {
     /// The namespace, never another pod's and never the node's.
     async fn locate(&self, member: &mut Member, ips: &[IpAddr], place: Place) -> Result<(), Failure> {
         match place {
-            Place::Given { path, descriptor } => {
+            Place::Given { path, descriptor, called } => {
                 let (netns, given) = self.open_given(&member.key, path, descriptor, ips.to_vec()).await?;
                 member.move_to(netns);
-                member.given = given;
+                (member.given, member.held) = (given, !given);
+                member.call(called);
             }
-            Place::Running if member.netns.is_some() && !Self::is_gone(member) => {}
+            Place::Noted(sandbox) => self.locate_noted(member, sandbox).await?,
+            // One that nobody sees go with its sandbox has to have a process of the pod still: the runtime may have given the sandbox up.
+            Place::Running if !member.held && member.netns.is_some() && !Self::is_gone(member) => {}
             Place::Running => {
-                (member.netns, member.ruled, member.look, member.given) = (None, false, Look::Unknown, false);
                 let ips = if ips.is_empty() { member.ips.clone() } else { ips.to_vec() };
-                member.move_to(self.finder.find(self, member.wanted(&ips, &self.config)).await?);
+                self.look_for(member, &ips).await?;
             }
         }
+        Ok(())
+    }
+
+    /// The namespace that has a process of the pod. Of another one that was the pod's nothing counts any more.
+    pub(super) async fn look_for(&self, member: &mut Member, ips: &[IpAddr]) -> Result<(), Failure> {
+        let found = self.finder.find(self, member.wanted(ips, &self.config)).await;
+        if found.is_err() {
+            (member.netns, member.ruled, member.look) = (None, false, Look::Unknown);
+        }
+        (member.given, member.held) = (false, false);
+        member.move_to(found?);
         Ok(())
     }
 

@@ -13,6 +13,8 @@ pub(crate) struct Event {
     pub(crate) name: String,
     /// `PodNamespace`.
     pub(crate) namespace: String,
+    /// `PodUID`, from plugins of ours where the runtime tells them: what kubelet calls the pod.
+    pub(crate) uid: Option<String>,
     /// `IPs[].Address.IP`, IPv4 addresses in IPv6 form taken out of it.
     pub(crate) ips: Vec<IpAddr>,
 }
@@ -68,6 +70,7 @@ impl Event {
             netns: text(&members, "Netns", MAX_PATH)?,
             name: text(&members, "PodName", MAX_NAME)?,
             namespace: text(&members, "PodNamespace", MAX_NAME)?,
+            uid: Some(text(&members, "PodUID", MAX_NAME)?).filter(|uid| !uid.is_empty()),
             ips: addresses(&members)?,
         })
     }

@@ -50,7 +50,8 @@ pub(super) struct Subject {
 
 impl Subject {
     pub(super) fn of(member: &Member) -> Self {
-        Self { pod: pod_text(&member.key), uid: member.key.uid.clone(), addresses: member.ips.clone() }
+        // By the name that the runtime has for it, as CHECK does.
+        Self { pod: pod_text(&member.key), uid: member.called().to_owned(), addresses: member.ips.clone() }
     }
 }
 

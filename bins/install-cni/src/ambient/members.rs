@@ -1,5 +1,6 @@
 //! The pods that are in the mesh, on their way into it, or on their way out.
 
+mod kept;
 mod state;
 
 use std::collections::HashMap;
@@ -18,7 +19,6 @@ use zds::{Entry, Workload};
 
 use super::config::AmbientConfig;
 use super::desired::REDIRECTION;
-use super::record::{Place, Record, Stage};
 pub(crate) use state::{Acked, Look, State};
 
 /// A pod that has, or had, something of ours.
@@ -26,7 +26,7 @@ pub(crate) use state::{Acked, Look, State};
 pub(crate) struct Member {
     pub(crate) key: PodKey,
     pub(crate) service_account: String,
-    /// By what it is found: see [`Wanted`].
+    /// By what it is found: see [`Wanted`]. The runtime calls it so, too.
     cgroup: Option<String>,
     own_users: bool,
     runtime_class: String,
@@ -34,6 +34,8 @@ pub(crate) struct Member {
     pub(crate) netns: Option<Arc<Netns>>,
     /// The runtime said where, and removes the file of its path with the sandbox.
     pub(crate) given: bool,
+    /// The runtime said where, and only the plugin's descriptor leads there, so that the end of the sandbox is not seen.
+    pub(crate) held: bool,
     /// A plugin announced it in that namespace and has not heard yet that it is in the mesh. Nobody may enrol it there before another plugin announces
     /// it, or before it runs: a runtime takes the namespace of an ADD that failed down.
     pub(crate) announced: bool,
@@ -108,6 +110,7 @@ impl Member {
             runtime_class: pod.runtime_class().unwrap_or_default().to_owned(),
             netns: None,
             given: false,
+            held: false,
             announced: false,
             ips: Vec::new(),
             addressed: 0,
@@ -130,48 +133,16 @@ impl Member {
         (member, warnings)
     }
 
-    /// A pod of which an earlier agent kept a record. Its rules are those of then, whatever its annotations say by now.
-    pub(crate) fn recorded(pod: &Object, record: &Record) -> Self {
-        let (mut member, _) = Self::of(pod);
-        member.options = record.options.clone().into();
-        member.strict = record.tcp_loose_before.is_some();
-        member.announced = record.stage == Stage::Announced;
-        member.state = match record.stage {
-            Stage::Enrolled => State::Unconfirmed,
-            Stage::Leaving => State::Leaving,
-            Stage::Draining { .. } => State::Draining,
-            Stage::Announced | Stage::Pending | Stage::Other => State::Pending,
-        };
-        if let Stage::Draining { since } = record.stage {
-            member.draining = Some(since);
+    /// Notes what the runtime calls it: of a pod whose manifest has no uid that is known by nothing else.
+    pub(crate) fn call(&mut self, uid: Option<String>) {
+        if let Some(uid) = uid.filter(|uid| !uid.is_empty() && *uid != self.key.uid) {
+            self.cgroup = Some(uid);
         }
-        let ips = pod.ips();
-        member.set_ips(if ips.is_empty() { record.ips.clone() } else { ips });
-        member
     }
 
-    /// What the next agent is to know of it.
-    pub(crate) fn record(&self) -> Record {
-        let stage = match self.state {
-            State::Pending if self.announced => Stage::Announced,
-            State::Pending => Stage::Pending,
-            // The next agent has to look all the same.
-            State::Unconfirmed | State::Enrolled => Stage::Enrolled,
-            State::Leaving => Stage::Leaving,
-            State::Draining => Stage::Draining { since: self.draining.unwrap_or_default() },
-        };
-        let mut record = Record::new(&self.key, &self.service_account, stage);
-        record.netns = self.netns.as_deref().map(|netns| Place {
-            path: netns.path().to_owned(),
-            dev: netns.id().dev,
-            ino: netns.id().ino,
-            given: self.given,
-        });
-        record.ips.clone_from(&self.ips);
-        record.options = (&self.options).into();
-        // The kernel knows only 0 and 1, and strict is 0.
-        record.tcp_loose_before = self.strict.then_some(1);
-        record
+    /// What the runtime calls it: its uid, or the hash of a static pod's manifest.
+    pub(crate) fn called(&self) -> &str {
+        self.cgroup.as_deref().unwrap_or(&self.key.uid)
     }
 
     /// Whether what the watch shows of the annotation is newer than what we wrote.

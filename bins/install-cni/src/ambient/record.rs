@@ -39,6 +39,9 @@ pub(crate) struct Record {
     /// Where it is, as soon as that is known.
     #[serde(default)]
     pub(crate) netns: Option<Place>,
+    /// What the runtime calls it, where that is not its uid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) called: Option<String>,
     /// Its addresses, in the node's sets or on their way there.
     #[serde(default)]
     pub(crate) ips: Vec<IpAddr>,
@@ -173,6 +176,7 @@ impl Record {
             name: key.name.clone(),
             service_account: service_account.to_owned(),
             netns: None,
+            called: None,
             ips: Vec::new(),
             stage,
             options: Options::default(),

@@ -4,9 +4,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use capture::PodId;
 use capture::select::Eligibility;
 use cluster::{FetchError, PodKey};
-use facts::Facts;
+use facts::{Facts, Unfit};
 use hyper::body::Bytes;
 use hyper::header::{self, HeaderValue};
 use hyper::{Request, StatusCode};
@@ -182,7 +183,7 @@ impl Ambient {
         let key = PodKey { namespace: event.namespace, name: event.name, uid };
         let place = match event.netns.is_empty() {
             true => Place::Running,
-            false => Place::Given { path: event.netns, descriptor },
+            false => Place::Given { path: event.netns, descriptor, called: event.uid },
         };
         let result = self.admit(&key, &facts, &event.ips, place, plugin).await;
         // The annotation is the queue's affair: neither the API server nor its absence delays a pod. One that says of the sandbox before that it is
@@ -235,6 +236,11 @@ impl Ambient {
 
     /// What is known of the pod with its namespace. Where the watch has not brought it in its usual time, the API server is asked.
     async fn look_up(&self, event: &Event) -> Result<Facts, FetchError> {
+        if self.manifests {
+            // The plugin has just read them. What cannot be looked at counts as it was.
+            let looked = self.cluster.fetch(&event.namespace, &event.name, FETCH_LIMIT).await;
+            return self.current(event).ok_or(looked.err().unwrap_or(FetchError::NotFound));
+        }
         for lookup in 0..LOOKUPS {
             if lookup > 0 {
                 tokio::time::sleep(LOOKUP_PAUSE).await;
@@ -250,6 +256,10 @@ impl Ambient {
 
     fn current(&self, event: &Event) -> Option<Facts> {
         let found = self.cluster.index().facts(&event.namespace, &event.name);
+        // Nor is it the pod that had the name before, which the watch has not seen go.
+        let id =
+            PodId { uid: event.uid.clone(), namespace: event.namespace.clone(), name: event.name.clone() };
+        let found = found.filter(|facts| !matches!(facts.pod.check(&id), Err(Unfit::Stale { .. })));
         // One that has ended gets no sandbox: the one that is announced has its name and is not known yet.
         found.filter(|facts| facts.namespace_labels.is_some() && !facts.pod.is_terminal())
     }

@@ -118,7 +118,10 @@ impl Ambient {
                 let state = member.as_ref().map(|member| member.state);
                 let shown = facts.pod.annotation(REDIRECTION);
                 let settled = match self.config.rules.desired(&facts) {
-                    Desired::In => state == Some(State::Enrolled) && shown == Some(ENABLED),
+                    Desired::In => {
+                        // A manifest is nobody's to annotate.
+                        state == Some(State::Enrolled) && (self.manifests || shown == Some(ENABLED))
+                    }
                     Desired::Out(_) => {
                         let drains = || self.drains.of(&key.uid) == Wait::Open;
                         (state.is_none() || drains()) && !shown.is_some_and(desired::claims)

@@ -150,12 +150,23 @@ impl Ambient {
         }
         // An event of the plugin comes before the status has an address; what it said holds until then.
         let usable = known.as_ref().is_some_and(|member| !member.ips.is_empty() && !member.announced);
+        if ips.is_empty()
+            && known.is_none()
+            && let Some(sandbox) = self.sandbox_of(key).await
+        {
+            let ips = sandbox.origin.addresses.clone();
+            return self.enter(key, facts, &ips, Place::Noted(sandbox)).await;
+        }
         if ips.is_empty() && !usable {
             // Whoever wrote an annotation that such a pod has: it is not seen to be in.
             let member = known.unwrap_or_else(|| Member::of(&facts.pod).0);
             return self.mark(member, facts, None).await;
         }
-        match self.enrol(key, facts, &ips, Place::Running).await {
+        self.enter(key, facts, &ips, Place::Running).await
+    }
+
+    async fn enter(&self, key: &PodKey, facts: &Facts, ips: &[IpAddr], place: Place) -> Result<(), Failure> {
+        match self.enrol(key, facts, ips, place).await {
             Ok(mut member) => {
                 self.tell_of_the_other_family(&mut member).await;
                 self.mark(member, facts, Some(ENABLED)).await

@@ -131,9 +131,14 @@ fn annotations_are_not_asked_for_where_that_is_switched_off() {
 
 #[test]
 fn manifests_need_no_cluster() {
-    let config = config(&["--pod-source=manifests:/etc/pods"], &[]).unwrap();
+    let of = |env: &[(&str, &str)]| config(&["--pod-source=manifests:/etc/pods"], env).unwrap();
+    let config = of(&[("KUBERNETES_SERVICE_HOST", ""), ("POD_NAMESPACE", "istio-system")]);
     assert_eq!(config.pods, PodSource::Manifests { dir: "/etc/pods".into(), cluster: None });
-    assert!(config.install.kubeconfig.is_none());
+    assert!(config.install.kubeconfig.is_none() && config.own_pod.is_none());
+    // In one, its DaemonSet counts.
+    let config = of(&[("POD_NAMESPACE", "istio-system")]);
+    assert!(config.install.kubeconfig.is_none() && config.own_pod.is_some());
+    assert!(matches!(config.pods, PodSource::Manifests { cluster: Some(_), .. }));
     assert_eq!(config.install.entry.extra["pod_source"], serde_json::json!({"manifests": "/etc/pods"}));
 }
 

@@ -56,7 +56,9 @@ impl Agent {
 
     /// Takes everything off the node, parts of pod objects included. The plugin's log and notes about uncaptured pods stay: they are evidence.
     fn clean_up(&self, installer: &Installer) {
-        let report = installer.cleanup(&[FACTS_DIR, applied::DIR].map(|name| self.config.run_dir.join(name)));
+        let report = installer.cleanup(
+            &[FACTS_DIR, applied::DIR, applied::sandbox::DIR].map(|name| self.config.run_dir.join(name)),
+        );
         for done in &report.done {
             self.log.info(done, &[]);
         }

@@ -18,6 +18,7 @@ mod mesh_check;
 mod mesh_drain;
 mod mesh_faults;
 mod mesh_given_up;
+mod mesh_manifests;
 mod mesh_off;
 mod mesh_options;
 mod mesh_records;

@@ -326,3 +326,57 @@ fn addresses_that_change_while_they_are_verified() {
     })
     .unwrap();
 }
+
+/// A pod of a StatefulSet has the name of the one before. While the watch has not told of it, its labels and service account are not those of
+/// that one.
+#[test]
+fn a_pod_is_not_the_one_that_had_its_name() {
+    let mesh = Mesh::new().unwrap();
+    let agent = mesh.start().unwrap();
+    let ztunnel = mesh.ztunnel().unwrap();
+    ztunnel.wait_snapshot(PATIENCE).unwrap();
+    let announce = |pod: &MeshPod, uid: &str| {
+        let mut event = mesh.event(pod);
+        event["PodUID"] = json!(uid);
+        mesh.post(&event.to_string()).unwrap()
+    };
+    let old = mesh.running("mesh", "web-0", &[]).unwrap();
+    wait_in(&mesh, &old).unwrap();
+    let new = mesh.sandbox("mesh", "web-0").unwrap();
+    let reply = announce(&new, &new.uid);
+    assert_eq!(reply.status, 500, "{}", agent.log().text());
+    assert_says(&reply.body, &["mesh/web-0", "not known"]);
+    assert!(new.is_clean().unwrap() && ztunnel.workloads().keys().eq([&old.uid]));
+    mesh.node.api.set_pod(new.object(&[], false));
+    eventually("the next try succeeds", PATIENCE, || {
+        let reply = announce(&new, &new.uid);
+        ensure!(reply.status == 200, "{reply:?}");
+        Ok(())
+    })
+    .unwrap();
+    wait_in(&mesh, &new).unwrap();
+    assert!(ztunnel.workloads().contains_key(&new.uid));
+    // Of a static pod the runtime knows the hash of its manifest, and the API server has a uid of its own.
+    let hash = "5f4dcc3b5aa765d61d8327deb882cf99";
+    let fixed = mesh.sandbox("mesh", "fixed").unwrap();
+    let mut object = fixed.object(&[], false);
+    object["metadata"]["annotations"] =
+        json!({"kubernetes.io/config.hash": hash, "kubernetes.io/config.mirror": hash});
+    mesh.node.api.set_pod(object);
+    eventually("the static pod is taken", PATIENCE, || {
+        let reply = announce(&fixed, hash);
+        ensure!(reply.status == 200, "{reply:?}");
+        Ok(())
+    })
+    .unwrap();
+    assert!(ztunnel.workloads().contains_key(&fixed.uid));
+    // A plugin of another version does not say it.
+    let other = mesh.sandbox("mesh", "other").unwrap();
+    mesh.node.api.set_pod(other.object(&[], false));
+    eventually("it is taken by its name", PATIENCE, || {
+        let reply = mesh.announce(&other)?;
+        ensure!(reply.status == 200, "{reply:?}");
+        Ok(())
+    })
+    .unwrap();
+}

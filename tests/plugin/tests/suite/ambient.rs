@@ -116,6 +116,19 @@ fn c02_the_event_is_the_originals() {
     assert_says(&answer.stderr, &["the node agent has taken it"]);
 }
 
+/// What the runtime calls the pod goes along where it says that. The original's agent passes it over.
+#[test]
+fn the_pods_uid_goes_along() {
+    let scene = Scene::new();
+    scene.set_pod(&json!({}), &json!({}));
+    let heard = scene.agent(OK);
+    let args = "K8S_POD_NAME=web;K8S_POD_NAMESPACE=default;K8S_POD_UID=12-34";
+    let answer = scene.node.call("ADD", "web", scene.pod.path()).env("CNI_ARGS", args).run().unwrap();
+    assert_eq!(answer.exit, Some(0), "{answer:#?}");
+    let request = heard.recv_timeout(Duration::from_secs(5)).unwrap();
+    assert!(request.ends_with(r#""Gateway":"10.77.0.1"}],"PodUID":"12-34"}"#), "{request}");
+}
+
 #[test]
 fn c02_what_is_absent_is_empty() {
     let mut scene = Scene::new();

@@ -10,6 +10,7 @@ fn the_example_of_the_specification() {
         netns: "/var/run/netns/cni-1".into(),
         name: "a".into(),
         namespace: "n".into(),
+        uid: None,
         ips: vec!["10.244.1.5".parse().unwrap()],
     };
     assert_eq!(event, wanted);
@@ -21,6 +22,8 @@ fn what_may_be_absent_or_otherwise_spelt() {
     let body = br#"{"netns":null,"podname":"a","PODNAMESPACE":"n","IPs":null,"Other":[1]}"#;
     let event = Event::parse(body).unwrap();
     assert_eq!((event.name.as_str(), event.namespace.as_str(), event.netns.as_str()), ("a", "n", ""));
+    assert_eq!(Event::parse(br#"{"PodUID":""}"#).unwrap().uid, None);
+    assert_eq!(Event::parse(br#"{"podUid":"1-2"}"#).unwrap().uid.as_deref(), Some("1-2"));
     let mapped = br#"{"IPs":[{"Address":{"IP":"::ffff:10.0.0.1","Mask":null}},{"Address":{"IP":""}},{}]}"#;
     assert_eq!(Event::parse(mapped).unwrap().ips, vec!["10.0.0.1".parse::<IpAddr>().unwrap()]);
 }
@@ -35,6 +38,7 @@ fn what_is_refused() {
         ("{\"PodName\":\"a\"", "is not JSON"),
         ("[]", "body is not an object"),
         (r#"{"PodName":1}"#, "PodName is not text"),
+        (r#"{"PodUID":7}"#, "PodUID is not text"),
         (r#"{"Netns":["/a"]}"#, "Netns is not text"),
         (r#"{"Netns":"/a\u0000b"}"#, "zero byte"),
         (r#"{"IPs":"10.0.0.1"}"#, "IPs is not a list"),

@@ -1,0 +1,60 @@
+//! Where the pods of manifests are, as the plugin noted it: a manifest says nothing of the pod that runs by it.
+
+use applied::sandbox::{self, Sandbox};
+use cluster::PodKey;
+use netns::Netns;
+
+use super::Ambient;
+use super::enrol::pod_text;
+use super::failure::Failure;
+use super::finder;
+use super::members::Member;
+use super::slots::Act;
+
+impl Ambient {
+    /// The pod's last sandbox that is not seen to be gone; none where an API server tells of pods.
+    pub(super) async fn sandbox_of(&self, key: &PodKey) -> Option<Sandbox> {
+        if !self.manifests {
+            return None;
+        }
+        let (run_dir, pod) = (self.run_dir.clone(), pod_text(key));
+        let noted = tokio::task::spawn_blocking(move || sandbox::of_pod(&run_dir, &pod)).await;
+        let noted: String = match noted {
+            Ok(Ok(noted)) => return noted.into_iter().find(|sandbox| !self.is_over(sandbox)),
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        self.log.warn(&noted, &[("pod", &pod_text(key))]);
+        None
+    }
+
+    /// Whether this agent sees where the sandbox's file was, and not the file.
+    fn is_over(&self, sandbox: &Sandbox) -> bool {
+        let path = self.config.on_node(&sandbox.path.to_string_lossy());
+        match Netns::open(&path) {
+            Ok(netns) => netns.id() != sandbox.origin.netns,
+            Err(error) => error.is_missing() && path.parent().is_some_and(std::path::Path::is_dir),
+        }
+    }
+
+    /// The namespace that the plugin noted, if this agent sees it, else by a process of the pod.
+    pub(super) async fn locate_noted(&self, member: &mut Member, noted: Sandbox) -> Result<(), Failure> {
+        let Sandbox { origin, path } = noted;
+        member.call(Some(origin.uid));
+        let (host, on_node) = (self.host()?.id(), self.config.on_node(&path.to_string_lossy()));
+        let (id, ips) = (origin.netns, origin.addresses.clone());
+        let opened = self.in_pod(&member.key, Act::Identify, move || {
+            let netns = Netns::open(on_node).ok().filter(|netns| netns.id() == id)?;
+            netns::find::belongs_to(&netns, host, &ips, &finder::addresses).ok()?;
+            Some(netns)
+        });
+        match opened.await? {
+            Some(netns) => {
+                member.move_to(netns);
+                (member.given, member.held) = (true, false);
+                Ok(())
+            }
+            None => self.look_for(member, &origin.addresses).await,
+        }
+    }
+}
