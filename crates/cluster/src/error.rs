@@ -90,6 +90,16 @@ pub enum Error {
         /// In bytes.
         limit: usize,
     },
+    /// A list has more objects, or more bytes, than any that this agent asks for.
+    #[error(
+        "{operation}: the list has more than {limit}, so it is not used and what was known before stays; look at what answers for the API server"
+    )]
+    Endless {
+        /// What was attempted.
+        operation: String,
+        /// Such as `100000 objects`.
+        limit: String,
+    },
     /// The answer is not what an API server says.
     #[error(
         "{operation}: the answer is not understood: {reason}; something between here and the API server may have changed it"
@@ -138,7 +148,10 @@ impl Error {
             Self::Status { code: 429 | 503, .. } => "overloaded",
             Self::Status { .. } => "status",
             Self::Behind { .. } => "behind",
-            Self::TooLarge { .. } | Self::NotUnderstood { .. } | Self::ClosedEarly { .. } => "malformed",
+            Self::TooLarge { .. }
+            | Self::Endless { .. }
+            | Self::NotUnderstood { .. }
+            | Self::ClosedEarly { .. } => "malformed",
         }
     }
 

@@ -50,6 +50,8 @@ struct Round {
     number: u64,
     /// Whether one was complete.
     complete: bool,
+    /// The number of the last one that was.
+    committed: u64,
 }
 
 #[derive(Debug, Default)]
@@ -67,6 +69,8 @@ struct Marked<T> {
     value: T,
     /// The list that contained it, or during which it was applied.
     round: u64,
+    /// The same of when it was applied first.
+    added: u64,
 }
 
 // === impl Index ===
@@ -80,7 +84,7 @@ impl Index {
         let key = key_of(pod.namespace(), pod.name(), &pod);
         let pods = &mut self.namespaces.entry(key.namespace.clone()).or_default().pods;
         let Some(old) = pods.get_mut(&key.name) else {
-            pods.insert(key.name.clone(), Marked { value: pod, round });
+            pods.insert(key.name.clone(), Marked { value: pod, round, added: round });
             return vec![key];
         };
         old.round = round;
@@ -113,7 +117,7 @@ impl Index {
 
     /// The list is complete: pods that were not applied since [`Self::begin_pods`] are gone. Returns them.
     pub fn commit_pods(&mut self) -> Vec<PodKey> {
-        self.pods.complete = true;
+        (self.pods.complete, self.pods.committed) = (true, self.pods.number);
         let round = self.pods.number;
         let mut gone = Vec::new();
         for (namespace, entry) in &mut self.namespaces {
@@ -139,11 +143,11 @@ impl Index {
             && let Some(labels) = namespace_labels
         {
             let value = labels.iter().map(|(key, value)| (key.as_str().into(), value.as_str().into()));
-            entry.labels = Some(Marked { value: value.collect(), round: REMEMBERED });
+            entry.labels = Some(Marked { value: value.collect(), round: REMEMBERED, added: 0 });
         }
         if !self.pods.complete && !entry.pods.contains_key(pod.name()) {
             let name = pod.name().to_owned();
-            entry.pods.insert(name, Marked { value: pod, round: REMEMBERED });
+            entry.pods.insert(name, Marked { value: pod, round: REMEMBERED, added: 0 });
         }
         self.namespaces.retain(|_, entry| !entry.is_empty());
     }
@@ -152,6 +156,60 @@ impl Index {
     pub fn is_remembered(&self, namespace: &str, name: &str) -> bool {
         let pod = self.namespaces.get(namespace).and_then(|entry| entry.pods.get(name));
         pod.is_some_and(|pod| pod.round == REMEMBERED)
+    }
+
+    /// The list is not to be believed: what the lists since the last complete one have added goes again. Returns the pods. Where `most` is given
+    /// this is done only if they have added more than that, so that lists that never end well do not fill the memory.
+    pub(crate) fn abandon_pods(&mut self, most: Option<usize>) -> Vec<PodKey> {
+        let committed = self.pods.committed;
+        let added = self.namespaces.values().flat_map(|entry| entry.pods.values());
+        if most.is_some_and(|most| added.filter(|pod| pod.added > committed).count() <= most) {
+            return Vec::new();
+        }
+        let mut gone = Vec::new();
+        for (namespace, entry) in &mut self.namespaces {
+            entry.pods.retain(|name, pod| {
+                let stays = pod.added <= committed;
+                if !stays {
+                    gone.push(key_of(namespace, name, &pod.value));
+                }
+                stays
+            });
+        }
+        self.namespaces.retain(|_, entry| !entry.is_empty());
+        gone
+    }
+
+    /// The same of namespaces.
+    pub(crate) fn abandon_namespaces(&mut self, most: Option<usize>) -> Vec<PodKey> {
+        let committed = self.labels.committed;
+        let added = self.namespaces.values().filter_map(|entry| entry.labels.as_ref());
+        if most.is_some_and(|most| added.filter(|labels| labels.added > committed).count() <= most) {
+            return Vec::new();
+        }
+        let mut changed = Vec::new();
+        for (namespace, entry) in &mut self.namespaces {
+            if entry.labels.take_if(|labels| labels.added > committed).is_some() {
+                changed.extend(entry.keys(namespace));
+            }
+        }
+        self.namespaces.retain(|_, entry| !entry.is_empty());
+        changed
+    }
+
+    /// A pod that was asked for by itself is there, whatever becomes of the list that runs.
+    pub(crate) fn vouch_for_pod(&mut self, namespace: &str, name: &str) {
+        let entry = self.namespaces.get_mut(namespace).and_then(|entry| entry.pods.get_mut(name));
+        if let Some(pod) = entry {
+            pod.added = 0;
+        }
+    }
+
+    /// The same of a namespace.
+    pub(crate) fn vouch_for_namespace(&mut self, name: &str) {
+        if let Some(labels) = self.namespaces.get_mut(name).and_then(|entry| entry.labels.as_mut()) {
+            labels.added = 0;
+        }
     }
 
     /// A pod is still there, though what is said of it cannot be read: what was known of it stays.
@@ -194,7 +252,8 @@ impl Index {
                 Vec::new()
             }
             known => {
-                *known = Some(Marked { value, round });
+                let added = known.as_ref().map_or(round, |known| known.added);
+                *known = Some(Marked { value, round, added });
                 self.pods_in(name)
             }
         }
@@ -218,7 +277,7 @@ impl Index {
     /// The list is complete: the labels of namespaces that were not applied since [`Self::begin_namespaces`] are gone. Returns their
     /// pods.
     pub fn commit_namespaces(&mut self) -> Vec<PodKey> {
-        self.labels.complete = true;
+        (self.labels.complete, self.labels.committed) = (true, self.labels.number);
         let round = self.labels.number;
         let mut changed = Vec::new();
         for (namespace, entry) in &mut self.namespaces {

@@ -80,6 +80,10 @@ pub struct Limits {
     pub silence: Duration,
     /// How long a watch has to stand to count as working, when nothing comes.
     pub settle: Duration,
+    /// Objects of a whole list, over all of its pages.
+    pub objects: usize,
+    /// Their bytes, as they come.
+    pub bytes: usize,
 }
 
 impl Default for Limits {
@@ -88,6 +92,10 @@ impl Default for Limits {
             answer: Duration::from_secs(30),
             silence: Duration::from_secs(90),
             settle: Duration::from_secs(1),
+            // Ten times the namespaces that Kubernetes is made for, and a hundred times the pods of a node.
+            objects: 100_000,
+            // A node's pods have some KB each.
+            bytes: 256 << 20,
         }
     }
 }

@@ -226,6 +226,15 @@ impl Kind {
         }
     }
 
+    /// What the lists since the last complete one have added goes again; where `most` is given only if it is more than that.
+    pub(super) fn abandon(&self, index: &mut Index, most: Option<usize>) -> Vec<PodKey> {
+        match self {
+            Self::Pods { .. } => index.abandon_pods(most),
+            Self::Namespaces => index.abandon_namespaces(most),
+            Self::DaemonSet { .. } | Self::Node { .. } => Vec::new(),
+        }
+    }
+
     /// What a list or watch says of an object; `version` is the object's.
     pub(super) fn apply(&self, index: &mut Index, item: Item, version: u64) -> Vec<PodKey> {
         let (namespace, name) = self.key(&item);
@@ -270,6 +279,10 @@ impl Kind {
                 Self::Pods { .. } => index.doubt_pod(&namespace, &name),
                 _ => index.doubt_namespace(&name),
             }
+        }
+        match self {
+            Self::Pods { .. } => index.vouch_for_pod(&namespace, &name),
+            _ => index.vouch_for_namespace(&name),
         }
         changed
     }

@@ -61,6 +61,9 @@ impl<'a> Reflector<'a> {
                     self.reporter.tell(Event::Relisted { what: self.kind.what() });
                 }
                 Err(error) => {
+                    // Of a list that broke off what came stays, within bounds: it was said by the API server.
+                    let most = (!matches!(error, Error::Endless { .. })).then_some(self.limits.objects);
+                    self.reporter.update(|index| self.kind.abandon(index, most));
                     let behind = matches!(error, Error::Behind { .. }) || error.is_expired();
                     self.behind = if behind { self.behind + 1 } else { 0 };
                     self.standing.failed(error).await;
@@ -86,9 +89,9 @@ impl<'a> Reflector<'a> {
             self.kind.begin(index);
             Vec::new()
         });
-        let mut next = String::new();
+        let (mut next, mut read) = (String::new(), Amount::default());
         loop {
-            let page = self.page(&operation, &since, &next).await?;
+            let page = self.page(&operation, &since, &next, &mut read).await?;
             if page.next.is_empty() {
                 if page.resource_version.is_empty() {
                     return Err(Error::NotUnderstood { operation, reason: "has no version".into() });
@@ -101,7 +104,13 @@ impl<'a> Reflector<'a> {
     }
 
     /// Reads a page into the index, object by object: a list from the server's cache has all of them in one page.
-    async fn page(&self, operation: &str, since: &Since, next: &str) -> Result<PageMetadata, Error> {
+    async fn page(
+        &self,
+        operation: &str,
+        since: &Since,
+        next: &str,
+        read: &mut Amount,
+    ) -> Result<PageMetadata, Error> {
         let not_understood = |reason| Error::NotUnderstood { operation: operation.into(), reason };
         let check = |page: &Page| {
             if !self.kind.is_list(page) {
@@ -127,6 +136,7 @@ impl<'a> Reflector<'a> {
                 // Before anything of it is applied; API servers write the version first.
                 check(&begun)?;
             }
+            read.add(operation, item.len(), self.limits)?;
             let item: &RawValue =
                 serde_json::from_slice(&item).map_err(|error| not_understood(place(&error)))?;
             match self.kind.read(item) {
@@ -136,6 +146,7 @@ impl<'a> Reflector<'a> {
         }
         let page = Page::parse(items.rest(), true).map_err(not_understood)?;
         check(&page)?;
+        read.next_page(operation, self.limits)?;
         Ok(page.metadata)
     }
 
@@ -276,6 +287,37 @@ impl<'a> Reflector<'a> {
     }
 }
 
+/// What was read of a list, over all of its pages.
+#[derive(Debug, Default)]
+struct Amount {
+    objects: usize,
+    bytes: usize,
+    pages: usize,
+}
+
+impl Amount {
+    fn add(&mut self, operation: &str, bytes: usize, limits: Limits) -> Result<(), Error> {
+        (self.objects, self.bytes) = (self.objects + 1, self.bytes.saturating_add(bytes));
+        let limit = if self.objects > limits.objects {
+            format!("{} objects", limits.objects)
+        } else if self.bytes > limits.bytes {
+            format!("{} bytes", limits.bytes)
+        } else {
+            return Ok(());
+        };
+        Err(Error::Endless { operation: operation.into(), limit })
+    }
+
+    /// Pages without objects are bounded like objects.
+    fn next_page(&mut self, operation: &str, limits: Limits) -> Result<(), Error> {
+        self.pages += 1;
+        if self.pages <= limits.objects {
+            return Ok(());
+        }
+        Err(Error::Endless { operation: operation.into(), limit: format!("{} pages", limits.objects) })
+    }
+}
+
 /// A version that can be compared, or 0.
 pub(super) fn number(version: &str) -> u64 {
     version.parse().unwrap_or_default()
@@ -285,4 +327,29 @@ pub(super) fn number(version: &str) -> u64 {
 fn random() -> u32 {
     use std::hash::BuildHasher;
     std::collections::hash_map::RandomState::new().hash_one(0) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_is_bounded_over_all_of_its_pages() {
+        let limits = Limits { objects: 3, bytes: 10, ..Limits::default() };
+        let add =
+            |read: &mut Amount, bytes| read.add("list", bytes, limits).map_err(|error| error.to_string());
+        let mut read = Amount::default();
+        for _ in 0..3 {
+            add(&mut read, 3).unwrap();
+            read.next_page("list", limits).unwrap();
+        }
+        assert!(add(&mut read, 0).unwrap_err().contains("more than 3 objects, so it is not used"));
+        let mut read = Amount::default();
+        add(&mut read, 9).unwrap();
+        assert!(add(&mut read, 2).unwrap_err().contains("more than 10 bytes"));
+        // Pages without objects never end otherwise.
+        let mut read = Amount::default();
+        let pages = (0..9).find_map(|_| read.next_page("list", limits).err()).unwrap();
+        assert!(pages.to_string().contains("more than 3 pages"), "{pages}");
+    }
 }

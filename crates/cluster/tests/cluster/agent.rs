@@ -20,6 +20,8 @@ pub(crate) const LIMITS: Limits = Limits {
     answer: Duration::from_secs(2),
     silence: Duration::from_millis(1500),
     settle: Duration::from_millis(100),
+    objects: 4000,
+    bytes: 16 << 20,
 };
 
 pub(crate) struct Agent {

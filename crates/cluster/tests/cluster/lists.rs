@@ -4,7 +4,7 @@ use cluster::What;
 use serde_json::{Value, json};
 use testkit::apiserver::{Fault, Resource, Snapshot, WatchFault};
 
-use crate::agent::{Agent, Setup, pod};
+use crate::agent::{Agent, LIMITS, Setup, pod};
 
 /// A cluster in which every sixth pod, or so, is on this node.
 fn large_cluster() -> Setup {
@@ -133,4 +133,45 @@ async fn a_cache_that_stays_behind_is_left_for_the_store() {
     setup.server.serve_behind(None);
     setup.set_pod("later", "1");
     agent.until("the next pod", |agent| agent.pods().len() == 601).await;
+}
+
+/// A list of pods `<prefix>-0`, …, each with an annotation of so many bytes.
+fn list_of(prefix: &str, pods: usize, bytes: usize) -> Fault {
+    let text = "x".repeat(bytes);
+    let items: Vec<Value> = (0..pods)
+        .map(|number| {
+            let mut pod = pod("shop", &format!("{prefix}-{number}"), "1");
+            pod["metadata"]["annotations"] = json!({"sidecar.istio.io/status": text});
+            pod
+        })
+        .collect();
+    let metadata = json!({"resourceVersion": "999999"});
+    Fault::Body(
+        json!({"kind": "PodList", "apiVersion": "v1", "metadata": metadata, "items": items}).to_string(),
+    )
+}
+
+/// Too many objects, too many bytes: nothing of it stays, the error says so, and what was known is as it was.
+#[tokio::test]
+async fn a_list_that_is_too_large_changes_nothing() {
+    for (pods, bytes, text) in
+        [(LIMITS.objects + 1, 0, "more than 4000 objects"), (40, 512 << 10, "more than 16777216 bytes")]
+    {
+        let setup = Setup::new();
+        setup.set_pod("web", "1");
+        let agent = setup.synced_agent().await;
+        agent.forget();
+        // A list, and not the watch.
+        setup.server.fail_path("resourceVersionMatch=NotOlderThan", 1, list_of("stranger", pods, bytes));
+        setup.server.compact();
+        setup.server.disturb_watches(Resource::Pods, WatchFault::Error(410));
+        let says = |failure: &(String, _)| {
+            failure.0.contains("list pods of node n1: the list has") && failure.0.contains(text)
+        };
+        agent.until(text, |agent| agent.failures(What::Pods).iter().any(says)).await;
+        // The next list is good.
+        setup.set_pod("next", "1");
+        agent.until("the next list", |agent| agent.pods() == ["shop/next", "shop/web"]).await;
+        assert!(!agent.cluster.index().pods().any(|pod| pod.name().starts_with("stranger")));
+    }
 }
