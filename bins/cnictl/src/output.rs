@@ -69,14 +69,11 @@ pub(crate) fn finish(result: Result<Answer>) -> ExitCode {
         Answer { text: String::new(), problem: Some(format!("{error:#}")), exit }
     });
     let mut stdout = io::stdout().lock();
-    let printed = stdout.write_all(answer.text.as_bytes()).and_then(|()| stdout.flush());
+    let printed = stdout.write_all(printable(&answer.text).as_bytes()).and_then(|()| stdout.flush());
     if let Some(problem) = answer.problem {
         // Nobody is left to tell when standard error is closed.
-        let _ = writeln!(
-            io::stderr(),
-            "{} {problem}",
-            paint_if(io::stderr().is_terminal(), "error:", Colour::Red)
-        );
+        let text = format!("{} {problem}", paint_if(io::stderr().is_terminal(), "error:", Colour::Red));
+        let _ = writeln!(io::stderr(), "{}", printable(&text));
     }
     match printed {
         // A reader that has seen enough, such as head, is no failure.
@@ -99,8 +96,10 @@ pub(crate) fn structured(format: Format, value: &impl Serialize) -> Result<Strin
     Ok(serde_json::to_string_pretty(value).context("write the result as JSON")? + "\n")
 }
 
-/// Rows as columns that are as wide as their longest cell.
+/// Rows as columns that are as wide as their longest cell. No cell makes a line of its own.
 pub(crate) fn columns(rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| row.iter().map(|cell| one_line(cell)).collect()).collect();
     let count = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
@@ -118,10 +117,51 @@ pub(crate) fn columns(rows: &[Vec<String>]) -> String {
     })
 }
 
-/// A text that names what others wrote, such as files: nothing of it may steer a terminal.
+/// A text in which others have a say, such as names of files and pods, on one line.
 pub(crate) fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    text.chars().fold(String::new(), |out, c| match c {
+        '\n' | '\t' => escape(out, c),
+        _ => out + c.encode_utf8(&mut [0; 4]),
+    })
 }
+
+/// What may be written to a terminal: everything that would steer it, or show a text in another order than it has, is written as its number, in the
+/// form that JSON and YAML have for it too. Every text goes through here last; colours of ours come in here and nowhere else.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars().fold(String::new(), |mut out, c| match c {
+        '\n' | '\t' => out + c.encode_utf8(&mut [0; 4]),
+        RED..=PLAIN => {
+            out.push_str(COLOURS[(u32::from(c) - u32::from(RED)) as usize]);
+            out
+        }
+        c if c.is_control() || is_unseen(c) => escape(out, c),
+        c => out + c.encode_utf8(&mut [0; 4]),
+    })
+}
+
+fn escape(mut out: String, c: char) -> String {
+    let mut units = [0; 2];
+    for unit in c.encode_utf16(&mut units) {
+        // Writing to a String cannot fail.
+        let _ = write!(out, "\\u{unit:04x}");
+    }
+    out
+}
+
+/// Marks of direction, separators of lines, joiners and other characters of no width, tags: what is not seen and changes what is.
+fn is_unseen(c: char) -> bool {
+    matches!(c,
+        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+        | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
+/// Characters for private use that stand for a colour in a text until it is printed.
+const RED: char = '\u{10fff0}';
+const GREEN: char = '\u{10fff1}';
+const YELLOW: char = '\u{10fff2}';
+const PLAIN: char = '\u{10fff3}';
+/// What a terminal takes for them, in the same order.
+const COLOURS: [&str; 4] = ["\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[0m"];
 
 /// The text in colour where standard output is a terminal and nobody objects (https://no-color.org).
 pub(crate) fn paint(text: &str, colour: Colour) -> String {
@@ -130,12 +170,12 @@ pub(crate) fn paint(text: &str, colour: Colour) -> String {
 
 fn paint_if(terminal: bool, text: &str, colour: Colour) -> String {
     let wanted = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let code = match colour {
-        Colour::Green => 32,
-        Colour::Yellow => 33,
-        Colour::Red => 31,
+    let mark = match colour {
+        Colour::Green => GREEN,
+        Colour::Yellow => YELLOW,
+        Colour::Red => RED,
     };
-    if wanted { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    if wanted { format!("{mark}{text}{PLAIN}") } else { text.to_owned() }
 }
 
 #[cfg(test)]
@@ -151,11 +191,39 @@ mod tests {
 
     #[test]
     fn nothing_that_others_wrote_steers_the_terminal() {
-        assert_eq!(one_line("a\u{1b}[2J\nb"), "a [2J b");
+        for (text, printed) in [
+            ("a\u{1b}[2J\u{7}b", "a\\u001b[2J\\u0007b"),
+            // C1 is one byte on some terminals, and an escape on all
+            ("a\u{9b}31mb\u{7f}", "a\\u009b31mb\\u007f"),
+            ("web\u{202e}lmth.\u{2066}", "web\\u202elmth.\\u2066"),
+            ("a\u{200b}b\u{feff}\r", "a\\u200bb\\ufeff\\u000d"),
+            ("\u{e0041}", "\\udb40\\udc41"),
+            ("Ünïcödé 漢字 \u{5e9}", "Ünïcödé 漢字 \u{5e9}"),
+            ("two\n\tlines", "two\n\tlines"),
+        ] {
+            assert_eq!(printable(text), printed);
+        }
+        assert_eq!(printable(&one_line("a\nb\tc\u{1b}")), "a\\u000ab\\u0009c\\u001b");
+        let row = vec!["a\nhealthy: yes".to_owned(), "b".to_owned()];
+        assert_eq!(columns(&[row]), "a\\u000ahealthy: yes   b\n");
+    }
+
+    /// What a program reads is valid and says the same.
+    #[test]
+    fn json_and_yaml_stay_what_they_are() {
+        let value = serde_json::json!({"name": "a\u{1b}[2J\u{9b}\u{202e}\u{e0041}\nb"});
+        let json = printable(&structured(Format::Json, &value).unwrap());
+        assert!(!json.contains(|c: char| c != '\n' && (c.is_control() || is_unseen(c))), "{json:?}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap(), value);
+        let yaml = printable(&structured(Format::Yaml, &value).unwrap());
+        assert!(!yaml.contains(|c: char| c != '\n' && (c.is_control() || is_unseen(c))), "{yaml:?}");
+        let read: serde_json::Value = serde_saphyr::from_str(&yaml).unwrap();
+        assert!(read["name"].as_str().unwrap().contains("[2J"), "{yaml}");
     }
 
     #[test]
     fn nothing_is_painted_without_a_terminal() {
         assert_eq!(paint_if(false, "x", Colour::Red), "x");
+        assert_eq!(printable(&paint_if(true, "x", Colour::Red)), "\x1b[31mx\x1b[0m");
     }
 }

@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use ruleset::{ALL_BITS, Backend, Families, Family, Ruleset, Step, Table, Transaction, iptables, nft};
 use serde::Serialize;
 
-use crate::output::{Answer, Format, structured};
+use crate::output::{Answer, Format, one_line, structured};
 use crate::rules::{RuleReport, describe};
 use crate::subject::{Captured, PodName, Subject, SubjectArgs};
 
@@ -112,10 +112,11 @@ impl Args {
     }
 
     fn text(&self, captured: &Captured) -> Result<String> {
-        let mut out = format!("# pod {}: {}\n", captured.pod, captured.summary());
+        // Read by nft and iptables-restore: what a manifest says stays in its comment.
+        let mut out = one_line(&format!("# pod {}: {}", captured.pod, captured.summary())) + "\n";
         for warning in &captured.warnings {
             // Writing to a String cannot fail, here and below.
-            let _ = writeln!(out, "# warning: {warning}");
+            let _ = writeln!(out, "# warning: {}", one_line(&warning.to_string()));
         }
         for command in self.routing(captured) {
             let _ = writeln!(out, "# first: {command}");
@@ -205,7 +206,12 @@ impl Args {
 }
 
 fn skipped(pod: &PodName, skip: &Skip) -> String {
-    format!("# pod {pod}: not captured, no rules\n# {}: {}\n", skip.reason.name(), skip.detail)
+    let pod = one_line(&pod.to_string());
+    format!(
+        "# pod {pod}: not captured, no rules\n# {}: {}\n",
+        skip.reason.name(),
+        one_line(&skip.detail.to_string())
+    )
 }
 
 /// The text for iptables-restore, each rule after a comment with its reason.

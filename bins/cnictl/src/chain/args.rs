@@ -12,7 +12,7 @@ use super::cache::{Cache, Entry};
 use super::conflist::Conflist;
 use super::report::Report;
 use super::run::{Chain, Journal};
-use crate::output::{Answer, Format, columns, structured};
+use crate::output::{Answer, Format, columns, printable, structured};
 use crate::pod;
 
 const ADD_EXAMPLES: &str = "\
@@ -184,7 +184,7 @@ impl RunArgs {
 
     fn answer(&self, report: &Report) -> Result<Answer> {
         if self.verbose {
-            eprint!("{}", report.logs());
+            eprint!("{}", printable(&report.logs()));
         }
         report.answer(self.output, self.stats)
     }

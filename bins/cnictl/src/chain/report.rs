@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::attachment::Attachment;
 use super::run::{Journal, PluginRun};
-use crate::output::{Answer, Format, columns, structured};
+use crate::output::{Answer, Format, columns, one_line, structured};
 
 /// A verb over a chain.
 #[derive(Debug, Serialize)]
@@ -91,7 +91,8 @@ impl Report {
     /// What the plugins wrote to standard error, each line with the plugin's name.
     pub(super) fn logs(&self) -> String {
         let runs = self.plugins.iter().chain(&self.rollback);
-        let lines = runs.flat_map(|run| run.log.lines().map(|line| format!("{}: {line}\n", run.plugin)));
+        let lines = runs
+            .flat_map(|run| run.log.lines().map(|line| one_line(&format!("{}: {line}", run.plugin)) + "\n"));
         lines.collect()
     }
 
@@ -112,16 +113,17 @@ impl Report {
         }
         let mut out = columns(&rows);
         for run in self.plugins.iter().chain(&self.rollback) {
-            out.extend(run.details().map(|line| format!("{}: {line}\n", run.plugin)));
+            out.extend(run.details().map(|line| one_line(&format!("{}: {line}", run.plugin)) + "\n"));
         }
         if let Some(result) = &self.result {
             let addresses = addresses(result);
             let addresses = if addresses.is_empty() { "no address".to_owned() } else { addresses.join(", ") };
             let attachment = self.attachment.as_ref().map_or("", |attachment| attachment.ifname.as_str());
-            out.push_str(&format!("\n{}: {attachment} has {addresses}\n", self.network));
+            let text = one_line(&format!("{}: {attachment} has {addresses}", self.network));
+            out.push_str(&format!("\n{text}\n"));
         }
         if let Some(note) = &self.note {
-            out.push_str(&format!("{}: {note}\n", self.network));
+            out.push_str(&(one_line(&format!("{}: {note}", self.network)) + "\n"));
         }
         out
     }

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::places::{PlaceArgs, Places, directory};
 use super::{agent, host_side};
-use crate::output::{Answer, Format, Usage, one_line, structured};
+use crate::output::{Answer, Format, Usage, one_line, printable, structured};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -216,7 +216,7 @@ fn confirm(plan: &Report) -> Result<()> {
         );
     }
     let mut stderr = io::stderr().lock();
-    write!(stderr, "{}Pods will start without capture. Go on? [y/N] ", plan.table())?;
+    write!(stderr, "{}Pods will start without capture. Go on? [y/N] ", printable(&plan.table()))?;
     stderr.flush()?;
     if is_yes(&mut io::stdin().lock()).context("read the answer")? {
         return Ok(());

@@ -7,6 +7,7 @@ mod documents;
 mod explain;
 mod fake;
 mod help;
+mod hostile;
 mod input;
 mod machine;
 mod render;

@@ -250,10 +250,10 @@ fn names_that_others_wrote_do_not_steer_the_terminal() {
         .files
         .write("net.d/10-net.conflist", r#"{"name": "a\u001b[2Jb\nhealthy", "plugins": [{"type": "x"}]}"#);
     let run = machine.run("status");
-    assert!(run.stdout.contains("Network         a [2Jb healthy: x\n"), "{run:?}");
+    assert!(run.stdout.contains("Network         a\\u001b[2Jb\\u000ahealthy: x\n"), "{run:?}");
     fs::remove_file(machine.path("net.d/10-net.conflist")).unwrap();
     machine.files.write("net.d/10-\u{1b}[2J.conflist", r#"{"name": "a", "plugins": [{"type": "x"}]}"#);
-    let run = machine.run("status").fails(1, &["the plugin is not in NODE/net.d/10- [2J.conflist"]);
+    let run = machine.run("status").fails(1, &["the plugin is not in NODE/net.d/10-\\u001b[2J.conflist"]);
     assert!(!format!("{}{}", run.stdout, run.stderr).contains('\u{1b}'), "{run:?}");
 }
 
