@@ -43,7 +43,7 @@ impl Ambient {
     async fn tell_what_stays(self: &Arc<Self>, lack: &str) {
         let recorded = self.recorded().await;
         let why = format!(
-            "this agent has no right to enter pods ({lack}); delete these pods, or give it the right (repair.repairPods of the chart)"
+            "this agent has no right to enter pods ({lack}); delete these pods, or give it the right (agent.takePodsOutOfAmbient of the chart)"
         );
         loop {
             let left = self.left(&recorded);

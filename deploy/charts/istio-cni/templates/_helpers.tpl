@@ -51,7 +51,7 @@ operator.istio.io/component: Cni
 
 {{/* Whether the agent enters pods' network namespaces: "true" or nothing. Takes the values. */}}
 {{- define "istio-cni.enters" -}}
-{{- if or .ambient.enabled (and .repair.enabled .repair.repairPods) }}true{{ end }}
+{{- if or .ambient.enabled .agent.takePodsOutOfAmbient }}true{{ end }}
 {{- end -}}
 
 {{/* Whether the agent's pod uses the node's network: "true" or nothing. Takes the values. */}}

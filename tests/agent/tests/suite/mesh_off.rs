@@ -175,7 +175,7 @@ fn an_agent_that_may_not_enter_pods_says_so_until_they_are_gone() {
     let agent = scene.sidecar_mode().behind(&without).ready().unwrap();
     let said = wait_notice(
         &agent,
-        &["2 (mesh/api, mesh/web)", "the capabilities NET_ADMIN, SYS_ADMIN", "repair.repairPods"],
+        &["2 (mesh/api, mesh/web)", "the capabilities NET_ADMIN, SYS_ADMIN", "agent.takePodsOutOfAmbient"],
     );
     assert!(said.len() < 400, "{said}");
     agent.log().wait_for(&["\twarn\t", "ambient mode is off, and pods have rules"], PATIENCE).unwrap();

@@ -16,23 +16,28 @@ use std::sync::OnceLock;
 
 use chart::Objects;
 
-/// `repair.*` and `ambient.enabled`.
+/// `repair.enabled`, `agent.takePodsOutOfAmbient`, the values of `repair` that bring nothing, and `ambient.enabled`.
 #[derive(Clone, Copy, Debug)]
 struct Features {
-    enabled: bool,
     repair: bool,
-    delete: bool,
-    label: bool,
+    out_of_ambient: bool,
+    idle: bool,
     ambient: bool,
 }
 
 impl Features {
     fn render(self) -> Objects {
-        let Self { enabled, repair, delete, label, ambient } = self;
+        let Self { repair, out_of_ambient, idle, ambient } = self;
         let repair = format!(
-            "repair.enabled={enabled},repair.repairPods={repair},repair.deletePods={delete},repair.labelPods={label}"
+            "repair.enabled={repair},repair.repairPods={idle},repair.deletePods={idle},repair.labelPods={idle}"
         );
-        chart::render_set(&[&repair, &format!("ambient.enabled={ambient}")]).unwrap()
+        let ambient = format!("ambient.enabled={ambient},agent.takePodsOutOfAmbient={out_of_ambient}");
+        chart::render_set(&[&repair, &ambient]).unwrap()
+    }
+
+    /// Whether the agent enters pods' network namespaces.
+    fn enters(self) -> bool {
+        self.ambient || self.out_of_ambient
     }
 }
 
@@ -40,13 +45,12 @@ impl Features {
 fn combinations() -> &'static [(Features, Objects)] {
     static ALL: OnceLock<Vec<(Features, Objects)>> = OnceLock::new();
     ALL.get_or_init(|| {
-        (0..32_u8)
+        (0..16_u8)
             .map(|bits| Features {
-                enabled: bits & 1 != 0,
-                repair: bits & 2 != 0,
-                delete: bits & 4 != 0,
-                label: bits & 8 != 0,
-                ambient: bits & 16 != 0,
+                repair: bits & 1 != 0,
+                out_of_ambient: bits & 2 != 0,
+                idle: bits & 4 != 0,
+                ambient: bits & 8 != 0,
             })
             .map(|features| (features, features.render()))
             .collect()

@@ -102,10 +102,10 @@ fn the_config_map_has_the_originals_keys_with_any_features() {
     for (features, objects) in combinations() {
         assert_eq!(keys(objects), ALWAYS, "{features:?}");
         for (key, value) in [
-            ("REPAIR_ENABLED", features.enabled),
-            ("REPAIR_REPAIR_PODS", features.repair),
-            ("REPAIR_DELETE_PODS", features.delete),
-            ("REPAIR_LABEL_PODS", features.label),
+            ("REPAIR_ENABLED", features.repair),
+            ("REPAIR_REPAIR_PODS", features.idle),
+            ("REPAIR_DELETE_PODS", features.idle),
+            ("REPAIR_LABEL_PODS", features.idle),
             ("AMBIENT_ENABLED", features.ambient),
         ] {
             assert_eq!(objects.option(key), Some(value.to_string().as_str()), "{key} with {features:?}");

@@ -8,37 +8,18 @@ const PODS: &str = "core namespaces,nodes,pods: get,list,watch";
 const DAEMON_SET: &str = "apps daemonsets[istio-cni-node]: get,list,watch";
 /// About pods, and about the agent's own: a port that is taken, another agent on the node.
 const EVENTS: &str = "core events: create";
-const EVENTS_OF_REPAIR: &str = "core events: create,patch";
 const MARKS: &str = "core pods/status: patch";
 
 /// N-14.
 #[test]
 fn rights_follow_from_the_features() {
     for (features, objects) in combinations() {
-        let enters = features.ambient || (features.enabled && features.repair);
-        let rights =
-            if enters { &[PODS, DAEMON_SET, EVENTS, MARKS][..] } else { &[PODS, DAEMON_SET, EVENTS] };
-        assert_eq!(objects.rights("istio-cni"), rights, "{features:?}");
-
-        if features.enabled {
-            let mut repair = vec![EVENTS_OF_REPAIR, "core pods: get,list,watch"];
-            match (features.repair, features.delete, features.label) {
-                (false, true, _) => repair.push("core pods: delete"),
-                (false, false, true) => repair.push("core pods/status: patch,update"),
-                (true, ..) | (false, false, false) => {}
-            }
-            assert_eq!(objects.rights("istio-cni-repair-role"), repair, "{features:?}");
-        }
-        if features.ambient {
-            assert_eq!(
-                objects.rights("istio-cni-ambient"),
-                ["core pods/status: patch,update", EVENTS],
-                "{features:?}"
-            );
-        }
+        let always = [PODS, DAEMON_SET, EVENTS];
+        let more = if features.out_of_ambient { &[MARKS][..] } else { &[] };
+        assert_eq!(objects.rights("istio-cni"), [&always[..], more].concat(), "{features:?}");
         for (role, binding, there) in [
             ("istio-cni", "istio-cni", true),
-            ("istio-cni-repair-role", "istio-cni-repair-rolebinding", features.enabled),
+            ("istio-cni-repair-role", "istio-cni-repair-rolebinding", features.repair),
             ("istio-cni-ambient", "istio-cni-ambient", features.ambient),
         ] {
             assert_eq!(objects.find("ClusterRole", role).is_some(), there, "{role} with {features:?}");
@@ -48,6 +29,9 @@ fn rights_follow_from_the_features() {
                 "{binding} with {features:?}"
             );
             if there {
+                if role != "istio-cni" {
+                    assert_eq!(objects.rights(role), [MARKS], "{features:?}");
+                }
                 let binding = objects.get("ClusterRoleBinding", binding);
                 assert_eq!(binding["roleRef"]["name"], role);
                 let account =
@@ -60,26 +44,30 @@ fn rights_follow_from_the_features() {
 
 #[test]
 fn an_open_failure_policy_may_tell_about_it() {
-    let rights = |policy: &str| {
-        let policy = format!("agent.failurePolicy={policy}");
-        render_set(&[&policy, "repair.repairPods=false"]).unwrap().rights("istio-cni")
-    };
+    let rights =
+        |policy: &str| render_set(&[&format!("agent.failurePolicy={policy}")]).unwrap().rights("istio-cni");
     assert_eq!(rights("open"), [PODS, DAEMON_SET, EVENTS, MARKS]);
     assert_eq!(rights("closed"), [PODS, DAEMON_SET, EVENTS]);
 }
 
 #[test]
 fn manifests_need_no_pods_of_the_api_but_the_agents_own() {
-    let rights = render_set(&["agent.podSource=manifests:/etc/pods"]).unwrap().rights("istio-cni");
-    assert_eq!(rights, ["core nodes: get,list,watch", "core pods: get", DAEMON_SET, EVENTS, MARKS]);
+    for ambient in [false, true] {
+        let values = [&*format!("ambient.enabled={ambient}"), "agent.podSource=manifests:/etc/pods"];
+        let objects = render_set(&values).unwrap();
+        assert_eq!(objects.rights("istio-cni"), ["core nodes: get,list,watch", "core pods: get", DAEMON_SET]);
+        let roles = objects.iter().filter(|object| object["kind"] == "ClusterRole");
+        assert_eq!(roles.count(), 1, "ambient {ambient}");
+    }
 }
+
+const SECURITY_CONTEXT: &str = "security.openshift.io securitycontextconstraints[privileged]: use";
 
 #[test]
 fn openshift_needs_its_security_context() {
-    let context = "security.openshift.io securitycontextconstraints[privileged]: use";
     for name in ["platform", "global.platform", "cni.platform"] {
         let rights = render_set(&[&format!("{name}=openshift")]).unwrap().rights("istio-cni");
-        assert_eq!(rights, [PODS, DAEMON_SET, EVENTS, MARKS, context], "{name}");
+        assert_eq!(rights, [PODS, DAEMON_SET, EVENTS, SECURITY_CONTEXT], "{name}");
     }
 }
 

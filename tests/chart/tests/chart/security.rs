@@ -18,7 +18,7 @@ fn capabilities(objects: &Objects) -> Vec<&str> {
 #[test]
 fn capabilities_and_mounts_follow_from_the_features() {
     for (features, objects) in combinations() {
-        let enters = features.ambient || (features.enabled && features.repair);
+        let enters = features.enters();
         let context = &objects.container()["securityContext"];
         assert_eq!(context["privileged"], false);
         assert_eq!(context["runAsUser"], 0);
