@@ -161,3 +161,41 @@ fn a_pod_of_the_same_name_is_not_taken_for_this_one() {
     assert_says(&text, &["stale object", "new", "old"]);
     assert!(pod.nft_json(Comments::Keep).unwrap().is_empty());
 }
+
+/// Files of another user in the run directory, or of root that all can write, decide nothing.
+#[test]
+fn what_others_can_write_is_not_believed() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    let (mut node, server, pod) = node_with_api();
+    node.conf["facts_timeout"] = "1s".into();
+    let before = everything(&pod);
+    let refused = |node: &Node| node.call("ADD", "web", pod.path()).run().unwrap().error().unwrap().1;
+    let kubeconfig = node.run_dir().join("istio-cni-kubeconfig");
+    let set = |path: &std::path::Path, owner: u32, mode: u32| {
+        chown(path, Some(owner), None).unwrap();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    for (path, owner, mode, says) in [
+        (&kubeconfig, 1000, 0o600, "it belongs to user 1000"),
+        (&kubeconfig, 0, 0o666, "it can be written by all users (mode 0666)"),
+        (&node.run_dir(), 1000, 0o755, "belongs to user 1000"),
+        (&node.run_dir(), 0, 0o777, "can be written by all users"),
+    ] {
+        set(path, owner, mode);
+        assert_says(&refused(&node), &["istio-cni-kubeconfig", says, "believed"]);
+        set(path, 0, 0o700);
+    }
+    assert!(server.requests().is_empty(), "a server was asked");
+
+    // Facts by which the pod would not be captured, while the API server is away.
+    server.set_fault(Some(Fault::status(503)));
+    let facts = node.run_dir().join("facts");
+    std::fs::create_dir(&facts).unwrap();
+    let mut planted = plugin_tests::sidecar_pod("web");
+    planted["spec"]["hostNetwork"] = true.into();
+    let file = facts.join("default_web.json");
+    std::fs::write(&file, serde_json::json!({"pod": planted, "namespace_labels": {}}).to_string()).unwrap();
+    set(&file, 1000, 0o644);
+    assert_says(&refused(&node), &["facts/default_web.json", "it belongs to user 1000"]);
+    assert_eq!(before, everything(&pod));
+}
