@@ -54,7 +54,7 @@ fn keep_copy(path: &Path, old: &Content) -> Result<bool, FileError> {
     let original = original_of(path);
     let temp = file::stage_bytes(&original, &old.attributes(), &old.bytes)?;
     let content = Content::read_if_there(path)?;
-    if !content.is_some_and(|content| content.bytes == old.bytes) {
+    if content.is_none_or(|content| content.bytes != old.bytes) {
         return Ok(false);
     }
     file::place(&temp, &original)?;
