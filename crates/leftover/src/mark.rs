@@ -1,19 +1,26 @@
 //! The mark beside a program that is left over, and the end of both.
 
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 use crate::CACHE_DIR;
 use crate::results::{Results, look};
 
 /// Longest path in a mark, in bytes (linux/limits.h, `PATH_MAX`).
 const MAX_PATH: u64 = 4096;
+
+/// How long is waited for another one that removes or installs the program; each takes milliseconds.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// The pause between two tries.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// The file that says that a program is left over: `.<program>.left-over` in its directory. It holds the path of libcni's cache directory as
 /// programs of the node see it.
@@ -68,7 +75,9 @@ impl Mark {
     /// The directory cannot be written to.
     pub fn set(&self, cache: &Path) -> io::Result<()> {
         let mut options = OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o644).open(&self.path)?;
+        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&self.path)?;
+        // One of an earlier version: whoever can open it can hold its lock.
+        file.set_permissions(Permissions::from_mode(0o600))?;
         file.write_all(cache.as_os_str().as_bytes())
     }
 
@@ -81,6 +90,26 @@ impl Mark {
         remove(&self.path).map(drop)
     }
 
+    fn flock(&self, file: &File) -> io::Result<()> {
+        let start = Instant::now();
+        loop {
+            match flock(file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(()),
+                Err(Errno::WOULDBLOCK | Errno::INTR) if start.elapsed() < PATIENCE => {
+                    std::thread::sleep(PAUSE);
+                }
+                Err(Errno::WOULDBLOCK) => {
+                    let text = format!(
+                        "another process has locked {}; end it, or remove the file",
+                        self.path.display()
+                    );
+                    return Err(io::Error::other(text));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
     /// `None` if there is no mark, or no more.
     fn lock(&self) -> io::Result<Option<Locked>> {
         let file = match File::open(&self.path) {
@@ -88,7 +117,7 @@ impl Mark {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
+        self.flock(&file)?;
         let held = file.metadata()?;
         match std::fs::symlink_metadata(&self.path) {
             Ok(there) if (there.dev(), there.ino()) == (held.dev(), held.ino()) => {

@@ -1,4 +1,5 @@
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -119,6 +120,24 @@ fn a_program_stays_where_nothing_can_be_told_or_the_mark_is_gone() {
     mark.set(&node.cache()).unwrap();
     assert!(remove_now(&mark).unwrap() && !node.program().exists() && !mark.is_set());
     assert!(!remove_now(&mark).unwrap());
+}
+
+/// Nobody but root can hold its lock, and nobody is waited for for ever.
+#[test]
+fn a_lock_that_is_held_ends_in_an_error() {
+    let node = Node::new();
+    let mark = node.mark();
+    let path = node.program().with_file_name(Mark::name(&node.program()));
+    fs::write(&path, "").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    mark.set(&node.cache()).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    let held = fs::File::open(&path).unwrap();
+    rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let error = mark.clear().unwrap_err().to_string();
+    assert!(error.contains("another process has locked") && mark.is_set(), "{error}");
+    drop(held);
+    mark.clear().unwrap();
 }
 
 /// Whoever installs takes the mark first: a removal that has begun by then ends before, and one that begins later does nothing.

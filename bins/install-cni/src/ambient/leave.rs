@@ -224,7 +224,7 @@ impl Ambient {
             };
             netns.enter(drain)?.map_err(|error| Failure::Cleanup(kernel::chain_text(&error)))
         });
-        let drained = drained.await.map_err(not_cleared)??;
+        let drained = drained.await.map_err(|error| not_cleared(&error))??;
         self.backends.log_warnings(&self.log);
         member.ruled = false;
         if drained {
@@ -324,7 +324,7 @@ impl Ambient {
             netns.enter(remove)?.map_err(|error| Failure::Cleanup(kernel::chain_text(&error)))?;
             Ok(())
         });
-        removed.await.map_err(not_cleared)??;
+        removed.await.map_err(|error| not_cleared(&error))??;
         self.backends.log_warnings(&self.log);
         self.pick_up_again(member).await?;
         (member.ruled, member.draining, member.state) = (false, None, State::Leaving);
@@ -356,6 +356,6 @@ impl Ambient {
     }
 }
 
-fn not_cleared(unfinished: Unfinished) -> Failure {
+fn not_cleared(unfinished: &Unfinished) -> Failure {
     Failure::Cleanup(unfinished.to_string())
 }

@@ -5,6 +5,7 @@ use std::thread::JoinHandle;
 use facts::exchange::FACTS_DIR;
 use install::Installer;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use super::{Agent, Error};
@@ -48,8 +49,12 @@ impl Agent {
 
     /// Waits for the installer's end, and does the opposite of its work.
     pub(super) async fn take_plugin_off(&self, installer: JoinHandle<Installer>) -> Result<Installer, Error> {
-        let installer = tokio::task::spawn_blocking(move || installer.join());
-        let installer = installer.await.map_err(|_| Error::Installer)?.map_err(|_| Error::Installer)?;
+        // On a thread of its own: those of the runtime may all wait for the kernel.
+        let (ended, end) = oneshot::channel();
+        let wait = std::thread::Builder::new().name("installer-end".to_owned());
+        // Nobody listens any more only where the agent starts over.
+        wait.spawn(move || drop(ended.send(installer.join()))).map_err(Error::Runtime)?;
+        let installer = end.await.map_err(|_| Error::Installer)?.map_err(|_| Error::Installer)?;
         self.clean_up(&installer);
         Ok(installer)
     }
