@@ -1,5 +1,7 @@
 //! What the demo tells to type next works as typed.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::path::Path;
 use std::process::{Command, Output};
 

@@ -1,5 +1,7 @@
 //! `scripts/stage`: a line for each stage, and the end of the log where one fails.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::path::Path;
 use std::process::{Command, Output};
 
