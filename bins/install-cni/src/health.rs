@@ -177,6 +177,7 @@ fn one_line(text: &str) -> String {
 }
 
 impl Handler for Health {
+    const NAME: &'static str = "health";
     const MAX_BODY: usize = 0;
 
     async fn answer(&self, request: &Request<()>, _: Bytes) -> Answer {

@@ -1,131 +1,127 @@
-//! The plugin's log lines, which it posts at its end (I-56).
+//! The plugin's log lines, which it posts at its end (I-56). Any user may post some, so nothing of it may cost much: neither memory, nor the time of
+//! the threads that serve others, nor the room of the log.
+
+mod intake;
+mod lines;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Instant;
 
 use hyper::body::Bytes;
 use hyper::{Request, StatusCode};
-use serde_json::Value;
-use telemetry::{Level, Relayed, Scope};
+use telemetry::Scope;
 
-use crate::serve::{Answer, Handler, text};
+use crate::metrics::Metrics;
+use crate::serve::{Answer, Handler, Peer, text};
+use intake::Intake;
+use lines::{Post, Printer};
 
 /// Any user may log.
 pub(crate) const MODE: u32 = 0o666;
 
-/// Prints what plugins post.
-pub(crate) struct LogSocket {
-    /// Scope of the plugin's lines.
-    pub(crate) plugin: Scope,
-    /// Scope of the agent's own.
-    pub(crate) agent: Scope,
-}
+/// What root and the agent's own user may post, in bytes: the lines of some thousand plugins at once, and of hundreds in a minute.
+const OWN_BURST: u32 = 2 << 20;
+const OWN_RATE: u32 = 64 << 10;
+/// What all other users may post.
+const OTHERS_BURST: u32 = 256 << 10;
+const OTHERS_RATE: u32 = 16 << 10;
+/// Posts that wait to be taken apart. Their bytes are bounded by what may be posted.
+const MAX_POSTS: usize = 1024;
 
-/// A plugin's line, taken apart.
-struct Line {
-    level: Level,
-    time: String,
-    msg: String,
-    labels: Vec<(String, String)>,
+/// Takes what plugins post.
+pub(crate) struct LogSocket {
+    posts: SyncSender<Post>,
+    own: Arc<Intake>,
+    others: Arc<Intake>,
+    agent: Scope,
+    metrics: Arc<Metrics>,
 }
 
 impl Handler for LogSocket {
-    /// The plugin stops at one MiB, before the last line's quotes are escaped.
-    const MAX_BODY: usize = 2 << 20;
-    /// Any user of the node may connect, and must not take its memory: 64 MiB for all bodies together.
-    const MAX_CONNECTIONS: usize = 32;
+    const NAME: &'static str = telemetry::SOCKET_NAME;
+    const MAX_BODY: usize = telemetry::MAX_POST;
+    /// With the bodies of the others 3 MiB in all.
+    const MAX_CONNECTIONS: usize = 16;
+    const MAX_OF_OTHERS: usize = 8;
 
+    /// The plugin's side has nobody to tell, so it hears the same whatever becomes of it (AA-122).
     async fn answer(&self, request: &Request<()>, body: Bytes) -> Answer {
         if request.uri().path() != "/log" {
             return text(StatusCode::NOT_FOUND, "404 page not found\n");
         }
-        match serde_json::from_slice::<Vec<String>>(&body) {
-            Ok(texts) => self.relay(&texts),
-            Err(error) => {
-                self.agent.error("a plugin posted log lines that are no list of texts", &[("error", &error)]);
-            }
-        }
+        self.take(request, body);
         text(StatusCode::OK, "")
     }
 
-    /// The plugin's side has nobody to tell, so it hears the same as ever (AA-122), and the loss is told here.
-    fn unreadable(&self, _: &Request<()>, _: StatusCode, reason: String) -> Answer {
-        self.agent.error("log lines of a plugin are lost", &[("error", &reason)]);
+    /// As ever, and the loss is told here.
+    fn unreadable(&self, request: &Request<()>, _: StatusCode, reason: String) -> Answer {
+        let (uid, intake) = self.intake(request);
+        self.metrics.plugin_lines_dropped("unreadable", 1);
+        if intake.take(0, Instant::now()) {
+            self.agent.error("log lines of a plugin are lost", &[("error", &reason), ("uid", &uid)]);
+        }
         text(StatusCode::OK, "")
     }
 }
 
 impl LogSocket {
-    fn relay(&self, texts: &[String]) {
-        let mut lines = Vec::with_capacity(texts.len());
-        for one in texts {
-            match Line::parse(one) {
-                Some(line) => lines.push(line),
-                None => self
-                    .agent
-                    .debug("a plugin's log line is broken and was dropped", &[("bytes", &one.len())]),
-            }
+    /// Starts the thread that prints. `plugin` is the scope of the plugin's lines, `agent` that of the agent's own.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub(crate) fn start(plugin: Scope, agent: Scope, metrics: Arc<Metrics>) -> io::Result<Self> {
+        let (posts, receiver) = sync_channel(MAX_POSTS);
+        let printer = Printer { plugin, agent: agent.clone(), metrics: metrics.clone() };
+        let work = move || print(&printer, &receiver);
+        std::thread::Builder::new().name("plugin lines".into()).spawn(work)?;
+        let now = Instant::now();
+        Ok(Self {
+            posts,
+            own: Arc::new(Intake::new(OWN_BURST, OWN_RATE, now)),
+            others: Arc::new(Intake::new(OTHERS_BURST, OTHERS_RATE, now)),
+            agent,
+            metrics,
+        })
+    }
+
+    fn take(&self, request: &Request<()>, body: Bytes) {
+        let ((uid, intake), now) = (self.intake(request), Instant::now());
+        let lines = count(&body);
+        let post = Post { uid, body, intake: intake.clone() };
+        if intake.take(post.body.len(), now) && self.posts.try_send(post).is_ok() {
+            return;
         }
-        let labels: Vec<Vec<telemetry::Label<'_>>> = lines.iter().map(Line::labels).collect();
-        let relayed: Vec<Relayed<'_>> = lines
-            .iter()
-            .zip(&labels)
-            .map(|(line, labels)| Relayed { level: line.level, time: &line.time, msg: &line.msg, labels })
-            .collect();
-        self.plugin.relay(&relayed);
+        self.metrics.plugin_lines_dropped("rate", lines);
+        if let Some(lines) = intake.dropped(lines, now) {
+            let labels: [telemetry::Label<'_>; 2] = [("lines", &lines), ("uid", &uid)];
+            self.agent.sum_up("log lines of plugins are dropped: more come than this log takes", &labels);
+        }
+    }
+
+    fn intake(&self, request: &Request<()>) -> (u32, &Arc<Intake>) {
+        match request.extensions().get::<Peer>() {
+            Some(peer) if peer.is_trusted => (peer.uid, &self.own),
+            Some(peer) => (peer.uid, &self.others),
+            None => (u32::MAX, &self.others),
+        }
     }
 }
 
-impl Line {
-    fn parse(text: &str) -> Option<Self> {
-        let Value::Object(mut members) = serde_json::from_str(text).ok()? else { return None };
-        let mut take = |key: &str| match members.remove(key) {
-            Some(Value::String(text)) => Some(text),
-            _ => None,
-        };
-        let (level, time, msg) = (take("level")?, take("time")?, take("msg")?);
-        let level = match level.as_str() {
-            "debug" => Level::Debug,
-            "info" => Level::Info,
-            "warn" => Level::Warn,
-            "error" | "fatal" => Level::Error,
-            _ => return None,
-        };
-        let plain = |value: Value| match value {
-            Value::String(text) => text,
-            other => other.to_string(),
-        };
-        // The scope is ours to say.
-        members.remove("scope");
-        let labels = members.into_iter().map(|(key, value)| (one_word(&key), plain(value))).collect();
-        is_rfc3339(&time).then_some(Self { level, time, msg, labels })
-    }
-
-    fn labels(&self) -> Vec<telemetry::Label<'_>> {
-        self.labels.iter().map(|(key, value)| (key.as_str(), value as &dyn std::fmt::Display)).collect()
-    }
+/// Prints posts until nobody posts any more.
+fn print(printer: &Printer, posts: &Receiver<Post>) {
+    posts.iter().for_each(|post| printer.print(&post));
 }
 
-/// A label's key that can make neither a line nor a column of its own.
-fn one_word(key: &str) -> String {
-    key.chars().take(64).map(|c| if c.is_ascii_graphic() && c != '=' && c != '"' { c } else { '_' }).collect()
-}
-
-/// Whether a text has the form of a moment in RFC 3339. What it says is the writer's affair.
-fn is_rfc3339(text: &str) -> bool {
-    let digits = |range: std::ops::Range<usize>| {
-        text.get(range).is_some_and(|part| part.bytes().all(|byte| byte.is_ascii_digit()))
-    };
-    let at = |index: usize, byte: u8| text.as_bytes().get(index) == Some(&byte);
-    let date = digits(0..4) && at(4, b'-') && digits(5..7) && at(7, b'-') && digits(8..10) && at(10, b'T');
-    let time = digits(11..13) && at(13, b':') && digits(14..16) && at(16, b':') && digits(17..19);
-    let rest = text.get(19..).unwrap_or_default();
-    let rest = rest
-        .strip_prefix('.')
-        .map_or(rest, |fraction| fraction.trim_start_matches(|c: char| c.is_ascii_digit()));
-    let zone = match rest.as_bytes() {
-        [b'Z'] => true,
-        [b'+' | b'-', h1, h2, b':', m1, m2] => [h1, h2, m1, m2].iter().all(|byte| byte.is_ascii_digit()),
-        _ => false,
-    };
-    text.len() <= 64 && date && time && zone
+/// How many texts a list has, as far as it is one; at least one.
+fn count(body: &[u8]) -> u64 {
+    let (mut quotes, mut is_escaped) = (0, false);
+    for byte in body {
+        quotes += u64::from(*byte == b'"' && !is_escaped);
+        is_escaped = *byte == b'\\' && !is_escaped;
+    }
+    (quotes / 2).max(1)
 }
 
 #[cfg(test)]
@@ -153,10 +149,19 @@ mod tests {
     fn post(path: &str, body: &str) -> (StatusCode, String) {
         let sink = Sink::default();
         let journal = Journal::new(Levels::parse("").unwrap(), false, sink.clone()).unwrap();
-        let socket = LogSocket { plugin: journal.scope("cni-plugin"), agent: journal.scope("cni-agent") };
+        let metrics = Arc::new(Metrics::new(false, journal.clone()).unwrap());
+        let (plugin, agent) = (journal.scope("cni-plugin"), journal.scope("cni-agent"));
+        let elsewhere = Journal::new(Levels::default(), false, std::io::sink()).unwrap().scope("thread");
+        let socket = LogSocket::start(elsewhere.clone(), elsewhere, metrics.clone()).unwrap();
         let request = Request::builder().uri(path).body(()).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let status = runtime.block_on(socket.answer(&request, Bytes::from(body.to_owned()))).status();
+        let body = Bytes::from(body.to_owned());
+        let status = runtime.block_on(socket.answer(&request, body.clone())).status();
+        // The thread's work, where its end is seen.
+        if status == StatusCode::OK {
+            let intake = Arc::new(Intake::new(0, 0, Instant::now()));
+            Printer { plugin, agent, metrics }.print(&Post { uid: 0, body, intake });
+        }
         assert!(journal.finish(std::time::Duration::from_secs(20)));
         let written = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
         (status, written)
@@ -203,19 +208,11 @@ mod tests {
     }
 
     #[test]
-    fn times_have_the_form_of_rfc_3339() {
-        for good in ["2026-08-01T09:30:00Z", "2026-08-01T09:30:00.123456Z", "2026-08-01T09:30:00+02:00"] {
-            assert!(is_rfc3339(good), "{good}");
-        }
-        for bad in [
-            "",
-            "2026-08-01",
-            "2026-08-01 09:30:00Z",
-            "2026-08-01T09:30:00",
-            "2026-08-01T09:30:00.Zx",
-            "é026-08-01T09:30:00Z",
-        ] {
-            assert!(!is_rfc3339(bad), "{bad}");
+    fn texts_are_counted_without_taking_them_apart() {
+        for (body, texts) in
+            [("", 1), ("[]", 1), (r#"["a"]"#, 1), (r#"["a","","b\"c"]"#, 3), (r#"["\\","x"]"#, 2), ("\"", 1)]
+        {
+            assert_eq!(count(body.as_bytes()), texts, "{body}");
         }
     }
 }

@@ -233,6 +233,16 @@ impl Metrics {
         self.leftover_pods.set(i64::try_from(pods).unwrap_or(i64::MAX));
     }
 
+    /// A connection to this listener was closed or refused for this reason.
+    pub(crate) fn connection_closed(&self, listener: &str, reason: &str) {
+        self.guards.connections.with_label_values(&[listener, reason]).inc();
+    }
+
+    /// So many lines of plugins are not printed.
+    pub(crate) fn plugin_lines_dropped(&self, reason: &str, lines: u64) {
+        self.guards.plugin_lines.with_label_values(&[reason]).inc_by(lines);
+    }
+
     /// A question of a plugin.
     pub(crate) fn facts_request(&self, result: &str) {
         self.facts_requests.with_label_values(&[result]).inc();
@@ -240,6 +250,7 @@ impl Metrics {
 }
 
 impl Handler for Metrics {
+    const NAME: &'static str = "metrics";
     const MAX_BODY: usize = 0;
 
     async fn answer(&self, request: &Request<()>, _: Bytes) -> Answer {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use capture::PodId;
 use cluster::Cluster;
-use facts::exchange::{FACTS_PATH, MAX_REPORT, REPORT_PATH, STATUS_PATH, Status};
+use facts::exchange::{FACTS_PATH, MAX_REPORT, REPORT_PATH, SOCKET_NAME, STATUS_PATH, Status};
 use facts::{Facts, Report};
 use hyper::body::Bytes;
 use hyper::header::HeaderValue;
@@ -37,6 +37,7 @@ pub(crate) struct PluginSocket {
 }
 
 impl Handler for PluginSocket {
+    const NAME: &'static str = SOCKET_NAME;
     const MAX_BODY: usize = MAX_REPORT;
 
     async fn answer(&self, request: &Request<()>, body: Bytes) -> Answer {

@@ -33,13 +33,13 @@ pub(crate) async fn serve(
     // What was told, and for which socket: whose that is costs a look at every process.
     let mut told: Option<(Option<u64>, String)> = None;
     loop {
-        let error = match serve::bind_port(address).await {
+        let error = match serve::bind_port(address) {
             Ok(listener) => {
                 if told.is_some() {
                     agent.log.info("the port is free now, and serves", &[("address", &address)]);
                     agent.has_port(address.port(), None);
                 }
-                return serve::port(listener, handler).await;
+                return serve::port(listener, handler, agent.metrics.clone()).await;
             }
             Err(error) => error,
         };

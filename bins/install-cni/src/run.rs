@@ -12,7 +12,6 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use cluster::{Cluster, Outlook, Source, Store, StoreEvent, Writer};
-use facts::exchange::SOCKET_NAME;
 use install::{Installer, OptionsError};
 use telemetry::{Journal, Scope};
 use tokio::sync::watch;
@@ -197,7 +196,7 @@ impl Agent {
             agent.serve_ports(&mut tasks);
             let Some(lock) = agent.take_node(&mut end).await else { return Ok(()) };
             tasks.spawn(own_node::look(agent.clone()));
-            agent.serve_sockets(&mut tasks);
+            agent.serve_sockets(&mut tasks)?;
             let store = agent.keep_facts();
             tasks.spawn(observe::cluster(agent.clone(), source, store));
             let older = tasks.spawn(agent.older.clone().work());
@@ -232,7 +231,10 @@ impl Agent {
         }
     }
 
-    fn serve_sockets(self: &Arc<Self>, tasks: &mut JoinSet<()>) {
+    fn serve_sockets(self: &Arc<Self>, tasks: &mut JoinSet<()>) -> Result<(), Error> {
+        let lines = self.journal.scope("cni-plugin");
+        let lines =
+            LogSocket::start(lines, self.log.clone(), self.metrics.clone()).map_err(Error::Runtime)?;
         let uncaptured = Arc::new(Uncaptured::new(&self.config.run_dir));
         let marker = Marker {
             writer: self.writer.clone(),
@@ -259,46 +261,25 @@ impl Agent {
             ambient: self.ambient.clone(),
             log: self.log.clone(),
         };
-        let own = rustix::process::geteuid().as_raw();
-        tasks.spawn(self.clone().socket(
-            SOCKET_NAME,
-            plugin_socket::MODE,
-            Some(own),
-            Part::PluginSocket,
-            plugins,
-        ));
-        let lines = LogSocket { plugin: self.journal.scope("cni-plugin"), agent: self.log.clone() };
-        tasks.spawn(self.clone().socket(
-            telemetry::SOCKET_NAME,
-            log_socket::MODE,
-            None,
-            Part::LogSocket,
-            lines,
-        ));
+        tasks.spawn(self.clone().socket(plugin_socket::MODE, Part::PluginSocket, plugins));
+        tasks.spawn(self.clone().socket(log_socket::MODE, Part::LogSocket, lines));
         if !self.config.ambient.is_off {
             let events = EventSocket { ambient: self.ambient.clone() };
-            let (name, mode) = (facts::exchange::EVENT_SOCKET_NAME, ambient::MODE);
-            tasks.spawn(self.clone().socket(name, mode, Some(own), Part::EventSocket, events));
+            tasks.spawn(self.clone().socket(ambient::MODE, Part::EventSocket, events));
         }
+        Ok(())
     }
 
     /// Serves a unix socket, as soon as it can be had, and again when somebody has removed it.
-    async fn socket(
-        self: Arc<Self>,
-        name: &'static str,
-        mode: u32,
-        only: Option<u32>,
-        part: Part,
-        handler: impl Handler,
-    ) {
-        let path = self.config.run_dir.join(name);
+    async fn socket<H: Handler>(self: Arc<Self>, mode: u32, part: Part, handler: H) {
+        let path = self.config.run_dir.join(H::NAME);
         let handler = Arc::new(handler);
         loop {
-            match Socket::bind(&path, mode, only) {
+            match Socket::bind(&path, mode) {
                 Ok(socket) => {
                     self.health.ready(part);
                     self.log.settled(&[("path", &path.display())]);
-                    match socket.serve(handler.clone()).await {
+                    match socket.serve(handler.clone(), self.metrics.clone()).await {
                         Gone::Removed => self.log.warn(
                             "somebody removed a socket; it is put there again",
                             &[("path", &path.display())],

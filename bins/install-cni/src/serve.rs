@@ -1,43 +1,35 @@
 //! HTTP/1.1 on the agent's ports and unix sockets.
 
+mod connection;
 mod descriptor;
+mod places;
+mod unix;
 
-use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
-use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::{Bytes, Incoming};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
+use http_body_util::Full;
+use hyper::body::Bytes;
 use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, TcpSocket};
 
-use descriptor::Receiving;
-pub(crate) use descriptor::{Descriptor, Peer};
+use crate::metrics::Metrics;
+use connection::{Caller, Shared, converse};
+pub(crate) use descriptor::Descriptor;
+use places::Places;
+use unix::MAX_SOCKET_PATH;
+pub(crate) use unix::{Gone, Peer, Socket};
 
 /// What goes back.
 pub(crate) type Answer = Response<Full<Bytes>>;
 
-/// How long a client may take for its headers.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a client may take for a request's body.
-const BODY_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a connection may last, with all of its requests: a client that does not read its answers would keep its place for good.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often a unix socket looks whether its file is still there.
-const LOOK: Duration = Duration::from_secs(1);
-/// Longest path of a unix socket in bytes, the final zero left out (unix(7), `sun_path`).
-const MAX_SOCKET_PATH: usize = 107;
-/// Connections that wait to be accepted.
-const BACKLOG: i32 = 1024;
+/// Connections that wait to be accepted, if the kernel allows so many (`net.core.somaxconn`).
+const BACKLOG: u32 = 4096;
+/// Pause before another try where no connection can be accepted, most often for want of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 
 /// A socket or port that cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -92,13 +84,17 @@ impl Error {
 
 /// Answers requests. The body is read already.
 pub(crate) trait Handler: Send + Sync + 'static {
+    /// The listener's name in metrics.
+    const NAME: &'static str;
     /// Largest body that is read, in bytes.
     const MAX_BODY: usize;
-    /// Connections that are served at once. A node starts some dozens of pods at once at most; a flood waits in the kernel's queue. Each may hold
-    /// a whole body in memory.
+    /// Connections at once, each of which may hold a whole body in memory. A node starts some dozens of pods at once at most. With one more the
+    /// oldest one that asks nothing loses its place.
     const MAX_CONNECTIONS: usize = 256;
-    /// Whether a request on a unix socket may bring a descriptor, which the handler finds as [`Descriptor`] among its extensions, and who sent it as
-    /// [`Peer`].
+    /// Connections at once, beside those, to a unix socket from users that are neither root nor the agent's own. Without any such users are refused.
+    const MAX_OF_OTHERS: usize = 0;
+    /// Whether a request on a unix socket may bring a descriptor, which the handler finds as [`Descriptor`] among its extensions, where
+    /// [`Peer`] is too.
     const TAKES_DESCRIPTORS: bool = false;
 
     /// The answer. A client that hangs up drops the future: what has to be done all the same is spawned.
@@ -109,27 +105,6 @@ pub(crate) trait Handler: Send + Sync + 'static {
         text(status, reason + "\n")
     }
 }
-
-/// A unix socket of ours. Dropping it removes its file, unless another process has put its own there meanwhile.
-pub(crate) struct Socket {
-    listener: UnixListener,
-    path: PathBuf,
-    inode: u64,
-    /// Who else than root may connect; nobody is asked where this is absent.
-    only: Option<u32>,
-}
-
-/// Why a unix socket serves no longer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Gone {
-    /// Its file is not there any more.
-    Removed,
-    /// The file is another process's.
-    Replaced,
-}
-
-/// What a peer hears that may not ask.
-struct Refusal;
 
 /// An answer of text.
 pub(crate) fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
@@ -145,201 +120,40 @@ pub(crate) fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
 ///
 /// # Errors
 /// [`Error::Port`].
-pub(crate) async fn bind_port(address: SocketAddr) -> Result<TcpListener, Error> {
-    TcpListener::bind(address).await.map_err(|cause| Error::Port { address, cause })
+pub(crate) fn bind_port(address: SocketAddr) -> Result<TcpListener, Error> {
+    let bound = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    bound().map_err(|cause| Error::Port { address, cause })
 }
 
-impl Handler for Refusal {
-    const MAX_BODY: usize = 0;
-
-    async fn answer(&self, _: &Request<()>, _: Bytes) -> Answer {
-        text(StatusCode::FORBIDDEN, Self::TEXT)
-    }
-
-    /// The body is not even looked at.
-    fn unreadable(&self, _: &Request<()>, _: StatusCode, _: String) -> Answer {
-        text(StatusCode::FORBIDDEN, Self::TEXT)
-    }
-}
-
-impl Refusal {
-    const TEXT: &'static str = "only root may ask here, as container runtimes do\n";
-}
-
-/// Serves a port until the task is aborted.
-pub(crate) async fn port<H: Handler>(listener: TcpListener, handler: Arc<H>) {
-    let slots = Arc::new(Semaphore::new(H::MAX_CONNECTIONS));
-    while let Ok(slot) = slots.clone().acquire_owned().await {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let handler = handler.clone();
-                tokio::spawn(async move {
-                    connection(stream, handler).await;
-                    drop(slot);
-                });
-            }
-            // Out of descriptors, most often; the connection stays in the queue.
-            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-        }
-    }
-}
-
-impl Socket {
-    /// Listens on a path, whether or not a socket of an earlier process is there: the new one takes its place in one step, so that no client
-    /// finds nothing.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub(crate) fn bind(path: &Path, mode: u32, only: Option<u32>) -> Result<Self, Error> {
-        use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
-        let refused = |operation, cause: io::Error| Error::Socket { path: path.to_owned(), operation, cause };
-        // Some bytes are for the temporary name.
-        let temporary = path.with_extension("new");
-        if temporary.as_os_str().len().max(path.as_os_str().len()) > MAX_SOCKET_PATH {
-            return Err(Error::TooLong { path: path.to_owned() });
-        }
-        if let Ok(there) = std::fs::symlink_metadata(path).map(|metadata| metadata.file_type())
-            && !there.is_socket()
-        {
-            let what = if there.is_dir() { "directory" } else { "file that is no socket" };
-            return Err(Error::Taken { path: path.to_owned(), what });
-        }
-        if let Some(parent) = path.parent() {
-            let made = std::fs::DirBuilder::new().recursive(true).mode(0o750).create(parent);
-            made.map_err(|cause| refused("make its directory", cause))?;
-        }
-        let _ = std::fs::remove_file(&temporary);
-        let bound = || -> io::Result<std::os::unix::net::UnixListener> {
-            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-            rustix::net::bind(socket.as_fd(), &SocketAddrUnix::new(&temporary)?)?;
-            std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(mode))?;
-            rustix::net::listen(socket.as_fd(), BACKLOG)?;
-            Ok(socket.into())
+/// Serves a port until the task is aborted. Places are shared among networks, so that a pod that connects without end takes none of kubelet's.
+pub(crate) async fn port<H: Handler>(listener: TcpListener, handler: Arc<H>, metrics: Arc<Metrics>) {
+    let places = Places::new(H::MAX_CONNECTIONS);
+    loop {
+        let Ok((stream, address)) = listener.accept().await else {
+            places.evict();
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
         };
-        let listener = bound().map_err(|cause| refused("bind", cause))?;
-        let listener = UnixListener::from_std(listener).map_err(|cause| refused("watch", cause))?;
-        let inode =
-            std::fs::symlink_metadata(&temporary).map_err(|cause| refused("look at it", cause))?.ino();
-        std::fs::rename(&temporary, path).map_err(|cause| refused("put it in place", cause))?;
-        Ok(Self { listener, path: path.to_owned(), inode, only })
-    }
-
-    /// Serves until the task is aborted, or until the file is gone or another process's, so that nobody can come any more. A peer that is neither
-    /// root nor the user named is refused.
-    pub(crate) async fn serve<H: Handler>(self, handler: Arc<H>) -> Gone {
-        let slots = Arc::new(Semaphore::new(H::MAX_CONNECTIONS));
-        let mut look = tokio::time::interval(LOOK);
-        loop {
-            // The semaphore is never closed.
-            let Ok(slot) = slots.clone().acquire_owned().await else { return Gone::Removed };
-            let accepted = tokio::select! {
-                accepted = self.listener.accept() => accepted,
-                _ = look.tick() => {
-                    if let Some(gone) = self.gone() {
-                        return gone;
-                    }
-                    continue;
-                }
-            };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
-                Err(_) => {
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    continue;
-                }
-            };
-            let trusted = self.only.is_none_or(|only| {
-                stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == only)
-            });
-            let handler = handler.clone();
-            tokio::spawn(async move {
-                if trusted && H::TAKES_DESCRIPTORS {
-                    let (stream, taken, peer) = Receiving::new(stream);
-                    connection_with(stream, handler, move || Some((taken.take(), peer.clone()))).await;
-                } else if trusted {
-                    connection(stream, handler).await;
-                } else {
-                    connection(stream, Arc::new(Refusal)).await;
-                }
-                drop(slot);
-            });
-        }
-    }
-
-    fn gone(&self) -> Option<Gone> {
-        use std::os::unix::fs::MetadataExt;
-        match std::fs::symlink_metadata(&self.path) {
-            Ok(there) => (there.ino() != self.inode).then_some(Gone::Replaced),
-            Err(cause) => (cause.kind() == io::ErrorKind::NotFound).then_some(Gone::Removed),
-        }
-    }
-
-    /// Whether a process listens at a path.
-    pub(crate) fn is_served(path: &Path) -> bool {
-        let connect = || -> io::Result<()> {
-            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-            Ok(rustix::net::connect(socket.as_fd(), &SocketAddrUnix::new(path)?)?)
-        };
-        match connect() {
-            Ok(()) => true,
-            // A full queue is somebody's, too.
-            Err(cause) => cause.kind() == io::ErrorKind::WouldBlock,
-        }
+        let stream = Arc::new(stream);
+        let place = places.take(network(address.ip()), stream.clone()).await;
+        let (handler, metrics) = (handler.clone(), metrics.clone());
+        tokio::spawn(async move {
+            let caller = Caller { peer: None, progress: place.progress(), brought: || None };
+            let io = Shared(stream.clone());
+            place.hold(converse(stream, io, handler, caller)).await.count(&metrics, H::NAME);
+        });
     }
 }
 
-impl Drop for Socket {
-    fn drop(&mut self) {
-        use std::os::unix::fs::MetadataExt;
-        if std::fs::symlink_metadata(&self.path).is_ok_and(|there| there.ino() == self.inode) {
-            let _ = std::fs::remove_file(&self.path);
-        }
+/// Whose share of the places a connection takes. A host has 2^64 addresses of IPv6.
+fn network(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX)).into(),
+        v4 => v4,
     }
-}
-
-async fn connection<S, H>(stream: S, handler: Arc<H>)
-where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
-    H: Handler,
-{
-    connection_with(stream, handler, || None).await;
-}
-
-/// Serves the requests of one connection. Its end, however it comes, is the client's affair. `brought` gives the descriptor that came with a
-/// request, and who sent it.
-async fn connection_with<S, H>(
-    stream: S,
-    handler: Arc<H>,
-    brought: impl Fn() -> Option<(Option<Descriptor>, Peer)> + Clone + Send + 'static,
-) where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
-    H: Handler,
-{
-    let service = service_fn(move |request: Request<Incoming>| {
-        let (handler, brought) = (handler.clone(), brought.clone());
-        async move {
-            let (mut head, body) = request.into_parts();
-            let body = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, H::MAX_BODY).collect()).await;
-            if let Some((descriptor, peer)) = brought() {
-                head.extensions.insert(peer);
-                descriptor.map(|descriptor| head.extensions.insert(descriptor));
-            }
-            let head = Request::from_parts(head, ());
-            let (status, reason) = match body {
-                Ok(Ok(body)) => return Ok(handler.answer(&head, body.to_bytes()).await),
-                Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
-                    (StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {} bytes", H::MAX_BODY))
-                }
-                Ok(Err(error)) => (StatusCode::BAD_REQUEST, format!("read the body: {error}")),
-                Err(_) => (StatusCode::REQUEST_TIMEOUT, "the body took too long".to_owned()),
-            };
-            Ok::<_, Infallible>(handler.unreadable(&head, status, reason))
-        }
-    });
-    let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(64 << 10);
-    let served = builder.serve_connection(TokioIo::new(stream), service);
-    let _ = tokio::time::timeout(CONNECTION_TIMEOUT, served).await;
 }

@@ -4,7 +4,7 @@ use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::OFlags;
 
@@ -24,9 +24,7 @@ const BACKUP_SUFFIX: &str = ".log";
 /// What a time looks like in a backup's name; `0` stands for any digit.
 const STAMP_SHAPE: &[u8] = b"0000-00-00T00-00-00.000";
 
-/// How long to wait for another process's write. Writes take microseconds; a process that was stopped while it held the
-/// lock must not stop the others.
-const LOCK_PATIENCE: Duration = Duration::from_millis(50);
+/// Pause between two tries for the lock. Writes take microseconds; a process that was stopped while it held the lock must not stop the others.
 const LOCK_PAUSE: Duration = Duration::from_millis(1);
 
 /// Openings before giving up; each further one means that another process rotated in between.
@@ -50,13 +48,19 @@ impl RollingFile {
         self.dir.join(FILE_NAME)
     }
 
-    /// Appends complete lines in one write, rotating first when they would not fit. `now` dates the backup.
+    /// Appends complete lines in one write, rotating first when they would not fit. `now` dates the backup. Another process's write is waited for no
+    /// longer than `patience`, from which the wait is taken off.
     ///
     /// Fails, and writes nothing, when the file cannot be opened, or when it is full and cannot be rotated.
-    pub(crate) fn append(&mut self, lines: &[u8], now: SystemTime) -> io::Result<()> {
+    pub(crate) fn append(
+        &mut self,
+        lines: &[u8],
+        now: SystemTime,
+        patience: &mut Duration,
+    ) -> io::Result<()> {
         for _ in 0..OPEN_TRIES {
             let file = self.open()?;
-            let locked = lock(&file)?;
+            let locked = lock(&file, patience)?;
             let meta = file.metadata()?;
             if !meta.is_file() {
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
@@ -133,15 +137,15 @@ impl RollingFile {
     }
 }
 
-/// Whether the exclusive lock was got within [`LOCK_PATIENCE`]. Closing the file gives it back.
-fn lock(file: &File) -> io::Result<bool> {
-    let mut waited = Duration::ZERO;
+/// Whether the exclusive lock was got in time. Closing the file gives it back.
+fn lock(file: &File, patience: &mut Duration) -> io::Result<bool> {
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(true),
-            Err(TryLockError::WouldBlock) if waited < LOCK_PATIENCE => {
+            Err(TryLockError::WouldBlock) if !patience.is_zero() => {
+                let began = Instant::now();
                 std::thread::sleep(LOCK_PAUSE);
-                waited += LOCK_PAUSE;
+                *patience = patience.saturating_sub(began.elapsed());
             }
             Err(TryLockError::WouldBlock) => return Ok(false),
             Err(TryLockError::Error(err)) => return Err(err),

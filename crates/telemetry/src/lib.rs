@@ -14,10 +14,11 @@ mod level;
 mod line;
 mod logger;
 mod socket;
+mod stderr;
 
 pub use file::{BACKUP_MAX_AGE, FILE_MAX_BYTES, FILE_NAME, is_log_file};
 pub use journal::{BadLevels, Journal, Levels, Relayed, Scope};
 pub use level::Level;
 pub use line::Label;
 pub use logger::Logger;
-pub use socket::SOCKET_NAME;
+pub use socket::{MAX_POST, SOCKET_NAME};

@@ -3,13 +3,16 @@
 use std::io::Write;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::Level;
 use crate::file::{FILE_MAX_BYTES, RollingFile};
 use crate::line::{Label, Stamp, write_json, write_labels};
 use crate::socket::SocketTee;
+use crate::stderr::{Patient, Standard, Written};
 
+/// What a process waits in all for stderr and for the file. With the waits for the agent, which has its own, a call is 50 ms longer at most.
+const PATIENCE: Duration = Duration::from_millis(8);
 /// Bytes of lines kept until the sinks are attached, and of lines kept until the file is written.
 const BUFFER_MAX_BYTES: usize = 64 * 1024;
 
@@ -27,7 +30,11 @@ pub struct Logger {
 
 struct Sinks {
     level: Level,
-    stderr: Box<dyn Write + Send>,
+    stderr: Box<dyn Patient>,
+    /// What is left of the time for waiting.
+    patience: Duration,
+    /// Lines that stderr did not take in time.
+    unsaid: usize,
     state: State,
     /// The line being made; kept for its memory.
     line: Vec<u8>,
@@ -70,13 +77,18 @@ impl Default for Logger {
 impl Logger {
     /// A logger to stderr with level info, until [`Logger::attach`] is called (P-42).
     pub fn new() -> Self {
-        Self::to_writer(std::io::stderr())
+        Self::to(Box::new(Standard))
     }
 
     /// As [`Logger::new`], with another writer in the place of stderr. Each line is one call of `write_all`.
     pub fn to_writer(stderr: impl Write + Send + 'static) -> Self {
+        Self::to(Box::new(Written(stderr)))
+    }
+
+    fn to(stderr: Box<dyn Patient>) -> Self {
         let state = State::Waiting { early: Vec::new(), bytes: 0, dropped: 0 };
-        let sinks = Sinks { level: Level::Info, stderr: Box::new(stderr), state, line: Vec::new() };
+        let (level, line) = (Level::Info, Vec::new());
+        let sinks = Sinks { level, stderr, patience: PATIENCE, unsaid: 0, state, line };
         Self { shared: Arc::new(Mutex::new(sinks)), labels: Vec::new() }
     }
 
@@ -101,18 +113,10 @@ impl Logger {
         self.sinks().flush();
     }
 
-    /// Writes buffered lines to the file and sends the agent its request, which takes at most a second. Later lines go
-    /// to stderr and to the file.
+    /// Writes buffered lines to the file and sends the agent its request, whose answer is waited for a moment. Later lines go to stderr and to the
+    /// file.
     pub fn finish(&self) {
         self.sinks().finish();
-    }
-
-    /// Sends the node agent nothing at the end, for one that was found not to answer: waiting for it again would only hold up the pod.
-    /// Its lines are on stderr and in the file.
-    pub fn leave_agent_out(&self) {
-        if let State::Attached { socket, .. } = &mut self.sinks().state {
-            *socket = None;
-        }
     }
 
     /// Whether a line of this level goes anywhere; lets a caller skip preparing an expensive one.
@@ -171,8 +175,7 @@ impl Sinks {
         line.clear();
         write_json(&mut line, level, Stamp::At(SystemTime::now()), None, msg, rendered, labels);
         if passes {
-            // Nobody is left to be told when stderr is closed.
-            let _ = self.stderr.write_all(&line);
+            self.say(&line);
         }
         self.state.keep(level, passes, &line);
         self.line = line;
@@ -180,6 +183,13 @@ impl Sinks {
             if sink.pending.len() > BUFFER_MAX_BYTES);
         if much || level >= Level::Error {
             self.flush();
+        }
+    }
+
+    /// Nobody is left to be told when stderr is closed.
+    fn say(&mut self, line: &[u8]) {
+        if !self.stderr.write_line(line, &mut self.patience) {
+            self.unsaid += 1;
         }
     }
 
@@ -201,7 +211,7 @@ impl Sinks {
                 continue;
             }
             if !line.on_stderr {
-                let _ = self.stderr.write_all(&line.text);
+                self.say(&line.text);
             }
             self.state.keep(line.level, true, &line.text);
         }
@@ -218,7 +228,7 @@ impl Sinks {
             return;
         }
         let lines = std::mem::take(&mut sink.pending);
-        let Err(err) = sink.file.append(&lines, SystemTime::now()) else { return };
+        let Err(err) = sink.file.append(&lines, SystemTime::now(), &mut self.patience) else { return };
         if std::mem::replace(&mut sink.failed, true) {
             return;
         }
@@ -236,6 +246,12 @@ impl Sinks {
     }
 
     fn finish(&mut self) {
+        let unsaid = self.unsaid;
+        if unsaid > 0 {
+            let msg = "log lines are not on standard error: it took nothing more";
+            self.log(Level::Warn, msg, b"", &[("lines", &unsaid)]);
+            self.unsaid = 0;
+        }
         self.flush();
         let State::Attached { socket, .. } = &mut self.state else { return };
         let Some(tee) = socket.take() else { return };

@@ -13,8 +13,10 @@ use crate::session::{Ask, End, Order, Peer, Session};
 use crate::socket::{BindError, Bound, Packets};
 use crate::{AddError, NetnsFd, RemoveError, Snapshot, Workload};
 
-/// Time between two accepts (ZD-30).
+/// Time between two accepts (ZD-30). A user that may not ask costs none of it.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// Time between two words about users that may not ask.
+const TELL_PAUSE: Duration = Duration::from_secs(1);
 /// Orders that wait for one ztunnel (ZD-30).
 const WAITING: usize = 100;
 /// Connections at once. There are two during a rolling restart; whoever connects without a word is gone after five seconds.
@@ -61,24 +63,32 @@ impl Listener {
         let own = rustix::process::geteuid().as_raw();
         let mut sessions = JoinSet::new();
         let mut next = Instant::now();
+        let mut untold = Instant::now();
         loop {
             tokio::time::sleep_until(next).await;
             let accepted = tokio::select! {
                 accepted = self.0.accept() => accepted,
                 Some(_) = sessions.join_next() => continue,
             };
-            next = Instant::now() + ACCEPT_PAUSE;
             let refused = |reason: String| (ztunnels.0.tell)(Event::Refused { reason });
             match accepted {
-                Err(error) => (ztunnels.0.tell)(Event::NotAccepted { error: error.to_string() }),
+                Err(error) => {
+                    next = Instant::now() + ACCEPT_PAUSE;
+                    (ztunnels.0.tell)(Event::NotAccepted { error: error.to_string() });
+                }
                 // The file's mode lets only root in; an abstract address has none.
                 Ok((_, uid)) if uid != 0 && uid != own => {
-                    refused(format!("user {uid} is neither root nor this agent's"));
+                    // Such a user may come a thousand times a second, and must not fill the log either.
+                    if untold <= Instant::now() {
+                        untold = Instant::now() + TELL_PAUSE;
+                        refused(format!("user {uid} is neither root nor this agent's"));
+                    }
                 }
                 Ok(_) if sessions.len() >= MAX_CONNECTIONS => {
                     refused(format!("{MAX_CONNECTIONS} are connected already"));
                 }
                 Ok((packets, _)) => {
+                    next = Instant::now() + ACCEPT_PAUSE;
                     sessions.spawn(ztunnels.clone().session(packets));
                 }
             }

@@ -369,6 +369,39 @@ async fn z15_at_most_five_connections_a_second() {
     server.stop().await;
 }
 
+/// Each would cost its fifth of a second, if it had a place.
+#[tokio::test(flavor = "multi_thread")]
+async fn users_that_may_not_ask_keep_no_ztunnel_waiting() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("z.sock");
+    let server = Server::on(path.to_str().unwrap());
+    let open = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    open(dir.path(), 0o755);
+    open(&path, 0o666);
+    let others = std::thread::spawn(move || {
+        use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
+        let uid = rustix::thread::Uid::from_raw(65534);
+        rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+        let silent = || {
+            let socket = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+            connect(&socket, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+            socket
+        };
+        ((0..60).map(|_| silent()).collect::<Vec<_>>(), path)
+    });
+    let (_silent, path) = others.join().unwrap();
+    let start = Instant::now();
+    let ztunnel = Ztunnel::connect(&path, Script::default()).unwrap();
+    ztunnel.wait_snapshot(PATIENCE).unwrap();
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    let refused = |event: &Event| matches!(event, Event::Refused { reason } if reason.contains("65534"));
+    server.wait_event(refused, "a refusal");
+    server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn z22_a_caller_that_gives_up_does_not_shift_the_answers() {
     let server = Server::new();

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use capture::PodId;
 use capture::select::Eligibility;
 use cluster::{FetchError, PodKey};
+use facts::exchange::EVENT_SOCKET_NAME;
 use facts::{Facts, Unfit};
 use hyper::body::Bytes;
 use hyper::header::{self, HeaderValue};
@@ -78,6 +79,7 @@ impl Plugin {
 }
 
 impl Handler for EventSocket {
+    const NAME: &'static str = EVENT_SOCKET_NAME;
     /// An event with as many addresses as we take, and some room.
     const MAX_BODY: usize = 64 << 10;
     /// The pod's network namespace, from plugins of ours.

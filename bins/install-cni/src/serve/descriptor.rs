@@ -7,7 +7,6 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, Shutdown, recvmsg, shutdown};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::UnixStream;
@@ -29,22 +28,6 @@ pub(super) struct Receiving {
     taken: Taken,
 }
 
-/// Who is at the other end of a connection. It does not keep the connection open.
-#[derive(Debug, Clone)]
-pub(crate) struct Peer(Arc<UnixStream>);
-
-// === impl Peer ===
-
-impl Peer {
-    /// Whether nobody is there any more to take an answer. HTTP tells that of no connection that ends with its answer.
-    pub(crate) fn has_hung_up(&self) -> bool {
-        let mut polled = [PollFd::new(&*self.0, PollFlags::empty())];
-        let over = PollFlags::HUP | PollFlags::ERR;
-        poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok()
-            && polled[0].revents().intersects(over)
-    }
-}
-
 // === impl Taken ===
 
 impl Taken {
@@ -62,9 +45,9 @@ impl Taken {
 // === impl Receiving ===
 
 impl Receiving {
-    pub(super) fn new(stream: UnixStream) -> (Self, Taken, Peer) {
-        let (taken, stream) = (Taken::default(), Arc::new(stream));
-        (Self { stream: stream.clone(), taken: taken.clone() }, taken, Peer(stream))
+    pub(super) fn new(stream: Arc<UnixStream>) -> (Self, Taken) {
+        let taken = Taken::default();
+        (Self { stream, taken: taken.clone() }, taken)
     }
 
     fn receive(&self, bytes: &mut [u8]) -> io::Result<usize> {

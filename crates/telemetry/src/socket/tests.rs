@@ -8,6 +8,9 @@ use tempfile::TempDir;
 
 use super::*;
 
+/// Far from what is waited, as other tests take the processor.
+const LONG: Duration = Duration::from_millis(700);
+
 /// Accepts one connection, reads one request, answers 200; gives head and body.
 fn agent(dir: &TempDir) -> JoinHandle<(String, String)> {
     let listener = UnixListener::bind(dir.path().join(SOCKET_NAME)).unwrap();
@@ -68,11 +71,11 @@ fn a_dead_socket_is_an_error_at_once() {
     let started = Instant::now();
     let err = SocketTee::open(dir.path()).unwrap().send().unwrap_err();
     assert_eq!(err.kind(), io::ErrorKind::ConnectionRefused);
-    assert!(started.elapsed() < SEND_TIMEOUT / 2);
+    assert!(started.elapsed() < LONG, "{:?}", started.elapsed());
 }
 
 #[test]
-fn an_agent_that_never_answers_costs_one_second() {
+fn an_agent_that_never_answers_costs_a_moment() {
     let dir = TempDir::new().unwrap();
     let _listener = UnixListener::bind(dir.path().join(SOCKET_NAME)).unwrap();
     let mut tee = SocketTee::open(dir.path()).unwrap();
@@ -80,14 +83,15 @@ fn an_agent_that_never_answers_costs_one_second() {
     for _ in 0..60 {
         tee.push(&[b'x'; 15_000]);
     }
+    assert!(tee.dropped() > 0);
     let started = Instant::now();
     tee.send().unwrap_err();
     let took = started.elapsed();
-    assert!(took >= SEND_TIMEOUT - Duration::from_millis(50) && took < SEND_TIMEOUT * 2, "{took:?}");
+    assert!(took >= SEND_TIMEOUT / 2 && took < LONG, "{took:?}");
 }
 
 #[test]
-fn an_agent_whose_queue_is_full_costs_one_second() {
+fn an_agent_whose_queue_is_full_costs_a_moment() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join(SOCKET_NAME);
     let listener = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
@@ -97,7 +101,25 @@ fn an_agent_whose_queue_is_full_costs_one_second() {
     let started = Instant::now();
     let err = SocketTee::open(dir.path()).unwrap().send().unwrap_err();
     assert_eq!(err.kind(), io::ErrorKind::TimedOut);
-    assert!(started.elapsed() < SEND_TIMEOUT * 2, "{:?}", started.elapsed());
+    assert!(started.elapsed() < LONG, "{:?}", started.elapsed());
+}
+
+/// An agent that is busy, or that was stopped for a while, finds the lines of processes that are gone.
+#[test]
+fn the_largest_request_waits_in_the_socket_for_an_agent_that_is_late() {
+    let dir = TempDir::new().unwrap();
+    let listener = UnixListener::bind(dir.path().join(SOCKET_NAME)).unwrap();
+    let mut tee = SocketTee::open(dir.path()).unwrap();
+    while tee.dropped() == 0 {
+        tee.push(&[b'x'; 1000]);
+    }
+    tee.send().unwrap_err();
+    let (mut stream, _) = listener.accept().unwrap();
+    let mut got = String::new();
+    stream.read_to_string(&mut got).unwrap();
+    let (_, body) = got.split_once("\r\n\r\n").unwrap();
+    assert!(body.len() <= MAX_POST && body.len() > MAX_POST - 1100, "{}", body.len());
+    assert_eq!(serde_json::from_str::<Vec<String>>(body).unwrap().len(), body.len() / 1003);
 }
 
 #[test]
@@ -108,6 +130,6 @@ fn the_body_is_bounded_and_dropped_lines_are_counted() {
     for _ in 0..200 {
         tee.push(&[b'x'; 10_000]);
     }
-    assert!(tee.body.len() <= BODY_MAX_BYTES);
-    assert!(tee.dropped() > 90, "{}", tee.dropped());
+    assert!(tee.body.len() <= MAX_POST);
+    assert!(tee.dropped() > 180, "{}", tee.dropped());
 }

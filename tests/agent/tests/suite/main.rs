@@ -5,6 +5,7 @@ mod backend;
 mod behind;
 mod cleanup;
 mod configuration;
+mod crowds;
 mod descriptor;
 mod failure;
 mod floods;

@@ -10,6 +10,7 @@ mod kills;
 mod record;
 mod rules;
 mod shadow;
+mod sinks;
 mod status;
 mod surroundings;
 
