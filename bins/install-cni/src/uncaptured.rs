@@ -184,7 +184,9 @@ impl Marker {
             let labels: [telemetry::Label<'_>; 2] = [("pod", &pod), ("error", &report.error)];
             if report.result == Outcome::Incomplete {
                 self.metrics.uncaptured("incomplete");
-                self.log.warn("a pod has its rules, but not all of its traffic is captured", &labels);
+                let text =
+                    "a pod has its rules, but not all of its traffic is captured, or that is not certain";
+                self.log.warn(text, &labels);
             } else {
                 self.metrics.uncaptured("failure-policy-open");
                 self.log.error("a pod started WITHOUT CAPTURE", &labels);
@@ -229,7 +231,8 @@ impl Marker {
             return self.mark(writer, report).await;
         }
         // No label: whoever deletes pods that have it would delete this one for ever, since the next would be no better.
-        let message = format!("not all traffic of this pod is captured: {}", report.error);
+        let message =
+            format!("not all traffic of this pod is captured, or that is not certain: {}", report.error);
         let text =
             EventText { warning: true, reason: REASON_INCOMPLETE, message: &message, component: COMPONENT };
         match writer.create_event(&key_of(report), text).await {

@@ -99,10 +99,10 @@ impl<'a> IstioCni<'a> {
     /// Tells the node agent how the call ended.
     fn report(&self, request: &Request, conf: &PluginConf, result: Outcome, error: String, log: &Logger) {
         let Ok(args) = request.args() else { return };
-        let gaps = self.progress.gaps();
+        let doubts = self.progress.doubts();
         let (result, error) = match result {
-            Outcome::Captured if error.is_empty() && !gaps.is_empty() => (Outcome::Incomplete, gaps),
-            Outcome::Captured if !gaps.is_empty() => (Outcome::Incomplete, format!("{gaps}; {error}")),
+            Outcome::Captured if error.is_empty() && !doubts.is_empty() => (Outcome::Incomplete, doubts),
+            Outcome::Captured if !doubts.is_empty() => (Outcome::Incomplete, format!("{doubts}; {error}")),
             other => (other, error),
         };
         let report = Report {

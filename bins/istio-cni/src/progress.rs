@@ -19,6 +19,7 @@ struct State {
     facts_source: &'static str,
     remark: String,
     gaps: String,
+    assumed: &'static str,
     backend_missing: bool,
 }
 
@@ -42,6 +43,7 @@ impl Progress {
             facts_source: "",
             remark: String::new(),
             gaps: String::new(),
+            assumed: "",
             backend_missing: false,
         }))
     }
@@ -87,9 +89,21 @@ impl Progress {
         self.state().gaps = gaps.join("; ");
     }
 
-    /// As noted; empty for a pod that is captured as its owner expects.
+    /// As noted; empty where the rules miss nothing.
     pub(crate) fn gaps(&self) -> String {
         self.state().gaps.clone()
+    }
+
+    /// Notes which parts of the pod nobody has told.
+    pub(crate) fn set_assumed(&self, assumed: &'static str) {
+        self.state().assumed = assumed;
+    }
+
+    /// Why the pod may not be captured as its owner expects; empty if nothing speaks against it.
+    pub(crate) fn doubts(&self) -> String {
+        let state = self.state();
+        let parts = [&*state.gaps, state.assumed];
+        parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ")
     }
 
     /// When a wait has to end in a call that may take this long, so that there is time left to say what was waited for.

@@ -198,6 +198,7 @@ impl<'a> Sources<'a> {
             self.log.warn(&format!("{main}; going on with other facts"), &[("facts_source", &source)]);
             if assumed {
                 self.log.warn(Annotations::ASSUMED, &[]);
+                self.progress.set_assumed(Annotations::ASSUMED);
             }
             return Ok((pod, source, abandoned));
         }

@@ -122,7 +122,8 @@ pub enum Outcome {
     Failed,
     /// The pod could not be set up and was let through: the failure policy is `open`.
     Uncaptured,
-    /// The pod has its rules, and part of its traffic passes by its proxy or comes back to it.
+    /// The pod has its rules, and part of its traffic passes by its proxy or comes back to it; or parts of it were assumed, so that this is not
+    /// known.
     Incomplete,
     /// The pod was let through without a look: capture is switched off.
     Disabled,

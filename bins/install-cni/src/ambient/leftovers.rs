@@ -4,11 +4,14 @@
 //! Nothing of it is urgent, so an annotation goes first in any case: a pod whose annotation cannot be changed keeps its rules.
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cluster::PodKey;
+use facts::exchange::EVENT_SOCKET_NAME;
 use rustix::thread::{CapabilitySet, capabilities};
+use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 use zds::Listener;
 
@@ -21,11 +24,14 @@ use super::host::{self, HostSide};
 use super::members::State;
 use super::waiting::Cause;
 use crate::health::{Notice, Part, count_and_names};
+use crate::serve::Socket;
 
 /// How often it is looked what is left.
 const LOOK: Duration = Duration::from_millis(500);
 /// The same where nothing can be done about it; also the pause after a failure in the node's own namespace.
 const PERIOD: Duration = Duration::from_secs(5);
+/// How long a socket's server may take to be asked who it is.
+const CONNECT_TIME: Duration = Duration::from_secs(1);
 
 impl Ambient {
     /// Lets everything of ambient mode go, or says why that cannot be. Ends when nothing is left.
@@ -33,10 +39,29 @@ impl Ambient {
         if !self.is_listed() {
             self.synced.notified().await;
         }
+        self.wait_for_other_agent().await;
         match lack(&self.config) {
             Some(lack) => self.tell_what_stays(lack).await,
             None => self.take_all_out().await,
         }
+    }
+
+    /// Waits while another agent takes pods into the mesh on this node, which is the original's: what pods have is that one's, and nothing is left
+    /// over. One of ours holds the lock of the node, and this one would not be here.
+    async fn wait_for_other_agent(&self) {
+        let socket = self.run_dir.join(EVENT_SOCKET_NAME);
+        while Socket::is_served(&socket) {
+            let text = format!(
+                "ambient mode is off in this agent, and another agent is in ambient mode on this node: {} listens at {}. Its pods are left alone;                  remove one of the two DaemonSets, or set ambient.enabled of this one's chart",
+                server(&socket).await,
+                socket.display()
+            );
+            if self.notices.notice(Notice::Leftovers, &text) {
+                self.log.warn(&text, &[]);
+            }
+            tokio::time::sleep(PERIOD).await;
+        }
+        self.notices.settled(Notice::Leftovers);
     }
 
     /// Says what is left, until it is gone without this agent.
@@ -250,6 +275,18 @@ impl Ambient {
             self.log.error(&text, &[]);
         }
     }
+}
+
+/// Who listens at a socket, as far as this process may see.
+async fn server(socket: &Path) -> String {
+    let connect = tokio::time::timeout(CONNECT_TIME, UnixStream::connect(socket));
+    let peer = connect.await.ok().and_then(Result::ok).and_then(|stream| stream.peer_cred().ok());
+    // In another namespace of processes it has the number 0.
+    let Some(pid) = peer.and_then(|peer| peer.pid()).filter(|pid| *pid > 0) else {
+        return "a process that is not seen from here".to_owned();
+    };
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    format!("process {pid} ({})", name.trim().escape_debug())
 }
 
 /// What this process lacks for entering pods.

@@ -167,6 +167,28 @@ fn an_agent_that_may_enter_pods_takes_everything_away() {
     }
 }
 
+/// The original's agent holds no lock of ours. What its pods have is no leftover.
+#[test]
+fn another_agent_in_ambient_mode_keeps_its_pods() {
+    let scene = Scene::new("true");
+    let socket = scene.mesh.event_socket();
+    let other = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let agent = scene.sidecar_mode().ready().unwrap();
+    let process = format!("process {} (", std::process::id());
+    wait_notice(&agent, &["another agent is in ambient mode", &process, "pluginevent.sock", "DaemonSets"]);
+    std::thread::sleep(Duration::from_millis(1500));
+    for pod in scene.pods.iter() {
+        assert!(pod.is_redirected().unwrap(), "{}", agent.log().text());
+        assert_eq!(scene.mesh.annotation(pod).as_deref(), Some("enabled"));
+    }
+    assert_says(&host_tables(&scene.mesh), &["istio-ambient-nat"]);
+    assert!(socket.exists() && scene.mesh.node.api.events().is_empty());
+    // It ends, and leaves a socket that nobody serves.
+    drop(other);
+    scene.wait_clean(&agent);
+    scene.end();
+}
+
 /// A sidecar agent without rights is what the chart makes of one that repairs no pods.
 #[test]
 fn an_agent_that_may_not_enter_pods_says_so_until_they_are_gone() {

@@ -88,6 +88,11 @@ fn a_refused_token_without_an_agent_decides_within_two_seconds() {
         assert_says(&answer.stderr, &["pod is captured", "\"facts_source\":\"annotations\"", "were assumed"]);
         assert_took(&answer, 0.5, 2.0);
         assert!(is_captured(&pod));
+        // The next agent tells it from pods of which everything was known.
+        let notes = std::fs::read_dir(node.run_dir().join("uncaptured")).unwrap().flatten();
+        let notes: Vec<String> = notes.map(|note| std::fs::read_to_string(note.path()).unwrap()).collect();
+        assert_eq!(notes.len(), 1, "{notes:?}");
+        assert_says(&notes[0], &["\"result\":\"incomplete\"", "\"name\":\"web\"", "were assumed"]);
     }
 }
 
