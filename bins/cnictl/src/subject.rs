@@ -3,10 +3,11 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use capture::annotations::NodeSettings;
 use capture::plan::detect_ipv6;
-use capture::{Decision, Facts, Pod, PodId, Scope, Settings, Skip, decide, decide_by_id};
+use capture::decide::{Mode, refuse};
+use capture::{Decision, Enrolment, Facts, Pod, Settings, Skip, decide};
 use clap::ValueEnum;
 use cni::PluginConf;
 use ruleset::{Backend, Plan};
@@ -95,8 +96,9 @@ impl SubjectArgs {
         let name = PodName { namespace: pod.namespace.clone(), name: pod.name.clone() };
         match self.decide(&pod, conf.as_ref())? {
             Decision::Skip(skip) => Ok(Subject::Skipped { pod: name, skip }),
+            Decision::Ambient | Decision::Unknown(_) => bail!("pod {name} is of ambient mode"),
             Decision::Sidecar { settings, native_sidecar, warnings, gaps } => {
-                let gaps: Vec<String> = sandboxed(&pod, conf.as_ref()).into_iter().chain(gaps).collect();
+                let gaps: Vec<String> = refused(&pod, conf.as_ref()).into_iter().chain(gaps).collect();
                 let complete = gaps.is_empty();
                 let warnings = gaps.into_iter().chain(warnings).collect();
                 let facts = Facts {
@@ -113,18 +115,10 @@ impl SubjectArgs {
     }
 
     fn decide(&self, pod: &Pod, conf: Option<&PluginConf>) -> Result<Decision> {
-        let mut scope = conf.map_or_else(Scope::default, |conf| Scope {
-            agent_namespace: conf.pod_namespace.clone(),
-            agent_pod_prefix: conf.agent_pod_prefix.clone(),
-            excluded_namespaces: conf.exclude_namespaces.clone(),
-        });
+        let mut scope = conf.map(PluginConf::scope).unwrap_or_default();
         scope.excluded_namespaces.extend(self.excluded_namespaces.iter().cloned());
-        let id = PodId { namespace: pod.namespace.clone(), name: pod.name.clone(), uid: pod.uid.clone() };
-        if let Some(skip) = decide_by_id(&id, &scope) {
-            return Ok(Decision::Skip(skip));
-        }
         let node = NodeSettings::from_env(&|name| std::env::var(name).ok(), &|_| None)?;
-        Ok(decide(pod, &node)?)
+        Ok(decide(pod, &scope, &Enrolment::default(), &node)?)
     }
 
     fn backend(&self, conf: Option<&PluginConf>) -> Backend {
@@ -145,15 +139,11 @@ impl SubjectArgs {
     }
 }
 
-/// What the plugin refuses a pod for whose sandbox has a network stack of its own.
-fn sandboxed(pod: &Pod, conf: Option<&PluginConf>) -> Option<String> {
-    let class = pod.runtime_class.as_deref()?;
-    let is_fine = |conf: &PluginConf| conf.kernel_network_runtime_classes.iter().any(|fine| fine == class);
-    let sandbox = netns::find::sandbox_of_class(class).filter(|_| !conf.is_some_and(is_fine))?;
-    Some(format!(
-        "runtime class {class} is of {sandbox}, whose network stack does not pass these rules: the plugin refuses the pod, unless \
-         kernel_network_runtime_classes names the class"
-    ))
+/// Why the plugin refuses the pod, if it does.
+fn refused(pod: &Pod, conf: Option<&PluginConf>) -> Option<String> {
+    let kernel_classes = conf.map_or(&[][..], |conf| &conf.kernel_network_runtime_classes);
+    let refusal = refuse(Mode::Sidecar, pod.runtime_class.as_deref(), kernel_classes, &[]).err()?;
+    Some(format!("the plugin refuses the pod: {refusal}"))
 }
 
 /// The plugin's own configuration in a chain.

@@ -213,7 +213,7 @@ impl Ambient {
             self.remember().await;
         }
         self.take_over().await;
-        if !self.config.rules.now().capture {
+        if !self.config.rules.now().captures() {
             self.tell_capture();
         }
         let mut tasks = JoinSet::new();
@@ -276,7 +276,7 @@ impl Ambient {
         }
         let before = self.config.rules.now();
         let rules = self.config.rules.follow(&new.rules);
-        if before.capture != new.rules.now().capture {
+        if before.captures() != new.rules.now().captures() {
             self.tell_capture();
         }
         if self.config.node.follow(&new.node) {
@@ -296,7 +296,7 @@ impl Ambient {
     /// Says what the kill switch leaves.
     fn tell_capture(&self) {
         let inside: [telemetry::Label<'_>; 1] = [("pods", &self.members.all().len())];
-        if self.config.rules.now().capture {
+        if self.config.rules.now().captures() {
             self.log.info("capture is enabled: pods are taken into the mesh again", &inside);
         } else {
             let text = "capture is disabled: no pod is taken into the mesh; those that are in stay as they are until their sandbox ends or \

@@ -137,7 +137,7 @@ impl Config {
             older: older_rules(options, env)?,
             broken_pod_label: broken_pod_label(options)?,
             proc_root: Path::new(text(Setting::HostRoot)).join("proc"),
-            ambient: AmbientConfig::new(options)?,
+            ambient: AmbientConfig::new(options, scope(options, env)?)?,
             host_root: text(Setting::HostRoot).into(),
             config_dir: Some(PathBuf::from(text(Setting::ConfigDir)))
                 .filter(|dir| !dir.as_os_str().is_empty()),
@@ -205,15 +205,20 @@ fn agent_pod_prefix(env: Lookup<'_>) -> Option<String> {
     (is_random && prefix != capture::decide::AGENT_POD_PREFIX).then_some(prefix)
 }
 
-/// As the plugin sees them.
+/// Which pods are left alone by their names, as the plugin sees it.
+fn scope(options: &Options, env: Lookup<'_>) -> Result<capture::Scope, BadOption> {
+    Ok(capture::Scope {
+        agent_namespace: namespace(options, Setting::PodNamespace, "pod-namespace")?,
+        agent_pod_prefix: agent_pod_prefix(env).unwrap_or_default(),
+        excluded_namespaces: excluded_namespaces(options)?,
+        // The plugin's entry says what the word may be.
+        capture_disabled: options.text(Setting::Capture) == "disabled",
+    })
+}
+
 fn older_rules(options: &Options, env: Lookup<'_>) -> Result<older::Rules, BadOption> {
     Ok(older::Rules {
-        scope: capture::Scope {
-            agent_namespace: namespace(options, Setting::PodNamespace, "pod-namespace")?,
-            agent_pod_prefix: agent_pod_prefix(env).unwrap_or_default(),
-            excluded_namespaces: excluded_namespaces(options)?,
-        },
-        capture: options.text(Setting::Capture) != "disabled",
+        scope: scope(options, env)?,
         check: options.text(Setting::RepairInitContainerName).to_owned(),
     })
 }

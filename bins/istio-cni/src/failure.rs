@@ -48,18 +48,9 @@ pub(crate) enum Failure {
          the mesh without an answer"
     )]
     Labels(String),
-    /// The pod's containers have a network stack of their own.
-    #[error(
-        "runtime class {class} is of {sandbox}, whose pods have a network stack of their own, so rules of the pod's network namespace would \
-         capture nothing; run it with another class or without a sidecar, or name the class in kernel_network_runtime_classes (chart: \
-         agent.kernelNetworkRuntimeClasses) if it uses the kernel's"
-    )]
-    Sandboxed {
-        /// Such as gVisor.
-        sandbox: &'static str,
-        /// `spec.runtimeClassName`.
-        class: String,
-    },
+    /// The pod cannot be captured.
+    #[error(transparent)]
+    Refused(#[from] capture::decide::Refusal),
     /// The pod's namespace cannot be used.
     #[error(transparent)]
     Netns(#[from] netns::Error),

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use applied::sandbox::Sandbox;
 use capture::annotations::{EnvironmentError, NodeSettings};
-use capture::select::{Eligibility, Selectors};
-use capture::{Decision, Facts, Pod, PodId, Scope, Settings, Skip};
+use capture::decide::{Mode, refuse};
+use capture::{Decision, Facts, Need, Pod, PodId, Reason, Settings, Skip};
 use cni::{CniResult, PluginConf, Request};
 use kernel::{Applied, Change, Choice, Difference, Kernel, route};
 use netns::{Inside, Netns, NetnsId};
@@ -165,12 +165,12 @@ impl Job {
 
     /// The part of the decision that needs no facts.
     pub(crate) fn skip(&self) -> Option<Skip> {
-        let scope = Scope {
-            agent_namespace: self.conf.pod_namespace.clone(),
-            agent_pod_prefix: self.conf.agent_pod_prefix.clone(),
-            excluded_namespaces: self.conf.exclude_namespaces.clone(),
-        };
-        capture::decide_by_id(&self.id, &scope)
+        capture::decide_by_id(&self.id, &self.conf.scope())
+    }
+
+    /// Whether the kill switch alone leaves the pod alone.
+    pub(crate) fn is_disabled(&self) -> bool {
+        self.skip().is_some_and(|skip| skip.reason == Reason::CaptureDisabled)
     }
 
     /// The decision; nothing for a pod that is left alone.
@@ -182,24 +182,23 @@ impl Job {
         }
         let sources = Sources::new(&self.conf, &self.log, &self.progress);
         let Found { mut pod, abandoned } = sources.pod(&self.id)?;
-        let ambient = self.conf.ambient_enabled && self.is_ambient(&sources, &mut pod)?;
-        self.progress.ended(Phase::Facts);
-        if ambient {
-            self.progress.ended(Phase::Decide);
-            return Ok(Some(Target { netns: self.open_netns()?, way: Way::Ambient { abandoned } }));
-        }
         // A wrong variable concerns the pods that it is for; the others start.
         let node = node_settings();
-        let decision = capture::decide(&pod, node.as_ref().unwrap_or(&NodeSettings::default()))?;
+        let decision = self.decide(&sources, &mut pod, node.as_ref().unwrap_or(&NodeSettings::default()))?;
         self.progress.ended(Phase::Decide);
         match decision {
             Decision::Skip(skip) => {
                 self.log_skip(&skip);
                 Ok(None)
             }
+            Decision::Ambient => {
+                Ok(Some(Target { netns: self.open_netns()?, way: Way::Ambient { abandoned } }))
+            }
+            Decision::Unknown(need) => Err(Failure::Labels(format!("{need} are not known"))),
             Decision::Sidecar { settings, native_sidecar, warnings, gaps } => {
                 node?;
-                self.refuse_sandboxed(pod.runtime_class.as_deref().unwrap_or_default())?;
+                let kernel_classes = &self.conf.kernel_network_runtime_classes;
+                refuse(Mode::Sidecar, pod.runtime_class.as_deref(), kernel_classes, &[])?;
                 for warning in warnings.iter().chain(&gaps) {
                     self.log.warn(warning, &[]);
                 }
@@ -210,28 +209,25 @@ impl Job {
         }
     }
 
-    /// Rules of the pod's namespace see nothing of what a sandbox with a network stack of its own sends and takes.
-    fn refuse_sandboxed(&self, class: &str) -> Result<(), Failure> {
-        let is_fine = self.conf.kernel_network_runtime_classes.iter().any(|fine| fine == class);
-        match netns::find::sandbox_of_class(class).filter(|_| !is_fine) {
-            Some(sandbox) => Err(Failure::Sandboxed { sandbox, class: class.to_owned() }),
-            None => Ok(()),
-        }
-    }
-
-    /// Whether the pod is to be in the mesh (P-28). Where its own labels do not say it and nobody knows those of its namespace, the call
-    /// fails: the original goes on as if it were not, and lets it start outside of the mesh.
-    fn is_ambient(&self, sources: &Sources<'_>, pod: &mut Pod) -> Result<bool, Failure> {
-        let selectors = Selectors::new(&self.conf.enablement_selectors)?;
-        if selectors.is_empty() {
-            return Ok(false);
-        }
-        if selectors.eligible_pod(pod) == Eligibility::NeedsNamespace {
-            self.progress.wait_for("the labels of the pod's namespace");
-            let labels = sources.namespace_labels(&self.id);
-            pod.namespace_labels = Some(labels.map_err(|error| Failure::Labels(error.to_string()))?);
-        }
-        Ok(selectors.eligible_pod(pod) == Eligibility::Eligible)
+    /// The decision, with the labels of the pod's namespace where they decide. Where those cannot be had the call fails: the original goes on
+    /// as if the pod were not of ambient mode, and lets it start outside of the mesh.
+    fn decide(
+        &self,
+        sources: &Sources<'_>,
+        pod: &mut Pod,
+        node: &NodeSettings,
+    ) -> Result<Decision, Failure> {
+        let (scope, enrolment) = (self.conf.scope(), self.conf.enrolment()?);
+        let decision = capture::decide(pod, &scope, &enrolment, node)?;
+        let Decision::Unknown(Need::NamespaceLabels(_)) = decision else {
+            self.progress.ended(Phase::Facts);
+            return Ok(decision);
+        };
+        self.progress.wait_for("the labels of the pod's namespace");
+        let labels = sources.namespace_labels(&self.id);
+        pod.namespace_labels = Some(labels.map_err(|error| Failure::Labels(error.to_string()))?);
+        self.progress.ended(Phase::Facts);
+        Ok(capture::decide(pod, &scope, &enrolment, node)?)
     }
 
     /// How a pod's namespace differs from what an ADD would make of it by today's facts.

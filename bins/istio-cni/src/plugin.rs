@@ -81,7 +81,7 @@ impl<'a> IstioCni<'a> {
 
     /// What came of the pod, within the time of `add_timeout`, under the failure policy.
     fn add_pod(&self, job: Job, log: &Logger) -> (Outcome, Option<Failure>) {
-        if !job.conf.capture && job.skip().is_none() {
+        if job.is_disabled() {
             log.warn("pod starts without capture: the configuration says capture: disabled", &[]);
             return (Outcome::Disabled, None);
         }
@@ -234,7 +234,7 @@ impl Plugin for IstioCni<'_> {
         let iptables = Iptables::new().timeout(CHECK_PROGRAM_TIMEOUT);
         self.backends = Arc::new(Backends { iptables, nftables: Nftables });
         let job = self.job(request, &conf, &log)?;
-        if !conf.capture && job.skip().is_none() {
+        if job.is_disabled() {
             log.warn("pod is not checked: the configuration says capture: disabled", &[]);
             self.report(request, &conf, Outcome::Disabled, String::new(), &log);
             return Ok(());

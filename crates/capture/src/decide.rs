@@ -1,23 +1,33 @@
-//! Whether a pod is captured: an ordered table in which the first row that holds decides (cni-plugin.md section 5).
+//! What becomes of a pod: one ordered table, in which the first row that holds decides, for the plugin, the node agent and `cnictl` alike.
+//!
+//! | stage | function | what it looks at | who needs only this |
+//! |---|---|---|---|
+//! | names | [`decide_by_id`] | what the runtime says of the pod | the plugin, before it asks for facts |
+//! | ambient mode | [`membership`] | labels of pod and namespace, and two facts more | the agent, for pods that run |
+//! | sidecars | [`decide`], which is all three | the whole pod | |
+//!
+//! What is captured in principle and cannot be, on this node or as the pod is, is a [`Refusal`]: its start fails, it is not left alone.
 
-use std::fmt;
+mod reason;
+mod refusal;
+mod sidecar;
 
-use crate::annotations::{
-    AnnotationError, DISABLE_ENVOY, INJECT, NodeSettings, PodSettings, STATUS, parse_settings, proxy_variable,
-};
-use crate::exempt;
-use crate::pod::{Container, Pod, PodId};
+use crate::annotations::{AnnotationError, NodeSettings};
+use crate::pod::{Pod, PodId};
+use crate::select::{self, Labels, Selection, Selectors};
 use crate::settings::Settings;
-use crate::values::{Quoted, parse_bool, printable};
+use crate::values::printable;
+
+pub use reason::{Need, REASONS, Reason, Skip};
+pub use refusal::{Mode, Refusal, refuse, sandbox_of_class};
 
 /// Name prefix of the node agent's own pods, where its DaemonSet has the usual name.
 pub const AGENT_POD_PREFIX: &str = "istio-cni-node-";
 
 /// Name of the proxy's container, whichever list it is in.
 pub const PROXY_CONTAINER: &str = "istio-proxy";
-const INIT_CONTAINER: &str = "istio-init";
 
-/// What the node's configuration says about pods.
+/// Which pods the node's configuration leaves alone by their names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Scope {
     /// Namespace of the node agent.
@@ -26,6 +36,47 @@ pub struct Scope {
     pub agent_pod_prefix: String,
     /// Namespaces whose pods are never captured.
     pub excluded_namespaces: Vec<String>,
+    /// The kill switch: no pod is captured that is not yet.
+    pub capture_disabled: bool,
+}
+
+/// Which pods ambient mode takes into the mesh. The default takes none: the mode is off.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Enrolment {
+    /// The enablement selectors.
+    pub selectors: Selectors,
+    /// Namespace of ztunnel; empty where it is not known, as to the plugin.
+    pub ztunnel_namespace: String,
+}
+
+/// What is looked at of a pod to tell whether it is of ambient mode.
+#[derive(Clone, Copy)]
+pub struct Subject<'a> {
+    /// `metadata.namespace`
+    pub namespace: &'a str,
+    /// `metadata.name`
+    pub name: &'a str,
+    /// `spec.hostNetwork`
+    pub host_network: bool,
+    /// Annotation `sidecar.istio.io/status` is there, whatever it says.
+    pub injected: bool,
+    /// `metadata.labels`
+    pub labels: Labels<'a>,
+    /// The labels of its namespace, where they are known.
+    pub namespace_labels: Option<Labels<'a>>,
+    /// Rules of ambient mode are in force for it. The kill switch leaves such a pod as it is.
+    pub in_mesh: bool,
+}
+
+/// Whether a pod is of ambient mode.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Membership {
+    /// It belongs into the mesh.
+    In,
+    /// It does not.
+    Out(Skip),
+    /// It cannot be told.
+    Unknown(Need),
 }
 
 /// The outcome for a pod.
@@ -44,181 +95,108 @@ pub enum Decision {
         /// Why, with all rules in place, not all of its traffic is captured. Such a pod must not be called captured.
         gaps: Vec<String>,
     },
+    /// Its traffic goes through the node's ztunnel. How, [`crate::ambient::PodOptions::parse`] reads.
+    Ambient,
+    /// Facts are missing.
+    Unknown(Need),
 }
 
-/// A pod that is left alone, and why.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Skip {
-    /// The row of the table.
-    pub reason: Reason,
-    /// What exactly was found, for people.
-    pub detail: String,
-}
-
-/// The rows of the decision table, in order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Reason {
-    /// The node agent's own pod, which must start when nothing else does.
-    OwnAgentPod,
-    /// The runtime names no pod.
-    NotKubernetes,
-    /// The namespace is excluded by configuration.
-    ExcludedNamespace,
-    /// The pod uses the node's network.
-    HostNetwork,
-    /// An init container programs the pod itself.
-    IstioInitPresent,
-    /// The proxy is told not to run Envoy.
-    EnvoyDisabled,
-    /// There is no proxy in the pod.
-    NoProxy,
-    /// The proxy is a gateway or another kind, not a sidecar.
-    NotASidecar,
-    /// Label or annotation turn injection off.
-    InjectFalse,
-    /// The injector did not handle the pod.
-    NoStatus,
-    /// The pod asks for no interception.
-    InterceptionNone,
-}
-
-/// The part of the decision that needs no facts about the pod; `None` means that they are needed.
+/// The rows that need nothing but the pod's name; `None` means that its facts are needed.
 pub fn decide_by_id(id: &PodId, scope: &Scope) -> Option<Skip> {
+    by_name(&id.namespace, &id.name, scope)
+}
+
+/// The rows of ambient mode, after those of names.
+pub fn membership(pod: &Subject<'_>, scope: &Scope, enrolment: &Enrolment) -> Membership {
+    let by_name = by_name(pod.namespace, pod.name, scope);
+    if let Some(skip) = by_name.filter(|skip| !(pod.in_mesh && skip.reason == Reason::CaptureDisabled)) {
+        return Membership::Out(skip);
+    }
+    for (reason, holds, detail) in OUT_OF_THE_MESH {
+        if holds(pod, enrolment) {
+            return Membership::Out(Skip { reason: *reason, detail: (*detail).to_owned() });
+        }
+    }
+    match enrolment.selectors.select(pod.labels, pod.namespace_labels) {
+        Selection::Selected => Membership::In,
+        Selection::NeedsNamespace => Membership::Unknown(Need::NamespaceLabels(pod.namespace.to_owned())),
+        Selection::NotSelected => {
+            Membership::Out(Skip { reason: Reason::NotSelected, detail: String::new() })
+        }
+    }
+}
+
+/// The decision for a pod whose facts are known, by the whole table.
+///
+/// # Errors
+/// The pod is to be captured by a sidecar's rules, but an annotation cannot be used.
+pub fn decide(
+    pod: &Pod,
+    scope: &Scope,
+    enrolment: &Enrolment,
+    node: &NodeSettings,
+) -> Result<Decision, AnnotationError> {
+    let labels = |key: &str| pod.labels.get(key).map(String::as_str);
+    let of_namespace =
+        pod.namespace_labels.as_ref().map(|labels| |key: &str| labels.get(key).map(String::as_str));
+    let subject = Subject {
+        namespace: &pod.namespace,
+        name: &pod.name,
+        host_network: pod.host_network,
+        injected: select::is_injected(pod.annotations.keys().map(String::as_str)),
+        labels: &labels,
+        namespace_labels: of_namespace.as_ref().map(|labels| labels as Labels<'_>),
+        in_mesh: false,
+    };
+    match membership(&subject, scope, enrolment) {
+        Membership::In => Ok(Decision::Ambient),
+        Membership::Unknown(need) => Ok(Decision::Unknown(need)),
+        Membership::Out(skip) if skip.reason.is_of_ambient_mode_only() => {
+            sidecar::decide(pod, node, (!enrolment.is_off()).then_some(skip.reason))
+        }
+        Membership::Out(skip) => Ok(Decision::Skip(skip)),
+    }
+}
+
+/// Rows that hold whatever the selectors say. What was found stands beside the reason.
+type Row = (Reason, fn(&Subject<'_>, &Enrolment) -> bool, &'static str);
+
+const OUT_OF_THE_MESH: &[Row] = &[
+    (Reason::HostNetwork, |pod, _| pod.host_network, "hostNetwork is true"),
+    (Reason::Ztunnel, |pod, mesh| mesh.is_ztunnel(pod.namespace, pod.labels), "label app is ztunnel"),
+    (Reason::Injected, |pod, _| pod.injected, "annotation sidecar.istio.io/status"),
+];
+
+fn by_name(namespace: &str, name: &str, scope: &Scope) -> Option<Skip> {
     let skip = |reason, detail| Some(Skip { reason, detail });
     let prefix =
         Some(&*scope.agent_pod_prefix).filter(|prefix| !prefix.is_empty()).unwrap_or(AGENT_POD_PREFIX);
-    if id.name.starts_with(prefix) && id.namespace == scope.agent_namespace {
-        return skip(
-            Reason::OwnAgentPod,
-            format!("pod {} in namespace {:?}", printable(&id.name), id.namespace),
-        );
+    if name.starts_with(prefix) && namespace == scope.agent_namespace {
+        return skip(Reason::OwnAgentPod, format!("pod {} in namespace {namespace:?}", printable(name)));
     }
-    if id.name.is_empty() || id.namespace.is_empty() {
+    if name.is_empty() || namespace.is_empty() {
         return skip(Reason::NotKubernetes, "the runtime passed no pod name and namespace".to_owned());
     }
-    if scope.excluded_namespaces.contains(&id.namespace) {
-        return skip(Reason::ExcludedNamespace, format!("namespace {}", printable(&id.namespace)));
+    if scope.excluded_namespaces.iter().any(|excluded| excluded == namespace) {
+        return skip(Reason::ExcludedNamespace, format!("namespace {}", printable(namespace)));
+    }
+    if scope.capture_disabled {
+        return skip(Reason::CaptureDisabled, "capture: disabled".to_owned());
     }
     None
 }
 
-/// The decision for a pod whose facts are known.
-///
-/// # Errors
-/// The pod is to be captured, but an annotation cannot be used.
-pub fn decide(pod: &Pod, node: &NodeSettings) -> Result<Decision, AnnotationError> {
-    let view = View::of(pod);
-    for (reason, found) in TABLE {
-        if let Some(detail) = found(&view) {
-            return Ok(Decision::Skip(Skip { reason: *reason, detail }));
-        }
-    }
-    match parse_settings(pod, &view.proxy, node)? {
-        PodSettings::None => Ok(Decision::Skip(Skip {
-            reason: Reason::InterceptionNone,
-            detail: "annotation sidecar.istio.io/interceptionMode is NONE".to_owned(),
-        })),
-        PodSettings::Capture { settings, mut warnings } => {
-            let native_sidecar =
-                pod.init_containers.iter().any(|c| c.name == PROXY_CONTAINER && c.restarts_always);
-            if !native_sidecar && !pod.containers.iter().any(|c| c.name == PROXY_CONTAINER) {
-                warnings.push(
-                    "istio-proxy is an init container without restartPolicy Always: it ends before the pod's \
-                     containers start, and their traffic will find no proxy"
-                        .to_owned(),
-                );
-            }
-            let exempt = exempt::find(pod, &view.proxy, &settings);
-            warnings.extend(exempt.warnings);
-            Ok(Decision::Sidecar { settings, native_sidecar, warnings, gaps: exempt.gaps })
-        }
-    }
-}
+// === impl Enrolment ===
 
-/// A row holds when it finds something; the text says what.
-type Row = (Reason, fn(&View<'_>) -> Option<String>);
-
-const TABLE: &[Row] = &[
-    (Reason::HostNetwork, |view| view.pod.host_network.then(|| "hostNetwork is true".to_owned())),
-    (Reason::IstioInitPresent, |view| {
-        view.container(INIT_CONTAINER).map(|_| "container istio-init".to_owned())
-    }),
-    (Reason::EnvoyDisabled, |view| {
-        let disabled = proxy_variable(&view.proxy, DISABLE_ENVOY).and_then(parse_bool);
-        (disabled == Some(true)).then(|| "DISABLE_ENVOY is true on istio-proxy".to_owned())
-    }),
-    (Reason::NoProxy, |view| view.proxy.is_empty().then(|| format!("containers: {}", view.names()))),
-    (Reason::NotASidecar, |view| {
-        view.proxy_type()
-            .filter(|kind| *kind != "sidecar")
-            .map(|kind| format!("proxy type {}", Quoted::new(kind)))
-    }),
-    (Reason::InjectFalse, |view| view.inject_false()),
-    (Reason::NoStatus, |view| {
-        (!view.pod.annotations.contains_key(STATUS)).then(|| format!("annotation {STATUS} is absent"))
-    }),
-];
-
-/// A pod as the table looks at it.
-struct View<'a> {
-    pod: &'a Pod,
-    /// Every container of the proxy's name, init containers first.
-    proxy: Vec<&'a Container>,
-}
-
-impl<'a> View<'a> {
-    fn of(pod: &'a Pod) -> Self {
-        Self { pod, proxy: pod.all_containers().filter(|c| c.name == PROXY_CONTAINER).collect() }
+impl Enrolment {
+    /// Whether no pod is ever taken into the mesh.
+    pub fn is_off(&self) -> bool {
+        self.selectors.is_empty()
     }
 
-    fn container(&self, name: &str) -> Option<&'a Container> {
-        self.pod.all_containers().find(|c| c.name == name)
-    }
-
-    fn names(&self) -> String {
-        self.pod.all_containers().map(|c| printable(&c.name)).collect::<Vec<_>>().join(", ")
-    }
-
-    /// `proxy <type> …` as the proxy's arguments; the last container that says it counts.
-    fn proxy_type(&self) -> Option<&'a str> {
-        self.proxy.iter().rev().find_map(|c| match c.args.as_slice() {
-            [program, kind, ..] if program == "proxy" => Some(kind.as_str()),
-            _ => None,
-        })
-    }
-
-    /// The label, where present, hides the annotation, even when it is no boolean.
-    fn inject_false(&self) -> Option<String> {
-        let (kind, text) = match self.pod.labels.get(INJECT) {
-            Some(text) => ("label", text),
-            None => ("annotation", self.pod.annotations.get(INJECT)?),
-        };
-        (parse_bool(text) == Some(false)).then(|| format!("{kind} {INJECT} is {text}"))
-    }
-}
-
-impl Reason {
-    /// A stable name for logs and metrics.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::OwnAgentPod => "own-agent-pod",
-            Self::NotKubernetes => "not-kubernetes",
-            Self::ExcludedNamespace => "excluded-namespace",
-            Self::HostNetwork => "host-network",
-            Self::IstioInitPresent => "istio-init-present",
-            Self::EnvoyDisabled => "envoy-disabled",
-            Self::NoProxy => "no-proxy",
-            Self::NotASidecar => "not-a-sidecar",
-            Self::InjectFalse => "inject-false",
-            Self::NoStatus => "no-status",
-            Self::InterceptionNone => "interception-none",
-        }
-    }
-}
-
-impl fmt::Display for Skip {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({})", self.reason.name(), self.detail)
+    /// Whether a pod is one of ztunnel's.
+    pub fn is_ztunnel(&self, namespace: &str, labels: Labels<'_>) -> bool {
+        !namespace.is_empty() && namespace == self.ztunnel_namespace && labels("app") == Some("ztunnel")
     }
 }
 

@@ -1,10 +1,8 @@
-//! Which pods are to be in the mesh in ambient mode: enablement selectors (AA-20 to AA-23), for the plugin and the agent alike.
+//! Enablement selectors: which labels of pod and namespace ambient mode looks for. What else counts is in [`crate::decide`].
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use crate::annotations::STATUS;
-use crate::pod::Pod;
 use crate::values::Quoted;
 
 /// One entry of `enablement_selectors` as it is written; both halves have to match.
@@ -73,36 +71,14 @@ enum Test {
 /// The labels of something, by key.
 pub type Labels<'a> = &'a dyn Fn(&str) -> Option<&'a str>;
 
-/// What is looked at of a pod.
-#[derive(Clone, Copy)]
-pub struct Subject<'a> {
-    /// `spec.hostNetwork`.
-    pub host_network: bool,
-    /// Annotation `sidecar.istio.io/status` is there, whatever it says.
-    pub injected: bool,
-    /// `metadata.labels`.
-    pub labels: Labels<'a>,
-}
-
 /// What the selectors say of a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Eligibility {
-    /// It is to be in the mesh.
-    Eligible,
-    /// The labels of its namespace decide, and nobody knows them.
+pub enum Selection {
+    /// An entry matches.
+    Selected,
+    /// The labels of its namespace decide, and they are not known.
     NeedsNamespace,
-    /// It is not.
-    Not(Ineligible),
-}
-
-/// Why a pod is not to be in the mesh.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ineligible {
-    /// It uses the node's network.
-    HostNetwork,
-    /// It has a sidecar.
-    Injected,
-    /// No entry matches its labels and those of its namespace.
+    /// No entry matches.
     NotSelected,
 }
 
@@ -124,40 +100,21 @@ impl Selectors {
         entries.iter().enumerate().map(entry).collect::<Result<_, _>>().map(Self)
     }
 
-    /// Whether a pod is to be in the mesh (AA-21). `namespace` are the labels of its namespace, where they are known.
-    pub fn eligible(&self, pod: Subject<'_>, namespace: Option<Labels<'_>>) -> Eligibility {
-        if pod.host_network {
-            return Eligibility::Not(Ineligible::HostNetwork);
-        }
-        if pod.injected {
-            return Eligibility::Not(Ineligible::Injected);
-        }
+    /// Whether an entry matches the labels of a pod and those of its namespace, where they are known.
+    pub fn select(&self, pod: Labels<'_>, namespace: Option<Labels<'_>>) -> Selection {
         let mut unknown = false;
-        for entry in self.0.iter().filter(|entry| holds(&entry.pod, pod.labels)) {
+        for entry in self.0.iter().filter(|entry| holds(&entry.pod, pod)) {
             match namespace {
-                Some(labels) if holds(&entry.namespace, labels) => return Eligibility::Eligible,
-                None if entry.namespace.is_empty() => return Eligibility::Eligible,
+                Some(labels) if holds(&entry.namespace, labels) => return Selection::Selected,
+                None if entry.namespace.is_empty() => return Selection::Selected,
                 None => unknown = true,
                 Some(_) => {}
             }
         }
-        if unknown { Eligibility::NeedsNamespace } else { Eligibility::Not(Ineligible::NotSelected) }
+        if unknown { Selection::NeedsNamespace } else { Selection::NotSelected }
     }
 
-    /// The same for a pod whose facts are at hand.
-    pub fn eligible_pod(&self, pod: &Pod) -> Eligibility {
-        let subject = Subject {
-            host_network: pod.host_network,
-            injected: is_injected(pod.annotations.keys().map(String::as_str)),
-            labels: &|key| pod.labels.get(key).map(String::as_str),
-        };
-        match &pod.namespace_labels {
-            None => self.eligible(subject, None),
-            Some(labels) => self.eligible(subject, Some(&|key| labels.get(key).map(String::as_str))),
-        }
-    }
-
-    /// Whether a namespace as such is in the mesh (AA-22).
+    /// Whether a namespace as such is in the mesh: an entry looks at namespaces and matches this one.
     pub fn selects_namespace(&self, labels: Labels<'_>) -> bool {
         self.0.iter().any(|entry| !entry.namespace.is_empty() && holds(&entry.namespace, labels))
     }
@@ -259,27 +216,6 @@ fn is_part(part: &str) -> bool {
     edge(part.chars().next())
         && edge(part.chars().last())
         && part.chars().all(|c| alphanumeric(c) || c == '-')
-}
-
-impl Ineligible {
-    /// A stable name for logs and metrics.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::HostNetwork => "host-network",
-            Self::Injected => "injected",
-            Self::NotSelected => "not-selected",
-        }
-    }
-}
-
-impl fmt::Display for Ineligible {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::HostNetwork => "it uses the network of the node (hostNetwork)",
-            Self::Injected => "it has a sidecar (annotation sidecar.istio.io/status)",
-            Self::NotSelected => "no enablement selector matches the labels of pod and namespace",
-        })
-    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The network configuration: what the administrator wrote for this plugin, as the runtime hands it over.
 
+mod decision;
 mod duration;
 mod selector;
 

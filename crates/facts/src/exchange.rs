@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use capture::select::{self, Eligibility, Selectors, Subject};
+use capture::decide::{Enrolment, Membership, Scope, Subject, membership};
+use capture::select::{self, Labels};
 use serde::{Deserialize, Serialize};
 
 use crate::object::Object;
@@ -51,18 +52,21 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// What the enablement selectors of ambient mode say of the pod.
-    pub fn eligible(&self, selectors: &Selectors) -> Eligibility {
+    /// Whether the pod is of ambient mode. `in_mesh`: rules of it are in force for the pod.
+    pub fn membership(&self, scope: &Scope, enrolment: &Enrolment, in_mesh: bool) -> Membership {
         let annotations = self.pod.metadata.as_ref().and_then(|metadata| metadata.annotations.as_ref());
+        let of_namespace =
+            self.namespace_labels.as_ref().map(|labels| |key: &str| labels.get(key).map(String::as_str));
         let subject = Subject {
+            namespace: self.pod.namespace(),
+            name: self.pod.name(),
             host_network: self.pod.host_network(),
             injected: select::is_injected(annotations.into_iter().flatten().map(|(key, _)| key.as_str())),
             labels: &|key| self.pod.label(key),
+            namespace_labels: of_namespace.as_ref().map(|labels| labels as Labels<'_>),
+            in_mesh,
         };
-        match &self.namespace_labels {
-            None => selectors.eligible(subject, None),
-            Some(labels) => selectors.eligible(subject, Some(&|key| labels.get(key).map(String::as_str))),
-        }
+        membership(&subject, scope, enrolment)
     }
 }
 

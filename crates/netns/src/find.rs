@@ -100,20 +100,6 @@ pub enum NotThePods {
     Unknown(String),
 }
 
-/// The sandbox that a runtime class stands for, by the names that its makers give it.
-#[must_use]
-pub fn sandbox_of_class(class: &str) -> Option<&'static str> {
-    let class = class.to_ascii_lowercase();
-    let of = |part: &str| class.split(['-', '_', '.']).any(|word| word == part);
-    if of("gvisor") || of("runsc") {
-        Some(process::GVISOR)
-    } else if of("kata") {
-        Some(process::KATA)
-    } else {
-        None
-    }
-}
-
 /// Whether a namespace that was named for a pod is the pod's: not the node's, and with one of its addresses. Without any address to compare
 /// with, it must have one that can be reached.
 ///

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use netns::find::{Found, Missing, NotThePods, Scan, Wanted, belongs_to, sandbox_of_class};
+use netns::find::{Found, Missing, NotThePods, Scan, Wanted, belongs_to};
 use netns::{Inside, Netns};
 use testkit::TestNetns;
 
@@ -169,16 +169,6 @@ fn why_there_is_none() {
     let proc = tempfile::tempdir().unwrap();
     process(proc.path(), 7, other.path(), A, "app");
     assert_eq!(missing(proc.path()), Missing::OtherAddress);
-    for (class, sandbox) in [
-        ("gvisor", Some("gVisor")),
-        ("runsc-kvm", Some("gVisor")),
-        ("kata", Some("Kata Containers")),
-        ("kata-qemu", Some("Kata Containers")),
-        ("nvidia", None),
-        ("katalog", None),
-    ] {
-        assert_eq!(sandbox_of_class(class), sandbox, "{class}");
-    }
 }
 
 #[test]

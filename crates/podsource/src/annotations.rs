@@ -146,7 +146,7 @@ fn variables(annotations: &BTreeMap<String, String>) -> Vec<(String, String)> {
 mod tests {
     use capture::annotations::NodeSettings;
     use capture::settings::Dns;
-    use capture::{Decision, Reason};
+    use capture::{Decision, Enrolment, Reason, Scope};
 
     use super::*;
 
@@ -158,13 +158,15 @@ mod tests {
             (pod.namespace.as_str(), pod.name.as_str(), pod.uid.as_deref()),
             ("shop", "web", Some("u"))
         );
-        capture::decide(&pod, &NodeSettings::default()).map_err(|error| error.to_string())
+        capture::decide(&pod, &Scope::default(), &Enrolment::default(), &NodeSettings::default())
+            .map_err(|error| error.to_string())
     }
 
     fn skipped(annotations: &[(&str, &str)]) -> Option<Reason> {
         match decide(annotations).unwrap() {
             Decision::Skip(skip) => Some(skip.reason),
             Decision::Sidecar { .. } => None,
+            other => panic!("{other:?}"),
         }
     }
 
@@ -184,7 +186,7 @@ mod tests {
                 assert!(native_sidecar && warnings.is_empty() && gaps.is_empty(), "{warnings:?} {gaps:?}");
                 assert!(format!("{settings:?}").contains("81"), "{settings:?}");
             }
-            Decision::Skip(skip) => panic!("{skip}"),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -194,7 +196,7 @@ mod tests {
         let usual = r#"{"containers":["istio-proxy"]}"#;
         let settings = |config: &str| match decide(&[(STATUS, usual), (CONFIG, config)]).unwrap() {
             Decision::Sidecar { settings, .. } => Some((settings.dns != Dns::Off, settings.dual_stack)),
-            Decision::Skip(_) => None,
+            _ => None,
         };
         for (config, wanted) in [
             ("", Some((false, false))),

@@ -29,7 +29,7 @@ impl Ambient {
                     continue;
                 }
                 // The kill switch wants none that is not in already.
-                if state.is_none() && !rules.capture {
+                if state.is_none() && !rules.captures() {
                     continue;
                 }
                 let trouble = self.troubles.reason(uid);

@@ -1,9 +1,11 @@
 //! The options of ambient mode as types.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use capture::ambient::{NodeOptions, PROBES_V4, PROBES_V6, ProbeSender};
+use capture::decide::{self, Enrolment, Mode, Refusal, refuse};
 use capture::select::Selectors;
 use kernel::iptables::{Iptables, Variant};
 use kernel::sets;
@@ -14,7 +16,7 @@ use telemetry::Scope;
 use super::desired::Rules;
 use super::followed::Followed;
 use crate::backend;
-use crate::config::{BadOption, excluded_namespaces, namespace};
+use crate::config::{BadOption, namespace};
 use crate::options::{Options, Setting};
 
 /// Shortest time between verifications: each costs some tenths of a millisecond per pod.
@@ -52,22 +54,23 @@ impl AmbientConfig {
     /// # Errors
     /// The first option that means nothing. A selector that does not parse ends the agent: with another one, other pods would be in the
     /// mesh.
-    pub(crate) fn new(options: &Options) -> Result<Self, BadOption> {
-        let config = Self::read(options)?;
+    pub(crate) fn new(options: &Options, scope: decide::Scope) -> Result<Self, BadOption> {
+        let config = Self::read(options, scope)?;
         if config.is_off {
-            let rules = Rules { selectors: Selectors::default(), ..Rules::clone(&config.rules.now()) };
+            let mut rules = Rules::clone(&config.rules.now());
+            rules.enrolment.selectors = Selectors::default();
             return Ok(Self { rules: Followed::new(rules), ..config });
         }
         if config.ztunnel_address.is_empty() {
             return Err(BadOption::new("ztunnel-uds-address", "", "is not the path of a socket"));
         }
-        if config.rules.now().system_namespace.is_empty() {
+        if config.rules.now().enrolment.ztunnel_namespace.is_empty() {
             return Err(BadOption::new("system-namespace", "", "is not the namespace of ztunnel"));
         }
         Ok(config)
     }
 
-    fn read(options: &Options) -> Result<Self, BadOption> {
+    fn read(options: &Options, scope: decide::Scope) -> Result<Self, BadOption> {
         let text = |setting| options.text(setting);
         let (v4, v6) = (text(Setting::HostProbeSnatIp), text(Setting::HostProbeSnatIpv6));
         let probe_v4 =
@@ -85,11 +88,11 @@ impl AmbientConfig {
                 probe_v6,
             }),
             rules: Followed::new(Rules {
-                // The plugin's entry says what the word may be.
-                capture: options.text(Setting::Capture) != "disabled",
-                selectors: selectors(options)?,
-                excluded: excluded_namespaces(options)?,
-                system_namespace: namespace(options, Setting::SystemNamespace, "system-namespace")?,
+                scope,
+                enrolment: Enrolment {
+                    selectors: selectors(options)?,
+                    ztunnel_namespace: namespace(options, Setting::SystemNamespace, "system-namespace")?,
+                },
             }),
             ztunnel_address: text(Setting::ZtunnelUdsAddress).to_owned(),
             native_nftables: crate::config::native_nftables(options)?,
@@ -111,9 +114,10 @@ impl AmbientConfig {
         })
     }
 
-    /// The sandbox with a network stack of its own that a runtime class stands for, unless the class is said to use the kernel's.
-    pub(crate) fn sandbox_of(&self, class: &str) -> Option<&'static str> {
-        netns::find::sandbox_of_class(class).filter(|_| !self.uses_kernel_network(class))
+    /// Whether a pod of this runtime class and with these addresses can be captured.
+    pub(crate) fn refuse(&self, class: Option<&str>, ips: &[IpAddr]) -> Result<(), Refusal> {
+        let mode = Mode::Ambient { ipv6: self.node.now().ipv6 };
+        refuse(mode, class, &self.kernel_network_runtime_classes, ips)
     }
 
     /// Whether a runtime class is said to use the kernel's network stack (`KERNEL_NETWORK_RUNTIME_CLASSES`).

@@ -1,6 +1,6 @@
 //! What a pod should be, from what the API server says of it: pure.
 
-use capture::select::{Eligibility, Selectors};
+use capture::decide::{Enrolment, Membership, Scope};
 pub(crate) use facts::object::REDIRECTION;
 use facts::{Facts, Object};
 
@@ -31,45 +31,43 @@ pub(crate) enum Desired {
 /// What decides besides the pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Rules {
-    pub(crate) selectors: Selectors,
-    /// `CAPTURE`: false lets no pod into the mesh that is not in already.
-    pub(crate) capture: bool,
-    /// `EXCLUDE_NAMESPACES`.
-    pub(crate) excluded: Vec<String>,
-    /// Namespace of ztunnel.
-    pub(crate) system_namespace: String,
+    pub(crate) scope: Scope,
+    pub(crate) enrolment: Enrolment,
 }
 
 // === impl Rules ===
 
 impl Rules {
-    /// Where the pod belongs (AA-24, AA-33, AA-36).
+    /// Where a pod belongs that is in the mesh already, or would be but for the kill switch.
     pub(crate) fn desired(&self, facts: &Facts) -> Desired {
-        let pod = &facts.pod;
-        if pod.is_terminal() {
+        self.desired_now(facts, true)
+    }
+
+    /// Where the pod belongs. `in_mesh`: rules of ours are in force for it.
+    pub(crate) fn desired_now(&self, facts: &Facts, in_mesh: bool) -> Desired {
+        if facts.pod.is_terminal() {
             return Desired::Ended;
         }
-        if self.excluded.iter().any(|namespace| namespace == pod.namespace()) {
-            return Desired::Out(format!("namespace {} is excluded", pod.namespace()));
+        match self.membership(facts, in_mesh) {
+            Membership::In => Desired::In,
+            Membership::Unknown(_) => Desired::Unknown,
+            Membership::Out(skip) => Desired::Out(skip.text()),
         }
-        if self.is_ztunnel(pod) {
-            return Desired::Out("it is ztunnel itself".to_owned());
-        }
-        match self.eligible(facts) {
-            Eligibility::Eligible => Desired::In,
-            Eligibility::NeedsNamespace => Desired::Unknown,
-            Eligibility::Not(reason) => Desired::Out(reason.to_string()),
-        }
+    }
+
+    /// Whether the pod is of ambient mode, ended or not.
+    pub(crate) fn membership(&self, facts: &Facts, in_mesh: bool) -> Membership {
+        facts.membership(&self.scope, &self.enrolment, in_mesh)
+    }
+
+    /// Whether pods are taken into the mesh at all.
+    pub(crate) fn captures(&self) -> bool {
+        !self.scope.capture_disabled
     }
 
     /// Whether the pod is one of ztunnel's.
     pub(crate) fn is_ztunnel(&self, pod: &Object) -> bool {
-        pod.namespace() == self.system_namespace && pod.label("app") == Some("ztunnel")
-    }
-
-    /// Whether the selectors want the pod (AA-21).
-    pub(crate) fn eligible(&self, facts: &Facts) -> Eligibility {
-        facts.eligible(&self.selectors)
+        self.enrolment.is_ztunnel(pod.namespace(), &|key| pod.label(key))
     }
 }
 

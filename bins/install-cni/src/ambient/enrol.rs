@@ -343,18 +343,7 @@ impl Ambient {
 
     /// Pods whose traffic would pass by the rules that they would get.
     pub(super) fn refuse(&self, facts: &Facts, ips: &[IpAddr]) -> Result<(), Failure> {
-        self.refuse_sandboxed(facts)?;
-        let only_v6 = !ips.is_empty() && ips.iter().all(IpAddr::is_ipv6);
-        if only_v6 && !self.config.node.now().ipv6 { Err(Failure::Ipv6Off) } else { Ok(()) }
-    }
-
-    /// Runtimes whose containers bring a network stack of their own; the namespace's rules do not see what it sends.
-    fn refuse_sandboxed(&self, facts: &Facts) -> Result<(), Failure> {
-        let class = facts.pod.runtime_class().unwrap_or_default();
-        match self.config.sandbox_of(class) {
-            Some(sandbox) => Err(Failure::Sandboxed { sandbox, class: class.to_owned() }),
-            None => Ok(()),
-        }
+        Ok(self.config.refuse(facts.pod.runtime_class(), ips)?)
     }
 
     /// Whether the sandbox that a plugin announced is gone: its file does not stand for the namespace any more. One that cannot be looked at,

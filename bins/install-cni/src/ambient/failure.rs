@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use capture::decide::Refusal;
+
 use super::slots::Unfinished;
 use super::waiting::Cause;
 
@@ -32,24 +34,9 @@ pub(crate) enum Failure {
         /// Why it is none, or not this pod's.
         cause: Unopened,
     },
-    /// A sandbox with a network of its own inside.
-    #[error(
-        "the pod runs in a {sandbox} sandbox (runtime class {class}), whose traffic does not pass the namespace's rules; \
-         label the pod istio.io/dataplane-mode=none to run it outside of the mesh, or name the class in KERNEL_NETWORK_RUNTIME_CLASSES if it \
-         uses the kernel's network stack"
-    )]
-    Sandboxed {
-        /// Such as gVisor.
-        sandbox: &'static str,
-        /// `spec.runtimeClassName`.
-        class: String,
-    },
-    /// Rules for IPv4 only would let all of its traffic pass by.
-    #[error(
-        "the pod has only IPv6 addresses, and IPv6 is not captured on this node (AMBIENT_IPV6=false); set ambient.ipv6 of the chart, or label the pod \
-         istio.io/dataplane-mode=none to run it outside of the mesh"
-    )]
-    Ipv6Off,
+    /// Rules would not capture it.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
     /// All such pods would be one.
     #[error("the pod has no uid, by which ztunnel and the sets of addresses know it")]
     NoUid,
@@ -116,8 +103,7 @@ impl Failure {
         match self {
             Self::NotFound(_)
             | Self::Given { .. }
-            | Self::Sandboxed { .. }
-            | Self::Ipv6Off
+            | Self::Refused(_)
             | Self::NoUid
             | Self::Enter(_)
             | Self::Rules(_)
@@ -143,9 +129,9 @@ impl Failure {
             Self::NotFound(Missing::OtherOwner | Missing::Several(_)) | Self::Given { .. } => {
                 reason::WRONG_NAMESPACE
             }
-            Self::NotFound(Missing::Sandbox(_)) | Self::Sandboxed { .. } => reason::SANDBOX,
+            Self::NotFound(Missing::Sandbox(_)) | Self::Refused(Refusal::Sandboxed { .. }) => reason::SANDBOX,
             Self::NotFound(_) => reason::NO_NAMESPACE,
-            Self::Ipv6Off => reason::IPV6,
+            Self::Refused(Refusal::Ipv6Off) => reason::IPV6,
             Self::NoUid => reason::NO_UID,
             Self::Unfinished(Unfinished::Overdue { .. } | Unfinished::Crowded(_)) => reason::OVERDUE,
             Self::Unfinished(_) | Self::Enter(_) | Self::Rules(_) | Self::Cleanup(_) | Self::Panicked(_) => {
@@ -181,7 +167,7 @@ impl Failure {
 
     /// Whether the pod is not meant to be taken in as it is, whatever is in its namespace.
     pub(crate) fn is_refusal(&self) -> bool {
-        matches!(self, Self::Sandboxed { .. } | Self::Ipv6Off | Self::NoUid)
+        matches!(self, Self::Refused(_) | Self::NoUid)
     }
 
     /// Whether the pod was to be taken out.

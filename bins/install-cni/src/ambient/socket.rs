@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use capture::PodId;
-use capture::select::Eligibility;
+use capture::decide::Membership;
+use capture::{PodId, Reason};
 use cluster::{FetchError, PodKey};
 use facts::exchange::EVENT_SOCKET_NAME;
 use facts::{Facts, Unfit};
@@ -146,6 +146,15 @@ impl EventSocket {
     }
 }
 
+/// Whether a pod that a plugin announces although the options leave it alone starts all the same: the plugin was started before its
+/// configuration said so, or does not know what the agent knows.
+fn starts_anyway(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::CaptureDisabled | Reason::ExcludedNamespace | Reason::OwnAgentPod | Reason::Ztunnel
+    )
+}
+
 impl Ambient {
     async fn announced(
         self: Arc<Self>,
@@ -168,17 +177,16 @@ impl Ambient {
         let facts = self.look_up(&event).await;
         let facts = facts.map_err(|cause| Refusal::Unknown { pod: name.clone(), cause })?;
         let rules = self.config.rules.now();
-        if !rules.capture {
-            // This plugin was started before its configuration said so.
-            self.log.warn("pod starts without capture: the options say capture: disabled", &[("pod", &name)]);
-            return Ok(());
-        }
-        // The plugin has looked at excluded namespaces by itself (AA-16).
-        match rules.eligible(&facts) {
-            Eligibility::Eligible => {}
-            Eligibility::NeedsNamespace => return Err(Refusal::NeedsNamespace(name)),
-            Eligibility::Not(reason) => {
-                return Err(Refusal::NotEligible { pod: name, reason: reason.to_string() });
+        match rules.membership(&facts, false) {
+            Membership::In => {}
+            Membership::Unknown(_) => return Err(Refusal::NeedsNamespace(name)),
+            Membership::Out(skip) if starts_anyway(skip.reason) => {
+                let text = format!("pod starts without capture: {}", skip.text());
+                self.log.warn(text, &[("pod", &name)]);
+                return Ok(());
+            }
+            Membership::Out(skip) => {
+                return Err(Refusal::NotEligible { pod: name, reason: skip.text() });
             }
         }
         let uid = facts.pod.uid().ok_or_else(|| Refusal::NoUid(name.clone()))?.to_owned();

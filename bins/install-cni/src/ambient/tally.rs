@@ -52,7 +52,7 @@ impl Ambient {
         let now = self.cluster.index().labels(namespace);
         let rules = self.config.rules.now();
         let selected = |labels: &BTreeMap<String, String>| {
-            rules.selectors.selects_namespace(&|key| labels.get(key).map(String::as_str))
+            rules.enrolment.selectors.selects_namespace(&|key| labels.get(key).map(String::as_str))
         };
         match (change, before, now.as_ref()) {
             (Change::Updated, Some(before), Some(now)) => selected(before) != selected(now),

@@ -90,7 +90,7 @@ impl Ambient {
             return left;
         };
         let rules = self.config.rules.now();
-        match rules.desired(&facts) {
+        match rules.desired_now(&facts, !self.is_outside(key)) {
             Desired::Unknown => {
                 let labels: [telemetry::Label<'_>; 1] = [("pod", &pod_text(key))];
                 self.log.debug("the labels of a pod's namespace are not known yet", &labels);
@@ -99,10 +99,6 @@ impl Ambient {
             Desired::Ended | Desired::Out(_) if !listed => Ok(()),
             Desired::Ended => self.leave(key, Some(&facts), Ending::Ended, "it has ended").await,
             Desired::Out(reason) => self.leave(key, Some(&facts), Ending::Out, &reason).await,
-            Desired::In if !rules.capture && self.is_outside(key) => {
-                let reason = "capture is disabled";
-                self.leave(key, Some(&facts), Ending::Out, reason).await
-            }
             Desired::In => self.keep_in(key, &facts).await,
         }
     }
@@ -112,7 +108,7 @@ impl Ambient {
         let facts = self.cluster.index().facts(&key.namespace, &key.name);
         let Some(facts) = facts.filter(|facts| facts.pod.uid() == Some(&*key.uid)) else { return true };
         let rules = self.config.rules.now();
-        !rules.capture
+        !rules.captures()
             || rules.desired(&facts) != Desired::In
             || self.members.state(&key.uid) == Some(State::Enrolled)
     }

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use applied::Origin;
 use capture::annotations::NodeSettings;
-use capture::decide::{Scope, decide_by_id};
+use capture::decide::{Enrolment, Scope};
 use capture::{Decision, PodId};
 use facts::Object;
 
@@ -17,8 +17,6 @@ const SANDBOX_TIME: u64 = 4 * 60;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Rules {
     pub(crate) scope: Scope,
-    /// `CAPTURE`: false wants no pod captured.
-    pub(crate) capture: bool,
     /// `REPAIR_INIT_CONTAINER_NAME`: it ends well only in a pod that is captured.
     pub(crate) check: String,
 }
@@ -47,12 +45,10 @@ impl Rules {
             name: pod.name().to_owned(),
             uid: pod.uid().map(str::to_owned),
         };
-        if !self.capture || decide_by_id(&id, &self.scope).is_some() {
-            return false;
-        }
         let Ok(pod) = pod.clone().into_pod(&id) else { return false };
         // Annotations that mean nothing are a wish for capture all the same: its ADD would have failed.
-        !matches!(capture::decide(&pod, &NodeSettings::default()), Ok(Decision::Skip(_)))
+        let decided = capture::decide(&pod, &self.scope, &Enrolment::default(), &NodeSettings::default());
+        !matches!(decided, Ok(Decision::Skip(_)))
     }
 }
 

@@ -1,4 +1,12 @@
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::collections::BTreeMap;
+
+use super::sidecar::{INIT_CONTAINER, TABLE};
 use super::*;
+use crate::annotations::{INJECT, STATUS};
+use crate::pod::Container;
+use crate::select::{EnablementSelector, LabelSelector, Requirement};
 
 /// A pod that reaches the last row: it is captured.
 fn sidecar_pod() -> Pod {
@@ -27,11 +35,17 @@ fn args(pod: &mut Pod, args: &[&str]) {
     proxy(pod).args = args.iter().map(ToString::to_string).collect();
 }
 
+/// The decision on a node without ambient mode that leaves no name alone.
+fn of_sidecar(pod: &Pod) -> Result<Decision, AnnotationError> {
+    decide(pod, &Scope { agent_namespace: "-".into(), ..Scope::default() }, &Enrolment::default(), &NodeSettings::default())
+}
+
 /// The row that decides, or none when the pod is captured.
 fn reason(pod: &Pod) -> Option<Reason> {
-    match decide(pod, &NodeSettings::default()).expect("the pod's annotations are valid") {
+    match of_sidecar(pod).expect("the pod's annotations are valid") {
         Decision::Skip(skip) => Some(skip.reason),
         Decision::Sidecar { .. } => None,
+        other => panic!("{other:?}"),
     }
 }
 
@@ -87,8 +101,11 @@ fn of_two_rows_the_first_decides() {
 
 #[test]
 fn the_table_has_the_rows_in_this_order() {
-    let order: Vec<Reason> =
-        TABLE.iter().map(|(reason, _)| *reason).chain([Reason::InterceptionNone]).collect();
+    let order: Vec<Reason> = [Reason::HostNetwork]
+        .into_iter()
+        .chain(TABLE.iter().map(|(reason, _)| *reason))
+        .chain([Reason::InterceptionNone])
+        .collect();
     assert_eq!(order, ROWS.iter().map(|(reason, _)| *reason).collect::<Vec<_>>());
 }
 
@@ -212,7 +229,7 @@ fn a_native_sidecar_is_captured() {
         let mut pod = sidecar_pod();
         pod.containers.retain(|c| c.name != PROXY_CONTAINER);
         pod.init_containers.push(Container { restarts_always, ..container(PROXY_CONTAINER) });
-        decide(&pod, &NodeSettings::default()).unwrap()
+        of_sidecar(&pod).unwrap()
     };
     let Decision::Sidecar { native_sidecar: true, warnings, .. } = native(true) else {
         panic!("{:?}", native(true))
@@ -223,7 +240,7 @@ fn a_native_sidecar_is_captured() {
     };
     assert!(warnings[0].contains("restartPolicy Always"), "{warnings:?}");
     let Decision::Sidecar { native_sidecar: false, warnings, .. } =
-        decide(&sidecar_pod(), &NodeSettings::default()).unwrap()
+        of_sidecar(&sidecar_pod()).unwrap()
     else {
         panic!("the usual sidecar is captured");
     };
@@ -241,7 +258,7 @@ fn of_two_proxies_the_later_one_counts_where_it_says_something() {
     });
     proxy(&mut pod).run_as_user = Some(9);
     args(&mut pod, &["proxy", "sidecar"]);
-    let Decision::Sidecar { settings, .. } = decide(&pod, &NodeSettings::default()).unwrap() else {
+    let Decision::Sidecar { settings, .. } = of_sidecar(&pod).unwrap() else {
         panic!("the last container says sidecar");
     };
     assert_eq!((&settings.proxy_uids[..], &settings.proxy_gids[..]), (&[9][..], &[8][..]));
@@ -252,9 +269,9 @@ fn the_detail_says_what_was_found() {
     let detail = |change: Break| {
         let mut pod = sidecar_pod();
         change(&mut pod);
-        match decide(&pod, &NodeSettings::default()).unwrap() {
+        match of_sidecar(&pod).unwrap() {
             Decision::Skip(skip) => skip.to_string(),
-            Decision::Sidecar { .. } => panic!("captured"),
+            other => panic!("{other:?}"),
         }
     };
     assert_eq!(detail(ROWS[3].1), "no-proxy (containers: app)");
@@ -264,11 +281,178 @@ fn the_detail_says_what_was_found() {
 }
 
 #[test]
-fn reasons_have_names_of_their_own() {
-    let by_id = [Reason::OwnAgentPod, Reason::NotKubernetes, Reason::ExcludedNamespace];
-    let names: std::collections::BTreeSet<_> =
-        by_id.into_iter().chain(ROWS.iter().map(|(reason, _)| *reason)).map(Reason::name).collect();
-    assert_eq!(names.len(), 11);
+fn each_reason_has_one_name_and_one_text_and_the_document_has_the_same() {
+    for (at, (reason, name, text)) in REASONS.iter().enumerate() {
+        assert_eq!((*reason as usize, reason.name(), reason.text()), (at, *name, *text));
+        assert!(!REASONS[..at].iter().any(|(_, other, same)| other == name || same == text), "{name}");
+    }
+    let document = include_str!("../../../../docs/decision.md");
+    let (_, table) = document.split_once("The rows, in order:").unwrap();
+    let rows: Vec<(&str, &str)> = table
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split_once("` | "))
+        .filter_map(|(name, rest)| Some((name, rest.split(" | ").next()?)))
+        .collect();
+    let table: Vec<(&str, &str)> = REASONS.iter().map(|(_, name, text)| (*name, *text)).collect();
+    assert_eq!(rows, table);
+}
+
+const MODE: &str = "istio.io/dataplane-mode";
+
+/// The selectors of the chart, and a ztunnel in istio-system.
+fn chart() -> Enrolment {
+    let labels =
+        |value: &str| LabelSelector { match_labels: [(MODE.into(), value.into())].into(), ..Default::default() };
+    let not_none =
+        Requirement { key: MODE.into(), operator: "NotIn".into(), values: vec!["none".to_owned()] };
+    let not_none = LabelSelector { match_expressions: vec![not_none], ..Default::default() };
+    let entries = [
+        EnablementSelector { pod: labels("ambient"), ..Default::default() },
+        EnablementSelector { pod: not_none, namespace: labels("ambient") },
+    ];
+    Enrolment { selectors: Selectors::new(&entries).unwrap(), ztunnel_namespace: "istio-system".into() }
+}
+
+/// What a case sets; the rest is a plain pod in namespace shop of a node with the chart's options.
+#[derive(Default)]
+struct Case {
+    namespace: &'static str,
+    name: &'static str,
+    /// Labels of the pod and of its namespace by the key of the mode; `unknown` for a namespace that is not known.
+    pod: &'static str,
+    of_namespace: &'static str,
+    change: Option<fn(&mut Pod)>,
+    disabled: bool,
+    in_mesh: bool,
+}
+
+impl Case {
+    fn pod(&self) -> Pod {
+        let label = |value: &str| -> BTreeMap<String, String> {
+            if value.is_empty() { BTreeMap::new() } else { [(MODE.to_owned(), value.to_owned())].into() }
+        };
+        let or = |text: &'static str, usual: &'static str| if text.is_empty() { usual } else { text }.to_owned();
+        let mut pod = Pod {
+            namespace: or(self.namespace, "shop"),
+            name: or(self.name, "web"),
+            labels: label(self.pod),
+            namespace_labels: (self.of_namespace != "unknown").then(|| label(self.of_namespace)),
+            containers: vec![container("app")],
+            ..Pod::default()
+        };
+        self.change.into_iter().for_each(|change| change(&mut pod));
+        pod
+    }
+
+    fn scope(&self) -> Scope {
+        Scope {
+            agent_namespace: "istio-system".to_owned(),
+            excluded_namespaces: vec!["kube-system".to_owned()],
+            capture_disabled: self.disabled,
+            ..Scope::default()
+        }
+    }
+
+    /// What the agent decides by: the first two stages.
+    fn membership(&self) -> Membership {
+        let pod = self.pod();
+        let labels = |key: &str| pod.labels.get(key).map(String::as_str);
+        let of_namespace = pod.namespace_labels.clone().unwrap_or_default();
+        let of_namespace = |key: &str| of_namespace.get(key).map(String::as_str);
+        let subject = Subject {
+            namespace: &pod.namespace,
+            name: &pod.name,
+            host_network: pod.host_network,
+            injected: pod.annotations.contains_key(STATUS),
+            labels: &labels,
+            namespace_labels: pod.namespace_labels.is_some().then_some(&of_namespace),
+            in_mesh: self.in_mesh,
+        };
+        membership(&subject, &self.scope(), &chart())
+    }
+
+    fn decision(&self) -> Decision {
+        decide(&self.pod(), &self.scope(), &chart(), &NodeSettings::default()).unwrap()
+    }
+}
+
+fn with_sidecar(pod: &mut Pod) {
+    pod.annotations.insert(STATUS.to_owned(), "{}".to_owned());
+    pod.containers.push(container(PROXY_CONTAINER));
+}
+
+/// The word for an outcome: `in`, `unknown`, `sidecar`, or the reason's name.
+fn word_of(decision: &Decision) -> &'static str {
+    match decision {
+        Decision::Ambient => "in",
+        Decision::Unknown(_) => "unknown",
+        Decision::Sidecar { .. } => "sidecar",
+        Decision::Skip(skip) => skip.reason.name(),
+    }
+}
+
+/// The case, what the agent says of it, what plugin and `cnictl` say.
+#[rustfmt::skip]
+fn cases() -> Vec<(Case, &'static str, &'static str)> {
+    let case = Case::default;
+    vec![
+        // Labels of the namespace, of the pod, of both.
+        (Case { of_namespace: "ambient", ..case() }, "in", "in"),
+        (Case { pod: "ambient", ..case() }, "in", "in"),
+        (Case { pod: "ambient", of_namespace: "unknown", ..case() }, "in", "in"),
+        (Case { pod: "none", of_namespace: "ambient", ..case() }, "not-selected", "no-proxy"),
+        (Case { pod: "none", of_namespace: "unknown", ..case() }, "not-selected", "no-proxy"),
+        (Case { ..case() }, "not-selected", "no-proxy"),
+        (Case { of_namespace: "unknown", ..case() }, "unknown", "unknown"),
+        // Sidecars, injected or by hand.
+        (Case { pod: "ambient", change: Some(with_sidecar), ..case() }, "injected", "sidecar"),
+        (Case { of_namespace: "unknown", change: Some(with_sidecar), ..case() }, "injected", "sidecar"),
+        (Case { of_namespace: "ambient", change: Some(|pod| pod.containers.push(container(PROXY_CONTAINER))), ..case() }, "in", "in"),
+        (Case { change: Some(|pod| pod.containers.push(container(PROXY_CONTAINER))), ..case() }, "not-selected", "no-status"),
+        // The node's network, and names.
+        (Case { pod: "ambient", change: Some(|pod| pod.host_network = true), ..case() }, "host-network", "host-network"),
+        (Case { of_namespace: "unknown", change: Some(|pod| pod.host_network = true), ..case() }, "host-network", "host-network"),
+        (Case { pod: "ambient", namespace: "kube-system", ..case() }, "excluded-namespace", "excluded-namespace"),
+        (Case { namespace: "istio-system", name: "istio-cni-node-x7", of_namespace: "ambient", ..case() }, "own-agent-pod", "own-agent-pod"),
+        (Case { namespace: "istio-system", of_namespace: "ambient", change: Some(|pod| drop(pod.labels.insert("app".into(), "ztunnel".into()))), ..case() }, "ztunnel", "ztunnel"),
+        (Case { of_namespace: "ambient", change: Some(|pod| drop(pod.labels.insert("app".into(), "ztunnel".into()))), ..case() }, "in", "in"),
+        // The kill switch leaves alone what is in.
+        (Case { pod: "ambient", disabled: true, ..case() }, "capture-disabled", "capture-disabled"),
+        (Case { of_namespace: "unknown", disabled: true, ..case() }, "capture-disabled", "capture-disabled"),
+        (Case { pod: "ambient", disabled: true, in_mesh: true, ..case() }, "in", "capture-disabled"),
+        (Case { pod: "none", disabled: true, in_mesh: true, ..case() }, "not-selected", "capture-disabled"),
+        (Case { change: Some(with_sidecar), disabled: true, ..case() }, "capture-disabled", "capture-disabled"),
+        (Case { pod: "ambient", namespace: "kube-system", disabled: true, in_mesh: true, ..case() }, "excluded-namespace", "excluded-namespace"),
+    ]
+}
+
+#[test]
+fn agent_and_plugin_decide_by_the_same_table() {
+    for (at, (case, agent, plugin)) in cases().into_iter().enumerate() {
+        let membership = match case.membership() {
+            Membership::In => "in",
+            Membership::Out(skip) => skip.reason.name(),
+            Membership::Unknown(_) => "unknown",
+        };
+        assert_eq!((membership, word_of(&case.decision())), (agent, plugin), "case {at}");
+    }
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let case = Case { of_namespace: "unknown", ..Case::default() };
+    let Decision::Unknown(need) = case.decision() else { panic!("{:?}", case.decision()) };
+    assert_eq!(need, Need::NamespaceLabels("shop".to_owned()));
+    assert_eq!(need.to_string(), "the labels of namespace shop");
+}
+
+#[test]
+fn where_ambient_mode_is_on_a_pod_without_a_proxy_hears_why_it_is_not_in() {
+    let Decision::Skip(skip) = Case::default().decision() else { panic!() };
+    assert_eq!(
+        skip.text(),
+        "it has no container istio-proxy: containers: app; no enablement selector matches the labels of pod and namespace"
+    );
 }
 
 #[test]
@@ -278,7 +462,7 @@ fn an_annotation_is_only_read_of_a_pod_that_is_captured() {
     };
     let mut pod = sidecar_pod();
     bad(&mut pod);
-    assert!(decide(&pod, &NodeSettings::default()).is_err());
+    assert!(of_sidecar(&pod).is_err());
     for (row, make) in &ROWS[..ROWS.len() - 1] {
         let mut pod = sidecar_pod();
         bad(&mut pod);
@@ -312,9 +496,10 @@ proptest::proptest! {
             let text = decide_by_id(&id, &scope).map(|skip| skip.to_string()).unwrap_or_default();
             proptest::prop_assert!(!text.contains(char::is_control), "{:?}", text);
         }
-        let text = match decide(&pod, &NodeSettings::default()) {
+        let text = match of_sidecar(&pod) {
             Ok(Decision::Skip(skip)) => skip.to_string(),
             Ok(Decision::Sidecar { warnings, gaps, .. }) => [warnings, gaps].concat().concat(),
+            Ok(other) => panic!("{other:?}"),
             Err(error) => error.to_string(),
         };
         proptest::prop_assert!(!text.contains(char::is_control), "{:?}", text);

@@ -16,7 +16,7 @@ fn labels(key: &str, value: &str) -> LabelSelector {
     LabelSelector { match_labels: [(key.to_owned(), value.to_owned())].into(), ..Default::default() }
 }
 
-/// AA-23: what the chart has.
+/// What the chart has.
 fn default_selectors() -> Selectors {
     let not_none = LabelSelector {
         match_expressions: vec![requirement(MODE, "NotIn", &["none"])],
@@ -29,66 +29,44 @@ fn default_selectors() -> Selectors {
     .unwrap()
 }
 
-fn ask(
-    selectors: &Selectors,
-    ns: Option<Option<&str>>,
-    pod: Option<&str>,
-    injected: bool,
-    host: bool,
-) -> Eligibility {
+fn ask(selectors: &Selectors, ns: Option<Option<&str>>, pod: Option<&str>) -> Selection {
     let of = |value: Option<&str>| {
         let value = value.map(|value| -> &'static str { Box::leak(value.to_owned().into_boxed_str()) });
         move |key: &str| value.filter(|_| key == MODE)
     };
     let (pod, namespace) = (of(pod), ns.map(of));
-    let subject = Subject { host_network: host, injected, labels: &pod };
-    selectors.eligible(subject, namespace.as_ref().map(|namespace| namespace as Labels<'_>))
-}
-
-/// The table of AA-23.
-#[test]
-fn c06_host_network_sidecars_and_none_are_never_touched() {
-    use Eligibility::{Eligible, Not};
-    let selectors = default_selectors();
-    for (ns, pod, injected, host, wanted) in [
-        (Some("ambient"), None, false, false, Eligible),
-        (None, Some("ambient"), false, false, Eligible),
-        (Some("ambient"), Some("none"), false, false, Not(Ineligible::NotSelected)),
-        (Some("ambient"), Some("ambient"), true, false, Not(Ineligible::Injected)),
-        (Some("ambient"), None, false, true, Not(Ineligible::HostNetwork)),
-        (Some("ambient"), None, true, true, Not(Ineligible::HostNetwork)),
-        (None, None, false, false, Not(Ineligible::NotSelected)),
-    ] {
-        assert_eq!(
-            ask(&selectors, Some(ns), pod, injected, host),
-            wanted,
-            "{ns:?} {pod:?} {injected} {host}"
-        );
-    }
+    selectors.select(&pod, namespace.as_ref().map(|namespace| namespace as Labels<'_>))
 }
 
 #[test]
 fn an_unknown_namespace_matters_only_where_it_decides() {
-    let selectors = default_selectors();
-    assert_eq!(ask(&selectors, None, Some("ambient"), false, false), Eligibility::Eligible);
-    assert_eq!(ask(&selectors, None, None, false, false), Eligibility::NeedsNamespace);
-    let not = Eligibility::Not(Ineligible::NotSelected);
-    assert_eq!(ask(&selectors, None, Some("none"), false, false), not);
+    use Selection::{NeedsNamespace, NotSelected, Selected};
+    for (namespace, pod, wanted) in [
+        (None, Some("ambient"), Selected),
+        (None, None, NeedsNamespace),
+        (None, Some("none"), NotSelected),
+        (Some(Some("ambient")), None, Selected),
+        (Some(Some("ambient")), Some("none"), NotSelected),
+        (Some(None), Some("ambient"), Selected),
+        (Some(None), None, NotSelected),
+    ] {
+        assert_eq!(ask(&default_selectors(), namespace, pod), wanted, "{namespace:?} {pod:?}");
+    }
 }
 
 #[test]
-fn c21_empty_text_default_and_namespace_only() {
-    let not = Eligibility::Not(Ineligible::NotSelected);
+fn no_entry_matches_nothing_and_an_empty_one_everything() {
+    use Selection::{NotSelected, Selected};
     let nothing = Selectors::new(&[]).unwrap();
-    assert_eq!(ask(&nothing, Some(Some("ambient")), Some("ambient"), false, false), not);
+    assert_eq!(ask(&nothing, Some(Some("ambient")), Some("ambient")), NotSelected);
     assert!(nothing.is_empty());
     let everything = Selectors::new(&[EnablementSelector::default()]).unwrap();
-    assert_eq!(ask(&everything, None, None, false, false), Eligibility::Eligible);
-    assert!(!everything.selects_namespace(&|_| Some("ambient")), "AA-22");
+    assert_eq!(ask(&everything, None, None), Selected);
+    assert!(!everything.selects_namespace(&|_| Some("ambient")), "it does not look at namespaces");
     let by_namespace = EnablementSelector { namespace: labels(MODE, "ambient"), ..Default::default() };
     let by_namespace = Selectors::new(&[by_namespace]).unwrap();
-    assert_eq!(ask(&by_namespace, Some(Some("ambient")), Some("none"), false, false), Eligibility::Eligible);
-    assert_eq!(ask(&by_namespace, Some(None), Some("ambient"), false, false), not);
+    assert_eq!(ask(&by_namespace, Some(Some("ambient")), Some("none")), Selected);
+    assert_eq!(ask(&by_namespace, Some(None), Some("ambient")), NotSelected);
     assert!(by_namespace.selects_namespace(&|_| Some("ambient")));
     assert!(default_selectors().selects_namespace(&|_| Some("ambient")));
     assert!(!default_selectors().selects_namespace(&|_| None));
@@ -102,11 +80,7 @@ fn absent_labels() {
             ..Default::default()
         };
         let selectors = Selectors::new(&[EnablementSelector { pod, ..Default::default() }]).unwrap();
-        let ask = |value: Option<&'static str>| {
-            let labels = move |_: &str| value;
-            let subject = Subject { host_network: false, injected: false, labels: &labels };
-            selectors.eligible(subject, None) == Eligibility::Eligible
-        };
+        let ask = |value: Option<&'static str>| selectors.select(&move |_| value, None) == Selection::Selected;
         [ask(None), ask(Some("x")), ask(Some("y"))]
     };
     assert_eq!(of("In", &["x"]), [false, true, false]);

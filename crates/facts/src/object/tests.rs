@@ -42,7 +42,7 @@ fn trimming_keeps_the_decision_and_drops_what_nobody_reads() {
     assert_eq!((kept.containers[0].run_as_user, kept.containers[0].run_as_group), (Some(5), None));
     let decide = |object: Object| {
         let pod = object.into_pod(&PodId::default()).unwrap();
-        capture::decide(&pod, &capture::annotations::NodeSettings::default())
+        capture::decide(&pod, &Default::default(), &Default::default(), &Default::default())
     };
     let kept: Object = serde_json::from_str(&text).unwrap();
     assert_eq!(decide(kept), decide(whole));

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use capture::select::{EnablementSelector, LabelSelector};
+use capture::select::{EnablementSelector, LabelSelector, Selectors};
 use serde_json::{Value, json};
 
 use super::*;
@@ -13,14 +13,15 @@ fn rules() -> Rules {
         ..LabelSelector::default()
     };
     Rules {
-        capture: true,
-        selectors: Selectors::new(&[EnablementSelector {
-            namespace: ambient,
-            ..EnablementSelector::default()
-        }])
-        .unwrap(),
-        excluded: vec!["kube-system".into()],
-        system_namespace: "istio-system".into(),
+        scope: Scope { excluded_namespaces: vec!["kube-system".into()], ..Scope::default() },
+        enrolment: Enrolment {
+            selectors: Selectors::new(&[EnablementSelector {
+                namespace: ambient,
+                ..EnablementSelector::default()
+            }])
+            .unwrap(),
+            ztunnel_namespace: "istio-system".into(),
+        },
     }
 }
 
@@ -55,5 +56,5 @@ fn where_a_pod_belongs() {
     assert!(
         matches!(of(ztunnel("istio-system"), Some(AMBIENT)), Desired::Out(reason) if reason.contains("ztunnel"))
     );
-    assert_eq!(of(ztunnel("shop"), Some(AMBIENT)), Desired::In, "AA-33: only in the system namespace");
+    assert_eq!(of(ztunnel("shop"), Some(AMBIENT)), Desired::In, "only in the system namespace");
 }

@@ -35,7 +35,7 @@ fn rules() -> Rules {
         excluded_namespaces: vec!["kube-system".into()],
         ..Scope::default()
     };
-    Rules { scope, capture: true, check: "istio-validation".into() }
+    Rules { scope, check: "istio-validation".into() }
 }
 
 fn suspect(pod: &Value, from: i64, until: i64) -> bool {
@@ -114,7 +114,8 @@ fn only_pods_that_ask_for_capture_and_do_not_show_it_are_suspect() {
         pod.pointer_mut(parent).unwrap()[key] = value.clone();
         assert_eq!(suspect(&pod, EVER, 100), wanted, "{path}: {value}");
     }
-    let off = Rules { capture: false, ..rules() };
+    let mut off = rules();
+    off.scope.capture_disabled = true;
     assert_eq!(off.suspect(&object(&sidecar(0, None)), &[Gap { from: 0, until: u64::MAX }]), None);
 }
 
