@@ -8,11 +8,11 @@ use std::net::IpAddr;
 
 use anyhow::Result;
 use clap::ValueEnum;
+use ruleset::Protocol;
 use ruleset::eval::{Owner, State};
-use ruleset::{Family, Protocol};
 
 use crate::output::{Answer, Format, Usage};
-use crate::subject::{Subject, SubjectArgs};
+use crate::subject::SubjectArgs;
 use flow::{Direction, Endpoint, Flow, Guess, parse_destination, parse_source};
 use report::Explanation;
 
@@ -26,6 +26,9 @@ Examples:
 
   # What happens to connections from outside to port 8080, with every rule that matched on the way?
   cnictl explain web.yaml --in --to :8080 --trace
+
+  # A probe of kubelet to a pod of ambient mode, from standard input
+  kubectl get pod web -o yaml | cnictl explain - --namespace-labels istio.io/dataplane-mode=ambient --from-node --to :8080
 
   # A DNS query, in words of iptables
   cnictl explain web.yaml --to 10.96.0.10:53 --protocol udp --backend iptables
@@ -50,13 +53,19 @@ pub(crate) struct Args {
     /// The packet is sent by the pod (the default)
     #[arg(long = "out")]
     outbound: bool,
+    /// The packet comes to the pod from a process of its node, as kubelet's probes do
+    #[arg(long, conflicts_with_all = ["outbound", "from"])]
+    from_node: bool,
+    /// Mark of the packet, such as 0x539 of what ztunnel sends
+    #[arg(long, value_name = "MARK", value_parser = parse_mark, default_value = "0")]
+    mark: u32,
     #[arg(long, value_enum, default_value_t = ProtocolName::Tcp)]
     protocol: ProtocolName,
     /// User of the sending process (1000 if neither this nor --gid is given)
-    #[arg(long, conflicts_with = "inbound")]
+    #[arg(long, conflicts_with_all = ["inbound", "from_node"])]
     uid: Option<u32>,
     /// Group of the sending process (the number of --uid if only that is given)
-    #[arg(long, conflicts_with = "inbound")]
+    #[arg(long, conflicts_with_all = ["inbound", "from_node"])]
     gid: Option<u32>,
     /// The interface that the packet leaves or comes in by; for a destination in the pod itself it is lo, otherwise eth0
     #[arg(long, value_name = "NAME")]
@@ -64,7 +73,7 @@ pub(crate) struct Args {
     /// What connection tracking says of the packet; the nat tables see only new ones
     #[arg(long, value_enum, default_value_t = StateName::New)]
     state: StateName,
-    /// The pod's proxy does not listen: it has not started yet, or has ended
+    /// The pod's proxy, or ztunnel, does not listen: it has not started yet, or has ended
     #[arg(long)]
     proxy_down: bool,
     /// List every rule that matched, in order
@@ -93,30 +102,24 @@ const APPLICATION: u32 = 1000;
 
 impl Args {
     pub(crate) fn run(&self) -> Result<Answer> {
-        let flow = self.flow()?;
-        let subject = self.subject.subject(flow.family() == Family::V6)?;
-        let explanation = match &subject {
-            Subject::Skipped { pod, skip } => Explanation::of_skipped(pod, skip, &flow),
-            Subject::Captured(captured) => Explanation::of_captured(captured, &flow)?,
-        };
+        let v6 =
+            [self.to.ip, self.from.and_then(|from| from.ip)].into_iter().flatten().any(|ip| ip.is_ipv6());
+        let subject = self.subject.subject(v6)?;
+        let flow = self.flow(&subject.ips)?;
+        let explanation = Explanation::of(&subject, &flow)?;
         explanation.print(self.output, self.trace).map(Answer::text)
     }
 
-    fn flow(&self) -> Result<Flow> {
-        let direction = if self.inbound { Direction::In } else { Direction::Out };
+    fn flow(&self, pod_ips: &[IpAddr]) -> Result<Flow> {
+        let direction = if self.inbound || self.from_node { Direction::In } else { Direction::Out };
         if direction == Direction::Out && self.to.ip.is_none() {
             let text = "--to of a packet that the pod sends needs an address, such as 10.0.0.5:443";
             return Err(Usage(text.to_owned()).into());
         }
         let mut assumed = Vec::new();
         let owner = (direction == Direction::Out).then(|| self.owner(&mut assumed));
-        let guess = Guess {
-            direction,
-            to: self.to,
-            from: self.from,
-            pod_ips: &self.subject.pod_ips,
-            interface: self.interface.as_deref(),
-        };
+        let guess =
+            Guess { direction, to: self.to, from: self.from, pod_ips, interface: self.interface.as_deref() };
         let (source, destination, interface) = guess.endpoints(&mut assumed).map_err(Usage)?;
         Ok(Flow {
             direction,
@@ -135,6 +138,8 @@ impl Args {
                 StateName::Invalid => State::Invalid,
             },
             listening: !self.proxy_down,
+            mark: self.mark,
+            from_node: self.from_node,
             assumed,
         })
     }
@@ -147,6 +152,15 @@ impl Args {
         }
         Owner { uid, gid }
     }
+}
+
+/// Decimal, or hexadecimal after `0x`.
+fn parse_mark(text: &str) -> Result<u32, String> {
+    let number = match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    number.map_err(|_| format!("{text:?} is not a mark, a number of 32 bits such as 0x539"))
 }
 
 /// Loopback of the family of an address.

@@ -2,7 +2,9 @@
 
 mod chain;
 mod cli;
+mod configuration;
 mod explain;
+mod look;
 mod node;
 mod output;
 mod pod;

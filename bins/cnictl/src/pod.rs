@@ -1,20 +1,40 @@
-//! The pod of a manifest file.
+//! The pod of a manifest.
 
+use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::{Result, bail};
-use capture::Pod;
+use capture::{Pod, PodId};
+use facts::Object;
+use podsource::ManifestFile;
 
-/// The pod of the file, or of several the one that is named `[NAMESPACE/]NAME`.
+/// A pod as its manifest describes it. The labels of its namespace are known where the manifest has that, too.
+#[derive(Debug, Clone)]
+pub(crate) struct Described {
+    pub(crate) pod: Pod,
+    /// `status.podIPs`; of a pod that is not running there are none.
+    pub(crate) ips: Vec<IpAddr>,
+}
+
+/// The pod of the file, or of standard input for `-`; of several the one that is named `[NAMESPACE/]NAME`.
 ///
 /// # Errors
 /// The file gives no pods, none of that name, or several of which none is named.
-pub(crate) fn load(path: &Path, wanted: Option<&str>) -> Result<Pod> {
-    select(podsource::pods_in_file(path)?, wanted, path)
+pub(crate) fn load(path: &Path, wanted: Option<&str>) -> Result<Described> {
+    let (manifest, place) = if path.as_os_str() == "-" {
+        (ManifestFile::read_stream(std::io::stdin().lock(), "standard input")?, Path::new("standard input"))
+    } else {
+        (ManifestFile::read(path)?, path)
+    };
+    let object = select(manifest.pods, wanted, place)?;
+    let ips = object.ips();
+    let mut pod = object.into_pod(&PodId::default())?;
+    pod.namespace_labels = manifest.namespaces.get(&pod.namespace).cloned();
+    Ok(Described { pod, ips })
 }
 
-fn select(pods: Vec<Pod>, wanted: Option<&str>, path: &Path) -> Result<Pod> {
-    let all: Vec<String> = pods.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
+fn select(pods: Vec<Object>, wanted: Option<&str>, path: &Path) -> Result<Object> {
+    let all: Vec<String> = pods.iter().map(|pod| format!("{}/{}", pod.namespace(), pod.name())).collect();
     let mut found = pods.into_iter().filter(|pod| wanted.is_none_or(|wanted| is_named(pod, wanted)));
     let all = all.join(", ");
     match (found.next(), found.next(), wanted) {
@@ -31,10 +51,10 @@ fn select(pods: Vec<Pod>, wanted: Option<&str>, path: &Path) -> Result<Pod> {
     }
 }
 
-fn is_named(pod: &Pod, wanted: &str) -> bool {
+fn is_named(pod: &Object, wanted: &str) -> bool {
     match wanted.split_once('/') {
-        Some((namespace, name)) => pod.namespace == namespace && pod.name == name,
-        None => pod.name == wanted,
+        Some((namespace, name)) => pod.namespace() == namespace && pod.name() == name,
+        None => pod.name() == wanted,
     }
 }
 
@@ -42,18 +62,18 @@ fn is_named(pod: &Pod, wanted: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn pods(names: &[(&str, &str)]) -> Vec<Pod> {
-        let pod = |&(namespace, name): &(&str, &str)| Pod {
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-            ..Pod::default()
+    fn pods(names: &[(&str, &str)]) -> Vec<Object> {
+        let pod = |(namespace, name): &(&str, &str)| {
+            let object =
+                serde_json::json!({"kind": "Pod", "metadata": {"namespace": namespace, "name": name}});
+            serde_json::from_value(object).unwrap()
         };
         names.iter().map(pod).collect()
     }
 
     fn chosen(names: &[(&str, &str)], wanted: Option<&str>) -> Result<String, String> {
         select(pods(names), wanted, Path::new("p.yaml"))
-            .map(|pod| format!("{}/{}", pod.namespace, pod.name))
+            .map(|pod| format!("{}/{}", pod.namespace(), pod.name()))
             .map_err(|error| error.to_string())
     }
 

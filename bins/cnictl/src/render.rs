@@ -2,15 +2,16 @@
 
 use std::fmt::Write as _;
 
-use anyhow::{Context as _, Result};
-use capture::Skip;
+use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
-use ruleset::{ALL_BITS, Backend, Families, Family, Ruleset, Step, Table, Transaction, iptables, nft};
+use ruleset::{
+    ALL_BITS, Backend, Families, Family, Plan, Ruleset, Step, Table, TableKind, Transaction, iptables, nft,
+};
 use serde::Serialize;
 
 use crate::output::{Answer, Format, one_line, structured};
 use crate::rules::{RuleReport, describe};
-use crate::subject::{Captured, PodName, Subject, SubjectArgs};
+use crate::subject::{Captured, Outcome, PodName, ProbeMember, Subject, SubjectArgs};
 
 /// Exit code for a pod that has no plan.
 const NOT_CAPTURED: u8 = 3;
@@ -23,8 +24,12 @@ Examples:
   # As input of ip6tables-restore --noflush
   cnictl render web.yaml --backend iptables --ipv6 --family ipv6
 
-  # One of several pods of a file, with the configuration of this node
-  cnictl render all.yaml --pod shop/web --conf /etc/cni/net.d/10-net.conflist
+  # One of several pods of a file, by a configuration other than that of this node
+  cnictl render all.yaml --pod shop/web --conf 10-net.conflist
+
+  # A pod of ambient mode from standard input: what the agent loads in the pod's namespace, and in the node's
+  kubectl get pod web -o yaml | cnictl render - --namespace-labels istio.io/dataplane-mode=ambient
+  kubectl get pod web -o yaml | cnictl render - --namespace-labels istio.io/dataplane-mode=ambient --place node
 
 Exit codes: 0 rendered, 1 failed, 2 wrong command line, 3 the pod is not captured (the reason is printed as a comment)";
 
@@ -37,6 +42,9 @@ pub(crate) struct Args {
     /// Only this family; iptables-restore takes one at a time
     #[arg(long, value_enum)]
     family: Option<FamilyName>,
+    /// Whose rules: those of the pod's namespace or, for a pod of ambient mode, of the node's own; data has both
+    #[arg(long, value_enum, default_value_t = Place::Pod)]
+    place: Place,
     /// Text to load, or the same as data
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -46,6 +54,12 @@ pub(crate) struct Args {
 enum FamilyName {
     Ipv4,
     Ipv6,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Place {
+    Pod,
+    Node,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -69,17 +83,29 @@ struct Rendered {
     detail: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     plan: Option<PlanReport>,
+    /// What is in the node's own namespace, of a pod in ambient mode.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<NodeReport>,
+    assumed: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
 struct PlanReport {
     mode: &'static str,
-    native_sidecar: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    native_sidecar: Option<bool>,
     backend: String,
     ipv6: bool,
     warnings: Vec<String>,
     /// Commands of `ip` that do what the steps before the rules do.
     routing: Vec<String>,
+    rules: Vec<FamilyRule>,
+}
+
+#[derive(Debug, Serialize)]
+struct NodeReport {
+    /// The pod's addresses in the node's sets.
+    members: Vec<ProbeMember>,
     rules: Vec<FamilyRule>,
 }
 
@@ -93,12 +119,11 @@ struct FamilyRule {
 impl Args {
     pub(crate) fn run(&self) -> Result<Answer> {
         let subject = self.subject.subject(self.family == Some(FamilyName::Ipv6))?;
-        let exit = if matches!(subject, Subject::Skipped { .. }) { NOT_CAPTURED } else { 0 };
-        let text = match (self.output, &subject) {
-            (Output::Text, Subject::Skipped { pod, skip }) => skipped(pod, skip),
-            (Output::Text, Subject::Captured(captured)) => self.text(captured)?,
-            (Output::Json, subject) => structured(Format::Json, &self.data(subject))?,
-            (Output::Yaml, subject) => structured(Format::Yaml, &self.data(subject))?,
+        let exit = if matches!(subject.outcome, Outcome::Skipped(_)) { NOT_CAPTURED } else { 0 };
+        let text = match self.output {
+            Output::Text => self.text(&subject)?,
+            Output::Json => structured(Format::Json, &self.data(&subject)?)?,
+            Output::Yaml => structured(Format::Yaml, &self.data(&subject)?)?,
         };
         Ok(Answer { text, problem: None, exit })
     }
@@ -111,23 +136,61 @@ impl Args {
         }
     }
 
-    fn text(&self, captured: &Captured) -> Result<String> {
+    fn text(&self, subject: &Subject) -> Result<String> {
         // Read by nft and iptables-restore: what a manifest says stays in its comment.
-        let mut out = one_line(&format!("# pod {}: {}", captured.pod, captured.summary())) + "\n";
-        for warning in &captured.warnings {
-            // Writing to a String cannot fail, here and below.
-            let _ = writeln!(out, "# warning: {}", one_line(&warning.to_string()));
+        let mut comments = Vec::new();
+        match &subject.outcome {
+            Outcome::Skipped(skip) => {
+                comments.push(format!("pod {}: not captured, no rules", subject.name));
+                comments.push(format!("{}: {}", skip.reason.name(), skip.text()));
+            }
+            Outcome::Captured(captured) => {
+                comments.push(format!("pod {}: {}", subject.name, captured.summary()));
+                comments.extend(captured.warnings.iter().map(|warning| format!("warning: {warning}")));
+            }
         }
-        for command in self.routing(captured) {
+        comments.extend(subject.assumed.iter().map(|assumed| format!("assumed: {assumed}")));
+        let mut out: String = comments.iter().map(|text| format!("# {}\n", one_line(text))).collect();
+        if let Outcome::Captured(captured) = &subject.outcome {
+            out.push_str(&self.rules_text(captured)?);
+        }
+        Ok(out)
+    }
+
+    /// The rules of one place, in the form that its backend loads.
+    fn rules_text(&self, captured: &Captured) -> Result<String> {
+        let mut out = String::new();
+        let node = match (self.place, captured.node()) {
+            (Place::Node, None) => {
+                bail!("the pod has a sidecar: there is nothing for it in the node's own namespace")
+            }
+            (Place::Node, node) => node,
+            (Place::Pod, Some(_)) => {
+                let _ = writeln!(out, "# the node's own namespace has rules for the pod, too: --place node");
+                None
+            }
+            (Place::Pod, None) => None,
+        };
+        let plan = node.map_or(&captured.plan, |node| &node.plan);
+        for command in self.routing(plan) {
             let _ = writeln!(out, "# first: {command}");
         }
-        let ruleset = self.ruleset(captured)?;
-        match captured.facts.backend {
+        let ruleset = self.ruleset(plan)?;
+        match plan.backend {
             Backend::Nftables => {
                 let _ = writeln!(out, "# load with: nft -f -");
                 out.push_str(&nft::render(&Transaction::Replace(&ruleset)));
+                for member in node.map_or(&[][..], |node| &node.members) {
+                    let ProbeMember { set, address, uid } = member;
+                    let table = ruleset.nft_table(TableKind::Nat);
+                    let comment = if uid.is_empty() { String::new() } else { format!(" comment \"{uid}\"") };
+                    let _ = writeln!(out, "add element inet {table} {set} {{ {address}{comment} }}");
+                }
             }
             Backend::Iptables => {
+                for command in node.into_iter().flat_map(|node| ipsets(&ruleset, &node.members)) {
+                    let _ = writeln!(out, "# first: {command}");
+                }
                 for &family in ruleset.families().iter().filter(|family| self.wants(**family)) {
                     let program = if family == Family::V4 { "iptables" } else { "ip6tables" };
                     let _ = writeln!(out, "# load with: {program}-restore --noflush");
@@ -138,39 +201,33 @@ impl Args {
         Ok(out)
     }
 
-    fn data(&self, subject: &Subject) -> Rendered {
-        match subject {
-            Subject::Skipped { pod, skip } => Rendered {
-                pod: pod.clone(),
-                captured: false,
-                reason: Some(skip.reason.name()),
-                detail: Some(skip.detail.clone()),
-                plan: None,
-            },
-            Subject::Captured(captured) => Rendered {
-                pod: captured.pod.clone(),
-                captured: true,
-                reason: None,
-                detail: None,
-                plan: Some(PlanReport {
+    fn data(&self, subject: &Subject) -> Result<Rendered> {
+        let (mut reason, mut detail, mut plan, mut node) = (None, None, None, None);
+        match &subject.outcome {
+            Outcome::Skipped(skip) => (reason, detail) = (Some(skip.reason.name()), Some(skip.text())),
+            Outcome::Captured(captured) => {
+                let rules = |plan: &Plan| Ok::<_, anyhow::Error>(rules(&self.ruleset(plan)?, plan.backend));
+                plan = Some(PlanReport {
                     mode: captured.mode(),
-                    native_sidecar: captured.native_sidecar,
+                    native_sidecar: captured.native_sidecar(),
                     backend: captured.facts.backend.to_string(),
                     ipv6: captured.facts.ipv6,
                     warnings: captured.warnings.clone(),
-                    routing: self.routing(captured),
-                    rules: self
-                        .ruleset(captured)
-                        .map(|r| rules(&r, captured.facts.backend))
-                        .unwrap_or_default(),
-                }),
-            },
+                    routing: self.routing(&captured.plan),
+                    rules: rules(&captured.plan)?,
+                });
+                if let Some(host) = captured.node() {
+                    node = Some(NodeReport { members: host.members.clone(), rules: rules(&host.plan)? });
+                }
+            }
         }
+        let (pod, assumed) = (subject.name.clone(), subject.assumed.clone());
+        Ok(Rendered { pod, captured: plan.is_some(), reason, detail, plan, node, assumed })
     }
 
     /// The planned rules, without those that look at no packet of the wanted family.
-    fn ruleset(&self, captured: &Captured) -> Result<Ruleset> {
-        let mut ruleset = captured.plan.ruleset().context("the plan has no rules")?.clone();
+    fn ruleset(&self, plan: &Plan) -> Result<Ruleset> {
+        let mut ruleset = plan.ruleset().context("the plan has no rules")?.clone();
         let chains = ruleset.tables.iter_mut().flat_map(|table| &mut table.chains);
         for chain in chains {
             let wanted = |families: Families| match families {
@@ -183,9 +240,9 @@ impl Args {
         Ok(ruleset)
     }
 
-    fn routing(&self, captured: &Captured) -> Vec<String> {
+    fn routing(&self, plan: &Plan) -> Vec<String> {
         let number = |family: Family| if family == Family::V4 { 4 } else { 6 };
-        let steps = captured.plan.steps.iter();
+        let steps = plan.steps.iter();
         steps
             .filter_map(|step| match *step {
                 Step::EnsureLoopbackAddress(address) => {
@@ -205,13 +262,17 @@ impl Args {
     }
 }
 
-fn skipped(pod: &PodName, skip: &Skip) -> String {
-    let pod = one_line(&pod.to_string());
-    format!(
-        "# pod {pod}: not captured, no rules\n# {}: {}\n",
-        skip.reason.name(),
-        one_line(&skip.detail.to_string())
-    )
+/// Commands that make the sets of the rules, which have to be there first, and put the pod's addresses into them.
+fn ipsets(ruleset: &Ruleset, members: &[ProbeMember]) -> Vec<String> {
+    let sets = ruleset.tables.iter().flat_map(|table| &table.sets).map(|set| {
+        let family = if set.family() == Family::V4 { "inet" } else { "inet6" };
+        format!("ipset create {} hash:ip family {family} comment -exist", set.name)
+    });
+    let members = members.iter().map(|ProbeMember { set, address, uid }| {
+        let comment = if uid.is_empty() { String::new() } else { format!(" comment {uid}") };
+        format!("ipset add {set} {address}{comment} -exist")
+    });
+    sets.chain(members).collect()
 }
 
 /// The text for iptables-restore, each rule after a comment with its reason.

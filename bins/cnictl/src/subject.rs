@@ -1,47 +1,57 @@
-//! The pod that `render` and `explain` are about: whether it is captured, and its plan.
+//! The pod that `render`, `explain` and `check` are about: what is decided about it, by which configuration, and its plan.
 
+mod ambient;
+
+use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use capture::annotations::NodeSettings;
-use capture::plan::detect_ipv6;
 use capture::decide::{Mode, refuse};
-use capture::{Decision, Enrolment, Facts, Pod, Settings, Skip, decide};
+use capture::plan::detect_ipv6;
+use capture::{Decision, Facts, Need, Pod, Settings, Skip, decide};
 use clap::ValueEnum;
-use cni::PluginConf;
 use ruleset::{Backend, Plan};
 use serde::Serialize;
 
-use crate::chain::Conflist;
-use crate::pod;
-
-/// The plugin's `type` in a conflist.
-const PLUGIN: &str = "istio-cni";
+use crate::configuration::{Configuration, ConfigurationArgs};
+use crate::pod::{self, Described};
+pub(crate) use ambient::{AmbientPod, Node, ProbeMember};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct SubjectArgs {
-    /// Kubernetes manifest of the pod as it runs, after injection (YAML or JSON)
+    /// Kubernetes manifest of the pod as it runs, after injection (YAML or JSON); - for standard input
     #[arg(value_name = "MANIFEST")]
     manifest: PathBuf,
     /// Which pod, where the manifest has several
     #[arg(long, visible_alias = "pod", value_name = "[NAMESPACE/]NAME")]
     pod_name: Option<String>,
-    /// Conflist with the plugin's entry; gives the excluded namespaces, the agent's namespace and the backend
-    #[arg(long, value_name = "CONFLIST")]
-    conf: Option<PathBuf>,
-    /// Kernel interface; without it what the conflist says, else nftables
+    #[command(flatten)]
+    decision: DecisionArgs,
+}
+
+/// What a decision depends on besides the pod.
+#[derive(Debug, clap::Args)]
+pub(crate) struct DecisionArgs {
+    #[command(flatten)]
+    configuration: ConfigurationArgs,
+    /// Kernel interface; without it what the agent or the conflist says, else nftables
     #[arg(long, value_enum)]
     backend: Option<BackendName>,
-    /// Address of the pod; decides as on the node whether IPv6 is captured (repeat, in the order of `ip addr`)
+    /// Address of the pod; decides as on the node whether IPv6 is captured (repeat, in the order of `ip addr`) [default: those of the
+    /// manifest's status]
     #[arg(long = "pod-ip", value_name = "IP", value_delimiter = ',')]
-    pub(crate) pod_ips: Vec<IpAddr>,
+    pod_ips: Vec<IpAddr>,
     /// IPv6 is captured, whatever the pod's addresses
     #[arg(long)]
     ipv6: bool,
     /// A namespace whose pods are never captured, besides those of the conflist (repeat)
     #[arg(long = "exclude-namespace", value_name = "NAMESPACE", value_delimiter = ',')]
     excluded_namespaces: Vec<String>,
+    /// Labels of the pod's namespace, which decide in ambient mode; "" for none [default: those of a Namespace in the manifest]
+    #[arg(long, value_name = "KEY=VALUE,...")]
+    namespace_labels: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -57,16 +67,21 @@ pub(crate) struct PodName {
     pub(crate) name: String,
 }
 
+/// A pod, and what is decided about it.
+#[derive(Debug)]
+pub(crate) struct Subject {
+    pub(crate) name: PodName,
+    pub(crate) ips: Vec<IpAddr>,
+    pub(crate) outcome: Outcome,
+    /// What was not said and is taken for granted.
+    pub(crate) assumed: Vec<String>,
+}
+
 /// What is decided about the pod.
 #[derive(Debug)]
-pub(crate) enum Subject {
+pub(crate) enum Outcome {
     /// It is left alone.
-    Skipped {
-        /// Pod.
-        pod: PodName,
-        /// The row of the decision table, and what was found.
-        skip: Skip,
-    },
+    Skipped(Skip),
     /// It is captured.
     Captured(Box<Captured>),
 }
@@ -74,14 +89,19 @@ pub(crate) enum Subject {
 /// A captured pod.
 #[derive(Debug)]
 pub(crate) struct Captured {
-    pub(crate) pod: PodName,
-    pub(crate) settings: Settings,
-    pub(crate) native_sidecar: bool,
+    pub(crate) by: By,
     /// Whether the rules capture all that its owner expects of them; the warnings say what they do not.
     pub(crate) complete: bool,
     pub(crate) warnings: Vec<String>,
     pub(crate) facts: Facts,
     pub(crate) plan: Plan,
+}
+
+/// Who takes its traffic.
+#[derive(Debug)]
+pub(crate) enum By {
+    Sidecar { settings: Settings, native_sidecar: bool },
+    Ztunnel(AmbientPod),
 }
 
 impl SubjectArgs {
@@ -90,95 +110,199 @@ impl SubjectArgs {
     /// # Errors
     /// The manifest, the conflist or an annotation cannot be used.
     pub(crate) fn subject(&self, ipv6: bool) -> Result<Subject> {
-        let pod = pod::load(&self.manifest, self.pod_name.as_deref())?;
-        let conf = self.conf.as_deref().map(Conflist::load).transpose()?;
-        let conf = conf.map(|conflist| plugin_conf(&conflist)).transpose()?;
-        let name = PodName { namespace: pod.namespace.clone(), name: pod.name.clone() };
-        match self.decide(&pod, conf.as_ref())? {
-            Decision::Skip(skip) => Ok(Subject::Skipped { pod: name, skip }),
-            Decision::Ambient | Decision::Unknown(_) => bail!("pod {name} is of ambient mode"),
+        self.decision.decide(pod::load(&self.manifest, self.pod_name.as_deref())?, ipv6)
+    }
+}
+
+impl DecisionArgs {
+    /// As [`SubjectArgs::subject`], for a pod that was read.
+    pub(crate) fn decide(&self, described: Described, ipv6: bool) -> Result<Subject> {
+        self.decide_with(described, ipv6, self.backend_name())
+    }
+
+    /// The same for a pod that runs. `found` says in which backend its rules are, where nothing else names one and that is not nf_tables.
+    pub(crate) fn decide_in(
+        &self,
+        described: Described,
+        found: &dyn Fn(&Plan) -> Option<Backend>,
+    ) -> Result<Subject> {
+        let subject = self.decide_with(described.clone(), false, self.backend_name())?;
+        let is_guess = subject.assumed.iter().any(|text| text == ambient::NFTABLES);
+        match &subject.outcome {
+            Outcome::Captured(captured) if is_guess => match found(&captured.plan) {
+                Some(backend) => self.decide_with(described, false, Some(backend)),
+                None => Ok(subject),
+            },
+            _ => Ok(subject),
+        }
+    }
+
+    /// Whether a conflist was named.
+    pub(crate) fn conf(&self) -> Option<&Path> {
+        self.configuration.conf()
+    }
+
+    fn decide_with(&self, described: Described, ipv6: bool, backend: Option<Backend>) -> Result<Subject> {
+        let Described { mut pod, ips } = described;
+        let ips = if self.pod_ips.is_empty() { ips } else { self.pod_ips.clone() };
+        let configuration = self.configuration.load()?;
+        let mut assumed: Vec<String> = configuration.assumed().into_iter().collect();
+        if let Some(labels) = &self.namespace_labels {
+            pod.namespace_labels = Some(parse_labels(labels)?);
+        }
+        let decision = self.decision(&mut pod, &configuration, &mut assumed)?;
+        let outcome = match decision {
+            Decision::Skip(skip) => Outcome::Skipped(skip),
+            Decision::Unknown(need) => bail!("what becomes of the pod depends on {need}"),
+            Decision::Ambient => {
+                let captured =
+                    ambient::captured(&pod, &ips, &configuration, backend, self.ipv6, &mut assumed);
+                Outcome::Captured(Box::new(captured))
+            }
             Decision::Sidecar { settings, native_sidecar, warnings, gaps } => {
-                let gaps: Vec<String> = refused(&pod, conf.as_ref()).into_iter().chain(gaps).collect();
+                let classes = &configuration.plugin.kernel_network_runtime_classes;
+                let refusal = refuse(Mode::Sidecar, pod.runtime_class.as_deref(), classes, &[]);
+                let refusal = refusal.err().map(|refusal| format!("the plugin refuses the pod: {refusal}"));
+                let gaps: Vec<String> = refusal.into_iter().chain(gaps).collect();
                 let complete = gaps.is_empty();
                 let warnings = gaps.into_iter().chain(warnings).collect();
-                let facts = Facts {
-                    backend: self.backend(conf.as_ref()),
-                    ipv6: self.captures_ipv6(&settings, ipv6)?,
-                };
+                let backend = backend.unwrap_or_else(|| sidecar_backend(&configuration, &mut assumed));
+                let facts = Facts { backend, ipv6: self.captures_ipv6(&settings, &ips, ipv6)? };
                 let plan = capture::plan(&settings, facts);
-                let settings = *settings;
-                let captured =
-                    Captured { pod: name, settings, native_sidecar, complete, warnings, facts, plan };
-                Ok(Subject::Captured(Box::new(captured)))
+                let by = By::Sidecar { settings: *settings, native_sidecar };
+                Outcome::Captured(Box::new(Captured { by, complete, warnings, facts, plan }))
             }
-        }
+        };
+        let name = PodName { namespace: pod.namespace.clone(), name: pod.name.clone() };
+        Ok(Subject { name, ips, outcome, assumed })
     }
 
-    fn decide(&self, pod: &Pod, conf: Option<&PluginConf>) -> Result<Decision> {
-        let mut scope = conf.map(PluginConf::scope).unwrap_or_default();
+    /// The decision, with no labels of a namespace whose labels are not known.
+    fn decision(
+        &self,
+        pod: &mut Pod,
+        configuration: &Configuration,
+        assumed: &mut Vec<String>,
+    ) -> Result<Decision> {
+        let mut scope = configuration.scope();
         scope.excluded_namespaces.extend(self.excluded_namespaces.iter().cloned());
+        let enrolment = configuration.enrolment()?;
         let node = NodeSettings::from_env(&|name| std::env::var(name).ok(), &|_| None)?;
-        Ok(decide(pod, &scope, &Enrolment::default(), &node)?)
+        let decision = decide(pod, &scope, &enrolment, &node)?;
+        let Decision::Unknown(need @ Need::NamespaceLabels(_)) = decision else { return Ok(decision) };
+        assumed.push(format!("{need} are none (--namespace-labels, or a Namespace in the manifest)"));
+        pod.namespace_labels = Some(BTreeMap::new());
+        Ok(decide(pod, &scope, &enrolment, &node)?)
     }
 
-    fn backend(&self, conf: Option<&PluginConf>) -> Backend {
-        match (self.backend, conf.and_then(|conf| conf.native_nftables)) {
-            (Some(BackendName::Iptables), _) | (None, Some(false)) => Backend::Iptables,
-            (Some(BackendName::Nftables), _) | (None, _) => Backend::Nftables,
-        }
+    fn backend_name(&self) -> Option<Backend> {
+        self.backend.map(|name| match name {
+            BackendName::Iptables => Backend::Iptables,
+            BackendName::Nftables => Backend::Nftables,
+        })
     }
 
-    fn captures_ipv6(&self, settings: &Settings, assumed: bool) -> Result<bool> {
+    fn captures_ipv6(&self, settings: &Settings, ips: &[IpAddr], assumed: bool) -> Result<bool> {
         if self.ipv6 {
             return Ok(true);
         }
-        if self.pod_ips.is_empty() {
+        if ips.is_empty() {
             return Ok(assumed || settings.dual_stack);
         }
-        detect_ipv6(&self.pod_ips, settings.dual_stack).context("use the addresses of --pod-ip")
+        detect_ipv6(ips, settings.dual_stack)
+            .context("use the addresses of --pod-ip or of the manifest's status")
     }
 }
 
-/// Why the plugin refuses the pod, if it does.
-fn refused(pod: &Pod, conf: Option<&PluginConf>) -> Option<String> {
-    let kernel_classes = conf.map_or(&[][..], |conf| &conf.kernel_network_runtime_classes);
-    let refusal = refuse(Mode::Sidecar, pod.runtime_class.as_deref(), kernel_classes, &[]).err()?;
-    Some(format!("the plugin refuses the pod: {refusal}"))
+fn sidecar_backend(configuration: &Configuration, assumed: &mut Vec<String>) -> Backend {
+    match configuration.plugin.native_nftables {
+        Some(true) => Backend::Nftables,
+        Some(false) => Backend::Iptables,
+        None => {
+            assumed.push(ambient::NFTABLES.to_owned());
+            Backend::Nftables
+        }
+    }
 }
 
-/// The plugin's own configuration in a chain.
-fn plugin_conf(conflist: &Conflist) -> Result<PluginConf> {
-    let place = || format!("plugin {PLUGIN} of {}", conflist.path.display());
-    let plugin = conflist
-        .plugins
-        .iter()
-        .find(|plugin| plugin.kind == PLUGIN)
-        .with_context(|| format!("{} has no plugin of type {PLUGIN}", conflist.path.display()))?;
-    let text = serde_json::to_vec(&plugin.conf)?;
-    let value = cni::json::Value::parse(&text).with_context(place)?;
-    PluginConf::decode(&value).with_context(place)
+fn parse_labels(text: &str) -> Result<BTreeMap<String, String>> {
+    let pairs = text.split(',').map(str::trim).filter(|pair| !pair.is_empty());
+    pairs
+        .map(|pair| match pair.split_once('=') {
+            Some((key, value))
+                if capture::select::is_label_key(key) && capture::select::is_label_value(value) =>
+            {
+                Ok((key.to_owned(), value.to_owned()))
+            }
+            _ => bail!(
+                "--namespace-labels: {pair:?} is not a label; write KEY=VALUE, several with commas between"
+            ),
+        })
+        .collect()
 }
 
 impl Captured {
-    /// How inbound connections are captured, in the annotation's words.
+    /// How inbound connections are captured: in the annotation's words, or by ambient mode.
     pub(crate) fn mode(&self) -> &'static str {
-        match self.settings.mode {
-            capture::settings::Mode::Redirect => "REDIRECT",
-            capture::settings::Mode::Tproxy => "TPROXY",
+        match &self.by {
+            By::Sidecar { settings, .. } => match settings.mode {
+                capture::settings::Mode::Redirect => "REDIRECT",
+                capture::settings::Mode::Tproxy => "TPROXY",
+            },
+            By::Ztunnel(_) => "AMBIENT",
+        }
+    }
+
+    /// Whether the proxy is a native sidecar; nothing where it is none.
+    pub(crate) fn native_sidecar(&self) -> Option<bool> {
+        match self.by {
+            By::Sidecar { native_sidecar, .. } => Some(native_sidecar),
+            By::Ztunnel(_) => None,
+        }
+    }
+
+    /// What is loaded in the node's own namespace, of a pod in ambient mode.
+    pub(crate) fn node(&self) -> Option<&Node> {
+        match &self.by {
+            By::Sidecar { .. } => None,
+            By::Ztunnel(pod) => Some(&pod.node),
         }
     }
 
     /// `captured through its sidecar (REDIRECT, nftables, IPv4)`.
     pub(crate) fn summary(&self) -> String {
         let families = if self.facts.ipv6 { "IPv4 and IPv6" } else { "IPv4" };
-        let sidecar = if self.native_sidecar { "native sidecar" } else { "sidecar" };
+        let by = match self.by {
+            By::Sidecar { native_sidecar: true, .. } => "its native sidecar",
+            By::Sidecar { native_sidecar: false, .. } => "its sidecar",
+            By::Ztunnel(_) => "the node's ztunnel",
+        };
         let state = if self.complete { "captured" } else { "NOT ALL captured" };
-        format!("{state} through its {sidecar} ({}, {}, {families})", self.mode(), self.facts.backend)
+        format!("{state} through {by} ({}, {}, {families})", self.mode(), self.facts.backend)
     }
 }
 
 impl std::fmt::Display for PodName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_read_or_named() {
+        let read = |text: &str| parse_labels(text).map_err(|error| error.to_string());
+        assert_eq!(read("").unwrap(), BTreeMap::new());
+        let two = [("istio.io/dataplane-mode", "ambient"), ("a", "")];
+        assert_eq!(
+            read("istio.io/dataplane-mode=ambient, a=").unwrap(),
+            two.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
+        );
+        for bad in ["a", "=x", "a b=c", "a=b c"] {
+            assert!(read(bad).unwrap_err().contains("KEY=VALUE"), "{bad}");
+        }
     }
 }

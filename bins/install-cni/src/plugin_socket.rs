@@ -135,6 +135,7 @@ impl PluginSocket {
             synced: state.synced,
             pods: self.cluster.index().pods().count(),
             last_error: state.last_error.unwrap_or_default(),
+            ambient: self.ambient.options_in_force(),
         };
         match serde_json::to_vec(&status) {
             Ok(body) => json(body),

@@ -211,12 +211,7 @@ impl Job {
 
     /// The decision, with the labels of the pod's namespace where they decide. Where those cannot be had the call fails: the original goes on
     /// as if the pod were not of ambient mode, and lets it start outside of the mesh.
-    fn decide(
-        &self,
-        sources: &Sources<'_>,
-        pod: &mut Pod,
-        node: &NodeSettings,
-    ) -> Result<Decision, Failure> {
+    fn decide(&self, sources: &Sources<'_>, pod: &mut Pod, node: &NodeSettings) -> Result<Decision, Failure> {
         let (scope, enrolment) = (self.conf.scope(), self.conf.enrolment()?);
         let decision = capture::decide(pod, &scope, &enrolment, node)?;
         let Decision::Unknown(Need::NamespaceLabels(_)) = decision else {

@@ -14,7 +14,9 @@ pub mod select;
 pub mod settings;
 pub mod values;
 
-pub use decide::{Decision, Enrolment, Membership, Need, Reason, Scope, Skip, decide, decide_by_id, membership};
+pub use decide::{
+    Decision, Enrolment, Membership, Need, Reason, Scope, Skip, decide, decide_by_id, membership,
+};
 pub use plan::{Facts, plan};
 pub use pod::{Container, Pod, PodId};
 pub use settings::Settings;

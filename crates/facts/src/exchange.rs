@@ -4,6 +4,7 @@
 //! [`Facts`] or with 404 and a text; `POST /v1/report` takes a [`Report`]. Members may be added; readers skip what they do not know.
 
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use capture::decide::{Enrolment, Membership, Scope, Subject, membership};
@@ -178,6 +179,29 @@ pub struct Status {
     pub pods: usize,
     /// What keeps it from knowing more; empty when nothing does.
     pub last_error: String,
+    /// The options of ambient mode by which pods get their rules now; absent where the mode is off or the node is not prepared yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ambient: Option<AmbientOptions>,
+}
+
+/// The agent's options of ambient mode, as far as rules and decisions depend on them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AmbientOptions {
+    /// `nftables` or `iptables`: what holds the rules of the node and its pods.
+    pub backend: String,
+    /// `AMBIENT_DNS_CAPTURE`
+    pub dns_capture: bool,
+    /// `AMBIENT_IPV6`
+    pub ipv6: bool,
+    /// `HOST_PROBE_SNAT_IP`
+    pub probe_v4: Ipv4Addr,
+    /// `HOST_PROBE_SNAT_IPV6`
+    pub probe_v6: Ipv6Addr,
+    /// The user whose connections count as probes; absent where those of every process of the node do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe_uid: Option<u32>,
+    /// `SYSTEM_NAMESPACE`, where ztunnel runs.
+    pub system_namespace: String,
 }
 
 /// Seconds of the phases of an operation.

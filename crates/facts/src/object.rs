@@ -182,6 +182,11 @@ impl Object {
         self.kind.as_deref() == Some(NAMESPACE)
     }
 
+    /// `metadata.labels`
+    pub fn labels(&self) -> BTreeMap<String, String> {
+        texts(self.metadata.as_ref().and_then(|metadata| metadata.labels.clone()))
+    }
+
     /// Whether there are containers. Every pod has some, so an object without them is cut off, and taken for a pod without a sidecar
     /// it would leave the traffic of a pod with one uncaptured.
     pub fn has_containers(&self) -> bool {

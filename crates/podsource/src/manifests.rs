@@ -28,7 +28,7 @@ use document::{Broken, Format, Wanted};
 use facts::object::Object;
 use trusted::Links;
 
-pub use file::{FileError, objects_in_file, pods_in_file};
+pub use file::{FileError, ManifestFile, objects_in_file};
 
 /// Whether a directory of manifests is searched for pods in a file of this name: `*.yaml`, `*.yml`, `*.json`, not hidden.
 pub fn is_manifest(path: &Path) -> bool {
@@ -209,8 +209,13 @@ fn read_any(path: &Path) -> io::Result<String> {
     if !std::fs::metadata(path)?.is_file() {
         return Err(io::Error::other("not a regular file"));
     }
+    read_stream(File::open(path)?)
+}
+
+/// The text of a stream that a person has named.
+fn read_stream(stream: impl Read) -> io::Result<String> {
     let mut text = Vec::new();
-    File::open(path)?.take(MAX_BYTES as u64 + 1).read_to_end(&mut text)?;
+    stream.take(MAX_BYTES as u64 + 1).read_to_end(&mut text)?;
     if text.len() > MAX_BYTES {
         return Err(io::Error::other(format!("larger than {} MiB", MAX_BYTES >> 20)));
     }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use capture::annotations::NodeSettings;
 use capture::flags::{Flags, parse_flags};
-use capture::{Container, Decision, Pod, Settings, decide};
+use capture::{Container, Decision, Enrolment, Pod, Scope, Settings, decide};
 use serde::Deserialize;
 
 /// Groups that the reference data names; loading it needs a group database that has them.
@@ -146,10 +146,14 @@ impl Case {
         let resolve = |name: &str| GROUPS.iter().find(|(known, _)| *known == name).map(|(_, gid)| *gid);
         match &self.pod {
             None => Ok(parse_flags(&self.settings.flags(), &resolve)?.0),
-            Some(pod) => match decide(&pod.to_pod(), &NodeSettings::default())? {
-                Decision::Sidecar { settings, .. } => Ok(*settings),
-                Decision::Skip(skip) => bail!("the pod is not captured: {skip}"),
-            },
+            Some(pod) => {
+                let (scope, enrolment) = (Scope::default(), Enrolment::default());
+                let pod = Pod { namespace: "default".into(), name: "case".into(), ..pod.to_pod() };
+                match decide(&pod, &scope, &enrolment, &NodeSettings::default())? {
+                    Decision::Sidecar { settings, .. } => Ok(*settings),
+                    other => bail!("the pod is not captured: {other:?}"),
+                }
+            }
         }
     }
 

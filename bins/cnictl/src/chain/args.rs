@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use cni::Version;
+use netns::Netns;
 use serde_json::Value;
 
 use super::attachment::{Attachment, check_netns, netns_path, raise_loopback};
@@ -12,8 +13,10 @@ use super::cache::{Cache, Entry};
 use super::conflist::Conflist;
 use super::report::Report;
 use super::run::{Chain, Journal};
-use crate::output::{Answer, Format, columns, printable, structured};
-use crate::pod;
+use crate::look::Looked;
+use crate::output::{Answer, Format, Usage, columns, printable, structured};
+use crate::pod::{self, Described};
+use crate::subject::DecisionArgs;
 
 const ADD_EXAMPLES: &str = "\
 Examples:
@@ -24,6 +27,19 @@ Examples:
   cnictl add --conf 10-net.conflist --pod web.yaml --netns /proc/4711/ns/net --cni-path ./bin:/usr/lib/cni -o json
 
 A plugin that fails makes the chain's DEL run, as runtimes do. Exit codes: 0 done, 1 failed, 2 wrong command line";
+
+const CHECK_EXAMPLES: &str = "\
+Examples:
+  # Is what kubelet's pod has in the kernel what it should have, by the configuration of this node?
+  kubectl get pod web -n shop -o yaml | cnictl check --pod - --netns /proc/4711/ns/net
+
+  # In ambient mode the labels of the pod's namespace decide, too
+  kubectl get namespace,pod -n shop -o yaml | cnictl check --pod - --pod-name web --netns /proc/4711/ns/net
+
+  # The chain's CHECK of a pod that cnictl add has attached
+  cnictl check --conf 10-net.conflist --pod web.yaml
+
+Exit codes: 0 as decided, 1 not, or failed, 2 wrong command line";
 
 /// What every verb that runs plugins needs.
 #[derive(Debug, clap::Args)]
@@ -57,7 +73,7 @@ pub(crate) struct RunArgs {
 /// Which pod, and which of its interfaces.
 #[derive(Debug, clap::Args)]
 pub(super) struct PodArgs {
-    /// Kubernetes manifest of the pod (YAML or JSON)
+    /// Kubernetes manifest of the pod (YAML or JSON); - for standard input
     #[arg(long, value_name = "MANIFEST")]
     pod: PathBuf,
     /// Which pod, where the manifest has several
@@ -92,16 +108,22 @@ pub(crate) struct AddArgs {
     keep_failed: bool,
 }
 
-/// Check an attachment: run the chain's CHECK with the result of its ADD
+/// Check a pod: what is in the kernel for it, against what is decided about it; with --conf, run the chain's CHECK before
+///
+/// Without --conf the pod may be of any runtime. Its rules are compared with those of today's manifest and options. Of a pod of ambient mode that
+/// is also done with the node's rules and the node's sets of probe addresses. With --conf the pod is one that `cnictl add` has attached.
 #[derive(Debug, clap::Args)]
+#[command(after_help = CHECK_EXAMPLES)]
 pub(crate) struct CheckArgs {
     #[command(flatten)]
-    chain: ChainArgs,
+    run: RunArgs,
     #[command(flatten)]
     pod: PodArgs,
-    /// Network namespace, if it is not the one of the ADD
-    #[arg(long, value_name = "PATH")]
+    /// Network namespace: a path, or a name as in `ip netns`; with --conf only if it is not the one of the ADD
+    #[arg(long, value_name = "PATH", required_unless_present = "conf")]
     netns: Option<String>,
+    #[command(flatten)]
+    decision: DecisionArgs,
 }
 
 /// Detach a pod: run the chain's DEL in reverse order, with the result of the ADD
@@ -192,9 +214,18 @@ impl RunArgs {
 
 impl PodArgs {
     fn load(&self) -> Result<(Attachment, Cache)> {
-        let pod = pod::load(&self.pod, self.pod_name.as_deref())?;
-        let attachment = Attachment::new(&pod, self.container_id.as_deref(), &self.ifname)?;
-        Ok((attachment, Cache::new(self.cache_dir.as_deref())?))
+        let (_, attachment, cache) = self.load_described()?;
+        Ok((attachment, cache))
+    }
+
+    fn load_described(&self) -> Result<(Described, Attachment, Cache)> {
+        let described = self.described()?;
+        let attachment = Attachment::new(&described.pod, self.container_id.as_deref(), &self.ifname)?;
+        Ok((described, attachment, Cache::new(self.cache_dir.as_deref())?))
+    }
+
+    fn described(&self) -> Result<Described> {
+        pod::load(&self.pod, self.pod_name.as_deref())
     }
 }
 
@@ -250,8 +281,9 @@ fn made(attachment: &mut Attachment, entry: Option<&Entry>, netns: Option<&str>)
 
 impl CheckArgs {
     pub(crate) fn run(&self) -> Result<Answer> {
-        let chain = self.chain.load()?;
-        let (mut attachment, cache) = self.pod.load()?;
+        let Some(conf) = self.decision.conf() else { return self.look_only() };
+        let chain = self.run.load(conf)?;
+        let (described, mut attachment, cache) = self.pod.load_described()?;
         let network = &chain.conflist.name;
         if chain.conflist.version < Version::V0_4_0 {
             bail!("cniVersion {} of network {network} has no CHECK; 0.4.0 has", chain.conflist.version);
@@ -260,7 +292,7 @@ impl CheckArgs {
         made(&mut attachment, entry.as_ref(), self.netns.as_deref());
         if chain.conflist.disable_check {
             let report = Report::new(network, Some(&attachment), Journal::default());
-            return self.chain.answer(&report.with_note("disableCheck is set, nothing was checked"));
+            return self.run.answer(&report.with_note("disableCheck is set, nothing was checked"));
         }
         let entry = entry.with_context(|| {
             format!(
@@ -269,7 +301,28 @@ impl CheckArgs {
             )
         })?;
         let journal = chain.check(&attachment, &entry.result);
-        self.chain.answer(&Report::new(network, Some(&attachment), journal))
+        let mut report = Report::new(network, Some(&attachment), journal);
+        // A chain without the plugin captures nothing.
+        if chain.conflist.plugins.iter().any(|plugin| plugin.kind == install::PLUGIN) {
+            let netns = Netns::open(&attachment.netns).context("use the namespace of the pod")?;
+            report = report.with_look(Looked::look(&self.decision, described, &netns)?);
+        }
+        self.run.answer(&report)
+    }
+
+    fn look_only(&self) -> Result<Answer> {
+        if self.run.stats || self.run.verbose {
+            return Err(Usage("--stats and --verbose are about plugins: give their --conf".to_owned()).into());
+        }
+        let netns = netns_path(self.netns.as_deref().unwrap_or_default());
+        check_netns(&netns)?;
+        let netns = Netns::open(&netns).context("use the namespace of --netns")?;
+        let looked = Looked::look(&self.decision, self.pod.described()?, &netns)?;
+        let text = match self.run.output {
+            Format::Json | Format::Yaml => structured(self.run.output, &looked)?,
+            Format::Table | Format::Wide => looked.table(),
+        };
+        Ok(looked.problem().map_or_else(|| Answer::text(text.clone()), |p| Answer::failed(text.clone(), p)))
     }
 }
 

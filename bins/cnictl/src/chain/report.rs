@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::attachment::Attachment;
 use super::run::{Journal, PluginRun};
+use crate::look::Looked;
 use crate::output::{Answer, Format, columns, one_line, structured};
 
 /// A verb over a chain.
@@ -29,6 +30,9 @@ pub(super) struct Report {
     /// What was not done, and why.
     #[serde(skip_serializing_if = "Option::is_none")]
     note: Option<String>,
+    /// What is in the kernel for the pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    looked: Option<Looked>,
 }
 
 #[derive(Debug, Serialize)]
@@ -54,7 +58,16 @@ impl Report {
             rollback: Vec::new(),
             result: journal.result,
             note: None,
+            looked: None,
         }
+    }
+
+    /// Adds what is in the kernel. Where a plugin has failed, its words come first.
+    pub(super) fn with_look(mut self, looked: Looked) -> Self {
+        self.error = self.error.or_else(|| looked.problem());
+        self.ok = self.error.is_none();
+        self.looked = Some(looked);
+        self
     }
 
     /// Adds the DEL after a failed ADD. A failure of that is told too: something may be left.
@@ -121,6 +134,9 @@ impl Report {
             let attachment = self.attachment.as_ref().map_or("", |attachment| attachment.ifname.as_str());
             let text = one_line(&format!("{}: {attachment} has {addresses}", self.network));
             out.push_str(&format!("\n{text}\n"));
+        }
+        if let Some(looked) = &self.looked {
+            out.push_str(&format!("\n{}", looked.table()));
         }
         if let Some(note) = &self.note {
             out.push_str(&(one_line(&format!("{}: {note}", self.network)) + "\n"));

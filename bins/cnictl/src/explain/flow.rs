@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use ruleset::Protocol;
 use ruleset::eval::{Owner, State};
-use ruleset::{Family, Protocol};
 
 /// The source port where none is given: ephemeral, so that no rule looks at it.
 const SOURCE_PORT: u16 = 40000;
@@ -43,6 +43,9 @@ pub(super) struct Flow {
     pub(super) state: State,
     /// Whether the pod's proxy listens.
     pub(super) listening: bool,
+    pub(super) mark: u32,
+    /// A process of the node sends it.
+    pub(super) from_node: bool,
     /// What nobody said and was taken for granted.
     pub(super) assumed: Vec<String>,
 }
@@ -133,12 +136,6 @@ impl Guess<'_> {
         let inside = destination.is_loopback() || self.pod_ips.contains(&destination);
         let lo = self.direction == Direction::Out && inside;
         if lo { "lo" } else { "eth0" }.to_owned()
-    }
-}
-
-impl Flow {
-    pub(super) fn family(&self) -> Family {
-        if self.destination.is_ipv4() { Family::V4 } else { Family::V6 }
     }
 }
 

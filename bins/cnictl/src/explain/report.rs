@@ -4,16 +4,17 @@ use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result};
 use capture::Skip;
-use capture::settings::{DNS_PORT, Settings};
+use capture::ambient::{self, HBONE_PORT};
+use capture::settings::DNS_PORT;
 use ruleset::Hook;
 use ruleset::eval::{Place, State, Verdict};
 use serde::Serialize;
 
 use super::flow::{Direction, Flow};
-use super::way::{Way, follow};
+use super::way::{Way, follow, leave_node};
 use crate::output::{Colour, Format, columns, paint, structured};
 use crate::rules::{RuleReport, describe};
-use crate::subject::{Captured, PodName};
+use crate::subject::{By, Captured, Outcome, PodName, Subject};
 
 /// What becomes of a flow.
 #[derive(Debug, Serialize)]
@@ -28,6 +29,9 @@ pub(super) struct Explanation {
     #[serde(skip_serializing_if = "Option::is_none")]
     capture: Option<CaptureReport>,
     flow: FlowReport,
+    /// What the node's rules do with a packet of the node before it comes to the pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<NodeReport>,
     verdict: VerdictReport,
     /// The rule that gave the verdict.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -43,7 +47,8 @@ pub(super) struct Explanation {
 #[derive(Debug, Serialize)]
 struct CaptureReport {
     mode: &'static str,
-    native_sidecar: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    native_sidecar: Option<bool>,
     backend: String,
     ipv6: bool,
     #[serde(skip)]
@@ -64,6 +69,14 @@ struct FlowReport {
 }
 
 #[derive(Debug, Serialize)]
+struct NodeReport {
+    /// The source address in the pod.
+    source: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<RuleReport>,
+}
+
+#[derive(Debug, Serialize)]
 struct VerdictReport {
     /// `pass`, `redirect`, `tproxy` or `drop`.
     action: &'static str,
@@ -80,14 +93,26 @@ struct TraceEntry {
 }
 
 impl Explanation {
-    pub(super) fn of_skipped(pod: &PodName, skip: &Skip, flow: &Flow) -> Self {
+    /// # Errors
+    /// The plan has no rules, which would be a mistake of ours.
+    pub(super) fn of(subject: &Subject, flow: &Flow) -> Result<Self> {
+        let mut explanation = match &subject.outcome {
+            Outcome::Skipped(skip) => Self::of_skipped(&subject.name, skip, flow),
+            Outcome::Captured(captured) => Self::of_captured(&subject.name, captured, flow)?,
+        };
+        explanation.assumed = [subject.assumed.clone(), flow.assumed.clone()].concat();
+        Ok(explanation)
+    }
+
+    fn of_skipped(pod: &PodName, skip: &Skip, flow: &Flow) -> Self {
         Self {
             pod: pod.clone(),
             captured: false,
             reason: Some(skip.reason.name()),
-            detail: Some(skip.detail.clone()),
+            detail: Some(skip.text()),
             capture: None,
             flow: FlowReport::of(flow),
+            node: None,
             verdict: VerdictReport {
                 action: "pass",
                 port: None,
@@ -96,39 +121,42 @@ impl Explanation {
             rule: None,
             path: Vec::new(),
             trace: Vec::new(),
-            assumed: flow.assumed.clone(),
+            assumed: Vec::new(),
             warnings: Vec::new(),
         }
     }
 
-    pub(super) fn of_captured(captured: &Captured, flow: &Flow) -> Result<Self> {
+    fn of_captured(pod: &PodName, captured: &Captured, flow: &Flow) -> Result<Self> {
         let backend = captured.facts.backend;
         let ruleset = captured.plan.ruleset().context("the plan has no rules")?;
+        let (flow, node) = from_node(captured, flow);
+        let flow = &flow;
         let way = follow(ruleset, backend, flow);
         let report =
             |place: &Place<'_>| describe(ruleset, backend, place.table, place.chain, place.index, place.rule);
         let decided = way.decided_by();
         Ok(Self {
-            pod: captured.pod.clone(),
+            pod: pod.clone(),
             captured: captured.complete,
             reason: None,
             detail: None,
             capture: Some(CaptureReport {
                 mode: captured.mode(),
-                native_sidecar: captured.native_sidecar,
+                native_sidecar: captured.native_sidecar(),
                 backend: backend.to_string(),
                 ipv6: captured.facts.ipv6,
                 summary: captured.summary(),
             }),
             flow: FlowReport::of(flow),
-            verdict: VerdictReport::of(&way, flow, &captured.settings),
+            node,
+            verdict: VerdictReport::of(&way, flow, &captured.by),
             rule: decided.as_ref().map(|(place, _)| report(place)),
             path: decided.iter().flat_map(|(_, path)| path).map(report).collect(),
             trace: way
                 .trace()
                 .map(|(hook, place)| TraceEntry { hook: Hook::name(hook), rule: report(&place) })
                 .collect(),
-            assumed: flow.assumed.clone(),
+            assumed: Vec::new(),
             warnings: captured.warnings.clone(),
         })
     }
@@ -153,6 +181,11 @@ impl Explanation {
         };
         row("POD", format!("{}, {state}", self.pod));
         row("FLOW", self.flow.to_string());
+        if let Some(node) = &self.node {
+            let rule = node.rule.as_ref();
+            let why = rule.map_or("no rule of ours changes it", |rule| &*rule.why);
+            row("NODE", format!("leaves the node from {}: {why}", node.source));
+        }
         row("VERDICT", self.verdict.painted());
         match (&self.rule, &self.detail) {
             (Some(rule), _) => {
@@ -219,7 +252,7 @@ impl std::fmt::Display for FlowReport {
 }
 
 impl VerdictReport {
-    fn of(way: &Way<'_>, flow: &Flow, settings: &Settings) -> Self {
+    fn of(way: &Way<'_>, flow: &Flow, by: &By) -> Self {
         let mut text = String::new();
         let (action, port) = match way.verdict() {
             // nat looks at first packets only, and the connection remembers what it said
@@ -241,7 +274,7 @@ impl VerdictReport {
             }
             // Writing to a String cannot fail, here and below.
             Verdict::Redirect { port } => {
-                let _ = write!(text, "redirected to {port} ({})", owner_of(port, settings));
+                let _ = write!(text, "redirected to {port} ({})", owner_of(port, by));
                 if !flow.listening {
                     text.push_str(", which does not listen: the connection is refused");
                 }
@@ -252,7 +285,7 @@ impl VerdictReport {
                 ("snat", None)
             }
             Verdict::Tproxy { port } => {
-                let who = owner_of(port, settings);
+                let who = owner_of(port, by);
                 let _ = write!(text, "handed to {port} ({who}) by TPROXY, addresses unchanged");
                 ("tproxy", Some(port))
             }
@@ -270,12 +303,37 @@ impl VerdictReport {
     }
 }
 
+/// The flow as it comes to the pod, and what the node's own rules did before.
+fn from_node(captured: &Captured, flow: &Flow) -> (Flow, Option<NodeReport>) {
+    let host = captured.node().filter(|_| flow.from_node);
+    let Some((host, ruleset)) = host.and_then(|host| Some((host, host.plan.ruleset()?))) else {
+        return (flow.clone(), None);
+    };
+    let backend = host.plan.backend;
+    let members: Vec<_> = host.members.iter().map(|member| member.address).collect();
+    let outcome = leave_node(ruleset, backend, flow, &members);
+    let mut flow = flow.clone();
+    if let Verdict::Snat { to } = outcome.verdict {
+        flow.source.set_ip(to);
+    }
+    let rule = outcome.decided_by.filter(|_| matches!(outcome.verdict, Verdict::Snat { .. }));
+    let rule =
+        rule.map(|place| describe(ruleset, backend, place.table, place.chain, place.index, place.rule));
+    let node = NodeReport { source: flow.source.ip().to_string(), rule };
+    (flow, Some(node))
+}
+
 /// Who listens on a port that traffic is sent to.
-fn owner_of(port: u16, settings: &Settings) -> &'static str {
-    match port {
-        port if port == settings.proxy_port => "proxy, outbound",
-        port if port == settings.capture_port => "proxy, inbound",
-        DNS_PORT => "proxy's DNS",
-        _ => "proxy",
+fn owner_of(port: u16, by: &By) -> &'static str {
+    match (by, port) {
+        (By::Sidecar { settings, .. }, port) if port == settings.proxy_port => "proxy, outbound",
+        (By::Sidecar { settings, .. }, port) if port == settings.capture_port => "proxy, inbound",
+        (By::Sidecar { .. }, DNS_PORT) => "proxy's DNS",
+        (By::Sidecar { .. }, _) => "proxy",
+        (By::Ztunnel(_), ambient::OUTBOUND_PORT) => "ztunnel, outbound",
+        (By::Ztunnel(_), ambient::INBOUND_PORT) => "ztunnel, inbound in plain text",
+        (By::Ztunnel(_), ambient::DNS_PORT) => "ztunnel's DNS",
+        (By::Ztunnel(_), HBONE_PORT) => "ztunnel, HBONE",
+        (By::Ztunnel(_), _) => "ztunnel",
     }
 }

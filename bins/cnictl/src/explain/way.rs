@@ -2,7 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use ruleset::eval::{Outcome, Packet, Place, Verdict, evaluate};
+use capture::ambient::{PROBES_V4, PROBES_V6};
+use ruleset::eval::{Outcome, Owner, Packet, Place, Verdict, evaluate};
 use ruleset::{Backend, Hook, Ruleset};
 
 use super::flow::{Direction, Flow};
@@ -50,12 +51,33 @@ fn first_packet(flow: &Flow) -> Packet {
         in_interface,
         out_interface,
         owner: flow.owner,
-        mark: 0,
+        mark: flow.mark,
         ct_mark: 0,
         state: flow.state,
         member_of: Vec::new(),
         listening: flow.listening,
     }
+}
+
+/// What the node's own rules do with a packet that a process of the node sends to the pod. `members` are the addresses in the node's sets.
+pub(super) fn leave_node<'a>(
+    ruleset: &'a Ruleset,
+    backend: Backend,
+    flow: &Flow,
+    members: &[IpAddr],
+) -> Outcome<'a> {
+    let packet = Packet {
+        in_interface: String::new(),
+        out_interface: "eth0".to_owned(),
+        owner: Some(Owner { uid: 0, gid: 0 }),
+        member_of: if members.contains(&flow.destination.ip()) {
+            [PROBES_V4, PROBES_V6].map(str::to_owned).to_vec()
+        } else {
+            Vec::new()
+        },
+        ..first_packet(flow)
+    };
+    evaluate(ruleset, backend, &packet, Hook::Postrouting, true)
 }
 
 /// The packet as it comes in again, if it leaves by the loopback interface, of itself or because it was redirected.

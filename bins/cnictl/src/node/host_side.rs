@@ -43,7 +43,8 @@ impl Part {
 pub(super) fn look() -> (Vec<Part>, Vec<String>) {
     inside(|inside| {
         let (mut found, mut errors) = (Vec::new(), Vec::new());
-        let stores = [(Part::Nftables, &Nftables as &dyn RuleStore), (Part::Iptables, &iptables())];
+        let stores =
+            [(Part::Nftables, &Nftables as &dyn RuleStore), (Part::Iptables, &iptables_of_the_node())];
         for (part, store) in stores {
             let plan = plan_host(&NodeOptions::default(), ProbeSender::AnySocket, Backend::Nftables);
             let Some(ruleset) = plan.ruleset() else { continue };
@@ -68,7 +69,7 @@ pub(super) fn remove() -> (Vec<Part>, Vec<String>) {
         return (found, errors);
     }
     let (_, failed) = inside(|inside| {
-        let iptables = iptables();
+        let iptables = iptables_of_the_node();
         let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
         let plan = plan_host(&NodeOptions::default(), ProbeSender::AnySocket, Backend::Nftables);
         let mut failed = Vec::new();
@@ -96,15 +97,22 @@ pub(super) fn recorded_pods(run_dir: &Path) -> usize {
     records.take(MAX_RECORDS).count()
 }
 
-fn iptables() -> Iptables {
+/// The iptables backend with the node's own programs.
+pub(crate) fn iptables_of_the_node() -> Iptables {
     Iptables::new().on_the_node()
 }
 
-/// In the agent's container the node's namespace may be another one than its own.
-fn inside(look: impl FnOnce(&InsideHost<'_>) -> (Vec<Part>, Vec<String>) + Send) -> (Vec<Part>, Vec<String>) {
+/// Does something in the node's own network namespace; in the agent's container that may be another one than its own.
+///
+/// # Errors
+/// It cannot be entered.
+pub(crate) fn in_host<T: Send>(work: impl FnOnce(&InsideHost<'_>) -> T + Send) -> Result<T, netns::Error> {
     let host = if Path::new(MOUNTED).exists() { Host::open(MOUNTED) } else { Host::current() };
-    let looked = host.and_then(|host| host.enter(look));
-    looked.unwrap_or_else(|error| {
+    host?.enter(work)
+}
+
+fn inside(look: impl FnOnce(&InsideHost<'_>) -> (Vec<Part>, Vec<String>) + Send) -> (Vec<Part>, Vec<String>) {
+    in_host(look).unwrap_or_else(|error| {
         (Vec::new(), vec![format!("enter the node's network namespace: {}", kernel::chain_text(&error))])
     })
 }

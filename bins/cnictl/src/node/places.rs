@@ -20,15 +20,22 @@ pub(super) struct PlaceArgs {
 
 /// The node's directories.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Places {
-    pub(super) net_dir: PathBuf,
+pub(crate) struct Places {
+    pub(crate) net_dir: PathBuf,
     pub(super) bin_dirs: Vec<PathBuf>,
-    pub(super) run_dir: PathBuf,
+    pub(crate) run_dir: PathBuf,
 }
 
 /// Where the agent's container has the node's directories, its variables aside.
 const MOUNTED_NET_DIR: &str = "/host/etc/cni/net.d";
 const MOUNTED_BIN_DIR: &str = "/host/opt/cni/bin";
+
+impl Places {
+    /// The directories that are given, and the defaults of this machine for the others.
+    pub(crate) fn of_this_machine(net_dir: Option<PathBuf>, run_dir: Option<PathBuf>) -> Self {
+        PlaceArgs { net_dir, bin_dirs: Vec::new(), run_dir }.places()
+    }
+}
 
 impl PlaceArgs {
     /// The directories, with the defaults of this machine.
@@ -59,7 +66,7 @@ impl PlaceArgs {
 }
 
 /// Files with given names are deleted below it, so it has to be named outright.
-pub(super) fn directory(text: &str) -> Result<PathBuf, String> {
+pub(crate) fn directory(text: &str) -> Result<PathBuf, String> {
     let path = Path::new(text);
     let is_plain = |part: Component<'_>| matches!(part, Component::RootDir | Component::Normal(_));
     if !path.is_absolute() || !path.components().all(is_plain) || path.components().count() < 2 {

@@ -7,6 +7,8 @@ use std::process::Command;
 
 use crate::Files;
 
+/// A directory that does not exist.
+const NO_NODE: &str = "/nonexistent/net.d";
 const REFERENCE: &str = "docs/cnictl.md";
 /// Documents with commands whose output a reader can compare.
 const WITH_OUTPUT: [&str; 2] = ["README.md", "docs/concepts.md"];
@@ -39,10 +41,12 @@ fn printed(command: &str) -> String {
         .args(words)
         .current_dir(checkout())
         .env_clear()
+        // The reader's machine is not a node of ours, whatever this one is.
+        .env("MOUNTED_CNI_NET_DIR", NO_NODE)
         .output()
         .unwrap();
     assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
+    String::from_utf8(output.stdout).unwrap().replace(NO_NODE, "/etc/cni/net.d")
 }
 
 /// The document with what its commands print today, and how many these are.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod ambient;
 mod chain;
 mod documents;
 mod explain;
@@ -75,6 +76,9 @@ impl Files {
             };
         }
         command.env_remove("CNI_PATH").env("XDG_STATE_HOME", self.0.path().join("state"));
+        // This machine may be a node itself.
+        command.env("MOUNTED_CNI_NET_DIR", self.path("no-net.d"));
+        command.env("CNI_AGENT_RUN_DIR", self.path("no-run"));
         command
     }
 

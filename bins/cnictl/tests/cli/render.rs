@@ -49,9 +49,13 @@ fn iptables_text_has_a_reason_before_each_rule_and_loads() {
 #[test]
 fn a_pod_that_is_left_alone_has_its_reason_and_exit_code_3() {
     let files = Files::new();
-    let run = files.run("render @plain.yaml");
+    files.write("node.conflist", r#"{"name": "n", "plugins": [{"type": "istio-cni"}]}"#);
+    let run = files.run("render @plain.yaml --conf @node.conflist");
     assert_eq!((run.exit, run.stderr.as_str()), (3, ""));
-    assert_eq!(run.stdout, "# pod shop/plain: not captured, no rules\n# no-proxy: containers: app\n");
+    assert_eq!(
+        run.stdout,
+        "# pod shop/plain: not captured, no rules\n# no-proxy: it has no container istio-proxy: containers: app\n"
+    );
     let run = files.run("render @web.yaml --exclude-namespace shop -o json");
     assert_eq!(run.exit, 3);
     let data: Value = serde_json::from_str(&run.stdout).unwrap();
@@ -92,7 +96,12 @@ fn the_conflist_gives_backend_and_excluded_namespaces() {
     files.write("kube.yaml", &crate::WEB.replace("namespace: shop", "namespace: kube-system"));
     let run = files.run("render @kube.yaml --conf @net.conflist");
     assert_eq!(run.exit, 3);
-    assert!(run.stdout.contains("excluded-namespace: namespace kube-system"), "{run:?}");
+    assert!(
+        run.stdout.contains(
+            "excluded-namespace: its namespace is excluded by the configuration: namespace kube-system"
+        ),
+        "{run:?}"
+    );
 }
 
 #[test]

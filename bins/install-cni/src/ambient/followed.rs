@@ -2,8 +2,11 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+use capture::ambient::ProbeSender;
+use facts::exchange::AmbientOptions;
 use facts::{Facts, Object};
 
+use super::Ambient;
 use super::desired::{Desired, Rules};
 
 /// The value of an option as it is now. A decision takes it once, so that no decision mixes two of them.
@@ -43,6 +46,26 @@ impl<T> Clone for Followed<T> {
     /// The clone goes its own way.
     fn clone(&self) -> Self {
         Self(RwLock::new(self.now()))
+    }
+}
+
+impl Ambient {
+    /// The options by which pods get their rules now, for people who ask what those are.
+    pub(crate) fn options_in_force(&self) -> Option<AmbientOptions> {
+        let host = self.host.get().filter(|_| !self.config.is_off)?;
+        let node = self.config.node.now();
+        Some(AmbientOptions {
+            backend: host.backend().to_string(),
+            dns_capture: node.dns_capture,
+            ipv6: node.ipv6,
+            probe_v4: node.probe_v4,
+            probe_v6: node.probe_v6,
+            probe_uid: match host.sender() {
+                ProbeSender::AnySocket => None,
+                ProbeSender::Uid(uid) => Some(uid),
+            },
+            system_namespace: self.config.rules.now().enrolment.ztunnel_namespace.clone(),
+        })
     }
 }
 

@@ -93,6 +93,11 @@ impl HostSide {
         self.backend
     }
 
+    /// Whose connections count as probes.
+    pub(crate) fn sender(&self) -> ProbeSender {
+        self.sender
+    }
+
     /// Which namespace it is.
     pub(crate) fn id(&self) -> NetnsId {
         self.host.id()

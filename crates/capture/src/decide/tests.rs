@@ -37,7 +37,12 @@ fn args(pod: &mut Pod, args: &[&str]) {
 
 /// The decision on a node without ambient mode that leaves no name alone.
 fn of_sidecar(pod: &Pod) -> Result<Decision, AnnotationError> {
-    decide(pod, &Scope { agent_namespace: "-".into(), ..Scope::default() }, &Enrolment::default(), &NodeSettings::default())
+    decide(
+        pod,
+        &Scope { agent_namespace: "-".into(), ..Scope::default() },
+        &Enrolment::default(),
+        &NodeSettings::default(),
+    )
 }
 
 /// The row that decides, or none when the pod is captured.
@@ -239,8 +244,7 @@ fn a_native_sidecar_is_captured() {
         panic!("{:?}", native(false))
     };
     assert!(warnings[0].contains("restartPolicy Always"), "{warnings:?}");
-    let Decision::Sidecar { native_sidecar: false, warnings, .. } =
-        of_sidecar(&sidecar_pod()).unwrap()
+    let Decision::Sidecar { native_sidecar: false, warnings, .. } = of_sidecar(&sidecar_pod()).unwrap()
     else {
         panic!("the usual sidecar is captured");
     };
@@ -301,8 +305,10 @@ const MODE: &str = "istio.io/dataplane-mode";
 
 /// The selectors of the chart, and a ztunnel in istio-system.
 fn chart() -> Enrolment {
-    let labels =
-        |value: &str| LabelSelector { match_labels: [(MODE.into(), value.into())].into(), ..Default::default() };
+    let labels = |value: &str| LabelSelector {
+        match_labels: [(MODE.into(), value.into())].into(),
+        ..Default::default()
+    };
     let not_none =
         Requirement { key: MODE.into(), operator: "NotIn".into(), values: vec!["none".to_owned()] };
     let not_none = LabelSelector { match_expressions: vec![not_none], ..Default::default() };
@@ -331,7 +337,8 @@ impl Case {
         let label = |value: &str| -> BTreeMap<String, String> {
             if value.is_empty() { BTreeMap::new() } else { [(MODE.to_owned(), value.to_owned())].into() }
         };
-        let or = |text: &'static str, usual: &'static str| if text.is_empty() { usual } else { text }.to_owned();
+        let or =
+            |text: &'static str, usual: &'static str| if text.is_empty() { usual } else { text }.to_owned();
         let mut pod = Pod {
             namespace: or(self.namespace, "shop"),
             name: or(self.name, "web"),

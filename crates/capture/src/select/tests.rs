@@ -80,7 +80,8 @@ fn absent_labels() {
             ..Default::default()
         };
         let selectors = Selectors::new(&[EnablementSelector { pod, ..Default::default() }]).unwrap();
-        let ask = |value: Option<&'static str>| selectors.select(&move |_| value, None) == Selection::Selected;
+        let ask =
+            |value: Option<&'static str>| selectors.select(&move |_| value, None) == Selection::Selected;
         [ask(None), ask(Some("x")), ask(Some("y"))]
     };
     assert_eq!(of("In", &["x"]), [false, true, false]);

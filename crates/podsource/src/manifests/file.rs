@@ -1,9 +1,9 @@
 //! All objects of one manifest file: for the node agent, and for people who point at a file instead of naming a pod.
 
-use std::io;
+use std::collections::BTreeMap;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use capture::{Pod, PodId};
 use facts::Object;
 
 use super::document::{self, Broken, Format};
@@ -42,20 +42,46 @@ pub enum FileError {
     },
 }
 
-/// The pods that a manifest file describes, in order: one object, a list, or several YAML documents. Objects of other kinds are
-/// skipped. A file that is not named `*.json` is read as YAML, of which JSON is a part.
-///
-/// # Errors
-/// The file cannot be read, any document of it is broken, or none is a pod.
-pub fn pods_in_file(path: impl AsRef<Path>) -> Result<Vec<Pod>, FileError> {
-    let path = path.as_ref();
-    let pods = objects(path, super::read_any(path))?.into_iter().filter(Object::is_pod);
-    // Without a wanted uid no incarnation is the wrong one, and all have containers, so every object converts.
-    let pods: Vec<Pod> = pods.filter_map(|object| object.into_pod(&PodId::default()).ok()).collect();
-    if pods.is_empty() { Err(FileError::NoPod { path: path.to_owned() }) } else { Ok(pods) }
+/// What a manifest file describes that decides about pods: one object, a list, or several YAML documents. Objects of other kinds are
+/// skipped.
+#[derive(Debug, Default)]
+pub struct ManifestFile {
+    /// The pods, in order.
+    pub pods: Vec<Object>,
+    /// Labels of the namespaces, by name.
+    pub namespaces: BTreeMap<String, BTreeMap<String, String>>,
 }
 
-/// The pods and namespaces that a manifest file describes, which may be none; see [`pods_in_file`].
+impl ManifestFile {
+    /// Reads a file. One that is not named `*.json` is read as YAML, of which JSON is a part.
+    ///
+    /// # Errors
+    /// The file cannot be read, any document of it is broken, or none is a pod.
+    pub fn read(path: impl AsRef<Path>) -> Result<Self, FileError> {
+        let path = path.as_ref();
+        Self::of(objects(path, super::read_any(path))?, path)
+    }
+
+    /// The same of a stream, such as standard input, by a name for messages.
+    ///
+    /// # Errors
+    /// As for [`Self::read`].
+    pub fn read_stream(stream: impl Read, name: &str) -> Result<Self, FileError> {
+        let path = Path::new(name);
+        Self::of(objects(path, super::read_stream(stream))?, path)
+    }
+
+    fn of(objects: Vec<Object>, path: &Path) -> Result<Self, FileError> {
+        let (pods, namespaces): (Vec<Object>, Vec<Object>) = objects.into_iter().partition(Object::is_pod);
+        let namespaces = namespaces.iter().map(|one| (one.name().to_owned(), one.labels())).collect();
+        if pods.is_empty() {
+            return Err(FileError::NoPod { path: path.to_owned() });
+        }
+        Ok(Self { pods, namespaces })
+    }
+}
+
+/// The pods and namespaces that a manifest file describes, which may be none; see [`ManifestFile`].
 ///
 /// # Errors
 /// The file cannot be read, others can write it, or any document of it is broken.
@@ -81,7 +107,14 @@ fn objects(path: &Path, text: io::Result<String>) -> Result<Vec<Object>, FileErr
 
 #[cfg(test)]
 mod tests {
+    use capture::{Pod, PodId};
+
     use super::*;
+
+    fn pods_in_file(path: impl AsRef<Path>) -> Result<Vec<Pod>, FileError> {
+        let pods = ManifestFile::read(path)?.pods.into_iter();
+        Ok(pods.map(|object| object.into_pod(&PodId::default()).unwrap()).collect())
+    }
 
     fn read(name: &str, text: &str) -> Result<Vec<Pod>, FileError> {
         let dir = tempfile::tempdir().unwrap();
@@ -122,5 +155,18 @@ mod tests {
         assert!(text.contains("no object of kind Pod"), "{text}");
         let text = pods_in_file("/nosuch/pod.yaml").unwrap_err().to_string();
         assert!(text.contains("read manifest /nosuch/pod.yaml: No such file"), "{text}");
+    }
+
+    #[test]
+    fn namespaces_of_the_same_input_tell_their_labels() {
+        let text = "kind: Namespace\nmetadata: {name: shop, labels: {a: b}}\n---\nkind: NamespaceList\nitems: [{metadata: {name: bare}}]\n---\n\
+                    kind: List\nitems: [{kind: Namespace, metadata: {name: c, labels: {d: e}}}, {kind: Pod, metadata: {name: p}, spec: {containers: [{name: x}]}}]\n";
+        let file = ManifestFile::read_stream(text.as_bytes(), "standard input").unwrap();
+        assert_eq!(file.pods.len(), 1);
+        let labels: Vec<String> =
+            file.namespaces.iter().map(|(name, labels)| format!("{name} {labels:?}")).collect();
+        assert_eq!(labels, ["bare {}", "c {\"d\": \"e\"}", "shop {\"a\": \"b\"}"]);
+        let error = ManifestFile::read_stream(&b"kind: Pod\nmetadata: ["[..], "standard input").unwrap_err();
+        assert!(error.to_string().starts_with("read manifest standard input: broken at line"), "{error}");
     }
 }

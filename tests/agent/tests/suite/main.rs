@@ -23,6 +23,7 @@ mod mesh_manifests;
 mod mesh_off;
 mod mesh_options;
 mod mesh_records;
+mod mesh_render;
 mod mesh_slow;
 mod mesh_start;
 mod mesh_truth;
