@@ -351,7 +351,9 @@ impl Ambient {
     /// Lets the next agent know it, too: before anything of ours comes into the pod's namespace, and when what is there is of another kind.
     /// Without a record the pod is taken in all the same: the next agent finds it as it finds those of an agent that kept none.
     async fn keep(&self, member: &Member) {
-        let (records, record) = (self.records.clone(), member.record());
+        let (records, mut record) = (self.records.clone(), member.record());
+        let branches = self.host.get().map(|host| host.branches(&member.ips)).unwrap_or_default();
+        record.branches = branches.into_iter().map(Into::into).collect();
         self.on_disk(member, move || records.write(record)).await;
     }
 

@@ -206,6 +206,20 @@ impl HostSide {
         Ok(applied.map_err(|error| NotReady(kernel::chain_text(&error)))?.map_err(not_ready)?.rules)
     }
 
+    /// The rules for branch interfaces of these addresses, as far as they are known.
+    pub(crate) fn branches(&self, ips: &[IpAddr]) -> Vec<Branch> {
+        let Some(branches) = &self.branches else { return Vec::new() };
+        let branches = lock(branches);
+        ips.iter().filter_map(|ip| branches.get(ip).cloned()).collect()
+    }
+
+    /// An agent before this one made these rules: they go with their addresses.
+    pub(crate) fn remember_branches(&self, made: impl IntoIterator<Item = Branch>) {
+        if let Some(branches) = &self.branches {
+            lock(branches).extend(made.into_iter().map(|branch| (branch.ip, branch)));
+        }
+    }
+
     fn add_branch(&self, ip: IpAddr) {
         let Some(branches) = &self.branches else { return };
         match self.host.enter(|inside| branch_eni::add(inside, ip)) {

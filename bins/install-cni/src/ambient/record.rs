@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use facts::exchange::AMBIENT_DIR;
+use kernel::branch_eni::Branch;
 use netns::NetnsId;
 use serde::{Deserialize, Serialize};
 use trusted::Links;
@@ -51,6 +52,9 @@ pub(crate) struct Record {
     /// The options by which its rules are programmed.
     #[serde(default)]
     pub(crate) options: Options,
+    /// Routing rules of the node for these addresses, which nothing but this tells from those of others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) branches: Vec<BranchRules>,
     /// What `nf_conntrack_tcp_loose` was in its namespace before the agent set it to 0; absent if the agent left it alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) tcp_loose_before: Option<u8>,
@@ -70,6 +74,15 @@ pub(crate) struct Place {
     pub(crate) ino: u64,
     /// A plugin named it, so that the runtime removes the path with the sandbox; otherwise it was found by a process.
     pub(crate) given: bool,
+}
+
+/// [`kernel::branch_eni::Branch`] as a file has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BranchRules {
+    ip: IpAddr,
+    table: u32,
+    interface: String,
+    priority: u32,
 }
 
 /// How far a pod is.
@@ -149,6 +162,20 @@ impl Place {
     }
 }
 
+// === impl BranchRules ===
+
+impl From<Branch> for BranchRules {
+    fn from(Branch { ip, table, interface, priority }: Branch) -> Self {
+        Self { ip, table, interface, priority }
+    }
+}
+
+impl From<BranchRules> for Branch {
+    fn from(BranchRules { ip, table, interface, priority }: BranchRules) -> Self {
+        Self { ip, table, interface, priority }
+    }
+}
+
 // === impl Options ===
 
 impl From<&capture::ambient::PodOptions> for Options {
@@ -180,6 +207,7 @@ impl Record {
             ips: Vec::new(),
             stage,
             options: Options::default(),
+            branches: Vec::new(),
             tcp_loose_before: None,
             boot: String::new(),
         }

@@ -87,6 +87,9 @@ impl Ambient {
         let mut member = match kept {
             Some((record, netns)) => {
                 let mut member = Member::recorded(pod, &record);
+                if let Ok(host) = self.host() {
+                    host.remember_branches(record.branches.into_iter().map(Into::into));
+                }
                 if let Some(netns) = netns {
                     member.move_to_keeping(netns);
                     member.given = record.netns.is_some_and(|place| place.given);
@@ -156,7 +159,10 @@ impl Ambient {
 
     /// Removes what the node has of a pod that is gone: nobody else knows it by now.
     fn forget_gone(&self, record: &Record) {
-        let removed = self.host().and_then(|host| host.remove(&record.ips, &record.uid));
+        let removed = self.host().and_then(|host| {
+            host.remember_branches(record.branches.iter().cloned().map(Into::into));
+            host.remove(&record.ips, &record.uid)
+        });
         let evidence = record.netns.as_ref().and_then(|place| self.evidence.forget(place.id()));
         let errors = removed.err().map(|error| error.to_string()).into_iter().chain(evidence);
         let pod = format!("{}/{}", record.namespace, record.name);

@@ -358,8 +358,8 @@ fn c16_c22_options_of_the_node() {
     let pod = mesh.sandbox("mesh", "web").unwrap();
     mesh.run(&pod).unwrap();
     mesh.host.ip(&[format!("route add {}/32 dev vlan.eth.1 table 101", pod.ip)]).unwrap();
-    let _agent = mesh.start().unwrap();
-    let _ztunnel = mesh.ztunnel().unwrap();
+    let agent = mesh.start().unwrap();
+    let _ztunnel = mesh.ztunnel_that(Script::default().reconnecting()).unwrap();
     mesh.node.api.set_pod(pod.object(&[], true));
     wait_in(&mesh, &pod).unwrap();
     let rules = || mesh.host.run(Command::new("ip").arg("rule")).unwrap();
@@ -367,12 +367,35 @@ fn c16_c22_options_of_the_node() {
         &rules(),
         &[&format!("512:\tfrom all to {} lookup 101", pod.ip), "9:\tfrom all iif vlan.eth.1 lookup local"],
     );
-    mesh.delete(&pod).unwrap();
-    eventually("the rules are gone", PATIENCE, || {
-        ensure!(!rules().contains("512:"), "{}", rules());
+    // The next agent knows them, whether the pod goes while it looks or before it comes.
+    eventually("they are on record", PATIENCE, || {
+        let file = mesh.node.run_dir().join("ambient").join(format!("{}.json", pod.uid));
+        ensure!(std::fs::read_to_string(file)?.contains("vlan.eth.1"));
         Ok(())
     })
     .unwrap();
+    agent.kill().unwrap();
+    let agent = mesh.start().unwrap();
+    mesh.delete(&pod).unwrap();
+    let gone = || {
+        eventually("the rules are gone", PATIENCE, || {
+            ensure!(!rules().contains("512:"), "{}", rules());
+            Ok(())
+        })
+        .unwrap();
+    };
+    gone();
+    let next = mesh.sandbox("mesh", "next").unwrap();
+    mesh.run(&next).unwrap();
+    mesh.host.ip(&[format!("route add {}/32 dev vlan.eth.1 table 101", next.ip)]).unwrap();
+    mesh.node.api.set_pod(next.object(&[], true));
+    wait_in(&mesh, &next).unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(rules().contains("512:"), "{}", rules());
+    agent.kill().unwrap();
+    mesh.delete(&next).unwrap();
+    let _agent = mesh.start().unwrap();
+    gone();
 }
 
 /// C19: names and labels of ambient mode.
