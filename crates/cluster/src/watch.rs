@@ -8,6 +8,7 @@
 mod fetch;
 mod list;
 mod manifests;
+mod own;
 mod reflector;
 mod standing;
 #[cfg(test)]
@@ -31,6 +32,8 @@ pub use fetch::FetchError;
 use fetch::{Fetcher, Question, Questions};
 use list::Kind;
 pub use manifests::ManifestError;
+pub use own::Own;
+use own::watch_own;
 use reflector::Reflector;
 use standing::Standing;
 
@@ -55,19 +58,6 @@ pub enum Source {
         /// The API server that tells of the agent's own DaemonSet and node, where there is one.
         own: Option<Own>,
     },
-}
-
-/// The agent's own DaemonSet and node at the API server.
-#[derive(Debug, Clone)]
-pub struct Own {
-    /// Shared with [`crate::write::Writer`].
-    pub connection: Arc<Connection>,
-    /// Name of the node.
-    pub node: String,
-    /// The agent's own pod.
-    pub pod: OwnPod,
-    /// How long is waited for what.
-    pub limits: Limits,
 }
 
 /// How long a watch waits.
@@ -334,45 +324,6 @@ pub async fn run(source: Source, cluster: Cluster, observer: impl Fn(Event) + Se
                 never = reflect(Kind::Namespaces) => never,
                 never = own => never,
             }
-        }
-    }
-}
-
-/// Watches the agent's DaemonSet and node.
-async fn watch_own(
-    connection: &Connection,
-    node: &str,
-    own: &OwnPod,
-    limits: Limits,
-    reporter: &Reporter<'_>,
-) -> Infallible {
-    let reflect = |kind| Reflector::new(connection, kind, limits, reporter).run();
-    let set = async {
-        let name = own_daemonset(connection, own, limits, reporter).await;
-        reflect(Kind::DaemonSet { namespace: own.namespace.clone(), name }).await
-    };
-    tokio::select! {
-        never = reflect(Kind::Node { name: node.to_owned() }) => never,
-        never = set => never,
-    }
-}
-
-/// The name of the DaemonSet that the agent's pod belongs to. It is asked for until the API server says it: by a guess, a DaemonSet of another name
-/// would count as one that does not exist.
-async fn own_daemonset(
-    connection: &Connection,
-    own: &OwnPod,
-    limits: Limits,
-    reporter: &Reporter<'_>,
-) -> String {
-    let mut standing = Standing::new(What::DaemonSet, reporter, Some(connection.recovery()));
-    loop {
-        match daemonset::look::name_of(connection, own, limits.answer).await {
-            Ok(name) => {
-                standing.works();
-                return name;
-            }
-            Err(error) => standing.failed(error).await,
         }
     }
 }

@@ -1,0 +1,62 @@
+//! The agent's own DaemonSet and node, by which it knows what becomes of it.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use super::list::Kind;
+use super::reflector::Reflector;
+use super::{Limits, Reporter, Standing, What};
+use crate::connection::Connection;
+use crate::daemonset::{self, OwnPod};
+
+/// The agent's own DaemonSet and node at the API server.
+#[derive(Debug, Clone)]
+pub struct Own {
+    /// Shared with [`crate::write::Writer`].
+    pub connection: Arc<Connection>,
+    /// Name of the node.
+    pub node: String,
+    /// The agent's own pod.
+    pub pod: OwnPod,
+    /// How long is waited for what.
+    pub limits: Limits,
+}
+
+/// Watches the agent's DaemonSet and node.
+pub(super) async fn watch_own(
+    connection: &Connection,
+    node: &str,
+    own: &OwnPod,
+    limits: Limits,
+    reporter: &Reporter<'_>,
+) -> Infallible {
+    let reflect = |kind| Reflector::new(connection, kind, limits, reporter).run();
+    let set = async {
+        let name = own_daemonset(connection, own, limits, reporter).await;
+        reflect(Kind::DaemonSet { namespace: own.namespace.clone(), name }).await
+    };
+    tokio::select! {
+        never = reflect(Kind::Node { name: node.to_owned() }) => never,
+        never = set => never,
+    }
+}
+
+/// The name of the DaemonSet that the agent's pod belongs to. It is asked for until the API server says it: by a guess, a DaemonSet of another name
+/// would count as one that does not exist.
+async fn own_daemonset(
+    connection: &Connection,
+    own: &OwnPod,
+    limits: Limits,
+    reporter: &Reporter<'_>,
+) -> String {
+    let mut standing = Standing::new(What::DaemonSet, reporter, Some(connection.recovery()));
+    loop {
+        match daemonset::look::name_of(connection, own, limits.answer).await {
+            Ok(name) => {
+                standing.works();
+                return name;
+            }
+            Err(error) => standing.failed(error).await,
+        }
+    }
+}
