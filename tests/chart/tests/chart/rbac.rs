@@ -4,7 +4,8 @@ use chart::render_set;
 
 use crate::combinations;
 
-const PODS: &str = "core namespaces,nodes,pods: get,list,watch";
+const PODS: &str = "core nodes,pods: get,list,watch";
+const NAMESPACES: &str = "core namespaces: list,watch";
 const DAEMON_SET: &str = "apps daemonsets[istio-cni-node]: get,list,watch";
 /// About pods, and about the agent's own: a port that is taken, another agent on the node.
 const EVENTS: &str = "core events: create";
@@ -14,7 +15,7 @@ const MARKS: &str = "core pods/status: patch";
 #[test]
 fn rights_follow_from_the_features() {
     for (features, objects) in combinations() {
-        let always = [PODS, DAEMON_SET, EVENTS];
+        let always = [PODS, NAMESPACES, DAEMON_SET, EVENTS];
         let more = if features.out_of_ambient { &[MARKS][..] } else { &[] };
         assert_eq!(objects.rights("istio-cni"), [&always[..], more].concat(), "{features:?}");
         for (role, binding, there) in [
@@ -30,7 +31,9 @@ fn rights_follow_from_the_features() {
             );
             if there {
                 if role != "istio-cni" {
-                    assert_eq!(objects.rights(role), [MARKS], "{features:?}");
+                    let labels = (role == "istio-cni-ambient").then_some("core namespaces: get");
+                    let wanted: Vec<&str> = labels.into_iter().chain([MARKS]).collect();
+                    assert_eq!(objects.rights(role), wanted, "{features:?}");
                 }
                 let binding = objects.get("ClusterRoleBinding", binding);
                 assert_eq!(binding["roleRef"]["name"], role);
@@ -46,8 +49,8 @@ fn rights_follow_from_the_features() {
 fn an_open_failure_policy_may_tell_about_it() {
     let rights =
         |policy: &str| render_set(&[&format!("agent.failurePolicy={policy}")]).unwrap().rights("istio-cni");
-    assert_eq!(rights("open"), [PODS, DAEMON_SET, EVENTS, MARKS]);
-    assert_eq!(rights("closed"), [PODS, DAEMON_SET, EVENTS]);
+    assert_eq!(rights("open"), [PODS, NAMESPACES, DAEMON_SET, EVENTS, MARKS]);
+    assert_eq!(rights("closed"), [PODS, NAMESPACES, DAEMON_SET, EVENTS]);
 }
 
 #[test]
@@ -67,7 +70,7 @@ const SECURITY_CONTEXT: &str = "security.openshift.io securitycontextconstraints
 fn openshift_needs_its_security_context() {
     for name in ["platform", "global.platform", "cni.platform"] {
         let rights = render_set(&[&format!("{name}=openshift")]).unwrap().rights("istio-cni");
-        assert_eq!(rights, [PODS, DAEMON_SET, EVENTS, SECURITY_CONTEXT], "{name}");
+        assert_eq!(rights, [PODS, NAMESPACES, DAEMON_SET, EVENTS, SECURITY_CONTEXT], "{name}");
     }
 }
 
