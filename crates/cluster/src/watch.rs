@@ -84,8 +84,8 @@ impl Default for Limits {
             settle: Duration::from_secs(1),
             // Ten times the namespaces that Kubernetes is made for, and a hundred times the pods of a node.
             objects: 100_000,
-            // A node's pods have some KB each.
-            bytes: 256 << 20,
+            // A node's pods have some KB each. Half of the memory that the chart gives.
+            bytes: 128 << 20,
         }
     }
 }

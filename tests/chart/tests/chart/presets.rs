@@ -62,7 +62,10 @@ fn profiles_give_their_values() {
         assert_eq!(ambient.option("AMBIENT_ENABLED"), Some("true"), "{name}");
     }
     let demo = render_set(&["profile=demo"]).unwrap();
-    assert_eq!(demo.container()["resources"], json!({"requests": {"cpu": "10m", "memory": "40Mi"}}));
+    assert_eq!(
+        demo.container()["resources"],
+        json!({"requests": {"cpu": "10m", "memory": "40Mi"}, "limits": {"memory": "256Mi"}})
+    );
     for same in ["preview", "remote", "stable"] {
         let objects = render_set(&[&format!("profile={same}")]).unwrap();
         assert!(objects.iter().eq(render_set(&[]).unwrap().iter()), "{same}");

@@ -64,6 +64,15 @@ fn capabilities_and_mounts_follow_from_the_features() {
     }
 }
 
+/// nf_tables is loaded by netlink; only programs of iptables open raw sockets.
+#[test]
+fn raw_sockets_are_for_iptables() {
+    for (native, raw) in [("true", false), ("false", true), ("auto", true)] {
+        let values = ["ambient.enabled=true", &format!("global.nativeNftables={native}")];
+        assert_eq!(capabilities(&render_set(&values).unwrap()).contains(&"NET_RAW"), raw, "{native}");
+    }
+}
+
 #[test]
 fn the_run_folder_is_the_nodes() {
     let objects = render_set(&[]).unwrap();

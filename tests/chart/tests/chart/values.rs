@@ -52,7 +52,7 @@ fn defaults_are_the_originals() {
         ("/seccompProfile", json!({})),
         ("/seLinuxOptions", json!({})),
         ("/useAppArmorAnnotation", json!(true)),
-        ("/resources", json!({"requests": {"cpu": "100m", "memory": "100Mi"}})),
+        ("/resources/requests", json!({"cpu": "100m", "memory": "100Mi"})),
         ("/resourceQuotas", json!({"enabled": false, "pods": 5000})),
         ("/revision", json!("")),
         ("/ownerName", json!("")),
@@ -184,10 +184,11 @@ fn the_image_is_put_together() {
 fn resources_leave_out_what_says_nothing() {
     let request = json!({"requests": {"cpu": "100m", "memory": "100Mi"}});
     for (values, resources) in [
-        (&[][..], request.clone()),
+        (&[][..], json!({"requests": request["requests"], "limits": {"memory": "256Mi"}})),
+        (&["resources.limits=null"], request.clone()),
         (&["resources=null"], request),
         (&["resources=null", "global.defaultResources=null"], Value::Null),
-        (&["resources.requests.cpu=", "resources.requests.memory="], Value::Null),
+        (&["resources.requests.cpu=", "resources.requests.memory=", "resources.limits.memory="], Value::Null),
         (
             &["resources.requests.cpu=", "resources.limits.memory=64Mi"],
             json!({"requests": {"memory": "100Mi"}, "limits": {"memory": "64Mi"}}),
