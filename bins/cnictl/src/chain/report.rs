@@ -16,9 +16,12 @@ pub(super) struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     attachment: Option<AttachmentReport>,
     ok: bool,
-    /// The failure as text.
+    /// What failed. What a plugin says about that stands with its call, and only there.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
+    /// The whole failure, for people.
+    #[serde(skip)]
+    problem: Option<String>,
     /// In the order of the calls.
     plugins: Vec<PluginRun>,
     /// The calls of DEL after a failed ADD.
@@ -44,7 +47,9 @@ struct AttachmentReport {
 
 impl Report {
     pub(super) fn new(network: &str, attachment: Option<&Attachment>, journal: Journal) -> Self {
-        let error = journal.problem();
+        let problem = journal.problem();
+        let failed = journal.runs.iter().find(|run| run.error.is_some());
+        let error = failed.map(|run| format!("{} of plugin {} failed", run.command, run.plugin));
         Self {
             network: network.to_owned(),
             attachment: attachment.map(|attachment| AttachmentReport {
@@ -52,8 +57,9 @@ impl Report {
                 ifname: attachment.ifname.clone(),
                 netns: attachment.netns.clone(),
             }),
-            ok: error.is_none(),
-            error,
+            ok: problem.is_none(),
+            error: error.or_else(|| problem.clone()),
+            problem,
             plugins: journal.runs,
             rollback: Vec::new(),
             result: journal.result,
@@ -64,8 +70,10 @@ impl Report {
 
     /// Adds what is in the kernel. Where a plugin has failed, its words come first.
     pub(super) fn with_look(mut self, looked: Looked) -> Self {
-        self.error = self.error.or_else(|| looked.problem());
-        self.ok = self.error.is_none();
+        let problem = looked.problem();
+        self.error = self.error.or_else(|| problem.clone());
+        self.problem = self.problem.or(problem);
+        self.ok = self.problem.is_none();
         self.looked = Some(looked);
         self
     }
@@ -73,7 +81,7 @@ impl Report {
     /// Adds the DEL after a failed ADD. A failure of that is told too: something may be left.
     pub(super) fn with_rollback(mut self, rollback: Journal) -> Self {
         let also = rollback.problem();
-        if let (Some(error), Some(also)) = (&mut self.error, also) {
+        if let (Some(error), Some(also)) = (&mut self.problem, also) {
             *error = format!("{error} (and then, while undoing it: {also})");
         }
         self.rollback = rollback.runs;
@@ -95,7 +103,7 @@ impl Report {
             Format::Table => self.table(stats, false),
             Format::Wide => self.table(true, true),
         };
-        Ok(match &self.error {
+        Ok(match &self.problem {
             None => Answer::text(text),
             Some(error) => Answer::failed(text, error.clone()),
         })

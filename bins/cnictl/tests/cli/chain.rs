@@ -59,7 +59,13 @@ impl Node {
 #[test]
 fn a_pod_is_attached_checked_and_detached() {
     let node = Node::new();
+    node.pod.run(Command::new("ip").args(["link", "set", "lo", "down"])).unwrap();
     let run = node.add("-o json");
+    assert!(
+        node.links().contains("<LOOPBACK,UP,LOWER_UP>"),
+        "lo is up, as runtimes leave it: {}",
+        node.links()
+    );
     let report: Value = serde_json::from_str(&run.ok()).unwrap();
     assert_eq!(report["result"]["ips"][0]["address"], "10.88.0.2/24", "{report}");
     for plugin in report["plugins"].as_array().unwrap() {

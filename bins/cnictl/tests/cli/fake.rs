@@ -152,6 +152,8 @@ fn a_failing_add_is_undone_and_told_in_the_plugins_words() {
     let report: Value = serde_json::from_str(&run.stdout).unwrap();
     assert_eq!((&report["ok"], &report["plugins"][1]["error"]["code"]), (&json!(false), &json!(11)));
     assert_eq!(report.get("rollback"), None);
+    assert_eq!(run.stdout.matches("no luck").count(), 1, "told once for programs: {}", run.stdout);
+    assert_eq!(report["error"], "ADD of plugin second failed");
 }
 
 #[test]
