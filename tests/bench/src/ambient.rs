@@ -84,7 +84,8 @@ fn announce_all(
 ) -> Result<Samples> {
     let ztunnel = mesh.ztunnel()?;
     ztunnel.wait_snapshot(LONGEST)?;
-    let mut samples = Samples::default();
+    // A pod whose namespace goes leaves the mesh.
+    let (mut samples, mut pods) = (Samples::default(), Vec::new());
     for number in 0..runs {
         let pod = mesh.sandbox("mesh", &format!("web-{number}"))?;
         mesh.node.api.set_pod(pod.object(&[], false));
@@ -94,6 +95,7 @@ fn announce_all(
         let reply = mesh.announce(&pod)?;
         samples.push(start.elapsed());
         ensure!(reply.status == 200, "{reply:?}\n{}", agent.log().text());
+        pods.push(pod);
     }
     ensure!(ztunnel.workloads().len() == runs, "ztunnel serves {} pods", ztunnel.workloads().len());
     Ok(samples)
