@@ -57,7 +57,7 @@ impl Looked {
     /// The decision cannot be made, or the kernel cannot be asked.
     pub(crate) fn look(args: &DecisionArgs, mut described: Described, netns: &Netns) -> Result<Self> {
         if described.ips.is_empty() {
-            let addresses = netns.enter(|inside| route::addresses(inside))?;
+            let addresses = netns.enter(route::addresses)?;
             described.ips = addresses.context("list the addresses of the pod")?;
             described.ips.retain(|ip| !is_local(ip));
         }

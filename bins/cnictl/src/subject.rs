@@ -100,7 +100,7 @@ pub(crate) struct Captured {
 /// Who takes its traffic.
 #[derive(Debug)]
 pub(crate) enum By {
-    Sidecar { settings: Settings, native_sidecar: bool },
+    Sidecar { settings: Box<Settings>, native_sidecar: bool },
     Ztunnel(AmbientPod),
 }
 
@@ -169,7 +169,7 @@ impl DecisionArgs {
                 let backend = backend.unwrap_or_else(|| sidecar_backend(&configuration, &mut assumed));
                 let facts = Facts { backend, ipv6: self.captures_ipv6(&settings, &ips, ipv6)? };
                 let plan = capture::plan(&settings, facts);
-                let by = By::Sidecar { settings: *settings, native_sidecar };
+                let by = By::Sidecar { settings, native_sidecar };
                 Outcome::Captured(Box::new(Captured { by, complete, warnings, facts, plan }))
             }
         };
