@@ -92,7 +92,7 @@ fn apply(
     addresses: &[IpAddr],
     log: &Logger,
 ) -> Result<String, Error> {
-    let ipv6 = detect_ipv6(addresses, config.settings.dual_stack)?;
+    let ipv6 = families(config, addresses, log)?;
     let backend = config.backend;
     let plan = |backend| capture::plan(&config.settings, Facts { backend, ipv6 });
     if config.dry_run {
@@ -117,6 +117,22 @@ fn apply(
         .map_err(|source| Error::Apply { backend, source })?;
     tell(&applied, need, ipv6, log);
     Ok(String::new())
+}
+
+/// Whether IPv6 is captured. Where an address is still to come nobody knows its family, so every family that works is captured: those of the
+/// loopback interface. What comes then meets rules.
+fn families(config: &Config, addresses: &[IpAddr], log: &Logger) -> Result<bool, Error> {
+    match detect_ipv6(addresses, config.settings.dual_stack) {
+        Err(_) if addresses.iter().any(IpAddr::is_loopback) => {
+            let ipv6 = addresses.iter().any(IpAddr::is_ipv6);
+            log.warn(
+                "the network namespace has no address but loopback's and link-local ones; each family that works gets rules",
+                &[("ipv6", &ipv6)],
+            );
+            Ok(ipv6)
+        }
+        found => Ok(found?),
+    }
 }
 
 /// Whether there is anything to do, and in the log what.

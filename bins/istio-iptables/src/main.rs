@@ -13,6 +13,7 @@
 //! | `--force-apply` | applies over what is there | hands the rules over without comparing first; equal rules stay |
 //! | rules of ours in the other backend | stay | removed once the new ones are in force |
 //! | `--cleanup-only` | one backend; sets routing up | both backends and the routing; works in a pod without addresses |
+//! | no address but loopback's | an error | rules for each family that works, with a warning |
 //! | `--native-nftables` | runs `nft` | needs no program |
 //! | `--dry-run` | logs a sequence of commands | prints the text that would be loaded, on stdout |
 //! | `--cni-mode` | asks for a private lock and no name look-ups | always so, where the kernel permits it |
