@@ -78,7 +78,7 @@ impl Reader {
 fn value(path: &Path) -> io::Result<Option<String>> {
     match trusted::read(path, Links::Followed, MAX_FILE) {
         Err(error) if error.is_not_found() => Ok(None),
-        text => String::from_utf8(text?).map(Some).map_err(|_| io::Error::other("it is no text")),
+        text => String::from_utf8(text?).map(Some).map_err(|_| io::Error::other("it is not UTF-8 text")),
     }
 }
 

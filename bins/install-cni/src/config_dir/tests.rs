@@ -46,7 +46,7 @@ fn a_file_that_cannot_be_read_is_an_error_and_not_a_default() {
     let dir = tempfile::tempdir().unwrap();
     let mut reader = reader(&[&format!("--config-dir={}", dir.path().display())]);
     let path = dir.path().join("EXCLUDE_NAMESPACES");
-    for (content, says) in [(vec![0xff], "UTF-8"), (vec![b'a'; (64 << 10) + 1], "more than 65536 bytes")] {
+    for (content, says) in [(vec![0xff], "UTF-8"), (vec![b'a'; (64 << 10) + 1], "larger than 65536 bytes")] {
         std::fs::write(&path, content).unwrap();
         let error = reader.read(&|_| None).unwrap_err().to_string();
         assert!(error.contains("EXCLUDE_NAMESPACES") && error.contains(says), "{error}");

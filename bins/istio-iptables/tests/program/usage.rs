@@ -65,7 +65,7 @@ fn a_namespace_that_waits_for_an_address_gets_rules_of_every_family_that_works()
             ensure!(run.log.contains("no address but loopback's"), "{run:?}");
             let tables = match backend {
                 "--native-nftables" => netns.run(Command::new("nft").args(["list", "ruleset"]))?,
-                _ => netns.run(&mut Command::new("ip6tables-save"))?,
+                _ => netns.run(&mut Command::new(if ipv6 { "ip6tables-save" } else { "iptables-save" }))?,
             };
             ensure!(tables.contains("15001"), "IPv6 {ipv6}: {tables}");
         }

@@ -53,7 +53,7 @@ impl Scene {
     fn set_pod(&self, labels: &Value, annotations: &Value) {
         self.api.set_pod(json!({
             "kind": "Pod",
-            "metadata": {"name": "web", "namespace": "default", "labels": labels, "annotations": annotations},
+            "metadata": {"name": "web", "namespace": "default", "uid": "12-34", "labels": labels, "annotations": annotations},
             "spec": {"containers": [{"name": "app"}]},
         }));
     }
