@@ -18,7 +18,7 @@ use kube::Client;
 use kube::client::Body;
 use kube::config::{KubeConfigOptions, KubeconfigError};
 
-use crate::error::{Error, chain};
+use crate::error::{About, Error, chain};
 use crate::recovery::Recovery;
 pub(crate) use body::{Lines, read};
 pub(crate) use items::Items;
@@ -111,8 +111,8 @@ impl Connection {
         let refusal = if status.names_cause(TOO_LARGE) {
             Error::Behind { operation, retry_after }
         } else {
-            let (message, object) = (status.message(), status.object());
-            Error::Status { operation, code, message, object, retry_after }
+            let (message, about) = (status.message(), status.about());
+            Error::Status { operation, code, message, about, retry_after }
         };
         if refusal.is_answer() {
             self.recovery.answered();
@@ -264,10 +264,14 @@ impl Status {
         short(self.message.as_deref().unwrap_or_default())
     }
 
-    /// Plural and name of what it is about.
-    fn object(&self) -> String {
-        let details = self.details.as_ref().filter(|details| !details.name.is_empty());
-        short(&details.map(|Details { kind, name, .. }| format!("{kind}/{name}")).unwrap_or_default())
+    fn about(&self) -> About {
+        match &self.details {
+            Some(Details { kind, name, .. }) if !name.is_empty() => {
+                About::Object(short(&format!("{kind}/{name}")))
+            }
+            None if self.kind == "Status" => About::Request,
+            _ => About::Other,
+        }
     }
 
     fn names_cause(&self, reason: &str) -> bool {
@@ -278,4 +282,38 @@ impl Status {
 
 fn short(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(300).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Which 404s say that a DaemonSet `a` does not exist.
+    #[test]
+    fn absence_is_said_by_a_status_about_the_object_or_about_nothing_else() {
+        for (body, says) in [
+            (r#"{"kind":"Status","code":404,"details":{"name":"a","kind":"daemonsets"}}"#, true),
+            (r#"{"kind":"Status","code":404}"#, true),
+            (r#"{"kind":"Status","code":404,"details":{"name":"b","kind":"daemonsets"}}"#, false),
+            (r#"{"kind":"Status","code":404,"details":{"name":"a","kind":"pods"}}"#, false),
+            // as of a kind that the server does not know
+            (r#"{"kind":"Status","code":404,"details":{}}"#, false),
+            (r#"{"kind":"Error","code":404}"#, false),
+            (r#"{"kind":"Error","details":{"name":"a","kind":"daemonsets"}}"#, false),
+            ("404 page not found\n", false),
+            ("<html></html>", false),
+            ("", false),
+        ] {
+            let about = Status::parse(body.as_bytes()).about();
+            let error = |code| Error::Status {
+                operation: "get".into(),
+                code,
+                message: String::new(),
+                about: about.clone(),
+                retry_after: None,
+            };
+            assert_eq!(error(404).says_absent("daemonsets", "a"), says, "{body}");
+            assert!(!error(403).says_absent("daemonsets", "a"), "{body}");
+        }
+    }
 }

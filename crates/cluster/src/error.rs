@@ -4,6 +4,17 @@ use std::time::Duration;
 
 /// A question to the API server, or a request of it, that failed.
 ///
+/// What a refusal of an API server speaks of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum About {
+    /// The object that the `details` of its `Status` name, by plural and name, such as `pods/web`.
+    Object(String),
+    /// What was asked for: a `Status` without `details`, as servers of few kinds send it.
+    Request,
+    /// Something else: `details` that name nothing, as of a kind that the server does not know, or a page of a proxy.
+    Other,
+}
+
 /// The text is complete in itself; there is no `source()` to append. None holds a token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -69,8 +80,8 @@ pub enum Error {
         code: u16,
         /// The server's words.
         message: String,
-        /// What it speaks of (`details` of its `Status`), such as `pods/web`; empty where it does not say.
-        object: String,
+        /// What it speaks of.
+        about: About,
         /// How long it asks to be left alone (`Retry-After`).
         retry_after: Option<Duration>,
     },
@@ -173,11 +184,16 @@ impl Error {
         }
     }
 
-    /// Whether an API server says that this object does not exist. It does so only to those whom it lets look; the 404 of a proxy, or of a
-    /// server without the kind, is another answer.
+    /// Whether an API server says that this object, which it was asked for, does not exist. It does so only to those whom it lets look; the 404 of
+    /// a proxy, or of a server without the kind, is another answer.
     pub(crate) fn says_absent(&self, plural: &str, name: &str) -> bool {
-        let named = |object: &str| object.split_once('/') == Some((plural, name));
-        matches!(self, Self::Status { code: 404, object, .. } if named(object))
+        match self {
+            Self::Status { code: 404, about: About::Object(object), .. } => {
+                object.split_once('/') == Some((plural, name))
+            }
+            Self::Status { code: 404, about, .. } => *about == About::Request,
+            _ => false,
+        }
     }
 
     /// How long the server asks to be left alone.

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use super::list::{Item, Kind, Line, Misfit, Page, PageMetadata, Refusal, Since, Tidings};
 use super::{Change, Event, Limits, Reporter, Standing, Told};
 use crate::connection::{Connection, Items, Lines};
-use crate::error::{Error, place};
+use crate::error::{About, Error, place};
 use crate::index::{Index, PodKey};
 
 /// Largest object of a list and line of a watch, in bytes. The API server's store takes 1.5 MiB, which JSON may make more.
@@ -225,8 +225,8 @@ impl<'a> Reflector<'a> {
             let Refusal { code, message } = refusal
                 .map_err(|error| Error::NotUnderstood { operation: operation(), reason: place(&error) })?;
             let message = message.chars().filter(|c| !c.is_control()).take(300).collect();
-            let (object, retry_after) = (String::new(), None);
-            return Err(Error::Status { operation: operation(), code, message, object, retry_after });
+            let (about, retry_after) = (About::Other, None);
+            return Err(Error::Status { operation: operation(), code, message, about, retry_after });
         }
         if line.change == Tidings::Bookmark {
             // carries nothing but the version; a name is only what it lacks
