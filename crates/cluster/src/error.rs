@@ -184,16 +184,17 @@ impl Error {
         }
     }
 
-    /// Whether an API server says that this object, which it was asked for, does not exist. It does so only to those whom it lets look; the 404 of
-    /// a proxy, or of a server without the kind, is another answer.
+    /// Whether an API server says that this object does not exist. It does so only to those whom it lets look; the 404 of a proxy, or of a
+    /// server without the kind, is another answer.
     pub(crate) fn says_absent(&self, plural: &str, name: &str) -> bool {
-        match self {
-            Self::Status { code: 404, about: About::Object(object), .. } => {
-                object.split_once('/') == Some((plural, name))
-            }
-            Self::Status { code: 404, about, .. } => *about == About::Request,
-            _ => false,
-        }
+        let named = |object: &str| object.split_once('/') == Some((plural, name));
+        matches!(self, Self::Status { code: 404, about: About::Object(object), .. } if named(object))
+    }
+
+    /// The same, or the server says no more than that what it was asked for is not there.
+    pub(crate) fn says_absent_or_no_more(&self, plural: &str, name: &str) -> bool {
+        self.says_absent(plural, name)
+            || matches!(self, Self::Status { code: 404, about: About::Request, .. })
     }
 
     /// How long the server asks to be left alone.

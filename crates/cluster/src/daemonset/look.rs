@@ -78,7 +78,7 @@ impl Writer {
             let sets = path(&own.namespace);
             match get(self.connection(), DAEMONSET, &sets, &name, LIMIT).await {
                 Ok(set) => Ok((name, Some(set))),
-                Err(error) if error.says_absent("daemonsets", &name) => Ok((name, None)),
+                Err(error) if error.says_absent_or_no_more("daemonsets", &name) => Ok((name, None)),
                 Err(error) => Err(error),
             }
         };
@@ -143,7 +143,7 @@ impl OwnPodObject {
         }
         let pods = format!("/api/v1/namespaces/{}/pods", segment(&own.namespace));
         match get(connection, "Pod", &pods, &own.name, limit).await {
-            Err(error) if error.says_absent("pods", &own.name) => Ok(None),
+            Err(error) if error.says_absent_or_no_more("pods", &own.name) => Ok(None),
             result => result.map(Some),
         }
     }

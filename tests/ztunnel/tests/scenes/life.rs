@@ -101,7 +101,7 @@ fn a_pod_that_leaves_the_mesh_goes_on_without() {
     peer.check().unwrap();
 }
 
-/// ZD-64: ztunnel's refusal is the pod's `pending`, and passes when its cause does.
+/// ZD-64: ztunnel's refusal is an ADD that fails, of which nothing is left, and passes for a running pod when its cause does.
 #[test]
 fn a_port_that_is_taken_makes_the_pod_wait() {
     let town = Town::new().unwrap();
@@ -125,7 +125,10 @@ fn a_port_that_is_taken_makes_the_pod_wait() {
     let reply = town.mesh.announce(&pod).unwrap();
     assert_eq!(reply.status, 500, "{}", agent.log().text());
     assert!(reply.body.contains("failure to start proxy"), "{reply:?}");
-    town.mesh.wait_annotation(&pod, Some("pending")).unwrap();
+    assert!(pod.is_clean().unwrap(), "{}", agent.log().text());
+    town.mesh.wait_annotation(&pod, None).unwrap();
+    town.mesh.run(&pod).unwrap();
+    town.mesh.node.api.set_pod(pod.object(&[], true));
     drop(thief);
     refuses.store(false, Ordering::SeqCst);
     town.mesh.wait_annotation(&pod, Some("enabled")).unwrap();
