@@ -1,5 +1,6 @@
 //! The node agent: what it costs to ask it, to have it, to start it.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -90,9 +91,10 @@ fn life(_: usize, report: &mut Report) -> Result<()> {
         ensure!(agent.metric("istio_cni_pods")? as usize == pods, "the agent does not know {pods} pods");
         report.size(&format!("agent RSS, {pods} pods"), resident(&agent)?, most);
         if pods == 250 {
-            let before = processor_time(&agent)?;
+            let before = processor_times(&agent)?;
             std::thread::sleep(IDLE);
-            let used = processor_time(&agent)? - before;
+            let since = |(thread, time): (String, u64)| time - before.get(&thread).copied().unwrap_or(0);
+            let used = Duration::from_nanos(processor_times(&agent)?.into_iter().map(since).sum());
             report.share(
                 "agent CPU idle, 250 pods, of a core",
                 used.as_secs_f64() / IDLE.as_secs_f64(),
@@ -131,15 +133,16 @@ pub(crate) fn resident(agent: &Agent) -> Result<u64> {
     Ok(kib * 1024)
 }
 
-/// Time on a processor of all threads: the first number in their `schedstat`, in nanoseconds.
-fn processor_time(agent: &Agent) -> Result<Duration> {
-    let mut total = 0;
+/// Time on a processor of each thread, which may end between two looks: the first number in its `schedstat`, in nanoseconds.
+fn processor_times(agent: &Agent) -> Result<HashMap<String, u64>> {
+    let mut times = HashMap::new();
     for task in std::fs::read_dir(Path::new("/proc").join(agent.pid().to_string()).join("task"))? {
-        let text = std::fs::read_to_string(task?.path().join("schedstat"))?;
-        total +=
-            text.split(' ').next().and_then(|first| first.parse::<u64>().ok()).context("no schedstat")?;
+        let task = task?;
+        let Ok(text) = std::fs::read_to_string(task.path().join("schedstat")) else { continue };
+        let time = text.split(' ').next().and_then(|first| first.parse().ok()).context("no schedstat")?;
+        times.insert(task.file_name().to_string_lossy().into_owned(), time);
     }
-    Ok(Duration::from_nanos(total))
+    Ok(times)
 }
 
 fn size(_: usize, report: &mut Report) -> Result<()> {
