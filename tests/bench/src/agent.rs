@@ -93,7 +93,9 @@ fn life(_: usize, report: &mut Report) -> Result<()> {
         if pods == 250 {
             let before = processor_times(&agent)?;
             std::thread::sleep(IDLE);
-            let since = |(thread, time): (String, u64)| time - before.get(&thread).copied().unwrap_or(0);
+            let since = |(thread, time): (String, u64)| {
+                time.saturating_sub(before.get(&thread).copied().unwrap_or(0))
+            };
             let used = Duration::from_nanos(processor_times(&agent)?.into_iter().map(since).sum());
             report.share(
                 "agent CPU idle, 250 pods, of a core",
