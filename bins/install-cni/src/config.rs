@@ -119,9 +119,13 @@ impl Config {
         };
         let (namespace, cleanup) =
             (namespace(options, Setting::PodNamespace, "pod-namespace")?, cleanup(options)?);
-        let has_server = !matches!(pods, PodSource::Manifests { cluster: None, .. });
-        let decided_by_daemonset = cleanup == Cleanup::Auto && !namespace.is_empty() && has_server;
         let name = env("POD_NAME").filter(|name| is_dns_subdomain(name)).unwrap_or_default();
+        // Beside manifests only an agent that is a pod itself has a DaemonSet.
+        let has_server = match &pods {
+            PodSource::Kubernetes(_) => true,
+            PodSource::Manifests { cluster, .. } => cluster.is_some() && !name.is_empty(),
+        };
+        let decided_by_daemonset = cleanup == Cleanup::Auto && !namespace.is_empty() && has_server;
         let pod = OwnPod { namespace, name };
         let own_pod = decided_by_daemonset.then(|| pod.clone());
         Ok(Self {

@@ -269,6 +269,7 @@ fn an_agent_with_manifests_goes_by_its_daemonset() {
         ("the server is away", true, &|node: &Node| node.api.stop(), true, "as it was seen last"),
         ("an uninstallation", true, &gone, false, "was deleted"),
         ("no cluster", false, &no_change, false, "no DaemonSet that could bring another agent"),
+        ("no pod", false, &no_change, false, "no DaemonSet that could bring another agent"),
     ] {
         let node = Node::new().unwrap();
         set(&node, &json!({}));
@@ -276,8 +277,9 @@ fn an_agent_with_manifests_goes_by_its_daemonset() {
         std::fs::create_dir(&pods).unwrap();
         let launch = node.agent().env("POD_NAMESPACE", NAMESPACE);
         let launch = launch.env("POD_SOURCE", &format!("manifests:{}", pods.display()));
-        let agent =
-            if is_in_cluster { launch } else { launch.without("KUBERNETES_SERVICE_HOST") }.ready().unwrap();
+        let launch = if row == "no pod" { launch } else { launch.env("POD_NAME", "istio-cni-node-x") };
+        let launch = if row == "no cluster" { launch.without("KUBERNETES_SERVICE_HOST") } else { launch };
+        let agent = launch.ready().unwrap();
         let seen = || {
             let known = node.api.requests().iter().any(|request| request.path.contains("/daemonsets"));
             anyhow::ensure!(known == is_in_cluster, "{row}: the DaemonSet was asked for: {known}");
