@@ -135,8 +135,9 @@ fn manifests_need_no_cluster() {
     let config = of(&[("KUBERNETES_SERVICE_HOST", ""), ("POD_NAMESPACE", "istio-system")]);
     assert_eq!(config.pods, PodSource::Manifests { dir: "/etc/pods".into(), cluster: None });
     assert!(config.install.kubeconfig.is_none() && config.own_pod.is_none());
-    // In one, its DaemonSet counts.
-    let config = of(&[("POD_NAMESPACE", "istio-system")]);
+    // In one, the DaemonSet of the agent's pod counts.
+    assert!(of(&[("POD_NAMESPACE", "istio-system")]).own_pod.is_none());
+    let config = of(&[("POD_NAMESPACE", "istio-system"), ("POD_NAME", "istio-cni-node-x")]);
     assert!(config.install.kubeconfig.is_none() && config.own_pod.is_some());
     assert!(matches!(config.pods, PodSource::Manifests { cluster: Some(_), .. }));
     assert_eq!(config.install.entry.extra["pod_source"], serde_json::json!({"manifests": "/etc/pods"}));
