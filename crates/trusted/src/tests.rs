@@ -163,9 +163,21 @@ fn size_and_absence_are_other_errors() {
     assert_eq!(error.kind(), io::ErrorKind::NotFound);
 }
 
-/// A user that is not root believes root and itself. Its files are read by a program of that user.
+/// On a thread of its own, because a thread's user is the process's for the system calls that it makes.
 #[test]
 fn another_user_believes_itself_and_root() {
-    let error = Problem::Foreign { what: What::It, owner: 7, own: 1337 }.to_string();
-    assert!(error.contains("belongs to root or user 1337"), "{error}");
+    let (dir, path) = scene();
+    mode(dir.path(), 0o755);
+    for (owner, refused) in [(0, false), (1337, false), (4242, true)] {
+        chown(&path, Some(owner), Some(0)).unwrap();
+        let path = path.clone();
+        let read = std::thread::spawn(move || {
+            rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(1337)).unwrap();
+            read(&path, Links::Refused, 100).map_err(|error| error.to_string())
+        });
+        match read.join().unwrap() {
+            Ok(content) => assert!(!refused && content == b"content", "{owner}"),
+            Err(text) => assert!(refused && text.contains("belongs to root or user 1337"), "{text}"),
+        }
+    }
 }
