@@ -37,6 +37,16 @@ pub(crate) fn loaded(node: &Node) -> String {
     panic!("the directory changes all the time");
 }
 
+/// How often a configuration was loaded until it is over; each was a whole one.
+pub(crate) fn looks_until(node: &Node, is_over: &AtomicBool) -> u32 {
+    let mut looks = 0;
+    while !is_over.load(Ordering::Relaxed) {
+        loaded(node);
+        looks += 1;
+    }
+    looks
+}
+
 /// A node before the installation, with either form of network and an old program.
 fn node(is_single: bool) -> Node {
     let node = Node::new();
@@ -133,14 +143,7 @@ fn killed_a_hundred_times_at_random_under_the_eyes_of_a_reader() {
         let node = node(is_single);
         let is_over = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            let reader = scope.spawn(|| {
-                let mut looks = 0u32;
-                while !is_over.load(Ordering::Relaxed) {
-                    loaded(&node);
-                    looks += 1;
-                }
-                looks
-            });
+            let reader = scope.spawn(|| looks_until(&node, &is_over));
             let round = |number: u64| {
                 // something to do: another program, and every third time the network as it was
                 node.program("image/istio-cni", &plugin(&number.to_string()));

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
-use crate::kill::{loaded, program};
+use crate::kill::{loaded, looks_until, program};
 use crate::support::{CALICO, Node, Running};
 
 const NAME: &str = "10-calico.conflist";
@@ -52,14 +52,7 @@ fn the_owner_is_kept_without_the_right_to_give_files_away() {
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         // Whoever looks sees a whole configuration at any time.
-        let reader = scope.spawn(|| {
-            let mut looks = 0u32;
-            while !is_over.load(Ordering::Relaxed) {
-                loaded(&node);
-                looks += 1;
-            }
-            looks
-        });
+        let reader = scope.spawn(|| looks_until(&node, &is_over));
         with_dac_override_only(|| {
             let running = Running::new(node.options());
             running.until_ready();
