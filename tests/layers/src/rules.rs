@@ -15,9 +15,11 @@ pub enum Layer {
         /// Our crates that it may use.
         ours: &'static [&'static str],
     },
-    /// A program: puts the crates together. May use every crate of the layers above.
+    /// Puts the crates of the layers above together. May use all of them.
+    Composition,
+    /// A program. May use every crate of the layers above.
     Program,
-    /// Tests, tools for them, benchmarks, the demo. May use everything except a program's crate.
+    /// Tests, tools for them, benchmarks, the demo. May use everything except a program's crate and compositions.
     Test,
 }
 
@@ -41,6 +43,7 @@ const CRATES: &[(&str, Layer)] = &[
     ("install", Layer::Effect { ours: &["cni", "leftover", "trusted"] }),
     // Manifests are read by podsource for the plugin and the agent alike.
     ("cluster", Layer::Effect { ours: &["apitls", "capture", "facts", "podsource", "trusted"] }),
+    ("agent", Layer::Composition),
 ];
 
 /// The layer of a crate, from its name and the folder it is in; `None` when nobody has decided yet.

@@ -30,9 +30,12 @@ fn dependencies_point_only_to_the_layers_allowed() {
             let allowed = match (layer, ours) {
                 (Layer::Pure { ours, .. } | Layer::Effect { ours }, Some(_)) => ours.contains(&used),
                 (Layer::Pure { theirs, .. }, None) => theirs.contains(&used),
+                (Layer::Composition, Some(_)) => {
+                    matches!(used_layer, Some(Layer::Pure { .. } | Layer::Effect { .. }))
+                }
                 (Layer::Program, Some(_)) => !matches!(used_layer, Some(Layer::Program | Layer::Test)),
-                (Layer::Test, Some(_)) => !matches!(used_layer, Some(Layer::Program)),
-                (Layer::Effect { .. } | Layer::Program | Layer::Test, None) => true,
+                (Layer::Test, Some(_)) => !matches!(used_layer, Some(Layer::Program | Layer::Composition)),
+                (Layer::Effect { .. } | Layer::Composition | Layer::Program | Layer::Test, None) => true,
             };
             if !allowed {
                 violations.push(format!("{name} uses {used}, but is {layer:?}"));

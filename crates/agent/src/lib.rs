@@ -1,0 +1,44 @@
+//! The node agent as a library; `install-cni` is its program.
+//!
+//! What it does is put together in `run`: the crates `install` (the plugin on this node) and `cluster` (the pods of this node) each own one
+//! outside thing and do not know each other.
+
+mod ambient;
+mod backend;
+mod boot;
+mod config;
+mod config_dir;
+mod delete_daemonset;
+mod events;
+mod health;
+mod log_socket;
+mod metrics;
+mod node_lock;
+mod observe;
+mod older;
+mod options;
+mod own_node;
+mod plugin_socket;
+mod ports;
+mod run;
+mod serve;
+mod shutdown;
+mod uncaptured;
+mod version;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+/// The program: `arguments` are those of the process, its name included.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    match arguments.get(1) {
+        Some(word) if word == delete_daemonset::NAME => return delete_daemonset::run(),
+        Some(word) if word == version::NAME => return version::run(arguments.into_iter().skip(1)),
+        _ => {}
+    }
+    match options::Flags::parse(arguments) {
+        Ok(flags) => run::run(flags),
+        Err(error) => error.exit(),
+    }
+}
