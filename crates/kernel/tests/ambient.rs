@@ -1,5 +1,5 @@
 //! Ambient mode's rules in real namespaces, by all three ways to load them, with real packets. Needs root and the packages iptables,
-//! ipset, nftables and iproute2. Tests whose names begin with a letter and a number are those of ambient-pod-rules.md, section 13.
+//! ipset, nftables and iproute2.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 #[path = "ambient/drain.rs"]

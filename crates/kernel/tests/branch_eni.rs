@@ -1,4 +1,4 @@
-//! C22: rules for the probes of pods with a branch network interface.
+//! Rules for the probes of pods with a branch network interface.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::net::IpAddr;
@@ -13,7 +13,7 @@ fn rules(netns: &TestNetns, family: &str) -> String {
 }
 
 #[test]
-fn c22_rules_come_and_go_and_only_for_branch_interfaces() {
+fn branch_rules_come_and_go_and_only_for_branch_interfaces() {
     let netns = TestNetns::new().unwrap();
     netns
         .ip(&[
@@ -51,7 +51,7 @@ fn c22_rules_come_and_go_and_only_for_branch_interfaces() {
 }
 
 #[test]
-fn c22_inert_with_early_demultiplexing() {
+fn early_demultiplexing_needs_no_branch_rules() {
     let proc = tempfile::tempdir().unwrap();
     assert!(!is_relevant(proc.path()));
     let dir = proc.path().join("sys/net/ipv4");
@@ -64,7 +64,7 @@ fn c22_inert_with_early_demultiplexing() {
 
 /// A rule for everything but an interface says nothing about a pod behind it; an address may come in IPv6's notation.
 #[test]
-fn c22_inverted_rules_and_mapped_addresses() {
+fn inverted_rules_say_nothing_and_mapped_addresses_are_ipv4() {
     let netns = TestNetns::new().unwrap();
     netns
         .ip(&[
@@ -85,7 +85,7 @@ fn c22_inverted_rules_and_mapped_addresses() {
 
 /// What other programs added with the same content is theirs or ours alike: there already is success.
 #[test]
-fn c22_half_of_the_rules_is_there() {
+fn rules_that_are_there_already_are_no_failure() {
     let netns = TestNetns::new().unwrap();
     netns
         .ip(&[

@@ -1,4 +1,4 @@
-//! C16: kubelet among the processes of a node that the test has made.
+//! Kubelet among the processes of a node that the test has made.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::path::Path;
@@ -15,7 +15,7 @@ fn process(root: &Path, pid: u32, comm: &str, cmdline: &str, uid: u32) {
 }
 
 #[test]
-fn c16_kubelet_kubelite_k3s_and_none() {
+fn kubelet_is_found_as_kubelet_kubelite_k3s_or_not_at_all() {
     for (comm, cmdline) in [
         ("kubelet", "/usr/bin/kubelet --config=x"),
         ("kubelite", "/snap/microk8s/kubelite --kubelet-args-file=x"),
@@ -38,7 +38,7 @@ fn c16_kubelet_kubelite_k3s_and_none() {
 
 /// The oldest by number, and not one whose process ends just now.
 #[test]
-fn c16_order_and_processes_that_end() {
+fn the_first_kubelet_counts_and_processes_that_end_do_not() {
     let proc = tempfile::tempdir().unwrap();
     process(proc.path(), 1000, "kubelet", "kubelet", 5);
     process(proc.path(), 999, "kubelet", "kubelet", 4);

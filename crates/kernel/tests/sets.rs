@@ -63,7 +63,7 @@ fn addresses_come_change_hands_and_go() {
             assert!(v4.contains(part), "{backend}: {v4}");
         }
         assert!(v6.contains("fd00::1 comment \"uid-b\""), "{backend}: {v6}");
-        // AA-94: an address that another pod has by now is that one's.
+        // An address that another pod has by now is that one's.
         assert!(sets.upsert(ip("10.0.0.1"), "uid-c").unwrap());
         let v4 = listed(&netns, backend, PROBES_V4);
         assert!(
@@ -81,7 +81,6 @@ fn addresses_come_change_hands_and_go() {
     }
 }
 
-/// AA-93.
 #[test]
 fn without_ipv6_its_addresses_are_passed_over() {
     for backend in BOTH {
@@ -95,7 +94,7 @@ fn without_ipv6_its_addresses_are_passed_over() {
     }
 }
 
-/// AA-61, and whatever else may be in a set.
+/// A sync leaves exactly the pods' addresses, whatever else was in the set.
 #[test]
 fn reconciling_adds_corrects_and_removes() {
     for backend in BOTH {
@@ -167,7 +166,7 @@ fn the_sets_are_the_originals() {
 }
 
 #[test]
-fn c15_the_sets_of_an_earlier_iptables_agent_are_seen() {
+fn the_sets_of_an_earlier_iptables_agent_are_seen() {
     let netns = TestNetns::new().unwrap();
     let host = Host::open(netns.path()).unwrap();
     let exists = || host.enter(|inside| exists_in_ipset(inside, &[PROBES_V4, PROBES_V6])).unwrap().unwrap();
@@ -232,7 +231,7 @@ fn changes_by_others_are_seen() {
         for text in ["10.0.0.1", "10.0.0.2", "10.0.0.3"] {
             assert!(one.upsert(ip(text), "uid-a").unwrap());
         }
-        // AA-94 between two processes: the address went to another pod while this one looked away.
+        // Between two processes: the address went to another pod while this one looked away.
         assert!(other.upsert(ip("10.0.0.1"), "uid-b").unwrap());
         assert_eq!(
             one.remove(ip("10.0.0.1"), "uid-a").unwrap(),
@@ -269,7 +268,7 @@ fn sets_of_the_ipset_program_are_taken_over() {
     assert_eq!(sets.remove(ip("10.0.0.1"), "uid").unwrap(), Removed::Gone);
 }
 
-/// AA-101: where a rule is left that keeps the set, it finds no address in it.
+/// Where a rule is left that keeps the set, it finds no address in it.
 #[test]
 fn a_set_that_cannot_be_destroyed_is_empty() {
     let netns = TestNetns::new().unwrap();

@@ -66,7 +66,7 @@ fn open_namespaces() -> usize {
 }
 
 #[test]
-fn c10_the_pods_own_and_never_another_pods() {
+fn the_pods_own_and_never_another_pods() {
     let _alone = alone();
     let proc = tempfile::tempdir().unwrap();
     let root = proc.path();

@@ -189,7 +189,7 @@ fn a_program_started_inside_is_inside() {
     assert_eq!(String::from_utf8(output.unwrap().stdout).unwrap().trim(), pod.netns().id().to_string());
 }
 
-/// AA-80, AA-83: the node's namespace is opened as any other, and what runs in it is in it.
+/// The node's namespace is opened as any other, and what runs in it is in it.
 #[test]
 fn the_nodes_namespace_is_entered_and_told_from_a_pods() {
     let node = TestNetns::new().unwrap();

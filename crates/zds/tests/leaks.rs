@@ -21,16 +21,16 @@ fn alone(test: impl Future<Output = ()>) {
 }
 
 #[test]
-fn z16_the_end_of_the_agent_closes_everything() {
-    alone(z16());
+fn the_end_of_the_agent_closes_everything() {
+    alone(everything_is_closed());
 }
 
 #[test]
-fn z21_a_thousand_pods() {
-    alone(z21());
+fn a_thousand_pods_leave_no_descriptor() {
+    alone(a_thousand_are_told());
 }
 
-async fn z16() {
+async fn everything_is_closed() {
     let before = open_files();
     let server = Server::new();
     let (first, second) = (server.ztunnel(Script::default()), server.ztunnel(Script::default()));
@@ -42,7 +42,7 @@ async fn z16() {
     assert!(open_files() <= before, "{} and {before}", open_files());
 }
 
-async fn z21() {
+async fn a_thousand_are_told() {
     let server = Server::new();
     let netns = TestNetns::new().unwrap();
     for number in 0..1000 {

@@ -1,4 +1,4 @@
-//! The conformance checklist of zds-protocol.md, by number, over real sockets with real namespaces.
+//! Every rule of ztunnel's protocol that the agent has to keep, over real sockets with real namespaces.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod support;
@@ -15,7 +15,7 @@ use zds::message::{Payload, read_answer, read_hello};
 use zds::{AddError, Event, Kind, Listener};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn z01_a_seqpacket_socket_that_replaces_a_stale_file() {
+async fn the_socket_is_of_seqpacket_and_replaces_a_stale_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("z.sock");
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
@@ -43,7 +43,7 @@ async fn z01_a_seqpacket_socket_that_replaces_a_stale_file() {
     assert_eq!(std::fs::read(&path).unwrap(), b"precious");
 }
 
-/// AA-102: the socket of the agent that comes after is left alone.
+/// The socket of the agent that comes after is left alone.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_successors_socket_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
@@ -57,7 +57,7 @@ async fn the_successors_socket_is_left_alone() {
 }
 
 #[test]
-fn z02_encodings_are_exact() {
+fn encodings_are_exact() {
     const UID: &str = "863b91d4-4b68-4efa-917f-4b560e3e86aa";
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let uid = hex(UID.as_bytes());
@@ -79,16 +79,16 @@ fn z02_encodings_are_exact() {
     assert_eq!(hex(&nobody), "0a050a01751200", "edge case 12");
 
     assert_eq!(read_hello(&[0x08, 0x01]).unwrap(), 1);
-    assert_eq!(read_hello(&[0x08, 0x07]).unwrap(), 7, "ZD-33: any version");
+    assert_eq!(read_hello(&[0x08, 0x07]).unwrap(), 7, "any version");
     assert_eq!(read_answer(&[0x0a, 0x00]).unwrap(), "");
     assert_eq!(read_answer(&[0x0a, 0x06, 0x0a, 0x04, 0x62, 0x6f, 0x6f, 0x6d]).unwrap(), "boom");
     assert_eq!(nack("boom"), [0x0a, 0x06, 0x0a, 0x04, 0x62, 0x6f, 0x6f, 0x6d]);
-    assert_eq!(read_answer(&[0x12, 0x01, 0x00]).unwrap(), "", "ZD-86: unknown members");
+    assert_eq!(read_answer(&[0x12, 0x01, 0x00]).unwrap(), "", "unknown members");
     assert!(read_answer(&[0x0a, 0x20, 0x00]).is_err() && read_answer(&[0xff; 8]).is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn z03_z06_nothing_before_the_hello_and_then_the_snapshot() {
+async fn nothing_before_the_hello_and_then_the_snapshot() {
     let server = Server::new();
     let netns = TestNetns::new().unwrap();
     server.enrol("a", Some(&netns));
@@ -158,7 +158,7 @@ async fn answers_to_a_snapshot_are_told_for_each_pod() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn z04_one_descriptor_on_add_and_none_on_the_others() {
+async fn one_descriptor_on_add_and_none_on_the_others() {
     let server = Server::new();
     let ztunnel = server.ztunnel(Script::default());
     ztunnel.wait_snapshot(PATIENCE).unwrap();
@@ -174,7 +174,7 @@ async fn z04_one_descriptor_on_add_and_none_on_the_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn z05_nothing_before_the_answer_and_the_end_without_one() {
+async fn nothing_before_the_answer_and_the_end_without_one() {
     let server = Server::new();
     server.enrol("a", None);
     server.enrol("b", None);
@@ -189,7 +189,7 @@ async fn z05_nothing_before_the_answer_and_the_end_without_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn z07_a_refusal_does_not_end_the_snapshot() {
+async fn a_refusal_does_not_end_the_snapshot() {
     let server = Server::new();
     let (a, b) = (TestNetns::new().unwrap(), TestNetns::new().unwrap());
     server.enrol("a", Some(&a));
@@ -206,7 +206,7 @@ async fn z07_a_refusal_does_not_end_the_snapshot() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn z08_adds_go_to_the_newest_and_deletions_to_all() {
+async fn adds_go_to_the_newest_and_deletions_to_all() {
     let server = Server::new();
     let first = server.ztunnel(Script::default());
     first.wait_snapshot(PATIENCE).unwrap();
@@ -229,7 +229,7 @@ async fn z08_adds_go_to_the_newest_and_deletions_to_all() {
     server.stop().await;
 }
 
-/// ZD-54: what only the newest had is told to the one before it when that is the newest again.
+/// What only the newest had is told to the one before it when that is the newest again.
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_of_a_ztunnel_that_dies_are_told_to_the_remaining_one() {
     let server = Server::new();
@@ -253,7 +253,7 @@ async fn pods_of_a_ztunnel_that_dies_are_told_to_the_remaining_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn z09_the_count_follows_in_any_order() {
+async fn the_count_follows_in_any_order() {
     for oldest_first in [true, false] {
         let server = Server::new();
         let first = server.ztunnel(Script::default());
@@ -271,7 +271,7 @@ async fn z09_the_count_follows_in_any_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn z10_without_a_ztunnel() {
+async fn without_a_ztunnel_an_add_fails_at_once() {
     let server = Server::new();
     let netns = TestNetns::new().unwrap();
     assert_eq!(server.add("a", &netns).await, Err(AddError::NoZtunnel));
@@ -280,7 +280,7 @@ async fn z10_without_a_ztunnel() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn z11_a_refusal_has_its_words_and_another_try_is_a_whole_add() {
+async fn a_refusal_has_its_words_and_another_try_is_a_whole_add() {
     let server = Server::new();
     let count = AtomicUsize::new(0);
     let ztunnel = server.ztunnel(Script::answering(move |request| match request {
@@ -297,7 +297,7 @@ async fn z11_a_refusal_has_its_words_and_another_try_is_a_whole_add() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn z12_a_ztunnel_that_closes_is_gone_at_once_and_nobody_waits() {
+async fn a_ztunnel_that_closes_is_gone_at_once_and_nobody_waits() {
     let server = Server::new();
     let ztunnel = server.ztunnel(Script::answering(|request| match request {
         Request::Add { .. } => Answer::Close,
@@ -320,7 +320,7 @@ async fn z12_a_ztunnel_that_closes_is_gone_at_once_and_nobody_waits() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn z13_a_deletion_that_meets_the_end_of_a_connection() {
+async fn a_deletion_that_meets_the_end_of_a_connection() {
     let server = Server::new();
     for _ in 0..10 {
         let ztunnel = server.ztunnel(Script::default());
@@ -341,7 +341,7 @@ async fn z13_a_deletion_that_meets_the_end_of_a_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn z14_an_idle_ztunnel_hears_nothing_and_a_stray_answer_ends_it() {
+async fn an_idle_ztunnel_hears_nothing_and_a_stray_answer_ends_it() {
     let server = Server::new();
     let ztunnel = server.ztunnel(Script::default());
     ztunnel.wait_snapshot(PATIENCE).unwrap();
@@ -358,7 +358,7 @@ async fn z14_an_idle_ztunnel_hears_nothing_and_a_stray_answer_ends_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn z15_at_most_five_connections_a_second() {
+async fn at_most_five_connections_a_second() {
     let server = Server::new();
     let start = Instant::now();
     let all: Vec<Ztunnel> = (0..8).map(|_| server.ztunnel(Script::default())).collect();
@@ -403,7 +403,7 @@ async fn users_that_may_not_ask_keep_no_ztunnel_waiting() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn z22_a_caller_that_gives_up_does_not_shift_the_answers() {
+async fn a_caller_that_gives_up_does_not_shift_the_answers() {
     let server = Server::new();
     let ztunnel = server.ztunnel(Script::answering(|request| match request {
         Request::Add { name, .. } if name == "slow" => Answer::Late(Duration::from_millis(500)),
@@ -420,7 +420,7 @@ async fn z22_a_caller_that_gives_up_does_not_shift_the_answers() {
     server.stop().await;
 }
 
-/// ZD-39: after a time-out the connection ends, so that no late answer is taken for another message's.
+/// After a time-out the connection ends, so that no late answer is taken for another message's.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_late_answer_is_nobodys() {
     let server = Server::new();
@@ -473,10 +473,10 @@ async fn what_is_no_packet_of_a_ztunnel_ends_the_connection() {
     server.stop().await;
 }
 
-/// Z20 and lock-step under random schedules: pods come and go while ztunnels come, go and misbehave; the double reports what breaks the
+/// One message at a time under random schedules: pods come and go while ztunnels come, go and misbehave; the double reports what breaks the
 /// protocol, above all Keep or SnapshotSent after the snapshot.
 #[tokio::test(flavor = "multi_thread")]
-async fn z20_random_schedules() {
+async fn random_schedules_break_no_rule_of_the_protocol() {
     let netns = Arc::new(TestNetns::new().unwrap());
     let mut state = 0x9e37_79b9_u32;
     let mut random = move |below: u32| {

@@ -21,7 +21,7 @@ use crate::{PATIENCE, eventually};
 pub const REDIRECTION: &str = "ambient.istio.io/redirection";
 /// The label of pods and namespaces.
 pub const MODE: &str = "istio.io/dataplane-mode";
-/// What the chart has (AA-23).
+/// What the chart has.
 pub const SELECTORS: &str = "
 - podSelector:
     matchLabels: {istio.io/dataplane-mode: ambient}
@@ -228,7 +228,7 @@ impl Mesh {
         self.post(&self.event(pod).to_string())
     }
 
-    /// What the plugin says of a pod (AA-12).
+    /// What the plugin says of a pod.
     pub fn event(&self, pod: &MeshPod) -> Value {
         json!({
             "Netns": format!("/netns/{}", pod.uid),

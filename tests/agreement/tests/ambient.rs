@@ -20,7 +20,7 @@ fn both_backends_say_the_same() {
     let result = runner.run(&strategy, |((node, pod), packets)| {
         let [nft, iptables] = [Backend::Nftables, Backend::Iptables].map(|b| plan_pod(&node, &pod, b));
         for (packet, hook, nat) in &packets {
-            // Without IPv6, ip6tables is not run (PR-23).
+            // Without IPv6, ip6tables is not run.
             if packet.family() == Family::V6 && !node.ipv6 {
                 continue;
             }

@@ -1,4 +1,4 @@
-//! The reference cases of ambient mode. Their files have no settings beside them: those are in ambient-pod-rules.md, section 11.
+//! The reference cases of ambient mode. Their files have no settings beside them: those are here.
 
 use std::net::Ipv6Addr;
 

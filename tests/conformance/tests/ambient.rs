@@ -84,7 +84,7 @@ fn compare_iptables(case: &Case, variant: Variant) -> Result<Option<String>> {
     };
     set_up(&ours, &Iptables::forced(forced), case)?;
     for (family, golden) in [(Family::V4, v4), (Family::V6, v6)] {
-        // R17: without IPv6 there is nothing to read, not even by ip6tables.
+        // Without IPv6 there is nothing to read, not even by ip6tables.
         if !golden.is_empty() {
             reference.iptables_restore(variant, family, &format!("{golden}\n"))?;
         }

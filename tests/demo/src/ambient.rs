@@ -38,7 +38,7 @@ use loops::{Attempt, Loops, Moments, Phase, Route};
 const PHASE: Duration = Duration::from_millis(700);
 /// The node's address at the pod's interface, a link-local one as many network plugins have it.
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
-/// The source by which a pod in the mesh tells probes (AA-91).
+/// The source by which a pod in the mesh tells probes.
 const PROBE: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 7, 127));
 
 /// What was observed.

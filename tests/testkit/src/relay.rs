@@ -1,7 +1,7 @@
 //! What a ztunnel does with the connections of a pod, as far as rules are concerned: takes those that were redirected and passes them on.
 //!
 //! It listens in the pod's namespace. A connection to the port for inbound goes on to where it was for, with the client's address as its
-//! source; one to the port for outbound goes on with the pod's. Sockets of the relay have ztunnel's mark (PR-1).
+//! source; one to the port for outbound goes on with the pod's. Sockets of the relay have ztunnel's mark.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};

@@ -1,4 +1,4 @@
-//! A ztunnel that follows a script, and checks on its side every rule of zds-protocol.md. It proxies nothing.
+//! A ztunnel that follows a script, and checks on its side every rule of ztunnel's protocol. It proxies nothing.
 
 mod wire;
 
@@ -166,7 +166,7 @@ impl Script {
         Self { hello, ..self }
     }
 
-    /// Connects again when the agent ends the connection, and goes on serving meanwhile (ZD-60, ZD-68).
+    /// Connects again when the agent ends the connection, and goes on serving meanwhile.
     #[must_use]
     pub fn reconnecting(self) -> Self {
         Self { reconnects: true, ..self }
@@ -350,7 +350,7 @@ impl Shared {
     }
 
     fn session(&self, socket: &Socket, script: &mut Script) -> Result<()> {
-        // ZD-Z3: nothing may come before the hello.
+        // Nothing may come before the hello.
         if socket.is_readable(LOOK)? && matches!(script.hello, Hello::V1) {
             // An agent that ends closes what it has not accepted, too.
             if socket.is_ended()? {
@@ -381,7 +381,7 @@ impl Shared {
                 (script.proxies)(uid, fd.as_fd());
             }
             let answer = (script.answers)(&request);
-            // Lock-step: nothing else before the answer (ZD-34).
+            // Lock-step: nothing else before the answer.
             if socket.is_readable(Duration::ZERO)? && !socket.is_ended()? {
                 self.violation(format!("another message before the answer to {request:?}"));
             }

@@ -67,7 +67,7 @@ impl StandIn {
         self.ztunnel.as_ref().map(|ztunnel| ztunnel.violations()).unwrap_or_default()
     }
 
-    /// Leaves the agent and closes what listens; connections go on (ZD-67).
+    /// Leaves the agent and closes what listens; connections go on.
     pub(crate) fn drain(&mut self) {
         self.ending.store(true, Ordering::SeqCst);
         if let Some(follower) = self.follower.take() {
@@ -93,7 +93,7 @@ impl Drop for StandIn {
     }
 }
 
-/// Starts and stops proxies as ztunnel does (ZD-62, ZD-63).
+/// Starts and stops proxies as ztunnel does.
 fn follow(ztunnel: &Ztunnel, proxies: &mut BTreeMap<String, Running>) {
     let served = ztunnel.workloads();
     proxies.retain(|uid, running| served.get(uid).is_some_and(|now| now.netns == running.netns));

@@ -1,6 +1,6 @@
 use super::*;
 
-/// Flags, short flags and variables of the original, from R-68 and the logging options of Istio's programs.
+/// Flags, short flags and variables of the original, with the logging options of Istio's programs.
 const ORIGINAL: &[(&str, &str, &[&str])] = &[
     ("envoy-port", "p", &[]),
     ("inbound-capture-port", "z", &["INBOUND_CAPTURE_PORT"]),

@@ -71,7 +71,7 @@ fn rules_of_others_stay() -> Result<()> {
     pod.iptables_restore(Variant::Nft, Family::V4, foreign)?;
     let args = everything("REDIRECT", BACKENDS[0], Families::V4);
     let line = program.succeed(&pod, &args)?.line("rules are in force")?;
-    ensure!(line["why"] == "there were none of ours", "a foreign rule is no residue (S-11): {line}");
+    ensure!(line["why"] == "there were none of ours", "a foreign rule is no residue: {line}");
     program.succeed(&pod, &args)?.line("rules and routing are in place already")?;
     program.succeed(&pod, &["--cleanup-only"])?;
     let left = pod.iptables_save(Variant::Nft, Family::V4)?;

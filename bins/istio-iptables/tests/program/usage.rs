@@ -41,7 +41,7 @@ fn wrong_values_are_named_and_change_nothing() -> Result<()> {
     ] {
         let run = program.run(&pod, args)?;
         run.is_failure(1, &[part])?;
-        // A wrong configuration of a validation is no failed validation.
+        // A wrong configuration of a validation is no failed validation.
         program
             .run(&pod, &[args, &["--run-validation", "--skip-rule-apply"]].concat())?
             .is_failure(1, &[part])?;

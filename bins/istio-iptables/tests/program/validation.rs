@@ -1,4 +1,4 @@
-//! Validation: what the container `istio-validation` does, as the proxy's user and without capabilities (S-18).
+//! Validation: what the container `istio-validation` does, as the proxy's user and without capabilities.
 
 use std::io::Read as _;
 use std::net::{TcpListener, TcpStream, UdpSocket};

@@ -41,7 +41,6 @@ fn defaults_are_the_originals() {
     assert_eq!(config.install.entry.plugin_log_level, "info");
 }
 
-/// I-5, I-27.
 #[test]
 fn options_reach_the_plugin() {
     let selectors = "- podSelector:\n    matchLabels: {a: b}\n- namespaceSelector:\n    matchExpressions: [{key: k, operator: Exists}]";
@@ -143,7 +142,7 @@ fn manifests_need_no_cluster() {
     assert_eq!(config.install.entry.extra["pod_source"], serde_json::json!({"manifests": "/etc/pods"}));
 }
 
-/// One predicate for the Istio-owned file (I-55), and its two variables (AA-111).
+/// One predicate for the Istio-owned file, and its two variables.
 #[test]
 fn modes() {
     let mode = |env: &[(&str, &str)]| config(&[], env).unwrap().install.mode;

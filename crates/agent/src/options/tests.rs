@@ -12,7 +12,7 @@ fn read(args: &[&str], files: &[(&str, &str)], env: &[(&str, &str)]) -> Result<O
     Flags::parse(args).unwrap().options(&|name| find(files, name), &|name| find(env, name))
 }
 
-/// N-1: default, variable, flag and empty variable of each option.
+/// Default, variable, flag and empty variable of each option.
 #[test]
 fn every_option_is_read_from_where_it_may_come() {
     for spec in SPECS {

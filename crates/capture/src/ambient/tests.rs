@@ -17,7 +17,6 @@ fn parse(annotations: &[(&str, &str)]) -> (PodOptions, Vec<String>) {
     PodOptions::parse(&owned.collect())
 }
 
-/// AA-26.
 #[test]
 fn annotations_are_read_and_what_cannot_be_used_counts_as_absent() {
     let nothing = PodOptions::default();
@@ -45,7 +44,7 @@ fn annotations_are_read_and_what_cannot_be_used_counts_as_absent() {
 }
 
 #[test]
-fn r15_a_bad_interface_name_is_left_out_and_reaches_no_rule() {
+fn a_bad_interface_name_is_left_out_and_reaches_no_rule() {
     for bad in [
         "asd^&&*",
         "a b",
@@ -74,8 +73,8 @@ fn r15_a_bad_interface_name_is_left_out_and_reaches_no_rule() {
 }
 
 #[test]
-fn the_order_in_the_nat_chains_is_that_of_the_specification() {
-    // PR-6, by the first letters of the reasons' subjects.
+fn the_order_in_the_nat_chains_is_that_of_the_original() {
+    // By the first letters of the reasons' subjects.
     let node = NodeOptions { ipv6: false, ..NodeOptions::default() };
     let options = PodOptions { virtual_interfaces: vec!["net1".to_owned()], ..PodOptions::default() };
     let rules = pod(&node, &options, Backend::Nftables);
@@ -106,7 +105,7 @@ fn the_order_in_the_nat_chains_is_that_of_the_specification() {
 }
 
 #[test]
-fn r17_without_ipv6_nothing_is_said_about_it() {
+fn without_ipv6_the_plan_has_nothing_of_it() {
     let node = NodeOptions { ipv6: false, ..NodeOptions::default() };
     for plan in BACKENDS.into_iter().flat_map(|backend| {
         let host = plan_host(&node, ProbeSender::AnySocket, backend);
@@ -215,7 +214,7 @@ fn by_ztunnel(packet: Packet) -> Packet {
     Packet { mark: ZTUNNEL_MARK, ..packet }
 }
 
-/// What happens to first packets (R10, R13, R14), by both backends' rules.
+/// What happens to first packets, by both backends' rules.
 #[test]
 fn what_becomes_of_packets() {
     let to = |port| Verdict::Redirect { port };
@@ -258,7 +257,6 @@ fn what_becomes_of_packets() {
     }
 }
 
-/// M1, M2, D3 and D4.
 #[test]
 fn ztunnels_connections_and_questions_are_marked() {
     for backend in BACKENDS {

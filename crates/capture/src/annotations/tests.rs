@@ -196,7 +196,6 @@ const LINES: &[Line] = &[
     },
 ];
 
-/// S-2.
 #[test]
 fn each_annotation_empty_valid_and_invalid() {
     for Line { annotation, setting, empty, values, bad } in LINES {
@@ -245,7 +244,7 @@ fn of_several_wrong_annotations_the_first_of_the_table_is_named() {
     }
 }
 
-/// R-6, with our deviation.
+/// The original refuses the mode that its own injector writes.
 #[test]
 fn mode_none_means_no_rules_whatever_else_is_said() {
     assert_eq!(read_with(&[(MODE, "NONE")], &[]), Ok(PodSettings::None));
@@ -253,7 +252,7 @@ fn mode_none_means_no_rules_whatever_else_is_said() {
     assert!(read_with(&[(MODE, "None")], &[]).is_err());
 }
 
-/// S-3; the text that upstream builds is a list here, without the duplicates.
+/// The text that upstream builds is a list here, without the duplicates.
 #[test]
 fn excluded_inbound_ports_are_merged_in_order() {
     for (text, ports) in [
@@ -268,7 +267,6 @@ fn excluded_inbound_ports_are_merged_in_order() {
     }
 }
 
-/// S-4.
 #[test]
 fn the_newer_interface_annotation_hides_the_older_one() {
     for newer in ["", "tap1"] {
@@ -299,7 +297,6 @@ fn each_older_form_is_used_and_warned_about() {
     }
 }
 
-/// S-6.
 #[test]
 fn the_proxys_ids() {
     let ids = |user: Option<i64>, group: Option<i64>, annotations: &[(&str, &str)]| {
@@ -340,7 +337,6 @@ fn the_proxys_ids() {
     assert_eq!(ids(Some(0), Some(0), &[(PROXY_UID, "7"), (PROXY_GID, "8")]), (7, 8, 2));
 }
 
-/// S-7 and R-10.
 #[test]
 fn the_proxys_variables() {
     let dns = |s: &mut Settings| s.dns = Dns::All;
@@ -370,7 +366,6 @@ fn the_proxys_variables() {
     }
 }
 
-///
 #[test]
 fn the_nodes_variables() {
     let read = |pairs: &[(&str, &str)]| {

@@ -125,7 +125,7 @@ fn what_is_known_by_name_alone() {
     let nowhere = Scope::default();
     for (scope, namespace, name, row) in [
         (&scope, "shop", "cart-1", None),
-        // C-8, and row 3 before rows 5 and 6.
+        // The agent's own pod is told before missing names and excluded namespaces.
         (&scope, "istio-system", "istio-cni-node-x7", Some(Reason::OwnAgentPod)),
         (&scope, "shop", "istio-cni-node-x7", None),
         (&scope, "istio-system", "istio-cni-nod", None),
@@ -134,15 +134,15 @@ fn what_is_known_by_name_alone() {
         (&renamed, "istio-system", "mesh-agent-x7", Some(Reason::OwnAgentPod)),
         (&renamed, "istio-system", "istio-cni-node-x7", None),
         (&renamed, "shop", "mesh-agent-x7", None),
-        // Row 5.
+        // A call without a name or namespace is not Kubernetes'.
         (&scope, "", "cart-1", Some(Reason::NotKubernetes)),
         (&scope, "shop", "", Some(Reason::NotKubernetes)),
         (&scope, "kube-system", "", Some(Reason::NotKubernetes)),
-        // Row 6: the whole name, in this letter case.
+        // An excluded namespace is the whole name, in this letter case.
         (&scope, "kube-system", "dns", Some(Reason::ExcludedNamespace)),
         (&scope, "kube-system-2", "dns", None),
         (&scope, "Kube-System", "dns", None),
-        // P-24: no namespace on either side is the same namespace.
+        // No namespace on either side is the same namespace.
         (&nowhere, "", "istio-cni-node-x7", Some(Reason::OwnAgentPod)),
         (&nowhere, "", "", Some(Reason::NotKubernetes)),
         (&nowhere, "istio-system", "istio-cni-node-x7", None),
@@ -198,7 +198,6 @@ fn the_proxy_type_is_the_word_after_proxy() {
     }
 }
 
-/// C-11.
 #[test]
 fn the_inject_label_hides_the_annotation() {
     let decided = |label: Option<&str>, annotation: Option<&str>| {
@@ -227,7 +226,6 @@ fn any_status_counts_as_present() {
     }
 }
 
-/// C-12.
 #[test]
 fn a_native_sidecar_is_captured() {
     let native = |restarts_always| {

@@ -70,7 +70,6 @@ fn empty_lists_capture_nothing() {
     assert_eq!(rest, Settings::default());
 }
 
-///
 #[test]
 fn empty_items_are_dropped() {
     for (text, ports) in [("80,", &[80][..]), (",80,,443,", &[80, 443]), (",", &[]), ("", &[])] {
@@ -104,7 +103,6 @@ fn wildcards() {
     assert_eq!(refused, "--istio-service-exclude-cidr: \"*\" is not possible here; give CIDRs");
 }
 
-///
 #[test]
 fn only_tproxy_is_tproxy() {
     for (text, mode) in [
@@ -117,7 +115,6 @@ fn only_tproxy_is_tproxy() {
     }
 }
 
-///
 #[test]
 fn dns_needs_all_or_a_server() {
     let v4 = "10.96.0.10".parse().unwrap();

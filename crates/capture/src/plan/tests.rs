@@ -23,7 +23,6 @@ fn chain(ruleset: &Ruleset, table: TableKind, name: &str) -> Vec<String> {
     chain.map(|chain| chain.rules.iter().map(text).collect()).unwrap_or_default()
 }
 
-/// S-8.
 #[test]
 fn the_family_follows_the_pods_addresses() {
     for (addresses, single, dual) in [
@@ -162,7 +161,7 @@ fn excluded_inbound_ports_count_only_where_all_are_captured() {
     }
 }
 
-/// R-17, and that TPROXY leaves the traffic to nat.
+/// TPROXY leaves the traffic of these interfaces to nat.
 #[test]
 fn the_last_range_of_a_rerouted_interface_comes_first() {
     let ranges = crate::values::parse_ranges("10.0.0.0/8,192.168.0.0/16").unwrap();

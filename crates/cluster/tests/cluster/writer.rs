@@ -39,7 +39,7 @@ async fn a_label_goes_by_the_status_with_the_uid() {
     assert_eq!(patches[0].body, expected);
 }
 
-/// AA-53, and the uid, so that the next pod of the name is left alone.
+/// The patch names the uid, so that the next pod of the name is left alone.
 #[tokio::test]
 async fn an_annotation_is_set_and_taken_away_by_the_status() {
     let setup = Setup::new();

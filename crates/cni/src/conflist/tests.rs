@@ -8,7 +8,7 @@ fn document(text: &str) -> Document {
     Document::parse(text.as_bytes()).unwrap()
 }
 
-/// The options of the reference files (spec of the installer, section 12).
+/// The options of the reference files.
 fn entry() -> PluginEntry {
     PluginEntry {
         plugin_log_level: "debug".into(),

@@ -86,7 +86,7 @@ fn the_kubeconfig_needs_a_server_a_token_and_an_authority() {
         running.until_told(wanted);
         running.until_told("FAILED Some(\"CREATE_KUBECONFIG_FAILURE\"): write kubeconfig: ");
         assert!(!running.told.is_ready());
-        assert!(!node.has_entry("10-calico.conflist"), "the configuration comes last (I-9)");
+        assert!(!node.has_entry("10-calico.conflist"), "the configuration comes last");
     };
     told(&|kubeconfig| kubeconfig.host.clear(), "is KUBERNETES_SERVICE_HOST set in the environment");
     told(&|kubeconfig| kubeconfig.port.clear(), "is KUBERNETES_SERVICE_PORT set in the environment");

@@ -1,4 +1,4 @@
-//! The reference files (spec of the installer, section 12), compared as JSON (N-2).
+//! The reference files, compared as JSON.
 
 use std::fs;
 

@@ -59,7 +59,7 @@ fn node(is_single: bool) -> Node {
     node
 }
 
-/// After a complete run everything is there and nothing else is (N-6); after the uninstallation it is as before.
+/// After a complete run everything is there and nothing else is; after the uninstallation it is as before.
 fn check_whole(node: &Node, is_single: bool) {
     let status = Command::new("timeout")
         .arg("10")

@@ -12,7 +12,6 @@ fn mode(node: &Node, name: &str) -> u32 {
     fs::metadata(node.net(name)).unwrap().mode() & 0o7777
 }
 
-/// N-5
 #[test]
 fn files_of_ours_have_mode_0600_or_0640() {
     for (group_read, wanted) in [(false, 0o600), (true, 0o640)] {
@@ -104,7 +103,6 @@ fn changed_options_reach_the_node_with_a_restart_and_without() {
     running.until("updated", || holds(&changed) && running.told.is_ready());
     assert!(!running.told.has("OVERWRITTEN"), "{:?}", running.told.all());
     running.stop();
-    // N-17
     node.start().until_ready();
     assert!(holds(&entry()));
 }

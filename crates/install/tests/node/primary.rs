@@ -6,7 +6,6 @@ use crate::support::{CALICO, Node, Running, at_once};
 
 const PTP: &str = r#"{"name":"ptp","cniVersion":"1.0.0","plugins":[{"type":"ptp"}]}"#;
 
-/// N-3
 #[test]
 fn the_first_valid_file_and_only_what_runtimes_load() {
     let node = Node::new();
@@ -51,7 +50,6 @@ fn an_empty_or_missing_directory_is_waited_for() {
     assert!(!running.told.has("FAILED"));
 }
 
-/// N-4
 #[test]
 fn a_configured_name_is_found_under_its_other_extension_and_waited_for() {
     at_once(

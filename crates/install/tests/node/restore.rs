@@ -196,7 +196,7 @@ fn a_list_that_was_only_ours_is_gone() {
     assert_eq!(report.done, [Done::Deleted(node.net("50-x.conflist"))]);
 }
 
-/// I-55, N-11: whether the file is ours alone is asked of the mode, for writing and for removing.
+/// Whether the file is ours alone is asked of the mode, for writing and for removing.
 #[test]
 fn the_owned_name_without_the_owned_mode_deletes_nothing_foreign() {
     let node = Node::new();

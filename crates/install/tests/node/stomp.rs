@@ -106,7 +106,6 @@ fn the_first_overwriting_is_healed_at_once() {
     assert!(start.elapsed() < Duration::from_millis(700), "{:?}", start.elapsed());
 }
 
-/// N-9
 #[test]
 fn a_fight_is_braked_and_told_with_what_helps() {
     let node = Node::new();

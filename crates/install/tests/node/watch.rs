@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::{CALICO, Node, Running, names, plugin};
 
-/// The state is back within two seconds, and readiness went 1, 0, 1 (N-7).
+/// The state is back within two seconds, and readiness went 1, 0, 1.
 fn heals(node: &Node, running: &Running, what: &str, is_healed: impl Fn() -> bool) {
     let start = Instant::now();
     running.until(what, || is_healed() && running.told.is_ready());
@@ -56,7 +56,6 @@ fn rotate(node: &Node, token: &str) {
     }
 }
 
-/// N-8
 #[test]
 fn an_unrelated_file_rewrites_nothing() {
     let node = Node::new();
@@ -80,7 +79,6 @@ fn an_unrelated_file_rewrites_nothing() {
     assert_eq!(running.told.count("wrote CNI config file"), 1);
 }
 
-/// I-43
 #[test]
 fn own_writes_cause_no_cycle() {
     let node = Node::new();

@@ -25,7 +25,7 @@ fn node() -> TestNetns {
 }
 
 #[test]
-fn r16_the_nodes_rule_is_first_and_goes_without_a_trace() {
+fn the_nodes_rule_is_first_and_goes_without_a_trace() {
     for variant in [Variant::Nft, Variant::Legacy] {
         let way = Way::Iptables(variant);
         let (ns, plan) = (node(), way.host_plan(&NodeOptions::default()));
@@ -56,7 +56,7 @@ fn r16_the_nodes_rule_is_first_and_goes_without_a_trace() {
 }
 
 #[test]
-fn r16_elements_survive_whatever_happens_to_the_rules() {
+fn elements_survive_whatever_happens_to_the_rules() {
     let (ns, options) = (TestNetns::new().unwrap(), NodeOptions::default());
     let plan = Way::Nft.host_plan(&options);
     ns.nft(&format!(

@@ -12,7 +12,7 @@ use testkit::rules::Variant as Listed;
 use crate::support::{Way, made, sh, state, variants};
 
 #[test]
-fn r02_the_text_loads_in_both_variants_and_not_twice() {
+fn the_text_loads_in_both_variants_and_not_twice() {
     let plan = Way::Iptables(Variant::Nft).pod_plan(&NodeOptions::default(), &PodOptions::default());
     let rules = plan.ruleset().unwrap();
     for variant in [Listed::Legacy, Listed::Nft] {
@@ -32,7 +32,7 @@ fn r02_the_text_loads_in_both_variants_and_not_twice() {
 }
 
 #[test]
-fn r03_the_text_loads_in_nft_and_a_second_time_changes_nothing() {
+fn the_text_loads_in_nft_and_a_second_time_changes_nothing() {
     for (node, pod) in variants() {
         let ns = TestNetns::new().unwrap();
         let plan = Way::Nft.pod_plan(&node, &pod);
@@ -58,7 +58,7 @@ fn rule_differences(way: Way, ns: &TestNetns, plan: &Plan) -> Vec<Difference> {
 }
 
 #[test]
-fn r04_a_second_time_no_program_writes() {
+fn a_second_time_no_program_writes() {
     // Programs that read as usual and fail when they are to write.
     let programs = tempfile_dir();
     for name in ["iptables", "ip6tables"] {
@@ -96,7 +96,7 @@ fn tempfile_dir() -> std::path::PathBuf {
 }
 
 #[test]
-fn r05_what_is_created_is_removed_without_a_trace() {
+fn what_is_created_is_removed_without_a_trace() {
     for way in Way::ALL {
         for (node, pod) in variants() {
             let ns = TestNetns::new().unwrap();
@@ -107,7 +107,7 @@ fn r05_what_is_created_is_removed_without_a_trace() {
             assert_eq!(way.apply(&ns, &plan).unwrap().rules, Change::Fresh, "{way:?} {node:?} {pod:?}");
             assert_eq!(way.observe(&ns, &plan), []);
             assert!(state(&ns).contains("32764:\tfrom all fwmark 0x111/0xfff lookup 100"));
-            // What is removed does not hang on the options (PR-60).
+            // What is removed does not hang on the options.
             assert_eq!(way.remove(&ns), Change::Fresh, "{way:?} {node:?} {pod:?}");
             let after = state(&ns);
             assert!(
@@ -120,7 +120,7 @@ fn r05_what_is_created_is_removed_without_a_trace() {
 }
 
 #[test]
-fn r06_a_tampered_chain_is_repaired_in_place() {
+fn a_tampered_chain_is_repaired_in_place() {
     let (node, pod) = (NodeOptions::default(), PodOptions::default());
     let drifts = [
         "iptables -t nat -D ISTIO_OUTPUT 2",
@@ -170,7 +170,7 @@ fn sorted(text: &str) -> Vec<&str> {
 }
 
 #[test]
-fn r07_rules_of_others_survive() {
+fn rules_of_others_survive() {
     let foreign = [
         "iptables -t nat -A OUTPUT -d 198.51.100.1/32 -p udp -m udp --dport 53 -j ACCEPT",
         "iptables -t nat -A PREROUTING -i eth7 -j ACCEPT",
@@ -217,7 +217,7 @@ fn r07_rules_of_others_survive() {
 }
 
 #[test]
-fn r08_only_the_v6_rule_is_missing() {
+fn only_the_v6_rule_is_missing() {
     for way in Way::ALL {
         let ns = TestNetns::new().unwrap();
         let plan = way.pod_plan(&NodeOptions::default(), &PodOptions::default());
@@ -231,7 +231,7 @@ fn r08_only_the_v6_rule_is_missing() {
 }
 
 #[test]
-fn r09_removing_what_is_not_there_succeeds_and_changes_nothing() {
+fn removing_what_is_not_there_succeeds_and_changes_nothing() {
     for way in Way::ALL {
         let ns = TestNetns::new().unwrap();
         sh(&ns, "nft add table inet others; iptables-nft -t nat -A OUTPUT -j ACCEPT");
@@ -241,7 +241,7 @@ fn r09_removing_what_is_not_there_succeeds_and_changes_nothing() {
     }
 }
 
-/// Fixed quirk of PR-20, and what iptables leaves where DNS was captured once.
+/// The original leaves its raw table behind where DNS was captured once; we do not, with either backend.
 #[test]
 fn without_dns_no_raw_table_of_earlier_stays() {
     for way in Way::ALL {
@@ -275,7 +275,7 @@ fn rules_move_from_one_backend_to_the_other() {
 }
 
 #[test]
-fn r17_without_ipv6_nothing_of_it_is_written() {
+fn without_ipv6_nothing_of_it_is_written() {
     let node = NodeOptions { ipv6: false, ..NodeOptions::default() };
     for way in Way::ALL {
         let ns = TestNetns::new().unwrap();
@@ -294,7 +294,7 @@ fn r17_without_ipv6_nothing_of_it_is_written() {
 }
 
 #[test]
-fn r19_a_loopback_without_ipv6_needs_no_route() {
+fn a_loopback_without_ipv6_needs_no_route() {
     for way in Way::ALL {
         let ns = TestNetns::new().unwrap();
         ns.set_sysctl("net.ipv6.conf.lo.disable_ipv6", "1").unwrap();

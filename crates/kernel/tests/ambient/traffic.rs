@@ -75,7 +75,7 @@ fn reached(outcome: &Outcome, port: u16, to: SocketAddr, what: &str) {
 }
 
 #[test]
-fn r10_every_packet_goes_where_the_mode_says() {
+fn every_packet_goes_where_the_mode_says() {
     for way in Way::ALL {
         let lab = Lab::new(way, &PodOptions::default());
         for to in far(APP) {
@@ -111,7 +111,7 @@ fn r10_every_packet_goes_where_the_mode_says() {
 }
 
 #[test]
-fn r11_the_application_answers_ztunnel_which_has_the_clients_address() {
+fn the_application_answers_ztunnel_which_has_the_clients_address() {
     for way in Way::ALL {
         for ingress in [false, true] {
             let lab = Lab::new(way, &PodOptions { ingress, ..PodOptions::default() });
@@ -133,7 +133,7 @@ fn r11_the_application_answers_ztunnel_which_has_the_clients_address() {
 }
 
 #[test]
-fn r13_a_gateway_takes_what_comes_in_itself() {
+fn a_gateway_takes_what_comes_in_itself() {
     for way in Way::ALL {
         let lab = Lab::new(way, &PodOptions { ingress: true, ..PodOptions::default() });
         for to in own(APP) {
@@ -151,7 +151,7 @@ fn r13_a_gateway_takes_what_comes_in_itself() {
 }
 
 #[test]
-fn r14_what_comes_by_a_virtual_interface_is_outbound() {
+fn what_comes_by_a_virtual_interface_is_outbound() {
     for way in Way::ALL {
         let virtual_interfaces = vec!["net1".to_owned()];
         let lab = Lab::new(way, &PodOptions { virtual_interfaces, ..PodOptions::default() });
@@ -236,7 +236,7 @@ impl Node {
 }
 
 #[test]
-fn r12_a_probe_is_told_by_its_source_and_what_is_forwarded_is_not_touched() {
+fn a_probe_is_told_by_its_source_and_what_is_forwarded_is_not_touched() {
     let senders = [ProbeSender::AnySocket, ProbeSender::Uid(0)];
     let nft = senders.map(|sender| (Way::Nft, sender));
     for (way, sender) in nft.into_iter().chain(Way::ALL[1..].iter().map(|way| (*way, senders[0]))) {

@@ -118,9 +118,8 @@ mod tests {
         pod_name(&format!("0::{path}\n"))
     }
 
-    /// C11: the table of AA-74.
     #[test]
-    fn c11_ways_to_name_a_pod() {
+    fn every_way_in_which_a_cgroup_names_a_pod() {
         for path in [
             format!("/kubepods/burstable/pod{UID}/{CID}"),
             format!("/kubepods/pod{UID}/{CID}"),
@@ -163,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn c11_what_names_no_pod() {
+    fn cgroups_that_name_no_pod() {
         for path in [
             "/".to_owned(),
             "/user.slice".to_owned(),
@@ -184,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn c11_lines_that_agree_and_lines_that_do_not() {
+    fn lines_of_one_process_must_name_one_pod() {
         let line = |number: u32, uid: &str, container: &str| {
             format!("{number}:cpu:/kubepods/pod{uid}/{container}\n")
         };

@@ -23,7 +23,7 @@ fn written(levels: &str, json: bool, work: impl FnOnce(&Journal)) -> String {
     String::from_utf8(bytes).unwrap()
 }
 
-/// I-5, with the original's quirk.
+/// The plugin's level is that of the scope `cni-plugin`, with the original's quirk.
 #[test]
 fn levels_are_of_scopes() {
     for (text, agent, plugin) in [
@@ -65,7 +65,6 @@ fn json_has_the_scope() {
     );
 }
 
-/// I-56.
 #[test]
 fn relayed_lines_keep_their_time_and_are_filtered() {
     let text = written("cni-plugin:warn", false, |journal| {

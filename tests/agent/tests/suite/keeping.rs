@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 const READY: &str = "istio_cni_install_ready";
 const SUCCESS: &str = "istio_cni_installs_total{result=\"SUCCESS\"}";
-/// N-7.
+/// In this time what was damaged has to be whole again.
 const SOON: Duration = Duration::from_secs(2);
 
 /// Everything that is installed in the usual mode.
@@ -28,7 +28,7 @@ fn heals(agent: &Agent, what: &str, damage: impl FnOnce(), check: impl Fn() -> R
     let before = agent.metric(SUCCESS).unwrap();
     let start = Instant::now();
     damage();
-    // Shortly after another cycle there is a pause before the next (I-44), long enough to be seen.
+    // Shortly after another cycle there is a pause before the next, long enough to be seen.
     eventually("readiness goes", SOON, || {
         ensure!(agent.metric(READY)? == 0.0 || agent.metric(SUCCESS)? > before, "{what}");
         Ok(())
@@ -44,7 +44,6 @@ fn heals(agent: &Agent, what: &str, damage: impl FnOnce(), check: impl Fn() -> R
     check().unwrap_or_else(|error| panic!("{what}: {error:#}"));
 }
 
-/// N-7, chained.
 #[test]
 fn damage_is_healed_within_two_seconds() {
     let node = Node::new().unwrap();
@@ -67,7 +66,7 @@ fn damage_is_healed_within_two_seconds() {
     assert_eq!(agent.metric("istio_cni_config_overwritten_total{component=\"calico\"}").unwrap(), 1.0);
 }
 
-/// N-7 and N-10, standalone: the whole file is ours.
+/// Standalone: the whole file is ours.
 #[test]
 fn a_file_of_our_own_comes_back_and_goes_at_the_end() {
     let node = Node::new().unwrap();
@@ -87,7 +86,6 @@ fn a_file_of_our_own_comes_back_and_goes_at_the_end() {
     assert_eq!(std::fs::read_to_string(node.conflist()).unwrap(), Node::foreign_conflist());
 }
 
-/// N-8.
 #[test]
 fn other_files_are_no_reason_to_write() {
     let node = Node::new().unwrap();
@@ -117,7 +115,6 @@ fn other_files_are_no_reason_to_write() {
     assert_eq!(agent.metric(SUCCESS).unwrap(), cycles);
 }
 
-/// N-9.
 #[test]
 fn a_fight_is_braked_and_told() {
     let node = Node::new().unwrap();
@@ -142,13 +139,13 @@ fn a_fight_is_braked_and_told() {
     eventually("peace", SOON, || node.entry_in(&path)).unwrap();
 }
 
-/// N-10. What others have is as it was, byte for byte.
+/// What others have is as it was, byte for byte.
 #[test]
 fn the_end_takes_away_what_the_start_brought() {
     let node = Node::new().unwrap();
     std::fs::write(node.bin_target().join("bridge"), "another plugin").unwrap();
     let agent = node.start().unwrap();
-    assert_eq!(std::fs::metadata(node.conflist()).unwrap().mode() & 0o777, 0o644, "the mode is kept (N-5)");
+    assert_eq!(std::fs::metadata(node.conflist()).unwrap().mode() & 0o777, 0o644, "the mode is kept");
     let ended = agent.stop().unwrap();
     assert_eq!(ended.status.code(), Some(0));
     assert_eq!(std::fs::read_to_string(node.conflist()).unwrap(), Node::foreign_conflist());
@@ -159,7 +156,6 @@ fn the_end_takes_away_what_the_start_brought() {
     assert!(ended.log.find(&["ending", "signal=SIGTERM"]).is_some(), "{}", ended.log.text());
 }
 
-/// N-16.
 #[test]
 fn it_needs_no_proc_of_the_host() {
     let node = Node::new().unwrap();
@@ -172,7 +168,7 @@ fn it_needs_no_proc_of_the_host() {
     assert_eq!(agent.stop().unwrap().status.code(), Some(0));
 }
 
-/// N-17 and I-50: the entry of a killed agent is found and brought up to date.
+/// The entry of a killed agent is found and brought up to date.
 #[test]
 fn a_restart_with_other_options_updates_the_entry() {
     let node = Node::new().unwrap();
@@ -185,7 +181,7 @@ fn a_restart_with_other_options_updates_the_entry() {
     assert_eq!(entry["exclude_namespaces"], json!(["kube-system", "extra"]));
     assert_eq!(entry["pod_namespace"], "mesh");
     assert_eq!(entry["native_nftables"], false);
-    assert_eq!(entry["plugin_log_level"], "debug", "I-5");
+    assert_eq!(entry["plugin_log_level"], "debug", "the level of scope cni-plugin");
     drop(agent);
 }
 

@@ -65,7 +65,7 @@ fn readiness_lists_what_is_pending_until_nothing_is() {
     .unwrap();
 }
 
-/// N-12: the original's names and labels, nothing added to them, and ours.
+/// The original's names and labels, nothing added to them, and ours.
 #[test]
 fn metrics_have_exactly_these_names_and_labels() {
     let node = Node::new().unwrap();
@@ -121,14 +121,13 @@ fn metrics_have_exactly_these_names_and_labels() {
         assert_eq!(metrics.kinds.get(name).map(String::as_str), Some(kind), "{name}");
     }
     let foreign = |name: &&String| !name.starts_with("istio_cni_") && !name.starts_with("process_");
-    assert_eq!(metrics.kinds.keys().find(foreign), None, "nothing about scopes or targets (I-58)");
+    assert_eq!(metrics.kinds.keys().find(foreign), None, "nothing about scopes or targets");
     assert!(metrics.value("istio_cni_installs_total{result=\"SUCCESS\"}") >= 1.0);
     let reply = http::get(agent.metrics_address(), "/metrics").unwrap();
     assert_says(&reply.head, &["text/plain; version=0.0.4"]);
     assert_eq!(http::get(agent.metrics_address(), "/").unwrap().status, 404);
 }
 
-/// N-12.
 #[test]
 fn a_port_of_zero_or_less_is_not_opened() {
     let node = Node::new().unwrap();
@@ -211,7 +210,7 @@ fn options_that_mean_nothing_end_it_with_1_and_wrong_usage_with_2() {
         assert_eq!(output.status.code(), Some(1), "{arg}: {text}");
         assert_says(&text, &["install-cni: ", says]);
     }
-    // I-3: some have no flag.
+    // Some have no flag.
     for arg in
         ["--no-such", "--monitoring-port=many", "--skip-tls-verify=perhaps", "--exclude-namespaces=a", "word"]
     {

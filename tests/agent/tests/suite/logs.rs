@@ -11,7 +11,7 @@ use testkit::{Families, Pod};
 
 use crate::assert_says;
 
-/// A line as P-43 has it.
+/// A line as the plugin posts it: level, time in UTC with microseconds, text, then labels.
 fn line(level: &str, msg: &str, label: &str) -> String {
     let line = json!({"level": level, "time": "2026-08-01T09:30:00.000042Z", "msg": msg, "pod": label});
     format!("{line}\n")
@@ -21,7 +21,7 @@ fn batch(lines: &[String]) -> String {
     json!(lines).to_string()
 }
 
-/// N-13, P-46: byte for byte as Go's client sends it.
+/// Byte for byte as Go's client sends it.
 #[test]
 fn batches_of_the_original_plugin_are_printed() {
     let node = Node::new().unwrap();
@@ -95,7 +95,7 @@ fn batches_are_not_mixed() {
     }
 }
 
-/// AA-122: 200 whatever it is, and a note of what is lost.
+/// 200 whatever it is, and a note of what is lost.
 #[test]
 fn garbage_is_noted_and_answered_as_ever() {
     let node = Node::new().unwrap();
@@ -163,7 +163,7 @@ fn another_user_may_log() {
     agent.log().wait_for(&["from another user"], PATIENCE).unwrap();
 }
 
-/// I-5, I-57: the level of scope `cni-plugin` is the plugin's and that of what is printed.
+/// The level of scope `cni-plugin` is the plugin's and that of what is printed.
 #[test]
 fn lines_of_the_real_plugin_arrive_with_level_and_fields() {
     let node = Node::new().unwrap();

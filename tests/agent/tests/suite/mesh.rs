@@ -1,4 +1,4 @@
-//! Ambient mode: the conformance checklist of ambient-agent.md, by number, and what it leaves open.
+//! Ambient mode: how pods come into the mesh, stay there and leave it.
 
 use std::time::{Duration, Instant};
 
@@ -31,7 +31,7 @@ fn requests(agent: &Agent, code: u16) -> f64 {
 }
 
 #[test]
-fn c01_an_announced_pod_is_enrolled() {
+fn an_announced_pod_is_enrolled() {
     let mesh = Mesh::new().unwrap();
     let agent = mesh.start().unwrap();
     let ztunnel = mesh.ztunnel().unwrap();
@@ -54,7 +54,7 @@ fn c01_an_announced_pod_is_enrolled() {
 }
 
 #[test]
-fn c03_what_is_no_event_and_what_is_no_pod() {
+fn what_is_no_event_and_what_is_no_pod() {
     let mesh = Mesh::new().unwrap();
     let agent = mesh.start().unwrap();
     assert_eq!(mesh.post("notjson").unwrap().status, 400);
@@ -70,7 +70,7 @@ fn c03_what_is_no_event_and_what_is_no_pod() {
 }
 
 #[test]
-fn c05_a_labelled_namespace_enrolls_running_pods_with_one_add_and_one_patch_each() {
+fn a_labelled_namespace_enrolls_running_pods_with_one_add_and_one_patch_each() {
     let mesh = Mesh::new().unwrap();
     let _agent = mesh.start().unwrap();
     let ztunnel = mesh.ztunnel().unwrap();
@@ -97,7 +97,7 @@ fn c05_a_labelled_namespace_enrolls_running_pods_with_one_add_and_one_patch_each
 }
 
 #[test]
-fn c06_host_network_sidecars_and_none_are_never_touched() {
+fn host_network_sidecars_and_none_are_never_touched() {
     let mesh = Mesh::new().unwrap();
     let agent = mesh.start().unwrap();
     let ztunnel = mesh.ztunnel().unwrap();
@@ -125,7 +125,7 @@ fn c06_host_network_sidecars_and_none_are_never_touched() {
 }
 
 #[test]
-fn c07_without_ztunnel_a_running_pod_is_taken_in_when_one_comes() {
+fn without_ztunnel_a_running_pod_is_taken_in_when_one_comes() {
     let mesh = Mesh::new().unwrap();
     let agent = mesh.start().unwrap();
     let pod = mesh.running("mesh", "web", &[]).unwrap();
@@ -143,7 +143,7 @@ fn c07_without_ztunnel_a_running_pod_is_taken_in_when_one_comes() {
 
 /// A namespace that is not the pod's: nothing of the pod is anywhere.
 #[test]
-fn c08_a_namespace_that_cannot_be_programmed_leaves_nothing() {
+fn a_namespace_that_cannot_be_programmed_leaves_nothing() {
     let mesh = Mesh::new().unwrap();
     let _agent = mesh.start().unwrap();
     let ztunnel = mesh.ztunnel().unwrap();
@@ -175,7 +175,7 @@ fn c08_a_namespace_that_cannot_be_programmed_leaves_nothing() {
 }
 
 #[test]
-fn c12_a_pod_without_an_address_keeps_everybody_in_the_sets() {
+fn a_pod_without_an_address_keeps_everybody_in_the_sets() {
     let mesh = Mesh::new().unwrap();
     let known = mesh.running("mesh", "known", &[]).unwrap();
     let agent = mesh.start().unwrap();
@@ -198,7 +198,7 @@ fn c12_a_pod_without_an_address_keeps_everybody_in_the_sets() {
 }
 
 #[test]
-fn c13_another_address_is_noted_once() {
+fn another_address_is_noted_once() {
     let mesh = Mesh::new().unwrap();
     let _agent = mesh.start().unwrap();
     let _ztunnel = mesh.ztunnel().unwrap();
@@ -217,7 +217,7 @@ fn c13_another_address_is_noted_once() {
 }
 
 #[test]
-fn c14_ended_pods_keep_their_rules_and_deleted_ones_are_forgotten() {
+fn ended_pods_keep_their_rules_and_deleted_ones_are_forgotten() {
     let mesh = Mesh::new().unwrap();
     let _agent = mesh.start().unwrap();
     let ztunnel = mesh.ztunnel().unwrap();
@@ -239,7 +239,7 @@ fn c14_ended_pods_keep_their_rules_and_deleted_ones_are_forgotten() {
     assert_eq!(ztunnel.violations(), Vec::<String>::new());
 }
 
-/// AA-42, edge case 9: the same pod in a new sandbox.
+/// The same pod in a new sandbox.
 #[test]
 fn a_new_sandbox_takes_the_place_of_the_old_one() {
     let mesh = Mesh::new().unwrap();
@@ -256,7 +256,7 @@ fn a_new_sandbox_takes_the_place_of_the_old_one() {
     assert_eq!(ztunnel.violations(), Vec::<String>::new());
 }
 
-/// AA-60 to AA-64: what an earlier agent did is taken over, verified, and told to the ztunnel that comes.
+/// What an earlier agent did is taken over, verified, and told to the ztunnel that comes.
 #[test]
 fn a_restart_takes_over_and_verifies() {
     let mesh = Mesh::new().unwrap();
@@ -372,7 +372,7 @@ fn a_peer_of_another_user_is_refused() {
 }
 
 #[test]
-fn c18_readiness_waits_for_the_pods_and_not_for_ztunnel() {
+fn readiness_waits_for_the_pods_and_not_for_ztunnel() {
     let mesh = Mesh::new().unwrap();
     mesh.node.api.stop();
     let mut agent = mesh.agent().start().unwrap();
@@ -383,7 +383,7 @@ fn c18_readiness_waits_for_the_pods_and_not_for_ztunnel() {
 }
 
 #[test]
-fn c21_selectors_that_mean_nothing_end_the_agent() {
+fn selectors_that_mean_nothing_end_the_agent() {
     let mesh = Mesh::new().unwrap();
     for (text, says) in [
         ("- podSelector: {matchExpressions: [{key: a, operator: Is, values: [b]}]}", "operator"),

@@ -317,7 +317,7 @@ fn both_backends_and_the_change_between_them() {
     let other = mesh.running("mesh", "other", &[]).unwrap();
     mesh.wait_annotation(&other, Some("enabled")).unwrap();
     agent.kill().unwrap();
-    // AA-98: an agent with iptables ran since the node's start.
+    // An agent with iptables ran since the node's start.
     let agent = mesh.agent().env("CLEANUP_ON_EXIT", "always").ready().unwrap();
     assert_says(&agent.log().text(), &["iptables goes on"]);
     assert_eq!(list(&pod.netns), (false, true));
@@ -331,9 +331,9 @@ fn both_backends_and_the_change_between_them() {
     assert_eq!(ztunnel.violations(), Vec::<String>::new());
 }
 
-/// C16 and C22 from outside: kubelet's user in the rule, branch interfaces' rules.
+/// Options of the node, seen from outside.
 #[test]
-fn c16_c22_options_of_the_node() {
+fn kubelets_user_and_branch_interfaces_are_in_the_rules() {
     let mesh = Mesh::new().unwrap();
     let mut agent = mesh.agent().env("HOST_PROBE_SENDER", "kubelet").start().unwrap();
     agent.wait_unready(&["ambient: ", "kubelet"]).unwrap();
@@ -398,9 +398,8 @@ fn c16_c22_options_of_the_node() {
     gone();
 }
 
-/// C19: names and labels of ambient mode.
 #[test]
-fn c19_metrics() {
+fn metrics_of_ambient_mode_have_these_names_and_labels() {
     let mesh = Mesh::new().unwrap();
     let agent = mesh.agent().env("AMBIENT_VERIFY_INTERVAL", "100ms").ready().unwrap();
     let _ztunnel = mesh.ztunnel().unwrap();
@@ -426,9 +425,8 @@ fn c19_metrics() {
     .unwrap();
 }
 
-/// C4: modes, and stale files.
 #[test]
-fn c04_sockets_have_their_modes_and_replace_stale_files() {
+fn sockets_have_their_modes_and_replace_stale_files() {
     use std::os::unix::fs::PermissionsExt;
     let mesh = Mesh::new().unwrap();
     std::fs::create_dir_all(mesh.node.run_dir()).unwrap();

@@ -272,7 +272,7 @@ fn an_api_server_that_hangs() {
     let mut agent = node.agent().start().unwrap();
     agent.log().wait_for(&["installed: the plugin is in"], PATIENCE).unwrap();
     agent.wait_unready(&["cluster: has not begun"]).unwrap();
-    // Installing waits for nobody (I-8).
+    // Installing waits for nobody.
     node.entry().unwrap();
     let ended = {
         node.api.set_fault(None);

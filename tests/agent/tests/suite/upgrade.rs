@@ -153,8 +153,8 @@ fn a_new_agent_replaces_what_an_old_one_left() {
     assert!(!list.to_string().contains("istio-cni"), "{list}");
 }
 
-/// The table of section 3 of the plugin's requirements: a wrong type is a hard error for a plugin of the original (P-17), an unknown
-/// key is none (P-15).
+/// By the types of the original's keys: a wrong type is a hard error for a plugin of the original, an unknown
+/// key is none.
 fn assert_decodable_by_the_original(entry: &Value, ours: &[&str]) {
     let texts = ["type", "name", "plugin_log_level", "cni_agent_run_dir", "pod_namespace"];
     let flags = ["ambient_enabled", "native_nftables", "enable_ambient_detection_retry"];
@@ -203,7 +203,7 @@ fn an_old_plugin_can_read_the_new_entry() {
     assert!(ours.iter().all(|key| entry.get(*key).is_some()), "{entry}");
 }
 
-/// A rollback: the original's next agent, and then its cleanup, on what a killed agent of ours left (I-29, I-45).
+/// A rollback: the original's next agent, and then its cleanup, on what a killed agent of ours left.
 #[test]
 fn the_originals_cleanup_of_our_entry_leaves_a_valid_list() {
     let node = Node::new().unwrap();

@@ -1,5 +1,4 @@
-//! What the chart gives to whom, for each combination of features. Numbers such as I-65 and N-14 are those of the specification of
-//! the installer.
+//! What the chart gives to whom, for each combination of features.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

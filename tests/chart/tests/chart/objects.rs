@@ -66,7 +66,7 @@ fn every_object_has_the_shape_of_its_kind_and_the_labels() {
     }
 }
 
-/// I-59: other components, and a release of the original that is upgraded, find the objects by these names.
+/// Other components, and a release of the original that is upgraded, find the objects by these names.
 #[test]
 fn names_are_fixed() {
     let with_defaults = [

@@ -63,10 +63,10 @@ const KNOWN: &[&str] = &[
     "STRICT_STATUS",
 ];
 
-/// For people, and for the original's image (I-62); no option.
+/// For people, and for the original's image; no option.
 const NOT_OPTIONS: &[&str] = &["CURRENT_AGENT_VERSION", "GOMEMLIMIT", "REPAIR_RUN_AS_DAEMON"];
 
-/// The ConfigMap with the defaults, which is the original's with any features (N-14).
+/// The ConfigMap with the defaults, which is the original's with any features.
 const ALWAYS: &[&str] = &[
     "AMBIENT_DNS_CAPTURE",
     "AMBIENT_ENABLED",
@@ -224,7 +224,6 @@ fn selectors_reach_the_agent_as_a_yaml_list() {
     );
 }
 
-/// I-62.
 #[test]
 fn the_container_has_variables_beside_the_config_map() {
     let objects = render_set(&["env.EXTRA=7"]).unwrap();

@@ -6,7 +6,7 @@ use serde_json::json;
 const BIN: &str = "/host/opt/cni/bin";
 const CONF: &str = "/host/etc/cni/net.d";
 
-/// I-61, N-15: platform, folder of plugins, folder of configurations.
+/// Platform, folder of plugins, folder of configurations.
 const PLATFORMS: &[(&str, &str, &str)] = &[
     ("gke", "/opt/cni/bin", "/etc/cni/net.d"),
     ("k3d", "/bin", "/var/lib/rancher/k3s/agent/etc/cni/net.d"),
@@ -111,7 +111,7 @@ fn values_win_over_presets_and_prefixed_ones_over_plain_ones() {
     assert!(objects.get("DaemonSet", "istio-cni-node")["spec"]["template"]["spec"]["tolerations"].is_null());
 }
 
-/// I-60: the prefix gives the same as no prefix.
+/// The prefix gives the same as no prefix.
 #[test]
 fn a_prefixed_value_is_the_plain_one() {
     for value in [

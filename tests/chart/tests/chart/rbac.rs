@@ -11,7 +11,6 @@ const DAEMON_SET: &str = "apps daemonsets[istio-cni-node]: get,list,watch";
 const EVENTS: &str = "core events: create";
 const MARKS: &str = "core pods/status: patch";
 
-/// N-14.
 #[test]
 fn rights_follow_from_the_features() {
     for (features, objects) in combinations() {

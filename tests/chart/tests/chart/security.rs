@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::combinations;
 
-/// I-65: what entering a pod's network namespace takes.
+/// What entering a pod's network namespace takes.
 const ENTERING: [&str; 5] = ["DAC_OVERRIDE", "NET_ADMIN", "NET_RAW", "SYS_ADMIN", "SYS_PTRACE"];
 
 fn capabilities(objects: &Objects) -> Vec<&str> {

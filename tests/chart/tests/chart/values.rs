@@ -9,7 +9,7 @@ fn read_yaml(path: &str) -> Value {
     serde_saphyr::from_str(&fs::read_to_string(root().join(path)).unwrap()).unwrap()
 }
 
-/// The table of section 11 of the specification, where it has a default that is ours too.
+/// The original's values, where its default is ours too.
 #[test]
 fn defaults_are_the_originals() {
     let file = read_yaml("deploy/charts/istio-cni/values.yaml");

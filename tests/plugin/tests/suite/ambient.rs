@@ -91,9 +91,9 @@ fn listen(socket: &Path, answer: Vec<u8>) -> Receiver<String> {
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 
-/// C2: exactly what an agent of the original understands.
+/// Exactly what an agent of the original understands.
 #[test]
-fn c02_the_event_is_the_originals() {
+fn the_event_is_the_originals() {
     let scene = Scene::new();
     scene.set_pod(&json!({}), &json!({}));
     let heard = scene.agent(OK);
@@ -130,7 +130,7 @@ fn the_pods_uid_goes_along() {
 }
 
 #[test]
-fn c02_what_is_absent_is_empty() {
+fn what_an_event_lacks_is_empty() {
     let mut scene = Scene::new();
     scene.set_pod(&json!({}), &json!({}));
     scene.node.conf["prevResult"]["ips"] = json!([{"address": "fd77::2/64"}, {"address": "10.1.1.1/32"}]);
@@ -144,7 +144,7 @@ fn c02_what_is_absent_is_empty() {
     assert!(request.ends_with(ips), "{request}");
 }
 
-/// AA-23, and which questions it takes to tell.
+/// By labels of pod and namespace, and which questions it takes to tell.
 #[test]
 fn who_is_handed_over_and_who_is_not() {
     let get_namespace = "/api/v1/namespaces/default";
@@ -170,7 +170,7 @@ fn who_is_handed_over_and_who_is_not() {
     scene.api.set_pod(plugin_tests::sidecar_pod("web"));
     scene.node.add("web", scene.pod.path()).unwrap();
     assert!(scene.pod.nft_text().unwrap().contains("istio-proxy-nat"));
-    // Nobody is asked about the agent itself, excluded namespaces, and what is no pod (AA-18).
+    // Nobody is asked about the agent itself, excluded namespaces, and what is no pod.
     for (args, why) in [
         ("K8S_POD_NAME=istio-cni-node-abc12;K8S_POD_NAMESPACE=istio-system", "own-agent-pod"),
         ("K8S_POD_NAME=web;K8S_POD_NAMESPACE=kube-system", "excluded-namespace"),
@@ -181,7 +181,7 @@ fn who_is_handed_over_and_who_is_not() {
         assert_eq!(answer.exit, Some(0), "{answer:?}");
         assert_says(&answer.stderr, &[why]);
     }
-    // Without selectors nobody is in the mesh (AA-20).
+    // Without selectors nobody is in the mesh.
     let mut scene = Scene::new();
     scene.set_pod(&json!({MODE: "ambient"}), &json!({}));
     scene.node.conf["enablement_selectors"] = json!([]);
@@ -361,7 +361,7 @@ fn the_failure_policy_and_the_kill_switch_count() {
     assert!(heard.recv_timeout(Duration::from_millis(100)).is_err());
 }
 
-/// CHECK never asks the agent (AA-18): rules of ambient mode are there, or they are not.
+/// CHECK never asks the agent: rules of ambient mode are there, or they are not.
 #[test]
 fn check_looks_for_rules_of_ambient_mode() {
     let scene = Scene::new();

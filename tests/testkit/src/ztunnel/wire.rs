@@ -15,7 +15,7 @@ use rustix::net::{
 
 use super::Request;
 
-/// Size of ztunnel's buffer (ZD-11).
+/// Size of ztunnel's buffer.
 pub const MAX_PACKET: usize = 1024;
 /// `NSFS_MAGIC` of linux/magic.h.
 const NSFS: u64 = 0x6e73_6673;
@@ -155,7 +155,7 @@ fn text(fields: &[(u64, &[u8])], number: u64) -> Result<String, String> {
     String::from_utf8(value.to_vec()).map_err(|error| error.to_string())
 }
 
-/// What the agent said (ZD-10).
+/// What the agent said.
 pub(super) fn request(packet: &[u8]) -> Result<Request, String> {
     let outer = fields(packet)?;
     let [(number, value)] = outer[..] else { return Err(format!("a request with {} payloads", outer.len())) };

@@ -16,7 +16,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, listen,
 
 use crate::{HBONE, INBOUND, OUTBOUND};
 
-/// Mark of every socket of ztunnel's in a pod (ambient-pod-rules.md, section 1).
+/// Mark of every socket of ztunnel's in a pod.
 const MARK: u32 = 0x539;
 /// How often an accepting thread looks whether it is to end.
 const LOOK: Duration = Duration::from_millis(2);

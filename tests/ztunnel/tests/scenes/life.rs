@@ -11,7 +11,7 @@ use ztunnel_tests::{HBONE, Peer, Proxies, Town, listening};
 use crate::{APP, app, wait_connected, wait_in, wait_no_proxy, wait_proxy};
 
 #[test]
-fn z17_a_pod_that_is_announced_has_its_proxy_before_it_runs() {
+fn a_pod_that_is_announced_has_its_proxy_before_it_runs() {
     let town = Town::new().unwrap();
     let agent = town.mesh.start().unwrap();
     let pod = town.sandbox("mesh", "web").unwrap();
@@ -32,7 +32,7 @@ fn z17_a_pod_that_is_announced_has_its_proxy_before_it_runs() {
 
 /// However the agent ends, proxies and connections go on, and the next agent's snapshot changes nothing.
 #[test]
-fn z18_a_restart_of_the_agent_closes_no_listener() {
+fn a_restart_of_the_agent_closes_no_listener() {
     let town = Town::new().unwrap();
     let mut agent = town.mesh.start().unwrap();
     let (web, shop) = (town.running("mesh", "web").unwrap(), town.running("mesh", "shop").unwrap());
@@ -60,7 +60,7 @@ fn z18_a_restart_of_the_agent_closes_no_listener() {
 }
 
 #[test]
-fn z19_a_pod_that_is_removed_loses_its_proxy_and_a_new_sandbox_gets_it() {
+fn a_pod_that_is_removed_loses_its_proxy_and_a_new_sandbox_gets_it() {
     let town = Town::new().unwrap();
     let _agent = town.mesh.start().unwrap();
     let gone = town.running("mesh", "gone").unwrap();
@@ -101,7 +101,7 @@ fn a_pod_that_leaves_the_mesh_goes_on_without() {
     peer.check().unwrap();
 }
 
-/// ZD-64: ztunnel's refusal is an ADD that fails, of which nothing is left, and passes for a running pod when its cause does.
+/// Ztunnel's refusal is an ADD that fails, of which nothing is left, and passes for a running pod when its cause does.
 #[test]
 fn a_port_that_is_taken_makes_the_pod_wait() {
     let town = Town::new().unwrap();

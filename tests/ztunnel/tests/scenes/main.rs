@@ -1,4 +1,4 @@
-//! The node agent, real pods' rules and ztunnel together: Z17, Z18 and Z19 of zds-protocol.md, and what applications notice of it all.
+//! The node agent, real pods' rules and ztunnel together: proxies that come, stay and go, and what applications notice of it all.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod life;

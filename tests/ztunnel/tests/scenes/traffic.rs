@@ -103,7 +103,7 @@ fn keep_talking(pods: [&MeshPod; 2], end: &AtomicBool) -> Heard {
     heard
 }
 
-/// ZD-70 to ZD-72: a new ztunnel comes, then the old one goes. Connections of the old one go on, and new ones find the new one.
+/// A new ztunnel comes, then the old one goes. Connections of the old one go on, and new ones find the new one.
 #[test]
 fn a_rolling_restart_of_ztunnel() {
     let town = Town::new().unwrap();

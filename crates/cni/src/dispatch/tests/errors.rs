@@ -1,4 +1,4 @@
-//! The error table of the plugin's specification (section 2.3), row by row.
+//! Every error that a call can end in, with its code and text.
 
 use super::*;
 
