@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};
+use facts::PodRef;
 use kernel::iptables::Iptables;
 use kernel::nft::Nftables;
 use kernel::sets::{Member, ProbeSets};
@@ -17,7 +18,7 @@ use capture::ambient::{PROBES_V4, PROBES_V6};
 use crate::node::{in_host, iptables_of_the_node};
 use crate::output::columns;
 use crate::pod::Described;
-use crate::subject::{Captured, DecisionArgs, Node, Outcome, PodName, Subject};
+use crate::subject::{Captured, DecisionArgs, Node, Outcome, Subject};
 
 /// The most differences of one place that are shown; one flushed chain may be thousands.
 const SHOWN: usize = 10;
@@ -25,7 +26,7 @@ const SHOWN: usize = 10;
 /// What was found.
 #[derive(Debug, Serialize)]
 pub(crate) struct Looked {
-    pod: PodName,
+    pod: PodRef,
     captured: bool,
     /// What is decided, for people.
     decision: String,

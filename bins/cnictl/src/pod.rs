@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::{Result, bail};
-use capture::{Pod, PodId};
-use facts::Object;
+use capture::Pod;
+use facts::{Object, PodRef};
 use podsource::ManifestFile;
 
 /// A pod as its manifest describes it. The labels of its namespace are known where the manifest has that, too.
@@ -28,13 +28,13 @@ pub(crate) fn load(path: &Path, wanted: Option<&str>) -> Result<Described> {
     };
     let object = select(manifest.pods, wanted, place)?;
     let ips = object.ips();
-    let mut pod = object.into_pod(&PodId::default())?;
+    let mut pod = object.into_pod(&PodRef::default())?;
     pod.namespace_labels = manifest.namespaces.get(&pod.namespace).cloned();
     Ok(Described { pod, ips })
 }
 
 fn select(pods: Vec<Object>, wanted: Option<&str>, path: &Path) -> Result<Object> {
-    let all: Vec<String> = pods.iter().map(|pod| format!("{}/{}", pod.namespace(), pod.name())).collect();
+    let all: Vec<String> = pods.iter().map(|pod| pod.pod_ref().to_string()).collect();
     let mut found = pods.into_iter().filter(|pod| wanted.is_none_or(|wanted| is_named(pod, wanted)));
     let all = all.join(", ");
     match (found.next(), found.next(), wanted) {
@@ -73,7 +73,7 @@ mod tests {
 
     fn chosen(names: &[(&str, &str)], wanted: Option<&str>) -> Result<String, String> {
         select(pods(names), wanted, Path::new("p.yaml"))
-            .map(|pod| format!("{}/{}", pod.namespace(), pod.name()))
+            .map(|pod| pod.pod_ref().to_string())
             .map_err(|error| error.to_string())
     }
 

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
+use facts::PodRef;
 use ruleset::{
     ALL_BITS, Backend, Families, Family, Plan, Ruleset, Step, Table, TableKind, Transaction, iptables, nft,
 };
@@ -11,7 +12,7 @@ use serde::Serialize;
 
 use crate::output::{Answer, Format, one_line, structured};
 use crate::rules::{RuleReport, describe};
-use crate::subject::{Captured, Outcome, PodName, ProbeMember, Subject, SubjectArgs};
+use crate::subject::{Captured, Outcome, ProbeMember, Subject, SubjectArgs};
 
 /// Exit code for a pod that has no plan.
 const NOT_CAPTURED: u8 = 3;
@@ -75,7 +76,7 @@ enum Output {
 /// The plan as data.
 #[derive(Debug, Serialize)]
 struct Rendered {
-    pod: PodName,
+    pod: PodRef,
     captured: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'static str>,

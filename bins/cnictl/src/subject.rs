@@ -12,8 +12,8 @@ use capture::decide::{Mode, refuse};
 use capture::plan::detect_ipv6;
 use capture::{Decision, Facts, Need, Pod, Settings, Skip, decide};
 use clap::ValueEnum;
+use facts::PodRef;
 use ruleset::{Backend, Plan};
-use serde::Serialize;
 
 use crate::configuration::{Configuration, ConfigurationArgs};
 use crate::pod::{self, Described};
@@ -60,17 +60,10 @@ enum BackendName {
     Iptables,
 }
 
-/// A pod by name, for reports.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(crate) struct PodName {
-    pub(crate) namespace: String,
-    pub(crate) name: String,
-}
-
 /// A pod, and what is decided about it.
 #[derive(Debug)]
 pub(crate) struct Subject {
-    pub(crate) name: PodName,
+    pub(crate) name: PodRef,
     pub(crate) ips: Vec<IpAddr>,
     pub(crate) outcome: Outcome,
     /// What was not said and is taken for granted.
@@ -173,7 +166,8 @@ impl DecisionArgs {
                 Outcome::Captured(Box::new(Captured { by, complete, warnings, facts, plan }))
             }
         };
-        let name = PodName { namespace: pod.namespace.clone(), name: pod.name.clone() };
+        // Reports name pods without their uid: a manifest of a pod that does not run yet has none.
+        let name = PodRef::named(pod.namespace, pod.name);
         Ok(Subject { name, ips, outcome, assumed })
     }
 
@@ -279,12 +273,6 @@ impl Captured {
         };
         let state = if self.complete { "captured" } else { "NOT ALL captured" };
         format!("{state} through {by} ({}, {}, {families})", self.mode(), self.facts.backend)
-    }
-}
-
-impl std::fmt::Display for PodName {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
     }
 }
 

@@ -107,9 +107,9 @@ impl Job {
 
     fn is_of(&self, applied: &Applied, netns: &Netns) -> bool {
         let origin = &applied.origin;
-        let uid = self.id.uid.as_deref().unwrap_or_default();
-        let same_uid = uid.is_empty() || origin.uid.is_empty() || origin.uid == uid;
-        origin.netns == netns.id() && origin.pod == self.pod_text() && same_uid
+        let uid = &self.id.uid;
+        let same_uid = uid.is_empty() || origin.uid.is_empty() || origin.uid == *uid;
+        origin.netns == netns.id() && origin.pod == self.id.to_string() && same_uid
     }
 
     /// The differences, or why there is nothing to be said.

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use capture::PodId;
 use cni::{CniResult, PluginConf};
+use facts::PodRef;
 use facts::exchange::EVENT_SOCKET_NAME;
 use http1::Deadline;
 use http1::unix::Passing;
@@ -75,7 +75,7 @@ pub(crate) enum Error {
 /// A pod that the agent is to take into the mesh.
 pub(crate) struct Announcement<'a> {
     pub(crate) conf: &'a PluginConf,
-    pub(crate) id: &'a PodId,
+    pub(crate) id: &'a PodRef,
     pub(crate) netns: &'a Netns,
     /// What the plugins before this one made.
     pub(crate) result: &'a CniResult,
@@ -130,7 +130,7 @@ impl Error {
 
 /// What the agent hears, in the original's spelling and order; the last member is ours, and the original passes it over. Seven members do not pay
 /// for a serializer in a program of this size.
-fn event(id: &PodId, netns: &str, ips: &[cni::IpConfig]) -> String {
+fn event(id: &PodRef, netns: &str, ips: &[cni::IpConfig]) -> String {
     let text = |text: &str| serde_json::Value::from(text).to_string();
     let ips: Vec<String> = ips
         .iter()
@@ -142,7 +142,7 @@ fn event(id: &PodId, netns: &str, ips: &[cni::IpConfig]) -> String {
         })
         .collect();
     let (netns, name, namespace, ips) = (text(netns), text(&id.name), text(&id.namespace), ips.join(","));
-    let uid = id.uid.as_ref().map(|uid| format!(r#","PodUID":{}"#, text(uid))).unwrap_or_default();
+    let uid = id.known_uid().map(|uid| format!(r#","PodUID":{}"#, text(uid))).unwrap_or_default();
     format!(r#"{{"Netns":{netns},"PodName":{name},"PodNamespace":{namespace},"IPs":[{ips}]{uid}}}"#)
 }
 
@@ -192,7 +192,7 @@ mod tests {
     /// AA-12: the example and the masks; what could end a text early does not.
     #[test]
     fn the_example_of_the_specification() {
-        let id = PodId { name: "a".into(), namespace: "n".into(), uid: None };
+        let id = PodRef::named("n", "a");
         assert_eq!(
             event(&id, "/var/run/netns/cni-1", &[config("10.244.1.5/24", Some(2), Some("10.244.1.1"))]),
             r#"{"Netns":"/var/run/netns/cni-1","PodName":"a","PodNamespace":"n","IPs":[{"Interface":2,"Address":{"IP":"10.244.1.5","Mask":"////AA=="},"Gateway":"10.244.1.1"}]}"#
@@ -204,7 +204,7 @@ mod tests {
         ] {
             assert_eq!(mask(config(address, None, None).address), wanted);
         }
-        let id = PodId { uid: Some("u\"1".into()), ..id };
+        let id = PodRef { uid: "u\"1".into(), ..id };
         let odd =
             event(&id, "/a\"b\n", &[config("fd00::1/64", None, None), config("10.0.0.1/32", None, None)]);
         let parsed: serde_json::Value = serde_json::from_str(&odd).unwrap_or_default();

@@ -7,8 +7,9 @@ use std::time::Duration;
 use applied::sandbox::Sandbox;
 use capture::annotations::{EnvironmentError, NodeSettings};
 use capture::decide::{Mode, refuse};
-use capture::{Decision, Facts, Need, Pod, PodId, Reason, Settings, Skip};
+use capture::{Decision, Facts, Need, Pod, Reason, Settings, Skip};
 use cni::{CniResult, PluginConf, Request};
+use facts::PodRef;
 use kernel::{Applied, Change, Choice, Difference, Kernel, route};
 use netns::{Inside, Netns, NetnsId};
 use ruleset::{Backend, Plan};
@@ -31,7 +32,7 @@ pub(crate) struct Job {
     pub(crate) log: Logger,
     pub(crate) backends: Arc<Backends>,
     pub(crate) progress: Arc<Progress>,
-    pub(crate) id: PodId,
+    pub(crate) id: PodRef,
     /// What the plugins before this one made.
     pub(crate) result: CniResult,
     /// CNI_CONTAINERID.
@@ -90,11 +91,6 @@ impl Job {
 
     pub(crate) fn kernel(&self) -> Kernel<'_> {
         self.backends.kernel()
-    }
-
-    /// `namespace/name`, or what is known of it.
-    pub(crate) fn pod_text(&self) -> String {
-        format!("{}/{}", self.id.namespace, self.id.name)
     }
 
     /// Captures the pod, if it is one to capture.
@@ -156,8 +152,8 @@ impl Job {
     fn origin(&self, netns: NetnsId) -> applied::Origin {
         applied::Origin {
             netns,
-            pod: self.pod_text(),
-            uid: self.id.uid.clone().unwrap_or_default(),
+            pod: self.id.to_string(),
+            uid: self.id.uid.clone(),
             interface: self.ifname.clone(),
             addresses: self.result.ips.iter().map(|ip| ip.address.addr()).collect(),
         }
@@ -165,7 +161,7 @@ impl Job {
 
     /// The part of the decision that needs no facts.
     pub(crate) fn skip(&self) -> Option<Skip> {
-        capture::decide_by_id(&self.id, &self.conf.scope())
+        capture::decide_by_name(&self.id.namespace, &self.id.name, &self.conf.scope())
     }
 
     /// Whether the kill switch alone leaves the pod alone.

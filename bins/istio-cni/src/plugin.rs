@@ -178,7 +178,7 @@ impl Plugin for IstioCni<'_> {
         };
         self.backends = Arc::new(Backends { iptables, nftables: Nftables });
         let job = self.job(request, &conf, &log)?;
-        let pod = job.pod_text();
+        let pod = job.id.to_string();
         let (outcome, failure) = self.add_pod(job, &log);
         if failure.as_ref().is_some_and(Failure::is_backend_missing) {
             self.progress.set_backend_missing();
@@ -239,7 +239,7 @@ impl Plugin for IstioCni<'_> {
             self.report(request, &conf, Outcome::Disabled, String::new(), &log);
             return Ok(());
         }
-        let (pod, verdict) = (job.pod_text(), check::within_limit(job));
+        let (pod, verdict) = (job.id.to_string(), check::within_limit(job));
         self.log_warnings(&log);
         let (outcome, error, text) = match verdict {
             Verdict::AsPlanned => (Outcome::Captured, None, String::new()),
@@ -319,10 +319,10 @@ pub(crate) fn choice(conf: &PluginConf) -> Choice {
     }
 }
 
-pub(crate) fn pod_id(args: &cni::Args) -> capture::PodId {
-    capture::PodId {
+pub(crate) fn pod_id(args: &cni::Args) -> facts::PodRef {
+    facts::PodRef {
         namespace: args.k8s_pod_namespace.clone(),
         name: args.k8s_pod_name.clone(),
-        uid: Some(args.k8s_pod_uid.clone()).filter(|uid| !uid.is_empty()),
+        uid: args.k8s_pod_uid.clone(),
     }
 }

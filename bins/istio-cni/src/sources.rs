@@ -12,8 +12,9 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use capture::{Pod, PodId};
+use capture::Pod;
 use cni::PluginConf;
+use facts::PodRef;
 use podsource::{
     Agent, Annotations, Cause, Error, KUBECONFIG_NAME, Kubernetes, LastKnown, Manifests, PodSource,
 };
@@ -113,7 +114,7 @@ impl Told {
 
 /// The node agent, as long as it is worth asking.
 struct Inquiry<'a> {
-    id: &'a PodId,
+    id: &'a PodRef,
     agent: RefCell<Option<Agent>>,
     /// What it said last.
     error: RefCell<Option<Error>>,
@@ -130,7 +131,7 @@ impl<'a> Sources<'a> {
     }
 
     /// The facts, from the first source that has them; the progress notes which one it was.
-    pub(crate) fn pod(&self, id: &PodId) -> Result<Found, NoFacts> {
+    pub(crate) fn pod(&self, id: &PodRef) -> Result<Found, NoFacts> {
         let (pod, source, abandoned) = match &self.conf.pod_source {
             cni::PodSource::Manifests(dir) => {
                 self.progress.wait_for("the pod's manifest");
@@ -145,7 +146,7 @@ impl<'a> Sources<'a> {
     }
 
     /// The labels of a pod's namespace, where the pod's facts do not have them. An agent that comes meanwhile knows them, too.
-    pub(crate) fn namespace_labels(&self, id: &PodId) -> Result<BTreeMap<String, String>, Error> {
+    pub(crate) fn namespace_labels(&self, id: &PodRef) -> Result<BTreeMap<String, String>, Error> {
         if let cni::PodSource::Manifests(dir) = &self.conf.pod_source {
             return Manifests::new(dir).namespace_labels(&id.namespace);
         }
@@ -175,7 +176,7 @@ impl<'a> Sources<'a> {
         }
     }
 
-    fn of_cluster(&self, id: &PodId) -> Result<(Pod, &'static str, bool), NoFacts> {
+    fn of_cluster(&self, id: &PodRef) -> Result<(Pod, &'static str, bool), NoFacts> {
         self.progress.wait_for("the pod's facts from the node agent");
         let inquiry = Inquiry { id, agent: RefCell::new(agent(self.conf)), error: RefCell::new(None) };
         if let Some(pod) = inquiry.ask(self.log) {
@@ -207,7 +208,7 @@ impl<'a> Sources<'a> {
     }
 
     /// What the agent left of the pod, or what its annotations tell; and why these are of no use.
-    fn fallback(&self, id: &PodId) -> (Option<Fallback>, Vec<Error>) {
+    fn fallback(&self, id: &PodRef) -> (Option<Fallback>, Vec<Error>) {
         let mut errors = Vec::new();
         if let Some(run_dir) = run_dir(self.conf) {
             match LastKnown::new(run_dir).pod(id) {

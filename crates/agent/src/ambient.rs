@@ -41,8 +41,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use cluster::{Cluster, PodKey, Queue, Writer};
-use facts::Object;
+use cluster::{Cluster, Queue, Writer};
+use facts::PodRef;
 use kernel::nft::Nftables;
 use telemetry::Scope;
 use tokio::sync::{Notify, RwLock};
@@ -83,7 +83,7 @@ pub(crate) struct Ambient {
     manifests: bool,
     writer: Option<Writer>,
     events: Arc<Events>,
-    queue: Arc<Queue<PodKey>>,
+    queue: Arc<Queue<PodRef>>,
     members: Arc<Members>,
     records: Arc<Records>,
     evidence: Arc<Evidence>,
@@ -193,7 +193,7 @@ impl Ambient {
     }
 
     /// These pods, or what concerns them, have changed.
-    pub(crate) fn changed(&self, pods: &[PodKey]) {
+    pub(crate) fn changed(&self, pods: &[PodRef]) {
         // Before the pods of an earlier agent are known as such, nothing may be done about any: `live` asks for all of them.
         if self.health.is_ready(Part::Ambient) {
             pods.iter().for_each(|pod| self.queue.push(pod.clone()));
@@ -375,16 +375,7 @@ impl Ambient {
             Ok(Err(error)) => error.to_string(),
             Err(error) => error.to_string(),
         };
-        self.log.warn(&error, &[("pod", &enrol::pod_text(&member.key))]);
-    }
-}
-
-/// Who a pod is.
-pub(crate) fn key_of(pod: &Object) -> PodKey {
-    PodKey {
-        namespace: pod.namespace().to_owned(),
-        name: pod.name().to_owned(),
-        uid: pod.uid().unwrap_or_default().to_owned(),
+        self.log.warn(&error, &[("pod", &member.key)]);
     }
 }
 

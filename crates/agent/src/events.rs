@@ -5,7 +5,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use cluster::write::EventText;
-use cluster::{OwnPod, PodKey, Writer};
+use cluster::{OwnPod, Writer};
+use facts::PodRef;
 use telemetry::Scope;
 
 /// `source.component`: the agent's DaemonSet.
@@ -42,7 +43,7 @@ impl Events {
         for _ in 0..OWN_TRIES {
             match writer.pod_uid(own).await {
                 Ok(uid) => {
-                    let key = PodKey { namespace: own.namespace.clone(), name: own.name.clone(), uid };
+                    let key = PodRef { namespace: own.namespace.clone(), name: own.name.clone(), uid };
                     if self.warn(&key, reason, message).await {
                         return;
                     }
@@ -57,7 +58,7 @@ impl Events {
 
     /// Writes a warning about a pod. Whether that is done with: a refusal (no right, no such namespace) is final, and false says that the API
     /// server could not be asked, so that it is worth another try later.
-    pub(crate) async fn warn(&self, pod: &PodKey, reason: &str, message: &str) -> bool {
+    pub(crate) async fn warn(&self, pod: &PodRef, reason: &str, message: &str) -> bool {
         let Some(writer) = &self.writer else { return true };
         if self.quiet().is_some_and(|until| Instant::now() < until) {
             return false;

@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cluster::write::EventText;
-use cluster::{Cluster, PodKey, Writer};
-use facts::Object;
+use cluster::{Cluster, Writer};
+use facts::{Object, PodRef};
 use telemetry::Scope as Log;
 use tokio::sync::Notify;
 
@@ -65,7 +65,7 @@ pub(crate) struct OlderPods {
 /// A pod that was found.
 #[derive(Debug, Clone)]
 struct Found {
-    key: PodKey,
+    key: PodRef,
     /// kubelet starts it, and deleting its copy in the API does not start it anew.
     is_static: bool,
     /// How often its event or its label was refused.
@@ -154,7 +154,7 @@ impl OlderPods {
         }
         let mut found = BTreeMap::new();
         for (pod, _) in suspects {
-            let key = crate::ambient::key_of(&pod);
+            let key = pod.pod_ref();
             let known = before.remove(&key.uid).unwrap_or_else(|| self.is_new(&pod, key.clone()));
             found.insert(key.uid, known);
         }
@@ -177,11 +177,10 @@ impl OlderPods {
     }
 
     /// Logs and counts a pod, unless an earlier agent did.
-    fn is_new(&self, pod: &Object, key: PodKey) -> Found {
+    fn is_new(&self, pod: &Object, key: PodRef) -> Found {
         if !self.journal().is_told(&key.uid) {
-            let name = format!("{}/{}", key.namespace, key.name);
             let text = "a pod started WITHOUT CAPTURE: the plugin was not in the CNI configuration then; delete the pod";
-            self.parts.log.error(text, &[("pod", &name)]);
+            self.parts.log.error(text, &[("pod", &key)]);
             self.parts.metrics.uncaptured(METRIC);
         }
         Found { key, is_static: pod.static_hash().is_some(), refused: 0 }
@@ -194,7 +193,7 @@ impl OlderPods {
             self.parts.health.settled(Notice::OlderPods);
             return;
         }
-        let names = found.values().map(|pod| format!("{}/{}", pod.key.namespace, pod.key.name));
+        let names = found.values().map(|pod| pod.key.to_string());
         let names = count_and_names(&names.collect::<Vec<_>>());
         let text = format!(
             "sidecar pods without capture, as they started while the plugin was not in the CNI configuration: {names}; delete them"
@@ -215,7 +214,7 @@ impl OlderPods {
                     (pod.refused, all) = (pod.refused + 1, false);
                 }
                 Err(error) if error.status() != Some(403) => {
-                    let name = format!("{}/{}", pod.key.namespace, pod.key.name);
+                    let name = pod.key.to_string();
                     let text = "cannot mark a pod that started without the plugin; trying again";
                     self.parts.log.warn(text, &[("pod", &name), ("error", &error)]);
                     // Who did not take this one would not take the others.

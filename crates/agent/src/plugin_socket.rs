@@ -3,10 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use capture::PodId;
 use cluster::Cluster;
 use facts::exchange::{FACTS_PATH, MAX_REPORT, REPORT_PATH, SOCKET_NAME, STATUS_PATH, Status};
-use facts::{Facts, Report};
+use facts::{Facts, PodRef, Report};
 use hyper::body::Bytes;
 use hyper::header::HeaderValue;
 use hyper::{Method, Request, StatusCode};
@@ -58,8 +57,9 @@ impl Handler for PluginSocket {
 impl PluginSocket {
     /// Names and uids of Kubernetes need no percent-encoding; what does is none of them, and unknown.
     async fn facts(&self, namespace: &str, name: &str, query: &str) -> Answer {
+        let mut id = PodRef::named(namespace, name);
         let uid = query.split('&').find_map(|pair| pair.strip_prefix("uid=")).filter(|uid| !uid.is_empty());
-        let id = PodId { namespace: namespace.into(), name: name.into(), uid: uid.map(str::to_owned) };
+        id.uid = uid.unwrap_or_default().to_owned();
         let (mut result, mut answer) = self.known(&id);
         if matches!(result, "unknown" | "stale") {
             // What goes wrong with that is why the plugin asks the API server itself then.
@@ -70,7 +70,7 @@ impl PluginSocket {
         answer
     }
 
-    fn known(&self, id: &PodId) -> (&'static str, Answer) {
+    fn known(&self, id: &PodRef) -> (&'static str, Answer) {
         let found = {
             let index = self.cluster.index();
             // What an earlier agent kept is in its files, where the plugin looks after it has asked the API server itself.
@@ -86,7 +86,7 @@ impl PluginSocket {
         }
     }
 
-    fn found(id: &PodId, facts: &Facts) -> (&'static str, Answer) {
+    fn found(id: &PodRef, facts: &Facts) -> (&'static str, Answer) {
         if let Err(error) = facts.pod.check(id) {
             return ("stale", text(StatusCode::NOT_FOUND, format!("{error}\n")));
         }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cluster::write::EventText;
-use cluster::{Cluster, PodKey, Writer};
+use cluster::{Cluster, Writer};
 use facts::exchange::{MAX_REPORT, Outcome, UNCAPTURED_DIR};
 use facts::{Object, Report};
 use podsource::leave_note;
@@ -142,14 +142,13 @@ impl Marker {
     fn show(&self, notes: &[(PathBuf, Report)]) {
         let noted =
             notes.iter().map(|(_, report)| report).filter(|report| report.result != Outcome::Incomplete);
-        let mut names: BTreeSet<String> =
-            noted.map(|report| format!("{}/{}", report.namespace, report.name)).collect();
+        let mut names: BTreeSet<String> = noted.map(|report| report.pod().to_string()).collect();
         let (key, value) = &self.label;
         let is_marked = |pod: &&Arc<Object>| {
             pod.label(key) == Some(value) && !pod.uid().is_some_and(|uid| self.older.is_told(uid))
         };
         let index = self.cluster.index();
-        names.extend(index.pods().filter(is_marked).map(|pod| format!("{}/{}", pod.namespace(), pod.name())));
+        names.extend(index.pods().filter(is_marked).map(|pod| pod.pod_ref().to_string()));
         if names.is_empty() {
             self.health.settled(Notice::Uncaptured);
             return;
@@ -173,14 +172,14 @@ impl Marker {
             })
             .ok()?;
         if report.result != Outcome::Incomplete && !self.is_to_be_captured(&report) {
-            let pod = format!("{}/{}", report.namespace, report.name);
+            let pod = report.pod();
             self.log.info("a pod that started without its facts is not one to capture", &[("pod", &pod)]);
             known.forget(path);
             let _ = std::fs::remove_file(path);
             return None;
         }
         if known.counted.insert(path.to_owned()) {
-            let pod = format!("{}/{}", report.namespace, report.name);
+            let pod = report.pod();
             let labels: [telemetry::Label<'_>; 2] = [("pod", &pod), ("error", &report.error)];
             if report.result == Outcome::Incomplete {
                 self.metrics.uncaptured("incomplete");
@@ -197,7 +196,7 @@ impl Marker {
 
     /// Whether the note is done with.
     async fn handle(&self, path: &Path, report: &Report, known: &mut Known) -> bool {
-        let pod = format!("{}/{}", report.namespace, report.name);
+        let pod = report.pod();
         if self.writer.is_some() && !self.cluster.state().synced {
             // What has the label may be deleted by others, so it is for pods that are known to be ones to capture.
             return true;
@@ -235,7 +234,7 @@ impl Marker {
             format!("not all traffic of this pod is captured, or that is not certain: {}", report.error);
         let text =
             EventText { warning: true, reason: REASON_INCOMPLETE, message: &message, component: COMPONENT };
-        match writer.create_event(&key_of(report), text).await {
+        match writer.create_event(&report.pod(), text).await {
             // The pod is gone, or the chart gives the right for events only with repair, ambient mode or the policy `open`.
             Err(error) if matches!(error.status(), Some(403 | 404 | 409)) => Ok(()),
             done => done,
@@ -243,7 +242,7 @@ impl Marker {
     }
 
     async fn mark(&self, writer: &Writer, report: &Report) -> Result<(), cluster::Error> {
-        let pod = key_of(report);
+        let pod = report.pod();
         let message = format!(
             "istio-cni could not set up this pod and let it start without traffic capture (failure_policy: open): {}",
             report.error
@@ -258,10 +257,6 @@ impl Marker {
         let text = EventText { warning: true, reason: REASON, message: &message, component: COMPONENT };
         writer.create_event(&pod, text).await
     }
-}
-
-fn key_of(report: &Report) -> PodKey {
-    PodKey { namespace: report.namespace.clone(), name: report.name.clone(), uid: report.uid.clone() }
 }
 
 fn read(path: &Path) -> io::Result<Report> {

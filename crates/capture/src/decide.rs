@@ -2,7 +2,7 @@
 //!
 //! | stage | function | what it looks at | who needs only this |
 //! |---|---|---|---|
-//! | names | [`decide_by_id`] | what the runtime says of the pod | the plugin, before it asks for facts |
+//! | names | [`decide_by_name`] | what the runtime says of the pod | the plugin, before it asks for facts |
 //! | ambient mode | [`membership`] | labels of pod and namespace, and two facts more | the agent, for pods that run |
 //! | sidecars | [`decide`], which is all three | the whole pod | |
 //!
@@ -13,7 +13,7 @@ mod refusal;
 mod sidecar;
 
 use crate::annotations::{AnnotationError, NodeSettings};
-use crate::pod::{Pod, PodId};
+use crate::pod::Pod;
 use crate::select::{self, Labels, Selection, Selectors};
 use crate::settings::Settings;
 use crate::values::printable;
@@ -102,8 +102,8 @@ pub enum Decision {
 }
 
 /// The rows that need nothing but the pod's name; `None` means that its facts are needed.
-pub fn decide_by_id(id: &PodId, scope: &Scope) -> Option<Skip> {
-    by_name(&id.namespace, &id.name, scope)
+pub fn decide_by_name(namespace: &str, name: &str, scope: &Scope) -> Option<Skip> {
+    by_name(namespace, name, scope)
 }
 
 /// The rows of ambient mode, after those of names.

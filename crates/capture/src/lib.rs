@@ -15,8 +15,8 @@ pub mod settings;
 pub mod values;
 
 pub use decide::{
-    Decision, Enrolment, Membership, Need, Reason, Scope, Skip, decide, decide_by_id, membership,
+    Decision, Enrolment, Membership, Need, Reason, Scope, Skip, decide, decide_by_name, membership,
 };
 pub use plan::{Facts, plan};
-pub use pod::{Container, Pod, PodId};
+pub use pod::{Container, Pod};
 pub use settings::Settings;

@@ -4,18 +4,6 @@
 
 use std::collections::BTreeMap;
 
-/// What the container runtime says of the pod that an attachment belongs to.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct PodId {
-    /// Namespace, empty when the runtime is not Kubernetes.
-    pub namespace: String,
-    /// Name, empty when the runtime is not Kubernetes.
-    pub name: String,
-    /// `metadata.uid` as far as the runtime passes it on. A pod that was deleted and created again under the same name differs
-    /// in this only.
-    pub uid: Option<String>,
-}
-
 /// The facts of one pod.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Pod {

@@ -10,23 +10,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub(crate) use ahead::Ahead;
-use facts::{Facts, Object};
+use facts::{Facts, Object, PodRef};
 
 use crate::daemonset::Seen;
 
 /// In the place of a list's number: what an earlier process kept. No list has it.
 const REMEMBERED: u64 = u64::MAX;
-
-/// One pod, told apart from others that had or will have its name.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PodKey {
-    /// `metadata.namespace`.
-    pub namespace: String,
-    /// `metadata.name`.
-    pub name: String,
-    /// `metadata.uid`; empty for a manifest without one.
-    pub uid: String,
-}
 
 /// Pods of this node and labels of namespaces.
 #[derive(Debug, Default)]
@@ -78,7 +67,7 @@ struct Marked<T> {
 impl Index {
     /// Adds or replaces a pod, which is kept as it is: trim it before. Returns the pods that changed, which are two when one of another
     /// uid had the name.
-    pub fn apply_pod(&mut self, pod: impl Into<Arc<Object>>) -> Vec<PodKey> {
+    pub fn apply_pod(&mut self, pod: impl Into<Arc<Object>>) -> Vec<PodRef> {
         let pod = pod.into();
         let round = self.pods.number;
         let key = key_of(pod.namespace(), pod.name(), &pod);
@@ -97,7 +86,7 @@ impl Index {
     }
 
     /// Forgets a pod. `uid` keeps a late message about an earlier pod from removing its successor; empty means any.
-    pub fn delete_pod(&mut self, namespace: &str, name: &str, uid: &str) -> Vec<PodKey> {
+    pub fn delete_pod(&mut self, namespace: &str, name: &str, uid: &str) -> Vec<PodRef> {
         let Some(entry) = self.namespaces.get_mut(namespace) else { return Vec::new() };
         let other = |pod: &Object| !uid.is_empty() && pod.uid().is_some_and(|known| known != uid);
         match entry.pods.get(name) {
@@ -116,7 +105,7 @@ impl Index {
     }
 
     /// The list is complete: pods that were not applied since [`Self::begin_pods`] are gone. Returns them.
-    pub fn commit_pods(&mut self) -> Vec<PodKey> {
+    pub fn commit_pods(&mut self) -> Vec<PodRef> {
         (self.pods.complete, self.pods.committed) = (true, self.pods.number);
         let round = self.pods.number;
         let mut gone = Vec::new();
@@ -160,7 +149,7 @@ impl Index {
 
     /// The list is not to be believed: what the lists since the last complete one have added goes again. Returns the pods. Where `most` is given
     /// this is done only if they have added more than that, so that lists that never end well do not fill the memory.
-    pub(crate) fn abandon_pods(&mut self, most: Option<usize>) -> Vec<PodKey> {
+    pub(crate) fn abandon_pods(&mut self, most: Option<usize>) -> Vec<PodRef> {
         let committed = self.pods.committed;
         let added = self.namespaces.values().flat_map(|entry| entry.pods.values());
         if most.is_some_and(|most| added.filter(|pod| pod.added > committed).count() <= most) {
@@ -181,7 +170,7 @@ impl Index {
     }
 
     /// The same of namespaces.
-    pub(crate) fn abandon_namespaces(&mut self, most: Option<usize>) -> Vec<PodKey> {
+    pub(crate) fn abandon_namespaces(&mut self, most: Option<usize>) -> Vec<PodRef> {
         let committed = self.labels.committed;
         let added = self.namespaces.values().filter_map(|entry| entry.labels.as_ref());
         if most.is_some_and(|most| added.filter(|labels| labels.added > committed).count() <= most) {
@@ -239,7 +228,7 @@ impl Index {
     }
 
     /// Sets the labels of a namespace. Returns its pods if they differ from before.
-    pub fn apply_namespace(&mut self, name: &str, labels: &BTreeMap<String, Option<String>>) -> Vec<PodKey> {
+    pub fn apply_namespace(&mut self, name: &str, labels: &BTreeMap<String, Option<String>>) -> Vec<PodRef> {
         let round = self.labels.number;
         let pair = |(key, value): (&String, &Option<String>)| {
             (key.as_str().into(), value.as_deref().unwrap_or_default().into())
@@ -260,7 +249,7 @@ impl Index {
     }
 
     /// Forgets the labels of a namespace. Returns its pods.
-    pub fn delete_namespace(&mut self, name: &str) -> Vec<PodKey> {
+    pub fn delete_namespace(&mut self, name: &str) -> Vec<PodRef> {
         let Some(entry) = self.namespaces.get_mut(name) else { return Vec::new() };
         if entry.labels.take().is_none() {
             return Vec::new();
@@ -276,7 +265,7 @@ impl Index {
 
     /// The list is complete: the labels of namespaces that were not applied since [`Self::begin_namespaces`] are gone. Returns their
     /// pods.
-    pub fn commit_namespaces(&mut self) -> Vec<PodKey> {
+    pub fn commit_namespaces(&mut self) -> Vec<PodRef> {
         (self.labels.complete, self.labels.committed) = (true, self.labels.number);
         let round = self.labels.number;
         let mut changed = Vec::new();
@@ -331,7 +320,7 @@ impl Index {
     }
 
     /// The pods of a namespace on this node.
-    pub fn pods_in(&self, namespace: &str) -> Vec<PodKey> {
+    pub fn pods_in(&self, namespace: &str) -> Vec<PodRef> {
         self.namespaces.get(namespace).map(|entry| entry.keys(namespace).collect()).unwrap_or_default()
     }
 
@@ -357,13 +346,13 @@ impl Namespace {
         self.labels.as_ref().map(|labels| labels.value.iter().map(pair).collect())
     }
 
-    fn keys(&self, namespace: &str) -> impl Iterator<Item = PodKey> {
+    fn keys(&self, namespace: &str) -> impl Iterator<Item = PodRef> {
         self.pods.iter().map(move |(name, pod)| key_of(namespace, name, &pod.value))
     }
 }
 
-fn key_of(namespace: &str, name: &str, pod: &Object) -> PodKey {
-    PodKey { namespace: namespace.into(), name: name.into(), uid: pod.uid().unwrap_or_default().into() }
+fn key_of(namespace: &str, name: &str, pod: &Object) -> PodRef {
+    PodRef { namespace: namespace.into(), name: name.into(), uid: pod.uid().unwrap_or_default().into() }
 }
 
 #[cfg(test)]

@@ -42,7 +42,7 @@ pub mod write;
 pub use connection::{Access, Connection};
 pub use daemonset::{Outlook, OwnPod};
 pub use error::Error;
-pub use index::{Index, PodKey};
+pub use index::Index;
 pub use queue::Queue;
 pub use store::{Store, StoreError, StoreEvent};
 pub use watch::{Cluster, Event, FetchError, Limits, ManifestError, Own, Source, State, WatchError, What};

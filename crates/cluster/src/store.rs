@@ -14,10 +14,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use facts::PodRef;
 use facts::exchange::FACTS_DIR;
 
 use crate::backoff::Backoff;
-use crate::index::PodKey;
 use crate::watch::Cluster;
 use files::Files;
 pub use files::Unusable;
@@ -110,7 +110,7 @@ impl Store {
     }
 
     /// These pods changed, or are gone: [`crate::Event::Changed`]. Does not wait.
-    pub fn changed(&self, pods: &[PodKey]) {
+    pub fn changed(&self, pods: &[PodRef]) {
         let mut work = self.shared.work();
         // before that, all pods are still to be written
         if work.synced {

@@ -20,13 +20,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
-use facts::Facts;
+use facts::{Facts, PodRef};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::connection::Connection;
 use crate::daemonset::{self, Outlook, OwnPod, Seen};
 use crate::error::Error;
-use crate::index::{Index, PodKey};
+use crate::index::Index;
 use crate::recovery::Outage;
 pub use fetch::FetchError;
 use fetch::{Fetcher, Question, Questions};
@@ -111,7 +111,7 @@ pub enum Event {
     /// Everything has been listed once. Comes once.
     Synced,
     /// Facts of these pods changed, or they are gone.
-    Changed(Vec<PodKey>),
+    Changed(Vec<PodRef>),
     /// The API server told of a pod or of a namespace, whether or not that changes a fact. The index goes by it already.
     Told(Told),
     /// Something else was seen of the agent's DaemonSet or of the node, and this follows from it.
@@ -340,7 +340,7 @@ impl Reporter<'_> {
     }
 
     /// Changes the index, tells what changed by that, and whether the index is complete by that.
-    fn update(&self, change: impl FnOnce(&mut Index) -> Vec<PodKey>) {
+    fn update(&self, change: impl FnOnce(&mut Index) -> Vec<PodRef>) {
         let mut index = self.cluster.index_mut();
         let seen = index.times_seen();
         let changed = change(&mut index);

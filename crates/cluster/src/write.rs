@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use facts::PodRef;
 use k8s_openapi::jiff::Timestamp;
 use kube::core::Request;
 use kube::core::params::{Patch, PatchParams, PostParams};
@@ -10,7 +11,6 @@ use serde_json::{Value, json};
 
 use crate::connection::Connection;
 use crate::error::Error;
-use crate::index::PodKey;
 
 /// Longest wait for one request. A pod that is being shut down has no more than some seconds.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -55,7 +55,7 @@ impl Writer {
     ///
     /// # Errors
     /// From the API server, or when it cannot be asked.
-    pub async fn create_event(&self, pod: &PodKey, text: EventText<'_>) -> Result<(), Error> {
+    pub async fn create_event(&self, pod: &PodRef, text: EventText<'_>) -> Result<(), Error> {
         let operation = format!("create an Event about pod {}/{}", pod.namespace, pod.name);
         let now = Timestamp::now();
         let event = json!({
@@ -85,7 +85,7 @@ impl Writer {
     ///
     /// # Errors
     /// From the API server, or when it cannot be asked.
-    pub async fn label_pod(&self, pod: &PodKey, key: &str, value: &str) -> Result<(), Error> {
+    pub async fn label_pod(&self, pod: &PodRef, key: &str, value: &str) -> Result<(), Error> {
         let operation = format!("label pod {}/{} with {key}", pod.namespace, pod.name);
         self.patch_metadata(&operation, pod, json!({"labels": {key: value}})).await
     }
@@ -95,7 +95,7 @@ impl Writer {
     ///
     /// # Errors
     /// From the API server, or when it cannot be asked. The status is 404 when the pod is gone and 409 when another one has its name.
-    pub async fn annotate_pod(&self, pod: &PodKey, key: &str, value: Option<&str>) -> Result<(), Error> {
+    pub async fn annotate_pod(&self, pod: &PodRef, key: &str, value: Option<&str>) -> Result<(), Error> {
         let operation = match value {
             Some(value) => format!("annotate pod {}/{} with {key}={value}", pod.namespace, pod.name),
             None => format!("take annotation {key} from pod {}/{}", pod.namespace, pod.name),
@@ -103,7 +103,7 @@ impl Writer {
         self.patch_metadata(&operation, pod, json!({"annotations": {key: value}})).await
     }
 
-    async fn patch_metadata(&self, operation: &str, pod: &PodKey, mut metadata: Value) -> Result<(), Error> {
+    async fn patch_metadata(&self, operation: &str, pod: &PodRef, mut metadata: Value) -> Result<(), Error> {
         if !pod.uid.is_empty() {
             metadata["uid"] = pod.uid.as_str().into();
         }

@@ -11,6 +11,7 @@ use capture::decide::{Enrolment, Membership, Scope, Subject, membership};
 use capture::select::{self, Labels};
 use serde::{Deserialize, Serialize};
 
+use crate::PodRef;
 use crate::object::Object;
 
 /// The agent's socket in the run directory. Its mode is 0600, and both sides look at the other's user.
@@ -104,6 +105,11 @@ pub struct Report {
 }
 
 impl Report {
+    /// The pod that the operation was for.
+    pub fn pod(&self) -> PodRef {
+        PodRef { uid: self.uid.clone(), ..PodRef::named(&*self.namespace, &*self.name) }
+    }
+
     /// Whether the pod started without all of its capture, so that the agent has something to say about it to people.
     pub fn wants_note(&self) -> bool {
         match self.result {

@@ -10,7 +10,9 @@ mod status;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use capture::{Pod, PodId};
+use crate::PodRef;
+
+use capture::Pod;
 use serde::{Deserialize, Serialize};
 
 pub use made::namespace_labels;
@@ -306,6 +308,12 @@ impl Object {
         statuses.into_iter().flatten().any(|status| its(status) && status.has_completed())
     }
 
+    /// Which pod this is.
+    pub fn pod_ref(&self) -> PodRef {
+        let uid = self.uid().unwrap_or_default().to_owned();
+        PodRef { uid, ..PodRef::named(self.namespace(), self.name()) }
+    }
+
     /// `metadata.uid`, if there is one.
     pub fn uid(&self) -> Option<&str> {
         self.metadata.as_ref().and_then(|metadata| metadata.uid.as_deref()).filter(|uid| !uid.is_empty())
@@ -315,12 +323,11 @@ impl Object {
     ///
     /// # Errors
     /// See [`Unfit`].
-    pub fn check(&self, id: &PodId) -> Result<(), Unfit> {
+    pub fn check(&self, id: &PodRef) -> Result<(), Unfit> {
         if !self.has_containers() {
             return Err(Unfit::CutOff);
         }
-        let (Some(wanted), Some(found)) = (id.uid.as_deref().filter(|uid| !uid.is_empty()), self.uid())
-        else {
+        let (Some(wanted), Some(found)) = (id.known_uid(), self.uid()) else {
             return Ok(());
         };
         let annotations = self.metadata.iter().filter_map(|metadata| metadata.annotations.as_ref());
@@ -336,7 +343,7 @@ impl Object {
     ///
     /// # Errors
     /// As there.
-    pub fn into_pod(self, id: &PodId) -> Result<Pod, Unfit> {
+    pub fn into_pod(self, id: &PodRef) -> Result<Pod, Unfit> {
         self.check(id)?;
         let metadata = self.metadata.unwrap_or_default();
         let spec = self.spec.unwrap_or_default();

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use capture::{Pod, PodId};
-use facts::Facts;
+use capture::Pod;
 use facts::exchange::{FACTS_DIR, FACTS_PATH, REPORT_PATH, SOCKET_NAME, STATUS_PATH, Status, facts_file};
+use facts::{Facts, PodRef};
 use http1::Deadline;
 use rustix::process::geteuid;
 use trusted::Links;
@@ -96,9 +96,9 @@ impl Agent {
         format!("the node agent at {}", self.socket.display())
     }
 
-    fn ask(&self, id: &PodId) -> Result<Pod, Cause> {
+    fn ask(&self, id: &PodRef) -> Result<Pod, Cause> {
         let mut path = format!("{FACTS_PATH}/{}/{}", segment(&id.namespace), segment(&id.name));
-        if let Some(uid) = &id.uid {
+        if let Some(uid) = id.known_uid() {
             path += &format!("?uid={}", segment(uid));
         }
         let answer = self.exchange("GET", &path, None, MAX_FACTS, TIMEOUT)?;
@@ -110,7 +110,7 @@ impl Agent {
 }
 
 impl PodSource for Agent {
-    fn pod(&self, id: &PodId) -> Result<Pod, Error> {
+    fn pod(&self, id: &PodRef) -> Result<Pod, Error> {
         self.ask(id).map_err(|cause| Error::new(operation(id), self.origin(), cause))
     }
 
@@ -132,7 +132,7 @@ impl LastKnown {
         Self { dir: run_dir.join(FACTS_DIR) }
     }
 
-    fn look(&self, id: &PodId) -> Result<Pod, Cause> {
+    fn look(&self, id: &PodRef) -> Result<Pod, Cause> {
         let name = facts_file(&id.namespace, &id.name);
         let path = self.dir.join(name.ok_or_else(|| Cause::InvalidName(id.name.clone()))?);
         let text = trusted::read(&path, Links::Refused, MAX_FACTS)?;
@@ -141,7 +141,7 @@ impl LastKnown {
 }
 
 impl PodSource for LastKnown {
-    fn pod(&self, id: &PodId) -> Result<Pod, Error> {
+    fn pod(&self, id: &PodRef) -> Result<Pod, Error> {
         let origin = format!("the last known facts in {}", self.dir.display());
         self.look(id).map_err(|cause| Error::new(operation(id), origin, cause))
     }
@@ -153,18 +153,18 @@ impl PodSource for LastKnown {
 
 // === both ===
 
-fn operation(id: &PodId) -> String {
-    format!("get pod {}/{}", id.namespace, id.name)
+fn operation(id: &PodRef) -> String {
+    format!("get pod {id}")
 }
 
 /// The pod of [`Facts`]. What somebody kept may be of an older pod of the same name, so both sides must have a uid and agree in it; only a
 /// manifest has none, which is no copy of anything.
-fn pod(text: &[u8], id: &PodId) -> Result<Pod, Cause> {
+fn pod(text: &[u8], id: &PodRef) -> Result<Pod, Cause> {
     let facts: Facts = json::from_slice(text).map_err(|misfit| Cause::NotThePod(misfit.reason))?;
     if !facts.pod.metadata.as_ref().is_some_and(|metadata| metadata.names(&id.namespace, &id.name)) {
         return Err(Cause::NotThePod("describes no pod or another pod".into()));
     }
-    if let (Some(found), None) = (facts.pod.uid(), &id.uid) {
+    if let (Some(found), None) = (facts.pod.uid(), id.known_uid()) {
         return Err(Cause::UnknownIncarnation { found: found.to_owned() });
     }
     let pod = Arc::unwrap_or_clone(facts.pod).into_pod(id)?;

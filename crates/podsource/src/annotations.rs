@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use capture::annotations::STATUS;
 use capture::decide::PROXY_CONTAINER;
 use capture::settings::PROXY_ID;
-use capture::{Container, Pod, PodId};
+use capture::{Container, Pod};
+use facts::PodRef;
 use serde::Deserialize;
 
 use crate::error::{Cause, Error};
@@ -64,11 +65,11 @@ impl<'a> Annotations<'a> {
         self.map.contains_key(STATUS)
     }
 
-    fn infer(self, id: &PodId) -> Result<Pod, Cause> {
+    fn infer(self, id: &PodRef) -> Result<Pod, Cause> {
         let pod = |init_containers, containers| Pod {
             namespace: id.namespace.clone(),
             name: id.name.clone(),
-            uid: id.uid.clone(),
+            uid: id.known_uid().map(str::to_owned),
             annotations: self.map.clone(),
             init_containers,
             containers,
@@ -104,14 +105,8 @@ impl<'a> Annotations<'a> {
 }
 
 impl PodSource for Annotations<'_> {
-    fn pod(&self, id: &PodId) -> Result<Pod, Error> {
-        let failed = |cause| {
-            Error::new(
-                format!("get pod {}/{}", id.namespace, id.name),
-                "the annotations in runtimeConfig",
-                cause,
-            )
-        };
+    fn pod(&self, id: &PodRef) -> Result<Pod, Error> {
+        let failed = |cause| Error::new(format!("get pod {id}"), "the annotations in runtimeConfig", cause);
         self.infer(id).map_err(failed)
     }
 
@@ -152,7 +147,7 @@ mod tests {
 
     fn decide(annotations: &[(&str, &str)]) -> Result<Decision, String> {
         let map = annotations.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        let id = PodId { namespace: "shop".into(), name: "web".into(), uid: Some("u".into()) };
+        let id = PodRef { namespace: "shop".into(), name: "web".into(), uid: "u".into() };
         let pod = Annotations::new(&map).pod(&id).map_err(|error| error.to_string())?;
         assert_eq!(
             (pod.namespace.as_str(), pod.name.as_str(), pod.uid.as_deref()),
@@ -215,7 +210,7 @@ mod tests {
     #[test]
     fn where_labels_decide_they_tell_of_sidecars_only() {
         let map = |key: &str, value: &str| BTreeMap::from([(key.to_owned(), value.to_owned())]);
-        let id = PodId { namespace: "shop".into(), name: "web".into(), uid: None };
+        let id = PodRef::named("shop", "web");
         let plain = map("app", "web");
         let error = Annotations::new(&plain).labels_decide(true).pod(&id).unwrap_err().to_string();
         assert!(error.contains("depends on labels"), "{error}");

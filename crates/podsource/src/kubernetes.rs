@@ -10,7 +10,8 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use capture::{Pod, PodId};
+use capture::Pod;
+use facts::PodRef;
 use http1::{Deadline, Response, clean, exchange, hide};
 use serde_json::error::Category;
 
@@ -179,8 +180,8 @@ impl<'a> Kubernetes<'a> {
 }
 
 impl PodSource for Kubernetes<'_> {
-    fn pod(&self, id: &PodId) -> Result<Pod, Error> {
-        let operation = format!("get pod {}/{}", id.namespace, id.name);
+    fn pod(&self, id: &PodRef) -> Result<Pod, Error> {
+        let operation = format!("get pod {id}");
         let names = [id.namespace.as_str(), &id.name];
         let object = self.ask(&operation, &names, "/pods/", &|response, token| pod(response, id, token))?;
         // It has been checked, and so whether another answer would do.
@@ -239,7 +240,7 @@ fn is_name(text: &str) -> bool {
 }
 
 /// The pod of the answer.
-fn pod(response: &Response, id: &PodId, token: Option<&str>) -> Result<Object, Cause> {
+fn pod(response: &Response, id: &PodRef, token: Option<&str>) -> Result<Object, Cause> {
     let object = object(response, token, "Pod")?;
     if !object.metadata.as_ref().is_some_and(|metadata| metadata.names(&id.namespace, &id.name)) {
         return Err(Cause::NotThePod("describes no pod or another pod".into()));

@@ -19,7 +19,8 @@ mod manifests;
 mod note;
 pub mod yaml;
 
-use capture::{Pod, PodId};
+use capture::Pod;
+use facts::PodRef;
 
 pub use agent::{Agent, LastKnown};
 pub use annotations::Annotations;
@@ -39,7 +40,7 @@ pub trait PodSource {
     /// # Errors
     /// When the pod is unknown, is another incarnation than `id.uid` names ([`Cause::Stale`]), or the source does not answer
     /// within its own limits.
-    fn pod(&self, id: &PodId) -> Result<Pod, Error>;
+    fn pod(&self, id: &PodRef) -> Result<Pod, Error>;
 
     /// Whether [`PodSource::pod`] could be served, as far as it can be told without asking anything outside this machine.
     ///

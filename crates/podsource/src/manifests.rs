@@ -20,7 +20,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use capture::{Pod, PodId};
+use capture::Pod;
+use facts::PodRef;
 
 use crate::error::{Cause, Error};
 use crate::{MAX_BYTES, PodSource};
@@ -53,7 +54,7 @@ impl Manifests {
 }
 
 impl PodSource for Manifests {
-    fn pod(&self, id: &PodId) -> Result<Pod, Error> {
+    fn pod(&self, id: &PodRef) -> Result<Pod, Error> {
         let namespace = if id.namespace.is_empty() { "default" } else { &id.namespace };
         let wanted = Wanted { namespace, name: &id.name };
         Search { dir: &self.dir, wanted, looked_at: Vec::new(), broken: Vec::new() }

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use capture::PodId;
+use facts::PodRef;
 use podsource::{Kubernetes, PodSource};
 use serde_json::json;
 use testkit::openssl::{KINDS, Kind, Openssl};
@@ -33,7 +33,7 @@ fn ask(kind: &Kind) -> Result<(), String> {
     let kubeconfig = openssl.dir().join("kubeconfig");
     std::fs::write(&kubeconfig, config.to_string()).unwrap();
     let source = Kubernetes::new(&kubeconfig, "1").with_timeout(Duration::from_secs(5));
-    let id = PodId { namespace: "shop".into(), name: "web".into(), uid: None };
+    let id = PodRef::named("shop", "web");
     source.pod(&id).map(drop).map_err(|error| error.to_string())
 }
 

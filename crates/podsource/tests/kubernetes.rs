@@ -9,7 +9,8 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use capture::{Pod, PodId};
+use capture::Pod;
+use facts::PodRef;
 use podsource::{Error, Kubernetes, PodSource, Retry};
 use serde_json::json;
 use tempfile::TempDir;
@@ -42,8 +43,8 @@ fn setup() -> Setup {
     setup_with(Credentials::Token, Trust::AuthorityData)
 }
 
-fn web() -> PodId {
-    PodId { namespace: "shop".into(), name: "web".into(), uid: None }
+fn web() -> PodRef {
+    PodRef::named("shop", "web")
 }
 
 impl Setup {
@@ -181,7 +182,7 @@ fn a_chunked_answer_is_put_together() {
 #[test]
 fn path_segments_are_encoded_and_steps_refused() {
     let setup = setup();
-    let id = |name: &str| PodId { name: name.into(), ..web() };
+    let id = |name: &str| PodRef { name: name.into(), ..web() };
     assert!(setup.source().pod(&id("a/../b?x#y z%\r\nX: y")).is_err());
     let paths: Vec<_> = setup.server.requests().into_iter().map(|request| request.path).collect();
     assert_eq!(paths[0], "/api/v1/namespaces/shop/pods/a%2F..%2Fb%3Fx%23y%20z%25%0D%0AX%3A%20y");
@@ -250,7 +251,7 @@ fn a_pod_that_becomes_visible_and_a_renewed_token_are_found() {
 #[test]
 fn another_incarnation_is_asked_for_again() {
     let setup = setup();
-    let id = PodId { uid: Some("u-2".into()), ..web() };
+    let id = PodRef { uid: "u-2".into(), ..web() };
     let error = setup.source().pod(&id).unwrap_err();
     assert!(
         error

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use agent_tests::{Agent, Node, PodCall, pod_object};
 use anyhow::{Context, Result, ensure};
-use capture::PodId;
+use facts::PodRef;
 use podsource::PodSource;
 
 use crate::measures::{Measure, namespace, noop};
@@ -73,7 +73,7 @@ fn questions(runs: usize, report: &mut Report) -> Result<()> {
 /// As the plugin asks: a connection for each question.
 fn ask(node: &Node, times: usize) -> Result<Samples> {
     let agent = podsource::Agent::new(&node.run_dir(), "bench");
-    let id = PodId { namespace: "default".into(), name: "web".into(), uid: Some("uid-web".into()) };
+    let id = PodRef { namespace: "default".into(), name: "web".into(), uid: "uid-web".into() };
     let mut samples = Samples::default();
     for _ in 0..times {
         let start = Instant::now();

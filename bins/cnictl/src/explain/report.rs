@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 use capture::Skip;
 use capture::ambient::{self, HBONE_PORT};
 use capture::settings::DNS_PORT;
+use facts::PodRef;
 use ruleset::Hook;
 use ruleset::eval::{Place, State, Verdict};
 use serde::Serialize;
@@ -14,12 +15,12 @@ use super::flow::{Direction, Flow};
 use super::way::{Way, follow, leave_node};
 use crate::output::{Colour, Format, columns, paint, structured};
 use crate::rules::{RuleReport, describe};
-use crate::subject::{By, Captured, Outcome, PodName, Subject};
+use crate::subject::{By, Captured, Outcome, Subject};
 
 /// What becomes of a flow.
 #[derive(Debug, Serialize)]
 pub(super) struct Explanation {
-    pod: PodName,
+    pod: PodRef,
     captured: bool,
     /// The row of the decision table, of a pod that is not captured.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -104,7 +105,7 @@ impl Explanation {
         Ok(explanation)
     }
 
-    fn of_skipped(pod: &PodName, skip: &Skip, flow: &Flow) -> Self {
+    fn of_skipped(pod: &PodRef, skip: &Skip, flow: &Flow) -> Self {
         Self {
             pod: pod.clone(),
             captured: false,
@@ -126,7 +127,7 @@ impl Explanation {
         }
     }
 
-    fn of_captured(pod: &PodName, captured: &Captured, flow: &Flow) -> Result<Self> {
+    fn of_captured(pod: &PodRef, captured: &Captured, flow: &Flow) -> Result<Self> {
         let backend = captured.facts.backend;
         let ruleset = captured.plan.ruleset().context("the plan has no rules")?;
         let (flow, node) = from_node(captured, flow);

@@ -111,7 +111,7 @@ pub(super) fn uncaptured(run_dir: &Path) -> Result<Vec<String>, PathBuf> {
     let name = |(index, path): (usize, &PathBuf)| {
         let report = if index < MAX_NOTES { read_note(path).ok() } else { None };
         let file = || path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        report.map_or_else(file, |report| format!("{}/{}", report.namespace, report.name))
+        report.map_or_else(file, |report| report.pod().to_string())
     };
     Ok(notes.iter().enumerate().map(name).collect())
 }

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use capture::ambient::{CAPTURE_PORTS, MARK_MASK, ZTUNNEL_MARK};
-use cluster::PodKey;
+use facts::PodRef;
 use kernel::sockets::{Closings, Connection, Cookie, Heard, Sockets};
 use netns::{Inside, Netns};
 use telemetry::Scope;
@@ -22,7 +22,6 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use super::Ambient;
-use super::enrol::pod_text;
 use super::members::Member;
 use super::slots::{Act, Slots, Unfinished};
 
@@ -132,7 +131,7 @@ impl Ambient {
     pub(super) fn start_drain(&self, member: &Member) {
         let (Some(netns), left) = (member.netns.clone(), self.drain_left(member)) else { return };
         let (log, pod, key, queue) =
-            (self.log.clone(), pod_text(&member.key), member.key.clone(), self.queue.clone());
+            (self.log.clone(), member.key.to_string(), member.key.clone(), self.queue.clone());
         let (slots, of) = (self.slots.clone(), member.key.clone());
         let wait = async move {
             let closed = async {
@@ -144,7 +143,7 @@ impl Ambient {
             };
             let _ = tokio::time::timeout(left, closed).await;
         };
-        self.drains.start(&member.key.uid, wait, move || queue.push(PodKey::clone(&key)));
+        self.drains.start(&member.key.uid, wait, move || queue.push(PodRef::clone(&key)));
     }
 
     /// How long the pod may drain from now on, by its clock and that of the agent's end.
@@ -169,7 +168,7 @@ pub(super) fn now() -> u64 {
 /// Waits until no connection of the namespace goes through ztunnel.
 async fn until_closed(
     slots: &Arc<Slots>,
-    key: &PodKey,
+    key: &PodRef,
     netns: Arc<Netns>,
     log: &Scope,
     pod: &str,
@@ -225,7 +224,7 @@ async fn wait_for(
 }
 
 /// What ztunnel has of others now. The socket for it is not kept: it needs a buffer, and looks are rare.
-async fn look(slots: &Arc<Slots>, key: &PodKey, netns: Arc<Netns>) -> Result<HashSet<Cookie>, Unknown> {
+async fn look(slots: &Arc<Slots>, key: &PodRef, netns: Arc<Netns>) -> Result<HashSet<Cookie>, Unknown> {
     let list = |inside: &Inside| Sockets::open(inside)?.list(PORTS);
     let found = slots.run(key, Act::Connections, move || netns.enter(list)).await???;
     Ok(found.iter().filter(|connection| is_taken(connection)).map(Connection::cookie).collect())

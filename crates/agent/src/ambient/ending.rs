@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use super::failure::Failure;
 use super::leave::Ending;
 use super::members::Member;
-use super::{Ambient, drain, enrol};
+use super::{Ambient, drain};
 use crate::health::Part;
 
 /// The longest that a cleanup takes, [`drain::AT_THE_END`] included; kubelet gives 30 s in all.
@@ -103,7 +103,7 @@ impl Ambient {
 
     /// Takes a pod out, or lets it drain first. A failure of the API server means that nothing was changed.
     async fn clear(&self, member: Member, began: Instant) -> Result<(), (String, Failure)> {
-        let (key, pod) = (&member.key, enrol::pod_text(&member.key));
+        let (key, pod) = (&member.key, member.key.to_string());
         let tries_end = began + ANNOTATION_TIME;
         let out = async || {
             let facts = self.cluster.index().facts(&key.namespace, &key.name);

@@ -9,8 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use capture::ambient::{NodeOptions, plan_pod};
-use cluster::PodKey;
-use facts::Facts;
+use facts::{Facts, PodRef};
 use kernel::{Applied, Change};
 use netns::Netns;
 use rustix::io::Errno;
@@ -61,7 +60,7 @@ impl Ambient {
     /// Takes a pod into the mesh, from wherever an earlier try ended. Whoever calls has the pod's turn.
     pub(super) async fn enrol(
         &self,
-        key: &PodKey,
+        key: &PodRef,
         facts: &Facts,
         ips: &[IpAddr],
         place: Place,
@@ -137,7 +136,7 @@ impl Ambient {
         self.log.info(
             "pod is in the mesh",
             &[
-                ("pod", &pod_text(key)),
+                ("pod", key),
                 ("uid", &key.uid),
                 ("way", &if new { "plugin" } else { "running" }),
                 ("ms", &format!("{:.3}", seconds * 1000.0)),
@@ -147,11 +146,11 @@ impl Ambient {
     }
 
     /// What is known of a pod, or its beginning.
-    pub(super) fn member(&self, key: &PodKey, facts: &Facts) -> Member {
+    pub(super) fn member(&self, key: &PodRef, facts: &Facts) -> Member {
         let (new, warnings) = Member::of(&facts.pod);
         let Some(mut member) = self.members.get(&key.uid) else {
             for warning in &warnings {
-                self.log.warn(warning, &[("pod", &pod_text(key))]);
+                self.log.warn(warning, &[("pod", key)]);
             }
             return new;
         };
@@ -196,7 +195,7 @@ impl Ambient {
     /// The namespace, and whether this agent sees it at its path too, so that it sees the path go with the sandbox.
     async fn open_given(
         &self,
-        key: &PodKey,
+        key: &PodRef,
         path: String,
         descriptor: Option<Descriptor>,
         ips: Vec<IpAddr>,
@@ -293,17 +292,16 @@ impl Ambient {
         let (applied, spared) = applied.await??;
         member.strict |= spared.strict;
         for warning in spared.warnings {
-            self.log.warn(&warning, &[("pod", &pod_text(&member.key))]);
+            self.log.warn(&warning, &[("pod", &member.key)]);
         }
         let (applied, seen) = applied?;
         self.tell_seen(member, &seen);
         self.backends.log_warnings(&self.log);
         if let Some(warning) = &applied.warning {
-            self.log.warn(warning, &[("pod", &pod_text(&member.key))]);
+            self.log.warn(warning, &[("pod", &member.key)]);
         }
         if applied.rules == Change::Replaced || applied.moved {
-            let labels: [telemetry::Label<'_>; 2] =
-                [("pod", &pod_text(&member.key)), ("other_backend", &applied.moved)];
+            let labels: [telemetry::Label<'_>; 2] = [("pod", &member.key), ("other_backend", &applied.moved)];
             self.log.info("rules of another layout were replaced", &labels);
         }
         Ok(Some(applied))
@@ -311,7 +309,7 @@ impl Ambient {
 
     /// Tells what has changed about rules of others in the pod's namespace.
     pub(super) fn tell_seen(&self, member: &Member, seen: &Seen) {
-        let pod = pod_text(&member.key);
+        let pod = &member.key;
         seen.new.iter().for_each(|text| self.log.error(text, &[("pod", &pod)]));
         seen.warnings.iter().for_each(|text| self.log.warn(text, &[("pod", &pod)]));
         if seen.over {
@@ -328,16 +326,16 @@ impl Ambient {
     /// A pod whose rules cannot be had is not in the mesh at all: its ztunnel is told, its probes go the usual way.
     async fn take_back(&self, member: &mut Member) {
         if let Err(error) = self.pick_up_again(member).await {
-            self.log.warn(&error, &[("pod", &pod_text(&member.key))]);
+            self.log.warn(&error, &[("pod", &member.key)]);
         }
         self.forget(member).await;
         if member.acked.get()
             && let Err(error) = self.ztunnels.remove(&member.key.uid).await
         {
-            self.log.warn(&error, &[("pod", &pod_text(&member.key))]);
+            self.log.warn(&error, &[("pod", &member.key)]);
         }
         if let Err(error) = self.host().and_then(|host| host.remove(&member.ips, &member.key.uid)) {
-            self.log.warn(&error, &[("pod", &pod_text(&member.key))]);
+            self.log.warn(&error, &[("pod", &member.key)]);
         }
     }
 
@@ -361,9 +359,4 @@ impl Ambient {
         };
         member.given && member.netns.as_deref().is_none_or(gone)
     }
-}
-
-/// `namespace/name`.
-pub(super) fn pod_text(key: &PodKey) -> String {
-    format!("{}/{}", key.namespace, key.name)
 }

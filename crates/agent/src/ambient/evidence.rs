@@ -13,7 +13,6 @@ use kernel::{Change, Kernel, Record, Shadows};
 use netns::{Inside, NetnsId};
 use ruleset::Plan;
 
-use super::enrol::pod_text;
 use super::members::{Member, Members};
 
 /// The records of this node's ambient pods.
@@ -51,7 +50,7 @@ pub(super) struct Subject {
 impl Subject {
     pub(super) fn of(member: &Member) -> Self {
         // By the name that the runtime has for it, as CHECK does.
-        Self { pod: pod_text(&member.key), uid: member.called().to_owned(), addresses: member.ips.clone() }
+        Self { pod: member.key.to_string(), uid: member.called().to_owned(), addresses: member.ips.clone() }
     }
 }
 

@@ -4,10 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use cluster::PodKey;
+use facts::PodRef;
 
 use super::Ambient;
-use super::enrol::pod_text;
 use super::members::{Member, State};
 
 /// Pauses before it is looked whether a sandbox is gone whose DEL a plugin was called for. Runtimes remove the namespace right after that.
@@ -23,7 +22,7 @@ const LOOKS: [Duration; 6] = [
 impl Ambient {
     /// Takes everything of an announced pod back. One that was in the mesh in the same namespace before stays: its ADD was repeated. Whoever calls has
     /// the pod's turn.
-    pub(super) async fn give_up(&self, key: &PodKey, before: Option<Member>) {
+    pub(super) async fn give_up(&self, key: &PodRef, before: Option<Member>) {
         let Some(mut member) = self.members.get(&key.uid) else { return };
         let stays = |before: &Member| !before.announced && before.netns == member.netns;
         if before.as_ref().is_some_and(stays) {
@@ -41,7 +40,7 @@ impl Ambient {
         }
         errors.extend(self.remove_rules(&mut member).await.err().map(|error| error.to_string()));
         self.forget(&member).await;
-        errors.iter().for_each(|error| self.log.warn(error, &[("pod", &pod_text(key))]));
+        errors.iter().for_each(|error| self.log.warn(error, &[("pod", key)]));
     }
 
     /// A plugin was called because a sandbox of this pod ends. Of a pod that does not run yet, its ADD may have failed after this plugin's part of it.

@@ -5,8 +5,7 @@
 //! the redirects first. Everything else goes when no connection through ztunnel is left, or when the time for that is over.
 
 use capture::ambient::{CAPTURE_PORTS, plan_drain, plan_of_everything};
-use cluster::PodKey;
-use facts::Facts;
+use facts::{Facts, PodRef};
 use kernel::{Choice, conntrack};
 use netns::Inside;
 use netns::find::Missing;
@@ -14,7 +13,6 @@ use netns::find::Missing;
 use super::Ambient;
 use super::desired::{self, REDIRECTION};
 use super::drain::{self, Wait};
-use super::enrol::pod_text;
 use super::failpoint;
 use super::failure::Failure;
 use super::members::{Member, State};
@@ -112,7 +110,7 @@ impl Ambient {
     /// of ours is left alone, and one that drains is left to that. Whoever calls has the pod's turn.
     pub(super) async fn leave(
         &self,
-        key: &PodKey,
+        key: &PodRef,
         facts: Option<&Facts>,
         ending: Ending,
         reason: &str,
@@ -145,10 +143,7 @@ impl Ambient {
             return Err(failure);
         }
         self.forget(&member).await;
-        self.log.info(
-            "pod is out of the mesh",
-            &[("pod", &pod_text(key)), ("uid", &key.uid), ("reason", &reason)],
-        );
+        self.log.info("pod is out of the mesh", &[("pod", key), ("uid", &key.uid), ("reason", &reason)]);
         Ok(())
     }
 
@@ -259,8 +254,7 @@ impl Ambient {
             Ok(Ok(Ok(ended))) => {
                 self.metrics.connections_ended(ended);
                 let text = "connections through ztunnel were ended: the pod's time to drain is over";
-                let labels: [telemetry::Label<'_>; 2] =
-                    [("pod", &pod_text(&member.key)), ("connections", &ended)];
+                let labels: [telemetry::Label<'_>; 2] = [("pod", &member.key), ("connections", &ended)];
                 return self.log.warn(text, &labels);
             }
             Ok(Ok(Err(error))) => kernel::chain_text(&error),
@@ -269,7 +263,7 @@ impl Ambient {
         };
         self.log.warn(
             "connections through ztunnel could not be ended; those that ztunnel leaves open hang",
-            &[("pod", &pod_text(&member.key)), ("error", &error)],
+            &[("pod", &member.key), ("error", &error)],
         );
     }
 
@@ -284,7 +278,7 @@ impl Ambient {
             Err(error) => error.to_string(),
         };
         // The way back in looks for them, too.
-        self.log.warn(&error, &[("pod", &pod_text(&member.key))]);
+        self.log.warn(&error, &[("pod", &member.key)]);
     }
 
     /// A pod that this process did not enrol and that carries the mark of one that did.

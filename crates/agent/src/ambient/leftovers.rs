@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cluster::PodKey;
+use facts::PodRef;
 use facts::exchange::EVENT_SOCKET_NAME;
 use rustix::thread::{CapabilitySet, capabilities};
 use tokio::net::UnixStream;
@@ -18,7 +18,6 @@ use zds::Listener;
 use super::Ambient;
 use super::config::AmbientConfig;
 use super::desired::{self, REDIRECTION};
-use super::enrol::pod_text;
 use super::failure::Failure;
 use super::host::{self, HostSide};
 use super::members::State;
@@ -167,8 +166,8 @@ impl Ambient {
     }
 
     /// Pods that have something of ambient mode, as far as it is known.
-    fn left(&self, recorded: &HashSet<String>) -> Vec<PodKey> {
-        let mut left: Vec<PodKey> = self.members.all().into_iter().map(|member| member.key).collect();
+    fn left(&self, recorded: &HashSet<String>) -> Vec<PodRef> {
+        let mut left: Vec<PodRef> = self.members.all().into_iter().map(|member| member.key).collect();
         let known: HashSet<String> = left.iter().map(|key| key.uid.clone()).collect();
         let index = self.cluster.index();
         let marked = index.pods().filter(|pod| {
@@ -176,7 +175,7 @@ impl Ambient {
             let shown = pod.annotation(REDIRECTION).is_some_and(desired::claims);
             !known.contains(uid) && !pod.is_terminal() && (shown || recorded.contains(uid))
         });
-        left.extend(marked.map(|pod| super::key_of(pod)));
+        left.extend(marked.map(|pod| pod.pod_ref()));
         left.sort_unstable();
         left
     }
@@ -192,13 +191,13 @@ impl Ambient {
     }
 
     /// Shows in the metric, in `/readyz?verbose` and, when it is news, in the log how many pods are left.
-    fn show_left(&self, left: &[PodKey], why: &str) {
+    fn show_left(&self, left: &[PodRef], why: &str) {
         self.metrics.leftover_pods(left.len());
         if left.is_empty() {
             self.notices.settled(Notice::Leftovers);
             return;
         }
-        let names = count_and_names(&left.iter().map(pod_text).collect::<Vec<_>>());
+        let names = count_and_names(&left.iter().map(PodRef::to_string).collect::<Vec<_>>());
         let text =
             format!("ambient mode is off, and pods have rules or annotations of it still: {names}; {why}");
         if self.notices.notice(Notice::Leftovers, &text) {
@@ -207,7 +206,7 @@ impl Ambient {
     }
 
     /// The API server does not let go of an annotation: the pod's own event says so, too.
-    async fn tell_refusals(&self, left: &[PodKey]) {
+    async fn tell_refusals(&self, left: &[PodRef]) {
         let Some((_, error)) = self.waiting.of(Cause::ApiServer) else { return };
         for key in left {
             if self.waiting.wants_event(&key.uid, std::time::Instant::now()) {

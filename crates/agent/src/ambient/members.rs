@@ -10,8 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use capture::ambient::{NodeOptions, PodOptions};
-use cluster::PodKey;
-use facts::Object;
+use facts::{Object, PodRef};
 use netns::Netns;
 use netns::find::Wanted;
 use tokio::sync::OwnedMutexGuard;
@@ -24,7 +23,7 @@ pub(crate) use state::{Acked, Look, State};
 /// A pod that has, or had, something of ours.
 #[derive(Debug, Clone)]
 pub(crate) struct Member {
-    pub(crate) key: PodKey,
+    pub(crate) key: PodRef,
     pub(crate) service_account: String,
     /// By what it is found: see [`Wanted`]. The runtime calls it so, too.
     cgroup: Option<String>,
@@ -81,7 +80,7 @@ const SETTLED: Duration = Duration::from_secs(10);
 const SAY_AGAIN: Duration = Duration::from_secs(3);
 
 /// Who is told that a ztunnel's answer leaves work to do on a pod.
-type Unsettled = Box<dyn Fn(&PodKey) + Send + Sync>;
+type Unsettled = Box<dyn Fn(&PodRef) + Send + Sync>;
 
 /// All of them, by uid.
 #[derive(Default)]
@@ -103,7 +102,7 @@ impl Member {
     pub(crate) fn of(pod: &Object) -> (Self, Vec<String>) {
         let (options, warnings) = PodOptions::parse(&pod.annotations());
         let member = Self {
-            key: super::key_of(pod),
+            key: pod.pod_ref(),
             service_account: pod.service_account().to_owned(),
             cgroup: pod.static_hash().map(str::to_owned),
             own_users: pod.has_own_users(),
@@ -227,7 +226,7 @@ impl Members {
     }
 
     /// `told` hears of pods on which there is work to do after a ztunnel's answer. It must not wait.
-    pub(crate) fn on_unsettled(&self, told: impl Fn(&PodKey) + Send + Sync + 'static) {
+    pub(crate) fn on_unsettled(&self, told: impl Fn(&PodRef) + Send + Sync + 'static) {
         let _ = self.unsettled.set(Box::new(told));
     }
 

@@ -13,6 +13,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use facts::PodRef;
 use facts::exchange::AMBIENT_DIR;
 use kernel::branch_eni::Branch;
 use netns::NetnsId;
@@ -196,7 +197,7 @@ impl From<Options> for capture::ambient::PodOptions {
 
 impl Record {
     /// The beginning of a record; its other members are the caller's to set.
-    pub(crate) fn new(key: &cluster::PodKey, service_account: &str, stage: Stage) -> Self {
+    pub(crate) fn new(key: &PodRef, service_account: &str, stage: Stage) -> Self {
         Self {
             uid: key.uid.clone(),
             namespace: key.namespace.clone(),

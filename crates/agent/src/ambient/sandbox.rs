@@ -1,11 +1,10 @@
 //! Where the pods of manifests are, as the plugin noted it: a manifest says nothing of the pod that runs by it.
 
 use applied::sandbox::{self, Sandbox};
-use cluster::PodKey;
+use facts::PodRef;
 use netns::Netns;
 
 use super::Ambient;
-use super::enrol::pod_text;
 use super::failure::Failure;
 use super::finder;
 use super::members::Member;
@@ -13,18 +12,18 @@ use super::slots::Act;
 
 impl Ambient {
     /// The pod's last sandbox that is not seen to be gone; none where an API server tells of pods.
-    pub(super) async fn sandbox_of(&self, key: &PodKey) -> Option<Sandbox> {
+    pub(super) async fn sandbox_of(&self, key: &PodRef) -> Option<Sandbox> {
         if !self.manifests {
             return None;
         }
-        let (run_dir, pod) = (self.run_dir.clone(), pod_text(key));
+        let (run_dir, pod) = (self.run_dir.clone(), key.to_string());
         let noted = tokio::task::spawn_blocking(move || sandbox::of_pod(&run_dir, &pod)).await;
         let noted: String = match noted {
             Ok(Ok(noted)) => return noted.into_iter().find(|sandbox| !self.is_over(sandbox)),
             Ok(Err(error)) => error.to_string(),
             Err(error) => error.to_string(),
         };
-        self.log.warn(&noted, &[("pod", &pod_text(key))]);
+        self.log.warn(&noted, &[("pod", key)]);
         None
     }
 

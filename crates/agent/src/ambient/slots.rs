@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use cluster::PodKey;
+use facts::PodRef;
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, Semaphore, oneshot};
 
@@ -67,7 +67,7 @@ pub(super) enum Unfinished {
 }
 
 /// Hears of pods that become overdue, and of those that are not any more. It must not wait.
-type Told = Box<dyn Fn(&PodKey, bool) + Send + Sync>;
+type Told = Box<dyn Fn(&PodRef, bool) + Send + Sync>;
 
 /// All of them.
 pub(super) struct Slots {
@@ -83,7 +83,7 @@ pub(super) struct Slots {
 
 #[derive(Debug)]
 struct Slot {
-    key: PodKey,
+    key: PodRef,
     act: Act,
     /// When its thread began; absent while it waits for others to end.
     began: Option<Instant>,
@@ -119,7 +119,7 @@ impl Ambient {
     /// Does an act in a pod's namespace.
     pub(super) async fn in_pod<T: Send + 'static>(
         &self,
-        key: &PodKey,
+        key: &PodRef,
         act: Act,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Unfinished> {
@@ -169,7 +169,7 @@ impl Default for Slots {
 
 impl Slots {
     /// `told` hears of each pod that becomes overdue (`true`) or is so no longer.
-    pub(super) fn on_overdue(&self, told: impl Fn(&PodKey, bool) + Send + Sync + 'static) {
+    pub(super) fn on_overdue(&self, told: impl Fn(&PodRef, bool) + Send + Sync + 'static) {
         let _ = self.told.set(Box::new(told));
     }
 
@@ -179,7 +179,7 @@ impl Slots {
     /// It, or what was begun there before, has not ended in time.
     pub(super) async fn run<T: Send + 'static>(
         self: &Arc<Self>,
-        key: &PodKey,
+        key: &PodRef,
         act: Act,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Unfinished> {
@@ -219,7 +219,7 @@ impl Slots {
     }
 
     /// Pods in whose namespace an act has not ended in time, and which act.
-    pub(super) fn overdue(&self) -> Vec<(PodKey, Act)> {
+    pub(super) fn overdue(&self) -> Vec<(PodRef, Act)> {
         let taken = self.taken();
         let overdue = taken.values().filter(|slot| slot.is_overdue());
         let mut overdue: Vec<_> = overdue.map(|slot| (slot.key.clone(), slot.act)).collect();
@@ -252,7 +252,7 @@ impl Slots {
         let _ = tokio::time::timeout(time, settled).await;
     }
 
-    async fn take(self: &Arc<Self>, key: &PodKey, act: Act) -> Result<Guard, Unfinished> {
+    async fn take(self: &Arc<Self>, key: &PodRef, act: Act) -> Result<Guard, Unfinished> {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
@@ -273,7 +273,7 @@ impl Slots {
         }
     }
 
-    fn tell(&self, key: &PodKey, overdue: bool) {
+    fn tell(&self, key: &PodRef, overdue: bool) {
         if let Some(told) = self.told.get() {
             told(key, overdue);
         }
@@ -285,7 +285,7 @@ impl Slots {
 }
 
 /// Whether there is no room for one more that may hang.
-fn crowded(taken: &HashMap<String, Slot>, key: &PodKey) -> Result<(), Unfinished> {
+fn crowded(taken: &HashMap<String, Slot>, key: &PodRef) -> Result<(), Unfinished> {
     let overdue = || taken.values().filter(|slot| slot.is_overdue());
     let (all, theirs) =
         (overdue().count(), overdue().filter(|slot| slot.key.namespace == key.namespace).count());

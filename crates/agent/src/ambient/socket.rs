@@ -4,11 +4,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use capture::Reason;
 use capture::decide::Membership;
-use capture::{PodId, Reason};
-use cluster::{FetchError, PodKey};
+use cluster::FetchError;
 use facts::exchange::EVENT_SOCKET_NAME;
-use facts::{Facts, Unfit};
+use facts::{Facts, PodRef, Unfit};
 use hyper::body::Bytes;
 use hyper::header::{self, HeaderValue};
 use hyper::{Request, StatusCode};
@@ -190,7 +190,7 @@ impl Ambient {
             }
         }
         let uid = facts.pod.uid().ok_or_else(|| Refusal::NoUid(name.clone()))?.to_owned();
-        let key = PodKey { namespace: event.namespace, name: event.name, uid };
+        let key = PodRef { namespace: event.namespace, name: event.name, uid };
         let place = match event.netns.is_empty() {
             true => Place::Running,
             false => Place::Given { path: event.netns, descriptor, called: event.uid },
@@ -224,7 +224,7 @@ impl Ambient {
     /// capture. Nothing comes of it where the plugin hung up, which ends its ADD without success.
     async fn admit(
         &self,
-        key: &PodKey,
+        key: &PodRef,
         facts: &Facts,
         ips: &[IpAddr],
         place: Place,
@@ -267,8 +267,8 @@ impl Ambient {
     fn current(&self, event: &Event) -> Option<Facts> {
         let found = self.cluster.index().facts(&event.namespace, &event.name);
         // Nor is it the pod that had the name before, which the watch has not seen go.
-        let id =
-            PodId { uid: event.uid.clone(), namespace: event.namespace.clone(), name: event.name.clone() };
+        let uid = event.uid.clone().unwrap_or_default();
+        let id = PodRef { uid, ..PodRef::named(&*event.namespace, &*event.name) };
         let found = found.filter(|facts| !matches!(facts.pod.check(&id), Err(Unfit::Stale { .. })));
         // One that has ended gets no sandbox: the one that is announced has its name and is not known yet.
         found.filter(|facts| facts.namespace_labels.is_some() && !facts.pod.is_terminal())

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use cluster::PodKey;
 use cluster::watch::{Change, Told};
+use facts::PodRef;
 
 use super::Ambient;
 
@@ -28,10 +28,10 @@ impl Ambient {
         if self.config.is_off {
             return;
         }
-        let pods: Vec<PodKey> = {
+        let pods: Vec<PodRef> = {
             let index = self.cluster.index();
             let of_known = index.pods().filter(|pod| index.has_namespace(pod.namespace()));
-            of_known.map(|pod| super::key_of(pod)).collect()
+            of_known.map(|pod| pod.pod_ref()).collect()
         };
         self.count_updates(&pods);
     }
@@ -62,7 +62,7 @@ impl Ambient {
     }
 
     /// The pods of ztunnel are never in the mesh and not counted.
-    fn count_updates(&self, pods: &[PodKey]) {
+    fn count_updates(&self, pods: &[PodRef]) {
         let rules = self.config.rules.now();
         let index = self.cluster.index();
         let counted = pods.iter().filter_map(|key| index.pod(&key.namespace, &key.name));

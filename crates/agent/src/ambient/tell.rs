@@ -4,11 +4,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cluster::PodKey;
+use facts::PodRef;
 
 use super::Ambient;
 use super::desired::Desired;
-use super::enrol::pod_text;
 use super::failure::Failure;
 use super::members::{Member, State};
 use super::waiting::{Cause, Line};
@@ -26,10 +25,10 @@ const LOOK: Duration = Duration::from_millis(500);
 impl Ambient {
     /// The log hears of each failure that is the pod's own, and of the number of pods where it is the node's. The pod's events hear of what
     /// somebody has to do something about.
-    pub(super) async fn tell(&self, key: &PodKey, failure: &Failure, attempt: u32) {
+    pub(super) async fn tell(&self, key: &PodRef, failure: &Failure, attempt: u32) {
         self.troubles.note(&key.uid, failure.reason());
         if failure.cause().is_some() {
-            self.log.debug(failure, &[("pod", &pod_text(key))]);
+            self.log.debug(failure, &[("pod", key)]);
             if let Some(message) = self.note_waiting(key, failure) {
                 self.tell_that_it_waits(key, &message).await;
             }
@@ -37,7 +36,7 @@ impl Ambient {
         }
         self.waiting.over(&key.uid);
         let text = failure.to_string();
-        self.log.warn(&text, &[("pod", &pod_text(key))]);
+        self.log.warn(&text, &[("pod", key)]);
         if failure.is_for_events(attempt) {
             let reason = if failure.is_on_the_way_out() { NOT_OUT } else { NOT_IN };
             self.tell_pod(key, reason, &text).await;
@@ -45,7 +44,7 @@ impl Ambient {
     }
 
     /// Counts a pod that waits for something of the node; gives what an Event is to say of it by now.
-    pub(super) fn note_waiting(&self, key: &PodKey, failure: &Failure) -> Option<String> {
+    pub(super) fn note_waiting(&self, key: &PodRef, failure: &Failure) -> Option<String> {
         let (cause, now) = (failure.cause()?, Instant::now());
         self.waiting.note(key, cause, &failure.to_string(), now);
         // Of what is missing otherwise its owner can do nothing, and an API server that is away takes no Events.
@@ -53,19 +52,19 @@ impl Ambient {
         due.then(|| format!("{failure}; the pod comes into the mesh when a ztunnel takes it"))
     }
 
-    pub(super) async fn tell_that_it_waits(&self, key: &PodKey, message: &str) {
+    pub(super) async fn tell_that_it_waits(&self, key: &PodRef, message: &str) {
         if !self.events.warn(key, NOT_IN, message).await {
             self.waiting.missed_event(&key.uid);
         }
     }
 
     /// Writes an Event about a pod that cannot be taken out.
-    pub(super) async fn tell_removal(&self, key: &PodKey, message: &str) {
+    pub(super) async fn tell_removal(&self, key: &PodRef, message: &str) {
         self.tell_pod(key, NOT_OUT, message).await;
     }
 
     /// Writes an Event about the pod, once for each text.
-    async fn tell_pod(&self, key: &PodKey, reason: &str, message: &str) {
+    async fn tell_pod(&self, key: &PodRef, reason: &str, message: &str) {
         let is_news = self.troubles.is_news(&key.uid, message, Instant::now());
         if is_news && !self.events.warn(key, reason, message).await {
             self.troubles.unsay(&key.uid, message);
@@ -81,12 +80,12 @@ impl Ambient {
         self.note(member);
         let text = "the pod is in the mesh with IPv4 only: what it sends and gets by IPv6 passes by ztunnel, because IPv6 is not captured on \
                     this node (AMBIENT_IPV6=false); set ambient.ipv6 of the chart";
-        self.log.warn(text, &[("pod", &pod_text(&member.key))]);
+        self.log.warn(text, &[("pod", &member.key)]);
         self.tell_pod(&member.key, PARTLY_IN, text).await;
     }
 
     /// A pod that was in before this agent came has its rules, and no ztunnel has said anything to it yet.
-    pub(super) fn wait_for_ztunnel(&self, key: &PodKey) {
+    pub(super) fn wait_for_ztunnel(&self, key: &PodRef) {
         if self.ztunnels.connected() == 0 {
             let text = Failure::Ztunnel(zds::AddError::NoZtunnel).to_string();
             self.waiting.note(key, Cause::Ztunnel, &text, Instant::now());
@@ -110,7 +109,7 @@ impl Ambient {
     }
 
     /// Whether a pod that did is still to be taken by a ztunnel.
-    fn waits_for_ztunnel(&self, key: &PodKey) -> bool {
+    fn waits_for_ztunnel(&self, key: &PodRef) -> bool {
         let facts = self.cluster.index().facts(&key.namespace, &key.name);
         let facts = facts.filter(|facts| facts.pod.uid() == Some(&*key.uid));
         let wanted = facts.is_some_and(|facts| self.config.rules.now().desired(&facts) == Desired::In);
@@ -149,8 +148,7 @@ impl Ambient {
             }
             return;
         }
-        let names: Vec<String> =
-            overdue.iter().map(|(key, act)| format!("{}: {act}", pod_text(key))).collect();
+        let names: Vec<String> = overdue.iter().map(|(key, act)| format!("{}: {act}", key)).collect();
         let text = format!(
             "the verification of pods is overdue, as the kernel is busy in their network namespaces: {}",
             count_and_names(&names)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use capture::ambient::plan_pod;
-use cluster::PodKey;
+use facts::PodRef;
 use kernel::{Change, Difference};
 use netns::find::Wanted;
 use tokio::task::JoinSet;
@@ -15,7 +15,6 @@ use tokio::time::Instant;
 use super::Ambient;
 use super::desired::{self, Desired, ENABLED, REDIRECTION};
 use super::drain::Wait;
-use super::enrol::pod_text;
 use super::evidence::Subject;
 use super::failure::Failure;
 use super::members::{Look, Member, State};
@@ -85,8 +84,7 @@ impl Ambient {
                 member.move_to_keeping(netns);
                 self.note(&member);
                 self.keep(&member).await;
-                self.log
-                    .info("the namespace of a pod in the mesh is found", &[("pod", &pod_text(&member.key))]);
+                self.log.info("the namespace of a pod in the mesh is found", &[("pod", &member.key)]);
                 self.queue.push(member.key);
             }
         }
@@ -95,7 +93,7 @@ impl Ambient {
 
     /// Asks for work on all pods.
     pub(super) fn push_all(&self) {
-        let keys: Vec<_> = self.cluster.index().pods().map(|pod| super::key_of(pod)).collect();
+        let keys: Vec<_> = self.cluster.index().pods().map(|pod| pod.pod_ref()).collect();
         // And those that went while the earlier ones were taken over.
         let members = self.members.all().into_iter().map(|member| member.key);
         for key in keys.into_iter().chain(members) {
@@ -108,12 +106,12 @@ impl Ambient {
         if !self.is_listed() {
             return;
         }
-        let mut keys: Vec<PodKey> = Vec::new();
+        let mut keys: Vec<PodRef> = Vec::new();
         {
             let index = self.cluster.index();
             let pods: Vec<_> = index.pods().cloned().collect();
             for facts in pods.iter().filter_map(|pod| index.facts(pod.namespace(), pod.name())) {
-                let key = super::key_of(&facts.pod);
+                let key = facts.pod.pod_ref();
                 let member = self.members.get(&key.uid);
                 let state = member.as_ref().map(|member| member.state);
                 let shown = facts.pod.annotation(REDIRECTION);
@@ -230,7 +228,7 @@ impl Ambient {
             self.miss_sandbox(member);
             return false;
         }
-        let pod = pod_text(&member.key);
+        let pod = member.key.clone();
         let (look, repaired) = if only_look {
             (self.compare(&member).await, false)
         } else {
@@ -300,14 +298,13 @@ impl Ambient {
             return Ok(Look::Unknown);
         }
         let text = "the rules of a pod differ; AMBIENT_RECONCILE_POD_RULES_ON_STARTUP is off";
-        let labels: [telemetry::Label<'_>; 2] =
-            [("pod", &pod_text(&member.key)), ("differences", &differences.len())];
+        let labels: [telemetry::Label<'_>; 2] = [("pod", &member.key), ("differences", &differences.len())];
         self.log.warn(text, &labels);
         Ok(Look::Left)
     }
 
     fn belongs_in(&self, member: &Member) -> bool {
-        let PodKey { namespace, name, uid } = &member.key;
+        let PodRef { namespace, name, uid } = &member.key;
         let facts = self.cluster.index().facts(namespace, name);
         let facts = facts.filter(|facts| facts.pod.uid() == Some(uid));
         facts.is_some_and(|facts| matches!(self.config.rules.desired(&facts), Desired::In | Desired::Unknown))

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use cluster::PodKey;
+use facts::PodRef;
 use tokio::sync::Notify;
 
 /// What is missing on the node.
@@ -44,7 +44,7 @@ struct State {
 
 #[derive(Debug)]
 struct Wait {
-    key: PodKey,
+    key: PodRef,
     cause: Cause,
     /// What the last try said.
     text: String,
@@ -104,7 +104,7 @@ impl Cause {
 
 impl Waiting {
     /// A try for a pod failed for want of this.
-    pub(crate) fn note(&self, key: &PodKey, cause: Cause, text: &str, now: Instant) {
+    pub(crate) fn note(&self, key: &PodRef, cause: Cause, text: &str, now: Instant) {
         {
             let mut state = self.state();
             let new = || Wait {
@@ -158,8 +158,8 @@ impl Waiting {
     }
 
     /// Forgets those that wait for a ztunnel no longer.
-    pub(crate) fn retain(&self, still: impl Fn(&PodKey) -> bool) {
-        let waiting: Vec<PodKey> = {
+    pub(crate) fn retain(&self, still: impl Fn(&PodRef) -> bool) {
+        let waiting: Vec<PodRef> = {
             let state = self.state();
             let of_ztunnel = state.pods.values().filter(|wait| wait.cause == Cause::Ztunnel);
             of_ztunnel.map(|wait| wait.key.clone()).collect()

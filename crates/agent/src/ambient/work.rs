@@ -5,12 +5,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use cluster::PodKey;
-use facts::Facts;
+use facts::{Facts, PodRef};
 
 use super::Ambient;
 use super::desired::{self, Desired, ENABLED, PENDING, REDIRECTION};
-use super::enrol::{Place, pod_text};
+use super::enrol::Place;
 use super::failure::{Again, Failure};
 use super::leave::Ending;
 use super::members::{Look, Member, State};
@@ -48,7 +47,7 @@ impl Ambient {
                 Ok(()) => {
                     // There may be nothing to do on a pod until its next sandbox, which says nothing of what failed with the last one.
                     if self.is_where_it_belongs(running.key()) {
-                        self.log.settled(&[("pod", &pod_text(running.key()))]);
+                        self.log.settled(&[("pod", running.key())]);
                         self.troubles.solved(&running.key().uid, Instant::now());
                     }
                     self.waiting.answered(&running.key().uid);
@@ -65,7 +64,7 @@ impl Ambient {
         }
     }
 
-    async fn reconcile(&self, key: &PodKey, attempt: u32) -> Result<(), Failure> {
+    async fn reconcile(&self, key: &PodRef, attempt: u32) -> Result<(), Failure> {
         // Without a uid one pod cannot be told from the next of its name.
         if key.uid.is_empty() {
             return Ok(());
@@ -92,7 +91,7 @@ impl Ambient {
         let rules = self.config.rules.now();
         match rules.desired_now(&facts, !self.is_outside(key)) {
             Desired::Unknown => {
-                let labels: [telemetry::Label<'_>; 1] = [("pod", &pod_text(key))];
+                let labels: [telemetry::Label<'_>; 1] = [("pod", key)];
                 self.log.debug("the labels of a pod's namespace are not known yet", &labels);
                 Ok(())
             }
@@ -104,7 +103,7 @@ impl Ambient {
     }
 
     /// Whether the pod is in the mesh, or is not to be.
-    fn is_where_it_belongs(&self, key: &PodKey) -> bool {
+    fn is_where_it_belongs(&self, key: &PodRef) -> bool {
         let facts = self.cluster.index().facts(&key.namespace, &key.name);
         let Some(facts) = facts.filter(|facts| facts.pod.uid() == Some(&*key.uid)) else { return true };
         let rules = self.config.rules.now();
@@ -114,12 +113,12 @@ impl Ambient {
     }
 
     /// Whether no rules of ours are in force for a pod: without ztunnel it would have no network with them.
-    fn is_outside(&self, key: &PodKey) -> bool {
+    fn is_outside(&self, key: &PodRef) -> bool {
         let inside = |member: Member| member.ruled && !Self::is_gone(&member);
         !self.members.get(&key.uid).is_some_and(inside)
     }
 
-    async fn keep_in(&self, key: &PodKey, facts: &Facts) -> Result<(), Failure> {
+    async fn keep_in(&self, key: &PodRef, facts: &Facts) -> Result<(), Failure> {
         let ips = facts.pod.ips();
         if let Err(failure) = self.refuse(facts, &ips) {
             return self.show_out(key, facts, failure).await;
@@ -161,7 +160,7 @@ impl Ambient {
         self.enter(key, facts, &ips, Place::Running).await
     }
 
-    async fn enter(&self, key: &PodKey, facts: &Facts, ips: &[IpAddr], place: Place) -> Result<(), Failure> {
+    async fn enter(&self, key: &PodRef, facts: &Facts, ips: &[IpAddr], place: Place) -> Result<(), Failure> {
         match self.enrol(key, facts, ips, place).await {
             Ok(mut member) => {
                 self.tell_of_the_other_family(&mut member).await;
@@ -190,7 +189,7 @@ impl Ambient {
     }
 
     /// A look at the pod or a try failed: what says that it is in does so no longer, whoever wrote it.
-    async fn show_out(&self, key: &PodKey, facts: &Facts, failure: Failure) -> Result<(), Failure> {
+    async fn show_out(&self, key: &PodRef, facts: &Facts, failure: Failure) -> Result<(), Failure> {
         let known = self.members.get(&key.uid);
         let unconfirmed = known.as_ref().is_some_and(|member| member.state == State::Unconfirmed);
         if unconfirmed && failure.is_absence() {

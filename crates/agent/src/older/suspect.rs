@@ -3,10 +3,10 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use applied::Origin;
+use capture::Decision;
 use capture::annotations::NodeSettings;
 use capture::decide::{Enrolment, Scope};
-use capture::{Decision, PodId};
-use facts::Object;
+use facts::{Object, PodRef};
 
 use super::journal::Gap;
 
@@ -40,12 +40,7 @@ impl Rules {
 
     /// Whether the plugin would capture the pod.
     pub(super) fn asks_for_capture(&self, pod: &Object) -> bool {
-        let id = PodId {
-            namespace: pod.namespace().to_owned(),
-            name: pod.name().to_owned(),
-            uid: pod.uid().map(str::to_owned),
-        };
-        let Ok(pod) = pod.clone().into_pod(&id) else { return false };
+        let Ok(pod) = pod.clone().into_pod(&pod.pod_ref()) else { return false };
         // Annotations that mean nothing are a wish for capture all the same: its ADD would have failed.
         let decided = capture::decide(&pod, &self.scope, &Enrolment::default(), &NodeSettings::default());
         !matches!(decided, Ok(Decision::Skip(_)))
@@ -68,8 +63,8 @@ impl Made {
 
     /// Whether the plugin's record of an attachment is of this pod's sandbox, and not of an earlier one.
     pub(super) fn is_recorded(self, pod: &Object, (origin, written): &(Origin, SystemTime)) -> bool {
-        let id = PodId { uid: Some(origin.uid.clone()), ..PodId::default() };
-        let its = origin.pod == format!("{}/{}", pod.namespace(), pod.name()) && pod.check(&id).is_ok();
+        let id = PodRef { uid: origin.uid.clone(), ..PodRef::default() };
+        let its = origin.pod == pod.pod_ref().to_string() && pod.check(&id).is_ok();
         its && *written >= UNIX_EPOCH + Duration::from_secs(self.after)
     }
 }

@@ -1,6 +1,8 @@
 //! The agent's DaemonSet and the node, of which there is one each.
 
-use super::{Index, PodKey};
+use facts::PodRef;
+
+use super::Index;
 use crate::daemonset::{DaemonSet, Node, Seen};
 
 impl Index {
@@ -19,20 +21,20 @@ impl Index {
         self.see(|seen| name.clone_into(&mut seen.name));
     }
 
-    pub(crate) fn commit_daemonset(&mut self) -> Vec<PodKey> {
+    pub(crate) fn commit_daemonset(&mut self) -> Vec<PodRef> {
         if !self.listed.0 {
             self.see(Seen::gone);
         }
         Vec::new()
     }
 
-    pub(crate) fn apply_daemonset(&mut self, set: DaemonSet) -> Vec<PodKey> {
+    pub(crate) fn apply_daemonset(&mut self, set: DaemonSet) -> Vec<PodRef> {
         self.keep_daemonset();
         self.see(|seen| seen.there(set));
         Vec::new()
     }
 
-    pub(crate) fn delete_daemonset(&mut self) -> Vec<PodKey> {
+    pub(crate) fn delete_daemonset(&mut self) -> Vec<PodRef> {
         self.see(Seen::gone);
         Vec::new()
     }
@@ -46,20 +48,20 @@ impl Index {
         self.listed.1 = false;
     }
 
-    pub(crate) fn commit_node(&mut self) -> Vec<PodKey> {
+    pub(crate) fn commit_node(&mut self) -> Vec<PodRef> {
         if !self.listed.1 {
             self.delete_node();
         }
         Vec::new()
     }
 
-    pub(crate) fn apply_node(&mut self, node: Node) -> Vec<PodKey> {
+    pub(crate) fn apply_node(&mut self, node: Node) -> Vec<PodRef> {
         self.keep_node();
         self.see(|seen| seen.node = Some(node));
         Vec::new()
     }
 
-    pub(crate) fn delete_node(&mut self) -> Vec<PodKey> {
+    pub(crate) fn delete_node(&mut self) -> Vec<PodRef> {
         self.see(|seen| seen.node = None);
         Vec::new()
     }

@@ -1,3 +1,4 @@
+use facts::PodRef;
 use serde_json::json;
 
 use super::*;
@@ -13,8 +14,8 @@ fn labels(value: &str) -> BTreeMap<String, Option<String>> {
     [("team".to_owned(), Some(value.to_owned())), ("empty".to_owned(), None)].into()
 }
 
-fn key(namespace: &str, name: &str, uid: &str) -> PodKey {
-    PodKey { namespace: namespace.into(), name: name.into(), uid: uid.into() }
+fn key(namespace: &str, name: &str, uid: &str) -> PodRef {
+    PodRef { namespace: namespace.into(), name: name.into(), uid: uid.into() }
 }
 
 #[test]

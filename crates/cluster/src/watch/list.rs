@@ -2,8 +2,8 @@
 
 mod page;
 
-use facts::Object;
 use facts::object::{Header, Metadata};
+use facts::{Object, PodRef};
 use kube::core::Request;
 use kube::core::params::{GetParams, ListParams, VersionMatch, WatchParams};
 use serde::Deserialize;
@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use super::{Change, Told, What};
 use crate::daemonset::{self, DaemonSet, Node};
 use crate::error::place;
-use crate::index::{Ahead, Index, PodKey};
+use crate::index::{Ahead, Index};
 use crate::write::segment;
 pub(super) use page::{Page, PageMetadata};
 
@@ -213,7 +213,7 @@ impl Kind {
     }
 
     /// The list of this version is complete.
-    pub(super) fn commit(&self, index: &mut Index, version: u64) -> Vec<PodKey> {
+    pub(super) fn commit(&self, index: &mut Index, version: u64) -> Vec<PodRef> {
         for (namespace, name) in self.ahead(index).map(|ahead| ahead.beyond(version)).unwrap_or_default() {
             self.keep(index, &namespace, &name);
         }
@@ -227,7 +227,7 @@ impl Kind {
     }
 
     /// What the lists since the last complete one have added goes again; where `most` is given only if it is more than that.
-    pub(super) fn abandon(&self, index: &mut Index, most: Option<usize>) -> Vec<PodKey> {
+    pub(super) fn abandon(&self, index: &mut Index, most: Option<usize>) -> Vec<PodRef> {
         match self {
             Self::Pods { .. } => index.abandon_pods(most),
             Self::Namespaces => index.abandon_namespaces(most),
@@ -236,7 +236,7 @@ impl Kind {
     }
 
     /// What a list or watch says of an object; `version` is the object's.
-    pub(super) fn apply(&self, index: &mut Index, item: Item, version: u64) -> Vec<PodKey> {
+    pub(super) fn apply(&self, index: &mut Index, item: Item, version: u64) -> Vec<PodRef> {
         let (namespace, name) = self.key(&item);
         if self.ahead(index).is_some_and(|ahead| !ahead.admits(&namespace, &name, version)) {
             self.keep(index, &namespace, &name);
@@ -265,7 +265,7 @@ impl Kind {
     }
 
     /// What a single question brought of an object. Nothing happens if the watch has told of that version already.
-    pub(super) fn fetched(&self, index: &mut Index, item: Item, version: u64) -> Vec<PodKey> {
+    pub(super) fn fetched(&self, index: &mut Index, item: Item, version: u64) -> Vec<PodRef> {
         let (namespace, name) = self.key(&item);
         let Some(ahead) = self.ahead(index) else { return Vec::new() };
         let is_awaited = ahead.is_awaited(&namespace, &name);
@@ -288,7 +288,7 @@ impl Kind {
     }
 
     /// What a watch says: an object is gone since this version.
-    pub(super) fn delete(&self, index: &mut Index, item: &Item, version: u64) -> Vec<PodKey> {
+    pub(super) fn delete(&self, index: &mut Index, item: &Item, version: u64) -> Vec<PodRef> {
         let (namespace, name) = self.key(item);
         if self.ahead(index).is_some_and(|ahead| !ahead.admits(&namespace, &name, version)) {
             return Vec::new();
@@ -310,7 +310,7 @@ impl Kind {
         }
     }
 
-    fn set(&self, index: &mut Index, item: Item) -> Vec<PodKey> {
+    fn set(&self, index: &mut Index, item: Item) -> Vec<PodRef> {
         match item {
             Item::Object(object) if matches!(self, Self::Pods { .. }) => index.apply_pod(object),
             Item::Object(object) => {

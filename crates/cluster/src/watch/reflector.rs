@@ -2,13 +2,14 @@
 
 use std::convert::Infallible;
 
+use facts::PodRef;
 use serde_json::value::RawValue;
 
 use super::list::{Item, Kind, Line, Misfit, Page, PageMetadata, Refusal, Since, Tidings};
 use super::{Change, Event, Limits, Reporter, Standing, Told};
 use crate::connection::{Connection, Items, Lines};
 use crate::error::{About, Error, place};
-use crate::index::{Index, PodKey};
+use crate::index::Index;
 
 /// Largest object of a list and line of a watch, in bytes. The API server's store takes 1.5 MiB, which JSON may make more.
 const MAX_OBJECT: usize = 8 << 20;
@@ -262,7 +263,7 @@ impl<'a> Reflector<'a> {
         &self,
         version: &mut String,
         reached: Option<String>,
-        change: impl FnOnce(&mut Index) -> Vec<PodKey>,
+        change: impl FnOnce(&mut Index) -> Vec<PodRef>,
     ) {
         self.reporter.update(|index| {
             let changed = change(index);

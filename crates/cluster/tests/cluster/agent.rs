@@ -3,7 +3,8 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use cluster::{Access, Cluster, Connection, Event, Limits, PodKey, Source, What};
+use cluster::{Access, Cluster, Connection, Event, Limits, Source, What};
+use facts::PodRef;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use testkit::apiserver::ApiServer;
@@ -89,7 +90,7 @@ impl Agent {
     }
 
     /// All keys that were told as changed, in order.
-    pub(crate) fn changed(&self) -> Vec<PodKey> {
+    pub(crate) fn changed(&self) -> Vec<PodRef> {
         let events = self.events().into_iter();
         events
             .filter_map(|event| if let Event::Changed(keys) = event { Some(keys) } else { None })

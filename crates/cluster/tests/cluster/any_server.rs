@@ -4,7 +4,8 @@ use std::future::Future;
 
 use cluster::daemonset::{Outlook, Seen, decide};
 use cluster::write::EventText;
-use cluster::{OwnPod, PodKey, What, Writer};
+use cluster::{OwnPod, What, Writer};
+use facts::PodRef;
 use serde_json::Value;
 
 use crate::agent::Agent;
@@ -22,8 +23,8 @@ async fn uid(server: &Server, name: &str) -> String {
     server.pod(name).await["metadata"]["uid"].as_str().unwrap().into()
 }
 
-fn key(server: &Server, name: &str, uid: &str) -> PodKey {
-    PodKey { namespace: server.namespace.clone(), name: name.into(), uid: uid.into() }
+fn key(server: &Server, name: &str, uid: &str) -> PodRef {
+    PodRef { namespace: server.namespace.clone(), name: name.into(), uid: uid.into() }
 }
 
 async fn has(agent: &Agent, server: &Server, names: &[&str]) {
@@ -48,7 +49,7 @@ async fn what_is_there_is_listed_trimmed_and_with_its_namespace() {
             ["sidecar.istio.io/status"]
         );
         assert_eq!(metadata.resource_version, None, "it changes without a fact changing");
-        let pod = facts::Object::clone(&facts.pod).into_pod(&capture::PodId::default()).unwrap();
+        let pod = facts::Object::clone(&facts.pod).into_pod(&facts::PodRef::default()).unwrap();
         assert_eq!(pod.containers[0].name, "app");
         assert!(pod.containers[0].env.is_empty());
         server

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use cluster::{PodKey, What};
+use cluster::What;
+use facts::PodRef;
 use testkit::apiserver::{Resource, WatchFault};
 
 use crate::agent::{LIMITS, Setup};
@@ -18,7 +19,7 @@ async fn relists(by_status: bool) {
     let key = |name: &str| {
         let pod = setup.server.object(Resource::Pods, "shop", name).unwrap();
         let uid = pod["metadata"]["uid"].as_str().unwrap().to_owned();
-        PodKey { namespace: "shop".into(), name: name.into(), uid }
+        PodRef { namespace: "shop".into(), name: name.into(), uid }
     };
     let (goes, replaced) = (key("goes"), key("replaced"));
     agent.forget();

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cluster::{Cluster, Event, PodKey, Queue};
+use cluster::{Cluster, Event, Queue};
+use facts::PodRef;
 use serde_json::json;
 use testkit::apiserver::Resource;
 
@@ -59,7 +60,7 @@ fn known(cluster: &Cluster) -> BTreeMap<String, (String, String)> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hundred_thousand_events_lose_no_key_and_need_no_memory() {
     let setup = Arc::new(Setup::new());
-    let (cluster, queue) = (Cluster::new(), Arc::new(Queue::<PodKey>::new()));
+    let (cluster, queue) = (Cluster::new(), Arc::new(Queue::<PodRef>::new()));
     let watch = tokio::spawn({
         let (source, cluster, queue) = (setup.source(), cluster.clone(), queue.clone());
         cluster::watch::run(source, cluster, move |event| {

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use cluster::{Cluster, Event, PodKey, Source, Store, StoreEvent};
-use facts::Facts;
+use cluster::{Cluster, Event, Source, Store, StoreEvent};
 use facts::exchange::{FACTS_DIR, facts_file};
+use facts::{Facts, PodRef};
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use tempfile::TempDir;
 
@@ -268,7 +268,7 @@ async fn a_file_in_the_place_of_the_directory_is_told() {
 fn names_that_could_leave_the_directory_are_left_out() {
     let run_dir = TempDir::new().unwrap();
     let store = Store::start(run_dir.path(), Cluster::new(), |event| panic!("{event:?}")).unwrap();
-    let key = |namespace: &str, name: &str| PodKey {
+    let key = |namespace: &str, name: &str| PodRef {
         namespace: namespace.into(),
         name: name.into(),
         uid: String::new(),

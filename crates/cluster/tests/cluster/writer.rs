@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use cluster::Writer;
 use cluster::write::EventText;
-use cluster::{PodKey, Writer};
+use facts::PodRef;
 use serde_json::json;
 use testkit::apiserver::{Fault, Resource};
 
@@ -12,8 +13,8 @@ use crate::agent::{NODE, Setup};
 const TEXT: EventText<'_> =
     EventText { warning: false, reason: "R", message: "m", component: "istio-cni-node" };
 
-fn web() -> PodKey {
-    PodKey { namespace: "shop".into(), name: "web".into(), uid: String::new() }
+fn web() -> PodRef {
+    PodRef { namespace: "shop".into(), name: "web".into(), uid: String::new() }
 }
 
 impl Setup {
@@ -30,7 +31,7 @@ async fn a_label_goes_by_the_status_with_the_uid() {
         .as_str()
         .unwrap()
         .to_owned();
-    let web = PodKey { uid: uid.clone(), ..web() };
+    let web = PodRef { uid: uid.clone(), ..web() };
     setup.writer().label_pod(&web, "cni.istio.io/uninitialized", "true").await.unwrap();
     let patches = setup.server.patches();
     assert_eq!(patches.len(), 1);
@@ -46,7 +47,7 @@ async fn an_annotation_is_set_and_taken_away_by_the_status() {
     setup
         .server
         .set_pod(json!({"kind": "Pod", "metadata": {"namespace": "shop", "name": "web", "uid": "u1"}}));
-    let web = PodKey { uid: "u1".into(), ..web() };
+    let web = PodRef { uid: "u1".into(), ..web() };
     let writer = setup.writer();
     const KEY: &str = "ambient.istio.io/redirection";
     for value in [Some("pending"), Some("enabled"), None] {
@@ -57,7 +58,7 @@ async fn an_annotation_is_set_and_taken_away_by_the_status() {
         let pod = setup.server.object(Resource::Pods, "shop", "web").unwrap();
         assert_eq!(pod["metadata"]["annotations"][KEY].as_str(), value);
     }
-    let gone = PodKey { uid: "u0".into(), ..web.clone() };
+    let gone = PodRef { uid: "u0".into(), ..web.clone() };
     assert_eq!(writer.annotate_pod(&gone, KEY, Some("enabled")).await.unwrap_err().status(), Some(409));
     setup.server.delete_pod("shop", "web");
     assert_eq!(writer.annotate_pod(&web, KEY, None).await.unwrap_err().status(), Some(404));

@@ -1,4 +1,5 @@
 use super::*;
+use crate::PodRef;
 
 const POD: &str = r#"{
   "apiVersion": "v1", "kind": "Pod",
@@ -36,12 +37,12 @@ fn trimming_keeps_the_decision_and_drops_what_nobody_reads() {
         assert!(!text.contains(dropped), "{dropped} in {text}");
     }
     assert!(!text.contains("fsGroup") && !text.contains(r#""securityContext":{}"#), "{text}");
-    let kept = pod().trimmed().into_pod(&PodId::default()).unwrap();
+    let kept = pod().trimmed().into_pod(&PodRef::default()).unwrap();
     assert_eq!((kept.run_as_user, kept.run_as_group), (None, Some(1338)));
     assert_eq!(kept.runtime_class.as_deref(), Some("runc-hardened"));
     assert_eq!((kept.containers[0].run_as_user, kept.containers[0].run_as_group), (Some(5), None));
     let decide = |object: Object| {
-        let pod = object.into_pod(&PodId::default()).unwrap();
+        let pod = object.into_pod(&PodRef::default()).unwrap();
         capture::decide(&pod, &Default::default(), &Default::default(), &Default::default())
     };
     let kept: Object = serde_json::from_str(&text).unwrap();
@@ -93,7 +94,7 @@ fn a_trimmed_object_reads_as_it_was_written() {
 
 #[test]
 fn another_incarnation_is_told_from_a_static_pod() {
-    let id = |uid: &str| PodId { uid: Some(uid.into()), ..PodId::default() };
+    let id = |uid: &str| PodRef { uid: uid.into(), ..PodRef::default() };
     assert!(pod().into_pod(&id("u1")).is_ok());
     assert!(pod().into_pod(&id("h")).is_ok(), "the hash of a static pod");
     let stale = Unfit::Stale { wanted: "u2".into(), found: "u1".into() };

@@ -3,7 +3,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use capture::PodId;
+use facts::PodRef;
 use http1::{Deadline, Response, exchange};
 use proptest::prelude::*;
 
@@ -36,7 +36,7 @@ fn an_echoed_token_is_in_no_error() {
         format!("HTTP/1.1 200 OK\r\nContent-Encoding: bearer {TOKEN}\r\n\r\n"),
     ] {
         let cause = answer(text.as_str())
-            .and_then(|response| pod(&response, &PodId::default(), Some(TOKEN)))
+            .and_then(|response| pod(&response, &PodRef::default(), Some(TOKEN)))
             .unwrap_err();
         let message = cause.to_string().to_lowercase();
         assert!(message.contains("<token>"), "{text:?}: {message}");
@@ -65,7 +65,7 @@ proptest! {
     fn no_body_panics(bytes in prop_oneof![any::<Vec<u8>>(), "[{}\\[\\]\":,a-z0-9 ]{0,60}".prop_map(String::into_bytes)]) {
         let mut response = answer("HTTP/1.1 200 OK\r\n\r\n").unwrap();
         response.body = bytes;
-        let _ = pod(&response, &PodId::default(), Some(TOKEN));
+        let _ = pod(&response, &PodRef::default(), Some(TOKEN));
     }
 
     #[test]

@@ -107,13 +107,14 @@ fn objects(path: &Path, text: io::Result<String>) -> Result<Vec<Object>, FileErr
 
 #[cfg(test)]
 mod tests {
-    use capture::{Pod, PodId};
+    use capture::Pod;
+    use facts::PodRef;
 
     use super::*;
 
     fn pods_in_file(path: impl AsRef<Path>) -> Result<Vec<Pod>, FileError> {
         let pods = ManifestFile::read(path)?.pods.into_iter();
-        Ok(pods.map(|object| object.into_pod(&PodId::default()).unwrap()).collect())
+        Ok(pods.map(|object| object.into_pod(&PodRef::default()).unwrap()).collect())
     }
 
     fn read(name: &str, text: &str) -> Result<Vec<Pod>, FileError> {

@@ -1,7 +1,7 @@
 use std::fs;
 use std::path::Path;
 
-use capture::PodId;
+use facts::PodRef;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -46,8 +46,8 @@ fn dir(files: &[(&str, &str)]) -> TempDir {
     dir
 }
 
-fn id(namespace: &str, name: &str) -> PodId {
-    PodId { namespace: namespace.into(), name: name.into(), uid: None }
+fn id(namespace: &str, name: &str) -> PodRef {
+    PodRef::named(namespace, name)
 }
 
 fn pod_yaml(namespace: &str, name: &str, container: &str) -> String {
@@ -301,17 +301,17 @@ fn limits_and_separators_are_explained_in_our_words() {
 fn another_incarnation_is_stale_and_worth_another_try() {
     let dir = dir(&[("a.yaml", WEB)]);
     let manifests = Manifests::new(dir.path());
-    let error = manifests.pod(&PodId { uid: Some("ffff".into()), ..id("shop", "web") }).unwrap_err();
+    let error = manifests.pod(&PodRef { uid: "ffff".into(), ..id("shop", "web") }).unwrap_err();
     assert_eq!(error.retry(), Retry::Backoff);
     assert!(error.to_string().contains("uid ffff") && error.to_string().contains("1d9f"), "{error}");
-    assert!(manifests.pod(&PodId { uid: Some("1d9f".into()), ..id("shop", "web") }).is_ok());
-    assert!(manifests.pod(&PodId { uid: Some(String::new()), ..id("shop", "web") }).is_ok());
+    assert!(manifests.pod(&PodRef { uid: "1d9f".into(), ..id("shop", "web") }).is_ok());
+    assert!(manifests.pod(&PodRef { uid: String::new(), ..id("shop", "web") }).is_ok());
 }
 
 #[test]
 fn a_static_pod_is_known_by_its_hash() {
     let dir = dir(&[("a.yaml", &WEB.replace("empty: null", "kubernetes.io/config.mirror: c0ffee"))]);
-    let pod = Manifests::new(dir.path()).pod(&PodId { uid: Some("c0ffee".into()), ..id("shop", "web") });
+    let pod = Manifests::new(dir.path()).pod(&PodRef { uid: "c0ffee".into(), ..id("shop", "web") });
     assert!(pod.is_ok(), "{pod:?}");
 }
 

@@ -1,11 +1,11 @@
 use std::os::unix::fs::{MetadataExt, symlink};
 
-use cluster::PodKey;
+use facts::PodRef;
 
 use super::*;
 
 fn record(uid: &str) -> Record {
-    let key = PodKey { namespace: "shop".into(), name: "web".into(), uid: uid.into() };
+    let key = PodRef { namespace: "shop".into(), name: "web".into(), uid: uid.into() };
     Record {
         netns: Some(Place { path: "/host/netns/a".into(), dev: 4, ino: 4_026_532_001, given: true }),
         ips: vec!["10.1.2.3".parse().unwrap(), "fd00::3".parse().unwrap()],

@@ -2,16 +2,18 @@
 
 use std::sync::mpsc;
 
+use facts::PodRef;
+
 use super::*;
 
-fn key(namespace: &str, name: &str) -> PodKey {
-    PodKey { namespace: namespace.to_owned(), name: name.to_owned(), uid: format!("{namespace}/{name}") }
+fn key(namespace: &str, name: &str) -> PodRef {
+    PodRef { namespace: namespace.to_owned(), name: name.to_owned(), uid: format!("{namespace}/{name}") }
 }
 
 /// An act that waits as a kernel does that is busy: until the sender is dropped.
 fn hang(
     slots: &Arc<Slots>,
-    key: &PodKey,
+    key: &PodRef,
 ) -> (mpsc::Sender<()>, tokio::task::JoinHandle<Result<(), Unfinished>>) {
     let (hold, held) = mpsc::channel::<()>();
     let (slots, key) = (slots.clone(), key.clone());
@@ -25,7 +27,7 @@ async fn acts_that_hang_delay_no_other_pod() {
     let slots = Arc::new(Slots::default());
     let (told, news) = mpsc::channel();
     slots.on_overdue(move |key, overdue| told.send((key.name.clone(), overdue)).unwrap());
-    let bad: Vec<PodKey> = (0..3 * AT_ONCE).map(|number| key("bad", &format!("pod-{number:02}"))).collect();
+    let bad: Vec<PodRef> = (0..3 * AT_ONCE).map(|number| key("bad", &format!("pod-{number:02}"))).collect();
     let hanging: Vec<_> = bad.iter().map(|key| hang(&slots, key)).collect();
     let began = Instant::now();
     for act in [Act::Program, Act::Verify, Act::Clear] {
@@ -91,7 +93,7 @@ async fn acts_of_one_pod_come_one_after_the_other() {
 #[test]
 fn a_namespace_cannot_take_all_the_room() {
     let past = Instant::now().checked_sub(LIMIT).unwrap();
-    let slot = |key: &PodKey| Slot { key: key.clone(), act: Act::Program, began: Some(past) };
+    let slot = |key: &PodRef| Slot { key: key.clone(), act: Act::Program, began: Some(past) };
     let all = |namespaces: usize, pods: usize| -> HashMap<String, Slot> {
         let keys =
             (0..namespaces).flat_map(|n| (0..pods).map(move |pod| key(&format!("n{n}"), &pod.to_string())));

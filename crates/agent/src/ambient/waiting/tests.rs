@@ -1,7 +1,9 @@
+use facts::PodRef;
+
 use super::*;
 
-fn key(uid: &str) -> PodKey {
-    PodKey { namespace: "mesh".into(), name: uid.into(), uid: uid.into() }
+fn key(uid: &str) -> PodRef {
+    PodRef { namespace: "mesh".into(), name: uid.into(), uid: uid.into() }
 }
 
 fn seconds(start: Instant, seconds: f64) -> Instant {

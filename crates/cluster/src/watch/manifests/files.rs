@@ -8,13 +8,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use facts::Object;
 use facts::object::namespace_labels;
+use facts::{Object, PodRef};
 use podsource::{is_manifest, objects_in_file};
 
 use super::ManifestError;
 use crate::index::Index;
-use crate::index::PodKey;
 use crate::watch::list::tight;
 
 /// Most files that are read: more than there are pods on any node, and few enough to be looked at.
@@ -117,7 +116,7 @@ impl Files {
     }
 
     /// Makes the index say what the files say; gives the pods that changed.
-    pub(super) fn apply(&self, index: &mut Index) -> Vec<PodKey> {
+    pub(super) fn apply(&self, index: &mut Index) -> Vec<PodRef> {
         let pods = self.pods();
         let mut namespaces = self.namespaces();
         for pod in &pods {
