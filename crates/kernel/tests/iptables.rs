@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use kernel::iptables::{Iptables, Variant};
 use kernel::{Change, Difference, RuleStore};
 use ruleset::{Family, Ruleset};
-use support::{Ns, Programs, refuse_netfilter_sockets, rich, sh, sidecar};
+use support::{Ns, Programs, classes, refuse_netfilter_sockets, rich, sh, sidecar};
 
 const VARIANTS: [Variant; 2] = [Variant::Legacy, Variant::Nft];
 
@@ -162,6 +162,24 @@ fn a_cleanup_leaves_nothing_of_ours_and_all_of_others() {
         assert_eq!(ns.content(variant), before);
         assert!(!exists(&ns, &iptables, &ruleset));
         assert_eq!(cleanup(&ns, &iptables, &ruleset), Change::None);
+    }
+}
+
+/// What an earlier plan left is found, though this plan does not know its names.
+#[test]
+fn chains_whose_names_are_data_are_known_by_their_beginning() {
+    for variant in VARIANTS {
+        let (ns, iptables) = (Ns::new(), Iptables::forced(variant));
+        ns.sh(&format!("iptables-{variant} -t mangle -N ISTIO_NPC; iptables-{variant} -t nat -N ISTIO_NP_A"));
+        let before = ns.content(variant);
+        assert_eq!(setup(&ns, &iptables, &classes(&["a", "b-1"])), Ok(Change::Fresh));
+        assert_eq!(setup(&ns, &iptables, &classes(&["b-1", "a"])), Ok(Change::Replaced));
+        assert_eq!(setup(&ns, &iptables, &classes(&["b-1", "c"])), Ok(Change::Replaced));
+        assert_eq!(observe(&ns, &iptables, &classes(&["b-1", "c"])), []);
+        assert!(!ns.save(variant).contains("-A POSTROUTING -p tcp -j ISTIO_NP_A"), "{}", ns.save(variant));
+        assert!(exists(&ns, &iptables, &classes(&[])));
+        assert_eq!(cleanup(&ns, &iptables, &classes(&[])), Change::Fresh);
+        assert_eq!(ns.content(variant), before);
     }
 }
 

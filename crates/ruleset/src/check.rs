@@ -32,6 +32,16 @@ pub enum Invalid {
         /// Which.
         what: String,
     },
+    /// A regular chain has a name that a backend could not hold, or not give back.
+    #[error(
+        "the name of chain {chain:?} in table {table} is not \"istio-\" with lower-case letters, digits and hyphens, 28 bytes in all"
+    )]
+    Name {
+        /// Table.
+        table: String,
+        /// Chain.
+        chain: String,
+    },
     /// The rule's parts contradict one another.
     #[error("rule {index} of {place}: {problem}")]
     Rule {
@@ -67,6 +77,9 @@ fn check_table(table: &Table) -> Result<(), Invalid> {
         }
     }
     for chain in &table.chains {
+        if chain.base.is_none() && !is_name(&chain.name) {
+            return Err(Invalid::Name { table: table.kind.to_string(), chain: chain.name.to_string() });
+        }
         let place = || format!("{}/{}", table.kind, chain.name);
         for (index, rule) in chain.rules.iter().enumerate() {
             if let Action::Jump(target) = &rule.action
@@ -86,6 +99,12 @@ fn check_table(table: &Table) -> Result<(), Invalid> {
         }
     }
     Ok(())
+}
+
+/// Names may come from data. iptables holds 28 bytes (`XT_EXTENSION_MAXNAMELEN`), and shows them in capitals.
+fn is_name(name: &str) -> bool {
+    let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
+    name.starts_with("istio-") && name.len() <= 28 && name.bytes().all(plain)
 }
 
 /// A chain that can be reached from itself, among those that `from` leads to. Chains in `done` lead to none.

@@ -10,6 +10,7 @@ use std::fmt::{self, Write};
 
 use crate::rule::{
     ALL_BITS, Action, Base, Chain, CtState, Family, Hook, Match, Ports, Protocol, Rule, Ruleset, Table,
+    TableKind,
 };
 
 pub use parse::{canonical, parse_rule};
@@ -70,6 +71,31 @@ pub fn own_chain_name(name: &str) -> String {
         return (*short).to_owned();
     }
     name.chars().map(|c| if c == '-' { '_' } else { c.to_ascii_uppercase() }).collect()
+}
+
+/// Names of chains as iptables shows them.
+#[derive(Debug, Default)]
+pub struct Names(Vec<(String, bool)>);
+
+impl Names {
+    /// Those of an owner's regular chains in a table: the planned ones, and the others that it may have.
+    pub fn of(ruleset: &Ruleset, kind: TableKind) -> Self {
+        let planned = ruleset.table(kind).map_or(&[][..], |table| &table.chains);
+        let planned = planned.iter().filter(|chain| chain.base.is_none()).map(|chain| (&chain.name, false));
+        let known = ruleset.known_chains.iter().filter(|known| known.table == kind);
+        let known = known.map(|known| (&known.name, known.beginning));
+        Self(planned.chain(known).map(|(name, beginning)| (own_chain_name(name), beginning)).collect())
+    }
+
+    /// Whether a chain is among them.
+    pub fn contain(&self, chain: &str) -> bool {
+        self.0.iter().any(|(name, beginning)| chain == name || *beginning && chain.starts_with(name))
+    }
+
+    /// Takes one out.
+    pub fn remove(&mut self, chain: &str) {
+        self.0.retain(|(name, _)| name != chain);
+    }
 }
 
 /// One rule without chain and position: matches and target. A set is taken for an ipset; that it is none is found with the table,

@@ -17,6 +17,6 @@ mod rule;
 pub use check::{Invalid, check};
 pub use plan::{Backend, Plan, Step, Transaction};
 pub use rule::{
-    ALL_BITS, Action, Base, Chain, ChainKind, CtState, Families, Family, Hook, Match, Ports, Protocol, Rule,
-    Ruleset, Set, SetElements, Table, TableKind,
+    ALL_BITS, Action, Base, Chain, ChainKind, CtState, Families, Family, Hook, KnownChain, Match, Ports,
+    Protocol, Rule, Ruleset, Set, SetElements, Table, TableKind,
 };

@@ -83,13 +83,24 @@ pub struct Base {
 pub struct Ruleset {
     /// Prefix of the nf_tables table names: owner `istio-proxy` has `istio-proxy-nat`.
     pub owner: Cow<'static, str>,
-    /// The regular chains that rules of this owner may have in any setting, named as in [`Chain::name`]. In iptables, where tables
-    /// are shared, these are the owner's too when they are not planned: what an earlier plan left is found by them.
-    pub known_chains: &'static [(TableKind, &'static str)],
+    /// The regular chains that rules of this owner may have in any setting. In iptables, where tables are shared, these are the
+    /// owner's too when they are not planned: what an earlier plan left is found by them.
+    pub known_chains: Cow<'static, [KnownChain]>,
     /// Whether IPv6 packets are handled at all.
     pub ipv6: bool,
     /// Tables in the order in which they are written.
     pub tables: Vec<Table>,
+}
+
+/// A regular chain that an owner may have, or all those whose names begin alike.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownChain {
+    /// Table.
+    pub table: TableKind,
+    /// The name as in [`Chain::name`], or its beginning.
+    pub name: Cow<'static, str>,
+    /// Whether `name` is only the beginning: names that come from data are not known beforehand.
+    pub beginning: bool,
 }
 
 /// One table.
@@ -235,6 +246,18 @@ impl Ruleset {
     /// The families that the ruleset handles.
     pub fn families(&self) -> &'static [Family] {
         if self.ipv6 { &[Family::V4, Family::V6] } else { &[Family::V4] }
+    }
+}
+
+impl KnownChain {
+    /// The chain of a name.
+    pub const fn named(table: TableKind, name: &'static str) -> Self {
+        Self { table, name: Cow::Borrowed(name), beginning: false }
+    }
+
+    /// Every chain whose name begins so.
+    pub const fn beginning(table: TableKind, name: &'static str) -> Self {
+        Self { table, name: Cow::Borrowed(name), beginning: true }
     }
 }
 

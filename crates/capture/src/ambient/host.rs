@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use ruleset::{
-    Action, Backend, Chain, Hook, Match, Plan, Rule, Ruleset, Set, SetElements, Step, Table, TableKind,
+    Action, Backend, Chain, Hook, KnownChain, Match, Plan, Rule, Ruleset, Set, SetElements, Step, Table,
+    TableKind,
 };
 
 use super::{NodeOptions, OWNER, base, family_of, regular, tcp};
@@ -17,7 +18,7 @@ pub const SET_COMMENT: &str = "UUID of the pods that are part of ambient mesh";
 
 const POSTROUTING: &str = "istio-postrouting";
 
-const KNOWN_CHAINS: &[(TableKind, &str)] = &[(TableKind::Nat, POSTROUTING)];
+const KNOWN_CHAINS: &[KnownChain] = &[KnownChain::named(TableKind::Nat, POSTROUTING)];
 
 /// By what a probe is told from connections that the node only passes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -41,8 +42,12 @@ pub fn plan_host(node: &NodeOptions, sender: ProbeSender, backend: Backend) -> P
         elements: SetElements::Elsewhere { family: family_of(probe), comment: SET_COMMENT.into() },
     });
     let nat = Table { kind: TableKind::Nat, sets: sets.collect(), chains: chains(rules, backend) };
-    let rules =
-        Ruleset { owner: OWNER.into(), known_chains: KNOWN_CHAINS, ipv6: node.ipv6, tables: vec![nat] };
+    let rules = Ruleset {
+        owner: OWNER.into(),
+        known_chains: KNOWN_CHAINS.into(),
+        ipv6: node.ipv6,
+        tables: vec![nat],
+    };
     Plan { backend, steps: vec![Step::Replace(rules)] }
 }
 

@@ -1,6 +1,8 @@
 //! The rules in a pod's namespace. Their order within a chain is that of PR-6.
 
-use ruleset::{Action, Backend, Hook, Match, Plan, Ports, Protocol, Rule, Ruleset, Step, Table, TableKind};
+use ruleset::{
+    Action, Backend, Hook, KnownChain, Match, Plan, Ports, Protocol, Rule, Ruleset, Step, Table, TableKind,
+};
 
 use super::{
     DNS_PORT, DNS_ZONE, HBONE_PORT, INBOUND_PORT, MARK_MASK, NodeOptions, OUTBOUND_PORT, OWNER, Own,
@@ -11,19 +13,19 @@ const PREROUTING: &str = "istio-prerouting";
 const OUTPUT: &str = "istio-output";
 
 /// What a pod's namespace may have in any setting.
-const KNOWN_CHAINS: &[(TableKind, &str)] = &[
-    (TableKind::Nat, PREROUTING),
-    (TableKind::Nat, OUTPUT),
-    (TableKind::Mangle, PREROUTING),
-    (TableKind::Mangle, OUTPUT),
-    (TableKind::Raw, PREROUTING),
-    (TableKind::Raw, OUTPUT),
+const KNOWN_CHAINS: &[KnownChain] = &[
+    KnownChain::named(TableKind::Nat, PREROUTING),
+    KnownChain::named(TableKind::Nat, OUTPUT),
+    KnownChain::named(TableKind::Mangle, PREROUTING),
+    KnownChain::named(TableKind::Mangle, OUTPUT),
+    KnownChain::named(TableKind::Raw, PREROUTING),
+    KnownChain::named(TableKind::Raw, OUTPUT),
 ];
 
 /// No rules: to look for those that a pod in the mesh has.
 #[must_use]
 pub fn no_rules() -> Ruleset {
-    Ruleset { owner: OWNER.into(), known_chains: KNOWN_CHAINS, ipv6: true, tables: Vec::new() }
+    Ruleset { owner: OWNER.into(), known_chains: KNOWN_CHAINS.into(), ipv6: true, tables: Vec::new() }
 }
 
 /// The plan for the namespace of a pod that takes part in the mesh.
@@ -49,7 +51,7 @@ fn plan(node: &NodeOptions, pod: &PodOptions, backend: Backend, nat: Table) -> P
     if pod.captures_dns(node) {
         tables.push(raw());
     }
-    let rules = Ruleset { owner: OWNER.into(), known_chains: KNOWN_CHAINS, ipv6: node.ipv6, tables };
+    let rules = Ruleset { owner: OWNER.into(), known_chains: KNOWN_CHAINS.into(), ipv6: node.ipv6, tables };
     for &family in rules.families() {
         // The route first: a rule that leads to an empty table does no harm, but neither does it help.
         steps.push(Step::EnsureLocalRoute { family, table: ROUTE_TABLE });

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use ruleset::{Action, Base, ChainKind, Hook, Rule, Ruleset, Table, TableKind};
+use ruleset::{Action, Base, ChainKind, Hook, KnownChain, Rule, Ruleset, Table, TableKind};
 
 use super::OWNER;
 
@@ -35,18 +35,18 @@ pub(super) const CHAINS: &[(TableKind, &[&str])] = &[
 ];
 
 /// The regular ones among [`CHAINS`].
-const KNOWN_CHAINS: &[(TableKind, &str)] = &[
-    (TableKind::Nat, "istio-inbound"),
-    (TableKind::Nat, "istio-redirect"),
-    (TableKind::Nat, "istio-in-redirect"),
-    (TableKind::Nat, "istio-output"),
-    (TableKind::Nat, "istio-output-dns"),
-    (TableKind::Mangle, "istio-divert"),
-    (TableKind::Mangle, "istio-tproxy"),
-    (TableKind::Mangle, "istio-inbound"),
-    (TableKind::Mangle, "istio-drop"),
-    (TableKind::Raw, "istio-inbound"),
-    (TableKind::Raw, "istio-output-dns"),
+const KNOWN_CHAINS: &[KnownChain] = &[
+    KnownChain::named(TableKind::Nat, "istio-inbound"),
+    KnownChain::named(TableKind::Nat, "istio-redirect"),
+    KnownChain::named(TableKind::Nat, "istio-in-redirect"),
+    KnownChain::named(TableKind::Nat, "istio-output"),
+    KnownChain::named(TableKind::Nat, "istio-output-dns"),
+    KnownChain::named(TableKind::Mangle, "istio-divert"),
+    KnownChain::named(TableKind::Mangle, "istio-tproxy"),
+    KnownChain::named(TableKind::Mangle, "istio-inbound"),
+    KnownChain::named(TableKind::Mangle, "istio-drop"),
+    KnownChain::named(TableKind::Raw, "istio-inbound"),
+    KnownChain::named(TableKind::Raw, "istio-output-dns"),
 ];
 
 impl Chain {
@@ -144,7 +144,7 @@ impl Draft {
                 chains.into_iter().zip(used).filter_map(|(chain, used)| used.then_some(chain)).collect();
             (!chains.is_empty()).then_some(Table { kind, sets: Vec::new(), chains })
         });
-        Ruleset { owner: OWNER.into(), known_chains: KNOWN_CHAINS, ipv6, tables: tables.collect() }
+        Ruleset { owner: OWNER.into(), known_chains: KNOWN_CHAINS.into(), ipv6, tables: tables.collect() }
     }
 }
 

@@ -74,7 +74,12 @@ impl RuleStore for Double {
 }
 
 fn plan(backend: Backend) -> Plan {
-    let ruleset = Ruleset { owner: "istio-test".into(), known_chains: &[], ipv6: false, tables: Vec::new() };
+    let ruleset = Ruleset {
+        owner: "istio-test".into(),
+        known_chains: Vec::new().into(),
+        ipv6: false,
+        tables: Vec::new(),
+    };
     Plan { backend, steps: vec![Step::Replace(ruleset)] }
 }
 

@@ -6,7 +6,7 @@
 use std::fmt::Write;
 
 use ruleset::iptables::{
-    canonical, chain_name, own_chain_name, own_chains, parse_rule, render_rule, render_rules, rules,
+    Names, canonical, chain_name, own_chains, parse_rule, render_rule, render_rules, rules,
 };
 use ruleset::{Action, Family, Rule, Ruleset, Table, TableKind};
 
@@ -48,7 +48,7 @@ struct View<'a> {
     /// What the ruleset says about the table, also when it does not belong here: by it our rules are known.
     model: Option<&'a Table>,
     /// The names of chains that are the owner's.
-    own: Vec<String>,
+    own: Names,
 }
 
 impl Side<'_> {
@@ -85,18 +85,15 @@ impl<'a> View<'a> {
     fn new(side: &'a Side<'a>, kind: TableKind) -> Self {
         let model = side.ruleset.table(kind);
         let saved = side.saved.as_ref().and_then(|saved| saved.table(kind));
-        let known = side.ruleset.known_chains.iter().filter(|(of, _)| *of == kind).map(|(_, name)| *name);
-        let planned = model.map_or(&[][..], |table| &table.chains).iter().filter(|c| c.base.is_none());
-        let mut own: Vec<String> =
-            planned.map(|c| c.name.as_ref()).chain(known).map(own_chain_name).collect();
+        let mut own = Names::of(side.ruleset, kind);
         if kind == TableKind::Nat && !saved.is_none_or(|saved| shared_name_is_own(&own, saved)) {
-            own.retain(|name| name != SHARED_NAME);
+            own.remove(SHARED_NAME);
         }
         Self { side, kind, saved, plan: model.filter(|_| side.planned), model, own }
     }
 
     fn is_own(&self, chain: &str) -> bool {
-        self.own.iter().any(|own| own == chain)
+        self.own.contain(chain)
     }
 
     fn planned_chains(&self) -> Vec<String> {
@@ -267,8 +264,8 @@ impl<'a> View<'a> {
 }
 
 /// [`SHARED_NAME`] is a name of sidecar and of ambient rules. It is the other's where the other's chains are and none of the owner's.
-fn shared_name_is_own(own: &[String], saved: &SavedTable) -> bool {
+fn shared_name_is_own(own: &Names, saved: &SavedTable) -> bool {
     let has = |name: &str| saved.chains.iter().any(|chain| chain == name);
     let sidecar = SIDECAR_ONLY.into_iter().any(has);
-    if own.iter().any(|name| name == AMBIENT_ONLY) { !sidecar } else { sidecar || !has(AMBIENT_ONLY) }
+    if own.contain(AMBIENT_ONLY) { !sidecar } else { sidecar || !has(AMBIENT_ONLY) }
 }

@@ -88,8 +88,12 @@ fn five_thousand_rules_are_compared() {
         .collect();
     let chain = Chain { name: "istio-inbound".into(), base: None, rules: ports, leading: 0 };
     let table = Table { kind: TableKind::Nat, sets: Vec::new(), chains: vec![chain] };
-    let ruleset =
-        Ruleset { owner: "istio-proxy".into(), known_chains: &[], ipv6: false, tables: vec![table] };
+    let ruleset = Ruleset {
+        owner: "istio-proxy".into(),
+        known_chains: Vec::new().into(),
+        ipv6: false,
+        tables: vec![table],
+    };
     let line = |port: u32| format!("-A ISTIO_INBOUND -p tcp -m tcp --dport {port} -j RETURN\n");
     let differences = |ports: &mut dyn Iterator<Item = u32>| {
         let rules: String = ports.map(line).collect();
@@ -125,8 +129,12 @@ fn thousands_of_chains_of_others_take_no_time() {
             Chain { name: "istio-postrouting".into(), base: None, rules: jump("istio-other"), leading: 0 },
         ],
     };
-    let ruleset =
-        Ruleset { owner: "istio-ambient".into(), known_chains: &[], ipv6: false, tables: vec![table] };
+    let ruleset = Ruleset {
+        owner: "istio-ambient".into(),
+        known_chains: Vec::new().into(),
+        ipv6: false,
+        tables: vec![table],
+    };
     let chains: String = (0..30_000).map(|n| format!(":KUBE-SVC-{n} - [0:0]\n")).collect();
     let rules: String = (0..60_000)
         .map(|n| format!("-A KUBE-SVC-{} ! -s 10.244.0.0/16 -d 10.96.0.1/32 -p tcp -m tcp --dport {n} -j KUBE-MARK-MASQ\n", n / 2))

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ruleset::iptables::{own_chain_name, rules};
+use ruleset::iptables::{Names, rules};
 use ruleset::{Family, Ruleset, TableKind};
 
 use super::change::Side;
@@ -12,6 +12,8 @@ use super::probe::Present;
 use super::program::{Candidate, Programs, Variant};
 use super::saved::{Saved, SavedTable};
 use super::{FAMILIES, Iptables, VARIANTS, child};
+
+const KINDS: [TableKind; 4] = [TableKind::Filter, TableKind::Mangle, TableKind::Nat, TableKind::Raw];
 
 /// A side with the programs for it.
 pub(super) struct Work<'a> {
@@ -166,12 +168,9 @@ impl Iptables {
 /// The tables that may have rules of the owner.
 fn kinds(ruleset: &Ruleset) -> Vec<TableKind> {
     let is_owners = |kind: &TableKind| {
-        ruleset.table(*kind).is_some() || ruleset.known_chains.iter().any(|(of, _)| of == kind)
+        ruleset.table(*kind).is_some() || ruleset.known_chains.iter().any(|known| known.table == *kind)
     };
-    [TableKind::Filter, TableKind::Mangle, TableKind::Nat, TableKind::Raw]
-        .into_iter()
-        .filter(is_owners)
-        .collect()
+    KINDS.into_iter().filter(is_owners).collect()
 }
 
 fn has_rules(ruleset: &Ruleset, family: Family) -> bool {
@@ -193,8 +192,7 @@ pub(super) fn may_hold_ours(ruleset: &Ruleset, family: Family, present: &Present
     if variant == Variant::Legacy {
         return present.legacy;
     }
-    let kinds = [TableKind::Filter, TableKind::Mangle, TableKind::Nat, TableKind::Raw];
-    let tables = kinds.into_iter().map(|kind| {
+    let tables = KINDS.into_iter().map(|kind| {
         let chains = present.nft_chains().iter().filter(|(table, _)| table == kind.name());
         SavedTable { kind, chains: chains.map(|(_, chain)| chain.clone()).collect(), rules: Vec::new() }
     });
@@ -207,10 +205,8 @@ fn must_be_listed(ruleset: &Ruleset, present: &Present, variant: Variant) -> boo
     if variant == Variant::Legacy {
         return present.legacy;
     }
-    let planned = ruleset.tables.iter().flat_map(|table| &table.chains).filter(|chain| chain.base.is_none());
-    let known = ruleset.known_chains.iter().map(|(_, name)| *name);
-    let mut names = planned.map(|chain| chain.name.as_ref()).chain(known).map(own_chain_name);
-    names.any(|name| present.nft_chains().iter().any(|(_, chain)| *chain == name))
+    let names = KINDS.map(|kind| Names::of(ruleset, kind));
+    present.nft_chains().iter().any(|(_, chain)| names.iter().any(|names| names.contain(chain)))
 }
 
 pub(super) fn end_of_links(program: &Path) -> PathBuf {

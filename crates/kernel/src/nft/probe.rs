@@ -66,7 +66,7 @@ pub(super) fn ask(socket: &mut Socket) -> Result<Support, Error> {
 pub(super) fn questions() -> Ruleset {
     // Names of its own, so that a table of ours that is there does not matter.
     let tables = vec![redirect(), marks(), tproxy()];
-    Ruleset { owner: "istio-probe".into(), known_chains: &[], ipv6: true, tables }
+    Ruleset { owner: "istio-probe".into(), known_chains: Vec::new().into(), ipv6: true, tables }
 }
 
 fn chain(kind: ChainKind, hook: Hook, rules: Vec<Rule>, table: TableKind) -> Chain {

@@ -193,7 +193,7 @@ fn twenty_five_rules() -> Ruleset {
         vec![chain("prerouting", Hook::Prerouting, rules(12)), chain("output", Hook::Output, rules(13))];
     Ruleset {
         owner: "istio-cost".into(),
-        known_chains: &[],
+        known_chains: Vec::new().into(),
         ipv6: false,
         tables: vec![Table { kind, sets: Vec::new(), chains }],
     }

@@ -10,23 +10,23 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use kernel::iptables::{Iptables, Variant};
 use netns::{Inside, Netns};
 use ruleset::{
-    ALL_BITS, Action, Base, Chain, ChainKind, CtState, Families, Hook, Match, Ports, Protocol, Rule, Ruleset,
-    Table, TableKind,
+    ALL_BITS, Action, Base, Chain, ChainKind, CtState, Families, Hook, KnownChain, Match, Ports, Protocol,
+    Rule, Ruleset, Table, TableKind,
 };
 
 /// What rules of sidecars may have (`capture::plan::CHAINS`, which is above this crate).
-const KNOWN_CHAINS: [(TableKind, &str); 11] = [
-    (TableKind::Nat, "istio-inbound"),
-    (TableKind::Nat, "istio-redirect"),
-    (TableKind::Nat, "istio-in-redirect"),
-    (TableKind::Nat, "istio-output"),
-    (TableKind::Nat, "istio-output-dns"),
-    (TableKind::Mangle, "istio-inbound"),
-    (TableKind::Mangle, "istio-divert"),
-    (TableKind::Mangle, "istio-tproxy"),
-    (TableKind::Mangle, "istio-drop"),
-    (TableKind::Raw, "istio-inbound"),
-    (TableKind::Raw, "istio-output-dns"),
+const KNOWN_CHAINS: [KnownChain; 11] = [
+    KnownChain::named(TableKind::Nat, "istio-inbound"),
+    KnownChain::named(TableKind::Nat, "istio-redirect"),
+    KnownChain::named(TableKind::Nat, "istio-in-redirect"),
+    KnownChain::named(TableKind::Nat, "istio-output"),
+    KnownChain::named(TableKind::Nat, "istio-output-dns"),
+    KnownChain::named(TableKind::Mangle, "istio-inbound"),
+    KnownChain::named(TableKind::Mangle, "istio-divert"),
+    KnownChain::named(TableKind::Mangle, "istio-tproxy"),
+    KnownChain::named(TableKind::Mangle, "istio-drop"),
+    KnownChain::named(TableKind::Raw, "istio-inbound"),
+    KnownChain::named(TableKind::Raw, "istio-output-dns"),
 ];
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -253,7 +253,33 @@ pub(crate) fn sidecar(ipv6: bool) -> Ruleset {
             ),
         ],
     );
-    Ruleset { owner: "istio-proxy".into(), known_chains: &KNOWN_CHAINS, ipv6, tables: vec![nat, raw] }
+    Ruleset {
+        owner: "istio-proxy".into(),
+        known_chains: KNOWN_CHAINS.to_vec().into(),
+        ipv6,
+        tables: vec![nat, raw],
+    }
+}
+
+/// A chain for each class, named by it.
+pub(crate) fn classes(names: &[&str]) -> Ruleset {
+    let kind = TableKind::Mangle;
+    let jump = |name: &&str| rule(vec![tcp()], Action::Jump(format!("istio-np-{name}").into()));
+    let class = |name: &&str| Chain {
+        name: format!("istio-np-{name}").into(),
+        ..chain("", vec![rule(vec![], Action::Drop)])
+    };
+    let post = base(kind, Hook::Postrouting, names.iter().map(jump).collect());
+    let chains = std::iter::once(post).chain(names.iter().map(class)).collect();
+    let known_chains = vec![KnownChain::beginning(kind, "istio-np-")].into();
+    let all = Ruleset {
+        owner: "istio-policy".into(),
+        known_chains,
+        ipv6: false,
+        tables: vec![table(kind, chains)],
+    };
+    ruleset::check(&all).unwrap();
+    all
 }
 
 /// Every match and every action, inverted where that is possible, in three tables.

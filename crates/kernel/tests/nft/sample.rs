@@ -26,7 +26,7 @@ fn tcp() -> Match {
 pub(crate) fn everything() -> Ruleset {
     Ruleset {
         owner: "istio-proxy".into(),
-        known_chains: &[],
+        known_chains: Vec::new().into(),
         ipv6: true,
         tables: vec![nat(), mangle(), raw()],
     }
@@ -255,7 +255,7 @@ pub(crate) fn big_set(count: u32) -> Ruleset {
     let chains = vec![base("output", ChainKind::Nat, Hook::Output, kind, rules)];
     Ruleset {
         owner: "istio-big".into(),
-        known_chains: &[],
+        known_chains: Vec::new().into(),
         ipv6: true,
         tables: vec![Table { kind, sets: vec![set], chains }],
     }

@@ -1,3 +1,5 @@
+use std::borrow::Cow;
+
 use super::*;
 
 use crate::rule::{Base, Chain, ChainKind, Family, Hook, Protocol, Set, SetElements, TableKind};
@@ -6,11 +8,11 @@ fn rule(matches: Vec<Match>, action: Action) -> Rule {
     Rule::new(matches, action, "a test")
 }
 
-fn jump(target: &'static str) -> Rule {
+fn jump(target: impl Into<Cow<'static, str>>) -> Rule {
     rule(vec![], Action::Jump(target.into()))
 }
 
-fn chain(name: &'static str, rules: Vec<Rule>) -> Chain {
+fn chain(name: impl Into<Cow<'static, str>>, rules: Vec<Rule>) -> Chain {
     Chain { name: name.into(), base: None, rules, leading: 0 }
 }
 
@@ -21,14 +23,14 @@ fn output(rules: Vec<Rule>) -> Chain {
 
 fn table(kind: TableKind, chains: Vec<Chain>) -> Table {
     let sets = vec![
-        Set { name: "four".into(), elements: SetElements::V4(vec![]) },
+        Set { name: "istio-four".into(), elements: SetElements::V4(vec![]) },
         Set { name: "six".into(), elements: SetElements::V6(vec![]) },
     ];
     Table { kind, sets, chains }
 }
 
 fn ruleset(tables: Vec<Table>) -> Ruleset {
-    Ruleset { owner: "test".into(), known_chains: &[], ipv6: true, tables }
+    Ruleset { owner: "test".into(), known_chains: Vec::new().into(), ipv6: true, tables }
 }
 
 fn refused(chains: Vec<Chain>) -> String {
@@ -46,10 +48,13 @@ fn what_is_valid() {
     let v4 = Match::Destination { net: "10.0.0.0/8".parse().unwrap(), not: false };
     let six = Match::SourceIn { set: "six".into(), family: Family::V6, not: false };
     let chains = vec![
-        output(vec![jump("a"), jump("b")]),
-        chain("a", vec![jump("b"), rule(vec![TCP, port(Ports::AnyOf(vec![53, 80]))], Action::Return)]),
+        output(vec![jump("istio-a"), jump("istio-b")]),
         chain(
-            "b",
+            "istio-a",
+            vec![jump("istio-b"), rule(vec![TCP, port(Ports::AnyOf(vec![53, 80]))], Action::Return)],
+        ),
+        chain(
+            "istio-b",
             vec![rule(vec![v4, TCP], Action::Tproxy { port: 1, mark: 1 }), rule(vec![six], Action::Drop)],
         ),
     ];
@@ -65,24 +70,26 @@ fn jumps_lead_to_regular_chains_of_the_same_table() {
         "rule 1 of nat/output jumps to chain \"gone\", which is no regular chain of that table"
     );
     assert!(
-        refused(vec![output(vec![]), chain("a", vec![jump("output")])])
-            .contains("nat/a jumps to chain \"output\"")
+        refused(vec![output(vec![]), chain("istio-a", vec![jump("output")])])
+            .contains("nat/istio-a jumps to chain \"output\"")
     );
     let elsewhere = ruleset(vec![
-        table(TableKind::Nat, vec![output(vec![jump("a")])]),
-        table(TableKind::Raw, vec![chain("a", vec![])]),
+        table(TableKind::Nat, vec![output(vec![jump("istio-a")])]),
+        table(TableKind::Raw, vec![chain("istio-a", vec![])]),
     ]);
     assert!(matches!(check(&elsewhere), Err(Invalid::Target { .. })));
 }
 
 #[test]
 fn circles() {
-    assert!(refused(vec![chain("a", vec![jump("a")])]).contains("in a circle through \"a\""));
+    assert!(
+        refused(vec![chain("istio-a", vec![jump("istio-a")])]).contains("in a circle through \"istio-a\"")
+    );
     let three = vec![
-        output(vec![jump("a")]),
-        chain("a", vec![jump("b")]),
-        chain("b", vec![rule(vec![], Action::Return), jump("c")]),
-        chain("c", vec![jump("a")]),
+        output(vec![jump("istio-a")]),
+        chain("istio-a", vec![jump("istio-b")]),
+        chain("istio-b", vec![rule(vec![], Action::Return), jump("istio-c")]),
+        chain("istio-c", vec![jump("istio-a")]),
     ];
     assert!(refused(three).contains("in a circle"));
 }
@@ -90,25 +97,35 @@ fn circles() {
 /// Each chain jumps twice to the next one: few chains, and more ways through them than can be walked.
 #[test]
 fn many_ways_are_checked_in_good_time() {
-    const NAMES: [&str; 28] = [
-        "a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p", "q", "r", "s", "t",
-        "u", "v", "w", "x", "y", "z", "aa", "bb",
-    ];
-    let chains = NAMES
-        .iter()
-        .enumerate()
-        .map(|(at, name)| chain(name, NAMES.get(at + 1).map_or(vec![], |next| vec![jump(next), jump(next)])));
+    let name = |number: u32| format!("istio-{number}");
+    let next = |number: u32| vec![jump(name(number + 1)), jump(name(number + 1))];
+    let chains = (0..28).map(|at| chain(name(at), if at < 27 { next(at) } else { vec![] }));
     let start = std::time::Instant::now();
     assert_eq!(check(&ruleset(vec![table(TableKind::Nat, chains.collect())])), Ok(()));
     assert!(start.elapsed().as_secs() < 2, "{:?}", start.elapsed());
 }
 
 #[test]
+fn names_of_chains_may_be_data_within_bounds() {
+    let long = "istio-np-0123456789abcdef012";
+    assert_eq!(check(&ruleset(vec![table(TableKind::Nat, vec![chain(long, vec![])])])), Ok(()));
+    for name in
+        [&*format!("{long}3"), "", "istio-A", "istio-a_b", "istio-a b", "istio-ä", "kube-a", "istio-\"a"]
+    {
+        let refused = refused(vec![chain(name.to_owned(), vec![])]);
+        assert!(refused.starts_with("the name of chain"), "{name}: {refused}");
+    }
+}
+
+#[test]
 fn names_stand_once() {
-    assert_eq!(refused(vec![chain("a", vec![]), chain("a", vec![])]), "a in table nat stands twice");
     assert_eq!(
-        refused(vec![chain("four", vec![])]),
-        "four in table nat stands twice",
+        refused(vec![chain("istio-a", vec![]), chain("istio-a", vec![])]),
+        "istio-a in table nat stands twice"
+    );
+    assert_eq!(
+        refused(vec![chain("istio-four", vec![])]),
+        "istio-four in table nat stands twice",
         "chains and sets share them"
     );
     let twice = ruleset(vec![table(TableKind::Nat, vec![]), table(TableKind::Nat, vec![])]);
@@ -139,7 +156,7 @@ fn the_parts_of_a_rule_fit_together() {
         (plain(vec![name("a\"b")]), "slashes or quotes"),
         (plain(vec![in_set("gone", Family::V4)]), "a set that the table does not have"),
         (plain(vec![in_set("six", Family::V4)]), "a set of the other family"),
-        (plain(vec![in_set("four", Family::V6)]), "a set of the other family"),
+        (plain(vec![in_set("istio-four", Family::V6)]), "a set of the other family"),
         (rule(vec![], Action::Redirect { port: 1 }), "redirect without a protocol"),
         (rule(vec![v4()], Action::Tproxy { port: 1, mark: 1 }), "tproxy without a protocol"),
         (rule(vec![TCP], Action::Tproxy { port: 1, mark: 1 }), "tproxy for both families"),

@@ -52,7 +52,7 @@ fn ruleset(tables: Vec<(TableKind, Vec<Chain>)>) -> Ruleset {
     let table = |(kind, chains)| Table { kind, sets: Vec::new(), chains };
     Ruleset {
         owner: "test".into(),
-        known_chains: &[],
+        known_chains: Vec::new().into(),
         ipv6: true,
         tables: tables.into_iter().map(table).collect(),
     }

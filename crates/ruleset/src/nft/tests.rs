@@ -102,7 +102,7 @@ fn ruleset() -> Ruleset {
     let set = |name: &'static str, elements| Set { name: name.into(), elements };
     Ruleset {
         owner: "test".into(),
-        known_chains: &[],
+        known_chains: Vec::new().into(),
         ipv6: true,
         tables: vec![
             Table {
