@@ -28,6 +28,7 @@ const CRATES: &[(&str, Layer)] = &[
     ("ruleset", Layer::Pure { ours: &[], theirs: &["ipnet", "thiserror"] }),
     ("capture", Layer::Pure { ours: &["ruleset"], theirs: &["ipnet", "thiserror"] }),
     ("facts", Layer::Pure { ours: &["capture"], theirs: &["serde", "thiserror"] }),
+    ("intent", Layer::Pure { ours: &[], theirs: &[] }),
     ("cni", Layer::Pure { ours: &["capture"], theirs: &["ipnet", "serde", "serde_json", "thiserror"] }),
     ("apitls", Layer::Effect { ours: &[] }),
     ("http1", Layer::Effect { ours: &[] }),

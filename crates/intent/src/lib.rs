@@ -1,0 +1,29 @@
+//! What is wanted of a pod, what it has, and the acts that lead from the one to the other: values in, values out.
+//!
+//! ```no_run
+//! use intent::{Act, Birth, Have, Mark, Want, steps};
+//!
+//! let mut have = Have::new();
+//! let want = Want::In { addresses: vec!["10.0.0.1".parse().unwrap()] };
+//! // What is planned ends with an act whose result nobody knows before: where the pod is.
+//! assert_eq!(steps(&want, &have, Birth::Running).last(), Some(&Act::Locate));
+//! have.after(&Act::Locate, 0);
+//! let acts = steps(&want, &have, Birth::Running);
+//! for act in &acts {
+//!     have.begin(act);
+//!     have.after(act, 0);
+//! }
+//! assert_eq!(acts.last(), Some(&Act::Annotate(Some(Mark::Enabled))));
+//! assert!(steps(&want, &have, Birth::Running).is_empty());
+//! ```
+
+mod act;
+mod have;
+mod steps;
+
+pub use act::Act;
+pub use have::{Finding, Have, Look, Mark, Namespace, Probes, Rules, Ztunnel};
+pub use steps::{Birth, Want, steps};
+
+#[cfg(test)]
+mod tests;
