@@ -27,7 +27,7 @@ pub enum Layer {
 const CRATES: &[(&str, Layer)] = &[
     ("ruleset", Layer::Pure { ours: &[], theirs: &["ipnet", "thiserror"] }),
     ("capture", Layer::Pure { ours: &["ruleset"], theirs: &["ipnet", "thiserror"] }),
-    ("facts", Layer::Pure { ours: &["capture"], theirs: &["serde", "thiserror"] }),
+    ("facts", Layer::Pure { ours: &["capture"], theirs: &["ipnet", "serde", "thiserror"] }),
     ("intent", Layer::Pure { ours: &[], theirs: &[] }),
     ("cni", Layer::Pure { ours: &["capture"], theirs: &["ipnet", "serde", "serde_json", "thiserror"] }),
     ("apitls", Layer::Effect { ours: &[] }),

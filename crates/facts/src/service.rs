@@ -1,0 +1,137 @@
+//! What is kept of a Service: the addresses and ports that clients see.
+
+use std::net::IpAddr;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+
+use crate::networkpolicy::{Protocol, port_number};
+
+/// A Service.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Service {
+    /// Its own addresses, external ones and those of load balancers; without any it is headless.
+    pub addresses: Box<[IpAddr]>,
+    /// Its ports.
+    pub ports: Box<[ServicePort]>,
+}
+
+/// A port of a Service, as clients see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Its name, by which endpoints say their number; empty where there is one port.
+    pub name: Box<str>,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Its number.
+    pub number: u16,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Wire {
+    spec: Spec,
+    status: Status,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Spec {
+    #[serde(rename = "clusterIP")]
+    cluster_ip: Option<String>,
+    #[serde(rename = "clusterIPs")]
+    cluster_ips: Option<Vec<String>>,
+    #[serde(rename = "externalIPs")]
+    external_ips: Option<Vec<String>>,
+    ports: Option<Vec<WirePort>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Status {
+    load_balancer: Option<LoadBalancer>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct LoadBalancer {
+    ingress: Option<Vec<Ingress>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Ingress {
+    ip: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct WirePort {
+    name: Option<Box<str>>,
+    protocol: Option<String>,
+    port: i64,
+}
+
+impl<'de> Deserialize<'de> for Service {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Wire { spec, status } = Wire::deserialize(deserializer)?;
+        let own = spec.cluster_ips.filter(|ips| !ips.is_empty());
+        let own = own.unwrap_or_else(|| spec.cluster_ip.into_iter().collect());
+        let ingress = status.load_balancer.and_then(|balancer| balancer.ingress).unwrap_or_default();
+        let balanced = ingress.into_iter().filter_map(|ingress| ingress.ip);
+        let all = own.into_iter().chain(spec.external_ips.unwrap_or_default()).chain(balanced);
+        // A headless one has "None" for an address.
+        let mut addresses: Vec<IpAddr> = all.filter_map(|address| address.parse().ok()).collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        let port = |WirePort { name, protocol, port }| {
+            let protocol = Protocol::parse(protocol.as_deref())?;
+            Ok(ServicePort { name: name.unwrap_or_default(), protocol, number: port_number(port)? })
+        };
+        let ports = spec.ports.into_iter().flatten().map(port).collect::<Result<_, _>>();
+        Ok(Self {
+            addresses: addresses.into(),
+            ports: ports.map_err(|error: crate::networkpolicy::PortError| D::Error::custom(error))?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_see_all_of_its_addresses() {
+        let text = r#"{"kind": "Service", "metadata": {"name": "web", "namespace": "shop"},
+            "spec": {"clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10", "fd00::10"], "externalIPs": ["192.0.2.1"],
+                "selector": {"app": "web"}, "type": "LoadBalancer",
+                "ports": [{"name": "http", "port": 80, "targetPort": "web", "nodePort": 30080},
+                    {"name": "dns", "protocol": "UDP", "port": 53}]},
+            "status": {"loadBalancer": {"ingress": [{"ip": "198.51.100.1"}, {"hostname": "lb.example"}]}}}"#;
+        let service: Service = serde_json::from_str(text).unwrap();
+        let addresses: Vec<String> = service.addresses.iter().map(IpAddr::to_string).collect();
+        assert_eq!(addresses, ["10.96.0.10", "192.0.2.1", "198.51.100.1", "fd00::10"]);
+        let port = |name: &str, protocol, number| ServicePort { name: name.into(), protocol, number };
+        let ports = [port("http", Protocol::Tcp, 80), port("dns", Protocol::Udp, 53)];
+        assert_eq!(*service.ports, ports);
+    }
+
+    #[test]
+    fn a_headless_one_has_no_address() {
+        for text in [
+            r#"{"spec": {"clusterIP": "None", "ports": [{"port": 80}]}}"#,
+            r#"{"spec": {"clusterIP": "None", "clusterIPs": ["None"], "ports": [{"name": null, "port": 80}]}}"#,
+        ] {
+            let service: Service = serde_json::from_str(text).unwrap();
+            assert!(service.addresses.is_empty() && service.ports.len() == 1, "{service:?}");
+        }
+        assert_eq!(serde_json::from_str::<Service>(r#"{"spec": {}}"#).unwrap(), Service::default());
+    }
+
+    #[test]
+    fn what_no_service_can_have_is_an_error() {
+        for ports in [r#"{"port": 0}"#, r#"{"port": 70000}"#, r#"{"port": 1, "protocol": "tcp"}"#, "{}"] {
+            let text = format!(r#"{{"spec": {{"ports": [{ports}]}}}}"#);
+            assert!(serde_json::from_str::<Service>(&text).is_err(), "{ports}");
+        }
+    }
+}
