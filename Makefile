@@ -16,7 +16,7 @@ e2e_dir = $(target_dir)/e2e
 release_dir = $(target_dir)/release
 e2e_build = cargo build --profile e2e $(SHORT_LIVED) $(AGENT)
 
-.PHONY: help setup build demo test lint bench conformance audit chart manifests reference sbom image
+.PHONY: help setup build demo test lint bench conformance soak audit chart manifests reference sbom image
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ conformance: setup ## what is compared with the reference data, in both backends
 	$(e2e_build)
 	ISTIO_CNI_BIN_DIR="$(e2e_dir)" cargo test --workspace --no-fail-fast -- --ignored
 
+soak: setup ## long runs, an hour for each part: SOAK_MINUTES=…, PART=fuzz
+	scripts/soak $(PART)
+
 bench: setup build ## times, memory and sizes, against their targets (as root)
 	@# The whole package: the program that does nothing is part of it.
 	cargo build --release -p bench
@@ -52,7 +55,7 @@ lint: setup ## format, clippy, licences, bans, shell scripts
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	.cache/bin/cargo-deny --log-level warn check licenses bans sources
-	shellcheck -x scripts/setup scripts/stage scripts/demo scripts/build-image scripts/render-manifests .ci/run
+	shellcheck -x scripts/setup scripts/soak scripts/stage scripts/demo scripts/build-image scripts/render-manifests .ci/run
 	.cache/bin/helm lint --quiet --strict deploy/charts/istio-cni
 
 audit: setup ## known security advisories (downloads the advisory database)

@@ -1,0 +1,10 @@
+//! A target is a module here and a folder of seeds in `corpus/`. `make soak PART=fuzz` runs all of them for long.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod annotations;
+mod conflist;
+mod json;
+mod manifests;
+mod prev_result;
+mod zds;
