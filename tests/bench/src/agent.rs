@@ -5,10 +5,10 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use agent_tests::{Agent, Node, PodCall, pod_object};
 use anyhow::{Context, Result, ensure};
 use facts::PodRef;
 use podsource::PodSource;
+use testkit::{Agent, Node, PodCall, PodObject};
 
 use crate::measures::{Measure, namespace, noop};
 use crate::report::Report;
@@ -120,7 +120,7 @@ fn filled(pods: usize) -> Result<Node> {
     let node = Node::new()?;
     for number in 0..pods {
         let name = format!("pod-{number:05}");
-        let mut pod = pod_object(&name, &format!("uid-{number}"), "n1");
+        let mut pod = PodObject::named(&name).sidecar().uid(&format!("uid-{number}")).on_node("n1").json();
         crate::measures::fill(&mut pod);
         node.api.set_pod(pod);
     }

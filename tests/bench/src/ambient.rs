@@ -5,8 +5,6 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use agent_tests::mesh::{MODE, Mesh, MeshPod};
-use agent_tests::{Agent, Launch, eventually};
 use anyhow::{Context, Result, ensure};
 use capture::ambient::{NodeOptions, PROBES_V4, PodOptions, ProbeSender, plan_host, plan_pod};
 use kernel::RuleStore;
@@ -14,8 +12,9 @@ use kernel::nft::Nftables;
 use kernel::sets::ProbeSets;
 use netns::Host;
 use ruleset::{Backend, Family};
-use testkit::TestNetns;
+use testkit::mesh::{MODE, Mesh, MeshPod};
 use testkit::ztunnel::{Request, Ztunnel};
+use testkit::{Agent, Launch, TestNetns, eventually};
 
 use crate::agent::{SETTLE, resident};
 use crate::measures::{Measure, fill};

@@ -8,10 +8,9 @@ use anyhow::{Context, Result};
 use capture::{Facts, Settings};
 use kernel::RuleStore;
 use kernel::nft::Nftables;
-use plugin_tests::Node;
 use ruleset::{Backend, Family, Plan};
-use testkit::TestNetns;
 use testkit::apiserver::{ApiServer, Credentials};
+use testkit::{Node, PodObject, TestNetns};
 
 use crate::report::Report;
 use crate::sample::{Samples, peak_rss_kib, time};
@@ -39,9 +38,9 @@ pub(crate) fn namespace() -> Result<TestNetns> {
 }
 
 fn node(native_nftables: bool) -> Result<Node> {
-    let mut node = Node::new()?;
+    let mut node = Node::bare()?;
     node.conf["native_nftables"] = native_nftables.into();
-    node.sidecar("web", &[])?;
+    node.write_manifest(PodObject::named("web").sidecar())?;
     Ok(node)
 }
 
@@ -131,7 +130,7 @@ fn memory(runs: usize, report: &mut Report) -> Result<()> {
 
 /// A pod object of the size that an injected pod has in a cluster: about 9 KB.
 pub(crate) fn full_sized_pod() -> serde_json::Value {
-    let mut pod = plugin_tests::sidecar_pod("web");
+    let mut pod = PodObject::named("web").sidecar().json();
     fill(&mut pod);
     pod
 }

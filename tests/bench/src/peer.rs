@@ -4,10 +4,9 @@
 
 use std::path::{Path, PathBuf};
 
-use agent_tests::PodCall;
 use anyhow::{Context, Result};
-use plugin_tests::Node;
 use testkit::apiserver::{ApiServer, Credentials};
+use testkit::{Node, PodCall};
 
 use crate::measures::{Measure, full_sized_pod, namespace};
 use crate::report::Report;
@@ -86,7 +85,7 @@ fn add(node: &Node, plugin: &Path) -> Result<std::time::Duration> {
 }
 
 fn through_the_agent(native_nftables: bool, runs: usize) -> Result<Samples> {
-    let node = agent_tests::Node::new()?;
+    let node = testkit::Node::new()?;
     node.sidecar("web", "uid-web");
     let _agent = node.agent().env("NATIVE_NFTABLES", &native_nftables.to_string()).ready()?;
     let mut samples = Samples::default();

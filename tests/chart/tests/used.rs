@@ -5,13 +5,12 @@
 
 use std::collections::BTreeSet;
 
-use agent_tests::looks::{AGENT_POD, DAEMONSET, NAMESPACE, Scene};
-use agent_tests::{Node, PATIENCE, PodCall, eventually, pod_object};
 use anyhow::ensure;
 use chart::{Objects, render_set};
 use serde_json::{Value, json};
 use testkit::apiserver::{Request, Resource};
-use testkit::{Families, Pod};
+use testkit::looks::{AGENT_POD, DAEMONSET, NAMESPACE, Scene};
+use testkit::{Families, Node, PATIENCE, Pod, PodCall, PodObject, eventually, looks};
 
 /// Such as `core pods/status patch`.
 type Rights = BTreeSet<String>;
@@ -67,25 +66,21 @@ fn limited(objects: &Objects) -> Vec<String> {
 
 /// What the cluster knows of the agent.
 fn set_own(node: &Node) {
-    let owner =
-        json!([{"apiVersion": "apps/v1", "kind": "DaemonSet", "name": DAEMONSET, "controller": true}]);
-    node.api.set_pod(json!({
-        "kind": "Pod", "metadata": {"namespace": NAMESPACE, "name": AGENT_POD, "ownerReferences": owner},
-        "spec": {"nodeName": "n1", "containers": [{"name": "install-cni"}]},
-    }));
+    node.api.set_pod(looks::agent_pod());
     let set =
         json!({"metadata": {"namespace": NAMESPACE, "name": DAEMONSET}, "spec": {"template": {"spec": {}}}});
     node.api.set_object(Resource::DaemonSets, set);
 }
 
 /// A sidecar pod that runs since long before the plugin came.
-fn older() -> Value {
-    let mut pod = pod_object("older", "uid-older", "n1");
-    let ready = json!([{"type": "PodReadyToStartContainers", "status": "True", "lastTransitionTime": "2020-01-01T00:00:01Z"}]);
-    pod["status"] = json!({
-        "phase": "Running", "podIP": "10.77.0.2", "podIPs": [{"ip": "10.77.0.2"}], "startTime": "2020-01-01T00:00:00Z", "conditions": ready,
-    });
-    pod
+fn older() -> PodObject {
+    PodObject::named("older")
+        .sidecar()
+        .uid("uid-older")
+        .on_node("n1")
+        .running(&[Pod::V4])
+        .started("2020-01-01T00:00:00Z")
+        .condition("PodReadyToStartContainers", "2020-01-01T00:00:01Z")
 }
 
 #[test]

@@ -14,21 +14,21 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use agent_tests::mesh::{MODE, Mesh, MeshPod};
-use agent_tests::{Agent, PATIENCE, eventually};
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 use serde_json::{Value, json};
-use testkit::TestNetns;
 use testkit::apiserver::Resource;
+use testkit::mesh::{MODE, Mesh, MeshPod};
 use testkit::probe::{Listener, Listeners};
 use testkit::relay::Relay;
 use testkit::ztunnel::{Answer, Request, Script};
+use testkit::{Agent, PATIENCE, TestNetns, eventually};
 
 use crate::backend::Backend;
 use crate::expectations::{APP, HTTPS, WORLD};
 use crate::node::wait_until_up;
 use crate::removal;
+
 pub(crate) use held::HeldReport;
 use held::{Echo, Held};
 pub(crate) use loops::LoopReport;

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use agent_tests::{Launch, Mesh};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use testkit::apiserver::{ApiServer, Resource};
+use testkit::{Launch, Mesh};
 
 use crate::libcni::{Libcni, List};
 use crate::pod::{PodSpec, now, status};

@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use agent_tests::NODE_NAME;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
+use testkit::{NODE_NAME, PodObject};
 
 /// The injected container.
 const PROXY: &str = "istio-proxy";
@@ -85,22 +85,13 @@ impl PodSpec {
 
     /// The object in the API, of a pod that does not run yet.
     pub fn object(&self) -> Value {
-        let mut containers = vec![json!({"name": "app"})];
-        if self.sidecar {
-            containers.push(json!({"name": PROXY, "args": ["proxy", "sidecar"]}));
-        }
-        json!({
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {
-                "namespace": self.namespace,
-                "name": self.name,
-                "uid": self.uid,
-                "labels": self.labels,
-                "annotations": self.annotations,
-            },
-            "spec": {"nodeName": NODE_NAME, "hostNetwork": self.host_network, "containers": containers},
-        })
+        let pod =
+            PodObject::named(&self.name).in_namespace(&self.namespace).uid(&self.uid).on_node(NODE_NAME);
+        let pod = if self.sidecar { pod.sidecar() } else { pod };
+        pod.with("/metadata/labels", json!(self.labels))
+            .with("/metadata/annotations", json!(self.annotations))
+            .with("/spec/hostNetwork", self.host_network)
+            .json()
     }
 }
 

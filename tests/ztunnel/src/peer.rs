@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use agent_tests::{MeshPod, PATIENCE, eventually};
 use anyhow::{Result, ensure};
+use testkit::{MeshPod, PATIENCE, eventually};
 
 use crate::real::Real;
 use crate::standin::StandIn;

@@ -6,12 +6,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use agent_tests::{MeshPod, eventually, http};
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use testkit::{Process, TestNetns};
+use testkit::{MeshPod, Process, TestNetns, eventually, http};
 
 use crate::peer::Proxies;
 use crate::town::{SERVICE_TARGET, service_ip, service_name};

@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use agent_tests::{PATIENCE, eventually};
 use anyhow::Result;
 use proxy::Proxy;
 use testkit::ztunnel::{Script, Ztunnel};
+use testkit::{PATIENCE, eventually};
 
 use crate::peer::Proxies;
 

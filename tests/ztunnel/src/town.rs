@@ -3,9 +3,8 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use agent_tests::{Mesh, MeshPod};
 use anyhow::{Context, Result};
-use testkit::TestNetns;
+use testkit::{Mesh, MeshPod, TestNetns};
 
 /// The node's end of every wire, and so every pod's gateway.
 const GATEWAY: &str = "169.254.1.1";

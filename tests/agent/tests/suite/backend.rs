@@ -4,13 +4,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use agent_tests::{Mesh, Node, PATIENCE, PodCall, eventually};
 use anyhow::ensure;
-use plugin_tests::{Answer, Call, WITHOUT_NFTABLES};
+use testkit::plugin::{Answer, Call, WITHOUT_NFTABLES};
 use testkit::ztunnel::Script;
-use testkit::{Families, Pod};
-
-use crate::assert_says;
+use testkit::{Families, Mesh, Node, PATIENCE, Pod, PodCall, assert_says, eventually};
 
 /// Words that run a program where `/usr/sbin` is this folder.
 fn with_programs(dir: &Path) -> Vec<String> {

@@ -2,14 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use agent_tests::mesh::Mesh;
-use agent_tests::{Agent, Node, PATIENCE, PodCall, eventually, http, pod_object};
 use anyhow::ensure;
 use serde_json::json;
 use testkit::apiserver::Resource;
-use testkit::{Families, Pod};
+use testkit::mesh::Mesh;
+use testkit::{Agent, Families, Node, PATIENCE, Pod, PodCall, PodObject, assert_says, eventually, http};
 
-use crate::assert_says;
 use crate::mesh::wait_in;
 
 /// Requests of the agent for single objects.
@@ -121,8 +119,10 @@ fn a_start_among_a_thousand_large_namespaces_reads_no_store_and_takes_little_mem
         node.api.set_object(Resource::Namespaces, json!({"metadata": metadata}));
     }
     for number in 0..2700 {
-        let name = if number % 27 < 5 { agent_tests::NODE_NAME } else { "elsewhere" };
-        node.api.set_pod(pod_object(&format!("web-{number}"), &format!("uid-{number}"), name));
+        let name = if number % 27 < 5 { testkit::NODE_NAME } else { "elsewhere" };
+        node.api.set_pod(
+            PodObject::named(&format!("web-{number}")).sidecar().uid(&format!("uid-{number}")).on_node(name),
+        );
     }
     let read = node.api.store_reads();
     let agent = node.start().unwrap();

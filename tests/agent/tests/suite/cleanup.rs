@@ -1,8 +1,8 @@
 //! The end of the agent: whether another one is to follow, or everything is to go, in both modes by what was seen of the DaemonSet.
 
-use agent_tests::{Ended, Node, PATIENCE, eventually};
 use serde_json::{Value, json};
 use testkit::apiserver::{Fault, Resource};
+use testkit::{Ended, Node, PATIENCE, eventually};
 
 const NAMESPACE: &str = "istio-system";
 
@@ -240,7 +240,7 @@ fn a_pod_from_before_is_deleted_after_the_uninstallation_and_the_program_goes_wi
         anyhow::ensure!(left.is_empty(), "{left:?}");
         Ok(())
     };
-    agent_tests::eventually("program and mark are gone", agent_tests::PATIENCE, gone).unwrap();
+    testkit::eventually("program and mark are gone", testkit::PATIENCE, gone).unwrap();
 }
 
 #[test]

@@ -2,8 +2,8 @@
 
 use std::sync::Mutex;
 
-use agent_tests::Node;
 use conformance::libcni::{File, files};
+use testkit::Node;
 
 /// Agents at a time.
 const AT_ONCE: usize = 4;

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use agent_tests::{Agent, Mesh, Node, as_user, http};
 use rustix::net::{AddressFamily, SocketType};
+use testkit::{Agent, Mesh, Node, as_user, http};
 
 /// More than any listener has places for, and than are accepted while it looks away.
 const CROWD: usize = 700;

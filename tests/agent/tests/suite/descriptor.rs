@@ -8,14 +8,13 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
-use agent_tests::http::{self, Reply};
-use agent_tests::mesh::MODE;
-use agent_tests::{Agent, Mesh, MeshPod, PATIENCE, PodCall, eventually};
 use anyhow::ensure;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::json;
+use testkit::http::{self, Reply};
+use testkit::mesh::MODE;
+use testkit::{Agent, Mesh, MeshPod, PATIENCE, PodCall, assert_says, eventually};
 
-use crate::assert_says;
 use crate::mesh::wait_in;
 
 /// A node whose runtime keeps namespaces below its state directory, and a pod whose namespace is there.

@@ -2,14 +2,11 @@
 
 use std::time::Duration;
 
-use agent_tests::{Agent, Node, PATIENCE, PodCall, eventually, pod_object};
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use testkit::apiserver::{Fault, Resource};
 use testkit::rules::Comments;
-use testkit::{Families, Pod};
-
-use crate::assert_says;
+use testkit::{Agent, Families, Node, PATIENCE, Pod, PodCall, PodObject, assert_says, eventually};
 
 const LABEL: &str = "cni.istio.io/uninitialized";
 
@@ -105,7 +102,7 @@ fn a_pod_that_was_replaced_is_not_marked() {
     let pod = Pod::new(Families::V4).unwrap();
     let agent = node.agent().env("FAILURE_POLICY", "open").ready().unwrap();
     uncaptured(&node, &agent, &pod);
-    node.api.set_pod(pod_object("web", "uid-2", "n1"));
+    node.api.set_pod(PodObject::named("web").sidecar().uid("uid-2").on_node("n1"));
     node.api.restart().unwrap();
     eventually("the note is gone", PATIENCE, || {
         ensure!(notes(&node).is_empty());
@@ -195,9 +192,8 @@ fn the_kill_switch_lets_every_pod_start() {
 fn a_pod_whose_application_is_taken_for_the_proxy_gets_an_event_and_no_label() {
     let node = Node::new().unwrap();
     let agent = node.start().unwrap();
-    let mut web = pod_object("web", "uid-1", "n1");
-    web["spec"]["securityContext"] = json!({"runAsGroup": 1337});
-    node.api.set_pod(web);
+    let web = PodObject::named("web").sidecar().uid("uid-1").on_node("n1");
+    node.api.set_pod(web.with("/spec/securityContext/runAsGroup", 1337));
     let pod = Pod::new(Families::V4).unwrap();
     let answer = PodCall::new(&node, "web", "uid-1", pod.path()).unwrap().add().unwrap();
     assert_says(&answer.stderr, &["container app runs as group 1337", "not all of its traffic is captured"]);
@@ -224,9 +220,8 @@ fn a_pod_whose_application_is_taken_for_the_proxy_gets_an_event_and_no_label() {
 fn an_event_that_is_forbidden_is_not_tried_for_ever() {
     let node = Node::new().unwrap();
     let agent = node.start().unwrap();
-    let mut web = pod_object("web", "uid-1", "n1");
-    web["spec"]["containers"][0]["securityContext"] = json!({"runAsUser": 1337});
-    node.api.set_pod(web);
+    let web = PodObject::named("web").sidecar().uid("uid-1").on_node("n1");
+    node.api.set_pod(web.with("/spec/containers/0/securityContext/runAsUser", 1337));
     node.api.fail_path("/events", usize::MAX, Fault::status(403));
     let pod = Pod::new(Families::V4).unwrap();
     PodCall::new(&node, "web", "uid-1", pod.path()).unwrap().add().unwrap();

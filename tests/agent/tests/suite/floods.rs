@@ -6,9 +6,9 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use agent_tests::{Node, PATIENCE, as_user, eventually, http};
 use anyhow::ensure;
 use serde_json::json;
+use testkit::{Node, PATIENCE, as_user, eventually, http};
 
 /// More than are served at once.
 const CONNECTIONS: usize = 200;

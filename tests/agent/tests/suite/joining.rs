@@ -3,14 +3,11 @@
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use agent_tests::{Agent, Node, PATIENCE, PodCall, eventually, pod_object};
 use anyhow::{Result, ensure};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use testkit::apiserver::{Fault, Resource};
-use testkit::{Families, Pod};
-
-use crate::assert_says;
+use testkit::{Agent, Families, Node, PATIENCE, Pod, PodCall, PodObject, assert_says, eventually};
 
 const LABEL: &str = "cni.istio.io/uninitialized";
 const GAUGE: &str = "istio_cni_started_without_plugin_pods";
@@ -28,15 +25,15 @@ fn time(offset: i64) -> String {
 
 /// A pod with a sidecar that runs: its sandbox was ready a second after kubelet took it up.
 fn running(name: &str, uid: &str, start: i64) -> Value {
-    let mut pod = pod_object(name, uid, "n1");
-    pod["status"] = json!({
-        "phase": "Running", "podIP": "10.77.0.2", "podIPs": [{"ip": "10.77.0.2"}], "startTime": time(start),
-        "conditions": [
-            {"type": "PodReadyToStartContainers", "status": "True", "lastTransitionTime": time(start + 1)},
-            {"type": "Ready", "status": "True", "lastTransitionTime": time(start + 2)},
-        ],
-    });
-    pod
+    PodObject::named(name)
+        .sidecar()
+        .uid(uid)
+        .on_node("n1")
+        .running(&[Pod::V4])
+        .started(&time(start))
+        .condition("PodReadyToStartContainers", &time(start + 1))
+        .condition("Ready", &time(start + 2))
+        .json()
 }
 
 /// The names of pods with an event, each of which has to be of the one kind.

@@ -4,9 +4,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use agent_tests::{Agent, Node, PATIENCE, eventually};
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
+use testkit::{Agent, Node, PATIENCE, eventually};
 
 const READY: &str = "istio_cni_install_ready";
 const SUCCESS: &str = "istio_cni_installs_total{result=\"SUCCESS\"}";

@@ -2,13 +2,10 @@
 
 use std::time::Duration;
 
-use agent_tests::{Node, PATIENCE, PodCall, eventually, http};
 use anyhow::ensure;
 use rustix::process::Signal;
 use serde_json::Value;
-use testkit::TestNetns;
-
-use crate::assert_says;
+use testkit::{Node, PATIENCE, PodCall, TestNetns, assert_says, eventually, http};
 
 #[test]
 fn readiness_lists_what_is_pending_until_nothing_is() {

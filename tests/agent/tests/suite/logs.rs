@@ -4,12 +4,9 @@ use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use agent_tests::{Node, PATIENCE, PodCall, as_user, eventually, http};
 use anyhow::ensure;
 use serde_json::json;
-use testkit::{Families, Pod};
-
-use crate::assert_says;
+use testkit::{Families, Node, PATIENCE, Pod, PodCall, as_user, assert_says, eventually, http};
 
 /// A line as the plugin posts it: level, time in UTC with microseconds, text, then labels.
 fn line(level: &str, msg: &str, label: &str) -> String {

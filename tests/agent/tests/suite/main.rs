@@ -36,11 +36,3 @@ mod surroundings;
 mod uninstall;
 mod upgrade;
 mod waiting;
-
-/// Asserts that the text has every one of the parts.
-#[track_caller]
-fn assert_says(text: &str, parts: &[&str]) {
-    for part in parts {
-        assert!(text.contains(part), "{part:?} is not in: {text}");
-    }
-}

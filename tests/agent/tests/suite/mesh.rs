@@ -2,12 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use agent_tests::mesh::{MODE, Mesh, MeshPod};
-use agent_tests::{Agent, PATIENCE, eventually};
 use anyhow::{Result, ensure};
 use serde_json::json;
-
-use crate::assert_says;
+use testkit::mesh::{MODE, Mesh, MeshPod};
+use testkit::{Agent, PATIENCE, assert_says, eventually};
 
 /// Waits until the pod is wholly in: rules, ztunnel, probes, annotation.
 pub(crate) fn wait_in(mesh: &Mesh, pod: &MeshPod) -> Result<()> {
@@ -365,7 +363,7 @@ fn a_peer_of_another_user_is_refused() {
     for dir in [mesh.node.dir().to_owned(), mesh.node.run_dir()] {
         std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755)).unwrap();
     }
-    let reply = agent_tests::as_user(65534, || mesh.announce(&pod)).unwrap().unwrap();
+    let reply = testkit::as_user(65534, || mesh.announce(&pod)).unwrap().unwrap();
     assert_eq!(reply.status, 403);
     assert_says(&reply.body, &["root"]);
     assert!(pod.is_clean().unwrap());

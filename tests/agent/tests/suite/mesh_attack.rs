@@ -4,14 +4,13 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::{Duration, Instant};
 
-use agent_tests::mesh::{MODE, Mesh, MeshPod};
-use agent_tests::{PATIENCE, eventually};
 use anyhow::ensure;
 use serde_json::json;
 use testkit::apiserver::Resource;
+use testkit::mesh::{MODE, Mesh, MeshPod};
 use testkit::ztunnel::{Answer, Request, Script};
+use testkit::{PATIENCE, assert_says, eventually};
 
-use crate::assert_says;
 use crate::mesh::{wait_in, wait_out};
 
 /// ztunnel hangs while it is told that the pod leaves, and the label is there again before that fails: the pod needs its ztunnel.

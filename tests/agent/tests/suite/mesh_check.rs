@@ -1,10 +1,9 @@
 //! The plugin's CHECK of a pod in the mesh: by what the agent kept of it, whether the agent is there or not.
 
-use agent_tests::mesh::{MODE, Mesh};
-use agent_tests::{PATIENCE, PodCall, eventually};
 use anyhow::ensure;
+use testkit::mesh::{MODE, Mesh};
+use testkit::{PATIENCE, PodCall, assert_says, eventually};
 
-use crate::assert_says;
 use crate::mesh::{wait_in, wait_out};
 
 #[test]

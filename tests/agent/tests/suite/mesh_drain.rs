@@ -5,14 +5,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use agent_tests::mesh::{MODE, Mesh, MeshPod};
-use agent_tests::{Agent, PATIENCE, eventually};
 use anyhow::{Result, bail, ensure};
 use rustix::process::Signal;
-use testkit::TestNetns;
 use testkit::apiserver::{Fault, Resource};
+use testkit::mesh::{MODE, Mesh, MeshPod};
 use testkit::relay::Relay;
 use testkit::ztunnel::{Answer, Request, Script, Ztunnel};
+use testkit::{Agent, PATIENCE, TestNetns, eventually};
 
 const WORLD: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 const APP: u16 = 8080;

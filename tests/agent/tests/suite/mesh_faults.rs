@@ -5,14 +5,13 @@ use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use agent_tests::mesh::{MODE, Mesh, MeshPod};
-use agent_tests::{Agent, PATIENCE, eventually, http};
 use anyhow::{Result, ensure};
 use serde_json::json;
 use testkit::apiserver::{Fault, Resource};
+use testkit::mesh::{MODE, Mesh, MeshPod};
 use testkit::ztunnel::{Answer, Hello, Request, Script};
+use testkit::{Agent, PATIENCE, assert_says, eventually, http};
 
-use crate::assert_says;
 use crate::mesh::{wait_in, wait_out};
 
 /// Waits until the failpoint has ended the agent.

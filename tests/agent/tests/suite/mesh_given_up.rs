@@ -3,13 +3,12 @@
 use std::io::Write;
 use std::time::Duration;
 
-use agent_tests::mesh::{Mesh, MeshPod, REDIRECTION};
-use agent_tests::{Agent, PATIENCE, eventually, http};
 use anyhow::{Result, ensure};
 use serde_json::json;
+use testkit::mesh::{Mesh, MeshPod, REDIRECTION};
 use testkit::ztunnel::{Answer, Request, Script};
+use testkit::{Agent, PATIENCE, assert_says, eventually, http};
 
-use crate::assert_says;
 use crate::mesh::wait_in;
 
 /// Waits until nothing is left of the pod but its namespace: no rule, no address, no record, no annotation.

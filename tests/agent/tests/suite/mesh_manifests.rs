@@ -3,13 +3,11 @@
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
-use agent_tests::mesh::{MODE, Mesh, MeshPod};
-use agent_tests::{Agent, Launch, PATIENCE, PodCall, eventually};
 use anyhow::{Context as _, ensure};
 use serde_json::json;
+use testkit::mesh::{MODE, Mesh, MeshPod};
 use testkit::ztunnel::Ztunnel;
-
-use crate::assert_says;
+use testkit::{Agent, Launch, PATIENCE, PodCall, assert_says, eventually};
 
 /// What kubelet calls a pod whose manifest has no uid.
 const HASH: &str = "5f4dcc3b5aa765d61d8327deb882cf99";

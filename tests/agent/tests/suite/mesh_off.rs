@@ -6,14 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use agent_tests::mesh::{MODE, Mesh, MeshPod, REDIRECTION};
-use agent_tests::{Agent, Launch, PATIENCE, eventually};
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use testkit::apiserver::{Fault, Resource};
+use testkit::mesh::{MODE, Mesh, MeshPod, REDIRECTION};
 use testkit::ztunnel::Script;
+use testkit::{Agent, Launch, PATIENCE, assert_says, eventually};
 
-use crate::assert_says;
 use crate::mesh::wait_in;
 
 const GAUGE: &str = "istio_cni_ambient_leftover_pods";

@@ -4,13 +4,12 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use agent_tests::mesh::{MODE, Mesh, MeshPod, SELECTORS};
-use agent_tests::{Agent, PATIENCE, eventually};
 use anyhow::ensure;
 use serde_json::json;
 use testkit::apiserver::Resource;
+use testkit::mesh::{MODE, Mesh, MeshPod, SELECTORS};
+use testkit::{Agent, PATIENCE, assert_says, eventually};
 
-use crate::assert_says;
 use crate::mesh::{wait_in, wait_out};
 
 /// A node whose agent follows a directory of options.

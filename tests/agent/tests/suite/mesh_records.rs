@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use agent_tests::mesh::{Mesh, MeshPod};
-use agent_tests::{PATIENCE, eventually};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use testkit::mesh::{Mesh, MeshPod};
 use testkit::ztunnel::Request;
+use testkit::{PATIENCE, eventually};
 
 use crate::mesh::{wait_in, wait_out};
 
@@ -89,7 +89,7 @@ fn a_record_goes_with_its_pod() {
         wait_in(&mesh, pod).unwrap();
         wait_state(&mesh, pod, "enrolled");
     }
-    mesh.node.api.set_pod(leaves.object(&[(agent_tests::mesh::MODE, "none")], true));
+    mesh.node.api.set_pod(leaves.object(&[(testkit::mesh::MODE, "none")], true));
     wait_out(&mesh, &leaves).unwrap();
     eventually("its record is gone", PATIENCE, || {
         ensure!(!file(&mesh, &leaves).exists(), "it is there");

@@ -2,10 +2,10 @@
 
 use std::process::Command;
 
-use agent_tests::mesh::{MODE, Mesh, MeshPod};
 use anyhow::Result;
 use serde_json::{Value, json};
 use testkit::TestNetns;
+use testkit::mesh::{MODE, Mesh, MeshPod};
 use testkit::rules::{Comments, Family, Variant};
 
 use crate::mesh::wait_in;

@@ -4,10 +4,9 @@ use std::fmt::Write as _;
 use std::process::Command;
 use std::time::Duration;
 
-use agent_tests::mesh::{MODE, Mesh, MeshPod};
-use agent_tests::{Agent, PATIENCE, eventually};
 use anyhow::{Result, bail, ensure};
-use testkit::Process;
+use testkit::mesh::{MODE, Mesh, MeshPod};
+use testkit::{Agent, PATIENCE, Process, eventually};
 
 use crate::mesh::wait_in;
 

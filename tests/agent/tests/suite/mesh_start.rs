@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use agent_tests::mesh::{MODE, Mesh, MeshPod};
-use agent_tests::{Agent, PATIENCE, eventually};
 use anyhow::{Result, ensure};
 use serde_json::json;
 use testkit::apiserver::Resource;
+use testkit::mesh::{MODE, Mesh, MeshPod};
+use testkit::{Agent, PATIENCE, eventually};
 
 use crate::mesh::wait_in;
 

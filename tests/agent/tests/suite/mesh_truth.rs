@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use agent_tests::mesh::{MODE, Mesh, MeshPod, REDIRECTION};
-use agent_tests::{Agent, PATIENCE, eventually};
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
+use testkit::mesh::{MODE, Mesh, MeshPod, REDIRECTION};
 use testkit::ztunnel::{Answer, Request, Script};
+use testkit::{Agent, PATIENCE, eventually};
 
 use crate::mesh::wait_in;
 

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use agent_tests::mesh::{Mesh, MeshPod, REDIRECTION};
-use agent_tests::{Agent, PATIENCE, eventually};
 use anyhow::{Result, ensure};
 use serde_json::json;
 use testkit::apiserver::Fault;
+use testkit::mesh::{Mesh, MeshPod, REDIRECTION};
+use testkit::{Agent, PATIENCE, eventually};
 
 use crate::mesh::wait_in;
 

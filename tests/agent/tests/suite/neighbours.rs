@@ -5,21 +5,20 @@ use std::os::unix::net::UnixListener;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use agent_tests::mesh::Mesh;
-use agent_tests::{Agent, Launch, Node, PATIENCE, eventually, http};
 use anyhow::{Result, ensure};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use testkit::apiserver::{Fault, Resource};
+use testkit::mesh::Mesh;
+use testkit::{Agent, Launch, Node, PATIENCE, PodObject, eventually, http};
 
 use crate::mesh::wait_in;
 
 /// An agent in a pod of its own, which the API knows.
 fn in_pod<'a>(node: &'a Node, name: &str, ports: [&str; 2]) -> Launch<'a> {
-    let (namespace, spec) =
-        ("istio-system", json!({"nodeName": "n1", "containers": [{"name": "install-cni"}]}));
-    let metadata = json!({"namespace": namespace, "name": name, "uid": format!("uid-of-{name}")});
-    node.api.set_pod(json!({"kind": "Pod", "metadata": metadata, "spec": spec}));
+    let namespace = "istio-system";
+    let pod = PodObject::named(name).in_namespace(namespace).uid(&format!("uid-of-{name}"));
+    node.api.set_pod(pod.on_node("n1").container("install-cni"));
     let launch = node.agent().env("POD_NAME", name).env("POD_NAMESPACE", namespace);
     launch.env("HEALTH_PORT", ports[0]).env("MONITORING_PORT", ports[1])
 }

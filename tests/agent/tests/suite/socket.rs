@@ -5,11 +5,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use agent_tests::{Agent, Node, PATIENCE, as_user, eventually, http, pod_object};
 use anyhow::ensure;
 use serde_json::{Value, json};
-
-use crate::assert_says;
+use testkit::{Agent, Node, PATIENCE, PodObject, as_user, assert_says, eventually, http};
 
 /// A node with pod `default/web`, uid `uid-1`, and an agent that knows it.
 fn node_with_web() -> (Node, Agent) {
@@ -23,7 +21,7 @@ fn node_with_web() -> (Node, Agent) {
 #[test]
 fn facts_of_pods_of_this_node_and_of_this_uid() {
     let (node, agent) = node_with_web();
-    node.api.set_pod(pod_object("elsewhere", "uid-2", "n2"));
+    node.api.set_pod(PodObject::named("elsewhere").sidecar().uid("uid-2").on_node("n2"));
     let ask = |path: &str| http::ask(&node.agent_socket(), "GET", path, "").unwrap();
     let mode = std::fs::metadata(node.agent_socket()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);

@@ -3,15 +3,12 @@
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use agent_tests::{Node, PATIENCE, PodCall, as_user, eventually};
 use anyhow::{Context, ensure};
-use plugin_tests::Answer;
 use rustix::process::Signal;
 use serde_json::json;
+use testkit::plugin::Answer;
 use testkit::rules::Comments;
-use testkit::{Families, Pod};
-
-use crate::assert_says;
+use testkit::{Families, Node, PATIENCE, Pod, PodCall, PodObject, as_user, assert_says, eventually};
 
 /// A node with pod `default/web`, uid `uid-1`, and its namespace.
 fn node_and_pod() -> (Node, Pod) {
@@ -49,7 +46,7 @@ fn the_agent_comes_first_and_then_the_api_server() {
     assert_captured_by(&call.add().unwrap(), "agent", &pod);
     assert_eq!(node.plugin_requests(), Vec::<String>::new());
     // An agent that does not know the pod yet is no reason to fail.
-    node.api.set_pod(agent_tests::pod_object("late", "uid-5", "n2"));
+    node.api.set_pod(PodObject::named("late").sidecar().uid("uid-5").on_node("n2"));
     let late = PodCall::new(&node, "late", "uid-5", pod.path()).unwrap();
     assert_captured_by(&late.add().unwrap(), "api", &pod);
     assert_eq!(node.plugin_requests(), ["/api/v1/namespaces/default/pods/late"]);
@@ -104,9 +101,8 @@ fn last_known_facts_do_not_hide_what_the_api_server_says() {
     let agent = node.start().unwrap();
     wait_for_last_known(&node);
     agent.kill().unwrap();
-    let mut plain = agent_tests::pod_object("web", "uid-1", "n1");
-    plain["metadata"]["annotations"] = json!({});
-    node.api.set_pod(plain);
+    let plain = PodObject::named("web").sidecar().uid("uid-1").on_node("n1");
+    node.api.set_pod(plain.with("/metadata/annotations", json!({})));
     let call = PodCall::new(&node, "web", "uid-1", pod.path()).unwrap();
     assert_says(&call.add().unwrap().stderr, &["pod is left alone", "\"facts_source\":\"api\""]);
     assert_untouched(&pod);

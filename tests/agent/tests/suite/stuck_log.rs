@@ -6,11 +6,10 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use agent_tests::{Agent, Launch, Node, PATIENCE, PodCall, eventually, http};
 use anyhow::ensure;
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 use serde_json::json;
-use testkit::{Families, Pod};
+use testkit::{Agent, Families, Launch, Node, PATIENCE, Pod, PodCall, eventually, http};
 
 const LOST: &str = "istio_cni_log_lines_lost_total";
 

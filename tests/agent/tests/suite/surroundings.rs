@@ -5,12 +5,9 @@ use std::os::unix::net::UnixListener;
 use std::process::Command;
 use std::time::Duration;
 
-use agent_tests::{Agent, Node, PATIENCE, PodCall, eventually, http};
 use anyhow::ensure;
 use testkit::apiserver::{Fault, Resource, WatchFault};
-use testkit::{Families, Pod};
-
-use crate::assert_says;
+use testkit::{Agent, Families, Node, PATIENCE, Pod, PodCall, assert_says, eventually, http};
 
 /// Waits until this part is the only one that `/readyz` lists, with these texts, as is a line of the log.
 #[track_caller]

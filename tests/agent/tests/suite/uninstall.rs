@@ -3,12 +3,12 @@
 
 use std::time::{Duration, Instant};
 
-use agent_tests::looks::{AGENT_POD, DAEMONSET, Look, NAMESPACE, Scene};
-use agent_tests::{Agent, Ended, PATIENCE, eventually};
 use anyhow::ensure;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use testkit::apiserver::Resource;
+use testkit::looks::{AGENT_POD, DAEMONSET, Look, NAMESPACE, Scene};
+use testkit::{Agent, Ended, PATIENCE, eventually};
 
 fn pause(milliseconds: u64) {
     std::thread::sleep(Duration::from_millis(milliseconds));

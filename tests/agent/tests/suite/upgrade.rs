@@ -6,13 +6,10 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::mpsc;
 
-use agent_tests::{Mesh, Node, PATIENCE, PodCall, http};
 use anyhow::Result;
 use serde_json::{Value, json};
 use testkit::apiserver::Credentials;
-use testkit::{Families, Pod};
-
-use crate::assert_says;
+use testkit::{Families, Mesh, Node, PATIENCE, Pod, PodCall, assert_says, http};
 
 /// The original's log server, as far as a client can tell: head and body of each request.
 fn old_log_server(path: PathBuf) -> Result<mpsc::Receiver<(String, String)>> {

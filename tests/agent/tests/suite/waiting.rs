@@ -4,16 +4,13 @@ use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use agent_tests::mesh::{MODE, Mesh};
-use agent_tests::{Node, PATIENCE, PodCall, eventually, pod_object};
 use anyhow::Context;
-use plugin_tests::Answer;
 use serde_json::{Value, json};
 use testkit::apiserver::{Credentials, Fault};
+use testkit::mesh::{MODE, Mesh};
+use testkit::plugin::Answer;
 use testkit::rules::Comments;
-use testkit::{Families, Pod};
-
-use crate::assert_says;
+use testkit::{Families, Node, PATIENCE, Pod, PodCall, PodObject, assert_says, eventually};
 
 const USUAL: &str = r#"{"initContainers":["istio-validation"],"containers":["istio-proxy"]}"#;
 const STATUS: &str = "sidecar.istio.io/status";
@@ -101,9 +98,8 @@ fn a_refused_token_without_an_agent_decides_within_two_seconds() {
 fn the_next_agent_of_an_upgrade_goes_before_annotations() {
     let node = Node::new().unwrap();
     let entry = entry(&node, &[]);
-    let mut web = pod_object("web", "uid-web", "n1");
-    web["spec"]["containers"][1]["env"] = json!([{"name": "ISTIO_META_DNS_CAPTURE", "value": "true"}]);
-    node.api.set_pod(web);
+    let web = PodObject::named("web").sidecar().uid("uid-web").on_node("n1");
+    node.api.set_pod(web.proxy_env(&[("ISTIO_META_DNS_CAPTURE", "true")]));
     node.api.set_token("the-next");
     node.api.write_service_account(&node.account()).unwrap();
     let pod = Pod::new(Families::V4).unwrap();
@@ -176,11 +172,11 @@ fn a_refusal_is_waited_out_while_an_agent_is_there() {
     let agent = node.agent().env("FACTS_TIMEOUT", "20s").ready().unwrap();
     let pod = Pod::new(Families::V4).unwrap();
     let call = call(&node.entry().unwrap(), "late", pod.path(), None);
-    node.api.set_pod(pod_object("late", "uid-late", "n2"));
+    node.api.set_pod(PodObject::named("late").sidecar().uid("uid-late").on_node("n2"));
     node.api.fail_path("/api/v1/namespaces/default/pods/late", usize::MAX, Fault::status(403));
     let add = in_background(call);
     std::thread::sleep(Duration::from_secs(3));
-    node.api.set_pod(pod_object("late", "uid-late", "n1"));
+    node.api.set_pod(PodObject::named("late").sidecar().uid("uid-late").on_node("n1"));
     let answer = add.join().unwrap();
     assert_eq!(answer.exit, Some(0), "{answer:#?}");
     assert_says(&answer.stderr, &["403", "\"facts_source\":\"agent\""]);
@@ -194,11 +190,7 @@ fn after_a_reboot_pods_wait_for_the_agent() {
     let entry = entry(&node, &[("FACTS_TIMEOUT", "30s")]);
     reboot(&node);
     node.sidecar("web", "uid-web");
-    node.api.set_pod(json!({
-        "kind": "Pod",
-        "metadata": {"namespace": "default", "name": "plain", "uid": "uid-plain"},
-        "spec": {"nodeName": "n1", "containers": [{"name": "app"}]},
-    }));
+    node.api.set_pod(PodObject::named("plain").uid("uid-plain").on_node("n1"));
     let (web, plain, told) =
         (Pod::new(Families::V4).unwrap(), Pod::new(Families::V4).unwrap(), Pod::new(Families::V4).unwrap());
     let waiting = [
@@ -283,7 +275,7 @@ fn what_needs_no_facts_is_not_held_up_after_a_reboot() {
         let (mut command, stdin) = call(entry, "x", pod.path(), None).command("ADD");
         command.env("CNI_ARGS", args).stdin(std::process::Stdio::piped());
         command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
-        let answer = plugin_tests::Call { env: Vec::new(), stdin }.run_as(command).unwrap();
+        let answer = testkit::plugin::Call { env: Vec::new(), stdin }.run_as(command).unwrap();
         assert_eq!(answer.exit, Some(0), "{answer:#?}");
         assert_says(&answer.stderr, &[reason]);
         assert_took(&answer, 0.0, 0.9);

@@ -10,13 +10,10 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use plugin_tests::Node;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde_json::{Value, json};
 use testkit::apiserver::{ApiServer, Credentials, Fault};
-use testkit::{Families, Pod};
-
-use crate::assert_says;
+use testkit::{Families, Node, Pod, PodObject, assert_says};
 
 const MODE: &str = "istio.io/dataplane-mode";
 
@@ -31,7 +28,7 @@ impl Scene {
     fn new() -> Self {
         let api = ApiServer::start().unwrap();
         api.set_namespace("default", &[(MODE, "ambient")]);
-        let mut node = Node::new().unwrap();
+        let mut node = Node::bare().unwrap();
         let conf = node.conf.as_object_mut().unwrap();
         conf.remove("pod_source");
         conf.insert("ambient_enabled".into(), json!(true));
@@ -51,11 +48,8 @@ impl Scene {
     }
 
     fn set_pod(&self, labels: &Value, annotations: &Value) {
-        self.api.set_pod(json!({
-            "kind": "Pod",
-            "metadata": {"name": "web", "namespace": "default", "uid": "12-34", "labels": labels, "annotations": annotations},
-            "spec": {"containers": [{"name": "app"}]},
-        }));
+        let pod = PodObject::named("web").uid("12-34").with("/metadata/labels", labels.clone());
+        self.api.set_pod(pod.with("/metadata/annotations", annotations.clone()));
     }
 
     /// An agent that answers the next event with these bytes; gives what it heard.
@@ -167,7 +161,7 @@ fn who_is_handed_over_and_who_is_not() {
     }
     // A sidecar goes the sidecar's way.
     let scene = Scene::new();
-    scene.api.set_pod(plugin_tests::sidecar_pod("web"));
+    scene.api.set_pod(PodObject::named("web").sidecar());
     scene.node.add("web", scene.pod.path()).unwrap();
     assert!(scene.pod.nft_text().unwrap().contains("istio-proxy-nat"));
     // Nobody is asked about the agent itself, excluded namespaces, and what is no pod.
@@ -382,18 +376,14 @@ fn check_looks_for_rules_of_ambient_mode() {
 const UID: &str = "0c5d1d0e-0000-4000-8000-000000000001";
 
 /// A call that says which pod it is about, as containerd does.
-fn call_with_uid(scene: &Scene) -> plugin_tests::Call {
+fn call_with_uid(scene: &Scene) -> testkit::plugin::Call {
     let args = format!("K8S_POD_NAME=web;K8S_POD_NAMESPACE=default;K8S_POD_UID={UID}");
     scene.node.call("ADD", "web", scene.pod.path()).env("CNI_ARGS", &args)
 }
 
 fn facts() -> Value {
     json!({
-        "pod": {
-            "kind": "Pod",
-            "metadata": {"name": "web", "namespace": "default", "uid": UID},
-            "spec": {"containers": [{"name": "app"}]},
-        },
+        "pod": PodObject::named("web").uid(UID).json(),
         "namespace_labels": {MODE: "ambient"},
     })
 }

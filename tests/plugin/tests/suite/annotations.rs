@@ -1,6 +1,8 @@
 //! Annotations that cannot be used: the message names what, where and what to do, and nothing changes.
 
-use crate::{assert_says, everything, node_and_pod};
+use testkit::assert_says;
+
+use crate::{everything, node_and_pod};
 
 #[test]
 fn each_bad_annotation_is_named() {

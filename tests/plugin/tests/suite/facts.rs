@@ -2,19 +2,17 @@
 
 use std::time::Duration;
 
-use plugin_tests::Node;
-use serde_json::Value;
 use testkit::apiserver::{ApiServer, Credentials, Fault};
 use testkit::rules::Comments;
-use testkit::{Families, Pod};
+use testkit::{Families, Node, Pod, PodObject, assert_says};
 
-use crate::{assert_says, everything};
+use crate::everything;
 
 /// A node whose pods come from an API server, and a pod.
 fn node_with_api() -> (Node, ApiServer, Pod) {
     let server = ApiServer::start().unwrap();
-    server.set_pod(plugin_tests::sidecar_pod("web"));
-    let mut node = Node::new().unwrap();
+    server.set_pod(PodObject::named("web").sidecar());
+    let mut node = Node::bare().unwrap();
     node.conf.as_object_mut().unwrap().remove("pod_source");
     std::fs::create_dir(node.run_dir()).unwrap();
     server.write_kubeconfig(&node.run_dir(), Credentials::Token).unwrap();
@@ -136,7 +134,7 @@ fn every_broken_kubeconfig_is_named() {
 
 #[test]
 fn manifests_that_are_missing_or_broken() {
-    let node = Node::new().unwrap();
+    let node = Node::bare().unwrap();
     let pod = Pod::new(Families::V4).unwrap();
     let (_, text) = node.call("ADD", "web", pod.path()).run().unwrap().error().unwrap();
     assert_says(&text, &["default/web", &node.manifests().to_string_lossy(), "add a manifest"]);
@@ -151,11 +149,9 @@ fn manifests_that_are_missing_or_broken() {
 
 #[test]
 fn a_pod_of_the_same_name_is_not_taken_for_this_one() {
-    let node = Node::new().unwrap();
+    let node = Node::bare().unwrap();
     let pod = Pod::new(Families::V4).unwrap();
-    let mut object = plugin_tests::sidecar_pod("web");
-    object["metadata"]["uid"] = Value::from("old");
-    node.pod(&object).unwrap();
+    node.write_manifest(PodObject::named("web").sidecar().uid("old")).unwrap();
     let args = "IgnoreUnknown=1;K8S_POD_NAME=web;K8S_POD_NAMESPACE=default;K8S_POD_UID=new";
     let (_, text) = node.call("ADD", "web", pod.path()).env("CNI_ARGS", args).run().unwrap().error().unwrap();
     assert_says(&text, &["stale object", "new", "old"]);
@@ -191,8 +187,7 @@ fn what_others_can_write_is_not_believed() {
     server.set_fault(Some(Fault::status(503)));
     let facts = node.run_dir().join("facts");
     std::fs::create_dir(&facts).unwrap();
-    let mut planted = plugin_tests::sidecar_pod("web");
-    planted["spec"]["hostNetwork"] = true.into();
+    let planted = PodObject::named("web").sidecar().with("/spec/hostNetwork", true).json();
     let file = facts.join("default_web.json");
     std::fs::write(&file, serde_json::json!({"pod": planted, "namespace_labels": {}}).to_string()).unwrap();
     set(&file, 1000, 0o644);

@@ -4,17 +4,14 @@ use std::fs;
 
 use serde_json::{Value, json};
 use testkit::rules::Comments;
-use testkit::{Families, Pod};
-
-use crate::assert_says;
-use plugin_tests::{Node, sidecar_pod};
+use testkit::{Families, Node, Pod, PodObject, assert_says};
 
 /// A node where `default/web` is the usual pod after this change.
 fn node(change: impl FnOnce(&mut Value)) -> Node {
-    let node = Node::new().unwrap();
-    let mut web = sidecar_pod("web");
+    let node = Node::bare().unwrap();
+    let mut web = PodObject::named("web").sidecar().json();
     change(&mut web["spec"]);
-    node.pod(&web).unwrap();
+    node.write_manifest(web).unwrap();
     node
 }
 
@@ -118,10 +115,8 @@ fn other_pods_and_classes_are_not_refused() {
     let mut node = node(|spec| spec["runtimeClassName"] = "nvidia".into());
     let pod = Pod::new(Families::V4).unwrap();
     assert_says(&node.add("web", pod.path()).unwrap().stderr, &["pod is captured"]);
-    let mut plain = sidecar_pod("plain");
-    plain["spec"]["runtimeClassName"] = "kata".into();
-    plain["spec"]["containers"].as_array_mut().unwrap().pop();
-    node.pod(&plain).unwrap();
+    let plain = PodObject::named("plain").annotation("sidecar.istio.io/status", "{}");
+    node.write_manifest(plain.with("/spec/runtimeClassName", "kata")).unwrap();
     node.conf["failure_policy"] = "closed".into();
     assert_says(&node.add("plain", pod.path()).unwrap().stderr, &["pod is left alone: no-proxy"]);
 }

@@ -2,16 +2,15 @@
 
 use std::path::Path;
 
-use plugin_tests::Node;
 use serde_json::json;
-use testkit::TestNetns;
+use testkit::{Node, PodObject, TestNetns, assert_says};
 
-use crate::{assert_says, everything, node_and_pod};
+use crate::{everything, node_and_pod};
 
 /// A change of a good call, with the code and the words of the answer.
-type Case = (&'static str, fn(plugin_tests::Call) -> plugin_tests::Call, u64, &'static [&'static str]);
+type Case = (&'static str, fn(testkit::plugin::Call) -> testkit::plugin::Call, u64, &'static [&'static str]);
 
-fn conf(call: plugin_tests::Call, change: impl FnOnce(&mut serde_json::Value)) -> plugin_tests::Call {
+fn conf(call: testkit::plugin::Call, change: impl FnOnce(&mut serde_json::Value)) -> testkit::plugin::Call {
     let mut conf = serde_json::from_slice(&call.stdin).unwrap();
     change(&mut conf);
     call.stdin(conf.to_string())
@@ -122,8 +121,8 @@ fn protocol_errors_name_what_is_wrong_and_change_nothing() {
 
 #[test]
 fn namespaces_that_are_none() {
-    let node = Node::new().unwrap();
-    node.sidecar("web", &[]).unwrap();
+    let node = Node::bare().unwrap();
+    node.write_manifest(PodObject::named("web").sidecar()).unwrap();
     let file = tempfile::NamedTempFile::new().unwrap();
     let cases: [(&str, &Path, &[&str]); 5] = [
         ("missing", &TestNetns::removed_path(), &["failed to open netns", "does not exist"]),
@@ -146,7 +145,7 @@ fn the_nodes_own_namespace_is_refused() {
     // The node is a namespace of the test's: were it not refused, the rules would be there and not in the machine's.
     let (node, fake_node) = node_and_pod(&[]);
     let before = everything(&fake_node);
-    let on_node = |call: &plugin_tests::Call| {
+    let on_node = |call: &testkit::plugin::Call| {
         // The shell is the runtime: it is on the node, and so is the plugin that it starts.
         let netns = format!("--net={}", fake_node.path().display());
         let mut command = call.command_with(&["nsenter", &netns, "sh", "-c", "\"$@\"; exit $?", "runtime"]);
@@ -170,7 +169,7 @@ fn a_plugin_inside_the_pod_works_when_told_so() {
     let (node, pod) = node_and_pod(&[]);
     let call = node.call("ADD", "web", pod.path());
     // Started inside the pod's namespace, as some runtimes do.
-    let inside = |call: &plugin_tests::Call| {
+    let inside = |call: &testkit::plugin::Call| {
         let mut command = call.command_with(&["nsenter", &format!("--net={}", pod.path().display())]);
         command.env("PATH", "/usr/sbin:/usr/bin");
         call.run_as(command).unwrap()
@@ -184,7 +183,7 @@ fn a_plugin_inside_the_pod_works_when_told_so() {
 
 #[test]
 fn the_about_text_and_versions() {
-    let node = Node::new().unwrap();
+    let node = Node::bare().unwrap();
     let call = node.call("ADD", "web", Path::new("/x"));
     let about = call.clone().without("CNI_COMMAND").run().unwrap();
     assert_eq!((about.exit, about.stdout.as_str()), (Some(0), ""));

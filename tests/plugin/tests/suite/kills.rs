@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use plugin_tests::{Call, Node};
+use testkit::plugin::Call;
 use testkit::rules::Comments;
-use testkit::{Families, Pod};
+use testkit::{Families, Node, Pod, PodObject};
 
 use crate::{everything, node_and_pod};
 
@@ -133,11 +133,9 @@ fn points(trace: &str) -> BTreeSet<(String, u32)> {
 #[test]
 fn iptables_recovers() {
     // Each table of each family is a commit of its own. A supervisor finishes what a killed plugin began.
-    let node = Node::new().unwrap();
-    let mut dual = plugin_tests::sidecar_pod("web");
-    dual["spec"]["containers"][1]["env"] = serde_json::json!([{"name": "ISTIO_DUAL_STACK", "value": "true"}]);
-    dual["metadata"]["annotations"]["sidecar.istio.io/interceptionMode"] = serde_json::json!("TPROXY");
-    node.pod(&dual).unwrap();
+    let node = Node::bare().unwrap();
+    let dual = PodObject::named("web").sidecar().proxy_env(&[("ISTIO_DUAL_STACK", "true")]);
+    node.write_manifest(dual.annotation("sidecar.istio.io/interceptionMode", "TPROXY")).unwrap();
     let mut node = node;
     node.conf["native_nftables"] = false.into();
     let pod = Pod::new(Families::Dual).unwrap();

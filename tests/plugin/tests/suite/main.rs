@@ -14,14 +14,15 @@ mod sinks;
 mod status;
 mod surroundings;
 
-use plugin_tests::Node;
+use testkit::Node;
+use testkit::PodObject;
 use testkit::rules::{Comments, Family, Variant};
 use testkit::{Families, Pod, TestNetns};
 
 /// A pod's namespace with addresses, and a node that knows the pod `web` with these annotations.
 fn node_and_pod(annotations: &[(&str, &str)]) -> (Node, Pod) {
-    let node = Node::new().unwrap();
-    node.sidecar("web", annotations).unwrap();
+    let node = Node::bare().unwrap();
+    node.write_manifest(PodObject::named("web").sidecar().annotations(annotations)).unwrap();
     (node, Pod::new(Families::V4).unwrap())
 }
 
@@ -39,12 +40,4 @@ fn everything(netns: &TestNetns) -> String {
         all += &netns.run(program.args(words)).unwrap();
     }
     all
-}
-
-/// Asserts that the text has every one of the parts.
-#[track_caller]
-fn assert_says(text: &str, parts: &[&str]) {
-    for part in parts {
-        assert!(text.contains(part), "{part:?} is not in: {text}");
-    }
 }

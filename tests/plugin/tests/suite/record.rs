@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use plugin_tests::{Answer, Node};
 use serde_json::json;
-use testkit::Pod;
+use testkit::plugin::Answer;
+use testkit::{Node, Pod, PodObject, assert_says};
 
+use crate::node_and_pod;
 use crate::status::{HANGS, behind};
-use crate::{assert_says, node_and_pod};
 
 const BACKENDS: [bool; 2] = [true, false];
 
@@ -58,7 +58,8 @@ fn what_changed_in_the_facts_since_the_add_is_no_difference() {
         node.add("web", pod.path()).unwrap();
         passes(&node, &pod, &[]);
         // Other annotations, another backend, an excluded namespace.
-        node.sidecar("web", &[("traffic.sidecar.istio.io/excludeOutboundPorts", "9000")]).unwrap();
+        let web = PodObject::named("web").sidecar();
+        node.write_manifest(web.annotation("traffic.sidecar.istio.io/excludeOutboundPorts", "9000")).unwrap();
         passes(&node, &pod, &[]);
         node.conf["native_nftables"] = json!(!nft);
         passes(&node, &pod, &[]);
@@ -210,7 +211,8 @@ fn records_go_with_their_attachments() {
 fn the_last_add_of_a_sandbox_counts() {
     let (node, pod) = node_and_pod(&[]);
     node.add("web", pod.path()).unwrap();
-    node.sidecar("web", &[("traffic.sidecar.istio.io/excludeInboundPorts", "7000")]).unwrap();
+    let web = PodObject::named("web").sidecar();
+    node.write_manifest(web.annotation("traffic.sidecar.istio.io/excludeInboundPorts", "7000")).unwrap();
     let second = node.call("ADD", "web", pod.path()).env("CNI_IFNAME", "net1").run().unwrap();
     assert_eq!(second.exit, Some(0), "{second:#?}");
     passes(&node, &pod, &[]);

@@ -1,9 +1,9 @@
 //! What calls leave in the kernel.
 
 use serde_json::json;
-use testkit::{Families, Pod};
+use testkit::{Families, Pod, PodObject, assert_says};
 
-use crate::{assert_says, everything, node_and_pod};
+use crate::{everything, node_and_pod};
 
 const TPROXY: (&str, &str) = ("sidecar.istio.io/interceptionMode", "TPROXY");
 
@@ -14,12 +14,8 @@ fn a_second_add_changes_nothing() {
     {
         for annotations in [&[][..], &[TPROXY]] {
             let (mut node, _) = node_and_pod(annotations);
-            let mut dual = plugin_tests::sidecar_pod("web");
-            for (key, value) in annotations {
-                dual["metadata"]["annotations"][*key] = json!(value);
-            }
-            dual["spec"]["containers"][1]["env"] = json!([{"name": "ISTIO_DUAL_STACK", "value": "true"}]);
-            node.pod(&dual).unwrap();
+            let dual = PodObject::named("web").sidecar().annotations(annotations);
+            node.write_manifest(dual.proxy_env(&[("ISTIO_DUAL_STACK", "true")])).unwrap();
             node.conf["native_nftables"] = backend.into();
             let pod = Pod::new(families).unwrap();
             let empty = everything(&pod);
@@ -156,9 +152,7 @@ fn pods_that_are_left_alone() {
     let answer = node.add("web", pod.path()).unwrap();
     assert_says(&answer.stderr, &["excluded-namespace", "pod is left alone"]);
     node.conf["exclude_namespaces"] = json!([]);
-    let mut plain = plugin_tests::sidecar_pod("plain");
-    plain["spec"]["containers"] = json!([{"name": "app"}]);
-    node.pod(&plain).unwrap();
+    node.write_manifest(PodObject::named("plain").annotation("sidecar.istio.io/status", "{}")).unwrap();
     assert_says(&node.add("plain", pod.path()).unwrap().stderr, &["no-proxy"]);
     // Not a Kubernetes pod: no facts are asked for at all.
     let call = node.call("ADD", "web", pod.path()).env("CNI_ARGS", "");

@@ -5,9 +5,9 @@ use std::os::unix::net::UnixListener;
 use std::process::Command;
 
 use serde_json::{Value, json};
-use testkit::Pod;
+use testkit::{Pod, assert_says};
 
-use crate::{assert_says, node_and_pod};
+use crate::node_and_pod;
 
 const REDIRECT: &str = "table inet mesh2 { chain o { type nat hook output priority -120; tcp dport 6000-6100 redirect to :4140; }; }";
 

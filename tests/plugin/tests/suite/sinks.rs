@@ -7,9 +7,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use plugin_tests::{Answer, Call, Node};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
-use testkit::{Families, Pod};
+use testkit::plugin::{Answer, Call};
+use testkit::{Families, Node, Pod, PodObject};
 
 /// What a call may wait for its log and its report, in all.
 const MOST: Duration = Duration::from_millis(50);
@@ -17,9 +17,9 @@ const TRIES: usize = 12;
 
 /// A call for which nothing else is waited for, on a node with a run directory.
 fn node_and_call() -> (Node, Pod, Call) {
-    let mut node = Node::new().unwrap();
+    let mut node = Node::bare().unwrap();
     node.conf["plugin_log_level"] = "debug".into();
-    node.sidecar("web", &[]).unwrap();
+    node.write_manifest(PodObject::named("web").sidecar()).unwrap();
     std::fs::create_dir(node.run_dir()).unwrap();
     let pod = Pod::new(Families::V4).unwrap();
     node.add("web", pod.path()).unwrap();

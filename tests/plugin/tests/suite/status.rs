@@ -6,12 +6,12 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use plugin_tests::{Answer, Call, Node};
 use serde_json::{Value, json};
-use testkit::Pod;
+use testkit::plugin::WITHOUT_NFTABLES;
+use testkit::plugin::{Answer, Call};
+use testkit::{Node, Pod, assert_says};
 
-use crate::{assert_says, node_and_pod};
-use plugin_tests::WITHOUT_NFTABLES;
+use crate::node_and_pod;
 
 /// The longest that the call may take.
 const IN_TIME: Duration = Duration::from_millis(50);

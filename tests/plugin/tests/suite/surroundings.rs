@@ -1,9 +1,9 @@
 //! What the machine has or lacks: programs, kernel features, namespaces without addresses.
 
-use plugin_tests::WITHOUT_NFTABLES;
-use testkit::TestNetns;
+use testkit::plugin::WITHOUT_NFTABLES;
+use testkit::{PodObject, TestNetns, assert_says};
 
-use crate::{assert_says, everything, node_and_pod};
+use crate::{everything, node_and_pod};
 
 #[test]
 fn nftables_starts_no_program() {
@@ -63,7 +63,7 @@ fn missing_iptables_is_named() {
 #[test]
 fn a_kernel_without_nftables() {
     let (mut node, pod) = node_and_pod(&[("sidecar.istio.io/interceptionMode", "TPROXY")]);
-    let run = |call: &plugin_tests::Call| {
+    let run = |call: &testkit::plugin::Call| {
         let mut command = call.command_with(&["python3", "-c", WITHOUT_NFTABLES]);
         command.env("PATH", std::env::var_os("PATH").unwrap());
         call.run_as(command).unwrap()
@@ -132,10 +132,9 @@ fn a_kernel_that_is_too_old_is_named() {
 #[test]
 fn a_wrong_variable_of_the_runtime_stops_only_the_pods_that_it_is_for() {
     let (mut node, pod) = node_and_pod(&[]);
-    let mut plain = plugin_tests::sidecar_pod("plain");
-    plain["spec"]["containers"] = serde_json::json!([{"name": "app"}]);
-    node.pod(&plain).unwrap();
-    let with = |call: plugin_tests::Call| call.env("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR", "bad").run().unwrap();
+    node.write_manifest(PodObject::named("plain").annotation("sidecar.istio.io/status", "{}")).unwrap();
+    let with =
+        |call: testkit::plugin::Call| call.env("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR", "bad").run().unwrap();
     assert_eq!(with(node.call("ADD", "plain", pod.path())).exit, Some(0));
     let (code, _) = with(node.call("ADD", "web", pod.path())).error().unwrap();
     assert_eq!(code, 999);

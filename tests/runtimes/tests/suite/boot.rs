@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use agent_tests::mesh::MODE;
-use agent_tests::{Agent, PATIENCE, eventually};
 use anyhow::{Context, Result, ensure};
 use runtimes::{Kubelet, Machine, PodSpec, Started};
 use testkit::apiserver::Resource;
+use testkit::mesh::MODE;
 use testkit::ztunnel::Ztunnel;
+use testkit::{Agent, PATIENCE, eventually};
 
 /// How long a pod may be tried.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use agent_tests::{PATIENCE, eventually};
 use runtimes::{Containerd, CriO, Kubelet, Machine, PodSpec, Runtime};
 use rustix::process::Signal;
+use testkit::{PATIENCE, eventually};
 
 use crate::boot::{LIMIT, assert_captured_or_named};
 

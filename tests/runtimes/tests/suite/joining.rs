@@ -1,8 +1,8 @@
 //! A node that joins: nothing is on its disk, and pods are there from the beginning. Its base network and the agent come when they come.
 
-use agent_tests::eventually;
 use anyhow::ensure;
 use runtimes::{Containerd, CriO, Kubelet, Machine, Runtime};
+use testkit::eventually;
 
 use crate::boot::{Kind, LIMIT, assert_captured_or_named, boot};
 

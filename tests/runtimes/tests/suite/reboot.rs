@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use agent_tests::{PATIENCE, eventually};
 use runtimes::{Containerd, CriO, Kubelet, Machine, Runtime, Started};
+use testkit::{PATIENCE, eventually};
 
 use crate::boot::{
     Kind, LIMIT, Life, assert_all_captured, assert_captured_or_named, boot, has_label, is_shown,

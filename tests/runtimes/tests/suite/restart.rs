@@ -3,12 +3,12 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use agent_tests::Agent;
-use agent_tests::mesh::MODE;
 use runtimes::{CriO, Kubelet, Machine, PodSpec, Runtime, Started};
 use rustix::process::Signal;
 use serde_json::json;
+use testkit::Agent;
 use testkit::apiserver::{Fault, Resource};
+use testkit::mesh::MODE;
 use testkit::ztunnel::Ztunnel;
 
 /// Pods of which no record says what was applied to them, so that their facts are asked for.

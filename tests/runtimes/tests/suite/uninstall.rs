@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use agent_tests::{PATIENCE, eventually};
 use anyhow::ensure;
 use runtimes::{Containerd, CriO, Kubelet, Machine, PodSpec, Runtime, Started};
+use testkit::{PATIENCE, eventually};
 
 /// How long a pod may be tried.
 const LIMIT: Duration = Duration::from_secs(20);

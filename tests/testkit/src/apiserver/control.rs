@@ -51,8 +51,8 @@ impl ApiServer {
     }
 
     /// Adds or replaces a pod.
-    pub fn set_pod(&self, pod: Value) {
-        self.set_object(Resource::Pods, pod);
+    pub fn set_pod(&self, pod: impl Into<Value>) {
+        self.set_object(Resource::Pods, pod.into());
     }
 
     /// Removes a pod; the next question for it is answered with 404.

@@ -92,7 +92,7 @@ fn a_pod_that_leaves_the_mesh_goes_on_without() {
     let (web, shop) = (town.running("mesh", "web").unwrap(), town.running("mesh", "shop").unwrap());
     let peer = Peer::start(&town, &[&web, &shop]).unwrap();
     wait_in(&town, &peer, &[&web, &shop]);
-    town.mesh.node.api.set_pod(shop.object(&[(agent_tests::mesh::MODE, "none")], true));
+    town.mesh.node.api.set_pod(shop.object(&[(testkit::mesh::MODE, "none")], true));
     town.mesh.wait_annotation(&shop, None).unwrap();
     wait_no_proxy(&shop.netns);
     assert!(shop.is_clean().unwrap());

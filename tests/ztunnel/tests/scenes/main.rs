@@ -8,9 +8,9 @@ mod traffic;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use agent_tests::{Agent, MeshPod, PATIENCE, eventually};
 use anyhow::ensure;
 use testkit::TestNetns;
+use testkit::{Agent, MeshPod, PATIENCE, eventually};
 use ztunnel_tests::{Listening, Peer, SERVICE_TARGET, Town, listening};
 
 /// The applications' port.

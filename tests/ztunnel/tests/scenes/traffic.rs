@@ -4,7 +4,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use agent_tests::MeshPod;
+use testkit::MeshPod;
 use ztunnel_tests::traffic::{Echo, Talk, say};
 use ztunnel_tests::{HBONE, Peer, Proxies, Sniffer, Town};
 

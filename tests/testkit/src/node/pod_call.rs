@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use plugin_tests::{Answer, Call};
 use serde_json::{Value, json};
 
-use crate::node::Node;
+use super::Node;
+use crate::plugin::{Answer, Call};
 
 /// A call for one pod of namespace `default`.
 pub struct PodCall {
@@ -47,7 +47,7 @@ impl PodCall {
             container: format!("c0ffee-{name}"),
             name: name.to_owned(),
             netns: netns.to_owned(),
-            program: testkit::programs().join("istio-cni"),
+            program: crate::programs().join("istio-cni"),
         }
     }
 

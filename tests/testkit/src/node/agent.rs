@@ -8,13 +8,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
-use testkit::Process;
 
+use super::log::Log;
+use super::metrics::Metrics;
+use super::{NAME, Node};
 use crate::http::{self, Reply};
-use crate::log::Log;
-use crate::metrics::Metrics;
-use crate::node::{self, Node};
-use crate::{PATIENCE, eventually};
+use crate::{PATIENCE, Process, eventually};
 
 /// Port of /healthz and /readyz, the original's.
 const HEALTH_PORT: u16 = 8000;
@@ -65,7 +64,7 @@ impl<'a> Launch<'a> {
             ("KUBERNETES_SERVICE_HOST", api.ip().to_string()),
             ("KUBERNETES_SERVICE_PORT", api.port().to_string()),
             ("LISTEN_ADDRESS", node.address().to_string()),
-            ("NODE_NAME", node::NAME.to_owned()),
+            ("NODE_NAME", NAME.to_owned()),
             ("NATIVE_NFTABLES", "true".to_owned()),
             ("FACTS_TIMEOUT", "1s".to_owned()),
         ];
@@ -102,7 +101,7 @@ impl<'a> Launch<'a> {
     }
 
     fn command(&self) -> Command {
-        let program = testkit::programs().join("install-cni");
+        let program = crate::programs().join("install-cni");
         let mut command = match self.wrapper.as_slice() {
             [wrapper, args @ ..] => {
                 let mut command = Command::new(wrapper);
@@ -150,13 +149,10 @@ impl<'a> Launch<'a> {
     /// It cannot be started, or goes on.
     pub fn run(self) -> Result<Output> {
         let mut child = self.command().spawn().context("start install-cni")?;
-        let start = Instant::now();
-        while child.try_wait()?.is_none() {
-            if start.elapsed() > PATIENCE {
-                child.kill()?;
-                bail!("install-cni goes on: {:?}", child.wait_with_output()?);
-            }
-            std::thread::sleep(Duration::from_millis(5));
+        let ended = eventually("install-cni ends", PATIENCE, || child.try_wait()?.context("it goes on"));
+        if let Err(error) = ended {
+            child.kill()?;
+            bail!("{error:#}: {:?}", child.wait_with_output()?);
         }
         Ok(child.wait_with_output()?)
     }
@@ -292,13 +288,9 @@ impl Agent {
     ///
     /// # Errors
     /// It does not end.
-    pub fn end(mut self, signal: Signal) -> Result<Ended> {
-        let start = Instant::now();
+    pub fn end(self, signal: Signal) -> Result<Ended> {
         self.signal(signal)?;
-        let status = eventually("the agent ends", PATIENCE, || {
-            self.process.ended()?.with_context(|| format!("it goes on\n{}", self.log.text()))
-        })?;
-        Ok(Ended { status, took: start.elapsed(), log: self.log.clone() })
+        self.ended_by_itself()
     }
 
     /// Local addresses of the TCP sockets on which it listens.

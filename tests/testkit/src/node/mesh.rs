@@ -8,14 +8,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use testkit::TestNetns;
-use testkit::apiserver::Resource;
-use testkit::ztunnel::{Script, Ztunnel};
 
-use crate::agent::{Agent, Launch};
+use super::agent::{Agent, Launch};
+use super::{NAME, Node};
+use crate::apiserver::Resource;
 use crate::http::{self, Reply};
-use crate::node::{self, Node};
-use crate::{PATIENCE, eventually};
+use crate::ztunnel::{Script, Ztunnel};
+use crate::{PATIENCE, PodObject, TestNetns, eventually};
 
 /// The annotation by which others see whether a pod is in the mesh.
 pub const REDIRECTION: &str = "ambient.istio.io/redirection";
@@ -325,22 +324,9 @@ impl MeshPod {
 
     /// The pod's object; a pod that does not run has no status yet.
     pub fn object(&self, labels: &[(&str, &str)], running: bool) -> Value {
-        let labels: BTreeMap<_, _> = labels.iter().copied().collect();
-        let mut object = json!({
-            "kind": "Pod",
-            "metadata": {"namespace": self.namespace, "name": self.name, "uid": self.uid, "labels": labels},
-            "spec": {
-                "nodeName": node::NAME,
-                "serviceAccountName": format!("sa-{}", self.name),
-                "containers": [{"name": "app"}],
-            },
-        });
-        if running {
-            object["status"] = json!({
-                "phase": "Running", "podIP": self.ip, "podIPs": [{"ip": self.ip}],
-            });
-        }
-        object
+        let pod = PodObject::named(&self.name).in_namespace(&self.namespace).uid(&self.uid).labels(labels);
+        let pod = pod.on_node(NAME).with("/spec/serviceAccountName", format!("sa-{}", self.name));
+        if running { pod.running(&[self.ip]) } else { pod }.json()
     }
 
     /// Whether the pod's namespace has rules of ours, in either backend.

@@ -1,13 +1,12 @@
-//! Runs the `istio-cni` executable as a container runtime does, for tests that look at it from outside.
+//! Calls of the `istio-cni` executable as a container runtime makes them.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use serde_json::{Value, json};
-use tempfile::TempDir;
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 /// Runs its arguments on a kernel that seems to have no nf_tables: a seccomp filter refuses netlink sockets of the netfilter kind
 /// (`socket(AF_NETLINK, …, NETLINK_NETFILTER)`) as a kernel without `CONFIG_NETFILTER_NETLINK` does, for the plugin and everything
@@ -24,14 +23,6 @@ header = struct.pack("HxxxxxxP", len(program), ctypes.addressof(code))
 assert libc.prctl(22, 2, ctypes.c_char_p(header), 0, 0) == 0, os.strerror(ctypes.get_errno())
 os.execv(sys.argv[1], sys.argv[1:])
 "#;
-
-/// A node as the plugin sees it: a run directory and pod manifests.
-#[derive(Debug)]
-pub struct Node {
-    dir: TempDir,
-    /// The plugin's network configuration; change it as a test needs.
-    pub conf: Value,
-}
 
 /// One call, with everything that a runtime sets.
 #[derive(Debug, Clone)]
@@ -53,115 +44,6 @@ pub struct Answer {
     pub stderr: String,
     /// Time from start to end.
     pub took: Duration,
-}
-
-impl Node {
-    /// A node with the nf_tables backend and no pods.
-    ///
-    /// # Errors
-    /// No temporary folder can be made.
-    pub fn new() -> Result<Self> {
-        let dir = TempDir::new()?;
-        let manifests = dir.path().join("pods");
-        std::fs::create_dir(&manifests)?;
-        let conf = json!({
-            "cniVersion": "1.0.0",
-            "name": "k8s-pod-network",
-            "type": "istio-cni",
-            "plugin_log_level": "info",
-            "cni_agent_run_dir": dir.path().join("run"),
-            "exclude_namespaces": ["kube-system"],
-            "pod_namespace": "istio-system",
-            "native_nftables": true,
-            "facts_timeout": "1s",
-            "pod_source": {"manifests": manifests},
-            "prevResult": {
-                "cniVersion": "1.0.0",
-                "interfaces": [{"name": "eth0", "sandbox": "/var/run/netns/x"}],
-                "ips": [{"address": "10.77.0.2/24", "gateway": "10.77.0.1", "interface": 0}],
-            },
-        });
-        Ok(Self { dir, conf })
-    }
-
-    /// The plugin's run directory.
-    pub fn run_dir(&self) -> PathBuf {
-        self.dir.path().join("run")
-    }
-
-    /// Where pod manifests lie.
-    pub fn manifests(&self) -> PathBuf {
-        self.dir.path().join("pods")
-    }
-
-    /// Adds a pod with an injected sidecar, with these annotations.
-    ///
-    /// # Errors
-    /// The manifest cannot be written.
-    pub fn sidecar(&self, name: &str, annotations: &[(&str, &str)]) -> Result<()> {
-        let mut pod = sidecar_pod(name);
-        for (key, value) in annotations {
-            pod["metadata"]["annotations"][*key] = json!(value);
-        }
-        self.pod(&pod)
-    }
-
-    /// Adds a pod.
-    ///
-    /// # Errors
-    /// The manifest cannot be written.
-    pub fn pod(&self, pod: &Value) -> Result<()> {
-        let name = format!("{}_{}.json", text(&pod["metadata"]["namespace"]), text(&pod["metadata"]["name"]));
-        std::fs::write(self.manifests().join(name), pod.to_string())?;
-        Ok(())
-    }
-
-    /// A call for pod `default/<pod>` with a namespace.
-    pub fn call(&self, verb: &str, pod: &str, netns: &Path) -> Call {
-        let env = [
-            ("CNI_COMMAND", verb),
-            ("CNI_CONTAINERID", "0123456789abcdef"),
-            ("CNI_NETNS", &netns.to_string_lossy()),
-            ("CNI_IFNAME", "eth0"),
-            ("CNI_PATH", "/opt/cni/bin"),
-            ("CNI_ARGS", &format!("K8S_POD_NAME={pod};IgnoreUnknown=1;K8S_POD_NAMESPACE=default;X=1")),
-        ];
-        Call {
-            env: env.iter().map(|(key, value)| ((*key).to_owned(), Some((*value).to_owned()))).collect(),
-            stdin: self.conf.to_string().into_bytes(),
-        }
-    }
-
-    /// Runs ADD for pod `default/<pod>` and expects success.
-    ///
-    /// # Errors
-    /// The call fails; the text has what the plugin printed.
-    pub fn add(&self, pod: &str, netns: &Path) -> Result<Answer> {
-        let answer = self.call("ADD", pod, netns).run()?;
-        if answer.exit != Some(0) {
-            bail!("ADD failed: {answer:#?}");
-        }
-        Ok(answer)
-    }
-}
-
-/// A pod as the injector leaves it: an application and a sidecar.
-pub fn sidecar_pod(name: &str) -> Value {
-    json!({
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {
-            "name": name,
-            "namespace": "default",
-            "annotations": {"sidecar.istio.io/status": "{}"},
-        },
-        "spec": {
-            "containers": [
-                {"name": "app"},
-                {"name": "istio-proxy", "args": ["proxy", "sidecar"]},
-            ],
-        },
-    })
 }
 
 impl Call {
@@ -193,7 +75,7 @@ impl Call {
 
     /// The same behind a wrapper such as `strace -f`.
     pub fn command_with(&self, wrapper: &[&str]) -> Command {
-        self.command_of(&testkit::programs().join("istio-cni"), wrapper)
+        self.command_of(&crate::programs().join("istio-cni"), wrapper)
     }
 
     /// The same for another plugin.

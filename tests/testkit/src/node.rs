@@ -1,4 +1,11 @@
-//! A node as the agent's container sees it.
+//! A node as the agent's container and the plugin see it: directories, a cluster, agents as processes, calls of the plugin.
+
+mod agent;
+mod log;
+pub mod looks;
+pub mod mesh;
+mod metrics;
+mod pod_call;
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -7,9 +14,15 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use testkit::apiserver::{ApiServer, Resource};
 
-use crate::agent::{Agent, Launch};
+pub use agent::{Agent, Ended, Launch};
+pub use log::Log;
+pub use metrics::Metrics;
+pub use pod_call::PodCall;
+
+use crate::PodObject;
+use crate::apiserver::{ApiServer, Resource};
+use crate::plugin::{Answer, Call};
 
 /// Name of the node.
 pub const NAME: &str = "n1";
@@ -19,6 +32,8 @@ pub struct Node {
     dir: TempDir,
     /// The cluster.
     pub api: ApiServer,
+    /// The plugin's network configuration in [`Node::call`]: nf_tables, and pods from [`Node::manifests`]. Change it as a test needs.
+    pub conf: Value,
     address: Ipv4Addr,
 }
 
@@ -29,17 +44,45 @@ impl Node {
     /// # Errors
     /// A file cannot be written.
     pub fn new() -> Result<Self> {
-        let node = Self { dir: TempDir::new()?, api: ApiServer::start()?, address: loopback() };
+        let node = Self::bare()?;
         for dir in [node.net_dir(), node.bin_source(), node.bin_target(), node.account()] {
             std::fs::create_dir(dir)?;
         }
         std::fs::write(node.conflist(), Self::foreign_conflist())?;
-        let plugin = testkit::programs().join("istio-cni");
-        testkit::copy_program(&plugin, &node.bin_source().join("istio-cni"))?;
+        let plugin = crate::programs().join("istio-cni");
+        crate::copy_program(&plugin, &node.bin_source().join("istio-cni"))?;
         node.api.write_service_account(&node.account())?;
         node.api.set_namespace("default", &[]);
         node.api.set_object(Resource::Nodes, json!({"metadata": {"name": NAME}}));
         Ok(node)
+    }
+
+    /// A node for calls of the plugin without an agent: nothing but a directory of manifests, which is empty.
+    ///
+    /// # Errors
+    /// A directory cannot be made.
+    pub fn bare() -> Result<Self> {
+        let dir = TempDir::new()?;
+        let (run_dir, manifests) = (dir.path().join("run"), dir.path().join("pods"));
+        std::fs::create_dir(&manifests)?;
+        let conf = json!({
+            "cniVersion": "1.0.0",
+            "name": "k8s-pod-network",
+            "type": "istio-cni",
+            "plugin_log_level": "info",
+            "cni_agent_run_dir": run_dir,
+            "exclude_namespaces": ["kube-system"],
+            "pod_namespace": "istio-system",
+            "native_nftables": true,
+            "facts_timeout": "1s",
+            "pod_source": {"manifests": manifests},
+            "prevResult": {
+                "cniVersion": "1.0.0",
+                "interfaces": [{"name": "eth0", "sandbox": "/var/run/netns/x"}],
+                "ips": [{"address": "10.77.0.2/24", "gateway": "10.77.0.1", "interface": 0}],
+            },
+        });
+        Ok(Self { dir, api: ApiServer::start()?, conf, address: loopback() })
     }
 
     /// What another component wrote into the directory of configurations.
@@ -81,6 +124,11 @@ impl Node {
     /// The run directory.
     pub fn run_dir(&self) -> PathBuf {
         self.dir().join("run")
+    }
+
+    /// Where pod manifests lie.
+    pub fn manifests(&self) -> PathBuf {
+        self.dir().join("pods")
     }
 
     /// Where libcni keeps results on the node. It is not there before somebody makes it.
@@ -149,24 +197,53 @@ impl Node {
 
     /// Adds a pod with a sidecar on this node to the API.
     pub fn sidecar(&self, name: &str, uid: &str) {
-        self.api.set_pod(pod_object(name, uid, NAME));
+        self.api.set_pod(PodObject::named(name).sidecar().uid(uid).on_node(NAME));
+    }
+
+    /// Adds a pod to the manifests.
+    ///
+    /// # Errors
+    /// The manifest cannot be written.
+    pub fn write_manifest(&self, pod: impl Into<Value>) -> Result<()> {
+        let pod = pod.into();
+        let text = |field: &str| pod["metadata"][field].as_str().unwrap_or_default().to_owned();
+        let name = format!("{}_{}.json", text("namespace"), text("name"));
+        Ok(std::fs::write(self.manifests().join(name), pod.to_string())?)
+    }
+
+    /// A call for pod `default/<pod>` with [`Node::conf`].
+    pub fn call(&self, verb: &str, pod: &str, netns: &Path) -> Call {
+        let env = [
+            ("CNI_COMMAND", verb),
+            ("CNI_CONTAINERID", "0123456789abcdef"),
+            ("CNI_NETNS", &netns.to_string_lossy()),
+            ("CNI_IFNAME", "eth0"),
+            ("CNI_PATH", "/opt/cni/bin"),
+            ("CNI_ARGS", &format!("K8S_POD_NAME={pod};IgnoreUnknown=1;K8S_POD_NAMESPACE=default;X=1")),
+        ];
+        Call {
+            env: env.iter().map(|(key, value)| ((*key).to_owned(), Some((*value).to_owned()))).collect(),
+            stdin: self.conf.to_string().into_bytes(),
+        }
+    }
+
+    /// Runs ADD for pod `default/<pod>` and expects success.
+    ///
+    /// # Errors
+    /// The call fails; the text has what the plugin printed.
+    pub fn add(&self, pod: &str, netns: &Path) -> Result<Answer> {
+        let answer = self.call("ADD", pod, netns).run()?;
+        anyhow::ensure!(answer.exit == Some(0), "ADD failed: {answer:#?}");
+        Ok(answer)
     }
 
     /// Requests of the plugin to the API so far: their paths.
     pub fn plugin_requests(&self) -> Vec<String> {
-        let of_plugin = |request: &testkit::apiserver::Request| {
+        let of_plugin = |request: &crate::apiserver::Request| {
             request.headers.get("user-agent").is_some_and(|agent| agent.starts_with("istio-cni/"))
         };
         self.api.requests().into_iter().filter(of_plugin).map(|request| request.path).collect()
     }
-}
-
-/// A pod with an injected sidecar, in namespace `default`.
-pub fn pod_object(name: &str, uid: &str, node: &str) -> Value {
-    let mut pod = plugin_tests::sidecar_pod(name);
-    pod["metadata"]["uid"] = json!(uid);
-    pod["spec"]["nodeName"] = json!(node);
-    pod
 }
 
 /// Every address of 127.0.0.0/8 is this machine's; processes and tests that run at the same time each have others.

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
-use testkit::apiserver::Resource;
-use testkit::ztunnel::{Script, Ztunnel};
 
-use crate::agent::{Agent, Launch};
-use crate::mesh::{Mesh, MeshPod};
-use crate::{PATIENCE, eventually, node};
+use super::NAME;
+use super::agent::{Agent, Launch};
+use super::mesh::{Mesh, MeshPod};
+use crate::apiserver::Resource;
+use crate::ztunnel::{Script, Ztunnel};
+use crate::{PATIENCE, PodObject, eventually};
 
 /// Pause between two looks.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -30,6 +31,12 @@ pub struct Scene {
     /// Pods in the mesh.
     pub pods: Vec<MeshPod>,
     _ztunnel: Ztunnel,
+}
+
+/// The agent's own pod, of its DaemonSet.
+pub fn agent_pod() -> PodObject {
+    let pod = PodObject::named(AGENT_POD).in_namespace(NAMESPACE).of_daemonset(DAEMONSET);
+    pod.on_node(NAME).container("install-cni")
 }
 
 /// What was there at one moment.
@@ -61,14 +68,8 @@ impl Scene {
         std::fs::create_dir_all(mesh.root().join(cache.strip_prefix("/")?).join("results"))?;
         let api = &mesh.node.api;
         let labels = json!({"kubernetes.io/os": "linux", "pool": "mesh"});
-        api.set_object(Resource::Nodes, json!({"metadata": {"name": node::NAME, "labels": labels}}));
-        let owner =
-            json!([{"apiVersion": "apps/v1", "kind": "DaemonSet", "name": DAEMONSET, "controller": true}]);
-        api.set_pod(json!({
-            "kind": "Pod",
-            "metadata": {"namespace": NAMESPACE, "name": AGENT_POD, "ownerReferences": owner},
-            "spec": {"nodeName": node::NAME, "containers": [{"name": "install-cni"}]},
-        }));
+        api.set_object(Resource::Nodes, json!({"metadata": {"name": NAME, "labels": labels}}));
+        api.set_pod(agent_pod());
         api.bind_token(NAMESPACE, AGENT_POD);
         let names: Vec<String> = (0..pods).map(|number| format!("web-{number}")).collect();
         let pods: Vec<MeshPod> =
