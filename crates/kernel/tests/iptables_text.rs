@@ -32,7 +32,39 @@ fn ports() -> impl Strategy<Value = Ports> {
         any::<u16>().prop_map(Ports::One),
         prop::collection::btree_set(any::<u16>(), 1..=15)
             .prop_map(|set| Ports::AnyOf(set.into_iter().collect())),
+        range(),
     ]
+}
+
+/// Often up to an end of all ports.
+fn range() -> impl Strategy<Value = Ports> {
+    let end = || prop_oneof![2 => any::<u16>(), 1 => Just(0), 1 => Just(u16::MAX)];
+    let ends = (end(), end()).prop_map(|(a, b)| (a.min(b), a.max(b)));
+    ends.prop_filter("one port or all", |(first, last)| first < last && (*first, *last) != (0, u16::MAX))
+        .prop_map(|(first, last)| Ports::Range(first, last))
+}
+
+/// What goes with a protocol.
+fn of_protocol(family: Family) -> impl Strategy<Value = Vec<Match>> {
+    let not = any::<bool>;
+    let maybe = prop::option::of::<BoxedStrategy<Match>>;
+    let original = prop_oneof![any::<u16>().prop_map(Ports::One), range()];
+    let with_ports = (
+        prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp), Just(Protocol::Sctp)],
+        maybe((ports(), not()).prop_map(|(ports, not)| Match::SourcePort { ports, not }).boxed()),
+        maybe((ports(), not()).prop_map(|(ports, not)| Match::DestinationPort { ports, not }).boxed()),
+        maybe((original, not()).prop_map(|(ports, not)| Match::OriginalPort { ports, not }).boxed()),
+    )
+        .prop_map(|(protocol, source, destination, original)| {
+            let ports = [destination, source, original].into_iter().flatten();
+            std::iter::once(Match::Protocol(protocol)).chain(ports).collect()
+        });
+    let icmp = if family == Family::V4 { Protocol::Icmp } else { Protocol::Icmpv6 };
+    // The last type means any in iptables.
+    let kind = (0..u8::MAX, any::<Option<u8>>()).prop_map(|(kind, code)| Match::IcmpType { kind, code });
+    let of_icmp = maybe(kind.boxed())
+        .prop_map(move |kind| std::iter::once(Match::Protocol(icmp)).chain(kind).collect());
+    prop_oneof![4 => with_ports, 1 => of_icmp]
 }
 
 /// A mark and a mask, which has all bits in half of the cases.
@@ -46,13 +78,12 @@ fn mark() -> impl Strategy<Value = (u32, u32)> {
 fn matches(family: Family) -> impl Strategy<Value = Vec<Match>> {
     let not = any::<bool>;
     let maybe = prop::option::of::<BoxedStrategy<Match>>;
-    let protocol = prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp)];
-    let state = prop_oneof![Just(CtState::Invalid), Just(CtState::RelatedOrEstablished)];
-    let with_ports = (
-        protocol,
-        maybe((ports(), not()).prop_map(|(ports, not)| Match::SourcePort { ports, not }).boxed()),
-        maybe((ports(), not()).prop_map(|(ports, not)| Match::DestinationPort { ports, not }).boxed()),
-    );
+    let state = prop::sample::select(&CtState::ALL[..]).prop_map(Match::CtState);
+    let connection = prop_oneof![
+        state,
+        Just(Match::Reply),
+        (net(family), not()).prop_map(|(net, not)| Match::OriginalDestination { net, not }),
+    ];
     let owners = prop_oneof![
         (0..u32::MAX, not()).prop_map(|(uid, not)| Match::Uid { uid, not }),
         (0..u32::MAX, not()).prop_map(|(gid, not)| Match::Gid { gid, not }),
@@ -63,15 +94,15 @@ fn matches(family: Family) -> impl Strategy<Value = Vec<Match>> {
         maybe((interface(), not()).prop_map(|(n, not)| Match::OutInterface { name: n.into(), not }).boxed()),
         maybe((net(family), not()).prop_map(|(net, not)| Match::Source { net, not }).boxed()),
         maybe((net(family), not()).prop_map(|(net, not)| Match::Destination { net, not }).boxed()),
-        with_ports,
+        of_protocol(family),
         maybe((mark(), not()).prop_map(|((mark, mask), not)| Match::Mark { mark, mask, not }).boxed()),
         maybe((mark(), not()).prop_map(|((mark, mask), not)| Match::CtMark { mark, mask, not }).boxed()),
-        maybe(state.prop_map(Match::CtState).boxed()),
+        prop::collection::vec(connection, 0..3),
         prop::collection::vec(owners, 0..3),
     )
-        .prop_map(|(i, o, s, d, (protocol, sport, dport), mark, ctmark, state, owners)| {
-            let some = [i, o, s, d, Some(Match::Protocol(protocol)), dport, sport, mark, ctmark, state];
-            some.into_iter().flatten().chain(owners).collect()
+        .prop_map(|(i, o, s, d, protocol, mark, ctmark, connection, owners)| {
+            let some = [i, o, s, d].into_iter().flatten().chain(protocol);
+            some.chain([mark, ctmark].into_iter().flatten()).chain(connection).chain(owners).collect()
         })
 }
 
@@ -102,7 +133,13 @@ fn action(table: TableKind) -> BoxedStrategy<Action> {
 }
 
 fn rule(family: Family, table: TableKind) -> impl Strategy<Value = Rule> {
-    (matches(family), action(table)).prop_map(|(matches, action)| Rule::new(matches, action, "random"))
+    (matches(family), action(table))
+        .prop_map(|(matches, action)| Rule::new(matches, action, "random"))
+        .prop_filter("a protocol that the action is not for", |rule| match (&rule.action, rule.protocol()) {
+            (Action::Tproxy { .. }, protocol) => matches!(protocol, Some(Protocol::Tcp | Protocol::Udp)),
+            (Action::Redirect { .. }, protocol) => protocol.is_some_and(Protocol::has_ports),
+            _ => true,
+        })
 }
 
 #[test]
@@ -161,8 +198,11 @@ fn what_is_no_rule_of_ours_does_not_read() {
     for text in [
         "",
         "-j",
-        "-p icmp -j ACCEPT",
-        "-p tcp -m tcp --dport 1:5 -j ACCEPT",
+        "-p gre -j ACCEPT",
+        "-p icmp -m icmp --icmp-type any -j ACCEPT",
+        "-p icmp -m icmp ! --icmp-type 8 -j ACCEPT",
+        "-p tcp -m conntrack --ctdir ORIGINAL -j ACCEPT",
+        "-p tcp -m conntrack --ctorigsrc 10.0.0.1 -j ACCEPT",
         "-p tcp -m tcp --dport 80 --tcp-flags SYN SYN -j ACCEPT",
         "-m owner --uid-owner 0-10 -j RETURN",
         "-m mark --mark 0x100/0xff -j RETURN",

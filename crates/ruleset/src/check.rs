@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 
-use crate::rule::{Action, Families, Family, Match, Ports, Rule, Ruleset, Table};
+use crate::rule::{Action, Families, Family, Match, Ports, Protocol, Rule, Ruleset, Table};
 
 /// Why a ruleset is not valid. The place is `table/chain` and the rule's position from 0.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -131,25 +131,38 @@ fn circle<'a>(
 }
 
 fn rule_problem(table: &Table, rule: &Rule) -> Option<&'static str> {
-    let mut protocol = false;
+    let mut protocol = None;
     for m in &rule.matches {
         if let Some(family) = m.family()
             && rule.families != Families::Only(family)
         {
-            return Some("an address match of another family than the rule's");
+            return Some("a match of another family than the rule's");
         }
         match m {
-            Match::Protocol(_) if protocol => return Some("two protocols"),
-            Match::Protocol(_) => protocol = true,
-            Match::SourcePort { ports, .. } | Match::DestinationPort { ports, .. } => {
-                if !protocol {
-                    return Some("a port match without a protocol before it");
+            Match::Protocol(_) if protocol.is_some() => return Some("two protocols"),
+            Match::Protocol(asked) => protocol = Some(*asked),
+            Match::SourcePort { .. }
+            | Match::DestinationPort { .. }
+            | Match::OriginalPort { .. }
+            | Match::WholeHeader
+                if !protocol.is_some_and(Protocol::has_ports) =>
+            {
+                return Some("a match of a port or a header without a protocol with ports before it");
+            }
+            Match::OriginalPort { ports: Ports::AnyOf(_), .. } => {
+                return Some("a set of original ports, which iptables lacks");
+            }
+            Match::SourcePort { ports, .. }
+            | Match::DestinationPort { ports, .. }
+            | Match::OriginalPort { ports, .. } => {
+                if let Some(problem) = ports_problem(ports) {
+                    return Some(problem);
                 }
-                if let Ports::AnyOf(ports) = ports
-                    && (ports.is_empty() || !ports.is_sorted_by(|a, b| a < b))
-                {
-                    return Some("a port set that is empty, not sorted, or has duplicates");
-                }
+            }
+            Match::IcmpType { .. }
+                if protocol.is_none_or(|asked| Match::Protocol(asked).family().is_none()) =>
+            {
+                return Some("a type of ICMP without that protocol before it");
             }
             Match::InInterface { name, .. } | Match::OutInterface { name, .. }
                 if name.is_empty() || name.len() > 15 =>
@@ -173,17 +186,32 @@ fn rule_problem(table: &Table, rule: &Rule) -> Option<&'static str> {
             Match::Mark { mark, mask, .. } | Match::CtMark { mark, mask, .. } if mark & !mask != 0 => {
                 return Some("a mark with bits outside of its mask");
             }
-            Match::WholeHeader if !protocol => return Some("a header match without a protocol before it"),
             _ => {}
         }
     }
     action_problem(rule, protocol)
 }
 
-fn action_problem(rule: &Rule, protocol: bool) -> Option<&'static str> {
+fn ports_problem(ports: &Ports) -> Option<&'static str> {
+    match ports {
+        // As many as `multiport` of iptables holds.
+        Ports::AnyOf(list) if list.is_empty() || list.len() > 15 || !list.is_sorted_by(|a, b| a < b) => {
+            Some("a port set that is empty, longer than 15, not sorted, or has duplicates")
+        }
+        Ports::Range(first, last) if first >= last => Some("a range of ports that does not ascend"),
+        Ports::Range(0, u16::MAX) => Some("a range of all ports, which is the whole header"),
+        _ => None,
+    }
+}
+
+fn action_problem(rule: &Rule, protocol: Option<Protocol>) -> Option<&'static str> {
     match rule.action {
-        Action::Redirect { .. } if !protocol => Some("redirect without a protocol"),
-        Action::Tproxy { .. } if !protocol => Some("tproxy without a protocol"),
+        Action::Redirect { .. } if !protocol.is_some_and(Protocol::has_ports) => {
+            Some("redirect without a protocol that has ports")
+        }
+        Action::Tproxy { .. } if !matches!(protocol, Some(Protocol::Tcp | Protocol::Udp)) => {
+            Some("tproxy without TCP or UDP")
+        }
         Action::Tproxy { .. } if rule.families == Families::Both => {
             Some("tproxy for both families in one rule")
         }

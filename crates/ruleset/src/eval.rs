@@ -1,6 +1,6 @@
 //! What a ruleset does to a packet.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::plan::Backend;
 use crate::rule::{
@@ -32,6 +32,12 @@ pub struct Packet {
     pub ct_mark: u32,
     /// Connection tracking state.
     pub state: State,
+    /// Whether it answers the packet that began its connection.
+    pub reply: bool,
+    /// Where its connection's first packet wanted to go, if that is not where this one goes.
+    pub original: Option<SocketAddr>,
+    /// Type and code of an ICMP or ICMPv6 message, which has no ports.
+    pub icmp: (u8, u8),
     /// The sets with members elsewhere ([`SetElements::Elsewhere`]) that have the address which a rule looks up in them.
     pub member_of: Vec<String>,
     /// Whether a transparent socket takes the packet where a TPROXY rule leads it.
@@ -178,8 +184,7 @@ pub fn translations_last(ruleset: &Ruleset, backend: Backend, family: Family) ->
 }
 
 fn needs_tracking(rule: &Rule) -> bool {
-    let by_match = rule.matches.iter().any(|m| matches!(m, Match::CtMark { .. } | Match::CtState(_)));
-    by_match
+    rule.matches.iter().any(Match::asks_connection)
         || match rule.action {
             Action::SetCtMark { .. }
             | Action::SaveMark
@@ -304,10 +309,24 @@ impl<'r> Walk<'r, '_, '_> {
             Match::LocalSocket => packet.owner.is_some(),
             Match::Mark { mark, mask, not } => (self.outcome.mark & mask == *mark) != *not,
             Match::CtMark { mark, mask, not } => (self.outcome.ct_mark & mask == *mark) != *not,
-            Match::CtState(CtState::Invalid) => packet.state == State::Invalid,
-            Match::CtState(CtState::RelatedOrEstablished) => {
-                matches!(packet.state, State::Related | State::Established)
+            Match::IcmpType { kind, code } => {
+                packet.icmp.0 == *kind && code.is_none_or(|code| packet.icmp.1 == code)
             }
+            Match::CtState(state) => match packet.state {
+                State::New => false,
+                State::Invalid => *state == CtState::Invalid,
+                State::Established => matches!(state, CtState::Established | CtState::RelatedOrEstablished),
+                State::Related => matches!(state, CtState::Related | CtState::RelatedOrEstablished),
+            },
+            // A packet that fits no connection has none to be asked.
+            Match::Reply | Match::OriginalDestination { .. } | Match::OriginalPort { .. }
+                if packet.state == State::Invalid =>
+            {
+                false
+            }
+            Match::Reply => packet.reply,
+            Match::OriginalDestination { net, not } => net.contains(&packet.original().ip()) != *not,
+            Match::OriginalPort { ports, not } => ports.contains(packet.original().port()) != *not,
         }
     }
 
@@ -340,6 +359,11 @@ impl Packet {
     /// Family of the addresses.
     pub fn family(&self) -> Family {
         if self.source.is_ipv4() { Family::V4 } else { Family::V6 }
+    }
+
+    /// Where the first packet of its connection wanted to go.
+    fn original(&self) -> SocketAddr {
+        self.original.unwrap_or_else(|| (self.destination, self.destination_port).into())
     }
 }
 

@@ -9,8 +9,7 @@ mod record;
 use std::fmt::{self, Write};
 
 use crate::rule::{
-    ALL_BITS, Action, Base, Chain, CtState, Family, Hook, Match, Ports, Protocol, Rule, Ruleset, Table,
-    TableKind,
+    ALL_BITS, Action, Base, Chain, Family, Hook, Match, Ports, Protocol, Rule, Ruleset, Table, TableKind,
 };
 
 pub use parse::{canonical, parse_rule};
@@ -181,11 +180,12 @@ fn order(m: &Match, protocol: Option<Protocol>) -> u8 {
         Match::OutInterface { .. } => 3,
         Match::Protocol(_) => 4,
         Match::WholeHeader => 5 + late,
-        Match::SourcePort { ports: Ports::One(_), .. } => 6 + late,
-        Match::DestinationPort { ports: Ports::One(_), .. } => 7 + late,
-        Match::SourcePort { .. } => 8 + late,
-        Match::DestinationPort { .. } => 9 + late,
+        Match::SourcePort { ports: Ports::AnyOf(_), .. } => 8 + late,
+        Match::DestinationPort { ports: Ports::AnyOf(_), .. } => 9 + late,
+        Match::SourcePort { .. } | Match::IcmpType { .. } => 6 + late,
+        Match::DestinationPort { .. } => 7 + late,
         Match::CtState(_) => 10,
+        Match::Reply | Match::OriginalDestination { .. } | Match::OriginalPort { .. } => 12,
         Match::Mark { .. } | Match::CtMark { .. } => 11,
         Match::Uid { .. } | Match::Gid { .. } | Match::LocalSocket => 20,
         Match::SourceIn { .. } | Match::DestinationIn { .. } => 21,
@@ -217,7 +217,22 @@ fn render_match(out: &mut String, m: &Match, protocol: Option<Protocol>) {
         Match::CtMark { mark, mask, not } => {
             write!(out, "-m connmark {}--mark {} ", bang(not), Masked(*mark, *mask))
         }
-        Match::CtState(state) => write!(out, "-m conntrack --ctstate {} ", ct_state(*state)),
+        Match::CtState(state) => {
+            write!(out, "-m conntrack --ctstate {} ", state.name().to_ascii_uppercase())
+        }
+        Match::Reply => write!(out, "-m conntrack --ctdir REPLY "),
+        Match::OriginalDestination { net, not } => {
+            write!(out, "-m conntrack {}--ctorigdst {net} ", bang(not))
+        }
+        Match::OriginalPort { ports, not } => {
+            write!(out, "-m conntrack {}", PortMatch { side: "ctorigdstport", ports, not: *not })
+        }
+        Match::IcmpType { kind, code } => {
+            let six = protocol == Some(Protocol::Icmpv6);
+            let _ =
+                write!(out, "{} {kind}", if six { "-m icmp6 --icmpv6-type" } else { "-m icmp --icmp-type" });
+            code.iter().try_for_each(|code| write!(out, "/{code}")).and_then(|()| write!(out, " "))
+        }
         Match::SourceIn { set, not, .. } => write!(out, "-m set {}--match-set {set} src ", bang(not)),
         Match::DestinationIn { set, not, .. } => write!(out, "-m set {}--match-set {set} dst ", bang(not)),
     };
@@ -235,13 +250,6 @@ impl fmt::Display for Masked {
     }
 }
 
-fn ct_state(state: CtState) -> &'static str {
-    match state {
-        CtState::Invalid => "INVALID",
-        CtState::RelatedOrEstablished => "RELATED,ESTABLISHED",
-    }
-}
-
 struct PortMatch<'a> {
     side: &'static str,
     ports: &'a Ports,
@@ -253,6 +261,7 @@ impl fmt::Display for PortMatch<'_> {
         let bang = if self.not { "! " } else { "" };
         match self.ports {
             Ports::One(port) => write!(f, "{bang}--{} {port} ", self.side),
+            Ports::Range(first, last) => write!(f, "{bang}--{} {first}:{last} ", self.side),
             Ports::AnyOf(ports) => {
                 write!(f, "-m multiport {bang}--{}s ", self.side)?;
                 for (i, port) in ports.iter().enumerate() {

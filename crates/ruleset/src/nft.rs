@@ -6,8 +6,8 @@ use ipnet::IpNet;
 
 use crate::plan::Transaction;
 use crate::rule::{
-    ALL_BITS, Action, Base, Chain, ChainKind, CtState, Families, Family, Match, Ports, Protocol, Rule,
-    Ruleset, Set, SetElements, Table,
+    ALL_BITS, Action, Base, Chain, ChainKind, Families, Family, Match, Ports, Protocol, Rule, Ruleset, Set,
+    SetElements, Table,
 };
 
 /// The longest comment of a rule in bytes: 128 with its end, `NFTNL_UDATA_COMMENT_MAXLEN` of libnftnl.
@@ -129,7 +129,7 @@ impl fmt::Display for Statements<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let rule = self.0;
         if let Families::Only(family) = rule.families
-            && rule.matches.iter().all(|m| m.family().is_none())
+            && !rule.matches.iter().any(Match::implies_family)
         {
             write!(f, "meta nfproto {} ", if family == Family::V4 { "ipv4" } else { "ipv6" })?;
         }
@@ -179,8 +179,19 @@ fn write_match(f: &mut fmt::Formatter<'_>, m: &Match, protocol: Option<Protocol>
         Match::LocalSocket => write!(f, "meta skuid != {NOBODYS_ID}"),
         Match::Mark { mark, mask, not } => write_mark(f, "meta mark", *mark, *mask, *not),
         Match::CtMark { mark, mask, not } => write_mark(f, "ct mark", *mark, *mask, *not),
-        Match::CtState(CtState::Invalid) => f.write_str("ct state invalid"),
-        Match::CtState(CtState::RelatedOrEstablished) => f.write_str("ct state related,established"),
+        Match::CtState(state) => write!(f, "ct state {}", state.name()),
+        Match::Reply => f.write_str("ct direction reply"),
+        Match::OriginalDestination { net, not } => {
+            write!(f, "ct original {} daddr {}{net}", ip(net), ne(not))
+        }
+        Match::OriginalPort { ports, not } => {
+            write!(f, "ct original proto-dst {}{}", ne(not), PortsText(ports))
+        }
+        Match::IcmpType { kind, code } => {
+            let icmp = if protocol == Some(Protocol::Icmpv6) { "icmpv6" } else { "icmp" };
+            write!(f, "{icmp} type {kind}")?;
+            code.iter().try_for_each(|code| write!(f, " {icmp} code {code}"))
+        }
     }
 }
 
@@ -238,6 +249,7 @@ impl fmt::Display for PortsText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Ports::One(port) => write!(f, "{port}"),
+            Ports::Range(first, last) => write!(f, "{first}-{last}"),
             Ports::AnyOf(ports) => {
                 let texts: Vec<String> = ports.iter().map(ToString::to_string).collect();
                 write!(f, "{{ {} }}", texts.join(", "))

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use capture::settings::DNS_PORT;
 use kernel::iptables::{Iptables, Variant};
 use kernel::nft::Nftables;
@@ -171,6 +171,7 @@ impl Lab {
         match attempt.protocol {
             Protocol::Tcp => flow.tcp(attempt.to),
             Protocol::Udp => flow.udp(attempt.to),
+            other => bail!("no attempt is made of {}", other.name()),
         }
     }
 }

@@ -108,6 +108,9 @@ pub fn packet() -> impl Strategy<Value = (Packet, Hook, bool)> {
                 mark: marks.0,
                 ct_mark: marks.1,
                 state,
+                reply: false,
+                original: None,
+                icmp: (0, 0),
                 member_of: Vec::new(),
                 listening,
             };

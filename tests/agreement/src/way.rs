@@ -90,6 +90,9 @@ impl Attempt {
             mark: self.mark,
             ct_mark: 0,
             state: State::New,
+            reply: false,
+            original: None,
+            icmp: (0, 0),
             member_of: Vec::new(),
             listening: self.proxy_up,
         }

@@ -65,6 +65,9 @@ impl Way {
             mark: 0,
             ct_mark: 0,
             state: State::New,
+            reply: false,
+            original: None,
+            icmp: (0, 0),
             member_of: Vec::new(),
             listening: true,
         };

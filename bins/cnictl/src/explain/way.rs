@@ -54,6 +54,9 @@ fn first_packet(flow: &Flow) -> Packet {
         mark: flow.mark,
         ct_mark: 0,
         state: flow.state,
+        reply: false,
+        original: None,
+        icmp: (0, 0),
         member_of: Vec::new(),
         listening: flow.listening,
     }

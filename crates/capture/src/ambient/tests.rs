@@ -194,6 +194,9 @@ fn packet(source: [u8; 4], destination: [u8; 4], port: u16) -> Packet {
         mark: 0,
         ct_mark: 0,
         state: State::New,
+        reply: false,
+        original: None,
+        icmp: (0, 0),
         member_of: Vec::new(),
         listening: true,
     }

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use super::uapi::{ADDRESS_GIVEN, LOOKUP_INVERTED, SNAT, expr as uapi, set};
+use super::uapi::{ADDRESS_GIVEN, LOOKUP_INVERTED, ORIGINAL, SNAT, expr as uapi, set};
 use crate::netlink::wire::{Attribute, Attributes, Writer};
 
 /// One instruction.
@@ -18,6 +18,8 @@ pub(super) enum Expr<'a> {
     MetaSet(u32),
     /// Loads a property of the connection, `NFT_CT_*`.
     CtLoad(u32),
+    /// Loads a property of the connection's first packet.
+    CtOriginal(u32),
     /// Sets a property of the connection.
     CtSet(u32),
     /// Loads bytes of the packet.
@@ -40,8 +42,9 @@ pub(super) enum Expr<'a> {
     Snat { family: u32 },
     /// Hands over to the transparent socket on the loaded port.
     Tproxy { family: u32 },
-    /// What rules of ours never have: another instruction, or one of these with operands that ours lack.
-    Other { name: String },
+    /// An instruction by its name, with its operands as they come, in the order of their kinds: what needs no more of ours, and all that
+    /// only rules of others have, the above with operands that ours lack among it.
+    Raw { name: Cow<'a, str>, operands: Vec<(u16, Vec<u8>)> },
 }
 
 /// Up to 16 bytes, what a register holds.
@@ -132,7 +135,7 @@ impl Expr<'_> {
     pub(super) fn name(&self) -> &str {
         match self {
             Self::MetaLoad(_) | Self::MetaSet(_) => "meta",
-            Self::CtLoad(_) | Self::CtSet(_) => "ct",
+            Self::CtLoad(_) | Self::CtOriginal(_) | Self::CtSet(_) => "ct",
             Self::Payload { .. } => "payload",
             Self::Bitwise { .. } => "bitwise",
             Self::Cmp { .. } => "cmp",
@@ -142,7 +145,7 @@ impl Expr<'_> {
             Self::Redir { .. } => "redir",
             Self::Snat { .. } => "nat",
             Self::Tproxy { .. } => "tproxy",
-            Self::Other { name } => name,
+            Self::Raw { name, .. } => name,
         }
     }
 
@@ -161,6 +164,10 @@ impl Expr<'_> {
             Self::MetaLoad(key) => numbers(w, &[(2, *key), (1, R)]),
             Self::MetaSet(key) => numbers(w, &[(2, *key), (3, R)]),
             Self::CtLoad(key) => numbers(w, &[(2, *key), (1, R)]),
+            Self::CtOriginal(key) => {
+                numbers(w, &[(2, *key), (1, R)]);
+                w.attribute(3, &[ORIGINAL]);
+            }
             Self::CtSet(key) => numbers(w, &[(2, *key), (4, R)]),
             Self::Payload { base, offset, len } => numbers(w, &[(1, R), (2, *base), (3, *offset), (4, *len)]),
             Self::Bitwise { mask, xor } => {
@@ -200,7 +207,8 @@ impl Expr<'_> {
             Self::Redir { flags } => numbers(w, &[(1, R), (3, *flags)]),
             Self::Snat { family } => numbers(w, &[(1, SNAT), (2, *family), (3, R)]),
             Self::Tproxy { family } => numbers(w, &[(1, *family), (3, R)]),
-            Self::Counter | Self::Other { .. } => {}
+            Self::Raw { operands, .. } => operands.iter().for_each(|(kind, data)| w.attribute(*kind, data)),
+            Self::Counter => {}
         }
     }
 }
@@ -209,11 +217,15 @@ impl Expr<'static> {
     /// Reads an item of `NFTA_RULE_EXPRESSIONS`.
     pub(super) fn decode(item: &Attribute<'_>) -> Self {
         let name = item.nested().find(uapi::NAME).map(|a| a.text().into_owned()).unwrap_or_default();
-        let operands = item.nested().find(uapi::DATA).map(|a| a.nested());
-        operands
-            .and_then(Operands::read)
-            .and_then(|operands| operands.decode(&name))
-            .unwrap_or(Self::Other { name })
+        let operands = || item.nested().find(uapi::DATA).map(|a| a.nested());
+        let known = operands().and_then(Operands::read).and_then(|operands| operands.decode(&name));
+        known.unwrap_or_else(|| {
+            // Those without data only fill a gap.
+            let data = operands().into_iter().flatten().filter(|a| !a.data.is_empty());
+            let mut operands: Vec<(u16, Vec<u8>)> = data.map(|a| (a.kind, a.data.to_vec())).collect();
+            operands.sort_unstable();
+            Self::Raw { name: name.into(), operands }
+        })
     }
 }
 
@@ -263,6 +275,11 @@ impl<'a> Operands<'a> {
     fn decode(&self, name: &str) -> Option<Expr<'static>> {
         match name {
             "meta" => self.load_or_set(3, Expr::MetaLoad, Expr::MetaSet),
+            "ct" if self.0[3].is_some() => {
+                self.only(&[1, 2, 3])?;
+                self.register(1)?;
+                (self.0[3]?.data == [ORIGINAL]).then_some(Expr::CtOriginal(self.number(2)?))
+            }
             "ct" => self.load_or_set(4, Expr::CtLoad, Expr::CtSet),
             "payload" => {
                 self.only(&[1, 2, 3, 4])?;
@@ -359,6 +376,7 @@ impl fmt::Display for Expr<'_> {
             Self::MetaLoad(key) => write!(f, "[meta load {key}]"),
             Self::MetaSet(key) => write!(f, "[meta set {key}]"),
             Self::CtLoad(key) => write!(f, "[ct load {key}]"),
+            Self::CtOriginal(key) => write!(f, "[ct load original {key}]"),
             Self::CtSet(key) => write!(f, "[ct set {key}]"),
             Self::Payload { base, offset, len } => write!(f, "[payload {len} bytes at {base}+{offset}]"),
             Self::Bitwise { mask, xor } => write!(f, "[bitwise & {mask} ^ {xor}]"),
@@ -376,7 +394,23 @@ impl fmt::Display for Expr<'_> {
             Self::Snat { family } => write!(f, "[snat {family}]"),
             Self::Tproxy { family } => write!(f, "[tproxy {family}]"),
             Self::Counter => f.write_str("[counter]"),
-            Self::Other { name } => write!(f, "[{name} …]"),
+            Self::Raw { name, operands } => {
+                write!(f, "[{name}")?;
+                operands.iter().try_for_each(|(kind, data)| write_operand(f, *kind, data))?;
+                f.write_str("]")
+            }
+        }
+    }
+}
+
+/// As text where it is one, else as a number.
+fn write_operand(f: &mut fmt::Formatter<'_>, kind: u16, data: &[u8]) -> fmt::Result {
+    let text = data.strip_suffix(&[0]).filter(|text| text.iter().all(u8::is_ascii_graphic));
+    match text.and_then(|text| str::from_utf8(text).ok()).filter(|text| !text.is_empty()) {
+        Some(text) => write!(f, " {kind}: \"{text}\""),
+        None => {
+            write!(f, " {kind}: 0x")?;
+            data.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
         }
     }
 }

@@ -246,7 +246,7 @@ fn listed_rule(attributes: Attributes<'_>, anonymous: &HashMap<&str, Option<Vec<
         parts.iter().flat_map(|a| a.nested()).map(|item| Expr::decode(&item)).collect();
     let ports = resolve(&mut exprs, anonymous);
     if attributes.find(rule::COMPAT).is_some() {
-        exprs.push(Expr::Other { name: "compat".to_owned() });
+        exprs.push(Expr::Raw { name: "compat".into(), operands: Vec::new() });
     }
     ListedRule {
         chain: text(attributes, rule::CHAIN),

@@ -14,7 +14,9 @@ use ruleset::{
 };
 
 use super::expr::{Expr, Value};
-use super::uapi::{PORT_GIVEN, cmp, ct, family, meta, payload, set, verdict};
+use super::uapi::expr::{self, REGISTER};
+use super::uapi::{PORT_GIVEN, REPLY, cmp, ct, family, meta, payload, set, verdict};
+use crate::netlink::wire::Writer;
 
 /// A rule for the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,7 +46,7 @@ pub(super) fn lower(rule: &Rule) -> Lowered<'_> {
         protocol_known: false,
     };
     if let Families::Only(family) = rule.families
-        && rule.matches.iter().all(|m| m.family().is_none())
+        && !rule.matches.iter().any(Match::implies_family)
     {
         lowering.require_family(family);
     }
@@ -166,8 +168,9 @@ impl<'a> Lowering<'a> {
             Match::InInterface { name, not } => self.interface(meta::IIFNAME, name, *not),
             Match::OutInterface { name, not } => self.interface(meta::OIFNAME, name, *not),
             Match::Protocol(protocol) => self.require_protocol(*protocol),
-            Match::Source { net, not } => self.prefix(net, Side::Source, *not),
-            Match::Destination { net, not } => self.prefix(net, Side::Destination, *not),
+            Match::Source { net, not } => self.prefix(net, Some(Side::Source), *not),
+            Match::Destination { net, not } => self.prefix(net, Some(Side::Destination), *not),
+            Match::OriginalDestination { net, not } => self.prefix(net, None, *not),
             Match::SourceIn { set, family, not } => self.named_set(set, *family, Side::Source, *not),
             Match::DestinationIn { set, family, not } => {
                 self.named_set(set, *family, Side::Destination, *not);
@@ -181,8 +184,25 @@ impl<'a> Lowering<'a> {
             Match::WholeHeader => {}
             Match::Mark { mark, mask, not } => self.mark(Expr::MetaLoad(meta::MARK), *mark, *mask, *not),
             Match::CtMark { mark, mask, not } => self.mark(Expr::CtLoad(ct::MARK), *mark, *mask, *not),
-            Match::CtState(CtState::Invalid) => self.state(ct::INVALID),
-            Match::CtState(CtState::RelatedOrEstablished) => self.state(ct::RELATED | ct::ESTABLISHED),
+            Match::CtState(state) => self.state(match state {
+                CtState::Invalid => ct::INVALID,
+                CtState::RelatedOrEstablished => ct::RELATED | ct::ESTABLISHED,
+                CtState::Related => ct::RELATED,
+                CtState::Established => ct::ESTABLISHED,
+            }),
+            Match::Reply => {
+                self.push(Expr::CtLoad(ct::DIRECTION));
+                self.compare([REPLY].into(), false);
+            }
+            Match::OriginalPort { ports, not } => {
+                self.push(Expr::CtOriginal(ct::PORT_DESTINATION));
+                self.compare_ports(ports, *not);
+            }
+            Match::IcmpType { kind, code } => {
+                let len = 1 + u32::from(code.is_some());
+                self.push(Expr::Payload { base: payload::TRANSPORT, offset: 0, len });
+                self.compare(code.map_or([*kind].into(), |code| [*kind, code].into()), false);
+            }
         }
     }
 
@@ -226,19 +246,27 @@ impl<'a> Lowering<'a> {
         self.push(Expr::Payload { base: payload::NETWORK, offset, len: u32::from(bytes) });
     }
 
-    /// Whole bytes are loaded and compared as such; only other prefix lengths need a mask.
-    fn prefix(&mut self, net: &IpNet, side: Side, not: bool) {
-        self.require_family(Family::of(net));
+    /// Whole bytes are loaded and compared as such; only other prefix lengths need a mask. Without a side it is where the connection's first
+    /// packet wanted to go, which is there as a whole, and not for packets of the other family (`NFT_BREAK` in nft_ct.c).
+    fn prefix(&mut self, net: &IpNet, side: Option<Side>, not: bool) {
+        let family = Family::of(net);
         let (network, mask, width) = match net.trunc() {
             IpNet::V4(v4) => (widen(v4.addr().octets()), widen(v4.netmask().octets()), 4),
             IpNet::V6(v6) => (v6.addr().octets(), v6.netmask().octets(), 16),
         };
         let bits = net.prefix_len();
-        if bits > 0 && bits.is_multiple_of(8) {
-            self.load_address(Family::of(net), side, bits / 8);
+        let whole = bits > 0 && bits.is_multiple_of(8);
+        match (side, family) {
+            (Some(side), family) => {
+                self.require_family(family);
+                self.load_address(family, side, if whole { bits / 8 } else { width });
+            }
+            (None, Family::V4) => self.push(Expr::CtOriginal(ct::DESTINATION_V4)),
+            (None, Family::V6) => self.push(Expr::CtOriginal(ct::DESTINATION_V6)),
+        }
+        if whole {
             self.compare(Value::prefix(network, bits / 8), not);
         } else {
-            self.load_address(Family::of(net), side, width);
             self.push(Expr::Bitwise { mask: Value::prefix(mask, width), xor: Value::prefix([0; 16], width) });
             self.compare(Value::prefix(network, width), not);
         }
@@ -256,7 +284,26 @@ impl<'a> Lowering<'a> {
         }
         let offset = if side == Side::Source { 0 } else { 2 };
         self.push(Expr::Payload { base: payload::TRANSPORT, offset, len: 2 });
-        let mut ports = ports.as_slice().to_vec();
+        self.compare_ports(ports, not);
+    }
+
+    fn compare_ports(&mut self, ports: &Ports, not: bool) {
+        let list = match ports {
+            Ports::One(port) => return self.compare(port.to_be_bytes().into(), not),
+            Ports::Range(first, last) if not => {
+                let operands =
+                    [(1, REGISTER), (2, cmp::NEQ)].map(|(kind, n)| (kind, n.to_be_bytes().to_vec()));
+                let ends = [(3, first), (4, last)].map(|(kind, port)| (kind, data(&port.to_be_bytes())));
+                let operands = [operands, ends].concat();
+                return self.push(Expr::Raw { name: "range".into(), operands });
+            }
+            Ports::Range(first, last) => {
+                self.push(Expr::Cmp { op: cmp::GTE, data: first.to_be_bytes().into() });
+                return self.push(Expr::Cmp { op: cmp::LTE, data: last.to_be_bytes().into() });
+            }
+            Ports::AnyOf(list) => list,
+        };
+        let mut ports = list.clone();
         ports.sort_unstable();
         ports.dedup();
         // nft makes a set of one a comparison too.
@@ -341,6 +388,13 @@ fn family_number(family: Family) -> u8 {
         Family::V4 => family::IPV4,
         Family::V6 => family::IPV6,
     }
+}
+
+/// A value as an operand: `NFTA_DATA_VALUE` with its length.
+fn data(value: &[u8]) -> Vec<u8> {
+    let mut w = Writer::default();
+    w.attribute(expr::DATA_VALUE, value);
+    w.bytes().to_vec()
 }
 
 fn widen(four: [u8; 4]) -> [u8; 16] {

@@ -32,6 +32,7 @@ fn expr() -> impl Strategy<Value = Expr<'static>> {
         any::<u32>().prop_map(Expr::MetaLoad),
         any::<u32>().prop_map(Expr::MetaSet),
         any::<u32>().prop_map(Expr::CtLoad),
+        any::<u32>().prop_map(Expr::CtOriginal),
         any::<u32>().prop_map(Expr::CtSet),
         any::<[u32; 3]>().prop_map(|[base, offset, len]| Expr::Payload { base, offset, len }),
         (any::<[u8; 16]>(), any::<[u8; 16]>(), 1u8..=16).prop_map(|(mask, xor, len)| Expr::Bitwise {
@@ -94,7 +95,7 @@ fn what_ours_lack_is_other() {
             w.text(uapi::NAME, name);
             w.nest(uapi::DATA, |w| operands.iter().for_each(|(kind, n)| w.be32(*kind, *n)));
         });
-        decoded(w.bytes()) == Some(Expr::Other { name: name.to_owned() })
+        matches!(decoded(w.bytes()), Some(Expr::Raw { name: other, .. }) if other == name)
     };
     assert!(other("log", &[]));
     assert!(other("meta", &[(1, 2), (2, 3)]), "another register");
@@ -102,6 +103,7 @@ fn what_ours_lack_is_other() {
     assert!(other("redir", &[]), "to the same port");
     assert!(other("tproxy", &[(1, 2), (2, 1), (3, 1)]), "to an address");
     assert!(other("ct", &[(1, 1), (2, 3), (77, 1)]), "an unknown attribute");
+    assert!(other("ct", &[(1, 1), (2, 3), (3, 0)]), "a direction of another length");
     assert!(!other("meta", &[(1, 1), (2, 3)]));
 }
 

@@ -154,8 +154,13 @@ pub(super) mod meta {
 /// `NFT_CT_*` and the bits of a state.
 pub(super) mod ct {
     pub(crate) const STATE: u32 = 0;
+    pub(crate) const DIRECTION: u32 = 1;
     pub(crate) const MARK: u32 = 3;
+    pub(crate) const PORT_DESTINATION: u32 = 12;
     pub(crate) const ZONE: u32 = 17;
+    /// `NFT_CT_DST_IP` and `NFT_CT_DST_IP6`.
+    pub(crate) const DESTINATION_V4: u32 = 20;
+    pub(crate) const DESTINATION_V6: u32 = 22;
     /// `NF_CT_STATE_INVALID_BIT`.
     pub(crate) const INVALID: u32 = 1;
     /// `NF_CT_STATE_BIT(IP_CT_ESTABLISHED)`.
@@ -168,6 +173,8 @@ pub(super) mod ct {
 pub(super) mod cmp {
     pub(crate) const EQ: u32 = 0;
     pub(crate) const NEQ: u32 = 1;
+    pub(crate) const LTE: u32 = 3;
+    pub(crate) const GTE: u32 = 5;
 }
 
 /// `NFT_PAYLOAD_*` bases.
@@ -190,6 +197,9 @@ pub(super) const SNAT: u32 = 0;
 pub(super) const ADDRESS_GIVEN: u32 = 1;
 /// `NF_NAT_RANGE_PROTO_SPECIFIED` of `linux/netfilter/nf_nat.h`.
 pub(super) const PORT_GIVEN: u32 = 2;
+/// `IP_CT_DIR_ORIGINAL` and `IP_CT_DIR_REPLY`.
+pub(super) const ORIGINAL: u8 = 0;
+pub(super) const REPLY: u8 = 1;
 /// `NFT_LOOKUP_F_INV`.
 pub(super) const LOOKUP_INVERTED: u32 = 1;
 /// `struct nfgenmsg`: family, version 0, and an id that is the subsystem in the marks of a batch.

@@ -28,8 +28,48 @@ pub(crate) fn everything() -> Ruleset {
         owner: "istio-proxy".into(),
         known_chains: Vec::new().into(),
         ipv6: true,
-        tables: vec![nat(), mangle(), raw()],
+        tables: vec![nat(), mangle(), filter(), raw()],
     }
+}
+
+/// What policies need.
+fn filter() -> Table {
+    let kind = TableKind::Filter;
+    let accept = |matches| Rule::new(matches, Action::Accept, "allowed");
+    let mut rules = Vec::new();
+    let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+    let ranges =
+        [(80, 90), (0, 90), (1, 65535), (65534, 65535)].map(|(first, last)| Ports::Range(first, last));
+    let ports = ranges.into_iter().chain([Ports::One(7), Ports::AnyOf(vec![80, 443])]);
+    for (ports, not) in ports.flat_map(|ports| [(ports.clone(), false), (ports, true)]) {
+        for protocol in protocols.map(Match::Protocol) {
+            let ports = || ports.clone();
+            rules.push(accept(vec![protocol.clone(), Match::DestinationPort { ports: ports(), not }]));
+            rules.push(accept(vec![protocol.clone(), Match::SourcePort { ports: ports(), not }]));
+            if !matches!(ports(), Ports::AnyOf(_)) {
+                rules.push(accept(vec![protocol, Match::OriginalPort { ports: ports(), not }]));
+            }
+        }
+    }
+    for (protocol, address) in [(Protocol::Icmp, "10.0.0.0/8"), (Protocol::Icmpv6, "fd00::/8")] {
+        for (kind, code) in [(8, None), (133, None), (3, Some(4)), (1, Some(0))] {
+            let icmp = vec![Match::Protocol(protocol), Match::IcmpType { kind, code }];
+            rules.push(accept(icmp.clone()));
+            rules.push(accept([vec![Match::Source { net: net(address), not: false }], icmp].concat()));
+        }
+        rules.push(accept(vec![Match::Protocol(protocol)]));
+    }
+    for prefix in
+        ["10.0.0.1/32", "10.0.0.0/8", "10.0.0.0/9", "0.0.0.0/0", "fd00::1/128", "fd00::/16", "fd00::/9"]
+    {
+        for not in [false, true] {
+            rules.push(accept(vec![Match::OriginalDestination { net: net(prefix), not }]));
+            rules.push(accept(vec![tcp(), Match::OriginalDestination { net: net(prefix), not }]));
+        }
+    }
+    rules.push(accept(vec![Match::Reply, Match::CtState(CtState::Established)]));
+    rules.push(accept(vec![Match::CtState(CtState::Related)]));
+    Table { kind, sets: vec![], chains: vec![base("forward", ChainKind::Filter, Hook::Forward, kind, rules)] }
 }
 
 fn nat() -> Table {

@@ -42,6 +42,8 @@ fn port(ports: Ports) -> Match {
 }
 
 const TCP: Match = Match::Protocol(Protocol::Tcp);
+const SCTP: Match = Match::Protocol(Protocol::Sctp);
+const ICMP: Match = Match::Protocol(Protocol::Icmp);
 
 #[test]
 fn what_is_valid() {
@@ -139,15 +141,31 @@ fn the_parts_of_a_rule_fit_together() {
     let in_set = |set: &'static str, family| Match::DestinationIn { set: set.into(), family, not: false };
     let name = |name: &'static str| Match::OutInterface { name: name.into(), not: false };
     let plain = |matches| rule(matches, Action::Return);
+    let original = |ports| Match::OriginalPort { ports, not: false };
+    let echo = || Match::IcmpType { kind: 8, code: None };
     for (bad, says) in [
-        (plain(vec![v4(), v6()]), "an address match of another family"),
-        (Rule { families: Families::Both, ..plain(vec![v4()]) }, "an address match of another family"),
+        (plain(vec![v4(), v6()]), "a match of another family"),
+        (Rule { families: Families::Both, ..plain(vec![v4()]) }, "a match of another family"),
         (plain(vec![TCP, Match::Protocol(Protocol::Udp)]), "two protocols"),
-        (plain(vec![port(Ports::One(80))]), "a port match without a protocol before it"),
-        (plain(vec![port(Ports::One(80)), TCP]), "a port match without a protocol before it"),
+        (plain(vec![port(Ports::One(80))]), "without a protocol with ports before it"),
+        (plain(vec![port(Ports::One(80)), TCP]), "without a protocol with ports before it"),
         (plain(vec![TCP, port(Ports::AnyOf(vec![]))]), "a port set that is empty"),
         (plain(vec![TCP, port(Ports::AnyOf(vec![80, 53]))]), "not sorted"),
         (plain(vec![TCP, port(Ports::AnyOf(vec![53, 53]))]), "has duplicates"),
+        (plain(vec![TCP, port(Ports::AnyOf((1..=16).collect()))]), "longer than 15"),
+        (plain(vec![TCP, port(Ports::Range(90, 80))]), "does not ascend"),
+        (plain(vec![TCP, port(Ports::Range(80, 80))]), "does not ascend"),
+        (plain(vec![TCP, port(Ports::Range(0, 65535))]), "a range of all ports"),
+        (plain(vec![ICMP, port(Ports::One(80))]), "without a protocol with ports before it"),
+        (plain(vec![original(Ports::One(80)), TCP]), "without a protocol with ports before it"),
+        (plain(vec![TCP, original(Ports::AnyOf(vec![80, 90]))]), "a set of original ports"),
+        (plain(vec![TCP, original(Ports::Range(90, 80))]), "does not ascend"),
+        (plain(vec![echo(), ICMP]), "a type of ICMP without that protocol before it"),
+        (plain(vec![TCP, echo()]), "a type of ICMP without that protocol before it"),
+        (plain(vec![v6(), Match::Protocol(Protocol::Icmp)]), "a match of another family"),
+        (Rule { families: Families::Both, ..plain(vec![ICMP, echo()]) }, "a match of another family"),
+        (rule(vec![ICMP], Action::Redirect { port: 1 }), "redirect without a protocol"),
+        (rule(vec![SCTP, v4()], Action::Tproxy { port: 1, mark: 1 }), "tproxy without TCP or UDP"),
         (plain(vec![name("")]), "an interface name that is empty"),
         (plain(vec![name("abcdefghijklmnop")]), "longer than 15 bytes"),
         (plain(vec![name("eth 0")]), "an interface name with blanks"),
@@ -158,11 +176,11 @@ fn the_parts_of_a_rule_fit_together() {
         (plain(vec![in_set("six", Family::V4)]), "a set of the other family"),
         (plain(vec![in_set("istio-four", Family::V6)]), "a set of the other family"),
         (rule(vec![], Action::Redirect { port: 1 }), "redirect without a protocol"),
-        (rule(vec![v4()], Action::Tproxy { port: 1, mark: 1 }), "tproxy without a protocol"),
+        (rule(vec![v4()], Action::Tproxy { port: 1, mark: 1 }), "tproxy without TCP or UDP"),
         (rule(vec![TCP], Action::Tproxy { port: 1, mark: 1 }), "tproxy for both families"),
         (plain(vec![Match::Mark { mark: 0x1000, mask: 0xfff, not: false }]), "bits outside of its mask"),
         (rule(vec![], Action::SetCtMark { mark: 2, mask: 1 }), "bits outside of its mask"),
-        (plain(vec![Match::WholeHeader]), "a header match without a protocol"),
+        (plain(vec![Match::WholeHeader]), "without a protocol with ports before it"),
         (rule(vec![TCP], Action::Snat { to: [10, 0, 0, 1].into() }), "source address of another family"),
         (rule(vec![v6()], Action::Snat { to: [10, 0, 0, 1].into() }), "source address of another family"),
     ] {

@@ -17,6 +17,9 @@ fn packet() -> Packet {
         mark: 7,
         ct_mark: 9,
         state: State::New,
+        reply: false,
+        original: None,
+        icmp: (0, 0),
         member_of: Vec::new(),
         listening: true,
     }
@@ -73,7 +76,7 @@ fn verdict(ruleset: &Ruleset, packet: &Packet) -> Verdict {
 /// Whether a rule with this match, and with a protocol where one is needed, sees the packet.
 fn holds(m: &Match, packet: &Packet) -> bool {
     let mut matches = vec![m.clone()];
-    if matches!(m, Match::SourcePort { .. } | Match::DestinationPort { .. }) {
+    if matches!(m, Match::SourcePort { .. } | Match::DestinationPort { .. } | Match::IcmpType { .. }) {
         matches.insert(0, Match::Protocol(packet.protocol));
     }
     verdict(&filter(vec![output(vec![rule(matches, Action::Drop)])]), packet) == Verdict::Drop
@@ -125,6 +128,21 @@ const MATCHES: &[Line] = &[
     (|not| Match::CtMark { mark: 9, mask: ALL_BITS, not }, &[|_| ()], &[|p| p.ct_mark = 7]),
     (|not| Match::Mark { mark: 7, mask: 0xff, not }, &[|_| (), |p| p.mark = 0x1007], &[|p| p.mark = 0x1008]),
     (|not| Match::CtMark { mark: 1, mask: 1, not }, &[|_| (), |p| p.ct_mark = 3], &[|p| p.ct_mark = 4]),
+    (
+        |not| Match::DestinationPort { ports: Ports::Range(80, 90), not },
+        &[|_| (), |p| p.destination_port = 90, |p| p.protocol = Protocol::Sctp],
+        &[|p| p.destination_port = 79, |p| p.destination_port = 91],
+    ),
+    (
+        |not| Match::OriginalDestination { net: "10.0.0.0/24".parse().unwrap(), not },
+        &[|_| (), |p| (p.destination, p.original) = ([127, 0, 0, 1].into(), Some(([10, 0, 0, 9], 1).into()))],
+        &[|p| p.original = Some(([10, 0, 1, 2], 80).into())],
+    ),
+    (
+        |not| Match::OriginalPort { ports: Ports::Range(80, 81), not },
+        &[|_| (), |p| (p.destination_port, p.original) = (15006, Some(([10, 0, 0, 2], 81).into()))],
+        &[|p| p.original = Some(([10, 0, 0, 2], 82).into())],
+    ),
 ];
 
 #[test]
@@ -146,16 +164,39 @@ fn matches_that_have_no_opposite() {
     for (m, states) in [
         (CtState::Invalid, &[State::Invalid][..]),
         (CtState::RelatedOrEstablished, &[State::Related, State::Established]),
+        (CtState::Related, &[State::Related]),
+        (CtState::Established, &[State::Established]),
     ] {
         for state in [State::New, State::Established, State::Related, State::Invalid] {
             let packet = Packet { state, ..packet() };
             assert_eq!(holds(&Match::CtState(m), &packet), states.contains(&state), "{m:?} {state:?}");
         }
     }
+    let answer = Packet { reply: true, state: State::Established, ..packet() };
+    assert!(holds(&Match::Reply, &answer) && !holds(&Match::Reply, &packet()));
+    let echo = Packet { protocol: Protocol::Icmp, icmp: (8, 0), ..packet() };
+    for (code, found) in [(None, true), (Some(0), true), (Some(1), false)] {
+        assert_eq!(holds(&Match::IcmpType { kind: 8, code }, &echo), found);
+        assert!(!holds(&Match::IcmpType { kind: 0, code }, &echo));
+    }
     let udp = Packet { protocol: Protocol::Udp, ..packet() };
     assert!(
         holds(&Match::Protocol(Protocol::Tcp), &packet()) && !holds(&Match::Protocol(Protocol::Tcp), &udp)
     );
+}
+
+/// Neither do their opposites hold.
+#[test]
+fn what_fits_no_connection_has_no_original_destination() {
+    let stray = Packet { state: State::Invalid, reply: true, ..packet() };
+    for not in [false, true] {
+        let net = "10.0.0.2/32".parse().unwrap();
+        assert!(!holds(&Match::OriginalDestination { net, not }, &stray));
+        let ports = Match::OriginalPort { ports: Ports::One(80), not };
+        let rules = vec![rule(vec![Match::Protocol(Protocol::Tcp), ports], Action::Drop)];
+        assert_eq!(verdict(&filter(vec![output(rules)]), &stray), Verdict::Pass);
+    }
+    assert!(!holds(&Match::Reply, &stray));
 }
 
 #[test]

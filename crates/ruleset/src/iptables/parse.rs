@@ -26,7 +26,7 @@ pub fn parse_rule(text: &str) -> Option<Rule> {
             "-m" if !not => {
                 extension = words.next()?;
                 // With an option of its own it is a match of a port.
-                let protocol = parse_protocol(extension).is_some();
+                let protocol = parse_protocol(extension).is_some_and(Protocol::has_ports);
                 if protocol && matches!(words.peek(), Some("-j" | "-m")) {
                     matches.push(Match::WholeHeader);
                 }
@@ -37,7 +37,8 @@ pub fn parse_rule(text: &str) -> Option<Rule> {
 }
 
 /// The form in which two rules that say the same to iptables are equal: matches in the order of the text, without those that
-/// always hold, addresses without host bits, no lists of one port, nothing that iptables does not store (the reason).
+/// always hold, addresses without host bits, no lists of one port, no opposite of a range where a range says the same, nothing that
+/// iptables does not store (the reason).
 #[must_use]
 pub fn canonical(rule: &Rule) -> Rule {
     let mut matches: Vec<Match> =
@@ -52,15 +53,18 @@ fn always_holds(m: &Match) -> bool {
 }
 
 fn canonical_match(m: &Match) -> Match {
-    let one = |ports: &Ports| match ports {
-        Ports::AnyOf(list) if list.len() == 1 => Ports::One(list[0]),
-        ports => ports.clone(),
-    };
     match m {
         Match::Source { net, not } => Match::Source { net: net.trunc(), not: *not },
         Match::Destination { net, not } => Match::Destination { net: net.trunc(), not: *not },
-        Match::SourcePort { ports, not } => Match::SourcePort { ports: one(ports), not: *not },
-        Match::DestinationPort { ports, not } => Match::DestinationPort { ports: one(ports), not: *not },
+        Match::OriginalDestination { net, not } => Match::OriginalDestination { net: net.trunc(), not: *not },
+        Match::SourcePort { ports, not } => {
+            let (ports, not) = canonical_ports(ports, *not);
+            Match::SourcePort { ports, not }
+        }
+        Match::DestinationPort { ports, not } => {
+            let (ports, not) = canonical_ports(ports, *not);
+            Match::DestinationPort { ports, not }
+        }
         // Of which family a set is, the text does not say; the program that printed it does.
         Match::SourceIn { set, not, .. } => {
             Match::SourceIn { set: set.clone(), family: Family::V4, not: *not }
@@ -69,6 +73,18 @@ fn canonical_match(m: &Match) -> Match {
             Match::DestinationIn { set: set.clone(), family: Family::V4, not: *not }
         }
         m => m.clone(),
+    }
+}
+
+/// The nft variant shows the opposite of a range that begins at 0 or ends at 65535 as the range of the others.
+fn canonical_ports(ports: &Ports, not: bool) -> (Ports, bool) {
+    let range = |first, last| if first == last { Ports::One(first) } else { Ports::Range(first, last) };
+    match (ports, not) {
+        (Ports::AnyOf(list), not) if list.len() == 1 => (Ports::One(list[0]), not),
+        (Ports::Range(0, last), true) if *last < u16::MAX => (range(last + 1, u16::MAX), false),
+        (Ports::Range(first @ 1.., u16::MAX), true) => (range(0, first - 1), false),
+        (Ports::Range(first, last), not) => (range(*first, *last), not),
+        (ports, not) => (ports.clone(), not),
     }
 }
 
@@ -153,12 +169,20 @@ fn parse_match(extension: &str, option: &str, not: bool, words: &mut Words<'_>) 
                 _ => return None,
             }
         }
+        ("conntrack", "--ctorigdst") => Match::OriginalDestination { net: parse_net(words.next()?)?, not },
+        ("conntrack", "--ctorigdstport") => Match::OriginalPort { ports: parse_range(words.next()?)?, not },
+        ("conntrack", "--ctdir") if !not && words.take_if("REPLY") => Match::Reply,
+        ("icmp", "--icmp-type") | ("icmp6", "--icmpv6-type") if !not => {
+            let mut numbers = words.next()?.splitn(2, '/').map(|number| number.parse().ok());
+            let (kind, code) = (numbers.next()??, numbers.next());
+            Match::IcmpType { kind, code: code.map_or(Some(None), |code| code.map(Some))? }
+        }
         ("conntrack", "--ctstate") if !not => Match::CtState(parse_state(words.next()?)?),
         ("multiport", "--sports") => Match::SourcePort { ports: parse_ports(words.next()?)?, not },
         ("multiport", "--dports") => Match::DestinationPort { ports: parse_ports(words.next()?)?, not },
-        (of, "--sport") if of != "multiport" => Match::SourcePort { ports: Ports::One(words.number()?), not },
+        (of, "--sport") if of != "multiport" => Match::SourcePort { ports: parse_range(words.next()?)?, not },
         (of, "--dport") if of != "multiport" => {
-            Match::DestinationPort { ports: Ports::One(words.number()?), not }
+            Match::DestinationPort { ports: parse_range(words.next()?)?, not }
         }
         _ => return None,
     })
@@ -169,22 +193,30 @@ fn parse_net(text: &str) -> Option<IpNet> {
 }
 
 fn parse_protocol(text: &str) -> Option<Protocol> {
-    [Protocol::Tcp, Protocol::Udp]
+    Protocol::ALL
         .into_iter()
         .find(|protocol| text == protocol.name() || text.parse() == Ok(protocol.number()))
 }
 
 fn parse_state(text: &str) -> Option<CtState> {
-    match text {
-        "INVALID" => Some(CtState::Invalid),
-        "RELATED,ESTABLISHED" | "ESTABLISHED,RELATED" => Some(CtState::RelatedOrEstablished),
-        _ => None,
-    }
+    let known = |state: &CtState| state.name().eq_ignore_ascii_case(text);
+    CtState::ALL
+        .into_iter()
+        .find(known)
+        .or_else(|| (text == "ESTABLISHED,RELATED").then_some(CtState::RelatedOrEstablished))
 }
 
 fn parse_ports(text: &str) -> Option<Ports> {
     let ports: Option<Vec<u16>> = text.split(',').map(|port| port.parse().ok()).collect();
     ports.map(Ports::AnyOf)
+}
+
+/// `80`, `80:90`.
+fn parse_range(text: &str) -> Option<Ports> {
+    Some(match text.split_once(':') {
+        Some((first, last)) => Ports::Range(first.parse().ok()?, last.parse().ok()?),
+        None => Ports::One(text.parse().ok()?),
+    })
 }
 
 fn parse_action(words: &mut Words<'_>) -> Option<Action> {

@@ -1,6 +1,6 @@
 use super::*;
 
-use crate::rule::{Hook, TableKind};
+use crate::rule::{CtState, Hook, TableKind};
 
 fn text(matches: Vec<Match>, action: Action) -> String {
     render_rule(&Rule::new(matches, action, ""))
@@ -37,6 +37,27 @@ fn each_match() {
         (vec![tcp(), Match::WholeHeader], "meta l4proto tcp"),
         (vec![Match::CtState(CtState::Invalid)], "ct state invalid"),
         (vec![Match::CtState(CtState::RelatedOrEstablished)], "ct state related,established"),
+        (vec![Match::Reply, Match::CtState(CtState::Established)], "ct direction reply ct state established"),
+        (
+            vec![Match::Protocol(Protocol::Sctp), Match::SourcePort { ports: Ports::Range(1, 9), not: true }],
+            "meta l4proto sctp sctp sport != 1-9",
+        ),
+        (
+            vec![Match::OriginalDestination { net: net("10.0.0.0/8"), not: true }],
+            "ct original ip daddr != 10.0.0.0/8",
+        ),
+        (
+            vec![tcp(), Match::OriginalPort { ports: Ports::Range(80, 90), not: false }],
+            "meta l4proto tcp ct original proto-dst 80-90",
+        ),
+        (
+            vec![Match::Protocol(Protocol::Icmp), Match::IcmpType { kind: 8, code: None }],
+            "meta nfproto ipv4 meta l4proto icmp icmp type 8",
+        ),
+        (
+            vec![Match::Protocol(Protocol::Icmpv6), Match::IcmpType { kind: 1, code: Some(4) }],
+            "meta nfproto ipv6 meta l4proto ipv6-icmp icmpv6 type 1 icmpv6 code 4",
+        ),
     ] {
         assert_eq!(text(matches, Action::Return), format!("{expected} counter return"));
     }

@@ -17,6 +17,12 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
+    /// SCTP, whether or not the kernel speaks it.
+    Sctp,
+    /// ICMP, of IPv4 only.
+    Icmp,
+    /// ICMPv6, of IPv6 only.
+    Icmpv6,
 }
 
 /// Port numbers to compare with.
@@ -26,6 +32,8 @@ pub enum Ports {
     One(u16),
     /// Any of these; sorted, without duplicates, not empty.
     AnyOf(Vec<u16>),
+    /// From one to another, both included; neither one port nor all of them.
+    Range(u16, u16),
 }
 
 /// Connection tracking states, any of which matches.
@@ -35,6 +43,10 @@ pub enum CtState {
     Invalid,
     /// A known connection, or one that a known connection announced.
     RelatedOrEstablished,
+    /// What a known connection announced: an error about it, or the first packet of another.
+    Related,
+    /// A known connection, in either direction.
+    Established,
 }
 
 /// One condition. `not` inverts it.
@@ -62,6 +74,15 @@ pub enum Match {
     SourcePort { ports: Ports, not: bool },
     /// The destination port; a [`Match::Protocol`] comes before it.
     DestinationPort { ports: Ports, not: bool },
+    /// The type of an ICMP message, and its code where one is given; a [`Match::Protocol`] of ICMP or ICMPv6 comes before it.
+    IcmpType { kind: u8, code: Option<u8> },
+    /// Where the connection's first packet wanted to go, before any rule redirected it, is in the prefix. Without a connection this
+    /// does not hold, nor do its opposite and the next two.
+    OriginalDestination { net: IpNet, not: bool },
+    /// The port to which the connection's first packet wanted to go, one or a range; a [`Match::Protocol`] comes before it.
+    OriginalPort { ports: Ports, not: bool },
+    /// The packet answers the one that began its connection.
+    Reply,
     /// The user that owns the sending socket. Of a packet without a socket (one of the kernel's own) the inverted form holds in
     /// iptables and does not in nf_tables.
     Uid { uid: u32, not: bool },
@@ -114,10 +135,31 @@ impl Match {
     /// The family that the match restricts the rule to.
     pub fn family(&self) -> Option<Family> {
         match self {
-            Self::Source { net, .. } | Self::Destination { net, .. } => Some(Family::of(net)),
+            Self::Source { net, .. }
+            | Self::Destination { net, .. }
+            | Self::OriginalDestination { net, .. } => Some(Family::of(net)),
             Self::SourceIn { family, .. } | Self::DestinationIn { family, .. } => Some(*family),
+            Self::Protocol(Protocol::Icmp) => Some(Family::V4),
+            Self::Protocol(Protocol::Icmpv6) => Some(Family::V6),
             _ => None,
         }
+    }
+
+    /// Whether connection tracking answers it.
+    pub fn asks_connection(&self) -> bool {
+        matches!(
+            self,
+            Self::CtMark { .. }
+                | Self::CtState(_)
+                | Self::Reply
+                | Self::OriginalDestination { .. }
+                | Self::OriginalPort { .. }
+        )
+    }
+
+    /// Whether packets of other families fail the match by themselves in nf_tables. A protocol is a number, which any family may have.
+    pub fn implies_family(&self) -> bool {
+        self.family().is_some() && !matches!(self, Self::Protocol(_))
     }
 }
 
@@ -127,32 +169,52 @@ impl Ports {
         match self {
             Self::One(one) => *one == port,
             Self::AnyOf(ports) => ports.contains(&port),
-        }
-    }
-
-    /// As a slice.
-    pub fn as_slice(&self) -> &[u16] {
-        match self {
-            Self::One(one) => std::slice::from_ref(one),
-            Self::AnyOf(ports) => ports,
+            Self::Range(first, last) => (*first..=*last).contains(&port),
         }
     }
 }
 
 impl Protocol {
-    /// Lower-case name.
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Tcp, Self::Udp, Self::Sctp, Self::Icmp, Self::Icmpv6];
+
+    /// The lower-case name that both backends know.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-        }
+        self.row().0
     }
 
     /// IANA protocol number.
     pub fn number(self) -> u8 {
+        self.row().1
+    }
+
+    /// Whether its header begins with the ports.
+    pub fn has_ports(self) -> bool {
+        matches!(self, Self::Tcp | Self::Udp | Self::Sctp)
+    }
+
+    fn row(self) -> (&'static str, u8) {
         match self {
-            Self::Tcp => 6,
-            Self::Udp => 17,
+            Self::Tcp => ("tcp", 6),
+            Self::Udp => ("udp", 17),
+            Self::Sctp => ("sctp", 132),
+            Self::Icmp => ("icmp", 1),
+            Self::Icmpv6 => ("ipv6-icmp", 58),
+        }
+    }
+}
+
+impl CtState {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Invalid, Self::RelatedOrEstablished, Self::Related, Self::Established];
+
+    /// The lower-case name that nf_tables has; that of iptables is the same in capitals.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Invalid => "invalid",
+            Self::RelatedOrEstablished => "related,established",
+            Self::Related => "related",
+            Self::Established => "established",
         }
     }
 }
