@@ -52,6 +52,16 @@ impl From<&BTreeMap<String, Option<String>>> for LabelSet {
     }
 }
 
+/// Of pairs in any order; of several with one key the first in the order of values counts.
+impl<'a> FromIterator<(&'a str, &'a str)> for LabelSet {
+    fn from_iter<I: IntoIterator<Item = (&'a str, &'a str)>>(pairs: I) -> Self {
+        let mut pairs: Vec<_> = pairs.into_iter().map(|(key, value)| (key.into(), value.into())).collect();
+        pairs.sort_unstable();
+        pairs.dedup_by(|one, other| one.0 == other.0);
+        Self(pairs.into())
+    }
+}
+
 impl From<&BTreeMap<String, String>> for LabelSet {
     fn from(map: &BTreeMap<String, String>) -> Self {
         Self(map.iter().map(|(key, value)| (key.as_str().into(), value.as_str().into())).collect())

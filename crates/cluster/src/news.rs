@@ -1,0 +1,119 @@
+//! What lists, watches and single questions tell of the objects of a kind, as values.
+
+use crate::watch::Change;
+
+/// Namespace, empty where there is none, and name.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// `metadata.namespace`; empty for objects that belong to none.
+    pub namespace: Box<str>,
+    /// `metadata.name`
+    pub name: Box<str>,
+}
+
+/// `metadata.uid`, as a number: two of the usual form are equal as numbers if they are as texts. 0 is none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Uid(u64, u64);
+
+/// An object as it was told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Item<T> {
+    /// Who it is.
+    pub key: Key,
+    /// Which of that name.
+    pub uid: Uid,
+    /// Its resource version; 0 if that is not a number.
+    pub version: u64,
+    /// What is kept of it.
+    pub object: T,
+}
+
+/// Something that is told of the objects of a kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum News<T> {
+    /// A list of all of them begins.
+    ListBegins,
+    /// It has this one.
+    Listed(Item<T>),
+    /// It was the last one: this is all that there was at a version.
+    ListEnds(u64),
+    /// It broke off, or is not to be believed. Where `most` is given, what it said counts unless that is more objects.
+    ListFails {
+        /// Objects.
+        most: Option<usize>,
+    },
+    /// A watch tells of an object that is there.
+    Watched(Change, Item<T>),
+    /// A watch tells that an object is gone. All that the item has of it is how it was.
+    Gone(Item<T>),
+    /// A watch has told everything up to a version.
+    Reached(u64),
+    /// A single question brought an object.
+    Fetched(Item<T>),
+    /// An object is there, and what is said of it cannot be read.
+    Unreadable(Key),
+}
+
+/// One object before and after a change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delta<T> {
+    /// Who it is.
+    pub key: Key,
+    /// What it was; nothing if it was not known.
+    pub before: Option<T>,
+    /// What it is; nothing if it is gone.
+    pub after: Option<T>,
+}
+
+/// Holds the objects of a kind.
+pub trait Hold<T> {
+    /// How one of them is held, or given out.
+    type Held;
+
+    /// Takes in what is told; gives what changes by that.
+    fn take(&mut self, news: News<T>) -> Vec<Delta<Self::Held>>;
+}
+
+// === impl Key ===
+
+impl Key {
+    /// Of an object in a namespace, or, with an empty text for that, in none.
+    pub fn new(namespace: impl Into<Box<str>>, name: impl Into<Box<str>>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl std::fmt::Display for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { namespace, name } = self;
+        if namespace.is_empty() { f.write_str(name) } else { write!(f, "{namespace}/{name}") }
+    }
+}
+
+// === impl Uid ===
+
+impl Uid {
+    /// From the text; one that is not of the usual form (RFC 9562) counts by its hash.
+    pub fn new(text: &str) -> Self {
+        if text.is_empty() {
+            return Self::default();
+        }
+        let digits: String = text.chars().filter(|c| *c != '-').collect();
+        let usual = digits.len() == 32 && text.len() == 36 && !digits.starts_with('+');
+        let number = usual.then(|| u128::from_str_radix(&digits, 16).ok()).flatten();
+        let number = number.unwrap_or_else(|| fnv1a(text.bytes())).max(1);
+        Self((number >> 64) as u64, number as u64)
+    }
+
+    /// Whether both are known and differ.
+    pub fn differs(self, other: Self) -> bool {
+        self != Self::default() && other != Self::default() && self != other
+    }
+}
+
+/// FNV-1a of 128 bits (draft-eastlake-fnv).
+fn fnv1a(bytes: impl Iterator<Item = u8>) -> u128 {
+    const OFFSET: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
+    const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
+    bytes.fold(OFFSET, |hash, byte| (hash ^ u128::from(byte)).wrapping_mul(PRIME))
+}
