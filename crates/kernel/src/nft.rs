@@ -6,7 +6,7 @@
 //! Closing the socket waits for the kernel (7 to 15 ms) when something was deleted and is still being freed; adding alone never
 //! does. Therefore a fresh namespace gets an add-only batch, and existing tables are only replaced when they differ.
 //!
-//! A table with sets that somebody else fills ([`ruleset::SetElements::Elsewhere`]) is not deleted for that: its rules and chains
+//! A table with sets that somebody else fills ([`ruleset::Content::Kept`]) is not deleted for that: its rules and chains
 //! are, and made anew, in the same transaction. Only a set that is of another type than planned goes, with its elements.
 
 mod batch;
@@ -21,6 +21,7 @@ mod observe;
 pub(crate) mod others;
 mod probe;
 mod read;
+mod set;
 #[cfg(test)]
 mod tests;
 mod uapi;

@@ -1,7 +1,8 @@
 //! Rules about rules: what a ruleset must satisfy before a backend may load it.
 
+mod sets;
+
 use std::collections::HashSet;
-use std::net::IpAddr;
 
 use crate::rule::{Action, Families, Family, Match, Ports, Protocol, Rule, Ruleset, Table};
 
@@ -42,6 +43,14 @@ pub enum Invalid {
         /// Chain.
         chain: String,
     },
+    /// A set cannot be made, or has what does not fit it.
+    #[error("set {place}: {problem}")]
+    Set {
+        /// Table and name.
+        place: String,
+        /// What is wrong.
+        problem: &'static str,
+    },
     /// The rule's parts contradict one another.
     #[error("rule {index} of {place}: {problem}")]
     Rule {
@@ -66,7 +75,7 @@ pub fn check(ruleset: &Ruleset) -> Result<(), Invalid> {
         }
         check_table(table)?;
     }
-    Ok(())
+    sets::check_sets(ruleset)
 }
 
 fn check_table(table: &Table) -> Result<(), Invalid> {
@@ -87,7 +96,7 @@ fn check_table(table: &Table) -> Result<(), Invalid> {
             {
                 return Err(Invalid::Target { place: place(), index, target: target.to_string() });
             }
-            if let Some(problem) = rule_problem(table, rule) {
+            if let Some(problem) = rule_problem(table, rule).or_else(|| sets::map_problem(table, rule)) {
                 return Err(Invalid::Rule { place: place(), index, problem });
             }
         }
@@ -122,8 +131,7 @@ fn circle<'a>(
     }
     callers.push(from);
     let rules = table.chain(from).into_iter().flat_map(|chain| &chain.rules);
-    let found =
-        rules.filter_map(|rule| if let Action::Jump(target) = &rule.action { Some(target) } else { None });
+    let found = rules.flat_map(|rule| table.targets(rule));
     let found = found.map(|target| circle(table, target, callers, done)).find(Option::is_some).flatten();
     callers.pop();
     done.insert(from);
@@ -175,12 +183,18 @@ fn rule_problem(table: &Table, rule: &Rule) -> Option<&'static str> {
             {
                 return Some("an interface name with blanks, slashes or quotes");
             }
-            Match::SourceIn { set, .. } | Match::DestinationIn { set, .. } => {
+            Match::SourceIn { set, keys, .. } | Match::DestinationIn { set, keys, .. } => {
                 let Some(set) = table.sets.iter().find(|s| s.name == *set) else {
                     return Some("a look-up in a set that the table does not have");
                 };
-                if Some(set.family()) != m.family() {
+                if set.is_map() {
+                    return Some("a look-up in a verdict map as in a set");
+                }
+                if set.family() != keys.family() {
                     return Some("a look-up in a set of the other family");
+                }
+                if set.keys != *keys {
+                    return Some("a look-up in a set with keys of another type");
                 }
             }
             Match::Mark { mark, mask, .. } | Match::CtMark { mark, mask, .. } if mark & !mask != 0 => {
@@ -215,16 +229,12 @@ fn action_problem(rule: &Rule, protocol: Option<Protocol>) -> Option<&'static st
         Action::Tproxy { .. } if rule.families == Families::Both => {
             Some("tproxy for both families in one rule")
         }
-        Action::Snat { to } if rule.families != Families::Only(family_of(to)) => {
+        Action::Snat { to } if rule.families != Families::Only(Family::of_address(to)) => {
             Some("a new source address of another family than the rule's")
         }
         Action::SetCtMark { mark, mask } if mark & !mask != 0 => Some("a mark with bits outside of its mask"),
         _ => None,
     }
-}
-
-fn family_of(address: IpAddr) -> Family {
-    if address.is_ipv4() { Family::V4 } else { Family::V6 }
 }
 
 #[cfg(test)]

@@ -4,8 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::plan::Backend;
 use crate::rule::{
-    Action, Base, Chain, CtState, Family, Hook, Match, Protocol, Rule, Ruleset, SetElements, Table, TableKind,
+    Action, Base, Chain, CtState, Family, Hook, Match, Protocol, Rule, Ruleset, Table, TableKind,
 };
+use crate::set::{MapVerdict, Members, Set, Side};
 
 /// A packet and what the kernel knows of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,8 +39,6 @@ pub struct Packet {
     pub original: Option<SocketAddr>,
     /// Type and code of an ICMP or ICMPv6 message, which has no ports.
     pub icmp: (u8, u8),
-    /// The sets with members elsewhere ([`SetElements::Elsewhere`]) that have the address which a rule looks up in them.
-    pub member_of: Vec<String>,
     /// Whether a transparent socket takes the packet where a TPROXY rule leads it.
     pub listening: bool,
 }
@@ -123,13 +122,14 @@ pub struct Outcome<'a> {
 /// Takes a packet through the base chains of a hook, in order of priority.
 ///
 /// `nat` says whether the nat chains see it: they do for a connection's first packet, unless an earlier hook has translated or
-/// passed it already, as on the second half of a way over the loopback interface.
+/// passed it already, as on the second half of a way over the loopback interface. `members` knows what is in kept sets.
 pub fn evaluate<'a>(
     ruleset: &'a Ruleset,
     backend: Backend,
     packet: &Packet,
     hook: Hook,
     nat: bool,
+    members: &dyn Members,
 ) -> Outcome<'a> {
     let mut outcome = Outcome {
         verdict: Verdict::Pass,
@@ -157,7 +157,8 @@ pub fn evaluate<'a>(
         if table.kind == TableKind::Nat && !(nat && matches!(packet.state, State::New | State::Related)) {
             continue;
         }
-        let mut walk = Walk { table, backend, packet, outcome: &mut outcome, depth: table.chains.len() };
+        let depth = table.chains.len();
+        let mut walk = Walk { table, backend, packet, members, outcome: &mut outcome, depth };
         walk.chain(chain);
         if outcome.verdict == Verdict::Drop {
             break;
@@ -196,6 +197,7 @@ fn needs_tracking(rule: &Rule) -> bool {
             | Action::Drop
             | Action::Return
             | Action::Jump(_)
+            | Action::VerdictMap { .. }
             | Action::Tproxy { .. }
             | Action::SetMark(_) => false,
         }
@@ -206,6 +208,7 @@ struct Walk<'r, 'p, 'o> {
     table: &'r Table,
     backend: Backend,
     packet: &'p Packet,
+    members: &'p dyn Members,
     outcome: &'o mut Outcome<'r>,
     /// Chains left to go down; only a circle could use them up, and [`crate::check`] refuses circles.
     depth: usize,
@@ -239,19 +242,23 @@ impl<'r> Walk<'r, '_, '_> {
                     return Flow::Continue;
                 }
                 Action::Jump(target) => {
-                    if let (Some(target), true) = (self.table.chain(target), self.depth > 0) {
-                        self.depth -= 1;
-                        let flow = self.chain(target);
-                        self.depth += 1;
-                        if let Flow::End = flow {
+                    if let Flow::End = self.called(target) {
+                        return Flow::End;
+                    }
+                }
+                Action::VerdictMap { map, side, .. } => match self.mapped(map, *side) {
+                    // What is not in the map ends the rule (`NFT_BREAK` in nft_lookup.c).
+                    None => drop(self.outcome.trace.pop()),
+                    Some(MapVerdict::Jump(target)) => {
+                        if let Flow::End = self.called(&target) {
                             return Flow::End;
                         }
                     }
-                }
-                Action::Accept => {
-                    self.passed_by(place);
-                    return Flow::End;
-                }
+                    Some(MapVerdict::Goto(target)) => return self.called(&target),
+                    Some(MapVerdict::Accept) => return self.accepted(place),
+                    Some(MapVerdict::Drop) => return self.decided(place, Verdict::Drop),
+                },
+                Action::Accept => return self.accepted(place),
                 Action::Drop => return self.decided(place, Verdict::Drop),
                 // The packet has its socket already; another address does not lead it elsewhere.
                 Action::Redirect { .. } if matches!(self.outcome.verdict, Verdict::Tproxy { .. }) => {
@@ -273,6 +280,24 @@ impl<'r> Walk<'r, '_, '_> {
             }
         }
         Flow::Continue
+    }
+
+    /// The way through a chain that a rule leads to.
+    fn called(&mut self, target: &str) -> Flow {
+        let (Some(target), true) = (self.table.chain(target), self.depth > 0) else { return Flow::Continue };
+        self.depth -= 1;
+        let flow = self.chain(target);
+        self.depth += 1;
+        flow
+    }
+
+    fn mapped(&self, map: &str, side: Side) -> Option<MapVerdict> {
+        self.set(map)?.leads(self.packet, side, self.members)
+    }
+
+    fn accepted(&mut self, place: Place<'r>) -> Flow {
+        self.passed_by(place);
+        Flow::End
     }
 
     fn decided(&mut self, place: Place<'r>, verdict: Verdict) -> Flow {
@@ -299,8 +324,8 @@ impl<'r> Walk<'r, '_, '_> {
             Match::Protocol(protocol) => packet.protocol == *protocol,
             Match::Source { net, not } => net.contains(&packet.source) != *not,
             Match::Destination { net, not } => net.contains(&packet.destination) != *not,
-            Match::SourceIn { set, not, .. } => self.set_contains(set, packet.source) != *not,
-            Match::DestinationIn { set, not, .. } => self.set_contains(set, packet.destination) != *not,
+            Match::SourceIn { set, not, .. } => self.is_in(set, Side::Source) != *not,
+            Match::DestinationIn { set, not, .. } => self.is_in(set, Side::Destination) != *not,
             Match::SourcePort { ports, not } => ports.contains(packet.source_port) != *not,
             Match::DestinationPort { ports, not } => ports.contains(packet.destination_port) != *not,
             Match::Uid { uid, not } => self.owned(packet.owner.map(|owner| owner.uid == *uid), *not),
@@ -340,18 +365,12 @@ impl<'r> Walk<'r, '_, '_> {
         }
     }
 
-    fn set_contains(&self, name: &str, address: IpAddr) -> bool {
-        let set = self.table.sets.iter().find(|set| set.name == name);
-        match (set.map(|set| &set.elements), address) {
-            (Some(SetElements::V4(nets)), IpAddr::V4(address)) => {
-                nets.iter().any(|net| net.contains(&address))
-            }
-            (Some(SetElements::V6(nets)), IpAddr::V6(address)) => {
-                nets.iter().any(|net| net.contains(&address))
-            }
-            (Some(SetElements::Elsewhere { .. }), _) => self.packet.member_of.iter().any(|set| set == name),
-            _ => false,
-        }
+    fn is_in(&self, name: &str, side: Side) -> bool {
+        self.set(name).is_some_and(|set| set.has(self.packet, side, self.members))
+    }
+
+    fn set(&self, name: &str) -> Option<&'r Set> {
+        self.table.sets.iter().find(|set| set.name == name)
     }
 }
 

@@ -11,6 +11,7 @@ use std::fmt::{self, Write};
 use crate::rule::{
     ALL_BITS, Action, Base, Chain, Family, Hook, Match, Ports, Protocol, Rule, Ruleset, Table, TableKind,
 };
+use crate::set::KeyType;
 
 pub use parse::{canonical, parse_rule};
 pub use record::{read_record, write_record};
@@ -135,8 +136,8 @@ pub fn render_rules(table: &Table, family: Family) -> Result<String, Unsupported
     if table.chains.iter().all(|chain| rules(chain, family).next().is_none()) {
         return Ok(out);
     }
-    if let Some(set) = table.sets.iter().find(|set| !set.is_elsewhere()) {
-        return Err(Unsupported { what: "a named set", why: set.name.to_string() });
+    if let Some(map) = table.sets.iter().find(|set| set.is_map()) {
+        return Err(Unsupported { what: "a verdict map", why: map.name.to_string() });
     }
     for chain in &table.chains {
         let name = chain_name(chain);
@@ -233,9 +234,21 @@ fn render_match(out: &mut String, m: &Match, protocol: Option<Protocol>) {
                 write!(out, "{} {kind}", if six { "-m icmp6 --icmpv6-type" } else { "-m icmp --icmp-type" });
             code.iter().try_for_each(|code| write!(out, "/{code}")).and_then(|()| write!(out, " "))
         }
-        Match::SourceIn { set, not, .. } => write!(out, "-m set {}--match-set {set} src ", bang(not)),
-        Match::DestinationIn { set, not, .. } => write!(out, "-m set {}--match-set {set} dst ", bang(not)),
+        Match::SourceIn { set, keys, not } => {
+            write!(out, "-m set {}--match-set {set} {} ", bang(not), parts("src", *keys))
+        }
+        Match::DestinationIn { set, keys, not } => {
+            write!(out, "-m set {}--match-set {set} {} ", bang(not), parts("dst", *keys))
+        }
     };
+}
+
+/// The same side for each part of a set's keys.
+fn parts(side: &str, keys: KeyType) -> String {
+    match keys {
+        KeyType::Address(_) | KeyType::Prefix(_) => side.to_owned(),
+        KeyType::Endpoint(_) => format!("{side},{side}"),
+    }
 }
 
 /// A mark, with its mask where that has not all bits.
@@ -282,6 +295,8 @@ impl fmt::Display for Target<'_> {
             Action::Drop => f.write_str("DROP"),
             Action::Return => f.write_str("RETURN"),
             Action::Jump(chain) => f.write_str(&own_chain_name(chain)),
+            // For people: rules of a table with a verdict map are refused.
+            Action::VerdictMap { map, .. } => write!(f, "the verdicts of {map}"),
             Action::Redirect { port } => write!(f, "REDIRECT --to-ports {port}"),
             Action::Tproxy { port, mark } => {
                 write!(f, "TPROXY --tproxy-mark {mark}/0xffffffff --on-port {port}")

@@ -13,10 +13,15 @@ pub mod listed;
 pub mod nft;
 mod plan;
 mod rule;
+pub mod set;
 
 pub use check::{Invalid, check};
 pub use plan::{Backend, Plan, Step, Transaction};
 pub use rule::{
     ALL_BITS, Action, Base, Chain, ChainKind, CtState, Families, Family, Hook, KnownChain, Match, Ports,
-    Protocol, Rule, Ruleset, Set, SetElements, Table, TableKind,
+    Protocol, Rule, Ruleset, Table, TableKind,
+};
+pub use set::{
+    Content, Contents, Coverage, Delta, Element, Endpoint, Key, KeyType, MapVerdict, Members, NoMembers, Set,
+    SetKind, Side,
 };

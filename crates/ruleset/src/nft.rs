@@ -6,9 +6,9 @@ use ipnet::IpNet;
 
 use crate::plan::Transaction;
 use crate::rule::{
-    ALL_BITS, Action, Base, Chain, ChainKind, Families, Family, Match, Ports, Protocol, Rule, Ruleset, Set,
-    SetElements, Table,
+    ALL_BITS, Action, Base, Chain, ChainKind, Families, Family, Match, Ports, Protocol, Rule, Ruleset, Table,
 };
+use crate::set::{Content, Element, Key, KeyType, MapVerdict, Set, Side};
 
 /// The longest comment of a rule in bytes: 128 with its end, `NFTNL_UDATA_COMMENT_MAXLEN` of libnftnl.
 pub const COMMENT_MAX: usize = 127;
@@ -31,15 +31,13 @@ pub fn render(transaction: &Transaction<'_>) -> String {
     out
 }
 
-/// The chains that nf_tables gets: base chains and own chains with a rule or a jump to them.
+/// The chains that nf_tables gets: base chains and own chains with a rule or a jump to them; of a table with a verdict map all, because its
+/// elements may lead to any.
 pub fn chains(table: &Table) -> impl Iterator<Item = &Chain> {
+    let maps = table.sets.iter().any(Set::is_map);
+    let rules = || table.chains.iter().flat_map(|chain| &chain.rules);
     table.chains.iter().filter(move |chain| {
-        !chain.rules.is_empty()
-            || table
-                .chains
-                .iter()
-                .flat_map(|c| &c.rules)
-                .any(|r| r.action == Action::Jump(chain.name.clone()))
+        maps || !chain.rules.is_empty() || rules().any(|rule| table.targets(rule).contains(&&chain.name))
     })
 }
 
@@ -66,8 +64,8 @@ fn write_tables(out: &mut String, ruleset: &Ruleset, replace: bool) -> fmt::Resu
     for table in &ruleset.tables {
         let name = ruleset.nft_table(table.kind);
         writeln!(out, "add table inet {name}")?;
-        // Members of a set that are kept elsewhere must survive.
-        let keep = table.sets.iter().any(Set::is_elsewhere);
+        // Members of a set that are kept by somebody else must survive.
+        let keep = table.sets.iter().any(Set::is_kept);
         if replace && !keep {
             writeln!(out, "delete table inet {name}\nadd table inet {name}")?;
         } else if replace {
@@ -88,6 +86,10 @@ fn write_tables(out: &mut String, ruleset: &Ruleset, replace: bool) -> fmt::Resu
                 None => writeln!(out, "add chain inet {name} {}", chain.name)?,
             }
         }
+        // The elements of a verdict map lead to chains.
+        for set in &table.sets {
+            write_elements(out, &name, set)?;
+        }
         for chain in &table.chains {
             for rule in &chain.rules {
                 writeln!(out, "add rule inet {name} {} {}", chain.name, RuleText(rule))?;
@@ -98,20 +100,65 @@ fn write_tables(out: &mut String, ruleset: &Ruleset, replace: bool) -> fmt::Resu
 }
 
 fn write_set(out: &mut String, table: &str, set: &Set) -> fmt::Result {
-    let kind = if set.family() == Family::V4 { "ipv4_addr" } else { "ipv6_addr" };
-    let elements: Vec<String> = match &set.elements {
-        SetElements::V4(nets) => nets.iter().map(ToString::to_string).collect(),
-        SetElements::V6(nets) => nets.iter().map(ToString::to_string).collect(),
-        SetElements::Elsewhere { comment, .. } => {
-            let name = &set.name;
-            return writeln!(out, "add set inet {table} {name} {{ type {kind} ; comment \"{comment}\" ; }}");
-        }
-    };
-    writeln!(out, "add set inet {table} {} {{ type {kind} ; flags interval ; }}", set.name)?;
-    if !elements.is_empty() {
-        writeln!(out, "add element inet {table} {} {{ {} }}", set.name, elements.join(", "))?;
+    let what = if set.is_map() { "map" } else { "set" };
+    let address = if set.family() == Family::V4 { "ipv4_addr" } else { "ipv6_addr" };
+    write!(out, "add {what} inet {table} {} {{ type {address}", set.name)?;
+    if let KeyType::Endpoint(_) = set.keys {
+        out.write_str(" . inet_proto . inet_service")?;
     }
-    Ok(())
+    if set.is_map() {
+        out.write_str(" : verdict")?;
+    }
+    out.write_str(" ;")?;
+    let constant = (!set.is_kept()).then_some("constant");
+    let interval = matches!(set.keys, KeyType::Prefix(_)).then_some("interval");
+    let flags: Vec<&str> = constant.into_iter().chain(interval).collect();
+    if !flags.is_empty() {
+        write!(out, " flags {} ;", flags.join(","))?;
+    }
+    if !set.comment.is_empty() {
+        write!(out, " comment \"{}\" ;", set.comment)?;
+    }
+    out.write_str(" }\n")
+}
+
+fn write_elements(out: &mut String, table: &str, set: &Set) -> fmt::Result {
+    let elements: Vec<String> = match (&set.content, set.keys) {
+        (Content::Kept, _) => Vec::new(),
+        (_, KeyType::Prefix(_)) => set.merged_prefixes().iter().map(ToString::to_string).collect(),
+        (Content::Fixed(elements), _) => elements.iter().map(render_element).collect(),
+    };
+    if elements.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "add element inet {table} {} {{ {} }}", set.name, elements.join(", "))
+}
+
+/// An element of a set as nft has it.
+pub fn render_element(element: &Element) -> String {
+    let mut text = render_key(&element.key);
+    if !element.comment.is_empty() {
+        // Writing to a String cannot fail.
+        let _ = write!(text, " comment \"{}\"", plain(&element.comment));
+    }
+    match &element.verdict {
+        None => {}
+        Some(MapVerdict::Accept) => text.push_str(" : accept"),
+        Some(MapVerdict::Drop) => text.push_str(" : drop"),
+        Some(MapVerdict::Jump(chain)) => drop(write!(text, " : jump {chain}")),
+        Some(MapVerdict::Goto(chain)) => drop(write!(text, " : goto {chain}")),
+    }
+    text
+}
+
+fn render_key(key: &Key) -> String {
+    match key {
+        Key::Address(address) => address.to_string(),
+        Key::Prefix(net) => net.to_string(),
+        Key::Endpoint(endpoint) => {
+            format!("{} . {} . {}", endpoint.address, endpoint.protocol.name(), endpoint.port)
+        }
+    }
 }
 
 fn chain_kind(kind: ChainKind) -> &'static str {
@@ -129,7 +176,7 @@ impl fmt::Display for Statements<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let rule = self.0;
         if let Families::Only(family) = rule.families
-            && !rule.matches.iter().any(Match::implies_family)
+            && !rule.names_family()
         {
             write!(f, "meta nfproto {} ", if family == Family::V4 { "ipv4" } else { "ipv6" })?;
         }
@@ -149,11 +196,13 @@ impl fmt::Display for RuleText<'_> {
             return Ok(());
         }
         f.write_str(" comment \"")?;
-        // nft knows no escapes in strings: a quote would end the comment, and a line's end the command.
-        let plain = |c: char| if c == '"' || c.is_control() { '\'' } else { c };
-        comment(rule).chars().try_for_each(|c| f.write_char(plain(c)))?;
-        f.write_char('"')
+        write!(f, "{}\"", plain(comment(rule)))
     }
+}
+
+/// A text between quotes. nft knows no escapes in strings: a quote would end it, and a line's end the command.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c == '"' || c.is_control() { '\'' } else { c }).collect()
 }
 
 fn write_match(f: &mut fmt::Formatter<'_>, m: &Match, protocol: Option<Protocol>) -> fmt::Result {
@@ -164,8 +213,12 @@ fn write_match(f: &mut fmt::Formatter<'_>, m: &Match, protocol: Option<Protocol>
         Match::Protocol(protocol) => write!(f, "meta l4proto {}", protocol.name()),
         Match::Source { net, not } => write!(f, "{} saddr {}{net}", ip(net), ne(not)),
         Match::Destination { net, not } => write!(f, "{} daddr {}{net}", ip(net), ne(not)),
-        Match::SourceIn { set, family, not } => write!(f, "{} saddr {}@{set}", ip_of(*family), ne(not)),
-        Match::DestinationIn { set, family, not } => write!(f, "{} daddr {}@{set}", ip_of(*family), ne(not)),
+        Match::SourceIn { set, keys, not } => {
+            write!(f, "{} {}@{set}", looked_up(*keys, Side::Source), ne(not))
+        }
+        Match::DestinationIn { set, keys, not } => {
+            write!(f, "{} {}@{set}", looked_up(*keys, Side::Destination), ne(not))
+        }
         Match::SourcePort { ports, not } => {
             write!(f, "{} sport {}{}", transport(protocol), ne(not), PortsText(ports))
         }
@@ -216,6 +269,7 @@ fn write_action(f: &mut fmt::Formatter<'_>, rule: &Rule) -> fmt::Result {
         Action::Drop => f.write_str("drop"),
         Action::Return => f.write_str("return"),
         Action::Jump(chain) => write!(f, "jump {chain}"),
+        Action::VerdictMap { map, keys, side } => write!(f, "{} vmap @{map}", looked_up(*keys, *side)),
         Action::Redirect { port } => write!(f, "redirect to :{port}"),
         Action::Snat { to } => write!(f, "snat {} to {to}", if to.is_ipv4() { "ip" } else { "ip6" }),
         Action::SetMark(mark) => write!(f, "meta mark set {mark}"),
@@ -230,6 +284,19 @@ fn write_action(f: &mut fmt::Formatter<'_>, rule: &Rule) -> fmt::Result {
 fn transport(protocol: Option<Protocol>) -> &'static str {
     // "th" is nft's name for whichever transport header there is.
     protocol.map_or("th", Protocol::name)
+}
+
+/// The parts of a packet that are looked up in a set.
+fn looked_up(keys: KeyType, side: Side) -> String {
+    let ip = ip_of(keys.family());
+    let (address, port) = match side {
+        Side::Source => ("saddr", "sport"),
+        Side::Destination => ("daddr", "dport"),
+    };
+    match keys {
+        KeyType::Address(_) | KeyType::Prefix(_) => format!("{ip} {address}"),
+        KeyType::Endpoint(_) => format!("{ip} {address} . meta l4proto . th {port}"),
+    }
 }
 
 fn ip(net: &IpNet) -> &'static str {

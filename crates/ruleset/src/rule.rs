@@ -4,8 +4,11 @@ mod parts;
 
 use std::borrow::Cow;
 use std::fmt;
+use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
+
+use crate::set::Set;
 
 pub use parts::{ALL_BITS, Action, CtState, Match, Ports, Protocol};
 
@@ -108,36 +111,10 @@ pub struct KnownChain {
 pub struct Table {
     /// Which.
     pub kind: TableKind,
-    /// Named sets that its rules look up.
+    /// Named sets and verdict maps that its rules look packets up in.
     pub sets: Vec<Set>,
     /// Chains in the order in which they are written.
     pub chains: Vec<Chain>,
-}
-
-/// A named set of addresses.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Set {
-    /// Name, unique in its table.
-    pub name: Cow<'static, str>,
-    /// Content. Intervals must not overlap (nf_tables refuses a batch with overlapping elements).
-    pub elements: SetElements,
-}
-
-/// What a named set holds. Plain addresses and prefixes never share a set: deletes from a mixed one are slow.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SetElements {
-    /// IPv4 prefixes.
-    V4(Vec<Ipv4Net>),
-    /// IPv6 prefixes.
-    V6(Vec<Ipv6Net>),
-    /// Plain addresses that come and go without the plan, which neither names nor touches them. Whoever keeps them makes and
-    /// removes the set in iptables, where it is an ipset of that name.
-    Elsewhere {
-        /// Family of the addresses.
-        family: Family,
-        /// The set's comment in nf_tables.
-        comment: Cow<'static, str>,
-    },
 }
 
 /// One chain.
@@ -178,6 +155,11 @@ impl Family {
             IpNet::V4(_) => Self::V4,
             IpNet::V6(_) => Self::V6,
         }
+    }
+
+    /// The family of an address.
+    pub fn of_address(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 }
 
@@ -261,34 +243,38 @@ impl KnownChain {
     }
 }
 
-impl Set {
-    /// Family of the addresses.
-    pub fn family(&self) -> Family {
-        match &self.elements {
-            SetElements::V4(_) => Family::V4,
-            SetElements::V6(_) => Family::V6,
-            SetElements::Elsewhere { family, .. } => *family,
-        }
-    }
-
-    /// Whether its members are kept by somebody else, see [`SetElements::Elsewhere`].
-    pub fn is_elsewhere(&self) -> bool {
-        matches!(self.elements, SetElements::Elsewhere { .. })
-    }
-}
-
 impl Table {
     /// The chain of a name.
     pub fn chain(&self, name: &str) -> Option<&Chain> {
         self.chains.iter().find(|chain| chain.name == name)
     }
+
+    /// The chains that a rule may lead to, as far as the plan says: what a kept verdict map leads to is not in it.
+    pub fn targets<'t>(&'t self, rule: &'t Rule) -> Vec<&'t Cow<'static, str>> {
+        match &rule.action {
+            Action::Jump(target) => vec![target],
+            Action::VerdictMap { map, .. } => {
+                let maps = self.sets.iter().filter(|set| set.name == *map);
+                let elements = maps.flat_map(Set::fixed_elements);
+                elements.filter_map(|element| element.verdict.as_ref()?.chain()).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
 }
 
 impl Rule {
-    /// A rule for the families that its address matches allow.
+    /// A rule for the families that its address matches allow. A verdict map is not counted: the counter would stand before the map and
+    /// count also what is not in it.
     pub fn new(matches: Vec<Match>, action: Action, why: impl Into<Cow<'static, str>>) -> Self {
-        let families = matches.iter().find_map(Match::family).map_or(Families::Both, Families::Only);
-        Self { families, matches, action, counted: true, why: why.into() }
+        let family = matches.iter().find_map(Match::family).or_else(|| action.family());
+        let (families, counted) = (family.map_or(Families::Both, Families::Only), action.family().is_none());
+        Self { families, matches, action, counted, why: why.into() }
+    }
+
+    /// Whether the rule says of itself which family it is for, so that a backend need not be told.
+    pub fn names_family(&self) -> bool {
+        self.action.family().is_some() || self.matches.iter().any(Match::implies_family)
     }
 
     /// The same rule, not counted.

@@ -111,7 +111,6 @@ pub fn packet() -> impl Strategy<Value = (Packet, Hook, bool)> {
                 reply: false,
                 original: None,
                 icmp: (0, 0),
-                member_of: Vec::new(),
                 listening,
             };
             (packet, hook, nat)

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ruleset::eval::{Outcome, Owner, Packet, State, Verdict, evaluate};
-use ruleset::{Hook, Plan, Protocol, Ruleset, Step};
+use ruleset::{Hook, NoMembers, Plan, Protocol, Ruleset, Step};
 
 use crate::world::{self, LISTENER_ID};
 
@@ -93,7 +93,6 @@ impl Attempt {
             reply: false,
             original: None,
             icmp: (0, 0),
-            member_of: Vec::new(),
             listening: self.proxy_up,
         }
     }
@@ -118,7 +117,7 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     fn is_sent(&mut self, mut packet: Packet) -> End {
-        let outcome = evaluate(self.ruleset, self.plan.backend, &packet, Hook::Output, true);
+        let outcome = evaluate(self.ruleset, self.plan.backend, &packet, Hook::Output, true, &NoMembers);
         let (verdict, mark, ct_mark, zone) = (outcome.verdict, outcome.mark, outcome.ct_mark, outcome.zone);
         self.hooks.push((Hook::Output, packet.clone(), outcome));
         match verdict {
@@ -150,7 +149,7 @@ impl Walk<'_> {
     }
 
     fn arrives(&mut self, packet: Packet, nat: bool) -> End {
-        let outcome = evaluate(self.ruleset, self.plan.backend, &packet, Hook::Prerouting, nat);
+        let outcome = evaluate(self.ruleset, self.plan.backend, &packet, Hook::Prerouting, nat, &NoMembers);
         let verdict = outcome.verdict;
         let end = match verdict {
             Verdict::Drop => End::NoAnswer,
@@ -182,7 +181,7 @@ impl Walk<'_> {
             owner: Some(Owner { uid: LISTENER_ID, gid: LISTENER_ID }),
             ..question.clone()
         };
-        evaluate(self.ruleset, self.plan.backend, &answer, Hook::Output, false).zone
+        evaluate(self.ruleset, self.plan.backend, &answer, Hook::Output, false, &NoMembers).zone
     }
 }
 

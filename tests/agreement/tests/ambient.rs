@@ -11,7 +11,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 use ruleset::eval::evaluate;
-use ruleset::{Backend, Family, Plan};
+use ruleset::{Backend, Family, NoMembers, Plan};
 
 #[test]
 fn both_backends_say_the_same() {
@@ -26,7 +26,7 @@ fn both_backends_say_the_same() {
             }
             let look = |plan: &Plan| {
                 let rules = plan.ruleset().expect("every plan has rules").clone();
-                let o = evaluate(&rules, plan.backend, packet, *hook, *nat);
+                let o = evaluate(&rules, plan.backend, packet, *hook, *nat, &NoMembers);
                 (o.verdict, o.mark, o.ct_mark, o.zone)
             };
             prop_assert_eq!(look(&nft), look(&iptables), "{:?} {:?} {:?} {:?}", packet, hook, node, pod);

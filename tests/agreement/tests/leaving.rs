@@ -14,7 +14,7 @@ use kernel::nft::Nftables;
 use kernel::{Choice, Kernel, conntrack};
 use proptest::test_runner::TestCaseError;
 use ruleset::eval::{Owner, Packet, State, Verdict, evaluate, translations_last};
-use ruleset::{Family, Hook, Plan, Protocol};
+use ruleset::{Family, Hook, NoMembers, Plan, Protocol};
 use testkit::relay::Relay;
 use testkit::{Families, Pod};
 
@@ -68,11 +68,13 @@ impl Way {
             reply: false,
             original: None,
             icmp: (0, 0),
-            member_of: Vec::new(),
             listening: true,
         };
         let rules = plan.ruleset().expect("every plan has rules");
-        matches!(evaluate(rules, plan.backend, &packet, hook, true).verdict, Verdict::Redirect { .. })
+        matches!(
+            evaluate(rules, plan.backend, &packet, hook, true, &NoMembers).verdict,
+            Verdict::Redirect { .. }
+        )
     }
 }
 

@@ -11,7 +11,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 use ruleset::eval::{Outcome, Packet, State, Verdict, evaluate};
-use ruleset::{Action, Backend, Family, Hook, Match, Plan, Protocol, Transaction};
+use ruleset::{Action, Backend, Family, Hook, Match, NoMembers, Plan, Protocol, Transaction};
 
 const CASES: u32 = 500;
 const PACKETS: usize = 40;
@@ -31,7 +31,7 @@ fn check(name: &str, test: impl Fn(&Settings, bool, &[(Packet, Hook, bool)]) -> 
 }
 
 fn look<'a>(plan: &'a Plan, (packet, hook, nat): &(Packet, Hook, bool)) -> Outcome<'a> {
-    evaluate(plan.ruleset().expect("every plan has rules"), plan.backend, packet, *hook, *nat)
+    evaluate(plan.ruleset().expect("every plan has rules"), plan.backend, packet, *hook, *nat, &NoMembers)
 }
 
 fn trace(outcome: &Outcome<'_>) -> String {

@@ -22,7 +22,7 @@ use proptest::test_runner::TestCaseError;
 use ruleset::eval::{State, Verdict, evaluate};
 use ruleset::listed::walk::{self, End, stations};
 use ruleset::listed::{number_of, number_of_name};
-use ruleset::{Backend, Family, Hook, Plan, Protocol};
+use ruleset::{Backend, Family, Hook, NoMembers, Plan, Protocol};
 use testkit::probe::Outcome;
 
 const CASES: u32 = 40;
@@ -346,7 +346,7 @@ fn plans_read_back_say_what_they_say() {
                 if packet.family() == Family::V6 && !ipv6 {
                     continue;
                 }
-                let said = evaluate(rules, backend, &packet, hook, true).verdict;
+                let said = evaluate(rules, backend, &packet, hook, true, &NoMembers).verdict;
                 let fate = walk::walk(&stations(&tables, hook, packet.family()), &of(&packet));
                 prop_assert!(fate.unread.is_none(), "{:?}", fate.unread.map(|place| place.rule.to_string()));
                 let same = match (said, fate.end) {

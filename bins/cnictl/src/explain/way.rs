@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use capture::ambient::{PROBES_V4, PROBES_V6};
 use ruleset::eval::{Outcome, Owner, Packet, Place, Verdict, evaluate};
-use ruleset::{Backend, Hook, Ruleset};
+use ruleset::{Backend, Contents, Delta, Hook, Key, NoMembers, Ruleset};
 
 use super::flow::{Direction, Flow};
 use super::loopback_like;
@@ -25,14 +25,17 @@ pub(super) struct Way<'a> {
 pub(super) fn follow<'a>(ruleset: &'a Ruleset, backend: Backend, flow: &Flow) -> Way<'a> {
     let packet = first_packet(flow);
     if flow.direction == Direction::In {
-        let outcome = evaluate(ruleset, backend, &packet, Hook::Prerouting, true);
+        let outcome = evaluate(ruleset, backend, &packet, Hook::Prerouting, true, &NoMembers);
         return Way { hooks: vec![(Hook::Prerouting, outcome)] };
     }
-    let sent = evaluate(ruleset, backend, &packet, Hook::Output, true);
+    let sent = evaluate(ruleset, backend, &packet, Hook::Output, true, &NoMembers);
     let again = second_packet(&packet, &sent);
     let mut hooks = vec![(Hook::Output, sent)];
     if let Some(packet) = again {
-        hooks.push((Hook::Prerouting, evaluate(ruleset, backend, &packet, Hook::Prerouting, false)));
+        hooks.push((
+            Hook::Prerouting,
+            evaluate(ruleset, backend, &packet, Hook::Prerouting, false, &NoMembers),
+        ));
     }
     Way { hooks }
 }
@@ -57,7 +60,6 @@ fn first_packet(flow: &Flow) -> Packet {
         reply: false,
         original: None,
         icmp: (0, 0),
-        member_of: Vec::new(),
         listening: flow.listening,
     }
 }
@@ -73,14 +75,15 @@ pub(super) fn leave_node<'a>(
         in_interface: String::new(),
         out_interface: "eth0".to_owned(),
         owner: Some(Owner { uid: 0, gid: 0 }),
-        member_of: if members.contains(&flow.destination.ip()) {
-            [PROBES_V4, PROBES_V6].map(str::to_owned).to_vec()
-        } else {
-            Vec::new()
-        },
         ..first_packet(flow)
     };
-    evaluate(ruleset, backend, &packet, Hook::Postrouting, true)
+    let mut contents = Contents::default();
+    for address in members {
+        let mut delta = Delta::default();
+        delta.add(Key::from(*address));
+        contents.apply(if address.is_ipv4() { PROBES_V4 } else { PROBES_V6 }, &delta);
+    }
+    evaluate(ruleset, backend, &packet, Hook::Postrouting, true, &contents)
 }
 
 /// The packet as it comes in again, if it leaves by the loopback interface, of itself or because it was redirected.

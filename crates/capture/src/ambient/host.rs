@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use ruleset::{
-    Action, Backend, Chain, Hook, KnownChain, Match, Plan, Rule, Ruleset, Set, SetElements, Step, Table,
+    Action, Backend, Chain, Hook, KeyType, KnownChain, Match, Plan, Rule, Ruleset, Set, Step, Table,
     TableKind,
 };
 
@@ -38,8 +38,9 @@ pub fn plan_host(node: &NodeOptions, sender: ProbeSender, backend: Backend) -> P
     let families = || node.families().map(|own| own.probe);
     let rules: Vec<Rule> = families().map(|probe| probe_source(probe, sender, backend)).collect();
     let sets = families().map(|probe| Set {
-        name: set_of(probe).into(),
-        elements: SetElements::Elsewhere { family: family_of(probe), comment: SET_COMMENT.into() },
+        commented: true,
+        comment: SET_COMMENT.into(),
+        ..Set::kept(set_of(probe), KeyType::Address(family_of(probe)))
     });
     let nat = Table { kind: TableKind::Nat, sets: sets.collect(), chains: chains(rules, backend) };
     let rules = Ruleset {
@@ -69,7 +70,8 @@ fn probe_source(probe: IpAddr, sender: ProbeSender, backend: Backend) -> Rule {
         (ProbeSender::Uid(uid), Backend::Nftables) => Match::Uid { uid, not: false },
         (ProbeSender::AnySocket | ProbeSender::Uid(_), _) => Match::LocalSocket,
     };
-    let to = Match::DestinationIn { set: set_of(probe).into(), family: family_of(probe), not: false };
+    let keys = KeyType::Address(family_of(probe));
+    let to = Match::DestinationIn { set: set_of(probe).into(), keys, not: false };
     Rule::new(
         vec![tcp(), sender, to],
         Action::Snat { to: probe },

@@ -2,7 +2,7 @@ use super::*;
 
 use proptest::prelude::*;
 use ruleset::eval::{Owner, Packet, State, Verdict, evaluate, translations_last};
-use ruleset::{Backend, Ruleset, Step, check, iptables, nft};
+use ruleset::{Backend, NoMembers, Ruleset, Step, check, iptables, nft};
 
 const BACKENDS: [Backend; 2] = [Backend::Nftables, Backend::Iptables];
 const POD: [u8; 4] = [10, 0, 0, 5];
@@ -197,7 +197,6 @@ fn packet(source: [u8; 4], destination: [u8; 4], port: u16) -> Packet {
         reply: false,
         original: None,
         icmp: (0, 0),
-        member_of: Vec::new(),
         listening: true,
     }
 }
@@ -257,7 +256,7 @@ fn what_becomes_of_packets() {
     for (options, hook, packet, expected) in cases {
         for backend in BACKENDS {
             let rules = pod(&NodeOptions::default(), options, backend);
-            let outcome = evaluate(&rules, backend, &packet, hook, true);
+            let outcome = evaluate(&rules, backend, &packet, hook, true, &NoMembers);
             assert_eq!(outcome.verdict, expected, "{backend} {hook:?} {packet:?}");
         }
     }
@@ -267,7 +266,7 @@ fn what_becomes_of_packets() {
 fn ztunnels_connections_and_questions_are_marked() {
     for backend in BACKENDS {
         let rules = pod(&NodeOptions::default(), &PodOptions::default(), backend);
-        let see = |packet: &Packet, hook| evaluate(&rules, backend, packet, hook, false);
+        let see = |packet: &Packet, hook| evaluate(&rules, backend, packet, hook, false, &NoMembers);
         let to_application = Packet { ct_mark: 0x5000, ..by_ztunnel(inward(OTHER, 80)) };
         assert_eq!(see(&to_application, Hook::Prerouting).ct_mark, 0x5111);
         assert_eq!(see(&inward(OTHER, 80), Hook::Prerouting).ct_mark, 0);
@@ -303,11 +302,11 @@ fn a_drain_redirects_nothing_and_keeps_what_was_redirected() {
             (Hook::Output, udp(outward(OTHER, 53))),
         ];
         for (hook, packet) in new {
-            let outcome = evaluate(rules, backend, &packet, hook, true);
+            let outcome = evaluate(rules, backend, &packet, hook, true, &NoMembers);
             assert_eq!((outcome.verdict, outcome.mark), (Verdict::Pass, 0), "{backend} {hook:?} {packet:?}");
         }
         let answer = Packet { ct_mark: REPLY_MARK, state: State::Established, ..outward(OTHER, 40_000) };
-        assert_eq!(evaluate(rules, backend, &answer, Hook::Output, false).mark, REPLY_MARK);
+        assert_eq!(evaluate(rules, backend, &answer, Hook::Output, false, &NoMembers).mark, REPLY_MARK);
         for family in [Family::V4, Family::V6] {
             assert!(translations_last(rules, backend, family), "{backend} {family:?}");
             assert!(translations_last(

@@ -1,11 +1,12 @@
 //! One transaction: the messages, and whose fault an answer is.
 
-use ruleset::{Base, Chain, Rule, Ruleset, Set, SetElements, Table, TableKind};
+use ruleset::{Base, Chain, Rule, Ruleset, Set, Table, TableKind};
 
 use super::error::Failure;
-use super::lower::{self, Element, Lowered};
+use super::lower::{self, Lowered};
+use super::set::{self as sets, Element, SetType};
 use super::uapi::{
-    batch_header, chain, element, expr, family, header, message, rule as rule_uapi, set, table as table_uapi,
+    batch_header, chain, element, family, header, message, rule as rule_uapi, set, table as table_uapi,
 };
 use crate::netlink::wire::Writer;
 use crate::netlink::{self, Answer, Socket, flags};
@@ -127,13 +128,17 @@ impl<'a> Batch<'a> {
     fn add_content(&mut self, table: &'a Table, there: &[String]) {
         let kind = table.kind;
         let name = self.ruleset.nft_table(kind);
-        for set in table.sets.iter().filter(|set| there.iter().all(|name| *name != set.name)) {
-            self.add_set(kind, &name, set);
-        }
+        let new = table.sets.iter().filter(|set| there.iter().all(|name| *name != set.name));
+        let sets: Vec<(&Set, u32)> = new.map(|set| (set, self.add_set(kind, &name, set))).collect();
         for chain in ruleset::nft::chains(table) {
             self.message(Object::AddChain(kind, chain), message::NEW_CHAIN, flags::CREATE, |w| {
                 write_chain(w, &name, chain);
             });
+        }
+        // The elements of a verdict map lead to chains.
+        for (set, id) in sets {
+            let elements = sets::fixed(set);
+            self.add_elements(Object::AddElements(kind, &set.name), &name, &set.name, id, &elements);
         }
         for chain in &table.chains {
             for rule in &chain.rules {
@@ -142,23 +147,19 @@ impl<'a> Batch<'a> {
         }
     }
 
-    fn add_set(&mut self, kind: TableKind, table: &str, set: &'a Set) {
+    /// Adds an empty set; gives its number in the transaction.
+    fn add_set(&mut self, kind: TableKind, table: &str, set: &'a Set) -> u32 {
         let id = self.next_set_id();
-        let (key_type, key_len) = lower::key_type(set);
         self.message(Object::AddSet(kind, &set.name), message::NEW_SET, flags::CREATE, |w| {
             w.text(set::TABLE, table);
             w.text(set::NAME, &set.name);
-            let set_flags = lower::set_flags(set);
-            numbers(w, &[(set::FLAGS, set_flags), (set::KEY_TYPE, key_type), (set::KEY_LEN, key_len)]);
+            SetType::of(set).write(w);
             w.be32(set::ID, id);
             let mut data = set::BIG_ENDIAN_KEYS.to_vec();
-            if let SetElements::Elsewhere { comment, .. } = &set.elements {
-                push_comment(&mut data, set::USERDATA_COMMENT, comment);
-            }
+            push_comment(&mut data, set::USERDATA_COMMENT, &set.comment);
             w.attribute(set::USERDATA, &data);
         });
-        let elements = lower::elements(set);
-        self.add_elements(Object::AddElements(kind, &set.name), table, &set.name, id, &elements);
+        id
     }
 
     fn add_rule(&mut self, kind: TableKind, table: &str, chain: &'a Chain, rule: &'a Rule) {
@@ -187,10 +188,8 @@ impl<'a> Batch<'a> {
             w.nest(set::DESC, |w| w.be32(set::DESC_SIZE, u32::try_from(ports.len()).unwrap_or(u32::MAX)));
             w.attribute(set::USERDATA, &set::BIG_ENDIAN_KEYS);
         });
-        let elements: Vec<Element> = ports
-            .iter()
-            .map(|port| Element { key: port.to_be_bytes().into(), end: false, open: false })
-            .collect();
+        let elements: Vec<Element> =
+            ports.iter().map(|port| Element::plain(port.to_be_bytes().to_vec())).collect();
         self.add_elements(object, table, set::ANONYMOUS_NAME, id, &elements);
     }
 
@@ -200,7 +199,7 @@ impl<'a> Batch<'a> {
                 w.text(element::LIST_TABLE, table);
                 w.text(element::LIST_SET, set);
                 w.be32(element::LIST_SET_ID, id);
-                w.nest(element::LIST_ELEMENTS, |w| part.iter().for_each(|e| write_element(w, e)));
+                w.nest(element::LIST_ELEMENTS, |w| part.iter().for_each(|e| e.write(w)));
             });
         }
     }
@@ -295,18 +294,6 @@ fn write_chain(w: &mut Writer, table: &str, chain: &Chain) {
             w.be32(chain::HOOK_PRIORITY, priority.cast_unsigned());
         });
     }
-}
-
-fn write_element(w: &mut Writer, e: &Element) {
-    w.nest(element::ITEM, |w| {
-        if e.end {
-            w.be32(element::FLAGS, element::INTERVAL_END);
-        }
-        w.nest(element::KEY, |w| w.attribute(expr::DATA_VALUE, e.key.as_slice()));
-        if e.open {
-            w.attribute(element::USERDATA, &element::OPEN_INTERVAL);
-        }
-    });
 }
 
 /// `first_id` is the set id of the rule's first anonymous set; those of the others follow.

@@ -12,14 +12,23 @@ use super::expr::Expr;
 use super::list::{self, HEADER};
 use super::lower::{self, Lowered};
 use super::read::{self, Sets};
+use super::set::{self as sets, Element, SetType};
 use super::uapi::{chain, element, expr, message, rule, set, table};
 use crate::netlink::wire::{Attributes, Messages};
 
 /// A table.
 pub(super) struct ExpectedTable<'a> {
     pub(super) name: Cow<'a, str>,
-    pub(super) sets: &'a [Set],
+    pub(super) sets: Vec<ExpectedSet<'a>>,
     pub(super) chains: Vec<ExpectedChain<'a>>,
+}
+
+/// A named set.
+pub(super) struct ExpectedSet<'a> {
+    pub(super) name: Cow<'a, str>,
+    pub(super) kind: SetType,
+    /// In the order of keys. Empty for a set whose members are kept by somebody else.
+    pub(super) elements: Vec<Element>,
 }
 
 /// A chain.
@@ -100,7 +109,17 @@ fn planned_table(name: String, table: &Table) -> ExpectedTable<'_> {
             .map(|rule| ExpectedRule { lowered: lower::lower(rule), words: Words::Planned(rule) })
             .collect(),
     });
-    ExpectedTable { name: name.into(), sets: &table.sets, chains: chains.collect() }
+    ExpectedTable {
+        name: name.into(),
+        sets: table.sets.iter().map(planned_set).collect(),
+        chains: chains.collect(),
+    }
+}
+
+fn planned_set(planned: &Set) -> ExpectedSet<'_> {
+    let mut elements = sets::fixed(planned);
+    sets::sort(&mut elements);
+    ExpectedSet { name: Cow::Borrowed(&planned.name), kind: SetType::of(planned), elements }
 }
 
 /// What the bytes of a transaction load ([`super::encode`]). Absent: they have something that such bytes of a pod's rules never have.
@@ -116,14 +135,27 @@ pub(super) fn recorded(transaction: &[u8]) -> Option<Vec<ExpectedTable<'static>>
             message::BATCH_BEGIN | message::BATCH_END => {}
             message::NEW_TABLE => tables.push(ExpectedTable {
                 name: list::text(a, table::NAME).into(),
-                sets: &[],
+                sets: Vec::new(),
                 chains: Vec::new(),
             }),
             message::NEW_SET if list::text(a, set::NAME) == set::ANONYMOUS_NAME => {
                 ports.insert(list::number(a, set::ID), Vec::new());
             }
-            message::NEW_ELEMENTS => {
+            message::NEW_SET => table_of(&mut tables, a, set::TABLE)?.sets.push(ExpectedSet {
+                name: list::text(a, set::NAME).into(),
+                kind: SetType::listed(a),
+                elements: Vec::new(),
+            }),
+            message::NEW_ELEMENTS if list::text(a, element::LIST_SET) == set::ANONYMOUS_NAME => {
                 ports.get_mut(&list::number(a, element::LIST_SET_ID))?.extend(elements(a)?);
+            }
+            message::NEW_ELEMENTS => {
+                let name = list::text(a, element::LIST_SET);
+                let sets = &mut table_of(&mut tables, a, element::LIST_TABLE)?.sets;
+                let set = sets.iter_mut().find(|set| set.name == name)?;
+                let items = a.find(element::LIST_ELEMENTS)?.nested();
+                set.elements.extend(items.map(|item| Element::read(&item)));
+                sets::sort(&mut set.elements);
             }
             message::NEW_CHAIN => table_of(&mut tables, a, chain::TABLE)?.chains.push(ExpectedChain {
                 name: list::text(a, chain::NAME).into(),
@@ -166,7 +198,9 @@ fn recorded_rule(a: Attributes<'_>, known: &HashMap<u32, Vec<u16>>) -> Option<Ex
     let mut ports = Vec::new();
     let mut sets = Sets::new();
     for (item, _) in items().zip(&exprs).filter(|(_, e)| matches!(e, Expr::Lookup { .. })) {
-        let id = list::number(item.nested().find(expr::DATA)?.nested(), LOOKUP_SET_ID);
+        let operands = item.nested().find(expr::DATA)?.nested();
+        // A named set has no number here, and its members no part in the rule.
+        let Some(id) = operands.find(LOOKUP_SET_ID).and_then(|id| id.be32()) else { continue };
         let of = known.get(&id)?.clone();
         let keys = of.iter().map(|port| (port.to_be_bytes().to_vec(), port.to_be_bytes().to_vec()));
         // A rule of ours has one set at most for each port, and words need no more than one.

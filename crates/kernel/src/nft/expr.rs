@@ -30,6 +30,12 @@ pub(super) enum Expr<'a> {
     Cmp { op: u32, data: Value },
     /// Goes on when the register is in the set.
     Lookup { set: Cow<'a, str>, inverted: bool },
+    /// As [`Self::MetaLoad`], to another register: a part of a key of several parts.
+    MetaLoadTo { register: u32, key: u32 },
+    /// As [`Self::Payload`], to another register.
+    PayloadTo { register: u32, base: u32, offset: u32, len: u32 },
+    /// Does what the map says of the register.
+    Verdicts { map: Cow<'a, str> },
     /// Loads a constant.
     Load(Value),
     /// Ends the rule.
@@ -134,12 +140,12 @@ impl Expr<'_> {
     /// The kernel's name of the instruction.
     pub(super) fn name(&self) -> &str {
         match self {
-            Self::MetaLoad(_) | Self::MetaSet(_) => "meta",
+            Self::MetaLoad(_) | Self::MetaLoadTo { .. } | Self::MetaSet(_) => "meta",
             Self::CtLoad(_) | Self::CtOriginal(_) | Self::CtSet(_) => "ct",
-            Self::Payload { .. } => "payload",
+            Self::Payload { .. } | Self::PayloadTo { .. } => "payload",
             Self::Bitwise { .. } => "bitwise",
             Self::Cmp { .. } => "cmp",
-            Self::Lookup { .. } => "lookup",
+            Self::Lookup { .. } | Self::Verdicts { .. } => "lookup",
             Self::Load(_) | Self::Verdict { .. } => "immediate",
             Self::Counter => "counter",
             Self::Redir { .. } => "redir",
@@ -169,7 +175,11 @@ impl Expr<'_> {
                 w.attribute(3, &[ORIGINAL]);
             }
             Self::CtSet(key) => numbers(w, &[(2, *key), (4, R)]),
+            Self::MetaLoadTo { register, key } => numbers(w, &[(2, *key), (1, *register)]),
             Self::Payload { base, offset, len } => numbers(w, &[(1, R), (2, *base), (3, *offset), (4, *len)]),
+            Self::PayloadTo { register, base, offset, len } => {
+                numbers(w, &[(1, *register), (2, *base), (3, *offset), (4, *len)]);
+            }
             Self::Bitwise { mask, xor } => {
                 numbers(w, &[(1, R), (2, R), (3, u32::from(mask.len))]);
                 value(w, 4, mask);
@@ -188,6 +198,10 @@ impl Expr<'_> {
                 if *inverted {
                     w.be32(5, LOOKUP_INVERTED);
                 }
+            }
+            Self::Verdicts { map } => {
+                w.text(1, map);
+                numbers(w, &[(2, R), (3, 0)]);
             }
             Self::Load(data) => {
                 numbers(w, &[(1, R)]);
@@ -274,17 +288,23 @@ impl<'a> Operands<'a> {
     /// `None`: not one of ours.
     fn decode(&self, name: &str) -> Option<Expr<'static>> {
         match name {
-            "meta" => self.load_or_set(3, Expr::MetaLoad, Expr::MetaSet),
+            "meta" => {
+                let load_to = |register, key| Expr::MetaLoadTo { register, key };
+                self.load_or_set(3, Expr::MetaLoad, Some(load_to), Expr::MetaSet)
+            }
             "ct" if self.0[3].is_some() => {
                 self.only(&[1, 2, 3])?;
                 self.register(1)?;
                 (self.0[3]?.data == [ORIGINAL]).then_some(Expr::CtOriginal(self.number(2)?))
             }
-            "ct" => self.load_or_set(4, Expr::CtLoad, Expr::CtSet),
+            "ct" => self.load_or_set(4, Expr::CtLoad, None, Expr::CtSet),
             "payload" => {
                 self.only(&[1, 2, 3, 4])?;
-                self.register(1)?;
-                Some(Expr::Payload { base: self.number(2)?, offset: self.number(3)?, len: self.number(4)? })
+                let (base, offset, len) = (self.number(2)?, self.number(3)?, self.number(4)?);
+                Some(match self.number(1)? {
+                    uapi::REGISTER => Expr::Payload { base, offset, len },
+                    register => Expr::PayloadTo { register, base, offset, len },
+                })
             }
             "bitwise" => self.bitwise(),
             "cmp" => {
@@ -323,6 +343,7 @@ impl<'a> Operands<'a> {
         &self,
         source: usize,
         load: fn(u32) -> Expr<'static>,
+        load_to: Option<fn(u32, u32) -> Expr<'static>>,
         set: fn(u32) -> Expr<'static>,
     ) -> Option<Expr<'static>> {
         let key = self.number(2)?;
@@ -332,8 +353,10 @@ impl<'a> Operands<'a> {
             Some(set(key))
         } else {
             self.only(&[1, 2])?;
-            self.register(1)?;
-            Some(load(key))
+            match self.number(1)? {
+                uapi::REGISTER => Some(load(key)),
+                register => load_to.map(|load_to| load_to(register, key)),
+            }
         }
     }
 
@@ -349,10 +372,14 @@ impl<'a> Operands<'a> {
     }
 
     fn lookup(&self) -> Option<Expr<'static>> {
-        self.only(&[1, 2, 4, 5])?;
+        self.only(&[1, 2, 3, 4, 5])?;
         self.register(2)?;
         let set = Cow::Owned(self.0[1]?.text().into_owned());
         let flags = self.0[5].map_or(Some(0), |a| a.be32())?;
+        if self.0[3].is_some() {
+            // To the register of the verdict.
+            return (self.number(3)? == 0 && flags == 0).then_some(Expr::Verdicts { map: set });
+        }
         (flags & !LOOKUP_INVERTED == 0).then_some(Expr::Lookup { set, inverted: flags != 0 })
     }
 
@@ -387,6 +414,11 @@ impl fmt::Display for Expr<'_> {
             Self::Lookup { set, inverted } => {
                 write!(f, "[lookup {}{set}]", if *inverted { "not in " } else { "" })
             }
+            Self::MetaLoadTo { register, key } => write!(f, "[meta load {key} to {register}]"),
+            Self::PayloadTo { register, base, offset, len } => {
+                write!(f, "[payload {len} bytes at {base}+{offset} to {register}]")
+            }
+            Self::Verdicts { map } => write!(f, "[verdicts {map}]"),
             Self::Load(value) => write!(f, "[load {value}]"),
             Self::Verdict { code, chain: None } => write!(f, "[verdict {code}]"),
             Self::Verdict { code, chain: Some(chain) } => write!(f, "[verdict {code} {chain}]"),

@@ -4,9 +4,10 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
-use super::expr::{Expr, Value};
+use super::expr::Expr;
 use super::lower::Lowered;
-use super::uapi::{chain, element, expr, family, header, message, rule, set, table};
+use super::set::{Element, SetType};
+use super::uapi::{chain, element, family, header, message, rule, set, table};
 use crate::netlink::wire::{Attributes, Message, Writer};
 use crate::netlink::{Error, Socket, flags};
 
@@ -48,10 +49,8 @@ pub(super) struct ListedRule {
 #[derive(Debug)]
 pub(super) struct ListedSet {
     pub(super) name: String,
-    pub(super) flags: u32,
-    pub(super) key_type: u32,
-    pub(super) key_len: u32,
-    pub(super) elements: Vec<(Value, bool)>,
+    pub(super) kind: SetType,
+    pub(super) elements: Vec<Element>,
 }
 
 /// The tables of a family (0: all families).
@@ -165,9 +164,7 @@ pub(super) fn sets(
             Some((_, attributes)) => {
                 let listed = ListedSet {
                     name: text(attributes, set::NAME),
-                    flags: number(attributes, set::FLAGS),
-                    key_type: number(attributes, set::KEY_TYPE),
-                    key_len: number(attributes, set::KEY_LEN),
+                    kind: SetType::listed(attributes),
                     elements: Vec::new(),
                 };
                 push(&mut found, listed, most)
@@ -182,17 +179,12 @@ pub(super) fn sets(
         if !all {
             break;
         }
-        sort(&mut set.elements);
+        super::set::sort(&mut set.elements);
     }
     Ok((found, whole))
 }
 
-fn elements(
-    socket: &mut Socket,
-    table: &str,
-    set: &str,
-    most: usize,
-) -> Result<(Vec<(Value, bool)>, bool), Error> {
+fn elements(socket: &mut Socket, table: &str, set: &str, most: usize) -> Result<(Vec<Element>, bool), Error> {
     let mut found = Vec::new();
     let filter = |w: &mut Writer| {
         w.text(element::LIST_TABLE, table);
@@ -202,13 +194,7 @@ fn elements(
         None => cleared(&mut found),
         Some((_, attributes)) => {
             let mut items = attributes.find(element::LIST_ELEMENTS).into_iter().flat_map(|a| a.nested());
-            items.try_for_each(|item| {
-                let key = item.nested().find(element::KEY).and_then(|k| k.nested().find(expr::DATA_VALUE));
-                let end = number(item.nested(), element::FLAGS) & element::INTERVAL_END != 0;
-                // A key that is longer than any of ours must not vanish: it makes the set differ.
-                let key = key.and_then(|k| Value::new(k.data)).unwrap_or([0; 1].into());
-                push(&mut found, (key, end), most)
-            })
+            items.try_for_each(|item| push(&mut found, Element::read(&item), most))
         }
     })?;
     Ok((found, whole))
@@ -223,7 +209,7 @@ pub(super) fn rules(
 ) -> Result<(Vec<ListedRule>, bool), Error> {
     let anonymous: HashMap<&str, Option<Vec<u16>>> = sets
         .iter()
-        .filter(|s| s.flags & set::ANONYMOUS != 0)
+        .filter(|s| s.kind.flags & set::ANONYMOUS != 0)
         .map(|s| (s.name.as_str(), port_set(s)))
         .collect();
     let mut found = Vec::new();
@@ -257,12 +243,9 @@ fn listed_rule(attributes: Attributes<'_>, anonymous: &HashMap<&str, Option<Vec<
 
 /// The ports of an anonymous set; `None` when it is not a plain set of ports.
 fn port_set(listed: &ListedSet) -> Option<Vec<u16>> {
-    let plain = listed.flags == set::ANONYMOUS | set::CONSTANT && listed.key_type == set::TYPE_PORT;
-    listed
-        .elements
-        .iter()
-        .map(|(key, end)| key.as_slice().try_into().ok().filter(|_| plain && !end).map(u16::from_be_bytes))
-        .collect()
+    let plain = listed.kind.flags == set::ANONYMOUS | set::CONSTANT && listed.kind.key_type == set::TYPE_PORT;
+    let port = |e: &Element| e.key[..].try_into().ok().filter(|_| plain && !e.end).map(u16::from_be_bytes);
+    listed.elements.iter().map(port).collect()
 }
 
 /// Gives lookups in anonymous sets the name that lowering uses, and returns the ports of the sets.
@@ -294,14 +277,5 @@ impl std::fmt::Display for ListedRule {
             write!(f, " {ports:?}")?;
         }
         self.comment.iter().try_for_each(|comment| write!(f, " comment \"{comment}\""))
-    }
-}
-
-/// In the order of keys.
-pub(super) fn sort(elements: &mut Vec<(Value, bool)>) {
-    elements.sort_by(|(a, a_end), (b, b_end)| (a.as_slice(), a_end).cmp(&(b.as_slice(), b_end)));
-    // "Nothing up to the first address" is an aid of nft for itself: the kernel may or may not keep it.
-    if elements.first().is_some_and(|(key, end)| *end && key.as_slice().iter().all(|b| *b == 0)) {
-        elements.remove(0);
     }
 }

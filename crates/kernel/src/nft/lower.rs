@@ -7,10 +7,9 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use ruleset::{
-    ALL_BITS, Action, ChainKind, CtState, Families, Family, Hook, Match, Ports, Protocol, Rule, Set,
-    SetElements,
+    ALL_BITS, Action, ChainKind, CtState, Families, Family, Hook, KeyType, Match, Ports, Protocol, Rule, Side,
 };
 
 use super::expr::{Expr, Value};
@@ -27,16 +26,6 @@ pub(super) struct Lowered<'a> {
     pub(super) ports: Vec<Vec<u16>>,
 }
 
-/// One end of an interval.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Element {
-    pub(super) key: Value,
-    /// The first address that is no longer in the interval.
-    pub(super) end: bool,
-    /// The interval goes up to the last address and so has no end.
-    pub(super) open: bool,
-}
-
 /// The kernel's form of a rule.
 pub(super) fn lower(rule: &Rule) -> Lowered<'_> {
     let mut lowering = Lowering {
@@ -46,7 +35,7 @@ pub(super) fn lower(rule: &Rule) -> Lowered<'_> {
         protocol_known: false,
     };
     if let Families::Only(family) = rule.families
-        && !rule.matches.iter().any(Match::implies_family)
+        && !rule.names_family()
     {
         lowering.require_family(family);
     }
@@ -75,61 +64,6 @@ pub(super) fn chain_type(kind: ChainKind) -> &'static str {
         ChainKind::Nat => "nat",
         ChainKind::Route => "route",
     }
-}
-
-/// `NFT_SET_*` of a named set: prefixes need intervals, plain addresses are hashed.
-pub(super) fn set_flags(set: &Set) -> u32 {
-    if set.is_elsewhere() { 0 } else { set::INTERVAL }
-}
-
-/// Datatype and length of a set's keys.
-pub(super) fn key_type(set: &Set) -> (u32, u32) {
-    match set.family() {
-        Family::V4 => (set::TYPE_IPV4, 4),
-        Family::V6 => (set::TYPE_IPV6, 16),
-    }
-}
-
-/// The ends of a set's intervals in ascending order, beginning with what is before the first. None for a set whose members are
-/// kept elsewhere.
-pub(super) fn elements(set: &Set) -> Vec<Element> {
-    match &set.elements {
-        SetElements::Elsewhere { .. } => Vec::new(),
-        SetElements::V4(nets) => {
-            let ends = nets.iter().map(Ipv4Net::trunc).map(|n| {
-                let first = u32::from(n.addr());
-                (first, u32::from(n.broadcast()).checked_add(1))
-            });
-            intervals(ends.collect(), |address: u32| address.to_be_bytes().into())
-        }
-        SetElements::V6(nets) => {
-            let ends = nets.iter().map(Ipv6Net::trunc).map(|n| {
-                let first = u128::from(n.addr());
-                (first, u128::from(n.broadcast()).checked_add(1))
-            });
-            intervals(ends.collect(), |address: u128| address.to_be_bytes().into())
-        }
-    }
-}
-
-fn intervals<T: Ord + Copy + Default>(
-    mut ends: Vec<(T, Option<T>)>,
-    key: impl Fn(T) -> Value,
-) -> Vec<Element> {
-    ends.sort_unstable();
-    ends.dedup();
-    let mut out = Vec::with_capacity(ends.len() * 2 + 1);
-    let zero = T::default();
-    if ends.first().is_some_and(|(first, _)| *first != zero) {
-        out.push(Element { key: key(zero), end: true, open: false });
-    }
-    for (first, end) in ends {
-        out.push(Element { key: key(first), end: false, open: end.is_none() });
-        if let Some(end) = end {
-            out.push(Element { key: key(end), end: true, open: false });
-        }
-    }
-    out
 }
 
 /// A rule on its way.
@@ -171,10 +105,8 @@ impl<'a> Lowering<'a> {
             Match::Source { net, not } => self.prefix(net, Some(Side::Source), *not),
             Match::Destination { net, not } => self.prefix(net, Some(Side::Destination), *not),
             Match::OriginalDestination { net, not } => self.prefix(net, None, *not),
-            Match::SourceIn { set, family, not } => self.named_set(set, *family, Side::Source, *not),
-            Match::DestinationIn { set, family, not } => {
-                self.named_set(set, *family, Side::Destination, *not);
-            }
+            Match::SourceIn { set, keys, not } => self.named_set(set, *keys, Side::Source, *not),
+            Match::DestinationIn { set, keys, not } => self.named_set(set, *keys, Side::Destination, *not),
             Match::SourcePort { ports, not } => self.ports(ports, Side::Source, *not),
             Match::DestinationPort { ports, not } => self.ports(ports, Side::Destination, *not),
             Match::Uid { uid, not } => self.meta_number(meta::SKUID, *uid, *not),
@@ -272,18 +204,29 @@ impl<'a> Lowering<'a> {
         }
     }
 
-    fn named_set(&mut self, set: &'a str, family: Family, side: Side, not: bool) {
+    fn named_set(&mut self, set: &'a str, keys: KeyType, side: Side, not: bool) {
+        self.load_key(keys, side);
+        self.push(Expr::Lookup { set: Cow::Borrowed(set), inverted: not });
+    }
+
+    /// The parts of a key lie one after the other, each in whole registers of four bytes.
+    fn load_key(&mut self, keys: KeyType, side: Side) {
+        let family = keys.family();
         self.require_family(family);
         self.load_address(family, side, if family == Family::V4 { 4 } else { 16 });
-        self.push(Expr::Lookup { set: Cow::Borrowed(set), inverted: not });
+        if let KeyType::Endpoint(_) = keys {
+            let [protocol, port] = if family == Family::V4 { AFTER_V4 } else { AFTER_V6 };
+            self.push(Expr::MetaLoadTo { register: protocol, key: meta::L4PROTO });
+            let (base, offset) = (payload::TRANSPORT, port_offset(side));
+            self.push(Expr::PayloadTo { register: port, base, offset, len: 2 });
+        }
     }
 
     fn ports(&mut self, ports: &Ports, side: Side, not: bool) {
         if let (Some(protocol), false) = (self.protocol, self.protocol_known) {
             self.require_protocol(protocol);
         }
-        let offset = if side == Side::Source { 0 } else { 2 };
-        self.push(Expr::Payload { base: payload::TRANSPORT, offset, len: 2 });
+        self.push(Expr::Payload { base: payload::TRANSPORT, offset: port_offset(side), len: 2 });
         self.compare_ports(ports, not);
     }
 
@@ -331,6 +274,10 @@ impl<'a> Lowering<'a> {
             Action::Drop => self.verdict(verdict::DROP, None),
             Action::Return => self.verdict(verdict::RETURN, None),
             Action::Jump(chain) => self.verdict(verdict::JUMP, Some(chain)),
+            Action::VerdictMap { map, keys, side } => {
+                self.load_key(*keys, *side);
+                self.push(Expr::Verdicts { map: Cow::Borrowed(map) });
+            }
             Action::Redirect { port } => {
                 self.push(Expr::Load(port.to_be_bytes().into()));
                 self.push(Expr::Redir { flags: PORT_GIVEN });
@@ -377,10 +324,16 @@ impl<'a> Lowering<'a> {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Side {
-    Source,
-    Destination,
+/// The registers of the kernel's names (`enum nft_registers`) that follow an address in register 1.
+const AFTER_V4: [u32; 2] = [9, 10];
+const AFTER_V6: [u32; 2] = [2, 13];
+
+/// Where a transport header has a port.
+fn port_offset(side: Side) -> u32 {
+    match side {
+        Side::Source => 0,
+        Side::Destination => 2,
+    }
 }
 
 fn family_number(family: Family) -> u8 {

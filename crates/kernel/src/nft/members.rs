@@ -1,14 +1,12 @@
 //! Elements of a named set that come and go without the rules.
 
-#[cfg(test)]
-mod tests;
-
 use std::net::IpAddr;
 
 use netns::InsideHost;
 use ruleset::Family;
 use rustix::io::Errno;
 
+use super::set::comment;
 use super::uapi::{batch_header, element, expr, family, header, message};
 use crate::netlink::wire::{Attribute, Writer};
 use crate::netlink::{self, Socket, flags};
@@ -164,17 +162,4 @@ fn write(w: &mut Writer, ip: IpAddr, uid: &str) {
             w.attribute(element::USERDATA, &data);
         }
     });
-}
-
-/// The comment among what nft keeps with an element; anything may stand there.
-fn comment(mut data: &[u8]) -> Option<String> {
-    while let Some((&[kind, len], rest)) = data.split_first_chunk::<2>() {
-        let (value, rest) = rest.split_at_checked(usize::from(len))?;
-        if kind == element::USERDATA_COMMENT {
-            let text = value.strip_suffix(&[0]).unwrap_or(value);
-            return Some(String::from_utf8_lossy(text).into_owned());
-        }
-        data = rest;
-    }
-    None
 }

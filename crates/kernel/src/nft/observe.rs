@@ -3,10 +3,9 @@
 use ruleset::{Ruleset, Set, TableKind};
 
 use super::batch::Kept;
-use super::expected::{ExpectedChain, ExpectedRule, ExpectedTable};
-use super::expr::Value;
+use super::expected::{ExpectedChain, ExpectedRule, ExpectedSet, ExpectedTable};
 use super::list::{self, ListedChain, ListedRule, ListedSet, ListedTable};
-use super::lower;
+use super::set::{Element, SetType};
 use super::uapi::{chain, set};
 use crate::Difference;
 use crate::difference::{Edit, align};
@@ -30,7 +29,7 @@ pub(super) fn kept(
     listed: &[ListedTable],
 ) -> Result<Vec<Kept>, Error> {
     let mut all = Vec::new();
-    for table in ruleset.tables.iter().filter(|table| table.sets.iter().any(Set::is_elsewhere)) {
+    for table in ruleset.tables.iter().filter(|table| table.sets.iter().any(Set::is_kept)) {
         let name = ruleset.nft_table(table.kind);
         // A dormant table cannot get chains while it wakes up; it is replaced, and who fills the sets must do so again.
         if !listed.iter().any(|t| t.name == name && !t.dormant) {
@@ -38,15 +37,15 @@ pub(super) fn kept(
         }
         let chains = list::chains(socket)?.into_iter().filter(|c| c.table == name).map(|c| c.name).collect();
         let stays = |l: &ListedSet| {
-            let mut planned = table.sets.iter().filter(|set| set.is_elsewhere());
-            planned.any(|set| set.name == l.name && type_of(set) == (l.flags, l.key_type, l.key_len))
+            let mut planned = table.sets.iter().filter(|set| set.is_kept());
+            planned.any(|set| set.name == l.name && SetType::of(set) == l.kind)
         };
         let (named, whole) = list::sets(socket, &name, (list::MOST, 0), |_| false)?;
         if !whole {
             return Err(Error::TooMany { most: list::MOST, what: "nf_tables sets" });
         }
         let (sets, other_sets): (Vec<_>, Vec<_>) =
-            named.into_iter().filter(|l| l.flags & set::ANONYMOUS == 0).partition(stays);
+            named.into_iter().filter(|l| l.kind.flags & set::ANONYMOUS == 0).partition(stays);
         let names = |sets: Vec<ListedSet>| sets.into_iter().map(|set| set.name).collect();
         all.push(Kept { kind: table.kind, chains, sets: names(sets), other_sets: names(other_sets) });
     }
@@ -93,18 +92,18 @@ fn table_differences(
     out: &mut Vec<Difference>,
 ) -> Result<(), Error> {
     let name = expected.name.as_ref();
-    let is_elsewhere = |set: &str| expected.sets.iter().any(|s| s.is_elsewhere() && s.name == set);
+    let is_kept = |set: &str| expected.sets.iter().any(|s| !s.kind.is_fixed() && s.name == set);
     let planned = expected.chains.iter().flat_map(|chain| &chain.rules);
     let ports: Vec<usize> = planned.clone().flat_map(|rule| &rule.lowered.ports).map(Vec::len).collect();
-    let filled = expected.sets.iter().filter(|set| !set.is_elsewhere());
-    let elements = filled.map(|set| lower::elements(set).len()).sum::<usize>() + ports.iter().sum::<usize>();
+    let elements =
+        expected.sets.iter().map(|set| set.elements.len()).sum::<usize>() + ports.iter().sum::<usize>();
     let most = (expected.sets.len() + ports.len() + MORE, elements + MORE);
-    let (sets, all_sets) = list::sets(socket, name, most, |set| !is_elsewhere(set))?;
+    let (sets, all_sets) = list::sets(socket, name, most, |set| !is_kept(set))?;
     let (rules, all_rules) = list::rules(socket, name, &sets, planned.count() + MORE)?;
     if !(all_sets && all_rules) {
         out.push(Difference::Crowded { table: name.to_owned() });
     }
-    set_differences(name, expected.sets, &sets, out);
+    set_differences(name, &expected.sets, &sets, out);
     for chain in &expected.chains {
         match chains.iter().find(|c| c.table == name && c.name == chain.name) {
             Some(listed) if same_base(chain, listed) => {}
@@ -135,35 +134,31 @@ fn same_base(expected: &ExpectedChain<'_>, listed: &ListedChain) -> bool {
     }
 }
 
-fn set_differences(name: &str, planned: &[Set], listed: &[ListedSet], out: &mut Vec<Difference>) {
+fn set_differences(
+    name: &str,
+    expected: &[ExpectedSet<'_>],
+    listed: &[ListedSet],
+    out: &mut Vec<Difference>,
+) {
     let mut differs = |set: &str, how| {
         out.push(Difference::DifferentSet { table: name.to_owned(), set: set.to_owned(), how });
     };
-    for set in planned {
+    let same =
+        |l: &[Element], e: &[Element]| l.iter().map(Element::compared).eq(e.iter().map(Element::compared));
+    for set in expected {
         let how = match listed.iter().find(|l| l.name == set.name) {
             None => "is missing",
-            Some(l) if (l.flags, l.key_type, l.key_len) != type_of(set) => "is of another type",
-            Some(l) if !set.is_elsewhere() && l.elements != sorted_elements(set) => "has other elements",
+            Some(l) if l.kind != set.kind => "is of another type",
+            Some(l) if set.kind.is_fixed() && !same(&l.elements, &set.elements) => "has other elements",
             Some(_) => continue,
         };
         differs(&set.name, how);
     }
-    for l in listed.iter().filter(|l| l.flags & set::ANONYMOUS == 0) {
-        if !planned.iter().any(|set| set.name == l.name) {
+    for l in listed.iter().filter(|l| l.kind.flags & set::ANONYMOUS == 0) {
+        if !expected.iter().any(|set| set.name == l.name) {
             differs(&l.name, "is not planned");
         }
     }
-}
-
-fn type_of(set: &Set) -> (u32, u32, u32) {
-    let (key_type, key_len) = lower::key_type(set);
-    (lower::set_flags(set), key_type, key_len)
-}
-
-fn sorted_elements(set: &Set) -> Vec<(Value, bool)> {
-    let mut elements = lower::elements(set).iter().map(|e| (e.key, e.end)).collect();
-    list::sort(&mut elements);
-    elements
 }
 
 /// Expected rules that are not in the common subsequence are missing, listed ones that are not are unexpected.

@@ -310,6 +310,10 @@ impl Reader {
         let value = self.get(number(a, LOOKUP_SOURCE)?)?;
         let Register::Field { field, bytes, mask, xor: 0 } = value else { return None };
         let members = sets.get(name.as_ref())?.as_ref()?;
+        // A key of several parts, of which this register has the first.
+        if members.iter().any(|(low, _)| low.len() > bytes) {
+            return None;
+        }
         let ordered = !is_native(field) || members.iter().all(|(low, high)| low == high);
         let ranges = members.iter().map(|(low, high)| {
             let (low, high) = (field_number(field, bytes, low), field_number(field, bytes, high));

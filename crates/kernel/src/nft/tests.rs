@@ -35,6 +35,10 @@ fn expr() -> impl Strategy<Value = Expr<'static>> {
         any::<u32>().prop_map(Expr::CtOriginal),
         any::<u32>().prop_map(Expr::CtSet),
         any::<[u32; 3]>().prop_map(|[base, offset, len]| Expr::Payload { base, offset, len }),
+        (2..20u32, any::<u32>()).prop_map(|(register, key)| Expr::MetaLoadTo { register, key }),
+        (2..20u32, any::<[u32; 3]>())
+            .prop_map(|(register, [base, offset, len])| { Expr::PayloadTo { register, base, offset, len } }),
+        name().prop_map(|map| Expr::Verdicts { map }),
         (any::<[u8; 16]>(), any::<[u8; 16]>(), 1u8..=16).prop_map(|(mask, xor, len)| Expr::Bitwise {
             mask: Value::prefix(mask, len),
             xor: Value::prefix(xor, len),
@@ -98,7 +102,9 @@ fn what_ours_lack_is_other() {
         matches!(decoded(w.bytes()), Some(Expr::Raw { name: other, .. }) if other == name)
     };
     assert!(other("log", &[]));
-    assert!(other("meta", &[(1, 2), (2, 3)]), "another register");
+    assert!(other("ct", &[(1, 2), (2, 3)]), "another register");
+    assert!(other("meta", &[(2, 3), (3, 2)]), "from another register");
+    assert!(other("lookup", &[(2, 2)]), "another register");
     assert!(other("payload", &[(1, 1), (2, 1), (3, 12), (4, 4), (5, 1)]), "writes to the packet");
     assert!(other("redir", &[]), "to the same port");
     assert!(other("tproxy", &[(1, 2), (2, 1), (3, 1)]), "to an address");

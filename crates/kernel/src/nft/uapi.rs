@@ -74,6 +74,7 @@ pub(super) mod set {
     pub(crate) const FLAGS: u16 = 3;
     pub(crate) const KEY_TYPE: u16 = 4;
     pub(crate) const KEY_LEN: u16 = 5;
+    pub(crate) const DATA_TYPE: u16 = 6;
     pub(crate) const DESC: u16 = 9;
     pub(crate) const DESC_SIZE: u16 = 1;
     pub(crate) const ID: u16 = 10;
@@ -82,6 +83,10 @@ pub(super) mod set {
     pub(crate) const ANONYMOUS: u32 = 1;
     pub(crate) const CONSTANT: u32 = 2;
     pub(crate) const INTERVAL: u32 = 4;
+    pub(crate) const MAP: u32 = 8;
+
+    /// `NFT_DATA_VERDICT`, the type of a verdict map's values.
+    pub(crate) const VERDICTS: u32 = 0xffff_ff00;
 
     /// How the kernel is asked to number an anonymous set.
     pub(crate) const ANONYMOUS_NAME: &str = "__set%d";
@@ -89,6 +94,7 @@ pub(super) mod set {
     /// Datatypes of the nft program (`enum datatypes`, its `include/datatype.h`); the kernel only stores them.
     pub(crate) const TYPE_IPV4: u32 = 7;
     pub(crate) const TYPE_IPV6: u32 = 8;
+    pub(crate) const TYPE_PROTOCOL: u32 = 12;
     pub(crate) const TYPE_PORT: u32 = 13;
 
     /// `NFTNL_UDATA_SET_COMMENT` of libnftnl.
@@ -111,6 +117,7 @@ pub(super) mod element {
     /// `NFTA_LIST_ELEM`.
     pub(crate) const ITEM: u16 = 1;
     pub(crate) const KEY: u16 = 1;
+    pub(crate) const DATA: u16 = 2;
     pub(crate) const FLAGS: u16 = 3;
     pub(crate) const USERDATA: u16 = 6;
     /// `NFTNL_UDATA_SET_ELEM_COMMENT` of libnftnl.
@@ -188,6 +195,7 @@ pub(super) mod verdict {
     pub(crate) const DROP: i32 = 0;
     pub(crate) const ACCEPT: i32 = 1;
     pub(crate) const JUMP: i32 = -3;
+    pub(crate) const GOTO: i32 = -4;
     pub(crate) const RETURN: i32 = -5;
 }
 

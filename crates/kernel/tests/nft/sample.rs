@@ -1,8 +1,8 @@
 //! Rulesets with everything that the rule language has.
 
 use ruleset::{
-    ALL_BITS, Action, Base, Chain, ChainKind, CtState, Families, Family, Hook, Match, Ports, Protocol, Rule,
-    Ruleset, Set, SetElements, Table, TableKind,
+    ALL_BITS, Action, Base, Chain, ChainKind, Content, CtState, Element, Endpoint, Families, Family, Hook,
+    Key, KeyType, MapVerdict, Match, Ports, Protocol, Rule, Ruleset, Set, Side, Table, TableKind,
 };
 
 fn net(text: &str) -> ipnet::IpNet {
@@ -139,15 +139,35 @@ fn nat() -> Table {
         ),
         Rule::new(vec![Match::Gid { gid: u32::MAX - 1, not: true }], Action::Return, ""),
         Rule::new(
-            vec![Match::SourceIn { set: "some4".into(), family: Family::V4, not: false }],
+            vec![Match::SourceIn { set: "some4".into(), keys: KeyType::Prefix(Family::V4), not: false }],
             Action::Return,
             "set",
         ),
         Rule::new(
-            vec![Match::DestinationIn { set: "some6".into(), family: Family::V6, not: true }],
+            vec![Match::DestinationIn { set: "some6".into(), keys: KeyType::Prefix(Family::V6), not: true }],
             Action::Return,
             "set",
         ),
+        Rule::new(
+            vec![
+                tcp(),
+                Match::DestinationIn {
+                    set: "ports4".into(),
+                    keys: KeyType::Endpoint(Family::V4),
+                    not: false,
+                },
+            ],
+            Action::Return,
+            "address, protocol and port",
+        ),
+        Rule::new(
+            vec![Match::SourceIn { set: "ports6".into(), keys: KeyType::Endpoint(Family::V6), not: true }],
+            Action::Return,
+            "address, protocol and port",
+        ),
+        verdicts("map4", KeyType::Address(Family::V4), Side::Source),
+        verdicts("map4", KeyType::Address(Family::V4), Side::Destination),
+        verdicts("map6", KeyType::Endpoint(Family::V6), Side::Destination),
         Rule::new(
             vec![
                 Match::Source { net: net("10.0.0.0/8"), not: false },
@@ -185,14 +205,55 @@ fn nat() -> Table {
     }
 }
 
+fn verdicts(map: &'static str, keys: KeyType, side: Side) -> Rule {
+    Rule::new(vec![], Action::VerdictMap { map: map.into(), keys, side }, "by a map")
+}
+
 fn sets() -> Vec<Set> {
-    let v4 = ["192.168.1.1/32", "10.0.0.0/8", "11.0.0.0/8", "240.0.0.0/4"].map(|t| t.parse().expect("v4"));
-    let v6 = ["::/8", "fd00::/8", "2001:db8::1/128", "ffff::/16"].map(|t| t.parse().expect("v6"));
+    let prefixes = |name: &'static str, family, nets: &[&str]| {
+        Set::fixed(name, KeyType::Prefix(family), nets.iter().map(|text| Key::from(net(text))))
+    };
+    let port = |address: &str, protocol, port| {
+        Key::from(Endpoint { address: address.parse().expect("an address"), protocol, port })
+    };
+    let map = |name: &'static str, keys, elements: Vec<(Key, MapVerdict)>| {
+        let element = |(key, verdict)| Element { key, verdict: Some(verdict), comment: String::new() };
+        let content = Content::Fixed(elements.into_iter().map(element).collect());
+        Set { content, ..Set::kept(name, keys).to_verdicts() }
+    };
+    let address = |text: &str| Key::from(text.parse::<std::net::IpAddr>().expect("an address"));
+    let commented = Element { comment: "whose".to_owned(), ..address("fd00::1").into() };
     vec![
-        Set { name: "some4".into(), elements: SetElements::V4(v4.to_vec()) },
-        Set { name: "some6".into(), elements: SetElements::V6(v6.to_vec()) },
-        Set { name: "none".into(), elements: SetElements::V4(vec![]) },
-        Set { name: "all4".into(), elements: SetElements::V4(vec!["0.0.0.0/0".parse().expect("v4")]) },
+        prefixes(
+            "some4",
+            Family::V4,
+            &["192.168.1.1/32", "10.0.0.0/8", "11.0.0.0/8", "10.1.0.0/16", "240.0.0.0/4", "12.0.0.0/8"],
+        ),
+        prefixes("some6", Family::V6, &["::/8", "fd00::/8", "2001:db8::1/128", "ffff::/16"]),
+        prefixes("none", Family::V4, &[]),
+        prefixes("all4", Family::V4, &["0.0.0.0/0"]),
+        Set { content: Content::Fixed(vec![commented]), ..Set::kept("plain6", KeyType::Address(Family::V6)) },
+        Set::fixed(
+            "ports4",
+            KeyType::Endpoint(Family::V4),
+            [port("10.0.0.1", Protocol::Tcp, 80), port("10.0.0.1", Protocol::Udp, 80)],
+        ),
+        Set::fixed("ports6", KeyType::Endpoint(Family::V6), [port("fd00::1", Protocol::Udp, 53)]),
+        map(
+            "map4",
+            KeyType::Address(Family::V4),
+            vec![
+                (address("10.0.0.1"), MapVerdict::Jump("istio-redirect".into())),
+                (address("10.0.0.2"), MapVerdict::Goto("istio-unused".into())),
+                (address("10.0.0.3"), MapVerdict::Accept),
+                (address("10.0.0.4"), MapVerdict::Drop),
+            ],
+        ),
+        map(
+            "map6",
+            KeyType::Endpoint(Family::V6),
+            vec![(port("fd00::1", Protocol::Tcp, 1), MapVerdict::Drop)],
+        ),
     ]
 }
 
@@ -285,11 +346,14 @@ fn raw() -> Table {
 
 /// One set of `count` prefixes.
 pub(crate) fn big_set(count: u32) -> Ruleset {
-    let nets = (0..count)
-        .map(|i| ipnet::Ipv6Net::new((u128::from(i) << 66).into(), 64).expect("a prefix"))
-        .collect();
-    let set = Set { name: "big".into(), elements: SetElements::V6(nets) };
-    let matches = vec![Match::DestinationIn { set: "big".into(), family: Family::V6, not: false }];
+    let nets = (0..count).map(|i| {
+        Key::from(ipnet::IpNet::from(
+            ipnet::Ipv6Net::new((u128::from(i) << 66).into(), 64).expect("a prefix"),
+        ))
+    });
+    let keys = KeyType::Prefix(Family::V6);
+    let set = Set::fixed("big", keys, nets);
+    let matches = vec![Match::DestinationIn { set: "big".into(), keys, not: false }];
     let kind = TableKind::Nat;
     let rules = vec![Rule::new(matches, Action::Return, "in the set")];
     let chains = vec![base("output", ChainKind::Nat, Hook::Output, kind, rules)];

@@ -2,7 +2,8 @@ use std::borrow::Cow;
 
 use super::*;
 
-use crate::rule::{Base, Chain, ChainKind, Family, Hook, Protocol, Set, SetElements, TableKind};
+use crate::rule::{Base, Chain, ChainKind, Family, Hook, Protocol, TableKind};
+use crate::set::{Content, Element, Key, KeyType, MapVerdict, Set, Side};
 
 fn rule(matches: Vec<Match>, action: Action) -> Rule {
     Rule::new(matches, action, "a test")
@@ -23,8 +24,9 @@ fn output(rules: Vec<Rule>) -> Chain {
 
 fn table(kind: TableKind, chains: Vec<Chain>) -> Table {
     let sets = vec![
-        Set { name: "istio-four".into(), elements: SetElements::V4(vec![]) },
-        Set { name: "six".into(), elements: SetElements::V6(vec![]) },
+        Set::fixed("istio-four", KeyType::Address(Family::V4), []),
+        Set::kept("six", KeyType::Address(Family::V6)),
+        Set::kept("map", KeyType::Address(Family::V4)).to_verdicts(),
     ];
     Table { kind, sets, chains }
 }
@@ -48,7 +50,7 @@ const ICMP: Match = Match::Protocol(Protocol::Icmp);
 #[test]
 fn what_is_valid() {
     let v4 = Match::Destination { net: "10.0.0.0/8".parse().unwrap(), not: false };
-    let six = Match::SourceIn { set: "six".into(), family: Family::V6, not: false };
+    let six = Match::SourceIn { set: "six".into(), keys: KeyType::Address(Family::V6), not: false };
     let chains = vec![
         output(vec![jump("istio-a"), jump("istio-b")]),
         chain(
@@ -60,7 +62,11 @@ fn what_is_valid() {
             vec![rule(vec![v4, TCP], Action::Tproxy { port: 1, mark: 1 }), rule(vec![six], Action::Drop)],
         ),
     ];
-    let same_names = vec![table(TableKind::Nat, chains.clone()), table(TableKind::Mangle, chains)];
+    // Chains of two tables may have one name.
+    let same_names = vec![
+        table(TableKind::Nat, chains),
+        Table { sets: vec![], ..table(TableKind::Mangle, vec![chain("istio-a", vec![])]) },
+    ];
     assert_eq!(check(&ruleset(same_names)), Ok(()));
     assert_eq!(check(&ruleset(vec![])), Ok(()));
 }
@@ -138,7 +144,12 @@ fn names_stand_once() {
 fn the_parts_of_a_rule_fit_together() {
     let v4 = || Match::Source { net: "10.0.0.0/8".parse().unwrap(), not: false };
     let v6 = || Match::Destination { net: "fd00::/8".parse().unwrap(), not: false };
-    let in_set = |set: &'static str, family| Match::DestinationIn { set: set.into(), family, not: false };
+    let keyed = |set: &'static str, keys| Match::DestinationIn { set: set.into(), keys, not: false };
+    let in_set = |set: &'static str, family| keyed(set, KeyType::Address(family));
+    let mapped = |map: &'static str, keys| {
+        rule(vec![], Action::VerdictMap { map: map.into(), keys, side: Side::Source })
+    };
+    let four = KeyType::Address(Family::V4);
     let name = |name: &'static str| Match::OutInterface { name: name.into(), not: false };
     let plain = |matches| rule(matches, Action::Return);
     let original = |ports| Match::OriginalPort { ports, not: false };
@@ -175,6 +186,12 @@ fn the_parts_of_a_rule_fit_together() {
         (plain(vec![in_set("gone", Family::V4)]), "a set that the table does not have"),
         (plain(vec![in_set("six", Family::V4)]), "a set of the other family"),
         (plain(vec![in_set("istio-four", Family::V6)]), "a set of the other family"),
+        (plain(vec![keyed("istio-four", KeyType::Prefix(Family::V4))]), "a set with keys of another type"),
+        (plain(vec![in_set("map", Family::V4)]), "a look-up in a verdict map as in a set"),
+        (mapped("gone", four), "a verdict map that the table does not have"),
+        (mapped("istio-four", four), "a verdict map that the table does not have"),
+        (mapped("map", KeyType::Endpoint(Family::V4)), "a verdict map with keys of another type"),
+        (Rule { families: Families::Both, ..mapped("map", four) }, "a verdict map of another family"),
         (rule(vec![], Action::Redirect { port: 1 }), "redirect without a protocol"),
         (rule(vec![v4()], Action::Tproxy { port: 1, mark: 1 }), "tproxy without TCP or UDP"),
         (rule(vec![TCP], Action::Tproxy { port: 1, mark: 1 }), "tproxy for both families"),
@@ -187,4 +204,46 @@ fn the_parts_of_a_rule_fit_together() {
         let error = refused(vec![output(vec![plain(vec![]), bad.clone()])]);
         assert!(error.starts_with("rule 1 of nat/output: ") && error.contains(says), "{bad:?}: {error}");
     }
+}
+
+#[test]
+fn the_parts_of_a_set_fit_together() {
+    let (address, prefix) = (KeyType::Address(Family::V4), KeyType::Prefix(Family::V4));
+    let key = Key::from(std::net::IpAddr::from([10, 0, 0, 1]));
+    let to = |chain: &'static str| Element { verdict: Some(MapVerdict::Jump(chain.into())), ..key.into() };
+    let map = |elements| Set { content: Content::Fixed(elements), ..Set::kept("set", address).to_verdicts() };
+    for (set, says) in [
+        (Set::kept("", address), "a name that is empty"),
+        (Set::kept("n".repeat(32), address), "longer than 31 bytes"),
+        (Set::kept("a b", address), "more than letters"),
+        (Set::kept("set", prefix).to_verdicts(), "a verdict map of prefixes"),
+        (Set::fixed("set", prefix, [key]), "an element of another type"),
+        (Set::fixed("set", KeyType::Address(Family::V6), [key]), "an element of another type"),
+        (Set::fixed("set", address, [key, key]), "an element that stands twice"),
+        (
+            Set { content: Content::Fixed(vec![to("istio-a")]), ..Set::kept("set", address) },
+            "a verdict in a plain set",
+        ),
+        (map(vec![key.into()]), "none in a verdict map"),
+        (map(vec![to("gone")]), "no regular chain"),
+        (map(vec![to("output")]), "no regular chain"),
+    ] {
+        let table = Table {
+            sets: vec![set.clone()],
+            ..table(TableKind::Nat, vec![output(vec![]), chain("istio-a", vec![])])
+        };
+        let error = check(&ruleset(vec![table])).expect_err("not valid").to_string();
+        assert!(
+            error.starts_with(&format!("set nat/{}: ", set.name)) && error.contains(says),
+            "{set:?}: {error}"
+        );
+    }
+    let named = |kind| Table { sets: vec![Set::kept("set", address)], ..table(kind, vec![]) };
+    let twice = ruleset(vec![named(TableKind::Nat), named(TableKind::Filter)]);
+    assert_eq!(check(&twice).unwrap_err().to_string(), "set set stands twice");
+    let lookup = Action::VerdictMap { map: "set".into(), keys: address, side: Side::Source };
+    let chains = vec![output(vec![jump("istio-a")]), chain("istio-a", vec![rule(vec![], lookup)])];
+    let circle = Table { sets: vec![map(vec![to("istio-a")])], ..table(TableKind::Nat, chains) };
+    let error = check(&ruleset(vec![circle])).unwrap_err().to_string();
+    assert!(error.contains("in a circle through \"istio-a\""), "{error}");
 }

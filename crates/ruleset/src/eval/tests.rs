@@ -1,6 +1,7 @@
 use super::*;
 
-use crate::rule::{ALL_BITS, ChainKind, Families, Ports, Set};
+use crate::rule::{ALL_BITS, ChainKind, Families, Ports};
+use crate::set::{Content, Contents, Delta, Element, Endpoint, Key, KeyType, NoMembers};
 
 const APP: Owner = Owner { uid: 1000, gid: 2000 };
 
@@ -20,7 +21,6 @@ fn packet() -> Packet {
         reply: false,
         original: None,
         icmp: (0, 0),
-        member_of: Vec::new(),
         listening: true,
     }
 }
@@ -66,7 +66,7 @@ fn filter(chains: Vec<Chain>) -> Ruleset {
 }
 
 fn outcome<'a>(ruleset: &'a Ruleset, packet: &Packet) -> Outcome<'a> {
-    evaluate(ruleset, Backend::Nftables, packet, Hook::Output, true)
+    evaluate(ruleset, Backend::Nftables, packet, Hook::Output, true, &NoMembers)
 }
 
 fn verdict(ruleset: &Ruleset, packet: &Packet) -> Verdict {
@@ -227,9 +227,12 @@ fn without_ipv6_only_nftables_sees_its_packets() {
     let mut ruleset = filter(vec![output(vec![rule(vec![], Action::Drop)])]);
     ruleset.ipv6 = false;
     for (backend, expected) in [(Backend::Nftables, Verdict::Drop), (Backend::Iptables, Verdict::Pass)] {
-        let outcome = evaluate(&ruleset, backend, &packet_v6(), Hook::Output, true);
+        let outcome = evaluate(&ruleset, backend, &packet_v6(), Hook::Output, true, &NoMembers);
         assert_eq!((outcome.verdict, outcome.trace.is_empty()), (expected, expected == Verdict::Pass));
-        assert_eq!(evaluate(&ruleset, backend, &packet(), Hook::Output, true).verdict, Verdict::Drop);
+        assert_eq!(
+            evaluate(&ruleset, backend, &packet(), Hook::Output, true, &NoMembers).verdict,
+            Verdict::Drop
+        );
     }
 }
 
@@ -244,8 +247,8 @@ fn a_packet_without_a_socket_has_an_owner_for_iptables_only() {
     ] {
         for m in [Match::Uid { uid: 1, not }, Match::Gid { gid: 1, not }] {
             let ruleset = filter(vec![output(vec![rule(vec![m], Action::Drop)])]);
-            let found =
-                evaluate(&ruleset, backend, &kernels_own, Hook::Output, true).verdict == Verdict::Drop;
+            let found = evaluate(&ruleset, backend, &kernels_own, Hook::Output, true, &NoMembers).verdict
+                == Verdict::Drop;
             assert_eq!(found, expected, "not {not} {backend}");
         }
     }
@@ -253,16 +256,23 @@ fn a_packet_without_a_socket_has_an_owner_for_iptables_only() {
 
 #[test]
 fn sets_hold_prefixes_of_one_family() {
-    let set = |name: &'static str, elements| Set { name: name.into(), elements };
-    let v4 = SetElements::V4(vec!["10.0.0.0/24".parse().unwrap(), "192.0.2.1/32".parse().unwrap()]);
-    let v6 = SetElements::V6(vec!["fd00::/64".parse().unwrap()]);
+    let set = |name: &'static str, family, nets: &[&str]| {
+        let nets = nets.iter().map(|net| Key::from(net.parse::<ipnet::IpNet>().unwrap()));
+        Set::fixed(name, KeyType::Prefix(family), nets)
+    };
+    let four = set("four", Family::V4, &["10.0.0.0/24", "192.0.2.1/32"]);
+    let six = set("six", Family::V6, &["fd00::/64"]);
     let with = |m| {
         let mut ruleset = filter(vec![output(vec![rule(vec![m], Action::Drop)])]);
-        ruleset.tables[0].sets = vec![set("four", v4.clone()), set("six", v6.clone())];
+        ruleset.tables[0].sets = vec![four.clone(), six.clone()];
         ruleset
     };
-    let to = |set: &'static str, family, not| with(Match::DestinationIn { set: set.into(), family, not });
-    let from = |set: &'static str, family, not| with(Match::SourceIn { set: set.into(), family, not });
+    let to = |set: &'static str, family, not| {
+        with(Match::DestinationIn { set: set.into(), keys: KeyType::Prefix(family), not })
+    };
+    let from = |set: &'static str, family, not| {
+        with(Match::SourceIn { set: set.into(), keys: KeyType::Prefix(family), not })
+    };
     for (ruleset, packet, expected) in [
         (to("four", Family::V4, false), packet(), true),
         (to("four", Family::V4, true), packet(), false),
@@ -397,14 +407,14 @@ fn a_tproxy_rule_without_a_listener_does_what_the_backend_does() {
     let then = |next| filter(vec![output(vec![tproxy(), next])]);
     for (next, verdict) in [(Action::Drop, Verdict::Drop), (Action::Accept, Verdict::Pass)] {
         let ruleset = then(rule(vec![], next));
-        let nft = evaluate(&ruleset, Backend::Nftables, &unheard, Hook::Output, true);
+        let nft = evaluate(&ruleset, Backend::Nftables, &unheard, Hook::Output, true, &NoMembers);
         assert_eq!((nft.verdict, nft.mark, nft.decided_by.map(|place| place.index)), (verdict, 7, Some(1)));
         assert_eq!(nft.trace.len(), 1);
-        let iptables = evaluate(&ruleset, Backend::Iptables, &unheard, Hook::Output, true);
+        let iptables = evaluate(&ruleset, Backend::Iptables, &unheard, Hook::Output, true, &NoMembers);
         assert_eq!((iptables.verdict, iptables.mark), (Verdict::Drop, 7));
         assert_eq!(iptables.decided_by.map(|place| place.index), Some(0));
         for backend in [Backend::Nftables, Backend::Iptables] {
-            let heard = evaluate(&ruleset, backend, &packet(), Hook::Output, true);
+            let heard = evaluate(&ruleset, backend, &packet(), Hook::Output, true, &NoMembers);
             assert_eq!((heard.verdict, heard.mark), (Verdict::Tproxy { port: 15006 }, 1));
         }
     }
@@ -439,7 +449,7 @@ fn nat_sees_first_packets_only() {
         (State::New, false, false),
     ] {
         let packet = Packet { state, ..packet() };
-        let found = evaluate(&ruleset, Backend::Nftables, &packet, Hook::Output, nat).verdict;
+        let found = evaluate(&ruleset, Backend::Nftables, &packet, Hook::Output, nat, &NoMembers).verdict;
         assert_eq!(found == Verdict::Redirect { port: 15001 }, seen, "{state:?} {nat}");
     }
 }
@@ -454,7 +464,7 @@ fn only_the_chains_of_the_hook_run() {
         [(Hook::Output, Verdict::Drop), (Hook::Prerouting, Verdict::Pass), (Hook::Input, Verdict::Pass)]
     {
         assert_eq!(
-            evaluate(&ruleset, Backend::Iptables, &packet(), hook, true).verdict,
+            evaluate(&ruleset, Backend::Iptables, &packet(), hook, true, &NoMembers).verdict,
             expected,
             "{hook:?}"
         );
@@ -475,23 +485,118 @@ fn circles_and_missing_chains_end() {
 }
 
 #[test]
-fn a_source_is_changed_for_members_of_a_set_that_is_kept_elsewhere() {
+fn a_source_is_changed_for_members_of_a_kept_set() {
     let to = IpAddr::from([169, 254, 7, 127]);
-    let look_up = Match::DestinationIn { set: "pods".into(), family: Family::V4, not: false };
+    let keys = KeyType::Address(Family::V4);
+    let look_up = Match::DestinationIn { set: "pods".into(), keys, not: false };
     let snat = rule(vec![Match::LocalSocket, look_up], Action::Snat { to });
     let mut ruleset = ruleset(vec![(TableKind::Nat, vec![base(Hook::Postrouting, 100, vec![snat])])]);
-    let elements = SetElements::Elsewhere { family: Family::V4, comment: "".into() };
-    ruleset.tables[0].sets = vec![Set { name: "pods".into(), elements }];
-    let member = || Packet { member_of: vec!["pods".to_owned()], ..packet() };
-    for (packet, expected) in [
-        (member(), Verdict::Snat { to }),
-        (packet(), Verdict::Pass),
-        (Packet { member_of: vec!["others".to_owned()], ..packet() }, Verdict::Pass),
-        (Packet { owner: None, ..member() }, Verdict::Pass),
-        (Packet { state: State::Established, ..member() }, Verdict::Pass),
+    ruleset.tables[0].sets = vec![Set::kept("pods", keys)];
+    let world = |set: &str| {
+        let (mut world, mut delta) = (Contents::default(), Delta::default());
+        delta.add(Key::from(packet().destination));
+        world.apply(set, &delta);
+        world
+    };
+    for (packet, set, expected) in [
+        (packet(), "pods", Verdict::Snat { to }),
+        (packet(), "others", Verdict::Pass),
+        (Packet { destination: [10, 0, 0, 3].into(), ..packet() }, "pods", Verdict::Pass),
+        (Packet { owner: None, ..packet() }, "pods", Verdict::Pass),
+        (Packet { state: State::Established, ..packet() }, "pods", Verdict::Pass),
     ] {
         for backend in [Backend::Nftables, Backend::Iptables] {
-            assert_eq!(evaluate(&ruleset, backend, &packet, Hook::Postrouting, true).verdict, expected);
+            let outcome = evaluate(&ruleset, backend, &packet, Hook::Postrouting, true, &world(set));
+            assert_eq!(outcome.verdict, expected);
         }
     }
+}
+
+/// Prefixes, and addresses with protocol and port, of either end.
+#[test]
+fn kept_sets_answer_by_the_type_of_their_keys() {
+    let endpoint =
+        |address: [u8; 4], protocol, port| Key::from(Endpoint { address: address.into(), protocol, port });
+    let net = |text: &str| Key::from(text.parse::<ipnet::IpNet>().unwrap());
+    let (prefix, port) = (KeyType::Prefix(Family::V4), KeyType::Endpoint(Family::V4));
+    for (keys, side, member, expected) in [
+        (prefix, Side::Destination, net("10.0.0.2/32"), true),
+        (prefix, Side::Destination, net("0.0.0.0/0"), true),
+        (prefix, Side::Source, net("10.0.0.0/30"), true),
+        (prefix, Side::Source, net("10.0.0.2/31"), false),
+        (prefix, Side::Source, net("::/0"), false),
+        (port, Side::Destination, endpoint([10, 0, 0, 2], Protocol::Tcp, 80), true),
+        (port, Side::Destination, endpoint([10, 0, 0, 2], Protocol::Udp, 80), false),
+        (port, Side::Destination, endpoint([10, 0, 0, 2], Protocol::Tcp, 81), false),
+        (port, Side::Destination, endpoint([10, 0, 0, 1], Protocol::Tcp, 80), false),
+        (port, Side::Source, endpoint([10, 0, 0, 1], Protocol::Tcp, 40_000), true),
+        (port, Side::Source, endpoint([10, 0, 0, 2], Protocol::Tcp, 80), false),
+    ] {
+        for not in [false, true] {
+            let look_up = match side {
+                Side::Source => Match::SourceIn { set: "s".into(), keys, not },
+                Side::Destination => Match::DestinationIn { set: "s".into(), keys, not },
+            };
+            let mut ruleset = filter(vec![output(vec![rule(vec![look_up], Action::Drop)])]);
+            ruleset.tables[0].sets = vec![Set::kept("s", keys)];
+            let (mut world, mut delta) = (Contents::default(), Delta::default());
+            delta.add(member);
+            world.apply("s", &delta);
+            let outcome = evaluate(&ruleset, Backend::Nftables, &packet(), Hook::Output, true, &world);
+            assert_eq!(outcome.verdict == Verdict::Drop, expected != not, "{keys:?} {side:?} {member:?}");
+        }
+    }
+}
+
+/// A verdict map does what it says of a key, and nothing of what is not in it, whether the plan or somebody else says what is in it.
+#[test]
+fn a_verdict_map_leads_to_chains_and_verdicts() {
+    let keys = KeyType::Address(Family::V4);
+    let lookup = Action::VerdictMap { map: "m".into(), keys, side: Side::Destination };
+    let mark = |mark| rule(vec![], Action::SetMark(mark));
+    let dropped = regular("dropped", vec![rule(vec![], Action::Drop)]);
+    let marked = regular("marked", vec![mark(1)]);
+    let called = regular("called", vec![rule(vec![], lookup), mark(2)]);
+    let ruleset = |set: Set| {
+        let chains = vec![
+            output(vec![jump("called"), mark_if(2, 3)]),
+            called.clone(),
+            dropped.clone(),
+            marked.clone(),
+        ];
+        let mut ruleset = filter(chains);
+        ruleset.tables[0].sets = vec![set];
+        ruleset
+    };
+    for (verdict, ends, mark) in [
+        (None, Verdict::Pass, 3),
+        (Some(MapVerdict::Accept), Verdict::Pass, 7),
+        (Some(MapVerdict::Drop), Verdict::Drop, 7),
+        (Some(MapVerdict::Jump("dropped".into())), Verdict::Drop, 7),
+        (Some(MapVerdict::Jump("marked".into())), Verdict::Pass, 3),
+        // Back to where the chain was called from: what follows in it is left out.
+        (Some(MapVerdict::Goto("marked".into())), Verdict::Pass, 1),
+        (Some(MapVerdict::Jump("gone".into())), Verdict::Pass, 3),
+    ] {
+        let element = Element { verdict: verdict.clone(), ..Key::from(packet().destination).into() };
+        let (mut world, mut delta) = (Contents::default(), Delta::default());
+        let mut fixed = Set::fixed("m", keys, []).to_verdicts();
+        if verdict.is_some() {
+            delta.add(element.clone());
+            fixed.content = Content::Fixed(vec![element]);
+        }
+        world.apply("m", &delta);
+        for set in [Set::kept("m", keys).to_verdicts(), fixed] {
+            let ruleset = ruleset(set);
+            let outcome = evaluate(&ruleset, Backend::Nftables, &packet(), Hook::Output, true, &world);
+            assert_eq!((outcome.verdict, outcome.mark), (ends, mark), "{verdict:?}");
+            let met =
+                outcome.trace.iter().any(|place| matches!(place.rule.action, Action::VerdictMap { .. }));
+            assert_eq!(met, verdict.is_some());
+        }
+    }
+}
+
+fn mark_if(old: u32, new: u32) -> Rule {
+    rule(vec![Match::Mark { mark: old, mask: ALL_BITS, not: false }], Action::SetMark(new))
 }

@@ -6,6 +6,7 @@ use ipnet::IpNet;
 
 use super::{SHORTENED, order, own_chain_name};
 use crate::rule::{ALL_BITS, Action, CtState, Family, Match, Ports, Protocol, Rule};
+use crate::set::KeyType;
 
 /// Reads a rule as `iptables-save` prints it, or as [`render_rule`](super::render_rule) writes it: matches and target, without
 /// `-A CHAIN`. The result is in [`canonical`] form.
@@ -65,12 +66,11 @@ fn canonical_match(m: &Match) -> Match {
             let (ports, not) = canonical_ports(ports, *not);
             Match::DestinationPort { ports, not }
         }
-        // Of which family a set is, the text does not say; the program that printed it does.
-        Match::SourceIn { set, not, .. } => {
-            Match::SourceIn { set: set.clone(), family: Family::V4, not: *not }
+        Match::SourceIn { set, keys, not } => {
+            Match::SourceIn { set: set.clone(), keys: canonical_keys(*keys), not: *not }
         }
-        Match::DestinationIn { set, not, .. } => {
-            Match::DestinationIn { set: set.clone(), family: Family::V4, not: *not }
+        Match::DestinationIn { set, keys, not } => {
+            Match::DestinationIn { set: set.clone(), keys: canonical_keys(*keys), not: *not }
         }
         m => m.clone(),
     }
@@ -85,6 +85,15 @@ fn canonical_ports(ports: &Ports, not: bool) -> (Ports, bool) {
         (Ports::Range(first @ 1.., u16::MAX), true) => (range(0, first - 1), false),
         (Ports::Range(first, last), not) => (range(*first, *last), not),
         (ports, not) => (ports.clone(), not),
+    }
+}
+
+/// The text says how many parts a set's keys have. It does not say whether they are prefixes, nor the family, which the program that printed it
+/// does.
+fn canonical_keys(keys: KeyType) -> KeyType {
+    match keys {
+        KeyType::Address(_) | KeyType::Prefix(_) => KeyType::Address(Family::V4),
+        KeyType::Endpoint(_) => KeyType::Endpoint(Family::V4),
     }
 }
 
@@ -162,10 +171,13 @@ fn parse_match(extension: &str, option: &str, not: bool, words: &mut Words<'_>) 
             Match::CtMark { mark, mask, not }
         }
         ("set", "--match-set") => {
-            let (set, family) = (Cow::Owned(words.next()?.to_owned()), Family::V4);
+            let set = Cow::Owned(words.next()?.to_owned());
+            let (one, two) = (KeyType::Address(Family::V4), KeyType::Endpoint(Family::V4));
             match words.next()? {
-                "src" => Match::SourceIn { set, family, not },
-                "dst" => Match::DestinationIn { set, family, not },
+                "src" => Match::SourceIn { set, keys: one, not },
+                "dst" => Match::DestinationIn { set, keys: one, not },
+                "src,src" => Match::SourceIn { set, keys: two, not },
+                "dst,dst" => Match::DestinationIn { set, keys: two, not },
                 _ => return None,
             }
         }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::set::Endpoint;
 
 use crate::rule::{CtState, Hook, TableKind};
 
@@ -17,8 +18,22 @@ fn each_match() {
         (vec![Match::Protocol(Protocol::Udp)], "meta l4proto udp"),
         (vec![Match::Source { net: net("10.1.2.3/8"), not: false }], "ip saddr 10.1.2.3/8"),
         (vec![Match::Destination { net: net("fd00::/8"), not: true }], "ip6 daddr != fd00::/8"),
-        (vec![Match::SourceIn { set: "s".into(), family: Family::V4, not: false }], "ip saddr @s"),
-        (vec![Match::DestinationIn { set: "s".into(), family: Family::V6, not: true }], "ip6 daddr != @s"),
+        (
+            vec![Match::SourceIn { set: "s".into(), keys: KeyType::Address(Family::V4), not: false }],
+            "ip saddr @s",
+        ),
+        (
+            vec![Match::DestinationIn { set: "s".into(), keys: KeyType::Prefix(Family::V6), not: true }],
+            "ip6 daddr != @s",
+        ),
+        (
+            vec![Match::DestinationIn { set: "s".into(), keys: KeyType::Endpoint(Family::V4), not: false }],
+            "ip daddr . meta l4proto . th dport @s",
+        ),
+        (
+            vec![Match::SourceIn { set: "s".into(), keys: KeyType::Endpoint(Family::V6), not: true }],
+            "ip6 saddr . meta l4proto . th sport != @s",
+        ),
         (
             vec![tcp(), Match::SourcePort { ports: Ports::One(53), not: true }],
             "meta l4proto tcp tcp sport != 53",
@@ -120,7 +135,7 @@ fn ruleset() -> Ruleset {
     let base = |kind, hook, priority| Some(Base { kind, hook, priority });
     let chain = |name: &'static str, base, rules| Chain { name: name.into(), base, rules, leading: 0 };
     let rule = |action| Rule::new(vec![], action, "");
-    let set = |name: &'static str, elements| Set { name: name.into(), elements };
+    let net = |text: &str| Key::from(text.parse::<IpNet>().unwrap());
     Ruleset {
         owner: "test".into(),
         known_chains: Vec::new().into(),
@@ -129,11 +144,13 @@ fn ruleset() -> Ruleset {
             Table {
                 kind: TableKind::Nat,
                 sets: vec![
-                    set(
+                    Set::fixed(
                         "four",
-                        SetElements::V4(vec!["10.0.0.0/8".parse().unwrap(), "192.0.2.1/32".parse().unwrap()]),
+                        KeyType::Prefix(Family::V4),
+                        // One within another, and the halves of a third.
+                        ["10.1.0.0/16", "192.0.2.1/32", "10.0.0.0/9", "10.128.0.0/9"].map(net),
                     ),
-                    set("none", SetElements::V6(vec![])),
+                    Set::fixed("none", KeyType::Prefix(Family::V6), []),
                 ],
                 chains: vec![
                     chain(
@@ -161,12 +178,12 @@ fn ruleset() -> Ruleset {
 
 const TABLES: &str = "\
 add table inet test-nat
-add set inet test-nat four { type ipv4_addr ; flags interval ; }
-add element inet test-nat four { 10.0.0.0/8, 192.0.2.1/32 }
-add set inet test-nat none { type ipv6_addr ; flags interval ; }
+add set inet test-nat four { type ipv4_addr ; flags constant,interval ; }
+add set inet test-nat none { type ipv6_addr ; flags constant,interval ; }
 add chain inet test-nat output { type nat hook output priority -100 ; }
 add chain inet test-nat empty
 add chain inet test-nat used
+add element inet test-nat four { 10.0.0.0/8, 192.0.2.1/32 }
 add rule inet test-nat output counter jump empty
 add rule inet test-nat used counter return
 add table inet test-mangle
@@ -196,13 +213,13 @@ fn a_transaction_that_deletes_what_may_not_be_there() {
 }
 
 #[test]
-fn members_that_are_kept_elsewhere_survive_a_replacement() {
-    let elements = SetElements::Elsewhere { family: Family::V4, comment: "kept elsewhere".into() };
-    let look_up = Match::DestinationIn { set: "pods".into(), family: Family::V4, not: false };
+fn members_of_a_kept_set_survive_a_replacement() {
+    let keys = KeyType::Address(Family::V4);
+    let look_up = Match::DestinationIn { set: "pods".into(), keys, not: false };
     let mut ruleset = ruleset();
     ruleset.tables.truncate(1);
     let jump = Rule::new(vec![look_up], Action::Jump("used".into()), "").uncounted();
-    ruleset.tables[0].sets = vec![Set { name: "pods".into(), elements }];
+    ruleset.tables[0].sets = vec![Set { comment: "kept elsewhere".into(), ..Set::kept("pods", keys) }];
     ruleset.tables[0].chains.retain(|chain| chain.name == "used");
     ruleset.tables[0].chains[0].rules = vec![jump];
     let expected = "\
@@ -213,4 +230,47 @@ add chain inet test-nat used
 add rule inet test-nat used ip daddr @pods jump used
 ";
     assert_eq!(render(&Transaction::Replace(&ruleset)), expected);
+}
+
+#[test]
+fn sets_and_maps_of_every_kind() {
+    let endpoint =
+        |port| Key::from(Endpoint { address: [10, 0, 0, 1].into(), protocol: Protocol::Udp, port });
+    let (v4, v6) = (KeyType::Endpoint(Family::V4), KeyType::Endpoint(Family::V6));
+    let element = |port, verdict, comment: &str| Element {
+        verdict: Some(verdict),
+        comment: comment.to_owned(),
+        ..endpoint(port).into()
+    };
+    let elements = vec![
+        element(1, MapVerdict::Accept, ""),
+        element(2, MapVerdict::Drop, "say \"no\""),
+        element(3, MapVerdict::Jump("used".into()), ""),
+        element(4, MapVerdict::Goto("used".into()), ""),
+    ];
+    let mut ruleset = ruleset();
+    ruleset.tables.truncate(1);
+    ruleset.tables[0].sets = vec![
+        Set::fixed("ports", v4, [endpoint(53)]),
+        Set { content: Content::Fixed(elements), ..Set::kept("fixed", v4).to_verdicts() },
+        Set::kept("kept", v6).to_verdicts(),
+    ];
+    let action = Action::VerdictMap { map: "kept".into(), keys: v6, side: Side::Source };
+    ruleset.tables[0].chains = vec![
+        Chain { name: "unused".into(), base: None, rules: vec![], leading: 0 },
+        Chain { name: "used".into(), base: None, rules: vec![Rule::new(vec![], action, "")], leading: 0 },
+    ];
+    let expected = "\
+add table inet test-nat
+add set inet test-nat ports { type ipv4_addr . inet_proto . inet_service ; flags constant ; }
+add map inet test-nat fixed { type ipv4_addr . inet_proto . inet_service : verdict ; flags constant ; }
+add map inet test-nat kept { type ipv6_addr . inet_proto . inet_service : verdict ; }
+add chain inet test-nat unused
+add chain inet test-nat used
+add element inet test-nat ports { 10.0.0.1 . udp . 53 }
+add element inet test-nat fixed { 10.0.0.1 . udp . 1 : accept, 10.0.0.1 . udp . 2 comment \"say 'no'\" : drop, \
+10.0.0.1 . udp . 3 : jump used, 10.0.0.1 . udp . 4 : goto used }
+add rule inet test-nat used ip6 saddr . meta l4proto . th sport vmap @kept
+";
+    assert_eq!(render(&Transaction::Add(&ruleset)), expected);
 }

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::Family;
+use crate::set::{KeyType, Side};
 
 /// The mask under which a whole mark is compared or set.
 pub const ALL_BITS: u32 = u32::MAX;
@@ -63,10 +64,10 @@ pub enum Match {
     Source { net: IpNet, not: bool },
     /// The destination address is in the prefix. Host bits are ignored.
     Destination { net: IpNet, not: bool },
-    /// The source address is in a named set of the table.
-    SourceIn { set: Cow<'static, str>, family: Family, not: bool },
-    /// The destination address is in a named set of the table.
-    DestinationIn { set: Cow<'static, str>, family: Family, not: bool },
+    /// The source is in a named set of the table, which has keys of this type.
+    SourceIn { set: Cow<'static, str>, keys: KeyType, not: bool },
+    /// The destination is in a named set of the table, which has keys of this type.
+    DestinationIn { set: Cow<'static, str>, keys: KeyType, not: bool },
     /// The packet has the header of its transport protocol, as all have but the later parts of a fragmented one. A match of a port
     /// says it too, so it stands in rules without any. Only iptables has it by itself; nf_tables tests nothing.
     WholeHeader,
@@ -111,6 +112,8 @@ pub enum Action {
     Return,
     /// On in another chain of the table.
     Jump(Cow<'static, str>),
+    /// What a verdict map of the table says of that side of the packet. Of what is not in the map the rule says nothing.
+    VerdictMap { map: Cow<'static, str>, keys: KeyType, side: Side },
     /// To a port of this namespace; the connection remembers where it wanted to go.
     Redirect { port: u16 },
     /// To a transparent socket on the port, addresses unchanged, packet marked for the local route.
@@ -129,6 +132,18 @@ pub enum Action {
     SetZone(u16),
 }
 
+// === impl Action ===
+
+impl Action {
+    /// The family that the action restricts the rule to.
+    pub fn family(&self) -> Option<Family> {
+        match self {
+            Self::VerdictMap { keys, .. } => Some(keys.family()),
+            _ => None,
+        }
+    }
+}
+
 // === impl Match ===
 
 impl Match {
@@ -138,7 +153,7 @@ impl Match {
             Self::Source { net, .. }
             | Self::Destination { net, .. }
             | Self::OriginalDestination { net, .. } => Some(Family::of(net)),
-            Self::SourceIn { family, .. } | Self::DestinationIn { family, .. } => Some(*family),
+            Self::SourceIn { keys, .. } | Self::DestinationIn { keys, .. } => Some(keys.family()),
             Self::Protocol(Protocol::Icmp) => Some(Family::V4),
             Self::Protocol(Protocol::Icmpv6) => Some(Family::V6),
             _ => None,

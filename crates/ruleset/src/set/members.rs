@@ -1,0 +1,114 @@
+//! What the evaluator asks of sets: a world that knows their members.
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+
+use super::{Content, Delta, Element, Endpoint, Key, KeyType, MapVerdict, Set, Side};
+use crate::eval::Packet;
+
+/// Who knows the members of kept sets. Fixed ones are in the plan, and are not asked for.
+pub trait Members {
+    /// Whether a kept set has the key; a set of prefixes, whether one of them has the address `key`.
+    fn contains(&self, set: &Set, key: &Key) -> bool;
+
+    /// Where a kept verdict map leads the key.
+    fn verdict(&self, map: &Set, key: &Key) -> Option<MapVerdict>;
+}
+
+/// Kept sets have no members.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoMembers;
+
+/// The members of kept sets by the sets' names.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Contents {
+    sets: BTreeMap<String, BTreeMap<Key, Element>>,
+}
+
+// === impl NoMembers ===
+
+impl Members for NoMembers {
+    fn contains(&self, _: &Set, _: &Key) -> bool {
+        false
+    }
+
+    fn verdict(&self, _: &Set, _: &Key) -> Option<MapVerdict> {
+        None
+    }
+}
+
+// === impl Contents ===
+
+impl Contents {
+    /// Changes a set, as a kernel would.
+    pub fn apply(&mut self, set: &str, delta: &Delta) {
+        let members = self.sets.entry(set.to_owned()).or_default();
+        delta.removed().for_each(|key| drop(members.remove(&key)));
+        members.extend(delta.added().map(|element| (element.key, element)));
+    }
+
+    /// The members of a set in the order of their keys.
+    pub fn of(&self, set: &str) -> impl Iterator<Item = &Element> {
+        self.sets.get(set).into_iter().flat_map(BTreeMap::values)
+    }
+}
+
+impl Members for Contents {
+    fn contains(&self, set: &Set, key: &Key) -> bool {
+        let Some(members) = self.sets.get(set.name.as_ref()) else { return false };
+        match (set.keys, key) {
+            (KeyType::Prefix(_), Key::Address(address)) => {
+                let whole = IpNet::from(*address);
+                let around = std::iter::successors(Some(whole), IpNet::supernet);
+                around.into_iter().any(|net| members.contains_key(&Key::Prefix(net)))
+            }
+            _ => members.contains_key(key),
+        }
+    }
+
+    fn verdict(&self, map: &Set, key: &Key) -> Option<MapVerdict> {
+        self.sets.get(map.name.as_ref())?.get(key)?.verdict.clone()
+    }
+}
+
+// === impl Set ===
+
+impl Set {
+    /// The key by which a packet is looked up; absent where the packet is of the other family.
+    pub fn key_of(&self, packet: &Packet, side: Side) -> Option<Key> {
+        let (address, port) = match side {
+            Side::Source => (packet.source, packet.source_port),
+            Side::Destination => (packet.destination, packet.destination_port),
+        };
+        (packet.family() == self.family()).then_some(match self.keys {
+            KeyType::Address(_) | KeyType::Prefix(_) => Key::Address(address),
+            KeyType::Endpoint(_) => Key::Endpoint(Endpoint { address, protocol: packet.protocol, port }),
+        })
+    }
+
+    /// Whether it has what a packet is looked up by.
+    pub(crate) fn has(&self, packet: &Packet, side: Side, members: &dyn Members) -> bool {
+        self.key_of(packet, side).is_some_and(|key| match &self.content {
+            Content::Kept => members.contains(self, &key),
+            Content::Fixed(elements) => elements.iter().any(|element| covers(&element.key, &key)),
+        })
+    }
+
+    /// Where a verdict map leads a packet.
+    pub(crate) fn leads(&self, packet: &Packet, side: Side, members: &dyn Members) -> Option<MapVerdict> {
+        let key = self.key_of(packet, side)?;
+        match &self.content {
+            Content::Kept => members.verdict(self, &key),
+            Content::Fixed(elements) => elements.iter().find(|e| e.key == key)?.verdict.clone(),
+        }
+    }
+}
+
+/// Whether a member is what is looked up, or the prefix of it.
+fn covers(member: &Key, key: &Key) -> bool {
+    match (member, key) {
+        (Key::Prefix(net), Key::Address(address)) => net.contains(address),
+        _ => member == key,
+    }
+}
