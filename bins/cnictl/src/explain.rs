@@ -106,7 +106,7 @@ impl Args {
             [self.to.ip, self.from.and_then(|from| from.ip)].into_iter().flatten().any(|ip| ip.is_ipv6());
         let subject = self.subject.subject(v6)?;
         let flow = self.flow(&subject.ips)?;
-        let explanation = Explanation::of(&subject, &flow)?;
+        let explanation = Explanation::of(&subject, &flow);
         explanation.print(self.output, self.trace).map(Answer::text)
     }
 

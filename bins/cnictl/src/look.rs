@@ -13,7 +13,7 @@ use netns::Netns;
 use ruleset::{Backend, TableKind};
 use serde::Serialize;
 
-use capture::ambient::{PROBES_V4, PROBES_V6};
+use capture::ambient::{OWNER, PROBES_V4, PROBES_V6};
 
 use crate::node::{in_host, iptables_of_the_node};
 use crate::output::columns;
@@ -63,10 +63,11 @@ impl Looked {
             described.ips.retain(|ip| !is_local(ip));
         }
         let subject = args.decide_in(described, &|plan| {
-            let ruleset = plan.ruleset()?;
             let iptables = Iptables::new();
             let holds = |store: &dyn RuleStore| {
-                netns.enter(|inside| store.exists(inside, ruleset).unwrap_or_default()).unwrap_or_default()
+                netns
+                    .enter(|inside| store.exists(inside, &plan.layers).unwrap_or_default())
+                    .unwrap_or_default()
             };
             (!holds(&Nftables) && holds(&iptables)).then_some(Backend::Iptables)
         })?;
@@ -157,7 +158,8 @@ fn differences_in_pod(netns: &Netns, captured: &Captured) -> Result<Vec<String>>
 /// Rules of ours in a namespace that should have none.
 fn rules_of_ours(netns: &Netns) -> Result<Vec<String>> {
     let iptables = Iptables::new();
-    let owners = [("a sidecar", capture::plan::no_rules()), ("ambient mode", capture::ambient::no_rules())];
+    let owners =
+        [("a sidecar", [capture::plan::no_rules()]), ("ambient mode", [capture::ambient::no_rules()])];
     let mut found = Vec::new();
     for (of, owner) in &owners {
         for store in [&Nftables as &dyn RuleStore, &iptables] {
@@ -176,9 +178,8 @@ fn look_at_node(node: &Node) -> Result<(Vec<String>, Vec<ProbeAddress>)> {
     let plan = &node.plan;
     let found = in_host(|inside| -> Result<_> {
         let differences = kernel.observe(inside.inside(), plan).context("compare the node's rules")?;
-        let Some(ruleset) = plan.ruleset() else { return Ok((differences, Vec::new())) };
-        let table = ruleset.nft_table(TableKind::Nat);
-        let v6 = ruleset.ipv6.then_some(PROBES_V6);
+        let table = TableKind::Nat.nft_table(OWNER);
+        let v6 = plan.layers.iter().any(|layer| layer.ipv6).then_some(PROBES_V6);
         let sets = ProbeSets::open(inside, plan.backend, &table, PROBES_V4, v6);
         // Sets that are not there hold nothing; the rules that are missing with them are told above.
         let members = sets.and_then(|mut sets| sets.list());

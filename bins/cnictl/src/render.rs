@@ -2,11 +2,13 @@
 
 use std::fmt::Write as _;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
+use capture::ambient::OWNER;
 use clap::ValueEnum;
 use facts::PodRef;
+use ruleset::eval;
 use ruleset::{
-    ALL_BITS, Backend, Families, Family, Plan, Ruleset, Step, Table, TableKind, Transaction, iptables, nft,
+    ALL_BITS, Backend, Families, Family, Plan, Routing, Ruleset, TableKind, Transaction, iptables, nft,
 };
 use serde::Serialize;
 
@@ -176,26 +178,28 @@ impl Args {
         for command in self.routing(plan) {
             let _ = writeln!(out, "# first: {command}");
         }
-        let ruleset = self.ruleset(plan)?;
+        let layers = self.layers(plan);
         match plan.backend {
             Backend::Nftables => {
                 let _ = writeln!(out, "# load with: nft -f -");
-                out.push_str(&nft::render(&Transaction::Replace(&ruleset)));
+                out.push_str(&nft::render(&Transaction::Replace(&layers)));
                 for member in node.map_or(&[][..], |node| &node.members) {
                     let ProbeMember { set, address, uid } = member;
-                    let table = ruleset.nft_table(TableKind::Nat);
+                    let table = TableKind::Nat.nft_table(OWNER);
                     let comment = if uid.is_empty() { String::new() } else { format!(" comment \"{uid}\"") };
                     let _ = writeln!(out, "add element inet {table} {set} {{ {address}{comment} }}");
                 }
             }
             Backend::Iptables => {
-                for command in node.into_iter().flat_map(|node| ipsets(&ruleset, &node.members)) {
+                for command in node.into_iter().flat_map(|node| ipsets(&layers, &node.members)) {
                     let _ = writeln!(out, "# first: {command}");
                 }
-                for &family in ruleset.families().iter().filter(|family| self.wants(**family)) {
+                let has = |family: &Family| layers.iter().any(|layer| layer.families().contains(family));
+                let families = [Family::V4, Family::V6].into_iter().filter(has);
+                for family in families.filter(|family| self.wants(*family)) {
                     let program = if family == Family::V4 { "iptables" } else { "ip6tables" };
                     let _ = writeln!(out, "# load with: {program}-restore --noflush");
-                    out.push_str(&with_reasons(&ruleset, family)?);
+                    out.push_str(&with_reasons(&layers, family)?);
                 }
             }
         }
@@ -207,7 +211,7 @@ impl Args {
         match &subject.outcome {
             Outcome::Skipped(skip) => (reason, detail) = (Some(skip.reason.name()), Some(skip.text())),
             Outcome::Captured(captured) => {
-                let rules = |plan: &Plan| Ok::<_, anyhow::Error>(rules(&self.ruleset(plan)?, plan.backend));
+                let rules = |plan: &Plan| rules(&self.layers(plan), plan.backend);
                 plan = Some(PlanReport {
                     mode: captured.mode(),
                     native_sidecar: captured.native_sidecar(),
@@ -215,10 +219,10 @@ impl Args {
                     ipv6: captured.facts.ipv6,
                     warnings: captured.warnings.clone(),
                     routing: self.routing(&captured.plan),
-                    rules: rules(&captured.plan)?,
+                    rules: rules(&captured.plan),
                 });
                 if let Some(host) = captured.node() {
-                    node = Some(NodeReport { members: host.members.clone(), rules: rules(&host.plan)? });
+                    node = Some(NodeReport { members: host.members.clone(), rules: rules(&host.plan) });
                 }
             }
         }
@@ -227,10 +231,10 @@ impl Args {
     }
 
     /// The planned rules, without those that look at no packet of the wanted family.
-    fn ruleset(&self, plan: &Plan) -> Result<Ruleset> {
-        let mut ruleset = plan.ruleset().context("the plan has no rules")?.clone();
-        let chains = ruleset.tables.iter_mut().flat_map(|table| &mut table.chains);
-        for chain in chains {
+    fn layers(&self, plan: &Plan) -> Vec<Ruleset> {
+        let mut layers = plan.layers.clone();
+        let tables = layers.iter_mut().flat_map(|layer| &mut layer.tables);
+        for chain in tables.flat_map(|table| &mut table.chains) {
             let wanted = |families: Families| match families {
                 Families::Both => true,
                 Families::Only(family) => self.wants(family),
@@ -238,34 +242,34 @@ impl Args {
             chain.leading = chain.rules.iter().take(chain.leading).filter(|r| wanted(r.families)).count();
             chain.rules.retain(|rule| wanted(rule.families));
         }
-        Ok(ruleset)
+        layers
     }
 
     fn routing(&self, plan: &Plan) -> Vec<String> {
         let number = |family: Family| if family == Family::V4 { 4 } else { 6 };
-        let steps = plan.steps.iter();
+        let steps = plan.routing.iter();
         steps
             .filter_map(|step| match *step {
-                Step::EnsureLoopbackAddress(address) => {
+                Routing::LoopbackAddress(address) => {
                     self.wants(Family::V6).then(|| format!("ip -6 address replace {address}/128 dev lo"))
                 }
-                Step::EnsureRule { family, mark, mask, table, priority } => self.wants(family).then(|| {
+                Routing::Rule { family, mark, mask, table, priority } => self.wants(family).then(|| {
                     let number = number(family);
                     let mask = if mask == ALL_BITS { String::new() } else { format!("/{mask:#x}") };
                     format!("ip -{number} rule add fwmark {mark}{mask} lookup {table} priority {priority}")
                 }),
-                Step::EnsureLocalRoute { family, table } => self.wants(family).then(|| {
+                Routing::LocalRoute { family, table } => self.wants(family).then(|| {
                     format!("ip -{} route replace local default dev lo table {table}", number(family))
                 }),
-                Step::Replace(_) => None,
             })
             .collect()
     }
 }
 
 /// Commands that make the sets of the rules, which have to be there first, and put the pod's addresses into them.
-fn ipsets(ruleset: &Ruleset, members: &[ProbeMember]) -> Vec<String> {
-    let sets = ruleset.tables.iter().flat_map(|table| &table.sets).map(|set| {
+fn ipsets(layers: &[Ruleset], members: &[ProbeMember]) -> Vec<String> {
+    let tables = layers.iter().flat_map(|layer| &layer.tables);
+    let sets = tables.flat_map(|table| &table.sets).map(|set| {
         let family = if set.family() == Family::V4 { "inet" } else { "inet6" };
         format!("ipset create {} hash:ip family {family} comment -exist", set.name)
     });
@@ -277,10 +281,11 @@ fn ipsets(ruleset: &Ruleset, members: &[ProbeMember]) -> Vec<String> {
 }
 
 /// The text for iptables-restore, each rule after a comment with its reason.
-fn with_reasons(ruleset: &Ruleset, family: Family) -> Result<String> {
-    let text = iptables::render(ruleset, family)?;
+fn with_reasons(layers: &[Ruleset], family: Family) -> Result<String> {
+    let text = iptables::render(layers, family)?;
     // In the order of the text: tables by name, then as planned.
-    let mut tables: Vec<&Table> = ruleset.tables.iter().collect();
+    let of_family = layers.iter().filter(|layer| layer.families().contains(&family));
+    let mut tables: Vec<_> = of_family.flat_map(|layer| &layer.tables).collect();
     tables.sort_by_key(|table| table.kind.name());
     let chains = tables.into_iter().flat_map(|table| &table.chains);
     let mut reasons = chains.flat_map(|chain| iptables::rules(chain, family)).map(|rule| &rule.why);
@@ -294,17 +299,19 @@ fn with_reasons(ruleset: &Ruleset, family: Family) -> Result<String> {
     Ok(out)
 }
 
-fn rules(ruleset: &Ruleset, backend: Backend) -> Vec<FamilyRule> {
-    let chains = ruleset.tables.iter().flat_map(|table| table.chains.iter().map(move |chain| (table, chain)));
+fn rules(layers: &[Ruleset], backend: Backend) -> Vec<FamilyRule> {
+    let tables = layers.iter().flat_map(|layer| layer.tables.iter().map(move |table| (&*layer.owner, table)));
+    let chains =
+        tables.flat_map(|(owner, table)| table.chains.iter().map(move |chain| (owner, table.kind, chain)));
     chains
-        .flat_map(|(table, chain)| {
+        .flat_map(|(owner, table, chain)| {
             chain.rules.iter().enumerate().map(move |(index, rule)| FamilyRule {
                 families: match rule.families {
                     Families::Both => "both",
                     Families::Only(Family::V4) => "ipv4",
                     Families::Only(Family::V6) => "ipv6",
                 },
-                rule: describe(ruleset, backend, table.kind, chain, index, rule),
+                rule: describe(backend, &eval::Place { owner, table, chain, index, rule }),
             })
         })
         .collect()

@@ -1,6 +1,7 @@
 //! Rules in a backend's own words.
 
-use ruleset::{Action, Backend, Chain, Rule, Ruleset, TableKind, iptables, nft};
+use ruleset::eval::Place;
+use ruleset::{Action, Backend, Rule, iptables, nft};
 use serde::Serialize;
 
 /// A rule, where it stands, what it says and why.
@@ -18,17 +19,11 @@ pub(crate) struct RuleReport {
     pub(crate) why: String,
 }
 
-/// Describes a rule of the ruleset.
-pub(crate) fn describe(
-    ruleset: &Ruleset,
-    backend: Backend,
-    table: TableKind,
-    chain: &Chain,
-    index: usize,
-    rule: &Rule,
-) -> RuleReport {
+/// Describes a rule.
+pub(crate) fn describe(backend: Backend, place: &Place<'_>) -> RuleReport {
+    let Place { owner, table, chain, index, rule } = *place;
     let (table, chain) = match backend {
-        Backend::Nftables => (ruleset.nft_table(table), chain.name.to_string()),
+        Backend::Nftables => (table.nft_table(owner), chain.name.to_string()),
         Backend::Iptables => (table.name().to_owned(), iptables::chain_name(chain)),
     };
     RuleReport { table, chain, position: index + 1, text: text(backend, rule), why: rule.why.to_string() }

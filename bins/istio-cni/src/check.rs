@@ -116,12 +116,11 @@ impl Job {
     fn compare(&self, netns: &Netns, applied: &Applied) -> Result<Vec<Difference>, String> {
         let entered = netns.enter(|inside| -> Result<_, kernel::Error> {
             let record = applied.record.as_ref();
-            let Some((record, owner)) = record.and_then(|record| Some((record, owner_of(&record.owner)?)))
-            else {
+            let Some((record, owners)) = record.and_then(|record| Some((record, owners_of(record)?))) else {
                 return Ok(None);
             };
             let kernel = self.kernel();
-            let Some(mut differences) = kernel.observe_record(inside, record, &owner)? else {
+            let Some(mut differences) = kernel.observe_record(inside, record, &owners)? else {
                 return Ok(None);
             };
             // Rules of ours that are there twice capture all the same.
@@ -134,7 +133,7 @@ impl Job {
             });
             // What is changed is lost, whatever shadows it.
             let shadows = match &differences[..] {
-                [] => self.shadows(inside, record, &owner, &applied.origin)?,
+                [] => self.shadows(inside, record, &owners, &applied.origin)?,
                 _ => Vec::new(),
             };
             Ok(Some([differences, shadows].concat()))
@@ -152,10 +151,10 @@ impl Job {
         &self,
         inside: &Inside,
         record: &Record,
-        owner: &Ruleset,
+        owners: &[Ruleset],
         origin: &Origin,
     ) -> Result<Vec<Difference>, kernel::Error> {
-        let shadows = self.kernel().shadows(inside, record, owner, &origin.addresses, &self.ifname)?;
+        let shadows = self.kernel().shadows(inside, record, owners, &origin.addresses, &self.ifname)?;
         for text in shadows.possible.iter().take(SHOWN) {
             self.log.warn(&format!("packets may escape capture: {}", cut(text)), &[]);
         }
@@ -165,22 +164,20 @@ impl Job {
     /// A record that says that rules were applied, and not which: lost is what is gone altogether.
     fn compare_unreadable(&self, netns: &Netns) -> Result<Vec<Difference>, String> {
         let kernel = self.kernel();
-        let exists = |owner: &Ruleset| {
-            let there = netns.enter(|inside| -> Result<bool, kernel::Error> {
-                Ok(kernel.nftables.exists(inside, owner)? || kernel.iptables.exists(inside, owner)?)
-            });
-            match there {
-                Ok(result) => result.map_err(|error| kernel::chain_text(&error)),
-                Err(error) => Err(kernel::chain_text(&error)),
-            }
+        let owners = owners();
+        let there = netns.enter(|inside| -> Result<bool, kernel::Error> {
+            Ok(kernel.nftables.exists(inside, &owners)? || kernel.iptables.exists(inside, &owners)?)
+        });
+        let there = match there {
+            Ok(result) => result.map_err(|error| kernel::chain_text(&error)),
+            Err(error) => Err(kernel::chain_text(&error)),
         };
-        let (sidecar, ambient) = (capture::plan::no_rules(), capture::ambient::no_rules());
-        if exists(&sidecar)? || exists(&ambient)? {
+        if there? {
             return Err(
                 "the record of what was applied is of another version; rules of ours are there".to_owned()
             );
         }
-        Ok(vec![Difference::MissingTable { table: sidecar.nft_table(ruleset::TableKind::Nat) }])
+        Ok(vec![Difference::MissingTable { table: owners[0].nft_table(ruleset::TableKind::Nat) }])
     }
 
     /// What today's facts say. The pod may have been set up by other ones, or by nobody, so nothing is proven by them.
@@ -229,9 +226,15 @@ fn unknown(failure: &Failure) -> Verdict {
     Verdict::Unknown(kernel::chain_text(failure))
 }
 
-/// The name and the known chains of whoever loads rules.
-pub(crate) fn owner_of(name: &str) -> Option<Ruleset> {
-    [capture::plan::no_rules(), capture::ambient::no_rules()].into_iter().find(|owner| owner.owner == name)
+/// The names and the known chains of those that load rules.
+fn owners() -> [Ruleset; 2] {
+    [capture::plan::no_rules(), capture::ambient::no_rules()]
+}
+
+/// Those of a record's layers; absent where one is not known.
+pub(crate) fn owners_of(record: &Record) -> Option<Vec<Ruleset>> {
+    let of = |name: &String| owners().into_iter().find(|owner| owner.owner == *name);
+    record.owners.iter().map(of).collect()
 }
 
 /// What a repeated ADD tells of rules that shadow those that it has loaded.

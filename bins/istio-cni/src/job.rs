@@ -236,12 +236,12 @@ impl Job {
 
     /// The agent's options are not known here, and CHECK never asks it: whether there are rules of ambient mode at all can be told.
     fn look_for_ambient(&self, inside: &Inside) -> Result<Vec<Difference>, Failure> {
-        let none = capture::ambient::no_rules();
+        let none = [capture::ambient::no_rules()];
         let kernel = self.kernel();
         if kernel.nftables.exists(inside, &none)? || kernel.iptables.exists(inside, &none)? {
             return Ok(Vec::new());
         }
-        Ok(vec![Difference::MissingTable { table: none.nft_table(ruleset::TableKind::Nat) }])
+        Ok(vec![Difference::MissingTable { table: none[0].nft_table(ruleset::TableKind::Nat) }])
     }
 
     pub(crate) fn open_netns(&self) -> Result<Netns, Failure> {
@@ -287,8 +287,8 @@ impl Job {
         if change == Change::Fresh {
             return;
         }
-        let Some(owner) = check::owner_of(&record.owner) else { return };
-        match self.shadows(inside, &record, &owner, &origin) {
+        let Some(owners) = check::owners_of(&record) else { return };
+        match self.shadows(inside, &record, &owners, &origin) {
             Ok(shadows) if shadows.is_empty() => {}
             Ok(shadows) => {
                 let text = check::shadowed(&shadows);
@@ -307,17 +307,14 @@ impl Job {
             // An ADD took the one or the other, depending on the kernel: the one that has something is the one to compare with.
             Choice::Auto => {
                 let iptables = plan(Backend::Iptables);
-                if self.holds(inside, &iptables)? { iptables } else { plan(Backend::Nftables) }
+                if self.kernel().iptables.exists(inside, &iptables.layers)? {
+                    iptables
+                } else {
+                    plan(Backend::Nftables)
+                }
             }
         };
         Ok(self.kernel().observe(inside, &plan)?)
-    }
-
-    fn holds(&self, inside: &Inside, plan: &Plan) -> Result<bool, Failure> {
-        match plan.ruleset() {
-            Some(ruleset) => Ok(self.kernel().iptables.exists(inside, ruleset)?),
-            None => Ok(false),
-        }
     }
 
     fn log_skip(&self, skip: &Skip) {

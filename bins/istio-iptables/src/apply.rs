@@ -137,11 +137,10 @@ fn families(config: &Config, addresses: &[IpAddr], log: &Logger) -> Result<bool,
 
 /// Whether there is anything to do, and in the log what.
 fn look(kernel: &Kernel<'_>, inside: &Inside, plan: &Plan, log: &Logger) -> Result<Need, Error> {
-    let Some(ruleset) = plan.ruleset() else { return Ok(Need::Unknown) };
     let stores = [kernel.nftables, kernel.iptables];
     // A lazy "any": the question about iptables may cost a run of a program.
     for store in stores {
-        if store.exists(inside, ruleset).map_err(Error::Observe)? {
+        if store.exists(inside, &plan.layers).map_err(Error::Observe)? {
             let differences = kernel.observe(inside, plan).map_err(Error::Observe)?;
             tell_differences(&differences, log);
             return Ok(if differences.is_empty() { Need::None } else { Need::Repair });

@@ -6,7 +6,7 @@ mod tests;
 use std::fmt::Write as _;
 
 use ruleset::iptables::Unsupported;
-use ruleset::{ALL_BITS, Backend, Family, Plan, Ruleset, Step, TableKind, Transaction, iptables, nft};
+use ruleset::{ALL_BITS, Backend, Family, Plan, Routing, TableKind, Transaction, iptables, nft};
 
 /// What applying the plan loads.
 ///
@@ -14,12 +14,8 @@ use ruleset::{ALL_BITS, Backend, Family, Plan, Ruleset, Step, TableKind, Transac
 /// iptables cannot express it.
 pub(crate) fn plan(plan: &Plan) -> Result<String, Unsupported> {
     let mut out = String::new();
-    for step in &plan.steps {
-        match step {
-            Step::Replace(ruleset) => rules(&mut out, plan.backend, ruleset)?,
-            step => routing(&mut out, "add", step),
-        }
-    }
+    plan.routing.iter().for_each(|step| routing(&mut out, "add", step));
+    rules(&mut out, plan)?;
     Ok(out)
 }
 
@@ -41,35 +37,36 @@ pub(crate) fn cleanup(plan: &Plan) -> String {
     let tables: Vec<TableKind> = capture::plan::CHAINS.iter().map(|(kind, _)| *kind).collect();
     out.push_str("# nft -f -\n");
     out.push_str(&nft::render(&Transaction::Delete { owner: capture::plan::OWNER, tables: &tables }));
-    for step in plan.steps.iter().rev() {
+    for step in plan.routing.iter().rev() {
         routing(&mut out, "del", step);
     }
     out
 }
 
-fn rules(out: &mut String, backend: Backend, ruleset: &Ruleset) -> Result<(), Unsupported> {
-    match backend {
+fn rules(out: &mut String, plan: &Plan) -> Result<(), Unsupported> {
+    match plan.backend {
         Backend::Nftables => {
             out.push_str("# nft -f -\n");
-            out.push_str(&nft::render(&Transaction::Replace(ruleset)));
+            out.push_str(&nft::render(&Transaction::Replace(&plan.layers)));
         }
         Backend::Iptables => {
-            for &family in ruleset.families() {
+            let has = |family: &Family| plan.layers.iter().any(|layer| layer.families().contains(family));
+            for family in [Family::V4, Family::V6].into_iter().filter(has) {
                 let program = if family == Family::V4 { "iptables-restore" } else { "ip6tables-restore" };
                 let _ = writeln!(out, "# {program} --noflush");
-                out.push_str(&iptables::render(ruleset, family)?);
+                out.push_str(&iptables::render(&plan.layers, family)?);
             }
         }
     }
     Ok(())
 }
 
-fn routing(out: &mut String, verb: &str, step: &Step) {
+fn routing(out: &mut String, verb: &str, step: &Routing) {
     let ip = |family: &Family| if *family == Family::V4 { "ip" } else { "ip -6" };
     // Writing to a String cannot fail.
     let _ = match step {
-        Step::EnsureLoopbackAddress(address) => writeln!(out, "# ip address {verb} {address}/128 dev lo"),
-        Step::EnsureRule { family, mark, mask, table, priority } => {
+        Routing::LoopbackAddress(address) => writeln!(out, "# ip address {verb} {address}/128 dev lo"),
+        Routing::Rule { family, mark, mask, table, priority } => {
             let mask = if *mask == ALL_BITS { String::new() } else { format!("/{mask:#x}") };
             writeln!(
                 out,
@@ -77,9 +74,8 @@ fn routing(out: &mut String, verb: &str, step: &Step) {
                 ip(family)
             )
         }
-        Step::EnsureLocalRoute { family, table } => {
+        Routing::LocalRoute { family, table } => {
             writeln!(out, "# {} route {verb} local default dev lo table {table}", ip(family))
         }
-        Step::Replace(_) => Ok(()),
     };
 }

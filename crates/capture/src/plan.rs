@@ -11,7 +11,7 @@ mod tproxy;
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use ruleset::{ALL_BITS, Action, Backend, Families, Family, Match, Plan, Protocol, Rule, Step, TableKind};
+use ruleset::{ALL_BITS, Action, Backend, Families, Family, Match, Plan, Protocol, Routing, Rule, TableKind};
 
 use crate::settings::{Mode, Ports, Settings};
 use draft::{Chain, Draft};
@@ -79,25 +79,24 @@ pub fn no_rules() -> ruleset::Ruleset {
 
 /// The plan for a captured pod.
 pub fn plan(settings: &Settings, facts: Facts) -> Plan {
-    let mut steps = Vec::new();
+    let mut routing = Vec::new();
     if facts.ipv6 {
-        steps.push(Step::EnsureLoopbackAddress(PASSTHROUGH_V6.addr()));
+        routing.push(Routing::LoopbackAddress(PASSTHROUGH_V6.addr()));
     }
     if settings.mode == Mode::Tproxy && !settings.inbound_ports.is_none() {
         let families: &[Family] = if facts.ipv6 { &[Family::V4, Family::V6] } else { &[Family::V4] };
         for &family in families {
-            steps.push(Step::EnsureRule {
+            routing.push(Routing::Rule {
                 family,
                 mark: settings.tproxy_mark,
                 mask: ALL_BITS,
                 table: settings.tproxy_table,
                 priority: RULE_PRIORITY,
             });
-            steps.push(Step::EnsureLocalRoute { family, table: settings.tproxy_table });
+            routing.push(Routing::LocalRoute { family, table: settings.tproxy_table });
         }
     }
-    steps.push(Step::Replace(Planner::new(settings, facts).rules()));
-    Plan { backend: facts.backend, steps }
+    Plan { backend: facts.backend, routing, layers: vec![Planner::new(settings, facts).rules()] }
 }
 
 struct Planner<'a> {

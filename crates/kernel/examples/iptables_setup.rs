@@ -16,7 +16,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let run_dir = std::env::var_os("RUN_DIR").ok_or("RUN_DIR is not set")?;
     let iptables = Iptables::forced(variant).supervised(supervisor).locking(run_dir.as_ref());
     let change = netns::Netns::open(path)?
-        .enter(|inside| iptables.setup(inside, &support::sidecar(rest.is_empty())))??;
+        .enter(|inside| iptables.setup(inside, &[support::sidecar(rest.is_empty())]))??;
     println!("{change:?} {:?}", iptables.take_warnings());
     Ok(())
 }

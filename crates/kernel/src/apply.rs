@@ -1,7 +1,7 @@
 //! A whole plan in one namespace: its routing, its rules in the backend that it was made for, and none of ours in the other one.
 
 use netns::{Inside, InsideHost};
-use ruleset::{Backend, Family, Plan, Ruleset, Step};
+use ruleset::{Backend, Family, Plan, Routing};
 
 use crate::{Change, Difference, Error, RuleStore, route};
 
@@ -33,7 +33,7 @@ pub struct Applied {
     pub rules: Change,
     /// Rules of ours were removed from the other backend.
     pub moved: bool,
-    /// How many steps of the routing were not in place before.
+    /// How many parts of the routing were not in place before.
     pub routing: usize,
     /// Why nf_tables was not taken although it comes first.
     pub fallback: Option<String>,
@@ -49,7 +49,7 @@ pub struct Incomplete(pub Vec<Error>);
 impl Kernel<'_> {
     /// Makes the namespace what the plan says. `plan` is asked for the plan of the backend that is taken.
     ///
-    /// Routing comes first, then the rules in one piece, so that from the first captured packet on everything is in place; rules of
+    /// Routing comes first, then all layers in one piece, so that from the first captured packet on everything is in place; rules of
     /// ours in the other backend go last, so that no packet slips through in between. What a failing call had changed is undone.
     ///
     /// # Errors
@@ -110,31 +110,25 @@ impl Kernel<'_> {
     /// The kernel could not be asked.
     pub fn observe(&self, inside: &Inside, plan: &Plan) -> Result<Vec<Difference>, Error> {
         let mut differences = Vec::new();
-        for step in &plan.steps {
-            match step {
-                Step::Replace(ruleset) => {
-                    differences.extend(self.store(plan.backend).observe(inside, ruleset)?);
-                    let other = other(plan.backend);
-                    if self.store(other).exists(inside, ruleset)? {
-                        differences.push(Difference::OtherBackend { backend: other });
-                    }
-                }
-                step if route::missing(inside, step)? => {
-                    differences.push(Difference::MissingRouting { step: describe(step) });
-                }
-                _ => {}
+        for step in &plan.routing {
+            if route::missing(inside, step)? {
+                differences.push(Difference::MissingRouting { step: describe(step) });
             }
+        }
+        differences.extend(self.store(plan.backend).observe(inside, &plan.layers)?);
+        let other = other(plan.backend);
+        if self.store(other).exists(inside, &plan.layers)? {
+            differences.push(Difference::OtherBackend { backend: other });
         }
         Ok(differences)
     }
 
-    /// Whether the namespace has any rules of the plan's owner, complete or not, in either backend.
+    /// Whether the namespace has any rules of the plan's owners, complete or not, in either backend.
     ///
     /// # Errors
     /// The kernel could not be asked.
     pub fn exists(&self, inside: &Inside, plan: &Plan) -> Result<bool, Error> {
-        let Some(ruleset) = plan.ruleset() else { return Ok(false) };
-        Ok(self.nftables.exists(inside, ruleset)? || self.iptables.exists(inside, ruleset)?)
+        Ok(self.nftables.exists(inside, &plan.layers)? || self.iptables.exists(inside, &plan.layers)?)
     }
 
     /// Removes everything that plans of this kind put into the namespace, from both backends.
@@ -142,21 +136,15 @@ impl Kernel<'_> {
     /// # Errors
     /// Something is left.
     pub fn cleanup(&self, inside: &Inside, plan: &Plan) -> Result<Change, Incomplete> {
-        let mut errors = Vec::new();
-        let mut changed = false;
-        for step in plan.steps.iter().rev() {
-            let results = match step {
-                Step::Replace(ruleset) => [self.nftables, self.iptables]
-                    .into_iter()
-                    .map(|store| store.cleanup(inside, ruleset).map(|change| change != Change::None))
-                    .collect(),
-                step => vec![route::remove(inside, step).map_err(Error::from)],
-            };
-            for result in results {
-                match result {
-                    Ok(did) => changed |= did,
-                    Err(error) => errors.push(error),
-                }
+        let rules = [self.nftables, self.iptables]
+            .map(|store| store.cleanup(inside, &plan.layers).map(|change| change != Change::None));
+        let routing = plan.routing.iter().rev();
+        let routing = routing.map(|step| route::remove(inside, step).map_err(Error::from));
+        let (mut errors, mut changed) = (Vec::new(), false);
+        for result in rules.into_iter().chain(routing) {
+            match result {
+                Ok(did) => changed |= did,
+                Err(error) => errors.push(error),
             }
         }
         match (errors.is_empty(), changed) {
@@ -168,44 +156,31 @@ impl Kernel<'_> {
 
     fn apply_plan(&self, inside: &Inside, plan: &Plan) -> Result<Applied, Error> {
         let mut done = Undo { inside, steps: Vec::new() };
-        let mut applied = Applied {
-            backend: plan.backend,
-            rules: Change::None,
-            moved: false,
-            routing: 0,
-            fallback: None,
-            warning: None,
-        };
-        for step in &plan.steps {
-            match step {
-                Step::Replace(ruleset) => {
-                    let store = self.store(plan.backend);
-                    applied.rules = store.setup(inside, ruleset).inspect_err(|_| {
-                        // Rules that are in force, those of another call at the same time among them, need the routing.
-                        if store.exists(inside, ruleset).unwrap_or(true) {
-                            done.steps.clear();
-                        }
-                    })?;
-                    match self.clear_other(inside, plan.backend, ruleset) {
-                        Ok(moved) => applied.moved = moved,
-                        Err(error) => applied.warning = Some(crate::chain_text(&error)),
-                    }
-                }
-                step if route::ensure(inside, step)? => {
-                    applied.routing += 1;
-                    done.steps.push(step);
-                }
-                _ => {}
+        for step in &plan.routing {
+            if route::ensure(inside, step)? {
+                done.steps.push(step);
             }
         }
+        let store = self.store(plan.backend);
+        let rules = store.setup(inside, &plan.layers).inspect_err(|_| {
+            // Rules that are in force, those of another call at the same time among them, need the routing.
+            if store.exists(inside, &plan.layers).unwrap_or(true) {
+                done.steps.clear();
+            }
+        })?;
+        let routing = done.steps.len();
         done.commit();
-        Ok(applied)
+        let (moved, warning) = match self.clear_other(inside, plan) {
+            Ok(moved) => (moved, None),
+            Err(error) => (false, Some(crate::chain_text(&error))),
+        };
+        Ok(Applied { backend: plan.backend, rules, moved, routing, fallback: None, warning })
     }
 
     /// Removes rules of ours from the backend that does not hold them any more.
-    fn clear_other(&self, inside: &Inside, backend: Backend, ruleset: &Ruleset) -> Result<bool, Error> {
-        let other = self.store(other(backend));
-        Ok(other.exists(inside, ruleset)? && other.cleanup(inside, ruleset)? != Change::None)
+    fn clear_other(&self, inside: &Inside, plan: &Plan) -> Result<bool, Error> {
+        let other = self.store(other(plan.backend));
+        Ok(other.exists(inside, &plan.layers)? && other.cleanup(inside, &plan.layers)? != Change::None)
     }
 
     pub(crate) fn store(&self, backend: Backend) -> &dyn RuleStore {
@@ -219,7 +194,7 @@ impl Kernel<'_> {
 /// Takes back the routing that a failed call added.
 struct Undo<'a> {
     inside: &'a Inside,
-    steps: Vec<&'a Step>,
+    steps: Vec<&'a Routing>,
 }
 
 impl Undo<'_> {
@@ -244,17 +219,16 @@ pub(crate) fn other(backend: Backend) -> Backend {
     }
 }
 
-pub(crate) fn describe(step: &Step) -> String {
+pub(crate) fn describe(step: &Routing) -> String {
     let ip = |family: &Family| if *family == Family::V4 { "ip" } else { "ip -6" };
     match step {
-        Step::EnsureLoopbackAddress(address) => format!("ip address {address}/128 dev lo"),
-        Step::EnsureRule { family, mark, mask, table, priority } => {
+        Routing::LoopbackAddress(address) => format!("ip address {address}/128 dev lo"),
+        Routing::Rule { family, mark, mask, table, priority } => {
             format!("{} rule priority {priority} fwmark {mark:#x}/{mask:#x} lookup {table}", ip(family))
         }
-        Step::EnsureLocalRoute { family, table } => {
+        Routing::LocalRoute { family, table } => {
             format!("{} route local default dev lo table {table}", ip(family))
         }
-        Step::Replace(ruleset) => format!("rules of {}", ruleset.owner),
     }
 }
 

@@ -290,15 +290,15 @@ impl Iptables {
 
     /// As [`RuleStore::observe`], in the variant that has the rules. Which one a setup would take now says nothing about what is lost: a
     /// mere look by a legacy program makes tables, and the variant the next setup's.
-    fn observe_anywhere(&self, inside: &Inside, ruleset: &Ruleset) -> Result<Vec<Difference>, crate::Error> {
-        let mut best = self.observe(inside, ruleset);
+    fn observe_anywhere(&self, inside: &Inside, layers: &[Ruleset]) -> Result<Vec<Difference>, crate::Error> {
+        let mut best = self.observe(inside, layers);
         for variant in VARIANTS.into_iter().filter(|_| self.forced.is_none()) {
             if best.as_ref().is_ok_and(Vec::is_empty) {
                 break;
             }
             let search = self.search.clone();
             let forced = Self { search, timeout: self.timeout, node: self.node, ..Self::forced(variant) };
-            if let Ok(found) = forced.observe(inside, ruleset)
+            if let Ok(found) = forced.observe(inside, layers)
                 && best.as_ref().map_or(usize::MAX, Vec::len) > found.len()
             {
                 best = Ok(found);
@@ -323,51 +323,66 @@ impl Iptables {
 /// A rule that is in a chain of others, and no chain of ours in the same table, is found only where the table has a chain of
 /// ours too: [`RuleStore::exists`] and [`RuleStore::cleanup`] look for chains first. The rulesets of this project have none such.
 impl RuleStore for Iptables {
-    fn setup(&self, inside: &Inside, ruleset: &Ruleset) -> Result<Change, crate::Error> {
-        Ok(self.try_setup(inside, ruleset)?)
+    fn setup(&self, inside: &Inside, layers: &[Ruleset]) -> Result<Change, crate::Error> {
+        let changes =
+            layers.iter().map(|layer| self.try_setup(inside, layer)).collect::<Result<Vec<_>, _>>()?;
+        Ok(most(&changes))
     }
 
-    fn cleanup(&self, inside: &Inside, ruleset: &Ruleset) -> Result<Change, crate::Error> {
-        Ok(self.try_cleanup(inside, ruleset)?)
+    fn cleanup(&self, inside: &Inside, layers: &[Ruleset]) -> Result<Change, crate::Error> {
+        let changes =
+            layers.iter().map(|layer| self.try_cleanup(inside, layer)).collect::<Result<Vec<_>, _>>()?;
+        Ok(most(&changes))
     }
 
-    fn exists(&self, _inside: &Inside, ruleset: &Ruleset) -> Result<bool, crate::Error> {
-        Ok(self.try_exists(ruleset)?)
+    fn exists(&self, _inside: &Inside, layers: &[Ruleset]) -> Result<bool, crate::Error> {
+        for layer in layers {
+            if self.try_exists(layer)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
-    fn observe(&self, _inside: &Inside, ruleset: &Ruleset) -> Result<Vec<Difference>, crate::Error> {
+    fn observe(&self, _inside: &Inside, layers: &[Ruleset]) -> Result<Vec<Difference>, crate::Error> {
         let mut all = Vec::new();
-        for work in self.works(ruleset, &[])? {
-            all.extend(work.side.differences());
+        for layer in layers {
+            for work in self.works(layer, &[])? {
+                all.extend(work.side.differences());
+            }
         }
         Ok(all)
     }
 
-    fn recorded(&self, ruleset: &Ruleset) -> Vec<u8> {
-        ruleset::iptables::write_record(ruleset).into_bytes()
+    fn recorded(&self, layers: &[Ruleset]) -> Vec<u8> {
+        ruleset::iptables::write_record(layers).into_bytes()
     }
 
     fn observe_recorded(
         &self,
         inside: &Inside,
-        owner: &Ruleset,
+        owners: &[Ruleset],
         record: &[u8],
     ) -> Result<Option<Vec<Difference>>, crate::Error> {
         let text = std::str::from_utf8(record).ok();
-        match text.and_then(|text| ruleset::iptables::read_record(text, owner)) {
-            Some(ruleset) => self.observe_anywhere(inside, &ruleset).map(Some),
+        match text.and_then(|text| ruleset::iptables::read_record(text, owners)) {
+            Some(layers) => self.observe_anywhere(inside, &layers).map(Some),
             None => Ok(None),
         }
     }
 
-    fn tables(&self, owner: &Ruleset, record: &[u8]) -> Option<Vec<listed::Table>> {
-        let ruleset = ruleset::iptables::read_record(std::str::from_utf8(record).ok()?, owner)?;
-        Some(FAMILIES.into_iter().flat_map(|family| others::of_ruleset(&ruleset, family)).collect())
+    fn tables(&self, owners: &[Ruleset], record: &[u8]) -> Option<Vec<listed::Table>> {
+        let layers = ruleset::iptables::read_record(std::str::from_utf8(record).ok()?, owners)?;
+        Some(FAMILIES.into_iter().flat_map(|family| others::of_layers(&layers, family)).collect())
     }
 
-    fn others(&self, _: &Inside, _: &Ruleset) -> Result<Listing, crate::Error> {
+    fn others(&self, _: &Inside, _: &[Ruleset]) -> Result<Listing, crate::Error> {
         Ok(self.list_all()?)
     }
+}
+
+fn most(changes: &[Change]) -> Change {
+    [Change::Replaced, Change::Fresh].into_iter().find(|one| changes.contains(one)).unwrap_or(Change::None)
 }
 
 /// For a caller whose own thread goes on. A new one is in the namespaces of the one that makes it; what it changes about its own ends with

@@ -25,57 +25,58 @@ use ruleset::listed;
 use ruleset::{Backend, Ruleset};
 pub use shadow::{Listing, Shadows};
 
-/// What a backend does with rulesets. Every method is complete by itself: it may be called at any time, in any state of the
-/// namespace.
+/// What a backend does with the layers of a plan, each of another owner. Every method is complete by itself: it may be called at any
+/// time, in any state of the namespace.
 pub trait RuleStore: Sync {
-    /// Makes the owner's rules in this namespace equal to `ruleset`, all or nothing.
+    /// Makes the owners' rules in this namespace equal to `layers`, all or nothing. A layer that is as planned is not touched, but where it
+    /// has to be attached anew to stay before a later one at the same place.
     ///
     /// # Errors
     /// The rules could not be loaded; those from before are in force.
-    fn setup(&self, inside: &Inside, ruleset: &Ruleset) -> Result<Change, Error>;
+    fn setup(&self, inside: &Inside, layers: &[Ruleset]) -> Result<Change, Error>;
 
-    /// Removes every rule of the owner that this backend holds. Nothing there is success.
+    /// Removes every rule of the owners that this backend holds. Nothing there is success.
     ///
     /// # Errors
     /// Something of ours could not be removed.
-    fn cleanup(&self, inside: &Inside, ruleset: &Ruleset) -> Result<Change, Error>;
+    fn cleanup(&self, inside: &Inside, layers: &[Ruleset]) -> Result<Change, Error>;
 
-    /// Whether this backend holds anything of the owner, complete or not. Cheap: no external program on the usual way.
+    /// Whether this backend holds anything of the owners, complete or not. Cheap: no external program on the usual way.
     ///
     /// # Errors
     /// The kernel could not be asked.
-    fn exists(&self, inside: &Inside, ruleset: &Ruleset) -> Result<bool, Error>;
+    fn exists(&self, inside: &Inside, layers: &[Ruleset]) -> Result<bool, Error>;
 
-    /// Compares what the kernel holds with `ruleset`; empty means equal.
+    /// Compares what the kernel holds with `layers`; empty means equal.
     ///
     /// # Errors
     /// The kernel could not be asked.
-    fn observe(&self, inside: &Inside, ruleset: &Ruleset) -> Result<Vec<Difference>, Error>;
+    fn observe(&self, inside: &Inside, layers: &[Ruleset]) -> Result<Vec<Difference>, Error>;
 
     /// What [`Self::setup`] loads, as bytes that later versions of this program can compare with the kernel, whatever they would load.
-    fn recorded(&self, ruleset: &Ruleset) -> Vec<u8>;
+    fn recorded(&self, layers: &[Ruleset]) -> Vec<u8>;
 
-    /// As [`Self::observe`], for such bytes. `owner` has the name and the known chains of whoever loaded them. `None`: bytes of another
-    /// version, or broken ones.
+    /// As [`Self::observe`], for such bytes. `owners` have the names and the known chains of those layers, in their order. `None`: bytes of
+    /// another version, or broken ones.
     ///
     /// # Errors
     /// The kernel could not be asked.
     fn observe_recorded(
         &self,
         inside: &Inside,
-        owner: &Ruleset,
+        owners: &[Ruleset],
         record: &[u8],
     ) -> Result<Option<Vec<Difference>>, Error>;
 
     /// The rules of such bytes in the form that rules of others have; `None` as above.
-    fn tables(&self, owner: &Ruleset, record: &[u8]) -> Option<Vec<listed::Table>>;
+    fn tables(&self, owners: &[Ruleset], record: &[u8]) -> Option<Vec<listed::Table>>;
 
-    /// The tables that this backend's own interface shows, within bounds: those of nf_tables that are not the owner's, or those of
+    /// The tables that this backend's own interface shows, within bounds: those of nf_tables that are not the owners', or those of
     /// iptables with everything in them.
     ///
     /// # Errors
     /// The kernel could not be asked.
-    fn others(&self, inside: &Inside, owner: &Ruleset) -> Result<Listing, Error>;
+    fn others(&self, inside: &Inside, owners: &[Ruleset]) -> Result<Listing, Error>;
 }
 
 /// What a call changed.

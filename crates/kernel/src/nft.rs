@@ -1,4 +1,4 @@
-//! nf_tables over netlink: no other program, no library, one `send` for a whole ruleset.
+//! nf_tables over netlink: no other program, no library, one `send` for all layers.
 //!
 //! `Ruleset` → [`lower`] (instructions) → [`batch`] (messages) → kernel → [`list`] (instructions again) → [`observe`]
 //! (compared with those of the plan).
@@ -27,7 +27,7 @@ mod tests;
 mod uapi;
 
 use netns::Inside;
-use ruleset::{Ruleset, listed};
+use ruleset::{Hook, Ruleset, listed};
 
 pub use error::Error;
 pub use missing::{Missing, Part, Release};
@@ -35,72 +35,95 @@ pub use probe::{Support, probe};
 
 use crate::netlink::{self, Socket};
 use crate::{Change, Difference, Listing, RuleStore};
-use batch::Batch;
+use batch::{Batch, Kept, TableOf, owners};
+use expected::ExpectedTable;
 use list::ListedTable;
+use observe::Found;
 use uapi::family;
 
 /// How often a setup or cleanup is tried when the owner's tables come and go meanwhile. The namespace's lock keeps our own
 /// programs from doing that to each other; only a program that ignores it can.
 const TRIES: u32 = 3;
 
-/// Rules in nf_tables tables of the inet family, one table per [`ruleset::TableKind`].
+/// Rules in nf_tables tables of the inet family, one table per owner and [`ruleset::TableKind`].
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Nftables;
 
 impl RuleStore for Nftables {
-    fn setup(&self, _: &Inside, ruleset: &Ruleset) -> Result<Change, crate::Error> {
-        Ok(setup(&mut open()?, ruleset)?)
+    fn setup(&self, _: &Inside, layers: &[Ruleset]) -> Result<Change, crate::Error> {
+        Ok(setup(&mut open()?, layers)?)
     }
 
-    fn cleanup(&self, inside: &Inside, ruleset: &Ruleset) -> Result<Change, crate::Error> {
-        Ok(cleanup(inside, ruleset)?)
+    fn cleanup(&self, inside: &Inside, layers: &[Ruleset]) -> Result<Change, crate::Error> {
+        Ok(cleanup(inside, layers)?)
     }
 
-    fn exists(&self, _: &Inside, ruleset: &Ruleset) -> Result<bool, crate::Error> {
+    fn exists(&self, _: &Inside, layers: &[Ruleset]) -> Result<bool, crate::Error> {
         let Some(mut socket) = open_if_supported()? else { return Ok(false) };
-        Ok(!observe::owned(ruleset, &list_tables(&mut socket, family::INET)?).is_empty())
+        let listed = list_tables(&mut socket, family::INET)?;
+        Ok(layers.iter().any(|layer| !observe::owned(layer, &listed).is_empty()))
     }
 
-    fn observe(&self, _: &Inside, ruleset: &Ruleset) -> Result<Vec<Difference>, crate::Error> {
+    fn observe(&self, _: &Inside, layers: &[Ruleset]) -> Result<Vec<Difference>, crate::Error> {
         let mut socket = open()?;
         let listed = list_tables(&mut socket, family::INET)?;
-        Ok(differences(&mut socket, ruleset, &listed)?)
+        let (mut found, mut all) = (Found::new(&listed), Vec::new());
+        for layer in layers {
+            all.extend(differences(&mut socket, layer, &mut found)?);
+        }
+        Ok(all)
     }
 
-    fn recorded(&self, ruleset: &Ruleset) -> Vec<u8> {
-        encode(ruleset)
+    fn recorded(&self, layers: &[Ruleset]) -> Vec<u8> {
+        encode(layers)
     }
 
     fn observe_recorded(
         &self,
         _: &Inside,
-        owner: &Ruleset,
+        owners: &[Ruleset],
         record: &[u8],
     ) -> Result<Option<Vec<Difference>>, crate::Error> {
         let Some(expected) = expected::recorded(record) else { return Ok(None) };
         let mut socket = open()?;
         let listed = list_tables(&mut socket, family::INET)?;
-        let differences = observe::differences(&mut socket, owner, &expected, &listed);
-        Ok(Some(differences.map_err(|e| question(&format!("list the rules of {}", owner.owner), e))?))
+        let (mut found, mut all) = (Found::new(&listed), Vec::new());
+        for owner in owners {
+            let of_owner = |table: &&ExpectedTable<'_>| is_owners(&owner.owner, &table.name);
+            let expected: Vec<&ExpectedTable<'_>> = expected.iter().filter(of_owner).collect();
+            let differences = observe::differences(&mut socket, owner, &expected, &mut found);
+            all.extend(differences.map_err(|e| question(&format!("list the rules of {}", owner.owner), e))?);
+        }
+        Ok(Some(all))
     }
 
-    fn tables(&self, _: &Ruleset, record: &[u8]) -> Option<Vec<listed::Table>> {
+    fn tables(&self, _: &[Ruleset], record: &[u8]) -> Option<Vec<listed::Table>> {
         expected::recorded(record).map(expected::listed)
     }
 
-    fn others(&self, _: &Inside, owner: &Ruleset) -> Result<Listing, crate::Error> {
-        match others::list(owner).map_err(|e| question("list the nf_tables rules of others", e)) {
+    fn others(&self, _: &Inside, owners: &[Ruleset]) -> Result<Listing, crate::Error> {
+        match others::list(owners).map_err(|e| question("list the nf_tables rules of others", e)) {
             Err(e) if e.is_unsupported() => Ok(Listing::default()),
             result => Ok(result?),
         }
     }
 }
 
-/// The bytes of the transaction that loads a ruleset into a namespace that has none of its tables.
-pub fn encode(ruleset: &Ruleset) -> Vec<u8> {
-    let mut batch = Batch::new(ruleset);
-    batch.add_tables(&[]);
+/// The bytes of the transaction that loads layers into a namespace that has none of their tables.
+pub fn encode(layers: &[Ruleset]) -> Vec<u8> {
+    let mut batch = Batch::new(layers);
+    add_in_order(&mut batch, layers.iter(), &[]);
     batch.finish()
+}
+
+/// Of chains with one hook and priority the kernel runs the one first that was attached last (`nf_hook_entries_grow` in
+/// netfilter/core.c), so the first layer is added last.
+fn add_in_order<'a>(
+    batch: &mut Batch<'a>,
+    layers: impl DoubleEndedIterator<Item = &'a Ruleset>,
+    kept: &'a [Kept<'a>],
+) {
+    layers.rev().for_each(|layer| batch.add_tables(layer, kept));
 }
 
 /// Sends such bytes and waits for the answer: what the kernel takes for a ruleset, without anything of ours around it.
@@ -116,55 +139,95 @@ pub fn send(_: &Inside, transaction: &[u8]) -> Result<(), Error> {
 }
 
 /// Does it over a socket of the namespace.
-fn setup(socket: &mut Socket, ruleset: &Ruleset) -> Result<Change, Error> {
+fn setup(socket: &mut Socket, layers: &[Ruleset]) -> Result<Change, Error> {
     for _ in 0..TRIES {
         let listed = list_tables(socket, family::INET)?;
-        let owned = observe::owned(ruleset, &listed);
-        if !owned.is_empty() && differences(socket, ruleset, &listed)?.is_empty() {
+        let changed = changed(socket, layers, &listed)?;
+        if changed.is_empty() {
             return Ok(Change::None);
         }
-        let kept = observe::kept(socket, ruleset, &listed)
-            .map_err(|e| question(&format!("list the chains and sets of {}", ruleset.owner), e))?;
-        let mut batch = Batch::new(ruleset);
-        let replaced = owned.iter().filter(|owned| kept.iter().all(|kept| kept.kind != **owned));
-        replaced.for_each(|kind| batch.delete_table(*kind));
-        batch.add_tables(&kept);
+        let mut kept = Vec::new();
+        for layer in &changed {
+            let of_layer = observe::kept(socket, layer, &listed);
+            let failed = |e| question(&format!("list the chains and sets of {}", layer.owner), e);
+            kept.extend(of_layer.map_err(failed)?);
+        }
+        let is_kept = |of: &TableOf<'_>| kept.iter().find(|kept| kept.table == *of);
+        let mut batch = Batch::new(layers);
+        let old = changed.iter().flat_map(|layer| observe::owned(layer, &listed));
+        old.filter(|of| is_kept(of).is_none()).for_each(|of| batch.delete_table(of));
+        add_in_order(&mut batch, changed.iter().copied(), &kept);
+        let mut owned = layers.iter().flat_map(|layer| observe::owned(layer, &listed));
         // A table that has only sets yet is none of rules.
-        let held = owned.len() > kept.len() || kept.iter().any(|kept| !kept.chains.is_empty());
+        let held = owned.any(|of| is_kept(&of).is_none_or(|kept| !kept.chains.is_empty()));
         match batch.run(socket) {
             Ok(()) if held => return Ok(Change::Replaced),
-            Ok(()) if ruleset.tables.is_empty() => return Ok(Change::None),
             Ok(()) => return Ok(Change::Fresh),
             Err(failure) if failure.is_race() => {}
-            Err(failure) => return Err(failure.among(&ours(ruleset, &listed))),
+            Err(failure) => return Err(failure.among(&ours(layers, &listed))),
         }
     }
-    Err(Error::Contended { owner: ruleset.owner.to_string(), tries: TRIES })
+    Err(Error::Contended { owner: owners(layers), tries: TRIES })
 }
 
-fn cleanup(_: &Inside, ruleset: &Ruleset) -> Result<Change, Error> {
+/// The layers whose tables are not as planned, and those that have to be attached anew to stay before them.
+fn changed<'a>(
+    socket: &mut Socket,
+    layers: &'a [Ruleset],
+    listed: &[ListedTable],
+) -> Result<Vec<&'a Ruleset>, Error> {
+    let (mut found, mut changed) = (Found::new(listed), Vec::new());
+    for layer in layers {
+        changed.push(match observe::owned(layer, listed).is_empty() {
+            true => !layer.tables.is_empty(),
+            false => !differences(socket, layer, &mut found)?.is_empty(),
+        });
+    }
+    for number in (0..layers.len()).rev() {
+        let later = layers.iter().zip(&changed).skip(number + 1).filter(|(_, changed)| **changed);
+        changed[number] |= { later }.any(|(later, _)| attached_alike(&layers[number], later));
+    }
+    Ok(layers.iter().zip(changed).filter_map(|(layer, changed)| changed.then_some(layer)).collect())
+}
+
+/// Whether both have a base chain at the same hook with the same priority.
+fn attached_alike(one: &Ruleset, other: &Ruleset) -> bool {
+    fn places(layer: &Ruleset) -> impl Iterator<Item = (Hook, i32)> {
+        let chains = layer.tables.iter().flat_map(ruleset::nft::chains);
+        chains.filter_map(|chain| chain.base.map(|base| (base.hook, base.priority)))
+    }
+    places(one).any(|place| places(other).any(|other| other == place))
+}
+
+fn cleanup(_: &Inside, layers: &[Ruleset]) -> Result<Change, Error> {
     let Some(mut socket) = open_if_supported()? else { return Ok(Change::None) };
     for _ in 0..TRIES {
         let listed = list_tables(&mut socket, family::INET)?;
-        let owned = observe::owned(ruleset, &listed);
+        let owned: Vec<_> = layers.iter().flat_map(|layer| observe::owned(layer, &listed)).collect();
         if owned.is_empty() {
             return Ok(Change::None);
         }
-        let mut batch = Batch::new(ruleset);
-        owned.iter().for_each(|kind| batch.delete_table(*kind));
+        let mut batch = Batch::new(layers);
+        owned.iter().for_each(|of| batch.delete_table(*of));
         match batch.run(&mut socket) {
             Ok(()) => return Ok(Change::Fresh),
             Err(failure) if failure.is_race() => {}
-            Err(failure) => return Err(failure.among(&ours(ruleset, &listed))),
+            Err(failure) => return Err(failure.among(&ours(layers, &listed))),
         }
     }
-    Err(Error::Contended { owner: ruleset.owner.to_string(), tries: TRIES })
+    Err(Error::Contended { owner: owners(layers), tries: TRIES })
 }
 
-fn ours(ruleset: &Ruleset, listed: &[ListedTable]) -> Vec<ListedTable> {
-    let kinds = observe::owned(ruleset, listed);
-    let is_ours = |table: &&ListedTable| kinds.iter().any(|kind| table.name == ruleset.nft_table(*kind));
+fn ours(layers: &[Ruleset], listed: &[ListedTable]) -> Vec<ListedTable> {
+    let is_ours = |table: &&ListedTable| {
+        layers.iter().any(|layer| observe::owned(layer, listed).iter().any(|of| table.name == of.name()))
+    };
     listed.iter().filter(is_ours).cloned().collect()
+}
+
+/// Whether a table has such a name as those of the owner have.
+fn is_owners(owner: &str, table: &str) -> bool {
+    table.strip_prefix(owner).is_some_and(|rest| rest.starts_with('-'))
 }
 
 /// A kernel without nf_tables holds nothing of ours.
@@ -189,11 +252,12 @@ fn list_tables(socket: &mut Socket, family: u8) -> Result<Vec<ListedTable>, Erro
 
 fn differences(
     socket: &mut Socket,
-    ruleset: &Ruleset,
-    listed: &[ListedTable],
+    layer: &Ruleset,
+    found: &mut Found<'_>,
 ) -> Result<Vec<Difference>, Error> {
-    observe::differences(socket, ruleset, &expected::planned(ruleset), listed)
-        .map_err(|e| question(&format!("list the rules of {}", ruleset.owner), e))
+    let expected = expected::planned(layer);
+    observe::differences(socket, layer, &expected.iter().collect::<Vec<_>>(), found)
+        .map_err(|e| question(&format!("list the rules of {}", layer.owner), e))
 }
 
 fn question(operation: &str, source: netlink::Error) -> Error {

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use netns::Inside;
-use ruleset::{Backend, Family, Plan, Ruleset, Step};
+use ruleset::{Backend, Family, Plan, Routing, Ruleset};
 
 use crate::apply::{describe, other};
 use crate::{Difference, Error, Kernel, route};
@@ -13,10 +13,10 @@ use crate::{Difference, Error, Kernel, route};
 pub struct Record {
     /// Where the rules are.
     pub backend: Backend,
-    /// Whose they are, see [`Ruleset::owner`].
-    pub owner: String,
+    /// Whose the layers are, in their order, see [`Ruleset::owner`].
+    pub owners: Vec<String>,
     /// The routing.
-    routing: Vec<Step>,
+    routing: Vec<Routing>,
     /// The rules, see [`crate::RuleStore::recorded`].
     rules: Vec<u8>,
 }
@@ -25,18 +25,20 @@ impl Record {
     /// Lines of the head, an empty line, and the rules.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut head = format!("backend {}\nowner {}\n", self.backend, self.owner);
+        let mut head = format!("backend {}\n", self.backend);
+        // Writing to a String cannot fail, here and below.
+        for owner in &self.owners {
+            let _ = writeln!(head, "owner {owner}");
+        }
         for step in &self.routing {
-            // Writing to a String cannot fail.
             let _ = match step {
-                Step::EnsureLoopbackAddress(address) => writeln!(head, "loopback {address}"),
-                Step::EnsureRule { family, mark, mask, table, priority } => {
+                Routing::LoopbackAddress(address) => writeln!(head, "loopback {address}"),
+                Routing::Rule { family, mark, mask, table, priority } => {
                     writeln!(head, "rule {} {mark} {mask} {table} {priority}", digit(*family))
                 }
-                Step::EnsureLocalRoute { family, table } => {
+                Routing::LocalRoute { family, table } => {
                     writeln!(head, "route {} {table}", digit(*family))
                 }
-                Step::Replace(_) => Ok(()),
             };
         }
         head.push('\n');
@@ -47,25 +49,26 @@ impl Record {
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let end = bytes.windows(2).position(|two| two == b"\n\n")?;
-        let (mut backend, mut owner, mut routing) = (None, None, Vec::new());
+        let (mut backend, mut owners, mut routing) = (None, Vec::new(), Vec::new());
         for line in std::str::from_utf8(&bytes[..end]).ok()?.lines() {
             match line.split_once(' ')? {
                 ("backend", "nftables") => backend = Some(Backend::Nftables),
                 ("backend", "iptables") => backend = Some(Backend::Iptables),
-                ("owner", name) => owner = Some(name.to_owned()),
-                ("loopback", address) => routing.push(Step::EnsureLoopbackAddress(address.parse().ok()?)),
+                ("owner", name) => owners.push(name.to_owned()),
+                ("loopback", address) => routing.push(Routing::LoopbackAddress(address.parse().ok()?)),
                 ("rule", rest) => {
                     let [family, mark, mask, table, priority] = numbers(rest)?;
-                    routing.push(Step::EnsureRule { family: of_digit(family)?, mark, mask, table, priority });
+                    routing.push(Routing::Rule { family: of_digit(family)?, mark, mask, table, priority });
                 }
                 ("route", rest) => {
                     let [family, table] = numbers(rest)?;
-                    routing.push(Step::EnsureLocalRoute { family: of_digit(family)?, table });
+                    routing.push(Routing::LocalRoute { family: of_digit(family)?, table });
                 }
                 _ => return None,
             }
         }
-        Some(Self { backend: backend?, owner: owner?, routing, rules: bytes[end + 2..].to_vec() })
+        let rules = bytes[end + 2..].to_vec();
+        (!owners.is_empty()).then_some(Self { backend: backend?, owners, routing, rules })
     }
 
     /// The rules as the backend has them.
@@ -79,17 +82,16 @@ impl Kernel<'_> {
     /// The record of a plan; absent for a plan without rules.
     #[must_use]
     pub fn record(&self, plan: &Plan) -> Option<Record> {
-        let ruleset = plan.ruleset()?;
-        Some(Record {
+        (!plan.layers.is_empty()).then(|| Record {
             backend: plan.backend,
-            owner: ruleset.owner.to_string(),
-            routing: plan.steps.iter().filter(|step| !matches!(step, Step::Replace(_))).cloned().collect(),
-            rules: self.store(plan.backend).recorded(ruleset),
+            owners: plan.layers.iter().map(|layer| layer.owner.to_string()).collect(),
+            routing: plan.routing.clone(),
+            rules: self.store(plan.backend).recorded(&plan.layers),
         })
     }
 
-    /// How the namespace differs from what was applied, rules of ours in the other backend included. `owner` has the name and the known
-    /// chains of the record's owner. `None`: the record is of another version.
+    /// How the namespace differs from what was applied, rules of ours in the other backend included. `owners` have the names and the known
+    /// chains of the record's owners, in its order. `None`: the record is of another version.
     ///
     /// # Errors
     /// The kernel could not be asked.
@@ -97,7 +99,7 @@ impl Kernel<'_> {
         &self,
         inside: &Inside,
         record: &Record,
-        owner: &Ruleset,
+        owners: &[Ruleset],
     ) -> Result<Option<Vec<Difference>>, Error> {
         let mut differences = Vec::new();
         for step in &record.routing {
@@ -106,10 +108,10 @@ impl Kernel<'_> {
             }
         }
         let store = self.store(record.backend);
-        let Some(rules) = store.observe_recorded(inside, owner, &record.rules)? else { return Ok(None) };
+        let Some(rules) = store.observe_recorded(inside, owners, &record.rules)? else { return Ok(None) };
         differences.extend(rules);
         let other = other(record.backend);
-        if self.store(other).exists(inside, owner)? {
+        if self.store(other).exists(inside, owners)? {
             differences.push(Difference::OtherBackend { backend: other });
         }
         Ok(Some(differences))

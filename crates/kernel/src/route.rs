@@ -9,7 +9,7 @@ mod message;
 use std::net::{IpAddr, Ipv6Addr};
 
 use netns::Inside;
-use ruleset::{Family, Step};
+use ruleset::{Family, Routing};
 use rustix::io::Errno;
 
 use crate::netlink::{self, Socket};
@@ -72,26 +72,25 @@ pub fn raise_loopback(_: &Inside) -> Result<(), Error> {
     Socket::open(None).map_err(failed)?.order(&message::raise_loopback()).map_err(failed)
 }
 
-/// Carries a routing step out. `true` when it was not in place before. [`Step::Replace`] is none: `false`.
+/// Puts a part of the routing in place. `true` when it was not before.
 ///
 /// # Errors
 /// It is not in place.
-pub fn ensure(_: &Inside, step: &Step) -> Result<bool, Error> {
+pub fn ensure(_: &Inside, step: &Routing) -> Result<bool, Error> {
     let request = match *step {
-        Step::EnsureLoopbackAddress(address) => message::add_address(address),
-        Step::EnsureRule { family, mark, mask, table, priority } => {
+        Routing::LoopbackAddress(address) => message::add_address(address),
+        Routing::Rule { family, mark, mask, table, priority } => {
             message::add_rule(family, &ListedRule { mark, mask, table, priority })
         }
-        Step::EnsureLocalRoute { family, .. } if is_switched_off(family) => return Ok(false),
-        Step::EnsureLocalRoute { family, table } => message::add_route(family, table),
-        Step::Replace(_) => return Ok(false),
+        Routing::LocalRoute { family, .. } if is_switched_off(family) => return Ok(false),
+        Routing::LocalRoute { family, table } => message::add_route(family, table),
     };
     let mut socket = open(step)?;
     match socket.order(&request) {
         Ok(()) => Ok(true),
         Err(e) if e.errno() == Some(Errno::EXIST) => {
             // For addresses and rules the kernel compares everything, for routes only the destination.
-            if let Step::EnsureLocalRoute { family, table } = *step
+            if let Routing::LocalRoute { family, table } = *step
                 && is_missing(&mut socket, step)?
             {
                 let flag = if family == Family::V4 { "-4" } else { "-6" };
@@ -103,11 +102,11 @@ pub fn ensure(_: &Inside, step: &Step) -> Result<bool, Error> {
     }
 }
 
-/// Whether a routing step is not in place. [`Step::Replace`] is none: `false`.
+/// Whether a part of the routing is not in place.
 ///
 /// # Errors
 /// The kernel could not be asked. Without IPv6 an IPv6 step is missing, which is no error.
-pub fn missing(_: &Inside, step: &Step) -> Result<bool, Error> {
+pub fn missing(_: &Inside, step: &Routing) -> Result<bool, Error> {
     match open(step).and_then(|mut socket| is_missing(&mut socket, step)) {
         Err(Error::NoIpv6 { .. }) => Ok(true),
         other => other,
@@ -119,7 +118,7 @@ pub fn missing(_: &Inside, step: &Step) -> Result<bool, Error> {
 ///
 /// # Errors
 /// It, or a part of it, is still there.
-pub fn remove(_: &Inside, step: &Step) -> Result<bool, Error> {
+pub fn remove(_: &Inside, step: &Routing) -> Result<bool, Error> {
     delete(step, |_| true)
 }
 
@@ -127,17 +126,17 @@ pub fn remove(_: &Inside, step: &Step) -> Result<bool, Error> {
 ///
 /// # Errors
 /// It is still there.
-pub fn take_back(_: &Inside, step: &Step) -> Result<bool, Error> {
-    let own = if let Step::EnsureRule { priority, .. } = step { Some(*priority) } else { None };
+pub fn take_back(_: &Inside, step: &Routing) -> Result<bool, Error> {
+    let own = if let Routing::Rule { priority, .. } = step { Some(*priority) } else { None };
     delete(step, |priority| own == Some(priority))
 }
 
 /// `which` says by their priority which of the rules for the step's mark and table are meant.
-fn delete(step: &Step, which: impl Fn(u32) -> bool) -> Result<bool, Error> {
+fn delete(step: &Routing, which: impl Fn(u32) -> bool) -> Result<bool, Error> {
     let mut socket = open(step)?;
     let requests = match *step {
-        Step::EnsureLoopbackAddress(address) => vec![message::delete_address(address)],
-        Step::EnsureRule { family, mark, mask, table, .. } => match rules(&mut socket, family) {
+        Routing::LoopbackAddress(address) => vec![message::delete_address(address)],
+        Routing::Rule { family, mark, mask, table, .. } => match rules(&mut socket, family) {
             Ok(rules) => rules
                 .iter()
                 .filter(|rule| {
@@ -149,9 +148,8 @@ fn delete(step: &Step, which: impl Fn(u32) -> bool) -> Result<bool, Error> {
             Err(e) => return Err(failed(step, e)),
         },
         // What is in the way of ours is not ours to delete.
-        Step::EnsureLocalRoute { .. } if without_ipv6(is_missing(&mut socket, step))? => return Ok(false),
-        Step::EnsureLocalRoute { family, table } => vec![message::delete_route(family, table)],
-        Step::Replace(_) => return Ok(false),
+        Routing::LocalRoute { .. } if without_ipv6(is_missing(&mut socket, step))? => return Ok(false),
+        Routing::LocalRoute { family, table } => vec![message::delete_route(family, table)],
     };
     let mut removed = false;
     for request in requests {
@@ -206,15 +204,14 @@ fn list_addresses(_: &Inside, counts: impl Fn(u32) -> bool) -> Result<Vec<IpAddr
     Ok(found)
 }
 
-fn is_missing(socket: &mut Socket, step: &Step) -> Result<bool, Error> {
+fn is_missing(socket: &mut Socket, step: &Routing) -> Result<bool, Error> {
     let result = match *step {
-        Step::EnsureLoopbackAddress(address) => has_loopback_address(socket, address),
-        Step::EnsureRule { family, mark, mask, table, priority } => {
+        Routing::LoopbackAddress(address) => has_loopback_address(socket, address),
+        Routing::Rule { family, mark, mask, table, priority } => {
             rules(socket, family).map(|rules| rules.contains(&ListedRule { mark, mask, table, priority }))
         }
-        Step::EnsureLocalRoute { family, .. } if is_switched_off(family) => return Ok(false),
-        Step::EnsureLocalRoute { family, table } => has_route(socket, family, table),
-        Step::Replace(_) => return Ok(false),
+        Routing::LocalRoute { family, .. } if is_switched_off(family) => return Ok(false),
+        Routing::LocalRoute { family, table } => has_route(socket, family, table),
     };
     result.map(|there| !there).map_err(|e| failed(step, e))
 }
@@ -265,11 +262,11 @@ fn is_switched_off(family: Family) -> bool {
         && std::fs::read("/proc/sys/net/ipv6/conf/lo/disable_ipv6").is_ok_and(|text| text.starts_with(b"1"))
 }
 
-fn open(step: &Step) -> Result<Socket, Error> {
+fn open(step: &Routing) -> Result<Socket, Error> {
     Socket::open(None).map_err(|e| failed(step, e))
 }
 
-fn failed(step: &Step, source: netlink::Error) -> Error {
+fn failed(step: &Routing, source: netlink::Error) -> Error {
     let operation = describe(step);
     if is_no_ipv6(step, &source) {
         Error::NoIpv6 { operation, source }
@@ -279,11 +276,10 @@ fn failed(step: &Step, source: netlink::Error) -> Error {
 }
 
 /// Whether the kernel refused because of the family: nobody registered for it, or the interface has it switched off.
-fn is_no_ipv6(step: &Step, error: &netlink::Error) -> bool {
+fn is_no_ipv6(step: &Routing, error: &netlink::Error) -> bool {
     let v6 = match step {
-        Step::EnsureLoopbackAddress(_) => true,
-        Step::EnsureRule { family, .. } | Step::EnsureLocalRoute { family, .. } => *family == Family::V6,
-        Step::Replace(_) => false,
+        Routing::LoopbackAddress(_) => true,
+        Routing::Rule { family, .. } | Routing::LocalRoute { family, .. } => *family == Family::V6,
     };
     let refused = matches!(error, netlink::Error::Refused { .. });
     v6 && refused && matches!(error.errno(), Some(Errno::AFNOSUPPORT | Errno::OPNOTSUPP | Errno::ACCESS))
@@ -300,17 +296,16 @@ fn hint(error: &netlink::Error) -> &'static str {
     }
 }
 
-fn describe(step: &Step) -> String {
+fn describe(step: &Routing) -> String {
     let version = |family: &Family| if *family == Family::V4 { "IPv4" } else { "IPv6" };
     match step {
-        Step::EnsureLoopbackAddress(address) => format!("give lo the address {address}/128"),
-        Step::EnsureRule { family, mark, mask, table, priority } => format!(
+        Routing::LoopbackAddress(address) => format!("give lo the address {address}/128"),
+        Routing::Rule { family, mark, mask, table, priority } => format!(
             "route {} packets with mark {mark:#x}/{mask:#x} by table {table} (rule priority {priority})",
             version(family)
         ),
-        Step::EnsureLocalRoute { family, table } => {
+        Routing::LocalRoute { family, table } => {
             format!("make every {} destination local in routing table {table}", version(family))
         }
-        Step::Replace(ruleset) => format!("replace the rules of {}", ruleset.owner),
     }
 }

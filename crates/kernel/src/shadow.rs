@@ -41,8 +41,8 @@ pub struct Shadows {
 impl Kernel<'_> {
     /// The record's rules in the form that rules of others have; `None` for a record of another version.
     #[must_use]
-    pub fn tables(&self, record: &Record, owner: &Ruleset) -> Option<Vec<Table>> {
-        self.store(record.backend).tables(owner, record.rules())
+    pub fn tables(&self, record: &Record, owners: &[Ruleset]) -> Option<Vec<Table>> {
+        self.store(record.backend).tables(owners, record.rules())
     }
 
     /// Looks for rules of others by which packets escape that the record's rules capture. Whether those are all there is what
@@ -54,15 +54,15 @@ impl Kernel<'_> {
         &self,
         inside: &Inside,
         record: &Record,
-        owner: &Ruleset,
+        owners: &[Ruleset],
         addresses: &[IpAddr],
         interface: &str,
     ) -> Result<Shadows, Error> {
-        let Some(plan) = self.tables(record, owner) else {
+        let Some(plan) = self.tables(record, owners) else {
             return Ok(Shadows::default());
         };
-        let nft = self.nftables.others(inside, owner)?;
-        let mut iptables = self.iptables.others(inside, owner)?;
+        let nft = self.nftables.others(inside, owners)?;
+        let mut iptables = self.iptables.others(inside, owners)?;
         let mut shadows =
             Shadows { proven: Vec::new(), possible: [&nft.notes[..], &iptables.notes].concat() };
         for table in &mut iptables.tables {

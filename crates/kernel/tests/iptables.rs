@@ -14,26 +14,26 @@ use support::{Ns, Programs, classes, refuse_netfilter_sockets, rich, sh, sidecar
 const VARIANTS: [Variant; 2] = [Variant::Legacy, Variant::Nft];
 
 fn setup(ns: &Ns, iptables: &Iptables, ruleset: &Ruleset) -> Result<Change, String> {
-    ns.enter(|inside| iptables.setup(inside, ruleset).map_err(|e| e.to_string()))
+    ns.enter(|inside| iptables.setup(inside, std::slice::from_ref(ruleset)).map_err(|e| e.to_string()))
 }
 
 fn cleanup(ns: &Ns, iptables: &Iptables, ruleset: &Ruleset) -> Change {
-    ns.enter(|inside| iptables.cleanup(inside, ruleset)).unwrap()
+    ns.enter(|inside| iptables.cleanup(inside, std::slice::from_ref(ruleset))).unwrap()
 }
 
 fn exists(ns: &Ns, iptables: &Iptables, ruleset: &Ruleset) -> bool {
-    ns.enter(|inside| iptables.exists(inside, ruleset)).unwrap()
+    ns.enter(|inside| iptables.exists(inside, std::slice::from_ref(ruleset))).unwrap()
 }
 
 fn observe(ns: &Ns, iptables: &Iptables, ruleset: &Ruleset) -> Vec<Difference> {
-    ns.enter(|inside| iptables.observe(inside, ruleset)).unwrap()
+    ns.enter(|inside| iptables.observe(inside, std::slice::from_ref(ruleset))).unwrap()
 }
 
 /// The same text loaded by the program alone.
 fn loaded_by_hand(variant: Variant, ruleset: &Ruleset) -> String {
     let ns = Ns::new();
     for (family, program) in [(Family::V4, "iptables"), (Family::V6, "ip6tables")] {
-        let text = ruleset::iptables::render(ruleset, family).unwrap();
+        let text = ruleset::iptables::render(std::slice::from_ref(ruleset), family).unwrap();
         if ruleset.families().contains(&family) {
             ns.sh(&format!("{program}-{variant}-restore --noflush <<EOF\n{text}EOF"));
         }
@@ -291,7 +291,7 @@ fn what_a_program_prints_is_bounded() {
         .link("iptables-nft-restore", "iptables-nft-restore")
         .script("iptables-nft-save", "exec /usr/bin/head -c 60000000 /dev/zero");
     let forced = Iptables::forced(Variant::Nft).searching(programs.search());
-    let error = ns.enter(|inside| forced.observe(inside, &ruleset)).unwrap_err();
+    let error = ns.enter(|inside| forced.observe(inside, std::slice::from_ref(&ruleset))).unwrap_err();
     let error = kernel::chain_text(&error);
     assert!(error.contains("printed more than 33554432 bytes and was killed"), "{error}");
 }
@@ -349,7 +349,7 @@ fn legacy_tables_without_legacy_programs_are_only_warned_of() {
     setup(&ns, &iptables, &ruleset).unwrap();
     let nothing = Programs::none().iptables();
     assert!(exists(&ns, &nothing, &ruleset));
-    assert!(ns.enter(|inside| nothing.cleanup(inside, &ruleset).is_err()));
+    assert!(ns.enter(|inside| nothing.cleanup(inside, std::slice::from_ref(&ruleset)).is_err()));
 }
 
 #[test]
@@ -386,7 +386,7 @@ fn without_nf_tables_the_legacy_variant_comes_first_and_no_program_fails() {
         let (ns, iptables, ruleset) = (Ns::new(), programs.iptables(), sidecar(true));
         let result = ns.enter(|inside| {
             refuse_netfilter_sockets();
-            iptables.setup(inside, &ruleset).map_err(|error| error.to_string())
+            iptables.setup(inside, std::slice::from_ref(&ruleset)).map_err(|error| error.to_string())
         });
         match (&result, wanted) {
             (Ok(change), Ok(())) => {
@@ -619,8 +619,8 @@ fn a_namespace_of_another_user_namespace_is_set_up() {
         let netns = netns::Netns::open(&path).unwrap();
         let iptables = Iptables::forced(variant);
         let result = netns.enter(|inside| {
-            let set_up = iptables.setup(inside, &sidecar(true)).map_err(|e| e.to_string());
-            (set_up, iptables.observe(inside, &sidecar(true)).map_err(|e| e.to_string()))
+            let set_up = iptables.setup(inside, &[sidecar(true)]).map_err(|e| e.to_string());
+            (set_up, iptables.observe(inside, &[sidecar(true)]).map_err(|e| e.to_string()))
         });
         holder.kill().unwrap();
         holder.wait().unwrap();

@@ -106,7 +106,7 @@ fn the_example_itself_works() {
 fn all_after_a_kill(ns: &Ns, variant: Variant, ipv6: bool, at: &str) -> bool {
     let (ruleset, iptables) = (sidecar(ipv6), Iptables::forced(variant));
     wait_until(&format!("{at}: the supervisor has ended"), || !busy(ns));
-    let differences = ns.enter(|inside| iptables.observe(inside, &ruleset)).unwrap();
+    let differences = ns.enter(|inside| iptables.observe(inside, std::slice::from_ref(&ruleset))).unwrap();
     let none = ns.content(variant).is_empty();
     assert!(differences.is_empty() || none, "{at}: {differences:?}");
     complete(ns, variant, ipv6, at);
@@ -115,9 +115,13 @@ fn all_after_a_kill(ns: &Ns, variant: Variant, ipv6: bool, at: &str) -> bool {
 
 fn complete(ns: &Ns, variant: Variant, ipv6: bool, at: &str) {
     let (ruleset, iptables) = (sidecar(ipv6), Iptables::forced(variant).locking(ns.run_dir()));
-    let change = ns.enter(|inside| iptables.setup(inside, &ruleset)).unwrap();
+    let change = ns.enter(|inside| iptables.setup(inside, std::slice::from_ref(&ruleset))).unwrap();
     assert_ne!(change, Change::Replaced, "{at}: there was a part");
-    assert_eq!(ns.enter(|inside| iptables.observe(inside, &ruleset)).unwrap(), [], "{at}");
+    assert_eq!(
+        ns.enter(|inside| iptables.observe(inside, std::slice::from_ref(&ruleset))).unwrap(),
+        [],
+        "{at}"
+    );
     assert_eq!(iptables.take_warnings(), Vec::<String>::new(), "{at}");
 }
 
@@ -174,9 +178,13 @@ fn a_killed_supervisor_is_repaired_by_the_next_setup() {
             let (ns, ruleset, iptables) = (Ns::new(), sidecar(true), Iptables::forced(variant));
             killed_at(&ns, "-f", "clone,clone3,fork,vfork", number, &[&variant.to_string()]);
             wait_until("everything of it has ended", || !busy(&ns));
-            let change = ns.enter(|inside| iptables.setup(inside, &ruleset)).unwrap();
+            let change = ns.enter(|inside| iptables.setup(inside, std::slice::from_ref(&ruleset))).unwrap();
             partial += u32::from(change == Change::Replaced);
-            assert_eq!(ns.enter(|inside| iptables.observe(inside, &ruleset)).unwrap(), [], "{number}");
+            assert_eq!(
+                ns.enter(|inside| iptables.observe(inside, std::slice::from_ref(&ruleset))).unwrap(),
+                [],
+                "{number}"
+            );
         }
         println!("{variant}: {partial} kills hit the middle");
         assert!(partial > 0, "{variant}: no kill hit the middle");

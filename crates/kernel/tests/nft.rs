@@ -16,11 +16,11 @@ type Check = fn(&[Difference]) -> bool;
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 fn setup(ns: &TestNetns, ruleset: &Ruleset) -> Result<Change, Box<dyn std::error::Error>> {
-    Ok(ns.enter(|inside| Nftables.setup(inside, ruleset))??)
+    Ok(ns.enter(|inside| Nftables.setup(inside, std::slice::from_ref(ruleset)))??)
 }
 
 fn observe(ns: &TestNetns, ruleset: &Ruleset) -> Result<Vec<Difference>, Box<dyn std::error::Error>> {
-    Ok(ns.enter(|inside| Nftables.observe(inside, ruleset))??)
+    Ok(ns.enter(|inside| Nftables.observe(inside, std::slice::from_ref(ruleset)))??)
 }
 
 #[test]
@@ -29,7 +29,7 @@ fn loads_what_nft_loads() -> Outcome {
     ruleset::check(&ruleset).map_err(|e| format!("{e:?}"))?;
     let (ours, theirs) = (TestNetns::new()?, TestNetns::new()?);
     assert_eq!(setup(&ours, &ruleset)?, Change::Fresh);
-    theirs.nft(&ruleset::nft::render(&Transaction::Add(&ruleset)))?;
+    theirs.nft(&ruleset::nft::render(&Transaction::Add(std::slice::from_ref(&ruleset))))?;
 
     let (a, b) = (ours.nft_json(Comments::Keep)?, theirs.nft_json(Comments::Keep)?);
     assert_eq!(a.len(), b.len());
@@ -49,9 +49,9 @@ fn setup_changes_only_what_differs() -> Outcome {
     ruleset.tables.retain(|table| table.kind != TableKind::Filter);
     let ns = TestNetns::new()?;
     ns.nft("add table inet others\nadd table ip istio-proxy-nat")?;
-    assert!(!ns.enter(|inside| Nftables.exists(inside, &ruleset))??);
+    assert!(!ns.enter(|inside| Nftables.exists(inside, std::slice::from_ref(&ruleset)))??);
     assert_eq!(setup(&ns, &ruleset)?, Change::Fresh);
-    assert!(ns.enter(|inside| Nftables.exists(inside, &ruleset))??);
+    assert!(ns.enter(|inside| Nftables.exists(inside, std::slice::from_ref(&ruleset)))??);
     let before = ns.nft_json(Comments::Keep)?;
     assert_eq!(setup(&ns, &ruleset)?, Change::None);
     ns.nft("add rule inet istio-proxy-nat prerouting counter accept")?;
@@ -64,8 +64,8 @@ fn setup_changes_only_what_differs() -> Outcome {
     assert_eq!(setup(&ns, &ruleset)?, Change::Replaced);
     assert_eq!(ns.nft_json(Comments::Keep)?, before);
 
-    assert_eq!(ns.enter(|inside| Nftables.cleanup(inside, &ruleset))??, Change::Fresh);
-    assert_eq!(ns.enter(|inside| Nftables.cleanup(inside, &ruleset))??, Change::None);
+    assert_eq!(ns.enter(|inside| Nftables.cleanup(inside, std::slice::from_ref(&ruleset)))??, Change::Fresh);
+    assert_eq!(ns.enter(|inside| Nftables.cleanup(inside, std::slice::from_ref(&ruleset)))??, Change::None);
     let left = ns.nft_text()?;
     let tables: Vec<&str> = left.lines().filter(|line| line.starts_with("table ")).collect();
     assert_eq!(tables, ["table inet others {", "table ip istio-proxy-nat {"]);
@@ -210,7 +210,7 @@ fn rules_without_the_right_to_change_them_are_denied() -> Outcome {
         let none = rustix::thread::CapabilitySet::empty();
         let sets = rustix::thread::CapabilitySets { effective: none, permitted: none, inheritable: none };
         rustix::thread::set_capabilities(None, sets).map_err(|e| e.to_string())?;
-        Nftables.setup(inside, &ruleset).map_err(|e| e.to_string())
+        Nftables.setup(inside, std::slice::from_ref(&ruleset)).map_err(|e| e.to_string())
     })?;
     let text = error.expect_err("must be denied");
     assert!(text.contains("CAP_NET_ADMIN"), "{text}");
@@ -250,7 +250,7 @@ fn fixed_elements_are_compared_and_nobody_changes_them() -> Outcome {
     let ruleset = sample::everything();
     let ns = TestNetns::new()?;
     setup(&ns, &ruleset)?;
-    let recorded = Nftables.recorded(&ruleset);
+    let recorded = Nftables.recorded(std::slice::from_ref(&ruleset));
     for (set, other) in
         [("some4", "203.0.113.7"), ("ports4", "10.0.0.9 . tcp . 9"), ("map4", "10.0.0.9 : drop")]
     {
@@ -268,10 +268,12 @@ fn fixed_elements_are_compared_and_nobody_changes_them() -> Outcome {
             how: "has other elements",
         }];
         assert_eq!(observe(&ns, &ruleset)?, different);
-        let of_the_record = ns.enter(|inside| Nftables.observe_recorded(inside, &ruleset, &recorded))??;
+        let of_the_record =
+            ns.enter(|inside| Nftables.observe_recorded(inside, std::slice::from_ref(&ruleset), &recorded))??;
         assert_eq!(of_the_record, Some(different.to_vec()));
         assert_eq!(setup(&ns, &ruleset)?, Change::Replaced);
-        let of_the_record = ns.enter(|inside| Nftables.observe_recorded(inside, &ruleset, &recorded))??;
+        let of_the_record =
+            ns.enter(|inside| Nftables.observe_recorded(inside, std::slice::from_ref(&ruleset), &recorded))??;
         assert_eq!(of_the_record, Some(vec![]));
     }
     Ok(())

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::process::Command;
 
 use kernel::route;
-use ruleset::{Family, Step};
+use ruleset::{Family, Routing};
 use testkit::TestNetns;
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -12,11 +12,11 @@ type Outcome = Result<(), Box<dyn std::error::Error>>;
 const MARK: u32 = 1337;
 const TABLE: u32 = 133;
 
-fn steps() -> [Step; 5] {
-    let rule = |family| Step::EnsureRule { family, mark: MARK, mask: u32::MAX, table: TABLE, priority: 1000 };
-    let route = |family| Step::EnsureLocalRoute { family, table: TABLE };
+fn steps() -> [Routing; 5] {
+    let rule = |family| Routing::Rule { family, mark: MARK, mask: u32::MAX, table: TABLE, priority: 1000 };
+    let route = |family| Routing::LocalRoute { family, table: TABLE };
     [
-        Step::EnsureLoopbackAddress("::6".parse().expect("an address")),
+        Routing::LoopbackAddress("::6".parse().expect("an address")),
         rule(Family::V4),
         rule(Family::V6),
         route(Family::V4),
@@ -122,7 +122,7 @@ fn a_mark_under_a_mask_is_another_rule_than_a_whole_mark() -> Outcome {
     let ns = TestNetns::new()?;
     ns.ip(&["rule add fwmark 0x111 lookup 100 priority 32764"])?;
     let (mark, mask, table, priority) = (0x111, 0xfff, 100, 32764);
-    let step = Step::EnsureRule { family: Family::V4, mark, mask, table, priority };
+    let step = Routing::Rule { family: Family::V4, mark, mask, table, priority };
     assert!(ns.enter(|inside| route::missing(inside, &step))??);
     assert!(ns.enter(|inside| route::ensure(inside, &step))??);
     assert!(!ns.enter(|inside| route::ensure(inside, &step))??);

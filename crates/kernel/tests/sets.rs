@@ -22,7 +22,7 @@ fn open(netns: &TestNetns, backend: Backend, ipv6: bool) -> ProbeSets {
     let opened = host.enter(|inside| {
         if backend == Backend::Nftables {
             let plan = plan_host(&node, ProbeSender::AnySocket, backend);
-            Nftables.setup(inside.inside(), plan.ruleset().unwrap()).unwrap();
+            Nftables.setup(inside.inside(), &plan.layers).unwrap();
         }
         ProbeSets::open(inside, backend, TABLE, PROBES_V4, ipv6.then_some(PROBES_V6)).unwrap()
     });

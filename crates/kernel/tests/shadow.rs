@@ -52,8 +52,9 @@ impl Way {
         let iptables = self.iptables();
         let kernel = kernel(&iptables);
         let record = kernel.record(plan).unwrap();
-        let owner = ruleset::Ruleset { tables: Vec::new(), ..plan.ruleset().unwrap().clone() };
-        ns.enter(|inside| kernel.shadows(inside, &record, &owner, &OWN, "eth0")).unwrap().unwrap()
+        let owners: Vec<_> =
+            plan.layers.iter().map(|l| ruleset::Ruleset { tables: Vec::new(), ..l.clone() }).collect();
+        ns.enter(|inside| kernel.shadows(inside, &record, &owners, &OWN, "eth0")).unwrap().unwrap()
     }
 }
 
@@ -362,7 +363,7 @@ fn many_rules_of_others() {
 fn an_owned_table_is_told() {
     use std::io::Write;
     let (ns, plan) = (TestNetns::new().unwrap(), ambient(Backend::Nftables));
-    let text = ruleset::nft::render(&ruleset::Transaction::Add(plan.ruleset().unwrap()));
+    let text = ruleset::nft::render(&ruleset::Transaction::Add(&plan.layers));
     let netns = format!("--net={}", ns.path().display());
     let mut owner = Command::new("nsenter")
         .args([&netns, "nft", "-i"])

@@ -92,6 +92,8 @@ pub enum Verdict {
 /// A rule and where it stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place<'a> {
+    /// Owner of the layer.
+    pub owner: &'a str,
     /// Table.
     pub table: TableKind,
     /// Chain.
@@ -119,12 +121,14 @@ pub struct Outcome<'a> {
     pub zone: Option<u16>,
 }
 
-/// Takes a packet through the base chains of a hook, in order of priority.
+/// Takes a packet through the base chains that all layers have at a hook, in order of priority. Of those with the same priority the
+/// chains of earlier layers come first: by whoever loads them ([`crate::Plan::layers`]), as for the kernel that is the one which was
+/// attached last (`nf_hook_entries_grow` in netfilter/core.c).
 ///
 /// `nat` says whether the nat chains see it: they do for a connection's first packet, unless an earlier hook has translated or
 /// passed it already, as on the second half of a way over the loopback interface. `members` knows what is in kept sets.
 pub fn evaluate<'a>(
-    ruleset: &'a Ruleset,
+    layers: &'a [Ruleset],
     backend: Backend,
     packet: &Packet,
     hook: Hook,
@@ -139,26 +143,26 @@ pub fn evaluate<'a>(
         ct_mark: packet.ct_mark,
         zone: None,
     };
-    // ip6tables is not run at all then. An inet table of nf_tables sees both families whatever was planned.
-    if packet.family() == Family::V6 && !ruleset.ipv6 && backend == Backend::Iptables {
-        return outcome;
-    }
-    let mut bases: Vec<(&Table, &Chain, i32)> = ruleset
-        .tables
+    // ip6tables is not run at all without IPv6. An inet table of nf_tables sees both families whatever was planned.
+    let sees = |layer: &&Ruleset| backend == Backend::Nftables || layer.families().contains(&packet.family());
+    let mut bases: Vec<(&Ruleset, &Table, &Chain, i32)> = layers
         .iter()
-        .flat_map(|table| table.chains.iter().map(move |chain| (table, chain)))
-        .filter_map(|(table, chain)| match chain.base {
-            Some(Base { hook: at, priority, .. }) if at == hook => Some((table, chain, priority)),
+        .filter(sees)
+        .flat_map(|layer| layer.tables.iter().map(move |table| (layer, table)))
+        .flat_map(|(layer, table)| table.chains.iter().map(move |chain| (layer, table, chain)))
+        .filter_map(|(layer, table, chain)| match chain.base {
+            Some(Base { hook: at, priority, .. }) if at == hook => Some((layer, table, chain, priority)),
             _ => None,
         })
         .collect();
+    // Stable: the order of the layers stays where priorities are equal.
     bases.sort_by_key(|(.., priority)| *priority);
-    for (table, chain, _) in bases {
+    for (layer, table, chain, _) in bases {
         if table.kind == TableKind::Nat && !(nat && matches!(packet.state, State::New | State::Related)) {
             continue;
         }
-        let depth = table.chains.len();
-        let mut walk = Walk { table, backend, packet, members, outcome: &mut outcome, depth };
+        let (owner, depth) = (&*layer.owner, table.chains.len());
+        let mut walk = Walk { owner, table, backend, packet, members, outcome: &mut outcome, depth };
         walk.chain(chain);
         if outcome.verdict == Verdict::Drop {
             break;
@@ -171,13 +175,11 @@ pub fn evaluate<'a>(
 /// table. The kernel translates while the namespace has a nat base chain and something that needs connection tracking
 /// (`nf_nat_register_fn` and `nf_ct_netns_get`); rules of others may do both, and do not count here.
 #[must_use]
-pub fn translations_last(ruleset: &Ruleset, backend: Backend, family: Family) -> bool {
+pub fn translations_last(layers: &[Ruleset], backend: Backend, family: Family) -> bool {
     // As above: an inet table of nf_tables is there for both families.
-    if backend == Backend::Iptables && !ruleset.families().contains(&family) {
-        return false;
-    }
-    let chains =
-        || ruleset.tables.iter().flat_map(|table| table.chains.iter().map(move |chain| (table.kind, chain)));
+    let sees = |layer: &&Ruleset| backend == Backend::Nftables || layer.families().contains(&family);
+    let tables = || layers.iter().filter(sees).flat_map(|layer| &layer.tables);
+    let chains = || tables().flat_map(|table| table.chains.iter().map(move |chain| (table.kind, chain)));
     let translates = chains().any(|(kind, chain)| kind == TableKind::Nat && chain.base.is_some());
     let mut rules =
         chains().flat_map(|(_, chain)| &chain.rules).filter(|rule| rule.families.contains(family));
@@ -205,6 +207,7 @@ fn needs_tracking(rule: &Rule) -> bool {
 
 /// A way through one table.
 struct Walk<'r, 'p, 'o> {
+    owner: &'r str,
     table: &'r Table,
     backend: Backend,
     packet: &'p Packet,
@@ -226,7 +229,7 @@ impl<'r> Walk<'r, '_, '_> {
             if !self.matches(rule) {
                 continue;
             }
-            let place = Place { table: self.table.kind, chain, index, rule };
+            let place = Place { owner: self.owner, table: self.table.kind, chain, index, rule };
             self.outcome.trace.push(place);
             match &rule.action {
                 Action::SetMark(mark) => self.outcome.mark = *mark,

@@ -30,17 +30,18 @@ pub struct Unsupported {
     pub why: String,
 }
 
-/// The whole input of one `iptables-restore` (or `ip6tables-restore`) run; empty when the family has no rules.
+/// The whole input of one `iptables-restore` (or `ip6tables-restore`) run; empty when the family has no rules. Each table is one commit,
+/// with what all layers have in it.
 ///
 /// # Errors
 /// A rule uses what iptables does not have.
-pub fn render(ruleset: &Ruleset, family: Family) -> Result<String, Unsupported> {
+pub fn render(layers: &[Ruleset], family: Family) -> Result<String, Unsupported> {
     let mut out = String::with_capacity(4096);
     // Alphabetical like iptables-save, so that the two can be laid side by side.
-    let mut tables: Vec<&Table> = ruleset.tables.iter().collect();
-    tables.sort_by_key(|table| table.kind.name());
-    for table in tables {
-        render_table(&mut out, table, family)?;
+    for kind in [TableKind::Filter, TableKind::Mangle, TableKind::Nat, TableKind::Raw] {
+        let layers = layers.iter().filter(|layer| layer.families().contains(&family));
+        let tables: Vec<&Table> = layers.filter_map(|layer| layer.table(kind)).collect();
+        render_table(&mut out, kind, &tables, family)?;
     }
     Ok(out)
 }
@@ -113,13 +114,22 @@ pub fn render_rule(rule: &Rule) -> String {
     out
 }
 
-fn render_table(out: &mut String, table: &Table, family: Family) -> Result<(), Unsupported> {
-    let rules = render_rules(table, family)?;
+fn render_table(
+    out: &mut String,
+    kind: TableKind,
+    tables: &[&Table],
+    family: Family,
+) -> Result<(), Unsupported> {
+    let mut rules = String::new();
+    for (number, table) in tables.iter().enumerate() {
+        let leading = |chain: &Chain| leading_in(&tables[..number], chain, family);
+        rules.push_str(&render_rules(table, family, leading)?);
+    }
     if rules.is_empty() {
         return Ok(());
     }
-    let _ = writeln!(out, "*{}", table.kind.name());
-    for chain in own_chains(table, family) {
+    let _ = writeln!(out, "*{}", kind.name());
+    for chain in tables.iter().flat_map(|table| own_chains(table, family)) {
         let _ = writeln!(out, "-N {}", chain_name(chain));
     }
     out.push_str(&rules);
@@ -127,11 +137,31 @@ fn render_table(out: &mut String, table: &Table, family: Family) -> Result<(), U
     Ok(())
 }
 
-/// The lines of a table that add its rules to chains that exist; empty when the family has none.
+/// How many rules at the beginning of a built-in chain are those of earlier layers.
+fn leading_in(earlier: &[&Table], chain: &Chain, family: Family) -> usize {
+    if chain.base.is_none() {
+        return 0;
+    }
+    let same =
+        earlier.iter().filter_map(|table| table.chain(&chain.name)).filter(|chain| chain.base.is_some());
+    same.map(|chain| leading(chain, family)).sum()
+}
+
+/// How many of a chain's first rules precede those of others in the family, see [`Chain::leading`].
+pub fn leading(chain: &Chain, family: Family) -> usize {
+    chain.rules.iter().take(chain.leading).filter(|rule| rule.families.contains(family)).count()
+}
+
+/// The lines of a table that add its rules to chains that exist; empty when the family has none. `after` says of a chain how many rules
+/// of others stay before those that precede all others.
 ///
 /// # Errors
 /// A rule uses what iptables does not have.
-pub fn render_rules(table: &Table, family: Family) -> Result<String, Unsupported> {
+pub fn render_rules(
+    table: &Table,
+    family: Family,
+    after: impl Fn(&Chain) -> usize,
+) -> Result<String, Unsupported> {
     let mut out = String::new();
     if table.chains.iter().all(|chain| rules(chain, family).next().is_none()) {
         return Ok(out);
@@ -141,7 +171,7 @@ pub fn render_rules(table: &Table, family: Family) -> Result<String, Unsupported
     }
     for chain in &table.chains {
         let name = chain_name(chain);
-        let mut position = 0;
+        let mut position = after(chain);
         for (index, rule) in chain.rules.iter().enumerate().filter(|(_, r)| r.families.contains(family)) {
             let text = render_rule(rule);
             if index < chain.leading {

@@ -4,7 +4,7 @@
 //! printed, checked, compared and evaluated without touching a kernel. It is written once and says the same to both backends;
 //! [`iptables`] and [`nft`] render it as text, [`eval`] tells what it does to a packet, and the kernel crate loads it.
 //!
-//! A [`Plan`] is a ruleset plus the policy routing that it needs.
+//! A [`Plan`] is rulesets of several owners, its layers, and the policy routing that they need.
 
 mod check;
 pub mod eval;
@@ -16,7 +16,7 @@ mod rule;
 pub mod set;
 
 pub use check::{Invalid, check};
-pub use plan::{Backend, Plan, Step, Transaction};
+pub use plan::{Backend, Plan, Routing, Transaction};
 pub use rule::{
     ALL_BITS, Action, Base, Chain, ChainKind, CtState, Families, Family, Hook, KnownChain, Match, Ports,
     Protocol, Rule, Ruleset, Table, TableKind,

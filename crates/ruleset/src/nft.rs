@@ -16,13 +16,18 @@ pub const COMMENT_MAX: usize = 127;
 /// The id that stands for "no user" in system calls (`setreuid(2)`), so that nobody has it.
 pub const NOBODYS_ID: u32 = u32::MAX;
 
-/// The commands of a transaction, one a line.
+/// The commands of a transaction, one a line. Of chains with one hook and priority the kernel runs the one first that was attached last,
+/// so the last layer comes first.
 pub fn render(transaction: &Transaction<'_>) -> String {
     let mut out = String::with_capacity(8192);
     // Writing to a String cannot fail.
     let _ = match transaction {
-        Transaction::Add(ruleset) => write_tables(&mut out, ruleset, false),
-        Transaction::Replace(ruleset) => write_tables(&mut out, ruleset, true),
+        Transaction::Add(layers) => {
+            layers.iter().rev().try_for_each(|layer| write_tables(&mut out, layer, false))
+        }
+        Transaction::Replace(layers) => {
+            layers.iter().rev().try_for_each(|layer| write_tables(&mut out, layer, true))
+        }
         Transaction::Delete { owner, tables } => tables.iter().try_for_each(|kind| {
             // "add" first, because a delete of what is not there fails the whole transaction.
             writeln!(out, "add table inet {owner}-{kind}\ndelete table inet {owner}-{kind}")

@@ -15,23 +15,26 @@ pub enum Backend {
 
 /// What one network namespace should have of ours.
 ///
-/// The steps run in order. The rules come last: until then nothing captures a packet, and the routing that the rules rely on is
-/// in place when they start to work.
+/// The routing comes first: until the rules are there nothing captures a packet, and what the rules rely on is in place when they
+/// start to work. Then all layers come at once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// The interface that the ruleset was planned for.
+    /// The interface that the layers were planned for.
     pub backend: Backend,
-    /// Steps in order of execution.
-    pub steps: Vec<Step>,
+    /// Routing in order of execution.
+    pub routing: Vec<Routing>,
+    /// Rulesets of different owners. Where two have a base chain at the same hook with the same priority, the chain of the earlier layer
+    /// comes first.
+    pub layers: Vec<Ruleset>,
 }
 
-/// One idempotent step of a plan.
+/// One part of a plan's routing. Putting it in place again changes nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Step {
+pub enum Routing {
     /// The namespace's loopback interface has this IPv6 address with prefix length 128.
-    EnsureLoopbackAddress(std::net::Ipv6Addr),
+    LoopbackAddress(std::net::Ipv6Addr),
     /// Packets with the mark are routed by the table.
-    EnsureRule {
+    Rule {
         /// Family.
         family: Family,
         /// Mark, without bits outside of the mask.
@@ -40,28 +43,26 @@ pub enum Step {
         mask: u32,
         /// Routing table.
         table: u32,
-        /// Fixed, so that repeating the step finds its own rule instead of adding another.
+        /// Fixed, so that repeating it finds its own rule instead of adding another.
         priority: u32,
     },
     /// Every destination in the routing table is local (`local default dev lo`). In a family that is switched off on that interface
     /// the kernel takes no such route, and no packet could ask for it: then there is nothing to do.
-    EnsureLocalRoute {
+    LocalRoute {
         /// Family.
         family: Family,
         /// Routing table.
         table: u32,
     },
-    /// The owner's tables hold exactly this.
-    Replace(Ruleset),
 }
 
 /// A change of the kernel's rules that happens wholly or not at all.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Transaction<'a> {
-    /// Into a namespace that has none of the owner's tables.
-    Add(&'a Ruleset),
-    /// Instead of what the owner's tables hold now, also those that the new ruleset no longer has.
-    Replace(&'a Ruleset),
+    /// Into a namespace that has no table of the layers' owners.
+    Add(&'a [Ruleset]),
+    /// Instead of what the owners' tables hold now.
+    Replace(&'a [Ruleset]),
     /// Remove the owner's tables of these kinds.
     Delete {
         /// Owner, see [`Ruleset::owner`].
@@ -69,15 +70,6 @@ pub enum Transaction<'a> {
         /// Tables.
         tables: &'a [TableKind],
     },
-}
-
-impl Plan {
-    /// The ruleset of the plan.
-    pub fn ruleset(&self) -> Option<&Ruleset> {
-        self.steps
-            .iter()
-            .find_map(|step| if let Step::Replace(ruleset) = step { Some(ruleset) } else { None })
-    }
 }
 
 impl fmt::Display for Backend {

@@ -186,6 +186,11 @@ impl TableKind {
         }
     }
 
+    /// The nf_tables name of the table of this kind that an owner has.
+    pub fn nft_table(self, owner: &str) -> String {
+        format!("{owner}-{}", self.name())
+    }
+
     /// The priority that iptables gives the table at a hook (`enum nf_ip_hook_priorities` in linux/netfilter_ipv4.h): nat changes
     /// destinations early and sources late.
     pub fn priority(self, hook: Hook) -> i32 {
@@ -217,7 +222,7 @@ impl Hook {
 impl Ruleset {
     /// The nf_tables name of a table of this owner.
     pub fn nft_table(&self, kind: TableKind) -> String {
-        format!("{}-{}", self.owner, kind.name())
+        kind.nft_table(&self.owner)
     }
 
     /// The table of a kind.

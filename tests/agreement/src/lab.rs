@@ -10,7 +10,7 @@ use kernel::iptables::{Iptables, Variant};
 use kernel::nft::Nftables;
 use kernel::{Change, Choice, Kernel, RuleStore as _};
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
-use ruleset::{Backend, Plan, Protocol};
+use ruleset::{Backend, Plan, Protocol, Ruleset};
 use testkit::probe::{Flow, Listener, Listeners, Outcome};
 use testkit::{Families, Pod};
 
@@ -124,12 +124,10 @@ impl Lab {
             ensure!(first.rules == Change::Fresh, "the first time: {first:?}");
             let differences = kernel.observe(inside, plan)?;
             ensure!(differences.is_empty(), "after loading: {differences:?}");
-            let ruleset = plan.ruleset().context("the plan has no rules")?;
-            let owner = ruleset::Ruleset { tables: Vec::new(), ..ruleset.clone() };
             let record = kernel.record(plan).context("the plan has no record")?;
             let record =
                 kernel::Record::from_bytes(&record.to_bytes()).context("the record cannot be read")?;
-            let differences = kernel.observe_record(inside, &record, &owner)?;
+            let differences = kernel.observe_record(inside, &record, &owners(plan))?;
             ensure!(differences == Some(Vec::new()), "by the record: {differences:?}");
             let again = kernel.apply(inside, choice, |_| plan.clone())?;
             ensure!(again.rules == Change::None && again.routing == 0, "the second time: {again:?}");
@@ -144,10 +142,10 @@ impl Lab {
     pub fn unload(&self, loader: Loader, plan: &Plan) -> Result<()> {
         let iptables = loader.iptables();
         let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
-        let ruleset = plan.ruleset().context("the plan has no rules")?;
+        let layers = &plan.layers;
         self.pod.enter(|inside| {
             kernel.cleanup(inside, plan)?;
-            let left = Nftables.exists(inside, ruleset)? || iptables.exists(inside, ruleset)?;
+            let left = Nftables.exists(inside, layers)? || iptables.exists(inside, layers)?;
             ensure!(!left, "rules are left after a cleanup");
             Ok(())
         })?
@@ -174,6 +172,11 @@ impl Lab {
             other => bail!("no attempt is made of {}", other.name()),
         }
     }
+}
+
+/// The layers without rules.
+pub fn owners(plan: &Plan) -> Vec<Ruleset> {
+    plan.layers.iter().map(|layer| Ruleset { tables: Vec::new(), ..layer.clone() }).collect()
 }
 
 /// Whether an outcome is the predicted end; otherwise what is different.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ruleset::eval::{Outcome, Owner, Packet, State, Verdict, evaluate};
-use ruleset::{Hook, NoMembers, Plan, Protocol, Ruleset, Step};
+use ruleset::{Hook, NoMembers, Plan, Protocol, Routing};
 
 use crate::world::{self, LISTENER_ID};
 
@@ -100,10 +100,7 @@ impl Attempt {
 
 /// Follows an attempt through a plan.
 pub fn predict<'a>(plan: &'a Plan, attempt: &Attempt) -> Way<'a> {
-    let Some(ruleset) = plan.ruleset() else {
-        return Way { hooks: Vec::new(), end: End::NoAnswer };
-    };
-    let mut walk = Walk { plan, ruleset, hooks: Vec::new() };
+    let mut walk = Walk { plan, hooks: Vec::new() };
     let packet = attempt.packet();
     let end = if attempt.from_peer { walk.arrives(packet, true) } else { walk.is_sent(packet) };
     Way { hooks: walk.hooks, end }
@@ -111,13 +108,12 @@ pub fn predict<'a>(plan: &'a Plan, attempt: &Attempt) -> Way<'a> {
 
 struct Walk<'a> {
     plan: &'a Plan,
-    ruleset: &'a Ruleset,
     hooks: Vec<(Hook, Packet, Outcome<'a>)>,
 }
 
 impl Walk<'_> {
     fn is_sent(&mut self, mut packet: Packet) -> End {
-        let outcome = evaluate(self.ruleset, self.plan.backend, &packet, Hook::Output, true, &NoMembers);
+        let outcome = evaluate(&self.plan.layers, self.plan.backend, &packet, Hook::Output, true, &NoMembers);
         let (verdict, mark, ct_mark, zone) = (outcome.verdict, outcome.mark, outcome.ct_mark, outcome.zone);
         self.hooks.push((Hook::Output, packet.clone(), outcome));
         match verdict {
@@ -149,7 +145,8 @@ impl Walk<'_> {
     }
 
     fn arrives(&mut self, packet: Packet, nat: bool) -> End {
-        let outcome = evaluate(self.ruleset, self.plan.backend, &packet, Hook::Prerouting, nat, &NoMembers);
+        let outcome =
+            evaluate(&self.plan.layers, self.plan.backend, &packet, Hook::Prerouting, nat, &NoMembers);
         let verdict = outcome.verdict;
         let end = match verdict {
             Verdict::Drop => End::NoAnswer,
@@ -163,8 +160,8 @@ impl Walk<'_> {
 
     /// Whether policy routing takes a packet with the mark to this host.
     fn routed_here(&self, mark: u32, v6: bool) -> bool {
-        self.plan.steps.iter().any(|step| {
-            matches!(step, Step::EnsureRule { family, mark: routed, mask, .. }
+        self.plan.routing.iter().any(|step| {
+            matches!(step, Routing::Rule { family, mark: routed, mask, .. }
                 if *routed == mark & mask && (*family == ruleset::Family::V6) == v6)
         })
     }
@@ -181,7 +178,7 @@ impl Walk<'_> {
             owner: Some(Owner { uid: LISTENER_ID, gid: LISTENER_ID }),
             ..question.clone()
         };
-        evaluate(self.ruleset, self.plan.backend, &answer, Hook::Output, false, &NoMembers).zone
+        evaluate(&self.plan.layers, self.plan.backend, &answer, Hook::Output, false, &NoMembers).zone
     }
 }
 

@@ -25,8 +25,7 @@ fn both_backends_say_the_same() {
                 continue;
             }
             let look = |plan: &Plan| {
-                let rules = plan.ruleset().expect("every plan has rules").clone();
-                let o = evaluate(&rules, plan.backend, packet, *hook, *nat, &NoMembers);
+                let o = evaluate(&plan.layers, plan.backend, packet, *hook, *nat, &NoMembers);
                 (o.verdict, o.mark, o.ct_mark, o.zone)
             };
             prop_assert_eq!(look(&nft), look(&iptables), "{:?} {:?} {:?} {:?}", packet, hook, node, pod);

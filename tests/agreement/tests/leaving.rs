@@ -70,9 +70,8 @@ impl Way {
             icmp: (0, 0),
             listening: true,
         };
-        let rules = plan.ruleset().expect("every plan has rules");
         matches!(
-            evaluate(rules, plan.backend, &packet, hook, true, &NoMembers).verdict,
+            evaluate(&plan.layers, plan.backend, &packet, hook, true, &NoMembers).verdict,
             Verdict::Redirect { .. }
         )
     }
@@ -137,11 +136,10 @@ impl Lab {
         let mut before = self.open(&mesh)?;
         let taken = before.iter().filter(|(way, _)| way.is_taken(&mesh)).count();
         self.apply(loader, &drain)?;
-        let rules = drain.ruleset().context("a drain has rules")?;
         for (way, stream) in &mut before {
             ensure!(!way.is_taken(&drain), "{way:?}: a drain takes nothing new");
             ensure!(
-                !way.is_taken(&mesh) || translations_last(rules, drain.backend, way.family()),
+                !way.is_taken(&mesh) || translations_last(&drain.layers, drain.backend, way.family()),
                 "{way:?}: the evaluator"
             );
             talk(*way, stream).context("while the pod drains")?;

@@ -13,7 +13,7 @@ use capture::{Facts, Settings, plan};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
-use ruleset::{Backend, Family, Plan, Protocol, Step, Transaction};
+use ruleset::{Backend, Family, Plan, Protocol, Transaction};
 
 const CASES: u32 = 80;
 const ATTEMPTS: usize = 12;
@@ -44,20 +44,16 @@ fn disagreement(
     Ok(found)
 }
 
-fn rules_of(plan: &Plan) -> &ruleset::Ruleset {
-    plan.ruleset().expect("every plan has rules")
-}
-
 fn texts(settings: &Settings, ipv6: bool) -> String {
     let mut out = format!("{settings:#?}\nIPv6: {ipv6}\n");
     let nft = plan(settings, Facts { backend: Backend::Nftables, ipv6 });
     let iptables = plan(settings, Facts { backend: Backend::Iptables, ipv6 });
-    for step in nft.steps.iter().filter(|step| !matches!(step, Step::Replace(_))) {
+    for step in &nft.routing {
         let _ = writeln!(out, "{step:?}");
     }
-    let _ = writeln!(out, "--- nft\n{}", ruleset::nft::render(&Transaction::Add(rules_of(&nft))));
+    let _ = writeln!(out, "--- nft\n{}", ruleset::nft::render(&Transaction::Add(&nft.layers)));
     for family in [Family::V4, Family::V6] {
-        let text = ruleset::iptables::render(rules_of(&iptables), family);
+        let text = ruleset::iptables::render(&iptables.layers, family);
         let _ = writeln!(out, "--- iptables {family:?}\n{}", text.unwrap_or_else(|error| error.to_string()));
     }
     out
@@ -174,13 +170,9 @@ fn a_missing_rule_is_noticed() {
             let place = decided.expect("each of these attempts meets a rule that decides");
             let (table, chain, index) = (place.table, place.chain.name.clone(), place.index);
             let mut without = whole.clone();
-            for step in &mut without.steps {
-                if let Step::Replace(rules) = step {
-                    let chains =
-                        rules.tables.iter_mut().filter(|t| t.kind == table).flat_map(|t| &mut t.chains);
-                    chains.filter(|c| c.name == chain).for_each(|c| drop(c.rules.remove(index)));
-                }
-            }
+            let tables = without.layers.iter_mut().flat_map(|layer| &mut layer.tables);
+            let chains = tables.filter(|t| t.kind == table).flat_map(|t| &mut t.chains);
+            chains.filter(|c| c.name == chain).for_each(|c| drop(c.rules.remove(index)));
             let found =
                 disagreement(&lab, loader, &without, &whole, std::slice::from_ref(attempt), &count).unwrap();
             let found = found.unwrap_or_else(|| {

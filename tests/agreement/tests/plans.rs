@@ -31,7 +31,7 @@ fn check(name: &str, test: impl Fn(&Settings, bool, &[(Packet, Hook, bool)]) -> 
 }
 
 fn look<'a>(plan: &'a Plan, (packet, hook, nat): &(Packet, Hook, bool)) -> Outcome<'a> {
-    evaluate(plan.ruleset().expect("every plan has rules"), plan.backend, packet, *hook, *nat, &NoMembers)
+    evaluate(&plan.layers, plan.backend, packet, *hook, *nat, &NoMembers)
 }
 
 fn trace(outcome: &Outcome<'_>) -> String {
@@ -77,7 +77,7 @@ fn both_backends_say_the_same() {
                 "{at:?}\nnftables: {}\niptables: {}\n{settings:#?}\n{}",
                 trace(&a),
                 trace(&b),
-                ruleset::nft::render(&Transaction::Add(nft.ruleset().unwrap()))
+                ruleset::nft::render(&Transaction::Add(&nft.layers))
             );
         }
         Ok(())
@@ -118,7 +118,7 @@ fn without_a_socket_only_inverted_owner_matches_tell_the_backends_apart() {
 fn every_plan_is_valid_and_is_the_same_when_made_again() {
     check("valid", |settings, ipv6, _| {
         for plan in plans(settings, ipv6) {
-            let rules = plan.ruleset().unwrap();
+            let [rules] = &plan.layers[..] else { panic!("a plan has one layer") };
             prop_assert_eq!(ruleset::check(rules), Ok(()), "{:#?}", settings);
             prop_assert_eq!(&plan, &capture::plan(settings, Facts { backend: plan.backend, ipv6 }));
             for rule in rules.tables.iter().flat_map(|t| &t.chains).flat_map(|c| &c.rules) {
@@ -131,7 +131,7 @@ fn every_plan_is_valid_and_is_the_same_when_made_again() {
             }
             if plan.backend == Backend::Iptables {
                 for family in [Family::V4, Family::V6] {
-                    prop_assert!(ruleset::iptables::render(rules, family).is_ok());
+                    prop_assert!(ruleset::iptables::render(&plan.layers, family).is_ok());
                 }
             }
         }

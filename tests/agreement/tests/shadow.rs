@@ -219,9 +219,8 @@ fn look(lab: &Lab, plan: &Plan) -> Result<Shadows> {
     let iptables = Iptables::new();
     let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
     let record = kernel.record(plan).ok_or_else(|| anyhow::anyhow!("no record"))?;
-    let rules = plan.ruleset().ok_or_else(|| anyhow::anyhow!("no rules"))?;
-    let owner = ruleset::Ruleset { tables: Vec::new(), ..rules.clone() };
-    Ok(lab.pod().enter(|inside| kernel.shadows(inside, &record, &owner, &POD[..2], "eth0"))??)
+    let owners = agreement::lab::owners(plan);
+    Ok(lab.pod().enter(|inside| kernel.shadows(inside, &record, &owners, &POD[..2], "eth0"))??)
 }
 
 /// Tries every packet with and without the foreign rule; says what does not agree.
@@ -337,16 +336,15 @@ fn plans_read_back_say_what_they_say() {
     let result = runner.run(&strategy, |(settings, ipv6, packets)| {
         for backend in [Backend::Nftables, Backend::Iptables] {
             let plan = plan(&settings, Facts { backend, ipv6 });
-            let rules = plan.ruleset().expect("every plan has rules");
-            let owner = ruleset::Ruleset { tables: Vec::new(), ..rules.clone() };
             let record = kernel.record(&plan).expect("every plan has a record");
-            let tables = kernel.tables(&record, &owner).expect("a record can be read");
+            let tables =
+                kernel.tables(&record, &agreement::lab::owners(&plan)).expect("a record can be read");
             for (mut packet, hook, _) in packets.iter().cloned() {
                 (packet.state, packet.ct_mark, packet.listening) = (State::New, 0, true);
                 if packet.family() == Family::V6 && !ipv6 {
                     continue;
                 }
-                let said = evaluate(rules, backend, &packet, hook, true, &NoMembers).verdict;
+                let said = evaluate(&plan.layers, backend, &packet, hook, true, &NoMembers).verdict;
                 let fate = walk::walk(&stations(&tables, hook, packet.family()), &of(&packet));
                 prop_assert!(fate.unread.is_none(), "{:?}", fate.unread.map(|place| place.rule.to_string()));
                 let same = match (said, fate.end) {
@@ -386,8 +384,8 @@ fn of(packet: &ruleset::eval::Packet) -> walk::Packet {
 fn only_two_hooks_are_looked_at() {
     for backend in [Backend::Nftables, Backend::Iptables] {
         let plan = plan(&Settings::default(), Facts { backend, ipv6: true });
-        let chains =
-            plan.ruleset().into_iter().flat_map(|rules| &rules.tables).flat_map(|table| &table.chains);
+        let tables = plan.layers.iter().flat_map(|layer| &layer.tables);
+        let chains = tables.flat_map(|table| &table.chains);
         for base in chains.filter_map(|chain| chain.base) {
             assert!(matches!(base.hook, Hook::Output | Hook::Prerouting), "{base:?}");
         }

@@ -53,11 +53,10 @@ fn events(runs: usize, report: &mut Report) -> Result<()> {
 /// The same with iptables, beside what its programs alone take for the same rules.
 fn events_with_iptables(runs: usize, report: &mut Report) -> Result<()> {
     let plan = plan_pod(&NodeOptions::default(), &PodOptions::default(), Backend::Iptables);
-    let ruleset = plan.ruleset().context("no rules")?;
     let texts: Vec<(&str, String)> =
         [("iptables-nft-restore", Family::V4), ("ip6tables-nft-restore", Family::V6)]
             .into_iter()
-            .map(|(program, family)| Ok((program, ruleset::iptables::render(ruleset, family)?)))
+            .map(|(program, family)| Ok((program, ruleset::iptables::render(&plan.layers, family)?)))
             .collect::<Result<_>>()?;
     let mut bare = Samples::default();
     let restore =
@@ -242,7 +241,7 @@ fn open(path: &Path, backend: Backend) -> Result<ProbeSets> {
     let opened = Host::open(path)?.enter(|inside| -> Result<ProbeSets> {
         if backend == Backend::Nftables {
             let plan = plan_host(&NodeOptions::default(), ProbeSender::AnySocket, backend);
-            Nftables.setup(inside.inside(), plan.ruleset().context("no rules")?)?;
+            Nftables.setup(inside.inside(), &plan.layers)?;
         }
         Ok(ProbeSets::open(inside, backend, "istio-ambient-nat", PROBES_V4, None)?)
     });

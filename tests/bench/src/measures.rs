@@ -72,7 +72,7 @@ fn add_nftables(runs: usize, report: &mut Report) -> Result<()> {
 fn add_iptables(runs: usize, report: &mut Report) -> Result<()> {
     let node = node(false)?;
     let plan = plan(Backend::Iptables);
-    let text = ruleset::iptables::render(plan.ruleset().context("no rules")?, Family::V4)?;
+    let text = ruleset::iptables::render(&plan.layers, Family::V4)?;
     let (mut ours, mut base) = (Samples::default(), Samples::default());
     for _ in 0..runs {
         let (bare, whole) = (namespace()?, namespace()?);
@@ -87,8 +87,7 @@ fn add_iptables(runs: usize, report: &mut Report) -> Result<()> {
 
 fn rules_in_process(runs: usize, report: &mut Report) -> Result<()> {
     let plan = plan(Backend::Nftables);
-    let ruleset = plan.ruleset().context("no rules")?;
-    let batch = kernel::nft::encode(ruleset);
+    let batch = kernel::nft::encode(&plan.layers);
     let (mut ours, mut base) = (Samples::default(), Samples::default());
     for _ in 0..runs {
         let (raw, whole) = (namespace()?, namespace()?);
@@ -99,7 +98,7 @@ fn rules_in_process(runs: usize, report: &mut Report) -> Result<()> {
         base.push(raw??);
         let whole = whole.enter(|inside| {
             let start = Instant::now();
-            Nftables.setup(inside, ruleset).map(|_| start.elapsed())
+            Nftables.setup(inside, &plan.layers).map(|_| start.elapsed())
         });
         ours.push(whole??);
     }

@@ -100,10 +100,9 @@ fn traffic(backend: Backend, runs: usize, report: &mut Report) -> Result<()> {
     let (with, without) = (Echo::new(PROXY)?, Echo::new(APPLICATION)?);
     ensure!(with.connect().is_err(), "the application's port answers before there are rules");
     let plan = capture::plan(&Settings::default(), Facts { backend, ipv6: false });
-    let ruleset = plan.ruleset().context("no rules")?;
     with.pod.own().enter(|inside| match backend {
-        Backend::Nftables => Nftables.setup(inside, ruleset).map(drop),
-        Backend::Iptables => Iptables::new().setup(inside, ruleset).map(drop),
+        Backend::Nftables => Nftables.setup(inside, &plan.layers).map(drop),
+        Backend::Iptables => Iptables::new().setup(inside, &plan.layers).map(drop),
     })??;
     let (mut ours, mut base) = (Samples::default(), Samples::default());
     for _ in 0..runs {

@@ -100,8 +100,7 @@ fn compare_iptables(case: &Case, variant: Variant) -> Result<Option<String>> {
 
 fn set_up(namespace: &TestNetns, store: &dyn RuleStore, case: &Case) -> Result<()> {
     let plan = case.plan();
-    let rules = plan.ruleset().unwrap();
-    namespace.enter(|inside| store.setup(inside, rules))??;
+    namespace.enter(|inside| store.setup(inside, &plan.layers))??;
     Ok(())
 }
 

@@ -68,8 +68,7 @@ fn compare_nft(case: &Case, failures: &mut String) -> Result<()> {
     let ours = TestNetns::new()?;
     let plan =
         capture::plan(&case.settings()?, capture::Facts { backend: Backend::Nftables, ipv6: case.ipv6() });
-    let ruleset = plan.ruleset().context("a plan without rules")?;
-    ours.enter(|inside| Nftables.setup(inside, ruleset))??;
+    ours.enter(|inside| Nftables.setup(inside, &plan.layers))??;
     let expected = reference.nft_json(Comments::Strip)?;
     let found = ours.nft_json(Comments::Strip)?;
     if expected != found {
@@ -92,12 +91,11 @@ fn compare_iptables(case: &Case, variant: Variant, failures: &mut String) -> Res
     let ours = TestNetns::new()?;
     let plan =
         capture::plan(&case.settings()?, capture::Facts { backend: Backend::Iptables, ipv6: case.ipv6() });
-    let ruleset = plan.ruleset().context("a plan without rules")?;
     let forced = match variant {
         Variant::Legacy => kernel::iptables::Variant::Legacy,
         Variant::Nft => kernel::iptables::Variant::Nft,
     };
-    ours.enter(|inside| Iptables::forced(forced).setup(inside, ruleset))??;
+    ours.enter(|inside| Iptables::forced(forced).setup(inside, &plan.layers))??;
     for (family, golden) in [(Family::V4, v4), (Family::V6, v6)] {
         if golden.is_empty() {
             continue;

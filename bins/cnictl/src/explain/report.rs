@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use capture::Skip;
 use capture::ambient::{self, HBONE_PORT};
 use capture::settings::DNS_PORT;
@@ -94,15 +94,13 @@ struct TraceEntry {
 }
 
 impl Explanation {
-    /// # Errors
-    /// The plan has no rules, which would be a mistake of ours.
-    pub(super) fn of(subject: &Subject, flow: &Flow) -> Result<Self> {
+    pub(super) fn of(subject: &Subject, flow: &Flow) -> Self {
         let mut explanation = match &subject.outcome {
             Outcome::Skipped(skip) => Self::of_skipped(&subject.name, skip, flow),
-            Outcome::Captured(captured) => Self::of_captured(&subject.name, captured, flow)?,
+            Outcome::Captured(captured) => Self::of_captured(&subject.name, captured, flow),
         };
         explanation.assumed = [subject.assumed.clone(), flow.assumed.clone()].concat();
-        Ok(explanation)
+        explanation
     }
 
     fn of_skipped(pod: &PodRef, skip: &Skip, flow: &Flow) -> Self {
@@ -127,16 +125,14 @@ impl Explanation {
         }
     }
 
-    fn of_captured(pod: &PodRef, captured: &Captured, flow: &Flow) -> Result<Self> {
+    fn of_captured(pod: &PodRef, captured: &Captured, flow: &Flow) -> Self {
         let backend = captured.facts.backend;
-        let ruleset = captured.plan.ruleset().context("the plan has no rules")?;
         let (flow, node) = from_node(captured, flow);
         let flow = &flow;
-        let way = follow(ruleset, backend, flow);
-        let report =
-            |place: &Place<'_>| describe(ruleset, backend, place.table, place.chain, place.index, place.rule);
+        let way = follow(&captured.plan.layers, backend, flow);
+        let report = |place: &Place<'_>| describe(backend, place);
         let decided = way.decided_by();
-        Ok(Self {
+        Self {
             pod: pod.clone(),
             captured: captured.complete,
             reason: None,
@@ -159,7 +155,7 @@ impl Explanation {
                 .collect(),
             assumed: Vec::new(),
             warnings: captured.warnings.clone(),
-        })
+        }
     }
 
     /// The text; people see the trace only when they ask for it.
@@ -307,19 +303,18 @@ impl VerdictReport {
 /// The flow as it comes to the pod, and what the node's own rules did before.
 fn from_node(captured: &Captured, flow: &Flow) -> (Flow, Option<NodeReport>) {
     let host = captured.node().filter(|_| flow.from_node);
-    let Some((host, ruleset)) = host.and_then(|host| Some((host, host.plan.ruleset()?))) else {
+    let Some(host) = host else {
         return (flow.clone(), None);
     };
     let backend = host.plan.backend;
     let members: Vec<_> = host.members.iter().map(|member| member.address).collect();
-    let outcome = leave_node(ruleset, backend, flow, &members);
+    let outcome = leave_node(&host.plan.layers, backend, flow, &members);
     let mut flow = flow.clone();
     if let Verdict::Snat { to } = outcome.verdict {
         flow.source.set_ip(to);
     }
     let rule = outcome.decided_by.filter(|_| matches!(outcome.verdict, Verdict::Snat { .. }));
-    let rule =
-        rule.map(|place| describe(ruleset, backend, place.table, place.chain, place.index, place.rule));
+    let rule = rule.map(|place| describe(backend, &place));
     let node = NodeReport { source: flow.source.ip().to_string(), rule };
     (flow, Some(node))
 }

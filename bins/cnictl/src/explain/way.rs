@@ -22,19 +22,19 @@ pub(super) struct Way<'a> {
 /// A packet for the pod itself leaves by the loopback interface and comes in again by it. It keeps its mark and its connection's,
 /// loses its socket, and the nat chains do not see it a second time: the destination of a connection is decided once
 /// (`nf_nat_inet_fn` in nf_nat_core.c), and that was on output.
-pub(super) fn follow<'a>(ruleset: &'a Ruleset, backend: Backend, flow: &Flow) -> Way<'a> {
+pub(super) fn follow<'a>(layers: &'a [Ruleset], backend: Backend, flow: &Flow) -> Way<'a> {
     let packet = first_packet(flow);
     if flow.direction == Direction::In {
-        let outcome = evaluate(ruleset, backend, &packet, Hook::Prerouting, true, &NoMembers);
+        let outcome = evaluate(layers, backend, &packet, Hook::Prerouting, true, &NoMembers);
         return Way { hooks: vec![(Hook::Prerouting, outcome)] };
     }
-    let sent = evaluate(ruleset, backend, &packet, Hook::Output, true, &NoMembers);
+    let sent = evaluate(layers, backend, &packet, Hook::Output, true, &NoMembers);
     let again = second_packet(&packet, &sent);
     let mut hooks = vec![(Hook::Output, sent)];
     if let Some(packet) = again {
         hooks.push((
             Hook::Prerouting,
-            evaluate(ruleset, backend, &packet, Hook::Prerouting, false, &NoMembers),
+            evaluate(layers, backend, &packet, Hook::Prerouting, false, &NoMembers),
         ));
     }
     Way { hooks }
@@ -66,7 +66,7 @@ fn first_packet(flow: &Flow) -> Packet {
 
 /// What the node's own rules do with a packet that a process of the node sends to the pod. `members` are the addresses in the node's sets.
 pub(super) fn leave_node<'a>(
-    ruleset: &'a Ruleset,
+    layers: &'a [Ruleset],
     backend: Backend,
     flow: &Flow,
     members: &[IpAddr],
@@ -83,7 +83,7 @@ pub(super) fn leave_node<'a>(
         delta.add(Key::from(*address));
         contents.apply(if address.is_ipv4() { PROBES_V4 } else { PROBES_V6 }, &delta);
     }
-    evaluate(ruleset, backend, &packet, Hook::Postrouting, true, &contents)
+    evaluate(layers, backend, &packet, Hook::Postrouting, true, &contents)
 }
 
 /// The packet as it comes in again, if it leaves by the loopback interface, of itself or because it was redirected.

@@ -47,8 +47,7 @@ pub(super) fn look() -> (Vec<Part>, Vec<String>) {
             [(Part::Nftables, &Nftables as &dyn RuleStore), (Part::Iptables, &iptables_of_the_node())];
         for (part, store) in stores {
             let plan = plan_host(&NodeOptions::default(), ProbeSender::AnySocket, Backend::Nftables);
-            let Some(ruleset) = plan.ruleset() else { continue };
-            match store.exists(inside.inside(), ruleset) {
+            match store.exists(inside.inside(), &plan.layers) {
                 Ok(true) => found.push(part),
                 Ok(false) => {}
                 Err(error) => errors.push(kernel::chain_text(&error)),

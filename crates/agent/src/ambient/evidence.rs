@@ -74,8 +74,8 @@ impl Evidence {
             self.told().remove(&inside.id());
             return seen;
         }
-        let owner = capture::ambient::no_rules();
-        match kernel.shadows(inside, &record, &owner, &subject.addresses, INTERFACE) {
+        let owners = [capture::ambient::no_rules()];
+        match kernel.shadows(inside, &record, &owners, &subject.addresses, INTERFACE) {
             Ok(Shadows { proven, possible }) => {
                 let proven = proven.iter().map(|shadow| format!("packets escape capture: {shadow}"));
                 let possible = possible.iter().map(|text| format!("packets may escape capture: {text}"));

@@ -271,8 +271,7 @@ fn open_host(config: &AmbientConfig) -> Result<Host, NotReady> {
 /// The kernel cannot be asked.
 pub(crate) fn has_rules(config: &AmbientConfig) -> Result<bool, NotReady> {
     let plan = plan_host(&config.node.now(), ProbeSender::AnySocket, Backend::Nftables);
-    let Some(rules) = plan.ruleset() else { return Ok(false) };
-    let found = open_host(config)?.enter(|inside| Nftables.exists(inside.inside(), rules));
+    let found = open_host(config)?.enter(|inside| Nftables.exists(inside.inside(), &plan.layers));
     found.map_err(not_ready)?.map_err(not_ready)
 }
 

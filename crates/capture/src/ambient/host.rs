@@ -3,8 +3,7 @@
 use std::net::IpAddr;
 
 use ruleset::{
-    Action, Backend, Chain, Hook, KeyType, KnownChain, Match, Plan, Rule, Ruleset, Set, Step, Table,
-    TableKind,
+    Action, Backend, Chain, Hook, KeyType, KnownChain, Match, Plan, Rule, Ruleset, Set, Table, TableKind,
 };
 
 use super::{NodeOptions, OWNER, base, family_of, regular, tcp};
@@ -49,7 +48,7 @@ pub fn plan_host(node: &NodeOptions, sender: ProbeSender, backend: Backend) -> P
         ipv6: node.ipv6,
         tables: vec![nat],
     };
-    Plan { backend, steps: vec![Step::Replace(rules)] }
+    Plan { backend, routing: Vec::new(), layers: vec![rules] }
 }
 
 /// In nf_tables the base chain is ours alone; in iptables others have rules there, and the first that changes the source wins.

@@ -1,7 +1,7 @@
 //! The rules in a pod's namespace. Their order within a chain is that of PR-6.
 
 use ruleset::{
-    Action, Backend, Hook, KnownChain, Match, Plan, Ports, Protocol, Rule, Ruleset, Step, Table, TableKind,
+    Action, Backend, Hook, KnownChain, Match, Plan, Ports, Protocol, Routing, Rule, Ruleset, Table, TableKind,
 };
 
 use super::{
@@ -46,7 +46,7 @@ pub fn plan_drain(node: &NodeOptions, pod: &PodOptions, backend: Backend) -> Pla
 }
 
 fn plan(node: &NodeOptions, pod: &PodOptions, backend: Backend, nat: Table) -> Plan {
-    let mut steps = Vec::new();
+    let mut routing = Vec::new();
     let mut tables = vec![nat, mangle()];
     if pod.captures_dns(node) {
         tables.push(raw());
@@ -54,8 +54,8 @@ fn plan(node: &NodeOptions, pod: &PodOptions, backend: Backend, nat: Table) -> P
     let rules = Ruleset { owner: OWNER.into(), known_chains: KNOWN_CHAINS.into(), ipv6: node.ipv6, tables };
     for &family in rules.families() {
         // The route first: a rule that leads to an empty table does no harm, but neither does it help.
-        steps.push(Step::EnsureLocalRoute { family, table: ROUTE_TABLE });
-        steps.push(Step::EnsureRule {
+        routing.push(Routing::LocalRoute { family, table: ROUTE_TABLE });
+        routing.push(Routing::Rule {
             family,
             mark: REPLY_MARK,
             mask: MARK_MASK,
@@ -63,8 +63,7 @@ fn plan(node: &NodeOptions, pod: &PodOptions, backend: Backend, nat: Table) -> P
             priority: RULE_PRIORITY,
         });
     }
-    steps.push(Step::Replace(rules));
-    Plan { backend, steps }
+    Plan { backend, routing, layers: vec![rules] }
 }
 
 fn nat(node: &NodeOptions, pod: &PodOptions) -> Table {

@@ -1,15 +1,22 @@
 use super::*;
 
 use proptest::prelude::*;
+use std::slice::from_ref;
+
 use ruleset::eval::{Owner, Packet, State, Verdict, evaluate, translations_last};
-use ruleset::{Backend, NoMembers, Ruleset, Step, check, iptables, nft};
+use ruleset::{Backend, NoMembers, Routing, Ruleset, check, iptables, nft};
 
 const BACKENDS: [Backend; 2] = [Backend::Nftables, Backend::Iptables];
 const POD: [u8; 4] = [10, 0, 0, 5];
 const OTHER: [u8; 4] = [10, 0, 0, 9];
 
 fn pod(node: &NodeOptions, pod: &PodOptions, backend: Backend) -> Ruleset {
-    plan_pod(node, pod, backend).ruleset().expect("every plan has rules").clone()
+    only(plan_pod(node, pod, backend))
+}
+
+fn only(plan: ruleset::Plan) -> Ruleset {
+    let [rules] = <[Ruleset; 1]>::try_from(plan.layers).expect("a plan has one layer");
+    rules
 }
 
 fn parse(annotations: &[(&str, &str)]) -> (PodOptions, Vec<String>) {
@@ -111,42 +118,38 @@ fn without_ipv6_the_plan_has_nothing_of_it() {
         let host = plan_host(&node, ProbeSender::AnySocket, backend);
         [plan_pod(&node, &PodOptions::default(), backend), host]
     }) {
-        let rules = plan.ruleset().unwrap();
-        let text = nft::render(&ruleset::Transaction::Replace(rules));
+        let text = nft::render(&ruleset::Transaction::Replace(&plan.layers));
         assert!(!text.contains("ip6") && !text.contains("ipv6"), "{text}");
-        assert_eq!(rules.families(), [Family::V4]);
-        let of_v6 = |step: &Step| match step {
-            Step::EnsureRule { family, .. } | Step::EnsureLocalRoute { family, .. } => *family == Family::V6,
+        assert!(plan.layers.iter().all(|rules| rules.families() == [Family::V4]));
+        let of_v6 = |step: &Routing| match step {
+            Routing::Rule { family, .. } | Routing::LocalRoute { family, .. } => *family == Family::V6,
             _ => false,
         };
-        assert!(!plan.steps.iter().any(of_v6));
+        assert!(!plan.routing.iter().any(of_v6));
     }
 }
 
 #[test]
-fn routing_comes_first_and_in_each_family() {
+fn routing_is_planned_in_each_family() {
     let plan = plan_pod(&NodeOptions::default(), &PodOptions::default(), Backend::Iptables);
-    let rule = |family| Step::EnsureRule { family, mark: 0x111, mask: 0xfff, table: 100, priority: 32764 };
-    let route = |family| Step::EnsureLocalRoute { family, table: 100 };
-    let (steps, rules) = plan.steps.split_at(4);
-    assert_eq!(steps, [route(Family::V4), rule(Family::V4), route(Family::V6), rule(Family::V6)]);
-    assert!(matches!(rules, [Step::Replace(_)]));
+    let rule = |family| Routing::Rule { family, mark: 0x111, mask: 0xfff, table: 100, priority: 32764 };
+    let route = |family| Routing::LocalRoute { family, table: 100 };
+    assert_eq!(plan.routing, [route(Family::V4), rule(Family::V4), route(Family::V6), rule(Family::V6)]);
 }
 
 #[test]
 fn what_is_removed_is_all_that_could_be_there() {
     for backend in BACKENDS {
         let all = plan_of_everything(backend);
-        let everything = all.ruleset().unwrap();
+        let everything = &all.layers[0];
         for (dns_capture, ipv6, ingress) in
             [(true, true, true), (false, false, false), (true, false, true), (false, true, false)]
         {
             let node = NodeOptions { dns_capture, ipv6, ..NodeOptions::default() };
             let options = PodOptions { ingress, virtual_interfaces: vec!["x".to_owned()], dns_capture: None };
             let plan = plan_pod(&node, &options, backend);
-            let known = |step: &Step| matches!(step, Step::Replace(_)) || all.steps.contains(step);
-            assert!(plan.steps.iter().all(known));
-            for table in &plan.ruleset().unwrap().tables {
+            assert!(plan.routing.iter().all(|step| all.routing.contains(step)));
+            for table in &only(plan).tables {
                 for chain in &table.chains {
                     assert!(everything.table(table.kind).unwrap().chain(&chain.name).is_some());
                     let known = everything
@@ -165,7 +168,7 @@ fn the_host_plan_says_who_sends_probes_and_comes_before_masquerading() {
     let node = NodeOptions { ipv6: false, ..NodeOptions::default() };
     let nft = |sender| {
         let plan = plan_host(&node, sender, Backend::Nftables);
-        nft::render(&ruleset::Transaction::Replace(plan.ruleset().unwrap()))
+        nft::render(&ruleset::Transaction::Replace(&plan.layers))
     };
     let set = "ip daddr @istio-inpod-probes-v4 counter snat ip to 169.254.7.127";
     assert!(nft(ProbeSender::Uid(1000)).contains(&format!("meta l4proto tcp meta skuid 1000 {set}")));
@@ -174,7 +177,7 @@ fn the_host_plan_says_who_sends_probes_and_comes_before_masquerading() {
     );
     let plan = plan_host(&node, ProbeSender::Uid(1000), Backend::Iptables);
     assert_eq!(
-        iptables::render(plan.ruleset().unwrap(), Family::V4).unwrap(),
+        iptables::render(&plan.layers, Family::V4).unwrap(),
         "*nat\n-N ISTIO_POSTRT\n-I POSTROUTING 1 -j ISTIO_POSTRT\n\
          -A ISTIO_POSTRT -p tcp -m owner --socket-exists -m set --match-set istio-inpod-probes-v4 dst \
          -j SNAT --to-source 169.254.7.127\nCOMMIT\n"
@@ -256,7 +259,7 @@ fn what_becomes_of_packets() {
     for (options, hook, packet, expected) in cases {
         for backend in BACKENDS {
             let rules = pod(&NodeOptions::default(), options, backend);
-            let outcome = evaluate(&rules, backend, &packet, hook, true, &NoMembers);
+            let outcome = evaluate(from_ref(&rules), backend, &packet, hook, true, &NoMembers);
             assert_eq!(outcome.verdict, expected, "{backend} {hook:?} {packet:?}");
         }
     }
@@ -266,7 +269,8 @@ fn what_becomes_of_packets() {
 fn ztunnels_connections_and_questions_are_marked() {
     for backend in BACKENDS {
         let rules = pod(&NodeOptions::default(), &PodOptions::default(), backend);
-        let see = |packet: &Packet, hook| evaluate(&rules, backend, packet, hook, false, &NoMembers);
+        let see =
+            |packet: &Packet, hook| evaluate(from_ref(&rules), backend, packet, hook, false, &NoMembers);
         let to_application = Packet { ct_mark: 0x5000, ..by_ztunnel(inward(OTHER, 80)) };
         assert_eq!(see(&to_application, Hook::Prerouting).ct_mark, 0x5111);
         assert_eq!(see(&inward(OTHER, 80), Hook::Prerouting).ct_mark, 0);
@@ -291,7 +295,7 @@ fn a_drain_redirects_nothing_and_keeps_what_was_redirected() {
         BACKENDS.into_iter().flat_map(|backend| [(backend, PodOptions::default()), (backend, guests.clone())])
     {
         let plan = plan_drain(&NodeOptions::default(), &options, backend);
-        let rules = plan.ruleset().unwrap();
+        let layers = &plan.layers;
         let by_guest = Packet { in_interface: "net1".to_owned(), ..inward(OTHER, 80) };
         let new = [
             (Hook::Prerouting, inward(OTHER, 80)),
@@ -302,30 +306,30 @@ fn a_drain_redirects_nothing_and_keeps_what_was_redirected() {
             (Hook::Output, udp(outward(OTHER, 53))),
         ];
         for (hook, packet) in new {
-            let outcome = evaluate(rules, backend, &packet, hook, true, &NoMembers);
+            let outcome = evaluate(layers, backend, &packet, hook, true, &NoMembers);
             assert_eq!((outcome.verdict, outcome.mark), (Verdict::Pass, 0), "{backend} {hook:?} {packet:?}");
         }
         let answer = Packet { ct_mark: REPLY_MARK, state: State::Established, ..outward(OTHER, 40_000) };
-        assert_eq!(evaluate(rules, backend, &answer, Hook::Output, false, &NoMembers).mark, REPLY_MARK);
+        assert_eq!(evaluate(layers, backend, &answer, Hook::Output, false, &NoMembers).mark, REPLY_MARK);
         for family in [Family::V4, Family::V6] {
-            assert!(translations_last(rules, backend, family), "{backend} {family:?}");
+            assert!(translations_last(layers, backend, family), "{backend} {family:?}");
             assert!(translations_last(
-                plan_pod(&NodeOptions::default(), &options, backend).ruleset().unwrap(),
+                &plan_pod(&NodeOptions::default(), &options, backend).layers,
                 backend,
                 family
             ));
-            assert!(!translations_last(&no_rules(), backend, family));
+            assert!(!translations_last(&[no_rules()], backend, family));
         }
         // What differs from a pod in the mesh is one table: with iptables each is a transaction of its own.
         let mesh = pod(&NodeOptions::default(), &options, backend);
-        let differs = rules.tables.iter().filter(|table| !mesh.tables.contains(table));
+        let differs = layers[0].tables.iter().filter(|table| !mesh.tables.contains(table));
         assert_eq!(differs.map(|table| table.kind).collect::<Vec<_>>(), [TableKind::Nat]);
-        assert_eq!(plan.steps.len(), plan_pod(&NodeOptions::default(), &options, backend).steps.len());
+        assert_eq!(plan.routing, plan_pod(&NodeOptions::default(), &options, backend).routing);
     }
     let v4_only = NodeOptions { ipv6: false, ..NodeOptions::default() };
     for (backend, v6) in [(Backend::Nftables, true), (Backend::Iptables, false)] {
         let plan = plan_drain(&v4_only, &PodOptions::default(), backend);
-        let last = |family| translations_last(plan.ruleset().unwrap(), backend, family);
+        let last = |family| translations_last(&plan.layers, backend, family);
         assert_eq!((last(Family::V4), last(Family::V6)), (true, v6), "{backend}");
     }
 }
@@ -348,8 +352,8 @@ proptest! {
                 plan_host(&node, sender, backend),
             ];
             for plan in plans {
-                let rules = plan.ruleset().expect("every plan has rules");
-                prop_assert_eq!(check(rules), Ok(()));
+                let rules = only(plan);
+                prop_assert_eq!(check(&rules), Ok(()));
                 let all = rules.tables.iter().flat_map(|table| &table.chains).flat_map(|chain| &chain.rules);
                 for rule in all {
                     prop_assert!(!rule.why.is_empty() && rule.why.len() <= nft::COMMENT_MAX, "{}", rule.why);

@@ -11,7 +11,8 @@ fn tproxy() -> Settings {
 }
 
 fn rules(settings: &Settings, facts: Facts) -> Ruleset {
-    plan(settings, facts).ruleset().expect("every plan has rules").clone()
+    let [rules] = <[Ruleset; 1]>::try_from(plan(settings, facts).layers).expect("a plan has one layer");
+    rules
 }
 
 /// The rules of a chain as nft has them, without comments.
@@ -50,27 +51,24 @@ fn the_family_follows_the_pods_addresses() {
 }
 
 #[test]
-fn routing_comes_before_rules_and_only_where_it_is_needed() {
-    let steps = |settings: &Settings, ipv6| plan(settings, Facts { ipv6, ..NFT }).steps;
-    assert_eq!(steps(&Settings::default(), false).len(), 1);
-    assert!(
-        matches!(steps(&Settings::default(), true)[..], [Step::EnsureLoopbackAddress(address), Step::Replace(_)]
-        if address == PASSTHROUGH_V6.addr())
-    );
+fn routing_is_planned_only_where_it_is_needed() {
+    let routing = |settings: &Settings, ipv6| plan(settings, Facts { ipv6, ..NFT }).routing;
+    assert_eq!(routing(&Settings::default(), false), []);
+    assert!(matches!(routing(&Settings::default(), true)[..], [Routing::LoopbackAddress(address)]
+        if address == PASSTHROUGH_V6.addr()));
     assert!(matches!(
-        steps(&tproxy(), false)[..],
+        routing(&tproxy(), false)[..],
         [
-            Step::EnsureRule { family: Family::V4, mark: 1337, mask: ALL_BITS, table: 133, priority: 32765 },
-            Step::EnsureLocalRoute { family: Family::V4, table: 133 },
-            Step::Replace(_)
+            Routing::Rule { family: Family::V4, mark: 1337, mask: ALL_BITS, table: 133, priority: 32765 },
+            Routing::LocalRoute { family: Family::V4, table: 133 }
         ]
     ));
-    let both = steps(&tproxy(), true);
-    assert!(matches!(both[..], [Step::EnsureLoopbackAddress(_), .., Step::Replace(_)]) && both.len() == 6);
+    let both = routing(&tproxy(), true);
+    assert!(matches!(both[..], [Routing::LoopbackAddress(_), ..]) && both.len() == 5);
     let nothing = Settings { inbound_ports: Ports::none(), ..tproxy() };
-    assert_eq!(steps(&nothing, false).len(), 1, "nothing inbound is captured");
+    assert_eq!(routing(&nothing, false), [], "nothing inbound is captured");
     let other = Settings { tproxy_mark: 42, tproxy_table: 200, ..tproxy() };
-    assert!(matches!(steps(&other, false)[0], Step::EnsureRule { mark: 42, table: 200, .. }));
+    assert!(matches!(routing(&other, false)[0], Routing::Rule { mark: 42, table: 200, .. }));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use ruleset::listed;
+use ruleset::{Ruleset, listed};
 use rustix::io::Errno;
 
 use super::*;
@@ -39,36 +39,41 @@ impl Double {
 }
 
 impl RuleStore for Double {
-    fn setup(&self, _: &Inside, _: &Ruleset) -> Result<Change, Error> {
+    fn setup(&self, _: &Inside, _: &[Ruleset]) -> Result<Change, Error> {
         *self.2.lock().unwrap() += 1;
         if self.1 == Answer::Works { Ok(Change::Fresh) } else { Err(self.error()) }
     }
 
-    fn cleanup(&self, _: &Inside, _: &Ruleset) -> Result<Change, Error> {
+    fn cleanup(&self, _: &Inside, _: &[Ruleset]) -> Result<Change, Error> {
         Ok(Change::None)
     }
 
-    fn exists(&self, _: &Inside, _: &Ruleset) -> Result<bool, Error> {
+    fn exists(&self, _: &Inside, _: &[Ruleset]) -> Result<bool, Error> {
         Ok(false)
     }
 
-    fn observe(&self, _: &Inside, _: &Ruleset) -> Result<Vec<Difference>, Error> {
+    fn observe(&self, _: &Inside, _: &[Ruleset]) -> Result<Vec<Difference>, Error> {
         Err(self.error())
     }
 
-    fn recorded(&self, _: &Ruleset) -> Vec<u8> {
+    fn recorded(&self, _: &[Ruleset]) -> Vec<u8> {
         Vec::new()
     }
 
-    fn observe_recorded(&self, _: &Inside, _: &Ruleset, _: &[u8]) -> Result<Option<Vec<Difference>>, Error> {
+    fn observe_recorded(
+        &self,
+        _: &Inside,
+        _: &[Ruleset],
+        _: &[u8],
+    ) -> Result<Option<Vec<Difference>>, Error> {
         Ok(None)
     }
 
-    fn tables(&self, _: &Ruleset, _: &[u8]) -> Option<Vec<listed::Table>> {
+    fn tables(&self, _: &[Ruleset], _: &[u8]) -> Option<Vec<listed::Table>> {
         None
     }
 
-    fn others(&self, _: &Inside, _: &Ruleset) -> Result<Listing, Error> {
+    fn others(&self, _: &Inside, _: &[Ruleset]) -> Result<Listing, Error> {
         Ok(Listing::default())
     }
 }
@@ -80,7 +85,7 @@ fn plan(backend: Backend) -> Plan {
         ipv6: false,
         tables: Vec::new(),
     };
-    Plan { backend, steps: vec![Step::Replace(ruleset)] }
+    Plan { backend, routing: Vec::new(), layers: vec![ruleset] }
 }
 
 #[test]

@@ -221,7 +221,7 @@ impl<'a> View<'a> {
             let _ = writeln!(text, "-N {chain}");
         }
         if let Some(plan) = self.plan {
-            text.push_str(&render_rules(plan, self.side.family)?);
+            text.push_str(&render_rules(plan, self.side.family, |_| 0)?);
         }
         for chain in there.iter().filter(|chain| planned.iter().all(|planned| planned != *chain)) {
             let _ = writeln!(text, "-X {chain}");

@@ -58,16 +58,20 @@ impl Iptables {
     }
 }
 
-/// A ruleset's rules of a family, as iptables has them.
-pub(super) fn of_ruleset(ruleset: &Ruleset, family: Family) -> Vec<Table> {
-    let tables = ruleset.tables.iter().map(|table| {
-        let mut out = Table { ours: true, ..listed::empty(table.kind, family, "") };
+/// The layers' rules of a family, as iptables has them.
+pub(super) fn of_layers(layers: &[Ruleset], family: Family) -> Vec<Table> {
+    let mut tables: Vec<Table> = Vec::new();
+    for table in layers.iter().flat_map(|layer| &layer.tables) {
+        let empty = Table { ours: true, ..listed::empty(table.kind, family, "") };
+        let at = tables.iter().position(|known| known.name == empty.name).unwrap_or_else(|| {
+            tables.push(empty);
+            tables.len() - 1
+        });
         for chain in &table.chains {
-            let of = listed::chain_of(&mut out, table.kind, &chain_name(chain));
-            of.rules =
-                rules(chain, family).map(|rule| listed::parse_line(&render_rule(rule), family)).collect();
+            let of = listed::chain_of(&mut tables[at], table.kind, &chain_name(chain));
+            let rules = rules(chain, family).map(|rule| listed::parse_line(&render_rule(rule), family));
+            of.rules.extend(rules);
         }
-        out
-    });
-    tables.collect()
+    }
+    tables
 }

@@ -17,7 +17,7 @@ const ELEMENTS_AT_A_TIME: usize = 1000;
 /// A transaction that is being written.
 pub(super) struct Batch<'a> {
     writer: Writer,
-    ruleset: &'a Ruleset,
+    layers: &'a [Ruleset],
     /// What each message is about; the index is its sequence number.
     objects: Vec<Object<'a>>,
     /// Where the last message starts.
@@ -27,10 +27,18 @@ pub(super) struct Batch<'a> {
     table_flags: u32,
 }
 
+/// A table of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct TableOf<'a> {
+    /// See [`Ruleset::owner`].
+    pub(super) owner: &'a str,
+    pub(super) kind: TableKind,
+}
+
 /// A table that stays, because it has sets that somebody else fills; and what is in it.
 #[derive(Debug)]
-pub(super) struct Kept {
-    pub(super) kind: TableKind,
+pub(super) struct Kept<'a> {
+    pub(super) table: TableOf<'a>,
     pub(super) chains: Vec<String>,
     /// Sets that stay.
     pub(super) sets: Vec<String>,
@@ -46,23 +54,24 @@ type Answers<'a> = Vec<(usize, Result<(), Failure<'a>>)>;
 pub(super) enum Object<'a> {
     /// The beginning: answers about the transaction as a whole carry its number.
     Whole,
-    AddTable(TableKind),
-    DeleteTable(TableKind),
-    DeleteRules(TableKind),
-    DeleteChain(TableKind, &'a str),
-    DeleteSet(TableKind, &'a str),
-    AddSet(TableKind, &'a str),
-    AddElements(TableKind, &'a str),
-    AddChain(TableKind, &'a Chain),
-    AddPorts(TableKind, &'a Chain, &'a Rule),
-    AddRule(TableKind, &'a Chain, &'a Rule),
+    AddTable(TableOf<'a>),
+    DeleteTable(TableOf<'a>),
+    DeleteRules(TableOf<'a>),
+    DeleteChain(TableOf<'a>, &'a str),
+    DeleteSet(TableOf<'a>, &'a str),
+    AddSet(TableOf<'a>, &'a str),
+    AddElements(TableOf<'a>, &'a str),
+    AddChain(TableOf<'a>, &'a Chain),
+    AddPorts(TableOf<'a>, &'a Chain, &'a Rule),
+    AddRule(TableOf<'a>, &'a Chain, &'a Rule),
 }
 
 impl<'a> Batch<'a> {
-    pub(super) fn new(ruleset: &'a Ruleset) -> Self {
+    /// For tables of these layers.
+    pub(super) fn new(layers: &'a [Ruleset]) -> Self {
         let mut batch = Self {
             writer: Writer::with_capacity(16 * 1024),
-            ruleset,
+            layers,
             objects: Vec::with_capacity(64),
             last: 0,
             set_ids: 0,
@@ -74,83 +83,82 @@ impl<'a> Batch<'a> {
     }
 
     /// A transaction whose chains are not attached to the packet path, not even until the kernel forgets it.
-    pub(super) fn dormant(ruleset: &'a Ruleset) -> Self {
-        Self { table_flags: table_uapi::DORMANT, ..Self::new(ruleset) }
+    pub(super) fn dormant(layers: &'a [Ruleset]) -> Self {
+        Self { table_flags: table_uapi::DORMANT, ..Self::new(layers) }
     }
 
     /// Deletes a table with all that is in it.
-    pub(super) fn delete_table(&mut self, kind: TableKind) {
-        let name = self.ruleset.nft_table(kind);
-        self.message(Object::DeleteTable(kind), message::DEL_TABLE, 0, |w| w.text(table_uapi::NAME, &name));
+    pub(super) fn delete_table(&mut self, table: TableOf<'a>) {
+        let name = table.name();
+        self.message(Object::DeleteTable(table), message::DEL_TABLE, 0, |w| w.text(table_uapi::NAME, &name));
     }
 
     /// Deletes the rules and chains of a table and those of its sets that are not to stay.
-    fn empty_table(&mut self, kind: TableKind, kept: &'a Kept) {
-        let name = self.ruleset.nft_table(kind);
-        self.message(Object::DeleteRules(kind), message::DEL_RULE, 0, |w| w.text(rule_uapi::TABLE, &name));
+    fn empty_table(&mut self, kept: &'a Kept<'a>) {
+        let (table, name) = (kept.table, kept.table.name());
+        self.message(Object::DeleteRules(table), message::DEL_RULE, 0, |w| w.text(rule_uapi::TABLE, &name));
         for chain in &kept.chains {
-            self.message(Object::DeleteChain(kind, chain), message::DEL_CHAIN, 0, |w| {
+            self.message(Object::DeleteChain(table, chain), message::DEL_CHAIN, 0, |w| {
                 w.text(chain::TABLE, &name);
                 w.text(chain::NAME, chain);
             });
         }
         for other in &kept.other_sets {
-            self.message(Object::DeleteSet(kind, other), message::DEL_SET, 0, |w| {
+            self.message(Object::DeleteSet(table, other), message::DEL_SET, 0, |w| {
                 w.text(set::TABLE, &name);
                 w.text(set::NAME, other);
             });
         }
     }
 
-    /// Adds all tables of the ruleset. It fails when one is there, but for those that are kept: these get new content.
-    pub(super) fn add_tables(&mut self, kept: &'a [Kept]) {
-        let ruleset = self.ruleset;
-        for table in &ruleset.tables {
-            let kept = kept.iter().find(|kept| kept.kind == table.kind);
+    /// Adds all tables of a layer. It fails when one is there, but for those that are kept: these get new content.
+    pub(super) fn add_tables(&mut self, layer: &'a Ruleset, kept: &'a [Kept<'a>]) {
+        for table in &layer.tables {
+            let of = TableOf { owner: &layer.owner, kind: table.kind };
+            let kept = kept.iter().find(|kept| kept.table == of);
             match kept {
-                Some(kept) => self.empty_table(table.kind, kept),
-                None => self.add_table(table.kind),
+                Some(kept) => self.empty_table(kept),
+                None => self.add_table(of),
             }
-            self.add_content(table, kept.map_or(&[], |kept| &kept.sets));
+            self.add_content(of, table, kept.map_or(&[], |kept| &kept.sets));
         }
     }
 
-    fn add_table(&mut self, kind: TableKind) {
-        let name = self.ruleset.nft_table(kind);
+    fn add_table(&mut self, table: TableOf<'a>) {
+        let name = table.name();
         let (new, table_flags) = (flags::CREATE | flags::EXCL, self.table_flags);
-        self.message(Object::AddTable(kind), message::NEW_TABLE, new, |w| {
+        self.message(Object::AddTable(table), message::NEW_TABLE, new, |w| {
             w.text(table_uapi::NAME, &name);
             w.be32(table_uapi::FLAGS, table_flags);
         });
     }
 
     /// Everything in a table but the sets that are there.
-    fn add_content(&mut self, table: &'a Table, there: &[String]) {
-        let kind = table.kind;
-        let name = self.ruleset.nft_table(kind);
+    fn add_content(&mut self, of: TableOf<'a>, table: &'a Table, there: &[String]) {
+        let name = of.name();
         let new = table.sets.iter().filter(|set| there.iter().all(|name| *name != set.name));
-        let sets: Vec<(&Set, u32)> = new.map(|set| (set, self.add_set(kind, &name, set))).collect();
+        let sets: Vec<(&Set, u32)> = new.map(|set| (set, self.add_set(of, &name, set))).collect();
         for chain in ruleset::nft::chains(table) {
-            self.message(Object::AddChain(kind, chain), message::NEW_CHAIN, flags::CREATE, |w| {
+            self.message(Object::AddChain(of, chain), message::NEW_CHAIN, flags::CREATE, |w| {
                 write_chain(w, &name, chain);
             });
         }
         // The elements of a verdict map lead to chains.
         for (set, id) in sets {
             let elements = sets::fixed(set);
-            self.add_elements(Object::AddElements(kind, &set.name), &name, &set.name, id, &elements);
+            self.add_elements(Object::AddElements(of, &set.name), &name, &set.name, id, &elements);
         }
         for chain in &table.chains {
             for rule in &chain.rules {
-                self.add_rule(kind, &name, chain, rule);
+                self.add_rule(of, &name, chain, rule);
             }
         }
     }
 
     /// Adds an empty set; gives its number in the transaction.
-    fn add_set(&mut self, kind: TableKind, table: &str, set: &'a Set) -> u32 {
+    fn add_set(&mut self, of: TableOf<'a>, table: &str, set: &'a Set) -> u32 {
         let id = self.next_set_id();
-        self.message(Object::AddSet(kind, &set.name), message::NEW_SET, flags::CREATE, |w| {
+        self.message(Object::AddSet(of, &set.name), message::NEW_SET, flags::CREATE, |w| {
             w.text(set::TABLE, table);
             w.text(set::NAME, &set.name);
             SetType::of(set).write(w);
@@ -162,14 +170,14 @@ impl<'a> Batch<'a> {
         id
     }
 
-    fn add_rule(&mut self, kind: TableKind, table: &str, chain: &'a Chain, rule: &'a Rule) {
+    fn add_rule(&mut self, of: TableOf<'a>, table: &str, chain: &'a Chain, rule: &'a Rule) {
         let lowered = lower::lower(rule);
         let first_id = self.set_ids + 1;
         for ports in &lowered.ports {
-            self.add_ports(Object::AddPorts(kind, chain, rule), table, ports);
+            self.add_ports(Object::AddPorts(of, chain, rule), table, ports);
         }
         let new = flags::CREATE | flags::APPEND;
-        self.message(Object::AddRule(kind, chain, rule), message::NEW_RULE, new, |w| {
+        self.message(Object::AddRule(of, chain, rule), message::NEW_RULE, new, |w| {
             w.text(rule_uapi::TABLE, table);
             w.text(rule_uapi::CHAIN, &chain.name);
             write_exprs(w, &lowered, first_id);
@@ -250,7 +258,7 @@ impl<'a> Batch<'a> {
 
     fn failure(&self, index: usize, error: netlink::Error) -> Failure<'a> {
         let object = self.objects.get(index).copied().unwrap_or(Object::Whole);
-        Failure { object, owner: &self.ruleset.owner, error }
+        Failure { object, layers: self.layers, error }
     }
 
     fn message(&mut self, object: Object<'a>, kind: u16, extra: u16, body: impl FnOnce(&mut Writer)) {
@@ -320,30 +328,42 @@ fn push_comment(data: &mut Vec<u8>, kind: u8, comment: &str) {
     }
 }
 
+impl TableOf<'_> {
+    /// As nf_tables has it.
+    pub(super) fn name(&self) -> String {
+        self.kind.nft_table(self.owner)
+    }
+}
+
+/// The owners, for people.
+pub(super) fn owners(layers: &[Ruleset]) -> String {
+    layers.iter().map(|layer| &*layer.owner).collect::<Vec<_>>().join(" and ")
+}
+
 impl Object<'_> {
     /// The table that it is about.
     pub(super) fn table(&self) -> Option<TableKind> {
         match self {
             Self::Whole => None,
-            Self::AddTable(kind)
-            | Self::DeleteTable(kind)
-            | Self::DeleteRules(kind)
-            | Self::DeleteChain(kind, _)
-            | Self::DeleteSet(kind, _)
-            | Self::AddSet(kind, _)
-            | Self::AddElements(kind, _)
-            | Self::AddChain(kind, _)
-            | Self::AddPorts(kind, ..)
-            | Self::AddRule(kind, ..) => Some(*kind),
+            Self::AddTable(table)
+            | Self::DeleteTable(table)
+            | Self::DeleteRules(table)
+            | Self::DeleteChain(table, _)
+            | Self::DeleteSet(table, _)
+            | Self::AddSet(table, _)
+            | Self::AddElements(table, _)
+            | Self::AddChain(table, _)
+            | Self::AddPorts(table, ..)
+            | Self::AddRule(table, ..) => Some(table.kind),
         }
     }
 
-    /// The operation in words.
-    pub(super) fn describe(&self, owner: &str) -> String {
-        let table = |kind: &TableKind| format!("table inet {owner}-{kind}");
+    /// The operation in words; `layers` are those of the transaction.
+    pub(super) fn describe(&self, layers: &[Ruleset]) -> String {
+        let table = |table: &TableOf<'_>| format!("table inet {}", table.name());
         let text = ruleset::nft::render_rule;
         match self {
-            Self::Whole => format!("change the nf_tables tables of {owner}"),
+            Self::Whole => format!("change the nf_tables tables of {}", owners(layers)),
             Self::AddTable(kind) => format!("add {}", table(kind)),
             Self::DeleteTable(kind) => format!("delete {}", table(kind)),
             Self::DeleteRules(kind) => format!("delete the rules of {}", table(kind)),

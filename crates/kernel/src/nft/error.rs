@@ -1,6 +1,6 @@
 //! What can go wrong with nf_tables, and what to do about it.
 
-use ruleset::{Action, Chain, ChainKind, Match, Rule};
+use ruleset::{Action, Chain, ChainKind, Match, Rule, Ruleset};
 use rustix::io::Errno;
 
 use super::batch::Object;
@@ -63,7 +63,7 @@ pub enum Error {
         "the tables of {owner} changed during each of {tries} tries to replace them (do two programs set up this pod?)"
     )]
     Contended {
-        /// See [`ruleset::Ruleset::owner`].
+        /// See [`Ruleset::owner`]; of several layers all of them.
         owner: String,
         /// How often it was tried.
         tries: u32,
@@ -74,7 +74,8 @@ pub enum Error {
 #[derive(Debug)]
 pub(super) struct Failure<'a> {
     pub(super) object: Object<'a>,
-    pub(super) owner: &'a str,
+    /// Those of the transaction.
+    pub(super) layers: &'a [Ruleset],
     pub(super) error: netlink::Error,
 }
 
@@ -157,7 +158,7 @@ impl Failure<'_> {
         let held = ours.iter().find(|table| table.holder != 0);
         match (held, self.error.errno()) {
             (Some(table), Some(Errno::PERM)) => Error::Held {
-                operation: self.object.describe(self.owner),
+                operation: self.object.describe(self.layers),
                 table: table.name.clone(),
                 port: table.holder,
                 source: self.error,
@@ -169,7 +170,7 @@ impl Failure<'_> {
 
 impl From<Failure<'_>> for Error {
     fn from(failure: Failure<'_>) -> Self {
-        let operation = failure.object.describe(failure.owner);
+        let operation = failure.object.describe(failure.layers);
         let missing = failure.missing();
         Self::classify(operation, missing, failure.error)
     }

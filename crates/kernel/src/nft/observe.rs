@@ -2,7 +2,7 @@
 
 use ruleset::{Ruleset, Set, TableKind};
 
-use super::batch::Kept;
+use super::batch::{Kept, TableOf};
 use super::expected::{ExpectedChain, ExpectedRule, ExpectedSet, ExpectedTable};
 use super::list::{self, ListedChain, ListedRule, ListedSet, ListedTable};
 use super::set::{Element, SetType};
@@ -14,20 +14,21 @@ use crate::netlink::{Error, Socket};
 /// How many rules, sets and elements more than expected are read of a table: that it differs is certain then, and each takes time.
 const MORE: usize = 1000;
 
-/// The kinds of those tables that the owner has.
-pub(super) fn owned(ruleset: &Ruleset, listed: &[ListedTable]) -> Vec<TableKind> {
+/// Those tables that the owner has.
+pub(super) fn owned<'a>(ruleset: &'a Ruleset, listed: &[ListedTable]) -> Vec<TableOf<'a>> {
     [TableKind::Raw, TableKind::Mangle, TableKind::Nat, TableKind::Filter]
         .into_iter()
-        .filter(|kind| listed.iter().any(|t| t.name == ruleset.nft_table(*kind)))
+        .map(|kind| TableOf { owner: &ruleset.owner, kind })
+        .filter(|of| listed.iter().any(|table| table.name == of.name()))
         .collect()
 }
 
 /// The owner's tables that must stay, because others fill sets in them, with what is in them now.
-pub(super) fn kept(
+pub(super) fn kept<'a>(
     socket: &mut Socket,
-    ruleset: &Ruleset,
+    ruleset: &'a Ruleset,
     listed: &[ListedTable],
-) -> Result<Vec<Kept>, Error> {
+) -> Result<Vec<Kept<'a>>, Error> {
     let mut all = Vec::new();
     for table in ruleset.tables.iter().filter(|table| table.sets.iter().any(Set::is_kept)) {
         let name = ruleset.nft_table(table.kind);
@@ -47,25 +48,38 @@ pub(super) fn kept(
         let (sets, other_sets): (Vec<_>, Vec<_>) =
             named.into_iter().filter(|l| l.kind.flags & set::ANONYMOUS == 0).partition(stays);
         let names = |sets: Vec<ListedSet>| sets.into_iter().map(|set| set.name).collect();
-        all.push(Kept { kind: table.kind, chains, sets: names(sets), other_sets: names(other_sets) });
+        let table = TableOf { owner: &ruleset.owner, kind: table.kind };
+        all.push(Kept { table, chains, sets: names(sets), other_sets: names(other_sets) });
     }
     Ok(all)
+}
+
+/// What the kernel has, asked for once.
+pub(super) struct Found<'a> {
+    pub(super) tables: &'a [ListedTable],
+    chains: Option<Vec<ListedChain>>,
+}
+
+impl<'a> Found<'a> {
+    pub(super) fn new(tables: &'a [ListedTable]) -> Self {
+        Self { tables, chains: None }
+    }
 }
 
 /// Every difference between the owner's tables and what is expected of them.
 pub(super) fn differences(
     socket: &mut Socket,
-    ruleset: &Ruleset,
-    expected: &[ExpectedTable<'_>],
-    listed: &[ListedTable],
+    owner: &Ruleset,
+    expected: &[&ExpectedTable<'_>],
+    found: &mut Found<'_>,
 ) -> Result<Vec<Difference>, Error> {
     let mut out = Vec::new();
-    for name in owned(ruleset, listed).into_iter().map(|kind| ruleset.nft_table(kind)) {
+    let Found { tables: listed, chains } = found;
+    for name in owned(owner, listed).iter().map(TableOf::name) {
         if expected.iter().all(|expected| expected.name != name) {
             out.push(Difference::UnexpectedTable { table: name });
         }
     }
-    let mut chains = None;
     for expected in expected {
         match listed.iter().find(|t| t.name == expected.name) {
             None => out.push(Difference::MissingTable { table: expected.name.to_string() }),
@@ -74,7 +88,7 @@ pub(super) fn differences(
                 out.push(Difference::MissingTable { table: expected.name.to_string() });
             }
             Some(_) => {
-                let chains = match &mut chains {
+                let chains = match &mut *chains {
                     Some(chains) => chains,
                     none => none.insert(list::chains(socket)?),
                 };

@@ -31,10 +31,10 @@ struct Found {
     chains: Vec<Chain>,
 }
 
-/// Everything that is not of iptables and not the owner's.
-pub(super) fn list(owner: &Ruleset) -> Result<Listing, Error> {
+/// Everything that is not of iptables and not the owners'.
+pub(super) fn list(owners: &[Ruleset]) -> Result<Listing, Error> {
     let mut listing = Listing::default();
-    let mut found = tables(owner, &mut listing)?;
+    let mut found = tables(owners, &mut listing)?;
     if found.is_empty() {
         return Ok(listing);
     }
@@ -76,7 +76,7 @@ pub(super) fn list(owner: &Ruleset) -> Result<Listing, Error> {
     Ok(listing)
 }
 
-fn tables(owner: &Ruleset, listing: &mut Listing) -> Result<Vec<Found>, Error> {
+fn tables(owners: &[Ruleset], listing: &mut Listing) -> Result<Vec<Found>, Error> {
     let mut found = Vec::new();
     let whole = dump(0, message::GET_TABLE, None, MAX_LIST, |m| {
         let (family, a) = (family_of(m), m.attributes(HEADER));
@@ -84,8 +84,7 @@ fn tables(owner: &Ruleset, listing: &mut Listing) -> Result<Vec<Found>, Error> {
         let Some((_, prefix)) = read::families(family) else { return };
         let age = a.find(TABLE_HANDLE).and_then(|a| a.data.try_into().ok()).map(u64::from_be_bytes);
         listing.ages.extend(age.map(|age| (format!("{prefix} {name}"), age)));
-        let ours = family == family::INET
-            && name.strip_prefix(&*owner.owner).is_some_and(|rest| rest.starts_with('-'));
+        let ours = family == family::INET && owners.iter().any(|owner| super::is_owners(&owner.owner, &name));
         if ours {
             if let Some(port) = a.find(TABLE_OWNER).and_then(|a| a.be32()) {
                 listing.notes.push(format!(

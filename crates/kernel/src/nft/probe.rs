@@ -45,9 +45,9 @@ pub fn probe(_: &Inside) -> Result<Support, Error> {
 
 /// Asks over a socket of the namespace.
 pub(super) fn ask(socket: &mut Socket) -> Result<Support, Error> {
-    let ruleset = questions();
-    let mut batch = Batch::dormant(&ruleset);
-    batch.add_tables(&[]);
+    let layers = [questions()];
+    let mut batch = Batch::dormant(&layers);
+    batch.add_tables(&layers[0], &[]);
     let mut support = Support { tables: true, redirect: true, marks: true, tproxy: true };
     for failure in batch.rehearse(socket)? {
         match (failure.missing(), failure.object.table()) {

@@ -3,6 +3,7 @@
 mod kernels;
 
 use std::borrow::Cow;
+use std::slice::from_ref;
 
 use proptest::prelude::*;
 use ruleset::{
@@ -11,7 +12,7 @@ use ruleset::{
 
 use rustix::io::Errno;
 
-use super::batch::Object;
+use super::batch::{Object, TableOf};
 use super::error::{Error, Failure};
 use super::expr::{Expr, Value};
 use super::uapi::{expr as uapi, set};
@@ -129,22 +130,23 @@ fn anonymous_sets_get_their_ids_in_order() {
 fn a_kernel_that_lacks_something_is_told_from_a_refusal() {
     let ruleset = twenty_five_rules();
     let table = &ruleset.tables[0];
+    let of = TableOf { owner: &ruleset.owner, kind: table.kind };
     let (chain, rule) = (&table.chains[0], &table.chains[0].rules[0]);
     let error = |object, errno: Errno| {
         let error = netlink::Error::Refused { text: None, source: errno.into() };
-        Error::from(Failure { object, owner: &ruleset.owner, error })
+        Error::from(Failure { object, layers: from_ref(&ruleset), error })
     };
     let cases = [
         (Object::Whole, Errno::OPNOTSUPP, Some("CONFIG_NF_TABLES)")),
         (Object::Whole, Errno::INVAL, Some("transactions (CONFIG_NF_TABLES)")),
-        (Object::AddSet(table.kind, "a"), Errno::OPNOTSUPP, Some("nf_tables sets")),
-        (Object::AddTable(table.kind), Errno::AFNOSUPPORT, Some("CONFIG_NF_TABLES_INET")),
-        (Object::AddChain(table.kind, chain), Errno::NOENT, Some("CONFIG_NFT_NAT")),
-        (Object::AddRule(table.kind, chain, rule), Errno::NOENT, Some("CONFIG_NFT_REDIR")),
-        (Object::AddRule(table.kind, chain, rule), Errno::OPNOTSUPP, None),
-        (Object::AddTable(table.kind), Errno::NOMEM, None),
-        (Object::AddTable(table.kind), Errno::INVAL, None),
-        (Object::AddChain(table.kind, chain), Errno::INVAL, None),
+        (Object::AddSet(of, "a"), Errno::OPNOTSUPP, Some("nf_tables sets")),
+        (Object::AddTable(of), Errno::AFNOSUPPORT, Some("CONFIG_NF_TABLES_INET")),
+        (Object::AddChain(of, chain), Errno::NOENT, Some("CONFIG_NFT_NAT")),
+        (Object::AddRule(of, chain, rule), Errno::NOENT, Some("CONFIG_NFT_REDIR")),
+        (Object::AddRule(of, chain, rule), Errno::OPNOTSUPP, None),
+        (Object::AddTable(of), Errno::NOMEM, None),
+        (Object::AddTable(of), Errno::INVAL, None),
+        (Object::AddChain(of, chain), Errno::INVAL, None),
         (Object::Whole, Errno::PERM, None),
     ];
     for (object, errno, missing) in cases {
@@ -167,8 +169,8 @@ fn a_rehearsal_says_what_would_fail() -> Result<(), Box<dyn std::error::Error>> 
     ruleset.tables[0].chains[1].rules[3].action = Action::Jump("nowhere".into());
     let ns = testkit::TestNetns::new()?;
     let failures = ns.enter(|_| -> Result<Vec<String>, Error> {
-        let mut batch = super::Batch::dormant(&ruleset);
-        batch.add_tables(&[]);
+        let mut batch = super::Batch::dormant(from_ref(&ruleset));
+        batch.add_tables(&ruleset, &[]);
         let failures = batch.rehearse(&mut super::open()?)?;
         Ok(failures.into_iter().map(|failure| Error::from(failure).to_string()).collect())
     })??;

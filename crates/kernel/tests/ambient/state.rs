@@ -14,13 +14,12 @@ use crate::support::{Way, made, sh, state, variants};
 #[test]
 fn the_text_loads_in_both_variants_and_not_twice() {
     let plan = Way::Iptables(Variant::Nft).pod_plan(&NodeOptions::default(), &PodOptions::default());
-    let rules = plan.ruleset().unwrap();
     for variant in [Listed::Legacy, Listed::Nft] {
         let ns = TestNetns::new().unwrap();
         for (family, listed) in
             [(Family::V4, testkit::rules::Family::V4), (Family::V6, testkit::rules::Family::V6)]
         {
-            let text = ruleset::iptables::render(rules, family).unwrap();
+            let text = ruleset::iptables::render(&plan.layers, family).unwrap();
             ns.iptables_restore(variant, listed, &text).unwrap();
             let error = format!("{:#}", ns.iptables_restore(variant, listed, &text).unwrap_err());
             // The legacy variant says no more than where.
@@ -36,7 +35,7 @@ fn the_text_loads_in_nft_and_a_second_time_changes_nothing() {
     for (node, pod) in variants() {
         let ns = TestNetns::new().unwrap();
         let plan = Way::Nft.pod_plan(&node, &pod);
-        let text = ruleset::nft::render(&Transaction::Replace(plan.ruleset().unwrap()));
+        let text = ruleset::nft::render(&Transaction::Replace(&plan.layers));
         ns.nft(&text).unwrap();
         let once = ns.nft_text().unwrap();
         ns.nft(&text).unwrap();
@@ -47,7 +46,7 @@ fn the_text_loads_in_nft_and_a_second_time_changes_nothing() {
     let ns = TestNetns::new().unwrap();
     for sender in [ProbeSender::AnySocket, ProbeSender::Uid(1000)] {
         let plan = plan_host(&NodeOptions::default(), sender, Backend::Nftables);
-        ns.nft(&ruleset::nft::render(&Transaction::Replace(plan.ruleset().unwrap()))).unwrap();
+        ns.nft(&ruleset::nft::render(&Transaction::Replace(&plan.layers))).unwrap();
         assert_eq!(rule_differences(Way::Nft, &ns, &plan), []);
     }
 }

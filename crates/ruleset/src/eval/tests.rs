@@ -1,3 +1,5 @@
+use std::slice::from_ref;
+
 use super::*;
 
 use crate::rule::{ALL_BITS, ChainKind, Families, Ports};
@@ -66,7 +68,7 @@ fn filter(chains: Vec<Chain>) -> Ruleset {
 }
 
 fn outcome<'a>(ruleset: &'a Ruleset, packet: &Packet) -> Outcome<'a> {
-    evaluate(ruleset, Backend::Nftables, packet, Hook::Output, true, &NoMembers)
+    evaluate(from_ref(ruleset), Backend::Nftables, packet, Hook::Output, true, &NoMembers)
 }
 
 fn verdict(ruleset: &Ruleset, packet: &Packet) -> Verdict {
@@ -227,10 +229,10 @@ fn without_ipv6_only_nftables_sees_its_packets() {
     let mut ruleset = filter(vec![output(vec![rule(vec![], Action::Drop)])]);
     ruleset.ipv6 = false;
     for (backend, expected) in [(Backend::Nftables, Verdict::Drop), (Backend::Iptables, Verdict::Pass)] {
-        let outcome = evaluate(&ruleset, backend, &packet_v6(), Hook::Output, true, &NoMembers);
+        let outcome = evaluate(from_ref(&ruleset), backend, &packet_v6(), Hook::Output, true, &NoMembers);
         assert_eq!((outcome.verdict, outcome.trace.is_empty()), (expected, expected == Verdict::Pass));
         assert_eq!(
-            evaluate(&ruleset, backend, &packet(), Hook::Output, true, &NoMembers).verdict,
+            evaluate(from_ref(&ruleset), backend, &packet(), Hook::Output, true, &NoMembers).verdict,
             Verdict::Drop
         );
     }
@@ -247,7 +249,8 @@ fn a_packet_without_a_socket_has_an_owner_for_iptables_only() {
     ] {
         for m in [Match::Uid { uid: 1, not }, Match::Gid { gid: 1, not }] {
             let ruleset = filter(vec![output(vec![rule(vec![m], Action::Drop)])]);
-            let found = evaluate(&ruleset, backend, &kernels_own, Hook::Output, true, &NoMembers).verdict
+            let found = evaluate(from_ref(&ruleset), backend, &kernels_own, Hook::Output, true, &NoMembers)
+                .verdict
                 == Verdict::Drop;
             assert_eq!(found, expected, "not {not} {backend}");
         }
@@ -407,14 +410,15 @@ fn a_tproxy_rule_without_a_listener_does_what_the_backend_does() {
     let then = |next| filter(vec![output(vec![tproxy(), next])]);
     for (next, verdict) in [(Action::Drop, Verdict::Drop), (Action::Accept, Verdict::Pass)] {
         let ruleset = then(rule(vec![], next));
-        let nft = evaluate(&ruleset, Backend::Nftables, &unheard, Hook::Output, true, &NoMembers);
+        let nft = evaluate(from_ref(&ruleset), Backend::Nftables, &unheard, Hook::Output, true, &NoMembers);
         assert_eq!((nft.verdict, nft.mark, nft.decided_by.map(|place| place.index)), (verdict, 7, Some(1)));
         assert_eq!(nft.trace.len(), 1);
-        let iptables = evaluate(&ruleset, Backend::Iptables, &unheard, Hook::Output, true, &NoMembers);
+        let iptables =
+            evaluate(from_ref(&ruleset), Backend::Iptables, &unheard, Hook::Output, true, &NoMembers);
         assert_eq!((iptables.verdict, iptables.mark), (Verdict::Drop, 7));
         assert_eq!(iptables.decided_by.map(|place| place.index), Some(0));
         for backend in [Backend::Nftables, Backend::Iptables] {
-            let heard = evaluate(&ruleset, backend, &packet(), Hook::Output, true, &NoMembers);
+            let heard = evaluate(from_ref(&ruleset), backend, &packet(), Hook::Output, true, &NoMembers);
             assert_eq!((heard.verdict, heard.mark), (Verdict::Tproxy { port: 15006 }, 1));
         }
     }
@@ -449,7 +453,8 @@ fn nat_sees_first_packets_only() {
         (State::New, false, false),
     ] {
         let packet = Packet { state, ..packet() };
-        let found = evaluate(&ruleset, Backend::Nftables, &packet, Hook::Output, nat, &NoMembers).verdict;
+        let found =
+            evaluate(from_ref(&ruleset), Backend::Nftables, &packet, Hook::Output, nat, &NoMembers).verdict;
         assert_eq!(found == Verdict::Redirect { port: 15001 }, seen, "{state:?} {nat}");
     }
 }
@@ -464,7 +469,7 @@ fn only_the_chains_of_the_hook_run() {
         [(Hook::Output, Verdict::Drop), (Hook::Prerouting, Verdict::Pass), (Hook::Input, Verdict::Pass)]
     {
         assert_eq!(
-            evaluate(&ruleset, Backend::Iptables, &packet(), hook, true, &NoMembers).verdict,
+            evaluate(from_ref(&ruleset), Backend::Iptables, &packet(), hook, true, &NoMembers).verdict,
             expected,
             "{hook:?}"
         );
@@ -506,7 +511,8 @@ fn a_source_is_changed_for_members_of_a_kept_set() {
         (Packet { state: State::Established, ..packet() }, "pods", Verdict::Pass),
     ] {
         for backend in [Backend::Nftables, Backend::Iptables] {
-            let outcome = evaluate(&ruleset, backend, &packet, Hook::Postrouting, true, &world(set));
+            let outcome =
+                evaluate(from_ref(&ruleset), backend, &packet, Hook::Postrouting, true, &world(set));
             assert_eq!(outcome.verdict, expected);
         }
     }
@@ -542,7 +548,8 @@ fn kept_sets_answer_by_the_type_of_their_keys() {
             let (mut world, mut delta) = (Contents::default(), Delta::default());
             delta.add(member);
             world.apply("s", &delta);
-            let outcome = evaluate(&ruleset, Backend::Nftables, &packet(), Hook::Output, true, &world);
+            let outcome =
+                evaluate(from_ref(&ruleset), Backend::Nftables, &packet(), Hook::Output, true, &world);
             assert_eq!(outcome.verdict == Verdict::Drop, expected != not, "{keys:?} {side:?} {member:?}");
         }
     }
@@ -588,7 +595,8 @@ fn a_verdict_map_leads_to_chains_and_verdicts() {
         world.apply("m", &delta);
         for set in [Set::kept("m", keys).to_verdicts(), fixed] {
             let ruleset = ruleset(set);
-            let outcome = evaluate(&ruleset, Backend::Nftables, &packet(), Hook::Output, true, &world);
+            let outcome =
+                evaluate(from_ref(&ruleset), Backend::Nftables, &packet(), Hook::Output, true, &world);
             assert_eq!((outcome.verdict, outcome.mark), (ends, mark), "{verdict:?}");
             let met =
                 outcome.trace.iter().any(|place| matches!(place.rule.action, Action::VerdictMap { .. }));

@@ -1,4 +1,4 @@
-//! A ruleset as text that a later version of this program can read, whatever it would plan then: the record of what was applied.
+//! Layers as text that a later version of this program can read, whatever it would plan then: the record of what was applied.
 //!
 //! The lines are those of iptables-restore, so that they are read by what reads `iptables-save`. Rules of both families are apart, and a
 //! comment before each has its reason.
@@ -10,12 +10,24 @@ use crate::rule::{Base, Chain, ChainKind, Families, Family, Hook, Rule, Ruleset,
 
 const FAMILIES: [(&str, Family); 2] = [("4", Family::V4), ("6", Family::V6)];
 const KINDS: [TableKind; 4] = [TableKind::Filter, TableKind::Mangle, TableKind::Nat, TableKind::Raw];
+/// Stands between two layers. The other lines begin otherwise.
+const NEXT: &str = "layer\n";
 const HOOKS: [Hook; 5] = [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting];
 
-/// Writes what iptables gets of a ruleset.
+/// Writes what iptables gets of the layers.
 #[must_use]
-pub fn write_record(ruleset: &Ruleset) -> String {
+pub fn write_record(layers: &[Ruleset]) -> String {
     let mut out = String::with_capacity(8192);
+    for (number, layer) in layers.iter().enumerate() {
+        if number > 0 {
+            out.push_str(NEXT);
+        }
+        write_layer(&mut out, layer);
+    }
+    out
+}
+
+fn write_layer(out: &mut String, ruleset: &Ruleset) {
     for (name, family) in FAMILIES.into_iter().filter(|(_, family)| ruleset.families().contains(family)) {
         // Writing to a String cannot fail.
         let _ = writeln!(out, "family {name}");
@@ -36,13 +48,19 @@ pub fn write_record(ruleset: &Ruleset) -> String {
             }
         }
     }
-    out
 }
 
-/// Reads such a text. `owner` says whose rules they are: it has the name and the known chains. Absent: not such a text, or one with rules
-/// that this version does not know.
+/// Reads such a text. `owners` say whose layers they are, in their order: they have the names and the known chains. Absent: not such a
+/// text, one of other layers, or one with rules that this version does not know.
 #[must_use]
-pub fn read_record(text: &str, owner: &Ruleset) -> Option<Ruleset> {
+pub fn read_record(text: &str, owners: &[Ruleset]) -> Option<Vec<Ruleset>> {
+    let texts: Vec<&str> = text.split(NEXT).collect();
+    let same = texts.len() == owners.len();
+    let layers = texts.into_iter().zip(owners).map(|(text, owner)| read_layer(text, owner));
+    layers.collect::<Option<Vec<_>>>().filter(|_| same)
+}
+
+fn read_layer(text: &str, owner: &Ruleset) -> Option<Ruleset> {
     let mut ruleset = Ruleset { ipv6: false, tables: Vec::new(), ..owner.clone() };
     let (mut family, mut kind, mut why) = (None, None, String::new());
     for line in text.lines() {

@@ -193,7 +193,7 @@ add rule inet test-mangle output counter ct mark set meta mark
 
 #[test]
 fn a_transaction_that_adds() {
-    assert_eq!(render(&Transaction::Add(&ruleset())), TABLES);
+    assert_eq!(render(&Transaction::Add(&[ruleset()])), TABLES);
 }
 
 #[test]
@@ -202,7 +202,7 @@ fn a_transaction_that_replaces_deletes_first() {
         let add = format!("add table inet test-{kind}\n");
         text.replacen(&add, &format!("{add}delete table inet test-{kind}\n{add}"), 1)
     });
-    assert_eq!(render(&Transaction::Replace(&ruleset())), replaced);
+    assert_eq!(render(&Transaction::Replace(&[ruleset()])), replaced);
 }
 
 #[test]
@@ -229,7 +229,7 @@ add set inet test-nat pods { type ipv4_addr ; comment \"kept elsewhere\" ; }
 add chain inet test-nat used
 add rule inet test-nat used ip daddr @pods jump used
 ";
-    assert_eq!(render(&Transaction::Replace(&ruleset)), expected);
+    assert_eq!(render(&Transaction::Replace(&[ruleset])), expected);
 }
 
 #[test]
@@ -272,5 +272,5 @@ add element inet test-nat fixed { 10.0.0.1 . udp . 1 : accept, 10.0.0.1 . udp . 
 10.0.0.1 . udp . 3 : jump used, 10.0.0.1 . udp . 4 : goto used }
 add rule inet test-nat used ip6 saddr . meta l4proto . th sport vmap @kept
 ";
-    assert_eq!(render(&Transaction::Add(&ruleset)), expected);
+    assert_eq!(render(&Transaction::Add(&[ruleset])), expected);
 }

@@ -7,7 +7,7 @@ use capture::{Container, Facts, Pod, Settings, plan};
 use fuzz::{Outcome, Target, of_text};
 use proptest::prelude::*;
 use proptest::sample::select;
-use ruleset::{Backend, Family};
+use ruleset::Backend;
 
 /// Annotations, and with `$` variables of the proxy, with `%` those of the process.
 const NAMES: [&str; 22] = [
@@ -134,7 +134,7 @@ fn planned(settings: &Settings) -> Vec<String> {
     for backend in [Backend::Nftables, Backend::Iptables] {
         for ipv6 in [false, true] {
             let plan = plan(settings, Facts { backend, ipv6 });
-            let ruleset = plan.ruleset().expect("a plan has rules");
+            let [ruleset] = &plan.layers[..] else { panic!("a plan has one layer") };
             ruleset::check(ruleset)
                 .unwrap_or_else(|error| panic!("{backend:?}, IPv6 {ipv6}: {error}: {settings:?}"));
             printed(&plan, ruleset);
@@ -152,15 +152,15 @@ fn printed(plan: &ruleset::Plan, ruleset: &ruleset::Ruleset) {
     if plan.backend == Backend::Nftables {
         return;
     }
-    for family in [Family::V4, Family::V6] {
+    for &family in ruleset.families() {
         let rules: usize = ruleset
             .tables
             .iter()
             .flat_map(|table| &table.chains)
             .map(|chain| ruleset::iptables::rules(chain, family).count())
             .sum();
-        let text =
-            ruleset::iptables::render(ruleset, family).unwrap_or_else(|error| panic!("{family:?}: {error}"));
+        let text = ruleset::iptables::render(&plan.layers, family)
+            .unwrap_or_else(|error| panic!("{family:?}: {error}"));
         let lines = text.lines().filter(|line| line.starts_with("-A ") || line.starts_with("-I ")).count();
         assert_eq!(lines, rules, "{text}");
     }

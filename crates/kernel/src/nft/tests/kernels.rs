@@ -113,13 +113,14 @@ impl Kernel {
     }
 
     fn setup(&self, ruleset: &Ruleset) -> Result<Change, Error> {
-        setup(&mut self.socket(true, &encode(ruleset)), ruleset)
+        let layers = std::slice::from_ref(ruleset);
+        setup(&mut self.socket(true, &encode(layers)), layers)
     }
 
     fn probe(&self) -> Support {
-        let questions = probe::questions();
-        let mut batch = super::super::Batch::dormant(&questions);
-        batch.add_tables(&[]);
+        let layers = [probe::questions()];
+        let mut batch = super::super::Batch::dormant(&layers);
+        batch.add_tables(&layers[0], &[]);
         probe::ask(&mut self.socket(false, &batch.finish())).unwrap()
     }
 }
