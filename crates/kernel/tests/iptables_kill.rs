@@ -6,7 +6,7 @@ mod support;
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kernel::iptables::{Iptables, Variant};
 use kernel::{Change, RuleStore};
@@ -32,12 +32,8 @@ fn busy(ns: &Ns) -> bool {
 }
 
 /// Waits until something is so, which a step of the other side brings and no clock.
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < Duration::from_secs(60), "{what}: not so after 60 s");
-        std::thread::sleep(Duration::from_micros(200));
-    }
+fn wait_until(what: &str, holds: impl FnMut() -> bool) {
+    testkit::until(what, Duration::from_secs(60), holds, || "it is not so").unwrap();
 }
 
 /// Programs that come before the real ones in PATH and wait at a gate.

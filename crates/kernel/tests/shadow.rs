@@ -376,12 +376,12 @@ fn an_owned_table_is_told() {
     let owned = text.replace("add table inet istio-ambient-nat\n", "");
     stdin.write_all(owned.as_bytes()).unwrap();
     stdin.flush().unwrap();
-    let began = Instant::now();
-    let mut found = Shadows::default();
-    while found.possible.is_empty() && began.elapsed() < Duration::from_secs(10) {
-        std::thread::sleep(Duration::from_millis(20));
-        found = Way::Nft.look(&ns, &plan);
-    }
+    let found = testkit::eventually("the table is seen", testkit::PATIENCE, || {
+        let found = Way::Nft.look(&ns, &plan);
+        anyhow::ensure!(!found.possible.is_empty(), "{found:?}");
+        Ok(found)
+    });
+    let found = found.unwrap();
     drop(stdin);
     owner.wait().unwrap();
     assert_eq!(found.proven, []);

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use support::{PATIENCE, Server, workload};
-use testkit::TestNetns;
 use testkit::ztunnel::{Answer, Hello, Request, Script, Ztunnel, nack};
+use testkit::{TestNetns, until};
 use zds::message::{Payload, read_answer, read_hello};
 use zds::{AddError, Event, Kind, Listener};
 
@@ -135,11 +135,7 @@ async fn answers_to_a_snapshot_are_told_for_each_pod() {
         |name: &str, netns, result: Result<(), &str>| (name.to_owned(), netns, result.map_err(str::to_owned));
     let first = [pod("bad", true, Err("port in use")), pod("good", true, Ok(())), pod("lost", false, Ok(()))];
     assert_eq!(server.told(), first);
-    let start = Instant::now();
-    while !server.ztunnels.is_informed() {
-        assert!(start.elapsed() < PATIENCE);
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    until("it is informed", PATIENCE, || server.ztunnels.is_informed(), || "it is not").unwrap();
     // A pod that is handed over is answered to whoever did that, and to nobody else.
     assert_eq!(server.add("bad", &netns).await, Err(AddError::Refused("port in use".to_owned())));
     assert_eq!(server.told().len(), 3);
@@ -148,11 +144,8 @@ async fn answers_to_a_snapshot_are_told_for_each_pod() {
     newer.wait_snapshot(PATIENCE).unwrap();
     assert_eq!(server.told().len(), 6);
     newer.close();
-    let start = Instant::now();
-    while server.told().len() < 7 {
-        assert!(start.elapsed() < PATIENCE, "{:?}", server.told());
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    until("one more answer", PATIENCE, || server.told().len() >= 7, || format!("{:?}", server.told()))
+        .unwrap();
     assert_eq!(server.told().iter().filter(|told| told.2.is_err()).count(), 2, "{:?}", server.told());
     server.stop().await;
 }

@@ -36,8 +36,6 @@ const OPEN_FILES: &[&str] = &["prlimit", "--nofile=1024:"];
 const MAKERS: usize = 4;
 /// How long anything here may take.
 const LONGEST: Duration = Duration::from_secs(60);
-/// How often is looked whether something has happened.
-const LOOK: Duration = Duration::from_millis(1);
 /// A namespace of the cluster whose label changes.
 const BULK: &str = "bulk";
 
@@ -144,13 +142,8 @@ fn enrol(mesh: &Mesh, agent: &Agent, ztunnel: &Ztunnel, report: &mut Report) -> 
 fn take_over(mesh: &Mesh, report: &mut Report) -> Result<()> {
     let start = Instant::now();
     let agent = limited(mesh).start()?;
-    let ztunnel = loop {
-        match mesh.ztunnel() {
-            Ok(ztunnel) => break ztunnel,
-            Err(error) => ensure!(start.elapsed() < LONGEST, "{error:#}\n{}", agent.log().text()),
-        }
-        std::thread::sleep(LOOK);
-    };
+    let ztunnel = eventually("a ztunnel connects", LONGEST, || mesh.ztunnel());
+    let ztunnel = ztunnel.with_context(|| agent.log().text())?;
     wait_for("the agent is ready", || Ok(agent.readyz().is_ok_and(|reply| reply.status == 200)))?;
     let ready = start.elapsed();
     ztunnel.wait_snapshot(LONGEST)?;
@@ -200,13 +193,11 @@ fn wait_annotated(mesh: &Mesh, pods: &[MeshPod]) -> Result<()> {
     })
 }
 
-fn wait_for(what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
-    let start = Instant::now();
-    while !done()? {
-        ensure!(start.elapsed() < LONGEST, "{what}: not within {LONGEST:?}");
-        std::thread::sleep(LOOK);
-    }
-    Ok(())
+fn wait_for(what: &str, done: impl Fn() -> Result<bool>) -> Result<()> {
+    eventually(what, LONGEST, || {
+        ensure!(done()?, "it is not so");
+        Ok(())
+    })
 }
 
 /// An address comes and goes, beside those of a full node.

@@ -286,17 +286,14 @@ fn cnictl_tells_the_truth_in_the_agents_container() {
     let mut run = container.runc(&["run", "--detach", "--bundle"]);
     run.arg(dir.path()).arg(&container.name).stdout(log.try_clone().unwrap()).stderr(log);
     assert!(run.status().unwrap().success());
-    let start = std::time::Instant::now();
-    let output = loop {
+    let output = testkit::eventually("cnictl finds the node well", 2 * testkit::PATIENCE, || {
         let output = container.exec(&["cnictl", "status"]);
-        if output.status.success() || start.elapsed().as_secs() > 20 {
-            break output;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    };
+        let log = fs::read_to_string(dir.path().join("agent.log"))?;
+        anyhow::ensure!(output.status.success(), "{output:?}\n{log}");
+        Ok(output)
+    });
+    let output = output.unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
-    let log = fs::read_to_string(dir.path().join("agent.log")).unwrap();
-    assert!(output.status.success(), "{output:?}\n{log}");
     for part in [
         "/host/etc/cni/net.d/10-calico.conflist (chained)",
         "k8s-pod-network: calico, istio-cni",

@@ -1,16 +1,15 @@
 //! The node agent on the private node: it installs the plugin, heals what others overwrite, and is killed.
 
 use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt as _;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use http1::{Connection, Deadline};
+use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
-use testkit::Process;
+use testkit::{PATIENCE, Process, eventually, http};
 
 use crate::backend::Backend;
 use crate::node::{CONFLIST, Node};
@@ -18,9 +17,6 @@ use crate::node::{CONFLIST, Node};
 /// The agent's ports, on loopback of the node's own namespace.
 const HEALTH_PORT: u16 = 8000;
 const METRICS_PORT: u16 = 15014;
-/// Longest wait for the agent to do something; it is milliseconds on an idle machine.
-const LONGEST_WAIT: Duration = Duration::from_secs(10);
-const PAUSE: Duration = Duration::from_millis(5);
 
 /// A running agent.
 #[derive(Debug)]
@@ -219,25 +215,14 @@ fn said(node: &Node) -> String {
 
 /// Status and body of an answer of the agent.
 fn get(node: &Node, port: u16, path: &str) -> Result<(u16, String)> {
-    let request = http1::request("GET", "localhost", path, &[], None);
-    node.host.enter(|_| {
-        let deadline = Deadline::within(LONGEST_WAIT);
-        let Ok(stream) = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))) else {
-            return Ok((0, String::new()));
-        };
-        let answer =
-            http1::exchange(&mut Connection::new(stream, deadline), &request, None, 1 << 20, deadline)?;
-        Ok((answer.status, String::from_utf8_lossy(&answer.body).into_owned()))
-    })?
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let reply = node.host.enter(|_| http::get(address, path))?;
+    Ok(reply.map_or((0, String::new()), |reply| (reply.status, reply.body)))
 }
 
 fn wait_for(what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
-    let start = Instant::now();
-    while !done()? {
-        if start.elapsed() > LONGEST_WAIT {
-            bail!("waited {LONGEST_WAIT:?} for {what}");
-        }
-        std::thread::sleep(PAUSE);
-    }
-    Ok(())
+    eventually(what, PATIENCE, || {
+        ensure!(done()?, "it is not so");
+        Ok(())
+    })
 }

@@ -22,11 +22,10 @@ use testkit::mesh::{MODE, Mesh, MeshPod};
 use testkit::probe::{Listener, Listeners};
 use testkit::relay::Relay;
 use testkit::ztunnel::{Answer, Request, Script};
-use testkit::{Agent, PATIENCE, TestNetns, eventually};
+use testkit::{Agent, PATIENCE, TestNetns, eventually, wait_until_up};
 
 use crate::backend::Backend;
 use crate::expectations::{APP, HTTPS, WORLD};
-use crate::node::wait_until_up;
 use crate::removal;
 
 pub(crate) use held::HeldReport;
@@ -221,7 +220,7 @@ impl Scene {
         for (netns, link) in
             [(&mesh.host, "pod"), (&mesh.host, "uplink"), (&pod.netns, "eth0"), (&world, "eth0")]
         {
-            wait_until_up(netns, link)?;
+            wait_until_up(netns, link, true)?;
         }
         Ok(Self { mesh, pod: Arc::new(pod), world })
     }

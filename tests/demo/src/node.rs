@@ -8,12 +8,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use testkit::TestNetns;
+use testkit::{TestNetns, wait_until_up};
 
 use crate::backend::Backend;
 use crate::expectations::{PARTNER, WORLD, WORLD_V6};
@@ -26,8 +25,6 @@ pub(crate) const CONFLIST: &str = "net.d/10-bridge.conflist";
 pub(crate) const ALONE: &str = "istio-cni-alone.conflist";
 /// The reference plugins of Debian's package `containernetworking-plugins`.
 const REFERENCE_PLUGINS: &str = "/usr/lib/cni";
-/// How long an interface may take until it carries packets; it is milliseconds on an idle machine.
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// The manifests, in the program: the demo runs from any folder.
 const MANIFESTS: &[(&str, &str)] = &[
@@ -151,8 +148,8 @@ impl Node {
             "route add default via 203.0.113.1".to_owned(),
             "route add default via 2001:db8::1".to_owned(),
         ])?;
-        wait_until_up(&self.host, "uplink")?;
-        wait_until_up(&self.world, "eth0")
+        wait_until_up(&self.host, "uplink", true)?;
+        wait_until_up(&self.world, "eth0", true)
     }
 
     /// Runs `cnictl` in the node's namespace, with JSON as its answer.
@@ -258,23 +255,4 @@ pub(crate) fn links(run: impl FnOnce(&mut Command) -> Result<String>) -> Result<
     let list: Value = serde_json::from_str(&text).context("ip printed no JSON")?;
     let names = list.as_array().into_iter().flatten().filter_map(|link| link["ifname"].as_str());
     Ok(names.map(str::to_owned).collect())
-}
-
-/// The kernel notices in the background that both ends are up. Until then it drops what is sent, and a question for a neighbour
-/// that is dropped is asked again only after a second.
-///
-/// # Errors
-/// It is not up in time.
-pub(crate) fn wait_until_up(namespace: &TestNetns, interface: &str) -> Result<()> {
-    let start = Instant::now();
-    loop {
-        let link = namespace.run(Command::new("ip").args(["-o", "link", "show", interface]))?;
-        let routes = namespace
-            .run(Command::new("ip").args(["-6", "route", "show", "table", "local", "dev", interface]))?;
-        if link.contains("state UP") && routes.contains("ff00::/8") {
-            return Ok(());
-        }
-        ensure!(start.elapsed() < LONGEST_WAIT, "interface {interface} is not up after {LONGEST_WAIT:?}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }

@@ -5,11 +5,11 @@ use std::net::IpAddr;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::Serialize;
 use serde_json::Value;
-use testkit::TestNetns;
 use testkit::probe::{Listener, Listeners};
+use testkit::{TestNetns, wait_until_up};
 
 use crate::expectations::{self, APP, Decision, INBOUND, METRICS, OUTBOUND};
-use crate::node::{Answer, CONFLIST, Node, prepare, wait_until_up};
+use crate::node::{Answer, CONFLIST, Node, prepare};
 
 /// A running pod.
 #[derive(Debug)]
@@ -78,7 +78,7 @@ pub(crate) fn add(node: &Node, case: &'static expectations::Pod) -> Result<(Pod,
     if let Some(problem) = problem {
         bail!("add {name}: {problem}");
     }
-    wait_until_up(&netns, "eth0")?;
+    wait_until_up(&netns, "eth0", true)?;
     let listeners = listen(&netns, case).with_context(|| format!("listen in {name}"))?;
     let ips = addresses(&report["result"]);
     ensure!(!ips.is_empty(), "add {name}: the chain's result has no address");

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
@@ -171,15 +171,11 @@ pub(crate) fn holders(namespaces: &[u64]) -> Result<Vec<String>> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("list mounts")?;
     let mounted = names.iter().filter(|name| mounts.contains(name.as_str()));
     found.extend(mounted.map(|name| format!("{name} is still mounted")));
-    let start = Instant::now();
-    loop {
-        let children = children()?;
-        if children.is_empty() || start.elapsed() > LONGEST_WAIT {
-            found.extend(children.iter().map(|child| format!("{child} is still running")));
-            return Ok(found);
-        }
-        std::thread::sleep(Duration::from_millis(5));
+    let none = || children().is_ok_and(|children| children.is_empty());
+    if testkit::until("our programs have ended", LONGEST_WAIT, none, || "some have not").is_err() {
+        found.extend(children()?.iter().map(|child| format!("{child} is still running")));
     }
+    Ok(found)
 }
 
 /// Running programs whose parent we are. `main` asks the kernel to make us the parent of those whose own parent has ended, too.

@@ -1,24 +1,20 @@
 //! Envoy as a program.
 
 use std::fs::File;
-use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use tempfile::TempDir;
-use testkit::{Pod, Process};
+use testkit::{Pod, Process, eventually, http};
 
 use crate::bootstrap::{Bootstrap, Mode};
 use crate::user::User;
 
 /// How long Envoy may take until it serves; half a second on an idle machine.
 const LONGEST_START: Duration = Duration::from_secs(20);
-/// How long one question to its admin interface may take.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A running sidecar, as [`User::proxy`]; killed when dropped.
 #[derive(Debug)]
@@ -85,30 +81,15 @@ impl Envoy {
     }
 
     fn wait_until_ready(&mut self) -> Result<()> {
-        let start = Instant::now();
-        loop {
+        let admin = self.dir.path().join("admin");
+        eventually("envoy serves", LONGEST_START, || {
             if let Some(status) = self.process.ended()? {
                 bail!("envoy ended ({status}):\n{}", self.end_of_log());
             }
-            if self.ask("/ready").is_ok_and(|answer| answer.contains("LIVE")) {
-                return Ok(());
-            }
-            ensure!(
-                start.elapsed() < LONGEST_START,
-                "envoy does not serve after {LONGEST_START:?}:\n{}",
-                self.end_of_log()
-            );
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    fn ask(&self, path: &str) -> std::io::Result<String> {
-        let mut admin = UnixStream::connect(self.dir.path().join("admin"))?;
-        admin.set_read_timeout(Some(PATIENCE))?;
-        write!(admin, "GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        admin.read_to_string(&mut answer)?;
-        Ok(answer)
+            let reply = http::ask(&admin, "GET", "/ready", "").with_context(|| self.end_of_log())?;
+            ensure!(reply.body.contains("LIVE"), "{reply:?}\n{}", self.end_of_log());
+            Ok(())
+        })
     }
 
     fn end_of_log(&self) -> String {

@@ -4,15 +4,14 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use testkit::{eventually, until};
 
 const SCRIPT: &str = include_str!("node.sh");
 const START_LIMIT: Duration = Duration::from_secs(30);
 const STOP_LIMIT: Duration = Duration::from_secs(20);
-const PAUSE: Duration = Duration::from_millis(10);
 
 /// Process 1 of a node and everything below it.
 #[derive(Debug)]
@@ -38,18 +37,17 @@ impl Machine {
             .stderr(log)
             .spawn()
             .context("run unshare: install the package util-linux")?;
-        let started = Instant::now();
-        let init = loop {
-            if let Some(init) = only_child(unshare.id()) {
-                break init;
-            }
-            if unshare.try_wait()?.is_some() || started.elapsed() > START_LIMIT {
-                unshare.kill().ok();
-                unshare.wait().ok();
-                let log = fs::read_to_string(dir.join("node.log")).unwrap_or_default();
-                bail!("make a node's namespaces (run as root): {}", log.trim());
-            }
-            sleep(PAUSE);
+        let (mut init, pid) = (None, unshare.id());
+        let begun = || {
+            init = only_child(pid);
+            init.is_some() || !matches!(unshare.try_wait(), Ok(None))
+        };
+        let _ = until("process 1 of the node", START_LIMIT, begun, || "there is none");
+        let Some(init) = init else {
+            unshare.kill().ok();
+            unshare.wait().ok();
+            let log = fs::read_to_string(dir.join("node.log")).unwrap_or_default();
+            bail!("make a node's namespaces (run as root): {}", log.trim());
         };
         Ok(Self { unshare, init })
     }
@@ -85,14 +83,9 @@ impl Machine {
     /// Ends all processes of the node; returns when the kernel has let go of all its namespaces.
     pub(crate) fn halt(&mut self) {
         drop(self.unshare.stdin.take());
-        let asked = Instant::now();
-        while self.is_up() {
-            if asked.elapsed() > STOP_LIMIT {
-                Command::new("kill").args(["-KILL", &self.init.to_string()]).status().ok();
-                self.unshare.wait().ok();
-                return;
-            }
-            sleep(PAUSE);
+        if until("the node ends", STOP_LIMIT, || !self.is_up(), || "it goes on").is_err() {
+            Command::new("kill").args(["-KILL", &self.init.to_string()]).status().ok();
+            self.unshare.wait().ok();
         }
     }
 }
@@ -117,15 +110,9 @@ pub(crate) fn only_child(pid: u32) -> Option<u32> {
 ///
 /// # Errors
 /// When a group is still busy after some seconds.
-pub(crate) fn remove_cgroups(parent: &str) -> io::Result<()> {
-    let started = Instant::now();
-    loop {
-        match cgroup_dirs(parent).into_iter().try_for_each(|dir| remove_tree(&dir)) {
-            Err(error) if started.elapsed() > STOP_LIMIT => return Err(error),
-            Err(_) => sleep(PAUSE),
-            Ok(()) => return Ok(()),
-        }
-    }
+pub(crate) fn remove_cgroups(parent: &str) -> Result<()> {
+    let remove = || Ok(cgroup_dirs(parent).into_iter().try_for_each(|dir| remove_tree(&dir))?);
+    eventually("cgroups are removed", STOP_LIMIT, remove)
 }
 
 /// Where a cgroup of this name exists: in each hierarchy of version 1, and in the one of version 2.

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
+use testkit::Wait;
 
 use crate::calls::{Call, Recorder};
 use crate::cri::{CniStatus, Cri, CriError, Outcome, Sandbox, SandboxStatus};
@@ -308,18 +309,16 @@ impl Node {
     }
 
     fn wait_for(&mut self, what: &str, met: impl Fn(&Self) -> Result<bool>) -> Result<()> {
-        let started = Instant::now();
+        let wait = Wait::new(what, READY_LIMIT);
         while !met(self)? {
-            if started.elapsed() > READY_LIMIT || !self.machine.is_up() {
-                let read = |name| fs::read_to_string(self.dir.path().join(name)).unwrap_or_default();
+            let read = |name| fs::read_to_string(self.dir.path().join(name)).unwrap_or_default();
+            let seen = || {
                 let log = read("containerd.log");
                 let last = log.lines().rev().take(15).collect::<Vec<_>>().join("\n");
-                bail!(
-                    "wait for {what}: {}\ncontainerd's last lines, newest first:\n{last}",
-                    read("node.log")
-                );
-            }
-            sleep(Duration::from_millis(20));
+                format!("{}\ncontainerd's last lines, newest first:\n{last}", read("node.log"))
+            };
+            ensure!(self.machine.is_up(), "wait for {what}: {}", seen());
+            sleep(wait.pause(seen)?);
         }
         Ok(())
     }

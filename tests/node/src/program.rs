@@ -1,16 +1,15 @@
 //! Programs that run on a node beside its containers and come and go during a test.
 
 use std::process::{Child, ExitStatus};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 pub use rustix::process::Signal;
 use rustix::process::{Pid, kill_process};
+use testkit::eventually;
 
 use crate::machine::only_child;
 
-const PAUSE: Duration = Duration::from_millis(10);
 const START_LIMIT: Duration = Duration::from_secs(10);
 
 /// A program of the host's in the node's namespaces. It is killed when dropped.
@@ -23,20 +22,21 @@ pub struct Program {
 
 impl Program {
     pub(crate) fn new(mut nsenter: Child) -> Result<Self> {
-        let started = Instant::now();
-        loop {
-            if let Some(pid) = only_child(nsenter.id()).and_then(|pid| Pid::from_raw(pid.cast_signed())) {
-                return Ok(Self { nsenter, pid });
+        let started = eventually("nsenter starts a program", START_LIMIT, || {
+            let pid = only_child(nsenter.id()).and_then(|pid| Pid::from_raw(pid.cast_signed()));
+            match (pid, nsenter.try_wait()?) {
+                (None, None) => bail!("there is none"),
+                found => Ok(found),
             }
-            if let Some(status) = nsenter.try_wait()? {
-                bail!("the program has ended at once: {status}");
-            }
-            if started.elapsed() > START_LIMIT {
+        });
+        match started {
+            Ok((Some(pid), _)) => Ok(Self { nsenter, pid }),
+            Ok((None, status)) => bail!("the program has ended at once: {status:?}"),
+            Err(error) => {
                 nsenter.kill().ok();
                 nsenter.wait().ok();
-                bail!("nsenter started no program within {START_LIMIT:?}");
+                Err(error)
             }
-            sleep(PAUSE);
         }
     }
 
@@ -56,16 +56,8 @@ impl Program {
     /// # Errors
     /// When it does not come within `limit`.
     pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
-        let started = Instant::now();
-        loop {
-            if let Some(status) = self.nsenter.try_wait()? {
-                return Ok(status);
-            }
-            if started.elapsed() > limit {
-                bail!("process {} has not ended within {limit:?}", self.pid.as_raw_nonzero());
-            }
-            sleep(PAUSE);
-        }
+        let what = format!("process {} ends", self.pid.as_raw_nonzero());
+        eventually(&what, limit, || self.nsenter.try_wait()?.context("it goes on"))
     }
 }
 

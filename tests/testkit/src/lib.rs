@@ -3,7 +3,7 @@
 //! - [`Node`]: directories, a cluster, agents as processes ([`Agent`]) and calls of the plugin; [`Mesh`] adds the node's network namespace,
 //!   processes and pods in ambient mode.
 //! - [`PodObject`]: a pod as Kubernetes describes it.
-//! - [`eventually`]: the way to wait; [`Wait`] for asynchronous tests.
+//! - [`eventually`] and [`until`]: the way to wait; [`Wait`] for asynchronous tests.
 //! - [`http`]: a request over a port or a unix socket, also a broken one.
 //! - [`plugin`]: a call of the plugin; [`PodCall`] by what the agent wrote.
 //! - [`apiserver`]: the cluster's API server; [`ztunnel`]: a ztunnel that follows a script and checks the agent; [`relay`]: what a ztunnel does
@@ -35,11 +35,11 @@ pub use namespace::TestNetns;
 pub use node::mesh::{Mesh, MeshPod};
 pub use node::{Agent, Ended, Launch, Log, Metrics, NAME as NODE_NAME, Node, PodCall, looks, mesh};
 pub use object::PodObject;
-pub use pod::{Families, Interface, Pod};
+pub use pod::{Families, Interface, Pod, wait_until_up};
 pub use process::Process;
 pub use programs::{copy_program, programs, use_programs};
 pub use user::as_user;
-pub use wait::{PATIENCE, Wait, eventually};
+pub use wait::{PATIENCE, Wait, eventually, until};
 
 /// Asserts that the text has every one of the parts.
 ///

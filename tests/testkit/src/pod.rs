@@ -3,11 +3,11 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use crate::namespace::TestNetns;
+use crate::{TestNetns, eventually};
 
 /// How long an interface may take until it carries packets; it is milliseconds on an idle machine.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
@@ -165,7 +165,10 @@ impl Pod {
 
 /// The kernel notices in the background that both sides are up. Until then it drops what is sent, and a question for
 /// a neighbour that is dropped is asked again only after a second.
-fn wait_until_up(namespace: &TestNetns, name: &str, v6: bool) -> Result<()> {
+///
+/// # Errors
+/// It is not up in time.
+pub fn wait_until_up(namespace: &TestNetns, name: &str, v6: bool) -> Result<()> {
     let link = || {
         Ok::<_, anyhow::Error>(namespace.run(&mut ip(&["-o", "link", "show", name]))?.contains("state UP"))
     };
@@ -173,12 +176,11 @@ fn wait_until_up(namespace: &TestNetns, name: &str, v6: bool) -> Result<()> {
         let routes = namespace.run(&mut ip(&["-6", "route", "show", "table", "local", "dev", name]))?;
         Ok::<_, anyhow::Error>(routes.contains("ff00::/8"))
     };
-    let start = Instant::now();
-    while !(link()? && (!v6 || multicast()?)) {
-        ensure!(start.elapsed() < LONGEST_WAIT, "interface {name} is not up after {LONGEST_WAIT:?}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    Ok(())
+    eventually(&format!("interface {name} is up"), LONGEST_WAIT, || {
+        ensure!(link()?, "the link is down");
+        ensure!(!v6 || multicast()?, "it has no route for multicast");
+        Ok(())
+    })
 }
 
 fn ip(arguments: &[&str]) -> Command {

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use testkit::Process;
 
@@ -80,17 +80,13 @@ impl Machine {
             .stdout(Stdio::from(fs::File::create(self.path("agent.log")).unwrap()))
             .stderr(Stdio::inherit());
         let mut agent = Process::new(command.spawn().unwrap());
-        let start = Instant::now();
-        loop {
-            let run = self.run("status -o json");
-            if run.stdout.contains("\"ready\": true") {
-                return agent;
-            }
-            let log = || fs::read_to_string(self.path("agent.log")).unwrap_or_default();
+        let log = || fs::read_to_string(self.path("agent.log")).unwrap_or_default();
+        let is_ready = || {
             assert!(agent.ended().unwrap().is_none(), "the agent has ended:\n{}", log());
-            assert!(start.elapsed() < PATIENCE, "not ready within {PATIENCE:?}: {run:?}\n{}", log());
-            std::thread::sleep(Duration::from_millis(50));
-        }
+            self.run("status -o json").stdout.contains("\"ready\": true")
+        };
+        testkit::until("the agent is ready", PATIENCE, is_ready, log).unwrap();
+        agent
     }
 
     pub(crate) fn snapshot(&self, dir: &str) -> Snapshot {

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::unix::net::UnixListener;
-use std::time::Instant;
 
 use serde_json::{Value, json};
 
@@ -92,15 +91,13 @@ fn what_the_agent_has_to_tell_is_a_warning() {
     machine.files.write("net.d/10-calico.conflist", CALICO);
     machine.files.write("manifests/shop_web.yaml", crate::WEB);
     let _agent = machine.agent(&["--monitoring-port=15014", "--listen-address=fe80::1"]);
-    let (says, start) = ("warning: the agent says: port: listen on [fe80::1]:15014: ", Instant::now());
-    let text = loop {
+    let says = "warning: the agent says: port: listen on [fe80::1]:15014: ";
+    let says_so = || {
         let text = machine.run("status").ok();
-        if text.contains(says) || start.elapsed() > PATIENCE {
-            break text;
-        }
+        text.contains(says) && text.ends_with("answers\n")
     };
-    let log = fs::read_to_string(machine.path("agent.log")).unwrap();
-    assert!(text.contains(says) && text.ends_with("answers\n"), "{text}\n{log}");
+    let seen = || machine.run("status").ok() + &fs::read_to_string(machine.path("agent.log")).unwrap();
+    testkit::until("the warning", PATIENCE, says_so, seen).unwrap();
 }
 
 #[test]

@@ -1,20 +1,18 @@
 //! What stands for the node agent: a cluster that is kept up to date, and everything that was told about it.
 
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cluster::{Access, Cluster, Connection, Event, Limits, Source, What};
 use facts::PodRef;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use testkit::apiserver::ApiServer;
+use testkit::{PATIENCE, PodObject, Wait};
 use tokio::task::JoinHandle;
 
 /// The node whose pods are watched.
 pub(crate) const NODE: &str = "n1";
-
-/// No test waits longer for anything.
-const LONGEST: Duration = Duration::from_secs(10);
 
 /// Short enough for tests of what takes a minute otherwise.
 pub(crate) const LIMITS: Limits = Limits {
@@ -51,15 +49,10 @@ impl Agent {
 
     /// Waits until `check` holds.
     pub(crate) async fn until(&self, what: &str, mut check: impl FnMut(&Self) -> bool) {
-        let start = Instant::now();
+        let wait = Wait::new(what, PATIENCE);
+        let seen = || format!("{:?}\n{:#?}", self.cluster.state(), self.events());
         while !check(self) {
-            assert!(
-                start.elapsed() < LONGEST,
-                "waited for {what}; {:?}\n{:#?}",
-                self.cluster.state(),
-                self.events()
-            );
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::time::sleep(wait.pause(seen).unwrap()).await;
         }
     }
 
@@ -207,13 +200,12 @@ impl Setup {
 }
 
 pub(crate) fn pod(namespace: &str, name: &str, label: &str) -> Value {
-    json!({
-        "metadata": {"namespace": namespace, "name": name, "labels": {"v": label},
-            "annotations": {"sidecar.istio.io/status": "{}", "example.com/secret": "x"},
-            "managedFields": [{"manager": "kubelet", "fieldsV1": {"f:status": {}}}]},
-        "spec": {"nodeName": NODE, "containers": [
-            {"name": "app", "image": "app", "env": [{"name": "PASSWORD", "value": "hush"}]}]},
-        "status": {"phase": "Running", "podIP": "10.1.2.3", "podIPs": [{"ip": "10.1.2.3"}],
-            "conditions": [{"type": "Ready", "status": "True"}]}
-    })
+    let pod = PodObject::named(name).in_namespace(namespace).label("v", label).on_node(NODE);
+    pod.annotations(&[("sidecar.istio.io/status", "{}"), ("example.com/secret", "x")])
+        .with("/metadata/managedFields", json!([{"manager": "kubelet", "fieldsV1": {"f:status": {}}}]))
+        .with("/spec/containers/0/image", "app")
+        .with("/spec/containers/0/env", json!([{"name": "PASSWORD", "value": "hush"}]))
+        .running(&[[10, 1, 2, 3].into()])
+        .with("/status/conditions", json!([{"type": "Ready", "status": "True"}]))
+        .json()
 }

@@ -12,6 +12,7 @@ use facts::exchange::{FACTS_DIR, facts_file};
 use facts::{Facts, PodRef};
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use tempfile::TempDir;
+use testkit::{PATIENCE, Wait};
 
 use crate::agent::{Agent, Setup};
 
@@ -59,10 +60,9 @@ impl Kept {
     }
 
     async fn until(&self, what: &str, mut check: impl FnMut(&Self) -> bool) {
-        let start = Instant::now();
+        let wait = Wait::new(what, PATIENCE);
         while !check(self) {
-            assert!(start.elapsed() < LIMIT, "waited for {what}: {:?}", self.told());
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::time::sleep(wait.pause(|| format!("{:?}", self.told())).unwrap()).await;
         }
     }
 

@@ -5,13 +5,10 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
 use cni::conflist::{Document, PluginEntry};
 use install::{Event, Handle, Installer, KubeconfigOptions, Mode, Observer, Options, ProgramAtEnd};
-
-/// Longest wait for something that takes milliseconds to two seconds.
-const PATIENCE: Duration = Duration::from_secs(10);
+use testkit::PATIENCE;
 
 /// A program that answers VERSION; `mark` tells one from another.
 pub(crate) fn plugin(mark: &str) -> String {
@@ -209,15 +206,7 @@ impl Running {
 
     /// Waits; on failure shows what was told.
     pub(crate) fn until(&self, what: &str, holds: impl Fn() -> bool) {
-        let start = Instant::now();
-        while !holds() {
-            assert!(
-                start.elapsed() < PATIENCE,
-                "not within {PATIENCE:?}: {what}; told:\n{}",
-                self.told.all().join("\n")
-            );
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        testkit::until(what, PATIENCE, holds, || self.told.all().join("\n")).unwrap();
     }
 
     pub(crate) fn until_ready(&self) {

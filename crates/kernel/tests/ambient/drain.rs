@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use capture::ambient::{
     CAPTURE_PORTS, INBOUND_PORT, MARK_MASK, NodeOptions, OUTBOUND_PORT, PodOptions, ZTUNNEL_MARK, plan_drain,
@@ -161,17 +161,16 @@ fn what_goes_through_ztunnel_is_counted_and_its_end_is_heard() {
     let mut left: HashSet<_> = found.iter().map(Connection::cookie).collect();
     while let Some((what, stream)) = open.pop() {
         drop(stream);
-        let start = Instant::now();
-        while left.len() > open.len() {
-            assert!(start.elapsed() < PATIENCE, "{what}");
-            std::thread::sleep(Duration::from_millis(5));
+        let is_heard = || {
             match heard.read().unwrap() {
                 Heard::Closed(cookies) => {
                     cookies.iter().for_each(|cookie| assert!(left.remove(cookie), "{what}"));
                 }
                 Heard::Missed => panic!("one message does not overflow a buffer"),
             }
-        }
+            left.len() <= open.len()
+        };
+        testkit::until(&what, PATIENCE, is_heard, || "it is not heard of").unwrap();
     }
     assert_eq!(lab.sockets(), []);
 }

@@ -4,15 +4,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use netns::Netns;
+pub(crate) use testkit::PATIENCE;
 use testkit::TestNetns;
 use testkit::ztunnel::{Script, Ztunnel};
 use zds::{AddError, Entry, Event, Listener, NetnsFd, Snapshot, Workload, Ztunnels};
-
-/// For what takes milliseconds on an idle machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Default)]
 struct Pods(Mutex<BTreeMap<String, (Workload, Option<NetnsFd>)>>, Mutex<Vec<Told>>);
@@ -118,25 +115,15 @@ impl Server {
     }
 
     pub(crate) fn wait_connected(&self, count: usize) {
-        let start = Instant::now();
-        while self.ztunnels.connected() != count || self.counts().last().copied().unwrap_or_default() != count
-        {
-            assert!(
-                start.elapsed() < PATIENCE,
-                "{} are connected: {:?}",
-                self.ztunnels.connected(),
-                self.events()
-            );
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let told = || self.counts().last().copied().unwrap_or_default();
+        let connected = || self.ztunnels.connected() == count && told() == count;
+        let seen = || format!("{} are: {:?}", self.ztunnels.connected(), self.events());
+        testkit::until(&format!("{count} are connected"), PATIENCE, connected, seen).unwrap();
     }
 
     pub(crate) fn wait_event(&self, is: impl Fn(&Event) -> bool, what: &str) {
-        let start = Instant::now();
-        while !self.events().iter().any(&is) {
-            assert!(start.elapsed() < PATIENCE, "{what}: {:?}", self.events());
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let happened = || self.events().iter().any(&is);
+        testkit::until(what, PATIENCE, happened, || format!("{:?}", self.events())).unwrap();
     }
 
     pub(crate) async fn stop(self) {

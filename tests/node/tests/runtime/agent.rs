@@ -10,19 +10,19 @@ mod policy;
 mod upgrade;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::io::Write;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use netns::Netns;
 use node::{CriError, Node, PodSpec, Program, Sandbox, Signal};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use testkit::apiserver::{ApiServer, Resource};
+use testkit::{http, until};
 
 use crate::fixture::{PLUGIN, bridge, serve_node_port};
 use account::Account;
@@ -169,19 +169,8 @@ impl Cluster {
 
     /// Status and body of an answer of the agent's. 0 when it does not answer.
     pub(crate) fn get(&self, port: u16, path: &str) -> (u16, String) {
-        let request = format!("GET {path} HTTP/1.1\r\nhost: node\r\nconnection: close\r\n\r\n");
-        let asked = self.inside(|| -> std::io::Result<String> {
-            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-            let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
-            stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-            stream.write_all(request.as_bytes())?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            Ok(answer)
-        });
-        let answer = asked.unwrap_or_default();
-        let status = answer.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
-        (status, answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
+        let reply = self.inside(|| http::get((Ipv4Addr::LOCALHOST, port).into(), path));
+        reply.map_or_else(|_| (0, String::new()), |reply| (reply.status, reply.body))
     }
 
     pub(crate) fn readyz(&self) -> (u16, String) {
@@ -214,16 +203,8 @@ impl Cluster {
     }
 
     pub(crate) fn wait_for(&self, what: &str, met: impl Fn() -> bool) {
-        let started = Instant::now();
-        while !met() {
-            assert!(
-                started.elapsed() < LIMIT,
-                "no {what} within {LIMIT:?}; /readyz: {:?}\n{}",
-                self.readyz(),
-                self.agent_log()
-            );
-            sleep(Duration::from_millis(20));
-        }
+        let seen = || format!("/readyz: {:?}\n{}", self.readyz(), self.agent_log());
+        until(what, LIMIT, met, seen).unwrap_or_else(|error| panic!("{error:#}"));
     }
 
     // === files ===

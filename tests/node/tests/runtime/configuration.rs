@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cni::conflist::{Document, Form, PluginEntry};
 use cni::libcni::Folder;
@@ -47,15 +46,9 @@ fn loaded(status: &CniStatus) -> Option<Network> {
 
 /// Waits until containerd has loaded its directory with this outcome.
 fn wait_for(node: &Node, what: &str, met: impl Fn(&CniStatus) -> bool) {
-    let started = Instant::now();
-    loop {
-        let status = node.cni_status().expect("containerd answers");
-        if met(&status) {
-            return;
-        }
-        assert!(started.elapsed() < LIMIT, "{what}: {status:?}");
-        sleep(Duration::from_millis(5));
-    }
+    let status = || node.cni_status().expect("containerd answers");
+    let loaded = testkit::until(what, LIMIT, || met(&status()), || format!("{:?}", status()));
+    loaded.unwrap_or_else(|error| panic!("{error:#}"));
 }
 
 /// Lets containerd load one file, alone in its directory.

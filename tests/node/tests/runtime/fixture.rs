@@ -2,8 +2,6 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use node::{CriError, Node, Outcome, PodSpec, Sandbox};
 use serde_json::{Value, json};
@@ -19,9 +17,6 @@ pub(crate) const PLUGIN: &str = "istio-cni";
 pub(crate) const NODE_PORT: u16 = 9999;
 /// A port on which every pod's app answers `app`.
 pub(crate) const APP_PORT: u16 = 8080;
-
-/// How long a listener may take to come up.
-const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// A node whose chain ends with `istio-cni`, and the two directories that the plugin is given.
 pub(crate) struct Mesh {
@@ -203,14 +198,11 @@ pub(crate) fn check_captured(node: &Node, pod: &Sandbox, what: &str) {
 
 /// Asks until something answers: a container's listener comes up a moment after the container.
 fn answer(ask: impl Fn() -> Outcome) -> String {
-    let started = Instant::now();
-    loop {
+    let answer = testkit::eventually("an answer", testkit::PATIENCE, || {
         let outcome = ask();
         let said = outcome.stdout.trim();
-        if !said.is_empty() {
-            return said.to_owned();
-        }
-        assert!(started.elapsed() < ANSWER_LIMIT, "no answer: {outcome:?}");
-        sleep(Duration::from_millis(50));
-    }
+        anyhow::ensure!(!said.is_empty(), "{outcome:?}");
+        Ok(said.to_owned())
+    });
+    answer.unwrap_or_else(|error| panic!("{error:#}"))
 }

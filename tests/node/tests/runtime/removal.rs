@@ -92,10 +92,7 @@ fn a_dead_pause_process_and_a_new_containerd_call_nothing() {
     let pause = mesh.node.status(&pod).expect("a status").pid.to_string();
     assert_eq!(mesh.node.exec(&["kill", "-KILL", &pause]).expect("kill runs").code, 0);
     let gone = || !mesh.node.status(&pod).expect("a status").ready;
-    assert!((0..100).any(|_| gone() || {
-        std::thread::sleep(std::time::Duration::from_millis(50));
-        false
-    }));
+    testkit::until("the pod is seen to be dead", testkit::PATIENCE, gone, || "it is ready").expect("seen");
     assert_eq!(shapes(&mesh), [], "a dead pause process");
     mesh.node.stop_pod(&pod).expect("stopped");
     assert_eq!(shapes(&mesh), [WITH_ALL], "stop of a dead pod");
