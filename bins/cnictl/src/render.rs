@@ -5,7 +5,6 @@ use std::fmt::Write as _;
 use anyhow::{Result, bail};
 use capture::ambient::OWNER;
 use clap::ValueEnum;
-use facts::PodRef;
 use ruleset::eval;
 use ruleset::{
     ALL_BITS, Backend, Families, Family, Plan, Routing, Ruleset, TableKind, Transaction, iptables, nft,
@@ -14,7 +13,7 @@ use serde::Serialize;
 
 use crate::output::{Answer, Format, one_line, structured};
 use crate::rules::{RuleReport, describe};
-use crate::subject::{Captured, Outcome, ProbeMember, Subject, SubjectArgs};
+use crate::subject::{About, Captured, Outcome, ProbeMember, Subject, SubjectArgs};
 
 /// Exit code for a pod that has no plan.
 const NOT_CAPTURED: u8 = 3;
@@ -78,12 +77,8 @@ enum Output {
 /// The plan as data.
 #[derive(Debug, Serialize)]
 struct Rendered {
-    pod: PodRef,
-    captured: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    detail: Option<String>,
+    #[serde(flatten)]
+    about: About,
     #[serde(skip_serializing_if = "Option::is_none")]
     plan: Option<PlanReport>,
     /// What is in the node's own namespace, of a pod in ambient mode.
@@ -207,9 +202,9 @@ impl Args {
     }
 
     fn data(&self, subject: &Subject) -> Result<Rendered> {
-        let (mut reason, mut detail, mut plan, mut node) = (None, None, None, None);
-        match &subject.outcome {
-            Outcome::Skipped(skip) => (reason, detail) = (Some(skip.reason.name()), Some(skip.text())),
+        let (mut plan, mut node) = (None, None);
+        let about = match &subject.outcome {
+            Outcome::Skipped(skip) => About::skipped(&subject.name, skip),
             Outcome::Captured(captured) => {
                 let rules = |plan: &Plan| rules(&self.layers(plan), plan.backend);
                 plan = Some(PlanReport {
@@ -224,10 +219,10 @@ impl Args {
                 if let Some(host) = captured.node() {
                     node = Some(NodeReport { members: host.members.clone(), rules: rules(&host.plan) });
                 }
+                About::planned(&subject.name, true)
             }
-        }
-        let (pod, assumed) = (subject.name.clone(), subject.assumed.clone());
-        Ok(Rendered { pod, captured: plan.is_some(), reason, detail, plan, node, assumed })
+        };
+        Ok(Rendered { about, plan, node, assumed: subject.assumed.clone() })
     }
 
     /// The planned rules, without those that look at no packet of the wanted family.

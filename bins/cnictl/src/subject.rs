@@ -14,6 +14,7 @@ use capture::{Decision, Facts, Need, Pod, Settings, Skip, decide};
 use clap::ValueEnum;
 use facts::PodRef;
 use ruleset::{Backend, Plan};
+use serde::Serialize;
 
 use crate::configuration::{Configuration, ConfigurationArgs};
 use crate::pod::{self, Described};
@@ -70,6 +71,18 @@ pub(crate) struct Subject {
     pub(crate) assumed: Vec<String>,
 }
 
+/// The head of an answer about a pod: which it is, and whether it is captured.
+#[derive(Debug, Serialize)]
+pub(crate) struct About {
+    pub(crate) pod: PodRef,
+    pub(crate) captured: bool,
+    /// The row of the decision table, of a pod that is not captured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) detail: Option<String>,
+}
+
 /// What is decided about the pod.
 #[derive(Debug)]
 pub(crate) enum Outcome {
@@ -95,6 +108,19 @@ pub(crate) struct Captured {
 pub(crate) enum By {
     Sidecar { settings: Box<Settings>, native_sidecar: bool },
     Ztunnel(AmbientPod),
+}
+
+impl About {
+    /// A pod that has a plan; `captured` is whether that counts as capture.
+    pub(crate) fn planned(pod: &PodRef, captured: bool) -> Self {
+        Self { pod: pod.clone(), captured, reason: None, detail: None }
+    }
+
+    /// A pod that is left alone.
+    pub(crate) fn skipped(pod: &PodRef, skip: &Skip) -> Self {
+        let (reason, detail) = (Some(skip.reason.name()), Some(skip.text()));
+        Self { pod: pod.clone(), captured: false, reason, detail }
+    }
 }
 
 impl SubjectArgs {

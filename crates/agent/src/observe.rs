@@ -69,26 +69,12 @@ pub(crate) async fn cluster(agent: Arc<Agent>, source: Source, store: Option<Sto
 }
 
 fn told(agent: &Agent, store: Option<&Store>, event: ClusterEvent) {
-    let Agent { log, health, metrics, .. } = agent;
+    let Agent { log, metrics, .. } = agent;
     match event {
-        ClusterEvent::Synced => {
-            health.ready(Part::Cluster);
-            if agent.writer.is_some() {
-                metrics.api_server_up(true);
-            }
-            if let Some(store) = store {
-                store.synced();
-            }
-            agent.ambient.synced();
-            let pods = agent.cluster.index().pods().count();
-            log.info("the pods of this node are known", &[("pods", &pods)]);
-            metrics.pods.set(i64::try_from(pods).unwrap_or(i64::MAX));
-            agent.older.changed();
-        }
+        ClusterEvent::Synced => synced(agent, store),
         ClusterEvent::Changed(pods) => {
             metrics.cluster_changes(pods.len());
-            let known = agent.cluster.index().pods().count();
-            metrics.pods.set(i64::try_from(known).unwrap_or(i64::MAX));
+            metrics.known_pods(agent.cluster.index().pods().count());
             if let Some(store) = store {
                 store.changed(&pods);
             }
@@ -98,16 +84,7 @@ fn told(agent: &Agent, store: Option<&Store>, event: ClusterEvent) {
         ClusterEvent::Told(told) => agent.ambient.told(&told),
         ClusterEvent::Outlook(outlook) => shutdown::tell(agent, &outlook),
         ClusterEvent::WatchFailed { what, error, failing_for, retry_in } => {
-            metrics.watch_failure(kind(what));
-            if let WatchError::Api(error) = &error {
-                metrics.api_server_failure(error.reason());
-            }
-            match what {
-                What::DaemonSet | What::Node => shutdown::tell_refusal(agent, &error),
-                // What was listed once stays good for the pods that it is of; readiness needs the first list only.
-                _ if !agent.cluster.state().synced => health.pending(Part::Cluster, &error),
-                _ => {}
-            }
+            watch_failed(agent, what, &error);
             let (for_s, in_s) = (failing_for.as_secs(), format!("{:.1}", retry_in.as_secs_f64()));
             log.warn(&error, &[("watch", &kind(what)), ("failing_for_s", &for_s), ("retry_in_s", &in_s)]);
         }
@@ -120,23 +97,10 @@ fn told(agent: &Agent, store: Option<&Store>, event: ClusterEvent) {
                 &[("watch", &kind(what)), ("failed_for_s", &failed_for.as_secs())],
             );
         }
-        ClusterEvent::ServerAway { error } => {
-            metrics.api_server_failure(error.reason());
-            metrics.api_server_up(false);
-            let text = if agent.writer.is_some() {
-                if !agent.cluster.state().synced {
-                    health.pending(Part::Cluster, &error);
-                }
-                "the API server is away; what is known of pods goes on being used"
-            } else {
-                "the API server is away; pods are manifests and need it not"
-            };
-            health.notice(Notice::ApiServer, &error);
-            log.warn(text, &[("error", &error)]);
-        }
+        ClusterEvent::ServerAway { error } => server_away(agent, &error),
         ClusterEvent::ServerBack { away_for } => {
             metrics.api_server_up(true);
-            health.settled(Notice::ApiServer);
+            agent.health.settled(Notice::ApiServer);
             log.info("the API server answers again", &[("away_for_s", &away_for.as_secs())]);
         }
         ClusterEvent::Relisted { what } => log.info("everything is listed anew", &[("watch", &kind(what))]),
@@ -145,6 +109,49 @@ fn told(agent: &Agent, store: Option<&Store>, event: ClusterEvent) {
             log.warn(&error, &[("watch", &kind(what))]);
         }
     }
+}
+
+fn synced(agent: &Agent, store: Option<&Store>) {
+    agent.health.ready(Part::Cluster);
+    if agent.writer.is_some() {
+        agent.metrics.api_server_up(true);
+    }
+    if let Some(store) = store {
+        store.synced();
+    }
+    agent.ambient.synced();
+    let pods = agent.cluster.index().pods().count();
+    agent.log.info("the pods of this node are known", &[("pods", &pods)]);
+    agent.metrics.known_pods(pods);
+    agent.older.changed();
+}
+
+fn watch_failed(agent: &Agent, what: What, error: &WatchError) {
+    agent.metrics.watch_failure(kind(what));
+    if let WatchError::Api(error) = error {
+        agent.metrics.api_server_failure(error.reason());
+    }
+    match what {
+        What::DaemonSet | What::Node => shutdown::tell_refusal(agent, error),
+        // What was listed once stays good for the pods that it is of; readiness needs the first list only.
+        _ if !agent.cluster.state().synced => agent.health.pending(Part::Cluster, error),
+        _ => {}
+    }
+}
+
+fn server_away(agent: &Agent, error: &cluster::Error) {
+    agent.metrics.api_server_failure(error.reason());
+    agent.metrics.api_server_up(false);
+    let text = if agent.writer.is_some() {
+        if !agent.cluster.state().synced {
+            agent.health.pending(Part::Cluster, error);
+        }
+        "the API server is away; what is known of pods goes on being used"
+    } else {
+        "the API server is away; pods are manifests and need it not"
+    };
+    agent.health.notice(Notice::ApiServer, error);
+    agent.log.warn(text, &[("error", error)]);
 }
 
 fn kind(what: What) -> &'static str {

@@ -107,6 +107,24 @@ fn variable(name: &str) -> Option<String> {
     std::env::var_os(name).map(|value| without_newlines(value.to_string_lossy().into_owned()))
 }
 
+/// What readiness waits for.
+fn parts(config: &Config) -> Vec<Part> {
+    let mut parts = vec![
+        Part::NodeLock,
+        Part::Node,
+        Part::Install,
+        Part::Cluster,
+        Part::PluginSocket,
+        Part::LogSocket,
+        Part::Backend,
+    ];
+    parts.extend(config.config_dir.as_ref().map(|_| Part::Configuration));
+    if !config.ambient.is_off {
+        parts.extend([Part::Ambient, Part::EventSocket]);
+    }
+    parts
+}
+
 impl Agent {
     fn new(flags: Flags) -> Result<(Self, Source), Error> {
         let mut reader = config_dir::Reader::new(flags);
@@ -121,21 +139,8 @@ impl Agent {
         let labels: [telemetry::Label<'_>; 2] =
             [("version", &env!("CARGO_PKG_VERSION")), ("node", &config.node)];
         log.info("install-cni starts", &labels);
-        let mut parts = vec![
-            Part::NodeLock,
-            Part::Node,
-            Part::Install,
-            Part::Cluster,
-            Part::PluginSocket,
-            Part::LogSocket,
-            Part::Backend,
-        ];
-        parts.extend(config.config_dir.as_ref().map(|_| Part::Configuration));
         let is_ambient = !config.ambient.is_off;
-        if is_ambient {
-            parts.extend([Part::Ambient, Part::EventSocket]);
-        }
-        let health = Arc::new(Health::of(&parts));
+        let health = Arc::new(Health::of(&parts(&config)));
         health.ready(Part::Configuration);
         let metrics = Arc::new(Metrics::new(is_ambient, journal.clone())?);
         let (source, writer, own_set) = source::source(&config, &log);

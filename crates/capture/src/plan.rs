@@ -304,6 +304,11 @@ fn tcp() -> Match {
     Match::Protocol(Protocol::Tcp)
 }
 
+/// What a process of the pod sends to an address of its own that is not the loopback address.
+fn to_own_address(own: Own) -> [Match; 3] {
+    [out_interface("lo"), tcp(), Match::Destination { net: own.loopback, not: true }]
+}
+
 fn to_port(port: u16) -> Match {
     Match::DestinationPort { ports: ruleset::Ports::One(port), not: false }
 }

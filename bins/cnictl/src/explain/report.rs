@@ -15,18 +15,13 @@ use super::flow::{Direction, Flow};
 use super::way::{Way, follow, leave_node};
 use crate::output::{Colour, Format, columns, paint, structured};
 use crate::rules::{RuleReport, describe};
-use crate::subject::{By, Captured, Outcome, Subject};
+use crate::subject::{About, By, Captured, Outcome, Subject};
 
 /// What becomes of a flow.
 #[derive(Debug, Serialize)]
 pub(super) struct Explanation {
-    pod: PodRef,
-    captured: bool,
-    /// The row of the decision table, of a pod that is not captured.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    detail: Option<String>,
+    #[serde(flatten)]
+    about: About,
     #[serde(skip_serializing_if = "Option::is_none")]
     capture: Option<CaptureReport>,
     flow: FlowReport,
@@ -105,10 +100,7 @@ impl Explanation {
 
     fn of_skipped(pod: &PodRef, skip: &Skip, flow: &Flow) -> Self {
         Self {
-            pod: pod.clone(),
-            captured: false,
-            reason: Some(skip.reason.name()),
-            detail: Some(skip.text()),
+            about: About::skipped(pod, skip),
             capture: None,
             flow: FlowReport::of(flow),
             node: None,
@@ -133,10 +125,7 @@ impl Explanation {
         let report = |place: &Place<'_>| describe(backend, place);
         let decided = way.decided_by();
         Self {
-            pod: pod.clone(),
-            captured: captured.complete,
-            reason: None,
-            detail: None,
+            about: About::planned(pod, captured.complete),
             capture: Some(CaptureReport {
                 mode: captured.mode(),
                 native_sidecar: captured.native_sidecar(),
@@ -172,11 +161,11 @@ impl Explanation {
     fn table(&self, trace: bool) -> String {
         let mut rows: Vec<Vec<String>> = Vec::new();
         let mut row = |name: &str, text: String| rows.push(vec![name.to_owned(), text]);
-        let state = match (&self.capture, self.reason) {
+        let state = match (&self.capture, self.about.reason) {
             (Some(capture), _) => capture.summary.clone(),
             (None, reason) => format!("not captured: {}", reason.unwrap_or_default()),
         };
-        row("POD", format!("{}, {state}", self.pod));
+        row("POD", format!("{}, {state}", self.about.pod));
         row("FLOW", self.flow.to_string());
         if let Some(node) = &self.node {
             let rule = node.rule.as_ref();
@@ -184,7 +173,7 @@ impl Explanation {
             row("NODE", format!("leaves the node from {}: {why}", node.source));
         }
         row("VERDICT", self.verdict.painted());
-        match (&self.rule, &self.detail) {
+        match (&self.rule, &self.about.detail) {
             (Some(rule), _) => {
                 row("RULE", rule.text.clone());
                 row("CHAIN", format!("{} {}, rule {}", rule.table, rule.chain, rule.position));

@@ -2,113 +2,77 @@
 
 use std::collections::BTreeMap;
 
-use prometheus::{
-    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-};
+use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
-use super::BUCKETS;
+use super::register::Register;
+use super::zds::ZdsMetrics;
 
 /// All of it.
 pub(crate) struct AmbientMetrics {
     events: IntCounterVec,
     requests: IntCounterVec,
-    connected: IntGauge,
     pods: IntGaugeVec,
     outside: IntGaugeVec,
     enrolment: HistogramVec,
-    messages: IntCounterVec,
-    acks: HistogramVec,
     repaired: IntCounterVec,
     ended: IntCounter,
     drifted: IntCounterVec,
     shadowed: IntGauge,
     overdue: IntGauge,
+    pub(super) zds: ZdsMetrics,
 }
 
 impl AmbientMetrics {
-    /// # Errors
-    /// A name is there twice or is none, which the tests would have told.
-    pub(crate) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let counter = |name: &str, help: &str, labels: &[&str]| -> Result<IntCounterVec, prometheus::Error> {
-            let counter = IntCounterVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(counter.clone()))?;
-            Ok(counter)
-        };
-        let histogram =
-            |name: &str, help: &str, labels: &[&str]| -> Result<HistogramVec, prometheus::Error> {
-                let histogram =
-                    HistogramVec::new(HistogramOpts::new(name, help).buckets(BUCKETS.to_vec()), labels)?;
-                registry.register(Box::new(histogram.clone()))?;
-                Ok(histogram)
-            };
-        let connected = IntGauge::new("ztunnel_connected", "Connections of ztunnels")?;
-        registry.register(Box::new(connected.clone()))?;
-        let pods = IntGaugeVec::new(
-            Opts::new("istio_cni_ambient_pods", "Pods in the mesh, on their way into it or out of it"),
-            &["state"],
-        )?;
-        registry.register(Box::new(pods.clone()))?;
-        let ended = IntCounter::new(
-            "istio_cni_ambient_connections_ended_total",
-            "Connections through ztunnel that were ended because their pod left the mesh and its time to drain was over",
-        )?;
-        registry.register(Box::new(ended.clone()))?;
-        let outside = IntGaugeVec::new(
-            Opts::new(
-                "istio_cni_ambient_pods_outside",
-                "Pods that should be in the mesh and are not, by why",
-            ),
-            &["reason"],
-        )?;
-        registry.register(Box::new(outside.clone()))?;
-        let shadowed = IntGauge::new(
-            "istio_cni_ambient_shadowed_pods",
-            "Pods in whose namespaces rules of others let packets escape capture, or may",
-        )?;
-        registry.register(Box::new(shadowed.clone()))?;
-        let overdue = IntGauge::new(
-            "istio_cni_ambient_verifications_overdue",
-            "Pods in whose network namespaces something has not ended in time, so that their rules are not verified",
-        )?;
-        registry.register(Box::new(overdue.clone()))?;
+    pub(crate) fn new(make: &Register<'_>) -> Result<Self, prometheus::Error> {
         Ok(Self {
-            shadowed,
-            overdue,
-            events: counter(
+            events: make.counters(
                 "nodeagent_reconcile_events_total",
                 "Changes of pods and namespaces that were heard of, and work on pods that was repeated",
                 &["type"],
             )?,
-            requests: counter(
+            requests: make.counters(
                 "istio_cni_plugin_requests_total",
                 "Pods that plugins announced, by the answer's HTTP status",
                 &["response_code"],
             )?,
-            connected,
-            pods,
-            outside,
-            enrolment: histogram(
+            pods: make.gauges(
+                "istio_cni_ambient_pods",
+                "Pods in the mesh, on their way into it or out of it",
+                &["state"],
+            )?,
+            outside: make.gauges(
+                "istio_cni_ambient_pods_outside",
+                "Pods that should be in the mesh and are not, by why",
+                &["reason"],
+            )?,
+            enrolment: make.histograms(
                 "istio_cni_ambient_enrolment_duration_seconds",
                 "Seconds from the event to a pod that is wholly in the mesh",
                 &["way"],
             )?,
-            messages: counter("istio_cni_zds_messages_total", "Messages to ztunnels", &["kind", "result"])?,
-            acks: histogram(
-                "istio_cni_zds_ack_duration_seconds",
-                "Seconds until ztunnels answer",
-                &["kind"],
+            ended: make.counter(
+                "istio_cni_ambient_connections_ended_total",
+                "Connections through ztunnel that were ended because their pod left the mesh and its time to drain was over",
             )?,
-            ended,
-            repaired: counter(
+            repaired: make.counters(
                 "istio_cni_drift_repaired_total",
                 "What in the kernel differed from what it should be and was put right",
                 &["what"],
             )?,
-            drifted: counter(
+            drifted: make.counters(
                 "istio_cni_drift_found_total",
                 "What in the kernel differed from what it should be and was left so by configuration",
                 &["what"],
             )?,
+            shadowed: make.gauge(
+                "istio_cni_ambient_shadowed_pods",
+                "Pods in whose namespaces rules of others let packets escape capture, or may",
+            )?,
+            overdue: make.gauge(
+                "istio_cni_ambient_verifications_overdue",
+                "Pods in whose network namespaces something has not ended in time, so that their rules are not verified",
+            )?,
+            zds: ZdsMetrics::new(make)?,
         })
     }
 }
@@ -186,24 +150,6 @@ impl super::Metrics {
     pub(crate) fn overdue(&self, pods: usize) {
         if let Some(ambient) = &self.ambient {
             ambient.overdue.set(i64::try_from(pods).unwrap_or(i64::MAX));
-        }
-    }
-
-    /// A ztunnel came, went or answered.
-    pub(crate) fn ztunnel(&self, event: &zds::Event) {
-        let Some(ambient) = &self.ambient else { return };
-        match event {
-            zds::Event::Connected { connected, .. } | zds::Event::Disconnected { connected, .. } => {
-                ambient.connected.set(i64::try_from(*connected).unwrap_or(i64::MAX));
-            }
-            zds::Event::Acked { kind, seconds, .. } => {
-                ambient.messages.with_label_values(&[kind.name(), "ack"]).inc();
-                ambient.acks.with_label_values(&[kind.name()]).observe(*seconds);
-            }
-            zds::Event::Nacked { kind, .. } => {
-                ambient.messages.with_label_values(&[kind.name(), "nack"]).inc();
-            }
-            _ => {}
         }
     }
 }

@@ -1,7 +1,9 @@
 //! What the agent gave up rather than wait for it: connections, lines of plugins, lines of its own log.
 
-use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec};
 use telemetry::Journal;
+
+use super::register::Register;
 
 /// All of it.
 pub(super) struct GuardMetrics {
@@ -12,31 +14,22 @@ pub(super) struct GuardMetrics {
 }
 
 impl GuardMetrics {
-    /// # Errors
-    /// A name is there twice or is none, which the tests would have told.
-    pub(super) fn new(registry: &Registry, journal: Journal) -> Result<Self, prometheus::Error> {
-        let counter = |name: &str, help: &str, labels: &[&str]| -> Result<IntCounterVec, prometheus::Error> {
-            let counter = IntCounterVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(counter.clone()))?;
-            Ok(counter)
-        };
-        let lost_lines = IntCounter::new(
-            "istio_cni_log_lines_lost_total",
-            "Lines of the agent's log that are lost because nobody read the log or it could not be written",
-        )?;
-        registry.register(Box::new(lost_lines.clone()))?;
+    pub(super) fn new(make: &Register<'_>, journal: Journal) -> Result<Self, prometheus::Error> {
         Ok(Self {
-            connections: counter(
+            connections: make.counters(
                 "istio_cni_connections_closed_total",
                 "Connections to the agent that were closed without an answer, or refused",
                 &["listener", "reason"],
             )?,
-            plugin_lines: counter(
+            plugin_lines: make.counters(
                 "istio_cni_plugin_log_lines_dropped_total",
                 "Lines posted to log.sock that were not printed",
                 &["reason"],
             )?,
-            lost_lines,
+            lost_lines: make.counter(
+                "istio_cni_log_lines_lost_total",
+                "Lines of the agent's log that are lost because nobody read the log or it could not be written",
+            )?,
             journal,
         })
     }

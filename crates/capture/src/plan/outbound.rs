@@ -4,7 +4,9 @@ use ipnet::IpNet;
 use ruleset::{Action, Match, Protocol, Rule, TableKind};
 
 use super::draft::Chain;
-use super::{Owner, Planner, destination, in_interface, jump, out_interface, source, tcp, to_port};
+use super::{
+    Owner, Planner, destination, in_interface, jump, out_interface, source, tcp, to_own_address, to_port,
+};
 use crate::settings::{OwnerGroups, Ports, Ranges};
 
 impl Planner<'_> {
@@ -62,14 +64,11 @@ impl Planner<'_> {
             _ => ruleset::Ports::One(tunnel),
         };
         for own in self.per_family() {
+            let mut matches = to_own_address(own).to_vec();
+            matches.push(Match::DestinationPort { ports: not_inbound.clone(), not: true });
+            matches.push(owner.is());
             let rule = Rule::new(
-                vec![
-                    out_interface("lo"),
-                    tcp(),
-                    Match::Destination { net: own.loopback, not: true },
-                    Match::DestinationPort { ports: not_inbound.clone(), not: true },
-                    owner.is(),
-                ],
+                matches,
                 jump(Chain::NAT_IN_REDIRECT),
                 "the proxy calls its own pod by the pod's address: that is inbound traffic",
             );

@@ -4,7 +4,7 @@ use ipnet::IpNet;
 use ruleset::{ALL_BITS, Action, Backend, Match, Rule};
 
 use super::draft::Chain;
-use super::{Owner, Planner, in_interface, out_interface, source, tcp};
+use super::{Owner, Planner, in_interface, out_interface, source, tcp, to_own_address};
 use crate::settings::TPROXY_OUTBOUND_MARK;
 
 /// What meets a packet that the tproxy rule of its family did not take, because no transparent socket listens: nf_tables ends the rule
@@ -62,13 +62,10 @@ impl Planner<'_> {
         let gids = self.settings.proxy_gids.iter().map(|&gid| Owner::Gid(gid));
         for owner in uids.chain(gids) {
             for own in self.per_family() {
+                let mut matches = to_own_address(own).to_vec();
+                matches.push(owner.is());
                 let rule = Rule::new(
-                    vec![
-                        out_interface("lo"),
-                        tcp(),
-                        Match::Destination { net: own.loopback, not: true },
-                        owner.is(),
-                    ],
+                    matches,
                     Action::SetMark(TPROXY_OUTBOUND_MARK),
                     "the proxy calls its own pod: tell its packets from the pod's inner traffic",
                 );

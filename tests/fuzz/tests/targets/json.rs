@@ -138,13 +138,36 @@ pub(crate) fn tokens(text: &str) -> Vec<String> {
             _ => rest.find(|c: char| "{}[]:,\"".contains(c) || c.is_ascii_whitespace()).unwrap_or(rest.len()),
         };
         let (token, after) = rest.split_at(len);
-        found.push(
-            serde_json::from_str::<String>(token)
-                .map_or_else(|_| token.to_owned(), |said| format!("\"{said}")),
-        );
+        let said = serde_json::from_str::<String>(&with_whole_characters(token));
+        found.push(said.map_or_else(|_| token.to_owned(), |said| format!("\"{said}")));
         rest = after.trim_start();
     }
     found
+}
+
+/// A string in which each half of a character that stands alone is the sign for that, as Go reads it.
+fn with_whole_characters(token: &str) -> String {
+    let half = |text: &str| {
+        let number = text.strip_prefix("\\u").and_then(|rest| rest.get(..4))?;
+        u16::from_str_radix(number, 16).ok().filter(|number| (0xd800..0xe000).contains(number))
+    };
+    let (mut whole, mut rest) = (String::new(), token);
+    while let Some(first) = rest.chars().next() {
+        let len = match (half(rest), rest.get(6..).and_then(half)) {
+            (Some(0xd800..0xdc00), Some(0xdc00..)) => 12,
+            (Some(_), _) => {
+                whole.push('\u{fffd}');
+                rest = &rest[6..];
+                continue;
+            }
+            // An escaped character, which may be a backslash.
+            _ if first == '\\' => 1 + rest[1..].chars().next().map_or(0, char::len_utf8),
+            _ => first.len_utf8(),
+        };
+        whole.push_str(&rest[..len]);
+        rest = &rest[len..];
+    }
+    whole
 }
 
 /// Bytes of the string that the text begins with.

@@ -1,0 +1,93 @@
+//! What is counted of the plugin's calls.
+
+use facts::Report;
+use prometheus::{HistogramVec, IntCounterVec, IntGauge};
+
+use super::register::Register;
+
+/// All of it.
+pub(super) struct PluginMetrics {
+    operations: IntCounterVec,
+    durations: HistogramVec,
+    sources: IntCounterVec,
+    facts_requests: IntCounterVec,
+    uncaptured: IntCounterVec,
+    started_without_plugin: IntGauge,
+}
+
+impl PluginMetrics {
+    pub(super) fn new(make: &Register<'_>) -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            operations: make.counters(
+                "istio_cni_operations_total",
+                "Calls of the plugin",
+                &["operation", "result"],
+            )?,
+            durations: make.histograms(
+                "istio_cni_operation_duration_seconds",
+                "Seconds of calls of the plugin, in total and by phase",
+                &["operation", "result", "phase"],
+            )?,
+            sources: make.counters(
+                "istio_cni_facts_source_total",
+                "Where calls of the plugin had their facts from",
+                &["source"],
+            )?,
+            facts_requests: make.counters(
+                "istio_cni_facts_requests_total",
+                "Questions of plugins to this agent",
+                &["result"],
+            )?,
+            uncaptured: make.counters(
+                "istio_cni_uncaptured_pods_total",
+                "Pods that started without capture, or without all of it, although they should have it",
+                &["reason"],
+            )?,
+            started_without_plugin: make.gauge(
+                "istio_cni_started_without_plugin_pods",
+                "Sidecar pods that run without capture because they started while the plugin was not in the CNI configuration",
+            )?,
+        })
+    }
+}
+
+impl super::Metrics {
+    /// A call of the plugin.
+    pub(crate) fn operation(&self, report: &Report) {
+        let operation = match report.operation.as_str() {
+            known @ ("add" | "check" | "del" | "gc" | "status") => known,
+            _ => "other",
+        };
+        let result = report.result.name();
+        self.plugin.operations.with_label_values(&[operation, result]).inc();
+        let seconds = |phase: &str, seconds: f64| {
+            if seconds.is_finite() && seconds >= 0.0 {
+                self.plugin.durations.with_label_values(&[operation, result, phase]).observe(seconds);
+            }
+        };
+        seconds("total", report.seconds);
+        for (phase, taken) in report.phases.iter() {
+            seconds(phase, taken);
+        }
+        if let known @ ("agent" | "api" | "last-known" | "annotations" | "manifests") =
+            report.facts_source.as_str()
+        {
+            self.plugin.sources.with_label_values(&[known]).inc();
+        }
+    }
+
+    /// A pod runs without capture.
+    pub(crate) fn uncaptured(&self, reason: &str) {
+        self.plugin.uncaptured.with_label_values(&[reason]).inc();
+    }
+
+    /// So many pods run without capture that started while runtimes did not call the plugin.
+    pub(crate) fn started_without_plugin(&self, pods: usize) {
+        self.plugin.started_without_plugin.set(i64::try_from(pods).unwrap_or(i64::MAX));
+    }
+
+    /// A question of a plugin.
+    pub(crate) fn facts_request(&self, result: &str) {
+        self.plugin.facts_requests.with_label_values(&[result]).inc();
+    }
+}
