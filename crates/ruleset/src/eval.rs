@@ -1,12 +1,18 @@
-//! What a ruleset does to a packet.
+//! What rulesets do to a packet.
 
-use std::net::{IpAddr, SocketAddr};
+mod attached;
+
+use std::borrow::Cow;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::Range;
 
 use crate::plan::Backend;
-use crate::rule::{
-    Action, Base, Chain, CtState, Family, Hook, Match, Protocol, Rule, Ruleset, Table, TableKind,
-};
+use crate::rule::{Action, Chain, CtState, Family, Hook, Match, Protocol, Rule, Ruleset, Table, TableKind};
 use crate::set::{MapVerdict, Members, Set, Side};
+
+use attached::{Part, attached};
+
+pub use attached::translations_last;
 
 /// A packet and what the kernel knows of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,9 +127,7 @@ pub struct Outcome<'a> {
     pub zone: Option<u16>,
 }
 
-/// Takes a packet through the base chains that all layers have at a hook, in order of priority. Of those with the same priority the
-/// chains of earlier layers come first: by whoever loads them ([`crate::Plan::layers`]), as for the kernel that is the one which was
-/// attached last (`nf_hook_entries_grow` in netfilter/core.c).
+/// Takes a packet through what all layers have at a hook, in the kernel's order ([`attached`]).
 ///
 /// `nat` says whether the nat chains see it: they do for a connection's first packet, unless an earlier hook has translated or
 /// passed it already, as on the second half of a way over the loopback interface. `members` knows what is in kept sets.
@@ -143,66 +147,31 @@ pub fn evaluate<'a>(
         ct_mark: packet.ct_mark,
         zone: None,
     };
-    // ip6tables is not run at all without IPv6. An inet table of nf_tables sees both families whatever was planned.
-    let sees = |layer: &&Ruleset| backend == Backend::Nftables || layer.families().contains(&packet.family());
-    let mut bases: Vec<(&Ruleset, &Table, &Chain, i32)> = layers
-        .iter()
-        .filter(sees)
-        .flat_map(|layer| layer.tables.iter().map(move |table| (layer, table)))
-        .flat_map(|(layer, table)| table.chains.iter().map(move |chain| (layer, table, chain)))
-        .filter_map(|(layer, table, chain)| match chain.base {
-            Some(Base { hook: at, priority, .. }) if at == hook => Some((layer, table, chain, priority)),
-            _ => None,
-        })
-        .collect();
-    // Stable: the order of the layers stays where priorities are equal.
-    bases.sort_by_key(|(.., priority)| *priority);
-    for (layer, table, chain, _) in bases {
-        if table.kind == TableKind::Nat && !(nat && matches!(packet.state, State::New | State::Related)) {
-            continue;
+    let mut packet = Cow::Borrowed(packet);
+    for attached in attached(layers, backend, packet.family(), hook) {
+        if attached.kind == TableKind::Nat {
+            // The first nat chain that translates is the last (`nf_nat_inet_fn` in nf_nat_core.c).
+            let translated = matches!(outcome.verdict, Verdict::Redirect { .. } | Verdict::Snat { .. });
+            if !nat || translated || !matches!(packet.state, State::New | State::Related) {
+                continue;
+            }
         }
-        let (owner, depth) = (&*layer.owner, table.chains.len());
-        let mut walk = Walk { owner, table, backend, packet, members, outcome: &mut outcome, depth };
-        walk.chain(chain);
-        if outcome.verdict == Verdict::Drop {
-            break;
+        for Part { owner, table, chain, rules } in attached.parts {
+            let depth = table.chains.len();
+            let mut walk =
+                Walk { owner, table, backend, packet: &packet, members, outcome: &mut outcome, depth };
+            if !matches!(walk.rules(chain, rules), Flow::Continue) {
+                break;
+            }
+        }
+        match outcome.verdict {
+            Verdict::Drop => break,
+            Verdict::Redirect { port } => packet = Cow::Owned(packet.redirected(hook, port)),
+            Verdict::Snat { to } => packet = Cow::Owned(Packet { source: to, ..packet.into_owned() }),
+            Verdict::Pass | Verdict::Tproxy { .. } => {}
         }
     }
     outcome
-}
-
-/// Whether what was redirected before goes on being translated under these rules, of which a packet of such a connection meets none in a nat
-/// table. The kernel translates while the namespace has a nat base chain and something that needs connection tracking
-/// (`nf_nat_register_fn` and `nf_ct_netns_get`); rules of others may do both, and do not count here.
-#[must_use]
-pub fn translations_last(layers: &[Ruleset], backend: Backend, family: Family) -> bool {
-    // As above: an inet table of nf_tables is there for both families.
-    let sees = |layer: &&Ruleset| backend == Backend::Nftables || layer.families().contains(&family);
-    let tables = || layers.iter().filter(sees).flat_map(|layer| &layer.tables);
-    let chains = || tables().flat_map(|table| table.chains.iter().map(move |chain| (table.kind, chain)));
-    let translates = chains().any(|(kind, chain)| kind == TableKind::Nat && chain.base.is_some());
-    let mut rules =
-        chains().flat_map(|(_, chain)| &chain.rules).filter(|rule| rule.families.contains(family));
-    translates && rules.any(needs_tracking)
-}
-
-fn needs_tracking(rule: &Rule) -> bool {
-    rule.matches.iter().any(Match::asks_connection)
-        || match rule.action {
-            Action::SetCtMark { .. }
-            | Action::SaveMark
-            | Action::RestoreMark
-            | Action::SetZone(_)
-            | Action::Redirect { .. }
-            | Action::Snat { .. } => true,
-            Action::Accept
-            | Action::Drop
-            | Action::Return
-            | Action::Jump(_)
-            | Action::VerdictMap { .. }
-            | Action::Tproxy { .. }
-            | Action::SetMark(_) => false,
-        }
 }
 
 /// A way through one table.
@@ -220,12 +189,15 @@ struct Walk<'r, 'p, 'o> {
 /// Whether a chain's caller goes on.
 enum Flow {
     Continue,
+    /// Back to the caller, whatever follows in the chain.
+    Return,
     End,
 }
 
 impl<'r> Walk<'r, '_, '_> {
-    fn chain(&mut self, chain: &'r Chain) -> Flow {
-        for (index, rule) in chain.rules.iter().enumerate() {
+    /// The way through some of a chain's rules.
+    fn rules(&mut self, chain: &'r Chain, range: Range<usize>) -> Flow {
+        for (index, rule) in chain.rules.iter().enumerate().take(range.end).skip(range.start) {
             if !self.matches(rule) {
                 continue;
             }
@@ -242,7 +214,7 @@ impl<'r> Walk<'r, '_, '_> {
                 Action::SetZone(zone) => self.outcome.zone = self.outcome.zone.or(Some(*zone)),
                 Action::Return => {
                     self.passed_by(place);
-                    return Flow::Continue;
+                    return Flow::Return;
                 }
                 Action::Jump(target) => {
                     if let Flow::End = self.called(target) {
@@ -257,7 +229,9 @@ impl<'r> Walk<'r, '_, '_> {
                             return Flow::End;
                         }
                     }
-                    Some(MapVerdict::Goto(target)) => return self.called(&target),
+                    Some(MapVerdict::Goto(target)) => {
+                        return if let Flow::End = self.called(&target) { Flow::End } else { Flow::Return };
+                    }
                     Some(MapVerdict::Accept) => return self.accepted(place),
                     Some(MapVerdict::Drop) => return self.decided(place, Verdict::Drop),
                 },
@@ -289,7 +263,7 @@ impl<'r> Walk<'r, '_, '_> {
     fn called(&mut self, target: &str) -> Flow {
         let (Some(target), true) = (self.table.chain(target), self.depth > 0) else { return Flow::Continue };
         self.depth -= 1;
-        let flow = self.chain(target);
+        let flow = self.rules(target, 0..target.rules.len());
         self.depth += 1;
         flow
     }
@@ -381,6 +355,18 @@ impl Packet {
     /// Family of the addresses.
     pub fn family(&self) -> Family {
         if self.source.is_ipv4() { Family::V4 } else { Family::V6 }
+    }
+
+    /// As it is after a redirect at a hook: what was sent here goes to the loopback address, and what arrived to the first address of its
+    /// interface (`nf_nat_redirect.c`), which is taken to be the one that it came for.
+    #[must_use]
+    pub fn redirected(&self, hook: Hook, port: u16) -> Self {
+        let loopback: IpAddr = match self.family() {
+            Family::V4 => Ipv4Addr::LOCALHOST.into(),
+            Family::V6 => Ipv6Addr::LOCALHOST.into(),
+        };
+        let destination = if hook == Hook::Output { loopback } else { self.destination };
+        Self { destination, destination_port: port, ..self.clone() }
     }
 
     /// Where the first packet of its connection wanted to go.

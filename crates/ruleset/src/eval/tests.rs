@@ -2,7 +2,7 @@ use std::slice::from_ref;
 
 use super::*;
 
-use crate::rule::{ALL_BITS, ChainKind, Families, Ports};
+use crate::rule::{ALL_BITS, Base, ChainKind, Families, Ports};
 use crate::set::{Content, Contents, Delta, Element, Endpoint, Key, KeyType, NoMembers};
 
 const APP: Owner = Owner { uid: 1000, gid: 2000 };
@@ -607,4 +607,76 @@ fn a_verdict_map_leads_to_chains_and_verdicts() {
 
 fn mark_if(old: u32, new: u32) -> Rule {
     rule(vec![Match::Mark { mark: old, mask: ALL_BITS, not: false }], Action::SetMark(new))
+}
+
+fn layer(owner: &'static str, chains: Vec<Chain>) -> Ruleset {
+    Ruleset { owner: owner.into(), ..filter(chains) }
+}
+
+/// Base chains of all layers run by priority, and where that is equal in the order of the layers.
+#[test]
+fn layers_run_by_priority_and_then_in_their_order() {
+    let marked =
+        |mark, next| rule(vec![Match::Mark { mark, mask: ALL_BITS, not: false }], Action::SetMark(next));
+    let one = layer("one", vec![base(Hook::Output, 5, vec![marked(2, 3)])]);
+    let two = layer("two", vec![base(Hook::Output, -5, vec![marked(7, 1)])]);
+    let three = layer("three", vec![base(Hook::Output, 5, vec![marked(3, 4), marked(1, 2)])]);
+    let four = layer(
+        "four",
+        vec![base(Hook::Output, 0, vec![marked(1, 2)]), base(Hook::Input, 5, vec![marked(4, 5)])],
+    );
+    let layers = [one, two, three, four];
+    let outcome = evaluate(&layers, Backend::Nftables, &packet(), Hook::Output, true, &NoMembers);
+    let met: Vec<(&str, u32)> = outcome.trace.iter().map(|place| (place.owner, place.index as u32)).collect();
+    assert_eq!((outcome.mark, met), (4, vec![("two", 0), ("four", 0), ("one", 0), ("three", 0)]));
+}
+
+/// In nf_tables an end of one layer's chain says nothing of the next, but for a drop; a built-in chain of iptables is shared.
+#[test]
+fn what_ends_a_chain_ends_what_shares_it() {
+    let ends = |action| layer("one", vec![output(vec![rule(vec![], action)])]);
+    let then = layer("two", vec![output(vec![rule(vec![], Action::SetMark(1))])]);
+    let leads = {
+        let mut leads = then.clone();
+        leads.tables[0].chains[0].leading = 1;
+        leads
+    };
+    for (action, shared) in
+        [(Action::Return, 7), (Action::Accept, 7), (Action::Jump("x".into()), 1), (Action::SetMark(9), 1)]
+    {
+        for (second, in_iptables) in
+            [(&then, shared), (&leads, if action == Action::SetMark(9) { 9 } else { 1 })]
+        {
+            let layers = [ends(action.clone()), second.clone()];
+            let mark = |backend| evaluate(&layers, backend, &packet(), Hook::Output, true, &NoMembers).mark;
+            assert_eq!((mark(Backend::Nftables), mark(Backend::Iptables)), (1, in_iptables), "{action:?}");
+        }
+    }
+    let dropped = [ends(Action::Drop), then];
+    for backend in [Backend::Nftables, Backend::Iptables] {
+        let outcome = evaluate(&dropped, backend, &packet(), Hook::Output, true, &NoMembers);
+        assert_eq!((outcome.verdict, outcome.mark), (Verdict::Drop, 7));
+        assert_eq!(outcome.decided_by.map(|place| place.owner), Some("one"));
+    }
+}
+
+/// A connection is translated once in a direction, and chains behind the translation see its result.
+#[test]
+fn of_two_layers_that_redirect_the_first_does() {
+    let nat = |owner: &'static str, port| {
+        let rules = vec![rule(vec![Match::Protocol(Protocol::Tcp)], Action::Redirect { port })];
+        Ruleset {
+            owner: owner.into(),
+            ..ruleset(vec![(TableKind::Nat, vec![base(Hook::Output, -100, rules)])])
+        }
+    };
+    let to_port = Match::DestinationPort { ports: Ports::One(15001), not: false };
+    let to_self = Match::Destination { net: "127.0.0.1/32".parse().unwrap(), not: false };
+    let behind = rule(vec![Match::Protocol(Protocol::Tcp), to_self, to_port], Action::SetMark(1));
+    let layers = [nat("one", 15001), nat("two", 15002), layer("three", vec![output(vec![behind])])];
+    for backend in [Backend::Nftables, Backend::Iptables] {
+        let outcome = evaluate(&layers, backend, &packet(), Hook::Output, true, &NoMembers);
+        assert_eq!((outcome.verdict, outcome.mark), (Verdict::Redirect { port: 15001 }, 1), "{backend}");
+        assert_eq!(outcome.decided_by.map(|place| place.owner), Some("one"));
+    }
 }
