@@ -366,7 +366,8 @@ impl Packet {
             Family::V6 => Ipv6Addr::LOCALHOST.into(),
         };
         let destination = if hook == Hook::Output { loopback } else { self.destination };
-        Self { destination, destination_port: port, ..self.clone() }
+        let original = self.original.or(Some((self.destination, self.destination_port).into()));
+        Self { destination, destination_port: port, original, ..self.clone() }
     }
 
     /// Where the first packet of its connection wanted to go.
