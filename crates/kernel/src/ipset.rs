@@ -1,246 +1,317 @@
-//! A set of addresses of the iptables world, over netlink. Numbers are those of `linux/netfilter/ipset/ip_set.h`.
+//! Sets of the iptables world, over netlink.
 
-use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
+mod message;
 
-use netns::InsideHost;
-use ruleset::Family;
+use std::collections::HashMap;
+use std::ops::AddAssign;
 
-use crate::netlink::wire::{Attribute, Writer};
-use crate::netlink::{self, Socket, flags};
-use crate::sets::{Error, Member, Set, address, octets};
+use netns::Inside;
+use ruleset::{Delta, Element, Key, Set};
 
-/// `NFNL_SUBSYS_IPSET`, the upper byte of a message's type.
-const SUBSYSTEM: u16 = 6 << 8;
-const CREATE: u16 = SUBSYSTEM | 2;
-const DESTROY: u16 = SUBSYSTEM | 3;
-const FLUSH: u16 = SUBSYSTEM | 4;
-const LIST: u16 = SUBSYSTEM | 7;
-const ADD: u16 = SUBSYSTEM | 9;
-const DEL: u16 = SUBSYSTEM | 10;
-const HEADER: u16 = SUBSYSTEM | 12;
+use crate::netlink::{self, Answer, Socket};
+use crate::sets::{Changed, Error, Place, octets};
+use message::{Header, Message, code, error};
 
-/// `IPSET_PROTOCOL_MIN`: spoken by every kernel since 2.6.39.
-const PROTOCOL: u8 = 6;
-/// Revision of `hash:ip` since which elements have comments.
-const REVISION: u8 = 3;
-/// `IPSET_FLAG_WITH_COMMENT`.
-const WITH_COMMENT: u32 = 1 << 4;
-/// The type of our sets. One holds 65536 elements by default, which is more than the pods of any node.
-const TYPE: &str = "hash:ip";
+/// How many elements a set is made for at least: the default of the ipset program, which is more than the pods of any node.
+const LEAST_ELEMENTS: usize = 65_536;
+/// Commands in one send. Each gets an answer, and all answers must fit into the socket's buffer.
+const COMMANDS_AT_A_TIME: usize = 64;
+/// What the name of the set ends with that takes another's place.
+const NEXT: &str = ".next";
 
-/// `IPSET_ATTR_*` of a command.
-const ATTR_PROTOCOL: u16 = 1;
-const ATTR_SETNAME: u16 = 2;
-const ATTR_TYPENAME: u16 = 3;
-const ATTR_REVISION: u16 = 4;
-const ATTR_FAMILY: u16 = 5;
-const ATTR_DATA: u16 = 7;
-const ATTR_ADT: u16 = 8;
-/// `IPSET_ATTR_*` of an element or of a set that is made.
-const ATTR_IP: u16 = 1;
-const ATTR_CADT_FLAGS: u16 = 8;
-const ATTR_COMMENT: u16 = 26;
-/// `IPSET_ATTR_IPADDR_IPV4`, `IPSET_ATTR_IPADDR_IPV6`, with `NLA_F_NET_BYTEORDER`.
-const NET_ORDER: u16 = 0x4000;
-const IPADDR_V4: u16 = 1;
-const IPADDR_V6: u16 = 2;
-
-/// Length of `struct nfgenmsg`.
-const NFGEN: usize = 4;
-/// Errors of the kernel's that mean "no such set" and "no ipset at all".
-const ENOENT: i32 = 2;
-const EINVAL: i32 = 22;
-const EOPNOTSUPP: i32 = 95;
-/// `IPSET_ERR_EXIST`: an element that is not there.
-const ERR_EXIST: i32 = 4103;
-
-/// A set of type `hash:ip` with comments.
-pub(crate) struct IpSet {
+/// The ipsets of a namespace.
+pub(crate) struct IpSets {
     socket: Socket,
-    name: String,
-    family: Family,
-    /// What it held when it was last listed, and what this process did since. Good for saying whether an addition changed something; never
-    /// for whose an address is, because another agent may write to the set during an update of the node's.
-    members: Option<HashMap<IpAddr, String>>,
+    /// The comments in commented sets when they were last listed, and what this process did since. Good for saying whether an addition changed
+    /// something; never for whose an address is, because another agent may write to the set during an update of the node's.
+    comments: HashMap<String, HashMap<Key, String>>,
 }
 
-// === impl IpSet ===
+// === impl IpSets ===
 
-impl IpSet {
-    pub(crate) fn new(_: &InsideHost<'_>, name: &str, family: Family) -> Result<Self, Error> {
+impl IpSets {
+    pub(crate) fn new(_: &Inside) -> Result<Self, Error> {
         let socket = Socket::netfilter().map_err(|source| Error::Kernel {
             operation: "speak to ipset".to_owned(),
             hint: "",
             source,
         })?;
-        Ok(Self { socket, name: name.to_owned(), family, members: None })
+        Ok(Self { socket, comments: HashMap::new() })
     }
 
-    /// Whether the kernel has it, of whatever type.
-    pub(crate) fn exists(&mut self) -> Result<bool, Error> {
-        let request = self.message(HEADER, flags::REQUEST | flags::ACK, |_| {});
-        match self.socket.get(&request, |_| {}) {
+    /// Whether the kernel has a set of the name, of whatever type.
+    pub(crate) fn exists(&mut self, name: &str) -> Result<bool, Error> {
+        match self.socket.get(&message::look_for(name), |_| {}) {
             Ok(()) => Ok(true),
-            Err(error) if matches!(code(&error), Some(ENOENT | EINVAL | EOPNOTSUPP)) => Ok(false),
-            Err(error) => Err(self.failed("look for", error)),
+            Err(error) if is_missing(&error) => Ok(false),
+            Err(error) => Err(failed("look for", name, error)),
         }
     }
 
-    fn message(&self, kind: u16, flags: u16, body: impl FnOnce(&mut Writer)) -> Vec<u8> {
-        let mut w = Writer::with_capacity(128);
-        let header = [if self.family == Family::V4 { 2 } else { 10 }, 0, 0, 0];
-        w.message(kind, flags, 1, &header, |w| {
-            w.attribute(ATTR_PROTOCOL, &[PROTOCOL]);
-            w.text(ATTR_SETNAME, &self.name);
-            body(w);
-        });
-        w.bytes().to_vec()
+    /// Makes a set that is missing, and gives a fixed one its content.
+    pub(crate) fn prepare(&mut self, set: &Set) -> Result<(), Error> {
+        if set.is_map() {
+            let problem = "iptables has no verdict maps: a set and a rule for each chain say the same";
+            return Err(Error::Unfit { set: set.name.to_string(), problem });
+        }
+        match self.socket.order(&message::create(&set.name, set, LEAST_ELEMENTS)) {
+            Ok(()) => {}
+            // One that has grown, or that somebody else has made larger.
+            Err(error) if code(&error) == Some(error::EXISTS) && self.is_of_type(set)? => {}
+            Err(error) => return Err(failed("make", &set.name, error)),
+        }
+        if set.is_kept() || self.difference(set)?.is_none() {
+            return Ok(());
+        }
+        self.replace(set, &message::wanted(set))
     }
 
-    /// Without [`flags::EXCL`] an addition writes over what is there, its comment included, and a removal of nothing is no error.
-    fn element(&self, kind: u16, extra: u16, ip: IpAddr, uid: Option<&str>) -> Vec<u8> {
-        self.message(kind, flags::REQUEST | flags::ACK | extra, |w| {
-            w.nest(ATTR_DATA, |w| {
-                let of = if ip.is_ipv4() { IPADDR_V4 } else { IPADDR_V6 };
-                w.nest(ATTR_IP, |w| w.attribute(of | NET_ORDER, &octets(ip)));
-                if let Some(uid) = uid {
-                    w.text(ATTR_COMMENT, uid);
-                }
-            });
+    fn is_of_type(&mut self, set: &Set) -> Result<bool, Error> {
+        Ok(self.header(&set.name)?.is_some_and(|header| header.fits(set)))
+    }
+
+    /// How the kernel's set differs from the planned one, of a kept one but for its members.
+    pub(crate) fn difference(&mut self, set: &Set) -> Result<Option<&'static str>, Error> {
+        Ok(match self.header(&set.name)? {
+            None => Some("is missing"),
+            Some(header) if !header.fits(set) => Some("is of another type"),
+            Some(_) if set.is_kept() => None,
+            Some(_) => {
+                let (mut there, mut wanted) = (self.list(set)?, message::wanted(set));
+                there.sort_by_key(|element| element.key);
+                wanted.sort_by_key(|element| element.key);
+                let keys = |elements: &[Element]| elements.iter().map(|e| e.key).collect::<Vec<Key>>();
+                (keys(&there) != keys(&wanted)).then_some("has other elements")
+            }
         })
     }
 
-    fn failed(&self, what: &str, source: netlink::Error) -> Error {
-        let hint = match code(&source) {
-            Some(1) => " (this needs CAP_NET_ADMIN)",
-            Some(EINVAL | EOPNOTSUPP) => " (does this kernel have ip_set and ip_set_hash_ip?)",
-            Some(ENOENT) => " (the set is missing; the next verification makes it)",
-            Some(4100) => " (a rule still looks addresses up in it)",
-            Some(17 | 4102) => " (a set of that name and another type is there; see `ipset list`)",
-            _ => "",
-        };
-        Error::Kernel { operation: format!("{what} ipset {}", self.name), hint, source }
-    }
-
-    /// Hands each element's address and comment to `take`; `None` at the start, and again where the list begins anew.
-    fn dump(&mut self, mut take: impl FnMut(Option<(&[u8], Option<Attribute<'_>>)>)) -> Result<(), Error> {
-        let request = self.message(LIST, flags::REQUEST | flags::DUMP | flags::ACK, |_| {});
-        let result = self.socket.dump(&request, |part| {
-            let Some(part) = part else { return take(None) };
-            let list = part.attributes(NFGEN).find(ATTR_ADT);
-            for item in list.iter().flat_map(|list| list.nested()) {
-                let ip = item.nested().find(ATTR_IP).and_then(|ip| ip.nested().next());
-                if let Some(ip) = ip {
-                    take(Some((ip.data, item.nested().find(ATTR_COMMENT))));
-                }
-            }
+    /// Type and size; absent where the set is missing.
+    fn header(&mut self, name: &str) -> Result<Option<Header>, Error> {
+        let mut found = None;
+        let result = self.socket.dump(&message::list(name, true), |part| match part {
+            None => found = None,
+            Some(part) => found = found.take().or_else(|| Header::read(part)),
         });
-        result.map_err(|error| self.failed("list", error))
-    }
-
-    fn known(&mut self) -> Result<&mut HashMap<IpAddr, String>, Error> {
-        if self.members.is_none() {
-            self.list()?;
+        match result {
+            Ok(()) => Ok(found),
+            Err(error) if is_missing(&error) => Ok(None),
+            Err(error) => Err(failed("look at", name, error)),
         }
-        Ok(self.members.get_or_insert_default())
-    }
-}
-
-impl Set for IpSet {
-    fn ensure(&mut self) -> Result<(), Error> {
-        let family = if self.family == Family::V4 { 2 } else { 10 };
-        let request = self.message(CREATE, flags::REQUEST | flags::ACK | flags::CREATE, |w| {
-            w.text(ATTR_TYPENAME, TYPE);
-            w.attribute(ATTR_REVISION, &[REVISION]);
-            w.attribute(ATTR_FAMILY, &[family]);
-            w.nest(ATTR_DATA, |w| w.attribute(ATTR_CADT_FLAGS | NET_ORDER, &WITH_COMMENT.to_be_bytes()));
-        });
-        self.socket.get(&request, |_| {}).map_err(|error| self.failed("make", error))
     }
 
     /// By the whole list: ipset cannot be asked for the comment of one element.
-    fn get(&mut self, ip: IpAddr) -> Result<Option<String>, Error> {
-        let (wanted, mut found) = (octets(ip), None);
-        self.dump(|part| match part {
+    pub(crate) fn get(&mut self, set: &Set, key: &Key) -> Result<Option<Element>, Error> {
+        let mut found = None;
+        let wanted = match key {
+            Key::Address(address) => octets(*address),
+            Key::Prefix(_) | Key::Endpoint(_) => Vec::new(),
+        };
+        self.dump(&set.name, |item| match item {
             None => found = None,
-            Some((bytes, comment)) => {
-                if bytes == wanted {
-                    found = Some(comment.map(|text| text.text().into_owned()).unwrap_or_default());
+            Some(item) if message::may_be(&item, &wanted) => {
+                found =
+                    found.take().or_else(|| message::read(set, &item).filter(|element| element.key == *key));
+            }
+            Some(_) => {}
+        })?;
+        Ok(found)
+    }
+
+    pub(crate) fn list(&mut self, set: &Set) -> Result<Vec<Element>, Error> {
+        let mut found = Vec::new();
+        self.dump(&set.name, |item| match item {
+            None => found.clear(),
+            Some(item) => found.extend(message::read(set, &item)),
+        })?;
+        if set.commented {
+            let comments = found.iter().map(|element| (element.key, element.comment.clone()));
+            self.comments.insert(set.name.to_string(), comments.collect());
+        }
+        Ok(message::whole(found))
+    }
+
+    fn dump(
+        &mut self,
+        name: &str,
+        mut take: impl FnMut(Option<netlink::wire::Attribute<'_>>),
+    ) -> Result<(), Error> {
+        let result = self.socket.dump(&message::list(name, false), |part| match part {
+            None => take(None),
+            Some(part) => message::items(part).for_each(|item| take(Some(item))),
+        });
+        result.map_err(|error| failed("list", name, error))
+    }
+
+    /// Adds, then removes, set by set.
+    pub(crate) fn change(&mut self, changes: &[(&Place, &Delta)]) -> Result<Changed, Error> {
+        let mut changed = Changed::default();
+        for (at, delta) in changes {
+            changed = changed.plus(self.add(&at.set, &delta.added().collect::<Vec<_>>())?);
+            changed = changed.plus(self.remove(&at.set, &delta.removed().collect::<Vec<_>>())?);
+        }
+        Ok(changed)
+    }
+
+    fn add(&mut self, set: &Set, elements: &[Element]) -> Result<Changed, Error> {
+        let mut changed = Changed::default();
+        for part in elements.chunks(COMMANDS_AT_A_TIME) {
+            let answers =
+                self.send(set, part.iter().map(|element| Message::Add { element, exclusive: true }))?;
+            for (element, result) in part.iter().zip(answers) {
+                match result {
+                    Ok(()) => changed.added += 1,
+                    Err(error) if code(&error) == Some(error::ELEMENT_EXISTS) => {
+                        // Written again although it may be right: who else changed it is not known.
+                        let known =
+                            !set.commented || self.comment(set, &element.key)? == Some(&element.comment);
+                        if set.commented {
+                            self.write_over(set, element)?;
+                        }
+                        (if known { &mut changed.as_before } else { &mut changed.replaced }).add_assign(1);
+                    }
+                    Err(error) if code(&error) == Some(error::FULL) => {
+                        self.grow(set, elements.len())?;
+                        self.write_over(set, element)?;
+                        changed.added += 1;
+                    }
+                    Err(error) => return Err(failed("add an element to", &set.name, error)),
+                }
+                if let Some(comments) = self.comments.get_mut(set.name.as_ref()) {
+                    comments.insert(element.key, element.comment.clone());
                 }
             }
-        })?;
-        Ok(found)
-    }
-
-    fn upsert(&mut self, member: Member) -> Result<bool, Error> {
-        let known = self.known()?.get(&member.ip) == Some(&member.uid);
-        let request = self.element(ADD, flags::EXCL, member.ip, Some(&member.uid));
-        match self.socket.get(&request, |_| {}) {
-            Ok(()) => {
-                self.known()?.insert(member.ip, member.uid);
-                Ok(true)
-            }
-            // Written again although it may be right: who else changed it is not known.
-            Err(error) if code(&error) == Some(ERR_EXIST) => {
-                self.change(&[], &[member])?;
-                Ok(!known)
-            }
-            Err(error) => Err(self.failed("add an address to", error)),
         }
+        Ok(changed)
     }
 
-    /// One command for each element: ipset has no transactions. Whoever stays keeps its place, as adding writes over.
-    fn change(&mut self, gone: &[IpAddr], new: &[Member]) -> Result<(), Error> {
-        let stay: HashSet<IpAddr> = new.iter().map(|member| member.ip).collect();
-        for ip in gone.iter().filter(|ip| !stay.contains(ip)) {
-            let request = self.element(DEL, 0, *ip, None);
-            match self.socket.get(&request, |_| {}) {
+    fn remove(&mut self, set: &Set, keys: &[Key]) -> Result<Changed, Error> {
+        let mut changed = Changed::default();
+        for part in keys.chunks(COMMANDS_AT_A_TIME) {
+            let answers = self.send(set, part.iter().map(|key| Message::Remove { key }))?;
+            for (key, result) in part.iter().zip(answers) {
+                match result {
+                    Ok(()) => changed.removed += 1,
+                    Err(error) if code(&error) == Some(error::ELEMENT_EXISTS) => changed.as_before += 1,
+                    Err(error) => return Err(failed("remove an element from", &set.name, error)),
+                }
+                if let Some(comments) = self.comments.get_mut(set.name.as_ref()) {
+                    comments.remove(key);
+                }
+            }
+        }
+        Ok(changed)
+    }
+
+    fn comment(&mut self, set: &Set, key: &Key) -> Result<Option<&String>, Error> {
+        if !self.comments.contains_key(set.name.as_ref()) {
+            self.list(set)?;
+        }
+        Ok(self.comments.get(set.name.as_ref()).and_then(|comments| comments.get(key)))
+    }
+
+    fn write_over(&mut self, set: &Set, element: &Element) -> Result<(), Error> {
+        let answers = self.send(set, std::iter::once(Message::Add { element, exclusive: false }))?;
+        let failure = answers.into_iter().find_map(Result::err);
+        failure.map_or(Ok(()), |error| Err(failed("add an element to", &set.name, error)))
+    }
+
+    /// Sends commands of one set in one piece, and gives the kernel's answer to each. A key may take several commands; all must have succeeded.
+    fn send<'a>(
+        &mut self,
+        set: &Set,
+        commands: impl Iterator<Item = Message<'a>>,
+    ) -> Result<Vec<Result<(), netlink::Error>>, Error> {
+        let mut results: Vec<Option<Result<(), netlink::Error>>> = Vec::new();
+        let mut request = netlink::wire::Writer::with_capacity(4096);
+        for command in commands {
+            command.write(&mut request, set, u32::try_from(results.len()).unwrap_or(u32::MAX));
+            results.push(None);
+        }
+        let answers =
+            self.socket.exchange(request.bytes()).map_err(|error| failed("change", &set.name, error))?;
+        for Answer { sequence, result } in answers {
+            if let Some(known) = results.get_mut(sequence as usize)
+                && !matches!(known, Some(Err(_)))
+            {
+                *known = Some(result);
+            }
+        }
+        Ok(results.into_iter().map(|result| result.unwrap_or(Err(netlink::Error::NoAnswer))).collect())
+    }
+
+    /// Makes room for more elements. At every instant the set of the name has all of its members.
+    fn grow(&mut self, set: &Set, more: usize) -> Result<(), Error> {
+        let members = self.list(set)?;
+        let room = LEAST_ELEMENTS.max(2 * (members.len() + more));
+        self.swap(set, &members, room)
+    }
+
+    /// Gives a set another content in one step.
+    fn replace(&mut self, set: &Set, content: &[Element]) -> Result<(), Error> {
+        self.swap(set, content, LEAST_ELEMENTS.max(2 * content.len()))
+    }
+
+    fn swap(&mut self, set: &Set, content: &[Element], room: usize) -> Result<(), Error> {
+        let next = Set { name: next_name(&set.name).into(), ..set.clone() };
+        // What an agent left that was killed.
+        self.destroy(&next.name)?;
+        let made = self.socket.order(&message::create(&next.name, &next, room));
+        made.map_err(|error| failed("make", &next.name, error))?;
+        let filled = self.add(&next, content).and_then(|_| {
+            let swapped = self.socket.order(&message::swap(&set.name, &next.name));
+            swapped.map_err(|error| failed("make room in", &set.name, error))
+        });
+        // Members that somebody else added meanwhile are in the old one.
+        let late = filled.and_then(|()| match set.is_kept() {
+            true => Ok(Delta::between(content, &self.list(&next)?)),
+            false => Ok(Delta::default()),
+        });
+        let gone = self.destroy(&next.name);
+        let late = late?;
+        self.add(set, &late.added().collect::<Vec<_>>())?;
+        self.remove(set, &late.removed().collect::<Vec<_>>())?;
+        gone
+    }
+
+    /// Removes a set; none is fine. One that something refers to is emptied at least.
+    pub(crate) fn destroy(&mut self, name: &str) -> Result<(), Error> {
+        self.comments.remove(name);
+        for (request, what) in [(message::flush(name), "empty"), (message::destroy(name), "remove")] {
+            match self.socket.order(&request) {
                 Ok(()) => {}
-                Err(error) if code(&error) == Some(ERR_EXIST) => {}
-                Err(error) => return Err(self.failed("remove an address from", error)),
-            }
-            self.known()?.remove(ip);
-        }
-        for Member { ip, uid } in new {
-            let request = self.element(ADD, 0, *ip, Some(uid));
-            self.socket.get(&request, |_| {}).map_err(|error| self.failed("add an address to", error))?;
-            self.known()?.insert(*ip, uid.clone());
-        }
-        Ok(())
-    }
-
-    fn list(&mut self) -> Result<Vec<Member>, Error> {
-        let mut found = Vec::new();
-        self.dump(|part| match part {
-            None => found.clear(),
-            Some((bytes, comment)) => {
-                let uid = comment.map(|text| text.text().into_owned()).unwrap_or_default();
-                found.extend(address(bytes).map(|ip| Member { ip, uid }));
-            }
-        })?;
-        self.members = Some(found.iter().map(|member| (member.ip, member.uid.clone())).collect());
-        Ok(found)
-    }
-
-    fn destroy(&mut self) -> Result<(), Error> {
-        self.members = None;
-        for (command, what) in [(FLUSH, "empty"), (DESTROY, "remove")] {
-            let request = self.message(command, flags::REQUEST | flags::ACK, |_| {});
-            match self.socket.get(&request, |_| {}) {
-                Ok(()) => {}
-                Err(error) if matches!(code(&error), Some(ENOENT | EINVAL | EOPNOTSUPP)) => {}
-                Err(error) => return Err(self.failed(what, error)),
+                Err(error) if is_missing(&error) => {}
+                Err(error) => return Err(failed(what, name, error)),
             }
         }
         Ok(())
     }
 }
 
-/// The kernel's error number; those of ipset are larger than any other.
-fn code(error: &netlink::Error) -> Option<i32> {
-    match error {
-        netlink::Error::Refused { source, .. } => source.raw_os_error(),
-        _ => None,
+/// The name of a set while it is filled to take the place of another.
+fn next_name(name: &str) -> String {
+    let mut end = name.len().min(Set::MAX_NAME - NEXT.len());
+    while !name.is_char_boundary(end) {
+        end -= 1;
     }
+    format!("{}{NEXT}", &name[..end])
+}
+
+/// No such set, or no ipset at all.
+fn is_missing(error: &netlink::Error) -> bool {
+    matches!(code(error), Some(error::NO_SET | error::INVALID | error::UNSUPPORTED))
+}
+
+fn failed(what: &str, name: &str, source: netlink::Error) -> Error {
+    let hint = match code(&source) {
+        Some(1) => " (this needs CAP_NET_ADMIN)",
+        Some(error::INVALID | error::UNSUPPORTED) => " (does this kernel have ip_set and its hash types?)",
+        Some(error::NO_SET) => " (the set is missing; the next verification makes it)",
+        Some(error::BUSY) => " (a rule still looks addresses up in it)",
+        Some(error::EXISTS | error::OTHER_TYPE) => {
+            " (a set of that name and another type is there; see `ipset list`)"
+        }
+        _ => "",
+    };
+    Error::Kernel { operation: format!("{what} ipset {name}"), hint, source }
 }

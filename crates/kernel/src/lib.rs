@@ -104,6 +104,8 @@ pub enum Difference {
     UnexpectedChain { table: String, chain: String },
     /// A set of ours is not there, is not planned, or holds other elements; `how` says which.
     DifferentSet { table: String, set: String, how: &'static str },
+    /// An ipset of ours is not there, or holds other elements; `how` says which.
+    DifferentIpset { set: String, how: &'static str },
     /// A planned rule is not there at its place.
     MissingRule { table: String, chain: String, rule: String, why: String },
     /// A rule that is not planned, in a chain of ours or jumping to one.
@@ -177,6 +179,7 @@ impl std::fmt::Display for Difference {
                 write!(f, "chain {chain} of table {table} is not planned")
             }
             Self::DifferentSet { table, set, how } => write!(f, "set {set} of table {table} {how}"),
+            Self::DifferentIpset { set, how } => write!(f, "ipset {set} {how}"),
             Self::MissingRule { table, chain, rule, why } => {
                 write!(f, "chain {chain} of table {table} lacks the rule \"{rule}\" ({why})")
             }

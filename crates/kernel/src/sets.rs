@@ -1,20 +1,24 @@
-//! The node's sets of pod addresses (AA-92): an element for each address of a pod in the mesh, with the pod's uid as its comment.
+//! Members of named sets that come and go while the rules stay as they are, in both backends, in a pod's namespace and in the node's.
 //!
-//! Both backends are spoken to over netlink, by a socket that stays where it was opened: in the node's namespace. The rules that look the
-//! addresses up are loaded by [`crate::Kernel::apply_host`], which in nf_tables makes the sets too and keeps what they hold.
+//! nf_tables makes the sets with the rules, and changes many of them in one transaction. ipset has no transactions: what is new is added before
+//! what is old is removed, so that nothing is ever out that belongs in. A socket stays in the namespace where it was opened.
 
-use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
+mod probes;
 
-use netns::InsideHost;
-use ruleset::{Backend, Family};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::ipset::IpSet;
+use netns::{Inside, InsideHost};
+use ruleset::{Backend, Delta, Element, Key, Ruleset, Set};
+
+use crate::Difference;
+use crate::ipset::IpSets;
 use crate::netlink;
-use crate::nft::members::NftSet;
+use crate::nft::members::NftSets;
+
+pub use probes::{Member, ProbeSets, Removed};
 
 /// The longest comment in bytes (`NFTNL_UDATA_COMMENT_MAXLEN` of libnftnl less its end; ipset has 255).
-const MAX_UID: usize = 127;
+const MAX_COMMENT: usize = 127;
 
 /// A set that could not be read or changed.
 #[derive(Debug, thiserror::Error)]
@@ -32,204 +36,222 @@ pub enum Error {
     },
     /// A comment would not hold it, and without it nobody could tell whose the address is.
     #[error(
-        "note an address for the pod with uid {uid:?}: a uid has from 1 to {MAX_UID} bytes and no zero byte"
+        "note an address for the pod with uid {uid:?}: a uid has from 1 to {} bytes and no zero byte",
+        MAX_COMMENT
     )]
     Uid {
         /// Cut.
         uid: String,
     },
+    /// The plan has no such set.
+    #[error("change set {set:?}: the plan has no such set")]
+    Unknown {
+        /// Its name.
+        set: String,
+    },
+    /// A key, a verdict or a comment that the set cannot hold.
+    #[error("change set {set}: {problem}")]
+    Unfit {
+        /// Its name.
+        set: String,
+        /// What is wrong.
+        problem: &'static str,
+    },
 }
 
-/// What became of an address that was to be removed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Removed {
-    /// It is gone.
-    Gone,
-    /// It was not there.
-    NotThere,
-    /// It is another pod's by now and stays.
-    OwnedBy(String),
+/// What a change did, by how many elements. What was as wanted before is no failure.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// New ones.
+    pub added: usize,
+    /// Those that were there with another verdict or comment.
+    pub replaced: usize,
+    /// Those that are gone.
+    pub removed: usize,
+    /// Those that were there already, or not there to be removed.
+    pub as_before: usize,
 }
 
-/// An address in a set.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
-    /// The address.
-    pub ip: IpAddr,
-    /// Its comment; empty if it has none, or none of ours.
-    pub uid: String,
+/// A set and where it is.
+pub(crate) struct Place {
+    /// The nf_tables table.
+    pub(crate) table: String,
+    pub(crate) set: Set,
 }
 
-/// What a backend does with one of the sets.
-pub(crate) trait Set: Send {
-    /// Makes it if it is missing.
-    fn ensure(&mut self) -> Result<(), Error>;
-    /// The comment of an element; nothing where it is not there.
-    fn get(&mut self, ip: IpAddr) -> Result<Option<String>, Error>;
-    /// Removes, then adds: all or nothing where the backend can.
-    fn change(&mut self, gone: &[IpAddr], new: &[Member]) -> Result<(), Error>;
-    /// Adds an element or gives it another comment; whether that was needed.
-    fn upsert(&mut self, member: Member) -> Result<bool, Error> {
-        let before = self.get(member.ip)?;
-        if before.as_ref() == Some(&member.uid) {
-            return Ok(false);
-        }
-        // Adding what is there keeps its old comment in nf_tables (AA-94).
-        let gone: &[IpAddr] = if before.is_some() { &[member.ip] } else { &[] };
-        self.change(gone, &[member])?;
-        Ok(true)
-    }
-    /// Everything.
-    fn list(&mut self) -> Result<Vec<Member>, Error>;
-    /// Removes the set; none is fine. One that something refers to is emptied at least.
-    fn destroy(&mut self) -> Result<(), Error>;
+/// The sets of a ruleset in one namespace.
+pub struct Sets {
+    places: Vec<Place>,
+    kernel: Held,
 }
 
-/// The sets of one backend, IPv4 and, where it is on, IPv6. Addresses of a family that is off are passed over (AA-93).
-pub struct ProbeSets {
-    v4: Box<dyn Set>,
-    v6: Option<Box<dyn Set>>,
+/// Who holds them.
+enum Held {
+    Nft(NftSets),
+    Ip(IpSets),
 }
 
-/// Whether an agent with the iptables backend has made its sets here since the node started (AA-98).
+/// Whether one of the sets of these names exists as an ipset: an agent with the iptables backend has made it here since the node started.
 ///
 /// # Errors
 /// The kernel could not be asked.
 pub fn exists_in_ipset(inside: &InsideHost<'_>, names: &[&str]) -> Result<bool, Error> {
+    let mut sets = IpSets::new(inside.inside())?;
     for name in names {
-        if IpSet::new(inside, name, Family::V4)?.exists()? {
+        if sets.exists(name)? {
             return Ok(true);
         }
     }
     Ok(false)
 }
 
-// === impl ProbeSets ===
+// === impl Changed ===
 
-impl ProbeSets {
-    /// Opens the sets of a backend; nothing is made or changed. `table` is the nf_tables table of family inet, `v4` and `v6` are the names
-    /// of the sets; without `v6` that family is off.
+impl Changed {
+    /// How many elements are other than before.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.added + self.replaced + self.removed
+    }
+
+    pub(crate) fn plus(self, other: Self) -> Self {
+        Self {
+            added: self.added + other.added,
+            replaced: self.replaced + other.replaced,
+            removed: self.removed + other.removed,
+            as_before: self.as_before + other.as_before,
+        }
+    }
+}
+
+// === impl Sets ===
+
+impl Sets {
+    /// Opens the sets of a ruleset; nothing is made or changed.
     ///
     /// # Errors
     /// The kernel does not speak the protocol.
-    pub fn open(
-        inside: &InsideHost<'_>,
-        backend: Backend,
-        table: &str,
-        v4: &str,
-        v6: Option<&str>,
-    ) -> Result<Self, Error> {
-        let one = |name: &str, family| -> Result<Box<dyn Set>, Error> {
-            Ok(match backend {
-                Backend::Nftables => Box::new(NftSet::new(inside, table, name, family)?),
-                Backend::Iptables => Box::new(IpSet::new(inside, name, family)?),
-            })
+    pub fn open(inside: &Inside, backend: Backend, ruleset: &Ruleset) -> Result<Self, Error> {
+        let places = ruleset.tables.iter().flat_map(|table| {
+            let name = ruleset.nft_table(table.kind);
+            table.sets.iter().map(move |set| Place { table: name.clone(), set: set.clone() })
+        });
+        Self::of(inside, backend, places.collect())
+    }
+
+    /// As [`Self::open`], in the node's own namespace.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_host(inside: &InsideHost<'_>, backend: Backend, ruleset: &Ruleset) -> Result<Self, Error> {
+        Self::open(inside.inside(), backend, ruleset)
+    }
+
+    fn of(inside: &Inside, backend: Backend, places: Vec<Place>) -> Result<Self, Error> {
+        let kernel = match backend {
+            Backend::Nftables => Held::Nft(NftSets::new(inside)?),
+            Backend::Iptables => Held::Ip(IpSets::new(inside)?),
         };
-        Ok(Self { v4: one(v4, Family::V4)?, v6: v6.map(|name| one(name, Family::V6)).transpose()? })
+        Ok(Self { places, kernel })
     }
 
-    /// Makes the sets that rules of iptables refer to. Those of nf_tables are made with the rules.
+    /// Makes the sets that rules of iptables refer to, those with fixed content with it; whatever kept ones hold stays. Those of nf_tables
+    /// are made with the rules, and nothing is done.
     ///
     /// # Errors
-    /// The kernel does not.
-    pub fn ensure(&mut self) -> Result<(), Error> {
-        self.each().try_for_each(|set| set.ensure())
+    /// The kernel does not; or a set is a verdict map, which iptables lacks.
+    pub fn prepare(&mut self) -> Result<(), Error> {
+        let Held::Ip(sets) = &mut self.kernel else { return Ok(()) };
+        self.places.iter().try_for_each(|place| sets.prepare(&place.set))
     }
 
-    /// Notes that an address is a pod's, whosever it was before. `false` when it was noted so already; of a set of iptables that is said from
-    /// what this process knows of it.
+    /// Changes the members of kept sets; nf_tables does all of it or nothing.
     ///
     /// # Errors
-    /// It is not noted.
-    pub fn upsert(&mut self, ip: IpAddr, uid: &str) -> Result<bool, Error> {
-        check(uid)?;
-        let ip = ip.to_canonical();
-        let Some(set) = self.of(ip) else { return Ok(false) };
-        set.upsert(Member { ip, uid: uid.to_owned() })
-    }
-
-    /// Removes an address if it is this pod's still.
-    ///
-    /// # Errors
-    /// It may be there still.
-    pub fn remove(&mut self, ip: IpAddr, uid: &str) -> Result<Removed, Error> {
-        let ip = ip.to_canonical();
-        let Some(set) = self.of(ip) else { return Ok(Removed::NotThere) };
-        match set.get(ip)? {
-            None => Ok(Removed::NotThere),
-            Some(owner) if owner != uid => Ok(Removed::OwnedBy(owner)),
-            Some(_) => set.change(&[ip], &[]).map(|()| Removed::Gone),
+    /// The kernel did not, or a set cannot hold it. In ipset a part may be done; the same change may be made again.
+    pub fn change(&mut self, changes: &[(&str, &Delta)]) -> Result<Changed, Error> {
+        let places: Result<Vec<(&Place, &Delta)>, Error> =
+            changes.iter().map(|(name, delta)| Ok((fitting(&self.places, name, delta)?, *delta))).collect();
+        match &mut self.kernel {
+            Held::Nft(sets) => sets.change(&places?),
+            Held::Ip(sets) => sets.change(&places?),
         }
     }
 
-    /// What the kernel has.
+    /// What the kernel has in a set.
     ///
     /// # Errors
-    /// It could not be asked.
-    pub fn list(&mut self) -> Result<Vec<Member>, Error> {
-        let mut all = Vec::new();
-        for set in self.each() {
-            all.extend(set.list()?);
+    /// It could not be asked, or the set is not there.
+    pub fn list(&mut self, set: &str) -> Result<Vec<Element>, Error> {
+        let place = place(&self.places, set)?;
+        match &mut self.kernel {
+            Held::Nft(sets) => sets.list(place),
+            Held::Ip(sets) => sets.list(&place.set),
         }
-        Ok(all)
     }
 
-    /// Makes the sets hold exactly these addresses; gives how many were added, changed hands or were removed.
+    /// How ipsets differ from the plan: type, and the content of fixed ones. What nf_tables has is compared with the rules.
     ///
     /// # Errors
-    /// They may hold others.
-    pub fn reconcile(&mut self, wanted: &[(IpAddr, String)]) -> Result<usize, Error> {
-        let mut changes = 0;
-        let of_family = |v4: bool| {
-            let pairs = wanted.iter().map(|(ip, uid)| (ip.to_canonical(), uid.as_str()));
-            pairs.filter(move |(ip, _)| ip.is_ipv4() == v4).collect::<HashMap<IpAddr, &str>>()
-        };
-        for (set, v4) in [(Some(&mut self.v4), true), (self.v6.as_mut(), false)] {
-            let Some(set) = set else { continue };
-            let mut missing = of_family(v4);
-            missing.retain(|_, uid| check(uid).is_ok());
-            let mut gone = HashSet::new();
-            for Member { ip, uid } in set.list()? {
-                if missing.get(&ip) == Some(&uid.as_str()) {
-                    missing.remove(&ip);
-                } else {
-                    gone.insert(ip);
-                }
-            }
-            let new: Vec<Member> =
-                missing.into_iter().map(|(ip, uid)| Member { ip, uid: uid.to_owned() }).collect();
-            let replaced = new.iter().filter(|member| gone.contains(&member.ip)).count();
-            if !gone.is_empty() || !new.is_empty() {
-                set.change(&gone.iter().copied().collect::<Vec<_>>(), &new)?;
-                changes += gone.len() + new.len() - replaced;
+    /// The kernel could not be asked.
+    pub fn observe(&mut self) -> Result<Vec<Difference>, Error> {
+        let Held::Ip(sets) = &mut self.kernel else { return Ok(Vec::new()) };
+        let mut found = Vec::new();
+        for place in &self.places {
+            if let Some(how) = sets.difference(&place.set)? {
+                found.push(Difference::DifferentIpset { set: place.set.name.to_string(), how });
             }
         }
-        Ok(changes)
+        Ok(found)
     }
 
-    /// Removes the sets. With iptables the rules have to be gone before; a set that one refers to is left, but empty, so that the rule
-    /// finds no address of a pod's any more (AA-101).
+    /// Removes ipsets; none are fine. The rules have to be gone before: a set that one refers to is left, but empty. Sets of nf_tables go with
+    /// their table.
     ///
     /// # Errors
     /// A set is there still.
     pub fn destroy(&mut self) -> Result<(), Error> {
-        self.each().try_for_each(|set| set.destroy())
+        let Held::Ip(sets) = &mut self.kernel else { return Ok(()) };
+        self.places.iter().try_for_each(|place| sets.destroy(&place.set.name))
     }
 
-    fn each(&mut self) -> impl Iterator<Item = &mut Box<dyn Set>> {
-        std::iter::once(&mut self.v4).chain(&mut self.v6)
-    }
-
-    fn of(&mut self, ip: IpAddr) -> Option<&mut Box<dyn Set>> {
-        if ip.is_ipv4() { Some(&mut self.v4) } else { self.v6.as_mut() }
+    /// The element of a key; nothing where it is not there.
+    fn get(&mut self, set: &str, key: &Key) -> Result<Option<Element>, Error> {
+        let place = place(&self.places, set)?;
+        match &mut self.kernel {
+            Held::Nft(sets) => sets.get(place, key),
+            Held::Ip(sets) => sets.get(&place.set, key),
+        }
     }
 }
 
-fn check(uid: &str) -> Result<(), Error> {
-    if uid.is_empty() || uid.len() > MAX_UID || uid.contains('\0') {
-        return Err(Error::Uid { uid: uid.chars().take(64).collect() });
+fn place<'a>(places: &'a [Place], name: &str) -> Result<&'a Place, Error> {
+    let found = places.iter().find(|place| place.set.name == name);
+    found.ok_or_else(|| Error::Unknown { set: name.to_owned() })
+}
+
+/// The set of a change, if it can hold what is added.
+fn fitting<'a>(places: &'a [Place], name: &str, delta: &Delta) -> Result<&'a Place, Error> {
+    let found = place(places, name)?;
+    let set = &found.set;
+    let longest = |element: &Element| element.comment.len() > MAX_COMMENT || element.comment.contains('\0');
+    let problem = if !set.is_kept() {
+        Some("its content is part of the plan")
+    } else if delta.added().any(|e| !set.keys.takes(&e.key))
+        || delta.removed().any(|key| !set.keys.takes(&key))
+    {
+        Some("a key of another type or family than the set's")
+    } else if delta.added().any(|e| e.verdict.is_some() != set.is_map()) {
+        Some("a verdict in a plain set, or none in a verdict map")
+    } else if delta.added().any(|e| longest(&e)) {
+        Some("a comment with more than 127 bytes or a zero byte")
+    } else {
+        None
+    };
+    match problem {
+        None => Ok(found),
+        Some(problem) => Err(Error::Unfit { set: name.to_owned(), problem }),
     }
-    Ok(())
 }
 
 /// The bytes of an address in network order.
@@ -243,8 +265,8 @@ pub(crate) fn octets(ip: IpAddr) -> Vec<u8> {
 /// The address of bytes in network order.
 pub(crate) fn address(bytes: &[u8]) -> Option<IpAddr> {
     match bytes.len() {
-        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
-        16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+        4 => <[u8; 4]>::try_from(bytes).ok().map(|four| Ipv4Addr::from(four).into()),
+        16 => <[u8; 16]>::try_from(bytes).ok().map(|all| Ipv6Addr::from(all).into()),
         _ => None,
     }
 }

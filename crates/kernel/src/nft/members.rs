@@ -1,165 +1,235 @@
-//! Elements of a named set that come and go without the rules.
+//! Members of named sets that come and go without the rules.
 
-use std::net::IpAddr;
+use std::collections::BTreeMap;
 
-use netns::InsideHost;
-use ruleset::Family;
+use netns::Inside;
+use ruleset::{Delta, Element as Member, Key, KeyType, Set};
 use rustix::io::Errno;
 
-use super::set::comment;
-use super::uapi::{batch_header, element, expr, family, header, message};
-use crate::netlink::wire::{Attribute, Writer};
+use super::set::{Element, members_of};
+use super::uapi::{batch_header, element, family, header, message};
+use crate::netlink::wire::Writer;
 use crate::netlink::{self, Socket, flags};
-use crate::sets::{Error, Member, Set, address, octets};
+use crate::sets::{Changed, Error, Place};
 
-/// Elements in one message: an attribute holds less than 64 KiB, an element with the longest comment at most 176 bytes.
-const ELEMENTS_AT_A_TIME: usize = 300;
+/// Elements in one message: an attribute holds less than 64 KiB, an element with key, verdict and the longest comment at most 256 bytes.
+const ELEMENTS_AT_A_TIME: usize = 200;
+/// Up to so many keys of a set are asked for one by one, and of more the whole set is listed.
+const KEYS_ASKED_FOR: usize = 16;
+/// How often a change is made anew that somebody else's change has overtaken.
+const TRIES: usize = 2;
 /// Length of `struct nfgenmsg`.
 const HEADER: usize = 4;
 
-/// A set of addresses in a table of family inet.
-pub(crate) struct NftSet {
-    socket: Socket,
-    table: String,
-    name: String,
-    family: Family,
+/// The changes of one set in a transaction: whole elements, of which prefixes have two.
+struct Part<'a> {
+    set: &'a Set,
+    table: &'a str,
+    gone: Vec<Element>,
+    new: Vec<Element>,
 }
 
-// === impl NftSet ===
+/// Sets in tables of family inet, by a socket that stays in their namespace.
+pub(crate) struct NftSets {
+    socket: Socket,
+}
 
-impl NftSet {
-    pub(crate) fn new(_: &InsideHost<'_>, table: &str, name: &str, family: Family) -> Result<Self, Error> {
-        let operation = || "speak to nf_tables".to_owned();
+// === impl NftSets ===
+
+impl NftSets {
+    pub(crate) fn new(_: &Inside) -> Result<Self, Error> {
         let socket = Socket::netfilter().map_err(|source| Error::Kernel {
-            operation: operation(),
+            operation: "speak to nf_tables".to_owned(),
             hint: "",
             source,
         })?;
-        Ok(Self { socket, table: table.to_owned(), name: name.to_owned(), family })
+        Ok(Self { socket })
     }
 
-    fn failed(&self, what: &str, source: netlink::Error) -> Error {
-        let hint = match source.errno() {
-            Some(Errno::PERM) => " (this needs CAP_NET_ADMIN)",
-            Some(Errno::NOENT) => " (the set is missing; the next verification makes it)",
-            _ => "",
-        };
-        Error::Kernel {
-            operation: format!("{what} set {} of table inet {}", self.name, self.table),
-            hint,
-            source,
-        }
-    }
-
-    fn place(&self, w: &mut Writer) {
-        w.text(element::LIST_TABLE, &self.table);
-        w.text(element::LIST_SET, &self.name);
-    }
-}
-
-impl Set for NftSet {
-    /// It is made with the rules.
-    fn ensure(&mut self) -> Result<(), Error> {
-        Ok(())
-    }
-
-    fn get(&mut self, ip: IpAddr) -> Result<Option<String>, Error> {
+    /// The element of a key; nothing where it is not there.
+    pub(crate) fn get(&mut self, at: &Place, key: &Key) -> Result<Option<Member>, Error> {
         let mut request = Writer::with_capacity(128);
         request.message(message::GET_ELEMENTS, flags::REQUEST | flags::ACK, 1, &header(family::INET), |w| {
-            self.place(w);
-            w.nest(element::LIST_ELEMENTS, |w| write(w, ip, ""));
+            write_elements(w, &at.table, &at.set.name, &Element::of(&Member::from(*key)));
         });
-        let mut found = None;
+        let mut found = Vec::new();
         let result = self.socket.get(request.bytes(), |answer| {
-            let elements = answer.attributes(HEADER).find(element::LIST_ELEMENTS);
-            found = elements.and_then(|list| list.nested().next()).map(|item| {
-                item.nested().find(element::USERDATA).and_then(|data| comment(data.data)).unwrap_or_default()
-            });
+            let list = answer.attributes(HEADER).find(element::LIST_ELEMENTS);
+            found.extend(list.iter().flat_map(|list| list.nested()).map(|item| Element::read(&item)));
         });
         match result {
-            Ok(()) => Ok(found),
+            Ok(()) => Ok(members_of(at.set.keys, found).pop()),
             // The set is missing, or the element is: the kernel says the same of both.
             Err(error) if error.errno() == Some(Errno::NOENT) => Ok(None),
-            Err(error) => Err(self.failed("look an address up in", error)),
+            Err(error) => Err(failed("look a key up in", at, error)),
         }
     }
 
-    fn change(&mut self, gone: &[IpAddr], new: &[Member]) -> Result<(), Error> {
-        let mut batch = Writer::with_capacity(1024);
-        batch.message(message::BATCH_BEGIN, flags::REQUEST, 0, &batch_header(), |_| {});
-        let mut last = 0;
-        for part in gone.chunks(ELEMENTS_AT_A_TIME) {
-            last = batch.len();
-            batch.message(message::DEL_ELEMENTS, flags::REQUEST, 1, &header(family::INET), |w| {
-                self.place(w);
-                w.nest(element::LIST_ELEMENTS, |w| part.iter().for_each(|ip| write(w, *ip, "")));
-            });
-        }
-        for part in new.chunks(ELEMENTS_AT_A_TIME) {
-            last = batch.len();
-            batch.message(
-                message::NEW_ELEMENTS,
-                flags::REQUEST | flags::CREATE,
-                2,
-                &header(family::INET),
-                |w| {
-                    self.place(w);
-                    w.nest(element::LIST_ELEMENTS, |w| {
-                        part.iter().for_each(|one| write(w, one.ip, &one.uid));
-                    });
-                },
-            );
-        }
-        batch.add_flag(last, flags::ACK);
-        batch.message(message::BATCH_END, flags::REQUEST, 3, &batch_header(), |_| {});
-        let answers = self.socket.exchange(batch.bytes()).map_err(|error| self.failed("change", error))?;
-        let acknowledged = !answers.is_empty();
-        for answer in answers {
-            answer.result.map_err(|error| self.failed("change", error))?;
-        }
-        if acknowledged { Ok(()) } else { Err(self.failed("change", netlink::Error::NoAnswer)) }
-    }
-
-    fn list(&mut self) -> Result<Vec<Member>, Error> {
+    pub(crate) fn list(&mut self, at: &Place) -> Result<Vec<Member>, Error> {
         let mut request = Writer::with_capacity(128);
         request.message(message::GET_ELEMENTS, flags::REQUEST | flags::DUMP, 1, &header(family::INET), |w| {
-            self.place(w);
+            w.text(element::LIST_TABLE, &at.table);
+            w.text(element::LIST_SET, &at.set.name);
         });
-        let (mut found, v4) = (Vec::new(), self.family == Family::V4);
+        let mut found = Vec::new();
         let result = self.socket.dump(request.bytes(), |part| match part {
             None => found.clear(),
             Some(part) => {
                 let list = part.attributes(HEADER).find(element::LIST_ELEMENTS);
-                let members = list.iter().flat_map(|list| list.nested()).filter_map(|item| member(&item));
-                found.extend(members.filter(|member| member.ip.is_ipv4() == v4));
+                found.extend(list.iter().flat_map(|list| list.nested()).map(|item| Element::read(&item)));
             }
         });
-        result.map_err(|error| self.failed("list", error))?;
-        Ok(found)
+        result.map_err(|error| failed("list", at, error))?;
+        Ok(members_of(at.set.keys, found))
     }
 
-    /// It goes with its table.
-    fn destroy(&mut self) -> Result<(), Error> {
-        Ok(())
+    /// Changes sets, all in one transaction. A transaction that fails costs milliseconds, a question microseconds: of few keys the kernel is
+    /// asked first, and of many only where it does not have what it is taken to have.
+    pub(crate) fn change(&mut self, changes: &[(&Place, &Delta)]) -> Result<Changed, Error> {
+        let is_asked =
+            |(at, delta): &(&Place, &Delta)| !is_prefixes(at) && keys(delta).count() <= KEYS_ASKED_FOR;
+        let mut asked = changes.iter().all(is_asked);
+        for _ in 0..TRIES {
+            let (parts, changed) = if asked { self.compared(changes)? } else { taken_as_missing(changes) };
+            match self.commit(&parts) {
+                Ok(()) => return Ok(changed),
+                Err(error) if is_unexpected(&error) => asked = true,
+                Err(error) => return Err(failed_of_all(changes, error)),
+            }
+        }
+        let (parts, changed) = self.compared(changes)?;
+        self.commit(&parts).map_err(|error| failed_of_all(changes, error))?;
+        Ok(changed)
+    }
+
+    /// The changes that are needed by what the kernel has.
+    fn compared<'a>(&mut self, changes: &[(&'a Place, &Delta)]) -> Result<(Vec<Part<'a>>, Changed), Error> {
+        let (mut parts, mut changed) = (Vec::new(), Changed::default());
+        for (at, delta) in changes {
+            let present = self.present(at, delta)?;
+            let mut part = Part { set: &at.set, table: &at.table, gone: Vec::new(), new: Vec::new() };
+            for key in delta.removed() {
+                match present.get(&key) {
+                    Some(member) => part.gone.extend(Element::of(member)),
+                    None => changed.as_before += 1,
+                }
+                changed.removed += usize::from(present.contains_key(&key));
+            }
+            for member in delta.added() {
+                match present.get(&member.key) {
+                    Some(old) if *old == member => {
+                        changed.as_before += 1;
+                        continue;
+                    }
+                    // Adding what is there would keep its comment, and is refused for another verdict.
+                    Some(old) => {
+                        part.gone.extend(Element::of(old));
+                        changed.replaced += 1;
+                    }
+                    None => changed.added += 1,
+                }
+                part.new.extend(Element::of(&member));
+            }
+            parts.push(part);
+        }
+        Ok((parts, changed))
+    }
+
+    /// Those of a delta's keys that are there.
+    fn present(&mut self, at: &Place, delta: &Delta) -> Result<BTreeMap<Key, Member>, Error> {
+        let keys: Vec<Key> = delta.added().map(|member| member.key).chain(delta.removed()).collect();
+        let members = if keys.len() > KEYS_ASKED_FOR || matches!(at.set.keys, KeyType::Prefix(_)) {
+            self.list(at)?
+        } else {
+            let found: Result<Vec<Option<Member>>, Error> =
+                keys.iter().map(|key| self.get(at, key)).collect();
+            found?.into_iter().flatten().collect()
+        };
+        Ok(members.into_iter().map(|member| (member.key, member)).collect())
+    }
+
+    fn commit(&mut self, parts: &[Part<'_>]) -> Result<(), netlink::Error> {
+        let mut batch = Writer::with_capacity(1024);
+        batch.message(message::BATCH_BEGIN, flags::REQUEST, 0, &batch_header(), |_| {});
+        let mut last = None;
+        let gone = parts.iter().map(|part| (part, &part.gone, message::DEL_ELEMENTS, 0));
+        // First what goes, also from other sets: a prefix may take the place of one around it.
+        let new =
+            parts.iter().map(|part| (part, &part.new, message::NEW_ELEMENTS, flags::CREATE | flags::EXCL));
+        for (part, elements, kind, extra) in gone.chain(new) {
+            for chunk in elements.chunks(ELEMENTS_AT_A_TIME) {
+                last = Some(batch.len());
+                batch.message(kind, flags::REQUEST | extra, 1, &header(family::INET), |w| {
+                    write_elements(w, part.table, &part.set.name, chunk);
+                });
+            }
+        }
+        let Some(last) = last else { return Ok(()) };
+        batch.add_flag(last, flags::ACK);
+        batch.message(message::BATCH_END, flags::REQUEST, 2, &batch_header(), |_| {});
+        let answers = self.socket.exchange(batch.bytes())?;
+        let acknowledged = !answers.is_empty();
+        answers.into_iter().try_for_each(|answer| answer.result)?;
+        if acknowledged { Ok(()) } else { Err(netlink::Error::NoAnswer) }
     }
 }
 
-/// An element of the kernel's; one without a comment has no uid.
-fn member(item: &Attribute<'_>) -> Option<Member> {
-    let key = item.nested().find(element::KEY)?.nested().find(expr::DATA_VALUE)?.data;
-    let uid = item.nested().find(element::USERDATA).and_then(|data| comment(data.data));
-    Some(Member { ip: address(key)?, uid: uid.unwrap_or_default() })
-}
-
-fn write(w: &mut Writer, ip: IpAddr, uid: &str) {
-    w.nest(element::ITEM, |w| {
-        w.nest(element::KEY, |w| w.attribute(expr::DATA_VALUE, &octets(ip)));
-        if let (false, Ok(len)) = (uid.is_empty(), u8::try_from(uid.len() + 1)) {
-            let mut data = Vec::with_capacity(uid.len() + 3);
-            data.extend_from_slice(&[element::USERDATA_COMMENT, len]);
-            data.extend_from_slice(uid.as_bytes());
-            data.push(0);
-            w.attribute(element::USERDATA, &data);
+/// The changes as if nothing that is added were there, and all that is removed.
+fn taken_as_missing<'a>(changes: &[(&'a Place, &Delta)]) -> (Vec<Part<'a>>, Changed) {
+    let mut changed = Changed::default();
+    let parts = changes.iter().map(|(at, delta)| {
+        changed.added += delta.added().len();
+        changed.removed += delta.removed().len();
+        Part {
+            set: &at.set,
+            table: &at.table,
+            gone: delta.removed().flat_map(|key| Element::of(&key.into())).collect(),
+            new: delta.added().flat_map(|member| Element::of(&member)).collect(),
         }
     });
+    (parts.collect(), changed)
+}
+
+fn keys(delta: &Delta) -> impl Iterator<Item = Key> {
+    delta.added().map(|member| member.key).chain(delta.removed())
+}
+
+fn is_prefixes(at: &Place) -> bool {
+    matches!(at.set.keys, KeyType::Prefix(_))
+}
+
+/// Whether something is there that was taken to be missing, or the other way round.
+fn is_unexpected(error: &netlink::Error) -> bool {
+    matches!(error.errno(), Some(Errno::EXIST | Errno::NOENT | Errno::BUSY | Errno::NOTEMPTY))
+}
+
+fn failed(what: &str, at: &Place, source: netlink::Error) -> Error {
+    let hint = match source.errno() {
+        Some(Errno::PERM) => " (this needs CAP_NET_ADMIN)",
+        Some(Errno::NOENT) => {
+            " (the set, or a chain that it leads to, is missing; it is made with the rules)"
+        }
+        Some(Errno::BUSY) => " (its content is part of the rules, or its elements lead elsewhere)",
+        Some(Errno::EXIST | Errno::NOTEMPTY) => " (a prefix of somebody else's in it overlaps)",
+        _ => "",
+    };
+    Error::Kernel {
+        operation: format!("{what} set {} of table inet {}", at.set.name, at.table),
+        hint,
+        source,
+    }
+}
+
+fn failed_of_all(changes: &[(&Place, &Delta)], source: netlink::Error) -> Error {
+    match changes {
+        [(at, _)] => failed("change", at, source),
+        [(at, _), rest @ ..] => failed(&format!("change {} sets, one of them", rest.len() + 1), at, source),
+        [] => Error::Kernel { operation: "change no set".to_owned(), hint: "", source },
+    }
+}
+
+fn write_elements(w: &mut Writer, table: &str, set: &str, elements: &[Element]) {
+    w.text(element::LIST_TABLE, table);
+    w.text(element::LIST_SET, set);
+    w.nest(element::LIST_ELEMENTS, |w| elements.iter().for_each(|element| element.write(w)));
 }

@@ -3,13 +3,13 @@
 #[cfg(test)]
 mod tests;
 
-use ipnet::IpNet;
-use ruleset::{Content, Endpoint, Family, Key, KeyType, MapVerdict, Set};
+use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
+use ruleset::{Content, Endpoint, Family, Key, KeyType, MapVerdict, Protocol, Set};
 
 use super::list::number;
 use super::uapi::{element, expr, set, verdict};
 use crate::netlink::wire::{Attribute, Attributes, Writer};
-use crate::sets::octets;
+use crate::sets::{address, octets};
 
 /// What makes two sets of one type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -184,6 +184,17 @@ impl Element {
 // === impl Target ===
 
 impl Target {
+    /// In the rule language; absent for a verdict that that lacks.
+    fn planned(&self) -> Option<MapVerdict> {
+        Some(match (self.code, &self.chain) {
+            (verdict::ACCEPT, None) => MapVerdict::Accept,
+            (verdict::DROP, None) => MapVerdict::Drop,
+            (verdict::JUMP, Some(chain)) => MapVerdict::Jump(chain.clone().into()),
+            (verdict::GOTO, Some(chain)) => MapVerdict::Goto(chain.clone().into()),
+            _ => return None,
+        })
+    }
+
     fn of(planned: &MapVerdict) -> Self {
         let code = match planned {
             MapVerdict::Accept => verdict::ACCEPT,
@@ -209,6 +220,60 @@ impl Target {
             chain: verdict.nested().find(expr::VERDICT_CHAIN).map(|chain| chain.text().into_owned()),
         }
     }
+}
+
+/// Elements of the kernel's as members of a set with such keys; what is of another type is left out.
+pub(super) fn members_of(keys: KeyType, elements: Vec<Element>) -> Vec<ruleset::Element> {
+    if let KeyType::Prefix(family) = keys {
+        return prefixes(family, &elements).into_iter().map(|net| Key::from(net).into()).collect();
+    }
+    let member = |element: Element| {
+        let key = key_of(keys, &element.key)?;
+        let verdict = element.verdict.as_ref().and_then(Target::planned);
+        Some(ruleset::Element { key, verdict, comment: element.comment })
+    };
+    elements.into_iter().filter_map(member).collect()
+}
+
+fn key_of(keys: KeyType, bytes: &[u8]) -> Option<Key> {
+    let len = if keys.family() == Family::V4 { 4 } else { 16 };
+    let (ip, rest) = bytes.split_at_checked(len)?;
+    let address = address(ip)?;
+    match (keys, rest) {
+        (KeyType::Address(_), []) => Some(address.into()),
+        (KeyType::Endpoint(_), [protocol, _, _, _, high, low, _, _]) => {
+            let protocol = Protocol::ALL.into_iter().find(|known| known.number() == *protocol)?;
+            Some(Endpoint { address, protocol, port: u16::from_be_bytes([*high, *low]) }.into())
+        }
+        _ => None,
+    }
+}
+
+/// The prefixes of intervals. One that is not a prefix gives several.
+fn prefixes(family: Family, elements: &[Element]) -> Vec<IpNet> {
+    let len = if family == Family::V4 { 4 } else { 16 };
+    let number = |element: &Element| {
+        let mut wide = [0; 16];
+        wide[16 - len..].copy_from_slice(&element.key);
+        u128::from_be_bytes(wide)
+    };
+    let keys = |end: bool| elements.iter().filter(move |e| e.end == end && e.key.len() == len).map(number);
+    let (mut firsts, mut ends): (Vec<u128>, Vec<u128>) = (keys(false).collect(), keys(true).collect());
+    firsts.sort_unstable();
+    ends.sort_unstable();
+    let last_of_all = if family == Family::V4 { u128::from(u32::MAX) } else { u128::MAX };
+    let nets = |first: u128| -> Vec<IpNet> {
+        let end = ends[ends.partition_point(|end| *end <= first)..].first();
+        let last = end.map_or(last_of_all, |end| end - 1);
+        match (family, u32::try_from(first), u32::try_from(last)) {
+            (Family::V4, Ok(first), Ok(last)) => {
+                Ipv4Subnets::new(first.into(), last.into(), 0).map(IpNet::from).collect()
+            }
+            (Family::V4, ..) => Vec::new(),
+            (Family::V6, ..) => Ipv6Subnets::new(first.into(), last.into(), 0).map(IpNet::from).collect(),
+        }
+    };
+    firsts.into_iter().flat_map(nets).collect()
 }
 
 /// In the order of keys.
