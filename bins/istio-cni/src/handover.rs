@@ -189,7 +189,7 @@ mod tests {
         }
     }
 
-    /// AA-12: the example and the masks; what could end a text early does not.
+    /// The example and the masks; what could end a text early does not.
     #[test]
     fn the_example_of_the_specification() {
         let id = PodRef::named("n", "a");

@@ -44,7 +44,7 @@ pub(crate) enum Error {
     },
 }
 
-/// What to do about rules.
+/// What to do about rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Need {
     /// Nothing of ours is there.

@@ -24,7 +24,7 @@
 //! Known limit: a pod that is changed from TPROXY to REDIRECT keeps the policy rule and, with iptables, the rules about marks in the
 //! built-in chains of the mangle table, which no packet meets any more. Run `--cleanup-only` before to have none.
 //!
-//! Exit codes: 0 done; 1 wrong usage, or the rules could not be applied; 126 the redirection does not work.
+//! Exit codes: 0 done; 1 wrong usage, or the rules could not be applied; 126 the redirection does not work.
 
 mod accounts;
 mod apply;

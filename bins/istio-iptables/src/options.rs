@@ -1,4 +1,4 @@
-//! What the command line and the environment say, as text.
+//! What the command line and the environment say, as text.
 //!
 //! One table, [`table::SPECS`], has every setting with its flag, variables, default and help.
 

@@ -15,7 +15,7 @@ use crate::config::{self, Config, Probe};
 use crate::options::{self, Options, Setting};
 use crate::{apply, validate};
 
-/// What the repair controller looks for in the state of the validation container.
+/// What the repair controller looks for in the state of the validation container.
 const VALIDATION_FAILED: u8 = 126;
 const FAILED: u8 = 1;
 
@@ -86,7 +86,7 @@ fn work(config: &Config, inside: &Inside, supervisor: Supervisor, log: &Logger) 
 }
 
 fn check(config: &Config, probe: Probe, addresses: &[IpAddr], log: &Logger) -> Result<(), Error> {
-    // Also with dual stack only the first address' family is tried.
+    // Also with dual stack only the first address' family is tried.
     let ipv6 = detect_ipv6(addresses, false)?;
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     for doubt in validate::doubts(&config.settings, ipv6, uid, gid) {

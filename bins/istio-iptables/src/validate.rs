@@ -1,4 +1,4 @@
-//! Tries with a real connection whether the redirection works.
+//! Tries with a real connection whether the redirection works.
 //!
 //! A connection to 127.0.0.6, which nothing listens on, must come out at one of the proxy's ports here, with the first
 //! destination still known. This exercises the rule for the proxy's own calls to its pod, so it has to run as the proxy's user or

@@ -233,7 +233,7 @@ fn mode(options: &Options, env: Lookup<'_>) -> Mode {
         Mode::Standalone
     } else if owned {
         let name = options.text(Setting::IstioOwnedCniConfigFilename).to_owned();
-        // The original's chart sets a variable that the original does not read (AA-111).
+        // The original's chart sets a variable that the original does not read.
         let of_chart = || env("ISTIO_OWNED_CNI_CONF_FILENAME").filter(|name| !name.is_empty());
         let name = Some(name).filter(|name| !name.is_empty()).or_else(of_chart);
         Mode::Owned { file_name: name.unwrap_or_else(|| install::options::OWNED_NAME.to_owned()) }

@@ -1,4 +1,4 @@
-//! The plugin's log lines, which it posts at its end (I-56). Any user may post some, so nothing of it may cost much: neither memory, nor the time of
+//! The plugin's log lines, which it posts at its end. Any user may post some, so nothing of it may cost much: neither memory, nor the time of
 //! the threads that serve others, nor the room of the log.
 
 mod intake;
@@ -46,7 +46,7 @@ impl Handler for LogSocket {
     const MAX_CONNECTIONS: usize = 16;
     const MAX_OF_OTHERS: usize = 8;
 
-    /// The plugin's side has nobody to tell, so it hears the same whatever becomes of it (AA-122).
+    /// The plugin's side has nobody to tell, so it hears the same whatever becomes of it.
     async fn answer(&self, request: &Request<()>, body: Bytes) -> Answer {
         if request.uri().path() != "/log" {
             return text(StatusCode::NOT_FOUND, "404 page not found\n");
@@ -167,7 +167,7 @@ mod tests {
         (status, written)
     }
 
-    /// N-13 and C20: the good entries of a batch are printed with their time and labels, whatever the others are.
+    /// The good entries of a batch are printed with their time and labels, whatever the others are.
     #[test]
     fn a_batch_is_printed_without_its_broken_lines() {
         let line = |level: &str, msg: &str| {

@@ -1,4 +1,4 @@
-//! What the command line, the configuration directory and the environment say, as text (I-1 to I-3).
+//! What the command line, the configuration directory and the environment say, as text.
 //!
 //! One table, [`table::SPECS`], has every option. The name in upper case with `_` for `-` is its variable and its file. A flag goes before
 //! a file, a file before a variable: files follow a ConfigMap while this process runs, variables do not.

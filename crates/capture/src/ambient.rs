@@ -1,6 +1,6 @@
 //! Plans of ambient mode: a pod's own namespace, where ztunnel listens, and the node's, from where kubelet probes.
 //!
-//! Every rule is written once for both backends (ambient-pod-rules.md; the ids in the comments are those of its section 3).
+//! Every rule is written once for both backends.
 
 mod host;
 mod pod;
@@ -19,7 +19,7 @@ pub use pod::{no_rules, plan_drain, plan_pod};
 /// Owner name of ambient rules: their nf_tables tables begin with it.
 pub const OWNER: &str = "istio-ambient";
 
-/// The mark that ztunnel puts on every socket that it opens in a pod (PR-1), compared under [`MARK_MASK`].
+/// The mark that ztunnel puts on every socket that it opens in a pod, compared under [`MARK_MASK`].
 pub const ZTUNNEL_MARK: u32 = 0x539;
 /// The mark of connections that ztunnel opened towards the application, set and compared under [`MARK_MASK`].
 pub const REPLY_MARK: u32 = 0x111;
@@ -61,7 +61,7 @@ const INTERFACES: &str = "istio.io/reroute-virtual-interfaces";
 pub struct NodeOptions {
     /// Whether ztunnel resolves the names of pods that say nothing about it.
     pub dns_capture: bool,
-    /// Whether IPv6 is handled. Then both families are, whatever addresses a pod has (PR-4).
+    /// Whether IPv6 is handled. Then both families are, whatever addresses a pod has.
     pub ipv6: bool,
     /// Source address of probes.
     pub probe_v4: Ipv4Addr,
@@ -115,8 +115,8 @@ struct Own {
 // === impl PodOptions ===
 
 impl PodOptions {
-    /// Reads a pod's annotations (AA-26). What cannot be used counts as absent, and a text says so; of a list that is each name by
-    /// itself (PR-5).
+    /// Reads a pod's annotations. What cannot be used counts as absent, and a text says so; of a list that is each name by
+    /// itself.
     #[must_use]
     pub fn parse(annotations: &BTreeMap<String, String>) -> (Self, Vec<String>) {
         let mut warnings = Vec::new();
@@ -135,7 +135,7 @@ impl PodOptions {
         (Self { ingress, dns_capture, virtual_interfaces }, warnings)
     }
 
-    /// Whether ztunnel resolves the pod's names (PR-3).
+    /// Whether ztunnel resolves the pod's names.
     #[must_use]
     pub fn captures_dns(&self, node: &NodeOptions) -> bool {
         self.dns_capture.unwrap_or(node.dns_capture)
@@ -168,7 +168,7 @@ fn parse_names(list: &str, warnings: &mut Vec<String>) -> Vec<String> {
 fn base(table: TableKind, hook: Hook, rules: Vec<Rule>) -> Chain {
     let kind = match (table, hook) {
         (TableKind::Nat, _) => ChainKind::Nat,
-        // A mark that is set here must lead to another route (PR-22).
+        // A mark that is set here must lead to another route.
         (TableKind::Mangle, Hook::Output) => ChainKind::Route,
         _ => ChainKind::Filter,
     };

@@ -13,7 +13,7 @@ use crate::values::{
 /// The port of Istio's agent in the pod, excluded by default in both directions.
 pub const AGENT_PORT: u16 = 15020;
 
-/// Ports that the proxy and Istio's agent serve to the outside themselves: telemetry merge, readiness, Envoy's metrics.
+/// Ports that the proxy and Istio's agent serve to the outside themselves: telemetry merge, readiness, Envoy's metrics.
 pub const ALWAYS_EXCLUDED_INBOUND: [u16; 3] = [AGENT_PORT, 15021, 15090];
 
 /// The annotation without which a pod is not captured: the injector wrote its status there.
@@ -72,7 +72,7 @@ pub struct EnvironmentError {
     pub cause: ValueError,
 }
 
-/// What the environment of the process that programs the rules adds to every pod. The pod's own variables of the same
+/// What the environment of the process that programs the rules adds to every pod. The pod's own variables of the same
 /// names do not count.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeSettings {
@@ -217,7 +217,7 @@ impl Reader<'_> {
         self.pod.annotations.contains_key(annotation)
     }
 
-    /// A present annotation is used as it is, also when empty.
+    /// A present annotation is used as it is, also when empty.
     fn parse<T>(
         &self,
         setting: &'static str,
@@ -330,7 +330,7 @@ pub(crate) fn proxy_variable<'a>(proxy: &[&'a Container], name: &str) -> Option<
         .map(|(_, value)| value.as_str())
 }
 
-/// The annotated ports, then those that are always excluded.
+/// The annotated ports, then those that are always excluded.
 fn merge_excluded(annotated: Option<Ports>) -> Ports {
     match annotated {
         Some(Ports::All) => Ports::All,

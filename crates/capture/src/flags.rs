@@ -10,7 +10,7 @@ use crate::values::{
     parse_port, parse_ports, parse_prefixes, parse_ranges,
 };
 
-/// The values of the flags that shape rules; lists are separated by commas, empty items are dropped.
+/// The values of the flags that shape rules; lists are separated by commas, empty items are dropped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(
     missing_docs,
@@ -68,7 +68,7 @@ pub fn parse_flags(
         tunnel_port: flag("inbound-tunnel-port", &flags.inbound_tunnel_port, parse_port)?,
         proxy_uids: flag("proxy-uid", &flags.proxy_uid, parse_ids)?,
         proxy_gids: flag("proxy-gid", &flags.proxy_gid, parse_ids)?,
-        // Anything but TPROXY, also nothing, is REDIRECT.
+        // Anything but TPROXY, also nothing, is REDIRECT.
         mode: if flags.inbound_interception_mode == "TPROXY" { Mode::Tproxy } else { Mode::Redirect },
         tproxy_mark: flag("istio-inbound-tproxy-mark", &flags.inbound_tproxy_mark, parse_id)?,
         tproxy_table: flag("istio-inbound-tproxy-route-table", &flags.inbound_tproxy_route_table, parse_id)?,
@@ -109,7 +109,7 @@ pub fn parse_flags(
     Ok((settings, warning))
 }
 
-/// Capture of DNS needs either every server or known ones.
+/// Capture of DNS needs either every server or known ones.
 fn dns(flags: &Flags) -> (Dns, Option<String>) {
     match (flags.redirect_dns, flags.capture_all_dns) {
         (false, _) => (Dns::Off, None),

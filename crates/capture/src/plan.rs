@@ -1,7 +1,6 @@
-//! A captured pod's plan (sidecar-redirection.md part B): every rule is written here once, for both backends.
+//! A captured pod's plan: every rule is written here once, for both backends.
 //!
-//! The numbers in the comments are the steps of the specification's tables B.1, B.2 and B.4. Where upstream's two backends differ
-//! in more than notation, a comment says so; `docs/compatibility.md` lists those places.
+//! Where upstream's two backends differ in more than notation, a comment says so; `docs/compatibility.md` lists those places.
 
 mod dns;
 mod draft;
@@ -48,7 +47,7 @@ pub struct Facts {
 )]
 pub struct NoAddress;
 
-/// Whether IPv6 is captured. `addresses` are those of all interfaces in the order in which the kernel lists them.
+/// Whether IPv6 is captured. `addresses` are those of all interfaces in the order in which the kernel lists them.
 ///
 /// # Errors
 /// No address is usable.
@@ -133,7 +132,7 @@ impl<'a> Planner<'a> {
         [Some(v4), self.facts.ipv6.then_some(v6)].into_iter().flatten()
     }
 
-    /// Steps 1 and 2.
+    /// Interfaces that the annotation names are left alone, in both directions.
     fn excluded_interfaces(&mut self) {
         let tables: &[TableKind] =
             if self.tproxy() { &[TableKind::Nat, TableKind::Mangle] } else { &[TableKind::Nat] };
@@ -147,7 +146,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Step 3.
+    /// Interfaces of virtual machines: what they send is outbound.
     fn rerouted_interfaces(&mut self) {
         for name in &self.settings.reroute_interfaces {
             let rule = Rule::new(
@@ -159,7 +158,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Step 4. Upstream's nf_tables rule looks at TCP only.
+    /// Packets that fit no connection. Upstream's nf_tables rule looks at TCP only.
     fn drop_invalid(&mut self) {
         if !self.settings.drop_invalid {
             return;
@@ -173,7 +172,7 @@ impl<'a> Planner<'a> {
         self.draft.add(Chain::MANGLE_DROP, Rule::new(vec![], Action::Drop, why));
     }
 
-    /// Steps 5 to 7.
+    /// The chains that lead to the proxy's ports, and the tunnel's port, which leads nowhere else.
     fn proxy_targets(&mut self) {
         let Settings { proxy_port, capture_port, tunnel_port, .. } = *self.settings;
         let tunnel = Rule::new(
@@ -188,7 +187,7 @@ impl<'a> Planner<'a> {
         self.draft.add(Chain::NAT_IN_REDIRECT, inward);
     }
 
-    /// Step 8.
+    /// What comes in.
     fn inbound(&mut self) {
         let Settings { inbound_ports, inbound_ports_excluded, .. } = self.settings;
         // Excluded ports count only where all are captured; a list of ports to capture says it all.
@@ -201,7 +200,7 @@ impl<'a> Planner<'a> {
         }
         let table = if self.tproxy() { TableKind::Mangle } else { TableKind::Nat };
         if self.tproxy() {
-            // Step 3 is in nat only; upstream's transparent socket therefore takes these packets before nat can redirect them.
+            // What leads these interfaces outward is in nat only; upstream's transparent socket therefore takes these packets before nat can redirect them.
             for name in &self.settings.reroute_interfaces {
                 let why = format!("what comes from {name} is not inbound traffic");
                 self.draft

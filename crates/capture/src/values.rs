@@ -15,7 +15,7 @@ pub const MAX_LIST_BYTES: usize = 64 * 1024;
 /// The most rules that two lists may make together: each rerouted interface has one for each captured range.
 pub const MAX_RULES: usize = 10_000;
 
-/// The most groups that may be included.
+/// The most groups that may be included.
 pub const MAX_OWNER_GROUPS: usize = 64;
 
 /// Why a value is not what it should be. The text is shortened and escaped, so that it can stand in a log line or pod event.
@@ -145,7 +145,7 @@ pub(crate) fn printable(text: &str) -> String {
     text.escape_debug().collect()
 }
 
-/// Boolean text as Go's `strconv.ParseBool` reads it (P-33); `None` is not a boolean.
+/// Boolean text as Go's `strconv.ParseBool` reads it; `None` is not a boolean.
 pub fn parse_bool(text: &str) -> Option<bool> {
     match text {
         "1" | "t" | "T" | "TRUE" | "true" | "True" => Some(true),
@@ -299,7 +299,7 @@ pub fn parse_owner_groups(
     Ok(OwnerGroups::Only(included))
 }
 
-/// An IPv4 loopback range.
+/// An IPv4 loopback range.
 ///
 /// # Errors
 /// The text is another range or none.
@@ -310,7 +310,7 @@ pub fn parse_loopback(text: &str) -> Result<Ipv4Net, ValueError> {
     }
 }
 
-/// `address/bits`, strictly: no zone, no leading zeros, bits in range.
+/// `address/bits`, strictly: no zone, no leading zeros, bits in range.
 fn parse_cidr(item: &str) -> Result<ipnet::IpNet, &'static str> {
     if item.contains(char::is_whitespace) {
         return Err("there is a blank in it");

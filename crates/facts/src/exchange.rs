@@ -16,7 +16,7 @@ use crate::object::Object;
 
 /// The agent's socket in the run directory. Its mode is 0600, and both sides look at the other's user.
 pub const SOCKET_NAME: &str = "agent.sock";
-/// The agent's socket in the run directory where plugins announce pods of ambient mode, upstream's included (AA-10).
+/// The agent's socket in the run directory where plugins announce pods of ambient mode, upstream's included.
 pub const EVENT_SOCKET_NAME: &str = "pluginevent.sock";
 /// Path of the facts on the socket, before namespace and name.
 pub const FACTS_PATH: &str = "/v1/facts";

@@ -277,7 +277,7 @@ impl Object {
         self.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running")
     }
 
-    /// Its addresses (AA-38): `status.podIPs`, else `status.podIP`. What is no address is left out.
+    /// Its addresses: `status.podIPs`, else `status.podIP`. What is no address is left out.
     pub fn ips(&self) -> Vec<IpAddr> {
         let Some(status) = &self.status else { return Vec::new() };
         let all = status.pod_ips.iter().flatten().filter_map(|one| one.ip.as_deref());

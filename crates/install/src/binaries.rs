@@ -95,7 +95,7 @@ impl Binaries<'_> {
         Ok(written)
     }
 
-    /// Removes what killed copies left: names that begin with a copied file's and `.tmp.` (I-13). Those that stay.
+    /// Removes what killed copies left: names that begin with a copied file's and `.tmp.`. Those that stay.
     pub(crate) fn sweep(&self) -> Vec<FileError> {
         let mut failed = Vec::new();
         let Ok(ours) = self.names() else { return failed };

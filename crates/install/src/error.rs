@@ -28,7 +28,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The value of the label `result` of `istio_cni_installs_total` (spec of the installer, section 10); `None` for what upstream does
+    /// The value of the label `result` of `istio_cni_installs_total`; `None` for what upstream does
     /// not count.
     pub fn result(&self) -> Option<&'static str> {
         match self {

@@ -18,12 +18,12 @@ pub trait Observer: Send {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// Everything is in its place and watched: counts as SUCCESS (I-41).
+    /// Everything is in its place and watched: counts as SUCCESS.
     Ready {
         /// The configuration with our entry.
         config: &'a Path,
     },
-    /// Readiness is over, at least until everything was looked at again (I-42).
+    /// Readiness is over, at least until everything was looked at again.
     NotReady {
         /// Why, for people.
         reason: &'a str,

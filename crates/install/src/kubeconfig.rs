@@ -9,7 +9,7 @@ use trusted::Links;
 use crate::file::{self, Attributes, Content, FileError};
 use crate::options::KubeconfigOptions;
 
-/// Name of the kubeconfig in the run directory (I-17).
+/// Name of the kubeconfig in the run directory.
 pub const KUBECONFIG: &str = "istio-cni-kubeconfig";
 
 /// Mode of a run directory that was not there.
@@ -80,7 +80,7 @@ impl KubeconfigOptions {
         Ok(format!("{}://{host}:{port}", self.protocol))
     }
 
-    /// The kubeconfig's text, keys in upstream's order (I-18).
+    /// The kubeconfig's text, keys in upstream's order.
     fn render(&self) -> Result<String, KubeconfigError> {
         let server = self.server()?;
         let trust = if self.skip_tls_verify {

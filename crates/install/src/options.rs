@@ -4,9 +4,9 @@ use std::path::{Component, Path, PathBuf};
 
 use cni::conflist::PluginEntry;
 
-/// Name of the file of [`Mode::Owned`] when none is given (spec of the installer, section 1).
+/// Name of the file of [`Mode::Owned`] when none is given.
 pub const OWNED_NAME: &str = "02-istio-cni.conflist";
-/// Name of the file of [`Mode::Standalone`] when none is given (I-26).
+/// Name of the file of [`Mode::Standalone`] when none is given.
 pub const STANDALONE_NAME: &str = "YYY-istio-cni.conf";
 /// How names of such files end, the one that platforms with Multus configure too (chart preset `openshift`).
 pub(crate) const STANDALONE_END: &str = "istio-cni.conf";
@@ -52,7 +52,7 @@ pub enum ProgramAtEnd {
     },
 }
 
-/// How the plugin gets into the configuration. The one predicate for writing and for removing (I-55).
+/// How the plugin gets into the configuration. The one predicate for writing and for removing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Mode {
     /// An entry in another component's list.
@@ -71,7 +71,7 @@ pub enum Mode {
 pub struct KubeconfigOptions {
     /// `http` or `https`.
     pub protocol: String,
-    /// Host name or address; an IPv6 address without brackets. Empty is an error of each cycle (I-20).
+    /// Host name or address; an IPv6 address without brackets. Empty is an error of each cycle.
     pub host: String,
     /// Port; empty is an error of each cycle.
     pub port: String,

@@ -1,4 +1,4 @@
-//! A brake for the fight with another writer (I-44).
+//! A brake for the fight with another writer.
 
 use std::time::{Duration, Instant};
 

@@ -96,7 +96,7 @@ impl From<Taken> for Done {
 /// starts no pod at all.
 ///
 /// It looks only at what is there, so it works without an agent, after a kill, and when the options have changed. What was installed by
-/// upstream goes too. Other programs that were copied stay (I-47); name them in `leftovers` if they are to go.
+/// upstream goes too. Other programs that were copied stay; name them in `leftovers` if they are to go.
 pub fn uninstall(options: &Options, leftovers: &[PathBuf]) -> Report {
     Report::of(options, leftovers, Act::Do)
 }

@@ -43,7 +43,7 @@ impl Watch {
 
     /// Watches a directory: the `names` in it, or all. One that does not exist is only [noted](Self::is_missing).
     pub(crate) fn add(&mut self, directory: &Path, names: Option<BTreeSet<OsString>>) -> io::Result<()> {
-        // Changes of mode alone are none (I-40). A name that goes away by a rename is gone as by removal.
+        // Changes of mode alone are none. A name that goes away by a rename is gone as by removal.
         let mask = WatchMask::CREATE
             | WatchMask::CLOSE_WRITE
             | WatchMask::MOVED_TO

@@ -9,7 +9,7 @@ use crate::NetnsId;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The path could not be opened as a network namespace. The wording of the first half is fixed by R-48.
+    /// The path could not be opened as a network namespace. Runtimes and people look for the wording of the first half.
     #[error("failed to open netns {path:?}: {cause}")]
     Open {
         /// The path as given.

@@ -1,4 +1,4 @@
-//! Network namespaces of pods that run already, found through the processes of the node (AA-70 to AA-75).
+//! Network namespaces of pods that run already, found through the processes of the node.
 //!
 //! A process's cgroup says which pod it belongs to; its namespace counts only if it has an address of that pod, so that a process that has
 //! entered another pod's namespace leads nowhere. A process of the pod can make a namespace and give it any address, so the user namespace

@@ -30,7 +30,7 @@ pub struct InsideHost<'a>(&'a Inside);
 // === impl Host ===
 
 impl Host {
-    /// Opens it by a path such as `/host/proc/1/ns/net`, from a process that is elsewhere (AA-83).
+    /// Opens it by a path such as `/host/proc/1/ns/net`, from a process that is elsewhere.
     ///
     /// # Errors
     /// As [`Netns::open`].

@@ -25,7 +25,7 @@ use facts::object::Object;
 /// sandbox, which is 4 minutes.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Name of the kubeconfig in the plugin's run directory (spec of the plugin, section 1).
+/// Name of the kubeconfig in the plugin's run directory.
 pub const KUBECONFIG_NAME: &str = "istio-cni-kubeconfig";
 
 /// Longest single try, so that one lost connection does not use up the whole time.
@@ -70,7 +70,7 @@ impl std::fmt::Debug for Kubernetes<'_> {
 }
 
 impl<'a> Kubernetes<'a> {
-    /// Nothing is read or connected before the first question. `version` goes into the user agent (P-32).
+    /// Nothing is read or connected before the first question. `version` goes into the user agent.
     pub fn new(kubeconfig: impl Into<PathBuf>, version: &str) -> Self {
         Self {
             kubeconfig: kubeconfig.into(),

@@ -1,4 +1,4 @@
-//! The rolling file: appended to by many short processes at once, 10 MB at most, one backup (P-47).
+//! The rolling file: appended to by many short processes at once, 10 MB at most, one backup.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
@@ -10,13 +10,13 @@ use rustix::fs::OFlags;
 
 use crate::line::Utc;
 
-/// Name of the log file inside the run directory (section 1 of the requirements).
+/// Name of the log file inside the run directory.
 pub const FILE_NAME: &str = "istio-cni.log";
 
-/// Size in bytes that the file does not pass (P-47: 10 MB, counted as 1024 × 1024 as upstream's library does).
+/// Size in bytes that the file does not pass (10 MB, counted as 1024 × 1024 as upstream's library does).
 pub const FILE_MAX_BYTES: u64 = 10 * 1024 * 1024;
 
-/// Age from which a backup is removed (P-47).
+/// Age from which a backup is removed.
 pub const BACKUP_MAX_AGE: Duration = Duration::from_secs(2 * 24 * 3600);
 
 const BACKUP_PREFIX: &str = "istio-cni-";

@@ -1,7 +1,7 @@
 //! The node agent's own log: lines by scope, as text or JSON, on one writer, which has a thread of its own: no line is waited for.
 //!
 //! Scopes and their levels are those of the original: a level is set for a scope by name, or for all; a bare level is for the scope named
-//! `default` and for no other (I-5).
+//! `default` and for no other.
 
 mod repeats;
 mod writer;
@@ -230,7 +230,7 @@ impl Scope {
         self.journal.repeats().settle(self.name, labels);
     }
 
-    /// Lines that another process wrote, with its times and without anything in between (I-56). Gives the bytes that the log gets of them.
+    /// Lines that another process wrote, with its times and without anything in between. Gives the bytes that the log gets of them.
     pub fn relay(&self, lines: &[Relayed<'_>]) -> usize {
         let shared = &self.journal.shared;
         let (mut text, mut count) = (Vec::new(), 0);

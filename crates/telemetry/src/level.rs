@@ -22,7 +22,7 @@ pub enum Level {
 impl Level {
     /// The level that a word of the configuration (`plugin_log_level`) names, whatever its case.
     ///
-    /// An unknown word gives `Info`: silencing the plugin because of a typing error (P-44) helps nobody.
+    /// An unknown word gives `Info`: silencing the plugin because of a typing error helps nobody.
     pub fn parse(word: &str) -> Self {
         const ALL: [Level; 6] =
             [Level::Debug, Level::Info, Level::Warn, Level::Error, Level::Fatal, Level::None];

@@ -5,8 +5,7 @@
 //! lines go to stderr and are kept in a bounded buffer; [`Logger::attach`] then opens the other sinks and hands them what
 //! was kept. Nothing in here fails the operation that is being logged.
 //!
-//! Lines, file and request follow P-42 to P-48 of the plugin's requirements (`spec/cni-plugin.md`). Callers keep P-48:
-//! the content of a kubeconfig is never a message or a label.
+//! Lines, file and request have the original's form. Callers see to it that the content of a kubeconfig is never a message or a label.
 
 mod file;
 mod journal;

@@ -39,8 +39,7 @@ pub(crate) enum Stamp<'a> {
     Written(&'a str),
 }
 
-/// Appends a line of JSON: `level`, `time`, `scope`, `msg`, the labels already rendered, then `labels`, and a newline
-/// (P-43).
+/// Appends a line of JSON: `level`, `time`, `scope`, `msg`, the labels already rendered, then `labels`, and a newline.
 pub(crate) fn write_json(
     out: &mut Vec<u8>,
     level: Level,
@@ -176,7 +175,7 @@ impl From<SystemTime> for Utc {
 }
 
 impl Utc {
-    /// The form that file names have: `2026-08-01T09-30-00.000`, milliseconds, 23 characters (P-47).
+    /// The form that file names have: `2026-08-01T09-30-00.000`, milliseconds, 23 characters.
     pub(crate) fn file_stamp(self) -> String {
         let Self { year, month, day, hour, minute, second, micros } = self;
         let millis = micros / 1_000;

@@ -75,7 +75,7 @@ impl Default for Logger {
 }
 
 impl Logger {
-    /// A logger to stderr with level info, until [`Logger::attach`] is called (P-42).
+    /// A logger to stderr with level info, until [`Logger::attach`] is called.
     pub fn new() -> Self {
         Self::to(Box::new(Standard))
     }

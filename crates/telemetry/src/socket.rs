@@ -1,4 +1,4 @@
-//! The node agent's log socket: all lines of one process, sent once, at its end (P-46).
+//! The node agent's log socket: all lines of one process, sent once, at its end.
 
 use std::io;
 use std::os::unix::fs::FileTypeExt as _;
@@ -9,10 +9,10 @@ use http1::Deadline;
 
 use crate::line::push_json;
 
-/// Name of the agent's log socket inside the run directory (section 1 of the requirements).
+/// Name of the agent's log socket inside the run directory.
 pub const SOCKET_NAME: &str = "log.sock";
 
-/// Longest time that sending may take, connecting and the answer included (P-46). An agent that is busy has the lines in its socket by then.
+/// Longest time that sending may take, connecting and the answer included. An agent that is busy has the lines in its socket by then.
 const SEND_TIMEOUT: Duration = Duration::from_millis(18);
 
 /// Largest body that the agent reads, in bytes. A process writes some kilobytes; what is over this is counted, not kept. It goes into a socket's

@@ -1,4 +1,4 @@
-//! The socket by which ztunnel hears which pods of the node are in the mesh (zds-protocol.md).
+//! The socket by which ztunnel hears which pods of the node are in the mesh.
 //!
 //! A layer for each question: [`message`] what is said, [`socket`] how a packet and its descriptor are carried, `session` in which
 //! order one ztunnel hears it, `server` which ztunnel hears what.
@@ -27,7 +27,7 @@ pub use message::Workload;
 pub use server::{Listener, Ztunnels};
 pub use socket::BindError;
 
-/// A network namespace, kept open until it is sent (ZD-24).
+/// A network namespace, kept open until it is sent.
 pub type NetnsFd = Arc<dyn AsFd + Send + Sync>;
 
 /// A pod that is in the mesh.

@@ -1,10 +1,10 @@
-//! What is said: protobuf messages of package `istio.workload.zds` (ZD-10), one in each packet.
+//! What is said: protobuf messages of package `istio.workload.zds`, one in each packet.
 //!
 //! The structs are written by hand with prost's derive: eight messages do not pay for a protobuf compiler at build time.
 
 use prost::{Enumeration, Message, Oneof};
 
-/// Largest packet in either direction (ZD-11).
+/// Largest packet in either direction.
 pub const MAX_PACKET: usize = 1024;
 
 /// A pod as ztunnel is told of it.
@@ -69,7 +69,7 @@ pub struct AddWorkload {
     /// Of the pod.
     #[prost(string, tag = "1")]
     pub uid: String,
-    /// Never absent: ztunnel ends itself over that (ZD-65).
+    /// Never absent: ztunnel ends itself over that.
     #[prost(message, optional, tag = "2")]
     pub workload_info: Option<WorkloadInfo>,
 }
@@ -157,8 +157,7 @@ impl Payload {
     }
 }
 
-/// Reads a ztunnel's answer: its error, empty when all is well. A message without an answer counts as good, unknown members as absent
-/// (ZD-86).
+/// Reads a ztunnel's answer: its error, empty when all is well. A message without an answer counts as good, unknown members as absent.
 ///
 /// # Errors
 /// It is none.

@@ -1,4 +1,4 @@
-//! All ztunnels: in the order in which they connected (ZD-50).
+//! All ztunnels: in the order in which they connected.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,11 +13,11 @@ use crate::session::{Ask, End, Order, Peer, Session};
 use crate::socket::{BindError, Bound, Packets};
 use crate::{AddError, NetnsFd, RemoveError, Snapshot, Workload};
 
-/// Time between two accepts (ZD-30). A user that may not ask costs none of it.
+/// Time between two accepts. A user that may not ask costs none of it.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// Time between two words about users that may not ask.
 const TELL_PAUSE: Duration = Duration::from_secs(1);
-/// Orders that wait for one ztunnel (ZD-30).
+/// Orders that wait for one ztunnel.
 const WAITING: usize = 100;
 /// Connections at once. There are two during a rolling restart; whoever connects without a word is gone after five seconds.
 const MAX_CONNECTIONS: usize = 32;
@@ -25,7 +25,7 @@ const MAX_CONNECTIONS: usize = 32;
 /// Where events go.
 pub(crate) type Tell = Arc<dyn Fn(Event) + Send + Sync>;
 
-/// A socket that ztunnels can connect to, and that nobody serves yet (ZD-3).
+/// A socket that ztunnels can connect to, and that nobody serves yet.
 pub struct Listener(Bound);
 
 /// All ztunnels that are connected.
@@ -33,7 +33,7 @@ pub struct Listener(Bound);
 pub struct Ztunnels(Arc<Shared>);
 
 struct Shared {
-    /// The newest last. Never held while something is waited for (ZD-84).
+    /// The newest last. Never held while something is waited for.
     peers: Mutex<Vec<Arc<Peer>>>,
     number: AtomicU64,
     snapshot: Arc<dyn Snapshot>,
@@ -122,7 +122,7 @@ impl Ztunnels {
         }
     }
 
-    /// Takes a pod from every ztunnel. What one says to that does not matter (ZD-51).
+    /// Takes a pod from every ztunnel. What one says to that does not matter.
     ///
     /// # Errors
     /// A connection ended meanwhile.
@@ -156,7 +156,7 @@ impl Ztunnels {
             peers.push(peer.clone());
             peers.len()
         };
-        // From here on it is the newest (ZD-32); what it is told waits for its snapshot.
+        // From here on it is the newest; what it is told waits for its snapshot.
         (self.0.tell)(Event::Connected { ztunnel: number, connected });
         let mut place = Place {
             ztunnels: self.clone(),
@@ -167,7 +167,7 @@ impl Ztunnels {
         place.end = session.run(&*self.0.snapshot).await;
     }
 
-    /// Lets the ztunnel that is the newest again have the pods that only the one had that is gone (ZD-54).
+    /// Lets the ztunnel that is the newest again have the pods that only the one had that is gone.
     fn make_up(&self, newest: &Arc<Peer>) {
         let entries = self.0.snapshot.entries().into_iter().filter(|entry| entry.netns.is_some());
         let uids = entries.map(|entry| entry.workload.uid).filter(|uid| !newest.has(uid));

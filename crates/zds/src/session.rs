@@ -1,4 +1,4 @@
-//! One ztunnel: hello, snapshot, then one request at a time (ZD-31 to ZD-40).
+//! One ztunnel: hello, snapshot, then one request at a time.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -18,9 +18,9 @@ use crate::server::Tell;
 use crate::socket::{Packets, Received};
 use crate::{NetnsFd, Snapshot};
 
-/// For the first packet (ZD-33).
+/// For the first packet.
 const HELLO_LIMIT: Duration = Duration::from_secs(5);
-/// For writing a message, and again for its answer (ZD-35).
+/// For writing a message, and again for its answer.
 const MESSAGE_LIMIT: Duration = Duration::from_secs(5);
 
 /// What a ztunnel is to be told.
@@ -29,7 +29,7 @@ pub(crate) enum Order {
     Del { uid: String },
 }
 
-/// An order, and who wants to hear of it. Whoever has given up meanwhile does not stop it (ZD-85).
+/// An order, and who wants to hear of it. Whoever has given up meanwhile does not stop it.
 pub(crate) struct Ask {
     pub(crate) order: Order,
     pub(crate) reply: oneshot::Sender<Result<(), String>>,
@@ -98,7 +98,7 @@ impl Session {
         self.hello().await?;
         self.snapshot(snapshot).await?;
         self.peer.informed.store(true, Ordering::SeqCst);
-        // From here on neither Keep nor SnapshotSent may be sent: ztunnel ends itself over that (ZD-65). Only `snapshot` sends them.
+        // From here on neither Keep nor SnapshotSent may be sent: ztunnel ends itself over that. Only `snapshot` sends them.
         loop {
             tokio::select! {
                 biased;
@@ -225,7 +225,7 @@ fn packet(received: std::io::Result<Received>, what: &str) -> Result<Vec<u8>, En
     }
 }
 
-/// What a ztunnel says while nothing is asked: only that it goes (ZD-37).
+/// What a ztunnel says while nothing is asked: only that it goes.
 fn unasked_for(received: std::io::Result<Received>) -> End {
     match received {
         Ok(Received::End) => End::Closed,

@@ -1,4 +1,4 @@
-//! How packets are carried: a unix socket of type SEQPACKET (ZD-1, ZD-80).
+//! How packets are carried: a unix socket of type SEQPACKET.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -52,7 +52,7 @@ pub enum BindError {
     },
 }
 
-/// A socket that listens. Dropped, it removes its file, unless another process has put its own there meanwhile (AA-102).
+/// A socket that listens. Dropped, it removes its file, unless another process has put its own there meanwhile.
 pub(crate) struct Bound {
     fd: AsyncFd<OwnedFd>,
     /// Absent for an abstract address.
@@ -66,7 +66,7 @@ pub(crate) struct Packets(AsyncFd<OwnedFd>);
 pub(crate) enum Received {
     /// A whole packet.
     Packet(Vec<u8>),
-    /// The peer is gone; an empty packet looks the same (ZD-12).
+    /// The peer is gone; an empty packet looks the same.
     End,
     /// It is longer than allowed, or descriptors came along, which are closed.
     Unfit(&'static str),

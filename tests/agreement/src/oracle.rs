@@ -162,7 +162,7 @@ pub const PROMISES: &[Promise] = &[
         keeps: |_, v| v == Verdict::Pass,
     },
     Promise {
-        // TPROXY has no such exception (steps 5 and 8): the proxy takes its own port by the capture port there.
+        // TPROXY has no such exception here: the proxy takes its own port by the capture port there.
         text: "by REDIRECT, the tunnel's port is never captured inbound",
         holds_for: |c| {
             c.plain_inbound()
@@ -201,7 +201,7 @@ pub const PROMISES: &[Promise] = &[
             c.hook == Hook::Prerouting
                 && c.settings.excluded_interfaces.contains(&c.packet.in_interface)
                 && !c.settings.reroute_interfaces.contains(&c.packet.in_interface)
-                // Step 4 comes after steps 1 and 2, but in REDIRECT the exclusion is in nat only.
+                // Invalid packets are dropped after interfaces are excluded, but in REDIRECT the exclusion is in nat only.
                 && !(c.settings.drop_invalid && c.packet.state == State::Invalid)
         },
         keeps: |_, v| v == Verdict::Pass,

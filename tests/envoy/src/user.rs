@@ -23,9 +23,9 @@ impl User {
     /// The proxy, as Istio's injector has it run.
     ///
     /// In TPROXY it is root, with the proxy's group. That is more than a way to a capability: what user 1337 sends to its own
-    /// pod's addresses is inbound traffic by the rules (spec B.1, step 12a). In TPROXY, where the proxy keeps the client's
+    /// pod's addresses is inbound traffic by the rules. In TPROXY, where the proxy keeps the client's
     /// source address, that would be every connection of the proxy to the application: each would come back to the proxy.
-    /// What root sends there passes (step 12b).
+    /// What root sends there passes.
     #[must_use]
     pub fn proxy(mode: Mode) -> Self {
         match mode {

@@ -1,4 +1,4 @@
-//! Every setting there is (R-68, and the logging flags that the injector passes to every program of Istio).
+//! Every setting there is: those of the original, and the logging flags that the injector passes to every program of Istio.
 
 /// A setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! What ambient mode counts: the original's by their names and labels (AA-121), then ours.
+//! What ambient mode counts: the original's by their names and labels, then ours.
 
 use std::collections::BTreeMap;
 
@@ -79,7 +79,7 @@ impl AmbientMetrics {
 
 /// What is counted; nothing where the mode is off.
 impl super::Metrics {
-    /// So many changes were heard of, or tried again (AA-32).
+    /// So many changes were heard of, or tried again.
     pub(crate) fn reconciled(&self, kind: &str, times: u64) {
         if let Some(ambient) = &self.ambient {
             ambient.events.with_label_values(&[kind]).inc_by(times);

@@ -1,4 +1,4 @@
-//! Every option there is: those of the original (installer.md, section 1) in its order, then ours.
+//! Every option there is: those of the original in its order, then ours.
 
 use super::{Given, Kind, Spec};
 

@@ -1,4 +1,4 @@
-//! The rules in the node's own namespace: probes get a source address by which a pod can tell them (PR-40).
+//! The rules in the node's own namespace: probes get a source address by which a pod can tell them.
 
 use std::net::IpAddr;
 
@@ -31,7 +31,7 @@ pub enum ProbeSender {
 }
 
 /// The plan for the node's own namespace. The members of the sets are no part of it; with iptables the sets must be there before
-/// the rules (PR-41).
+/// the rules.
 #[must_use]
 pub fn plan_host(node: &NodeOptions, sender: ProbeSender, backend: Backend) -> Plan {
     let families = || node.families().map(|own| own.probe);

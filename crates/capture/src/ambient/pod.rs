@@ -1,4 +1,4 @@
-//! The rules in a pod's namespace. Their order within a chain is that of PR-6.
+//! The rules in a pod's namespace. Their order within a chain is the original's: guests and probes before DNS, DNS before what goes out.
 
 use ruleset::{
     Action, Backend, Hook, KnownChain, Match, Plan, Ports, Protocol, Routing, Rule, Ruleset, Table, TableKind,
@@ -85,7 +85,6 @@ fn nat(node: &NodeOptions, pod: &PodOptions) -> Table {
 }
 
 fn mangle() -> Table {
-    // M1, M2
     let tag = Rule::new(
         vec![from_ztunnel(false)],
         Action::SetCtMark { mark: REPLY_MARK, mask: MARK_MASK },
@@ -101,7 +100,6 @@ fn mangle() -> Table {
 
 fn raw() -> Table {
     let port = |m: fn(Ports) -> Match| vec![udp(), m(Ports::One(53))];
-    // D3, D4
     let mut query = port(|ports| Match::DestinationPort { ports, not: false });
     query.push(from_ztunnel(false));
     let mut answer = port(|ports| Match::SourcePort { ports, not: false });
@@ -113,7 +111,7 @@ fn raw() -> Table {
     table(TableKind::Raw, vec![answer], vec![query])
 }
 
-/// J: everything is in chains of ours, so that it can be told from what others have in the built-in ones.
+/// Everything is in chains of ours, so that it can be told from what others have in the built-in ones.
 fn table(kind: TableKind, inward: Vec<Rule>, outward: Vec<Rule>) -> Table {
     let jump = |to: &'static str, why| vec![Rule::new(vec![], Action::Jump(to.into()), why).uncounted()];
     Table {
@@ -128,7 +126,7 @@ fn table(kind: TableKind, inward: Vec<Rule>, outward: Vec<Rule>) -> Table {
     }
 }
 
-/// V1, V2.
+/// What the guests of virtual machines send by their interfaces.
 fn virtual_interfaces(pod: &PodOptions) -> Vec<Rule> {
     let both = pod.virtual_interfaces.iter().flat_map(|name| {
         let from = || vec![Match::InInterface { name: name.clone().into(), not: false }, tcp()];
@@ -141,7 +139,7 @@ fn virtual_interfaces(pod: &PodOptions) -> Vec<Rule> {
     both.collect()
 }
 
-/// P1.
+/// What probes ask.
 fn probes(own: Own) -> Rule {
     Rule::new(
         vec![tcp(), Match::WholeHeader, Match::Source { net: own.probe.into(), not: false }],
@@ -150,7 +148,7 @@ fn probes(own: Own) -> Rule {
     )
 }
 
-/// P2.
+/// What probes hear.
 fn answers_to_probes(own: Own) -> Rule {
     Rule::new(
         vec![tcp(), Match::WholeHeader, Match::Destination { net: own.probe.into(), not: false }],
@@ -159,7 +157,7 @@ fn answers_to_probes(own: Own) -> Rule {
     )
 }
 
-/// I1.
+/// What comes in.
 fn inbound(own: Own) -> Rule {
     Rule::new(
         vec![
@@ -173,7 +171,7 @@ fn inbound(own: Own) -> Rule {
     )
 }
 
-/// D1.
+/// Questions for names by UDP.
 fn dns_by_udp() -> Rule {
     Rule::new(
         vec![
@@ -187,7 +185,7 @@ fn dns_by_udp() -> Rule {
     )
 }
 
-/// D2.
+/// Questions for names by TCP.
 fn dns_by_tcp(own: Own) -> Rule {
     Rule::new(
         vec![
@@ -201,7 +199,7 @@ fn dns_by_tcp(own: Own) -> Rule {
     )
 }
 
-/// O1.
+/// What the application answers to a connection of ztunnel's that has the client's address.
 fn answers_to_ztunnel() -> Rule {
     Rule::new(
         vec![tcp(), Match::Mark { mark: REPLY_MARK, mask: MARK_MASK, not: false }],
@@ -210,7 +208,7 @@ fn answers_to_ztunnel() -> Rule {
     )
 }
 
-/// O2.
+/// What the pod says to itself.
 fn to_itself(own: Own) -> Rule {
     Rule::new(
         vec![Match::OutInterface { name: "lo".into(), not: false }, not_to_loopback(own)],
@@ -219,7 +217,7 @@ fn to_itself(own: Own) -> Rule {
     )
 }
 
-/// O3.
+/// Everything else that goes out.
 fn outbound(own: Own) -> Rule {
     Rule::new(
         vec![tcp(), not_to_loopback(own), from_ztunnel(true)],

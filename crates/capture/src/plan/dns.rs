@@ -1,4 +1,4 @@
-//! DNS capture (table B.2).
+//! DNS capture.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -19,7 +19,7 @@ impl Planner<'_> {
         self.settings.dns != Dns::Off
     }
 
-    /// Step 15.
+    /// Questions for names, those of the proxy itself apart.
     pub(super) fn dns(&mut self) {
         let (to_servers, all): (Vec<Option<IpNet>>, bool) = match &self.settings.dns {
             Dns::Off => return,

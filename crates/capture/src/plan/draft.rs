@@ -13,7 +13,7 @@ pub(super) struct Chain {
     pub(super) name: &'static str,
 }
 
-/// The tables in the order in which they are written, each with its chains.
+/// The tables in the order in which they are written, each with its chains.
 pub(super) const CHAINS: &[(TableKind, &[&str])] = &[
     (
         TableKind::Nat,

@@ -1,4 +1,4 @@
-//! What the pod sends (steps 9 to 19 of table B.1).
+//! What the pod sends.
 
 use ipnet::IpNet;
 use ruleset::{Action, Match, Protocol, Rule, TableKind};
@@ -10,7 +10,7 @@ use super::{
 use crate::settings::{OwnerGroups, Ports, Ranges};
 
 impl Planner<'_> {
-    /// Steps 9 to 19.
+    /// What goes out: first what is never captured, last what is.
     pub(super) fn outbound(&mut self) {
         let enter = Rule::new(vec![], jump(Chain::NAT_OUTPUT), "what the pod sends");
         self.draft.add(Chain::output(TableKind::Nat), enter);
@@ -34,7 +34,7 @@ impl Planner<'_> {
         self.outbound_addresses();
     }
 
-    /// Step 10.
+    /// Ports that are never captured.
     fn excluded_outbound_ports(&mut self) {
         let ports: Vec<Option<u16>> = match &self.settings.outbound_ports_excluded {
             Ports::All => vec![None],
@@ -54,7 +54,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Steps 12 and 13: what the proxy itself sends.
+    /// What the proxy itself sends.
     fn proxy_owner(&mut self, owner: Owner) {
         let dns = self.dns_on();
         let tunnel = self.settings.tunnel_port;
@@ -88,7 +88,7 @@ impl Planner<'_> {
         self.draft.add(Chain::NAT_OUTPUT, own);
     }
 
-    /// Step 14.
+    /// Groups whose traffic is captured, or is not.
     fn owner_groups(&mut self) {
         match &self.settings.owner_groups {
             OwnerGroups::AllBut(groups) => {
@@ -109,7 +109,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Steps 16 to 19.
+    /// Loopback, then excluded ranges, then those that are captured.
     fn outbound_addresses(&mut self) {
         for own in self.per_family() {
             let rule =

@@ -19,7 +19,7 @@ fn without_listener(loopback: IpNet) -> Rule {
 }
 
 impl Planner<'_> {
-    /// Step 8a.
+    /// The chains that hand packets to the proxy's socket.
     pub(super) fn tproxy_targets(&mut self) {
         let mark = self.settings.tproxy_mark;
         let keep = Rule::new(vec![], Action::SetMark(mark), "marked packets are routed to this host");
@@ -39,7 +39,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Step 20.
+    /// Marks by which answers find back to the proxy.
     pub(super) fn tproxy_marks(&mut self) {
         if !self.tproxy() {
             return;
@@ -108,7 +108,7 @@ impl Planner<'_> {
             "the pod's containers among themselves",
         );
         let (v4, v6) = (passthrough.next(), passthrough.next());
-        // All of them return, so their order says nothing; this is the one that upstream's commands end in.
+        // All of them return, so their order says nothing; this is the one that upstream's commands end in.
         let rules = match (self.facts.backend, self.facts.ipv6) {
             (Backend::Nftables, true) => [Some(marked), v6, Some(inner), v4],
             _ => [Some(marked), v4, v6, Some(inner)],

@@ -9,7 +9,7 @@ use crate::config::{EnablementSelector, LabelSelector};
 /// `type` of our plugin: the name of its program.
 pub const ENTRY_TYPE: &str = "istio-cni";
 
-/// `cniVersion` of the standalone file (spec of the installer, I-27). A list has its own.
+/// `cniVersion` of the standalone file, the original's. A list has its own.
 const STANDALONE_VERSION: &str = "0.3.1";
 
 /// The plugin's options, as [`crate::PluginConf`] reads them.
@@ -51,7 +51,7 @@ impl PluginEntry {
         super::layout::pretty(&self.text(Place::Standalone))
     }
 
-    /// JSON text, keys in upstream's order (I-27).
+    /// JSON text, keys in upstream's order.
     pub(super) fn text(&self, place: Place) -> String {
         let members: Vec<_> =
             self.members(place).into_iter().map(|(key, value)| (key, value.to_string())).collect();

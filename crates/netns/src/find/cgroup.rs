@@ -1,4 +1,4 @@
-//! Which pod a process belongs to, from the names of its cgroups (AA-73, AA-74).
+//! Which pod a process belongs to, from the names of its cgroups.
 //!
 //! Kubelet, the runtimes and the two drivers (cgroupfs, systemd) write the uid of a pod and the id of a container in about a dozen ways;
 //! all of them have a word `pod` and the uid, then anything, then the container's id as the last word.

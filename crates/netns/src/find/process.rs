@@ -26,7 +26,7 @@ const SANDBOXES: &[(&str, &str, &str)] = &[
     ("containerd-shim", "containerd-shim-kata", KATA),
 ];
 
-/// The processes of a node, sorted by their number as text (AA-71).
+/// The processes of a node, sorted by their number as text.
 pub(super) struct Processes(std::vec::IntoIter<PathBuf>);
 
 /// One of them; it may be gone by now.
