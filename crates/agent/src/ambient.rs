@@ -14,6 +14,7 @@ mod ending;
 mod enrol;
 mod event;
 mod evidence;
+mod executor;
 mod failpoint;
 mod failure;
 mod finder;
@@ -23,7 +24,11 @@ mod holder;
 mod host;
 mod leave;
 mod leftovers;
+mod locate;
 mod members;
+mod outside;
+mod pod_rules;
+mod ports;
 mod record;
 mod sandbox;
 mod slots;
@@ -59,7 +64,7 @@ use evidence::Evidence;
 use failure::Failure;
 use finder::Finder;
 use host::HostSide;
-use members::{Member, Members};
+use members::Members;
 use record::Records;
 use slots::Slots;
 pub(crate) use socket::{EventSocket, MODE};
@@ -341,41 +346,6 @@ impl Ambient {
 
     fn host(&self) -> Result<&HostSide, Failure> {
         self.host.get().ok_or(Failure::NotReady)
-    }
-
-    /// Notes what is known of a pod.
-    fn note(&self, member: &Member) {
-        self.members.put(member);
-    }
-
-    /// Lets the next agent know it, too: before anything of ours comes into the pod's namespace, and when what is there is of another kind.
-    /// Without a record the pod is taken in all the same: the next agent finds it as it finds those of an agent that kept none.
-    async fn keep(&self, member: &Member) {
-        let (records, mut record) = (self.records.clone(), member.record());
-        let branches = self.host.get().map(|host| host.branches(&member.ips)).unwrap_or_default();
-        record.branches = branches.into_iter().map(Into::into).collect();
-        self.on_disk(member, move || records.write(record)).await;
-    }
-
-    /// Forgets a pod that has nothing of ours any more.
-    async fn forget(&self, member: &Member) {
-        self.members.remove(&member.key.uid);
-        self.drains.stop(&member.key.uid);
-        let (records, uid) = (self.records.clone(), member.key.uid.clone());
-        self.on_disk(member, move || records.remove(&uid)).await;
-    }
-
-    async fn on_disk(
-        &self,
-        member: &Member,
-        work: impl FnOnce() -> Result<(), record::RecordError> + Send + 'static,
-    ) {
-        let error: String = match tokio::task::spawn_blocking(work).await {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => error.to_string(),
-            Err(error) => error.to_string(),
-        };
-        self.log.warn(&error, &[("pod", &member.key)]);
     }
 }
 

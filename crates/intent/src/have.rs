@@ -47,13 +47,18 @@ pub enum Rules {
     /// None.
     #[default]
     None,
-    /// Something may be there: an agent ended while it worked there.
+    /// Something may be there: they were to be loaded, and nobody has seen the end of it.
     Maybe,
     /// They redirect to ztunnel.
     Capture(Look),
     /// Only those that let open connections go on.
     Drain {
         /// Since when, in seconds since 1970.
+        since: u64,
+    },
+    /// Those that redirect were to be loaded over those that let open connections go on, and nobody has seen the end of it.
+    Reload {
+        /// Since when there were only the others, in seconds since 1970.
         since: u64,
     },
     /// Nothing that redirects or translates; routes or settings may be left.
@@ -119,10 +124,16 @@ pub enum Finding {
     SandboxGone,
     /// The pod's namespace is not known any more, or was announced anew.
     Lost,
+    /// The pod is where it was.
+    Found,
+    /// The pod is not one that could have had rules: it is in the node's namespace, or in a virtual machine.
+    NeverHadRules,
     /// There are no rules that redirect or translate.
     NoRules,
     /// So are its rules that redirect.
     Rules(Look),
+    /// Nobody knows what of ours is in its namespace.
+    RulesInDoubt,
     /// The namespace was told not to pick up connections that it has not seen begin.
     Strict,
     /// A ztunnel that was told of it has taken it.
@@ -133,6 +144,8 @@ pub enum Finding {
     ProbesInDoubt,
     /// The API server shows this annotation.
     Shown(Option<Mark>),
+    /// The pod had something of ours before anything was known of it.
+    Inherited,
 }
 
 // === impl Have ===
@@ -151,6 +164,13 @@ impl Have {
             }
             Act::RemoveFromZtunnel if self.ztunnel != Ztunnel::None => self.ztunnel = Ztunnel::Unlisted,
             Act::AddProbes | Act::RemoveProbes => self.probes = Probes::Maybe,
+            Act::LoadRules { .. } => {
+                self.rules = match self.rules {
+                    Rules::None | Rules::Rest => Rules::Maybe,
+                    Rules::Drain { since } => Rules::Reload { since },
+                    rules => rules,
+                }
+            }
             _ => {}
         }
     }
@@ -158,7 +178,13 @@ impl Have {
     /// An act is done; `now` is the time in seconds since 1970. Nothing else writes down what an act does.
     pub fn after(&mut self, act: &Act, now: u64) {
         match act {
-            Act::Locate => self.namespace = Namespace::Known,
+            Act::Locate => {
+                // What is found after a sandbox is gone is another one.
+                if self.namespace == Namespace::Gone {
+                    self.see(Finding::NewSandbox);
+                }
+                self.namespace = Namespace::Known;
+            }
             Act::TakeAddresses(addresses) => self.take_addresses(addresses),
             Act::RemoveStaleProbes => self.stale.clear(),
             Act::LoadRules { .. } | Act::RepairRules => {
@@ -168,7 +194,7 @@ impl Have {
             Act::AddProbes => self.probes = Probes::In,
             Act::Annotate(mark) => self.mark = *mark,
             Act::Drain => {
-                if matches!(self.rules, Rules::Maybe | Rules::Capture(_)) {
+                if self.may_redirect() {
                     (self.rules, self.entries) = (Rules::Drain { since: now }, true);
                 }
             }
@@ -191,6 +217,7 @@ impl Have {
         match self.rules {
             Rules::Capture(_) if loads => self.rules = Rules::Capture(Look::Unknown),
             _ if loads && overdue => (self.rules, self.entries) = (Rules::Capture(Look::Unknown), true),
+            Rules::Reload { since } if loads => self.rules = Rules::Drain { since },
             _ => {}
         }
     }
@@ -207,7 +234,10 @@ impl Have {
             }
             Finding::SandboxGone => self.namespace = Namespace::Gone,
             Finding::Lost => self.namespace = Namespace::Unknown,
+            Finding::Found => self.namespace = Namespace::Known,
+            Finding::NeverHadRules => self.empty_namespace(),
             Finding::NoRules => self.rules = Rules::Rest,
+            Finding::RulesInDoubt => self.rules = Rules::Maybe,
             Finding::Rules(look) => self.rules = Rules::Capture(look),
             Finding::Strict => self.strict = true,
             // An answer about a pod that is to be gone says nothing any more.
@@ -216,12 +246,21 @@ impl Have {
             Finding::Refused => self.ztunnel = Ztunnel::Refused,
             Finding::ProbesInDoubt => self.probes = Probes::Maybe,
             Finding::Shown(mark) => self.mark = mark,
+            Finding::Inherited => {
+                (self.rules, self.entries) = (Rules::Capture(Look::Unknown), true);
+                (self.ztunnel, self.probes) = (Ztunnel::Unlisted, Probes::Maybe);
+            }
         }
     }
 
     /// Whether rules that redirect are in force.
     pub fn is_captured(&self) -> bool {
         matches!(self.rules, Rules::Capture(_))
+    }
+
+    /// Whether rules that redirect are in force, or may be.
+    pub fn may_redirect(&self) -> bool {
+        matches!(self.rules, Rules::Maybe | Rules::Capture(_) | Rules::Reload { .. })
     }
 
     /// What was seen of rules that redirect.

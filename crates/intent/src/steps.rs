@@ -18,6 +18,13 @@ pub enum Want {
         /// Its addresses; those that are known hold if there are none.
         addresses: Vec<IpAddr>,
     },
+    /// In the mesh, as it is: its addresses and its annotation are followed, while nothing is asked of a ztunnel and rules stay.
+    Held {
+        /// Its addresses; those that are known hold if there are none.
+        addresses: Vec<IpAddr>,
+    },
+    /// The rules that redirect are as planned, whatever else is missing.
+    Verified,
     /// In the mesh, and it cannot be: what it says of itself has to be true meanwhile.
     Refused {
         /// It is not meant to be taken in as it is, whatever its namespace has.
@@ -48,6 +55,11 @@ pub enum Birth {
 pub fn steps(want: &Want, have: &Have, birth: Birth) -> Vec<Act> {
     match want {
         Want::In { addresses } => into_mesh(addresses, have, birth),
+        Want::Held { addresses } => held(addresses, have),
+        Want::Verified => {
+            let differs = have.look().is_some_and(|look| look != Look::AsPlanned);
+            Vec::from_iter((have.namespace == Namespace::Known && differs).then_some(Act::RepairRules))
+        }
         Want::Refused { for_good } => {
             let mark = have.true_mark().filter(|_| !for_good);
             Vec::from_iter((have.mark != mark).then_some(Act::Annotate(mark)))
@@ -73,14 +85,7 @@ fn into_mesh(addresses: &[IpAddr], have: &Have, birth: Birth) -> Vec<Act> {
     if have.namespace != Namespace::Known {
         return vec![Act::Locate];
     }
-    let mut acts = Vec::new();
-    let moves = !addresses.is_empty() && !have.has_addresses(addresses);
-    if moves {
-        acts.push(Act::TakeAddresses(addresses.to_vec()));
-    }
-    if !have.stale.is_empty() || moves && !have.addresses.is_empty() && have.probes != Probes::None {
-        acts.push(Act::RemoveStaleProbes);
-    }
+    let (mut acts, moves) = with_addresses(addresses, have);
     let rules = match have.rules {
         Rules::Capture(Look::AsPlanned) => None,
         // Capture that was lost is added again, and spares what was opened meanwhile.
@@ -100,9 +105,31 @@ fn into_mesh(addresses: &[IpAddr], have: &Have, birth: Birth) -> Vec<Act> {
     acts
 }
 
+/// The acts by which a pod takes its addresses, and whether they are others than before.
+fn with_addresses(addresses: &[IpAddr], have: &Have) -> (Vec<Act>, bool) {
+    let mut acts = Vec::new();
+    let moves = !addresses.is_empty() && !have.has_addresses(addresses);
+    if moves {
+        acts.push(Act::TakeAddresses(addresses.to_vec()));
+    }
+    if !have.stale.is_empty() || moves && !have.addresses.is_empty() && have.probes != Probes::None {
+        acts.push(Act::RemoveStaleProbes);
+    }
+    (acts, moves)
+}
+
+fn held(addresses: &[IpAddr], have: &Have) -> Vec<Act> {
+    let (mut acts, moves) = with_addresses(addresses, have);
+    acts.extend((moves || have.probes != Probes::In).then_some(Act::AddProbes));
+    let complete = Have { probes: Probes::In, ..have.clone() }.is_complete();
+    let enabled = Some(Mark::Enabled);
+    acts.extend((complete && have.mark != enabled).then_some(Act::Annotate(enabled)));
+    acts
+}
+
 fn out_of_mesh(have: &Have) -> Vec<Act> {
     let mut acts = Vec::from_iter(unmarked(have));
-    let redirects = matches!(have.rules, Rules::Maybe | Rules::Capture(_));
+    let redirects = have.may_redirect();
     let translates = redirects || matches!(have.rules, Rules::Drain { .. });
     // Its rules redirect to ztunnel still: without that it would have no network at all. What is only suspected is not searched for.
     if have.namespace == Namespace::Unknown && translates && have.rules != Rules::Maybe {

@@ -3,16 +3,24 @@
 use capture::decide::{Enrolment, Membership, Scope};
 pub(crate) use facts::object::REDIRECTION;
 use facts::{Facts, Object};
+use intent::Mark;
 
-/// It is wholly in the mesh.
-pub(crate) const ENABLED: &str = "enabled";
-/// Its rules are in place, and no ztunnel has taken it yet.
-pub(crate) const PENDING: &str = "pending";
+/// What the annotation with this value says of us; nothing where it is of others: their older agents opted pods out with other values.
+pub(crate) fn mark_of(value: &str) -> Option<Mark> {
+    [Mark::Enabled, Mark::Pending].into_iter().find(|mark| value_of(*mark) == value)
+}
 
-/// Whether the annotation with this value says that something of ours is in the pod. The older agents of others opted pods out with other
-/// values.
+/// The annotation's value.
+pub(crate) fn value_of(mark: Mark) -> &'static str {
+    match mark {
+        Mark::Enabled => "enabled",
+        Mark::Pending => "pending",
+    }
+}
+
+/// Whether the annotation with this value says that something of ours is in the pod.
 pub(crate) fn claims(value: &str) -> bool {
-    matches!(value, ENABLED | PENDING)
+    mark_of(value).is_some()
 }
 
 /// Where a pod belongs.

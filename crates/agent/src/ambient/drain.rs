@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use capture::ambient::{CAPTURE_PORTS, MARK_MASK, ZTUNNEL_MARK};
 use facts::PodRef;
+use intent::Rules;
 use kernel::sockets::{Closings, Connection, Cookie, Heard, Sockets};
 use netns::{Inside, Netns};
 use telemetry::Scope;
@@ -23,7 +24,7 @@ use tokio::task::AbortHandle;
 
 use super::Ambient;
 use super::members::Member;
-use super::slots::{Act, Slots, Unfinished};
+use super::slots::{Slots, Task, Unfinished};
 
 /// The longest that a pod drains when everything is removed. kubelet gives the agent 30 s in all.
 pub(super) const AT_THE_END: Duration = Duration::from_secs(10);
@@ -149,7 +150,8 @@ impl Ambient {
     /// How long the pod may drain from now on, by its clock and that of the agent's end.
     pub(super) fn drain_left(&self, member: &Member) -> Duration {
         let now = now();
-        let past = Duration::from_secs(now.saturating_sub(member.draining.unwrap_or(now)));
+        let Rules::Drain { since } = member.have.rules else { return Duration::ZERO };
+        let past = Duration::from_secs(now.saturating_sub(since));
         let left = self.config.drain_timeout.saturating_sub(past);
         match self.ending.get() {
             Some(ending) => {
@@ -176,7 +178,7 @@ async fn until_closed(
     tokio::time::sleep(DATAGRAMS).await;
     let inside = netns.clone();
     let listen = move || inside.enter(|inside| Closings::open(inside, &PORTS));
-    let mut closings = slots.run(key, Act::Connections, listen).await???;
+    let mut closings = slots.run(key, Task::Connections, listen).await???;
     // The runtime watches this kind without `unsafe`, and only whether there is something to read.
     let watched = UnixDatagram::from_std(closings.as_fd().try_clone_to_owned()?.into())?;
     let mut told = false;
@@ -226,7 +228,7 @@ async fn wait_for(
 /// What ztunnel has of others now. The socket for it is not kept: it needs a buffer, and looks are rare.
 async fn look(slots: &Arc<Slots>, key: &PodRef, netns: Arc<Netns>) -> Result<HashSet<Cookie>, Unknown> {
     let list = |inside: &Inside| Sockets::open(inside)?.list(PORTS);
-    let found = slots.run(key, Act::Connections, move || netns.enter(list)).await???;
+    let found = slots.run(key, Task::Connections, move || netns.enter(list)).await???;
     Ok(found.iter().filter(|connection| is_taken(connection)).map(Connection::cookie).collect())
 }
 

@@ -8,10 +8,11 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use intent::Want;
 use tokio::task::JoinSet;
 
+use super::executor::Executor;
 use super::failure::Failure;
-use super::leave::Ending;
 use super::members::Member;
 use super::{Ambient, drain};
 use crate::health::Part;
@@ -108,11 +109,14 @@ impl Ambient {
         let out = async || {
             let facts = self.cluster.index().facts(&key.namespace, &key.name);
             let _turn = self.members.turn(&key.uid).await;
-            if let Some(mut member) = self.members.get(&key.uid).filter(|member| member.ruled) {
-                Self::see_annotation(&mut member, facts.as_ref());
-                self.unmark(&mut member, tries_end).await?;
+            if let Some(member) = self.members.get(&key.uid).filter(|member| member.have.is_captured()) {
+                let mut work = self.work_on(member);
+                if let Some(facts) = &facts {
+                    work.change(|member| member.see_annotation(&facts.pod, false));
+                }
+                Self::unmark(&mut work, tries_end).await?;
             }
-            match self.leave(key, facts.as_ref(), Ending::Out, "everything is removed").await {
+            match self.leave(key, facts.as_ref(), &Want::Out, "everything is removed").await {
                 // Its rules were gone before: a pod that drained when the end came.
                 Err(Failure::Api(error)) => {
                     self.log.warn(&error, &[("pod", &pod)]);
@@ -131,13 +135,13 @@ impl Ambient {
     }
 
     /// Lets the pod say no more that it is in the mesh. A refusal may be of an API server that has just started, so it is asked again for a while.
-    async fn unmark(&self, member: &mut Member, until: Instant) -> Result<(), Failure> {
+    async fn unmark(work: &mut Executor<'_, Self>, until: Instant) -> Result<(), Failure> {
         loop {
-            match self.annotate(member, None).await {
+            match work.carry_out(&Want::Refused { for_good: true }, false).await {
                 Err(_) if Instant::now() + ANNOTATION_PAUSE < until => {
                     tokio::time::sleep(ANNOTATION_PAUSE).await;
                 }
-                result => return result,
+                result => return result.map(drop).map_err(Failure::from),
             }
         }
     }

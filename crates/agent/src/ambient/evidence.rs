@@ -50,7 +50,11 @@ pub(super) struct Subject {
 impl Subject {
     pub(super) fn of(member: &Member) -> Self {
         // By the name that the runtime has for it, as CHECK does.
-        Self { pod: member.key.to_string(), uid: member.called().to_owned(), addresses: member.ips.clone() }
+        Self {
+            pod: member.key.to_string(),
+            uid: member.called().to_owned(),
+            addresses: member.ips().to_vec(),
+        }
     }
 }
 

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use facts::PodRef;
+use intent::Finding;
 
 use super::Ambient;
-use super::members::{Member, State};
+use super::members::{Given, Member, State};
 
 /// Pauses before it is looked whether a sandbox is gone whose DEL a plugin was called for. Runtimes remove the namespace right after that.
 const LOOKS: [Duration; 6] = [
@@ -23,24 +24,20 @@ impl Ambient {
     /// Takes everything of an announced pod back. One that was in the mesh in the same namespace before stays: its ADD was repeated. Whoever calls has
     /// the pod's turn.
     pub(super) async fn give_up(&self, key: &PodRef, before: Option<Member>) {
-        let Some(mut member) = self.members.get(&key.uid) else { return };
+        let Some(member) = self.members.get(&key.uid) else { return };
         let stays = |before: &Member| !before.announced && before.netns == member.netns;
         if before.as_ref().is_some_and(stays) {
             return;
         }
-        let was_listed = member.listed;
-        (member.listed, member.probed, member.state) = (false, false, State::Leaving);
-        member.acked.set(false);
-        self.note(&member);
-        let mut errors = Vec::new();
-        let removed = self.host().and_then(|host| host.remove(&member.ips, &key.uid));
-        errors.extend(removed.err().map(|error| error.to_string()));
-        if was_listed {
-            errors.extend(self.ztunnels.remove(&key.uid).await.err().map(|error| error.to_string()));
-        }
-        errors.extend(self.remove_rules(&mut member).await.err().map(|error| error.to_string()));
-        self.forget(&member).await;
-        errors.iter().for_each(|error| self.log.warn(error, &[("pod", key)]));
+        let is_gone = Self::is_gone(&member);
+        let mut work = self.work_on(member);
+        work.change(|member| {
+            member.state = State::Leaving;
+            if is_gone {
+                member.have.see(Finding::SandboxGone);
+            }
+        });
+        self.tell_given_up(key, &work.give_up().await);
     }
 
     /// A plugin was called because a sandbox of this pod ends. Of a pod that does not run yet, its ADD may have failed after this plugin's part of it.
@@ -50,7 +47,9 @@ impl Ambient {
             let pod = index.pod(namespace, name).filter(|pod| !pod.is_running() && !pod.is_terminal());
             pod.and_then(|pod| pod.uid().map(str::to_owned))
         };
-        let Some(uid) = uid.filter(|uid| self.members.get(uid).is_some_and(|member| member.given)) else {
+        let Some(uid) =
+            uid.filter(|uid| self.members.get(uid).is_some_and(|member| member.given == Given::Path))
+        else {
             return;
         };
         let ambient = Arc::downgrade(self);
@@ -71,11 +70,9 @@ impl Ambient {
     /// The sandbox is gone, and it is known why.
     async fn miss_at_once(&self, member: Member) {
         let _turn = self.members.turn(&member.key.uid).await;
-        let Some(mut member) = self.members.get(&member.key.uid).filter(Self::is_gone) else { return };
-        if matches!(member.state, State::Unconfirmed | State::Enrolled) {
-            member.state = State::Pending;
-            self.note(&member);
+        if self.members.get(&member.key.uid).filter(Self::is_gone).is_some() {
+            self.members.change(&member.key.uid, Member::doubt);
+            self.queue.push(member.key);
         }
-        self.queue.push(member.key);
     }
 }

@@ -65,7 +65,7 @@ mod tests {
         let inside = Inside::of_calling_thread().unwrap();
         let found = holder(&inside, port, Path::new("/proc")).unwrap();
         let own = format!("process {} (", std::process::id());
-        assert!(found.starts_with(&own) && found.contains("install_cni"), "{found} is not {own}");
+        assert!(found.starts_with(&own) && found.contains("agent-"), "{found} is not {own}");
         drop(netlink);
         assert_eq!(holder(&inside, port, Path::new("/proc")), None);
     }

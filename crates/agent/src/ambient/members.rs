@@ -11,14 +11,15 @@ use std::time::{Duration, Instant};
 
 use capture::ambient::{NodeOptions, PodOptions};
 use facts::{Object, PodRef};
+use intent::{Finding, Have, Mark, Rules, Ztunnel};
 use netns::Netns;
 use netns::find::Wanted;
 use tokio::sync::OwnedMutexGuard;
 use zds::{Entry, Workload};
 
 use super::config::AmbientConfig;
-use super::desired::REDIRECTION;
-pub(crate) use state::{Acked, Look, State};
+use super::desired::{self, REDIRECTION};
+pub(crate) use state::State;
 
 /// A pod that has, or had, something of ours.
 #[derive(Debug, Clone)]
@@ -31,46 +32,38 @@ pub(crate) struct Member {
     runtime_class: String,
     /// Where it is, as soon as that is known.
     pub(crate) netns: Option<Arc<Netns>>,
-    /// The runtime said where, and removes the file of its path with the sandbox.
-    pub(crate) given: bool,
-    /// The runtime said where, and only the plugin's descriptor leads there, so that the end of the sandbox is not seen.
-    pub(crate) held: bool,
+    /// How the runtime said where it is, if it did.
+    pub(crate) given: Given,
     /// A plugin announced it in that namespace and has not heard yet that it is in the mesh. Nobody may enrol it there before another plugin announces
     /// it, or before it runs: a runtime takes the namespace of an ADD that failed down.
     pub(crate) announced: bool,
-    /// Addresses in the host's sets.
-    pub(crate) ips: Vec<IpAddr>,
-    /// When it got them, as a number that is greater for those that got theirs later.
+    /// When it got its addresses, as a number that is greater for those that got theirs later.
     pub(crate) addressed: u64,
     pub(crate) options: PodOptions,
     /// The node's options that its rules were programmed by; absent where that was not this process. A change of them is for new sandboxes:
     /// in this one it would cut what is open.
     pub(crate) node: Option<Arc<NodeOptions>>,
     pub(crate) state: State,
-    /// Our rules are in its namespace, or may be.
-    pub(crate) ruled: bool,
-    /// Since when, in seconds since 1970, there are only those rules left in its namespace that let open connections go on.
-    pub(crate) draining: Option<u64>,
-    /// Everything of ours was removed from its namespace, and nothing came there since.
-    pub(crate) cleared: bool,
-    /// What was seen of them.
-    pub(crate) look: Look,
-    /// Its namespace was told by us not to pick up connections that it has not seen begin.
-    pub(crate) strict: bool,
-    /// A ztunnel has taken it.
-    pub(crate) acked: Acked,
-    /// Its addresses are in the host's sets.
-    pub(crate) probed: bool,
-    /// It belongs into the snapshot of a ztunnel that connects.
-    pub(crate) listed: bool,
+    /// What it has. Only [`Have`]'s own methods change it.
+    pub(crate) have: Have,
     /// The last verification found its sandbox gone.
     pub(crate) missed: bool,
     /// It was said that one family of its addresses is not captured.
     pub(crate) told_partial: bool,
-    /// The annotation that the API server has by what we know.
-    pub(crate) annotation: Option<String>,
-    /// When that was last written.
+    /// When its annotation was last written.
     pub(crate) annotated: Option<Instant>,
+}
+
+/// How a runtime said where a pod is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Given {
+    /// Not at all: the namespace was found by a process of the pod.
+    #[default]
+    No,
+    /// By a path, which it removes with the sandbox.
+    Path,
+    /// Only the plugin's descriptor leads there, so that the end of the sandbox is not seen.
+    Descriptor,
 }
 
 /// After so long the watch has told of our own patch, and what it says else is somebody's change.
@@ -90,7 +83,7 @@ pub(crate) struct Members {
     turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
-/// The right to work on a pod: the plugin's event and the queue may want to at once (AA-42).
+/// The right to work on a pod: the plugin's event and the queue may want to at once.
 pub(crate) struct Turn {
     _guard: OwnedMutexGuard<()>,
 }
@@ -101,6 +94,8 @@ impl Member {
     /// What the API server says of a pod that has nothing of ours yet, and what of its annotations cannot be used.
     pub(crate) fn of(pod: &Object) -> (Self, Vec<String>) {
         let (options, warnings) = PodOptions::parse(&pod.annotations());
+        let mut have = Have::new();
+        have.see(Finding::Shown(shown(pod)));
         let member = Self {
             key: pod.pod_ref(),
             service_account: pod.service_account().to_owned(),
@@ -108,28 +103,26 @@ impl Member {
             own_users: pod.has_own_users(),
             runtime_class: pod.runtime_class().unwrap_or_default().to_owned(),
             netns: None,
-            given: false,
-            held: false,
+            given: Given::No,
             announced: false,
-            ips: Vec::new(),
             addressed: 0,
             options,
             node: None,
             state: State::Pending,
-            ruled: false,
-            draining: None,
-            cleared: false,
-            look: Look::Unknown,
-            strict: false,
-            acked: Acked::default(),
-            probed: false,
-            listed: false,
+            have,
             missed: false,
             told_partial: false,
-            annotation: pod.annotation(REDIRECTION).map(str::to_owned),
             annotated: None,
         };
         (member, warnings)
+    }
+
+    /// A pod that this process did not enrol and that has something of ours all the same: rules, or the mark of one that has.
+    pub(crate) fn left_by_another(pod: &Object, addresses: Vec<IpAddr>) -> Self {
+        let (mut member, _) = Self::of(pod);
+        member.set_ips(addresses);
+        member.have.see(Finding::Inherited);
+        member
     }
 
     /// Notes what the runtime calls it: of a pod whose manifest has no uid that is known by nothing else.
@@ -144,20 +137,30 @@ impl Member {
         self.cgroup.as_deref().unwrap_or(&self.key.uid)
     }
 
-    /// Whether what the watch shows of the annotation is newer than what we wrote.
-    pub(crate) fn is_settled(&self) -> bool {
-        self.annotated.is_none_or(|at| at.elapsed() > SETTLED)
+    /// Its addresses, in the node's sets or on their way there.
+    pub(crate) fn ips(&self) -> &[IpAddr] {
+        &self.have.addresses
     }
 
-    /// Whether what we wrote is so long ago that a watch that does not show it is likely to be right.
-    pub(crate) fn may_say_again(&self) -> bool {
-        self.annotated.is_none_or(|at| at.elapsed() > SAY_AGAIN)
+    /// Takes what the watch shows of the annotation, if that is newer than what we wrote. To say once more what is true (`says`) does no harm;
+    /// what is to go is not believed gone before it surely is.
+    pub(crate) fn see_annotation(&mut self, pod: &Object, says: bool) {
+        let time = if says { SAY_AGAIN } else { SETTLED };
+        if self.annotated.is_none_or(|at| at.elapsed() > time) {
+            self.have.see(Finding::Shown(shown(pod)));
+        }
     }
 
-    /// Notes its addresses; whoever had one of them before has it no more.
+    /// Notes its addresses.
     pub(crate) fn set_ips(&mut self, ips: Vec<IpAddr>) {
+        self.have.after(&intent::Act::TakeAddresses(ips), 0);
+        self.note_addressed();
+    }
+
+    /// Whoever had one of its addresses before has it no more.
+    pub(crate) fn note_addressed(&mut self) {
         static LAST: AtomicU64 = AtomicU64::new(0);
-        (self.ips, self.addressed) = (ips, LAST.fetch_add(1, Ordering::Relaxed) + 1);
+        self.addressed = LAST.fetch_add(1, Ordering::Relaxed) + 1;
     }
 
     /// How its namespace is found, at these addresses.
@@ -183,38 +186,55 @@ impl Member {
     /// What ztunnels are to know of it.
     fn entry(&self) -> Option<Entry> {
         let netns = self.netns.clone().map(|netns| netns as zds::NetnsFd);
-        self.listed.then(|| Entry { workload: self.workload(), netns })
+        self.have.is_listed().then(|| Entry { workload: self.workload(), netns })
     }
 
-    /// Takes another namespace: that of a new sandbox has nothing of ours. One that is the same keeps the handle it has (AA-81).
+    /// Takes a namespace. That of a new sandbox has nothing of ours; one that is the same keeps the handle it has, by which ztunnels' answers are
+    /// told apart.
     pub(crate) fn move_to(&mut self, netns: Netns) {
         if self.netns.as_deref() != Some(&netns) {
             self.netns = Some(Arc::new(netns));
-            (self.ruled, self.draining, self.look) = (false, None, Look::Unknown);
-            self.acked.set(false);
-        }
-    }
-
-    /// Whether everything was seen: the rules in the kernel, the addresses in the node's sets, and a ztunnel's answer.
-    fn is_confirmed(&self) -> bool {
-        let ruled = self.ruled && self.look == Look::AsPlanned;
-        self.netns.is_some() && ruled && self.probed && self.acked.get()
-    }
-
-    /// The state that is noted: in the mesh is what was seen to be.
-    fn settled(&self) -> State {
-        match self.state {
-            State::Enrolled if !self.is_confirmed() => State::Pending,
-            State::Unconfirmed if self.is_confirmed() => State::Enrolled,
-            State::Unconfirmed if self.acked.is_refused() => State::Pending,
-            state => state,
+            self.have.see(Finding::NewSandbox);
         }
     }
 
     /// Takes the namespace in which the pod has been all the time.
     pub(crate) fn move_to_keeping(&mut self, netns: Netns) {
         self.netns = Some(Arc::new(netns));
+        self.have.after(&intent::Act::Locate, 0);
     }
+
+    /// Whether rules of ours are there that can be looked at. Those of one whose ADD is not answered are nobody's yet.
+    pub(crate) fn is_verified(&self) -> bool {
+        self.have.is_captured() && self.netns.is_some() && !self.announced
+    }
+
+    /// It is not seen to be in any more.
+    pub(crate) fn doubt(&mut self) {
+        if matches!(self.state, State::Unconfirmed | State::Enrolled) {
+            self.state = State::Pending;
+        }
+    }
+
+    /// The state by what was seen: in the mesh is what is complete.
+    fn settle(&mut self) {
+        let complete = self.netns.is_some() && self.have.is_complete();
+        self.state = match self.state {
+            State::Enrolled if !complete => State::Pending,
+            State::Unconfirmed if complete => State::Enrolled,
+            State::Unconfirmed if self.have.ztunnel == Ztunnel::Refused => State::Pending,
+            State::Leaving | State::Draining => match self.have.rules {
+                Rules::Drain { .. } => State::Draining,
+                _ => State::Leaving,
+            },
+            state => state,
+        };
+    }
+}
+
+/// What a pod's annotation says of us. Another value says of itself that the pod is not in.
+fn shown(pod: &Object) -> Option<Mark> {
+    pod.annotation(REDIRECTION).and_then(desired::mark_of)
 }
 
 // === impl Members ===
@@ -230,13 +250,20 @@ impl Members {
         let _ = self.unsettled.set(Box::new(told));
     }
 
-    /// Notes what is known of a pod.
-    pub(crate) fn put(&self, member: &Member) {
+    /// Notes a pod that is not known yet.
+    pub(crate) fn insert(&self, mut member: Member) {
+        member.settle();
+        self.members().insert(member.key.uid.clone(), member);
+    }
+
+    /// Changes what is known of a pod; gives how it is then, and nothing if the pod is not known. Under the lock: an answer of a ztunnel comes
+    /// before or after.
+    pub(crate) fn change(&self, uid: &str, change: impl FnOnce(&mut Member)) -> Option<Member> {
         let mut members = self.members();
-        // Under the lock: an answer of a ztunnel comes before or after.
-        let state = member.settled();
-        let look = if member.ruled { member.look } else { Look::Unknown };
-        members.insert(member.key.uid.clone(), Member { state, look, ..member.clone() });
+        let member = members.get_mut(uid)?;
+        change(member);
+        member.settle();
+        Some(member.clone())
     }
 
     /// How far a pod is.
@@ -295,12 +322,9 @@ impl zds::Snapshot for Members {
             if current != Some(Arc::as_ptr(sent).cast::<()>()) {
                 return;
             }
-            match result {
-                Ok(()) => member.acked.set(true),
-                Err(_) => member.acked.refuse(),
-            }
+            member.have.see(if result.is_ok() { Finding::Taken } else { Finding::Refused });
             let before = member.state;
-            member.state = member.settled();
+            member.settle();
             // One that was not known to be in may lack its annotation: the agent before ended in between.
             let known = before == State::Enrolled && member.state == State::Enrolled;
             (!known).then(|| member.key.clone())

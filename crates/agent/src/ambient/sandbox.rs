@@ -5,10 +5,6 @@ use facts::PodRef;
 use netns::Netns;
 
 use super::Ambient;
-use super::failure::Failure;
-use super::finder;
-use super::members::Member;
-use super::slots::Act;
 
 impl Ambient {
     /// The pod's last sandbox that is not seen to be gone; none where an API server tells of pods.
@@ -33,27 +29,6 @@ impl Ambient {
         match Netns::open(&path) {
             Ok(netns) => netns.id() != sandbox.origin.netns,
             Err(error) => error.is_missing() && path.parent().is_some_and(std::path::Path::is_dir),
-        }
-    }
-
-    /// The namespace that the plugin noted, if this agent sees it, else by a process of the pod.
-    pub(super) async fn locate_noted(&self, member: &mut Member, noted: Sandbox) -> Result<(), Failure> {
-        let Sandbox { origin, path } = noted;
-        member.call(Some(origin.uid));
-        let (host, on_node) = (self.host()?.id(), self.config.on_node(&path.to_string_lossy()));
-        let (id, ips) = (origin.netns, origin.addresses.clone());
-        let opened = self.in_pod(&member.key, Act::Identify, move || {
-            let netns = Netns::open(on_node).ok().filter(|netns| netns.id() == id)?;
-            netns::find::belongs_to(&netns, host, &ips, &finder::addresses).ok()?;
-            Some(netns)
-        });
-        match opened.await? {
-            Some(netns) => {
-                member.move_to(netns);
-                (member.given, member.held) = (true, false);
-                Ok(())
-            }
-            None => self.look_for(member, &origin.addresses).await,
         }
     }
 }

@@ -27,7 +27,7 @@ const MOST: usize = 512;
 
 /// What is done in a pod's namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Act {
+pub(super) enum Task {
     /// Its rules are compared with the plan.
     Verify,
     /// Rules of ours come, or are put right.
@@ -45,13 +45,13 @@ pub(super) enum Act {
 pub(super) enum Unfinished {
     /// It has begun and has not ended in time.
     #[error(
-        "{act} has not ended within {} s: the kernel is busy in that namespace, as with a long change of rules by a process of the pod, or a program \
+        "{task} has not ended within {} s: the kernel is busy in that namespace, as with a long change of rules by a process of the pod, or a program \
          hangs; it is tried again when that is over",
         LIMIT.as_secs()
     )]
     Overdue {
         /// What was begun.
-        act: Act,
+        task: Task,
     },
     /// Too many pods of the namespace, or of all, are overdue.
     #[error(
@@ -63,7 +63,7 @@ pub(super) enum Unfinished {
     Thread(std::io::Error),
     /// It panicked.
     #[error("{0} has panicked; this is a defect, please report it")]
-    Panicked(Act),
+    Panicked(Task),
 }
 
 /// Hears of pods that become overdue, and of those that are not any more. It must not wait.
@@ -84,7 +84,7 @@ pub(super) struct Slots {
 #[derive(Debug)]
 struct Slot {
     key: PodRef,
-    act: Act,
+    task: Task,
     /// When its thread began; absent while it waits for others to end.
     began: Option<Instant>,
 }
@@ -101,9 +101,9 @@ struct Guard {
     uid: String,
 }
 
-// === impl Act ===
+// === impl Task ===
 
-impl std::fmt::Display for Act {
+impl std::fmt::Display for Task {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Verify => "the verification of its rules",
@@ -120,10 +120,10 @@ impl Ambient {
     pub(super) async fn in_pod<T: Send + 'static>(
         &self,
         key: &PodRef,
-        act: Act,
+        task: Task,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Unfinished> {
-        self.slots.run(key, act, work).await
+        self.slots.run(key, task, work).await
     }
 
     /// Does work in the node's namespace on a thread for it.
@@ -180,11 +180,11 @@ impl Slots {
     pub(super) async fn run<T: Send + 'static>(
         self: &Arc<Self>,
         key: &PodRef,
-        act: Act,
+        task: Task,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Unfinished> {
-        let guard = self.take(key, act).await?;
-        let class = if act == Act::Verify { &self.looking } else { &self.working };
+        let guard = self.take(key, task).await?;
+        let class = if task == Task::Verify { &self.looking } else { &self.working };
         // Never closed.
         let permit = class.acquire().await.ok();
         let began = guard.begin();
@@ -199,15 +199,15 @@ impl Slots {
         let quick = tokio::time::timeout(SLOW, &mut result).await;
         drop(permit);
         if let Ok(done) = quick {
-            return done.map_err(|_| Unfinished::Panicked(act));
+            return done.map_err(|_| Unfinished::Panicked(task));
         }
         self.changed.notify_waiters();
         let left = LIMIT.saturating_sub(began.elapsed());
         match tokio::time::timeout(left, result).await {
-            Ok(done) => done.map_err(|_| Unfinished::Panicked(act)),
+            Ok(done) => done.map_err(|_| Unfinished::Panicked(task)),
             Err(_) => {
                 self.tell(key, true);
-                Err(Unfinished::Overdue { act })
+                Err(Unfinished::Overdue { task })
             }
         }
     }
@@ -219,10 +219,10 @@ impl Slots {
     }
 
     /// Pods in whose namespace an act has not ended in time, and which act.
-    pub(super) fn overdue(&self) -> Vec<(PodRef, Act)> {
+    pub(super) fn overdue(&self) -> Vec<(PodRef, Task)> {
         let taken = self.taken();
         let overdue = taken.values().filter(|slot| slot.is_overdue());
-        let mut overdue: Vec<_> = overdue.map(|slot| (slot.key.clone(), slot.act)).collect();
+        let mut overdue: Vec<_> = overdue.map(|slot| (slot.key.clone(), slot.task)).collect();
         overdue.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         overdue
     }
@@ -252,7 +252,7 @@ impl Slots {
         let _ = tokio::time::timeout(time, settled).await;
     }
 
-    async fn take(self: &Arc<Self>, key: &PodRef, act: Act) -> Result<Guard, Unfinished> {
+    async fn take(self: &Arc<Self>, key: &PodRef, task: Task) -> Result<Guard, Unfinished> {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
@@ -262,10 +262,10 @@ impl Slots {
                 match taken.get(&key.uid) {
                     None => {
                         crowded(&taken, key)?;
-                        taken.insert(key.uid.clone(), Slot { key: key.clone(), act, began: None });
+                        taken.insert(key.uid.clone(), Slot { key: key.clone(), task, began: None });
                         return Ok(Guard { slots: self.clone(), uid: key.uid.clone() });
                     }
-                    Some(slot) if slot.is_overdue() => return Err(Unfinished::Overdue { act: slot.act }),
+                    Some(slot) if slot.is_overdue() => return Err(Unfinished::Overdue { task: slot.task }),
                     Some(slot) => LIMIT.saturating_sub(slot.took()),
                 }
             };

@@ -16,9 +16,9 @@ use telemetry::Level;
 
 use super::Ambient;
 use super::desired::{self, REDIRECTION};
-use super::enrol::Place;
 use super::event::Event;
 use super::failure::Failure;
+use super::ports::Place;
 use crate::serve::{Answer, Descriptor, Handler, Peer, text};
 
 /// As in the original (AA-10). Whoever is neither root nor this agent's user is refused all the same: an event makes this agent program

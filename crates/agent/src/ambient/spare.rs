@@ -6,15 +6,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use capture::ambient::CAPTURE_PORTS;
+use intent::Finding;
+use kernel::conntrack;
 use kernel::sockets::Sockets;
-use kernel::{Applied, conntrack};
 use netns::Inside;
 
 use super::Ambient;
-use super::failure::Failure;
 use super::members::Member;
 use super::record::{Record, Records};
-use super::slots::Act;
 
 /// How open connections are spared while rules come. Without it the next packet of one would be taken for the first of a connection, and
 /// redirected. What connection tracking remembers of an earlier time in the mesh would lead one to ztunnel, too, if it has the addresses and
@@ -41,7 +40,7 @@ pub(super) struct Spared {
 impl Sparing {
     pub(super) fn of(ambient: &Ambient, member: &Member) -> Self {
         let mut changed = member.clone();
-        changed.strict = true;
+        changed.have.see(Finding::Strict);
         let guests = !member.options.virtual_interfaces.is_empty();
         Self { records: ambient.records.clone(), changed: changed.record(), guests }
     }
@@ -70,27 +69,6 @@ impl Sparing {
         if spared.strict && (!ruled || !self.guests && nothing_is_open(inside)) {
             spared.strict = conntrack::set_strict(inside, false).is_err();
         }
-    }
-}
-
-impl Ambient {
-    /// Puts right what differs from the plan in the pod's namespace, which spares what was opened while capture was lost. Nothing if
-    /// nothing differs.
-    pub(super) async fn repair(&self, member: &mut Member) -> Result<Option<Applied>, Failure> {
-        if self.differences(member).await?.is_empty() {
-            return Ok(None);
-        }
-        self.program(member, true).await
-    }
-
-    /// Lets the namespace pick up connections that are met half-way again, if this agent or one before it has changed that.
-    pub(super) async fn pick_up_again(&self, member: &mut Member) -> Result<(), Failure> {
-        let Some(netns) = member.netns.clone().filter(|_| member.strict) else { return Ok(()) };
-        let set = move || netns.enter(|inside| conntrack::set_strict(inside, false));
-        let set = self.in_pod(&member.key, Act::Clear, set).await??;
-        set.map_err(|error| Failure::Cleanup(error.to_string()))?;
-        member.strict = false;
-        Ok(())
     }
 }
 

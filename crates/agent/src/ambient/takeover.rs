@@ -5,13 +5,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use facts::Object;
+use intent::{Act, Finding, Look, Mark};
 use netns::Netns;
 
 use super::Ambient;
-use super::desired::{ENABLED, REDIRECTION};
+use super::desired::{REDIRECTION, mark_of};
 use super::failure::Failure;
 use super::finder;
-use super::members::{Look, Member, State};
+use super::members::{Given, Member, State};
 use super::record::{Place, Record, Stage};
 
 /// A record, and the namespace of it if that is still where it was.
@@ -26,9 +27,8 @@ impl Ambient {
         lost.retain(|member| member.netns.is_none());
         self.find_lost(lost).await;
         if !self.verify_host().await {
-            for mut member in self.members.all() {
-                member.probed = false;
-                self.note(&member);
+            for member in self.members.all() {
+                self.members.change(&member.key.uid, |member| member.have.see(Finding::ProbesInDoubt));
             }
         }
         // Switched off, the option keeps nobody waiting: each pod is looked at when its turn comes.
@@ -40,14 +40,14 @@ impl Ambient {
 
     /// Looks among the node's processes for the namespaces of these.
     pub(super) async fn find_lost(&self, lost: Vec<Member>) {
-        let wanted = lost.iter().map(|lost| lost.wanted(&lost.ips, &self.config)).collect();
+        let wanted = lost.iter().map(|lost| lost.wanted(lost.ips(), &self.config)).collect();
         match self.finder.find_all(self, wanted).await {
             Ok(mut found) => {
-                for mut member in lost {
-                    if let Some(netns) = found.remove(&member.key.uid) {
-                        member.move_to_keeping(netns);
-                        self.note(&member);
-                    }
+                for member in lost {
+                    let netns = std::cell::Cell::new(found.remove(&member.key.uid));
+                    self.members.change(&member.key.uid, |member| {
+                        netns.take().into_iter().for_each(|netns| member.move_to_keeping(netns));
+                    });
                 }
             }
             Err(error) => self.log.error(&error, &[]),
@@ -67,7 +67,7 @@ impl Ambient {
         for pod in pods.iter().filter(|pod| !self.config.rules.is_ztunnel(pod)) {
             let kept = records.remove(pod.uid().unwrap_or_default());
             if let Some(member) = self.known_pod(pod, kept) {
-                self.note(&member);
+                self.members.insert(member.clone());
                 members.push(member);
             }
         }
@@ -92,14 +92,15 @@ impl Ambient {
                 }
                 if let Some(netns) = netns {
                     member.move_to_keeping(netns);
-                    member.given = record.netns.is_some_and(|place| place.given);
+                    if record.netns.is_some_and(|place| place.given) {
+                        member.given = Given::Path;
+                    }
                 }
                 member
             }
             // An annotation is a reason to look, and no more.
-            None if pod.annotation(REDIRECTION) == Some(ENABLED) && !pod.is_terminal() && !refused => {
-                let (mut member, _) = Member::of(pod);
-                member.set_ips(pod.ips());
+            None if is_marked(pod) && !pod.is_terminal() && !refused => {
+                let mut member = Member::left_by_another(pod, pod.ips());
                 member.state = State::Unconfirmed;
                 member
             }
@@ -107,14 +108,18 @@ impl Ambient {
         };
         if refused && member.state == State::Unconfirmed {
             member.state = State::Pending;
+            member.have.see(Finding::RulesInDoubt);
         }
-        member.listed = !pod.is_terminal() && !member.announced;
-        member.ruled = member.announced || matches!(member.state, State::Unconfirmed | State::Leaving);
+        if !pod.is_terminal() && !member.announced {
+            member.have.begin(&Act::TellZtunnel);
+        }
         if member.state == State::Unconfirmed && !self.config.reconcile {
-            member.look = Look::Due;
+            member.have.see(Finding::Rules(Look::Due));
         }
         // The node's sets are made so before anything else is done.
-        member.probed = !member.ips.is_empty() && member.state == State::Unconfirmed;
+        if !member.ips().is_empty() && member.state == State::Unconfirmed {
+            member.have.after(&Act::AddProbes, 0);
+        }
         Some(member)
     }
 
@@ -176,4 +181,9 @@ impl Ambient {
         netns::find::belongs_to(&netns, host, ips, &finder::addresses).ok()?;
         Some(netns)
     }
+}
+
+/// Whether the pod says of itself that it is in the mesh.
+fn is_marked(pod: &Object) -> bool {
+    pod.annotation(REDIRECTION).and_then(mark_of) == Some(Mark::Enabled)
 }

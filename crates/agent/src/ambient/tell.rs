@@ -72,12 +72,12 @@ impl Ambient {
     }
 
     /// A pod with addresses of both families is in with the one that is captured on this node. Nobody may think that it is in with both.
-    pub(super) async fn tell_of_the_other_family(&self, member: &mut Member) {
-        if self.node_options(member).ipv6 || member.told_partial || !member.ips.iter().any(IpAddr::is_ipv6) {
+    pub(super) async fn tell_of_the_other_family(&self, member: &Member) {
+        if self.node_options(member).ipv6 || member.told_partial || !member.ips().iter().any(IpAddr::is_ipv6)
+        {
             return;
         }
-        member.told_partial = true;
-        self.note(member);
+        self.members.change(&member.key.uid, |member| member.told_partial = true);
         let text = "the pod is in the mesh with IPv4 only: what it sends and gets by IPv6 passes by ztunnel, because IPv6 is not captured on \
                     this node (AMBIENT_IPV6=false); set ambient.ipv6 of the chart";
         self.log.warn(text, &[("pod", &member.key)]);

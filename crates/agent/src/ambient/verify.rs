@@ -5,20 +5,17 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use capture::ambient::plan_pod;
 use facts::PodRef;
-use kernel::{Change, Difference};
+use intent::{Finding, Look, Mark, Probes};
 use netns::find::Wanted;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::Ambient;
-use super::desired::{self, Desired, ENABLED, REDIRECTION};
+use super::desired::{self, Desired, REDIRECTION};
 use super::drain::Wait;
-use super::evidence::Subject;
-use super::failure::Failure;
-use super::members::{Look, Member, State};
-use super::slots::Act;
+use super::members::{Member, State};
+use super::ports::Disk as _;
 
 /// Namespaces that are looked at at once.
 const AT_ONCE: usize = 4;
@@ -49,7 +46,7 @@ impl Ambient {
     /// Looks at the pods that an earlier agent had in the mesh, one by one over all of the time until `end`, and changes nothing of rules that are of
     /// another layout. A node whose pods are many has more to do at its agent's start than this.
     async fn look_by_turns(self: &Arc<Self>, end: Instant) {
-        let due = self.members.all().into_iter().filter(|member| member.look == Look::Due);
+        let due = self.members.all().into_iter().filter(|member| member.have.look() == Some(Look::Due));
         let due: Vec<String> = due.map(|member| member.key.uid).collect();
         let Ok(count) = u32::try_from(due.len()) else { return };
         let pause = end.saturating_duration_since(Instant::now()) / (count + 1);
@@ -57,7 +54,8 @@ impl Ambient {
         for uid in due {
             turn += pause;
             tokio::time::sleep_until(turn).await;
-            let is_due = |uid: &str| self.members.get(uid).is_some_and(|member| member.look == Look::Due);
+            let is_due =
+                |uid: &str| self.members.get(uid).is_some_and(|member| member.have.look() == Some(Look::Due));
             if is_due(&uid) {
                 self.verify_in_time(uid, true).await;
             }
@@ -74,15 +72,17 @@ impl Ambient {
         if !lost.is_empty()
             && let Ok(mut found) = self
                 .finder
-                .find_all(self, lost.iter().map(|lost| lost.wanted(&lost.ips, &self.config)).collect())
+                .find_all(self, lost.iter().map(|lost| lost.wanted(lost.ips(), &self.config)).collect())
                 .await
         {
             for member in lost {
                 let Some(netns) = found.remove(&member.key.uid) else { continue };
                 let _turn = self.members.turn(&member.key.uid).await;
-                let Some(mut member) = self.members.get(&member.key.uid) else { continue };
-                member.move_to_keeping(netns);
-                self.note(&member);
+                let netns = std::cell::Cell::new(Some(netns));
+                let found = self.members.change(&member.key.uid, |member| {
+                    netns.take().into_iter().for_each(|netns| member.move_to_keeping(netns));
+                });
+                let Some(member) = found else { continue };
                 self.keep(&member).await;
                 self.log.info("the namespace of a pod in the mesh is found", &[("pod", &member.key)]);
                 self.queue.push(member.key);
@@ -118,7 +118,8 @@ impl Ambient {
                 let settled = match self.config.rules.desired(&facts) {
                     Desired::In => {
                         // A manifest is nobody's to annotate.
-                        state == Some(State::Enrolled) && (self.manifests || shown == Some(ENABLED))
+                        state == Some(State::Enrolled)
+                            && (self.manifests || shown.and_then(desired::mark_of) == Some(Mark::Enabled))
                     }
                     Desired::Out(_) => {
                         let drains = || self.drains.of(&key.uid) == Wait::Open;
@@ -172,19 +173,22 @@ impl Ambient {
         // An address may be another pod's before the API server says that the pod before has ended: the last one counts.
         members.sort_unstable_by_key(|member| member.addressed);
         // What leaves keeps its addresses until its rules are gone.
-        let inside =
-            members.iter().filter(|member| member.probed || !(member.announced || is_leaving(member.state)));
+        let inside = members.iter().filter(|member| match member.have.probes {
+            Probes::In => true,
+            Probes::Maybe => !(member.announced || is_leaving(member.state)),
+            Probes::None => false,
+        });
         let owners: HashMap<IpAddr, &str> =
-            inside.flat_map(|member| member.ips.iter().map(|ip| (*ip, &*member.key.uid))).collect();
+            inside.flat_map(|member| member.ips().iter().map(|ip| (*ip, &*member.key.uid))).collect();
         let wanted = owners.into_iter().map(|(ip, uid)| (ip, uid.to_owned())).collect();
-        (wanted, self.is_listed() && members.iter().all(|member| !member.ips.is_empty()))
+        (wanted, self.is_listed() && members.iter().all(|member| !member.ips().is_empty()))
     }
 
     /// Compares the rules of every pod; gives how many were looked at and how many were repaired.
     pub(super) async fn verify_pods(self: &Arc<Self>) -> (usize, usize) {
         let mut members = self.members.all();
         // What was begun there before has not ended: it is looked at again when that has.
-        members.retain(|member| is_verified(member) && !self.slots.is_overdue(&member.key.uid));
+        members.retain(|member| member.is_verified() && !self.slots.is_overdue(&member.key.uid));
         let looked = members.len();
         let mut repaired = 0;
         let mut tasks = JoinSet::new();
@@ -215,7 +219,7 @@ impl Ambient {
     /// Whether something differed and was put right; nothing is where it is only to be looked at.
     async fn verify_pod(&self, uid: String, only_look: bool) -> bool {
         let _turn = self.members.turn(&uid).await;
-        let Some(mut member) = self.members.get(&uid).filter(is_verified) else { return false };
+        let Some(member) = self.members.get(&uid).filter(Member::is_verified) else { return false };
         // One that the others have not waited for may come to its turn when everything is being removed.
         if self.ending.get().is_some() || self.slots.is_overdue(&uid) {
             return false;
@@ -225,82 +229,58 @@ impl Ambient {
             return false;
         }
         if Self::is_gone(&member) {
-            self.miss_sandbox(member);
+            self.miss_sandbox(&member);
             return false;
         }
-        let pod = member.key.clone();
-        let (look, repaired) = if only_look {
-            (self.compare(&member).await, false)
-        } else {
-            match self.repair(&mut member).await {
-                Ok(Some(applied))
-                    if applied.rules != Change::None || applied.moved || applied.routing > 0 =>
-                {
-                    self.metrics.repaired("pod-rules", 1);
-                    self.log.warn("the rules of a pod differed and are put right", &[("pod", &pod)]);
-                    (Ok(Look::AsPlanned), true)
-                }
-                Ok(_) => {
-                    self.log.settled(&[("pod", &pod)]);
-                    (Ok(Look::AsPlanned), false)
-                }
-                Err(error) => (Err(error), false),
+        let (pod, was_due) = (member.key.clone(), member.have.look() == Some(Look::Due));
+        let (looked, repaired) = match self.put_right(member, only_look).await {
+            Ok(true) => {
+                self.metrics.repaired("pod-rules", 1);
+                self.log.warn("the rules of a pod differed and are put right", &[("pod", &pod)]);
+                (true, true)
+            }
+            Ok(false) => {
+                self.log.settled(&[("pod", &pod)]);
+                (true, false)
+            }
+            Err(error) => {
+                self.log.error(&error, &[("pod", &pod)]);
+                self.troubles.note(&uid, error.reason());
+                (false, false)
             }
         };
-        let look = look.unwrap_or_else(|error| {
-            self.log.error(&error, &[("pod", &pod)]);
-            self.troubles.note(&uid, error.reason());
-            Look::Unknown
-        });
-        self.looked(member, look);
+        self.looked(&pod, looked, was_due);
         repaired
     }
 
-    /// Notes what a look at a pod's rules showed. Work is asked for where that is not what it should be.
-    fn looked(&self, mut member: Member, look: Look) {
-        let was_due = member.look == Look::Due;
-        (member.look, member.missed) = (look, false);
-        if look == Look::Unknown && matches!(member.state, State::Unconfirmed | State::Enrolled) {
-            member.state = State::Pending;
-        }
-        self.note(&member);
-        if look == Look::Unknown || was_due {
-            self.queue.push(member.key);
+    /// Notes that a pod's rules were looked at. Work is asked for where they are not as they should be.
+    fn looked(&self, pod: &PodRef, looked: bool, was_due: bool) {
+        let member = self.members.change(&pod.uid, |member| {
+            member.missed = false;
+            if !looked {
+                member.have.see(Finding::Rules(Look::Unknown));
+            }
+            if member.have.look() == Some(Look::Unknown) {
+                member.doubt();
+            }
+        });
+        let differs = member.is_some_and(|member| member.have.look() == Some(Look::Unknown));
+        if differs || was_due {
+            self.queue.push(pod.clone());
         }
     }
 
     /// The sandbox is gone. A pod that is being deleted is gone soon, too; of another one the runtime has made a sandbox without telling us.
-    fn miss_sandbox(&self, mut member: Member) {
+    fn miss_sandbox(&self, member: &Member) {
+        self.members.change(&member.key.uid, |member| {
+            if member.missed {
+                member.doubt();
+            }
+            member.missed = true;
+        });
         if member.missed {
-            member.state = State::Pending;
             self.queue.push(member.key.clone());
         }
-        member.missed = true;
-        self.note(&member);
-    }
-
-    /// Looks at the rules without touching them.
-    async fn compare(&self, member: &Member) -> Result<Look, Failure> {
-        let differences = self.differences(member).await?;
-        if differences.is_empty() {
-            return Ok(Look::AsPlanned);
-        }
-        self.metrics.drifted();
-        let absent = |difference: &Difference| {
-            use Difference::{MissingChain, MissingRouting, MissingRule, MissingTable};
-            matches!(
-                difference,
-                MissingTable { .. } | MissingChain { .. } | MissingRule { .. } | MissingRouting { .. }
-            )
-        };
-        if differences.iter().all(absent) {
-            // Not of another layout: gone, or never there.
-            return Ok(Look::Unknown);
-        }
-        let text = "the rules of a pod differ; AMBIENT_RECONCILE_POD_RULES_ON_STARTUP is off";
-        let labels: [telemetry::Label<'_>; 2] = [("pod", &member.key), ("differences", &differences.len())];
-        self.log.warn(text, &labels);
-        Ok(Look::Left)
     }
 
     fn belongs_in(&self, member: &Member) -> bool {
@@ -308,28 +288,6 @@ impl Ambient {
         let facts = self.cluster.index().facts(namespace, name);
         let facts = facts.filter(|facts| facts.pod.uid() == Some(uid));
         facts.is_some_and(|facts| matches!(self.config.rules.desired(&facts), Desired::In | Desired::Unknown))
-    }
-
-    /// The differences between a pod's namespace and its plan. Where there is none the plan is what was applied.
-    pub(super) async fn differences(&self, member: &Member) -> Result<Vec<Difference>, Failure> {
-        let Some(netns) = member.netns.clone() else { return Ok(Vec::new()) };
-        let (backends, backend) = (self.backends.clone(), self.host()?.backend());
-        let plan = plan_pod(&self.node_options(member), &member.options, backend);
-        let (evidence, subject) = (self.evidence.clone(), Subject::of(member));
-        let found = self.in_pod(&member.key, Act::Verify, move || {
-            let observe = |inside: &netns::Inside| {
-                let found = backends.kernel().observe(inside, &plan)?;
-                let of = (&plan, Change::None);
-                let as_planned =
-                    found.is_empty().then(|| evidence.take(inside, backends.kernel(), of, &subject));
-                Ok((found, as_planned))
-            };
-            netns.enter(observe)?.map_err(|error: kernel::Error| Failure::Rules(kernel::chain_text(&error)))
-        });
-        let (found, seen) = found.await??;
-        seen.iter().for_each(|seen| self.tell_seen(member, seen));
-        self.backends.log_warnings(&self.log);
-        Ok(found)
     }
 
     /// Pods that belong into the mesh and whose namespace is not known.
@@ -346,11 +304,6 @@ impl Ambient {
             });
         wanted.collect()
     }
-}
-
-/// Whether a pod has rules that can be looked at. Those of one whose ADD is not answered are nobody's yet.
-fn is_verified(member: &Member) -> bool {
-    member.ruled && member.netns.is_some() && !member.announced
 }
 
 fn is_leaving(state: State) -> bool {

@@ -1,18 +1,18 @@
 //! The queue's workers: one pod at a time each, from what the API server says now (AA-36).
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use facts::{Facts, PodRef};
+use intent::{Look, Want};
 
 use super::Ambient;
-use super::desired::{self, Desired, ENABLED, PENDING, REDIRECTION};
-use super::enrol::Place;
+use super::desired::Desired;
+use super::executor::Executor;
 use super::failure::{Again, Failure};
-use super::leave::Ending;
-use super::members::{Look, Member, State};
+use super::members::{Member, State};
+use super::ports::{Disk as _, Place};
 
 /// Tasks that work, besides those that wait for a pod's namespace. Most of a pod's time is waiting for ztunnel or the API server.
 const WORKERS: usize = 8;
@@ -82,7 +82,7 @@ impl Ambient {
             if !listed {
                 return Ok(());
             }
-            let left = self.leave(key, None, Ending::Gone, "it is deleted").await;
+            let left = self.leave(key, None, &Want::Gone, "it is deleted").await;
             if left.is_ok() {
                 self.troubles.forget(&key.uid);
             }
@@ -96,8 +96,8 @@ impl Ambient {
                 Ok(())
             }
             Desired::Ended | Desired::Out(_) if !listed => Ok(()),
-            Desired::Ended => self.leave(key, Some(&facts), Ending::Ended, "it has ended").await,
-            Desired::Out(reason) => self.leave(key, Some(&facts), Ending::Out, &reason).await,
+            Desired::Ended => self.leave(key, Some(&facts), &Want::Ended, "it has ended").await,
+            Desired::Out(reason) => self.leave(key, Some(&facts), &Want::Out, &reason).await,
             Desired::In => self.keep_in(key, &facts).await,
         }
     }
@@ -114,7 +114,7 @@ impl Ambient {
 
     /// Whether no rules of ours are in force for a pod: without ztunnel it would have no network with them.
     fn is_outside(&self, key: &PodRef) -> bool {
-        let inside = |member: Member| member.ruled && !Self::is_gone(&member);
+        let inside = |member: Member| member.have.is_captured() && !Self::is_gone(&member);
         !self.members.get(&key.uid).is_some_and(inside)
     }
 
@@ -127,24 +127,19 @@ impl Ambient {
         if let Some(member) = known.clone().filter(|member| ips.is_empty() && Self::is_gone(member)) {
             return self.forget_sandbox(member).await;
         }
-        if let Some(mut member) = known.clone().filter(|member| self.holds(member)) {
-            if let Err(failure) = self.follow_addresses(&mut member, &ips) {
-                return self.show_out(key, facts, failure).await;
+        if let Some(member) = known.clone().filter(|member| self.holds(member)) {
+            if member.state != State::Enrolled {
+                self.wait_for_ztunnel(key);
             }
-            self.keep(&member).await;
-            return match member.state {
-                State::Enrolled => {
-                    self.tell_of_the_other_family(&mut member).await;
-                    self.mark(member, facts, Some(ENABLED)).await
-                }
-                _ => {
-                    self.wait_for_ztunnel(key);
-                    Ok(())
-                }
+            return match self.follow_pod(self.work_on(member), facts, ips).await {
+                // An annotation that cannot be written says nothing about the pod.
+                Err(Failure::Api(error)) => Err(Failure::Api(error)),
+                Err(failure) => self.show_out(key, facts, failure).await,
+                Ok(()) => Ok(()),
             };
         }
         // An event of the plugin comes before the status has an address; what it said holds until then.
-        let usable = known.as_ref().is_some_and(|member| !member.ips.is_empty() && !member.announced);
+        let usable = known.as_ref().is_some_and(|member| !member.ips().is_empty() && !member.announced);
         if ips.is_empty()
             && known.is_none()
             && let Some(sandbox) = self.sandbox_of(key).await
@@ -155,17 +150,14 @@ impl Ambient {
         if ips.is_empty() && !usable {
             // Whoever wrote an annotation that such a pod has: it is not seen to be in.
             let member = known.unwrap_or_else(|| Member::of(&facts.pod).0);
-            return self.mark(member, facts, None).await;
+            return self.mark_out(member, facts, true).await;
         }
         self.enter(key, facts, &ips, Place::Running).await
     }
 
     async fn enter(&self, key: &PodRef, facts: &Facts, ips: &[IpAddr], place: Place) -> Result<(), Failure> {
         match self.enrol(key, facts, ips, place).await {
-            Ok(mut member) => {
-                self.tell_of_the_other_family(&mut member).await;
-                self.mark(member, facts, Some(ENABLED)).await
-            }
+            Ok(work) => self.follow_pod(work, facts, Vec::new()).await,
             Err(failure) => {
                 let gone = self.members.get(&key.uid).filter(Self::is_gone);
                 if let (Some(member), Failure::NotFound(_)) = (gone, &failure) {
@@ -176,13 +168,29 @@ impl Ambient {
         }
     }
 
+    /// Follows the addresses and the annotation of a pod that is in, or was and only the answer of a ztunnel is missing.
+    async fn follow_pod(
+        &self,
+        mut work: Executor<'_, Self>,
+        facts: &Facts,
+        addresses: Vec<IpAddr>,
+    ) -> Result<(), Failure> {
+        self.keep(work.member()).await;
+        if work.member().state == State::Enrolled {
+            self.tell_of_the_other_family(work.member()).await;
+        }
+        work.change(|member| member.see_annotation(&facts.pod, true));
+        work.carry_out(&Want::Held { addresses }, false).await?;
+        Ok(())
+    }
+
     /// Whether nothing is to be done on a pod but to follow its addresses: it is in, or it was and only the answer of a ztunnel is missing that is
     /// still to come, or its rules are to be left as they are.
     fn holds(&self, member: &Member) -> bool {
-        let waits = match member.look {
-            Look::Unknown => false,
-            Look::AsPlanned => !self.ztunnels.is_informed(),
-            Look::Left | Look::Due => true,
+        let waits = match member.have.look() {
+            None | Some(Look::Unknown) => false,
+            Some(Look::AsPlanned) => !self.ztunnels.is_informed(),
+            Some(Look::Left | Look::Due) => true,
         };
         let unconfirmed = member.state == State::Unconfirmed && waits;
         member.state == State::Enrolled || (unconfirmed && member.netns.is_some() && !Self::is_gone(member))
@@ -195,68 +203,27 @@ impl Ambient {
         if unconfirmed && failure.is_absence() {
             return Err(failure);
         }
-        let mut member = match known {
-            Some(member) => member,
-            None => Member::of(&facts.pod).0,
-        };
-        if matches!(member.state, State::Unconfirmed | State::Enrolled) {
-            member.state = State::Pending;
-            self.note(&member);
-        }
-        let ruled = member.look == Look::AsPlanned && !failure.is_refusal();
-        self.mark(member, facts, ruled.then_some(PENDING)).await?;
+        self.members.change(&key.uid, Member::doubt);
+        let known = self.members.get(&key.uid);
+        let member = known.unwrap_or_else(|| Member::of(&facts.pod).0);
+        self.mark_out(member, facts, failure.is_refusal()).await?;
         Err(failure)
     }
 
     /// The runtime gave a sandbox up: nothing of ours is left of it, and the next one is announced.
-    async fn forget_sandbox(&self, mut member: Member) -> Result<(), Failure> {
-        (member.probed, member.listed) = (false, false);
-        member.acked.set(false);
-        self.note(&member);
-        self.host()?.remove(&member.ips, &member.key.uid)?;
-        self.ztunnels.remove(&member.key.uid).await?;
-        self.annotate(&mut member, None).await?;
-        self.forget(&member).await;
+    async fn forget_sandbox(&self, member: Member) -> Result<(), Failure> {
+        self.work_on(member).carry_out(&Want::Ended, false).await?;
         Ok(())
     }
 
-    fn follow_addresses(&self, member: &mut Member, ips: &[IpAddr]) -> Result<(), Failure> {
-        let set = |ips: &[IpAddr]| ips.iter().copied().collect::<BTreeSet<_>>();
-        let (old, new) = (set(&member.ips), set(ips));
-        if new.is_empty() || (old == new && member.probed) {
-            return Ok(());
-        }
-        // Noted first: a verification in between goes by it.
-        if old != new {
-            member.set_ips(ips.to_vec());
-        }
-        member.probed = false;
-        self.note(member);
-        let host = self.host()?;
-        host.remove(&old.difference(&new).copied().collect::<Vec<_>>(), &member.key.uid)?;
-        host.add(ips, &member.key.uid)?;
-        member.probed = true;
-        self.note(member);
+    /// Lets a pod that is not wholly in carry the annotation that is true, or none of ours; also if somebody has changed it since.
+    async fn mark_out(&self, member: Member, facts: &Facts, for_good: bool) -> Result<(), Failure> {
+        let mut work = self.work_on(member);
+        work.change(|member| {
+            let says = !for_good && member.have.true_mark().is_some();
+            member.see_annotation(&facts.pod, says);
+        });
+        work.carry_out(&Want::Refused { for_good }, false).await?;
         Ok(())
-    }
-
-    /// Lets the pod carry the annotation that is true by now, or none of ours; also if somebody has changed it since.
-    async fn mark(
-        &self,
-        mut member: Member,
-        facts: &Facts,
-        value: Option<&'static str>,
-    ) -> Result<(), Failure> {
-        let shown = facts.pod.annotation(REDIRECTION);
-        // To say once more what is true does no harm; what is to go is not believed gone before it surely is.
-        let settled = if value.is_some() { member.may_say_again() } else { member.is_settled() };
-        if settled && shown != value {
-            member.annotation = shown.map(str::to_owned);
-        }
-        // Another value says of itself that the pod is not in.
-        if value.is_none() && !member.annotation.as_deref().is_some_and(desired::claims) {
-            return Ok(());
-        }
-        self.annotate(&mut member, value).await
     }
 }

@@ -23,7 +23,7 @@ fn wait_killed(agent: Agent) {
 /// An enrolment is killed after each of its steps; the next agent brings the pod in.
 #[test]
 fn killed_at_each_step_of_an_enrolment() {
-    for place in ["located", "probes", "ztunnel", "rules"] {
+    for place in ["locate", "take-addresses", "add-probes", "tell-ztunnel", "load-rules"] {
         let mesh = Mesh::new().unwrap();
         let pod = mesh.running("default", "web", &[]).unwrap();
         let agent = mesh.agent().env("ISTIO_CNI_FAILPOINT", place).ready().unwrap();
@@ -42,7 +42,7 @@ fn killed_at_each_step_of_an_enrolment() {
 /// The same for a pod that the plugin announces: its ADD fails, and the runtime makes another.
 #[test]
 fn killed_at_each_step_of_an_announced_enrolment() {
-    for place in ["located", "rules", "ztunnel", "probes"] {
+    for place in ["locate", "take-addresses", "load-rules", "tell-ztunnel", "add-probes"] {
         let mesh = Mesh::new().unwrap();
         let mut pod = mesh.sandbox("mesh", "web").unwrap();
         mesh.node.api.set_pod(pod.object(&[], false));
@@ -69,14 +69,15 @@ fn killed_at_each_step_of_an_announced_enrolment() {
 #[test]
 fn killed_at_each_step_of_the_way_out() {
     let places = [
-        "left-annotation",
-        "left-drain",
-        "left-probes",
-        "left-wait",
-        "left-ztunnel",
-        "left-connections",
-        "left-rules",
-        "left-entries",
+        "remove-annotation",
+        "drain",
+        "remove-probes",
+        "wait",
+        "remove-from-ztunnel",
+        "end-connections",
+        "remove-rules",
+        "forget-entries",
+        "forget",
     ];
     for place in places {
         let mesh = Mesh::new().unwrap();

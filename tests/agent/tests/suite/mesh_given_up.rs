@@ -139,7 +139,7 @@ fn killed(mesh: &Mesh, pod: &MeshPod, place: &str) {
 /// The agent is killed in the middle of an ADD, and the runtime takes the sandbox down before or after the next agent comes.
 #[test]
 fn an_agent_that_is_killed_leaves_nothing_to_enrol() {
-    for place in ["located", "rules", "ztunnel", "probes"] {
+    for place in ["locate", "take-addresses", "load-rules", "tell-ztunnel", "add-probes"] {
         for down_before in [false, true] {
             let when = format!("{place}, sandbox down before: {down_before}");
             let mesh = Mesh::new().unwrap();
@@ -172,7 +172,7 @@ fn a_pod_that_runs_after_all_is_taken_in_where_it_is() {
     let mesh = Mesh::new().unwrap();
     let pod = mesh.sandbox("mesh", "web").unwrap();
     mesh.node.api.set_pod(pod.object(&[], false));
-    killed(&mesh, &pod, "probes");
+    killed(&mesh, &pod, "add-probes");
     let _agent = mesh.agent().env("AMBIENT_VERIFY_INTERVAL", "1h").ready().unwrap();
     let ztunnel = mesh.ztunnel().unwrap();
     ztunnel.wait_snapshot(PATIENCE).unwrap();

@@ -17,7 +17,7 @@ fn hang(
 ) -> (mpsc::Sender<()>, tokio::task::JoinHandle<Result<(), Unfinished>>) {
     let (hold, held) = mpsc::channel::<()>();
     let (slots, key) = (slots.clone(), key.clone());
-    let act = tokio::spawn(async move { slots.run(&key, Act::Program, move || _ = held.recv()).await });
+    let act = tokio::spawn(async move { slots.run(&key, Task::Program, move || _ = held.recv()).await });
     (hold, act)
 }
 
@@ -30,7 +30,7 @@ async fn acts_that_hang_delay_no_other_pod() {
     let bad: Vec<PodRef> = (0..3 * AT_ONCE).map(|number| key("bad", &format!("pod-{number:02}"))).collect();
     let hanging: Vec<_> = bad.iter().map(|key| hang(&slots, key)).collect();
     let began = Instant::now();
-    for act in [Act::Program, Act::Verify, Act::Clear] {
+    for act in [Task::Program, Task::Verify, Task::Clear] {
         assert_eq!(slots.run(&key("good", "web"), act, || 7).await.unwrap(), 7);
     }
     // Those before it in the queue give way one after the other; none takes its whole time.
@@ -39,15 +39,15 @@ async fn acts_that_hang_delay_no_other_pod() {
     let mut holds = Vec::new();
     for (hold, act) in hanging {
         let error = act.await.unwrap().unwrap_err();
-        assert!(matches!(error, Unfinished::Overdue { act: Act::Program }), "{error}");
+        assert!(matches!(error, Unfinished::Overdue { task: Task::Program }), "{error}");
         holds.push(hold);
     }
     assert_eq!(slots.overdue().into_iter().map(|(key, _)| key).collect::<Vec<_>>(), bad);
     assert!(slots.is_overdue(&bad[0].uid) && !slots.is_overdue(&key("good", "web").uid));
     assert_eq!(slots.slow(), bad.len());
     // Nothing more is begun there.
-    let again = slots.run(&bad[0], Act::Verify, || panic!("a second thread")).await;
-    assert!(matches!(again, Err(Unfinished::Overdue { act: Act::Program })));
+    let again = slots.run(&bad[0], Task::Verify, || panic!("a second thread")).await;
+    assert!(matches!(again, Err(Unfinished::Overdue { task: Task::Program })));
     // What is overdue is not waited for at the end.
     let began = Instant::now();
     slots.settle(Duration::from_secs(60)).await;
@@ -59,7 +59,7 @@ async fn acts_that_hang_delay_no_other_pod() {
     let each = bad.iter().flat_map(|key| [(key.name.clone(), false), (key.name.clone(), true)]);
     assert_eq!(news, each.collect::<Vec<_>>());
     assert!(slots.overdue().is_empty());
-    slots.run(&bad[0], Act::Verify, || ()).await.unwrap();
+    slots.run(&bad[0], Task::Verify, || ()).await.unwrap();
 }
 
 /// One waits for what is under way in the same namespace, and a panic takes no slot with it.
@@ -77,23 +77,23 @@ async fn acts_of_one_pod_come_one_after_the_other() {
     }
     let second = tokio::spawn({
         let (slots, pod) = (slots.clone(), pod.clone());
-        async move { slots.run(&pod, Act::Clear, || 2).await }
+        async move { slots.run(&pod, Task::Clear, || 2).await }
     });
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert!(!second.is_finished());
     drop(hold);
     first.await.unwrap().unwrap();
     assert_eq!(second.await.unwrap().unwrap(), 2);
-    let panicked = slots.run(&pod, Act::Verify, || panic!("on purpose")).await;
-    assert!(matches!(panicked, Err(Unfinished::Panicked(Act::Verify))));
-    assert_eq!(slots.run(&pod, Act::Verify, || 3).await.unwrap(), 3);
+    let panicked = slots.run(&pod, Task::Verify, || panic!("on purpose")).await;
+    assert!(matches!(panicked, Err(Unfinished::Panicked(Task::Verify))));
+    assert_eq!(slots.run(&pod, Task::Verify, || 3).await.unwrap(), 3);
 }
 
 /// The threads that one Kubernetes namespace can let hang are bounded, and those of others are not counted to it.
 #[test]
 fn a_namespace_cannot_take_all_the_room() {
     let past = Instant::now().checked_sub(LIMIT).unwrap();
-    let slot = |key: &PodRef| Slot { key: key.clone(), act: Act::Program, began: Some(past) };
+    let slot = |key: &PodRef| Slot { key: key.clone(), task: Task::Program, began: Some(past) };
     let all = |namespaces: usize, pods: usize| -> HashMap<String, Slot> {
         let keys =
             (0..namespaces).flat_map(|n| (0..pods).map(move |pod| key(&format!("n{n}"), &pod.to_string())));

@@ -1,0 +1,96 @@
+//! Where a pod's network namespace is: never another pod's, and never the node's.
+
+use std::net::IpAddr;
+
+use applied::sandbox::Sandbox;
+use netns::Netns;
+use netns::find::Missing;
+
+use super::Ambient;
+use super::failure::{Failure, Unopened};
+use super::finder;
+use super::members::{Given, Member};
+use super::ports::{Located, Namespaces, Place};
+use super::slots::Task;
+use crate::serve::Descriptor;
+
+impl Namespaces for Ambient {
+    async fn locate(
+        &self,
+        member: &Member,
+        ips: &[IpAddr],
+        place: &Place,
+    ) -> Result<Option<Located>, Failure> {
+        match place {
+            Place::Given { path, descriptor, called } => {
+                let (netns, given) = self.open_given(member, path, descriptor.clone(), ips.to_vec()).await?;
+                let is_new = member.announced || member.netns.as_deref() != Some(&netns);
+                if is_new && self.ztunnels.connected() == 0 {
+                    // There is nothing to take back then, and the plugin asks again.
+                    return Err(Failure::Ztunnel(zds::AddError::NoZtunnel));
+                }
+                Ok(Some(Located { netns, given, called: called.clone() }))
+            }
+            Place::Noted(sandbox) => self.locate_noted(member, sandbox).await.map(Some),
+            Place::Running => {
+                let ips = if ips.is_empty() { member.ips() } else { ips };
+                let netns = self.finder.find(self, member.wanted(ips, &self.config)).await?;
+                Ok(Some(Located { netns, given: Given::No, called: None }))
+            }
+            Place::Leaving => match self.finder.find(self, member.wanted(ips, &self.config)).await {
+                Ok(netns) => Ok(Some(Located { netns, given: member.given, called: None })),
+                Err(Failure::NotFound(Missing::HostNetwork | Missing::Sandbox(_))) => Ok(None),
+                Err(failure) => Err(Failure::Cleanup(failure.to_string())),
+            },
+        }
+    }
+}
+
+impl Ambient {
+    /// The namespace, and whether this agent sees it at its path too, so that it sees the path go with the sandbox.
+    async fn open_given(
+        &self,
+        member: &Member,
+        path: &str,
+        descriptor: Option<Descriptor>,
+        ips: Vec<IpAddr>,
+    ) -> Result<(Netns, Given), Failure> {
+        let host = self.host()?.id();
+        let on_node = self.config.on_node(path);
+        let opened = self.in_pod(&member.key, Task::Identify, move || -> Result<_, Unopened> {
+            let seen = Netns::open(&on_node);
+            let (netns, given) = match descriptor {
+                Some(Descriptor(descriptor)) => {
+                    let descriptor = descriptor.try_clone().map_err(Unopened::Descriptor)?;
+                    let netns = Netns::from_descriptor(descriptor, on_node)?;
+                    let is_seen = seen.is_ok_and(|seen| seen == netns);
+                    (netns, if is_seen { Given::Path } else { Given::Descriptor })
+                }
+                None => (seen.map_err(Unopened::Unseen)?, Given::Path),
+            };
+            netns::find::belongs_to(&netns, host, &ips, &finder::addresses)?;
+            Ok((netns, given))
+        });
+        opened.await?.map_err(|cause| Failure::Given { path: path.into(), cause })
+    }
+
+    /// The namespace that the plugin noted, if this agent sees it, else by a process of the pod.
+    async fn locate_noted(&self, member: &Member, noted: &Sandbox) -> Result<Located, Failure> {
+        let Sandbox { origin, path } = noted.clone();
+        let called = Some(origin.uid);
+        let (host, on_node) = (self.host()?.id(), self.config.on_node(&path.to_string_lossy()));
+        let (id, ips) = (origin.netns, origin.addresses.clone());
+        let opened = self.in_pod(&member.key, Task::Identify, move || {
+            let netns = Netns::open(on_node).ok().filter(|netns| netns.id() == id)?;
+            netns::find::belongs_to(&netns, host, &ips, &finder::addresses).ok()?;
+            Some(netns)
+        });
+        if let Some(netns) = opened.await? {
+            return Ok(Located { netns, given: Given::Path, called });
+        }
+        let mut of_name = member.clone();
+        of_name.call(called.clone());
+        let netns = self.finder.find(self, of_name.wanted(&origin.addresses, &self.config)).await?;
+        Ok(Located { netns, given: Given::No, called })
+    }
+}

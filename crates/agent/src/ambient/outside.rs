@@ -1,0 +1,139 @@
+//! The executor's ports that need few lines: connections, ztunnels, the node's sets, annotations, records on disk.
+
+use std::net::IpAddr;
+
+use capture::ambient::CAPTURE_PORTS;
+use facts::PodRef;
+use intent::{Mark, Rules};
+use kernel::conntrack;
+use netns::{Inside, Netns};
+
+use super::Ambient;
+use super::desired::{REDIRECTION, value_of};
+use super::drain::{self, Wait};
+use super::failure::Failure;
+use super::members::Member;
+use super::ports::{Annotations, Connections, Disk, Next, NodeSets, NodeZtunnels};
+use super::record::RecordError;
+use super::slots::{Task, Unfinished};
+
+/// Why what goes through ztunnel could not be looked at or ended.
+type NotEnded = Result<Result<Result<usize, String>, netns::Error>, Unfinished>;
+
+impl Connections for Ambient {
+    fn wait(&self, member: &Member) -> Next {
+        let drains = matches!(member.have.rules, Rules::Drain { .. });
+        if !drains || self.drain_left(member).is_zero() {
+            return Next::Now;
+        }
+        match self.drains.of(&member.key.uid) {
+            Wait::Over => return Next::Now,
+            Wait::Open => {}
+            Wait::None => self.start_drain(member),
+        }
+        Next::Later
+    }
+
+    async fn end(&self, member: &Member) {
+        let end = |inside: &Inside| drain::end_connections(inside).map_err(|e| kernel::chain_text(&e));
+        match self.with_connections(member, end).await {
+            Ok(0) => {}
+            Ok(ended) => {
+                self.metrics.connections_ended(ended);
+                let text = "connections through ztunnel were ended: the pod's time to drain is over";
+                let labels: [telemetry::Label<'_>; 2] = [("pod", &member.key), ("connections", &ended)];
+                self.log.warn(text, &labels);
+            }
+            Err(error) => self.log.warn(
+                "connections through ztunnel could not be ended; those that ztunnel leaves open hang",
+                &[("pod", &member.key), ("error", &error)],
+            ),
+        }
+    }
+
+    async fn forget_entries(&self, member: &Member) {
+        let forget = |inside: &Inside| {
+            conntrack::forget(inside, &CAPTURE_PORTS, |_| false).map_err(|e| kernel::chain_text(&e))
+        };
+        if let Err(error) = self.with_connections(member, forget).await {
+            // The way back in looks for them, too.
+            self.log.warn(&error, &[("pod", &member.key)]);
+        }
+    }
+}
+
+impl NodeZtunnels for Ambient {
+    async fn tell(&self, member: &Member) -> Result<(), Failure> {
+        let Some(netns) = member.netns.clone() else { return Ok(()) };
+        Ok(self.ztunnels.add(member.workload(), netns).await?)
+    }
+
+    async fn release(&self, uid: &str) -> Result<(), Failure> {
+        Ok(self.ztunnels.remove(uid).await?)
+    }
+}
+
+impl NodeSets for Ambient {
+    fn add_probes(&self, ips: &[IpAddr], uid: &str) -> Result<(), Failure> {
+        self.host()?.add(ips, uid)
+    }
+
+    fn remove_probes(&self, ips: &[IpAddr], uid: &str) -> Result<(), Failure> {
+        self.host()?.remove(ips, uid)
+    }
+}
+
+impl Annotations for Ambient {
+    async fn annotate(&self, pod: &PodRef, mark: Option<Mark>) -> Result<(), Failure> {
+        let Some(writer) = &self.writer else { return Ok(()) };
+        match writer.annotate_pod(pod, REDIRECTION, mark.map(value_of)).await {
+            Err(error) if matches!(error.status(), Some(404 | 409)) => Ok(()),
+            result => Ok(result?),
+        }
+    }
+}
+
+impl Disk for Ambient {
+    async fn keep(&self, member: &Member) {
+        let (records, mut record) = (self.records.clone(), member.record());
+        let branches = self.host.get().map(|host| host.branches(member.ips())).unwrap_or_default();
+        record.branches = branches.into_iter().map(Into::into).collect();
+        self.on_disk(member, move || records.write(record)).await;
+    }
+
+    async fn forget(&self, member: &Member) {
+        self.drains.stop(&member.key.uid);
+        let (records, uid) = (self.records.clone(), member.key.uid.clone());
+        self.on_disk(member, move || records.remove(&uid)).await;
+    }
+}
+
+impl Ambient {
+    async fn with_connections(
+        &self,
+        member: &Member,
+        work: impl FnOnce(&Inside) -> Result<usize, String> + Send + 'static,
+    ) -> Result<usize, String> {
+        let Some(netns) = member.netns.clone() else { return Ok(0) };
+        let done: NotEnded =
+            self.in_pod(&member.key, Task::Connections, move || Netns::enter(&netns, work)).await;
+        match done {
+            Ok(Ok(done)) => done,
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    async fn on_disk(
+        &self,
+        member: &Member,
+        work: impl FnOnce() -> Result<(), RecordError> + Send + 'static,
+    ) {
+        let error: String = match tokio::task::spawn_blocking(work).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        self.log.warn(&error, &[("pod", &member.key)]);
+    }
+}

@@ -1,0 +1,209 @@
+//! Rules of ours in a pod's network namespace.
+
+use std::sync::Arc;
+
+use capture::ambient::{NodeOptions, plan_drain, plan_of_everything, plan_pod};
+use intent::{Finding, Look};
+use kernel::{Applied, Change, Choice, Difference, conntrack};
+use netns::Inside;
+
+use super::Ambient;
+use super::evidence::{Seen, Subject};
+use super::failure::Failure;
+use super::holder;
+use super::members::Member;
+use super::ports::{Loaded, PodRules};
+use super::slots::{Task, Unfinished};
+use super::spare::{Spared, Sparing};
+
+impl PodRules for Ambient {
+    async fn load(&self, member: &Member, spare: bool) -> Loaded {
+        match self.program(member, spare).await {
+            Ok((spared, applied)) => {
+                let warnings = spared.warnings.iter();
+                warnings.for_each(|warning| self.log.warn(warning, &[("pod", &member.key)]));
+                let applied = applied.map(|(applied, seen)| {
+                    self.tell_applied(member, &applied, &seen);
+                    applied
+                });
+                Loaded { strict: spared.strict, applied }
+            }
+            Err(failure) => Loaded { strict: false, applied: Err(failure) },
+        }
+    }
+
+    async fn repair(&self, member: &Member) -> Option<Loaded> {
+        match self.differences(member).await {
+            Ok(differences) if differences.is_empty() => None,
+            Ok(_) => Some(self.load(member, true).await),
+            Err(failure) => Some(Loaded { strict: false, applied: Err(failure) }),
+        }
+    }
+
+    async fn drain(&self, member: &Member) -> Result<bool, Failure> {
+        let Some(netns) = member.netns.clone() else { return Ok(false) };
+        let (kernel, backend) = (self.backends.clone(), self.host()?.backend());
+        let plan = plan_drain(&self.node_options(member), &member.options, backend);
+        let (evidence, known) = (self.evidence.clone(), member.have.is_captured());
+        let drained = self.in_pod(&member.key, Task::Clear, move || -> Result<bool, Failure> {
+            // A CHECK of a pod that is out compares with nothing. What cannot be forgotten now is with the rest of the rules.
+            let _ = evidence.forget(netns.id());
+            let drain = |inside: &Inside| -> Result<bool, kernel::Error> {
+                let kernel = kernel.kernel();
+                if !known && !kernel.exists(inside, &plan)? {
+                    return Ok(false);
+                }
+                kernel.apply(inside, Choice::Only(backend), |_| plan.clone())?;
+                Ok(true)
+            };
+            netns.enter(drain)?.map_err(|error| Failure::Cleanup(kernel::chain_text(&error)))
+        });
+        let drained = drained.await.map_err(|error| not_cleared(&error))??;
+        self.backends.log_warnings(&self.log);
+        Ok(drained)
+    }
+
+    async fn remove(&self, member: &Member) -> Result<(), Failure> {
+        let Some(netns) = member.netns.clone() else { return Ok(()) };
+        let (kernel, backend) = (self.backends.clone(), self.host()?.backend());
+        let evidence = self.evidence.clone();
+        let removed = self.in_pod(&member.key, Task::Clear, move || -> Result<(), Failure> {
+            // What cannot be forgotten now is when the namespace is no member's any more.
+            let _ = evidence.forget(netns.id());
+            let everything = plan_of_everything(backend);
+            let remove = |inside: &Inside| kernel.kernel().cleanup(inside, &everything);
+            netns.enter(remove)?.map_err(|error| Failure::Cleanup(kernel::chain_text(&error)))?;
+            Ok(())
+        });
+        removed.await.map_err(|error| not_cleared(&error))??;
+        self.backends.log_warnings(&self.log);
+        Ok(())
+    }
+
+    async fn restore_tracking(&self, member: &Member) -> Result<(), Failure> {
+        let Some(netns) = member.netns.clone() else { return Ok(()) };
+        let set = move || netns.enter(|inside| conntrack::set_strict(inside, false));
+        let set = self.in_pod(&member.key, Task::Clear, set).await??;
+        set.map_err(|error| Failure::Cleanup(error.to_string())).map(drop)
+    }
+}
+
+impl Ambient {
+    /// Programs the rules of a pod whose namespace is known; `spares` what it has open.
+    async fn program(
+        &self,
+        member: &Member,
+        spares: bool,
+    ) -> Result<(Spared, Result<(Applied, Seen), Failure>), Failure> {
+        let Some(netns) = member.netns.clone() else {
+            return Err(Failure::NotFound(netns::find::Missing::NoProcess));
+        };
+        let sparing = spares.then(|| Sparing::of(self, member));
+        let (kernel, node) = (self.backends.clone(), self.node_options(member));
+        let (options, backend) = (member.options.clone(), self.host()?.backend());
+        let (evidence, subject) = (self.evidence.clone(), Subject::of(member));
+        let proc_root = self.config.proc_root();
+        let programmed = self.in_pod(&member.key, Task::Program, move || -> Result<_, Failure> {
+            let apply = |inside: &Inside| {
+                let plan = plan_pod(&node, &options, backend);
+                let sparing = sparing.map(|sparing| sparing.begin(inside));
+                let applied = kernel.kernel().apply(inside, Choice::Only(backend), |_| plan.clone());
+                let mut spared = Spared::default();
+                if let Some((sparing, begun)) = sparing {
+                    spared = begun;
+                    sparing.end(inside, applied.is_ok(), &mut spared);
+                }
+                let applied =
+                    applied.map_err(|error| Failure::Rules(holder::text(inside, &error, &proc_root)));
+                let applied = applied.map(|applied| {
+                    let seen = evidence.take(inside, kernel.kernel(), (&plan, applied.rules), &subject);
+                    (applied, seen)
+                });
+                (spared, applied)
+            };
+            Ok(netns.enter(apply)?)
+        });
+        programmed.await?
+    }
+
+    fn tell_applied(&self, member: &Member, applied: &Applied, seen: &Seen) {
+        self.tell_seen(member, seen);
+        self.backends.log_warnings(&self.log);
+        if let Some(warning) = &applied.warning {
+            self.log.warn(warning, &[("pod", &member.key)]);
+        }
+        if applied.rules == Change::Replaced || applied.moved {
+            let labels: [telemetry::Label<'_>; 2] = [("pod", &member.key), ("other_backend", &applied.moved)];
+            self.log.info("rules of another layout were replaced", &labels);
+        }
+    }
+
+    /// Tells what has changed about rules of others in the pod's namespace.
+    fn tell_seen(&self, member: &Member, seen: &Seen) {
+        let pod = &member.key;
+        seen.new.iter().for_each(|text| self.log.error(text, &[("pod", pod)]));
+        seen.warnings.iter().for_each(|text| self.log.warn(text, &[("pod", pod)]));
+        if seen.over {
+            self.log.info("nothing shadows the rules of a pod any more", &[("pod", pod)]);
+        }
+        self.metrics.shadowed(self.evidence.shadowed());
+    }
+
+    /// The node's options that are in force for a pod.
+    pub(super) fn node_options(&self, member: &Member) -> Arc<NodeOptions> {
+        member.node.clone().unwrap_or_else(|| self.config.node.now())
+    }
+
+    /// Looks at the rules of a pod without touching them. `leaves`: those of another layout are to stay.
+    pub(super) async fn observe(&self, member: &Member, leaves: bool) -> Result<Finding, Failure> {
+        let differences = self.differences(member).await?;
+        if differences.is_empty() {
+            return Ok(Finding::Rules(Look::AsPlanned));
+        }
+        if !leaves {
+            return Ok(Finding::Rules(Look::Unknown));
+        }
+        self.metrics.drifted();
+        let absent = |difference: &Difference| {
+            use Difference::{MissingChain, MissingRouting, MissingRule, MissingTable};
+            matches!(
+                difference,
+                MissingTable { .. } | MissingChain { .. } | MissingRule { .. } | MissingRouting { .. }
+            )
+        };
+        if differences.iter().all(absent) {
+            // Not of another layout: gone, or never there.
+            return Ok(Finding::Rules(Look::Unknown));
+        }
+        let text = "the rules of a pod differ; AMBIENT_RECONCILE_POD_RULES_ON_STARTUP is off";
+        let labels: [telemetry::Label<'_>; 2] = [("pod", &member.key), ("differences", &differences.len())];
+        self.log.warn(text, &labels);
+        Ok(Finding::Rules(Look::Left))
+    }
+
+    /// The differences between a pod's namespace and its plan. Where there is none the plan is what was applied.
+    async fn differences(&self, member: &Member) -> Result<Vec<Difference>, Failure> {
+        let Some(netns) = member.netns.clone() else { return Ok(Vec::new()) };
+        let (backends, backend) = (self.backends.clone(), self.host()?.backend());
+        let plan = plan_pod(&self.node_options(member), &member.options, backend);
+        let (evidence, subject) = (self.evidence.clone(), Subject::of(member));
+        let found = self.in_pod(&member.key, Task::Verify, move || {
+            let observe = |inside: &Inside| {
+                let found = backends.kernel().observe(inside, &plan)?;
+                let of = (&plan, Change::None);
+                let as_planned =
+                    found.is_empty().then(|| evidence.take(inside, backends.kernel(), of, &subject));
+                Ok((found, as_planned))
+            };
+            netns.enter(observe)?.map_err(|error: kernel::Error| Failure::Rules(kernel::chain_text(&error)))
+        });
+        let (found, seen) = found.await??;
+        seen.iter().for_each(|seen| self.tell_seen(member, seen));
+        self.backends.log_warnings(&self.log);
+        Ok(found)
+    }
+}
+
+fn not_cleared(unfinished: &Unfinished) -> Failure {
+    Failure::Cleanup(unfinished.to_string())
+}
