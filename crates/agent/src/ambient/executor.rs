@@ -7,13 +7,12 @@ use std::time::Instant;
 
 use capture::ambient::{NodeOptions, PodOptions};
 use intent::{Act, Birth, Finding, Look, Want, steps};
-use kernel::{Applied, Change};
 
 use super::drain::now;
 use super::failpoint;
 use super::failure::Failure;
 use super::members::{Member, Members, State};
-use super::ports::{Next, Place, Ports};
+use super::ports::{Loaded, Next, Place, Ports};
 
 /// Work on one pod. Whoever has it has the pod's turn.
 pub(super) struct Executor<'a, P> {
@@ -25,8 +24,8 @@ pub(super) struct Executor<'a, P> {
     place: Place,
     /// What is known of it is on disk.
     saved: bool,
-    /// What the last programming of its rules changed.
-    applied: Option<Applied>,
+    /// The last programming of its rules changed something.
+    changed_rules: bool,
 }
 
 /// How far the acts came.
@@ -69,7 +68,7 @@ impl From<Stopped> for Failure {
 
 impl<'a, P: Ports> Executor<'a, P> {
     pub(super) fn new(ports: &'a P, members: &'a Members, member: Member, place: Place) -> Self {
-        Self { ports, members, member, place, saved: true, applied: None }
+        Self { ports, members, member, place, saved: true, changed_rules: false }
     }
 
     /// The pod as it is known now.
@@ -79,9 +78,7 @@ impl<'a, P: Ports> Executor<'a, P> {
 
     /// Whether the last programming of its rules changed something.
     pub(super) fn has_changed_rules(&self) -> bool {
-        let changed =
-            |applied: &Applied| applied.rules != Change::None || applied.moved || applied.routing > 0;
-        self.applied.as_ref().is_some_and(changed)
+        self.changed_rules
     }
 
     /// Changes what is known of the pod. One that is not noted is changed here only.
@@ -225,11 +222,11 @@ impl<'a, P: Ports> Executor<'a, P> {
             Act::RemoveStaleProbes => ports.remove_probes(&member.have.stale, uid)?,
             Act::LoadRules { spare } => {
                 let loaded = ports.load(member, *spare).await;
-                self.loaded(loaded.strict, loaded.applied)?;
+                self.loaded(loaded)?;
             }
             Act::RepairRules => {
                 if let Some(loaded) = ports.repair(member).await {
-                    self.loaded(loaded.strict, loaded.applied)?;
+                    self.loaded(loaded)?;
                 }
             }
             Act::TellZtunnel => ports.tell(member).await?,
@@ -269,11 +266,11 @@ impl<'a, P: Ports> Executor<'a, P> {
         Ok(())
     }
 
-    fn loaded(&mut self, strict: bool, applied: Result<Applied, Failure>) -> Result<(), Failure> {
-        if strict {
+    fn loaded(&mut self, loaded: Loaded) -> Result<(), Failure> {
+        if loaded.strict {
             self.see(Finding::Strict);
         }
-        self.applied = Some(applied?);
+        self.changed_rules = loaded.changed?;
         Ok(())
     }
 }
@@ -293,3 +290,6 @@ fn begin(member: &mut Member, entering: &Entering, moved: bool) {
         member.state = State::Pending;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,13 +22,13 @@ impl PodRules for Ambient {
             Ok((spared, applied)) => {
                 let warnings = spared.warnings.iter();
                 warnings.for_each(|warning| self.log.warn(warning, &[("pod", &member.key)]));
-                let applied = applied.map(|(applied, seen)| {
+                let changed = applied.map(|(applied, seen)| {
                     self.tell_applied(member, &applied, &seen);
-                    applied
+                    applied.rules != Change::None || applied.moved || applied.routing > 0
                 });
-                Loaded { strict: spared.strict, applied }
+                Loaded { strict: spared.strict, changed }
             }
-            Err(failure) => Loaded { strict: false, applied: Err(failure) },
+            Err(failure) => Loaded { strict: false, changed: Err(failure) },
         }
     }
 
@@ -36,7 +36,7 @@ impl PodRules for Ambient {
         match self.differences(member).await {
             Ok(differences) if differences.is_empty() => None,
             Ok(_) => Some(self.load(member, true).await),
-            Err(failure) => Some(Loaded { strict: false, applied: Err(failure) }),
+            Err(failure) => Some(Loaded { strict: false, changed: Err(failure) }),
         }
     }
 

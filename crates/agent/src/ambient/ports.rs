@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use applied::sandbox::Sandbox;
 use facts::PodRef;
 use intent::Mark;
-use kernel::Applied;
 use netns::Netns;
 
 use super::failure::Failure;
@@ -44,7 +43,8 @@ pub(super) struct Located {
 pub(super) struct Loaded {
     /// The namespace was told not to pick up connections that it has not seen begin, and is left so; also if the rules could not be loaded.
     pub(super) strict: bool,
-    pub(super) applied: Result<Applied, Failure>,
+    /// Whether that changed something.
+    pub(super) changed: Result<bool, Failure>,
 }
 
 /// Whether the next act comes at once.

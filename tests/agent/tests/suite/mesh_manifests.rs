@@ -21,7 +21,7 @@ impl Scene {
     fn new() -> Self {
         let mesh = Mesh::new().unwrap();
         let dir = mesh.node.dir().join("pods");
-        std::fs::create_dir(&dir).unwrap();
+        std::fs::create_dir_all(&dir).unwrap();
         Self { mesh, dir }
     }
 
