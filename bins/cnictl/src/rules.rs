@@ -1,7 +1,7 @@
 //! Rules in a backend's own words.
 
 use ruleset::eval::Place;
-use ruleset::{Action, Backend, Rule, iptables, nft};
+use ruleset::{Action, Backend, Family, Rule, iptables, nft};
 use serde::Serialize;
 
 /// A rule, where it stands, what it says and why.
@@ -33,7 +33,10 @@ fn text(backend: Backend, rule: &Rule) -> String {
     match backend {
         // The reason stands beside it already.
         Backend::Nftables => nft::render_rule(&Rule { why: "".into(), ..rule.clone() }),
-        Backend::Iptables => iptables::render_rule(rule),
+        Backend::Iptables => {
+            let family = if rule.families.contains(Family::V4) { Family::V4 } else { Family::V6 };
+            iptables::render_rule(rule, family)
+        }
     }
 }
 

@@ -197,7 +197,8 @@ mod tests {
 
     #[test]
     fn what_a_kernel_and_its_programs_allow() {
-        let support = |tables, redirect, marks| Support { tables, redirect, marks, tproxy: marks };
+        let support =
+            |tables, redirect, marks| Support { tables, redirect, marks, tproxy: marks, policy: tables };
         const BOTH: &[&str] = &["nft", "legacy"];
         // The kernel; the programs; of a node that has both, what ambient mode takes, and what is said of sidecars.
         for (kernel, variants, ambient, sidecar) in [

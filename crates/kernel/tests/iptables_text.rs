@@ -8,7 +8,9 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use ruleset::iptables::{canonical, parse_rule, render_rule};
-use ruleset::{ALL_BITS, Action, CtState, Family, Match, Ports, Protocol, Rule, TableKind};
+use ruleset::{
+    ALL_BITS, Action, CtState, Family, Limit, Match, Ports, Protocol, RejectWith, Rule, TableKind,
+};
 use support::Ns;
 
 fn interface() -> impl Strategy<Value = String> {
@@ -106,6 +108,12 @@ fn matches(family: Family) -> impl Strategy<Value = Vec<Match>> {
         })
 }
 
+fn log() -> impl Strategy<Value = Action> {
+    let limit = (1..=100_u32, 1..=10_000_u32).prop_map(|(per_second, burst)| Limit { per_second, burst });
+    (any::<u16>(), "[A-Za-z0-9:._/-]{1,63}", prop::option::of(limit))
+        .prop_map(|(group, prefix, limit)| Action::Log { group, prefix: prefix.into(), limit })
+}
+
 fn action(table: TableKind) -> BoxedStrategy<Action> {
     let usual = prop_oneof![
         Just(Action::Accept),
@@ -118,12 +126,14 @@ fn action(table: TableKind) -> BoxedStrategy<Action> {
     let special = match table {
         TableKind::Nat => any::<u16>().prop_map(|port| Action::Redirect { port }).boxed(),
         TableKind::Raw => (1..=u16::MAX).prop_map(Action::SetZone).boxed(),
+        TableKind::Filter => prop::sample::select(&RejectWith::ALL[..]).prop_map(Action::Reject).boxed(),
         _ => prop_oneof![
             any::<u32>().prop_map(Action::SetMark),
             (1..=u16::MAX, any::<u32>()).prop_map(|(port, mark)| Action::Tproxy { port, mark }),
         ]
         .boxed(),
     };
+    let usual = prop_oneof![3 => usual, 1 => log()];
     // CONNMARK is allowed in the mangle table only.
     let usual = usual.prop_filter("not in this table", move |action| {
         table == TableKind::Mangle
@@ -133,11 +143,16 @@ fn action(table: TableKind) -> BoxedStrategy<Action> {
 }
 
 fn rule(family: Family, table: TableKind) -> impl Strategy<Value = Rule> {
-    (matches(family), action(table))
-        .prop_map(|(matches, action)| Rule::new(matches, action, "random"))
+    let counted = prop::option::of("[a-z][a-z0-9-]{0,62}");
+    (matches(family), action(table), counted)
+        .prop_map(|(matches, action, counted)| match counted {
+            Some(name) => Rule::new(matches, action, "random").counted_as(name),
+            None => Rule::new(matches, action, "random"),
+        })
         .prop_filter("a protocol that the action is not for", |rule| match (&rule.action, rule.protocol()) {
             (Action::Tproxy { .. }, protocol) => matches!(protocol, Some(Protocol::Tcp | Protocol::Udp)),
             (Action::Redirect { .. }, protocol) => protocol.is_some_and(Protocol::has_ports),
+            (Action::Reject(RejectWith::TcpReset), protocol) => protocol == Some(Protocol::Tcp),
             _ => true,
         })
 }
@@ -145,12 +160,12 @@ fn rule(family: Family, table: TableKind) -> impl Strategy<Value = Rule> {
 #[test]
 fn a_written_rule_reads_back() {
     for family in [Family::V4, Family::V6] {
-        for table in [TableKind::Nat, TableKind::Mangle, TableKind::Raw] {
+        for table in [TableKind::Nat, TableKind::Mangle, TableKind::Raw, TableKind::Filter] {
             let mut runner =
                 TestRunner::new(Config { cases: 300, failure_persistence: None, ..Config::default() });
             runner
                 .run(&rule(family, table), |rule| {
-                    let text = render_rule(&rule);
+                    let text = render_rule(&rule, family);
                     prop_assert_eq!(parse_rule(&text), Some(canonical(&rule)), "{}", text);
                     Ok(())
                 })
@@ -163,7 +178,7 @@ fn a_written_rule_reads_back() {
 fn a_saved_rule_reads_back() {
     let ns = Ns::new();
     for (family, program) in [(Family::V4, "iptables"), (Family::V6, "ip6tables")] {
-        for table in [TableKind::Nat, TableKind::Mangle, TableKind::Raw] {
+        for table in [TableKind::Nat, TableKind::Mangle, TableKind::Raw, TableKind::Filter] {
             let rules = prop::collection::vec(rule(family, table), 40);
             let mut runner = TestRunner::new(Config {
                 cases: 3,
@@ -174,7 +189,7 @@ fn a_saved_rule_reads_back() {
             let both = runner.run(&rules, |rules| {
                 for variant in ["legacy", "nft"] {
                     let text: String =
-                        rules.iter().map(|rule| format!("-A ISTIO_ALL {}\n", render_rule(rule))).collect();
+                        rules.iter().map(|rule| format!("-A ISTIO_ALL {}\n", render_rule(rule, family))).collect();
                     let saved = ns.sh(&format!(
                         "{program}-{variant}-restore <<EOF\n*{table}\n-N ISTIO_ALL\n-N ISTIO_OTHER\n{text}COMMIT\nEOF\n\
                          {program}-{variant} -t {table} -S ISTIO_ALL"
@@ -211,7 +226,14 @@ fn what_is_no_rule_of_ours_does_not_read() {
         "-p tcp -j SNAT --to-source 10.0.0.1-10.0.0.9",
         "-m conntrack --ctstate NEW -j ACCEPT",
         "-m comment --comment \"x\" -j RETURN",
+        "-m comment --comment X -j RETURN",
         "-j MARK --set-xmark 0x1/0x1",
+        "-j REJECT",
+        "-j REJECT --reject-with icmp-net-unreachable",
+        "-m limit --limit 10/sec -j ACCEPT",
+        "-m limit --limit 10/min -j NFLOG --nflog-prefix a",
+        "-j NFLOG --nflog-prefix \"a b\"",
+        "-j NFLOG --nflog-prefix a --nflog-threshold 3",
         "-j CONNMARK --save-mark --nfmask 0xff --ctmask 0xff",
         "-p tcp -j REDIRECT --to-ports 1-5",
         "-p tcp -j TPROXY --on-port 1 --on-ip 10.0.0.1 --tproxy-mark 0x1/0xffffffff",

@@ -4,7 +4,10 @@ mod sets;
 
 use std::collections::HashSet;
 
-use crate::rule::{Action, Families, Family, Match, Ports, Protocol, Rule, Ruleset, Table};
+use crate::rule::{
+    Action, Base, Chain, Counting, Families, Family, Hook, Limit, Match, Ports, Protocol, RejectWith, Rule,
+    Ruleset, Table, TableKind,
+};
 
 /// Why a ruleset is not valid. The place is `table/chain` and the rule's position from 0.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -86,7 +89,7 @@ fn check_table(table: &Table) -> Result<(), Invalid> {
         }
     }
     for chain in &table.chains {
-        if chain.base.is_none() && !is_name(&chain.name) {
+        if chain.base.is_none() && !is_chain_name(&chain.name) {
             return Err(Invalid::Name { table: table.kind.to_string(), chain: chain.name.to_string() });
         }
         let place = || format!("{}/{}", table.kind, chain.name);
@@ -107,13 +110,44 @@ fn check_table(table: &Table) -> Result<(), Invalid> {
             return Err(Invalid::Loop { table: table.kind.to_string(), chain: name.to_owned() });
         }
     }
-    Ok(())
+    misplaced_reject(table).map_or(Ok(()), Err)
 }
 
 /// Names may come from data. iptables holds 28 bytes (`XT_EXTENSION_MAXNAMELEN`), and shows them in capitals.
-fn is_name(name: &str) -> bool {
+fn is_chain_name(name: &str) -> bool {
+    name.starts_with("istio-") && name.len() <= 28 && is_name(name)
+}
+
+/// Whether each backend holds it and shows it as it is, without quotes.
+pub(crate) fn is_name(name: &str) -> bool {
     let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
-    name.starts_with("istio-") && name.len() <= 28 && name.bytes().all(plain)
+    name.starts_with(|c: char| c.is_ascii_lowercase()) && name.len() <= 63 && name.bytes().all(plain)
+}
+
+/// Rejects that packets meet where the kernel does not take them (`nft_reject_inet_validate`, xt_REJECT).
+fn misplaced_reject(table: &Table) -> Option<Invalid> {
+    let rejects = |base: Base| matches!(base.hook, Hook::Input | Hook::Forward | Hook::Output);
+    let in_filter = table.kind == TableKind::Filter;
+    let bases =
+        table.chains.iter().filter(|chain| !in_filter || chain.base.is_some_and(|base| !rejects(base)));
+    let mut reached: Vec<&Chain> = bases.collect();
+    let mut at = 0;
+    while let Some(chain) = reached.get(at).copied() {
+        at += 1;
+        for (index, rule) in chain.rules.iter().enumerate() {
+            if let Action::Reject(_) = rule.action {
+                let place = format!("{}/{}", table.kind, chain.name);
+                let problem = "a reject outside of the filter table's input, forward and output";
+                return Some(Invalid::Rule { place, index, problem });
+            }
+            for next in table.targets(rule).into_iter().filter_map(|target| table.chain(target)) {
+                if reached.iter().all(|chain| chain.name != next.name) {
+                    reached.push(next);
+                }
+            }
+        }
+    }
+    None
 }
 
 /// A chain that can be reached from itself, among those that `from` leads to. Chains in `done` lead to none.
@@ -219,7 +253,17 @@ fn ports_problem(ports: &Ports) -> Option<&'static str> {
 }
 
 fn action_problem(rule: &Rule, protocol: Option<Protocol>) -> Option<&'static str> {
+    match &rule.counting {
+        Counting::Named(name) if !is_name(name) => {
+            return Some("the name of a counter is not lower-case letters, digits and hyphens");
+        }
+        _ => {}
+    }
     match rule.action {
+        Action::Reject(RejectWith::TcpReset) if protocol != Some(Protocol::Tcp) => {
+            Some("a TCP reset without TCP")
+        }
+        Action::Log { ref prefix, limit, .. } => log_problem(prefix, limit),
         Action::Redirect { .. } if !protocol.is_some_and(Protocol::has_ports) => {
             Some("redirect without a protocol that has ports")
         }
@@ -235,6 +279,25 @@ fn action_problem(rule: &Rule, protocol: Option<Protocol>) -> Option<&'static st
         Action::SetCtMark { mark, mask } if mark & !mask != 0 => Some("a mark with bits outside of its mask"),
         _ => None,
     }
+}
+
+fn log_problem(prefix: &str, limit: Option<Limit>) -> Option<&'static str> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || ":._/-".contains(c);
+    if prefix.is_empty() || prefix.len() > Action::PREFIX_MAX || !prefix.chars().all(plain) {
+        return Some(
+            "a log prefix that is empty, longer than 63 bytes, or has more than letters, digits and :._/-",
+        );
+    }
+    let Limit { per_second, burst } = limit?;
+    // The legacy variant keeps the time between two packets in units of 100 µs (`XT_LIMIT_SCALE`), and shows that as a rate.
+    let between = 10_000u32.checked_div(per_second).unwrap_or_default();
+    let exact = between > 0 && 10_000 / between == per_second && 10_000 % between <= per_second;
+    if !exact || !(1..=10_000).contains(&burst) {
+        return Some(
+            "a limit that iptables would round: up to 100 each second, and a burst up to 10000, are exact",
+        );
+    }
+    None
 }
 
 #[cfg(test)]

@@ -7,7 +7,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
 
 use crate::plan::Backend;
-use crate::rule::{Action, Chain, CtState, Family, Hook, Match, Protocol, Rule, Ruleset, Table, TableKind};
+use crate::rule::{
+    Action, Chain, CtState, Family, Hook, Match, Protocol, RejectWith, Rule, Ruleset, Table, TableKind,
+};
 use crate::set::{MapVerdict, Members, Set, Side};
 
 use attached::{Part, attached};
@@ -78,6 +80,8 @@ pub enum Verdict {
     Pass,
     /// Is gone.
     Drop,
+    /// Is gone, and its sender is told.
+    Reject(RejectWith),
     /// Goes to a port of this namespace by address translation.
     Redirect {
         /// Port.
@@ -165,7 +169,7 @@ pub fn evaluate<'a>(
             }
         }
         match outcome.verdict {
-            Verdict::Drop => break,
+            Verdict::Drop | Verdict::Reject(_) => break,
             Verdict::Redirect { port } => packet = Cow::Owned(packet.redirected(hook, port)),
             Verdict::Snat { to } => packet = Cow::Owned(Packet { source: to, ..packet.into_owned() }),
             Verdict::Pass | Verdict::Tproxy { .. } => {}
@@ -237,6 +241,9 @@ impl<'r> Walk<'r, '_, '_> {
                 },
                 Action::Accept => return self.accepted(place),
                 Action::Drop => return self.decided(place, Verdict::Drop),
+                Action::Reject(with) => return self.decided(place, Verdict::Reject(*with)),
+                // One packet is within its limit.
+                Action::Log { .. } => {}
                 // The packet has its socket already; another address does not lead it elsewhere.
                 Action::Redirect { .. } if matches!(self.outcome.verdict, Verdict::Tproxy { .. }) => {
                     return Flow::End;

@@ -9,7 +9,8 @@ mod record;
 use std::fmt::{self, Write};
 
 use crate::rule::{
-    ALL_BITS, Action, Base, Chain, Family, Hook, Match, Ports, Protocol, Rule, Ruleset, Table, TableKind,
+    ALL_BITS, Action, Base, Chain, Counting, Family, Hook, Match, Ports, Protocol, Rule, Ruleset, Table,
+    TableKind,
 };
 use crate::set::KeyType;
 
@@ -99,9 +100,9 @@ impl Names {
     }
 }
 
-/// One rule without chain and position: matches and target. A set is taken for an ipset; that it is none is found with the table,
+/// One rule without chain and position, as a family has it: matches and target. A set is taken for an ipset; that it is none is found with the table,
 /// by [`render_rules`].
-pub fn render_rule(rule: &Rule) -> String {
+pub fn render_rule(rule: &Rule, family: Family) -> String {
     let mut out = String::with_capacity(96);
     let mut matches: Vec<&Match> = rule.matches.iter().collect();
     let protocol = rule.protocol();
@@ -109,8 +110,15 @@ pub fn render_rule(rule: &Rule) -> String {
     for m in matches {
         render_match(&mut out, m, protocol);
     }
-    // Writing to a String cannot fail.
-    let _ = write!(out, "-j {}", Target(&rule.action));
+    if let Counting::Named(name) = &rule.counting {
+        // Writing to a String cannot fail, here and below.
+        let _ = write!(out, "-m comment --comment {name} ");
+    }
+    // The last of all, so that it counts nothing that another condition keeps from the target.
+    if let Action::Log { limit: Some(limit), .. } = &rule.action {
+        let _ = write!(out, "-m limit --limit {}/sec --limit-burst {} ", limit.per_second, limit.burst);
+    }
+    let _ = write!(out, "-j {}", Target(&rule.action, family));
     out
 }
 
@@ -173,7 +181,7 @@ pub fn render_rules(
         let name = chain_name(chain);
         let mut position = after(chain);
         for (index, rule) in chain.rules.iter().enumerate().filter(|(_, r)| r.families.contains(family)) {
-            let text = render_rule(rule);
+            let text = render_rule(rule, family);
             if index < chain.leading {
                 position += 1;
                 let _ = writeln!(out, "-I {name} {position} {text}");
@@ -316,13 +324,17 @@ impl fmt::Display for PortMatch<'_> {
     }
 }
 
-struct Target<'a>(&'a Action);
+struct Target<'a>(&'a Action, Family);
 
 impl fmt::Display for Target<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Action::Accept => f.write_str("ACCEPT"),
             Action::Drop => f.write_str("DROP"),
+            Action::Reject(with) => write!(f, "REJECT --reject-with {}", with.iptables_name(self.1)),
+            Action::Log { group, prefix, .. } => {
+                write!(f, "NFLOG --nflog-prefix \"{prefix}\" --nflog-group {group}")
+            }
             Action::Return => f.write_str("RETURN"),
             Action::Jump(chain) => f.write_str(&own_chain_name(chain)),
             // For people: rules of a table with a verdict map are refused.

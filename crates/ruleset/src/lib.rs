@@ -18,8 +18,8 @@ pub mod set;
 pub use check::{Invalid, check};
 pub use plan::{Backend, Plan, Routing, Transaction};
 pub use rule::{
-    ALL_BITS, Action, Base, Chain, ChainKind, CtState, Families, Family, Hook, KnownChain, Match, Ports,
-    Protocol, Rule, Ruleset, Table, TableKind,
+    ALL_BITS, Action, Base, Chain, ChainKind, Counting, CtState, Families, Family, Hook, KnownChain, Limit,
+    Match, Ports, Protocol, RejectWith, Rule, Ruleset, Table, TableKind,
 };
 pub use set::{
     Content, Contents, Coverage, Delta, Element, Endpoint, Key, KeyType, MapVerdict, Members, NoMembers, Set,

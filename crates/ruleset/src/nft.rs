@@ -6,7 +6,8 @@ use ipnet::IpNet;
 
 use crate::plan::Transaction;
 use crate::rule::{
-    ALL_BITS, Action, Base, Chain, ChainKind, Families, Family, Match, Ports, Protocol, Rule, Ruleset, Table,
+    ALL_BITS, Action, Base, Chain, ChainKind, Counting, Families, Family, Limit, Match, Ports, Protocol,
+    RejectWith, Rule, Ruleset, Table,
 };
 use crate::set::{Content, Element, Key, KeyType, MapVerdict, Set, Side};
 
@@ -78,6 +79,9 @@ fn write_tables(out: &mut String, ruleset: &Ruleset, replace: bool) -> fmt::Resu
         }
         for set in &table.sets {
             write_set(out, &name, set)?;
+        }
+        for counter in table.counters() {
+            writeln!(out, "add counter inet {name} {counter}")?;
         }
         for chain in chains(table) {
             match chain.base {
@@ -266,12 +270,21 @@ fn write_action(f: &mut fmt::Formatter<'_>, rule: &Rule) -> fmt::Result {
         let ip = if rule.families == Families::Only(Family::V6) { "ip6" } else { "ip" };
         write!(f, "tproxy {ip} to :{port} meta mark set {mark} ")?;
     }
-    if rule.counted {
-        f.write_str("counter ")?;
+    if let Action::Log { limit: Some(Limit { per_second, burst }), .. } = &rule.action {
+        write!(f, "limit rate {per_second}/second burst {burst} packets ")?;
+    }
+    match &rule.counting {
+        Counting::Rule => f.write_str("counter ")?,
+        Counting::Off => {}
+        Counting::Named(name) => write!(f, "counter name {name} ")?,
     }
     match &rule.action {
         Action::Accept | Action::Tproxy { .. } => f.write_str("accept"),
         Action::Drop => f.write_str("drop"),
+        Action::Reject(RejectWith::TcpReset) => f.write_str("reject with tcp reset"),
+        Action::Reject(RejectWith::PortUnreachable) => f.write_str("reject with icmpx type port-unreachable"),
+        Action::Reject(RejectWith::AdminProhibited) => f.write_str("reject with icmpx type admin-prohibited"),
+        Action::Log { group, prefix, .. } => write!(f, "log prefix \"{prefix}\" group {group}"),
         Action::Return => f.write_str("return"),
         Action::Jump(chain) => write!(f, "jump {chain}"),
         Action::VerdictMap { map, keys, side } => write!(f, "{} vmap @{map}", looked_up(*keys, *side)),

@@ -3,6 +3,7 @@
 mod parts;
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -10,7 +11,7 @@ use ipnet::IpNet;
 
 use crate::set::Set;
 
-pub use parts::{ALL_BITS, Action, CtState, Match, Ports, Protocol};
+pub use parts::{ALL_BITS, Action, Counting, CtState, Limit, Match, Ports, Protocol, RejectWith};
 
 /// An address family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -140,8 +141,8 @@ pub struct Rule {
     pub matches: Vec<Match>,
     /// What happens.
     pub action: Action,
-    /// Whether nf_tables counts the packets that match; iptables always does.
-    pub counted: bool,
+    /// Where the packets that match are counted.
+    pub counting: Counting,
     /// The reason, for people: shown by `cnictl explain` and as the comment of the nf_tables rule.
     pub why: Cow<'static, str>,
 }
@@ -249,6 +250,16 @@ impl KnownChain {
 }
 
 impl Table {
+    /// The names under which its rules count, each once.
+    pub fn counters(&self) -> BTreeSet<&str> {
+        let rules = self.chains.iter().flat_map(|chain| &chain.rules);
+        let named = rules.filter_map(|rule| match &rule.counting {
+            Counting::Named(name) => Some(name.as_ref()),
+            _ => None,
+        });
+        named.collect()
+    }
+
     /// The chain of a name.
     pub fn chain(&self, name: &str) -> Option<&Chain> {
         self.chains.iter().find(|chain| chain.name == name)
@@ -273,8 +284,9 @@ impl Rule {
     /// count also what is not in it.
     pub fn new(matches: Vec<Match>, action: Action, why: impl Into<Cow<'static, str>>) -> Self {
         let family = matches.iter().find_map(Match::family).or_else(|| action.family());
-        let (families, counted) = (family.map_or(Families::Both, Families::Only), action.family().is_none());
-        Self { families, matches, action, counted, why: why.into() }
+        let families = family.map_or(Families::Both, Families::Only);
+        let counting = if action.family().is_none() { Counting::Rule } else { Counting::Off };
+        Self { families, matches, action, counting, why: why.into() }
     }
 
     /// Whether the rule says of itself which family it is for, so that a backend need not be told.
@@ -285,7 +297,13 @@ impl Rule {
     /// The same rule, not counted.
     #[must_use]
     pub fn uncounted(self) -> Self {
-        Self { counted: false, ..self }
+        Self { counting: Counting::Off, ..self }
+    }
+
+    /// The same rule, counted under a name.
+    #[must_use]
+    pub fn counted_as(self, name: impl Into<Cow<'static, str>>) -> Self {
+        Self { counting: Counting::Named(name.into()), ..self }
     }
 
     /// The protocol that the rule asks for.

@@ -118,6 +118,7 @@ impl Walk<'_> {
         self.hooks.push((Hook::Output, packet.clone(), outcome));
         match verdict {
             Verdict::Drop | Verdict::Tproxy { .. } => return End::NoAnswer,
+            Verdict::Reject(_) => return End::Refused,
             Verdict::Redirect { port } => {
                 if packet.protocol == Protocol::Udp {
                     // Without a listener the answer is ICMP, which no rule gives a zone.
@@ -150,6 +151,7 @@ impl Walk<'_> {
         let verdict = outcome.verdict;
         let end = match verdict {
             Verdict::Drop => End::NoAnswer,
+            Verdict::Reject(_) => End::Refused,
             Verdict::Redirect { port } => in_pod(&packet, port, false),
             Verdict::Tproxy { port } => in_pod(&packet, port, true),
             Verdict::Pass | Verdict::Snat { .. } => in_pod(&packet, packet.destination_port, true),

@@ -258,6 +258,10 @@ impl VerdictReport {
                 text.push_str("dropped");
                 ("drop", None)
             }
+            Verdict::Reject(_) => {
+                text.push_str("rejected: the sender is told");
+                ("reject", None)
+            }
             // Writing to a String cannot fail, here and below.
             Verdict::Redirect { port } => {
                 let _ = write!(text, "redirected to {port} ({})", owner_of(port, by));
@@ -282,7 +286,7 @@ impl VerdictReport {
     fn painted(&self) -> String {
         let colour = match self.action {
             "pass" => Colour::Yellow,
-            "drop" => Colour::Red,
+            "drop" | "reject" => Colour::Red,
             _ => Colour::Green,
         };
         paint(&self.text, colour)

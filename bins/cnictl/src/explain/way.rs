@@ -110,10 +110,9 @@ impl<'a> Way<'a> {
     /// The first verdict that changes anything; a packet that was redirected and is then dropped is gone.
     pub(super) fn verdict(&self) -> Verdict {
         let verdicts = || self.hooks.iter().map(|(_, outcome)| outcome.verdict);
-        if verdicts().any(|verdict| verdict == Verdict::Drop) {
-            return Verdict::Drop;
-        }
-        verdicts().find(|verdict| *verdict != Verdict::Pass).unwrap_or(Verdict::Pass)
+        let is_end = |verdict: &Verdict| matches!(verdict, Verdict::Drop | Verdict::Reject(_));
+        let changes = || verdicts().find(|verdict| *verdict != Verdict::Pass);
+        verdicts().find(is_end).or_else(changes).unwrap_or(Verdict::Pass)
     }
 
     /// The rule that gave the verdict, and the rules by whose jumps the packet came to it, outermost first.

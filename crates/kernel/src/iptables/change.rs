@@ -180,7 +180,8 @@ impl<'a> View<'a> {
             let (table, chain) = (self.label(), chain.to_owned());
             found.push(match edit {
                 Edit::Missing(number) => {
-                    let (rule, why) = (render_rule(planned[number]), planned[number].why.to_string());
+                    let (rule, why) =
+                        (render_rule(planned[number], self.side.family), planned[number].why.to_string());
                     Difference::MissingRule { table, chain, rule, why }
                 }
                 Edit::Unexpected(number) => {
@@ -235,7 +236,7 @@ impl<'a> View<'a> {
         let mut text = format!("*{}\n", self.kind);
         for chain in self.plan.map_or(&[][..], |plan| &plan.chains).iter().filter(|c| c.base.is_some()) {
             for rule in rules(chain, self.side.family) {
-                let _ = writeln!(text, "-D {} {}", chain_name(chain), render_rule(rule));
+                let _ = writeln!(text, "-D {} {}", chain_name(chain), render_rule(rule, self.side.family));
             }
         }
         for chain in &planned {

@@ -69,7 +69,8 @@ pub(super) fn of_layers(layers: &[Ruleset], family: Family) -> Vec<Table> {
         });
         for chain in &table.chains {
             let of = listed::chain_of(&mut tables[at], table.kind, &chain_name(chain));
-            let rules = rules(chain, family).map(|rule| listed::parse_line(&render_rule(rule), family));
+            let rules =
+                rules(chain, family).map(|rule| listed::parse_line(&render_rule(rule, family), family));
             of.rules.extend(rules);
         }
     }

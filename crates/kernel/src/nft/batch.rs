@@ -6,7 +6,8 @@ use super::error::Failure;
 use super::lower::{self, Lowered};
 use super::set::{self as sets, Element, SetType};
 use super::uapi::{
-    batch_header, chain, element, family, header, message, rule as rule_uapi, set, table as table_uapi,
+    batch_header, chain, element, family, header, message, object, rule as rule_uapi, set,
+    table as table_uapi,
 };
 use crate::netlink::wire::Writer;
 use crate::netlink::{self, Answer, Socket, flags};
@@ -61,6 +62,7 @@ pub(super) enum Object<'a> {
     DeleteSet(TableOf<'a>, &'a str),
     AddSet(TableOf<'a>, &'a str),
     AddElements(TableOf<'a>, &'a str),
+    AddCounter(TableOf<'a>, &'a str),
     AddChain(TableOf<'a>, &'a Chain),
     AddPorts(TableOf<'a>, &'a Chain, &'a Rule),
     AddRule(TableOf<'a>, &'a Chain, &'a Rule),
@@ -138,6 +140,14 @@ impl<'a> Batch<'a> {
         let name = of.name();
         let new = table.sets.iter().filter(|set| there.iter().all(|name| *name != set.name));
         let sets: Vec<(&Set, u32)> = new.map(|set| (set, self.add_set(of, &name, set))).collect();
+        for counter in table.counters() {
+            self.message(Object::AddCounter(of, counter), message::NEW_OBJECT, flags::CREATE, |w| {
+                w.text(object::TABLE, &name);
+                w.text(object::NAME, counter);
+                w.be32(object::TYPE, object::COUNTER);
+                w.nest(object::DATA, |_| {});
+            });
+        }
         for chain in ruleset::nft::chains(table) {
             self.message(Object::AddChain(of, chain), message::NEW_CHAIN, flags::CREATE, |w| {
                 write_chain(w, &name, chain);
@@ -354,6 +364,7 @@ impl Object<'_> {
             | Self::AddElements(table, _)
             | Self::AddChain(table, _)
             | Self::AddPorts(table, ..)
+            | Self::AddCounter(table, _)
             | Self::AddRule(table, ..) => Some(table.kind),
         }
     }
@@ -370,6 +381,7 @@ impl Object<'_> {
             Self::DeleteChain(kind, chain) => format!("delete chain {chain} of {}", table(kind)),
             Self::DeleteSet(kind, set) => format!("delete set {set} of {}", table(kind)),
             Self::AddSet(kind, set) => format!("add set {set} to {}", table(kind)),
+            Self::AddCounter(kind, counter) => format!("add counter {counter} to {}", table(kind)),
             Self::AddElements(kind, set) => format!("add elements to set {set} of {}", table(kind)),
             Self::AddChain(kind, chain) => match chain.base {
                 Some(Base { kind: chain_kind, .. }) => {

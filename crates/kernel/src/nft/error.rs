@@ -1,13 +1,13 @@
 //! What can go wrong with nf_tables, and what to do about it.
 
-use ruleset::{Action, Chain, ChainKind, Match, Rule, Ruleset};
+use ruleset::{Action, Chain, ChainKind, Counting, Match, Rule, Ruleset};
 use rustix::io::Errno;
 
 use super::batch::Object;
 use super::list::ListedTable;
 use super::missing::{
-    BATCHES, CONNTRACK, COUNTER, INET, Missing, NAT, NETFILTER, NF_TABLES, Part, REDIRECT, ROUTE, SETS,
-    TPROXY,
+    BATCHES, CONNTRACK, COUNTER, INET, LOG, Missing, NAMED_COUNTER, NAT, NETFILTER, NF_TABLES, Part,
+    REDIRECT, REJECT, ROUTE, SETS, TPROXY,
 };
 use crate::netlink;
 
@@ -145,6 +145,8 @@ impl Failure<'_> {
             (Object::Whole, Errno::INVAL) => Some(BATCHES),
             (Object::AddTable(_), Errno::AFNOSUPPORT) => Some(INET),
             (Object::AddChain(_, chain), Errno::NOENT) => missing_for_chain(chain),
+            // Without objects the kernel does not know the message.
+            (Object::AddCounter(..), Errno::NOENT | Errno::OPNOTSUPP | Errno::INVAL) => Some(NAMED_COUNTER),
             (Object::AddRule(_, _, rule), Errno::NOENT) => missing_for_rule(rule),
             (Object::AddSet(..) | Object::AddPorts(..), Errno::OPNOTSUPP) => Some(SETS),
             _ => None,
@@ -185,7 +187,6 @@ fn missing_for_chain(chain: &Chain) -> Option<&'static Part> {
 }
 
 fn missing_for_rule(rule: &Rule) -> Option<&'static Part> {
-    let connection = |m: &Match| matches!(m, Match::CtMark { .. } | Match::CtState(_));
     match &rule.action {
         Action::Redirect { .. } => Some(REDIRECT),
         Action::Snat { .. } => Some(NAT),
@@ -193,10 +194,13 @@ fn missing_for_rule(rule: &Rule) -> Option<&'static Part> {
         Action::SaveMark | Action::RestoreMark | Action::SetCtMark { .. } | Action::SetZone(_) => {
             Some(CONNTRACK)
         }
-        _ if rule.matches.iter().any(connection) => Some(CONNTRACK),
+        Action::Reject(_) => Some(REJECT),
+        Action::Log { .. } => Some(LOG),
+        _ if rule.matches.iter().any(Match::asks_connection) => Some(CONNTRACK),
+        _ if matches!(rule.counting, Counting::Named(_)) => Some(NAMED_COUNTER),
         // A jump to a chain that is not there has the same number.
         Action::Jump(_) => None,
-        _ if rule.counted => Some(COUNTER),
+        _ if rule.counting == Counting::Rule => Some(COUNTER),
         _ => None,
     }
 }

@@ -9,12 +9,13 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use ruleset::{
-    ALL_BITS, Action, ChainKind, CtState, Families, Family, Hook, KeyType, Match, Ports, Protocol, Rule, Side,
+    ALL_BITS, Action, ChainKind, Counting, CtState, Families, Family, Hook, KeyType, Limit, Match, Ports,
+    Protocol, RejectWith, Rule, Side,
 };
 
 use super::expr::{Expr, Value};
 use super::uapi::expr::{self, REGISTER};
-use super::uapi::{PORT_GIVEN, REPLY, cmp, ct, family, meta, payload, set, verdict};
+use super::uapi::{PORT_GIVEN, REPLY, cmp, ct, family, meta, object, payload, reject, set, verdict};
 use crate::netlink::wire::Writer;
 
 /// A rule for the kernel.
@@ -78,6 +79,10 @@ struct Lowering<'a> {
 impl<'a> Lowering<'a> {
     fn push(&mut self, expr: Expr<'a>) {
         self.out.exprs.push(expr);
+    }
+
+    fn raw(&mut self, name: &'static str, operands: impl IntoIterator<Item = (u16, Vec<u8>)>) {
+        self.push(Expr::Raw { name: name.into(), operands: operands.into_iter().collect() });
     }
 
     fn compare(&mut self, data: Value, not: bool) {
@@ -237,8 +242,7 @@ impl<'a> Lowering<'a> {
                 let operands =
                     [(1, REGISTER), (2, cmp::NEQ)].map(|(kind, n)| (kind, n.to_be_bytes().to_vec()));
                 let ends = [(3, first), (4, last)].map(|(kind, port)| (kind, data(&port.to_be_bytes())));
-                let operands = [operands, ends].concat();
-                return self.push(Expr::Raw { name: "range".into(), operands });
+                return self.raw("range", operands.into_iter().chain(ends));
             }
             Ports::Range(first, last) => {
                 self.push(Expr::Cmp { op: cmp::GTE, data: first.to_be_bytes().into() });
@@ -266,12 +270,34 @@ impl<'a> Lowering<'a> {
             self.push(Expr::Load(mark.to_ne_bytes().into()));
             self.push(Expr::MetaSet(meta::MARK));
         }
-        if rule.counted {
-            self.push(Expr::Counter);
+        if let Action::Log { limit: Some(Limit { per_second, burst }), .. } = &rule.action {
+            let (rate, one) = (u64::from(*per_second).to_be_bytes().to_vec(), 1u64.to_be_bytes().to_vec());
+            // Each second, so many at once, packets, and no other flag.
+            let rest = [(3, *burst), (4, 0), (5, 0)].map(|(kind, n)| (kind, n.to_be_bytes().to_vec()));
+            self.raw("limit", [(1, rate), (2, one)].into_iter().chain(rest));
+        }
+        match &rule.counting {
+            Counting::Rule => self.push(Expr::Counter),
+            Counting::Off => {}
+            Counting::Named(name) => {
+                self.raw("objref", [(1, object::COUNTER.to_be_bytes().to_vec()), (2, text(name))]);
+            }
         }
         match &rule.action {
             Action::Accept | Action::Tproxy { .. } => self.verdict(verdict::ACCEPT, None),
             Action::Drop => self.verdict(verdict::DROP, None),
+            Action::Reject(with) => {
+                let (kind, code) = match with {
+                    RejectWith::TcpReset => (reject::TCP_RESET, None),
+                    RejectWith::PortUnreachable => (reject::ICMPX, Some(reject::PORT)),
+                    RejectWith::AdminProhibited => (reject::ICMPX, Some(reject::ADMIN)),
+                };
+                let code = code.map(|code| (2, vec![code]));
+                self.raw("reject", [(1, kind.to_be_bytes().to_vec())].into_iter().chain(code));
+            }
+            Action::Log { group, prefix, .. } => {
+                self.raw("log", [(1, group.to_be_bytes().to_vec()), (2, text(prefix))]);
+            }
             Action::Return => self.verdict(verdict::RETURN, None),
             Action::Jump(chain) => self.verdict(verdict::JUMP, Some(chain)),
             Action::VerdictMap { map, keys, side } => {
@@ -341,6 +367,10 @@ fn family_number(family: Family) -> u8 {
         Family::V4 => family::IPV4,
         Family::V6 => family::IPV6,
     }
+}
+
+fn text(text: &str) -> Vec<u8> {
+    [text.as_bytes(), &[0]].concat()
 }
 
 /// A value as an operand: `NFTA_DATA_VALUE` with its length.

@@ -42,6 +42,16 @@ pub(super) const REDIRECT: &Part =
 pub(super) const TPROXY: &Part = &part("nf_tables tproxy (CONFIG_NFT_TPROXY)", Some("nft_tproxy"), (4, 19));
 pub(super) const CONNTRACK: &Part =
     &part("nf_tables connection tracking (CONFIG_NFT_CT)", Some("nft_ct"), (3, 13));
+pub(super) const REJECT: &Part =
+    &part("nf_tables reject for both families (CONFIG_NFT_REJECT_INET)", Some("nft_reject_inet"), (3, 14));
+pub(super) const LOG: &Part = &part(
+    "nf_tables log to a group, with a limit (CONFIG_NFT_LOG, CONFIG_NETFILTER_NETLINK_LOG, CONFIG_NFT_LIMIT)",
+    Some("nft_log, nfnetlink_log or nft_limit"),
+    (3, 13),
+);
+/// Part of nf_tables itself since 6.1.
+pub(super) const NAMED_COUNTER: &Part =
+    &part("nf_tables counters by name (CONFIG_NFT_OBJREF)", Some("nft_objref"), (4, 10));
 /// Part of nf_tables itself since 5.17.
 pub(super) const COUNTER: &Part =
     &part("nf_tables counters (CONFIG_NFT_COUNTER)", Some("nft_counter"), (3, 13));

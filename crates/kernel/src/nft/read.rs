@@ -125,6 +125,7 @@ impl Reader {
             }
             "nat" => Some(()),
             "notrack" => self.act(Act::Notrack),
+            "limit" => None,
             // Nothing of the packet gets through, whatever the answer.
             "reject" => self.act(Act::Drop),
             "queue" | "fwd" | "synproxy" => self.act(Act::Unread),

@@ -31,6 +31,7 @@ pub(super) mod message {
     pub(crate) const NEW_ELEMENTS: u16 = SUBSYSTEM << 8 | 12;
     pub(crate) const GET_ELEMENTS: u16 = SUBSYSTEM << 8 | 13;
     pub(crate) const DEL_ELEMENTS: u16 = SUBSYSTEM << 8 | 14;
+    pub(crate) const NEW_OBJECT: u16 = SUBSYSTEM << 8 | 18;
 }
 
 /// `NFTA_TABLE_*`.
@@ -130,6 +131,23 @@ pub(super) mod element {
         let [a, b, c, d] = 1u32.to_ne_bytes();
         [1, 4, a, b, c, d]
     };
+}
+
+/// `NFTA_OBJ_*` and `NFT_OBJECT_*`.
+pub(super) mod object {
+    pub(crate) const TABLE: u16 = 1;
+    pub(crate) const NAME: u16 = 2;
+    pub(crate) const TYPE: u16 = 3;
+    pub(crate) const DATA: u16 = 4;
+    pub(crate) const COUNTER: u32 = 1;
+}
+
+/// `NFT_REJECT_*` and, for both families, `NFT_REJECT_ICMPX_*`.
+pub(super) mod reject {
+    pub(crate) const TCP_RESET: u32 = 1;
+    pub(crate) const ICMPX: u32 = 2;
+    pub(crate) const PORT: u8 = 1;
+    pub(crate) const ADMIN: u8 = 3;
 }
 
 /// `NFTA_EXPR_*`, `NFTA_DATA_*`, `NFTA_VERDICT_*`.

@@ -2,7 +2,8 @@
 
 use ruleset::{
     ALL_BITS, Action, Base, Chain, ChainKind, Content, CtState, Element, Endpoint, Families, Family, Hook,
-    Key, KeyType, MapVerdict, Match, Ports, Protocol, Rule, Ruleset, Set, Side, Table, TableKind,
+    Key, KeyType, Limit, MapVerdict, Match, Ports, Protocol, RejectWith, Rule, Ruleset, Set, Side, Table,
+    TableKind,
 };
 
 fn net(text: &str) -> ipnet::IpNet {
@@ -69,6 +70,29 @@ fn filter() -> Table {
     }
     rules.push(accept(vec![Match::Reply, Match::CtState(CtState::Established)]));
     rules.push(accept(vec![Match::CtState(CtState::Related)]));
+    let log = |group, prefix: &'static str, limit: Option<(u32, u32)>| Action::Log {
+        group,
+        prefix: prefix.into(),
+        limit: limit.map(|(per_second, burst)| Limit { per_second, burst }),
+    };
+    rules.push(Rule::new(vec![], log(0, "ic1:1", None), "all"));
+    rules.push(Rule::new(vec![tcp()], log(115, "np-in", Some((10, 50))), "some"));
+    rules.push(Rule::new(vec![tcp()], log(65535, "a", Some((7, 5))), "").uncounted());
+    rules.push(Rule::new(vec![tcp()], log(1, "a", Some((1, 1))), "by name").counted_as("np-in-1"));
+    rules.push(Rule::new(vec![tcp()], Action::Drop, "").counted_as("np-in-1"));
+    rules.push(Rule::new(vec![tcp()], Action::Reject(RejectWith::TcpReset), "").counted_as("a"));
+    for with in [RejectWith::PortUnreachable, RejectWith::AdminProhibited] {
+        rules.push(Rule::new(vec![], Action::Reject(with), "told"));
+        rules.push(Rule::new(
+            vec![Match::Source { net: net("10.0.0.0/8"), not: false }],
+            Action::Reject(with),
+            "told",
+        ));
+        rules.push(Rule {
+            families: Families::Only(Family::V6),
+            ..Rule::new(vec![], Action::Reject(with), "told")
+        });
+    }
     Table { kind, sets: vec![], chains: vec![base("forward", ChainKind::Filter, Hook::Forward, kind, rules)] }
 }
 

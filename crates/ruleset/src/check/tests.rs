@@ -140,6 +140,31 @@ fn names_stand_once() {
     assert_eq!(check(&twice).unwrap_err().to_string(), "table nat stands twice");
 }
 
+/// Neither backend takes one elsewhere, however the packet comes to it.
+#[test]
+fn rejects_stand_where_the_kernel_takes_them() {
+    let at = |hook: Hook| {
+        let base = Base { kind: ChainKind::Filter, hook, priority: 0 };
+        Chain { base: Some(base), ..chain(hook.name(), vec![jump("istio-a")]) }
+    };
+    let rejects = || {
+        let reject = rule(vec![], Action::Reject(RejectWith::PortUnreachable));
+        vec![chain("istio-a", vec![jump("istio-b")]), chain("istio-b", vec![reject])]
+    };
+    let all = [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting];
+    for (kind, hook) in
+        [TableKind::Filter, TableKind::Mangle].into_iter().flat_map(|kind| all.map(|hook| (kind, hook)))
+    {
+        let chains = [vec![at(hook)], rejects()].concat();
+        let fits = kind == TableKind::Filter && matches!(hook, Hook::Input | Hook::Forward | Hook::Output);
+        let problem = "a reject outside of the filter table's input, forward and output";
+        let place = format!("{kind}/istio-b");
+        let wrong = Invalid::Rule { place, index: 0, problem };
+        let expected = if fits { Ok(()) } else { Err(wrong) };
+        assert_eq!(check(&ruleset(vec![table(kind, chains)])), expected, "{kind} {hook:?}");
+    }
+}
+
 #[test]
 fn the_parts_of_a_rule_fit_together() {
     let v4 = || Match::Source { net: "10.0.0.0/8".parse().unwrap(), not: false };
@@ -154,6 +179,10 @@ fn the_parts_of_a_rule_fit_together() {
     let plain = |matches| rule(matches, Action::Return);
     let original = |ports| Match::OriginalPort { ports, not: false };
     let echo = || Match::IcmpType { kind: 8, code: None };
+    let log = |prefix: &str, limit: Option<(u32, u32)>| {
+        let limit = limit.map(|(per_second, burst)| Limit { per_second, burst });
+        rule(vec![], Action::Log { group: 1, prefix: prefix.to_owned().into(), limit })
+    };
     for (bad, says) in [
         (plain(vec![v4(), v6()]), "a match of another family"),
         (Rule { families: Families::Both, ..plain(vec![v4()]) }, "a match of another family"),
@@ -175,6 +204,23 @@ fn the_parts_of_a_rule_fit_together() {
         (plain(vec![TCP, echo()]), "a type of ICMP without that protocol before it"),
         (plain(vec![v6(), Match::Protocol(Protocol::Icmp)]), "a match of another family"),
         (Rule { families: Families::Both, ..plain(vec![ICMP, echo()]) }, "a match of another family"),
+        (rule(vec![], Action::Reject(RejectWith::TcpReset)), "a TCP reset without TCP"),
+        (rule(vec![SCTP], Action::Reject(RejectWith::TcpReset)), "a TCP reset without TCP"),
+        (log("", None), "a log prefix that is empty"),
+        (log(&"x".repeat(64), None), "longer than 63 bytes"),
+        (log("a b", None), "more than letters, digits"),
+        (log("a\"b", None), "more than letters, digits"),
+        (log("ä", None), "more than letters, digits"),
+        (log("a", Some((0, 1))), "a limit that iptables would round"),
+        (log("a", Some((110, 1))), "a limit that iptables would round"),
+        (log("a", Some((10_001, 1))), "a limit that iptables would round"),
+        (log("a", Some((10, 0))), "a limit that iptables would round"),
+        (log("a", Some((10, 10_001))), "a limit that iptables would round"),
+        (plain(vec![]).counted_as("a b"), "the name of a counter"),
+        (plain(vec![]).counted_as("A"), "the name of a counter"),
+        (plain(vec![]).counted_as("1a"), "the name of a counter"),
+        (plain(vec![]).counted_as(""), "the name of a counter"),
+        (plain(vec![]).counted_as("a".repeat(64)), "the name of a counter"),
         (rule(vec![ICMP], Action::Redirect { port: 1 }), "redirect without a protocol"),
         (rule(vec![SCTP, v4()], Action::Tproxy { port: 1, mark: 1 }), "tproxy without TCP or UDP"),
         (plain(vec![name("")]), "an interface name that is empty"),

@@ -101,6 +101,8 @@ fn needs_tracking(rule: &Rule) -> bool {
             | Action::Snat { .. } => true,
             Action::Accept
             | Action::Drop
+            | Action::Reject(_)
+            | Action::Log { .. }
             | Action::Return
             | Action::Jump(_)
             | Action::VerdictMap { .. }

@@ -2,7 +2,7 @@ use std::slice::from_ref;
 
 use super::*;
 
-use crate::rule::{ALL_BITS, Base, ChainKind, Families, Ports};
+use crate::rule::{ALL_BITS, Base, ChainKind, Families, Limit, Ports};
 use crate::set::{Content, Contents, Delta, Element, Endpoint, Key, KeyType, NoMembers};
 
 const APP: Owner = Owner { uid: 1000, gid: 2000 };
@@ -319,6 +319,20 @@ fn marks_are_carried_from_table_to_table() {
         (TableKind::Mangle, vec![base(Hook::Output, -150, vec![rule(vec![], Action::SetMark(1))])]),
     ]);
     assert_eq!(verdict(&ruleset, &packet()), Verdict::Drop, "the priority orders tables, not their place");
+}
+
+#[test]
+fn a_log_goes_on_and_a_reject_ends() {
+    let log = || Action::Log { group: 1, prefix: "a".into(), limit: Some(Limit { per_second: 1, burst: 1 }) };
+    let rules =
+        vec![rule(vec![], log()), rule(vec![], Action::Reject(RejectWith::TcpReset)), rule(vec![], log())];
+    let ruleset = ruleset(vec![
+        (TableKind::Filter, vec![base(Hook::Output, 0, rules)]),
+        (TableKind::Nat, vec![base(Hook::Output, 100, vec![rule(vec![], log())])]),
+    ]);
+    let found = outcome(&ruleset, &packet());
+    assert_eq!((found.verdict, found.trace.len()), (Verdict::Reject(RejectWith::TcpReset), 2));
+    assert_eq!(found.decided_by.map(|place| place.index), Some(1));
 }
 
 #[test]

@@ -5,8 +5,13 @@ use std::borrow::Cow;
 use ipnet::IpNet;
 
 use super::{SHORTENED, order, own_chain_name};
-use crate::rule::{ALL_BITS, Action, CtState, Family, Match, Ports, Protocol, Rule};
+use crate::check::is_name;
+use crate::rule::{
+    ALL_BITS, Action, Counting, CtState, Family, Limit, Match, Ports, Protocol, RejectWith, Rule,
+};
 use crate::set::KeyType;
+
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 /// Reads a rule as `iptables-save` prints it, or as [`render_rule`](super::render_rule) writes it: matches and target, without
 /// `-A CHAIN`. The result is in [`canonical`] form.
@@ -16,13 +21,20 @@ use crate::set::KeyType;
 pub fn parse_rule(text: &str) -> Option<Rule> {
     let mut words = Words { words: text.split_ascii_whitespace().peekable() };
     let mut matches = Vec::new();
-    let mut extension = "";
+    let (mut extension, mut counting) = ("", Counting::Rule);
+    let mut limit: Option<Limit> = None;
     loop {
         let not = words.take_if("!");
         match words.next()? {
             "-j" if !not => {
-                let action = parse_action(&mut words)?;
-                return words.next().is_none().then(|| canonical(&Rule::new(matches, action, "")));
+                let mut action = parse_action(&mut words)?;
+                match (&mut action, limit) {
+                    (Action::Log { limit, .. }, found) => *limit = found,
+                    (_, None) => {}
+                    (_, Some(_)) => return None,
+                }
+                let rule = Rule { counting, ..Rule::new(matches, action, "") };
+                return words.next().is_none().then(|| canonical(&rule));
             }
             "-m" if !not => {
                 extension = words.next()?;
@@ -32,6 +44,15 @@ pub fn parse_rule(text: &str) -> Option<Rule> {
                     matches.push(Match::WholeHeader);
                 }
             }
+            "--comment" if !not && extension == "comment" => {
+                counting = Counting::Named(words.next().filter(|name| is_name(name))?.to_owned().into());
+            }
+            // The program does not print its own default burst.
+            "--limit" if !not && extension == "limit" => {
+                let per_second = words.next()?.strip_suffix("/sec")?.parse().ok()?;
+                limit = Some(Limit { per_second, burst: 5 });
+            }
+            "--limit-burst" if !not => limit.as_mut()?.burst = words.number()?,
             option => matches.push(parse_match(extension, option, not, &mut words)?),
         }
     }
@@ -46,7 +67,9 @@ pub fn canonical(rule: &Rule) -> Rule {
         rule.matches.iter().filter(|m| !always_holds(m)).map(canonical_match).collect();
     let protocol = rule.protocol();
     matches.sort_by_key(|m| order(m, protocol));
-    Rule::new(matches, rule.action.clone(), "")
+    let named = matches!(rule.counting, Counting::Named(_));
+    let counting = if named { rule.counting.clone() } else { Counting::Rule };
+    Rule { counting, ..Rule::new(matches, rule.action.clone(), "") }
 }
 
 fn always_holds(m: &Match) -> bool {
@@ -235,6 +258,13 @@ fn parse_action(words: &mut Words<'_>) -> Option<Action> {
     Some(match words.next()? {
         "ACCEPT" => Action::Accept,
         "DROP" => Action::Drop,
+        "REJECT" => {
+            words.take_if("--reject-with").then_some(())?;
+            let name = words.next()?;
+            let named = |with: &RejectWith| FAMILIES.iter().any(|of| with.iptables_name(*of) == name);
+            Action::Reject(RejectWith::ALL.into_iter().find(named)?)
+        }
+        "NFLOG" => parse_log(words)?,
         "RETURN" => Action::Return,
         "REDIRECT" => {
             // Old versions print and accept the singular too.
@@ -274,6 +304,19 @@ fn parse_action(words: &mut Words<'_>) -> Option<Action> {
         }
         chain => Action::Jump(Cow::Owned(own_name(chain)?)),
     })
+}
+
+fn parse_log(words: &mut Words<'_>) -> Option<Action> {
+    let (mut group, mut prefix) = (0, "");
+    while let Some(option) = words.next() {
+        match option {
+            "--nflog-group" => group = words.number()?,
+            // In quotes where it has more than letters and digits.
+            "--nflog-prefix" => prefix = words.next()?.trim_matches('"'),
+            _ => return None,
+        }
+    }
+    Some(Action::Log { group, prefix: Cow::Owned(prefix.to_owned()), limit: None })
 }
 
 fn parse_tproxy(words: &mut Words<'_>) -> Option<Action> {

@@ -42,7 +42,12 @@ fn write_layer(out: &mut String, ruleset: &Ruleset) {
                         let why: String =
                             rule.why.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
                         let how = if index < chain.leading { "-I" } else { "-A" };
-                        let _ = writeln!(out, "# {why}\n{how} {} {}", chain_name(chain), render_rule(rule));
+                        let _ = writeln!(
+                            out,
+                            "# {why}\n{how} {} {}",
+                            chain_name(chain),
+                            render_rule(rule, family)
+                        );
                     }
                 }
             }

@@ -94,6 +94,14 @@ fn each_action() {
         (Action::SaveMark, "counter ct mark set meta mark"),
         (Action::RestoreMark, "counter meta mark set ct mark"),
         (Action::SetZone(2), "counter ct zone set 2"),
+        (Action::Reject(RejectWith::TcpReset), "counter reject with tcp reset"),
+        (Action::Reject(RejectWith::PortUnreachable), "counter reject with icmpx type port-unreachable"),
+        (Action::Reject(RejectWith::AdminProhibited), "counter reject with icmpx type admin-prohibited"),
+        (log(None), "counter log prefix \"ic1:7\" group 115"),
+        (
+            log(Some(Limit { per_second: 10, burst: 50 })),
+            "limit rate 10/second burst 50 packets counter log prefix \"ic1:7\" group 115",
+        ),
     ] {
         assert_eq!(text(vec![], action), expected);
     }
@@ -102,6 +110,25 @@ fn each_action() {
         let expected = format!("{ip} daddr != {net} tproxy {ip} to :15006 meta mark set 1337 counter accept");
         assert_eq!(text(matches, Action::Tproxy { port: 15006, mark: 1337 }), expected);
     }
+}
+
+fn log(limit: Option<Limit>) -> Action {
+    Action::Log { group: 115, prefix: "ic1:7".into(), limit }
+}
+
+#[test]
+fn each_way_to_count() {
+    let rule = || Rule::new(vec![], Action::Drop, "");
+    assert_eq!(render_rule(&rule()), "counter drop");
+    assert_eq!(render_rule(&rule().uncounted()), "drop");
+    assert_eq!(render_rule(&rule().counted_as("np-in")), "counter name np-in drop");
+    let mut ruleset = ruleset();
+    for name in ["b", "a", "b"] {
+        ruleset.tables[0].chains[0].rules.push(rule().counted_as(name));
+    }
+    let text = render(&Transaction::Add(std::slice::from_ref(&ruleset)));
+    let counters: Vec<&str> = text.lines().filter(|line| line.starts_with("add counter")).collect();
+    assert_eq!(counters, ["add counter inet test-nat a", "add counter inet test-nat b"]);
 }
 
 #[test]

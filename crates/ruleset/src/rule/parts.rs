@@ -108,6 +108,17 @@ pub enum Action {
     Accept,
     /// Ends the packet.
     Drop,
+    /// Ends the packet and tells its sender; only in the filter table, where packets come in, pass or are sent.
+    Reject(RejectWith),
+    /// Hands a copy to whoever listens on the group, and goes on.
+    Log {
+        /// Of nfnetlink_log.
+        group: u16,
+        /// Tells the reader which rule it was. Letters, digits and `:._/-`, at most [`Action::PREFIX_MAX`] bytes.
+        prefix: Cow<'static, str>,
+        /// What is above it is neither logged nor counted.
+        limit: Option<Limit>,
+    },
     /// Back to the calling chain.
     Return,
     /// On in another chain of the table.
@@ -132,14 +143,68 @@ pub enum Action {
     SetZone(u16),
 }
 
+/// How the sender of a rejected packet is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RejectWith {
+    /// As of a port where nobody listens; needs TCP.
+    TcpReset,
+    /// The port is unreachable, by ICMP or ICMPv6.
+    PortUnreachable,
+    /// It is prohibited, by ICMP or ICMPv6.
+    AdminProhibited,
+}
+
+/// How often something may happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Limit {
+    /// Packets a second in the long run.
+    pub per_second: u32,
+    /// Packets at once; iptables takes at most 10,000.
+    pub burst: u32,
+}
+
+/// Where packets that match a rule are counted. iptables always counts them for the rule, too.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Counting {
+    /// For the rule.
+    #[default]
+    Rule,
+    /// Nowhere.
+    Off,
+    /// For all rules of the table that name it. nf_tables has an object of that name; iptables shows the name as the rule's comment, so that
+    /// the counts of the rules with it add up to the same.
+    Named(Cow<'static, str>),
+}
+
 // === impl Action ===
 
 impl Action {
+    /// The longest prefix that each variant of iptables takes (`struct xt_nflog_info`).
+    pub const PREFIX_MAX: usize = 63;
+
     /// The family that the action restricts the rule to.
     pub fn family(&self) -> Option<Family> {
         match self {
             Self::VerdictMap { keys, .. } => Some(keys.family()),
             _ => None,
+        }
+    }
+}
+
+// === impl RejectWith ===
+
+impl RejectWith {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::TcpReset, Self::PortUnreachable, Self::AdminProhibited];
+
+    /// As iptables says it in a family.
+    pub fn iptables_name(self, family: Family) -> &'static str {
+        match (self, family) {
+            (Self::TcpReset, _) => "tcp-reset",
+            (Self::PortUnreachable, Family::V4) => "icmp-port-unreachable",
+            (Self::PortUnreachable, Family::V6) => "icmp6-port-unreachable",
+            (Self::AdminProhibited, Family::V4) => "icmp-admin-prohibited",
+            (Self::AdminProhibited, Family::V6) => "icmp6-adm-prohibited",
         }
     }
 }

@@ -30,6 +30,7 @@ struct Kernel {
     chains: &'static [&'static str],
     lacks_exprs: &'static [&'static str],
     lacks_sets: bool,
+    lacks_objects: bool,
 }
 
 const ALL: Kernel = Kernel {
@@ -40,6 +41,7 @@ const ALL: Kernel = Kernel {
     chains: &["filter", "nat", "route"],
     lacks_exprs: &[],
     lacks_sets: false,
+    lacks_objects: false,
 };
 
 impl Kernel {
@@ -60,6 +62,8 @@ impl Kernel {
             let result = match message.kind {
                 message::NEW_TABLE if !self.inet => Err(Errno::AFNOSUPPORT),
                 message::NEW_SET if self.inet && self.lacks_sets => Err(Errno::OPNOTSUPP),
+                // No callback for a message of that number: `nfnetlink_find_client`.
+                message::NEW_OBJECT if self.inet && self.lacks_objects => Err(Errno::INVAL),
                 message::NEW_CHAIN => match text(chain::TYPE) {
                     Some(kind) if !self.inet || !self.chains.contains(&&*kind) => Err(Errno::NOENT),
                     _ => {
@@ -134,7 +138,7 @@ fn tproxy_rules() -> Ruleset {
         families: Families::Only(Family::V4),
         matches,
         action: Action::Tproxy { port: 15006, mark: 1337 },
-        counted: true,
+        counting: ruleset::Counting::Rule,
         why: "".into(),
     };
     let chain = |kind, hook: Hook, rules| Chain {
@@ -233,6 +237,24 @@ fn a_kernel_without_a_part_is_told_with_what_helps() {
             &["came with"],
         ),
         (
+            Kernel { release: "5.4.0", lacks_exprs: &["reject"], ..ALL },
+            probe::questions,
+            &["CONFIG_NFT_REJECT_INET", "load the module nft_reject_inet"],
+            &["came with"],
+        ),
+        (
+            Kernel { release: "5.4.0", lacks_exprs: &["limit"], ..ALL },
+            probe::questions,
+            &["CONFIG_NFT_LIMIT", "load the module nft_log, nfnetlink_log or nft_limit"],
+            &["came with"],
+        ),
+        (
+            Kernel { release: "4.9.1", lacks_objects: true, ..ALL },
+            probe::questions,
+            &["counters by name", "came with Linux 4.10; this is Linux 4.9"],
+            &["module"],
+        ),
+        (
             Kernel { release: "5.3.0", lacks_sets: true, ..ALL },
             port_rules,
             &["nf_tables sets", "load the module nf_tables_set"],
@@ -255,25 +277,31 @@ fn a_kernel_without_a_part_is_told_with_what_helps() {
         assert!(!silent.iter().any(|part| text.contains(part)), "{}: {text}", kernel.release);
         assert!(text.len() < 350 && !text.contains("backend"), "{text}");
     }
-    for rules in [twenty_five_rules, tproxy_rules, port_rules] {
+    for rules in [twenty_five_rules, tproxy_rules, port_rules, probe::questions] {
         assert_eq!(ALL.setup(&rules()).unwrap(), Change::Fresh);
     }
 }
 
 #[test]
 fn a_probe_says_what_a_kernel_has() {
-    let support = |redirect, marks, tproxy| Support { tables: true, redirect, marks, tproxy };
-    let nothing = Support { tables: false, ..support(false, false, false) };
+    let support = |redirect, marks, tproxy| Support { tables: true, redirect, marks, tproxy, policy: true };
+    let no_policy = |support| Support { policy: false, ..support };
+    let nothing = Support { tables: false, ..no_policy(support(false, false, false)) };
     for (kernel, wanted) in [
         (ALL, support(true, true, true)),
         (Kernel { batches: false, nf_tables: false, ..ALL }, nothing),
         (Kernel { nf_tables: false, ..ALL }, nothing),
-        (Kernel { inet: false, ..ALL }, support(false, false, false)),
+        (Kernel { inet: false, ..ALL }, no_policy(support(false, false, false))),
         (Kernel { chains: &["filter"], lacks_exprs: &["redir"], ..ALL }, support(false, false, false)),
         (Kernel { chains: &["filter", "route"], ..ALL }, support(false, true, true)),
         (Kernel { lacks_exprs: &["redir"], ..ALL }, support(false, true, true)),
         (Kernel { lacks_exprs: &["tproxy"], ..ALL }, support(true, true, false)),
         (Kernel { lacks_exprs: &["ct"], ..ALL }, support(true, false, false)),
+        (Kernel { lacks_exprs: &["log"], ..ALL }, no_policy(support(true, true, true))),
+        (Kernel { lacks_exprs: &["limit"], ..ALL }, no_policy(support(true, true, true))),
+        (Kernel { lacks_exprs: &["reject"], ..ALL }, no_policy(support(true, true, true))),
+        (Kernel { lacks_exprs: &["objref"], ..ALL }, no_policy(support(true, true, true))),
+        (Kernel { lacks_objects: true, ..ALL }, no_policy(support(true, true, true))),
     ] {
         assert_eq!(kernel.probe(), wanted, "{:?}", (kernel.nf_tables, kernel.chains, kernel.lacks_exprs));
     }
