@@ -13,6 +13,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
+#[cfg(test)]
+pub(crate) use entries::tests::read as read_entries;
 pub use entries::{EntriesError, Redirected, forget};
 
 /// `net.netfilter.nf_conntrack_tcp_loose` (Documentation/networking/nf_conntrack-sysctl.rst), below a procfs. Each namespace has its own;

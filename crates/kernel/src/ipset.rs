@@ -1,6 +1,8 @@
 //! Sets of the iptables world, over netlink.
 
 mod message;
+#[cfg(test)]
+pub(crate) mod tests;
 
 use std::collections::HashMap;
 use std::ops::AddAssign;

@@ -6,6 +6,8 @@ mod apply;
 pub mod branch_eni;
 pub mod conntrack;
 mod difference;
+#[cfg(test)]
+mod fuzz;
 mod ipset;
 pub mod iptables;
 pub mod kubelet;

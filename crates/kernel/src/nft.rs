@@ -23,7 +23,7 @@ mod probe;
 mod read;
 mod set;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod uapi;
 
 use netns::Inside;

@@ -5,6 +5,8 @@
 
 pub(crate) mod branch;
 mod message;
+#[cfg(test)]
+pub(crate) mod tests;
 
 use std::net::{IpAddr, Ipv6Addr};
 

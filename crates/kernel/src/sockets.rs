@@ -5,6 +5,9 @@
 //! 262,144 hash buckets; the connection tracking table takes tens of milliseconds to walk, and tells of the end of a connection only
 //! if somebody listened when it began (`net.netfilter.nf_conntrack_events`, 2 by default).
 
+#[cfg(test)]
+pub(crate) mod tests;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

@@ -122,4 +122,6 @@ fn addresses(members: &Map<String, Value>) -> Result<Vec<IpAddr>, Malformed> {
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

@@ -6,6 +6,9 @@
 //! The table is one for the whole machine, and a list of one namespace's entries walks through all of it: tens of milliseconds. So the
 //! number of the namespace's entries is asked for first, which costs microseconds.
 
+#[cfg(test)]
+pub(crate) mod tests;
+
 use std::net::{IpAddr, SocketAddr};
 
 use netns::Inside;

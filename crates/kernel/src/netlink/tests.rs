@@ -1,7 +1,5 @@
 //! Answers of the kernel.
 
-use proptest::prelude::*;
-
 use super::wire::{Message, Messages, Writer};
 use super::{ERROR_TEXT, Error, NLMSG_ERROR, error_of, flags};
 
@@ -65,11 +63,4 @@ fn a_list_is_left_unread_where_it_is_too_long() {
     assert!(matches!(error, Error::TooMany { most, .. } if most == all - 1), "{error}");
     assert_eq!(some, all - 1);
     assert_eq!(count(all).1, all, "nothing of the list before is left");
-}
-
-proptest! {
-    #[test]
-    fn any_answer_can_be_read(payload in prop::collection::vec(any::<u8>(), 0..80), flags in any::<u16>()) {
-        let _ = error_of(&Message { kind: NLMSG_ERROR, flags, sequence: 0, payload: &payload });
-    }
 }

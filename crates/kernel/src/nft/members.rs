@@ -1,5 +1,8 @@
 //! Members of named sets that come and go without the rules.
 
+#[cfg(test)]
+pub(crate) mod tests;
+
 use std::collections::BTreeMap;
 
 use netns::Inside;

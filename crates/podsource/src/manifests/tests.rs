@@ -2,11 +2,9 @@ use std::fs;
 use std::path::Path;
 
 use facts::PodRef;
-use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::Manifests;
-use super::document::{Format, Wanted};
 use crate::{Cause, PodSource, Retry};
 
 const WEB: &str = r#"
@@ -366,44 +364,6 @@ fn aliases_that_multiply_are_refused_quickly() {
     let text = message(dir.path(), "shop", "web");
     assert!(text.contains("bomb.yaml is broken"), "{text}");
     assert!(start.elapsed().as_secs() < 5, "{:?}", start.elapsed());
-}
-
-const FRAGMENTS: &[&str] = &[
-    "kind: Pod\n",
-    "kind: List\n",
-    "metadata: {name: web, namespace: shop}\n",
-    "spec:\n  containers:\n",
-    "  - name: c\n    env: [{name: A, value: 1}]\n",
-    "items:\n- kind: Pod\n",
-    "---\n",
-    "...\n",
-    "%YAML 1.2\n",
-    "&a [*a]\n",
-    "<<: *a\n",
-    "\t\"web\\x",
-    "? - : |\n  web",
-    "{\"kind\":\"Pod\",",
-];
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
-
-    #[test]
-    fn no_text_panics(text: String) {
-        for format in [Format::Yaml, Format::Json] {
-            // every text mentions the empty name, so nothing is skipped
-            let _ = Wanted { namespace: "shop", name: "" }.find(&text, format);
-        }
-    }
-
-    #[test]
-    fn no_mixture_of_fragments_panics(fragments in prop::collection::vec(prop::sample::select(FRAGMENTS), 0..10)) {
-        for format in [Format::Yaml, Format::Json] {
-            let wanted = Wanted { namespace: "shop", name: "web" };
-            let _ = wanted.find(&fragments.concat(), format);
-            let _ = wanted.expect(&fragments.concat(), format);
-        }
-    }
 }
 
 /// What the API server would say of a namespace, by the file that says it first.
