@@ -81,20 +81,21 @@ fn told(agent: &Agent, store: Option<&Store>, event: ClusterEvent) {
             agent.ambient.changed(&pods);
             agent.older.changed();
         }
+        ClusterEvent::Listed { what } => log.debug("all objects are listed", &[("watch", &what.name())]),
         ClusterEvent::Told(told) => agent.ambient.told(&told),
         ClusterEvent::Outlook(outlook) => shutdown::tell(agent, &outlook),
         ClusterEvent::WatchFailed { what, error, failing_for, retry_in } => {
             watch_failed(agent, what, &error);
             let (for_s, in_s) = (failing_for.as_secs(), format!("{:.1}", retry_in.as_secs_f64()));
-            log.warn(&error, &[("watch", &kind(what)), ("failing_for_s", &for_s), ("retry_in_s", &in_s)]);
+            log.warn(&error, &[("watch", &what.name()), ("failing_for_s", &for_s), ("retry_in_s", &in_s)]);
         }
         ClusterEvent::WatchRestored { what, failed_for } => {
-            if matches!(what, What::DaemonSet | What::Node) {
+            if what.is_own() {
                 shutdown::tell(agent, &decide(&agent.cluster.seen()));
             }
             log.info(
                 "the watch works again",
-                &[("watch", &kind(what)), ("failed_for_s", &failed_for.as_secs())],
+                &[("watch", &what.name()), ("failed_for_s", &failed_for.as_secs())],
             );
         }
         ClusterEvent::ServerAway { error } => server_away(agent, &error),
@@ -103,10 +104,10 @@ fn told(agent: &Agent, store: Option<&Store>, event: ClusterEvent) {
             agent.health.settled(Notice::ApiServer);
             log.info("the API server answers again", &[("away_for_s", &away_for.as_secs())]);
         }
-        ClusterEvent::Relisted { what } => log.info("everything is listed anew", &[("watch", &kind(what))]),
+        ClusterEvent::Relisted { what } => log.info("everything is listed anew", &[("watch", &what.name())]),
         ClusterEvent::Unreadable { what, error } => {
-            metrics.watch_failure(kind(what));
-            log.warn(&error, &[("watch", &kind(what))]);
+            metrics.watch_failure(what.name());
+            log.warn(&error, &[("watch", &what.name())]);
         }
     }
 }
@@ -127,15 +128,15 @@ fn synced(agent: &Agent, store: Option<&Store>) {
 }
 
 fn watch_failed(agent: &Agent, what: What, error: &WatchError) {
-    agent.metrics.watch_failure(kind(what));
+    agent.metrics.watch_failure(what.name());
     if let WatchError::Api(error) = error {
         agent.metrics.api_server_failure(error.reason());
     }
-    match what {
-        What::DaemonSet | What::Node => shutdown::tell_refusal(agent, error),
+    if what.is_own() {
+        shutdown::tell_refusal(agent, error);
+    } else if !agent.cluster.state().synced {
         // What was listed once stays good for the pods that it is of; readiness needs the first list only.
-        _ if !agent.cluster.state().synced => agent.health.pending(Part::Cluster, error),
-        _ => {}
+        agent.health.pending(Part::Cluster, error);
     }
 }
 
@@ -152,14 +153,4 @@ fn server_away(agent: &Agent, error: &cluster::Error) {
     };
     agent.health.notice(Notice::ApiServer, error);
     agent.log.warn(text, &[("error", error)]);
-}
-
-fn kind(what: What) -> &'static str {
-    match what {
-        What::Pods => "pods",
-        What::Namespaces => "namespaces",
-        What::Manifests => "manifests",
-        What::DaemonSet => "daemonset",
-        What::Node => "node",
-    }
 }

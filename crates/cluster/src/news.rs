@@ -74,6 +74,32 @@ pub trait Hold<T> {
     fn take(&mut self, news: News<T>) -> Vec<Delta<Self::Held>>;
 }
 
+// === impl News ===
+
+impl<T> News<T> {
+    /// The same with another form of the object.
+    pub fn map<U>(self, convert: impl FnOnce(T) -> U) -> News<U> {
+        match self {
+            Self::ListBegins => News::ListBegins,
+            Self::Listed(item) => News::Listed(item.map(convert)),
+            Self::ListEnds(version) => News::ListEnds(version),
+            Self::ListFails { most } => News::ListFails { most },
+            Self::Watched(change, item) => News::Watched(change, item.map(convert)),
+            Self::Gone(item) => News::Gone(item.map(convert)),
+            Self::Reached(version) => News::Reached(version),
+            Self::Fetched(item) => News::Fetched(item.map(convert)),
+            Self::Unreadable(key) => News::Unreadable(key),
+        }
+    }
+}
+
+impl<T> Item<T> {
+    fn map<U>(self, convert: impl FnOnce(T) -> U) -> Item<U> {
+        let Self { key, uid, version, object } = self;
+        Item { key, uid, version, object: convert(object) }
+    }
+}
+
 // === impl Key ===
 
 impl Key {

@@ -153,26 +153,25 @@ impl<T> Objects<T> {
 
 impl<T: PartialEq> Objects<T> {
     /// Adds or replaces an object.
-    fn set(&mut self, item: Item<T>) -> Option<Change<T>> {
+    fn set(&mut self, item: Item<Arc<T>>) -> Option<Change<T>> {
         let Item { key, uid, object, .. } = item;
         let Some(held) = self.held.get_mut(&key.namespace).and_then(|all| all.get_mut(&key.name)) else {
-            let (object, mark) = (Arc::new(object), self.rounds.mark());
+            let mark = self.rounds.mark();
             self.insert(key.clone(), Held { object: object.clone(), uid, mark });
             return Some(Delta { key, before: None, after: Some(object) });
         };
         self.rounds.see(&mut held.mark);
         let is_other = held.uid.differs(uid);
         held.uid = uid;
-        if *held.object == object && !is_other {
+        if !is_other && (Arc::ptr_eq(&held.object, &object) || held.object == object) {
             return None;
         }
-        let after = Arc::new(object);
-        let before = std::mem::replace(&mut held.object, after.clone());
-        Some(Delta { key, before: Some(before), after: Some(after) })
+        let before = std::mem::replace(&mut held.object, object.clone());
+        Some(Delta { key, before: Some(before), after: Some(object) })
     }
 
     /// What a list or watch says of an object.
-    fn apply(&mut self, item: Item<T>) -> Option<Change<T>> {
+    fn apply(&mut self, item: Item<Arc<T>>) -> Option<Change<T>> {
         if self.ahead.admits(&item.key, item.version) {
             return self.set(item);
         }
@@ -181,7 +180,7 @@ impl<T: PartialEq> Objects<T> {
     }
 
     /// A late message about an earlier object of the name does not remove its successor.
-    fn delete(&mut self, item: Item<T>) -> Option<Change<T>> {
+    fn delete(&mut self, item: Item<Arc<T>>) -> Option<Change<T>> {
         let held = self.held(&item.key.namespace, &item.key.name);
         let is_other = held.is_some_and(|held| held.uid.differs(item.uid));
         if is_other || !self.ahead.admits(&item.key, item.version) {
@@ -191,7 +190,7 @@ impl<T: PartialEq> Objects<T> {
     }
 
     /// What a single question brought. Nothing happens if the watch has told of that version already.
-    fn fetched(&mut self, item: Item<T>) -> Option<Change<T>> {
+    fn fetched(&mut self, item: Item<Arc<T>>) -> Option<Change<T>> {
         let key = item.key.clone();
         let is_awaited = self.ahead.is_awaited(&key);
         if !self.ahead.insert(key.clone(), item.version) {
@@ -232,10 +231,10 @@ impl<T: PartialEq> Objects<T> {
     }
 }
 
-impl<T: PartialEq> Hold<T> for Objects<T> {
+impl<T: PartialEq> Hold<Arc<T>> for Objects<T> {
     type Held = Arc<T>;
 
-    fn take(&mut self, news: News<T>) -> Vec<Change<T>> {
+    fn take(&mut self, news: News<Arc<T>>) -> Vec<Change<T>> {
         let changed = match news {
             News::ListBegins => {
                 self.ahead.begin();

@@ -6,13 +6,15 @@
 //! these can be had from outside of that watcher.
 
 mod fetch;
-mod list;
 mod manifests;
 mod own;
+mod read;
 mod reflector;
+mod sink;
 mod standing;
 #[cfg(test)]
 mod tests;
+mod wanted;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -21,21 +23,27 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use std::time::Duration;
 
 use facts::{Facts, PodRef};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::connection::Connection;
 use crate::daemonset::{self, Outlook, OwnPod, Seen};
 use crate::error::Error;
 use crate::index::Index;
+use crate::kind::{Namespaces, Pods, Selection};
+use crate::news::Key;
+pub use crate::readiness::{State, What};
 use crate::recovery::Outage;
 pub use fetch::FetchError;
 use fetch::{Fetcher, Question, Questions};
-use list::Kind;
 pub use manifests::ManifestError;
 pub use own::Own;
 use own::watch_own;
 use reflector::Reflector;
+use sink::{AllNamespaces, NodePods, Sink};
 use standing::Standing;
+pub use wanted::{Shared, Wanted};
 
 /// Where the state of the cluster comes from.
 #[derive(Debug, Clone)]
@@ -90,26 +98,16 @@ impl Default for Limits {
     }
 }
 
-/// What is watched.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum What {
-    /// Pods of this node, from the API server.
-    Pods,
-    /// Namespaces, from the API server.
-    Namespaces,
-    /// A directory of manifests.
-    Manifests,
-    /// The agent's DaemonSet.
-    DaemonSet,
-    /// The node's own object.
-    Node,
-}
-
 /// Something that the agent logs, counts or acts upon.
 #[derive(Debug, Clone)]
 pub enum Event {
-    /// Everything has been listed once. Comes once.
+    /// Pods and namespaces have been listed once. Comes once.
     Synced,
+    /// All objects of a watch have been listed for the first time.
+    Listed {
+        /// Which.
+        what: What,
+    },
     /// Facts of these pods changed, or they are gone.
     Changed(Vec<PodRef>),
     /// The API server told of a pod or of a namespace, whether or not that changes a fact. The index goes by it already.
@@ -189,29 +187,19 @@ pub enum WatchError {
     Manifests(#[from] ManifestError),
 }
 
-/// How the watches are.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct State {
-    /// Whether everything has been listed once.
-    pub synced: bool,
-    /// Whether the watch of pods stands, or the directory of manifests is read.
-    pub pods_ok: bool,
-    /// Whether the watch of namespaces stands; for manifests the same as of pods.
-    pub namespaces_ok: bool,
-    /// The last error, while not all of it stands.
-    pub last_error: Option<String>,
-}
-
 /// The index and how current it is, shared by the watches and everybody who reads. Clones are the same.
 #[derive(Debug, Clone, Default)]
 pub struct Cluster {
-    shared: Arc<Shared>,
+    shared: Arc<Inner>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct Inner {
     index: RwLock<Index>,
     state: Mutex<State>,
+    seen: Mutex<Seen>,
+    /// Taken by [`run`].
+    wanted: Mutex<Wanted>,
     ask: mpsc::Sender<Question>,
     /// Taken by [`run`].
     questions: Mutex<Option<Questions>>,
@@ -228,6 +216,13 @@ impl Cluster {
         Self::default()
     }
 
+    /// The same, and these kinds are watched as well.
+    pub fn wanting(wanted: Wanted) -> Self {
+        let cluster = Self::default();
+        *cluster.shared.wanted.lock().unwrap_or_else(PoisonError::into_inner) = wanted;
+        cluster
+    }
+
     /// The index, for a moment: nothing that waits may be done while it is held.
     pub fn index(&self) -> RwLockReadGuard<'_, Index> {
         self.shared.index.read().unwrap_or_else(PoisonError::into_inner)
@@ -240,7 +235,7 @@ impl Cluster {
     /// See [`FetchError`]. While the server is away, it is not asked.
     pub async fn fetch(&self, namespace: &str, name: &str, limit: Duration) -> Result<(), FetchError> {
         let (answer, answered) = oneshot::channel();
-        let question = Question { key: (namespace.to_owned(), name.to_owned()), answer };
+        let question = Question { key: Key::new(namespace, name), answer };
         let asked = async {
             // Either end is gone where there are no watches any more.
             self.shared.ask.send(question).await.map_err(|_| FetchError::NoServer)?;
@@ -261,7 +256,7 @@ impl Cluster {
 
     /// What was seen of the agent's DaemonSet and of the node.
     pub fn seen(&self) -> Seen {
-        self.index().seen().clone()
+        self.shared.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {
@@ -273,11 +268,11 @@ impl Cluster {
     }
 }
 
-impl Default for Shared {
+impl Default for Inner {
     fn default() -> Self {
         let (ask, questions) = mpsc::channel(MAX_QUESTIONS);
-        let (index, state) = (RwLock::default(), Mutex::default());
-        Self { index, state, ask, questions: Mutex::new(Some(questions)) }
+        let (index, state, seen, wanted) = <(RwLock<_>, Mutex<_>, Mutex<_>, Mutex<_>)>::default();
+        Self { index, state, seen, wanted, ask, questions: Mutex::new(Some(questions)) }
     }
 }
 
@@ -285,8 +280,10 @@ impl Default for Shared {
 pub async fn run(source: Source, cluster: Cluster, observer: impl Fn(Event) + Send + Sync) -> Infallible {
     let reporter = Reporter { cluster: &cluster, observer: &observer };
     let questions = cluster.shared.questions.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let wanted = std::mem::take(&mut *cluster.shared.wanted.lock().unwrap_or_else(PoisonError::into_inner));
     match source {
         Source::Manifests { dir, own } => {
+            reporter.expect([What::MANIFESTS]);
             let own = async {
                 let Some(Own { connection, node, pod, limits }) = &own else {
                     return std::future::pending().await;
@@ -297,34 +294,59 @@ pub async fn run(source: Source, cluster: Cluster, observer: impl Fn(Event) + Se
                 }
             };
             tokio::select! {
-                never = manifests::watch(&dir, &reporter, questions) => never,
+                never = manifests::watch(&dir, &reporter, questions, &wanted) => never,
                 never = own => never,
             }
         }
         Source::Kubernetes { connection, node, own, limits } => {
-            let reflect = |kind| Reflector::new(&connection, kind, limits, &reporter).run();
+            let wishes = wanted.wishes();
+            reporter.expect(
+                [What::PODS, What::NAMESPACES].into_iter().chain(wishes.iter().map(|one| one.what())),
+            );
             let own = async {
                 match &own {
                     Some(own) => watch_own(&connection, &node, own, limits, &reporter).await,
                     None => std::future::pending().await,
                 }
             };
-            let fetch = async {
-                let fetcher = Fetcher { connection: &connection, reporter: &reporter, node: &node };
-                match questions {
-                    Some(mut questions) => fetcher.run(&mut questions).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let wished = wishes.iter().map(|wish| wish.run(&connection, limits, &reporter));
+            let mut wished: FuturesUnordered<_> = wished.collect();
             // none of them ends
             tokio::select! {
-                never = fetch => never,
+                never = watch_node(&connection, &node, limits, &reporter, questions) => never,
                 never = connection.recovery().run(&connection, |outage| reporter.outage(outage)) => never,
-                never = reflect(Kind::Pods { node: node.clone() }) => never,
-                never = reflect(Kind::Namespaces) => never,
+                Some(never) = wished.next() => never,
                 never = own => never,
             }
         }
+    }
+}
+
+/// Watches the pods of a node and all namespaces, and answers questions for pods.
+async fn watch_node(
+    connection: &Connection,
+    node: &str,
+    limits: Limits,
+    reporter: &Reporter<'_>,
+    questions: Option<Questions>,
+) -> Infallible {
+    let fetch = async {
+        let fetcher = Fetcher { connection, reporter, node };
+        match questions {
+            Some(mut questions) => fetcher.run(&mut questions).await,
+            None => std::future::pending().await,
+        }
+    };
+    let of_node = Selection::fields(format!("spec.nodeName={node}"), format!("of node {node}"));
+    let (pods, namespaces) = (NodePods(reporter), AllNamespaces(reporter));
+    let selected = (What::PODS, of_node);
+    let pods = Reflector::<Pods>::new(connection, selected, limits, reporter, &pods).run();
+    let selected = (What::NAMESPACES, Selection::all());
+    let namespaces = Reflector::<Namespaces>::new(connection, selected, limits, reporter, &namespaces).run();
+    tokio::select! {
+        never = fetch => never,
+        never = pods => never,
+        never = namespaces => never,
     }
 }
 
@@ -342,14 +364,9 @@ impl Reporter<'_> {
     /// Changes the index, tells what changed by that, and whether the index is complete by that.
     fn update(&self, change: impl FnOnce(&mut Index) -> Vec<PodRef>) {
         let mut index = self.cluster.index_mut();
-        let seen = index.times_seen();
         let changed = change(&mut index);
-        let outlook = (index.times_seen() != seen).then(|| daemonset::decide(index.seen()));
         let synced = index.is_synced();
         drop(index);
-        if let Some(outlook) = outlook {
-            self.tell(Event::Outlook(outlook));
-        }
         if !changed.is_empty() {
             self.tell(Event::Changed(changed));
         }
@@ -358,20 +375,31 @@ impl Reporter<'_> {
         }
     }
 
-    fn set_ok(&self, what: What, ok: bool, error: Option<&WatchError>) {
+    /// Changes what was seen of the agent's DaemonSet and of the node, and tells what follows from it.
+    fn see(&self, change: impl FnOnce(&mut Seen)) {
+        let mut seen = self.cluster.shared.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = seen.clone();
+        change(&mut seen);
+        let outlook = (*seen != before).then(|| daemonset::decide(&seen));
+        drop(seen);
+        if let Some(outlook) = outlook {
+            self.tell(Event::Outlook(outlook));
+        }
+    }
+
+    fn expect(&self, watches: impl IntoIterator<Item = What>) {
         let mut state = self.cluster.state_mut();
-        match what {
-            What::Pods => state.pods_ok = ok,
-            What::Namespaces => state.namespaces_ok = ok,
-            What::Manifests => (state.pods_ok, state.namespaces_ok) = (ok, ok),
-            // No pod waits for these.
-            What::DaemonSet | What::Node => return,
+        watches.into_iter().for_each(|what| state.expect(what));
+    }
+
+    fn listed(&self, what: What) {
+        if self.cluster.state_mut().set_listed(what) {
+            self.tell(Event::Listed { what });
         }
-        if let Some(error) = error {
-            state.last_error = Some(error.to_string());
-        } else if state.pods_ok && state.namespaces_ok {
-            state.last_error = None;
-        }
+    }
+
+    fn set_stands(&self, what: What, error: Option<&WatchError>) {
+        self.cluster.state_mut().set_stands(what, error);
     }
 
     fn outage(&self, outage: Outage) {

@@ -15,7 +15,7 @@ use crate::PodRef;
 use capture::Pod;
 use serde::{Deserialize, Serialize};
 
-pub use made::namespace_labels;
+pub use made::{METADATA_NAME, namespace_labels};
 use spec::{ContainerSpec, SecurityContext, Spec, containers};
 use status::InitStatus;
 pub use status::{PodIp, Status};
@@ -126,13 +126,6 @@ impl Header {
             Some(POD) if !named => Some("has no metadata.name"),
             Some(_) => None,
         }
-    }
-
-    /// Whether this or one of its items is a pod or a namespace.
-    pub fn holds_any(&self) -> bool {
-        let kind = self.kind.as_deref();
-        let is_any = matches!(kind, Some(POD | NAMESPACE)) || kind.and_then(kind_of_items).is_some();
-        is_any || self.items.iter().flatten().any(Self::holds_any)
     }
 }
 

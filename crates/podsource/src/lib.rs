@@ -26,7 +26,7 @@ pub use agent::{Agent, LastKnown};
 pub use annotations::Annotations;
 pub use error::{Cause, Error, Retry};
 pub use kubernetes::{DEFAULT_TIMEOUT, KUBECONFIG_NAME, Kubernetes};
-pub use manifests::{FileError, ManifestFile, Manifests, is_manifest, objects_in_file};
+pub use manifests::{FileError, ManifestFile, Manifests, Written, is_manifest, written_in_file};
 pub use note::leave_note;
 
 /// Largest object, file or answer that is read, in bytes. The API server itself stores no object above 1.5 MiB; a manifest

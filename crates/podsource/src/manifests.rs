@@ -15,6 +15,7 @@ mod file;
 mod namespaces;
 #[cfg(test)]
 mod tests;
+mod written;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -29,7 +30,8 @@ use document::{Broken, Format, Wanted};
 use facts::object::Object;
 use trusted::Links;
 
-pub use file::{FileError, ManifestFile, objects_in_file};
+pub use file::{FileError, ManifestFile, written_in_file};
+pub use written::Written;
 
 /// Whether a directory of manifests is searched for pods in a file of this name: `*.yaml`, `*.yml`, `*.json`, not hidden.
 pub fn is_manifest(path: &Path) -> bool {

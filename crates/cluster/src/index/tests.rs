@@ -1,7 +1,8 @@
-use facts::PodRef;
 use serde_json::json;
 
 use super::*;
+use crate::news::Item;
+use crate::watch::Change;
 
 fn pod(namespace: &str, name: &str, uid: &str, label: &str) -> Object {
     serde_json::from_value(json!({"kind": "Pod",
@@ -10,8 +11,27 @@ fn pod(namespace: &str, name: &str, uid: &str, label: &str) -> Object {
     .unwrap()
 }
 
-fn labels(value: &str) -> BTreeMap<String, Option<String>> {
-    [("team".to_owned(), Some(value.to_owned())), ("empty".to_owned(), None)].into()
+fn item(pod: Object) -> Item<Arc<Object>> {
+    let (key, uid) = (Key::new(pod.namespace(), pod.name()), Uid::new(pod.uid().unwrap_or_default()));
+    Item { key, uid, version: 0, object: Arc::new(pod) }
+}
+
+fn apply(index: &mut Index, pod: Object) -> Vec<PodRef> {
+    index.take_pods(News::Watched(Change::Updated, item(pod)))
+}
+
+fn delete(index: &mut Index, namespace: &str, name: &str, uid: &str) -> Vec<PodRef> {
+    index.take_pods(News::Gone(item(pod(namespace, name, uid, ""))))
+}
+
+fn namespace(name: &str, team: &str) -> Item<Arc<Namespace>> {
+    let object: Namespace =
+        serde_json::from_value(json!({"metadata": {"labels": {"team": team, "empty": null}}})).unwrap();
+    Item { key: Key::new("", name), uid: Uid::default(), version: 0, object: Arc::new(object) }
+}
+
+fn label(index: &mut Index, name: &str, team: &str) -> Vec<PodRef> {
+    index.take_namespaces(News::Watched(Change::Updated, namespace(name, team)))
 }
 
 fn key(namespace: &str, name: &str, uid: &str) -> PodRef {
@@ -21,25 +41,25 @@ fn key(namespace: &str, name: &str, uid: &str) -> PodRef {
 #[test]
 fn applying_tells_what_changed() {
     let mut index = Index::default();
-    assert_eq!(index.apply_pod(pod("shop", "web", "u1", "a")), [key("shop", "web", "u1")]);
-    assert_eq!(index.apply_pod(pod("shop", "web", "u1", "a")), [], "the same again");
-    assert_eq!(index.apply_pod(pod("shop", "web", "u1", "b")), [key("shop", "web", "u1")]);
+    assert_eq!(apply(&mut index, pod("shop", "web", "u1", "a")), [key("shop", "web", "u1")]);
+    assert_eq!(apply(&mut index, pod("shop", "web", "u1", "a")), [], "the same again");
+    assert_eq!(apply(&mut index, pod("shop", "web", "u1", "b")), [key("shop", "web", "u1")]);
     let both = [key("shop", "web", "u1"), key("shop", "web", "u2")];
-    assert_eq!(index.apply_pod(pod("shop", "web", "u2", "b")), both, "another pod of the name");
-    assert_eq!(index.delete_pod("shop", "web", "u1"), [], "the deletion of the first one, late");
-    assert_eq!(index.delete_pod("shop", "web", "u2"), [key("shop", "web", "u2")]);
-    assert_eq!(index.delete_pod("shop", "web", "u2"), []);
-    assert_eq!(index.delete_pod("none", "web", ""), []);
-    assert!(index.namespaces.is_empty(), "nothing is left of it");
+    assert_eq!(apply(&mut index, pod("shop", "web", "u2", "b")), both, "another pod of the name");
+    assert_eq!(delete(&mut index, "shop", "web", "u1"), [], "the deletion of the first one, late");
+    assert_eq!(delete(&mut index, "shop", "web", "u2"), [key("shop", "web", "u2")]);
+    assert_eq!(delete(&mut index, "shop", "web", "u2"), []);
+    assert_eq!(delete(&mut index, "none", "web", ""), []);
+    assert!(index.pods.is_empty(), "nothing is left of it");
 }
 
 #[test]
 fn a_change_of_status_counts() {
     let mut index = Index::default();
-    index.apply_pod(pod("shop", "web", "u1", "a"));
+    apply(&mut index, pod("shop", "web", "u1", "a"));
     let mut done = pod("shop", "web", "u1", "a");
     done.status.as_mut().unwrap().phase = Some("Succeeded".into());
-    assert_eq!(index.apply_pod(done), [key("shop", "web", "u1")]);
+    assert_eq!(apply(&mut index, done), [key("shop", "web", "u1")]);
     assert_eq!(
         index.pod("shop", "web").unwrap().status.as_ref().unwrap().phase.as_deref(),
         Some("Succeeded")
@@ -49,58 +69,47 @@ fn a_change_of_status_counts() {
 #[test]
 fn labels_of_a_namespace_change_the_facts_of_its_pods() {
     let mut index = Index::default();
-    assert_eq!(index.apply_namespace("shop", &labels("red")), []);
-    index.apply_pod(pod("shop", "web", "u1", "a"));
-    index.apply_pod(pod("bank", "web", "u2", "a"));
+    assert_eq!(label(&mut index, "shop", "red"), []);
+    apply(&mut index, pod("shop", "web", "u1", "a"));
+    apply(&mut index, pod("bank", "web", "u2", "a"));
     assert_eq!(index.facts("bank", "web").unwrap().namespace_labels, None);
     let facts = index.facts("shop", "web").unwrap();
     let expected = [("team".to_owned(), "red".to_owned()), ("empty".to_owned(), String::new())].into();
     assert_eq!(facts.namespace_labels, Some(expected));
     assert_eq!(*facts.pod, pod("shop", "web", "u1", "a"));
-    assert_eq!(index.apply_namespace("shop", &labels("red")), []);
-    assert_eq!(index.apply_namespace("shop", &labels("blue")), [key("shop", "web", "u1")]);
-    assert_eq!(index.delete_namespace("shop"), [key("shop", "web", "u1")]);
-    assert_eq!(index.delete_namespace("shop"), []);
+    assert_eq!(label(&mut index, "shop", "red"), []);
+    assert_eq!(label(&mut index, "shop", "blue"), [key("shop", "web", "u1")]);
+    let gone = |index: &mut Index| index.take_namespaces(News::Gone(namespace("shop", "")));
+    assert_eq!(gone(&mut index), [key("shop", "web", "u1")]);
+    assert_eq!(gone(&mut index), []);
     assert_eq!(index.facts("shop", "web").unwrap().namespace_labels, None);
     assert!(index.facts("shop", "other").is_none());
 }
 
 #[test]
-fn a_list_forgets_what_it_lacks_and_only_at_its_end() {
+fn namespaces_that_a_list_lacks_change_the_facts_of_their_pods() {
     let mut index = Index::default();
-    for name in ["stays", "goes", "odd", "replaced"] {
-        index.apply_pod(pod("shop", name, "u1", "a"));
+    for (namespace, name, uid) in
+        [("shop", "a", "u1"), ("shop", "b", "u2"), ("odd", "c", "u3"), ("new", "d", "u4")]
+    {
+        apply(&mut index, pod(namespace, name, uid, "a"));
     }
     for namespace in ["shop", "gone", "odd"] {
-        index.apply_namespace(namespace, &labels("red"));
+        label(&mut index, namespace, "red");
     }
+    index.take_pods(News::ListBegins);
+    index.take_pods(News::Listed(item(pod("shop", "a", "u1", "a"))));
+    index.take_pods(News::Unreadable(Key::new("odd", "c")));
+    assert_eq!(index.take_pods(News::ListEnds(1)), [key("new", "d", "u4"), key("shop", "b", "u2")]);
     assert!(!index.is_synced());
-    // one that breaks off
-    index.begin_pods();
-    index.apply_pod(pod("shop", "stays", "u1", "a"));
-    assert_eq!(index.pods().count(), 4);
-
-    index.begin_pods();
-    assert_eq!(index.apply_pod(pod("shop", "stays", "u1", "a")), []);
-    index.apply_pod(pod("shop", "replaced", "u2", "a"));
-    index.keep_pod("shop", "odd");
-    index.apply_pod(pod("new", "new", "u3", "a"));
-    assert_eq!(index.pods().count(), 5);
-    assert_eq!(index.commit_pods(), [key("shop", "goes", "u1")]);
-    assert!(!index.is_synced());
-
-    index.begin_namespaces();
-    index.apply_namespace("shop", &labels("red"));
-    index.keep_namespace("odd");
-    assert_eq!(index.commit_namespaces(), []);
-    assert!(index.is_synced());
-    assert_eq!(index.namespaces.keys().collect::<Vec<_>>(), ["new", "odd", "shop"]);
-    index.begin_namespaces();
-    let mut changed = index.commit_namespaces();
-    changed.sort_unstable();
-    let expected = [("odd", "u1"), ("replaced", "u2"), ("stays", "u1")];
-    assert_eq!(changed, expected.map(|(name, uid)| key("shop", name, uid)));
-    assert_eq!(index.pods_in("shop").len(), 3);
+    index.take_namespaces(News::ListBegins);
+    index.take_namespaces(News::Listed(namespace("shop", "red")));
+    index.take_namespaces(News::Unreadable(Key::new("", "odd")));
+    assert_eq!(index.take_namespaces(News::ListEnds(1)), []);
+    assert!(index.is_synced() && index.has_namespace("odd") && !index.has_namespace("gone"));
+    index.take_namespaces(News::ListBegins);
+    assert_eq!(index.take_namespaces(News::ListEnds(2)), [key("odd", "c", "u3"), key("shop", "a", "u1")]);
+    assert_eq!(index.pods_in("shop"), [key("shop", "a", "u1")]);
 }
 
 fn remembered(namespace: &str, name: &str, uid: &str, team: &str) -> Facts {
@@ -117,34 +126,36 @@ fn what_is_remembered_counts_until_a_list_says_otherwise() {
     }
     assert!(!index.is_synced());
     assert_eq!(index.facts("shop", "gone").unwrap(), remembered("shop", "gone", "u3", "old"));
-    index.begin_pods();
-    index.begin_namespaces();
-    assert_eq!(index.apply_pod(pod("shop", "same", "u1", "kept")), [], "nothing is new of it");
-    assert_eq!(index.apply_pod(pod("shop", "changed", "u2", "new")), [key("shop", "changed", "u2")]);
+    let listed = |index: &mut Index, pod: Object| index.take_pods(News::Listed(item(pod)));
+    index.take_pods(News::ListBegins);
+    index.take_namespaces(News::ListBegins);
+    assert_eq!(listed(&mut index, pod("shop", "same", "u1", "kept")), [], "nothing is new of it");
+    assert_eq!(listed(&mut index, pod("shop", "changed", "u2", "new")), [key("shop", "changed", "u2")]);
     assert!(!index.is_remembered("shop", "same") && index.is_remembered("shop", "gone"));
     // The list breaks off: what it has said stays, and so does what it has not come to.
-    index.begin_pods();
+    index.take_pods(News::ListBegins);
     index.remember(remembered("shop", "changed", "u2", "old"));
     let app = |index: &Index, name: &str| index.pod("shop", name).unwrap().label("app").map(str::to_owned);
     assert_eq!(app(&index, "changed").as_deref(), Some("new"), "listed counts more");
-    index.apply_pod(pod("shop", "same", "u1", "kept"));
-    index.apply_pod(pod("shop", "changed", "u2", "new"));
-    assert_eq!(index.commit_pods(), [key("shop", "gone", "u3")]);
+    listed(&mut index, pod("shop", "same", "u1", "kept"));
+    listed(&mut index, pod("shop", "changed", "u2", "new"));
+    assert_eq!(index.take_pods(News::ListEnds(1)), [key("shop", "gone", "u3")]);
     assert_eq!(index.facts("shop", "same").unwrap().namespace_labels.unwrap()["team"], "old");
-    assert_eq!(index.apply_namespace("shop", &labels("new")).len(), 2);
-    index.commit_namespaces();
+    let changed = index.take_namespaces(News::Listed(namespace("shop", "new")));
+    assert_eq!(changed.len(), 2);
+    index.take_namespaces(News::ListEnds(1));
     // Late, it says nothing.
     index.remember(remembered("shop", "gone", "u3", "old"));
     index.remember(remembered("bank", "web", "u4", "old"));
     assert!(index.pod("shop", "gone").is_none() && index.pod("bank", "web").is_none());
-    assert!(!index.namespaces.contains_key("bank"));
+    assert!(!index.has_namespace("bank"));
 }
 
 #[test]
 fn labels_that_are_only_remembered_go_with_a_list_that_lacks_their_namespace() {
     let mut index = Index::default();
     index.remember(remembered("shop", "web", "u1", "old"));
-    index.begin_namespaces();
-    assert_eq!(index.commit_namespaces(), [key("shop", "web", "u1")]);
+    index.take_namespaces(News::ListBegins);
+    assert_eq!(index.take_namespaces(News::ListEnds(1)), [key("shop", "web", "u1")]);
     assert_eq!(index.facts("shop", "web").unwrap().namespace_labels, None);
 }

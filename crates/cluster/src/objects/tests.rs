@@ -7,11 +7,11 @@ fn uid(number: u64) -> Uid {
     Uid::new(&number.to_string())
 }
 
-fn item(name: &str, number: u64, version: u64, object: &str) -> Item<String> {
-    Item { key: Key::new("shop", name), uid: uid(number), version, object: object.to_owned() }
+fn item(name: &str, number: u64, version: u64, object: &str) -> Item<Arc<String>> {
+    Item { key: Key::new("shop", name), uid: uid(number), version, object: Arc::new(object.to_owned()) }
 }
 
-fn there(name: &str, number: u64, object: &str) -> News<String> {
+fn there(name: &str, number: u64, object: &str) -> News<Arc<String>> {
     News::Watched(watch::Change::Updated, item(name, number, 0, object))
 }
 

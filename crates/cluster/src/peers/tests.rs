@@ -108,7 +108,7 @@ fn of_two_that_claim_an_address_the_living_and_then_the_younger_has_it() {
         ("ended", Peer { phase: Phase::Succeeded, created: 9, ..base.clone() }),
         ("old", Peer { created: 1, ..base.clone() }),
         ("ending", Peer { is_deleting: true, created: 8, ..base.clone() }),
-        ("young", Peer { created: 2, ..base.clone() }),
+        ("young", Peer { created: 2, ..base }),
     ] {
         peers.apply(key(name), Uid::new(name), claim);
     }

@@ -12,11 +12,12 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot};
 
-use super::Reporter;
-use super::list::Kind;
-use super::reflector::number;
+use super::sink::{AllNamespaces, NodePods};
+use super::{Reporter, Sink, read};
 use crate::connection::Connection;
 use crate::error::{Error, place};
+use crate::kind::{Kind, Namespaces, Pods};
+use crate::news::{Key, News};
 use crate::write::segment;
 
 /// Longest wait for an object. Whoever asks may wait less.
@@ -33,9 +34,6 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// Answers that are remembered for that.
 const MAX_REMEMBERED: usize = 1024;
-
-/// Namespace and name.
-type Key = (String, String);
 
 /// Why a pod is not known though the API server was asked for it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -120,34 +118,30 @@ impl Fetcher<'_> {
     }
 
     /// Brings a pod, and its namespace if that is not known either, into the index.
-    async fn fetch(&self, (namespace, name): &Key) -> Result<(), FetchError> {
+    async fn fetch(&self, Key { namespace, name }: &Key) -> Result<(), FetchError> {
         if self.connection.recovery().is_away() {
             return Err(FetchError::Away);
         }
         let known = self.reporter.cluster.index().has_namespace(namespace);
-        let pods = Kind::Pods { node: self.node.to_owned() };
-        let namespaces = OptionFuture::from((!known).then(|| self.get(&Kind::Namespaces, "", namespace)));
-        let (pod, labels) = join(self.get(&pods, namespace, name), namespaces).await;
+        let namespaces = OptionFuture::from((!known).then(|| self.get::<Namespaces>("", namespace)));
+        let (pod, labels) = join(self.get::<Pods>(namespace, name), namespaces).await;
         let (pod, labels) = (pod?, labels.transpose()?);
         let placed: Placed = serde_json::from_slice(&pod).map_err(|error| not_understood(place(&error)))?;
         if placed.spec.node_name.as_deref() != Some(self.node) {
             return Err(FetchError::Elsewhere);
         }
         if let Some(labels) = labels {
-            self.apply(&Kind::Namespaces, &labels)?;
+            apply::<Namespaces>(&AllNamespaces(self.reporter), &labels)?;
         }
-        self.apply(&pods, &pod)
+        apply::<Pods>(&NodePods(self.reporter), &pod)
     }
 
-    async fn get(&self, kind: &Kind, namespace: &str, name: &str) -> Result<Bytes, FetchError> {
-        let request = kind.get(namespace, name);
-        let (operation, plural) = match kind {
-            Kind::Pods { .. } => (format!("get pod {namespace}/{name}"), "pods"),
-            _ => (format!("get namespace {name}"), "namespaces"),
-        };
+    async fn get<K: Kind>(&self, namespace: &str, name: &str) -> Result<Bytes, FetchError> {
+        let request = K::RESOURCE.get(namespace, name);
+        let operation = format!("get {} {}", K::RESOURCE.kind.to_lowercase(), Key::new(namespace, name));
         match self.connection.ask(&operation, request, LIMIT, MAX_OBJECT).await {
             Ok(object) => Ok(object),
-            Err(error) if error.says_absent(plural, &segment(name)) => Err(FetchError::NotFound),
+            Err(error) if error.says_absent(K::RESOURCE.plural, &segment(name)) => Err(FetchError::NotFound),
             Err(error) => {
                 // The next pod must not wait for the same.
                 self.connection.recovery().doubt();
@@ -155,13 +149,13 @@ impl Fetcher<'_> {
             }
         }
     }
+}
 
-    fn apply(&self, kind: &Kind, text: &[u8]) -> Result<(), FetchError> {
-        let text: &RawValue = serde_json::from_slice(text).map_err(|error| not_understood(place(&error)))?;
-        let (object, version) = kind.read(text).map_err(|misfit| not_understood(misfit.reason))?;
-        self.reporter.update(|index| kind.fetched(index, object, number(&version)));
-        Ok(())
-    }
+fn apply<K: Kind>(sink: &impl Sink<K::Object>, text: &[u8]) -> Result<(), FetchError> {
+    let text: &RawValue = serde_json::from_slice(text).map_err(|error| not_understood(place(&error)))?;
+    let (item, _) = read::object::<K>(text).map_err(|misfit| not_understood(misfit.reason))?;
+    sink.take(News::Fetched(item));
+    Ok(())
 }
 
 // === impl Asked ===

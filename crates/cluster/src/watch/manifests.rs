@@ -19,8 +19,8 @@ use inotify::{EventMask, EventStream, Inotify, WatchDescriptor, WatchMask};
 use podsource::is_manifest;
 
 use super::fetch::{FetchError, Question, Questions};
-use super::{Reporter, Standing, WatchError, What};
-use files::Files;
+use super::{Reporter, Standing, Wanted, WatchError, What};
+pub(super) use files::{Files, Reader};
 
 /// Writers make several changes in a row; they are read together, once there was none for so long, or after a while of changes.
 const CALM: Duration = Duration::from_millis(30);
@@ -46,7 +46,7 @@ pub enum ManifestError {
         /// The operating system's words.
         reason: String,
     },
-    /// A file cannot be read. The pods that it described before stay.
+    /// A file cannot be read. The objects that it described before stay.
     #[error("{reason}")]
     File {
         /// Which.
@@ -69,11 +69,12 @@ pub(super) async fn watch(
     dir: &Path,
     reporter: &Reporter<'_>,
     mut questions: Option<Questions>,
+    wanted: &Wanted,
 ) -> Infallible {
-    let mut standing = Standing::new(What::Manifests, reporter, None);
-    let mut files = Files::default();
+    let mut standing = Standing::new(What::MANIFESTS, reporter, None);
+    let mut files = Files::new(wanted);
     loop {
-        let error = match follow(dir, &mut files, &mut standing, &mut questions).await {
+        let error = match follow(dir, &mut files, &mut standing, &mut questions, wanted).await {
             Ok(()) => continue,
             Err(error) => error.to_string(),
         };
@@ -87,6 +88,7 @@ async fn follow(
     files: &mut Files,
     standing: &mut Standing<'_>,
     questions: &mut Option<Questions>,
+    wanted: &Wanted,
 ) -> io::Result<()> {
     let identity = identity(dir)?;
     let mut events = Events::of(dir)?;
@@ -96,9 +98,11 @@ async fn follow(
         events.catch_up()?;
         *files = read.without_unfinished(files, |path| events.is_unfinished(path));
         standing.reporter.update(|index| files.apply(index));
+        wanted.wishes().iter().for_each(|wish| wish.take_manifests(files));
+        standing.reporter.listed(What::MANIFESTS);
         standing.works();
         for error in broken.into_iter().filter(|error| !events.is_unfinished(error.path())) {
-            standing.reporter.unreadable(What::Manifests, WatchError::Manifests(error));
+            standing.reporter.unreadable(What::MANIFESTS, WatchError::Manifests(error));
         }
         asked.drain(..).for_each(|question| answer(question, standing.reporter));
         tokio::select! {
@@ -133,8 +137,8 @@ async fn next(questions: &mut Option<Questions>) -> Question {
     }
 }
 
-fn answer(Question { key: (namespace, name), answer }: Question, reporter: &Reporter<'_>) {
-    let known = reporter.cluster.index().pod(&namespace, &name).is_some();
+fn answer(Question { key, answer }: Question, reporter: &Reporter<'_>) {
+    let known = reporter.cluster.index().pod(&key.namespace, &key.name).is_some();
     // Who no longer listens needs no answer.
     let _ = answer.send(if known { Ok(()) } else { Err(FetchError::NoManifest) });
 }

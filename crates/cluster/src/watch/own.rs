@@ -3,11 +3,12 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use super::list::Kind;
 use super::reflector::Reflector;
+use super::sink;
 use super::{Limits, Reporter, Standing, What};
 use crate::connection::Connection;
 use crate::daemonset::{self, OwnPod};
+use crate::kind::{DaemonSets, Nodes, Selection};
 
 /// The agent's own DaemonSet and node at the API server.
 #[derive(Debug, Clone)]
@@ -30,17 +31,21 @@ pub(super) async fn watch_own(
     limits: Limits,
     reporter: &Reporter<'_>,
 ) -> Infallible {
-    let reflect = |kind| Reflector::new(connection, kind, limits, reporter).run();
     let set = async {
         let name = own_daemonset(connection, own, limits, reporter).await;
-        reflect(Kind::DaemonSet { namespace: own.namespace.clone(), name }).await
+        reporter.see(|seen| name.clone_into(&mut seen.name));
+        let sink = sink::Own::daemonset(reporter, &own.namespace, &name);
+        let selected = (What::DAEMONSET, Selection::one(Some(&own.namespace), &name));
+        Reflector::<DaemonSets>::new(connection, selected, limits, reporter, &sink).run().await
     };
+    let sink = sink::Own::node(reporter, node);
+    let selected = (What::NODE, Selection::one(None, node));
+    let node = Reflector::<Nodes>::new(connection, selected, limits, reporter, &sink).run();
     tokio::select! {
-        never = reflect(Kind::Node { name: node.to_owned() }) => never,
+        never = node => never,
         never = set => never,
     }
 }
-
 /// The name of the DaemonSet that the agent's pod belongs to. It is asked for until the API server says it: by a guess, a DaemonSet of another name
 /// would count as one that does not exist.
 async fn own_daemonset(
@@ -49,7 +54,7 @@ async fn own_daemonset(
     limits: Limits,
     reporter: &Reporter<'_>,
 ) -> String {
-    let mut standing = Standing::new(What::DaemonSet, reporter, Some(connection.recovery()));
+    let mut standing = Standing::new(What::DAEMONSET, reporter, Some(connection.recovery()));
     loop {
         match daemonset::look::name_of(connection, own, limits.answer).await {
             Ok(name) => {

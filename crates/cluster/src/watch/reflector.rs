@@ -1,15 +1,16 @@
-//! One list and watch of the API server, for ever.
+//! One list and watch of the API server, for ever, of objects of any kind.
 
 use std::convert::Infallible;
+use std::marker::PhantomData;
 
-use facts::PodRef;
 use serde_json::value::RawValue;
 
-use super::list::{Item, Kind, Line, Misfit, Page, PageMetadata, Refusal, Since, Tidings};
-use super::{Change, Event, Limits, Reporter, Standing, Told};
+use super::read::{self, Line, Misfit, Page, PageMetadata, Refusal, Tidings, number};
+use super::{Change, Event, Limits, Reporter, Sink, Standing, What};
 use crate::connection::{Connection, Items, Lines};
 use crate::error::{About, Error, place};
-use crate::index::Index;
+use crate::kind::{Kind, Requests, Selection, Since};
+use crate::news::News;
 
 /// Largest object of a list and line of a watch, in bytes. The API server's store takes 1.5 MiB, which JSON may make more.
 const MAX_OBJECT: usize = 8 << 20;
@@ -21,16 +22,19 @@ const MAX_STUCK: u32 = 3;
 /// A watch is asked to end after about so many seconds, so that the agents of a cluster spread over the API servers in time.
 const WATCH_SECONDS: std::ops::Range<u32> = 240..290;
 
-pub(super) struct Reflector<'a> {
+pub(super) struct Reflector<'a, K: Kind> {
     connection: &'a Connection,
-    kind: Kind,
+    what: What,
+    requests: Requests,
     limits: Limits,
     reporter: &'a Reporter<'a>,
+    sink: &'a dyn Sink<K::Object>,
     standing: Standing<'a>,
     /// What the watch before has reached.
     reached: Option<String>,
     /// Lists in a row that are not as new as that.
     behind: u32,
+    kind: PhantomData<fn(K)>,
 }
 
 /// How a watch ended without an error.
@@ -41,15 +45,19 @@ enum End {
     Expired,
 }
 
-impl<'a> Reflector<'a> {
+impl<'a, K: Kind> Reflector<'a, K> {
+    /// Tells `sink` of the objects of a selection.
     pub(super) fn new(
         connection: &'a Connection,
-        kind: Kind,
+        (what, selection): (What, Selection),
         limits: Limits,
         reporter: &'a Reporter<'a>,
+        sink: &'a dyn Sink<K::Object>,
     ) -> Self {
-        let standing = Standing::new(kind.what(), reporter, Some(connection.recovery()));
-        Self { connection, kind, limits, reporter, standing, reached: None, behind: 0 }
+        let standing = Standing::new(what, reporter, Some(connection.recovery()));
+        let requests = Requests::new(K::RESOURCE, selection);
+        let (reached, behind, kind) = (None, 0, PhantomData);
+        Self { connection, what, requests, limits, reporter, sink, standing, reached, behind, kind }
     }
 
     pub(super) async fn run(mut self) -> Infallible {
@@ -59,12 +67,12 @@ impl<'a> Reflector<'a> {
                     self.behind = 0;
                     self.standing.stands();
                     self.reached = Some(self.follow(version).await);
-                    self.reporter.tell(Event::Relisted { what: self.kind.what() });
+                    self.reporter.tell(Event::Relisted { what: self.what });
                 }
                 Err(error) => {
                     // Of a list that broke off what came stays, within bounds: it was said by the API server.
                     let most = (!matches!(error, Error::Endless { .. })).then_some(self.limits.objects);
-                    self.reporter.update(|index| self.kind.abandon(index, most));
+                    self.sink.take(News::ListFails { most });
                     let behind = matches!(error, Error::Behind { .. }) || error.is_expired();
                     self.behind = if behind { self.behind + 1 } else { 0 };
                     self.standing.failed(error).await;
@@ -75,21 +83,18 @@ impl<'a> Reflector<'a> {
 
     fn since(&self) -> Since {
         match &self.reached {
-            _ if self.kind.is_single() => Since::Now,
+            _ if self.requests.is_single() => Since::Now,
             Some(_) if self.behind >= MAX_STUCK => Since::Now,
             Some(version) => Since::Version(version.clone()),
             None => Since::Any,
         }
     }
 
-    /// Reads all objects into the index; gives the version that they are of.
+    /// Reads all objects into the store; gives the version that they are of.
     async fn list(&mut self) -> Result<String, Error> {
-        let operation = format!("list {}", self.kind.name());
+        let operation = format!("list {}", self.requests.name());
         let since = self.since();
-        self.reporter.update(|index| {
-            self.kind.begin(index);
-            Vec::new()
-        });
+        self.sink.take(News::ListBegins);
         let (mut next, mut read) = (String::new(), Amount::default());
         loop {
             let page = self.page(&operation, &since, &next, &mut read).await?;
@@ -97,14 +102,15 @@ impl<'a> Reflector<'a> {
                 if page.resource_version.is_empty() {
                     return Err(Error::NotUnderstood { operation, reason: "has no version".into() });
                 }
-                self.reporter.update(|index| self.kind.commit(index, number(&page.resource_version)));
+                self.sink.take(News::ListEnds(number(&page.resource_version)));
+                self.reporter.listed(self.what);
                 return Ok(page.resource_version);
             }
             next = page.next;
         }
     }
 
-    /// Reads a page into the index, object by object: a list from the server's cache has all of them in one page.
+    /// Reads a page into the store, object by object: a list from the server's cache has all of them in one page.
     async fn page(
         &self,
         operation: &str,
@@ -113,17 +119,8 @@ impl<'a> Reflector<'a> {
         read: &mut Amount,
     ) -> Result<PageMetadata, Error> {
         let not_understood = |reason| Error::NotUnderstood { operation: operation.into(), reason };
-        let check = |page: &Page| {
-            if !self.kind.is_list(page) {
-                return Err(not_understood(format!("is not a list of {}", self.kind.name())));
-            }
-            if since.is_older(&page.metadata.resource_version) {
-                return Err(Error::Behind { operation: operation.into(), retry_after: None });
-            }
-            Ok(())
-        };
         let limit = self.limits.answer;
-        let request = self.kind.list(since, next);
+        let request = self.requests.list(since, next);
         let response = self.connection.send(operation, request, limit).await?;
         let mut items = Items::new(response.into_body(), MAX_OBJECT);
         let mut first = true;
@@ -135,38 +132,33 @@ impl<'a> Reflector<'a> {
                 && let Ok(begun) = Page::parse(items.rest(), false)
             {
                 // Before anything of it is applied; API servers write the version first.
-                check(&begun)?;
+                self.check(operation, since, &begun)?;
             }
             read.add(operation, item.len(), self.limits)?;
             let item: &RawValue =
                 serde_json::from_slice(&item).map_err(|error| not_understood(place(&error)))?;
-            match self.kind.read(item) {
-                Ok((object, version)) => self.listed(object, number(&version)),
-                Err(misfit) => self.misfit(operation, &misfit),
+            match read::object::<K>(item) {
+                Ok((item, _)) => self.sink.take(News::Listed(item)),
+                Err(misfit) => self.misfit(operation, misfit),
             }
         }
         let page = Page::parse(items.rest(), true).map_err(not_understood)?;
-        check(&page)?;
+        self.check(operation, since, &page)?;
         read.next_page(operation, self.limits)?;
         Ok(page.metadata)
     }
 
-    fn listed(&self, item: Item, version: u64) {
-        let mut told = None;
-        self.reporter.update(|index| {
-            let before = self.kind.told(index, &item, None);
-            let changed = self.kind.apply(index, item, version);
-            // What is as it was in the list before is no news.
-            told = before.filter(|told| told.change == Change::Added || !changed.is_empty());
-            changed
-        });
-        self.tell(told);
-    }
-
-    fn tell(&self, told: Option<Told>) {
-        if let Some(told) = told {
-            self.reporter.tell(Event::Told(told));
+    /// Whether a page is of the list that was asked for, and not older. That one object is not in its list is evidence, so that this is looked at closely.
+    fn check(&self, operation: &str, since: &Since, page: &Page) -> Result<(), Error> {
+        let is_list = page.kind == self.requests.list_kind() && page.items.is_some();
+        if self.requests.is_single() && !is_list {
+            let reason = format!("is not a list of {}", self.requests.name());
+            return Err(Error::NotUnderstood { operation: operation.into(), reason });
         }
+        if since.is_older(&page.metadata.resource_version) {
+            return Err(Error::Behind { operation: operation.into(), retry_after: None });
+        }
+        Ok(())
     }
 
     /// Watches from `version` on, again and again, until everything has to be listed anew; gives the version that was reached.
@@ -192,9 +184,9 @@ impl<'a> Reflector<'a> {
 
     /// One watch, as long as it lasts. `version` goes along with what has been applied.
     async fn watch(&mut self, version: &mut String) -> Result<End, Error> {
-        let operation = format!("watch {}", self.kind.name());
+        let operation = format!("watch {}", self.requests.name());
         let seconds = WATCH_SECONDS.start + random() % (WATCH_SECONDS.end - WATCH_SECONDS.start);
-        let request = self.kind.watch(version, seconds);
+        let request = self.requests.watch(version, seconds);
         let response = self.connection.send(&operation, request, self.limits.answer).await?;
         let mut lines = Lines::new(response.into_body(), MAX_OBJECT);
         let mut settled = false;
@@ -219,75 +211,59 @@ impl<'a> Reflector<'a> {
 
     fn line(&self, operation: &str, line: &[u8], version: &mut String) -> Result<(), Error> {
         let operation = || operation.to_owned();
-        let line: Line<'_> = serde_json::from_slice(line)
-            .map_err(|error| Error::NotUnderstood { operation: operation(), reason: place(&error) })?;
-        if line.change == Tidings::Error {
-            let refusal = serde_json::from_str::<Refusal>(line.object.get());
-            let Refusal { code, message } = refusal
-                .map_err(|error| Error::NotUnderstood { operation: operation(), reason: place(&error) })?;
-            let message = message.chars().filter(|c| !c.is_control()).take(300).collect();
-            let (about, retry_after) = (About::Other, None);
-            return Err(Error::Status { operation: operation(), code, message, about, retry_after });
-        }
-        if line.change == Tidings::Bookmark {
-            // carries nothing but the version; a name is only what it lacks
-            let header = serde_json::from_str::<facts::object::Header>(line.object.get()).ok();
-            let metadata = header.and_then(|header| header.metadata);
-            let reached = metadata.and_then(|metadata| metadata.resource_version);
-            self.advance(version, reached, |_| Vec::new());
-            return Ok(());
-        }
-        match self.kind.read(line.object) {
-            Ok((item, reached)) => {
-                let (at, mut told) = (number(&reached), None);
-                self.advance(version, Some(reached), |index| {
-                    told = self.kind.told(index, &item, Some(line.change));
-                    match line.change {
-                        Tidings::Deleted => self.kind.delete(index, &item, at),
-                        _ => self.kind.apply(index, item, at),
-                    }
-                });
-                self.tell(told);
+        let not_understood = |error| Error::NotUnderstood { operation: operation(), reason: place(&error) };
+        let line: Line<'_> = serde_json::from_slice(line).map_err(not_understood)?;
+        let change = match line.change {
+            Tidings::Error => {
+                let refusal = serde_json::from_str::<Refusal>(line.object.get());
+                let Refusal { code, message } = refusal.map_err(not_understood)?;
+                let message = message.chars().filter(|c| !c.is_control()).take(300).collect();
+                let (about, retry_after) = (About::Other, None);
+                return Err(Error::Status { operation: operation(), code, message, about, retry_after });
             }
-            Err(misfit) => {
-                self.misfit(&operation(), &misfit);
-                let reached = misfit.metadata.and_then(|metadata| metadata.resource_version);
-                self.advance(version, reached, |_| Vec::new());
+            Tidings::Bookmark => {
+                self.advance(read::version(line.object), version);
+                return Ok(());
+            }
+            Tidings::Added => Some(Change::Added),
+            Tidings::Modified => Some(Change::Updated),
+            Tidings::Deleted => None,
+        };
+        match read::object::<K>(line.object) {
+            Ok((item, reached)) => {
+                self.sink.take(match change {
+                    Some(change) => News::Watched(change, item),
+                    None => News::Gone(item),
+                });
+                if !reached.is_empty() {
+                    *version = reached;
+                }
+            }
+            Err(mut misfit) => {
+                let reached = std::mem::take(&mut misfit.version);
+                self.misfit(&operation(), misfit);
+                self.advance(reached, version);
             }
         }
         Ok(())
     }
 
-    /// Applies a change, after which everything up to `reached` has been applied.
-    fn advance(
-        &self,
-        version: &mut String,
-        reached: Option<String>,
-        change: impl FnOnce(&mut Index) -> Vec<PodRef>,
-    ) {
-        self.reporter.update(|index| {
-            let changed = change(index);
-            if let Some(reached) = reached.filter(|reached| !reached.is_empty()) {
-                self.kind.reached(index, number(&reached));
-                *version = reached;
-            }
-            changed
-        });
+    /// Everything up to `reached` has been told.
+    fn advance(&self, reached: String, version: &mut String) {
+        if !reached.is_empty() {
+            self.sink.take(News::Reached(number(&reached)));
+            *version = reached;
+        }
     }
 
-    fn misfit(&self, operation: &str, misfit: &Misfit) {
-        if let Some(metadata) = &misfit.metadata {
-            self.reporter.update(|index| {
-                let namespace = metadata.namespace.as_deref().unwrap_or("default");
-                self.kind.keep(index, namespace, metadata.name.as_deref().unwrap_or_default());
-                Vec::new()
-            });
+    fn misfit(&self, operation: &str, misfit: Misfit) {
+        if let Some(key) = misfit.key {
+            self.sink.take(News::Unreadable(key));
         }
-        let error = Error::NotUnderstood { operation: operation.into(), reason: misfit.reason.clone() };
-        self.reporter.unreadable(self.kind.what(), error);
+        let error = Error::NotUnderstood { operation: operation.into(), reason: misfit.reason };
+        self.reporter.unreadable(self.what, error);
     }
 }
-
 /// What was read of a list, over all of its pages.
 #[derive(Debug, Default)]
 struct Amount {
@@ -317,11 +293,6 @@ impl Amount {
         }
         Err(Error::Endless { operation: operation.into(), limit: format!("{} pages", limits.objects) })
     }
-}
-
-/// A version that can be compared, or 0.
-pub(super) fn number(version: &str) -> u64 {
-    version.parse().unwrap_or_default()
 }
 
 /// RandomState is the standard library's only source of randomness.

@@ -31,7 +31,7 @@ impl<'a> Standing<'a> {
     /// It seems to work; another failure soon is still one in a row.
     pub(super) fn stands(&mut self) {
         self.stands = self.recovery.map(Recovery::stands);
-        self.reporter.set_ok(self.what, true, None);
+        self.reporter.set_stands(self.what, None);
         if let Some(since) = self.failing.take() {
             let failed_for = since.elapsed();
             self.reporter.tell(Event::WatchRestored { what: self.what, failed_for });
@@ -50,7 +50,7 @@ impl<'a> Standing<'a> {
         };
         let longest = self.recovery.map_or(LONGEST_PAUSE, |recovery| recovery.longest_pause(LONGEST_PAUSE));
         let retry_in = RETRY.pause(self.failures).min(longest).max(asked.min(LONGEST_PAUSE));
-        self.reporter.set_ok(self.what, false, Some(&error));
+        self.reporter.set_stands(self.what, Some(&error));
         self.reporter.tell(Event::WatchFailed { what: self.what, error, failing_for, retry_in });
         match self.recovery {
             Some(recovery) => recovery.pause(retry_in).await,

@@ -1,33 +1,36 @@
 //! A list, and single questions that are answered while it runs.
 
+use std::sync::Arc;
+
+use facts::Object;
 use serde_json::json;
 use serde_json::value::to_raw_value;
 
-use super::list::{Item, Kind};
+use super::read;
 use crate::index::Index;
-
-fn kind() -> Kind {
-    Kind::Pods { node: "n1".into() }
-}
+use crate::kind::Pods;
+use crate::news::{Item, News};
 
 /// A pod in a version, which is its label as well.
-fn pod(name: &str, version: u64) -> (Item, u64) {
+fn pod(name: &str, version: u64) -> Item<Arc<Object>> {
     let text = version.to_string();
     let pod = json!({"metadata": {
         "namespace": "shop", "name": name, "uid": name, "resourceVersion": text, "labels": {"version": text},
     }});
-    let (item, _) = kind().read(&to_raw_value(&pod).unwrap()).unwrap();
-    (item, version)
+    let (Item { key, uid, version, object }, _) = read::object::<Pods>(&to_raw_value(&pod).unwrap()).unwrap();
+    Item { key, uid, version, object: Arc::new(object) }
 }
 
 fn listed(index: &mut Index, name: &str, version: u64) {
-    let (item, version) = pod(name, version);
-    kind().apply(index, item, version);
+    index.take_pods(News::Listed(pod(name, version)));
+}
+
+fn watched(index: &mut Index, name: &str, version: u64) {
+    index.take_pods(News::Watched(super::Change::Updated, pod(name, version)));
 }
 
 fn fetched(index: &mut Index, name: &str, version: u64) {
-    let (item, version) = pod(name, version);
-    kind().fetched(index, item, version);
+    index.take_pods(News::Fetched(pod(name, version)));
 }
 
 fn known(index: &Index) -> Vec<(String, String)> {
@@ -38,9 +41,9 @@ fn known(index: &Index) -> Vec<(String, String)> {
 /// An index that has reached version 100.
 fn index() -> Index {
     let mut index = Index::default();
-    kind().begin(&mut index);
+    index.take_pods(News::ListBegins);
     listed(&mut index, "old", 90);
-    kind().commit(&mut index, 100);
+    index.take_pods(News::ListEnds(100));
     index
 }
 
@@ -51,11 +54,11 @@ fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
 #[test]
 fn an_answer_that_is_older_than_the_running_list_changes_nothing() {
     let mut index = index();
-    kind().begin(&mut index);
+    index.take_pods(News::ListBegins);
     listed(&mut index, "old", 115);
     fetched(&mut index, "old", 110);
     assert_eq!(known(&index), pairs(&[("old", "115")]));
-    kind().commit(&mut index, 120);
+    index.take_pods(News::ListEnds(120));
     assert_eq!(known(&index), pairs(&[("old", "115")]));
 }
 
@@ -63,11 +66,11 @@ fn an_answer_that_is_older_than_the_running_list_changes_nothing() {
 #[test]
 fn a_pod_that_the_list_does_not_have_is_gone_at_its_end() {
     let mut index = index();
-    kind().begin(&mut index);
+    index.take_pods(News::ListBegins);
     listed(&mut index, "old", 90);
     fetched(&mut index, "ghost", 110);
     assert_eq!(known(&index).len(), 2, "until then it is there");
-    let gone = kind().commit(&mut index, 120);
+    let gone = index.take_pods(News::ListEnds(120));
     assert_eq!((known(&index), gone.len()), (pairs(&[("old", "90")]), 1));
 }
 
@@ -75,7 +78,7 @@ fn a_pod_that_the_list_does_not_have_is_gone_at_its_end() {
 fn what_is_newer_than_the_list_stays_whenever_it_came() {
     for after in [false, true] {
         let mut index = index();
-        kind().begin(&mut index);
+        index.take_pods(News::ListBegins);
         if after {
             listed(&mut index, "old", 90);
         }
@@ -84,11 +87,11 @@ fn what_is_newer_than_the_list_stays_whenever_it_came() {
         if !after {
             listed(&mut index, "old", 90);
         }
-        kind().commit(&mut index, 120);
+        index.take_pods(News::ListEnds(120));
         assert_eq!(known(&index), pairs(&[("new", "130"), ("old", "125")]), "{after}");
         // The watch comes to them later.
-        listed(&mut index, "new", 110);
-        listed(&mut index, "new", 140);
+        watched(&mut index, "new", 121);
+        watched(&mut index, "new", 140);
         assert_eq!(known(&index), pairs(&[("new", "140"), ("old", "125")]), "{after}");
     }
 }
@@ -97,12 +100,12 @@ fn what_is_newer_than_the_list_stays_whenever_it_came() {
 #[test]
 fn a_list_that_breaks_off_takes_nothing_away() {
     let mut index = index();
-    kind().begin(&mut index);
+    index.take_pods(News::ListBegins);
     fetched(&mut index, "new", 110);
-    kind().begin(&mut index);
+    index.take_pods(News::ListBegins);
     assert_eq!(known(&index).len(), 2);
     listed(&mut index, "old", 90);
     listed(&mut index, "new", 110);
-    kind().commit(&mut index, 120);
+    index.take_pods(News::ListEnds(120));
     assert_eq!(known(&index), pairs(&[("new", "110"), ("old", "90")]));
 }

@@ -82,7 +82,7 @@ async fn what_happens_is_seen() {
         let second = uid(&server, "web").await;
         assert_ne!(first, second);
         assert_eq!(agent.changed().last(), Some(&key(&server, "web", &second)));
-        for what in [What::Pods, What::Namespaces] {
+        for what in [What::PODS, What::NAMESPACES] {
             assert_eq!((agent.failures(what), agent.relists(what)), (vec![], 0));
         }
         server

@@ -24,24 +24,27 @@ async fn a_server_that_is_away_for_three_seconds_is_caught_up_with() {
     setup.server.set_namespace("shop", &[("team", "blue")]);
     assert_eq!(agent.pods(), ["shop/goes", "shop/stays"], "what was known stays");
     assert!(agent.cluster.state().synced, "and can be used");
-    assert!(!agent.cluster.state().pods_ok && !agent.cluster.state().namespaces_ok);
-    assert_eq!(agent.failures(What::Pods).len(), 1, "a watch waits for the server's return");
+    assert!(!agent.cluster.state().stands(What::PODS) && !agent.cluster.state().stands(What::NAMESPACES));
+    assert_eq!(agent.failures(What::PODS).len(), 1, "a watch waits for the server's return");
     let away = agent.away();
     assert!(away.len() == 1 && away[0].contains("onnection refused"), "{away:?}");
     setup.server.restart().unwrap();
     agent.until("the changes", |agent| agent.pods() == ["shop/comes", "shop/stays"]).await;
     agent
-        .until("both to be well", |agent| agent.restored(What::Pods) && agent.restored(What::Namespaces))
+        .until("both to be well", |agent| agent.restored(What::PODS) && agent.restored(What::NAMESPACES))
         .await;
     let labels = agent.cluster.index().facts("shop", "stays").unwrap().namespace_labels.unwrap();
     assert_eq!(labels["team"], "blue");
     assert_eq!(
-        (agent.relists(What::Pods), agent.relists(What::Namespaces)),
+        (agent.relists(What::PODS), agent.relists(What::NAMESPACES)),
         (0, 0),
         "both go on from where they were"
     );
     let state = agent.cluster.state();
-    assert!(state.pods_ok && state.namespaces_ok && state.last_error.is_none(), "{state:?}");
+    assert!(
+        state.stands(What::PODS) && state.stands(What::NAMESPACES) && state.last_error.is_none(),
+        "{state:?}"
+    );
     let outages = agent.outages();
     assert!(outages.len() == 1 && outages[0] > Duration::from_secs(2), "{outages:?}");
 }
@@ -53,9 +56,9 @@ async fn a_quiet_watch_that_stands_again_is_told() {
     tokio::time::sleep(LIMITS.settle * 2).await;
     agent.forget();
     setup.server.disturb_watches(Resource::Pods, WatchFault::Reset);
-    agent.until("the failure", |agent| !agent.failures(What::Pods).is_empty()).await;
-    agent.until("its end", |agent| agent.restored(What::Pods)).await;
-    assert!(agent.cluster.state().pods_ok);
+    agent.until("the failure", |agent| !agent.failures(What::PODS).is_empty()).await;
+    agent.until("its end", |agent| agent.restored(What::PODS)).await;
+    assert!(agent.cluster.state().stands(What::PODS));
 }
 
 #[tokio::test]
@@ -67,7 +70,7 @@ async fn an_ended_token_is_told_and_the_next_one_is_used() {
     setup.server.set_token("the-next-one");
     setup.server.disturb_watches(Resource::Pods, WatchFault::Close);
     agent.until("a refused question", |agent| !agent.away().is_empty()).await;
-    let failures = agent.failures(What::Pods);
+    let failures = agent.failures(What::PODS);
     assert!(agent.away()[0].contains("401 Unauthorized"), "{:?}", agent.away());
     assert!(failures[0].0.contains("401 Unauthorized; the token or certificate"), "{failures:?}");
     assert!(failures.iter().all(|(text, _)| !text.contains("token-of-the-node-agent")), "{failures:?}");
@@ -75,7 +78,7 @@ async fn an_ended_token_is_told_and_the_next_one_is_used() {
     setup.server.write_service_account(setup.account.path()).unwrap();
     setup.set_pod("new", "1");
     agent.until("the new pod", |agent| agent.pods().len() == 2).await;
-    agent.until("the watch to be well", |agent| agent.cluster.state().pods_ok).await;
+    agent.until("the watch to be well", |agent| agent.cluster.state().stands(What::PODS)).await;
 }
 
 #[tokio::test]
@@ -92,7 +95,7 @@ async fn a_token_that_rotates_in_time_fails_nothing() {
         agent.until("the next pod", |agent| agent.pods().len() == number + 1).await;
         setup.watched(&agent).await;
     }
-    assert_eq!(agent.failures(What::Pods), []);
+    assert_eq!(agent.failures(What::PODS), []);
     let request = setup.server.requests().pop().unwrap();
     assert_eq!(request.headers["user-agent"], "istio-cni-agent/1.2.3");
     assert_eq!(request.headers["authorization"], "Bearer token-9");
@@ -104,12 +107,12 @@ async fn a_missing_role_is_told_until_it_is_given() {
     setup.set_pod("web", "1");
     setup.server.forbid_everyone();
     let agent = setup.agent();
-    agent.until("refusals", |agent| agent.failures(What::Pods).len() > 1).await;
-    let failures = agent.failures(What::Pods);
+    agent.until("refusals", |agent| agent.failures(What::PODS).len() > 1).await;
+    let failures = agent.failures(What::PODS);
     assert!(failures[0].0.contains("403 pods is forbidden"), "{failures:?}");
     assert!(failures[0].0.contains("lacks a role"), "{failures:?}");
     let state = agent.cluster.state();
-    assert!(!state.synced && !state.pods_ok && state.last_error.unwrap().contains("403"));
+    assert!(!state.synced && !state.stands(What::PODS) && state.last_error.unwrap().contains("403"));
     setup.server.check_credentials();
     agent.synced().await;
     assert_eq!(agent.pods(), ["shop/web"]);
@@ -152,8 +155,8 @@ async fn a_broken_kubeconfig_is_named_and_not_quoted() {
     for text in texts {
         fs::write(&path, text).unwrap();
         let agent = Agent::start(source());
-        agent.until("a failure", |agent| !agent.failures(What::Pods).is_empty()).await;
-        let (error, _) = agent.failures(What::Pods).remove(0);
+        agent.until("a failure", |agent| !agent.failures(What::PODS).is_empty()).await;
+        let (error, _) = agent.failures(What::PODS).remove(0);
         assert!(error.contains(&*path.to_string_lossy()), "{text}: {error}");
         assert!(!error.contains("s3cret"), "{text}: {error}");
     }

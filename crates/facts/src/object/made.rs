@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{Metadata, Object, REDIRECTION};
 
 /// The label that the API server gives every namespace: its name (Kubernetes `corev1.LabelMetadataName`).
-const METADATA_NAME: &str = "kubernetes.io/metadata.name";
+pub const METADATA_NAME: &str = "kubernetes.io/metadata.name";
 /// The service account of a pod that names none (Kubernetes' admission controller `ServiceAccount`).
 const SERVICE_ACCOUNT: &str = "default";
 

@@ -28,11 +28,11 @@ pub(super) struct Broken {
 }
 
 impl Broken {
-    fn new(line: u64, column: u64, reason: impl Into<String>) -> Self {
+    pub(super) fn new(line: u64, column: u64, reason: impl Into<String>) -> Self {
         Self { line, column, reason: reason.into(), is_it: false }
     }
 
-    fn after(self, lines: u64) -> Self {
+    pub(super) fn after(self, lines: u64) -> Self {
         Self { line: self.line + lines, ..self }
     }
 }
@@ -146,25 +146,6 @@ pub(super) fn namespace(text: &str, format: Format, name: &str) -> Result<Option
     broken.map_or(Ok(None), Err)
 }
 
-/// Every pod and namespace of the text; an error if some document that may hold one is broken.
-pub(super) fn all(text: &str, format: Format) -> Result<Vec<Object>, Broken> {
-    let mut found = Vec::new();
-    for (first_line, document) in documents(text, format) {
-        let before = found.len();
-        let json = as_json(document, format).map_err(|error| error.after(first_line))?;
-        match parse::<Object>(&json, format) {
-            Ok(object) => object.unfold(&mut found),
-            Err(_) if parse::<Header>(&json, format).is_ok_and(|header| !header.holds_any()) => {}
-            Err(error) => return Err(error.after(first_line)),
-        }
-        if let Some(pod) = found[before..].iter().find(|object| object.is_pod() && !object.has_containers()) {
-            let reason = format!("the pod {:?} {NO_CONTAINERS}", pod.name());
-            return Err(Broken::new(1, 1, reason).after(first_line));
-        }
-    }
-    Ok(found)
-}
-
 /// A document without the pod's name cannot describe it; not parsing those keeps a scan of a large directory cheap. Only an escape
 /// sequence could hide a name, so those are parsed.
 fn may_mention(document: &str, name: &str) -> bool {
@@ -175,7 +156,7 @@ fn may_mention(document: &str, name: &str) -> bool {
 ///
 /// A line that starts with `---` ends a document wherever it stands, even inside a block scalar (YAML 1.2, `c-forbidden`), so
 /// splitting needs no parser, and one broken document does not hide the next.
-fn documents(text: &str, format: Format) -> Vec<(u64, &str)> {
+pub(super) fn documents(text: &str, format: Format) -> Vec<(u64, &str)> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if format == Format::Json {
         return vec![(0, text)];
@@ -203,7 +184,7 @@ fn has_content(line: &str) -> bool {
 }
 
 /// The document as JSON.
-fn as_json(document: &str, format: Format) -> Result<Cow<'_, [u8]>, Broken> {
+pub(super) fn as_json(document: &str, format: Format) -> Result<Cow<'_, [u8]>, Broken> {
     match format {
         Format::Json => Ok(Cow::Borrowed(document.as_bytes())),
         Format::Yaml => yaml::to_json(document)
@@ -213,10 +194,13 @@ fn as_json(document: &str, format: Format) -> Result<Cow<'_, [u8]>, Broken> {
 }
 
 /// An object from what [`as_json`] made of a document of this format.
-fn parse<T: DeserializeOwned>(json: &[u8], format: Format) -> Result<T, Broken> {
+pub(super) fn parse<T: DeserializeOwned>(json: &[u8], format: Format) -> Result<T, Broken> {
     json::from_slice(json).map_err(|Misfit { line, column, reason, .. }| match format {
         Format::Json => Broken::new(line, column, reason),
         // Positions in the JSON say nothing about the YAML: the document's first line.
-        Format::Yaml => Broken::new(1, 1, format!("in this document, {reason}")),
+        Format::Yaml => Broken::new(1, 1, format!("{IN_DOCUMENT}{reason}")),
     })
 }
+
+/// Before what is wrong with a document that has no positions of its own.
+pub(super) const IN_DOCUMENT: &str = "in this document, ";

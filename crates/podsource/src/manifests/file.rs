@@ -5,8 +5,10 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use facts::Object;
+use facts::object::NO_CONTAINERS;
 
-use super::document::{self, Broken, Format};
+use super::document::{Broken, Format};
+use super::written::{self, Written};
 
 /// A manifest file that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -59,7 +61,7 @@ impl ManifestFile {
     /// The file cannot be read, any document of it is broken, or none is a pod.
     pub fn read(path: impl AsRef<Path>) -> Result<Self, FileError> {
         let path = path.as_ref();
-        Self::of(objects(path, super::read_any(path))?, path)
+        Self::of(written_in(path, super::read_any(path), &decides)?, path)
     }
 
     /// The same of a stream, such as standard input, by a name for messages.
@@ -68,41 +70,64 @@ impl ManifestFile {
     /// As for [`Self::read`].
     pub fn read_stream(stream: impl Read, name: &str) -> Result<Self, FileError> {
         let path = Path::new(name);
-        Self::of(objects(path, super::read_stream(stream))?, path)
+        Self::of(written_in(path, super::read_stream(stream), &decides)?, path)
     }
 
-    fn of(objects: Vec<Object>, path: &Path) -> Result<Self, FileError> {
-        let (pods, namespaces): (Vec<Object>, Vec<Object>) = objects.into_iter().partition(Object::is_pod);
-        let namespaces = namespaces.iter().map(|one| (one.name().to_owned(), one.labels())).collect();
-        if pods.is_empty() {
+    fn of(written: Vec<Written>, path: &Path) -> Result<Self, FileError> {
+        let mut file = Self::default();
+        for one in written {
+            let mut object: Object = one.read()?;
+            object.kind = Some(one.kind().to_owned());
+            if one.kind() == "Namespace" {
+                file.namespaces.insert(object.name().to_owned(), object.labels());
+            } else if object.has_containers() {
+                file.pods.push(object);
+            } else {
+                return Err(one.refuse(format!("the pod {:?} {NO_CONTAINERS}", object.name())));
+            }
+        }
+        if file.pods.is_empty() {
             return Err(FileError::NoPod { path: path.to_owned() });
         }
-        Ok(Self { pods, namespaces })
+        Ok(file)
     }
 }
 
-/// The pods and namespaces that a manifest file describes, which may be none; see [`ManifestFile`].
+/// Whether objects of a kind decide about pods.
+fn decides(kind: &str) -> bool {
+    matches!(kind, "Pod" | "Namespace")
+}
+
+/// The objects that a manifest file describes of the kinds that `is_wanted` names, which may be none.
 ///
 /// # Errors
 /// The file cannot be read, others can write it, or any document of it is broken.
-pub fn objects_in_file(path: impl AsRef<Path>) -> Result<Vec<Object>, FileError> {
+pub fn written_in_file(
+    path: impl AsRef<Path>,
+    is_wanted: &dyn Fn(&str) -> bool,
+) -> Result<Vec<Written>, FileError> {
     let path = path.as_ref();
-    objects(path, super::read_believed(path))
+    written_in(path, super::read_believed(path), is_wanted)
 }
 
-fn objects(path: &Path, text: io::Result<String>) -> Result<Vec<Object>, FileError> {
+fn written_in(
+    path: &Path,
+    text: io::Result<String>,
+    is_wanted: &dyn Fn(&str) -> bool,
+) -> Result<Vec<Written>, FileError> {
     let text = text.map_err(|cause| FileError::Unreadable { path: path.to_owned(), cause })?;
-    let format = if path.extension().is_some_and(|extension| extension == "json") {
-        Format::Json
-    } else {
-        Format::Yaml
-    };
-    document::all(&text, format).map_err(|Broken { line, column, reason, .. }| FileError::Broken {
-        path: path.to_owned(),
-        line,
-        column,
-        reason,
-    })
+    let is_json = path.extension().is_some_and(|extension| extension == "json");
+    let format = if is_json { Format::Json } else { Format::Yaml };
+    written::all(&text, format, path, is_wanted).map_err(|broken| FileError::broken(path, broken))
+}
+
+// === impl FileError ===
+
+impl FileError {
+    pub(super) fn broken(path: &Path, broken: Broken) -> Self {
+        let Broken { line, column, reason, is_it: _ } = broken;
+        Self::Broken { path: path.to_owned(), line, column, reason }
+    }
 }
 
 #[cfg(test)]

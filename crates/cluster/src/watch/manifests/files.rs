@@ -2,38 +2,60 @@
 //!
 //! A file that cannot be used keeps what it said before: an unfinished or broken one must take no pod out of the mesh.
 
-use std::collections::{BTreeMap, HashSet};
+use std::any::Any;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use facts::object::namespace_labels;
-use facts::{Object, PodRef};
-use podsource::{is_manifest, objects_in_file};
+use facts::{Namespace, Object, PodRef};
+use podsource::{FileError, Written, is_manifest, written_in_file};
 
 use super::ManifestError;
 use crate::index::Index;
-use crate::watch::list::tight;
+use crate::kind::{Kind, Namespaces, Pods};
+use crate::news::{Item, Key, News, Uid};
+use crate::watch::Wanted;
+use crate::watch::read::{Named, namespace_of};
 
 /// Most files that are read: more than there are pods on any node, and few enough to be looked at.
 const MAX_FILES: usize = 20_000;
 /// Most names in the directory, manifests or not.
 const MAX_NAMES: usize = 100_000;
-/// Most pods and namespaces that are kept.
+/// Most objects that are kept.
 const MAX_OBJECTS: usize = 20_000;
 /// Most bytes of all files whose objects are kept.
 const MAX_BYTES: u64 = 64 << 20;
 
 /// The files as they were read last.
-#[derive(Debug, Default, Clone)]
-pub(super) struct Files(BTreeMap<PathBuf, File>);
+#[derive(Debug, Clone)]
+pub(in crate::watch) struct Files {
+    files: BTreeMap<PathBuf, File>,
+    readers: Arc<[Reader]>,
+}
 
 #[derive(Debug, Clone)]
 struct File {
     stamp: Stamp,
-    /// Pods and namespaces.
-    objects: Vec<Arc<Object>>,
+    objects: Vec<Described>,
+}
+
+/// How objects of a kind are read. Those of other kinds are skipped.
+#[derive(Debug)]
+pub(in crate::watch) struct Reader {
+    kind: &'static str,
+    read: fn(&Written) -> Result<Option<Described>, FileError>,
+}
+
+/// An object that a file describes.
+#[derive(Debug, Clone)]
+pub(in crate::watch) struct Described {
+    kind: &'static str,
+    key: Key,
+    uid: Uid,
+    /// What is kept of it, as its store takes it.
+    object: Arc<dyn Any + Send + Sync>,
 }
 
 /// What differs when a file is another one or has been written.
@@ -54,6 +76,13 @@ struct Sum {
 // === impl Files ===
 
 impl Files {
+    /// None, and which kinds are read of them.
+    pub(super) fn new(wanted: &Wanted) -> Self {
+        let own = [Reader::of::<Pods>(), Reader::of::<Namespaces>()];
+        let readers = own.into_iter().chain(wanted.wishes().iter().filter_map(|wish| wish.reader()));
+        Self { files: BTreeMap::new(), readers: readers.collect() }
+    }
+
     /// The directory as it is now, and what of it cannot be read. Reading happens off the async threads.
     pub(super) async fn look(&self, dir: &Path) -> io::Result<(Files, Vec<ManifestError>)> {
         let (before, dir) = (self.clone(), dir.to_owned());
@@ -75,10 +104,10 @@ impl Files {
                 return Err(io::Error::other(format!("more than {MAX_FILES} manifests")));
             }
             let Ok(stamp) = Stamp::of(&path) else { continue };
-            let before = self.0.get(&path);
+            let before = self.files.get(&path);
             let file = match before.filter(|file| file.stamp == stamp) {
                 Some(file) => file.clone(),
-                None => match read(&path, &stamp, &sum) {
+                None => match self.read(&path, &stamp, &sum) {
                     Ok(objects) => File { stamp, objects },
                     Err(reason) => {
                         let objects = before.map(|file| file.objects.clone()).unwrap_or_default();
@@ -92,7 +121,7 @@ impl Files {
             sum.add(&file);
             files.insert(path, file);
         }
-        Ok((Files(files), broken))
+        Ok((Files { files, readers: self.readers.clone() }, broken))
     }
 
     /// Takes back what was read of files that somebody is still writing: what they said before counts until they are whole.
@@ -101,8 +130,8 @@ impl Files {
         before: &Files,
         is_unfinished: impl Fn(&Path) -> bool,
     ) -> Self {
-        self.0.retain(|path, file| {
-            let old = before.0.get(path);
+        self.files.retain(|path, file| {
+            let old = before.files.get(path);
             if old.is_some_and(|old| old.stamp == file.stamp) || !is_unfinished(path) {
                 return true;
             }
@@ -118,84 +147,133 @@ impl Files {
     /// Makes the index say what the files say; gives the pods that changed.
     pub(super) fn apply(&self, index: &mut Index) -> Vec<PodRef> {
         let pods = self.pods();
-        let mut namespaces = self.namespaces();
-        for pod in &pods {
-            namespaces.entry(pod.namespace()).or_default();
-        }
-        index.begin_namespaces();
+        let named = pods.iter().map(|pod| pod.key.namespace.clone()).collect();
         let mut changed = HashSet::new();
-        for (name, described) in namespaces {
-            changed.extend(index.apply_namespace(name, &namespace_labels(name, described.cloned())));
+        let mut namespaces = complete(self.namespaces(named));
+        let last = namespaces.pop();
+        for news in namespaces {
+            changed.extend(index.take_namespaces(news));
         }
-        index.begin_pods();
-        for pod in &pods {
-            changed.extend(index.apply_pod(pod.clone()));
+        for news in complete(pods) {
+            changed.extend(index.take_pods(news));
         }
-        changed.extend(index.commit_pods());
-        changed.extend(index.commit_namespaces());
+        // Namespaces that are no longer described go after their pods.
+        changed.extend(last.into_iter().flat_map(|last| index.take_namespaces(last)));
         changed.into_iter().collect()
     }
 
+    /// What the files say of a kind, as a list of all of its objects.
+    pub(in crate::watch) fn news<T: Clone + Send + Sync + 'static>(&self, kind: &str) -> Vec<News<T>> {
+        complete(self.chosen(kind))
+    }
+
     /// The pods, each of a uid of its own: one that a copied manifest shares with another pod is not told from that by it.
-    fn pods(&self) -> Vec<Arc<Object>> {
-        let mut chosen = BTreeMap::new();
-        // The plugin's own order: a file that is named after the pod before others, and these by name.
-        for rank in [Rank::WholeName, Rank::Name, Rank::Other] {
-            for (path, pod) in self.objects().filter(|(_, object)| object.is_pod()) {
-                if Rank::of(path, pod) == rank {
-                    chosen.entry((pod.namespace(), pod.name())).or_insert(pod);
-                }
-            }
-        }
+    fn pods(&self) -> Vec<Item<Arc<Object>>> {
+        let mut pods: Vec<Item<Arc<Object>>> = self.chosen(Pods::RESOURCE.kind);
         let mut uids = HashSet::new();
-        let pods = chosen.into_values().map(|pod| match uids.insert(pod.uid().unwrap_or_default()) {
-            true => pod.clone(),
-            false => Arc::new(Object::clone(pod).with_made_uid()),
-        });
-        pods.collect()
+        for item in &mut pods {
+            if !uids.insert(item.object.uid().unwrap_or_default().to_owned()) {
+                item.object = Arc::new(Object::clone(&item.object).with_made_uid());
+            }
+            item.uid = Uid::new(item.object.uid().unwrap_or_default());
+        }
+        pods
     }
 
-    /// The namespaces that are described: by a file of the name before others, and by these in the order of their names.
-    fn namespaces(&self) -> BTreeMap<&str, Option<&Object>> {
-        let mut chosen = BTreeMap::new();
-        for by_name in [true, false] {
-            for (path, namespace) in self.objects().filter(|(_, object)| object.is_namespace()) {
-                if (path.file_stem().and_then(|stem| stem.to_str()) == Some(namespace.name())) == by_name {
-                    chosen.entry(namespace.name()).or_insert(Some(&**namespace));
-                }
+    /// The namespaces that are described, and those that pods name.
+    fn namespaces(&self, mut named: BTreeSet<Box<str>>) -> Vec<Item<Arc<Namespace>>> {
+        let mut described: Vec<Item<Arc<Namespace>>> = self.chosen(Namespaces::RESOURCE.kind);
+        for item in &described {
+            named.remove(&item.key.name);
+        }
+        described.extend(named.into_iter().filter_map(|name| {
+            let key = Key { namespace: Box::default(), name };
+            let object = Arc::new(Namespaces::completed(&key, Namespace::default()).ok()?);
+            Some(Item { key, uid: Uid::default(), version: 0, object })
+        }));
+        described
+    }
+
+    /// The objects of a kind, of each name one: that of a file which is named after it before others, and of these by the files' names, which is
+    /// the plugin's own order.
+    fn chosen<T: Clone + Send + Sync + 'static>(&self, kind: &str) -> Vec<Item<T>> {
+        let mut chosen: BTreeMap<&Key, (Rank, &Described)> = BTreeMap::new();
+        for (path, described) in self.described().filter(|(_, described)| described.kind == kind) {
+            let rank = Rank::of(path, &described.key);
+            let known = chosen.get(&described.key).map(|(known, _)| *known);
+            if known.is_none_or(|known| rank < known) {
+                chosen.insert(&described.key, (rank, described));
             }
         }
-        chosen
+        let item = |(_, Described { key, uid, object, .. }): &(Rank, &Described)| {
+            let object = object.downcast_ref::<T>()?.clone();
+            Some(Item { key: key.clone(), uid: *uid, version: 0, object })
+        };
+        chosen.values().filter_map(item).collect()
     }
 
-    fn objects(&self) -> impl Iterator<Item = (&Path, &Arc<Object>)> {
-        self.0.iter().flat_map(|(path, file)| file.objects.iter().map(move |object| (&**path, object)))
+    fn described(&self) -> impl Iterator<Item = (&Path, &Described)> {
+        self.files.iter().flat_map(|(path, file)| file.objects.iter().map(move |object| (&**path, object)))
+    }
+
+    /// The objects of a file, or why they cannot be used.
+    fn read(&self, path: &Path, stamp: &Stamp, sum: &Sum) -> Result<Vec<Described>, String> {
+        let reader = |kind: &str| self.readers.iter().find(|reader| reader.kind == kind);
+        let written = written_in_file(path, &|kind| reader(kind).is_some());
+        let written = written.map_err(|error| error.to_string())?;
+        let refused = |reason: &str| Err(format!("read manifest {}: {reason}", path.display()));
+        let mut objects = Vec::new();
+        for one in &written {
+            let Some(reader) = reader(one.kind()) else { continue };
+            match (reader.read)(one).map_err(|error| error.to_string())? {
+                Some(object) => objects.push(object),
+                None => return refused("an object has no metadata.name; add it"),
+            }
+        }
+        if objects.is_empty() {
+            return Ok(Vec::new());
+        }
+        if sum.objects + objects.len() > MAX_OBJECTS {
+            return refused(&format!(
+                "with it there are more than {MAX_OBJECTS} objects; remove manifests of what is gone"
+            ));
+        }
+        if sum.bytes.saturating_add(stamp.size) > MAX_BYTES {
+            return refused(&format!(
+                "with it there are more than {} MiB of manifests; remove those of what is gone",
+                MAX_BYTES >> 20
+            ));
+        }
+        Ok(objects)
     }
 }
 
-/// The objects of a file, or why they cannot be used.
-fn read(path: &Path, stamp: &Stamp, sum: &Sum) -> Result<Vec<Arc<Object>>, String> {
-    let objects = objects_in_file(path).map_err(|error| error.to_string())?;
-    let refused = |reason: &str| Err(format!("read manifest {}: {reason}", path.display()));
-    if objects.iter().any(|object| object.name().is_empty()) {
-        return refused("an object has no metadata.name; add it");
+/// A list of all objects of a kind, as it is told.
+fn complete<T>(items: Vec<Item<T>>) -> Vec<News<T>> {
+    let items = items.into_iter().map(News::Listed);
+    std::iter::once(News::ListBegins).chain(items).chain([News::ListEnds(0)]).collect()
+}
+
+// === impl Reader ===
+
+impl Reader {
+    pub(in crate::watch) fn of<K: Kind>() -> Self {
+        Self { kind: K::RESOURCE.kind, read: read::<K> }
     }
-    if objects.is_empty() {
-        return Ok(Vec::new());
-    }
-    if sum.objects + objects.len() > MAX_OBJECTS {
-        return refused(&format!(
-            "with it there are more than {MAX_OBJECTS} pods and namespaces; remove manifests of pods that are gone"
-        ));
-    }
-    if sum.bytes.saturating_add(stamp.size) > MAX_BYTES {
-        return refused(&format!(
-            "with it there are more than {} MiB of manifests; remove those of pods that are gone",
-            MAX_BYTES >> 20
-        ));
-    }
-    let kept = |object: Object| if object.is_pod() { object.completed() } else { object };
-    Ok(objects.into_iter().map(|object| Arc::new(tight(kept(object)))).collect())
+}
+
+/// What is kept of an object; nothing for one without a name.
+fn read<K: Kind>(written: &Written) -> Result<Option<Described>, FileError> {
+    let Named { metadata } = written.read()?;
+    let Some(name) = metadata.name.filter(|name| !name.is_empty()) else { return Ok(None) };
+    let key = Key { namespace: namespace_of::<K>(metadata.namespace), name };
+    let object = K::completed(&key, written.read::<K::Object>()?);
+    let object = object.map_err(|lack| {
+        written.refuse(format!("the {} {:?} {lack}", written.kind().to_lowercase(), &*key.name))
+    })?;
+    let uid = Uid::new(metadata.uid.as_deref().unwrap_or_default());
+    let object: Arc<dyn Any + Send + Sync> = Arc::new(Arc::new(K::kept(object)));
+    Ok(Some(Described { kind: K::RESOURCE.kind, key, uid, object }))
 }
 
 // === impl Sum ===
@@ -223,7 +301,8 @@ impl Stamp {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How well a file's name says what it describes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Rank {
     /// `<namespace>_<name>`
     WholeName,
@@ -233,11 +312,11 @@ enum Rank {
 }
 
 impl Rank {
-    fn of(path: &Path, pod: &Object) -> Self {
+    fn of(path: &Path, key: &Key) -> Self {
         let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
         match stem.split_once('_') {
-            Some((namespace, name)) if namespace == pod.namespace() && name == pod.name() => Self::WholeName,
-            None if stem == pod.name() => Self::Name,
+            Some((namespace, name)) if *namespace == *key.namespace && *name == *key.name => Self::WholeName,
+            None if *stem == *key.name => Self::Name,
             _ => Self::Other,
         }
     }

@@ -1,0 +1,191 @@
+//! Kinds that somebody asked for, beside those that every agent watches.
+
+use std::convert::Infallible;
+use std::marker::PhantomData;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+
+use facts::Peer;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+
+use super::manifests::{Files, Reader};
+use super::reflector::Reflector;
+use super::{Limits, Reporter, Sink, What};
+use crate::connection::Connection;
+use crate::kind::{Kind, PeerPods, Selection};
+use crate::news::{Delta, Hold, News};
+use crate::objects::Objects;
+use crate::peers::{Effect, Peers};
+
+/// The kinds that are to be watched, each with a store of its own. None are unless they are asked for here.
+#[derive(Default)]
+pub struct Wanted(Vec<Box<dyn Wish>>);
+
+/// A store that the watches fill. Clones are the same.
+#[derive(Debug)]
+pub struct Shared<S>(Arc<RwLock<S>>);
+
+/// A kind that is to be watched.
+pub(super) trait Wish: Send + Sync {
+    fn what(&self) -> What;
+
+    /// Watches the API server for ever.
+    fn run<'a>(
+        &'a self,
+        connection: &'a Connection,
+        limits: Limits,
+        reporter: &'a Reporter<'a>,
+    ) -> BoxFuture<'a, Infallible>;
+
+    /// How manifests of the kind are read; nothing if they say nothing of it.
+    fn reader(&self) -> Option<Reader>;
+
+    /// Takes what a directory of manifests says, all of it.
+    fn take_manifests(&self, files: &Files);
+}
+
+/// A wish, where its objects go, and who is told of what changes.
+struct Watched<K: Kind, S: Hold<I>, I> {
+    what: What,
+    selection: Selection,
+    store: Shared<S>,
+    /// How the store takes objects.
+    convert: fn(News<K::Object>) -> News<I>,
+    observer: Box<Observer<S::Held>>,
+    limits: Option<Limits>,
+    kind: PhantomData<fn(K)>,
+}
+
+/// Is told what changes.
+type Observer<T> = dyn Fn(Vec<Delta<T>>) + Send + Sync;
+
+/// Of a list of all pods: it is read object by object, and of each little is kept. Three times as many as Kubernetes is made for.
+const PEERS: (usize, usize) = (500_000, 16 << 30);
+
+// === impl Wanted ===
+
+impl Wanted {
+    /// Watches the objects of a kind. `observer` is told what changes, in order and on the watching task: it must not wait.
+    pub fn kind<K: Kind>(
+        &mut self,
+        selection: Selection,
+        observer: impl Fn(Vec<Delta<Arc<K::Object>>>) + Send + Sync + 'static,
+    ) -> Shared<Objects<K::Object>> {
+        let store = Shared::<Objects<K::Object>>::default();
+        self.0.push(Box::new(Watched::<K, _, Arc<K::Object>> {
+            what: What::of(K::RESOURCE.plural),
+            selection,
+            store: store.clone(),
+            convert: |news| news.map(Arc::new),
+            observer: Box::new(observer),
+            limits: None,
+            kind: PhantomData,
+        }));
+        store
+    }
+
+    /// Watches the pods of the whole cluster that have not ended. Manifests, which say no address, say nothing of these.
+    pub fn peers(&mut self, observer: impl Fn(Vec<Effect>) + Send + Sync + 'static) -> Shared<Peers> {
+        let store = Shared::<Peers>::default();
+        let (objects, bytes) = PEERS;
+        self.0.push(Box::new(Watched::<PeerPods, _, Peer> {
+            what: What::PEERS,
+            // One that ends comes as one that is deleted.
+            selection: Selection::fields("status.phase!=Succeeded,status.phase!=Failed", "of the cluster"),
+            store: store.clone(),
+            convert: |news| news,
+            observer: Box::new(observer),
+            limits: Some(Limits { objects, bytes, ..Limits::default() }),
+            kind: PhantomData,
+        }));
+        store
+    }
+
+    pub(super) fn wishes(&self) -> &[Box<dyn Wish>] {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Wanted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|wish| wish.what())).finish()
+    }
+}
+
+// === impl Shared ===
+
+impl<S> Shared<S> {
+    /// The store, for a moment: nothing that waits may be done while it is held.
+    pub fn read(&self) -> RwLockReadGuard<'_, S> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<S> Clone for Shared<S> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<S: Default> Default for Shared<S> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+// === impl Watched ===
+
+impl<K: Kind, S: Hold<I>, I> Watched<K, S, I> {
+    fn change(&self, change: impl FnOnce(&mut S) -> Vec<Delta<S::Held>>) {
+        let changed = change(&mut self.store.0.write().unwrap_or_else(PoisonError::into_inner));
+        if !changed.is_empty() {
+            (self.observer)(changed);
+        }
+    }
+}
+
+impl<K, S, I> Sink<K::Object> for Watched<K, S, I>
+where
+    K: Kind,
+    S: Hold<I> + Send + Sync,
+{
+    fn take(&self, news: News<K::Object>) {
+        self.change(|store| store.take((self.convert)(news)));
+    }
+}
+
+impl<K, S, I> Wish for Watched<K, S, I>
+where
+    K: Kind,
+    S: Hold<I> + Send + Sync,
+    I: Clone + Send + Sync + 'static,
+{
+    fn what(&self) -> What {
+        self.what
+    }
+
+    fn run<'a>(
+        &'a self,
+        connection: &'a Connection,
+        limits: Limits,
+        reporter: &'a Reporter<'a>,
+    ) -> BoxFuture<'a, Infallible> {
+        let Limits { objects, bytes, .. } = self.limits.unwrap_or(limits);
+        let limits = Limits { objects, bytes, ..limits };
+        let selected = (self.what, self.selection.clone());
+        Reflector::<K>::new(connection, selected, limits, reporter, self).run().boxed()
+    }
+
+    fn reader(&self) -> Option<Reader> {
+        (self.what != What::PEERS).then(Reader::of::<K>)
+    }
+
+    fn take_manifests(&self, files: &Files) {
+        if self.what == What::PEERS {
+            return;
+        }
+        // What is kept of a kind in files is just what its store takes.
+        let news: Vec<News<I>> = files.news(K::RESOURCE.kind);
+        self.change(|store| news.into_iter().flat_map(|news| store.take(news)).collect());
+    }
+}
