@@ -5,7 +5,8 @@
 //! 1. The kernel is asked what the variants hold in this namespace: `/proc/thread-self/net/ip_tables_names` for legacy, a netlink list of
 //!    chains for nft. Where neither has a table, or nft none but those of others, no program but the last one is run.
 //! 2. Else what is there is read by `iptables-save` and compared with the plan, rule by rule.
-//! 3. Each table that differs is written anew by one text of `iptables-restore --noflush`. The variant is legacy where legacy has
+//! 3. In each table the layers that differ are written anew by one text of `iptables-restore --noflush`: IPv4 before IPv6, and in each
+//!    family filter, mangle, nat and raw. The variant is legacy where legacy has
 //!    tables, else nft, else whatever `iptables-restore` is. If one cannot do it, the next is tried and a warning kept.
 //! 4. What we have in the other variant is removed after the new rules are in force.
 //!
@@ -33,6 +34,7 @@
 
 mod change;
 mod child;
+mod commit;
 mod error;
 mod job;
 mod others;
@@ -245,12 +247,12 @@ impl Iptables {
         Ok(Outcome::Failed { failure, instead_of: tried.filter(|_| another) })
     }
 
-    fn try_setup(&self, inside: &Inside, ruleset: &Ruleset) -> Result<Change, Error> {
+    fn try_setup(&self, inside: &Inside, layers: &[Ruleset]) -> Result<Change, Error> {
         let lock = self.lock(inside);
         let mut failed: Vec<(Family, PathBuf)> = Vec::new();
         let mut last: Option<Failure> = None;
         loop {
-            let works = match (self.works(ruleset, &failed), last.take()) {
+            let works = match (self.works(layers, &failed), last.take()) {
                 (Ok(works), Some(failure)) => {
                     self.warn(format!("{failure}; trying another variant"));
                     works
@@ -272,13 +274,13 @@ impl Iptables {
         }
     }
 
-    fn try_cleanup(&self, inside: &Inside, ruleset: &Ruleset) -> Result<Change, Error> {
+    fn try_cleanup(&self, inside: &Inside, layers: &[Ruleset]) -> Result<Change, Error> {
         let lock = self.lock(inside);
         let mut works = Vec::new();
         for family in FAMILIES {
             let present = Present::ask(family)?;
             for variant in VARIANTS {
-                works.extend(self.left_over_if_known(ruleset, family, &present, variant)?);
+                works.extend(self.left_over_if_known(layers, family, &present, variant)?);
             }
         }
         match self.apply(inside, &works, lock.as_ref())? {
@@ -307,11 +309,11 @@ impl Iptables {
         best
     }
 
-    fn try_exists(&self, ruleset: &Ruleset) -> Result<bool, Error> {
+    fn try_exists(&self, layers: &[Ruleset]) -> Result<bool, Error> {
         for family in FAMILIES {
             let present = Present::ask(family)?;
-            if may_hold_ours(ruleset, family, &present, Variant::Nft)
-                || self.left_over_if_known(ruleset, family, &present, Variant::Legacy)?.is_some()
+            if may_hold_ours(layers, family, &present, Variant::Nft)
+                || self.left_over_if_known(layers, family, &present, Variant::Legacy)?.is_some()
             {
                 return Ok(true);
             }
@@ -324,32 +326,21 @@ impl Iptables {
 /// ours too: [`RuleStore::exists`] and [`RuleStore::cleanup`] look for chains first. The rulesets of this project have none such.
 impl RuleStore for Iptables {
     fn setup(&self, inside: &Inside, layers: &[Ruleset]) -> Result<Change, crate::Error> {
-        let changes =
-            layers.iter().map(|layer| self.try_setup(inside, layer)).collect::<Result<Vec<_>, _>>()?;
-        Ok(most(&changes))
+        Ok(self.try_setup(inside, layers)?)
     }
 
     fn cleanup(&self, inside: &Inside, layers: &[Ruleset]) -> Result<Change, crate::Error> {
-        let changes =
-            layers.iter().map(|layer| self.try_cleanup(inside, layer)).collect::<Result<Vec<_>, _>>()?;
-        Ok(most(&changes))
+        Ok(self.try_cleanup(inside, layers)?)
     }
 
     fn exists(&self, _inside: &Inside, layers: &[Ruleset]) -> Result<bool, crate::Error> {
-        for layer in layers {
-            if self.try_exists(layer)? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        Ok(self.try_exists(layers)?)
     }
 
     fn observe(&self, _inside: &Inside, layers: &[Ruleset]) -> Result<Vec<Difference>, crate::Error> {
         let mut all = Vec::new();
-        for layer in layers {
-            for work in self.works(layer, &[])? {
-                all.extend(work.side.differences());
-            }
+        for work in self.works(layers, &[])? {
+            all.extend(work.side.differences());
         }
         Ok(all)
     }
@@ -379,10 +370,6 @@ impl RuleStore for Iptables {
     fn others(&self, _: &Inside, _: &[Ruleset]) -> Result<Listing, crate::Error> {
         Ok(self.list_all()?)
     }
-}
-
-fn most(changes: &[Change]) -> Change {
-    [Change::Replaced, Change::Fresh].into_iter().find(|one| changes.contains(one)).unwrap_or(Change::None)
 }
 
 /// For a caller whose own thread goes on. A new one is in the namespaces of the one that makes it; what it changes about its own ends with

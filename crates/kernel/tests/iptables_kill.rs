@@ -9,8 +9,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use kernel::iptables::{Iptables, Variant};
+use kernel::nft::Nftables;
 use kernel::{Change, RuleStore};
-use support::{Ns, sidecar};
+use support::{Ns, layers};
 
 /// `cargo test` builds the examples of a package together with its tests (not with `--test NAME`), into a directory beside theirs.
 fn example() -> PathBuf {
@@ -100,9 +101,9 @@ fn the_example_itself_works() {
 
 /// All or nothing, and which of both; then a setup that goes through.
 fn all_after_a_kill(ns: &Ns, variant: Variant, ipv6: bool, at: &str) -> bool {
-    let (ruleset, iptables) = (sidecar(ipv6), Iptables::forced(variant));
+    let (layers, iptables) = (layers(ipv6), Iptables::forced(variant));
     wait_until(&format!("{at}: the supervisor has ended"), || !busy(ns));
-    let differences = ns.enter(|inside| iptables.observe(inside, std::slice::from_ref(&ruleset))).unwrap();
+    let differences = ns.enter(|inside| iptables.observe(inside, &layers)).unwrap();
     let none = ns.content(variant).is_empty();
     assert!(differences.is_empty() || none, "{at}: {differences:?}");
     complete(ns, variant, ipv6, at);
@@ -110,14 +111,10 @@ fn all_after_a_kill(ns: &Ns, variant: Variant, ipv6: bool, at: &str) -> bool {
 }
 
 fn complete(ns: &Ns, variant: Variant, ipv6: bool, at: &str) {
-    let (ruleset, iptables) = (sidecar(ipv6), Iptables::forced(variant).locking(ns.run_dir()));
-    let change = ns.enter(|inside| iptables.setup(inside, std::slice::from_ref(&ruleset))).unwrap();
+    let (layers, iptables) = (layers(ipv6), Iptables::forced(variant).locking(ns.run_dir()));
+    let change = ns.enter(|inside| iptables.setup(inside, &layers)).unwrap();
     assert_ne!(change, Change::Replaced, "{at}: there was a part");
-    assert_eq!(
-        ns.enter(|inside| iptables.observe(inside, std::slice::from_ref(&ruleset))).unwrap(),
-        [],
-        "{at}"
-    );
+    assert_eq!(ns.enter(|inside| iptables.observe(inside, &layers)).unwrap(), [], "{at}");
     assert_eq!(iptables.take_warnings(), Vec::<String>::new(), "{at}");
 }
 
@@ -171,16 +168,12 @@ fn a_killed_supervisor_is_repaired_by_the_next_setup() {
         let mut partial = 0;
         // The supervisor starts a program for each family: its end at the second leaves one family only.
         for number in 1..=4 {
-            let (ns, ruleset, iptables) = (Ns::new(), sidecar(true), Iptables::forced(variant));
+            let (ns, layers, iptables) = (Ns::new(), layers(true), Iptables::forced(variant));
             killed_at(&ns, "-f", "clone,clone3,fork,vfork", number, &[&variant.to_string()]);
             wait_until("everything of it has ended", || !busy(&ns));
-            let change = ns.enter(|inside| iptables.setup(inside, std::slice::from_ref(&ruleset))).unwrap();
+            let change = ns.enter(|inside| iptables.setup(inside, &layers)).unwrap();
             partial += u32::from(change == Change::Replaced);
-            assert_eq!(
-                ns.enter(|inside| iptables.observe(inside, std::slice::from_ref(&ruleset))).unwrap(),
-                [],
-                "{number}"
-            );
+            assert_eq!(ns.enter(|inside| iptables.observe(inside, &layers)).unwrap(), [], "{number}");
         }
         println!("{variant}: {partial} kills hit the middle");
         assert!(partial > 0, "{variant}: no kill hit the middle");
@@ -207,4 +200,31 @@ fn a_kill_at_any_system_call_leaves_no_file_on_the_host() {
         }
     }
     assert!(killed > 10, "{killed}");
+}
+
+/// Over netlink, at every system call by which the example speaks to the kernel.
+#[test]
+fn a_kill_leaves_all_old_layers_of_nf_tables_or_all_new_ones() {
+    let new = layers(true);
+    let mut old = [support::sidecar(true), support::classes(&["three"])];
+    old[0].tables.truncate(1);
+    let differs = |ns: &Ns, layers: &[ruleset::Ruleset]| {
+        !ns.enter(|inside| Nftables.observe(inside, layers)).unwrap().is_empty()
+    };
+    let (mut before, mut after) = (0, 0);
+    for (call, number) in
+        ["sendto", "recvfrom"].into_iter().flat_map(|call| (1..60).map(move |number| (call, number)))
+    {
+        let ns = Ns::new();
+        ns.enter(|inside| Nftables.setup(inside, &old)).unwrap();
+        let killed = killed_at(&ns, "-f", call, number, &["netlink"]);
+        match (differs(&ns, &old), differs(&ns, &new)) {
+            (false, true) => before += u32::from(killed),
+            (true, false) => after += u32::from(killed),
+            both => panic!("at {call} {number}: {both:?}"),
+        }
+        ns.enter(|inside| Nftables.setup(inside, &new)).unwrap();
+        assert!(!differs(&ns, &new), "{number}");
+    }
+    assert!(before > 10 && after > 0, "{before} kills left the old layers, {after} the new ones");
 }

@@ -273,3 +273,158 @@ fn a_record_covers_all_layers() {
     let found: Vec<String> = look().iter().map(ToString::to_string).collect();
     assert!(found.len() == 1 && found[0].contains("istio-two-nat"), "{found:?}");
 }
+
+/// With iptables the layers share built-in chains, and each table is one commit.
+mod shared_chains {
+    use kernel::RuleStore;
+    use kernel::iptables::Variant;
+    use ruleset::KnownChain;
+    use testkit::rules::{Family as Of, Variant as Listed};
+
+    use super::*;
+
+    const VARIANTS: [(Variant, Listed); 2] = [(Variant::Legacy, Listed::Legacy), (Variant::Nft, Listed::Nft)];
+
+    /// Jumps from OUTPUT of a table, the first `leading` before others' rules, to chains with a rule for the port each.
+    fn jumping(owner: &'static str, kind: TableKind, leading: usize, ports: &[u16]) -> Ruleset {
+        let name = |port: &u16| format!("{owner}-{port}");
+        let jump = |port| udp(vec![], Action::Jump(name(port).into()));
+        let port = |port: &u16| Match::DestinationPort { ports: ruleset::Ports::One(*port), not: false };
+        let own = |of: &u16| Chain {
+            name: name(of).into(),
+            base: None,
+            rules: vec![udp(vec![port(of)], Action::Return)],
+            leading: 0,
+        };
+        let base =
+            Base { kind: ChainKind::Filter, hook: Hook::Output, priority: kind.priority(Hook::Output) };
+        let output = Chain {
+            name: "output".into(),
+            base: Some(base),
+            rules: ports.iter().map(jump).collect(),
+            leading,
+        };
+        let chains = std::iter::once(output).chain(ports.iter().map(own)).collect();
+        let tables = vec![Table { kind, sets: Vec::new(), chains }];
+        let known_chains = vec![KnownChain::beginning(kind, owner)].into();
+        Ruleset { owner: owner.into(), known_chains, ipv6: false, tables }
+    }
+
+    fn setup(ns: &TestNetns, variant: Variant, layers: &[Ruleset]) -> Result<Change, String> {
+        let iptables = Iptables::forced(variant);
+        ns.enter(|inside| iptables.setup(inside, layers).map_err(|error| kernel::chain_text(&error))).unwrap()
+    }
+
+    fn look(ns: &TestNetns, variant: Variant, layers: &[Ruleset]) -> Vec<Difference> {
+        ns.enter(|inside| Iptables::forced(variant).observe(inside, layers)).unwrap().unwrap()
+    }
+
+    /// The targets of OUTPUT's rules, in order.
+    fn targets(ns: &TestNetns, variant: Listed) -> String {
+        let saved = ns.iptables_save(variant, Of::V4).unwrap();
+        let rules = saved.lines().filter_map(|line| line.strip_prefix("-A OUTPUT ")?.rsplit(' ').next());
+        rules.map(|target| target.trim_start_matches("ISTIO_")).collect::<Vec<_>>().join(" ")
+    }
+
+    /// Counters of the rules of one layer's chains.
+    fn counters(ns: &TestNetns, variant: &str, owner: &str) -> Vec<String> {
+        let text = ns.run(Command::new(format!("iptables-{variant}-save")).arg("-c")).unwrap();
+        let owner = owner.to_uppercase().replace('-', "_");
+        text.lines()
+            .filter(|line| line.starts_with('[') && line.contains(&owner))
+            .map(str::to_owned)
+            .collect()
+    }
+
+    #[test]
+    fn a_change_of_one_layer_keeps_the_order_and_touches_no_other() {
+        for (variant, listed) in VARIANTS {
+            let (ns, kind) = (TestNetns::new().unwrap(), TableKind::Mangle);
+            let (text, lead) = (variant.to_string(), |ports: &[u16]| jumping(TWO, kind, 1, ports));
+            ns.run(
+                Command::new(format!("iptables-{text}"))
+                    .args(["-t", "mangle", "-A", "OUTPUT", "-j", "ACCEPT"]),
+            )
+            .unwrap();
+            let all = |one: &[u16], two: &[u16], three: &[u16]| {
+                [jumping(ONE, kind, 1, one), lead(two), jumping("istio-three", kind, 0, three)]
+            };
+            // Leading rules first, then those of others, then the rest, all by layers; PORT is what is sent.
+            let before = targets(&ns, listed);
+            assert_eq!(setup(&ns, variant, &all(&[PORT, 2], &[3, 4], &[5])), Ok(Change::Fresh));
+            assert_eq!(targets(&ns, listed), format!("ONE_{PORT} TWO_3 {before} ONE_2 TWO_4 THREE_5"));
+            send(&ns);
+            for (layers, order) in [
+                (all(&[PORT, 2], &[6, 7], &[5]), format!("ONE_{PORT} TWO_6 {before} ONE_2 TWO_7 THREE_5")),
+                (all(&[PORT, 2], &[6, 7], &[8]), format!("ONE_{PORT} TWO_6 {before} ONE_2 TWO_7 THREE_8")),
+            ] {
+                let counted = counters(&ns, &text, ONE);
+                assert!(counted.iter().any(|line| line.starts_with("[1:")), "{counted:?}");
+                let found: Vec<String> =
+                    look(&ns, variant, &layers).iter().map(ToString::to_string).collect();
+                assert!(!found.is_empty() && found.iter().all(|text| !text.contains(ONE)), "{found:?}");
+                assert!(found.iter().all(|text| text.contains("of istio-t")), "{found:?}");
+                assert_eq!(setup(&ns, variant, &layers), Ok(Change::Replaced));
+                assert_eq!((targets(&ns, listed), counters(&ns, &text, ONE)), (order, counted), "{text}");
+                assert_eq!(look(&ns, variant, &layers), []);
+                assert_eq!(setup(&ns, variant, &layers), Ok(Change::None));
+            }
+            // The first layer, one that is new between others, and one that goes.
+            let two_of = |layers: &[Ruleset; 3]| [layers[0].clone(), layers[2].clone()];
+            let last = all(&[1, 9], &[6, 7], &[8]);
+            let gone = [last[0].clone(), Ruleset { tables: Vec::new(), ..last[1].clone() }, last[2].clone()];
+            setup(&ns, variant, &last).unwrap();
+            assert_eq!(targets(&ns, listed), format!("ONE_1 TWO_6 {before} ONE_9 TWO_7 THREE_8"));
+            setup(&ns, variant, &gone).unwrap();
+            assert_eq!(targets(&ns, listed), format!("ONE_1 {before} ONE_9 THREE_8"));
+            assert_eq!(look(&ns, variant, &two_of(&last)), []);
+            setup(&ns, variant, &last).unwrap();
+            assert_eq!(targets(&ns, listed), format!("ONE_1 TWO_6 {before} ONE_9 TWO_7 THREE_8"));
+        }
+    }
+
+    /// The first layer's table is committed before the second is refused, and is taken back.
+    #[test]
+    fn a_layer_that_is_refused_leaves_the_others_as_they_were() {
+        for (variant, listed) in VARIANTS {
+            let ns = TestNetns::new().unwrap();
+            let layers = |one: u16, two: u16| {
+                [jumping(ONE, TableKind::Filter, 0, &[one]), jumping(TWO, TableKind::Raw, 0, &[two])]
+            };
+            let refused = |one: u16, two: u16| {
+                let mut layers = layers(one, two);
+                layers[1].tables[0].chains[1].rules.push(udp(vec![], Action::Jump("nowhere".into())));
+                layers
+            };
+            setup(&ns, variant, &refused(1, 2)).unwrap_err();
+            assert_eq!(targets(&ns, listed), "");
+            assert!(!ns.iptables_save(listed, Of::V4).unwrap().contains("ISTIO"));
+            setup(&ns, variant, &layers(1, 2)).unwrap();
+            let before = ns.iptables_save(listed, Of::V4).unwrap();
+            for next in [refused(3, 2), refused(3, 4)] {
+                setup(&ns, variant, &next).unwrap_err();
+                assert_eq!(ns.iptables_save(listed, Of::V4).unwrap(), before, "{variant}");
+            }
+            assert_eq!(look(&ns, variant, &layers(1, 2)), []);
+        }
+    }
+
+    #[test]
+    fn a_cleanup_removes_every_layer_and_nothing_else() {
+        for (variant, listed) in VARIANTS {
+            let ns = TestNetns::new().unwrap();
+            let program = format!("iptables-{variant}");
+            ns.run(Command::new(&program).args(["-N", "ISTIO_FOREIGN"])).unwrap();
+            ns.run(Command::new(&program).args(["-A", "OUTPUT", "-j", "ISTIO_FOREIGN"])).unwrap();
+            let layers = [jumping(ONE, TableKind::Filter, 1, &[1]), jumping(TWO, TableKind::Filter, 0, &[2])];
+            let before = ns.iptables_save(listed, Of::V4).unwrap();
+            setup(&ns, variant, &layers).unwrap();
+            assert_eq!(targets(&ns, listed), "ONE_1 FOREIGN TWO_2");
+            assert_eq!(
+                ns.enter(|inside| Iptables::forced(variant).cleanup(inside, &layers)).unwrap().unwrap(),
+                Change::Fresh
+            );
+            assert_eq!(ns.iptables_save(listed, Of::V4).unwrap(), before);
+        }
+    }
+}

@@ -130,8 +130,9 @@ fn render_table(
 ) -> Result<(), Unsupported> {
     let mut rules = String::new();
     for (number, table) in tables.iter().enumerate() {
-        let leading = |chain: &Chain| leading_in(&tables[..number], chain, family);
-        rules.push_str(&render_rules(table, family, leading)?);
+        let leading_after = |chain: &Chain| leading_in(&tables[..number], chain, family);
+        let place = |chain: &Chain| Placement { leading_after: leading_after(chain), rest_after: None };
+        rules.push_str(&render_rules(table, family, place)?);
     }
     if rules.is_empty() {
         return Ok(());
@@ -160,15 +161,23 @@ pub fn leading(chain: &Chain, family: Family) -> usize {
     chain.rules.iter().take(chain.leading).filter(|rule| rule.families.contains(family)).count()
 }
 
-/// The lines of a table that add its rules to chains that exist; empty when the family has none. `after` says of a chain how many rules
-/// of others stay before those that precede all others.
+/// Where rules go in a chain that has some.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Placement {
+    /// How many rules stay before those that precede the rules of others ([`Chain::leading`]).
+    pub leading_after: usize,
+    /// How many stay before the others then; absent: all.
+    pub rest_after: Option<usize>,
+}
+
+/// The lines of a table that add its rules to chains that exist; empty when the family has none. `place` says where in a chain.
 ///
 /// # Errors
 /// A rule uses what iptables does not have.
 pub fn render_rules(
     table: &Table,
     family: Family,
-    after: impl Fn(&Chain) -> usize,
+    place: impl Fn(&Chain) -> Placement,
 ) -> Result<String, Unsupported> {
     let mut out = String::new();
     if table.chains.iter().all(|chain| rules(chain, family).next().is_none()) {
@@ -179,15 +188,17 @@ pub fn render_rules(
     }
     for chain in &table.chains {
         let name = chain_name(chain);
-        let mut position = after(chain);
+        let Placement { mut leading_after, mut rest_after } = place(chain);
         for (index, rule) in chain.rules.iter().enumerate().filter(|(_, r)| r.families.contains(family)) {
             let text = render_rule(rule, family);
-            if index < chain.leading {
-                position += 1;
-                let _ = writeln!(out, "-I {name} {position} {text}");
-            } else {
-                let _ = writeln!(out, "-A {name} {text}");
-            }
+            let position = if index < chain.leading { Some(&mut leading_after) } else { rest_after.as_mut() };
+            let _ = match position {
+                Some(position) => {
+                    *position += 1;
+                    writeln!(out, "-I {name} {position} {text}")
+                }
+                None => writeln!(out, "-A {name} {text}"),
+            };
         }
     }
     Ok(out)

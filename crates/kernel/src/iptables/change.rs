@@ -1,15 +1,13 @@
 //! What must change in a table, as differences and as text for iptables-restore.
 //!
-//! A table that differs is written anew, in one commit: jumps to our chains are deleted, the chains are emptied, filled and
-//! hooked up again. No packet sees the time in between. Rules and chains of others keep their places.
+//! A layer that differs in a table is written anew, all such layers in one commit: jumps to their chains are deleted, the chains are
+//! emptied, filled and hooked up again. No packet sees the time in between. Rules and chains of others, the layers that do not differ among
+//! them, keep their places.
 
-use std::fmt::Write;
-
-use ruleset::iptables::{
-    Names, canonical, chain_name, own_chains, parse_rule, render_rule, render_rules, rules,
-};
+use ruleset::iptables::{Names, canonical, chain_name, leading, own_chains, parse_rule, render_rule, rules};
 use ruleset::{Action, Family, Rule, Ruleset, Table, TableKind};
 
+use super::commit::Commit;
 use super::error::Error;
 use super::job::TableStep;
 use super::saved::{Saved, SavedRule, SavedTable};
@@ -28,9 +26,9 @@ const KINDS: [TableKind; 4] = [TableKind::Filter, TableKind::Mangle, TableKind::
 /// What is there and what should be, of one family in one variant.
 #[derive(Debug)]
 pub(super) struct Side<'a> {
-    pub(super) ruleset: &'a Ruleset,
+    pub(super) layers: &'a [Ruleset],
     pub(super) family: Family,
-    /// Whether the ruleset's rules belong here. Otherwise nothing of ours does.
+    /// Whether the layers' rules belong here. Otherwise nothing of ours does.
     pub(super) planned: bool,
     /// Absent where it was not listed, as no chain of ours is there.
     pub(super) saved: Option<Saved>,
@@ -38,32 +36,38 @@ pub(super) struct Side<'a> {
     pub(super) label: &'static str,
 }
 
-/// One table of a side.
-struct View<'a> {
+/// What one layer has in a table of a side.
+pub(super) struct View<'a> {
     side: &'a Side<'a>,
-    kind: TableKind,
-    saved: Option<&'a SavedTable>,
+    layer: &'a Ruleset,
+    pub(super) kind: TableKind,
+    pub(super) saved: Option<&'a SavedTable>,
     /// What should be.
-    plan: Option<&'a Table>,
-    /// What the ruleset says about the table, also when it does not belong here: by it our rules are known.
+    pub(super) plan: Option<&'a Table>,
+    /// What the layer says about the table, also when it does not belong here: by it its rules are known.
     model: Option<&'a Table>,
     /// The names of chains that are the owner's.
     own: Names,
+    /// The layer's rules, by number, in chains that are not its own.
+    pub(super) shared: Vec<usize>,
 }
 
 impl Side<'_> {
     /// Every way in which what is there differs.
     pub(super) fn differences(&self) -> Vec<Difference> {
-        KINDS.into_iter().flat_map(|kind| View::new(self, kind).differences()).collect()
+        KINDS.into_iter().flat_map(|kind| self.views(kind)).flat_map(|view| view.differences()).collect()
     }
 
-    /// The steps for the tables that differ, or for all tables of the ruleset.
+    /// The steps for the tables that differ, in a fixed order.
     pub(super) fn steps(&self) -> Result<Vec<TableStep>, Error> {
         let mut steps = Vec::new();
         for kind in KINDS {
-            let view = View::new(self, kind);
-            if !view.differences().is_empty() {
-                steps.push(view.step()?);
+            let views = self.views(kind);
+            let differs: Vec<bool> = views.iter().map(|view| !view.differences().is_empty()).collect();
+            if differs.contains(&true) {
+                let Commit { forward, backward } = Commit::of(&views, &differs, self.family)?;
+                let before = self.saved.as_ref().map(|saved| saved.content(kind));
+                steps.push(TableStep { kind, forward, backward, before });
             }
         }
         Ok(steps)
@@ -71,50 +75,71 @@ impl Side<'_> {
 
     /// Whether anything of ours is there.
     pub(super) fn holds_ours(&self) -> bool {
-        KINDS.into_iter().any(|kind| {
-            let view = View::new(self, kind);
-            view.saved.is_some_and(|saved| {
-                saved.chains.iter().any(|chain| view.is_own(chain))
-                    || !view.own_shared_rules(saved).is_empty()
-            })
+        KINDS.into_iter().flat_map(|kind| self.views(kind)).any(|view| {
+            !view.shared.is_empty()
+                || view.saved.is_some_and(|saved| saved.chains.iter().any(|chain| view.is_own(chain)))
         })
+    }
+
+    /// What each layer has in a table.
+    fn views(&self, kind: TableKind) -> Vec<View<'_>> {
+        let mut views: Vec<View<'_>> = Vec::new();
+        for layer in self.layers {
+            let mut view = View::new(self, layer, kind);
+            if let Some(saved) = view.saved {
+                view.shared = view.own_shared_rules(saved, |number| {
+                    views.iter().any(|earlier| earlier.shared.contains(&number))
+                });
+            }
+            views.push(view);
+        }
+        views
     }
 }
 
 impl<'a> View<'a> {
-    fn new(side: &'a Side<'a>, kind: TableKind) -> Self {
-        let model = side.ruleset.table(kind);
+    fn new(side: &'a Side<'a>, layer: &'a Ruleset, kind: TableKind) -> Self {
+        let model = layer.table(kind);
         let saved = side.saved.as_ref().and_then(|saved| saved.table(kind));
-        let mut own = Names::of(side.ruleset, kind);
+        let mut own = Names::of(layer, kind);
         if kind == TableKind::Nat && !saved.is_none_or(|saved| shared_name_is_own(&own, saved)) {
             own.remove(SHARED_NAME);
         }
-        Self { side, kind, saved, plan: model.filter(|_| side.planned), model, own }
+        let planned = side.planned && layer.families().contains(&side.family);
+        let plan = model.filter(|_| planned);
+        Self { side, layer, kind, saved, plan, model, own, shared: Vec::new() }
     }
 
-    fn is_own(&self, chain: &str) -> bool {
+    pub(super) fn is_own(&self, chain: &str) -> bool {
         self.own.contain(chain)
     }
 
-    fn planned_chains(&self) -> Vec<String> {
+    pub(super) fn planned_chains(&self) -> Vec<String> {
         self.plan.map_or_else(Vec::new, |table| own_chains(table, self.side.family).map(chain_name).collect())
     }
 
-    fn saved_own_chains(&self) -> Vec<&'a str> {
+    pub(super) fn saved_own_chains(&self) -> Vec<&'a str> {
         let chains = self.saved.map_or(&[][..], |saved| &saved.chains);
         chains.iter().map(String::as_str).filter(|chain| self.is_own(chain)).collect()
     }
 
-    /// The rules of a chain in a table of the ruleset.
+    /// How many of the layer's rules in a built-in chain precede those of others.
+    pub(super) fn leading(&self, chain: &str, family: Family) -> usize {
+        let chains = self.plan.map_or(&[][..], |plan| &plan.chains);
+        let chain = chains.iter().find(|own| own.base.is_some() && chain_name(own) == chain);
+        chain.map_or(0, |chain| leading(chain, family))
+    }
+
+    /// The rules of a chain in a table of the layer.
     fn rules_of(&self, table: Option<&'a Table>, chain: &str) -> Vec<&'a Rule> {
         let chain = table.and_then(|table| table.chains.iter().find(|c| chain_name(c) == chain));
         chain.map_or_else(Vec::new, |chain| rules(chain, self.side.family).collect())
     }
 
-    /// The rules of ours, by number, in chains that are not: every jump to a chain of ours, and of the other rules that the
-    /// ruleset has as many as it has. What is there more often, somebody else has put there. One pass: a node's own tables may
-    /// have tens of thousands of rules of others.
-    fn own_shared_rules(&self, saved: &SavedTable) -> Vec<usize> {
+    /// The rules of the layer, by number, in chains that are not its own: every jump to a chain of its own, and of the other rules that it
+    /// has as many as it has, but for those that an earlier layer has. What is there more often, somebody else has put there. One pass: a
+    /// node's own tables may have tens of thousands of rules of others.
+    fn own_shared_rules(&self, saved: &SavedTable, of_earlier: impl Fn(usize) -> bool) -> Vec<usize> {
         // Jumps are known by where they go; the same text may be one to somebody else's chain of that name.
         let mut model: Vec<(String, Vec<Rule>)> = Vec::new();
         for chain in self.model.map_or(&[][..], |table| &table.chains) {
@@ -127,6 +152,7 @@ impl<'a> View<'a> {
             if rule.target().is_some_and(|target| self.is_own(target)) {
                 own.push(number);
             } else if let Some((_, planned)) = model.iter_mut().find(|(chain, _)| *chain == rule.chain)
+                && !of_earlier(number)
                 && let Some(parsed) = parse_rule(&rule.text)
                 && let Some(position) = planned.iter().position(|planned| *planned == parsed)
             {
@@ -165,10 +191,10 @@ impl<'a> View<'a> {
     /// The rules that are there and ours, in chains of ours and in others.
     fn own_rules(&self) -> Vec<&'a SavedRule> {
         let Some(saved) = self.saved else { return Vec::new() };
-        let mut shared = self.own_shared_rules(saved).into_iter().peekable();
+        let mut shared = self.shared.iter().peekable();
         let rules = saved.rules.iter().enumerate();
         rules
-            .filter(|(n, rule)| shared.next_if_eq(n).is_some() || self.is_own(&rule.chain))
+            .filter(|(n, rule)| shared.next_if_eq(&n).is_some() || self.is_own(&rule.chain))
             .map(|(_, rule)| rule)
             .collect()
     }
@@ -196,71 +222,9 @@ impl<'a> View<'a> {
             Family::V4 => "ip",
             Family::V6 => "ip6",
         };
-        format!("{family} {}{}", self.kind, self.side.label)
-    }
-
-    fn step(&self) -> Result<TableStep, Error> {
-        let (forward, backward) = (self.forward()?, self.backward());
-        let before = self.side.saved.as_ref().map(|saved| saved.content(self.kind));
-        Ok(TableStep { kind: self.kind, forward, backward, before })
-    }
-
-    fn forward(&self) -> Result<String, Error> {
-        let (planned, there) = (self.planned_chains(), self.saved_own_chains());
-        let mut text = String::with_capacity(4096);
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "*{}", self.kind);
-        if let Some(saved) = self.saved {
-            for rule in self.own_shared_rules(saved).into_iter().filter_map(|n| saved.rules.get(n)) {
-                let _ = writeln!(text, "-D {} {}", rule.chain, rule.text);
-            }
-        }
-        for chain in &there {
-            let _ = writeln!(text, "-F {chain}");
-        }
-        for chain in planned.iter().filter(|chain| !there.contains(&chain.as_str())) {
-            let _ = writeln!(text, "-N {chain}");
-        }
-        if let Some(plan) = self.plan {
-            text.push_str(&render_rules(plan, self.side.family, |_| 0)?);
-        }
-        for chain in there.iter().filter(|chain| planned.iter().all(|planned| planned != *chain)) {
-            let _ = writeln!(text, "-X {chain}");
-        }
-        text.push_str("COMMIT\n");
-        Ok(text)
-    }
-
-    fn backward(&self) -> String {
-        let (planned, there) = (self.planned_chains(), self.saved_own_chains());
-        let mut text = format!("*{}\n", self.kind);
-        for chain in self.plan.map_or(&[][..], |plan| &plan.chains).iter().filter(|c| c.base.is_some()) {
-            for rule in rules(chain, self.side.family) {
-                let _ = writeln!(text, "-D {} {}", chain_name(chain), render_rule(rule, self.side.family));
-            }
-        }
-        for chain in &planned {
-            let _ = writeln!(text, "-F {chain}");
-        }
-        for chain in there.iter().filter(|chain| planned.iter().all(|planned| planned != *chain)) {
-            let _ = writeln!(text, "-N {chain}");
-        }
-        if let Some(saved) = self.saved {
-            for rule in saved.rules.iter().filter(|rule| self.is_own(&rule.chain)) {
-                let _ = writeln!(text, "-A {} {}", rule.chain, rule.text);
-            }
-            for number in self.own_shared_rules(saved) {
-                let rule = &saved.rules[number];
-                // In rising order each rule finds those before it in place already.
-                let before = saved.rules[..number].iter().filter(|r| r.chain == rule.chain).count();
-                let _ = writeln!(text, "-I {} {} {}", rule.chain, before + 1, rule.text);
-            }
-        }
-        for chain in planned.iter().filter(|chain| !there.contains(&chain.as_str())) {
-            let _ = writeln!(text, "-X {chain}");
-        }
-        text.push_str("COMMIT\n");
-        text
+        let table = format!("{family} {}{}", self.kind, self.side.label);
+        // Of several layers, it says whose.
+        if self.side.layers.len() > 1 { format!("{table} of {}", self.layer.owner) } else { table }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ruleset::iptables::{chain_name, render_rule, rules};
+use ruleset::iptables::{chain_name, leading, render_rule, rules};
 use ruleset::listed::{self, Table};
 use ruleset::{Family, Ruleset};
 
@@ -58,20 +58,23 @@ impl Iptables {
     }
 }
 
-/// The layers' rules of a family, as iptables has them.
+/// The layers' rules of a family, as iptables has them: in a chain of all, first those that must precede the rules of others.
 pub(super) fn of_layers(layers: &[Ruleset], family: Family) -> Vec<Table> {
     let mut tables: Vec<Table> = Vec::new();
-    for table in layers.iter().flat_map(|layer| &layer.tables) {
-        let empty = Table { ours: true, ..listed::empty(table.kind, family, "") };
-        let at = tables.iter().position(|known| known.name == empty.name).unwrap_or_else(|| {
-            tables.push(empty);
-            tables.len() - 1
-        });
-        for chain in &table.chains {
-            let of = listed::chain_of(&mut tables[at], table.kind, &chain_name(chain));
-            let rules =
-                rules(chain, family).map(|rule| listed::parse_line(&render_rule(rule, family), family));
-            of.rules.extend(rules);
+    for part in [true, false] {
+        for table in layers.iter().flat_map(|layer| &layer.tables) {
+            let empty = Table { ours: true, ..listed::empty(table.kind, family, "") };
+            let at = tables.iter().position(|known| known.name == empty.name).unwrap_or_else(|| {
+                tables.push(empty);
+                tables.len() - 1
+            });
+            for chain in &table.chains {
+                let leading = leading(chain, family);
+                let rules = rules(chain, family).enumerate().filter(|(n, _)| (*n < leading) == part);
+                let of = listed::chain_of(&mut tables[at], table.kind, &chain_name(chain));
+                of.rules
+                    .extend(rules.map(|(_, rule)| listed::parse_line(&render_rule(rule, family), family)));
+            }
         }
     }
     tables

@@ -98,8 +98,14 @@ fn five_thousand_rules_are_compared() {
     let differences = |ports: &mut dyn Iterator<Item = u32>| {
         let rules: String = ports.map(line).collect();
         let saved = Saved::parse(&format!("*nat\n:ISTIO_INBOUND - [0:0]\n{rules}COMMIT\n"));
-        Side { ruleset: &ruleset, family: Family::V4, planned: true, saved: Some(saved), label: "" }
-            .differences()
+        Side {
+            layers: std::slice::from_ref(&ruleset),
+            family: Family::V4,
+            planned: true,
+            saved: Some(saved),
+            label: "",
+        }
+        .differences()
     };
     assert_eq!(differences(&mut (1..=5000)), []);
     let moved = differences(&mut (2..=4000).chain([6000, 1]).chain(4001..=5000));
@@ -144,7 +150,7 @@ fn thousands_of_chains_of_others_take_no_time() {
     );
     let start = std::time::Instant::now();
     let side = Side {
-        ruleset: &ruleset,
+        layers: std::slice::from_ref(&ruleset),
         family: Family::V4,
         planned: true,
         saved: Some(Saved::parse(&text)),

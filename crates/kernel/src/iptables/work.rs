@@ -39,7 +39,7 @@ impl Iptables {
     /// The first usable candidate that has not failed yet, and what it finds where something of ours can be.
     fn choose(
         &self,
-        ruleset: &Ruleset,
+        layers: &[Ruleset],
         family: Family,
         present: &Present,
         failed: &[(Family, PathBuf)],
@@ -47,8 +47,8 @@ impl Iptables {
         let mut problem = None;
         for candidate in self.candidates(present) {
             let found = self.programs_for(*candidate, family, present).and_then(|programs| {
-                let listed = must_be_listed(ruleset, present, programs.variant);
-                let saved = listed.then(|| self.save(ruleset, &programs)).transpose()?;
+                let listed = must_be_listed(layers, present, programs.variant);
+                let saved = listed.then(|| self.save(layers, &programs)).transpose()?;
                 Ok((programs, saved))
             });
             match found {
@@ -90,8 +90,8 @@ impl Iptables {
         }
     }
 
-    fn save(&self, ruleset: &Ruleset, programs: &Programs) -> Result<Saved, Error> {
-        let arguments = save_arguments(&kinds(ruleset));
+    fn save(&self, layers: &[Ruleset], programs: &Programs) -> Result<Saved, Error> {
+        let arguments = save_arguments(&kinds(layers));
         let output =
             child::run(&programs.save, &arguments, None, &self.surroundings()).map_err(|(cause, said)| {
                 Failure { program: programs.save.clone(), cause, said, left: Vec::new() }
@@ -99,24 +99,24 @@ impl Iptables {
         Ok(Saved::parse(&output))
     }
 
-    /// Everything that may have to change to get to the ruleset: first what is planned, then what is left over.
+    /// Everything that may have to change to get to the layers: first what is planned, then what is left over.
     pub(super) fn works<'a>(
         &self,
-        ruleset: &'a Ruleset,
+        layers: &'a [Ruleset],
         failed: &[(Family, PathBuf)],
     ) -> Result<Vec<Work<'a>>, Error> {
         let (mut planned, mut left_over) = (Vec::new(), Vec::new());
         for family in FAMILIES {
             let present = Present::ask(family)?;
             let mut main = None;
-            if ruleset.families().contains(&family) && has_rules(ruleset, family) {
-                let (programs, saved) = self.choose(ruleset, family, &present, failed)?;
+            if has_rules(layers, family) {
+                let (programs, saved) = self.choose(layers, family, &present, failed)?;
                 main = Some(programs.variant);
                 let unproven = !present.has(programs.variant);
-                planned.push(Work { side: side(ruleset, family, true, saved, ""), programs, unproven });
+                planned.push(Work { side: side(layers, family, true, saved, ""), programs, unproven });
             }
             for variant in VARIANTS.into_iter().filter(|variant| Some(*variant) != main) {
-                match self.left_over(ruleset, family, &present, variant) {
+                match self.left_over(layers, family, &present, variant) {
                     Ok(work) => left_over.extend(work),
                     Err(e) => self.warn(format!("what {variant} iptables may hold of ours stays: {e}")),
                 }
@@ -129,12 +129,12 @@ impl Iptables {
     /// What is of ours in a family and variant where nothing should be.
     pub(super) fn left_over<'a>(
         &self,
-        ruleset: &'a Ruleset,
+        layers: &'a [Ruleset],
         family: Family,
         present: &Present,
         variant: Variant,
     ) -> Result<Option<Work<'a>>, Error> {
-        if !may_hold_ours(ruleset, family, present, variant) {
+        if !may_hold_ours(layers, family, present, variant) {
             return Ok(None);
         }
         let programs = self.search.programs_of(family, variant, &self.surroundings())?;
@@ -142,7 +142,7 @@ impl Iptables {
             Variant::Legacy => " (legacy)",
             Variant::Nft => " (nft)",
         };
-        let side = side(ruleset, family, false, Some(self.save(ruleset, &programs)?), label);
+        let side = side(layers, family, false, Some(self.save(layers, &programs)?), label);
         Ok(side.holds_ours().then_some(Work { side, programs, unproven: false }))
     }
 
@@ -150,12 +150,12 @@ impl Iptables {
     /// them, by a mere look, and nothing says that rules of ours are in them. Chains of the nft variant are known by name.
     pub(super) fn left_over_if_known<'a>(
         &self,
-        ruleset: &'a Ruleset,
+        layers: &'a [Ruleset],
         family: Family,
         present: &Present,
         variant: Variant,
     ) -> Result<Option<Work<'a>>, Error> {
-        match self.left_over(ruleset, family, present, variant) {
+        match self.left_over(layers, family, present, variant) {
             Err(e @ (Error::Missing { .. } | Error::WrongVariant { .. })) if variant == Variant::Legacy => {
                 self.warn(format!("cannot look whether {variant} iptables holds rules of ours: {e}"));
                 Ok(None)
@@ -165,30 +165,34 @@ impl Iptables {
     }
 }
 
-/// The tables that may have rules of the owner.
-fn kinds(ruleset: &Ruleset) -> Vec<TableKind> {
+/// The tables that may have rules of the owners.
+fn kinds(layers: &[Ruleset]) -> Vec<TableKind> {
     let is_owners = |kind: &TableKind| {
-        ruleset.table(*kind).is_some() || ruleset.known_chains.iter().any(|known| known.table == *kind)
+        layers.iter().any(|layer| {
+            layer.table(*kind).is_some() || layer.known_chains.iter().any(|known| known.table == *kind)
+        })
     };
     KINDS.into_iter().filter(is_owners).collect()
 }
 
-fn has_rules(ruleset: &Ruleset, family: Family) -> bool {
-    ruleset.tables.iter().flat_map(|table| &table.chains).any(|chain| rules(chain, family).next().is_some())
+fn has_rules(layers: &[Ruleset], family: Family) -> bool {
+    let of_family = layers.iter().filter(|layer| layer.families().contains(&family));
+    let tables = of_family.flat_map(|layer| &layer.tables);
+    tables.flat_map(|table| &table.chains).any(|chain| rules(chain, family).next().is_some())
 }
 
 fn side<'a>(
-    ruleset: &'a Ruleset,
+    layers: &'a [Ruleset],
     family: Family,
     planned: bool,
     saved: Option<Saved>,
     label: &'static str,
 ) -> Side<'a> {
-    Side { ruleset, family, planned, saved, label }
+    Side { layers, family, planned, saved, label }
 }
 
 /// For nft this is exact for chains; legacy does not name its chains without a program.
-pub(super) fn may_hold_ours(ruleset: &Ruleset, family: Family, present: &Present, variant: Variant) -> bool {
+pub(super) fn may_hold_ours(layers: &[Ruleset], family: Family, present: &Present, variant: Variant) -> bool {
     if variant == Variant::Legacy {
         return present.legacy;
     }
@@ -196,16 +200,17 @@ pub(super) fn may_hold_ours(ruleset: &Ruleset, family: Family, present: &Present
         let chains = present.nft_chains().iter().filter(|(table, _)| table == kind.name());
         SavedTable { kind, chains: chains.map(|(_, chain)| chain.clone()).collect(), rules: Vec::new() }
     });
-    side(ruleset, family, false, Some(Saved { tables: tables.collect() }), "").holds_ours()
+    side(layers, family, false, Some(Saved { tables: tables.collect() }), "").holds_ours()
 }
 
 /// Whether the rules that are there tell a setup anything. In the nft variant they do not where no chain has a name that a chain of the owner
 /// has, also in a table or beside chains by which it is somebody else's: a setup must not take that for its own later.
-fn must_be_listed(ruleset: &Ruleset, present: &Present, variant: Variant) -> bool {
+fn must_be_listed(layers: &[Ruleset], present: &Present, variant: Variant) -> bool {
     if variant == Variant::Legacy {
         return present.legacy;
     }
-    let names = KINDS.map(|kind| Names::of(ruleset, kind));
+    let names = layers.iter().flat_map(|layer| KINDS.map(|kind| Names::of(layer, kind)));
+    let names: Vec<Names> = names.collect();
     present.nft_chains().iter().any(|(_, chain)| names.iter().any(|names| names.contain(chain)))
 }
 

@@ -282,6 +282,11 @@ pub(crate) fn classes(names: &[&str]) -> Ruleset {
     all
 }
 
+/// Two layers, in three tables.
+pub(crate) fn layers(ipv6: bool) -> [Ruleset; 2] {
+    [sidecar(ipv6), Ruleset { ipv6, ..classes(&["one", "two"]) }]
+}
+
 /// Every match and every action, inverted where that is possible, in three tables.
 pub(crate) fn rich(ipv6: bool) -> Ruleset {
     let mut every = Vec::new();
