@@ -141,8 +141,8 @@ impl Job {
         match entered {
             Ok(Ok(Some(differences))) => Ok(differences),
             Ok(Ok(None)) => self.compare_unreadable(netns),
-            Ok(Err(error)) => Err(kernel::chain_text(&error)),
-            Err(error) => Err(kernel::chain_text(&error)),
+            Ok(Err(error)) => Err(fault::chain(&error)),
+            Err(error) => Err(fault::chain(&error)),
         }
     }
 
@@ -169,8 +169,8 @@ impl Job {
             Ok(kernel.nftables.exists(inside, &owners)? || kernel.iptables.exists(inside, &owners)?)
         });
         let there = match there {
-            Ok(result) => result.map_err(|error| kernel::chain_text(&error)),
-            Err(error) => Err(kernel::chain_text(&error)),
+            Ok(result) => result.map_err(|error| fault::chain(&error)),
+            Err(error) => Err(fault::chain(&error)),
         };
         if there? {
             return Err(
@@ -223,7 +223,7 @@ pub(crate) fn within_limit(job: Job) -> Verdict {
 }
 
 fn unknown(failure: &Failure) -> Verdict {
-    Verdict::Unknown(kernel::chain_text(failure))
+    Verdict::Unknown(fault::chain(failure))
 }
 
 /// The names and the known chains of those that load rules.

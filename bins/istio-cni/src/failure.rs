@@ -74,7 +74,7 @@ pub(crate) enum Failure {
     /// The backend that the configuration asks for is not there.
     #[error(
         "{}; native_nftables asks for {backend} only: NATIVE_NFTABLES=auto (chart: global.nativeNftables) takes what the node has",
-        kernel::chain_text(.cause)
+        fault::chain(.cause)
     )]
     OnlyBackend {
         /// What is asked for.
@@ -93,7 +93,7 @@ impl Failure {
     /// As an error of the CNI protocol. The code is the one that upstream gives for everything of its own, since runtimes and kubelet
     /// treat all of them alike.
     pub(crate) fn into_cni(self, what: &str) -> cni::Error {
-        cni::Error::internal(format!("{what}: {}", kernel::chain_text(&self)))
+        cni::Error::internal(format!("{what}: {}", fault::chain(&self)))
     }
 }
 

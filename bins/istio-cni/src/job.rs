@@ -295,7 +295,7 @@ impl Job {
                 self.log.error(&text, &[]);
                 self.progress.set_remark(text);
             }
-            Err(error) => self.log.warn(&kernel::chain_text(&error), &[]),
+            Err(error) => self.log.warn(&fault::chain(&error), &[]),
         }
     }
 

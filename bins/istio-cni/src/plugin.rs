@@ -154,7 +154,7 @@ impl<'a> IstioCni<'a> {
 
 impl Plugin for IstioCni<'_> {
     fn compare_netns(&self, path: &str) -> Result<NetnsRelation, String> {
-        let own = Netns::current().map_err(|error| kernel::chain_text(&error))?;
+        let own = Netns::current().map_err(|error| fault::chain(&error))?;
         Ok(match Netns::open(path) {
             Ok(netns) if netns == own => NetnsRelation::Same,
             Ok(_) => NetnsRelation::Different,

@@ -108,7 +108,7 @@ impl Look {
     fn iptables(&self, support: Option<Support>) -> Result<(), String> {
         let iptables = &self.backends.iptables;
         let found = support.map_or_else(|| iptables.available(), |support| iptables.usable_with(support));
-        found.map_err(|error| kernel::chain_text(&error))
+        found.map_err(|error| fault::chain(&error))
     }
 }
 
@@ -121,6 +121,6 @@ fn all_of_nftables(support: Support) -> Result<(), String> {
 }
 
 fn nftables() -> Result<Support, String> {
-    let inside = netns::Inside::of_calling_thread().map_err(|error| kernel::chain_text(&error))?;
-    kernel::nft::probe(&inside).map_err(|error| kernel::chain_text(&error))
+    let inside = netns::Inside::of_calling_thread().map_err(|error| fault::chain(&error))?;
+    kernel::nft::probe(&inside).map_err(|error| fault::chain(&error))
 }

@@ -54,7 +54,7 @@ pub(crate) fn run(
     match stages(&options, supervisor, &log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            log.error(&kernel::chain_text(&error), &[]);
+            log.error(&fault::chain(&error), &[]);
             ExitCode::from(if matches!(error, Error::Validate(_)) { VALIDATION_FAILED } else { FAILED })
         }
     }

@@ -145,7 +145,7 @@ fn without_nat(support: Support, iptables: Option<&Iptables>) -> Found {
     let why = if support.tables { NO_NAT } else { NO_NFTABLES };
     match iptables.map_or(Ok(()), |iptables| iptables.usable_with(support)) {
         Ok(()) => Found::Iptables(why.to_owned()),
-        Err(error) => Found::Neither(format!("{why}, and {}", kernel::chain_text(&error))),
+        Err(error) => Found::Neither(format!("{why}, and {}", fault::chain(&error))),
     }
 }
 
@@ -170,7 +170,7 @@ fn choose_by(support: Support, iptables: &Iptables) -> Result<(Backend, Option<S
     };
     match iptables.usable_with(support) {
         Ok(()) => Ok((Backend::Iptables, Some(why.to_owned()))),
-        Err(error) => Err(format!("neither backend works here: {why}, and {}", kernel::chain_text(&error))),
+        Err(error) => Err(format!("neither backend works here: {why}, and {}", fault::chain(&error))),
     }
 }
 

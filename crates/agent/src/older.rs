@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use cluster::write::EventText;
 use cluster::{Cluster, Writer};
 use facts::{Object, PodRef};
+use fault::Backoff;
 use telemetry::Scope as Log;
 use tokio::sync::Notify;
 
@@ -28,8 +29,8 @@ pub(crate) use suspect::Rules;
 const PERIOD: Duration = Duration::from_secs(30);
 /// Between two looks: while many pods start, each changes some times.
 const PAUSE: Duration = Duration::from_millis(500);
-/// Pause after the API server did not take something; doubles up to [`PERIOD`].
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// Pauses after the API server did not take something.
+const PAUSES: Backoff = Backoff::new(Duration::from_secs(1), PERIOD);
 /// How often the API server may refuse an event or a label before it counts as a right that the chart does not give.
 const TRIES: u32 = 5;
 /// `reason` of the event.
@@ -117,6 +118,7 @@ impl OlderPods {
     /// Looks and tells until the task is aborted.
     pub(crate) async fn work(self: Arc<Self>) {
         let mut found: BTreeMap<String, Found> = BTreeMap::new();
+        let mut failures = 0;
         let mut again = PERIOD;
         loop {
             let _ = tokio::time::timeout(again, self.wake.notified()).await;
@@ -124,8 +126,8 @@ impl OlderPods {
             if self.parts.cluster.state().synced {
                 found = self.look(found).await;
                 self.show(&found);
-                let pause = if again == PERIOD { FIRST_PAUSE } else { (again * 2).min(PERIOD) };
-                again = if self.tell(&mut found).await { PERIOD } else { pause };
+                failures = if self.tell(&mut found).await { 0 } else { failures + 1 };
+                again = if failures == 0 { PERIOD } else { PAUSES.pause(failures) };
             }
             tokio::time::sleep(PAUSE).await;
         }

@@ -13,6 +13,7 @@ use cluster::write::EventText;
 use cluster::{Cluster, Writer};
 use facts::exchange::{MAX_REPORT, Outcome, UNCAPTURED_DIR};
 use facts::{Object, Report};
+use fault::Backoff;
 use podsource::leave_note;
 use telemetry::Scope;
 use tokio::sync::Notify;
@@ -26,8 +27,8 @@ use crate::older::OlderPods;
 
 /// How often the directory is looked at without being told: for notes of plugins.
 const PERIOD: Duration = Duration::from_secs(30);
-/// Pause after the API server did not take something; doubles up to [`PERIOD`].
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// Pauses after the API server did not take something.
+const PAUSES: Backoff = Backoff::new(Duration::from_secs(1), PERIOD);
 /// How long an agent that starts waits for the pods of its node, by which it knows the ones that are not to be captured.
 const PODS_WITHIN: Duration = Duration::from_secs(3);
 /// `reason` of the event about a pod without capture.
@@ -81,7 +82,7 @@ impl Uncaptured {
     /// Works on notes until the task is aborted.
     pub(crate) async fn work(&self, marker: Marker) {
         let mut known = Known::default();
-        let mut pause = FIRST_PAUSE;
+        let mut failures = 0;
         marker.wait_for_pods().await;
         loop {
             // All are counted before any is marked: an API server that hangs must not delay the alarm.
@@ -97,10 +98,10 @@ impl Uncaptured {
             }
             if failed {
                 // New notes wait as well: whoever did not take the others would not take them.
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(PERIOD);
+                failures += 1;
+                tokio::time::sleep(PAUSES.pause(failures)).await;
             } else {
-                pause = FIRST_PAUSE;
+                failures = 0;
                 let _ = tokio::time::timeout(PERIOD, self.wake.notified()).await;
             }
         }

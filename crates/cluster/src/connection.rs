@@ -18,7 +18,7 @@ use kube::Client;
 use kube::client::Body;
 use kube::config::{KubeConfigOptions, KubeconfigError};
 
-use crate::error::{About, Error, chain};
+use crate::error::{About, Error};
 use crate::recovery::Recovery;
 pub(crate) use body::{Lines, read};
 pub(crate) use items::Items;
@@ -86,7 +86,7 @@ impl Connection {
     ) -> Result<Response<Body>, Error> {
         let setup = |reason| Error::Setup { operation: operation.into(), reason };
         let client = self.client().await.map_err(setup)?;
-        let request = request.map_err(|error| setup(chain(&error)))?.map(Body::from);
+        let request = request.map_err(|error| setup(fault::chain(&error)))?.map(Body::from);
         let timed_out = || Error::TimedOut { operation: operation.into(), after: limit };
         let response = match tokio::time::timeout(limit, client.send(request)).await {
             Err(_) => return Err(timed_out()),
@@ -170,7 +170,7 @@ impl Connection {
     async fn open(&self) -> Result<Client, String> {
         let (mut config, token, authorities) = self.config().await?;
         refuse_weak(&config)?;
-        let agent = HeaderValue::from_str(&self.user_agent).map_err(|error| chain(&error))?;
+        let agent = HeaderValue::from_str(&self.user_agent).map_err(|error| fault::chain(&error))?;
         config.headers.push((USER_AGENT, agent));
         dial::client(&config, token, authorities.map(Authorities::verifier).transpose()?)
     }
@@ -179,15 +179,16 @@ impl Connection {
         match &self.access {
             Access::ServiceAccount { server, ca_file, token_file } => {
                 let mut config = kube::Config::new(server.parse().map_err(|error| {
-                    format!("{server} is no URL: {}", chain(&error as &http::uri::InvalidUri))
+                    format!("{server} is no URL: {}", fault::chain(&error as &http::uri::InvalidUri))
                 })?);
                 // Ours judges in its place; without a list kube would look for the system's.
                 config.root_cert = Some(Vec::new());
                 Ok((config, Some(TokenFile::open(token_file)?), Some(Authorities::File(ca_file.clone()))))
             }
             Access::Kubeconfig(path) => {
-                let unusable =
-                    |error: KubeconfigError| format!("kubeconfig {}: {}", path.display(), chain(&error));
+                let unusable = |error: KubeconfigError| {
+                    format!("kubeconfig {}: {}", path.display(), fault::chain(&error))
+                };
                 let (mut read, token) = kubeconfig::read(path)?;
                 let authorities = Authorities::take(&mut read)
                     .map_err(|reason| format!("kubeconfig {}: {reason}", path.display()))?;

@@ -1,9 +1,10 @@
 //! What goes wrong between the agent and the API server.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
-/// A question to the API server, or a request of it, that failed.
-///
+use fault::{Fault, Retry};
+
 /// What a refusal of an API server speaks of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum About {
@@ -15,12 +16,13 @@ pub enum About {
     Other,
 }
 
-/// The text is complete in itself; there is no `source()` to append. None holds a token.
+/// A question to the API server, or a request of it, that failed. The text is complete in itself; there is no `source()` to append. None holds
+/// a token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {}; {}", self.operation(), self.root_cause(), self.advised())]
 #[non_exhaustive]
 pub enum Error {
     /// The files that say where the server is and who we are cannot be used.
-    #[error("{operation}: {reason}; check the service account's files or the kubeconfig")]
     Setup {
         /// What was attempted.
         operation: String,
@@ -28,9 +30,6 @@ pub enum Error {
         reason: String,
     },
     /// The server's certificate is not trusted, or no common TLS was found.
-    #[error(
-        "{operation}: {reason}; compare the server's certificate with the list of authorities (ca.crt of the service account, or the kubeconfig)"
-    )]
     Tls {
         /// What was attempted.
         operation: String,
@@ -38,7 +37,6 @@ pub enum Error {
         reason: String,
     },
     /// No connection, or it broke.
-    #[error("{operation}: {reason}; check that the API server runs and can be reached from this node")]
     Unreachable {
         /// What was attempted.
         operation: String,
@@ -46,17 +44,11 @@ pub enum Error {
         reason: String,
     },
     /// The system gave a connection up, because nothing that was sent on it was acknowledged.
-    #[error(
-        "{operation}: the connection is dead, nothing on it is acknowledged; a firewall, a load balancer or a node on the way to the API server drops packets"
-    )]
     Lost {
         /// What was attempted.
         operation: String,
     },
     /// A watch brought nothing for longer than an API server is silent.
-    #[error(
-        "{operation}: no event came for {:.0} s, not even a bookmark; a new connection is made, since something on the way may hold this one open", .after.as_secs_f64()
-    )]
     Silent {
         /// What was attempted.
         operation: String,
@@ -64,7 +56,6 @@ pub enum Error {
         after: Duration,
     },
     /// The server was too slow.
-    #[error("{operation}: no answer within {:.1} s; the API server or the way to it is overloaded or drops packets", .after.as_secs_f64())]
     TimedOut {
         /// What was attempted.
         operation: String,
@@ -72,7 +63,6 @@ pub enum Error {
         after: Duration,
     },
     /// The server refused.
-    #[error("{operation}: {code} {message}; {}", advice(*.code))]
     Status {
         /// What was attempted.
         operation: String,
@@ -86,7 +76,6 @@ pub enum Error {
         retry_after: Option<Duration>,
     },
     /// A list is older than what a watch has told already.
-    #[error("{operation}: the API server's cache is behind what another one has told; it is asked again")]
     Behind {
         /// What was attempted.
         operation: String,
@@ -94,7 +83,6 @@ pub enum Error {
         retry_after: Option<Duration>,
     },
     /// The answer, or a line of a watch, is larger than allowed.
-    #[error("{operation}: the answer is larger than {limit} bytes; an API server sends no such object")]
     TooLarge {
         /// What was attempted.
         operation: String,
@@ -102,9 +90,6 @@ pub enum Error {
         limit: usize,
     },
     /// A list has more objects, or more bytes, than any that this agent asks for.
-    #[error(
-        "{operation}: the list has more than {limit}, so it is not used and what was known before stays; look at what answers for the API server"
-    )]
     Endless {
         /// What was attempted.
         operation: String,
@@ -112,9 +97,6 @@ pub enum Error {
         limit: String,
     },
     /// The answer is not what an API server says.
-    #[error(
-        "{operation}: the answer is not understood: {reason}; something between here and the API server may have changed it"
-    )]
     NotUnderstood {
         /// What was attempted.
         operation: String,
@@ -122,13 +104,59 @@ pub enum Error {
         reason: String,
     },
     /// The server ended a watch as soon as it had begun.
-    #[error(
-        "{operation}: the server closed the watch at once; it, or something in between, may be overloaded"
-    )]
     ClosedEarly {
         /// What was attempted.
         operation: String,
     },
+}
+
+impl Fault for Error {
+    /// What it is asked with is read anew for each try.
+    fn retry(&self) -> Retry {
+        Retry::Backoff
+    }
+
+    fn operation(&self) -> &str {
+        match self {
+            Self::Setup { operation, .. }
+            | Self::Tls { operation, .. }
+            | Self::Unreachable { operation, .. }
+            | Self::Lost { operation }
+            | Self::Silent { operation, .. }
+            | Self::TimedOut { operation, .. }
+            | Self::Status { operation, .. }
+            | Self::Behind { operation, .. }
+            | Self::TooLarge { operation, .. }
+            | Self::Endless { operation, .. }
+            | Self::NotUnderstood { operation, .. }
+            | Self::ClosedEarly { operation } => operation,
+        }
+    }
+
+    fn root_cause(&self) -> String {
+        match self {
+            Self::Setup { reason, .. } | Self::Tls { reason, .. } | Self::Unreachable { reason, .. } => {
+                reason.clone()
+            }
+            Self::Lost { .. } => "the connection is dead, nothing on it is acknowledged".to_owned(),
+            Self::Silent { after, .. } => {
+                format!("no event came for {:.0} s, not even a bookmark", after.as_secs_f64())
+            }
+            Self::TimedOut { after, .. } => format!("no answer within {:.1} s", after.as_secs_f64()),
+            Self::Status { code, message, .. } => format!("{code} {message}"),
+            Self::Behind { .. } => "the API server's cache is behind what another one has told".to_owned(),
+            Self::TooLarge { limit, .. } => format!("the answer is larger than {limit} bytes"),
+            Self::Endless { limit, .. } => {
+                format!("the list has more than {limit}, so it is not used and what was known before stays")
+            }
+            Self::NotUnderstood { reason, .. } => format!("the answer is not understood: {reason}"),
+            Self::ClosedEarly { .. } => "the server closed the watch at once".to_owned(),
+        }
+    }
+
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        Some(self.advised().into())
+    }
 }
 
 impl Error {
@@ -143,7 +171,30 @@ impl Error {
                 if apitls::is_untrusted(error) { "the server's certificate is not trusted: " } else { "" };
             return Self::Tls { operation, reason: format!("{whose}{}", apitls::reason(error)) };
         }
-        Self::Unreachable { operation, reason: chain(cause) }
+        Self::Unreachable { operation, reason: fault::chain(cause) }
+    }
+
+    fn advised(&self) -> &'static str {
+        match self {
+            Self::Setup { .. } => "check the service account's files or the kubeconfig",
+            Self::Tls { .. } => {
+                "compare the server's certificate with the list of authorities (ca.crt of the service account, or the kubeconfig)"
+            }
+            Self::Unreachable { .. } => "check that the API server runs and can be reached from this node",
+            Self::Lost { .. } => {
+                "a firewall, a load balancer or a node on the way to the API server drops packets"
+            }
+            Self::Silent { .. } => {
+                "a new connection is made, since something on the way may hold this one open"
+            }
+            Self::TimedOut { .. } => "the API server or the way to it is overloaded or drops packets",
+            Self::Status { code, .. } => status_advice(*code),
+            Self::Behind { .. } => "it is asked again",
+            Self::TooLarge { .. } => "an API server sends no such object",
+            Self::Endless { .. } => "look at what answers for the API server",
+            Self::NotUnderstood { .. } => "something between here and the API server may have changed it",
+            Self::ClosedEarly { .. } => "it, or something in between, may be overloaded",
+        }
     }
 
     /// The kind of failure in one word, for metrics.
@@ -211,7 +262,7 @@ impl Error {
     }
 }
 
-fn advice(code: u16) -> &'static str {
+fn status_advice(code: u16) -> &'static str {
     match code {
         401 => "the token or certificate is not valid (any more); it is read again before each request",
         403 => "the service account lacks a role that allows this",
@@ -249,20 +300,6 @@ fn is_timeout(error: &(dyn std::error::Error + 'static)) -> bool {
         next = cause.source();
     }
     false
-}
-
-/// The words of an error and of what caused it. Many libraries repeat the cause in their own words, which is left out here.
-pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let words = cause.to_string();
-        if !text.contains(&words) {
-            text = format!("{text}: {words}");
-        }
-        next = cause.source();
-    }
-    text
 }
 
 /// What is wrong and where, without quoting content: the parser's own words may.

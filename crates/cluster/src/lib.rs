@@ -27,7 +27,6 @@
 //! # Ok(()) }
 //! ```
 
-mod backoff;
 mod connection;
 pub mod daemonset;
 mod error;

@@ -8,10 +8,9 @@ use std::hash::Hash;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use fault::Backoff;
 use tokio::sync::Notify;
 use tokio::time::Instant;
-
-use crate::backoff::Backoff;
 
 /// Pauses before the work on a key is repeated.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(5), Duration::from_secs(5));

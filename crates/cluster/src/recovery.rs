@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use fault::Backoff;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch::{Receiver, Sender};
 use tokio::time::Instant;
 
-use crate::backoff::Backoff;
 use crate::connection::Connection;
 use crate::error::Error;
 

@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use facts::PodRef;
 use facts::exchange::FACTS_DIR;
+use fault::Backoff;
 
-use crate::backoff::Backoff;
 use crate::watch::Cluster;
 use files::Files;
 pub use files::Unusable;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use cni::conflist::{Document, PluginEntry};
+use fault::Backoff;
 
 pub use handle::Handle;
 
@@ -19,9 +20,8 @@ use crate::throttle::Throttle;
 use crate::uninstall::{Report, uninstall};
 use crate::watch::{Places, Wake, Watch};
 
-/// Pause after the first failure; doubles up to [`LONGEST_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Pauses after failures in a row.
+const PAUSES: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
 /// How often a directory that does not exist, or a file that is being written, is looked for.
 const POLL: Duration = Duration::from_secs(1);
 /// How often an obstacle is looked at again that may lie outside of the directories that are watched, such as behind a link.
@@ -150,7 +150,7 @@ impl Installer {
     /// Tells a failure and waits for the next try, or for a change.
     fn failed(&mut self, error: &Error) {
         self.failures += 1;
-        let retry_in = backoff(self.failures);
+        let retry_in = PAUSES.pause(self.failures);
         self.set_unready(&error.to_string());
         self.tell(&Event::Failed { error, retry_in });
         let waited = self.watch().and_then(|mut watch| {
@@ -314,14 +314,6 @@ impl Installer {
     fn tell(&mut self, event: &Event<'_>) {
         self.observer.event(event);
     }
-}
-
-/// Growing pauses, ±20 % so that the nodes of a cluster do not try in step.
-fn backoff(failures: u32) -> Duration {
-    let base = (FIRST_PAUSE * (1 << failures.saturating_sub(1).min(5))).min(LONGEST_PAUSE);
-    // RandomState is the standard library's only source of randomness
-    let random = std::hash::BuildHasher::hash_one(&std::collections::hash_map::RandomState::new(), failures);
-    base.mul_f64(0.8 + 0.4 * (random % 1000) as f64 / 1000.0)
 }
 
 impl std::fmt::Debug for Installer {

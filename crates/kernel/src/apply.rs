@@ -79,7 +79,7 @@ impl Kernel<'_> {
                 let second = plan(Backend::Iptables);
                 match self.apply_plan(inside, &second) {
                     Ok(applied) => {
-                        Ok((Applied { fallback: Some(crate::chain_text(&nftables)), ..applied }, second))
+                        Ok((Applied { fallback: Some(fault::chain(&nftables)), ..applied }, second))
                     }
                     Err(iptables) => Err(Error::Neither { nftables, iptables: Box::new(iptables) }),
                 }
@@ -172,7 +172,7 @@ impl Kernel<'_> {
         done.commit();
         let (moved, warning) = match self.clear_other(inside, plan) {
             Ok(moved) => (moved, None),
-            Err(error) => (false, Some(crate::chain_text(&error))),
+            Err(error) => (false, Some(fault::chain(&error))),
         };
         Ok(Applied { backend: plan.backend, rules, moved, routing, fallback: None, warning })
     }
@@ -233,7 +233,7 @@ pub(crate) fn describe(step: &Routing) -> String {
 }
 
 fn texts(errors: &[Error]) -> String {
-    errors.iter().map(|error| crate::chain_text(error)).collect::<Vec<_>>().join("; ")
+    errors.iter().map(|error| fault::chain(error)).collect::<Vec<_>>().join("; ")
 }
 
 #[cfg(test)]

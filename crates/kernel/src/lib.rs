@@ -18,8 +18,11 @@ pub mod route;
 pub mod sets;
 mod shadow;
 pub mod sockets;
+mod told;
 
 pub use apply::{Applied, Choice, Incomplete, Kernel};
+/// For the callers that have not moved to [`fault`] yet.
+pub use fault::chain as chain_text;
 pub use netlink::Error as NetlinkError;
 use netns::Inside;
 pub use record::Record;
@@ -135,7 +138,7 @@ pub enum Error {
     #[error(transparent)]
     Route(#[from] route::Error),
     /// The choice was free, and neither backend works here.
-    #[error("neither backend works here: nf_tables: {}; iptables: {}", chain_text(.nftables), chain_text(.iptables))]
+    #[error("neither backend works here: nf_tables: {}; iptables: {}", fault::chain(.nftables), fault::chain(.iptables))]
     Neither {
         /// What this kernel lacks.
         nftables: nft::Error,
@@ -198,16 +201,4 @@ impl std::fmt::Display for Difference {
             }
         }
     }
-}
-
-/// An error with all its causes, as one line.
-pub fn chain_text(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -292,7 +292,7 @@ fn what_a_program_prints_is_bounded() {
         .script("iptables-nft-save", "exec /usr/bin/head -c 60000000 /dev/zero");
     let forced = Iptables::forced(Variant::Nft).searching(programs.search());
     let error = ns.enter(|inside| forced.observe(inside, std::slice::from_ref(&ruleset))).unwrap_err();
-    let error = kernel::chain_text(&error);
+    let error = fault::chain(&error);
     assert!(error.contains("printed more than 33554432 bytes and was killed"), "{error}");
 }
 

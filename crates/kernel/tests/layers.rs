@@ -111,7 +111,7 @@ fn a_layer_that_is_refused_leaves_the_others_as_they_were() {
     ns.nft("add table inet others").unwrap();
     let error =
         apply(&ns, &[filter(ONE, 0, vec![udp(vec![], Action::Accept)]), refused.clone()]).unwrap_err();
-    assert!(kernel::chain_text(&error).contains("table inet istio-two-filter"), "{error}");
+    assert!(fault::chain(&error).contains("table inet istio-two-filter"), "{error}");
     assert_eq!(ns.nft_text().unwrap(), "table inet others {\n}\n");
 
     let old = [

@@ -176,7 +176,7 @@ fn the_sets_of_an_earlier_iptables_agent_are_seen() {
     // Of another type than ours: said so, and left alone.
     let opened =
         host.enter(|inside| ProbeSets::open(inside, Backend::Iptables, TABLE, PROBES_V4, Some(PROBES_V6)));
-    let error = kernel::chain_text(&opened.unwrap().unwrap().ensure().unwrap_err());
+    let error = fault::chain(&opened.unwrap().unwrap().ensure().unwrap_err());
     assert!(error.contains(PROBES_V6) && error.contains("another type"), "{error}");
     run(&netns, "ipset destroy");
     assert!(!exists());
@@ -190,7 +190,7 @@ fn destroyed_sets_are_gone_and_none_are_no_error() {
     netns
         .run(Command::new("iptables").args(["-A", "INPUT", "-m", "set", "--match-set", PROBES_V4, "dst"]))
         .unwrap();
-    let error = kernel::chain_text(&sets.destroy().unwrap_err());
+    let error = fault::chain(&sets.destroy().unwrap_err());
     assert!(error.contains("a rule still looks"), "{error}");
     netns.run(Command::new("iptables").args(["-F", "INPUT"])).unwrap();
     sets.destroy().unwrap();

@@ -116,7 +116,7 @@ pub fn belongs_to(
     }
     let found = match netns.enter(addresses) {
         Ok(found) => found.map_err(NotThePods::Unknown)?,
-        Err(error) => return Err(NotThePods::Unknown(chain(&error))),
+        Err(error) => return Err(NotThePods::Unknown(fault::chain(&error))),
     };
     let found: Vec<IpAddr> = found.iter().map(IpAddr::to_canonical).collect();
     if ips.is_empty() {
@@ -245,7 +245,7 @@ impl Search<'_> {
         let netns = match Netns::open(&path) {
             Ok(netns) => netns,
             Err(_) if process.namespace().is_err() => return Ok(()),
-            Err(error) => return Err(Missing::Failed(chain(&error))),
+            Err(error) => return Err(Missing::Failed(fault::chain(&error))),
         };
         // The number may have gone to another process meanwhile.
         if netns.id() != id {
@@ -328,17 +328,6 @@ impl Missing {
             Self::NoAddress | Self::Several(_) => 6,
         }
     }
-}
-
-/// An error and what is behind it.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 impl fmt::Display for Missing {

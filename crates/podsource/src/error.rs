@@ -1,7 +1,10 @@
 //! One error type for all sources: what was asked, where, why it failed, what to do.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use fault::{Fault, Retry};
 
 /// A question to a source that was not answered.
 ///
@@ -19,15 +22,6 @@ pub struct Error {
     pub tries: u32,
     /// How long all tries took.
     pub elapsed: Duration,
-}
-
-/// Whether a later try of the same question may succeed without anybody changing the configuration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Retry {
-    /// No.
-    Never,
-    /// Yes, after a growing pause.
-    Backoff,
 }
 
 /// Why a source did not answer.
@@ -221,8 +215,8 @@ impl From<facts::Unfit> for Cause {
 }
 
 impl Cause {
-    /// Whether trying again may help.
-    pub fn retry(&self) -> Retry {
+    /// Whether trying again may help, without a change of the configuration.
+    fn retry(&self) -> Retry {
         match self {
             Cause::InvalidName(_)
             | Cause::UnknownIncarnation { .. }
@@ -235,10 +229,10 @@ impl Cause {
             | Cause::NotInManifests { .. }
             | Cause::BrokenManifest { .. }
             | Cause::Kubeconfig { .. }
-            | Cause::Certificate(_) => Retry::Never,
+            | Cause::Certificate(_) => Retry::OnChange,
             // 404: the pod may not be visible yet; 401 and 403: a new token or role takes a while to be known everywhere
             Cause::Status { code: 401 | 403 | 404 | 408 | 429 | 500..=599, .. } => Retry::Backoff,
-            Cause::Status { .. } => Retry::Never,
+            Cause::Status { .. } => Retry::OnChange,
             Cause::Stale { .. }
             | Cause::Resolve { .. }
             | Cause::Connect { .. }
@@ -326,6 +320,24 @@ impl Cause {
 
 // === impl Error ===
 
+impl Fault for Error {
+    fn retry(&self) -> Retry {
+        self.cause.retry()
+    }
+
+    fn operation(&self) -> &str {
+        &self.operation
+    }
+
+    fn root_cause(&self) -> String {
+        self.cause.to_string()
+    }
+
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        Some(self.cause.advice().into())
+    }
+}
+
 impl Error {
     pub(crate) fn new(operation: impl Into<String>, origin: impl Into<String>, cause: Cause) -> Self {
         Self {
@@ -335,11 +347,6 @@ impl Error {
             tries: 1,
             elapsed: Duration::ZERO,
         }
-    }
-
-    /// Whether trying again may help.
-    pub fn retry(&self) -> Retry {
-        self.cause.retry()
     }
 
     /// Whether whoever was asked was there and did not answer in time, so that asking again would only take time.

@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 
 use capture::Pod;
 use facts::PodRef;
+use fault::{Backoff, Fault as _, Retry};
 use http1::{Deadline, Response, clean, exchange, hide};
 use serde_json::error::Category;
 
-use crate::error::{Cause, Error, Retry};
+use crate::error::{Cause, Error};
 use crate::json;
 use crate::kubeconfig::{self, Access};
 use crate::{MAX_BYTES, PodSource, segment};
@@ -34,6 +35,9 @@ const TRY_LIMIT: Duration = Duration::from_secs(10);
 /// A try with less time than this is not started, and one with less than [`FAIR_TRY`] that times out says nothing new.
 const SHORTEST_TRY: Duration = Duration::from_millis(50);
 const FAIR_TRY: Duration = Duration::from_secs(1);
+
+/// Pauses between tries, so varied that the pods of a restarted node do not ask in step.
+const PAUSES: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
 
 /// Longest `Retry-After` that is honoured as it is.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -119,7 +123,6 @@ impl<'a> Kubernetes<'a> {
         let path = names.iter().map(|name| segment(name)).collect::<Vec<_>>().join(resource);
         let start = Instant::now();
         let end = start + self.timeout;
-        let mut backoff = Backoff::default();
         let mut before = None;
         let mut tries = 0;
         loop {
@@ -130,8 +133,8 @@ impl<'a> Kubernetes<'a> {
                 Err(failure) => failure.unless_cut_short(before.take()),
             };
             let mut error = Error::new(operation.to_owned(), failure.origin, failure.cause);
-            let pause = backoff.next(error.cause.retry_after());
-            let is_last = error.retry() == Retry::Never || Instant::now() + pause + SHORTEST_TRY > end;
+            let pause = pause(tries, error.cause.retry_after());
+            let is_last = error.retry() == Retry::OnChange || Instant::now() + pause + SHORTEST_TRY > end;
             let is_stopped =
                 || self.on_retry.as_ref().is_some_and(|tell| tell(&error, tries, pause).is_break());
             if is_last || is_stopped() {
@@ -216,22 +219,10 @@ impl Failure {
     }
 }
 
-/// Growing pauses: 50 ms doubling up to 1 s, each ±20 % so that the pods of a restarted node do not ask in step.
-#[derive(Default)]
-struct Backoff {
-    failures: u32,
-}
-
-impl Backoff {
-    fn next(&mut self, asked: Option<Duration>) -> Duration {
-        let base = Duration::from_millis(50 << self.failures.min(5)).min(Duration::from_secs(1));
-        self.failures += 1;
-        // RandomState is the standard library's only source of randomness
-        let random =
-            std::hash::BuildHasher::hash_one(&std::collections::hash_map::RandomState::new(), self.failures);
-        let pause = base.mul_f64(0.8 + 0.4 * (random % 1000) as f64 / 1000.0);
-        asked.map_or(pause, |asked| asked.min(LONGEST_PAUSE).max(pause))
-    }
+/// The pause after so many tries, where the server asks for one.
+fn pause(tries: u32, asked: Option<Duration>) -> Duration {
+    let asked = asked.map_or(Duration::ZERO, |asked| asked.min(LONGEST_PAUSE));
+    PAUSES.pause(tries).max(asked)
 }
 
 /// Text that may stand for a segment of a path: not empty, not a step to another directory, no longer than Kubernetes allows.

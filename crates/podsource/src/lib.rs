@@ -24,7 +24,7 @@ use facts::PodRef;
 
 pub use agent::{Agent, LastKnown};
 pub use annotations::Annotations;
-pub use error::{Cause, Error, Retry};
+pub use error::{Cause, Error};
 pub use kubernetes::{DEFAULT_TIMEOUT, KUBECONFIG_NAME, Kubernetes};
 pub use manifests::{FileError, ManifestFile, Manifests, Written, is_manifest, written_in_file};
 pub use note::leave_note;

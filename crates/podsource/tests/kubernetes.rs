@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use capture::Pod;
 use facts::PodRef;
-use podsource::{Error, Kubernetes, PodSource, Retry};
+use fault::{Fault as _, Retry};
+use podsource::{Error, Kubernetes, PodSource};
 use serde_json::json;
 use tempfile::TempDir;
 use testkit::apiserver::{ApiServer, Credentials, Fault, Trust};
@@ -97,7 +98,7 @@ impl Setup {
     fn kubeconfig_fails(&self, parts: &[&str]) {
         let start = Instant::now();
         for error in [self.fails(), self.source().ready().unwrap_err()] {
-            assert_eq!((error.retry(), error.tries), (Retry::Never, 1), "{error}");
+            assert_eq!((error.retry(), error.tries), (Retry::OnChange, 1), "{error}");
             for part in parts {
                 assert!(error.to_string().contains(part), "{part:?} in {error}");
             }
@@ -327,7 +328,7 @@ fn statuses_that_no_waiting_changes_end_at_once() {
     for fault in [Fault::status(400), Fault::status(422), Fault::Redirect("https://elsewhere/".into())] {
         setup.server.set_fault(Some(fault));
         let error = setup.fails();
-        assert_eq!((error.retry(), error.tries), (Retry::Never, 1), "{error}");
+        assert_eq!((error.retry(), error.tries), (Retry::OnChange, 1), "{error}");
     }
 }
 
@@ -461,7 +462,7 @@ fn a_foreign_authority_ends_at_once() {
     fs::write(&setup.kubeconfig, fs::read_to_string(kubeconfig).unwrap().replace(&there, &here)).unwrap();
     let error = setup.fails();
     let text = error.to_string();
-    assert_eq!(error.retry(), Retry::Never);
+    assert_eq!(error.retry(), Retry::OnChange);
     assert!(start.elapsed() < SECOND);
     assert!(
         text.contains("certificate is not trusted: it is signed by an authority that is not listed"),

@@ -25,6 +25,7 @@ pub enum Layer {
 
 /// The layer of each crate under `crates/`, from `ARCHITECTURE.md`. A new crate there needs a line here.
 const CRATES: &[(&str, Layer)] = &[
+    ("fault", Layer::Pure { ours: &[], theirs: &[] }),
     ("ruleset", Layer::Pure { ours: &[], theirs: &["ipnet", "thiserror"] }),
     ("capture", Layer::Pure { ours: &["ruleset"], theirs: &["ipnet", "thiserror"] }),
     ("facts", Layer::Pure { ours: &["capture"], theirs: &["ipnet", "serde", "thiserror"] }),
@@ -32,18 +33,18 @@ const CRATES: &[(&str, Layer)] = &[
     ("cni", Layer::Pure { ours: &["capture"], theirs: &["ipnet", "serde", "serde_json", "thiserror"] }),
     ("apitls", Layer::Effect { ours: &[] }),
     ("http1", Layer::Effect { ours: &[] }),
-    ("netns", Layer::Effect { ours: &[] }),
+    ("netns", Layer::Effect { ours: &["fault"] }),
     ("trusted", Layer::Effect { ours: &[] }),
     ("zds", Layer::Effect { ours: &[] }),
-    ("kernel", Layer::Effect { ours: &["netns", "ruleset"] }),
+    ("kernel", Layer::Effect { ours: &["fault", "netns", "ruleset"] }),
     ("applied", Layer::Effect { ours: &["kernel", "netns", "trusted"] }),
-    ("podsource", Layer::Effect { ours: &["apitls", "capture", "facts", "http1", "trusted"] }),
+    ("podsource", Layer::Effect { ours: &["apitls", "capture", "facts", "fault", "http1", "trusted"] }),
     ("telemetry", Layer::Effect { ours: &["http1"] }),
     // The plugin, the installer and cnictl meet at the same mark.
     ("leftover", Layer::Effect { ours: &["cni"] }),
-    ("install", Layer::Effect { ours: &["cni", "leftover", "trusted"] }),
+    ("install", Layer::Effect { ours: &["cni", "fault", "leftover", "trusted"] }),
     // Manifests are read by podsource for the plugin and the agent alike.
-    ("cluster", Layer::Effect { ours: &["apitls", "capture", "facts", "podsource", "trusted"] }),
+    ("cluster", Layer::Effect { ours: &["apitls", "capture", "facts", "fault", "podsource", "trusted"] }),
     ("agent", Layer::Composition),
 ];
 

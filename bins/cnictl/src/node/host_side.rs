@@ -50,7 +50,7 @@ pub(super) fn look() -> (Vec<Part>, Vec<String>) {
             match store.exists(inside.inside(), &plan.layers) {
                 Ok(true) => found.push(part),
                 Ok(false) => {}
-                Err(error) => errors.push(kernel::chain_text(&error)),
+                Err(error) => errors.push(fault::chain(&error)),
             }
         }
         // A kernel without ipset has none.
@@ -79,7 +79,7 @@ pub(super) fn remove() -> (Vec<Part>, Vec<String>) {
         if found.contains(&Part::Sets) {
             let sets = ProbeSets::open(inside, Backend::Iptables, TABLE, PROBES_V4, Some(PROBES_V6));
             if let Err(error) = sets.and_then(|mut sets| sets.destroy()) {
-                failed.push(kernel::chain_text(&error));
+                failed.push(fault::chain(&error));
             }
         }
         (Vec::new(), failed)
@@ -112,6 +112,6 @@ pub(crate) fn in_host<T: Send>(work: impl FnOnce(&InsideHost<'_>) -> T + Send) -
 
 fn inside(look: impl FnOnce(&InsideHost<'_>) -> (Vec<Part>, Vec<String>) + Send) -> (Vec<Part>, Vec<String>) {
     in_host(look).unwrap_or_else(|error| {
-        (Vec::new(), vec![format!("enter the node's network namespace: {}", kernel::chain_text(&error))])
+        (Vec::new(), vec![format!("enter the node's network namespace: {}", fault::chain(&error))])
     })
 }

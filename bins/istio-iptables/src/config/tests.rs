@@ -28,7 +28,7 @@ fn config(args: &[&str], env: &[(&str, &str)]) -> Config {
 }
 
 fn refused(args: &[&str], env: &[(&str, &str)]) -> String {
-    kernel::chain_text(&with_files(args, env, FILES).expect_err("must be refused"))
+    fault::chain(&with_files(args, env, FILES).expect_err("must be refused"))
 }
 
 #[test]

@@ -15,7 +15,6 @@ use kube::client::{Body, ClientBuilder, ConfigExt as _};
 use tower::{BoxError, ServiceBuilder};
 
 use super::token::TokenFile;
-use crate::error::chain;
 
 /// A connection on which nothing comes is asked by the system whether it lives, after this and then in this interval.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
@@ -48,8 +47,8 @@ pub(super) fn client(
     let service = ServiceBuilder::new()
         .map_request(authorize)
         .layer(config.base_uri_layer())
-        .option_layer(config.auth_layer().map_err(|error| chain(&error))?)
-        .layer(config.extra_headers_layer().map_err(|error| chain(&error))?)
+        .option_layer(config.auth_layer().map_err(|error| fault::chain(&error))?)
+        .layer(config.extra_headers_layer().map_err(|error| fault::chain(&error))?)
         .map_err(BoxError::from)
         .service(http);
     Ok(ClientBuilder::new(service, config.default_namespace.clone()).build())
@@ -61,7 +60,7 @@ fn https(
     verifier: Option<Verifier>,
     tcp: HttpConnector,
 ) -> Result<HttpsConnector<HttpConnector>, String> {
-    let mut tls = config.rustls_client_config().map_err(|error| chain(&error))?;
+    let mut tls = config.rustls_client_config().map_err(|error| fault::chain(&error))?;
     if let Some(verifier) = verifier.filter(|_| !config.accept_invalid_certs) {
         tls.dangerous().set_certificate_verifier(Arc::new(verifier));
     }

@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use fault::Backoff;
+
 use super::{Event, Reporter, WatchError, What};
-use crate::backoff::Backoff;
 use crate::recovery::{Recovery, Stands};
 
 /// Whether one watch works, and since when it does not.

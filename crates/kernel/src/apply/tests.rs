@@ -124,7 +124,7 @@ fn what_works_is_taken_and_every_reason_is_told() {
                 assert_eq!(applied.fallback.is_some(), fell_back, "{case}: {:?}", applied.fallback);
             }
             (Err(error), Err(parts)) => {
-                let text = crate::chain_text(&error);
+                let text = fault::chain(&error);
                 assert!(parts.iter().all(|part| text.contains(part)), "{case}: {text}");
                 // What the other one could do is the affair of those who know what was asked for.
                 assert!(!text.contains("backend;") && !text.contains("use the"), "{case}: {text}");

@@ -47,8 +47,7 @@ impl Iptables {
             return Err("it has more rules than are looked at".to_owned());
         }
         let around = Surroundings { timeout: TIMEOUT.min(self.timeout), ..self.surroundings() };
-        let programs =
-            self.search.programs_of(family, variant, &around).map_err(|e| crate::chain_text(&e))?;
+        let programs = self.search.programs_of(family, variant, &around).map_err(|e| fault::chain(&e))?;
         let output = child::run(&programs.save, &[], None, &around)
             .map_err(|(cause, said)| format!("{}: {cause} {said}", programs.save.display()))?;
         if output.len() > MAX_OUTPUT {

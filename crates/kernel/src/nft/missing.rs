@@ -101,17 +101,26 @@ impl Missing {
     }
 }
 
-/// A module is named only where it can help: not on a kernel that is older than the part. A distribution may have brought a part to an
-/// older kernel; then the kernel has loaded its module itself.
+impl Missing {
+    /// What is missing.
+    pub(crate) fn name(&self) -> &'static str {
+        self.part.name
+    }
+
+    /// What helps. A module is named only where it can help: not on a kernel that is older than the part. A distribution may have brought a
+    /// part to an older kernel; then the kernel has loaded its module itself.
+    pub(crate) fn advice(&self) -> String {
+        let Part { module, since, .. } = self.part;
+        match (self.kernel, module) {
+            (Some(kernel), _) if kernel < *since => format!("it came with {since}; this is {kernel}"),
+            (_, Some(module)) => format!("load the module {module}"),
+            (_, None) => "it is in no module: another kernel has to be started".to_owned(),
+        }
+    }
+}
+
 impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Part { name, module, since } = self.part;
-        match (self.kernel, module) {
-            (Some(kernel), _) if kernel < *since => {
-                write!(f, "{name}, which came with {since}; this is {kernel}")
-            }
-            (_, Some(module)) => write!(f, "{name}; load the module {module}"),
-            (_, None) => write!(f, "{name}, and it is in no module: another kernel has to be started"),
-        }
+        write!(f, "{}; {}", self.name(), self.advice())
     }
 }

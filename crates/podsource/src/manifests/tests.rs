@@ -2,10 +2,11 @@ use std::fs;
 use std::path::Path;
 
 use facts::PodRef;
+use fault::{Fault as _, Retry};
 use tempfile::TempDir;
 
 use super::Manifests;
-use crate::{Cause, PodSource, Retry};
+use crate::{Cause, PodSource};
 
 const WEB: &str = r#"
 apiVersion: v1
@@ -138,7 +139,7 @@ fn a_missing_pod_names_the_directory_and_the_pod() {
     let dir = dir(&[("a.yaml", &pod_yaml("shop", "web", "c")), (".hidden.yaml", "]["), ("notes.txt", "web")]);
     let error = Manifests::new(dir.path()).pod(&id("shop", "gone")).unwrap_err();
     assert!(matches!(*error.cause, Cause::NotInManifests { files: 1, .. }), "{error:?}");
-    assert_eq!(error.retry(), Retry::Never);
+    assert_eq!(error.retry(), Retry::OnChange);
     let text = error.to_string();
     for part in
         ["get pod shop/gone", &dir.path().display().to_string(), "none of 1 manifest files", "add a manifest"]

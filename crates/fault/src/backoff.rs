@@ -4,9 +4,9 @@ use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::time::Duration;
 
-/// Pauses that double from `first` up to `most`, each varied so that the agents of a cluster do not try in step.
+/// Pauses that double from `first` up to `most`, each varied so that the nodes of a cluster, or the pods of a node, do not try in step.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Backoff {
+pub struct Backoff {
     first: Duration,
     most: Duration,
     /// Bounds of the factor that each is multiplied with.
@@ -14,17 +14,18 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    pub(crate) const fn new(first: Duration, most: Duration) -> Self {
+    /// Pauses within a fifth of their length.
+    pub const fn new(first: Duration, most: Duration) -> Self {
         Self { first, most, vary: (0.8, 1.2) }
     }
 
     /// Pauses between half of their length and all of it: agents that lost the same server at one moment soon ask at different ones.
-    pub(crate) const fn spread(first: Duration, most: Duration) -> Self {
+    pub const fn spread(first: Duration, most: Duration) -> Self {
         Self { first, most, vary: (0.5, 1.0) }
     }
 
     /// The pause after so many failures in a row, from 1; never longer than `most`.
-    pub(crate) fn pause(self, failures: u32) -> Duration {
+    pub fn pause(self, failures: u32) -> Duration {
         let doubled = self.first.saturating_mul(1 << failures.saturating_sub(1).min(20));
         let (low, high) = self.vary;
         // RandomState is the standard library's only source of randomness
