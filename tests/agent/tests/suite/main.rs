@@ -14,6 +14,7 @@ mod keeping;
 mod life;
 mod logs;
 mod mesh;
+mod mesh_acts;
 mod mesh_attack;
 mod mesh_check;
 mod mesh_drain;

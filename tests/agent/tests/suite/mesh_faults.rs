@@ -1,5 +1,5 @@
-//! Ambient mode when things go wrong: the agent is killed at every step, ztunnels misbehave, the API server refuses, pods come and go by the
-//! hundred, the backend changes.
+//! Ambient mode when things go wrong: ztunnels misbehave, the API server refuses, pods come and go by the hundred, the backend changes. What a kill
+//! leaves is in `mesh_acts`.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -8,95 +8,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use serde_json::json;
 use testkit::apiserver::{Fault, Resource};
-use testkit::mesh::{MODE, Mesh, MeshPod};
+use testkit::mesh::{Mesh, MeshPod};
 use testkit::ztunnel::{Answer, Hello, Request, Script};
 use testkit::{Agent, PATIENCE, assert_says, eventually, http};
 
-use crate::mesh::{wait_in, wait_out};
-
-/// Waits until the failpoint has ended the agent.
-fn wait_killed(agent: Agent) {
-    let ended = agent.ended_by_itself().unwrap();
-    assert!(ended.status.code().is_none(), "killed, not ended: {ended:?}");
-}
-
-/// An enrolment is killed after each of its steps; the next agent brings the pod in.
-#[test]
-fn killed_at_each_step_of_an_enrolment() {
-    for place in ["locate", "take-addresses", "add-probes", "tell-ztunnel", "load-rules"] {
-        let mesh = Mesh::new().unwrap();
-        let pod = mesh.running("default", "web", &[]).unwrap();
-        let agent = mesh.agent().env("ISTIO_CNI_FAILPOINT", place).ready().unwrap();
-        let ztunnel = mesh.ztunnel_that(Script::default().reconnecting()).unwrap();
-        ztunnel.wait_snapshot(PATIENCE).unwrap();
-        mesh.node.api.set_namespace("default", &[(MODE, "ambient")]);
-        wait_killed(agent);
-        assert_eq!(mesh.annotation(&pod), None, "{place}: it is not true yet");
-        let _agent = mesh.start().unwrap();
-        wait_in(&mesh, &pod).unwrap_or_else(|error| panic!("{place}: {error:#}"));
-        assert!(ztunnel.workloads().contains_key(&pod.uid), "{place}");
-        assert_eq!(ztunnel.violations(), Vec::<String>::new(), "{place}");
-    }
-}
-
-/// The same for a pod that the plugin announces: its ADD fails, and the runtime makes another.
-#[test]
-fn killed_at_each_step_of_an_announced_enrolment() {
-    for place in ["locate", "take-addresses", "load-rules", "tell-ztunnel", "add-probes"] {
-        let mesh = Mesh::new().unwrap();
-        let mut pod = mesh.sandbox("mesh", "web").unwrap();
-        mesh.node.api.set_pod(pod.object(&[], false));
-        let agent = mesh.agent().env("ISTIO_CNI_FAILPOINT", place).ready().unwrap();
-        let ztunnel = mesh.ztunnel_that(Script::default().reconnecting()).unwrap();
-        ztunnel.wait_snapshot(PATIENCE).unwrap();
-        assert!(mesh.announce(&pod).is_err(), "{place}: nobody answers");
-        wait_killed(agent);
-        let _agent = mesh.start().unwrap();
-        ztunnel.wait_snapshot(PATIENCE).unwrap();
-        mesh.new_sandbox(&mut pod).unwrap();
-        eventually("ztunnel is back and the pod is taken", PATIENCE, || {
-            let reply = mesh.announce(&pod)?;
-            ensure!(reply.status == 200, "{reply:?}");
-            Ok(())
-        })
-        .unwrap_or_else(|error| panic!("{place}: {error:#}"));
-        wait_in(&mesh, &pod).unwrap_or_else(|error| panic!("{place}: {error:#}"));
-        assert_eq!(mesh.probes().unwrap().len(), 1, "{place}");
-        assert_eq!(ztunnel.violations(), Vec::<String>::new(), "{place}");
-    }
-}
-
-#[test]
-fn killed_at_each_step_of_the_way_out() {
-    let places = [
-        "remove-annotation",
-        "drain",
-        "remove-probes",
-        "wait",
-        "remove-from-ztunnel",
-        "end-connections",
-        "remove-rules",
-        "forget-entries",
-        "forget",
-    ];
-    for place in places {
-        let mesh = Mesh::new().unwrap();
-        let pod = mesh.running("mesh", "web", &[]).unwrap();
-        let agent = mesh.agent().env("ISTIO_CNI_FAILPOINT", place).ready().unwrap();
-        let ztunnel = mesh.ztunnel_that(Script::default().reconnecting()).unwrap();
-        wait_in(&mesh, &pod).unwrap();
-        mesh.node.api.set_namespace("mesh", &[]);
-        wait_killed(agent);
-        let _agent = mesh.start().unwrap();
-        wait_out(&mesh, &pod).unwrap_or_else(|error| panic!("{place}: {error:#}"));
-        eventually("ztunnel is told", PATIENCE, || {
-            ensure!(ztunnel.workloads().is_empty());
-            Ok(())
-        })
-        .unwrap_or_else(|error| panic!("{place}: {error:#}"));
-        assert_eq!(ztunnel.violations(), Vec::<String>::new(), "{place}");
-    }
-}
+use crate::mesh::wait_in;
 
 /// The pod is in the mesh all the while, and its ADD has not waited; the annotation comes when the API server takes it.
 #[test]
