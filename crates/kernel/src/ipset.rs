@@ -5,7 +5,6 @@ mod message;
 pub(crate) mod tests;
 
 use std::collections::HashMap;
-use std::ops::AddAssign;
 
 use netns::Inside;
 use ruleset::{Delta, Element, Key, Set};
@@ -157,31 +156,30 @@ impl IpSets {
 
     fn add(&mut self, set: &Set, elements: &[Element]) -> Result<Changed, Error> {
         let mut changed = Changed::default();
-        for part in elements.chunks(COMMANDS_AT_A_TIME) {
+        for (number, part) in elements.chunks(COMMANDS_AT_A_TIME).enumerate() {
             let answers =
                 self.send(set, part.iter().map(|element| Message::Add { element, exclusive: true }))?;
+            let mut refused = Vec::new();
             for (element, result) in part.iter().zip(answers) {
                 match result {
                     Ok(()) => changed.added += 1,
                     Err(error) if code(&error) == Some(error::ELEMENT_EXISTS) => {
-                        // Written again although it may be right: who else changed it is not known.
-                        let known =
-                            !set.commented || self.comment(set, &element.key)? == Some(&element.comment);
-                        if set.commented {
-                            self.write_over(set, element)?;
-                        }
-                        (if known { &mut changed.as_before } else { &mut changed.replaced }).add_assign(1);
+                        let other = self.write_over(set, element)?;
+                        *(if other { &mut changed.replaced } else { &mut changed.as_before }) += 1;
                     }
                     Err(error) if code(&error) == Some(error::FULL) => {
-                        self.grow(set, elements.len())?;
-                        self.write_over(set, element)?;
-                        changed.added += 1;
+                        refused.push(element.clone());
+                        continue;
                     }
                     Err(error) => return Err(failed("add an element to", &set.name, error)),
                 }
                 if let Some(comments) = self.comments.get_mut(set.name.as_ref()) {
                     comments.insert(element.key, element.comment.clone());
                 }
+            }
+            if !refused.is_empty() {
+                self.grow(set, elements.len() - number * COMMANDS_AT_A_TIME)?;
+                changed = changed.plus(self.add(set, &refused)?);
             }
         }
         Ok(changed)
@@ -205,17 +203,20 @@ impl IpSets {
         Ok(changed)
     }
 
-    fn comment(&mut self, set: &Set, key: &Key) -> Result<Option<&String>, Error> {
+    /// Writes an element that is there again, although it may be right: who else changed it is not known. Whether its comment was another one,
+    /// as far as this process knows.
+    fn write_over(&mut self, set: &Set, element: &Element) -> Result<bool, Error> {
+        if !set.commented {
+            return Ok(false);
+        }
         if !self.comments.contains_key(set.name.as_ref()) {
             self.list(set)?;
         }
-        Ok(self.comments.get(set.name.as_ref()).and_then(|comments| comments.get(key)))
-    }
-
-    fn write_over(&mut self, set: &Set, element: &Element) -> Result<(), Error> {
+        let known = self.comments.get(set.name.as_ref()).and_then(|comments| comments.get(&element.key));
+        let other = known != Some(&element.comment);
         let answers = self.send(set, std::iter::once(Message::Add { element, exclusive: false }))?;
         let failure = answers.into_iter().find_map(Result::err);
-        failure.map_or(Ok(()), |error| Err(failed("add an element to", &set.name, error)))
+        failure.map_or(Ok(other), |error| Err(failed("add an element to", &set.name, error)))
     }
 
     /// Sends commands of one set in one piece, and gives the kernel's answer to each. A key may take several commands; all must have succeeded.

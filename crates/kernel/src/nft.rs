@@ -159,7 +159,7 @@ fn setup(socket: &mut Socket, layers: &[Ruleset]) -> Result<Change, Error> {
         add_in_order(&mut batch, changed.iter().copied(), &kept);
         let mut owned = layers.iter().flat_map(|layer| observe::owned(layer, &listed));
         // A table that has only sets yet is none of rules.
-        let held = owned.any(|of| is_kept(&of).is_none_or(|kept| !kept.chains.is_empty()));
+        let held = owned.any(|of| is_kept(&of).is_none_or(Kept::has_chains));
         match batch.run(socket) {
             Ok(()) if held => return Ok(Change::Replaced),
             Ok(()) => return Ok(Change::Fresh),

@@ -243,6 +243,8 @@ fn fitting<'a>(places: &'a [Place], name: &str, delta: &Delta) -> Result<&'a Pla
         Some("a key of another type or family than the set's")
     } else if delta.added().any(|e| e.verdict.is_some() != set.is_map()) {
         Some("a verdict in a plain set, or none in a verdict map")
+    } else if delta.added().any(|e| matches!(e.key, Key::Endpoint(to) if !to.protocol.has_ports())) {
+        Some("a port of a protocol that has none")
     } else if delta.added().any(|e| longest(&e)) {
         Some("a comment with more than 127 bytes or a zero byte")
     } else {

@@ -12,9 +12,6 @@ use super::uapi::{
 use crate::netlink::wire::Writer;
 use crate::netlink::{self, Answer, Socket, flags};
 
-/// Elements in one message. An attribute holds less than 64 KiB, an IPv6 element at most 44 bytes.
-const ELEMENTS_AT_A_TIME: usize = 1000;
-
 /// A transaction that is being written.
 pub(super) struct Batch<'a> {
     writer: Writer,
@@ -40,11 +37,23 @@ pub(super) struct TableOf<'a> {
 #[derive(Debug)]
 pub(super) struct Kept<'a> {
     pub(super) table: TableOf<'a>,
+    /// Chains that stay without their rules, because elements of a kept verdict map may lead to them.
     pub(super) chains: Vec<String>,
+    /// Chains that do not.
+    pub(super) other_chains: Vec<String>,
     /// Sets that stay.
     pub(super) sets: Vec<String>,
     /// Sets that do not.
     pub(super) other_sets: Vec<String>,
+    /// What goes from the sets that stay: elements of verdict maps that lead to chains which do not.
+    pub(super) elements: Vec<(String, Vec<Element>)>,
+}
+
+impl Kept<'_> {
+    /// Whether it has more than sets.
+    pub(super) fn has_chains(&self) -> bool {
+        !self.chains.is_empty() || !self.other_chains.is_empty()
+    }
 }
 
 /// The answers to a transaction with the indices of their objects.
@@ -60,6 +69,7 @@ pub(super) enum Object<'a> {
     DeleteRules(TableOf<'a>),
     DeleteChain(TableOf<'a>, &'a str),
     DeleteSet(TableOf<'a>, &'a str),
+    DeleteElements(TableOf<'a>, &'a str),
     AddSet(TableOf<'a>, &'a str),
     AddElements(TableOf<'a>, &'a str),
     AddCounter(TableOf<'a>, &'a str),
@@ -99,16 +109,23 @@ impl<'a> Batch<'a> {
     fn empty_table(&mut self, kept: &'a Kept<'a>) {
         let (table, name) = (kept.table, kept.table.name());
         self.message(Object::DeleteRules(table), message::DEL_RULE, 0, |w| w.text(rule_uapi::TABLE, &name));
-        for chain in &kept.chains {
-            self.message(Object::DeleteChain(table, chain), message::DEL_CHAIN, 0, |w| {
-                w.text(chain::TABLE, &name);
-                w.text(chain::NAME, chain);
-            });
+        for (from, elements) in &kept.elements {
+            for part in elements.chunks(sets::AT_A_TIME) {
+                self.message(Object::DeleteElements(table, from), message::DEL_ELEMENTS, 0, |w| {
+                    sets::write_elements(w, &name, from, part);
+                });
+            }
         }
         for other in &kept.other_sets {
             self.message(Object::DeleteSet(table, other), message::DEL_SET, 0, |w| {
                 w.text(set::TABLE, &name);
                 w.text(set::NAME, other);
+            });
+        }
+        for chain in &kept.other_chains {
+            self.message(Object::DeleteChain(table, chain), message::DEL_CHAIN, 0, |w| {
+                w.text(chain::TABLE, &name);
+                w.text(chain::NAME, chain);
             });
         }
     }
@@ -212,7 +229,7 @@ impl<'a> Batch<'a> {
     }
 
     fn add_elements(&mut self, object: Object<'a>, table: &str, set: &str, id: u32, elements: &[Element]) {
-        for part in elements.chunks(ELEMENTS_AT_A_TIME) {
+        for part in elements.chunks(sets::AT_A_TIME) {
             self.message(object, message::NEW_ELEMENTS, flags::CREATE, |w| {
                 w.text(element::LIST_TABLE, table);
                 w.text(element::LIST_SET, set);
@@ -360,6 +377,7 @@ impl Object<'_> {
             | Self::DeleteRules(table)
             | Self::DeleteChain(table, _)
             | Self::DeleteSet(table, _)
+            | Self::DeleteElements(table, _)
             | Self::AddSet(table, _)
             | Self::AddElements(table, _)
             | Self::AddChain(table, _)
@@ -380,6 +398,7 @@ impl Object<'_> {
             Self::DeleteRules(kind) => format!("delete the rules of {}", table(kind)),
             Self::DeleteChain(kind, chain) => format!("delete chain {chain} of {}", table(kind)),
             Self::DeleteSet(kind, set) => format!("delete set {set} of {}", table(kind)),
+            Self::DeleteElements(kind, set) => format!("delete elements of set {set} of {}", table(kind)),
             Self::AddSet(kind, set) => format!("add set {set} to {}", table(kind)),
             Self::AddCounter(kind, counter) => format!("add counter {counter} to {}", table(kind)),
             Self::AddElements(kind, set) => format!("add elements to set {set} of {}", table(kind)),

@@ -128,7 +128,8 @@ impl Failure<'_> {
                     Object::DeleteTable(_)
                         | Object::DeleteRules(_)
                         | Object::DeleteChain(..)
-                        | Object::DeleteSet(..),
+                        | Object::DeleteSet(..)
+                        | Object::DeleteElements(..),
                     Some(Errno::NOENT)
                 )
         )

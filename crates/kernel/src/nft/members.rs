@@ -9,14 +9,12 @@ use netns::Inside;
 use ruleset::{Delta, Element as Member, Key, KeyType, Set};
 use rustix::io::Errno;
 
-use super::set::{Element, members_of};
+use super::set::{AT_A_TIME, Element, members_of, write_elements};
 use super::uapi::{batch_header, element, family, header, message};
 use crate::netlink::wire::Writer;
 use crate::netlink::{self, Socket, flags};
 use crate::sets::{Changed, Error, Place};
 
-/// Elements in one message: an attribute holds less than 64 KiB, an element with key, verdict and the longest comment at most 256 bytes.
-const ELEMENTS_AT_A_TIME: usize = 200;
 /// Up to so many keys of a set are asked for one by one, and of more the whole set is listed.
 const KEYS_ASKED_FOR: usize = 16;
 /// How often a change is made anew that somebody else's change has overtaken.
@@ -160,7 +158,7 @@ impl NftSets {
         let new =
             parts.iter().map(|part| (part, &part.new, message::NEW_ELEMENTS, flags::CREATE | flags::EXCL));
         for (part, elements, kind, extra) in gone.chain(new) {
-            for chunk in elements.chunks(ELEMENTS_AT_A_TIME) {
+            for chunk in elements.chunks(AT_A_TIME) {
                 last = Some(batch.len());
                 batch.message(kind, flags::REQUEST | extra, 1, &header(family::INET), |w| {
                     write_elements(w, part.table, &part.set.name, chunk);
@@ -229,10 +227,4 @@ fn failed_of_all(changes: &[(&Place, &Delta)], source: netlink::Error) -> Error 
         [(at, _), rest @ ..] => failed(&format!("change {} sets, one of them", rest.len() + 1), at, source),
         [] => Error::Kernel { operation: "change no set".to_owned(), hint: "", source },
     }
-}
-
-fn write_elements(w: &mut Writer, table: &str, set: &str, elements: &[Element]) {
-    w.text(element::LIST_TABLE, table);
-    w.text(element::LIST_SET, set);
-    w.nest(element::LIST_ELEMENTS, |w| elements.iter().for_each(|element| element.write(w)));
 }

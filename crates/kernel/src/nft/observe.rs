@@ -1,6 +1,6 @@
 //! How what the kernel has differs from a plan.
 
-use ruleset::{Ruleset, Set, TableKind};
+use ruleset::{Ruleset, Set, Table, TableKind};
 
 use super::batch::{Kept, TableOf};
 use super::expected::{ExpectedChain, ExpectedRule, ExpectedSet, ExpectedTable};
@@ -13,6 +13,9 @@ use crate::netlink::{Error, Socket};
 
 /// How many rules, sets and elements more than expected are read of a table: that it differs is certain then, and each takes time.
 const MORE: usize = 1000;
+
+/// How many elements of the verdict maps that stay are read, to find those that lead to chains which do not: more than the pods of any node.
+const MOST_VERDICTS: usize = 1 << 17;
 
 /// Those tables that the owner has.
 pub(super) fn owned<'a>(ruleset: &'a Ruleset, listed: &[ListedTable]) -> Vec<TableOf<'a>> {
@@ -31,27 +34,47 @@ pub(super) fn kept<'a>(
 ) -> Result<Vec<Kept<'a>>, Error> {
     let mut all = Vec::new();
     for table in ruleset.tables.iter().filter(|table| table.sets.iter().any(Set::is_kept)) {
-        let name = ruleset.nft_table(table.kind);
+        let of = TableOf { owner: &ruleset.owner, kind: table.kind };
         // A dormant table cannot get chains while it wakes up; it is replaced, and who fills the sets must do so again.
-        if !listed.iter().any(|t| t.name == name && !t.dormant) {
-            continue;
+        if listed.iter().any(|t| t.name == of.name() && !t.dormant) {
+            all.push(kept_table(socket, table, of)?);
         }
-        let chains = list::chains(socket)?.into_iter().filter(|c| c.table == name).map(|c| c.name).collect();
-        let stays = |l: &ListedSet| {
-            let mut planned = table.sets.iter().filter(|set| set.is_kept());
-            planned.any(|set| set.name == l.name && SetType::of(set) == l.kind)
-        };
-        let (named, whole) = list::sets(socket, &name, (list::MOST, 0), |_| false)?;
-        if !whole {
-            return Err(Error::TooMany { most: list::MOST, what: "nf_tables sets" });
-        }
-        let (sets, other_sets): (Vec<_>, Vec<_>) =
-            named.into_iter().filter(|l| l.kind.flags & set::ANONYMOUS == 0).partition(stays);
-        let names = |sets: Vec<ListedSet>| sets.into_iter().map(|set| set.name).collect();
-        let table = TableOf { owner: &ruleset.owner, kind: table.kind };
-        all.push(Kept { table, chains, sets: names(sets), other_sets: names(other_sets) });
     }
     Ok(all)
+}
+
+fn kept_table<'a>(socket: &mut Socket, table: &Table, of: TableOf<'a>) -> Result<Kept<'a>, Error> {
+    let name = of.name();
+    let kept_maps = |set: &str| table.sets.iter().any(|s| s.name == set && s.is_kept() && s.is_map());
+    let maps = table.sets.iter().any(|set| kept_maps(&set.name));
+    let is_regular = |c: &ListedChain| {
+        c.base.is_none() && table.chain(&c.name).is_some_and(|planned| planned.base.is_none())
+    };
+    let chains = list::chains(socket)?.into_iter().filter(|c| c.table == name);
+    let (chains, other_chains): (Vec<_>, Vec<_>) = chains.partition(|c| maps && is_regular(c));
+    let stays = |l: &ListedSet| {
+        let mut planned = table.sets.iter().filter(|set| set.is_kept());
+        planned.any(|set| set.name == l.name && SetType::of(set) == l.kind)
+    };
+    let (named, whole) = list::sets(socket, &name, (list::MOST, MOST_VERDICTS), kept_maps)?;
+    if !whole {
+        return Err(Error::TooMany { most: list::MOST, what: "nf_tables sets, or elements of verdict maps" });
+    }
+    let (sets, other_sets): (Vec<_>, Vec<_>) =
+        named.into_iter().filter(|l| l.kind.flags & set::ANONYMOUS == 0).partition(stays);
+    let names =
+        |chains: Vec<ListedChain>| chains.into_iter().map(|chain| chain.name).collect::<Vec<String>>();
+    let (chains, other_chains) = (names(chains), names(other_chains));
+    let goes = |element: &Element| {
+        let target = element.verdict.as_ref().and_then(|verdict| verdict.chain.as_ref());
+        target.is_some_and(|target| other_chains.contains(target))
+    };
+    let elements = sets.iter().filter(|set| set.kind.is_map()).map(|map| {
+        (map.name.clone(), map.elements.iter().filter(|element| goes(element)).cloned().collect())
+    });
+    let elements = elements.collect();
+    let names = |sets: Vec<ListedSet>| sets.into_iter().map(|set| set.name).collect();
+    Ok(Kept { table: of, chains, other_chains, sets: names(sets), other_sets: names(other_sets), elements })
 }
 
 /// What the kernel has, asked for once.

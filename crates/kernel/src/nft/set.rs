@@ -11,6 +11,9 @@ use super::uapi::{element, expr, set, verdict};
 use crate::netlink::wire::{Attribute, Attributes, Writer};
 use crate::sets::{address, octets};
 
+/// Elements in one message: an attribute holds less than 64 KiB, an element with key, verdict and the longest comment at most 256 bytes.
+pub(super) const AT_A_TIME: usize = 200;
+
 /// What makes two sets of one type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SetType {
@@ -62,6 +65,11 @@ impl SetType {
             | flag(!set.is_kept(), set::CONSTANT)
             | flag(set.is_map(), set::MAP);
         Self { flags, key_type, key_len, data_type: flag(set.is_map(), set::VERDICTS) }
+    }
+
+    /// Whether keys lead to verdicts.
+    pub(super) fn is_map(self) -> bool {
+        self.flags & set::MAP != 0
     }
 
     /// Reads the attributes of a set.
@@ -220,6 +228,13 @@ impl Target {
             chain: verdict.nested().find(expr::VERDICT_CHAIN).map(|chain| chain.text().into_owned()),
         }
     }
+}
+
+/// Writes what names a set, and some of its elements.
+pub(super) fn write_elements(w: &mut Writer, table: &str, set: &str, elements: &[Element]) {
+    w.text(element::LIST_TABLE, table);
+    w.text(element::LIST_SET, set);
+    w.nest(element::LIST_ELEMENTS, |w| elements.iter().for_each(|element| element.write(w)));
 }
 
 /// Elements of the kernel's as members of a set with such keys; what is of another type is left out.

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::Invalid;
 use crate::rule::{Action, Families, Rule, Ruleset, Table};
-use crate::set::{KeyType, Set};
+use crate::set::{Key, KeyType, Set};
 
 /// Checks every set by itself, and that no two of them have one name: ipsets belong to no table.
 pub(super) fn check_sets(ruleset: &Ruleset) -> Result<(), Invalid> {
@@ -33,11 +33,10 @@ pub(super) fn map_problem(table: &Table, rule: &Rule) -> Option<&'static str> {
 }
 
 fn problem(table: &Table, set: &Set) -> Option<&'static str> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    // A dot is in the names of sets that take another's place.
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
     if set.name.is_empty() || set.name.len() > Set::MAX_NAME || !set.name.chars().all(plain) {
-        return Some(
-            "a name that is empty, longer than 31 bytes, or more than letters, digits, '-', '_' and '.'",
-        );
+        return Some("a name that is empty, longer than 31 bytes, or more than letters, digits, '-' and '_'");
     }
     if set.is_map() && matches!(set.keys, KeyType::Prefix(_)) {
         return Some("a verdict map of prefixes, of which two that overlap could lead to two verdicts");
@@ -46,6 +45,9 @@ fn problem(table: &Table, set: &Set) -> Option<&'static str> {
     for element in set.fixed_elements() {
         if !set.keys.takes(&element.key) {
             return Some("an element of another type or family than the set's keys");
+        }
+        if matches!(element.key, Key::Endpoint(endpoint) if !endpoint.protocol.has_ports()) {
+            return Some("a port of a protocol that has none");
         }
         if element.verdict.is_some() != set.is_map() {
             return Some("a verdict in a plain set, or none in a verdict map");

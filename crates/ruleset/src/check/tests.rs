@@ -3,7 +3,7 @@ use std::borrow::Cow;
 use super::*;
 
 use crate::rule::{Base, Chain, ChainKind, Family, Hook, Protocol, TableKind};
-use crate::set::{Content, Element, Key, KeyType, MapVerdict, Set, Side};
+use crate::set::{Content, Element, Endpoint, Key, KeyType, MapVerdict, Set, Side};
 
 fn rule(matches: Vec<Match>, action: Action) -> Rule {
     Rule::new(matches, action, "a test")
@@ -256,6 +256,7 @@ fn the_parts_of_a_rule_fit_together() {
 fn the_parts_of_a_set_fit_together() {
     let (address, prefix) = (KeyType::Address(Family::V4), KeyType::Prefix(Family::V4));
     let key = Key::from(std::net::IpAddr::from([10, 0, 0, 1]));
+    let icmp = Endpoint { address: [10, 0, 0, 1].into(), protocol: Protocol::Icmp, port: 8 }.into();
     let to = |chain: &'static str| Element { verdict: Some(MapVerdict::Jump(chain.into())), ..key.into() };
     let map = |elements| Set { content: Content::Fixed(elements), ..Set::kept("set", address).to_verdicts() };
     for (set, says) in [
@@ -266,6 +267,7 @@ fn the_parts_of_a_set_fit_together() {
         (Set::fixed("set", prefix, [key]), "an element of another type"),
         (Set::fixed("set", KeyType::Address(Family::V6), [key]), "an element of another type"),
         (Set::fixed("set", address, [key, key]), "an element that stands twice"),
+        (Set::fixed("set", KeyType::Endpoint(Family::V4), [icmp]), "a protocol that has none"),
         (
             Set { content: Content::Fixed(vec![to("istio-a")]), ..Set::kept("set", address) },
             "a verdict in a plain set",
