@@ -1,36 +1,61 @@
-//! What the store of peers takes of memory, by a counting allocator. A program of its own: the allocator counts everything.
+//! What the pods of a large cluster take of memory, in their store and while they are listed, by a counting allocator. A program of its own,
+//! because the allocator is everybody's.
 // clippy takes helpers outside of #[test] for production code
 #![allow(clippy::unwrap_used)]
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use cluster::news::{Key, Uid};
 use cluster::peers::Peers;
+use cluster::{Access, Cluster, Connection, Limits, Source, Wanted};
 use facts::networkpolicy::Protocol;
 use facts::peer::{NamedPort, Peer, Phase};
+use serde_json::json;
+use testkit::apiserver::{ApiServer, Fault};
 
 struct Counting;
 
-static IN_USE: AtomicUsize = AtomicUsize::new(0);
+thread_local! {
+    /// Bytes that this thread has taken and not given back, and the most that these were. Each test has a thread of its own, and what stands for the
+    /// API server has others.
+    static IN_USE: Cell<isize> = const { Cell::new(0) };
+    static MOST: Cell<isize> = const { Cell::new(0) };
+}
+
+fn count(bytes: isize) {
+    // A thread that ends is no longer counted.
+    let now = IN_USE.try_with(|in_use| {
+        in_use.set(in_use.get() + bytes);
+        in_use.get()
+    });
+    let _ = MOST.try_with(|most| most.set(most.get().max(now.unwrap_or_default())));
+}
+
+fn in_use() -> usize {
+    usize::try_from(IN_USE.get()).unwrap()
+}
 
 /// What the C library's allocator adds to each block, and rounds it up to.
-fn block(size: usize) -> usize {
-    (size + 8).next_multiple_of(16).max(32)
+fn block(size: usize) -> isize {
+    (size + 8).next_multiple_of(16).max(32) as isize
 }
 
 // SAFETY: everything is left to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        IN_USE.fetch_add(block(layout.size()), Ordering::Relaxed);
+        count(block(layout.size()));
         // SAFETY: the caller keeps the contract of the same function.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        IN_USE.fetch_sub(block(layout.size()), Ordering::Relaxed);
+        count(-block(layout.size()));
         // SAFETY: the caller keeps the contract of the same function.
         unsafe { System.dealloc(pointer, layout) }
     }
@@ -91,19 +116,19 @@ const BUDGET: usize = 400;
 
 #[test]
 fn a_pod_takes_no_more_than_its_budget() {
-    let before = IN_USE.load(Ordering::Relaxed);
+    let before = in_use();
     let mut peers = Peers::default();
     for number in 0..PODS {
         let (key, uid, peer) = pod(number);
         assert!(peers.apply(key, uid, peer).is_some());
     }
-    let full = IN_USE.load(Ordering::Relaxed) - before;
+    let full = in_use() - before;
     // Every pod is replaced once, in another order: what is shared is let go and taken again.
     for number in 0..PODS {
         let (key, _, peer) = pod(number.wrapping_mul(7919) % PODS);
         peers.apply(key, Uid::new("another"), Peer { created: 1, ..peer }).unwrap();
     }
-    let churned = IN_USE.load(Ordering::Relaxed) - before;
+    let churned = in_use() - before;
     println!("{PODS} pods: {} bytes each, {} after each was replaced", full / PODS, churned / PODS);
     assert_eq!(peers.len(), PODS);
     assert!(
@@ -114,4 +139,63 @@ fn a_pod_takes_no_more_than_its_budget() {
     );
     let view = peers.by_address(IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + 77_777))).unwrap();
     assert_eq!((view.namespace(), view.label("app")), ("team-177", Some("service-7777")));
+}
+
+/// The list of all pods as an API server writes it, in one piece.
+fn list() -> String {
+    let mut text = String::from(
+        r#"{"kind":"PodList","apiVersion":"v1","metadata":{"resourceVersion":"999999"},"items":["#,
+    );
+    for number in 0..PODS {
+        let (key, _, peer) = pod(number);
+        let addresses: Vec<_> =
+            peer.addresses.iter().map(|address| json!({"ip": address.to_string()})).collect();
+        let ports =
+            json!([{"name": "http", "containerPort": 8080}, {"name": "metrics", "containerPort": 9090}]);
+        let pod = json!({
+            "metadata": {"namespace": *key.namespace, "name": *key.name, "uid": format!("uid-{number}"), "labels": peer.labels.to_map(),
+                "resourceVersion": (number + 1).to_string(), "creationTimestamp": "2026-11-29T10:00:00Z",
+                "annotations": {"example.com/checksum": "0123456789abcdef0123456789abcdef0123456789abcdef"}},
+            "spec": {"nodeName": "n2", "containers": [{"name": "app", "image": "registry.example/team/app:1.2.3", "ports": ports}]},
+            "status": {"phase": "Running", "podIPs": addresses},
+        });
+        if number > 0 {
+            text.push(',');
+        }
+        write!(text, "{pod}").unwrap();
+    }
+    text + "]}"
+}
+
+/// However many pods there are, no more of a list than an object is in memory.
+#[tokio::test]
+async fn a_list_of_all_pods_takes_no_more_than_what_is_kept_of_them() {
+    let server = ApiServer::start().unwrap();
+    let account = tempfile::tempdir().unwrap();
+    server.write_service_account(account.path()).unwrap();
+    let list = std::thread::spawn(list).join().unwrap();
+    let length = list.len();
+    server.fail_path("status.phase", 1, Fault::Body(list));
+    let (host, port) = (server.address().ip().to_string(), server.address().port().to_string());
+    let connection = Arc::new(Connection::new(Access::in_cluster(&host, &port, account.path()), "1.2.3"));
+    let mut wanted = Wanted::default();
+    let peers = wanted.peers(|_| {});
+    let source = Source::Kubernetes { connection, node: "n1".into(), own: None, limits: Limits::default() };
+    let (begun, before) = (Instant::now(), in_use());
+    let watch = tokio::spawn(cluster::watch::run(source, Cluster::wanting(wanted), |_| {}));
+    while !peers.read().is_listed() {
+        assert!(begun.elapsed() < Duration::from_secs(300), "{} pods are known", peers.read().len());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let (kept, most) = (in_use() - before, usize::try_from(MOST.get()).unwrap() - before);
+    println!(
+        "a list of {PODS} pods, {} MiB of text, in {:.1?}: {} MiB kept, {} MiB at most",
+        length >> 20,
+        begun.elapsed(),
+        kept >> 20,
+        most >> 20
+    );
+    assert_eq!(peers.read().len(), PODS);
+    assert!(kept / PODS <= BUDGET && most - kept < 4 << 20, "{kept} and {most} bytes");
+    watch.abort();
 }

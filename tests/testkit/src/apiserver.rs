@@ -1,6 +1,6 @@
 //! A double of the Kubernetes API server over TLS, with credentials that are really checked and faults on demand.
 //!
-//! It gets, lists (in pages) and watches (with bookmarks, and 410 for what is forgotten) pods and namespaces, gets nodes and daemonsets,
+//! It gets, lists (in pages) and watches (with bookmarks, and 410 for what is forgotten) pods and namespaces, gets nodes and daemonsets, services, endpointslices and networkpolicies,
 //! takes Events, says whether it is ready, and creates, merges patches into and deletes objects. Everything has versions from one counter, as in a cluster.
 //!
 //! ```no_run

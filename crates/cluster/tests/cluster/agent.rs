@@ -37,7 +37,11 @@ impl Drop for Agent {
 
 impl Agent {
     pub(crate) fn start(source: Source) -> Self {
-        let (cluster, events) = (Cluster::new(), Arc::new(Mutex::new(Vec::new())));
+        Self::start_with(source, Cluster::new())
+    }
+
+    pub(crate) fn start_with(source: Source, cluster: Cluster) -> Self {
+        let events = Arc::new(Mutex::new(Vec::new()));
         let task = tokio::spawn({
             let (cluster, events) = (cluster.clone(), events.clone());
             async move {
@@ -128,6 +132,14 @@ impl Agent {
 
     pub(crate) fn relists(&self, of: What) -> usize {
         self.events().iter().filter(|event| matches!(event, Event::Relisted { what } if *what == of)).count()
+    }
+
+    /// What has been listed, in the order in which that was told.
+    pub(crate) fn listed(&self) -> Vec<What> {
+        let events = self.events().into_iter();
+        events
+            .filter_map(|event| if let Event::Listed { what } = event { Some(what) } else { None })
+            .collect()
     }
 
     /// What could not be read.

@@ -11,6 +11,7 @@ mod double;
 mod expiry;
 mod faults;
 mod fetch;
+mod kinds;
 mod lists;
 mod load;
 mod manifests;

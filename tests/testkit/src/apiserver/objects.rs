@@ -25,9 +25,37 @@ pub enum Resource {
     DaemonSets,
     /// `v1` events.
     Events,
+    /// `v1` services.
+    Services,
+    /// `discovery.k8s.io/v1` endpointslices.
+    EndpointSlices,
+    /// `networking.k8s.io/v1` networkpolicies.
+    NetworkPolicies,
 }
 
 impl Resource {
+    /// All of them.
+    pub(super) const ALL: [Self; 8] = [
+        Self::Pods,
+        Self::Namespaces,
+        Self::Nodes,
+        Self::DaemonSets,
+        Self::Events,
+        Self::Services,
+        Self::EndpointSlices,
+        Self::NetworkPolicies,
+    ];
+
+    /// Group and version, as in paths.
+    pub(super) fn api(self) -> &'static str {
+        match self {
+            Self::DaemonSets => "/apis/apps/v1/",
+            Self::EndpointSlices => "/apis/discovery.k8s.io/v1/",
+            Self::NetworkPolicies => "/apis/networking.k8s.io/v1/",
+            Self::Pods | Self::Namespaces | Self::Nodes | Self::Events | Self::Services => "/api/v1/",
+        }
+    }
+
     /// As in paths.
     pub fn plural(self) -> &'static str {
         match self {
@@ -36,6 +64,9 @@ impl Resource {
             Self::Nodes => "nodes",
             Self::DaemonSets => "daemonsets",
             Self::Events => "events",
+            Self::Services => "services",
+            Self::EndpointSlices => "endpointslices",
+            Self::NetworkPolicies => "networkpolicies",
         }
     }
 
@@ -47,6 +78,9 @@ impl Resource {
             Self::Nodes => "Node",
             Self::DaemonSets => "DaemonSet",
             Self::Events => "Event",
+            Self::Services => "Service",
+            Self::EndpointSlices => "EndpointSlice",
+            Self::NetworkPolicies => "NetworkPolicy",
         }
     }
 

@@ -98,14 +98,10 @@ impl Request {
 
     pub(super) fn target(&self) -> Option<Target> {
         let path = self.path.split('?').next().unwrap_or_default();
-        let (core, rest) = match path.strip_prefix("/api/v1/") {
-            Some(rest) => (true, rest),
-            None => (false, path.strip_prefix("/apis/apps/v1/")?),
-        };
+        let api = Resource::ALL.into_iter().map(Resource::api).find(|api| path.starts_with(api))?;
+        let rest = &path[api.len()..];
         let named = |plural: &str| {
-            [Resource::Pods, Resource::Namespaces, Resource::Nodes, Resource::DaemonSets, Resource::Events]
-                .into_iter()
-                .find(|resource| resource.plural() == plural && (*resource != Resource::DaemonSets) == core)
+            Resource::ALL.into_iter().find(|resource| resource.plural() == plural && resource.api() == api)
         };
         let parts: Vec<&str> = rest.split('/').collect();
         Some(match parts[..] {
