@@ -81,7 +81,7 @@ fn told(agent: &Agent, store: Option<&Store>, event: ClusterEvent) {
             agent.ambient.changed(&pods);
             agent.older.changed();
         }
-        ClusterEvent::Listed { what } => log.debug("all objects are listed", &[("watch", &what.name())]),
+        ClusterEvent::Listed { what } => listed(agent, what),
         ClusterEvent::Told(told) => agent.ambient.told(&told),
         ClusterEvent::Outlook(outlook) => shutdown::tell(agent, &outlook),
         ClusterEvent::WatchFailed { what, error, failing_for, retry_in } => {
@@ -125,6 +125,16 @@ fn synced(agent: &Agent, store: Option<&Store>) {
     agent.log.info("the pods of this node are known", &[("pods", &pods)]);
     agent.metrics.known_pods(pods);
     agent.older.changed();
+}
+
+/// Until pods and namespaces are known it is said what is waited for, unless an error says more.
+fn listed(agent: &Agent, what: What) {
+    agent.log.debug("all objects are listed", &[("watch", &what.name())]);
+    let state = agent.cluster.state();
+    if !state.synced && state.last_error.is_none() {
+        let names: Vec<_> = state.pending().into_iter().map(What::name).collect();
+        agent.health.pending(Part::Cluster, &format!("not listed yet: {}", names.join(", ")));
+    }
 }
 
 fn watch_failed(agent: &Agent, what: What, error: &WatchError) {

@@ -4,15 +4,11 @@
 //! it could not look (a refusal, a time-out, an API server that is away) is no evidence, because each of these also comes with an upgrade,
 //! with a pod that is deleted by force, and with an API server that starts.
 
-mod affinity;
 pub(crate) mod look;
-mod placement;
 mod removal;
 
-use serde::Deserialize;
-
-pub use placement::Node;
-use placement::{Misplaced, Placement};
+use facts::daemonset::Misplaced;
+use facts::{DaemonSet, Node};
 
 /// Name of the agent's DaemonSet, where its pod does not name another one as its owner. The chart knows no other.
 pub const DEFAULT_NAME: &str = "istio-cni-node";
@@ -24,16 +20,6 @@ pub struct OwnPod {
     pub namespace: String,
     /// Its name; empty where it is not known.
     pub name: String,
-}
-
-/// A DaemonSet: whether it is being deleted, and which nodes it is for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DaemonSet {
-    is_deleting: bool,
-    /// It is being deleted without its pods (`--cascade=orphan`): they go on, often under another DaemonSet.
-    leaves_pods: bool,
-    /// The error is about a placement that means nothing.
-    placement: Result<Placement, String>,
 }
 
 /// The DaemonSet as it was seen last.
@@ -147,42 +133,6 @@ impl Seen {
             Sight::Orphaned => Sight::Orphaned,
             Sight::There(_) | Sight::Deleted => Sight::Deleted,
         };
-    }
-}
-
-// === impl DaemonSet ===
-
-impl<'de> Deserialize<'de> for DaemonSet {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Default, Deserialize)]
-        #[serde(default, rename_all = "camelCase")]
-        struct Metadata {
-            deletion_timestamp: Option<String>,
-            finalizers: Vec<String>,
-        }
-        #[derive(Default, Deserialize)]
-        #[serde(default)]
-        struct Template {
-            spec: serde_json::Value,
-        }
-        #[derive(Default, Deserialize)]
-        #[serde(default)]
-        struct Spec {
-            template: Template,
-        }
-        #[derive(Deserialize)]
-        struct Object {
-            #[serde(default)]
-            metadata: Metadata,
-            #[serde(default)]
-            spec: Spec,
-        }
-        let Object { metadata, spec } = Object::deserialize(deserializer)?;
-        let placement = Placement::of(&spec.template.spec).map_err(|error| error.to_string());
-        let is_deleting = metadata.deletion_timestamp.is_some();
-        // `FinalizerOrphanDependents` of Kubernetes' metav1.
-        let leaves_pods = is_deleting && metadata.finalizers.iter().any(|name| name == "orphan");
-        Ok(Self { is_deleting, leaves_pods, placement })
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! - [`watch`]: keeps a [`Cluster`]'s [`Index`] up to date with the API server or with a directory of manifests, and tells what happens
 //!   as [`Event`]s.
+//! - [`kind`]: kinds of objects as data; [`news`]: what is told of them; [`objects`]: a store for any of them; [`peers`]: one for the pods
+//!   of the whole cluster.
 //! - [`index`]: pods of the node and labels of namespaces, a plain struct.
 //! - [`queue`]: keys that are worked on one at a time, with retries.
 //! - [`store`]: the last known facts on disk, for the plugin.

@@ -3,26 +3,30 @@
 //! - [`object`]: the few members of Kubernetes objects that are facts for us, and their conversion into [`capture::Pod`]. Both ways: an
 //!   object that the agent keeps is written again in the form in which the API gave it.
 //! - [`PodRef`]: which pod is meant.
-//! - [`namespace`], [`service`], [`endpointslice`], [`networkpolicy`], [`peer`]: what is kept of other objects, a file for each kind.
+//! - [`namespace`], [`daemonset`], [`node`], [`service`], [`endpointslice`], [`networkpolicy`], [`peer`]: what is kept of other objects, a file for each kind.
 //! - [`labels`]: labels and what selects by them.
 //! - [`exchange`]: what goes over the agent's socket and into its directory of last known facts.
 
+pub mod daemonset;
 pub mod endpointslice;
 pub mod exchange;
 pub mod labels;
 mod mapping;
 pub mod namespace;
 pub mod networkpolicy;
+pub mod node;
 pub mod object;
 pub mod peer;
 mod pod_ref;
 pub mod service;
 
+pub use daemonset::DaemonSet;
 pub use endpointslice::EndpointSlice;
 pub use exchange::{Facts, Report};
 pub use labels::{LabelSet, Selector};
 pub use namespace::Namespace;
 pub use networkpolicy::NetworkPolicy;
+pub use node::Node;
 pub use object::{Object, Unfit};
 pub use peer::Peer;
 pub use pod_ref::PodRef;

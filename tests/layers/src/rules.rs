@@ -28,7 +28,7 @@ const CRATES: &[(&str, Layer)] = &[
     ("fault", Layer::Pure { ours: &[], theirs: &[] }),
     ("ruleset", Layer::Pure { ours: &[], theirs: &["ipnet", "thiserror"] }),
     ("capture", Layer::Pure { ours: &["ruleset"], theirs: &["ipnet", "thiserror"] }),
-    ("facts", Layer::Pure { ours: &["capture"], theirs: &["ipnet", "serde", "thiserror"] }),
+    ("facts", Layer::Pure { ours: &["capture"], theirs: &["ipnet", "serde", "serde_json", "thiserror"] }),
     ("intent", Layer::Pure { ours: &[], theirs: &[] }),
     ("cni", Layer::Pure { ours: &["capture"], theirs: &["ipnet", "serde", "serde_json", "thiserror"] }),
     ("apitls", Layer::Effect { ours: &[] }),

@@ -7,7 +7,7 @@ use super::{Kind, Resource};
 pub struct DaemonSets;
 
 impl Kind for DaemonSets {
-    type Object = crate::daemonset::DaemonSet;
+    type Object = facts::DaemonSet;
     const RESOURCE: Resource =
         Resource { api: "/apis/apps/v1", kind: "DaemonSet", plural: "daemonsets", namespaced: true };
 }

@@ -7,6 +7,6 @@ use super::{Kind, Resource};
 pub struct Nodes;
 
 impl Kind for Nodes {
-    type Object = crate::daemonset::Node;
+    type Object = facts::Node;
     const RESOURCE: Resource = Resource { api: "/api/v1", kind: "Node", plural: "nodes", namespaced: false };
 }

@@ -2,10 +2,10 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use facts::{Namespace, Object};
+use facts::{DaemonSet, Namespace, Node, Object};
 
 use super::{Change, Event, Reporter, Told};
-use crate::daemonset::{DaemonSet, Node, Seen};
+use crate::daemonset::Seen;
 use crate::news::{Hold, Key, News};
 use crate::objects::Objects;
 

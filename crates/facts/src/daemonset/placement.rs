@@ -6,24 +6,13 @@ use std::fmt;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::affinity::{self, NodeSelector, Senseless};
-
-/// Taints under these domains say what state a node is in: not ready, cordoned, short of memory, not set up yet. The controller lets its
-/// pods tolerate most of them. None of them says that the DaemonSet is not meant for the node.
-const OF_THE_STATE: [&str; 2] = ["node.kubernetes.io/", "node.cloudprovider.kubernetes.io/"];
-
-/// A node: what DaemonSets go by.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Node {
-    name: String,
-    labels: BTreeMap<String, String>,
-    taints: Vec<Taint>,
-}
+use super::affinity::{self, NodeSelector};
+use crate::node::{Node, Taint};
 
 /// What a DaemonSet's pods say about their nodes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Placement {
+pub struct Placement {
     node_name: Option<String>,
     node_selector: Option<BTreeMap<String, String>>,
     #[serde(skip)]
@@ -44,14 +33,6 @@ pub enum Misplaced {
     Taint(String),
     /// The same, but those that run go on (`NoSchedule`).
     TaintForNew(String),
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-struct Taint {
-    key: String,
-    value: Option<String>,
-    effect: String,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -77,13 +58,16 @@ impl Placement {
     }
 
     /// Whether no property of a node matters, taints aside.
-    pub(super) fn is_anywhere(&self) -> bool {
+    pub fn is_anywhere(&self) -> bool {
         let selects = self.node_selector.as_ref().is_some_and(|labels| !labels.is_empty());
         !selects && self.required.is_none() && self.node_name().is_none()
     }
 
     /// Why the node is not one of them, if it is not.
-    pub(super) fn misplaced(&self, node: &Node) -> Result<Option<Misplaced>, Senseless> {
+    ///
+    /// # Errors
+    /// The required affinity means nothing; the text says why.
+    pub fn misplaced(&self, node: &Node) -> Result<Option<Misplaced>, String> {
         if let Some(other) = self.node_name().filter(|name| *name != node.name) {
             return Ok(Some(Misplaced::NodeName(other.to_owned())));
         }
@@ -93,7 +77,7 @@ impl Placement {
         }
         if let Some(required) = &self.required {
             let node = affinity::Node { name: &node.name, labels: &node.labels };
-            if !required.matches(&node)? {
+            if !required.matches(&node).map_err(|senseless| senseless.to_string())? {
                 return Ok(Some(Misplaced::Affinity));
             }
         }
@@ -126,26 +110,6 @@ impl Toleration {
     }
 }
 
-impl Taint {
-    fn evicts(&self) -> bool {
-        self.effect == "NoExecute"
-    }
-
-    fn keeps_off(&self) -> bool {
-        (self.evicts() || self.effect == "NoSchedule")
-            && !OF_THE_STATE.iter().any(|domain| self.key.starts_with(domain))
-    }
-}
-
-impl fmt::Display for Taint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.value.as_deref() {
-            None | Some("") => write!(f, "{}:{}", self.key, self.effect),
-            Some(value) => write!(f, "{}={value}:{}", self.key, self.effect),
-        }
-    }
-}
-
 impl fmt::Display for Misplaced {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -158,32 +122,5 @@ impl fmt::Display for Misplaced {
                 write!(f, "its pods do not tolerate the node's taint {taint}")
             }
         }
-    }
-}
-
-// === impl Node ===
-
-impl<'de> Deserialize<'de> for Node {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        struct Metadata {
-            name: String,
-            #[serde(default)]
-            labels: Option<BTreeMap<String, String>>,
-        }
-        #[derive(Default, Deserialize)]
-        #[serde(default)]
-        struct Spec {
-            taints: Option<Vec<Taint>>,
-        }
-        #[derive(Deserialize)]
-        struct Object {
-            metadata: Metadata,
-            #[serde(default)]
-            spec: Spec,
-        }
-        let Object { metadata, spec } = Object::deserialize(deserializer)?;
-        let (labels, taints) = (metadata.labels.unwrap_or_default(), spec.taints.unwrap_or_default());
-        Ok(Self { name: metadata.name, labels, taints })
     }
 }

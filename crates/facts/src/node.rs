@@ -1,0 +1,75 @@
+//! What is kept of a Node: what DaemonSets go by.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Deserialize;
+
+/// Taints under these domains say what state a node is in: not ready, cordoned, short of memory, not set up yet. The controller lets its
+/// pods tolerate most of them. None of them says that the DaemonSet is not meant for the node.
+const OF_THE_STATE: [&str; 2] = ["node.kubernetes.io/", "node.cloudprovider.kubernetes.io/"];
+
+/// A node: what DaemonSets go by.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Node {
+    pub(crate) name: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) taints: Vec<Taint>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(crate) struct Taint {
+    pub(crate) key: String,
+    pub(crate) value: Option<String>,
+    pub(crate) effect: String,
+}
+
+// === impl Node ===
+
+impl<'de> Deserialize<'de> for Node {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Metadata {
+            name: String,
+            #[serde(default)]
+            labels: Option<BTreeMap<String, String>>,
+        }
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct Spec {
+            taints: Option<Vec<Taint>>,
+        }
+        #[derive(Deserialize)]
+        struct Object {
+            metadata: Metadata,
+            #[serde(default)]
+            spec: Spec,
+        }
+        let Object { metadata, spec } = Object::deserialize(deserializer)?;
+        let (labels, taints) = (metadata.labels.unwrap_or_default(), spec.taints.unwrap_or_default());
+        Ok(Self { name: metadata.name, labels, taints })
+    }
+}
+
+// === impl Taint ===
+
+impl Taint {
+    pub(crate) fn evicts(&self) -> bool {
+        self.effect == "NoExecute"
+    }
+
+    pub(crate) fn keeps_off(&self) -> bool {
+        (self.evicts() || self.effect == "NoSchedule")
+            && !OF_THE_STATE.iter().any(|domain| self.key.starts_with(domain))
+    }
+}
+
+impl fmt::Display for Taint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.value.as_deref() {
+            None | Some("") => write!(f, "{}:{}", self.key, self.effect),
+            Some(value) => write!(f, "{}={value}:{}", self.key, self.effect),
+        }
+    }
+}
