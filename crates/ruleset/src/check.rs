@@ -3,6 +3,7 @@
 mod sets;
 
 use std::collections::HashSet;
+use std::mem::discriminant;
 
 use crate::rule::{
     Action, Base, Chain, Counting, Families, Family, Hook, Limit, Match, Ports, Protocol, RejectWith, Rule,
@@ -174,7 +175,12 @@ fn circle<'a>(
 
 fn rule_problem(table: &Table, rule: &Rule) -> Option<&'static str> {
     let mut protocol = None;
-    for m in &rule.matches {
+    for (at, m) in rule.matches.iter().enumerate() {
+        let once =
+            matches!(m, Match::SourcePort { .. } | Match::DestinationPort { .. } | Match::IcmpType { .. });
+        if once && rule.matches[..at].iter().any(|other| discriminant(other) == discriminant(m)) {
+            return Some("two matches of one port or of the type, which iptables lacks");
+        }
         if let Some(family) = m.family()
             && rule.families != Families::Only(family)
         {

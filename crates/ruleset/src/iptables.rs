@@ -272,7 +272,10 @@ fn render_match(out: &mut String, m: &Match, protocol: Option<Protocol>) {
         }
         Match::Reply => write!(out, "-m conntrack --ctdir REPLY "),
         Match::OriginalDestination { net, not } => {
-            write!(out, "-m conntrack {}--ctorigdst {net} ", bang(not))
+            // As the program prints it: it takes the same address with its length for another one.
+            let whole = net.prefix_len() == net.max_prefix_len();
+            let text = if whole { net.addr().to_string() } else { net.to_string() };
+            write!(out, "-m conntrack {}--ctorigdst {text} ", bang(not))
         }
         Match::OriginalPort { ports, not } => {
             write!(out, "-m conntrack {}", PortMatch { side: "ctorigdstport", ports, not: *not })

@@ -4,10 +4,14 @@
 //! - [`oracle`]: what the specification promises in prose, written without looking at rules.
 //! - [`world`] and [`way`]: a pod's addresses and routes, and the way of an attempt through every hook as the evaluator sees it.
 //! - [`lab`]: the same attempt with real packets through the same plan, loaded into a namespace.
+//! - [`rulesets`]: random rulesets with what policies need; [`raw`] sends their packets one by one, [`nflog`] hears what they log.
 //! - [`run`]: seeds and numbers of cases, from the environment.
 
 pub mod lab;
+pub mod nflog;
 pub mod oracle;
+pub mod raw;
+pub mod rulesets;
 pub mod run;
 pub mod strategy;
 pub mod way;

@@ -193,6 +193,7 @@ fn the_parts_of_a_rule_fit_together() {
         (plain(vec![TCP, port(Ports::AnyOf(vec![80, 53]))]), "not sorted"),
         (plain(vec![TCP, port(Ports::AnyOf(vec![53, 53]))]), "has duplicates"),
         (plain(vec![TCP, port(Ports::AnyOf((1..=16).collect()))]), "longer than 15"),
+        (plain(vec![TCP, port(Ports::One(1)), port(Ports::One(1))]), "two matches of one port"),
         (plain(vec![TCP, port(Ports::Range(90, 80))]), "does not ascend"),
         (plain(vec![TCP, port(Ports::Range(80, 80))]), "does not ascend"),
         (plain(vec![TCP, port(Ports::Range(0, 65535))]), "a range of all ports"),
