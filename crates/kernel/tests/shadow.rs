@@ -145,6 +145,16 @@ fn earlier_chains_of_nf_tables_that_take_connections() {
             "nft 'table ip t { chain c { type nat hook output priority -150; tcp dport { 2100, 2200 } meta skuid 4321 ip daddr != 10.0.0.0/8 counter dnat to 192.0.2.1; }; }'",
             &["from uid 4321", "goes to 192.0.2.1"],
         );
+        escapes(
+            plan,
+            &WAYS,
+            "nft 'table ip t { chain c { type nat hook output priority -150; ct original ip daddr 172.21.0.9 meta l4proto tcp ct original proto-dst 3000-3010 ct direction original redirect to :9; }; }'",
+            &[
+                "TCP to 172.21.0.9:300",
+                "goes to port 9 instead of to port 15001",
+                "ct original proto-dst 3000-3010",
+            ],
+        );
     }
 }
 
@@ -200,6 +210,10 @@ fn rules_before_ours_in_a_built_in_chain() {
             for (rule, says) in [
                 ("-I OUTPUT -p tcp -m owner --gid-owner 777 -j ACCEPT", "gid 777"),
                 ("-I OUTPUT -d 192.0.2.128/25 -p tcp -j RETURN", "TCP to 192.0.2.1"),
+                (
+                    "-I OUTPUT -p tcp -m conntrack --ctorigdst 172.21.0.9 -m conntrack --ctorigdstport 80:90 -m conntrack --ctdir ORIGINAL -j REDIRECT --to-ports 9",
+                    "TCP to 172.21.0.9:",
+                ),
                 ("-I PREROUTING -p tcp --dport 6379 -j REDIRECT --to-ports 6380", "goes to port 6380"),
                 (
                     "-N OTHER; iptables -t nat -A OTHER -p tcp --dport 3306 -j DNAT --to-destination 10.9.9.9:3307; iptables -t nat -I PREROUTING -j OTHER",

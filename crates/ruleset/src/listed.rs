@@ -80,6 +80,12 @@ pub enum Field {
     CtMark,
     /// A set of bits, see [`state`]; a condition holds if one of its bits is set.
     CtState,
+    /// Where the first packet of the connection wanted to go; there may be no connection.
+    OriginalDestination(Family),
+    /// See above.
+    OriginalPort,
+    /// 1 for answers to the first packet of the connection, 0 for others; there may be no connection.
+    Reply,
     /// 1 where a socket of this namespace sent the packet.
     Socket,
 }

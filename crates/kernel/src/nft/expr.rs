@@ -3,11 +3,16 @@
 //! All use register 1: `load` puts something there, `cmp` and `lookup` end the rule unless it fits, `set`, `redir` and `tproxy`
 //! take it from there.
 
+mod decode;
+mod value;
+
 use std::borrow::Cow;
 use std::fmt;
 
-use super::uapi::{ADDRESS_GIVEN, LOOKUP_INVERTED, ORIGINAL, SNAT, expr as uapi, set};
-use crate::netlink::wire::{Attribute, Attributes, Writer};
+use super::uapi::{LOOKUP_INVERTED, ORIGINAL, SNAT, expr as uapi, set};
+use crate::netlink::wire::Writer;
+
+pub(super) use value::Value;
 
 /// One instruction.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,87 +56,6 @@ pub(super) enum Expr<'a> {
     /// An instruction by its name, with its operands as they come, in the order of their kinds: what needs no more of ours, and all that
     /// only rules of others have, the above with operands that ours lack among it.
     Raw { name: Cow<'a, str>, operands: Vec<(u16, Vec<u8>)> },
-}
-
-/// Up to 16 bytes, what a register holds.
-#[derive(Clone, Copy)]
-pub(super) struct Value {
-    bytes: [u8; 16],
-    len: u8,
-}
-
-// === impl Value ===
-
-impl Value {
-    /// `None` when it is longer than a register.
-    pub(super) fn new(data: &[u8]) -> Option<Self> {
-        let mut bytes = [0; 16];
-        bytes.get_mut(..data.len())?.copy_from_slice(data);
-        Some(Self { bytes, len: u8::try_from(data.len()).ok()? })
-    }
-
-    /// The first `len` bytes, at most 16.
-    pub(super) fn prefix(bytes: [u8; 16], len: u8) -> Self {
-        let mut kept = [0; 16];
-        let len = len.min(16);
-        kept[..usize::from(len)].copy_from_slice(&bytes[..usize::from(len)]);
-        Self { bytes: kept, len }
-    }
-
-    pub(super) fn as_slice(&self) -> &[u8] {
-        &self.bytes[..usize::from(self.len)]
-    }
-}
-
-impl From<[u8; 1]> for Value {
-    fn from([a]: [u8; 1]) -> Self {
-        let mut bytes = [0; 16];
-        bytes[0] = a;
-        Self { bytes, len: 1 }
-    }
-}
-
-impl From<[u8; 2]> for Value {
-    fn from(two: [u8; 2]) -> Self {
-        let mut bytes = [0; 16];
-        bytes[..2].copy_from_slice(&two);
-        Self { bytes, len: 2 }
-    }
-}
-
-impl From<[u8; 4]> for Value {
-    fn from(four: [u8; 4]) -> Self {
-        let mut bytes = [0; 16];
-        bytes[..4].copy_from_slice(&four);
-        Self { bytes, len: 4 }
-    }
-}
-
-impl From<[u8; 16]> for Value {
-    fn from(bytes: [u8; 16]) -> Self {
-        Self { bytes, len: 16 }
-    }
-}
-
-impl PartialEq for Value {
-    fn eq(&self, other: &Self) -> bool {
-        self.as_slice() == other.as_slice()
-    }
-}
-
-impl Eq for Value {}
-
-impl fmt::Debug for Value {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl fmt::Display for Value {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("0x")?;
-        self.as_slice().iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
 }
 
 // === impl Expr ===
@@ -227,22 +151,6 @@ impl Expr<'_> {
     }
 }
 
-impl Expr<'static> {
-    /// Reads an item of `NFTA_RULE_EXPRESSIONS`.
-    pub(super) fn decode(item: &Attribute<'_>) -> Self {
-        let name = item.nested().find(uapi::NAME).map(|a| a.text().into_owned()).unwrap_or_default();
-        let operands = || item.nested().find(uapi::DATA).map(|a| a.nested());
-        let known = operands().and_then(Operands::read).and_then(|operands| operands.decode(&name));
-        known.unwrap_or_else(|| {
-            // Those without data only fill a gap.
-            let data = operands().into_iter().flatten().filter(|a| !a.data.is_empty());
-            let mut operands: Vec<(u16, Vec<u8>)> = data.map(|a| (a.kind, a.data.to_vec())).collect();
-            operands.sort_unstable();
-            Self::Raw { name: name.into(), operands }
-        })
-    }
-}
-
 fn numbers(w: &mut Writer, list: &[(u16, u32)]) {
     for (kind, number) in list {
         w.be32(*kind, *number);
@@ -251,149 +159,6 @@ fn numbers(w: &mut Writer, list: &[(u16, u32)]) {
 
 fn value(w: &mut Writer, kind: u16, value: &Value) {
     w.nest(kind, |w| w.attribute(uapi::DATA_VALUE, value.as_slice()));
-}
-
-/// The attributes of an instruction by their kinds, all of which are below 8 for ours.
-struct Operands<'a>([Option<Attribute<'a>>; 8]);
-
-impl<'a> Operands<'a> {
-    /// `None` when there is an attribute that we do not know, and so a meaning that we would miss.
-    fn read(attributes: Attributes<'a>) -> Option<Self> {
-        let mut slots = [None; 8];
-        for attribute in attributes {
-            *slots.get_mut(usize::from(attribute.kind))? = Some(attribute);
-        }
-        Some(Self(slots))
-    }
-
-    fn number(&self, kind: usize) -> Option<u32> {
-        self.0[kind].and_then(|a| a.be32())
-    }
-
-    fn value(&self, kind: usize) -> Option<Value> {
-        self.0[kind].and_then(|a| a.nested().find(uapi::DATA_VALUE)).and_then(|a| Value::new(a.data))
-    }
-
-    /// Whether only attributes of these kinds are there.
-    fn only(&self, kinds: &[usize]) -> Option<()> {
-        let all = self.0.iter().enumerate().all(|(kind, slot)| slot.is_none() || kinds.contains(&kind));
-        all.then_some(())
-    }
-
-    /// Whether the attribute is our register.
-    fn register(&self, kind: usize) -> Option<()> {
-        (self.number(kind)? == uapi::REGISTER).then_some(())
-    }
-
-    /// `None`: not one of ours.
-    fn decode(&self, name: &str) -> Option<Expr<'static>> {
-        match name {
-            "meta" => {
-                let load_to = |register, key| Expr::MetaLoadTo { register, key };
-                self.load_or_set(3, Expr::MetaLoad, Some(load_to), Expr::MetaSet)
-            }
-            "ct" if self.0[3].is_some() => {
-                self.only(&[1, 2, 3])?;
-                self.register(1)?;
-                (self.0[3]?.data == [ORIGINAL]).then_some(Expr::CtOriginal(self.number(2)?))
-            }
-            "ct" => self.load_or_set(4, Expr::CtLoad, None, Expr::CtSet),
-            "payload" => {
-                self.only(&[1, 2, 3, 4])?;
-                let (base, offset, len) = (self.number(2)?, self.number(3)?, self.number(4)?);
-                Some(match self.number(1)? {
-                    uapi::REGISTER => Expr::Payload { base, offset, len },
-                    register => Expr::PayloadTo { register, base, offset, len },
-                })
-            }
-            "bitwise" => self.bitwise(),
-            "cmp" => {
-                self.only(&[1, 2, 3])?;
-                self.register(1)?;
-                Some(Expr::Cmp { op: self.number(2)?, data: self.value(3)? })
-            }
-            "lookup" => self.lookup(),
-            "immediate" => self.immediate(),
-            "counter" => Some(Expr::Counter),
-            "redir" => {
-                // The kernel shows the first port of the range as the last one too.
-                self.only(&[1, 2, 3])?;
-                self.register(1)?;
-                self.0[2].map_or(Some(()), |_| self.register(2))?;
-                Some(Expr::Redir { flags: self.number(3)? })
-            }
-            "nat" => {
-                // The kernel shows the first address of the range as the last one too, and that there is one.
-                self.only(&[1, 2, 3, 4, 7])?;
-                self.register(3)?;
-                self.0[4].map_or(Some(()), |_| self.register(4))?;
-                let plain = self.0[7].is_none() || self.number(7) == Some(ADDRESS_GIVEN);
-                (plain && self.number(1)? == SNAT).then_some(Expr::Snat { family: self.number(2)? })
-            }
-            "tproxy" => {
-                self.only(&[1, 3])?;
-                self.register(3)?;
-                Some(Expr::Tproxy { family: self.number(1)? })
-            }
-            _ => None,
-        }
-    }
-
-    fn load_or_set(
-        &self,
-        source: usize,
-        load: fn(u32) -> Expr<'static>,
-        load_to: Option<fn(u32, u32) -> Expr<'static>>,
-        set: fn(u32) -> Expr<'static>,
-    ) -> Option<Expr<'static>> {
-        let key = self.number(2)?;
-        if self.0[source].is_some() {
-            self.only(&[2, source])?;
-            self.register(source)?;
-            Some(set(key))
-        } else {
-            self.only(&[1, 2])?;
-            match self.number(1)? {
-                uapi::REGISTER => Some(load(key)),
-                register => load_to.map(|load_to| load_to(register, key)),
-            }
-        }
-    }
-
-    fn bitwise(&self) -> Option<Expr<'static>> {
-        self.only(&[1, 2, 3, 4, 5, 6])?;
-        self.register(1)?;
-        self.register(2)?;
-        // Kernels before 5.6 have no operation; 0 is the only one with mask and xor.
-        let plain = self.0[6].is_none() || self.number(6) == Some(0);
-        let (mask, xor) = (self.value(4)?, self.value(5)?);
-        let len = self.number(3)?;
-        (plain && len == u32::from(mask.len) && mask.len == xor.len).then_some(Expr::Bitwise { mask, xor })
-    }
-
-    fn lookup(&self) -> Option<Expr<'static>> {
-        self.only(&[1, 2, 3, 4, 5])?;
-        self.register(2)?;
-        let set = Cow::Owned(self.0[1]?.text().into_owned());
-        let flags = self.0[5].map_or(Some(0), |a| a.be32())?;
-        if self.0[3].is_some() {
-            // To the register of the verdict.
-            return (self.number(3)? == 0 && flags == 0).then_some(Expr::Verdicts { map: set });
-        }
-        (flags & !LOOKUP_INVERTED == 0).then_some(Expr::Lookup { set, inverted: flags != 0 })
-    }
-
-    fn immediate(&self) -> Option<Expr<'static>> {
-        self.only(&[1, 2])?;
-        let data = self.0[2]?.nested();
-        let Some(verdict) = data.find(uapi::DATA_VERDICT) else {
-            self.register(1)?;
-            return self.value(2).map(Expr::Load);
-        };
-        let code = verdict.nested().find(uapi::VERDICT_CODE)?.be32()?;
-        let chain = verdict.nested().find(uapi::VERDICT_CHAIN).map(|a| Cow::Owned(a.text().into_owned()));
-        (self.number(1)? == 0).then_some(Expr::Verdict { code: code.cast_signed(), chain })
-    }
 }
 
 impl fmt::Display for Expr<'_> {

@@ -3,14 +3,16 @@
 //! [`super::expr`] knows the instructions of our own rules and takes everything else for different. Here it is the other way round: what
 //! is understood is used, whoever wrote it, and the rest is said to be unread.
 
+mod fields;
 mod members;
 
-use ruleset::listed::{Act, Condition, Field, Rule, address_of, names_from, number_of_name};
+use ruleset::listed::{Act, Condition, Field, Rule, address_of, number_of_name};
 use ruleset::{Base, ChainKind, Family, Hook};
 
+use fields::{covered, field_number, is_native};
 pub(super) use members::members;
 
-use super::uapi::{cmp, ct, expr as uapi, family, meta, payload, verdict};
+use super::uapi::{ORIGINAL, cmp, ct, expr as uapi, family, meta, payload, verdict};
 use crate::netlink::wire::Attributes;
 
 /// The number and the name of the one interface whose number is known everywhere: `LOOPBACK_IFINDEX`.
@@ -20,6 +22,8 @@ const META_IIF: u32 = 4;
 const META_OIF: u32 = 5;
 /// `NFT_NAT_DNAT`.
 const DNAT: u32 = 1;
+/// `NFTA_CT_DIRECTION`.
+const CT_DIRECTION: u16 = 3;
 /// `NFT_GOTO`.
 const GOTO: i32 = -4;
 /// `NFTA_LOOKUP_*`.
@@ -180,15 +184,18 @@ impl Reader {
                 _ => Some(()),
             };
         }
-        let field = match key {
-            ct::MARK => Some(Field::CtMark),
-            ct::STATE => Some(Field::CtState),
+        let original = a.find(CT_DIRECTION).is_some_and(|direction| direction.data == [ORIGINAL]);
+        let field = match (key, original) {
+            (ct::MARK, _) => Some((Field::CtMark, 4)),
+            (ct::STATE, _) => Some((Field::CtState, 4)),
+            (ct::DIRECTION, _) => Some((Field::Reply, 1)),
+            (ct::PORT_DESTINATION, true) => Some((Field::OriginalPort, 2)),
+            (ct::DESTINATION_V4, true) => Some((Field::OriginalDestination(Family::V4), 4)),
+            (ct::DESTINATION_V6, true) => Some((Field::OriginalDestination(Family::V6), 16)),
             _ => None,
         };
-        self.load(
-            number(a, 1)?,
-            field.map(|field| Register::Field { field, bytes: 4, mask: u128::MAX, xor: 0 }),
-        );
+        let value = field.map(|(field, bytes)| Register::Field { field, bytes, mask: u128::MAX, xor: 0 });
+        self.load(number(a, 1)?, value);
         Some(())
     }
 
@@ -352,48 +359,6 @@ impl Reader {
             Field::CtState => Condition::Unread,
             field => Condition::In { field, mask, ranges, not },
         });
-    }
-}
-
-/// Whether the kernel keeps the field in the machine's order.
-fn is_native(field: Field) -> bool {
-    matches!(field, Field::Mark | Field::CtMark | Field::CtState | Field::Uid | Field::Gid)
-}
-
-/// The bytes of a register as the field's number. Of an address the first bytes alone may be loaded: they are its highest.
-fn field_number(field: Field, loaded: usize, bytes: &[u8]) -> u128 {
-    let mut wide = [0; 16];
-    let len = bytes.len().min(loaded).min(16);
-    if is_native(field) {
-        return <[u8; 4]>::try_from(bytes).map_or(0, u32::from_ne_bytes).into();
-    }
-    let from = 16 - width(field);
-    for (to, byte) in wide[from..].iter_mut().zip(&bytes[..len]) {
-        *to = *byte;
-    }
-    u128::from_be_bytes(wide)
-}
-
-/// Bytes of a field's number.
-fn width(field: Field) -> usize {
-    match field {
-        Field::Source(Family::V6) | Field::Destination(Family::V6) => 16,
-        Field::InInterface | Field::OutInterface => 16,
-        Field::SourcePort | Field::DestinationPort => 2,
-        Field::Family | Field::Protocol | Field::Socket => 1,
-        _ => 4,
-    }
-}
-
-/// The numbers that begin with the bytes that were compared.
-fn covered(field: Field, compared: usize, low: u128) -> (u128, u128) {
-    let free = 8 * width(field).saturating_sub(compared) as u32;
-    match field {
-        Field::InInterface | Field::OutInterface if free > 0 => {
-            names_from(&low.to_be_bytes()[..compared.min(16)])
-        }
-        _ if is_native(field) || free == 0 => (low, low),
-        _ => (low, low | (1u128.checked_shl(free).unwrap_or(0)).wrapping_sub(1)),
     }
 }
 

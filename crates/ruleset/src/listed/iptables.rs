@@ -100,8 +100,18 @@ pub fn parse_line(text: &str, family: Family) -> Rule {
             "-m" => {
                 extension = words.next().unwrap_or_default();
                 // Some extensions ask for something without an option.
-                let quiet =
-                    ["tcp", "udp", "comment", "multiport", "owner", "mark", "connmark", "conntrack", "state"];
+                let quiet = [
+                    "tcp",
+                    "udp",
+                    "sctp",
+                    "comment",
+                    "multiport",
+                    "owner",
+                    "mark",
+                    "connmark",
+                    "conntrack",
+                    "state",
+                ];
                 if !quiet.contains(&&*extension) {
                     rule.conditions.push(Condition::Unread);
                 }
@@ -202,8 +212,8 @@ fn condition(
         ("multiport", "--dports") => asks(Field::DestinationPort, all, ports(&words.next()?)?),
         ("multiport", "--sports") => asks(Field::SourcePort, all, ports(&words.next()?)?),
         // Without the extension's name as we write it, with it as it is printed.
-        ("" | "tcp" | "udp", "--dport") => asks(Field::DestinationPort, all, ports(&words.next()?)?),
-        ("" | "tcp" | "udp", "--sport") => asks(Field::SourcePort, all, ports(&words.next()?)?),
+        ("" | "tcp" | "udp" | "sctp", "--dport") => asks(Field::DestinationPort, all, ports(&words.next()?)?),
+        ("" | "tcp" | "udp" | "sctp", "--sport") => asks(Field::SourcePort, all, ports(&words.next()?)?),
         ("owner", "--uid-owner") => asks(Field::Uid, all, vec![range(&words.next()?, '-')?]),
         ("owner", "--gid-owner") => asks(Field::Gid, all, vec![range(&words.next()?, '-')?]),
         ("owner", "--socket-exists") => asks(Field::Socket, all, vec![(1, 1)]),
@@ -214,6 +224,14 @@ fn condition(
         ("connmark", "--mark") => {
             let (value, mask) = masked(&words.next()?)?;
             asks(Field::CtMark, mask.into(), vec![(value.into(), value.into())])
+        }
+        ("conntrack", "--ctorigdst") => {
+            asks(Field::OriginalDestination(family), all, vec![net(&words.next()?)?])
+        }
+        ("conntrack", "--ctorigdstport") => asks(Field::OriginalPort, all, ports(&words.next()?)?),
+        ("conntrack", "--ctdir") => {
+            let reply = u128::from(words.next()? == "REPLY");
+            asks(Field::Reply, all, vec![(reply, reply)])
         }
         ("conntrack", "--ctstate") | ("state", "--state") => {
             let bits = states(&words.next()?)?;

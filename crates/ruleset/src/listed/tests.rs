@@ -35,6 +35,24 @@ fn conditions_of_iptables() {
         ("-p tcp -m tcp --tcp-flags FIN,SYN SYN -j ACCEPT", vec![tcp(), Condition::Unread]),
         ("-m conntrack --ctstate NEW,RELATED -j ACCEPT", vec![within(Field::CtState, &[(12, 12)])]),
         ("-m conntrack --ctstate DNAT -j ACCEPT", vec![Condition::Unread]),
+        (
+            "-p sctp -m sctp --dport 7 -m conntrack --ctorigdstport 80:90 -m conntrack --ctdir REPLY -j ACCEPT",
+            vec![
+                Condition::is(Field::Protocol, 132),
+                Condition::is(Field::DestinationPort, 7),
+                within(Field::OriginalPort, &[(80, 90)]),
+                Condition::is(Field::Reply, 1),
+            ],
+        ),
+        (
+            "-m conntrack --ctorigdst 10.0.0.0/8 -j ACCEPT",
+            vec![within(Field::OriginalDestination(Family::V4), &[(0x0a00_0000, 0x0aff_ffff)])],
+        ),
+        ("-m limit --limit 10/sec -j NFLOG --nflog-group 7", vec![Condition::Unread, Condition::Unread]),
+        (
+            "-p icmp -m icmp --icmp-type 8 -j ACCEPT",
+            vec![Condition::is(Field::Protocol, 1), Condition::Unread, Condition::Unread],
+        ),
         ("-p all -j ACCEPT", vec![]),
         ("", vec![]),
         ("-s", vec![Condition::Unread]),

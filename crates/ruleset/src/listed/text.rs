@@ -47,6 +47,10 @@ impl fmt::Display for Condition {
             Field::Mark => "meta mark",
             Field::CtMark => "ct mark",
             Field::CtState => "ct state",
+            Field::OriginalDestination(Family::V4) => "ct original ip daddr",
+            Field::OriginalDestination(Family::V6) => "ct original ip6 daddr",
+            Field::OriginalPort => "ct original proto-dst",
+            Field::Reply => "ct direction",
             Field::Socket => "socket",
         })?;
         if *mask != u128::MAX {
@@ -67,7 +71,7 @@ impl fmt::Display for Condition {
 
 fn value(f: &mut fmt::Formatter<'_>, field: Field, number: u128) -> fmt::Result {
     match (field, number) {
-        (Field::Source(family) | Field::Destination(family), number) => {
+        (Field::Source(family) | Field::Destination(family) | Field::OriginalDestination(family), number) => {
             write!(f, "{}", address_of(number, family))
         }
         (Field::InInterface | Field::OutInterface, number) => {
@@ -77,6 +81,8 @@ fn value(f: &mut fmt::Formatter<'_>, field: Field, number: u128) -> fmt::Result 
         }
         (Field::Protocol, 6) => f.write_str("tcp"),
         (Field::Protocol, 17) => f.write_str("udp"),
+        (Field::Reply, 0) => f.write_str("original"),
+        (Field::Reply, _) => f.write_str("reply"),
         (Field::Mark | Field::CtMark | Field::CtState, number) => write!(f, "{number:#x}"),
         (_, number) => write!(f, "{number}"),
     }

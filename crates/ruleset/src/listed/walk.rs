@@ -362,6 +362,16 @@ impl<'a> Walk<'a> {
                 Tracking::Yes => state::NEW,
                 Tracking::Never => state::UNTRACKED,
             },
+            // The packet is the first of its connection.
+            Field::OriginalDestination(_) | Field::OriginalPort | Field::Reply
+                if self.tracking != Tracking::Yes =>
+            {
+                return None;
+            }
+            Field::OriginalDestination(family) if family == packet.family => packet.destination,
+            Field::OriginalDestination(_) => return None,
+            Field::OriginalPort => packet.destination_port.into(),
+            Field::Reply => 0,
             Field::Socket => u128::from(packet.owner.is_some()),
         })
     }

@@ -98,14 +98,16 @@ impl Packet {
             None => None,
         };
         match field {
-            Field::DestinationPort => {
+            Field::DestinationPort | Field::OriginalPort => {
                 let value = self.destination_port.into();
                 fitting(value).map(|value| self.destination_port = value as u16).is_some()
             }
             Field::SourcePort => {
                 fitting(self.source_port.into()).map(|value| self.source_port = value as u16).is_some()
             }
-            Field::Destination(family) if *family == self.family && !inbound => {
+            Field::Destination(family) | Field::OriginalDestination(family)
+                if *family == self.family && !inbound =>
+            {
                 fitting(self.destination).map(|value| self.destination = value).is_some()
             }
             Field::Source(family) if *family == self.family && inbound => {
