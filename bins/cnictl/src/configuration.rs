@@ -8,8 +8,8 @@ use capture::ambient::{NodeOptions, PROBE_V4, PROBE_V6, ProbeSender};
 use capture::decide::{Enrolment, Scope};
 use cni::PluginConf;
 use cni::json::Value;
-use facts::exchange::{AmbientOptions, SOCKET_NAME};
 use podsource::Agent;
+use rundir::{AmbientOptions, SOCKET_NAME};
 
 use crate::chain::Conflist;
 use crate::node::{Places, directory};

@@ -13,11 +13,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use cni::{CniResult, PluginConf};
 use facts::PodRef;
-use facts::exchange::EVENT_SOCKET_NAME;
 use http1::Deadline;
 use http1::unix::Passing;
 use ipnet::IpNet;
 use netns::Netns;
+use rundir::EVENT_SOCKET_NAME;
 
 /// For one exchange, as in the original.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -155,8 +155,13 @@ fn post(socket: &Path, body: &[u8], netns: BorrowedFd<'_>) -> Result<(), Error> 
     if uid != 0 && uid != rustix::process::geteuid().as_raw() {
         return Err(Error::Foreign { socket: socket.to_owned(), uid });
     }
-    let request =
-        http1::request("POST", "unix", "/cmdadd", &[("Content-Type", "application/json")], Some(body));
+    let request = http1::request(
+        "POST",
+        "unix",
+        rundir::EVENT_PATH,
+        &[("Content-Type", "application/json")],
+        Some(body),
+    );
     let mut connection = Passing::new(connection, netns);
     let answer = http1::exchange(&mut connection, &request, None, MAX_ANSWER, deadline)
         .map_err(|cause| Error::Broken { socket: socket.to_owned(), cause })?;

@@ -5,14 +5,13 @@ use std::time::{Duration, Instant};
 
 use applied::Key;
 use cni::{CniResult, Error, FailurePolicy, NetnsRelation, Plugin, PluginConf, Request, code};
-use facts::Report;
-use facts::exchange::Outcome;
 use kernel::iptables::{Iptables, Supervisor};
 use kernel::nft::Nftables;
 use kernel::{Choice, Kernel};
 use leftover::{Mark, Watcher};
 use netns::Netns;
 use ruleset::Backend;
+use rundir::{Outcome, Report};
 use telemetry::{Level, Logger};
 
 use crate::check::{self, Verdict};

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use facts::exchange::Phases;
+use rundir::Phases;
 
 /// Shared by the thread that works and the one that watches the time.
 #[derive(Debug)]

@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use facts::Report;
-use facts::exchange::UNCAPTURED_DIR;
-use podsource::leave_note;
+use rundir::{Report, UNCAPTURED_DIR, note};
 use telemetry::Logger;
 
 use crate::sources::agent;
@@ -22,7 +20,7 @@ pub(crate) fn send(conf: &cni::PluginConf, mut report: Report, log: &Logger) {
     let Err(error) = agent.report(&report, LIMIT) else { return };
     log.debug(&error.to_string(), &[]);
     if report.wants_note()
-        && let Err(error) = leave_note(&conf.cni_agent_run_dir, &report)
+        && let Err(error) = note::leave(&conf.cni_agent_run_dir, &report)
     {
         let dir = conf.cni_agent_run_dir.join(UNCAPTURED_DIR);
         log.error(

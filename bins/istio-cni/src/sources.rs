@@ -15,9 +15,7 @@ use std::time::{Duration, Instant};
 use capture::Pod;
 use cni::PluginConf;
 use facts::PodRef;
-use podsource::{
-    Agent, Annotations, Cause, Error, KUBECONFIG_NAME, Kubernetes, LastKnown, Manifests, PodSource,
-};
+use podsource::{Agent, Annotations, Cause, Error, Kubernetes, LastKnown, Manifests, PodSource};
 use telemetry::{Level, Logger};
 
 use crate::progress::Progress;
@@ -234,7 +232,7 @@ impl<'a> Sources<'a> {
 
     /// Waits where an agent can come and nothing is there that one left, as after the start of the node; gives the pod if the agent has it.
     fn wait_for_agent(&self, inquiry: &Inquiry<'_>) -> Option<Pod> {
-        let kubeconfig = run_dir(self.conf)?.join(KUBECONFIG_NAME);
+        let kubeconfig = run_dir(self.conf)?.join(rundir::KUBECONFIG);
         let mut told = false;
         while !kubeconfig.exists() && POLL < self.left() {
             if !std::mem::replace(&mut told, true) {
@@ -300,7 +298,7 @@ impl<'a> Sources<'a> {
     }
 
     fn api(&self, limit: Duration) -> Kubernetes<'_> {
-        let kubeconfig = self.conf.cni_agent_run_dir.join(KUBECONFIG_NAME);
+        let kubeconfig = self.conf.cni_agent_run_dir.join(rundir::KUBECONFIG);
         Kubernetes::new(kubeconfig, env!("CARGO_PKG_VERSION")).with_timeout(limit)
     }
 }

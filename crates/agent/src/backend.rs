@@ -6,11 +6,10 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use facts::Report;
-use facts::exchange::Outcome;
 use kernel::iptables::Iptables;
 use kernel::nft::{self, Support};
 use ruleset::Backend;
+use rundir::{Outcome, Report};
 use telemetry::Scope;
 use tokio::sync::Notify;
 

@@ -40,7 +40,7 @@ pub(crate) struct LogSocket {
 }
 
 impl Handler for LogSocket {
-    const NAME: &'static str = telemetry::SOCKET_NAME;
+    const NAME: &'static str = rundir::LOG_SOCKET_NAME;
     const MAX_BODY: usize = telemetry::MAX_POST;
     /// With the bodies of the others 3 MiB in all.
     const MAX_CONNECTIONS: usize = 16;
@@ -48,7 +48,7 @@ impl Handler for LogSocket {
 
     /// The plugin's side has nobody to tell, so it hears the same whatever becomes of it.
     async fn answer(&self, request: &Request<()>, body: Bytes) -> Answer {
-        if request.uri().path() != "/log" {
+        if request.uri().path() != rundir::LOG_PATH {
             return text(StatusCode::NOT_FOUND, "404 page not found\n");
         }
         self.take(request, body);

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cluster::Cluster;
-use facts::exchange::{FACTS_PATH, MAX_REPORT, REPORT_PATH, SOCKET_NAME, STATUS_PATH, Status};
-use facts::{Facts, PodRef, Report};
+use facts::{Facts, PodRef};
 use hyper::body::Bytes;
 use hyper::header::HeaderValue;
 use hyper::{Method, Request, StatusCode};
+use rundir::{FACTS_PATH, MAX_REPORT, REPORT_PATH, Report, SOCKET_NAME, STATUS_PATH, Status};
 use telemetry::Scope;
 
 use crate::ambient::Ambient;

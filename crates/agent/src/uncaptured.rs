@@ -11,13 +11,11 @@ use std::time::Duration;
 
 use cluster::write::EventText;
 use cluster::{Cluster, Writer};
-use facts::exchange::{MAX_REPORT, Outcome, UNCAPTURED_DIR};
-use facts::{Object, Report};
+use facts::Object;
 use fault::Backoff;
-use podsource::leave_note;
+use rundir::{Outcome, Report, note};
 use telemetry::Scope;
 use tokio::sync::Notify;
-use trusted::Links;
 
 use crate::ambient::Ambient;
 use crate::events::COMPONENT;
@@ -74,7 +72,7 @@ impl Uncaptured {
     /// # Errors
     /// The system's.
     pub(crate) fn note(&self, report: &Report) -> io::Result<()> {
-        leave_note(&self.run_dir, report)?;
+        note::leave(&self.run_dir, report)?;
         self.wake.notify_one();
         Ok(())
     }
@@ -108,9 +106,7 @@ impl Uncaptured {
     }
 
     fn notes(&self) -> Vec<PathBuf> {
-        let entries = std::fs::read_dir(self.run_dir.join(UNCAPTURED_DIR)).into_iter().flatten().flatten();
-        let paths = entries.map(|entry| entry.path());
-        paths.filter(|path| path.extension().is_some_and(|extension| extension == "json")).collect()
+        note::list(&self.run_dir, usize::MAX).unwrap_or_default()
     }
 }
 
@@ -163,7 +159,7 @@ impl Marker {
 
     /// Reads a note, and counts it when it is new. One of a pod that is not one to capture is removed.
     fn take_in(&self, path: &Path, known: &mut Known) -> Option<Report> {
-        let report = read(path)
+        let report = note::read(path)
             .inspect_err(|error| {
                 self.log.error(
                     "a note about an uncaptured pod cannot be read and is removed",
@@ -258,8 +254,4 @@ impl Marker {
         let text = EventText { warning: true, reason: REASON, message: &message, component: COMPONENT };
         writer.create_event(&pod, text).await
     }
-}
-
-fn read(path: &Path) -> io::Result<Report> {
-    Ok(serde_json::from_slice(&trusted::read(path, Links::Refused, MAX_REPORT)?)?)
 }

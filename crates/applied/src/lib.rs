@@ -21,9 +21,6 @@ use netns::NetnsId;
 use rustix::fs::OFlags;
 use trusted::Links;
 
-/// The records' folder in the run directory.
-pub const DIR: &str = "applied";
-
 /// The largest record, in bytes. The most rules that annotations can ask for make about three million.
 const MAX_BYTES: u64 = 8 << 20;
 /// The longest part of a file's name, in bytes; runtimes' ids have 64.
@@ -121,7 +118,7 @@ pub enum Error {
 /// It is not written; an earlier one is as it was, or gone.
 pub fn write(run_dir: &Path, key: Key<'_>, origin: &Origin, record: &Record) -> Result<(), Error> {
     let bytes = [head(origin).as_bytes(), &record.to_bytes()].concat();
-    replace(&run_dir.join(DIR), &name_of(key)?, &bytes)
+    replace(&run_dir.join(rundir::APPLIED_DIR), &name_of(key)?, &bytes)
 }
 
 fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), Error> {
@@ -159,7 +156,7 @@ fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// What is there cannot be used.
 pub fn read(run_dir: &Path, key: Key<'_>) -> Result<Option<Applied>, Error> {
-    read_file(run_dir.join(DIR).join(name_of(key)?))
+    read_file(run_dir.join(rundir::APPLIED_DIR).join(name_of(key)?))
 }
 
 /// The records of all attachments of a container that can be read, up to [`MAX_SIBLINGS`].
@@ -169,7 +166,11 @@ pub fn of_container(run_dir: &Path, container: &str) -> Vec<Applied> {
     let is_its = |path: &PathBuf| {
         path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(&prefix))
     };
-    let its = list(&run_dir.join(DIR)).unwrap_or_default().into_iter().filter(is_its).take(MAX_SIBLINGS);
+    let its = list(&run_dir.join(rundir::APPLIED_DIR))
+        .unwrap_or_default()
+        .into_iter()
+        .filter(is_its)
+        .take(MAX_SIBLINGS);
     its.filter_map(|path| read_file(path).ok().flatten()).collect()
 }
 
@@ -181,7 +182,7 @@ pub fn attachments(run_dir: &Path) -> Result<Vec<(Origin, SystemTime)>, Error> {
     let is_its = |path: &PathBuf| {
         path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(ATTACHMENT))
     };
-    let its = list(&run_dir.join(DIR))?.into_iter().filter(is_its).take(MAX_ATTACHMENTS);
+    let its = list(&run_dir.join(rundir::APPLIED_DIR))?.into_iter().filter(is_its).take(MAX_ATTACHMENTS);
     let origins = its.map(|path| match read_origin(&path) {
         // It was there a moment ago; a link is no record.
         Err(error) if is_no_record(&error) => Ok(None),
@@ -226,7 +227,7 @@ fn read_file(path: PathBuf) -> Result<Option<Applied>, Error> {
 /// # Errors
 /// It is still there.
 pub fn remove(run_dir: &Path, key: Key<'_>) -> Result<(), Error> {
-    remove_file(&run_dir.join(DIR).join(name_of(key)?))
+    remove_file(&run_dir.join(rundir::APPLIED_DIR).join(name_of(key)?))
 }
 
 /// Removes the plugin's records of all attachments but these; gives how many it removed.
@@ -237,7 +238,7 @@ pub fn keep_attachments<'a>(
     run_dir: &Path,
     valid: impl IntoIterator<Item = (&'a str, &'a str)>,
 ) -> Result<usize, Error> {
-    keep_attachments_in(&run_dir.join(DIR), valid)
+    keep_attachments_in(&run_dir.join(rundir::APPLIED_DIR), valid)
 }
 
 fn keep_attachments_in<'a>(
@@ -256,7 +257,7 @@ fn keep_attachments_in<'a>(
 /// # Errors
 /// As [`keep_attachments`].
 pub fn keep_namespaces(run_dir: &Path, valid: impl FnOnce() -> Option<Vec<NetnsId>>) -> Result<usize, Error> {
-    let found = list(&run_dir.join(DIR))?;
+    let found = list(&run_dir.join(rundir::APPLIED_DIR))?;
     let Some(valid) = valid() else { return Ok(0) };
     let names: Vec<String> = valid.iter().filter_map(|id| name_of(Key::Namespace(*id)).ok()).collect();
     Ok(keep(&found, |name| !name.starts_with(NAMESPACE) || names.iter().any(|valid| valid == name)))

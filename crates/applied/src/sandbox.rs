@@ -13,9 +13,6 @@ use trusted::Links;
 
 use super::{Error, Key, MAX_HEAD, Origin, head, list, name_of, parse_head, remove_file, replace};
 
-/// The folder in the run directory.
-pub const DIR: &str = "sandboxes";
-
 /// The most files that are read.
 const MAX_FILES: usize = 16 << 10;
 
@@ -34,7 +31,7 @@ pub struct Sandbox {
 /// It is not written.
 pub fn write(run_dir: &Path, container: &str, interface: &str, sandbox: &Sandbox) -> Result<(), Error> {
     let bytes = [head(&sandbox.origin).as_bytes(), sandbox.path.as_os_str().as_bytes()].concat();
-    replace(&run_dir.join(DIR), &name_of(Key::Attachment { container, interface })?, &bytes)
+    replace(&run_dir.join(rundir::SANDBOXES_DIR), &name_of(Key::Attachment { container, interface })?, &bytes)
 }
 
 /// Removes the file of an attachment. One that is not there is success.
@@ -42,7 +39,7 @@ pub fn write(run_dir: &Path, container: &str, interface: &str, sandbox: &Sandbox
 /// # Errors
 /// It is still there.
 pub fn remove(run_dir: &Path, container: &str, interface: &str) -> Result<(), Error> {
-    remove_file(&run_dir.join(DIR).join(name_of(Key::Attachment { container, interface })?))
+    remove_file(&run_dir.join(rundir::SANDBOXES_DIR).join(name_of(Key::Attachment { container, interface })?))
 }
 
 /// Removes the files of all attachments but these; gives how many it removed.
@@ -50,7 +47,7 @@ pub fn remove(run_dir: &Path, container: &str, interface: &str) -> Result<(), Er
 /// # Errors
 /// The folder cannot be read.
 pub fn keep<'a>(run_dir: &Path, valid: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<usize, Error> {
-    super::keep_attachments_in(&run_dir.join(DIR), valid)
+    super::keep_attachments_in(&run_dir.join(rundir::SANDBOXES_DIR), valid)
 }
 
 /// The sandboxes of a pod (`namespace/name`), the last one first. What is not believed, or cannot be read, is left out.
@@ -58,7 +55,7 @@ pub fn keep<'a>(run_dir: &Path, valid: impl IntoIterator<Item = (&'a str, &'a st
 /// # Errors
 /// The folder cannot be read.
 pub fn of_pod(run_dir: &Path, pod: &str) -> Result<Vec<Sandbox>, Error> {
-    let files = list(&run_dir.join(DIR))?.into_iter().take(MAX_FILES);
+    let files = list(&run_dir.join(rundir::SANDBOXES_DIR))?.into_iter().take(MAX_FILES);
     let mut found: Vec<(SystemTime, Sandbox)> =
         files.filter_map(|path| read(&path)).filter(|(_, sandbox)| sandbox.origin.pod == pod).collect();
     found.sort_unstable_by(|(a, _), (b, _)| b.cmp(a));
@@ -120,7 +117,7 @@ mod tests {
     fn what_is_no_such_file_is_left_out() {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), "c1", "eth0", &sandbox("a/b", 1)).unwrap();
-        let folder = dir.path().join(DIR);
+        let folder = dir.path().join(rundir::SANDBOXES_DIR);
         std::fs::write(folder.join("attachment-x,eth0"), "istio-cni applied 1\nnetns 4").unwrap();
         std::os::unix::fs::symlink(folder.join("attachment-c1,eth0"), folder.join("attachment-l,eth0"))
             .unwrap();

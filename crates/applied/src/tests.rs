@@ -38,7 +38,7 @@ fn what_is_written_is_read_and_removed() {
     assert_eq!(keep_namespaces(&run, || Some(vec![NetnsId { dev: 4, ino: 1 }])).unwrap(), 1);
     remove(&run, key("c2")).unwrap();
     remove(&run, key("c2")).unwrap();
-    assert_eq!(std::fs::read_dir(run.join(DIR)).unwrap().count(), 0);
+    assert_eq!(std::fs::read_dir(run.join(rundir::APPLIED_DIR)).unwrap().count(), 0);
 }
 
 /// Whose they are is read without their rules; what is no record is left out.
@@ -54,17 +54,27 @@ fn attachments_are_listed_with_the_time_of_writing() {
     for (name, bytes) in
         [("attachment-broken,eth0", b"no record".to_vec()), ("attachment-long,eth0", long.clone())]
     {
-        std::fs::write(run.join(DIR).join(name), bytes).unwrap();
+        std::fs::write(run.join(rundir::APPLIED_DIR).join(name), bytes).unwrap();
     }
     let whole = [head(&origin(8)).into_bytes(), long].concat();
-    std::fs::write(run.join(DIR).join("attachment-c2,eth0"), whole).unwrap();
+    std::fs::write(run.join(rundir::APPLIED_DIR).join("attachment-c2,eth0"), whole).unwrap();
     let mut found = attachments(run).unwrap();
     found.sort_by_key(|(origin, _)| origin.netns.ino);
     let origins: Vec<&Origin> = found.iter().map(|(origin, _)| origin).collect();
     assert_eq!(origins, [&origin(7), &origin(8)]);
-    let written = run.join(DIR).join(name_of(key("c1")).unwrap()).metadata().unwrap().modified().unwrap();
+    let written = run
+        .join(rundir::APPLIED_DIR)
+        .join(name_of(key("c1")).unwrap())
+        .metadata()
+        .unwrap()
+        .modified()
+        .unwrap();
     assert_eq!(found[0].1, written);
-    std::os::unix::fs::symlink("attachment-c1,eth0", run.join(DIR).join("attachment-link,eth0")).unwrap();
+    std::os::unix::fs::symlink(
+        "attachment-c1,eth0",
+        run.join(rundir::APPLIED_DIR).join("attachment-link,eth0"),
+    )
+    .unwrap();
     assert_eq!(attachments(run).unwrap().len(), 2);
 }
 
@@ -72,12 +82,12 @@ fn attachments_are_listed_with_the_time_of_writing() {
 #[test]
 fn attachments_that_cannot_be_read_are_an_error() {
     let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join(DIR), "no folder").unwrap();
+    std::fs::write(dir.path().join(rundir::APPLIED_DIR), "no folder").unwrap();
     attachments(dir.path()).unwrap_err();
     let dir = tempfile::tempdir().unwrap();
     let record = Record::from_bytes(RULES).unwrap();
     write(dir.path(), key("c1"), &origin(1), &record).unwrap();
-    let path = dir.path().join(DIR).join("attachment-c1,eth0");
+    let path = dir.path().join(rundir::APPLIED_DIR).join("attachment-c1,eth0");
     std::os::unix::fs::chown(&path, Some(65534), None).unwrap();
     let text = attachments(dir.path()).unwrap_err().to_string();
     assert!(text.contains("belongs to user 65534"), "{text}");
@@ -105,7 +115,7 @@ fn only_own_whole_files_are_read() {
     let run = dir.path();
     let record = Record::from_bytes(RULES).unwrap();
     write(run, key("c"), &origin(1), &record).unwrap();
-    let path = run.join(DIR).join("attachment-c,eth0");
+    let path = run.join(rundir::APPLIED_DIR).join("attachment-c,eth0");
     let good = std::fs::read(&path).unwrap();
     for cut in [0, 10, good.len() - RULES.len() - 3] {
         std::fs::write(&path, &good[..cut]).unwrap();

@@ -15,8 +15,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use facts::PodRef;
-use facts::exchange::FACTS_DIR;
 use fault::Backoff;
+use rundir::FACTS_DIR;
 
 use crate::watch::Cluster;
 use files::Files;

@@ -5,11 +5,11 @@
 //! - [`PodRef`]: which pod is meant.
 //! - [`namespace`], [`daemonset`], [`node`], [`service`], [`endpointslice`], [`networkpolicy`], [`peer`]: what is kept of other objects, a file for each kind.
 //! - [`labels`]: labels and what selects by them.
-//! - [`exchange`]: what goes over the agent's socket and into its directory of last known facts.
+//! - [`Facts`]: what is known of a pod, as it goes over the agent's socket and into its directory of last known facts.
 
 pub mod daemonset;
 pub mod endpointslice;
-pub mod exchange;
+mod known;
 pub mod labels;
 mod mapping;
 pub mod namespace;
@@ -22,7 +22,7 @@ pub mod service;
 
 pub use daemonset::DaemonSet;
 pub use endpointslice::EndpointSlice;
-pub use exchange::{Facts, Report};
+pub use known::Facts;
 pub use labels::{LabelSet, Selector};
 pub use namespace::Namespace;
 pub use networkpolicy::NetworkPolicy;

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use crate::binaries::{PLUGIN, own_version, supported_versions};
 use crate::config::{Obstacle, Problem, Scan, State, obstacle};
 use crate::file::{Content, FileError};
-use crate::kubeconfig::KUBECONFIG;
+use rundir::KUBECONFIG;
 
 /// What is installed. Nothing was changed by looking.
 #[derive(Debug)]

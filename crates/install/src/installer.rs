@@ -270,7 +270,7 @@ impl Installer {
         places.extend(options.bin_targets.iter().map(|target| (target.clone(), Some(names.clone()))));
         if let Some(kubeconfig) = &options.kubeconfig {
             places.extend(kubeconfig.watched().into_iter().map(|directory| (directory, None)));
-            let name = BTreeSet::from([crate::kubeconfig::KUBECONFIG.into()]);
+            let name = BTreeSet::from([rundir::KUBECONFIG.into()]);
             places.push((options.run_dir.clone(), Some(name)));
         }
         places.extend(

@@ -4,13 +4,11 @@ use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
+use rundir::KUBECONFIG;
 use trusted::Links;
 
 use crate::file::{self, Attributes, Content, FileError};
 use crate::options::KubeconfigOptions;
-
-/// Name of the kubeconfig in the run directory.
-pub const KUBECONFIG: &str = "istio-cni-kubeconfig";
 
 /// Mode of a run directory that was not there.
 const RUN_DIR_MODE: u32 = 0o755;

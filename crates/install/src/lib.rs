@@ -43,6 +43,6 @@ pub use event::{Event, Observer};
 pub use file::FileError;
 pub use inspect::{Installed, inspect};
 pub use installer::{Handle, Installer};
-pub use kubeconfig::{KUBECONFIG, KubeconfigError};
+pub use kubeconfig::KubeconfigError;
 pub use options::{KubeconfigOptions, Mode, Options, OptionsError, ProgramAtEnd};
 pub use uninstall::{Done, Kept, Report, plan_uninstall, uninstall};

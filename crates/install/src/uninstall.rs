@@ -11,8 +11,9 @@ use crate::binaries::PLUGIN;
 use crate::config::{self, ConfigError, Ours, Taken};
 use crate::error::Error;
 use crate::file::{self, FileError};
-use crate::kubeconfig::{KUBECONFIG, KubeconfigError};
+use crate::kubeconfig::KubeconfigError;
 use crate::options::{Mode, OWNED_NAME, Options, ProgramAtEnd, STANDALONE_END, STANDALONE_NAME};
+use rundir::KUBECONFIG;
 
 /// What was done, and what could not be: one failure does not keep the rest from being done.
 #[derive(Debug, Default)]

@@ -36,7 +36,7 @@ use std::path::{Path, PathBuf};
 pub use error::{Error, OpenCause};
 pub use host::{Host, InsideHost};
 pub use inside::Inside;
-pub use lock::{LOCKS_NAME, Lock, LockError};
+pub use lock::{Lock, LockError};
 
 /// Where the kernel shows the network namespace of the thread that asks.
 const OF_THIS_THREAD: &str = "/proc/thread-self/ns/net";

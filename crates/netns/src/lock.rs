@@ -7,12 +7,10 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rundir::LOCKS_NAME;
 use rustix::fs::OFlags;
 
 use crate::{NetnsId, sys};
-
-/// The file in the run directory in which a namespace is locked.
-pub const LOCKS_NAME: &str = "namespaces.lock";
 
 /// The first pause between two tries; a netlink transaction takes about this long.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);

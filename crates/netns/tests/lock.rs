@@ -7,7 +7,8 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use netns::{LOCKS_NAME, Lock, LockError, NetnsId};
+use netns::{Lock, LockError, NetnsId};
+use rundir::LOCKS_NAME;
 use testkit::Process;
 
 const ONE: NetnsId = NetnsId { dev: 4, ino: 4_026_531_840 };

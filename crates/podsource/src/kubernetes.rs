@@ -26,9 +26,6 @@ use facts::object::Object;
 /// sandbox, which is 4 minutes.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Name of the kubeconfig in the plugin's run directory.
-pub const KUBECONFIG_NAME: &str = "istio-cni-kubeconfig";
-
 /// Longest single try, so that one lost connection does not use up the whole time.
 const TRY_LIMIT: Duration = Duration::from_secs(10);
 

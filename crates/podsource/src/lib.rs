@@ -16,7 +16,6 @@ mod json;
 mod kubeconfig;
 mod kubernetes;
 mod manifests;
-mod note;
 pub mod yaml;
 
 use capture::Pod;
@@ -25,9 +24,8 @@ use facts::PodRef;
 pub use agent::{Agent, LastKnown};
 pub use annotations::Annotations;
 pub use error::{Cause, Error};
-pub use kubernetes::{DEFAULT_TIMEOUT, KUBECONFIG_NAME, Kubernetes};
+pub use kubernetes::{DEFAULT_TIMEOUT, Kubernetes};
 pub use manifests::{FileError, ManifestFile, Manifests, Written, is_manifest, written_in_file};
-pub use note::leave_note;
 
 /// Largest object, file or answer that is read, in bytes. The API server itself stores no object above 1.5 MiB; a manifest
 /// directory may hold lists.

@@ -20,4 +20,4 @@ pub use journal::{BadLevels, Journal, Levels, Relayed, Scope};
 pub use level::Level;
 pub use line::Label;
 pub use logger::Logger;
-pub use socket::{MAX_POST, SOCKET_NAME};
+pub use socket::MAX_POST;

@@ -9,9 +9,6 @@ use http1::Deadline;
 
 use crate::line::push_json;
 
-/// Name of the agent's log socket inside the run directory.
-pub const SOCKET_NAME: &str = "log.sock";
-
 /// Longest time that sending may take, connecting and the answer included. An agent that is busy has the lines in its socket by then.
 const SEND_TIMEOUT: Duration = Duration::from_millis(18);
 
@@ -35,7 +32,7 @@ pub(crate) struct SocketTee {
 impl SocketTee {
     /// Collects for the socket in `run_dir`, or nothing when no socket is there now.
     pub(crate) fn open(run_dir: &Path) -> Option<Self> {
-        let path = run_dir.join(SOCKET_NAME);
+        let path = run_dir.join(rundir::LOG_SOCKET_NAME);
         let is_socket = std::fs::metadata(&path).is_ok_and(|meta| meta.file_type().is_socket());
         is_socket.then_some(Self { path, body: Vec::new(), dropped: 0 })
     }
@@ -67,7 +64,7 @@ impl SocketTee {
         let deadline = Deadline::within(SEND_TIMEOUT);
         let body = [b"[", self.body.as_slice(), b"]"].concat();
         let headers = [("Content-Type", "application/json")];
-        let request = http1::request("POST", "unix", "/log", &headers, Some(&body));
+        let request = http1::request("POST", "unix", rundir::LOG_PATH, &headers, Some(&body));
         let mut connection = http1::unix::connect(&self.path, deadline)?;
         // What it answers is its own affair.
         http1::exchange(&mut connection, &request, None, ANSWER_MAX_BYTES, deadline)?;

@@ -33,18 +33,25 @@ const CRATES: &[(&str, Layer)] = &[
     ("cni", Layer::Pure { ours: &["capture"], theirs: &["ipnet", "serde", "serde_json", "thiserror"] }),
     ("apitls", Layer::Effect { ours: &[] }),
     ("http1", Layer::Effect { ours: &[] }),
-    ("netns", Layer::Effect { ours: &["fault"] }),
+    ("netns", Layer::Effect { ours: &["fault", "rundir"] }),
     ("trusted", Layer::Effect { ours: &[] }),
     ("zds", Layer::Effect { ours: &[] }),
     ("kernel", Layer::Effect { ours: &["fault", "netns", "ruleset"] }),
-    ("applied", Layer::Effect { ours: &["kernel", "netns", "trusted"] }),
-    ("podsource", Layer::Effect { ours: &["apitls", "capture", "facts", "fault", "http1", "trusted"] }),
-    ("telemetry", Layer::Effect { ours: &["http1"] }),
+    ("rundir", Layer::Effect { ours: &["facts", "trusted"] }),
+    ("applied", Layer::Effect { ours: &["kernel", "netns", "rundir", "trusted"] }),
+    (
+        "podsource",
+        Layer::Effect { ours: &["apitls", "capture", "facts", "fault", "http1", "rundir", "trusted"] },
+    ),
+    ("telemetry", Layer::Effect { ours: &["http1", "rundir"] }),
     // The plugin, the installer and cnictl meet at the same mark.
     ("leftover", Layer::Effect { ours: &["cni"] }),
-    ("install", Layer::Effect { ours: &["cni", "fault", "leftover", "trusted"] }),
+    ("install", Layer::Effect { ours: &["cni", "fault", "leftover", "rundir", "trusted"] }),
     // Manifests are read by podsource for the plugin and the agent alike.
-    ("cluster", Layer::Effect { ours: &["apitls", "capture", "facts", "fault", "podsource", "trusted"] }),
+    (
+        "cluster",
+        Layer::Effect { ours: &["apitls", "capture", "facts", "fault", "podsource", "rundir", "trusted"] },
+    ),
     ("agent", Layer::Composition),
 ];
 

@@ -4,12 +4,9 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use facts::Report;
-use facts::exchange::{
-    EVENT_SOCKET_NAME, FACTS_DIR, Holder, LOCK_NAME, MAX_REPORT, SOCKET_NAME, Status, UNCAPTURED_DIR,
-};
 use http1::Deadline;
 use podsource::{Agent, Cause};
+use rundir::{FACTS_DIR, Holder, LOCK_NAME, Status, UNCAPTURED_DIR, note};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde::Serialize;
@@ -58,7 +55,7 @@ fn is_denied(error: &io::Error) -> bool {
 
 /// Paths of the sockets that an agent may have made, upstream's too.
 pub(super) fn socket_paths(run_dir: &Path) -> [PathBuf; 3] {
-    [SOCKET_NAME, telemetry::SOCKET_NAME, EVENT_SOCKET_NAME].map(|name| run_dir.join(name))
+    rundir::sockets(run_dir)
 }
 
 /// The sockets that are there, or may be.
@@ -100,32 +97,27 @@ impl Socket {
 
 /// How many pods' last known facts are on disk; the error is the directory, where this user may not look.
 pub(super) fn last_known(run_dir: &Path) -> Result<usize, PathBuf> {
-    json_files(run_dir.join(FACTS_DIR)).map(|files| files.len())
+    unless_denied(run_dir.join(FACTS_DIR), rundir::json_files(&run_dir.join(FACTS_DIR), MAX_FILES))
+        .map(|files| files.len())
 }
 
 /// Pods that started without capture and are not marked yet, as `namespace/name`; a note that cannot be read has its file's name. The error is
 /// as in [`last_known`].
 pub(super) fn uncaptured(run_dir: &Path) -> Result<Vec<String>, PathBuf> {
-    let mut notes = json_files(run_dir.join(UNCAPTURED_DIR))?;
+    let mut notes = unless_denied(run_dir.join(UNCAPTURED_DIR), note::list(run_dir, MAX_FILES))?;
     notes.sort();
     let name = |(index, path): (usize, &PathBuf)| {
-        let report = if index < MAX_NOTES { read_note(path).ok() } else { None };
+        let report = if index < MAX_NOTES { note::read(path).ok() } else { None };
         let file = || path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         report.map_or_else(file, |report| report.pod().to_string())
     };
     Ok(notes.iter().enumerate().map(name).collect())
 }
 
-fn read_note(path: &Path) -> io::Result<Report> {
-    Ok(serde_json::from_slice(&trusted::read(path, Links::Refused, MAX_REPORT)?)?)
-}
-
-/// Without the files that are being written, which have another name.
-fn json_files(dir: PathBuf) -> Result<Vec<PathBuf>, PathBuf> {
-    let entries = match std::fs::read_dir(&dir) {
-        Err(error) if is_denied(&error) => return Err(dir),
-        entries => entries,
-    };
-    let paths = entries.into_iter().flatten().take(MAX_FILES).flatten().map(|entry| entry.path());
-    Ok(paths.filter(|path| path.extension().is_some_and(|extension| extension == "json")).collect())
+/// The files; or the directory, where this user may not look.
+fn unless_denied(dir: PathBuf, files: io::Result<Vec<PathBuf>>) -> Result<Vec<PathBuf>, PathBuf> {
+    match files {
+        Err(error) if is_denied(&error) => Err(dir),
+        files => Ok(files.unwrap_or_default()),
+    }
 }

@@ -3,13 +3,13 @@
 use std::path::Path;
 
 use capture::ambient::{NodeOptions, PROBES_V4, PROBES_V6, ProbeSender, plan_host};
-use facts::exchange::AMBIENT_DIR;
 use kernel::iptables::Iptables;
 use kernel::nft::Nftables;
 use kernel::sets::{self, ProbeSets};
 use kernel::{Kernel, RuleStore};
 use netns::{Host, InsideHost};
 use ruleset::Backend;
+use rundir::AMBIENT_DIR;
 
 /// The node's own namespace in the agent's container, where its processes are mounted.
 const MOUNTED: &str = "/host/proc/1/ns/net";

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use cni::conflist::PluginEntry;
-use facts::exchange::{AMBIENT_DIR, FACTS_DIR, LOCK_NAME, NEXT_LOCK_NAME, PLUGIN_TIMES_NAME, UNCAPTURED_DIR};
 use install::{Done, Mode, Options, ProgramAtEnd};
 use leftover::Results;
-use netns::LOCKS_NAME;
+use rundir::{
+    AMBIENT_DIR, FACTS_DIR, LOCK_NAME, LOCKS_NAME, NEXT_LOCK_NAME, PLUGIN_TIMES_NAME, UNCAPTURED_DIR,
+};
 use rustix::io::Errno;
 use serde::Serialize;
 
@@ -164,8 +165,8 @@ impl UninstallArgs {
         let names = [
             FACTS_DIR,
             UNCAPTURED_DIR,
-            applied::DIR,
-            applied::sandbox::DIR,
+            rundir::APPLIED_DIR,
+            rundir::SANDBOXES_DIR,
             PLUGIN_TIMES_NAME,
             LOCKS_NAME,
             LOCK_NAME,

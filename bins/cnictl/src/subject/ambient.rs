@@ -6,8 +6,8 @@ use capture::ambient::{NodeOptions, PROBES_V4, PROBES_V6, PodOptions, plan_host,
 use capture::decide::{Mode, refuse};
 use capture::select::is_label_value;
 use capture::{Facts, Pod};
-use facts::exchange::AmbientOptions;
 use ruleset::{Backend, Plan};
+use rundir::AmbientOptions;
 use serde::Serialize;
 
 use super::{By, Captured};

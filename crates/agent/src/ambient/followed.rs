@@ -3,8 +3,8 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use capture::ambient::ProbeSender;
-use facts::exchange::AmbientOptions;
 use facts::{Facts, Object};
+use rundir::AmbientOptions;
 
 use super::Ambient;
 use super::desired::{Desired, Rules};

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use facts::PodRef;
-use facts::exchange::EVENT_SOCKET_NAME;
+use rundir::EVENT_SOCKET_NAME;
 use rustix::thread::{CapabilitySet, capabilities};
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;

@@ -14,9 +14,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use facts::PodRef;
-use facts::exchange::AMBIENT_DIR;
 use kernel::branch_eni::Branch;
 use netns::NetnsId;
+use rundir::AMBIENT_DIR;
 use serde::{Deserialize, Serialize};
 use trusted::Links;
 

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use capture::Reason;
 use capture::decide::Membership;
 use cluster::FetchError;
-use facts::exchange::EVENT_SOCKET_NAME;
 use facts::{Facts, PodRef, Unfit};
 use hyper::body::Bytes;
 use hyper::header::{self, HeaderValue};
 use hyper::{Request, StatusCode};
+use rundir::EVENT_SOCKET_NAME;
 use telemetry::Level;
 
 use super::Ambient;
@@ -86,7 +86,7 @@ impl Handler for EventSocket {
     const TAKES_DESCRIPTORS: bool = true;
 
     async fn answer(&self, request: &Request<()>, body: Bytes) -> Answer {
-        if request.uri().path() != "/cmdadd" {
+        if request.uri().path() != rundir::EVENT_PATH {
             return self.counted(text(StatusCode::NOT_FOUND, "404 page not found\n"));
         }
         let event = match Event::parse(&body) {

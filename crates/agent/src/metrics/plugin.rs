@@ -1,7 +1,7 @@
 //! What is counted of the plugin's calls.
 
-use facts::Report;
 use prometheus::{HistogramVec, IntCounterVec, IntGauge};
+use rundir::Report;
 
 use super::register::Register;
 

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use facts::exchange::PLUGIN_TIMES_NAME;
+use rundir::PLUGIN_TIMES_NAME;
 use serde::{Deserialize, Serialize};
 use trusted::Links;
 

@@ -2,8 +2,8 @@
 
 use std::thread::JoinHandle;
 
-use facts::exchange::FACTS_DIR;
 use install::Installer;
+use rundir::{APPLIED_DIR, FACTS_DIR, SANDBOXES_DIR};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -61,9 +61,8 @@ impl Agent {
 
     /// Takes everything off the node, parts of pod objects included. The plugin's log and notes about uncaptured pods stay: they are evidence.
     fn clean_up(&self, installer: &Installer) {
-        let report = installer.cleanup(
-            &[FACTS_DIR, applied::DIR, applied::sandbox::DIR].map(|name| self.config.run_dir.join(name)),
-        );
+        let report = installer
+            .cleanup(&[FACTS_DIR, APPLIED_DIR, SANDBOXES_DIR].map(|name| self.config.run_dir.join(name)));
         for done in &report.done {
             self.log.info(done, &[]);
         }

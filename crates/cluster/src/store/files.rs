@@ -8,7 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use facts::Facts;
-use facts::exchange::facts_file;
+use rundir::facts_file;
 use trusted::Links;
 
 use super::Names;

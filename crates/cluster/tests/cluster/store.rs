@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use cluster::{Cluster, Event, Source, Store, StoreEvent};
-use facts::exchange::{FACTS_DIR, facts_file};
 use facts::{Facts, PodRef};
+use rundir::{FACTS_DIR, facts_file};
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use tempfile::TempDir;
 use testkit::{PATIENCE, Wait};

@@ -5,7 +5,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::*;
-use crate::{FILE_NAME, SOCKET_NAME};
+use crate::FILE_NAME;
 
 /// Stands for stderr and remembers what was written.
 #[derive(Clone, Default)]
@@ -67,7 +67,7 @@ fn before_the_configuration_info_lines_are_on_stderr_only() {
 #[test]
 fn early_lines_reach_every_sink_once() {
     let dir = TempDir::new().unwrap();
-    let listener = UnixListener::bind(dir.path().join(SOCKET_NAME)).unwrap();
+    let listener = UnixListener::bind(dir.path().join(rundir::LOG_SOCKET_NAME)).unwrap();
     let (stderr, log) = logger();
     log.debug("early debug", &[]);
     log.info("early", &[]);
@@ -82,7 +82,7 @@ fn early_lines_reach_every_sink_once() {
 #[test]
 fn the_level_is_one_filter_for_all_sinks() {
     let dir = TempDir::new().unwrap();
-    let listener = UnixListener::bind(dir.path().join(SOCKET_NAME)).unwrap();
+    let listener = UnixListener::bind(dir.path().join(rundir::LOG_SOCKET_NAME)).unwrap();
     let (stderr, log) = logger();
     log.info("early", &[]);
     log.attach(dir.path(), Level::Error);
@@ -98,7 +98,7 @@ fn the_level_is_one_filter_for_all_sinks() {
 #[test]
 fn level_none_silences_everything_and_sends_an_empty_request() {
     let dir = TempDir::new().unwrap();
-    let listener = UnixListener::bind(dir.path().join(SOCKET_NAME)).unwrap();
+    let listener = UnixListener::bind(dir.path().join(rundir::LOG_SOCKET_NAME)).unwrap();
     let (stderr, log) = logger();
     log.attach(dir.path(), Level::None);
     log.fatal("lost", &[]);
@@ -113,7 +113,7 @@ fn a_socket_that_appears_later_is_not_used() {
     let dir = TempDir::new().unwrap();
     let (_, log) = logger();
     log.attach(dir.path(), Level::Info);
-    let listener = UnixListener::bind(dir.path().join(SOCKET_NAME)).unwrap();
+    let listener = UnixListener::bind(dir.path().join(rundir::LOG_SOCKET_NAME)).unwrap();
     listener.set_nonblocking(true).unwrap();
     log.info("a", &[]);
     drop(log);

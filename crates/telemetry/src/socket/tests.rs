@@ -13,7 +13,7 @@ const LONG: Duration = Duration::from_millis(700);
 
 /// Accepts one connection, reads one request, answers 200; gives head and body.
 fn agent(dir: &TempDir) -> JoinHandle<(String, String)> {
-    let listener = UnixListener::bind(dir.path().join(SOCKET_NAME)).unwrap();
+    let listener = UnixListener::bind(dir.path().join(rundir::LOG_SOCKET_NAME)).unwrap();
     std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         let mut got = Vec::new();
@@ -60,14 +60,14 @@ fn no_lines_are_sent_as_an_empty_array() {
 fn without_a_socket_nothing_is_collected() {
     let dir = TempDir::new().unwrap();
     assert!(SocketTee::open(dir.path()).is_none());
-    std::fs::write(dir.path().join(SOCKET_NAME), "a plain file").unwrap();
+    std::fs::write(dir.path().join(rundir::LOG_SOCKET_NAME), "a plain file").unwrap();
     assert!(SocketTee::open(dir.path()).is_none());
 }
 
 #[test]
 fn a_dead_socket_is_an_error_at_once() {
     let dir = TempDir::new().unwrap();
-    drop(UnixListener::bind(dir.path().join(SOCKET_NAME)).unwrap());
+    drop(UnixListener::bind(dir.path().join(rundir::LOG_SOCKET_NAME)).unwrap());
     let started = Instant::now();
     let err = SocketTee::open(dir.path()).unwrap().send().unwrap_err();
     assert_eq!(err.kind(), io::ErrorKind::ConnectionRefused);
@@ -77,7 +77,7 @@ fn a_dead_socket_is_an_error_at_once() {
 #[test]
 fn an_agent_that_never_answers_costs_a_moment() {
     let dir = TempDir::new().unwrap();
-    let _listener = UnixListener::bind(dir.path().join(SOCKET_NAME)).unwrap();
+    let _listener = UnixListener::bind(dir.path().join(rundir::LOG_SOCKET_NAME)).unwrap();
     let mut tee = SocketTee::open(dir.path()).unwrap();
     // More than a socket buffer holds, so that writing blocks too.
     for _ in 0..60 {
@@ -93,7 +93,7 @@ fn an_agent_that_never_answers_costs_a_moment() {
 #[test]
 fn an_agent_whose_queue_is_full_costs_a_moment() {
     let dir = TempDir::new().unwrap();
-    let path = dir.path().join(SOCKET_NAME);
+    let path = dir.path().join(rundir::LOG_SOCKET_NAME);
     let listener = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
     rustix::net::bind(&listener, &SocketAddrUnix::new(&path).unwrap()).unwrap();
     rustix::net::listen(&listener, 0).unwrap();
@@ -108,7 +108,7 @@ fn an_agent_whose_queue_is_full_costs_a_moment() {
 #[test]
 fn the_largest_request_waits_in_the_socket_for_an_agent_that_is_late() {
     let dir = TempDir::new().unwrap();
-    let listener = UnixListener::bind(dir.path().join(SOCKET_NAME)).unwrap();
+    let listener = UnixListener::bind(dir.path().join(rundir::LOG_SOCKET_NAME)).unwrap();
     let mut tee = SocketTee::open(dir.path()).unwrap();
     while tee.dropped() == 0 {
         tee.push(&[b'x'; 1000]);
@@ -125,7 +125,7 @@ fn the_largest_request_waits_in_the_socket_for_an_agent_that_is_late() {
 #[test]
 fn the_body_is_bounded_and_dropped_lines_are_counted() {
     let dir = TempDir::new().unwrap();
-    let _listener = UnixListener::bind(dir.path().join(SOCKET_NAME)).unwrap();
+    let _listener = UnixListener::bind(dir.path().join(rundir::LOG_SOCKET_NAME)).unwrap();
     let mut tee = SocketTee::open(dir.path()).unwrap();
     for _ in 0..200 {
         tee.push(&[b'x'; 10_000]);

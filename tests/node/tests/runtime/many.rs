@@ -63,7 +63,7 @@ fn traces(mesh: &Mesh) -> BTreeSet<String> {
         entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect()
     };
     // The plugin's own log and the file of its locks are meant to stay, and the folder of its records, which go with their pods.
-    let stays = ["istio-cni.log", netns::LOCKS_NAME, "applied"];
+    let stays = ["istio-cni.log", rundir::LOCKS_NAME, "applied"];
     let own = files(&mesh.run_dir()).into_iter().filter(|f| !stays.contains(&f.as_str()));
     let records = files(&mesh.run_dir().join("applied")).into_iter().map(|f| format!("applied/{f}"));
     let mut seen: BTreeSet<String> = own.chain(records).map(|f| format!("file {f}")).collect();

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use facts::exchange::Status;
 use install::inspect::{Installed, Kubeconfig, Network, Program};
+use rundir::Status;
 use serde::Serialize;
 
 use super::options::Options;
@@ -187,7 +187,7 @@ impl Report {
         for dir in places.bin_dirs.iter().filter(|dir| self.is_hidden(dir)) {
             row("Plugin", format!("{}: {NOT_LOOKED_AT}", dir.join(install::PLUGIN).display()));
         }
-        let hidden = self.is_hidden(&places.run_dir.join(install::KUBECONFIG));
+        let hidden = self.is_hidden(&places.run_dir.join(rundir::KUBECONFIG));
         let without = || if hidden { NOT_LOOKED_AT } else { "none" }.to_owned();
         row("Kubeconfig", self.kubeconfig.as_ref().map_or_else(without, KubeconfigReport::text));
         row("Agent", self.agent.text());

@@ -134,7 +134,7 @@ impl Verdict {
             return;
         }
         match &report.kubeconfig {
-            None if report.is_hidden(&places.run_dir.join(install::KUBECONFIG)) => {}
+            None if report.is_hidden(&places.run_dir.join(rundir::KUBECONFIG)) => {}
             None => self.problem(format!(
                 "there is no kubeconfig in {}: the plugin cannot ask the API server when the agent is away; the agent writes it, see its log",
                 places.run_dir.display()

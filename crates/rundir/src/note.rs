@@ -3,10 +3,11 @@
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use facts::Report;
-use facts::exchange::{MAX_REPORT, UNCAPTURED_DIR};
+use trusted::Links;
+
+use crate::{MAX_REPORT, Report, UNCAPTURED_DIR, json_files};
 
 /// Longest id of a container that a note is named by, in bytes; runtimes use 64.
 const MAX_ID: usize = 200;
@@ -16,7 +17,7 @@ const MAX_ID: usize = 200;
 ///
 /// # Errors
 /// The container's id is none, the report is too large, or the system's.
-pub fn leave_note(run_dir: &Path, report: &Report) -> io::Result<()> {
+pub fn leave(run_dir: &Path, report: &Report) -> io::Result<()> {
     let refused = |why| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
     let usable = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     let id = &report.container;
@@ -42,6 +43,22 @@ pub fn leave_note(run_dir: &Path, report: &Report) -> io::Result<()> {
     })
 }
 
+/// The notes that are there, at most so many.
+///
+/// # Errors
+/// The directory cannot be read.
+pub fn list(run_dir: &Path, most: usize) -> io::Result<Vec<PathBuf>> {
+    json_files(&run_dir.join(UNCAPTURED_DIR), most)
+}
+
+/// Reads a note, unless others could have written it.
+///
+/// # Errors
+/// It cannot be read, is not believed, or is no report.
+pub fn read(path: &Path) -> io::Result<Report> {
+    Ok(serde_json::from_slice(&trusted::read(path, Links::Refused, MAX_REPORT)?)?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -52,17 +69,14 @@ mod tests {
         let run_dir = dir.path().join("run");
         let report =
             |container: &str| Report { container: container.into(), name: "web".into(), ..Report::default() };
-        leave_note(&run_dir, &report("c0ffee")).unwrap();
-        let text = std::fs::read(run_dir.join("uncaptured/c0ffee.json")).unwrap();
-        assert_eq!(serde_json::from_slice::<Report>(&text).unwrap(), report("c0ffee"));
+        leave(&run_dir, &report("c0ffee")).unwrap();
+        assert_eq!(list(&run_dir, 9).unwrap(), [run_dir.join("uncaptured/c0ffee.json")]);
+        assert_eq!(read(&run_dir.join("uncaptured/c0ffee.json")).unwrap(), report("c0ffee"));
         assert_eq!(std::fs::read_dir(run_dir.join("uncaptured")).unwrap().count(), 1);
         for id in ["", "..", ".x", "a/b", "../x", &"x".repeat(201)] {
-            assert!(
-                leave_note(&run_dir, &report(id)).unwrap_err().to_string().contains("id is none"),
-                "{id:?}"
-            );
+            assert!(leave(&run_dir, &report(id)).unwrap_err().to_string().contains("id is none"), "{id:?}");
         }
         let large = Report { error: "x".repeat(MAX_REPORT), ..report("large") };
-        assert!(leave_note(&run_dir, &large).unwrap_err().to_string().contains("too large"));
+        assert!(leave(&run_dir, &large).unwrap_err().to_string().contains("too large"));
     }
 }

@@ -1,76 +1,9 @@
-//! What the plugin and the node agent say to each other, and where.
-//!
-//! Over HTTP/1.1 on the unix socket [`SOCKET_NAME`] in the run directory: `GET /v1/facts/<namespace>/<name>?uid=<uid>` is answered with
-//! [`Facts`] or with 404 and a text; `POST /v1/report` takes a [`Report`]. Members may be added; readers skip what they do not know.
+//! What the plugin and `cnictl` hear of the agent, and the agent of them. Members may be added; readers skip what they do not know.
 
-use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
 
-use capture::decide::{Enrolment, Membership, Scope, Subject, membership};
-use capture::select::{self, Labels};
+use facts::PodRef;
 use serde::{Deserialize, Serialize};
-
-use crate::PodRef;
-use crate::object::Object;
-
-/// The agent's socket in the run directory. Its mode is 0600, and both sides look at the other's user.
-pub const SOCKET_NAME: &str = "agent.sock";
-/// The agent's socket in the run directory where plugins announce pods of ambient mode, upstream's included.
-pub const EVENT_SOCKET_NAME: &str = "pluginevent.sock";
-/// Path of the facts on the socket, before namespace and name.
-pub const FACTS_PATH: &str = "/v1/facts";
-/// Path of the reports on the socket.
-pub const REPORT_PATH: &str = "/v1/report";
-
-/// Path of the agent's [`Status`] on the socket.
-pub const STATUS_PATH: &str = "/v1/status";
-
-/// Directory of last known facts in the run directory: a file of [`Facts`] for each pod of the node, see [`facts_file`].
-pub const FACTS_DIR: &str = "facts";
-/// Directory of pods that started without capture, in the run directory: a file of [`Report`] for each, named by container. The plugin
-/// leaves one when it cannot tell the agent; the agent takes it from there.
-pub const UNCAPTURED_DIR: &str = "uncaptured";
-/// Directory of the agent's own records of ambient pods in the run directory: a file for each pod that has something of ours, named by uid.
-pub const AMBIENT_DIR: &str = "ambient";
-/// File of the agent's own in the run directory: when runtimes called the plugin.
-pub const PLUGIN_TIMES_NAME: &str = "plugin-times.json";
-/// File in the run directory that the agent that works on the node holds with flock(2) as long as it lives; it has the agent's [`Holder`].
-pub const LOCK_NAME: &str = "agent.lock";
-/// The same of an agent that waits for its turn: the one before it leaves everything in place when it ends.
-pub const NEXT_LOCK_NAME: &str = "agent.next";
-
-/// Largest report, in bytes.
-pub const MAX_REPORT: usize = 64 << 10;
-
-/// What is known of a pod.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Facts {
-    /// The pod, trimmed to what is read.
-    pub pod: Arc<Object>,
-    /// Labels of its namespace; absent while the namespace is not known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub namespace_labels: Option<BTreeMap<String, String>>,
-}
-
-impl Facts {
-    /// Whether the pod is of ambient mode. `in_mesh`: rules of it are in force for the pod.
-    pub fn membership(&self, scope: &Scope, enrolment: &Enrolment, in_mesh: bool) -> Membership {
-        let annotations = self.pod.metadata.as_ref().and_then(|metadata| metadata.annotations.as_ref());
-        let of_namespace =
-            self.namespace_labels.as_ref().map(|labels| |key: &str| labels.get(key).map(String::as_str));
-        let subject = Subject {
-            namespace: self.pod.namespace(),
-            name: self.pod.name(),
-            host_network: self.pod.host_network(),
-            injected: select::is_injected(annotations.into_iter().flatten().map(|(key, _)| key.as_str())),
-            labels: &|key| self.pod.label(key),
-            namespace_labels: of_namespace.as_ref().map(|labels| labels as Labels<'_>),
-            in_mesh,
-        };
-        membership(&subject, scope, enrolment)
-    }
-}
 
 /// One operation of the plugin, told at its end.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -250,17 +183,3 @@ impl Phases {
         all.into_iter().filter_map(|(name, seconds)| seconds.map(|seconds| (name, seconds)))
     }
 }
-
-/// Name of the file in [`FACTS_DIR`] for a pod; `None` for text that is no Kubernetes name and could leave the directory.
-pub fn facts_file(namespace: &str, name: &str) -> Option<String> {
-    let is_name = |text: &str| {
-        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
-        !text.is_empty() && text.len() <= 253 && !text.starts_with('.') && text.chars().all(allowed)
-    };
-    // Longer names than a file may have (NAME_MAX is 255 bytes) are left out: such a pod is asked for elsewhere.
-    let file = format!("{namespace}_{name}.json");
-    (is_name(namespace) && is_name(name) && file.len() <= 255).then_some(file)
-}
-
-#[cfg(test)]
-mod tests;
