@@ -71,7 +71,7 @@ pub(crate) use socket::{EventSocket, MODE};
 use troubles::Troubles;
 use waiting::Waiting;
 
-/// How long to wait before another try at the node's namespace or the socket (AA-1).
+/// How long to wait before another try at the node's namespace or the socket.
 const RETRY: Duration = Duration::from_secs(2);
 /// How long the API server has to list the pods before those of an earlier agent are taken over by what that one kept of them.
 const LISTING_TIME: Duration = Duration::from_secs(2);
@@ -205,7 +205,7 @@ impl Ambient {
         }
     }
 
-    /// Stage by stage (AA-1), until the task is aborted.
+    /// Stage by stage, until the task is aborted.
     pub(crate) async fn live(self: Arc<Self>) {
         if self.config.is_off {
             return self.let_go().await;
@@ -349,7 +349,7 @@ impl Ambient {
     }
 }
 
-/// What a ztunnel does becomes log lines and metrics (ZD-87).
+/// What a ztunnel does becomes log lines and metrics.
 fn ztunnel_event(log: &Scope, metrics: &Metrics, event: &zds::Event) {
     metrics.ztunnel(event);
     if event.is_warning() {

@@ -80,7 +80,7 @@ impl Writer {
         self.connection.ask(&operation, request, LIMIT, MAX_ANSWER).await.map(drop)
     }
 
-    /// Sets a label of a pod, by way of its status, which needs the least permission. A pod of another uid under the name is left
+    /// Sets a label of a pod, by way of its status, which needs the least permission. A pod of another uid under the name is left
     /// alone: the server answers 409.
     ///
     /// # Errors
@@ -90,7 +90,7 @@ impl Writer {
         self.patch_metadata(&operation, pod, json!({"labels": {key: value}})).await
     }
 
-    /// Sets an annotation of a pod, or removes it, in the same way and with the same precondition (AA-53 has none; a late patch would hit
+    /// Sets an annotation of a pod, or removes it, in the same way and with the same precondition (the original has none; a late patch would hit
     /// the next pod of the name).
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! Branch network interfaces of EKS pods (security groups for pods, AA-97).
+//! Branch network interfaces of EKS pods (security groups for pods).
 //!
 //! Such a pod's traffic arrives by a VLAN interface whose routing rule comes before everything else. Answers to probes of the node would
 //! leave by that way too; two more rules bring probes to the pod and its answers back to the node.

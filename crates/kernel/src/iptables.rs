@@ -25,7 +25,7 @@
 //! The lock of iptables itself is private to each call, so that the host's is never waited for, except in the node's own namespace
 //! ([`Iptables::on_the_node`]).
 //!
-//! A table is never without rules, so nothing has to stop traffic while they are replaced, as upstream's guardrails do (PR-52).
+//! A table is never without rules, so nothing has to stop traffic while they are replaced, as upstream's guardrails do.
 //!
 //! # User namespaces
 //!
@@ -67,7 +67,7 @@ use probe::Present;
 use program::Search;
 use work::{Work, end_of_links, may_hold_ours};
 
-/// The longest that one program may run, if nothing else is said; R-50 lets it wait as long for a lock.
+/// The longest that one program may run, if nothing else is said: the original lets it wait as long for a lock.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a setup waits for one before it that is still at work.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,4 +1,4 @@
-//! Who kubelet is, from the processes of the node (AA-96). Only where host probes are told by their sender's user.
+//! Who kubelet is, from the processes of the node. Only where host probes are told by their sender's user.
 
 use std::path::{Path, PathBuf};
 

@@ -43,7 +43,7 @@ const RECEIVE_BUFFER: usize = 32 * 1024;
 /// Requests from here on need a larger send buffer than the usual `net.core.wmem_default` of 208 KiB surely gives, as the kernel
 /// counts its own bookkeeping too.
 const BIG_REQUEST: usize = 64 * 1024;
-/// How often a dump is repeated that was disturbed by a change (R-44 has the same number).
+/// How often a dump is repeated that was disturbed by a change (the original tries as often).
 const DUMP_TRIES: usize = 5;
 
 /// A netlink exchange that failed.

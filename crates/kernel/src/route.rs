@@ -116,7 +116,7 @@ pub fn missing(_: &Inside, step: &Routing) -> Result<bool, Error> {
 }
 
 /// Takes a routing step back. `true` when something was removed. A rule for the mark and the table is removed at whatever
-/// priority it is and however often it is there: other implementations add one at each run.
+/// priority it is and however often it is there: other implementations add one at each run.
 ///
 /// # Errors
 /// It, or a part of it, is still there.

@@ -17,7 +17,7 @@ use crate::set::KeyType;
 pub use parse::{canonical, parse_rule};
 pub use record::{read_record, write_record};
 
-/// Chains whose names in nf_tables and iptables are not the same word (ambient-pod-rules.md section 1).
+/// Chains whose names in nf_tables and iptables are not the same word.
 const SHORTENED: [(&str, &str); 2] =
     [("istio-prerouting", "ISTIO_PRERT"), ("istio-postrouting", "ISTIO_POSTRT")];
 

@@ -1,4 +1,4 @@
-//! What the plugin says of a new pod (AA-12, AA-13), as text from a socket: nothing of it is believed before it is a type.
+//! What the plugin says of a new pod, as text from a socket: nothing of it is believed before it is a type.
 
 use std::net::IpAddr;
 

@@ -1,5 +1,5 @@
-//! The node's own network namespace: rules and sets by which probes of kubelet reach pods past ztunnel (AA-90), and routes for the branch
-//! interfaces of EKS (AA-97).
+//! The node's own network namespace: rules and sets by which probes of kubelet reach pods past ztunnel, and routes for the branch
+//! interfaces of EKS.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -115,7 +115,7 @@ impl HostSide {
         first.map_or(Ok(()), Err)
     }
 
-    /// Takes a pod's addresses back, where they are still this pod's (AA-94).
+    /// Takes a pod's addresses back, where they are still this pod's.
     pub(crate) fn remove(&self, ips: &[IpAddr], uid: &str) -> Result<(), Failure> {
         let mut first = None;
         for &ip in ips {

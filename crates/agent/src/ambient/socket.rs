@@ -1,4 +1,4 @@
-//! `pluginevent.sock`: the plugin announces a pod and hears whether it is in the mesh (AA-10 to AA-17).
+//! `pluginevent.sock`: the plugin announces a pod and hears whether it is in the mesh.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -21,10 +21,10 @@ use super::failure::Failure;
 use super::ports::Place;
 use crate::serve::{Answer, Descriptor, Handler, Peer, text};
 
-/// As in the original (AA-10). Whoever is neither root nor this agent's user is refused all the same: an event makes this agent program
+/// As in the original. Whoever is neither root nor this agent's user is refused all the same: an event makes this agent program
 /// the namespace that it names.
 pub(crate) const MODE: u32 = 0o666;
-/// The runtime starts a pod milliseconds after the API server has it, so the watch may be behind (AA-15).
+/// The runtime starts a pod milliseconds after the API server has it, so the watch may be behind.
 const LOOKUPS: u32 = 11;
 const LOOKUP_PAUSE: Duration = Duration::from_millis(10);
 /// How long the API server is asked for a pod that the watch has not brought by then.

@@ -167,7 +167,7 @@ impl Ambient {
         false
     }
 
-    /// What the host's sets should hold, and whether that is all: somebody may be in them whose address is not known any more (AA-61).
+    /// What the host's sets should hold, and whether that is all: somebody may be in them whose address is not known any more.
     fn addresses(&self) -> (Vec<(IpAddr, String)>, bool) {
         let mut members = self.members.all();
         // An address may be another pod's before the API server says that the pod before has ended: the last one counts.

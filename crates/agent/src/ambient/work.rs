@@ -1,4 +1,4 @@
-//! The queue's workers: one pod at a time each, from what the API server says now (AA-36).
+//! The queue's workers: one pod at a time each, from what the API server says now.
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -13,7 +13,7 @@ use super::probe::Present;
 use super::program::Variant;
 use super::saved::Saved;
 
-/// How long a legacy program waits for the lock where it could not be given one of its own, as R-50 has it.
+/// How long a legacy program waits for the lock where it could not be given one of its own, as in the original.
 const LOCK_WAIT: &str = "--wait=30";
 
 /// The runs in order, with everything that is needed to do them and to take them back.
