@@ -13,8 +13,9 @@ use capture::Pod;
 use facts::PodRef;
 use fault::{Fault as _, Retry};
 use podsource::{Error, Kubernetes, PodSource};
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
+use testkit::PodObject;
 use testkit::apiserver::{ApiServer, Credentials, Fault, Trust};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -25,16 +26,21 @@ struct Setup {
     kubeconfig: PathBuf,
 }
 
+fn shop(name: &str) -> PodObject {
+    PodObject::named(name).in_namespace("shop")
+}
+
 fn setup_with(credentials: Credentials, trust: Trust) -> Setup {
     let server = ApiServer::start().unwrap();
-    server.set_pod(json!({
-        "kind": "Pod", "apiVersion": "v1",
-        "metadata": {"name": "web", "namespace": "shop", "uid": "u-1", "managedFields": [{"fieldsV1": {"f:x": {}}}],
-            "creationTimestamp": null, "annotations": {"sidecar.istio.io/status": "{}"}},
-        "spec": {"containers": [{"name": "app"}, {"name": "istio-proxy", "args": ["proxy", "sidecar"],
-            "securityContext": {"runAsUser": 1337}}]},
-        "status": {"phase": "Pending"}
-    }));
+    server.set_pod(
+        shop("web")
+            .uid("u-1")
+            .sidecar()
+            .with("/metadata/managedFields", json!([{"fieldsV1": {"f:x": {}}}]))
+            .with("/metadata/creationTimestamp", Value::Null)
+            .with("/spec/containers/1/securityContext/runAsUser", 1337)
+            .with("/status/phase", "Pending"),
+    );
     let dir = TempDir::new().unwrap();
     let kubeconfig = server.write_kubeconfig_with(dir.path(), credentials, trust).unwrap();
     Setup { server, dir, kubeconfig }
@@ -241,8 +247,7 @@ fn a_pod_that_becomes_visible_and_a_renewed_token_are_found() {
             std::thread::sleep(Duration::from_millis(150));
             setup.server.write_kubeconfig(setup.dir.path(), Credentials::Token).unwrap();
             std::thread::sleep(Duration::from_millis(100));
-            setup.server.set_pod(json!({"kind": "Pod", "metadata": {"name": "web", "namespace": "shop"},
-                "spec": {"containers": [{"name": "app"}]}}));
+            setup.server.set_pod(shop("web"));
         });
         let source = setup.source().with_timeout(SECOND * 5);
         assert_eq!(source.pod(&web()).unwrap().name, "web");
@@ -260,10 +265,7 @@ fn another_incarnation_is_asked_for_again() {
             .contains("stale object: the runtime starts the pod with uid u-2, the object has uid u-1")
     );
     assert!(setup.server.requests().len() > 2);
-    setup
-        .server
-        .set_pod(json!({"kind": "Pod", "metadata": {"name": "web", "namespace": "shop", "uid": "u-2"},
-        "spec": {"containers": [{"name": "app"}]}}));
+    setup.server.set_pod(shop("web").uid("u-2"));
     assert_eq!(setup.source().pod(&id).unwrap().uid.as_deref(), Some("u-2"));
 }
 

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use testkit::Pod;
+use testkit::{Pod, PodObject};
 
 use crate::bootstrap::Mode;
 use crate::user::User;
@@ -68,23 +68,17 @@ impl Manifest {
         let proxy = User::proxy(self.mode);
         let env: Vec<Value> =
             self.proxy_env.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
-        json!({
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {
-                "namespace": NAMESPACE, "name": NAME, "uid": "1", "annotations": self.annotations,
-            },
-            "spec": {"containers": [
-                {"name": "app", "image": "app"},
-                {
-                    "name": "istio-proxy",
-                    "image": "proxy",
-                    "args": ["proxy", "sidecar"],
-                    "env": env,
-                    "securityContext": {"runAsUser": proxy.uid, "runAsGroup": proxy.gid},
-                },
-            ]},
-        })
+        PodObject::named(NAME)
+            .in_namespace(NAMESPACE)
+            .uid("1")
+            .sidecar()
+            .with("/metadata/annotations", json!(self.annotations))
+            .with("/spec/containers/1/env", env)
+            .with(
+                "/spec/containers/1/securityContext",
+                json!({"runAsUser": proxy.uid, "runAsGroup": proxy.gid}),
+            )
+            .json()
     }
 }
 

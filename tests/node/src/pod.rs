@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
+use testkit::PodObject;
 
 /// A pod to run.
 #[derive(Debug, Clone, Default)]
@@ -96,17 +97,10 @@ impl PodSpec {
                 })
             })
             .collect();
-        json!({
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {
-                "namespace": self.namespace,
-                "name": self.name,
-                "uid": self.uid,
-                "annotations": self.annotations,
-                "labels": self.labels,
-            },
-            "spec": {"containers": containers},
-        })
+        let pod = PodObject::named(&self.name).in_namespace(&self.namespace).uid(&self.uid);
+        pod.with("/metadata/annotations", json!(self.annotations))
+            .with("/metadata/labels", json!(self.labels))
+            .with("/spec/containers", containers)
+            .json()
     }
 }

@@ -44,16 +44,26 @@ impl Node {
     /// # Errors
     /// A file cannot be written.
     pub fn new() -> Result<Self> {
-        let node = Self::bare()?;
-        for dir in [node.net_dir(), node.bin_source(), node.bin_target(), node.account()] {
-            std::fs::create_dir(dir)?;
-        }
+        let node = Self::with_image()?;
+        std::fs::create_dir(node.account())?;
         std::fs::write(node.conflist(), Self::foreign_conflist())?;
-        let plugin = crate::programs().join("istio-cni");
-        crate::copy_program(&plugin, &node.bin_source().join("istio-cni"))?;
         node.api.write_service_account(&node.account())?;
         node.api.set_namespace("default", &[]);
         node.api.set_object(Resource::Nodes, json!({"metadata": {"name": NAME}}));
+        Ok(node)
+    }
+
+    /// A node with directories for CNI and the plugin in the image, and no configuration.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn with_image() -> Result<Self> {
+        let node = Self::bare()?;
+        for dir in [node.net_dir(), node.bin_source(), node.bin_target()] {
+            std::fs::create_dir(dir)?;
+        }
+        let plugin = crate::programs().join("istio-cni");
+        crate::copy_program(&plugin, &node.bin_source().join("istio-cni"))?;
         Ok(node)
     }
 
@@ -63,7 +73,7 @@ impl Node {
     /// A directory cannot be made.
     pub fn bare() -> Result<Self> {
         let dir = TempDir::new()?;
-        let (run_dir, manifests) = (dir.path().join("run"), dir.path().join("pods"));
+        let (run_dir, manifests) = (dir.path().join("run"), dir.path().join("manifests"));
         std::fs::create_dir(&manifests)?;
         let conf = json!({
             "cniVersion": "1.0.0",
@@ -128,7 +138,7 @@ impl Node {
 
     /// Where pod manifests lie.
     pub fn manifests(&self) -> PathBuf {
-        self.dir().join("pods")
+        self.dir().join("manifests")
     }
 
     /// Where libcni keeps results on the node. It is not there before somebody makes it.
@@ -164,6 +174,11 @@ impl Node {
     /// An agent that is to be started.
     pub fn agent(&self) -> Launch<'_> {
         Launch::new(self)
+    }
+
+    /// An agent that reads [`Node::manifests`] and knows no cluster; its ports are closed.
+    pub fn manifest_agent(&self) -> Launch<'_> {
+        Launch::of_manifests(self)
     }
 
     /// A ready agent with the usual options.

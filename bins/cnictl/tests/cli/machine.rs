@@ -3,10 +3,10 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::time::Duration;
 
-use testkit::Process;
+use testkit::{Agent, Node};
 
 use crate::{Files, Run};
 
@@ -23,16 +23,14 @@ pub(crate) type Snapshot = Vec<(String, Vec<u8>, u32, u32, u32)>;
 
 pub(crate) struct Machine {
     pub(crate) files: Files,
+    node: Node,
 }
 
 impl Machine {
     pub(crate) fn new() -> Self {
-        let machine = Self { files: Files::new() };
-        for dir in ["net.d", "bin", "image", "run", "manifests"] {
-            fs::create_dir(machine.path(dir)).unwrap();
-        }
-        machine.install_program("image/istio-cni");
-        machine
+        let node = Node::with_image().unwrap();
+        fs::create_dir(node.run_dir()).unwrap();
+        Self { files: Files::below(node.dir()), node }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -63,29 +61,13 @@ impl Machine {
     }
 
     /// Starts the agent and waits until it is ready.
-    pub(crate) fn agent(&self, more: &[&str]) -> Process {
+    pub(crate) fn agent(&self, more: &[&str]) -> Agent {
         // In ambient mode the agent programs the network that it takes for the node's, which must not be this machine's.
-        let mut command = Command::new("unshare");
-        command.arg("--net").arg(testkit::programs().join("install-cni"));
-        let flag = |name: &str, path: &str| format!("--{name}={}", self.path(path).display());
-        command
-            .arg(flag("mounted-cni-net-dir", "net.d"))
-            .arg(flag("cni-agent-run-dir", "run"))
-            .arg(format!("--pod-source=manifests:{}", self.path("manifests").display()))
-            .args(["--monitoring-port=0", "--health-port=0", "--cleanup-on-exit=never"])
-            .arg(flag("ztunnel-uds-address", "ztunnel.sock"))
-            .args(more)
-            .env("CNI_BIN_SOURCE_DIR", self.path("image"))
-            .env("MOUNTED_CNI_BIN_DIRS", self.path("bin"))
-            .stdout(Stdio::from(fs::File::create(self.path("agent.log")).unwrap()))
-            .stderr(Stdio::inherit());
-        let mut agent = Process::new(command.spawn().unwrap());
-        let log = || fs::read_to_string(self.path("agent.log")).unwrap_or_default();
-        let is_ready = || {
-            assert!(agent.ended().unwrap().is_none(), "the agent has ended:\n{}", log());
-            self.run("status -o json").stdout.contains("\"ready\": true")
-        };
-        testkit::until("the agent is ready", PATIENCE, is_ready, log).unwrap();
+        let launch = self.node.manifest_agent().behind(&["unshare", "--net"]);
+        let launch = launch.arg(&format!("--ztunnel-uds-address={}", self.path("ztunnel.sock").display()));
+        let agent = more.iter().fold(launch, |launch, option| launch.arg(option)).start().unwrap();
+        let is_ready = || self.run("status -o json").stdout.contains("\"ready\": true");
+        testkit::until("the agent is ready", PATIENCE, is_ready, || agent.log().text()).unwrap();
         agent
     }
 

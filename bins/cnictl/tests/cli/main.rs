@@ -46,11 +46,21 @@ spec: {containers: [{name: app}]}
 ";
 
 /// A folder with the files of a test.
-struct Files(tempfile::TempDir);
+struct Files {
+    root: PathBuf,
+    _dir: Option<tempfile::TempDir>,
+}
 
 impl Files {
     fn new() -> Self {
-        let files = Self(tempfile::tempdir().unwrap());
+        let dir = tempfile::tempdir().unwrap();
+        let files = Self::below(dir.path());
+        Self { _dir: Some(dir), ..files }
+    }
+
+    /// In a folder that is there already.
+    fn below(root: &Path) -> Self {
+        let files = Self { root: root.to_owned(), _dir: None };
         files.write("web.yaml", WEB);
         files.write("plain.yaml", PLAIN);
         files.write("both.yaml", &format!("{WEB}---{PLAIN}"));
@@ -58,7 +68,7 @@ impl Files {
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
+        self.root.join(name)
     }
 
     fn write(&self, name: &str, text: &str) -> PathBuf {
@@ -75,7 +85,7 @@ impl Files {
                 None => command.arg(word),
             };
         }
-        command.env_remove("CNI_PATH").env("XDG_STATE_HOME", self.0.path().join("state"));
+        command.env_remove("CNI_PATH").env("XDG_STATE_HOME", self.path("state"));
         // This machine may be a node itself.
         command.env("MOUNTED_CNI_NET_DIR", self.path("no-net.d"));
         command.env("CNI_AGENT_RUN_DIR", self.path("no-run"));

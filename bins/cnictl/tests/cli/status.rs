@@ -39,7 +39,7 @@ fn a_healthy_node_is_told_row_by_row() {
     machine.files.write("net.d/20-bridge.conf", r#"{"name": "old", "type": "bridge"}"#);
     machine.files.write("manifests/shop_web.yaml", crate::WEB);
     let agent = machine.agent(&["--failure-policy=open"]);
-    let text = steady(&machine.run("status").ok(), agent.id());
+    let text = steady(&machine.run("status").ok(), agent.pid());
     let version = env!("CARGO_PKG_VERSION");
     let expected = format!(
         "\
@@ -65,7 +65,7 @@ healthy: the plugin is installed and the agent answers
     assert_eq!((&data["healthy"], &data["problems"]), (&json!(true), &json!([])));
     assert_eq!(data["configurations"][0]["mode"], "chained");
     assert_eq!(data["configurations"][0]["options"]["failure_policy"], "open");
-    assert_eq!(data["agent"]["pid"], agent.id());
+    assert_eq!(data["agent"]["pid"], agent.pid());
     assert_eq!(data["plugins"][0]["version"], version);
     assert!(machine.run("status -o yaml").ok().starts_with("healthy: true\n"));
 
@@ -90,13 +90,13 @@ fn what_the_agent_has_to_tell_is_a_warning() {
     let machine = Machine::new();
     machine.files.write("net.d/10-calico.conflist", CALICO);
     machine.files.write("manifests/shop_web.yaml", crate::WEB);
-    let _agent = machine.agent(&["--monitoring-port=15014", "--listen-address=fe80::1"]);
+    let agent = machine.agent(&["--monitoring-port=15014", "--listen-address=fe80::1"]);
     let says = "warning: the agent says: port: listen on [fe80::1]:15014: ";
     let says_so = || {
         let text = machine.run("status").ok();
         text.contains(says) && text.ends_with("answers\n")
     };
-    let seen = || machine.run("status").ok() + &fs::read_to_string(machine.path("agent.log")).unwrap();
+    let seen = || machine.run("status").ok() + &agent.log().text();
     testkit::until("the warning", PATIENCE, says_so, seen).unwrap();
 }
 

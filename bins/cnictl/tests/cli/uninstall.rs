@@ -113,7 +113,7 @@ fn an_agent_that_would_install_again_is_a_reason_to_refuse() {
     machine.files.write("net.d/10-calico.conflist", CALICO);
     let agent = machine.agent(&[]);
     let during = machine.snapshot("net.d");
-    let pid = format!("a node agent (pid {})", agent.id());
+    let pid = format!("a node agent (pid {})", agent.pid());
     machine
         .run("uninstall --yes")
         .fails(1, &[&pid, "DaemonSet istio-cni-node", "--force", "nothing was changed"]);

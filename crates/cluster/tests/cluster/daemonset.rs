@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use cluster::daemonset::{Outlook, Seen, decide};
 use cluster::{OwnPod, Source, What, Writer};
 use serde_json::{Value, json};
+use testkit::PodObject;
 use testkit::apiserver::{Fault, Resource, WatchFault};
 
 use crate::agent::{Agent, NODE, Setup};
@@ -58,6 +59,11 @@ impl Agent {
     }
 }
 
+/// The agent's own pod.
+fn agent_pod() -> PodObject {
+    PodObject::named("agent-x").in_namespace(NAMESPACE)
+}
+
 #[tokio::test]
 async fn everything_that_the_watches_see() {
     let setup = Setup::new();
@@ -99,7 +105,7 @@ async fn everything_that_the_watches_see() {
 async fn the_daemonset_is_the_owner_of_the_agents_pod() {
     let setup = Setup::new();
     setup.set_node("mesh");
-    let owned = |owner: &Value| json!({"kind": "Pod", "metadata": {"namespace": NAMESPACE, "name": "agent-x", "ownerReferences": [owner]}});
+    let owned = |owner: &Value| agent_pod().with("/metadata/ownerReferences", json!([owner]));
     for (kind, controller, name) in
         [("DaemonSet", true, "mesh-cni"), ("DaemonSet", false, NAME), ("ReplicaSet", true, NAME)]
     {
@@ -194,9 +200,7 @@ async fn who_may_not_see_its_own_pod_does_not_guess_its_daemonset() {
     let setup = Setup::new();
     setup.set_node("mesh");
     setup.set_daemonset("mesh-cni", &json!({}));
-    let owner = json!({"kind": "DaemonSet", "name": "mesh-cni", "controller": true});
-    setup.server.set_pod(json!({"kind": "Pod",
-        "metadata": {"namespace": NAMESPACE, "name": "agent-x", "ownerReferences": [owner]}}));
+    setup.server.set_pod(agent_pod().of_daemonset("mesh-cni"));
     for fault in [Fault::status(401), Fault::status(403), Fault::HtmlStatus(404), Fault::Reset] {
         setup.server.fail_path("/pods/agent-x", 1000, fault.clone());
         let agent = setup.owned_agent("agent-x");
@@ -223,12 +227,7 @@ async fn a_pod_that_stays_goes_on_where_no_new_one_would_start() {
     };
     tainted("NoSchedule");
     setup.set_daemonset(NAME, &json!({}));
-    let pod = |more: &Value| {
-        let mut metadata = json!({"namespace": NAMESPACE, "name": "agent-x"});
-        metadata.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        json!({"kind": "Pod", "metadata": metadata})
-    };
-    setup.server.set_pod(pod(&json!({})));
+    setup.server.set_pod(agent_pod());
     let agent = setup.owned_agent("agent-x");
     agent.unwanted().await;
     let seen = agent.cluster.seen();
@@ -238,7 +237,7 @@ async fn a_pod_that_stays_goes_on_where_no_new_one_would_start() {
     tainted("NoSchedule");
     setup.server.fail_path("/pods/agent-x", 1, Fault::status(403));
     assert!(matches!(setup.look_of("agent-x", &seen).await.0, Outlook::Unwanted(_)), "it may not be seen");
-    setup.server.set_pod(pod(&json!({"deletionTimestamp": "2026-08-01T09:30:00Z"})));
+    setup.server.set_pod(agent_pod().with("/metadata/deletionTimestamp", "2026-08-01T09:30:00Z"));
     assert!(matches!(setup.look_of("agent-x", &seen).await.0, Outlook::Unwanted(_)));
     setup.server.delete_pod(NAMESPACE, "agent-x");
     assert!(matches!(setup.look_of("agent-x", &seen).await.0, Outlook::Unwanted(_)));
@@ -250,7 +249,7 @@ async fn a_token_ends_with_its_pod_and_a_right_with_its_role_and_what_stands_goe
     let setup = Setup::new();
     setup.set_node("mesh");
     setup.set_daemonset(NAME, &json!({}));
-    setup.server.set_pod(json!({"kind": "Pod", "metadata": {"namespace": NAMESPACE, "name": "agent-x"}}));
+    setup.server.set_pod(agent_pod());
     setup.server.bind_token(NAMESPACE, "agent-x");
     let agent = setup.owned_agent("agent-x");
     agent.follows().await;

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use kube::Client;
 use kube::api::WatchEvent;
-use serde_json::{Value, json};
+use serde_json::Value;
+use testkit::PodObject;
 use testkit::apiserver::{ApiServer, Credentials, Resource};
 
 async fn client(server: &ApiServer) -> Client {
@@ -38,8 +39,8 @@ async fn watch(client: &Client, query: &str) -> Vec<String> {
     seen
 }
 
-fn pod(name: &str, node: &str) -> Value {
-    json!({"metadata": {"name": name}, "spec": {"nodeName": node}})
+fn pod(name: &str, node: &str) -> PodObject {
+    PodObject::named(name).on_node(node)
 }
 
 #[tokio::test]

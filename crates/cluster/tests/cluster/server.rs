@@ -10,6 +10,7 @@ use kube::core::Request;
 use kube::core::params::{DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use testkit::PodObject;
 use testkit::apiserver::{ApiServer, Credentials};
 
 use crate::agent::{Agent, LIMITS};
@@ -66,18 +67,16 @@ impl Server {
 
     /// A pod on the node, or on none.
     pub(crate) async fn create_pod(&self, name: &str, on_node: bool) {
-        let pod = json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": name, "labels": {"v": "1"},
-                "annotations": {"sidecar.istio.io/status": "{}", "example.com/other": "x"}},
-            "spec": {
-                "nodeName": if on_node { self.node.as_str().into() } else { Value::Null },
-                "schedulerName": "nobody",
-                "automountServiceAccountToken": false,
-                "terminationGracePeriodSeconds": 0,
-                "containers": [{"name": "app", "image": "registry.invalid/app", "env": [{"name": "A", "value": "b"}]}],
-            }
-        });
+        let pod = PodObject::named(name).in_namespace(&self.namespace).label("v", "1");
+        let pod = if on_node { pod.on_node(&self.node) } else { pod };
+        let pod = pod
+            .annotations(&[("sidecar.istio.io/status", "{}"), ("example.com/other", "x")])
+            .with("/spec/schedulerName", "nobody")
+            .with("/spec/automountServiceAccountToken", false)
+            .with("/spec/terminationGracePeriodSeconds", 0)
+            .with("/spec/containers/0/image", "registry.invalid/app")
+            .with("/spec/containers/0/env", json!([{"name": "A", "value": "b"}]))
+            .json();
         // the service account of a new namespace takes a moment to appear
         for tried in 0.. {
             match self.send(self.pods().create(&PostParams::default(), bytes(&pod))).await {

@@ -44,9 +44,7 @@ async fn a_label_goes_by_the_status_with_the_uid() {
 #[tokio::test]
 async fn an_annotation_is_set_and_taken_away_by_the_status() {
     let setup = Setup::new();
-    setup
-        .server
-        .set_pod(json!({"kind": "Pod", "metadata": {"namespace": "shop", "name": "web", "uid": "u1"}}));
+    setup.server.set_pod(testkit::PodObject::named("web").in_namespace("shop").uid("u1"));
     let web = PodRef { uid: "u1".into(), ..web() };
     let writer = setup.writer();
     const KEY: &str = "ambient.istio.io/redirection";

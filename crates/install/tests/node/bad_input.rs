@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use crate::support::{CALICO, Node, Running, at_once, names, plugin};
+use testkit::at_once;
+
+use crate::support::{CALICO, Node, Running, names, plugin};
 
 #[test]
 fn files_that_are_no_configuration_are_passed_over_by_name() {

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use rustix::mount::{MountFlags, UnmountFlags};
 
-use crate::support::{CALICO, Node, at_once, names, plugin};
+use testkit::at_once;
+
+use crate::support::{CALICO, Node, names, plugin};
 
 /// A mount that ends with the test.
 pub(crate) struct Mounted(PathBuf);

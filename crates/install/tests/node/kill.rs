@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use cni::conflist::{Document, Form};
 
-use crate::support::{CALICO, Node, at_once, names, plugin};
+use testkit::at_once;
+
+use crate::support::{CALICO, Node, names, plugin};
 
 const SINGLE: &str = r#"{"cniVersion":"1.0.0","name":"single","type":"bridge","bridge":"cni0"}"#;
 

@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use crate::support::{CALICO, Node, Running, at_once};
+use testkit::at_once;
+
+use crate::support::{CALICO, Node, Running};
 
 const PTP: &str = r#"{"name":"ptp","cniVersion":"1.0.0","plugins":[{"type":"ptp"}]}"#;
 

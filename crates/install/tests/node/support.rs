@@ -231,16 +231,3 @@ impl Drop for Running {
         }
     }
 }
-
-/// Runs all cases at once: most of their time is waiting.
-pub(crate) fn at_once<C: Send>(cases: impl IntoIterator<Item = C>, run: impl Fn(C) + Sync) {
-    std::thread::scope(|scope| {
-        let run = &run;
-        let running: Vec<_> = cases.into_iter().map(|case| scope.spawn(move || run(case))).collect();
-        for case in running {
-            if let Err(panic) = case.join() {
-                std::panic::resume_unwind(panic);
-            }
-        }
-    });
-}

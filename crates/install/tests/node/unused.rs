@@ -4,7 +4,9 @@ use std::fs;
 
 use install::{Done, Mode};
 
-use crate::support::{CALICO, Node, Running, at_once};
+use testkit::at_once;
+
+use crate::support::{CALICO, Node, Running};
 
 const PTP: &str = r#"{"name":"ptp","cniVersion":"1.0.0","plugins":[{"type":"ptp"}]}"#;
 

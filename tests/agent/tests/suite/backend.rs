@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use testkit::plugin::{Answer, Call, WITHOUT_NFTABLES};
 use testkit::ztunnel::Script;
-use testkit::{Families, Mesh, Node, PATIENCE, Pod, PodCall, assert_says, eventually};
+use testkit::{Families, Mesh, Node, PATIENCE, Pod, PodCall, assert_says, at_once, eventually};
 
 /// Words that run a program where `/usr/sbin` is this folder.
 fn with_programs(dir: &Path) -> Vec<String> {
@@ -45,37 +45,41 @@ fn holds(pod: &Pod) -> (bool, bool) {
 /// The agent sees the node's programs and may ask the kernel.
 #[test]
 fn a_node_where_neither_backend_works_is_not_ready_until_one_does() {
-    for (program, cause) in [
-        (None, "cannot find iptables-restore in"),
-        (Some("xtables-nft-multi"), "works by nf_tables, which this kernel does not have"),
-    ] {
-        let node = Node::new().unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let put = |name: &str, link: &str| {
-            std::fs::copy("/bin/false", dir.path().join(name)).unwrap();
-            for kind in ["restore", "save"] {
-                std::os::unix::fs::symlink(name, dir.path().join(format!("{link}-{kind}"))).unwrap();
-            }
-        };
-        program.into_iter().for_each(|program| put(program, "iptables"));
-        let wrapper = without_nftables(dir.path());
-        let mut agent = node.agent().without("NATIVE_NFTABLES").behind(&words(&wrapper)).start().unwrap();
-        let wanted = ["backend: no pod can get rules on this node: the kernel has no nf_tables, and ", cause];
-        let body = agent.wait_unready(&wanted).unwrap();
-        assert!(!body.contains("native_nftables") && !body.contains("NATIVE_NFTABLES"), "{body}");
-        // What the agent logs comes here a moment later.
-        agent.log().wait_for(&["\terror\t", "no pod can get rules"], PATIENCE).unwrap();
-        put("xtables-legacy-multi", "iptables-legacy");
-        agent.wait_ready().unwrap();
-        agent.log().wait_for(&["pods get their rules by iptables"], PATIENCE).unwrap();
-        assert_eq!(
-            agent.log().count(&["\terror\t", "no pod can get rules"]),
-            1,
-            "once: {}",
-            agent.log().text()
-        );
-        assert_eq!(agent.log().count(&["\twarn\t", "nf_tables"]), 0, "{}", agent.log().text());
-    }
+    at_once(
+        [
+            (None, "cannot find iptables-restore in"),
+            (Some("xtables-nft-multi"), "works by nf_tables, which this kernel does not have"),
+        ],
+        |(program, cause)| {
+            let node = Node::new().unwrap();
+            let dir = tempfile::tempdir().unwrap();
+            let put = |name: &str, link: &str| {
+                std::fs::copy("/bin/false", dir.path().join(name)).unwrap();
+                for kind in ["restore", "save"] {
+                    std::os::unix::fs::symlink(name, dir.path().join(format!("{link}-{kind}"))).unwrap();
+                }
+            };
+            program.into_iter().for_each(|program| put(program, "iptables"));
+            let wrapper = without_nftables(dir.path());
+            let mut agent = node.agent().without("NATIVE_NFTABLES").behind(&words(&wrapper)).start().unwrap();
+            let wanted =
+                ["backend: no pod can get rules on this node: the kernel has no nf_tables, and ", cause];
+            let body = agent.wait_unready(&wanted).unwrap();
+            assert!(!body.contains("native_nftables") && !body.contains("NATIVE_NFTABLES"), "{body}");
+            // What the agent logs comes here a moment later.
+            agent.log().wait_for(&["\terror\t", "no pod can get rules"], PATIENCE).unwrap();
+            put("xtables-legacy-multi", "iptables-legacy");
+            agent.wait_ready().unwrap();
+            agent.log().wait_for(&["pods get their rules by iptables"], PATIENCE).unwrap();
+            assert_eq!(
+                agent.log().count(&["\terror\t", "no pod can get rules"]),
+                1,
+                "once: {}",
+                agent.log().text()
+            );
+            assert_eq!(agent.log().count(&["\twarn\t", "nf_tables"]), 0, "{}", agent.log().text());
+        },
+    );
 }
 
 /// In a container the agent does not see the node's programs: plugins tell.

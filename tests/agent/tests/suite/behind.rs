@@ -30,9 +30,7 @@ fn is_away(agent: &Agent) {
 
 #[test]
 fn an_announced_pod_that_no_watch_has_brought_is_enrolled_at_once() {
-    let mesh = Mesh::new().unwrap();
-    let agent = mesh.start().unwrap();
-    let ztunnel = mesh.ztunnel().unwrap();
+    let (mesh, agent, ztunnel) = Mesh::served().unwrap();
     ztunnel.wait_snapshot(PATIENCE).unwrap();
     let behind = mesh.node.api.snapshot();
     mesh.node.api.serve_behind(Some(behind));

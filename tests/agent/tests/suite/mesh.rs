@@ -30,9 +30,7 @@ fn requests(agent: &Agent, code: u16) -> f64 {
 
 #[test]
 fn an_announced_pod_is_enrolled() {
-    let mesh = Mesh::new().unwrap();
-    let agent = mesh.start().unwrap();
-    let ztunnel = mesh.ztunnel().unwrap();
+    let (mesh, agent, ztunnel) = Mesh::served().unwrap();
     let pod = mesh.sandbox("mesh", "web").unwrap();
     mesh.node.api.set_pod(pod.object(&[], false));
     let reply = mesh.announce(&pod).unwrap();
@@ -69,9 +67,7 @@ fn what_is_no_event_and_what_is_no_pod() {
 
 #[test]
 fn a_labelled_namespace_enrolls_running_pods_with_one_add_and_one_patch_each() {
-    let mesh = Mesh::new().unwrap();
-    let _agent = mesh.start().unwrap();
-    let ztunnel = mesh.ztunnel().unwrap();
+    let (mesh, _agent, ztunnel) = Mesh::served().unwrap();
     let pods: Vec<MeshPod> =
         (0..3).map(|n| mesh.running("default", &format!("web-{n}"), &[]).unwrap()).collect();
     std::thread::sleep(Duration::from_millis(200));
@@ -96,9 +92,7 @@ fn a_labelled_namespace_enrolls_running_pods_with_one_add_and_one_patch_each() {
 
 #[test]
 fn host_network_sidecars_and_none_are_never_touched() {
-    let mesh = Mesh::new().unwrap();
-    let agent = mesh.start().unwrap();
-    let ztunnel = mesh.ztunnel().unwrap();
+    let (mesh, agent, ztunnel) = Mesh::served().unwrap();
     let none = mesh.running("mesh", "none", &[(MODE, "none")]).unwrap();
     let sidecar = mesh.sandbox("mesh", "sidecar").unwrap();
     mesh.run(&sidecar).unwrap();
@@ -142,9 +136,7 @@ fn without_ztunnel_a_running_pod_is_taken_in_when_one_comes() {
 /// A namespace that is not the pod's: nothing of the pod is anywhere.
 #[test]
 fn a_namespace_that_cannot_be_programmed_leaves_nothing() {
-    let mesh = Mesh::new().unwrap();
-    let _agent = mesh.start().unwrap();
-    let ztunnel = mesh.ztunnel().unwrap();
+    let (mesh, _agent, ztunnel) = Mesh::served().unwrap();
     let (pod, other) = (mesh.sandbox("mesh", "web").unwrap(), mesh.sandbox("mesh", "other").unwrap());
     mesh.node.api.set_pod(pod.object(&[], false));
     let mut event = mesh.event(&pod);
@@ -197,9 +189,7 @@ fn a_pod_without_an_address_keeps_everybody_in_the_sets() {
 
 #[test]
 fn another_address_is_noted_once() {
-    let mesh = Mesh::new().unwrap();
-    let _agent = mesh.start().unwrap();
-    let _ztunnel = mesh.ztunnel().unwrap();
+    let (mesh, _agent, _ztunnel) = Mesh::served().unwrap();
     let pod = mesh.running("mesh", "web", &[]).unwrap();
     wait_in(&mesh, &pod).unwrap();
     let mut object = mesh.node.api.object(testkit::apiserver::Resource::Pods, "mesh", "web").unwrap();
@@ -216,9 +206,7 @@ fn another_address_is_noted_once() {
 
 #[test]
 fn ended_pods_keep_their_rules_and_deleted_ones_are_forgotten() {
-    let mesh = Mesh::new().unwrap();
-    let _agent = mesh.start().unwrap();
-    let ztunnel = mesh.ztunnel().unwrap();
+    let (mesh, _agent, ztunnel) = Mesh::served().unwrap();
     let (job, web) = (mesh.running("mesh", "job", &[]).unwrap(), mesh.running("mesh", "web", &[]).unwrap());
     wait_in(&mesh, &job).unwrap();
     wait_in(&mesh, &web).unwrap();
@@ -240,9 +228,7 @@ fn ended_pods_keep_their_rules_and_deleted_ones_are_forgotten() {
 /// The same pod in a new sandbox.
 #[test]
 fn a_new_sandbox_takes_the_place_of_the_old_one() {
-    let mesh = Mesh::new().unwrap();
-    let _agent = mesh.start().unwrap();
-    let ztunnel = mesh.ztunnel().unwrap();
+    let (mesh, _agent, ztunnel) = Mesh::served().unwrap();
     let mut pod = mesh.sandbox("mesh", "web").unwrap();
     mesh.node.api.set_pod(pod.object(&[], false));
     assert_eq!(mesh.announce(&pod).unwrap().status, 200);
@@ -257,9 +243,7 @@ fn a_new_sandbox_takes_the_place_of_the_old_one() {
 /// What an earlier agent did is taken over, verified, and told to the ztunnel that comes.
 #[test]
 fn a_restart_takes_over_and_verifies() {
-    let mesh = Mesh::new().unwrap();
-    let agent = mesh.start().unwrap();
-    let ztunnel = mesh.ztunnel().unwrap();
+    let (mesh, agent, ztunnel) = Mesh::served().unwrap();
     let pods: Vec<MeshPod> =
         (0..3).map(|n| mesh.running("mesh", &format!("web-{n}"), &[]).unwrap()).collect();
     for pod in &pods {
@@ -299,9 +283,8 @@ fn a_restart_takes_over_and_verifies() {
 
 #[test]
 fn drift_is_repaired_without_a_restart() {
-    let mesh = Mesh::new().unwrap();
-    let agent = mesh.agent().env("AMBIENT_VERIFY_INTERVAL", "100ms").ready().unwrap();
-    let _ztunnel = mesh.ztunnel().unwrap();
+    let (mesh, agent, _ztunnel) =
+        Mesh::served_by(|agent| agent.env("AMBIENT_VERIFY_INTERVAL", "100ms")).unwrap();
     let pod = mesh.running("mesh", "web", &[]).unwrap();
     wait_in(&mesh, &pod).unwrap();
     let list = |netns: &testkit::TestNetns| {

@@ -113,9 +113,7 @@ fn a_pod_whose_namespace_is_not_found_keeps_its_ztunnel() {
 /// The agent has no descriptor left when a pod is to leave: its sandbox is not taken for gone, with its rules in it.
 #[test]
 fn a_sandbox_that_cannot_be_looked_at_is_not_gone() {
-    let mesh = Mesh::new().unwrap();
-    let agent = mesh.start().unwrap();
-    let ztunnel = mesh.ztunnel().unwrap();
+    let (mesh, agent, ztunnel) = Mesh::served().unwrap();
     ztunnel.wait_snapshot(PATIENCE).unwrap();
     let pod = mesh.sandbox("mesh", "web").unwrap();
     mesh.node.api.set_pod(pod.object(&[], true));
@@ -139,9 +137,7 @@ fn a_sandbox_that_cannot_be_looked_at_is_not_gone() {
 /// The next pod of a StatefulSet is announced while the watch has the one before, which has ended: it must not be taken for that.
 #[test]
 fn an_ended_pod_is_not_the_one_that_is_announced() {
-    let mesh = Mesh::new().unwrap();
-    let _agent = mesh.start().unwrap();
-    let ztunnel = mesh.ztunnel().unwrap();
+    let (mesh, _agent, ztunnel) = Mesh::served().unwrap();
     ztunnel.wait_snapshot(PATIENCE).unwrap();
     let (old, new) = (mesh.sandbox("mesh", "web-0").unwrap(), mesh.sandbox("mesh", "web-0").unwrap());
     let mut object = old.object(&[], false);
@@ -166,9 +162,7 @@ fn an_ended_pod_is_not_the_one_that_is_announced() {
 /// Pods without a uid would all be one member.
 #[test]
 fn a_pod_without_a_uid_is_refused_before_anything_is_done() {
-    let mesh = Mesh::new().unwrap();
-    let _agent = mesh.start().unwrap();
-    let ztunnel = mesh.ztunnel().unwrap();
+    let (mesh, _agent, ztunnel) = Mesh::served().unwrap();
     ztunnel.wait_snapshot(PATIENCE).unwrap();
     let pod = mesh.sandbox("mesh", "web").unwrap();
     let mut object = pod.object(&[], false);
@@ -182,9 +176,8 @@ fn a_pod_without_a_uid_is_refused_before_anything_is_done() {
 /// An address goes to the next pod before the API server says that the one before has ended: it is the next pod's, whatever is verified.
 #[test]
 fn an_address_belongs_to_the_pod_that_had_it_last() {
-    let mesh = Mesh::new().unwrap();
-    let agent = mesh.agent().env("AMBIENT_VERIFY_INTERVAL", "100ms").ready().unwrap();
-    let ztunnel = mesh.ztunnel().unwrap();
+    let (mesh, agent, ztunnel) =
+        Mesh::served_by(|agent| agent.env("AMBIENT_VERIFY_INTERVAL", "100ms")).unwrap();
     ztunnel.wait_snapshot(PATIENCE).unwrap();
     let pairs: Vec<(MeshPod, MeshPod)> = (0..6)
         .map(|n| {
@@ -305,9 +298,8 @@ fn what_is_under_way_at_the_end_is_removed_too() {
 /// The API server gives a pod another address again and again while the sets are verified: they hold the last one.
 #[test]
 fn addresses_that_change_while_they_are_verified() {
-    let mesh = Mesh::new().unwrap();
-    let _agent = mesh.agent().env("AMBIENT_VERIFY_INTERVAL", "100ms").ready().unwrap();
-    let _ztunnel = mesh.ztunnel().unwrap();
+    let (mesh, _agent, _ztunnel) =
+        Mesh::served_by(|agent| agent.env("AMBIENT_VERIFY_INTERVAL", "100ms")).unwrap();
     let pod = mesh.running("mesh", "web", &[]).unwrap();
     wait_in(&mesh, &pod).unwrap();
     let mut last = String::new();
@@ -330,9 +322,7 @@ fn addresses_that_change_while_they_are_verified() {
 /// that one.
 #[test]
 fn a_pod_is_not_the_one_that_had_its_name() {
-    let mesh = Mesh::new().unwrap();
-    let agent = mesh.start().unwrap();
-    let ztunnel = mesh.ztunnel().unwrap();
+    let (mesh, agent, ztunnel) = Mesh::served().unwrap();
     ztunnel.wait_snapshot(PATIENCE).unwrap();
     let announce = |pod: &MeshPod, uid: &str| {
         let mut event = mesh.event(pod);

@@ -47,9 +47,8 @@ fn a_check_knows_what_the_agent_applied_and_asks_nobody() {
 
 #[test]
 fn what_was_applied_is_forgotten_with_the_pod() {
-    let mesh = Mesh::new().unwrap();
-    let agent = mesh.agent().env("AMBIENT_VERIFY_INTERVAL", "300ms").ready().unwrap();
-    let _ztunnel = mesh.ztunnel().unwrap();
+    let (mesh, agent, _ztunnel) =
+        Mesh::served_by(|agent| agent.env("AMBIENT_VERIFY_INTERVAL", "300ms")).unwrap();
     let pod = mesh.running("default", "web", &[(MODE, "ambient")]).unwrap();
     wait_in(&mesh, &pod).unwrap();
     let dir = mesh.node.run_dir().join("applied");

@@ -11,7 +11,7 @@ use testkit::apiserver::{Fault, Resource};
 use testkit::mesh::{MODE, Mesh, MeshPod};
 use testkit::relay::Relay;
 use testkit::ztunnel::{Answer, Request, Script, Ztunnel};
-use testkit::{Agent, PATIENCE, TestNetns, eventually};
+use testkit::{Agent, PATIENCE, TestNetns, at_once, eventually};
 
 const WORLD: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 const APP: u16 = 8080;
@@ -320,7 +320,7 @@ fn a_pod_that_drains_comes_back_and_loses_nothing() {
 /// A drain that ends by its time, and one that has none: the two sides of every connection see an end, though ztunnel closes nothing.
 #[test]
 fn when_the_time_is_over_everybody_hears_of_it() {
-    for (native, timeout) in BACKENDS.into_iter().flat_map(|native| [(native, "2s"), (native, "0")]) {
+    at_once(BACKENDS.into_iter().flat_map(|native| [(native, "2s"), (native, "0")]), |(native, timeout)| {
         let scene = Scene::new();
         let agent = scene.agent(native, &[("DRAIN_TIMEOUT", timeout)]);
         let ztunnel = scene.ztunnel();
@@ -347,13 +347,13 @@ fn when_the_time_is_over_everybody_hears_of_it() {
             Ok(())
         })
         .unwrap();
-    }
+    });
 }
 
 /// Everything is removed: what is open has ten seconds, and ztunnel hears of the pod's end before that of the connections.
 #[test]
 fn an_uninstallation_lets_connections_end() {
-    for native in BACKENDS {
+    at_once(BACKENDS, |native| {
         let scene = Scene::new();
         let agent = scene.agent(native, &[("CLEANUP_ON_EXIT", "always")]);
         let ztunnel = scene.ztunnel();
@@ -375,7 +375,7 @@ fn an_uninstallation_lets_connections_end() {
             ztunnel.requests().into_iter().any(|(_, request)| request == Request::Del(scene.pod.uid.clone()));
         assert!(del, "{}", ended.log.text());
         scene.wait_out(&ztunnel);
-    }
+    });
 }
 
 /// As soon as nothing is open the agent ends.
@@ -507,9 +507,7 @@ fn an_api_server_that_refuses_keeps_no_pod_in() {
 /// Many pods drain at once, and the agent has no thread for each.
 #[test]
 fn many_pods_drain_without_a_thread_for_each() {
-    let mesh = Mesh::new().unwrap();
-    let agent = mesh.agent().env("NATIVE_NFTABLES", "true").ready().unwrap();
-    let ztunnel = mesh.ztunnel().unwrap();
+    let (mesh, agent, ztunnel) = Mesh::served_by(|agent| agent.env("NATIVE_NFTABLES", "true")).unwrap();
     let pods: Vec<MeshPod> =
         (0..40).map(|number| mesh.running("mesh", &format!("web-{number}"), &[]).unwrap()).collect();
     pods.iter().for_each(|pod| mesh.wait_annotation(pod, Some("enabled")).unwrap());

@@ -18,9 +18,7 @@ use crate::mesh::wait_in;
 #[test]
 fn patches_that_fail_for_long() {
     let long = Duration::from_secs(std::env::var("FAULT_SECONDS").map_or(3, |text| text.parse().unwrap()));
-    let mesh = Mesh::new().unwrap();
-    let agent = mesh.start().unwrap();
-    let ztunnel = mesh.ztunnel().unwrap();
+    let (mesh, agent, ztunnel) = Mesh::served().unwrap();
     ztunnel.wait_snapshot(PATIENCE).unwrap();
     mesh.node.api.fail_path("/status", 1_000_000, Fault::status(500));
     let pod = mesh.sandbox("mesh", "web").unwrap();
@@ -137,9 +135,7 @@ fn events_that_are_too_large_or_broken() {
 /// Values of every wrong kind count as absent, with a line for each.
 #[test]
 fn annotations_that_mean_nothing() {
-    let mesh = Mesh::new().unwrap();
-    let agent = mesh.start().unwrap();
-    let _ztunnel = mesh.ztunnel().unwrap();
+    let (mesh, agent, _ztunnel) = Mesh::served().unwrap();
     let pod = mesh.sandbox("mesh", "web").unwrap();
     mesh.run(&pod).unwrap();
     let mut object = pod.object(&[], true);
@@ -162,9 +158,8 @@ fn annotations_that_mean_nothing() {
 /// A class that is said to use the kernel's network stack is like any other, and no other class is.
 #[test]
 fn a_runtime_class_that_is_said_to_be_fine_is_taken_in() {
-    let mesh = Mesh::new().unwrap();
-    let _agent = mesh.agent().env("KERNEL_NETWORK_RUNTIME_CLASSES", "x, runsc-hostnet").ready().unwrap();
-    let _ztunnel = mesh.ztunnel().unwrap();
+    let (mesh, _agent, _ztunnel) =
+        Mesh::served_by(|agent| agent.env("KERNEL_NETWORK_RUNTIME_CLASSES", "x, runsc-hostnet")).unwrap();
     for (class, status) in [("runsc-hostnet", 200), ("runsc", 500)] {
         let pod = mesh.sandbox("mesh", class).unwrap();
         let mut object = pod.object(&[], false);
@@ -179,9 +174,7 @@ fn a_runtime_class_that_is_said_to_be_fine_is_taken_in() {
 /// gVisor and Kata: named, told in an Event, and not marked.
 #[test]
 fn sandboxes_are_reported_by_name() {
-    let mesh = Mesh::new().unwrap();
-    let _agent = mesh.start().unwrap();
-    let ztunnel = mesh.ztunnel().unwrap();
+    let (mesh, _agent, ztunnel) = Mesh::served().unwrap();
     let by_class = mesh.sandbox("mesh", "class").unwrap();
     let mut object = by_class.object(&[], false);
     object["spec"]["runtimeClassName"] = json!("gvisor");
@@ -316,9 +309,8 @@ fn kubelets_user_and_branch_interfaces_are_in_the_rules() {
 
 #[test]
 fn metrics_of_ambient_mode_have_these_names_and_labels() {
-    let mesh = Mesh::new().unwrap();
-    let agent = mesh.agent().env("AMBIENT_VERIFY_INTERVAL", "100ms").ready().unwrap();
-    let _ztunnel = mesh.ztunnel().unwrap();
+    let (mesh, agent, _ztunnel) =
+        Mesh::served_by(|agent| agent.env("AMBIENT_VERIFY_INTERVAL", "100ms")).unwrap();
     let pod = mesh.running("mesh", "web", &[]).unwrap();
     wait_in(&mesh, &pod).unwrap();
     pod.netns.nft("delete table inet istio-ambient-nat").unwrap();

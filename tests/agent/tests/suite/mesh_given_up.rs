@@ -197,9 +197,7 @@ fn enrolled(agent: &Agent) -> f64 {
 /// This plugin's part of the ADD succeeded, and another's did not: the runtime calls DEL and takes the sandbox down.
 #[test]
 fn a_sandbox_that_fails_after_our_part_is_forgotten() {
-    let mesh = Mesh::new().unwrap();
-    let agent = mesh.agent().env("AMBIENT_VERIFY_INTERVAL", "1h").ready().unwrap();
-    let ztunnel = mesh.ztunnel().unwrap();
+    let (mesh, agent, ztunnel) = Mesh::served_by(|agent| agent.env("AMBIENT_VERIFY_INTERVAL", "1h")).unwrap();
     ztunnel.wait_snapshot(PATIENCE).unwrap();
     let mut pod = mesh.sandbox("mesh", "web").unwrap();
     mesh.node.api.set_pod(pod.object(&[], false));
@@ -224,9 +222,7 @@ fn a_sandbox_that_fails_after_our_part_is_forgotten() {
 /// Two plugins with the same pod in the same namespace: the second one's failure takes nothing from what is in.
 #[test]
 fn an_add_that_is_repeated_and_fails_takes_nothing_away() {
-    let mesh = Mesh::new().unwrap();
-    let agent = mesh.start().unwrap();
-    let ztunnel = mesh.ztunnel().unwrap();
+    let (mesh, agent, ztunnel) = Mesh::served().unwrap();
     let pod = mesh.sandbox("mesh", "web").unwrap();
     mesh.node.api.set_pod(pod.object(&[], false));
     assert_eq!(mesh.announce(&pod).unwrap().status, 200);
@@ -244,9 +240,7 @@ fn an_add_that_is_repeated_and_fails_takes_nothing_away() {
 /// However often plugins announce a pod that the API server does not know, the log says so once, and then rarely.
 #[test]
 fn a_pod_that_is_gone_from_the_api_makes_one_line() {
-    let mesh = Mesh::new().unwrap();
-    let agent = mesh.start().unwrap();
-    let _ztunnel = mesh.ztunnel().unwrap();
+    let (mesh, agent, _ztunnel) = Mesh::served().unwrap();
     let ghost = mesh.sandbox("mesh", "ghost").unwrap();
     for _ in 0..25 {
         assert_eq!(mesh.announce(&ghost).unwrap().status, 500);

@@ -197,9 +197,8 @@ fn what_cannot_be_followed_is_named_until_it_is_set_back() {
 /// Pods in the mesh keep their network, and their new sandboxes start, by what an earlier agent kept.
 #[test]
 fn pods_are_taken_over_without_the_api_server_and_what_it_says_later_wins() {
-    let mesh = Mesh::new().unwrap();
-    let agent = mesh.agent().env("AMBIENT_VERIFY_INTERVAL", "300ms").ready().unwrap();
-    let ztunnel = mesh.ztunnel().unwrap();
+    let (mesh, agent, ztunnel) =
+        Mesh::served_by(|agent| agent.env("AMBIENT_VERIFY_INTERVAL", "300ms")).unwrap();
     let mut announced = mesh.sandbox("mesh", "announced").unwrap();
     mesh.node.api.set_pod(announced.object(&[], false));
     assert_eq!(mesh.announce(&announced).unwrap().status, 200);

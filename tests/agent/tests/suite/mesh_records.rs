@@ -33,9 +33,7 @@ fn wait_state(mesh: &Mesh, pod: &MeshPod, state: &str) {
 /// outlives the agent.
 #[test]
 fn a_namespace_that_the_plugin_named_is_known_to_the_next_agent() {
-    let mesh = Mesh::new().unwrap();
-    let agent = mesh.start().unwrap();
-    let ztunnel = mesh.ztunnel().unwrap();
+    let (mesh, agent, ztunnel) = Mesh::served().unwrap();
     let pod = mesh.sandbox("mesh", "web").unwrap();
     mesh.node.api.set_pod(pod.object(&[], false));
     assert_eq!(mesh.announce(&pod).unwrap().status, 200);
@@ -61,9 +59,7 @@ fn a_namespace_that_the_plugin_named_is_known_to_the_next_agent() {
 /// The path stands for another namespace by now: it is not believed.
 #[test]
 fn a_path_that_leads_elsewhere_is_not_the_pods() {
-    let mesh = Mesh::new().unwrap();
-    let agent = mesh.start().unwrap();
-    let _ztunnel = mesh.ztunnel().unwrap();
+    let (mesh, agent, _ztunnel) = Mesh::served().unwrap();
     let mut pod = mesh.sandbox("mesh", "web").unwrap();
     mesh.node.api.set_pod(pod.object(&[], false));
     assert_eq!(mesh.announce(&pod).unwrap().status, 200);
@@ -80,9 +76,7 @@ fn a_path_that_leads_elsewhere_is_not_the_pods() {
 
 #[test]
 fn a_record_goes_with_its_pod() {
-    let mesh = Mesh::new().unwrap();
-    let agent = mesh.start().unwrap();
-    let _ztunnel = mesh.ztunnel().unwrap();
+    let (mesh, agent, _ztunnel) = Mesh::served().unwrap();
     let (leaves, ends) =
         (mesh.running("mesh", "leaves", &[]).unwrap(), mesh.running("mesh", "ends", &[]).unwrap());
     for pod in [&leaves, &ends] {

@@ -54,9 +54,8 @@ fn is_overdue(agent: &Agent) -> Result<()> {
 
 #[test]
 fn a_pod_that_keeps_its_kernel_busy_delays_no_other() {
-    let mesh = Mesh::new().unwrap();
-    let agent = mesh.agent().env("AMBIENT_VERIFY_INTERVAL", "1s").ready().unwrap();
-    let _ztunnel = mesh.ztunnel().unwrap();
+    let (mesh, agent, _ztunnel) =
+        Mesh::served_by(|agent| agent.env("AMBIENT_VERIFY_INTERVAL", "1s")).unwrap();
     let busy = mesh.running("default", "busy", &[(MODE, "ambient")]).unwrap();
     let good = mesh.running("default", "good", &[(MODE, "ambient")]).unwrap();
     for pod in [&busy, &good] {

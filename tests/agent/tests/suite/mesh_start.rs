@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 use testkit::apiserver::Resource;
 use testkit::mesh::{MODE, Mesh, MeshPod};
-use testkit::{Agent, PATIENCE, eventually};
+use testkit::{Agent, PATIENCE, at_once, eventually};
 
 use crate::mesh::wait_in;
 
@@ -34,7 +34,7 @@ fn left_by_an_earlier_agent(mesh: &Mesh, count: usize, nftables: &str) -> Vec<Me
 /// interval, one after the other, and one that has lost its rules gets them back then.
 #[test]
 fn pods_are_looked_at_by_turns_where_that_may_wait() {
-    for nftables in ["true", "false"] {
+    at_once(["true", "false"], |nftables| {
         let mesh = Mesh::new().unwrap();
         let left = left_by_an_earlier_agent(&mesh, 4, nftables);
         let robbed = &left[2];
@@ -77,7 +77,7 @@ fn pods_are_looked_at_by_turns_where_that_may_wait() {
         }
         agent.log().wait_for(&["the pods of an earlier agent are verified", "pods=4"], PATIENCE).unwrap();
         assert_eq!(ztunnel.violations(), Vec::<String>::new());
-    }
+    });
 }
 
 /// With the option on every pod is looked at, and put right, before the agent is ready.

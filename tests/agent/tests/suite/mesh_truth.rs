@@ -109,9 +109,8 @@ fn an_annotation_alone_does_not_make_a_pod_a_member() {
 /// itself gets nothing by it.
 #[test]
 fn a_static_pod_is_found_and_nobody_else_in_its_place() {
-    let mesh = Mesh::new().unwrap();
-    let _agent = mesh.agent().env("AMBIENT_VERIFY_INTERVAL", "300ms").ready().unwrap();
-    let _ztunnel = mesh.ztunnel().unwrap();
+    let (mesh, _agent, _ztunnel) =
+        Mesh::served_by(|agent| agent.env("AMBIENT_VERIFY_INTERVAL", "300ms")).unwrap();
     let hash = "c0ffee00c0ffee00c0ffee00c0ffee00";
     let (pod, thief) = (mesh.sandbox("mesh", "api-n1").unwrap(), mesh.sandbox("mesh", "thief").unwrap());
     let cgroup = format!("/kubepods.slice/kubepods-pod{hash}.slice/cri-containerd-{:064x}.scope", 7);
@@ -193,9 +192,7 @@ fn a_pod_that_the_next_ztunnel_refuses_is_not_in() {
 /// What was in stays so for others while the agent comes again and no ztunnel is there; the agent itself does not count it before it has seen it.
 #[test]
 fn a_restart_takes_back_nothing_and_counts_what_it_saw() {
-    let mesh = Mesh::new().unwrap();
-    let agent = mesh.start().unwrap();
-    let ztunnel = mesh.ztunnel().unwrap();
+    let (mesh, agent, ztunnel) = Mesh::served().unwrap();
     let pod = mesh.running("mesh", "web", &[]).unwrap();
     wait_in(&mesh, &pod).unwrap();
     agent.kill().unwrap();
@@ -225,9 +222,7 @@ fn a_restart_takes_back_nothing_and_counts_what_it_saw() {
 /// A ztunnel that is told to keep a pod of which it knows nothing says yes.
 #[test]
 fn a_pod_that_is_kept_blindly_is_not_in() {
-    let mesh = Mesh::new().unwrap();
-    let agent = mesh.start().unwrap();
-    let ztunnel = mesh.ztunnel().unwrap();
+    let (mesh, agent, ztunnel) = Mesh::served().unwrap();
     let pod = mesh.running("mesh", "web", &[]).unwrap();
     wait_in(&mesh, &pod).unwrap();
     agent.kill().unwrap();
@@ -248,9 +243,8 @@ fn a_pod_that_is_kept_blindly_is_not_in() {
 /// A tenant with NET_ADMIN puts a table of our name in the place of ours and keeps it for itself: nobody else may change it.
 #[test]
 fn a_repair_that_the_pod_hinders_is_told() {
-    let mesh = Mesh::new().unwrap();
-    let agent = mesh.agent().env("AMBIENT_VERIFY_INTERVAL", "200ms").ready().unwrap();
-    let ztunnel = mesh.ztunnel().unwrap();
+    let (mesh, agent, ztunnel) =
+        Mesh::served_by(|agent| agent.env("AMBIENT_VERIFY_INTERVAL", "200ms")).unwrap();
     let pod = mesh.running("mesh", "web", &[]).unwrap();
     wait_in(&mesh, &pod).unwrap();
     let mut nft = Command::new("nft");
@@ -367,9 +361,7 @@ fn rules_that_are_left_as_they_are_do_not_count() {
 /// Rules for IPv4 do not see what a pod without an IPv4 address sends.
 #[test]
 fn a_pod_without_a_captured_family_is_refused() {
-    let mesh = Mesh::new().unwrap();
-    let agent = mesh.agent().env("AMBIENT_IPV6", "false").ready().unwrap();
-    let _ztunnel = mesh.ztunnel().unwrap();
+    let (mesh, agent, _ztunnel) = Mesh::served_by(|agent| agent.env("AMBIENT_IPV6", "false")).unwrap();
     let pod = mesh.sandbox("mesh", "six").unwrap();
     pod.netns.address("fd00:9::6").unwrap();
     mesh.run(&pod).unwrap();

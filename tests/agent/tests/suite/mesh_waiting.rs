@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 use testkit::apiserver::Fault;
 use testkit::mesh::{Mesh, MeshPod, REDIRECTION};
-use testkit::{Agent, PATIENCE, eventually};
+use testkit::{Agent, PATIENCE, at_once, eventually};
 
 use crate::mesh::wait_in;
 
@@ -148,10 +148,8 @@ fn pods_of_an_earlier_agent_are_counted() {
 /// The annotation cannot be written: the API server is away, overloaded, or lacks the role.
 #[test]
 fn an_api_server_that_takes_no_annotations_makes_one_line() {
-    for fault in [Fault::status(503), Fault::status(403), Fault::Reset] {
-        let mesh = Mesh::new().unwrap();
-        let agent = mesh.start().unwrap();
-        let _ztunnel = mesh.ztunnel().unwrap();
+    at_once([Fault::status(503), Fault::status(403), Fault::Reset], |fault| {
+        let (mesh, agent, _ztunnel) = Mesh::served().unwrap();
         mesh.node.api.fail_path("/status", usize::MAX, fault.clone());
         let pods = pods(&mesh, 5);
         let parts = ["warn", "5 pods wait for the API server", "annotate pod mesh/p"];
@@ -163,7 +161,7 @@ fn an_api_server_that_takes_no_annotations_makes_one_line() {
         mesh.node.api.fail_path("/status", 0, fault);
         pods.iter().for_each(|pod| wait_in(&mesh, pod).unwrap());
         agent.log().wait_for(&["info", "no pod waits for the API server any more"], PATIENCE).unwrap();
-    }
+    });
 }
 
 /// A role without events, as in the original's chart of sidecar mode, or one that is not loaded yet.
@@ -192,41 +190,42 @@ fn an_event_that_is_refused_is_not_tried_again() {
 /// is looked for, or complained of, before.
 #[test]
 fn a_pod_is_taken_in_when_its_address_comes() {
-    for (annotation, before) in
-        [(None, false), (Some("enabled"), false), (Some("enabled"), true), (Some("pending"), true)]
-    {
-        let mesh = Mesh::new().unwrap();
-        let pod = mesh.sandbox("mesh", "late").unwrap();
-        mesh.run(&pod).unwrap();
-        let mut object = pod.object(&[], false);
-        if let Some(value) = annotation {
-            object["metadata"]["annotations"][REDIRECTION] = json!(value);
-        }
-        if before {
-            mesh.node.api.set_pod(object.clone());
-        }
-        // No verification comes to help.
-        let agent = mesh.agent().env("AMBIENT_VERIFY_INTERVAL", "1h").ready().unwrap();
-        let _ztunnel = mesh.ztunnel().unwrap();
-        if !before {
-            mesh.node.api.set_pod(object);
-        }
-        mesh.wait_annotation(&pod, None).unwrap();
-        std::thread::sleep(Duration::from_millis(1500));
-        assert!(
-            pod.is_clean().unwrap(),
-            "{annotation:?} {before}: nobody may touch a pod without an address"
-        );
-        let quiet = |what: &str| {
-            let complaints = complaints(&agent, std::slice::from_ref(&pod));
-            assert_eq!(complaints, Vec::<String>::new(), "{annotation:?} {before} {what}");
-        };
-        quiet("without an address");
-        let come = Instant::now();
-        mesh.node.api.set_pod(pod.object(&[], true));
-        wait_in(&mesh, &pod).unwrap();
-        assert!(come.elapsed() < Duration::from_secs(2), "{annotation:?} {before}: {:?}", come.elapsed());
-        quiet("with its address");
-        println!("{annotation:?} before {before}: in {:?} after its address", come.elapsed());
-    }
+    at_once(
+        [(None, false), (Some("enabled"), false), (Some("enabled"), true), (Some("pending"), true)],
+        |(annotation, before)| {
+            let mesh = Mesh::new().unwrap();
+            let pod = mesh.sandbox("mesh", "late").unwrap();
+            mesh.run(&pod).unwrap();
+            let mut object = pod.object(&[], false);
+            if let Some(value) = annotation {
+                object["metadata"]["annotations"][REDIRECTION] = json!(value);
+            }
+            if before {
+                mesh.node.api.set_pod(object.clone());
+            }
+            // No verification comes to help.
+            let agent = mesh.agent().env("AMBIENT_VERIFY_INTERVAL", "1h").ready().unwrap();
+            let _ztunnel = mesh.ztunnel().unwrap();
+            if !before {
+                mesh.node.api.set_pod(object);
+            }
+            mesh.wait_annotation(&pod, None).unwrap();
+            std::thread::sleep(Duration::from_millis(1500));
+            assert!(
+                pod.is_clean().unwrap(),
+                "{annotation:?} {before}: nobody may touch a pod without an address"
+            );
+            let quiet = |what: &str| {
+                let complaints = complaints(&agent, std::slice::from_ref(&pod));
+                assert_eq!(complaints, Vec::<String>::new(), "{annotation:?} {before} {what}");
+            };
+            quiet("without an address");
+            let come = Instant::now();
+            mesh.node.api.set_pod(pod.object(&[], true));
+            wait_in(&mesh, &pod).unwrap();
+            assert!(come.elapsed() < Duration::from_secs(2), "{annotation:?} {before}: {:?}", come.elapsed());
+            quiet("with its address");
+            println!("{annotation:?} before {before}: in {:?} after its address", come.elapsed());
+        },
+    );
 }

@@ -51,25 +51,33 @@ pub struct Ended {
 
 impl<'a> Launch<'a> {
     pub(crate) fn new(node: &'a Node) -> Self {
-        let path = |path: std::path::PathBuf| path.to_string_lossy().into_owned();
         let api = node.api.address();
-        let env = [
-            ("MOUNTED_CNI_NET_DIR", path(node.net_dir())),
-            ("CNI_BIN_SOURCE_DIR", path(node.bin_source())),
-            ("MOUNTED_CNI_BIN_DIRS", path(node.bin_target())),
-            ("CNI_AGENT_RUN_DIR", path(node.run_dir())),
-            ("CNI_CACHE_DIR", path(node.cache_dir())),
-            ("HOST_ROOT", "/".to_owned()),
-            ("SERVICE_ACCOUNT_DIR", path(node.account())),
-            ("KUBERNETES_SERVICE_HOST", api.ip().to_string()),
-            ("KUBERNETES_SERVICE_PORT", api.port().to_string()),
-            ("LISTEN_ADDRESS", node.address().to_string()),
-            ("NODE_NAME", NAME.to_owned()),
-            ("NATIVE_NFTABLES", "true".to_owned()),
-            ("FACTS_TIMEOUT", "1s".to_owned()),
-        ];
-        let env = env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        Self { node, wrapper: Vec::new(), args: Vec::new(), env }
+        let launch = Self::of_directories(node)
+            .env("CNI_CACHE_DIR", &node.cache_dir().to_string_lossy())
+            .env("HOST_ROOT", "/")
+            .env("SERVICE_ACCOUNT_DIR", &node.account().to_string_lossy())
+            .env("KUBERNETES_SERVICE_HOST", &api.ip().to_string())
+            .env("KUBERNETES_SERVICE_PORT", &api.port().to_string());
+        launch
+            .env("LISTEN_ADDRESS", &node.address().to_string())
+            .env("NODE_NAME", NAME)
+            .env("NATIVE_NFTABLES", "true")
+            .env("FACTS_TIMEOUT", "1s")
+    }
+
+    pub(crate) fn of_manifests(node: &'a Node) -> Self {
+        let source = format!("manifests:{}", node.manifests().display());
+        let launch = Self::of_directories(node).env("POD_SOURCE", &source);
+        launch.env("MONITORING_PORT", "0").env("HEALTH_PORT", "0").env("CLEANUP_ON_EXIT", "never")
+    }
+
+    fn of_directories(node: &'a Node) -> Self {
+        let launch = Self { node, wrapper: Vec::new(), args: Vec::new(), env: BTreeMap::new() };
+        launch
+            .env("MOUNTED_CNI_NET_DIR", &node.net_dir().to_string_lossy())
+            .env("CNI_BIN_SOURCE_DIR", &node.bin_source().to_string_lossy())
+            .env("MOUNTED_CNI_BIN_DIRS", &node.bin_target().to_string_lossy())
+            .env("CNI_AGENT_RUN_DIR", &node.run_dir().to_string_lossy())
     }
 
     /// Adds an argument.
@@ -253,7 +261,23 @@ impl Agent {
     /// # Errors
     /// The process is gone.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        Ok(kill_process(self.own_pid()?, signal)?)
+        kill_process(self.own_pid()?, signal)?;
+        if signal == Signal::STOP {
+            // Its threads stop one after the other, and until then it answers.
+            eventually("the agent stops", PATIENCE, || {
+                let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid()))?;
+                for task in tasks {
+                    let stat = std::fs::read_to_string(task?.path().join("stat"))?;
+                    // proc(5): field 3, behind the name in parentheses, is the state.
+                    ensure!(
+                        stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('T')),
+                        "{stat}"
+                    );
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
 
     /// Kills it without giving it time for anything.

@@ -69,6 +69,25 @@ impl Mesh {
         Ok(mesh)
     }
 
+    /// One with a ready agent and a ztunnel that does what it should.
+    ///
+    /// # Errors
+    /// As [`Mesh::new`], or the agent does not become ready.
+    pub fn served() -> Result<(Self, Agent, Ztunnel)> {
+        Self::served_by(|agent| agent)
+    }
+
+    /// The same with another agent than the usual one.
+    ///
+    /// # Errors
+    /// As [`Mesh::served`].
+    pub fn served_by(change: impl FnOnce(Launch<'_>) -> Launch<'_>) -> Result<(Self, Agent, Ztunnel)> {
+        let mesh = Self::new()?;
+        let agent = change(mesh.agent()).ready()?;
+        let ztunnel = mesh.ztunnel()?;
+        Ok((mesh, agent, ztunnel))
+    }
+
     /// What the agent takes for the root of the node.
     pub fn root(&self) -> PathBuf {
         self.node.dir().join("host")
