@@ -162,11 +162,3 @@ fn parse_mark(text: &str) -> Result<u32, String> {
     };
     number.map_err(|_| format!("{text:?} is not a mark, a number of 32 bits such as 0x539"))
 }
-
-/// Loopback of the family of an address.
-fn loopback_like(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
-    }
-}

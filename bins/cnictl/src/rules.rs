@@ -1,7 +1,7 @@
 //! Rules in a backend's own words.
 
 use ruleset::eval::Place;
-use ruleset::{Action, Backend, Family, Rule, iptables, nft};
+use ruleset::{Backend, Family, Rule, iptables, nft};
 use serde::Serialize;
 
 /// A rule, where it stands, what it says and why.
@@ -38,9 +38,4 @@ fn text(backend: Backend, rule: &Rule) -> String {
             iptables::render_rule(rule, family)
         }
     }
-}
-
-/// The chain that a rule jumps to.
-pub(crate) fn target(rule: &Rule) -> Option<&str> {
-    if let Action::Jump(chain) = &rule.action { Some(chain) } else { None }
 }

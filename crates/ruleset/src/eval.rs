@@ -1,77 +1,20 @@
 //! What rulesets do to a packet.
 
 mod attached;
+mod packet;
 
 use std::borrow::Cow;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::IpAddr;
 use std::ops::Range;
 
 use crate::plan::Backend;
-use crate::rule::{
-    Action, Chain, CtState, Family, Hook, Match, Protocol, RejectWith, Rule, Ruleset, Table, TableKind,
-};
+use crate::rule::{Action, Chain, CtState, Hook, Match, RejectWith, Rule, Ruleset, Table, TableKind};
 use crate::set::{MapVerdict, Members, Set, Side};
 
 use attached::{Part, attached};
 
 pub use attached::translations_last;
-
-/// A packet and what the kernel knows of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Packet {
-    /// Source address; gives the family.
-    pub source: IpAddr,
-    /// Destination address, of the same family.
-    pub destination: IpAddr,
-    /// Transport protocol.
-    pub protocol: Protocol,
-    /// Source port.
-    pub source_port: u16,
-    /// Destination port.
-    pub destination_port: u16,
-    /// The interface that it came in by; empty when it was sent here.
-    pub in_interface: String,
-    /// The interface that it leaves by; empty when it arrived.
-    pub out_interface: String,
-    /// Owner of the sending socket, when it was sent here by a process.
-    pub owner: Option<Owner>,
-    /// Packet mark.
-    pub mark: u32,
-    /// Mark of its connection.
-    pub ct_mark: u32,
-    /// Connection tracking state.
-    pub state: State,
-    /// Whether it answers the packet that began its connection.
-    pub reply: bool,
-    /// Where its connection's first packet wanted to go, if that is not where this one goes.
-    pub original: Option<SocketAddr>,
-    /// Type and code of an ICMP or ICMPv6 message, which has no ports.
-    pub icmp: (u8, u8),
-    /// Whether a transparent socket takes the packet where a TPROXY rule leads it.
-    pub listening: bool,
-}
-
-/// The ids that own a socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Owner {
-    /// User.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-}
-
-/// Connection tracking state of a packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum State {
-    /// The first packet of a connection.
-    New,
-    /// A later one.
-    Established,
-    /// First packet of a connection that another one announced; the nat tables see it as they see [`State::New`], and no others.
-    Related,
-    /// Fits no connection.
-    Invalid,
-}
+pub use packet::{Owner, Packet, State};
 
 /// What became of the packet at a hook.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -121,6 +64,8 @@ pub struct Outcome<'a> {
     pub verdict: Verdict,
     /// The rule that gave the verdict, or for [`Verdict::Pass`] the one that last ended a chain early; absent when no rule did.
     pub decided_by: Option<Place<'a>>,
+    /// The rules by whose jumps the packet came to that one, outermost first.
+    pub callers: Vec<Place<'a>>,
     /// Every rule that matched, in order.
     pub trace: Vec<Place<'a>>,
     /// The packet's mark afterwards.
@@ -146,6 +91,7 @@ pub fn evaluate<'a>(
     let mut outcome = Outcome {
         verdict: Verdict::Pass,
         decided_by: None,
+        callers: Vec::new(),
         trace: Vec::new(),
         mark: packet.mark,
         ct_mark: packet.ct_mark,
@@ -161,18 +107,17 @@ pub fn evaluate<'a>(
             }
         }
         for Part { owner, table, chain, rules } in attached.parts {
-            let depth = table.chains.len();
-            let mut walk =
-                Walk { owner, table, backend, packet: &packet, members, outcome: &mut outcome, depth };
+            let (packet, outcome, callers) = (&*packet, &mut outcome, Vec::new());
+            let mut walk = Walk { owner, table, backend, packet, members, outcome, callers };
             if !matches!(walk.rules(chain, rules), Flow::Continue) {
                 break;
             }
         }
         match outcome.verdict {
-            Verdict::Drop | Verdict::Reject(_) => break,
+            end if end.is_end() => break,
             Verdict::Redirect { port } => packet = Cow::Owned(packet.redirected(hook, port)),
             Verdict::Snat { to } => packet = Cow::Owned(Packet { source: to, ..packet.into_owned() }),
-            Verdict::Pass | Verdict::Tproxy { .. } => {}
+            _ => {}
         }
     }
     outcome
@@ -186,8 +131,9 @@ struct Walk<'r, 'p, 'o> {
     packet: &'p Packet,
     members: &'p dyn Members,
     outcome: &'o mut Outcome<'r>,
-    /// Chains left to go down; only a circle could use them up, and [`crate::check`] refuses circles.
-    depth: usize,
+    /// The rules by whose jumps the packet is where it is. Only a circle could make them more than there are chains, and
+    /// [`crate::check`] refuses circles.
+    callers: Vec<Place<'r>>,
 }
 
 /// Whether a chain's caller goes on.
@@ -221,7 +167,7 @@ impl<'r> Walk<'r, '_, '_> {
                     return Flow::Return;
                 }
                 Action::Jump(target) => {
-                    if let Flow::End = self.called(target) {
+                    if let Flow::End = self.called(place, target) {
                         return Flow::End;
                     }
                 }
@@ -229,12 +175,16 @@ impl<'r> Walk<'r, '_, '_> {
                     // What is not in the map ends the rule (`NFT_BREAK` in nft_lookup.c).
                     None => drop(self.outcome.trace.pop()),
                     Some(MapVerdict::Jump(target)) => {
-                        if let Flow::End = self.called(&target) {
+                        if let Flow::End = self.called(place, &target) {
                             return Flow::End;
                         }
                     }
                     Some(MapVerdict::Goto(target)) => {
-                        return if let Flow::End = self.called(&target) { Flow::End } else { Flow::Return };
+                        return if let Flow::End = self.called(place, &target) {
+                            Flow::End
+                        } else {
+                            Flow::Return
+                        };
                     }
                     Some(MapVerdict::Accept) => return self.accepted(place),
                     Some(MapVerdict::Drop) => return self.decided(place, Verdict::Drop),
@@ -267,11 +217,14 @@ impl<'r> Walk<'r, '_, '_> {
     }
 
     /// The way through a chain that a rule leads to.
-    fn called(&mut self, target: &str) -> Flow {
-        let (Some(target), true) = (self.table.chain(target), self.depth > 0) else { return Flow::Continue };
-        self.depth -= 1;
+    fn called(&mut self, by: Place<'r>, target: &str) -> Flow {
+        let Some(target) = self.table.chain(target).filter(|_| self.callers.len() < self.table.chains.len())
+        else {
+            return Flow::Continue;
+        };
+        self.callers.push(by);
         let flow = self.rules(target, 0..target.rules.len());
-        self.depth += 1;
+        self.callers.pop();
         flow
     }
 
@@ -286,13 +239,13 @@ impl<'r> Walk<'r, '_, '_> {
 
     fn decided(&mut self, place: Place<'r>, verdict: Verdict) -> Flow {
         self.outcome.verdict = verdict;
-        self.outcome.decided_by = Some(place);
+        (self.outcome.decided_by, self.outcome.callers) = (Some(place), self.callers.clone());
         Flow::End
     }
 
     fn passed_by(&mut self, place: Place<'r>) {
         if self.outcome.verdict == Verdict::Pass {
-            self.outcome.decided_by = Some(place);
+            (self.outcome.decided_by, self.outcome.callers) = (Some(place), self.callers.clone());
         }
     }
 
@@ -358,28 +311,11 @@ impl<'r> Walk<'r, '_, '_> {
     }
 }
 
-impl Packet {
-    /// Family of the addresses.
-    pub fn family(&self) -> Family {
-        if self.source.is_ipv4() { Family::V4 } else { Family::V6 }
-    }
-
-    /// As it is after a redirect at a hook: what was sent here goes to the loopback address, and what arrived to the first address of its
-    /// interface (`nf_nat_redirect.c`), which is taken to be the one that it came for.
+impl Verdict {
+    /// Whether nothing more becomes of the packet.
     #[must_use]
-    pub fn redirected(&self, hook: Hook, port: u16) -> Self {
-        let loopback: IpAddr = match self.family() {
-            Family::V4 => Ipv4Addr::LOCALHOST.into(),
-            Family::V6 => Ipv6Addr::LOCALHOST.into(),
-        };
-        let destination = if hook == Hook::Output { loopback } else { self.destination };
-        let original = self.original.or(Some((self.destination, self.destination_port).into()));
-        Self { destination, destination_port: port, original, ..self.clone() }
-    }
-
-    /// Where the first packet of its connection wanted to go.
-    fn original(&self) -> SocketAddr {
-        self.original.unwrap_or_else(|| (self.destination, self.destination_port).into())
+    pub fn is_end(&self) -> bool {
+        matches!(self, Self::Drop | Self::Reject(_))
     }
 }
 

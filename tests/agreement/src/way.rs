@@ -1,10 +1,11 @@
-//! The way of an attempt's first packet through every hook, as the evaluator sees it.
+//! Where the path of an attempt's first packet ends in the world of these tests.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use ruleset::eval::{Outcome, Owner, Packet, State, Verdict, evaluate};
-use ruleset::{Hook, NoMembers, Plan, Protocol, Routing};
+use ruleset::eval::{Owner, Packet, State, Verdict, evaluate};
+use ruleset::path::{self, Path, Stop, follow};
+use ruleset::{Hook, NoMembers, Plan, Protocol};
 
 use crate::world::{self, LISTENER_ID};
 
@@ -33,8 +34,8 @@ pub struct Attempt {
 /// The way, and where it ends.
 #[derive(Debug)]
 pub struct Way<'a> {
-    /// Each hook that the packet went through, in order.
-    pub hooks: Vec<(Hook, Packet, Outcome<'a>)>,
+    /// The hooks that the packet passed.
+    pub path: Path<'a>,
     /// End.
     pub end: End,
 }
@@ -100,88 +101,45 @@ impl Attempt {
 
 /// Follows an attempt through a plan.
 pub fn predict<'a>(plan: &'a Plan, attempt: &Attempt) -> Way<'a> {
-    let mut walk = Walk { plan, hooks: Vec::new() };
-    let packet = attempt.packet();
-    let end = if attempt.from_peer { walk.arrives(packet, true) } else { walk.is_sent(packet) };
-    Way { hooks: walk.hooks, end }
+    let path = follow(plan, attempt.packet(), &NoMembers);
+    Way { end: end(plan, &path), path }
 }
 
-struct Walk<'a> {
-    plan: &'a Plan,
-    hooks: Vec<(Hook, Packet, Outcome<'a>)>,
+fn end(plan: &Plan, path: &Path<'_>) -> End {
+    if let [Stop { hook: Hook::Output, packet, outcome }, ..] = &path.stops[..]
+        && let (Verdict::Redirect { port }, Protocol::Udp) = (outcome.verdict, packet.protocol)
+    {
+        // Without a listener the answer is ICMP, which no rule gives a zone.
+        let answered = packet.listening.then(|| zone_of_answer(plan, packet, port)).flatten();
+        if answered != outcome.zone {
+            return End::NoAnswer;
+        }
+    }
+    let arrives = |stop: &&Stop<'_>| stop.hook == Hook::Prerouting;
+    let redirected = path.stops.iter().find(arrives).map(|stop| stop.outcome.verdict);
+    match (path.end, path.verdict()) {
+        (path::End::Gone, Verdict::Reject(_)) => End::Refused,
+        (path::End::Gone, _) => End::NoAnswer,
+        (path::End::Left, _) => taken(&path.packet, path.packet.destination_port, true),
+        (path::End::Socket { port }, _) => {
+            in_pod(&path.packet, port, !matches!(redirected, Some(Verdict::Redirect { .. })))
+        }
+    }
 }
 
-impl Walk<'_> {
-    fn is_sent(&mut self, mut packet: Packet) -> End {
-        let outcome = evaluate(&self.plan.layers, self.plan.backend, &packet, Hook::Output, true, &NoMembers);
-        let (verdict, mark, ct_mark, zone) = (outcome.verdict, outcome.mark, outcome.ct_mark, outcome.zone);
-        self.hooks.push((Hook::Output, packet.clone(), outcome));
-        match verdict {
-            Verdict::Drop | Verdict::Tproxy { .. } => return End::NoAnswer,
-            Verdict::Reject(_) => return End::Refused,
-            Verdict::Redirect { port } => {
-                if packet.protocol == Protocol::Udp {
-                    // Without a listener the answer is ICMP, which no rule gives a zone.
-                    let answered = packet.listening.then(|| self.zone_of_answer(&packet, port)).flatten();
-                    if answered != zone {
-                        return End::NoAnswer;
-                    }
-                }
-                packet.destination = loopback(packet.source.is_ipv6());
-                packet.destination_port = port;
-                "lo".clone_into(&mut packet.out_interface);
-            }
-            Verdict::Pass if self.routed_here(mark, packet.source.is_ipv6()) => {
-                "lo".clone_into(&mut packet.out_interface);
-            }
-            Verdict::Pass | Verdict::Snat { .. } => {}
-        }
-        if packet.out_interface != "lo" {
-            return taken(&packet, packet.destination_port, true);
-        }
-        // The second half of the way over loopback: the packet keeps its mark and its connection, and loses its socket.
-        std::mem::swap(&mut packet.in_interface, &mut packet.out_interface);
-        (packet.owner, packet.mark, packet.ct_mark) = (None, mark, ct_mark);
-        self.arrives(packet, false)
-    }
-
-    fn arrives(&mut self, packet: Packet, nat: bool) -> End {
-        let outcome =
-            evaluate(&self.plan.layers, self.plan.backend, &packet, Hook::Prerouting, nat, &NoMembers);
-        let verdict = outcome.verdict;
-        let end = match verdict {
-            Verdict::Drop => End::NoAnswer,
-            Verdict::Reject(_) => End::Refused,
-            Verdict::Redirect { port } => in_pod(&packet, port, false),
-            Verdict::Tproxy { port } => in_pod(&packet, port, true),
-            Verdict::Pass | Verdict::Snat { .. } => in_pod(&packet, packet.destination_port, true),
-        };
-        self.hooks.push((Hook::Prerouting, packet, outcome));
-        end
-    }
-
-    /// Whether policy routing takes a packet with the mark to this host.
-    fn routed_here(&self, mark: u32, v6: bool) -> bool {
-        self.plan.routing.iter().any(|step| {
-            matches!(step, Routing::Rule { family, mark: routed, mask, .. }
-                if *routed == mark & mask && (*family == ruleset::Family::V6) == v6)
-        })
-    }
-
-    /// The conntrack zone of the answer that a listener of ours gives to a redirected datagram. In another zone than the
-    /// question's, the answer is not translated back, and nobody waits for it.
-    fn zone_of_answer(&self, question: &Packet, port: u16) -> Option<u16> {
-        let answer = Packet {
-            source: loopback(question.source.is_ipv6()),
-            destination: question.source,
-            source_port: port,
-            destination_port: question.source_port,
-            out_interface: "lo".to_owned(),
-            owner: Some(Owner { uid: LISTENER_ID, gid: LISTENER_ID }),
-            ..question.clone()
-        };
-        evaluate(&self.plan.layers, self.plan.backend, &answer, Hook::Output, false, &NoMembers).zone
-    }
+/// The conntrack zone of the answer that a listener of ours gives to a redirected datagram. In another zone than the
+/// question's, the answer is not translated back, and nobody waits for it.
+fn zone_of_answer(plan: &Plan, question: &Packet, port: u16) -> Option<u16> {
+    let answer = Packet {
+        source: loopback(question.source.is_ipv6()),
+        destination: question.source,
+        source_port: port,
+        destination_port: question.source_port,
+        out_interface: "lo".to_owned(),
+        owner: Some(Owner { uid: LISTENER_ID, gid: LISTENER_ID }),
+        ..question.clone()
+    };
+    evaluate(&plan.layers, plan.backend, &answer, Hook::Output, false, &NoMembers).zone
 }
 
 /// What a port of the pod does: that of a proxy may have no listener.
@@ -203,7 +161,7 @@ fn loopback(v6: bool) -> IpAddr {
 
 impl fmt::Display for Way<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (hook, packet, outcome) in &self.hooks {
+        for Stop { hook, packet, outcome } in &self.path.stops {
             writeln!(f, "  {}: {packet:?}", hook.name())?;
             for place in &outcome.trace {
                 let (table, chain) = (place.table, &place.chain.name);

@@ -166,7 +166,7 @@ fn a_missing_rule_is_noticed() {
         assert_eq!(disagreement(&lab, loader, &whole, &whole, &attempts, &count).unwrap(), None);
         for attempt in &attempts {
             let way = predict(&whole, attempt);
-            let decided = way.hooks.iter().filter_map(|(_, _, outcome)| outcome.decided_by).next_back();
+            let decided = way.path.stops.iter().filter_map(|stop| stop.outcome.decided_by).next_back();
             let place = decided.expect("each of these attempts meets a rule that decides");
             let (table, chain, index) = (place.table, place.chain.name.clone(), place.index);
             let mut without = whole.clone();
@@ -256,7 +256,7 @@ fn the_kernel_keeps_the_first_zone() {
         lab.load(loader, &plan).unwrap();
         let last = u8::try_from(10 * (number + 1)).unwrap();
         for attempt in [to(1337, last), to(1000, last + 1)] {
-            let zone = predict(&plan, &attempt).hooks[0].2.zone.expect("a query gets a zone");
+            let zone = predict(&plan, &attempt).path.stops[0].outcome.zone.expect("a query gets a zone");
             assert_eq!(zone, if attempt.owner.0 == 1337 { 1 } else { 2 });
             lab.attempt(&attempt).unwrap();
             let list =

@@ -9,10 +9,11 @@ use capture::settings::DNS_PORT;
 use facts::PodRef;
 use ruleset::Hook;
 use ruleset::eval::{Place, State, Verdict};
+use ruleset::path::Path;
 use serde::Serialize;
 
 use super::flow::{Direction, Flow};
-use super::way::{Way, follow, leave_node};
+use super::way::{leave_node, through_pod};
 use crate::output::{Colour, Format, columns, paint, structured};
 use crate::rules::{RuleReport, describe};
 use crate::subject::{About, By, Captured, Outcome, Subject};
@@ -121,7 +122,7 @@ impl Explanation {
         let backend = captured.facts.backend;
         let (flow, node) = from_node(captured, flow);
         let flow = &flow;
-        let way = follow(&captured.plan.layers, backend, flow);
+        let way = through_pod(&captured.plan, flow);
         let report = |place: &Place<'_>| describe(backend, place);
         let decided = way.decided_by();
         Self {
@@ -137,7 +138,7 @@ impl Explanation {
             node,
             verdict: VerdictReport::of(&way, flow, &captured.by),
             rule: decided.as_ref().map(|(place, _)| report(place)),
-            path: decided.iter().flat_map(|(_, path)| path).map(report).collect(),
+            path: decided.iter().flat_map(|(_, callers)| *callers).map(report).collect(),
             trace: way
                 .trace()
                 .map(|(hook, place)| TraceEntry { hook: Hook::name(hook), rule: report(&place) })
@@ -238,7 +239,7 @@ impl std::fmt::Display for FlowReport {
 }
 
 impl VerdictReport {
-    fn of(way: &Way<'_>, flow: &Flow, by: &By) -> Self {
+    fn of(way: &Path<'_>, flow: &Flow, by: &By) -> Self {
         let mut text = String::new();
         let (action, port) = match way.verdict() {
             // nat looks at first packets only, and the connection remembers what it said
@@ -301,13 +302,13 @@ fn from_node(captured: &Captured, flow: &Flow) -> (Flow, Option<NodeReport>) {
     };
     let backend = host.plan.backend;
     let members: Vec<_> = host.members.iter().map(|member| member.address).collect();
-    let outcome = leave_node(&host.plan.layers, backend, flow, &members);
+    let path = leave_node(&host.plan, flow, &members);
     let mut flow = flow.clone();
-    if let Verdict::Snat { to } = outcome.verdict {
+    if let Verdict::Snat { to } = path.verdict() {
         flow.source.set_ip(to);
     }
-    let rule = outcome.decided_by.filter(|_| matches!(outcome.verdict, Verdict::Snat { .. }));
-    let rule = rule.map(|place| describe(backend, &place));
+    let rule = path.decided_by().filter(|_| matches!(path.verdict(), Verdict::Snat { .. }));
+    let rule = rule.map(|(place, _)| describe(backend, &place));
     let node = NodeReport { source: flow.source.ip().to_string(), rule };
     (flow, Some(node))
 }

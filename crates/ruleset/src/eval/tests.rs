@@ -2,7 +2,7 @@ use std::slice::from_ref;
 
 use super::*;
 
-use crate::rule::{ALL_BITS, Base, ChainKind, Families, Limit, Ports};
+use crate::rule::{ALL_BITS, Base, ChainKind, Families, Family, Limit, Ports, Protocol};
 use crate::set::{Content, Contents, Delta, Element, Endpoint, Key, KeyType, NoMembers};
 
 const APP: Owner = Owner { uid: 1000, gid: 2000 };
