@@ -1,5 +1,7 @@
 //! What lists, watches and single questions tell of the objects of a kind, as values.
 
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+
 use crate::watch::Change;
 
 /// Namespace, empty where there is none, and name.
@@ -127,7 +129,10 @@ impl Uid {
         let digits: String = text.chars().filter(|c| *c != '-').collect();
         let usual = digits.len() == 32 && text.len() == 36 && !digits.starts_with('+');
         let number = usual.then(|| u128::from_str_radix(&digits, 16).ok()).flatten();
-        let number = number.unwrap_or_else(|| fnv1a(text.bytes())).max(1);
+        // Two halves of their own; the number is compared within this process only.
+        let hash =
+            |half: u8| u128::from(BuildHasherDefault::<DefaultHasher>::default().hash_one((half, text)));
+        let number = number.unwrap_or_else(|| (hash(1) << 64) | hash(0)).max(1);
         Self((number >> 64) as u64, number as u64)
     }
 
@@ -137,9 +142,23 @@ impl Uid {
     }
 }
 
-/// FNV-1a of 128 bits (draft-eastlake-fnv).
-fn fnv1a(bytes: impl Iterator<Item = u8>) -> u128 {
-    const OFFSET: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
-    const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
-    bytes.fold(OFFSET, |hash, byte| (hash ^ u128::from(byte)).wrapping_mul(PRIME))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uids_are_told_apart_and_none_differs_from_nothing() {
+        let (one, other) = ("3ad17846-0d2e-8a8a-96fd-14e214b038ab", "3ad17846-0d2e-8a8a-96fd-14e214b038ac");
+        assert_eq!(Uid::new(one), Uid(0x3ad1_7846_0d2e_8a8a, 0x96fd_14e2_14b0_38ab));
+        assert!(Uid::new(one).differs(Uid::new(other)) && !Uid::new(one).differs(Uid::new(one)));
+        assert!(!Uid::new("").differs(Uid::new(one)) && !Uid::new(one).differs(Uid::default()));
+        for odd in ["uid-1", "0", "00000000-0000-0000-0000-000000000000", "3ad178460d2e8a8a96fd14e214b038ab"]
+        {
+            assert_eq!(Uid::new(odd), Uid::new(odd));
+            assert!(
+                Uid::new(odd).differs(Uid::new(one)) && Uid::new(odd).differs(Uid::new("uid-2")),
+                "{odd}"
+            );
+        }
+    }
 }

@@ -13,7 +13,6 @@ mod faults;
 mod fetch;
 mod kinds;
 mod lists;
-mod load;
 mod manifests;
 mod outage;
 mod recovery;

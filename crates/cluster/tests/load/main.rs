@@ -1,4 +1,10 @@
-//! A hundred thousand events: nothing is lost, and memory stays as it is.
+//! A hundred thousand events: nothing is lost, and memory stays as it is. A program of its own, because it looks at the memory of all of it.
+// clippy takes helpers outside of #[test] for production code
+#![allow(clippy::unwrap_used)]
+
+#[path = "../cluster/agent.rs"]
+#[allow(dead_code, reason = "the other tests use more of it")]
+mod agent;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
