@@ -6,7 +6,10 @@ mod sample;
 
 use kernel::nft::{self, Nftables};
 use kernel::{Change, Difference, RuleStore};
-use ruleset::{Action, Content, Ruleset, TableKind, Transaction};
+use ruleset::{
+    Action, Base, Chain, ChainKind, Content, Family, Hook, KeyType, Rule, Ruleset, Set, Table, TableKind,
+    Transaction,
+};
 use testkit::TestNetns;
 use testkit::rules::Comments;
 
@@ -279,5 +282,42 @@ fn fixed_elements_are_compared_and_nobody_changes_them() -> Outcome {
             ns.enter(|inside| Nftables.observe_recorded(inside, std::slice::from_ref(&ruleset), &recorded))??;
         assert_eq!(of_the_record, Some(vec![]));
     }
+    Ok(())
+}
+
+/// A table that stays for its sets has no counters that no rule names any more, and the others go on.
+#[test]
+fn counters_of_a_kept_table_go_on() -> Outcome {
+    let ns = TestNetns::new()?;
+    let rules = |names: &[&'static str]| {
+        let kind = TableKind::Filter;
+        let base =
+            Base { kind: ChainKind::Filter, hook: Hook::Output, priority: kind.priority(Hook::Output) };
+        let counted = names.iter().map(|name| Rule::new(vec![], Action::Return, "").counted_as(*name));
+        // The first returns from the chain.
+        let chain = Chain { name: "output".into(), base: Some(base), rules: counted.collect(), leading: 0 };
+        let set = Set::kept("peers", KeyType::Address(Family::V4));
+        Ruleset {
+            owner: "istio-proxy".into(),
+            known_chains: Vec::new().into(),
+            ipv6: true,
+            tables: vec![Table { kind, sets: vec![set], chains: vec![chain] }],
+        }
+    };
+    let counters = || -> Result<Vec<(String, u64)>, Box<dyn std::error::Error>> {
+        let text = ns.run(std::process::Command::new("nft").args(["list", "counters"]))?;
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let after = |at: usize, n: usize| words.get(at + n).copied().unwrap_or_default();
+        let found = words.iter().enumerate().filter(|(_, word)| **word == "counter");
+        Ok(found.map(|(at, _)| (after(at, 1).to_owned(), after(at, 4).parse().unwrap_or(u64::MAX))).collect())
+    };
+    assert_eq!(setup(&ns, &rules(&["a", "b"]))?, Change::Fresh);
+    assert_eq!(counters()?, [("a".to_owned(), 0), ("b".to_owned(), 0)]);
+    ns.enter(|_| std::net::UdpSocket::bind("127.0.0.1:0")?.send_to(&[1], "127.0.0.1:9"))??;
+    let sent = counters()?[0].1;
+    assert!(sent > 0);
+    assert_eq!(setup(&ns, &rules(&["c", "a"]))?, Change::Replaced);
+    assert_eq!(counters()?, [("a".to_owned(), sent), ("c".to_owned(), 0)]);
+    assert_eq!(observe(&ns, &rules(&["c", "a"]))?, []);
     Ok(())
 }

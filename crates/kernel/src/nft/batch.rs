@@ -1,12 +1,16 @@
 //! One transaction: the messages, and whose fault an answer is.
 
-use ruleset::{Base, Chain, Rule, Ruleset, Set, Table, TableKind};
+mod object;
+
+use ruleset::{Base, Chain, Rule, Ruleset, Set, Table};
+
+pub(super) use object::{Object, TableOf};
 
 use super::error::Failure;
 use super::lower::{self, Lowered};
 use super::set::{self as sets, Element, SetType};
 use super::uapi::{
-    batch_header, chain, element, family, header, message, object, rule as rule_uapi, set,
+    batch_header, chain, element, family, header, message, object as object_uapi, rule as rule_uapi, set,
     table as table_uapi,
 };
 use crate::netlink::wire::Writer;
@@ -25,14 +29,6 @@ pub(super) struct Batch<'a> {
     table_flags: u32,
 }
 
-/// A table of ours.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct TableOf<'a> {
-    /// See [`Ruleset::owner`].
-    pub(super) owner: &'a str,
-    pub(super) kind: TableKind,
-}
-
 /// A table that stays, because it has sets that somebody else fills; and what is in it.
 #[derive(Debug)]
 pub(super) struct Kept<'a> {
@@ -45,6 +41,8 @@ pub(super) struct Kept<'a> {
     pub(super) sets: Vec<String>,
     /// Sets that do not.
     pub(super) other_sets: Vec<String>,
+    /// Counters that do not; the others go on counting.
+    pub(super) other_counters: Vec<String>,
     /// What goes from the sets that stay: elements of verdict maps that lead to chains which do not.
     pub(super) elements: Vec<(String, Vec<Element>)>,
 }
@@ -58,25 +56,6 @@ impl Kept<'_> {
 
 /// The answers to a transaction with the indices of their objects.
 type Answers<'a> = Vec<(usize, Result<(), Failure<'a>>)>;
-
-/// What a message does to what.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Object<'a> {
-    /// The beginning: answers about the transaction as a whole carry its number.
-    Whole,
-    AddTable(TableOf<'a>),
-    DeleteTable(TableOf<'a>),
-    DeleteRules(TableOf<'a>),
-    DeleteChain(TableOf<'a>, &'a str),
-    DeleteSet(TableOf<'a>, &'a str),
-    DeleteElements(TableOf<'a>, &'a str),
-    AddSet(TableOf<'a>, &'a str),
-    AddElements(TableOf<'a>, &'a str),
-    AddCounter(TableOf<'a>, &'a str),
-    AddChain(TableOf<'a>, &'a Chain),
-    AddPorts(TableOf<'a>, &'a Chain, &'a Rule),
-    AddRule(TableOf<'a>, &'a Chain, &'a Rule),
-}
 
 impl<'a> Batch<'a> {
     /// For tables of these layers.
@@ -116,16 +95,21 @@ impl<'a> Batch<'a> {
                 });
             }
         }
-        for other in &kept.other_sets {
-            self.message(Object::DeleteSet(table, other), message::DEL_SET, 0, |w| {
-                w.text(set::TABLE, &name);
-                w.text(set::NAME, other);
-            });
-        }
-        for chain in &kept.other_chains {
-            self.message(Object::DeleteChain(table, chain), message::DEL_CHAIN, 0, |w| {
-                w.text(chain::TABLE, &name);
-                w.text(chain::NAME, chain);
+        let sets = kept.other_sets.iter().map(|set| (Object::DeleteSet(table, set), set));
+        let chains = kept.other_chains.iter().map(|chain| (Object::DeleteChain(table, chain), chain));
+        let counters = kept.other_counters.iter().map(|name| (Object::DeleteCounter(table, name), name));
+        for (gone, called) in sets.chain(chains).chain(counters) {
+            let (kind, table, attribute) = match gone {
+                Object::DeleteSet(..) => (message::DEL_SET, set::TABLE, set::NAME),
+                Object::DeleteChain(..) => (message::DEL_CHAIN, chain::TABLE, chain::NAME),
+                _ => (message::DEL_OBJECT, object_uapi::TABLE, object_uapi::NAME),
+            };
+            self.message(gone, kind, 0, |w| {
+                w.text(table, &name);
+                w.text(attribute, called);
+                if kind == message::DEL_OBJECT {
+                    w.be32(object_uapi::TYPE, object_uapi::COUNTER);
+                }
             });
         }
     }
@@ -159,10 +143,10 @@ impl<'a> Batch<'a> {
         let sets: Vec<(&Set, u32)> = new.map(|set| (set, self.add_set(of, &name, set))).collect();
         for counter in table.counters() {
             self.message(Object::AddCounter(of, counter), message::NEW_OBJECT, flags::CREATE, |w| {
-                w.text(object::TABLE, &name);
-                w.text(object::NAME, counter);
-                w.be32(object::TYPE, object::COUNTER);
-                w.nest(object::DATA, |_| {});
+                w.text(object_uapi::TABLE, &name);
+                w.text(object_uapi::NAME, counter);
+                w.be32(object_uapi::TYPE, object_uapi::COUNTER);
+                w.nest(object_uapi::DATA, |_| {});
             });
         }
         for chain in ruleset::nft::chains(table) {
@@ -355,70 +339,7 @@ fn push_comment(data: &mut Vec<u8>, kind: u8, comment: &str) {
     }
 }
 
-impl TableOf<'_> {
-    /// As nf_tables has it.
-    pub(super) fn name(&self) -> String {
-        self.kind.nft_table(self.owner)
-    }
-}
-
 /// The owners, for people.
 pub(super) fn owners(layers: &[Ruleset]) -> String {
     layers.iter().map(|layer| &*layer.owner).collect::<Vec<_>>().join(" and ")
-}
-
-impl Object<'_> {
-    /// The table that it is about.
-    pub(super) fn table(&self) -> Option<TableKind> {
-        match self {
-            Self::Whole => None,
-            Self::AddTable(table)
-            | Self::DeleteTable(table)
-            | Self::DeleteRules(table)
-            | Self::DeleteChain(table, _)
-            | Self::DeleteSet(table, _)
-            | Self::DeleteElements(table, _)
-            | Self::AddSet(table, _)
-            | Self::AddElements(table, _)
-            | Self::AddChain(table, _)
-            | Self::AddPorts(table, ..)
-            | Self::AddCounter(table, _)
-            | Self::AddRule(table, ..) => Some(table.kind),
-        }
-    }
-
-    /// The operation in words; `layers` are those of the transaction.
-    pub(super) fn describe(&self, layers: &[Ruleset]) -> String {
-        let table = |table: &TableOf<'_>| format!("table inet {}", table.name());
-        let text = ruleset::nft::render_rule;
-        match self {
-            Self::Whole => format!("change the nf_tables tables of {}", owners(layers)),
-            Self::AddTable(kind) => format!("add {}", table(kind)),
-            Self::DeleteTable(kind) => format!("delete {}", table(kind)),
-            Self::DeleteRules(kind) => format!("delete the rules of {}", table(kind)),
-            Self::DeleteChain(kind, chain) => format!("delete chain {chain} of {}", table(kind)),
-            Self::DeleteSet(kind, set) => format!("delete set {set} of {}", table(kind)),
-            Self::DeleteElements(kind, set) => format!("delete elements of set {set} of {}", table(kind)),
-            Self::AddSet(kind, set) => format!("add set {set} to {}", table(kind)),
-            Self::AddCounter(kind, counter) => format!("add counter {counter} to {}", table(kind)),
-            Self::AddElements(kind, set) => format!("add elements to set {set} of {}", table(kind)),
-            Self::AddChain(kind, chain) => match chain.base {
-                Some(Base { kind: chain_kind, .. }) => {
-                    format!(
-                        "add chain {} of type {} to {}",
-                        chain.name,
-                        lower::chain_type(chain_kind),
-                        table(kind)
-                    )
-                }
-                None => format!("add chain {} to {}", chain.name, table(kind)),
-            },
-            Self::AddPorts(kind, chain, rule) => {
-                format!("add the ports of rule \"{}\" of chain {} of {}", text(rule), chain.name, table(kind))
-            }
-            Self::AddRule(kind, chain, rule) => {
-                format!("add rule \"{}\" to chain {} of {}", text(rule), chain.name, table(kind))
-            }
-        }
-    }
 }

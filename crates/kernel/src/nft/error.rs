@@ -129,6 +129,7 @@ impl Failure<'_> {
                         | Object::DeleteRules(_)
                         | Object::DeleteChain(..)
                         | Object::DeleteSet(..)
+                        | Object::DeleteCounter(..)
                         | Object::DeleteElements(..),
                     Some(Errno::NOENT)
                 )

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use super::expr::Expr;
 use super::lower::Lowered;
 use super::set::{Element, SetType};
-use super::uapi::{chain, element, family, header, message, rule, set, table};
+use super::uapi::{chain, element, family, header, message, object, rule, set, table};
 use crate::netlink::wire::{Attributes, Message, Writer};
 use crate::netlink::{Error, Socket, flags};
 
@@ -131,6 +131,20 @@ pub(super) fn chains(socket: &mut Socket) -> Result<Vec<ListedChain>, Error> {
         },
     )?;
     if whole { Ok(found) } else { Err(Error::TooMany { most: MOST, what: "nf_tables chains" }) }
+}
+
+/// The names of a table's counters.
+pub(super) fn counters(socket: &mut Socket, table: &str) -> Result<Vec<String>, Error> {
+    let mut found = Vec::new();
+    let filter = |w: &mut Writer| {
+        w.text(object::TABLE, table);
+        w.be32(object::TYPE, object::COUNTER);
+    };
+    let whole = dump(socket, family::INET, message::GET_OBJECT, filter, |part| match part {
+        None => cleared(&mut found),
+        Some((_, attributes)) => push(&mut found, text(attributes, object::NAME), MOST),
+    })?;
+    if whole { Ok(found) } else { Err(Error::TooMany { most: MOST, what: "nf_tables counters" }) }
 }
 
 /// Type, hook number, priority and policy of a chain that is attached.

@@ -74,7 +74,11 @@ fn kept_table<'a>(socket: &mut Socket, table: &Table, of: TableOf<'a>) -> Result
     });
     let elements = elements.collect();
     let names = |sets: Vec<ListedSet>| sets.into_iter().map(|set| set.name).collect();
-    Ok(Kept { table: of, chains, other_chains, sets: names(sets), other_sets: names(other_sets), elements })
+    let planned = table.counters();
+    let mut other_counters = list::counters(socket, &name)?;
+    other_counters.retain(|counter| !planned.contains(counter.as_str()));
+    let (sets, other_sets) = (names(sets), names(other_sets));
+    Ok(Kept { table: of, chains, other_chains, sets, other_sets, other_counters, elements })
 }
 
 /// What the kernel has, asked for once.

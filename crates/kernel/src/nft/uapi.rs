@@ -32,6 +32,8 @@ pub(super) mod message {
     pub(crate) const GET_ELEMENTS: u16 = SUBSYSTEM << 8 | 13;
     pub(crate) const DEL_ELEMENTS: u16 = SUBSYSTEM << 8 | 14;
     pub(crate) const NEW_OBJECT: u16 = SUBSYSTEM << 8 | 18;
+    pub(crate) const GET_OBJECT: u16 = SUBSYSTEM << 8 | 19;
+    pub(crate) const DEL_OBJECT: u16 = SUBSYSTEM << 8 | 20;
 }
 
 /// `NFTA_TABLE_*`.

@@ -2,7 +2,10 @@ use std::borrow::Cow;
 
 use super::*;
 
-use crate::rule::{Base, Chain, ChainKind, Family, Hook, Protocol, TableKind};
+use crate::rule::{
+    Base, Chain, ChainKind, Families, Family, Hook, Limit, Match, Ports, Protocol, RejectWith, Rule,
+    TableKind,
+};
 use crate::set::{Content, Element, Endpoint, Key, KeyType, MapVerdict, Set, Side};
 
 fn rule(matches: Vec<Match>, action: Action) -> Rule {
