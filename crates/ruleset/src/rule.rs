@@ -3,7 +3,6 @@
 mod parts;
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -250,14 +249,17 @@ impl KnownChain {
 }
 
 impl Table {
-    /// The names under which its rules count, each once.
-    pub fn counters(&self) -> BTreeSet<&str> {
-        let rules = self.chains.iter().flat_map(|chain| &chain.rules);
-        let named = rules.filter_map(|rule| match &rule.counting {
-            Counting::Named(name) => Some(name.as_ref()),
-            _ => None,
-        });
-        named.collect()
+    /// The names under which its rules count, each once, in order.
+    pub fn counters(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = Vec::new();
+        for rule in self.chains.iter().flat_map(|chain| &chain.rules) {
+            if let Counting::Named(name) = &rule.counting
+                && let Err(at) = names.binary_search(&name.as_ref())
+            {
+                names.insert(at, name);
+            }
+        }
+        names
     }
 
     /// The chain of a name.

@@ -81,8 +81,9 @@ impl<'a> Lowering<'a> {
         self.out.exprs.push(expr);
     }
 
-    fn raw(&mut self, name: &'static str, operands: impl IntoIterator<Item = (u16, Vec<u8>)>) {
-        self.push(Expr::Raw { name: name.into(), operands: operands.into_iter().collect() });
+    fn raw(&mut self, name: &'static str, operands: &[(u16, &[u8])]) {
+        let operands = operands.iter().map(|(kind, data)| (*kind, data.to_vec())).collect();
+        self.push(Expr::Raw { name: name.into(), operands });
     }
 
     fn compare(&mut self, data: Value, not: bool) {
@@ -239,10 +240,9 @@ impl<'a> Lowering<'a> {
         let list = match ports {
             Ports::One(port) => return self.compare(port.to_be_bytes().into(), not),
             Ports::Range(first, last) if not => {
-                let operands =
-                    [(1, REGISTER), (2, cmp::NEQ)].map(|(kind, n)| (kind, n.to_be_bytes().to_vec()));
-                let ends = [(3, first), (4, last)].map(|(kind, port)| (kind, data(&port.to_be_bytes())));
-                return self.raw("range", operands.into_iter().chain(ends));
+                let ends = [first, last].map(|port| data(&port.to_be_bytes()));
+                let (register, differs) = (REGISTER.to_be_bytes(), cmp::NEQ.to_be_bytes());
+                return self.raw("range", &[(1, &register), (2, &differs), (3, &ends[0]), (4, &ends[1])]);
             }
             Ports::Range(first, last) => {
                 self.push(Expr::Cmp { op: cmp::GTE, data: first.to_be_bytes().into() });
@@ -250,14 +250,11 @@ impl<'a> Lowering<'a> {
             }
             Ports::AnyOf(list) => list,
         };
-        let mut ports = list.clone();
-        ports.sort_unstable();
-        ports.dedup();
         // nft makes a set of one a comparison too.
-        if let [port] = ports[..] {
+        if let [port] = list[..] {
             self.compare(port.to_be_bytes().into(), not);
         } else {
-            self.out.ports.push(ports);
+            self.out.ports.push(list.clone());
             self.push(Expr::Lookup { set: Cow::Borrowed(set::ANONYMOUS_NAME), inverted: not });
         }
     }

@@ -76,7 +76,7 @@ fn kept_table<'a>(socket: &mut Socket, table: &Table, of: TableOf<'a>) -> Result
     let names = |sets: Vec<ListedSet>| sets.into_iter().map(|set| set.name).collect();
     let planned = table.counters();
     let mut other_counters = list::counters(socket, &name)?;
-    other_counters.retain(|counter| !planned.contains(counter.as_str()));
+    other_counters.retain(|counter| !planned.contains(&counter.as_str()));
     let (sets, other_sets) = (names(sets), names(other_sets));
     Ok(Kept { table: of, chains, other_chains, sets, other_sets, other_counters, elements })
 }

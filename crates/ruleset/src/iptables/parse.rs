@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use ipnet::IpNet;
 
-use super::{SHORTENED, order, own_chain_name};
+use super::{SHORTENED, in_order, own_chain_name};
 use crate::check::is_name;
 use crate::rule::{
     ALL_BITS, Action, Counting, CtState, Family, Limit, Match, Ports, Protocol, RejectWith, Rule,
@@ -63,10 +63,8 @@ pub fn parse_rule(text: &str) -> Option<Rule> {
 /// iptables does not store (the reason).
 #[must_use]
 pub fn canonical(rule: &Rule) -> Rule {
-    let mut matches: Vec<Match> =
-        rule.matches.iter().filter(|m| !always_holds(m)).map(canonical_match).collect();
-    let protocol = rule.protocol();
-    matches.sort_by_key(|m| order(m, protocol));
+    let matches = rule.matches.iter().filter(|m| !always_holds(m)).map(canonical_match);
+    let matches = in_order(matches, rule.protocol());
     let named = matches!(rule.counting, Counting::Named(_));
     let counting = if named { rule.counting.clone() } else { Counting::Rule };
     Rule { counting, ..Rule::new(matches, rule.action.clone(), "") }

@@ -15,8 +15,11 @@ impl Expr<'static> {
         known.unwrap_or_else(|| {
             // Those without data only fill a gap.
             let data = operands().into_iter().flatten().filter(|a| !a.data.is_empty());
-            let mut operands: Vec<(u16, Vec<u8>)> = data.map(|a| (a.kind, a.data.to_vec())).collect();
-            operands.sort_unstable();
+            let mut operands: Vec<(u16, Vec<u8>)> = Vec::new();
+            for a in data {
+                let at = operands.iter().take_while(|(kind, _)| *kind <= a.kind).count();
+                operands.insert(at, (a.kind, a.data.to_vec()));
+            }
             Self::Raw { name: name.into(), operands }
         })
     }

@@ -21,11 +21,12 @@ impl<'a> Lowering<'a> {
                     RejectWith::PortUnreachable => (reject::ICMPX, Some(reject::PORT)),
                     RejectWith::AdminProhibited => (reject::ICMPX, Some(reject::ADMIN)),
                 };
-                let code = code.map(|code| (2, vec![code]));
-                self.raw("reject", [(1, kind.to_be_bytes().to_vec())].into_iter().chain(code));
+                let (kind, code) = (kind.to_be_bytes(), code.as_slice());
+                // A reset has no code.
+                self.raw("reject", &[(1, &kind[..]), (2, code)][..1 + code.len()]);
             }
             Action::Log { group, prefix, .. } => {
-                self.raw("log", [(1, group.to_be_bytes().to_vec()), (2, text(prefix))]);
+                self.raw("log", &[(1, &group.to_be_bytes()), (2, &text(prefix))]);
             }
             Action::Return => self.verdict(verdict::RETURN, None),
             Action::Jump(chain) => self.verdict(verdict::JUMP, Some(chain)),
@@ -84,16 +85,16 @@ impl<'a> Lowering<'a> {
             self.push(Expr::MetaSet(meta::MARK));
         }
         if let Action::Log { limit: Some(Limit { per_second, burst }), .. } = &rule.action {
-            let (rate, one) = (u64::from(*per_second).to_be_bytes().to_vec(), 1u64.to_be_bytes().to_vec());
+            let (rate, one) = (u64::from(*per_second).to_be_bytes(), 1u64.to_be_bytes());
+            let (burst, none) = (burst.to_be_bytes(), 0u32.to_be_bytes());
             // Each second, so many at once, packets, and no other flag.
-            let rest = [(3, *burst), (4, 0), (5, 0)].map(|(kind, n)| (kind, n.to_be_bytes().to_vec()));
-            self.raw("limit", [(1, rate), (2, one)].into_iter().chain(rest));
+            self.raw("limit", &[(1, &rate), (2, &one), (3, &burst), (4, &none), (5, &none)]);
         }
         match &rule.counting {
             Counting::Rule => self.push(Expr::Counter),
             Counting::Off => {}
             Counting::Named(name) => {
-                self.raw("objref", [(1, object::COUNTER.to_be_bytes().to_vec()), (2, text(name))]);
+                self.raw("objref", &[(1, &object::COUNTER.to_be_bytes()), (2, &text(name))]);
             }
         }
     }

@@ -26,7 +26,7 @@ pub(in crate::nft) fn members(flags: u32, elements: &[Attribute<'_>]) -> Option<
     if flags & set::INTERVAL == 0 {
         return Some(keys.into_iter().map(|(key, _)| (key.clone(), key)).collect());
     }
-    keys.sort();
+    keys.sort_unstable();
     let mut ranges: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
     let mut open: Option<Vec<u8>> = None;
     for (key, end) in keys {
