@@ -1,23 +1,23 @@
 //! Why a pod is not in the mesh, or not out of it.
 
+mod cause;
+mod told;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use capture::decide::Refusal;
+use fault::{Fault as _, Retry};
+use kernel::conntrack;
+use netns::find::Missing;
+
+pub(super) use cause::InKernel;
 
 use super::slots::Unfinished;
 use super::waiting::Cause;
 
-/// When it is tried again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Again {
-    /// After a growing pause.
-    Backoff,
-    /// When the pod or the node has changed, at the latest with the next verification.
-    OnChange,
-}
-
-/// A step that failed. The text reaches people: in the log, in an Event, and through the plugin in kubelet's.
+/// An act that failed. No text of it names the pod: who shows it does, once. Its causes are kept as they are: from them come its text, when it is tried
+/// again, and what helps.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
     /// The node's namespace is not prepared yet.
@@ -25,7 +25,7 @@ pub(crate) enum Failure {
     NotReady,
     /// No namespace that can be programmed.
     #[error("find the network namespace of the pod: {0}")]
-    NotFound(netns::find::Missing),
+    NotFound(Missing),
     /// The path that the plugin named.
     #[error("open the network namespace {path}: {cause}", path = path.display())]
     Given {
@@ -43,15 +43,15 @@ pub(crate) enum Failure {
     /// The pod's namespace cannot be entered.
     #[error("enter the network namespace of the pod: {0}")]
     Enter(#[from] netns::Error),
-    /// The kernel.
+    /// The kernel did not load its rules, or did not say which are there.
     #[error("program the network namespace of the pod: {0}")]
-    Rules(String),
+    Rules(InKernel),
     /// The kernel, or a program, has not ended in time.
     #[error("work in the network namespace of the pod: {0}")]
     Unfinished(#[from] Unfinished),
     /// Rules that could not be removed.
     #[error("remove the rules from the network namespace of the pod: {0}")]
-    Cleanup(String),
+    Cleanup(#[from] Cleanup),
     /// ztunnel did not take it.
     #[error("hand the pod to ztunnel: {0}")]
     Ztunnel(#[from] zds::AddError),
@@ -59,19 +59,39 @@ pub(crate) enum Failure {
     #[error("take the pod from ztunnel: {0}")]
     Unztunnel(#[from] zds::RemoveError),
     /// The host's sets.
-    #[error("note the address {ip} for host probes: {cause}")]
+    #[error("note the address {ip} for host probes: {}", fault::chain(cause))]
     Probes {
         /// Which.
         ip: IpAddr,
-        /// The kernel's words.
-        cause: String,
+        /// The kernel's answer.
+        cause: kernel::sets::Error,
     },
     /// The API server.
     #[error("{0}")]
     Api(#[from] cluster::Error),
     /// A thread of ours is gone.
     #[error("the work on the pod panicked; this is a defect, please report it: {0}")]
-    Panicked(String),
+    Panicked(tokio::task::JoinError),
+}
+
+/// Why rules of ours are in a namespace still.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Cleanup {
+    /// It is not found. They redirect to ztunnel still: without that the pod would have no network at all.
+    #[error("find it: {0}")]
+    NotFound(Missing),
+    /// The kernel did not do it.
+    #[error("{0}")]
+    Kernel(#[from] InKernel),
+    /// It did a part.
+    #[error(transparent)]
+    Incomplete(#[from] kernel::Incomplete),
+    /// It has not ended in time.
+    #[error(transparent)]
+    Unfinished(Unfinished),
+    /// Connection tracking stays as the rules had it.
+    #[error(transparent)]
+    Tracking(#[from] conntrack::Error),
 }
 
 /// Why the namespace that a plugin named is not used.
@@ -79,9 +99,8 @@ pub(crate) enum Failure {
 pub(crate) enum Unopened {
     /// The path leads to no namespace here, and there is no descriptor.
     #[error(
-        "the agent does not see it below HOST_ROOT ({}), and the plugin, of another version, passed no descriptor of it: update the plugin, mount \
-         the path's directory into the agent's container, or set containerd's netns_mounts_under_state_dir to false",
-        if .0.is_missing() { "no such file".to_owned() } else { kernel::chain_text(.0) }
+        "the agent does not see it below HOST_ROOT ({}), and the plugin, of another version, passed no descriptor of it",
+        if .0.is_missing() { "no such file".to_owned() } else { fault::chain(.0) }
     )]
     Unseen(netns::Error),
     /// What the plugin passed is no network namespace.
@@ -98,32 +117,8 @@ pub(crate) enum Unopened {
 // === impl Failure ===
 
 impl Failure {
-    /// When it is tried again.
-    pub(crate) fn again(&self) -> Again {
-        match self {
-            Self::NotFound(_)
-            | Self::Given { .. }
-            | Self::Refused(_)
-            | Self::NoUid
-            | Self::Enter(_)
-            | Self::Rules(_)
-            | Self::Unfinished(Unfinished::Overdue { .. }) => Again::OnChange,
-            Self::NotReady
-            | Self::Cleanup(_)
-            | Self::Ztunnel(_)
-            | Self::Unztunnel(_)
-            | Self::Probes { .. }
-            | Self::Api(_)
-            | Self::Unfinished(_)
-            | Self::Panicked(_) => Again::Backoff,
-        }
-    }
-}
-
-impl Failure {
     /// Why the pod is not in, in a word, for metrics.
     pub(crate) fn reason(&self) -> &'static str {
-        use netns::find::Missing;
         match self {
             Self::NotReady => reason::STARTING,
             Self::NotFound(Missing::OtherOwner | Missing::Several(_)) | Self::Given { .. } => {
@@ -179,7 +174,7 @@ impl Failure {
     pub(crate) fn is_for_events(&self, attempt: u32) -> bool {
         match self {
             Self::NotReady | Self::Api(_) => false,
-            _ => self.again() == Again::OnChange || attempt >= EVENT_AFTER,
+            _ => self.retry() == Retry::OnChange || attempt >= EVENT_AFTER,
         }
     }
 }
@@ -217,6 +212,9 @@ pub(crate) mod reason {
 
 impl From<tokio::task::JoinError> for Failure {
     fn from(error: tokio::task::JoinError) -> Self {
-        Self::Panicked(error.to_string())
+        Self::Panicked(error)
     }
 }
+
+#[cfg(test)]
+mod tests;

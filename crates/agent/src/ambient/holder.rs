@@ -10,11 +10,9 @@ const SOCKETS: &str = "/proc/thread-self/net/netlink";
 /// `NETLINK_NETFILTER` (linux/netlink.h), the second column.
 const NETFILTER: &str = "12";
 
-/// An error of the kernel, with the process that is why where there is one.
-pub(super) fn text(inside: &Inside, error: &kernel::Error, proc_root: &Path) -> String {
-    let process = error.holder().and_then(|port| holder(inside, port, proc_root));
-    let text = kernel::chain_text(error);
-    process.map_or(text.clone(), |process| format!("{process} is in the way: {text}"))
+/// The process that is why an error of the kernel came, where there is one.
+pub(super) fn process(inside: &Inside, error: &kernel::Error, proc_root: &Path) -> Option<String> {
+    error.holder().and_then(|port| holder(inside, port, proc_root))
 }
 
 /// The process in this namespace that has the netlink socket with this port.

@@ -23,8 +23,26 @@ const TABLE: &str = "istio-ambient-nat";
 
 /// What could not be made ready in the node's namespace.
 #[derive(Debug, thiserror::Error)]
-#[error("prepare the node's network namespace for host probes: {0}")]
-pub(crate) struct NotReady(String);
+pub(crate) enum NotReady {
+    /// It cannot be entered.
+    #[error("prepare the node's network namespace for host probes: {}", fault::chain(.0))]
+    Enter(#[from] netns::Error),
+    /// The rules.
+    #[error("prepare the node's network namespace for host probes: {}", fault::chain(.0))]
+    Rules(#[from] kernel::Error),
+    /// The backend was asked for what is there.
+    #[error("look for rules in the node's network namespace: {}", fault::chain(.0))]
+    Look(#[from] kernel::nft::Error),
+    /// The sets.
+    #[error("prepare the node's network namespace for host probes: {}", fault::chain(.0))]
+    Sets(#[from] kernel::sets::Error),
+    /// Whose connections count as probes.
+    #[error("prepare the node's network namespace for host probes: {}", fault::chain(.0))]
+    Kubelet(#[from] kernel::kubelet::Error),
+    /// The choice is the node's, and neither backend works on it.
+    #[error("prepare the node's network namespace for host probes: {0}")]
+    NoBackend(String),
+}
 
 /// Everything of ours in the node's namespace.
 pub(crate) struct HostSide {
@@ -59,7 +77,7 @@ impl HostSide {
         log: Scope,
     ) -> Result<Self, NotReady> {
         let made = Self::open(config, backends, log)?;
-        made.sets().ensure().map_err(not_ready)?;
+        made.sets().ensure()?;
         made.apply()?;
         Ok(made)
     }
@@ -75,14 +93,12 @@ impl HostSide {
     ) -> Result<Self, NotReady> {
         let host = open_host(&config)?;
         let node = config.node.now();
-        let (backend, sets) = host
-            .enter(|inside| {
-                let backend = config.backend(inside, &log).map_err(NotReady)?;
-                Ok((backend, open_sets(inside, backend, &node).map_err(not_ready)?))
-            })
-            .map_err(not_ready)??;
+        let (backend, sets) = host.enter(|inside| {
+            let backend = config.backend(inside, &log).map_err(NotReady::NoBackend)?;
+            Ok::<_, NotReady>((backend, open_sets(inside, backend, &node)?))
+        })??;
         let (sets, node) = (Mutex::new(sets), Mutex::new(NodeOptions::clone(&node)));
-        let sender = config.sender().map_err(not_ready)?;
+        let sender = config.sender()?;
         let branches =
             (config.branch_eni && branch_eni::is_relevant(&config.proc_root())).then(Mutex::default);
         Ok(Self { host, backend, sender, config, backends, sets, node, branches, log })
@@ -108,7 +124,7 @@ impl HostSide {
         let mut first = None;
         for &ip in ips {
             if let Err(cause) = self.sets().upsert(ip, uid) {
-                first.get_or_insert(Failure::Probes { ip, cause: kernel::chain_text(&cause) });
+                first.get_or_insert(Failure::Probes { ip, cause });
             }
             self.add_branch(ip);
         }
@@ -128,7 +144,7 @@ impl HostSide {
                 }
                 Ok(Removed::Gone | Removed::NotThere) => {}
                 Err(cause) => {
-                    first.get_or_insert(Failure::Probes { ip, cause: kernel::chain_text(&cause) });
+                    first.get_or_insert(Failure::Probes { ip, cause });
                 }
             }
             self.remove_branch(ip);
@@ -144,17 +160,17 @@ impl HostSide {
         wanted: impl FnOnce() -> (Vec<(IpAddr, String)>, bool),
     ) -> Result<Repaired, NotReady> {
         self.follow_options()?;
-        self.sets().ensure().map_err(not_ready)?;
+        self.sets().ensure()?;
         // In nf_tables the sets are made with the rules.
         let rules = self.apply()? != Change::None;
         let mut sets = self.sets();
         let (members, prune) = wanted();
         let members = if prune {
-            sets.reconcile(&members).map_err(not_ready)?
+            sets.reconcile(&members)?
         } else {
             let mut changes = 0;
             for (ip, uid) in &members {
-                changes += usize::from(sets.upsert(*ip, uid).map_err(not_ready)?);
+                changes += usize::from(sets.upsert(*ip, uid)?);
             }
             changes
         };
@@ -193,8 +209,8 @@ impl HostSide {
         }
         let mut sets = self.sets();
         let opened = self.host.enter(|inside| open_sets(inside, self.backend, &wanted));
-        *sets = opened.map_err(not_ready)?.map_err(not_ready)?;
-        sets.ensure().map_err(not_ready)?;
+        *sets = opened??;
+        sets.ensure()?;
         node.clone_from(&wanted);
         drop((sets, node));
         self.apply().map(drop)
@@ -203,7 +219,7 @@ impl HostSide {
     fn apply(&self) -> Result<Change, NotReady> {
         let plan = plan_host(&lock(&self.node), self.sender, self.backend);
         let applied = self.host.enter(|inside| self.backends.of_the_node().apply_host(inside, &plan));
-        Ok(applied.map_err(|error| NotReady(kernel::chain_text(&error)))?.map_err(not_ready)?.rules)
+        Ok(applied??.rules)
     }
 
     /// The rules for branch interfaces of these addresses, as far as they are known.
@@ -262,7 +278,7 @@ fn open_host(config: &AmbientConfig) -> Result<Host, NotReady> {
         true => Host::open(config.proc_root().join("1/ns/net")),
         false => Host::current(),
     };
-    host.map_err(not_ready)
+    Ok(host?)
 }
 
 /// Whether the node's namespace has rules of ambient mode in nf_tables. With iptables there are records, too, unless no pod was ever in the mesh.
@@ -272,11 +288,7 @@ fn open_host(config: &AmbientConfig) -> Result<Host, NotReady> {
 pub(crate) fn has_rules(config: &AmbientConfig) -> Result<bool, NotReady> {
     let plan = plan_host(&config.node.now(), ProbeSender::AnySocket, Backend::Nftables);
     let found = open_host(config)?.enter(|inside| Nftables.exists(inside.inside(), &plan.layers));
-    found.map_err(not_ready)?.map_err(not_ready)
-}
-
-fn not_ready(error: impl std::error::Error) -> NotReady {
-    NotReady(kernel::chain_text(&error))
+    Ok(found??)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

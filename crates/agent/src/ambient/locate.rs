@@ -7,7 +7,7 @@ use netns::Netns;
 use netns::find::Missing;
 
 use super::Ambient;
-use super::failure::{Failure, Unopened};
+use super::failure::{Cleanup, Failure, Unopened};
 use super::finder;
 use super::members::{Given, Member};
 use super::ports::{Located, Namespaces, Place};
@@ -40,7 +40,8 @@ impl Namespaces for Ambient {
             Place::Leaving => match self.finder.find(self, member.wanted(ips, &self.config)).await {
                 Ok(netns) => Ok(Some(Located { netns, given: member.given, called: None })),
                 Err(Failure::NotFound(Missing::HostNetwork | Missing::Sandbox(_))) => Ok(None),
-                Err(failure) => Err(Failure::Cleanup(failure.to_string())),
+                Err(Failure::NotFound(missing)) => Err(Cleanup::NotFound(missing).into()),
+                Err(failure) => Err(failure),
             },
         }
     }

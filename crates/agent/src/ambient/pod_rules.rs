@@ -9,11 +9,11 @@ use netns::Inside;
 
 use super::Ambient;
 use super::evidence::{Seen, Subject};
-use super::failure::Failure;
+use super::failure::{Cleanup, Failure, InKernel};
 use super::holder;
 use super::members::Member;
 use super::ports::{Loaded, PodRules};
-use super::slots::{Task, Unfinished};
+use super::slots::Task;
 use super::spare::{Spared, Sparing};
 
 impl PodRules for Ambient {
@@ -56,9 +56,9 @@ impl PodRules for Ambient {
                 kernel.apply(inside, Choice::Only(backend), |_| plan.clone())?;
                 Ok(true)
             };
-            netns.enter(drain)?.map_err(|error| Failure::Cleanup(kernel::chain_text(&error)))
+            netns.enter(drain)?.map_err(|error| Cleanup::from(InKernel::new(error, None)).into())
         });
-        let drained = drained.await.map_err(|error| not_cleared(&error))??;
+        let drained = drained.await.map_err(Cleanup::Unfinished)??;
         self.backends.log_warnings(&self.log);
         Ok(drained)
     }
@@ -72,10 +72,10 @@ impl PodRules for Ambient {
             let _ = evidence.forget(netns.id());
             let everything = plan_of_everything(backend);
             let remove = |inside: &Inside| kernel.kernel().cleanup(inside, &everything);
-            netns.enter(remove)?.map_err(|error| Failure::Cleanup(kernel::chain_text(&error)))?;
+            netns.enter(remove)?.map_err(Cleanup::from)?;
             Ok(())
         });
-        removed.await.map_err(|error| not_cleared(&error))??;
+        removed.await.map_err(Cleanup::Unfinished)??;
         self.backends.log_warnings(&self.log);
         Ok(())
     }
@@ -84,7 +84,8 @@ impl PodRules for Ambient {
         let Some(netns) = member.netns.clone() else { return Ok(()) };
         let set = move || netns.enter(|inside| conntrack::set_strict(inside, false));
         let set = self.in_pod(&member.key, Task::Clear, set).await??;
-        set.map_err(|error| Failure::Cleanup(error.to_string())).map(drop)
+        set.map_err(Cleanup::from)?;
+        Ok(())
     }
 }
 
@@ -113,8 +114,10 @@ impl Ambient {
                     spared = begun;
                     sparing.end(inside, applied.is_ok(), &mut spared);
                 }
-                let applied =
-                    applied.map_err(|error| Failure::Rules(holder::text(inside, &error, &proc_root)));
+                let applied = applied.map_err(|error| {
+                    let process = holder::process(inside, &error, &proc_root);
+                    Failure::Rules(InKernel::new(error, process))
+                });
                 let applied = applied.map(|applied| {
                     let seen = evidence.take(inside, kernel.kernel(), (&plan, applied.rules), &subject);
                     (applied, seen)
@@ -195,15 +198,11 @@ impl Ambient {
                     found.is_empty().then(|| evidence.take(inside, backends.kernel(), of, &subject));
                 Ok((found, as_planned))
             };
-            netns.enter(observe)?.map_err(|error: kernel::Error| Failure::Rules(kernel::chain_text(&error)))
+            netns.enter(observe)?.map_err(|error: kernel::Error| Failure::Rules(InKernel::new(error, None)))
         });
         let (found, seen) = found.await??;
         seen.iter().for_each(|seen| self.tell_seen(member, seen));
         self.backends.log_warnings(&self.log);
         Ok(found)
     }
-}
-
-fn not_cleared(unfinished: &Unfinished) -> Failure {
-    Failure::Cleanup(unfinished.to_string())
 }

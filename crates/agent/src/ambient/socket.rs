@@ -51,7 +51,7 @@ enum Refusal {
     NotEligible { pod: String, reason: String },
     #[error("pod {0} has no uid, so that it cannot be told from the next of its name")]
     NoUid(String),
-    #[error("pod {pod} is not in the mesh: {failure}")]
+    #[error("pod {pod} is not in the mesh: {}", fault::message(failure))]
     Failed { pod: String, failure: Failure },
     #[error("the agent is not ready yet; the runtime tries again")]
     NotReady,

@@ -27,15 +27,15 @@ impl Ambient {
     /// somebody has to do something about.
     pub(super) async fn tell(&self, key: &PodRef, failure: &Failure, attempt: u32) {
         self.troubles.note(&key.uid, failure.reason());
+        self.log.debug(failure, &[("pod", key)]);
         if failure.cause().is_some() {
-            self.log.debug(failure, &[("pod", key)]);
             if let Some(message) = self.note_waiting(key, failure) {
                 self.tell_that_it_waits(key, &message).await;
             }
             return;
         }
         self.waiting.over(&key.uid);
-        let text = failure.to_string();
+        let text = fault::message(failure);
         self.log.warn(&text, &[("pod", key)]);
         if failure.is_for_events(attempt) {
             let reason = if failure.is_on_the_way_out() { NOT_OUT } else { NOT_IN };
@@ -46,10 +46,11 @@ impl Ambient {
     /// Counts a pod that waits for something of the node; gives what an Event is to say of it by now.
     pub(super) fn note_waiting(&self, key: &PodRef, failure: &Failure) -> Option<String> {
         let (cause, now) = (failure.cause()?, Instant::now());
-        self.waiting.note(key, cause, &failure.to_string(), now);
+        let message = fault::message(failure);
+        self.waiting.note(key, cause, &message, now);
         // Of what is missing otherwise its owner can do nothing, and an API server that is away takes no Events.
         let due = cause == Cause::Ztunnel && self.waiting.wants_event(&key.uid, now);
-        due.then(|| format!("{failure}; the pod comes into the mesh when a ztunnel takes it"))
+        due.then(|| format!("{message}; the pod comes into the mesh when a ztunnel takes it"))
     }
 
     pub(super) async fn tell_that_it_waits(&self, key: &PodRef, message: &str) {
@@ -87,7 +88,7 @@ impl Ambient {
     /// A pod that was in before this agent came has its rules, and no ztunnel has said anything to it yet.
     pub(super) fn wait_for_ztunnel(&self, key: &PodRef) {
         if self.ztunnels.connected() == 0 {
-            let text = Failure::Ztunnel(zds::AddError::NoZtunnel).to_string();
+            let text = fault::message(&Failure::Ztunnel(zds::AddError::NoZtunnel));
             self.waiting.note(key, Cause::Ztunnel, &text, Instant::now());
         }
     }

@@ -244,7 +244,7 @@ impl Ambient {
                 (true, false)
             }
             Err(error) => {
-                self.log.error(&error, &[("pod", &pod)]);
+                self.log.error(fault::message(&error), &[("pod", &pod)]);
                 self.troubles.note(&uid, error.reason());
                 (false, false)
             }

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use facts::{Facts, PodRef};
+use fault::{Fault as _, Retry};
 use intent::{Look, Want};
 
 use super::Ambient;
 use super::desired::Desired;
 use super::executor::Executor;
-use super::failure::{Again, Failure};
+use super::failure::Failure;
 use super::members::{Member, State};
 use super::ports::{Disk as _, Place};
 
@@ -55,9 +56,9 @@ impl Ambient {
                 }
                 Err(failure) => {
                     self.tell(running.key(), &failure, running.attempt()).await;
-                    match failure.again() {
-                        Again::Backoff => running.retry(),
-                        Again::OnChange => running.done(),
+                    match failure.retry() {
+                        Retry::Backoff => running.retry(),
+                        Retry::OnChange => running.done(),
                     }
                 }
             }

@@ -258,6 +258,21 @@ fn a_repair_that_the_pod_hinders_is_told() {
     .unwrap();
     mesh.wait_annotation(&pod, None).unwrap();
     wait_event(&mesh, &pod, "another program keeps table istio-ambient-nat for itself");
+    // The kernel's refusal as people read it: the cause first, then what was being done, last what helps. The Event is about the pod, whose name it need not
+    // say, and a line of the log has it as its label.
+    let event = events(&mesh, &pod).into_iter().find(|text| text.contains("another program")).unwrap();
+    assert!(event.starts_with("another program keeps table istio-ambient-nat for itself: "), "{event}");
+    assert!(
+        event.contains("(program the network namespace of the pod); end that program, or delete the pod"),
+        "{event}"
+    );
+    assert!(event.len() <= 300 && !event.contains("web") && !event.contains(&pod.uid), "{event}");
+    let log = agent.log().text();
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("another program keeps table")).collect();
+    assert!(
+        lines.iter().any(|line| line.contains(&event) && line.matches("mesh/web").count() == 1),
+        "{lines:?}"
+    );
     assert_eq!(outside(&agent, "rules").unwrap(), 1.0);
     assert_eq!((pods(&agent, "enrolled"), pods(&agent, "pending")), (0.0, 1.0));
     assert!(ztunnel.workloads().contains_key(&pod.uid), "what is left of the rules still leads there");

@@ -77,7 +77,7 @@ fn without_a_ztunnel_there_is_one_line_for_all_and_one_event_for_each() {
     let one_each = || -> Result<()> {
         for pod in &all {
             let events = events(&mesh, pod);
-            let of_ztunnel = "\"AmbientEnrollmentFailed\": \"hand the pod to ztunnel: no ztunnel connection; check that ztunnel runs on this node; \
+            let of_ztunnel = "\"AmbientEnrollmentFailed\": \"no ztunnel connection (hand the pod to ztunnel); check that ztunnel runs on this node; \
                               the pod comes into the mesh when a ztunnel takes it\"";
             ensure!(events == [of_ztunnel], "{}: {events:?}\n{}", pod.name, agent.log().text());
         }
