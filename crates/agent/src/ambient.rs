@@ -1,8 +1,8 @@
 //! Ambient mode: pods are taken into the mesh and out of it while they run.
 //!
 //! Three things lead to work on a pod: the plugin announces it ([`socket`]), the API server says something new of it or its namespace
-//! ([`work`]), or what the kernel holds is compared with what it should ([`verify`]). All of them end in [`enrol`] or [`leave`], one at a
-//! time for each pod. [`members`] is what is known of the pods that have something of ours; ztunnels get their snapshot from it. [`record`]
+//! ([`work`]), or what the kernel holds is compared with what it should ([`verify`]). All of them come to what is wanted of the pod, for which
+//! [`intent::steps`] plans acts, and [`executor`] carries them out, one at a time for each pod. [`members`] is what is known of the pods that have something of ours; ztunnels get their snapshot from it. [`record`]
 //! is the part of it that the next agent finds on disk.
 
 mod backends;
@@ -80,41 +80,70 @@ pub(crate) struct Ambient {
     config: Arc<AmbientConfig>,
     log: Scope,
     metrics: Arc<Metrics>,
-    health: Arc<Health>,
-    /// Where people read what is left of a mode that is off.
-    notices: Arc<Health>,
     cluster: Cluster,
     /// Pods are manifests: nobody says of a running one where it is, but the plugin.
     manifests: bool,
     writer: Option<Writer>,
-    events: Arc<Events>,
-    queue: Arc<Queue<PodRef>>,
+    pods: Pods,
+    node: Node,
+    kept: Kept,
+    telling: Telling,
+    life: Life,
+}
+
+/// The pods, and the work on them.
+struct Pods {
     members: Arc<Members>,
-    records: Arc<Records>,
-    evidence: Arc<Evidence>,
-    /// Where an earlier agent kept facts.
-    run_dir: PathBuf,
+    queue: Arc<Queue<PodRef>>,
     ztunnels: Ztunnels,
-    finder: Finder,
-    backends: Arc<Backends>,
-    host: OnceLock<HostSide>,
     /// What is under way in pods' namespaces.
     slots: Arc<Slots>,
-    /// Held for reading by work in the node's namespace, which goes on when the task that wanted it is aborted.
-    under_way: Arc<RwLock<()>>,
     /// Pods that drain.
     drains: Drains,
+}
+
+/// The node's own namespace, and what programs rules in it and in the pods'.
+struct Node {
+    host: OnceLock<HostSide>,
+    backends: Arc<Backends>,
+    /// Finds the namespaces of its pods.
+    finder: Finder,
+    /// Held for reading by work in the node's namespace, which goes on when the task that wanted it is aborted.
+    under_way: Arc<RwLock<()>>,
+}
+
+/// What is on disk.
+struct Kept {
+    /// For the next agent.
+    records: Arc<Records>,
+    /// For the plugin's CHECK.
+    evidence: Arc<Evidence>,
+    /// Where both are, and the facts of an earlier agent.
+    run_dir: PathBuf,
+}
+
+/// What people hear.
+struct Telling {
+    health: Arc<Health>,
+    /// Where people read what is left of a mode that is off.
+    notices: Arc<Health>,
+    events: Arc<Events>,
+    /// Pods that should be in and are not.
+    troubles: Troubles,
+    /// Pods that wait for something of the node.
+    waiting: Waiting,
+}
+
+/// What happens once in this process's life.
+#[derive(Default)]
+struct Life {
+    /// The pods are listed.
+    synced: Notify,
     /// Since when everything is being removed.
     ending: OnceLock<Instant>,
     /// Nobody is to work on pods any more, and nobody does.
     stop: Notify,
     stopped: Notify,
-    /// The pods are listed.
-    synced: Notify,
-    /// Pods that should be in and are not.
-    troubles: Troubles,
-    /// Pods that wait for something of the node.
-    waiting: Waiting,
 }
 
 /// What it needs of the agent.
@@ -146,37 +175,44 @@ impl Ambient {
         let iptables_of_the_node = config.iptables().on_the_node();
         let iptables = config.iptables().locking(&run_dir);
         let backends = Backends { iptables, iptables_of_the_node, nftables: Nftables };
+        let kept = Kept {
+            records: Arc::new(Records::new(&run_dir)),
+            evidence: Arc::new(Evidence::new(&run_dir)),
+            run_dir,
+        };
+        let backends = Arc::new(backends);
         let ambient = Arc::new(Self {
             config: Arc::new(config),
             log,
             metrics,
-            health,
-            notices,
             cluster,
             manifests,
             writer,
-            events,
-            queue: Arc::default(),
-            members,
-            records: Arc::new(Records::new(&run_dir)),
-            evidence: Arc::new(Evidence::new(&run_dir)),
-            run_dir,
-            ztunnels,
-            finder: Finder::default(),
-            backends: Arc::new(backends),
-            host: OnceLock::new(),
-            slots: Arc::default(),
-            under_way: Arc::default(),
-            drains: Drains::default(),
-            ending: OnceLock::new(),
-            stop: Notify::new(),
-            stopped: Notify::new(),
-            synced: Notify::new(),
-            troubles: Troubles::default(),
-            waiting: Waiting::default(),
+            pods: Pods {
+                members,
+                queue: Arc::default(),
+                ztunnels,
+                slots: Arc::default(),
+                drains: Drains::default(),
+            },
+            node: Node {
+                host: OnceLock::new(),
+                backends,
+                finder: Finder::default(),
+                under_way: Arc::default(),
+            },
+            kept,
+            telling: Telling {
+                health,
+                notices,
+                events,
+                troubles: Troubles::default(),
+                waiting: Waiting::default(),
+            },
+            life: Life::default(),
         });
         let weak = Arc::downgrade(&ambient);
-        ambient.members.on_unsettled(move |key| {
+        ambient.pods.members.on_unsettled(move |key| {
             if let Some(ambient) = weak.upgrade() {
                 ambient.changed(std::slice::from_ref(key));
             }
@@ -194,14 +230,14 @@ impl Ambient {
     /// The pods and namespaces have been listed once.
     pub(crate) fn synced(&self) {
         self.count_listed();
-        self.synced.notify_one();
+        self.life.synced.notify_one();
     }
 
     /// These pods, or what concerns them, have changed.
     pub(crate) fn changed(&self, pods: &[PodRef]) {
         // Before the pods of an earlier agent are known as such, nothing may be done about any: `live` asks for all of them.
-        if self.health.is_ready(Part::Ambient) {
-            pods.iter().for_each(|pod| self.queue.push(pod.clone()));
+        if self.telling.health.is_ready(Part::Ambient) {
+            pods.iter().for_each(|pod| self.pods.queue.push(pod.clone()));
         }
     }
 
@@ -212,7 +248,7 @@ impl Ambient {
         }
         self.prepare_host().await;
         let listener = self.bind().await;
-        self.health.pending(Part::Ambient, &"the pods of this node are not known yet");
+        self.telling.health.pending(Part::Ambient, &"the pods of this node are not known yet");
         let listed = self.are_listed().await;
         if !listed {
             self.remember().await;
@@ -227,26 +263,26 @@ impl Ambient {
         tasks.spawn(self.clone().tell_waiting());
         tasks.spawn(self.clone().begin(listed));
         let work = async {
-            self.stop.notified().await;
+            self.life.stop.notified().await;
             tasks.shutdown().await;
-            self.stopped.notify_one();
+            self.life.stopped.notify_one();
         };
-        tokio::join!(listener.serve(self.ztunnels.clone()), work);
+        tokio::join!(listener.serve(self.pods.ztunnels.clone()), work);
     }
 
     /// Asks for work on all pods, as soon as they are listed.
     async fn begin(self: Arc<Self>, listed: bool) {
         if !listed {
-            self.health.pending(
+            self.telling.health.pending(
                 Part::Ambient,
                 &"the API server has not listed the pods of this node; those of an earlier agent are taken over by what it kept of them",
             );
-            self.synced.notified().await;
+            self.life.synced.notified().await;
             self.sweep_records().await;
             // Addresses of pods that went while no agent looked.
             self.verify_host().await;
         }
-        self.health.ready(Part::Ambient);
+        self.telling.health.ready(Part::Ambient);
         self.push_all();
     }
 
@@ -257,12 +293,12 @@ impl Ambient {
 
     /// Whether the pods are listed in time.
     async fn are_listed(&self) -> bool {
-        self.is_listed() || tokio::time::timeout(LISTING_TIME, self.synced.notified()).await.is_ok()
+        self.is_listed() || tokio::time::timeout(LISTING_TIME, self.life.synced.notified()).await.is_ok()
     }
 
     /// What an earlier agent knew of the pods counts until the API server has listed them.
     async fn remember(&self) {
-        let (run_dir, cluster) = (self.run_dir.clone(), self.cluster.clone());
+        let (run_dir, cluster) = (self.kept.run_dir.clone(), self.cluster.clone());
         let remembered = tokio::task::spawn_blocking(move || cluster::store::remember(&run_dir, &cluster));
         match remembered.await {
             Ok((pods, errors)) => {
@@ -286,13 +322,13 @@ impl Ambient {
         }
         if self.config.node.follow(&new.node) {
             self.log.info("changed options of ambient mode are in force for new sandboxes of pods", &[]);
-            if let Some(Err(error)) = self.host.get().map(HostSide::follow_options) {
+            if let Some(Err(error)) = self.node.host.get().map(HostSide::follow_options) {
                 self.log.error(&error, &[]);
             }
         }
         if rules {
             self.log.info("which pods are to be in the mesh has changed", &[]);
-            if self.health.is_ready(Part::Ambient) {
+            if self.telling.health.is_ready(Part::Ambient) {
                 self.push_all();
             }
         }
@@ -300,7 +336,7 @@ impl Ambient {
 
     /// Says what the kill switch leaves.
     fn tell_capture(&self) {
-        let inside: [telemetry::Label<'_>; 1] = [("pods", &self.members.all().len())];
+        let inside: [telemetry::Label<'_>; 1] = [("pods", &self.pods.members.all().len())];
         if self.config.rules.now().captures() {
             self.log.info("capture is enabled: pods are taken into the mesh again", &inside);
         } else {
@@ -312,21 +348,21 @@ impl Ambient {
 
     async fn prepare_host(&self) {
         loop {
-            let (config, backends, log) = (self.config.clone(), self.backends.clone(), self.log.clone());
+            let (config, backends, log) = (self.config.clone(), self.node.backends.clone(), self.log.clone());
             let prepared =
                 tokio::task::spawn_blocking(move || HostSide::prepare(config, backends, log)).await;
             let error: String = match prepared {
                 Ok(Ok(host)) => {
                     let labels: [telemetry::Label<'_>; 1] = [("backend", &host.backend())];
                     self.log.info("the node's network namespace is ready for host probes", &labels);
-                    let _ = self.host.set(host);
+                    let _ = self.node.host.set(host);
                     return;
                 }
                 Ok(Err(error)) => error.to_string(),
                 Err(error) => error.to_string(),
             };
             self.log.error(&error, &[]);
-            self.health.pending(Part::Ambient, &error);
+            self.telling.health.pending(Part::Ambient, &error);
             tokio::time::sleep(RETRY).await;
         }
     }
@@ -337,7 +373,7 @@ impl Ambient {
                 Ok(listener) => return listener,
                 Err(error) => {
                     self.log.error(&error, &[]);
-                    self.health.pending(Part::Ambient, &error);
+                    self.telling.health.pending(Part::Ambient, &error);
                 }
             }
             tokio::time::sleep(RETRY).await;
@@ -345,7 +381,7 @@ impl Ambient {
     }
 
     fn host(&self) -> Result<&HostSide, Failure> {
-        self.host.get().ok_or(Failure::NotReady)
+        self.node.host.get().ok_or(Failure::NotReady)
     }
 }
 

@@ -24,7 +24,7 @@ impl Ambient {
             let index = self.cluster.index();
             for facts in index.pods().filter_map(|pod| index.facts(pod.namespace(), pod.name())) {
                 let uid = facts.pod.uid().unwrap_or_default();
-                let state = self.members.state(uid);
+                let state = self.pods.members.state(uid);
                 if state == Some(State::Enrolled) || rules.desired(&facts) != Desired::In {
                     continue;
                 }
@@ -32,7 +32,7 @@ impl Ambient {
                 if state.is_none() && !rules.captures() {
                     continue;
                 }
-                let trouble = self.troubles.reason(uid);
+                let trouble = self.telling.troubles.reason(uid);
                 // One whose sandbox is still to be made misses nothing.
                 if state.is_none() && trouble.is_none() && !facts.pod.is_running() {
                     continue;
@@ -47,9 +47,9 @@ impl Ambient {
         }
         for state in State::ALL {
             let more = if state == State::Pending { homeless } else { 0 };
-            self.metrics.ambient_pods(state.name(), self.members.count(state) + more);
+            self.metrics.ambient_pods(state.name(), self.pods.members.count(state) + more);
         }
         self.metrics.ambient_pods_outside(&outside);
-        self.metrics.overdue(self.slots.overdue().len());
+        self.metrics.overdue(self.pods.slots.overdue().len());
     }
 }

@@ -132,8 +132,8 @@ impl Ambient {
     pub(super) fn start_drain(&self, member: &Member) {
         let (Some(netns), left) = (member.netns.clone(), self.drain_left(member)) else { return };
         let (log, pod, key, queue) =
-            (self.log.clone(), member.key.to_string(), member.key.clone(), self.queue.clone());
-        let (slots, of) = (self.slots.clone(), member.key.clone());
+            (self.log.clone(), member.key.to_string(), member.key.clone(), self.pods.queue.clone());
+        let (slots, of) = (self.pods.slots.clone(), member.key.clone());
         let wait = async move {
             let closed = async {
                 if let Err(error) = until_closed(&slots, &of, netns, &log, &pod).await {
@@ -144,7 +144,7 @@ impl Ambient {
             };
             let _ = tokio::time::timeout(left, closed).await;
         };
-        self.drains.start(&member.key.uid, wait, move || queue.push(PodRef::clone(&key)));
+        self.pods.drains.start(&member.key.uid, wait, move || queue.push(PodRef::clone(&key)));
     }
 
     /// How long the pod may drain from now on, by its clock and that of the agent's end.
@@ -153,7 +153,7 @@ impl Ambient {
         let Rules::Drain { since } = member.have.rules else { return Duration::ZERO };
         let past = Duration::from_secs(now.saturating_sub(since));
         let left = self.config.drain_timeout.saturating_sub(past);
-        match self.ending.get() {
+        match self.life.ending.get() {
             Some(ending) => {
                 left.min((*ending + AT_THE_END).saturating_duration_since(std::time::Instant::now()))
             }

@@ -37,10 +37,10 @@ impl Ambient {
     /// Takes everything of ours out of the pods, the node's namespace and the API server. `live` is the task of [`Self::live`], which serves
     /// ztunnels until they have heard of all that.
     pub(crate) async fn clean_up(self: Arc<Self>, live: tokio::task::JoinHandle<()>) {
-        let began = *self.ending.get_or_init(Instant::now);
-        if self.health.is_ready(Part::Ambient) {
-            self.stop.notify_one();
-            let _ = tokio::time::timeout(UNDER_WAY_TIME, self.stopped.notified()).await;
+        let began = *self.life.ending.get_or_init(Instant::now);
+        if self.telling.health.is_ready(Part::Ambient) {
+            self.life.stop.notify_one();
+            let _ = tokio::time::timeout(UNDER_WAY_TIME, self.life.stopped.notified()).await;
         } else {
             live.abort();
         }
@@ -48,10 +48,10 @@ impl Ambient {
         let time = CLEANUP_TIME.saturating_sub(began.elapsed());
         let complete = tokio::time::timeout(time, self.clear_all(began, &mut left)).await;
         if complete.is_err() {
-            let pods = self.members.all().len();
+            let pods = self.pods.members.all().len();
             self.log.error("cleanup is not complete: the time is over", &[("pods", &pods)]);
         }
-        self.records.close();
+        self.kept.records.close();
         if !left.is_empty() {
             self.tell_left(&left);
         }
@@ -59,7 +59,7 @@ impl Ambient {
         if !left.is_empty() || complete != Ok(true) {
             return;
         }
-        if let Some(host) = self.host.get() {
+        if let Some(host) = self.node.host.get() {
             let errors = host.clean_up();
             errors.iter().for_each(|error| self.log.error("cleanup is not complete", &[("error", error)]));
             if errors.is_empty() {
@@ -72,12 +72,13 @@ impl Ambient {
     async fn clear_all(self: &Arc<Self>, began: Instant, left: &mut Vec<Left>) -> bool {
         let mut complete = true;
         // What is put in place after it was removed would stay.
-        let settled = self.slots.settle(UNDER_WAY_TIME);
-        let _ = tokio::join!(tokio::time::timeout(UNDER_WAY_TIME, self.under_way.write()), settled);
+        let settled = self.pods.slots.settle(UNDER_WAY_TIME);
+        let _ = tokio::join!(tokio::time::timeout(UNDER_WAY_TIME, self.node.under_way.write()), settled);
         let mut seen = HashSet::new();
         loop {
             let mut tasks = JoinSet::new();
-            for member in self.members.all().into_iter().filter(|member| seen.insert(member.key.uid.clone()))
+            for member in
+                self.pods.members.all().into_iter().filter(|member| seen.insert(member.key.uid.clone()))
             {
                 let ambient = self.clone();
                 tasks.spawn(async move { ambient.clear(member, began).await });
@@ -108,8 +109,8 @@ impl Ambient {
         let tries_end = began + ANNOTATION_TIME;
         let out = async || {
             let facts = self.cluster.index().facts(&key.namespace, &key.name);
-            let _turn = self.members.turn(&key.uid).await;
-            if let Some(member) = self.members.get(&key.uid).filter(|member| member.have.is_captured()) {
+            let _turn = self.pods.members.turn(&key.uid).await;
+            if let Some(member) = self.pods.members.get(&key.uid).filter(|member| member.have.is_captured()) {
                 let mut work = self.work_on(member);
                 if let Some(facts) = &facts {
                     work.change(|member| member.see_annotation(&facts.pod, false));
@@ -126,11 +127,11 @@ impl Ambient {
             }
         };
         let result = out().await;
-        if result.is_err() || self.drains.of(&key.uid) == drain::Wait::None {
+        if result.is_err() || self.pods.drains.of(&key.uid) == drain::Wait::None {
             return result.map_err(|failure| (pod.clone(), failure));
         }
         let drained = tokio::time::Instant::from_std(began + drain::AT_THE_END);
-        self.drains.end_by(&key.uid, drained).await;
+        self.pods.drains.end_by(&key.uid, drained).await;
         out().await.map_err(|failure| (pod.clone(), failure))
     }
 

@@ -39,10 +39,10 @@ impl Ambient {
             birth: if new { Birth::New } else { Birth::Running },
             is_lost: !(matches!(place, Place::Running) && is_here),
         };
-        let mut work = Executor::new(self, &self.members, member, place);
+        let mut work = Executor::new(self, &self.pods.members, member, place);
         let entered = work.enter(&entering).await;
         if !matches!(&entered, Err(stopped) if stopped.at == Act::Locate) {
-            self.drains.stop(&key.uid);
+            self.pods.drains.stop(&key.uid);
         }
         if let Err(stopped) = entered {
             let loads = matches!(stopped.at, Act::LoadRules { .. });
@@ -74,12 +74,12 @@ impl Ambient {
 
     /// Goes on with what is known of a pod. Whoever calls has the pod's turn.
     pub(super) fn work_on(&self, member: Member) -> Executor<'_, Self> {
-        Executor::new(self, &self.members, member, Place::Leaving)
+        Executor::new(self, &self.pods.members, member, Place::Leaving)
     }
 
     /// What is known of a pod, or its beginning.
     fn member(&self, key: &PodRef, facts: &Facts) -> Member {
-        self.members.get(&key.uid).unwrap_or_else(|| {
+        self.pods.members.get(&key.uid).unwrap_or_else(|| {
             let (new, warnings) = Member::of(&facts.pod);
             warnings.iter().for_each(|warning| self.log.warn(warning, &[("pod", key)]));
             new

@@ -52,7 +52,7 @@ impl<T> Clone for Followed<T> {
 impl Ambient {
     /// The options by which pods get their rules now, for people who ask what those are.
     pub(crate) fn options_in_force(&self) -> Option<AmbientOptions> {
-        let host = self.host.get().filter(|_| !self.config.is_off)?;
+        let host = self.node.host.get().filter(|_| !self.config.is_off)?;
         let node = self.config.node.now();
         Some(AmbientOptions {
             backend: host.backend().to_string(),

@@ -24,7 +24,7 @@ impl Ambient {
     /// Takes everything of an announced pod back. One that was in the mesh in the same namespace before stays: its ADD was repeated. Whoever calls has
     /// the pod's turn.
     pub(super) async fn give_up(&self, key: &PodRef, before: Option<Member>) {
-        let Some(member) = self.members.get(&key.uid) else { return };
+        let Some(member) = self.pods.members.get(&key.uid) else { return };
         let stays = |before: &Member| !before.announced && before.netns == member.netns;
         if before.as_ref().is_some_and(stays) {
             return;
@@ -48,7 +48,7 @@ impl Ambient {
             pod.and_then(|pod| pod.uid().map(str::to_owned))
         };
         let Some(uid) =
-            uid.filter(|uid| self.members.get(uid).is_some_and(|member| member.given == Given::Path))
+            uid.filter(|uid| self.pods.members.get(uid).is_some_and(|member| member.given == Given::Path))
         else {
             return;
         };
@@ -58,7 +58,7 @@ impl Ambient {
                 tokio::time::sleep(pause).await;
                 let Some(ambient) = ambient.upgrade() else { return };
                 // A DEL of an earlier sandbox may come when there is the next one, which is not gone.
-                match ambient.members.get(&uid) {
+                match ambient.pods.members.get(&uid) {
                     None => return,
                     Some(member) if Self::is_gone(&member) => return ambient.miss_at_once(member).await,
                     Some(_) => {}
@@ -69,10 +69,10 @@ impl Ambient {
 
     /// The sandbox is gone, and it is known why.
     async fn miss_at_once(&self, member: Member) {
-        let _turn = self.members.turn(&member.key.uid).await;
-        if self.members.get(&member.key.uid).filter(Self::is_gone).is_some() {
-            self.members.change(&member.key.uid, Member::doubt);
-            self.queue.push(member.key);
+        let _turn = self.pods.members.turn(&member.key.uid).await;
+        if self.pods.members.get(&member.key.uid).filter(Self::is_gone).is_some() {
+            self.pods.members.change(&member.key.uid, Member::doubt);
+            self.pods.queue.push(member.key);
         }
     }
 }

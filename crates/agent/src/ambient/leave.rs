@@ -23,11 +23,11 @@ impl Ambient {
         want: &Want,
         reason: &str,
     ) -> Result<(), Failure> {
-        let member = match self.members.get(&key.uid) {
+        let member = match self.pods.members.get(&key.uid) {
             Some(member) => member,
             None => {
                 let Some(member) = Self::left_over(facts) else { return Ok(()) };
-                self.members.insert(member.clone());
+                self.pods.members.insert(member.clone());
                 member
             }
         };
@@ -54,7 +54,7 @@ impl Ambient {
 
     /// Whether a pod may keep its rules for as long as its annotation cannot be changed: where ambient mode is off nobody waits for its end.
     fn is_patient(&self) -> bool {
-        self.config.is_off && self.ending.get().is_none()
+        self.config.is_off && self.life.ending.get().is_none()
     }
 
     /// A pod that this process did not enrol and that carries the mark of one that did.

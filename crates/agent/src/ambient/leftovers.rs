@@ -36,7 +36,7 @@ impl Ambient {
     /// Lets everything of ambient mode go, or says why that cannot be. Ends when nothing is left.
     pub(super) async fn let_go(self: Arc<Self>) {
         if !self.is_listed() {
-            self.synced.notified().await;
+            self.life.synced.notified().await;
         }
         self.wait_for_other_agent().await;
         match lack(&self.config) {
@@ -48,19 +48,19 @@ impl Ambient {
     /// Waits while another agent takes pods into the mesh on this node, which is the original's: what pods have is that one's, and nothing is left
     /// over. One of ours holds the lock of the node, and this one would not be here.
     async fn wait_for_other_agent(&self) {
-        let socket = self.run_dir.join(EVENT_SOCKET_NAME);
+        let socket = self.kept.run_dir.join(EVENT_SOCKET_NAME);
         while Socket::is_served(&socket) {
             let text = format!(
                 "ambient mode is off in this agent, and another agent is in ambient mode on this node: {} listens at {}. Its pods are left alone;                  remove one of the two DaemonSets, or set ambient.enabled of this one's chart",
                 server(&socket).await,
                 socket.display()
             );
-            if self.notices.notice(Notice::Leftovers, &text) {
+            if self.telling.notices.notice(Notice::Leftovers, &text) {
                 self.log.warn(&text, &[]);
             }
             tokio::time::sleep(PERIOD).await;
         }
-        self.notices.settled(Notice::Leftovers);
+        self.telling.notices.settled(Notice::Leftovers);
     }
 
     /// Says what is left, until it is gone without this agent.
@@ -101,7 +101,7 @@ impl Ambient {
         let listener = listener.inspect_err(|error| self.log.debug(error, &[])).ok();
         let serve = async {
             match listener {
-                Some(listener) => listener.serve(self.ztunnels.clone()).await,
+                Some(listener) => listener.serve(self.pods.ztunnels.clone()).await,
                 None => std::future::pending().await,
             }
         };
@@ -110,9 +110,9 @@ impl Ambient {
             () = self.work_until_none_is_left() => {}
         }
         // From here on there is nothing to stop.
-        self.health.pending(Part::Ambient, &"nothing is left to do");
+        self.telling.health.pending(Part::Ambient, &"nothing is left to do");
         self.clean_host().await;
-        self.records.close();
+        self.kept.records.close();
         self.show_left(&[], "");
         self.log.info("nothing of ambient mode is left on this node", &[]);
     }
@@ -122,7 +122,7 @@ impl Ambient {
         let mut tasks = JoinSet::new();
         tasks.spawn(self.clone().work());
         tasks.spawn(self.clone().tell_waiting());
-        self.health.ready(Part::Ambient);
+        self.telling.health.ready(Part::Ambient);
         self.push_all();
         let done = async {
             let mut looked = tokio::time::Instant::now();
@@ -142,11 +142,11 @@ impl Ambient {
         };
         let stopped = tokio::select! {
             () = done => false,
-            () = self.stop.notified() => true,
+            () = self.life.stop.notified() => true,
         };
         tasks.shutdown().await;
         if stopped {
-            self.stopped.notify_one();
+            self.life.stopped.notify_one();
             std::future::pending::<()>().await;
         }
     }
@@ -155,7 +155,7 @@ impl Ambient {
     async fn recorded(self: &Arc<Self>) -> HashSet<String> {
         let ambient = self.clone();
         let read = tokio::task::spawn_blocking(move || {
-            let (records, errors) = ambient.records.read();
+            let (records, errors) = ambient.kept.records.read();
             errors.iter().for_each(|error| ambient.log.warn(error, &[]));
             records.into_iter().map(|record| record.uid).collect()
         });
@@ -167,7 +167,7 @@ impl Ambient {
 
     /// Pods that have something of ambient mode, as far as it is known.
     fn left(&self, recorded: &HashSet<String>) -> Vec<PodRef> {
-        let mut left: Vec<PodRef> = self.members.all().into_iter().map(|member| member.key).collect();
+        let mut left: Vec<PodRef> = self.pods.members.all().into_iter().map(|member| member.key).collect();
         let known: HashSet<String> = left.iter().map(|key| key.uid.clone()).collect();
         let index = self.cluster.index();
         let marked = index.pods().filter(|pod| {
@@ -181,10 +181,10 @@ impl Ambient {
     }
 
     fn why_left(&self) -> String {
-        if let Some((_, error)) = self.waiting.of(Cause::ApiServer) {
+        if let Some((_, error)) = self.telling.waiting.of(Cause::ApiServer) {
             return format!("they cannot be taken out: {error}");
         }
-        match self.members.count(State::Draining) {
+        match self.pods.members.count(State::Draining) {
             0 => "they are being taken out".to_owned(),
             pods => format!("they are being taken out; {pods} drain (DRAIN_TIMEOUT)"),
         }
@@ -194,22 +194,22 @@ impl Ambient {
     fn show_left(&self, left: &[PodRef], why: &str) {
         self.metrics.leftover_pods(left.len());
         if left.is_empty() {
-            self.notices.settled(Notice::Leftovers);
+            self.telling.notices.settled(Notice::Leftovers);
             return;
         }
         let names = count_and_names(&left.iter().map(PodRef::to_string).collect::<Vec<_>>());
         let text =
             format!("ambient mode is off, and pods have rules or annotations of it still: {names}; {why}");
-        if self.notices.notice(Notice::Leftovers, &text) {
+        if self.telling.notices.notice(Notice::Leftovers, &text) {
             self.log.warn(&text, &[]);
         }
     }
 
     /// The API server does not let go of an annotation: the pod's own event says so, too.
     async fn tell_refusals(&self, left: &[PodRef]) {
-        let Some((_, error)) = self.waiting.of(Cause::ApiServer) else { return };
+        let Some((_, error)) = self.telling.waiting.of(Cause::ApiServer) else { return };
         for key in left {
-            if self.waiting.wants_event(&key.uid, std::time::Instant::now()) {
+            if self.telling.waiting.wants_event(&key.uid, std::time::Instant::now()) {
                 let message = format!(
                     "ambient mode is off on this node, and the pod cannot be taken out of it: {error}"
                 );
@@ -237,11 +237,11 @@ impl Ambient {
     /// Opens the node's namespace without making anything there.
     async fn open_host(&self) {
         loop {
-            let (config, backends, log) = (self.config.clone(), self.backends.clone(), self.log.clone());
+            let (config, backends, log) = (self.config.clone(), self.node.backends.clone(), self.log.clone());
             let opened = tokio::task::spawn_blocking(move || HostSide::open(config, backends, log)).await;
             let error: String = match opened {
                 Ok(Ok(host)) => {
-                    let _ = self.host.set(host);
+                    let _ = self.node.host.set(host);
                     return;
                 }
                 Ok(Err(error)) => error.to_string(),
@@ -270,7 +270,7 @@ impl Ambient {
     fn tell_node(&self, error: &str) {
         let text =
             format!("ambient mode is off, and its rules in the node's network namespace stay: {error}");
-        if self.notices.notice(Notice::Leftovers, &text) {
+        if self.telling.notices.notice(Notice::Leftovers, &text) {
             self.log.error(&text, &[]);
         }
     }

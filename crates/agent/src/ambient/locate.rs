@@ -25,7 +25,7 @@ impl Namespaces for Ambient {
             Place::Given { path, descriptor, called } => {
                 let (netns, given) = self.open_given(member, path, descriptor.clone(), ips.to_vec()).await?;
                 let is_new = member.announced || member.netns.as_deref() != Some(&netns);
-                if is_new && self.ztunnels.connected() == 0 {
+                if is_new && self.pods.ztunnels.connected() == 0 {
                     // There is nothing to take back then, and the plugin asks again.
                     return Err(Failure::Ztunnel(zds::AddError::NoZtunnel));
                 }
@@ -34,10 +34,10 @@ impl Namespaces for Ambient {
             Place::Noted(sandbox) => self.locate_noted(member, sandbox).await.map(Some),
             Place::Running => {
                 let ips = if ips.is_empty() { member.ips() } else { ips };
-                let netns = self.finder.find(self, member.wanted(ips, &self.config)).await?;
+                let netns = self.node.finder.find(self, member.wanted(ips, &self.config)).await?;
                 Ok(Some(Located { netns, given: Given::No, called: None }))
             }
-            Place::Leaving => match self.finder.find(self, member.wanted(ips, &self.config)).await {
+            Place::Leaving => match self.node.finder.find(self, member.wanted(ips, &self.config)).await {
                 Ok(netns) => Ok(Some(Located { netns, given: member.given, called: None })),
                 Err(Failure::NotFound(Missing::HostNetwork | Missing::Sandbox(_))) => Ok(None),
                 Err(Failure::NotFound(missing)) => Err(Cleanup::NotFound(missing).into()),
@@ -91,7 +91,7 @@ impl Ambient {
         }
         let mut of_name = member.clone();
         of_name.call(called.clone());
-        let netns = self.finder.find(self, of_name.wanted(&origin.addresses, &self.config)).await?;
+        let netns = self.node.finder.find(self, of_name.wanted(&origin.addresses, &self.config)).await?;
         Ok(Located { netns, given: Given::No, called })
     }
 }

@@ -26,7 +26,7 @@ impl Connections for Ambient {
         if !drains || self.drain_left(member).is_zero() {
             return Next::Now;
         }
-        match self.drains.of(&member.key.uid) {
+        match self.pods.drains.of(&member.key.uid) {
             Wait::Over => return Next::Now,
             Wait::Open => {}
             Wait::None => self.start_drain(member),
@@ -65,11 +65,11 @@ impl Connections for Ambient {
 impl NodeZtunnels for Ambient {
     async fn tell(&self, member: &Member) -> Result<(), Failure> {
         let Some(netns) = member.netns.clone() else { return Ok(()) };
-        Ok(self.ztunnels.add(member.workload(), netns).await?)
+        Ok(self.pods.ztunnels.add(member.workload(), netns).await?)
     }
 
     async fn release(&self, uid: &str) -> Result<(), Failure> {
-        Ok(self.ztunnels.remove(uid).await?)
+        Ok(self.pods.ztunnels.remove(uid).await?)
     }
 }
 
@@ -95,15 +95,15 @@ impl Annotations for Ambient {
 
 impl Disk for Ambient {
     async fn keep(&self, member: &Member) {
-        let (records, mut record) = (self.records.clone(), member.record());
-        let branches = self.host.get().map(|host| host.branches(member.ips())).unwrap_or_default();
+        let (records, mut record) = (self.kept.records.clone(), member.record());
+        let branches = self.node.host.get().map(|host| host.branches(member.ips())).unwrap_or_default();
         record.branches = branches.into_iter().map(Into::into).collect();
         self.on_disk(member, move || records.write(record)).await;
     }
 
     async fn forget(&self, member: &Member) {
-        self.drains.stop(&member.key.uid);
-        let (records, uid) = (self.records.clone(), member.key.uid.clone());
+        self.pods.drains.stop(&member.key.uid);
+        let (records, uid) = (self.kept.records.clone(), member.key.uid.clone());
         self.on_disk(member, move || records.remove(&uid)).await;
     }
 }

@@ -42,9 +42,9 @@ impl PodRules for Ambient {
 
     async fn drain(&self, member: &Member) -> Result<bool, Failure> {
         let Some(netns) = member.netns.clone() else { return Ok(false) };
-        let (kernel, backend) = (self.backends.clone(), self.host()?.backend());
+        let (kernel, backend) = (self.node.backends.clone(), self.host()?.backend());
         let plan = plan_drain(&self.node_options(member), &member.options, backend);
-        let (evidence, known) = (self.evidence.clone(), member.have.is_captured());
+        let (evidence, known) = (self.kept.evidence.clone(), member.have.is_captured());
         let drained = self.in_pod(&member.key, Task::Clear, move || -> Result<bool, Failure> {
             // A CHECK of a pod that is out compares with nothing. What cannot be forgotten now is with the rest of the rules.
             let _ = evidence.forget(netns.id());
@@ -59,14 +59,14 @@ impl PodRules for Ambient {
             netns.enter(drain)?.map_err(|error| Cleanup::from(InKernel::new(error, None)).into())
         });
         let drained = drained.await.map_err(Cleanup::Unfinished)??;
-        self.backends.log_warnings(&self.log);
+        self.node.backends.log_warnings(&self.log);
         Ok(drained)
     }
 
     async fn remove(&self, member: &Member) -> Result<(), Failure> {
         let Some(netns) = member.netns.clone() else { return Ok(()) };
-        let (kernel, backend) = (self.backends.clone(), self.host()?.backend());
-        let evidence = self.evidence.clone();
+        let (kernel, backend) = (self.node.backends.clone(), self.host()?.backend());
+        let evidence = self.kept.evidence.clone();
         let removed = self.in_pod(&member.key, Task::Clear, move || -> Result<(), Failure> {
             // What cannot be forgotten now is when the namespace is no member's any more.
             let _ = evidence.forget(netns.id());
@@ -76,7 +76,7 @@ impl PodRules for Ambient {
             Ok(())
         });
         removed.await.map_err(Cleanup::Unfinished)??;
-        self.backends.log_warnings(&self.log);
+        self.node.backends.log_warnings(&self.log);
         Ok(())
     }
 
@@ -100,9 +100,9 @@ impl Ambient {
             return Err(Failure::NotFound(netns::find::Missing::NoProcess));
         };
         let sparing = spares.then(|| Sparing::of(self, member));
-        let (kernel, node) = (self.backends.clone(), self.node_options(member));
+        let (kernel, node) = (self.node.backends.clone(), self.node_options(member));
         let (options, backend) = (member.options.clone(), self.host()?.backend());
-        let (evidence, subject) = (self.evidence.clone(), Subject::of(member));
+        let (evidence, subject) = (self.kept.evidence.clone(), Subject::of(member));
         let proc_root = self.config.proc_root();
         let programmed = self.in_pod(&member.key, Task::Program, move || -> Result<_, Failure> {
             let apply = |inside: &Inside| {
@@ -131,7 +131,7 @@ impl Ambient {
 
     fn tell_applied(&self, member: &Member, applied: &Applied, seen: &Seen) {
         self.tell_seen(member, seen);
-        self.backends.log_warnings(&self.log);
+        self.node.backends.log_warnings(&self.log);
         if let Some(warning) = &applied.warning {
             self.log.warn(warning, &[("pod", &member.key)]);
         }
@@ -149,7 +149,7 @@ impl Ambient {
         if seen.over {
             self.log.info("nothing shadows the rules of a pod any more", &[("pod", pod)]);
         }
-        self.metrics.shadowed(self.evidence.shadowed());
+        self.metrics.shadowed(self.kept.evidence.shadowed());
     }
 
     /// The node's options that are in force for a pod.
@@ -187,9 +187,9 @@ impl Ambient {
     /// The differences between a pod's namespace and its plan. Where there is none the plan is what was applied.
     async fn differences(&self, member: &Member) -> Result<Vec<Difference>, Failure> {
         let Some(netns) = member.netns.clone() else { return Ok(Vec::new()) };
-        let (backends, backend) = (self.backends.clone(), self.host()?.backend());
+        let (backends, backend) = (self.node.backends.clone(), self.host()?.backend());
         let plan = plan_pod(&self.node_options(member), &member.options, backend);
-        let (evidence, subject) = (self.evidence.clone(), Subject::of(member));
+        let (evidence, subject) = (self.kept.evidence.clone(), Subject::of(member));
         let found = self.in_pod(&member.key, Task::Verify, move || {
             let observe = |inside: &Inside| {
                 let found = backends.kernel().observe(inside, &plan)?;
@@ -202,7 +202,7 @@ impl Ambient {
         });
         let (found, seen) = found.await??;
         seen.iter().for_each(|seen| self.tell_seen(member, seen));
-        self.backends.log_warnings(&self.log);
+        self.node.backends.log_warnings(&self.log);
         Ok(found)
     }
 }

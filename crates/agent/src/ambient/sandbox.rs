@@ -12,7 +12,7 @@ impl Ambient {
         if !self.manifests {
             return None;
         }
-        let (run_dir, pod) = (self.run_dir.clone(), key.to_string());
+        let (run_dir, pod) = (self.kept.run_dir.clone(), key.to_string());
         let noted = tokio::task::spawn_blocking(move || sandbox::of_pod(&run_dir, &pod)).await;
         let noted: String = match noted {
             Ok(Ok(noted)) => return noted.into_iter().find(|sandbox| !self.is_over(sandbox)),

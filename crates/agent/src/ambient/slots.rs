@@ -123,7 +123,7 @@ impl Ambient {
         task: Task,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Unfinished> {
-        self.slots.run(key, task, work).await
+        self.pods.slots.run(key, task, work).await
     }
 
     /// Does work in the node's namespace on a thread for it.
@@ -131,7 +131,7 @@ impl Ambient {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, tokio::task::JoinError> {
-        let under_way = self.under_way.clone().read_owned().await;
+        let under_way = self.node.under_way.clone().read_owned().await;
         let work = move || {
             let _under_way = under_way;
             work()

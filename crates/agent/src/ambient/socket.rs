@@ -163,10 +163,10 @@ impl Ambient {
         plugin: &Plugin,
     ) -> Result<(), Refusal> {
         let name = format!("{}/{}", event.namespace, event.name);
-        if self.host.get().is_none() {
+        if self.node.host.get().is_none() {
             return Err(Refusal::NotReady);
         }
-        if self.ending.get().is_some() {
+        if self.life.ending.get().is_some() {
             // The plugin is being taken off the node, and the pod would be taken out again at once.
             self.log.warn(
                 "pod starts without capture: everything is being removed from this node",
@@ -200,17 +200,17 @@ impl Ambient {
         // in the mesh goes when the next one fails.
         let claims = || facts.pod.annotation(REDIRECTION).is_some_and(desired::claims);
         if matches!(result, Some(Ok(()))) || claims() {
-            self.queue.push(key.clone());
+            self.pods.queue.push(key.clone());
         }
         let Some(result) = result else { return Err(Refusal::HungUp(name)) };
         match result {
             Ok(()) => {
-                self.troubles.solved(&key.uid, Instant::now());
-                self.waiting.over(&key.uid);
+                self.telling.troubles.solved(&key.uid, Instant::now());
+                self.telling.waiting.over(&key.uid);
                 Ok(())
             }
             Err(failure) => {
-                self.troubles.note(&key.uid, failure.reason());
+                self.telling.troubles.note(&key.uid, failure.reason());
                 if let Some(message) = self.note_waiting(&key, &failure) {
                     let ambient = self.clone();
                     tokio::spawn(async move { ambient.tell_that_it_waits(&key, &message).await });
@@ -230,11 +230,11 @@ impl Ambient {
         place: Place,
         plugin: &Plugin,
     ) -> Option<Result<(), Failure>> {
-        let _turn = self.members.turn(&key.uid).await;
+        let _turn = self.pods.members.turn(&key.uid).await;
         if plugin.has_hung_up() {
             return None;
         }
-        let before = self.members.get(&key.uid);
+        let before = self.pods.members.get(&key.uid);
         let is_given = matches!(place, Place::Given { .. });
         let result = self.enrol(key, facts, ips, place).await.map(drop);
         let hung_up = plugin.has_hung_up();

@@ -42,7 +42,7 @@ impl Sparing {
         let mut changed = member.clone();
         changed.have.see(Finding::Strict);
         let guests = !member.options.virtual_interfaces.is_empty();
-        Self { records: ambient.records.clone(), changed: changed.record(), guests }
+        Self { records: ambient.kept.records.clone(), changed: changed.record(), guests }
     }
 
     /// Just before the rules come.

@@ -27,25 +27,25 @@ impl Ambient {
         lost.retain(|member| member.netns.is_none());
         self.find_lost(lost).await;
         if !self.verify_host().await {
-            for member in self.members.all() {
-                self.members.change(&member.key.uid, |member| member.have.see(Finding::ProbesInDoubt));
+            for member in self.pods.members.all() {
+                self.pods.members.change(&member.key.uid, |member| member.have.see(Finding::ProbesInDoubt));
             }
         }
         // Switched off, the option keeps nobody waiting: each pod is looked at when its turn comes.
         let (looked, repaired) = if self.config.reconcile { self.verify_pods().await } else { (0, 0) };
         let labels: [telemetry::Label<'_>; 3] =
-            [("pods", &self.members.all().len()), ("verified", &looked), ("repaired", &repaired)];
+            [("pods", &self.pods.members.all().len()), ("verified", &looked), ("repaired", &repaired)];
         self.log.info("the pods of an earlier agent are taken over", &labels);
     }
 
     /// Looks among the node's processes for the namespaces of these.
     pub(super) async fn find_lost(&self, lost: Vec<Member>) {
         let wanted = lost.iter().map(|lost| lost.wanted(lost.ips(), &self.config)).collect();
-        match self.finder.find_all(self, wanted).await {
+        match self.node.finder.find_all(self, wanted).await {
             Ok(mut found) => {
                 for member in lost {
                     let netns = std::cell::Cell::new(found.remove(&member.key.uid));
-                    self.members.change(&member.key.uid, |member| {
+                    self.pods.members.change(&member.key.uid, |member| {
                         netns.take().into_iter().for_each(|netns| member.move_to_keeping(netns));
                     });
                 }
@@ -67,7 +67,7 @@ impl Ambient {
         for pod in pods.iter().filter(|pod| !self.config.rules.is_ztunnel(pod)) {
             let kept = records.remove(pod.uid().unwrap_or_default());
             if let Some(member) = self.known_pod(pod, kept) {
-                self.members.insert(member.clone());
+                self.pods.members.insert(member.clone());
                 members.push(member);
             }
         }
@@ -79,7 +79,7 @@ impl Ambient {
         let refused = facts.is_some_and(|facts| self.refuse(&facts, &pod.ips()).is_err());
         let kept = kept.filter(|(record, netns)| {
             let is_over = record.stage == Stage::Announced && netns.is_none();
-            if is_over && let Err(error) = self.records.remove(&record.uid) {
+            if is_over && let Err(error) = self.kept.records.remove(&record.uid) {
                 self.log.warn(&error, &[]);
             }
             !is_over
@@ -125,7 +125,7 @@ impl Ambient {
 
     /// What the agent before has kept, with the namespace of each pod that is still where it was. Records of pods that are gone are removed.
     fn read_records(&self) -> HashMap<String, Kept> {
-        let (records, mut errors) = self.records.read();
+        let (records, mut errors) = self.kept.records.read();
         let known: HashSet<String> =
             self.cluster.index().pods().filter_map(|pod| pod.uid().map(str::to_owned)).collect();
         let (records, gone): (Vec<_>, Vec<_>) =
@@ -133,7 +133,7 @@ impl Ambient {
         // What the API server has not listed yet may be there.
         if self.is_listed() {
             gone.iter().for_each(|record| self.forget_gone(record));
-            errors.extend(self.records.sweep(|uid| known.contains(uid)));
+            errors.extend(self.kept.records.sweep(|uid| known.contains(uid)));
         }
         errors.iter().for_each(|error| self.log.warn(error, &[]));
         let records = records.into_iter();
@@ -151,11 +151,11 @@ impl Ambient {
             let known: HashSet<String> =
                 ambient.cluster.index().pods().filter_map(|pod| pod.uid().map(str::to_owned)).collect();
             // A pod that went meanwhile needs its record until nothing of ours is left of it.
-            let known = |uid: &str| known.contains(uid) || ambient.members.get(uid).is_some();
-            let (records, _) = ambient.records.read();
+            let known = |uid: &str| known.contains(uid) || ambient.pods.members.get(uid).is_some();
+            let (records, _) = ambient.kept.records.read();
             let gone = records.iter().filter(|record| !known(&record.uid));
             gone.for_each(|record| ambient.forget_gone(record));
-            ambient.records.sweep(known).iter().for_each(|error| ambient.log.warn(error, &[]));
+            ambient.kept.records.sweep(known).iter().for_each(|error| ambient.log.warn(error, &[]));
         });
         if let Err(error) = sweep.await {
             self.log.error(Failure::from(error), &[]);
@@ -168,7 +168,7 @@ impl Ambient {
             host.remember_branches(record.branches.iter().cloned().map(Into::into));
             host.remove(&record.ips, &record.uid)
         });
-        let evidence = record.netns.as_ref().and_then(|place| self.evidence.forget(place.id()));
+        let evidence = record.netns.as_ref().and_then(|place| self.kept.evidence.forget(place.id()));
         let errors = removed.err().map(|error| error.to_string()).into_iter().chain(evidence);
         let pod = format!("{}/{}", record.namespace, record.name);
         errors.for_each(|error| self.log.warn(error, &[("pod", &pod)]));

@@ -26,7 +26,7 @@ impl Ambient {
     /// The log hears of each failure that is the pod's own, and of the number of pods where it is the node's. The pod's events hear of what
     /// somebody has to do something about.
     pub(super) async fn tell(&self, key: &PodRef, failure: &Failure, attempt: u32) {
-        self.troubles.note(&key.uid, failure.reason());
+        self.telling.troubles.note(&key.uid, failure.reason());
         self.log.debug(failure, &[("pod", key)]);
         if failure.cause().is_some() {
             if let Some(message) = self.note_waiting(key, failure) {
@@ -34,7 +34,7 @@ impl Ambient {
             }
             return;
         }
-        self.waiting.over(&key.uid);
+        self.telling.waiting.over(&key.uid);
         let text = fault::message(failure);
         self.log.warn(&text, &[("pod", key)]);
         if failure.is_for_events(attempt) {
@@ -47,15 +47,15 @@ impl Ambient {
     pub(super) fn note_waiting(&self, key: &PodRef, failure: &Failure) -> Option<String> {
         let (cause, now) = (failure.cause()?, Instant::now());
         let message = fault::message(failure);
-        self.waiting.note(key, cause, &message, now);
+        self.telling.waiting.note(key, cause, &message, now);
         // Of what is missing otherwise its owner can do nothing, and an API server that is away takes no Events.
-        let due = cause == Cause::Ztunnel && self.waiting.wants_event(&key.uid, now);
+        let due = cause == Cause::Ztunnel && self.telling.waiting.wants_event(&key.uid, now);
         due.then(|| format!("{message}; the pod comes into the mesh when a ztunnel takes it"))
     }
 
     pub(super) async fn tell_that_it_waits(&self, key: &PodRef, message: &str) {
-        if !self.events.warn(key, NOT_IN, message).await {
-            self.waiting.missed_event(&key.uid);
+        if !self.telling.events.warn(key, NOT_IN, message).await {
+            self.telling.waiting.missed_event(&key.uid);
         }
     }
 
@@ -66,9 +66,9 @@ impl Ambient {
 
     /// Writes an Event about the pod, once for each text.
     async fn tell_pod(&self, key: &PodRef, reason: &str, message: &str) {
-        let is_news = self.troubles.is_news(&key.uid, message, Instant::now());
-        if is_news && !self.events.warn(key, reason, message).await {
-            self.troubles.unsay(&key.uid, message);
+        let is_news = self.telling.troubles.is_news(&key.uid, message, Instant::now());
+        if is_news && !self.telling.events.warn(key, reason, message).await {
+            self.telling.troubles.unsay(&key.uid, message);
         }
     }
 
@@ -78,7 +78,7 @@ impl Ambient {
         {
             return;
         }
-        self.members.change(&member.key.uid, |member| member.told_partial = true);
+        self.pods.members.change(&member.key.uid, |member| member.told_partial = true);
         let text = "the pod is in the mesh with IPv4 only: what it sends and gets by IPv6 passes by ztunnel, because IPv6 is not captured on \
                     this node (AMBIENT_IPV6=false); set ambient.ipv6 of the chart";
         self.log.warn(text, &[("pod", &member.key)]);
@@ -87,22 +87,22 @@ impl Ambient {
 
     /// A pod that was in before this agent came has its rules, and no ztunnel has said anything to it yet.
     pub(super) fn wait_for_ztunnel(&self, key: &PodRef) {
-        if self.ztunnels.connected() == 0 {
+        if self.pods.ztunnels.connected() == 0 {
             let text = fault::message(&Failure::Ztunnel(zds::AddError::NoZtunnel));
-            self.waiting.note(key, Cause::Ztunnel, &text, Instant::now());
+            self.telling.waiting.note(key, Cause::Ztunnel, &text, Instant::now());
         }
     }
 
     /// Tells how many pods wait for something of the node, until the task is aborted.
     pub(super) async fn tell_waiting(self: Arc<Self>) {
         loop {
-            self.waiting.retain(|key| self.waits_for_ztunnel(key));
+            self.telling.waiting.retain(|key| self.waits_for_ztunnel(key));
             self.show_waiting();
-            for line in self.waiting.lines(Instant::now()) {
+            for line in self.telling.waiting.lines(Instant::now()) {
                 self.tell_line(&line);
             }
-            if self.waiting.is_quiet() {
-                self.waiting.changed().await;
+            if self.telling.waiting.is_quiet() {
+                self.telling.waiting.changed().await;
             } else {
                 tokio::time::sleep(LOOK).await;
             }
@@ -114,16 +114,18 @@ impl Ambient {
         let facts = self.cluster.index().facts(&key.namespace, &key.name);
         let facts = facts.filter(|facts| facts.pod.uid() == Some(&*key.uid));
         let wanted = facts.is_some_and(|facts| self.config.rules.now().desired(&facts) == Desired::In);
-        wanted && self.members.state(&key.uid) != Some(State::Enrolled)
+        wanted && self.pods.members.state(&key.uid) != Some(State::Enrolled)
     }
 
     fn show_waiting(&self) {
-        match self.waiting.of(Cause::Ztunnel) {
+        match self.telling.waiting.of(Cause::Ztunnel) {
             Some((pods, text)) => {
-                self.health.notice(Notice::Ztunnel, &format!("{}: {text}", waiters(pods, Cause::Ztunnel)));
+                self.telling
+                    .health
+                    .notice(Notice::Ztunnel, &format!("{}: {text}", waiters(pods, Cause::Ztunnel)));
             }
             None => {
-                self.health.settled(Notice::Ztunnel);
+                self.telling.health.settled(Notice::Ztunnel);
             }
         }
     }
@@ -131,7 +133,7 @@ impl Ambient {
     /// Lets people know of pods that are overdue from now on, and has those worked on that are not any more.
     pub(super) fn tell_overdue(self: &Arc<Self>) {
         let ambient = Arc::downgrade(self);
-        self.slots.on_overdue(move |key, overdue| {
+        self.pods.slots.on_overdue(move |key, overdue| {
             let Some(ambient) = ambient.upgrade() else { return };
             ambient.show_overdue();
             if !overdue {
@@ -142,9 +144,9 @@ impl Ambient {
 
     /// Shows the pods in whose namespaces something has not ended in time. Nothing is known of their rules until it has.
     fn show_overdue(&self) {
-        let overdue = self.slots.overdue();
+        let overdue = self.pods.slots.overdue();
         if overdue.is_empty() {
-            if self.notices.settled(Notice::Overdue) {
+            if self.telling.notices.settled(Notice::Overdue) {
                 self.log.info("no pod's network namespace is overdue any more", &[]);
             }
             return;
@@ -154,7 +156,7 @@ impl Ambient {
             "the verification of pods is overdue, as the kernel is busy in their network namespaces: {}",
             count_and_names(&names)
         );
-        if self.notices.notice(Notice::Overdue, &text) {
+        if self.telling.notices.notice(Notice::Overdue, &text) {
             self.log.warn(&text, &[]);
         }
     }

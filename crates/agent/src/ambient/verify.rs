@@ -33,12 +33,12 @@ impl Ambient {
             self.verify_host().await;
             self.verify_pods().await;
             if self.is_listed()
-                && let Some(error) = self.evidence.sweep(&self.members)
+                && let Some(error) = self.kept.evidence.sweep(&self.pods.members)
             {
                 self.log.warn(&error, &[]);
             }
-            self.metrics.shadowed(self.evidence.shadowed());
-            self.finder.forget().await;
+            self.metrics.shadowed(self.kept.evidence.shadowed());
+            self.node.finder.forget().await;
             next = Instant::now() + self.config.verify_every;
         }
     }
@@ -46,7 +46,7 @@ impl Ambient {
     /// Looks at the pods that an earlier agent had in the mesh, one by one over all of the time until `end`, and changes nothing of rules that are of
     /// another layout. A node whose pods are many has more to do at its agent's start than this.
     async fn look_by_turns(self: &Arc<Self>, end: Instant) {
-        let due = self.members.all().into_iter().filter(|member| member.have.look() == Some(Look::Due));
+        let due = self.pods.members.all().into_iter().filter(|member| member.have.look() == Some(Look::Due));
         let due: Vec<String> = due.map(|member| member.key.uid).collect();
         let Ok(count) = u32::try_from(due.len()) else { return };
         let pause = end.saturating_duration_since(Instant::now()) / (count + 1);
@@ -54,8 +54,9 @@ impl Ambient {
         for uid in due {
             turn += pause;
             tokio::time::sleep_until(turn).await;
-            let is_due =
-                |uid: &str| self.members.get(uid).is_some_and(|member| member.have.look() == Some(Look::Due));
+            let is_due = |uid: &str| {
+                self.pods.members.get(uid).is_some_and(|member| member.have.look() == Some(Look::Due))
+            };
             if is_due(&uid) {
                 self.verify_in_time(uid, true).await;
             }
@@ -68,24 +69,25 @@ impl Ambient {
     /// Looks for what could not be found or done before.
     pub(super) async fn look_again(&self) {
         let lost: Vec<Member> =
-            self.members.all().into_iter().filter(|member| member.netns.is_none()).collect();
+            self.pods.members.all().into_iter().filter(|member| member.netns.is_none()).collect();
         if !lost.is_empty()
             && let Ok(mut found) = self
+                .node
                 .finder
                 .find_all(self, lost.iter().map(|lost| lost.wanted(lost.ips(), &self.config)).collect())
                 .await
         {
             for member in lost {
                 let Some(netns) = found.remove(&member.key.uid) else { continue };
-                let _turn = self.members.turn(&member.key.uid).await;
+                let _turn = self.pods.members.turn(&member.key.uid).await;
                 let netns = std::cell::Cell::new(Some(netns));
-                let found = self.members.change(&member.key.uid, |member| {
+                let found = self.pods.members.change(&member.key.uid, |member| {
                     netns.take().into_iter().for_each(|netns| member.move_to_keeping(netns));
                 });
                 let Some(member) = found else { continue };
                 self.keep(&member).await;
                 self.log.info("the namespace of a pod in the mesh is found", &[("pod", &member.key)]);
-                self.queue.push(member.key);
+                self.pods.queue.push(member.key);
             }
         }
         self.push_misplaced();
@@ -95,9 +97,9 @@ impl Ambient {
     pub(super) fn push_all(&self) {
         let keys: Vec<_> = self.cluster.index().pods().map(|pod| pod.pod_ref()).collect();
         // And those that went while the earlier ones were taken over.
-        let members = self.members.all().into_iter().map(|member| member.key);
+        let members = self.pods.members.all().into_iter().map(|member| member.key);
         for key in keys.into_iter().chain(members) {
-            self.queue.push(key);
+            self.pods.queue.push(key);
         }
     }
 
@@ -112,7 +114,7 @@ impl Ambient {
             let pods: Vec<_> = index.pods().cloned().collect();
             for facts in pods.iter().filter_map(|pod| index.facts(pod.namespace(), pod.name())) {
                 let key = facts.pod.pod_ref();
-                let member = self.members.get(&key.uid);
+                let member = self.pods.members.get(&key.uid);
                 let state = member.as_ref().map(|member| member.state);
                 let shown = facts.pod.annotation(REDIRECTION);
                 let settled = match self.config.rules.desired(&facts) {
@@ -122,7 +124,7 @@ impl Ambient {
                             && (self.manifests || shown.and_then(desired::mark_of) == Some(Mark::Enabled))
                     }
                     Desired::Out(_) => {
-                        let drains = || self.drains.of(&key.uid) == Wait::Open;
+                        let drains = || self.pods.drains.of(&key.uid) == Wait::Open;
                         (state.is_none() || drains()) && !shown.is_some_and(desired::claims)
                     }
                     Desired::Ended => state.is_none() && !shown.is_some_and(desired::claims),
@@ -136,10 +138,10 @@ impl Ambient {
                 index.pod(&member.key.namespace, &member.key.name).and_then(|pod| pod.uid())
                     != Some(&*member.key.uid)
             };
-            keys.extend(self.members.all().into_iter().filter(gone).map(|member| member.key));
+            keys.extend(self.pods.members.all().into_iter().filter(gone).map(|member| member.key));
         }
         for key in keys {
-            self.queue.push(key);
+            self.pods.queue.push(key);
         }
     }
 
@@ -169,7 +171,7 @@ impl Ambient {
 
     /// What the host's sets should hold, and whether that is all: somebody may be in them whose address is not known any more.
     fn addresses(&self) -> (Vec<(IpAddr, String)>, bool) {
-        let mut members = self.members.all();
+        let mut members = self.pods.members.all();
         // An address may be another pod's before the API server says that the pod before has ended: the last one counts.
         members.sort_unstable_by_key(|member| member.addressed);
         // What leaves keeps its addresses until its rules are gone.
@@ -186,9 +188,9 @@ impl Ambient {
 
     /// Compares the rules of every pod; gives how many were looked at and how many were repaired.
     pub(super) async fn verify_pods(self: &Arc<Self>) -> (usize, usize) {
-        let mut members = self.members.all();
+        let mut members = self.pods.members.all();
         // What was begun there before has not ended: it is looked at again when that has.
-        members.retain(|member| member.is_verified() && !self.slots.is_overdue(&member.key.uid));
+        members.retain(|member| member.is_verified() && !self.pods.slots.is_overdue(&member.key.uid));
         let looked = members.len();
         let mut repaired = 0;
         let mut tasks = JoinSet::new();
@@ -207,7 +209,7 @@ impl Ambient {
 
     /// As [`Self::verify_pod`], which goes on alone where it takes longer than the other pods wait for it.
     async fn verify_in_time(self: &Arc<Self>, uid: String, only_look: bool) -> bool {
-        let Some(verifying) = self.slots.verifying(&uid) else { return false };
+        let Some(verifying) = self.pods.slots.verifying(&uid) else { return false };
         let ambient = self.clone();
         let look = tokio::spawn(async move {
             let _verifying = verifying;
@@ -218,10 +220,10 @@ impl Ambient {
 
     /// Whether something differed and was put right; nothing is where it is only to be looked at.
     async fn verify_pod(&self, uid: String, only_look: bool) -> bool {
-        let _turn = self.members.turn(&uid).await;
-        let Some(member) = self.members.get(&uid).filter(Member::is_verified) else { return false };
+        let _turn = self.pods.members.turn(&uid).await;
+        let Some(member) = self.pods.members.get(&uid).filter(Member::is_verified) else { return false };
         // One that the others have not waited for may come to its turn when everything is being removed.
-        if self.ending.get().is_some() || self.slots.is_overdue(&uid) {
+        if self.life.ending.get().is_some() || self.pods.slots.is_overdue(&uid) {
             return false;
         }
         // What is on its way out, or was when an agent before this one ended, gets nothing back.
@@ -245,7 +247,7 @@ impl Ambient {
             }
             Err(error) => {
                 self.log.error(fault::message(&error), &[("pod", &pod)]);
-                self.troubles.note(&uid, error.reason());
+                self.telling.troubles.note(&uid, error.reason());
                 (false, false)
             }
         };
@@ -255,7 +257,7 @@ impl Ambient {
 
     /// Notes that a pod's rules were looked at. Work is asked for where they are not as they should be.
     fn looked(&self, pod: &PodRef, looked: bool, was_due: bool) {
-        let member = self.members.change(&pod.uid, |member| {
+        let member = self.pods.members.change(&pod.uid, |member| {
             member.missed = false;
             if !looked {
                 member.have.see(Finding::Rules(Look::Unknown));
@@ -266,20 +268,20 @@ impl Ambient {
         });
         let differs = member.is_some_and(|member| member.have.look() == Some(Look::Unknown));
         if differs || was_due {
-            self.queue.push(pod.clone());
+            self.pods.queue.push(pod.clone());
         }
     }
 
     /// The sandbox is gone. A pod that is being deleted is gone soon, too; of another one the runtime has made a sandbox without telling us.
     fn miss_sandbox(&self, member: &Member) {
-        self.members.change(&member.key.uid, |member| {
+        self.pods.members.change(&member.key.uid, |member| {
             if member.missed {
                 member.doubt();
             }
             member.missed = true;
         });
         if member.missed {
-            self.queue.push(member.key.clone());
+            self.pods.queue.push(member.key.clone());
         }
     }
 
@@ -298,7 +300,7 @@ impl Ambient {
         let wanted =
             facts.filter(|facts| self.config.rules.desired(facts) == Desired::In).filter_map(|facts| {
                 let uid = facts.pod.uid()?;
-                let known = self.members.get(uid).is_some_and(|member| member.netns.is_some());
+                let known = self.pods.members.get(uid).is_some_and(|member| member.netns.is_some());
                 let ips = facts.pod.ips();
                 (!known && !ips.is_empty()).then(|| Member::of(&facts.pod).0.wanted(&ips, &self.config))
             });

@@ -24,8 +24,8 @@ impl Ambient {
         let mut workers = tokio::task::JoinSet::new();
         let working = Arc::new(());
         loop {
-            let changed = self.slots.changed();
-            while workers.len() < WORKERS + self.slots.slow() {
+            let changed = self.pods.slots.changed();
+            while workers.len() < WORKERS + self.pods.slots.slow() {
                 workers.spawn(self.clone().worker(working.clone()));
             }
             tokio::select! {
@@ -42,16 +42,16 @@ impl Ambient {
 
     /// Works until there are too many that do. `working` counts them.
     async fn worker(self: Arc<Self>, working: Arc<()>) {
-        while Arc::strong_count(&working) <= 1 + WORKERS + self.slots.slow() {
-            let running = self.queue.pop().await;
+        while Arc::strong_count(&working) <= 1 + WORKERS + self.pods.slots.slow() {
+            let running = self.pods.queue.pop().await;
             match self.reconcile(running.key(), running.attempt()).await {
                 Ok(()) => {
                     // There may be nothing to do on a pod until its next sandbox, which says nothing of what failed with the last one.
                     if self.is_where_it_belongs(running.key()) {
                         self.log.settled(&[("pod", running.key())]);
-                        self.troubles.solved(&running.key().uid, Instant::now());
+                        self.telling.troubles.solved(&running.key().uid, Instant::now());
                     }
-                    self.waiting.answered(&running.key().uid);
+                    self.telling.waiting.answered(&running.key().uid);
                     running.done();
                 }
                 Err(failure) => {
@@ -71,7 +71,7 @@ impl Ambient {
             return Ok(());
         }
         // What is known may change while others have the pod's turn.
-        let _turn = self.members.turn(&key.uid).await;
+        let _turn = self.pods.members.turn(&key.uid).await;
         let facts = self.cluster.index().facts(&key.namespace, &key.name);
         let facts = facts.filter(|facts| facts.pod.uid() == Some(&*key.uid));
         // Until the API server has listed the pods, what was kept of them says which are in the mesh, not which have to leave it.
@@ -85,7 +85,7 @@ impl Ambient {
             }
             let left = self.leave(key, None, &Want::Gone, "it is deleted").await;
             if left.is_ok() {
-                self.troubles.forget(&key.uid);
+                self.telling.troubles.forget(&key.uid);
             }
             return left;
         };
@@ -110,13 +110,13 @@ impl Ambient {
         let rules = self.config.rules.now();
         !rules.captures()
             || rules.desired(&facts) != Desired::In
-            || self.members.state(&key.uid) == Some(State::Enrolled)
+            || self.pods.members.state(&key.uid) == Some(State::Enrolled)
     }
 
     /// Whether no rules of ours are in force for a pod: without ztunnel it would have no network with them.
     fn is_outside(&self, key: &PodRef) -> bool {
         let inside = |member: Member| member.have.is_captured() && !Self::is_gone(&member);
-        !self.members.get(&key.uid).is_some_and(inside)
+        !self.pods.members.get(&key.uid).is_some_and(inside)
     }
 
     async fn keep_in(&self, key: &PodRef, facts: &Facts) -> Result<(), Failure> {
@@ -124,7 +124,7 @@ impl Ambient {
         if let Err(failure) = self.refuse(facts, &ips) {
             return self.show_out(key, facts, failure).await;
         }
-        let known = self.members.get(&key.uid);
+        let known = self.pods.members.get(&key.uid);
         if let Some(member) = known.clone().filter(|member| ips.is_empty() && Self::is_gone(member)) {
             return self.forget_sandbox(member).await;
         }
@@ -160,7 +160,7 @@ impl Ambient {
         match self.enrol(key, facts, ips, place).await {
             Ok(work) => self.follow_pod(work, facts, Vec::new()).await,
             Err(failure) => {
-                let gone = self.members.get(&key.uid).filter(Self::is_gone);
+                let gone = self.pods.members.get(&key.uid).filter(Self::is_gone);
                 if let (Some(member), Failure::NotFound(_)) = (gone, &failure) {
                     self.forget_sandbox(member).await?;
                 }
@@ -190,7 +190,7 @@ impl Ambient {
     fn holds(&self, member: &Member) -> bool {
         let waits = match member.have.look() {
             None | Some(Look::Unknown) => false,
-            Some(Look::AsPlanned) => !self.ztunnels.is_informed(),
+            Some(Look::AsPlanned) => !self.pods.ztunnels.is_informed(),
             Some(Look::Left | Look::Due) => true,
         };
         let unconfirmed = member.state == State::Unconfirmed && waits;
@@ -199,13 +199,13 @@ impl Ambient {
 
     /// A look at the pod or a try failed: what says that it is in does so no longer, whoever wrote it.
     async fn show_out(&self, key: &PodRef, facts: &Facts, failure: Failure) -> Result<(), Failure> {
-        let known = self.members.get(&key.uid);
+        let known = self.pods.members.get(&key.uid);
         let unconfirmed = known.as_ref().is_some_and(|member| member.state == State::Unconfirmed);
         if unconfirmed && failure.is_absence() {
             return Err(failure);
         }
-        self.members.change(&key.uid, Member::doubt);
-        let known = self.members.get(&key.uid);
+        self.pods.members.change(&key.uid, Member::doubt);
+        let known = self.pods.members.get(&key.uid);
         let member = known.unwrap_or_else(|| Member::of(&facts.pod).0);
         self.mark_out(member, facts, failure.is_refusal()).await?;
         Err(failure)
