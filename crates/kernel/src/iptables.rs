@@ -280,7 +280,8 @@ impl Iptables {
         for family in FAMILIES {
             let present = Present::ask(family)?;
             for variant in VARIANTS {
-                works.extend(self.left_over_if_known(layers, family, &present, variant)?);
+                let left_over = self.left_over(layers, family, &present, variant);
+                works.extend(self.if_known(variant, left_over)?);
             }
         }
         match self.apply(inside, &works, lock.as_ref())? {
@@ -312,9 +313,11 @@ impl Iptables {
     fn try_exists(&self, layers: &[Ruleset]) -> Result<bool, Error> {
         for family in FAMILIES {
             let present = Present::ask(family)?;
-            if may_hold_ours(layers, family, &present, Variant::Nft)
-                || self.left_over_if_known(layers, family, &present, Variant::Legacy)?.is_some()
-            {
+            if may_hold_ours(layers, family, &present, Variant::Nft) {
+                return Ok(true);
+            }
+            let left_over = self.left_over(layers, family, &present, Variant::Legacy);
+            if self.if_known(Variant::Legacy, left_over)?.is_some() {
                 return Ok(true);
             }
         }

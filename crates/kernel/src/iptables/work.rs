@@ -146,16 +146,14 @@ impl Iptables {
         Ok(side.holds_ours().then_some(Work { side, programs, unproven: false }))
     }
 
-    /// As [`Self::left_over`], but legacy tables on a host without the legacy programs are only warned of. Anybody may have made
+    /// What came of [`Self::left_over`], but legacy tables on a host without the legacy programs are only warned of. Anybody may have made
     /// them, by a mere look, and nothing says that rules of ours are in them. Chains of the nft variant are known by name.
-    pub(super) fn left_over_if_known<'a>(
+    pub(super) fn if_known<'a>(
         &self,
-        layers: &'a [Ruleset],
-        family: Family,
-        present: &Present,
         variant: Variant,
+        left_over: Result<Option<Work<'a>>, Error>,
     ) -> Result<Option<Work<'a>>, Error> {
-        match self.left_over(layers, family, present, variant) {
+        match left_over {
             Err(e @ (Error::Missing { .. } | Error::WrongVariant { .. })) if variant == Variant::Legacy => {
                 self.warn(format!("cannot look whether {variant} iptables holds rules of ours: {e}"));
                 Ok(None)
