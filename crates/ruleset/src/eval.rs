@@ -171,24 +171,11 @@ impl<'r> Walk<'r, '_, '_> {
                         return Flow::End;
                     }
                 }
-                Action::VerdictMap { map, side, .. } => match self.mapped(map, *side) {
-                    // What is not in the map ends the rule (`NFT_BREAK` in nft_lookup.c).
-                    None => drop(self.outcome.trace.pop()),
-                    Some(MapVerdict::Jump(target)) => {
-                        if let Flow::End = self.called(place, &target) {
-                            return Flow::End;
-                        }
+                Action::VerdictMap { map, side, .. } => {
+                    if let Some(flow) = self.by_map(place, map, *side) {
+                        return flow;
                     }
-                    Some(MapVerdict::Goto(target)) => {
-                        return if let Flow::End = self.called(place, &target) {
-                            Flow::End
-                        } else {
-                            Flow::Return
-                        };
-                    }
-                    Some(MapVerdict::Accept) => return self.accepted(place),
-                    Some(MapVerdict::Drop) => return self.decided(place, Verdict::Drop),
-                },
+                }
                 Action::Accept => return self.accepted(place),
                 Action::Drop => return self.decided(place, Verdict::Drop),
                 Action::Reject(with) => return self.decided(place, Verdict::Reject(*with)),
@@ -214,6 +201,27 @@ impl<'r> Walk<'r, '_, '_> {
             }
         }
         Flow::Continue
+    }
+
+    /// The way that a verdict map says; nothing where the chain goes on.
+    fn by_map(&mut self, place: Place<'r>, map: &str, side: Side) -> Option<Flow> {
+        match self.mapped(map, side) {
+            // What is not in the map ends the rule (`NFT_BREAK` in nft_lookup.c).
+            None => {
+                self.outcome.trace.pop();
+                None
+            }
+            Some(MapVerdict::Jump(target)) => match self.called(place, &target) {
+                Flow::End => Some(Flow::End),
+                Flow::Continue | Flow::Return => None,
+            },
+            Some(MapVerdict::Goto(target)) => Some(match self.called(place, &target) {
+                Flow::End => Flow::End,
+                Flow::Continue | Flow::Return => Flow::Return,
+            }),
+            Some(MapVerdict::Accept) => Some(self.accepted(place)),
+            Some(MapVerdict::Drop) => Some(self.decided(place, Verdict::Drop)),
+        }
     }
 
     /// The way through a chain that a rule leads to.

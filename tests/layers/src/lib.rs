@@ -1,9 +1,11 @@
-//! What cargo knows about the workspace and its dependencies, for the tests of this crate.
+//! What cargo knows about the workspace and its dependencies, and the product's source text, for the tests of this crate.
 
+mod product;
 mod rules;
 mod source;
 mod workspace;
 
+pub use product::{Function, Repetition, Source, functions, product, repetitions};
 pub use rules::{
     LONG_LIVED, Layer, NATIVE_BUILD_TOOLS, PROGRAM_BANS, PURE_BANS, RUNTIME_BANS, SOURCE_BANS, layer_of,
 };
