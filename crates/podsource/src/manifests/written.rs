@@ -132,3 +132,40 @@ impl Written {
         FileError::broken(&self.file, Broken::new(1, 1, reason).after(self.line))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pods(text: &str, format: Format) -> Result<Vec<Written>, Broken> {
+        all(text, format, Path::new("pods.json"), &|kind| kind == "Pod")
+    }
+
+    #[test]
+    fn objects_of_lists_have_their_kind_and_their_place() {
+        let text = r#"{"kind": "List", "items": [{"kind": "Secret", "data": 7},
+            {"kind": "PodList", "items": [{"metadata": {"name": "a"}}, {"kind": null, "metadata": {"name": 7}}]}]}"#;
+        let found = pods(text, Format::Json).unwrap();
+        assert_eq!(found.iter().map(Written::kind).collect::<Vec<_>>(), ["Pod", "Pod"]);
+        assert_eq!(found[0].read::<facts::Object>().unwrap().name(), "a");
+        let error = found[1].read::<facts::Object>().unwrap_err().to_string();
+        assert!(
+            error.contains("pods.json: broken at line 1") && error.contains("items[1].items[1].metadata"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn what_is_not_wanted_may_have_any_shape_and_no_list_may() {
+        assert!(pods("kind: ConfigMap\nmetadata: 7\n---\nspec: []\n", Format::Yaml).unwrap().is_empty());
+        for (text, reason) in [
+            (r#"{"items": [7]}"#, "items[0] is no mapping"),
+            (r#"{"items": [{"kind": 7}]}"#, "items[0] has a kind that is no text"),
+            (r#"{"items": [{"items": 7}]}"#, "items[0] has items that are no list"),
+            (r#"{"kind": ["Pod"]}"#, "kind is a list"),
+        ] {
+            let broken = pods(text, Format::Json).unwrap_err();
+            assert!(broken.reason.contains(reason), "{}", broken.reason);
+        }
+    }
+}
