@@ -263,11 +263,7 @@ impl Args {
 
 /// Commands that make the sets of the rules, which have to be there first, and put the pod's addresses into them.
 fn ipsets(layers: &[Ruleset], members: &[ProbeMember]) -> Vec<String> {
-    let tables = layers.iter().flat_map(|layer| &layer.tables);
-    let sets = tables.flat_map(|table| &table.sets).map(|set| {
-        let family = if set.family() == Family::V4 { "inet" } else { "inet6" };
-        format!("ipset create {} hash:ip family {family} comment -exist", set.name)
-    });
+    let sets = iptables::ipset::render_sets(layers).into_iter().map(|line| format!("ipset {line} -exist"));
     let members = members.iter().map(|ProbeMember { set, address, uid }| {
         let comment = if uid.is_empty() { String::new() } else { format!(" comment {uid}") };
         format!("ipset add {set} {address}{comment} -exist")

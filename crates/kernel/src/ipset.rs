@@ -7,14 +7,13 @@ pub(crate) mod tests;
 use std::collections::HashMap;
 
 use netns::Inside;
+use ruleset::iptables::ipset::{LEAST_ROOM, content, room};
 use ruleset::{Delta, Element, Key, Set};
 
 use crate::netlink::{self, Answer, Socket};
 use crate::sets::{Changed, Error, Place, octets};
 use message::{Header, Message, code, error};
 
-/// How many elements a set is made for at least: the default of the ipset program, which is more than the pods of any node.
-const LEAST_ELEMENTS: usize = 65_536;
 /// Commands in one send. Each gets an answer, and all answers must fit into the socket's buffer.
 const COMMANDS_AT_A_TIME: usize = 64;
 /// What the name of the set ends with that takes another's place.
@@ -55,7 +54,7 @@ impl IpSets {
             let problem = "iptables has no verdict maps: a set and a rule for each chain say the same";
             return Err(Error::Unfit { set: set.name.to_string(), problem });
         }
-        match self.socket.order(&message::create(&set.name, set, LEAST_ELEMENTS)) {
+        match self.socket.order(&message::create(&set.name, set, LEAST_ROOM)) {
             Ok(()) => {}
             // One that has grown, or that somebody else has made larger.
             Err(error) if code(&error) == Some(error::EXISTS) && self.is_of_type(set)? => {}
@@ -64,7 +63,7 @@ impl IpSets {
         if set.is_kept() || self.difference(set)?.is_none() {
             return Ok(());
         }
-        self.replace(set, &message::wanted(set))
+        self.replace(set, &content(set))
     }
 
     fn is_of_type(&mut self, set: &Set) -> Result<bool, Error> {
@@ -78,7 +77,7 @@ impl IpSets {
             Some(header) if !header.fits(set) => Some("is of another type"),
             Some(_) if set.is_kept() => None,
             Some(_) => {
-                let (mut there, mut wanted) = (self.list(set)?, message::wanted(set));
+                let (mut there, mut wanted) = (self.list(set)?, content(set));
                 there.sort_by_key(|element| element.key);
                 wanted.sort_by_key(|element| element.key);
                 let keys = |elements: &[Element]| elements.iter().map(|e| e.key).collect::<Vec<Key>>();
@@ -246,13 +245,13 @@ impl IpSets {
     /// Makes room for more elements. At every instant the set of the name has all of its members.
     fn grow(&mut self, set: &Set, more: usize) -> Result<(), Error> {
         let members = self.list(set)?;
-        let room = LEAST_ELEMENTS.max(2 * (members.len() + more));
+        let room = room(members.len() + more);
         self.swap(set, &members, room)
     }
 
     /// Gives a set another content in one step.
     fn replace(&mut self, set: &Set, content: &[Element]) -> Result<(), Error> {
-        self.swap(set, content, LEAST_ELEMENTS.max(2 * content.len()))
+        self.swap(set, content, room(content.len()))
     }
 
     fn swap(&mut self, set: &Set, content: &[Element], room: usize) -> Result<(), Error> {

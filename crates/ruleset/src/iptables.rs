@@ -3,6 +3,7 @@
 //! Written for `iptables-restore --noflush`: own chains are declared, built-in chains are only appended to or inserted into, and
 //! there are no policy lines (with them the nft variant takes ten times as long).
 
+pub mod ipset;
 mod parse;
 mod record;
 

@@ -1,7 +1,8 @@
 //! Messages and elements of ipset. Numbers are those of `linux/netfilter/ipset/ip_set.h`.
 
 use ipnet::IpNet;
-use ruleset::{Content, Element, Endpoint, Family, Key, KeyType, Protocol, Set};
+use ruleset::iptables::ipset::{kernel_keys, type_name};
+use ruleset::{Element, Endpoint, Family, Key, KeyType, Protocol, Set};
 
 use crate::netlink::wire::{self, Attribute, Writer};
 use crate::netlink::{self, flags};
@@ -110,18 +111,17 @@ impl Header {
 
     /// Whether rules and changes of the planned set work with it.
     pub(super) fn fits(&self, set: &Set) -> bool {
-        self.type_name == type_of(set.keys).0
+        self.type_name == type_name(set.keys)
             && self.family == family_number(set.family())
             && (self.commented || !set.commented)
     }
 }
 
-/// The name of the type, and the revision since which its elements have comments.
-fn type_of(keys: KeyType) -> (&'static str, u8) {
+/// The revision of a type since which its elements have comments.
+fn revision(keys: KeyType) -> u8 {
     match keys {
-        KeyType::Address(_) => ("hash:ip", 3),
-        KeyType::Prefix(_) => ("hash:net", 4),
-        KeyType::Endpoint(_) => ("hash:ip,port", 3),
+        KeyType::Address(_) | KeyType::Endpoint(_) => 3,
+        KeyType::Prefix(_) => 4,
     }
 }
 
@@ -159,10 +159,9 @@ pub(super) fn look_for(name: &str) -> Vec<u8> {
 
 /// Without [`flags::EXCL`] one that is the same is no error.
 pub(super) fn create(name: &str, set: &Set, room: usize) -> Vec<u8> {
-    let (type_name, revision) = type_of(set.keys);
     command(CREATE, flags::CREATE, name, |w| {
-        w.text(ATTR_TYPENAME, type_name);
-        w.attribute(ATTR_REVISION, &[revision]);
+        w.text(ATTR_TYPENAME, type_name(set.keys));
+        w.attribute(ATTR_REVISION, &[revision(set.keys)]);
         w.attribute(ATTR_FAMILY, &[family_number(set.family())]);
         w.nest(ATTR_DATA, |w| {
             let room = u32::try_from(room).unwrap_or(u32::MAX);
@@ -204,7 +203,7 @@ impl Message<'_> {
             Self::Add { element, exclusive: false } => (ADD, 0, &element.key, &*element.comment),
             Self::Remove { key } => (DEL, flags::EXCL, *key, ""),
         };
-        for item in items_of(key) {
+        for item in kernel_keys(key).iter().map(item_of) {
             write_command(w, kind, extra, sequence, &set.name, |w| {
                 w.nest(ATTR_DATA, |w| {
                     let of = if item.address.is_ipv4() { IPADDR_V4 } else { IPADDR_V6 };
@@ -225,30 +224,13 @@ impl Message<'_> {
     }
 }
 
-/// A prefix of no length at all is two: the kernel takes none.
-fn items_of(key: &Key) -> Vec<Item> {
+fn item_of(key: &Key) -> Item {
     match key {
-        Key::Address(address) => vec![Item { address: *address, cidr: None, port: None }],
-        Key::Prefix(net) if net.prefix_len() == 0 => halves(net).iter().flat_map(items_of).collect(),
-        Key::Prefix(net) => vec![Item { address: net.network(), cidr: Some(net.prefix_len()), port: None }],
+        Key::Address(address) => Item { address: *address, cidr: None, port: None },
+        Key::Prefix(net) => Item { address: net.network(), cidr: Some(net.prefix_len()), port: None },
         Key::Endpoint(Endpoint { address, protocol, port }) => {
-            vec![Item { address: *address, cidr: None, port: Some((*protocol, *port)) }]
+            Item { address: *address, cidr: None, port: Some((*protocol, *port)) }
         }
-    }
-}
-
-fn halves(net: &IpNet) -> Vec<Key> {
-    net.subnets(1).map(|halves| halves.map(Key::Prefix).collect()).unwrap_or_default()
-}
-
-/// The content of a fixed set, merged.
-pub(super) fn wanted(set: &Set) -> Vec<Element> {
-    match (&set.content, set.keys) {
-        (Content::Kept, _) => Vec::new(),
-        (_, KeyType::Prefix(_)) => {
-            set.merged_prefixes().into_iter().map(|net| Key::Prefix(net).into()).collect()
-        }
-        (Content::Fixed(elements), _) => elements.clone(),
     }
 }
 
