@@ -427,4 +427,32 @@ mod shared_chains {
             assert_eq!(ns.iptables_save(listed, Of::V4).unwrap(), before);
         }
     }
+
+    /// What ends a built-in chain ends it for all layers: the kernel counts what the evaluator says.
+    #[test]
+    fn what_ends_a_shared_chain_is_as_the_evaluator_says() {
+        let direct = |owner: &'static str, leading, action: Action| {
+            let mut layer = jumping(owner, TableKind::Mangle, leading, &[PORT]);
+            layer.tables[0].chains[0].rules.push(udp(vec![], action));
+            layer
+        };
+        let two = |leading| jumping(TWO, TableKind::Mangle, leading, &[PORT]);
+        for (variant, _) in VARIANTS {
+            for (action, leading) in
+                [(Action::Return, 0), (Action::Return, 1), (Action::Accept, 0), (Action::SetMark(0), 0)]
+            {
+                let ns = TestNetns::new().unwrap();
+                let layers = [direct(ONE, 0, action.clone()), two(leading)];
+                setup(&ns, variant, &layers).unwrap();
+                send(&ns);
+                let outcome = evaluate(&layers, Backend::Iptables, &packet(), Hook::Output, true, &NoMembers);
+                for owner in [ONE, TWO] {
+                    let met = outcome.trace.iter().any(|place| place.owner == owner);
+                    let counted =
+                        counters(&ns, &variant.to_string(), owner).iter().any(|line| line.starts_with("[1:"));
+                    assert_eq!(counted, met, "{variant} {action:?} {leading} {owner}");
+                }
+            }
+        }
+    }
 }
