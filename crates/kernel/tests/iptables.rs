@@ -608,10 +608,8 @@ fn a_namespace_of_another_user_namespace_is_set_up() {
         let mut holder = std::process::Command::new("unshare").args(["-Un", "sleep", "60"]).spawn().unwrap();
         let path = format!("/proc/{}/ns/net", holder.id());
         let own = std::fs::read_link("/proc/self/ns/net").unwrap();
-        let start = Instant::now();
-        while std::fs::read_link(&path).unwrap() == own && start.elapsed() < Duration::from_secs(5) {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let is_apart = || std::fs::read_link(&path).unwrap() != own;
+        testkit::until("a namespace of its own", testkit::PATIENCE, is_apart, || "it has none").unwrap();
         // The kernel takes user ids only that the user namespace has.
         for map in ["uid_map", "gid_map"] {
             std::fs::write(format!("/proc/{}/{map}", holder.id()), "0 100000 65536").unwrap();

@@ -20,8 +20,7 @@ struct Scene {
 impl Scene {
     fn new() -> Self {
         let mesh = Mesh::new().unwrap();
-        let dir = mesh.node.dir().join("pods");
-        std::fs::create_dir_all(&dir).unwrap();
+        let dir = mesh.node.manifests();
         Self { mesh, dir }
     }
 

@@ -97,21 +97,12 @@ fn eager(namespace: &str, name: &str, number: u8) -> PodSpec {
 
 /// What the first connection of the pod's first process met.
 fn first_answer(cluster: &Cluster, pod: &Sandbox) -> String {
-    let mut said = String::new();
-    for _ in 0..100 {
-        said = cluster
-            .node
-            .exec_sync(pod, "app", &["cat", "/tmp/first"])
-            .expect("cat runs")
-            .stdout
-            .trim()
-            .to_owned();
-        if !said.is_empty() {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    said
+    let answer = testkit::eventually("the first answer", testkit::PATIENCE, || {
+        let said = cluster.node.exec_sync(pod, "app", &["cat", "/tmp/first"]).expect("cat runs").stdout;
+        anyhow::ensure!(!said.trim().is_empty(), "there is none");
+        Ok(said.trim().to_owned())
+    });
+    answer.unwrap_or_default()
 }
 
 fn annotation(cluster: &Cluster, pod: &PodSpec) -> Option<String> {
