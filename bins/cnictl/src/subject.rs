@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use capture::annotations::NodeSettings;
 use capture::decide::{Mode, refuse};
 use capture::plan::detect_ipv6;
-use capture::{Decision, Facts, Need, Pod, Settings, Skip, decide};
+use capture::{Decision, Need, PlanTarget, Pod, Settings, Skip, decide};
 use clap::ValueEnum;
 use facts::PodRef;
 use ruleset::{Backend, Plan};
@@ -99,7 +99,7 @@ pub(crate) struct Captured {
     /// Whether the rules capture all that its owner expects of them; the warnings say what they do not.
     pub(crate) complete: bool,
     pub(crate) warnings: Vec<String>,
-    pub(crate) facts: Facts,
+    pub(crate) facts: PlanTarget,
     pub(crate) plan: Plan,
 }
 
@@ -186,7 +186,7 @@ impl DecisionArgs {
                 let complete = gaps.is_empty();
                 let warnings = gaps.into_iter().chain(warnings).collect();
                 let backend = backend.unwrap_or_else(|| sidecar_backend(&configuration, &mut assumed));
-                let facts = Facts { backend, ipv6: self.captures_ipv6(&settings, &ips, ipv6)? };
+                let facts = PlanTarget { backend, ipv6: self.captures_ipv6(&settings, &ips, ipv6)? };
                 let plan = capture::plan(&settings, facts);
                 let by = By::Sidecar { settings, native_sidecar };
                 Outcome::Captured(Box::new(Captured { by, complete, warnings, facts, plan }))

@@ -7,7 +7,7 @@ use std::time::Duration;
 use applied::sandbox::Sandbox;
 use capture::annotations::{EnvironmentError, NodeSettings};
 use capture::decide::{Mode, refuse};
-use capture::{Decision, Facts, Need, Pod, Reason, Settings, Skip};
+use capture::{Decision, Need, PlanTarget, Pod, Reason, Settings, Skip};
 use cni::{CniResult, PluginConf, Request};
 use facts::PodRef;
 use kernel::{Applied, Change, Choice, Difference, Kernel, route};
@@ -260,7 +260,7 @@ impl Job {
     /// Loads the rules and keeps a record of them.
     fn apply(&self, inside: &Inside, settings: &Settings) -> Result<Applied, Failure> {
         let ipv6 = ipv6(inside, settings)?;
-        let plan = |backend| capture::plan(settings, Facts { backend, ipv6 });
+        let plan = |backend| capture::plan(settings, PlanTarget { backend, ipv6 });
         let choice = plugin::choice(&self.conf);
         let (applied, plan) =
             self.kernel().apply_and_keep(inside, choice, plan).map_err(|cause| match choice {
@@ -301,7 +301,7 @@ impl Job {
 
     fn compare_settings(&self, inside: &Inside, settings: &Settings) -> Result<Vec<Difference>, Failure> {
         let ipv6 = ipv6(inside, settings)?;
-        let plan = |backend| capture::plan(settings, Facts { backend, ipv6 });
+        let plan = |backend| capture::plan(settings, PlanTarget { backend, ipv6 });
         let plan = match plugin::choice(&self.conf) {
             Choice::Only(backend) => plan(backend),
             // An ADD took the one or the other, depending on the kernel: the one that has something is the one to compare with.

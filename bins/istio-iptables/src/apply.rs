@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use capture::plan::{Facts, NoAddress, detect_ipv6};
+use capture::plan::{NoAddress, PlanTarget, detect_ipv6};
 use kernel::iptables::{Iptables, Supervisor};
 use kernel::nft::Nftables;
 use kernel::{Applied, Change, Choice, Difference, Kernel};
@@ -94,7 +94,7 @@ fn apply(
 ) -> Result<String, Error> {
     let ipv6 = families(config, addresses, log)?;
     let backend = config.backend;
-    let plan = |backend| capture::plan(&config.settings, Facts { backend, ipv6 });
+    let plan = |backend| capture::plan(&config.settings, PlanTarget { backend, ipv6 });
     if config.dry_run {
         log.info("dry run: the rules are printed and not applied", &[("backend", &backend), ("ipv6", &ipv6)]);
         return render::plan(&plan(backend)).map_err(|source| Error::Render { backend, source });
@@ -189,7 +189,7 @@ fn tell(applied: &Applied, need: Need, ipv6: bool, log: &Logger) {
 
 /// Everything that any plan could have put here, whatever the pod's addresses are now.
 fn cleanup(config: &Config, kernel: &Kernel<'_>, inside: &Inside, log: &Logger) -> Result<String, Error> {
-    let facts = Facts { backend: config.backend, ipv6: true };
+    let facts = PlanTarget { backend: config.backend, ipv6: true };
     let plan = capture::plan(&widest(&config.settings), facts);
     if config.dry_run {
         log.info("dry run: what would be removed is printed and stays", &[]);

@@ -9,11 +9,12 @@ mod tests;
 use std::ffi::OsString;
 use std::time::Duration;
 
-use capture::values::{Quoted, parse_bool, parse_port};
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use capture::values::{Quoted, parse_port};
+use clap::{Arg, ArgMatches, Command};
 use cni::config::parse_duration;
+use options::{Spec, TextKind, Values, arg, help_of_variables};
 
-pub(crate) use table::{Kind, SPECS, Setting, Spec};
+pub(crate) use table::{SPECS, Setting};
 
 /// The name that the injector gives as the first argument, for an image whose entry point has several commands.
 const OWN_NAME: &str = "istio-iptables";
@@ -25,8 +26,7 @@ const EXIT_CODES: &str = "Exit codes: 0 done; 1 wrong usage or rules not applied
 /// The value of every setting, each checked for its kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Options {
-    /// In the order of [`SPECS`].
-    values: Vec<String>,
+    values: Values<Setting>,
     /// For the log.
     pub(crate) warnings: Vec<String>,
 }
@@ -72,22 +72,23 @@ pub(crate) fn parse(
     }
     let mut warnings = Vec::new();
     let values = SPECS.iter().map(|spec| value(spec, &matches, env, &mut warnings));
-    Ok(Options { values: values.collect::<Result<_, _>>()?, warnings })
+    let values = Values::new(SPECS, values.collect::<Result<_, _>>()?);
+    Ok(Options { values, warnings })
 }
 
 fn value(
-    spec: &Spec,
+    spec: &Spec<Setting>,
     matches: &ArgMatches,
     env: &dyn Fn(&str) -> Option<String>,
     warnings: &mut Vec<String>,
 ) -> Result<String, Error> {
-    if let Some(flag) = spec.long.and_then(|long| matches.get_one::<String>(long)) {
-        spec.kind.check(&spec.name(), flag)?;
+    if let Some(flag) = spec.flag().and_then(|long| matches.get_one::<String>(long)) {
+        check(spec.kind, &title(spec), flag)?;
         return Ok(flag.clone());
     }
     for name in spec.env.iter().rev() {
         let Some(value) = env(name) else { continue };
-        match spec.kind.check(name, &value) {
+        match check(spec.kind, name, &value) {
             Ok(()) => return Ok(value),
             Err(error) => warnings.push(format!("environment variable {error}; it is ignored")),
         }
@@ -100,43 +101,10 @@ fn command() -> Command {
     Command::new(OWN_NAME)
         .version(env!("CARGO_PKG_VERSION"))
         .about(ABOUT)
-        .after_help(after_help())
+        .after_help(format!("{}\n{EXIT_CODES}", help_of_variables(SPECS)))
         .args_override_self(true)
         .args(SPECS.iter().filter_map(arg))
         .arg(stray)
-}
-
-/// The settings without a flag have no other place in the help.
-fn after_help() -> String {
-    let lines = SPECS.iter().filter(|spec| spec.long.is_none()).map(|spec| {
-        format!("  {}\n          {} [default: {:?}]\n", spec.env.join(", "), spec.help, spec.default)
-    });
-    format!("Environment only:\n{}\n{EXIT_CODES}", lines.collect::<String>())
-}
-
-fn arg(spec: &Spec) -> Option<Arg> {
-    let long = spec.long?;
-    let default =
-        if spec.default.is_empty() { String::new() } else { format!(" [default: {}]", spec.default) };
-    let env = if spec.env.is_empty() { String::new() } else { format!(" [env: {}]", spec.env.join(", ")) };
-    let arg = Arg::new(long)
-        .long(long)
-        .short(spec.short)
-        .help(format!("{}{default}{env}", spec.help))
-        .action(ArgAction::Set);
-    Some(match spec.kind {
-        Kind::Switch => arg
-            .num_args(0..=1)
-            .require_equals(true)
-            .default_missing_value("true")
-            .value_name("BOOL")
-            .hide_possible_values(true),
-        // As the original: whatever follows is the value, also an empty one or one that looks like a flag.
-        Kind::Text => arg.value_name("TEXT").allow_hyphen_values(true),
-        Kind::Levels => arg.value_name("LEVELS").allow_hyphen_values(true),
-        Kind::Port => arg.value_name("PORT").allow_hyphen_values(true),
-        Kind::Time => arg.value_name("TIME").allow_hyphen_values(true),
-    })
 }
 
 // === impl Options ===
@@ -144,16 +112,12 @@ fn arg(spec: &Spec) -> Option<Arg> {
 impl Options {
     /// The text of a setting.
     pub(crate) fn text(&self, setting: Setting) -> &str {
-        SPECS
-            .iter()
-            .zip(&self.values)
-            .find(|(spec, _)| spec.setting == setting)
-            .map_or("", |(_, value)| value)
+        self.values.text(setting)
     }
 
     /// Whether a switch is on.
     pub(crate) fn on(&self, setting: Setting) -> bool {
-        parse_bool(self.text(setting)) == Some(true)
+        self.values.on(setting)
     }
 
     /// A port.
@@ -162,7 +126,7 @@ impl Options {
     /// The setting is of another kind and its text is no port.
     pub(crate) fn port(&self, setting: Setting) -> Result<u16, Error> {
         let text = self.text(setting);
-        parse_port(text).map_err(|_| Kind::Port.wrong(&setting.name(), text))
+        parse_port(text).map_err(|_| self.unfit(setting, text))
     }
 
     /// A time.
@@ -171,49 +135,23 @@ impl Options {
     /// The setting is of another kind and its text is no time.
     pub(crate) fn time(&self, setting: Setting) -> Result<Duration, Error> {
         let text = self.text(setting);
-        parse_duration(text).map_err(|_| Kind::Time.wrong(&setting.name(), text))
+        parse_duration(text).map_err(|_| self.unfit(setting, text))
+    }
+
+    /// For a setting of another kind than is asked for.
+    fn unfit(&self, setting: Setting, text: &str) -> Error {
+        let spec = SPECS.iter().find(|spec| spec.setting == setting);
+        let name = spec.map(title).unwrap_or_default();
+        Error::Value { name, value: Quoted::new(text), expected: "of the kind that is asked for" }
     }
 }
 
-// === impl Kind ===
-
-impl Kind {
-    fn check(self, name: &str, text: &str) -> Result<(), Error> {
-        let good = match self {
-            Self::Text => true,
-            Self::Switch => parse_bool(text).is_some(),
-            Self::Port => parse_port(text).is_ok(),
-            Self::Time => parse_duration(text).is_ok_and(|time| !time.is_zero()),
-            Self::Levels => telemetry::Levels::parse(text).is_ok(),
-        };
-        if good { Ok(()) } else { Err(self.wrong(name, text)) }
-    }
-
-    fn wrong(self, name: &str, text: &str) -> Error {
-        let expected = match self {
-            Self::Text => "text",
-            Self::Switch => "true or false",
-            Self::Port => "a port from 1 to 65535",
-            Self::Time => "a time above zero, such as 5s or 1m30s",
-            Self::Levels => "<scope>:<level> with debug, info, warn, error, fatal or none",
-        };
-        Error::Value { name: name.to_owned(), value: Quoted::new(text), expected }
-    }
+fn check(kind: TextKind, name: &str, text: &str) -> Result<(), Error> {
+    let wrong = |expected| Error::Value { name: name.to_owned(), value: Quoted::new(text), expected };
+    kind.check(text).map_err(wrong)
 }
 
-// === impl Spec ===
-
-impl Spec {
-    /// The name that people know the setting by.
-    pub(crate) fn name(&self) -> String {
-        self.long.map_or_else(|| self.env.concat(), |long| format!("--{long}"))
-    }
-}
-
-// === impl Setting ===
-
-impl Setting {
-    fn name(self) -> String {
-        SPECS.iter().find(|spec| spec.setting == self).map(Spec::name).unwrap_or_default()
-    }
+/// The name that people know the setting by.
+pub(crate) fn title(spec: &Spec<Setting>) -> String {
+    spec.flag().map_or_else(|| spec.variables().concat(), |flag| format!("--{flag}"))
 }

@@ -13,8 +13,8 @@ use serde_json::Map;
 
 use crate::ambient::config::AmbientConfig;
 use crate::older;
-pub(crate) use crate::options::BadOption;
-use crate::options::{Lookup, Options, Setting};
+pub(crate) use options::agent::BadOption;
+use options::agent::{Lookup, Options, Setting};
 use values::{address, broken_pod_label, checked, cleanup, program_at_end};
 pub(crate) use values::{
     excluded_namespaces, kernel_network_runtime_classes, levels, namespace, native_nftables, selectors,

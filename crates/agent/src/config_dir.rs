@@ -8,7 +8,7 @@ use std::time::Duration;
 use inotify::{Inotify, WatchMask};
 use trusted::Links;
 
-use crate::options::{BadOption, Flags, Lookup, Options, SPECS, Setting};
+use options::agent::{BadOption, Flags, Lookup, Options, SPECS, Setting};
 
 /// Largest file that is read, in bytes.
 const MAX_FILE: usize = 64 << 10;

@@ -16,7 +16,6 @@ mod metrics;
 mod node_lock;
 mod observe;
 mod older;
-mod options;
 mod own_node;
 mod plugin_socket;
 mod ports;
@@ -37,7 +36,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Some(word) if word == version::NAME => return version::run(arguments.into_iter().skip(1)),
         _ => {}
     }
-    match options::Flags::parse(arguments) {
+    match options::agent::Flags::parse(arguments) {
         Ok(flags) => run::run(flags),
         Err(error) => error.exit(),
     }

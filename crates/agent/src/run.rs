@@ -26,13 +26,13 @@ use crate::log_socket::LogSocket;
 use crate::metrics::Metrics;
 use crate::node_lock::{NodeLock, OTHER_AGENT};
 use crate::older::{self, OlderPods};
-use crate::options::{Flags, Options, without_newlines};
 use crate::plugin_socket::{self, PluginSocket};
 use crate::serve::{Gone, Handler, Socket};
 use crate::shutdown::Outcome;
 use crate::uncaptured::{Marker, Uncaptured};
 use crate::{config_dir, log_socket, observe, own_node, ports, shutdown};
 pub(crate) use ending::End;
+use options::agent::{Flags, Options, without_newlines};
 
 /// How long to wait before another try for a socket.
 const RETRY: Duration = Duration::from_secs(2);

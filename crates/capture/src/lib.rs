@@ -17,6 +17,6 @@ pub mod values;
 pub use decide::{
     Decision, Enrolment, Membership, Need, Reason, Scope, Skip, decide, decide_by_name, membership,
 };
-pub use plan::{Facts, plan};
+pub use plan::{PlanTarget, plan};
 pub use pod::{Container, Pod};
 pub use settings::Settings;

@@ -32,7 +32,7 @@ const RULE_PRIORITY: u32 = 32765;
 
 /// What planning must know of the namespace and the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Facts {
+pub struct PlanTarget {
     /// The kernel interface that will hold the rules.
     pub backend: Backend,
     /// Whether IPv6 is captured, see [`detect_ipv6`].
@@ -77,7 +77,7 @@ pub fn no_rules() -> ruleset::Ruleset {
 }
 
 /// The plan for a captured pod.
-pub fn plan(settings: &Settings, facts: Facts) -> Plan {
+pub fn plan(settings: &Settings, facts: PlanTarget) -> Plan {
     let mut routing = Vec::new();
     if facts.ipv6 {
         routing.push(Routing::LoopbackAddress(PASSTHROUGH_V6.addr()));
@@ -100,12 +100,12 @@ pub fn plan(settings: &Settings, facts: Facts) -> Plan {
 
 struct Planner<'a> {
     settings: &'a Settings,
-    facts: Facts,
+    facts: PlanTarget,
     draft: Draft,
 }
 
 impl<'a> Planner<'a> {
-    fn new(settings: &'a Settings, facts: Facts) -> Self {
+    fn new(settings: &'a Settings, facts: PlanTarget) -> Self {
         Self { settings, facts, draft: Draft::new() }
     }
 

@@ -19,7 +19,7 @@ pub const TPROXY_OUTBOUND_MARK: u32 = 1338;
 /// Routing table that makes marked packets local.
 pub const TPROXY_TABLE: u32 = 133;
 
-/// Everything that decides a pod's rules, apart from what the namespace itself shows ([`crate::plan::Facts`]).
+/// Everything that decides a pod's rules, apart from what the namespace itself shows ([`crate::plan::PlanTarget`]).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// Where outbound connections go.

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use capture::ambient::{NodeOptions, PodOptions, plan_pod};
-use capture::{Facts, Settings};
+use capture::{PlanTarget, Settings};
 use kernel::iptables::{Iptables, Variant};
 use kernel::nft::Nftables;
 use kernel::{Choice, Difference, Kernel, Shadows};
@@ -59,7 +59,7 @@ impl Way {
 }
 
 fn sidecar(backend: Backend) -> Plan {
-    capture::plan(&Settings::default(), Facts { backend, ipv6: true })
+    capture::plan(&Settings::default(), PlanTarget { backend, ipv6: true })
 }
 
 fn ambient(backend: Backend) -> Plan {
@@ -254,7 +254,7 @@ fn marks_and_transparent_sockets() {
     escapes(sidecar, &WAYS, take, &["tproxy to :777", "goes to port 777 instead of to port 15006"]);
     let tproxy = |backend| {
         let settings = Settings { mode: capture::settings::Mode::Tproxy, ..Settings::default() };
-        capture::plan(&settings, Facts { backend, ipv6: true })
+        capture::plan(&settings, PlanTarget { backend, ipv6: true })
     };
     escapes(tproxy, &WAYS, take, &["tproxy to :777"]);
     // What is not tracked is handed over all the same; what is sent is translated, and so escapes.

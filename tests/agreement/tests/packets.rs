@@ -9,7 +9,7 @@ use agreement::run::{SEED, runner};
 use agreement::strategy::{attempt, settings};
 use agreement::way::{Attempt, End, predict};
 use capture::settings::{Mode, Ports};
-use capture::{Facts, Settings, plan};
+use capture::{PlanTarget, Settings, plan};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
@@ -46,8 +46,8 @@ fn disagreement(
 
 fn texts(settings: &Settings, ipv6: bool) -> String {
     let mut out = format!("{settings:#?}\nIPv6: {ipv6}\n");
-    let nft = plan(settings, Facts { backend: Backend::Nftables, ipv6 });
-    let iptables = plan(settings, Facts { backend: Backend::Iptables, ipv6 });
+    let nft = plan(settings, PlanTarget { backend: Backend::Nftables, ipv6 });
+    let iptables = plan(settings, PlanTarget { backend: Backend::Iptables, ipv6 });
     for step in &nft.routing {
         let _ = writeln!(out, "{step:?}");
     }
@@ -74,7 +74,7 @@ fn real_packets_go_where_the_evaluator_says() {
     let result = runner.run(&strategy, |(settings, ipv6, mut attempts)| {
         attempts.retain(|attempt| possible(attempt, ipv6));
         for loader in Loader::ALL {
-            let plan = plan(&settings, Facts { backend: loader.backend(), ipv6 });
+            let plan = plan(&settings, PlanTarget { backend: loader.backend(), ipv6 });
             attempts.iter().for_each(|attempt| ends.count(attempt, &predict(&plan, attempt).end, &settings));
             let found = disagreement(&lab, loader, &plan, &plan, &attempts, &count)
                 .unwrap_or_else(|error| panic!("{loader:?}: {error:#}\n{}", texts(&settings, ipv6)));
@@ -162,7 +162,7 @@ fn a_missing_rule_is_noticed() {
         Attempt { from_peer: true, ..from((0, 0), to("10.77.0.2", 15021)) },
     ];
     for loader in Loader::ALL {
-        let whole = plan(&settings, Facts { backend: loader.backend(), ipv6: false });
+        let whole = plan(&settings, PlanTarget { backend: loader.backend(), ipv6: false });
         assert_eq!(disagreement(&lab, loader, &whole, &whole, &attempts, &count).unwrap(), None);
         for attempt in &attempts {
             let way = predict(&whole, attempt);
@@ -198,7 +198,7 @@ fn a_proxy_that_does_not_listen_is_not_passed_by() {
             .flat_map(|mode| choices.clone().map(|ports| (mode, ports)))
         {
             let settings = Settings { mode, inbound_ports, inbound_ports_excluded, ..Settings::default() };
-            let plan = plan(&settings, Facts { backend: loader.backend(), ipv6: true });
+            let plan = plan(&settings, PlanTarget { backend: loader.backend(), ipv6: true });
             for proxy_up in [false, true, false] {
                 let attempts = inbound(proxy_up);
                 for attempt in &attempts {
@@ -252,7 +252,7 @@ fn the_kernel_keeps_the_first_zone() {
         proxy_up: true,
     };
     for (number, loader) in Loader::ALL.into_iter().enumerate() {
-        let plan = plan(&settings, Facts { backend: loader.backend(), ipv6: false });
+        let plan = plan(&settings, PlanTarget { backend: loader.backend(), ipv6: false });
         lab.load(loader, &plan).unwrap();
         let last = u8::try_from(10 * (number + 1)).unwrap();
         for attempt in [to(1337, last), to(1000, last + 1)] {

@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use agreement::oracle::{Case, PROMISES};
 use agreement::run::{SEED, runner};
 use agreement::strategy::{packet, settings};
-use capture::{Facts, Settings, plan};
+use capture::{PlanTarget, Settings, plan};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
@@ -18,7 +18,7 @@ const PACKETS: usize = 40;
 const BACKENDS: [Backend; 2] = [Backend::Nftables, Backend::Iptables];
 
 fn plans(settings: &Settings, ipv6: bool) -> [Plan; 2] {
-    BACKENDS.map(|backend| plan(settings, Facts { backend, ipv6 }))
+    BACKENDS.map(|backend| plan(settings, PlanTarget { backend, ipv6 }))
 }
 
 /// Runs `test` over random settings and packets.
@@ -120,7 +120,7 @@ fn every_plan_is_valid_and_is_the_same_when_made_again() {
         for plan in plans(settings, ipv6) {
             let [rules] = &plan.layers[..] else { panic!("a plan has one layer") };
             prop_assert_eq!(ruleset::check(rules), Ok(()), "{:#?}", settings);
-            prop_assert_eq!(&plan, &capture::plan(settings, Facts { backend: plan.backend, ipv6 }));
+            prop_assert_eq!(&plan, &capture::plan(settings, PlanTarget { backend: plan.backend, ipv6 }));
             for rule in rules.tables.iter().flat_map(|t| &t.chains).flat_map(|c| &c.rules) {
                 prop_assert!(
                     !rule.why.is_empty() && rule.why.len() <= ruleset::nft::COMMENT_MAX,

@@ -11,7 +11,7 @@ use agreement::way::Attempt;
 use agreement::world::{CAPTURE_PORTS, FAR, PEER, POD, PROXY_PORTS, TCP_PORTS};
 use anyhow::Result;
 use capture::settings::{OwnerGroups, Ranges};
-use capture::{Facts, Settings, plan};
+use capture::{PlanTarget, Settings, plan};
 use kernel::iptables::Iptables;
 use kernel::nft::Nftables;
 use kernel::{Kernel, Shadows};
@@ -308,7 +308,7 @@ fn what_shadows_ours_lets_real_packets_escape() {
     let result =
         runner.run(&(settings(), foreign(), select(Loader::ALL.to_vec())), |(settings, foreign, loader)| {
             let settings = simple(settings);
-            let plan = plan(&settings, Facts { backend: loader.backend(), ipv6: true });
+            let plan = plan(&settings, PlanTarget { backend: loader.backend(), ipv6: true });
             match disagreement(&lab, loader, &plan, &foreign, &seen) {
                 Ok(None) => Ok(()),
                 Ok(Some(found)) => Err(TestCaseError::fail(format!(
@@ -335,7 +335,7 @@ fn plans_read_back_say_what_they_say() {
     let strategy = (settings(), any::<bool>(), vec(packet(), 40));
     let result = runner.run(&strategy, |(settings, ipv6, packets)| {
         for backend in [Backend::Nftables, Backend::Iptables] {
-            let plan = plan(&settings, Facts { backend, ipv6 });
+            let plan = plan(&settings, PlanTarget { backend, ipv6 });
             let record = kernel.record(&plan).expect("every plan has a record");
             let tables =
                 kernel.tables(&record, &agreement::lab::owners(&plan)).expect("a record can be read");
@@ -383,7 +383,7 @@ fn of(packet: &ruleset::eval::Packet) -> walk::Packet {
 #[test]
 fn only_two_hooks_are_looked_at() {
     for backend in [Backend::Nftables, Backend::Iptables] {
-        let plan = plan(&Settings::default(), Facts { backend, ipv6: true });
+        let plan = plan(&Settings::default(), PlanTarget { backend, ipv6: true });
         let tables = plan.layers.iter().flat_map(|layer| &layer.tables);
         let chains = tables.flat_map(|table| &table.chains);
         for base in chains.filter_map(|chain| chain.base) {

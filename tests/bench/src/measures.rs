@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use capture::{Facts, Settings};
+use capture::{PlanTarget, Settings};
 use kernel::RuleStore;
 use kernel::nft::Nftables;
 use ruleset::{Backend, Family, Plan};
@@ -53,7 +53,7 @@ pub(crate) fn noop() -> Result<PathBuf> {
 }
 
 fn plan(backend: Backend) -> Plan {
-    capture::plan(&Settings::default(), Facts { backend, ipv6: false })
+    capture::plan(&Settings::default(), PlanTarget { backend, ipv6: false })
 }
 
 fn add_nftables(runs: usize, report: &mut Report) -> Result<()> {

@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use capture::{Facts, Settings};
+use capture::{PlanTarget, Settings};
 use kernel::RuleStore;
 use kernel::iptables::Iptables;
 use kernel::nft::Nftables;
@@ -99,7 +99,7 @@ fn connections(echo: &Echo, count: usize) -> Result<Samples> {
 fn traffic(backend: Backend, runs: usize, report: &mut Report) -> Result<()> {
     let (with, without) = (Echo::new(PROXY)?, Echo::new(APPLICATION)?);
     ensure!(with.connect().is_err(), "the application's port answers before there are rules");
-    let plan = capture::plan(&Settings::default(), Facts { backend, ipv6: false });
+    let plan = capture::plan(&Settings::default(), PlanTarget { backend, ipv6: false });
     with.pod.own().enter(|inside| match backend {
         Backend::Nftables => Nftables.setup(inside, &plan.layers).map(drop),
         Backend::Iptables => Iptables::new().setup(inside, &plan.layers).map(drop),

@@ -66,8 +66,10 @@ fn compare_nft(case: &Case, failures: &mut String) -> Result<()> {
     let reference = TestNetns::new()?;
     with_groups(&reference, Command::new("nft").args(["-f", "-"]), &with_drops(&golden))?;
     let ours = TestNetns::new()?;
-    let plan =
-        capture::plan(&case.settings()?, capture::Facts { backend: Backend::Nftables, ipv6: case.ipv6() });
+    let plan = capture::plan(
+        &case.settings()?,
+        capture::PlanTarget { backend: Backend::Nftables, ipv6: case.ipv6() },
+    );
     ours.enter(|inside| Nftables.setup(inside, &plan.layers))??;
     let expected = reference.nft_json(Comments::Strip)?;
     let found = ours.nft_json(Comments::Strip)?;
@@ -89,8 +91,10 @@ fn compare_iptables(case: &Case, variant: Variant, failures: &mut String) -> Res
     let Golden::Iptables { v4, v6 } = case.golden()? else { unreachable!("an iptables case") };
     let reference = TestNetns::new()?;
     let ours = TestNetns::new()?;
-    let plan =
-        capture::plan(&case.settings()?, capture::Facts { backend: Backend::Iptables, ipv6: case.ipv6() });
+    let plan = capture::plan(
+        &case.settings()?,
+        capture::PlanTarget { backend: Backend::Iptables, ipv6: case.ipv6() },
+    );
     let forced = match variant {
         Variant::Legacy => kernel::iptables::Variant::Legacy,
         Variant::Nft => kernel::iptables::Variant::Nft,

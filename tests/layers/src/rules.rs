@@ -52,6 +52,8 @@ const CRATES: &[(&str, Layer)] = &[
         "cluster",
         Layer::Effect { ours: &["apitls", "capture", "facts", "fault", "podsource", "rundir", "trusted"] },
     ),
+    // The command line, its files and variables.
+    ("options", Layer::Effect { ours: &["capture", "leftover"] }),
     ("agent", Layer::Composition),
 ];
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use capture::ambient::{NodeOptions, PROBES_V4, PROBES_V6, PodOptions, plan_host, plan_pod};
 use capture::decide::{Mode, refuse};
 use capture::select::is_label_value;
-use capture::{Facts, Pod};
+use capture::{PlanTarget, Pod};
 use ruleset::{Backend, Plan};
 use rundir::AmbientOptions;
 use serde::Serialize;
@@ -66,7 +66,7 @@ pub(super) fn captured(
     if ips.is_empty() {
         assumed.push("the pod has no address yet, so none is in the node's sets (--pod-ip)".to_owned());
     }
-    let facts = Facts { backend, ipv6: node.ipv6 };
+    let facts = PlanTarget { backend, ipv6: node.ipv6 };
     let plan = plan_pod(&node, &options, backend);
     let members = ips.iter().filter_map(|&address| member(address, pod.uid.as_deref(), &node)).collect();
     let host = Node { plan: plan_host(&node, sender, backend), members };

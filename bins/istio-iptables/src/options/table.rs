@@ -1,5 +1,9 @@
 //! Every setting there is: those of the original, and the logging flags that the injector passes to every program of Istio.
 
+use capture::values::parse_port;
+use cni::config::parse_duration;
+use options::{Given, Spec, TextForm, TextKind};
+
 /// A setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the table below says what each one is")]
@@ -47,54 +51,48 @@ pub(crate) enum Setting {
     LogTarget,
 }
 
-/// What a setting's text may be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// Anything; [`crate::config`] reads it.
-    Text,
-    /// A boolean; the flag alone is true.
-    Switch,
-    /// A port.
-    Port,
-    /// A time in Go's notation.
-    Time,
-    /// Levels of the log, by scope or for all. Scopes may be those of any program of the mesh: the injector gives all the same ones.
-    Levels,
-}
+const PORT: TextKind = TextKind::Form(&TextForm {
+    placeholder: "PORT",
+    expected: "a port from 1 to 65535",
+    is: |text| parse_port(text).is_ok(),
+});
 
-/// How a setting is given.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Spec {
-    /// Which.
-    pub(crate) setting: Setting,
-    /// Long flag; some settings have none.
-    pub(crate) long: Option<&'static str>,
-    /// Short flag.
-    pub(crate) short: Option<char>,
-    /// Variables; the last one that is set counts.
-    pub(crate) env: &'static [&'static str],
-    /// Kind.
-    pub(crate) kind: Kind,
-    /// Used where neither flag nor variable is.
-    pub(crate) default: &'static str,
-    /// For people.
-    pub(crate) help: &'static str,
-}
+const TIME: TextKind = TextKind::Form(&TextForm {
+    placeholder: "TIME",
+    expected: "a time above zero, such as 5s or 1m30s",
+    is: |text| parse_duration(text).is_ok_and(|time| !time.is_zero()),
+});
+
+/// Levels of the log, by scope or for all. Scopes may be those of any program of the mesh: the injector gives all the same ones.
+const LEVELS: TextKind = TextKind::Form(&TextForm {
+    placeholder: "LEVELS",
+    expected: "<scope>:<level> with debug, info, warn, error, fatal or none",
+    is: |text| telemetry::Levels::parse(text).is_ok(),
+});
 
 /// `setting, flag, short flag, [variables], kind, default, help`; `-` is none.
 macro_rules! specs {
-    (@long -) => { None };
-    (@long $long:literal) => { Some($long) };
+    (@name - $env:literal) => { $env };
+    (@name $long:literal $($env:literal)*) => { $long };
+    (@given - $($env:literal)+) => { Given::Variable };
+    (@given $long:literal) => { Given::Flag };
+    (@given $long:literal $($env:literal)+) => { Given::FlagOrVariable };
     (@short -) => { None };
     (@short $short:literal) => { Some($short) };
+    (@kind Text) => { TextKind::Text };
+    (@kind Switch) => { TextKind::Switch };
+    (@kind Port) => { PORT };
+    (@kind Time) => { TIME };
+    (@kind Levels) => { LEVELS };
     ($($setting:ident $long:tt $short:tt [$($env:literal),*] $kind:ident $default:literal $help:literal;)*) => {
         /// Every setting, in the order of the help.
-        pub(crate) const SPECS: &[Spec] = &[$(Spec {
+        pub(crate) const SPECS: &[Spec<Setting>] = &[$(Spec {
             setting: Setting::$setting,
-            long: specs!(@long $long),
+            name: specs!(@name $long $($env)*),
             short: specs!(@short $short),
+            given: specs!(@given $long $($env)*),
             env: &[$($env),*],
-            kind: Kind::$kind,
+            kind: specs!(@kind $kind),
             default: $default,
             help: $help,
         }),*];

@@ -54,19 +54,19 @@ fn error(args: &[&str]) -> String {
     parsed(args, &[]).expect_err("must be refused").to_string()
 }
 
-fn spec(long: &str) -> &'static Spec {
-    SPECS.iter().find(|spec| spec.long == Some(long)).unwrap_or_else(|| panic!("no --{long}"))
+fn spec(long: &str) -> &'static Spec<Setting> {
+    SPECS.iter().find(|spec| spec.flag() == Some(long)).unwrap_or_else(|| panic!("no --{long}"))
 }
 
 /// A value that is not the default.
-fn other(spec: &Spec) -> &'static str {
+fn other(spec: &Spec<Setting>) -> &'static str {
     match spec.kind {
-        Kind::Text => "other,-value",
-        Kind::Switch if spec.default == "true" => "false",
-        Kind::Switch => "true",
-        Kind::Port => "4711",
-        Kind::Time => "1m30s",
-        Kind::Levels => "default:warn,ads:debug",
+        TextKind::Text => "other,-value",
+        TextKind::Switch if spec.default == "true" => "false",
+        TextKind::Switch => "true",
+        TextKind::Form(form) if form.placeholder == "PORT" => "4711",
+        TextKind::Form(form) if form.placeholder == "TIME" => "1m30s",
+        TextKind::Form(_) | TextKind::Integer => "default:warn,ads:debug",
     }
 }
 
@@ -74,13 +74,13 @@ fn other(spec: &Spec) -> &'static str {
 fn flags_and_variables_are_those_of_the_original() {
     let mine: Vec<_> = SPECS
         .iter()
-        .filter_map(|spec| Some((spec.long?, spec.short.map(String::from).unwrap_or_default(), spec.env)))
+        .filter_map(|spec| Some((spec.flag()?, spec.short.map(String::from).unwrap_or_default(), spec.env)))
         .collect();
     for (long, short, env) in ORIGINAL {
         assert!(mine.contains(&(long, (*short).to_owned(), env)), "--{long} -{short} {env:?}");
     }
     assert_eq!(mine.len(), ORIGINAL.len());
-    let without_flag: Vec<_> = SPECS.iter().filter(|spec| spec.long.is_none()).map(Spec::name).collect();
+    let without_flag: Vec<_> = SPECS.iter().filter(|spec| spec.flag().is_none()).map(title).collect();
     assert_eq!(
         without_flag,
         [
@@ -95,7 +95,7 @@ fn flags_and_variables_are_those_of_the_original() {
 #[test]
 fn variables_are_named_like_their_flags() {
     for spec in SPECS.iter().filter(|spec| !spec.env.is_empty()) {
-        let Some(long) = spec.long else { continue };
+        let Some(long) = spec.flag() else { continue };
         assert_eq!(spec.env[0], long.replace('-', "_").to_uppercase());
     }
 }
@@ -105,8 +105,8 @@ fn defaults_are_those_of_the_original() {
     let options = ok(&[], &[]);
     let given: Vec<(String, &str)> = SPECS
         .iter()
-        .filter(|spec| spec.kind != Kind::Switch && !spec.default.is_empty())
-        .map(|spec| (spec.name(), options.text(spec.setting)))
+        .filter(|spec| !spec.kind.is_switch() && !spec.default.is_empty())
+        .map(|spec| (title(spec), options.text(spec.setting)))
         .collect();
     let expected = [
         ("--envoy-port", "15001"),
@@ -133,12 +133,12 @@ fn every_flag_is_taken_in_every_spelling() {
         let spec = spec(long);
         let value = other(spec);
         let mut spellings = vec![vec![format!("--{long}={value}")]];
-        if spec.kind != Kind::Switch {
+        if !spec.kind.is_switch() {
             spellings.push(vec![format!("--{long}"), value.to_owned()]);
         } else if value == "true" {
             spellings.push(vec![format!("--{long}")]);
         }
-        if !short.is_empty() && spec.kind == Kind::Switch {
+        if !short.is_empty() && spec.kind.is_switch() {
             spellings.push(vec![format!("-{short}")]);
             spellings.push(vec![format!("-{short}=true")]);
         } else if !short.is_empty() {
@@ -155,7 +155,7 @@ fn every_flag_is_taken_in_every_spelling() {
                     options.text(others.setting),
                     others.default,
                     "{args:?} changes {}",
-                    others.name()
+                    title(others)
                 );
             }
         }
@@ -168,7 +168,7 @@ fn every_variable_is_taken_where_the_flag_is_absent() {
         for name in spec.env {
             let value = other(spec);
             assert_eq!(ok(&[], &[(name, value)]).text(spec.setting), value, "{name}");
-            if let Some(long) = spec.long {
+            if let Some(long) = spec.flag() {
                 let flag =
                     format!("--{long}={}", if spec.default.is_empty() { "flag" } else { spec.default });
                 let options = ok(&[&flag], &[(name, value)]);
@@ -286,7 +286,7 @@ fn help_names_everything() {
     assert!(!help.use_stderr());
     let text = help.to_string();
     for spec in SPECS {
-        assert!(text.contains(&spec.name()), "{}", spec.name());
+        assert!(text.contains(&title(spec)), "{}", title(spec));
         assert!(spec.env.iter().all(|name| text.contains(name)), "{:?}", spec.env);
     }
     let Err(Error::Usage(version)) = parsed(&["--version"], &[]) else { panic!("no version") };

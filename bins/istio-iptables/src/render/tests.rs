@@ -1,12 +1,12 @@
 use capture::Settings;
-use capture::plan::Facts;
+use capture::plan::PlanTarget;
 use capture::settings::Mode;
 
 use super::*;
 
 fn text(backend: Backend, mode: Mode, ipv6: bool) -> String {
     let settings = Settings { mode, ..Settings::default() };
-    plan(&capture::plan(&settings, Facts { backend, ipv6 })).unwrap()
+    plan(&capture::plan(&settings, PlanTarget { backend, ipv6 })).unwrap()
 }
 
 /// What is behind a comment, up to the next one.
@@ -46,7 +46,7 @@ fn nftables_is_one_transaction() {
 #[test]
 fn a_cleanup_names_both_backends_and_the_routing() {
     let settings = crate::config::widest(&Settings::default());
-    let text = cleanup(&capture::plan(&settings, Facts { backend: Backend::Iptables, ipv6: true }));
+    let text = cleanup(&capture::plan(&settings, PlanTarget { backend: Backend::Iptables, ipv6: true }));
     for part in [
         "in table nat, chains ISTIO_INBOUND",
         "delete table inet istio-proxy-nat\n",

@@ -17,7 +17,7 @@ use super::desired::Rules;
 use super::followed::Followed;
 use crate::backend;
 use crate::config::{BadOption, namespace};
-use crate::options::{Options, Setting};
+use options::agent::{Options, Setting};
 
 /// Shortest time between verifications: each costs some tenths of a millisecond per pod.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);

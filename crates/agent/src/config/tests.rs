@@ -1,7 +1,7 @@
 use std::ffi::OsString;
 
 use super::*;
-use crate::options::Flags;
+use options::agent::Flags;
 
 const CLUSTER: [(&str, &str); 3] =
     [("KUBERNETES_SERVICE_HOST", "10.96.0.1"), ("KUBERNETES_SERVICE_PORT", "443"), ("NODE_NAME", "n1")];

@@ -12,7 +12,7 @@ use serde_json::Map;
 use telemetry::Levels;
 
 use super::Cleanup;
-use crate::options::{BadOption, Options, Setting};
+use options::agent::{BadOption, Options, Setting};
 
 /// Scopes of the log that have a level of their own: ours, then those of the original's programs, which a command line for it may name.
 const SCOPES: [&str; 12] = [

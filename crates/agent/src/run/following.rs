@@ -6,7 +6,7 @@ use super::{Agent, Error, variable};
 use crate::config::Config;
 use crate::config_dir;
 use crate::health::Part;
-use crate::options::Changed;
+use options::agent::Changed;
 
 impl Agent {
     /// What a look at the options shows now, by what this process was started with.

@@ -8,7 +8,7 @@ use telemetry::{Journal, Scope};
 
 use super::Error;
 use crate::config;
-use crate::options::{Options, Setting};
+use options::agent::{Options, Setting};
 
 /// How long the end waits for the last lines of the log, and for what is said where there is no log.
 pub(super) const LAST_LINES: Duration = Duration::from_secs(1);

@@ -4,13 +4,13 @@ use crate::settings::Dns;
 use proptest::prelude::*;
 use ruleset::{Ruleset, check};
 
-const NFT: Facts = Facts { backend: Backend::Nftables, ipv6: false };
+const NFT: PlanTarget = PlanTarget { backend: Backend::Nftables, ipv6: false };
 
 fn tproxy() -> Settings {
     Settings { mode: Mode::Tproxy, ..Settings::default() }
 }
 
-fn rules(settings: &Settings, facts: Facts) -> Ruleset {
+fn rules(settings: &Settings, facts: PlanTarget) -> Ruleset {
     let [rules] = <[Ruleset; 1]>::try_from(plan(settings, facts).layers).expect("a plan has one layer");
     rules
 }
@@ -52,7 +52,7 @@ fn the_family_follows_the_pods_addresses() {
 
 #[test]
 fn routing_is_planned_only_where_it_is_needed() {
-    let routing = |settings: &Settings, ipv6| plan(settings, Facts { ipv6, ..NFT }).routing;
+    let routing = |settings: &Settings, ipv6| plan(settings, PlanTarget { ipv6, ..NFT }).routing;
     assert_eq!(routing(&Settings::default(), false), []);
     assert!(matches!(routing(&Settings::default(), true)[..], [Routing::LoopbackAddress(address)]
         if address == PASSTHROUGH_V6.addr()));
@@ -92,7 +92,7 @@ fn no_chain_is_unknown_to_cleanup() {
         ..tproxy()
     };
     for settings in [settings.clone(), Settings { mode: Mode::Redirect, ..settings }] {
-        for table in rules(&settings, Facts { ipv6: true, ..NFT }).tables {
+        for table in rules(&settings, PlanTarget { ipv6: true, ..NFT }).tables {
             let (_, known) = CHAINS.iter().find(|(kind, _)| *kind == table.kind).unwrap();
             for chain in &table.chains {
                 assert!(known.contains(&chain.name.as_ref()), "{}/{}", table.kind, chain.name);
@@ -109,7 +109,7 @@ fn drop_invalid_is_for_tcp_in_nftables_and_for_all_in_iptables() {
         chain(&nft, TableKind::Mangle, "prerouting"),
         ["meta l4proto tcp ct state invalid counter jump istio-drop"]
     );
-    let iptables = rules(&settings, Facts { backend: Backend::Iptables, ipv6: false });
+    let iptables = rules(&settings, PlanTarget { backend: Backend::Iptables, ipv6: false });
     assert_eq!(
         chain(&iptables, TableKind::Mangle, "prerouting"),
         ["ct state invalid counter jump istio-drop"]
@@ -122,7 +122,7 @@ fn drop_invalid_is_for_tcp_in_nftables_and_for_all_in_iptables() {
 fn with_nf_tables_a_drop_stands_behind_the_tproxy_rule_of_each_family() {
     let listed = Settings { inbound_ports: Ports::Only(vec![80, 443]), ..tproxy() };
     for settings in [tproxy(), listed] {
-        let ruleset = rules(&settings, Facts { ipv6: true, ..NFT });
+        let ruleset = rules(&settings, PlanTarget { ipv6: true, ..NFT });
         assert_eq!(
             chain(&ruleset, TableKind::Mangle, "istio-tproxy"),
             [
@@ -132,7 +132,7 @@ fn with_nf_tables_a_drop_stands_behind_the_tproxy_rule_of_each_family() {
                 "meta l4proto tcp ip6 daddr != ::1/128 counter drop",
             ]
         );
-        let iptables = rules(&settings, Facts { backend: Backend::Iptables, ipv6: true });
+        let iptables = rules(&settings, PlanTarget { backend: Backend::Iptables, ipv6: true });
         assert_eq!(chain(&iptables, TableKind::Mangle, "istio-tproxy").len(), 2);
     }
 }
@@ -234,7 +234,7 @@ fn reasons_fit_into_comments() {
         outbound_ranges: crate::values::parse_ranges("2001:db8:1111:2222:3333:4444:5555:6666/128").unwrap(),
         ..tproxy()
     };
-    for table in rules(&settings, Facts { ipv6: true, ..NFT }).tables {
+    for table in rules(&settings, PlanTarget { ipv6: true, ..NFT }).tables {
         for rule in table.chains.iter().flat_map(|chain| &chain.rules) {
             assert!(!rule.why.is_empty() && rule.why.len() <= ruleset::nft::COMMENT_MAX, "{:?}", rule.why);
         }

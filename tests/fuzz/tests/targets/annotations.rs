@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use capture::annotations::{NodeSettings, PodSettings, parse_settings};
-use capture::{Container, Facts, Pod, Settings, plan};
+use capture::{Container, PlanTarget, Pod, Settings, plan};
 use fuzz::{Outcome, Target, of_text};
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -133,7 +133,7 @@ fn planned(settings: &Settings) -> Vec<String> {
     let mut whys = HashSet::new();
     for backend in [Backend::Nftables, Backend::Iptables] {
         for ipv6 in [false, true] {
-            let plan = plan(settings, Facts { backend, ipv6 });
+            let plan = plan(settings, PlanTarget { backend, ipv6 });
             let [ruleset] = &plan.layers[..] else { panic!("a plan has one layer") };
             ruleset::check(ruleset)
                 .unwrap_or_else(|error| panic!("{backend:?}, IPv6 {ipv6}: {error}: {settings:?}"));

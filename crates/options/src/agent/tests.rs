@@ -1,4 +1,5 @@
 use super::*;
+use crate::TextKind;
 
 fn options(args: &[&str], files: &[(&str, &str)], env: &[(&str, &str)]) -> Options {
     read(args, files, env).unwrap()
@@ -18,9 +19,9 @@ fn every_option_is_read_from_where_it_may_come() {
     for spec in SPECS {
         let (name, variable) = (spec.name, spec.variable());
         let sample = match spec.kind {
-            Kind::Text => "x",
-            Kind::Switch => "t",
-            Kind::Integer => "0x10",
+            TextKind::Text => "x",
+            TextKind::Switch => "t",
+            TextKind::Integer | TextKind::Form(_) => "0x10",
         };
         let flag = format!("--{name}={sample}");
         assert_eq!(options(&[], &[], &[]).text(spec.setting), spec.default, "{name}: default");
@@ -53,7 +54,7 @@ fn every_option_is_read_from_where_it_may_come() {
 
 #[test]
 fn names_are_the_originals() {
-    let all: Vec<String> = SPECS.iter().map(Spec::variable).collect();
+    let all: Vec<String> = SPECS.iter().map(AgentSpec::variable).collect();
     for name in [
         "CNI_CONF_NAME",
         "ISTIO_OWNED_CNI_CONFIG_FILENAME",
@@ -107,12 +108,14 @@ fn booleans_and_numbers_are_read_as_the_original_reads_them() {
 fn text_that_is_not_of_its_kind_is_named_wherever_it_comes_from() {
     for spec in SPECS.iter().filter(|spec| spec.given != Given::Flag) {
         let (words, problem): (&[&str], _) = match spec.kind {
-            Kind::Text => continue,
-            Kind::Switch => (
+            TextKind::Text => continue,
+            TextKind::Switch => (
                 &["yes", "no", "on", "enabled", "tRUE", "true ", " true", "\ttrue", "2", "\"true\""],
                 "true or false",
             ),
-            Kind::Integer => (&["many", "08", "--1", "1 ", "0x", "1.5", "1_000"], "a whole number"),
+            TextKind::Integer | TextKind::Form(_) => {
+                (&["many", "08", "--1", "1 ", "0x", "1.5", "1_000"], "a whole number")
+            }
         };
         for word in words {
             let variable = spec.variable();

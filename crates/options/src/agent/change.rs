@@ -15,23 +15,23 @@ enum Change {
 
 /// The options of a ConfigMap that has changed, as far as they can be followed.
 #[derive(Debug)]
-pub(crate) struct Changed {
+pub struct Changed {
     /// The options by which agent and plugin go from now on.
-    pub(crate) options: Options,
+    pub options: Options,
     /// Names of options that have another value by now and wait for another start.
-    pub(crate) waiting: Vec<&'static str>,
+    pub waiting: Vec<&'static str>,
 }
 
 impl Options {
     /// These options, which a process was started with, after a change to `new`.
-    pub(crate) fn changed_to(&self, new: &Self, ambient: bool) -> Changed {
+    pub fn changed_to(&self, new: &Self, ambient: bool) -> Changed {
         let mut changed = Changed { options: self.clone(), waiting: Vec::new() };
         for (index, spec) in SPECS.iter().enumerate() {
-            if self.values[index] == new.values[index] {
+            if self.texts[index] == new.texts[index] {
                 continue;
             }
             match change(spec.setting, ambient) {
-                Change::Counts => changed.options.values[index].clone_from(&new.values[index]),
+                Change::Counts => changed.options.texts[index].clone_from(&new.texts[index]),
                 Change::Waits => changed.waiting.push(spec.name),
                 Change::Nothing => {}
             }

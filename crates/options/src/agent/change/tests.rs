@@ -1,7 +1,8 @@
 use std::ffi::OsString;
 
 use super::*;
-use crate::options::{Flags, Kind};
+use crate::TextKind;
+use crate::agent::Flags;
 
 fn options(variable: &str, value: &str) -> Options {
     let find = |name: &str| (name == variable).then(|| value.to_owned());
@@ -13,9 +14,9 @@ fn options(variable: &str, value: &str) -> Options {
 fn a_change_of_any_option_counts_or_is_told() {
     for spec in SPECS {
         let (before, after) = match spec.kind {
-            Kind::Text => ("a", "b"),
-            Kind::Switch => ("false", "true"),
-            Kind::Integer => ("1", "2"),
+            TextKind::Text => ("a", "b"),
+            TextKind::Switch => ("false", "true"),
+            TextKind::Integer | TextKind::Form(_) => ("1", "2"),
         };
         let (start, new) = (options(&spec.variable(), before), options(&spec.variable(), after));
         if start == new {

@@ -1,0 +1,133 @@
+//! No name for two things: what is public under one name in two places is known, and does not become more.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use layers::Workspace;
+
+/// The error of a module is written with its module: `route::Error`.
+const OF_EACH_MODULE: &[&str] = &["Error"];
+
+/// Names that are public in more places than one, and in how many; those that are read as `module::Name`, or wait for a name of their own. A
+/// number may only fall.
+const KNOWN: &[(&str, usize)] = &[
+    ("Act", 2),
+    ("Applied", 2),
+    ("Cause", 2),
+    ("Chain", 2),
+    ("Change", 2),
+    ("Changed", 2),
+    ("Connection", 3),
+    ("Delta", 2),
+    ("Dns", 2),
+    ("End", 2),
+    ("Endpoint", 2),
+    ("Event", 3),
+    ("Family", 2),
+    ("FileError", 2),
+    ("Finding", 2),
+    ("Flags", 2),
+    ("Key", 3),
+    ("Kind", 2),
+    ("Lookup", 2),
+    ("Mark", 2),
+    ("Missing", 2),
+    ("Mode", 3),
+    ("Namespace", 2),
+    ("Network", 2),
+    ("Options", 2),
+    ("Outcome", 3),
+    ("Packet", 2),
+    ("Peer", 2),
+    ("Place", 2),
+    ("Placement", 2),
+    ("PodSource", 2),
+    ("Ports", 2),
+    ("Problem", 2),
+    ("Protocol", 2),
+    ("Refusal", 3),
+    ("Release", 2),
+    ("Report", 2),
+    ("Requirement", 2),
+    ("Rule", 3),
+    ("Scope", 2),
+    ("Selection", 2),
+    ("SelectorError", 2),
+    ("Side", 2),
+    ("State", 2),
+    ("Status", 2),
+    ("Table", 2),
+    ("Verdict", 2),
+    ("Version", 2),
+    ("Wanted", 2),
+    ("What", 2),
+];
+
+/// Source files of the product, without tests.
+fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if path.is_dir() && name != "tests" {
+            sources(&path, found);
+        } else if name.ends_with(".rs") && !name.ends_with("tests.rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// The types and traits that a source text makes public to other crates.
+fn public_types(source: &str) -> Vec<String> {
+    let code = source.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+    let names = code.lines().filter_map(|line| {
+        let rest = line.trim_start().strip_prefix("pub ")?;
+        let kinds = ["struct ", "enum ", "trait ", "type ", "union "];
+        let name = kinds.iter().find_map(|kind| rest.strip_prefix(kind))?;
+        Some(name.split(|c: char| !(c.is_alphanumeric() || c == '_')).next()?.to_owned())
+    });
+    names.collect()
+}
+
+#[test]
+fn public_types_are_found() {
+    let text = "pub struct A<T>(T);\n    pub enum B {\npub(crate) struct C;\nstruct D;\npub trait E: F {\n#[cfg(test)]\nmod tests {\npub struct G;\n";
+    assert_eq!(public_types(text), ["A", "B", "E"]);
+}
+
+#[test]
+fn no_public_name_is_given_to_one_more_thing() {
+    let root = Workspace::load().unwrap().workspace_root;
+    let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for folder in ["crates", "bins"] {
+        for package in std::fs::read_dir(root.join(folder)).unwrap() {
+            let mut files = Vec::new();
+            sources(&package.unwrap().path().join("src"), &mut files);
+            for file in files {
+                let place = file.strip_prefix(&root).unwrap().display().to_string();
+                for name in public_types(&std::fs::read_to_string(&file).unwrap()) {
+                    places.entry(name).or_default().push(place.clone());
+                }
+            }
+        }
+    }
+    assert!(places.len() > 200, "{} public types", places.len());
+    let known = |name: &str| KNOWN.iter().find(|(known, _)| *known == name).map_or(1, |(_, places)| *places);
+    let more: Vec<String> = places
+        .iter()
+        .filter(|(name, places)| !OF_EACH_MODULE.contains(&name.as_str()) && places.len() > known(name))
+        .map(|(name, places)| format!("{name}: {}", places.join(", ")))
+        .collect();
+    assert!(
+        more.is_empty(),
+        "give each thing a name of its own, by the field's words:\n  {}",
+        more.join("\n  ")
+    );
+    let gone: Vec<&str> = KNOWN
+        .iter()
+        .filter(|(name, _)| places.get(*name).is_none_or(|places| places.len() < 2))
+        .map(|(name, _)| *name)
+        .collect();
+    assert!(gone.len() < KNOWN.len(), "none of the known ones is there");
+}
