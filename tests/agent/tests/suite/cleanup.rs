@@ -273,8 +273,6 @@ fn an_agent_with_manifests_goes_by_its_daemonset() {
     ] {
         let node = Node::new().unwrap();
         set(&node, &json!({}));
-        let pods = node.dir().join("pods");
-        std::fs::create_dir_all(&pods).unwrap();
         let launch = node.agent().env("POD_NAMESPACE", NAMESPACE);
         let launch = launch.env("POD_SOURCE", &format!("manifests:{}", node.manifests().display()));
         let launch = if row == "no pod" { launch } else { launch.env("POD_NAME", "istio-cni-node-x") };
