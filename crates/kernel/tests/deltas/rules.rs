@@ -24,6 +24,29 @@ fn other_key(set: &Set) -> Key {
     }
 }
 
+/// The same rules with the same handles, and no counter began anew. A late packet of an earlier connection may be counted meanwhile.
+fn untouched(before: &[String], after: &[String]) {
+    let split = |rule: &String| -> (Vec<u64>, String) {
+        let is_count = |word: &&str| word.chars().all(|c| c.is_ascii_digit());
+        let (head, tail) = rule.split_once("# handle").unwrap_or((rule, ""));
+        let words = || head.split(|c: char| " [:]".contains(c)).filter(|word| !word.is_empty());
+        let rest: Vec<&str> = words().filter(|word| !is_count(word)).collect();
+        (
+            words().filter(is_count).map(|word| word.parse().unwrap()).collect(),
+            format!("{} {tail}", rest.join(" ")),
+        )
+    };
+    assert_eq!(before.len(), after.len());
+    for (before, after) in before.iter().zip(after) {
+        let ((old, old_rest), (new, new_rest)) = (split(before), split(after));
+        assert_eq!(old_rest, new_rest);
+        assert!(
+            old.len() == new.len() && old.iter().zip(&new).all(|(old, new)| old <= new),
+            "{before} {after}"
+        );
+    }
+}
+
 #[test]
 fn a_delta_touches_no_rule() {
     for way in Way::ALL {
@@ -58,7 +81,7 @@ fn a_delta_touches_no_rule() {
                 assert_ne!(counted, before, "{way:?}");
                 let remove = delta([], [Key::from(from(number))]);
                 assert_eq!(change(&mut opened, &set.name, &remove).removed, 1, "{way:?}");
-                assert_eq!(way.rules(&pod), counted, "{way:?}: counters and handles are as before");
+                untouched(&counted, &way.rules(&pod));
                 assert_eq!(flow().tcp(to(number)).unwrap().port(), Some(PORT), "{way:?}");
             }
         }
