@@ -293,7 +293,7 @@ fn prefixes(family: Family, elements: &[Element]) -> Vec<IpNet> {
 
 /// In the order of keys.
 pub(super) fn sort(elements: &mut Vec<Element>) {
-    elements.sort_by(|a, b| (&a.key, a.end).cmp(&(&b.key, b.end)));
+    elements.sort_unstable_by(|a, b| (&a.key, a.end).cmp(&(&b.key, b.end)));
     // "Nothing up to the first address" is an aid of nft for itself: the kernel may or may not keep it.
     if elements.first().is_some_and(|first| first.end && first.key.iter().all(|byte| *byte == 0)) {
         elements.remove(0);
