@@ -18,7 +18,7 @@ const RUN: usize = 6;
 
 /// Files that may be longer: a table is read row by row, and is not easier to read in two files.
 const TABLES: &[(&str, &str)] = &[(
-    "crates/agent/src/options/table.rs",
+    "crates/options/src/agent/table.rs",
     "a row for each option of the agent, which the reference is made of",
 )];
 
