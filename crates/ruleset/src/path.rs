@@ -120,9 +120,9 @@ impl Walk<'_, '_> {
 
     fn is_passed_on(&mut self) -> Option<End> {
         let out = std::mem::take(&mut self.packet.out_interface);
-        match self.pass(Hook::Prerouting, true)? {
-            here @ (Verdict::Redirect { .. } | Verdict::Tproxy { .. }) => return self.comes_in(here, true),
-            _ => {}
+        let arrived = self.pass(Hook::Prerouting, true)?;
+        if matches!(arrived, Verdict::Redirect { .. } | Verdict::Tproxy { .. }) {
+            return self.comes_in(arrived, true);
         }
         self.packet.out_interface = out;
         self.pass(Hook::Forward, true)?;

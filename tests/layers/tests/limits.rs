@@ -25,6 +25,11 @@ const TABLES: &[(&str, &str)] = &[(
 /// Repetitions that stay: the paths of both places, and why.
 const REPEATED: &[(&str, &str, &str)] = &[
     (
+        "crates/options/src/agent/table.rs",
+        "crates/options/src/agent/table.rs",
+        "the agent's options: rows that differ in few columns",
+    ),
+    (
         "crates/cni/src/config.rs",
         "crates/cni/src/conflist/entry.rs",
         "a table of keys each: what the plugin reads, with defaults, and what the agent writes, in upstream's order",

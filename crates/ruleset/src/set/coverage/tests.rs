@@ -46,7 +46,8 @@ fn each_step_and_its_change() {
             _ => coverage.remove(net(prefix)),
         };
         let (mut new, mut gone) = changes(&delta.unwrap());
-        (new.sort(), gone.sort());
+        new.sort();
+        gone.sort();
         assert_eq!((new, gone), (added.map_strings(), removed.map_strings()), "{how}{prefix}: {coverage:?}");
     }
     assert_eq!(texts(&coverage), ["9.0.0.0/8", "10.1.0.0/23", "10.1.3.0/24"]);
