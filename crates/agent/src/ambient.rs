@@ -57,6 +57,7 @@ use zds::{Listener, Ztunnels};
 use crate::events::Events;
 use crate::health::{Health, Part};
 use crate::metrics::Metrics;
+use crate::pods;
 pub(crate) use backends::Backends;
 use config::AmbientConfig;
 use drain::Drains;
@@ -258,7 +259,7 @@ impl Ambient {
             self.tell_capture();
         }
         let mut tasks = JoinSet::new();
-        tasks.spawn(self.clone().work());
+        tasks.spawn(pods::work(self.clone()));
         tasks.spawn(self.clone().verify());
         tasks.spawn(self.clone().tell_waiting());
         tasks.spawn(self.clone().begin(listed));

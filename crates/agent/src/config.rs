@@ -12,7 +12,7 @@ use install::{KubeconfigOptions, Mode, Options as InstallOptions};
 use serde_json::Map;
 
 use crate::ambient::config::AmbientConfig;
-use crate::older;
+use crate::sidecars;
 pub(crate) use options::agent::BadOption;
 use options::agent::{Lookup, Options, Setting};
 use values::{address, broken_pod_label, checked, cleanup, program_at_end};
@@ -46,7 +46,7 @@ pub(crate) struct Config {
     /// When everything is removed at the end.
     pub(crate) cleanup: Cleanup,
     /// Which sidecar pods ask for capture.
-    pub(crate) older: older::Rules,
+    pub(crate) older: sidecars::Rules,
     /// This agent's pod, where its DaemonSet decides that.
     pub(crate) own_pod: Option<OwnPod>,
     /// Label of a pod that started without capture: key and value.
@@ -220,8 +220,8 @@ fn scope(options: &Options, env: Lookup<'_>) -> Result<capture::Scope, BadOption
     })
 }
 
-fn older_rules(options: &Options, env: Lookup<'_>) -> Result<older::Rules, BadOption> {
-    Ok(older::Rules {
+fn older_rules(options: &Options, env: Lookup<'_>) -> Result<sidecars::Rules, BadOption> {
+    Ok(sidecars::Rules {
         scope: scope(options, env)?,
         check: options.text(Setting::RepairInitContainerName).to_owned(),
     })

@@ -15,14 +15,14 @@ mod log_socket;
 mod metrics;
 mod node_lock;
 mod observe;
-mod older;
 mod own_node;
 mod plugin_socket;
+mod pods;
 mod ports;
 mod run;
 mod serve;
 mod shutdown;
-mod uncaptured;
+mod sidecars;
 mod version;
 
 use std::ffi::OsString;

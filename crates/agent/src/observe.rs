@@ -23,12 +23,12 @@ impl Installation {
 
 impl install::Observer for Installation {
     fn event(&mut self, event: &InstallEvent<'_>) {
-        let Agent { log, health, metrics, older, .. } = &*self.agent;
+        let Agent { log, health, metrics, sidecars, .. } = &*self.agent;
         match event {
-            InstallEvent::Ready { .. } => older.in_place(),
-            InstallEvent::NotReady { .. } => older.in_doubt(),
+            InstallEvent::Ready { .. } => sidecars.plugin_is_in_place(),
+            InstallEvent::NotReady { .. } => sidecars.plugin_is_in_doubt(),
             InstallEvent::ConfigWritten { was_in: false, .. } | InstallEvent::Unused { .. } => {
-                older.missing();
+                sidecars.plugin_is_missing();
             }
             _ => {}
         }
@@ -79,7 +79,7 @@ fn told(agent: &Agent, store: Option<&Store>, event: ClusterEvent) {
                 store.changed(&pods);
             }
             agent.ambient.changed(&pods);
-            agent.older.changed();
+            agent.sidecars.changed(&pods);
         }
         ClusterEvent::Listed { what } => listed(agent, what),
         ClusterEvent::Told(told) => agent.ambient.told(&told),
@@ -124,7 +124,7 @@ fn synced(agent: &Agent, store: Option<&Store>) {
     let pods = agent.cluster.index().pods().count();
     agent.log.info("the pods of this node are known", &[("pods", &pods)]);
     agent.metrics.known_pods(pods);
-    agent.older.changed();
+    agent.sidecars.all_changed();
 }
 
 /// Until pods and namespaces are known it is said what is waited for, unless an error says more.

@@ -16,7 +16,7 @@ use crate::backend::NodeBackend;
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::serve::{Answer, Handler, text};
-use crate::uncaptured::Uncaptured;
+use crate::sidecars::Sidecars;
 
 /// Only root and the agent's own user may ask: facts are parts of objects that not everybody on the node may see.
 pub(crate) const MODE: u32 = 0o600;
@@ -29,7 +29,7 @@ pub(crate) struct PluginSocket {
     pub(crate) cluster: Cluster,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) health: Arc<Health>,
-    pub(crate) uncaptured: Arc<Uncaptured>,
+    pub(crate) sidecars: Arc<Sidecars>,
     pub(crate) backend: Arc<NodeBackend>,
     pub(crate) ambient: Arc<Ambient>,
     pub(crate) log: Scope,
@@ -112,7 +112,7 @@ impl PluginSocket {
             self.ambient.sandbox_ends(&report.namespace, &report.name);
         }
         if report.wants_note()
-            && let Err(error) = self.uncaptured.note(&report)
+            && let Err(error) = self.sidecars.note(&report)
         {
             self.log.error(
                 "cannot note that a pod started without all of its capture",

@@ -25,11 +25,10 @@ use crate::health::{Health, Part};
 use crate::log_socket::LogSocket;
 use crate::metrics::Metrics;
 use crate::node_lock::{NodeLock, OTHER_AGENT};
-use crate::older::{self, OlderPods};
 use crate::plugin_socket::{self, PluginSocket};
 use crate::serve::{Gone, Handler, Socket};
 use crate::shutdown::Outcome;
-use crate::uncaptured::{Marker, Uncaptured};
+use crate::sidecars::{self, Sidecars};
 use crate::{config_dir, log_socket, observe, own_node, ports, shutdown};
 pub(crate) use ending::End;
 use options::agent::{Flags, Options, without_newlines};
@@ -77,7 +76,8 @@ pub(crate) struct Agent {
     pub(crate) missing_ports: ports::Missing,
     /// In sidecar mode it only lets go of what it has left on the node.
     pub(crate) ambient: Arc<Ambient>,
-    pub(crate) older: Arc<OlderPods>,
+    /// Those of sidecar mode that started without capture.
+    pub(crate) sidecars: Arc<Sidecars>,
     /// What becomes of this agent, by what was seen last.
     pub(crate) outlook: watch::Sender<Option<Outlook>>,
     journal: Journal,
@@ -146,16 +146,6 @@ impl Agent {
         let (source, writer, own_set) = source::source(&config, &log);
         let cluster = Cluster::new();
         let events = Arc::new(Events::new(writer.clone(), config.pod.clone(), log.clone()));
-        let older = OlderPods::new(older::Parts {
-            run_dir: config.run_dir.clone(),
-            rules: config.older.clone(),
-            label: config.broken_pod_label.clone(),
-            cluster: cluster.clone(),
-            writer: writer.clone(),
-            health: health.clone(),
-            metrics: metrics.clone(),
-            log: log.clone(),
-        });
         let ambient = Ambient::new(ambient::Parts {
             config: config.ambient.clone(),
             log: journal.scope("ambient"),
@@ -166,6 +156,17 @@ impl Agent {
             writer: writer.clone(),
             events: events.clone(),
             run_dir: config.run_dir.clone(),
+        });
+        let sidecars = Sidecars::new(sidecars::Parts {
+            run_dir: config.run_dir.clone(),
+            rules: config.older.clone(),
+            label: config.broken_pod_label.clone(),
+            cluster: cluster.clone(),
+            writer: writer.clone(),
+            ambient: ambient.clone(),
+            health: health.clone(),
+            metrics: metrics.clone(),
+            log: log.clone(),
         });
         let agent = Self {
             config,
@@ -178,7 +179,7 @@ impl Agent {
             events,
             missing_ports: ports::Missing::default(),
             ambient,
-            older,
+            sidecars,
             outlook: watch::Sender::default(),
             journal,
             options: reader,
@@ -204,12 +205,11 @@ impl Agent {
             agent.serve_sockets(&mut tasks)?;
             let store = agent.keep_facts();
             tasks.spawn(observe::cluster(agent.clone(), source, store));
-            let older = tasks.spawn(agent.older.clone().work());
+            tasks.spawn(agent.sidecars.clone().live());
             let ambient = tokio::spawn(agent.ambient.clone().live());
             let outcome = agent.install_until_told(&mut end, &lock).await;
             if let Ok((Outcome::Deleted, installer)) = outcome {
-                // From now on pods are meant to start without the plugin.
-                older.abort();
+                agent.sidecars.plugin_goes();
                 agent.clean_up_and_wait(installer, ambient, &mut end, tasks).await?;
                 lock.remove();
                 return Ok(());
@@ -240,20 +240,6 @@ impl Agent {
         let lines = self.journal.scope("cni-plugin");
         let lines =
             LogSocket::start(lines, self.log.clone(), self.metrics.clone()).map_err(Error::Runtime)?;
-        let uncaptured = Arc::new(Uncaptured::new(&self.config.run_dir));
-        let marker = Marker {
-            writer: self.writer.clone(),
-            label: self.config.broken_pod_label.clone(),
-            cluster: self.cluster.clone(),
-            older: self.older.clone(),
-            ambient: self.ambient.clone(),
-            health: self.health.clone(),
-            metrics: self.metrics.clone(),
-            log: self.log.clone(),
-        };
-        let notes = uncaptured.clone();
-        tasks.spawn(async move { notes.work(marker).await });
-
         let host_root = &self.config.host_root;
         let backend = Arc::new(NodeBackend::new(self.health.clone(), self.log.clone(), host_root));
         tasks.spawn(backend.clone().live());
@@ -261,7 +247,7 @@ impl Agent {
             cluster: self.cluster.clone(),
             metrics: self.metrics.clone(),
             health: self.health.clone(),
-            uncaptured,
+            sidecars: self.sidecars.clone(),
             backend,
             ambient: self.ambient.clone(),
             log: self.log.clone(),

@@ -19,6 +19,7 @@ const RETRY: Backoff = Backoff::new(Duration::from_millis(5), Duration::from_sec
 #[derive(Debug)]
 pub struct Queue<K> {
     state: Mutex<State<K>>,
+    pauses: Backoff,
     /// Wakes one of those who wait in [`Queue::pop`]; whoever leaves work behind passes it on.
     wake: Notify,
 }
@@ -57,10 +58,9 @@ pub struct Running<'a, K: Clone + Eq + Hash> {
 
 // === impl Queue ===
 
-impl<K> Default for Queue<K> {
+impl<K: Clone + Eq + Hash> Default for Queue<K> {
     fn default() -> Self {
-        let state = State { keys: HashMap::new(), ready: VecDeque::new(), later: BTreeMap::new(), number: 0 };
-        Self { state: Mutex::new(state), wake: Notify::new() }
+        Self::with_pauses(RETRY)
     }
 }
 
@@ -68,6 +68,12 @@ impl<K: Clone + Eq + Hash> Queue<K> {
     /// Empty.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Empty, with pauses of its own before the work on a key is repeated.
+    pub fn with_pauses(pauses: Backoff) -> Self {
+        let state = State { keys: HashMap::new(), ready: VecDeque::new(), later: BTreeMap::new(), number: 0 };
+        Self { state: Mutex::new(state), pauses, wake: Notify::new() }
     }
 
     /// Asks for work on a key. One that waits for its next try is not kept waiting any longer.
@@ -143,7 +149,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
             keys.remove(key);
             return;
         } else {
-            let at = Instant::now() + RETRY.pause(entry.failures);
+            let at = Instant::now() + self.pauses.pause(entry.failures);
             *number += 1;
             entry.stage = Stage::Later(at, *number);
             later.insert((at, *number), key.clone());
@@ -195,7 +201,7 @@ impl<K: Clone + Eq + Hash> Running<'_, K> {
         self.done = true;
     }
 
-    /// The work failed: the key comes again after a pause of 5 ms, doubling up to 5 s, or at once if it was pushed meanwhile.
+    /// The work failed: the key comes again after a pause, usually of 5 ms, doubling up to 5 s, or at once if it was pushed meanwhile.
     pub fn retry(self) {}
 }
 

@@ -1,4 +1,5 @@
-//! What is wanted of a pod, what it has, and the acts that lead from the one to the other: values in, values out.
+//! What is wanted of a pod, what it has, and the acts that lead from the one to the other: values in, values out. Those of ambient mode are here, those
+//! of sidecar mode in [`sidecar`].
 //!
 //! ```no_run
 //! use intent::{Act, Birth, Have, Mark, Want, steps};
@@ -19,6 +20,7 @@
 
 mod act;
 mod have;
+pub mod sidecar;
 mod steps;
 
 pub use act::Act;

@@ -23,6 +23,7 @@ use super::host::{self, HostSide};
 use super::members::State;
 use super::waiting::Cause;
 use crate::health::{Notice, Part, count_and_names};
+use crate::pods;
 use crate::serve::Socket;
 
 /// How often it is looked what is left.
@@ -120,7 +121,7 @@ impl Ambient {
     /// Lets the workers take pods out, until there is none any more. It stays when it is told to stop, as what it serves is needed until the end.
     async fn work_until_none_is_left(self: &Arc<Self>) {
         let mut tasks = JoinSet::new();
-        tasks.spawn(self.clone().work());
+        tasks.spawn(pods::work(self.clone()));
         tasks.spawn(self.clone().tell_waiting());
         self.telling.health.ready(Part::Ambient);
         self.push_all();

@@ -27,7 +27,7 @@ const MOST: usize = 512;
 
 /// What is done in a pod's namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Task {
+pub(crate) enum Task {
     /// Its rules are compared with the plan.
     Verify,
     /// Rules of ours come, or are put right.
@@ -42,7 +42,7 @@ pub(super) enum Task {
 
 /// Why an act has no result.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Unfinished {
+pub(crate) enum Unfinished {
     /// It has begun and has not ended in time.
     #[error(
         "{task} has not ended within {} s: the kernel is busy in that namespace, as with a long change of rules by a process of the pod, or a program \

@@ -1,12 +1,12 @@
-//! The queue's workers: one pod at a time each, from what the API server says now.
+//! What is wanted of one pod, by what the API server says now.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Instant;
 
+use cluster::Queue;
 use facts::{Facts, PodRef};
-use fault::{Fault as _, Retry};
 use intent::{Look, Want};
+use tokio::task::JoinError;
 
 use super::Ambient;
 use super::desired::Desired;
@@ -14,55 +14,24 @@ use super::executor::Executor;
 use super::failure::Failure;
 use super::members::{Member, State};
 use super::ports::{Disk as _, Place};
+use crate::pods::Reconcile;
 
 /// Tasks that work, besides those that wait for a pod's namespace. Most of a pod's time is waiting for ztunnel or the API server.
 const WORKERS: usize = 8;
 
-impl Ambient {
-    /// Works until the task is aborted.
-    pub(super) async fn work(self: Arc<Self>) {
-        let mut workers = tokio::task::JoinSet::new();
-        let working = Arc::new(());
-        loop {
-            let changed = self.pods.slots.changed();
-            while workers.len() < WORKERS + self.pods.slots.slow() {
-                workers.spawn(self.clone().worker(working.clone()));
-            }
-            tokio::select! {
-                // After a panic the pod comes again after a pause, and the others must not be left with nobody.
-                ended = workers.join_next() => {
-                    if let Some(Err(error)) = ended {
-                        self.log.error(Failure::from(error), &[]);
-                    }
-                }
-                () = changed => {}
-            }
-        }
+impl Reconcile for Ambient {
+    type Failure = Failure;
+
+    fn queue(&self) -> &Queue<PodRef> {
+        &self.pods.queue
     }
 
-    /// Works until there are too many that do. `working` counts them.
-    async fn worker(self: Arc<Self>, working: Arc<()>) {
-        while Arc::strong_count(&working) <= 1 + WORKERS + self.pods.slots.slow() {
-            let running = self.pods.queue.pop().await;
-            match self.reconcile(running.key(), running.attempt()).await {
-                Ok(()) => {
-                    // There may be nothing to do on a pod until its next sandbox, which says nothing of what failed with the last one.
-                    if self.is_where_it_belongs(running.key()) {
-                        self.log.settled(&[("pod", running.key())]);
-                        self.telling.troubles.solved(&running.key().uid, Instant::now());
-                    }
-                    self.telling.waiting.answered(&running.key().uid);
-                    running.done();
-                }
-                Err(failure) => {
-                    self.tell(running.key(), &failure, running.attempt()).await;
-                    match failure.retry() {
-                        Retry::Backoff => running.retry(),
-                        Retry::OnChange => running.done(),
-                    }
-                }
-            }
-        }
+    fn places(&self) -> usize {
+        WORKERS + self.pods.slots.slow()
+    }
+
+    fn resized(&self) -> impl Future<Output = ()> + Send {
+        self.pods.slots.changed()
     }
 
     async fn reconcile(&self, key: &PodRef, attempt: u32) -> Result<(), Failure> {
@@ -103,6 +72,25 @@ impl Ambient {
         }
     }
 
+    fn succeeded(&self, key: &PodRef) {
+        // There may be nothing to do on a pod until its next sandbox, which says nothing of what failed with the last one.
+        if self.is_where_it_belongs(key) {
+            self.log.settled(&[("pod", key)]);
+            self.telling.troubles.solved(&key.uid, Instant::now());
+        }
+        self.telling.waiting.answered(&key.uid);
+    }
+
+    async fn failed(&self, key: &PodRef, failure: &Failure, attempt: u32) {
+        self.tell(key, failure, attempt).await;
+    }
+
+    fn panicked(&self, error: JoinError) {
+        self.log.error(Failure::from(error), &[]);
+    }
+}
+
+impl Ambient {
     /// Whether the pod is in the mesh, or is not to be.
     fn is_where_it_belongs(&self, key: &PodRef) -> bool {
         let facts = self.cluster.index().facts(&key.namespace, &key.name);

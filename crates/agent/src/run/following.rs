@@ -33,7 +33,7 @@ impl Agent {
                 agent.tell_waiting(&waiting);
                 // The agent first: it takes whatever a plugin announces by its new options.
                 agent.ambient.follow(&config.ambient);
-                agent.older.follow(config.older.clone());
+                agent.sidecars.follow(config.older.clone());
                 let entry = config.install.entry;
                 if entry != before {
                     agent.log.info("the plugin's options have changed", &[]);

@@ -1,0 +1,73 @@
+//! What the acts of [`super::executor`] do outside of the agent.
+
+use std::sync::atomic::Ordering;
+
+use cluster::write::EventText;
+use facts::PodRef;
+use intent::sidecar::Capture;
+
+use super::executor::{Failure, Ports, Refused};
+use super::record::{Evidence, Start};
+use super::{Sidecars, notes};
+use crate::events::COMPONENT;
+
+/// `reason` of the event about a pod without capture.
+const REASON: &str = "StartedWithoutCapture";
+/// `reason` of the event about a pod whose rules do not capture all of its traffic.
+const REASON_INCOMPLETE: &str = "CaptureIncomplete";
+/// `reason` of the event about a pod that started without the plugin.
+const REASON_OLDER: &str = "StartedWithoutPlugin";
+const MESSAGE_OLDER: &str = "this pod started while istio-cni was not in the CNI configuration of its node, so its traffic is NOT CAPTURED; \
+                             delete the pod, and its controller starts one that is";
+
+impl Ports for Sidecars {
+    async fn label(&self, pod: &PodRef) -> Result<(), Refused> {
+        let Some(writer) = &self.parts.writer else { return Ok(()) };
+        let (key, value) = &self.parts.label;
+        self.heard(writer.label_pod(pod, key, value).await)
+    }
+
+    async fn tell(&self, pod: &PodRef, start: &Start) -> Result<(), Refused> {
+        let Some(writer) = &self.parts.writer else { return Ok(()) };
+        let (reason, message) = event(start);
+        let text = EventText { warning: true, reason, message: &message, component: COMPONENT };
+        self.heard(writer.create_event(pod, text).await)
+    }
+
+    fn settle(&self, pod: &PodRef, start: &Start) -> Result<(), Failure> {
+        match &start.evidence {
+            Evidence::Times => self.older.told(&pod.uid),
+            Evidence::Note(path) => {
+                notes::remove(path).map_err(|cause| Failure::Note { path: path.clone(), cause })?;
+                // With its note gone it is one that has the label, or none.
+                self.wake.notify_one();
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Sidecars {
+    /// The API server took something: what comes next has no pause to wait for.
+    fn heard(&self, answer: Result<(), cluster::Error>) -> Result<(), Refused> {
+        if answer.is_ok() {
+            self.away.store(0, Ordering::Relaxed);
+        }
+        Ok(answer?)
+    }
+}
+
+/// The reason and the message of a start's Event.
+fn event(start: &Start) -> (&'static str, String) {
+    match (&start.evidence, start.have.capture) {
+        (Evidence::Times, _) => (REASON_OLDER, MESSAGE_OLDER.to_owned()),
+        (Evidence::Note(_), Capture::None) => {
+            let text = "istio-cni could not set up this pod and let it start without traffic capture (failure_policy: open)";
+            (REASON, format!("{text}: {}", start.error))
+        }
+        (Evidence::Note(_), Capture::Part | Capture::Whole) => {
+            let text = "not all traffic of this pod is captured, or that is not certain";
+            (REASON_INCOMPLETE, format!("{text}: {}", start.error))
+        }
+    }
+}
