@@ -171,7 +171,11 @@ impl<'a> Node<'a> {
         };
         Ok(match self.order {
             Order::Text => members.into_iter().map(node).collect(),
-            Order::Map => members.into_iter().collect::<BTreeMap<_, _>>().into_iter().map(node).collect(),
+            Order::Map => {
+                let mut map = BTreeMap::new();
+                map.extend(members);
+                map.into_iter().map(node).collect()
+            }
         })
     }
 

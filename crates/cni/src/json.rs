@@ -286,7 +286,12 @@ impl<'a> Node<'a> {
         read: impl Fn(&Node<'a>) -> Result<T, DecodeError>,
     ) -> Result<BTreeMap<String, T>, DecodeError> {
         let Some(node) = self.field(key)? else { return Ok(BTreeMap::new()) };
-        node.entries()?.map(|(name, value)| Ok((name.to_owned(), read(&value)?))).collect()
+        // One by one: collecting would bring a sort of its own for each type into the plugin.
+        let mut map = BTreeMap::new();
+        for (name, value) in node.entries()? {
+            map.insert(name.to_owned(), read(&value)?);
+        }
+        Ok(map)
     }
 }
 

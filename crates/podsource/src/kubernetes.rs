@@ -107,8 +107,7 @@ impl<'a> Kubernetes<'a> {
             }
             Ok(object)
         })?;
-        let labels = namespace.metadata.and_then(|metadata| metadata.labels).unwrap_or_default();
-        Ok(labels.into_iter().map(|(key, value)| (key, value.unwrap_or_default())).collect())
+        Ok(namespace.labels())
     }
 
     /// Asks until there is an answer or the time is over. `names` are the namespace and, in `resource`, the object.

@@ -22,8 +22,7 @@ impl Manifests {
         let object = Search { name, broken: None }.run(&self.dir);
         let object =
             object.map_err(|cause| Error::new(format!("get namespace {name}"), self.origin(), cause))?;
-        let labels = namespace_labels(name, object).into_iter();
-        Ok(labels.map(|(key, value)| (key, value.unwrap_or_default())).collect())
+        Ok(namespace_labels(name, object))
     }
 }
 
