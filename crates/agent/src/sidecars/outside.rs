@@ -24,14 +24,17 @@ impl Ports for Sidecars {
     async fn label(&self, pod: &PodRef) -> Result<(), Refused> {
         let Some(writer) = &self.parts.writer else { return Ok(()) };
         let (key, value) = &self.parts.label;
-        self.heard(writer.label_pod(pod, key, value).await)
+        Ok(writer.label_pod(pod, key, value).await?)
     }
 
     async fn tell(&self, pod: &PodRef, start: &Start) -> Result<(), Refused> {
         let Some(writer) = &self.parts.writer else { return Ok(()) };
         let (reason, message) = event(start);
         let text = EventText { warning: true, reason, message: &message, component: COMPONENT };
-        self.heard(writer.create_event(pod, text).await)
+        writer.create_event(pod, text).await?;
+        // It has taken all of a pod, not a label alone: what fails next begins with the shortest pause.
+        self.away.store(0, Ordering::Relaxed);
+        Ok(())
     }
 
     fn settle(&self, pod: &PodRef, start: &Start) -> Result<(), Failure> {
@@ -44,16 +47,6 @@ impl Ports for Sidecars {
             }
         }
         Ok(())
-    }
-}
-
-impl Sidecars {
-    /// The API server took something: what comes next has no pause to wait for.
-    fn heard(&self, answer: Result<(), cluster::Error>) -> Result<(), Refused> {
-        if answer.is_ok() {
-            self.away.store(0, Ordering::Relaxed);
-        }
-        Ok(answer?)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Sidecar pods that started while runtimes did not call the plugin: on a node that joins, and while its configuration was another component's.
 
 use std::process::Command;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, ensure};
 use rustix::process::Signal;
@@ -207,6 +207,25 @@ fn an_api_server_that_is_away_gets_the_event_when_it_is_back() {
     wait_told(&node, &["older"]);
     std::thread::sleep(A_LOOK);
     assert_eq!(node.api.events().len(), 1);
+}
+
+/// Whoever does not take the Event of one pod would not take those of the others.
+#[test]
+fn an_api_server_that_is_away_is_not_asked_for_each_pod() {
+    let node = Node::new().unwrap();
+    let agent = node.start().unwrap();
+    node.api.fail_path("/events", 2, Fault::status(500));
+    let names = ["older-0", "older-1", "older-2", "older-3"];
+    for name in names {
+        node.api.set_pod(running(name, &format!("uid-{name}"), -30));
+    }
+    agent.log().wait_for(&["\twarn\t", "cannot mark a pod"], PATIENCE).unwrap();
+    let failed = Instant::now();
+    wait_told(&node, &names);
+    // A pause of a second, and one of two, each within a fifth of its length.
+    assert!(failed.elapsed() > Duration::from_secs(2), "{:?}", failed.elapsed());
+    assert_eq!(agent.log().count(&["cannot mark a pod"]), 2);
+    assert_eq!(agent.log().count(&["started WITHOUT CAPTURE"]), names.len());
 }
 
 /// Nobody may be told to delete a static pod: its copy in the API is not what runs.
