@@ -13,11 +13,11 @@ mod words;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{WebPkiServerVerifier, verify_server_name};
+use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::{CertificateError, DigitallySignedStruct, SignatureScheme};
+use rustls::{DigitallySignedStruct, SignatureScheme};
 
 pub use p521::provider;
 pub use roots::{NoRoots, Roots};
@@ -36,24 +36,15 @@ enum Trust {
     /// `insecure-skip-tls-verify`.
     Anything,
     /// Issued by an authority of the list, or in the list.
-    Listed { list: RwLock<Arc<List>>, renew: Option<Renew> },
-}
-
-struct List {
-    webpki: Arc<WebPkiServerVerifier>,
-    certificates: Vec<CertificateDer<'static>>,
+    Listed { list: RwLock<Arc<Roots>>, renew: Option<Renew> },
 }
 
 // === impl Verifier ===
 
 impl Verifier {
     /// Trusts a server's certificate that an authority of the list has issued, or that stands in the list.
-    ///
-    /// # Errors
-    /// rustls' own; with what [`Roots`] has read there is none.
-    pub fn new(roots: Roots, provider: Arc<CryptoProvider>) -> Result<Self, String> {
-        let list = RwLock::new(Arc::new(List::new(roots, &provider)?));
-        Ok(Self { trust: Trust::Listed { list, renew: None }, provider })
+    pub fn new(roots: Roots, provider: Arc<CryptoProvider>) -> Self {
+        Self { trust: Trust::Listed { list: RwLock::new(Arc::new(roots)), renew: None }, provider }
     }
 
     /// Trusts any certificate.
@@ -85,22 +76,24 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         name: &ServerName<'_>,
-        ocsp: &[u8],
+        _ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let Trust::Listed { list, renew } = &self.trust else { return Ok(ServerCertVerified::assertion()) };
-        let new = renew.as_ref().and_then(|renew| List::new(renew()?, &self.provider).ok());
-        if let Some(new) = new {
+        if let Some(new) = renew.as_ref().and_then(|renew| renew()) {
             *list.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
         }
         let list = list.read().unwrap_or_else(PoisonError::into_inner).clone();
-        match list.webpki.verify_server_cert(certificate, intermediates, name, ocsp, now) {
-            Err(error) if list.has(certificate, &error) => {
-                verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
-                Ok(ServerCertVerified::assertion())
-            }
-            verified => verified,
+        let parsed = ParsedCertificate::try_from(certificate)?;
+        // Not rustls' own verifier: it does the same, but links the reading of revocation lists, and nobody has any.
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        let signed =
+            verify_server_cert_signed_by_trust_anchor(&parsed, &list.store, intermediates, now, algorithms);
+        match signed {
+            Err(error) if !list.has(certificate, &error) => return Err(error),
+            _ => verify_server_name(&parsed, name)?,
         }
+        Ok(ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -133,28 +126,5 @@ impl ServerCertVerifier for Verifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-// === impl List ===
-
-impl List {
-    fn new(roots: Roots, provider: &Arc<CryptoProvider>) -> Result<Self, String> {
-        let builder = WebPkiServerVerifier::builder_with_provider(Arc::new(roots.store), provider.clone());
-        let webpki = builder.build().map_err(|error| error.to_string())?;
-        Ok(Self { webpki, certificates: roots.certificates })
-    }
-
-    /// Whether a certificate is in the list, and the only thing wrong with it is how webpki builds chains. What is wrong with its dates webpki finds
-    /// first.
-    fn has(&self, certificate: &CertificateDer<'_>, error: &rustls::Error) -> bool {
-        let chain_only = match error {
-            rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => true,
-            rustls::Error::InvalidCertificate(CertificateError::Other(other)) => {
-                matches!(other.0.downcast_ref(), Some(webpki::Error::CaUsedAsEndEntity))
-            }
-            _ => false,
-        };
-        chain_only && self.certificates.iter().any(|listed| listed == certificate)
     }
 }

@@ -1,8 +1,8 @@
 //! The authorities of a kubeconfig or service account.
 
-use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, Der, TrustAnchor, UnixTime};
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::{CertificateError, RootCertStore};
 use webpki::{EndEntityCert, Error, KeyUsage};
 
 const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
@@ -12,7 +12,7 @@ const END: &str = "-----END CERTIFICATE-----";
 #[derive(Debug)]
 pub struct Roots {
     pub(crate) store: RootCertStore,
-    pub(crate) certificates: Vec<CertificateDer<'static>>,
+    certificates: Vec<CertificateDer<'static>>,
     unreadable: usize,
 }
 
@@ -51,15 +51,6 @@ impl Roots {
                 _ => roots.unreadable += 1,
             }
         }
-        if roots.store.is_empty() {
-            // webpki wants one; nothing is signed by this.
-            let (subject, key) = (Der::from_slice(&[]), Der::from_slice(&[]));
-            roots.store.roots.push(TrustAnchor {
-                subject,
-                subject_public_key_info: key,
-                name_constraints: None,
-            });
-        }
         match (roots.certificates.is_empty(), roots.unreadable) {
             (false, _) => Ok(roots),
             (true, 0) => Err(NoRoots::Empty),
@@ -70,6 +61,19 @@ impl Roots {
     /// How many certificates of the file were passed over.
     pub fn unreadable(&self) -> usize {
         self.unreadable
+    }
+
+    /// Whether a certificate is in the list, and the only thing wrong with it is how webpki builds chains. What is wrong with its dates webpki finds
+    /// first.
+    pub(crate) fn has(&self, certificate: &CertificateDer<'_>, error: &rustls::Error) -> bool {
+        let chain_only = match error {
+            rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => true,
+            rustls::Error::InvalidCertificate(CertificateError::Other(other)) => {
+                matches!(other.0.downcast_ref(), Some(Error::CaUsedAsEndEntity))
+            }
+            _ => false,
+        };
+        chain_only && self.certificates.iter().any(|listed| listed == certificate)
     }
 }
 

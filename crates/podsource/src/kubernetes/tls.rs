@@ -29,11 +29,10 @@ pub(super) fn client_config(access: &Access) -> Result<ClientConfig, Cause> {
         .map_err(|error| Cause::Tls(error.to_string()))?;
     let verifier = match &access.trust {
         Trust::Roots(pem) => {
-            let unusable = |error: &dyn std::fmt::Display| {
+            let roots = Roots::from_pem(pem).map_err(|error| {
                 problem(format!("certificate-authority(-data) {error}"), CERTIFICATE_ADVICE)
-            };
-            let roots = Roots::from_pem(pem).map_err(|error| unusable(&error))?;
-            Verifier::new(roots, provider).map_err(|error| unusable(&error))?
+            })?;
+            Verifier::new(roots, provider)
         }
         Trust::Anything => Verifier::anything(provider),
     };
