@@ -210,7 +210,7 @@ impl DecisionArgs {
         let node = NodeSettings::from_env(&|name| std::env::var(name).ok(), &|_| None)?;
         let decision = decide(pod, &scope, &enrolment, &node)?;
         let Decision::Unknown(need @ Need::NamespaceLabels(_)) = decision else { return Ok(decision) };
-        assumed.push(format!("{need} are none (--namespace-labels, or a Namespace in the manifest)"));
+        assumed.push(format!("{need} are empty (--namespace-labels, or a Namespace in the manifest)"));
         pod.namespace_labels = Some(BTreeMap::new());
         Ok(decide(pod, &scope, &enrolment, &node)?)
     }

@@ -35,7 +35,7 @@ const SHOWN: usize = 2000;
 pub(crate) enum Error {
     /// There is nobody at the socket.
     #[error(
-        "hand the pod to the node agent at {}: {cause}; the pod is to be in the mesh (ambient mode) and waits for the agent: check that the \
+        "hand the pod to the node agent at {}: {cause}; the pod belongs to the mesh (ambient mode) and waits for the agent: check that the \
          istio-cni-node pod of this node runs and is ready", socket.display()
     )]
     NoAgent {

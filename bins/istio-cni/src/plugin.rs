@@ -71,7 +71,7 @@ impl<'a> IstioCni<'a> {
         Job::new(request, conf.clone(), log.clone(), self.backends.clone(), self.progress.clone())
     }
 
-    /// Says what iptables had to put up with.
+    /// Logs the warnings of the iptables backend.
     fn log_warnings(&self, log: &Logger) {
         for warning in self.backends.iptables.take_warnings() {
             log.warn(&warning, &[]);
@@ -259,7 +259,7 @@ impl Plugin for IstioCni<'_> {
             // CRI-O checks a pod right after its ADD and gives it up where that fails (`checkNetwork` of cri-o/ocicni), so an error here would
             // undo the policy.
             (Some(error), FailurePolicy::Open) => {
-                let msg = format!("failure_policy: open lets the pod be: {}", error.msg);
+                let msg = format!("CHECK succeeds because of failure_policy: open: {}", error.msg);
                 log.error(&msg, &[("details", &error.details)]);
                 Ok(())
             }

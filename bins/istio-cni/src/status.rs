@@ -56,7 +56,7 @@ impl Look {
             }
             Err(Unfinished::Late) => {
                 let limit = FACTS_LIMIT.as_millis();
-                return Some(format!("what pods' facts come from could not be read within {limit} ms"));
+                return Some(format!("the sources of pods' facts could not be read within {limit} ms"));
             }
         }
         let backends = move || if strict { look.chosen_backend() } else { look.any_backend() };

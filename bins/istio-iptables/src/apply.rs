@@ -161,13 +161,13 @@ fn tell_differences(differences: &[Difference], log: &Logger) {
 
 fn tell(applied: &Applied, need: Need, ipv6: bool, log: &Logger) {
     let why = match need {
-        Need::First => "there were none of ours",
+        Need::First => "no rules of ours were there",
         Need::Repair => "the rules of ours that were there differed",
         Need::None => "",
         Need::Unknown => "--force-apply",
     };
     let done = match applied.rules {
-        Change::None => "equal ones were there",
+        Change::None => "equal rules were there",
         Change::Fresh => "added",
         Change::Replaced => "replaced",
     };

@@ -99,7 +99,7 @@ pub(crate) fn build(options: &Options, read: &dyn Fn(&str) -> io::Result<String>
     if !matches!(mode, "" | "REDIRECT" | "TPROXY" | "NONE") {
         let mode = Quoted::new(mode);
         warnings.push(format!(
-            "--istio-inbound-interception-mode: {mode} is none of REDIRECT, TPROXY, NONE; acting as with REDIRECT"
+            "--istio-inbound-interception-mode: {mode} is not REDIRECT, TPROXY or NONE; REDIRECT is used"
         ));
     }
     let native = options.on(Setting::NativeNftables);

@@ -231,7 +231,7 @@ impl fmt::Display for Seen {
         write!(f, "{} attempts", self.attempts)?;
         match self.error {
             Some(error) => write!(f, ", the last error was: {}", io::Error::from(error))?,
-            None if self.stray.is_none() => write!(f, ", none was answered")?,
+            None if self.stray.is_none() => write!(f, ", no connection was answered")?,
             None => {}
         }
         match &self.stray {

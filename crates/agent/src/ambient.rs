@@ -276,7 +276,7 @@ impl Ambient {
         if !listed {
             self.telling.health.pending(
                 Part::Ambient,
-                &"the API server has not listed the pods of this node; those of an earlier agent are taken over by what it kept of them",
+                &"the API server has not listed the pods of this node; those of an earlier agent are taken over from its records",
             );
             self.life.synced.notified().await;
             self.sweep_records().await;
@@ -304,7 +304,7 @@ impl Ambient {
         match remembered.await {
             Ok((pods, errors)) => {
                 errors.iter().for_each(|error| self.log.warn(error, &[]));
-                let text = "the API server has not listed the pods; what was kept of them counts meanwhile";
+                let text = "the API server has not listed the pods; the facts that an earlier agent kept are used meanwhile";
                 self.log.warn(text, &[("pods", &pods)]);
             }
             Err(error) => self.log.error(&error, &[]),
@@ -328,7 +328,7 @@ impl Ambient {
             }
         }
         if rules {
-            self.log.info("which pods are to be in the mesh has changed", &[]);
+            self.log.info("the enablement selectors have changed", &[]);
             if self.telling.health.is_ready(Part::Ambient) {
                 self.push_all();
             }

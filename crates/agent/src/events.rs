@@ -73,8 +73,7 @@ impl Events {
             Some(404 | 409) => true,
             // Without the right for Events what they say is in the log all the same.
             Some(400..=499) if !matches!(error.status(), Some(401 | 429)) => {
-                let text =
-                    "Events about pods cannot be written, and this log alone says what they would have said";
+                let text = "Events about pods cannot be written; their texts are in this log only";
                 self.log.warn(text, &[("path", &"events"), ("status", &error.status().unwrap_or_default())]);
                 true
             }

@@ -246,7 +246,7 @@ mod tests {
             std::fs::write(dir.path().join(LOCK_NAME), text).unwrap();
             read_holder(dir.path(), LOCK_NAME).to_string()
         };
-        let nobody = "one that does not say its name";
+        let nobody = "an agent without a name in its lock file";
         assert_eq!(text(b"{\"pid\": 9, \"version\": \"2\", \"more\": []}"), "process 9, version 2");
         for broken in [&b""[..], b"\xff", b"[", b"{\"pid\": \"x\"}", &[b'{'; 9000]] {
             assert_eq!(text(broken), nobody);

@@ -157,9 +157,9 @@ fn server_away(agent: &Agent, error: &cluster::Error) {
         if !agent.cluster.state().synced {
             agent.health.pending(Part::Cluster, error);
         }
-        "the API server is away; what is known of pods goes on being used"
+        "the API server is away; the last known facts of pods stay in use"
     } else {
-        "the API server is away; pods are manifests and need it not"
+        "the API server is away; pods come from manifests, which do not need it"
     };
     agent.health.notice(Notice::ApiServer, error);
     agent.log.warn(text, &[("error", error)]);

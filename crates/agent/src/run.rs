@@ -272,7 +272,7 @@ impl Agent {
                     self.log.settled(&[("path", &path.display())]);
                     match socket.serve(handler.clone(), self.metrics.clone()).await {
                         Gone::Removed => self.log.warn(
-                            "somebody removed a socket; it is put there again",
+                            "another process removed a socket; it is made again",
                             &[("path", &path.display())],
                         ),
                         Gone::Replaced => self.wait_for_path(&path, part).await,

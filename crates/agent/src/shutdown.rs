@@ -11,7 +11,7 @@ use crate::node_lock::NodeLock;
 use crate::run::Agent;
 
 /// What it means that the plugin stays although no agent may follow.
-const STAYS: &str = "the plugin stays and holds new pods back until an agent answers; if none is to follow, run cnictl uninstall on this node";
+const STAYS: &str = "the plugin stays and holds new pods back until an agent answers; if no agent will follow, run cnictl uninstall on this node";
 
 /// What the end is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,7 +87,7 @@ pub(crate) async fn outcome(agent: &Agent, lock: &NodeLock) -> Outcome {
 async fn ask(agent: &Agent, own: &OwnPod, writer: &Writer) -> (bool, String) {
     let (seen, errors) = writer.look_again(&agent.cluster.seen(), own).await;
     for error in &errors {
-        agent.log.warn("the last look at the DaemonSet and the node decides nothing", &[("error", error)]);
+        agent.log.warn("the DaemonSet or the node could not be read before the end", &[("error", error)]);
     }
     let outlook = decide(&seen);
     let reason = format!("DaemonSet {}/{} {outlook}", own.namespace, seen.name);
@@ -127,7 +127,7 @@ pub(crate) fn tell_refusal(agent: &Agent, error: &WatchError) {
     let known = agent.cluster.seen().name;
     let name = if known.is_empty() { DEFAULT_NAME } else { &known };
     let text = format!(
-        "whether DaemonSet {}/{name} still wants this node cannot be seen: {error}; without it an end of this agent leaves everything",
+        "this agent cannot see whether DaemonSet {}/{name} still covers this node, so it removes nothing when it ends: {error}",
         own.namespace
     );
     agent.health.notice(Notice::DaemonSet, &text);

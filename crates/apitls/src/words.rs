@@ -18,7 +18,7 @@ pub fn reason(error: &Error) -> String {
         Error::AlertReceived(alert) => of_alert(*alert),
         Error::InvalidMessage(_) => "the server does not speak TLS".into(),
         Error::PeerIncompatible(PeerIncompatible::ServerDoesNotSupportTls12Or13) => {
-            "the server speaks TLS 1.1 or older; 1.2 is the least".into()
+            "the server speaks TLS 1.1 or older; 1.2 is the minimum".into()
         }
         Error::NoCertificatesPresented => "the server presented no certificate".into(),
         other => other.to_string(),
@@ -43,7 +43,7 @@ fn of_certificate(reason: &CertificateError) -> String {
         C::NotValidForNameContext { expected, presented } => {
             let expected = expected.to_str();
             if presented.is_empty() {
-                format!("it has no subject alternative name, and {expected} is asked for")
+                format!("it has no subject alternative name, and {expected} is expected")
             } else {
                 format!("it is for {} and not for {expected}", names(presented))
             }
@@ -106,7 +106,7 @@ fn of_alert(alert: AlertDescription) -> String {
         }
         A::ProtocolVersion => "the server refused TLS 1.2 and 1.3".into(),
         A::UnknownCA => "the server does not know the authority of the client certificate".into(),
-        A::CertificateRequired => "the server wants a client certificate, and there is none".into(),
+        A::CertificateRequired => "the server requires a client certificate, which is missing".into(),
         A::BadCertificate | A::CertificateUnknown | A::UnsupportedCertificate | A::AccessDenied => {
             "the server refused the client certificate".into()
         }

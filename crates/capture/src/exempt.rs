@@ -79,7 +79,7 @@ fn taken_for_proxy<'a>(
         many => format!("containers {} and {more} more run", many[..NAMED].join(", ")),
     };
     Some(format!(
-        "{subject} as {}, which the rules take for the proxy, so what is sent there passes by the proxy; choose another runAsUser and runAsGroup",
+        "{subject} as {}, which the rules take for the proxy, so its traffic bypasses the proxy; choose another runAsUser and runAsGroup",
         ids.join(" or ")
     ))
 }

@@ -163,7 +163,7 @@ fn compile(selector: &LabelSelector) -> Result<Vec<Condition>, String> {
             "DoesNotExist" => Test::DoesNotExist,
             other => {
                 let other = Quoted::new(other);
-                return Err(format!("operator {other} is none of In, NotIn, Exists, DoesNotExist"));
+                return Err(format!("operator {other} is not In, NotIn, Exists or DoesNotExist"));
             }
         };
         conditions.push(condition(key, test)?);

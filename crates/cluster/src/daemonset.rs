@@ -93,7 +93,7 @@ pub fn decide(seen: &Seen) -> Outlook {
     }
     match (&set.placement, &seen.node) {
         (Err(senseless), _) => {
-            Outlook::Unknown(format!("has a node affinity that means nothing: {senseless}"))
+            Outlook::Unknown(format!("has a node affinity that is not valid: {senseless}"))
         }
         (Ok(placement), None) if placement.is_anywhere() => Outlook::Follows,
         (Ok(_), None) => Outlook::Unknown("exists, and the object of this node was not seen".into()),
@@ -101,9 +101,7 @@ pub fn decide(seen: &Seen) -> Outlook {
             Ok(None) => Outlook::Follows,
             Ok(Some(misplaced @ Misplaced::TaintForNew(_))) if seen.pod_stays => Outlook::Stays(misplaced),
             Ok(Some(misplaced)) => Outlook::Unwanted(misplaced),
-            Err(senseless) => {
-                Outlook::Unknown(format!("has a node affinity that means nothing: {senseless}"))
-            }
+            Err(senseless) => Outlook::Unknown(format!("has a node affinity that is not valid: {senseless}")),
         },
     }
 }

@@ -144,7 +144,7 @@ impl Fault for Error {
             }
             Self::TimedOut { after, .. } => format!("no answer within {:.1} s", after.as_secs_f64()),
             Self::Status { code, message, .. } => format!("{code} {message}"),
-            Self::Behind { .. } => "the API server's cache is behind what another one has told".to_owned(),
+            Self::Behind { .. } => "the API server's cache is behind that of another API server".to_owned(),
             Self::TooLarge { limit, .. } => format!("the answer is larger than {limit} bytes"),
             Self::Endless { limit, .. } => {
                 format!("the list has more than {limit}, so it is not used and what was known before stays")
@@ -268,7 +268,7 @@ fn status_advice(code: u16) -> &'static str {
         403 => "the service account lacks a role that allows this",
         404 => "the object does not exist",
         409 => "the object has changed or was replaced",
-        410 => "what is known is too old to go on from; everything is listed anew",
+        410 => "the known version is too old to continue from; everything is listed anew",
         429 | 503 => "the API server is overloaded or starting",
         500.. => "look into the API server's log",
         _ => "look at the request in the API server's audit log",

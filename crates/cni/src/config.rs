@@ -198,7 +198,7 @@ fn one_of<T: Copy, const N: usize>(
     let Some(node) = root.field(key)? else { return Ok(words[0].1) };
     let text = node.text()?;
     words.iter().find(|(word, _)| *word == text).map(|(_, meaning)| *meaning).ok_or_else(|| {
-        node.invalid(format!("is none of {}", words.map(|(word, _)| format!("{word:?}")).join(", ")))
+        node.invalid(format!("is not one of {}", words.map(|(word, _)| format!("{word:?}")).join(", ")))
     })
 }
 

@@ -138,7 +138,7 @@ impl fmt::Display for Event<'_> {
                 let path = path.display();
                 write!(
                     f,
-                    "{path}, by its plugins or name a file of {component}, was overwritten; the plugin is put in again"
+                    "{path}, a file of {component} by its plugins or name, was overwritten; the plugin is put in again"
                 )
             }
             Self::Unused { obstacle } => obstacle.fmt(f),

@@ -42,7 +42,7 @@ pub enum FileError {
         cause: io::Error,
     },
     /// A bound that keeps memory small.
-    #[error("read {path}: the file is larger than {MAX_BYTES} bytes, which nothing here needs; replace it", path = path.display())]
+    #[error("read {path}: the file is larger than {MAX_BYTES} bytes, the limit; replace it", path = path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,

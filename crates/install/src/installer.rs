@@ -138,9 +138,9 @@ impl Installer {
         let wake = watch.wait(self.handle.readable(), timeout).map_err(Error::Watch)?;
         if self.is_ready {
             self.set_unready(match wake {
-                Wake::Called => "something else is wanted: looking at everything again",
+                Wake::Called => "the options have changed: everything is checked again",
                 Wake::Changed | Wake::TimedOut => {
-                    "something on the node has changed: looking at everything again"
+                    "something on the node has changed: everything is checked again"
                 }
             });
         }

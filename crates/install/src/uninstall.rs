@@ -69,12 +69,12 @@ impl fmt::Display for Kept {
         match self {
             Self::Named(count) => write!(
                 f,
-                "{count} pods were added with it and may be deleted by the configuration of then; it goes with the last of them, or at once \
-                 by cnictl uninstall --purge"
+                "{count} pods were added with it, and runtimes may delete them with the configuration of their ADD; it is \
+                 removed after the last of them, or at once by cnictl uninstall --purge"
             ),
             Self::Unknown => f.write_str(
-                "the results that libcni keeps cannot be seen, and pods may be deleted by the configuration of their ADD; it goes with the \
-                 last of them if the node can tell, or at once by cnictl uninstall --purge",
+                "the results that libcni keeps cannot be seen, and runtimes may delete pods with the configuration of their ADD; \
+                 it is removed after the last of them if the node can tell, or at once by cnictl uninstall --purge",
             ),
         }
     }

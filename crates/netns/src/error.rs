@@ -70,7 +70,7 @@ pub enum OpenCause {
     /// It exists but is no namespace: a regular file, a directory, another file of `/proc`, or a `/run/netns` file
     /// whose mount is gone.
     #[error(
-        "it is no namespace but a file on {filesystem} (expected a path like /run/netns/<name> that is still mounted, \
+        "it is not a namespace but a file on {filesystem} (expected a path like /run/netns/<name> that is still mounted, \
          or /proc/<pid>/ns/net)"
     )]
     NotANamespace {

@@ -80,7 +80,7 @@ pub type Addresses<'a> = &'a (dyn Fn(&Inside) -> Result<Vec<IpAddr>, String> + S
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotThePods {
     /// It is the node's.
-    #[error("it is the network namespace of the node, which is no pod's")]
+    #[error("it is the network namespace of the node and not of a pod")]
     Host,
     /// It has other addresses.
     #[error(
@@ -346,7 +346,7 @@ impl fmt::Display for Missing {
                 let claims: Vec<String> = claims.iter().take(4).map(text).collect();
                 write!(
                     f,
-                    "{} namespaces have its address, and it cannot be told which is the runtime's ({}); end the processes in the others",
+                    "{} namespaces have its address, and which of them the runtime made is unknown ({}); end the processes in the others",
                     claims.len(),
                     claims.join(", ")
                 )

@@ -100,7 +100,7 @@ fn a_file_that_is_no_namespace_is_refused_with_where_it_is() {
         let (text, cause) = open_error(path);
         assert!(matches!(cause, OpenCause::NotANamespace { .. }));
         assert!(
-            text.contains("it is no namespace but a file on ") && text.contains("/run/netns/<name>"),
+            text.contains("it is not a namespace but a file on ") && text.contains("/run/netns/<name>"),
             "{text}"
         );
         assert!(!Netns::open(path).unwrap_err().is_missing());

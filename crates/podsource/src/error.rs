@@ -48,13 +48,13 @@ pub enum Cause {
         found: String,
     },
     /// No node agent listens, or it does not answer.
-    #[error("nobody answers: {0}")]
+    #[error("no agent answers: {0}")]
     NoAgent(std::io::Error),
     /// The node agent does not know the pod, or not this incarnation.
     #[error("it does not know the pod{}", colon(.0))]
     Unaware(String),
     /// Somebody else listens on the agent's socket.
-    #[error("user {uid} listens there, who is not trusted with facts")]
+    #[error("user {uid} listens there and is not trusted with facts")]
     ForeignAgent {
         /// Who.
         uid: u32,
@@ -264,13 +264,11 @@ impl Cause {
             }
             Cause::UnknownIncarnation { .. } => "use a runtime that passes K8S_POD_UID in CNI_ARGS",
             Cause::NoAgent(_) => "check that the node agent (DaemonSet istio-cni-node) runs on this node",
-            Cause::Unaware(_) => {
-                "check that the node agent is connected to the API server (its /readyz tells)"
-            }
+            Cause::Unaware(_) => "check that the node agent is connected to the API server (see its /readyz)",
             Cause::ForeignAgent { .. } => "check who owns the run directory and the socket in it",
             Cause::Annotations(_) => "the pod can start when the node agent or the API server answers",
             Cause::Unreadable { .. } => "check that the path exists and that the plugin may read it",
-            Cause::Disbelieved(_) => "the pod is not set up by what others may have written",
+            Cause::Disbelieved(_) => "facts that other users can write are not used",
             Cause::NotInManifests { .. } => {
                 "add a manifest of kind Pod with this name and namespace, best as <namespace>_<name>.yaml"
             }

@@ -22,7 +22,7 @@ pub fn leave(run_dir: &Path, report: &Report) -> io::Result<()> {
     let usable = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     let id = &report.container;
     if id.is_empty() || id.len() > MAX_ID || id.starts_with('.') || !id.chars().all(usable) {
-        return refused("the container's id is none");
+        return refused("the container's id is not valid");
     }
     let text = serde_json::to_vec(report)?;
     if text.len() > MAX_REPORT {
@@ -74,7 +74,7 @@ mod tests {
         assert_eq!(read(&run_dir.join("uncaptured/c0ffee.json")).unwrap(), report("c0ffee"));
         assert_eq!(std::fs::read_dir(run_dir.join("uncaptured")).unwrap().count(), 1);
         for id in ["", "..", ".x", "a/b", "../x", &"x".repeat(201)] {
-            assert!(leave(&run_dir, &report(id)).unwrap_err().to_string().contains("id is none"), "{id:?}");
+            assert!(leave(&run_dir, &report(id)).unwrap_err().to_string().contains("id is not valid"), "{id:?}");
         }
         let large = Report { error: "x".repeat(MAX_REPORT), ..report("large") };
         assert!(leave(&run_dir, &large).unwrap_err().to_string().contains("too large"));

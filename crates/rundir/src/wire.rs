@@ -93,7 +93,7 @@ impl std::fmt::Display for Holder {
         match (pod.is_empty(), version.is_empty()) {
             (false, _) => write!(f, "pod {namespace}/{pod}, version {version}"),
             (true, false) => write!(f, "process {pid}, version {version}"),
-            (true, true) => f.write_str("one that does not say its name"),
+            (true, true) => f.write_str("an agent without a name in its lock file"),
         }
     }
 }

@@ -18,7 +18,7 @@ use writer::{Origin, Writer};
 
 /// Scope of the line that tells of lost ones.
 const OWN_SCOPE: &str = "log";
-const LOSS: &str = "log lines are lost: nobody read the log for a while, or it could not be written";
+const LOSS: &str = "log lines are lost: the log was not read for a while, or could not be written";
 
 /// Where lines go and which pass. Clones share the writer.
 #[derive(Clone)]

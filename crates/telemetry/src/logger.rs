@@ -217,7 +217,7 @@ impl Sinks {
         }
         if dropped > 0 {
             let msg =
-                "log lines before the configuration was known were too many; the rest is on stderr only";
+                "too many log lines came before the configuration was known; the rest is on stderr only";
             self.log(Level::Warn, msg, b"", &[("lines", &dropped)]);
         }
     }
@@ -248,7 +248,7 @@ impl Sinks {
     fn finish(&mut self) {
         let unsaid = self.unsaid;
         if unsaid > 0 {
-            let msg = "log lines are not on standard error: it took nothing more";
+            let msg = "log lines are missing on standard error: it accepted no more";
             self.log(Level::Warn, msg, b"", &[("lines", &unsaid)]);
             self.unsaid = 0;
         }
@@ -258,7 +258,7 @@ impl Sinks {
         if tee.dropped() > 0 {
             self.log(
                 Level::Warn,
-                "log lines were too many for the node agent",
+                "log lines were not sent to the node agent: too many",
                 b"",
                 &[("lines", &tee.dropped())],
             );

@@ -44,7 +44,7 @@ pub enum Problem {
     NotAFile,
     /// Another user can write it at any time.
     #[error(
-        "{what} belongs to user {owner}, and only what belongs to root{} is believed; find out who made it, then remove it or `chown 0:0` it",
+        "{what} belongs to user {owner}, and only files of root{} are trusted; find out who made it, then remove it or `chown 0:0` it",
         or_own(*.own)
     )]
     Foreign {
@@ -57,7 +57,7 @@ pub enum Problem {
     },
     /// Its mode lets others write it.
     #[error(
-        "{what} can be written by {by} (mode {mode:04o}), and so is not believed; check what it says, then `chmod go-w` it"
+        "{what} can be written by {by} (mode {mode:04o}), so it is not trusted; check its content, then `chmod go-w` it"
     )]
     Writable {
         /// What.
@@ -68,7 +68,7 @@ pub enum Problem {
         mode: u32,
     },
     /// More than is read.
-    #[error("larger than {}, and nothing here needs more; replace it", size(*.0))]
+    #[error("larger than {}, the limit; replace it", size(*.0))]
     TooLarge(u64),
 }
 

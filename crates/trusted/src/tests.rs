@@ -38,7 +38,7 @@ fn a_file_is_believed_by_owner_and_mode() {
         (0, 4242, 0o640, None),
         (0, 4242, 0o660, Some("it can be written by group 4242 (mode 0660)")),
         (0, 0, 0o646, Some("it can be written by all users (mode 0646)")),
-        (4242, 0, 0o600, Some("it belongs to user 4242, and only what belongs to root is believed")),
+        (4242, 0, 0o600, Some("it belongs to user 4242, and only files of root are trusted")),
         (4242, 4242, 0o444, Some("it belongs to user 4242")),
     ] {
         let (_dir, path) = scene();
@@ -177,7 +177,7 @@ fn another_user_believes_itself_and_root() {
         });
         match read.join().unwrap() {
             Ok(content) => assert!(!refused && content == b"content", "{owner}"),
-            Err(text) => assert!(refused && text.contains("belongs to root or user 1337"), "{text}"),
+            Err(text) => assert!(refused && text.contains("files of root or user 1337"), "{text}"),
         }
     }
 }

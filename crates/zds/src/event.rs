@@ -123,7 +123,7 @@ impl fmt::Display for Event {
             Self::Resent { ztunnel, pods } => {
                 write!(
                     f,
-                    "ztunnel {ztunnel} is the newest again and hears of {pods} pods that it did not have"
+                    "ztunnel {ztunnel} is the newest again and is sent {pods} pods that it did not have"
                 )
             }
             Self::Refused { reason } => write!(f, "a connection to the ztunnel socket was refused: {reason}"),

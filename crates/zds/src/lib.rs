@@ -71,5 +71,5 @@ pub enum AddError {
 
 /// Ztunnels that may still have a pod which is to be gone. Removing again is harmless.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a ztunnel was not told: {0}")]
+#[error("a ztunnel may still have the pod: {0}")]
 pub struct RemoveError(pub String);

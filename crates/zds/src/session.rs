@@ -117,7 +117,7 @@ impl Session {
             Ok(received) => packet(received, "the hello")?,
         };
         // Whatever it speaks: a later version that cannot deal with us says so itself.
-        read_hello(&packet).map(drop).map_err(|error| End::Broken(format!("the hello is none: {error}")))
+        read_hello(&packet).map(drop).map_err(|error| End::Broken(format!("the hello is not valid: {error}")))
     }
 
     /// All pods as they are now. One that is refused must not keep the others from being told.
@@ -199,7 +199,8 @@ impl Session {
             Err(_) => return Err(broken(&format!("no answer within {} s", MESSAGE_LIMIT.as_secs()))),
             Ok(received) => packet(received, "its answer").map_err(Failed::Ended)?,
         };
-        let error = read_answer(&answer).map_err(|error| broken(&format!("its answer is none: {error}")))?;
+        let error =
+            read_answer(&answer).map_err(|error| broken(&format!("its answer is not valid: {error}")))?;
         if error.is_empty() {
             (self.tell)(Event::Acked { ztunnel, kind, about, seconds: start.elapsed().as_secs_f64() });
             Ok(())
@@ -229,8 +230,8 @@ fn packet(received: std::io::Result<Received>, what: &str) -> Result<Vec<u8>, En
 fn unasked_for(received: std::io::Result<Received>) -> End {
     match received {
         Ok(Received::End) => End::Closed,
-        Ok(Received::Packet(_)) => End::Broken("it sent a packet that nobody asked for".to_owned()),
-        Ok(Received::Unfit(how)) => End::Broken(format!("it sent {how} that nobody asked for")),
+        Ok(Received::Packet(_)) => End::Broken("it sent an unexpected packet".to_owned()),
+        Ok(Received::Unfit(how)) => End::Broken(format!("it sent {how} unexpectedly")),
         Err(error) => End::Broken(format!("receive: {error}")),
     }
 }

@@ -260,7 +260,7 @@ impl VerdictReport {
                 ("drop", None)
             }
             Verdict::Reject(_) => {
-                text.push_str("rejected: the sender is told");
+                text.push_str("rejected: the sender gets an error");
                 ("reject", None)
             }
             // Writing to a String cannot fail, here and below.

@@ -86,7 +86,7 @@ impl Socket {
             // Its queue is full, so somebody made one.
             Err(error) if error.kind() == io::ErrorKind::TimedOut => None,
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                Some("nobody listens".to_owned())
+                Some("no process listens".to_owned())
             }
             Err(error) if is_denied(&error) => return Self { path, listening: None, error: None },
             Err(error) => Some(error.to_string()),

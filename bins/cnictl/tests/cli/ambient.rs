@@ -96,7 +96,7 @@ fn what_is_not_said_is_assumed_and_named() {
     // The namespace is not known: taken as without labels.
     let (pod, assumed) = all("explain @alone.yaml --to 10.0.0.5:443 --conf @net.conflist");
     assert_eq!(pod, "shop/cart, not captured: no-proxy");
-    assert!(assumed.contains("the labels of namespace shop are none (--namespace-labels"), "{assumed}");
+    assert!(assumed.contains("the labels of namespace shop are empty (--namespace-labels"), "{assumed}");
     let (pod, assumed) = all(
         "explain @alone.yaml --to 10.0.0.5:443 --conf @net.conflist --namespace-labels istio.io/dataplane-mode=ambient",
     );

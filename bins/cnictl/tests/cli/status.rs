@@ -75,13 +75,13 @@ healthy: the plugin is installed and the agent answers
     let run = machine.run("status").fails(1, &["(and 1 more)"]);
     for part in [
         "problem: the runtime uses NODE/net.d/05-new.conflist, and the plugin is in NODE/net.d/10-calico.conflist",
-        "problem: get the status from the node agent at NODE/run/agent.sock: nobody answers",
+        "problem: get the status from the node agent at NODE/run/agent.sock: no agent answers",
         "unhealthy: 2 problems\n",
     ] {
         assert!(run.stdout.contains(part), "{part:?} is not in {}", run.stdout);
     }
     assert_eq!(row(&run.stdout, "Agent"), "does not answer");
-    assert_eq!(row(&run.stdout, "Sockets"), "agent.sock: nobody listens, log.sock: nobody listens");
+    assert_eq!(row(&run.stdout, "Sockets"), "agent.sock: no process listens, log.sock: no process listens");
 }
 
 /// What the agent cannot do is no problem of the node's pods.

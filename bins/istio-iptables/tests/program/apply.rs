@@ -20,7 +20,7 @@ fn a_second_run_changes_nothing() -> Result<()> {
                 let args = everything(mode, backend, families);
                 let first = program.succeed(&pod, &args)?;
                 let line = first.line("rules are in force")?;
-                ensure!(line["rules"] == "added" && line["why"] == "there were none of ours", "{line}");
+                ensure!(line["rules"] == "added" && line["why"] == "no rules of ours were there", "{line}");
                 let ipv6 = if families.v6() { "true" } else { "false" };
                 ensure!(line["ipv6"] == ipv6, "{line}");
                 let state = State::of(&pod)?;
@@ -71,7 +71,7 @@ fn rules_of_others_stay() -> Result<()> {
     pod.iptables_restore(Variant::Nft, Family::V4, foreign)?;
     let args = everything("REDIRECT", BACKENDS[0], Families::V4);
     let line = program.succeed(&pod, &args)?.line("rules are in force")?;
-    ensure!(line["why"] == "there were none of ours", "a foreign rule is no residue: {line}");
+    ensure!(line["why"] == "no rules of ours were there", "a foreign rule is no residue: {line}");
     program.succeed(&pod, &args)?.line("rules and routing are in place already")?;
     program.succeed(&pod, &["--cleanup-only"])?;
     let left = pod.iptables_save(Variant::Nft, Family::V4)?;

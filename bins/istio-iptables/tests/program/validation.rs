@@ -49,7 +49,7 @@ fn it_fails_with_126_where_they_are_not() -> Result<()> {
     // Without the rules, nobody has given the pod ::6, so those packets leave it and are lost.
     let cases = [
         (Families::V4, " attempts, the last error was: Connection refused"),
-        (Families::V6, " attempts, none was answered"),
+        (Families::V6, " attempts, no connection was answered"),
     ];
     for (families, expected) in cases {
         let pod = Pod::new(families)?;

@@ -137,7 +137,7 @@ impl Ambient {
         let wait = async move {
             let closed = async {
                 if let Err(error) = until_closed(&slots, &of, netns, &log, &pod).await {
-                    let text = "what the pod has open through ztunnel is not known, so it keeps its time";
+                    let text = "the pod's connections through ztunnel are unknown, so it drains for the whole DRAIN_TIMEOUT";
                     log.warn(text, &[("pod", &pod), ("error", &error)]);
                     std::future::pending::<()>().await;
                 }

@@ -34,7 +34,7 @@ pub(crate) enum Malformed {
         expected: &'static str,
     },
     /// No address.
-    #[error("the event's address {0:?} is none")]
+    #[error("the event's address {0:?} is not an IP address")]
     Address(String),
     /// A pod has two addresses, not this many.
     #[error("the event has {0} addresses, more than {MAX_IPS}")]

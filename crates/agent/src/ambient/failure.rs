@@ -38,7 +38,7 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// All such pods would be one.
-    #[error("the pod has no uid, by which ztunnel and the sets of addresses know it")]
+    #[error("the pod has no uid, which ztunnel and the sets of addresses need")]
     NoUid,
     /// The pod's namespace cannot be entered.
     #[error("enter the network namespace of the pod: {0}")]

@@ -96,7 +96,7 @@ impl Ambient {
         lost.retain(|member| member.netns.is_none());
         self.find_lost(lost).await;
         let pods = self.left(&HashSet::new()).len();
-        self.log.warn("ambient mode is off: what it left on this node is taken away", &[("pods", &pods)]);
+        self.log.warn("ambient mode is off: its leftovers on this node are removed", &[("pods", &pods)]);
         // A ztunnel that runs still lets go of the pods by it. Where its directory is not mounted there is none to tell.
         let listener = Listener::bind(&self.config.ztunnel_address);
         let listener = listener.inspect_err(|error| self.log.debug(error, &[])).ok();

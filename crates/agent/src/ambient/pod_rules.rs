@@ -137,7 +137,7 @@ impl Ambient {
         }
         if applied.rules == Change::Replaced || applied.moved {
             let labels: [telemetry::Label<'_>; 2] = [("pod", &member.key), ("other_backend", &applied.moved)];
-            self.log.info("rules of another layout were replaced", &labels);
+            self.log.info("the pod's rules differed from the planned ones and were replaced", &labels);
         }
     }
 

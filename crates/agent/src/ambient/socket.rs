@@ -47,15 +47,17 @@ enum Refusal {
     Unknown { pod: String, cause: FetchError },
     #[error("the labels of the namespace of pod {0} are not known yet; the runtime tries again")]
     NeedsNamespace(String),
-    #[error("pod {pod} is not to be in the mesh: {reason}")]
+    #[error("pod {pod} does not belong to the mesh: {reason}")]
     NotEligible { pod: String, reason: String },
-    #[error("pod {0} has no uid, so that it cannot be told from the next of its name")]
+    #[error("pod {0} has no uid, which tells it from a later pod of the same name")]
     NoUid(String),
     #[error("pod {pod} is not in the mesh: {}", fault::message(failure))]
     Failed { pod: String, failure: Failure },
     #[error("the agent is not ready yet; the runtime tries again")]
     NotReady,
-    #[error("the plugin that announced pod {0} hung up before its answer; nothing of the pod is left")]
+    #[error(
+        "the plugin that announced pod {0} closed the connection before the answer; the pod's setup was undone"
+    )]
     HungUp(String),
     #[error("the agent is ending")]
     Ending,
@@ -123,7 +125,7 @@ impl Handler for EventSocket {
     }
 
     fn unreadable(&self, _: &Request<()>, status: StatusCode, reason: String) -> Answer {
-        self.ambient.log.warn("a plugin's event cannot be had", &[("error", &reason)]);
+        self.ambient.log.warn("a plugin's event was not received", &[("error", &reason)]);
         self.counted(text(status, reason + "\n"))
     }
 }

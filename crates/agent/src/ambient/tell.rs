@@ -79,7 +79,7 @@ impl Ambient {
             return;
         }
         self.pods.members.change(&member.key.uid, |member| member.told_partial = true);
-        let text = "the pod is in the mesh with IPv4 only: what it sends and gets by IPv6 passes by ztunnel, because IPv6 is not captured on \
+        let text = "the pod is in the mesh with IPv4 only: its IPv6 traffic bypasses ztunnel, because IPv6 is not captured on \
                     this node (AMBIENT_IPV6=false); set ambient.ipv6 of the chart";
         self.log.warn(text, &[("pod", &member.key)]);
         self.tell_pod(&member.key, PARTLY_IN, text).await;

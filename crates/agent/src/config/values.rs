@@ -52,7 +52,7 @@ pub(crate) fn levels(options: &Options) -> Result<Levels, BadOption> {
     let bad = |problem: String| BadOption::new("log_output_level", text, problem);
     let levels = Levels::parse(text).map_err(|error| bad(error.to_string()))?;
     if let Some(scope) = levels.scopes().find(|scope| !SCOPES.contains(scope)) {
-        let problem = format!("names the scope {scope:?}, which is none of all, {}", SCOPES.join(", "));
+        let problem = format!("names the scope {scope:?}, which is not one of all, {}", SCOPES.join(", "));
         return Err(bad(problem));
     }
     Ok(levels)

@@ -42,7 +42,7 @@ impl AmbientMetrics {
             )?,
             outside: make.gauges(
                 "istio_cni_ambient_pods_outside",
-                "Pods that should be in the mesh and are not, by why",
+                "Pods that should be in the mesh and are not, by reason",
                 &["reason"],
             )?,
             enrolment: make.histograms(

@@ -28,7 +28,7 @@ impl GuardMetrics {
             )?,
             lost_lines: make.counter(
                 "istio_cni_log_lines_lost_total",
-                "Lines of the agent's log that are lost because nobody read the log or it could not be written",
+                "Lines of the agent's log that are lost because the log was not read or could not be written",
             )?,
             journal,
         })

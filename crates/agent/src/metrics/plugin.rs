@@ -30,7 +30,7 @@ impl PluginMetrics {
             )?,
             sources: make.counters(
                 "istio_cni_facts_source_total",
-                "Where calls of the plugin had their facts from",
+                "Sources of the facts that calls of the plugin used",
                 &["source"],
             )?,
             facts_requests: make.counters(

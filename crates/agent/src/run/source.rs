@@ -12,8 +12,7 @@ pub(super) fn source(config: &Config, log: &Scope) -> (Source, Option<Writer>, O
     let connect = |access: &Access| {
         let unreadable = access.unreadable_authorities();
         if unreadable > 0 {
-            let text =
-                "certificates of the API server's list of authorities cannot be read and are passed over";
+            let text = "certificates of the API server's list of authorities cannot be read and are ignored";
             log.warn(text, &[("certificates", &unreadable)]);
         }
         let connection = Arc::new(Connection::new(access.clone(), env!("CARGO_PKG_VERSION")));

@@ -98,7 +98,7 @@ fn what_means_nothing_is_refused() {
         Selectors::new(&entries).unwrap_err().to_string()
     };
     for (key, operator, values, says) in [
-        ("a", "Is", &[][..], "operator \"Is\" is none of"),
+        ("a", "Is", &[][..], "operator \"Is\" is not In"),
         ("a", "in", &["x"], "operator \"in\""),
         ("a", "", &["x"], "operator \"\""),
         ("a", "In", &[], "In of \"a\" needs values"),

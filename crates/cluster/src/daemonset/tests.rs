@@ -62,13 +62,13 @@ fn what_was_seen_decides() {
             true,
         ),
         (
-            "its affinity means nothing",
+            "its affinity is not valid",
             Sight::There(set(&affinity("Has", &["a"]))),
             known(),
-            "nothing",
+            "is not valid",
             false,
         ),
-        ("its affinity is empty", Sight::There(set(&affinity("In", &[]))), known(), "means nothing", false),
+        ("its affinity is empty", Sight::There(set(&affinity("In", &[]))), known(), "is not valid", false),
         ("another node", Sight::There(set(&json!({"nodeName": "n2"}))), known(), "for node n2", true),
         ("this node", Sight::There(set(&json!({"nodeName": "n1"}))), known(), "follows", false),
     ];

@@ -66,7 +66,7 @@ impl Placement {
     /// Why the node is not one of them, if it is not.
     ///
     /// # Errors
-    /// The required affinity means nothing; the text says why.
+    /// The required affinity is not valid; the text says why.
     pub fn misplaced(&self, node: &Node) -> Result<Option<Misplaced>, String> {
         if let Some(other) = self.node_name().filter(|name| *name != node.name) {
             return Ok(Some(Misplaced::NodeName(other.to_owned())));

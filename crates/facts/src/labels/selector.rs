@@ -44,7 +44,7 @@ pub enum SelectorError {
     #[error("{0} takes no values")]
     Values(&'static str),
     /// Another operator.
-    #[error("an operator is none of In, NotIn, Exists and DoesNotExist")]
+    #[error("an operator is not In, NotIn, Exists or DoesNotExist")]
     Operator,
     /// An expression without a key.
     #[error("an expression has no key")]

@@ -32,13 +32,13 @@ pub enum Port {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PortError {
     /// Another protocol.
-    #[error("a protocol is none of TCP, UDP and SCTP")]
+    #[error("a protocol is not TCP, UDP or SCTP")]
     Protocol,
     /// Not from 1 to 65535.
     #[error("a port is not a number from 1 to 65535")]
     Number,
     /// No name that a container's port can have.
-    #[error("a port's name is none that a container can give")]
+    #[error("a port's name is not a valid name of a container port")]
     Name,
     /// `endPort` below `port`, or beside a name, or alone.
     #[error("endPort is below port, or port is no number")]

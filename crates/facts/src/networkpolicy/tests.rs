@@ -171,7 +171,7 @@ fn a_policy_that_says_its_pods_or_types_wrongly_isolates_and_does_not_open() {
         "matchExpressions": [{"key": "a", "operator": "Gt", "values": ["1"]}]}, "ingress": [{}]}));
     assert_eq!(says(&odd), [(true, 0), (true, 0)]);
     assert!(odd.subjects.selects(|key| (key == "app").then_some("web")) && !odd.subjects.selects(|_| None));
-    assert!(refused(&odd)[0].starts_with("spec.podSelector: an operator is none of"), "{:?}", refused(&odd));
+    assert!(refused(&odd)[0].starts_with("spec.podSelector: an operator is not In"), "{:?}", refused(&odd));
 }
 
 #[test]

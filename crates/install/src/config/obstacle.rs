@@ -12,7 +12,7 @@ pub enum Obstacle {
     PassedOver(String),
     /// Another network comes first.
     #[error(
-        "container runtimes use {first}, which sorts before {path}: pods start without the plugin; name the first one (CNI_CONF_NAME), or none",
+        "container runtimes use {first}, which sorts before {path}: pods start without the plugin; set CNI_CONF_NAME to the first one, or leave it empty",
         first = first.display(), path = path.display()
     )]
     Preempted {
@@ -22,7 +22,7 @@ pub enum Obstacle {
         path: PathBuf,
     },
     /// The configured name is none that a runtime looks for.
-    #[error("no container runtime loads {path} by its name: pods start without the plugin; give a name that ends in .conflist (CNI_CONF_NAME), or none", path = .0.display())]
+    #[error("no container runtime loads {path} by its name: pods start without the plugin; set CNI_CONF_NAME to a name that ends in .conflist, or leave it empty", path = .0.display())]
     NotLoaded(PathBuf),
     /// Nothing in the list makes an interface.
     #[error("{path} calls no plugin that gives pods an address, so that they do not start; restore the network's own configuration", path = .0.display())]

@@ -66,7 +66,7 @@ pub enum Problem {
         is_outside: bool,
     },
     /// What is behind it may be on another mount, or not be a configuration at all.
-    #[error("{path} is a symbolic link out of its directory, and what it points to is not touched; make it a file", path = .0.display())]
+    #[error("{path} is a symbolic link out of its directory, and its target is not changed; make it a file", path = .0.display())]
     LinkOutside(PathBuf),
     /// It would have to become a `.conflist`, and the link would point to nothing.
     #[error("{path} is a symbolic link to a single network and cannot become a list; make it a file, or a .conflist", path = path.display())]
@@ -77,7 +77,7 @@ pub enum Problem {
         is_loaded: bool,
     },
     /// Our own file of another mode.
-    #[error("{path} holds nothing but this plugin, as in the standalone mode, and is no network to be put into", path = .0.display())]
+    #[error("{path} holds only this plugin, as in the standalone mode, so there is no network to extend", path = .0.display())]
     Standalone(PathBuf),
     /// A bound that keeps time and memory small.
     #[error("directory {path} has more than {MAX_FILES} network configurations; the last ones are not looked at", path = .0.display())]

@@ -20,7 +20,7 @@ fn a_file_that_is_passed_over_and_used_is_a_reason_until_it_is_gone() {
                 r#"{"name":"n","disableGC":"no","plugins":[{"type":"x"}]}"#,
                 "libcni 1.1 (containerd 1.6) loads it, libcni 1.3 (containerd 2) does not: key disableGC",
             ),
-            ("05-net.conf", r#"{"type":"istio-cni"}"#, "05-net.conf holds nothing but this plugin"),
+            ("05-net.conf", r#"{"type":"istio-cni"}"#, "05-net.conf holds only this plugin"),
         ],
         |(name, text, reason)| {
             let node = Node::new();

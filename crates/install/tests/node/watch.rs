@@ -39,7 +39,7 @@ fn what_is_removed_or_rotated_is_back_within_two_seconds() {
     heals(&node, &running, "token", || fs::read_to_string(&kubeconfig).unwrap().contains("e30.third"));
 
     let changes: Vec<_> = running.told.all().into_iter().filter(|text| text.contains("READY")).collect();
-    let expected = ["READY", "NOT READY: something on the node has changed: looking at everything again"];
+    let expected = ["READY", "NOT READY: something on the node has changed: everything is checked again"];
     assert!(changes.iter().enumerate().all(|(index, text)| *text == expected[index % 2]), "{changes:?}");
     assert!(running.told.all().iter().all(|text| !text.contains("eyJ")), "a token was told");
 }

@@ -262,7 +262,7 @@ pub const SPECS: &[AgentSpec] = &[
         given: Given::Variable,
         kind: TextKind::Switch,
         default: "false",
-        help: "Ambient mode: send DNS to ztunnel, where a pod says nothing else",
+        help: "Ambient mode: send DNS to ztunnel, unless a pod's annotation says otherwise",
     },
     Spec {
         setting: Setting::AmbientIpv6,
@@ -282,7 +282,7 @@ pub const SPECS: &[AgentSpec] = &[
         given: Given::Variable,
         kind: TextKind::Switch,
         default: "false",
-        help: "Clean up at every end, also where a new version of this agent is to follow",
+        help: "Clean up whenever this agent ends, even if a new version follows",
     },
     Spec {
         setting: Setting::AmbientReconcilePodRulesOnStartup,
@@ -672,7 +672,7 @@ pub const SPECS: &[AgentSpec] = &[
         given: Given::FlagOrVariable,
         kind: TextKind::Switch,
         default: "true",
-        help: "Let the runtime hand a pod's annotations to the plugin, the last resort where nothing else has its facts",
+        help: "Let the runtime hand a pod's annotations to the plugin, used only if no other source has its facts",
     },
     Spec {
         setting: Setting::StrictStatus,
@@ -692,7 +692,7 @@ pub const SPECS: &[AgentSpec] = &[
         given: Given::FlagOrVariable,
         kind: TextKind::Text,
         default: "auto",
-        help: "auto: remove everything where it was seen that no agent follows, or without a cluster; always; never",
+        help: "auto: remove everything if no agent follows, or without a cluster; always; never",
     },
     Spec {
         setting: Setting::ConfigDir,
@@ -702,7 +702,7 @@ pub const SPECS: &[AgentSpec] = &[
         given: Given::FlagOrVariable,
         kind: TextKind::Text,
         default: "",
-        help: "Directory with a file for each variable that is named like it; watched, and stronger than the variables",
+        help: "Directory with a file for each variable that is named like it; watched, and used before the variables",
     },
     Spec {
         setting: Setting::CniCacheDir,
@@ -772,7 +772,7 @@ pub const SPECS: &[AgentSpec] = &[
         given: Given::FlagOrVariable,
         kind: TextKind::Text,
         default: "",
-        help: "Address of /healthz and /readyz, where it is another one than that of /metrics",
+        help: "Address of /healthz and /readyz, if not that of /metrics",
     },
     Spec {
         setting: Setting::HostRoot,
@@ -782,7 +782,7 @@ pub const SPECS: &[AgentSpec] = &[
         given: Given::Variable,
         kind: TextKind::Text,
         default: "/host",
-        help: "Where the file system of the node is mounted, as far as it is; / without a container",
+        help: "Where the node's file system, or a part of it, is mounted; / without a container",
     },
     Spec {
         setting: Setting::HostProbeSender,

@@ -124,7 +124,7 @@ fn an_api_server_that_does_not_tell() {
         row(&name, &[], prepare, true, "as it was seen last; the plugin stays");
     }
     let broken = affinity("pool", "Resembles", &json!(["mesh"]));
-    row("its affinity means nothing", &[], |node| set(node, &broken), true, "affinity that means nothing");
+    row("its affinity is not valid", &[], |node| set(node, &broken), true, "affinity that is not valid");
     let fits = affinity("pool", "In", &json!(["mesh"]));
     let no_node = |node: &Node| {
         set(node, &fits);

@@ -61,7 +61,7 @@ fn damage_is_healed_within_two_seconds() {
     };
     heals(&agent, "the token is another", rotate, check);
     let text = agent.log().text();
-    assert!(text.contains("a file of calico, was overwritten"), "{text}");
+    assert!(text.contains("a file of calico by its plugins or name, was overwritten"), "{text}");
     assert!(agent.log().count(&["not ready: something on the node has changed"]) >= 5, "{text}");
     assert_eq!(agent.metric("istio_cni_config_overwritten_total{component=\"calico\"}").unwrap(), 1.0);
 }

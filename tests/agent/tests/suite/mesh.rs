@@ -111,7 +111,7 @@ fn host_network_sidecars_and_none_are_never_touched() {
         assert!(mesh.patches(pod).is_empty(), "{}", pod.name);
         let reply = mesh.announce(pod).unwrap();
         assert_eq!(reply.status, 500);
-        assert_says(&reply.body, &["is not to be in the mesh", reason]);
+        assert_says(&reply.body, &["does not belong to the mesh", reason]);
     }
     assert_eq!(ztunnel.workloads().len(), 1, "{}", agent.log().text());
 }

@@ -120,7 +120,7 @@ fn events_that_are_too_large_or_broken() {
         ("{\"PodName\":\"web\"", "JSON"),
         ("{\"PodName\":[\"web\"]}", "PodName is not text"),
         ("{\"IPs\":{}}", "IPs is not a list"),
-        ("{\"IPs\":[{\"Address\":{\"IP\":\"fe80::1%eth0\"}}]}", "is none"),
+        ("{\"IPs\":[{\"Address\":{\"IP\":\"fe80::1%eth0\"}}]}", "is not an IP address"),
         ("", "JSON"),
     ] {
         let reply = mesh.post(body).unwrap();

@@ -121,7 +121,7 @@ fn a_plugin_that_hangs_up_leaves_nothing() {
     })
     .unwrap();
     drop(stream);
-    agent.log().wait_for(&["mesh/web", "hung up"], PATIENCE).unwrap();
+    agent.log().wait_for(&["mesh/web", "closed the connection before the answer"], PATIENCE).unwrap();
     wait_nothing_left(&mesh, &pod).unwrap();
     assert!(ztunnel.workloads().is_empty(), "{:?}", ztunnel.requests());
     next_sandbox_is_taken(&mesh, &mut pod);

@@ -153,7 +153,7 @@ fn an_agent_that_may_enter_pods_takes_everything_away() {
         let scene = Scene::new(native_nftables);
         let agent = scene.sidecar_mode().env("NATIVE_NFTABLES", native_nftables).ready().unwrap();
         scene.wait_clean(&agent);
-        agent.log().wait_for(&["ambient mode is off: what it left", "pods=2"], PATIENCE).unwrap();
+        agent.log().wait_for(&["ambient mode is off: its leftovers", "pods=2"], PATIENCE).unwrap();
         for pod in scene.pods.iter() {
             agent
                 .log()

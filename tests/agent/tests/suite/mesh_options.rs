@@ -227,7 +227,7 @@ fn pods_are_taken_over_without_the_api_server_and_what_it_says_later_wins() {
     mesh.node.api.set_pod(object);
 
     let mut agent = mesh.agent().env("AMBIENT_VERIFY_INTERVAL", "300ms").start().unwrap();
-    agent.log().wait_for(&["what was kept of them counts meanwhile", "pods=4"], PATIENCE).unwrap();
+    agent.log().wait_for(&["an earlier agent kept are used meanwhile", "pods=4"], PATIENCE).unwrap();
     let body = agent.wait_unready(&["ambient: the API server has not listed"]).unwrap();
     assert_says(&body, &["cluster: "]);
     let ztunnel = mesh.ztunnel().unwrap();

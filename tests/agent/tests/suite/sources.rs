@@ -165,7 +165,7 @@ fn a_socket_of_another_user_is_not_asked() {
     let mut debug = PodCall::new(&node, "web", "uid-1", pod.path()).unwrap();
     debug.conf["plugin_log_level"] = "debug".into();
     let answer = debug.add().unwrap();
-    assert_says(&answer.stderr, &["user 65534 listens there, who is not trusted with facts"]);
+    assert_says(&answer.stderr, &["user 65534 listens there and is not trusted with facts"]);
     assert!(answer.took < Duration::from_secs(1), "took {:?}", answer.took);
     assert_captured_by(&answer, "api", &pod);
     node.api.stop();

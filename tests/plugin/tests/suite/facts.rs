@@ -178,7 +178,7 @@ fn what_others_can_write_is_not_believed() {
         (&node.run_dir(), 0, 0o777, "can be written by all users"),
     ] {
         set(path, owner, mode);
-        assert_says(&refused(&node), &["istio-cni-kubeconfig", says, "believed"]);
+        assert_says(&refused(&node), &["istio-cni-kubeconfig", says, "trusted"]);
         set(path, 0, 0o700);
     }
     assert!(server.requests().is_empty(), "a server was asked");

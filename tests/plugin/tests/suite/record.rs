@@ -245,7 +245,7 @@ fn a_record_of_another_user_is_not_used() {
     pod.nft("flush chain inet istio-proxy-nat istio-redirect").unwrap();
     fails(&node, &pod, &["lacks the rule"]);
     std::os::unix::fs::chown(record(&node), Some(4242), None).unwrap();
-    passes(&node, &pod, &["only what belongs to root is believed", "is not known"]);
+    passes(&node, &pod, &["only files of root are trusted", "is not known"]);
 }
 
 /// The text is bounded, whatever was planted.

@@ -93,7 +93,12 @@ fn a_pod_that_was_let_through_passes_its_check() {
     assert_eq!((answer.exit, answer.stdout.as_str()), (Some(0), ""), "{}", answer.stderr);
     assert_says(
         &answer.stderr,
-        &["\"level\":\"error\"", "failure_policy: open lets the pod be", "default/web", "istio-proxy-nat"],
+        &[
+            "\"level\":\"error\"",
+            "CHECK succeeds because of failure_policy: open",
+            "default/web",
+            "istio-proxy-nat",
+        ],
     );
     // There are no facts of it, so ADD lets it through and CHECK cannot tell.
     for (verb, level) in [("ADD", "error"), ("CHECK", "warn")] {

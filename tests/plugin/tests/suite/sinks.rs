@@ -103,7 +103,7 @@ fn a_standard_error_that_nobody_reads_is_waited_for_50_ms_in_all() {
     println!("{without:?} with standard error, {with:?} with one that nobody reads");
     assert!(with < without + MOST + Duration::from_millis(20), "{with:?}, without {without:?}");
     let log = log(&node);
-    assert!(log.contains("log lines are not on standard error"), "{log}");
+    assert!(log.contains("log lines are missing on standard error"), "{log}");
     assert_eq!(log.matches("pod is captured").count(), 1 + 2 * TRIES, "the file has them all");
 }
 

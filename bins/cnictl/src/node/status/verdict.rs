@@ -101,7 +101,7 @@ impl Verdict {
         let Some(options) = &used.options else { return };
         if options.run_dir != places.run_dir {
             self.problem(format!(
-                "the plugin of {path} looks for the agent in {}, and this is about {}; name the same with --run-dir",
+                "the plugin of {path} looks for the agent in {}, and cnictl in {}; give the plugin's directory with --run-dir",
                 options.run_dir.display(),
                 places.run_dir.display()
             ));

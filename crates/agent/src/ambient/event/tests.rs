@@ -44,8 +44,8 @@ fn what_is_refused() {
         (r#"{"IPs":"10.0.0.1"}"#, "IPs is not a list"),
         (r#"{"IPs":[1]}"#, "IPs[] is not an object"),
         (r#"{"IPs":[{"Address":"10.0.0.1"}]}"#, "IPs[].Address is not an object"),
-        (r#"{"IPs":[{"Address":{"IP":"10.0.0.300"}}]}"#, "\"10.0.0.300\" is none"),
-        (r#"{"IPs":[{"Address":{"IP":"10.0.0.1; drop"}}]}"#, "is none"),
+        (r#"{"IPs":[{"Address":{"IP":"10.0.0.300"}}]}"#, "\"10.0.0.300\" is not an IP address"),
+        (r#"{"IPs":[{"Address":{"IP":"10.0.0.1; drop"}}]}"#, "is not an IP address"),
     ] {
         let text = refused(body);
         assert!(text.contains(says), "{body}: {text}");

@@ -235,12 +235,12 @@ impl Files {
         }
         if sum.objects + objects.len() > MAX_OBJECTS {
             return refused(&format!(
-                "with it there are more than {MAX_OBJECTS} objects; remove manifests of what is gone"
+                "with this file there are more than {MAX_OBJECTS} objects; remove the manifests of deleted objects"
             ));
         }
         if sum.bytes.saturating_add(stamp.size) > MAX_BYTES {
             return refused(&format!(
-                "with it there are more than {} MiB of manifests; remove those of what is gone",
+                "with this file there are more than {} MiB of manifests; remove those of deleted objects",
                 MAX_BYTES >> 20
             ));
         }
