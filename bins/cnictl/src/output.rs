@@ -134,7 +134,7 @@ pub(crate) fn printable(text: &str) -> String {
             out.push_str(COLOURS[(u32::from(c) - u32::from(RED)) as usize]);
             out
         }
-        c if c.is_control() || is_unseen(c) => escape(out, c),
+        c if c.is_control() || is_invisible(c) => escape(out, c),
         c => out + c.encode_utf8(&mut [0; 4]),
     })
 }
@@ -149,7 +149,7 @@ fn escape(mut out: String, c: char) -> String {
 }
 
 /// Marks of direction, separators of lines, joiners and other characters of no width, tags: what is not seen and changes what is.
-fn is_unseen(c: char) -> bool {
+fn is_invisible(c: char) -> bool {
     matches!(c,
         '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
         | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
@@ -213,10 +213,10 @@ mod tests {
     fn json_and_yaml_stay_what_they_are() {
         let value = serde_json::json!({"name": "a\u{1b}[2J\u{9b}\u{202e}\u{e0041}\nb"});
         let json = printable(&structured(Format::Json, &value).unwrap());
-        assert!(!json.contains(|c: char| c != '\n' && (c.is_control() || is_unseen(c))), "{json:?}");
+        assert!(!json.contains(|c: char| c != '\n' && (c.is_control() || is_invisible(c))), "{json:?}");
         assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap(), value);
         let yaml = printable(&structured(Format::Yaml, &value).unwrap());
-        assert!(!yaml.contains(|c: char| c != '\n' && (c.is_control() || is_unseen(c))), "{yaml:?}");
+        assert!(!yaml.contains(|c: char| c != '\n' && (c.is_control() || is_invisible(c))), "{yaml:?}");
         let read: serde_json::Value = serde_saphyr::from_str(&yaml).unwrap();
         assert!(read["name"].as_str().unwrap().contains("[2J"), "{yaml}");
     }

@@ -126,7 +126,7 @@ impl Options {
     /// The setting is of another kind and its text is no port.
     pub(crate) fn port(&self, setting: Setting) -> Result<u16, Error> {
         let text = self.text(setting);
-        parse_port(text).map_err(|_| self.unfit(setting, text))
+        parse_port(text).map_err(|_| self.invalid_value(setting, text))
     }
 
     /// A time.
@@ -135,11 +135,11 @@ impl Options {
     /// The setting is of another kind and its text is no time.
     pub(crate) fn time(&self, setting: Setting) -> Result<Duration, Error> {
         let text = self.text(setting);
-        parse_duration(text).map_err(|_| self.unfit(setting, text))
+        parse_duration(text).map_err(|_| self.invalid_value(setting, text))
     }
 
     /// For a setting of another kind than is asked for.
-    fn unfit(&self, setting: Setting, text: &str) -> Error {
+    fn invalid_value(&self, setting: Setting, text: &str) -> Error {
         let spec = SPECS.iter().find(|spec| spec.setting == setting);
         let name = spec.map(title).unwrap_or_default();
         Error::Value { name, value: Quoted::new(text), expected: "of the kind that is asked for" }

@@ -136,7 +136,7 @@ pub(crate) fn run(settings: &Settings, ipv6: bool, probe: Probe) -> Result<Valid
             }
         }
     }
-    seen.error = client.fate().or(seen.error);
+    seen.error = client.take_error().or(seen.error);
     Err(Error::Timeout { target, timeout: probe.timeout, seen })
 }
 
@@ -208,7 +208,7 @@ fn original_destination(stream: &TcpStream, peer: SocketAddr) -> Result<SocketAd
 impl Client {
     /// Starts an attempt; an error is that of this start or of the attempt before.
     fn connect(&mut self) -> Result<(), Errno> {
-        let before = self.fate();
+        let before = self.take_error();
         let socket = socket(self.target)?;
         rustix::net::bind(&socket, &self.source)?;
         match rustix::net::connect(&socket, &self.target) {
@@ -219,7 +219,7 @@ impl Client {
     }
 
     /// How the attempt under way has failed, if it has.
-    fn fate(&mut self) -> Option<Errno> {
+    fn take_error(&mut self) -> Option<Errno> {
         sockopt::socket_error(self.socket.take()?).ok()?.err()
     }
 }

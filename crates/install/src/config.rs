@@ -139,7 +139,7 @@ fn base_of(original: &OsStr) -> Option<OsString> {
 }
 
 /// The same name with the other extension.
-fn twin(path: &Path) -> Option<PathBuf> {
+fn with_other_extension(path: &Path) -> Option<PathBuf> {
     with_end(path, SINGLE_END, LIST_END).or_else(|| with_end(path, LIST_END, SINGLE_END))
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 const INTERVAL: Duration = Duration::from_secs(5);
 /// How far ahead free cycles may be taken: one, so that what is overwritten is put right at once although the agent has just started, or has
 /// looked at something else.
-const AHEAD: Duration = INTERVAL;
+const BURST: Duration = INTERVAL;
 /// Longest pause before a cycle.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// From more rewrites than this in a row on, somebody is told.
@@ -26,7 +26,7 @@ impl Throttle {
 
     /// The pause before a cycle that starts now.
     pub(crate) fn pause(&mut self, now: Instant) -> Duration {
-        let needed = self.free_at.saturating_duration_since(now + AHEAD);
+        let needed = self.free_at.saturating_duration_since(now + BURST);
         self.free_at = self.free_at.max(now) + INTERVAL;
         if needed.is_zero() {
             self.hits = 0;

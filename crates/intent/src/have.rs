@@ -278,8 +278,8 @@ impl Have {
 
     /// Whether everything was seen that makes a pod one in the mesh: rules in the kernel, addresses in the node's sets, a ztunnel's answer.
     pub fn is_complete(&self) -> bool {
-        let ruled = self.namespace == Namespace::Known && self.look() == Some(Look::AsPlanned);
-        ruled && self.probes == Probes::In && self.ztunnel == Ztunnel::Taken
+        let rules_loaded = self.namespace == Namespace::Known && self.look() == Some(Look::AsPlanned);
+        rules_loaded && self.probes == Probes::In && self.ztunnel == Ztunnel::Taken
     }
 
     /// The annotation that is true where the pod is not wholly in.

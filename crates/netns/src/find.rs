@@ -193,9 +193,9 @@ impl Scan {
             for number in by_cgroup.get(name.as_str()).into_iter().flatten() {
                 let candidate = &mut candidates[*number];
                 if !candidate.pod.ips.is_empty()
-                    && let Err(missing) = search.claim(&process, &namespace, candidate)
+                    && let Err(missing) = search.consider(&process, &namespace, candidate)
                 {
-                    candidate.miss(missing);
+                    candidate.note_missing(missing);
                 }
             }
         }
@@ -214,7 +214,7 @@ impl Scan {
 
 impl Search<'_> {
     /// Notes the process's namespace for the pod, if it could be the pod's. Nothing is noted if the process ends meanwhile.
-    fn claim(
+    fn consider(
         &mut self,
         process: &Process,
         namespace: &io::Result<NetnsId>,
@@ -306,7 +306,7 @@ impl<'a> Candidate<'a> {
     }
 
     /// Keeps the reason that says more: processes of one pod give different ones, and come in any order.
-    fn miss(&mut self, missing: Missing) {
+    fn note_missing(&mut self, missing: Missing) {
         if missing.weight() > self.missing.weight() {
             self.missing = missing;
         }

@@ -126,7 +126,7 @@ impl<'a> Kubernetes<'a> {
             let limit = (Instant::now() + TRY_LIMIT).min(end);
             let failure = match self.get(&path, Deadline::at(limit), read) {
                 Ok(found) => return Ok(found),
-                Err(failure) => failure.unless_cut_short(before.take()),
+                Err(failure) => failure.or_earlier_cause(before.take()),
             };
             let mut error = Error::new(operation.to_owned(), failure.origin, failure.cause);
             let pause = pause(tries, error.cause.retry_after());
@@ -207,7 +207,7 @@ struct Failure {
 
 impl Failure {
     /// The last try often gets only the rest of the time, and its timeout would hide the reason that the earlier tries found.
-    fn unless_cut_short(self, before: Option<Failure>) -> Failure {
+    fn or_earlier_cause(self, before: Option<Failure>) -> Failure {
         match (&self.cause, before) {
             (Cause::TimedOut { after, .. }, Some(before)) if *after < FAIR_TRY => before,
             _ => self,

@@ -27,7 +27,7 @@ const MAX_NAMED_VALUES: usize = 20_000;
 const MAX_NAMED_BYTES: usize = 4 << 20;
 
 const ALIASES: &str = "its aliases (*name) repeat more than is allowed; write the values out";
-const TWICE: &str = "a key is there twice in one mapping; remove one";
+const DUPLICATE_KEY: &str = "a key is there twice in one mapping; remove one";
 const TAG: &str = "a value or tag that no manifest can have";
 
 /// Text that is no document of YAML, or more than the limits allow.
@@ -278,7 +278,7 @@ impl Reader {
             Some(Collection::Mapping { entries, key, merged }) => match key.take() {
                 Some(Key::Named(key)) => {
                     if entries.insert(key, value).is_some() {
-                        return Err(TWICE.into());
+                        return Err(DUPLICATE_KEY.into());
                     }
                 }
                 Some(Key::Merge) => merge(value, merged)?,

@@ -74,7 +74,10 @@ mod tests {
         assert_eq!(read(&run_dir.join("uncaptured/c0ffee.json")).unwrap(), report("c0ffee"));
         assert_eq!(std::fs::read_dir(run_dir.join("uncaptured")).unwrap().count(), 1);
         for id in ["", "..", ".x", "a/b", "../x", &"x".repeat(201)] {
-            assert!(leave(&run_dir, &report(id)).unwrap_err().to_string().contains("id is not valid"), "{id:?}");
+            assert!(
+                leave(&run_dir, &report(id)).unwrap_err().to_string().contains("id is not valid"),
+                "{id:?}"
+            );
         }
         let large = Report { error: "x".repeat(MAX_REPORT), ..report("large") };
         assert!(leave(&run_dir, &large).unwrap_err().to_string().contains("too large"));

@@ -34,7 +34,7 @@ struct Sinks {
     /// What is left of the time for waiting.
     patience: Duration,
     /// Lines that stderr did not take in time.
-    unsaid: usize,
+    unwritten: usize,
     state: State,
     /// The line being made; kept for its memory.
     line: Vec<u8>,
@@ -88,7 +88,7 @@ impl Logger {
     fn to(stderr: Box<dyn Patient>) -> Self {
         let state = State::Waiting { early: Vec::new(), bytes: 0, dropped: 0 };
         let (level, line) = (Level::Info, Vec::new());
-        let sinks = Sinks { level, stderr, patience: PATIENCE, unsaid: 0, state, line };
+        let sinks = Sinks { level, stderr, patience: PATIENCE, unwritten: 0, state, line };
         Self { shared: Arc::new(Mutex::new(sinks)), labels: Vec::new() }
     }
 
@@ -189,7 +189,7 @@ impl Sinks {
     /// Nobody is left to be told when stderr is closed.
     fn say(&mut self, line: &[u8]) {
         if !self.stderr.write_line(line, &mut self.patience) {
-            self.unsaid += 1;
+            self.unwritten += 1;
         }
     }
 
@@ -246,11 +246,11 @@ impl Sinks {
     }
 
     fn finish(&mut self) {
-        let unsaid = self.unsaid;
-        if unsaid > 0 {
+        let unwritten = self.unwritten;
+        if unwritten > 0 {
             let msg = "log lines are missing on standard error: it accepted no more";
-            self.log(Level::Warn, msg, b"", &[("lines", &unsaid)]);
-            self.unsaid = 0;
+            self.log(Level::Warn, msg, b"", &[("lines", &unwritten)]);
+            self.unwritten = 0;
         }
         self.flush();
         let State::Attached { socket, .. } = &mut self.state else { return };

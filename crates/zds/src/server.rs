@@ -168,7 +168,7 @@ impl Ztunnels {
     }
 
     /// Lets the ztunnel that is the newest again have the pods that only the one had that is gone.
-    fn make_up(&self, newest: &Arc<Peer>) {
+    fn send_missing_pods(&self, newest: &Arc<Peer>) {
         let entries = self.0.snapshot.entries().into_iter().filter(|entry| entry.netns.is_some());
         let uids = entries.map(|entry| entry.workload.uid).filter(|uid| !newest.has(uid));
         let uids: Vec<String> = uids.collect();
@@ -179,7 +179,7 @@ impl Ztunnels {
         let (snapshot, newest) = (self.0.snapshot.clone(), newest.clone());
         tokio::spawn(async move {
             for uid in uids {
-                if make_up_for(&*snapshot, &newest, uid).await.is_none() {
+                if send_missing_pod(&*snapshot, &newest, uid).await.is_none() {
                     return;
                 }
             }
@@ -192,7 +192,7 @@ impl Ztunnels {
 }
 
 /// Lets a ztunnel have a pod as it is by now; `None` when the connection ended. Pods come, move and leave while others are told of.
-async fn make_up_for(snapshot: &dyn Snapshot, newest: &Peer, uid: String) -> Option<()> {
+async fn send_missing_pod(snapshot: &dyn Snapshot, newest: &Peer, uid: String) -> Option<()> {
     let Some(entry) = snapshot.entry(&uid).filter(|_| !newest.has(&uid)) else { return Some(()) };
     let Some(netns) = entry.netns.clone() else { return Some(()) };
     let answer = ask(newest, Order::Add { workload: entry.workload.clone(), netns }).await?;
@@ -226,7 +226,7 @@ impl Drop for Place {
         if let Some(newest) = newest
             && tokio::runtime::Handle::try_current().is_ok()
         {
-            ztunnels.make_up(&newest);
+            ztunnels.send_missing_pods(&newest);
         }
     }
 }

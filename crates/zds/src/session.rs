@@ -102,7 +102,7 @@ impl Session {
         loop {
             tokio::select! {
                 biased;
-                unasked = self.packets.receive() => return Err(unasked_for(unasked)),
+                unasked = self.packets.receive() => return Err(unexpected_packet(unasked)),
                 ask = self.orders.recv() => match ask {
                     Some(ask) => self.carry_out(ask).await?,
                     None => return Err(End::Closed),
@@ -221,17 +221,17 @@ fn packet(received: std::io::Result<Received>, what: &str) -> Result<Vec<u8>, En
     match received {
         Ok(Received::Packet(packet)) => Ok(packet),
         Ok(Received::End) => Err(End::Broken(format!("it closed the connection instead of sending {what}"))),
-        Ok(Received::Unfit(how)) => Err(End::Broken(format!("it sent {how} as {what}"))),
+        Ok(Received::Invalid(how)) => Err(End::Broken(format!("it sent {how} as {what}"))),
         Err(error) => Err(End::Broken(format!("receive {what}: {error}"))),
     }
 }
 
 /// What a ztunnel says while nothing is asked: only that it goes.
-fn unasked_for(received: std::io::Result<Received>) -> End {
+fn unexpected_packet(received: std::io::Result<Received>) -> End {
     match received {
         Ok(Received::End) => End::Closed,
         Ok(Received::Packet(_)) => End::Broken("it sent an unexpected packet".to_owned()),
-        Ok(Received::Unfit(how)) => End::Broken(format!("it sent {how} unexpectedly")),
+        Ok(Received::Invalid(how)) => End::Broken(format!("it sent {how} unexpectedly")),
         Err(error) => End::Broken(format!("receive: {error}")),
     }
 }

@@ -69,7 +69,7 @@ pub(crate) enum Received {
     /// The peer is gone; an empty packet looks the same.
     End,
     /// It is longer than allowed, or descriptors came along, which are closed.
-    Unfit(&'static str),
+    Invalid(&'static str),
 }
 
 // === impl Bound ===
@@ -220,10 +220,10 @@ fn receive(socket: BorrowedFd<'_>) -> io::Result<Received> {
     // Descriptors are closed when what holds them is dropped.
     let stowaways = control.drain().count();
     if received.flags.contains(ReturnFlags::TRUNC) {
-        return Ok(Received::Unfit("a packet of more than 1024 bytes"));
+        return Ok(Received::Invalid("a packet of more than 1024 bytes"));
     }
     if stowaways > 0 || received.flags.contains(ReturnFlags::CTRUNC) {
-        return Ok(Received::Unfit("a packet with descriptors"));
+        return Ok(Received::Invalid("a packet with descriptors"));
     }
     match received.bytes {
         0 => Ok(Received::End),

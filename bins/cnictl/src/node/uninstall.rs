@@ -112,7 +112,7 @@ impl UninstallArgs {
         let mut plan = Report::of(install::plan_uninstall(&options, &leftovers), true);
         plan.add_host_side(host_side::look());
         plan.say_recorded(&places.run_dir);
-        plan.foresee_empty(&places.run_dir);
+        plan.plan_run_dir_removal(&places.run_dir);
         let needed = self.needed();
         plan.say_needed(needed);
         if self.dry_run {
@@ -274,7 +274,7 @@ impl Report {
     }
 
     /// Adds the run directory if nothing will be left in it.
-    fn foresee_empty(&mut self, run_dir: &Path) {
+    fn plan_run_dir_removal(&mut self, run_dir: &Path) {
         let Ok(mut entries) = std::fs::read_dir(run_dir) else { return };
         let goes = |path: &PathBuf| {
             self.steps.iter().any(|step| step.path == *path && step.action == Action::Deleted)

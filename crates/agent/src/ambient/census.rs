@@ -18,7 +18,7 @@ impl Ambient {
     /// Lets /metrics say how it is now.
     pub(crate) fn count(&self) {
         let mut outside: BTreeMap<&'static str, usize> = BTreeMap::new();
-        let mut homeless = 0;
+        let mut without_netns = 0;
         let rules = self.config.rules.now();
         {
             let index = self.cluster.index();
@@ -42,11 +42,11 @@ impl Ambient {
                     _ => reason::STARTING,
                 };
                 *outside.entry(trouble.unwrap_or(without)).or_default() += 1;
-                homeless += usize::from(state.is_none());
+                without_netns += usize::from(state.is_none());
             }
         }
         for state in State::ALL {
-            let more = if state == State::Pending { homeless } else { 0 };
+            let more = if state == State::Pending { without_netns } else { 0 };
             self.metrics.ambient_pods(state.name(), self.pods.members.count(state) + more);
         }
         self.metrics.ambient_pods_outside(&outside);

@@ -57,7 +57,7 @@ pub(crate) enum Failure {
     Ztunnel(#[from] zds::AddError),
     /// ztunnel could not be told that it is gone.
     #[error("take the pod from ztunnel: {0}")]
-    Unztunnel(#[from] zds::RemoveError),
+    RemoveFromZtunnel(#[from] zds::RemoveError),
     /// The host's sets.
     #[error("note the address {ip} for host probes: {}", fault::chain(cause))]
     Probes {
@@ -132,7 +132,7 @@ impl Failure {
             Self::Unfinished(_) | Self::Enter(_) | Self::Rules(_) | Self::Cleanup(_) | Self::Panicked(_) => {
                 reason::RULES
             }
-            Self::Ztunnel(_) | Self::Unztunnel(_) => reason::ZTUNNEL,
+            Self::Ztunnel(_) | Self::RemoveFromZtunnel(_) => reason::ZTUNNEL,
             Self::Probes { .. } => reason::PROBES,
             Self::Api(_) => reason::API,
         }
@@ -167,7 +167,7 @@ impl Failure {
 
     /// Whether the pod was to be taken out.
     pub(crate) fn is_on_the_way_out(&self) -> bool {
-        matches!(self, Self::Cleanup(_) | Self::Unztunnel(_))
+        matches!(self, Self::Cleanup(_) | Self::RemoveFromZtunnel(_))
     }
 
     /// Whether the pod's owner is to read of it in an Event: at once where the pod itself is why, else after some tries.

@@ -45,7 +45,7 @@ impl Finder {
         if let Some(missing) = last.missing.get(uid).filter(|_| fresh) {
             return Err(Failure::NotFound(missing.clone()));
         }
-        let mut wanted = ambient.homeless();
+        let mut wanted = ambient.without_netns();
         wanted.retain(|other| other.uid != uid);
         wanted.push(pod);
         *last = self.look(ambient, wanted).await?;

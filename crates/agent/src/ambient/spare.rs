@@ -65,8 +65,8 @@ impl Sparing {
 
     /// When they are there, or could not be had. Where nothing was open the setting goes back at once; who cannot tell leaves it as it is, until
     /// the pod leaves.
-    pub(super) fn end(&self, inside: &Inside, ruled: bool, spared: &mut Spared) {
-        if spared.strict && (!ruled || !self.guests && nothing_is_open(inside)) {
+    pub(super) fn end(&self, inside: &Inside, rules_loaded: bool, spared: &mut Spared) {
+        if spared.strict && (!rules_loaded || !self.guests && nothing_is_open(inside)) {
             spared.strict = conntrack::set_strict(inside, false).is_err();
         }
     }

@@ -293,7 +293,7 @@ impl Ambient {
     }
 
     /// Pods that belong into the mesh and whose namespace is not known.
-    pub(super) fn homeless(&self) -> Vec<Wanted> {
+    pub(super) fn without_netns(&self) -> Vec<Wanted> {
         let index = self.cluster.index();
         let pods: Vec<_> = index.pods().cloned().collect();
         let facts = pods.iter().filter_map(|pod| index.facts(pod.namespace(), pod.name()));

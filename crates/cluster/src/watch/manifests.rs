@@ -23,8 +23,8 @@ use super::{Reporter, Standing, Wanted, WatchError, What};
 pub(super) use files::{Files, Reader};
 
 /// Writers make several changes in a row; they are read together, once there was none for so long, or after a while of changes.
-const CALM: Duration = Duration::from_millis(30);
-const WHILE: Duration = Duration::from_millis(500);
+const QUIET_PERIOD: Duration = Duration::from_millis(30);
+const MAX_BATCH_WAIT: Duration = Duration::from_millis(500);
 
 /// A look without an event, for what inotify does not tell: files behind links that change in place, network file systems.
 const LOOK: Duration = Duration::from_secs(60);
@@ -108,10 +108,10 @@ async fn follow(
         tokio::select! {
             event = tokio::time::timeout(events.longest_wait(), events.next()) => {
                 event.unwrap_or(Ok(()))?;
-                let calm = async { while tokio::time::timeout(CALM, events.next()).await.is_ok() {} };
+                let calm = async { while tokio::time::timeout(QUIET_PERIOD, events.next()).await.is_ok() {} };
                 tokio::select! {
                     // over or not, what there is now is read
-                    _ = tokio::time::timeout(WHILE, calm) => {}
+                    _ = tokio::time::timeout(MAX_BATCH_WAIT, calm) => {}
                     question = next(questions) => asked.push(question),
                 }
             }

@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use cni::conflist::Document;
 
 use super::scan::{Candidate, State, form_of_path, judge};
-use super::{Config, ConfigError, Obstacle, Problem, Scan, Waiting, list_of, obstacle, original_of, twin};
+use super::{
+    Config, ConfigError, Obstacle, Problem, Scan, Waiting, list_of, obstacle, original_of,
+    with_other_extension,
+};
 use crate::file::{Attributes, Content};
 use crate::options::Mode;
 
@@ -106,7 +109,7 @@ fn primary(config: &Config<'_>, scan: &mut Scan) -> Result<Result<Primary, Waiti
         if candidate.state == State::Settling {
             return Ok(Err(Waiting::Settling(candidate.path)));
         }
-        let merged = overtaken(config, &candidate, &listed, &scan.problems)
+        let merged = order_problem(config, &candidate, &listed, &scan.problems)
             .map_or_else(|| candidate.merge(config.entry), Err);
         match merged {
             Ok(merged) => return Ok(Ok(Primary { candidate, merged })),
@@ -124,7 +127,7 @@ fn primary(config: &Config<'_>, scan: &mut Scan) -> Result<Result<Primary, Waiti
 /// The configured network, under its name or the same with the other extension. Whoever names a file gets the error of what cannot be
 /// done with it.
 fn configured(config: &Config<'_>, path: PathBuf) -> Result<Result<Primary, Waiting>, ConfigError> {
-    let mut paths = [Some(path.clone()), twin(&path)].into_iter().flatten();
+    let mut paths = [Some(path.clone()), with_other_extension(&path)].into_iter().flatten();
     let Some(there) = paths.find(|path| std::fs::symlink_metadata(path).is_ok()) else {
         return Ok(Err(Waiting::NotThere(path)));
     };
@@ -137,7 +140,7 @@ fn configured(config: &Config<'_>, path: PathBuf) -> Result<Result<Primary, Wait
 }
 
 /// The file that would come first if a single network became a list, whose name sorts later.
-fn overtaken(
+fn order_problem(
     config: &Config<'_>,
     candidate: &Candidate,
     loaded: &[PathBuf],

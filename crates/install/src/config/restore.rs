@@ -123,10 +123,10 @@ fn originals(path: &Path) -> Vec<Original> {
 }
 
 /// Originals that are not of a file with their names: one may be of this file, which had another name then.
-fn strays(path: &Path) -> Result<Vec<Original>, FileError> {
+fn orphaned_originals(path: &Path) -> Result<Vec<Original>, FileError> {
     let Some(directory) = path.parent() else { return Ok(Vec::new()) };
     let bases = file::names(directory)?.into_iter().filter_map(|name| base_of(&name));
-    let strays = bases.map(|base| directory.join(base)).filter(|base| !holds_entry(&list_of(base)));
+    let orphaned = bases.map(|base| directory.join(base)).filter(|base| !holds_entry(&list_of(base)));
     let original = |base: PathBuf| {
         let kept_at = original_of(&base);
         match (form_of_path(&base), form_of_path(path)) {
@@ -137,7 +137,7 @@ fn strays(path: &Path) -> Result<Vec<Original>, FileError> {
             _ => Some(Original { name: path.to_owned(), kept_at }),
         }
     };
-    Ok(strays.filter_map(original).collect())
+    Ok(orphaned.filter_map(original).collect())
 }
 
 /// Whether a file has something of ours in it.
@@ -183,7 +183,7 @@ impl<'a> File<'a> {
             return Ok(None);
         };
         let network = file.document.as_ref().and_then(Document::network);
-        for original in strays(path)? {
+        for original in orphaned_originals(path)? {
             let Some(kept) = Content::read_if_there(&original.kept_at)? else { continue };
             let kept = Document::parse(&kept.bytes).ok();
             if network.is_some() && kept.and_then(|kept| kept.network()) == network {
@@ -204,7 +204,7 @@ impl<'a> File<'a> {
         if self.ours == Ours::Whole {
             return Ok(Way::Delete);
         }
-        for original in strays(self.path)? {
+        for original in orphaned_originals(self.path)? {
             let Some(kept) = Content::read_if_there(&original.kept_at)? else { continue };
             if self.is_network_of(&original, &kept) {
                 return Ok(Way::BringBack(original));

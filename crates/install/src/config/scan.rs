@@ -160,7 +160,7 @@ pub(super) fn form_of_path(path: &Path) -> Option<Form> {
 
 /// The document of a file's original, if there is one and it makes sense.
 fn original(path: &Path) -> Option<Document> {
-    let originals = [Some(path.to_owned()), super::twin(path)].into_iter().flatten();
+    let originals = [Some(path.to_owned()), super::with_other_extension(path)].into_iter().flatten();
     let mut documents = originals.filter_map(|path| {
         let content = Content::read(&original_of(&path)).ok()?;
         Document::of_form(form_of_path(&path), &content.bytes).ok()

@@ -276,7 +276,7 @@ proptest::proptest! {
         let text: String = pieces.into_iter().map(|piece| PIECES[piece]).collect();
         let ours = read(&text);
         // The library takes a key for another one if it has another tag.
-        let twice = ours.as_ref().is_err_and(|error| error.reason == TWICE && text.contains('!'));
+        let twice = ours.as_ref().is_err_and(|error| error.reason == DUPLICATE_KEY && text.contains('!'));
         proptest::prop_assert!(twice || ours.as_ref().ok() == library(&text).as_ref(), "{:?}: {:?}, {:?}", text, ours, library(&text));
     }
 }
@@ -303,5 +303,5 @@ fn text_that_asks_for_too_much_is_refused_early() {
         assert_eq!(reason(&"- ".repeat(depth)), "nested deeper than 64 levels");
     }
     assert!(reason(&"-\n".repeat(MAX_VALUES + 1)).contains("values in one document; split the file"));
-    assert_eq!(read("a: b\na: c").unwrap_err(), Error { line: 2, column: 4, reason: TWICE.into() });
+    assert_eq!(read("a: b\na: c").unwrap_err(), Error { line: 2, column: 4, reason: DUPLICATE_KEY.into() });
 }

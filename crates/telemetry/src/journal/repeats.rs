@@ -24,14 +24,14 @@ const SUBJECTS: [&str; 5] = ["pod", "watch", "path", "ip", "container"];
 /// What was said, by subject.
 #[derive(Debug, Default)]
 pub(super) struct Repeats {
-    subjects: HashMap<u64, Vec<Said>>,
+    subjects: HashMap<u64, Vec<LineState>>,
     /// In all of them.
     lines: usize,
     hasher: RandomState,
 }
 
 #[derive(Debug)]
-struct Said {
+struct LineState {
     line: u64,
     times: u64,
     last: Instant,
@@ -58,13 +58,13 @@ impl Repeats {
         }
         let said = self.subjects.entry(subject).or_default();
         let Some(known) = said.iter_mut().find(|said| said.line == line) else {
-            said.push(Said { line, times: 1, last: now, next: now + PAUSE, pause: PAUSE });
+            said.push(LineState { line, times: 1, last: now, next: now + PAUSE, pause: PAUSE });
             self.lines += 1;
             return Some(1);
         };
         let forgotten = now.saturating_duration_since(known.last) >= FORGOTTEN;
         if forgotten {
-            *known = Said { line, times: 0, last: now, next: now, pause: PAUSE / 2 };
+            *known = LineState { line, times: 0, last: now, next: now, pause: PAUSE / 2 };
         }
         (known.times, known.last) = (known.times.saturating_add(1), now);
         let is_due = now >= known.next;

@@ -126,7 +126,7 @@ fn without_a_descriptor_the_message_says_what_to_do() {
     let _agent = scene.mesh.start().unwrap();
     let _ztunnel = scene.mesh.ztunnel().unwrap();
     assert_eq!(scene.announce(&[]).status, 200);
-    assert!(scene.pod.is_ruled().unwrap());
+    assert!(scene.pod.has_rules().unwrap());
 }
 
 /// Nothing of a descriptor is believed, and none is left open.
@@ -165,5 +165,5 @@ fn what_comes_along_is_checked() {
     .unwrap();
     let reply = scene.announce(&[open(scene.pod.netns.path()), open("/etc/passwd")]);
     assert_eq!(reply.status, 200, "{}", reply.body);
-    assert!(scene.pod.is_ruled().unwrap());
+    assert!(scene.pod.has_rules().unwrap());
 }

@@ -10,7 +10,7 @@ use testkit::{Agent, PATIENCE, assert_says, eventually};
 /// Waits until the pod is wholly in: rules, ztunnel, probes, annotation.
 pub(crate) fn wait_in(mesh: &Mesh, pod: &MeshPod) -> Result<()> {
     mesh.wait_annotation(pod, Some("enabled"))?;
-    ensure!(pod.is_ruled()?, "annotated without rules");
+    ensure!(pod.has_rules()?, "annotated without rules");
     ensure!(mesh.probes()?.get(&pod.ip.to_string()) == Some(&pod.uid), "annotated without the address");
     Ok(())
 }
@@ -35,7 +35,7 @@ fn an_announced_pod_is_enrolled() {
     mesh.node.api.set_pod(pod.object(&[], false));
     let reply = mesh.announce(&pod).unwrap();
     assert_eq!((reply.status, reply.body.as_str()), (200, ""), "{}", agent.log().text());
-    assert!(pod.is_ruled().unwrap());
+    assert!(pod.has_rules().unwrap());
     wait_in(&mesh, &pod).unwrap();
     let workloads = ztunnel.workloads();
     assert_eq!(workloads.len(), 1);
@@ -214,7 +214,7 @@ fn ended_pods_keep_their_rules_and_deleted_ones_are_forgotten() {
     object["status"] = json!({"phase": "Succeeded"});
     mesh.node.api.set_pod(object);
     mesh.wait_annotation(&job, None).unwrap();
-    assert!(job.is_ruled().unwrap(), "the namespace goes with the pod");
+    assert!(job.has_rules().unwrap(), "the namespace goes with the pod");
     mesh.delete(&web).unwrap();
     eventually("nothing is left", PATIENCE, || {
         ensure!(ztunnel.workloads().is_empty(), "{:?}", ztunnel.workloads());
@@ -235,7 +235,7 @@ fn a_new_sandbox_takes_the_place_of_the_old_one() {
     let old = ztunnel.workloads()[&pod.uid].netns;
     mesh.new_sandbox(&mut pod).unwrap();
     assert_eq!(mesh.announce(&pod).unwrap().status, 200);
-    assert!(pod.is_ruled().unwrap());
+    assert!(pod.has_rules().unwrap());
     assert_ne!(ztunnel.workloads()[&pod.uid].netns, old);
     assert_eq!(ztunnel.violations(), Vec::<String>::new());
 }
@@ -322,7 +322,7 @@ fn uninstallation_removes_everything_and_an_upgrade_nothing() {
     let ztunnel = mesh.ztunnel().unwrap();
     wait_in(&mesh, &pod).unwrap();
     assert!(agent.stop().unwrap().status.success());
-    assert!(pod.is_ruled().unwrap());
+    assert!(pod.has_rules().unwrap());
     assert_eq!(mesh.probes().unwrap().len(), 1);
     assert!(!mesh.event_socket().exists() && !mesh.ztunnel_socket().exists());
     drop(ztunnel);

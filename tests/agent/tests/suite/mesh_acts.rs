@@ -103,12 +103,12 @@ fn compare(mesh: &Mesh, pod: &MeshPod, ztunnel: &Ztunnel, (act, have): &Done) {
         *act == Act::Locate || *act == Act::TakeAddresses(vec![pod.ip]) || record.exists() == have.recorded,
         "{when}"
     );
-    let (ruled, redirected) = (pod.is_ruled().unwrap(), pod.is_redirected().unwrap());
+    let (rules_loaded, redirected) = (pod.has_rules().unwrap(), pod.is_redirected().unwrap());
     match have.rules {
-        Rules::Capture(_) => assert!(ruled && redirected, "{when}"),
-        Rules::Drain { .. } => assert!(ruled && !redirected, "{when}"),
+        Rules::Capture(_) => assert!(rules_loaded && redirected, "{when}"),
+        Rules::Drain { .. } => assert!(rules_loaded && !redirected, "{when}"),
         // What is forgotten with its sandbox has its rules until that goes.
-        Rules::None | Rules::Rest => assert!(!ruled || !have.recorded, "{when}"),
+        Rules::None | Rules::Rest => assert!(!rules_loaded || !have.recorded, "{when}"),
         Rules::Maybe | Rules::Reload { .. } => panic!("no act ends so: {when}"),
     }
     assert!(!have.strict || is_strict(pod).unwrap(), "{when}");

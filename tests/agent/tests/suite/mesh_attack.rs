@@ -36,7 +36,7 @@ fn a_pod_that_comes_back_while_ztunnel_hangs_is_served_again() {
     .unwrap();
     mesh.node.api.set_namespace("mesh", &[(MODE, "ambient")]);
     eventually("the pod is in again", PATIENCE + Duration::from_secs(5), || {
-        ensure!(pod.is_ruled()?, "no rules");
+        ensure!(pod.has_rules()?, "no rules");
         ensure!(ztunnel.workloads().contains_key(&pod.uid), "no ztunnel");
         Ok(())
     })
@@ -102,7 +102,7 @@ fn a_pod_whose_namespace_is_not_found_keeps_its_ztunnel() {
     ztunnel.wait_snapshot(PATIENCE).unwrap();
     mesh.node.api.set_namespace("mesh", &[]);
     std::thread::sleep(Duration::from_secs(1));
-    assert!(pod.is_ruled().unwrap());
+    assert!(pod.has_rules().unwrap());
     assert!(ztunnel.workloads().contains_key(&pod.uid), "{}", agent.log().text());
     assert_eq!(mesh.annotation(&pod), None, "others must not rely on it");
     mesh.run(&pod).unwrap();
@@ -128,7 +128,7 @@ fn a_sandbox_that_cannot_be_looked_at_is_not_gone() {
     limit("3");
     mesh.node.api.set_namespace("mesh", &[]);
     std::thread::sleep(Duration::from_secs(1));
-    assert!(pod.is_ruled().unwrap());
+    assert!(pod.has_rules().unwrap());
     assert!(ztunnel.workloads().contains_key(&pod.uid), "rules without a ztunnel: {}", agent.log().text());
     limit("1024");
     wait_out(&mesh, &pod).unwrap();

@@ -26,7 +26,7 @@ fn patches_that_fail_for_long() {
     assert_eq!(mesh.announce(&pod).unwrap().status, 200);
     let running = mesh.running("mesh", "running", &[]).unwrap();
     std::thread::sleep(long);
-    assert!(pod.is_ruled().unwrap() && running.is_ruled().unwrap());
+    assert!(pod.has_rules().unwrap() && running.has_rules().unwrap());
     assert_eq!(ztunnel.workloads().len(), 2);
     assert_eq!((ztunnel.adds(&pod.uid), ztunnel.adds(&running.uid)), (1, 1), "only the patch is repeated");
     assert_eq!(mesh.annotation(&pod), None);
@@ -421,7 +421,7 @@ fn pods_come_and_go_and_nothing_is_left_of_them() {
         weight(&agent).unwrap()
     );
     for pod in pods.values() {
-        assert!(pod.is_ruled().unwrap());
+        assert!(pod.has_rules().unwrap());
         mesh.delete(pod).unwrap();
     }
     pods.clear();

@@ -116,7 +116,7 @@ fn a_plugin_that_hangs_up_leaves_nothing() {
     let mut stream = http::connect(&mesh.event_socket()).unwrap();
     stream.write_all(&http::request("POST", "/cmdadd", &mesh.event(&pod).to_string())).unwrap();
     eventually("it is under way", PATIENCE, || {
-        ensure!(pod.is_ruled()?);
+        ensure!(pod.has_rules()?);
         Ok(())
     })
     .unwrap();
@@ -176,7 +176,7 @@ fn a_pod_that_runs_after_all_is_taken_in_where_it_is() {
     let _agent = mesh.agent().env("AMBIENT_VERIFY_INTERVAL", "1h").ready().unwrap();
     let ztunnel = mesh.ztunnel().unwrap();
     ztunnel.wait_snapshot(PATIENCE).unwrap();
-    assert!(pod.is_ruled().unwrap(), "nothing of it gets past its rules meanwhile");
+    assert!(pod.has_rules().unwrap(), "nothing of it gets past its rules meanwhile");
     mesh.node.api.set_pod(pod.object(&[], true));
     wait_in(&mesh, &pod).unwrap();
     assert_eq!(ztunnel.violations(), Vec::<String>::new());

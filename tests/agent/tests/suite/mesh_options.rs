@@ -241,15 +241,15 @@ fn pods_are_taken_over_without_the_api_server_and_what_it_says_later_wins() {
     mesh.new_sandbox(&mut announced).unwrap();
     let reply = mesh.announce(&announced).unwrap();
     assert_eq!(reply.status, 200, "{}", reply.body);
-    assert!(announced.is_ruled().unwrap());
+    assert!(announced.has_rules().unwrap());
     let stranger = mesh.sandbox("mesh", "stranger").unwrap();
     assert_says(&mesh.announce(&stranger).unwrap().body, &["mesh/stranger", "not known"]);
     settle();
     // No pod leaves by what was kept, and nothing is taken from one of which nothing was.
-    assert!(mesh.probes().unwrap().contains_key(&forgotten.ip.to_string()) && forgotten.is_ruled().unwrap());
+    assert!(mesh.probes().unwrap().contains_key(&forgotten.ip.to_string()) && forgotten.has_rules().unwrap());
     let record = |pod: &MeshPod| mesh.node.run_dir().join("ambient").join(format!("{}.json", pod.uid));
     assert!(record(&forgotten).exists());
-    assert!(running.is_ruled().unwrap() && labelled.is_ruled().unwrap());
+    assert!(running.has_rules().unwrap() && labelled.has_rules().unwrap());
 
     mesh.node.api.restart().unwrap();
     agent.wait_ready().unwrap();

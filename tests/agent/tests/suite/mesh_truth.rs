@@ -172,7 +172,7 @@ fn a_pod_that_the_next_ztunnel_refuses_is_not_in() {
     wait_event(&mesh, &pod, "address in use");
     assert_eq!(outside(&agent, "ztunnel").unwrap(), 1.0);
     assert_eq!((pods(&agent, "pending"), pods(&agent, "enrolled")), (1.0, 1.0));
-    assert!(pod.is_ruled().unwrap(), "nothing gets past ztunnel meanwhile");
+    assert!(pod.has_rules().unwrap(), "nothing gets past ztunnel meanwhile");
     // The same words again and again are one Event.
     let is_add = |request: &Request| matches!(request, Request::Add { uid, .. } if *uid == pod.uid);
     let tries = || second.requests().iter().filter(|(_, request)| is_add(request)).count();

@@ -321,7 +321,7 @@ fn cnictl_takes_ambient_mode_off_the_nodes_own_network() {
             rules[0].contains("table ip mine") && rules[2].contains("-A POSTROUTING -j RETURN"),
             "{rules:?}"
         );
-        assert!(pod.is_ruled().unwrap());
+        assert!(pod.has_rules().unwrap());
         let again = cnictl("uninstall --yes");
         assert!(!text(&again).contains("table") && !text(&again).contains("ipset"), "{again:?}");
     }

@@ -134,7 +134,7 @@ fn a_daemonset_that_is_deleted() {
     println!("everything was gone {removed_after:?} after the deletion, in {} looks", looks.len());
     assert!(removed_after < Duration::from_secs(5), "{removed_after:?}\n{log}");
     assert_eq!(ended.status.code(), Some(0), "{log}");
-    assert!(!late.is_ruled().unwrap() && scene.mesh.annotation(&late).is_none());
+    assert!(!late.has_rules().unwrap() && scene.mesh.annotation(&late).is_none());
     assert!(ended.log.find(&["pod starts without capture", "mesh/late"]).is_some(), "{log}");
     let run = scene.mesh.node.run_dir();
     assert!(!run.join("facts").exists() && !scene.mesh.node.agent_socket().exists(), "{log}");

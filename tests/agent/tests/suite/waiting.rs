@@ -316,7 +316,7 @@ fn an_ambient_pod_waits_for_the_agent_and_for_ztunnel() {
         &answer.stderr,
         &["no node agent has been here yet", "no ztunnel", "the node agent has taken it"],
     );
-    assert!(pod.is_ruled().unwrap());
+    assert!(pod.has_rules().unwrap());
     assert!(ztunnel.workloads().contains_key(&pod.uid));
     assert_eq!(ztunnel.violations(), Vec::<String>::new());
 }

@@ -352,7 +352,7 @@ impl MeshPod {
     ///
     /// # Errors
     /// A program fails.
-    pub fn is_ruled(&self) -> Result<bool> {
+    pub fn has_rules(&self) -> Result<bool> {
         let nft = self.netns.run(std::process::Command::new("nft").args(["list", "tables"]))?;
         let iptables = self.netns.run(&mut std::process::Command::new("iptables-save"))?;
         Ok(nft.contains("istio-ambient-nat") || iptables.contains("ISTIO_"))
@@ -376,6 +376,6 @@ impl MeshPod {
         let ip = |args: &[&str]| self.netns.run(std::process::Command::new("ip").args(args));
         // The routing table does not exist while nothing is in it.
         let routes = ip(&["route", "show", "table", "all"])?;
-        Ok(!self.is_ruled()? && !ip(&["rule"])?.contains("32764") && !routes.contains("table 100"))
+        Ok(!self.has_rules()? && !ip(&["rule"])?.contains("32764") && !routes.contains("table 100"))
     }
 }

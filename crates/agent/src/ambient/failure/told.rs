@@ -21,7 +21,7 @@ impl Fault for Failure {
             Self::NotReady
             | Self::Cleanup(_)
             | Self::Ztunnel(_)
-            | Self::Unztunnel(_)
+            | Self::RemoveFromZtunnel(_)
             | Self::Probes { .. }
             | Self::Api(_)
             | Self::Unfinished(_)
@@ -38,7 +38,7 @@ impl Fault for Failure {
             Self::Unfinished(_) => "work in the network namespace of the pod",
             Self::Cleanup(_) => "remove the rules from the network namespace of the pod",
             Self::Ztunnel(_) => "hand the pod to ztunnel",
-            Self::Unztunnel(_) => "take the pod from ztunnel",
+            Self::RemoveFromZtunnel(_) => "take the pod from ztunnel",
             Self::Probes { .. } => "let host probes through to the pod",
             Self::NotReady | Self::Refused(_) | Self::NoUid | Self::Api(_) | Self::Panicked(_) => "",
         }
@@ -54,7 +54,7 @@ impl Fault for Failure {
             Self::Cleanup(cause) => fault::chain(cause),
             Self::Ztunnel(zds::AddError::NoZtunnel) => "no ztunnel connection".to_owned(),
             Self::Ztunnel(error) => error.to_string(),
-            Self::Unztunnel(error) => error.to_string(),
+            Self::RemoveFromZtunnel(error) => error.to_string(),
             Self::Probes { ip, cause } => format!("{ip}: {}", fault::chain(cause)),
             Self::NotReady | Self::Refused(_) | Self::NoUid | Self::Api(_) | Self::Panicked(_) => {
                 self.to_string()
