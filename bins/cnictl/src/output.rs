@@ -163,7 +163,7 @@ const PLAIN: char = '\u{10fff3}';
 /// What a terminal takes for them, in the same order.
 const COLOURS: [&str; 4] = ["\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[0m"];
 
-/// The text in colour where standard output is a terminal and nobody objects (https://no-color.org).
+/// The text in colour where standard output is a terminal and NO_COLOR is not set (https://no-color.org).
 pub(crate) fn paint(text: &str, colour: Colour) -> String {
     paint_if(io::stdout().is_terminal(), text, colour)
 }

@@ -273,7 +273,7 @@ impl Captured {
         }
     }
 
-    /// Whether the proxy is a native sidecar; nothing where it is none.
+    /// Whether the proxy is a native sidecar; `None` without a sidecar.
     pub(crate) fn native_sidecar(&self) -> Option<bool> {
         match self.by {
             By::Sidecar { native_sidecar, .. } => Some(native_sidecar),

@@ -242,7 +242,7 @@ pub(crate) fn shadowed(differences: &[Difference]) -> String {
     format!("packets escape capture by rules of others, {}", summary(differences, SHOWN_FIRST))
 }
 
-/// What the runtime is told of lost capture.
+/// The error to the runtime about lost capture.
 pub(crate) fn failure(differences: &[Difference], pod: &str) -> Error {
     let summary = summary(differences, SHOWN_FIRST);
     let message =

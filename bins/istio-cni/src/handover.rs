@@ -33,7 +33,7 @@ const SHOWN: usize = 2000;
 /// The agent did not take the pod.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// There is nobody at the socket.
+    /// No process listens on the socket.
     #[error(
         "hand the pod to the node agent at {}: {cause}; the pod belongs to the mesh (ambient mode) and waits for the agent: check that the \
          istio-cni-node pod of this node runs and is ready", socket.display()
@@ -44,7 +44,7 @@ pub(crate) enum Error {
         /// The system's words.
         cause: io::Error,
     },
-    /// Whoever is there is not the agent.
+    /// The process that listens is not the agent.
     #[error("hand the pod to the node agent at {}: user {uid} listens there, and only root may; nothing was sent", socket.display())]
     Foreign {
         /// Where.

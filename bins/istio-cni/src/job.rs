@@ -46,7 +46,7 @@ pub(crate) struct Job {
 pub(crate) enum Added {
     /// The pod's traffic goes through its proxy.
     Captured,
-    /// The pod is none to capture.
+    /// The pod is not captured.
     Skipped,
 }
 
@@ -229,7 +229,7 @@ impl Job {
         })?
     }
 
-    /// The run directory. A plugin's working directory is not its own, so a relative one is none.
+    /// The run directory. A plugin's working directory is not its own, so a relative path is not used.
     pub(crate) fn run_dir(&self) -> Option<&Path> {
         run_dir(&self.conf)
     }

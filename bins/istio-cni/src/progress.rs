@@ -94,7 +94,7 @@ impl Progress {
         self.state().gaps.clone()
     }
 
-    /// Notes which parts of the pod nobody has told.
+    /// Notes which facts of the pod are assumed.
     pub(crate) fn set_assumed(&self, assumed: &'static str) {
         self.state().assumed = assumed;
     }

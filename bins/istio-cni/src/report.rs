@@ -1,4 +1,4 @@
-//! What the node agent is told of a call, so that a process that lives for milliseconds is counted, and a pod that starts uncaptured is found.
+//! The report of a call to the node agent, so that a process that lives for milliseconds is counted, and a pod that starts uncaptured is found.
 
 use std::time::Duration;
 

@@ -322,7 +322,7 @@ impl Inquiry<'_> {
         None
     }
 
-    /// Whether nobody listens where the agent would.
+    /// Whether no process listens on the agent's socket.
     fn is_absent(&self) -> bool {
         self.error.borrow().as_ref().is_none_or(Error::is_absence)
     }
@@ -333,7 +333,7 @@ pub(crate) fn agent(conf: &PluginConf) -> Option<Agent> {
     run_dir(conf).map(|run_dir| Agent::new(run_dir, env!("CARGO_PKG_VERSION")))
 }
 
-/// The run directory, where the agent listens and leaves facts. A plugin's working directory is not its own, so a relative one is none.
+/// The run directory, where the agent listens and leaves facts. A plugin's working directory is not its own, so a relative path is not used.
 pub(crate) fn run_dir(conf: &PluginConf) -> Option<&Path> {
     Some(&*conf.cni_agent_run_dir).filter(|run_dir| run_dir.is_absolute())
 }

@@ -104,7 +104,7 @@ fn check(config: &Config, probe: Probe, addresses: &[IpAddr], log: &Logger) -> R
 fn usage(error: &options::Error, log: &Logger) -> ExitCode {
     match error {
         options::Error::Usage(clap) if !clap.use_stderr() => {
-            // A closed pipe: whoever asked has read enough.
+            // A closed pipe: the reader has enough.
             let _ = clap.print();
             ExitCode::SUCCESS
         }

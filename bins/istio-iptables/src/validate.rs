@@ -19,7 +19,7 @@ use crate::config::Probe;
 
 /// What the client connects to (abbreviation B of the specification).
 const TARGET_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 6));
-/// The same for IPv6; whoever programs the pod puts it on the loopback interface.
+/// The same for IPv6; the program that loads the rules adds it to the loopback interface.
 const TARGET_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6));
 /// Time between two connections.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -218,7 +218,7 @@ impl Client {
         before.map_or(Ok(()), Err)
     }
 
-    /// How the attempt under way has failed, if it has.
+    /// The error of the attempt under way, if it has failed.
     fn take_error(&mut self) -> Option<Errno> {
         sockopt::socket_error(self.socket.take()?).ok()?.err()
     }

@@ -27,7 +27,7 @@ pub enum ArgsError {
     /// `IgnoreUnknown` is not a boolean.
     #[error("ARGS: error parsing value of pair {0:?}: IgnoreUnknown takes 1, true, 0 or false")]
     NotABoolean(String),
-    /// Keys that nobody knows, while `IgnoreUnknown` is not set.
+    /// Unknown keys, while `IgnoreUnknown` is not set.
     #[error("ARGS: unknown args [{}]", quoted(.0))]
     Unknown(Vec<String>),
 }

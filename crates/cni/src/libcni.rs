@@ -62,7 +62,7 @@ pub enum Refusal {
     /// A number that no 64-bit float can hold.
     #[error("number {0} is too large")]
     HugeNumber(String),
-    /// A version in `cniVersion` or `cniVersions` that is none.
+    /// A text in `cniVersion` or `cniVersions` that is not a version.
     #[error("{0}")]
     Version(ParseError),
     /// A list that calls nothing.
@@ -97,7 +97,7 @@ pub struct Verdict {
 /// The `.conf` files of the folder beside a list that is named like the network: since CNI 1.1 they are plugins of it too.
 #[derive(Debug, Default)]
 pub struct Folder {
-    /// What became of each file, in the order of their names: the plugin's type, or why it is none.
+    /// The outcome for each file, in the order of their names: the plugin's type, or why the file is not a plugin.
     pub plugins: Vec<Result<String, String>>,
     /// Why the folder cannot be read. One that does not exist is empty.
     pub unreadable: Option<String>,

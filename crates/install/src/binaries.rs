@@ -25,7 +25,7 @@ pub enum BinaryError {
     /// The image is not what it should be.
     #[error("directory {path} has no files to copy; the image is incomplete", path = .0.display())]
     NothingToCopy(PathBuf),
-    /// Runtimes look for programs in a directory that is mounted; one that we made would be nobody's.
+    /// Runtimes look for programs in a directory that is mounted; a directory that we made would not be read.
     #[error(
         "directory {path} does not exist; mount the directory where the container runtime looks for CNI plugins (chart value cniBinDir)",
         path = .0.display()

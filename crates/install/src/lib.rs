@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Everything is compared first and written only where it differs, so that a cycle can be repeated at any time. Every file is
-//! written aside, synced and renamed: whoever reads sees the old or the new one. What belongs to other components is never lost:
+//! written aside, synced and renamed: a reader sees the old or the new one. What belongs to other components is never lost:
 //! the original of a configuration is kept beside it, and goes back when the plugin is taken off the node.
 //!
 //! The crate is synchronous: [`Installer::run`] has a thread of its own, and a [`Handle`] to wake it. What happens is told to an

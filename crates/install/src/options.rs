@@ -39,7 +39,7 @@ pub struct Options {
 /// What becomes of the plugin's program at an uninstallation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProgramAtEnd {
-    /// It goes at once, whoever needs it.
+    /// It is removed at once, even if it is still needed.
     Goes,
     /// It stays while a result that libcni keeps names it: runtimes that delete a pod by the configuration of its ADD need it then.
     StaysWhileNamed {

@@ -9,7 +9,7 @@ const INTERVAL: Duration = Duration::from_secs(5);
 const BURST: Duration = INTERVAL;
 /// Longest pause before a cycle.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// From more rewrites than this in a row on, somebody is told.
+/// More rewrites than this in a row are reported.
 const TOLERATED: u32 = 5;
 
 /// A token bucket of size two. Reservations add up, so a fight is remembered for a while after it ended.

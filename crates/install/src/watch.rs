@@ -119,7 +119,7 @@ pub(crate) fn wait_for_call(call: &OwnedFd, timeout: Duration) -> io::Result<boo
     Ok(poll(fds, Some(deadline.saturating_duration_since(Instant::now())))? > 0)
 }
 
-/// An interruption by a signal counts as readiness: whoever waits looks again.
+/// An interruption by a signal counts as readiness: the waiting code looks again.
 fn poll(fds: &mut [PollFd<'_>], timeout: Option<Duration>) -> io::Result<usize> {
     let timeout = timeout
         .map(|timeout| Timespec::try_from(timeout).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 }));

@@ -48,7 +48,7 @@ pub struct Scan {
 pub struct Found {
     /// An open namespace for each pod that has one, by uid.
     pub namespaces: HashMap<String, Netns>,
-    /// Why there is none for the others.
+    /// Why the others have no namespace.
     pub missing: HashMap<String, Missing>,
 }
 
@@ -73,7 +73,7 @@ pub enum Missing {
     Failed(String),
 }
 
-/// The addresses of a namespace other than those of `lo`, from whoever can list them: what is reached by `lo` only is nobody's address.
+/// The addresses of a namespace other than those of `lo`, from whoever can list them: an address that only `lo` reaches identifies no pod.
 pub type Addresses<'a> = &'a (dyn Fn(&Inside) -> Result<Vec<IpAddr>, String> + Sync);
 
 /// A namespace that was named for a pod and is not its.
@@ -92,7 +92,7 @@ pub enum NotThePods {
         /// Those that it has.
         found: String,
     },
-    /// It has no address at all, and nobody says which it should have.
+    /// It has no address at all, and no source says which it should have.
     #[error("neither it nor the runtime has an address for the pod")]
     NoAddress,
     /// It could not be looked at.
@@ -213,7 +213,7 @@ impl Scan {
 // === impl Search ===
 
 impl Search<'_> {
-    /// Notes the process's namespace for the pod, if it could be the pod's. Nothing is noted if the process ends meanwhile.
+    /// Adds the process's namespace to the pod's candidates, if it could be the pod's. Adds nothing if the process ends meanwhile.
     fn consider(
         &mut self,
         process: &Process,

@@ -1,4 +1,4 @@
-//! One user of a namespace at a time, and nobody without rights among them.
+//! One user of a namespace at a time, and only users with rights.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::fs;

@@ -82,7 +82,7 @@ impl Agent {
         let deadline = Deadline::within(limit);
         let mut connection = http1::unix::connect(&self.socket, deadline).map_err(Cause::NoAgent)?;
         let peer = http1::unix::peer_uid(&connection).map_err(Cause::NoAgent)?;
-        // Facts decide over capture, so nobody else may give them.
+        // Facts decide over capture, so no other user may give them.
         if peer != 0 && peer != geteuid().as_raw() {
             return Err(Cause::ForeignAgent { uid: peer });
         }

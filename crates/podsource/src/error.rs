@@ -371,7 +371,7 @@ impl Error {
         matches!(*self.cause, Cause::Status { code: 403, .. })
     }
 
-    /// Whether nobody listens where a node agent would.
+    /// Whether no process listens on the node agent's socket.
     pub fn is_absence(&self) -> bool {
         use std::io::ErrorKind::{ConnectionRefused, NotFound};
         matches!(&*self.cause, Cause::NoAgent(error) if matches!(error.kind(), NotFound | ConnectionRefused))

@@ -206,7 +206,7 @@ struct Failure {
 }
 
 impl Failure {
-    /// The last try often gets only the rest of the time, and its timeout would hide the reason that the earlier tries found.
+    /// The cause of the earlier try if this one was cut short: the last try often gets only the rest of the time, and its timeout hides the cause.
     fn or_earlier_cause(self, before: Option<Failure>) -> Failure {
         match (&self.cause, before) {
             (Cause::TimedOut { after, .. }, Some(before)) if *after < FAIR_TRY => before,

@@ -225,7 +225,7 @@ fn read_stream(stream: impl Read) -> io::Result<String> {
     String::from_utf8(text).map_err(|_| io::Error::other(NOT_TEXT))
 }
 
-/// The text of a file that pods are captured by, so nobody else may write it.
+/// The text of a file that decides over capture, so no other user may write it.
 fn read_believed(path: &Path) -> io::Result<String> {
     let bytes = trusted::read(path, Links::Followed, MAX_BYTES)?;
     String::from_utf8(bytes).map_err(|_| io::Error::other(NOT_TEXT))

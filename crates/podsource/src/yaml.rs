@@ -52,7 +52,7 @@ pub(crate) fn to_json(text: &str) -> Result<Vec<u8>, Error> {
 /// Reads one document, with the limits of [`to_json`]; one without a value is null.
 ///
 /// # Errors
-/// It is none, or too much.
+/// It is not YAML, or exceeds a limit.
 pub fn read(text: &str) -> Result<Value, Error> {
     let mut reader = Reader::default();
     let mut parser = Parser::new_from_str(text);

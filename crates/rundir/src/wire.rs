@@ -59,7 +59,7 @@ impl Report {
 pub enum Outcome {
     /// The pod is captured, or compares as planned.
     Captured,
-    /// The pod is none to capture.
+    /// The pod is not captured.
     Skipped,
     /// The runtime was told of an error.
     #[default]

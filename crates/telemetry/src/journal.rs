@@ -184,7 +184,7 @@ impl Scope {
         self.log(Level::Warn, msg, labels);
     }
 
-    /// A line of level warn that sums up and is told each time: whoever writes it chooses the pauses.
+    /// A line of level warn that sums up and is told each time: the caller chooses the pauses.
     pub fn sum_up(&self, msg: impl Display, labels: &[Label<'_>]) {
         if self.level.passes(Level::Warn) {
             self.tell(Level::Warn, &msg.to_string(), labels);

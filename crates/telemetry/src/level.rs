@@ -3,7 +3,7 @@
 /// Seriousness of a line, or the least seriousness that a [`crate::Logger`] lets through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// Details for whoever looks into one pod, the configuration among them.
+    /// Details for the analysis of one pod, the configuration among them.
     Debug,
     /// What was decided and done.
     Info,
@@ -22,7 +22,7 @@ pub enum Level {
 impl Level {
     /// The level that a word of the configuration (`plugin_log_level`) names, whatever its case.
     ///
-    /// An unknown word gives `Info`: silencing the plugin because of a typing error helps nobody.
+    /// An unknown word gives `Info`: silencing the plugin because of a typing error helps no one.
     pub fn parse(word: &str) -> Self {
         const ALL: [Level; 6] =
             [Level::Debug, Level::Info, Level::Warn, Level::Error, Level::Fatal, Level::None];

@@ -1,4 +1,4 @@
-//! Standard error of a short-lived process. It is a pipe most often, and whoever started the process may read it late, or only at its end.
+//! Standard error of a short-lived process. It is a pipe most often, and the parent process may read it late, or only at its end.
 
 use std::io::Write;
 use std::os::fd::AsFd;

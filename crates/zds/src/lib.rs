@@ -58,7 +58,7 @@ pub trait Snapshot: Send + Sync + 'static {
 /// A pod that no ztunnel took.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AddError {
-    /// There is none. Tried again, this may succeed.
+    /// No ztunnel is connected. A later try may succeed.
     #[error("no ztunnel connection; check that ztunnel runs on this node")]
     NoZtunnel,
     /// It said no.
@@ -69,7 +69,7 @@ pub enum AddError {
     Lost(String),
 }
 
-/// Ztunnels that may still have a pod which is to be gone. Removing again is harmless.
+/// Ztunnels that may still have a pod that was removed. Removing again is harmless.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a ztunnel may still have the pod: {0}")]
 pub struct RemoveError(pub String);

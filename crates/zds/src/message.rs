@@ -7,7 +7,7 @@ use prost::{Enumeration, Message, Oneof};
 /// Largest packet in either direction.
 pub const MAX_PACKET: usize = 1024;
 
-/// A pod as ztunnel is told of it.
+/// A pod as it is sent to ztunnel.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Workload {
     /// `metadata.uid`.

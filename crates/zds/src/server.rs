@@ -19,13 +19,13 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 const TELL_PAUSE: Duration = Duration::from_secs(1);
 /// Orders that wait for one ztunnel.
 const WAITING: usize = 100;
-/// Connections at once. There are two during a rolling restart; whoever connects without a word is gone after five seconds.
+/// Connections at once. There are two during a rolling restart; a connection without a hello is closed after five seconds.
 const MAX_CONNECTIONS: usize = 32;
 
 /// Where events go.
 pub(crate) type Tell = Arc<dyn Fn(Event) + Send + Sync>;
 
-/// A socket that ztunnels can connect to, and that nobody serves yet.
+/// A socket that ztunnels can connect to, and that is not served yet.
 pub struct Listener(Bound);
 
 /// All ztunnels that are connected.
@@ -142,7 +142,7 @@ impl Ztunnels {
         self.peers().len()
     }
 
-    /// Whether the newest ztunnel has heard of all pods. Until then its answer about a pod is still to come.
+    /// Whether the newest ztunnel was sent all pods. Until then its answer about a pod is pending.
     pub fn is_informed(&self) -> bool {
         self.peers().last().is_some_and(|newest| newest.is_informed())
     }
@@ -156,7 +156,7 @@ impl Ztunnels {
             peers.push(peer.clone());
             peers.len()
         };
-        // From here on it is the newest; what it is told waits for its snapshot.
+        // From here on it is the newest; later messages wait for its snapshot.
         (self.0.tell)(Event::Connected { ztunnel: number, connected });
         let mut place = Place {
             ztunnels: self.clone(),
@@ -167,7 +167,7 @@ impl Ztunnels {
         place.end = session.run(&*self.0.snapshot).await;
     }
 
-    /// Lets the ztunnel that is the newest again have the pods that only the one had that is gone.
+    /// Sends the ztunnel that is the newest again the pods that only the disconnected one had.
     fn send_missing_pods(&self, newest: &Arc<Peer>) {
         let entries = self.0.snapshot.entries().into_iter().filter(|entry| entry.netns.is_some());
         let uids = entries.map(|entry| entry.workload.uid).filter(|uid| !newest.has(uid));
@@ -191,7 +191,7 @@ impl Ztunnels {
     }
 }
 
-/// Lets a ztunnel have a pod as it is by now; `None` when the connection ended. Pods come, move and leave while others are told of.
+/// Sends a ztunnel a pod in its current state; `None` when the connection ended. Pods come, move and leave while others are sent.
 async fn send_missing_pod(snapshot: &dyn Snapshot, newest: &Peer, uid: String) -> Option<()> {
     let Some(entry) = snapshot.entry(&uid).filter(|_| !newest.has(&uid)) else { return Some(()) };
     let Some(netns) = entry.netns.clone() else { return Some(()) };

@@ -97,7 +97,7 @@ impl Cache {
         written.with_context(place)
     }
 
-    /// Forgets a result. That there is none is fine.
+    /// Removes a result. A missing one is not an error.
     ///
     /// # Errors
     /// The file cannot be removed.

@@ -55,7 +55,7 @@ pub(super) fn execute(
         });
         let stdout = scope.spawn(move || drain(stdout));
         let stderr = scope.spawn(move || drain(stderr));
-        // Without collecting it, so that its number belongs to nobody else while the guard may still send a signal.
+        // Without collecting it, so that its process id is not reused while the guard may still send a signal.
         while let Err(rustix::io::Errno::INTR) =
             waitid(rustix::process::WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT)
         {}
@@ -69,7 +69,7 @@ pub(super) fn execute(
     })
 }
 
-/// Ends the plugin's process group when nobody says in time that it has ended.
+/// Ends the plugin's process group if it does not end in time.
 fn kill_late(pid: Pid, timeout: Duration, ended: &Receiver<()>) -> bool {
     if ended.recv_timeout(timeout) != Err(RecvTimeoutError::Timeout) {
         return false;

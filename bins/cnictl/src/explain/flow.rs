@@ -46,7 +46,7 @@ pub(super) struct Flow {
     pub(super) mark: u32,
     /// A process of the node sends it.
     pub(super) from_node: bool,
-    /// What nobody said and was taken for granted.
+    /// Values that were not given and are assumed.
     pub(super) assumed: Vec<String>,
 }
 

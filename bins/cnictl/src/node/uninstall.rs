@@ -31,7 +31,7 @@ Exit codes: 0 nothing of the plugin is left but what is listed as kept (with --d
 
 /// Take the plugin off this node: out of every CNI configuration, then its files, and ambient mode's table off the node's own network
 ///
-/// Configurations are restored to the byte where nobody else has changed them since, and lose only the plugin's entry where somebody has.
+/// Configurations are restored to the byte if they are unchanged since; from changed ones, only the plugin's entry is removed.
 /// Works without the agent, and also after upstream's. Pods that run stay as they are, also those of ambient
 /// mode, which keep their rules; new ones start without capture.
 #[derive(Debug, clap::Args)]
@@ -273,7 +273,7 @@ impl Report {
         }
     }
 
-    /// Adds the run directory if nothing will be left in it.
+    /// Plans the removal of the run directory if it will be empty.
     fn plan_run_dir_removal(&mut self, run_dir: &Path) {
         let Ok(mut entries) = std::fs::read_dir(run_dir) else { return };
         let goes = |path: &PathBuf| {
@@ -284,7 +284,7 @@ impl Report {
         }
     }
 
-    /// The agent made the run directory, if nobody mounted it.
+    /// Removes the run directory, which the agent made unless it is a mount.
     fn remove_if_empty(&mut self, run_dir: &Path) {
         match rustix::fs::rmdir(run_dir) {
             Ok(()) => {

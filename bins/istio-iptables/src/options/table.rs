@@ -70,7 +70,7 @@ const LEVELS: TextKind = TextKind::Form(&TextForm {
     is: |text| telemetry::Levels::parse(text).is_ok(),
 });
 
-/// `setting, flag, short flag, [variables], kind, default, help`; `-` is none.
+/// `setting, flag, short flag, [variables], kind, default, help`; `-` means absent.
 macro_rules! specs {
     (@name - $env:literal) => { $env };
     (@name $long:literal $($env:literal)*) => { $long };

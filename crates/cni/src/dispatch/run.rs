@@ -60,7 +60,7 @@ impl Run<'_> {
 
     /// Runs the plugin's code; a panic becomes an error.
     fn guarded(&self, verb: Verb, work: impl FnOnce() -> Result<Answer, Error>) -> Result<Answer, Error> {
-        // The plugin is not used again after a panic, so nobody can see what it left half done.
+        // The plugin is not used again after a panic, so its half-done state is not seen.
         catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
             let (name, handler) = (self.identity.name, verb.handler_name());
             let cause = panic_text(payload.as_ref());

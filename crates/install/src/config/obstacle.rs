@@ -21,7 +21,7 @@ pub enum Obstacle {
         /// The one that the plugin is in.
         path: PathBuf,
     },
-    /// The configured name is none that a runtime looks for.
+    /// Runtimes do not look for the configured name.
     #[error("no container runtime loads {path} by its name: pods start without the plugin; set CNI_CONF_NAME to a name that ends in .conflist, or leave it empty", path = .0.display())]
     NotLoaded(PathBuf),
     /// Nothing in the list makes an interface.

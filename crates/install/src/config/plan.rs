@@ -139,7 +139,7 @@ fn configured(config: &Config<'_>, path: PathBuf) -> Result<Result<Primary, Wait
     Ok(Ok(Primary { candidate, merged }))
 }
 
-/// The file that would come first if a single network became a list, whose name sorts later.
+/// The file that would sort before a single network once that is a list, whose name sorts later.
 fn order_problem(
     config: &Config<'_>,
     candidate: &Candidate,

@@ -45,7 +45,7 @@ pub(crate) fn take_out(path: &Path, ours: Ours) -> Result<Option<Taken>, ConfigE
 }
 
 /// Brings back the original of a file whose owner has given it a name that no runtime loads, such as that of a backup: with that name
-/// undone it would call a plugin that is gone. `None` if the file is none of these.
+/// undone it would call a plugin that is gone. `None` for any other file.
 pub(crate) fn take_out_of_renamed(path: &Path) -> Result<Option<Taken>, ConfigError> {
     let Some((file, way)) = File::renamed(path)? else { return Ok(None) };
     Ok(file.apply(&way)?.then(|| way.taken(path)))
@@ -122,7 +122,7 @@ fn originals(path: &Path) -> Vec<Original> {
     names.map(|name| Original { kept_at: original_of(&name), name }).collect()
 }
 
-/// Originals that are not of a file with their names: one may be of this file, which had another name then.
+/// Originals without a file of their name: one may belong to this file, which had another name then.
 fn orphaned_originals(path: &Path) -> Result<Vec<Original>, FileError> {
     let Some(directory) = path.parent() else { return Ok(Vec::new()) };
     let bases = file::names(directory)?.into_iter().filter_map(|name| base_of(&name));

@@ -89,7 +89,7 @@ impl Process {
 
     /// Whether the namespace's traffic is passed on to a virtual machine by traffic control, below the rules and with the pod's address still
     /// on the outer interface: Kata Containers' `tcfilter`, which is its default, and its device `tap<number>_kata`. KubeVirt's machines have
-    /// no such device, and the rules are in force for them. Who can make one can remove rules too, so nobody gets out of the mesh by it.
+    /// no such device, and the rules are in force for them. Who can make one can remove rules too, so no pod leaves the mesh by it.
     pub(super) fn is_bridged_to_vm(&self) -> bool {
         let names = self.read("net/dev").unwrap_or_default();
         names.lines().filter_map(|line| line.split_once(':')).any(|(name, _)| {

@@ -386,7 +386,7 @@ fn labels_of_a_namespace() {
         // A pod of the same name is no namespace, and what is broken elsewhere is no reason.
         (vec![("a.yaml", &*pod_of_the_name), ("b.yaml", &broken_pod)], Ok(None)),
         (vec![("a.yaml", &*in_mesh("bank")), ("b.json", "{\"kind\": \"Namespace")], Ok(None)),
-        // It may be here, and nobody can tell.
+        // It may be here, which cannot be seen.
         (vec![("a.yaml", "kind: Namespace\nmetadata: {name: shop, labels: [")], Err("a.yaml")),
         (
             vec![("a.yaml", "kind: Namespace\nmetadata: {name: shop, labels: ["), ("b.json", list)],

@@ -1,4 +1,4 @@
-//! The objects of a manifest file as they are written, for whoever knows their kinds.
+//! The objects of a manifest file as they are written; the caller knows their kinds.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

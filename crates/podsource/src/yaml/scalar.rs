@@ -83,7 +83,7 @@ fn boolean(text: &str) -> Option<bool> {
     }
 }
 
-/// `12`, `-12`, `1_000`, `0x1f`, `0o17`, `0b11`. One that begins with a zero is none: whether that is octal, versions of YAML do not agree.
+/// `12`, `-12`, `1_000`, `0x1f`, `0o17`, `0b11`. Not one with a leading zero: versions of YAML disagree whether that is octal.
 fn integer(text: &str) -> Option<Number> {
     let negative = text.starts_with('-');
     let unsigned = text.strip_prefix(['+', '-']).unwrap_or(text);

@@ -21,7 +21,7 @@ const MAX_LINES: usize = 4096;
 /// Labels that say what a line is about, in this order. A line without any is about its scope.
 const SUBJECTS: [&str; 5] = ["pod", "watch", "path", "ip", "container"];
 
-/// What was said, by subject.
+/// Lines that were logged, by subject.
 #[derive(Debug, Default)]
 pub(super) struct Repeats {
     subjects: HashMap<u64, Vec<LineState>>,
@@ -75,7 +75,7 @@ impl Repeats {
         is_due.then_some(known.times)
     }
 
-    /// The subject of these labels is well: what is said of it next is news.
+    /// The subject of these labels has recovered: its next line is logged at once.
     pub(super) fn settle(&mut self, scope: &str, labels: &[Label<'_>]) {
         if let Some(said) = self.subjects.remove(&self.subject(scope, labels)) {
             self.lines -= said.len();
