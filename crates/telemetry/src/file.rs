@@ -123,11 +123,10 @@ impl RollingFile {
                 names.push(name);
             }
         }
-        // All names have one shape, so they sort by time.
-        names.sort_unstable();
+        // All names have one shape, so the greatest is the newest.
+        let newest = names.iter().max().cloned();
         let oldest_kept = now.checked_sub(BACKUP_MAX_AGE).map(backup_name).unwrap_or_default();
-        let newest = names.pop().filter(|newest| *newest < oldest_kept);
-        for name in names.into_iter().chain(newest) {
+        for name in names.into_iter().filter(|name| newest.as_ref() != Some(name) || *name < oldest_kept) {
             match std::fs::remove_file(self.dir.join(name)) {
                 Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(err),
                 _ => {}

@@ -142,10 +142,8 @@ fn backward(changed: &[&View<'_>], family: Family) -> String {
         for rule in saved.rules.iter().filter(|rule| is_own(&rule.chain)) {
             let _ = writeln!(text, "-A {} {}", rule.chain, rule.text);
         }
-        let mut shared: Vec<usize> = changed.iter().flat_map(|view| view.shared.iter().copied()).collect();
-        shared.sort_unstable();
-        for number in shared {
-            let rule = &saved.rules[number];
+        let is_shared = |number: &usize| changed.iter().any(|view| view.shared.binary_search(number).is_ok());
+        for (number, rule) in saved.rules.iter().enumerate().filter(|(number, _)| is_shared(number)) {
             // In rising order each rule finds those before it in place already.
             let before = saved.rules[..number].iter().filter(|r| r.chain == rule.chain).count();
             let _ = writeln!(text, "-I {} {} {}", rule.chain, before + 1, rule.text);

@@ -1,6 +1,7 @@
 //! What sets of others hold.
 
-use super::super::uapi::{element, expr as uapi, set};
+use super::super::set::{Element, sort};
+use super::super::uapi::set;
 use crate::netlink::wire::Attribute;
 
 /// The most members of a set that are looked at.
@@ -19,17 +20,15 @@ pub(in crate::nft) fn members(flags: u32, elements: &[Attribute<'_>]) -> Option<
         if item.nested().find(KEY_END).is_some() {
             return None;
         }
-        let key = item.nested().find(element::KEY)?.nested().find(uapi::DATA_VALUE)?.data.to_vec();
-        let flags = item.nested().find(element::FLAGS).and_then(|flags| flags.be32()).unwrap_or_default();
-        keys.push((key, flags & element::INTERVAL_END != 0));
+        keys.push(Some(Element::read(item)).filter(|element| !element.key.is_empty())?);
     }
     if flags & set::INTERVAL == 0 {
-        return Some(keys.into_iter().map(|(key, _)| (key.clone(), key)).collect());
+        return Some(keys.into_iter().map(|Element { key, .. }| (key.clone(), key)).collect());
     }
-    keys.sort_unstable();
+    sort(&mut keys);
     let mut ranges: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
     let mut open: Option<Vec<u8>> = None;
-    for (key, end) in keys {
+    for Element { key, end, .. } in keys {
         if let Some(first) = open.take() {
             ranges.push((first, before(&key)));
         }
