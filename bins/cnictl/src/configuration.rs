@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use capture::ambient::{NodeOptions, PROBE_V4, PROBE_V6, ProbeSender};
-use capture::decide::{Enrolment, Scope};
+use capture::decide::{Enrolment, Exclusions};
 use cni::PluginConf;
 use cni::json::Value;
 use podsource::Agent;
@@ -97,7 +97,7 @@ impl Configuration {
     }
 
     /// Which pods are left alone by their names.
-    pub(crate) fn scope(&self) -> Scope {
+    pub(crate) fn scope(&self) -> Exclusions {
         self.plugin.scope()
     }
 

@@ -8,7 +8,7 @@ use std::fmt::Write;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use applied::{Applied, Key, Origin};
+use applied::{AppliedRecord, Origin, RecordKey};
 use cni::Error;
 use kernel::{Difference, Record};
 use netns::{Inside, Netns};
@@ -53,7 +53,7 @@ impl Job {
             Err(failure) => return unknown(&failure),
         };
         let end = Instant::now() + PATIENCE;
-        let mut before: Option<Applied> = None;
+        let mut before: Option<AppliedRecord> = None;
         for _ in 0..TRIES {
             let Some(applied) = self.recorded(&netns) else {
                 return self.check_by_facts(end.saturating_duration_since(Instant::now()));
@@ -89,10 +89,10 @@ impl Job {
     }
 
     /// The record of what was applied to this namespace, for this pod: one of the plugin's own, or one of the node agent's.
-    fn recorded(&self, netns: &Netns) -> Option<Applied> {
+    fn recorded(&self, netns: &Netns) -> Option<AppliedRecord> {
         let run_dir = self.run_dir()?;
-        let attachment = Key::Attachment { container: &self.container, interface: &self.ifname };
-        for key in [attachment, Key::Namespace(netns.id())] {
+        let attachment = RecordKey::Attachment { container: &self.container, interface: &self.ifname };
+        for key in [attachment, RecordKey::Namespace(netns.id())] {
             match applied::read(run_dir, key) {
                 Ok(Some(applied)) if self.is_of(&applied, netns) => return Some(applied),
                 Ok(Some(_)) => {
@@ -105,7 +105,7 @@ impl Job {
         None
     }
 
-    fn is_of(&self, applied: &Applied, netns: &Netns) -> bool {
+    fn is_of(&self, applied: &AppliedRecord, netns: &Netns) -> bool {
         let origin = &applied.origin;
         let uid = &self.id.uid;
         let same_uid = uid.is_empty() || origin.uid.is_empty() || origin.uid == *uid;
@@ -113,7 +113,7 @@ impl Job {
     }
 
     /// The differences, or why there is nothing to be said.
-    fn compare(&self, netns: &Netns, applied: &Applied) -> Result<Vec<Difference>, String> {
+    fn compare(&self, netns: &Netns, applied: &AppliedRecord) -> Result<Vec<Difference>, String> {
         let entered = netns.enter(|inside| -> Result<_, kernel::Error> {
             let record = applied.record.as_ref();
             let Some((record, owners)) = record.and_then(|record| Some((record, owners_of(record)?))) else {

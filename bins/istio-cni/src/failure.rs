@@ -41,7 +41,7 @@ pub(crate) enum Failure {
     #[error(
         "enablement_selectors of the configuration cannot be used: {0}; correct the value of the chart or of AMBIENT_ENABLEMENT_SELECTOR"
     )]
-    Selectors(#[from] capture::select::SelectorError),
+    Selectors(#[from] capture::select::EnablementSelectorError),
     /// Whether the pod is to be in the mesh is not to be told.
     #[error(
         "whether the pod belongs to the mesh depends on labels, and those of its namespace are unavailable: {0}; it is not started outside of \

@@ -136,7 +136,7 @@ impl Job {
 
     /// Says where a manifest's pod is. Nobody else does, and its labels may take it into the mesh later.
     fn note_sandbox(&self) {
-        let is_from_manifest = matches!(self.conf.pod_source, cni::PodSource::Manifests(_));
+        let is_from_manifest = matches!(self.conf.pod_source, cni::PodSourceConfig::Manifests(_));
         let Some(run_dir) = self.run_dir().filter(|_| is_from_manifest && self.conf.ambient_enabled) else {
             return;
         };
@@ -278,7 +278,7 @@ impl Job {
     fn record(&self, inside: &Inside, plan: &Plan, change: Change) {
         let Some(record) = self.kernel().record(plan) else { return };
         let origin = self.origin(inside.id());
-        let key = applied::Key::Attachment { container: &self.container, interface: &self.ifname };
+        let key = applied::RecordKey::Attachment { container: &self.container, interface: &self.ifname };
         if let Some(run_dir) = self.run_dir()
             && let Err(error) = applied::write(run_dir, key, &origin, &record)
         {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use applied::Key;
+use applied::RecordKey;
 use cni::{CniResult, Error, FailurePolicy, NetnsRelation, Plugin, PluginConf, Request, code};
 use kernel::iptables::{Iptables, Supervisor};
 use kernel::nft::Nftables;
@@ -207,7 +207,7 @@ impl Plugin for IstioCni<'_> {
             self.end_left_over(mark, request, &log);
         }
         if let Some(conf) = conf {
-            let key = Key::Attachment { container: &request.container_id, interface: &request.ifname };
+            let key = RecordKey::Attachment { container: &request.container_id, interface: &request.ifname };
             let removed = run_dir(&conf).map(|run_dir| {
                 let sandbox = applied::sandbox::remove(run_dir, &request.container_id, &request.ifname);
                 [applied::remove(run_dir, key), sandbox]

@@ -131,13 +131,13 @@ impl<'a> Sources<'a> {
     /// The facts, from the first source that has them; the progress notes which one it was.
     pub(crate) fn pod(&self, id: &PodRef) -> Result<Found, NoFacts> {
         let (pod, source, abandoned) = match &self.conf.pod_source {
-            cni::PodSource::Manifests(dir) => {
+            cni::PodSourceConfig::Manifests(dir) => {
                 self.progress.wait_for("the pod's manifest");
                 let pod = Manifests::new(dir).pod(id);
                 let pod = pod.map_err(|main| NoFacts { main, abandoned: false, others: Vec::new() })?;
                 (pod, MANIFESTS, false)
             }
-            cni::PodSource::Kubernetes => self.of_cluster(id)?,
+            cni::PodSourceConfig::Kubernetes => self.of_cluster(id)?,
         };
         self.progress.set_facts_source(source);
         Ok(Found { pod, abandoned })
@@ -145,7 +145,7 @@ impl<'a> Sources<'a> {
 
     /// The labels of a pod's namespace, where the pod's facts do not have them. An agent that comes meanwhile knows them, too.
     pub(crate) fn namespace_labels(&self, id: &PodRef) -> Result<BTreeMap<String, String>, Error> {
-        if let cni::PodSource::Manifests(dir) = &self.conf.pod_source {
+        if let cni::PodSourceConfig::Manifests(dir) = &self.conf.pod_source {
             return Manifests::new(dir).namespace_labels(&id.namespace);
         }
         let (told, of_agent) = (Told::default(), RefCell::new(None));
@@ -163,8 +163,8 @@ impl<'a> Sources<'a> {
     /// Whether facts could be had, as far as it can be told without asking anything outside this machine.
     pub(crate) fn ready(&self) -> Result<(), Error> {
         match &self.conf.pod_source {
-            cni::PodSource::Manifests(dir) => Manifests::new(dir).ready(),
-            cni::PodSource::Kubernetes => {
+            cni::PodSourceConfig::Manifests(dir) => Manifests::new(dir).ready(),
+            cni::PodSourceConfig::Kubernetes => {
                 // The file first: an agent that hangs takes time.
                 self.api(self.conf.facts_timeout).ready().or_else(|no_kubeconfig| {
                     let answer = agent(self.conf).map(|agent| agent.ready());

@@ -7,8 +7,8 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use capture::flags::{FlagError, Flags, parse_flags, parse_nameservers};
-use capture::settings::{Mode, PROXY_ID, Ports, Settings};
+use capture::flags::{FlagError, IptablesFlags, parse_flags, parse_nameservers};
+use capture::settings::{Mode, PROXY_ID, PortChoice, Settings};
 use capture::values::Quoted;
 use kernel::iptables::Variant;
 use ruleset::Backend;
@@ -144,7 +144,7 @@ fn variant(text: &str) -> Result<Option<Variant>, Error> {
     }
 }
 
-fn flags(options: &Options, read: &dyn Fn(&str) -> io::Result<String>) -> Result<Flags, Error> {
+fn flags(options: &Options, read: &dyn Fn(&str) -> io::Result<String>) -> Result<IptablesFlags, Error> {
     let text = |setting| options.text(setting).to_owned();
     let proxy_uid = match options.text(Setting::ProxyUid) {
         "" => proxy_uid(options.text(Setting::EnvoyUser), read),
@@ -161,7 +161,7 @@ fn flags(options: &Options, read: &dyn Fn(&str) -> io::Result<String>) -> Result
     } else {
         Vec::new()
     };
-    Ok(Flags {
+    Ok(IptablesFlags {
         proxy_port: text(Setting::ProxyPort),
         inbound_capture_port: text(Setting::CapturePort),
         inbound_tunnel_port: text(Setting::TunnelPort),
@@ -197,5 +197,5 @@ fn proxy_uid(user: &str, read: &dyn Fn(&str) -> io::Result<String>) -> String {
 
 /// Settings whose plan has every step that any plan with the same mark and table has, for removing all of them.
 pub(crate) fn widest(settings: &Settings) -> Settings {
-    Settings { mode: Mode::Tproxy, inbound_ports: Ports::All, ..settings.clone() }
+    Settings { mode: Mode::Tproxy, inbound_ports: PortChoice::All, ..settings.clone() }
 }

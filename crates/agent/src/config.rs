@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use capture::select::is_dns_subdomain;
 use cluster::OwnPod;
 use cni::conflist::PluginEntry;
-use install::{KubeconfigOptions, Mode, Options as InstallOptions};
+use install::{InstallMode, InstallOptions, KubeconfigOptions};
 use serde_json::Map;
 
 use crate::ambient::config::AmbientConfig;
@@ -210,8 +210,8 @@ fn agent_pod_prefix(env: Lookup<'_>) -> Option<String> {
 }
 
 /// Which pods are left alone by their names, as the plugin sees it.
-fn scope(options: &Options, env: Lookup<'_>) -> Result<capture::Scope, BadOption> {
-    Ok(capture::Scope {
+fn scope(options: &Options, env: Lookup<'_>) -> Result<capture::Exclusions, BadOption> {
+    Ok(capture::Exclusions {
         agent_namespace: namespace(options, Setting::PodNamespace, "pod-namespace")?,
         agent_pod_prefix: agent_pod_prefix(env).unwrap_or_default(),
         excluded_namespaces: excluded_namespaces(options)?,
@@ -227,18 +227,18 @@ fn older_rules(options: &Options, env: Lookup<'_>) -> Result<sidecars::Rules, Ba
     })
 }
 
-fn mode(options: &Options, env: Lookup<'_>) -> Mode {
+fn mode(options: &Options, env: Lookup<'_>) -> InstallMode {
     let owned = options.on(Setting::IstioOwnedCniConfig) && options.on(Setting::AmbientEnabled);
     if !options.on(Setting::ChainedCniPlugin) {
-        Mode::Standalone
+        InstallMode::Standalone
     } else if owned {
         let name = options.text(Setting::IstioOwnedCniConfigFilename).to_owned();
         // The original's chart sets a variable that the original does not read.
         let of_chart = || env("ISTIO_OWNED_CNI_CONF_FILENAME").filter(|name| !name.is_empty());
         let name = Some(name).filter(|name| !name.is_empty()).or_else(of_chart);
-        Mode::Owned { file_name: name.unwrap_or_else(|| install::options::OWNED_NAME.to_owned()) }
+        InstallMode::Owned { file_name: name.unwrap_or_else(|| install::options::OWNED_NAME.to_owned()) }
     } else {
-        Mode::Chained
+        InstallMode::Chained
     }
 }
 

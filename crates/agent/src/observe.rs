@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cluster::daemonset::decide;
 use cluster::{Event as ClusterEvent, Source, Store, WatchError, What};
-use install::Event as InstallEvent;
+use install::InstallEvent;
 
 use crate::health::{Notice, Part};
 use crate::run::Agent;

@@ -36,7 +36,7 @@ const MAGIC: &str = "istio-cni applied 1";
 
 /// Which record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Key<'a> {
+pub enum RecordKey<'a> {
     /// One that the plugin wrote.
     Attachment {
         /// `CNI_CONTAINERID`.
@@ -65,7 +65,7 @@ pub struct Origin {
 
 /// A record as read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Applied {
+pub struct AppliedRecord {
     /// Where.
     pub origin: Origin,
     /// What; absent where this version cannot read it.
@@ -116,7 +116,7 @@ pub enum Error {
 ///
 /// # Errors
 /// It is not written; an earlier one is as it was, or gone.
-pub fn write(run_dir: &Path, key: Key<'_>, origin: &Origin, record: &Record) -> Result<(), Error> {
+pub fn write(run_dir: &Path, key: RecordKey<'_>, origin: &Origin, record: &Record) -> Result<(), Error> {
     let bytes = [head(origin).as_bytes(), &record.to_bytes()].concat();
     replace(&run_dir.join(rundir::APPLIED_DIR), &name_of(key)?, &bytes)
 }
@@ -155,13 +155,13 @@ fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
 ///
 /// # Errors
 /// What is there cannot be used.
-pub fn read(run_dir: &Path, key: Key<'_>) -> Result<Option<Applied>, Error> {
+pub fn read(run_dir: &Path, key: RecordKey<'_>) -> Result<Option<AppliedRecord>, Error> {
     read_file(run_dir.join(rundir::APPLIED_DIR).join(name_of(key)?))
 }
 
 /// The records of all attachments of a container that can be read, up to [`MAX_SIBLINGS`].
 #[must_use]
-pub fn of_container(run_dir: &Path, container: &str) -> Vec<Applied> {
+pub fn of_container(run_dir: &Path, container: &str) -> Vec<AppliedRecord> {
     let prefix = format!("{ATTACHMENT}{container},");
     let is_its = |path: &PathBuf| {
         path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(&prefix))
@@ -193,11 +193,11 @@ pub fn attachments(run_dir: &Path) -> Result<Vec<(Origin, SystemTime)>, Error> {
 
 /// Gone since it was listed, or no file.
 fn is_no_record(error: &trusted::Error) -> bool {
-    error.is_not_found() || matches!(error.problem, trusted::Problem::NotAFile)
+    error.is_not_found() || matches!(error.problem, trusted::Distrust::NotAFile)
 }
 
 fn read_origin(path: &Path) -> Result<Option<(Origin, SystemTime)>, trusted::Error> {
-    let failed = |cause| trusted::Error { path: path.to_owned(), problem: trusted::Problem::Io(cause) };
+    let failed = |cause| trusted::Error { path: path.to_owned(), problem: trusted::Distrust::Io(cause) };
     let file = trusted::open(path, Links::Refused)?;
     let modified = file.metadata().and_then(|metadata| metadata.modified()).map_err(failed)?;
     let mut bytes = Vec::new();
@@ -205,7 +205,7 @@ fn read_origin(path: &Path) -> Result<Option<(Origin, SystemTime)>, trusted::Err
     Ok(parse_head(&bytes).map(|(origin, _)| (origin, modified)))
 }
 
-fn read_file(path: PathBuf) -> Result<Option<Applied>, Error> {
+fn read_file(path: PathBuf) -> Result<Option<AppliedRecord>, Error> {
     let failed = |cause| Error::Io { operation: "read", path: path.clone(), cause };
     let mut file = match trusted::open(&path, Links::Refused) {
         Ok(file) => file,
@@ -226,7 +226,7 @@ fn read_file(path: PathBuf) -> Result<Option<Applied>, Error> {
 ///
 /// # Errors
 /// It is still there.
-pub fn remove(run_dir: &Path, key: Key<'_>) -> Result<(), Error> {
+pub fn remove(run_dir: &Path, key: RecordKey<'_>) -> Result<(), Error> {
     remove_file(&run_dir.join(rundir::APPLIED_DIR).join(name_of(key)?))
 }
 
@@ -245,7 +245,7 @@ fn keep_attachments_in<'a>(
     dir: &Path,
     valid: impl IntoIterator<Item = (&'a str, &'a str)>,
 ) -> Result<usize, Error> {
-    let keys = valid.into_iter().map(|(container, interface)| Key::Attachment { container, interface });
+    let keys = valid.into_iter().map(|(container, interface)| RecordKey::Attachment { container, interface });
     let names: Vec<String> = keys.filter_map(|key| name_of(key).ok()).collect();
     let found = list(dir)?;
     Ok(keep(&found, |name| !name.starts_with(ATTACHMENT) || names.iter().any(|valid| valid == name)))
@@ -259,7 +259,7 @@ fn keep_attachments_in<'a>(
 pub fn keep_namespaces(run_dir: &Path, valid: impl FnOnce() -> Option<Vec<NetnsId>>) -> Result<usize, Error> {
     let found = list(&run_dir.join(rundir::APPLIED_DIR))?;
     let Some(valid) = valid() else { return Ok(0) };
-    let names: Vec<String> = valid.iter().filter_map(|id| name_of(Key::Namespace(*id)).ok()).collect();
+    let names: Vec<String> = valid.iter().filter_map(|id| name_of(RecordKey::Namespace(*id)).ok()).collect();
     Ok(keep(&found, |name| !name.starts_with(NAMESPACE) || names.iter().any(|valid| valid == name)))
 }
 
@@ -292,10 +292,10 @@ const ATTACHMENT: &str = "attachment-";
 const NAMESPACE: &str = "netns-";
 
 /// Neither an id nor an interface's name has a slash, so `,` cannot make two of them one: no id has it.
-fn name_of(key: Key<'_>) -> Result<String, Error> {
+fn name_of(key: RecordKey<'_>) -> Result<String, Error> {
     match key {
-        Key::Namespace(NetnsId { dev, ino }) => Ok(format!("{NAMESPACE}{dev}-{ino}")),
-        Key::Attachment { container, interface } => {
+        RecordKey::Namespace(NetnsId { dev, ino }) => Ok(format!("{NAMESPACE}{dev}-{ino}")),
+        RecordKey::Attachment { container, interface } => {
             let usable = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
             let plain = |text: &str| !text.is_empty() && text.len() <= MAX_NAME && text.chars().all(usable);
             // An interface may have any other name that the protocol layer lets through; its bytes then name it.
@@ -323,9 +323,9 @@ fn head(origin: &Origin) -> String {
     )
 }
 
-fn parse(bytes: &[u8]) -> Option<Applied> {
+fn parse(bytes: &[u8]) -> Option<AppliedRecord> {
     let (origin, record) = parse_head(bytes)?;
-    Some(Applied { origin, record: Record::from_bytes(record) })
+    Some(AppliedRecord { origin, record: Record::from_bytes(record) })
 }
 
 /// Where it was applied, and the rest.

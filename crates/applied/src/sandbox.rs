@@ -11,7 +11,7 @@ use std::time::SystemTime;
 
 use trusted::Links;
 
-use super::{Error, Key, MAX_HEAD, Origin, head, list, name_of, parse_head, remove_file, replace};
+use super::{Error, MAX_HEAD, Origin, RecordKey, head, list, name_of, parse_head, remove_file, replace};
 
 /// The most files that are read.
 const MAX_FILES: usize = 16 << 10;
@@ -31,7 +31,11 @@ pub struct Sandbox {
 /// It is not written.
 pub fn write(run_dir: &Path, container: &str, interface: &str, sandbox: &Sandbox) -> Result<(), Error> {
     let bytes = [head(&sandbox.origin).as_bytes(), sandbox.path.as_os_str().as_bytes()].concat();
-    replace(&run_dir.join(rundir::SANDBOXES_DIR), &name_of(Key::Attachment { container, interface })?, &bytes)
+    replace(
+        &run_dir.join(rundir::SANDBOXES_DIR),
+        &name_of(RecordKey::Attachment { container, interface })?,
+        &bytes,
+    )
 }
 
 /// Removes the file of an attachment. One that is not there is success.
@@ -39,7 +43,9 @@ pub fn write(run_dir: &Path, container: &str, interface: &str, sandbox: &Sandbox
 /// # Errors
 /// It is still there.
 pub fn remove(run_dir: &Path, container: &str, interface: &str) -> Result<(), Error> {
-    remove_file(&run_dir.join(rundir::SANDBOXES_DIR).join(name_of(Key::Attachment { container, interface })?))
+    remove_file(
+        &run_dir.join(rundir::SANDBOXES_DIR).join(name_of(RecordKey::Attachment { container, interface })?),
+    )
 }
 
 /// Removes the files of all attachments but these; gives how many it removed.

@@ -12,8 +12,8 @@ fn origin(ino: u64) -> Origin {
     }
 }
 
-fn key(container: &str) -> Key<'_> {
-    Key::Attachment { container, interface: "eth0" }
+fn key(container: &str) -> RecordKey<'_> {
+    RecordKey::Attachment { container, interface: "eth0" }
 }
 
 #[test]
@@ -22,12 +22,12 @@ fn what_is_written_is_read_and_removed() {
     let run = dir.path().join("run");
     let record = Record::from_bytes(RULES).unwrap();
     assert_eq!(record.to_bytes(), RULES);
-    let namespace = Key::Namespace(NetnsId { dev: 4, ino: 9 });
+    let namespace = RecordKey::Namespace(NetnsId { dev: 4, ino: 9 });
     assert_eq!(read(&run, key("c1")).unwrap(), None);
     for (key, ino) in [(key("c1"), 7), (namespace, 9), (key("c1"), 8)] {
         write(&run, key, &origin(ino), &record).unwrap();
         let found = read(&run, key).unwrap().unwrap();
-        assert_eq!(found, Applied { origin: origin(ino), record: Some(record.clone()) });
+        assert_eq!(found, AppliedRecord { origin: origin(ino), record: Some(record.clone()) });
     }
     write(&run, key("c2"), &origin(1), &record).unwrap();
     assert_eq!(keep_attachments(&run, [("c2", "eth0"), ("c1", "net1")]).unwrap(), 1);
@@ -50,7 +50,7 @@ fn attachments_are_listed_with_the_time_of_writing() {
     let long = [RULES, &vec![b'#'; 1 << 20]].concat();
     let record = Record::from_bytes(RULES).unwrap();
     write(run, key("c1"), &origin(7), &record).unwrap();
-    write(run, Key::Namespace(NetnsId { dev: 4, ino: 9 }), &origin(9), &record).unwrap();
+    write(run, RecordKey::Namespace(NetnsId { dev: 4, ino: 9 }), &origin(9), &record).unwrap();
     for (name, bytes) in
         [("attachment-broken,eth0", b"no record".to_vec()), ("attachment-long,eth0", long.clone())]
     {
@@ -102,7 +102,7 @@ fn names_stay_in_their_folder_and_apart() {
     for container in ["", "a/b", "..\n", "a b", &"x".repeat(161)] {
         assert!(matches!(name_of(key(container)), Err(Error::Name { .. })), "{container:?}");
     }
-    let of = |container, interface| name_of(Key::Attachment { container, interface }).unwrap();
+    let of = |container, interface| name_of(RecordKey::Attachment { container, interface }).unwrap();
     assert_eq!(of("c.1", "eth0"), "attachment-c.1,eth0");
     assert_ne!(of("c", "a,b"), of("c", "a"));
     assert!(!of("c", "we/ird\u{e9}").contains('/'));

@@ -2,8 +2,8 @@
 
 use crate::pod::{Container, Pod};
 use crate::settings::{
-    CAPTURE_PORT, Dns, Mode, OwnerGroups, PROXY_ID, PROXY_PORT, Ports, Prefixes, Ranges, Settings,
-    default_loopback,
+    CAPTURE_PORT, DnsCapture, Mode, OwnerGroups, PROXY_ID, PROXY_PORT, PortChoice, Prefixes, Ranges,
+    Settings, default_loopback,
 };
 use crate::values::{
     GroupList, MAX_RULES, Quoted, ValueError, parse_bool, parse_id, parse_interfaces, parse_loopback,
@@ -148,12 +148,12 @@ pub fn parse_settings(
         read.parse("excludeIPCidrs", EXCLUDE_RANGES, parse_prefixes)?.unwrap_or_else(Prefixes::default);
     let inbound_excluded = read.parse("excludeInboundPorts", EXCLUDE_INBOUND, parse_ports)?;
     let inbound_ports =
-        read.parse("includeInboundPorts", INCLUDE_INBOUND, parse_ports)?.unwrap_or(Ports::All);
+        read.parse("includeInboundPorts", INCLUDE_INBOUND, parse_ports)?.unwrap_or(PortChoice::All);
     let outbound_ports_excluded = read
         .parse("excludeOutboundPorts", EXCLUDE_OUTBOUND, parse_ports)?
-        .unwrap_or_else(|| Ports::Only(vec![AGENT_PORT]));
+        .unwrap_or_else(|| PortChoice::Only(vec![AGENT_PORT]));
     let outbound_ports =
-        read.parse("includeOutboundPorts", INCLUDE_OUTBOUND, parse_ports)?.unwrap_or_else(Ports::none);
+        read.parse("includeOutboundPorts", INCLUDE_OUTBOUND, parse_ports)?.unwrap_or_else(PortChoice::none);
     let excluded_interfaces =
         read.parse("excludeInterfaces", EXCLUDE_INTERFACES, parse_interfaces)?.unwrap_or_default();
     let reroute_interfaces = reroute_interfaces(&read, &mut warnings)?;
@@ -185,7 +185,7 @@ pub fn parse_settings(
         owner_groups: node.owner_groups.clone(),
         reroute_interfaces,
         excluded_interfaces,
-        dns: if env(DNS_CAPTURE) { Dns::All } else { Dns::Off },
+        dns: if env(DNS_CAPTURE) { DnsCapture::All } else { DnsCapture::Off },
         dual_stack: env(DUAL_STACK),
         drop_invalid: env(INVALID_DROP),
         loopback_v4: node.loopback_v4,
@@ -331,18 +331,18 @@ pub(crate) fn proxy_variable<'a>(proxy: &[&'a Container], name: &str) -> Option<
 }
 
 /// The annotated ports, then those that are always excluded.
-fn merge_excluded(annotated: Option<Ports>) -> Ports {
+fn merge_excluded(annotated: Option<PortChoice>) -> PortChoice {
     match annotated {
-        Some(Ports::All) => Ports::All,
-        Some(Ports::Only(mut ports)) => {
+        Some(PortChoice::All) => PortChoice::All,
+        Some(PortChoice::Only(mut ports)) => {
             for port in ALWAYS_EXCLUDED_INBOUND {
                 if !ports.contains(&port) {
                     ports.push(port);
                 }
             }
-            Ports::Only(ports)
+            PortChoice::Only(ports)
         }
-        None => Ports::Only(ALWAYS_EXCLUDED_INBOUND.to_vec()),
+        None => PortChoice::Only(ALWAYS_EXCLUDED_INBOUND.to_vec()),
     }
 }
 

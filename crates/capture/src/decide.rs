@@ -29,7 +29,7 @@ pub const PROXY_CONTAINER: &str = "istio-proxy";
 
 /// Which pods the node's configuration leaves alone by their names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Scope {
+pub struct Exclusions {
     /// Namespace of the node agent.
     pub agent_namespace: String,
     /// Name prefix of its pods; empty: [`AGENT_POD_PREFIX`].
@@ -102,12 +102,12 @@ pub enum Decision {
 }
 
 /// The rows that need nothing but the pod's name; `None` means that its facts are needed.
-pub fn decide_by_name(namespace: &str, name: &str, scope: &Scope) -> Option<Skip> {
+pub fn decide_by_name(namespace: &str, name: &str, scope: &Exclusions) -> Option<Skip> {
     by_name(namespace, name, scope)
 }
 
 /// The rows of ambient mode, after those of names.
-pub fn membership(pod: &Subject<'_>, scope: &Scope, enrolment: &Enrolment) -> Membership {
+pub fn membership(pod: &Subject<'_>, scope: &Exclusions, enrolment: &Enrolment) -> Membership {
     let by_name = by_name(pod.namespace, pod.name, scope);
     if let Some(skip) = by_name.filter(|skip| !(pod.in_mesh && skip.reason == Reason::CaptureDisabled)) {
         return Membership::Out(skip);
@@ -132,7 +132,7 @@ pub fn membership(pod: &Subject<'_>, scope: &Scope, enrolment: &Enrolment) -> Me
 /// The pod is to be captured by a sidecar's rules, but an annotation cannot be used.
 pub fn decide(
     pod: &Pod,
-    scope: &Scope,
+    scope: &Exclusions,
     enrolment: &Enrolment,
     node: &NodeSettings,
 ) -> Result<Decision, AnnotationError> {
@@ -167,7 +167,7 @@ const OUT_OF_THE_MESH: &[Row] = &[
     (Reason::Injected, |pod, _| pod.injected, "annotation sidecar.istio.io/status"),
 ];
 
-fn by_name(namespace: &str, name: &str, scope: &Scope) -> Option<Skip> {
+fn by_name(namespace: &str, name: &str, scope: &Exclusions) -> Option<Skip> {
     let skip = |reason, detail| Some(Skip { reason, detail });
     let prefix =
         Some(&*scope.agent_pod_prefix).filter(|prefix| !prefix.is_empty()).unwrap_or(AGENT_POD_PREFIX);

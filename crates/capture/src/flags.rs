@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use crate::settings::{Dns, Mode, Settings};
+use crate::settings::{DnsCapture, Mode, Settings};
 use crate::values::{
     GroupList, ValueError, parse_id, parse_ids, parse_interfaces, parse_loopback, parse_owner_groups,
     parse_port, parse_ports, parse_prefixes, parse_ranges,
@@ -16,7 +16,7 @@ use crate::values::{
     missing_docs,
     reason = "each field is the flag of its name; istio-iptables documents them for people"
 )]
-pub struct Flags {
+pub struct IptablesFlags {
     pub proxy_port: String,
     pub inbound_capture_port: String,
     pub inbound_tunnel_port: String,
@@ -58,7 +58,7 @@ pub struct FlagError {
 /// # Errors
 /// The first flag whose value cannot be used.
 pub fn parse_flags(
-    flags: &Flags,
+    flags: &IptablesFlags,
     resolve: &dyn Fn(&str) -> Option<u32>,
 ) -> Result<(Settings, Option<String>), FlagError> {
     let (dns, warning) = dns(flags);
@@ -110,12 +110,12 @@ pub fn parse_flags(
 }
 
 /// Capture of DNS needs either every server or known ones.
-fn dns(flags: &Flags) -> (Dns, Option<String>) {
+fn dns(flags: &IptablesFlags) -> (DnsCapture, Option<String>) {
     match (flags.redirect_dns, flags.capture_all_dns) {
-        (false, _) => (Dns::Off, None),
-        (true, true) => (Dns::All, None),
+        (false, _) => (DnsCapture::Off, None),
+        (true, true) => (DnsCapture::All, None),
         (true, false) if flags.dns_servers.is_empty() => (
-            Dns::Off,
+            DnsCapture::Off,
             Some("--redirect-dns without a DNS server in resolv.conf: DNS is not captured".to_owned()),
         ),
         (true, false) => {
@@ -123,7 +123,7 @@ fn dns(flags: &Flags) -> (Dns, Option<String>) {
                 flags.dns_servers.iter().filter_map(|a| if let IpAddr::V4(a) = a { Some(*a) } else { None });
             let v6 =
                 flags.dns_servers.iter().filter_map(|a| if let IpAddr::V6(a) = a { Some(*a) } else { None });
-            (Dns::Servers { v4: v4.collect(), v6: v6.collect() }, None)
+            (DnsCapture::Servers { v4: v4.collect(), v6: v6.collect() }, None)
         }
     }
 }

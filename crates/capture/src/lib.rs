@@ -15,7 +15,7 @@ pub mod settings;
 pub mod values;
 
 pub use decide::{
-    Decision, Enrolment, Membership, Need, Reason, Scope, Skip, decide, decide_by_name, membership,
+    Decision, Enrolment, Exclusions, Membership, Need, Reason, Skip, decide, decide_by_name, membership,
 };
 pub use plan::{PlanTarget, plan};
 pub use pod::{Container, Pod};

@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use ruleset::{ALL_BITS, Action, Backend, Families, Family, Match, Plan, Protocol, Routing, Rule, TableKind};
 
-use crate::settings::{Mode, Ports, Settings};
+use crate::settings::{Mode, PortChoice, Settings};
 use draft::{Chain, Draft};
 
 /// Owner name of sidecar rules: their nf_tables tables begin with it.
@@ -191,7 +191,7 @@ impl<'a> Planner<'a> {
     fn inbound(&mut self) {
         let Settings { inbound_ports, inbound_ports_excluded, .. } = self.settings;
         // Excluded ports count only where all are captured; a list of ports to capture says it all.
-        let all_excluded = *inbound_ports == Ports::All && *inbound_ports_excluded == Ports::All;
+        let all_excluded = *inbound_ports == PortChoice::All && *inbound_ports_excluded == PortChoice::All;
         if inbound_ports.is_none() || all_excluded {
             return;
         }
@@ -210,8 +210,8 @@ impl<'a> Planner<'a> {
         let enter = Rule::new(vec![tcp()], jump(Chain::NAT_INBOUND), "inbound TCP");
         self.draft.add(Chain::prerouting(table), enter);
         match &self.settings.inbound_ports {
-            Ports::All => {
-                if let Ports::Only(excluded) = &self.settings.inbound_ports_excluded {
+            PortChoice::All => {
+                if let PortChoice::Only(excluded) = &self.settings.inbound_ports_excluded {
                     for &port in excluded {
                         let rule = Rule::new(
                             vec![tcp(), to_port(port)],
@@ -223,7 +223,7 @@ impl<'a> Planner<'a> {
                 }
                 self.capture_inbound(table, None);
             }
-            Ports::Only(ports) => {
+            PortChoice::Only(ports) => {
                 for &port in ports {
                     self.capture_inbound(table, Some(port));
                 }

@@ -20,12 +20,12 @@ pub struct LabelSelector {
     /// `matchLabels`
     pub match_labels: BTreeMap<String, String>,
     /// `matchExpressions`
-    pub match_expressions: Vec<Requirement>,
+    pub match_expressions: Vec<WrittenRequirement>,
 }
 
 /// One of a selector's `matchExpressions` as it is written.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Requirement {
+pub struct WrittenRequirement {
     /// The label's key.
     pub key: String,
     /// `In`, `NotIn`, `Exists` or `DoesNotExist`, if it is one that means something.
@@ -37,7 +37,7 @@ pub struct Requirement {
 /// A selector that means nothing. With another one in its place other pods would be in the mesh, so nothing goes on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("entry {entry} of the enablement selectors, {half}: {problem}")]
-pub struct SelectorError {
+pub struct EnablementSelectorError {
     /// From 1.
     entry: usize,
     half: &'static str,
@@ -87,9 +87,9 @@ pub enum Selection {
 impl Selectors {
     /// # Errors
     /// The first part that means nothing in Kubernetes.
-    pub fn new(entries: &[EnablementSelector]) -> Result<Self, SelectorError> {
+    pub fn new(entries: &[EnablementSelector]) -> Result<Self, EnablementSelectorError> {
         let half = |number: usize, half: &'static str, selector: &LabelSelector| {
-            compile(selector).map_err(|problem| SelectorError { entry: number + 1, half, problem })
+            compile(selector).map_err(|problem| EnablementSelectorError { entry: number + 1, half, problem })
         };
         let entry = |(number, entry): (usize, &EnablementSelector)| {
             Ok(Entry {
@@ -149,7 +149,7 @@ fn compile(selector: &LabelSelector) -> Result<Vec<Condition>, String> {
     for (key, value) in &selector.match_labels {
         conditions.push(condition(key, Test::In(vec![value.clone()]))?);
     }
-    for Requirement { key, operator, values } in &selector.match_expressions {
+    for WrittenRequirement { key, operator, values } in &selector.match_expressions {
         let test = match operator.as_str() {
             "In" | "NotIn" if values.is_empty() => {
                 return Err(format!("{operator} of {} needs values", Quoted::new(key)));

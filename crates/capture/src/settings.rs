@@ -39,13 +39,13 @@ pub struct Settings {
     /// Routing table for [`Mode::Tproxy`].
     pub tproxy_table: u32,
     /// Inbound ports that are captured.
-    pub inbound_ports: Ports,
+    pub inbound_ports: PortChoice,
     /// Inbound ports that are not, where `inbound_ports` is all.
-    pub inbound_ports_excluded: Ports,
+    pub inbound_ports_excluded: PortChoice,
     /// Outbound destination ports that are captured whatever their address.
-    pub outbound_ports: Ports,
+    pub outbound_ports: PortChoice,
     /// Outbound destination ports that are never captured.
-    pub outbound_ports_excluded: Ports,
+    pub outbound_ports_excluded: PortChoice,
     /// Outbound destinations that are captured.
     pub outbound_ranges: Ranges,
     /// Outbound destinations that are not.
@@ -57,7 +57,7 @@ pub struct Settings {
     /// Interfaces that are left alone in both directions.
     pub excluded_interfaces: Vec<String>,
     /// Which DNS queries go to the proxy.
-    pub dns: Dns,
+    pub dns: DnsCapture,
     /// Whether packets that fit no connection are dropped.
     pub drop_invalid: bool,
     /// Whether IPv6 is captured as soon as the pod has any IPv6 address, rather than when its first address is one.
@@ -78,7 +78,7 @@ pub enum Mode {
 
 /// A choice of ports.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ports {
+pub enum PortChoice {
     /// Every port.
     All,
     /// These, in the order given, without duplicates.
@@ -114,7 +114,7 @@ pub enum OwnerGroups {
 
 /// Which DNS queries go to the proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Dns {
+pub enum DnsCapture {
     /// None.
     Off,
     /// Every query to port 53.
@@ -142,16 +142,16 @@ impl Default for Settings {
             mode: Mode::Redirect,
             tproxy_mark: TPROXY_MARK,
             tproxy_table: TPROXY_TABLE,
-            inbound_ports: Ports::All,
-            inbound_ports_excluded: Ports::Only(crate::annotations::ALWAYS_EXCLUDED_INBOUND.to_vec()),
-            outbound_ports: Ports::none(),
-            outbound_ports_excluded: Ports::Only(vec![crate::annotations::AGENT_PORT]),
+            inbound_ports: PortChoice::All,
+            inbound_ports_excluded: PortChoice::Only(crate::annotations::ALWAYS_EXCLUDED_INBOUND.to_vec()),
+            outbound_ports: PortChoice::none(),
+            outbound_ports_excluded: PortChoice::Only(vec![crate::annotations::AGENT_PORT]),
             outbound_ranges: Ranges::All,
             outbound_ranges_excluded: Prefixes::default(),
             owner_groups: OwnerGroups::AllBut(Vec::new()),
             reroute_interfaces: Vec::new(),
             excluded_interfaces: Vec::new(),
-            dns: Dns::Off,
+            dns: DnsCapture::Off,
             drop_invalid: false,
             dual_stack: false,
             loopback_v4: default_loopback(),
@@ -164,7 +164,7 @@ pub fn default_loopback() -> Ipv4Net {
     Ipv4Net::from(std::net::Ipv4Addr::LOCALHOST)
 }
 
-impl Ports {
+impl PortChoice {
     /// No port.
     pub fn none() -> Self {
         Self::Only(Vec::new())

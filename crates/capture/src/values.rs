@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
-use crate::settings::{OwnerGroups, Ports, Prefixes, Ranges};
+use crate::settings::{OwnerGroups, PortChoice, Prefixes, Ranges};
 
 /// The longest list that is read, in bytes. Kubernetes allows 256 KiB of annotations in all; a list of this length already makes
 /// thousands of rules.
@@ -158,13 +158,13 @@ pub fn parse_bool(text: &str) -> Option<bool> {
 ///
 /// # Errors
 /// The text is too long or an item is not a port.
-pub fn parse_ports(text: &str) -> Result<Ports, ValueError> {
+pub fn parse_ports(text: &str) -> Result<PortChoice, ValueError> {
     let list = bounded(text)?.trim();
     if list == "*" {
-        return Ok(Ports::All);
+        return Ok(PortChoice::All);
     }
     if list.is_empty() {
-        return Ok(Ports::none());
+        return Ok(PortChoice::none());
     }
     let mut seen = vec![false; usize::from(u16::MAX) + 1];
     let mut ports = Vec::new();
@@ -175,7 +175,7 @@ pub fn parse_ports(text: &str) -> Result<Ports, ValueError> {
             ports.push(port);
         }
     }
-    Ok(Ports::Only(ports))
+    Ok(PortChoice::Only(ports))
 }
 
 /// One port that something listens on.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use facts::{Facts, Namespace, Object, PodRef};
 
-use crate::news::{Delta, Hold, Key, News, Uid};
+use crate::news::{Hold, Key, News, ObjectDelta, Uid};
 use crate::objects::Objects;
 
 /// Pods of this node and labels of namespaces.
@@ -85,7 +85,7 @@ impl Index {
 }
 
 /// The pods that a change is about.
-fn pods_of(delta: &Delta<Arc<Object>>) -> Vec<PodRef> {
+fn pods_of(delta: &ObjectDelta<Arc<Object>>) -> Vec<PodRef> {
     let mut pods: Vec<PodRef> = delta.before.iter().chain(&delta.after).map(|pod| ref_of(pod)).collect();
     pods.dedup();
     pods

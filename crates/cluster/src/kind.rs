@@ -65,7 +65,7 @@ pub struct Resource {
 
 /// Which objects of a kind are meant.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Selection {
+pub struct ObjectSelection {
     /// Those of one namespace.
     namespace: Option<String>,
     /// A field selector and what it says in words.
@@ -90,14 +90,14 @@ pub(crate) enum Since {
 #[derive(Debug, Clone)]
 pub(crate) struct Requests {
     resource: Resource,
-    selection: Selection,
+    selection: ObjectSelection,
 }
 
 type Built = Result<http::Request<Vec<u8>>, kube::core::request::Error>;
 
-// === impl Selection ===
+// === impl ObjectSelection ===
 
-impl Selection {
+impl ObjectSelection {
     /// All of them.
     pub fn all() -> Self {
         Self::default()
@@ -145,14 +145,14 @@ impl Resource {
 // === impl Requests ===
 
 impl Requests {
-    pub(crate) fn new(resource: Resource, selection: Selection) -> Self {
+    pub(crate) fn new(resource: Resource, selection: ObjectSelection) -> Self {
         Self { resource, selection }
     }
 
     /// Such as `pods of node n1`.
     pub(crate) fn name(&self) -> String {
         let Resource { kind, plural, .. } = self.resource;
-        let Selection { namespace, fields, name } = &self.selection;
+        let ObjectSelection { namespace, fields, name } = &self.selection;
         match (name, namespace, fields) {
             (Some(name), Some(namespace), _) => format!("{kind} {namespace}/{name}"),
             (Some(name), None, _) => format!("{} {name}", kind.to_lowercase()),
@@ -218,7 +218,7 @@ impl Since {
 mod tests {
     use super::*;
 
-    fn paths(resource: Resource, selection: Selection) -> (String, String) {
+    fn paths(resource: Resource, selection: ObjectSelection) -> (String, String) {
         let requests = Requests::new(resource, selection);
         let list = requests.list(&Since::Any, "").unwrap();
         (list.uri().to_string(), requests.name())
@@ -229,42 +229,47 @@ mod tests {
         for (resource, selection, path, name) in [
             (
                 Pods::RESOURCE,
-                Selection::fields("spec.nodeName=n1", "of node n1"),
+                ObjectSelection::fields("spec.nodeName=n1", "of node n1"),
                 "/api/v1/pods?&resourceVersion=0&fieldSelector=spec.nodeName%3Dn1",
                 "pods of node n1",
             ),
-            (Namespaces::RESOURCE, Selection::all(), "/api/v1/namespaces?&resourceVersion=0", "namespaces"),
+            (
+                Namespaces::RESOURCE,
+                ObjectSelection::all(),
+                "/api/v1/namespaces?&resourceVersion=0",
+                "namespaces",
+            ),
             (
                 DaemonSets::RESOURCE,
-                Selection::one(Some("a"), "b"),
+                ObjectSelection::one(Some("a"), "b"),
                 "/apis/apps/v1/namespaces/a/daemonsets?&resourceVersion=0&fieldSelector=metadata.name%3Db",
                 "DaemonSet a/b",
             ),
             (
                 Nodes::RESOURCE,
-                Selection::one(None, "n1"),
+                ObjectSelection::one(None, "n1"),
                 "/api/v1/nodes?&resourceVersion=0&fieldSelector=metadata.name%3Dn1",
                 "node n1",
             ),
             (
                 NetworkPolicies::RESOURCE,
-                Selection::all(),
+                ObjectSelection::all(),
                 "/apis/networking.k8s.io/v1/networkpolicies?&resourceVersion=0",
                 "networkpolicies",
             ),
             (
                 Services::RESOURCE,
-                Selection::in_namespace("a"),
+                ObjectSelection::in_namespace("a"),
                 "/api/v1/namespaces/a/services?&resourceVersion=0",
                 "services of namespace a",
             ),
             (
                 EndpointSlices::RESOURCE,
-                Selection::all(),
+                ObjectSelection::all(),
                 "/apis/discovery.k8s.io/v1/endpointslices?&resourceVersion=0",
                 "endpointslices",
             ),
-            (PeerPods::RESOURCE, Selection::all(), "/api/v1/pods?&resourceVersion=0", "pods"),
+            (PeerPods::RESOURCE, ObjectSelection::all(), "/api/v1/pods?&resourceVersion=0", "pods"),
         ] {
             let (listed, said) = paths(resource, selection);
             // Parameters come in any order.

@@ -2,7 +2,7 @@
 
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 
-use crate::watch::Change;
+use crate::watch::ObjectChange;
 
 /// Namespace, empty where there is none, and name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,7 +45,7 @@ pub enum News<T> {
         most: Option<usize>,
     },
     /// A watch tells of an object that is there.
-    Watched(Change, Item<T>),
+    Watched(ObjectChange, Item<T>),
     /// A watch tells that an object is gone. All that the item has of it is how it was.
     Gone(Item<T>),
     /// A watch has told everything up to a version.
@@ -58,7 +58,7 @@ pub enum News<T> {
 
 /// One object before and after a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Delta<T> {
+pub struct ObjectDelta<T> {
     /// Who it is.
     pub key: Key,
     /// What it was; nothing if it was not known.
@@ -73,7 +73,7 @@ pub trait Hold<T> {
     type Held;
 
     /// Takes in what is told; gives what changes by that.
-    fn take(&mut self, news: News<T>) -> Vec<Delta<Self::Held>>;
+    fn take(&mut self, news: News<T>) -> Vec<ObjectDelta<Self::Held>>;
 }
 
 // === impl News ===

@@ -10,7 +10,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::news::{Delta, Hold, Item, Key, News, Uid};
+use crate::news::{Hold, Item, Key, News, ObjectDelta, Uid};
 use crate::rounds::{Mark, Rounds};
 use ahead::Ahead;
 
@@ -34,7 +34,7 @@ struct Held<T> {
 }
 
 /// An object before and after a change.
-type Change<T> = Delta<Arc<T>>;
+type Change<T> = ObjectDelta<Arc<T>>;
 
 // === impl Objects ===
 
@@ -119,7 +119,7 @@ impl<T> Objects<T> {
             self.held.remove(&key.namespace);
         }
         self.count -= 1;
-        Some(Delta { key, before: Some(gone.object), after: None })
+        Some(ObjectDelta { key, before: Some(gone.object), after: None })
     }
 
     /// Removes what does not stay; gives it.
@@ -128,7 +128,7 @@ impl<T> Objects<T> {
         for (namespace, all) in &mut self.held {
             for (name, held) in all.extract_if(.., |_, held| !stays(&self.rounds, held.mark)) {
                 let key = Key { namespace: namespace.clone(), name };
-                gone.push(Delta { key, before: Some(held.object), after: None });
+                gone.push(ObjectDelta { key, before: Some(held.object), after: None });
             }
         }
         self.held.retain(|_, all| !all.is_empty());
@@ -158,7 +158,7 @@ impl<T: PartialEq> Objects<T> {
         let Some(held) = self.held.get_mut(&key.namespace).and_then(|all| all.get_mut(&key.name)) else {
             let mark = self.rounds.mark();
             self.insert(key.clone(), Held { object: object.clone(), uid, mark });
-            return Some(Delta { key, before: None, after: Some(object) });
+            return Some(ObjectDelta { key, before: None, after: Some(object) });
         };
         self.rounds.see(&mut held.mark);
         let is_other = held.uid.differs(uid);
@@ -167,7 +167,7 @@ impl<T: PartialEq> Objects<T> {
             return None;
         }
         let before = std::mem::replace(&mut held.object, object.clone());
-        Some(Delta { key, before: Some(before), after: Some(object) })
+        Some(ObjectDelta { key, before: Some(before), after: Some(object) })
     }
 
     /// What a list or watch says of an object.

@@ -16,7 +16,7 @@ use std::net::IpAddr;
 
 use facts::Selector;
 use facts::labels::LabelSet;
-use facts::networkpolicy::Protocol;
+use facts::networkpolicy::PolicyProtocol;
 use facts::peer::{NamedPort, Peer, Phase};
 use hashbrown::HashTable;
 
@@ -46,7 +46,7 @@ pub struct Peers {
 /// A key and a value.
 type Label = (Id<str>, Id<str>);
 /// A name, its protocol and its number.
-type Port = (Id<str>, Protocol, u16);
+type Port = (Id<str>, PolicyProtocol, u16);
 /// Namespace, labels, and the pod's slot.
 type Group = (Id<str>, Id<[Label]>, u32);
 

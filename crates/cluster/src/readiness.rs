@@ -9,7 +9,7 @@ pub struct What(&'static str);
 
 /// How the watches are. Those of the agent's own DaemonSet and node are left out: no pod waits for them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct State {
+pub struct WatchState {
     /// Whether pods and namespaces have been listed once.
     pub synced: bool,
     /// The last error, while not all of it stands.
@@ -61,9 +61,9 @@ impl fmt::Display for What {
     }
 }
 
-// === impl State ===
+// === impl WatchState ===
 
-impl State {
+impl WatchState {
     /// Whether a watch stands, or a directory of manifests is read.
     pub fn stands(&self, what: What) -> bool {
         self.watches.get(&what).is_some_and(|watch| watch.stands)
@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn what_is_not_listed_yet_is_named() {
-        let mut state = State::default();
+        let mut state = WatchState::default();
         for what in [What::PODS, What::NAMESPACES, What::of("networkpolicies")] {
             state.expect(what);
         }
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn an_error_counts_until_everything_stands() {
-        let mut state = State::default();
+        let mut state = WatchState::default();
         let none = None::<&String>;
         for what in [What::PODS, What::NAMESPACES] {
             state.expect(what);

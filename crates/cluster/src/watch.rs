@@ -30,11 +30,11 @@ use tokio::sync::{mpsc, oneshot};
 use crate::connection::Connection;
 use crate::daemonset::{self, OwnPod, Seen};
 use crate::index::Index;
-use crate::kind::{Namespaces, Pods, Selection};
+use crate::kind::{Namespaces, ObjectSelection, Pods};
 use crate::news::Key;
-pub use crate::readiness::{State, What};
+pub use crate::readiness::{WatchState, What};
 use crate::recovery::Outage;
-pub use event::{Change, Event, Told, WatchError};
+pub use event::{Event, ObjectChange, Told, WatchError};
 pub use fetch::FetchError;
 use fetch::{Fetcher, Question, Questions};
 pub use manifests::ManifestError;
@@ -107,7 +107,7 @@ pub struct Cluster {
 #[derive(Debug)]
 struct Inner {
     index: RwLock<Index>,
-    state: Mutex<State>,
+    state: Mutex<WatchState>,
     seen: Mutex<Seen>,
     /// Taken by [`run`].
     wanted: Mutex<Wanted>,
@@ -156,7 +156,7 @@ impl Cluster {
     }
 
     /// How the watches are.
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> WatchState {
         self.state_mut().clone()
     }
 
@@ -174,7 +174,7 @@ impl Cluster {
         self.shared.index.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn state_mut(&self) -> MutexGuard<'_, State> {
+    fn state_mut(&self) -> MutexGuard<'_, WatchState> {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -248,11 +248,11 @@ async fn watch_node(
             None => std::future::pending().await,
         }
     };
-    let of_node = Selection::fields(format!("spec.nodeName={node}"), format!("of node {node}"));
+    let of_node = ObjectSelection::fields(format!("spec.nodeName={node}"), format!("of node {node}"));
     let (pods, namespaces) = (NodePods(reporter), AllNamespaces(reporter));
     let selected = (What::PODS, of_node);
     let pods = Reflector::<Pods>::new(connection, selected, limits, reporter, &pods).run();
-    let selected = (What::NAMESPACES, Selection::all());
+    let selected = (What::NAMESPACES, ObjectSelection::all());
     let namespaces = Reflector::<Namespaces>::new(connection, selected, limits, reporter, &namespaces).run();
     tokio::select! {
         never = fetch => never,

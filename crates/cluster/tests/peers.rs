@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use cluster::news::{Key, Uid};
 use cluster::peers::Peers;
 use cluster::{Access, Cluster, Connection, Limits, Source, Wanted};
-use facts::networkpolicy::Protocol;
+use facts::networkpolicy::PolicyProtocol;
 use facts::peer::{NamedPort, Peer, Phase};
 use serde_json::json;
 use testkit::apiserver::{ApiServer, Fault};
@@ -101,7 +101,7 @@ fn pod(number: usize) -> (Key, Uid, Peer) {
     let low = u32::try_from(number).unwrap();
     let v4 = IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + low));
     let v6 = IpAddr::V6(Ipv6Addr::from_bits((0xfd00 << 112) + u128::from(low)));
-    let port = |name: &str, number| NamedPort { name: name.into(), protocol: Protocol::Tcp, number };
+    let port = |name: &str, number| NamedPort { name: name.into(), protocol: PolicyProtocol::Tcp, number };
     let labels = labels.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
     let peer = Peer {
         labels,

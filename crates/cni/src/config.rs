@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use duration::parse_duration;
-pub use selector::{EnablementSelector, LabelSelector, Requirement};
+pub use selector::{EnablementSelector, LabelSelector, WrittenRequirement};
 
 use crate::json::{DecodeError, Node, Value};
 use crate::result::Dns;
@@ -67,7 +67,7 @@ pub struct PluginConf {
     /// stand for.
     pub kernel_network_runtime_classes: Vec<String>,
     /// `pod_source`: where the pod's facts come from.
-    pub pod_source: PodSource,
+    pub pod_source: PodSourceConfig,
     /// `runtimeConfig["io.kubernetes.cri.pod-annotations"]`: `None` when the runtime did not send it.
     pub pod_annotations: Option<BTreeMap<String, String>>,
 }
@@ -84,7 +84,7 @@ pub enum FailurePolicy {
 
 /// Where a pod's facts come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PodSource {
+pub enum PodSourceConfig {
     /// The Kubernetes API, with the kubeconfig in the run directory.
     Kubernetes,
     /// A directory of Kubernetes manifests.
@@ -137,13 +137,13 @@ impl PluginConf {
             capture: one_of(&root, "capture", &[("enabled", true), ("disabled", false)])?,
             strict_status: root.bool_or_false("strict_status")?,
             kernel_network_runtime_classes: root.texts("kernel_network_runtime_classes")?,
-            pod_source: PodSource::decode_in(&root)?,
+            pod_source: PodSourceConfig::decode_in(&root)?,
             pod_annotations: pod_annotations(&root)?,
         })
     }
 }
 
-impl PodSource {
+impl PodSourceConfig {
     fn decode_in(root: &Node<'_>) -> Result<Self, DecodeError> {
         let Some(node) = root.field("pod_source")? else { return Ok(Self::Kubernetes) };
         match node.text_or_empty("manifests")? {

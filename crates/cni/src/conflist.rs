@@ -18,7 +18,7 @@ pub use entry::{ENTRY_TYPE, PluginEntry};
 
 use crate::gojson::{self, Node, Order, WrongType};
 use crate::json::Value;
-use crate::libcni::{self, Folder, Network, Refusal, Release, Verdict};
+use crate::libcni::{self, Folder, LibcniRelease, LoadError, LoadResults, LoadedNetwork};
 
 /// Name of the list that a single network without a name becomes.
 const DEFAULT_NAME: &str = "k8s-pod-network";
@@ -53,7 +53,7 @@ pub struct Document {
 pub enum ConflistError {
     /// No runtime loads it.
     #[error(transparent)]
-    Refused(#[from] Refusal),
+    Refused(#[from] LoadError),
     /// Runtimes do not agree about it.
     #[error("{0}")]
     Differs(String),
@@ -85,7 +85,7 @@ impl Document {
     /// # Errors
     ///
     /// It is not JSON, or no object.
-    pub fn parse(bytes: &[u8]) -> Result<Self, Refusal> {
+    pub fn parse(bytes: &[u8]) -> Result<Self, LoadError> {
         Self::of_form(None, bytes)
     }
 
@@ -94,15 +94,15 @@ impl Document {
     /// # Errors
     ///
     /// It is not JSON, or no object.
-    pub fn of_form(form: Option<Form>, bytes: &[u8]) -> Result<Self, Refusal> {
+    pub fn of_form(form: Option<Form>, bytes: &[u8]) -> Result<Self, LoadError> {
         let text = libcni::read(bytes)?;
-        let members = gojson::members(&text).ok_or_else(|| Refusal::NotAnObject(gojson::kind(&text)))?;
+        let members = gojson::members(&text).ok_or_else(|| LoadError::NotAnObject(gojson::kind(&text)))?;
         let members = members.into_iter().map(|(key, value)| (key, value.to_owned())).collect();
         Ok(Self { text, form, members })
     }
 
     /// What runtimes make of the file.
-    pub fn verdict(&self, folder: &Folder) -> Verdict {
+    pub fn verdict(&self, folder: &Folder) -> LoadResults {
         libcni::judge(self.form(), &self.text, folder)
     }
 
@@ -190,7 +190,7 @@ impl Document {
             (Ok(before), Ok(after)) => is_with_entry(before, after),
             _ => false,
         };
-        if is_right(Release::V1_1) && is_right(Release::V1_3) {
+        if is_right(LibcniRelease::V1_1) && is_right(LibcniRelease::V1_3) {
             Ok(merged)
         } else {
             Err(ConflistError::WouldDiffer(after.difference()))
@@ -236,7 +236,7 @@ impl Document {
             let place = self.members.iter().rposition(|(key, _)| key == "plugins");
             let place = place.ok_or(ConflistError::NoNetwork)?;
             let plugins = Node::root(self.members[place].1.get(), Order::Text).items("a list");
-            let wrong = |_| Refusal::WrongType(WrongType { key: "plugins".to_owned(), expected: "a list" });
+            let wrong = |_| LoadError::WrongType(WrongType { key: "plugins".to_owned(), expected: "a list" });
             let foreign = plugins.map_err(wrong)?.into_iter().filter(|plugin| !is_ours(plugin.raw()));
             let plugins = foreign.map(|plugin| Cow::Borrowed(plugin.raw())).collect();
             return Ok(List {
@@ -248,7 +248,7 @@ impl Document {
         if libcni::plugin_type(&self.text).is_none() {
             return Err(ConflistError::NoNetwork);
         }
-        let (name, version) = libcni::own_name_and_version(&self.text).map_err(Refusal::WrongType)?;
+        let (name, version) = libcni::own_name_and_version(&self.text).map_err(LoadError::WrongType)?;
         let own = |own: Option<String>, default: &str| {
             Cow::Owned(serde_json::Value::from(own.as_deref().unwrap_or(default)).to_string())
         };
@@ -314,7 +314,7 @@ fn object<'a>(members: impl Iterator<Item = (&'a str, &'a str)>) -> String {
 }
 
 /// Whether a network is another one with our plugin behind it. What the other one leaves out may have been filled in.
-fn is_with_entry(before: &Network, after: &Network) -> bool {
+fn is_with_entry(before: &LoadedNetwork, after: &LoadedNetwork) -> bool {
     let is_kept = |before: &str, after: &str| before.is_empty() || before == after;
     let foreign = before.plugins.iter().map(String::as_str).filter(|kind| *kind != ENTRY_TYPE);
     is_kept(&before.name, &after.name)

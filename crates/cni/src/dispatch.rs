@@ -78,7 +78,7 @@ pub trait Plugin {
 
 /// How a run ended. Everything is printed already.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Outcome {
+pub struct PluginExit {
     /// For the process: 0 for success, 1 for any error.
     pub exit: u8,
     /// The error that went to stdout, for the log.
@@ -97,7 +97,7 @@ enum Answer {
 /// The order is: environment, stdin, network name, verb, version, namespace comparison, then the plugin. So a plugin
 /// that is called inside its own namespace, or with a version that it does not speak, does nothing at all. A panic of
 /// the plugin becomes an error with code 999.
-pub fn dispatch(io: Invocation<'_>, plugin: &mut dyn Plugin) -> Outcome {
+pub fn dispatch(io: Invocation<'_>, plugin: &mut dyn Plugin) -> PluginExit {
     let Invocation { identity, env, stdin, stdout, stderr } = io;
     let mut run = run::Run { identity, version: Version::LATEST };
     let answer = run.answer(env, stdin, plugin);
@@ -112,15 +112,15 @@ pub fn dispatch(io: Invocation<'_>, plugin: &mut dyn Plugin) -> Outcome {
         Err(error) => (Some(error.render(run.version)), Some(error)),
     };
     let exit = u8::from(error.is_some());
-    let Some(text) = text else { return Outcome { exit, error } };
+    let Some(text) = text else { return PluginExit { exit, error } };
     match stdout.write_all(&text).and_then(|()| stdout.flush()) {
-        Ok(()) => Outcome { exit, error },
+        Ok(()) => PluginExit { exit, error },
         Err(cause) => {
             // Part of the text may be out already: a second object would make both unreadable.
             let failure =
                 Error::new(crate::code::IO_FAILURE, format!("cannot write the answer to stdout: {cause}"));
             let _ = writeln!(stderr, "{}: {failure}", identity.name);
-            Outcome { exit: 1, error: Some(error.unwrap_or(failure)) }
+            PluginExit { exit: 1, error: Some(error.unwrap_or(failure)) }
         }
     }
 }

@@ -40,8 +40,8 @@ pub mod result;
 pub mod version;
 
 pub use args::Args;
-pub use config::{FailurePolicy, PluginConf, PodSource};
-pub use dispatch::{Identity, Invocation, NetnsRelation, Outcome, Plugin, Request, dispatch};
+pub use config::{FailurePolicy, PluginConf, PodSourceConfig};
+pub use dispatch::{Identity, Invocation, NetnsRelation, Plugin, PluginExit, Request, dispatch};
 pub use env::Verb;
 pub use error::{Error, code};
 pub use gojson::WrongType;

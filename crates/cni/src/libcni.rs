@@ -1,7 +1,7 @@
 //! Whether container runtimes load a configuration file, and as what.
 //!
 //! All runtimes ask `libcni` (`containernetworking/cni`), and its releases do not agree about every file. Two of them stand for all:
-//! [`Release::V1_1`] knows the CNI specification 1.0, [`Release::V1_3`] the specification 1.1 with a list's own folder of plugins. What is
+//! [`LibcniRelease::V1_1`] knows the CNI specification 1.0, [`LibcniRelease::V1_3`] the specification 1.1 with a list's own folder of plugins. What is
 //! put into a file has to be right for both, because nothing tells which one the node's runtime was built with.
 //!
 //! ```text
@@ -23,7 +23,7 @@ use plugin::Plugin;
 
 /// A release of `libcni`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Release {
+pub enum LibcniRelease {
     /// 1.1.1, as in containerd 1.6.
     V1_1,
     /// 1.3.0, as in containerd 2.
@@ -32,7 +32,7 @@ pub enum Release {
 
 /// A network as a runtime has it after loading.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Network {
+pub struct LoadedNetwork {
     /// `name`; may be empty.
     pub name: String,
     /// `cniVersion`, with 1.3 the newest of `cniVersions` too; may be empty.
@@ -43,7 +43,7 @@ pub struct Network {
 
 /// Why a release does not load a file.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum Refusal {
+pub enum LoadError {
     /// Also an empty or half written file.
     #[error("not JSON: {0}")]
     NotJson(String),
@@ -89,9 +89,9 @@ pub enum Refusal {
 
 /// What both releases make of a file.
 #[derive(Debug)]
-pub struct Verdict {
-    old: Result<Network, Refusal>,
-    new: Result<Network, Refusal>,
+pub struct LoadResults {
+    old: Result<LoadedNetwork, LoadError>,
+    new: Result<LoadedNetwork, LoadError>,
 }
 
 /// The `.conf` files of the folder beside a list that is named like the network: since CNI 1.1 they are plugins of it too.
@@ -111,26 +111,26 @@ struct Head {
 }
 
 /// What both releases make of a file of this form. The folder is that of [`folder_name`].
-pub fn load(form: Form, bytes: &[u8], folder: &Folder) -> Verdict {
+pub fn load(form: Form, bytes: &[u8], folder: &Folder) -> LoadResults {
     match read(bytes) {
-        Err(cause) => Verdict { old: Err(cause.clone()), new: Err(cause) },
+        Err(cause) => LoadResults { old: Err(cause.clone()), new: Err(cause) },
         Ok(text) => judge(form, &text, folder),
     }
 }
 
 /// The text that is judged, see [`gojson::normalize`].
-pub(crate) fn read(bytes: &[u8]) -> Result<String, Refusal> {
-    let text = gojson::normalize(bytes).map_err(|cause| Refusal::NotJson(cause.to_string()))?;
-    if gojson::depth(&text) > MAX_DEPTH { Err(Refusal::TooDeep) } else { Ok(text) }
+pub(crate) fn read(bytes: &[u8]) -> Result<String, LoadError> {
+    let text = gojson::normalize(bytes).map_err(|cause| LoadError::NotJson(cause.to_string()))?;
+    if gojson::depth(&text) > MAX_DEPTH { Err(LoadError::TooDeep) } else { Ok(text) }
 }
 
 /// As [`load`] for a text that was [`read`] already.
-pub(crate) fn judge(form: Form, text: &str, folder: &Folder) -> Verdict {
+pub(crate) fn judge(form: Form, text: &str, folder: &Folder) -> LoadResults {
     let load = |release| match form {
         Form::Single => single(text, release),
         Form::List => list(text, release, folder),
     };
-    Verdict { old: load(Release::V1_1), new: load(Release::V1_3) }
+    LoadResults { old: load(LibcniRelease::V1_1), new: load(LibcniRelease::V1_3) }
 }
 
 /// The type of the plugin in a file of a network's [`Folder`].
@@ -138,19 +138,19 @@ pub(crate) fn judge(form: Form, text: &str, folder: &Folder) -> Verdict {
 /// # Errors
 ///
 /// The release that knows such folders refuses it, and the network with it.
-pub fn load_folder_file(bytes: &[u8]) -> Result<String, Refusal> {
-    plugin_of_struct(&read(bytes)?, Release::V1_3).map(|plugin| plugin.kind)
+pub fn load_folder_file(bytes: &[u8]) -> Result<String, LoadError> {
+    plugin_of_struct(&read(bytes)?, LibcniRelease::V1_3).map(|plugin| plugin.kind)
 }
 
 /// The name of the folder that belongs to a list; `None` if it wants none.
 pub(crate) fn folder_name(list: &str) -> Option<String> {
-    let head = Head::read(list, Release::V1_3).ok()?;
+    let head = Head::read(list, LibcniRelease::V1_3).ok()?;
     (!head.inlined_only).then_some(head.name)
 }
 
 /// Name and version that a single network gives itself; `None` for what it leaves out.
 pub(crate) fn own_name_and_version(single: &str) -> Result<(Option<String>, Option<String>), WrongType> {
-    let plugin = Plugin::read(&Node::root(single, Order::Text), Release::V1_3)?;
+    let plugin = Plugin::read(&Node::root(single, Order::Text), LibcniRelease::V1_3)?;
     Ok((plugin.name, plugin.version))
 }
 
@@ -162,98 +162,98 @@ pub(crate) fn plugin_type(plugin: &str) -> Option<String> {
 }
 
 /// One network alone in a file. A runtime makes a list of it and loads that.
-fn single(text: &str, release: Release) -> Result<Network, Refusal> {
+fn single(text: &str, release: LibcniRelease) -> Result<LoadedNetwork, LoadError> {
     /// Depth of a plugin in a list.
     const IN_A_LIST: usize = 2;
     let plugin = plugin_of_struct(text, release)?;
     if let Some(number) = gojson::huge_number(text) {
-        return Err(Refusal::HugeNumber(number.to_owned()));
+        return Err(LoadError::HugeNumber(number.to_owned()));
     }
     if gojson::depth(text) + IN_A_LIST > MAX_DEPTH {
-        return Err(Refusal::TooDeep);
+        return Err(LoadError::TooDeep);
     }
     // The list has a map of it: of keys in different letter cases another one may be the last now.
     let member = Plugin::read(&Node::root(text, Order::Map), release)?;
     if member.kind.is_empty() {
-        return Err(Refusal::NoType);
+        return Err(LoadError::NoType);
     }
-    Ok(Network {
+    Ok(LoadedNetwork {
         name: plugin.name.unwrap_or_default(),
         version: plugin.version.unwrap_or_default(),
         plugins: vec![member.kind],
     })
 }
 
-fn plugin_of_struct(text: &str, release: Release) -> Result<Plugin, Refusal> {
+fn plugin_of_struct(text: &str, release: LibcniRelease) -> Result<Plugin, LoadError> {
     if !matches!(gojson::kind(text), "an object" | "null") {
-        return Err(Refusal::NotAnObject(gojson::kind(text)));
+        return Err(LoadError::NotAnObject(gojson::kind(text)));
     }
     let plugin = Plugin::read(&Node::root(text, Order::Text), release)?;
-    if plugin.kind.is_empty() { Err(Refusal::NoType) } else { Ok(plugin) }
+    if plugin.kind.is_empty() { Err(LoadError::NoType) } else { Ok(plugin) }
 }
 
-fn list(text: &str, release: Release, folder: &Folder) -> Result<Network, Refusal> {
+fn list(text: &str, release: LibcniRelease, folder: &Folder) -> Result<LoadedNetwork, LoadError> {
     if let Some(number) = gojson::huge_number(text) {
-        return Err(Refusal::HugeNumber(number.to_owned()));
+        return Err(LoadError::HugeNumber(number.to_owned()));
     }
     let head = Head::read(text, release)?;
     let mut plugins = match member(text, "plugins")? {
         Some(plugins) => inlined(&plugins, release)?,
-        None if release == Release::V1_1 => return Err(Refusal::Missing("plugins")),
+        None if release == LibcniRelease::V1_1 => return Err(LoadError::Missing("plugins")),
         None => Vec::new(),
     };
-    if release == Release::V1_3 && !head.inlined_only {
+    if release == LibcniRelease::V1_3 && !head.inlined_only {
         if let Some(cause) = &folder.unreadable {
-            return Err(Refusal::Folder(cause.clone()));
+            return Err(LoadError::Folder(cause.clone()));
         }
         for plugin in &folder.plugins {
-            plugins.push(plugin.clone().map_err(Refusal::Folder)?);
+            plugins.push(plugin.clone().map_err(LoadError::Folder)?);
         }
     }
     if plugins.is_empty() {
-        return Err(Refusal::NoPlugins);
+        return Err(LoadError::NoPlugins);
     }
-    Ok(Network { name: head.name, version: head.version, plugins })
+    Ok(LoadedNetwork { name: head.name, version: head.version, plugins })
 }
 
 /// The types of the plugins in a list's `plugins`.
-fn inlined(plugins: &Node<'_>, release: Release) -> Result<Vec<String>, Refusal> {
+fn inlined(plugins: &Node<'_>, release: LibcniRelease) -> Result<Vec<String>, LoadError> {
     const EXPECTED: &str = "a list";
     if plugins.is_null() {
         return Err(WrongType { key: "plugins".to_owned(), expected: EXPECTED }.into());
     }
     let plugins = plugins.items(EXPECTED)?;
     if plugins.is_empty() {
-        return Err(Refusal::NoPlugins);
+        return Err(LoadError::NoPlugins);
     }
     let kind = |(index, plugin): (usize, Node<'_>)| {
         if gojson::kind(plugin.raw()) != "an object" {
-            return Err(Refusal::Plugin(index));
+            return Err(LoadError::Plugin(index));
         }
         let plugin = Node::root(plugin.raw(), Order::Map);
-        let plugin = Plugin::read(&plugin, release).map_err(|cause| Refusal::PluginKey { index, cause })?;
-        if plugin.kind.is_empty() { Err(Refusal::Plugin(index)) } else { Ok(plugin.kind) }
+        let plugin = Plugin::read(&plugin, release).map_err(|cause| LoadError::PluginKey { index, cause })?;
+        if plugin.kind.is_empty() { Err(LoadError::Plugin(index)) } else { Ok(plugin.kind) }
     };
     plugins.into_iter().enumerate().map(kind).collect()
 }
 
 /// A member of a list, by its exact key.
-fn member<'a>(list: &'a str, key: &str) -> Result<Option<Node<'a>>, Refusal> {
+fn member<'a>(list: &'a str, key: &str) -> Result<Option<Node<'a>>, LoadError> {
     if gojson::kind(list) != "an object" {
-        return Err(Refusal::NotAnObject(gojson::kind(list)));
+        return Err(LoadError::NotAnObject(gojson::kind(list)));
     }
     let members = Node::root(list, Order::Map).members("an object")?;
     Ok(members.into_iter().find_map(|(name, value)| (name == key).then_some(value)))
 }
 
 impl Head {
-    fn read(list: &str, release: Release) -> Result<Self, Refusal> {
-        let text = |key: &'static str| -> Result<Option<String>, Refusal> {
+    fn read(list: &str, release: LibcniRelease) -> Result<Self, LoadError> {
+        let text = |key: &'static str| -> Result<Option<String>, LoadError> {
             let Some(value) = member(list, key)? else { return Ok(None) };
             let wrong = || WrongType { key: key.to_owned(), expected: "a text" };
             Ok(Some(value.text()?.ok_or_else(wrong)?))
         };
-        let flag = |key: &'static str| -> Result<bool, Refusal> {
+        let flag = |key: &'static str| -> Result<bool, LoadError> {
             let Some(value) = member(list, key)? else { return Ok(false) };
             match value.boolean() {
                 Ok(Some(flag)) => Ok(flag),
@@ -261,11 +261,11 @@ impl Head {
                     .ok_or_else(|| WrongType { key: key.to_owned(), expected: "a boolean" }.into()),
             }
         };
-        let name = text("name")?.ok_or(Refusal::Missing("name"))?;
+        let name = text("name")?.ok_or(LoadError::Missing("name"))?;
         let mut version = text("cniVersion")?.unwrap_or_default();
         flag("disableCheck")?;
         let mut inlined_only = true;
-        if release == Release::V1_3 {
+        if release == LibcniRelease::V1_3 {
             if let Some(versions) = member(list, "cniVersions")? {
                 version = newest(&versions, version)?;
             }
@@ -277,8 +277,8 @@ impl Head {
 }
 
 /// A boolean that is written as a text, which only the newer release takes.
-fn truth(value: &Node<'_>, release: Release) -> Option<bool> {
-    let text = value.text().ok().flatten().filter(|_| release == Release::V1_3)?;
+fn truth(value: &Node<'_>, release: LibcniRelease) -> Option<bool> {
+    let text = value.text().ok().flatten().filter(|_| release == LibcniRelease::V1_3)?;
     match text.to_ascii_lowercase().as_str() {
         "true" => Some(true),
         "false" => Some(false),
@@ -287,7 +287,7 @@ fn truth(value: &Node<'_>, release: Release) -> Option<bool> {
 }
 
 /// The newest version of `cniVersions` and `cniVersion` that is not newer than what the release knows.
-fn newest(versions: &Node<'_>, version: String) -> Result<String, Refusal> {
+fn newest(versions: &Node<'_>, version: String) -> Result<String, LoadError> {
     const EXPECTED: &str = "a list of versions";
     let wrong = |key: &str, expected| WrongType { key: key.to_owned(), expected };
     if versions.is_null() {
@@ -300,7 +300,7 @@ fn newest(versions: &Node<'_>, version: String) -> Result<String, Refusal> {
     offered.extend(Some(version.clone()).filter(|version| !version.is_empty()));
     let mut newest: Option<([i64; 3], String)> = None;
     for offer in offered {
-        let parts = comparable(&offer).map_err(Refusal::Version)?;
+        let parts = comparable(&offer).map_err(LoadError::Version)?;
         let is_newer = newest.as_ref().is_none_or(|(best, _)| parts > *best);
         if parts <= [1, 1, 0] && is_newer {
             newest = Some((parts, offer));
@@ -326,14 +326,14 @@ fn comparable(version: &str) -> Result<[i64; 3], ParseError> {
     Ok(parts)
 }
 
-// === impl Verdict ===
+// === impl LoadResults ===
 
-impl Verdict {
+impl LoadResults {
     /// What one release makes of the file.
-    pub fn of(&self, release: Release) -> Result<&Network, &Refusal> {
+    pub fn of(&self, release: LibcniRelease) -> Result<&LoadedNetwork, &LoadError> {
         match release {
-            Release::V1_1 => self.old.as_ref(),
-            Release::V1_3 => self.new.as_ref(),
+            LibcniRelease::V1_1 => self.old.as_ref(),
+            LibcniRelease::V1_3 => self.new.as_ref(),
         }
     }
 
@@ -343,13 +343,13 @@ impl Verdict {
     }
 
     /// Why no release loads it; `None` if one does.
-    pub fn refusal(&self) -> Option<&Refusal> {
+    pub fn refusal(&self) -> Option<&LoadError> {
         self.new.as_ref().err().filter(|_| self.old.is_err())
     }
 
     /// In what the releases differ, in words, and what to do.
     pub fn difference(&self) -> String {
-        let (old, new) = (Release::V1_1, Release::V1_3);
+        let (old, new) = (LibcniRelease::V1_1, LibcniRelease::V1_3);
         match (&self.old, &self.new) {
             (Ok(_), Err(cause)) => format!("{old} loads it, {new} does not: {cause}; correct the file"),
             (Err(cause), Ok(_)) => format!("{new} loads it, {old} does not: {cause}; correct the file"),
@@ -365,7 +365,7 @@ impl Verdict {
     }
 }
 
-impl fmt::Display for Release {
+impl fmt::Display for LibcniRelease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::V1_1 => "libcni 1.1 (containerd 1.6)",

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 use crate::error::shorten;
 use crate::json::{DecodeError, Node, Value};
-use crate::version::{Family, Version};
+use crate::version::{ResultShape, Version};
 
 /// A CNI result in the shape of version 1.1.0. Empty texts, lists and zero numbers mean absent.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -123,9 +123,9 @@ impl CniResult {
             return Err(ResultError::WrongFamily { supported, found: shorten(&found) });
         }
         let result = match config.family() {
-            Family::Single => Self::decode_single(&node),
-            Family::Lists => Self::decode_lists(&node, Interface::decode_common),
-            Family::Current => Self::decode_lists(&node, Interface::decode),
+            ResultShape::Single => Self::decode_single(&node),
+            ResultShape::Lists => Self::decode_lists(&node, Interface::decode_common),
+            ResultShape::Current => Self::decode_lists(&node, Interface::decode),
         };
         Ok(result?)
     }

@@ -12,7 +12,7 @@ pub struct Version {
 
 /// Versions that share one shape of result on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Family {
+pub enum ResultShape {
     /// 0.1.0 and 0.2.0: one address per IP family, under `ip4` and `ip6`.
     Single,
     /// 0.3.0, 0.3.1 and 0.4.0: lists, each address with its `version`.
@@ -88,13 +88,13 @@ impl Version {
     }
 
     /// The shape that results of this version have on the wire.
-    pub fn family(self) -> Family {
+    pub fn family(self) -> ResultShape {
         if self < Self::V0_3_0 {
-            Family::Single
+            ResultShape::Single
         } else if self < Self::V1_0_0 {
-            Family::Lists
+            ResultShape::Lists
         } else {
-            Family::Current
+            ResultShape::Current
         }
     }
 }

@@ -5,7 +5,7 @@ mod placement;
 
 use serde::Deserialize;
 
-pub use placement::{Misplaced, Placement};
+pub use placement::{Misplaced, NodeConstraints};
 
 /// A DaemonSet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub struct DaemonSet {
     /// It is being deleted without its pods (`--cascade=orphan`): they go on, often under another DaemonSet.
     pub leaves_pods: bool,
     /// Which nodes its pods are for. The error is about a placement that means nothing.
-    pub placement: Result<Placement, String>,
+    pub placement: Result<NodeConstraints, String>,
 }
 
 // === impl DaemonSet ===
@@ -46,7 +46,7 @@ impl<'de> Deserialize<'de> for DaemonSet {
             spec: Spec,
         }
         let Object { metadata, spec } = Object::deserialize(deserializer)?;
-        let placement = Placement::of(&spec.template.spec).map_err(|error| error.to_string());
+        let placement = NodeConstraints::of(&spec.template.spec).map_err(|error| error.to_string());
         let is_deleting = metadata.deletion_timestamp.is_some();
         // `FinalizerOrphanDependents` of Kubernetes' metav1.
         let leaves_pods = is_deleting && metadata.finalizers.iter().any(|name| name == "orphan");

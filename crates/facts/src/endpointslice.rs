@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
-use crate::networkpolicy::{PortError, Protocol, port_number};
+use crate::networkpolicy::{PolicyProtocol, PortError, port_number};
 
 /// A part of the endpoints of a Service.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub struct EndpointPort {
     /// That of the Service's port.
     pub name: Box<str>,
     /// Its protocol.
-    pub protocol: Protocol,
+    pub protocol: PolicyProtocol,
     /// Its number; nothing: the Service's own.
     pub number: Option<u16>,
 }
@@ -86,7 +86,7 @@ impl<'de> Deserialize<'de> for EndpointSlice {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let Wire { metadata, endpoints, ports } = Wire::deserialize(deserializer)?;
         let port = |WirePort { name, protocol, port }| {
-            let protocol = Protocol::parse(protocol.as_deref())?;
+            let protocol = PolicyProtocol::parse(protocol.as_deref())?;
             let number = port.map(port_number).transpose()?;
             Ok(EndpointPort { name: name.unwrap_or_default(), protocol, number })
         };

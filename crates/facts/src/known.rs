@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use capture::decide::{Enrolment, Membership, Scope, Subject, membership};
+use capture::decide::{Enrolment, Exclusions, Membership, Subject, membership};
 use capture::select::{self, Labels};
 use serde::{Deserialize, Serialize};
 
@@ -21,7 +21,7 @@ pub struct Facts {
 
 impl Facts {
     /// Whether the pod is of ambient mode. `in_mesh`: rules of it are in force for the pod.
-    pub fn membership(&self, scope: &Scope, enrolment: &Enrolment, in_mesh: bool) -> Membership {
+    pub fn membership(&self, scope: &Exclusions, enrolment: &Enrolment, in_mesh: bool) -> Membership {
         let annotations = self.pod.metadata.as_ref().and_then(|metadata| metadata.annotations.as_ref());
         let of_namespace =
             self.namespace_labels.as_ref().map(|labels| |key: &str| labels.get(key).map(String::as_str));

@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer};
 
 pub use block::{Block, BlockError};
 pub(crate) use port::number as port_number;
-pub use port::{NumberOrName, Port, PortError, Protocol};
+pub use port::{NumberOrName, PolicyProtocol, Port, PortError};
 
 use crate::labels::{Selector, SelectorError};
 
@@ -36,27 +36,27 @@ pub struct NetworkPolicy {
     /// The pods that it is about.
     pub subjects: Selector,
     /// What it says of traffic to them.
-    pub ingress: Side,
+    pub ingress: PolicyDirection,
     /// What it says of traffic from them.
-    pub egress: Side,
+    pub egress: PolicyDirection,
     /// The entries that do not count.
     pub refused: Refused,
 }
 
 /// One direction of a policy.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Side {
+pub struct PolicyDirection {
     /// Whether the policy isolates its pods in this direction.
     pub isolates: bool,
     /// What it allows, in the order in which it is written. Empty where it does not isolate.
-    pub rules: Box<[Rule]>,
+    pub rules: Box<[PolicyRule]>,
 }
 
 /// Traffic that is allowed: peers and ports both match.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Rule {
+pub struct PolicyRule {
     /// Who is on the other end.
-    pub peers: Entries<Peer>,
+    pub peers: Entries<PolicyPeer>,
     /// What the destination is asked on.
     pub ports: Entries<Port>,
 }
@@ -72,7 +72,7 @@ pub enum Entries<T> {
 
 /// One entry of `from` or `to`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Peer {
+pub enum PolicyPeer {
     /// Pods of the policy's namespace.
     Pods(Selector),
     /// Pods of other namespaces, or of the same.

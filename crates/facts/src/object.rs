@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use made::{METADATA_NAME, namespace_labels};
 use spec::{ContainerSpec, SecurityContext, Spec, containers};
 use status::InitStatus;
-pub use status::{PodIp, Status};
+pub use status::{PodIp, PodStatus};
 
 /// Any object; only pods and lists have members that we read.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,7 +35,7 @@ pub struct Object {
     spec: Option<Spec>,
     /// What it is; never written.
     #[serde(skip_serializing)]
-    pub status: Option<Status>,
+    pub status: Option<PodStatus>,
     /// The objects of a list.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub items: Option<Vec<Object>>,
@@ -205,7 +205,7 @@ impl Object {
         let containers =
             self.spec.iter_mut().flat_map(|spec| [&mut spec.init_containers, &mut spec.containers]);
         containers.flatten().flatten().for_each(ContainerSpec::trim);
-        self.status.iter_mut().for_each(Status::trim);
+        self.status.iter_mut().for_each(PodStatus::trim);
         self
     }
 

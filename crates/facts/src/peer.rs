@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Deserializer};
 
 use crate::labels::LabelSet;
-use crate::networkpolicy::{NumberOrName, Protocol, port_number};
+use crate::networkpolicy::{NumberOrName, PolicyProtocol, port_number};
 
 /// A pod as policies see it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub struct NamedPort {
     /// The name.
     pub name: Box<str>,
     /// Its protocol.
-    pub protocol: Protocol,
+    pub protocol: PolicyProtocol,
     /// Its number.
     pub number: u16,
 }
@@ -160,7 +160,7 @@ impl WirePort {
     /// Nothing for a port that no policy can name.
     fn named(self) -> Option<NamedPort> {
         let name = self.name.filter(|name| !name.is_empty())?;
-        let protocol = Protocol::parse(self.protocol.as_deref()).ok()?;
+        let protocol = PolicyProtocol::parse(self.protocol.as_deref()).ok()?;
         let NumberOrName::Number(number) = self.container_port? else { return None };
         Some(NamedPort { name, protocol, number: port_number(number).ok()? })
     }

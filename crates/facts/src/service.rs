@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
-use crate::networkpolicy::{Protocol, port_number};
+use crate::networkpolicy::{PolicyProtocol, port_number};
 
 /// A Service.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub struct ServicePort {
     /// Its name, by which endpoints say their number; empty where there is one port.
     pub name: Box<str>,
     /// Its protocol.
-    pub protocol: Protocol,
+    pub protocol: PolicyProtocol,
     /// Its number.
     pub number: u16,
 }
@@ -84,7 +84,7 @@ impl<'de> Deserialize<'de> for Service {
         addresses.sort_unstable();
         addresses.dedup();
         let port = |WirePort { name, protocol, port }| {
-            let protocol = Protocol::parse(protocol.as_deref())?;
+            let protocol = PolicyProtocol::parse(protocol.as_deref())?;
             Ok(ServicePort { name: name.unwrap_or_default(), protocol, number: port_number(port)? })
         };
         let ports = spec.ports.into_iter().flatten().map(port).collect::<Result<_, _>>();
@@ -111,7 +111,7 @@ mod tests {
         let addresses: Vec<String> = service.addresses.iter().map(IpAddr::to_string).collect();
         assert_eq!(addresses, ["10.96.0.10", "192.0.2.1", "198.51.100.1", "fd00::10"]);
         let port = |name: &str, protocol, number| ServicePort { name: name.into(), protocol, number };
-        let ports = [port("http", Protocol::Tcp, 80), port("dns", Protocol::Udp, 53)];
+        let ports = [port("http", PolicyProtocol::Tcp, 80), port("dns", PolicyProtocol::Udp, 53)];
         assert_eq!(*service.ports, ports);
     }
 

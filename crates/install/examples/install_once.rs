@@ -3,14 +3,16 @@
 use std::path::Path;
 
 use cni::conflist::PluginEntry;
-use install::{Event, Handle, Installer, KubeconfigOptions, Mode, Observer, Options, ProgramAtEnd};
+use install::{
+    Handle, InstallEvent, InstallMode, InstallOptions, Installer, KubeconfigOptions, Observer, ProgramAtEnd,
+};
 
 struct UntilReady(std::sync::mpsc::Receiver<Handle>);
 
 impl Observer for UntilReady {
-    fn event(&mut self, event: &Event<'_>) {
+    fn event(&mut self, event: &InstallEvent<'_>) {
         println!("{event}");
-        if matches!(event, Event::Ready { .. }) {
+        if matches!(event, InstallEvent::Ready { .. }) {
             self.0.iter().for_each(|handle| handle.stop());
         }
     }
@@ -19,10 +21,10 @@ impl Observer for UntilReady {
 fn main() {
     let Some(node) = std::env::args_os().nth(1) else { return eprintln!("name the node's directory") };
     let node = Path::new(&node);
-    let options = Options {
+    let options = InstallOptions {
         net_dir: node.join("net.d"),
         conf_name: None,
-        mode: Mode::Chained,
+        mode: InstallMode::Chained,
         group_read: false,
         bin_source: node.join("image"),
         bin_targets: vec![node.join("bin")],

@@ -25,7 +25,7 @@ pub(crate) use scan::{Scan, State, follow, form_of};
 pub(crate) use write::write;
 
 use crate::file::{self, FileError};
-use crate::options::{Mode, Options, STANDALONE_NAME};
+use crate::options::{InstallMode, InstallOptions, STANDALONE_NAME};
 
 /// Behind the name of a file in the name of its original. No runtime loads it, as it is no extension of a configuration.
 const ORIGINAL_SUFFIX: &str = ".istio-cni-original";
@@ -97,7 +97,7 @@ pub enum Waiting {
 /// What is wanted.
 #[derive(Debug)]
 pub(crate) struct Config<'a> {
-    pub(crate) options: &'a Options,
+    pub(crate) options: &'a InstallOptions,
     pub(crate) entry: &'a PluginEntry,
 }
 
@@ -109,9 +109,11 @@ impl Config<'_> {
     /// The file that is ours alone, if the mode has one.
     fn own_file(&self) -> Option<PathBuf> {
         match &self.options.mode {
-            Mode::Chained => None,
-            Mode::Standalone => Some(self.path(self.options.conf_name.as_deref().unwrap_or(STANDALONE_NAME))),
-            Mode::Owned { file_name } => Some(self.path(file_name)),
+            InstallMode::Chained => None,
+            InstallMode::Standalone => {
+                Some(self.path(self.options.conf_name.as_deref().unwrap_or(STANDALONE_NAME)))
+            }
+            InstallMode::Owned { file_name } => Some(self.path(file_name)),
         }
     }
 }

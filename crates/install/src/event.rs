@@ -11,13 +11,13 @@ use crate::file::FileError;
 /// Is told of everything that happens, on the installer's thread.
 pub trait Observer: Send {
     /// Something happened.
-    fn event(&mut self, event: &Event<'_>);
+    fn event(&mut self, event: &InstallEvent<'_>);
 }
 
 /// Something that happened. Its text is one line for a log.
 #[derive(Debug)]
 #[non_exhaustive]
-pub enum Event<'a> {
+pub enum InstallEvent<'a> {
     /// Everything is in its place and watched: counts as SUCCESS.
     Ready {
         /// The configuration with our entry.
@@ -93,7 +93,7 @@ pub enum Event<'a> {
     },
 }
 
-impl Event<'_> {
+impl InstallEvent<'_> {
     /// Whether somebody should look at it.
     pub fn is_warning(&self) -> bool {
         match self {
@@ -114,7 +114,7 @@ impl Event<'_> {
     }
 }
 
-impl fmt::Display for Event<'_> {
+impl fmt::Display for InstallEvent<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ready { config } => write!(f, "installed: the plugin is in {}", config.display()),

@@ -14,10 +14,10 @@ pub use handle::Handle;
 use crate::binaries::{Binaries, PLUGIN};
 use crate::config::{self, Config, ConfigError, Obstacle, Step, Taken, Waiting};
 use crate::error::Error;
-use crate::event::{Event, Observer};
-use crate::options::{Options, OptionsError};
+use crate::event::{InstallEvent, Observer};
+use crate::options::{InstallOptions, OptionsError};
 use crate::throttle::Throttle;
-use crate::uninstall::{Report, uninstall};
+use crate::uninstall::{UninstallReport, uninstall};
 use crate::watch::{Places, Wake, Watch};
 
 /// Pauses after failures in a row.
@@ -31,7 +31,7 @@ const TRIES: u32 = 5;
 
 /// Puts the plugin on the node and keeps it there.
 pub struct Installer {
-    options: Options,
+    options: InstallOptions,
     observer: Box<dyn Observer>,
     handle: Handle,
     throttle: Throttle,
@@ -59,7 +59,7 @@ impl Installer {
     /// # Errors
     ///
     /// Options that cannot be meant, or no descriptor to be had.
-    pub fn new(options: Options, observer: Box<dyn Observer>) -> Result<Self, OptionsError> {
+    pub fn new(options: InstallOptions, observer: Box<dyn Observer>) -> Result<Self, OptionsError> {
         options.check()?;
         Ok(Self {
             options,
@@ -104,7 +104,7 @@ impl Installer {
     }
 
     /// Takes the plugin off the node, see [`uninstall`]. Whether to do that at the end is the agent's decision.
-    pub fn cleanup(&self, leftovers: &[PathBuf]) -> Report {
+    pub fn cleanup(&self, leftovers: &[PathBuf]) -> UninstallReport {
         uninstall(&self.options, leftovers)
     }
 
@@ -116,7 +116,7 @@ impl Installer {
             Look::Differs => return Ok(()),
             Look::Waiting(waiting) => {
                 if self.set_unready(&waiting.to_string()) {
-                    self.tell(&Event::Waiting { waiting: &waiting });
+                    self.tell(&InstallEvent::Waiting { waiting: &waiting });
                 }
                 let is_poll = watch.is_missing() || matches!(waiting, Waiting::Settling(_));
                 is_poll.then_some(POLL)
@@ -131,7 +131,7 @@ impl Installer {
                 }
                 (self.is_ready, self.failures) = (true, 0);
                 self.reason.clear();
-                self.tell(&Event::Ready { config: &path });
+                self.tell(&InstallEvent::Ready { config: &path });
                 None
             }
         };
@@ -152,7 +152,7 @@ impl Installer {
         self.failures += 1;
         let retry_in = PAUSES.pause(self.failures);
         self.set_unready(&error.to_string());
-        self.tell(&Event::Failed { error, retry_in });
+        self.tell(&InstallEvent::Failed { error, retry_in });
         let waited = self.watch().and_then(|mut watch| {
             let timeout = if watch.is_missing() { retry_in.min(POLL) } else { retry_in };
             watch.wait(self.handle.readable(), Some(timeout)).map_err(Error::Watch)
@@ -166,12 +166,12 @@ impl Installer {
 
     fn install(&mut self) -> Result<(), Error> {
         for path in self.binaries().ensure().map_err(Error::Binaries)? {
-            self.tell(&Event::BinaryCopied { path: &path });
+            self.tell(&InstallEvent::BinaryCopied { path: &path });
         }
         if let Some(kubeconfig) = &self.options.kubeconfig {
             let written = kubeconfig.ensure(&self.options.run_dir).map_err(Error::Kubeconfig)?;
             if let Some(path) = written {
-                self.tell(&Event::KubeconfigWritten { path: &path });
+                self.tell(&InstallEvent::KubeconfigWritten { path: &path });
             }
         }
         self.configure().map_err(Error::Config)
@@ -196,10 +196,10 @@ impl Installer {
         let plan = config::plan(&Config { options: &self.options, entry: &self.options.entry })?;
         let mut told = BTreeSet::new();
         for problem in &plan.problems {
-            self.tell_once(&mut told, &Event::Skipped { problem });
+            self.tell_once(&mut told, &InstallEvent::Skipped { problem });
         }
         if let Some(obstacle) = &plan.obstacle {
-            self.tell_once(&mut told, &Event::Unused { obstacle });
+            self.tell_once(&mut told, &InstallEvent::Unused { obstacle });
         }
         self.told = told;
         self.folders.clone_from(&plan.folders);
@@ -214,13 +214,13 @@ impl Installer {
         });
         if is_overwritten {
             let component = config::component(path, write.found.as_ref());
-            self.tell(&Event::Overwritten { component: &component, path });
+            self.tell(&InstallEvent::Overwritten { component: &component, path });
             if let Some(hits) = self.throttle.rewritten() {
-                self.tell(&Event::Throttled { path, hits });
+                self.tell(&InstallEvent::Throttled { path, hits });
             }
         }
         let was_in = write.found.as_ref().is_some_and(Document::has_entry);
-        self.tell(&Event::ConfigWritten { path, was_in });
+        self.tell(&InstallEvent::ConfigWritten { path, was_in });
         self.placed = Some((path.clone(), self.options.entry.clone()));
     }
 
@@ -228,7 +228,7 @@ impl Installer {
     fn release(&mut self, used: &std::path::Path) -> Result<(), ConfigError> {
         for taken in config::release(&self.options.net_dir, used)? {
             let (Taken::Restored(path) | Taken::EntryRemoved(path) | Taken::Deleted(path)) = &taken;
-            self.tell(&Event::ConfigReleased { path });
+            self.tell(&InstallEvent::ConfigReleased { path });
         }
         Ok(())
     }
@@ -288,7 +288,7 @@ impl Installer {
         errors.extend(config::sweep(&self.options.run_dir));
         errors.extend(self.binaries().sweep());
         for error in &errors {
-            self.tell(&Event::NotSwept { error });
+            self.tell(&InstallEvent::NotSwept { error });
         }
     }
 
@@ -298,12 +298,12 @@ impl Installer {
         self.is_ready = false;
         if is_news {
             reason.clone_into(&mut self.reason);
-            self.tell(&Event::NotReady { reason });
+            self.tell(&InstallEvent::NotReady { reason });
         }
         is_news
     }
 
-    fn tell_once(&mut self, told: &mut BTreeSet<String>, event: &Event<'_>) {
+    fn tell_once(&mut self, told: &mut BTreeSet<String>, event: &InstallEvent<'_>) {
         let text = event.to_string();
         if !self.told.contains(&text) {
             self.tell(event);
@@ -311,7 +311,7 @@ impl Installer {
         told.insert(text);
     }
 
-    fn tell(&mut self, event: &Event<'_>) {
+    fn tell(&mut self, event: &InstallEvent<'_>) {
         self.observer.event(event);
     }
 }

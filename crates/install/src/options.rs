@@ -4,22 +4,22 @@ use std::path::{Component, Path, PathBuf};
 
 use cni::conflist::PluginEntry;
 
-/// Name of the file of [`Mode::Owned`] when none is given.
+/// Name of the file of [`InstallMode::Owned`] when none is given.
 pub const OWNED_NAME: &str = "02-istio-cni.conflist";
-/// Name of the file of [`Mode::Standalone`] when none is given.
+/// Name of the file of [`InstallMode::Standalone`] when none is given.
 pub const STANDALONE_NAME: &str = "YYY-istio-cni.conf";
 /// How names of such files end, the one that platforms with Multus configure too (chart preset `openshift`).
 pub(crate) const STANDALONE_END: &str = "istio-cni.conf";
 
 /// What is installed where. Paths are as this process sees them.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct InstallOptions {
     /// The directory of CNI configurations.
     pub net_dir: PathBuf,
     /// Name of the primary configuration, or of the standalone file; `None` to find the one that runtimes use.
     pub conf_name: Option<String>,
     /// How the plugin gets into the configuration.
-    pub mode: Mode,
+    pub mode: InstallMode,
     /// Whether a configuration that is ours alone has mode 0640 instead of 0600.
     pub group_read: bool,
     /// Every regular file of this directory is copied.
@@ -54,7 +54,7 @@ pub enum ProgramAtEnd {
 
 /// How the plugin gets into the configuration. The one predicate for writing and for removing.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Mode {
+pub enum InstallMode {
     /// An entry in another component's list.
     Chained,
     /// A file with nothing but the plugin, which another plugin such as Multus refers to.
@@ -104,11 +104,11 @@ pub enum OptionsError {
     NoDescriptor(std::io::Error),
 }
 
-impl Options {
+impl InstallOptions {
     pub(crate) fn check(&self) -> Result<(), OptionsError> {
         let owned = match &self.mode {
-            Mode::Owned { file_name } => Some(file_name),
-            Mode::Chained | Mode::Standalone => None,
+            InstallMode::Owned { file_name } => Some(file_name),
+            InstallMode::Chained | InstallMode::Standalone => None,
         };
         for name in self.conf_name.iter().chain(owned) {
             let mut parts = Path::new(name).components();

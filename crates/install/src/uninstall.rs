@@ -12,12 +12,14 @@ use crate::config::{self, ConfigError, Ours, Taken};
 use crate::error::Error;
 use crate::file::{self, FileError};
 use crate::kubeconfig::KubeconfigError;
-use crate::options::{Mode, OWNED_NAME, Options, ProgramAtEnd, STANDALONE_END, STANDALONE_NAME};
+use crate::options::{
+    InstallMode, InstallOptions, OWNED_NAME, ProgramAtEnd, STANDALONE_END, STANDALONE_NAME,
+};
 use rundir::KUBECONFIG;
 
 /// What was done, and what could not be: one failure does not keep the rest from being done.
 #[derive(Debug, Default)]
-pub struct Report {
+pub struct UninstallReport {
     /// In order.
     pub done: Vec<Done>,
     /// In order.
@@ -98,17 +100,17 @@ impl From<Taken> for Done {
 ///
 /// It looks only at what is there, so it works without an agent, after a kill, and when the options have changed. What was installed by
 /// upstream goes too. Other programs that were copied stay; name them in `leftovers` if they are to go.
-pub fn uninstall(options: &Options, leftovers: &[PathBuf]) -> Report {
-    Report::of(options, leftovers, Act::Do)
+pub fn uninstall(options: &InstallOptions, leftovers: &[PathBuf]) -> UninstallReport {
+    UninstallReport::of(options, leftovers, Act::Do)
 }
 
 /// What [`uninstall`] would do now. Nothing is changed; the errors are those of reading.
-pub fn plan_uninstall(options: &Options, leftovers: &[PathBuf]) -> Report {
-    Report::of(options, leftovers, Act::Tell)
+pub fn plan_uninstall(options: &InstallOptions, leftovers: &[PathBuf]) -> UninstallReport {
+    UninstallReport::of(options, leftovers, Act::Tell)
 }
 
-impl Report {
-    fn of(options: &Options, leftovers: &[PathBuf], act: Act) -> Self {
+impl UninstallReport {
+    fn of(options: &InstallOptions, leftovers: &[PathBuf], act: Act) -> Self {
         let mut report = Self::default();
         report.configurations(options, act);
         if !report.errors.is_empty() {
@@ -130,7 +132,7 @@ impl Report {
         report
     }
 
-    fn configurations(&mut self, options: &Options, act: Act) {
+    fn configurations(&mut self, options: &InstallOptions, act: Act) {
         let names = match file::names(&options.net_dir) {
             Ok(names) => names,
             Err(cause) => return self.errors.push(Error::Config(cause.into())),
@@ -163,7 +165,7 @@ impl Report {
         }
     }
 
-    fn configuration(&mut self, options: &Options, path: &Path, act: Act) {
+    fn configuration(&mut self, options: &InstallOptions, path: &Path, act: Act) {
         // what cannot be followed was not written through
         let Ok(path) = config::follow(path) else { return };
         let take_out = match act {
@@ -198,12 +200,12 @@ impl Report {
 
 /// Whose a file is. Without the agent its options are not known: then the name tells, unless the file has an original, which only
 /// another component's has.
-fn ours(options: &Options, path: &Path) -> Ours {
+fn ours(options: &InstallOptions, path: &Path) -> Ours {
     let configured = options.conf_name.as_deref();
     let is_made = match &options.mode {
-        Mode::Owned { file_name } if path.ends_with(file_name) => true,
-        Mode::Standalone if path.ends_with(configured.unwrap_or(STANDALONE_NAME)) => true,
-        Mode::Owned { .. } | Mode::Chained | Mode::Standalone => {
+        InstallMode::Owned { file_name } if path.ends_with(file_name) => true,
+        InstallMode::Standalone if path.ends_with(configured.unwrap_or(STANDALONE_NAME)) => true,
+        InstallMode::Owned { .. } | InstallMode::Chained | InstallMode::Standalone => {
             let is_copy = path.ends_with(OWNED_NAME) && configured != Some(OWNED_NAME);
             // Any other single network with the plugin in it has become a list, with another extension.
             let is_alone = path.to_string_lossy().ends_with(STANDALONE_END);

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use crate::have::Mark;
+use crate::have::RedirectionMark;
 
 /// One thing that is done for a pod.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -26,7 +26,7 @@ pub enum Act {
     /// The pod's addresses come into the node's sets, so that probes pass by ztunnel.
     AddProbes,
     /// The pod's annotation has this value, or is gone.
-    Annotate(Option<Mark>),
+    Annotate(Option<RedirectionMark>),
     /// Only those rules stay that let open connections go on: nothing new is redirected.
     Drain,
     /// Nothing goes through ztunnel any more, or the time for that is over.
@@ -59,7 +59,7 @@ impl Act {
         Self::RepairRules,
         Self::TellZtunnel,
         Self::AddProbes,
-        Self::Annotate(Some(Mark::Enabled)),
+        Self::Annotate(Some(RedirectionMark::Enabled)),
         Self::Annotate(None),
         Self::Drain,
         Self::Wait,

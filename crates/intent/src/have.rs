@@ -10,7 +10,7 @@ pub struct Have {
     /// A record of the pod is kept.
     pub recorded: bool,
     /// Where it is.
-    pub namespace: Namespace,
+    pub namespace: PodNetns,
     /// Our rules in its namespace.
     pub rules: Rules,
     /// The namespace was told by us not to pick up connections that it has not seen begin.
@@ -26,12 +26,12 @@ pub struct Have {
     /// Whether its addresses are in the node's sets.
     pub probes: Probes,
     /// The annotation that the API server has, if it says that the pod has something of ours.
-    pub mark: Option<Mark>,
+    pub mark: Option<RedirectionMark>,
 }
 
 /// Where a pod's network namespace is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub enum Namespace {
+pub enum PodNetns {
     /// It is to be found.
     #[default]
     Unknown,
@@ -108,7 +108,7 @@ pub enum Probes {
 
 /// What a pod's annotation says of us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Mark {
+pub enum RedirectionMark {
     /// It is wholly in the mesh.
     Enabled,
     /// Its rules are in place, and something else is missing.
@@ -117,7 +117,7 @@ pub enum Mark {
 
 /// What was seen that is not the effect of an act.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Finding {
+pub enum Observation {
     /// The pod is in another namespace than before: that of a new sandbox, which has nothing of ours.
     NewSandbox,
     /// The sandbox is gone.
@@ -143,7 +143,7 @@ pub enum Finding {
     /// Nobody knows whether its addresses are in the node's sets.
     ProbesInDoubt,
     /// The API server shows this annotation.
-    Shown(Option<Mark>),
+    Shown(Option<RedirectionMark>),
     /// The pod had something of ours before anything was known of it.
     Inherited,
 }
@@ -180,10 +180,10 @@ impl Have {
         match act {
             Act::Locate => {
                 // What is found after a sandbox is gone is another one.
-                if self.namespace == Namespace::Gone {
-                    self.see(Finding::NewSandbox);
+                if self.namespace == PodNetns::Gone {
+                    self.see(Observation::NewSandbox);
                 }
-                self.namespace = Namespace::Known;
+                self.namespace = PodNetns::Known;
             }
             Act::TakeAddresses(addresses) => self.take_addresses(addresses),
             Act::RemoveStaleProbes => self.stale.clear(),
@@ -223,30 +223,30 @@ impl Have {
     }
 
     /// Something was seen.
-    pub fn see(&mut self, finding: Finding) {
+    pub fn see(&mut self, finding: Observation) {
         match finding {
-            Finding::NewSandbox => {
+            Observation::NewSandbox => {
                 self.empty_namespace();
-                self.namespace = Namespace::Known;
+                self.namespace = PodNetns::Known;
                 if matches!(self.ztunnel, Ztunnel::Taken | Ztunnel::Refused) {
                     self.ztunnel = Ztunnel::Listed;
                 }
             }
-            Finding::SandboxGone => self.namespace = Namespace::Gone,
-            Finding::Lost => self.namespace = Namespace::Unknown,
-            Finding::Found => self.namespace = Namespace::Known,
-            Finding::NeverHadRules => self.empty_namespace(),
-            Finding::NoRules => self.rules = Rules::Rest,
-            Finding::RulesInDoubt => self.rules = Rules::Maybe,
-            Finding::Rules(look) => self.rules = Rules::Capture(look),
-            Finding::Strict => self.strict = true,
+            Observation::SandboxGone => self.namespace = PodNetns::Gone,
+            Observation::Lost => self.namespace = PodNetns::Unknown,
+            Observation::Found => self.namespace = PodNetns::Known,
+            Observation::NeverHadRules => self.empty_namespace(),
+            Observation::NoRules => self.rules = Rules::Rest,
+            Observation::RulesInDoubt => self.rules = Rules::Maybe,
+            Observation::Rules(look) => self.rules = Rules::Capture(look),
+            Observation::Strict => self.strict = true,
             // An answer about a pod that is to be gone says nothing any more.
-            Finding::Taken | Finding::Refused if !self.is_listed() => {}
-            Finding::Taken => self.ztunnel = Ztunnel::Taken,
-            Finding::Refused => self.ztunnel = Ztunnel::Refused,
-            Finding::ProbesInDoubt => self.probes = Probes::Maybe,
-            Finding::Shown(mark) => self.mark = mark,
-            Finding::Inherited => {
+            Observation::Taken | Observation::Refused if !self.is_listed() => {}
+            Observation::Taken => self.ztunnel = Ztunnel::Taken,
+            Observation::Refused => self.ztunnel = Ztunnel::Refused,
+            Observation::ProbesInDoubt => self.probes = Probes::Maybe,
+            Observation::Shown(mark) => self.mark = mark,
+            Observation::Inherited => {
                 (self.rules, self.entries) = (Rules::Capture(Look::Unknown), true);
                 (self.ztunnel, self.probes) = (Ztunnel::Unlisted, Probes::Maybe);
             }
@@ -278,13 +278,13 @@ impl Have {
 
     /// Whether everything was seen that makes a pod one in the mesh: rules in the kernel, addresses in the node's sets, a ztunnel's answer.
     pub fn is_complete(&self) -> bool {
-        let rules_loaded = self.namespace == Namespace::Known && self.look() == Some(Look::AsPlanned);
+        let rules_loaded = self.namespace == PodNetns::Known && self.look() == Some(Look::AsPlanned);
         rules_loaded && self.probes == Probes::In && self.ztunnel == Ztunnel::Taken
     }
 
     /// The annotation that is true where the pod is not wholly in.
-    pub fn true_mark(&self) -> Option<Mark> {
-        (self.look() == Some(Look::AsPlanned)).then_some(Mark::Pending)
+    pub fn true_mark(&self) -> Option<RedirectionMark> {
+        (self.look() == Some(Look::AsPlanned)).then_some(RedirectionMark::Pending)
     }
 
     /// Whether these are its addresses, in whatever order.

@@ -24,7 +24,7 @@ pub mod sidecar;
 mod steps;
 
 pub use act::Act;
-pub use have::{Finding, Have, Look, Mark, Namespace, Probes, Rules, Ztunnel};
+pub use have::{Have, Look, Observation, PodNetns, Probes, RedirectionMark, Rules, Ztunnel};
 pub use steps::{Birth, Want, steps};
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 use std::net::IpAddr;
 
 use crate::act::Act;
-use crate::have::{Have, Look, Mark, Namespace, Probes, Rules, Ztunnel};
+use crate::have::{Have, Look, PodNetns, Probes, RedirectionMark, Rules, Ztunnel};
 
 /// What is wanted of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,7 +58,7 @@ pub fn steps(want: &Want, have: &Have, birth: Birth) -> Vec<Act> {
         Want::Held { addresses } => held(addresses, have),
         Want::Verified => {
             let differs = have.look().is_some_and(|look| look != Look::AsPlanned);
-            Vec::from_iter((have.namespace == Namespace::Known && differs).then_some(Act::RepairRules))
+            Vec::from_iter((have.namespace == PodNetns::Known && differs).then_some(Act::RepairRules))
         }
         Want::Refused { for_good } => {
             let mark = have.true_mark().filter(|_| !for_good);
@@ -72,7 +72,7 @@ pub fn steps(want: &Want, have: &Have, birth: Birth) -> Vec<Act> {
         }
         Want::Gone => forgotten(have, off_the_node(have)),
         Want::GivenUp => {
-            let inside = have.namespace == Namespace::Known;
+            let inside = have.namespace == PodNetns::Known;
             let mut acts = Vec::from_iter((inside && have.strict).then_some(Act::RestoreTracking));
             acts.extend(off_the_node(have));
             acts.extend((inside && have.rules != Rules::None).then_some(Act::RemoveRules));
@@ -82,7 +82,7 @@ pub fn steps(want: &Want, have: &Have, birth: Birth) -> Vec<Act> {
 }
 
 fn into_mesh(addresses: &[IpAddr], have: &Have, birth: Birth) -> Vec<Act> {
-    if have.namespace != Namespace::Known {
+    if have.namespace != PodNetns::Known {
         return vec![Act::Locate];
     }
     let (mut acts, moves) = with_addresses(addresses, have);
@@ -100,7 +100,7 @@ fn into_mesh(addresses: &[IpAddr], have: &Have, birth: Birth) -> Vec<Act> {
         [probes, ztunnel, rules]
     };
     acts.extend(order.into_iter().flatten());
-    let enabled = Some(Mark::Enabled);
+    let enabled = Some(RedirectionMark::Enabled);
     acts.extend((birth == Birth::Running && have.mark != enabled).then_some(Act::Annotate(enabled)));
     acts
 }
@@ -122,7 +122,7 @@ fn held(addresses: &[IpAddr], have: &Have) -> Vec<Act> {
     let (mut acts, moves) = with_addresses(addresses, have);
     acts.extend((moves || have.probes != Probes::In).then_some(Act::AddProbes));
     let complete = Have { probes: Probes::In, ..have.clone() }.is_complete();
-    let enabled = Some(Mark::Enabled);
+    let enabled = Some(RedirectionMark::Enabled);
     acts.extend((complete && have.mark != enabled).then_some(Act::Annotate(enabled)));
     acts
 }
@@ -132,11 +132,11 @@ fn out_of_mesh(have: &Have) -> Vec<Act> {
     let redirects = have.may_redirect();
     let translates = redirects || matches!(have.rules, Rules::Drain { .. });
     // Its rules redirect to ztunnel still: without that it would have no network at all. What is only suspected is not searched for.
-    if have.namespace == Namespace::Unknown && translates && have.rules != Rules::Maybe {
+    if have.namespace == PodNetns::Unknown && translates && have.rules != Rules::Maybe {
         acts.push(Act::Locate);
         return acts;
     }
-    let inside = have.namespace == Namespace::Known;
+    let inside = have.namespace == PodNetns::Known;
     acts.extend((inside && redirects).then_some(Act::Drain));
     acts.extend(without_probes(have));
     acts.extend((inside && translates).then_some(Act::Wait));

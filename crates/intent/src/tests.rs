@@ -37,12 +37,12 @@ fn rules() -> Vec<Rules> {
 
 prop_compose! {
     fn have()(
-        namespace in select(&[Namespace::Unknown, Namespace::Known, Namespace::Gone][..]),
+        namespace in select(&[PodNetns::Unknown, PodNetns::Known, PodNetns::Gone][..]),
         rules in select(rules()),
         (strict, entries) in (any::<bool>(), any::<bool>()),
         ztunnel in select(&[Ztunnel::None, Ztunnel::Listed, Ztunnel::Taken, Ztunnel::Refused, Ztunnel::Unlisted][..]),
         probes in select(&[Probes::None, Probes::Maybe, Probes::In][..]),
-        mark in select(&[None, Some(Mark::Enabled), Some(Mark::Pending)][..]),
+        mark in select(&[None, Some(RedirectionMark::Enabled), Some(RedirectionMark::Pending)][..]),
         (addresses, stale) in (addresses(), addresses()),
     ) -> Have {
         let stale = stale.into_iter().filter(|ip| !addresses.contains(ip)).collect();
@@ -104,7 +104,7 @@ fn carry_out(
 fn is_reached(want: &Want, have: &Have, birth: Birth) -> bool {
     match want {
         Want::In { addresses } => {
-            let marked = birth == Birth::New || have.mark == Some(Mark::Enabled);
+            let marked = birth == Birth::New || have.mark == Some(RedirectionMark::Enabled);
             let moved = addresses.is_empty() || have.has_addresses(addresses);
             have.is_complete() && have.stale.is_empty() && marked && moved
         }
@@ -113,11 +113,11 @@ fn is_reached(want: &Want, have: &Have, birth: Birth) -> bool {
             moved && have.probes == Probes::In && have.stale.is_empty()
         }
         Want::Verified => {
-            !have.is_captured() || have.namespace != Namespace::Known || have.look() == Some(Look::AsPlanned)
+            !have.is_captured() || have.namespace != PodNetns::Known || have.look() == Some(Look::AsPlanned)
         }
         Want::Refused { for_good: true } => have.mark.is_none(),
         Want::Refused { .. } => {
-            have.mark != Some(Mark::Enabled) && (have.mark.is_none() || have.is_captured())
+            have.mark != Some(RedirectionMark::Enabled) && (have.mark.is_none() || have.is_captured())
         }
         Want::Out | Want::Ended | Want::Gone | Want::GivenUp => *have == Have::default(),
     }
@@ -125,7 +125,7 @@ fn is_reached(want: &Want, have: &Have, birth: Birth) -> bool {
 
 /// An annotation says no more than what is there, unless it was untrue before.
 fn is_true(before: &Have, after: &Have) -> bool {
-    let enabled = |have: &Have| have.mark == Some(Mark::Enabled);
+    let enabled = |have: &Have| have.mark == Some(RedirectionMark::Enabled);
     !enabled(after) || after.is_complete() || enabled(before)
 }
 
@@ -213,7 +213,7 @@ proptest! {
         }
         done.extend(carry_out(&Want::Out, &mut have, Birth::Running, |_| None));
         for (before, act, after) in &done {
-            let known = before.namespace == Namespace::Known;
+            let known = before.namespace == PodNetns::Known;
             match act {
                 Act::Annotate(mark) => prop_assert_eq!(*mark, None),
                 Act::LoadRules { .. } | Act::RepairRules | Act::TellZtunnel | Act::AddProbes => {
@@ -263,17 +263,17 @@ fn each_act_has_a_name_of_its_own() {
 #[test]
 fn an_answer_counts_for_a_pod_that_is_listed() {
     let mut have = Have::new();
-    have.see(Finding::Taken);
+    have.see(Observation::Taken);
     assert_eq!(have.ztunnel, Ztunnel::None);
     have.begin(&Act::TellZtunnel);
-    have.see(Finding::Refused);
+    have.see(Observation::Refused);
     assert_eq!(have.ztunnel, Ztunnel::Refused);
-    have.see(Finding::Taken);
+    have.see(Observation::Taken);
     assert_eq!(have.ztunnel, Ztunnel::Taken);
-    have.see(Finding::NewSandbox);
+    have.see(Observation::NewSandbox);
     assert_eq!(have.ztunnel, Ztunnel::Listed);
     have.begin(&Act::RemoveFromZtunnel);
-    have.see(Finding::Taken);
+    have.see(Observation::Taken);
     assert_eq!(have.ztunnel, Ztunnel::Unlisted);
 }
 

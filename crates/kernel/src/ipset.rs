@@ -11,7 +11,7 @@ use ruleset::iptables::ipset::{LEAST_ROOM, content, room};
 use ruleset::{Delta, Element, Key, Set};
 
 use crate::netlink::{self, Answer, Socket};
-use crate::sets::{Changed, Error, Place, octets};
+use crate::sets::{ElementCounts, Error, Place, octets};
 use message::{Header, Message, code, error};
 
 /// Commands in one send. Each gets an answer, and all answers must fit into the socket's buffer.
@@ -144,8 +144,8 @@ impl IpSets {
     }
 
     /// Adds, then removes, set by set.
-    pub(crate) fn change(&mut self, changes: &[(&Place, &Delta)]) -> Result<Changed, Error> {
-        let mut changed = Changed::default();
+    pub(crate) fn change(&mut self, changes: &[(&Place, &Delta)]) -> Result<ElementCounts, Error> {
+        let mut changed = ElementCounts::default();
         for (at, delta) in changes {
             changed = changed.plus(self.add(&at.set, &delta.added().collect::<Vec<_>>())?);
             changed = changed.plus(self.remove(&at.set, &delta.removed().collect::<Vec<_>>())?);
@@ -153,8 +153,8 @@ impl IpSets {
         Ok(changed)
     }
 
-    fn add(&mut self, set: &Set, elements: &[Element]) -> Result<Changed, Error> {
-        let mut changed = Changed::default();
+    fn add(&mut self, set: &Set, elements: &[Element]) -> Result<ElementCounts, Error> {
+        let mut changed = ElementCounts::default();
         for (number, part) in elements.chunks(COMMANDS_AT_A_TIME).enumerate() {
             let answers =
                 self.send(set, part.iter().map(|element| Message::Add { element, exclusive: true }))?;
@@ -184,8 +184,8 @@ impl IpSets {
         Ok(changed)
     }
 
-    fn remove(&mut self, set: &Set, keys: &[Key]) -> Result<Changed, Error> {
-        let mut changed = Changed::default();
+    fn remove(&mut self, set: &Set, keys: &[Key]) -> Result<ElementCounts, Error> {
+        let mut changed = ElementCounts::default();
         for part in keys.chunks(COMMANDS_AT_A_TIME) {
             let answers = self.send(set, part.iter().map(|key| Message::Remove { key }))?;
             for (key, result) in part.iter().zip(answers) {

@@ -56,7 +56,7 @@ use std::time::Duration;
 use netns::{Inside, Lock};
 use ruleset::{Family, Ruleset, listed};
 
-pub use error::{Cause, Error, Failure};
+pub use error::{Error, Failure, ProgramFailure};
 pub use program::Variant;
 pub use supervisor::{Supervisor, run_supervisor_if_asked};
 
@@ -241,7 +241,7 @@ impl Iptables {
         // only make the next one wait for what hangs; and on what could not be taken back nothing more should be built.
         let another = self.forced.is_none()
             && failure.left.is_empty()
-            && !matches!(failure.cause, Cause::Timeout(_))
+            && !matches!(failure.cause, ProgramFailure::Timeout(_))
             && of.get(number).is_some_and(|work| work.unproven);
         let tried = of.get(number).map(|w| (w.side.family, end_of_links(&w.programs.restore)));
         Ok(Outcome::Failed { failure, instead_of: tried.filter(|_| another) })

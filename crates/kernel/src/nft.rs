@@ -30,14 +30,14 @@ use netns::Inside;
 use ruleset::{Hook, Ruleset, listed};
 
 pub use error::Error;
-pub use missing::{Missing, Part, Release};
+pub use missing::{MissingPart, Part, Release};
 pub use probe::{Support, probe};
 
 use crate::netlink::{self, Socket};
 use crate::{Change, Difference, Listing, RuleStore};
 use batch::{Batch, Kept, TableOf, owners};
 use expected::ExpectedTable;
-use list::ListedTable;
+use list::NetlinkTable;
 use observe::Found;
 use uapi::family;
 
@@ -174,7 +174,7 @@ fn setup(socket: &mut Socket, layers: &[Ruleset]) -> Result<Change, Error> {
 fn changed<'a>(
     socket: &mut Socket,
     layers: &'a [Ruleset],
-    listed: &[ListedTable],
+    listed: &[NetlinkTable],
 ) -> Result<Vec<&'a Ruleset>, Error> {
     let (mut found, mut changed) = (Found::new(listed), Vec::new());
     for layer in layers {
@@ -218,8 +218,8 @@ fn cleanup(_: &Inside, layers: &[Ruleset]) -> Result<Change, Error> {
     Err(Error::Contended { owner: owners(layers), tries: TRIES })
 }
 
-fn ours(layers: &[Ruleset], listed: &[ListedTable]) -> Vec<ListedTable> {
-    let is_ours = |table: &&ListedTable| {
+fn ours(layers: &[Ruleset], listed: &[NetlinkTable]) -> Vec<NetlinkTable> {
+    let is_ours = |table: &&NetlinkTable| {
         layers.iter().any(|layer| observe::owned(layer, listed).iter().any(|of| table.name == of.name()))
     };
     listed.iter().filter(is_ours).cloned().collect()
@@ -243,7 +243,7 @@ fn open() -> Result<Socket, Error> {
 }
 
 /// A kernel without nf_tables has no tables.
-fn list_tables(socket: &mut Socket, family: u8) -> Result<Vec<ListedTable>, Error> {
+fn list_tables(socket: &mut Socket, family: u8) -> Result<Vec<NetlinkTable>, Error> {
     match list::tables(socket, family).map_err(|e| question("list the nf_tables tables", e)) {
         Err(e) if e.is_unsupported() => Ok(Vec::new()),
         other => other,

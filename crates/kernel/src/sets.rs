@@ -61,7 +61,7 @@ pub enum Error {
 
 /// What a change did, by how many elements. What was as wanted before is no failure.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Changed {
+pub struct ElementCounts {
     /// New ones.
     pub added: usize,
     /// Those that were there with another verdict or comment.
@@ -105,9 +105,9 @@ pub fn exists_in_ipset(inside: &InsideHost<'_>, names: &[&str]) -> Result<bool, 
     Ok(false)
 }
 
-// === impl Changed ===
+// === impl ElementCounts ===
 
-impl Changed {
+impl ElementCounts {
     /// How many elements are other than before.
     #[must_use]
     pub fn count(&self) -> usize {
@@ -169,7 +169,7 @@ impl Sets {
     ///
     /// # Errors
     /// The kernel did not, or a set cannot hold it. In ipset a part may be done; the same change may be made again.
-    pub fn change(&mut self, changes: &[(&str, &Delta)]) -> Result<Changed, Error> {
+    pub fn change(&mut self, changes: &[(&str, &Delta)]) -> Result<ElementCounts, Error> {
         let places: Result<Vec<(&Place, &Delta)>, Error> =
             changes.iter().map(|(name, delta)| Ok((fitting(&self.places, name, delta)?, *delta))).collect();
         match &mut self.kernel {

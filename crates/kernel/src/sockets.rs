@@ -54,7 +54,7 @@ pub struct Error {
 
 /// One end of a TCP connection that is in the namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Connection {
+pub struct TcpConnection {
     /// Address and port on this side; an IPv4 address is one even if the socket takes both families.
     pub local: SocketAddr,
     /// On the other.
@@ -99,9 +99,9 @@ impl Error {
     }
 }
 
-// === impl Connection ===
+// === impl TcpConnection ===
 
-impl Connection {
+impl TcpConnection {
     /// Its name.
     #[must_use]
     pub fn cookie(&self) -> Cookie {
@@ -155,7 +155,7 @@ impl Sockets {
     ///
     /// # Errors
     /// The kernel did not answer.
-    pub fn list(&mut self, ports: RangeInclusive<u16>) -> Result<Vec<Connection>, Error> {
+    pub fn list(&mut self, ports: RangeInclusive<u16>) -> Result<Vec<TcpConnection>, Error> {
         let mut all = Vec::new();
         for family in FAMILIES {
             let mut writer = Writer::default();
@@ -168,7 +168,7 @@ impl Sockets {
             let mut found = Vec::new();
             self.0
                 .dump_most(writer.bytes(), (MOST, "connections"), |message| match message {
-                    Some(message) => found.extend(Connection::read(message)),
+                    Some(message) => found.extend(TcpConnection::read(message)),
                     None => found.clear(),
                 })
                 .map_err(|source| Error { operation: "list the", source })?;
@@ -181,7 +181,7 @@ impl Sockets {
     ///
     /// # Errors
     /// The kernel does not do that, see [`Error::is_unsupported`].
-    pub fn destroy(&mut self, connection: &Connection) -> Result<bool, Error> {
+    pub fn destroy(&mut self, connection: &TcpConnection) -> Result<bool, Error> {
         let mut writer = Writer::default();
         let header = request(connection.family, u32::MAX, &connection.id);
         writer.message(DESTROY, flags::REQUEST | flags::ACK, 1, &header, |_| {});

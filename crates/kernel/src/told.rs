@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use fault::{Fault, Retry};
 use rustix::io::Errno;
 
-use crate::iptables::{self, Cause};
+use crate::iptables::{self, ProgramFailure};
 use crate::{Error, netlink, nft, route, sets};
 
 impl Fault for Error {
@@ -108,8 +108,11 @@ impl Fault for iptables::Error {
             | Self::Unsupported(_) => Retry::OnChange,
             // 4: among others, another program holds the lock.
             Self::Run(failure) => match failure.cause {
-                Cause::Start(_) | Cause::Exit(4) | Cause::Signal(_) | Cause::Timeout(_) => Retry::Backoff,
-                Cause::Exit(_) | Cause::TooMuch(_) => Retry::OnChange,
+                ProgramFailure::Start(_)
+                | ProgramFailure::Exit(4)
+                | ProgramFailure::Signal(_)
+                | ProgramFailure::Timeout(_) => Retry::Backoff,
+                ProgramFailure::Exit(_) | ProgramFailure::TooMuch(_) => Retry::OnChange,
             },
             Self::Names { .. } | Self::Chains(_) | Self::Supervisor { .. } => Retry::Backoff,
         }

@@ -21,7 +21,7 @@ use process::{Process, Processes};
 
 /// Whose namespace is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wanted {
+pub struct WantedPod {
     /// The pod's uid, as the API server has it.
     pub uid: String,
     /// What kubelet calls the pod in the names of its cgroups, where that is not the uid: the hash of a static pod's manifest.
@@ -138,7 +138,7 @@ pub fn belongs_to(
 
 /// What is known of a wanted pod while the processes are gone through.
 struct Candidate<'a> {
-    pod: &'a Wanted,
+    pod: &'a WantedPod,
     /// The first namespace that could be the pod's.
     netns: Option<Netns>,
     /// All of them, each with a process in it.
@@ -164,7 +164,7 @@ struct Search<'a> {
 impl Scan {
     /// Goes through the processes once. At most one descriptor for each wanted pod is open, and two more for a moment.
     #[must_use]
-    pub fn scan(&self, wanted: &[Wanted], addresses: Addresses<'_>) -> Found {
+    pub fn scan(&self, wanted: &[WantedPod], addresses: Addresses<'_>) -> Found {
         let mut found = Found::default();
         let processes = match Processes::of(&self.proc_root) {
             Ok(processes) => processes,
@@ -275,7 +275,7 @@ impl Search<'_> {
 
     /// Whether the user namespace that owns the network namespace is the one in which a runtime makes the pod's: the node's, or for a pod with
     /// a user namespace of its own one that was made in the node's. A process of such a pod can only make others below that.
-    fn is_made_for(&self, pod: &Wanted, netns: &Netns) -> Result<bool, Errno> {
+    fn is_made_for(&self, pod: &WantedPod, netns: &Netns) -> Result<bool, Errno> {
         let owner = UserNs::owner_of(netns)?;
         if Some(owner.id()) == self.users || !pod.own_users {
             return Ok(Some(owner.id()) == self.users);
@@ -291,7 +291,7 @@ impl Search<'_> {
 // === impl Candidate ===
 
 impl<'a> Candidate<'a> {
-    fn new(pod: &'a Wanted) -> Self {
+    fn new(pod: &'a WantedPod) -> Self {
         let missing = if pod.ips.is_empty() { Missing::NoAddress } else { Missing::NoProcess };
         let (claims, rejected) = (BTreeMap::new(), HashMap::new());
         Self { pod, netns: None, claims, missing, rejected }

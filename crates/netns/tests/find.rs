@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use netns::find::{Found, Missing, NotThePods, Scan, Wanted, belongs_to};
+use netns::find::{Found, Missing, NotThePods, Scan, WantedPod, belongs_to};
 use netns::{Inside, Netns};
 use testkit::TestNetns;
 
@@ -48,12 +48,12 @@ fn addresses(_: &Inside) -> Result<Vec<IpAddr>, String> {
     Ok(of_links.filter_map(|words| words.get(3)?.split('/').next()?.parse().ok()).collect())
 }
 
-fn wanted(uid: &str, ips: &[&str]) -> Wanted {
+fn wanted(uid: &str, ips: &[&str]) -> WantedPod {
     let ips = ips.iter().map(|ip| ip.parse().unwrap()).collect();
-    Wanted { uid: uid.into(), cgroup: None, ips, own_users: false, kernel_network: false }
+    WantedPod { uid: uid.into(), cgroup: None, ips, own_users: false, kernel_network: false }
 }
 
-fn scan(root: &Path, wanted: &[Wanted]) -> Found {
+fn scan(root: &Path, wanted: &[WantedPod]) -> Found {
     let host = Netns::current().unwrap().id();
     Scan { proc_root: root.to_owned(), host }.scan(wanted, &addresses)
 }
@@ -125,7 +125,7 @@ fn a_static_pod_is_found_by_its_hash() {
     let proc = tempfile::tempdir().unwrap();
     let netns = pod_netns("10.0.0.1/32");
     process(proc.path(), 7, netns.path(), hash, "app");
-    let of_hash = |uid: &str, ip: &str| Wanted { cgroup: Some(hash.into()), ..wanted(uid, &[ip]) };
+    let of_hash = |uid: &str, ip: &str| WantedPod { cgroup: Some(hash.into()), ..wanted(uid, &[ip]) };
     let found = scan(proc.path(), &[of_hash(B, "10.0.0.2"), of_hash(A, "10.0.0.1")]);
     assert_eq!(found.namespaces[A].id(), netns.netns().id());
     assert_eq!(found.missing[B], Missing::OtherAddress);
@@ -243,7 +243,7 @@ fn an_address_does_not_make_a_vm_a_pod() {
         std::fs::write(proc.path().join("7/net/dev"), &devices).unwrap();
         let found = scan(proc.path(), &[wanted(A, &["10.0.0.1"])]);
         assert_eq!(found.namespaces.contains_key(A), !vm, "{devices}");
-        let fine = Wanted { kernel_network: true, ..wanted(A, &["10.0.0.1"]) };
+        let fine = WantedPod { kernel_network: true, ..wanted(A, &["10.0.0.1"]) };
         assert!(scan(proc.path(), &[fine]).namespaces.contains_key(A), "{devices}");
         assert_eq!(found.missing.get(A), vm.then_some(&Missing::Sandbox("Kata Containers")), "{devices}");
     }
@@ -324,7 +324,7 @@ impl Real {
     }
 
     fn scan(&self, own_users: bool) -> Found {
-        scan(Path::new("/proc"), &[Wanted { own_users, ..wanted(A, &["10.0.7.7"]) }])
+        scan(Path::new("/proc"), &[WantedPod { own_users, ..wanted(A, &["10.0.7.7"]) }])
     }
 
     fn is_found(&self, found: &Found) -> bool {

@@ -140,8 +140,8 @@ fn variables(annotations: &BTreeMap<String, String>) -> Vec<(String, String)> {
 #[cfg(test)]
 mod tests {
     use capture::annotations::NodeSettings;
-    use capture::settings::Dns;
-    use capture::{Decision, Enrolment, Reason, Scope};
+    use capture::settings::DnsCapture;
+    use capture::{Decision, Enrolment, Exclusions, Reason};
 
     use super::*;
 
@@ -153,7 +153,7 @@ mod tests {
             (pod.namespace.as_str(), pod.name.as_str(), pod.uid.as_deref()),
             ("shop", "web", Some("u"))
         );
-        capture::decide(&pod, &Scope::default(), &Enrolment::default(), &NodeSettings::default())
+        capture::decide(&pod, &Exclusions::default(), &Enrolment::default(), &NodeSettings::default())
             .map_err(|error| error.to_string())
     }
 
@@ -190,7 +190,9 @@ mod tests {
     fn the_proxys_own_configuration_decides_as_well() {
         let usual = r#"{"containers":["istio-proxy"]}"#;
         let settings = |config: &str| match decide(&[(STATUS, usual), (CONFIG, config)]).unwrap() {
-            Decision::Sidecar { settings, .. } => Some((settings.dns != Dns::Off, settings.dual_stack)),
+            Decision::Sidecar { settings, .. } => {
+                Some((settings.dns != DnsCapture::Off, settings.dual_stack))
+            }
             _ => None,
         };
         for (config, wanted) in [

@@ -24,6 +24,6 @@ pub use rule::{
     Match, Ports, Protocol, RejectWith, Rule, Ruleset, Table, TableKind,
 };
 pub use set::{
-    Content, Contents, Coverage, Delta, Element, Endpoint, Key, KeyType, MapVerdict, Members, NoMembers, Set,
-    SetKind, Side,
+    Content, Contents, Coverage, Delta, Element, Key, KeyType, MapVerdict, Members, NoMembers, Set, SetKind,
+    Side, TransportAddress,
 };

@@ -50,7 +50,7 @@ pub struct Rule {
     /// Conditions.
     pub conditions: Vec<Condition>,
     /// What happens.
-    pub acts: Vec<Act>,
+    pub acts: Vec<ListedAct>,
     /// As its program prints it; empty where only the parts are known, see [`Rule::to_string`].
     pub text: Cow<'static, str>,
 }
@@ -124,7 +124,7 @@ pub enum Condition {
 
 /// What a rule does. The last four may be followed by other acts.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Act {
+pub enum ListedAct {
     /// Ends this base chain.
     Accept,
     /// Ends the packet.
@@ -186,8 +186,16 @@ impl Table {
 
     /// Whether a rule in it could change what becomes of a packet elsewhere: one that ends a chain or drops does not.
     pub fn matters(&self) -> bool {
-        let harmless =
-            |act: &Act| matches!(act, Act::Accept | Act::Drop | Act::Return | Act::Jump(_) | Act::Goto(_));
+        let harmless = |act: &ListedAct| {
+            matches!(
+                act,
+                ListedAct::Accept
+                    | ListedAct::Drop
+                    | ListedAct::Return
+                    | ListedAct::Jump(_)
+                    | ListedAct::Goto(_)
+            )
+        };
         let rules = self.chains.iter().flat_map(|chain| &chain.rules);
         self.ours || rules.flat_map(|rule| &rule.acts).any(|act| !harmless(act))
     }

@@ -55,12 +55,12 @@ pub enum Key {
     /// A prefix without host bits.
     Prefix(IpNet),
     /// An address with protocol and port.
-    Endpoint(Endpoint),
+    Endpoint(TransportAddress),
 }
 
 /// Where packets go to, or come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Endpoint {
+pub struct TransportAddress {
     /// Address.
     pub address: IpAddr,
     /// Transport protocol.
@@ -227,8 +227,8 @@ impl From<IpNet> for Key {
     }
 }
 
-impl From<Endpoint> for Key {
-    fn from(endpoint: Endpoint) -> Self {
+impl From<TransportAddress> for Key {
+    fn from(endpoint: TransportAddress) -> Self {
         Self::Endpoint(endpoint)
     }
 }

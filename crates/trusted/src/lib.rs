@@ -30,12 +30,12 @@ pub struct Error {
     /// The file.
     pub path: PathBuf,
     /// Why.
-    pub problem: Problem,
+    pub problem: Distrust,
 }
 
 /// Why a file is not read.
 #[derive(Debug, thiserror::Error)]
-pub enum Problem {
+pub enum Distrust {
     /// The system refused.
     #[error("{0}")]
     Io(io::Error),
@@ -49,7 +49,7 @@ pub enum Problem {
     )]
     Foreign {
         /// What.
-        what: What,
+        what: Untrusted,
         /// Whose it is.
         owner: u32,
         /// The user of this process.
@@ -61,7 +61,7 @@ pub enum Problem {
     )]
     Writable {
         /// What.
-        what: What,
+        what: Untrusted,
         /// Who.
         by: Writers,
         /// Its mode.
@@ -74,7 +74,7 @@ pub enum Problem {
 
 /// What cannot be believed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum What {
+pub enum Untrusted {
     /// The file.
     It,
     /// The directory that it is in.
@@ -99,8 +99,8 @@ pub fn read(path: &Path, links: Links, max: usize) -> Result<Vec<u8>, Error> {
     let failed = |problem| Error { path: path.to_owned(), problem };
     let mut bytes = Vec::new();
     let max = max as u64;
-    file.take(max + 1).read_to_end(&mut bytes).map_err(|cause| failed(Problem::Io(cause)))?;
-    if bytes.len() as u64 > max { Err(failed(Problem::TooLarge(max))) } else { Ok(bytes) }
+    file.take(max + 1).read_to_end(&mut bytes).map_err(|cause| failed(Distrust::Io(cause)))?;
+    if bytes.len() as u64 > max { Err(failed(Distrust::TooLarge(max))) } else { Ok(bytes) }
 }
 
 /// Opens a file for reading. Does not wait for the other end of a pipe.
@@ -111,27 +111,27 @@ pub fn open(path: &Path, links: Links) -> Result<File, Error> {
     try_open(path, links).map_err(|problem| Error { path: path.to_owned(), problem })
 }
 
-fn try_open(path: &Path, links: Links) -> Result<File, Problem> {
-    let Some(name) = path.file_name() else { return Err(Problem::NotAFile) };
+fn try_open(path: &Path, links: Links) -> Result<File, Distrust> {
+    let Some(name) = path.file_name() else { return Err(Distrust::NotAFile) };
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let mut dir = openat(CWD, parent, flags, Mode::empty())?;
     if links == Links::Followed && is_in_volume(&dir, name) {
         dir = openat(&dir, VOLUME_DATA, flags, Mode::empty())?;
     }
-    judge(&fstat(&dir)?, || What::Directory(parent.to_owned()))?;
+    judge(&fstat(&dir)?, || Untrusted::Directory(parent.to_owned()))?;
     let follow = if links == Links::Refused { OFlags::NOFOLLOW } else { OFlags::empty() };
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC | follow;
     let file = match openat(&dir, name, flags, Mode::empty()) {
         // a link where there are none, a socket
-        Err(Errno::LOOP | Errno::NXIO) => return Err(Problem::NotAFile),
+        Err(Errno::LOOP | Errno::NXIO) => return Err(Distrust::NotAFile),
         file => file?,
     };
     let stat = fstat(&file)?;
     if stat.st_mode & S_IFMT != S_IFREG {
-        return Err(Problem::NotAFile);
+        return Err(Distrust::NotAFile);
     }
-    judge(&stat, || What::It)?;
+    judge(&stat, || Untrusted::It)?;
     Ok(file.into())
 }
 
@@ -150,11 +150,11 @@ fn is_in_volume(dir: &OwnedFd, name: &OsStr) -> bool {
 /// # Errors
 /// It is not believed, or cannot be looked at.
 pub fn check_directory(path: &Path) -> Result<(), Error> {
-    let check = || -> Result<(), Problem> {
+    let check = || -> Result<(), Distrust> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         match openat(CWD, path, flags, Mode::empty()) {
             Err(Errno::NOENT) => Ok(()),
-            dir => judge(&fstat(dir?)?, || What::Directory(path.to_owned())),
+            dir => judge(&fstat(dir?)?, || Untrusted::Directory(path.to_owned())),
         }
     };
     check().map_err(|problem| Error { path: path.to_owned(), problem })
@@ -169,10 +169,10 @@ const BY_GROUP: u32 = 0o020;
 const BY_ALL: u32 = 0o002;
 
 /// Whether nobody can change it but root and this process's user.
-fn judge(stat: &Stat, what: impl Fn() -> What) -> Result<(), Problem> {
+fn judge(stat: &Stat, what: impl Fn() -> Untrusted) -> Result<(), Distrust> {
     let own = rustix::process::geteuid().as_raw();
     if stat.st_uid != 0 && stat.st_uid != own {
-        return Err(Problem::Foreign { what: what(), owner: stat.st_uid, own });
+        return Err(Distrust::Foreign { what: what(), owner: stat.st_uid, own });
     }
     // In a sticky directory a name belongs to its file's owner. Mounted tokens are in such a one.
     if stat.st_mode & S_IFMT == S_IFDIR && stat.st_mode & STICKY != 0 {
@@ -185,7 +185,7 @@ fn judge(stat: &Stat, what: impl Fn() -> What) -> Result<(), Problem> {
     } else {
         return Ok(());
     };
-    Err(Problem::Writable { what: what(), by, mode: stat.st_mode & 0o7777 })
+    Err(Distrust::Writable { what: what(), by, mode: stat.st_mode & 0o7777 })
 }
 
 fn or_own(own: u32) -> String {
@@ -202,13 +202,13 @@ impl Error {
     /// Whether there is no such file.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
-        matches!(&self.problem, Problem::Io(cause) if cause.kind() == io::ErrorKind::NotFound)
+        matches!(&self.problem, Distrust::Io(cause) if cause.kind() == io::ErrorKind::NotFound)
     }
 
     /// Whether it is there and not believed.
     #[must_use]
     pub fn is_disbelief(&self) -> bool {
-        matches!(self.problem, Problem::NotAFile | Problem::Foreign { .. } | Problem::Writable { .. })
+        matches!(self.problem, Distrust::NotAFile | Distrust::Foreign { .. } | Distrust::Writable { .. })
     }
 }
 
@@ -216,23 +216,23 @@ impl From<Error> for io::Error {
     /// Without the path, which whoever asks names.
     fn from(error: Error) -> Self {
         match error.problem {
-            Problem::Io(cause) => cause,
+            Distrust::Io(cause) => cause,
             problem => Self::other(problem),
         }
     }
 }
 
-// === impl Problem ===
+// === impl Distrust ===
 
-impl From<Errno> for Problem {
+impl From<Errno> for Distrust {
     fn from(errno: Errno) -> Self {
         Self::Io(errno.into())
     }
 }
 
-// === impl What, Writers ===
+// === impl Untrusted, Writers ===
 
-impl Display for What {
+impl Display for Untrusted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::It => f.write_str("it"),

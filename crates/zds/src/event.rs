@@ -4,7 +4,7 @@ use std::fmt;
 
 /// A kind of message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kind {
+pub enum MessageKind {
     /// A pod to serve.
     Add,
     /// A pod to go on with.
@@ -41,7 +41,7 @@ pub enum Event {
         /// Number of the connection.
         ztunnel: u64,
         /// Of the message.
-        kind: Kind,
+        kind: MessageKind,
         /// Whom it was about: name, uid and service account; empty for the end of the snapshot.
         about: String,
         /// Until the answer was there.
@@ -52,7 +52,7 @@ pub enum Event {
         /// Number of the connection.
         ztunnel: u64,
         /// Of the message.
-        kind: Kind,
+        kind: MessageKind,
         /// As in [`Event::Acked`].
         about: String,
         /// Its words.
@@ -77,7 +77,7 @@ pub enum Event {
     },
 }
 
-impl Kind {
+impl MessageKind {
     /// In metrics.
     pub fn name(self) -> &'static str {
         match self {

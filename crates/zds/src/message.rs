@@ -23,7 +23,7 @@ pub struct Workload {
 /// Version of the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Enumeration)]
 #[repr(i32)]
-pub enum Version {
+pub enum ZdsVersion {
     /// None.
     NotUsed = 0,
     /// The only one.
@@ -33,8 +33,8 @@ pub enum Version {
 /// The first packet of a ztunnel.
 #[derive(Clone, PartialEq, Message)]
 pub struct ZdsHello {
-    /// Of a [`Version`]; another one is accepted, too.
-    #[prost(enumeration = "Version", tag = "1")]
+    /// Of a [`ZdsVersion`]; another one is accepted, too.
+    #[prost(enumeration = "ZdsVersion", tag = "1")]
     pub version: i32,
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use crate::event::{Event, Kind};
+use crate::event::{Event, MessageKind};
 use crate::message::{
     DelWorkload, KeepWorkload, MAX_PACKET, Payload, SnapshotSent, Workload, read_answer, read_hello,
 };
@@ -124,9 +124,9 @@ impl Session {
     async fn snapshot(&self, snapshot: &dyn Snapshot) -> Result<(), End> {
         for entry in snapshot.entries() {
             let about = about(&entry.workload);
-            let kind = if entry.netns.is_some() { Kind::Add } else { Kind::Keep };
+            let kind = if entry.netns.is_some() { MessageKind::Add } else { MessageKind::Keep };
             let payload = match kind {
-                Kind::Add => Payload::add(&entry.workload),
+                MessageKind::Add => Payload::add(&entry.workload),
                 _ => Payload::Keep(KeepWorkload { uid: entry.workload.uid.clone() }),
             };
             match self.exchange(kind, &about, payload, entry.netns.as_ref()).await {
@@ -138,7 +138,7 @@ impl Session {
                 Err(Failed::Ended(end)) => return Err(end),
             }
         }
-        match self.exchange(Kind::Snapshot, "", Payload::SnapshotSent(SnapshotSent {}), None).await {
+        match self.exchange(MessageKind::Snapshot, "", Payload::SnapshotSent(SnapshotSent {}), None).await {
             Err(Failed::Ended(end)) => Err(end),
             Ok(()) | Err(Failed::Refused(_)) => Ok(()),
         }
@@ -148,7 +148,7 @@ impl Session {
         let result = match ask.order {
             Order::Add { workload, netns } => {
                 let payload = Payload::add(&workload);
-                let result = self.exchange(Kind::Add, &about(&workload), payload, Some(&netns)).await;
+                let result = self.exchange(MessageKind::Add, &about(&workload), payload, Some(&netns)).await;
                 if result.is_ok() {
                     self.peer.told().insert(workload.uid);
                 }
@@ -157,7 +157,7 @@ impl Session {
             Order::Del { uid } => {
                 let payload = Payload::Del(DelWorkload { uid: uid.clone() });
                 self.peer.told().remove(&uid);
-                self.exchange(Kind::Del, &uid, payload, None).await
+                self.exchange(MessageKind::Del, &uid, payload, None).await
             }
         };
         // Nobody may be waiting any more.
@@ -174,7 +174,7 @@ impl Session {
     /// ends; ztunnel comes again and gets a snapshot.
     async fn exchange(
         &self,
-        kind: Kind,
+        kind: MessageKind,
         about: &str,
         payload: Payload,
         netns: Option<&NetnsFd>,

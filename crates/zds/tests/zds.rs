@@ -12,7 +12,7 @@ use support::{PATIENCE, Server, workload};
 use testkit::ztunnel::{Answer, Hello, Request, Script, Ztunnel, nack};
 use testkit::{TestNetns, until};
 use zds::message::{Payload, read_answer, read_hello};
-use zds::{AddError, Event, Kind, Listener};
+use zds::{AddError, Event, Listener, MessageKind};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_socket_is_of_seqpacket_and_replaces_a_stale_file() {
@@ -537,7 +537,7 @@ async fn five_hundred_adds_one_at_a_time() {
     }
     println!("500 adds: {:?}", start.elapsed());
     assert_eq!(ztunnel.workloads().len(), 500);
-    let acks = |event: &Event| matches!(event, Event::Acked { kind: Kind::Add, .. });
+    let acks = |event: &Event| matches!(event, Event::Acked { kind: MessageKind::Add, .. });
     assert_eq!(server.events().iter().filter(|event| acks(event)).count(), 500);
     server.stop().await;
 }

@@ -4,7 +4,9 @@
 use std::net::IpAddr;
 
 use capture::Settings;
-use capture::settings::{DNS_PORT, Dns, Mode, OwnerGroups, Ports, Prefixes, Ranges, TPROXY_OUTBOUND_MARK};
+use capture::settings::{
+    DNS_PORT, DnsCapture, Mode, OwnerGroups, PortChoice, Prefixes, Ranges, TPROXY_OUTBOUND_MARK,
+};
 use ruleset::eval::{Owner, Packet, State, Verdict};
 use ruleset::{Family, Hook, Protocol};
 
@@ -80,7 +82,7 @@ pub const PROMISES: &[Promise] = &[
                 && !c.sent_by_proxy()
                 && !c.settings.outbound_ranges.include_loopback()
                 && c.packet.destination_port != 53
-                && (c.packet.protocol == Protocol::Tcp || c.settings.dns == Dns::Off)
+                && (c.packet.protocol == Protocol::Tcp || c.settings.dns == DnsCapture::Off)
         },
         keeps: |_, v| v == Verdict::Pass,
     },
@@ -99,13 +101,15 @@ pub const PROMISES: &[Promise] = &[
     },
     Promise {
         text: "without DNS capture nothing goes to the resolver",
-        holds_for: |c| c.settings.dns == Dns::Off,
+        holds_for: |c| c.settings.dns == DnsCapture::Off,
         keeps: |_, v| v != Verdict::Redirect { port: DNS_PORT },
     },
     Promise {
         text: "the application's DNS goes to the resolver",
         holds_for: |c| {
-            c.sent_by_included_application() && c.packet.destination_port == 53 && c.settings.dns == Dns::All
+            c.sent_by_included_application()
+                && c.packet.destination_port == 53
+                && c.settings.dns == DnsCapture::All
         },
         keeps: |_, v| v == Verdict::Redirect { port: DNS_PORT },
     },
@@ -114,7 +118,7 @@ pub const PROMISES: &[Promise] = &[
         holds_for: |c| {
             c.sent_by_included_application()
                 && c.packet.protocol == Protocol::Tcp
-                && (c.packet.destination_port != 53 || c.settings.dns == Dns::Off)
+                && (c.packet.destination_port != 53 || c.settings.dns == DnsCapture::Off)
                 && c.handled()
                 && !c.aims_at_loopback()
                 && !within(&c.settings.outbound_ranges_excluded, c.packet.destination)
@@ -143,7 +147,7 @@ pub const PROMISES: &[Promise] = &[
                 && !c.has_passthrough_source()
                 && !c.out_excluded()
                 && c.packet.destination_port != c.settings.tunnel_port
-                && (c.packet.destination_port != 53 || c.settings.dns == Dns::Off)
+                && (c.packet.destination_port != 53 || c.settings.dns == DnsCapture::Off)
         },
         keeps: |c, v| v == Verdict::Redirect { port: c.settings.capture_port },
     },
@@ -151,7 +155,7 @@ pub const PROMISES: &[Promise] = &[
         text: "an inbound port that is excluded from all is left alone",
         holds_for: |c| {
             c.plain_inbound()
-                && c.settings.inbound_ports == Ports::All
+                && c.settings.inbound_ports == PortChoice::All
                 && contains(&c.settings.inbound_ports_excluded, c.packet.destination_port)
         },
         keeps: |_, v| v == Verdict::Pass,
@@ -327,7 +331,7 @@ impl Case<'_> {
     fn inbound_included(&self) -> bool {
         let port = self.packet.destination_port;
         match &self.settings.inbound_ports {
-            Ports::All => !contains(&self.settings.inbound_ports_excluded, port),
+            PortChoice::All => !contains(&self.settings.inbound_ports_excluded, port),
             // The excluded ones count only where all are included.
             ports => contains(ports, port),
         }
@@ -343,10 +347,10 @@ impl Case<'_> {
     }
 }
 
-fn contains(ports: &Ports, port: u16) -> bool {
+fn contains(ports: &PortChoice, port: u16) -> bool {
     match ports {
-        Ports::All => true,
-        Ports::Only(ports) => ports.contains(&port),
+        PortChoice::All => true,
+        PortChoice::Only(ports) => ports.contains(&port),
     }
 }
 

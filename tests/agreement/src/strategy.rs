@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use capture::Settings;
 use capture::ambient::{self, NodeOptions, PodOptions};
-use capture::settings::{Dns, Mode, OwnerGroups, Ports, Prefixes, Ranges};
+use capture::settings::{DnsCapture, Mode, OwnerGroups, PortChoice, Prefixes, Ranges};
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use ruleset::eval::{Owner, Packet, State};
@@ -204,13 +204,13 @@ fn owner_groups() -> impl Strategy<Value = OwnerGroups> {
     ]
 }
 
-fn included_ports() -> impl Strategy<Value = Ports> {
-    prop_oneof![3 => Just(Ports::All), 2 => ports_of(0..=4)]
+fn included_ports() -> impl Strategy<Value = PortChoice> {
+    prop_oneof![3 => Just(PortChoice::All), 2 => ports_of(0..=4)]
 }
 
-fn ports_of(count: std::ops::RangeInclusive<usize>) -> impl Strategy<Value = Ports> {
-    let list = subsequence(&TCP_PORTS[..], count).prop_shuffle().prop_map(Ports::Only);
-    prop_oneof![19 => list, 1 => Just(Ports::All)]
+fn ports_of(count: std::ops::RangeInclusive<usize>) -> impl Strategy<Value = PortChoice> {
+    let list = subsequence(&TCP_PORTS[..], count).prop_shuffle().prop_map(PortChoice::Only);
+    prop_oneof![19 => list, 1 => Just(PortChoice::All)]
 }
 
 fn ranges() -> impl Strategy<Value = Ranges> {
@@ -232,8 +232,8 @@ fn names() -> impl Strategy<Value = Vec<String>> {
     prop_oneof![3 => Just(Vec::new()), 1 => some]
 }
 
-fn dns() -> impl Strategy<Value = Dns> {
-    let servers = any::<(bool, bool, bool)>().prop_map(|(far, near, v6)| Dns::Servers {
+fn dns() -> impl Strategy<Value = DnsCapture> {
+    let servers = any::<(bool, bool, bool)>().prop_map(|(far, near, v6)| DnsCapture::Servers {
         v4: [far.then_some([198, 51, 100, 7].into()), near.then_some([127, 0, 0, 1].into())]
             .into_iter()
             .flatten()
@@ -241,7 +241,7 @@ fn dns() -> impl Strategy<Value = Dns> {
         // At least one of all.
         v6: if v6 || !(far || near) { parsed(&["2001:db8::7"]) } else { Vec::new() },
     });
-    prop_oneof![2 => Just(Dns::Off), 2 => Just(Dns::All), 1 => servers]
+    prop_oneof![2 => Just(DnsCapture::Off), 2 => Just(DnsCapture::All), 1 => servers]
 }
 
 fn loopback() -> impl Strategy<Value = ipnet::Ipv4Net> {

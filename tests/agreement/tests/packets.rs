@@ -8,7 +8,7 @@ use agreement::lab::{Lab, Loader, compare};
 use agreement::run::{SEED, runner};
 use agreement::strategy::{attempt, settings};
 use agreement::way::{Attempt, End, predict};
-use capture::settings::{Mode, Ports};
+use capture::settings::{Mode, PortChoice};
 use capture::{PlanTarget, Settings, plan};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -137,7 +137,7 @@ impl Ends {
 #[test]
 fn a_missing_rule_is_noticed() {
     let lab = Lab::new().unwrap();
-    let settings = Settings { dns: capture::settings::Dns::All, ..Settings::default() };
+    let settings = Settings { dns: capture::settings::DnsCapture::All, ..Settings::default() };
     let count = Cell::new(0);
     let to = |text: &str, port| (text.parse::<std::net::IpAddr>().unwrap(), port).into();
     let from = |owner, to| Attempt {
@@ -188,9 +188,12 @@ fn a_missing_rule_is_noticed() {
 #[test]
 fn a_proxy_that_does_not_listen_is_not_passed_by() {
     let lab = Lab::new().unwrap();
-    let only = |ports: &[u16]| Ports::Only(ports.to_vec());
-    let choices =
-        [(Ports::All, only(&[15021])), (only(&[80, 9999]), Ports::none()), (only(&[80, 9999]), Ports::All)];
+    let only = |ports: &[u16]| PortChoice::Only(ports.to_vec());
+    let choices = [
+        (PortChoice::All, only(&[15021])),
+        (only(&[80, 9999]), PortChoice::none()),
+        (only(&[80, 9999]), PortChoice::All),
+    ];
     let count = Cell::new(0);
     for loader in Loader::ALL {
         for (mode, (inbound_ports, inbound_ports_excluded)) in [Mode::Redirect, Mode::Tproxy]
@@ -241,7 +244,7 @@ fn inbound(proxy_up: bool) -> Vec<Attempt> {
 #[test]
 fn the_kernel_keeps_the_first_zone() {
     let lab = Lab::new().unwrap();
-    let settings = Settings { dns: capture::settings::Dns::All, ..Settings::default() };
+    let settings = Settings { dns: capture::settings::DnsCapture::All, ..Settings::default() };
     let to = |uid, last: u8| Attempt {
         from_peer: false,
         protocol: Protocol::Udp,

@@ -20,7 +20,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::TestCaseError;
 use ruleset::eval::{State, Verdict, evaluate};
-use ruleset::listed::walk::{self, End, stations};
+use ruleset::listed::walk::{self, PacketEnd, stations};
 use ruleset::listed::{number_of, number_of_name};
 use ruleset::{Backend, Family, Hook, NoMembers, Plan, Protocol};
 use testkit::probe::Outcome;
@@ -348,9 +348,10 @@ fn plans_read_back_say_what_they_say() {
                 let fate = walk::walk(&stations(&tables, hook, packet.family()), &of(&packet));
                 prop_assert!(fate.unread.is_none(), "{:?}", fate.unread.map(|place| place.rule.to_string()));
                 let same = match (said, fate.end) {
-                    (Verdict::Pass | Verdict::Snat { .. }, End::Pass) | (Verdict::Drop, End::Dropped) => true,
-                    (Verdict::Redirect { port }, End::Redirect(other)) => port == other,
-                    (Verdict::Tproxy { port }, End::Tproxy(other)) => port == other,
+                    (Verdict::Pass | Verdict::Snat { .. }, PacketEnd::Pass)
+                    | (Verdict::Drop, PacketEnd::Dropped) => true,
+                    (Verdict::Redirect { port }, PacketEnd::Redirect(other)) => port == other,
+                    (Verdict::Tproxy { port }, PacketEnd::Tproxy(other)) => port == other,
                     _ => false,
                 };
                 prop_assert!(same, "{backend}, {hook:?}: {said:?}, but {:?}\n{packet:?}", fate.end);
@@ -363,9 +364,9 @@ fn plans_read_back_say_what_they_say() {
     }
 }
 
-fn of(packet: &ruleset::eval::Packet) -> walk::Packet {
+fn of(packet: &ruleset::eval::Packet) -> walk::FirstPacket {
     let name = |name: &str| if name.is_empty() { 0 } else { number_of_name(name) };
-    walk::Packet {
+    walk::FirstPacket {
         family: packet.family(),
         source: number_of(packet.source),
         destination: number_of(packet.destination),

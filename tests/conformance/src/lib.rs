@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use capture::annotations::NodeSettings;
-use capture::flags::{Flags, parse_flags};
-use capture::{Container, Decision, Enrolment, Pod, Scope, Settings, decide};
+use capture::flags::{IptablesFlags, parse_flags};
+use capture::{Container, Decision, Enrolment, Exclusions, Pod, Settings, decide};
 use serde::Deserialize;
 
 /// Groups that the reference data names; loading it needs a group database that has them.
@@ -147,7 +147,7 @@ impl Case {
         match &self.pod {
             None => Ok(parse_flags(&self.settings.flags(), &resolve)?.0),
             Some(pod) => {
-                let (scope, enrolment) = (Scope::default(), Enrolment::default());
+                let (scope, enrolment) = (Exclusions::default(), Enrolment::default());
                 let pod = Pod { namespace: "default".into(), name: "case".into(), ..pod.to_pod() };
                 match decide(&pod, &scope, &enrolment, &NodeSettings::default())? {
                     Decision::Sidecar { settings, .. } => Ok(*settings),
@@ -198,9 +198,9 @@ fn split_families(text: &str) -> (String, String) {
 }
 
 impl RawSettings {
-    fn flags(&self) -> Flags {
+    fn flags(&self) -> IptablesFlags {
         let s = self;
-        Flags {
+        IptablesFlags {
             proxy_port: s.proxy_port.clone(),
             inbound_capture_port: s.inbound_capture_port.clone(),
             inbound_tunnel_port: s.inbound_tunnel_port.clone(),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use cni::conflist::PluginEntry;
-use install::{Done, Mode, Options, ProgramAtEnd};
+use install::{Done, InstallMode, InstallOptions, ProgramAtEnd};
 use leftover::Results;
 use rundir::{
     AMBIENT_DIR, FACTS_DIR, LOCK_NAME, LOCKS_NAME, NEXT_LOCK_NAME, PLUGIN_TIMES_NAME, UNCAPTURED_DIR,
@@ -131,11 +131,14 @@ impl UninstallArgs {
     }
 
     /// Only what says where things are counts.
-    fn options(&self, places: &Places) -> Options {
-        Options {
+    fn options(&self, places: &Places) -> InstallOptions {
+        InstallOptions {
             net_dir: places.net_dir.clone(),
             conf_name: self.conf_name.clone(),
-            mode: self.owned_conf_name.clone().map_or(Mode::Chained, |file_name| Mode::Owned { file_name }),
+            mode: self
+                .owned_conf_name
+                .clone()
+                .map_or(InstallMode::Chained, |file_name| InstallMode::Owned { file_name }),
             group_read: false,
             bin_source: PathBuf::new(),
             bin_targets: places.bin_dirs.clone(),
@@ -236,7 +239,7 @@ fn is_yes(input: &mut impl BufRead) -> io::Result<bool> {
 // === impl Report ===
 
 impl Report {
-    fn of(report: install::Report, dry_run: bool) -> Self {
+    fn of(report: install::UninstallReport, dry_run: bool) -> Self {
         let steps = report.done.into_iter().map(Step::from).collect();
         let errors: Vec<_> = report.errors.iter().map(ToString::to_string).collect();
         Self { ok: errors.is_empty(), dry_run, steps, errors }

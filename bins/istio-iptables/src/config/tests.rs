@@ -1,6 +1,6 @@
 use std::ffi::OsString;
 
-use capture::settings::{Dns, OwnerGroups, Ranges};
+use capture::settings::{DnsCapture, OwnerGroups, Ranges};
 
 use super::*;
 
@@ -99,16 +99,16 @@ fn backends_and_validation() {
 fn dns_servers_come_from_resolv_conf_only_where_they_are_needed() {
     let dns = |args: &[&str], env: &[(&str, &str)]| config(args, env).settings.dns;
     let servers =
-        Dns::Servers { v4: vec!["10.0.0.10".parse().unwrap()], v6: vec!["fd00::a".parse().unwrap()] };
+        DnsCapture::Servers { v4: vec!["10.0.0.10".parse().unwrap()], v6: vec!["fd00::a".parse().unwrap()] };
     assert_eq!(dns(&["--redirect-dns"], &[]), servers);
-    assert_eq!(dns(&["--capture-all-dns"], &[("ISTIO_META_DNS_CAPTURE", "true")]), Dns::All);
-    assert_eq!(dns(&["--capture-all-dns"], &[]), Dns::Off);
+    assert_eq!(dns(&["--capture-all-dns"], &[("ISTIO_META_DNS_CAPTURE", "true")]), DnsCapture::All);
+    assert_eq!(dns(&["--capture-all-dns"], &[]), DnsCapture::Off);
 
     assert!(with_files(&["--redirect-dns", "--capture-all-dns"], &[], &[]).is_ok());
     let error = with_files(&["--redirect-dns"], &[], &[]).expect_err("there is no file");
     assert!(error.to_string().contains("/etc/resolv.conf"), "{error}");
     let empty = with_files(&["--redirect-dns"], &[], &[(RESOLV_CONF, "# none\n")]).unwrap();
-    assert_eq!((empty.settings.dns, empty.warnings.len()), (Dns::Off, 1));
+    assert_eq!((empty.settings.dns, empty.warnings.len()), (DnsCapture::Off, 1));
 }
 
 #[test]

@@ -54,7 +54,7 @@ impl AmbientConfig {
     /// # Errors
     /// The first option that means nothing. A selector that does not parse ends the agent: with another one, other pods would be in the
     /// mesh.
-    pub(crate) fn new(options: &Options, scope: decide::Scope) -> Result<Self, BadOption> {
+    pub(crate) fn new(options: &Options, scope: decide::Exclusions) -> Result<Self, BadOption> {
         let config = Self::read(options, scope)?;
         if config.is_off {
             let mut rules = Rules::clone(&config.rules.now());
@@ -70,7 +70,7 @@ impl AmbientConfig {
         Ok(config)
     }
 
-    fn read(options: &Options, scope: decide::Scope) -> Result<Self, BadOption> {
+    fn read(options: &Options, scope: decide::Exclusions) -> Result<Self, BadOption> {
         let text = |setting| options.text(setting);
         let (v4, v6) = (text(Setting::HostProbeSnatIp), text(Setting::HostProbeSnatIpv6));
         let probe_v4 =

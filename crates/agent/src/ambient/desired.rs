@@ -1,20 +1,20 @@
 //! What a pod should be, from what the API server says of it: pure.
 
-use capture::decide::{Enrolment, Membership, Scope};
+use capture::decide::{Enrolment, Exclusions, Membership};
 pub(crate) use facts::object::REDIRECTION;
 use facts::{Facts, Object};
-use intent::Mark;
+use intent::RedirectionMark;
 
 /// What the annotation with this value says of us; nothing where it is of others: their older agents opted pods out with other values.
-pub(crate) fn mark_of(value: &str) -> Option<Mark> {
-    [Mark::Enabled, Mark::Pending].into_iter().find(|mark| value_of(*mark) == value)
+pub(crate) fn mark_of(value: &str) -> Option<RedirectionMark> {
+    [RedirectionMark::Enabled, RedirectionMark::Pending].into_iter().find(|mark| value_of(*mark) == value)
 }
 
 /// The annotation's value.
-pub(crate) fn value_of(mark: Mark) -> &'static str {
+pub(crate) fn value_of(mark: RedirectionMark) -> &'static str {
     match mark {
-        Mark::Enabled => "enabled",
-        Mark::Pending => "pending",
+        RedirectionMark::Enabled => "enabled",
+        RedirectionMark::Pending => "pending",
     }
 }
 
@@ -39,7 +39,7 @@ pub(crate) enum Desired {
 /// What decides besides the pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Rules {
-    pub(crate) scope: Scope,
+    pub(crate) scope: Exclusions,
     pub(crate) enrolment: Enrolment,
 }
 

@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use capture::ambient::{CAPTURE_PORTS, MARK_MASK, ZTUNNEL_MARK};
 use facts::PodRef;
 use intent::Rules;
-use kernel::sockets::{Closings, Connection, Cookie, Heard, Sockets};
+use kernel::sockets::{Closings, Cookie, Heard, Sockets, TcpConnection};
 use netns::{Inside, Netns};
 use telemetry::Scope;
 use tokio::io::Interest;
@@ -229,11 +229,11 @@ async fn wait_for(
 async fn look(slots: &Arc<Slots>, key: &PodRef, netns: Arc<Netns>) -> Result<HashSet<Cookie>, Unknown> {
     let list = |inside: &Inside| Sockets::open(inside)?.list(PORTS);
     let found = slots.run(key, Task::Connections, move || netns.enter(list)).await???;
-    Ok(found.iter().filter(|connection| is_taken(connection)).map(Connection::cookie).collect())
+    Ok(found.iter().filter(|connection| is_taken(connection)).map(TcpConnection::cookie).collect())
 }
 
 /// Whether ztunnel took it from somebody.
-fn is_taken(connection: &Connection) -> bool {
+fn is_taken(connection: &TcpConnection) -> bool {
     CAPTURE_PORTS.contains(&connection.local.port())
 }
 
@@ -247,7 +247,7 @@ pub(super) fn end_connections(inside: &Inside) -> Result<usize, kernel::sockets:
     if taken == 0 {
         return Ok(0);
     }
-    let ztunnels = |connection: &Connection| connection.mark & MARK_MASK == ZTUNNEL_MARK;
+    let ztunnels = |connection: &TcpConnection| connection.mark & MARK_MASK == ZTUNNEL_MARK;
     let mut failed = None;
     for connection in sockets.list(0..=u16::MAX)?.iter().filter(|c| is_taken(c) || ztunnels(c)) {
         if let Err(error) = sockets.destroy(connection) {

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use applied::{Applied, Key, Origin};
+use applied::{AppliedRecord, Origin, RecordKey};
 use kernel::{Change, Kernel, Record, Shadows};
 use netns::{Inside, NetnsId};
 use ruleset::Plan;
@@ -108,7 +108,7 @@ impl Evidence {
 
     /// Keeps a record, unless the same is kept already; why it could not be.
     fn record(&self, inside: &Inside, record: Record, subject: &Subject) -> Option<String> {
-        let key = Key::Namespace(inside.id());
+        let key = RecordKey::Namespace(inside.id());
         let origin = Origin {
             netns: inside.id(),
             pod: subject.pod.clone(),
@@ -116,7 +116,7 @@ impl Evidence {
             interface: String::new(),
             addresses: subject.addresses.clone(),
         };
-        let wanted = Applied { origin, record: Some(record) };
+        let wanted = AppliedRecord { origin, record: Some(record) };
         // Each verification comes here, and hardly any changes something.
         if applied::read(&self.run_dir, key).is_ok_and(|kept| kept.as_ref() == Some(&wanted)) {
             return None;
@@ -129,7 +129,7 @@ impl Evidence {
     /// Forgets what was applied to a namespace; why it could not.
     pub(super) fn forget(&self, netns: NetnsId) -> Option<String> {
         self.told().remove(&netns);
-        applied::remove(&self.run_dir, Key::Namespace(netns)).err().map(|error| error.to_string())
+        applied::remove(&self.run_dir, RecordKey::Namespace(netns)).err().map(|error| error.to_string())
     }
 
     /// Forgets namespaces that are no member's. While that of a member is not known, any of them may be its.

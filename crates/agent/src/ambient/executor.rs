@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use capture::ambient::{NodeOptions, PodOptions};
-use intent::{Act, Birth, Finding, Look, Want, steps};
+use intent::{Act, Birth, Look, Observation, Want, steps};
 
 use super::drain::now;
 use super::failpoint;
@@ -90,7 +90,7 @@ impl<'a, P: Ports> Executor<'a, P> {
     }
 
     /// Notes what was seen of the pod.
-    pub(super) fn see(&mut self, finding: Finding) {
+    pub(super) fn see(&mut self, finding: Observation) {
         self.change(|member| member.have.see(finding));
     }
 
@@ -99,7 +99,7 @@ impl<'a, P: Ports> Executor<'a, P> {
         let want = Want::In { addresses: entering.addresses.clone() };
         let mut have = self.member.have.clone();
         if entering.is_lost {
-            have.see(Finding::Lost);
+            have.see(Observation::Lost);
         }
         match steps(&want, &have, entering.birth).first() {
             Some(Act::Locate) => self.move_in(entering).await?,
@@ -142,9 +142,9 @@ impl<'a, P: Ports> Executor<'a, P> {
     /// Begins a way out: what is known of the pod's namespace is looked at, and the next agent is to know that it leaves.
     pub(super) async fn begin_leaving(&mut self, is_gone: bool) {
         let namespace = match &self.member.netns {
-            _ if is_gone => Finding::SandboxGone,
-            Some(_) => Finding::Found,
-            None => Finding::Lost,
+            _ if is_gone => Observation::SandboxGone,
+            Some(_) => Observation::Found,
+            None => Observation::Lost,
         };
         self.change(|member| {
             member.have.see(namespace);
@@ -234,7 +234,7 @@ impl<'a, P: Ports> Executor<'a, P> {
             Act::Annotate(mark) => ports.annotate(&member.key, *mark).await?,
             Act::Drain => {
                 if !ports.drain(member).await? {
-                    self.see(Finding::NoRules);
+                    self.see(Observation::NoRules);
                 }
             }
             Act::Wait => return Ok(ports.wait(member)),
@@ -261,14 +261,14 @@ impl<'a, P: Ports> Executor<'a, P> {
         let found = std::cell::Cell::new(found);
         self.change(|member| match found.take() {
             Some(found) => member.move_to_keeping(found.netns),
-            None => member.have.see(Finding::NeverHadRules),
+            None => member.have.see(Observation::NeverHadRules),
         });
         Ok(())
     }
 
     fn loaded(&mut self, loaded: Loaded) -> Result<(), Failure> {
         if loaded.strict {
-            self.see(Finding::Strict);
+            self.see(Observation::Strict);
         }
         self.changed_rules = loaded.changed?;
         Ok(())
@@ -284,7 +284,7 @@ fn begin(member: &mut Member, entering: &Entering, moved: bool) {
     }
     if matches!(member.state, State::Leaving | State::Draining) && member.have.is_captured() {
         // Some of what it had may be gone.
-        member.have.see(Finding::Rules(Look::Unknown));
+        member.have.see(Observation::Rules(Look::Unknown));
     }
     if member.state != State::Unconfirmed {
         member.state = State::Pending;

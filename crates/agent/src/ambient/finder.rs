@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use netns::Netns;
-use netns::find::{Missing, Scan, Wanted};
+use netns::find::{Missing, Scan, WantedPod};
 use tokio::sync::Mutex;
 
 use super::Ambient;
@@ -35,7 +35,7 @@ struct Last {
 
 impl Finder {
     /// The namespace of a pod.
-    pub(crate) async fn find(&self, ambient: &Ambient, pod: Wanted) -> Result<Netns, Failure> {
+    pub(crate) async fn find(&self, ambient: &Ambient, pod: WantedPod) -> Result<Netns, Failure> {
         let uid = &*pod.uid.clone();
         let mut last = self.last.lock().await;
         if let Some(netns) = last.found.remove(uid) {
@@ -59,7 +59,7 @@ impl Finder {
     pub(crate) async fn find_all(
         &self,
         ambient: &Ambient,
-        wanted: Vec<Wanted>,
+        wanted: Vec<WantedPod>,
     ) -> Result<HashMap<String, Netns>, Failure> {
         let mut last = self.last.lock().await;
         *last = self.look(ambient, wanted).await?;
@@ -71,7 +71,7 @@ impl Finder {
         self.last.lock().await.found.clear();
     }
 
-    async fn look(&self, ambient: &Ambient, wanted: Vec<Wanted>) -> Result<Last, Failure> {
+    async fn look(&self, ambient: &Ambient, wanted: Vec<WantedPod>) -> Result<Last, Failure> {
         let scan = Scan { proc_root: ambient.config.proc_root(), host: ambient.host()?.id() };
         let found = tokio::task::spawn_blocking(move || scan.scan(&wanted, &addresses)).await?;
         Ok(Last { found: found.namespaces, missing: found.missing, at: Some(Instant::now()) })

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use facts::PodRef;
-use intent::Finding;
+use intent::Observation;
 
 use super::Ambient;
 use super::members::{Given, Member, State};
@@ -34,7 +34,7 @@ impl Ambient {
         work.change(|member| {
             member.state = State::Leaving;
             if is_gone {
-                member.have.see(Finding::SandboxGone);
+                member.have.see(Observation::SandboxGone);
             }
         });
         self.tell_given_up(key, &work.give_up().await);

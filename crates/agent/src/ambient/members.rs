@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use capture::ambient::{NodeOptions, PodOptions};
 use facts::{Object, PodRef};
-use intent::{Finding, Have, Mark, Rules, Ztunnel};
+use intent::{Have, Observation, RedirectionMark, Rules, Ztunnel};
 use netns::Netns;
-use netns::find::Wanted;
+use netns::find::WantedPod;
 use tokio::sync::OwnedMutexGuard;
 use zds::{Entry, Workload};
 
@@ -26,7 +26,7 @@ pub(crate) use state::State;
 pub(crate) struct Member {
     pub(crate) key: PodRef,
     pub(crate) service_account: String,
-    /// By what it is found: see [`Wanted`]. The runtime calls it so, too.
+    /// By what it is found: see [`WantedPod`]. The runtime calls it so, too.
     cgroup: Option<String>,
     own_users: bool,
     runtime_class: String,
@@ -95,7 +95,7 @@ impl Member {
     pub(crate) fn of(pod: &Object) -> (Self, Vec<String>) {
         let (options, warnings) = PodOptions::parse(&pod.annotations());
         let mut have = Have::new();
-        have.see(Finding::Shown(shown(pod)));
+        have.see(Observation::Shown(shown(pod)));
         let member = Self {
             key: pod.pod_ref(),
             service_account: pod.service_account().to_owned(),
@@ -121,7 +121,7 @@ impl Member {
     pub(crate) fn left_by_another(pod: &Object, addresses: Vec<IpAddr>) -> Self {
         let (mut member, _) = Self::of(pod);
         member.set_ips(addresses);
-        member.have.see(Finding::Inherited);
+        member.have.see(Observation::Inherited);
         member
     }
 
@@ -147,7 +147,7 @@ impl Member {
     pub(crate) fn see_annotation(&mut self, pod: &Object, says: bool) {
         let time = if says { SAY_AGAIN } else { SETTLED };
         if self.annotated.is_none_or(|at| at.elapsed() > time) {
-            self.have.see(Finding::Shown(shown(pod)));
+            self.have.see(Observation::Shown(shown(pod)));
         }
     }
 
@@ -164,8 +164,8 @@ impl Member {
     }
 
     /// How its namespace is found, at these addresses.
-    pub(crate) fn wanted(&self, ips: &[IpAddr], config: &AmbientConfig) -> Wanted {
-        Wanted {
+    pub(crate) fn wanted(&self, ips: &[IpAddr], config: &AmbientConfig) -> WantedPod {
+        WantedPod {
             uid: self.key.uid.clone(),
             cgroup: self.cgroup.clone(),
             ips: ips.to_vec(),
@@ -194,7 +194,7 @@ impl Member {
     pub(crate) fn move_to(&mut self, netns: Netns) {
         if self.netns.as_deref() != Some(&netns) {
             self.netns = Some(Arc::new(netns));
-            self.have.see(Finding::NewSandbox);
+            self.have.see(Observation::NewSandbox);
         }
     }
 
@@ -233,7 +233,7 @@ impl Member {
 }
 
 /// What a pod's annotation says of us. Another value says of itself that the pod is not in.
-fn shown(pod: &Object) -> Option<Mark> {
+fn shown(pod: &Object) -> Option<RedirectionMark> {
     pod.annotation(REDIRECTION).and_then(desired::mark_of)
 }
 
@@ -322,7 +322,7 @@ impl zds::Snapshot for Members {
             if current != Some(Arc::as_ptr(sent).cast::<()>()) {
                 return;
             }
-            member.have.see(if result.is_ok() { Finding::Taken } else { Finding::Refused });
+            member.have.see(if result.is_ok() { Observation::Taken } else { Observation::Refused });
             let before = member.state;
             member.settle();
             // One that was not known to be in may lack its annotation: the agent before ended in between.

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use capture::ambient::CAPTURE_PORTS;
 use facts::PodRef;
-use intent::{Mark, Rules};
+use intent::{RedirectionMark, Rules};
 use kernel::conntrack;
 use netns::{Inside, Netns};
 
@@ -84,7 +84,7 @@ impl NodeSets for Ambient {
 }
 
 impl Annotations for Ambient {
-    async fn annotate(&self, pod: &PodRef, mark: Option<Mark>) -> Result<(), Failure> {
+    async fn annotate(&self, pod: &PodRef, mark: Option<RedirectionMark>) -> Result<(), Failure> {
         let Some(writer) = &self.writer else { return Ok(()) };
         match writer.annotate_pod(pod, REDIRECTION, mark.map(value_of)).await {
             Err(error) if matches!(error.status(), Some(404 | 409)) => Ok(()),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use capture::ambient::{NodeOptions, plan_drain, plan_of_everything, plan_pod};
-use intent::{Finding, Look};
+use intent::{Look, Observation};
 use kernel::{Applied, Change, Choice, Difference, conntrack};
 use netns::Inside;
 
@@ -158,13 +158,13 @@ impl Ambient {
     }
 
     /// Looks at the rules of a pod without touching them. `leaves`: those of another layout are to stay.
-    pub(super) async fn observe(&self, member: &Member, leaves: bool) -> Result<Finding, Failure> {
+    pub(super) async fn observe(&self, member: &Member, leaves: bool) -> Result<Observation, Failure> {
         let differences = self.differences(member).await?;
         if differences.is_empty() {
-            return Ok(Finding::Rules(Look::AsPlanned));
+            return Ok(Observation::Rules(Look::AsPlanned));
         }
         if !leaves {
-            return Ok(Finding::Rules(Look::Unknown));
+            return Ok(Observation::Rules(Look::Unknown));
         }
         self.metrics.drifted();
         let absent = |difference: &Difference| {
@@ -176,12 +176,12 @@ impl Ambient {
         };
         if differences.iter().all(absent) {
             // Not of another layout: gone, or never there.
-            return Ok(Finding::Rules(Look::Unknown));
+            return Ok(Observation::Rules(Look::Unknown));
         }
         let text = "the rules of a pod differ; AMBIENT_RECONCILE_POD_RULES_ON_STARTUP is off";
         let labels: [telemetry::Label<'_>; 2] = [("pod", &member.key), ("differences", &differences.len())];
         self.log.warn(text, &labels);
-        Ok(Finding::Rules(Look::Left))
+        Ok(Observation::Rules(Look::Left))
     }
 
     /// The differences between a pod's namespace and its plan. Where there is none the plan is what was applied.

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use applied::sandbox::Sandbox;
 use facts::PodRef;
-use intent::Mark;
+use intent::RedirectionMark;
 use netns::Netns;
 
 use super::failure::Failure;
@@ -119,7 +119,11 @@ pub(super) trait NodeSets {
 /// The pod's annotation.
 pub(super) trait Annotations {
     /// Lets it have this value. A pod that is gone has none.
-    fn annotate(&self, pod: &PodRef, mark: Option<Mark>) -> impl Future<Output = Result<(), Failure>> + Send;
+    fn annotate(
+        &self,
+        pod: &PodRef,
+        mark: Option<RedirectionMark>,
+    ) -> impl Future<Output = Result<(), Failure>> + Send;
 }
 
 /// What the next agent is to know. Without it a pod is worked on all the same.

@@ -326,7 +326,7 @@ fn read_one(path: &Path, uid: &str) -> Result<Record, RecordError> {
     let broken = |why: String| RecordError::Broken { path: path.to_owned(), why };
     let failed = |cause| io_error("read", path, cause);
     let text = trusted::read(path, Links::Refused, MAX_FILE).map_err(|error| match error.problem {
-        trusted::Problem::Io(cause) => failed(cause),
+        trusted::Distrust::Io(cause) => failed(cause),
         problem => broken(problem.to_string()),
     })?;
     let record: Record = serde_json::from_slice(&text).map_err(|error| broken(error.to_string()))?;

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use capture::ambient::CAPTURE_PORTS;
-use intent::Finding;
+use intent::Observation;
 use kernel::conntrack;
 use kernel::sockets::Sockets;
 use netns::Inside;
@@ -40,7 +40,7 @@ pub(super) struct Spared {
 impl Sparing {
     pub(super) fn of(ambient: &Ambient, member: &Member) -> Self {
         let mut changed = member.clone();
-        changed.have.see(Finding::Strict);
+        changed.have.see(Observation::Strict);
         let guests = !member.options.virtual_interfaces.is_empty();
         Self { records: ambient.kept.records.clone(), changed: changed.record(), guests }
     }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use facts::Object;
-use intent::{Act, Finding, Look, Mark};
+use intent::{Act, Look, Observation, RedirectionMark};
 use netns::Netns;
 
 use super::Ambient;
@@ -28,7 +28,9 @@ impl Ambient {
         self.find_lost(lost).await;
         if !self.verify_host().await {
             for member in self.pods.members.all() {
-                self.pods.members.change(&member.key.uid, |member| member.have.see(Finding::ProbesInDoubt));
+                self.pods
+                    .members
+                    .change(&member.key.uid, |member| member.have.see(Observation::ProbesInDoubt));
             }
         }
         // Switched off, the option keeps nobody waiting: each pod is looked at when its turn comes.
@@ -108,13 +110,13 @@ impl Ambient {
         };
         if refused && member.state == State::Unconfirmed {
             member.state = State::Pending;
-            member.have.see(Finding::RulesInDoubt);
+            member.have.see(Observation::RulesInDoubt);
         }
         if !pod.is_terminal() && !member.announced {
             member.have.begin(&Act::TellZtunnel);
         }
         if member.state == State::Unconfirmed && !self.config.reconcile {
-            member.have.see(Finding::Rules(Look::Due));
+            member.have.see(Observation::Rules(Look::Due));
         }
         // The node's sets are made so before anything else is done.
         if !member.ips().is_empty() && member.state == State::Unconfirmed {
@@ -185,5 +187,5 @@ impl Ambient {
 
 /// Whether the pod says of itself that it is in the mesh.
 fn is_marked(pod: &Object) -> bool {
-    pod.annotation(REDIRECTION).and_then(mark_of) == Some(Mark::Enabled)
+    pod.annotation(REDIRECTION).and_then(mark_of) == Some(RedirectionMark::Enabled)
 }

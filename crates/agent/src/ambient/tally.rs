@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use cluster::watch::{Change, Told};
+use cluster::watch::{ObjectChange, Told};
 use facts::PodRef;
 
 use super::Ambient;
@@ -38,14 +38,15 @@ impl Ambient {
 
     /// Work on a pod that failed before is tried again.
     pub(super) fn count_retry(&self, pod_is_there: bool) {
-        self.metrics.reconciled(name(if pod_is_there { Change::Updated } else { Change::Deleted }), 1);
+        self.metrics
+            .reconciled(name(if pod_is_there { ObjectChange::Updated } else { ObjectChange::Deleted }), 1);
     }
 
     /// Whether the original looks at the pods of a namespace again: at one that is new, and one that is in the mesh by its labels now and was not
     /// before, or the other way round.
     fn concerns_pods(
         &self,
-        change: Change,
+        change: ObjectChange,
         namespace: &str,
         before: Option<&BTreeMap<String, String>>,
     ) -> bool {
@@ -55,9 +56,9 @@ impl Ambient {
             rules.enrolment.selectors.selects_namespace(&|key| labels.get(key).map(String::as_str))
         };
         match (change, before, now.as_ref()) {
-            (Change::Updated, Some(before), Some(now)) => selected(before) != selected(now),
-            (Change::Added | Change::Updated, _, _) => true,
-            (Change::Deleted, _, _) => false,
+            (ObjectChange::Updated, Some(before), Some(now)) => selected(before) != selected(now),
+            (ObjectChange::Added | ObjectChange::Updated, _, _) => true,
+            (ObjectChange::Deleted, _, _) => false,
         }
     }
 
@@ -67,15 +68,15 @@ impl Ambient {
         let index = self.cluster.index();
         let counted = pods.iter().filter_map(|key| index.pod(&key.namespace, &key.name));
         let counted = counted.filter(|pod| !rules.is_ztunnel(pod)).count();
-        self.metrics.reconciled(name(Change::Updated), counted as u64);
+        self.metrics.reconciled(name(ObjectChange::Updated), counted as u64);
     }
 }
 
 /// The original's name of it.
-fn name(change: Change) -> &'static str {
+fn name(change: ObjectChange) -> &'static str {
     match change {
-        Change::Added => "add",
-        Change::Updated => "update",
-        Change::Deleted => "delete",
+        ObjectChange::Added => "add",
+        ObjectChange::Updated => "update",
+        ObjectChange::Deleted => "delete",
     }
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use facts::PodRef;
-use intent::{Finding, Look, Mark, Probes};
-use netns::find::Wanted;
+use intent::{Look, Observation, Probes, RedirectionMark};
+use netns::find::WantedPod;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -121,7 +121,8 @@ impl Ambient {
                     Desired::In => {
                         // A manifest is nobody's to annotate.
                         state == Some(State::Enrolled)
-                            && (self.manifests || shown.and_then(desired::mark_of) == Some(Mark::Enabled))
+                            && (self.manifests
+                                || shown.and_then(desired::mark_of) == Some(RedirectionMark::Enabled))
                     }
                     Desired::Out(_) => {
                         let drains = || self.pods.drains.of(&key.uid) == Wait::Open;
@@ -260,7 +261,7 @@ impl Ambient {
         let member = self.pods.members.change(&pod.uid, |member| {
             member.missed = false;
             if !looked {
-                member.have.see(Finding::Rules(Look::Unknown));
+                member.have.see(Observation::Rules(Look::Unknown));
             }
             if member.have.look() == Some(Look::Unknown) {
                 member.doubt();
@@ -293,7 +294,7 @@ impl Ambient {
     }
 
     /// Pods that belong into the mesh and whose namespace is not known.
-    pub(super) fn without_netns(&self) -> Vec<Wanted> {
+    pub(super) fn without_netns(&self) -> Vec<WantedPod> {
         let index = self.cluster.index();
         let pods: Vec<_> = index.pods().cloned().collect();
         let facts = pods.iter().filter_map(|pod| index.facts(pod.namespace(), pod.name()));

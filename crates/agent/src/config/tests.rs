@@ -26,7 +26,7 @@ fn defaults_are_the_originals() {
     assert_eq!(config.install.net_dir, Path::new("/host/etc/cni/net.d"));
     assert_eq!(config.install.bin_source, Path::new("/opt/cni/bin"));
     assert_eq!(config.install.bin_targets, [PathBuf::from("/host/opt/cni/bin")]);
-    assert_eq!((config.install.mode, config.install.conf_name), (Mode::Chained, None));
+    assert_eq!((config.install.mode, config.install.conf_name), (InstallMode::Chained, None));
     let kubeconfig = config.install.kubeconfig.unwrap();
     assert_eq!(
         (kubeconfig.protocol.as_str(), kubeconfig.host.as_str(), kubeconfig.mode),
@@ -146,11 +146,11 @@ fn manifests_need_no_cluster() {
 #[test]
 fn modes() {
     let mode = |env: &[(&str, &str)]| config(&[], env).unwrap().install.mode;
-    let owned = |name: &str| Mode::Owned { file_name: name.into() };
-    assert_eq!(mode(&[("CHAINED_CNI_PLUGIN", "false")]), Mode::Standalone);
+    let owned = |name: &str| InstallMode::Owned { file_name: name.into() };
+    assert_eq!(mode(&[("CHAINED_CNI_PLUGIN", "false")]), InstallMode::Standalone);
     assert_eq!(
         mode(&[("ISTIO_OWNED_CNI_CONFIG", "true")]),
-        Mode::Chained,
+        InstallMode::Chained,
         "without ambient mode it means nothing"
     );
     let both = [("ISTIO_OWNED_CNI_CONFIG", "true"), ("AMBIENT_ENABLED", "true")];

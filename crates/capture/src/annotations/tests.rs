@@ -36,8 +36,8 @@ fn but(change: impl FnOnce(&mut Settings)) -> Settings {
     settings
 }
 
-fn only(ports: &[u16]) -> Ports {
-    Ports::Only(ports.to_vec())
+fn only(ports: &[u16]) -> PortChoice {
+    PortChoice::Only(ports.to_vec())
 }
 
 #[test]
@@ -110,24 +110,24 @@ const LINES: &[Line] = &[
         empty: Ok(|_| ()),
         values: &[
             ("3306", |s| s.inbound_ports_excluded = only(&[3306, 15020, 15021, 15090])),
-            ("*", |s| s.inbound_ports_excluded = Ports::All),
+            ("*", |s| s.inbound_ports_excluded = PortChoice::All),
         ],
         bad: &[("80,,81", "port list \"80,,81\": item \"\""), ("80,", "item \"\"")],
     },
     Line {
         annotation: INCLUDE_INBOUND,
         setting: "includeInboundPorts",
-        empty: Ok(|s| s.inbound_ports = Ports::none()),
+        empty: Ok(|s| s.inbound_ports = PortChoice::none()),
         values: &[("*", |_| ()), (" 80 , 443 ", |s| s.inbound_ports = only(&[80, 443]))],
         bad: &[("80,65536", "port list \"80,65536\": item \"65536\""), ("-1", "item \"-1\"")],
     },
     Line {
         annotation: EXCLUDE_OUTBOUND,
         setting: "excludeOutboundPorts",
-        empty: Ok(|s| s.outbound_ports_excluded = Ports::none()),
+        empty: Ok(|s| s.outbound_ports_excluded = PortChoice::none()),
         values: &[
             ("9200,9300", |s| s.outbound_ports_excluded = only(&[9200, 9300])),
-            ("*", |s| s.outbound_ports_excluded = Ports::All),
+            ("*", |s| s.outbound_ports_excluded = PortChoice::All),
         ],
         bad: &[("http", "item \"http\"")],
     },
@@ -137,7 +137,7 @@ const LINES: &[Line] = &[
         empty: Ok(|_| ()),
         values: &[
             ("0,65535", |s| s.outbound_ports = only(&[0, 65535])),
-            ("*", |s| s.outbound_ports = Ports::All),
+            ("*", |s| s.outbound_ports = PortChoice::All),
         ],
         bad: &[("80\n-j ACCEPT", "item \"80\\n-j ACCEPT\"")],
     },
@@ -339,7 +339,7 @@ fn the_proxys_ids() {
 
 #[test]
 fn the_proxys_variables() {
-    let dns = |s: &mut Settings| s.dns = Dns::All;
+    let dns = |s: &mut Settings| s.dns = DnsCapture::All;
     let dual = |s: &mut Settings| s.dual_stack = true;
     let drop = |s: &mut Settings| s.drop_invalid = true;
     let variables: [(&str, Change); 3] =

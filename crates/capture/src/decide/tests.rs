@@ -6,7 +6,7 @@ use super::sidecar::{INIT_CONTAINER, TABLE};
 use super::*;
 use crate::annotations::{INJECT, STATUS};
 use crate::pod::Container;
-use crate::select::{EnablementSelector, LabelSelector, Requirement};
+use crate::select::{EnablementSelector, LabelSelector, WrittenRequirement};
 
 /// A pod that reaches the last row: it is captured.
 fn sidecar_pod() -> Pod {
@@ -39,7 +39,7 @@ fn args(pod: &mut Pod, args: &[&str]) {
 fn of_sidecar(pod: &Pod) -> Result<Decision, AnnotationError> {
     decide(
         pod,
-        &Scope { agent_namespace: "-".into(), ..Scope::default() },
+        &Exclusions { agent_namespace: "-".into(), ..Exclusions::default() },
         &Enrolment::default(),
         &NodeSettings::default(),
     )
@@ -116,13 +116,13 @@ fn the_table_has_the_rows_in_this_order() {
 
 #[test]
 fn what_is_known_by_name_alone() {
-    let scope = Scope {
+    let scope = Exclusions {
         agent_namespace: "istio-system".to_owned(),
         excluded_namespaces: vec!["kube-system".to_owned()],
-        ..Scope::default()
+        ..Exclusions::default()
     };
-    let renamed = Scope { agent_pod_prefix: "mesh-agent-".to_owned(), ..scope.clone() };
-    let nowhere = Scope::default();
+    let renamed = Exclusions { agent_pod_prefix: "mesh-agent-".to_owned(), ..scope.clone() };
+    let nowhere = Exclusions::default();
     for (scope, namespace, name, row) in [
         (&scope, "shop", "cart-1", None),
         // The agent's own pod is told before missing names and excluded namespaces.
@@ -149,7 +149,7 @@ fn what_is_known_by_name_alone() {
     ] {
         assert_eq!(decide_by_name(namespace, name, scope).map(|skip| skip.reason), row, "{namespace}/{name}");
     }
-    let own = Scope { agent_namespace: "kube-system".to_owned(), ..scope };
+    let own = Exclusions { agent_namespace: "kube-system".to_owned(), ..scope };
     assert_eq!(
         decide_by_name("kube-system", "istio-cni-node-1", &own).unwrap().reason,
         Reason::OwnAgentPod,
@@ -306,7 +306,7 @@ fn chart() -> Enrolment {
         ..Default::default()
     };
     let not_none =
-        Requirement { key: MODE.into(), operator: "NotIn".into(), values: vec!["none".to_owned()] };
+        WrittenRequirement { key: MODE.into(), operator: "NotIn".into(), values: vec!["none".to_owned()] };
     let not_none = LabelSelector { match_expressions: vec![not_none], ..Default::default() };
     let entries = [
         EnablementSelector { pod: labels("ambient"), ..Default::default() },
@@ -347,12 +347,12 @@ impl Case {
         pod
     }
 
-    fn scope(&self) -> Scope {
-        Scope {
+    fn scope(&self) -> Exclusions {
+        Exclusions {
             agent_namespace: "istio-system".to_owned(),
             excluded_namespaces: vec!["kube-system".to_owned()],
             capture_disabled: self.disabled,
-            ..Scope::default()
+            ..Exclusions::default()
         }
     }
 
@@ -493,8 +493,8 @@ proptest::proptest! {
         pod.annotations.insert("sidecar.istio.io/proxUID".to_owned(), words[4].clone());
         let name = format!("{AGENT_POD_PREFIX}{}", words[0]);
         for scope in [
-            Scope { agent_namespace: words[1].clone(), ..Scope::default() },
-            Scope { excluded_namespaces: vec![words[1].clone()], ..Scope::default() },
+            Exclusions { agent_namespace: words[1].clone(), ..Exclusions::default() },
+            Exclusions { excluded_namespaces: vec![words[1].clone()], ..Exclusions::default() },
         ] {
             let text = decide_by_name(&words[1], &name, &scope).map(|skip| skip.to_string()).unwrap_or_default();
             proptest::prop_assert!(!text.contains(char::is_control), "{:?}", text);

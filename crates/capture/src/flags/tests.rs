@@ -1,12 +1,12 @@
 use super::*;
 
-use crate::settings::{OwnerGroups, Ports, Prefixes, Ranges};
+use crate::settings::{OwnerGroups, PortChoice, Prefixes, Ranges};
 use proptest::prelude::*;
 
 /// The flags as `istio-iptables` has them by default.
-fn flags() -> Flags {
+fn flags() -> IptablesFlags {
     let text = str::to_owned;
-    Flags {
+    IptablesFlags {
         proxy_port: text("15001"),
         inbound_capture_port: text("15006"),
         inbound_tunnel_port: text("15008"),
@@ -34,34 +34,34 @@ fn flags() -> Flags {
     }
 }
 
-fn parsed(change: impl FnOnce(&mut Flags)) -> Settings {
+fn parsed(change: impl FnOnce(&mut IptablesFlags)) -> Settings {
     let mut flags = flags();
     change(&mut flags);
     parse_flags(&flags, &|_| None).expect("the flags are valid").0
 }
 
-fn error(change: impl FnOnce(&mut Flags)) -> String {
+fn error(change: impl FnOnce(&mut IptablesFlags)) -> String {
     let mut flags = flags();
     change(&mut flags);
     parse_flags(&flags, &|_| None).expect_err("a flag is wrong").to_string()
 }
 
-fn only(ports: &[u16]) -> Ports {
-    Ports::Only(ports.to_vec())
+fn only(ports: &[u16]) -> PortChoice {
+    PortChoice::Only(ports.to_vec())
 }
 
 #[test]
 fn empty_lists_capture_nothing() {
     let settings = parsed(|_| ());
-    assert_eq!(settings.inbound_ports, Ports::none());
+    assert_eq!(settings.inbound_ports, PortChoice::none());
     assert_eq!(settings.outbound_ranges, Ranges::Only(Prefixes::default()));
     assert_eq!(
         settings.inbound_ports_excluded,
-        Ports::none(),
+        PortChoice::none(),
         "only annotations have the ports of Istio's agent added"
     );
     let rest = Settings {
-        inbound_ports: Ports::All,
+        inbound_ports: PortChoice::All,
         outbound_ranges: Ranges::All,
         inbound_ports_excluded: Settings::default().inbound_ports_excluded,
         outbound_ports_excluded: Settings::default().outbound_ports_excluded,
@@ -97,7 +97,7 @@ fn empty_items_are_dropped() {
 
 #[test]
 fn wildcards() {
-    assert_eq!(parsed(|f| f.inbound_ports_include = "*".to_owned()).inbound_ports, Ports::All);
+    assert_eq!(parsed(|f| f.inbound_ports_include = "*".to_owned()).inbound_ports, PortChoice::All);
     assert_eq!(parsed(|f| f.outbound_ip_ranges_include = "*".to_owned()).outbound_ranges, Ranges::All);
     let refused = error(|f| f.outbound_ip_ranges_exclude = "*".to_owned());
     assert_eq!(refused, "--istio-service-exclude-cidr: \"*\" is not possible here; give CIDRs");
@@ -119,16 +119,17 @@ fn only_tproxy_is_tproxy() {
 fn dns_needs_all_or_a_server() {
     let v4 = "10.96.0.10".parse().unwrap();
     let v6 = "fd00::a".parse().unwrap();
-    let both = Dns::Servers { v4: vec![[10, 96, 0, 10].into()], v6: vec!["fd00::a".parse().unwrap()] };
+    let both = DnsCapture::Servers { v4: vec![[10, 96, 0, 10].into()], v6: vec!["fd00::a".parse().unwrap()] };
     for (redirect, all, servers, expected, warned) in [
-        (false, false, vec![v4], Dns::Off, false),
-        (false, true, vec![v4], Dns::Off, false),
-        (true, true, vec![], Dns::All, false),
-        (true, true, vec![v4], Dns::All, false),
+        (false, false, vec![v4], DnsCapture::Off, false),
+        (false, true, vec![v4], DnsCapture::Off, false),
+        (true, true, vec![], DnsCapture::All, false),
+        (true, true, vec![v4], DnsCapture::All, false),
         (true, false, vec![v4, v6], both, false),
-        (true, false, vec![], Dns::Off, true),
+        (true, false, vec![], DnsCapture::Off, true),
     ] {
-        let flags = Flags { redirect_dns: redirect, capture_all_dns: all, dns_servers: servers, ..flags() };
+        let flags =
+            IptablesFlags { redirect_dns: redirect, capture_all_dns: all, dns_servers: servers, ..flags() };
         let (settings, warning) = parse_flags(&flags, &|_| None).unwrap();
         assert_eq!((&settings.dns, warning.is_some()), (&expected, warned), "{redirect} {all}");
     }
@@ -145,7 +146,7 @@ fn nameservers_of_resolv_conf() {
 
 #[test]
 fn each_error_names_its_flag() {
-    type Set = fn(&mut Flags, String);
+    type Set = fn(&mut IptablesFlags, String);
     let changes: [(&str, Set); 17] = [
         ("envoy-port", |f, bad| f.proxy_port = bad),
         ("inbound-capture-port", |f, bad| f.inbound_capture_port = bad),
@@ -182,7 +183,7 @@ fn each_error_names_its_flag() {
 
 #[test]
 fn group_names_are_looked_up() {
-    let named = Flags { owner_groups_exclude: "java,202".to_owned(), ..flags() };
+    let named = IptablesFlags { owner_groups_exclude: "java,202".to_owned(), ..flags() };
     let (settings, _) = parse_flags(&named, &|name| (name == "java").then_some(500)).unwrap();
     assert_eq!(settings.owner_groups, OwnerGroups::AllBut(vec![500, 202]));
     assert!(parse_flags(&named, &|_| None).is_err());
@@ -191,18 +192,18 @@ fn group_names_are_looked_up() {
 proptest! {
     #[test]
     fn any_text_gives_settings_or_an_error_of_one_line(text in prop_oneof!["[\\x00-\\xff\\u{202e}]{0,60}", "[0-9a-f:./,* \n]{0,40}"]) {
-        let all = Flags {
+        let all = IptablesFlags {
             inbound_ports_include: text.clone(),
             outbound_ip_ranges_include: text.clone(),
             exclude_interfaces: text.clone(),
             ..flags()
         };
         let each = [
-            Flags { inbound_ports_include: text.clone(), ..flags() },
-            Flags { outbound_ip_ranges_include: text.clone(), ..flags() },
-            Flags { exclude_interfaces: text.clone(), ..flags() },
-            Flags { owner_groups_include: text.clone(), ..flags() },
-            Flags { host_ipv4_loopback_cidr: text.clone(), ..flags() },
+            IptablesFlags { inbound_ports_include: text.clone(), ..flags() },
+            IptablesFlags { outbound_ip_ranges_include: text.clone(), ..flags() },
+            IptablesFlags { exclude_interfaces: text.clone(), ..flags() },
+            IptablesFlags { owner_groups_include: text.clone(), ..flags() },
+            IptablesFlags { host_ipv4_loopback_cidr: text.clone(), ..flags() },
             all,
         ];
         for flags in each {

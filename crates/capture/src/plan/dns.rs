@@ -7,7 +7,7 @@ use ruleset::{Action, Backend, Families, Match, Ports, Protocol, Rule};
 
 use super::draft::Chain;
 use super::{Owner, Planner, destination, families, jump, source, to_port};
-use crate::settings::{DNS_PORT, Dns};
+use crate::settings::{DNS_PORT, DnsCapture};
 
 /// Conntrack zones keep two conversations apart that have the same addresses and ports: application to proxy, and proxy to the
 /// real server.
@@ -16,15 +16,15 @@ const ZONE_PROXY: u16 = 1;
 
 impl Planner<'_> {
     pub(super) fn dns_on(&self) -> bool {
-        self.settings.dns != Dns::Off
+        self.settings.dns != DnsCapture::Off
     }
 
     /// Questions for names, those of the proxy itself apart.
     pub(super) fn dns(&mut self) {
         let (to_servers, all): (Vec<Option<IpNet>>, bool) = match &self.settings.dns {
-            Dns::Off => return,
-            Dns::All => (vec![None], true),
-            Dns::Servers { v4, v6 } => (self.servers(v4, v6).into_iter().map(Some).collect(), false),
+            DnsCapture::Off => return,
+            DnsCapture::All => (vec![None], true),
+            DnsCapture::Servers { v4, v6 } => (self.servers(v4, v6).into_iter().map(Some).collect(), false),
         };
         let v4 = all || to_servers.iter().flatten().any(|net| matches!(net, IpNet::V4(_)));
         let v6 = all || to_servers.iter().flatten().any(|net| matches!(net, IpNet::V6(_)));

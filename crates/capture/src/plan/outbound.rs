@@ -7,7 +7,7 @@ use super::draft::Chain;
 use super::{
     Owner, Planner, destination, in_interface, jump, out_interface, source, tcp, to_own_address, to_port,
 };
-use crate::settings::{OwnerGroups, Ports, Ranges};
+use crate::settings::{OwnerGroups, PortChoice, Ranges};
 
 impl Planner<'_> {
     /// What goes out: first what is never captured, last what is.
@@ -37,8 +37,8 @@ impl Planner<'_> {
     /// Ports that are never captured.
     fn excluded_outbound_ports(&mut self) {
         let ports: Vec<Option<u16>> = match &self.settings.outbound_ports_excluded {
-            Ports::All => vec![None],
-            Ports::Only(ports) => ports.iter().copied().map(Some).collect(),
+            PortChoice::All => vec![None],
+            PortChoice::Only(ports) => ports.iter().copied().map(Some).collect(),
         };
         for port in ports {
             let what =
@@ -122,8 +122,8 @@ impl Planner<'_> {
             self.draft.add(Chain::NAT_OUTPUT, rule);
         }
         let ports: Vec<Option<u16>> = match &self.settings.outbound_ports {
-            Ports::All => vec![None],
-            Ports::Only(ports) => ports.iter().copied().map(Some).collect(),
+            PortChoice::All => vec![None],
+            PortChoice::Only(ports) => ports.iter().copied().map(Some).collect(),
         };
         for port in ports {
             let matches = [Some(tcp()), port.map(to_port)].into_iter().flatten().collect();

@@ -1,6 +1,6 @@
 use super::*;
 
-use crate::settings::Dns;
+use crate::settings::DnsCapture;
 use proptest::prelude::*;
 use ruleset::{Ruleset, check};
 
@@ -65,7 +65,7 @@ fn routing_is_planned_only_where_it_is_needed() {
     ));
     let both = routing(&tproxy(), true);
     assert!(matches!(both[..], [Routing::LoopbackAddress(_), ..]) && both.len() == 5);
-    let nothing = Settings { inbound_ports: Ports::none(), ..tproxy() };
+    let nothing = Settings { inbound_ports: PortChoice::none(), ..tproxy() };
     assert_eq!(routing(&nothing, false), [], "nothing inbound is captured");
     let other = Settings { tproxy_mark: 42, tproxy_table: 200, ..tproxy() };
     assert!(matches!(routing(&other, false)[0], Routing::Rule { mark: 42, table: 200, .. }));
@@ -77,15 +77,15 @@ fn a_table_is_there_only_with_rules() {
     use TableKind::{Mangle, Nat, Raw};
     assert_eq!(tables(&Settings::default()), [Nat]);
     assert_eq!(tables(&Settings { drop_invalid: true, ..Settings::default() }), [Nat, Mangle]);
-    assert_eq!(tables(&Settings { dns: Dns::All, ..Settings::default() }), [Nat, Raw]);
-    assert_eq!(tables(&Settings { dns: Dns::All, ..tproxy() }), [Nat, Mangle, Raw]);
+    assert_eq!(tables(&Settings { dns: DnsCapture::All, ..Settings::default() }), [Nat, Raw]);
+    assert_eq!(tables(&Settings { dns: DnsCapture::All, ..tproxy() }), [Nat, Mangle, Raw]);
 }
 
 /// Every chain that a plan may have is one that cleaning up knows.
 #[test]
 fn no_chain_is_unknown_to_cleanup() {
     let settings = Settings {
-        dns: Dns::All,
+        dns: DnsCapture::All,
         drop_invalid: true,
         reroute_interfaces: vec!["tap0".to_owned()],
         excluded_interfaces: vec!["net1".to_owned()],
@@ -120,7 +120,7 @@ fn drop_invalid_is_for_tcp_in_nftables_and_for_all_in_iptables() {
 /// nf_tables goes on behind a tproxy rule whose port has no listener; iptables drops.
 #[test]
 fn with_nf_tables_a_drop_stands_behind_the_tproxy_rule_of_each_family() {
-    let listed = Settings { inbound_ports: Ports::Only(vec![80, 443]), ..tproxy() };
+    let listed = Settings { inbound_ports: PortChoice::Only(vec![80, 443]), ..tproxy() };
     for settings in [tproxy(), listed] {
         let ruleset = rules(&settings, PlanTarget { ipv6: true, ..NFT });
         assert_eq!(
@@ -149,13 +149,13 @@ fn excluded_inbound_ports_count_only_where_all_are_captured() {
         let with = |inbound_ports, inbound_ports_excluded| {
             to_proxy(&Settings { mode, inbound_ports, inbound_ports_excluded, ..Settings::default() }, table)
         };
-        let list = || Ports::Only(vec![7000, 7001]);
-        for excluded in [Ports::none(), list(), Ports::Only(vec![9]), Ports::All] {
+        let list = || PortChoice::Only(vec![7000, 7001]);
+        for excluded in [PortChoice::none(), list(), PortChoice::Only(vec![9]), PortChoice::All] {
             assert_eq!(with(list(), excluded), 2, "{mode:?}");
         }
-        assert_eq!(with(Ports::All, list()), 1, "{mode:?}");
-        assert_eq!(with(Ports::All, Ports::All), 0, "{mode:?}");
-        assert_eq!(with(Ports::none(), Ports::none()), 0, "{mode:?}");
+        assert_eq!(with(PortChoice::All, list()), 1, "{mode:?}");
+        assert_eq!(with(PortChoice::All, PortChoice::All), 0, "{mode:?}");
+        assert_eq!(with(PortChoice::none(), PortChoice::none()), 0, "{mode:?}");
     }
 }
 
@@ -193,15 +193,15 @@ fn the_last_range_of_a_rerouted_interface_comes_first() {
 
 #[test]
 fn ports_that_stand_for_all() {
-    let all = Settings { outbound_ports_excluded: Ports::All, ..Settings::default() };
+    let all = Settings { outbound_ports_excluded: PortChoice::All, ..Settings::default() };
     assert_eq!(
         chain(&rules(&all, NFT), TableKind::Nat, "istio-output")[..2],
         ["meta l4proto tcp counter return", "meta l4proto udp counter return"]
     );
-    let none_inbound = Settings { inbound_ports_excluded: Ports::All, ..Settings::default() };
+    let none_inbound = Settings { inbound_ports_excluded: PortChoice::All, ..Settings::default() };
     assert!(chain(&rules(&none_inbound, NFT), TableKind::Nat, "prerouting").is_empty());
     let every = Settings {
-        outbound_ports: Ports::All,
+        outbound_ports: PortChoice::All,
         outbound_ranges: crate::settings::Ranges::Only(Default::default()),
         ..Settings::default()
     };
@@ -213,7 +213,7 @@ fn ports_that_stand_for_all() {
 
 #[test]
 fn the_tunnel_at_the_dns_port_is_one_port_to_compare_with() {
-    let settings = Settings { tunnel_port: 53, dns: Dns::All, ..Settings::default() };
+    let settings = Settings { tunnel_port: 53, dns: DnsCapture::All, ..Settings::default() };
     let ruleset = rules(&settings, NFT);
     assert_eq!(check(&ruleset), Ok(()));
     assert!(
@@ -227,7 +227,7 @@ fn the_tunnel_at_the_dns_port_is_one_port_to_compare_with() {
 #[test]
 fn reasons_fit_into_comments() {
     let settings = Settings {
-        dns: Dns::All,
+        dns: DnsCapture::All,
         drop_invalid: true,
         reroute_interfaces: vec!["abcdefghijklmno".to_owned()],
         excluded_interfaces: vec!["abcdefghijklmno".to_owned()],

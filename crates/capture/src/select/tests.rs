@@ -4,8 +4,8 @@ use super::*;
 
 const MODE: &str = "istio.io/dataplane-mode";
 
-fn requirement(key: &str, operator: &str, values: &[&str]) -> Requirement {
-    Requirement {
+fn requirement(key: &str, operator: &str, values: &[&str]) -> WrittenRequirement {
+    WrittenRequirement {
         key: key.into(),
         operator: operator.into(),
         values: values.iter().map(|value| (*value).to_owned()).collect(),
@@ -92,7 +92,7 @@ fn absent_labels() {
 
 #[test]
 fn what_means_nothing_is_refused() {
-    let refused = |requirement: Requirement| {
+    let refused = |requirement: WrittenRequirement| {
         let pod = LabelSelector { match_expressions: vec![requirement], ..Default::default() };
         let entries = [EnablementSelector::default(), EnablementSelector { pod, ..Default::default() }];
         Selectors::new(&entries).unwrap_err().to_string()

@@ -1,14 +1,14 @@
 use super::*;
 
-fn only(ports: &[u16]) -> Ports {
-    Ports::Only(ports.to_vec())
+fn only(ports: &[u16]) -> PortChoice {
+    PortChoice::Only(ports.to_vec())
 }
 
 #[test]
 fn ports_are_trimmed_deduplicated_and_strict() {
-    assert_eq!(parse_ports("*"), Ok(Ports::All));
-    assert_eq!(parse_ports(""), Ok(Ports::none()));
-    assert_eq!(parse_ports("  "), Ok(Ports::none()));
+    assert_eq!(parse_ports("*"), Ok(PortChoice::All));
+    assert_eq!(parse_ports(""), Ok(PortChoice::none()));
+    assert_eq!(parse_ports("  "), Ok(PortChoice::none()));
     assert_eq!(parse_ports(" 80, 443 ,80"), Ok(only(&[80, 443])));
     assert_eq!(parse_ports("0,65535"), Ok(only(&[0, 65535])));
     for bad in

@@ -2,7 +2,7 @@ use serde_json::json;
 
 use super::*;
 use crate::news::Item;
-use crate::watch::Change;
+use crate::watch::ObjectChange;
 
 fn pod(namespace: &str, name: &str, uid: &str, label: &str) -> Object {
     serde_json::from_value(json!({"kind": "Pod",
@@ -17,7 +17,7 @@ fn item(pod: Object) -> Item<Arc<Object>> {
 }
 
 fn apply(index: &mut Index, pod: Object) -> Vec<PodRef> {
-    index.take_pods(News::Watched(Change::Updated, item(pod)))
+    index.take_pods(News::Watched(ObjectChange::Updated, item(pod)))
 }
 
 fn delete(index: &mut Index, namespace: &str, name: &str, uid: &str) -> Vec<PodRef> {
@@ -31,7 +31,7 @@ fn namespace(name: &str, team: &str) -> Item<Arc<Namespace>> {
 }
 
 fn label(index: &mut Index, name: &str, team: &str) -> Vec<PodRef> {
-    index.take_namespaces(News::Watched(Change::Updated, namespace(name, team)))
+    index.take_namespaces(News::Watched(ObjectChange::Updated, namespace(name, team)))
 }
 
 fn key(namespace: &str, name: &str, uid: &str) -> PodRef {

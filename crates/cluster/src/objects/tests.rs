@@ -12,7 +12,7 @@ fn item(name: &str, number: u64, version: u64, object: &str) -> Item<Arc<String>
 }
 
 fn there(name: &str, number: u64, object: &str) -> News<Arc<String>> {
-    News::Watched(watch::Change::Updated, item(name, number, 0, object))
+    News::Watched(watch::ObjectChange::Updated, item(name, number, 0, object))
 }
 
 /// Name, before and after.
@@ -110,7 +110,8 @@ fn after_any_changes_the_store_is_as_a_plain_map() {
                 0..=3 => {
                     let object = random.below(3).to_string();
                     model.insert(name.clone(), (number, object.clone()));
-                    store.take(News::Watched(watch::Change::Updated, item(&name, number, step, &object)))
+                    store
+                        .take(News::Watched(watch::ObjectChange::Updated, item(&name, number, step, &object)))
                 }
                 4..=5 => {
                     model.retain(|known, (uid, _)| *known != name || *uid != number);

@@ -4,10 +4,10 @@ use std::net::IpAddr;
 
 use facts::peer::Peer;
 
-use crate::news::Delta;
+use crate::news::ObjectDelta;
 
 /// A pod before and after a change.
-pub type Effect = Delta<Peer>;
+pub type Effect = ObjectDelta<Peer>;
 
 impl Effect {
     /// Addresses at which selectors mean it now, and did not before.

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::*;
 use crate::news::{Hold, Item, News};
-use crate::watch::Change;
+use crate::watch::ObjectChange;
 
 fn peer(labels: &[(&str, &str)], addresses: &[&str]) -> Peer {
     let addresses: Vec<_> = addresses.iter().map(|ip| json!({"ip": ip})).collect();
@@ -79,7 +79,7 @@ fn pods_are_found_by_name_address_namespace_and_labels() {
         (view.label("team"), view.label("none"), view.addresses()),
         (Some("red"), None, &[ip("10.1.0.2")][..])
     );
-    assert_eq!(view.ports().collect::<Vec<_>>(), [("http", Protocol::Tcp, 8080)]);
+    assert_eq!(view.ports().collect::<Vec<_>>(), [("http", PolicyProtocol::Tcp, 8080)]);
     assert_eq!(view.labels().collect::<Vec<_>>(), [("app", "web"), ("team", "red")]);
     assert!(view.is_live() && peers.get("shop", "web-3").is_none() && peers.get("none", "web-1").is_none());
     assert_eq!(peers.by_address(ip("10.1.0.4")).unwrap().namespace(), "bank");
@@ -197,7 +197,7 @@ fn after_any_changes_the_store_is_as_a_plain_map() {
             match random.below(8) {
                 0..=3 => {
                     let peer = random.peer();
-                    let effects = peers.take(News::Watched(Change::Updated, item(peer.clone())));
+                    let effects = peers.take(News::Watched(ObjectChange::Updated, item(peer.clone())));
                     let before = model.0.insert(id, (number, peer.clone()));
                     let changed = before.as_ref().is_none_or(|(uid, old)| *uid != number || *old != peer);
                     assert_eq!(effects.len(), usize::from(changed), "seed {seed}, step {step}");

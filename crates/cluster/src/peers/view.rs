@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use facts::networkpolicy::Protocol;
+use facts::networkpolicy::PolicyProtocol;
 use facts::peer::{NamedPort, Peer, Phase};
 
 use super::{Label, Peers, Port, Slot};
@@ -48,7 +48,7 @@ impl<'a> PeerView<'a> {
     }
 
     /// The ports that its containers name: name, protocol and number.
-    pub fn ports(&self) -> impl ExactSizeIterator<Item = (&'a str, Protocol, u16)> {
+    pub fn ports(&self) -> impl ExactSizeIterator<Item = (&'a str, PolicyProtocol, u16)> {
         let texts = &self.peers.texts;
         self.port_ids().iter().map(|(name, protocol, number)| (texts.get(*name), *protocol, *number))
     }

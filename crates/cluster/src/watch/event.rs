@@ -71,14 +71,14 @@ pub enum Event {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Told {
     /// What has become of the object.
-    pub change: Change,
+    pub change: ObjectChange,
     /// The namespace, if it is one, with its labels from before where it was known.
     pub namespace: Option<(String, Option<BTreeMap<String, String>>)>,
 }
 
 /// What has become of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
+pub enum ObjectChange {
     /// A list or a watch has it for the first time.
     Added,
     /// It is another one than before.

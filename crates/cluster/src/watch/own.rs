@@ -8,7 +8,7 @@ use super::sink;
 use super::{Limits, Reporter, Standing, What};
 use crate::connection::Connection;
 use crate::daemonset::{self, OwnPod};
-use crate::kind::{DaemonSets, Nodes, Selection};
+use crate::kind::{DaemonSets, Nodes, ObjectSelection};
 
 /// The agent's own DaemonSet and node at the API server.
 #[derive(Debug, Clone)]
@@ -35,11 +35,11 @@ pub(super) async fn watch_own(
         let name = own_daemonset(connection, own, limits, reporter).await;
         reporter.see(|seen| name.clone_into(&mut seen.name));
         let sink = sink::Own::daemonset(reporter, &own.namespace, &name);
-        let selected = (What::DAEMONSET, Selection::one(Some(&own.namespace), &name));
+        let selected = (What::DAEMONSET, ObjectSelection::one(Some(&own.namespace), &name));
         Reflector::<DaemonSets>::new(connection, selected, limits, reporter, &sink).run().await
     };
     let sink = sink::Own::node(reporter, node);
-    let selected = (What::NODE, Selection::one(None, node));
+    let selected = (What::NODE, ObjectSelection::one(None, node));
     let node = Reflector::<Nodes>::new(connection, selected, limits, reporter, &sink).run();
     tokio::select! {
         never = node => never,

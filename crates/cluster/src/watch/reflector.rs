@@ -6,10 +6,10 @@ use std::marker::PhantomData;
 use serde_json::value::RawValue;
 
 use super::read::{self, Line, Misfit, Page, PageMetadata, Refusal, Tidings, number};
-use super::{Change, Event, Limits, Reporter, Sink, Standing, What};
+use super::{Event, Limits, ObjectChange, Reporter, Sink, Standing, What};
 use crate::connection::{Connection, Items, Lines};
 use crate::error::{About, Error, place};
-use crate::kind::{Kind, Requests, Selection, Since};
+use crate::kind::{Kind, ObjectSelection, Requests, Since};
 use crate::news::News;
 
 /// Largest object of a list and line of a watch, in bytes. The API server's store takes 1.5 MiB, which JSON may make more.
@@ -49,7 +49,7 @@ impl<'a, K: Kind> Reflector<'a, K> {
     /// Tells `sink` of the objects of a selection.
     pub(super) fn new(
         connection: &'a Connection,
-        (what, selection): (What, Selection),
+        (what, selection): (What, ObjectSelection),
         limits: Limits,
         reporter: &'a Reporter<'a>,
         sink: &'a dyn Sink<K::Object>,
@@ -225,8 +225,8 @@ impl<'a, K: Kind> Reflector<'a, K> {
                 self.advance(read::version(line.object), version);
                 return Ok(());
             }
-            Tidings::Added => Some(Change::Added),
-            Tidings::Modified => Some(Change::Updated),
+            Tidings::Added => Some(ObjectChange::Added),
+            Tidings::Modified => Some(ObjectChange::Updated),
             Tidings::Deleted => None,
         };
         match read::object::<K>(line.object) {

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use facts::{DaemonSet, Namespace, Node, Object};
 
-use super::{Change, Event, Reporter, Told};
+use super::{Event, ObjectChange, Reporter, Told};
 use crate::daemonset::Seen;
 use crate::news::{Hold, Key, News};
 use crate::objects::Objects;
@@ -92,7 +92,7 @@ impl<T: PartialEq + Send + Sync> Sink<T> for Own<'_, T> {
 
 /// What there is to tell of an object.
 struct Heard {
-    change: Change,
+    change: ObjectChange,
     key: Key,
     /// A list has it, perhaps as the list before had it.
     is_listed: bool,
@@ -101,17 +101,17 @@ struct Heard {
 impl Heard {
     /// What is as it was in the list before is no news.
     fn counts(&self, has_changed: bool) -> bool {
-        !self.is_listed || self.change == Change::Added || has_changed
+        !self.is_listed || self.change == ObjectChange::Added || has_changed
     }
 }
 
 /// What the API server tells of an object by a list or a watch; `is_known` says whether it was known before.
 fn heard<T>(news: &News<T>, is_known: impl Fn(&Key, crate::news::Uid) -> bool) -> Option<Heard> {
     let (change, item) = match news {
-        News::Listed(item) if is_known(&item.key, item.uid) => (Change::Updated, item),
-        News::Listed(item) => (Change::Added, item),
+        News::Listed(item) if is_known(&item.key, item.uid) => (ObjectChange::Updated, item),
+        News::Listed(item) => (ObjectChange::Added, item),
         News::Watched(change, item) => (*change, item),
-        News::Gone(item) => (Change::Deleted, item),
+        News::Gone(item) => (ObjectChange::Deleted, item),
         _ => return None,
     };
     Some(Heard { change, key: item.key.clone(), is_listed: matches!(news, News::Listed(_)) })

@@ -26,7 +26,7 @@ fn listed(index: &mut Index, name: &str, version: u64) {
 }
 
 fn watched(index: &mut Index, name: &str, version: u64) {
-    index.take_pods(News::Watched(super::Change::Updated, pod(name, version)));
+    index.take_pods(News::Watched(super::ObjectChange::Updated, pod(name, version)));
 }
 
 fn fetched(index: &mut Index, name: &str, version: u64) {

@@ -12,8 +12,8 @@ use super::manifests::{Files, Reader};
 use super::reflector::Reflector;
 use super::{Limits, Reporter, Sink, What};
 use crate::connection::Connection;
-use crate::kind::{Kind, PeerPods, Selection};
-use crate::news::{Delta, Hold, News};
+use crate::kind::{Kind, ObjectSelection, PeerPods};
+use crate::news::{Hold, News, ObjectDelta};
 use crate::objects::Objects;
 use crate::peers::{Effect, Peers};
 
@@ -47,7 +47,7 @@ pub(super) trait Wish: Send + Sync {
 /// A wish, where its objects go, and who is told of what changes.
 struct Watched<K: Kind, S: Hold<I>, I> {
     what: What,
-    selection: Selection,
+    selection: ObjectSelection,
     store: Shared<S>,
     /// How the store takes objects.
     convert: fn(News<K::Object>) -> News<I>,
@@ -57,7 +57,7 @@ struct Watched<K: Kind, S: Hold<I>, I> {
 }
 
 /// Is told what changes.
-type Observer<T> = dyn Fn(Vec<Delta<T>>) + Send + Sync;
+type Observer<T> = dyn Fn(Vec<ObjectDelta<T>>) + Send + Sync;
 
 /// Of a list of all pods: it is read object by object, and of each little is kept. Three times as many as Kubernetes is made for.
 const PEERS: (usize, usize) = (500_000, 16 << 30);
@@ -68,8 +68,8 @@ impl Wanted {
     /// Watches the objects of a kind. `observer` is told what changes, in order and on the watching task: it must not wait.
     pub fn kind<K: Kind>(
         &mut self,
-        selection: Selection,
-        observer: impl Fn(Vec<Delta<Arc<K::Object>>>) + Send + Sync + 'static,
+        selection: ObjectSelection,
+        observer: impl Fn(Vec<ObjectDelta<Arc<K::Object>>>) + Send + Sync + 'static,
     ) -> Shared<Objects<K::Object>> {
         let store = Shared::<Objects<K::Object>>::default();
         self.0.push(Box::new(Watched::<K, _, Arc<K::Object>> {
@@ -91,7 +91,10 @@ impl Wanted {
         self.0.push(Box::new(Watched::<PeerPods, _, Peer> {
             what: What::PEERS,
             // One that ends comes as one that is deleted.
-            selection: Selection::fields("status.phase!=Succeeded,status.phase!=Failed", "of the cluster"),
+            selection: ObjectSelection::fields(
+                "status.phase!=Succeeded,status.phase!=Failed",
+                "of the cluster",
+            ),
             store: store.clone(),
             convert: |news| news,
             observer: Box::new(observer),
@@ -136,7 +139,7 @@ impl<S: Default> Default for Shared<S> {
 // === impl Watched ===
 
 impl<K: Kind, S: Hold<I>, I> Watched<K, S, I> {
-    fn change(&self, change: impl FnOnce(&mut S) -> Vec<Delta<S::Held>>) {
+    fn change(&self, change: impl FnOnce(&mut S) -> Vec<ObjectDelta<S::Held>>) {
         let changed = change(&mut self.store.0.write().unwrap_or_else(PoisonError::into_inner));
         if !changed.is_empty() {
             (self.observer)(changed);

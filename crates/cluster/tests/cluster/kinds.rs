@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use cluster::kind::{EndpointSlices, NetworkPolicies, Services};
 use cluster::peers::Effect;
-use cluster::{Cluster, Event, Selection, Shared, Source, Wanted, What};
+use cluster::{Cluster, Event, ObjectSelection, Shared, Source, Wanted, What};
 use facts::networkpolicy::Entries;
 use serde_json::{Value, json};
 use testkit::apiserver::{Fault, Resource, WatchFault};
@@ -24,11 +24,11 @@ struct Kinds {
 fn wanted() -> (Wanted, Kinds) {
     let (mut wanted, changed) = (Wanted::default(), Arc::new(Mutex::new(Vec::new())));
     let told = changed.clone();
-    let policies = wanted.kind::<NetworkPolicies>(Selection::all(), move |deltas| {
+    let policies = wanted.kind::<NetworkPolicies>(ObjectSelection::all(), move |deltas| {
         told.lock().unwrap().extend(deltas.iter().map(|delta| delta.key.to_string()));
     });
-    let services = wanted.kind::<Services>(Selection::all(), |_| {});
-    let slices = wanted.kind::<EndpointSlices>(Selection::all(), |_| {});
+    let services = wanted.kind::<Services>(ObjectSelection::all(), |_| {});
+    let slices = wanted.kind::<EndpointSlices>(ObjectSelection::all(), |_| {});
     (wanted, Kinds { policies, services, slices, changed })
 }
 

@@ -1,15 +1,15 @@
 //! What the configuration says of the decision about pods.
 
-use capture::decide::{Enrolment, Scope};
-use capture::select::{SelectorError, Selectors};
+use capture::decide::{Enrolment, Exclusions};
+use capture::select::{EnablementSelectorError, Selectors};
 
 use super::PluginConf;
 
 impl PluginConf {
     /// Which pods are left alone by their names.
     #[must_use]
-    pub fn scope(&self) -> Scope {
-        Scope {
+    pub fn scope(&self) -> Exclusions {
+        Exclusions {
             agent_namespace: self.pod_namespace.clone(),
             agent_pod_prefix: self.agent_pod_prefix.clone(),
             excluded_namespaces: self.exclude_namespaces.clone(),
@@ -21,7 +21,7 @@ impl PluginConf {
     ///
     /// # Errors
     /// A selector means nothing.
-    pub fn enrolment(&self) -> Result<Enrolment, SelectorError> {
+    pub fn enrolment(&self) -> Result<Enrolment, EnablementSelectorError> {
         if !self.ambient_enabled {
             return Ok(Enrolment::default());
         }

@@ -1,6 +1,6 @@
 //! Kubernetes label selectors, as far as the configuration holds them.
 
-pub use capture::select::{EnablementSelector, LabelSelector, Requirement};
+pub use capture::select::{EnablementSelector, LabelSelector, WrittenRequirement};
 
 use crate::json::{DecodeError, Node};
 
@@ -20,8 +20,8 @@ fn labels(parent: &Node<'_>, key: &str) -> Result<LabelSelector, DecodeError> {
     })
 }
 
-fn requirement(node: &Node<'_>) -> Result<Requirement, DecodeError> {
-    Ok(Requirement {
+fn requirement(node: &Node<'_>) -> Result<WrittenRequirement, DecodeError> {
+    Ok(WrittenRequirement {
         key: node.text_or_empty("key")?,
         operator: node.text_or_empty("operator")?,
         values: node.texts("values")?,

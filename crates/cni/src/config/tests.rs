@@ -25,7 +25,7 @@ fn empty() -> PluginConf {
         capture: true,
         strict_status: false,
         kernel_network_runtime_classes: Vec::new(),
-        pod_source: PodSource::Kubernetes,
+        pod_source: PodSourceConfig::Kubernetes,
         pod_annotations: None,
     }
 }
@@ -61,7 +61,7 @@ fn every_key_is_read() {
     );
     let selector = LabelSelector {
         match_labels: map(&[("a", "b".to_owned())]),
-        match_expressions: vec![Requirement {
+        match_expressions: vec![WrittenRequirement {
             key: "k".into(),
             operator: "In".into(),
             values: vec!["x".into(), "y".into()],
@@ -90,7 +90,7 @@ fn every_key_is_read() {
         capture: false,
         strict_status: true,
         kernel_network_runtime_classes: vec!["kata-host".into()],
-        pod_source: PodSource::Manifests("/pods".into()),
+        pod_source: PodSourceConfig::Manifests("/pods".into()),
         pod_annotations: Some(map(&[("a/b", "c".to_owned())])),
     };
     assert_eq!(conf.unwrap(), expected);

@@ -69,7 +69,7 @@ impl Plugin for Scripted {
 /// What one run left behind.
 #[derive(Debug)]
 struct Seen {
-    outcome: Outcome,
+    outcome: PluginExit,
     stdout: String,
     stderr: String,
 }

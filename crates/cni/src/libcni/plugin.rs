@@ -1,6 +1,6 @@
 //! One plugin's configuration: `PluginConf` of `libcni` (`NetConf` until 1.1).
 
-use super::Release;
+use super::LibcniRelease;
 use crate::gojson::{Node, WrongType, huge_number, is_field};
 
 /// What is kept of a plugin. The other fields are only checked for their types.
@@ -16,7 +16,7 @@ pub(super) struct Plugin {
 
 impl Plugin {
     /// Every member is checked, also one that a later one of the same key replaces.
-    pub(super) fn read(plugin: &Node<'_>, release: Release) -> Result<Self, WrongType> {
+    pub(super) fn read(plugin: &Node<'_>, release: LibcniRelease) -> Result<Self, WrongType> {
         let mut read = Self::default();
         for (key, value) in plugin.members("an object")? {
             let is = |field| is_field(&key, field);
@@ -40,7 +40,7 @@ impl Plugin {
                 if huge_number(value.raw()).is_some() {
                     return Err(WrongType { key, expected: "an object whose numbers fit a 64-bit float" });
                 }
-            } else if is("cni.dev/valid-attachments") && release == Release::V1_3 {
+            } else if is("cni.dev/valid-attachments") && release == LibcniRelease::V1_3 {
                 for attachment in value.items("a list of objects")? {
                     fields(&attachment, |field, value| {
                         if is_field(field, "containerID") || is_field(field, "ifname") {

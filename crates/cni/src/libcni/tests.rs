@@ -1,15 +1,15 @@
 use super::*;
 
 /// What a release makes of a file, as text.
-fn told(form: Form, text: &str, release: Release, folder: &Folder) -> String {
+fn told(form: Form, text: &str, release: LibcniRelease, folder: &Folder) -> String {
     match load(form, text.as_bytes(), folder).of(release) {
-        Ok(Network { name, version, plugins }) => format!("{name} {version} {}", plugins.join("+")),
+        Ok(LoadedNetwork { name, version, plugins }) => format!("{name} {version} {}", plugins.join("+")),
         Err(cause) => format!("no: {cause}"),
     }
 }
 
 fn both(form: Form, text: &str) -> [String; 2] {
-    [Release::V1_1, Release::V1_3].map(|release| told(form, text, release, &Folder::default()))
+    [LibcniRelease::V1_1, LibcniRelease::V1_3].map(|release| told(form, text, release, &Folder::default()))
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn the_newest_version_that_is_not_too_new_counts() {
         let text = format!(
             r#"{{"name":"n","cniVersion":"{own}","cniVersions":{versions},"plugins":[{{"type":"x"}}]}}"#
         );
-        told(Form::List, &text, Release::V1_3, &Folder::default())
+        told(Form::List, &text, LibcniRelease::V1_3, &Folder::default())
     };
     assert_eq!(version("1.0.0", r#"["0.3.1","1.1.0","2.0.0"]"#), "n 1.1.0 x");
     assert_eq!(version("1.0.0", r#"["01.0.0","0.4.0"]"#), "n 01.0.0 x");
@@ -127,7 +127,7 @@ fn the_list_that_a_single_network_becomes_is_two_levels_deeper() {
 fn the_folder_belongs_to_lists_of_the_newer_release() {
     let folder = |plugins| Folder { plugins, unreadable: None };
     let told = |text: &str, folder: &Folder| {
-        [Release::V1_1, Release::V1_3].map(|release| told(Form::List, text, release, folder))
+        [LibcniRelease::V1_1, LibcniRelease::V1_3].map(|release| told(Form::List, text, release, folder))
     };
     let bridge = folder(vec![Ok("bridge".to_owned())]);
     let broken = folder(vec![Ok("bridge".to_owned()), Err("net/2.conf: not JSON".to_owned())]);

@@ -221,9 +221,11 @@ fn nothing_prints_as_the_version_alone_where_the_version_can_say_so() {
     for version in Version::SUPPORTED {
         let output = empty.render(version).map(|text| String::from_utf8(text).unwrap());
         let expected = match version.family() {
-            Family::Single => Err(ResultError::NoAddress),
-            Family::Lists => Ok(format!("{{\n    \"cniVersion\": \"{version}\",\n    \"dns\": {{}}\n}}")),
-            Family::Current => Ok(format!("{{\n    \"cniVersion\": \"{version}\"\n}}")),
+            ResultShape::Single => Err(ResultError::NoAddress),
+            ResultShape::Lists => {
+                Ok(format!("{{\n    \"cniVersion\": \"{version}\",\n    \"dns\": {{}}\n}}"))
+            }
+            ResultShape::Current => Ok(format!("{{\n    \"cniVersion\": \"{version}\"\n}}")),
         };
         assert_eq!(output, expected);
     }
@@ -356,8 +358,8 @@ prop_compose! {
 /// What a result keeps when it goes through `version`.
 fn restricted(mut result: CniResult, version: Version) -> CniResult {
     match version.family() {
-        Family::Current => {}
-        Family::Lists => {
+        ResultShape::Current => {}
+        ResultShape::Lists => {
             for entry in &mut result.interfaces {
                 *entry = Interface {
                     name: entry.name.clone(),
@@ -367,7 +369,7 @@ fn restricted(mut result: CniResult, version: Version) -> CniResult {
                 };
             }
         }
-        Family::Single => {
+        ResultShape::Single => {
             let is_v4 = |net: &IpNet| net.addr().is_ipv4();
             let mut kept = CniResult { dns: result.dns, ..CniResult::default() };
             for v4 in [true, false] {
@@ -392,7 +394,7 @@ proptest! {
         match result.render(version) {
             Err(error) => {
                 prop_assert_eq!(error, ResultError::NoAddress);
-                prop_assert!(version.family() == Family::Single && result.ips.is_empty());
+                prop_assert!(version.family() == ResultShape::Single && result.ips.is_empty());
             }
             Ok(first) => {
                 prop_assert!(!first.ends_with(b"\n"));

@@ -6,14 +6,14 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use super::{CniResult, Dns, ResultError};
-use crate::version::{Family, Version};
+use crate::version::{ResultShape, Version};
 
 pub(super) fn render(result: &CniResult, version: Version) -> Result<Vec<u8>, ResultError> {
     let text = version.to_string();
     let encoded = match version.family() {
-        Family::Single => crate::json::to_pretty(&Single::from(result, &text)?),
-        Family::Lists => crate::json::to_pretty(&Lists::from(result, &text)),
-        Family::Current => crate::json::to_pretty(&Current::from(result, &text)),
+        ResultShape::Single => crate::json::to_pretty(&Single::from(result, &text)?),
+        ResultShape::Lists => crate::json::to_pretty(&Lists::from(result, &text)),
+        ResultShape::Current => crate::json::to_pretty(&Current::from(result, &text)),
     };
     encoded.map_err(|error| ResultError::Encode(error.to_string()))
 }

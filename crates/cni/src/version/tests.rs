@@ -32,6 +32,6 @@ fn only_the_exact_text_is_supported() {
 #[test]
 fn families_split_where_the_result_changed_its_shape() {
     let families: Vec<_> = Version::SUPPORTED.iter().map(|version| version.family()).collect();
-    use Family::{Current, Lists, Single};
+    use ResultShape::{Current, Lists, Single};
     assert_eq!(families, [Single, Single, Lists, Lists, Lists, Current, Current]);
 }

@@ -12,7 +12,7 @@ use crate::node::{Node, Taint};
 /// What a DaemonSet's pods say about their nodes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Placement {
+pub struct NodeConstraints {
     node_name: Option<String>,
     node_selector: Option<BTreeMap<String, String>>,
     #[serde(skip)]
@@ -44,9 +44,9 @@ struct Toleration {
     effect: Option<String>,
 }
 
-// === impl Placement ===
+// === impl NodeConstraints ===
 
-impl Placement {
+impl NodeConstraints {
     /// From the `spec` of the pod template.
     pub(super) fn of(spec: &Value) -> Result<Self, serde_json::Error> {
         if spec.is_null() {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, de};
 
 /// A protocol with ports that a policy can name.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Protocol {
+pub enum PolicyProtocol {
     /// Where none is named.
     #[default]
     Tcp,
@@ -21,11 +21,11 @@ pub enum Protocol {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Port {
     /// All ports of a protocol.
-    All(Protocol),
+    All(PolicyProtocol),
     /// From a number to a number, both included; none is 0.
-    Range(Protocol, (u16, u16)),
+    Range(PolicyProtocol, (u16, u16)),
     /// Those that the destination's containers give this name, with this protocol. It has none outside of pods.
-    Named(Protocol, Box<str>),
+    Named(PolicyProtocol, Box<str>),
 }
 
 /// Why the API server would refuse a port.
@@ -54,7 +54,7 @@ pub enum NumberOrName {
     Name(Box<str>),
 }
 
-impl Protocol {
+impl PolicyProtocol {
     /// From its name in an object; TCP where there is none.
     ///
     /// # Errors
@@ -88,7 +88,7 @@ impl Port {
         port: Option<NumberOrName>,
         end: Option<i64>,
     ) -> Result<Self, PortError> {
-        let protocol = Protocol::parse(protocol)?;
+        let protocol = PolicyProtocol::parse(protocol)?;
         match (port, end) {
             (None, None) => Ok(Self::All(protocol)),
             (Some(NumberOrName::Name(name)), None) if is_port_name(&name) => Ok(Self::Named(protocol, name)),

@@ -42,7 +42,7 @@ fn types_that_are_not_given_follow_from_the_rules() {
 fn lists_that_are_missing_empty_or_null_mean_anything() {
     for rule in [json!({}), json!({"from": [], "ports": []}), json!({"from": null, "ports": null})] {
         let policy = policy(json!({"ingress": [rule]}));
-        assert_eq!(*policy.ingress.rules, [Rule { peers: Entries::Any, ports: Entries::Any }]);
+        assert_eq!(*policy.ingress.rules, [PolicyRule { peers: Entries::Any, ports: Entries::Any }]);
     }
 }
 
@@ -57,10 +57,10 @@ fn peers_are_pods_namespaces_and_blocks() {
     assert!(policy.subjects.selects(|key| (key == "app").then_some("web")));
     let Entries::Of(peers) = &policy.ingress.rules[0].peers else { panic!("{policy:?}") };
     let [
-        Peer::Pods(pods),
-        Peer::PodsIn { namespaces, pods: all },
-        Peer::PodsIn { pods: db, .. },
-        Peer::Block(block),
+        PolicyPeer::Pods(pods),
+        PolicyPeer::PodsIn { namespaces, pods: all },
+        PolicyPeer::PodsIn { pods: db, .. },
+        PolicyPeer::Block(block),
     ] = &**peers
     else {
         panic!("{peers:?}")
@@ -106,8 +106,8 @@ fn blocks_are_read_as_kubernetes_reads_them() {
 
 #[test]
 fn ports_have_numbers_ranges_and_names() {
+    use PolicyProtocol::{Sctp, Tcp, Udp};
     use PortError::{End, Name, Number};
-    use Protocol::{Sctp, Tcp, Udp};
     for (port, expected) in [
         (json!({}), Ok(Port::All(Tcp))),
         (json!({"protocol": "SCTP"}), Ok(Port::All(Sctp))),
@@ -149,7 +149,10 @@ fn refused_entries_are_named_and_match_nothing() {
             {"namespaceSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}}], "ports": [{"port": 0}]}]}));
     assert_eq!(says(&policy), [(true, 2), (true, 1)]);
     assert!(matches!(&policy.ingress.rules[1].peers, Entries::Of(peers) if peers.len() == 1));
-    assert_eq!(policy.egress.rules[0], Rule { peers: Entries::Of([].into()), ports: Entries::Of([].into()) });
+    assert_eq!(
+        policy.egress.rules[0],
+        PolicyRule { peers: Entries::Of([].into()), ports: Entries::Of([].into()) }
+    );
     assert_eq!(
         refused(&policy),
         [

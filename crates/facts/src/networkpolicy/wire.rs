@@ -3,7 +3,8 @@
 use serde::Deserialize;
 
 use super::{
-    Block, Entries, MAX_ENTRIES, NetworkPolicy, Peer, Port, Refusal, Refused, Rule, Side, port::NumberOrName,
+    Block, Entries, MAX_ENTRIES, NetworkPolicy, PolicyDirection, PolicyPeer, PolicyRule, Port, Refusal,
+    Refused, port::NumberOrName,
 };
 use crate::labels::{Selector, WireSelector};
 use crate::mapping::Mapping;
@@ -101,8 +102,8 @@ impl Policy {
             name: name.unwrap_or_default(),
             generation: generation.unwrap_or_default(),
             subjects,
-            ingress: Side { isolates: types.ingress || closed, rules: ingress },
-            egress: Side { isolates: types.egress || closed, rules: egress },
+            ingress: PolicyDirection { isolates: types.ingress || closed, rules: ingress },
+            egress: PolicyDirection { isolates: types.egress || closed, rules: egress },
             refused: reader.refused,
         }
     }
@@ -162,7 +163,7 @@ impl Reader {
         words: [&str; 2],
         have_effect: bool,
         written: impl Iterator<Item = Written>,
-    ) -> Box<[Rule]> {
+    ) -> Box<[PolicyRule]> {
         if !have_effect {
             return Box::default();
         }
@@ -176,7 +177,7 @@ impl Reader {
             let place = |list: &str| format!("spec.{rules}[{number}].{list}");
             let peers = self.list(|| place(peers_of), peers, WirePeer::size, WirePeer::read);
             let ports = self.list(|| place("ports"), ports, |_| 1, WirePort::read);
-            read.push(Rule { peers, ports });
+            read.push(PolicyRule { peers, ports });
         }
         read.into()
     }
@@ -224,19 +225,19 @@ impl WirePeer {
         1 + except + selectors.map(WireSelector::size).sum::<usize>()
     }
 
-    fn read(self) -> Result<Peer, Refusal> {
+    fn read(self) -> Result<PolicyPeer, Refusal> {
         let whole = |selector: WireSelector| selector.read_whole().map_err(Refusal::Selector);
         match (self.pod_selector, self.namespace_selector, self.ip_block) {
             (None, None, None) => Err(Refusal::Empty),
             (None, None, Some(Mapping(WireBlock { cidr, except }))) => {
                 let block = Block::parse(&cidr.unwrap_or_default(), &except.unwrap_or_default());
-                Ok(Peer::Block(block.map_err(Refusal::Block)?))
+                Ok(PolicyPeer::Block(block.map_err(Refusal::Block)?))
             }
             (_, _, Some(_)) => Err(Refusal::BlockAndSelector),
-            (Some(pods), None, None) => Ok(Peer::Pods(whole(pods)?)),
+            (Some(pods), None, None) => Ok(PolicyPeer::Pods(whole(pods)?)),
             (pods, Some(namespaces), None) => {
                 let pods = whole(pods.unwrap_or_default())?;
-                Ok(Peer::PodsIn { namespaces: whole(namespaces)?, pods })
+                Ok(PolicyPeer::PodsIn { namespaces: whole(namespaces)?, pods })
             }
         }
     }

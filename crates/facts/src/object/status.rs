@@ -5,7 +5,7 @@ use serde::Deserialize;
 /// `status` of a pod.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-pub struct Status {
+pub struct PodStatus {
     /// `Pending`, `Running`, `Succeeded`, `Failed`, `Unknown`.
     pub phase: Option<String>,
     /// The pod's first address.
@@ -63,7 +63,7 @@ pub struct PodIp {
 /// The pod's sandbox exists and has its network (Kubernetes `pkg/kubelet/types/constants.go`).
 const SANDBOX_READY: &str = "PodReadyToStartContainers";
 
-impl Status {
+impl PodStatus {
     pub(super) fn trim(&mut self) {
         if let Some(conditions) = &mut self.conditions {
             conditions.retain(Condition::is_sandbox_ready);

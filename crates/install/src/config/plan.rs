@@ -10,7 +10,7 @@ use super::{
     with_other_extension,
 };
 use crate::file::{Attributes, Content};
-use crate::options::Mode;
+use crate::options::InstallMode;
 
 /// What a look at the directory leads to.
 #[derive(Debug)]
@@ -62,7 +62,7 @@ struct Primary {
 pub(crate) fn plan(config: &Config<'_>) -> Result<Plan, ConfigError> {
     let own_file = config.own_file();
     let mut scan = Scan::new(&config.options.net_dir, own_file.as_deref())?;
-    if let (Mode::Standalone, Some(path)) = (&config.options.mode, &own_file) {
+    if let (InstallMode::Standalone, Some(path)) = (&config.options.mode, &own_file) {
         let step = standalone(config, path.clone())?;
         return Ok(Plan { step, obstacle: None, problems: scan.problems, folders: Vec::new() });
     }
@@ -147,7 +147,7 @@ fn order_problem(
     problems: &[Problem],
 ) -> Option<Problem> {
     let (single, list) = (&candidate.listed, list_of(&candidate.listed));
-    if config.options.mode != Mode::Chained || *single == list {
+    if config.options.mode != InstallMode::Chained || *single == list {
         return None;
     }
     let used = problems.iter().filter(|problem| problem.may_be_used()).map(Problem::path);

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use cni::conflist::ConflistError;
-use cni::libcni::Refusal;
+use cni::libcni::LoadError;
 
 use super::scan::MAX_FILES;
 use crate::file::{FileError, MAX_BYTES};
@@ -20,7 +20,7 @@ pub enum Problem {
         /// The file.
         path: PathBuf,
         /// The first thing that is wrong.
-        cause: Refusal,
+        cause: LoadError,
     },
     /// Which plugins are called depends on the runtime.
     #[error("{path} is not changed because container runtimes differ about it: {difference}", path = path.display())]

@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use cni::conflist::{ConflistError, Document, Form, PluginEntry};
-use cni::libcni::{Folder, Refusal, load_folder_file};
+use cni::libcni::{Folder, LoadError, load_folder_file};
 
 use super::{Problem, original_of};
 use crate::file::{self, Content, FileError, MAX_BYTES};
@@ -131,7 +131,7 @@ pub(super) struct Judged {
 
 /// What runtimes make of a file.
 pub(super) fn judge(listed: &Path, content: &Content) -> Result<Judged, Problem> {
-    let invalid = |cause: Refusal| Problem::Invalid { path: listed.to_owned(), cause };
+    let invalid = |cause: LoadError| Problem::Invalid { path: listed.to_owned(), cause };
     let document = Document::of_form(form_of_path(listed), &content.bytes).map_err(invalid)?;
     let folder_path = folder_path(listed, &document);
     let folder = read_folder(folder_path.as_deref(), listed);

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use install::Mode;
+use install::InstallMode;
 use serde_json::{Value, json};
 
 use crate::support::{Node, Running};
@@ -57,7 +57,7 @@ fn owned() {
         let node = Node::new();
         node.replace(input, &golden(input));
         let mut options = node.options();
-        options.mode = Mode::Owned { file_name: "02-istio-conf.conflist".into() };
+        options.mode = InstallMode::Owned { file_name: "02-istio-conf.conflist".into() };
         options.entry.ambient_enabled = true;
         Running::new(options).until_ready();
         assert_eq!(json(&node.read("02-istio-conf.conflist")), wanted, "{input}");
@@ -71,7 +71,7 @@ fn standalone_to_the_byte() {
     for (name, written) in [(None, "YYY-istio-cni.conf"), (Some("istio-cni.conf"), "istio-cni.conf")] {
         let node = Node::new();
         let mut options = node.options();
-        (options.mode, options.conf_name) = (Mode::Standalone, name.map(str::to_owned));
+        (options.mode, options.conf_name) = (InstallMode::Standalone, name.map(str::to_owned));
         Running::new(options).until_ready();
         assert_eq!(node.read(written), golden("istio-cni.conf"));
     }

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cni::conflist::Form;
-use cni::libcni::{Folder, Release, load};
+use cni::libcni::{Folder, LibcniRelease, load};
 use conformance::libcni::{File, Network, files};
 use serde_json::Value;
 
@@ -48,7 +48,7 @@ fn check_merged(file: &File, node: &Node) {
     assert_eq!(loadable, [list.as_str()]);
     let merged = fs::read(node.net(&list)).unwrap();
     let verdict = load(Form::List, &merged, &Folder::default());
-    for (release, before) in [(Release::V1_1, &file.old), (Release::V1_3, &file.new)] {
+    for (release, before) in [(LibcniRelease::V1_1, &file.old), (LibcniRelease::V1_3, &file.new)] {
         let (before, after) = (before.as_ref().unwrap(), verdict.of(release).unwrap());
         assert_eq!(after.plugins.split_last().unwrap(), (&"istio-cni".to_owned(), before.types.as_slice()));
         assert!(after.name == before.name || before.name.is_empty() && after.name == "k8s-pod-network");
@@ -72,7 +72,7 @@ fn the_verdict_is_that_of_both_releases() {
     let mut wrong = Vec::new();
     for file in files().unwrap() {
         let verdict = Form::of(&file.name).map(|form| load(form, &file.bytes, &Folder::default()));
-        for (release, wanted) in [(Release::V1_1, &file.old), (Release::V1_3, &file.new)] {
+        for (release, wanted) in [(LibcniRelease::V1_1, &file.old), (LibcniRelease::V1_3, &file.new)] {
             let found = verdict.as_ref().and_then(|verdict| verdict.of(release).ok());
             let found = found.map(|found| Network {
                 name: found.name.clone(),

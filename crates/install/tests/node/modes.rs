@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use cni::conflist::Document;
-use install::Mode;
+use install::InstallMode;
 
 use crate::support::{CALICO, Node, Running, entry};
 
@@ -16,8 +16,8 @@ fn mode(node: &Node, name: &str) -> u32 {
 fn files_of_ours_have_mode_0600_or_0640() {
     for (group_read, wanted) in [(false, 0o600), (true, 0o640)] {
         for (kind, name) in [
-            (Mode::Standalone, "YYY-istio-cni.conf"),
-            (Mode::Owned { file_name: "02-istio-cni.conflist".into() }, "02-istio-cni.conflist"),
+            (InstallMode::Standalone, "YYY-istio-cni.conf"),
+            (InstallMode::Owned { file_name: "02-istio-cni.conflist".into() }, "02-istio-cni.conflist"),
         ] {
             let node = Node::new();
             node.replace("10-calico.conflist", CALICO);
@@ -38,7 +38,7 @@ fn the_owned_copy_follows_the_primary_file_and_is_never_primary() {
     let node = Node::new();
     node.replace("10-calico.conflist", CALICO);
     let mut options = node.options();
-    options.mode = Mode::Owned { file_name: "02-istio-cni.conflist".into() };
+    options.mode = InstallMode::Owned { file_name: "02-istio-cni.conflist".into() };
     let running = Running::new(options);
     running.until_ready();
     node.replace("10-calico.conflist", &CALICO.replace("1440", "1300"));
@@ -58,7 +58,7 @@ fn the_owned_copy_follows_the_primary_file_and_is_never_primary() {
 fn standalone_waits_for_nothing_and_brings_back_what_it_replaced() {
     let node = Node::new();
     let mut options = node.options();
-    (options.mode, options.conf_name) = (Mode::Standalone, Some("net.conf".into()));
+    (options.mode, options.conf_name) = (InstallMode::Standalone, Some("net.conf".into()));
     node.replace("net.conf", r#"{"type":"macvlan"}"#);
     let running = Running::new(options);
     running.until_ready();
@@ -71,7 +71,7 @@ fn standalone_waits_for_nothing_and_brings_back_what_it_replaced() {
 #[test]
 fn options_that_cannot_be_meant_are_refused() {
     let node = Node::new();
-    let refused = |change: &dyn Fn(&mut install::Options)| {
+    let refused = |change: &dyn Fn(&mut install::InstallOptions)| {
         let mut options = node.options();
         change(&mut options);
         let observer = Box::new(crate::support::Told::default());
@@ -84,7 +84,7 @@ fn options_that_cannot_be_meant_are_refused() {
         );
     }
     assert!(
-        refused(&|options| options.mode = Mode::Owned { file_name: "x.conf".into() })
+        refused(&|options| options.mode = InstallMode::Owned { file_name: "x.conf".into() })
             .contains("ends in .conflist")
     );
     assert!(refused(&|options| options.bin_targets.clear()).contains("no directory"));

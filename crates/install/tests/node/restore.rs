@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use install::{Done, Mode, ProgramAtEnd};
+use install::{Done, InstallMode, ProgramAtEnd};
 
 use crate::faults::Mounted;
 use crate::support::{CALICO, Node, Running};
@@ -209,7 +209,7 @@ fn the_owned_name_without_the_owned_mode_deletes_nothing_foreign() {
 
     // and a copy that an agent of the owned mode left is known without it
     let mut options = node.options();
-    options.mode = Mode::Owned { file_name: install::options::OWNED_NAME.into() };
+    options.mode = InstallMode::Owned { file_name: install::options::OWNED_NAME.into() };
     fs::rename(node.net(install::options::OWNED_NAME), node.net("10-calico.conflist")).unwrap();
     let running = Running::new(options);
     running.until_ready();

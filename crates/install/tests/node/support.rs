@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use cni::conflist::{Document, PluginEntry};
-use install::{Event, Handle, Installer, KubeconfigOptions, Mode, Observer, Options, ProgramAtEnd};
+use install::{
+    Handle, InstallEvent, InstallMode, InstallOptions, Installer, KubeconfigOptions, Observer, ProgramAtEnd,
+};
 use testkit::PATIENCE;
 
 /// A program that answers VERSION; `mark` tells one from another.
@@ -66,11 +68,11 @@ impl Node {
         fs::rename(temp, self.net(name)).unwrap();
     }
 
-    pub(crate) fn options(&self) -> Options {
-        Options {
+    pub(crate) fn options(&self) -> InstallOptions {
+        InstallOptions {
             net_dir: self.path("net.d"),
             conf_name: None,
-            mode: Mode::Chained,
+            mode: InstallMode::Chained,
             group_read: false,
             bin_source: self.path("image"),
             bin_targets: vec![self.path("bin")],
@@ -153,12 +155,12 @@ pub(crate) fn entry() -> PluginEntry {
 pub(crate) struct Told(Arc<Mutex<Vec<String>>>);
 
 impl Observer for Told {
-    fn event(&mut self, event: &Event<'_>) {
+    fn event(&mut self, event: &InstallEvent<'_>) {
         let text = match event {
-            Event::Ready { .. } => "READY".to_owned(),
-            Event::NotReady { reason } => format!("NOT READY: {reason}"),
-            Event::Overwritten { component, .. } => format!("OVERWRITTEN by {component}"),
-            Event::Failed { error, .. } => format!("FAILED {:?}: {event}", error.result()),
+            InstallEvent::Ready { .. } => "READY".to_owned(),
+            InstallEvent::NotReady { reason } => format!("NOT READY: {reason}"),
+            InstallEvent::Overwritten { component, .. } => format!("OVERWRITTEN by {component}"),
+            InstallEvent::Failed { error, .. } => format!("FAILED {:?}: {event}", error.result()),
             event => event.to_string(),
         };
         self.0.lock().unwrap().push(text);
@@ -193,7 +195,7 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    pub(crate) fn new(options: Options) -> Self {
+    pub(crate) fn new(options: InstallOptions) -> Self {
         let told = Told::default();
         let mut installer = Installer::new(options, Box::new(told.clone())).unwrap();
         let handle = installer.handle();

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use install::{Done, Mode};
+use install::{Done, InstallMode};
 
 use testkit::at_once;
 
@@ -104,7 +104,7 @@ fn our_copy_has_to_be_the_first_too() {
     let node = Node::new();
     node.replace("01-first.conflist", PTP);
     let mut options = node.options();
-    options.mode = Mode::Owned { file_name: "02-istio-cni.conflist".into() };
+    options.mode = InstallMode::Owned { file_name: "02-istio-cni.conflist".into() };
     let running = Running::new(options);
     running.until_told("NOT READY: container runtimes use ");
     node.replace("03-first.conflist", PTP);
@@ -283,7 +283,7 @@ fn ruins_of_our_own_file_are_no_original() {
     let node = Node::new();
     node.replace("10-calico.conflist", CALICO);
     let mut options = node.options();
-    options.mode = Mode::Owned { file_name: "02-istio-cni.conflist".into() };
+    options.mode = InstallMode::Owned { file_name: "02-istio-cni.conflist".into() };
     let running = Running::new(options);
     running.until_ready();
     node.replace("02-istio-cni.conflist", "{}");

@@ -2,7 +2,7 @@
 
 use ipnet::IpNet;
 use ruleset::iptables::ipset::{kernel_keys, type_name};
-use ruleset::{Element, Endpoint, Family, Key, KeyType, Protocol, Set};
+use ruleset::{Element, Family, Key, KeyType, Protocol, Set, TransportAddress};
 
 use crate::netlink::wire::{self, Attribute, Writer};
 use crate::netlink::{self, flags};
@@ -228,7 +228,7 @@ fn item_of(key: &Key) -> Item {
     match key {
         Key::Address(address) => Item { address: *address, cidr: None, port: None },
         Key::Prefix(net) => Item { address: net.network(), cidr: Some(net.prefix_len()), port: None },
-        Key::Endpoint(Endpoint { address, protocol, port }) => {
+        Key::Endpoint(TransportAddress { address, protocol, port }) => {
             Item { address: *address, cidr: None, port: Some((*protocol, *port)) }
         }
     }
@@ -264,7 +264,7 @@ pub(super) fn read(set: &Set, item: &Attribute<'_>) -> Option<Element> {
             let port = u16::from_be_bytes(attributes.find(ATTR_PORT)?.data.try_into().ok()?);
             let number = *attributes.find(ATTR_PROTO)?.data.first()?;
             let protocol = Protocol::ALL.into_iter().find(|known| known.number() == number)?;
-            Key::Endpoint(Endpoint { address: ip, protocol, port })
+            Key::Endpoint(TransportAddress { address: ip, protocol, port })
         }
     };
     let comment = attributes.find(ATTR_COMMENT).map(|text| text.text().into_owned());

@@ -16,7 +16,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, pidfd_open, prlimit};
 
-use super::error::Cause;
+use super::error::ProgramFailure;
 
 /// How much of what a program printed is kept for a message.
 const MESSAGE_LIMIT: usize = 2048;
@@ -68,8 +68,8 @@ pub(super) fn run(
     arguments: &[&str],
     input: Option<&str>,
     around: &Surroundings,
-) -> Result<String, (Cause, String)> {
-    let start = |source: io::Error| (Cause::Start(source.to_string()), String::new());
+) -> Result<String, (ProgramFailure, String)> {
+    let start = |source: io::Error| (ProgramFailure::Start(source.to_string()), String::new());
     let (stdout, stderr) = (memory_file(b"").map_err(start)?, memory_file(b"").map_err(start)?);
     let mut command = Command::new(program);
     command.args(arguments).env_clear().envs(around.environment.iter().map(|(k, v)| (k, v)));
@@ -93,18 +93,18 @@ pub(super) fn run(
     }
     let said = || shorten(&read_all(&stderr).unwrap_or_default());
     match wait(&mut child, around.timeout).map_err(start)? {
-        None => Err((Cause::Timeout(around.timeout), said())),
+        None => Err((ProgramFailure::Timeout(around.timeout), said())),
         // It was quicker than the limit.
         Some(_) if stdout.metadata().map_err(start)?.len() > MOST_OUTPUT => {
-            Err((Cause::TooMuch(MOST_OUTPUT), said()))
+            Err((ProgramFailure::TooMuch(MOST_OUTPUT), said()))
         }
         Some(status) if status.success() => {
             Ok(String::from_utf8_lossy(&read_all(&stdout).map_err(start)?).into_owned())
         }
         Some(status) => match (status.code(), status.signal()) {
-            (Some(code), _) => Err((Cause::Exit(code), said())),
-            (None, Some(OUTPUT_SIGNAL)) => Err((Cause::TooMuch(MOST_OUTPUT), said())),
-            (None, signal) => Err((Cause::Signal(signal.unwrap_or_default()), said())),
+            (Some(code), _) => Err((ProgramFailure::Exit(code), said())),
+            (None, Some(OUTPUT_SIGNAL)) => Err((ProgramFailure::TooMuch(MOST_OUTPUT), said())),
+            (None, signal) => Err((ProgramFailure::Signal(signal.unwrap_or_default()), said())),
         },
     }
 }

@@ -83,7 +83,7 @@ pub struct Failure {
     /// The program.
     pub program: PathBuf,
     /// How it ended.
-    pub cause: Cause,
+    pub cause: ProgramFailure,
     /// What it said, shortened.
     pub said: String,
     /// Why the earlier steps could not be taken back; empty when they were, or when there were none.
@@ -92,7 +92,7 @@ pub struct Failure {
 
 /// How a program failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Cause {
+pub enum ProgramFailure {
     /// It could not be started.
     Start(String),
     /// It ended with this code.
@@ -118,7 +118,7 @@ impl fmt::Display for Failure {
     }
 }
 
-impl fmt::Display for Cause {
+impl fmt::Display for ProgramFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Start(source) => write!(f, "could not be started: {source}"),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ruleset::{Family, TableKind};
 
 use super::child::{self, Surroundings};
-use super::error::{Cause, Failure};
+use super::error::{Failure, ProgramFailure};
 use super::private::{self, View};
 use super::probe::Present;
 use super::program::Variant;
@@ -127,7 +127,7 @@ impl Run {
         let now = match child::run(&self.save, &save_arguments(&kinds), None, around) {
             Ok(now) => now,
             // What made iptables-restore fail, as a kernel without this variant, makes iptables-save fail too.
-            Err((Cause::Exit(_), _)) if self.changed_nothing() => return Ok(()),
+            Err((ProgramFailure::Exit(_), _)) if self.changed_nothing() => return Ok(()),
             Err((cause, said)) => {
                 return Err(Failure { program: self.save.clone(), cause, said, left: Vec::new() });
             }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ruleset::{Action, Chain, Family, Match, Ports, Protocol, Rule, Ruleset, Table, TableKind};
 
 use super::change::Side;
-use super::error::{Cause, Failure};
+use super::error::{Failure, ProgramFailure};
 use super::job::{Job, Report, Run, TableStep};
 use super::program::Variant;
 use super::saved::Saved;
@@ -41,11 +41,11 @@ fn jobs_and_reports_survive_the_way_and_nothing_shorter_or_longer_does() {
     let bytes = encode_job(&job());
     assert_eq!(decode_job(&bytes), Some(job()));
     for cause in [
-        Cause::Start("no such file".to_owned()),
-        Cause::Exit(-1),
-        Cause::Signal(9),
-        Cause::Timeout(Duration::from_secs(30)),
-        Cause::TooMuch(1 << 40),
+        ProgramFailure::Start("no such file".to_owned()),
+        ProgramFailure::Exit(-1),
+        ProgramFailure::Signal(9),
+        ProgramFailure::Timeout(Duration::from_secs(30)),
+        ProgramFailure::TooMuch(1 << 40),
     ] {
         let failure = Failure {
             program: PathBuf::from("/sbin/restore"),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ruleset::TableKind;
 
-use super::error::{Cause, Failure};
+use super::error::{Failure, ProgramFailure};
 use super::job::{Job, Report, Run, TableStep};
 use super::{FAMILIES, VARIANTS};
 
@@ -74,11 +74,11 @@ pub(super) fn encode_report(report: &Report) -> Vec<u8> {
         w.number(*number as u64);
         w.path(&failure.program);
         let (kind, value, text) = match &failure.cause {
-            Cause::Start(text) => (0, 0, text.as_str()),
-            Cause::Exit(code) => (1, u64::from(code.cast_unsigned()), ""),
-            Cause::Signal(signal) => (2, u64::from(signal.cast_unsigned()), ""),
-            Cause::TooMuch(most) => (4, *most, ""),
-            Cause::Timeout(limit) => (3, u64::try_from(limit.as_millis()).unwrap_or(u64::MAX), ""),
+            ProgramFailure::Start(text) => (0, 0, text.as_str()),
+            ProgramFailure::Exit(code) => (1, u64::from(code.cast_unsigned()), ""),
+            ProgramFailure::Signal(signal) => (2, u64::from(signal.cast_unsigned()), ""),
+            ProgramFailure::TooMuch(most) => (4, *most, ""),
+            ProgramFailure::Timeout(limit) => (3, u64::try_from(limit.as_millis()).unwrap_or(u64::MAX), ""),
         };
         w.number(kind);
         w.number(value);
@@ -99,11 +99,11 @@ pub(super) fn decode_report(bytes: &[u8]) -> Option<Report> {
         let (kind, value, text) = (r.number()?, r.number()?, r.text()?);
         let signed = || u32::try_from(value).ok().map(u32::cast_signed);
         let cause = match kind {
-            0 => Cause::Start(text),
-            1 => Cause::Exit(signed()?),
-            2 => Cause::Signal(signed()?),
-            3 => Cause::Timeout(Duration::from_millis(value)),
-            4 => Cause::TooMuch(value),
+            0 => ProgramFailure::Start(text),
+            1 => ProgramFailure::Exit(signed()?),
+            2 => ProgramFailure::Signal(signed()?),
+            3 => ProgramFailure::Timeout(Duration::from_millis(value)),
+            4 => ProgramFailure::TooMuch(value),
             _ => return None,
         };
         Some((number, Failure { program, cause, said: r.text()?, left: r.list(Reader::text)? }))

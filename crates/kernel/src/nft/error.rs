@@ -4,9 +4,9 @@ use ruleset::{Action, Chain, ChainKind, Counting, Match, Rule, Ruleset};
 use rustix::io::Errno;
 
 use super::batch::Object;
-use super::list::ListedTable;
+use super::list::NetlinkTable;
 use super::missing::{
-    BATCHES, CONNTRACK, COUNTER, INET, LOG, Missing, NAMED_COUNTER, NAT, NETFILTER, NF_TABLES, Part,
+    BATCHES, CONNTRACK, COUNTER, INET, LOG, MissingPart, NAMED_COUNTER, NAT, NETFILTER, NF_TABLES, Part,
     REDIRECT, REJECT, ROUTE, SETS, TPROXY,
 };
 use crate::netlink;
@@ -21,7 +21,7 @@ pub enum Error {
         /// What was done to what.
         operation: String,
         /// What is missing, and what helps.
-        missing: Missing,
+        missing: MissingPart,
         /// The kernel's answer.
         source: netlink::Error,
     },
@@ -111,7 +111,7 @@ impl Error {
 
     fn classify(operation: String, missing: Option<&'static Part>, source: netlink::Error) -> Self {
         match (missing, source.errno()) {
-            (Some(part), _) => Self::Unsupported { operation, missing: Missing::here(part), source },
+            (Some(part), _) => Self::Unsupported { operation, missing: MissingPart::here(part), source },
             (None, Some(Errno::PERM | Errno::ACCESS)) => Self::Denied { operation, source },
             (None, errno) => Self::Failed { operation, hint: hint(errno), source },
         }
@@ -158,7 +158,7 @@ impl Failure<'_> {
 
 impl Failure<'_> {
     /// As an error, where these tables were listed before.
-    pub(super) fn among(self, ours: &[ListedTable]) -> Error {
+    pub(super) fn among(self, ours: &[NetlinkTable]) -> Error {
         let held = ours.iter().find(|table| table.holder != 0);
         match (held, self.error.errno()) {
             (Some(table), Some(Errno::PERM)) => Error::Held {

@@ -19,7 +19,7 @@ pub(super) const MOST: usize = 16 << 10;
 
 /// A table as listed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct ListedTable {
+pub(super) struct NetlinkTable {
     pub(super) family: u8,
     pub(super) name: String,
     /// Its chains are not attached.
@@ -30,7 +30,7 @@ pub(super) struct ListedTable {
 
 /// A chain as listed.
 #[derive(Debug)]
-pub(super) struct ListedChain {
+pub(super) struct NetlinkChain {
     pub(super) table: String,
     pub(super) name: String,
     /// Type, hook number, priority, policy.
@@ -39,7 +39,7 @@ pub(super) struct ListedChain {
 
 /// A rule as listed.
 #[derive(Debug)]
-pub(super) struct ListedRule {
+pub(super) struct NetlinkRule {
     pub(super) chain: String,
     pub(super) lowered: Lowered<'static>,
     pub(super) comment: Option<String>,
@@ -54,7 +54,7 @@ pub(super) struct ListedSet {
 }
 
 /// The tables of a family (0: all families).
-pub(super) fn tables(socket: &mut Socket, family: u8) -> Result<Vec<ListedTable>, Error> {
+pub(super) fn tables(socket: &mut Socket, family: u8) -> Result<Vec<NetlinkTable>, Error> {
     let mut found = Vec::new();
     let whole = dump(
         socket,
@@ -64,7 +64,7 @@ pub(super) fn tables(socket: &mut Socket, family: u8) -> Result<Vec<ListedTable>
         |part| match part {
             None => cleared(&mut found),
             Some((family, attributes)) => {
-                let listed = ListedTable {
+                let listed = NetlinkTable {
                     family,
                     name: text(attributes, table::NAME),
                     dormant: number(attributes, table::FLAGS) & table::DORMANT != 0,
@@ -115,7 +115,7 @@ pub(super) fn number(attributes: Attributes<'_>, kind: u16) -> u32 {
     attributes.find(kind).and_then(|a| a.be32()).unwrap_or_default()
 }
 
-pub(super) fn chains(socket: &mut Socket) -> Result<Vec<ListedChain>, Error> {
+pub(super) fn chains(socket: &mut Socket) -> Result<Vec<NetlinkChain>, Error> {
     let mut found = Vec::new();
     let whole = dump(
         socket,
@@ -126,7 +126,7 @@ pub(super) fn chains(socket: &mut Socket) -> Result<Vec<ListedChain>, Error> {
             None => cleared(&mut found),
             Some((_, attributes)) => {
                 let (table, name) = (text(attributes, chain::TABLE), text(attributes, chain::NAME));
-                push(&mut found, ListedChain { table, name, base: base(attributes) }, MOST)
+                push(&mut found, NetlinkChain { table, name, base: base(attributes) }, MOST)
             }
         },
     )?;
@@ -220,7 +220,7 @@ pub(super) fn rules(
     table: &str,
     sets: &[ListedSet],
     most: usize,
-) -> Result<(Vec<ListedRule>, bool), Error> {
+) -> Result<(Vec<NetlinkRule>, bool), Error> {
     let anonymous: HashMap<&str, Option<Vec<u16>>> = sets
         .iter()
         .filter(|s| s.kind.flags & set::ANONYMOUS != 0)
@@ -240,7 +240,7 @@ pub(super) fn rules(
     Ok((found, whole))
 }
 
-fn listed_rule(attributes: Attributes<'_>, anonymous: &HashMap<&str, Option<Vec<u16>>>) -> ListedRule {
+fn listed_rule(attributes: Attributes<'_>, anonymous: &HashMap<&str, Option<Vec<u16>>>) -> NetlinkRule {
     let parts = attributes.find(rule::EXPRESSIONS);
     let mut exprs: Vec<Expr<'static>> =
         parts.iter().flat_map(|a| a.nested()).map(|item| Expr::decode(&item)).collect();
@@ -248,7 +248,7 @@ fn listed_rule(attributes: Attributes<'_>, anonymous: &HashMap<&str, Option<Vec<
     if attributes.find(rule::COMPAT).is_some() {
         exprs.push(Expr::Raw { name: "compat".into(), operands: Vec::new() });
     }
-    ListedRule {
+    NetlinkRule {
         chain: text(attributes, rule::CHAIN),
         lowered: Lowered { exprs, ports },
         comment: attributes.find(rule::USERDATA).and_then(|a| comment(a.data)),
@@ -282,7 +282,7 @@ pub(super) fn comment(userdata: &[u8]) -> Option<String> {
     (kind == rule::USERDATA_COMMENT).then(|| String::from_utf8_lossy(text).into_owned())
 }
 
-impl std::fmt::Display for ListedRule {
+impl std::fmt::Display for NetlinkRule {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         for (i, expr) in self.lowered.exprs.iter().enumerate() {
             write!(f, "{}{expr}", if i == 0 { "" } else { " " })?;

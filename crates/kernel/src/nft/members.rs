@@ -13,7 +13,7 @@ use super::set::{AT_A_TIME, Element, members_of, write_elements};
 use super::uapi::{batch_header, element, family, header, message};
 use crate::netlink::wire::Writer;
 use crate::netlink::{self, Socket, flags};
-use crate::sets::{Changed, Error, Place};
+use crate::sets::{ElementCounts, Error, Place};
 
 /// Up to so many keys of a set are asked for one by one, and of more the whole set is listed.
 const KEYS_ASKED_FOR: usize = 16;
@@ -86,7 +86,7 @@ impl NftSets {
 
     /// Changes sets, all in one transaction. A transaction that fails costs milliseconds, a question microseconds: of few keys the kernel is
     /// asked first, and of many only where it does not have what it is taken to have.
-    pub(crate) fn change(&mut self, changes: &[(&Place, &Delta)]) -> Result<Changed, Error> {
+    pub(crate) fn change(&mut self, changes: &[(&Place, &Delta)]) -> Result<ElementCounts, Error> {
         let is_asked =
             |(at, delta): &(&Place, &Delta)| !is_prefixes(at) && keys(delta).count() <= KEYS_ASKED_FOR;
         let mut asked = changes.iter().all(is_asked);
@@ -104,8 +104,11 @@ impl NftSets {
     }
 
     /// The changes that are needed by what the kernel has.
-    fn compared<'a>(&mut self, changes: &[(&'a Place, &Delta)]) -> Result<(Vec<Part<'a>>, Changed), Error> {
-        let (mut parts, mut changed) = (Vec::new(), Changed::default());
+    fn compared<'a>(
+        &mut self,
+        changes: &[(&'a Place, &Delta)],
+    ) -> Result<(Vec<Part<'a>>, ElementCounts), Error> {
+        let (mut parts, mut changed) = (Vec::new(), ElementCounts::default());
         for (at, delta) in changes {
             let present = self.present(at, delta)?;
             let mut part = Part { set: &at.set, table: &at.table, gone: Vec::new(), new: Vec::new() };
@@ -176,8 +179,8 @@ impl NftSets {
 }
 
 /// The changes as if nothing that is added were there, and all that is removed.
-fn taken_as_missing<'a>(changes: &[(&'a Place, &Delta)]) -> (Vec<Part<'a>>, Changed) {
-    let mut changed = Changed::default();
+fn taken_as_missing<'a>(changes: &[(&'a Place, &Delta)]) -> (Vec<Part<'a>>, ElementCounts) {
+    let mut changed = ElementCounts::default();
     let parts = changes.iter().map(|(at, delta)| {
         changed.added += delta.added().len();
         changed.removed += delta.removed().len();

@@ -21,7 +21,7 @@ pub struct Part {
 
 /// A part that a kernel lacks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Missing {
+pub struct MissingPart {
     part: &'static Part,
     /// Of the running kernel, where its name has one.
     kernel: Option<Release>,
@@ -86,9 +86,9 @@ impl fmt::Display for Release {
     }
 }
 
-// === impl Missing ===
+// === impl MissingPart ===
 
-impl Missing {
+impl MissingPart {
     /// The running kernel lacks this part.
     pub(super) fn here(part: &'static Part) -> Self {
         Self { part, kernel: Release::running() }
@@ -101,7 +101,7 @@ impl Missing {
     }
 }
 
-impl Missing {
+impl MissingPart {
     /// What is missing.
     pub(crate) fn name(&self) -> &'static str {
         self.part.name
@@ -119,7 +119,7 @@ impl Missing {
     }
 }
 
-impl fmt::Display for Missing {
+impl fmt::Display for MissingPart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}; {}", self.name(), self.advice())
     }

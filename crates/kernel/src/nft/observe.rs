@@ -4,7 +4,7 @@ use ruleset::{Ruleset, Set, Table, TableKind};
 
 use super::batch::{Kept, TableOf};
 use super::expected::{ExpectedChain, ExpectedRule, ExpectedSet, ExpectedTable};
-use super::list::{self, ListedChain, ListedRule, ListedSet, ListedTable};
+use super::list::{self, ListedSet, NetlinkChain, NetlinkRule, NetlinkTable};
 use super::set::{Element, SetType};
 use super::uapi::{chain, set};
 use crate::Difference;
@@ -18,7 +18,7 @@ const MORE: usize = 1000;
 const MOST_VERDICTS: usize = 1 << 17;
 
 /// Those tables that the owner has.
-pub(super) fn owned<'a>(ruleset: &'a Ruleset, listed: &[ListedTable]) -> Vec<TableOf<'a>> {
+pub(super) fn owned<'a>(ruleset: &'a Ruleset, listed: &[NetlinkTable]) -> Vec<TableOf<'a>> {
     [TableKind::Raw, TableKind::Mangle, TableKind::Nat, TableKind::Filter]
         .into_iter()
         .map(|kind| TableOf { owner: &ruleset.owner, kind })
@@ -30,7 +30,7 @@ pub(super) fn owned<'a>(ruleset: &'a Ruleset, listed: &[ListedTable]) -> Vec<Tab
 pub(super) fn kept<'a>(
     socket: &mut Socket,
     ruleset: &'a Ruleset,
-    listed: &[ListedTable],
+    listed: &[NetlinkTable],
 ) -> Result<Vec<Kept<'a>>, Error> {
     let mut all = Vec::new();
     for table in ruleset.tables.iter().filter(|table| table.sets.iter().any(Set::is_kept)) {
@@ -47,7 +47,7 @@ fn kept_table<'a>(socket: &mut Socket, table: &Table, of: TableOf<'a>) -> Result
     let name = of.name();
     let kept_maps = |set: &str| table.sets.iter().any(|s| s.name == set && s.is_kept() && s.is_map());
     let maps = table.sets.iter().any(|set| kept_maps(&set.name));
-    let is_regular = |c: &ListedChain| {
+    let is_regular = |c: &NetlinkChain| {
         c.base.is_none() && table.chain(&c.name).is_some_and(|planned| planned.base.is_none())
     };
     let chains = list::chains(socket)?.into_iter().filter(|c| c.table == name);
@@ -63,7 +63,7 @@ fn kept_table<'a>(socket: &mut Socket, table: &Table, of: TableOf<'a>) -> Result
     let (sets, other_sets): (Vec<_>, Vec<_>) =
         named.into_iter().filter(|l| l.kind.flags & set::ANONYMOUS == 0).partition(stays);
     let names =
-        |chains: Vec<ListedChain>| chains.into_iter().map(|chain| chain.name).collect::<Vec<String>>();
+        |chains: Vec<NetlinkChain>| chains.into_iter().map(|chain| chain.name).collect::<Vec<String>>();
     let (chains, other_chains) = (names(chains), names(other_chains));
     let goes = |element: &Element| {
         let target = element.verdict.as_ref().and_then(|verdict| verdict.chain.as_ref());
@@ -83,12 +83,12 @@ fn kept_table<'a>(socket: &mut Socket, table: &Table, of: TableOf<'a>) -> Result
 
 /// What the kernel has, asked for once.
 pub(super) struct Found<'a> {
-    pub(super) tables: &'a [ListedTable],
-    chains: Option<Vec<ListedChain>>,
+    pub(super) tables: &'a [NetlinkTable],
+    chains: Option<Vec<NetlinkChain>>,
 }
 
 impl<'a> Found<'a> {
-    pub(super) fn new(tables: &'a [ListedTable]) -> Self {
+    pub(super) fn new(tables: &'a [NetlinkTable]) -> Self {
         Self { tables, chains: None }
     }
 }
@@ -111,7 +111,7 @@ pub(super) fn differences(
         match listed.iter().find(|t| t.name == expected.name) {
             None => out.push(Difference::MissingTable { table: expected.name.to_string() }),
             // Everything may be in it, and none of it works.
-            Some(ListedTable { dormant: true, .. }) => {
+            Some(NetlinkTable { dormant: true, .. }) => {
                 out.push(Difference::MissingTable { table: expected.name.to_string() });
             }
             Some(_) => {
@@ -129,7 +129,7 @@ pub(super) fn differences(
 fn table_differences(
     socket: &mut Socket,
     expected: &ExpectedTable<'_>,
-    chains: &[ListedChain],
+    chains: &[NetlinkChain],
     out: &mut Vec<Difference>,
 ) -> Result<(), Error> {
     let name = expected.name.as_ref();
@@ -150,7 +150,7 @@ fn table_differences(
             Some(listed) if same_base(chain, listed) => {}
             _ => out.push(Difference::MissingChain { table: name.to_owned(), chain: chain.name.to_string() }),
         }
-        let listed: Vec<&ListedRule> = rules.iter().filter(|r| r.chain == chain.name).collect();
+        let listed: Vec<&NetlinkRule> = rules.iter().filter(|r| r.chain == chain.name).collect();
         rule_differences(name, chain, &listed, out);
     }
     for listed in chains.iter().filter(|c| c.table == name) {
@@ -162,7 +162,7 @@ fn table_differences(
     Ok(())
 }
 
-fn same_base(expected: &ExpectedChain<'_>, listed: &ListedChain) -> bool {
+fn same_base(expected: &ExpectedChain<'_>, listed: &NetlinkChain) -> bool {
     match (&expected.base, &listed.base) {
         (None, None) => true,
         (Some((kind, hook, priority)), Some((listed_kind, listed_hook, listed_priority, policy))) => {
@@ -206,7 +206,7 @@ fn set_differences(
 fn rule_differences(
     table: &str,
     chain: &ExpectedChain<'_>,
-    listed: &[&ListedRule],
+    listed: &[&NetlinkRule],
     out: &mut Vec<Difference>,
 ) {
     let expected = &chain.rules;

@@ -6,7 +6,7 @@
 mod fields;
 mod members;
 
-use ruleset::listed::{Act, Condition, Field, Rule, address_of, number_of_name};
+use ruleset::listed::{Condition, Field, ListedAct, Rule, address_of, number_of_name};
 use ruleset::{Base, ChainKind, Family, Hook};
 
 use fields::{covered, field_number, is_native};
@@ -92,7 +92,7 @@ impl Reader {
         self.registers.iter().find(|(number, _)| *number == register(at)).map(|(_, value)| value.clone())
     }
 
-    fn act(&mut self, act: Act) -> Option<()> {
+    fn act(&mut self, act: ListedAct) -> Option<()> {
         self.rule.acts.push(act);
         Some(())
     }
@@ -113,28 +113,28 @@ impl Reader {
             "redir" => {
                 let port = number(a, 1).and_then(|at| self.port(at));
                 self.act(if number(a, 1).is_some() && port.is_none() {
-                    Act::Unread
+                    ListedAct::Unread
                 } else {
-                    Act::Redirect { port }
+                    ListedAct::Redirect { port }
                 })
             }
             "tproxy" => {
                 let port = number(a, 3).and_then(|at| self.port(at));
-                self.act(Act::Tproxy { port })
+                self.act(ListedAct::Tproxy { port })
             }
             "nat" if number(a, 1)? == DNAT => {
                 let to = number(a, 3).and_then(|at| self.get(at)).and_then(|value| address(&value));
                 let port = number(a, 5).and_then(|at| self.port(at));
-                self.act(Act::Dnat { to, port })
+                self.act(ListedAct::Dnat { to, port })
             }
             "nat" => Some(()),
-            "notrack" => self.act(Act::Notrack),
+            "notrack" => self.act(ListedAct::Notrack),
             "limit" => None,
             // Nothing of the packet gets through, whatever the answer.
-            "reject" => self.act(Act::Drop),
-            "queue" | "fwd" | "synproxy" => self.act(Act::Unread),
+            "reject" => self.act(ListedAct::Drop),
+            "queue" | "fwd" | "synproxy" => self.act(ListedAct::Unread),
             // Of iptables: its own programs print them.
-            "target" => self.act(Act::Unread),
+            "target" => self.act(ListedAct::Unread),
             _ => {
                 self.registers.clear();
                 None
@@ -154,7 +154,7 @@ impl Reader {
         if let Some(source) = number(a, 3) {
             return match (key, self.get(source)) {
                 (meta::MARK, Some(value)) => self.set(&value, Field::Mark),
-                (meta::MARK, None) => self.act(Act::Unread),
+                (meta::MARK, None) => self.act(ListedAct::Unread),
                 _ => Some(()),
             };
         }
@@ -180,7 +180,7 @@ impl Reader {
         if let Some(source) = number(a, 4) {
             return match (key, self.get(source)) {
                 (ct::MARK, Some(value)) => self.set(&value, Field::CtMark),
-                (ct::MARK, None) => self.act(Act::Unread),
+                (ct::MARK, None) => self.act(ListedAct::Unread),
                 _ => Some(()),
             };
         }
@@ -205,22 +205,26 @@ impl Reader {
         let act = match value {
             Register::Constant(bytes) => {
                 let xor = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?);
-                if packet { Act::SetMark { keep: 0, xor } } else { Act::SetCtMark { keep: 0, xor } }
+                if packet {
+                    ListedAct::SetMark { keep: 0, xor }
+                } else {
+                    ListedAct::SetCtMark { keep: 0, xor }
+                }
             }
             Register::Field { field, mask, xor, .. } if *field == what => {
                 let (keep, xor) = ((*mask & u128::from(u32::MAX)) as u32, *xor as u32);
-                if packet { Act::SetMark { keep, xor } } else { Act::SetCtMark { keep, xor } }
+                if packet { ListedAct::SetMark { keep, xor } } else { ListedAct::SetCtMark { keep, xor } }
             }
-            Register::Field { field: Field::CtMark, mask: u128::MAX, .. } if packet => Act::RestoreMark,
-            Register::Field { field: Field::Mark, mask: u128::MAX, .. } if !packet => Act::SaveMark,
-            _ => Act::Unread,
+            Register::Field { field: Field::CtMark, mask: u128::MAX, .. } if packet => ListedAct::RestoreMark,
+            Register::Field { field: Field::Mark, mask: u128::MAX, .. } if !packet => ListedAct::SaveMark,
+            _ => ListedAct::Unread,
         };
         self.act(act)
     }
 
     fn payload(&mut self, a: Attributes<'_>) -> Option<()> {
         // With a source register it writes to the packet.
-        let Some(to) = number(a, 1) else { return self.act(Act::Unread) };
+        let Some(to) = number(a, 1) else { return self.act(ListedAct::Unread) };
         let (base, offset, bytes) = (number(a, 2)?, number(a, 3)?, number(a, 4)? as usize);
         let field = match (base, offset, bytes) {
             (payload::NETWORK, 9, 1) | (payload::NETWORK, 6, 1) => Some(Field::Protocol),
@@ -247,14 +251,14 @@ impl Reader {
         let code = number(verdict.nested(), uapi::VERDICT_CODE)?.cast_signed();
         let chain = verdict.nested().find(uapi::VERDICT_CHAIN).map(|a| a.text().into_owned());
         self.act(match (code, chain) {
-            (verdict::ACCEPT, _) => Act::Accept,
-            (verdict::DROP, _) => Act::Drop,
-            (verdict::RETURN, _) => Act::Return,
-            (verdict::JUMP, Some(chain)) => Act::Jump(chain),
-            (GOTO, Some(chain)) => Act::Goto(chain),
+            (verdict::ACCEPT, _) => ListedAct::Accept,
+            (verdict::DROP, _) => ListedAct::Drop,
+            (verdict::RETURN, _) => ListedAct::Return,
+            (verdict::JUMP, Some(chain)) => ListedAct::Jump(chain),
+            (GOTO, Some(chain)) => ListedAct::Goto(chain),
             // NFT_CONTINUE
             (-1, _) => return Some(()),
-            _ => Act::Unread,
+            _ => ListedAct::Unread,
         })
     }
 
@@ -313,7 +317,7 @@ impl Reader {
         let name = a.find(LOOKUP_SET)?.text();
         if a.find(LOOKUP_DATA).is_some() {
             // A map: to a value, or to a verdict.
-            return self.act(Act::Unread);
+            return self.act(ListedAct::Unread);
         }
         let value = self.get(number(a, LOOKUP_SOURCE)?)?;
         let Register::Field { field, bytes, mask, xor: 0 } = value else { return None };

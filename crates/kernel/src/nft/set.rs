@@ -4,7 +4,7 @@
 mod tests;
 
 use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
-use ruleset::{Content, Endpoint, Family, Key, KeyType, MapVerdict, Protocol, Set};
+use ruleset::{Content, Family, Key, KeyType, MapVerdict, Protocol, Set, TransportAddress};
 
 use super::list::number;
 use super::uapi::{element, expr, set, verdict};
@@ -140,7 +140,7 @@ impl Element {
             Key::Address(address) => {
                 vec![Self { verdict, comment: planned.comment.clone(), ..Self::plain(octets(*address)) }]
             }
-            Key::Endpoint(Endpoint { address, protocol, port }) => {
+            Key::Endpoint(TransportAddress { address, protocol, port }) => {
                 let [high, low] = port.to_be_bytes();
                 let rest = [protocol.number(), 0, 0, 0, high, low, 0, 0];
                 let key = [octets(*address), rest.to_vec()].concat();
@@ -258,7 +258,7 @@ fn key_of(keys: KeyType, bytes: &[u8]) -> Option<Key> {
         (KeyType::Address(_), []) => Some(address.into()),
         (KeyType::Endpoint(_), [protocol, _, _, _, high, low, _, _]) => {
             let protocol = Protocol::ALL.into_iter().find(|known| known.number() == *protocol)?;
-            Some(Endpoint { address, protocol, port: u16::from_be_bytes([*high, *low]) }.into())
+            Some(TransportAddress { address, protocol, port: u16::from_be_bytes([*high, *low]) }.into())
         }
         _ => None,
     }

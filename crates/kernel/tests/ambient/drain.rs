@@ -9,7 +9,7 @@ use capture::ambient::{
     CAPTURE_PORTS, INBOUND_PORT, MARK_MASK, NodeOptions, OUTBOUND_PORT, PodOptions, ZTUNNEL_MARK, plan_drain,
 };
 use kernel::conntrack;
-use kernel::sockets::{Closings, Connection, Heard, Sockets};
+use kernel::sockets::{Closings, Heard, Sockets, TcpConnection};
 use kernel::{Change, Difference};
 use testkit::relay::Relay;
 use testkit::{Families, Pod, TestNetns};
@@ -60,7 +60,7 @@ impl Lab {
         all
     }
 
-    fn sockets(&self) -> Vec<Connection> {
+    fn sockets(&self) -> Vec<TcpConnection> {
         let list = |inside: &netns::Inside| Sockets::open(inside)?.list(PORTS);
         let mut found = self.pod.enter(list).unwrap().unwrap();
         found.retain(|connection| CAPTURE_PORTS.contains(&connection.local.port()));
@@ -158,7 +158,7 @@ fn what_goes_through_ztunnel_is_counted_and_its_end_is_heard() {
     }
     assert_eq!(heard.read().unwrap(), Heard::Closed(Vec::new()));
     // Others close, too, and are not heard of.
-    let mut left: HashSet<_> = found.iter().map(Connection::cookie).collect();
+    let mut left: HashSet<_> = found.iter().map(TcpConnection::cookie).collect();
     while let Some((what, stream)) = open.pop() {
         drop(stream);
         let is_heard = || {

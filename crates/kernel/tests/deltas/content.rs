@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use ipnet::IpNet;
-use kernel::sets::Changed;
+use kernel::sets::ElementCounts;
 use ruleset::{Contents, Coverage, Delta, Element, Family, Key, KeyType, Set, Side};
 use testkit::TestNetns;
 
@@ -135,12 +135,16 @@ fn a_change_may_be_made_again() {
             let first = delta((0..many).map(|last| owned(last, "a")), [address("10.9.9.9")]);
             let count = usize::try_from(many).unwrap();
             let done = change(&mut sets, "istio-np-owned", &first);
-            assert_eq!(done, Changed { added: count, as_before: 1, ..Changed::default() }, "{way:?}");
+            assert_eq!(
+                done,
+                ElementCounts { added: count, as_before: 1, ..ElementCounts::default() },
+                "{way:?}"
+            );
             let again = change(&mut sets, "istio-np-owned", &first);
-            assert_eq!(again, Changed { as_before: count + 1, ..Changed::default() }, "{way:?}");
+            assert_eq!(again, ElementCounts { as_before: count + 1, ..ElementCounts::default() }, "{way:?}");
             let other = delta([owned(0, "b"), owned(many, "b")], [address("10.0.0.1")]);
             let done = change(&mut sets, "istio-np-owned", &other);
-            assert_eq!(done, Changed { added: 1, replaced: 1, removed: 1, as_before: 0 }, "{way:?}");
+            assert_eq!(done, ElementCounts { added: 1, replaced: 1, removed: 1, as_before: 0 }, "{way:?}");
             let by_b: BTreeSet<Key> = sets
                 .list("istio-np-owned")
                 .unwrap()
@@ -153,9 +157,9 @@ fn a_change_may_be_made_again() {
         }
         let nets = delta([net("10.0.0.0/8").into(), net("9.0.0.0/8").into()], [net("1.0.0.0/8")]);
         let done = change(&mut sets, "istio-np-plain", &nets);
-        assert_eq!(done, Changed { added: 2, as_before: 1, ..Changed::default() }, "{way:?}");
+        assert_eq!(done, ElementCounts { added: 2, as_before: 1, ..ElementCounts::default() }, "{way:?}");
         let again = change(&mut sets, "istio-np-plain", &nets);
-        assert_eq!(again, Changed { as_before: 3, ..Changed::default() }, "{way:?}");
+        assert_eq!(again, ElementCounts { as_before: 3, ..ElementCounts::default() }, "{way:?}");
     }
 }
 

@@ -5,12 +5,12 @@ use std::process::Command;
 
 use kernel::iptables::{Iptables, Variant};
 use kernel::nft::Nftables;
-use kernel::sets::{Changed, Sets};
+use kernel::sets::{ElementCounts, Sets};
 use kernel::{Change, Choice, Kernel};
 use netns::Host;
 use ruleset::{
-    Action, Backend, Base, Chain, ChainKind, Delta, Element, Endpoint, Family, Hook, Key, KeyType,
-    MapVerdict, Match, Plan, Protocol, Rule, Ruleset, Set, Side, Table, TableKind,
+    Action, Backend, Base, Chain, ChainKind, Delta, Element, Family, Hook, Key, KeyType, MapVerdict, Match,
+    Plan, Protocol, Rule, Ruleset, Set, Side, Table, TableKind, TransportAddress,
 };
 use testkit::TestNetns;
 
@@ -135,7 +135,7 @@ pub(crate) fn net(text: &str) -> Key {
 }
 
 pub(crate) fn endpoint(address: IpAddr, protocol: Protocol, port: u16) -> Key {
-    Endpoint { address, protocol, port }.into()
+    TransportAddress { address, protocol, port }.into()
 }
 
 pub(crate) fn leads(key: Key, verdict: MapVerdict) -> Element {
@@ -150,7 +150,7 @@ pub(crate) fn delta(add: impl IntoIterator<Item = Element>, remove: impl IntoIte
 }
 
 /// What changed.
-pub(crate) fn change(sets: &mut Sets, set: &str, delta: &Delta) -> Changed {
+pub(crate) fn change(sets: &mut Sets, set: &str, delta: &Delta) -> ElementCounts {
     sets.change(&[(set, delta)]).unwrap()
 }
 

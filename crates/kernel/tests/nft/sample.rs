@@ -1,9 +1,9 @@
 //! Rulesets with everything that the rule language has.
 
 use ruleset::{
-    ALL_BITS, Action, Base, Chain, ChainKind, Content, CtState, Element, Endpoint, Families, Family, Hook,
-    Key, KeyType, Limit, MapVerdict, Match, Ports, Protocol, RejectWith, Rule, Ruleset, Set, Side, Table,
-    TableKind,
+    ALL_BITS, Action, Base, Chain, ChainKind, Content, CtState, Element, Families, Family, Hook, Key,
+    KeyType, Limit, MapVerdict, Match, Ports, Protocol, RejectWith, Rule, Ruleset, Set, Side, Table,
+    TableKind, TransportAddress,
 };
 
 fn net(text: &str) -> ipnet::IpNet {
@@ -238,7 +238,7 @@ fn sets() -> Vec<Set> {
         Set::fixed(name, KeyType::Prefix(family), nets.iter().map(|text| Key::from(net(text))))
     };
     let port = |address: &str, protocol, port| {
-        Key::from(Endpoint { address: address.parse().expect("an address"), protocol, port })
+        Key::from(TransportAddress { address: address.parse().expect("an address"), protocol, port })
     };
     let map = |name: &'static str, keys, elements: Vec<(Key, MapVerdict)>| {
         let element = |(key, verdict)| Element { key, verdict: Some(verdict), comment: String::new() };

@@ -12,7 +12,7 @@ use super::written::{self, Written};
 
 /// A manifest file that cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum FileError {
+pub enum ManifestFileError {
     /// It does not exist, is no regular file, is too large, is no text, or can be written by others where that counts.
     #[error("read manifest {path}: {cause}", path = path.display())]
     Unreadable {
@@ -59,7 +59,7 @@ impl ManifestFile {
     ///
     /// # Errors
     /// The file cannot be read, any document of it is broken, or none is a pod.
-    pub fn read(path: impl AsRef<Path>) -> Result<Self, FileError> {
+    pub fn read(path: impl AsRef<Path>) -> Result<Self, ManifestFileError> {
         let path = path.as_ref();
         Self::of(written_in(path, super::read_any(path), &decides)?, path)
     }
@@ -68,12 +68,12 @@ impl ManifestFile {
     ///
     /// # Errors
     /// As for [`Self::read`].
-    pub fn read_stream(stream: impl Read, name: &str) -> Result<Self, FileError> {
+    pub fn read_stream(stream: impl Read, name: &str) -> Result<Self, ManifestFileError> {
         let path = Path::new(name);
         Self::of(written_in(path, super::read_stream(stream), &decides)?, path)
     }
 
-    fn of(written: Vec<Written>, path: &Path) -> Result<Self, FileError> {
+    fn of(written: Vec<Written>, path: &Path) -> Result<Self, ManifestFileError> {
         let mut file = Self::default();
         for one in written {
             let mut object: Object = one.read()?;
@@ -87,7 +87,7 @@ impl ManifestFile {
             }
         }
         if file.pods.is_empty() {
-            return Err(FileError::NoPod { path: path.to_owned() });
+            return Err(ManifestFileError::NoPod { path: path.to_owned() });
         }
         Ok(file)
     }
@@ -105,7 +105,7 @@ fn decides(kind: &str) -> bool {
 pub fn written_in_file(
     path: impl AsRef<Path>,
     is_wanted: &dyn Fn(&str) -> bool,
-) -> Result<Vec<Written>, FileError> {
+) -> Result<Vec<Written>, ManifestFileError> {
     let path = path.as_ref();
     written_in(path, super::read_believed(path), is_wanted)
 }
@@ -114,16 +114,16 @@ fn written_in(
     path: &Path,
     text: io::Result<String>,
     is_wanted: &dyn Fn(&str) -> bool,
-) -> Result<Vec<Written>, FileError> {
-    let text = text.map_err(|cause| FileError::Unreadable { path: path.to_owned(), cause })?;
+) -> Result<Vec<Written>, ManifestFileError> {
+    let text = text.map_err(|cause| ManifestFileError::Unreadable { path: path.to_owned(), cause })?;
     let is_json = path.extension().is_some_and(|extension| extension == "json");
     let format = if is_json { Format::Json } else { Format::Yaml };
-    written::all(&text, format, path, is_wanted).map_err(|broken| FileError::broken(path, broken))
+    written::all(&text, format, path, is_wanted).map_err(|broken| ManifestFileError::broken(path, broken))
 }
 
-// === impl FileError ===
+// === impl ManifestFileError ===
 
-impl FileError {
+impl ManifestFileError {
     pub(super) fn broken(path: &Path, broken: Broken) -> Self {
         let Broken { line, column, reason, is_it: _ } = broken;
         Self::Broken { path: path.to_owned(), line, column, reason }
@@ -137,12 +137,12 @@ mod tests {
 
     use super::*;
 
-    fn pods_in_file(path: impl AsRef<Path>) -> Result<Vec<Pod>, FileError> {
+    fn pods_in_file(path: impl AsRef<Path>) -> Result<Vec<Pod>, ManifestFileError> {
         let pods = ManifestFile::read(path)?.pods.into_iter();
         Ok(pods.map(|object| object.into_pod(&PodRef::default()).unwrap()).collect())
     }
 
-    fn read(name: &str, text: &str) -> Result<Vec<Pod>, FileError> {
+    fn read(name: &str, text: &str) -> Result<Vec<Pod>, ManifestFileError> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(name);
         std::fs::write(&path, text).unwrap();

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::document::{self, Broken, Format};
-use super::file::FileError;
+use super::file::ManifestFileError;
 
 /// One object of a file.
 #[derive(Debug)]
@@ -112,7 +112,7 @@ impl Written {
     ///
     /// # Errors
     /// It has another shape.
-    pub fn read<T: DeserializeOwned>(&self) -> Result<T, FileError> {
+    pub fn read<T: DeserializeOwned>(&self) -> Result<T, ManifestFileError> {
         // Positions in an item say nothing about the file: its document's first line, and the item's place in words.
         let format = if self.item.is_empty() { self.format } else { Format::Yaml };
         document::parse(&self.json, format).map_err(|mut broken: Broken| {
@@ -123,13 +123,13 @@ impl Written {
                     1,
                 );
             }
-            FileError::broken(&self.file, broken.after(self.line))
+            ManifestFileError::broken(&self.file, broken.after(self.line))
         })
     }
 
     /// Says that the object cannot be used for another reason.
-    pub fn refuse(&self, reason: impl Into<String>) -> FileError {
-        FileError::broken(&self.file, Broken::new(1, 1, reason).after(self.line))
+    pub fn refuse(&self, reason: impl Into<String>) -> ManifestFileError {
+        ManifestFileError::broken(&self.file, Broken::new(1, 1, reason).after(self.line))
     }
 }
 

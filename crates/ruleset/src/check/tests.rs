@@ -6,7 +6,7 @@ use crate::rule::{
     Base, Chain, ChainKind, Families, Family, Hook, Limit, Match, Ports, Protocol, RejectWith, Rule,
     TableKind,
 };
-use crate::set::{Content, Element, Endpoint, Key, KeyType, MapVerdict, Set, Side};
+use crate::set::{Content, Element, Key, KeyType, MapVerdict, Set, Side, TransportAddress};
 
 fn rule(matches: Vec<Match>, action: Action) -> Rule {
     Rule::new(matches, action, "a test")
@@ -260,7 +260,7 @@ fn the_parts_of_a_rule_fit_together() {
 fn the_parts_of_a_set_fit_together() {
     let (address, prefix) = (KeyType::Address(Family::V4), KeyType::Prefix(Family::V4));
     let key = Key::from(std::net::IpAddr::from([10, 0, 0, 1]));
-    let icmp = Endpoint { address: [10, 0, 0, 1].into(), protocol: Protocol::Icmp, port: 8 }.into();
+    let icmp = TransportAddress { address: [10, 0, 0, 1].into(), protocol: Protocol::Icmp, port: 8 }.into();
     let to = |chain: &'static str| Element { verdict: Some(MapVerdict::Jump(chain.into())), ..key.into() };
     let map = |elements| Set { content: Content::Fixed(elements), ..Set::kept("set", address).to_verdicts() };
     for (set, says) in [

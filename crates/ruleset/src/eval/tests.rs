@@ -3,7 +3,7 @@ use std::slice::from_ref;
 use super::*;
 
 use crate::rule::{ALL_BITS, Base, ChainKind, Families, Family, Limit, Ports, Protocol};
-use crate::set::{Content, Contents, Delta, Element, Endpoint, Key, KeyType, NoMembers};
+use crate::set::{Content, Contents, Delta, Element, Key, KeyType, NoMembers, TransportAddress};
 
 const APP: Owner = Owner { uid: 1000, gid: 2000 };
 
@@ -535,8 +535,9 @@ fn a_source_is_changed_for_members_of_a_kept_set() {
 /// Prefixes, and addresses with protocol and port, of either end.
 #[test]
 fn kept_sets_answer_by_the_type_of_their_keys() {
-    let endpoint =
-        |address: [u8; 4], protocol, port| Key::from(Endpoint { address: address.into(), protocol, port });
+    let endpoint = |address: [u8; 4], protocol, port| {
+        Key::from(TransportAddress { address: address.into(), protocol, port })
+    };
     let net = |text: &str| Key::from(text.parse::<ipnet::IpNet>().unwrap());
     let (prefix, port) = (KeyType::Prefix(Family::V4), KeyType::Endpoint(Family::V4));
     for (keys, side, member, expected) in [

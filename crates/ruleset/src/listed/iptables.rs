@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Act, Chain, Condition, Field, Rule, Table, names_from, number_of, number_of_name, state};
+use super::{Chain, Condition, Field, ListedAct, Rule, Table, names_from, number_of, number_of_name, state};
 use crate::rule::{Base, ChainKind, Families, Family, Hook, TableKind};
 
 const KINDS: [TableKind; 4] = [TableKind::Filter, TableKind::Mangle, TableKind::Nat, TableKind::Raw];
@@ -241,21 +241,21 @@ fn condition(
     }
 }
 
-fn acts(target: &str, goto: bool, words: &mut Words<'_>) -> Vec<Act> {
+fn acts(target: &str, goto: bool, words: &mut Words<'_>) -> Vec<ListedAct> {
     let chain = target.to_owned();
     match target {
-        _ if goto => vec![Act::Goto(chain)],
-        "ACCEPT" => vec![Act::Accept],
-        "DROP" | "REJECT" => vec![Act::Drop],
-        "RETURN" => vec![Act::Return],
-        "NOTRACK" => vec![Act::Notrack],
+        _ if goto => vec![ListedAct::Goto(chain)],
+        "ACCEPT" => vec![ListedAct::Accept],
+        "DROP" | "REJECT" => vec![ListedAct::Drop],
+        "RETURN" => vec![ListedAct::Return],
+        "NOTRACK" => vec![ListedAct::Notrack],
         "CT" => match words.next().as_deref() {
-            Some("--notrack") => vec![Act::Notrack],
+            Some("--notrack") => vec![ListedAct::Notrack],
             _ => Vec::new(),
         },
         "REDIRECT" => {
             let port = words.value_of("--to-ports");
-            vec![Act::Redirect { port: port.and_then(|port| first_port(&port)) }]
+            vec![ListedAct::Redirect { port: port.and_then(|port| first_port(&port)) }]
         }
         "DNAT" => {
             let to = words.value_of("--to-destination").unwrap_or_default();
@@ -264,18 +264,18 @@ fn acts(target: &str, goto: bool, words: &mut Words<'_>) -> Vec<Act> {
         "TPROXY" => tproxy(words),
         "MARK" => match (words.next().as_deref(), words.next().and_then(|value| masked(&value))) {
             (Some("--set-xmark" | "--set-mark"), Some((xor, mask))) => {
-                vec![Act::SetMark { keep: !mask, xor }]
+                vec![ListedAct::SetMark { keep: !mask, xor }]
             }
-            _ => vec![Act::Unread],
+            _ => vec![ListedAct::Unread],
         },
         "CONNMARK" => connmark(words),
         target if HARMLESS.contains(&target) => Vec::new(),
         // A chain, or a target that is not known: the table tells.
-        _ => vec![Act::Jump(chain)],
+        _ => vec![ListedAct::Jump(chain)],
     }
 }
 
-fn tproxy(words: &mut Words<'_>) -> Vec<Act> {
+fn tproxy(words: &mut Words<'_>) -> Vec<ListedAct> {
     let (mut port, mut mark) = (None, None);
     while let Some(word) = words.next() {
         match &*word {
@@ -286,19 +286,19 @@ fn tproxy(words: &mut Words<'_>) -> Vec<Act> {
             }
         }
     }
-    let mark = mark.map(|(xor, mask)| Act::SetMark { keep: !mask, xor });
-    [Some(Act::Tproxy { port }), mark, Some(Act::Accept)].into_iter().flatten().collect()
+    let mark = mark.map(|(xor, mask)| ListedAct::SetMark { keep: !mask, xor });
+    [Some(ListedAct::Tproxy { port }), mark, Some(ListedAct::Accept)].into_iter().flatten().collect()
 }
 
-fn connmark(words: &mut Words<'_>) -> Vec<Act> {
+fn connmark(words: &mut Words<'_>) -> Vec<ListedAct> {
     let act = match words.next().as_deref() {
         Some("--set-xmark" | "--set-mark") => {
             let mark = words.next().and_then(|value| masked(&value));
-            mark.map_or(Act::Unread, |(xor, mask)| Act::SetCtMark { keep: !mask, xor })
+            mark.map_or(ListedAct::Unread, |(xor, mask)| ListedAct::SetCtMark { keep: !mask, xor })
         }
-        Some("--save-mark") => Act::SaveMark,
-        Some("--restore-mark") => Act::RestoreMark,
-        _ => Act::Unread,
+        Some("--save-mark") => ListedAct::SaveMark,
+        Some("--restore-mark") => ListedAct::RestoreMark,
+        _ => ListedAct::Unread,
     };
     let mut whole = true;
     while let Some(word) = words.next() {
@@ -306,18 +306,18 @@ fn connmark(words: &mut Words<'_>) -> Vec<Act> {
             whole &= words.next().and_then(|mask| number(&mask)) == Some(u32::MAX);
         }
     }
-    vec![if whole { act } else { Act::Unread }]
+    vec![if whole { act } else { ListedAct::Unread }]
 }
 
 /// `10.0.0.1`, `10.0.0.1:80`, `:80`, `[fd00::1]:80`, and the first of a range.
-fn destination(text: &str) -> Act {
+fn destination(text: &str) -> ListedAct {
     let (address, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((address, rest)) => (address, rest.strip_prefix(':')),
         None if text.matches(':').count() > 1 => (text, None),
         None => text.split_once(':').map_or((text, None), |(address, port)| (address, Some(port))),
     };
     let to = address.split('-').next().and_then(|address| address.parse::<IpAddr>().ok());
-    Act::Dnat { to, port: port.and_then(first_port) }
+    ListedAct::Dnat { to, port: port.and_then(first_port) }
 }
 
 fn first_port(text: &str) -> Option<u16> {

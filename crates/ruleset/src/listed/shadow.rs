@@ -14,7 +14,7 @@ use std::net::IpAddr;
 
 use samples::Samples;
 
-use super::walk::{End, Fate, Key, Packet, Station, arrange, stations, walk};
+use super::walk::{Fate, FirstPacket, Key, PacketEnd, Station, arrange, stations, walk};
 use super::{Condition, Field, Rule, Table, address_of, number_of, number_of_name};
 use crate::rule::{Family, Hook};
 
@@ -107,16 +107,16 @@ impl<'a> Look<'a> {
     }
 
     /// The port to which the plan takes a packet.
-    fn captured(&self, packet: &Packet) -> Option<u16> {
+    fn captured(&self, packet: &FirstPacket) -> Option<u16> {
         let fate = walk(&self.plan, packet);
         match fate.end {
-            End::Redirect(port) | End::Tproxy(port) if fate.unread.is_none() => Some(port),
+            PacketEnd::Redirect(port) | PacketEnd::Tproxy(port) if fate.unread.is_none() => Some(port),
             _ => None,
         }
     }
 
     /// Packets of each kind that the plan captures.
-    fn bases(&self) -> Vec<Packet> {
+    fn bases(&self) -> Vec<FirstPacket> {
         let values = |wanted: fn(&Field) -> bool| self.values_of_plan(wanted);
         let somewhere = match self.family {
             Family::V4 => SOMEWHERE_V4.into(),
@@ -140,7 +140,7 @@ impl<'a> Look<'a> {
         let interface = number_of_name(self.scene.interface);
         let mut bases = Vec::new();
         let mut add = |protocol: u8, destination: u128, port: u128, gid: u128| {
-            let packet = Packet {
+            let packet = FirstPacket {
                 family: self.family,
                 source: sources.first().copied().unwrap_or(somewhere),
                 destination,
@@ -196,7 +196,7 @@ impl<'a> Look<'a> {
         found
     }
 
-    fn judge(&self, bases: &[Packet], findings: &mut Findings) {
+    fn judge(&self, bases: &[FirstPacket], findings: &mut Findings) {
         let chains = self.scene.present.iter().flat_map(|table| &table.chains);
         let rules: usize = chains.map(|chain| chain.rules.len()).sum();
         let most = (MAX_MEETINGS / rules.max(1)).min(MAX_PACKETS);
@@ -243,13 +243,13 @@ impl<'a> Look<'a> {
             .any(|own| own.conditions == rule.conditions && own.acts == rule.acts)
     }
 
-    fn escapes(&self, packet: &Packet, fate: &Fate<'_>, wanted: u16) -> bool {
+    fn escapes(&self, packet: &FirstPacket, fate: &Fate<'_>, wanted: u16) -> bool {
         let addresses = self.scene.addresses;
         match fate.end {
-            End::Dropped => false,
-            End::Redirect(port) | End::Tproxy(port) => port != wanted,
-            End::Pass => true,
-            End::Dnat { to, port, named } => {
+            PacketEnd::Dropped => false,
+            PacketEnd::Redirect(port) | PacketEnd::Tproxy(port) => port != wanted,
+            PacketEnd::Pass => true,
+            PacketEnd::Dnat { to, port, named } => {
                 let here = to.is_none_or(|to| to.is_loopback() || addresses.contains(&to));
                 let elsewhere = to.is_some_and(|to| number_of(to) != packet.destination);
                 // The pod's own translation of an address that it does not have: nobody else would take what goes there.
@@ -308,15 +308,15 @@ impl Findings {
 
 /// A reason in words.
 struct Why<'a> {
-    packet: &'a Packet,
+    packet: &'a FirstPacket,
     port: u16,
-    end: Option<End>,
+    end: Option<PacketEnd>,
     proven: bool,
 }
 
 impl fmt::Display for Why<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Packet { family, destination, destination_port, protocol, owner, .. } = self.packet;
+        let FirstPacket { family, destination, destination_port, protocol, owner, .. } = self.packet;
         let name = if *protocol == 6 { "TCP" } else { "UDP" };
         let way = if owner.is_some() { "" } else { "that comes in " };
         let address = std::net::SocketAddr::new(address_of(*destination, *family), *destination_port);
@@ -326,9 +326,9 @@ impl fmt::Display for Why<'_> {
         }
         f.write_str(if self.proven { "" } else { " perhaps" })?;
         match self.end {
-            Some(End::Redirect(port) | End::Tproxy(port)) => write!(f, " goes to port {port}")?,
-            Some(End::Dnat { to: Some(to), port, .. }) => write!(f, " goes to {to}, port {port},")?,
-            Some(End::Dnat { to: None, .. }) => f.write_str(" goes elsewhere")?,
+            Some(PacketEnd::Redirect(port) | PacketEnd::Tproxy(port)) => write!(f, " goes to port {port}")?,
+            Some(PacketEnd::Dnat { to: Some(to), port, .. }) => write!(f, " goes to {to}, port {port},")?,
+            Some(PacketEnd::Dnat { to: None, .. }) => f.write_str(" goes elsewhere")?,
             _ => f.write_str(" goes on")?,
         }
         write!(f, " instead of to port {}", self.port)

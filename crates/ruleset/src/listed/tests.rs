@@ -2,7 +2,7 @@ use super::shadow::{Scene, find};
 use super::*;
 use crate::rule::{ChainKind, Hook, TableKind};
 
-fn acts(line: &str) -> Vec<Act> {
+fn acts(line: &str) -> Vec<ListedAct> {
     parse_line(line, Family::V4).acts
 }
 
@@ -67,24 +67,28 @@ fn conditions_of_iptables() {
 
 #[test]
 fn acts_of_iptables() {
-    let dnat = |to: &str, port| vec![Act::Dnat { to: to.parse().ok(), port }];
+    let dnat = |to: &str, port| vec![ListedAct::Dnat { to: to.parse().ok(), port }];
     for (line, wanted) in [
         ("-j DNAT --to-destination 10.0.0.1:80", dnat("10.0.0.1", Some(80))),
         ("-j DNAT --to-destination :80-90", dnat("", Some(80))),
         ("-j DNAT --to-destination [fd00::1]:8 --persistent", dnat("fd00::1", Some(8))),
         ("-j DNAT --to-destination fd00::1-fd00::9", dnat("fd00::1", None)),
-        ("-p tcp -j REDIRECT", vec![Act::Redirect { port: None }]),
-        ("-p tcp -j REDIRECT --to-ports 5-9 --random", vec![Act::Redirect { port: Some(5) }]),
-        ("-j CT --notrack", vec![Act::Notrack]),
+        ("-p tcp -j REDIRECT", vec![ListedAct::Redirect { port: None }]),
+        ("-p tcp -j REDIRECT --to-ports 5-9 --random", vec![ListedAct::Redirect { port: Some(5) }]),
+        ("-j CT --notrack", vec![ListedAct::Notrack]),
         ("-j CT --zone 4", vec![]),
-        ("-g OTHER", vec![Act::Goto("OTHER".to_owned())]),
-        ("-j NFQUEUE --queue-num 1", vec![Act::Jump("NFQUEUE".to_owned())]),
-        ("-j MARK --set-xmark 0x5/0xff", vec![Act::SetMark { keep: !0xff, xor: 5 }]),
-        ("-j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff", vec![Act::RestoreMark]),
-        ("-j CONNMARK --restore-mark --nfmask 0xff --ctmask 0xff", vec![Act::Unread]),
+        ("-g OTHER", vec![ListedAct::Goto("OTHER".to_owned())]),
+        ("-j NFQUEUE --queue-num 1", vec![ListedAct::Jump("NFQUEUE".to_owned())]),
+        ("-j MARK --set-xmark 0x5/0xff", vec![ListedAct::SetMark { keep: !0xff, xor: 5 }]),
+        ("-j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff", vec![ListedAct::RestoreMark]),
+        ("-j CONNMARK --restore-mark --nfmask 0xff --ctmask 0xff", vec![ListedAct::Unread]),
         (
             "-p tcp -j TPROXY --on-port 7 --on-ip 0.0.0.0 --tproxy-mark 0x1/0x1",
-            vec![Act::Tproxy { port: Some(7) }, Act::SetMark { keep: !1, xor: 1 }, Act::Accept],
+            vec![
+                ListedAct::Tproxy { port: Some(7) },
+                ListedAct::SetMark { keep: !1, xor: 1 },
+                ListedAct::Accept,
+            ],
         ),
         ("-j LOG --log-prefix \"-j DROP\"", vec![]),
     ] {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Act, Condition, Field, Rule, address_of};
+use super::{Condition, Field, ListedAct, Rule, address_of};
 use crate::rule::Family;
 
 /// The longest text of a rule that a message holds, in bytes.
@@ -88,7 +88,7 @@ fn value(f: &mut fmt::Formatter<'_>, field: Field, number: u128) -> fmt::Result 
     }
 }
 
-impl fmt::Display for Act {
+impl fmt::Display for ListedAct {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Accept => f.write_str("accept"),

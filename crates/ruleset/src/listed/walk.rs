@@ -1,6 +1,6 @@
 //! A packet's way through all chains at a hook, as far as the rules can be read.
 
-use super::{Act, Chain, Condition, Field, Rule, Table, number_of, state};
+use super::{Chain, Condition, Field, ListedAct, Rule, Table, number_of, state};
 use crate::rule::{ChainKind, Family, Hook};
 
 /// `NF_IP_PRI_CONNTRACK` of linux/netfilter_ipv4.h: where connections are looked up.
@@ -14,7 +14,7 @@ const MAX_RULES: usize = 20_000;
 
 /// The first packet of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Packet {
+pub struct FirstPacket {
     /// Family.
     pub family: Family,
     /// Source address.
@@ -39,7 +39,7 @@ pub struct Packet {
 
 /// What becomes of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
+pub enum PacketEnd {
     /// Goes on to where it was going.
     Pass,
     /// Is gone.
@@ -61,7 +61,7 @@ pub enum End {
 
 /// A rule and where it stands.
 #[derive(Debug, Clone, Copy)]
-pub struct Place<'a> {
+pub struct ListedPlace<'a> {
     /// Table.
     pub table: &'a Table,
     /// Chain.
@@ -74,11 +74,11 @@ pub struct Place<'a> {
 #[derive(Debug, Clone, Copy)]
 pub struct Fate<'a> {
     /// End.
-    pub end: End,
+    pub end: PacketEnd,
     /// The rule by which it ended so: that took it, or that kept it from the rules that would have.
-    pub by: Option<Place<'a>>,
+    pub by: Option<ListedPlace<'a>>,
     /// A rule that may have done something else, if it could have been read.
-    pub unread: Option<Place<'a>>,
+    pub unread: Option<ListedPlace<'a>>,
     /// How many rules it met.
     pub met: usize,
 }
@@ -130,14 +130,14 @@ pub(super) fn arrange<'a>(stations: &[Station<'a>], keys: &[Key]) -> Vec<Station
 }
 
 /// Takes the first packet of a connection through chains.
-pub fn walk<'a>(stations: &[Station<'a>], packet: &Packet) -> Fate<'a> {
+pub fn walk<'a>(stations: &[Station<'a>], packet: &FirstPacket) -> Fate<'a> {
     let mut walk = Walk {
         packet: packet.clone(),
         ct_mark: 0,
         tracking: Tracking::NotYet,
         kind: ChainKind::Filter,
         matters: true,
-        end: End::Pass,
+        end: PacketEnd::Pass,
         taker: None,
         untracked_by: None,
         marked_by: None,
@@ -152,19 +152,19 @@ pub fn walk<'a>(stations: &[Station<'a>], packet: &Packet) -> Fate<'a> {
         if priority >= CONNTRACK_PRIORITY && walk.tracking == Tracking::NotYet {
             walk.tracking = Tracking::Yes;
         }
-        if walk.kind == ChainKind::Nat && (walk.tracking != Tracking::Yes || walk.end != End::Pass) {
+        if walk.kind == ChainKind::Nat && (walk.tracking != Tracking::Yes || walk.end != PacketEnd::Pass) {
             continue;
         }
         let flow = walk.chain(station.table, station.chain, false, 0);
         if flow == Flow::Next && station.chain.drops {
-            walk.end = End::Dropped;
+            walk.end = PacketEnd::Dropped;
         }
-        if walk.end == End::Dropped {
+        if walk.end == PacketEnd::Dropped {
             break;
         }
     }
     let by = match walk.end {
-        End::Pass => walk.untracked_by.or(walk.marked_by).or(walk.ended_by),
+        PacketEnd::Pass => walk.untracked_by.or(walk.marked_by).or(walk.ended_by),
         _ => walk.taker,
     };
     Fate { end: walk.end, by, unread: walk.unread, met: walk.met }
@@ -186,24 +186,24 @@ enum Flow {
 }
 
 struct Walk<'a> {
-    packet: Packet,
+    packet: FirstPacket,
     ct_mark: u32,
     tracking: Tracking,
     kind: ChainKind,
     matters: bool,
-    end: End,
-    taker: Option<Place<'a>>,
-    untracked_by: Option<Place<'a>>,
-    marked_by: Option<Place<'a>>,
-    ended_by: Option<Place<'a>>,
-    unread: Option<Place<'a>>,
+    end: PacketEnd,
+    taker: Option<ListedPlace<'a>>,
+    untracked_by: Option<ListedPlace<'a>>,
+    marked_by: Option<ListedPlace<'a>>,
+    ended_by: Option<ListedPlace<'a>>,
+    unread: Option<ListedPlace<'a>>,
     met: usize,
 }
 
 impl<'a> Walk<'a> {
     fn chain(&mut self, table: &'a Table, chain: &'a Chain, named: bool, depth: usize) -> Flow {
         for rule in &chain.rules {
-            let place = Place { table, chain, rule };
+            let place = ListedPlace { table, chain, rule };
             self.met += 1;
             if self.met > MAX_RULES {
                 self.unread.get_or_insert(place);
@@ -214,7 +214,7 @@ impl<'a> Walk<'a> {
                 Some(true) => {}
                 None => {
                     // A packet that is dropped does not escape, and one that is accepted in a table of others has met nothing else there.
-                    if rule.acts.iter().any(|act| *act != Act::Drop) && self.matters {
+                    if rule.acts.iter().any(|act| *act != ListedAct::Drop) && self.matters {
                         self.unread.get_or_insert(place);
                     }
                     continue;
@@ -231,74 +231,74 @@ impl<'a> Walk<'a> {
         Flow::Next
     }
 
-    fn act(&mut self, act: &Act, place: Place<'a>, named: bool, depth: usize) -> Step {
+    fn act(&mut self, act: &ListedAct, place: ListedPlace<'a>, named: bool, depth: usize) -> Step {
         let leave = Step::Leave;
         match act {
-            Act::Accept => {
+            ListedAct::Accept => {
                 self.ended_by.get_or_insert(place);
                 return leave(Flow::Stop);
             }
-            Act::Drop => {
-                self.end = End::Dropped;
+            ListedAct::Drop => {
+                self.end = PacketEnd::Dropped;
                 return leave(Flow::Stop);
             }
-            Act::Return => {
+            ListedAct::Return => {
                 self.ended_by = self.ended_by.or(Some(place).filter(|_| depth == 0));
                 return leave(Flow::Next);
             }
-            Act::Jump(target) | Act::Goto(target) => {
+            ListedAct::Jump(target) | ListedAct::Goto(target) => {
                 let Some(next) = place.table.chain(target).filter(|_| depth < MAX_DEPTH) else {
                     self.unread.get_or_insert(place);
                     return Step::On;
                 };
                 let flow = self.chain(place.table, next, named, depth + 1);
-                let goes_back = matches!(act, Act::Jump(_));
+                let goes_back = matches!(act, ListedAct::Jump(_));
                 if flow == Flow::Stop || !goes_back {
                     return leave(flow);
                 }
             }
-            Act::Dnat { .. } | Act::Redirect { .. } if self.kind != ChainKind::Nat => {}
-            Act::Dnat { to, port } => {
+            ListedAct::Dnat { .. } | ListedAct::Redirect { .. } if self.kind != ChainKind::Nat => {}
+            ListedAct::Dnat { to, port } => {
                 let port = port.unwrap_or(self.packet.destination_port);
-                return self.taken(End::Dnat { to: *to, port, named }, place);
+                return self.taken(PacketEnd::Dnat { to: *to, port, named }, place);
             }
-            Act::Redirect { port } => {
+            ListedAct::Redirect { port } => {
                 let port = port.unwrap_or(self.packet.destination_port);
-                return self.taken(End::Redirect(port), place);
+                return self.taken(PacketEnd::Redirect(port), place);
             }
-            Act::Tproxy { port } => {
-                if self.end == End::Pass {
-                    self.end = End::Tproxy(port.unwrap_or(self.packet.destination_port));
+            ListedAct::Tproxy { port } => {
+                if self.end == PacketEnd::Pass {
+                    self.end = PacketEnd::Tproxy(port.unwrap_or(self.packet.destination_port));
                     self.taker = Some(place);
                 }
             }
-            Act::Notrack => {
+            ListedAct::Notrack => {
                 if self.tracking == Tracking::NotYet {
                     self.tracking = Tracking::Never;
                     self.untracked_by = Some(place);
                 }
             }
-            Act::SetMark { keep, xor } => self.mark((self.packet.mark & keep) ^ xor, place),
-            Act::RestoreMark if self.tracking == Tracking::Yes => self.mark(self.ct_mark, place),
-            Act::SetCtMark { keep, xor } if self.tracking == Tracking::Yes => {
+            ListedAct::SetMark { keep, xor } => self.mark((self.packet.mark & keep) ^ xor, place),
+            ListedAct::RestoreMark if self.tracking == Tracking::Yes => self.mark(self.ct_mark, place),
+            ListedAct::SetCtMark { keep, xor } if self.tracking == Tracking::Yes => {
                 self.ct_mark = (self.ct_mark & keep) ^ xor;
             }
-            Act::SaveMark if self.tracking == Tracking::Yes => self.ct_mark = self.packet.mark,
-            Act::RestoreMark | Act::SetCtMark { .. } | Act::SaveMark => {}
-            Act::Unread => {
+            ListedAct::SaveMark if self.tracking == Tracking::Yes => self.ct_mark = self.packet.mark,
+            ListedAct::RestoreMark | ListedAct::SetCtMark { .. } | ListedAct::SaveMark => {}
+            ListedAct::Unread => {
                 self.unread.get_or_insert(place);
             }
         }
         Step::On
     }
 
-    fn taken(&mut self, end: End, place: Place<'a>) -> Step {
+    fn taken(&mut self, end: PacketEnd, place: ListedPlace<'a>) -> Step {
         self.end = end;
         self.taker = Some(place);
         Step::Leave(Flow::Stop)
     }
 
-    fn mark(&mut self, mark: u32, place: Place<'a>) {
+    fn mark(&mut self, mark: u32, place: ListedPlace<'a>) {
         if self.packet.mark != mark {
             self.packet.mark = mark;
             self.marked_by = Some(place);
@@ -382,7 +382,7 @@ enum Step {
     Leave(Flow),
 }
 
-impl Packet {
+impl FirstPacket {
     /// Whether it goes to one of the addresses.
     pub fn goes_to(&self, addresses: &[std::net::IpAddr]) -> bool {
         addresses.iter().any(|address| number_of(*address) == self.destination)

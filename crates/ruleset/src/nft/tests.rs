@@ -1,5 +1,5 @@
 use super::*;
-use crate::set::Endpoint;
+use crate::set::TransportAddress;
 
 use crate::rule::{CtState, Hook, TableKind};
 
@@ -262,7 +262,7 @@ add rule inet test-nat used ip daddr @pods jump used
 #[test]
 fn sets_and_maps_of_every_kind() {
     let endpoint =
-        |port| Key::from(Endpoint { address: [10, 0, 0, 1].into(), protocol: Protocol::Udp, port });
+        |port| Key::from(TransportAddress { address: [10, 0, 0, 1].into(), protocol: Protocol::Udp, port });
     let (v4, v6) = (KeyType::Endpoint(Family::V4), KeyType::Endpoint(Family::V6));
     let element = |port, verdict, comment: &str| Element {
         verdict: Some(verdict),

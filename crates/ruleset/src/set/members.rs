@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
-use super::{Content, Delta, Element, Endpoint, Key, KeyType, MapVerdict, Set, Side};
+use super::{Content, Delta, Element, Key, KeyType, MapVerdict, Set, Side, TransportAddress};
 use crate::eval::Packet;
 
 /// Who knows the members of kept sets. Fixed ones are in the plan, and are not asked for.
@@ -83,7 +83,9 @@ impl Set {
         };
         (packet.family() == self.family()).then_some(match self.keys {
             KeyType::Address(_) | KeyType::Prefix(_) => Key::Address(address),
-            KeyType::Endpoint(_) => Key::Endpoint(Endpoint { address, protocol: packet.protocol, port }),
+            KeyType::Endpoint(_) => {
+                Key::Endpoint(TransportAddress { address, protocol: packet.protocol, port })
+            }
         })
     }
 

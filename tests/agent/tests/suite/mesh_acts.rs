@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 use anyhow::{Result, ensure};
-use intent::{Act, Birth, Finding, Have, Look, Mark, Probes, Rules, Want, steps};
+use intent::{Act, Birth, Have, Look, Observation, Probes, RedirectionMark, Rules, Want, steps};
 use serde_json::json;
 use testkit::mesh::{MODE, Mesh, MeshPod};
 use testkit::ztunnel::{Answer, Request, Script, Ztunnel};
@@ -56,7 +56,7 @@ fn way_out(pod: &MeshPod, want: &Want) -> Vec<Done> {
 /// With connection tracking that was made strict, only the acts that concern it.
 fn way_out_of_a_strict_pod(pod: &MeshPod) -> Vec<Done> {
     let mut have = way_in(pod).1;
-    have.see(Finding::Strict);
+    have.see(Observation::Strict);
     let all = acts(&Want::Out, &mut have, Birth::Running);
     all.into_iter().filter(|(act, _)| *act == Act::RestoreTracking).collect()
 }
@@ -77,7 +77,7 @@ fn given_up(pod: &MeshPod) -> Vec<Done> {
 
 fn repair(pod: &MeshPod) -> Vec<Done> {
     let mut have = way_in(pod).1;
-    have.see(Finding::Rules(Look::Unknown));
+    have.see(Observation::Rules(Look::Unknown));
     acts(&Want::Verified, &mut have, Birth::Running)
 }
 
@@ -129,8 +129,8 @@ fn compare(mesh: &Mesh, pod: &MeshPod, ztunnel: &Ztunnel, (act, have): &Done) {
         }
     }
     let mark = match have.mark {
-        Some(Mark::Enabled) => Some("enabled"),
-        Some(Mark::Pending) => Some("pending"),
+        Some(RedirectionMark::Enabled) => Some("enabled"),
+        Some(RedirectionMark::Pending) => Some("pending"),
         None => None,
     };
     if mesh.node.api.object(testkit::apiserver::Resource::Pods, &pod.namespace, &pod.name).is_some() {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use cni::config::{FailurePolicy, PodSource};
+use cni::config::{FailurePolicy, PodSourceConfig};
 use cni::json::Value;
 use serde::Serialize;
 
@@ -38,8 +38,8 @@ impl Options {
                 None => "auto",
             },
             pod_source: match conf.pod_source {
-                PodSource::Kubernetes => "kubernetes".to_owned(),
-                PodSource::Manifests(dir) => format!("manifests:{}", dir.display()),
+                PodSourceConfig::Kubernetes => "kubernetes".to_owned(),
+                PodSourceConfig::Manifests(dir) => format!("manifests:{}", dir.display()),
             },
             exclude_namespaces: conf.exclude_namespaces,
         })

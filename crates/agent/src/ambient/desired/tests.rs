@@ -13,7 +13,7 @@ fn rules() -> Rules {
         ..LabelSelector::default()
     };
     Rules {
-        scope: Scope { excluded_namespaces: vec!["kube-system".into()], ..Scope::default() },
+        scope: Exclusions { excluded_namespaces: vec!["kube-system".into()], ..Exclusions::default() },
         enrolment: Enrolment {
             selectors: Selectors::new(&[EnablementSelector {
                 namespace: ambient,

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Mutex;
 
 use facts::PodRef;
-use intent::{Have, Mark, Probes, Rules, Ztunnel};
+use intent::{Have, Probes, RedirectionMark, Rules, Ztunnel};
 use netns::Netns;
 use serde_json::json;
 
@@ -34,7 +34,7 @@ struct World {
     rules: InKernel,
     sets: Vec<IpAddr>,
     ztunnel: bool,
-    annotation: Option<Mark>,
+    annotation: Option<RedirectionMark>,
     on_disk: bool,
     /// Its annotation was to go, whatever became of that.
     asked: bool,
@@ -151,11 +151,11 @@ impl NodeSets for Node {
 }
 
 impl Annotations for Node {
-    async fn annotate(&self, _: &PodRef, mark: Option<Mark>) -> Result<(), Failure> {
+    async fn annotate(&self, _: &PodRef, mark: Option<RedirectionMark>) -> Result<(), Failure> {
         self.0.lock().unwrap().asked |= mark.is_none();
         self.call(|world| {
             let complete = world.rules == InKernel::Capture && world.ztunnel && !world.sets.is_empty();
-            assert!(mark != Some(Mark::Enabled) || complete, "it would say what is not true");
+            assert!(mark != Some(RedirectionMark::Enabled) || complete, "it would say what is not true");
             world.annotation = mark;
         })
     }
@@ -282,7 +282,7 @@ async fn a_way_in_that_fails_at_any_act_ends_in_the_mesh_all_the_same() {
             test.enter(birth, &["10.0.0.1"]).await.unwrap();
             test.assert_true();
             assert_eq!(test.members.state(UID), Some(State::Enrolled), "{birth:?} {number}");
-            assert_eq!(test.world().annotation, Some(Mark::Enabled));
+            assert_eq!(test.world().annotation, Some(RedirectionMark::Enabled));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A pod as it is kept for the next agent, and as that one finds it.
 
 use facts::Object;
-use intent::{Act, Finding, Rules};
+use intent::{Act, Observation, Rules};
 
 use super::{Given, Member, State};
 use crate::ambient::record::{Place, Record, Stage};
@@ -14,7 +14,7 @@ impl Member {
         let mut member = Self::left_by_another(pod, addresses);
         member.options = record.options.clone().into();
         if record.tcp_loose_before.is_some() {
-            member.have.see(Finding::Strict);
+            member.have.see(Observation::Strict);
         }
         member.call(record.called.clone());
         member.announced = record.stage == Stage::Announced;
@@ -27,7 +27,7 @@ impl Member {
             }
             Stage::Announced => State::Pending,
             Stage::Pending | Stage::Other => {
-                member.have.see(Finding::RulesInDoubt);
+                member.have.see(Observation::RulesInDoubt);
                 State::Pending
             }
         };

@@ -33,8 +33,8 @@ fn only_what_was_seen_is_in() {
         assert_eq!(noted(complete(state)), State::Enrolled);
         let lacks: [Lack; 6] = [
             ("namespace", |member| member.netns = None),
-            ("a look", |member| member.have.see(Finding::Rules(Look::Unknown))),
-            ("our rules", |member| member.have.see(Finding::Rules(Look::Left))),
+            ("a look", |member| member.have.see(Observation::Rules(Look::Unknown))),
+            ("our rules", |member| member.have.see(Observation::Rules(Look::Left))),
             ("any rules", |member| member.have.after(&Act::RemoveRules, 0)),
             ("probes", |member| member.have.begin(&Act::RemoveProbes)),
             ("ztunnel", |member| member.have.begin(&Act::RemoveFromZtunnel)),

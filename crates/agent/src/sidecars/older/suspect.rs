@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use applied::Origin;
 use capture::Decision;
 use capture::annotations::NodeSettings;
-use capture::decide::{Enrolment, Scope};
+use capture::decide::{Enrolment, Exclusions};
 use facts::{Object, PodRef};
 
 use super::journal::Gap;
@@ -16,7 +16,7 @@ const SANDBOX_TIME: u64 = 4 * 60;
 /// What decides besides the pods.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Rules {
-    pub(crate) scope: Scope,
+    pub(crate) scope: Exclusions,
     /// `REPAIR_INIT_CONTAINER_NAME`: it ends well only in a pod that is captured.
     pub(crate) check: String,
 }

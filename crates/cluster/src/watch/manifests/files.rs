@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use facts::{Namespace, Object, PodRef};
-use podsource::{FileError, Written, is_manifest, written_in_file};
+use podsource::{ManifestFileError, Written, is_manifest, written_in_file};
 
 use super::ManifestError;
 use crate::index::Index;
@@ -45,7 +45,7 @@ struct File {
 #[derive(Debug)]
 pub(in crate::watch) struct Reader {
     kind: &'static str,
-    read: fn(&Written) -> Result<Option<Described>, FileError>,
+    read: fn(&Written) -> Result<Option<Described>, ManifestFileError>,
 }
 
 /// An object that a file describes.
@@ -263,7 +263,7 @@ impl Reader {
 }
 
 /// What is kept of an object; nothing for one without a name.
-fn read<K: Kind>(written: &Written) -> Result<Option<Described>, FileError> {
+fn read<K: Kind>(written: &Written) -> Result<Option<Described>, ManifestFileError> {
     let Named { metadata } = written.read()?;
     let Some(name) = metadata.name.filter(|name| !name.is_empty()) else { return Ok(None) };
     let key = Key { namespace: namespace_of::<K>(metadata.namespace), name };

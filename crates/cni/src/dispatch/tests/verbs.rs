@@ -10,7 +10,7 @@ fn no_command_tells_what_this_is() {
         "CNI plugin istio-cni 1.2.3\n\
          CNI protocol versions supported: 0.1.0, 0.2.0, 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0\n"
     );
-    assert_eq!((seen.stdout.as_str(), seen.outcome), ("", Outcome { exit: 0, error: None }));
+    assert_eq!((seen.stdout.as_str(), seen.outcome), ("", PluginExit { exit: 0, error: None }));
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn the_plugins_errors_pass_unchanged() {
     let mut plugin = Scripted { failure: Some(failure.clone()), ..Scripted::default() };
     let seen = run(&env_for("STATUS"), &conf("1.1.0"), &mut plugin);
     assert_eq!(seen.stdout.as_bytes(), failure.render(Version::V1_1_0));
-    assert_eq!(seen.outcome, Outcome { exit: 1, error: Some(failure) });
+    assert_eq!(seen.outcome, PluginExit { exit: 1, error: Some(failure) });
 }
 
 #[test]
@@ -110,7 +110,7 @@ fn a_panic_becomes_an_error_object() {
         let mut plugin = Scripted { panic: true, ..Scripted::default() };
         let seen = run(&env_for(verb), &conf("1.1.0"), &mut plugin);
         let text = format!("istio-cni panicked during {handler}: scripted panic in {name}");
-        assert_eq!(seen.outcome, Outcome { exit: 1, error: Some(Error::internal(text.clone())) });
+        assert_eq!(seen.outcome, PluginExit { exit: 1, error: Some(Error::internal(text.clone())) });
         assert_eq!(seen.stdout.as_bytes(), Error::internal(text).render(Version::V1_1_0));
     }
 }

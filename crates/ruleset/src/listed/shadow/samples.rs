@@ -1,7 +1,7 @@
 //! Packets made up from rules: for each rule, such as it would meet.
 
-use super::super::walk::Packet;
-use super::super::{Act, Condition, Field, Rule, Table};
+use super::super::walk::FirstPacket;
+use super::super::{Condition, Field, ListedAct, Rule, Table};
 
 /// The most rules, counted for each way that leads to them, for which packets are made up.
 const MAX_WAYS: usize = 20_000;
@@ -10,8 +10,8 @@ const MAX_DEPTH: usize = 8;
 
 /// Packets that rules would meet.
 pub(super) struct Samples<'a> {
-    bases: &'a [Packet],
-    pub(super) packets: Vec<Packet>,
+    bases: &'a [FirstPacket],
+    pub(super) packets: Vec<FirstPacket>,
     /// Digests of the packets: one in 2⁶⁴ is left out.
     known: Vec<u64>,
     most: usize,
@@ -22,8 +22,8 @@ pub(super) struct Samples<'a> {
 
 impl<'a> Samples<'a> {
     /// Begins with the packets that others are made of; `most` is how many there may be.
-    pub(super) fn new(bases: &'a [Packet], most: usize) -> Self {
-        let known = bases.iter().map(Packet::digest).collect();
+    pub(super) fn new(bases: &'a [FirstPacket], most: usize) -> Self {
+        let known = bases.iter().map(FirstPacket::digest).collect();
         Self { bases, packets: bases.to_vec(), known, most, ways: 0, full: false }
     }
 
@@ -40,7 +40,7 @@ impl<'a> Samples<'a> {
                 self.of_way(way);
             }
             for act in &rule.acts {
-                if let Act::Jump(target) | Act::Goto(target) = act
+                if let ListedAct::Jump(target) | ListedAct::Goto(target) = act
                     && let Some(chain) = table.chain(target).filter(|_| way.len() < MAX_DEPTH)
                 {
                     self.of_chain(table, &chain.rules, way);
@@ -67,7 +67,7 @@ impl<'a> Samples<'a> {
     }
 }
 
-impl Packet {
+impl FirstPacket {
     /// What differs between packets of one look, in one number (the FNV-1a hash).
     fn digest(&self) -> u64 {
         let (uid, gid) = self.owner.unwrap_or_default();

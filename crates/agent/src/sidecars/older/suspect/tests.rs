@@ -30,10 +30,10 @@ fn object(value: &Value) -> Object {
 }
 
 fn rules() -> Rules {
-    let scope = Scope {
+    let scope = Exclusions {
         agent_namespace: "istio-system".into(),
         excluded_namespaces: vec!["kube-system".into()],
-        ..Scope::default()
+        ..Exclusions::default()
     };
     Rules { scope, check: "istio-validation".into() }
 }
