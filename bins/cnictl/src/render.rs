@@ -302,7 +302,7 @@ fn rules(layers: &[Ruleset], backend: Backend) -> Vec<FamilyRule> {
                     Families::Only(Family::V4) => "ipv4",
                     Families::Only(Family::V6) => "ipv6",
                 },
-                rule: describe(backend, &eval::Place { owner, table, chain, index, rule }),
+                rule: describe(backend, &eval::RulePlace { owner, table, chain, index, rule }),
             })
         })
         .collect()

@@ -1,6 +1,6 @@
 //! Rules in a backend's own words.
 
-use ruleset::eval::Place;
+use ruleset::eval::RulePlace;
 use ruleset::{Backend, Family, Rule, iptables, nft};
 use serde::Serialize;
 
@@ -20,8 +20,8 @@ pub(crate) struct RuleReport {
 }
 
 /// Describes a rule.
-pub(crate) fn describe(backend: Backend, place: &Place<'_>) -> RuleReport {
-    let Place { owner, table, chain, index, rule } = *place;
+pub(crate) fn describe(backend: Backend, place: &RulePlace<'_>) -> RuleReport {
+    let RulePlace { owner, table, chain, index, rule } = *place;
     let (table, chain) = match backend {
         Backend::Nftables => (table.nft_table(owner), chain.name.to_string()),
         Backend::Iptables => (table.name().to_owned(), iptables::chain_name(chain)),

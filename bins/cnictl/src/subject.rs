@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use capture::annotations::NodeSettings;
-use capture::decide::{Mode, refuse};
+use capture::decide::{CaptureMode, refuse};
 use capture::plan::detect_ipv6;
 use capture::{Decision, Need, PlanTarget, Pod, Settings, Skip, decide};
 use clap::ValueEnum;
@@ -180,7 +180,7 @@ impl DecisionArgs {
             }
             Decision::Sidecar { settings, native_sidecar, warnings, gaps } => {
                 let classes = &configuration.plugin.kernel_network_runtime_classes;
-                let refusal = refuse(Mode::Sidecar, pod.runtime_class.as_deref(), classes, &[]);
+                let refusal = refuse(CaptureMode::Sidecar, pod.runtime_class.as_deref(), classes, &[]);
                 let refusal = refusal.err().map(|refusal| format!("the plugin refuses the pod: {refusal}"));
                 let gaps: Vec<String> = refusal.into_iter().chain(gaps).collect();
                 let complete = gaps.is_empty();

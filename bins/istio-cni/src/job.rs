@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use applied::sandbox::Sandbox;
 use capture::annotations::{EnvironmentError, NodeSettings};
-use capture::decide::{Mode, refuse};
+use capture::decide::{CaptureMode, refuse};
 use capture::{Decision, Need, PlanTarget, Pod, Reason, Settings, Skip};
 use cni::{CniResult, PluginConf, Request};
 use facts::PodRef;
@@ -194,7 +194,7 @@ impl Job {
             Decision::Sidecar { settings, native_sidecar, warnings, gaps } => {
                 node?;
                 let kernel_classes = &self.conf.kernel_network_runtime_classes;
-                refuse(Mode::Sidecar, pod.runtime_class.as_deref(), kernel_classes, &[])?;
+                refuse(CaptureMode::Sidecar, pod.runtime_class.as_deref(), kernel_classes, &[])?;
                 for warning in warnings.iter().chain(&gaps) {
                     self.log.warn(warning, &[]);
                 }

@@ -11,7 +11,7 @@ use kernel::{Choice, Kernel};
 use leftover::{Mark, Watcher};
 use netns::Netns;
 use ruleset::Backend;
-use rundir::{Outcome, Report};
+use rundir::{OperationReport, Outcome};
 use telemetry::{Level, Logger};
 
 use crate::check::{self, Verdict};
@@ -104,7 +104,7 @@ impl<'a> IstioCni<'a> {
             Outcome::Captured if !doubts.is_empty() => (Outcome::Incomplete, format!("{doubts}; {error}")),
             other => (other, error),
         };
-        let report = Report {
+        let report = OperationReport {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             operation: request.verb.to_string().to_lowercase(),
             result,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rundir::{Report, UNCAPTURED_DIR, note};
+use rundir::{OperationReport, UNCAPTURED_DIR, note};
 use telemetry::Logger;
 
 use crate::sources::agent;
@@ -14,7 +14,7 @@ const MAX_ERROR: usize = 4 << 10;
 
 /// Tells the agent. Where that fails nothing is lost but a count, except for a pod that starts without all of its capture: that one is left on
 /// disk for the agent to find.
-pub(crate) fn send(conf: &cni::PluginConf, mut report: Report, log: &Logger) {
+pub(crate) fn send(conf: &cni::PluginConf, mut report: OperationReport, log: &Logger) {
     report.error.truncate(report.error.floor_char_boundary(MAX_ERROR));
     let Some(agent) = agent(conf) else { return };
     let Err(error) = agent.report(&report, LIMIT) else { return };

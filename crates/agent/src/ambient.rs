@@ -387,7 +387,7 @@ impl Ambient {
 }
 
 /// What a ztunnel does becomes log lines and metrics.
-fn ztunnel_event(log: &Scope, metrics: &Metrics, event: &zds::Event) {
+fn ztunnel_event(log: &Scope, metrics: &Metrics, event: &zds::ZtunnelEvent) {
     metrics.ztunnel(event);
     if event.is_warning() {
         log.warn(event, &[]);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use kernel::iptables::Iptables;
 use kernel::nft::{self, Support};
 use ruleset::Backend;
-use rundir::{Outcome, Report};
+use rundir::{OperationReport, Outcome};
 use telemetry::Scope;
 use tokio::sync::Notify;
 
@@ -94,7 +94,7 @@ impl NodeBackend {
     }
 
     /// Takes what a plugin says about its call.
-    pub(crate) fn heard(&self, report: &Report) {
+    pub(crate) fn heard(&self, report: &OperationReport) {
         let works = matches!(report.result, Outcome::Captured | Outcome::Incomplete);
         let mut reported = self.reported();
         if report.backend_missing {

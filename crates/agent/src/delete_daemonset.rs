@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cluster::daemonset::DEFAULT_NAME;
-use cluster::{Access, Connection, Writer};
+use cluster::{Access, ApiConnection, Writer};
 
 /// The first word on the command line.
 pub(crate) const NAME: &str = "delete-daemonset";
@@ -33,7 +33,7 @@ pub(crate) fn run() -> ExitCode {
     let account = account.unwrap_or_else(|| ACCOUNT.to_owned());
     let (host, port) = (variable("KUBERNETES_SERVICE_HOST"), variable("KUBERNETES_SERVICE_PORT"));
     let access = Access::in_cluster(&host, &port, Path::new(&account));
-    let connection = Arc::new(Connection::new(access, env!("CARGO_PKG_VERSION")));
+    let connection = Arc::new(ApiConnection::new(access, env!("CARGO_PKG_VERSION")));
     let writer = Writer::new(connection, String::new());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     match runtime {

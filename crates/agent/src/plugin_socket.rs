@@ -8,7 +8,7 @@ use facts::{Facts, PodRef};
 use hyper::body::Bytes;
 use hyper::header::HeaderValue;
 use hyper::{Method, Request, StatusCode};
-use rundir::{FACTS_PATH, MAX_REPORT, REPORT_PATH, Report, SOCKET_NAME, STATUS_PATH, Status};
+use rundir::{AgentStatus, FACTS_PATH, MAX_REPORT, OperationReport, REPORT_PATH, SOCKET_NAME, STATUS_PATH};
 use telemetry::Scope;
 
 use crate::ambient::Ambient;
@@ -99,7 +99,7 @@ impl PluginSocket {
     }
 
     fn report(&self, body: &[u8]) -> Answer {
-        let report: Report = match serde_json::from_slice(body) {
+        let report: OperationReport = match serde_json::from_slice(body) {
             Ok(report) => report,
             Err(error) => {
                 self.log.warn("a plugin's report cannot be read", &[("error", &error)]);
@@ -126,7 +126,7 @@ impl PluginSocket {
     fn status(&self) -> Answer {
         let state = self.cluster.state();
         let pending = self.health.missing();
-        let status = Status {
+        let status = AgentStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             ready: pending.is_empty(),

@@ -20,7 +20,7 @@ use cluster::{Cluster, Queue, Writer};
 use facts::PodRef;
 use fault::Backoff;
 use intent::sidecar::{Aim, Capture};
-use rundir::Report;
+use rundir::OperationReport;
 use telemetry::Scope;
 use tokio::sync::Notify;
 use tokio::task::{JoinError, JoinSet};
@@ -111,7 +111,7 @@ impl Sidecars {
     ///
     /// # Errors
     /// The system's.
-    pub(crate) fn note(&self, report: &Report) -> std::io::Result<()> {
+    pub(crate) fn note(&self, report: &OperationReport) -> std::io::Result<()> {
         rundir::note::leave(&self.parts.run_dir, report)?;
         self.wake.notify_one();
         Ok(())

@@ -19,7 +19,7 @@ use crate::settings::Settings;
 use crate::values::printable;
 
 pub use reason::{Need, REASONS, Reason, Skip};
-pub use refusal::{Mode, Refusal, refuse, sandbox_of_class};
+pub use refusal::{CaptureMode, Refusal, refuse, sandbox_of_class};
 
 /// Name prefix of the node agent's own pods, where its DaemonSet has the usual name.
 pub const AGENT_POD_PREFIX: &str = "istio-cni-node-";

@@ -63,14 +63,14 @@ impl Access {
 
 /// A client that is made at its first use, so that a missing file keeps nobody from starting. It keeps connections open, honours no
 /// proxy settings of the environment, and repeats nothing by itself.
-pub struct Connection {
+pub struct ApiConnection {
     access: Access,
     user_agent: String,
     client: Mutex<Option<Client>>,
     recovery: Recovery,
 }
 
-impl Connection {
+impl ApiConnection {
     /// Nothing is read or connected yet. `version` goes into the user agent, `istio-cni-agent/<version>`.
     pub fn new(access: Access, version: &str) -> Self {
         let user_agent = format!("istio-cni-agent/{version}");
@@ -220,7 +220,7 @@ fn refuse_weak(config: &kube::Config) -> Result<(), String> {
     }
 }
 
-impl std::fmt::Debug for Connection {
+impl std::fmt::Debug for ApiConnection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Connection").field("access", &self.access).finish_non_exhaustive()
     }

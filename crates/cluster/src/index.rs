@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use facts::{Facts, Namespace, Object, PodRef};
 
-use crate::news::{Hold, Key, News, ObjectDelta, Uid};
+use crate::news::{Hold, News, ObjectDelta, ObjectKey, Uid};
 use crate::objects::Objects;
 
 /// Pods of this node and labels of namespaces.
@@ -36,9 +36,10 @@ impl Index {
         let Facts { pod, namespace_labels } = facts;
         if let Some(labels) = namespace_labels {
             let namespace = Namespace { labels: (&labels).into() };
-            self.namespaces.remember(Key::new("", pod.namespace()), Uid::default(), namespace.into());
+            self.namespaces.remember(ObjectKey::new("", pod.namespace()), Uid::default(), namespace.into());
         }
-        let (key, uid) = (Key::new(pod.namespace(), pod.name()), Uid::new(pod.uid().unwrap_or_default()));
+        let (key, uid) =
+            (ObjectKey::new(pod.namespace(), pod.name()), Uid::new(pod.uid().unwrap_or_default()));
         self.pods.remember(key, uid, pod);
     }
 

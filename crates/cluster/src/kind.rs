@@ -45,7 +45,7 @@ pub trait Kind: 'static {
     ///
     /// # Errors
     /// It lacks what every object of the kind has, so that it is cut off.
-    fn completed(_key: &crate::news::Key, object: Self::Object) -> Result<Self::Object, &'static str> {
+    fn completed(_key: &crate::news::ObjectKey, object: Self::Object) -> Result<Self::Object, &'static str> {
         Ok(object)
     }
 }

@@ -46,7 +46,7 @@ pub mod time;
 pub mod watch;
 pub mod write;
 
-pub use connection::{Access, Connection};
+pub use connection::{Access, ApiConnection};
 pub use daemonset::{Outlook, OwnPod};
 pub use error::Error;
 pub use index::Index;

@@ -6,7 +6,7 @@ use crate::watch::ObjectChange;
 
 /// Namespace, empty where there is none, and name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Key {
+pub struct ObjectKey {
     /// `metadata.namespace`; empty for objects that belong to none.
     pub namespace: Box<str>,
     /// `metadata.name`
@@ -21,7 +21,7 @@ pub struct Uid(u64, u64);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Item<T> {
     /// Who it is.
-    pub key: Key,
+    pub key: ObjectKey,
     /// Which of that name.
     pub uid: Uid,
     /// Its resource version; 0 if that is not a number.
@@ -53,14 +53,14 @@ pub enum News<T> {
     /// A single question brought an object.
     Fetched(Item<T>),
     /// An object is there, and what is said of it cannot be read.
-    Unreadable(Key),
+    Unreadable(ObjectKey),
 }
 
 /// One object before and after a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectDelta<T> {
     /// Who it is.
-    pub key: Key,
+    pub key: ObjectKey,
     /// What it was; nothing if it was not known.
     pub before: Option<T>,
     /// What it is; nothing if it is gone.
@@ -102,16 +102,16 @@ impl<T> Item<T> {
     }
 }
 
-// === impl Key ===
+// === impl ObjectKey ===
 
-impl Key {
+impl ObjectKey {
     /// Of an object in a namespace, or, with an empty text for that, in none.
     pub fn new(namespace: impl Into<Box<str>>, name: impl Into<Box<str>>) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
     }
 }
 
-impl std::fmt::Display for Key {
+impl std::fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { namespace, name } = self;
         if namespace.is_empty() { f.write_str(name) } else { write!(f, "{namespace}/{name}") }

@@ -10,7 +10,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::news::{Hold, Item, Key, News, ObjectDelta, Uid};
+use crate::news::{Hold, Item, News, ObjectDelta, ObjectKey, Uid};
 use crate::rounds::{Mark, Rounds};
 use ahead::Ahead;
 
@@ -23,7 +23,7 @@ pub struct Objects<T> {
     rounds: Rounds,
     ahead: Ahead,
     /// What is there, though nothing of it is known because it cannot be read.
-    unknown: BTreeMap<Key, Mark>,
+    unknown: BTreeMap<ObjectKey, Mark>,
 }
 
 #[derive(Debug)]
@@ -76,7 +76,7 @@ impl<T> Objects<T> {
     pub fn is_absent(&self, namespace: &str, name: &str) -> bool {
         self.is_listed()
             && self.held(namespace, name).is_none()
-            && !self.unknown.contains_key(&Key::new(namespace, name))
+            && !self.unknown.contains_key(&ObjectKey::new(namespace, name))
     }
 
     /// Whether all that is known of an object is what an earlier process kept.
@@ -85,13 +85,13 @@ impl<T> Objects<T> {
     }
 
     /// Whether this very object is known from a list or watch of this process.
-    pub fn has(&self, key: &Key, uid: Uid) -> bool {
+    pub fn has(&self, key: &ObjectKey, uid: Uid) -> bool {
         let held = self.held(&key.namespace, &key.name);
         held.is_some_and(|held| !held.mark.is_remembered() && !held.uid.differs(uid))
     }
 
     /// What an earlier process kept of an object. It counts until a list or a watch says otherwise; what these have said already counts more.
-    pub fn remember(&mut self, key: Key, uid: Uid, object: Arc<T>) {
+    pub fn remember(&mut self, key: ObjectKey, uid: Uid, object: Arc<T>) {
         if !self.is_listed() && self.held(&key.namespace, &key.name).is_none() {
             self.insert(key, Held { object, uid, mark: Rounds::remembered() });
         }
@@ -101,17 +101,17 @@ impl<T> Objects<T> {
         self.held.get(namespace)?.get(name)
     }
 
-    fn held_mut(&mut self, key: &Key) -> Option<&mut Held<T>> {
+    fn held_mut(&mut self, key: &ObjectKey) -> Option<&mut Held<T>> {
         self.held.get_mut(&key.namespace)?.get_mut(&key.name)
     }
 
-    fn insert(&mut self, key: Key, held: Held<T>) {
+    fn insert(&mut self, key: ObjectKey, held: Held<T>) {
         self.unknown.remove(&key);
         let before = self.held.entry(key.namespace).or_default().insert(key.name, held);
         self.count += usize::from(before.is_none());
     }
 
-    fn remove(&mut self, key: Key) -> Option<Change<T>> {
+    fn remove(&mut self, key: ObjectKey) -> Option<Change<T>> {
         self.unknown.remove(&key);
         let all = self.held.get_mut(&key.namespace)?;
         let gone = all.remove(&key.name)?;
@@ -127,7 +127,7 @@ impl<T> Objects<T> {
         let mut gone = Vec::new();
         for (namespace, all) in &mut self.held {
             for (name, held) in all.extract_if(.., |_, held| !stays(&self.rounds, held.mark)) {
-                let key = Key { namespace: namespace.clone(), name };
+                let key = ObjectKey { namespace: namespace.clone(), name };
                 gone.push(ObjectDelta { key, before: Some(held.object), after: None });
             }
         }
@@ -144,7 +144,7 @@ impl<T> Objects<T> {
     }
 
     /// It is still there.
-    fn keep(&mut self, key: &Key) {
+    fn keep(&mut self, key: &ObjectKey) {
         if let Some(held) = self.held.get_mut(&key.namespace).and_then(|all| all.get_mut(&key.name)) {
             self.rounds.see(&mut held.mark);
         }

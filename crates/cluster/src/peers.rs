@@ -20,7 +20,7 @@ use facts::networkpolicy::PolicyProtocol;
 use facts::peer::{NamedPort, Peer, Phase};
 use hashbrown::HashTable;
 
-use crate::news::{Key, Uid};
+use crate::news::{ObjectKey, Uid};
 use crate::rounds::{Mark, Rounds};
 pub use effect::Effect;
 use intern::{Id, Interned};
@@ -86,7 +86,7 @@ struct Claim {
 
 impl Peers {
     /// Adds or replaces a pod. Nothing is given if it is as it was.
-    pub fn apply(&mut self, key: Key, uid: Uid, peer: Peer) -> Option<Effect> {
+    pub fn apply(&mut self, key: ObjectKey, uid: Uid, peer: Peer) -> Option<Effect> {
         let before = match self.find(&key) {
             Some(number) => {
                 let rounds = &self.rounds;
@@ -108,7 +108,7 @@ impl Peers {
     }
 
     /// Forgets a pod. `uid` keeps a late message about an earlier pod from removing its successor.
-    pub fn delete(&mut self, key: Key, uid: Uid) -> Option<Effect> {
+    pub fn delete(&mut self, key: ObjectKey, uid: Uid) -> Option<Effect> {
         let number = self.find(&key)?;
         let is_other = self.slot(number)?.uid.differs(uid);
         let before = if is_other { None } else { self.remove(number) }?;
@@ -117,7 +117,7 @@ impl Peers {
 
     /// A pod, if it is known.
     pub fn get(&self, namespace: &str, name: &str) -> Option<PeerView<'_>> {
-        self.view(self.find(&Key::new(namespace, name))?)
+        self.view(self.find(&ObjectKey::new(namespace, name))?)
     }
 
     /// Whose address it is. Of several pods that claim it, that has it which has not ended, then which is not being deleted, then which is younger.
@@ -199,7 +199,7 @@ impl Peers {
         self.slot(claim.slot)?.addresses.all().get(claim.nth as usize).copied()
     }
 
-    fn find(&self, key: &Key) -> Option<u32> {
+    fn find(&self, key: &ObjectKey) -> Option<u32> {
         let (namespace, name) = (self.texts.find(&key.namespace)?, self.texts.find(&key.name)?);
         let is_it = |number: &u32| {
             self.slot(*number).is_some_and(|slot| (slot.namespace, slot.name) == (namespace, name))
@@ -207,7 +207,7 @@ impl Peers {
         self.by_name.find(self.hasher.hash_one((namespace, name)), is_it).copied()
     }
 
-    fn insert(&mut self, key: &Key, uid: Uid, mark: Mark, peer: &Peer) {
+    fn insert(&mut self, key: &ObjectKey, uid: Uid, mark: Mark, peer: &Peer) {
         let (namespace, name) = (self.texts.take(&*key.namespace), self.texts.take(&*key.name));
         let (labels, ports) = (self.take_labels(&peer.labels), self.take_ports(&peer.ports));
         let Peer { phase, host_network, is_deleting, created, .. } = *peer;

@@ -15,7 +15,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch::{Receiver, Sender};
 use tokio::time::Instant;
 
-use crate::connection::Connection;
+use crate::connection::ApiConnection;
 use crate::error::Error;
 
 /// Pauses between questions. The longest decides how long after the server's return it is noticed.
@@ -149,7 +149,7 @@ impl Recovery {
     }
 
     /// Asks the server whenever it is in doubt, until it answers.
-    pub(crate) async fn run(&self, connection: &Connection, tell: impl Fn(Outage)) -> Infallible {
+    pub(crate) async fn run(&self, connection: &ApiConnection, tell: impl Fn(Outage)) -> Infallible {
         let mut state = self.state.subscribe();
         loop {
             reaches(&mut state, Reach::Doubted).await;
@@ -172,7 +172,7 @@ impl Recovery {
     }
 
     /// Asks again and again. That there was an answer is for [`Self::answered`].
-    async fn ask(&self, connection: &Connection, mut failed: impl FnMut(Error)) -> Infallible {
+    async fn ask(&self, connection: &ApiConnection, mut failed: impl FnMut(Error)) -> Infallible {
         let mut failed = |error: Error| {
             self.set_away();
             if error.status().is_none() {

@@ -27,11 +27,11 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::connection::Connection;
+use crate::connection::ApiConnection;
 use crate::daemonset::{self, OwnPod, Seen};
 use crate::index::Index;
 use crate::kind::{Namespaces, ObjectSelection, Pods};
-use crate::news::Key;
+use crate::news::ObjectKey;
 pub use crate::readiness::{WatchState, What};
 use crate::recovery::Outage;
 pub use event::{Event, ObjectChange, Told, WatchError};
@@ -51,7 +51,7 @@ pub enum Source {
     /// The API server: the pods of one node, all namespaces.
     Kubernetes {
         /// Shared with [`crate::write::Writer`].
-        connection: Arc<Connection>,
+        connection: Arc<ApiConnection>,
         /// `spec.nodeName` of the pods.
         node: String,
         /// The agent's own pod, whose DaemonSet and node are watched too; nothing: they are not.
@@ -146,7 +146,7 @@ impl Cluster {
     /// See [`FetchError`]. While the server is away, it is not asked.
     pub async fn fetch(&self, namespace: &str, name: &str, limit: Duration) -> Result<(), FetchError> {
         let (answer, answered) = oneshot::channel();
-        let question = Question { key: Key::new(namespace, name), answer };
+        let question = Question { key: ObjectKey::new(namespace, name), answer };
         let asked = async {
             // Either end is gone where there are no watches any more.
             self.shared.ask.send(question).await.map_err(|_| FetchError::NoServer)?;
@@ -235,7 +235,7 @@ pub async fn run(source: Source, cluster: Cluster, observer: impl Fn(Event) + Se
 
 /// Watches the pods of a node and all namespaces, and answers questions for pods.
 async fn watch_node(
-    connection: &Connection,
+    connection: &ApiConnection,
     node: &str,
     limits: Limits,
     reporter: &Reporter<'_>,

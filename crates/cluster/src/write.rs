@@ -9,7 +9,7 @@ use kube::core::Request;
 use kube::core::params::{Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
-use crate::connection::Connection;
+use crate::connection::ApiConnection;
 use crate::error::Error;
 
 /// Longest wait for one request. A pod that is being shut down has no more than some seconds.
@@ -26,7 +26,7 @@ const MAX_MESSAGE: usize = 1024;
 /// Writes through the API server, each within two seconds and without repeating: whoever asks decides on that.
 #[derive(Debug, Clone)]
 pub struct Writer {
-    connection: Arc<Connection>,
+    connection: Arc<ApiConnection>,
     node: String,
 }
 
@@ -47,7 +47,7 @@ pub struct EventText<'a> {
 
 impl Writer {
     /// `node` is named as the source of Events.
-    pub fn new(connection: Arc<Connection>, node: impl Into<String>) -> Self {
+    pub fn new(connection: Arc<ApiConnection>, node: impl Into<String>) -> Self {
         Self { connection, node: node.into() }
     }
 
@@ -113,7 +113,7 @@ impl Writer {
         self.connection.ask(operation, request, LIMIT, MAX_ANSWER).await.map(drop)
     }
 
-    pub(crate) fn connection(&self) -> &Connection {
+    pub(crate) fn connection(&self) -> &ApiConnection {
         &self.connection
     }
 

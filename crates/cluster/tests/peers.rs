@@ -11,9 +11,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cluster::news::{Key, Uid};
+use cluster::news::{ObjectKey, Uid};
 use cluster::peers::Peers;
-use cluster::{Access, Cluster, Connection, Limits, Source, Wanted};
+use cluster::{Access, ApiConnection, Cluster, Limits, Source, Wanted};
 use facts::networkpolicy::PolicyProtocol;
 use facts::peer::{NamedPort, Peer, Phase};
 use serde_json::json;
@@ -75,7 +75,7 @@ const NAMESPACES: usize = 200;
 const REPLICAS: usize = 10;
 
 /// The pod of a number: of ten workloads one is a StatefulSet, whose pods have labels of their own.
-fn pod(number: usize) -> (Key, Uid, Peer) {
+fn pod(number: usize) -> (ObjectKey, Uid, Peer) {
     let (workload, replica) = (number / REPLICAS, number % REPLICAS);
     let namespace = format!("team-{}", workload % NAMESPACES);
     let (app, stateful) = (format!("service-{workload}"), workload % 10 == 0);
@@ -113,7 +113,7 @@ fn pod(number: usize) -> (Key, Uid, Peer) {
         created: 20_261_129_100_000,
     };
     let uid = Uid::new(&format!("{:08x}-0000-4000-8000-{:012x}", workload, number));
-    (Key::new(namespace, name), uid, peer)
+    (ObjectKey::new(namespace, name), uid, peer)
 }
 
 /// The budget of a pod, indexes included. Dual stack, so that it is the larger case.
@@ -182,7 +182,7 @@ async fn a_list_of_all_pods_takes_no_more_than_what_is_kept_of_them() {
     let length = list.len();
     server.fail_path("status.phase", 1, Fault::Body(list));
     let (host, port) = (server.address().ip().to_string(), server.address().port().to_string());
-    let connection = Arc::new(Connection::new(Access::in_cluster(&host, &port, account.path()), "1.2.3"));
+    let connection = Arc::new(ApiConnection::new(Access::in_cluster(&host, &port, account.path()), "1.2.3"));
     let mut wanted = Wanted::default();
     let peers = wanted.peers(|_| {});
     let source = Source::Kubernetes { connection, node: "n1".into(), own: None, limits: Limits::default() };

@@ -10,7 +10,7 @@ pub use request::Request;
 use crate::env::Lookup;
 use crate::error::Error;
 use crate::result::CniResult;
-use crate::version::Version;
+use crate::version::SpecVersion;
 
 /// Most bytes of stdin that are read. Far above any real configuration: Kubernetes limits all annotations of a pod to
 /// 256 KiB together.
@@ -99,7 +99,7 @@ enum Answer {
 /// the plugin becomes an error with code 999.
 pub fn dispatch(io: Invocation<'_>, plugin: &mut dyn Plugin) -> PluginExit {
     let Invocation { identity, env, stdin, stdout, stderr } = io;
-    let mut run = run::Run { identity, version: Version::LATEST };
+    let mut run = run::Run { identity, version: SpecVersion::LATEST };
     let answer = run.answer(env, stdin, plugin);
     let (text, error) = match answer {
         Ok(Answer::Nothing) => (None, None),

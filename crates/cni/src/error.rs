@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::version::Version;
+use crate::version::SpecVersion;
 
 /// Error codes. 1 to 99 are reserved by the CNI spec (1.1.0, section "Error"), 100 and up are the plugin's own.
 pub mod code {
@@ -68,7 +68,7 @@ impl Error {
 
     /// The JSON object for stdout: 4-space indentation, keys `cniVersion`, `code`, `msg`, `details` (left out when
     /// empty), no newline at the end.
-    pub fn render(&self, version: Version) -> Vec<u8> {
+    pub fn render(&self, version: SpecVersion) -> Vec<u8> {
         #[derive(Serialize)]
         struct Wire<'a> {
             #[serde(rename = "cniVersion")]

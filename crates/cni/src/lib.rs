@@ -16,7 +16,7 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`version`] | [`Version`]: the seven supported ones, their order, their families |
+//! | [`version`] | [`SpecVersion`]: the seven supported ones, their order, their families |
 //! | [`error`] | [`Error`] and the well-known [`code`]s |
 //! | [`env`] | the verbs and the table of required variables |
 //! | [`args`] | `CNI_ARGS` |
@@ -46,4 +46,4 @@ pub use env::Verb;
 pub use error::{Error, code};
 pub use gojson::WrongType;
 pub use result::{CniResult, Dns, Interface, IpConfig, Route};
-pub use version::Version;
+pub use version::SpecVersion;

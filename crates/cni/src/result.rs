@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 use crate::error::shorten;
 use crate::json::{DecodeError, Node, Value};
-use crate::version::{ResultShape, Version};
+use crate::version::{ResultShape, SpecVersion};
 
 /// A CNI result in the shape of version 1.1.0. Empty texts, lists and zero numbers mean absent.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -113,12 +113,12 @@ pub enum ResultError {
 impl CniResult {
     /// Reads the `prevResult` of a configuration with version `config`. Its own `cniVersion` has to be of the same
     /// family; where it is missing, `config` is assumed.
-    pub fn decode(value: &Value, config: Version) -> Result<Self, ResultError> {
+    pub fn decode(value: &Value, config: SpecVersion) -> Result<Self, ResultError> {
         let node = Node::root(value, "prevResult");
         let found = node.text_or_empty("cniVersion")?;
-        let version = if found.is_empty() { Some(config) } else { Version::supported(&found) };
-        if version.map(Version::family) != Some(config.family()) {
-            let same = Version::SUPPORTED.into_iter().filter(|other| other.family() == config.family());
+        let version = if found.is_empty() { Some(config) } else { SpecVersion::supported(&found) };
+        if version.map(SpecVersion::family) != Some(config.family()) {
+            let same = SpecVersion::SUPPORTED.into_iter().filter(|other| other.family() == config.family());
             let supported = format!("[{}]", same.map(|v| v.to_string()).collect::<Vec<_>>().join(" "));
             return Err(ResultError::WrongFamily { supported, found: shorten(&found) });
         }
@@ -159,7 +159,7 @@ impl CniResult {
     /// # Errors
     ///
     /// [`ResultError::NoAddress`] for 0.1.0 and 0.2.0 without any address.
-    pub fn render(&self, version: Version) -> Result<Vec<u8>, ResultError> {
+    pub fn render(&self, version: SpecVersion) -> Result<Vec<u8>, ResultError> {
         wire::render(self, version)
     }
 }

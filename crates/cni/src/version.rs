@@ -4,7 +4,7 @@ use std::fmt;
 
 /// A CNI spec version, ordered numerically by major, minor, patch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Version {
+pub struct SpecVersion {
     major: u32,
     minor: u32,
     patch: u32,
@@ -37,7 +37,7 @@ pub enum ParseError {
     },
 }
 
-impl Version {
+impl SpecVersion {
     /// CNI 0.1.0.
     pub const V0_1_0: Self = Self::new(0, 1, 0);
     /// CNI 0.2.0.
@@ -66,7 +66,7 @@ impl Version {
     }
 
     /// Reads `major[.minor[.patch]]` for comparison; missing parts are zero. That a version parses does not mean that
-    /// it is supported, see [`Version::supported`].
+    /// it is supported, see [`SpecVersion::supported`].
     pub fn parse(text: &str) -> Result<Self, ParseError> {
         let mut parts = [0u32; 3];
         for (index, part) in text.split('.').enumerate() {
@@ -99,7 +99,7 @@ impl Version {
     }
 }
 
-impl fmt::Display for Version {
+impl fmt::Display for SpecVersion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}.{}", self.major, self.minor, self.patch)
     }

@@ -103,12 +103,12 @@ pub struct RefusedEntry {
     pub place: String,
     /// Why.
     #[source]
-    pub reason: Refusal,
+    pub reason: EntryRefusal,
 }
 
 /// Why an entry does not count.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum EntryRefusal {
     /// Of `policyTypes`. The policy isolates in both directions.
     #[error("a type is neither Ingress nor Egress; the policy isolates its pods in both directions")]
     Type,
@@ -144,7 +144,7 @@ impl<'de> Deserialize<'de> for NetworkPolicy {
 }
 
 impl Refused {
-    fn add(&mut self, place: impl FnOnce() -> String, reason: Refusal) {
+    fn add(&mut self, place: impl FnOnce() -> String, reason: EntryRefusal) {
         self.count += 1;
         if self.first.len() < MAX_REFUSED {
             self.first.push(RefusedEntry { place: place(), reason });

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use netns::Inside;
 use ruleset::iptables::ipset::{LEAST_ROOM, content, room};
-use ruleset::{Delta, Element, Key, Set};
+use ruleset::{Element, Key, Set, SetDelta};
 
 use crate::netlink::{self, Answer, Socket};
 use crate::sets::{ElementCounts, Error, Place, octets};
@@ -144,7 +144,7 @@ impl IpSets {
     }
 
     /// Adds, then removes, set by set.
-    pub(crate) fn change(&mut self, changes: &[(&Place, &Delta)]) -> Result<ElementCounts, Error> {
+    pub(crate) fn change(&mut self, changes: &[(&Place, &SetDelta)]) -> Result<ElementCounts, Error> {
         let mut changed = ElementCounts::default();
         for (at, delta) in changes {
             changed = changed.plus(self.add(&at.set, &delta.added().collect::<Vec<_>>())?);
@@ -266,8 +266,8 @@ impl IpSets {
         });
         // Members that somebody else added meanwhile are in the old one.
         let late = filled.and_then(|()| match set.is_kept() {
-            true => Ok(Delta::between(content, &self.list(&next)?)),
-            false => Ok(Delta::default()),
+            true => Ok(SetDelta::between(content, &self.list(&next)?)),
+            false => Ok(SetDelta::default()),
         });
         let gone = self.destroy(&next.name);
         let late = late?;

@@ -74,7 +74,7 @@ pub trait RuleStore: Sync {
     ) -> Result<Option<Vec<Difference>>, Error>;
 
     /// The rules of such bytes in the form that rules of others have; `None` as above.
-    fn tables(&self, owners: &[Ruleset], record: &[u8]) -> Option<Vec<listed::Table>>;
+    fn tables(&self, owners: &[Ruleset], record: &[u8]) -> Option<Vec<listed::ListedTable>>;
 
     /// The tables that this backend's own interface shows, within bounds: those of nf_tables that are not the owners', or those of
     /// iptables with everything in them.

@@ -97,7 +97,7 @@ impl RuleStore for Nftables {
         Ok(Some(all))
     }
 
-    fn tables(&self, _: &[Ruleset], record: &[u8]) -> Option<Vec<listed::Table>> {
+    fn tables(&self, _: &[Ruleset], record: &[u8]) -> Option<Vec<listed::ListedTable>> {
         expected::recorded(record).map(expected::listed)
     }
 

@@ -8,7 +8,7 @@ mod probes;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netns::{Inside, InsideHost};
-use ruleset::{Backend, Delta, Element, Key, Ruleset, Set};
+use ruleset::{Backend, Element, Key, Ruleset, Set, SetDelta};
 
 use crate::Difference;
 use crate::ipset::IpSets;
@@ -169,8 +169,8 @@ impl Sets {
     ///
     /// # Errors
     /// The kernel did not, or a set cannot hold it. In ipset a part may be done; the same change may be made again.
-    pub fn change(&mut self, changes: &[(&str, &Delta)]) -> Result<ElementCounts, Error> {
-        let places: Result<Vec<(&Place, &Delta)>, Error> =
+    pub fn change(&mut self, changes: &[(&str, &SetDelta)]) -> Result<ElementCounts, Error> {
+        let places: Result<Vec<(&Place, &SetDelta)>, Error> =
             changes.iter().map(|(name, delta)| Ok((fitting(&self.places, name, delta)?, *delta))).collect();
         match &mut self.kernel {
             Held::Nft(sets) => sets.change(&places?),
@@ -231,7 +231,7 @@ fn place<'a>(places: &'a [Place], name: &str) -> Result<&'a Place, Error> {
 }
 
 /// The set of a change, if it can hold what is added.
-fn fitting<'a>(places: &'a [Place], name: &str, delta: &Delta) -> Result<&'a Place, Error> {
+fn fitting<'a>(places: &'a [Place], name: &str, delta: &SetDelta) -> Result<&'a Place, Error> {
     let found = place(places, name)?;
     let set = &found.set;
     let longest = |element: &Element| element.comment.len() > MAX_COMMENT || element.comment.contains('\0');

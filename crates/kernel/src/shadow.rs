@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use netns::Inside;
-use ruleset::listed::Table;
+use ruleset::listed::ListedTable;
 use ruleset::listed::shadow::{Scene, find};
 use ruleset::{Backend, Ruleset};
 
@@ -14,7 +14,7 @@ use crate::{Difference, Error, Kernel, Record};
 #[derive(Debug, Default)]
 pub struct Listing {
     /// Tables.
-    pub tables: Vec<Table>,
+    pub tables: Vec<ListedTable>,
     /// What could not be looked at.
     pub notes: Vec<String>,
     /// A number for each nf_tables table that is greater for those made later.
@@ -41,7 +41,7 @@ pub struct Shadows {
 impl Kernel<'_> {
     /// The record's rules in the form that rules of others have; `None` for a record of another version.
     #[must_use]
-    pub fn tables(&self, record: &Record, owners: &[Ruleset]) -> Option<Vec<Table>> {
+    pub fn tables(&self, record: &Record, owners: &[Ruleset]) -> Option<Vec<ListedTable>> {
         self.store(record.backend).tables(owners, record.rules())
     }
 
@@ -69,7 +69,7 @@ impl Kernel<'_> {
             table.age = nft.age(&table.name);
             table.ours = record.backend == Backend::Iptables && has_chains_of(&plan, table);
         }
-        let rules = |tables: &[Table]| {
+        let rules = |tables: &[ListedTable]| {
             tables.iter().flat_map(|table| &table.chains).map(|chain| chain.rules.len()).sum::<usize>()
         };
         let nothing_else = match record.backend {
@@ -79,9 +79,10 @@ impl Kernel<'_> {
         if nft.tables.is_empty() && nothing_else {
             return Ok(shadows);
         }
-        let mut present: Vec<Table> = Vec::new();
+        let mut present: Vec<ListedTable> = Vec::new();
         if record.backend == Backend::Nftables {
-            present.extend(plan.iter().cloned().map(|table| Table { age: nft.age(&table.name), ..table }));
+            present
+                .extend(plan.iter().cloned().map(|table| ListedTable { age: nft.age(&table.name), ..table }));
         }
         present.extend(nft.tables);
         present.extend(iptables.tables);
@@ -118,7 +119,7 @@ fn own_addresses(inside: &Inside) -> Result<Vec<IpAddr>, Error> {
 }
 
 /// Whether a table has chains that rules of the plan are in, and not only those that every table of its kind has.
-fn has_chains_of(plan: &[Table], table: &Table) -> bool {
+fn has_chains_of(plan: &[ListedTable], table: &ListedTable) -> bool {
     let of_plan = |name: &str| {
         let same = plan.iter().filter(|own| table.name.starts_with(&own.name));
         same.flat_map(|own| &own.chains).any(|chain| chain.base.is_none() && chain.name == name)

@@ -49,12 +49,12 @@ pub struct Found {
     /// An open namespace for each pod that has one, by uid.
     pub namespaces: HashMap<String, Netns>,
     /// Why the others have no namespace.
-    pub missing: HashMap<String, Missing>,
+    pub missing: HashMap<String, MissingNetns>,
 }
 
 /// Why no namespace is known to be a pod's.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Missing {
+pub enum MissingNetns {
     /// No process of the pod was seen.
     NoProcess,
     /// The pod's processes are in the node's namespace.
@@ -144,9 +144,9 @@ struct Candidate<'a> {
     /// All of them, each with a process in it.
     claims: BTreeMap<NetnsId, PathBuf>,
     /// The best reason so far, should there be none.
-    missing: Missing,
+    missing: MissingNetns,
     /// Namespaces that are not its own, and why: a pod may have thousands of processes in one.
-    rejected: HashMap<NetnsId, Missing>,
+    rejected: HashMap<NetnsId, MissingNetns>,
 }
 
 /// What is the same for all processes of a scan.
@@ -169,7 +169,7 @@ impl Scan {
         let processes = match Processes::of(&self.proc_root) {
             Ok(processes) => processes,
             Err(error) => {
-                let missing = Missing::Failed(format!("read {}: {error}", self.proc_root.display()));
+                let missing = MissingNetns::Failed(format!("read {}: {error}", self.proc_root.display()));
                 let all = wanted.iter().map(|pod| (pod.uid.clone(), missing.clone()));
                 return Found { missing: all.collect(), ..found };
             }
@@ -219,22 +219,22 @@ impl Search<'_> {
         process: &Process,
         namespace: &io::Result<NetnsId>,
         candidate: &mut Candidate<'_>,
-    ) -> Result<(), Missing> {
+    ) -> Result<(), MissingNetns> {
         let path = process.namespace_path();
         let id = match namespace {
             Ok(id) => *id,
             Err(error) if process::is_gone(error) => return Ok(()),
             Err(error) => {
                 let text = format!("look at {}: {error}; it takes the capability SYS_PTRACE", path.display());
-                return Err(Missing::Failed(text));
+                return Err(MissingNetns::Failed(text));
             }
         };
         let kernel_network = candidate.pod.kernel_network;
         let sandbox = || process.sandbox().filter(|_| !kernel_network);
-        let or_sandbox = |missing| sandbox().map_or(missing, Missing::Sandbox);
+        let or_sandbox = |missing| sandbox().map_or(missing, MissingNetns::Sandbox);
         // Programs of the runtime may be in the pod's cgroup and the node's namespace: CRI-O's conmon, Kata's shim.
         if id == self.scan.host {
-            return Err(or_sandbox(Missing::HostNetwork));
+            return Err(or_sandbox(MissingNetns::HostNetwork));
         }
         if candidate.claims.contains_key(&id) {
             return Ok(());
@@ -245,14 +245,14 @@ impl Search<'_> {
         let netns = match Netns::open(&path) {
             Ok(netns) => netns,
             Err(_) if process.namespace().is_err() => return Ok(()),
-            Err(error) => return Err(Missing::Failed(fault::chain(&error))),
+            Err(error) => return Err(MissingNetns::Failed(fault::chain(&error))),
         };
         // The number may have gone to another process meanwhile.
         if netns.id() != id {
             return Ok(());
         }
         let missing = match belongs_to(&netns, self.scan.host, &candidate.pod.ips, self.addresses) {
-            Ok(()) if !kernel_network && process.is_bridged_to_vm() => Missing::Sandbox(process::KATA),
+            Ok(()) if !kernel_network && process.is_bridged_to_vm() => MissingNetns::Sandbox(process::KATA),
             Ok(()) => match self.is_made_for(candidate.pod, &netns) {
                 Ok(true) => {
                     self.accepted.insert(id);
@@ -260,14 +260,14 @@ impl Search<'_> {
                     candidate.netns.get_or_insert(netns);
                     return Ok(());
                 }
-                Ok(false) => Missing::OtherOwner,
+                Ok(false) => MissingNetns::OtherOwner,
                 Err(error) => {
                     let text = format!("look at the owner of {}: {error}", path.display());
-                    return Err(Missing::Failed(text));
+                    return Err(MissingNetns::Failed(text));
                 }
             },
-            Err(NotThePods::Unknown(error)) => return Err(Missing::Failed(error)),
-            Err(_) => Missing::OtherAddress,
+            Err(NotThePods::Unknown(error)) => return Err(MissingNetns::Failed(error)),
+            Err(_) => MissingNetns::OtherAddress,
         };
         candidate.rejected.insert(id, missing.clone());
         Err(or_sandbox(missing))
@@ -292,30 +292,30 @@ impl Search<'_> {
 
 impl<'a> Candidate<'a> {
     fn new(pod: &'a WantedPod) -> Self {
-        let missing = if pod.ips.is_empty() { Missing::NoAddress } else { Missing::NoProcess };
+        let missing = if pod.ips.is_empty() { MissingNetns::NoAddress } else { MissingNetns::NoProcess };
         let (claims, rejected) = (BTreeMap::new(), HashMap::new());
         Self { pod, netns: None, claims, missing, rejected }
     }
 
-    fn end(self) -> Result<Netns, Missing> {
+    fn end(self) -> Result<Netns, MissingNetns> {
         match self.netns {
-            Some(_) if self.claims.len() > 1 => Err(Missing::Several(self.claims.into_iter().collect())),
+            Some(_) if self.claims.len() > 1 => Err(MissingNetns::Several(self.claims.into_iter().collect())),
             Some(netns) => Ok(netns),
             None => Err(self.missing),
         }
     }
 
     /// Keeps the reason that says more: processes of one pod give different ones, and come in any order.
-    fn note_missing(&mut self, missing: Missing) {
+    fn note_missing(&mut self, missing: MissingNetns) {
         if missing.weight() > self.missing.weight() {
             self.missing = missing;
         }
     }
 }
 
-// === impl Missing ===
+// === impl MissingNetns ===
 
-impl Missing {
+impl MissingNetns {
     fn weight(&self) -> u8 {
         match self {
             Self::NoProcess => 0,
@@ -330,7 +330,7 @@ impl Missing {
     }
 }
 
-impl fmt::Display for Missing {
+impl fmt::Display for MissingNetns {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoProcess => f.write_str("no process of it is seen on this node"),

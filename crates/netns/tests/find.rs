@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use netns::find::{Found, Missing, NotThePods, Scan, WantedPod, belongs_to};
+use netns::find::{Found, MissingNetns, NotThePods, Scan, WantedPod, belongs_to};
 use netns::{Inside, Netns};
 use testkit::TestNetns;
 
@@ -95,7 +95,7 @@ fn the_pods_own_and_never_another_pods() {
     };
     let host = Netns::current().unwrap().id();
     let found = Scan { proc_root: root.to_owned(), host }.scan(&[wanted(A, &[])], &counting);
-    assert_eq!((found.missing[A].clone(), count.into_inner()), (Missing::NoAddress, 0));
+    assert_eq!((found.missing[A].clone(), count.into_inner()), (MissingNetns::NoAddress, 0));
 }
 
 /// Whoever may make namespaces on the node may make one that looks like the pod's: then it is not guessed which is.
@@ -128,8 +128,8 @@ fn a_static_pod_is_found_by_its_hash() {
     let of_hash = |uid: &str, ip: &str| WantedPod { cgroup: Some(hash.into()), ..wanted(uid, &[ip]) };
     let found = scan(proc.path(), &[of_hash(B, "10.0.0.2"), of_hash(A, "10.0.0.1")]);
     assert_eq!(found.namespaces[A].id(), netns.netns().id());
-    assert_eq!(found.missing[B], Missing::OtherAddress);
-    assert_eq!(scan(proc.path(), &[wanted(A, &["10.0.0.1"])]).missing[A], Missing::NoProcess);
+    assert_eq!(found.missing[B], MissingNetns::OtherAddress);
+    assert_eq!(scan(proc.path(), &[wanted(A, &["10.0.0.1"])]).missing[A], MissingNetns::NoProcess);
 }
 
 /// Anybody can give `lo` of a namespace of their own any address.
@@ -140,7 +140,7 @@ fn an_address_of_lo_does_not_count() {
     let netns = TestNetns::new().unwrap();
     netns.ip(&["address add 10.0.0.1/32 dev lo"]).unwrap();
     process(proc.path(), 7, netns.path(), A, "app");
-    assert_eq!(scan(proc.path(), &[wanted(A, &["10.0.0.1"])]).missing[A], Missing::OtherAddress);
+    assert_eq!(scan(proc.path(), &[wanted(A, &["10.0.0.1"])]).missing[A], MissingNetns::OtherAddress);
 }
 
 #[test]
@@ -148,11 +148,11 @@ fn why_there_is_none() {
     let _alone = alone();
     let proc = tempfile::tempdir().unwrap();
     let missing = |root: &Path| scan(root, &[wanted(A, &["10.0.0.1"])]).missing[A].clone();
-    assert_eq!(missing(proc.path()), Missing::NoProcess);
-    assert!(matches!(missing(&proc.path().join("absent")), Missing::Failed(_)));
+    assert_eq!(missing(proc.path()), MissingNetns::NoProcess);
+    assert!(matches!(missing(&proc.path().join("absent")), MissingNetns::Failed(_)));
     let host = Path::new("/proc/self/ns/net");
     process(proc.path(), 1, host, A, "app");
-    assert_eq!(missing(proc.path()), Missing::HostNetwork);
+    assert_eq!(missing(proc.path()), MissingNetns::HostNetwork);
     let other = pod_netns("10.0.0.9/32");
     for (comm, sandbox) in [
         ("runsc-sandbox", "gVisor"),
@@ -163,12 +163,12 @@ fn why_there_is_none() {
         process(proc.path(), 7, other.path(), A, comm);
         process(proc.path(), 8, other.path(), A, "app");
         let missing = missing(proc.path());
-        assert_eq!(missing, Missing::Sandbox(sandbox));
+        assert_eq!(missing, MissingNetns::Sandbox(sandbox));
         assert!(missing.to_string().contains(sandbox));
     }
     let proc = tempfile::tempdir().unwrap();
     process(proc.path(), 7, other.path(), A, "app");
-    assert_eq!(missing(proc.path()), Missing::OtherAddress);
+    assert_eq!(missing(proc.path()), MissingNetns::OtherAddress);
 }
 
 #[test]
@@ -201,14 +201,14 @@ fn programs_of_the_runtime_do_not_hide_the_reason() {
         process(proc.path(), conmon, host, A, "conmon");
         process(proc.path(), app, other.path(), A, "app");
         let missing = |ips: &[&str]| scan(proc.path(), &[wanted(A, ips)]).missing[A].clone();
-        assert_eq!(missing(&["10.0.0.1"]), Missing::OtherAddress);
-        assert_eq!(missing(&[]), Missing::NoAddress);
+        assert_eq!(missing(&["10.0.0.1"]), MissingNetns::OtherAddress);
+        assert_eq!(missing(&[]), MissingNetns::NoAddress);
         let found = scan(proc.path(), &[wanted(A, &["10.0.0.9"])]);
         assert_eq!(found.namespaces[A].id(), other.netns().id());
     }
     for (called, missing) in [
-        ("/opt/kata/bin/containerd-shim-kata-v2\0-id\0x\0", Missing::Sandbox("Kata Containers")),
-        ("/usr/bin/containerd-shim-runc-v2\0-id\0kata\0", Missing::HostNetwork),
+        ("/opt/kata/bin/containerd-shim-kata-v2\0-id\0x\0", MissingNetns::Sandbox("Kata Containers")),
+        ("/usr/bin/containerd-shim-runc-v2\0-id\0kata\0", MissingNetns::HostNetwork),
     ] {
         let proc = tempfile::tempdir().unwrap();
         // The kernel keeps 15 bytes of the name.
@@ -245,7 +245,11 @@ fn an_address_does_not_make_a_vm_a_pod() {
         assert_eq!(found.namespaces.contains_key(A), !vm, "{devices}");
         let fine = WantedPod { kernel_network: true, ..wanted(A, &["10.0.0.1"]) };
         assert!(scan(proc.path(), &[fine]).namespaces.contains_key(A), "{devices}");
-        assert_eq!(found.missing.get(A), vm.then_some(&Missing::Sandbox("Kata Containers")), "{devices}");
+        assert_eq!(
+            found.missing.get(A),
+            vm.then_some(&MissingNetns::Sandbox("Kata Containers")),
+            "{devices}"
+        );
     }
 }
 
@@ -258,17 +262,17 @@ fn what_may_not_be_looked_at_is_said() {
     // A link to itself cannot be followed by root either.
     process(proc.path(), 7, Path::new("net"), A, "app");
     assert!(
-        matches!(missing(), Missing::Failed(text) if text.contains("7/ns/net") && text.contains("SYS_PTRACE"))
+        matches!(missing(), MissingNetns::Failed(text) if text.contains("7/ns/net") && text.contains("SYS_PTRACE"))
     );
     // Not a namespace.
     let proc = tempfile::tempdir().unwrap();
     process(proc.path(), 7, Path::new("/etc/passwd"), A, "app");
     let failed = scan(proc.path(), &[wanted(A, &["10.0.0.1"])]).missing[A].clone();
-    assert!(matches!(&failed, Missing::Failed(text) if text.contains("7/ns/net")), "{failed:?}");
+    assert!(matches!(&failed, MissingNetns::Failed(text) if text.contains("7/ns/net")), "{failed:?}");
     // A process that has ended is no failure, and none matters once there is a namespace.
     let proc = tempfile::tempdir().unwrap();
     process(proc.path(), 7, Path::new("/absent"), A, "app");
-    assert_eq!(scan(proc.path(), &[wanted(A, &["10.0.0.1"])]).missing[A], Missing::NoProcess);
+    assert_eq!(scan(proc.path(), &[wanted(A, &["10.0.0.1"])]).missing[A], MissingNetns::NoProcess);
     process(proc.path(), 6, Path::new("net"), A, "app");
     process(proc.path(), 8, netns.path(), A, "app");
     let found = scan(proc.path(), &[wanted(A, &["10.0.0.1"])]);
@@ -292,7 +296,7 @@ fn a_namespace_is_entered_once_for_many_processes() {
     let host = Netns::current().unwrap().id();
     let scan = Scan { proc_root: proc.path().to_owned(), host };
     let found = scan.scan(&[wanted(A, &["10.0.0.1"]), wanted(B, &["10.0.0.9"])], &counting);
-    assert_eq!(found.missing[A], Missing::OtherAddress);
+    assert_eq!(found.missing[A], MissingNetns::OtherAddress);
     assert_eq!(found.namespaces[B].id(), other.netns().id(), "its owner still gets it");
     assert_eq!(count.into_inner(), 2);
 }
@@ -349,7 +353,7 @@ fn a_namespace_of_another_user_namespace_is_the_pods_only_if_the_pod_has_one() {
     let found = pod.scan(true);
     assert!(pod.is_found(&found), "{:?}", found.missing);
     let found = pod.scan(false);
-    assert_eq!((found.namespaces.len(), &found.missing[A]), (0, &Missing::OtherOwner));
+    assert_eq!((found.namespaces.len(), &found.missing[A]), (0, &MissingNetns::OtherOwner));
 }
 
 /// What a process of a pod with a user namespace of its own makes lies below that.
@@ -359,7 +363,7 @@ fn a_namespace_made_within_the_pods_user_namespace_is_not_the_pods() {
     let decoy = Real::unshared(&["--user --map-root-user --net", "--user --map-root-user --net"]);
     for own_users in [true, false] {
         let found = decoy.scan(own_users);
-        assert_eq!((found.namespaces.len(), &found.missing[A]), (0, &Missing::OtherOwner));
+        assert_eq!((found.namespaces.len(), &found.missing[A]), (0, &MissingNetns::OtherOwner));
     }
 }
 

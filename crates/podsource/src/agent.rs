@@ -7,7 +7,7 @@ use std::time::Duration;
 use capture::Pod;
 use facts::{Facts, PodRef};
 use http1::Deadline;
-use rundir::{FACTS_DIR, FACTS_PATH, REPORT_PATH, SOCKET_NAME, STATUS_PATH, Status, facts_file};
+use rundir::{AgentStatus, FACTS_DIR, FACTS_PATH, REPORT_PATH, SOCKET_NAME, STATUS_PATH, facts_file};
 use rustix::process::geteuid;
 use trusted::Links;
 
@@ -51,7 +51,7 @@ impl Agent {
     ///
     /// # Errors
     /// The agent is not there, is another user's, or did not take it within `limit`.
-    pub fn report(&self, report: &rundir::Report, limit: Duration) -> Result<(), Error> {
+    pub fn report(&self, report: &rundir::OperationReport, limit: Duration) -> Result<(), Error> {
         let failed = |cause| Error::new("report an operation to the node agent", self.origin(), cause);
         let body = serde_json::to_vec(report).map_err(|e| failed(Cause::NotThePod(e.to_string())))?;
         let answer = self.exchange("POST", REPORT_PATH, Some(&body), MAX_ANSWER, limit).map_err(failed)?;
@@ -62,7 +62,7 @@ impl Agent {
     ///
     /// # Errors
     /// The agent is not there, is another user's, or does not say within `limit`.
-    pub fn status(&self, limit: Duration) -> Result<Status, Error> {
+    pub fn status(&self, limit: Duration) -> Result<AgentStatus, Error> {
         let failed = |cause| Error::new("get the status", self.origin(), cause);
         let answer = self.exchange("GET", STATUS_PATH, None, MAX_STATUS, limit).map_err(failed)?;
         if answer.status != 200 {

@@ -44,7 +44,7 @@ pub enum Verdict {
 
 /// A rule and where it stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place<'a> {
+pub struct RulePlace<'a> {
     /// Owner of the layer.
     pub owner: &'a str,
     /// Table.
@@ -59,15 +59,15 @@ pub struct Place<'a> {
 
 /// The result of an evaluation.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Outcome<'a> {
+pub struct Evaluation<'a> {
     /// Verdict.
     pub verdict: Verdict,
     /// The rule that gave the verdict, or for [`Verdict::Pass`] the one that last ended a chain early; absent when no rule did.
-    pub decided_by: Option<Place<'a>>,
+    pub decided_by: Option<RulePlace<'a>>,
     /// The rules by whose jumps the packet came to that one, outermost first.
-    pub callers: Vec<Place<'a>>,
+    pub callers: Vec<RulePlace<'a>>,
     /// Every rule that matched, in order.
-    pub trace: Vec<Place<'a>>,
+    pub trace: Vec<RulePlace<'a>>,
     /// The packet's mark afterwards.
     pub mark: u32,
     /// The connection's mark afterwards.
@@ -87,8 +87,8 @@ pub fn evaluate<'a>(
     hook: Hook,
     nat: bool,
     members: &dyn Members,
-) -> Outcome<'a> {
-    let mut outcome = Outcome {
+) -> Evaluation<'a> {
+    let mut outcome = Evaluation {
         verdict: Verdict::Pass,
         decided_by: None,
         callers: Vec::new(),
@@ -130,10 +130,10 @@ struct Walk<'r, 'p, 'o> {
     backend: Backend,
     packet: &'p Packet,
     members: &'p dyn Members,
-    outcome: &'o mut Outcome<'r>,
+    outcome: &'o mut Evaluation<'r>,
     /// The rules by whose jumps the packet is where it is. Only a circle could make them more than there are chains, and
     /// [`crate::check`] refuses circles.
-    callers: Vec<Place<'r>>,
+    callers: Vec<RulePlace<'r>>,
 }
 
 /// Whether a chain's caller goes on.
@@ -151,7 +151,7 @@ impl<'r> Walk<'r, '_, '_> {
             if !self.matches(rule) {
                 continue;
             }
-            let place = Place { owner: self.owner, table: self.table.kind, chain, index, rule };
+            let place = RulePlace { owner: self.owner, table: self.table.kind, chain, index, rule };
             self.outcome.trace.push(place);
             match &rule.action {
                 Action::SetMark(mark) => self.outcome.mark = *mark,
@@ -204,7 +204,7 @@ impl<'r> Walk<'r, '_, '_> {
     }
 
     /// The way that a verdict map says; nothing where the chain goes on.
-    fn by_map(&mut self, place: Place<'r>, map: &str, side: Side) -> Option<Flow> {
+    fn by_map(&mut self, place: RulePlace<'r>, map: &str, side: Side) -> Option<Flow> {
         match self.mapped(map, side) {
             // What is not in the map ends the rule (`NFT_BREAK` in nft_lookup.c).
             None => {
@@ -225,7 +225,7 @@ impl<'r> Walk<'r, '_, '_> {
     }
 
     /// The way through a chain that a rule leads to.
-    fn called(&mut self, by: Place<'r>, target: &str) -> Flow {
+    fn called(&mut self, by: RulePlace<'r>, target: &str) -> Flow {
         let Some(target) = self.table.chain(target).filter(|_| self.callers.len() < self.table.chains.len())
         else {
             return Flow::Continue;
@@ -240,18 +240,18 @@ impl<'r> Walk<'r, '_, '_> {
         self.set(map)?.leads(self.packet, side, self.members)
     }
 
-    fn accepted(&mut self, place: Place<'r>) -> Flow {
+    fn accepted(&mut self, place: RulePlace<'r>) -> Flow {
         self.passed_by(place);
         Flow::End
     }
 
-    fn decided(&mut self, place: Place<'r>, verdict: Verdict) -> Flow {
+    fn decided(&mut self, place: RulePlace<'r>, verdict: Verdict) -> Flow {
         self.outcome.verdict = verdict;
         (self.outcome.decided_by, self.outcome.callers) = (Some(place), self.callers.clone());
         Flow::End
     }
 
-    fn passed_by(&mut self, place: Place<'r>) {
+    fn passed_by(&mut self, place: RulePlace<'r>) {
         if self.outcome.verdict == Verdict::Pass {
             (self.outcome.decided_by, self.outcome.callers) = (Some(place), self.callers.clone());
         }

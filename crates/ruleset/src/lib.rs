@@ -24,6 +24,6 @@ pub use rule::{
     Match, Ports, Protocol, RejectWith, Rule, Ruleset, Table, TableKind,
 };
 pub use set::{
-    Content, Contents, Coverage, Delta, Element, Key, KeyType, MapVerdict, Members, NoMembers, Set, SetKind,
-    Side, TransportAddress,
+    Content, Contents, Coverage, Element, Key, KeyType, MapVerdict, Members, NoMembers, Set, SetDelta,
+    SetKind, Side, TransportAddress,
 };

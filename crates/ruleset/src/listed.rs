@@ -18,7 +18,7 @@ pub use iptables::{chain_of, empty, parse_line, parse_tables};
 
 /// A table with all its chains.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Table {
+pub struct ListedTable {
     /// As an operator finds it: `ip nat`, `inet mesh`, `ip nat (legacy)`.
     pub name: String,
     /// The families whose packets meet its chains.
@@ -28,12 +28,12 @@ pub struct Table {
     /// Rules of the plan are in it.
     pub ours: bool,
     /// Chains.
-    pub chains: Vec<Chain>,
+    pub chains: Vec<ListedChain>,
 }
 
 /// A chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Chain {
+pub struct ListedChain {
     /// Name.
     pub name: String,
     /// Present on a chain that is attached to the packet path.
@@ -41,17 +41,17 @@ pub struct Chain {
     /// Whether packets that no rule decides are dropped.
     pub drops: bool,
     /// Rules in order.
-    pub rules: Vec<Rule>,
+    pub rules: Vec<ListedRule>,
 }
 
 /// A rule: where all conditions hold, its acts happen in order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Rule {
+pub struct ListedRule {
     /// Conditions.
     pub conditions: Vec<Condition>,
     /// What happens.
     pub acts: Vec<ListedAct>,
-    /// As its program prints it; empty where only the parts are known, see [`Rule::to_string`].
+    /// As its program prints it; empty where only the parts are known, see [`ListedRule::to_string`].
     pub text: Cow<'static, str>,
 }
 
@@ -176,11 +176,11 @@ pub enum ListedAct {
     Unread,
 }
 
-// === impl Table ===
+// === impl ListedTable ===
 
-impl Table {
+impl ListedTable {
     /// The chain of a name.
-    pub fn chain(&self, name: &str) -> Option<&Chain> {
+    pub fn chain(&self, name: &str) -> Option<&ListedChain> {
         self.chains.iter().find(|chain| chain.name == name)
     }
 

@@ -7,7 +7,7 @@
 //! A connection is translated once in each direction: the destination on output or prerouting, whichever comes first, the source on
 //! postrouting or input (`nf_nat_inet_fn` in nf_nat_core.c). The nat chains of the second half of the loopback do not see it.
 
-use crate::eval::{Outcome, Packet, Place, Verdict, evaluate};
+use crate::eval::{Evaluation, Packet, RulePlace, Verdict, evaluate};
 use crate::plan::{Plan, Routing};
 use crate::rule::Hook;
 use crate::set::Members;
@@ -23,7 +23,7 @@ pub struct Stop<'a> {
     /// The packet when it came to the hook.
     pub packet: Packet,
     /// What became of it there.
-    pub outcome: Outcome<'a>,
+    pub outcome: Evaluation<'a>,
 }
 
 /// The hooks in order, and the end.
@@ -152,7 +152,7 @@ impl<'a> Path<'a> {
 
     /// The rule that gave the verdict, and the rules by whose jumps the packet came to it, outermost first.
     #[must_use]
-    pub fn decided_by(&self) -> Option<(Place<'a>, &[Place<'a>])> {
+    pub fn decided_by(&self) -> Option<(RulePlace<'a>, &[RulePlace<'a>])> {
         let verdict = self.verdict();
         let mut outcomes = self.stops.iter().map(|stop| &stop.outcome);
         outcomes.find_map(|outcome| {
@@ -162,7 +162,7 @@ impl<'a> Path<'a> {
     }
 
     /// Every rule that matched, with its hook.
-    pub fn trace(&self) -> impl Iterator<Item = (Hook, Place<'a>)> {
+    pub fn trace(&self) -> impl Iterator<Item = (Hook, RulePlace<'a>)> {
         self.stops.iter().flat_map(|stop| stop.outcome.trace.iter().map(|place| (stop.hook, *place)))
     }
 }

@@ -1,6 +1,6 @@
 //! Named sets and verdict maps: what rules look packets up in.
 //!
-//! A set's content is part of the plan ([`Content::Fixed`]), or it is kept by somebody who changes it by [`Delta`]s while the rules stay as they
+//! A set's content is part of the plan ([`Content::Fixed`]), or it is kept by somebody who changes it by [`SetDelta`]s while the rules stay as they
 //! are ([`Content::Kept`]). iptables has the sets as ipsets; verdict maps are of nf_tables alone. The same meaning in iptables is a set for
 //! each chain, and for each set a rule that matches it and jumps to the chain.
 
@@ -16,7 +16,7 @@ use ipnet::IpNet;
 use crate::rule::{Family, Protocol};
 
 pub use coverage::{Coverage, CoverageError};
-pub use delta::Delta;
+pub use delta::SetDelta;
 pub use members::{Contents, Members, NoMembers};
 
 /// A named set of a table, or a verdict map.

@@ -2,7 +2,7 @@
 //! meets files and peers of other versions, so a name or a member that is here stays.
 //!
 //! Over HTTP/1.1 on the unix socket [`SOCKET_NAME`]: `GET /v1/facts/<namespace>/<name>?uid=<uid>` is answered with [`facts::Facts`] or with 404
-//! and a text; `POST /v1/report` takes a [`Report`]; `GET /v1/status` is answered with [`Status`].
+//! and a text; `POST /v1/report` takes a [`OperationReport`]; `GET /v1/status` is answered with [`AgentStatus`].
 
 pub mod note;
 mod wire;
@@ -10,7 +10,7 @@ mod wire;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use wire::{AmbientOptions, Holder, Outcome, Phases, Report, Status};
+pub use wire::{AgentStatus, AmbientOptions, Holder, OperationReport, Outcome, Phases};
 
 /// The agent's socket in the run directory. Its mode is 0600, and both sides look at the other's user.
 pub const SOCKET_NAME: &str = "agent.sock";
@@ -27,12 +27,12 @@ pub const FACTS_PATH: &str = "/v1/facts";
 /// Path of the reports on the socket.
 pub const REPORT_PATH: &str = "/v1/report";
 
-/// Path of the agent's [`Status`] on the socket.
+/// Path of the agent's [`AgentStatus`] on the socket.
 pub const STATUS_PATH: &str = "/v1/status";
 
 /// Directory of last known facts in the run directory: a file of [`facts::Facts`] for each pod of the node, see [`facts_file`].
 pub const FACTS_DIR: &str = "facts";
-/// Directory of pods that started without capture, in the run directory: a file of [`Report`] for each, named by container. The plugin
+/// Directory of pods that started without capture, in the run directory: a file of [`OperationReport`] for each, named by container. The plugin
 /// leaves one when it cannot tell the agent; the agent takes it from there.
 pub const UNCAPTURED_DIR: &str = "uncaptured";
 /// Directory of the agent's own records of ambient pods in the run directory: a file for each pod that has something of ours, named by uid.

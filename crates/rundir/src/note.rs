@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use trusted::Links;
 
-use crate::{MAX_REPORT, Report, UNCAPTURED_DIR, json_files};
+use crate::{MAX_REPORT, OperationReport, UNCAPTURED_DIR, json_files};
 
 /// Longest id of a container that a note is named by, in bytes; runtimes use 64.
 const MAX_ID: usize = 200;
@@ -17,7 +17,7 @@ const MAX_ID: usize = 200;
 ///
 /// # Errors
 /// The container's id is none, the report is too large, or the system's.
-pub fn leave(run_dir: &Path, report: &Report) -> io::Result<()> {
+pub fn leave(run_dir: &Path, report: &OperationReport) -> io::Result<()> {
     let refused = |why| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
     let usable = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     let id = &report.container;
@@ -55,7 +55,7 @@ pub fn list(run_dir: &Path, most: usize) -> io::Result<Vec<PathBuf>> {
 ///
 /// # Errors
 /// It cannot be read, is not believed, or is no report.
-pub fn read(path: &Path) -> io::Result<Report> {
+pub fn read(path: &Path) -> io::Result<OperationReport> {
     Ok(serde_json::from_slice(&trusted::read(path, Links::Refused, MAX_REPORT)?)?)
 }
 
@@ -67,8 +67,11 @@ mod tests {
     fn a_note_is_whole_and_stays_in_its_directory() {
         let dir = tempfile::tempdir().unwrap();
         let run_dir = dir.path().join("run");
-        let report =
-            |container: &str| Report { container: container.into(), name: "web".into(), ..Report::default() };
+        let report = |container: &str| OperationReport {
+            container: container.into(),
+            name: "web".into(),
+            ..OperationReport::default()
+        };
         leave(&run_dir, &report("c0ffee")).unwrap();
         assert_eq!(list(&run_dir, 9).unwrap(), [run_dir.join("uncaptured/c0ffee.json")]);
         assert_eq!(read(&run_dir.join("uncaptured/c0ffee.json")).unwrap(), report("c0ffee"));
@@ -79,7 +82,7 @@ mod tests {
                 "{id:?}"
             );
         }
-        let large = Report { error: "x".repeat(MAX_REPORT), ..report("large") };
+        let large = OperationReport { error: "x".repeat(MAX_REPORT), ..report("large") };
         assert!(leave(&run_dir, &large).unwrap_err().to_string().contains("too large"));
     }
 }

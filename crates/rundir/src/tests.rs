@@ -15,8 +15,8 @@ fn names_of_files_stay_in_their_directory() {
 fn a_report_of_another_version_is_read() {
     let text =
         r#"{"operation":"add","result":"captured","phases":{"facts":0.25,"new":1},"added":{"later":true}}"#;
-    let report: Report = serde_json::from_str(text).unwrap();
+    let report: OperationReport = serde_json::from_str(text).unwrap();
     assert_eq!(report.result, Outcome::Captured);
     assert_eq!(report.phases.iter().collect::<Vec<_>>(), [("facts", 0.25)]);
-    assert_eq!(serde_json::from_str::<Report>("{}").unwrap().result, Outcome::Failed);
+    assert_eq!(serde_json::from_str::<OperationReport>("{}").unwrap().result, Outcome::Failed);
 }

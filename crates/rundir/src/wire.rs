@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// One operation of the plugin, told at its end.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Report {
+pub struct OperationReport {
     /// Version of the plugin.
     pub version: String,
     /// The verb in lower case: `add`, `check`.
@@ -37,7 +37,7 @@ pub struct Report {
     pub error: String,
 }
 
-impl Report {
+impl OperationReport {
     /// The pod that the operation was for.
     pub fn pod(&self) -> PodRef {
         PodRef { uid: self.uid.clone(), ..PodRef::named(&*self.namespace, &*self.name) }
@@ -101,7 +101,7 @@ impl std::fmt::Display for Holder {
 /// How the agent is, for the operator.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Status {
+pub struct AgentStatus {
     /// Version of the agent.
     pub version: String,
     /// Its process, as it sees itself.

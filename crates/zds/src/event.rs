@@ -17,7 +17,7 @@ pub enum MessageKind {
 
 /// Something that happened. `ztunnel` is the number of the connection.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Event {
+pub enum ZtunnelEvent {
     /// A ztunnel has connected.
     Connected {
         /// Number of the connection.
@@ -53,7 +53,7 @@ pub enum Event {
         ztunnel: u64,
         /// Of the message.
         kind: MessageKind,
-        /// As in [`Event::Acked`].
+        /// As in [`ZtunnelEvent::Acked`].
         about: String,
         /// Its words.
         error: String,
@@ -89,7 +89,7 @@ impl MessageKind {
     }
 }
 
-impl Event {
+impl ZtunnelEvent {
     /// Somebody should look at it.
     pub fn is_warning(&self) -> bool {
         match self {
@@ -105,7 +105,7 @@ impl Event {
     }
 }
 
-impl fmt::Display for Event {
+impl fmt::Display for ZtunnelEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connected { ztunnel, connected } => {

@@ -22,7 +22,7 @@ pub mod socket;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-pub use event::{Event, MessageKind};
+pub use event::{MessageKind, ZtunnelEvent};
 pub use message::Workload;
 pub use server::{Listener, Ztunnels};
 pub use socket::BindError;

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::event::Event;
+use crate::event::ZtunnelEvent;
 use crate::session::{Ask, End, Order, Peer, Session};
 use crate::socket::{BindError, Bound, Packets};
 use crate::{AddError, NetnsFd, RemoveError, Snapshot, Workload};
@@ -23,7 +23,7 @@ const WAITING: usize = 100;
 const MAX_CONNECTIONS: usize = 32;
 
 /// Where events go.
-pub(crate) type Tell = Arc<dyn Fn(Event) + Send + Sync>;
+pub(crate) type Tell = Arc<dyn Fn(ZtunnelEvent) + Send + Sync>;
 
 /// A socket that ztunnels can connect to, and that is not served yet.
 pub struct Listener(Bound);
@@ -70,11 +70,11 @@ impl Listener {
                 accepted = self.0.accept() => accepted,
                 Some(_) = sessions.join_next() => continue,
             };
-            let refused = |reason: String| (ztunnels.0.tell)(Event::Refused { reason });
+            let refused = |reason: String| (ztunnels.0.tell)(ZtunnelEvent::Refused { reason });
             match accepted {
                 Err(error) => {
                     next = Instant::now() + ACCEPT_PAUSE;
-                    (ztunnels.0.tell)(Event::NotAccepted { error: error.to_string() });
+                    (ztunnels.0.tell)(ZtunnelEvent::NotAccepted { error: error.to_string() });
                 }
                 // The file's mode lets only root in; an abstract address has none.
                 Ok((_, uid)) if uid != 0 && uid != own => {
@@ -100,7 +100,7 @@ impl Listener {
 
 impl Ztunnels {
     /// `snapshot` is asked whenever a ztunnel connects; `tell` hears what happens, and must not wait for anything.
-    pub fn new(snapshot: Arc<dyn Snapshot>, tell: impl Fn(Event) + Send + Sync + 'static) -> Self {
+    pub fn new(snapshot: Arc<dyn Snapshot>, tell: impl Fn(ZtunnelEvent) + Send + Sync + 'static) -> Self {
         Self(Arc::new(Shared {
             peers: Mutex::default(),
             number: AtomicU64::new(1),
@@ -157,7 +157,7 @@ impl Ztunnels {
             peers.len()
         };
         // From here on it is the newest; later messages wait for its snapshot.
-        (self.0.tell)(Event::Connected { ztunnel: number, connected });
+        (self.0.tell)(ZtunnelEvent::Connected { ztunnel: number, connected });
         let mut place = Place {
             ztunnels: self.clone(),
             peer: peer.clone(),
@@ -175,7 +175,7 @@ impl Ztunnels {
         if uids.is_empty() {
             return;
         }
-        (self.0.tell)(Event::Resent { ztunnel: newest.number, pods: uids.len() });
+        (self.0.tell)(ZtunnelEvent::Resent { ztunnel: newest.number, pods: uids.len() });
         let (snapshot, newest) = (self.0.snapshot.clone(), newest.clone());
         tokio::spawn(async move {
             for uid in uids {
@@ -222,7 +222,7 @@ impl Drop for Place {
         };
         let regular = matches!(end, End::Closed);
         let (ztunnel, reason) = (peer.number, end.to_string());
-        (ztunnels.0.tell)(Event::Disconnected { ztunnel, connected, reason, regular });
+        (ztunnels.0.tell)(ZtunnelEvent::Disconnected { ztunnel, connected, reason, regular });
         if let Some(newest) = newest
             && tokio::runtime::Handle::try_current().is_ok()
         {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use crate::event::{Event, MessageKind};
+use crate::event::{MessageKind, ZtunnelEvent};
 use crate::message::{
     DelWorkload, KeepWorkload, MAX_PACKET, Payload, SnapshotSent, Workload, read_answer, read_hello,
 };
@@ -184,7 +184,7 @@ impl Session {
         let about = about.to_owned();
         if bytes.len() > MAX_PACKET {
             let error = format!("the message has {} bytes and {MAX_PACKET} are allowed", bytes.len());
-            (self.tell)(Event::Nacked { ztunnel, kind, about, error: error.clone() });
+            (self.tell)(ZtunnelEvent::Nacked { ztunnel, kind, about, error: error.clone() });
             return Err(Failed::Refused(error));
         }
         let start = Instant::now();
@@ -202,10 +202,10 @@ impl Session {
         let error =
             read_answer(&answer).map_err(|error| broken(&format!("its answer is not valid: {error}")))?;
         if error.is_empty() {
-            (self.tell)(Event::Acked { ztunnel, kind, about, seconds: start.elapsed().as_secs_f64() });
+            (self.tell)(ZtunnelEvent::Acked { ztunnel, kind, about, seconds: start.elapsed().as_secs_f64() });
             Ok(())
         } else {
-            (self.tell)(Event::Nacked { ztunnel, kind, about, error: error.clone() });
+            (self.tell)(ZtunnelEvent::Nacked { ztunnel, kind, about, error: error.clone() });
             Err(Failed::Refused(error))
         }
     }

@@ -12,7 +12,7 @@ use support::{PATIENCE, Server, workload};
 use testkit::ztunnel::{Answer, Hello, Request, Script, Ztunnel, nack};
 use testkit::{TestNetns, until};
 use zds::message::{Payload, read_answer, read_hello};
-use zds::{AddError, Event, Listener, MessageKind};
+use zds::{AddError, Listener, MessageKind, ZtunnelEvent};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_socket_is_of_seqpacket_and_replaces_a_stale_file() {
@@ -193,7 +193,8 @@ async fn a_refusal_does_not_end_the_snapshot() {
     }));
     ztunnel.wait_snapshot(PATIENCE).unwrap();
     assert_eq!(ztunnel.requests().len(), 3);
-    let nacks = server.events().into_iter().filter(|event| matches!(event, Event::Nacked { .. })).count();
+    let nacks =
+        server.events().into_iter().filter(|event| matches!(event, ZtunnelEvent::Nacked { .. })).count();
     assert_eq!(nacks, 2);
     server.stop().await;
 }
@@ -239,7 +240,7 @@ async fn pods_of_a_ztunnel_that_dies_are_told_to_the_remaining_one() {
     second.close();
     first.wait_served(1, PATIENCE).unwrap();
     assert_eq!(first.workloads().keys().collect::<Vec<_>>(), [&workload("a").uid]);
-    let resent = Event::Resent { ztunnel: 1, pods: 1 };
+    let resent = ZtunnelEvent::Resent { ztunnel: 1, pods: 1 };
     assert!(server.events().contains(&resent), "{:?}", server.events());
     assert_eq!(first.violations(), Vec::<String>::new());
     server.stop().await;
@@ -345,7 +346,7 @@ async fn an_idle_ztunnel_hears_nothing_and_a_stray_answer_ends_it() {
     server.wait_connected(0);
     let chatty = server.ztunnel(Script::answering(|_| Answer::Twice));
     chatty.wait_end(PATIENCE).unwrap();
-    let asked = |event: &Event| matches!(event, Event::Disconnected { reason, regular: false, .. } if reason.contains("unexpected"));
+    let asked = |event: &ZtunnelEvent| matches!(event, ZtunnelEvent::Disconnected { reason, regular: false, .. } if reason.contains("unexpected"));
     server.wait_event(asked, "a stray answer");
     server.stop().await;
 }
@@ -390,7 +391,8 @@ async fn users_that_may_not_ask_keep_no_ztunnel_waiting() {
     let ztunnel = Ztunnel::connect(&path, Script::default()).unwrap();
     ztunnel.wait_snapshot(PATIENCE).unwrap();
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
-    let refused = |event: &Event| matches!(event, Event::Refused { reason } if reason.contains("65534"));
+    let refused =
+        |event: &ZtunnelEvent| matches!(event, ZtunnelEvent::Refused { reason } if reason.contains("65534"));
     server.wait_event(refused, "a refusal");
     server.stop().await;
 }
@@ -446,7 +448,7 @@ async fn what_is_no_packet_of_a_ztunnel_ends_the_connection() {
     ] {
         let ztunnel = server.ztunnel(Script::answering(|_| Answer::Silence).hello(hello.clone()));
         server.wait_event(
-            |event| matches!(event, Event::Disconnected { reason, .. } if reason.contains(says)),
+            |event| matches!(event, ZtunnelEvent::Disconnected { reason, .. } if reason.contains(says)),
             &format!("{hello:?}"),
         );
         ztunnel.close();
@@ -537,7 +539,7 @@ async fn five_hundred_adds_one_at_a_time() {
     }
     println!("500 adds: {:?}", start.elapsed());
     assert_eq!(ztunnel.workloads().len(), 500);
-    let acks = |event: &Event| matches!(event, Event::Acked { kind: MessageKind::Add, .. });
+    let acks = |event: &ZtunnelEvent| matches!(event, ZtunnelEvent::Acked { kind: MessageKind::Add, .. });
     assert_eq!(server.events().iter().filter(|event| acks(event)).count(), 500);
     server.stop().await;
 }

@@ -10,7 +10,7 @@ use proptest::collection::vec;
 use proptest::option::weighted;
 use proptest::prelude::*;
 use proptest::sample::select;
-use ruleset::eval::{Packet, Place, State, Verdict, evaluate};
+use ruleset::eval::{Packet, RulePlace, State, Verdict, evaluate};
 use ruleset::{
     Action, Backend, Base, Chain, ChainKind, Counting, CtState, Families, Family, Hook, KnownChain, Limit,
     Match, NoMembers, Ports, Protocol, RejectWith, Rule, Ruleset, Table, TableKind,
@@ -313,7 +313,7 @@ impl Attempt {
 }
 
 impl Expected {
-    fn met(&mut self, place: &Place<'_>) {
+    fn met(&mut self, place: &RulePlace<'_>) {
         if let Counting::Named(name) = &place.rule.counting {
             *self.counts.entry(name.to_string()).or_default() += 1;
         }

@@ -10,7 +10,7 @@ use capture::{PlanTarget, Settings, plan};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
-use ruleset::eval::{Outcome, Packet, State, Verdict, evaluate};
+use ruleset::eval::{Evaluation, Packet, State, Verdict, evaluate};
 use ruleset::{Action, Backend, Family, Hook, Match, NoMembers, Plan, Protocol, Transaction};
 
 const CASES: u32 = 500;
@@ -30,12 +30,12 @@ fn check(name: &str, test: impl Fn(&Settings, bool, &[(Packet, Hook, bool)]) -> 
     }
 }
 
-fn look<'a>(plan: &'a Plan, (packet, hook, nat): &(Packet, Hook, bool)) -> Outcome<'a> {
+fn look<'a>(plan: &'a Plan, (packet, hook, nat): &(Packet, Hook, bool)) -> Evaluation<'a> {
     evaluate(&plan.layers, plan.backend, packet, *hook, *nat, &NoMembers)
 }
 
-fn trace(outcome: &Outcome<'_>) -> String {
-    let line = |p: &ruleset::eval::Place<'_>| {
+fn trace(outcome: &Evaluation<'_>) -> String {
+    let line = |p: &ruleset::eval::RulePlace<'_>| {
         format!("\n    {}/{}[{}]: {}", p.table, p.chain.name, p.index, ruleset::nft::render_rule(p.rule))
     };
     let rules: String = outcome.trace.iter().map(line).collect();
@@ -50,8 +50,8 @@ fn may_differ(
     settings: &Settings,
     ipv6: bool,
     packet: &Packet,
-    iptables: &Outcome<'_>,
-    nft: &Outcome<'_>,
+    iptables: &Evaluation<'_>,
+    nft: &Evaluation<'_>,
 ) -> bool {
     // 1. Without IPv6, ip6tables is not run and sees nothing; an inet table of nf_tables sees all packets.
     if packet.family() == Family::V6 && !ipv6 {
@@ -92,7 +92,7 @@ fn without_a_socket_only_inverted_owner_matches_tell_the_backends_apart() {
         for (packet, hook, nat) in packets {
             let at = (Packet { owner: None, ..packet.clone() }, *hook, *nat);
             let (a, b) = (look(&nft, &at), look(&iptables, &at));
-            let inverted = |p: &ruleset::eval::Place<'_>| {
+            let inverted = |p: &ruleset::eval::RulePlace<'_>| {
                 let negative =
                     |m: &Match| matches!(m, Match::Uid { not: true, .. } | Match::Gid { not: true, .. });
                 p.rule.matches.iter().any(negative) && p.rule.action == Action::Return

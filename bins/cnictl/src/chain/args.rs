@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use cni::Version;
+use cni::SpecVersion;
 use netns::Netns;
 use serde_json::Value;
 
@@ -285,7 +285,7 @@ impl CheckArgs {
         let chain = self.run.load(conf)?;
         let (described, mut attachment, cache) = self.pod.load_described()?;
         let network = &chain.conflist.name;
-        if chain.conflist.version < Version::V0_4_0 {
+        if chain.conflist.version < SpecVersion::V0_4_0 {
             bail!("cniVersion {} of network {network} has no CHECK; 0.4.0 has", chain.conflist.version);
         }
         let entry = cache.load(network, &attachment)?;
@@ -346,7 +346,7 @@ impl DelArgs {
 
 /// CNI before 1.1 has neither STATUS nor GC.
 fn needs_1_1(conflist: &Conflist, verb: &str) -> Result<()> {
-    if conflist.version < Version::V1_1_0 {
+    if conflist.version < SpecVersion::V1_1_0 {
         bail!("cniVersion {} of network {} has no {verb}; 1.1.0 has", conflist.version, conflist.name);
     }
     Ok(())

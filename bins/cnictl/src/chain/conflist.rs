@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use cni::Version;
+use cni::SpecVersion;
 use serde_json::{Map, Value};
 
 /// A chain of plugins.
@@ -12,7 +12,7 @@ pub(crate) struct Conflist {
     /// `name`.
     pub(crate) name: String,
     /// `cniVersion`, or the newest of `cniVersions` that is supported.
-    pub(crate) version: Version,
+    pub(crate) version: SpecVersion,
     /// `disableCheck`: the network's CHECK is not to be called.
     pub(crate) disable_check: bool,
     /// `disableGC`.
@@ -97,17 +97,17 @@ fn parse_plugin(index: usize, plugin: Value) -> Result<PluginConf, String> {
 }
 
 /// `cniVersion`, or the newest that we know of those that `cniVersions` adds (CNI spec 1.1).
-fn version(top: &Map<String, Value>) -> Result<Version, String> {
+fn version(top: &Map<String, Value>) -> Result<SpecVersion, String> {
     let mut offered: Vec<String> = text(top, "cniVersion")?.into_iter().filter(|v| !v.is_empty()).collect();
     if let Some(more) = top.get("cniVersions") {
         let more = more.as_array().ok_or("key cniVersions is not a list")?;
         offered.extend(more.iter().filter_map(Value::as_str).map(str::to_owned));
     }
     if offered.is_empty() {
-        return Ok(Version::DEFAULT);
+        return Ok(SpecVersion::DEFAULT);
     }
-    offered.iter().filter_map(|text| Version::supported(text)).max().ok_or_else(|| {
-        let known = Version::SUPPORTED.map(|version| version.to_string()).join(", ");
+    offered.iter().filter_map(|text| SpecVersion::supported(text)).max().ok_or_else(|| {
+        let known = SpecVersion::SUPPORTED.map(|version| version.to_string()).join(", ");
         format!("cniVersion {} is not supported; use one of {known}", offered.join(", "))
     })
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use cni::{Verb, Version};
+use cni::{SpecVersion, Verb};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -109,7 +109,7 @@ impl Chain {
     /// DEL, last to first; each gets the result of the ADD. Ends with the first failure, as in libcni.
     pub(super) fn del(&self, attachment: &Attachment, result: Option<&Value>) -> Journal {
         // older plugins do not expect one
-        let result = result.filter(|_| self.conflist.version >= Version::V0_4_0);
+        let result = result.filter(|_| self.conflist.version >= SpecVersion::V0_4_0);
         self.each(Verb::Del, self.plugins.iter().rev(), Some(attachment), |conf| {
             conf.extend(result.map(|result| ("prevResult".to_owned(), result.clone())));
         })

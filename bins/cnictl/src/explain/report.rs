@@ -8,7 +8,7 @@ use capture::ambient::{self, HBONE_PORT};
 use capture::settings::DNS_PORT;
 use facts::PodRef;
 use ruleset::Hook;
-use ruleset::eval::{Place, State, Verdict};
+use ruleset::eval::{RulePlace, State, Verdict};
 use ruleset::path::Path;
 use serde::Serialize;
 
@@ -123,7 +123,7 @@ impl Explanation {
         let (flow, node) = from_node(captured, flow);
         let flow = &flow;
         let way = through_pod(&captured.plan, flow);
-        let report = |place: &Place<'_>| describe(backend, place);
+        let report = |place: &RulePlace<'_>| describe(backend, place);
         let decided = way.decided_by();
         Self {
             about: About::planned(pod, captured.complete),

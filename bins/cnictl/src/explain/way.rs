@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use capture::ambient::{PROBES_V4, PROBES_V6};
 use ruleset::eval::{Owner, Packet};
 use ruleset::path::{Path, follow};
-use ruleset::{Contents, Delta, Key, NoMembers, Plan};
+use ruleset::{Contents, Key, NoMembers, Plan, SetDelta};
 
 use super::flow::{Direction, Flow};
 
@@ -24,7 +24,7 @@ pub(super) fn leave_node<'a>(plan: &'a Plan, flow: &Flow, members: &[IpAddr]) ->
     };
     let mut contents = Contents::default();
     for address in members {
-        let mut delta = Delta::default();
+        let mut delta = SetDelta::default();
         delta.add(Key::from(*address));
         contents.apply(if address.is_ipv4() { PROBES_V4 } else { PROBES_V6 }, &delta);
     }

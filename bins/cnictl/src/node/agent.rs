@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http1::Deadline;
 use podsource::{Agent, Cause};
-use rundir::{FACTS_DIR, Holder, LOCK_NAME, Status, UNCAPTURED_DIR, note};
+use rundir::{AgentStatus, FACTS_DIR, Holder, LOCK_NAME, UNCAPTURED_DIR, note};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde::Serialize;
@@ -42,7 +42,7 @@ pub(super) enum Silence {
 }
 
 /// Asks the agent how it is.
-pub(super) fn ask(run_dir: &Path) -> Result<Status, Silence> {
+pub(super) fn ask(run_dir: &Path) -> Result<AgentStatus, Silence> {
     Agent::new(run_dir, env!("CARGO_PKG_VERSION")).status(PATIENCE).map_err(|error| match &*error.cause {
         Cause::NoAgent(cause) if is_denied(cause) => Silence::Denied,
         _ => Silence::Failed(error.to_string()),

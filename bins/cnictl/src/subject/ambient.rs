@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use capture::ambient::{NodeOptions, PROBES_V4, PROBES_V6, PodOptions, plan_host, plan_pod};
-use capture::decide::{Mode, refuse};
+use capture::decide::{CaptureMode, refuse};
 use capture::select::is_label_value;
 use capture::{PlanTarget, Pod};
 use ruleset::{Backend, Plan};
@@ -60,7 +60,8 @@ pub(super) fn captured(
     node.ipv6 |= ipv6;
     let (options, mut warnings) = PodOptions::parse(&pod.annotations);
     let classes = &configuration.plugin.kernel_network_runtime_classes;
-    let refusal = refuse(Mode::Ambient { ipv6: node.ipv6 }, pod.runtime_class.as_deref(), classes, ips).err();
+    let refusal =
+        refuse(CaptureMode::Ambient { ipv6: node.ipv6 }, pod.runtime_class.as_deref(), classes, ips).err();
     let complete = refusal.is_none();
     warnings.splice(0..0, refusal.map(|refusal| format!("the node agent refuses the pod: {refusal}")));
     if ips.is_empty() {

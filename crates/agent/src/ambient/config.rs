@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use capture::ambient::{NodeOptions, PROBES_V4, PROBES_V6, ProbeSender};
-use capture::decide::{self, Enrolment, Mode, Refusal, refuse};
+use capture::decide::{self, CaptureMode, Enrolment, Refusal, refuse};
 use capture::select::Selectors;
 use kernel::iptables::{Iptables, Variant};
 use kernel::sets;
@@ -116,7 +116,7 @@ impl AmbientConfig {
 
     /// Whether a pod of this runtime class and with these addresses can be captured.
     pub(crate) fn refuse(&self, class: Option<&str>, ips: &[IpAddr]) -> Result<(), Refusal> {
-        let mode = Mode::Ambient { ipv6: self.node.now().ipv6 };
+        let mode = CaptureMode::Ambient { ipv6: self.node.now().ipv6 };
         refuse(mode, class, &self.kernel_network_runtime_classes, ips)
     }
 

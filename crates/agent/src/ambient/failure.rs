@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use capture::decide::Refusal;
 use fault::{Fault as _, Retry};
 use kernel::conntrack;
-use netns::find::Missing;
+use netns::find::MissingNetns;
 
 pub(super) use cause::InKernel;
 
@@ -25,7 +25,7 @@ pub(crate) enum Failure {
     NotReady,
     /// No namespace that can be programmed.
     #[error("find the network namespace of the pod: {0}")]
-    NotFound(Missing),
+    NotFound(MissingNetns),
     /// The path that the plugin named.
     #[error("open the network namespace {path}: {cause}", path = path.display())]
     Given {
@@ -79,7 +79,7 @@ pub(crate) enum Failure {
 pub(crate) enum Cleanup {
     /// It is not found. They redirect to ztunnel still: without that the pod would have no network at all.
     #[error("find it: {0}")]
-    NotFound(Missing),
+    NotFound(MissingNetns),
     /// The kernel did not do it.
     #[error("{0}")]
     Kernel(#[from] InKernel),
@@ -121,10 +121,12 @@ impl Failure {
     pub(crate) fn reason(&self) -> &'static str {
         match self {
             Self::NotReady => reason::STARTING,
-            Self::NotFound(Missing::OtherOwner | Missing::Several(_)) | Self::Given { .. } => {
+            Self::NotFound(MissingNetns::OtherOwner | MissingNetns::Several(_)) | Self::Given { .. } => {
                 reason::WRONG_NAMESPACE
             }
-            Self::NotFound(Missing::Sandbox(_)) | Self::Refused(Refusal::Sandboxed { .. }) => reason::SANDBOX,
+            Self::NotFound(MissingNetns::Sandbox(_)) | Self::Refused(Refusal::Sandboxed { .. }) => {
+                reason::SANDBOX
+            }
             Self::NotFound(_) => reason::NO_NAMESPACE,
             Self::Refused(Refusal::Ipv6Off) => reason::IPV6,
             Self::NoUid => reason::NO_UID,

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use netns::Netns;
-use netns::find::{Missing, Scan, WantedPod};
+use netns::find::{MissingNetns, Scan, WantedPod};
 use tokio::sync::Mutex;
 
 use super::Ambient;
@@ -29,7 +29,7 @@ pub(super) fn addresses(inside: &netns::Inside) -> Result<Vec<IpAddr>, String> {
 #[derive(Default)]
 struct Last {
     found: HashMap<String, Netns>,
-    missing: HashMap<String, Missing>,
+    missing: HashMap<String, MissingNetns>,
     at: Option<Instant>,
 }
 
@@ -51,7 +51,7 @@ impl Finder {
         *last = self.look(ambient, wanted).await?;
         match last.found.remove(uid) {
             Some(netns) => Ok(netns),
-            None => Err(Failure::NotFound(last.missing.get(uid).cloned().unwrap_or(Missing::NoProcess))),
+            None => Err(Failure::NotFound(last.missing.get(uid).cloned().unwrap_or(MissingNetns::NoProcess))),
         }
     }
 

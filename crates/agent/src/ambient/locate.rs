@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use applied::sandbox::Sandbox;
 use netns::Netns;
-use netns::find::Missing;
+use netns::find::MissingNetns;
 
 use super::Ambient;
 use super::failure::{Cleanup, Failure, Unopened};
@@ -39,7 +39,7 @@ impl Namespaces for Ambient {
             }
             Place::Leaving => match self.node.finder.find(self, member.wanted(ips, &self.config)).await {
                 Ok(netns) => Ok(Some(Located { netns, given: member.given, called: None })),
-                Err(Failure::NotFound(Missing::HostNetwork | Missing::Sandbox(_))) => Ok(None),
+                Err(Failure::NotFound(MissingNetns::HostNetwork | MissingNetns::Sandbox(_))) => Ok(None),
                 Err(Failure::NotFound(missing)) => Err(Cleanup::NotFound(missing).into()),
                 Err(failure) => Err(failure),
             },

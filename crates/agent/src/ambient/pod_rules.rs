@@ -97,7 +97,7 @@ impl Ambient {
         spares: bool,
     ) -> Result<(Spared, Result<(Applied, Seen), Failure>), Failure> {
         let Some(netns) = member.netns.clone() else {
-            return Err(Failure::NotFound(netns::find::Missing::NoProcess));
+            return Err(Failure::NotFound(netns::find::MissingNetns::NoProcess));
         };
         let sparing = spares.then(|| Sparing::of(self, member));
         let (kernel, node) = (self.node.backends.clone(), self.node_options(member));

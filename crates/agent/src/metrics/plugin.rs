@@ -1,7 +1,7 @@
 //! What is counted of the plugin's calls.
 
 use prometheus::{HistogramVec, IntCounterVec, IntGauge};
-use rundir::Report;
+use rundir::OperationReport;
 
 use super::register::Register;
 
@@ -53,7 +53,7 @@ impl PluginMetrics {
 
 impl super::Metrics {
     /// A call of the plugin.
-    pub(crate) fn operation(&self, report: &Report) {
+    pub(crate) fn operation(&self, report: &OperationReport) {
         let operation = match report.operation.as_str() {
             known @ ("add" | "check" | "del" | "gc" | "status") => known,
             _ => "other",

@@ -28,16 +28,17 @@ impl ZdsMetrics {
         })
     }
 
-    fn count(&self, event: &zds::Event) {
+    fn count(&self, event: &zds::ZtunnelEvent) {
         match event {
-            zds::Event::Connected { connected, .. } | zds::Event::Disconnected { connected, .. } => {
+            zds::ZtunnelEvent::Connected { connected, .. }
+            | zds::ZtunnelEvent::Disconnected { connected, .. } => {
                 self.connected.set(i64::try_from(*connected).unwrap_or(i64::MAX));
             }
-            zds::Event::Acked { kind, seconds, .. } => {
+            zds::ZtunnelEvent::Acked { kind, seconds, .. } => {
                 self.messages.with_label_values(&[kind.name(), "ack"]).inc();
                 self.acks.with_label_values(&[kind.name()]).observe(*seconds);
             }
-            zds::Event::Nacked { kind, .. } => {
+            zds::ZtunnelEvent::Nacked { kind, .. } => {
                 self.messages.with_label_values(&[kind.name(), "nack"]).inc();
             }
             _ => {}
@@ -47,7 +48,7 @@ impl ZdsMetrics {
 
 impl super::Metrics {
     /// A ztunnel came, went or answered. Counted in ambient mode only.
-    pub(crate) fn ztunnel(&self, event: &zds::Event) {
+    pub(crate) fn ztunnel(&self, event: &zds::ZtunnelEvent) {
         if let Some(ambient) = &self.ambient {
             ambient.zds.count(event);
         }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cluster::{Access, Connection, Limits, Own, Source, Writer};
+use cluster::{Access, ApiConnection, Limits, Own, Source, Writer};
 use telemetry::Scope;
 
 use crate::config::{Config, PodSource};
@@ -15,7 +15,7 @@ pub(super) fn source(config: &Config, log: &Scope) -> (Source, Option<Writer>, O
             let text = "certificates of the API server's list of authorities cannot be read and are ignored";
             log.warn(text, &[("certificates", &unreadable)]);
         }
-        let connection = Arc::new(Connection::new(access.clone(), env!("CARGO_PKG_VERSION")));
+        let connection = Arc::new(ApiConnection::new(access.clone(), env!("CARGO_PKG_VERSION")));
         (Writer::new(connection.clone(), config.node.clone()), connection)
     };
     let (node, limits, own) = (config.node.clone(), Limits::default(), config.own_pod.clone());

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 /// How a pod is captured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
+pub enum CaptureMode {
     /// By its sidecar.
     Sidecar,
     /// By the node's ztunnel. `ipv6`: whether IPv6 is captured on this node.
@@ -30,7 +30,7 @@ pub enum Refusal {
         /// `spec.runtimeClassName`
         class: String,
         /// How the pod is to be captured.
-        mode: Mode,
+        mode: CaptureMode,
     },
     /// Rules for IPv4 only would let all of its traffic pass by.
     #[error(
@@ -46,7 +46,7 @@ pub enum Refusal {
 /// # Errors
 /// It cannot.
 pub fn refuse(
-    mode: Mode,
+    mode: CaptureMode,
     class: Option<&str>,
     kernel_classes: &[String],
     addresses: &[IpAddr],
@@ -57,7 +57,7 @@ pub fn refuse(
     }
     let only_v6 = !addresses.is_empty() && addresses.iter().all(IpAddr::is_ipv6);
     match mode {
-        Mode::Ambient { ipv6: false } if only_v6 => Err(Refusal::Ipv6Off),
+        CaptureMode::Ambient { ipv6: false } if only_v6 => Err(Refusal::Ipv6Off),
         _ => Ok(()),
     }
 }
@@ -76,10 +76,12 @@ pub fn sandbox_of_class(class: &str) -> Option<&'static str> {
     }
 }
 
-fn outside(mode: Mode) -> &'static str {
+fn outside(mode: CaptureMode) -> &'static str {
     match mode {
-        Mode::Sidecar => "without a sidecar",
-        Mode::Ambient { .. } => "label the pod istio.io/dataplane-mode=none to run it outside of the mesh",
+        CaptureMode::Sidecar => "without a sidecar",
+        CaptureMode::Ambient { .. } => {
+            "label the pod istio.io/dataplane-mode=none to run it outside of the mesh"
+        }
     }
 }
 
@@ -104,7 +106,7 @@ mod tests {
 
     #[test]
     fn what_is_refused_and_what_helps() {
-        use Mode::{Ambient, Sidecar};
+        use CaptureMode::{Ambient, Sidecar};
         let (v4, v6) = ("10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap());
         let (none, kernel): (&[String], &[String]) = (&[], &["kata-fc".to_owned()]);
         for (mode, class, fine, addresses, says) in [

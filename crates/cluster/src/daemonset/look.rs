@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::{DEFAULT_NAME, DaemonSet, OwnPod, Seen};
-use crate::connection::Connection;
+use crate::connection::ApiConnection;
 use crate::error::{Error, place};
 use crate::write::{MAX_ANSWER, Writer, segment};
 
@@ -108,7 +108,11 @@ pub(crate) fn path(namespace: &str) -> String {
 ///
 /// # Errors
 /// The API server does not say.
-pub(crate) async fn name_of(connection: &Connection, own: &OwnPod, limit: Duration) -> Result<String, Error> {
+pub(crate) async fn name_of(
+    connection: &ApiConnection,
+    own: &OwnPod,
+    limit: Duration,
+) -> Result<String, Error> {
     let pod = OwnPodObject::get(connection, own, limit).await?;
     Ok(pod.and_then(OwnPodObject::into_daemonset).unwrap_or_else(|| DEFAULT_NAME.to_owned()))
 }
@@ -137,7 +141,7 @@ struct Owner {
 
 impl OwnPodObject {
     /// Nothing where the pod is not known, or does not exist (any more).
-    async fn get(connection: &Connection, own: &OwnPod, limit: Duration) -> Result<Option<Self>, Error> {
+    async fn get(connection: &ApiConnection, own: &OwnPod, limit: Duration) -> Result<Option<Self>, Error> {
         if own.name.is_empty() {
             return Ok(None);
         }
@@ -159,7 +163,7 @@ impl OwnPodObject {
 }
 
 pub(super) async fn get<T: DeserializeOwned>(
-    connection: &Connection,
+    connection: &ApiConnection,
     kind: &str,
     path: &str,
     name: &str,

@@ -12,7 +12,7 @@ fn pod(namespace: &str, name: &str, uid: &str, label: &str) -> Object {
 }
 
 fn item(pod: Object) -> Item<Arc<Object>> {
-    let (key, uid) = (Key::new(pod.namespace(), pod.name()), Uid::new(pod.uid().unwrap_or_default()));
+    let (key, uid) = (ObjectKey::new(pod.namespace(), pod.name()), Uid::new(pod.uid().unwrap_or_default()));
     Item { key, uid, version: 0, object: Arc::new(pod) }
 }
 
@@ -27,7 +27,7 @@ fn delete(index: &mut Index, namespace: &str, name: &str, uid: &str) -> Vec<PodR
 fn namespace(name: &str, team: &str) -> Item<Arc<Namespace>> {
     let object: Namespace =
         serde_json::from_value(json!({"metadata": {"labels": {"team": team, "empty": null}}})).unwrap();
-    Item { key: Key::new("", name), uid: Uid::default(), version: 0, object: Arc::new(object) }
+    Item { key: ObjectKey::new("", name), uid: Uid::default(), version: 0, object: Arc::new(object) }
 }
 
 fn label(index: &mut Index, name: &str, team: &str) -> Vec<PodRef> {
@@ -99,12 +99,12 @@ fn namespaces_that_a_list_lacks_change_the_facts_of_their_pods() {
     }
     index.take_pods(News::ListBegins);
     index.take_pods(News::Listed(item(pod("shop", "a", "u1", "a"))));
-    index.take_pods(News::Unreadable(Key::new("odd", "c")));
+    index.take_pods(News::Unreadable(ObjectKey::new("odd", "c")));
     assert_eq!(index.take_pods(News::ListEnds(1)), [key("new", "d", "u4"), key("shop", "b", "u2")]);
     assert!(!index.is_synced());
     index.take_namespaces(News::ListBegins);
     index.take_namespaces(News::Listed(namespace("shop", "red")));
-    index.take_namespaces(News::Unreadable(Key::new("", "odd")));
+    index.take_namespaces(News::Unreadable(ObjectKey::new("", "odd")));
     assert_eq!(index.take_namespaces(News::ListEnds(1)), []);
     assert!(index.is_synced() && index.has_namespace("odd") && !index.has_namespace("gone"));
     index.take_namespaces(News::ListBegins);

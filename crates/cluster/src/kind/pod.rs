@@ -4,7 +4,7 @@ use facts::Object;
 use facts::object::NO_CONTAINERS;
 
 use super::{Kind, Resource};
-use crate::news::Key;
+use crate::news::ObjectKey;
 
 /// See the module.
 #[derive(Debug, Clone, Copy)]
@@ -25,7 +25,7 @@ impl Kind for Pods {
         Object::clone(&trimmed)
     }
 
-    fn completed(_: &Key, object: Object) -> Result<Object, &'static str> {
+    fn completed(_: &ObjectKey, object: Object) -> Result<Object, &'static str> {
         if object.has_containers() { Ok(object.completed()) } else { Err(NO_CONTAINERS) }
     }
 }

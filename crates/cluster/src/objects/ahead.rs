@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::news::Key;
+use crate::news::ObjectKey;
 
 /// Which objects of a kind are known in a later version than the watch has reached. Versions are the API server's resource versions, one counter for
 /// all objects of a kind; 0 is one that is no number, with which nothing can be compared.
@@ -10,10 +10,10 @@ use crate::news::Key;
 pub(super) struct Ahead {
     /// What happened up to here has been applied.
     reached: u64,
-    versions: BTreeMap<Key, u64>,
+    versions: BTreeMap<ObjectKey, u64>,
     /// While a list runs: what it has told so far, and in which version. As a whole it is of a later version than the watch has reached, which is
     /// known only at its end.
-    told: Option<BTreeMap<Key, u64>>,
+    told: Option<BTreeMap<ObjectKey, u64>>,
 }
 
 impl Ahead {
@@ -23,7 +23,7 @@ impl Ahead {
     }
 
     /// Whether an object in this version, as a single question brought it, is news to the watch, and to the list that runs. It counts as known then.
-    pub(super) fn insert(&mut self, key: Key, version: u64) -> bool {
+    pub(super) fn insert(&mut self, key: ObjectKey, version: u64) -> bool {
         let told = self.told.as_ref().and_then(|told| told.get(&key)).copied().unwrap_or_default();
         let known = self.versions.entry(key).or_insert(self.reached);
         let news = told.max(*known) < version;
@@ -33,7 +33,7 @@ impl Ahead {
     }
 
     /// Whether what a list or watch says of an object in this version is not older than what is known. The list that runs has told of it then.
-    pub(super) fn admits(&mut self, key: &Key, version: u64) -> bool {
+    pub(super) fn admits(&mut self, key: &ObjectKey, version: u64) -> bool {
         if self.told.is_none() && self.versions.is_empty() {
             return true;
         }
@@ -45,12 +45,12 @@ impl Ahead {
     }
 
     /// Whether a list runs that has not told of an object yet.
-    pub(super) fn is_awaited(&self, key: &Key) -> bool {
+    pub(super) fn is_awaited(&self, key: &ObjectKey) -> bool {
         self.told.as_ref().is_some_and(|told| !told.contains_key(key))
     }
 
     /// Objects in a later version than this one.
-    pub(super) fn beyond(&self, version: u64) -> Vec<Key> {
+    pub(super) fn beyond(&self, version: u64) -> Vec<ObjectKey> {
         self.versions.iter().filter(|(_, known)| **known > version).map(|(key, _)| key.clone()).collect()
     }
 
@@ -69,8 +69,8 @@ impl Ahead {
 mod tests {
     use super::*;
 
-    fn key(name: &str) -> Key {
-        Key::new("shop", name)
+    fn key(name: &str) -> ObjectKey {
+        ObjectKey::new("shop", name)
     }
 
     fn insert(ahead: &mut Ahead, name: &str, version: u64) -> bool {

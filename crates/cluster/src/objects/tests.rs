@@ -8,7 +8,7 @@ fn uid(number: u64) -> Uid {
 }
 
 fn item(name: &str, number: u64, version: u64, object: &str) -> Item<Arc<String>> {
-    Item { key: Key::new("shop", name), uid: uid(number), version, object: Arc::new(object.to_owned()) }
+    Item { key: ObjectKey::new("shop", name), uid: uid(number), version, object: Arc::new(object.to_owned()) }
 }
 
 fn there(name: &str, number: u64, object: &str) -> News<Arc<String>> {
@@ -56,8 +56,8 @@ fn a_list_forgets_what_it_lacks_and_only_at_its_end() {
 
     store.take(News::ListBegins);
     assert_eq!(told(store.take(News::Listed(item("stays", 1, 1, "a")))), []);
-    store.take(News::Unreadable(Key::new("shop", "odd")));
-    store.take(News::Unreadable(Key::new("shop", "never read")));
+    store.take(News::Unreadable(ObjectKey::new("shop", "odd")));
+    store.take(News::Unreadable(ObjectKey::new("shop", "never read")));
     store.take(News::Listed(item("new", 1, 1, "n")));
     assert_eq!(store.len(), 4);
     assert_eq!(told(store.take(News::ListEnds(1))), [("goes".into(), Some("a".into()), None)]);
@@ -74,15 +74,18 @@ fn a_list_forgets_what_it_lacks_and_only_at_its_end() {
 fn what_is_remembered_counts_until_a_list_says_otherwise() {
     let mut store = Store::default();
     for name in ["same", "gone"] {
-        store.remember(Key::new("shop", name), uid(1), Arc::new("old".into()));
+        store.remember(ObjectKey::new("shop", name), uid(1), Arc::new("old".into()));
     }
-    assert!(store.is_remembered("shop", "same") && !store.has(&Key::new("shop", "same"), uid(1)));
+    assert!(store.is_remembered("shop", "same") && !store.has(&ObjectKey::new("shop", "same"), uid(1)));
     store.take(News::ListBegins);
     assert_eq!(told(store.take(News::Listed(item("same", 1, 1, "old")))), [], "nothing is new of it");
-    assert!(store.has(&Key::new("shop", "same"), uid(1)) && !store.has(&Key::new("shop", "same"), uid(2)));
-    store.remember(Key::new("shop", "same"), uid(1), Arc::new("older".into()));
+    assert!(
+        store.has(&ObjectKey::new("shop", "same"), uid(1))
+            && !store.has(&ObjectKey::new("shop", "same"), uid(2))
+    );
+    store.remember(ObjectKey::new("shop", "same"), uid(1), Arc::new("older".into()));
     assert_eq!(told(store.take(News::ListEnds(1))), [("gone".into(), Some("old".into()), None)]);
-    store.remember(Key::new("shop", "gone"), uid(1), Arc::new("old".into()));
+    store.remember(ObjectKey::new("shop", "gone"), uid(1), Arc::new("old".into()));
     assert_eq!(known(&store), [("same", "old")]);
 }
 

@@ -3,7 +3,7 @@
 use facts::peer::Peer;
 
 use super::{Effect, Peers, Slot};
-use crate::news::{Hold, Item, Key, News};
+use crate::news::{Hold, Item, News, ObjectKey};
 use crate::rounds::{Mark, Rounds};
 
 impl Hold<Peer> for Peers {
@@ -49,10 +49,10 @@ impl Peers {
     fn remove_all(&mut self, goes: impl Fn(&Rounds, Mark) -> bool) -> Vec<Effect> {
         let slots = (0..).zip(&self.slots).filter_map(|(number, slot)| Some((number, slot.as_ref()?)));
         let gone = slots.filter(|(_, slot)| goes(&self.rounds, slot.mark)).map(|(number, slot)| {
-            let key = Key::new(self.texts.get(slot.namespace), self.texts.get(slot.name));
+            let key = ObjectKey::new(self.texts.get(slot.namespace), self.texts.get(slot.name));
             (number, key)
         });
-        let gone: Vec<(u32, Key)> = gone.collect();
+        let gone: Vec<(u32, ObjectKey)> = gone.collect();
         let effect = |(number, key)| Some(Effect { key, before: Some(self.remove(number)?), after: None });
         gone.into_iter().filter_map(effect).collect()
     }

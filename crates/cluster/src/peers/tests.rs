@@ -21,8 +21,8 @@ fn uid(number: u64) -> Uid {
     Uid::new(&format!("uid-{number}"))
 }
 
-fn key(name: &str) -> Key {
-    Key::new("shop", name)
+fn key(name: &str) -> ObjectKey {
+    ObjectKey::new("shop", name)
 }
 
 fn names<'a>(views: impl Iterator<Item = PeerView<'a>>) -> Vec<&'a str> {
@@ -67,7 +67,7 @@ fn an_effect_says_what_changed() {
 fn pods_are_found_by_name_address_namespace_and_labels() {
     let mut peers = Peers::default();
     let apply = |peers: &mut Peers, namespace: &str, name: &str, labels: &[(&str, &str)], address: &str| {
-        peers.apply(Key::new(namespace, name), Uid::new(name), peer(labels, &[address])).unwrap();
+        peers.apply(ObjectKey::new(namespace, name), Uid::new(name), peer(labels, &[address])).unwrap();
     };
     apply(&mut peers, "shop", "web-1", &[("app", "web"), ("team", "red")], "10.1.0.1");
     apply(&mut peers, "shop", "web-2", &[("app", "web"), ("team", "red")], "10.1.0.2");
@@ -191,7 +191,7 @@ fn after_any_changes_the_store_is_as_a_plain_map() {
         for step in 0..150 {
             let (namespace, name) =
                 (["a", "b", "c"][random.below(3) as usize], format!("p{}", random.below(6)));
-            let (key, number) = (Key::new(namespace, &*name), random.below(2));
+            let (key, number) = (ObjectKey::new(namespace, &*name), random.below(2));
             let id = (namespace.to_owned(), name);
             let item = |peer: Peer| Item { key: key.clone(), uid: uid(number), version: step, object: peer };
             match random.below(8) {
@@ -237,7 +237,7 @@ fn relist(random: &mut Random, peers: &mut Peers, model: &mut Model) {
     }
     let breaks = random.below(3) == 0;
     for ((namespace, name), (number, peer)) in &listed {
-        let key = Key::new(&**namespace, &**name);
+        let key = ObjectKey::new(&**namespace, &**name);
         peers.take(News::Listed(Item { key, uid: uid(*number), version: 1, object: peer.clone() }));
         model.0.insert((namespace.clone(), name.clone()), (*number, peer.clone()));
     }

@@ -14,10 +14,10 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::sink::{AllNamespaces, NodePods};
 use super::{Reporter, Sink, read};
-use crate::connection::Connection;
+use crate::connection::ApiConnection;
 use crate::error::{Error, place};
 use crate::kind::{Kind, Namespaces, Pods};
-use crate::news::{Key, News};
+use crate::news::{News, ObjectKey};
 use crate::write::segment;
 
 /// Longest wait for an object. Whoever asks may wait less.
@@ -64,7 +64,7 @@ pub enum FetchError {
 /// Somebody wants to know a pod.
 #[derive(Debug)]
 pub(super) struct Question {
-    pub(super) key: Key,
+    pub(super) key: ObjectKey,
     pub(super) answer: oneshot::Sender<Result<(), FetchError>>,
 }
 
@@ -72,7 +72,7 @@ pub(super) struct Question {
 pub(super) type Questions = mpsc::Receiver<Question>;
 
 pub(super) struct Fetcher<'a> {
-    pub(super) connection: &'a Connection,
+    pub(super) connection: &'a ApiConnection,
     pub(super) reporter: &'a Reporter<'a>,
     pub(super) node: &'a str,
 }
@@ -80,8 +80,8 @@ pub(super) struct Fetcher<'a> {
 /// What is being asked, and what was lately.
 #[derive(Default)]
 struct Asked {
-    waiting: HashMap<Key, Vec<oneshot::Sender<Result<(), FetchError>>>>,
-    answers: HashMap<Key, (Instant, Result<(), FetchError>)>,
+    waiting: HashMap<ObjectKey, Vec<oneshot::Sender<Result<(), FetchError>>>>,
+    answers: HashMap<ObjectKey, (Instant, Result<(), FetchError>)>,
 }
 
 /// What [`facts::Object`] leaves out.
@@ -118,7 +118,7 @@ impl Fetcher<'_> {
     }
 
     /// Brings a pod, and its namespace if that is not known either, into the index.
-    async fn fetch(&self, Key { namespace, name }: &Key) -> Result<(), FetchError> {
+    async fn fetch(&self, ObjectKey { namespace, name }: &ObjectKey) -> Result<(), FetchError> {
         if self.connection.recovery().is_away() {
             return Err(FetchError::Away);
         }
@@ -138,7 +138,8 @@ impl Fetcher<'_> {
 
     async fn get<K: Kind>(&self, namespace: &str, name: &str) -> Result<Bytes, FetchError> {
         let request = K::RESOURCE.get(namespace, name);
-        let operation = format!("get {} {}", K::RESOURCE.kind.to_lowercase(), Key::new(namespace, name));
+        let operation =
+            format!("get {} {}", K::RESOURCE.kind.to_lowercase(), ObjectKey::new(namespace, name));
         match self.connection.ask(&operation, request, LIMIT, MAX_OBJECT).await {
             Ok(object) => Ok(object),
             Err(error) if error.says_absent(K::RESOURCE.plural, &segment(name)) => Err(FetchError::NotFound),
@@ -162,7 +163,7 @@ fn apply<K: Kind>(sink: &impl Sink<K::Object>, text: &[u8]) -> Result<(), FetchE
 
 impl Asked {
     /// The key of a question, if the server is to be asked.
-    fn take(&mut self, Question { key, answer }: Question) -> Option<Key> {
+    fn take(&mut self, Question { key, answer }: Question) -> Option<ObjectKey> {
         if let Some((_, known)) = self.answers.get(&key).filter(|(at, _)| at.elapsed() < AGAIN) {
             // Who no longer listens needs no answer.
             let _ = answer.send(known.clone());
@@ -173,7 +174,7 @@ impl Asked {
         (waiting.len() == 1).then_some(key)
     }
 
-    fn answer(&mut self, key: Key, answer: Result<(), FetchError>) {
+    fn answer(&mut self, key: ObjectKey, answer: Result<(), FetchError>) {
         for waiting in self.waiting.remove(&key).into_iter().flatten() {
             let _ = waiting.send(answer.clone());
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::reflector::Reflector;
 use super::sink;
 use super::{Limits, Reporter, Standing, What};
-use crate::connection::Connection;
+use crate::connection::ApiConnection;
 use crate::daemonset::{self, OwnPod};
 use crate::kind::{DaemonSets, Nodes, ObjectSelection};
 
@@ -14,7 +14,7 @@ use crate::kind::{DaemonSets, Nodes, ObjectSelection};
 #[derive(Debug, Clone)]
 pub struct Own {
     /// Shared with [`crate::write::Writer`].
-    pub connection: Arc<Connection>,
+    pub connection: Arc<ApiConnection>,
     /// Name of the node.
     pub node: String,
     /// The agent's own pod.
@@ -25,7 +25,7 @@ pub struct Own {
 
 /// Watches the agent's DaemonSet and node.
 pub(super) async fn watch_own(
-    connection: &Connection,
+    connection: &ApiConnection,
     node: &str,
     own: &OwnPod,
     limits: Limits,
@@ -49,7 +49,7 @@ pub(super) async fn watch_own(
 /// The name of the DaemonSet that the agent's pod belongs to. It is asked for until the API server says it: by a guess, a DaemonSet of another name
 /// would count as one that does not exist.
 async fn own_daemonset(
-    connection: &Connection,
+    connection: &ApiConnection,
     own: &OwnPod,
     limits: Limits,
     reporter: &Reporter<'_>,

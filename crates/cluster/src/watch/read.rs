@@ -5,7 +5,7 @@ use serde_json::value::RawValue;
 
 use crate::error::place;
 use crate::kind::Kind;
-use crate::news::{Item, Key, Uid};
+use crate::news::{Item, ObjectKey, Uid};
 
 /// A page of a list, without its objects.
 #[derive(Debug, Deserialize)]
@@ -61,7 +61,7 @@ pub(super) struct Misfit {
     /// The name, as far as it can be read, and the parser's words.
     pub(super) reason: String,
     /// Who it is, if that can be read.
-    pub(super) key: Option<Key>,
+    pub(super) key: Option<ObjectKey>,
     /// The version that a watch goes on from; empty where there is none.
     pub(super) version: String,
 }
@@ -108,7 +108,7 @@ pub(super) fn object<K: Kind>(text: &RawValue) -> Result<(Item<K::Object>, Strin
     let Some(name) = name.filter(|name| !name.is_empty()) else {
         return Err(Misfit { reason: "?: has no metadata.name".into(), key: None, version });
     };
-    let key = Key { namespace: namespace_of::<K>(namespace), name };
+    let key = ObjectKey { namespace: namespace_of::<K>(namespace), name };
     let object = match serde_json::from_str::<K::Object>(text.get()) {
         Ok(object) => K::kept(object),
         Err(error) => {

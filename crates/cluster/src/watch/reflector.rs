@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 
 use super::read::{self, Line, Misfit, Page, PageMetadata, Refusal, Tidings, number};
 use super::{Event, Limits, ObjectChange, Reporter, Sink, Standing, What};
-use crate::connection::{Connection, Items, Lines};
+use crate::connection::{ApiConnection, Items, Lines};
 use crate::error::{About, Error, place};
 use crate::kind::{Kind, ObjectSelection, Requests, Since};
 use crate::news::News;
@@ -23,7 +23,7 @@ const MAX_STUCK: u32 = 3;
 const WATCH_SECONDS: std::ops::Range<u32> = 240..290;
 
 pub(super) struct Reflector<'a, K: Kind> {
-    connection: &'a Connection,
+    connection: &'a ApiConnection,
     what: What,
     requests: Requests,
     limits: Limits,
@@ -48,7 +48,7 @@ enum End {
 impl<'a, K: Kind> Reflector<'a, K> {
     /// Tells `sink` of the objects of a selection.
     pub(super) fn new(
-        connection: &'a Connection,
+        connection: &'a ApiConnection,
         (what, selection): (What, ObjectSelection),
         limits: Limits,
         reporter: &'a Reporter<'a>,

@@ -6,7 +6,7 @@ use facts::{DaemonSet, Namespace, Node, Object};
 
 use super::{Event, ObjectChange, Reporter, Told};
 use crate::daemonset::Seen;
-use crate::news::{Hold, Key, News};
+use crate::news::{Hold, News, ObjectKey};
 use crate::objects::Objects;
 
 /// Takes what a list or a watch tells.
@@ -24,7 +24,7 @@ pub(super) struct AllNamespaces<'a>(pub(super) &'a Reporter<'a>);
 pub(super) struct Own<'a, T> {
     reporter: &'a Reporter<'a>,
     objects: Mutex<Objects<T>>,
-    key: Key,
+    key: ObjectKey,
     see: fn(&mut Seen, Option<&T>),
 }
 
@@ -66,20 +66,20 @@ impl<'a> Own<'a, DaemonSet> {
             Some(set) => seen.there(set.clone()),
             None => seen.gone(),
         };
-        Self { reporter, objects: Mutex::default(), key: Key::new(namespace, name), see }
+        Self { reporter, objects: Mutex::default(), key: ObjectKey::new(namespace, name), see }
     }
 }
 
 impl<'a> Own<'a, Node> {
     pub(super) fn node(reporter: &'a Reporter<'a>, name: &str) -> Self {
         let see: fn(&mut Seen, Option<&Node>) = |seen, node| seen.node = node.cloned();
-        Self { reporter, objects: Mutex::default(), key: Key::new("", name), see }
+        Self { reporter, objects: Mutex::default(), key: ObjectKey::new("", name), see }
     }
 }
 
 impl<T: PartialEq + Send + Sync> Sink<T> for Own<'_, T> {
     fn take(&self, news: News<T>) {
-        let Key { namespace, name } = &self.key;
+        let ObjectKey { namespace, name } = &self.key;
         let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
         objects.take(news.map(Arc::new));
         // Nothing is concluded from an object that was not listed yet.
@@ -93,7 +93,7 @@ impl<T: PartialEq + Send + Sync> Sink<T> for Own<'_, T> {
 /// What there is to tell of an object.
 struct Heard {
     change: ObjectChange,
-    key: Key,
+    key: ObjectKey,
     /// A list has it, perhaps as the list before had it.
     is_listed: bool,
 }
@@ -106,7 +106,7 @@ impl Heard {
 }
 
 /// What the API server tells of an object by a list or a watch; `is_known` says whether it was known before.
-fn heard<T>(news: &News<T>, is_known: impl Fn(&Key, crate::news::Uid) -> bool) -> Option<Heard> {
+fn heard<T>(news: &News<T>, is_known: impl Fn(&ObjectKey, crate::news::Uid) -> bool) -> Option<Heard> {
     let (change, item) = match news {
         News::Listed(item) if is_known(&item.key, item.uid) => (ObjectChange::Updated, item),
         News::Listed(item) => (ObjectChange::Added, item),

@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use super::manifests::{Files, Reader};
 use super::reflector::Reflector;
 use super::{Limits, Reporter, Sink, What};
-use crate::connection::Connection;
+use crate::connection::ApiConnection;
 use crate::kind::{Kind, ObjectSelection, PeerPods};
 use crate::news::{Hold, News, ObjectDelta};
 use crate::objects::Objects;
@@ -32,7 +32,7 @@ pub(super) trait Wish: Send + Sync {
     /// Watches the API server for ever.
     fn run<'a>(
         &'a self,
-        connection: &'a Connection,
+        connection: &'a ApiConnection,
         limits: Limits,
         reporter: &'a Reporter<'a>,
     ) -> BoxFuture<'a, Infallible>;
@@ -169,7 +169,7 @@ where
 
     fn run<'a>(
         &'a self,
-        connection: &'a Connection,
+        connection: &'a ApiConnection,
         limits: Limits,
         reporter: &'a Reporter<'a>,
     ) -> BoxFuture<'a, Infallible> {

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use cluster::{Access, Cluster, Connection, Event, Limits, Source, What};
+use cluster::{Access, ApiConnection, Cluster, Event, Limits, Source, What};
 use facts::PodRef;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -171,9 +171,9 @@ impl Setup {
         Self { server, account }
     }
 
-    pub(crate) fn connection(&self) -> Arc<Connection> {
+    pub(crate) fn connection(&self) -> Arc<ApiConnection> {
         let (host, port) = (self.server.address().ip().to_string(), self.server.address().port().to_string());
-        Arc::new(Connection::new(Access::in_cluster(&host, &port, self.account.path()), "1.2.3"))
+        Arc::new(ApiConnection::new(Access::in_cluster(&host, &port, self.account.path()), "1.2.3"))
     }
 
     pub(crate) fn source(&self) -> Source {

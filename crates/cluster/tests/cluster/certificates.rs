@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use cluster::{Access, Cluster, Connection, Event, Limits, Source, watch};
+use cluster::{Access, ApiConnection, Cluster, Event, Limits, Source, watch};
 use serde_json::json;
 use testkit::openssl::{KINDS, Kind, Openssl, TlsServer};
 use tokio::sync::mpsc;
@@ -38,7 +38,7 @@ fn access(index: usize, kind: &Kind, server: &TlsServer, authorities: &str, dir:
 
 /// The first failure of a watch. Behind a trusted certificate it is what the server answers, which is no list.
 async fn first_failure(access: Access) -> String {
-    let connection = Arc::new(Connection::new(access, "1"));
+    let connection = Arc::new(ApiConnection::new(access, "1"));
     let (sender, mut receiver) = mpsc::unbounded_channel();
     let source = Source::Kubernetes { connection, node: "n".into(), limits: Limits::default(), own: None };
     let observer = move |event| {
@@ -85,7 +85,7 @@ async fn a_renewed_list_counts_without_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let access = access(0, kind("P-256"), &server, &other_authorities, dir.path());
     assert!(first_failure(access.clone()).await.contains("is not trusted"));
-    let connection = Arc::new(Connection::new(access, "1"));
+    let connection = Arc::new(ApiConnection::new(access, "1"));
     let (sender, mut receiver) = mpsc::unbounded_channel();
     let observer = move |event| {
         if let Event::WatchFailed { error, .. } = event {

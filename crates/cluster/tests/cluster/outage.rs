@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cluster::{Access, Connection, Source, What};
+use cluster::{Access, ApiConnection, Source, What};
 use testkit::apiserver::{Resource, WatchFault};
 
 use crate::agent::{Agent, LIMITS, Setup};
@@ -141,7 +141,7 @@ async fn a_broken_kubeconfig_is_named_and_not_quoted() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("kubeconfig");
     let source = || Source::Kubernetes {
-        connection: Arc::new(Connection::new(Access::Kubeconfig(path.clone()), "1.2.3")),
+        connection: Arc::new(ApiConnection::new(Access::Kubeconfig(path.clone()), "1.2.3")),
         node: "n1".into(),
         own: None,
         limits: LIMITS,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cluster::{Access, Connection, Source};
+use cluster::{Access, ApiConnection, Source};
 use kube::client::Client;
 use kube::core::Request;
 use kube::core::params::{DeleteParams, Patch, PatchParams, PostParams};
@@ -54,8 +54,8 @@ impl Server {
         server
     }
 
-    pub(crate) fn connection(&self) -> Arc<Connection> {
-        Arc::new(Connection::new(Access::Kubeconfig(self.kubeconfig.clone()), "1.2.3"))
+    pub(crate) fn connection(&self) -> Arc<ApiConnection> {
+        Arc::new(ApiConnection::new(Access::Kubeconfig(self.kubeconfig.clone()), "1.2.3"))
     }
 
     pub(crate) async fn agent(&self) -> Agent {

@@ -6,7 +6,7 @@ use crate::env::{Variables, Verb};
 use crate::error::Error;
 use crate::json::{DecodeError, Value};
 use crate::result::CniResult;
-use crate::version::Version;
+use crate::version::SpecVersion;
 
 /// A call whose environment, network name and version are valid.
 ///
@@ -16,8 +16,8 @@ use crate::version::Version;
 pub struct Request {
     /// What to do.
     pub verb: Verb,
-    /// The configuration's version, one of [`Version::SUPPORTED`]; answers are printed in it.
-    pub version: Version,
+    /// The configuration's version, one of [`SpecVersion::SUPPORTED`]; answers are printed in it.
+    pub version: SpecVersion,
     /// The network's name.
     pub network: String,
     /// `CNI_CONTAINERID`; empty for STATUS and GC.
@@ -39,7 +39,7 @@ pub struct Request {
 impl Request {
     pub(super) fn new(
         verb: Verb,
-        version: Version,
+        version: SpecVersion,
         network: String,
         vars: Variables,
         config: Value,

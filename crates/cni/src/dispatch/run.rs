@@ -8,13 +8,13 @@ use super::{Answer, Identity, MAX_STDIN, NetnsRelation, Plugin, Request};
 use crate::env::{self, Command, EnvError, Lookup, Verb};
 use crate::error::{Error, code, shorten};
 use crate::json::{Node, Value};
-use crate::version::Version;
+use crate::version::SpecVersion;
 
 /// State of one run.
 pub(super) struct Run<'a> {
     pub(super) identity: Identity<'a>,
     /// What an error is labelled with: the configuration's version as soon as it is known and supported.
-    pub(super) version: Version,
+    pub(super) version: SpecVersion,
 }
 
 impl Run<'_> {
@@ -44,7 +44,7 @@ impl Run<'_> {
         };
         // An error of the gates is labelled with the configuration's version, too, where that one is supported.
         let asked = config_version(&config)?;
-        if let Some(version) = Version::supported(&asked) {
+        if let Some(version) = SpecVersion::supported(&asked) {
             self.version = version;
         }
         let version = gate(verb, &asked)?;
@@ -71,7 +71,7 @@ impl Run<'_> {
 
 /// What is said on stderr to somebody who starts the plugin by hand.
 pub(super) fn about(identity: Identity<'_>) -> String {
-    let versions = Version::SUPPORTED.map(|version| version.to_string()).join(", ");
+    let versions = SpecVersion::SUPPORTED.map(|version| version.to_string()).join(", ");
     format!(
         "CNI plugin {} {}\nCNI protocol versions supported: {versions}\n",
         identity.name, identity.version
@@ -79,8 +79,8 @@ pub(super) fn about(identity: Identity<'_>) -> String {
 }
 
 fn supported_versions() -> String {
-    let versions = Version::SUPPORTED.map(|version| format!("\"{version}\"")).join(",");
-    format!("{{\"cniVersion\":\"{}\",\"supportedVersions\":[{versions}]}}\n", Version::LATEST)
+    let versions = SpecVersion::SUPPORTED.map(|version| format!("\"{version}\"")).join(",");
+    format!("{{\"cniVersion\":\"{}\",\"supportedVersions\":[{versions}]}}\n", SpecVersion::LATEST)
 }
 
 fn read_stdin(stdin: &mut dyn Read) -> Result<Vec<u8>, Error> {
@@ -118,29 +118,29 @@ fn config_version(config: &Value) -> Result<String, Error> {
     let text = Node::root(config, "").text_or_empty("cniVersion").map_err(|cause| {
         Error::new(code::DECODING_FAILURE, format!("decoding version from network config: {cause}"))
     })?;
-    Ok(if text.is_empty() { Version::DEFAULT.to_string() } else { text })
+    Ok(if text.is_empty() { SpecVersion::DEFAULT.to_string() } else { text })
 }
 
 /// The version to work with, if the verb exists in it.
-fn gate(verb: Verb, asked: &str) -> Result<Version, Error> {
+fn gate(verb: Verb, asked: &str) -> Result<SpecVersion, Error> {
     let incompatible = |msg: String| Error::new(code::INCOMPATIBLE_VERSION, msg);
     let since = match verb {
-        Verb::Check => Some(Version::V0_4_0),
-        Verb::Gc | Verb::Status => Some(Version::V1_1_0),
+        Verb::Check => Some(SpecVersion::V0_4_0),
+        Verb::Gc | Verb::Status => Some(SpecVersion::V1_1_0),
         Verb::Add | Verb::Del | Verb::Version => None,
     };
     if let Some(since) = since {
-        let asked =
-            Version::parse(asked).map_err(|cause| Error::new(code::DECODING_FAILURE, cause.to_string()))?;
+        let asked = SpecVersion::parse(asked)
+            .map_err(|cause| Error::new(code::DECODING_FAILURE, cause.to_string()))?;
         if asked < since {
             return Err(incompatible(format!("config version does not allow {verb}")));
         }
-        if asked > Version::LATEST {
+        if asked > SpecVersion::LATEST {
             return Err(incompatible(format!("plugin version does not allow {verb}")));
         }
     }
-    Version::supported(asked).ok_or_else(|| {
-        let supported = Version::SUPPORTED.map(|version| format!("\"{version}\"")).join(" ");
+    SpecVersion::supported(asked).ok_or_else(|| {
+        let supported = SpecVersion::SUPPORTED.map(|version| format!("\"{version}\"")).join(" ");
         let details = format!("config is {:?}, plugin supports [{supported}]", shorten(asked));
         incompatible("incompatible CNI versions".to_owned()).with_details(details)
     })

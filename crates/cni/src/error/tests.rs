@@ -3,7 +3,7 @@ use super::*;
 #[test]
 fn the_object_has_ordered_keys_four_spaces_and_no_newline() {
     let error = Error::new(code::INVALID_NETWORK_CONFIG, "bad \"name\"").with_details("a\nb");
-    let text = String::from_utf8(error.render(Version::V1_0_0)).unwrap();
+    let text = String::from_utf8(error.render(SpecVersion::V1_0_0)).unwrap();
     assert_eq!(
         text,
         "{\n    \"cniVersion\": \"1.0.0\",\n    \"code\": 7,\n    \"msg\": \"bad \\\"name\\\"\",\n    \
@@ -13,7 +13,7 @@ fn the_object_has_ordered_keys_four_spaces_and_no_newline() {
 
 #[test]
 fn empty_details_are_left_out() {
-    let text = String::from_utf8(Error::internal("x").render(Version::LATEST)).unwrap();
+    let text = String::from_utf8(Error::internal("x").render(SpecVersion::LATEST)).unwrap();
     assert_eq!(text, "{\n    \"cniVersion\": \"1.1.0\",\n    \"code\": 999,\n    \"msg\": \"x\"\n}");
     assert_eq!(Error::internal("x").to_string(), "x");
     assert_eq!(Error::internal("x").with_details("y").to_string(), "x: y");

@@ -2,11 +2,11 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn decode(text: &str, config: Version) -> Result<CniResult, ResultError> {
+fn decode(text: &str, config: SpecVersion) -> Result<CniResult, ResultError> {
     CniResult::decode(&Value::parse(text.as_bytes()).unwrap(), config)
 }
 
-fn through(text: &str, config: Version) -> String {
+fn through(text: &str, config: SpecVersion) -> String {
     String::from_utf8(decode(text, config).unwrap().render(config).unwrap()).unwrap()
 }
 
@@ -94,7 +94,7 @@ fn current_versions_print_sorted_keys_and_all_members() {
         }
     ]
 }"#;
-        let output = through(&full(version), Version::supported(version).unwrap());
+        let output = through(&full(version), SpecVersion::supported(version).unwrap());
         assert_eq!(output, expected.replace("VERSION", version));
     }
 }
@@ -161,7 +161,7 @@ fn list_versions_print_declared_order_and_drop_newer_interface_members() {
         ]
     }
 }"#;
-        let output = through(&full(version), Version::supported(version).unwrap());
+        let output = through(&full(version), SpecVersion::supported(version).unwrap());
         assert_eq!(output, expected.replace("VERSION", version));
     }
 }
@@ -193,16 +193,16 @@ fn single_versions_keep_one_address_per_family() {
     },
     "dns": {}
 }"#;
-    for version in [Version::V0_1_0, Version::V0_2_0] {
+    for version in [SpecVersion::V0_1_0, SpecVersion::V0_2_0] {
         assert_eq!(through(input, version), expected.replace("VERSION", &version.to_string()));
     }
 }
 
 #[test]
 fn converting_down_to_single_takes_the_first_of_each_family_and_their_routes() {
-    let result = decode(&full("1.1.0"), Version::V1_1_0).unwrap();
-    let old = String::from_utf8(result.render(Version::V0_2_0).unwrap()).unwrap();
-    let back = decode(&old, Version::V0_2_0).unwrap();
+    let result = decode(&full("1.1.0"), SpecVersion::V1_1_0).unwrap();
+    let old = String::from_utf8(result.render(SpecVersion::V0_2_0).unwrap()).unwrap();
+    let back = decode(&old, SpecVersion::V0_2_0).unwrap();
     let net = |text: &str| text.parse::<IpNet>().unwrap();
     let addresses: Vec<_> = back.ips.iter().map(|entry| entry.address).collect();
     assert_eq!(addresses, [net("10.1.2.3/16"), net("fd00::a1/64")]);
@@ -211,14 +211,14 @@ fn converting_down_to_single_takes_the_first_of_each_family_and_their_routes() {
 
     let only_v6 =
         CniResult { ips: vec![result.ips[1].clone()], routes: result.routes, ..CniResult::default() };
-    let old = String::from_utf8(only_v6.render(Version::V0_1_0).unwrap()).unwrap();
+    let old = String::from_utf8(only_v6.render(SpecVersion::V0_1_0).unwrap()).unwrap();
     assert!(!old.contains("0.0.0.0/0") && old.contains("::/0"), "{old}");
 }
 
 #[test]
 fn nothing_prints_as_the_version_alone_where_the_version_can_say_so() {
     let empty = CniResult::default();
-    for version in Version::SUPPORTED {
+    for version in SpecVersion::SUPPORTED {
         let output = empty.render(version).map(|text| String::from_utf8(text).unwrap());
         let expected = match version.family() {
             ResultShape::Single => Err(ResultError::NoAddress),
@@ -231,13 +231,13 @@ fn nothing_prints_as_the_version_alone_where_the_version_can_say_so() {
     }
     let noise =
         r#"{"cniVersion":"1.0.0","interfaces":[],"ips":null,"routes":[],"dns":{"search":[],"domain":""}}"#;
-    assert_eq!(decode(noise, Version::V1_0_0).unwrap(), empty);
+    assert_eq!(decode(noise, SpecVersion::V1_0_0).unwrap(), empty);
 }
 
 #[test]
 fn the_inner_version_has_to_be_of_the_configs_family() {
-    for config in Version::SUPPORTED {
-        for inner in Version::SUPPORTED {
+    for config in SpecVersion::SUPPORTED {
+        for inner in SpecVersion::SUPPORTED {
             let got = decode(&format!(r#"{{"cniversion":"{inner}"}}"#), config);
             if inner.family() == config.family() {
                 assert_eq!(got, Ok(CniResult::default()), "{config} {inner}");
@@ -263,7 +263,7 @@ fn the_inner_version_has_to_be_of_the_configs_family() {
 
 #[test]
 fn a_newer_result_under_a_1_0_0_config_is_printed_as_1_0_0() {
-    let output = through(&full("1.1.0"), Version::V1_0_0);
+    let output = through(&full("1.1.0"), SpecVersion::V1_0_0);
     assert!(
         output.starts_with("{\n    \"cniVersion\": \"1.0.0\"") && output.contains("\"mtu\": 1450"),
         "{output}"
@@ -294,7 +294,7 @@ fn broken_members_are_named() {
         ),
         (r#""dns":[]"#, "prevResult.dns: expected an object, found an array"),
     ] {
-        let got = decode(&format!(r#"{{"cniVersion":"1.0.0",{members}}}"#), Version::V1_0_0);
+        let got = decode(&format!(r#"{{"cniVersion":"1.0.0",{members}}}"#), SpecVersion::V1_0_0);
         let got = got.unwrap_err().to_string();
         assert!(got.starts_with(&format!("could not parse prevResult: {message}")), "{got}");
     }
@@ -356,7 +356,7 @@ prop_compose! {
 }
 
 /// What a result keeps when it goes through `version`.
-fn restricted(mut result: CniResult, version: Version) -> CniResult {
+fn restricted(mut result: CniResult, version: SpecVersion) -> CniResult {
     match version.family() {
         ResultShape::Current => {}
         ResultShape::Lists => {
@@ -388,8 +388,8 @@ fn restricted(mut result: CniResult, version: Version) -> CniResult {
 
 proptest! {
     #[test]
-    fn every_version_reads_back_what_it_printed(result in result(), index in 0..Version::SUPPORTED.len()) {
-        let version = Version::SUPPORTED[index];
+    fn every_version_reads_back_what_it_printed(result in result(), index in 0..SpecVersion::SUPPORTED.len()) {
+        let version = SpecVersion::SUPPORTED[index];
         let expected = restricted(result.clone(), version);
         match result.render(version) {
             Err(error) => {

@@ -6,9 +6,9 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use super::{CniResult, Dns, ResultError};
-use crate::version::{ResultShape, Version};
+use crate::version::{ResultShape, SpecVersion};
 
-pub(super) fn render(result: &CniResult, version: Version) -> Result<Vec<u8>, ResultError> {
+pub(super) fn render(result: &CniResult, version: SpecVersion) -> Result<Vec<u8>, ResultError> {
     let text = version.to_string();
     let encoded = match version.family() {
         ResultShape::Single => crate::json::to_pretty(&Single::from(result, &text)?),

@@ -134,7 +134,7 @@ fn ports_have_numbers_ranges_and_names() {
             Ok(expected) => assert_eq!(rule.ports, Entries::Of([expected].into()), "{port}"),
             Err(error) => {
                 assert_eq!(rule.ports, Entries::Of([].into()), "{port}");
-                assert_eq!(policy.refused.first[0].reason, Refusal::Port(error), "{port}");
+                assert_eq!(policy.refused.first[0].reason, EntryRefusal::Port(error), "{port}");
             }
         }
     }

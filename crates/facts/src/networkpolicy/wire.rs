@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::{
-    Block, Entries, MAX_ENTRIES, NetworkPolicy, PolicyDirection, PolicyPeer, PolicyRule, Port, Refusal,
+    Block, Entries, EntryRefusal, MAX_ENTRIES, NetworkPolicy, PolicyDirection, PolicyPeer, PolicyRule, Port,
     Refused, port::NumberOrName,
 };
 use crate::labels::{Selector, WireSelector};
@@ -126,13 +126,13 @@ impl Reader {
     /// What the policy's own selector says, and whether the API server would take all of it.
     fn subjects(&mut self, selector: WireSelector) -> (Selector, bool) {
         if self.is_full(selector.size()) {
-            self.refused.add(|| "spec.podSelector".into(), Refusal::TooMany);
+            self.refused.add(|| "spec.podSelector".into(), EntryRefusal::TooMany);
             return (Selector::default(), false);
         }
         let (subjects, refused) = selector.read();
         let whole = refused.is_empty();
         for error in refused {
-            self.refused.add(|| "spec.podSelector".into(), Refusal::Subjects(error));
+            self.refused.add(|| "spec.podSelector".into(), EntryRefusal::Subjects(error));
         }
         (subjects, whole)
     }
@@ -150,7 +150,7 @@ impl Reader {
                 "Egress" => found.egress = true,
                 _ => {
                     found.refused = true;
-                    self.refused.add(|| format!("spec.policyTypes[{number}]"), Refusal::Type);
+                    self.refused.add(|| format!("spec.policyTypes[{number}]"), EntryRefusal::Type);
                 }
             }
         }
@@ -171,7 +171,7 @@ impl Reader {
         let mut read = Vec::new();
         for (number, (peers, ports)) in written.enumerate() {
             if self.is_full(1) {
-                self.refused.add(|| format!("spec.{rules}[{number}]"), Refusal::TooMany);
+                self.refused.add(|| format!("spec.{rules}[{number}]"), EntryRefusal::TooMany);
                 break;
             }
             let place = |list: &str| format!("spec.{rules}[{number}].{list}");
@@ -188,7 +188,7 @@ impl Reader {
         place: impl Fn() -> String,
         written: Option<Vec<Mapping<W>>>,
         size: impl Fn(&W) -> usize,
-        read: impl Fn(W) -> Result<T, Refusal>,
+        read: impl Fn(W) -> Result<T, EntryRefusal>,
     ) -> Entries<T> {
         let written = written.unwrap_or_default();
         if written.is_empty() {
@@ -198,7 +198,7 @@ impl Reader {
         for (number, Mapping(one)) in written.into_iter().enumerate() {
             let at = || format!("{}[{number}]", place());
             if self.is_full(size(&one)) {
-                self.refused.add(at, Refusal::TooMany);
+                self.refused.add(at, EntryRefusal::TooMany);
                 break;
             }
             match read(one) {
@@ -225,15 +225,15 @@ impl WirePeer {
         1 + except + selectors.map(WireSelector::size).sum::<usize>()
     }
 
-    fn read(self) -> Result<PolicyPeer, Refusal> {
-        let whole = |selector: WireSelector| selector.read_whole().map_err(Refusal::Selector);
+    fn read(self) -> Result<PolicyPeer, EntryRefusal> {
+        let whole = |selector: WireSelector| selector.read_whole().map_err(EntryRefusal::Selector);
         match (self.pod_selector, self.namespace_selector, self.ip_block) {
-            (None, None, None) => Err(Refusal::Empty),
+            (None, None, None) => Err(EntryRefusal::Empty),
             (None, None, Some(Mapping(WireBlock { cidr, except }))) => {
                 let block = Block::parse(&cidr.unwrap_or_default(), &except.unwrap_or_default());
-                Ok(PolicyPeer::Block(block.map_err(Refusal::Block)?))
+                Ok(PolicyPeer::Block(block.map_err(EntryRefusal::Block)?))
             }
-            (_, _, Some(_)) => Err(Refusal::BlockAndSelector),
+            (_, _, Some(_)) => Err(EntryRefusal::BlockAndSelector),
             (Some(pods), None, None) => Ok(PolicyPeer::Pods(whole(pods)?)),
             (pods, Some(namespaces), None) => {
                 let pods = whole(pods.unwrap_or_default())?;
@@ -244,7 +244,7 @@ impl WirePeer {
 }
 
 impl WirePort {
-    fn read(self) -> Result<Port, Refusal> {
-        Port::parse(self.protocol.as_deref(), self.port, self.end_port).map_err(Refusal::Port)
+    fn read(self) -> Result<Port, EntryRefusal> {
+        Port::parse(self.protocol.as_deref(), self.port, self.end_port).map_err(EntryRefusal::Port)
     }
 }

@@ -69,7 +69,7 @@ impl RuleStore for Double {
         Ok(None)
     }
 
-    fn tables(&self, _: &[Ruleset], _: &[u8]) -> Option<Vec<listed::Table>> {
+    fn tables(&self, _: &[Ruleset], _: &[u8]) -> Option<Vec<listed::ListedTable>> {
         None
     }
 

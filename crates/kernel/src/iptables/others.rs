@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ruleset::iptables::{chain_name, leading, render_rule, rules};
-use ruleset::listed::{self, Table};
+use ruleset::listed::{self, ListedTable};
 use ruleset::{Family, Ruleset};
 
 use super::child::{self, Surroundings};
@@ -36,7 +36,7 @@ impl Iptables {
         Ok(listing)
     }
 
-    fn list(&self, family: Family, variant: Variant) -> Result<Vec<Table>, String> {
+    fn list(&self, family: Family, variant: Variant) -> Result<Vec<ListedTable>, String> {
         let label = match variant {
             Variant::Legacy => " (legacy)",
             Variant::Nft => "",
@@ -58,11 +58,11 @@ impl Iptables {
 }
 
 /// The layers' rules of a family, as iptables has them: in a chain of all, first those that must precede the rules of others.
-pub(super) fn of_layers(layers: &[Ruleset], family: Family) -> Vec<Table> {
-    let mut tables: Vec<Table> = Vec::new();
+pub(super) fn of_layers(layers: &[Ruleset], family: Family) -> Vec<ListedTable> {
+    let mut tables: Vec<ListedTable> = Vec::new();
     for part in [true, false] {
         for table in layers.iter().flat_map(|layer| &layer.tables) {
-            let empty = Table { ours: true, ..listed::empty(table.kind, family, "") };
+            let empty = ListedTable { ours: true, ..listed::empty(table.kind, family, "") };
             let at = tables.iter().position(|known| known.name == empty.name).unwrap_or_else(|| {
                 tables.push(empty);
                 tables.len() - 1

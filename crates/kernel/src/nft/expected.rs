@@ -47,7 +47,7 @@ pub(super) struct ExpectedRule<'a> {
 
 enum Words<'a> {
     Planned(&'a Rule),
-    Recorded { rule: ruleset::listed::Rule, why: String },
+    Recorded { rule: ruleset::listed::ListedRule, why: String },
 }
 
 impl ExpectedRule<'_> {
@@ -69,12 +69,12 @@ impl ExpectedRule<'_> {
 }
 
 /// The same in the form that rules of others have.
-pub(super) fn listed(tables: Vec<ExpectedTable<'static>>) -> Vec<listed::Table> {
+pub(super) fn listed(tables: Vec<ExpectedTable<'static>>) -> Vec<listed::ListedTable> {
     tables.into_iter().map(listed_table).collect()
 }
 
-fn listed_table(table: ExpectedTable<'static>) -> listed::Table {
-    let chains = table.chains.into_iter().map(|chain| listed::Chain {
+fn listed_table(table: ExpectedTable<'static>) -> listed::ListedTable {
+    let chains = table.chains.into_iter().map(|chain| listed::ListedChain {
         name: chain.name.into_owned(),
         base: chain.base.and_then(|(kind, hook, priority)| read::base(&kind, hook, priority)),
         drops: false,
@@ -83,12 +83,18 @@ fn listed_table(table: ExpectedTable<'static>) -> listed::Table {
             .into_iter()
             .map(|rule| match rule.words {
                 Words::Recorded { rule, .. } => rule,
-                Words::Planned(_) => listed::Rule::default(),
+                Words::Planned(_) => listed::ListedRule::default(),
             })
             .collect(),
     });
     let name = format!("inet {}", table.name);
-    listed::Table { name, families: ruleset::Families::Both, age: None, ours: true, chains: chains.collect() }
+    listed::ListedTable {
+        name,
+        families: ruleset::Families::Both,
+        age: None,
+        ours: true,
+        chains: chains.collect(),
+    }
 }
 
 /// What a ruleset asks for.

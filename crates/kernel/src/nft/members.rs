@@ -6,7 +6,7 @@ pub(crate) mod tests;
 use std::collections::BTreeMap;
 
 use netns::Inside;
-use ruleset::{Delta, Element as Member, Key, KeyType, Set};
+use ruleset::{Element as Member, Key, KeyType, Set, SetDelta};
 use rustix::io::Errno;
 
 use super::set::{AT_A_TIME, Element, members_of, write_elements};
@@ -86,9 +86,9 @@ impl NftSets {
 
     /// Changes sets, all in one transaction. A transaction that fails costs milliseconds, a question microseconds: of few keys the kernel is
     /// asked first, and of many only where it does not have what it is taken to have.
-    pub(crate) fn change(&mut self, changes: &[(&Place, &Delta)]) -> Result<ElementCounts, Error> {
+    pub(crate) fn change(&mut self, changes: &[(&Place, &SetDelta)]) -> Result<ElementCounts, Error> {
         let is_asked =
-            |(at, delta): &(&Place, &Delta)| !is_prefixes(at) && keys(delta).count() <= KEYS_ASKED_FOR;
+            |(at, delta): &(&Place, &SetDelta)| !is_prefixes(at) && keys(delta).count() <= KEYS_ASKED_FOR;
         let mut asked = changes.iter().all(is_asked);
         for _ in 0..TRIES {
             let (parts, changed) = if asked { self.compared(changes)? } else { taken_as_missing(changes) };
@@ -106,7 +106,7 @@ impl NftSets {
     /// The changes that are needed by what the kernel has.
     fn compared<'a>(
         &mut self,
-        changes: &[(&'a Place, &Delta)],
+        changes: &[(&'a Place, &SetDelta)],
     ) -> Result<(Vec<Part<'a>>, ElementCounts), Error> {
         let (mut parts, mut changed) = (Vec::new(), ElementCounts::default());
         for (at, delta) in changes {
@@ -140,7 +140,7 @@ impl NftSets {
     }
 
     /// Those of a delta's keys that are there.
-    fn present(&mut self, at: &Place, delta: &Delta) -> Result<BTreeMap<Key, Member>, Error> {
+    fn present(&mut self, at: &Place, delta: &SetDelta) -> Result<BTreeMap<Key, Member>, Error> {
         let keys: Vec<Key> = delta.added().map(|member| member.key).chain(delta.removed()).collect();
         let members = if keys.len() > KEYS_ASKED_FOR || matches!(at.set.keys, KeyType::Prefix(_)) {
             self.list(at)?
@@ -179,7 +179,7 @@ impl NftSets {
 }
 
 /// The changes as if nothing that is added were there, and all that is removed.
-fn taken_as_missing<'a>(changes: &[(&'a Place, &Delta)]) -> (Vec<Part<'a>>, ElementCounts) {
+fn taken_as_missing<'a>(changes: &[(&'a Place, &SetDelta)]) -> (Vec<Part<'a>>, ElementCounts) {
     let mut changed = ElementCounts::default();
     let parts = changes.iter().map(|(at, delta)| {
         changed.added += delta.added().len();
@@ -194,7 +194,7 @@ fn taken_as_missing<'a>(changes: &[(&'a Place, &Delta)]) -> (Vec<Part<'a>>, Elem
     (parts.collect(), changed)
 }
 
-fn keys(delta: &Delta) -> impl Iterator<Item = Key> {
+fn keys(delta: &SetDelta) -> impl Iterator<Item = Key> {
     delta.added().map(|member| member.key).chain(delta.removed())
 }
 
@@ -224,7 +224,7 @@ fn failed(what: &str, at: &Place, source: netlink::Error) -> Error {
     }
 }
 
-fn failed_of_all(changes: &[(&Place, &Delta)], source: netlink::Error) -> Error {
+fn failed_of_all(changes: &[(&Place, &SetDelta)], source: netlink::Error) -> Error {
     match changes {
         [(at, _)] => failed("change", at, source),
         [(at, _), rest @ ..] => failed(&format!("change {} sets, one of them", rest.len() + 1), at, source),

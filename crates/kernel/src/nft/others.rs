@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use ruleset::Ruleset;
-use ruleset::listed::{Chain, Table};
+use ruleset::listed::{ListedChain, ListedTable};
 
 use super::list::{self, HEADER};
 use super::read::{self, Sets};
@@ -28,7 +28,7 @@ const OF_IPTABLES: [&str; 5] = ["filter", "nat", "mangle", "raw", "security"];
 struct Found {
     family: u8,
     name: String,
-    chains: Vec<Chain>,
+    chains: Vec<ListedChain>,
 }
 
 /// Everything that is not of iptables and not the owners'.
@@ -71,7 +71,7 @@ pub(super) fn list(owners: &[Ruleset]) -> Result<Listing, Error> {
             listing.notes.push(format!("table {name} has more rules than are looked at"));
         }
         let age = listing.age(&name);
-        listing.tables.push(Table { name, families, age, ours: false, chains });
+        listing.tables.push(ListedTable { name, families, age, ours: false, chains });
     }
     Ok(listing)
 }
@@ -115,7 +115,7 @@ fn chains(found: &mut [Found], listing: &mut Listing) -> Result<(), Error> {
             return;
         };
         let base = list::base(a);
-        table.chains.push(Chain {
+        table.chains.push(ListedChain {
             name: list::text(a, chain::NAME),
             drops: base.as_ref().is_some_and(|(.., policy)| *policy != chain::POLICY_ACCEPT),
             base: base.and_then(|(kind, hook, priority, _)| read::base(&kind, hook, priority)),

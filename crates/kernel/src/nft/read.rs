@@ -6,7 +6,7 @@
 mod fields;
 mod members;
 
-use ruleset::listed::{Condition, Field, ListedAct, Rule, address_of, number_of_name};
+use ruleset::listed::{Condition, Field, ListedAct, ListedRule, address_of, number_of_name};
 use ruleset::{Base, ChainKind, Family, Hook};
 
 use fields::{covered, field_number, is_native};
@@ -53,11 +53,11 @@ enum Register {
 #[derive(Default)]
 struct Reader {
     registers: Vec<(u32, Register)>,
-    rule: Rule,
+    rule: ListedRule,
 }
 
 /// Reads `NFTA_RULE_EXPRESSIONS`.
-pub(super) fn rule(expressions: Attributes<'_>, sets: &Sets) -> Rule {
+pub(super) fn rule(expressions: Attributes<'_>, sets: &Sets) -> ListedRule {
     let mut reader = Reader::default();
     for item in expressions {
         let name = item.nested().find(uapi::NAME).map(|name| name.text()).unwrap_or_default();

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use netns::InsideHost;
-use ruleset::{Backend, Delta, Element, Family, Key, KeyType, Set};
+use ruleset::{Backend, Element, Family, Key, KeyType, Set, SetDelta};
 
 use super::{Error, MAX_COMMENT, Place, Sets};
 
@@ -76,7 +76,7 @@ impl ProbeSets {
         check(uid)?;
         let ip = ip.to_canonical();
         let Some(set) = self.of(ip) else { return Ok(false) };
-        let mut delta = Delta::default();
+        let mut delta = SetDelta::default();
         delta.add(element(ip, uid));
         Ok(self.sets.change(&[(&set, &delta)])?.count() > 0)
     }
@@ -93,7 +93,7 @@ impl ProbeSets {
             Some(element) if element.comment != uid => return Ok(Removed::OwnedBy(element.comment)),
             Some(_) => {}
         }
-        let mut delta = Delta::default();
+        let mut delta = SetDelta::default();
         delta.remove(ip);
         self.sets.change(&[(&set, &delta)]).map(|_| Removed::Gone)
     }
@@ -126,10 +126,10 @@ impl ProbeSets {
             };
             let new: Vec<Element> =
                 wanted.iter().filter(fits).map(|(ip, uid)| element(ip.to_canonical(), uid)).collect();
-            let delta = Delta::between(&self.sets.list(&set)?, &new);
+            let delta = SetDelta::between(&self.sets.list(&set)?, &new);
             deltas.push((set, delta));
         }
-        let changes: Vec<(&str, &Delta)> = deltas
+        let changes: Vec<(&str, &SetDelta)> = deltas
             .iter()
             .filter(|(_, delta)| !delta.is_empty())
             .map(|(set, delta)| (&**set, delta))

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 use kernel::sets::ElementCounts;
-use ruleset::{Contents, Coverage, Delta, Element, Family, Key, KeyType, Set, Side};
+use ruleset::{Contents, Coverage, Element, Family, Key, KeyType, Set, SetDelta, Side};
 use testkit::TestNetns;
 
 use crate::support::{Way, address, change, delta, dropped, keys, net, ruleset};
@@ -82,7 +82,7 @@ fn random_prefixes_come_and_go() {
             let (mut coverage, mut held, mut most) = (Coverage::new(family), Vec::<IpNet>::new(), 0);
             for step in 0..150 {
                 // Several at once are one change.
-                let mut all = Delta::default();
+                let mut all = SetDelta::default();
                 for _ in 0..=random.below(3) {
                     let changed = if held.is_empty() || random.below(5) > 1 {
                         let net = random_net(&mut random, family);
@@ -107,7 +107,7 @@ fn random_prefixes_come_and_go() {
             }
             println!("{way:?} {family:?}: at most {most} prefixes of {} held", held.len());
             assert!(most > 20);
-            let mut all = Delta::default();
+            let mut all = SetDelta::default();
             for net in held {
                 all = all.then(coverage.remove(net).unwrap());
             }
@@ -153,7 +153,7 @@ fn a_change_may_be_made_again() {
                 .collect();
             assert_eq!(by_b, BTreeSet::from([owned(0, "b").key, owned(many, "b").key]), "{way:?}");
             let all: Vec<Element> = sets.list("istio-np-owned").unwrap();
-            change(&mut sets, "istio-np-owned", &Delta::between(&all, &[]));
+            change(&mut sets, "istio-np-owned", &SetDelta::between(&all, &[]));
         }
         let nets = delta([net("10.0.0.0/8").into(), net("9.0.0.0/8").into()], [net("1.0.0.0/8")]);
         let done = change(&mut sets, "istio-np-plain", &nets);
@@ -225,7 +225,7 @@ fn the_model_has_what_the_kernel_has() {
             way.load(&ns, &ruleset(vec![set.clone()], vec![dropped(&set, Side::Source)], vec![]));
         let (mut model, mut random) = (Contents::default(), Random(42));
         for _ in 0..60 {
-            let mut delta = Delta::default();
+            let mut delta = SetDelta::default();
             for _ in 0..=random.below(20) {
                 let key = address(&format!("fd00::{:x}", random.below(40)));
                 match random.below(3) {

@@ -9,8 +9,8 @@ use kernel::sets::{ElementCounts, Sets};
 use kernel::{Change, Choice, Kernel};
 use netns::Host;
 use ruleset::{
-    Action, Backend, Base, Chain, ChainKind, Delta, Element, Family, Hook, Key, KeyType, MapVerdict, Match,
-    Plan, Protocol, Rule, Ruleset, Set, Side, Table, TableKind, TransportAddress,
+    Action, Backend, Base, Chain, ChainKind, Element, Family, Hook, Key, KeyType, MapVerdict, Match, Plan,
+    Protocol, Rule, Ruleset, Set, SetDelta, Side, Table, TableKind, TransportAddress,
 };
 use testkit::TestNetns;
 
@@ -142,15 +142,18 @@ pub(crate) fn leads(key: Key, verdict: MapVerdict) -> Element {
     Element { verdict: Some(verdict), ..key.into() }
 }
 
-pub(crate) fn delta(add: impl IntoIterator<Item = Element>, remove: impl IntoIterator<Item = Key>) -> Delta {
-    let mut delta = Delta::default();
+pub(crate) fn delta(
+    add: impl IntoIterator<Item = Element>,
+    remove: impl IntoIterator<Item = Key>,
+) -> SetDelta {
+    let mut delta = SetDelta::default();
     remove.into_iter().for_each(|key| delta.remove(key));
     add.into_iter().for_each(|element| delta.add(element));
     delta
 }
 
 /// What changed.
-pub(crate) fn change(sets: &mut Sets, set: &str, delta: &Delta) -> ElementCounts {
+pub(crate) fn change(sets: &mut Sets, set: &str, delta: &SetDelta) -> ElementCounts {
     sets.change(&[(set, delta)]).unwrap()
 }
 

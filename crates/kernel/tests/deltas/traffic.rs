@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use ruleset::eval::{Packet, State, Verdict, evaluate};
 use ruleset::{
-    Action, Contents, Delta, Element, Family, Hook, Key, KeyType, MapVerdict, Match, Protocol, Rule, Ruleset,
-    Set, Side,
+    Action, Contents, Element, Family, Hook, Key, KeyType, MapVerdict, Match, Protocol, Rule, Ruleset, Set,
+    SetDelta, Side,
 };
 use testkit::probe::{Flow, Listener, Listeners};
 use testkit::{Families, Pod};
@@ -111,7 +111,8 @@ fn addresses_prefixes_and_ports() {
         for step in 0..12 {
             // Mostly ports: an address hides everything else.
             let set = &sets[[2, 5, 2, 5, 1, 4, 2, 5, 0, 3, 2, 5][step]];
-            let mut change = Delta::between(&members.of(&set.name).cloned().collect::<Vec<Element>>(), &[]);
+            let mut change =
+                SetDelta::between(&members.of(&set.name).cloned().collect::<Vec<Element>>(), &[]);
             for _ in 0..=random.below(2) {
                 change.add(keys_of(&lab, set.keys, &mut random));
             }
@@ -123,7 +124,7 @@ fn addresses_prefixes_and_ports() {
                 *(if expected { &mut reached } else { &mut lost }) += 1;
             }
             if matches!(set.keys, KeyType::Address(_) | KeyType::Prefix(_)) {
-                let clear = Delta::between(&members.of(&set.name).cloned().collect::<Vec<Element>>(), &[]);
+                let clear = SetDelta::between(&members.of(&set.name).cloned().collect::<Vec<Element>>(), &[]);
                 kernel.change(&[(&set.name, &clear)]).unwrap();
                 members.apply(&set.name, &clear);
             }
@@ -173,7 +174,7 @@ fn each_class_has_its_chain() {
                 let key = keys_of(&lab, keys, &mut random);
                 // The key goes from one class to the next, and out of all.
                 let class = chains.get(step % 3);
-                let changes: Vec<(&Set, Delta)> = match way {
+                let changes: Vec<(&Set, SetDelta)> = match way {
                     Way::Nft => {
                         let jump = class.map(|chain| leads(key, MapVerdict::Jump((*chain).into())));
                         vec![(&sets[0], delta(jump, class.is_none().then_some(key)))]
@@ -185,7 +186,7 @@ fn each_class_has_its_chain() {
                         sets.iter().enumerate().map(|(at, set)| (set, one(at))).collect()
                     }
                 };
-                let named: Vec<(&str, &Delta)> =
+                let named: Vec<(&str, &SetDelta)> =
                     changes.iter().map(|(set, delta)| (set.name.as_ref(), delta)).collect();
                 kernel.change(&named).unwrap();
                 named.iter().for_each(|(set, delta)| members.apply(set, delta));

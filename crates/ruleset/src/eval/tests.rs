@@ -3,7 +3,7 @@ use std::slice::from_ref;
 use super::*;
 
 use crate::rule::{ALL_BITS, Base, ChainKind, Families, Family, Limit, Ports, Protocol};
-use crate::set::{Content, Contents, Delta, Element, Key, KeyType, NoMembers, TransportAddress};
+use crate::set::{Content, Contents, Element, Key, KeyType, NoMembers, SetDelta, TransportAddress};
 
 const APP: Owner = Owner { uid: 1000, gid: 2000 };
 
@@ -67,7 +67,7 @@ fn filter(chains: Vec<Chain>) -> Ruleset {
     ruleset(vec![(TableKind::Filter, chains)])
 }
 
-fn outcome<'a>(ruleset: &'a Ruleset, packet: &Packet) -> Outcome<'a> {
+fn outcome<'a>(ruleset: &'a Ruleset, packet: &Packet) -> Evaluation<'a> {
     evaluate(from_ref(ruleset), Backend::Nftables, packet, Hook::Output, true, &NoMembers)
 }
 
@@ -512,7 +512,7 @@ fn a_source_is_changed_for_members_of_a_kept_set() {
     let mut ruleset = ruleset(vec![(TableKind::Nat, vec![base(Hook::Postrouting, 100, vec![snat])])]);
     ruleset.tables[0].sets = vec![Set::kept("pods", keys)];
     let world = |set: &str| {
-        let (mut world, mut delta) = (Contents::default(), Delta::default());
+        let (mut world, mut delta) = (Contents::default(), SetDelta::default());
         delta.add(Key::from(packet().destination));
         world.apply(set, &delta);
         world
@@ -560,7 +560,7 @@ fn kept_sets_answer_by_the_type_of_their_keys() {
             };
             let mut ruleset = filter(vec![output(vec![rule(vec![look_up], Action::Drop)])]);
             ruleset.tables[0].sets = vec![Set::kept("s", keys)];
-            let (mut world, mut delta) = (Contents::default(), Delta::default());
+            let (mut world, mut delta) = (Contents::default(), SetDelta::default());
             delta.add(member);
             world.apply("s", &delta);
             let outcome =
@@ -601,7 +601,7 @@ fn a_verdict_map_leads_to_chains_and_verdicts() {
         (Some(MapVerdict::Jump("gone".into())), Verdict::Pass, 3),
     ] {
         let element = Element { verdict: verdict.clone(), ..Key::from(packet().destination).into() };
-        let (mut world, mut delta) = (Contents::default(), Delta::default());
+        let (mut world, mut delta) = (Contents::default(), SetDelta::default());
         let mut fixed = Set::fixed("m", keys, []).to_verdicts();
         if verdict.is_some() {
             delta.add(element.clone());

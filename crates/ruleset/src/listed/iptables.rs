@@ -5,7 +5,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Chain, Condition, Field, ListedAct, Rule, Table, names_from, number_of, number_of_name, state};
+use super::{
+    Condition, Field, ListedAct, ListedChain, ListedRule, ListedTable, names_from, number_of, number_of_name,
+    state,
+};
 use crate::rule::{Base, ChainKind, Families, Family, Hook, TableKind};
 
 const KINDS: [TableKind; 4] = [TableKind::Filter, TableKind::Mangle, TableKind::Nat, TableKind::Raw];
@@ -40,8 +43,8 @@ const HARMLESS: [&str; 18] = [
 
 /// The tables of a family in the output of `iptables-save`, without those of other kinds than [`TableKind`] has. `label` ends their names.
 #[must_use]
-pub fn parse_tables(output: &str, family: Family, label: &str) -> Vec<Table> {
-    let mut tables: Vec<Table> = Vec::new();
+pub fn parse_tables(output: &str, family: Family, label: &str) -> Vec<ListedTable> {
+    let mut tables: Vec<ListedTable> = Vec::new();
     let mut kind = None;
     for line in output.lines() {
         if let Some(name) = line.strip_prefix('*') {
@@ -56,13 +59,13 @@ pub fn parse_tables(output: &str, family: Family, label: &str) -> Vec<Table> {
 
 /// A table of iptables without chains.
 #[must_use]
-pub fn empty(kind: TableKind, family: Family, label: &str) -> Table {
+pub fn empty(kind: TableKind, family: Family, label: &str) -> ListedTable {
     let prefix = if family == Family::V4 { "ip" } else { "ip6" };
     let name = format!("{prefix} {}{label}", kind.name());
-    Table { name, families: Families::Only(family), age: None, ours: false, chains: Vec::new() }
+    ListedTable { name, families: Families::Only(family), age: None, ours: false, chains: Vec::new() }
 }
 
-fn parse_table_line(table: &mut Table, kind: TableKind, line: &str, family: Family) {
+fn parse_table_line(table: &mut ListedTable, kind: TableKind, line: &str, family: Family) {
     if let Some((name, rest)) = line.strip_prefix(':').and_then(|line| line.split_once(' ')) {
         let chain = chain_of(table, kind, name);
         chain.drops = rest.starts_with("DROP");
@@ -73,12 +76,12 @@ fn parse_table_line(table: &mut Table, kind: TableKind, line: &str, family: Fami
 }
 
 /// The chain of a name, made if it is not there.
-pub fn chain_of<'t>(table: &'t mut Table, kind: TableKind, name: &str) -> &'t mut Chain {
+pub fn chain_of<'t>(table: &'t mut ListedTable, kind: TableKind, name: &str) -> &'t mut ListedChain {
     let at = table.chains.iter().position(|chain| chain.name == name).unwrap_or_else(|| {
         let hook = HOOKS.iter().find(|(known, _)| *known == name).map(|(_, hook)| *hook);
         let of = if kind == TableKind::Nat { ChainKind::Nat } else { ChainKind::Filter };
         let base = hook.map(|hook| Base { kind: of, hook, priority: kind.priority(hook) });
-        table.chains.push(Chain { name: name.to_owned(), base, drops: false, rules: Vec::new() });
+        table.chains.push(ListedChain { name: name.to_owned(), base, drops: false, rules: Vec::new() });
         table.chains.len() - 1
     });
     &mut table.chains[at]
@@ -86,9 +89,9 @@ pub fn chain_of<'t>(table: &'t mut Table, kind: TableKind, name: &str) -> &'t mu
 
 /// A rule without `-A CHAIN`.
 #[must_use]
-pub fn parse_line(text: &str, family: Family) -> Rule {
+pub fn parse_line(text: &str, family: Family) -> ListedRule {
     let mut words = Words(text);
-    let mut rule = Rule { text: Cow::Owned(text.to_owned()), ..Rule::default() };
+    let mut rule = ListedRule { text: Cow::Owned(text.to_owned()), ..ListedRule::default() };
     let mut extension = String::new();
     let mut not = false;
     while let Some(word) = words.next() {

@@ -15,7 +15,7 @@ use std::net::IpAddr;
 use samples::Samples;
 
 use super::walk::{Fate, FirstPacket, Key, PacketEnd, Station, arrange, stations, walk};
-use super::{Condition, Field, Rule, Table, address_of, number_of, number_of_name};
+use super::{Condition, Field, ListedRule, ListedTable, address_of, number_of, number_of_name};
 use crate::rule::{Family, Hook};
 
 /// Addresses that no pod has (RFC 5737, RFC 3849), and numbers that nobody else is likely to ask for.
@@ -37,9 +37,9 @@ const MAX_FINDINGS: usize = 16;
 #[derive(Debug, Clone, Copy)]
 pub struct Scene<'a> {
     /// The plan's tables alone.
-    pub plan: &'a [Table],
+    pub plan: &'a [ListedTable],
     /// All tables of the namespace, those with the plan's rules among them.
-    pub present: &'a [Table],
+    pub present: &'a [ListedTable],
     /// The pod's own addresses. What comes to others is not the pod's.
     pub addresses: &'a [IpAddr],
     /// The pod's interface.
@@ -236,7 +236,7 @@ impl<'a> Look<'a> {
         }
     }
 
-    fn is_planned(&self, rule: &Rule) -> bool {
+    fn is_planned(&self, rule: &ListedRule) -> bool {
         let chains = self.scene.plan.iter().flat_map(|table| &table.chains);
         chains
             .flat_map(|chain| &chain.rules)

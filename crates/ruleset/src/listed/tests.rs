@@ -106,14 +106,14 @@ fn a_whole_table() {
     assert_eq!((table.chains[1].base, table.chains[1].rules.len()), (None, 1));
 }
 
-fn table(name: &str, ours: bool, priority: i32, rules: &[&str]) -> Table {
+fn table(name: &str, ours: bool, priority: i32, rules: &[&str]) -> ListedTable {
     let base = Base { kind: ChainKind::Nat, hook: Hook::Output, priority };
     let rules = rules.iter().map(|line| parse_line(line, Family::V4)).collect();
-    let chain = Chain { name: "OUTPUT".to_owned(), base: Some(base), drops: false, rules };
-    Table { ours, chains: vec![chain], name: name.to_owned(), ..empty(TableKind::Nat, Family::V4, "") }
+    let chain = ListedChain { name: "OUTPUT".to_owned(), base: Some(base), drops: false, rules };
+    ListedTable { ours, chains: vec![chain], name: name.to_owned(), ..empty(TableKind::Nat, Family::V4, "") }
 }
 
-fn proven(plan: &[&str], others: &[Table]) -> Vec<String> {
+fn proven(plan: &[&str], others: &[ListedTable]) -> Vec<String> {
     let plan = [table("ours", true, -100, plan)];
     let present = [&plan[..], others].concat();
     let addresses = ["10.0.0.9".parse().unwrap()];
@@ -148,9 +148,9 @@ fn chains_that_fan_out() {
         let rules = std::iter::repeat_n(parse_line(&jump, Family::V4), 30);
         let open = std::iter::repeat_n(parse_line(&format!("-j C{}", n + 1), Family::V4), 30);
         let rules = rules.chain(open).collect();
-        table.chains.push(Chain { name: format!("C{n}"), base: None, drops: false, rules });
+        table.chains.push(ListedChain { name: format!("C{n}"), base: None, drops: false, rules });
     }
-    table.chains.push(Chain { name: "C15".to_owned(), base: None, drops: false, rules: Vec::new() });
+    table.chains.push(ListedChain { name: "C15".to_owned(), base: None, drops: false, rules: Vec::new() });
     let plan = [self::table("ours", true, -100, &["-p tcp -j REDIRECT --to-ports 15001"])];
     let present = [plan[0].clone(), table];
     let addresses = ["10.0.0.9".parse().unwrap()];

@@ -2,13 +2,13 @@
 
 use std::fmt;
 
-use super::{Condition, Field, ListedAct, Rule, address_of};
+use super::{Condition, Field, ListedAct, ListedRule, address_of};
 use crate::rule::Family;
 
 /// The longest text of a rule that a message holds, in bytes.
 const LONGEST: usize = 160;
 
-impl fmt::Display for Rule {
+impl fmt::Display for ListedRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.text.is_empty() {
             let end = self.text.floor_char_boundary(LONGEST);

@@ -1,6 +1,6 @@
 //! A packet's way through all chains at a hook, as far as the rules can be read.
 
-use super::{Chain, Condition, Field, ListedAct, Rule, Table, number_of, state};
+use super::{Condition, Field, ListedAct, ListedChain, ListedRule, ListedTable, number_of, state};
 use crate::rule::{ChainKind, Family, Hook};
 
 /// `NF_IP_PRI_CONNTRACK` of linux/netfilter_ipv4.h: where connections are looked up.
@@ -63,11 +63,11 @@ pub enum PacketEnd {
 #[derive(Debug, Clone, Copy)]
 pub struct ListedPlace<'a> {
     /// Table.
-    pub table: &'a Table,
+    pub table: &'a ListedTable,
     /// Chain.
-    pub chain: &'a Chain,
+    pub chain: &'a ListedChain,
     /// Rule.
-    pub rule: &'a Rule,
+    pub rule: &'a ListedRule,
 }
 
 /// The result of a walk.
@@ -87,18 +87,18 @@ pub struct Fate<'a> {
 #[derive(Debug, Clone, Copy)]
 pub struct Station<'a> {
     /// Table.
-    pub table: &'a Table,
+    pub table: &'a ListedTable,
     /// Chain.
-    pub chain: &'a Chain,
+    pub chain: &'a ListedChain,
     /// Its place among all: the kernel's priority, then that of the chain itself.
     pub order: (i32, i32),
-    /// See [`Table::matters`].
+    /// See [`ListedTable::matters`].
     matters: bool,
 }
 
 /// The base chains at a hook that packets of the family meet, by their priorities; those that are equal as they are listed.
 pub fn stations<'a>(
-    tables: impl IntoIterator<Item = &'a Table>,
+    tables: impl IntoIterator<Item = &'a ListedTable>,
     hook: Hook,
     family: Family,
 ) -> Vec<Station<'a>> {
@@ -201,7 +201,7 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn chain(&mut self, table: &'a Table, chain: &'a Chain, named: bool, depth: usize) -> Flow {
+    fn chain(&mut self, table: &'a ListedTable, chain: &'a ListedChain, named: bool, depth: usize) -> Flow {
         for rule in &chain.rules {
             let place = ListedPlace { table, chain, rule };
             self.met += 1;
@@ -306,7 +306,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Whether a condition asks for the very address that the packet goes to.
-    fn names_destination(&self, rule: &Rule) -> bool {
+    fn names_destination(&self, rule: &ListedRule) -> bool {
         let wanted = (self.packet.destination, self.packet.destination);
         rule.conditions.iter().any(|condition| {
             matches!(condition, Condition::In { field: Field::Destination(_), mask: u128::MAX, ranges, not: false }
@@ -315,7 +315,7 @@ impl<'a> Walk<'a> {
     }
 
     /// `None`: not to be told.
-    fn holds(&self, rule: &Rule) -> Option<bool> {
+    fn holds(&self, rule: &ListedRule) -> Option<bool> {
         let mut known = true;
         for condition in &rule.conditions {
             match condition {

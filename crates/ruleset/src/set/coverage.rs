@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{Delta, Key};
+use super::{Key, SetDelta};
 use crate::rule::Family;
 
 /// Prefixes with how often each is held, and the fewest prefixes that have the same addresses: two that overlap or that are the halves of a third
@@ -50,11 +50,11 @@ impl Coverage {
     ///
     /// # Errors
     /// It is of the other family.
-    pub fn add(&mut self, net: IpNet) -> Result<Delta, CoverageError> {
+    pub fn add(&mut self, net: IpNet) -> Result<SetDelta, CoverageError> {
         let block = self.block(net)?;
         let count = self.held.entry(block).or_default();
         *count += 1;
-        let mut delta = Delta::default();
+        let mut delta = SetDelta::default();
         if *count > 1 || self.element_with(block).is_some() {
             return Ok(delta);
         }
@@ -74,9 +74,9 @@ impl Coverage {
     ///
     /// # Errors
     /// It is of the other family, or not held.
-    pub fn remove(&mut self, net: IpNet) -> Result<Delta, CoverageError> {
+    pub fn remove(&mut self, net: IpNet) -> Result<SetDelta, CoverageError> {
         let block = self.block(net)?;
-        let mut delta = Delta::default();
+        let mut delta = SetDelta::default();
         match self.held.get_mut(&block) {
             None => return Err(CoverageError::NotHeld(net)),
             Some(1) => self.held.remove(&block),
@@ -111,12 +111,12 @@ impl Coverage {
         self.held.is_empty()
     }
 
-    fn put(&mut self, block: Block, delta: &mut Delta) {
+    fn put(&mut self, block: Block, delta: &mut SetDelta) {
         self.elements.insert(block);
         delta.add(Key::Prefix(block.net(self.family)));
     }
 
-    fn take(&mut self, block: Block, delta: &mut Delta) {
+    fn take(&mut self, block: Block, delta: &mut SetDelta) {
         self.elements.remove(&block);
         delta.remove(Key::Prefix(block.net(self.family)));
     }

@@ -6,15 +6,15 @@ use super::{Element, Key, MapVerdict};
 
 /// What is to be different in a set: afterwards every added element is in it as it is here, and no removed key is. It can be applied again.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Delta {
+pub struct SetDelta {
     /// No key of these is among the removed ones.
     add: BTreeMap<Key, (Option<MapVerdict>, String)>,
     remove: BTreeSet<Key>,
 }
 
-// === impl Delta ===
+// === impl SetDelta ===
 
-impl Delta {
+impl SetDelta {
     /// Adds an element, or makes the one of its key what this one is.
     pub fn add(&mut self, element: impl Into<Element>) {
         let Element { key, verdict, comment } = element.into();

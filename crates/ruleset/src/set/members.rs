@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
-use super::{Content, Delta, Element, Key, KeyType, MapVerdict, Set, Side, TransportAddress};
+use super::{Content, Element, Key, KeyType, MapVerdict, Set, SetDelta, Side, TransportAddress};
 use crate::eval::Packet;
 
 /// Who knows the members of kept sets. Fixed ones are in the plan, and are not asked for.
@@ -42,7 +42,7 @@ impl Members for NoMembers {
 
 impl Contents {
     /// Changes a set, as a kernel would.
-    pub fn apply(&mut self, set: &str, delta: &Delta) {
+    pub fn apply(&mut self, set: &str, delta: &SetDelta) {
         let members = self.sets.entry(set.to_owned()).or_default();
         delta.removed().for_each(|key| drop(members.remove(&key)));
         members.extend(delta.added().map(|element| (element.key, element)));

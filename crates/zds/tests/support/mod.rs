@@ -9,7 +9,7 @@ use netns::Netns;
 pub(crate) use testkit::PATIENCE;
 use testkit::TestNetns;
 use testkit::ztunnel::{Script, Ztunnel};
-use zds::{AddError, Entry, Event, Listener, NetnsFd, Snapshot, Workload, Ztunnels};
+use zds::{AddError, Entry, Listener, NetnsFd, Snapshot, Workload, ZtunnelEvent, Ztunnels};
 
 #[derive(Default)]
 struct Pods(Mutex<BTreeMap<String, (Workload, Option<NetnsFd>)>>, Mutex<Vec<Told>>);
@@ -34,7 +34,7 @@ impl Snapshot for Pods {
 pub(crate) struct Server {
     pub ztunnels: Ztunnels,
     pods: Arc<Pods>,
-    events: Arc<Mutex<Vec<Event>>>,
+    events: Arc<Mutex<Vec<ZtunnelEvent>>>,
     task: tokio::task::JoinHandle<()>,
     address: String,
     _dir: Option<tempfile::TempDir>,
@@ -101,14 +101,16 @@ impl Server {
         told
     }
 
-    pub(crate) fn events(&self) -> Vec<Event> {
+    pub(crate) fn events(&self) -> Vec<ZtunnelEvent> {
         self.events.lock().unwrap().clone()
     }
 
     /// The numbers of connections that were told, in order.
     pub(crate) fn counts(&self) -> Vec<usize> {
-        let count = |event: Event| match event {
-            Event::Connected { connected, .. } | Event::Disconnected { connected, .. } => Some(connected),
+        let count = |event: ZtunnelEvent| match event {
+            ZtunnelEvent::Connected { connected, .. } | ZtunnelEvent::Disconnected { connected, .. } => {
+                Some(connected)
+            }
             _ => None,
         };
         self.events().into_iter().filter_map(count).collect()
@@ -121,7 +123,7 @@ impl Server {
         testkit::until(&format!("{count} are connected"), PATIENCE, connected, seen).unwrap();
     }
 
-    pub(crate) fn wait_event(&self, is: impl Fn(&Event) -> bool, what: &str) {
+    pub(crate) fn wait_event(&self, is: impl Fn(&ZtunnelEvent) -> bool, what: &str) {
         let happened = || self.events().iter().any(&is);
         testkit::until(what, PATIENCE, happened, || format!("{:?}", self.events())).unwrap();
     }

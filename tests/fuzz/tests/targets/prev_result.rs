@@ -1,7 +1,7 @@
 //! Results of the plugins before ours: read, printed in every version, and read again.
 
 use cni::json::Value;
-use cni::{CniResult, PluginConf, Version};
+use cni::{CniResult, PluginConf, SpecVersion};
 use fuzz::{Outcome, Target, of_text};
 use proptest::prelude::*;
 use serde_json::json;
@@ -20,7 +20,7 @@ fn generate() -> BoxedStrategy<Vec<u8>> {
         json!({"ips": ips, "interfaces": interfaces, "routes": routes, "dns": dns})
     });
     let tree = prop_oneof![result, text::tree()];
-    (0..Version::SUPPORTED.len(), tree)
+    (0..SpecVersion::SUPPORTED.len(), tree)
         .prop_map(|(version, tree)| format!("{version}{tree}").into_bytes())
         .boxed()
 }
@@ -28,7 +28,7 @@ fn generate() -> BoxedStrategy<Vec<u8>> {
 /// The first byte chooses the version that the configuration has.
 fn run(input: &[u8]) -> Outcome {
     let Some((first, rest)) = input.split_first() else { return Outcome::of("empty") };
-    let version = Version::SUPPORTED[usize::from(*first) % Version::SUPPORTED.len()];
+    let version = SpecVersion::SUPPORTED[usize::from(*first) % SpecVersion::SUPPORTED.len()];
     let value = match Value::parse(rest) {
         Ok(value) => value,
         Err(error) => return of_text(&error.to_string()),
@@ -38,7 +38,7 @@ fn run(input: &[u8]) -> Outcome {
     match CniResult::decode(&value, version) {
         Err(error) => of_text(&error.to_string()),
         Ok(result) => {
-            let printed = Version::SUPPORTED.map(|version| print(&result, version));
+            let printed = SpecVersion::SUPPORTED.map(|version| print(&result, version));
             let lengths = (result.interfaces.len(), result.ips.len().min(3), result.routes.len().min(3));
             Outcome::of((version.to_string(), lengths, printed))
         }
@@ -46,7 +46,7 @@ fn run(input: &[u8]) -> Outcome {
 }
 
 /// Whether the version can say it. What it can is read as it was printed.
-fn print(result: &CniResult, version: Version) -> bool {
+fn print(result: &CniResult, version: SpecVersion) -> bool {
     let Ok(first) = result.render(version) else { return false };
     let value = Value::parse(&first).expect("what is printed is JSON");
     let read = CniResult::decode(&value, version).expect("what is printed is a result of that version");

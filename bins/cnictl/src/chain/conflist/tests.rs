@@ -15,7 +15,7 @@ fn a_list_is_read_with_its_flags_and_newest_version() {
         "plugins": [{"type": "bridge"}, {"type": "istio-cni", "exclude_namespaces": ["kube-system"]}],
     }))
     .unwrap();
-    assert_eq!((conflist.name.as_str(), conflist.version), ("net", Version::V1_0_0));
+    assert_eq!((conflist.name.as_str(), conflist.version), ("net", SpecVersion::V1_0_0));
     assert!(conflist.disable_check && !conflist.disable_gc);
     let kinds: Vec<&str> = conflist.plugins.iter().map(|plugin| plugin.kind.as_str()).collect();
     assert_eq!(kinds, ["bridge", "istio-cni"]);
@@ -25,7 +25,7 @@ fn a_list_is_read_with_its_flags_and_newest_version() {
 #[test]
 fn a_single_plugin_is_a_chain_of_one() {
     let conflist = read(json!({"name": "lo", "type": "loopback"})).unwrap();
-    assert_eq!(conflist.version, Version::V0_1_0);
+    assert_eq!(conflist.version, SpecVersion::V0_1_0);
     assert_eq!(conflist.plugins.len(), 1);
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use install::inspect::{Installed, Kubeconfig, Network, Program};
-use rundir::Status;
+use rundir::AgentStatus;
 use serde::Serialize;
 
 use super::options::Options;
@@ -98,7 +98,7 @@ pub(super) struct KubeconfigReport {
 pub(super) struct AgentReport {
     pub(super) answers: bool,
     #[serde(flatten)]
-    pub(super) status: Option<Status>,
+    pub(super) status: Option<AgentStatus>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) error: Option<String>,
 }

@@ -15,7 +15,7 @@ use podsource::{ManifestFileError, Written, is_manifest, written_in_file};
 use super::ManifestError;
 use crate::index::Index;
 use crate::kind::{Kind, Namespaces, Pods};
-use crate::news::{Item, Key, News, Uid};
+use crate::news::{Item, News, ObjectKey, Uid};
 use crate::watch::Wanted;
 use crate::watch::read::{Named, namespace_of};
 
@@ -52,7 +52,7 @@ pub(in crate::watch) struct Reader {
 #[derive(Debug, Clone)]
 pub(in crate::watch) struct Described {
     kind: &'static str,
-    key: Key,
+    key: ObjectKey,
     uid: Uid,
     /// What is kept of it, as its store takes it.
     object: Arc<dyn Any + Send + Sync>,
@@ -187,7 +187,7 @@ impl Files {
             named.remove(&item.key.name);
         }
         described.extend(named.into_iter().filter_map(|name| {
-            let key = Key { namespace: Box::default(), name };
+            let key = ObjectKey { namespace: Box::default(), name };
             let object = Arc::new(Namespaces::completed(&key, Namespace::default()).ok()?);
             Some(Item { key, uid: Uid::default(), version: 0, object })
         }));
@@ -197,7 +197,7 @@ impl Files {
     /// The objects of a kind, of each name one: that of a file which is named after it before others, and of these by the files' names, which is
     /// the plugin's own order.
     fn chosen<T: Clone + Send + Sync + 'static>(&self, kind: &str) -> Vec<Item<T>> {
-        let mut chosen: BTreeMap<&Key, (Rank, &Described)> = BTreeMap::new();
+        let mut chosen: BTreeMap<&ObjectKey, (Rank, &Described)> = BTreeMap::new();
         for (path, described) in self.described().filter(|(_, described)| described.kind == kind) {
             let rank = Rank::of(path, &described.key);
             let known = chosen.get(&described.key).map(|(known, _)| *known);
@@ -266,7 +266,7 @@ impl Reader {
 fn read<K: Kind>(written: &Written) -> Result<Option<Described>, ManifestFileError> {
     let Named { metadata } = written.read()?;
     let Some(name) = metadata.name.filter(|name| !name.is_empty()) else { return Ok(None) };
-    let key = Key { namespace: namespace_of::<K>(metadata.namespace), name };
+    let key = ObjectKey { namespace: namespace_of::<K>(metadata.namespace), name };
     let object = K::completed(&key, written.read::<K::Object>()?);
     let object = object.map_err(|lack| {
         written.refuse(format!("the {} {:?} {lack}", written.kind().to_lowercase(), &*key.name))
@@ -312,7 +312,7 @@ enum Rank {
 }
 
 impl Rank {
-    fn of(path: &Path, key: &Key) -> Self {
+    fn of(path: &Path, key: &ObjectKey) -> Self {
         let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
         match stem.split_once('_') {
             Some((namespace, name)) if *namespace == *key.namespace && *name == *key.name => Self::WholeName,

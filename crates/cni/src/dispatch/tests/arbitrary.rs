@@ -117,7 +117,7 @@ fn json(depth: u32) -> impl Strategy<Value = serde_json::Value> {
 
 /// Bytes, JSON, and JSON that gets past the first checks.
 fn stdin() -> impl Strategy<Value = Vec<u8>> {
-    let versions = Version::SUPPORTED.map(|version| version.to_string()).to_vec();
+    let versions = SpecVersion::SUPPORTED.map(|version| version.to_string()).to_vec();
     let valid = (json(4), select(versions)).prop_map(|(mut tree, version)| {
         if let Some(object) = tree.as_object_mut() {
             object.insert("name".into(), "net".into());
@@ -152,7 +152,7 @@ fn check_form(
     }
     let answer: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&seen.stdout)
         .map_err(|error| TestCaseError::fail(format!("not one object: {error}: {}", seen.stdout)))?;
-    let version = answer["cniVersion"].as_str().and_then(Version::supported);
+    let version = answer["cniVersion"].as_str().and_then(SpecVersion::supported);
     prop_assert!(version.is_some(), "{}", seen.stdout);
     prop_assert_eq!(answer.contains_key("code"), !success);
     prop_assert!(seen.stdout.len() < 64 * 1024);

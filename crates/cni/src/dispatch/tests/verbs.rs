@@ -94,7 +94,7 @@ fn the_plugins_errors_pass_unchanged() {
     let failure = Error::new(code::NOT_AVAILABLE, "no kubeconfig").with_details("/run/x");
     let mut plugin = Scripted { failure: Some(failure.clone()), ..Scripted::default() };
     let seen = run(&env_for("STATUS"), &conf("1.1.0"), &mut plugin);
-    assert_eq!(seen.stdout.as_bytes(), failure.render(Version::V1_1_0));
+    assert_eq!(seen.stdout.as_bytes(), failure.render(SpecVersion::V1_1_0));
     assert_eq!(seen.outcome, PluginExit { exit: 1, error: Some(failure) });
 }
 
@@ -111,7 +111,7 @@ fn a_panic_becomes_an_error_object() {
         let seen = run(&env_for(verb), &conf("1.1.0"), &mut plugin);
         let text = format!("istio-cni panicked during {handler}: scripted panic in {name}");
         assert_eq!(seen.outcome, PluginExit { exit: 1, error: Some(Error::internal(text.clone())) });
-        assert_eq!(seen.stdout.as_bytes(), Error::internal(text).render(Version::V1_1_0));
+        assert_eq!(seen.stdout.as_bytes(), Error::internal(text).render(SpecVersion::V1_1_0));
     }
 }
 
@@ -173,7 +173,7 @@ fn a_request_carries_the_call() {
     let mut plugin = Keep(None);
     assert_eq!(dispatch(io, &mut plugin).exit, 0);
     let request = plugin.0.unwrap();
-    assert_eq!((request.verb, request.version), (crate::Verb::Add, Version::V0_3_1));
+    assert_eq!((request.verb, request.version), (crate::Verb::Add, SpecVersion::V0_3_1));
     assert_eq!((request.network.as_str(), request.container_id.as_str()), ("net", "c0ffee"));
     assert_eq!(request.netns.as_deref(), Some("/var/run/netns/pod"));
     assert_eq!((request.ifname.as_str(), request.path.as_str()), ("eth0", "/opt/cni/bin"));

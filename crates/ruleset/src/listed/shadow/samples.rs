@@ -1,7 +1,7 @@
 //! Packets made up from rules: for each rule, such as it would meet.
 
 use super::super::walk::FirstPacket;
-use super::super::{Condition, Field, ListedAct, Rule, Table};
+use super::super::{Condition, Field, ListedAct, ListedRule, ListedTable};
 
 /// The most rules, counted for each way that leads to them, for which packets are made up.
 const MAX_WAYS: usize = 20_000;
@@ -28,7 +28,12 @@ impl<'a> Samples<'a> {
     }
 
     /// Adds those that the rules of a chain would meet, and of the chains that it leads to.
-    pub(super) fn of_chain(&mut self, table: &'a Table, rules: &'a [Rule], way: &mut Vec<&'a Rule>) {
+    pub(super) fn of_chain(
+        &mut self,
+        table: &'a ListedTable,
+        rules: &'a [ListedRule],
+        way: &mut Vec<&'a ListedRule>,
+    ) {
         for rule in rules {
             self.ways += 1;
             self.full |= self.ways > MAX_WAYS;
@@ -50,7 +55,7 @@ impl<'a> Samples<'a> {
         }
     }
 
-    fn of_way(&mut self, way: &[&Rule]) {
+    fn of_way(&mut self, way: &[&ListedRule]) {
         for base in self.bases {
             let mut packet = base.clone();
             let conditions = way.iter().flat_map(|rule| &rule.conditions);

@@ -8,7 +8,7 @@ fn texts(coverage: &Coverage) -> Vec<String> {
     coverage.elements().map(|net| net.to_string()).collect()
 }
 
-fn changes(delta: &Delta) -> (Vec<String>, Vec<String>) {
+fn changes(delta: &SetDelta) -> (Vec<String>, Vec<String>) {
     let text = |key: &Key| match key {
         Key::Prefix(net) => net.to_string(),
         key => panic!("{key:?} is no prefix"),

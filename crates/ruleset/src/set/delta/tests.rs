@@ -8,8 +8,8 @@ fn key(last: u8) -> Key {
     Key::Address([10, 0, 0, last].into())
 }
 
-fn delta(add: &[Element], remove: &[Key]) -> Delta {
-    let mut delta = Delta::default();
+fn delta(add: &[Element], remove: &[Key]) -> SetDelta {
+    let mut delta = SetDelta::default();
     remove.iter().for_each(|key| delta.remove(*key));
     add.iter().for_each(|element| delta.add(element.clone()));
     delta
@@ -17,7 +17,7 @@ fn delta(add: &[Element], remove: &[Key]) -> Delta {
 
 #[test]
 fn the_last_word_on_a_key_counts() {
-    let mut both = Delta::default();
+    let mut both = SetDelta::default();
     both.add(element(1, "a"));
     both.remove(key(1));
     assert_eq!(both, delta(&[], &[key(1)]));
@@ -31,17 +31,17 @@ fn one_after_another_is_one() {
     let second = delta(&[element(2, "b"), element(3, "b")], &[key(1), key(5)]);
     let wanted = delta(&[element(2, "b"), element(3, "b")], &[key(1), key(4), key(5)]);
     assert_eq!(first.clone().then(second), wanted);
-    assert_eq!(first.clone().then(Delta::default()), first);
-    assert_eq!(Delta::default().then(first.clone()), first);
+    assert_eq!(first.clone().then(SetDelta::default()), first);
+    assert_eq!(SetDelta::default().then(first.clone()), first);
 }
 
 #[test]
 fn what_is_the_same_in_both_is_not_changed() {
     let old = [element(1, "a"), element(2, "a"), element(3, "a")];
     let new = [element(2, "b"), element(3, "a"), element(4, "a")];
-    assert_eq!(Delta::between(&old, &new), delta(&[element(2, "b"), element(4, "a")], &[key(1)]));
-    assert!(Delta::between(&old, &old).is_empty());
+    assert_eq!(SetDelta::between(&old, &new), delta(&[element(2, "b"), element(4, "a")], &[key(1)]));
+    assert!(SetDelta::between(&old, &old).is_empty());
     let chain =
         |name: &'static str| vec![Element { verdict: Some(MapVerdict::Jump(name.into())), ..key(1).into() }];
-    assert_eq!(Delta::between(&chain("a"), &chain("b")).added().next(), chain("b").pop());
+    assert_eq!(SetDelta::between(&chain("a"), &chain("b")).added().next(), chain("b").pop());
 }
