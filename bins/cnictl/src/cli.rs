@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::output::Answer;
+use crate::output::VerbAnswer;
 use crate::{chain, explain, node, render, shell};
 
 /// What every help text ends with.
@@ -43,7 +43,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Render(render::Args),
-    Explain(explain::Args),
+    Explain(explain::ExplainArgs),
     Add(chain::AddArgs),
     Check(chain::CheckArgs),
     Del(chain::DelArgs),
@@ -60,7 +60,7 @@ impl Cli {
     ///
     /// # Errors
     /// It could not be done.
-    pub(crate) fn run(&self) -> Result<Answer> {
+    pub(crate) fn run(&self) -> Result<VerbAnswer> {
         match &self.verb {
             Verb::Render(args) => args.run(),
             Verb::Explain(args) => args.run(),

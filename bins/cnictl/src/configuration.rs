@@ -12,7 +12,7 @@ use podsource::Agent;
 use rundir::{AmbientOptions, SOCKET_NAME};
 
 use crate::chain::Conflist;
-use crate::node::{Places, directory};
+use crate::node::{NodePlaces, directory};
 
 /// The plugin's `type` in a conflist.
 const PLUGIN: &str = "istio-cni";
@@ -59,7 +59,7 @@ impl ConfigurationArgs {
     /// # Errors
     /// The conflist that is named, or the plugin's entry in the node's, cannot be used.
     pub(crate) fn load(&self) -> Result<Configuration> {
-        let places = Places::of_this_machine(self.net_dir.clone(), self.run_dir.clone());
+        let places = NodePlaces::of_this_machine(self.net_dir.clone(), self.run_dir.clone());
         let (plugin, source, is_real) = match &self.conf {
             Some(path) => (of_conflist(&Conflist::load(path)?)?, None, true),
             None => match of_node(&places.net_dir)? {

@@ -11,7 +11,7 @@ use clap::ValueEnum;
 use ruleset::Protocol;
 use ruleset::eval::{Owner, State};
 
-use crate::output::{Answer, Format, Usage};
+use crate::output::{Format, Usage, VerbAnswer};
 use crate::subject::SubjectArgs;
 use flow::{Direction, Endpoint, Flow, Guess, parse_destination, parse_source};
 use report::Explanation;
@@ -38,7 +38,7 @@ Exit codes: 0 answered, whatever the verdict; 1 failed; 2 wrong command line";
 /// Say what becomes of a flow of a pod, and which rule decides it
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub(crate) struct Args {
+pub(crate) struct ExplainArgs {
     #[command(flatten)]
     subject: SubjectArgs,
     /// Destination; with --in the address may be left out (:8080)
@@ -100,14 +100,14 @@ enum StateName {
 /// The user and group of an application whose manifest and caller say nothing: any that is not the proxy's gives the same answer.
 const APPLICATION: u32 = 1000;
 
-impl Args {
-    pub(crate) fn run(&self) -> Result<Answer> {
+impl ExplainArgs {
+    pub(crate) fn run(&self) -> Result<VerbAnswer> {
         let v6 =
             [self.to.ip, self.from.and_then(|from| from.ip)].into_iter().flatten().any(|ip| ip.is_ipv6());
         let subject = self.subject.subject(v6)?;
         let flow = self.flow(&subject.ips)?;
         let explanation = Explanation::of(&subject, &flow);
-        explanation.print(self.output, self.trace).map(Answer::text)
+        explanation.print(self.output, self.trace).map(VerbAnswer::text)
     }
 
     fn flow(&self, pod_ips: &[IpAddr]) -> Result<Flow> {

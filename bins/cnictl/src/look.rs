@@ -18,7 +18,7 @@ use capture::ambient::{OWNER, PROBES_V4, PROBES_V6};
 use crate::node::{in_host, iptables_of_the_node};
 use crate::output::columns;
 use crate::pod::Described;
-use crate::subject::{Captured, DecisionArgs, Node, Outcome, Subject};
+use crate::subject::{Captured, DecisionArgs, NodeNetns, PodOutcome, PodSubject};
 
 /// The most differences of one place that are shown; one flushed chain may be thousands.
 const SHOWN: usize = 10;
@@ -74,8 +74,8 @@ impl Looked {
         Self::compare(subject, netns)
     }
 
-    fn compare(subject: Subject, netns: &Netns) -> Result<Self> {
-        let Subject { name, outcome, assumed, .. } = subject;
+    fn compare(subject: PodSubject, netns: &Netns) -> Result<Self> {
+        let PodSubject { name, outcome, assumed, .. } = subject;
         let mut looked = Self {
             pod: name,
             captured: false,
@@ -86,11 +86,11 @@ impl Looked {
             assumed,
         };
         match outcome {
-            Outcome::Skipped(skip) => {
+            PodOutcome::Skipped(skip) => {
                 looked.decision = format!("not captured: {}", skip.text());
                 looked.pod_differences = rules_of_ours(netns)?;
             }
-            Outcome::Captured(captured) => {
+            PodOutcome::Captured(captured) => {
                 looked.captured = true;
                 looked.decision = captured.summary();
                 looked.pod_differences = differences_in_pod(netns, &captured)?;
@@ -172,7 +172,7 @@ fn rules_of_ours(netns: &Netns) -> Result<Vec<String>> {
     Ok(found)
 }
 
-fn look_at_node(node: &Node) -> Result<(Vec<String>, Vec<ProbeAddress>)> {
+fn look_at_node(node: &NodeNetns) -> Result<(Vec<String>, Vec<ProbeAddress>)> {
     let iptables = iptables_of_the_node();
     let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
     let plan = &node.plan;
@@ -192,7 +192,7 @@ fn look_at_node(node: &Node) -> Result<(Vec<String>, Vec<ProbeAddress>)> {
     Ok((texts(&differences), addresses(node, &members)))
 }
 
-fn addresses(node: &Node, members: &[Member]) -> Vec<ProbeAddress> {
+fn addresses(node: &NodeNetns, members: &[Member]) -> Vec<ProbeAddress> {
     let of = |wanted: &crate::subject::ProbeMember| {
         let (address, set) = (wanted.address, wanted.set);
         let found = members.iter().find(|member| member.ip == address);

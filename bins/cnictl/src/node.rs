@@ -7,6 +7,6 @@ mod status;
 mod uninstall;
 
 pub(crate) use host_side::{in_host, iptables_of_the_node};
-pub(crate) use places::{Places, directory};
+pub(crate) use places::{NodePlaces, directory};
 pub(crate) use status::StatusArgs;
 pub(crate) use uninstall::UninstallArgs;

@@ -28,7 +28,7 @@ pub(crate) enum Format {
 
 /// The result of a verb.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Answer {
+pub(crate) struct VerbAnswer {
     /// For standard output.
     pub(crate) text: String,
     /// For standard error.
@@ -50,7 +50,7 @@ pub(crate) enum Colour {
     Red,
 }
 
-impl Answer {
+impl VerbAnswer {
     /// Success.
     pub(crate) fn text(text: String) -> Self {
         Self { text, problem: None, exit: 0 }
@@ -63,10 +63,10 @@ impl Answer {
 }
 
 /// Prints the result and gives the exit code.
-pub(crate) fn finish(result: Result<Answer>) -> ExitCode {
+pub(crate) fn finish(result: Result<VerbAnswer>) -> ExitCode {
     let answer = result.unwrap_or_else(|error| {
         let exit = if error.is::<Usage>() { USAGE } else { FAILED };
-        Answer { text: String::new(), problem: Some(format!("{error:#}")), exit }
+        VerbAnswer { text: String::new(), problem: Some(format!("{error:#}")), exit }
     });
     let mut stdout = io::stdout().lock();
     let printed = stdout.write_all(printable(&answer.text).as_bytes()).and_then(|()| stdout.flush());

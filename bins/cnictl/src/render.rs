@@ -11,9 +11,9 @@ use ruleset::{
 };
 use serde::Serialize;
 
-use crate::output::{Answer, Format, one_line, structured};
+use crate::output::{Format, VerbAnswer, one_line, structured};
 use crate::rules::{RuleReport, describe};
-use crate::subject::{About, Captured, Outcome, ProbeMember, Subject, SubjectArgs};
+use crate::subject::{About, Captured, PodOutcome, PodSubject, ProbeMember, SubjectArgs};
 
 /// Exit code for a pod that has no plan.
 const NOT_CAPTURED: u8 = 3;
@@ -115,15 +115,15 @@ struct FamilyRule {
 }
 
 impl Args {
-    pub(crate) fn run(&self) -> Result<Answer> {
+    pub(crate) fn run(&self) -> Result<VerbAnswer> {
         let subject = self.subject.subject(self.family == Some(FamilyName::Ipv6))?;
-        let exit = if matches!(subject.outcome, Outcome::Skipped(_)) { NOT_CAPTURED } else { 0 };
+        let exit = if matches!(subject.outcome, PodOutcome::Skipped(_)) { NOT_CAPTURED } else { 0 };
         let text = match self.output {
             Output::Text => self.text(&subject)?,
             Output::Json => structured(Format::Json, &self.data(&subject)?)?,
             Output::Yaml => structured(Format::Yaml, &self.data(&subject)?)?,
         };
-        Ok(Answer { text, problem: None, exit })
+        Ok(VerbAnswer { text, problem: None, exit })
     }
 
     fn wants(&self, family: Family) -> bool {
@@ -134,22 +134,22 @@ impl Args {
         }
     }
 
-    fn text(&self, subject: &Subject) -> Result<String> {
+    fn text(&self, subject: &PodSubject) -> Result<String> {
         // Read by nft and iptables-restore: what a manifest says stays in its comment.
         let mut comments = Vec::new();
         match &subject.outcome {
-            Outcome::Skipped(skip) => {
+            PodOutcome::Skipped(skip) => {
                 comments.push(format!("pod {}: not captured, no rules", subject.name));
                 comments.push(format!("{}: {}", skip.reason.name(), skip.text()));
             }
-            Outcome::Captured(captured) => {
+            PodOutcome::Captured(captured) => {
                 comments.push(format!("pod {}: {}", subject.name, captured.summary()));
                 comments.extend(captured.warnings.iter().map(|warning| format!("warning: {warning}")));
             }
         }
         comments.extend(subject.assumed.iter().map(|assumed| format!("assumed: {assumed}")));
         let mut out: String = comments.iter().map(|text| format!("# {}\n", one_line(text))).collect();
-        if let Outcome::Captured(captured) = &subject.outcome {
+        if let PodOutcome::Captured(captured) = &subject.outcome {
             out.push_str(&self.rules_text(captured)?);
         }
         Ok(out)
@@ -201,11 +201,11 @@ impl Args {
         Ok(out)
     }
 
-    fn data(&self, subject: &Subject) -> Result<Rendered> {
+    fn data(&self, subject: &PodSubject) -> Result<Rendered> {
         let (mut plan, mut node) = (None, None);
         let about = match &subject.outcome {
-            Outcome::Skipped(skip) => About::skipped(&subject.name, skip),
-            Outcome::Captured(captured) => {
+            PodOutcome::Skipped(skip) => About::skipped(&subject.name, skip),
+            PodOutcome::Captured(captured) => {
                 let rules = |plan: &Plan| rules(&self.layers(plan), plan.backend);
                 plan = Some(PlanReport {
                     mode: captured.mode(),

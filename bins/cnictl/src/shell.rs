@@ -8,7 +8,7 @@ use clap::CommandFactory as _;
 use clap_complete::Shell;
 
 use crate::cli::Cli;
-use crate::output::Answer;
+use crate::output::VerbAnswer;
 
 /// Print the completion script of a shell
 ///
@@ -42,26 +42,26 @@ completion script of a shell.
 ";
 
 impl CompletionArgs {
-    pub(crate) fn run(&self) -> Result<Answer> {
+    pub(crate) fn run(&self) -> Result<VerbAnswer> {
         let mut text = Vec::new();
         clap_complete::generate(self.shell, &mut Cli::command(), "cnictl", &mut text);
-        Ok(Answer::text(String::from_utf8(text)?))
+        Ok(VerbAnswer::text(String::from_utf8(text)?))
     }
 }
 
 impl ManArgs {
-    pub(crate) fn run(&self) -> Result<Answer> {
+    pub(crate) fn run(&self) -> Result<VerbAnswer> {
         if self.markdown {
-            return Ok(Answer::text(reference()));
+            return Ok(VerbAnswer::text(reference()));
         }
         if let Some(dir) = &self.dir {
             clap_mangen::generate_to(Cli::command(), dir)
                 .with_context(|| format!("write manual pages to {}", dir.display()))?;
-            return Ok(Answer::text(String::new()));
+            return Ok(VerbAnswer::text(String::new()));
         }
         let mut text = Vec::new();
         clap_mangen::Man::new(Cli::command()).render(&mut text)?;
-        Ok(Answer::text(String::from_utf8(text)?))
+        Ok(VerbAnswer::text(String::from_utf8(text)?))
     }
 }
 

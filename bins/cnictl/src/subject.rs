@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use crate::configuration::{Configuration, ConfigurationArgs};
 use crate::pod::{self, Described};
-pub(crate) use ambient::{AmbientPod, Node, ProbeMember};
+pub(crate) use ambient::{AmbientPod, NodeNetns, ProbeMember};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct SubjectArgs {
@@ -63,10 +63,10 @@ enum BackendName {
 
 /// A pod, and what is decided about it.
 #[derive(Debug)]
-pub(crate) struct Subject {
+pub(crate) struct PodSubject {
     pub(crate) name: PodRef,
     pub(crate) ips: Vec<IpAddr>,
-    pub(crate) outcome: Outcome,
+    pub(crate) outcome: PodOutcome,
     /// What was not said and is taken for granted.
     pub(crate) assumed: Vec<String>,
 }
@@ -85,7 +85,7 @@ pub(crate) struct About {
 
 /// What is decided about the pod.
 #[derive(Debug)]
-pub(crate) enum Outcome {
+pub(crate) enum PodOutcome {
     /// It is left alone.
     Skipped(Skip),
     /// It is captured.
@@ -128,14 +128,14 @@ impl SubjectArgs {
     ///
     /// # Errors
     /// The manifest, the conflist or an annotation cannot be used.
-    pub(crate) fn subject(&self, ipv6: bool) -> Result<Subject> {
+    pub(crate) fn subject(&self, ipv6: bool) -> Result<PodSubject> {
         self.decision.decide(pod::load(&self.manifest, self.pod_name.as_deref())?, ipv6)
     }
 }
 
 impl DecisionArgs {
     /// As [`SubjectArgs::subject`], for a pod that was read.
-    pub(crate) fn decide(&self, described: Described, ipv6: bool) -> Result<Subject> {
+    pub(crate) fn decide(&self, described: Described, ipv6: bool) -> Result<PodSubject> {
         self.decide_with(described, ipv6, self.backend_name())
     }
 
@@ -144,11 +144,11 @@ impl DecisionArgs {
         &self,
         described: Described,
         found: &dyn Fn(&Plan) -> Option<Backend>,
-    ) -> Result<Subject> {
+    ) -> Result<PodSubject> {
         let subject = self.decide_with(described.clone(), false, self.backend_name())?;
         let is_guess = subject.assumed.iter().any(|text| text == ambient::NFTABLES);
         match &subject.outcome {
-            Outcome::Captured(captured) if is_guess => match found(&captured.plan) {
+            PodOutcome::Captured(captured) if is_guess => match found(&captured.plan) {
                 Some(backend) => self.decide_with(described, false, Some(backend)),
                 None => Ok(subject),
             },
@@ -161,7 +161,7 @@ impl DecisionArgs {
         self.configuration.conf()
     }
 
-    fn decide_with(&self, described: Described, ipv6: bool, backend: Option<Backend>) -> Result<Subject> {
+    fn decide_with(&self, described: Described, ipv6: bool, backend: Option<Backend>) -> Result<PodSubject> {
         let Described { mut pod, ips } = described;
         let ips = if self.pod_ips.is_empty() { ips } else { self.pod_ips.clone() };
         let configuration = self.configuration.load()?;
@@ -171,12 +171,12 @@ impl DecisionArgs {
         }
         let decision = self.decision(&mut pod, &configuration, &mut assumed)?;
         let outcome = match decision {
-            Decision::Skip(skip) => Outcome::Skipped(skip),
+            Decision::Skip(skip) => PodOutcome::Skipped(skip),
             Decision::Unknown(need) => bail!("what becomes of the pod depends on {need}"),
             Decision::Ambient => {
                 let captured =
                     ambient::captured(&pod, &ips, &configuration, backend, self.ipv6, &mut assumed);
-                Outcome::Captured(Box::new(captured))
+                PodOutcome::Captured(Box::new(captured))
             }
             Decision::Sidecar { settings, native_sidecar, warnings, gaps } => {
                 let classes = &configuration.plugin.kernel_network_runtime_classes;
@@ -189,12 +189,12 @@ impl DecisionArgs {
                 let facts = PlanTarget { backend, ipv6: self.captures_ipv6(&settings, &ips, ipv6)? };
                 let plan = capture::plan(&settings, facts);
                 let by = By::Sidecar { settings, native_sidecar };
-                Outcome::Captured(Box::new(Captured { by, complete, warnings, facts, plan }))
+                PodOutcome::Captured(Box::new(Captured { by, complete, warnings, facts, plan }))
             }
         };
         // Reports name pods without their uid: a manifest of a pod that does not run yet has none.
         let name = PodRef::named(pod.namespace, pod.name);
-        Ok(Subject { name, ips, outcome, assumed })
+        Ok(PodSubject { name, ips, outcome, assumed })
     }
 
     /// The decision, with no labels of a namespace whose labels are not known.
@@ -282,7 +282,7 @@ impl Captured {
     }
 
     /// What is loaded in the node's own namespace, of a pod in ambient mode.
-    pub(crate) fn node(&self) -> Option<&Node> {
+    pub(crate) fn node(&self) -> Option<&NodeNetns> {
         match &self.by {
             By::Sidecar { .. } => None,
             By::Ztunnel(pod) => Some(&pod.node),

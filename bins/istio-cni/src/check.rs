@@ -14,7 +14,7 @@ use kernel::{Difference, Record};
 use netns::{Inside, Netns};
 use ruleset::Ruleset;
 
-use crate::failure::Failure;
+use crate::failure::OperationFailure;
 use crate::job::Job;
 use crate::progress::Phase;
 use crate::within::{Unfinished, within};
@@ -35,7 +35,7 @@ const LONGEST: usize = 240;
 
 /// What a check found.
 #[derive(Debug)]
-pub(crate) enum Verdict {
+pub(crate) enum CheckVerdict {
     /// Nothing differs.
     AsPlanned,
     /// Capture is lost.
@@ -46,7 +46,7 @@ pub(crate) enum Verdict {
 
 impl Job {
     /// Compares the pod's namespace with what was applied to it.
-    fn check(self: &Arc<Self>) -> Verdict {
+    fn check(self: &Arc<Self>) -> CheckVerdict {
         self.progress.ended(Phase::Parse);
         let netns = match self.open_netns() {
             Ok(netns) => netns,
@@ -63,19 +63,19 @@ impl Job {
                 break;
             }
             match self.compare(&netns, &applied) {
-                Ok(differences) if differences.is_empty() => return Verdict::AsPlanned,
+                Ok(differences) if differences.is_empty() => return CheckVerdict::AsPlanned,
                 Ok(_) => before = Some(applied),
-                Err(reason) => return Verdict::Unknown(reason),
+                Err(reason) => return CheckVerdict::Unknown(reason),
             }
         }
         let differences = before.map(|applied| self.compare(&netns, &applied));
         self.progress.ended(Phase::Apply);
         match differences {
             Some(Ok(differences)) if !differences.is_empty() && !self.as_another_attachment(&netns) => {
-                Verdict::Differs(differences)
+                CheckVerdict::Differs(differences)
             }
-            Some(Err(reason)) => Verdict::Unknown(reason),
-            _ => Verdict::AsPlanned,
+            Some(Err(reason)) => CheckVerdict::Unknown(reason),
+            _ => CheckVerdict::AsPlanned,
         }
     }
 
@@ -181,7 +181,7 @@ impl Job {
     }
 
     /// What today's facts say. The pod may have been set up by other ones, or by nobody, so nothing is proven by them.
-    fn check_by_facts(self: &Arc<Self>, limit: Duration) -> Verdict {
+    fn check_by_facts(self: &Arc<Self>, limit: Duration) -> CheckVerdict {
         let (sender, receiver) = mpsc::channel();
         let job = self.clone();
         // Left behind when it is late; it ends with the process.
@@ -190,19 +190,19 @@ impl Job {
         });
         let target = match thread.map(|_| receiver.recv_timeout(limit)) {
             Ok(Ok(Ok(Some(target)))) => target,
-            Ok(Ok(Ok(None))) => return Verdict::AsPlanned,
+            Ok(Ok(Ok(None))) => return CheckVerdict::AsPlanned,
             Ok(Ok(Err(failure))) => return unknown(&failure),
             Ok(Err(_)) => {
-                return Verdict::Unknown(format!(
+                return CheckVerdict::Unknown(format!(
                     "neither the node agent nor the API server had the pod's facts within {} ms",
                     limit.as_millis()
                 ));
             }
-            Err(error) => return unknown(&Failure::Thread(error)),
+            Err(error) => return unknown(&OperationFailure::Thread(error)),
         };
         match self.compare_by_facts(&target) {
-            Ok(differences) if differences.is_empty() => Verdict::AsPlanned,
-            Ok(differences) => Verdict::Unknown(format!(
+            Ok(differences) if differences.is_empty() => CheckVerdict::AsPlanned,
+            Ok(differences) => CheckVerdict::Unknown(format!(
                 "there is no record of what was applied to this pod; by today's facts, {}",
                 summary(&differences, SHOWN_FIRST)
             )),
@@ -212,18 +212,18 @@ impl Job {
 }
 
 /// What a check finds within its time.
-pub(crate) fn within_limit(job: Job) -> Verdict {
+pub(crate) fn within_limit(job: Job) -> CheckVerdict {
     let job = Arc::new(job);
     within("check", LIMIT, move || job.check()).unwrap_or_else(|unfinished| match unfinished {
-        Unfinished::Thread(error) => unknown(&Failure::Thread(error)),
+        Unfinished::Thread(error) => unknown(&OperationFailure::Thread(error)),
         Unfinished::Late => {
-            Verdict::Unknown(format!("the kernel did not answer within {} s", LIMIT.as_secs()))
+            CheckVerdict::Unknown(format!("the kernel did not answer within {} s", LIMIT.as_secs()))
         }
     })
 }
 
-fn unknown(failure: &Failure) -> Verdict {
-    Verdict::Unknown(fault::chain(failure))
+fn unknown(failure: &OperationFailure) -> CheckVerdict {
+    CheckVerdict::Unknown(fault::chain(failure))
 }
 
 /// The names and the known chains of those that load rules.

@@ -9,7 +9,7 @@ use crate::sources::NoFacts;
 
 /// Anything that makes an operation fail after its input was understood.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Failure {
+pub(crate) enum OperationFailure {
     /// The pod's facts are not to be had.
     #[error(transparent)]
     Facts(#[from] NoFacts),
@@ -84,7 +84,7 @@ pub(crate) enum Failure {
     },
 }
 
-impl Failure {
+impl OperationFailure {
     /// Whether this node lacks what rules are loaded with.
     pub(crate) fn is_backend_missing(&self) -> bool {
         matches!(self, Self::OnlyBackend { .. }) || matches!(self, Self::Kernel(error) if error.is_neither())

@@ -15,11 +15,11 @@ use netns::{Inside, Netns, NetnsId};
 use ruleset::{Backend, Plan};
 use telemetry::Logger;
 
-use crate::failure::Failure;
+use crate::failure::OperationFailure;
 use crate::handover::Announcement;
 use crate::plugin::Backends;
 use crate::progress::{Phase, Progress};
-use crate::sources::{Found, Sources, run_dir};
+use crate::sources::{FoundPod, Sources, run_dir};
 use crate::{check, groups, plugin};
 
 /// How long a call may take in all that an agent is to end which seems to have been removed: the pod is decided upon within 2 s.
@@ -60,7 +60,7 @@ pub(crate) struct Target {
 enum Way {
     /// By rules of this plugin, to the proxy in the pod.
     Sidecar(Box<Settings>),
-    /// By the node agent, to ztunnel. See [`Found`].
+    /// By the node agent, to ztunnel. See [`FoundPod`].
     Ambient { abandoned: bool },
 }
 
@@ -94,7 +94,7 @@ impl Job {
     }
 
     /// Captures the pod, if it is one to capture.
-    pub(crate) fn add(&self) -> Result<Added, Failure> {
+    pub(crate) fn add(&self) -> Result<Added, OperationFailure> {
         let Some(target) = self.target()? else {
             self.note_sandbox();
             return Ok(Added::Skipped);
@@ -115,7 +115,7 @@ impl Job {
     }
 
     /// The agent takes the pod, or the call fails and the runtime makes another.
-    fn hand_over(&self, netns: &Netns, abandoned: bool) -> Result<Added, Failure> {
+    fn hand_over(&self, netns: &Netns, abandoned: bool) -> Result<Added, OperationFailure> {
         self.progress.wait_for("the node agent to take the pod into the mesh");
         let pod = Announcement { conf: &self.conf, id: &self.id, netns, result: &self.result };
         // An agent that was removed does not come back. One that is replaced may be away as well when its token is over.
@@ -170,14 +170,14 @@ impl Job {
     }
 
     /// The decision; nothing for a pod that is left alone.
-    pub(crate) fn target(&self) -> Result<Option<Target>, Failure> {
+    pub(crate) fn target(&self) -> Result<Option<Target>, OperationFailure> {
         self.progress.ended(Phase::Parse);
         if let Some(skip) = self.skip() {
             self.log_skip(&skip);
             return Ok(None);
         }
         let sources = Sources::new(&self.conf, &self.log, &self.progress);
-        let Found { mut pod, abandoned } = sources.pod(&self.id)?;
+        let FoundPod { mut pod, abandoned } = sources.pod(&self.id)?;
         // A wrong variable concerns the pods that it is for; the others start.
         let node = node_settings();
         let decision = self.decide(&sources, &mut pod, node.as_ref().unwrap_or(&NodeSettings::default()))?;
@@ -190,7 +190,7 @@ impl Job {
             Decision::Ambient => {
                 Ok(Some(Target { netns: self.open_netns()?, way: Way::Ambient { abandoned } }))
             }
-            Decision::Unknown(need) => Err(Failure::Labels(format!("{need} are not known"))),
+            Decision::Unknown(need) => Err(OperationFailure::Labels(format!("{need} are not known"))),
             Decision::Sidecar { settings, native_sidecar, warnings, gaps } => {
                 node?;
                 let kernel_classes = &self.conf.kernel_network_runtime_classes;
@@ -207,7 +207,12 @@ impl Job {
 
     /// The decision, with the labels of the pod's namespace where they decide. Where those cannot be had the call fails: the original goes on
     /// as if the pod were not of ambient mode, and lets it start outside of the mesh.
-    fn decide(&self, sources: &Sources<'_>, pod: &mut Pod, node: &NodeSettings) -> Result<Decision, Failure> {
+    fn decide(
+        &self,
+        sources: &Sources<'_>,
+        pod: &mut Pod,
+        node: &NodeSettings,
+    ) -> Result<Decision, OperationFailure> {
         let (scope, enrolment) = (self.conf.scope(), self.conf.enrolment()?);
         let decision = capture::decide(pod, &scope, &enrolment, node)?;
         let Decision::Unknown(Need::NamespaceLabels(_)) = decision else {
@@ -216,13 +221,13 @@ impl Job {
         };
         self.progress.wait_for("the labels of the pod's namespace");
         let labels = sources.namespace_labels(&self.id);
-        pod.namespace_labels = Some(labels.map_err(|error| Failure::Labels(error.to_string()))?);
+        pod.namespace_labels = Some(labels.map_err(|error| OperationFailure::Labels(error.to_string()))?);
         self.progress.ended(Phase::Facts);
         Ok(capture::decide(pod, &scope, &enrolment, node)?)
     }
 
     /// How a pod's namespace differs from what an ADD would make of it by today's facts.
-    pub(crate) fn compare_by_facts(&self, target: &Target) -> Result<Vec<Difference>, Failure> {
+    pub(crate) fn compare_by_facts(&self, target: &Target) -> Result<Vec<Difference>, OperationFailure> {
         target.netns.enter(|inside| match &target.way {
             Way::Sidecar(settings) => self.compare_settings(inside, settings),
             Way::Ambient { .. } => self.look_for_ambient(inside),
@@ -235,7 +240,7 @@ impl Job {
     }
 
     /// The agent's options are not known here, and CHECK never asks it: whether there are rules of ambient mode at all can be told.
-    fn look_for_ambient(&self, inside: &Inside) -> Result<Vec<Difference>, Failure> {
+    fn look_for_ambient(&self, inside: &Inside) -> Result<Vec<Difference>, OperationFailure> {
         let none = [capture::ambient::no_rules()];
         let kernel = self.kernel();
         if kernel.nftables.exists(inside, &none)? || kernel.iptables.exists(inside, &none)? {
@@ -244,28 +249,28 @@ impl Job {
         Ok(vec![Difference::MissingTable { table: none[0].nft_table(ruleset::TableKind::Nat) }])
     }
 
-    pub(crate) fn open_netns(&self) -> Result<Netns, Failure> {
-        let path = self.netns.as_ref().ok_or(Failure::NoNetns)?;
+    pub(crate) fn open_netns(&self) -> Result<Netns, OperationFailure> {
+        let path = self.netns.as_ref().ok_or(OperationFailure::NoNetns)?;
         let netns = Netns::open(path)?;
         // The protocol layer has compared with our own namespace, unless CNI_NETNS_OVERRIDE told it not to, as a runtime does that
         // starts plugins inside the pod's. The node's is that of init, or, where init may not be asked, of the runtime.
         let of = |process: u32| Netns::open(format!("/proc/{process}/ns/net"));
         let node = of(1).or_else(|_| of(std::os::unix::process::parent_id()));
         if node.is_ok_and(|node| node == netns) {
-            return Err(Failure::HostNetns { path: path.clone() });
+            return Err(OperationFailure::HostNetns { path: path.clone() });
         }
         Ok(netns)
     }
 
     /// Loads the rules and keeps a record of them.
-    fn apply(&self, inside: &Inside, settings: &Settings) -> Result<Applied, Failure> {
+    fn apply(&self, inside: &Inside, settings: &Settings) -> Result<Applied, OperationFailure> {
         let ipv6 = ipv6(inside, settings)?;
         let plan = |backend| capture::plan(settings, PlanTarget { backend, ipv6 });
         let choice = plugin::choice(&self.conf);
         let (applied, plan) =
             self.kernel().apply_and_keep(inside, choice, plan).map_err(|cause| match choice {
                 Choice::Only(backend) if cause.is_backend_missing() => {
-                    Failure::OnlyBackend { backend, cause }
+                    OperationFailure::OnlyBackend { backend, cause }
                 }
                 _ => cause.into(),
             })?;
@@ -299,7 +304,11 @@ impl Job {
         }
     }
 
-    fn compare_settings(&self, inside: &Inside, settings: &Settings) -> Result<Vec<Difference>, Failure> {
+    fn compare_settings(
+        &self,
+        inside: &Inside,
+        settings: &Settings,
+    ) -> Result<Vec<Difference>, OperationFailure> {
         let ipv6 = ipv6(inside, settings)?;
         let plan = |backend| capture::plan(settings, PlanTarget { backend, ipv6 });
         let plan = match plugin::choice(&self.conf) {
@@ -370,7 +379,7 @@ pub(crate) fn node_settings() -> Result<NodeSettings, EnvironmentError> {
 }
 
 /// Whether IPv6 is captured, from the namespace's own addresses.
-fn ipv6(inside: &Inside, settings: &Settings) -> Result<bool, Failure> {
+fn ipv6(inside: &Inside, settings: &Settings) -> Result<bool, OperationFailure> {
     let addresses = route::addresses(inside).map_err(kernel::Error::from)?;
     Ok(capture::plan::detect_ipv6(&addresses, settings.dual_stack)?)
 }

@@ -14,8 +14,8 @@ use ruleset::Backend;
 use rundir::{OperationReport, Outcome};
 use telemetry::{Level, Logger};
 
-use crate::check::{self, Verdict};
-use crate::failure::Failure;
+use crate::check::{self, CheckVerdict};
+use crate::failure::OperationFailure;
 use crate::job::{Added, Job};
 use crate::progress::Progress;
 use crate::report;
@@ -79,7 +79,7 @@ impl<'a> IstioCni<'a> {
     }
 
     /// What came of the pod, within the time of `add_timeout`, under the failure policy.
-    fn add_pod(&self, job: Job, log: &Logger) -> (Outcome, Option<Failure>) {
+    fn add_pod(&self, job: Job, log: &Logger) -> (Outcome, Option<OperationFailure>) {
         if job.is_disabled() {
             log.warn("pod starts without capture: the configuration says capture: disabled", &[]);
             return (Outcome::Disabled, None);
@@ -179,7 +179,7 @@ impl Plugin for IstioCni<'_> {
         let job = self.job(request, &conf, &log)?;
         let pod = job.id.to_string();
         let (outcome, failure) = self.add_pod(job, &log);
-        if failure.as_ref().is_some_and(Failure::is_backend_missing) {
+        if failure.as_ref().is_some_and(OperationFailure::is_backend_missing) {
             self.progress.set_backend_missing();
         }
         let error = failure.map(|failure| failure.into_cni(&format!("istio-cni could not set up pod {pod}")));
@@ -241,12 +241,12 @@ impl Plugin for IstioCni<'_> {
         let (pod, verdict) = (job.id.to_string(), check::within_limit(job));
         self.log_warnings(&log);
         let (outcome, error, text) = match verdict {
-            Verdict::AsPlanned => (Outcome::Captured, None, String::new()),
-            Verdict::Unknown(reason) => {
+            CheckVerdict::AsPlanned => (Outcome::Captured, None, String::new()),
+            CheckVerdict::Unknown(reason) => {
                 log.warn(&format!("whether the pod is captured as planned is not known: {reason}"), &[]);
                 (Outcome::Skipped, None, reason)
             }
-            Verdict::Differs(differences) => {
+            CheckVerdict::Differs(differences) => {
                 let error = check::failure(&differences, &pod);
                 let text = error.msg.clone();
                 (Outcome::Failed, Some(error), text)
@@ -300,12 +300,14 @@ impl Plugin for IstioCni<'_> {
 }
 
 /// The pod's setup, in the time of `add_timeout`.
-fn add_in_time(job: Job) -> Result<Added, Failure> {
+fn add_in_time(job: Job) -> Result<Added, OperationFailure> {
     let (progress, limit) = (job.progress.clone(), job.conf.add_timeout);
     within("add", limit, move || job.add()).unwrap_or_else(|unfinished| {
         Err(match unfinished {
-            Unfinished::Thread(error) => Failure::Thread(error),
-            Unfinished::Late => Failure::TimedOut { after: limit, waiting_for: progress.waiting_for() },
+            Unfinished::Thread(error) => OperationFailure::Thread(error),
+            Unfinished::Late => {
+                OperationFailure::TimedOut { after: limit, waiting_for: progress.waiting_for() }
+            }
         })
     })
 }

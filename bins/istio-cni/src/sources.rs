@@ -47,7 +47,7 @@ pub(crate) struct Sources<'a> {
 }
 
 /// The facts of a pod.
-pub(crate) struct Found {
+pub(crate) struct FoundPod {
     pub(crate) pod: Pod,
     /// The API server refuses what the agent left, and no agent is there: it will not come by itself.
     pub(crate) abandoned: bool,
@@ -59,7 +59,7 @@ pub(crate) struct Found {
 pub(crate) struct NoFacts {
     /// What the source said that should have had them.
     main: Error,
-    /// See [`Found`].
+    /// See [`FoundPod`].
     abandoned: bool,
     /// What the others said.
     others: Vec<Error>,
@@ -129,7 +129,7 @@ impl<'a> Sources<'a> {
     }
 
     /// The facts, from the first source that has them; the progress notes which one it was.
-    pub(crate) fn pod(&self, id: &PodRef) -> Result<Found, NoFacts> {
+    pub(crate) fn pod(&self, id: &PodRef) -> Result<FoundPod, NoFacts> {
         let (pod, source, abandoned) = match &self.conf.pod_source {
             cni::PodSourceConfig::Manifests(dir) => {
                 self.progress.wait_for("the pod's manifest");
@@ -140,7 +140,7 @@ impl<'a> Sources<'a> {
             cni::PodSourceConfig::Kubernetes => self.of_cluster(id)?,
         };
         self.progress.set_facts_source(source);
-        Ok(Found { pod, abandoned })
+        Ok(FoundPod { pod, abandoned })
     }
 
     /// The labels of a pod's namespace, where the pod's facts do not have them. An agent that comes meanwhile knows them, too.

@@ -11,7 +11,7 @@ use ruleset::iptables::Unsupported;
 use ruleset::{Backend, Plan};
 use telemetry::{Level, Logger};
 
-use crate::config::{Config, Job, widest};
+use crate::config::{Config, RulesJob, widest};
 use crate::render;
 
 /// Why the rules are not as asked for.
@@ -68,14 +68,14 @@ pub(crate) fn run(
     supervisor: Supervisor,
     log: &Logger,
 ) -> Result<String, Error> {
-    if let Job::Skip { why } = config.job {
+    if let RulesJob::Skip { why } = config.job {
         log.info("rules are left as they are", &[("why", &why)]);
         return Ok(String::new());
     }
     let iptables = config.variant.map_or_else(Iptables::new, Iptables::forced).supervised(supervisor);
     let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
     let result = match config.job {
-        Job::Apply { force } => apply(config, force, &kernel, inside, addresses, log),
+        RulesJob::Apply { force } => apply(config, force, &kernel, inside, addresses, log),
         _ => cleanup(config, &kernel, inside, log),
     };
     for warning in iptables.take_warnings() {

@@ -14,7 +14,7 @@ use kernel::iptables::Variant;
 use ruleset::Backend;
 
 use crate::accounts::{self, GROUP, PASSWD};
-use crate::options::{self, Options, Setting};
+use crate::options::{self, IptablesOptions, Setting};
 
 /// Where the DNS servers are.
 pub(crate) const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -25,7 +25,7 @@ pub(crate) struct Config {
     /// The pod's settings.
     pub(crate) settings: Settings,
     /// What happens to the rules.
-    pub(crate) job: Job,
+    pub(crate) job: RulesJob,
     /// Who holds the rules.
     pub(crate) backend: Backend,
     /// The variant of iptables, if one is asked for.
@@ -42,7 +42,7 @@ pub(crate) struct Config {
 
 /// What happens to the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Job {
+pub(crate) enum RulesJob {
     /// Nothing; `why` is for the log.
     Skip {
         /// Reason.
@@ -89,7 +89,10 @@ pub(crate) enum Error {
 ///
 /// # Errors
 /// The first option that cannot be used.
-pub(crate) fn build(options: &Options, read: &dyn Fn(&str) -> io::Result<String>) -> Result<Config, Error> {
+pub(crate) fn build(
+    options: &IptablesOptions,
+    read: &dyn Fn(&str) -> io::Result<String>,
+) -> Result<Config, Error> {
     let mut warnings = options.warnings.clone();
     let flags = flags(options, read)?;
     let resolve = |name: &str| accounts::parse_number(&read(GROUP).ok()?, name);
@@ -123,15 +126,15 @@ pub(crate) fn build(options: &Options, read: &dyn Fn(&str) -> io::Result<String>
 }
 
 /// The order of the questions is the original's.
-fn job(options: &Options) -> Job {
+fn job(options: &IptablesOptions) -> RulesJob {
     if options.on(Setting::SkipRuleApply) {
-        Job::Skip { why: "--skip-rule-apply" }
+        RulesJob::Skip { why: "--skip-rule-apply" }
     } else if options.on(Setting::CleanupOnly) {
-        Job::Cleanup
+        RulesJob::Cleanup
     } else if options.text(Setting::Mode) == "NONE" {
-        Job::Skip { why: "interception mode NONE" }
+        RulesJob::Skip { why: "interception mode NONE" }
     } else {
-        Job::Apply { force: options.on(Setting::ForceApply) }
+        RulesJob::Apply { force: options.on(Setting::ForceApply) }
     }
 }
 
@@ -144,7 +147,10 @@ fn variant(text: &str) -> Result<Option<Variant>, Error> {
     }
 }
 
-fn flags(options: &Options, read: &dyn Fn(&str) -> io::Result<String>) -> Result<IptablesFlags, Error> {
+fn flags(
+    options: &IptablesOptions,
+    read: &dyn Fn(&str) -> io::Result<String>,
+) -> Result<IptablesFlags, Error> {
     let text = |setting| options.text(setting).to_owned();
     let proxy_uid = match options.text(Setting::ProxyUid) {
         "" => proxy_uid(options.text(Setting::EnvoyUser), read),

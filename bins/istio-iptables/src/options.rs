@@ -25,7 +25,7 @@ const EXIT_CODES: &str = "Exit codes: 0 done; 1 wrong usage or rules not applied
 
 /// The value of every setting, each checked for its kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Options {
+pub(crate) struct IptablesOptions {
     values: Values<Setting>,
     /// For the log.
     pub(crate) warnings: Vec<String>,
@@ -64,7 +64,7 @@ pub(crate) enum Error {
 pub(crate) fn parse(
     args: impl IntoIterator<Item = OsString>,
     env: &dyn Fn(&str) -> Option<String>,
-) -> Result<Options, Error> {
+) -> Result<IptablesOptions, Error> {
     let matches = command().try_get_matches_from(args)?;
     let strays = matches.get_many::<String>("arguments").into_iter().flatten();
     if let Some(stray) = strays.into_iter().find(|argument| *argument != OWN_NAME) {
@@ -73,7 +73,7 @@ pub(crate) fn parse(
     let mut warnings = Vec::new();
     let values = SPECS.iter().map(|spec| value(spec, &matches, env, &mut warnings));
     let values = Values::new(SPECS, values.collect::<Result<_, _>>()?);
-    Ok(Options { values, warnings })
+    Ok(IptablesOptions { values, warnings })
 }
 
 fn value(
@@ -107,9 +107,9 @@ fn command() -> Command {
         .arg(stray)
 }
 
-// === impl Options ===
+// === impl IptablesOptions ===
 
-impl Options {
+impl IptablesOptions {
     /// The text of a setting.
     pub(crate) fn text(&self, setting: Setting) -> &str {
         self.values.text(setting)

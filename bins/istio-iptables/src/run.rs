@@ -12,7 +12,7 @@ use netns::{Inside, Netns};
 use telemetry::{Level, Logger};
 
 use crate::config::{self, Config, Probe};
-use crate::options::{self, Options, Setting};
+use crate::options::{self, IptablesOptions, Setting};
 use crate::{apply, validate};
 
 /// What the repair controller looks for in the state of the validation container.
@@ -60,7 +60,7 @@ pub(crate) fn run(
     }
 }
 
-fn stages(options: &Options, supervisor: Supervisor, log: &Logger) -> Result<(), Error> {
+fn stages(options: &IptablesOptions, supervisor: Supervisor, log: &Logger) -> Result<(), Error> {
     let config = config::build(options, &|path| std::fs::read_to_string(path))?;
     for warning in &config.warnings {
         log.warn(warning, &[]);

@@ -63,13 +63,13 @@ pub(crate) enum Error {
         /// How long it took.
         timeout: Duration,
         /// What happened instead.
-        seen: Seen,
+        seen: SeenConnections,
     },
 }
 
 /// What the client and the listeners saw, for people.
 #[derive(Debug, Default)]
-pub(crate) struct Seen {
+pub(crate) struct SeenConnections {
     attempts: u32,
     error: Option<Errno>,
     stray: Option<(SocketAddr, io::Result<SocketAddr>)>,
@@ -117,7 +117,7 @@ pub(crate) fn run(settings: &Settings, ipv6: bool, probe: Probe) -> Result<Valid
     )?;
     let target = SocketAddr::new(target, probe.port);
     let mut client = Client { source: SocketAddr::new(loopback, 0), target, socket: None };
-    let mut seen = Seen::default();
+    let mut seen = SeenConnections::default();
     let deadline = Instant::now() + probe.timeout;
     let mut next = Instant::now();
     while Instant::now() < deadline {
@@ -224,9 +224,9 @@ impl Client {
     }
 }
 
-// === impl Seen ===
+// === impl SeenConnections ===
 
-impl fmt::Display for Seen {
+impl fmt::Display for SeenConnections {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} attempts", self.attempts)?;
         match self.error {

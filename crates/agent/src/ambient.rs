@@ -55,14 +55,14 @@ use tokio::task::JoinSet;
 use zds::{Listener, Ztunnels};
 
 use crate::events::Events;
-use crate::health::{Health, Part};
+use crate::health::{Health, HealthPart};
 use crate::metrics::Metrics;
 use crate::pods;
 pub(crate) use backends::Backends;
 use config::AmbientConfig;
 use drain::Drains;
 use evidence::Evidence;
-use failure::Failure;
+use failure::AmbientFailure;
 use finder::Finder;
 use host::HostSide;
 use members::Members;
@@ -169,7 +169,8 @@ impl Ambient {
         let Parts { config, log, metrics, health: notices, cluster, manifests, writer, events, run_dir } =
             parts;
         // A mode that is off makes no agent unready.
-        let health = if config.is_off { Arc::new(Health::of(&[Part::Ambient])) } else { notices.clone() };
+        let health =
+            if config.is_off { Arc::new(Health::of(&[HealthPart::Ambient])) } else { notices.clone() };
         let members = Arc::new(Members::default());
         let (told, counted) = (log.clone(), metrics.clone());
         let ztunnels = Ztunnels::new(members.clone(), move |event| ztunnel_event(&told, &counted, &event));
@@ -237,7 +238,7 @@ impl Ambient {
     /// These pods, or what concerns them, have changed.
     pub(crate) fn changed(&self, pods: &[PodRef]) {
         // Before the pods of an earlier agent are known as such, nothing may be done about any: `live` asks for all of them.
-        if self.telling.health.is_ready(Part::Ambient) {
+        if self.telling.health.is_ready(HealthPart::Ambient) {
             pods.iter().for_each(|pod| self.pods.queue.push(pod.clone()));
         }
     }
@@ -249,7 +250,7 @@ impl Ambient {
         }
         self.prepare_host().await;
         let listener = self.bind().await;
-        self.telling.health.pending(Part::Ambient, &"the pods of this node are not known yet");
+        self.telling.health.pending(HealthPart::Ambient, &"the pods of this node are not known yet");
         let listed = self.are_listed().await;
         if !listed {
             self.remember().await;
@@ -275,7 +276,7 @@ impl Ambient {
     async fn begin(self: Arc<Self>, listed: bool) {
         if !listed {
             self.telling.health.pending(
-                Part::Ambient,
+                HealthPart::Ambient,
                 &"the API server has not listed the pods of this node; those of an earlier agent are taken over from its records",
             );
             self.life.synced.notified().await;
@@ -283,7 +284,7 @@ impl Ambient {
             // Addresses of pods that went while no agent looked.
             self.verify_host().await;
         }
-        self.telling.health.ready(Part::Ambient);
+        self.telling.health.ready(HealthPart::Ambient);
         self.push_all();
     }
 
@@ -329,7 +330,7 @@ impl Ambient {
         }
         if rules {
             self.log.info("the enablement selectors have changed", &[]);
-            if self.telling.health.is_ready(Part::Ambient) {
+            if self.telling.health.is_ready(HealthPart::Ambient) {
                 self.push_all();
             }
         }
@@ -363,7 +364,7 @@ impl Ambient {
                 Err(error) => error.to_string(),
             };
             self.log.error(&error, &[]);
-            self.telling.health.pending(Part::Ambient, &error);
+            self.telling.health.pending(HealthPart::Ambient, &error);
             tokio::time::sleep(RETRY).await;
         }
     }
@@ -374,15 +375,15 @@ impl Ambient {
                 Ok(listener) => return listener,
                 Err(error) => {
                     self.log.error(&error, &[]);
-                    self.telling.health.pending(Part::Ambient, &error);
+                    self.telling.health.pending(HealthPart::Ambient, &error);
                 }
             }
             tokio::time::sleep(RETRY).await;
         }
     }
 
-    fn host(&self) -> Result<&HostSide, Failure> {
-        self.node.host.get().ok_or(Failure::NotReady)
+    fn host(&self) -> Result<&HostSide, AmbientFailure> {
+        self.node.host.get().ok_or(AmbientFailure::NotReady)
     }
 }
 

@@ -13,7 +13,7 @@ use rundir::{OperationReport, Outcome};
 use telemetry::Scope;
 use tokio::sync::Notify;
 
-use crate::health::{Health, Part};
+use crate::health::{Health, HealthPart};
 
 /// The longest that readiness waits for the first look: the kernel may be busy with rules of others.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
@@ -82,11 +82,11 @@ impl NodeBackend {
             told = Some(found);
             match missing {
                 Some(missing) => {
-                    self.health.pending(Part::Backend, &missing);
+                    self.health.pending(HealthPart::Backend, &missing);
                     let _ = tokio::time::timeout(PAUSE, self.news.notified()).await;
                 }
                 None => {
-                    self.health.ready(Part::Backend);
+                    self.health.ready(HealthPart::Backend);
                     self.news.notified().await;
                 }
             }

@@ -28,7 +28,7 @@ pub(crate) const POD_SOURCE: &str = "pod_source";
 
 /// Everything that this process does.
 #[derive(Debug, Clone)]
-pub(crate) struct Config {
+pub(crate) struct AgentConfig {
     /// What is installed.
     pub(crate) install: InstallOptions,
     /// Where pods come from.
@@ -86,7 +86,7 @@ pub(crate) enum Cleanup {
     Never,
 }
 
-impl Config {
+impl AgentConfig {
     /// # Errors
     /// The first option that means nothing.
     pub(crate) fn new(options: &Options, env: Lookup<'_>) -> Result<Self, BadOption> {

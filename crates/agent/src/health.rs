@@ -7,11 +7,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use hyper::body::Bytes;
 use hyper::{Request, StatusCode};
 
-use crate::serve::{Answer, Handler, text};
+use crate::serve::{Handler, ServedAnswer, text};
 
 /// What has to be in order for the agent to be ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Part {
+pub(crate) enum HealthPart {
     /// No other agent works on this node.
     NodeLock,
     /// The node's name is one that the API server knows.
@@ -62,11 +62,11 @@ pub(crate) struct Health(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    parts: BTreeMap<Part, Option<String>>,
+    parts: BTreeMap<HealthPart, Option<String>>,
     notices: BTreeMap<Notice, String>,
 }
 
-impl Part {
+impl HealthPart {
     fn name(self) -> &'static str {
         match self {
             Self::NodeLock => "node lock",
@@ -100,23 +100,23 @@ impl Notice {
 
 impl Health {
     /// Ready when all of these are.
-    pub(crate) fn of(parts: &[Part]) -> Self {
-        let pending = |part: &Part| (*part, Some("has not begun".to_owned()));
+    pub(crate) fn of(parts: &[HealthPart]) -> Self {
+        let pending = |part: &HealthPart| (*part, Some("has not begun".to_owned()));
         Self(Mutex::new(State { parts: parts.iter().map(pending).collect(), notices: BTreeMap::new() }))
     }
 
     /// The part is in order.
-    pub(crate) fn ready(&self, part: Part) {
+    pub(crate) fn ready(&self, part: HealthPart) {
         self.state().parts.insert(part, None);
     }
 
     /// The part is not in order, because of this.
-    pub(crate) fn pending(&self, part: Part, reason: &dyn Display) {
+    pub(crate) fn pending(&self, part: HealthPart, reason: &dyn Display) {
         self.state().parts.insert(part, Some(reason.to_string()));
     }
 
     /// Whether the part is in order.
-    pub(crate) fn is_ready(&self, part: Part) -> bool {
+    pub(crate) fn is_ready(&self, part: HealthPart) -> bool {
         matches!(self.state().parts.get(&part), Some(None))
     }
 
@@ -147,7 +147,7 @@ impl Health {
     /// All parts and notices, in the form of the API server's own `/readyz?verbose`.
     fn verbose(&self) -> String {
         let state = self.state();
-        let part = |(part, reason): (&Part, &Option<String>)| match reason {
+        let part = |(part, reason): (&HealthPart, &Option<String>)| match reason {
             None => format!("[+]{} ok\n", part.name()),
             Some(reason) => format!("[-]{} failed: {}\n", part.name(), one_line(reason)),
         };
@@ -180,7 +180,7 @@ impl Handler for Health {
     const NAME: &'static str = "health";
     const MAX_BODY: usize = 0;
 
-    async fn answer(&self, request: &Request<()>, _: Bytes) -> Answer {
+    async fn answer(&self, request: &Request<()>, _: Bytes) -> ServedAnswer {
         match request.uri().path() {
             "/healthz" => text(StatusCode::OK, "ok\n"),
             "/readyz" => {
@@ -211,11 +211,11 @@ mod tests {
 
     #[test]
     fn a_notice_is_told_and_does_not_make_the_agent_unready() {
-        let health = Health::of(&[Part::Install, Part::Cluster]);
-        health.ready(Part::Install);
-        health.pending(Part::Cluster, &"no\nanswer");
+        let health = Health::of(&[HealthPart::Install, HealthPart::Cluster]);
+        health.ready(HealthPart::Install);
+        health.pending(HealthPart::Cluster, &"no\nanswer");
         assert_eq!(health.verbose(), "[+]install ok\n[-]cluster failed: no answer\nreadyz check failed\n");
-        health.ready(Part::Cluster);
+        health.ready(HealthPart::Cluster);
         assert!(health.notice(Notice::Port, &"port 15014 is taken"));
         assert!(!health.notice(Notice::Port, &"port 15014 is taken"), "the same text is no news");
         assert!(health.missing().is_empty());

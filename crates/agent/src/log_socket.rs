@@ -14,7 +14,7 @@ use hyper::{Request, StatusCode};
 use telemetry::Scope;
 
 use crate::metrics::Metrics;
-use crate::serve::{Answer, Handler, Peer, text};
+use crate::serve::{Handler, ServedAnswer, UnixPeer, text};
 use intake::Intake;
 use lines::{Post, Printer};
 
@@ -47,7 +47,7 @@ impl Handler for LogSocket {
     const MAX_OF_OTHERS: usize = 8;
 
     /// The plugin's side has nobody to tell, so it hears the same whatever becomes of it.
-    async fn answer(&self, request: &Request<()>, body: Bytes) -> Answer {
+    async fn answer(&self, request: &Request<()>, body: Bytes) -> ServedAnswer {
         if request.uri().path() != rundir::LOG_PATH {
             return text(StatusCode::NOT_FOUND, "404 page not found\n");
         }
@@ -56,7 +56,7 @@ impl Handler for LogSocket {
     }
 
     /// As ever, and the loss is told here.
-    fn unreadable(&self, request: &Request<()>, _: StatusCode, reason: String) -> Answer {
+    fn unreadable(&self, request: &Request<()>, _: StatusCode, reason: String) -> ServedAnswer {
         let (uid, intake) = self.intake(request);
         self.metrics.plugin_lines_dropped("unreadable", 1);
         if intake.take(0, Instant::now()) {
@@ -101,7 +101,7 @@ impl LogSocket {
     }
 
     fn intake(&self, request: &Request<()>) -> (u32, &Arc<Intake>) {
-        match request.extensions().get::<Peer>() {
+        match request.extensions().get::<UnixPeer>() {
             Some(peer) if peer.is_trusted => (peer.uid, &self.own),
             Some(peer) => (peer.uid, &self.others),
             None => (u32::MAX, &self.others),

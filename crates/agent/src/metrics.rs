@@ -15,7 +15,7 @@ use hyper::{Request, StatusCode};
 use prometheus::{Encoder, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder};
 use telemetry::Journal;
 
-use crate::serve::{Answer, Handler, text};
+use crate::serve::{Handler, ServedAnswer, text};
 use ambient::AmbientMetrics;
 use cluster::ClusterMetrics;
 use guards::GuardMetrics;
@@ -124,7 +124,7 @@ impl Handler for Metrics {
     const NAME: &'static str = "metrics";
     const MAX_BODY: usize = 0;
 
-    async fn answer(&self, request: &Request<()>, _: Bytes) -> Answer {
+    async fn answer(&self, request: &Request<()>, _: Bytes) -> ServedAnswer {
         if request.uri().path() != "/metrics" {
             return text(StatusCode::NOT_FOUND, "404 page not found\n");
         }

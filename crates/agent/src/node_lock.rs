@@ -15,9 +15,9 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 use trusted::Links;
 
-use crate::health::Part;
-use crate::run::{Agent, End};
-use crate::serve::Socket;
+use crate::health::HealthPart;
+use crate::run::{Agent, ProcessEnd};
+use crate::serve::UnixSocket;
 
 /// How often the lock is tried.
 const POLL: Duration = Duration::from_millis(50);
@@ -43,7 +43,7 @@ pub(crate) struct NodeLock {
 
 impl Agent {
     /// Waits until no other agent works on this node; `None` when this one is told to end before.
-    pub(crate) async fn take_node(self: &Arc<Self>, end: &mut End) -> Option<NodeLock> {
+    pub(crate) async fn take_node(self: &Arc<Self>, end: &mut ProcessEnd) -> Option<NodeLock> {
         let dir = self.config.run_dir.clone();
         let (mut next, began, mut told) = (None::<File>, Instant::now(), String::new());
         loop {
@@ -56,7 +56,7 @@ impl Agent {
                         let waited = began.elapsed().as_secs();
                         self.log.info("the other agent has ended; this one begins", &[("waited_s", &waited)]);
                     }
-                    self.health.ready(Part::NodeLock);
+                    self.health.ready(HealthPart::NodeLock);
                     self.tell_of_one_without_lock();
                     return Some(NodeLock { dir, _file: Some(file) });
                 }
@@ -66,7 +66,7 @@ impl Agent {
                     let text =
                         "other agents on this node would not be noticed: the run directory cannot be locked";
                     self.log.warn(text, &[("path", &dir.display()), ("error", &error)]);
-                    self.health.ready(Part::NodeLock);
+                    self.health.ready(HealthPart::NodeLock);
                     return Some(NodeLock { dir, _file: None });
                 }
             }
@@ -79,7 +79,7 @@ impl Agent {
                 "another agent works on this node: {}; this one waits until it ends. Remove one of the two DaemonSets",
                 read_holder(&dir, LOCK_NAME)
             );
-            self.health.pending(Part::NodeLock, &text);
+            self.health.pending(HealthPart::NodeLock, &text);
             if began.elapsed() >= GRACE && text != told {
                 self.log.error(&text, &[("path", &dir.join(LOCK_NAME).display())]);
                 let (agent, message) = (self.clone(), text.clone());
@@ -109,7 +109,8 @@ impl Agent {
     fn tell_of_one_without_lock(self: &Arc<Self>) {
         let dir = &self.config.run_dir;
         let names = [SOCKET_NAME, rundir::LOG_SOCKET_NAME, EVENT_SOCKET_NAME];
-        let Some(path) = names.map(|name| dir.join(name)).into_iter().find(|path| Socket::is_served(path))
+        let Some(path) =
+            names.map(|name| dir.join(name)).into_iter().find(|path| UnixSocket::is_served(path))
         else {
             return;
         };

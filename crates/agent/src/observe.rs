@@ -6,7 +6,7 @@ use cluster::daemonset::decide;
 use cluster::{Event as ClusterEvent, Source, Store, WatchError, What};
 use install::InstallEvent;
 
-use crate::health::{Notice, Part};
+use crate::health::{HealthPart, Notice};
 use crate::run::Agent;
 use crate::shutdown;
 
@@ -36,19 +36,19 @@ impl install::Observer for Installation {
             InstallEvent::Ready { .. } => {
                 metrics.installed("SUCCESS");
                 metrics.install_ready(true);
-                health.ready(Part::Install);
+                health.ready(HealthPart::Install);
             }
             InstallEvent::NotReady { reason } => {
                 metrics.install_ready(false);
-                health.pending(Part::Install, reason);
+                health.pending(HealthPart::Install, reason);
             }
-            InstallEvent::Waiting { waiting } => health.pending(Part::Install, *waiting),
+            InstallEvent::Waiting { waiting } => health.pending(HealthPart::Install, *waiting),
             InstallEvent::Failed { error, .. } => {
                 metrics.install_ready(false);
                 if let Some(result) = error.result() {
                     metrics.installed(result);
                 }
-                health.pending(Part::Install, *error);
+                health.pending(HealthPart::Install, *error);
             }
             InstallEvent::Overwritten { component, .. } => metrics.overwritten(component),
             _ => {}
@@ -113,7 +113,7 @@ fn told(agent: &Agent, store: Option<&Store>, event: ClusterEvent) {
 }
 
 fn synced(agent: &Agent, store: Option<&Store>) {
-    agent.health.ready(Part::Cluster);
+    agent.health.ready(HealthPart::Cluster);
     if agent.writer.is_some() {
         agent.metrics.api_server_up(true);
     }
@@ -133,7 +133,7 @@ fn listed(agent: &Agent, what: What) {
     let state = agent.cluster.state();
     if !state.synced && state.last_error.is_none() {
         let names: Vec<_> = state.pending().into_iter().map(What::name).collect();
-        agent.health.pending(Part::Cluster, &format!("not listed yet: {}", names.join(", ")));
+        agent.health.pending(HealthPart::Cluster, &format!("not listed yet: {}", names.join(", ")));
     }
 }
 
@@ -146,7 +146,7 @@ fn watch_failed(agent: &Agent, what: What, error: &WatchError) {
         shutdown::tell_refusal(agent, error);
     } else if !agent.cluster.state().synced {
         // What was listed once stays good for the pods that it is of; readiness needs the first list only.
-        agent.health.pending(Part::Cluster, error);
+        agent.health.pending(HealthPart::Cluster, error);
     }
 }
 
@@ -155,7 +155,7 @@ fn server_away(agent: &Agent, error: &cluster::Error) {
     agent.metrics.api_server_up(false);
     let text = if agent.writer.is_some() {
         if !agent.cluster.state().synced {
-            agent.health.pending(Part::Cluster, error);
+            agent.health.pending(HealthPart::Cluster, error);
         }
         "the API server is away; the last known facts of pods stay in use"
     } else {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::health::Part;
+use crate::health::HealthPart;
 use crate::run::Agent;
 
 /// Pause before the next look; each one is twice as long.
@@ -13,13 +13,13 @@ const MAX_PAUSE: Duration = Duration::from_secs(60);
 /// Looks for the node until it is there. An API server that may not or cannot be asked says nothing about the name.
 pub(crate) async fn look(agent: Arc<Agent>) {
     let (node, Some(writer)) = (&agent.config.node, &agent.writer) else {
-        return agent.health.ready(Part::Node);
+        return agent.health.ready(HealthPart::Node);
     };
     let (mut pause, mut missing) = (PAUSE, false);
     loop {
         match writer.has_node().await {
             Ok(true) => {
-                agent.health.ready(Part::Node);
+                agent.health.ready(HealthPart::Node);
                 if missing {
                     agent.log.info("the API server knows this node now", &[("node", node)]);
                 }
@@ -33,11 +33,11 @@ pub(crate) async fn look(agent: Arc<Agent>) {
                     agent.log.error(&text, &[("node", node)]);
                 }
                 missing = true;
-                agent.health.pending(Part::Node, &text);
+                agent.health.pending(HealthPart::Node, &text);
             }
             Err(error) => {
                 if !missing {
-                    agent.health.ready(Part::Node);
+                    agent.health.ready(HealthPart::Node);
                 }
                 // Also a 403: roles may come late.
                 agent.log.debug(&error, &[]);

@@ -15,7 +15,7 @@ use crate::ambient::Ambient;
 use crate::backend::NodeBackend;
 use crate::health::Health;
 use crate::metrics::Metrics;
-use crate::serve::{Answer, Handler, text};
+use crate::serve::{Handler, ServedAnswer, text};
 use crate::sidecars::Sidecars;
 
 /// Only root and the agent's own user may ask: facts are parts of objects that not everybody on the node may see.
@@ -39,7 +39,7 @@ impl Handler for PluginSocket {
     const NAME: &'static str = SOCKET_NAME;
     const MAX_BODY: usize = MAX_REPORT;
 
-    async fn answer(&self, request: &Request<()>, body: Bytes) -> Answer {
+    async fn answer(&self, request: &Request<()>, body: Bytes) -> ServedAnswer {
         let uri = request.uri();
         let pod =
             uri.path().strip_prefix(FACTS_PATH).and_then(|rest| rest.strip_prefix('/')?.split_once('/'));
@@ -56,7 +56,7 @@ impl Handler for PluginSocket {
 
 impl PluginSocket {
     /// Names and uids of Kubernetes need no percent-encoding; what does is none of them, and unknown.
-    async fn facts(&self, namespace: &str, name: &str, query: &str) -> Answer {
+    async fn facts(&self, namespace: &str, name: &str, query: &str) -> ServedAnswer {
         let mut id = PodRef::named(namespace, name);
         let uid = query.split('&').find_map(|pair| pair.strip_prefix("uid=")).filter(|uid| !uid.is_empty());
         id.uid = uid.unwrap_or_default().to_owned();
@@ -70,7 +70,7 @@ impl PluginSocket {
         answer
     }
 
-    fn known(&self, id: &PodRef) -> (&'static str, Answer) {
+    fn known(&self, id: &PodRef) -> (&'static str, ServedAnswer) {
         let found = {
             let index = self.cluster.index();
             // What an earlier agent kept is in its files, where the plugin looks after it has asked the API server itself.
@@ -86,7 +86,7 @@ impl PluginSocket {
         }
     }
 
-    fn found(id: &PodRef, facts: &Facts) -> (&'static str, Answer) {
+    fn found(id: &PodRef, facts: &Facts) -> (&'static str, ServedAnswer) {
         if let Err(error) = facts.pod.check(id) {
             return ("stale", text(StatusCode::NOT_FOUND, format!("{error}\n")));
         }
@@ -98,7 +98,7 @@ impl PluginSocket {
         }
     }
 
-    fn report(&self, body: &[u8]) -> Answer {
+    fn report(&self, body: &[u8]) -> ServedAnswer {
         let report: OperationReport = match serde_json::from_slice(body) {
             Ok(report) => report,
             Err(error) => {
@@ -123,7 +123,7 @@ impl PluginSocket {
         text(StatusCode::OK, "")
     }
 
-    fn status(&self) -> Answer {
+    fn status(&self) -> ServedAnswer {
         let state = self.cluster.state();
         let pending = self.health.missing();
         let status = AgentStatus {
@@ -144,7 +144,7 @@ impl PluginSocket {
     }
 }
 
-fn json(body: Vec<u8>) -> Answer {
+fn json(body: Vec<u8>) -> ServedAnswer {
     let mut answer = text(StatusCode::OK, body);
     answer.headers_mut().insert("content-type", HeaderValue::from_static("application/json"));
     answer

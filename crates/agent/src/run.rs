@@ -19,18 +19,18 @@ use tokio::task::JoinSet;
 
 use crate::ambient::{self, Ambient, EventSocket};
 use crate::backend::NodeBackend;
-use crate::config::{BadOption, Config, PodSource};
+use crate::config::{AgentConfig, BadOption, PodSource};
 use crate::events::Events;
-use crate::health::{Health, Part};
+use crate::health::{Health, HealthPart};
 use crate::log_socket::LogSocket;
 use crate::metrics::Metrics;
 use crate::node_lock::{NodeLock, OTHER_AGENT};
 use crate::plugin_socket::{self, PluginSocket};
-use crate::serve::{Gone, Handler, Socket};
-use crate::shutdown::Outcome;
+use crate::serve::{Gone, Handler, UnixSocket};
+use crate::shutdown::ShutdownOutcome;
 use crate::sidecars::{self, Sidecars};
 use crate::{config_dir, log_socket, observe, own_node, ports, shutdown};
-pub(crate) use ending::End;
+pub(crate) use ending::ProcessEnd;
 use options::agent::{Flags, Options, without_newlines};
 
 /// How long to wait before another try for a socket.
@@ -63,7 +63,7 @@ enum Error {
 
 /// Everything that the stages share.
 pub(crate) struct Agent {
-    pub(crate) config: Config,
+    pub(crate) config: AgentConfig,
     pub(crate) log: Scope,
     pub(crate) health: Arc<Health>,
     pub(crate) metrics: Arc<Metrics>,
@@ -108,19 +108,19 @@ fn variable(name: &str) -> Option<String> {
 }
 
 /// What readiness waits for.
-fn parts(config: &Config) -> Vec<Part> {
+fn parts(config: &AgentConfig) -> Vec<HealthPart> {
     let mut parts = vec![
-        Part::NodeLock,
-        Part::Node,
-        Part::Install,
-        Part::Cluster,
-        Part::PluginSocket,
-        Part::LogSocket,
-        Part::Backend,
+        HealthPart::NodeLock,
+        HealthPart::Node,
+        HealthPart::Install,
+        HealthPart::Cluster,
+        HealthPart::PluginSocket,
+        HealthPart::LogSocket,
+        HealthPart::Backend,
     ];
-    parts.extend(config.config_dir.as_ref().map(|_| Part::Configuration));
+    parts.extend(config.config_dir.as_ref().map(|_| HealthPart::Configuration));
     if !config.ambient.is_off {
-        parts.extend([Part::Ambient, Part::EventSocket]);
+        parts.extend([HealthPart::Ambient, HealthPart::EventSocket]);
     }
     parts
 }
@@ -135,13 +135,13 @@ impl Agent {
         for (name, value) in options.iter() {
             log.debug("option", &[("name", &name), ("value", &value)]);
         }
-        let config = Config::new(&options, &variable)?;
+        let config = AgentConfig::new(&options, &variable)?;
         let labels: [telemetry::Label<'_>; 2] =
             [("version", &env!("CARGO_PKG_VERSION")), ("node", &config.node)];
         log.info("install-cni starts", &labels);
         let is_ambient = !config.ambient.is_off;
         let health = Arc::new(Health::of(&parts(&config)));
-        health.ready(Part::Configuration);
+        health.ready(HealthPart::Configuration);
         let metrics = Arc::new(Metrics::new(is_ambient, journal.clone())?);
         let (source, writer, own_set) = source::source(&config, &log);
         let cluster = Cluster::new();
@@ -197,7 +197,7 @@ impl Agent {
             .map_err(Error::Runtime)?;
         let agent = Arc::new(self);
         runtime.block_on(async {
-            let mut end = End::new().map_err(Error::Runtime)?;
+            let mut end = ProcessEnd::new().map_err(Error::Runtime)?;
             let mut tasks = JoinSet::new();
             agent.serve_ports(&mut tasks);
             let Some(lock) = agent.take_node(&mut end).await else { return Ok(()) };
@@ -208,7 +208,7 @@ impl Agent {
             tasks.spawn(agent.sidecars.clone().live());
             let ambient = tokio::spawn(agent.ambient.clone().live());
             let outcome = agent.install_until_told(&mut end, &lock).await;
-            if let Ok((Outcome::Deleted, installer)) = outcome {
+            if let Ok((ShutdownOutcome::Deleted, installer)) = outcome {
                 agent.sidecars.plugin_goes();
                 agent.clean_up_and_wait(installer, ambient, &mut end, tasks).await?;
                 lock.remove();
@@ -217,7 +217,7 @@ impl Agent {
             // Sockets go with their tasks, unless another agent has put its own there already.
             tasks.shutdown().await;
             let (outcome, installer) = outcome?;
-            if outcome == Outcome::Leave {
+            if outcome == ShutdownOutcome::Leave {
                 return installer.join().map(drop).map_err(|_| Error::Installer);
             }
             agent.take_plugin_off(installer).await?;
@@ -252,21 +252,21 @@ impl Agent {
             ambient: self.ambient.clone(),
             log: self.log.clone(),
         };
-        tasks.spawn(self.clone().socket(plugin_socket::MODE, Part::PluginSocket, plugins));
-        tasks.spawn(self.clone().socket(log_socket::MODE, Part::LogSocket, lines));
+        tasks.spawn(self.clone().socket(plugin_socket::MODE, HealthPart::PluginSocket, plugins));
+        tasks.spawn(self.clone().socket(log_socket::MODE, HealthPart::LogSocket, lines));
         if !self.config.ambient.is_off {
             let events = EventSocket { ambient: self.ambient.clone() };
-            tasks.spawn(self.clone().socket(ambient::MODE, Part::EventSocket, events));
+            tasks.spawn(self.clone().socket(ambient::MODE, HealthPart::EventSocket, events));
         }
         Ok(())
     }
 
     /// Serves a unix socket, as soon as it can be had, and again when somebody has removed it.
-    async fn socket<H: Handler>(self: Arc<Self>, mode: u32, part: Part, handler: H) {
+    async fn socket<H: Handler>(self: Arc<Self>, mode: u32, part: HealthPart, handler: H) {
         let path = self.config.run_dir.join(H::NAME);
         let handler = Arc::new(handler);
         loop {
-            match Socket::bind(&path, mode) {
+            match UnixSocket::bind(&path, mode) {
                 Ok(socket) => {
                     self.health.ready(part);
                     self.log.settled(&[("path", &path.display())]);
@@ -289,7 +289,7 @@ impl Agent {
 
     /// Somebody else listens where plugins look for this agent: an agent of the original, which holds no lock. Taking the path back would be
     /// a fight, so this waits until nobody listens there.
-    async fn wait_for_path(self: &Arc<Self>, path: &Path, part: Part) {
+    async fn wait_for_path(self: &Arc<Self>, path: &Path, part: HealthPart) {
         let text = format!(
             "another agent has put its own socket at {}; it holds no lock, so it is not one of this version. Remove one of the two DaemonSets; \
              this agent listens again when the other one has ended",
@@ -299,7 +299,7 @@ impl Agent {
         self.health.pending(part, &text);
         let (agent, message) = (self.clone(), text);
         tokio::spawn(async move { agent.events.warn_own(OTHER_AGENT, &message).await });
-        while Socket::is_served(path) {
+        while UnixSocket::is_served(path) {
             tokio::time::sleep(RETRY).await;
         }
         self.log.info("the other agent's socket is not served any more", &[("path", &path.display())]);
@@ -324,9 +324,9 @@ impl Agent {
     /// Installs on a thread of its own until a signal comes or the DaemonSet is deleted. The thread is about to end then.
     async fn install_until_told(
         self: &Arc<Self>,
-        end: &mut End,
+        end: &mut ProcessEnd,
         lock: &NodeLock,
-    ) -> Result<(Outcome, JoinHandle<Installer>), Error> {
+    ) -> Result<(ShutdownOutcome, JoinHandle<Installer>), Error> {
         let mut installer =
             Installer::new(self.config.install.clone(), Box::new(observe::Installation::new(self.clone())))?;
         let handle = installer.handle();
@@ -341,7 +341,7 @@ impl Agent {
                 self.log.info("ending", &[("signal", &signal)]);
                 shutdown::outcome(self, lock).await
             }
-            () = shutdown::is_deleted(self, lock) => Outcome::Deleted,
+            () = shutdown::is_deleted(self, lock) => ShutdownOutcome::Deleted,
         };
         handle.stop();
         Ok((outcome, thread))

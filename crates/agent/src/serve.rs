@@ -21,10 +21,10 @@ use connection::{Caller, Shared, converse};
 pub(crate) use descriptor::Descriptor;
 use places::Places;
 use unix::MAX_SOCKET_PATH;
-pub(crate) use unix::{Gone, Peer, Socket};
+pub(crate) use unix::{Gone, UnixPeer, UnixSocket};
 
 /// What goes back.
-pub(crate) type Answer = Response<Full<Bytes>>;
+pub(crate) type ServedAnswer = Response<Full<Bytes>>;
 
 /// Connections that wait to be accepted, if the kernel allows so many (`net.core.somaxconn`).
 const BACKLOG: u32 = 4096;
@@ -94,20 +94,20 @@ pub(crate) trait Handler: Send + Sync + 'static {
     /// Connections at once, beside those, to a unix socket from users that are neither root nor the agent's own. Without any such users are refused.
     const MAX_OF_OTHERS: usize = 0;
     /// Whether a request on a unix socket may bring a descriptor, which the handler finds as [`Descriptor`] among its extensions, where
-    /// [`Peer`] is too.
+    /// [`UnixPeer`] is too.
     const TAKES_DESCRIPTORS: bool = false;
 
     /// The answer. A client that hangs up drops the future: what has to be done all the same is spawned.
-    fn answer(&self, request: &Request<()>, body: Bytes) -> impl Future<Output = Answer> + Send;
+    fn answer(&self, request: &Request<()>, body: Bytes) -> impl Future<Output = ServedAnswer> + Send;
 
     /// The answer to a request whose body could not be had.
-    fn unreadable(&self, _: &Request<()>, status: StatusCode, reason: String) -> Answer {
+    fn unreadable(&self, _: &Request<()>, status: StatusCode, reason: String) -> ServedAnswer {
         text(status, reason + "\n")
     }
 }
 
 /// An answer of text.
-pub(crate) fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
+pub(crate) fn text(status: StatusCode, body: impl Into<Bytes>) -> ServedAnswer {
     let mut answer = Response::new(Full::new(body.into()));
     *answer.status_mut() = status;
     answer

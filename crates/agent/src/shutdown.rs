@@ -15,7 +15,7 @@ const STAYS: &str = "the plugin stays and holds new pods back until an agent ans
 
 /// What the end is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub(crate) enum ShutdownOutcome {
     /// A signal came, and everything stays.
     Leave,
     /// A signal came, and everything is removed.
@@ -64,7 +64,7 @@ pub(crate) fn start_over(agent: &Agent) -> NotStarted {
 
 /// Whether a signal lets everything be taken off the node. Where the plugin stays, pods go on being captured: it asks the API server itself, or
 /// what this agent knew last.
-pub(crate) async fn outcome(agent: &Agent, lock: &NodeLock) -> Outcome {
+pub(crate) async fn outcome(agent: &Agent, lock: &NodeLock) -> ShutdownOutcome {
     let (clean, reason) =
         match (lock.next().await, agent.config.cleanup, &agent.config.own_pod, &agent.own_set) {
             (Some(next), ..) => (false, format!("another agent waits: {next}")),
@@ -76,8 +76,8 @@ pub(crate) async fn outcome(agent: &Agent, lock: &NodeLock) -> Outcome {
             }
         };
     let (outcome, what) = match clean {
-        true => (Outcome::CleanUp, "taking the plugin off this node"),
-        false => (Outcome::Leave, "leaving the plugin on this node"),
+        true => (ShutdownOutcome::CleanUp, "taking the plugin off this node"),
+        false => (ShutdownOutcome::Leave, "leaving the plugin on this node"),
     };
     agent.log.info(format!("{what}: {reason}"), &[]);
     outcome

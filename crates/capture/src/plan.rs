@@ -13,7 +13,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use ruleset::{ALL_BITS, Action, Backend, Families, Family, Match, Plan, Protocol, Routing, Rule, TableKind};
 
 use crate::settings::{Mode, PortChoice, Settings};
-use draft::{Chain, Draft};
+use draft::{Draft, DraftChain};
 
 /// Owner name of sidecar rules: their nf_tables tables begin with it.
 pub const OWNER: &str = "istio-proxy";
@@ -140,8 +140,8 @@ impl<'a> Planner<'a> {
             for name in &self.settings.excluded_interfaces {
                 let why = format!("interface {name} is excluded by annotation");
                 let back = |m| Rule::new(vec![m], Action::Return, why.clone());
-                self.draft.add(Chain::prerouting(table), back(in_interface(name)));
-                self.draft.add(Chain::output(table), back(out_interface(name)));
+                self.draft.add(DraftChain::prerouting(table), back(in_interface(name)));
+                self.draft.add(DraftChain::output(table), back(out_interface(name)));
             }
         }
     }
@@ -154,7 +154,7 @@ impl<'a> Planner<'a> {
                 Action::Return,
                 format!("what comes from {name} and is not outbound traffic to capture is left alone"),
             );
-            self.draft.insert_first(Chain::NAT_PREROUTING, rule);
+            self.draft.insert_first(DraftChain::NAT_PREROUTING, rule);
         }
     }
 
@@ -168,8 +168,8 @@ impl<'a> Planner<'a> {
             matches.insert(0, tcp());
         }
         let why = "INVALID_DROP: a packet that fits no connection would make the proxy's peer reset it";
-        self.draft.add(Chain::MANGLE_PREROUTING, Rule::new(matches, jump(Chain::MANGLE_DROP), why));
-        self.draft.add(Chain::MANGLE_DROP, Rule::new(vec![], Action::Drop, why));
+        self.draft.add(DraftChain::MANGLE_PREROUTING, Rule::new(matches, jump(DraftChain::MANGLE_DROP), why));
+        self.draft.add(DraftChain::MANGLE_DROP, Rule::new(vec![], Action::Drop, why));
     }
 
     /// The chains that lead to the proxy's ports, and the tunnel's port, which leads nowhere else.
@@ -180,11 +180,11 @@ impl<'a> Planner<'a> {
             Action::Return,
             "HBONE tunnels end at the proxy's own port",
         );
-        self.draft.add(Chain::NAT_INBOUND, tunnel);
+        self.draft.add(DraftChain::NAT_INBOUND, tunnel);
         let out = Rule::new(vec![tcp()], Action::Redirect { port: proxy_port }, "outbound, to the proxy");
-        self.draft.add(Chain::NAT_REDIRECT, out);
+        self.draft.add(DraftChain::NAT_REDIRECT, out);
         let inward = Rule::new(vec![tcp()], Action::Redirect { port: capture_port }, "inbound, to the proxy");
-        self.draft.add(Chain::NAT_IN_REDIRECT, inward);
+        self.draft.add(DraftChain::NAT_IN_REDIRECT, inward);
     }
 
     /// What comes in.
@@ -203,12 +203,14 @@ impl<'a> Planner<'a> {
             // What leads these interfaces outward is in nat only; upstream's transparent socket therefore takes these packets before nat can redirect them.
             for name in &self.settings.reroute_interfaces {
                 let why = format!("what comes from {name} is not inbound traffic");
-                self.draft
-                    .add(Chain::MANGLE_PREROUTING, Rule::new(vec![in_interface(name)], Action::Return, why));
+                self.draft.add(
+                    DraftChain::MANGLE_PREROUTING,
+                    Rule::new(vec![in_interface(name)], Action::Return, why),
+                );
             }
         }
-        let enter = Rule::new(vec![tcp()], jump(Chain::NAT_INBOUND), "inbound TCP");
-        self.draft.add(Chain::prerouting(table), enter);
+        let enter = Rule::new(vec![tcp()], jump(DraftChain::NAT_INBOUND), "inbound TCP");
+        self.draft.add(DraftChain::prerouting(table), enter);
         match &self.settings.inbound_ports {
             PortChoice::All => {
                 if let PortChoice::Only(excluded) = &self.settings.inbound_ports_excluded {
@@ -218,7 +220,7 @@ impl<'a> Planner<'a> {
                             Action::Return,
                             format!("inbound port {port} is excluded"),
                         );
-                        self.draft.add(Chain::inbound(table), rule);
+                        self.draft.add(DraftChain::inbound(table), rule);
                     }
                 }
                 self.capture_inbound(table, None);
@@ -238,17 +240,23 @@ impl<'a> Planner<'a> {
         if table == TableKind::Mangle {
             let divert = Rule::new(
                 matches(vec![tcp(), Match::CtState(ruleset::CtState::RelatedOrEstablished)]),
-                jump(Chain::MANGLE_DIVERT),
+                jump(DraftChain::MANGLE_DIVERT),
                 format!("{what}: later packets of a captured connection keep its mark"),
             );
-            self.draft.add(Chain::MANGLE_INBOUND, divert);
-            let capture =
-                Rule::new(matches(vec![tcp()]), jump(Chain::MANGLE_TPROXY), format!("{what} is captured"));
-            self.draft.add(Chain::MANGLE_INBOUND, capture);
+            self.draft.add(DraftChain::MANGLE_INBOUND, divert);
+            let capture = Rule::new(
+                matches(vec![tcp()]),
+                jump(DraftChain::MANGLE_TPROXY),
+                format!("{what} is captured"),
+            );
+            self.draft.add(DraftChain::MANGLE_INBOUND, capture);
         } else {
-            let capture =
-                Rule::new(matches(vec![tcp()]), jump(Chain::NAT_IN_REDIRECT), format!("{what} is captured"));
-            self.draft.add(Chain::NAT_INBOUND, capture);
+            let capture = Rule::new(
+                matches(vec![tcp()]),
+                jump(DraftChain::NAT_IN_REDIRECT),
+                format!("{what} is captured"),
+            );
+            self.draft.add(DraftChain::NAT_INBOUND, capture);
         }
     }
 
@@ -328,7 +336,7 @@ fn destination(net: IpNet) -> Match {
     Match::Destination { net, not: false }
 }
 
-fn jump(chain: Chain) -> Action {
+fn jump(chain: DraftChain) -> Action {
     Action::Jump(chain.name.into())
 }
 

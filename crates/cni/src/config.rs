@@ -11,7 +11,7 @@ use std::time::Duration;
 pub use duration::parse_duration;
 pub use selector::{EnablementSelector, LabelSelector, WrittenRequirement};
 
-use crate::json::{DecodeError, Node, Value};
+use crate::json::{DecodeError, JsonNode, Value};
 use crate::result::Dns;
 
 /// The run directory when `cni_agent_run_dir` is absent, the agent's default too.
@@ -107,12 +107,12 @@ impl PluginConf {
     ///
     /// A key that is known has a value of the wrong type, or one that means nothing.
     pub fn decode(value: &Value) -> Result<Self, DecodeError> {
-        let root = Node::root(value, "");
+        let root = JsonNode::root(value, "");
         // Decoded later, with the version; only its type belongs to the configuration.
         root.map("prevResult", |_| Ok(()))?;
         Ok(Self {
             plugin_type: root.text_or_empty("type")?,
-            capabilities: root.map("capabilities", Node::boolean)?,
+            capabilities: root.map("capabilities", JsonNode::boolean)?,
             ipam_type: match root.field("ipam")? {
                 Some(ipam) => ipam.text_or_empty("type")?,
                 None => String::new(),
@@ -144,7 +144,7 @@ impl PluginConf {
 }
 
 impl PodSourceConfig {
-    fn decode_in(root: &Node<'_>) -> Result<Self, DecodeError> {
+    fn decode_in(root: &JsonNode<'_>) -> Result<Self, DecodeError> {
         let Some(node) = root.field("pod_source")? else { return Ok(Self::Kubernetes) };
         match node.text_or_empty("manifests")? {
             directory if !directory.is_empty() => Ok(Self::Manifests(directory.into())),
@@ -163,7 +163,7 @@ impl Attachment {
     /// The key is `cni.dev/valid-attachments`; the text of CNI 1.1.0 also calls it `cni.dev/attachments`, and runtimes
     /// send both, so that one is read when the first is absent.
     pub fn decode_valid(value: &Value) -> Result<Option<Vec<Self>>, DecodeError> {
-        let root = Node::root(value, "");
+        let root = JsonNode::root(value, "");
         for key in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
             if root.field(key)?.is_some() {
                 return root.list(key, Self::decode).map(Some);
@@ -172,7 +172,7 @@ impl Attachment {
         Ok(None)
     }
 
-    fn decode(node: &Node<'_>) -> Result<Self, DecodeError> {
+    fn decode(node: &JsonNode<'_>) -> Result<Self, DecodeError> {
         Ok(Self {
             container_id: node.required("containerID")?.text()?.to_owned(),
             ifname: node.required("ifname")?.text()?.to_owned(),
@@ -180,7 +180,7 @@ impl Attachment {
     }
 }
 
-fn timeout(root: &Node<'_>, key: &str, default: Duration) -> Result<Duration, DecodeError> {
+fn timeout(root: &JsonNode<'_>, key: &str, default: Duration) -> Result<Duration, DecodeError> {
     let Some(node) = root.field(key)? else { return Ok(default) };
     let duration = parse_duration(node.text()?).map_err(|error| node.invalid(error.to_string()))?;
     if duration.is_zero() || duration > MAX_TIMEOUT {
@@ -191,7 +191,7 @@ fn timeout(root: &Node<'_>, key: &str, default: Duration) -> Result<Duration, De
 
 /// One of a few words; the first is the default. A misspelt one must not silently mean it.
 fn one_of<T: Copy, const N: usize>(
-    root: &Node<'_>,
+    root: &JsonNode<'_>,
     key: &str,
     words: &[(&str, T); N],
 ) -> Result<T, DecodeError> {
@@ -202,7 +202,7 @@ fn one_of<T: Copy, const N: usize>(
     })
 }
 
-fn pod_annotations(root: &Node<'_>) -> Result<Option<BTreeMap<String, String>>, DecodeError> {
+fn pod_annotations(root: &JsonNode<'_>) -> Result<Option<BTreeMap<String, String>>, DecodeError> {
     const KEY: &str = "io.kubernetes.cri.pod-annotations";
     let Some(runtime_config) = root.field("runtimeConfig")? else { return Ok(None) };
     if runtime_config.field(KEY)?.is_none() {

@@ -13,7 +13,7 @@ use std::borrow::Cow;
 
 use serde_json::value::RawValue;
 
-use entry::Place;
+use entry::EntryPlace;
 pub use entry::{ENTRY_TYPE, PluginEntry};
 
 use crate::gojson::{self, Node, Order, WrongType};
@@ -156,7 +156,7 @@ impl Document {
     /// Whether `entry`, and no other entry of ours, is in the list and its last plugin (or is the file).
     pub fn holds(&self, entry: &PluginEntry) -> bool {
         let [ours] = self.ours()[..] else { return false };
-        let place = if self.is_standalone() { Place::Standalone } else { Place::Member };
+        let place = if self.is_standalone() { EntryPlace::Standalone } else { EntryPlace::Member };
         let is_last = self.inlined().is_none_or(|plugins| plugins.last().is_some_and(|last| is_ours(last)));
         is_last
             && serde_json::from_str::<serde_json::Value>(ours).is_ok_and(|ours| ours == entry.value(place))
@@ -183,7 +183,7 @@ impl Document {
             });
         }
         let mut list = self.as_list()?;
-        list.plugins.push(Cow::Owned(entry.text(Place::Member)));
+        list.plugins.push(Cow::Owned(entry.text(EntryPlace::Member)));
         let merged = list.render();
         let after = libcni::load(Form::List, &merged, folder);
         let is_right = |release| match (before.of(release), after.of(release)) {

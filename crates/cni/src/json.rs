@@ -173,16 +173,16 @@ impl<'de> Visitor<'de> for TreeVisitor {
     }
 }
 
-// === impl Node ===
+// === impl JsonNode ===
 
 /// A value and where it stands, for errors that name the place.
 #[derive(Clone)]
-pub(crate) struct Node<'a> {
+pub(crate) struct JsonNode<'a> {
     value: &'a Value,
     path: String,
 }
 
-impl<'a> Node<'a> {
+impl<'a> JsonNode<'a> {
     /// `value` as the root; `path` is how errors call it.
     pub(crate) fn root(value: &'a Value, path: &str) -> Self {
         Self { value, path: path.to_owned() }
@@ -208,12 +208,12 @@ impl<'a> Node<'a> {
     }
 
     /// The member `key`, see [`Value::get`]; an error if this is no object.
-    pub(crate) fn field(&self, key: &str) -> Result<Option<Node<'a>>, DecodeError> {
+    pub(crate) fn field(&self, key: &str) -> Result<Option<JsonNode<'a>>, DecodeError> {
         self.members()?;
-        Ok(self.value.get(key).map(|value| Node { value, path: self.child_path(key) }))
+        Ok(self.value.get(key).map(|value| JsonNode { value, path: self.child_path(key) }))
     }
 
-    pub(crate) fn required(&self, key: &str) -> Result<Node<'a>, DecodeError> {
+    pub(crate) fn required(&self, key: &str) -> Result<JsonNode<'a>, DecodeError> {
         self.field(key)?.ok_or_else(|| DecodeError::Missing { path: self.child_path(key) })
     }
 
@@ -238,19 +238,19 @@ impl<'a> Node<'a> {
         }
     }
 
-    pub(crate) fn items(&self) -> Result<impl Iterator<Item = Node<'a>> + use<'a>, DecodeError> {
+    pub(crate) fn items(&self) -> Result<impl Iterator<Item = JsonNode<'a>> + use<'a>, DecodeError> {
         let Value::Array(items) = self.value else { return Err(self.wrong("an array")) };
         let path = self.path.clone();
         Ok(items
             .iter()
             .enumerate()
-            .map(move |(index, value)| Node { value, path: format!("{path}[{index}]") }))
+            .map(move |(index, value)| JsonNode { value, path: format!("{path}[{index}]") }))
     }
 
     /// The members of an object used as a map: keys as written, the last of equal ones counts, `null` is absent.
-    fn entries(&self) -> Result<impl Iterator<Item = (&'a str, Node<'a>)> + use<'a, '_>, DecodeError> {
+    fn entries(&self) -> Result<impl Iterator<Item = (&'a str, JsonNode<'a>)> + use<'a, '_>, DecodeError> {
         let members = self.members()?.iter().filter(|(_, value)| !matches!(value, Value::Null));
-        Ok(members.map(|(key, value)| (key.as_str(), Node { value, path: self.child_path(key) })))
+        Ok(members.map(|(key, value)| (key.as_str(), JsonNode { value, path: self.child_path(key) })))
     }
 
     // The rest reads an optional member and gives the zero value when it is absent.
@@ -270,7 +270,7 @@ impl<'a> Node<'a> {
     pub(crate) fn list<T>(
         &self,
         key: &str,
-        read: impl Fn(&Node<'a>) -> Result<T, DecodeError>,
+        read: impl Fn(&JsonNode<'a>) -> Result<T, DecodeError>,
     ) -> Result<Vec<T>, DecodeError> {
         let Some(node) = self.field(key)? else { return Ok(Vec::new()) };
         node.items()?.map(|item| read(&item)).collect()
@@ -283,7 +283,7 @@ impl<'a> Node<'a> {
     pub(crate) fn map<T>(
         &self,
         key: &str,
-        read: impl Fn(&Node<'a>) -> Result<T, DecodeError>,
+        read: impl Fn(&JsonNode<'a>) -> Result<T, DecodeError>,
     ) -> Result<BTreeMap<String, T>, DecodeError> {
         let Some(node) = self.field(key)? else { return Ok(BTreeMap::new()) };
         // One by one: collecting would bring a sort of its own for each type into the plugin.

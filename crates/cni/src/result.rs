@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::error::shorten;
-use crate::json::{DecodeError, Node, Value};
+use crate::json::{DecodeError, JsonNode, Value};
 use crate::version::{ResultShape, SpecVersion};
 
 /// A CNI result in the shape of version 1.1.0. Empty texts, lists and zero numbers mean absent.
@@ -114,7 +114,7 @@ impl CniResult {
     /// Reads the `prevResult` of a configuration with version `config`. Its own `cniVersion` has to be of the same
     /// family; where it is missing, `config` is assumed.
     pub fn decode(value: &Value, config: SpecVersion) -> Result<Self, ResultError> {
-        let node = Node::root(value, "prevResult");
+        let node = JsonNode::root(value, "prevResult");
         let found = node.text_or_empty("cniVersion")?;
         let version = if found.is_empty() { Some(config) } else { SpecVersion::supported(&found) };
         if version.map(SpecVersion::family) != Some(config.family()) {
@@ -130,7 +130,7 @@ impl CniResult {
         Ok(result?)
     }
 
-    fn decode_single(node: &Node<'_>) -> Result<Self, DecodeError> {
+    fn decode_single(node: &JsonNode<'_>) -> Result<Self, DecodeError> {
         let mut result = Self { dns: Dns::decode_in(node)?, ..Self::default() };
         for key in ["ip4", "ip6"] {
             let Some(entry) = node.field(key)? else { continue };
@@ -142,8 +142,8 @@ impl CniResult {
     }
 
     fn decode_lists(
-        node: &Node<'_>,
-        interface: fn(&Node<'_>) -> Result<Interface, DecodeError>,
+        node: &JsonNode<'_>,
+        interface: fn(&JsonNode<'_>) -> Result<Interface, DecodeError>,
     ) -> Result<Self, DecodeError> {
         Ok(Self {
             interfaces: node.list("interfaces", interface)?,
@@ -166,7 +166,7 @@ impl CniResult {
 
 impl Interface {
     /// The members that all versions with interfaces share.
-    fn decode_common(node: &Node<'_>) -> Result<Self, DecodeError> {
+    fn decode_common(node: &JsonNode<'_>) -> Result<Self, DecodeError> {
         Ok(Self {
             name: node.text_or_empty("name")?,
             mac: node.text_or_empty("mac")?,
@@ -175,7 +175,7 @@ impl Interface {
         })
     }
 
-    fn decode(node: &Node<'_>) -> Result<Self, DecodeError> {
+    fn decode(node: &JsonNode<'_>) -> Result<Self, DecodeError> {
         Ok(Self {
             mtu: node.maybe_integer("mtu")?.unwrap_or_default(),
             socket_path: node.text_or_empty("socketPath")?,
@@ -186,7 +186,7 @@ impl Interface {
 }
 
 impl IpConfig {
-    fn decode(node: &Node<'_>) -> Result<Self, DecodeError> {
+    fn decode(node: &JsonNode<'_>) -> Result<Self, DecodeError> {
         Ok(Self {
             interface: node.maybe_integer("interface")?,
             address: read_net(node, "address")?,
@@ -201,11 +201,11 @@ impl Route {
         Self { dst, gw, mtu: 0, advmss: 0, priority: 0, table: None, scope: None }
     }
 
-    fn decode_single(node: &Node<'_>) -> Result<Self, DecodeError> {
+    fn decode_single(node: &JsonNode<'_>) -> Result<Self, DecodeError> {
         Ok(Self::new(read_net(node, "dst")?, read_ip(node, "gw")?))
     }
 
-    fn decode(node: &Node<'_>) -> Result<Self, DecodeError> {
+    fn decode(node: &JsonNode<'_>) -> Result<Self, DecodeError> {
         Ok(Self {
             mtu: node.maybe_integer("mtu")?.unwrap_or_default(),
             advmss: node.maybe_integer("advmss")?.unwrap_or_default(),
@@ -224,7 +224,7 @@ impl Dns {
     }
 
     /// The member `dns` of `parent`.
-    pub(crate) fn decode_in(parent: &Node<'_>) -> Result<Self, DecodeError> {
+    pub(crate) fn decode_in(parent: &JsonNode<'_>) -> Result<Self, DecodeError> {
         let Some(node) = parent.field("dns")? else { return Ok(Self::default()) };
         Ok(Self {
             nameservers: node.texts("nameservers")?,
@@ -235,7 +235,7 @@ impl Dns {
     }
 }
 
-fn read_net(parent: &Node<'_>, key: &str) -> Result<IpNet, DecodeError> {
+fn read_net(parent: &JsonNode<'_>, key: &str) -> Result<IpNet, DecodeError> {
     let node = parent.required(key)?;
     let text = node.text()?;
     parse_net(text).ok_or_else(|| {
@@ -244,7 +244,7 @@ fn read_net(parent: &Node<'_>, key: &str) -> Result<IpNet, DecodeError> {
     })
 }
 
-fn read_ip(parent: &Node<'_>, key: &str) -> Result<Option<IpAddr>, DecodeError> {
+fn read_ip(parent: &JsonNode<'_>, key: &str) -> Result<Option<IpAddr>, DecodeError> {
     let Some(node) = parent.field(key)? else { return Ok(None) };
     let text = node.text()?;
     if text.is_empty() {

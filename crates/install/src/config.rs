@@ -21,7 +21,7 @@ pub(crate) use restore::{
     Ours, Taken, plan_take_out, plan_take_out_of_renamed, release, remove_originals, take_out,
     take_out_of_renamed,
 };
-pub(crate) use scan::{Scan, State, follow, form_of};
+pub(crate) use scan::{FileState, Scan, follow, form_of};
 pub(crate) use write::write;
 
 use crate::file::{self, FileError};
@@ -96,12 +96,12 @@ pub enum Waiting {
 
 /// What is wanted.
 #[derive(Debug)]
-pub(crate) struct Config<'a> {
+pub(crate) struct InstallConfig<'a> {
     pub(crate) options: &'a InstallOptions,
     pub(crate) entry: &'a PluginEntry,
 }
 
-impl Config<'_> {
+impl InstallConfig<'_> {
     fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.options.net_dir.join(name)
     }

@@ -9,7 +9,7 @@ use rustix::fs::Access;
 use rustix::io::Errno;
 
 use crate::binaries::{PLUGIN, own_version, supported_versions};
-use crate::config::{Obstacle, Problem, Scan, State, obstacle};
+use crate::config::{FileState, Obstacle, Problem, Scan, obstacle};
 use crate::file::{Content, FileError};
 use rundir::KUBECONFIG;
 
@@ -111,7 +111,7 @@ pub fn inspect(net_dir: &Path, bin_targets: &[PathBuf], run_dir: &Path) -> Insta
         plugins: candidate.document.plugin_types(),
         entry: candidate.document.entries().into_iter().next(),
         has_original: crate::config::has_original(&candidate.path),
-        is_valid: candidate.state == State::Valid,
+        is_valid: candidate.state == FileState::Valid,
         path: candidate.listed,
     });
     let programs = bin_targets.iter().map(|target| target.join(PLUGIN));

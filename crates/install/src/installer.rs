@@ -12,13 +12,13 @@ use fault::Backoff;
 pub use handle::Handle;
 
 use crate::binaries::{Binaries, PLUGIN};
-use crate::config::{self, Config, ConfigError, Obstacle, Step, Taken, Waiting};
+use crate::config::{self, ConfigError, InstallConfig, Obstacle, Step, Taken, Waiting};
 use crate::error::Error;
 use crate::event::{InstallEvent, Observer};
 use crate::options::{InstallOptions, OptionsError};
 use crate::throttle::Throttle;
 use crate::uninstall::{UninstallReport, uninstall};
-use crate::watch::{Places, Wake, Watch};
+use crate::watch::{Wake, Watch, WatchedPlaces};
 
 /// Pauses after failures in a row.
 const PAUSES: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
@@ -193,7 +193,7 @@ impl Installer {
     }
 
     fn plan(&mut self) -> Result<config::Plan, ConfigError> {
-        let plan = config::plan(&Config { options: &self.options, entry: &self.options.entry })?;
+        let plan = config::plan(&InstallConfig { options: &self.options, entry: &self.options.entry })?;
         let mut told = BTreeSet::new();
         for problem in &plan.problems {
             self.tell_once(&mut told, &InstallEvent::Skipped { problem });
@@ -264,7 +264,7 @@ impl Installer {
 
     fn watch(&self) -> Result<Watch, Error> {
         let options = &self.options;
-        let mut places: Places = vec![(options.net_dir.clone(), None)];
+        let mut places: WatchedPlaces = vec![(options.net_dir.clone(), None)];
         let mut names: BTreeSet<_> = self.binaries().names().unwrap_or_default().into_iter().collect();
         names.insert(leftover::Mark::name(PLUGIN.as_ref()));
         places.extend(options.bin_targets.iter().map(|target| (target.clone(), Some(names.clone()))));

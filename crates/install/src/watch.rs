@@ -130,4 +130,4 @@ fn poll(fds: &mut [PollFd<'_>], timeout: Option<Duration>) -> io::Result<usize> 
 }
 
 /// Directories with the names of interest in each.
-pub(crate) type Places = Vec<(PathBuf, Option<BTreeSet<OsString>>)>;
+pub(crate) type WatchedPlaces = Vec<(PathBuf, Option<BTreeSet<OsString>>)>;

@@ -10,7 +10,7 @@ use netns::InsideHost;
 use ruleset::Family;
 use rustix::io::Errno;
 
-use crate::netlink::Socket;
+use crate::netlink::NetlinkSocket;
 use crate::route::Error;
 use crate::route::branch::{self, Listed, Request};
 
@@ -88,7 +88,7 @@ fn requests(branch: &Branch) -> [Request<'_>; 2] {
 }
 
 /// Whether something changed.
-fn order(socket: &mut Socket, request: &Request<'_>, add: bool) -> Result<bool, Error> {
+fn order(socket: &mut NetlinkSocket, request: &Request<'_>, add: bool) -> Result<bool, Error> {
     match branch::order(socket, request, add) {
         Ok(()) => Ok(true),
         Err(error) if add && error.errno() == Some(Errno::EXIST) => Ok(false),

@@ -7,11 +7,11 @@ use fuzz::{Outcome, Target};
 use proptest::prelude::*;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
 
-use crate::netlink::Socket;
-use crate::netlink::wire::Writer;
+use crate::netlink::NetlinkSocket;
+use crate::netlink::wire::MessageWriter;
 
 /// Gives a socket that has the answers already.
-pub(crate) type Open<'a> = &'a dyn Fn() -> Socket;
+pub(crate) type Open<'a> = &'a dyn Fn() -> NetlinkSocket;
 
 /// What came of a list: so many objects, or an error.
 pub(crate) type Read = Option<usize>;
@@ -40,17 +40,17 @@ fn run(input: &[u8]) -> Outcome {
     Outcome::of(read.concat().into_iter().map(|found| found.map(few)).collect::<Vec<_>>())
 }
 
-fn answering(input: &[u8]) -> (Socket, OwnedFd) {
+fn answering(input: &[u8]) -> (NetlinkSocket, OwnedFd) {
     let (ours, kernel) =
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).expect("sockets");
-    let mut done = Writer::default();
+    let mut done = MessageWriter::default();
     done.message(DONE, 0, 1, &[0; 4], |_| {});
     for _ in 0..LISTS {
         for part in [input, done.bytes()] {
             send(&kernel, part, SendFlags::empty()).expect("room for the answers");
         }
     }
-    (Socket::over(ours), kernel)
+    (NetlinkSocket::over(ours), kernel)
 }
 
 /// An attribute: a text, a number, bytes, or attributes.
@@ -61,7 +61,7 @@ enum Part {
 }
 
 impl Part {
-    fn write(&self, w: &mut Writer) {
+    fn write(&self, w: &mut MessageWriter) {
         match self {
             Self::Bytes(kind, bytes) => w.attribute(*kind, bytes),
             Self::Nest(kind, parts) => w.nest(*kind, |w| parts.iter().for_each(|part| part.write(w))),
@@ -96,7 +96,7 @@ fn generate() -> BoxedStrategy<Vec<u8>> {
     let message = (kind, header, prop::collection::vec(part(), 0..6));
     prop::collection::vec(message, 1..5)
         .prop_map(|messages| {
-            let mut w = Writer::default();
+            let mut w = MessageWriter::default();
             for (kind, header, parts) in messages {
                 w.message(kind, 0, 1, &header, |w| parts.iter().for_each(|part| part.write(w)));
             }

@@ -10,8 +10,8 @@ use netns::Inside;
 use ruleset::iptables::ipset::{LEAST_ROOM, content, room};
 use ruleset::{Element, Key, Set, SetDelta};
 
-use crate::netlink::{self, Answer, Socket};
-use crate::sets::{ElementCounts, Error, Place, octets};
+use crate::netlink::{self, NetlinkAnswer, NetlinkSocket};
+use crate::sets::{ElementCounts, Error, SetPlace, octets};
 use message::{Header, Message, code, error};
 
 /// Commands in one send. Each gets an answer, and all answers must fit into the socket's buffer.
@@ -21,7 +21,7 @@ const NEXT: &str = ".next";
 
 /// The ipsets of a namespace.
 pub(crate) struct IpSets {
-    socket: Socket,
+    socket: NetlinkSocket,
     /// The comments in commented sets when they were last listed, and what this process did since. Good for saying whether an addition changed
     /// something; never for whose an address is, because another agent may write to the set during an update of the node's.
     comments: HashMap<String, HashMap<Key, String>>,
@@ -31,7 +31,7 @@ pub(crate) struct IpSets {
 
 impl IpSets {
     pub(crate) fn new(_: &Inside) -> Result<Self, Error> {
-        let socket = Socket::netfilter().map_err(|source| Error::Kernel {
+        let socket = NetlinkSocket::netfilter().map_err(|source| Error::Kernel {
             operation: "speak to ipset".to_owned(),
             hint: "",
             source,
@@ -144,7 +144,7 @@ impl IpSets {
     }
 
     /// Adds, then removes, set by set.
-    pub(crate) fn change(&mut self, changes: &[(&Place, &SetDelta)]) -> Result<ElementCounts, Error> {
+    pub(crate) fn change(&mut self, changes: &[(&SetPlace, &SetDelta)]) -> Result<ElementCounts, Error> {
         let mut changed = ElementCounts::default();
         for (at, delta) in changes {
             changed = changed.plus(self.add(&at.set, &delta.added().collect::<Vec<_>>())?);
@@ -225,14 +225,14 @@ impl IpSets {
         commands: impl Iterator<Item = Message<'a>>,
     ) -> Result<Vec<Result<(), netlink::Error>>, Error> {
         let mut results: Vec<Option<Result<(), netlink::Error>>> = Vec::new();
-        let mut request = netlink::wire::Writer::with_capacity(4096);
+        let mut request = netlink::wire::MessageWriter::with_capacity(4096);
         for command in commands {
             command.write(&mut request, set, u32::try_from(results.len()).unwrap_or(u32::MAX));
             results.push(None);
         }
         let answers =
             self.socket.exchange(request.bytes()).map_err(|error| failed("change", &set.name, error))?;
-        for Answer { sequence, result } in answers {
+        for NetlinkAnswer { sequence, result } in answers {
             if let Some(known) = results.get_mut(sequence as usize)
                 && !matches!(known, Some(Err(_)))
             {

@@ -62,7 +62,7 @@ pub use supervisor::{Supervisor, run_supervisor_if_asked};
 
 use crate::{Change, Difference, Listing, RuleStore};
 use child::Surroundings;
-use job::{Job, Report, Run};
+use job::{IptablesJob, JobReport, Run};
 use probe::Present;
 use program::Search;
 use work::{Work, end_of_links, may_hold_ours};
@@ -201,7 +201,7 @@ impl Iptables {
         runs: Vec<Run>,
         lock: Option<&Lock>,
     ) -> Result<Option<(usize, Failure)>, Error> {
-        let job = Job { timeout: self.timeout, path: self.search.joined(), node: self.node, runs };
+        let job = IptablesJob { timeout: self.timeout, path: self.search.joined(), node: self.node, runs };
         let report = match self.supervisor {
             Some(_) if job.runs.len() > 1 => supervisor::delegate(&job, lock)?,
             _ if job.hides_files() && !inside.thread_ends() => on_a_thread(&job, lock)?,
@@ -377,7 +377,7 @@ impl RuleStore for Iptables {
 
 /// For a caller whose own thread goes on. A new one is in the namespaces of the one that makes it; what it changes about its own ends with
 /// it.
-fn on_a_thread(job: &Job, lock: Option<&Lock>) -> Result<Report, Error> {
+fn on_a_thread(job: &IptablesJob, lock: Option<&Lock>) -> Result<JobReport, Error> {
     let failed = |e: std::io::Error| Error::Supervisor { cause: e.to_string() };
     let lock = share(lock)?;
     std::thread::scope(|scope| {

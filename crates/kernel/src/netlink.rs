@@ -96,7 +96,7 @@ pub enum Error {
 
 /// A netlink socket in the namespace of the thread that opened it.
 #[derive(Debug)]
-pub(crate) struct Socket {
+pub(crate) struct NetlinkSocket {
     fd: OwnedFd,
     protocol: Option<Protocol>,
     buffer: Vec<u8>,
@@ -113,7 +113,7 @@ enum Dumped {
 
 /// What the kernel said about a message of ours.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct NetlinkAnswer {
     /// The sequence number of the message.
     pub(crate) sequence: u32,
     /// `Ok` is an acknowledgement.
@@ -136,9 +136,9 @@ impl Error {
     }
 }
 
-// === impl Socket ===
+// === impl NetlinkSocket ===
 
-impl Socket {
+impl NetlinkSocket {
     /// Opens a socket of a netlink protocol; `None` is `NETLINK_ROUTE`.
     pub(crate) fn open(protocol: Option<Protocol>) -> Result<Self, Error> {
         Ok(Self { fd: open(protocol)?, protocol, buffer: vec![0; RECEIVE_BUFFER] })
@@ -155,13 +155,13 @@ impl Socket {
     }
 
     /// Sends messages and returns every answer to them, in the kernel's order.
-    pub(crate) fn exchange(&mut self, request: &[u8]) -> Result<Vec<Answer>, Error> {
+    pub(crate) fn exchange(&mut self, request: &[u8]) -> Result<Vec<NetlinkAnswer>, Error> {
         self.send(request)?;
         let mut answers = Vec::new();
         while let Some(length) = self.receive()? {
             for message in Messages::new(&self.buffer[..length]) {
                 if message.kind == NLMSG_ERROR {
-                    answers.push(Answer { sequence: message.sequence, result: error_of(&message) });
+                    answers.push(NetlinkAnswer { sequence: message.sequence, result: error_of(&message) });
                 }
             }
         }

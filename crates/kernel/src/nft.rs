@@ -30,15 +30,15 @@ use netns::Inside;
 use ruleset::{Hook, Ruleset, listed};
 
 pub use error::Error;
-pub use missing::{MissingPart, Part, Release};
+pub use missing::{KernelPart, MissingPart, Release};
 pub use probe::{Support, probe};
 
-use crate::netlink::{self, Socket};
+use crate::netlink::{self, NetlinkSocket};
 use crate::{Change, Difference, Listing, RuleStore};
 use batch::{Batch, Kept, TableOf, owners};
 use expected::ExpectedTable;
 use list::NetlinkTable;
-use observe::Found;
+use observe::FoundTables;
 use uapi::family;
 
 /// How often a setup or cleanup is tried when the owner's tables come and go meanwhile. The namespace's lock keeps our own
@@ -67,7 +67,7 @@ impl RuleStore for Nftables {
     fn observe(&self, _: &Inside, layers: &[Ruleset]) -> Result<Vec<Difference>, crate::Error> {
         let mut socket = open()?;
         let listed = list_tables(&mut socket, family::INET)?;
-        let (mut found, mut all) = (Found::new(&listed), Vec::new());
+        let (mut found, mut all) = (FoundTables::new(&listed), Vec::new());
         for layer in layers {
             all.extend(differences(&mut socket, layer, &mut found)?);
         }
@@ -87,7 +87,7 @@ impl RuleStore for Nftables {
         let Some(expected) = expected::recorded(record) else { return Ok(None) };
         let mut socket = open()?;
         let listed = list_tables(&mut socket, family::INET)?;
-        let (mut found, mut all) = (Found::new(&listed), Vec::new());
+        let (mut found, mut all) = (FoundTables::new(&listed), Vec::new());
         for owner in owners {
             let of_owner = |table: &&ExpectedTable<'_>| is_owners(&owner.owner, &table.name);
             let expected: Vec<&ExpectedTable<'_>> = expected.iter().filter(of_owner).collect();
@@ -139,7 +139,7 @@ pub fn send(_: &Inside, transaction: &[u8]) -> Result<(), Error> {
 }
 
 /// Does it over a socket of the namespace.
-fn setup(socket: &mut Socket, layers: &[Ruleset]) -> Result<Change, Error> {
+fn setup(socket: &mut NetlinkSocket, layers: &[Ruleset]) -> Result<Change, Error> {
     for _ in 0..TRIES {
         let listed = list_tables(socket, family::INET)?;
         let changed = changed(socket, layers, &listed)?;
@@ -172,11 +172,11 @@ fn setup(socket: &mut Socket, layers: &[Ruleset]) -> Result<Change, Error> {
 
 /// The layers whose tables are not as planned, and those that have to be attached anew to stay before them.
 fn changed<'a>(
-    socket: &mut Socket,
+    socket: &mut NetlinkSocket,
     layers: &'a [Ruleset],
     listed: &[NetlinkTable],
 ) -> Result<Vec<&'a Ruleset>, Error> {
-    let (mut found, mut changed) = (Found::new(listed), Vec::new());
+    let (mut found, mut changed) = (FoundTables::new(listed), Vec::new());
     for layer in layers {
         changed.push(match observe::owned(layer, listed).is_empty() {
             true => !layer.tables.is_empty(),
@@ -231,19 +231,19 @@ fn is_owners(owner: &str, table: &str) -> bool {
 }
 
 /// A kernel without nf_tables holds nothing of ours.
-fn open_if_supported() -> Result<Option<Socket>, Error> {
+fn open_if_supported() -> Result<Option<NetlinkSocket>, Error> {
     match open() {
         Err(e) if e.is_unsupported() => Ok(None),
         other => other.map(Some),
     }
 }
 
-fn open() -> Result<Socket, Error> {
-    Socket::netfilter().map_err(|e| Error::of_question("speak to nf_tables".to_owned(), e))
+fn open() -> Result<NetlinkSocket, Error> {
+    NetlinkSocket::netfilter().map_err(|e| Error::of_question("speak to nf_tables".to_owned(), e))
 }
 
 /// A kernel without nf_tables has no tables.
-fn list_tables(socket: &mut Socket, family: u8) -> Result<Vec<NetlinkTable>, Error> {
+fn list_tables(socket: &mut NetlinkSocket, family: u8) -> Result<Vec<NetlinkTable>, Error> {
     match list::tables(socket, family).map_err(|e| question("list the nf_tables tables", e)) {
         Err(e) if e.is_unsupported() => Ok(Vec::new()),
         other => other,
@@ -251,9 +251,9 @@ fn list_tables(socket: &mut Socket, family: u8) -> Result<Vec<NetlinkTable>, Err
 }
 
 fn differences(
-    socket: &mut Socket,
+    socket: &mut NetlinkSocket,
     layer: &Ruleset,
-    found: &mut Found<'_>,
+    found: &mut FoundTables<'_>,
 ) -> Result<Vec<Difference>, Error> {
     let expected = expected::planned(layer);
     observe::differences(socket, layer, &expected.iter().collect::<Vec<_>>(), found)

@@ -14,7 +14,7 @@ use netns::Inside;
 use ruleset::{Family, Routing};
 use rustix::io::Errno;
 
-use crate::netlink::{self, Socket};
+use crate::netlink::{self, NetlinkSocket};
 use message::{ListedRoute, ListedRule};
 
 /// How many addresses, rules or routes of a namespace are read: a node may have one of each for every Service, and whoever adds a million must
@@ -71,7 +71,7 @@ pub fn raise_loopback(_: &Inside) -> Result<(), Error> {
         hint: hint(&source),
         source,
     };
-    Socket::open(None).map_err(failed)?.order(&message::raise_loopback()).map_err(failed)
+    NetlinkSocket::open(None).map_err(failed)?.order(&message::raise_loopback()).map_err(failed)
 }
 
 /// Puts a part of the routing in place. `true` when it was not before.
@@ -192,7 +192,7 @@ fn list_addresses(_: &Inside, counts: impl Fn(u32) -> bool) -> Result<Vec<IpAddr
         hint: hint(&source),
         source,
     };
-    let mut socket = Socket::open(None).map_err(failed)?;
+    let mut socket = NetlinkSocket::open(None).map_err(failed)?;
     let mut found = Vec::new();
     socket
         .dump_most(&message::list_addresses(message::AF_UNSPEC), (MOST, "addresses"), |part| match part {
@@ -206,7 +206,7 @@ fn list_addresses(_: &Inside, counts: impl Fn(u32) -> bool) -> Result<Vec<IpAddr
     Ok(found)
 }
 
-fn is_missing(socket: &mut Socket, step: &Routing) -> Result<bool, Error> {
+fn is_missing(socket: &mut NetlinkSocket, step: &Routing) -> Result<bool, Error> {
     let result = match *step {
         Routing::LoopbackAddress(address) => has_loopback_address(socket, address),
         Routing::Rule { family, mark, mask, table, priority } => {
@@ -218,7 +218,7 @@ fn is_missing(socket: &mut Socket, step: &Routing) -> Result<bool, Error> {
     result.map(|there| !there).map_err(|e| failed(step, e))
 }
 
-fn has_loopback_address(socket: &mut Socket, address: Ipv6Addr) -> Result<bool, netlink::Error> {
+fn has_loopback_address(socket: &mut NetlinkSocket, address: Ipv6Addr) -> Result<bool, netlink::Error> {
     let mut there = false;
     let most = (MOST, "addresses");
     socket.dump_most(&message::list_addresses(message::AF_INET6), most, |part| match part {
@@ -232,7 +232,7 @@ fn has_loopback_address(socket: &mut Socket, address: Ipv6Addr) -> Result<bool, 
     Ok(there)
 }
 
-fn rules(socket: &mut Socket, family: Family) -> Result<Vec<ListedRule>, netlink::Error> {
+fn rules(socket: &mut NetlinkSocket, family: Family) -> Result<Vec<ListedRule>, netlink::Error> {
     let mut found = Vec::new();
     socket.dump_most(&message::list_rules(family), (MOST, "routing rules"), |part| match part {
         None => found.clear(),
@@ -241,7 +241,7 @@ fn rules(socket: &mut Socket, family: Family) -> Result<Vec<ListedRule>, netlink
     Ok(found)
 }
 
-fn has_route(socket: &mut Socket, family: Family, table: u32) -> Result<bool, netlink::Error> {
+fn has_route(socket: &mut NetlinkSocket, family: Family, table: u32) -> Result<bool, netlink::Error> {
     let mut there = false;
     socket.dump_most(&message::list_routes(family), (MOST, "routes"), |part| match part {
         None => there = false,
@@ -264,8 +264,8 @@ fn is_switched_off(family: Family) -> bool {
         && std::fs::read("/proc/sys/net/ipv6/conf/lo/disable_ipv6").is_ok_and(|text| text.starts_with(b"1"))
 }
 
-fn open(step: &Routing) -> Result<Socket, Error> {
-    Socket::open(None).map_err(|e| failed(step, e))
+fn open(step: &Routing) -> Result<NetlinkSocket, Error> {
+    NetlinkSocket::open(None).map_err(|e| failed(step, e))
 }
 
 fn failed(step: &Routing, source: netlink::Error) -> Error {

@@ -73,7 +73,7 @@ pub struct ElementCounts {
 }
 
 /// A set and where it is.
-pub(crate) struct Place {
+pub(crate) struct SetPlace {
     /// The nf_tables table.
     pub(crate) table: String,
     pub(crate) set: Set,
@@ -81,7 +81,7 @@ pub(crate) struct Place {
 
 /// The sets of a ruleset in one namespace.
 pub struct Sets {
-    places: Vec<Place>,
+    places: Vec<SetPlace>,
     kernel: Held,
 }
 
@@ -134,7 +134,7 @@ impl Sets {
     pub fn open(inside: &Inside, backend: Backend, ruleset: &Ruleset) -> Result<Self, Error> {
         let places = ruleset.tables.iter().flat_map(|table| {
             let name = ruleset.nft_table(table.kind);
-            table.sets.iter().map(move |set| Place { table: name.clone(), set: set.clone() })
+            table.sets.iter().map(move |set| SetPlace { table: name.clone(), set: set.clone() })
         });
         Self::of(inside, backend, places.collect())
     }
@@ -147,7 +147,7 @@ impl Sets {
         Self::open(inside.inside(), backend, ruleset)
     }
 
-    fn of(inside: &Inside, backend: Backend, places: Vec<Place>) -> Result<Self, Error> {
+    fn of(inside: &Inside, backend: Backend, places: Vec<SetPlace>) -> Result<Self, Error> {
         let kernel = match backend {
             Backend::Nftables => Held::Nft(NftSets::new(inside)?),
             Backend::Iptables => Held::Ip(IpSets::new(inside)?),
@@ -170,7 +170,7 @@ impl Sets {
     /// # Errors
     /// The kernel did not, or a set cannot hold it. In ipset a part may be done; the same change may be made again.
     pub fn change(&mut self, changes: &[(&str, &SetDelta)]) -> Result<ElementCounts, Error> {
-        let places: Result<Vec<(&Place, &SetDelta)>, Error> =
+        let places: Result<Vec<(&SetPlace, &SetDelta)>, Error> =
             changes.iter().map(|(name, delta)| Ok((fitting(&self.places, name, delta)?, *delta))).collect();
         match &mut self.kernel {
             Held::Nft(sets) => sets.change(&places?),
@@ -225,13 +225,13 @@ impl Sets {
     }
 }
 
-fn place<'a>(places: &'a [Place], name: &str) -> Result<&'a Place, Error> {
+fn place<'a>(places: &'a [SetPlace], name: &str) -> Result<&'a SetPlace, Error> {
     let found = places.iter().find(|place| place.set.name == name);
     found.ok_or_else(|| Error::Unknown { set: name.to_owned() })
 }
 
 /// The set of a change, if it can hold what is added.
-fn fitting<'a>(places: &'a [Place], name: &str, delta: &SetDelta) -> Result<&'a Place, Error> {
+fn fitting<'a>(places: &'a [SetPlace], name: &str, delta: &SetDelta) -> Result<&'a SetPlace, Error> {
     let found = place(places, name)?;
     let set = &found.set;
     let longest = |element: &Element| element.comment.len() > MAX_COMMENT || element.comment.contains('\0');

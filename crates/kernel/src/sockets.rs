@@ -16,8 +16,8 @@ use netns::Inside;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, netlink};
 
-use crate::netlink::wire::{Message, Messages, Writer};
-use crate::netlink::{self as exchange, Socket, flags};
+use crate::netlink::wire::{Message, MessageWriter, Messages};
+use crate::netlink::{self as exchange, NetlinkSocket, flags};
 
 /// How many connections of a family are read. Where there are more, what is open is not known.
 const MOST: usize = 256 << 10;
@@ -71,7 +71,7 @@ pub struct Cookie(u64);
 
 /// Asks about the sockets of one namespace.
 #[derive(Debug)]
-pub struct Sockets(Socket);
+pub struct Sockets(NetlinkSocket);
 
 /// Hears of sockets of one namespace that close, without a thread: readable when one has.
 #[derive(Debug)]
@@ -147,7 +147,7 @@ impl Sockets {
     /// # Errors
     /// The kernel has no such interface, or no descriptor is left.
     pub fn open(_: &Inside) -> Result<Self, Error> {
-        let socket = Socket::open(Some(netlink::SOCK_DIAG));
+        let socket = NetlinkSocket::open(Some(netlink::SOCK_DIAG));
         socket.map(Self).map_err(|source| Error { operation: "ask for the", source })
     }
 
@@ -158,7 +158,7 @@ impl Sockets {
     pub fn list(&mut self, ports: RangeInclusive<u16>) -> Result<Vec<TcpConnection>, Error> {
         let mut all = Vec::new();
         for family in FAMILIES {
-            let mut writer = Writer::default();
+            let mut writer = MessageWriter::default();
             let header = request(family, CONNECTED, &[0; ID]);
             writer.message(BY_FAMILY, flags::REQUEST | flags::DUMP, 1, &header, |w| {
                 if *ports.start() > 0 || *ports.end() < u16::MAX {
@@ -182,7 +182,7 @@ impl Sockets {
     /// # Errors
     /// The kernel does not do that, see [`Error::is_unsupported`].
     pub fn destroy(&mut self, connection: &TcpConnection) -> Result<bool, Error> {
-        let mut writer = Writer::default();
+        let mut writer = MessageWriter::default();
         let header = request(connection.family, u32::MAX, &connection.id);
         writer.message(DESTROY, flags::REQUEST | flags::ACK, 1, &header, |_| {});
         match self.0.order(writer.bytes()) {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::Level;
 use crate::line::{Label, Stamp, write_json, write_text};
 use repeats::Repeats;
-use writer::{Origin, Writer};
+use writer::{LineWriter, Origin};
 
 /// Scope of the line that tells of lost ones.
 const OWN_SCOPE: &str = "log";
@@ -29,7 +29,7 @@ pub struct Journal {
 struct Shared {
     levels: Levels,
     format: Format,
-    writer: Writer,
+    writer: LineWriter,
     repeats: Mutex<Repeats>,
 }
 
@@ -124,7 +124,7 @@ impl Journal {
             let now = Stamp::At(SystemTime::now());
             format.line(OWN_SCOPE, Level::Warn, now, LOSS, &[("lines", &lost)])
         };
-        let writer = Writer::start(out, Box::new(tell))?;
+        let writer = LineWriter::start(out, Box::new(tell))?;
         Ok(Self { shared: Arc::new(Shared { levels, format, writer, repeats: Mutex::default() }) })
     }
 

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::event::ZtunnelEvent;
-use crate::session::{Ask, End, Order, Peer, Session};
+use crate::session::{Ask, Order, Session, SessionEnd, SessionPeer};
 use crate::socket::{BindError, Bound, Packets};
 use crate::{AddError, NetnsFd, RemoveError, Snapshot, Workload};
 
@@ -34,7 +34,7 @@ pub struct Ztunnels(Arc<Shared>);
 
 struct Shared {
     /// The newest last. Never held while something is waited for.
-    peers: Mutex<Vec<Arc<Peer>>>,
+    peers: Mutex<Vec<Arc<SessionPeer>>>,
     number: AtomicU64,
     snapshot: Arc<dyn Snapshot>,
     tell: Tell,
@@ -43,8 +43,8 @@ struct Shared {
 /// A place in the list, given back whatever happens.
 struct Place {
     ztunnels: Ztunnels,
-    peer: Arc<Peer>,
-    end: End,
+    peer: Arc<SessionPeer>,
+    end: SessionEnd,
 }
 
 // === impl Listener ===
@@ -150,7 +150,7 @@ impl Ztunnels {
     async fn session(self, packets: Packets) {
         let (sender, orders) = mpsc::channel(WAITING);
         let number = self.0.number.fetch_add(1, Ordering::Relaxed);
-        let peer = Arc::new(Peer::new(number, sender));
+        let peer = Arc::new(SessionPeer::new(number, sender));
         let connected = {
             let mut peers = self.peers();
             peers.push(peer.clone());
@@ -161,14 +161,14 @@ impl Ztunnels {
         let mut place = Place {
             ztunnels: self.clone(),
             peer: peer.clone(),
-            end: End::Broken("the agent ends".to_owned()),
+            end: SessionEnd::Broken("the agent ends".to_owned()),
         };
         let session = Session { packets, peer, orders, tell: self.0.tell.clone() };
         place.end = session.run(&*self.0.snapshot).await;
     }
 
     /// Sends the ztunnel that is the newest again the pods that only the disconnected one had.
-    fn send_missing_pods(&self, newest: &Arc<Peer>) {
+    fn send_missing_pods(&self, newest: &Arc<SessionPeer>) {
         let entries = self.0.snapshot.entries().into_iter().filter(|entry| entry.netns.is_some());
         let uids = entries.map(|entry| entry.workload.uid).filter(|uid| !newest.has(uid));
         let uids: Vec<String> = uids.collect();
@@ -186,13 +186,13 @@ impl Ztunnels {
         });
     }
 
-    fn peers(&self) -> MutexGuard<'_, Vec<Arc<Peer>>> {
+    fn peers(&self) -> MutexGuard<'_, Vec<Arc<SessionPeer>>> {
         self.0.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Sends a ztunnel a pod in its current state; `None` when the connection ended. Pods come, move and leave while others are sent.
-async fn send_missing_pod(snapshot: &dyn Snapshot, newest: &Peer, uid: String) -> Option<()> {
+async fn send_missing_pod(snapshot: &dyn Snapshot, newest: &SessionPeer, uid: String) -> Option<()> {
     let Some(entry) = snapshot.entry(&uid).filter(|_| !newest.has(&uid)) else { return Some(()) };
     let Some(netns) = entry.netns.clone() else { return Some(()) };
     let answer = ask(newest, Order::Add { workload: entry.workload.clone(), netns }).await?;
@@ -205,7 +205,7 @@ async fn send_missing_pod(snapshot: &dyn Snapshot, newest: &Peer, uid: String) -
 }
 
 /// The answer, with the ztunnel's error; `None` when the connection ended.
-async fn ask(peer: &Peer, order: Order) -> Option<Result<(), String>> {
+async fn ask(peer: &SessionPeer, order: Order) -> Option<Result<(), String>> {
     let (reply, answer) = oneshot::channel();
     peer.orders.send(Ask { order, reply }).await.ok()?;
     answer.await.ok()
@@ -220,7 +220,7 @@ impl Drop for Place {
             peers.retain(|other| !Arc::ptr_eq(other, peer));
             (peers.len(), peers.last().cloned().filter(|_| was_newest))
         };
-        let regular = matches!(end, End::Closed);
+        let regular = matches!(end, SessionEnd::Closed);
         let (ztunnel, reason) = (peer.number, end.to_string());
         (ztunnels.0.tell)(ZtunnelEvent::Disconnected { ztunnel, connected, reason, regular });
         if let Some(newest) = newest

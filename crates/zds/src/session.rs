@@ -36,7 +36,7 @@ pub(crate) struct Ask {
 }
 
 /// What others see of a session.
-pub(crate) struct Peer {
+pub(crate) struct SessionPeer {
     pub(crate) number: u64,
     pub(crate) orders: mpsc::Sender<Ask>,
     /// Pods that it has taken, or was told to keep.
@@ -46,7 +46,7 @@ pub(crate) struct Peer {
 }
 
 /// Why a session ends.
-pub(crate) enum End {
+pub(crate) enum SessionEnd {
     /// As ztunnel ends its connections.
     Closed,
     /// Something that should not be.
@@ -56,14 +56,14 @@ pub(crate) enum End {
 /// The working side of a session.
 pub(crate) struct Session {
     pub(crate) packets: Packets,
-    pub(crate) peer: Arc<Peer>,
+    pub(crate) peer: Arc<SessionPeer>,
     pub(crate) orders: mpsc::Receiver<Ask>,
     pub(crate) tell: Tell,
 }
 
-// === impl Peer ===
+// === impl SessionPeer ===
 
-impl Peer {
+impl SessionPeer {
     pub(crate) fn new(number: u64, orders: mpsc::Sender<Ask>) -> Self {
         Self { number, orders, told: Mutex::default(), informed: AtomicBool::new(false) }
     }
@@ -87,14 +87,14 @@ impl Peer {
 
 impl Session {
     /// Goes on until the connection ends.
-    pub(crate) async fn run(mut self, snapshot: &dyn Snapshot) -> End {
+    pub(crate) async fn run(mut self, snapshot: &dyn Snapshot) -> SessionEnd {
         match self.serve(snapshot).await {
             Ok(never) => match never {},
             Err(end) => end,
         }
     }
 
-    async fn serve(&mut self, snapshot: &dyn Snapshot) -> Result<std::convert::Infallible, End> {
+    async fn serve(&mut self, snapshot: &dyn Snapshot) -> Result<std::convert::Infallible, SessionEnd> {
         self.hello().await?;
         self.snapshot(snapshot).await?;
         self.peer.informed.store(true, Ordering::SeqCst);
@@ -105,23 +105,25 @@ impl Session {
                 unasked = self.packets.receive() => return Err(unexpected_packet(unasked)),
                 ask = self.orders.recv() => match ask {
                     Some(ask) => self.carry_out(ask).await?,
-                    None => return Err(End::Closed),
+                    None => return Err(SessionEnd::Closed),
                 },
             }
         }
     }
 
-    async fn hello(&self) -> Result<(), End> {
+    async fn hello(&self) -> Result<(), SessionEnd> {
         let packet = match timeout(HELLO_LIMIT, self.packets.receive()).await {
-            Err(_) => return Err(End::Broken(format!("no hello within {} s", HELLO_LIMIT.as_secs()))),
+            Err(_) => return Err(SessionEnd::Broken(format!("no hello within {} s", HELLO_LIMIT.as_secs()))),
             Ok(received) => packet(received, "the hello")?,
         };
         // Whatever it speaks: a later version that cannot deal with us says so itself.
-        read_hello(&packet).map(drop).map_err(|error| End::Broken(format!("the hello is not valid: {error}")))
+        read_hello(&packet)
+            .map(drop)
+            .map_err(|error| SessionEnd::Broken(format!("the hello is not valid: {error}")))
     }
 
     /// All pods as they are now. One that is refused must not keep the others from being told.
-    async fn snapshot(&self, snapshot: &dyn Snapshot) -> Result<(), End> {
+    async fn snapshot(&self, snapshot: &dyn Snapshot) -> Result<(), SessionEnd> {
         for entry in snapshot.entries() {
             let about = about(&entry.workload);
             let kind = if entry.netns.is_some() { MessageKind::Add } else { MessageKind::Keep };
@@ -144,7 +146,7 @@ impl Session {
         }
     }
 
-    async fn carry_out(&self, ask: Ask) -> Result<(), End> {
+    async fn carry_out(&self, ask: Ask) -> Result<(), SessionEnd> {
         let result = match ask.order {
             Order::Add { workload, netns } => {
                 let payload = Payload::add(&workload);
@@ -188,8 +190,9 @@ impl Session {
             return Err(Failed::Refused(error));
         }
         let start = Instant::now();
-        let broken =
-            |what: &dyn fmt::Display| Failed::Ended(End::Broken(format!("{} {about}: {what}", kind.name())));
+        let broken = |what: &dyn fmt::Display| {
+            Failed::Ended(SessionEnd::Broken(format!("{} {about}: {what}", kind.name())))
+        };
         match timeout(MESSAGE_LIMIT, self.packets.send(&bytes, netns.map(|netns| netns.as_fd()))).await {
             Err(_) => return Err(broken(&format!("not taken within {} s", MESSAGE_LIMIT.as_secs()))),
             Ok(Err(error)) => return Err(broken(&error)),
@@ -214,25 +217,27 @@ impl Session {
 /// A message that was not taken.
 enum Failed {
     Refused(String),
-    Ended(End),
+    Ended(SessionEnd),
 }
 
-fn packet(received: std::io::Result<Received>, what: &str) -> Result<Vec<u8>, End> {
+fn packet(received: std::io::Result<Received>, what: &str) -> Result<Vec<u8>, SessionEnd> {
     match received {
         Ok(Received::Packet(packet)) => Ok(packet),
-        Ok(Received::End) => Err(End::Broken(format!("it closed the connection instead of sending {what}"))),
-        Ok(Received::Invalid(how)) => Err(End::Broken(format!("it sent {how} as {what}"))),
-        Err(error) => Err(End::Broken(format!("receive {what}: {error}"))),
+        Ok(Received::End) => {
+            Err(SessionEnd::Broken(format!("it closed the connection instead of sending {what}")))
+        }
+        Ok(Received::Invalid(how)) => Err(SessionEnd::Broken(format!("it sent {how} as {what}"))),
+        Err(error) => Err(SessionEnd::Broken(format!("receive {what}: {error}"))),
     }
 }
 
 /// What a ztunnel says while nothing is asked: only that it goes.
-fn unexpected_packet(received: std::io::Result<Received>) -> End {
+fn unexpected_packet(received: std::io::Result<Received>) -> SessionEnd {
     match received {
-        Ok(Received::End) => End::Closed,
-        Ok(Received::Packet(_)) => End::Broken("it sent an unexpected packet".to_owned()),
-        Ok(Received::Invalid(how)) => End::Broken(format!("it sent {how} unexpectedly")),
-        Err(error) => End::Broken(format!("receive: {error}")),
+        Ok(Received::End) => SessionEnd::Closed,
+        Ok(Received::Packet(_)) => SessionEnd::Broken("it sent an unexpected packet".to_owned()),
+        Ok(Received::Invalid(how)) => SessionEnd::Broken(format!("it sent {how} unexpectedly")),
+        Err(error) => SessionEnd::Broken(format!("receive: {error}")),
     }
 }
 
@@ -240,7 +245,7 @@ fn about(workload: &Workload) -> String {
     format!("{} (uid {}, service account {})", workload.pod(), workload.uid, workload.service_account)
 }
 
-impl fmt::Display for End {
+impl fmt::Display for SessionEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Closed => f.write_str("it closed the connection"),

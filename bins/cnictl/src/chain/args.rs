@@ -11,10 +11,10 @@ use serde_json::Value;
 use super::attachment::{Attachment, check_netns, netns_path, raise_loopback};
 use super::cache::{Cache, Entry};
 use super::conflist::Conflist;
-use super::report::Report;
-use super::run::{Chain, Journal};
+use super::report::ChainReport;
+use super::run::{ChainJournal, PluginChain};
 use crate::look::Looked;
-use crate::output::{Answer, Format, Usage, columns, printable, structured};
+use crate::output::{Format, Usage, VerbAnswer, columns, printable, structured};
 use crate::pod::{self, Described};
 use crate::subject::DecisionArgs;
 
@@ -183,28 +183,28 @@ fn attachment(text: &str) -> Result<(String, String), String> {
 }
 
 impl ChainArgs {
-    fn load(&self) -> Result<Chain> {
+    fn load(&self) -> Result<PluginChain> {
         self.run.load(&self.conf)
     }
 
-    fn answer(&self, report: &Report) -> Result<Answer> {
+    fn answer(&self, report: &ChainReport) -> Result<VerbAnswer> {
         self.run.answer(report)
     }
 }
 
 impl RunArgs {
-    fn load(&self, conf: &Path) -> Result<Chain> {
-        Chain::new(Conflist::load(conf)?, &self.cni_path, self.timeout)
+    fn load(&self, conf: &Path) -> Result<PluginChain> {
+        PluginChain::new(Conflist::load(conf)?, &self.cni_path, self.timeout)
     }
 
     /// Asks every plugin whether it could serve an ADD (CNI 1.1).
-    pub(crate) fn status(&self, conf: &Path) -> Result<Answer> {
+    pub(crate) fn status(&self, conf: &Path) -> Result<VerbAnswer> {
         let chain = self.load(conf)?;
         needs_1_1(&chain.conflist, "STATUS")?;
-        self.answer(&Report::new(&chain.conflist.name, None, chain.status()))
+        self.answer(&ChainReport::new(&chain.conflist.name, None, chain.status()))
     }
 
-    fn answer(&self, report: &Report) -> Result<Answer> {
+    fn answer(&self, report: &ChainReport) -> Result<VerbAnswer> {
         if self.verbose {
             eprint!("{}", printable(&report.logs()));
         }
@@ -230,7 +230,7 @@ impl PodArgs {
 }
 
 impl AddArgs {
-    pub(crate) fn run(&self) -> Result<Answer> {
+    pub(crate) fn run(&self) -> Result<VerbAnswer> {
         let chain = self.chain.load()?;
         let (mut attachment, cache) = self.pod.load()?;
         let network = chain.conflist.name.clone();
@@ -247,7 +247,7 @@ impl AddArgs {
         raise_loopback(&netns)?;
         let journal = chain.add(&attachment);
         let Some(result) = &journal.result else {
-            let report = Report::new(&network, Some(&attachment), journal);
+            let report = ChainReport::new(&network, Some(&attachment), journal);
             // After --force, a DEL would take down what the earlier ADD made.
             let keep = self.keep_failed || self.force;
             let report = if keep { report } else { report.with_rollback(chain.del(&attachment, None)) };
@@ -266,7 +266,7 @@ impl AddArgs {
             let undone = undone.unwrap_or_else(|| "the attachment was removed again".to_owned());
             return Err(error.context(undone));
         }
-        self.chain.answer(&Report::new(&network, Some(&attachment), journal))
+        self.chain.answer(&ChainReport::new(&network, Some(&attachment), journal))
     }
 }
 
@@ -280,7 +280,7 @@ fn made(attachment: &mut Attachment, entry: Option<&Entry>, netns: Option<&str>)
 }
 
 impl CheckArgs {
-    pub(crate) fn run(&self) -> Result<Answer> {
+    pub(crate) fn run(&self) -> Result<VerbAnswer> {
         let Some(conf) = self.decision.conf() else { return self.look_only() };
         let chain = self.run.load(conf)?;
         let (described, mut attachment, cache) = self.pod.load_described()?;
@@ -291,7 +291,7 @@ impl CheckArgs {
         let entry = cache.load(network, &attachment)?;
         made(&mut attachment, entry.as_ref(), self.netns.as_deref());
         if chain.conflist.disable_check {
-            let report = Report::new(network, Some(&attachment), Journal::default());
+            let report = ChainReport::new(network, Some(&attachment), ChainJournal::default());
             return self.run.answer(&report.with_note("disableCheck is set, nothing was checked"));
         }
         let entry = entry.with_context(|| {
@@ -301,7 +301,7 @@ impl CheckArgs {
             )
         })?;
         let journal = chain.check(&attachment, &entry.result);
-        let mut report = Report::new(network, Some(&attachment), journal);
+        let mut report = ChainReport::new(network, Some(&attachment), journal);
         // A chain without the plugin captures nothing.
         if chain.conflist.plugins.iter().any(|plugin| plugin.kind == install::PLUGIN) {
             let netns = Netns::open(&attachment.netns).context("use the namespace of the pod")?;
@@ -310,7 +310,7 @@ impl CheckArgs {
         self.run.answer(&report)
     }
 
-    fn look_only(&self) -> Result<Answer> {
+    fn look_only(&self) -> Result<VerbAnswer> {
         if self.run.stats || self.run.verbose {
             return Err(Usage("--stats and --verbose are about plugins: give their --conf".to_owned()).into());
         }
@@ -322,12 +322,14 @@ impl CheckArgs {
             Format::Json | Format::Yaml => structured(self.run.output, &looked)?,
             Format::Table | Format::Wide => looked.table(),
         };
-        Ok(looked.problem().map_or_else(|| Answer::text(text.clone()), |p| Answer::failed(text.clone(), p)))
+        Ok(looked
+            .problem()
+            .map_or_else(|| VerbAnswer::text(text.clone()), |p| VerbAnswer::failed(text.clone(), p)))
     }
 }
 
 impl DelArgs {
-    pub(crate) fn run(&self) -> Result<Answer> {
+    pub(crate) fn run(&self) -> Result<VerbAnswer> {
         let chain = self.chain.load()?;
         let (mut attachment, cache) = self.pod.load()?;
         let network = &chain.conflist.name;
@@ -335,7 +337,7 @@ impl DelArgs {
         made(&mut attachment, entry.as_ref(), self.netns.as_deref());
         let result: Option<&Value> = entry.as_ref().map(|entry| &entry.result);
         let journal = chain.del(&attachment, result);
-        let report = Report::new(network, Some(&attachment), journal);
+        let report = ChainReport::new(network, Some(&attachment), journal);
         let answer = self.chain.answer(&report)?;
         if answer.exit == 0 {
             cache.remove(network, &attachment)?;
@@ -353,25 +355,27 @@ fn needs_1_1(conflist: &Conflist, verb: &str) -> Result<()> {
 }
 
 impl GcArgs {
-    pub(crate) fn run(&self) -> Result<Answer> {
+    pub(crate) fn run(&self) -> Result<VerbAnswer> {
         let chain = self.chain.load()?;
         needs_1_1(&chain.conflist, "GC")?;
         if chain.conflist.disable_gc {
-            let report = Report::new(&chain.conflist.name, None, Journal::default());
+            let report = ChainReport::new(&chain.conflist.name, None, ChainJournal::default());
             return self.chain.answer(&report.with_note("disableGC is set, nothing was removed"));
         }
-        self.chain.answer(&Report::new(&chain.conflist.name, None, chain.gc(&self.valid)))
+        self.chain.answer(&ChainReport::new(&chain.conflist.name, None, chain.gc(&self.valid)))
     }
 }
 
 impl VersionArgs {
-    pub(crate) fn run(&self) -> Result<Answer> {
+    pub(crate) fn run(&self) -> Result<VerbAnswer> {
         let own = env!("CARGO_PKG_VERSION");
         if self.short {
-            return Ok(Answer::text(format!("{own}\n")));
+            return Ok(VerbAnswer::text(format!("{own}\n")));
         }
         let chain = match &self.conf {
-            Some(conf) => Some(Chain::new(Conflist::load(conf)?, &self.cni_path, Duration::from_secs(10))?),
+            Some(conf) => {
+                Some(PluginChain::new(Conflist::load(conf)?, &self.cni_path, Duration::from_secs(10))?)
+            }
             None => None,
         };
         let plugins = chain.map(|chain| chain.versions()).unwrap_or_default();
@@ -388,8 +392,8 @@ impl VersionArgs {
             }
         };
         Ok(match problem {
-            None => Answer::text(text),
-            Some(problem) => Answer::failed(text, problem),
+            None => VerbAnswer::text(text),
+            Some(problem) => VerbAnswer::failed(text, problem),
         })
     }
 }

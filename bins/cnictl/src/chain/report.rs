@@ -5,13 +5,13 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::attachment::Attachment;
-use super::run::{Journal, PluginRun};
+use super::run::{ChainJournal, PluginRun};
 use crate::look::Looked;
-use crate::output::{Answer, Format, columns, one_line, structured};
+use crate::output::{Format, VerbAnswer, columns, one_line, structured};
 
 /// A verb over a chain.
 #[derive(Debug, Serialize)]
-pub(super) struct Report {
+pub(super) struct ChainReport {
     network: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     attachment: Option<AttachmentReport>,
@@ -45,8 +45,8 @@ struct AttachmentReport {
     netns: String,
 }
 
-impl Report {
-    pub(super) fn new(network: &str, attachment: Option<&Attachment>, journal: Journal) -> Self {
+impl ChainReport {
+    pub(super) fn new(network: &str, attachment: Option<&Attachment>, journal: ChainJournal) -> Self {
         let problem = journal.problem();
         let failed = journal.runs.iter().find(|run| run.error.is_some());
         let error = failed.map(|run| format!("{} of plugin {} failed", run.command, run.plugin));
@@ -79,7 +79,7 @@ impl Report {
     }
 
     /// Adds the DEL after a failed ADD. A failure of that is told too: something may be left.
-    pub(super) fn with_rollback(mut self, rollback: Journal) -> Self {
+    pub(super) fn with_rollback(mut self, rollback: ChainJournal) -> Self {
         let also = rollback.problem();
         if let (Some(error), Some(also)) = (&mut self.problem, also) {
             *error = format!("{error} (and then, while undoing it: {also})");
@@ -97,15 +97,15 @@ impl Report {
     ///
     /// # Errors
     /// The report has no JSON or YAML form, which would be a mistake in its type.
-    pub(super) fn answer(&self, format: Format, stats: bool) -> Result<Answer> {
+    pub(super) fn answer(&self, format: Format, stats: bool) -> Result<VerbAnswer> {
         let text = match format {
             Format::Json | Format::Yaml => structured(format, self)?,
             Format::Table => self.table(stats, false),
             Format::Wide => self.table(true, true),
         };
         Ok(match &self.problem {
-            None => Answer::text(text),
-            Some(error) => Answer::failed(text, error.clone()),
+            None => VerbAnswer::text(text),
+            Some(error) => VerbAnswer::failed(text, error.clone()),
         })
     }
 

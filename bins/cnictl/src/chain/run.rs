@@ -17,7 +17,7 @@ const ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
 
 /// A conflist and the programs that it names.
 #[derive(Debug)]
-pub(super) struct Chain {
+pub(super) struct PluginChain {
     pub(super) conflist: Conflist,
     plugins: Vec<(PluginConf, PathBuf)>,
     /// `CNI_PATH`.
@@ -56,13 +56,13 @@ pub(super) struct PluginError {
 
 /// A verb over the whole chain.
 #[derive(Debug, Default)]
-pub(super) struct Journal {
+pub(super) struct ChainJournal {
     pub(super) runs: Vec<PluginRun>,
     /// Of the last plugin, where all succeeded.
     pub(super) result: Option<Value>,
 }
 
-impl Chain {
+impl PluginChain {
     /// Finds the programs. `path` are directories separated by colons, as in `CNI_PATH`.
     ///
     /// # Errors
@@ -85,8 +85,8 @@ impl Chain {
     }
 
     /// ADD, first to last; each gets the result of the one before. Ends with the first failure.
-    pub(super) fn add(&self, attachment: &Attachment) -> Journal {
-        let mut journal = Journal::default();
+    pub(super) fn add(&self, attachment: &Attachment) -> ChainJournal {
+        let mut journal = ChainJournal::default();
         let mut result = None;
         for (plugin, program) in &self.plugins {
             let conf = self.conf(plugin, Some(attachment), result.as_ref());
@@ -107,7 +107,7 @@ impl Chain {
     }
 
     /// DEL, last to first; each gets the result of the ADD. Ends with the first failure, as in libcni.
-    pub(super) fn del(&self, attachment: &Attachment, result: Option<&Value>) -> Journal {
+    pub(super) fn del(&self, attachment: &Attachment, result: Option<&Value>) -> ChainJournal {
         // older plugins do not expect one
         let result = result.filter(|_| self.conflist.version >= SpecVersion::V0_4_0);
         self.each(Verb::Del, self.plugins.iter().rev(), Some(attachment), |conf| {
@@ -116,19 +116,19 @@ impl Chain {
     }
 
     /// CHECK, first to last; each gets the result of the ADD.
-    pub(super) fn check(&self, attachment: &Attachment, result: &Value) -> Journal {
+    pub(super) fn check(&self, attachment: &Attachment, result: &Value) -> ChainJournal {
         self.each(Verb::Check, self.plugins.iter(), Some(attachment), |conf| {
             conf.insert("prevResult".to_owned(), result.clone());
         })
     }
 
     /// STATUS of every plugin.
-    pub(super) fn status(&self) -> Journal {
+    pub(super) fn status(&self) -> ChainJournal {
         self.each(Verb::Status, self.plugins.iter(), None, |_| {})
     }
 
     /// GC, with the attachments that are to stay, as (container id, interface name).
-    pub(super) fn gc(&self, valid: &[(String, String)]) -> Journal {
+    pub(super) fn gc(&self, valid: &[(String, String)]) -> ChainJournal {
         let valid: Vec<Value> =
             valid.iter().map(|(id, ifname)| json!({"containerID": id, "ifname": ifname})).collect();
         self.each(Verb::Gc, self.plugins.iter(), None, |conf| {
@@ -169,8 +169,8 @@ impl Chain {
         plugins: impl Iterator<Item = &'a (PluginConf, PathBuf)>,
         attachment: Option<&Attachment>,
         extend: impl Fn(&mut Map<String, Value>),
-    ) -> Journal {
-        let mut journal = Journal::default();
+    ) -> ChainJournal {
+        let mut journal = ChainJournal::default();
         for (plugin, program) in plugins {
             let mut conf = self.conf(plugin, attachment, None);
             extend(&mut conf);
@@ -290,7 +290,7 @@ impl PluginRun {
     }
 }
 
-impl Journal {
+impl ChainJournal {
     /// The failure that ended it.
     pub(super) fn problem(&self) -> Option<String> {
         self.runs.iter().find_map(PluginRun::problem)

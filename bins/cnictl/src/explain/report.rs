@@ -16,7 +16,7 @@ use super::flow::{Direction, Flow};
 use super::way::{leave_node, through_pod};
 use crate::output::{Colour, Format, columns, paint, structured};
 use crate::rules::{RuleReport, describe};
-use crate::subject::{About, By, Captured, Outcome, Subject};
+use crate::subject::{About, By, Captured, PodOutcome, PodSubject};
 
 /// What becomes of a flow.
 #[derive(Debug, Serialize)]
@@ -90,10 +90,10 @@ struct TraceEntry {
 }
 
 impl Explanation {
-    pub(super) fn of(subject: &Subject, flow: &Flow) -> Self {
+    pub(super) fn of(subject: &PodSubject, flow: &Flow) -> Self {
         let mut explanation = match &subject.outcome {
-            Outcome::Skipped(skip) => Self::of_skipped(&subject.name, skip, flow),
-            Outcome::Captured(captured) => Self::of_captured(&subject.name, captured, flow),
+            PodOutcome::Skipped(skip) => Self::of_skipped(&subject.name, skip, flow),
+            PodOutcome::Captured(captured) => Self::of_captured(&subject.name, captured, flow),
         };
         explanation.assumed = [subject.assumed.clone(), flow.assumed.clone()].concat();
         explanation

@@ -24,7 +24,7 @@ const MAX_HOLDER: u64 = 4096;
 
 /// One socket of the run directory.
 #[derive(Debug, Serialize)]
-pub(super) struct Socket {
+pub(super) struct RunDirSocket {
     pub(super) path: PathBuf,
     /// Whether somebody accepts connections; absent where this user may not connect.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -59,10 +59,10 @@ pub(super) fn socket_paths(run_dir: &Path) -> [PathBuf; 3] {
 }
 
 /// The sockets that are there, or may be.
-pub(super) fn sockets(run_dir: &Path) -> Vec<Socket> {
+pub(super) fn sockets(run_dir: &Path) -> Vec<RunDirSocket> {
     let there = |path: PathBuf| match std::fs::symlink_metadata(&path) {
-        Ok(_) => Some(Socket::at(path)),
-        Err(error) if is_denied(&error) => Some(Socket { path, listening: None, error: None }),
+        Ok(_) => Some(RunDirSocket::at(path)),
+        Err(error) if is_denied(&error) => Some(RunDirSocket { path, listening: None, error: None }),
         Err(_) => None,
     };
     socket_paths(run_dir).into_iter().filter_map(there).collect()
@@ -79,7 +79,7 @@ pub(super) fn holder(run_dir: &Path) -> Option<Holder> {
     Some(serde_json::from_slice(&text).unwrap_or_default())
 }
 
-impl Socket {
+impl RunDirSocket {
     fn at(path: PathBuf) -> Self {
         let error = match http1::unix::connect(&path, Deadline::within(PATIENCE)) {
             Ok(_) => None,

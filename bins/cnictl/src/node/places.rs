@@ -20,7 +20,7 @@ pub(super) struct PlaceArgs {
 
 /// The node's directories.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Places {
+pub(crate) struct NodePlaces {
     pub(crate) net_dir: PathBuf,
     pub(super) bin_dirs: Vec<PathBuf>,
     pub(crate) run_dir: PathBuf,
@@ -30,7 +30,7 @@ pub(crate) struct Places {
 const MOUNTED_NET_DIR: &str = "/host/etc/cni/net.d";
 const MOUNTED_BIN_DIR: &str = "/host/opt/cni/bin";
 
-impl Places {
+impl NodePlaces {
     /// The directories that are given, and the defaults of this machine for the others.
     pub(crate) fn of_this_machine(net_dir: Option<PathBuf>, run_dir: Option<PathBuf>) -> Self {
         PlaceArgs { net_dir, bin_dirs: Vec::new(), run_dir }.places()
@@ -39,11 +39,15 @@ impl Places {
 
 impl PlaceArgs {
     /// The directories, with the defaults of this machine.
-    pub(super) fn places(&self) -> Places {
+    pub(super) fn places(&self) -> NodePlaces {
         self.choose(|name| std::env::var_os(name), |path| Path::new(path).is_dir())
     }
 
-    fn choose(&self, variable: impl Fn(&str) -> Option<OsString>, is_dir: impl Fn(&str) -> bool) -> Places {
+    fn choose(
+        &self,
+        variable: impl Fn(&str) -> Option<OsString>,
+        is_dir: impl Fn(&str) -> bool,
+    ) -> NodePlaces {
         // What the agent would refuse names nothing here.
         let named = |name: &str| variable(name)?.into_string().ok().filter(|text| !text.is_empty());
         let in_container = named("MOUNTED_CNI_NET_DIR").is_some() || is_dir(MOUNTED_NET_DIR);
@@ -57,7 +61,7 @@ impl PlaceArgs {
             named => named.to_vec(),
         };
         let run_dir = named("CNI_AGENT_RUN_DIR").unwrap_or_else(|| "/var/run/istio-cni".to_owned());
-        Places {
+        NodePlaces {
             net_dir: self.net_dir.clone().unwrap_or_else(|| net_dir.into()),
             bin_dirs,
             run_dir: self.run_dir.clone().unwrap_or_else(|| run_dir.into()),

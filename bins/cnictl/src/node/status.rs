@@ -10,8 +10,8 @@ use anyhow::Result;
 
 use super::places::PlaceArgs;
 use crate::chain::RunArgs;
-use crate::output::{Answer, Format, Usage, one_line, structured};
-use report::Report;
+use crate::output::{Format, Usage, VerbAnswer, one_line, structured};
+use report::StatusReport;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -48,7 +48,7 @@ pub(crate) struct StatusArgs {
 }
 
 impl StatusArgs {
-    pub(crate) fn run(&self) -> Result<Answer> {
+    pub(crate) fn run(&self) -> Result<VerbAnswer> {
         if let Some(conf) = &self.conf {
             return self.chain.status(conf);
         }
@@ -56,17 +56,17 @@ impl StatusArgs {
             return Err(Usage("--stats and --verbose are about plugins: give their --conf".to_owned()).into());
         }
         let places = self.places.places();
-        let report = Report::look(&places);
+        let report = StatusReport::look(&places);
         let text = match self.chain.output {
             Format::Json | Format::Yaml => structured(self.chain.output, &report)?,
             Format::Table | Format::Wide => report.table(&places),
         };
         Ok(match report.verdict.problems.as_slice() {
-            [] if report.not_looked_at.is_empty() => Answer::text(text),
-            [] => Answer { exit: INCOMPLETE, ..Answer::failed(text, report.incomplete_text()) },
-            [problem] => Answer::failed(text, one_line(problem)),
+            [] if report.not_looked_at.is_empty() => VerbAnswer::text(text),
+            [] => VerbAnswer { exit: INCOMPLETE, ..VerbAnswer::failed(text, report.incomplete_text()) },
+            [problem] => VerbAnswer::failed(text, one_line(problem)),
             [first, more @ ..] => {
-                Answer::failed(text, format!("{} (and {} more)", one_line(first), more.len()))
+                VerbAnswer::failed(text, format!("{} (and {} more)", one_line(first), more.len()))
             }
         })
     }

@@ -13,9 +13,9 @@ use rundir::{
 use rustix::io::Errno;
 use serde::Serialize;
 
-use super::places::{PlaceArgs, Places, directory};
+use super::places::{NodePlaces, PlaceArgs, directory};
 use super::{agent, host_side};
-use crate::output::{Answer, Format, Usage, one_line, printable, structured};
+use crate::output::{Format, Usage, VerbAnswer, one_line, printable, structured};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -106,7 +106,7 @@ fn file_name(text: &str) -> Result<String, String> {
 // === impl UninstallArgs ===
 
 impl UninstallArgs {
-    pub(crate) fn run(&self) -> Result<Answer> {
+    pub(crate) fn run(&self) -> Result<VerbAnswer> {
         let places = &self.places.places();
         let (options, leftovers) = (self.options(places), self.leftovers(places));
         let mut plan = Report::of(install::plan_uninstall(&options, &leftovers), true);
@@ -131,7 +131,7 @@ impl UninstallArgs {
     }
 
     /// Only what says where things are counts.
-    fn options(&self, places: &Places) -> InstallOptions {
+    fn options(&self, places: &NodePlaces) -> InstallOptions {
         InstallOptions {
             net_dir: places.net_dir.clone(),
             conf_name: self.conf_name.clone(),
@@ -162,7 +162,7 @@ impl UninstallArgs {
         }
     }
 
-    fn leftovers(&self, places: &Places) -> Vec<PathBuf> {
+    fn leftovers(&self, places: &NodePlaces) -> Vec<PathBuf> {
         let run_dir = &places.run_dir;
         let mut paths = agent::socket_paths(run_dir).to_vec();
         let names = [
@@ -188,7 +188,7 @@ impl UninstallArgs {
     }
 
     /// One that serves nothing yet, or whose sockets somebody has removed.
-    fn refuse_beside_holder(&self, places: &Places) -> Result<()> {
+    fn refuse_beside_holder(&self, places: &NodePlaces) -> Result<()> {
         let Some(holder) = agent::holder(&places.run_dir).filter(|_| !self.force) else { return Ok(()) };
         bail!(
             "a node agent ({holder}) works on this node and would install the plugin again: remove the DaemonSet istio-cni-node first, or \
@@ -196,7 +196,7 @@ impl UninstallArgs {
         );
     }
 
-    fn refuse_beside_agent(&self, places: &Places) -> Result<()> {
+    fn refuse_beside_agent(&self, places: &NodePlaces) -> Result<()> {
         let sockets = agent::sockets(&places.run_dir);
         let listening = sockets.into_iter().find(|socket| socket.listening == Some(true));
         let Some(socket) = listening.filter(|_| !self.force) else {
@@ -311,16 +311,17 @@ impl Report {
         }
     }
 
-    fn answer(&self, format: Format) -> Result<Answer> {
+    fn answer(&self, format: Format) -> Result<VerbAnswer> {
         let text = match format {
             Format::Json | Format::Yaml => structured(format, self)?,
             Format::Table | Format::Wide => self.table(),
         };
         Ok(match self.errors.as_slice() {
-            [] => Answer::text(text),
-            errors => {
-                Answer::failed(text, format!("not all of the plugin can be removed: {}", errors.join("\n  ")))
-            }
+            [] => VerbAnswer::text(text),
+            errors => VerbAnswer::failed(
+                text,
+                format!("not all of the plugin can be removed: {}", errors.join("\n  ")),
+            ),
         })
     }
 

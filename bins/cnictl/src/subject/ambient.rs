@@ -19,12 +19,12 @@ pub(super) const NFTABLES: &str = "the kernel has nf_tables (--backend)";
 /// A pod of ambient mode.
 #[derive(Debug)]
 pub(crate) struct AmbientPod {
-    pub(crate) node: Node,
+    pub(crate) node: NodeNetns,
 }
 
 /// What is in the node's own network namespace.
 #[derive(Debug)]
-pub(crate) struct Node {
+pub(crate) struct NodeNetns {
     pub(crate) plan: Plan,
     /// The pod's addresses in the node's sets of probe addresses.
     pub(crate) members: Vec<ProbeMember>,
@@ -70,7 +70,7 @@ pub(super) fn captured(
     let facts = PlanTarget { backend, ipv6: node.ipv6 };
     let plan = plan_pod(&node, &options, backend);
     let members = ips.iter().filter_map(|&address| member(address, pod.uid.as_deref(), &node)).collect();
-    let host = Node { plan: plan_host(&node, sender, backend), members };
+    let host = NodeNetns { plan: plan_host(&node, sender, backend), members };
     Captured { by: By::Ztunnel(AmbientPod { node: host }), complete, warnings, facts, plan }
 }
 

@@ -34,7 +34,7 @@ fn refused(args: &[&str], env: &[(&str, &str)]) -> String {
 #[test]
 fn nothing_given_applies_with_iptables_and_captures_nothing() {
     let config = config(&[], &[]);
-    assert_eq!(config.job, Job::Apply { force: false });
+    assert_eq!(config.job, RulesJob::Apply { force: false });
     assert_eq!((config.backend, config.variant), (Backend::Iptables, None));
     assert_eq!((config.namespace, config.dry_run, config.probe), (None, false, None));
     assert!(config.settings.inbound_ports.is_none());
@@ -60,12 +60,15 @@ fn the_proxy_s_user_and_group_have_defaults() {
 #[test]
 fn what_happens_to_the_rules() {
     let job = |args: &[&str]| config(args, &[]).job;
-    assert_eq!(job(&["--force-apply"]), Job::Apply { force: true });
-    assert_eq!(job(&["--reconcile"]), Job::Apply { force: false });
-    assert_eq!(job(&["--cleanup-only", "--force-apply"]), Job::Cleanup);
-    assert_eq!(job(&["--cleanup-only", "-m", "NONE"]), Job::Cleanup);
-    assert!(matches!(job(&["--skip-rule-apply", "--cleanup-only"]), Job::Skip { why: "--skip-rule-apply" }));
-    assert!(matches!(job(&["-m", "NONE"]), Job::Skip { .. }));
+    assert_eq!(job(&["--force-apply"]), RulesJob::Apply { force: true });
+    assert_eq!(job(&["--reconcile"]), RulesJob::Apply { force: false });
+    assert_eq!(job(&["--cleanup-only", "--force-apply"]), RulesJob::Cleanup);
+    assert_eq!(job(&["--cleanup-only", "-m", "NONE"]), RulesJob::Cleanup);
+    assert!(matches!(
+        job(&["--skip-rule-apply", "--cleanup-only"]),
+        RulesJob::Skip { why: "--skip-rule-apply" }
+    ));
+    assert!(matches!(job(&["-m", "NONE"]), RulesJob::Skip { .. }));
 }
 
 #[test]

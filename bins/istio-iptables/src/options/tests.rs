@@ -41,12 +41,12 @@ const ORIGINAL: &[(&str, &str, &[&str])] = &[
     ("log_target", "", &[]),
 ];
 
-fn parsed(args: &[&str], env: &[(&str, &str)]) -> Result<Options, Error> {
+fn parsed(args: &[&str], env: &[(&str, &str)]) -> Result<IptablesOptions, Error> {
     let lookup = |name: &str| env.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned());
     parse(std::iter::once("istio-iptables").chain(args.iter().copied()).map(OsString::from), &lookup)
 }
 
-fn ok(args: &[&str], env: &[(&str, &str)]) -> Options {
+fn ok(args: &[&str], env: &[(&str, &str)]) -> IptablesOptions {
     parsed(args, env).unwrap_or_else(|error| panic!("{args:?} {env:?}: {error}"))
 }
 

@@ -7,7 +7,7 @@ use facts::Facts;
 use super::Ambient;
 use super::desired::Desired;
 use super::failure::reason;
-use super::members::State;
+use super::members::MemberState;
 
 impl Ambient {
     /// Whether the pod belongs into the mesh, as far as it can be told; one that has ended may have.
@@ -25,7 +25,7 @@ impl Ambient {
             for facts in index.pods().filter_map(|pod| index.facts(pod.namespace(), pod.name())) {
                 let uid = facts.pod.uid().unwrap_or_default();
                 let state = self.pods.members.state(uid);
-                if state == Some(State::Enrolled) || rules.desired(&facts) != Desired::In {
+                if state == Some(MemberState::Enrolled) || rules.desired(&facts) != Desired::In {
                     continue;
                 }
                 // The kill switch wants none that is not in already.
@@ -38,15 +38,15 @@ impl Ambient {
                     continue;
                 }
                 let without = match state {
-                    Some(State::Unconfirmed) => reason::UNCONFIRMED,
+                    Some(MemberState::Unconfirmed) => reason::UNCONFIRMED,
                     _ => reason::STARTING,
                 };
                 *outside.entry(trouble.unwrap_or(without)).or_default() += 1;
                 without_netns += usize::from(state.is_none());
             }
         }
-        for state in State::ALL {
-            let more = if state == State::Pending { without_netns } else { 0 };
+        for state in MemberState::ALL {
+            let more = if state == MemberState::Pending { without_netns } else { 0 };
             self.metrics.ambient_pods(state.name(), self.pods.members.count(state) + more);
         }
         self.metrics.ambient_pods_outside(&outside);

@@ -13,7 +13,7 @@ use netns::InsideHost;
 use ruleset::Backend;
 use telemetry::Scope;
 
-use super::desired::Rules;
+use super::desired::DesiredRules;
 use super::followed::Followed;
 use crate::backend;
 use crate::config::{BadOption, namespace};
@@ -30,7 +30,7 @@ pub(crate) struct AmbientConfig {
     /// What is the same for all pods that get their rules from now on.
     pub(crate) node: Followed<NodeOptions>,
     /// Which pods are to be in the mesh.
-    pub(crate) rules: Followed<Rules>,
+    pub(crate) rules: Followed<DesiredRules>,
     pub(crate) ztunnel_address: String,
     /// `NATIVE_NFTABLES`; `None`: what the node has.
     native_nftables: Option<bool>,
@@ -57,7 +57,7 @@ impl AmbientConfig {
     pub(crate) fn new(options: &Options, scope: decide::Exclusions) -> Result<Self, BadOption> {
         let config = Self::read(options, scope)?;
         if config.is_off {
-            let mut rules = Rules::clone(&config.rules.now());
+            let mut rules = DesiredRules::clone(&config.rules.now());
             rules.enrolment.selectors = Selectors::default();
             return Ok(Self { rules: Followed::new(rules), ..config });
         }
@@ -87,7 +87,7 @@ impl AmbientConfig {
                 probe_v4,
                 probe_v6,
             }),
-            rules: Followed::new(Rules {
+            rules: Followed::new(DesiredRules {
                 scope,
                 enrolment: Enrolment {
                     selectors: selectors(options)?,

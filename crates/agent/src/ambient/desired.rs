@@ -38,14 +38,14 @@ pub(crate) enum Desired {
 
 /// What decides besides the pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Rules {
+pub(crate) struct DesiredRules {
     pub(crate) scope: Exclusions,
     pub(crate) enrolment: Enrolment,
 }
 
-// === impl Rules ===
+// === impl DesiredRules ===
 
-impl Rules {
+impl DesiredRules {
     /// Where a pod belongs that is in the mesh already, or would be but for the kill switch.
     pub(crate) fn desired(&self, facts: &Facts) -> Desired {
         self.desired_now(facts, true)

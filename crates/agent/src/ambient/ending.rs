@@ -12,10 +12,10 @@ use intent::Want;
 use tokio::task::JoinSet;
 
 use super::executor::Executor;
-use super::failure::Failure;
+use super::failure::AmbientFailure;
 use super::members::Member;
 use super::{Ambient, drain};
-use crate::health::Part;
+use crate::health::HealthPart;
 
 /// The longest that a cleanup takes, [`drain::AT_THE_END`] included; kubelet gives 30 s in all.
 const CLEANUP_TIME: Duration = Duration::from_secs(20);
@@ -38,7 +38,7 @@ impl Ambient {
     /// ztunnels until they have heard of all that.
     pub(crate) async fn clean_up(self: Arc<Self>, live: tokio::task::JoinHandle<()>) {
         let began = *self.life.ending.get_or_init(Instant::now);
-        if self.telling.health.is_ready(Part::Ambient) {
+        if self.telling.health.is_ready(HealthPart::Ambient) {
             self.life.stop.notify_one();
             let _ = tokio::time::timeout(UNDER_WAY_TIME, self.life.stopped.notified()).await;
         } else {
@@ -89,7 +89,7 @@ impl Ambient {
             while let Some(done) = tasks.join_next().await {
                 match done {
                     Ok(Ok(())) => {}
-                    Ok(Err((pod, Failure::Api(why)))) => left.push(Left { pod, why }),
+                    Ok(Err((pod, AmbientFailure::Api(why)))) => left.push(Left { pod, why }),
                     Ok(Err((pod, error))) => {
                         complete = false;
                         self.log.error("cleanup is not complete", &[("pod", &pod), ("error", &error)]);
@@ -104,7 +104,7 @@ impl Ambient {
     }
 
     /// Takes a pod out, or lets it drain first. A failure of the API server means that nothing was changed.
-    async fn clear(&self, member: Member, began: Instant) -> Result<(), (String, Failure)> {
+    async fn clear(&self, member: Member, began: Instant) -> Result<(), (String, AmbientFailure)> {
         let (key, pod) = (&member.key, member.key.to_string());
         let tries_end = began + ANNOTATION_TIME;
         let out = async || {
@@ -119,7 +119,7 @@ impl Ambient {
             }
             match self.leave(key, facts.as_ref(), &Want::Out, "everything is removed").await {
                 // Its rules were gone before: a pod that drained when the end came.
-                Err(Failure::Api(error)) => {
+                Err(AmbientFailure::Api(error)) => {
                     self.log.warn(&error, &[("pod", &pod)]);
                     Ok(())
                 }
@@ -136,13 +136,13 @@ impl Ambient {
     }
 
     /// Lets the pod say no more that it is in the mesh. A refusal may be of an API server that has just started, so it is asked again for a while.
-    async fn unmark(work: &mut Executor<'_, Self>, until: Instant) -> Result<(), Failure> {
+    async fn unmark(work: &mut Executor<'_, Self>, until: Instant) -> Result<(), AmbientFailure> {
         loop {
             match work.carry_out(&Want::Refused { for_good: true }, false).await {
                 Err(_) if Instant::now() + ANNOTATION_PAUSE < until => {
                     tokio::time::sleep(ANNOTATION_PAUSE).await;
                 }
-                result => return result.map(drop).map_err(Failure::from),
+                result => return result.map(drop).map_err(AmbientFailure::from),
             }
         }
     }

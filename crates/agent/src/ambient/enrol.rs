@@ -10,9 +10,9 @@ use rustix::io::Errno;
 
 use super::Ambient;
 use super::executor::{Entering, Executor};
-use super::failure::Failure;
-use super::members::{Given, Member, State};
-use super::ports::{Disk as _, Place};
+use super::failure::AmbientFailure;
+use super::members::{Given, Member, MemberState};
+use super::ports::{Disk as _, NetnsSource};
 
 impl Ambient {
     /// Takes a pod into the mesh; gives who goes on with it. Whoever calls has the pod's turn.
@@ -21,15 +21,15 @@ impl Ambient {
         key: &PodRef,
         facts: &Facts,
         ips: &[IpAddr],
-        place: Place,
-    ) -> Result<Executor<'_, Self>, Failure> {
+        place: NetnsSource,
+    ) -> Result<Executor<'_, Self>, AmbientFailure> {
         let began = Instant::now();
         if key.uid.is_empty() {
-            return Err(Failure::NoUid);
+            return Err(AmbientFailure::NoUid);
         }
         let member = self.member(key, facts);
         self.refuse(facts, ips)?;
-        let new = matches!(place, Place::Given { .. });
+        let new = matches!(place, NetnsSource::Given { .. });
         // One that nobody sees go with its sandbox has to have a process of the pod still: the runtime may have given the sandbox up.
         let is_here = member.given != Given::Descriptor && member.netns.is_some() && !Self::is_gone(&member);
         let entering = Entering {
@@ -37,7 +37,7 @@ impl Ambient {
             options: Member::of(&facts.pod).0.options,
             node: self.config.node.now(),
             birth: if new { Birth::New } else { Birth::Running },
-            is_lost: !(matches!(place, Place::Running) && is_here),
+            is_lost: !(matches!(place, NetnsSource::Running) && is_here),
         };
         let mut work = Executor::new(self, &self.pods.members, member, place);
         let entered = work.enter(&entering).await;
@@ -55,10 +55,10 @@ impl Ambient {
             }
             return Err(stopped.failure);
         }
-        work.change(|member| (member.state, member.announced) = (State::Enrolled, false));
-        if work.member().state != State::Enrolled {
+        work.change(|member| (member.state, member.announced) = (MemberState::Enrolled, false));
+        if work.member().state != MemberState::Enrolled {
             let text = "it refused the pod when it connected meanwhile".to_owned();
-            return Err(Failure::Ztunnel(zds::AddError::Refused(text)));
+            return Err(AmbientFailure::Ztunnel(zds::AddError::Refused(text)));
         }
         if !new {
             // Of an announced pod the queue does that, which nobody waits for: that something of it is here is on disk already.
@@ -74,7 +74,7 @@ impl Ambient {
 
     /// Goes on with what is known of a pod. Whoever calls has the pod's turn.
     pub(super) fn work_on(&self, member: Member) -> Executor<'_, Self> {
-        Executor::new(self, &self.pods.members, member, Place::Leaving)
+        Executor::new(self, &self.pods.members, member, NetnsSource::Leaving)
     }
 
     /// What is known of a pod, or its beginning.
@@ -87,17 +87,17 @@ impl Ambient {
     }
 
     /// Pods whose traffic would pass by the rules that they would get.
-    pub(super) fn refuse(&self, facts: &Facts, ips: &[IpAddr]) -> Result<(), Failure> {
+    pub(super) fn refuse(&self, facts: &Facts, ips: &[IpAddr]) -> Result<(), AmbientFailure> {
         Ok(self.config.refuse(facts.pod.runtime_class(), ips)?)
     }
 
-    pub(super) fn tell_given_up(&self, key: &PodRef, failures: &[Failure]) {
+    pub(super) fn tell_given_up(&self, key: &PodRef, failures: &[AmbientFailure]) {
         failures.iter().for_each(|failure| self.log.warn(failure, &[("pod", key)]));
     }
 
     /// Puts right what differs in the rules of a pod, by a look at them; whether something did. Where they are only to be looked at nothing is.
     /// Whoever calls has the pod's turn.
-    pub(super) async fn put_right(&self, member: Member, only_look: bool) -> Result<bool, Failure> {
+    pub(super) async fn put_right(&self, member: Member, only_look: bool) -> Result<bool, AmbientFailure> {
         let finding = self.observe(&member, only_look).await?;
         let state = member.state;
         let mut work = self.work_on(member);

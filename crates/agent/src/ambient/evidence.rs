@@ -25,7 +25,7 @@ pub(super) struct Evidence {
 
 /// What a namespace showed after its rules were programmed.
 #[derive(Debug, Default)]
-pub(super) struct Seen {
+pub(super) struct SeenInNetns {
     /// Why there is no record, or why it was not looked.
     pub(super) warnings: Vec<String>,
     /// What has come to shadow our rules, or may, since the last look.
@@ -41,13 +41,13 @@ const TOLD: usize = 8;
 
 /// Whose namespace a record is about.
 #[derive(Debug)]
-pub(super) struct Subject {
+pub(super) struct RecordSubject {
     pod: String,
     uid: String,
     addresses: Vec<IpAddr>,
 }
 
-impl Subject {
+impl RecordSubject {
     pub(super) fn of(member: &Member) -> Self {
         // By the name that the runtime has for it, as CHECK does.
         Self {
@@ -69,10 +69,10 @@ impl Evidence {
         inside: &Inside,
         kernel: Kernel<'_>,
         (plan, change): (&Plan, Change),
-        subject: &Subject,
-    ) -> Seen {
-        let Some(record) = kernel.record(plan) else { return Seen::default() };
-        let mut seen = Seen::default();
+        subject: &RecordSubject,
+    ) -> SeenInNetns {
+        let Some(record) = kernel.record(plan) else { return SeenInNetns::default() };
+        let mut seen = SeenInNetns::default();
         seen.warnings.extend(self.record(inside, record.clone(), subject));
         if change == Change::Fresh {
             self.told().remove(&inside.id());
@@ -107,7 +107,7 @@ impl Evidence {
     }
 
     /// Keeps a record, unless the same is kept already; why it could not be.
-    fn record(&self, inside: &Inside, record: Record, subject: &Subject) -> Option<String> {
+    fn record(&self, inside: &Inside, record: Record, subject: &RecordSubject) -> Option<String> {
         let key = RecordKey::Namespace(inside.id());
         let origin = Origin {
             netns: inside.id(),

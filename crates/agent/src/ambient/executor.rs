@@ -10,9 +10,9 @@ use intent::{Act, Birth, Look, Observation, Want, steps};
 
 use super::drain::now;
 use super::failpoint;
-use super::failure::Failure;
-use super::members::{Member, Members, State};
-use super::ports::{Loaded, Next, Place, Ports};
+use super::failure::AmbientFailure;
+use super::members::{Member, MemberState, Members};
+use super::ports::{AmbientPorts, Loaded, NetnsSource, Next};
 
 /// Work on one pod. Whoever has it has the pod's turn.
 pub(super) struct Executor<'a, P> {
@@ -21,7 +21,7 @@ pub(super) struct Executor<'a, P> {
     /// The pod as it was known after the last change.
     member: Member,
     /// Where its namespace comes from.
-    place: Place,
+    place: NetnsSource,
     /// What is known of it is on disk.
     saved: bool,
     /// The last programming of its rules changed something.
@@ -41,7 +41,7 @@ pub(super) enum Progress {
 #[derive(Debug)]
 pub(super) struct Stopped {
     pub(super) at: Act,
-    pub(super) failure: Failure,
+    pub(super) failure: AmbientFailure,
 }
 
 /// What a pod's way in goes by.
@@ -58,7 +58,7 @@ pub(super) struct Entering {
 
 // === impl Stopped ===
 
-impl From<Stopped> for Failure {
+impl From<Stopped> for AmbientFailure {
     fn from(stopped: Stopped) -> Self {
         stopped.failure
     }
@@ -66,8 +66,8 @@ impl From<Stopped> for Failure {
 
 // === impl Executor ===
 
-impl<'a, P: Ports> Executor<'a, P> {
-    pub(super) fn new(ports: &'a P, members: &'a Members, member: Member, place: Place) -> Self {
+impl<'a, P: AmbientPorts> Executor<'a, P> {
+    pub(super) fn new(ports: &'a P, members: &'a Members, member: Member, place: NetnsSource) -> Self {
         Self { ports, members, member, place, saved: true, changed_rules: false }
     }
 
@@ -148,7 +148,7 @@ impl<'a, P: Ports> Executor<'a, P> {
         };
         self.change(|member| {
             member.have.see(namespace);
-            member.state = State::Leaving;
+            member.state = MemberState::Leaving;
         });
         self.ports.keep(&self.member).await;
     }
@@ -176,7 +176,7 @@ impl<'a, P: Ports> Executor<'a, P> {
     }
 
     /// Gives the pod up. Nothing of it may stay for want of something else: gives what could not be done.
-    pub(super) async fn give_up(mut self) -> Vec<Failure> {
+    pub(super) async fn give_up(mut self) -> Vec<AmbientFailure> {
         let mut failures = Vec::new();
         for act in steps(&Want::GivenUp, &self.member.have, Birth::New) {
             failures.extend(self.act(&act).await.err().map(|stopped| stopped.failure));
@@ -213,7 +213,7 @@ impl<'a, P: Ports> Executor<'a, P> {
         Ok(Next::Now)
     }
 
-    async fn perform(&mut self, act: &Act) -> Result<Next, Failure> {
+    async fn perform(&mut self, act: &Act) -> Result<Next, AmbientFailure> {
         let (ports, member) = (self.ports, &self.member);
         let uid = &member.key.uid;
         match act {
@@ -256,8 +256,9 @@ impl<'a, P: Ports> Executor<'a, P> {
     }
 
     /// Finds the namespace in which a pod that leaves has been all the time.
-    async fn find_again(&mut self) -> Result<(), Failure> {
-        let found = self.ports.locate(&self.member, &self.member.have.addresses, &Place::Leaving).await?;
+    async fn find_again(&mut self) -> Result<(), AmbientFailure> {
+        let found =
+            self.ports.locate(&self.member, &self.member.have.addresses, &NetnsSource::Leaving).await?;
         let found = std::cell::Cell::new(found);
         self.change(|member| match found.take() {
             Some(found) => member.move_to_keeping(found.netns),
@@ -266,7 +267,7 @@ impl<'a, P: Ports> Executor<'a, P> {
         Ok(())
     }
 
-    fn loaded(&mut self, loaded: Loaded) -> Result<(), Failure> {
+    fn loaded(&mut self, loaded: Loaded) -> Result<(), AmbientFailure> {
         if loaded.strict {
             self.see(Observation::Strict);
         }
@@ -282,12 +283,12 @@ fn begin(member: &mut Member, entering: &Entering, moved: bool) {
     if !member.have.is_captured() {
         (member.options, member.node) = (entering.options.clone(), Some(entering.node.clone()));
     }
-    if matches!(member.state, State::Leaving | State::Draining) && member.have.is_captured() {
+    if matches!(member.state, MemberState::Leaving | MemberState::Draining) && member.have.is_captured() {
         // Some of what it had may be gone.
         member.have.see(Observation::Rules(Look::Unknown));
     }
-    if member.state != State::Unconfirmed {
-        member.state = State::Pending;
+    if member.state != MemberState::Unconfirmed {
+        member.state = MemberState::Pending;
     }
 }
 

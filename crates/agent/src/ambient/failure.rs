@@ -19,7 +19,7 @@ use super::waiting::Cause;
 /// An act that failed. No text of it names the pod: who shows it does, once. Its causes are kept as they are: from them come its text, when it is tried
 /// again, and what helps.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Failure {
+pub(crate) enum AmbientFailure {
     /// The node's namespace is not prepared yet.
     #[error("the agent is still preparing the node's network namespace, see /readyz")]
     NotReady,
@@ -114,9 +114,9 @@ pub(crate) enum Unopened {
     NotThePods(#[from] netns::find::NotThePods),
 }
 
-// === impl Failure ===
+// === impl AmbientFailure ===
 
-impl Failure {
+impl AmbientFailure {
     /// Why the pod is not in, in a word, for metrics.
     pub(crate) fn reason(&self) -> &'static str {
         match self {
@@ -212,7 +212,7 @@ pub(crate) mod reason {
     pub(crate) const API: &str = "api";
 }
 
-impl From<tokio::task::JoinError> for Failure {
+impl From<tokio::task::JoinError> for AmbientFailure {
     fn from(error: tokio::task::JoinError) -> Self {
         Self::Panicked(error)
     }

@@ -10,7 +10,7 @@ use netns::find::{MissingNetns, Scan, WantedPod};
 use tokio::sync::Mutex;
 
 use super::Ambient;
-use super::failure::Failure;
+use super::failure::AmbientFailure;
 
 /// How long it holds that a pod was not found.
 const FRESH: Duration = Duration::from_secs(1);
@@ -35,7 +35,7 @@ struct Last {
 
 impl Finder {
     /// The namespace of a pod.
-    pub(crate) async fn find(&self, ambient: &Ambient, pod: WantedPod) -> Result<Netns, Failure> {
+    pub(crate) async fn find(&self, ambient: &Ambient, pod: WantedPod) -> Result<Netns, AmbientFailure> {
         let uid = &*pod.uid.clone();
         let mut last = self.last.lock().await;
         if let Some(netns) = last.found.remove(uid) {
@@ -43,7 +43,7 @@ impl Finder {
         }
         let fresh = last.at.is_some_and(|at| at.elapsed() < FRESH);
         if let Some(missing) = last.missing.get(uid).filter(|_| fresh) {
-            return Err(Failure::NotFound(missing.clone()));
+            return Err(AmbientFailure::NotFound(missing.clone()));
         }
         let mut wanted = ambient.without_netns();
         wanted.retain(|other| other.uid != uid);
@@ -51,7 +51,9 @@ impl Finder {
         *last = self.look(ambient, wanted).await?;
         match last.found.remove(uid) {
             Some(netns) => Ok(netns),
-            None => Err(Failure::NotFound(last.missing.get(uid).cloned().unwrap_or(MissingNetns::NoProcess))),
+            None => Err(AmbientFailure::NotFound(
+                last.missing.get(uid).cloned().unwrap_or(MissingNetns::NoProcess),
+            )),
         }
     }
 
@@ -60,7 +62,7 @@ impl Finder {
         &self,
         ambient: &Ambient,
         wanted: Vec<WantedPod>,
-    ) -> Result<HashMap<String, Netns>, Failure> {
+    ) -> Result<HashMap<String, Netns>, AmbientFailure> {
         let mut last = self.last.lock().await;
         *last = self.look(ambient, wanted).await?;
         Ok(std::mem::take(&mut last.found))
@@ -71,7 +73,7 @@ impl Finder {
         self.last.lock().await.found.clear();
     }
 
-    async fn look(&self, ambient: &Ambient, wanted: Vec<WantedPod>) -> Result<Last, Failure> {
+    async fn look(&self, ambient: &Ambient, wanted: Vec<WantedPod>) -> Result<Last, AmbientFailure> {
         let scan = Scan { proc_root: ambient.config.proc_root(), host: ambient.host()?.id() };
         let found = tokio::task::spawn_blocking(move || scan.scan(&wanted, &addresses)).await?;
         Ok(Last { found: found.namespaces, missing: found.missing, at: Some(Instant::now()) })

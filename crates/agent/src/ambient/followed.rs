@@ -7,7 +7,7 @@ use facts::{Facts, Object};
 use rundir::AmbientOptions;
 
 use super::Ambient;
-use super::desired::{Desired, Rules};
+use super::desired::{Desired, DesiredRules};
 
 /// The value of an option as it is now. A decision takes it once, so that no decision mixes two of them.
 #[derive(Debug)]
@@ -69,13 +69,13 @@ impl Ambient {
     }
 }
 
-impl Followed<Rules> {
-    /// As [`Rules::desired`].
+impl Followed<DesiredRules> {
+    /// As [`DesiredRules::desired`].
     pub(crate) fn desired(&self, facts: &Facts) -> Desired {
         self.now().desired(facts)
     }
 
-    /// As [`Rules::is_ztunnel`].
+    /// As [`DesiredRules::is_ztunnel`].
     pub(crate) fn is_ztunnel(&self, pod: &Object) -> bool {
         self.now().is_ztunnel(pod)
     }

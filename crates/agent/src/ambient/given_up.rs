@@ -8,7 +8,7 @@ use facts::PodRef;
 use intent::Observation;
 
 use super::Ambient;
-use super::members::{Given, Member, State};
+use super::members::{Given, Member, MemberState};
 
 /// Pauses before it is looked whether a sandbox is gone whose DEL a plugin was called for. Runtimes remove the namespace right after that.
 const LOOKS: [Duration; 6] = [
@@ -32,7 +32,7 @@ impl Ambient {
         let is_gone = Self::is_gone(&member);
         let mut work = self.work_on(member);
         work.change(|member| {
-            member.state = State::Leaving;
+            member.state = MemberState::Leaving;
             if is_gone {
                 member.have.see(Observation::SandboxGone);
             }

@@ -16,7 +16,7 @@ use telemetry::Scope;
 
 use super::Backends;
 use super::config::AmbientConfig;
-use super::failure::Failure;
+use super::failure::AmbientFailure;
 
 /// The table that the sets are in, with nf_tables.
 const TABLE: &str = "istio-ambient-nat";
@@ -120,11 +120,11 @@ impl HostSide {
     }
 
     /// Lets probes of a pod's addresses have the source address that pods let through.
-    pub(crate) fn add(&self, ips: &[IpAddr], uid: &str) -> Result<(), Failure> {
+    pub(crate) fn add(&self, ips: &[IpAddr], uid: &str) -> Result<(), AmbientFailure> {
         let mut first = None;
         for &ip in ips {
             if let Err(cause) = self.sets().upsert(ip, uid) {
-                first.get_or_insert(Failure::Probes { ip, cause });
+                first.get_or_insert(AmbientFailure::Probes { ip, cause });
             }
             self.add_branch(ip);
         }
@@ -132,7 +132,7 @@ impl HostSide {
     }
 
     /// Takes a pod's addresses back, where they are still this pod's.
-    pub(crate) fn remove(&self, ips: &[IpAddr], uid: &str) -> Result<(), Failure> {
+    pub(crate) fn remove(&self, ips: &[IpAddr], uid: &str) -> Result<(), AmbientFailure> {
         let mut first = None;
         for &ip in ips {
             match self.sets().remove(ip, uid) {
@@ -144,7 +144,7 @@ impl HostSide {
                 }
                 Ok(Removed::Gone | Removed::NotThere) => {}
                 Err(cause) => {
-                    first.get_or_insert(Failure::Probes { ip, cause });
+                    first.get_or_insert(AmbientFailure::Probes { ip, cause });
                 }
             }
             self.remove_branch(ip);

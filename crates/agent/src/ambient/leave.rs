@@ -10,7 +10,7 @@ use intent::Want;
 use super::Ambient;
 use super::desired::{self, REDIRECTION};
 use super::executor::Progress;
-use super::failure::Failure;
+use super::failure::AmbientFailure;
 use super::members::Member;
 
 impl Ambient {
@@ -22,7 +22,7 @@ impl Ambient {
         facts: Option<&Facts>,
         want: &Want,
         reason: &str,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), AmbientFailure> {
         let member = match self.pods.members.get(&key.uid) {
             Some(member) => member,
             None => {

@@ -18,13 +18,13 @@ use zds::Listener;
 use super::Ambient;
 use super::config::AmbientConfig;
 use super::desired::{self, REDIRECTION};
-use super::failure::Failure;
+use super::failure::AmbientFailure;
 use super::host::{self, HostSide};
-use super::members::State;
+use super::members::MemberState;
 use super::waiting::Cause;
-use crate::health::{Notice, Part, count_and_names};
+use crate::health::{HealthPart, Notice, count_and_names};
 use crate::pods;
-use crate::serve::Socket;
+use crate::serve::UnixSocket;
 
 /// How often it is looked what is left.
 const LOOK: Duration = Duration::from_millis(500);
@@ -50,7 +50,7 @@ impl Ambient {
     /// over. One of ours holds the lock of the node, and this one would not be here.
     async fn wait_for_other_agent(&self) {
         let socket = self.kept.run_dir.join(EVENT_SOCKET_NAME);
-        while Socket::is_served(&socket) {
+        while UnixSocket::is_served(&socket) {
             let text = format!(
                 "ambient mode is off in this agent, and another agent is in ambient mode on this node: {} listens at {}. Its pods are left alone;                  remove one of the two DaemonSets, or set ambient.enabled of this one's chart",
                 server(&socket).await,
@@ -111,7 +111,7 @@ impl Ambient {
             () = self.work_until_none_is_left() => {}
         }
         // From here on there is nothing to stop.
-        self.telling.health.pending(Part::Ambient, &"nothing is left to do");
+        self.telling.health.pending(HealthPart::Ambient, &"nothing is left to do");
         self.clean_host().await;
         self.kept.records.close();
         self.show_left(&[], "");
@@ -123,7 +123,7 @@ impl Ambient {
         let mut tasks = JoinSet::new();
         tasks.spawn(pods::work(self.clone()));
         tasks.spawn(self.clone().tell_waiting());
-        self.telling.health.ready(Part::Ambient);
+        self.telling.health.ready(HealthPart::Ambient);
         self.push_all();
         let done = async {
             let mut looked = tokio::time::Instant::now();
@@ -161,7 +161,7 @@ impl Ambient {
             records.into_iter().map(|record| record.uid).collect()
         });
         read.await.unwrap_or_else(|error| {
-            self.log.error(Failure::from(error), &[]);
+            self.log.error(AmbientFailure::from(error), &[]);
             HashSet::new()
         })
     }
@@ -185,7 +185,7 @@ impl Ambient {
         if let Some((_, error)) = self.telling.waiting.of(Cause::ApiServer) {
             return format!("they cannot be taken out: {error}");
         }
-        match self.pods.members.count(State::Draining) {
+        match self.pods.members.count(MemberState::Draining) {
             0 => "they are being taken out".to_owned(),
             pods => format!("they are being taken out; {pods} drain (DRAIN_TIMEOUT)"),
         }
@@ -229,7 +229,7 @@ impl Ambient {
                 false
             }
             Err(error) => {
-                self.log.error(Failure::from(error), &[]);
+                self.log.error(AmbientFailure::from(error), &[]);
                 false
             }
         }

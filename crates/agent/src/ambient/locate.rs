@@ -7,10 +7,10 @@ use netns::Netns;
 use netns::find::MissingNetns;
 
 use super::Ambient;
-use super::failure::{Cleanup, Failure, Unopened};
+use super::failure::{AmbientFailure, Cleanup, Unopened};
 use super::finder;
 use super::members::{Given, Member};
-use super::ports::{Located, Namespaces, Place};
+use super::ports::{Located, Namespaces, NetnsSource};
 use super::slots::Task;
 use crate::serve::Descriptor;
 
@@ -19,28 +19,31 @@ impl Namespaces for Ambient {
         &self,
         member: &Member,
         ips: &[IpAddr],
-        place: &Place,
-    ) -> Result<Option<Located>, Failure> {
+        place: &NetnsSource,
+    ) -> Result<Option<Located>, AmbientFailure> {
         match place {
-            Place::Given { path, descriptor, called } => {
+            NetnsSource::Given { path, descriptor, called } => {
                 let (netns, given) = self.open_given(member, path, descriptor.clone(), ips.to_vec()).await?;
                 let is_new = member.announced || member.netns.as_deref() != Some(&netns);
                 if is_new && self.pods.ztunnels.connected() == 0 {
                     // There is nothing to take back then, and the plugin asks again.
-                    return Err(Failure::Ztunnel(zds::AddError::NoZtunnel));
+                    return Err(AmbientFailure::Ztunnel(zds::AddError::NoZtunnel));
                 }
                 Ok(Some(Located { netns, given, called: called.clone() }))
             }
-            Place::Noted(sandbox) => self.locate_noted(member, sandbox).await.map(Some),
-            Place::Running => {
+            NetnsSource::Noted(sandbox) => self.locate_noted(member, sandbox).await.map(Some),
+            NetnsSource::Running => {
                 let ips = if ips.is_empty() { member.ips() } else { ips };
                 let netns = self.node.finder.find(self, member.wanted(ips, &self.config)).await?;
                 Ok(Some(Located { netns, given: Given::No, called: None }))
             }
-            Place::Leaving => match self.node.finder.find(self, member.wanted(ips, &self.config)).await {
+            NetnsSource::Leaving => match self.node.finder.find(self, member.wanted(ips, &self.config)).await
+            {
                 Ok(netns) => Ok(Some(Located { netns, given: member.given, called: None })),
-                Err(Failure::NotFound(MissingNetns::HostNetwork | MissingNetns::Sandbox(_))) => Ok(None),
-                Err(Failure::NotFound(missing)) => Err(Cleanup::NotFound(missing).into()),
+                Err(AmbientFailure::NotFound(MissingNetns::HostNetwork | MissingNetns::Sandbox(_))) => {
+                    Ok(None)
+                }
+                Err(AmbientFailure::NotFound(missing)) => Err(Cleanup::NotFound(missing).into()),
                 Err(failure) => Err(failure),
             },
         }
@@ -55,7 +58,7 @@ impl Ambient {
         path: &str,
         descriptor: Option<Descriptor>,
         ips: Vec<IpAddr>,
-    ) -> Result<(Netns, Given), Failure> {
+    ) -> Result<(Netns, Given), AmbientFailure> {
         let host = self.host()?.id();
         let on_node = self.config.on_node(path);
         let opened = self.in_pod(&member.key, Task::Identify, move || -> Result<_, Unopened> {
@@ -72,11 +75,11 @@ impl Ambient {
             netns::find::belongs_to(&netns, host, &ips, &finder::addresses)?;
             Ok((netns, given))
         });
-        opened.await?.map_err(|cause| Failure::Given { path: path.into(), cause })
+        opened.await?.map_err(|cause| AmbientFailure::Given { path: path.into(), cause })
     }
 
     /// The namespace that the plugin noted, if this agent sees it, else by a process of the pod.
-    async fn locate_noted(&self, member: &Member, noted: &Sandbox) -> Result<Located, Failure> {
+    async fn locate_noted(&self, member: &Member, noted: &Sandbox) -> Result<Located, AmbientFailure> {
         let Sandbox { origin, path } = noted.clone();
         let called = Some(origin.uid);
         let (host, on_node) = (self.host()?.id(), self.config.on_node(&path.to_string_lossy()));

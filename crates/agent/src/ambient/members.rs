@@ -19,7 +19,7 @@ use zds::{Entry, Workload};
 
 use super::config::AmbientConfig;
 use super::desired::{self, REDIRECTION};
-pub(crate) use state::State;
+pub(crate) use state::MemberState;
 
 /// A pod that has, or had, something of ours.
 #[derive(Debug, Clone)]
@@ -43,7 +43,7 @@ pub(crate) struct Member {
     /// The node's options that its rules were programmed by; absent where that was not this process. A change of them is for new sandboxes:
     /// in this one it would cut what is open.
     pub(crate) node: Option<Arc<NodeOptions>>,
-    pub(crate) state: State,
+    pub(crate) state: MemberState,
     /// What it has. Only [`Have`]'s own methods change it.
     pub(crate) have: Have,
     /// The last verification found its sandbox gone.
@@ -108,7 +108,7 @@ impl Member {
             addressed: 0,
             options,
             node: None,
-            state: State::Pending,
+            state: MemberState::Pending,
             have,
             missed: false,
             told_partial: false,
@@ -211,8 +211,8 @@ impl Member {
 
     /// It is not seen to be in any more.
     pub(crate) fn doubt(&mut self) {
-        if matches!(self.state, State::Unconfirmed | State::Enrolled) {
-            self.state = State::Pending;
+        if matches!(self.state, MemberState::Unconfirmed | MemberState::Enrolled) {
+            self.state = MemberState::Pending;
         }
     }
 
@@ -220,12 +220,12 @@ impl Member {
     fn settle(&mut self) {
         let complete = self.netns.is_some() && self.have.is_complete();
         self.state = match self.state {
-            State::Enrolled if !complete => State::Pending,
-            State::Unconfirmed if complete => State::Enrolled,
-            State::Unconfirmed if self.have.ztunnel == Ztunnel::Refused => State::Pending,
-            State::Leaving | State::Draining => match self.have.rules {
-                Rules::Drain { .. } => State::Draining,
-                _ => State::Leaving,
+            MemberState::Enrolled if !complete => MemberState::Pending,
+            MemberState::Unconfirmed if complete => MemberState::Enrolled,
+            MemberState::Unconfirmed if self.have.ztunnel == Ztunnel::Refused => MemberState::Pending,
+            MemberState::Leaving | MemberState::Draining => match self.have.rules {
+                Rules::Drain { .. } => MemberState::Draining,
+                _ => MemberState::Leaving,
             },
             state => state,
         };
@@ -267,7 +267,7 @@ impl Members {
     }
 
     /// How far a pod is.
-    pub(crate) fn state(&self, uid: &str) -> Option<State> {
+    pub(crate) fn state(&self, uid: &str) -> Option<MemberState> {
         self.members().get(uid).map(|member| member.state)
     }
 
@@ -282,7 +282,7 @@ impl Members {
     }
 
     /// How many are in a state.
-    pub(crate) fn count(&self, state: State) -> usize {
+    pub(crate) fn count(&self, state: MemberState) -> usize {
         self.members().values().filter(|member| member.state == state).count()
     }
 
@@ -326,7 +326,7 @@ impl zds::Snapshot for Members {
             let before = member.state;
             member.settle();
             // One that was not known to be in may lack its annotation: the agent before ended in between.
-            let known = before == State::Enrolled && member.state == State::Enrolled;
+            let known = before == MemberState::Enrolled && member.state == MemberState::Enrolled;
             (!known).then(|| member.key.clone())
         };
         if let (Some(key), Some(told)) = (unsettled, self.unsettled.get()) {

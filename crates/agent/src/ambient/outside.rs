@@ -11,7 +11,7 @@ use netns::{Inside, Netns};
 use super::Ambient;
 use super::desired::{REDIRECTION, value_of};
 use super::drain::{self, Wait};
-use super::failure::Failure;
+use super::failure::AmbientFailure;
 use super::members::Member;
 use super::ports::{Annotations, Connections, Disk, Next, NodeSets, NodeZtunnels};
 use super::record::RecordError;
@@ -63,28 +63,28 @@ impl Connections for Ambient {
 }
 
 impl NodeZtunnels for Ambient {
-    async fn tell(&self, member: &Member) -> Result<(), Failure> {
+    async fn tell(&self, member: &Member) -> Result<(), AmbientFailure> {
         let Some(netns) = member.netns.clone() else { return Ok(()) };
         Ok(self.pods.ztunnels.add(member.workload(), netns).await?)
     }
 
-    async fn release(&self, uid: &str) -> Result<(), Failure> {
+    async fn release(&self, uid: &str) -> Result<(), AmbientFailure> {
         Ok(self.pods.ztunnels.remove(uid).await?)
     }
 }
 
 impl NodeSets for Ambient {
-    fn add_probes(&self, ips: &[IpAddr], uid: &str) -> Result<(), Failure> {
+    fn add_probes(&self, ips: &[IpAddr], uid: &str) -> Result<(), AmbientFailure> {
         self.host()?.add(ips, uid)
     }
 
-    fn remove_probes(&self, ips: &[IpAddr], uid: &str) -> Result<(), Failure> {
+    fn remove_probes(&self, ips: &[IpAddr], uid: &str) -> Result<(), AmbientFailure> {
         self.host()?.remove(ips, uid)
     }
 }
 
 impl Annotations for Ambient {
-    async fn annotate(&self, pod: &PodRef, mark: Option<RedirectionMark>) -> Result<(), Failure> {
+    async fn annotate(&self, pod: &PodRef, mark: Option<RedirectionMark>) -> Result<(), AmbientFailure> {
         let Some(writer) = &self.writer else { return Ok(()) };
         match writer.annotate_pod(pod, REDIRECTION, mark.map(value_of)).await {
             Err(error) if matches!(error.status(), Some(404 | 409)) => Ok(()),

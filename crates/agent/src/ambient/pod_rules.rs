@@ -8,8 +8,8 @@ use kernel::{Applied, Change, Choice, Difference, conntrack};
 use netns::Inside;
 
 use super::Ambient;
-use super::evidence::{Seen, Subject};
-use super::failure::{Cleanup, Failure, InKernel};
+use super::evidence::{RecordSubject, SeenInNetns};
+use super::failure::{AmbientFailure, Cleanup, InKernel};
 use super::holder;
 use super::members::Member;
 use super::ports::{Loaded, PodRules};
@@ -40,12 +40,12 @@ impl PodRules for Ambient {
         }
     }
 
-    async fn drain(&self, member: &Member) -> Result<bool, Failure> {
+    async fn drain(&self, member: &Member) -> Result<bool, AmbientFailure> {
         let Some(netns) = member.netns.clone() else { return Ok(false) };
         let (kernel, backend) = (self.node.backends.clone(), self.host()?.backend());
         let plan = plan_drain(&self.node_options(member), &member.options, backend);
         let (evidence, known) = (self.kept.evidence.clone(), member.have.is_captured());
-        let drained = self.in_pod(&member.key, Task::Clear, move || -> Result<bool, Failure> {
+        let drained = self.in_pod(&member.key, Task::Clear, move || -> Result<bool, AmbientFailure> {
             // A CHECK of a pod that is out compares with nothing. What cannot be forgotten now is with the rest of the rules.
             let _ = evidence.forget(netns.id());
             let drain = |inside: &Inside| -> Result<bool, kernel::Error> {
@@ -63,11 +63,11 @@ impl PodRules for Ambient {
         Ok(drained)
     }
 
-    async fn remove(&self, member: &Member) -> Result<(), Failure> {
+    async fn remove(&self, member: &Member) -> Result<(), AmbientFailure> {
         let Some(netns) = member.netns.clone() else { return Ok(()) };
         let (kernel, backend) = (self.node.backends.clone(), self.host()?.backend());
         let evidence = self.kept.evidence.clone();
-        let removed = self.in_pod(&member.key, Task::Clear, move || -> Result<(), Failure> {
+        let removed = self.in_pod(&member.key, Task::Clear, move || -> Result<(), AmbientFailure> {
             // What cannot be forgotten now is when the namespace is no member's any more.
             let _ = evidence.forget(netns.id());
             let everything = plan_of_everything(backend);
@@ -80,7 +80,7 @@ impl PodRules for Ambient {
         Ok(())
     }
 
-    async fn restore_tracking(&self, member: &Member) -> Result<(), Failure> {
+    async fn restore_tracking(&self, member: &Member) -> Result<(), AmbientFailure> {
         let Some(netns) = member.netns.clone() else { return Ok(()) };
         let set = move || netns.enter(|inside| conntrack::set_strict(inside, false));
         let set = self.in_pod(&member.key, Task::Clear, set).await??;
@@ -95,16 +95,16 @@ impl Ambient {
         &self,
         member: &Member,
         spares: bool,
-    ) -> Result<(Spared, Result<(Applied, Seen), Failure>), Failure> {
+    ) -> Result<(Spared, Result<(Applied, SeenInNetns), AmbientFailure>), AmbientFailure> {
         let Some(netns) = member.netns.clone() else {
-            return Err(Failure::NotFound(netns::find::MissingNetns::NoProcess));
+            return Err(AmbientFailure::NotFound(netns::find::MissingNetns::NoProcess));
         };
         let sparing = spares.then(|| Sparing::of(self, member));
         let (kernel, node) = (self.node.backends.clone(), self.node_options(member));
         let (options, backend) = (member.options.clone(), self.host()?.backend());
-        let (evidence, subject) = (self.kept.evidence.clone(), Subject::of(member));
+        let (evidence, subject) = (self.kept.evidence.clone(), RecordSubject::of(member));
         let proc_root = self.config.proc_root();
-        let programmed = self.in_pod(&member.key, Task::Program, move || -> Result<_, Failure> {
+        let programmed = self.in_pod(&member.key, Task::Program, move || -> Result<_, AmbientFailure> {
             let apply = |inside: &Inside| {
                 let plan = plan_pod(&node, &options, backend);
                 let sparing = sparing.map(|sparing| sparing.begin(inside));
@@ -116,7 +116,7 @@ impl Ambient {
                 }
                 let applied = applied.map_err(|error| {
                     let process = holder::process(inside, &error, &proc_root);
-                    Failure::Rules(InKernel::new(error, process))
+                    AmbientFailure::Rules(InKernel::new(error, process))
                 });
                 let applied = applied.map(|applied| {
                     let seen = evidence.take(inside, kernel.kernel(), (&plan, applied.rules), &subject);
@@ -129,7 +129,7 @@ impl Ambient {
         programmed.await?
     }
 
-    fn tell_applied(&self, member: &Member, applied: &Applied, seen: &Seen) {
+    fn tell_applied(&self, member: &Member, applied: &Applied, seen: &SeenInNetns) {
         self.tell_seen(member, seen);
         self.node.backends.log_warnings(&self.log);
         if let Some(warning) = &applied.warning {
@@ -142,7 +142,7 @@ impl Ambient {
     }
 
     /// Tells what has changed about rules of others in the pod's namespace.
-    fn tell_seen(&self, member: &Member, seen: &Seen) {
+    fn tell_seen(&self, member: &Member, seen: &SeenInNetns) {
         let pod = &member.key;
         seen.new.iter().for_each(|text| self.log.error(text, &[("pod", pod)]));
         seen.warnings.iter().for_each(|text| self.log.warn(text, &[("pod", pod)]));
@@ -158,7 +158,7 @@ impl Ambient {
     }
 
     /// Looks at the rules of a pod without touching them. `leaves`: those of another layout are to stay.
-    pub(super) async fn observe(&self, member: &Member, leaves: bool) -> Result<Observation, Failure> {
+    pub(super) async fn observe(&self, member: &Member, leaves: bool) -> Result<Observation, AmbientFailure> {
         let differences = self.differences(member).await?;
         if differences.is_empty() {
             return Ok(Observation::Rules(Look::AsPlanned));
@@ -185,11 +185,11 @@ impl Ambient {
     }
 
     /// The differences between a pod's namespace and its plan. Where there is none the plan is what was applied.
-    async fn differences(&self, member: &Member) -> Result<Vec<Difference>, Failure> {
+    async fn differences(&self, member: &Member) -> Result<Vec<Difference>, AmbientFailure> {
         let Some(netns) = member.netns.clone() else { return Ok(Vec::new()) };
         let (backends, backend) = (self.node.backends.clone(), self.host()?.backend());
         let plan = plan_pod(&self.node_options(member), &member.options, backend);
-        let (evidence, subject) = (self.kept.evidence.clone(), Subject::of(member));
+        let (evidence, subject) = (self.kept.evidence.clone(), RecordSubject::of(member));
         let found = self.in_pod(&member.key, Task::Verify, move || {
             let observe = |inside: &Inside| {
                 let found = backends.kernel().observe(inside, &plan)?;
@@ -198,7 +198,9 @@ impl Ambient {
                     found.is_empty().then(|| evidence.take(inside, backends.kernel(), of, &subject));
                 Ok((found, as_planned))
             };
-            netns.enter(observe)?.map_err(|error: kernel::Error| Failure::Rules(InKernel::new(error, None)))
+            netns
+                .enter(observe)?
+                .map_err(|error: kernel::Error| AmbientFailure::Rules(InKernel::new(error, None)))
         });
         let (found, seen) = found.await??;
         seen.iter().for_each(|seen| self.tell_seen(member, seen));

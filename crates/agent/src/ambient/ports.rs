@@ -7,13 +7,13 @@ use facts::PodRef;
 use intent::RedirectionMark;
 use netns::Netns;
 
-use super::failure::Failure;
+use super::failure::AmbientFailure;
 use super::members::{Given, Member};
 use crate::serve::Descriptor;
 
 /// Where a pod's namespace comes from.
 #[derive(Debug, Clone)]
-pub(crate) enum Place {
+pub(crate) enum NetnsSource {
     /// The runtime has just made it; the plugin says its path on the node, and hands it over open if it is one of ours.
     Given {
         path: String,
@@ -44,7 +44,7 @@ pub(super) struct Loaded {
     /// The namespace was told not to pick up connections that it has not seen begin, and is left so; also if the rules could not be loaded.
     pub(super) strict: bool,
     /// Whether that changed something.
-    pub(super) changed: Result<bool, Failure>,
+    pub(super) changed: Result<bool, AmbientFailure>,
 }
 
 /// Whether the next act comes at once.
@@ -65,8 +65,8 @@ pub(super) trait Namespaces {
         &self,
         member: &Member,
         ips: &[IpAddr],
-        place: &Place,
-    ) -> impl Future<Output = Result<Option<Located>, Failure>> + Send;
+        place: &NetnsSource,
+    ) -> impl Future<Output = Result<Option<Located>, AmbientFailure>> + Send;
 }
 
 /// Rules in a pod's namespace.
@@ -78,13 +78,13 @@ pub(super) trait PodRules {
     fn repair(&self, member: &Member) -> impl Future<Output = Option<Loaded>> + Send;
 
     /// Leaves only those that let open connections go on; whether there were any.
-    fn drain(&self, member: &Member) -> impl Future<Output = Result<bool, Failure>> + Send;
+    fn drain(&self, member: &Member) -> impl Future<Output = Result<bool, AmbientFailure>> + Send;
 
     /// Removes everything of ours.
-    fn remove(&self, member: &Member) -> impl Future<Output = Result<(), Failure>> + Send;
+    fn remove(&self, member: &Member) -> impl Future<Output = Result<(), AmbientFailure>> + Send;
 
     /// Lets the namespace pick up connections again that it has not seen begin.
-    fn restore_tracking(&self, member: &Member) -> impl Future<Output = Result<(), Failure>> + Send;
+    fn restore_tracking(&self, member: &Member) -> impl Future<Output = Result<(), AmbientFailure>> + Send;
 }
 
 /// What goes through ztunnel in a pod's namespace. Nobody's way fails by it.
@@ -102,18 +102,18 @@ pub(super) trait Connections {
 /// The node's ztunnels.
 pub(super) trait NodeZtunnels {
     /// Has one take the pod.
-    fn tell(&self, member: &Member) -> impl Future<Output = Result<(), Failure>> + Send;
+    fn tell(&self, member: &Member) -> impl Future<Output = Result<(), AmbientFailure>> + Send;
 
     /// Has all let go of it.
-    fn release(&self, uid: &str) -> impl Future<Output = Result<(), Failure>> + Send;
+    fn release(&self, uid: &str) -> impl Future<Output = Result<(), AmbientFailure>> + Send;
 }
 
 /// The node's sets of addresses.
 pub(super) trait NodeSets {
-    fn add_probes(&self, ips: &[IpAddr], uid: &str) -> Result<(), Failure>;
+    fn add_probes(&self, ips: &[IpAddr], uid: &str) -> Result<(), AmbientFailure>;
 
     /// Takes back what is still this pod's.
-    fn remove_probes(&self, ips: &[IpAddr], uid: &str) -> Result<(), Failure>;
+    fn remove_probes(&self, ips: &[IpAddr], uid: &str) -> Result<(), AmbientFailure>;
 }
 
 /// The pod's annotation.
@@ -123,7 +123,7 @@ pub(super) trait Annotations {
         &self,
         pod: &PodRef,
         mark: Option<RedirectionMark>,
-    ) -> impl Future<Output = Result<(), Failure>> + Send;
+    ) -> impl Future<Output = Result<(), AmbientFailure>> + Send;
 }
 
 /// What the next agent is to know. Without it a pod is worked on all the same.
@@ -134,12 +134,12 @@ pub(super) trait Disk {
 }
 
 /// All of them.
-pub(super) trait Ports:
+pub(super) trait AmbientPorts:
     Namespaces + PodRules + Connections + NodeZtunnels + NodeSets + Annotations + Disk + Sync
 {
 }
 
-impl<T> Ports for T where
+impl<T> AmbientPorts for T where
     T: Namespaces + PodRules + Connections + NodeZtunnels + NodeSets + Annotations + Disk + Sync
 {
 }

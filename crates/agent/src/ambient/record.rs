@@ -52,7 +52,7 @@ pub(crate) struct Record {
     pub(crate) stage: Stage,
     /// The options by which its rules are programmed.
     #[serde(default)]
-    pub(crate) options: Options,
+    pub(crate) options: RecordedOptions,
     /// Routing rules of the node for these addresses, which nothing but this tells from those of others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) branches: Vec<BranchRules>,
@@ -111,7 +111,7 @@ pub(crate) enum Stage {
 /// [`capture::ambient::PodOptions`] as a file has them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub(crate) struct Options {
+pub(crate) struct RecordedOptions {
     ingress: bool,
     dns_capture: Option<bool>,
     virtual_interfaces: Vec<String>,
@@ -177,18 +177,18 @@ impl From<BranchRules> for Branch {
     }
 }
 
-// === impl Options ===
+// === impl RecordedOptions ===
 
-impl From<&capture::ambient::PodOptions> for Options {
+impl From<&capture::ambient::PodOptions> for RecordedOptions {
     fn from(options: &capture::ambient::PodOptions) -> Self {
         let capture::ambient::PodOptions { ingress, dns_capture, virtual_interfaces } = options.clone();
         Self { ingress, dns_capture, virtual_interfaces }
     }
 }
 
-impl From<Options> for capture::ambient::PodOptions {
-    fn from(options: Options) -> Self {
-        let Options { ingress, dns_capture, virtual_interfaces } = options;
+impl From<RecordedOptions> for capture::ambient::PodOptions {
+    fn from(options: RecordedOptions) -> Self {
+        let RecordedOptions { ingress, dns_capture, virtual_interfaces } = options;
         Self { ingress, dns_capture, virtual_interfaces }
     }
 }
@@ -207,7 +207,7 @@ impl Record {
             called: None,
             ips: Vec::new(),
             stage,
-            options: Options::default(),
+            options: RecordedOptions::default(),
             branches: Vec::new(),
             tcp_loose_before: None,
             boot: String::new(),

@@ -17,9 +17,9 @@ use telemetry::Level;
 use super::Ambient;
 use super::desired::{self, REDIRECTION};
 use super::event::Event;
-use super::failure::Failure;
-use super::ports::Place;
-use crate::serve::{Answer, Descriptor, Handler, Peer, text};
+use super::failure::AmbientFailure;
+use super::ports::NetnsSource;
+use crate::serve::{Descriptor, Handler, ServedAnswer, UnixPeer, text};
 
 /// As in the original. Whoever is neither root nor this agent's user is refused all the same: an event makes this agent program
 /// the namespace that it names.
@@ -38,7 +38,7 @@ pub(crate) struct EventSocket {
 }
 
 /// A plugin that waits for its answer.
-struct Plugin(Option<Peer>);
+struct Plugin(Option<UnixPeer>);
 
 /// Why a pod that the plugin announced is not enrolled.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +52,7 @@ enum Refusal {
     #[error("pod {0} has no uid, which tells it from a later pod of the same name")]
     NoUid(String),
     #[error("pod {pod} is not in the mesh: {}", fault::message(failure))]
-    Failed { pod: String, failure: Failure },
+    Failed { pod: String, failure: AmbientFailure },
     #[error("the agent is not ready yet; the runtime tries again")]
     NotReady,
     #[error(
@@ -76,7 +76,7 @@ impl Refusal {
 
 impl Plugin {
     fn has_hung_up(&self) -> bool {
-        self.0.as_ref().is_some_and(Peer::has_hung_up)
+        self.0.as_ref().is_some_and(UnixPeer::has_hung_up)
     }
 }
 
@@ -87,7 +87,7 @@ impl Handler for EventSocket {
     /// The pod's network namespace, from plugins of ours.
     const TAKES_DESCRIPTORS: bool = true;
 
-    async fn answer(&self, request: &Request<()>, body: Bytes) -> Answer {
+    async fn answer(&self, request: &Request<()>, body: Bytes) -> ServedAnswer {
         if request.uri().path() != rundir::EVENT_PATH {
             return self.counted(text(StatusCode::NOT_FOUND, "404 page not found\n"));
         }
@@ -100,7 +100,7 @@ impl Handler for EventSocket {
         };
         // A plugin that hangs up must not leave a pod half way: the work goes on, and takes everything back.
         let ambient = self.ambient.clone();
-        let plugin = Plugin(request.extensions().get::<Peer>().cloned());
+        let plugin = Plugin(request.extensions().get::<UnixPeer>().cloned());
         let pod = format!("{}/{}", event.namespace, event.name);
         let descriptor = request.extensions().get::<Descriptor>().cloned();
         let work = tokio::spawn(async move {
@@ -124,7 +124,7 @@ impl Handler for EventSocket {
         }
     }
 
-    fn unreadable(&self, _: &Request<()>, status: StatusCode, reason: String) -> Answer {
+    fn unreadable(&self, _: &Request<()>, status: StatusCode, reason: String) -> ServedAnswer {
         self.ambient.log.warn("a plugin's event was not received", &[("error", &reason)]);
         self.counted(text(status, reason + "\n"))
     }
@@ -142,7 +142,7 @@ impl Refusal {
 }
 
 impl EventSocket {
-    fn counted(&self, answer: Answer) -> Answer {
+    fn counted(&self, answer: ServedAnswer) -> ServedAnswer {
         self.ambient.metrics.plugin_request(answer.status().as_u16());
         answer
     }
@@ -194,8 +194,8 @@ impl Ambient {
         let uid = facts.pod.uid().ok_or_else(|| Refusal::NoUid(name.clone()))?.to_owned();
         let key = PodRef { namespace: event.namespace, name: event.name, uid };
         let place = match event.netns.is_empty() {
-            true => Place::Running,
-            false => Place::Given { path: event.netns, descriptor, called: event.uid },
+            true => NetnsSource::Running,
+            false => NetnsSource::Given { path: event.netns, descriptor, called: event.uid },
         };
         let result = self.admit(&key, &facts, &event.ips, place, plugin).await;
         // The annotation is the queue's affair: neither the API server nor its absence delays a pod. One that says of the sandbox before that it is
@@ -229,15 +229,15 @@ impl Ambient {
         key: &PodRef,
         facts: &Facts,
         ips: &[IpAddr],
-        place: Place,
+        place: NetnsSource,
         plugin: &Plugin,
-    ) -> Option<Result<(), Failure>> {
+    ) -> Option<Result<(), AmbientFailure>> {
         let _turn = self.pods.members.turn(&key.uid).await;
         if plugin.has_hung_up() {
             return None;
         }
         let before = self.pods.members.get(&key.uid);
-        let is_given = matches!(place, Place::Given { .. });
+        let is_given = matches!(place, NetnsSource::Given { .. });
         let result = self.enrol(key, facts, ips, place).await.map(drop);
         let hung_up = plugin.has_hung_up();
         if is_given && (result.is_err() || hung_up) {

@@ -10,9 +10,9 @@ use netns::Netns;
 
 use super::Ambient;
 use super::desired::{REDIRECTION, mark_of};
-use super::failure::Failure;
+use super::failure::AmbientFailure;
 use super::finder;
-use super::members::{Given, Member, State};
+use super::members::{Given, Member, MemberState};
 use super::record::{Place, Record, Stage};
 
 /// A record, and the namespace of it if that is still where it was.
@@ -61,7 +61,7 @@ impl Ambient {
         let ambient = self.clone();
         let read = tokio::task::spawn_blocking(move || ambient.read_records()).await;
         let mut records = read.unwrap_or_else(|error| {
-            self.log.error(Failure::from(error), &[]);
+            self.log.error(AmbientFailure::from(error), &[]);
             HashMap::new()
         });
         let pods: Vec<_> = self.cluster.index().pods().cloned().collect();
@@ -103,23 +103,23 @@ impl Ambient {
             // An annotation is a reason to look, and no more.
             None if is_marked(pod) && !pod.is_terminal() && !refused => {
                 let mut member = Member::left_by_another(pod, pod.ips());
-                member.state = State::Unconfirmed;
+                member.state = MemberState::Unconfirmed;
                 member
             }
             None => return None,
         };
-        if refused && member.state == State::Unconfirmed {
-            member.state = State::Pending;
+        if refused && member.state == MemberState::Unconfirmed {
+            member.state = MemberState::Pending;
             member.have.see(Observation::RulesInDoubt);
         }
         if !pod.is_terminal() && !member.announced {
             member.have.begin(&Act::TellZtunnel);
         }
-        if member.state == State::Unconfirmed && !self.config.reconcile {
+        if member.state == MemberState::Unconfirmed && !self.config.reconcile {
             member.have.see(Observation::Rules(Look::Due));
         }
         // The node's sets are made so before anything else is done.
-        if !member.ips().is_empty() && member.state == State::Unconfirmed {
+        if !member.ips().is_empty() && member.state == MemberState::Unconfirmed {
             member.have.after(&Act::AddProbes, 0);
         }
         Some(member)
@@ -160,7 +160,7 @@ impl Ambient {
             ambient.kept.records.sweep(known).iter().for_each(|error| ambient.log.warn(error, &[]));
         });
         if let Err(error) = sweep.await {
-            self.log.error(Failure::from(error), &[]);
+            self.log.error(AmbientFailure::from(error), &[]);
         }
     }
 

@@ -8,8 +8,8 @@ use facts::PodRef;
 
 use super::Ambient;
 use super::desired::Desired;
-use super::failure::Failure;
-use super::members::{Member, State};
+use super::failure::AmbientFailure;
+use super::members::{Member, MemberState};
 use super::waiting::{Cause, Line};
 use crate::health::{Notice, count_and_names};
 
@@ -25,7 +25,7 @@ const LOOK: Duration = Duration::from_millis(500);
 impl Ambient {
     /// The log hears of each failure that is the pod's own, and of the number of pods where it is the node's. The pod's events hear of what
     /// somebody has to do something about.
-    pub(super) async fn tell(&self, key: &PodRef, failure: &Failure, attempt: u32) {
+    pub(super) async fn tell(&self, key: &PodRef, failure: &AmbientFailure, attempt: u32) {
         self.telling.troubles.note(&key.uid, failure.reason());
         self.log.debug(failure, &[("pod", key)]);
         if failure.cause().is_some() {
@@ -44,7 +44,7 @@ impl Ambient {
     }
 
     /// Counts a pod that waits for something of the node; gives what an Event is to say of it by now.
-    pub(super) fn note_waiting(&self, key: &PodRef, failure: &Failure) -> Option<String> {
+    pub(super) fn note_waiting(&self, key: &PodRef, failure: &AmbientFailure) -> Option<String> {
         let (cause, now) = (failure.cause()?, Instant::now());
         let message = fault::message(failure);
         self.telling.waiting.note(key, cause, &message, now);
@@ -88,7 +88,7 @@ impl Ambient {
     /// A pod that was in before this agent came has its rules, and no ztunnel has said anything to it yet.
     pub(super) fn wait_for_ztunnel(&self, key: &PodRef) {
         if self.pods.ztunnels.connected() == 0 {
-            let text = fault::message(&Failure::Ztunnel(zds::AddError::NoZtunnel));
+            let text = fault::message(&AmbientFailure::Ztunnel(zds::AddError::NoZtunnel));
             self.telling.waiting.note(key, Cause::Ztunnel, &text, Instant::now());
         }
     }
@@ -114,7 +114,7 @@ impl Ambient {
         let facts = self.cluster.index().facts(&key.namespace, &key.name);
         let facts = facts.filter(|facts| facts.pod.uid() == Some(&*key.uid));
         let wanted = facts.is_some_and(|facts| self.config.rules.now().desired(&facts) == Desired::In);
-        wanted && self.pods.members.state(&key.uid) != Some(State::Enrolled)
+        wanted && self.pods.members.state(&key.uid) != Some(MemberState::Enrolled)
     }
 
     fn show_waiting(&self) {

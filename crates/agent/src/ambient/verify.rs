@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::Ambient;
 use super::desired::{self, Desired, REDIRECTION};
 use super::drain::Wait;
-use super::members::{Member, State};
+use super::members::{Member, MemberState};
 use super::ports::Disk as _;
 
 /// Namespaces that are looked at at once.
@@ -120,7 +120,7 @@ impl Ambient {
                 let settled = match self.config.rules.desired(&facts) {
                     Desired::In => {
                         // A manifest is nobody's to annotate.
-                        state == Some(State::Enrolled)
+                        state == Some(MemberState::Enrolled)
                             && (self.manifests
                                 || shown.and_then(desired::mark_of) == Some(RedirectionMark::Enabled))
                     }
@@ -309,6 +309,6 @@ impl Ambient {
     }
 }
 
-fn is_leaving(state: State) -> bool {
-    matches!(state, State::Leaving | State::Draining)
+fn is_leaving(state: MemberState) -> bool {
+    matches!(state, MemberState::Leaving | MemberState::Draining)
 }

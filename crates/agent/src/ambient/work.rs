@@ -11,16 +11,16 @@ use tokio::task::JoinError;
 use super::Ambient;
 use super::desired::Desired;
 use super::executor::Executor;
-use super::failure::Failure;
-use super::members::{Member, State};
-use super::ports::{Disk as _, Place};
+use super::failure::AmbientFailure;
+use super::members::{Member, MemberState};
+use super::ports::{Disk as _, NetnsSource};
 use crate::pods::Reconcile;
 
 /// Tasks that work, besides those that wait for a pod's namespace. Most of a pod's time is waiting for ztunnel or the API server.
 const WORKERS: usize = 8;
 
 impl Reconcile for Ambient {
-    type Failure = Failure;
+    type Failure = AmbientFailure;
 
     fn queue(&self) -> &Queue<PodRef> {
         &self.pods.queue
@@ -34,7 +34,7 @@ impl Reconcile for Ambient {
         self.pods.slots.changed()
     }
 
-    async fn reconcile(&self, key: &PodRef, attempt: u32) -> Result<(), Failure> {
+    async fn reconcile(&self, key: &PodRef, attempt: u32) -> Result<(), AmbientFailure> {
         // Without a uid one pod cannot be told from the next of its name.
         if key.uid.is_empty() {
             return Ok(());
@@ -81,12 +81,12 @@ impl Reconcile for Ambient {
         self.telling.waiting.answered(&key.uid);
     }
 
-    async fn failed(&self, key: &PodRef, failure: &Failure, attempt: u32) {
+    async fn failed(&self, key: &PodRef, failure: &AmbientFailure, attempt: u32) {
         self.tell(key, failure, attempt).await;
     }
 
     fn panicked(&self, error: JoinError) {
-        self.log.error(Failure::from(error), &[]);
+        self.log.error(AmbientFailure::from(error), &[]);
     }
 }
 
@@ -98,7 +98,7 @@ impl Ambient {
         let rules = self.config.rules.now();
         !rules.captures()
             || rules.desired(&facts) != Desired::In
-            || self.pods.members.state(&key.uid) == Some(State::Enrolled)
+            || self.pods.members.state(&key.uid) == Some(MemberState::Enrolled)
     }
 
     /// Whether no rules of ours are in force for a pod: without ztunnel it would have no network with them.
@@ -107,7 +107,7 @@ impl Ambient {
         !self.pods.members.get(&key.uid).is_some_and(inside)
     }
 
-    async fn keep_in(&self, key: &PodRef, facts: &Facts) -> Result<(), Failure> {
+    async fn keep_in(&self, key: &PodRef, facts: &Facts) -> Result<(), AmbientFailure> {
         let ips = facts.pod.ips();
         if let Err(failure) = self.refuse(facts, &ips) {
             return self.show_out(key, facts, failure).await;
@@ -117,12 +117,12 @@ impl Ambient {
             return self.forget_sandbox(member).await;
         }
         if let Some(member) = known.clone().filter(|member| self.holds(member)) {
-            if member.state != State::Enrolled {
+            if member.state != MemberState::Enrolled {
                 self.wait_for_ztunnel(key);
             }
             return match self.follow_pod(self.work_on(member), facts, ips).await {
                 // An annotation that cannot be written says nothing about the pod.
-                Err(Failure::Api(error)) => Err(Failure::Api(error)),
+                Err(AmbientFailure::Api(error)) => Err(AmbientFailure::Api(error)),
                 Err(failure) => self.show_out(key, facts, failure).await,
                 Ok(()) => Ok(()),
             };
@@ -134,22 +134,28 @@ impl Ambient {
             && let Some(sandbox) = self.sandbox_of(key).await
         {
             let ips = sandbox.origin.addresses.clone();
-            return self.enter(key, facts, &ips, Place::Noted(sandbox)).await;
+            return self.enter(key, facts, &ips, NetnsSource::Noted(sandbox)).await;
         }
         if ips.is_empty() && !usable {
             // Whoever wrote an annotation that such a pod has: it is not seen to be in.
             let member = known.unwrap_or_else(|| Member::of(&facts.pod).0);
             return self.mark_out(member, facts, true).await;
         }
-        self.enter(key, facts, &ips, Place::Running).await
+        self.enter(key, facts, &ips, NetnsSource::Running).await
     }
 
-    async fn enter(&self, key: &PodRef, facts: &Facts, ips: &[IpAddr], place: Place) -> Result<(), Failure> {
+    async fn enter(
+        &self,
+        key: &PodRef,
+        facts: &Facts,
+        ips: &[IpAddr],
+        place: NetnsSource,
+    ) -> Result<(), AmbientFailure> {
         match self.enrol(key, facts, ips, place).await {
             Ok(work) => self.follow_pod(work, facts, Vec::new()).await,
             Err(failure) => {
                 let gone = self.pods.members.get(&key.uid).filter(Self::is_gone);
-                if let (Some(member), Failure::NotFound(_)) = (gone, &failure) {
+                if let (Some(member), AmbientFailure::NotFound(_)) = (gone, &failure) {
                     self.forget_sandbox(member).await?;
                 }
                 self.show_out(key, facts, failure).await
@@ -163,9 +169,9 @@ impl Ambient {
         mut work: Executor<'_, Self>,
         facts: &Facts,
         addresses: Vec<IpAddr>,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), AmbientFailure> {
         self.keep(work.member()).await;
-        if work.member().state == State::Enrolled {
+        if work.member().state == MemberState::Enrolled {
             self.tell_of_the_other_family(work.member()).await;
         }
         work.change(|member| member.see_annotation(&facts.pod, true));
@@ -181,14 +187,20 @@ impl Ambient {
             Some(Look::AsPlanned) => !self.pods.ztunnels.is_informed(),
             Some(Look::Left | Look::Due) => true,
         };
-        let unconfirmed = member.state == State::Unconfirmed && waits;
-        member.state == State::Enrolled || (unconfirmed && member.netns.is_some() && !Self::is_gone(member))
+        let unconfirmed = member.state == MemberState::Unconfirmed && waits;
+        member.state == MemberState::Enrolled
+            || (unconfirmed && member.netns.is_some() && !Self::is_gone(member))
     }
 
     /// A look at the pod or a try failed: what says that it is in does so no longer, whoever wrote it.
-    async fn show_out(&self, key: &PodRef, facts: &Facts, failure: Failure) -> Result<(), Failure> {
+    async fn show_out(
+        &self,
+        key: &PodRef,
+        facts: &Facts,
+        failure: AmbientFailure,
+    ) -> Result<(), AmbientFailure> {
         let known = self.pods.members.get(&key.uid);
-        let unconfirmed = known.as_ref().is_some_and(|member| member.state == State::Unconfirmed);
+        let unconfirmed = known.as_ref().is_some_and(|member| member.state == MemberState::Unconfirmed);
         if unconfirmed && failure.is_absence() {
             return Err(failure);
         }
@@ -200,13 +212,13 @@ impl Ambient {
     }
 
     /// The runtime gave a sandbox up: nothing of ours is left of it, and the next one is announced.
-    async fn forget_sandbox(&self, member: Member) -> Result<(), Failure> {
+    async fn forget_sandbox(&self, member: Member) -> Result<(), AmbientFailure> {
         self.work_on(member).carry_out(&Want::Ended, false).await?;
         Ok(())
     }
 
     /// Lets a pod that is not wholly in carry the annotation that is true, or none of ours; also if somebody has changed it since.
-    async fn mark_out(&self, member: Member, facts: &Facts, for_good: bool) -> Result<(), Failure> {
+    async fn mark_out(&self, member: Member, facts: &Facts, for_good: bool) -> Result<(), AmbientFailure> {
         let mut work = self.work_on(member);
         work.change(|member| {
             let says = !for_good && member.have.true_mark().is_some();

@@ -6,14 +6,14 @@ use options::agent::Flags;
 const CLUSTER: [(&str, &str); 3] =
     [("KUBERNETES_SERVICE_HOST", "10.96.0.1"), ("KUBERNETES_SERVICE_PORT", "443"), ("NODE_NAME", "n1")];
 
-fn config(args: &[&str], env: &[(&str, &str)]) -> Result<Config, String> {
+fn config(args: &[&str], env: &[(&str, &str)]) -> Result<AgentConfig, String> {
     let args = std::iter::once("install-cni").chain(args.iter().copied()).map(OsString::from);
     let find = |name: &str| {
         let given = env.iter().chain(&CLUSTER).find(|(key, _)| *key == name);
         given.map(|(_, value)| (*value).to_owned())
     };
     let options = Flags::parse(args).unwrap().options(&|_| None, &find);
-    options.and_then(|options| Config::new(&options, &find)).map_err(|error| error.to_string())
+    options.and_then(|options| AgentConfig::new(&options, &find)).map_err(|error| error.to_string())
 }
 
 fn entry(env: &[(&str, &str)]) -> PluginEntry {

@@ -12,7 +12,7 @@ use super::{Agent, Error};
 use crate::shutdown;
 
 /// What tells this process to end.
-pub(crate) struct End {
+pub(crate) struct ProcessEnd {
     terminate: Signal,
     interrupt: Signal,
 }
@@ -27,7 +27,7 @@ impl Agent {
         &self,
         installer: JoinHandle<Installer>,
         ambient: tokio::task::JoinHandle<()>,
-        end: &mut End,
+        end: &mut ProcessEnd,
         mut tasks: JoinSet<()>,
     ) -> Result<(), Error> {
         let pods = self.ambient.clone().clean_up(ambient);
@@ -72,9 +72,9 @@ impl Agent {
     }
 }
 
-// === impl End ===
+// === impl ProcessEnd ===
 
-impl End {
+impl ProcessEnd {
     pub(super) fn new() -> std::io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }

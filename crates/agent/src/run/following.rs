@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::{Agent, Error, variable};
-use crate::config::Config;
+use crate::config::AgentConfig;
 use crate::config_dir;
-use crate::health::Part;
+use crate::health::HealthPart;
 use options::agent::Changed;
 
 impl Agent {
@@ -13,13 +13,13 @@ impl Agent {
     pub(super) fn changed(
         &self,
         reader: &mut config_dir::Reader,
-    ) -> Result<(Config, Vec<&'static str>), Error> {
+    ) -> Result<(AgentConfig, Vec<&'static str>), Error> {
         let new = reader.read(&variable)?;
         // All of it has to mean something, also what is for the next start.
-        Config::new(&new, &variable)?;
+        AgentConfig::new(&new, &variable)?;
         let Changed { options, waiting } =
             self.options_at_start.changed_to(&new, !self.config.ambient.is_off);
-        Ok((Config::new(&options, &variable)?, waiting))
+        Ok((AgentConfig::new(&options, &variable)?, waiting))
     }
 
     /// Lets changed options reach the agent and the plugin's configuration.
@@ -47,7 +47,7 @@ impl Agent {
                     &[("error", &error)],
                 );
                 let reason = format!("{error}; the plugin keeps the options before");
-                agent.health.pending(Part::Configuration, &reason);
+                agent.health.pending(HealthPart::Configuration, &reason);
             }
         });
         if let Err(error) = started {
@@ -58,13 +58,13 @@ impl Agent {
     /// Says which changed options cannot be followed.
     fn tell_waiting(&self, waiting: &[&str]) {
         if waiting.is_empty() {
-            return self.health.ready(Part::Configuration);
+            return self.health.ready(HealthPart::Configuration);
         }
         let reason = format!(
             "changed options that this agent cannot follow while it runs: {}; restart it, or set them back",
             waiting.join(", ")
         );
         self.log.warn(&reason, &[]);
-        self.health.pending(Part::Configuration, &reason);
+        self.health.pending(HealthPart::Configuration, &reason);
     }
 }

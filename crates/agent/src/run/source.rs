@@ -5,10 +5,10 @@ use std::sync::Arc;
 use cluster::{Access, ApiConnection, Limits, Own, Source, Writer};
 use telemetry::Scope;
 
-use crate::config::{Config, PodSource};
+use crate::config::{AgentConfig, PodSource};
 
 /// Where the cluster's state comes from, the way to write to it, and the way to ask about this agent's DaemonSet.
-pub(super) fn source(config: &Config, log: &Scope) -> (Source, Option<Writer>, Option<Writer>) {
+pub(super) fn source(config: &AgentConfig, log: &Scope) -> (Source, Option<Writer>, Option<Writer>) {
     let connect = |access: &Access| {
         let unreadable = access.unreadable_authorities();
         if unreadable > 0 {

@@ -22,7 +22,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use super::places::{Ending, Progress};
-use super::{Answer, Descriptor, Handler, Peer};
+use super::{Descriptor, Handler, ServedAnswer, UnixPeer};
 
 /// How long a client may take for its first byte, and again for its headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -118,7 +118,7 @@ impl<S: Stream> Drop for Shared<S> {
 /// Who is at the other end, and what is known of the connection.
 pub(super) struct Caller<B> {
     /// Absent on ports.
-    pub(super) peer: Option<Peer>,
+    pub(super) peer: Option<UnixPeer>,
     pub(super) progress: Arc<Progress>,
     /// Gives the descriptor that came with a request.
     pub(super) brought: B,
@@ -180,7 +180,7 @@ async fn answer<H: Handler>(
     handler: &H,
     request: &Request<()>,
     body: Option<Result<Bytes, Unreadable>>,
-) -> Answer {
+) -> ServedAnswer {
     let (status, reason) = match body {
         Some(Ok(body)) => return handler.answer(request, body).await,
         Some(Err(Unreadable::TooLarge)) => {

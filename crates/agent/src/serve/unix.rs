@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use super::connection::{Caller, Shared, converse};
 use super::descriptor::Receiving;
 use super::places::{Ending, Places, Progress};
-use super::{ACCEPT_PAUSE, Answer, BACKLOG, Error, Handler, text};
+use super::{ACCEPT_PAUSE, BACKLOG, Error, Handler, ServedAnswer, text};
 use crate::metrics::Metrics;
 
 /// How often a unix socket looks whether its file is still there.
@@ -29,7 +29,7 @@ const MAX_REFUSALS: usize = 8;
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A unix socket of ours. Dropping it removes its file, unless another process has put its own there meanwhile.
-pub(crate) struct Socket {
+pub(crate) struct UnixSocket {
     listener: UnixListener,
     path: PathBuf,
     inode: u64,
@@ -37,7 +37,7 @@ pub(crate) struct Socket {
 
 /// Who asks over a unix socket. It does not keep the connection open.
 #[derive(Debug, Clone)]
-pub(crate) struct Peer {
+pub(crate) struct UnixPeer {
     /// The user of its process.
     pub(crate) uid: u32,
     /// Whether that is root or the agent's own user.
@@ -57,9 +57,9 @@ pub(crate) enum Gone {
 /// Answer to an unauthorised peer.
 struct Refusal;
 
-// === impl Peer ===
+// === impl UnixPeer ===
 
-impl Peer {
+impl UnixPeer {
     /// Whether nobody is there any more to take an answer. HTTP tells that of no connection that ends with its answer.
     pub(crate) fn has_hung_up(&self) -> bool {
         let mut polled = [PollFd::new(&*self.socket, PollFlags::empty())];
@@ -79,12 +79,12 @@ impl Handler for Refusal {
     const NAME: &'static str = "";
     const MAX_BODY: usize = 0;
 
-    async fn answer(&self, _: &Request<()>, _: Bytes) -> Answer {
+    async fn answer(&self, _: &Request<()>, _: Bytes) -> ServedAnswer {
         text(StatusCode::FORBIDDEN, Self::TEXT)
     }
 
     /// The body is not even looked at.
-    fn unreadable(&self, _: &Request<()>, _: StatusCode, _: String) -> Answer {
+    fn unreadable(&self, _: &Request<()>, _: StatusCode, _: String) -> ServedAnswer {
         text(StatusCode::FORBIDDEN, Self::TEXT)
     }
 }
@@ -100,9 +100,9 @@ fn refuse(stream: Arc<UnixStream>, refusals: &Arc<Semaphore>) {
     });
 }
 
-// === impl Socket ===
+// === impl UnixSocket ===
 
-impl Socket {
+impl UnixSocket {
     /// Listens on a path, whether or not a socket of an earlier process is there: the new one takes its place in one step, so that no client
     /// finds nothing.
     ///
@@ -166,7 +166,7 @@ impl Socket {
                 continue;
             };
             let stream = Arc::new(stream);
-            let peer = Peer { uid, is_trusted: uid == 0 || uid == own, socket: stream.clone() };
+            let peer = UnixPeer { uid, is_trusted: uid == 0 || uid == own, socket: stream.clone() };
             if !peer.is_trusted && H::MAX_OF_OTHERS == 0 {
                 Ending::Forbidden.count(&metrics, H::NAME);
                 refuse(stream, &refusals);
@@ -217,7 +217,7 @@ impl Socket {
     }
 }
 
-impl Drop for Socket {
+impl Drop for UnixSocket {
     fn drop(&mut self) {
         use std::os::unix::fs::MetadataExt;
         if std::fs::symlink_metadata(&self.path).is_ok_and(|there| there.ino() == self.inode) {

@@ -13,7 +13,7 @@ use super::record::{Evidence, Records, Start};
 const TRIES: u32 = 5;
 
 /// What is asked of the outside.
-pub(super) trait Ports {
+pub(super) trait SidecarPorts {
     /// Gives the pod the label.
     fn label(&self, pod: &PodRef) -> impl Future<Output = Result<(), Refused>> + Send;
 
@@ -93,7 +93,7 @@ impl Fault for Failure {
 }
 
 /// Carries out what leads from what is known of a start to what is wanted, each act planned from what came of the one before.
-pub(super) async fn carry_out<P: Ports>(
+pub(super) async fn carry_out<P: SidecarPorts>(
     ports: &P,
     records: &Records,
     pod: &PodRef,

@@ -19,7 +19,7 @@ use telemetry::Scope as Log;
 
 use super::Parts;
 use super::record::{Evidence, Start};
-use journal::Journal;
+use journal::OlderJournal;
 use suspect::Made;
 pub(crate) use suspect::Rules;
 
@@ -30,7 +30,7 @@ pub(super) struct OlderPods {
     log: Log,
     rules: Mutex<Rules>,
     /// Read when it is first needed: by then the agent before has written its last word.
-    journal: OnceLock<Mutex<Journal>>,
+    journal: OnceLock<Mutex<OlderJournal>>,
     /// The plugin is being removed.
     is_over: AtomicBool,
 }
@@ -59,7 +59,7 @@ impl OlderPods {
 
     /// Runtimes were found not to call the plugin.
     pub(super) fn missing(&self) {
-        self.note(Journal::missing);
+        self.note(OlderJournal::missing);
     }
 
     /// From now on pods are meant to start without the plugin.
@@ -145,11 +145,11 @@ impl OlderPods {
         start
     }
 
-    fn journal(&self) -> MutexGuard<'_, Journal> {
-        lock(self.journal.get_or_init(|| Mutex::new(Journal::read(&self.run_dir))))
+    fn journal(&self) -> MutexGuard<'_, OlderJournal> {
+        lock(self.journal.get_or_init(|| Mutex::new(OlderJournal::read(&self.run_dir))))
     }
 
-    fn note(&self, change: impl FnOnce(&mut Journal) -> io::Result<()>) {
+    fn note(&self, change: impl FnOnce(&mut OlderJournal) -> io::Result<()>) {
         if let Err(error) = change(&mut self.journal()) {
             let text =
                 "the next agent will not know when the plugin was missing: its times cannot be written";

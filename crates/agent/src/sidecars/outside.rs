@@ -6,7 +6,7 @@ use cluster::write::EventText;
 use facts::PodRef;
 use intent::sidecar::Capture;
 
-use super::executor::{Failure, Ports, Refused};
+use super::executor::{Failure, Refused, SidecarPorts};
 use super::record::{Evidence, Start};
 use super::{Sidecars, notes};
 use crate::events::COMPONENT;
@@ -20,7 +20,7 @@ const REASON_OLDER: &str = "StartedWithoutPlugin";
 const MESSAGE_OLDER: &str = "this pod started while istio-cni was not in the CNI configuration of its node, so its traffic is NOT CAPTURED; \
                              delete the pod, and its controller starts one that is";
 
-impl Ports for Sidecars {
+impl SidecarPorts for Sidecars {
     async fn label(&self, pod: &PodRef) -> Result<(), Refused> {
         let Some(writer) = &self.parts.writer else { return Ok(()) };
         let (key, value) = &self.parts.label;

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use ruleset::{Action, Backend, Families, Match, Ports, Protocol, Rule};
 
-use super::draft::Chain;
+use super::draft::DraftChain;
 use super::{Owner, Planner, destination, families, jump, source, to_port};
 use crate::settings::{DNS_PORT, DnsCapture};
 
@@ -33,11 +33,13 @@ impl Planner<'_> {
             Some(_) if self.facts.backend == Backend::Nftables => Some(Families::Both),
             scope => scope,
         };
-        self.draft
-            .add(Chain::RAW_OUTPUT, Rule::new(vec![], jump(Chain::RAW_DNS), "DNS capture: conntrack zones"));
+        self.draft.add(
+            DraftChain::RAW_OUTPUT,
+            Rule::new(vec![], jump(DraftChain::RAW_DNS), "DNS capture: conntrack zones"),
+        );
         if let Some(scope) = scope {
-            let enter = Rule::new(vec![], jump(Chain::NAT_DNS), "DNS capture");
-            self.draft.add(Chain::NAT_OUTPUT, Rule { families: scope, ..enter });
+            let enter = Rule::new(vec![], jump(DraftChain::NAT_DNS), "DNS capture");
+            self.draft.add(DraftChain::NAT_OUTPUT, Rule { families: scope, ..enter });
         }
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             for &server in &to_servers {
@@ -47,7 +49,8 @@ impl Planner<'_> {
                     .chain([Match::Protocol(protocol), to_port(53)])
                     .collect();
                 let why = format!("DNS over {}, to the proxy's resolver", protocol.name().to_uppercase());
-                self.draft.add(Chain::NAT_DNS, Rule::new(matches, Action::Redirect { port: DNS_PORT }, why));
+                self.draft
+                    .add(DraftChain::NAT_DNS, Rule::new(matches, Action::Redirect { port: DNS_PORT }, why));
             }
         }
         self.proxy_zones();
@@ -71,22 +74,22 @@ impl Planner<'_> {
                 Action::SetZone(ZONE_APPLICATION),
                 "the proxy's answer to the application",
             );
-            self.draft.add(Chain::RAW_DNS, query);
-            self.draft.add(Chain::RAW_DNS, answer);
+            self.draft.add(DraftChain::RAW_DNS, query);
+            self.draft.add(DraftChain::RAW_DNS, answer);
         }
     }
 
     /// Rows f: the application's queries, and the servers' answers to the proxy.
     fn application_zones(&mut self, servers: &[Option<IpNet>], scope: Families) {
-        let enter = Rule::new(vec![], jump(Chain::RAW_INBOUND), "DNS capture: answers of servers");
-        self.draft.add(Chain::RAW_PREROUTING, Rule { families: scope, ..enter });
+        let enter = Rule::new(vec![], jump(DraftChain::RAW_INBOUND), "DNS capture: answers of servers");
+        self.draft.add(DraftChain::RAW_PREROUTING, Rule { families: scope, ..enter });
         for &server in servers {
             let query = [udp(), to_port(53)].into_iter().chain(server.map(destination)).collect();
             let answer = [udp(), from_port(53)].into_iter().chain(server.map(source)).collect();
             let query = Rule::new(query, Action::SetZone(ZONE_APPLICATION), "the application's query");
             let answer = Rule::new(answer, Action::SetZone(ZONE_PROXY), "a server's answer to the proxy");
-            self.draft.add(Chain::RAW_DNS, query);
-            self.draft.add(Chain::RAW_INBOUND, answer);
+            self.draft.add(DraftChain::RAW_DNS, query);
+            self.draft.add(DraftChain::RAW_INBOUND, answer);
         }
     }
 

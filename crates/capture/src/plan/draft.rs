@@ -8,7 +8,7 @@ use super::OWNER;
 
 /// A chain of sidecar rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Chain {
+pub(super) struct DraftChain {
     pub(super) table: TableKind,
     pub(super) name: &'static str,
 }
@@ -49,7 +49,7 @@ const KNOWN_CHAINS: &[KnownChain] = &[
     KnownChain::named(TableKind::Raw, "istio-output-dns"),
 ];
 
-impl Chain {
+impl DraftChain {
     pub(super) const NAT_PREROUTING: Self = Self::prerouting(TableKind::Nat);
     pub(super) const NAT_INBOUND: Self = Self::inbound(TableKind::Nat);
     pub(super) const NAT_REDIRECT: Self = Self::new(TableKind::Nat, "istio-redirect");
@@ -101,7 +101,7 @@ impl Chain {
 
 /// The rules of each chain so far.
 pub(super) struct Draft {
-    chains: HashMap<Chain, Content>,
+    chains: HashMap<DraftChain, Content>,
 }
 
 #[derive(Default)]
@@ -117,12 +117,12 @@ impl Draft {
     }
 
     /// After the rules so far.
-    pub(super) fn add(&mut self, chain: Chain, rule: Rule) {
+    pub(super) fn add(&mut self, chain: DraftChain, rule: Rule) {
         self.chains.entry(chain).or_default().rest.push(rule);
     }
 
     /// Before all rules so far.
-    pub(super) fn insert_first(&mut self, chain: Chain, rule: Rule) {
+    pub(super) fn insert_first(&mut self, chain: DraftChain, rule: Rule) {
         self.chains.entry(chain).or_default().first.push(rule);
     }
 
@@ -131,7 +131,7 @@ impl Draft {
             let chains: Vec<ruleset::Chain> = names
                 .iter()
                 .map(|&name| {
-                    let chain = Chain::new(kind, name);
+                    let chain = DraftChain::new(kind, name);
                     let Content { mut first, mut rest } = self.chains.remove(&chain).unwrap_or_default();
                     let leading = first.len();
                     first.reverse();

@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 use ruleset::{Action, Match, Protocol, Rule, TableKind};
 
-use super::draft::Chain;
+use super::draft::DraftChain;
 use super::{
     Owner, Planner, destination, in_interface, jump, out_interface, source, tcp, to_own_address, to_port,
 };
@@ -12,8 +12,8 @@ use crate::settings::{OwnerGroups, PortChoice, Ranges};
 impl Planner<'_> {
     /// What goes out: first what is never captured, last what is.
     pub(super) fn outbound(&mut self) {
-        let enter = Rule::new(vec![], jump(Chain::NAT_OUTPUT), "what the pod sends");
-        self.draft.add(Chain::output(TableKind::Nat), enter);
+        let enter = Rule::new(vec![], jump(DraftChain::NAT_OUTPUT), "what the pod sends");
+        self.draft.add(DraftChain::output(TableKind::Nat), enter);
         self.excluded_outbound_ports();
         for own in self.per_family() {
             let rule = Rule::new(
@@ -21,7 +21,7 @@ impl Planner<'_> {
                 Action::Return,
                 "the proxy's own connection to the application, with its passthrough source address",
             );
-            self.draft.add(Chain::NAT_OUTPUT, rule);
+            self.draft.add(DraftChain::NAT_OUTPUT, rule);
         }
         for &uid in &self.settings.proxy_uids {
             self.proxy_owner(Owner::Uid(uid));
@@ -47,7 +47,7 @@ impl Planner<'_> {
                 let matches =
                     [Some(Match::Protocol(protocol)), port.map(to_port)].into_iter().flatten().collect();
                 self.draft.add(
-                    Chain::NAT_OUTPUT,
+                    DraftChain::NAT_OUTPUT,
                     Rule::new(matches, Action::Return, format!("{what} is excluded")),
                 );
             }
@@ -69,10 +69,10 @@ impl Planner<'_> {
             matches.push(owner.is());
             let rule = Rule::new(
                 matches,
-                jump(Chain::NAT_IN_REDIRECT),
+                jump(DraftChain::NAT_IN_REDIRECT),
                 "the proxy calls its own pod by the pod's address: that is inbound traffic",
             );
-            self.draft.add(Chain::NAT_OUTPUT, rule);
+            self.draft.add(DraftChain::NAT_OUTPUT, rule);
         }
         if !self.settings.outbound_ranges.include_loopback() {
             let mut matches = vec![out_interface("lo")];
@@ -82,10 +82,10 @@ impl Planner<'_> {
             }
             matches.push(owner.is_not());
             let why = "the pod's containers among themselves";
-            self.draft.add(Chain::NAT_OUTPUT, Rule::new(matches, Action::Return, why));
+            self.draft.add(DraftChain::NAT_OUTPUT, Rule::new(matches, Action::Return, why));
         }
         let own = Rule::new(vec![owner.is()], Action::Return, format!("sent by the proxy ({owner})"));
-        self.draft.add(Chain::NAT_OUTPUT, own);
+        self.draft.add(DraftChain::NAT_OUTPUT, own);
     }
 
     /// Groups whose traffic is captured, or is not.
@@ -98,13 +98,13 @@ impl Planner<'_> {
                         Action::Return,
                         format!("group {gid} is excluded"),
                     );
-                    self.draft.add(Chain::NAT_OUTPUT, rule);
+                    self.draft.add(DraftChain::NAT_OUTPUT, rule);
                 }
             }
             OwnerGroups::Only(groups) => {
                 let matches = groups.iter().map(|&gid| Owner::Gid(gid).is_not()).collect();
                 let rule = Rule::new(matches, Action::Return, "sent by no group that is included");
-                self.draft.add(Chain::NAT_OUTPUT, rule);
+                self.draft.add(DraftChain::NAT_OUTPUT, rule);
             }
         }
     }
@@ -114,12 +114,12 @@ impl Planner<'_> {
         for own in self.per_family() {
             let rule =
                 Rule::new(vec![destination(own.loopback)], Action::Return, "to the pod's own loopback");
-            self.draft.add(Chain::NAT_OUTPUT, rule);
+            self.draft.add(DraftChain::NAT_OUTPUT, rule);
         }
         let excluded = &self.settings.outbound_ranges_excluded;
         for net in self.handled(&excluded.v4, &excluded.v6) {
             let rule = Rule::new(vec![destination(net)], Action::Return, format!("range {net} is excluded"));
-            self.draft.add(Chain::NAT_OUTPUT, rule);
+            self.draft.add(DraftChain::NAT_OUTPUT, rule);
         }
         let ports: Vec<Option<u16>> = match &self.settings.outbound_ports {
             PortChoice::All => vec![None],
@@ -129,8 +129,8 @@ impl Planner<'_> {
             let matches = [Some(tcp()), port.map(to_port)].into_iter().flatten().collect();
             let what =
                 port.map_or_else(|| "every outbound port".to_owned(), |port| format!("outbound port {port}"));
-            let rule = Rule::new(matches, jump(Chain::NAT_REDIRECT), format!("{what} is included"));
-            self.draft.add(Chain::NAT_OUTPUT, rule);
+            let rule = Rule::new(matches, jump(DraftChain::NAT_REDIRECT), format!("{what} is included"));
+            self.draft.add(DraftChain::NAT_OUTPUT, rule);
         }
         match &self.settings.outbound_ranges {
             Ranges::All => self.capture_range(None),
@@ -147,12 +147,14 @@ impl Planner<'_> {
         for name in &self.settings.reroute_interfaces {
             let matches = [Some(in_interface(name)), net.map(destination)].into_iter().flatten().collect();
             let why = format!("{what} is captured, also for what is behind {name}");
-            self.draft
-                .insert_first(Chain::NAT_PREROUTING, Rule::new(matches, jump(Chain::NAT_REDIRECT), why));
+            self.draft.insert_first(
+                DraftChain::NAT_PREROUTING,
+                Rule::new(matches, jump(DraftChain::NAT_REDIRECT), why),
+            );
         }
         let matches = net.map(destination).into_iter().collect();
-        let rule = Rule::new(matches, jump(Chain::NAT_REDIRECT), format!("{what} is captured"));
-        self.draft.add(Chain::NAT_OUTPUT, rule);
+        let rule = Rule::new(matches, jump(DraftChain::NAT_REDIRECT), format!("{what} is captured"));
+        self.draft.add(DraftChain::NAT_OUTPUT, rule);
     }
 }
 

@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 use ruleset::{ALL_BITS, Action, Backend, Match, Rule};
 
-use super::draft::Chain;
+use super::draft::DraftChain;
 use super::{Owner, Planner, in_interface, out_interface, source, tcp, to_own_address};
 use crate::settings::TPROXY_OUTBOUND_MARK;
 
@@ -23,18 +23,20 @@ impl Planner<'_> {
     pub(super) fn tproxy_targets(&mut self) {
         let mark = self.settings.tproxy_mark;
         let keep = Rule::new(vec![], Action::SetMark(mark), "marked packets are routed to this host");
-        self.draft.add(Chain::MANGLE_DIVERT, keep);
-        self.draft
-            .add(Chain::MANGLE_DIVERT, Rule::new(vec![], Action::Accept, "marked: nothing else to decide"));
+        self.draft.add(DraftChain::MANGLE_DIVERT, keep);
+        self.draft.add(
+            DraftChain::MANGLE_DIVERT,
+            Rule::new(vec![], Action::Accept, "marked: nothing else to decide"),
+        );
         for own in self.per_family() {
             let rule = Rule::new(
                 vec![tcp(), Match::Destination { net: own.loopback, not: true }],
                 Action::Tproxy { port: self.settings.capture_port, mark },
                 "inbound, to the proxy, addresses unchanged",
             );
-            self.draft.add(Chain::MANGLE_TPROXY, rule);
+            self.draft.add(DraftChain::MANGLE_TPROXY, rule);
             if self.facts.backend == Backend::Nftables {
-                self.draft.add(Chain::MANGLE_TPROXY, without_listener(own.loopback));
+                self.draft.add(DraftChain::MANGLE_TPROXY, without_listener(own.loopback));
             }
         }
     }
@@ -51,13 +53,13 @@ impl Planner<'_> {
             Action::SaveMark,
             "the connection remembers that it was captured",
         );
-        self.draft.add(Chain::MANGLE_PREROUTING, save);
+        self.draft.add(DraftChain::MANGLE_PREROUTING, save);
         let kept = Rule::new(
             vec![out_interface("lo"), tcp(), marked()],
             Action::Return,
             "already marked, on its way through loopback",
         );
-        self.draft.add(Chain::MANGLE_OUTPUT, kept);
+        self.draft.add(DraftChain::MANGLE_OUTPUT, kept);
         let uids = self.settings.proxy_uids.iter().map(|&uid| Owner::Uid(uid));
         let gids = self.settings.proxy_gids.iter().map(|&gid| Owner::Gid(gid));
         for owner in uids.chain(gids) {
@@ -69,7 +71,7 @@ impl Planner<'_> {
                     Action::SetMark(TPROXY_OUTBOUND_MARK),
                     "the proxy calls its own pod: tell its packets from the pod's inner traffic",
                 );
-                self.draft.add(Chain::MANGLE_OUTPUT, rule);
+                self.draft.add(DraftChain::MANGLE_OUTPUT, rule);
             }
         }
         let restore = Rule::new(
@@ -77,9 +79,9 @@ impl Planner<'_> {
             Action::RestoreMark,
             "answers of a captured connection are routed like its requests",
         );
-        self.draft.add(Chain::MANGLE_OUTPUT, restore);
+        self.draft.add(DraftChain::MANGLE_OUTPUT, restore);
         for rule in self.inbound_exceptions().into_iter().rev() {
-            self.draft.insert_first(Chain::MANGLE_INBOUND, rule);
+            self.draft.insert_first(DraftChain::MANGLE_INBOUND, rule);
         }
     }
 

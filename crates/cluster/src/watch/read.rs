@@ -48,7 +48,7 @@ pub(super) enum Tidings {
 
 /// What an `ERROR` line carries.
 #[derive(Debug, Deserialize)]
-pub(super) struct Refusal {
+pub(super) struct WatchRefusal {
     #[serde(default)]
     pub(super) code: u16,
     #[serde(default)]

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 
 use serde_json::value::RawValue;
 
-use super::read::{self, Line, Misfit, Page, PageMetadata, Refusal, Tidings, number};
+use super::read::{self, Line, Misfit, Page, PageMetadata, Tidings, WatchRefusal, number};
 use super::{Event, Limits, ObjectChange, Reporter, Sink, Standing, What};
 use crate::connection::{ApiConnection, Items, Lines};
 use crate::error::{About, Error, place};
@@ -215,8 +215,8 @@ impl<'a, K: Kind> Reflector<'a, K> {
         let line: Line<'_> = serde_json::from_slice(line).map_err(not_understood)?;
         let change = match line.change {
             Tidings::Error => {
-                let refusal = serde_json::from_str::<Refusal>(line.object.get());
-                let Refusal { code, message } = refusal.map_err(not_understood)?;
+                let refusal = serde_json::from_str::<WatchRefusal>(line.object.get());
+                let WatchRefusal { code, message } = refusal.map_err(not_understood)?;
                 let message = message.chars().filter(|c| !c.is_control()).take(300).collect();
                 let (about, retry_after) = (About::Other, None);
                 return Err(Error::Status { operation: operation(), code, message, about, retry_after });

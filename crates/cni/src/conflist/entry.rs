@@ -38,7 +38,7 @@ pub struct PluginEntry {
 
 /// Where an entry stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum EntryPlace {
     /// In a list, which has the version.
     Member,
     /// Alone in a file.
@@ -48,23 +48,23 @@ pub(super) enum Place {
 impl PluginEntry {
     /// The file of the standalone mode.
     pub fn render_standalone(&self) -> Vec<u8> {
-        super::layout::pretty(&self.text(Place::Standalone))
+        super::layout::pretty(&self.text(EntryPlace::Standalone))
     }
 
     /// JSON text, keys in upstream's order.
-    pub(super) fn text(&self, place: Place) -> String {
+    pub(super) fn text(&self, place: EntryPlace) -> String {
         let members: Vec<_> =
             self.members(place).into_iter().map(|(key, value)| (key, value.to_string())).collect();
         super::object(members.iter().map(|(key, value)| (*key, value.as_str())))
     }
 
-    pub(super) fn value(&self, place: Place) -> Value {
+    pub(super) fn value(&self, place: EntryPlace) -> Value {
         Value::Object(self.members(place).into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
     }
 
-    fn members(&self, place: Place) -> Vec<(&str, Value)> {
+    fn members(&self, place: EntryPlace) -> Vec<(&str, Value)> {
         let namespaces = &self.exclude_namespaces;
-        let version = (place == Place::Standalone).then(|| ("cniVersion", STANDALONE_VERSION.into()));
+        let version = (place == EntryPlace::Standalone).then(|| ("cniVersion", STANDALONE_VERSION.into()));
         let head = [
             ("name", ENTRY_TYPE.into()),
             ("type", ENTRY_TYPE.into()),

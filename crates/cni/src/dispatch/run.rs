@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::{Answer, Identity, MAX_STDIN, NetnsRelation, Plugin, Request};
 use crate::env::{self, Command, EnvError, Lookup, Verb};
 use crate::error::{Error, code, shorten};
-use crate::json::{Node, Value};
+use crate::json::{JsonNode, Value};
 use crate::version::SpecVersion;
 
 /// State of one run.
@@ -102,7 +102,7 @@ fn unreadable(cause: impl std::fmt::Display) -> Error {
 fn network_name(config: &Value) -> Result<String, Error> {
     let name = match config {
         Value::Null => String::new(),
-        other => Node::root(other, "network configuration").text_or_empty("name").map_err(unreadable)?,
+        other => JsonNode::root(other, "network configuration").text_or_empty("name").map_err(unreadable)?,
     };
     if name.is_empty() {
         return Err(Error::new(code::INVALID_NETWORK_CONFIG, "missing network name"));
@@ -115,7 +115,7 @@ fn network_name(config: &Value) -> Result<String, Error> {
 }
 
 fn config_version(config: &Value) -> Result<String, Error> {
-    let text = Node::root(config, "").text_or_empty("cniVersion").map_err(|cause| {
+    let text = JsonNode::root(config, "").text_or_empty("cniVersion").map_err(|cause| {
         Error::new(code::DECODING_FAILURE, format!("decoding version from network config: {cause}"))
     })?;
     Ok(if text.is_empty() { SpecVersion::DEFAULT.to_string() } else { text })

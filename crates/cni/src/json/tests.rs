@@ -15,13 +15,13 @@ fn keys_match_in_any_case_and_the_last_that_is_not_null_counts() {
 #[test]
 fn errors_name_the_place_and_both_types() {
     let tree = parse(r#"{"a":{"b":[{"c":1},{"c":"x"}]}}"#);
-    let root = Node::root(&tree, "");
+    let root = JsonNode::root(&tree, "");
     let error = root.required("a").unwrap().list("b", |item| item.text_or_empty("c")).unwrap_err();
     assert_eq!(error.to_string(), "a.b[0].c: expected a text, found a number");
     let error = root.required("x").err().unwrap();
     assert_eq!(error.to_string(), "x: missing");
     assert_eq!(
-        Node::root(&Value::Null, "conf").field("a").err().unwrap().to_string(),
+        JsonNode::root(&Value::Null, "conf").field("a").err().unwrap().to_string(),
         "conf: expected an object, found null"
     );
 }
@@ -30,7 +30,7 @@ fn errors_name_the_place_and_both_types() {
 fn integers_reject_fractions_and_overflow() {
     for text in ["1.0", "9223372036854775808", "1e3"] {
         let tree = parse(&format!(r#"{{"n":{text}}}"#));
-        let error = Node::root(&tree, "").maybe_integer("n").unwrap_err();
+        let error = JsonNode::root(&tree, "").maybe_integer("n").unwrap_err();
         assert_eq!(error.to_string(), "n: not a 64-bit whole number", "{text}");
     }
 }

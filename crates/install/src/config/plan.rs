@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use cni::conflist::Document;
 
-use super::scan::{Candidate, State, form_of_path, judge};
+use super::scan::{Candidate, FileState, form_of_path, judge};
 use super::{
-    Config, ConfigError, Obstacle, Problem, Scan, Waiting, list_of, obstacle, original_of,
+    ConfigError, InstallConfig, Obstacle, Problem, Scan, Waiting, list_of, obstacle, original_of,
     with_other_extension,
 };
 use crate::file::{Attributes, Content};
@@ -59,7 +59,7 @@ struct Primary {
 }
 
 /// Looks at the directory.
-pub(crate) fn plan(config: &Config<'_>) -> Result<Plan, ConfigError> {
+pub(crate) fn plan(config: &InstallConfig<'_>) -> Result<Plan, ConfigError> {
     let own_file = config.own_file();
     let mut scan = Scan::new(&config.options.net_dir, own_file.as_deref())?;
     if let (InstallMode::Standalone, Some(path)) = (&config.options.mode, &own_file) {
@@ -100,13 +100,13 @@ fn of_itself(used: PathBuf, primary: &Candidate) -> Option<Obstacle> {
 }
 
 /// The network that the plugin joins: the configured one, else the first that it can be put into.
-fn primary(config: &Config<'_>, scan: &mut Scan) -> Result<Result<Primary, Waiting>, ConfigError> {
+fn primary(config: &InstallConfig<'_>, scan: &mut Scan) -> Result<Result<Primary, Waiting>, ConfigError> {
     if let Some(name) = &config.options.conf_name {
         return configured(config, config.path(name));
     }
     let listed: Vec<PathBuf> = scan.loaded();
     for candidate in std::mem::take(&mut scan.candidates) {
-        if candidate.state == State::Settling {
+        if candidate.state == FileState::Settling {
             return Ok(Err(Waiting::Settling(candidate.path)));
         }
         let merged = order_problem(config, &candidate, &listed, &scan.problems)
@@ -126,13 +126,13 @@ fn primary(config: &Config<'_>, scan: &mut Scan) -> Result<Result<Primary, Waiti
 
 /// The configured network, under its name or the same with the other extension. Whoever names a file gets the error of what cannot be
 /// done with it.
-fn configured(config: &Config<'_>, path: PathBuf) -> Result<Result<Primary, Waiting>, ConfigError> {
+fn configured(config: &InstallConfig<'_>, path: PathBuf) -> Result<Result<Primary, Waiting>, ConfigError> {
     let mut paths = [Some(path.clone()), with_other_extension(&path)].into_iter().flatten();
     let Some(there) = paths.find(|path| std::fs::symlink_metadata(path).is_ok()) else {
         return Ok(Err(Waiting::NotThere(path)));
     };
     let candidate = Candidate::load(&there)?;
-    if candidate.state == State::Settling {
+    if candidate.state == FileState::Settling {
         return Ok(Err(Waiting::Settling(candidate.path)));
     }
     let merged = candidate.merge(config.entry)?;
@@ -141,7 +141,7 @@ fn configured(config: &Config<'_>, path: PathBuf) -> Result<Result<Primary, Wait
 
 /// The file that would sort before a single network once that is a list, whose name sorts later.
 fn order_problem(
-    config: &Config<'_>,
+    config: &InstallConfig<'_>,
     candidate: &Candidate,
     loaded: &[PathBuf],
     problems: &[Problem],
@@ -156,9 +156,9 @@ fn order_problem(
     Some(Problem::Overtaken { path: single.clone(), other: other.to_owned() })
 }
 
-fn chained(config: &Config<'_>, primary: Primary) -> Result<Step, ConfigError> {
+fn chained(config: &InstallConfig<'_>, primary: Primary) -> Result<Step, ConfigError> {
     let Primary { candidate: Candidate { path, content, document, state, .. }, merged: new } = primary;
-    let is_broken = state == State::Broken;
+    let is_broken = state == FileState::Broken;
     let target = list_of(&path);
     if !is_broken && document.holds(config.entry) && target == path {
         return Ok(Step::Keep(path));
@@ -184,20 +184,20 @@ fn was_single(list: &Path, content: &Content) -> bool {
     document.is_ok_and(|document| document.has_entry()) && !original_of(list).exists()
 }
 
-fn owned(config: &Config<'_>, path: PathBuf, primary: Primary) -> Result<Step, ConfigError> {
+fn owned(config: &InstallConfig<'_>, path: PathBuf, primary: Primary) -> Result<Step, ConfigError> {
     let Primary { candidate, merged } = primary;
     let is_right = |found: &Document| found.holds(config.entry) && found.is_same_network(&candidate.document);
     own(config, path, merged, is_right)
 }
 
-fn standalone(config: &Config<'_>, path: PathBuf) -> Result<Step, ConfigError> {
+fn standalone(config: &InstallConfig<'_>, path: PathBuf) -> Result<Step, ConfigError> {
     let new = config.entry.render_standalone();
     own(config, path, new, |found| found.is_standalone() && found.holds(config.entry))
 }
 
 /// A file that is ours alone.
 fn own(
-    config: &Config<'_>,
+    config: &InstallConfig<'_>,
     path: PathBuf,
     new: Vec<u8>,
     is_right: impl Fn(&Document) -> bool,

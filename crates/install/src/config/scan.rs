@@ -37,12 +37,12 @@ pub(crate) struct Candidate {
     /// Where the list has more plugins, or would have as a list.
     pub(crate) folder_path: Option<PathBuf>,
     folder: Folder,
-    pub(crate) state: State,
+    pub(crate) state: FileState,
 }
 
 /// What a file's content is worth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum State {
+pub(crate) enum FileState {
     /// Runtimes load it.
     Valid,
     /// It had the plugin and no runtime loads it any more. The document is that of its original.
@@ -73,7 +73,7 @@ impl Scan {
 
     /// The files that runtimes load, as they are listed.
     pub(crate) fn loaded(&self) -> Vec<PathBuf> {
-        let valid = self.candidates.iter().filter(|candidate| candidate.state == State::Valid);
+        let valid = self.candidates.iter().filter(|candidate| candidate.state == FileState::Valid);
         valid.map(|candidate| candidate.listed.clone()).collect()
     }
 }
@@ -90,11 +90,11 @@ impl Candidate {
         };
         let content = Content::read(&path)?;
         let (document, folder_path, folder, state) = match judge(listed, &content) {
-            Ok(Judged { document, folder_path, folder }) => (document, folder_path, folder, State::Valid),
+            Ok(Judged { document, folder_path, folder }) => (document, folder_path, folder, FileState::Valid),
             Err(cause) => {
                 let is_invalid = matches!(cause, Problem::Invalid { .. });
                 let Some(document) = original(&path).filter(|_| is_invalid) else { return Err(cause) };
-                let state = if is_recent(content.modified) { State::Settling } else { State::Broken };
+                let state = if is_recent(content.modified) { FileState::Settling } else { FileState::Broken };
                 let folder_path = folder_path(&path, &document);
                 let folder = read_folder(folder_path.as_deref(), &path);
                 (document, folder_path, folder, state)

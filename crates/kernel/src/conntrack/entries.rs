@@ -14,8 +14,8 @@ use std::net::{IpAddr, SocketAddr};
 use netns::Inside;
 use rustix::io::Errno;
 
-use crate::netlink::wire::{Attributes, Message, Writer};
-use crate::netlink::{self, Socket, flags};
+use crate::netlink::wire::{Attributes, Message, MessageWriter};
+use crate::netlink::{self, NetlinkSocket, flags};
 
 /// `NFNL_SUBSYS_CTNETLINK` as the upper byte of a message's type, with `IPCTNL_MSG_CT_GET`, `_DELETE` and `_GET_STATS`.
 const GET: u16 = 1 << 8 | 1;
@@ -74,7 +74,7 @@ pub struct Redirected {
 /// # Errors
 /// The kernel could not be asked, or did not remove one.
 pub fn forget(_: &Inside, ports: &[u16], stays: impl Fn(&Redirected) -> bool) -> Result<usize, EntriesError> {
-    let mut socket = match Socket::netfilter() {
+    let mut socket = match NetlinkSocket::netfilter() {
         Ok(socket) => socket,
         Err(error) if error.errno() == Some(Errno::PROTONOSUPPORT) => return Ok(0),
         Err(source) => return Err(EntriesError { operation: "ask for the connections", source }),
@@ -90,8 +90,8 @@ pub fn forget(_: &Inside, ports: &[u16], stays: impl Fn(&Redirected) -> bool) ->
 }
 
 /// How many entries the namespace has, if the kernel tells.
-fn count(socket: &mut Socket) -> Option<u32> {
-    let mut writer = Writer::default();
+fn count(socket: &mut NetlinkSocket) -> Option<u32> {
+    let mut writer = MessageWriter::default();
     writer.message(GET_STATS, flags::REQUEST | flags::ACK, 1, &[0; HEADER], |_| {});
     let mut entries = None;
     let take = |message: &Message<'_>| {
@@ -101,8 +101,8 @@ fn count(socket: &mut Socket) -> Option<u32> {
     entries
 }
 
-fn list(socket: &mut Socket, ports: &[u16]) -> Result<Vec<Redirected>, EntriesError> {
-    let mut writer = Writer::default();
+fn list(socket: &mut NetlinkSocket, ports: &[u16]) -> Result<Vec<Redirected>, EntriesError> {
+    let mut writer = MessageWriter::default();
     writer.message(GET, flags::REQUEST | flags::DUMP, 1, &[0; HEADER], |w| {
         // Kernels before 5.15 do not know the second, and list everything.
         w.be32(STATUS, DESTINATION_CHANGED);
@@ -122,8 +122,8 @@ fn list(socket: &mut Socket, ports: &[u16]) -> Result<Vec<Redirected>, EntriesEr
 }
 
 /// Whether it was still there.
-fn remove(socket: &mut Socket, entry: &Redirected) -> Result<bool, EntriesError> {
-    let mut writer = Writer::default();
+fn remove(socket: &mut NetlinkSocket, entry: &Redirected) -> Result<bool, EntriesError> {
+    let mut writer = MessageWriter::default();
     let header = [entry.family, 0, 0, 0];
     writer.message(DELETE, flags::REQUEST | flags::ACK, 1, &header, |w| {
         w.attribute(TUPLE_ORIGINAL | NESTED, &entry.tuple);

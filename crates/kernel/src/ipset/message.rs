@@ -4,7 +4,7 @@ use ipnet::IpNet;
 use ruleset::iptables::ipset::{kernel_keys, type_name};
 use ruleset::{Element, Family, Key, KeyType, Protocol, Set, TransportAddress};
 
-use crate::netlink::wire::{self, Attribute, Writer};
+use crate::netlink::wire::{self, Attribute, MessageWriter};
 use crate::netlink::{self, flags};
 use crate::sets::{address, octets};
 
@@ -132,19 +132,19 @@ fn family_number(family: Family) -> u8 {
     }
 }
 
-fn command(kind: u16, flags: u16, name: &str, body: impl FnOnce(&mut Writer)) -> Vec<u8> {
-    let mut w = Writer::with_capacity(128);
+fn command(kind: u16, flags: u16, name: &str, body: impl FnOnce(&mut MessageWriter)) -> Vec<u8> {
+    let mut w = MessageWriter::with_capacity(128);
     write_command(&mut w, kind, flags, 1, name, body);
     w.bytes().to_vec()
 }
 
 fn write_command(
-    w: &mut Writer,
+    w: &mut MessageWriter,
     kind: u16,
     flags: u16,
     sequence: u32,
     name: &str,
-    body: impl FnOnce(&mut Writer),
+    body: impl FnOnce(&mut MessageWriter),
 ) {
     w.message(kind, flags::REQUEST | flags::ACK | flags, sequence, &[2, 0, 0, 0], |w| {
         w.attribute(ATTR_PROTOCOL, &[PROTOCOL]);
@@ -197,7 +197,7 @@ pub(super) fn list(name: &str, header: bool) -> Vec<u8> {
 
 impl Message<'_> {
     /// Writes it, as several commands where the kernel takes no such key.
-    pub(super) fn write(&self, w: &mut Writer, set: &Set, sequence: u32) {
+    pub(super) fn write(&self, w: &mut MessageWriter, set: &Set, sequence: u32) {
         let (kind, extra, key, comment) = match self {
             Self::Add { element, exclusive: true } => (ADD, flags::EXCL, &element.key, &*element.comment),
             Self::Add { element, exclusive: false } => (ADD, 0, &element.key, &*element.comment),

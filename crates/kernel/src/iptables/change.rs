@@ -37,7 +37,7 @@ pub(super) struct Side<'a> {
 }
 
 /// What one layer has in a table of a side.
-pub(super) struct View<'a> {
+pub(super) struct LayerView<'a> {
     side: &'a Side<'a>,
     layer: &'a Ruleset,
     pub(super) kind: TableKind,
@@ -82,10 +82,10 @@ impl Side<'_> {
     }
 
     /// What each layer has in a table.
-    fn views(&self, kind: TableKind) -> Vec<View<'_>> {
-        let mut views: Vec<View<'_>> = Vec::new();
+    fn views(&self, kind: TableKind) -> Vec<LayerView<'_>> {
+        let mut views: Vec<LayerView<'_>> = Vec::new();
         for layer in self.layers {
-            let mut view = View::new(self, layer, kind);
+            let mut view = LayerView::new(self, layer, kind);
             if let Some(saved) = view.saved {
                 view.shared = view.own_shared_rules(saved, |number| {
                     views.iter().any(|earlier| earlier.shared.contains(&number))
@@ -97,7 +97,7 @@ impl Side<'_> {
     }
 }
 
-impl<'a> View<'a> {
+impl<'a> LayerView<'a> {
     fn new(side: &'a Side<'a>, layer: &'a Ruleset, kind: TableKind) -> Self {
         let model = layer.table(kind);
         let saved = side.saved.as_ref().and_then(|saved| saved.table(kind));

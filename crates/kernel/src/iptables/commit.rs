@@ -5,7 +5,7 @@ use std::fmt::Write;
 use ruleset::iptables::{Placement, chain_name, leading, render_rule, render_rules, rules};
 use ruleset::{Chain, Family};
 
-use super::change::View;
+use super::change::LayerView;
 use super::error::Error;
 
 /// Both texts.
@@ -20,8 +20,8 @@ struct Shared(Vec<Option<(usize, bool)>>);
 
 impl Commit {
     /// Of the layers of a table, those that differ.
-    pub(super) fn of(views: &[View<'_>], differs: &[bool], family: Family) -> Result<Self, Error> {
-        let changed: Vec<&View<'_>> =
+    pub(super) fn of(views: &[LayerView<'_>], differs: &[bool], family: Family) -> Result<Self, Error> {
+        let changed: Vec<&LayerView<'_>> =
             views.iter().zip(differs).filter_map(|(view, differs)| differs.then_some(view)).collect();
         let Some(first) = changed.first() else {
             return Ok(Self { forward: String::new(), backward: String::new() });
@@ -32,7 +32,7 @@ impl Commit {
     }
 }
 
-fn forward(views: &[View<'_>], differs: &[bool], family: Family) -> Result<String, Error> {
+fn forward(views: &[LayerView<'_>], differs: &[bool], family: Family) -> Result<String, Error> {
     let changed =
         || views.iter().enumerate().zip(differs).filter(|(_, differs)| **differs).map(|(view, _)| view);
     let mut text = String::with_capacity(4096);
@@ -70,7 +70,13 @@ fn forward(views: &[View<'_>], differs: &[bool], family: Family) -> Result<Strin
 }
 
 /// Where the rules of a layer go in a chain: between those of the layers before and behind it.
-fn place(views: &[View<'_>], differs: &[bool], number: usize, chain: &Chain, family: Family) -> Placement {
+fn place(
+    views: &[LayerView<'_>],
+    differs: &[bool],
+    number: usize,
+    chain: &Chain,
+    family: Family,
+) -> Placement {
     if chain.base.is_none() {
         return Placement::default();
     }
@@ -88,7 +94,7 @@ fn place(views: &[View<'_>], differs: &[bool], number: usize, chain: &Chain, fam
 
 impl Shared {
     /// Without the rules of the layers that change.
-    fn unchanged(views: &[View<'_>], differs: &[bool], chain: &str, family: Family) -> Self {
+    fn unchanged(views: &[LayerView<'_>], differs: &[bool], chain: &str, family: Family) -> Self {
         let saved = views.iter().find_map(|view| view.saved).map_or(&[][..], |saved| &saved.rules);
         let mut leads: Vec<usize> = views.iter().map(|view| view.leading(chain, family)).collect();
         let mut rules = Vec::new();
@@ -119,7 +125,7 @@ impl Shared {
     }
 }
 
-fn backward(changed: &[&View<'_>], family: Family) -> String {
+fn backward(changed: &[&LayerView<'_>], family: Family) -> String {
     let mut text = String::new();
     for view in changed {
         for chain in view.plan.map_or(&[][..], |plan| &plan.chains).iter().filter(|c| c.base.is_some()) {

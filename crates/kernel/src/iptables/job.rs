@@ -18,7 +18,7 @@ const LOCK_WAIT: &str = "--wait=30";
 
 /// The runs in order, with everything that is needed to do them and to take them back.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Job {
+pub(super) struct IptablesJob {
     /// The longest that one run may take.
     pub(super) timeout: Duration,
     /// The PATH of the programs.
@@ -54,14 +54,14 @@ pub(super) struct TableStep {
 
 /// What came of a job.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub(super) struct Report {
+pub(super) struct JobReport {
     /// For the log.
     pub(super) warnings: Vec<String>,
     /// The number of the run that failed, and how.
     pub(super) failure: Option<(usize, Failure)>,
 }
 
-impl Job {
+impl IptablesJob {
     /// Whether the programs would come to files of the host that must not slow them down. What the node itself has is changed as
     /// everybody else changes it.
     pub(super) fn hides_files(&self) -> bool {
@@ -74,7 +74,7 @@ impl Job {
 
     /// Does the job on the calling thread. That must be one to throw away if the job [hides files](Self::hides_files): its mount
     /// namespace changes then.
-    pub(super) fn execute(&self, lock: Option<OwnedFd>) -> Report {
+    pub(super) fn execute(&self, lock: Option<OwnedFd>) -> JobReport {
         // Asked for while /proc is as it was.
         let user_namespace = private::foreign_user_namespace();
         // A mount namespace is a copy of all the mounts that the process sees, which on a full node are hundreds.
@@ -97,7 +97,7 @@ impl Job {
                 break;
             }
         }
-        Report { warnings: view.warnings, failure }
+        JobReport { warnings: view.warnings, failure }
     }
 }
 

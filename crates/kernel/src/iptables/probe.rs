@@ -7,8 +7,8 @@ use rustix::io::Errno;
 
 use super::error::Error;
 use super::program::Variant;
-use crate::netlink::wire::Writer;
-use crate::netlink::{Socket, flags};
+use crate::netlink::wire::MessageWriter;
+use crate::netlink::{NetlinkSocket, flags};
 
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETCHAIN`, `linux/netfilter/nf_tables.h`.
 const GET_CHAIN: u16 = 10 << 8 | 4;
@@ -72,10 +72,10 @@ fn nft_chains(family: Family) -> Result<Option<Vec<(String, String)>>, Error> {
         Family::V4 => 2,
         Family::V6 => 10,
     };
-    let mut request = Writer::default();
+    let mut request = MessageWriter::default();
     request.message(GET_CHAIN, flags::REQUEST | flags::DUMP, 1, &[protocol, 0, 0, 0], |_| {});
     let mut chains = Vec::new();
-    let result = Socket::netfilter().and_then(|mut socket| {
+    let result = NetlinkSocket::netfilter().and_then(|mut socket| {
         socket.dump_most(request.bytes(), (MOST, "chains"), |message| {
             let Some(message) = message else { return chains.clear() };
             let text = |kind| message.attributes(HEADER).find(kind).map(|a| a.text().into_owned());

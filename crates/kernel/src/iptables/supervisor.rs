@@ -10,7 +10,7 @@ use netns::Lock;
 
 use super::child;
 use super::error::Error;
-use super::job::{Job, Report};
+use super::job::{IptablesJob, JobReport};
 use super::wire;
 
 /// The first argument that turns the program into a supervisor. No argument that a user would give.
@@ -49,7 +49,7 @@ fn supervise() -> Option<()> {
 }
 
 /// In the parent: starts the supervisor in the calling thread's namespace and waits for its report.
-pub(super) fn delegate(job: &Job, lock: Option<&Lock>) -> Result<Report, Error> {
+pub(super) fn delegate(job: &IptablesJob, lock: Option<&Lock>) -> Result<JobReport, Error> {
     let failed = |cause: std::io::Error| Error::Supervisor { cause: cause.to_string() };
     let input = child::memory_file(&wire::encode_job(job)).map_err(failed)?;
     let (output, input_of_output) = std::io::pipe().map_err(failed)?;

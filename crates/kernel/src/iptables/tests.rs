@@ -7,12 +7,12 @@ use ruleset::{Action, Chain, Family, Match, Ports, Protocol, Rule, Ruleset, Tabl
 
 use super::change::Side;
 use super::error::{Failure, ProgramFailure};
-use super::job::{Job, Report, Run, TableStep};
+use super::job::{IptablesJob, JobReport, Run, TableStep};
 use super::program::Variant;
 use super::saved::Saved;
 use super::wire::{decode_job, decode_report, encode_job, encode_report};
 
-fn job() -> Job {
+fn job() -> IptablesJob {
     let step = |kind| TableStep {
         kind,
         forward: "*nat\nCOMMIT\n".to_owned(),
@@ -28,7 +28,7 @@ fn job() -> Job {
         tables: vec![step(TableKind::Nat), step(TableKind::Filter)],
     };
     let empty = Run { variant: Variant::Nft, unproven: false, tables: Vec::new(), ..run.clone() };
-    Job {
+    IptablesJob {
         timeout: Duration::from_millis(1500),
         path: "/bin:/sbin".to_owned(),
         node: true,
@@ -53,14 +53,14 @@ fn jobs_and_reports_survive_the_way_and_nothing_shorter_or_longer_does() {
             said: "line 3 failed".to_owned(),
             left: vec!["x".to_owned()],
         };
-        let report = Report { warnings: vec!["w".to_owned()], failure: Some((1, failure)) };
+        let report = JobReport { warnings: vec!["w".to_owned()], failure: Some((1, failure)) };
         let bytes = encode_report(&report);
         assert_eq!(decode_report(&bytes), Some(report));
         assert!((0..bytes.len()).all(|end| decode_report(&bytes[..end]).is_none()));
     }
     assert!((0..bytes.len()).all(|end| decode_job(&bytes[..end]).is_none()));
     assert_eq!(decode_job(&[bytes.as_slice(), b"x"].concat()), None);
-    assert_eq!(decode_report(&encode_report(&Report::default())), Some(Report::default()));
+    assert_eq!(decode_report(&encode_report(&JobReport::default())), Some(JobReport::default()));
 }
 
 #[test]

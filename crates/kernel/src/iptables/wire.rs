@@ -8,7 +8,7 @@ use std::time::Duration;
 use ruleset::TableKind;
 
 use super::error::{Failure, ProgramFailure};
-use super::job::{Job, Report, Run, TableStep};
+use super::job::{IptablesJob, JobReport, Run, TableStep};
 use super::{FAMILIES, VARIANTS};
 
 /// Tables by number.
@@ -20,7 +20,7 @@ struct Writer(Vec<u8>);
 #[derive(Debug)]
 struct Reader<'a>(&'a [u8]);
 
-pub(super) fn encode_job(job: &Job) -> Vec<u8> {
+pub(super) fn encode_job(job: &IptablesJob) -> Vec<u8> {
     let mut w = Writer::default();
     w.number(u64::try_from(job.timeout.as_millis()).unwrap_or(u64::MAX));
     w.text(&job.path);
@@ -42,7 +42,7 @@ pub(super) fn encode_job(job: &Job) -> Vec<u8> {
 }
 
 /// `None` when the bytes are not from [`encode_job`].
-pub(super) fn decode_job(bytes: &[u8]) -> Option<Job> {
+pub(super) fn decode_job(bytes: &[u8]) -> Option<IptablesJob> {
     let mut r = Reader(bytes);
     let timeout = Duration::from_millis(r.number()?);
     let path = r.text()?;
@@ -64,10 +64,10 @@ pub(super) fn decode_job(bytes: &[u8]) -> Option<Job> {
             })?,
         })
     })?;
-    r.0.is_empty().then_some(Job { timeout, path, node, runs })
+    r.0.is_empty().then_some(IptablesJob { timeout, path, node, runs })
 }
 
-pub(super) fn encode_report(report: &Report) -> Vec<u8> {
+pub(super) fn encode_report(report: &JobReport) -> Vec<u8> {
     let mut w = Writer::default();
     w.list(&report.warnings, |w, warning| w.text(warning));
     w.list(report.failure.as_slice(), |w, (number, failure)| {
@@ -90,7 +90,7 @@ pub(super) fn encode_report(report: &Report) -> Vec<u8> {
 }
 
 /// `None` when the bytes are not a whole report: its writer did not come to the end.
-pub(super) fn decode_report(bytes: &[u8]) -> Option<Report> {
+pub(super) fn decode_report(bytes: &[u8]) -> Option<JobReport> {
     let mut r = Reader(bytes);
     let warnings = r.list(Reader::text)?;
     let mut failures = r.list(|r| {
@@ -108,7 +108,7 @@ pub(super) fn decode_report(bytes: &[u8]) -> Option<Report> {
         };
         Some((number, Failure { program, cause, said: r.text()?, left: r.list(Reader::text)? }))
     })?;
-    r.0.is_empty().then_some(Report { warnings, failure: failures.pop() })
+    r.0.is_empty().then_some(JobReport { warnings, failure: failures.pop() })
 }
 
 /// The number of a value in a list that has all there are.

@@ -1,11 +1,11 @@
 //! Answers of the kernel.
 
-use super::wire::{Message, Messages, Writer};
+use super::wire::{Message, MessageWriter, Messages};
 use super::{ERROR_TEXT, Error, NLMSG_ERROR, error_of, flags};
 
 /// `struct nlmsgerr` with the header of the refused message, and what follows.
-fn answer(code: i32, extra: u16, body: impl FnOnce(&mut Writer)) -> Writer {
-    let mut w = Writer::default();
+fn answer(code: i32, extra: u16, body: impl FnOnce(&mut MessageWriter)) -> MessageWriter {
+    let mut w = MessageWriter::default();
     let mut header = code.to_ne_bytes().to_vec();
     // Length 24: an echo without the capped flag has eight bytes behind the header.
     header.extend_from_slice(&24u32.to_ne_bytes());
@@ -14,7 +14,7 @@ fn answer(code: i32, extra: u16, body: impl FnOnce(&mut Writer)) -> Writer {
     w
 }
 
-fn result(w: &Writer) -> Result<(), Error> {
+fn result(w: &MessageWriter) -> Result<(), Error> {
     let message: Message<'_> = Messages::new(w.bytes()).next().expect("a message");
     assert_eq!(message.sequence, 3);
     error_of(&message)
@@ -44,11 +44,11 @@ fn a_refusal_has_the_kernels_words() {
 /// A list that goes on is left where there is enough of it, and the next question gets its own answer.
 #[test]
 fn a_list_is_left_unread_where_it_is_too_long() {
-    use super::Socket;
-    let mut request = Writer::default();
+    use super::NetlinkSocket;
+    let mut request = MessageWriter::default();
     // RTM_GETLINK, of every family: each namespace has the loopback interface, and this one maybe others.
     request.message(18, flags::REQUEST | flags::DUMP, 1, &[0; 16], |_| {});
-    let mut socket = Socket::open(None).expect("a socket");
+    let mut socket = NetlinkSocket::open(None).expect("a socket");
     let mut count = |most: usize| {
         let mut seen = 0;
         let listed =

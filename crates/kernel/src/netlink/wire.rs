@@ -11,7 +11,7 @@ const KIND_MASK: u16 = 0x3fff;
 
 /// Collects messages.
 #[derive(Debug, Default)]
-pub(crate) struct Writer {
+pub(crate) struct MessageWriter {
     bytes: Vec<u8>,
 }
 
@@ -39,9 +39,9 @@ pub(crate) struct Attribute<'a> {
     pub(crate) data: &'a [u8],
 }
 
-// === impl Writer ===
+// === impl MessageWriter ===
 
-impl Writer {
+impl MessageWriter {
     pub(crate) fn with_capacity(bytes: usize) -> Self {
         Self { bytes: Vec::with_capacity(bytes) }
     }

@@ -6,19 +6,19 @@ use ruleset::{Base, Chain, Rule, Ruleset, Set, Table};
 
 pub(super) use object::{Object, TableOf};
 
-use super::error::Failure;
+use super::error::RefusedMessage;
 use super::lower::{self, Lowered};
 use super::set::{self as sets, Element, SetType};
 use super::uapi::{
     batch_header, chain, element, family, header, message, object as object_uapi, rule as rule_uapi, set,
     table as table_uapi,
 };
-use crate::netlink::wire::Writer;
-use crate::netlink::{self, Answer, Socket, flags};
+use crate::netlink::wire::MessageWriter;
+use crate::netlink::{self, NetlinkAnswer, NetlinkSocket, flags};
 
 /// A transaction that is being written.
 pub(super) struct Batch<'a> {
-    writer: Writer,
+    writer: MessageWriter,
     layers: &'a [Ruleset],
     /// What each message is about; the index is its sequence number.
     objects: Vec<Object<'a>>,
@@ -55,13 +55,13 @@ impl Kept<'_> {
 }
 
 /// The answers to a transaction with the indices of their objects.
-type Answers<'a> = Vec<(usize, Result<(), Failure<'a>>)>;
+type Answers<'a> = Vec<(usize, Result<(), RefusedMessage<'a>>)>;
 
 impl<'a> Batch<'a> {
     /// For tables of these layers.
     pub(super) fn new(layers: &'a [Ruleset]) -> Self {
         let mut batch = Self {
-            writer: Writer::with_capacity(16 * 1024),
+            writer: MessageWriter::with_capacity(16 * 1024),
             layers,
             objects: Vec::with_capacity(64),
             last: 0,
@@ -224,7 +224,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Sends it. The kernel does all of it or nothing.
-    pub(super) fn run(mut self, socket: &mut Socket) -> Result<(), Failure<'a>> {
+    pub(super) fn run(mut self, socket: &mut NetlinkSocket) -> Result<(), RefusedMessage<'a>> {
         let last = self.objects.len() - 1;
         if last == 0 {
             return Ok(());
@@ -253,26 +253,29 @@ impl<'a> Batch<'a> {
     }
 
     /// Sends it without the end that makes the kernel commit, and returns what would fail.
-    pub(super) fn rehearse(self, socket: &mut Socket) -> Result<Vec<Failure<'a>>, Failure<'a>> {
+    pub(super) fn rehearse(
+        self,
+        socket: &mut NetlinkSocket,
+    ) -> Result<Vec<RefusedMessage<'a>>, RefusedMessage<'a>> {
         Ok(self.send(socket)?.into_iter().filter_map(|(_, result)| result.err()).collect())
     }
 
     /// The answers in the kernel's order, with the index of the object.
-    fn send(&self, socket: &mut Socket) -> Result<Answers<'a>, Failure<'a>> {
+    fn send(&self, socket: &mut NetlinkSocket) -> Result<Answers<'a>, RefusedMessage<'a>> {
         let answers = socket.exchange(self.writer.bytes()).map_err(|error| self.failure(0, error))?;
-        let attribute = |answer: Answer| {
+        let attribute = |answer: NetlinkAnswer| {
             let index = answer.sequence as usize;
             (index, answer.result.map_err(|error| self.failure(index, error)))
         };
         Ok(answers.into_iter().map(attribute).collect())
     }
 
-    fn failure(&self, index: usize, error: netlink::Error) -> Failure<'a> {
+    fn failure(&self, index: usize, error: netlink::Error) -> RefusedMessage<'a> {
         let object = self.objects.get(index).copied().unwrap_or(Object::Whole);
-        Failure { object, layers: self.layers, error }
+        RefusedMessage { object, layers: self.layers, error }
     }
 
-    fn message(&mut self, object: Object<'a>, kind: u16, extra: u16, body: impl FnOnce(&mut Writer)) {
+    fn message(&mut self, object: Object<'a>, kind: u16, extra: u16, body: impl FnOnce(&mut MessageWriter)) {
         self.last = self.writer.len();
         self.objects.push(object);
         self.message_of(kind, extra, self.objects.len() - 1, &header(family::INET), body);
@@ -284,7 +287,7 @@ impl<'a> Batch<'a> {
         extra: u16,
         index: usize,
         header: &[u8; 4],
-        body: impl FnOnce(&mut Writer),
+        body: impl FnOnce(&mut MessageWriter),
     ) {
         // 2³² messages do not fit into memory.
         let sequence = u32::try_from(index).unwrap_or(u32::MAX);
@@ -297,13 +300,13 @@ impl<'a> Batch<'a> {
     }
 }
 
-fn numbers(w: &mut Writer, list: &[(u16, u32)]) {
+fn numbers(w: &mut MessageWriter, list: &[(u16, u32)]) {
     for (kind, number) in list {
         w.be32(*kind, *number);
     }
 }
 
-fn write_chain(w: &mut Writer, table: &str, chain: &Chain) {
+fn write_chain(w: &mut MessageWriter, table: &str, chain: &Chain) {
     w.text(chain::TABLE, table);
     w.text(chain::NAME, &chain.name);
     if let Some(Base { kind, hook, priority }) = chain.base {
@@ -316,13 +319,13 @@ fn write_chain(w: &mut Writer, table: &str, chain: &Chain) {
 }
 
 /// `first_id` is the set id of the rule's first anonymous set; those of the others follow.
-pub(super) fn write_exprs(w: &mut Writer, lowered: &Lowered<'_>, first_id: u32) {
+pub(super) fn write_exprs(w: &mut MessageWriter, lowered: &Lowered<'_>, first_id: u32) {
     let mut ids = first_id..;
     w.nest(rule_uapi::EXPRESSIONS, |w| lowered.exprs.iter().for_each(|e| e.encode(w, &mut ids)));
 }
 
 /// The comment as nft stores it: type, length with the zero, text, zero.
-fn write_comment(w: &mut Writer, rule: &Rule) {
+fn write_comment(w: &mut MessageWriter, rule: &Rule) {
     let mut data = Vec::new();
     push_comment(&mut data, rule_uapi::USERDATA_COMMENT, ruleset::nft::comment(rule));
     if !data.is_empty() {

@@ -6,8 +6,8 @@ use rustix::io::Errno;
 use super::batch::Object;
 use super::list::NetlinkTable;
 use super::missing::{
-    BATCHES, CONNTRACK, COUNTER, INET, LOG, MissingPart, NAMED_COUNTER, NAT, NETFILTER, NF_TABLES, Part,
-    REDIRECT, REJECT, ROUTE, SETS, TPROXY,
+    BATCHES, CONNTRACK, COUNTER, INET, KernelPart, LOG, MissingPart, NAMED_COUNTER, NAT, NETFILTER,
+    NF_TABLES, REDIRECT, REJECT, ROUTE, SETS, TPROXY,
 };
 use crate::netlink;
 
@@ -72,7 +72,7 @@ pub enum Error {
 
 /// A message that the kernel refused.
 #[derive(Debug)]
-pub(super) struct Failure<'a> {
+pub(super) struct RefusedMessage<'a> {
     pub(super) object: Object<'a>,
     /// Those of the transaction.
     pub(super) layers: &'a [Ruleset],
@@ -109,7 +109,7 @@ impl Error {
         Self::classify(operation, missing, source)
     }
 
-    fn classify(operation: String, missing: Option<&'static Part>, source: netlink::Error) -> Self {
+    fn classify(operation: String, missing: Option<&'static KernelPart>, source: netlink::Error) -> Self {
         match (missing, source.errno()) {
             (Some(part), _) => Self::Unsupported { operation, missing: MissingPart::here(part), source },
             (None, Some(Errno::PERM | Errno::ACCESS)) => Self::Denied { operation, source },
@@ -118,7 +118,7 @@ impl Error {
     }
 }
 
-impl Failure<'_> {
+impl RefusedMessage<'_> {
     /// Whether the owner's tables came or went since they were listed.
     pub(super) fn is_race(&self) -> bool {
         matches!(
@@ -137,7 +137,7 @@ impl Failure<'_> {
     }
 
     /// What the kernel lacks, if that is the reason.
-    pub(super) fn missing(&self) -> Option<&'static Part> {
+    pub(super) fn missing(&self) -> Option<&'static KernelPart> {
         let refused = matches!(self.error, netlink::Error::Refused { .. });
         // ENOENT is the kernel's answer for a type of chain or an instruction that no module provides. EOPNOTSUPP is about its place (an
         // action in a chain of the wrong type), but for a set: no module provides sets.
@@ -156,7 +156,7 @@ impl Failure<'_> {
     }
 }
 
-impl Failure<'_> {
+impl RefusedMessage<'_> {
     /// As an error, where these tables were listed before.
     pub(super) fn among(self, ours: &[NetlinkTable]) -> Error {
         let held = ours.iter().find(|table| table.holder != 0);
@@ -172,15 +172,15 @@ impl Failure<'_> {
     }
 }
 
-impl From<Failure<'_>> for Error {
-    fn from(failure: Failure<'_>) -> Self {
+impl From<RefusedMessage<'_>> for Error {
+    fn from(failure: RefusedMessage<'_>) -> Self {
         let operation = failure.object.describe(failure.layers);
         let missing = failure.missing();
         Self::classify(operation, missing, failure.error)
     }
 }
 
-fn missing_for_chain(chain: &Chain) -> Option<&'static Part> {
+fn missing_for_chain(chain: &Chain) -> Option<&'static KernelPart> {
     match chain.base?.kind {
         ChainKind::Nat => Some(NAT),
         ChainKind::Route => Some(ROUTE),
@@ -188,7 +188,7 @@ fn missing_for_chain(chain: &Chain) -> Option<&'static Part> {
     }
 }
 
-fn missing_for_rule(rule: &Rule) -> Option<&'static Part> {
+fn missing_for_rule(rule: &Rule) -> Option<&'static KernelPart> {
     match &rule.action {
         Action::Redirect { .. } => Some(REDIRECT),
         Action::Snat { .. } => Some(NAT),

@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use super::uapi::{LOOKUP_INVERTED, ORIGINAL, SNAT, expr as uapi, set};
-use crate::netlink::wire::Writer;
+use crate::netlink::wire::MessageWriter;
 
 pub(super) use value::Value;
 
@@ -81,14 +81,14 @@ impl Expr<'_> {
 
     /// Writes it as an item of `NFTA_RULE_EXPRESSIONS`. `set_ids` are those that the batch gave to the rule's anonymous sets, in
     /// the order of their lookups.
-    pub(super) fn encode(&self, w: &mut Writer, set_ids: &mut impl Iterator<Item = u32>) {
+    pub(super) fn encode(&self, w: &mut MessageWriter, set_ids: &mut impl Iterator<Item = u32>) {
         w.nest(uapi::ITEM, |w| {
             w.text(uapi::NAME, self.name());
             w.nest(uapi::DATA, |w| self.encode_operands(w, set_ids));
         });
     }
 
-    fn encode_operands(&self, w: &mut Writer, set_ids: &mut impl Iterator<Item = u32>) {
+    fn encode_operands(&self, w: &mut MessageWriter, set_ids: &mut impl Iterator<Item = u32>) {
         const R: u32 = uapi::REGISTER;
         match self {
             Self::MetaLoad(key) => numbers(w, &[(2, *key), (1, R)]),
@@ -151,13 +151,13 @@ impl Expr<'_> {
     }
 }
 
-fn numbers(w: &mut Writer, list: &[(u16, u32)]) {
+fn numbers(w: &mut MessageWriter, list: &[(u16, u32)]) {
     for (kind, number) in list {
         w.be32(*kind, *number);
     }
 }
 
-fn value(w: &mut Writer, kind: u16, value: &Value) {
+fn value(w: &mut MessageWriter, kind: u16, value: &Value) {
     w.nest(kind, |w| w.attribute(uapi::DATA_VALUE, value.as_slice()));
 }
 

@@ -8,8 +8,8 @@ use super::expr::Expr;
 use super::lower::Lowered;
 use super::set::{Element, SetType};
 use super::uapi::{chain, element, family, header, message, object, rule, set, table};
-use crate::netlink::wire::{Attributes, Message, Writer};
-use crate::netlink::{Error, Socket, flags};
+use crate::netlink::wire::{Attributes, Message, MessageWriter};
+use crate::netlink::{Error, NetlinkSocket, flags};
 
 /// Length of `struct nfgenmsg`.
 pub(super) const HEADER: usize = 4;
@@ -54,7 +54,7 @@ pub(super) struct ListedSet {
 }
 
 /// The tables of a family (0: all families).
-pub(super) fn tables(socket: &mut Socket, family: u8) -> Result<Vec<NetlinkTable>, Error> {
+pub(super) fn tables(socket: &mut NetlinkSocket, family: u8) -> Result<Vec<NetlinkTable>, Error> {
     let mut found = Vec::new();
     let whole = dump(
         socket,
@@ -80,13 +80,13 @@ pub(super) fn tables(socket: &mut Socket, family: u8) -> Result<Vec<NetlinkTable
 /// `filter` writes attributes that narrow the list; `take` gets the family and the attributes of each object until it has enough. Whether it
 /// got everything.
 fn dump(
-    socket: &mut Socket,
+    socket: &mut NetlinkSocket,
     family: u8,
     kind: u16,
-    filter: impl FnOnce(&mut Writer),
+    filter: impl FnOnce(&mut MessageWriter),
     mut take: impl FnMut(Option<(u8, Attributes<'_>)>) -> ControlFlow<()>,
 ) -> Result<bool, Error> {
-    let mut request = Writer::default();
+    let mut request = MessageWriter::default();
     request.message(kind, flags::REQUEST | flags::DUMP, 1, &header(family), filter);
     socket.dump_until(request.bytes(), |part: Option<&Message<'_>>| {
         take(part.map(|m| (m.payload.first().copied().unwrap_or_default(), m.attributes(HEADER))))
@@ -115,7 +115,7 @@ pub(super) fn number(attributes: Attributes<'_>, kind: u16) -> u32 {
     attributes.find(kind).and_then(|a| a.be32()).unwrap_or_default()
 }
 
-pub(super) fn chains(socket: &mut Socket) -> Result<Vec<NetlinkChain>, Error> {
+pub(super) fn chains(socket: &mut NetlinkSocket) -> Result<Vec<NetlinkChain>, Error> {
     let mut found = Vec::new();
     let whole = dump(
         socket,
@@ -134,9 +134,9 @@ pub(super) fn chains(socket: &mut Socket) -> Result<Vec<NetlinkChain>, Error> {
 }
 
 /// The names of a table's counters.
-pub(super) fn counters(socket: &mut Socket, table: &str) -> Result<Vec<String>, Error> {
+pub(super) fn counters(socket: &mut NetlinkSocket, table: &str) -> Result<Vec<String>, Error> {
     let mut found = Vec::new();
-    let filter = |w: &mut Writer| {
+    let filter = |w: &mut MessageWriter| {
         w.text(object::TABLE, table);
         w.be32(object::TYPE, object::COUNTER);
     };
@@ -162,7 +162,7 @@ pub(super) fn base(attributes: Attributes<'_>) -> Option<(String, u32, i32, u32)
 /// The sets of a table, at most so many, with the elements of those that `with_elements` holds for, at most so many of all of them; and whether
 /// that is everything.
 pub(super) fn sets(
-    socket: &mut Socket,
+    socket: &mut NetlinkSocket,
     table: &str,
     (most, mut most_elements): (usize, usize),
     with_elements: impl Fn(&str) -> bool,
@@ -198,9 +198,14 @@ pub(super) fn sets(
     Ok((found, whole))
 }
 
-fn elements(socket: &mut Socket, table: &str, set: &str, most: usize) -> Result<(Vec<Element>, bool), Error> {
+fn elements(
+    socket: &mut NetlinkSocket,
+    table: &str,
+    set: &str,
+    most: usize,
+) -> Result<(Vec<Element>, bool), Error> {
     let mut found = Vec::new();
-    let filter = |w: &mut Writer| {
+    let filter = |w: &mut MessageWriter| {
         w.text(element::LIST_TABLE, table);
         w.text(element::LIST_SET, set);
     };
@@ -216,7 +221,7 @@ fn elements(socket: &mut Socket, table: &str, set: &str, most: usize) -> Result<
 
 /// The rules of a table, the first `most` of them; and whether that is everything.
 pub(super) fn rules(
-    socket: &mut Socket,
+    socket: &mut NetlinkSocket,
     table: &str,
     sets: &[ListedSet],
     most: usize,

@@ -16,7 +16,7 @@ use ruleset::{
 use super::expr::{Expr, Value};
 use super::uapi::expr::{self, REGISTER};
 use super::uapi::{REPLY, cmp, ct, family, meta, payload, set};
-use crate::netlink::wire::Writer;
+use crate::netlink::wire::MessageWriter;
 
 /// A rule for the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -289,7 +289,7 @@ fn text(text: &str) -> Vec<u8> {
 
 /// A value as an operand: `NFTA_DATA_VALUE` with its length.
 fn data(value: &[u8]) -> Vec<u8> {
-    let mut w = Writer::default();
+    let mut w = MessageWriter::default();
     w.attribute(expr::DATA_VALUE, value);
     w.bytes().to_vec()
 }

@@ -11,9 +11,9 @@ use rustix::io::Errno;
 
 use super::set::{AT_A_TIME, Element, members_of, write_elements};
 use super::uapi::{batch_header, element, family, header, message};
-use crate::netlink::wire::Writer;
-use crate::netlink::{self, Socket, flags};
-use crate::sets::{ElementCounts, Error, Place};
+use crate::netlink::wire::MessageWriter;
+use crate::netlink::{self, NetlinkSocket, flags};
+use crate::sets::{ElementCounts, Error, SetPlace};
 
 /// Up to so many keys of a set are asked for one by one, and of more the whole set is listed.
 const KEYS_ASKED_FOR: usize = 16;
@@ -32,14 +32,14 @@ struct Part<'a> {
 
 /// Sets in tables of family inet, by a socket that stays in their namespace.
 pub(crate) struct NftSets {
-    socket: Socket,
+    socket: NetlinkSocket,
 }
 
 // === impl NftSets ===
 
 impl NftSets {
     pub(crate) fn new(_: &Inside) -> Result<Self, Error> {
-        let socket = Socket::netfilter().map_err(|source| Error::Kernel {
+        let socket = NetlinkSocket::netfilter().map_err(|source| Error::Kernel {
             operation: "speak to nf_tables".to_owned(),
             hint: "",
             source,
@@ -48,8 +48,8 @@ impl NftSets {
     }
 
     /// The element of a key; nothing where it is not there.
-    pub(crate) fn get(&mut self, at: &Place, key: &Key) -> Result<Option<Member>, Error> {
-        let mut request = Writer::with_capacity(128);
+    pub(crate) fn get(&mut self, at: &SetPlace, key: &Key) -> Result<Option<Member>, Error> {
+        let mut request = MessageWriter::with_capacity(128);
         request.message(message::GET_ELEMENTS, flags::REQUEST | flags::ACK, 1, &header(family::INET), |w| {
             write_elements(w, &at.table, &at.set.name, &Element::of(&Member::from(*key)));
         });
@@ -66,8 +66,8 @@ impl NftSets {
         }
     }
 
-    pub(crate) fn list(&mut self, at: &Place) -> Result<Vec<Member>, Error> {
-        let mut request = Writer::with_capacity(128);
+    pub(crate) fn list(&mut self, at: &SetPlace) -> Result<Vec<Member>, Error> {
+        let mut request = MessageWriter::with_capacity(128);
         request.message(message::GET_ELEMENTS, flags::REQUEST | flags::DUMP, 1, &header(family::INET), |w| {
             w.text(element::LIST_TABLE, &at.table);
             w.text(element::LIST_SET, &at.set.name);
@@ -86,9 +86,9 @@ impl NftSets {
 
     /// Changes sets, all in one transaction. A transaction that fails costs milliseconds, a question microseconds: of few keys the kernel is
     /// asked first, and of many only where it does not have what it is taken to have.
-    pub(crate) fn change(&mut self, changes: &[(&Place, &SetDelta)]) -> Result<ElementCounts, Error> {
+    pub(crate) fn change(&mut self, changes: &[(&SetPlace, &SetDelta)]) -> Result<ElementCounts, Error> {
         let is_asked =
-            |(at, delta): &(&Place, &SetDelta)| !is_prefixes(at) && keys(delta).count() <= KEYS_ASKED_FOR;
+            |(at, delta): &(&SetPlace, &SetDelta)| !is_prefixes(at) && keys(delta).count() <= KEYS_ASKED_FOR;
         let mut asked = changes.iter().all(is_asked);
         for _ in 0..TRIES {
             let (parts, changed) = if asked { self.compared(changes)? } else { taken_as_missing(changes) };
@@ -106,7 +106,7 @@ impl NftSets {
     /// The changes that are needed by what the kernel has.
     fn compared<'a>(
         &mut self,
-        changes: &[(&'a Place, &SetDelta)],
+        changes: &[(&'a SetPlace, &SetDelta)],
     ) -> Result<(Vec<Part<'a>>, ElementCounts), Error> {
         let (mut parts, mut changed) = (Vec::new(), ElementCounts::default());
         for (at, delta) in changes {
@@ -140,7 +140,7 @@ impl NftSets {
     }
 
     /// Those of a delta's keys that are there.
-    fn present(&mut self, at: &Place, delta: &SetDelta) -> Result<BTreeMap<Key, Member>, Error> {
+    fn present(&mut self, at: &SetPlace, delta: &SetDelta) -> Result<BTreeMap<Key, Member>, Error> {
         let keys: Vec<Key> = delta.added().map(|member| member.key).chain(delta.removed()).collect();
         let members = if keys.len() > KEYS_ASKED_FOR || matches!(at.set.keys, KeyType::Prefix(_)) {
             self.list(at)?
@@ -153,7 +153,7 @@ impl NftSets {
     }
 
     fn commit(&mut self, parts: &[Part<'_>]) -> Result<(), netlink::Error> {
-        let mut batch = Writer::with_capacity(1024);
+        let mut batch = MessageWriter::with_capacity(1024);
         batch.message(message::BATCH_BEGIN, flags::REQUEST, 0, &batch_header(), |_| {});
         let mut last = None;
         let gone = parts.iter().map(|part| (part, &part.gone, message::DEL_ELEMENTS, 0));
@@ -179,7 +179,7 @@ impl NftSets {
 }
 
 /// The changes as if nothing that is added were there, and all that is removed.
-fn taken_as_missing<'a>(changes: &[(&'a Place, &SetDelta)]) -> (Vec<Part<'a>>, ElementCounts) {
+fn taken_as_missing<'a>(changes: &[(&'a SetPlace, &SetDelta)]) -> (Vec<Part<'a>>, ElementCounts) {
     let mut changed = ElementCounts::default();
     let parts = changes.iter().map(|(at, delta)| {
         changed.added += delta.added().len();
@@ -198,7 +198,7 @@ fn keys(delta: &SetDelta) -> impl Iterator<Item = Key> {
     delta.added().map(|member| member.key).chain(delta.removed())
 }
 
-fn is_prefixes(at: &Place) -> bool {
+fn is_prefixes(at: &SetPlace) -> bool {
     matches!(at.set.keys, KeyType::Prefix(_))
 }
 
@@ -207,7 +207,7 @@ fn is_unexpected(error: &netlink::Error) -> bool {
     matches!(error.errno(), Some(Errno::EXIST | Errno::NOENT | Errno::BUSY | Errno::NOTEMPTY))
 }
 
-fn failed(what: &str, at: &Place, source: netlink::Error) -> Error {
+fn failed(what: &str, at: &SetPlace, source: netlink::Error) -> Error {
     let hint = match source.errno() {
         Some(Errno::PERM) => " (this needs CAP_NET_ADMIN)",
         Some(Errno::NOENT) => {
@@ -224,7 +224,7 @@ fn failed(what: &str, at: &Place, source: netlink::Error) -> Error {
     }
 }
 
-fn failed_of_all(changes: &[(&Place, &SetDelta)], source: netlink::Error) -> Error {
+fn failed_of_all(changes: &[(&SetPlace, &SetDelta)], source: netlink::Error) -> Error {
     match changes {
         [(at, _)] => failed("change", at, source),
         [(at, _), rest @ ..] => failed(&format!("change {} sets, one of them", rest.len() + 1), at, source),

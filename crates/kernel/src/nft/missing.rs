@@ -10,7 +10,7 @@ pub struct Release(pub u32, pub u32);
 
 /// A part of the kernel that rules need.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Part {
+pub struct KernelPart {
     /// What it is, and the option that it is built with.
     name: &'static str,
     /// The module that brings it; some parts are in no module.
@@ -22,44 +22,46 @@ pub struct Part {
 /// A part that a kernel lacks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MissingPart {
-    part: &'static Part,
+    part: &'static KernelPart,
     /// Of the running kernel, where its name has one.
     kernel: Option<Release>,
 }
 
-pub(super) const NETFILTER: &Part =
+pub(super) const NETFILTER: &KernelPart =
     &part("netfilter netlink (CONFIG_NETFILTER_NETLINK)", Some("nfnetlink"), (2, 6));
-pub(super) const NF_TABLES: &Part = &part("nf_tables (CONFIG_NF_TABLES)", Some("nf_tables"), (3, 13));
-pub(super) const BATCHES: &Part = &part("nf_tables transactions (CONFIG_NF_TABLES)", None, (3, 13));
-pub(super) const INET: &Part =
+pub(super) const NF_TABLES: &KernelPart = &part("nf_tables (CONFIG_NF_TABLES)", Some("nf_tables"), (3, 13));
+pub(super) const BATCHES: &KernelPart = &part("nf_tables transactions (CONFIG_NF_TABLES)", None, (3, 13));
+pub(super) const INET: &KernelPart =
     &part("nf_tables tables for both families (CONFIG_NF_TABLES_INET)", None, (3, 14));
-pub(super) const ROUTE: &Part =
+pub(super) const ROUTE: &KernelPart =
     &part("nf_tables route chains for both families (CONFIG_NF_TABLES_INET)", None, (5, 2));
-pub(super) const NAT: &Part =
+pub(super) const NAT: &KernelPart =
     &part("nf_tables nat for both families (CONFIG_NFT_NAT)", Some("nft_chain_nat"), (5, 2));
-pub(super) const REDIRECT: &Part =
+pub(super) const REDIRECT: &KernelPart =
     &part("nf_tables redirect for both families (CONFIG_NFT_REDIR)", Some("nft_redir"), (5, 2));
-pub(super) const TPROXY: &Part = &part("nf_tables tproxy (CONFIG_NFT_TPROXY)", Some("nft_tproxy"), (4, 19));
-pub(super) const CONNTRACK: &Part =
+pub(super) const TPROXY: &KernelPart =
+    &part("nf_tables tproxy (CONFIG_NFT_TPROXY)", Some("nft_tproxy"), (4, 19));
+pub(super) const CONNTRACK: &KernelPart =
     &part("nf_tables connection tracking (CONFIG_NFT_CT)", Some("nft_ct"), (3, 13));
-pub(super) const REJECT: &Part =
+pub(super) const REJECT: &KernelPart =
     &part("nf_tables reject for both families (CONFIG_NFT_REJECT_INET)", Some("nft_reject_inet"), (3, 14));
-pub(super) const LOG: &Part = &part(
+pub(super) const LOG: &KernelPart = &part(
     "nf_tables log to a group, with a limit (CONFIG_NFT_LOG, CONFIG_NETFILTER_NETLINK_LOG, CONFIG_NFT_LIMIT)",
     Some("nft_log, nfnetlink_log or nft_limit"),
     (3, 13),
 );
 /// Part of nf_tables itself since 6.1.
-pub(super) const NAMED_COUNTER: &Part =
+pub(super) const NAMED_COUNTER: &KernelPart =
     &part("nf_tables counters by name (CONFIG_NFT_OBJREF)", Some("nft_objref"), (4, 10));
 /// Part of nf_tables itself since 5.17.
-pub(super) const COUNTER: &Part =
+pub(super) const COUNTER: &KernelPart =
     &part("nf_tables counters (CONFIG_NFT_COUNTER)", Some("nft_counter"), (3, 13));
 /// Part of nf_tables itself since 5.4.
-pub(super) const SETS: &Part = &part("nf_tables sets (CONFIG_NF_TABLES_SET)", Some("nf_tables_set"), (3, 13));
+pub(super) const SETS: &KernelPart =
+    &part("nf_tables sets (CONFIG_NF_TABLES_SET)", Some("nf_tables_set"), (3, 13));
 
-const fn part(name: &'static str, module: Option<&'static str>, (major, minor): (u32, u32)) -> Part {
-    Part { name, module, since: Release(major, minor) }
+const fn part(name: &'static str, module: Option<&'static str>, (major, minor): (u32, u32)) -> KernelPart {
+    KernelPart { name, module, since: Release(major, minor) }
 }
 
 // === impl Release ===
@@ -90,7 +92,7 @@ impl fmt::Display for Release {
 
 impl MissingPart {
     /// The running kernel lacks this part.
-    pub(super) fn here(part: &'static Part) -> Self {
+    pub(super) fn here(part: &'static KernelPart) -> Self {
         Self { part, kernel: Release::running() }
     }
 
@@ -110,7 +112,7 @@ impl MissingPart {
     /// What helps. A module is named only where it can help: not on a kernel that is older than the part. A distribution may have brought a
     /// part to an older kernel; then the kernel has loaded its module itself.
     pub(crate) fn advice(&self) -> String {
-        let Part { module, since, .. } = self.part;
+        let KernelPart { module, since, .. } = self.part;
         match (self.kernel, module) {
             (Some(kernel), _) if kernel < *since => format!("it came with {since}; this is {kernel}"),
             (_, Some(module)) => format!("load the module {module}"),

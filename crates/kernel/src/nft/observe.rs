@@ -9,7 +9,7 @@ use super::set::{Element, SetType};
 use super::uapi::{chain, set};
 use crate::Difference;
 use crate::difference::{Edit, align};
-use crate::netlink::{Error, Socket};
+use crate::netlink::{Error, NetlinkSocket};
 
 /// How many rules, sets and elements more than expected are read of a table: that it differs is certain then, and each takes time.
 const MORE: usize = 1000;
@@ -28,7 +28,7 @@ pub(super) fn owned<'a>(ruleset: &'a Ruleset, listed: &[NetlinkTable]) -> Vec<Ta
 
 /// The owner's tables that must stay, because others fill sets in them, with what is in them now.
 pub(super) fn kept<'a>(
-    socket: &mut Socket,
+    socket: &mut NetlinkSocket,
     ruleset: &'a Ruleset,
     listed: &[NetlinkTable],
 ) -> Result<Vec<Kept<'a>>, Error> {
@@ -43,7 +43,7 @@ pub(super) fn kept<'a>(
     Ok(all)
 }
 
-fn kept_table<'a>(socket: &mut Socket, table: &Table, of: TableOf<'a>) -> Result<Kept<'a>, Error> {
+fn kept_table<'a>(socket: &mut NetlinkSocket, table: &Table, of: TableOf<'a>) -> Result<Kept<'a>, Error> {
     let name = of.name();
     let kept_maps = |set: &str| table.sets.iter().any(|s| s.name == set && s.is_kept() && s.is_map());
     let maps = table.sets.iter().any(|set| kept_maps(&set.name));
@@ -82,12 +82,12 @@ fn kept_table<'a>(socket: &mut Socket, table: &Table, of: TableOf<'a>) -> Result
 }
 
 /// What the kernel has, asked for once.
-pub(super) struct Found<'a> {
+pub(super) struct FoundTables<'a> {
     pub(super) tables: &'a [NetlinkTable],
     chains: Option<Vec<NetlinkChain>>,
 }
 
-impl<'a> Found<'a> {
+impl<'a> FoundTables<'a> {
     pub(super) fn new(tables: &'a [NetlinkTable]) -> Self {
         Self { tables, chains: None }
     }
@@ -95,13 +95,13 @@ impl<'a> Found<'a> {
 
 /// Every difference between the owner's tables and what is expected of them.
 pub(super) fn differences(
-    socket: &mut Socket,
+    socket: &mut NetlinkSocket,
     owner: &Ruleset,
     expected: &[&ExpectedTable<'_>],
-    found: &mut Found<'_>,
+    found: &mut FoundTables<'_>,
 ) -> Result<Vec<Difference>, Error> {
     let mut out = Vec::new();
-    let Found { tables: listed, chains } = found;
+    let FoundTables { tables: listed, chains } = found;
     for name in owned(owner, listed).iter().map(TableOf::name) {
         if expected.iter().all(|expected| expected.name != name) {
             out.push(Difference::UnexpectedTable { table: name });
@@ -127,7 +127,7 @@ pub(super) fn differences(
 }
 
 fn table_differences(
-    socket: &mut Socket,
+    socket: &mut NetlinkSocket,
     expected: &ExpectedTable<'_>,
     chains: &[NetlinkChain],
     out: &mut Vec<Difference>,

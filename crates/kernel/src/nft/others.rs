@@ -8,8 +8,8 @@ use ruleset::listed::{ListedChain, ListedTable};
 use super::list::{self, HEADER};
 use super::read::{self, Sets};
 use super::uapi::{chain, element, expr, family, header, message, rule, set, table};
-use crate::netlink::wire::{Attribute, Message, Messages, Writer};
-use crate::netlink::{Error, Socket, flags};
+use crate::netlink::wire::{Attribute, Message, MessageWriter, Messages};
+use crate::netlink::{Error, NetlinkSocket, flags};
 use crate::shadow::Listing;
 
 /// Bytes of answers that are read: of tables and chains each, of the rules and of the sets of all tables together. A rule has some hundred.
@@ -166,12 +166,12 @@ fn elements(
     limit: usize,
     take: impl FnMut(&Message<'_>),
 ) -> Result<bool, Error> {
-    let mut request = Writer::default();
+    let mut request = MessageWriter::default();
     request.message(message::GET_ELEMENTS, flags::REQUEST | flags::DUMP, 1, &header(family), |w| {
         w.text(element::LIST_TABLE, table);
         w.text(element::LIST_SET, name);
     });
-    Socket::netfilter()?.dump_some(request.bytes(), limit, take)
+    NetlinkSocket::netfilter()?.dump_some(request.bytes(), limit, take)
 }
 
 fn dump(
@@ -184,13 +184,13 @@ fn dump(
     if limit == 0 {
         return Ok(false);
     }
-    let mut request = Writer::default();
+    let mut request = MessageWriter::default();
     request.message(kind, flags::REQUEST | flags::DUMP, 1, &header(family), |w| {
         if let Some((attribute, name)) = table {
             w.text(attribute, name);
         }
     });
-    Socket::netfilter()?.dump_some(request.bytes(), limit, take)
+    NetlinkSocket::netfilter()?.dump_some(request.bytes(), limit, take)
 }
 
 fn family_of(message: &Message<'_>) -> u8 {
@@ -199,7 +199,7 @@ fn family_of(message: &Message<'_>) -> u8 {
 
 /// A message as bytes that [`Messages`] reads.
 fn whole_message(message: &Message<'_>) -> Vec<u8> {
-    let mut writer = Writer::default();
+    let mut writer = MessageWriter::default();
     writer.message(message.kind, message.flags, message.sequence, message.payload, |_| {});
     writer.bytes().to_vec()
 }

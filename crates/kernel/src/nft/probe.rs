@@ -8,7 +8,7 @@ use ruleset::{
 
 use super::error::Error;
 use super::{Batch, open};
-use crate::netlink::Socket;
+use crate::netlink::NetlinkSocket;
 
 /// What the nf_tables of this kernel can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub fn probe(_: &Inside) -> Result<Support, Error> {
 }
 
 /// Asks over a socket of the namespace.
-pub(super) fn ask(socket: &mut Socket) -> Result<Support, Error> {
+pub(super) fn ask(socket: &mut NetlinkSocket) -> Result<Support, Error> {
     let layers = [questions()];
     let mut batch = Batch::dormant(&layers);
     batch.add_tables(&layers[0], &[]);

@@ -8,7 +8,7 @@ use ruleset::{Content, Family, Key, KeyType, MapVerdict, Protocol, Set, Transpor
 
 use super::list::number;
 use super::uapi::{element, expr, set, verdict};
-use crate::netlink::wire::{Attribute, Attributes, Writer};
+use crate::netlink::wire::{Attribute, Attributes, MessageWriter};
 use crate::sets::{address, octets};
 
 /// Elements in one message: an attribute holds less than 64 KiB, an element with key, verdict and the longest comment at most 256 bytes.
@@ -82,7 +82,7 @@ impl SetType {
         }
     }
 
-    pub(super) fn write(self, w: &mut Writer) {
+    pub(super) fn write(self, w: &mut MessageWriter) {
         w.be32(set::FLAGS, self.flags);
         w.be32(set::KEY_TYPE, self.key_type);
         w.be32(set::KEY_LEN, self.key_len);
@@ -149,7 +149,7 @@ impl Element {
         }
     }
 
-    pub(super) fn write(&self, w: &mut Writer) {
+    pub(super) fn write(&self, w: &mut MessageWriter) {
         w.nest(element::ITEM, |w| {
             if self.end {
                 w.be32(element::FLAGS, element::INTERVAL_END);
@@ -213,7 +213,7 @@ impl Target {
         Self { code, chain: planned.chain().map(ToString::to_string) }
     }
 
-    fn write(&self, w: &mut Writer) {
+    fn write(&self, w: &mut MessageWriter) {
         w.nest(expr::DATA_VERDICT, |w| {
             w.attribute(expr::VERDICT_CODE, &self.code.to_be_bytes());
             if let Some(chain) = &self.chain {
@@ -231,7 +231,7 @@ impl Target {
 }
 
 /// Writes what names a set, and some of its elements.
-pub(super) fn write_elements(w: &mut Writer, table: &str, set: &str, elements: &[Element]) {
+pub(super) fn write_elements(w: &mut MessageWriter, table: &str, set: &str, elements: &[Element]) {
     w.text(element::LIST_TABLE, table);
     w.text(element::LIST_SET, set);
     w.nest(element::LIST_ELEMENTS, |w| elements.iter().for_each(|element| element.write(w)));

@@ -14,11 +14,11 @@ use ruleset::{
 use rustix::io::Errno;
 
 use super::batch::{Object, TableOf};
-use super::error::{Error, Failure};
+use super::error::{Error, RefusedMessage};
 use super::expr::{Expr, Value};
 use super::uapi::{expr as uapi, set};
 use crate::netlink;
-use crate::netlink::wire::{Attributes, Messages, Writer};
+use crate::netlink::wire::{Attributes, MessageWriter, Messages};
 
 fn value() -> impl Strategy<Value = Value> {
     (any::<[u8; 16]>(), 1u8..=16).prop_map(|(bytes, len)| Value::prefix(bytes, len))
@@ -55,8 +55,8 @@ fn expr() -> impl Strategy<Value = Expr<'static>> {
     ]
 }
 
-fn encoded(expr: &Expr<'_>) -> Writer {
-    let mut w = Writer::default();
+fn encoded(expr: &Expr<'_>) -> MessageWriter {
+    let mut w = MessageWriter::default();
     expr.encode(&mut w, &mut std::iter::empty());
     w
 }
@@ -86,7 +86,7 @@ proptest! {
 #[test]
 fn what_ours_lack_is_other() {
     let other = |name: &str, operands: &[(u16, u32)]| {
-        let mut w = Writer::default();
+        let mut w = MessageWriter::default();
         w.nest(uapi::ITEM, |w| {
             w.text(uapi::NAME, name);
             w.nest(uapi::DATA, |w| operands.iter().for_each(|(kind, n)| w.be32(*kind, *n)));
@@ -108,7 +108,7 @@ fn what_ours_lack_is_other() {
 #[test]
 fn anonymous_sets_get_their_ids_in_order() {
     let lookup = Expr::Lookup { set: Cow::Borrowed(set::ANONYMOUS_NAME), inverted: false };
-    let (mut w, mut ids) = (Writer::default(), 7..);
+    let (mut w, mut ids) = (MessageWriter::default(), 7..);
     lookup.encode(&mut w, &mut ids);
     lookup.encode(&mut w, &mut ids);
     let ids: Vec<Option<u32>> = Attributes::new(w.bytes())
@@ -125,7 +125,7 @@ fn a_kernel_that_lacks_something_is_told_from_a_refusal() {
     let (chain, rule) = (&table.chains[0], &table.chains[0].rules[0]);
     let error = |object, errno: Errno| {
         let error = netlink::Error::Refused { text: None, source: errno.into() };
-        Error::from(Failure { object, layers: from_ref(&ruleset), error })
+        Error::from(RefusedMessage { object, layers: from_ref(&ruleset), error })
     };
     let cases = [
         (Object::Whole, Errno::OPNOTSUPP, Some("CONFIG_NF_TABLES)")),

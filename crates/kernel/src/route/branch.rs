@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use ruleset::Family;
 
 use super::{Error, hint};
-use crate::netlink::wire::{Message, Writer};
-use crate::netlink::{self, Socket, flags};
+use crate::netlink::wire::{Message, MessageWriter};
+use crate::netlink::{self, NetlinkSocket, flags};
 use crate::sets::{address, octets};
 
 const NEW_RULE: u16 = 32;
@@ -63,12 +63,12 @@ pub(crate) enum Request<'a> {
     From { v4: bool, interface: &'a str, table: u32, priority: u32 },
 }
 
-pub(crate) fn open() -> Result<Socket, Error> {
-    Socket::open(None).map_err(|source| unlisted("speak to rtnetlink", source))
+pub(crate) fn open() -> Result<NetlinkSocket, Error> {
+    NetlinkSocket::open(None).map_err(|source| unlisted("speak to rtnetlink", source))
 }
 
 /// Rules by interface and host routes.
-pub(crate) fn list(socket: &mut Socket, family: Family) -> Result<Listed, Error> {
+pub(crate) fn list(socket: &mut NetlinkSocket, family: Family) -> Result<Listed, Error> {
     let number = if family == Family::V4 { 2 } else { 10 };
     let mut rules = Vec::new();
     dump(socket, GET_RULE, &[number, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], |part| match part {
@@ -91,8 +91,12 @@ pub(crate) fn list(socket: &mut Socket, family: Family) -> Result<Listed, Error>
     Ok(Listed { rules, routes })
 }
 
-pub(crate) fn order(socket: &mut Socket, request: &Request<'_>, add: bool) -> Result<(), netlink::Error> {
-    let mut w = Writer::with_capacity(96);
+pub(crate) fn order(
+    socket: &mut NetlinkSocket,
+    request: &Request<'_>,
+    add: bool,
+) -> Result<(), netlink::Error> {
+    let mut w = MessageWriter::with_capacity(96);
     let (kind, flags) = if add {
         (NEW_RULE, flags::REQUEST | flags::ACK | flags::CREATE | flags::EXCL)
     } else {
@@ -137,12 +141,12 @@ fn unlisted(operation: &str, source: netlink::Error) -> Error {
 }
 
 fn dump(
-    socket: &mut Socket,
+    socket: &mut NetlinkSocket,
     kind: u16,
     header: &[u8],
     take: impl FnMut(Option<&Message<'_>>),
 ) -> Result<(), Error> {
-    let mut w = Writer::with_capacity(64);
+    let mut w = MessageWriter::with_capacity(64);
     w.message(kind, flags::REQUEST | flags::DUMP, 1, header, |_| {});
     socket.dump(w.bytes(), take).map_err(|source| unlisted("list the routing of the node", source))
 }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ruleset::Family;
 
 use crate::netlink::flags;
-use crate::netlink::wire::{Attributes, Message, Writer};
+use crate::netlink::wire::{Attributes, Message, MessageWriter};
 
 pub(super) const AF_UNSPEC: u8 = 0;
 const AF_INET: u8 = 2;
@@ -212,8 +212,8 @@ pub(super) fn default_route(part: &Message<'_>) -> Option<ListedRoute> {
     Some(ListedRoute { table, local: kind == LOCAL && by_loopback })
 }
 
-fn message(kind: u16, flags: u16, header: &[u8], body: impl FnOnce(&mut Writer)) -> Vec<u8> {
-    let mut w = Writer::with_capacity(96);
+fn message(kind: u16, flags: u16, header: &[u8], body: impl FnOnce(&mut MessageWriter)) -> Vec<u8> {
+    let mut w = MessageWriter::with_capacity(96);
     w.message(kind, flags, 1, header, body);
     w.bytes().to_vec()
 }

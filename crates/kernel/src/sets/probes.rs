@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use netns::InsideHost;
 use ruleset::{Backend, Element, Family, Key, KeyType, Set, SetDelta};
 
-use super::{Error, MAX_COMMENT, Place, Sets};
+use super::{Error, MAX_COMMENT, SetPlace, Sets};
 
 /// What became of an address that was to be removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +52,7 @@ impl ProbeSets {
     ) -> Result<Self, Error> {
         let place = |name: &str, family| {
             let set = Set::kept(name.to_owned(), KeyType::Address(family));
-            Place { table: table.to_owned(), set: Set { commented: true, ..set } }
+            SetPlace { table: table.to_owned(), set: Set { commented: true, ..set } }
         };
         let places = std::iter::once(place(v4, Family::V4)).chain(v6.map(|v6| place(v6, Family::V6)));
         let sets = Sets::of(inside.inside(), backend, places.collect())?;

@@ -29,7 +29,7 @@ pub(super) enum Origin {
 }
 
 /// Hands lines to the thread. Dropped, it waits for them a moment; the thread ends when everything is written.
-pub(super) struct Writer(Arc<Shared>);
+pub(super) struct LineWriter(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
@@ -65,9 +65,9 @@ struct Out<W> {
     is_torn: bool,
 }
 
-// === impl Writer ===
+// === impl LineWriter ===
 
-impl Writer {
+impl LineWriter {
     /// Starts the thread.
     ///
     /// # Errors
@@ -119,7 +119,7 @@ impl Writer {
     }
 }
 
-impl Drop for Writer {
+impl Drop for LineWriter {
     /// The process may be about to end, and its last lines say why.
     fn drop(&mut self) {
         self.finish(DROP_LIMIT);

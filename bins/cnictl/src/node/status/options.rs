@@ -8,7 +8,7 @@ use serde::Serialize;
 
 /// What an operator asks about.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Options {
+pub(super) struct StatusOptions {
     /// Where the plugin looks for the agent.
     pub(super) run_dir: PathBuf,
     pub(super) failure_policy: &'static str,
@@ -20,7 +20,7 @@ pub(super) struct Options {
     pub(super) exclude_namespaces: Vec<String>,
 }
 
-impl Options {
+impl StatusOptions {
     /// # Errors
     /// What the plugin would refuse.
     pub(super) fn parse(entry: &Value) -> Result<Self, String> {
@@ -67,8 +67,8 @@ impl Options {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<Options, String> {
-        Options::parse(&Value::parse(text.as_bytes()).unwrap())
+    fn parse(text: &str) -> Result<StatusOptions, String> {
+        StatusOptions::parse(&Value::parse(text.as_bytes()).unwrap())
     }
 
     #[test]

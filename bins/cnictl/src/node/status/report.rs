@@ -7,16 +7,16 @@ use install::inspect::{Installed, Kubeconfig, Network, Program};
 use rundir::AgentStatus;
 use serde::Serialize;
 
-use super::options::Options;
-use super::verdict::{Verdict, judge};
-use crate::node::agent::{self, Silence, Socket};
-use crate::node::places::Places;
+use super::options::StatusOptions;
+use super::verdict::{StatusVerdict, judge};
+use crate::node::agent::{self, RunDirSocket, Silence};
+use crate::node::places::NodePlaces;
 use crate::output::{Colour, columns, one_line, paint};
 
 #[derive(Debug, Serialize)]
-pub(super) struct Report {
+pub(super) struct StatusReport {
     #[serde(flatten)]
-    pub(super) verdict: Verdict,
+    pub(super) verdict: StatusVerdict,
     pub(super) configurations: Vec<Configuration>,
     /// Files of the directory of configurations that were passed over, and why.
     pub(super) passed_over: Vec<String>,
@@ -30,7 +30,7 @@ pub(super) struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) kubeconfig: Option<KubeconfigReport>,
     pub(super) agent: AgentReport,
-    pub(super) sockets: Vec<Socket>,
+    pub(super) sockets: Vec<RunDirSocket>,
     /// Pods whose last known facts are on disk; absent where they may not be looked at.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) last_known_facts: Option<usize>,
@@ -58,7 +58,7 @@ pub(super) struct Configuration {
     pub(super) network: Option<String>,
     pub(super) chain: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) options: Option<Options>,
+    pub(super) options: Option<StatusOptions>,
     /// Why the plugin will refuse its options.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) options_error: Option<String>,
@@ -103,12 +103,12 @@ pub(super) struct AgentReport {
     pub(super) error: Option<String>,
 }
 
-// === impl Report ===
+// === impl StatusReport ===
 
-impl Report {
+impl StatusReport {
     /// Looks at the node.
-    pub(super) fn look(places: &Places) -> Self {
-        let Places { net_dir, bin_dirs, run_dir } = places;
+    pub(super) fn look(places: &NodePlaces) -> Self {
+        let NodePlaces { net_dir, bin_dirs, run_dir } = places;
         let installed = install::inspect(net_dir, bin_dirs, run_dir);
         let mut not_looked_at = installed.denied.clone();
         let (status, error) = match agent::ask(run_dir) {
@@ -123,7 +123,7 @@ impl Report {
         let last_known_facts = agent::last_known(run_dir).map_err(&mut seen_below).ok();
         let uncaptured = agent::uncaptured(run_dir).map_err(&mut seen_below).ok();
         let mut report = Self {
-            verdict: Verdict::default(),
+            verdict: StatusVerdict::default(),
             configurations: configurations(&installed),
             passed_over: installed.problems.iter().map(ToString::to_string).collect(),
             obstacle: installed.obstacle.as_ref().map(ToString::to_string),
@@ -162,7 +162,7 @@ impl Report {
         of_active.or_else(|| self.configurations.iter().find(|file| file.mode == Some(Mode::Standalone)))
     }
 
-    pub(super) fn table(&self, places: &Places) -> String {
+    pub(super) fn table(&self, places: &NodePlaces) -> String {
         let mut rows: Vec<(&str, String)> = Vec::new();
         let mut row = |name, text: String| rows.push((name, text));
         match self.active() {
@@ -175,7 +175,7 @@ impl Report {
         }
         if let Some(used) = self.used() {
             let error = || used.options_error.clone().unwrap_or_default();
-            row("Options", used.options.as_ref().map_or_else(error, Options::text));
+            row("Options", used.options.as_ref().map_or_else(error, StatusOptions::text));
         }
         for file in self.configurations.iter().filter(|file| !file.active) {
             let broken = if file.valid { "" } else { " (broken)" };
@@ -203,9 +203,10 @@ impl Report {
     }
 
     fn sockets_text(&self) -> String {
-        let name =
-            |socket: &Socket| socket.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let text = |socket: &Socket| match &socket.error {
+        let name = |socket: &RunDirSocket| {
+            socket.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+        };
+        let text = |socket: &RunDirSocket| match &socket.error {
             None if socket.listening.is_none() => format!("{} {NOT_LOOKED_AT}", name(socket)),
             None => format!("{} listens", name(socket)),
             Some(error) => format!("{}: {error}", name(socket)),
@@ -215,7 +216,7 @@ impl Report {
     }
 
     fn verdict_text(&self) -> String {
-        let Verdict { healthy, problems, warnings } = &self.verdict;
+        let StatusVerdict { healthy, problems, warnings } = &self.verdict;
         let mut out = String::from("\n");
         let lines = problems.iter().map(|text| ("problem:", Colour::Red, text));
         for (kind, colour, text) in
@@ -284,7 +285,7 @@ impl Configuration {
     }
 
     fn take_options(&mut self, entry: &cni::json::Value) {
-        match Options::parse(entry) {
+        match StatusOptions::parse(entry) {
             Ok(options) => self.options = Some(options),
             Err(error) => self.options_error = Some(error),
         }

@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-use super::report::{Configuration, Report, count};
-use crate::node::places::Places;
+use super::report::{Configuration, StatusReport, count};
+use crate::node::places::NodePlaces;
 
 /// Age in seconds from which a kubeconfig's token may have ended. Service account tokens are good for an hour, and the agent writes a
 /// new one before that.
@@ -12,7 +12,7 @@ const OLD_TOKEN: u64 = 3600;
 const NAMED: usize = 5;
 
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
-pub(super) struct Verdict {
+pub(super) struct StatusVerdict {
     /// There is no problem, and everything could be looked at.
     pub(super) healthy: bool,
     /// Pods are not captured, or will not start, or are about to.
@@ -22,8 +22,8 @@ pub(super) struct Verdict {
 }
 
 /// Judges what was found.
-pub(super) fn judge(report: &Report, places: &Places) -> Verdict {
-    let mut verdict = Verdict::default();
+pub(super) fn judge(report: &StatusReport, places: &NodePlaces) -> StatusVerdict {
+    let mut verdict = StatusVerdict::default();
     verdict.configuration(report, places);
     if let Some(used) = report.used() {
         verdict.options(used, places);
@@ -36,7 +36,7 @@ pub(super) fn judge(report: &Report, places: &Places) -> Verdict {
     verdict
 }
 
-impl Verdict {
+impl StatusVerdict {
     fn problem(&mut self, text: impl Into<String>) {
         self.problems.push(text.into());
     }
@@ -45,7 +45,7 @@ impl Verdict {
         self.warnings.push(text.into());
     }
 
-    fn configuration(&mut self, report: &Report, places: &Places) {
+    fn configuration(&mut self, report: &StatusReport, places: &NodePlaces) {
         let dir = places.net_dir.display();
         if let Some(error) = &report.unreadable {
             return self.problem(format!(
@@ -91,7 +91,7 @@ impl Verdict {
         }
     }
 
-    fn options(&mut self, used: &Configuration, places: &Places) {
+    fn options(&mut self, used: &Configuration, places: &NodePlaces) {
         let path = used.path.display();
         if let Some(error) = &used.options_error {
             self.problem(format!(
@@ -111,7 +111,7 @@ impl Verdict {
         }
     }
 
-    fn plugins(&mut self, report: &Report) {
+    fn plugins(&mut self, report: &StatusReport) {
         for plugin in &report.plugins {
             let path = plugin.path.display();
             if let Some(error) = &plugin.error {
@@ -128,9 +128,9 @@ impl Verdict {
         }
     }
 
-    fn kubeconfig(&mut self, report: &Report, places: &Places) {
+    fn kubeconfig(&mut self, report: &StatusReport, places: &NodePlaces) {
         let options = report.used().and_then(|used| used.options.as_ref());
-        if !options.is_some_and(super::options::Options::needs_kubeconfig) {
+        if !options.is_some_and(super::options::StatusOptions::needs_kubeconfig) {
             return;
         }
         match &report.kubeconfig {
@@ -147,7 +147,7 @@ impl Verdict {
         }
     }
 
-    fn agent(&mut self, report: &Report) {
+    fn agent(&mut self, report: &StatusReport) {
         if let Some(error) = &report.agent.error {
             self.problem(error);
         }
@@ -172,7 +172,7 @@ impl Verdict {
         }
     }
 
-    fn uncaptured(&mut self, report: &Report) {
+    fn uncaptured(&mut self, report: &StatusReport) {
         let Some(pods) = &report.uncaptured else { return };
         if pods.is_empty() {
             return;

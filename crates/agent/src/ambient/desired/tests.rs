@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 
 use super::*;
 
-fn rules() -> Rules {
+fn rules() -> DesiredRules {
     let ambient = LabelSelector {
         match_labels: [("istio.io/dataplane-mode".to_owned(), "ambient".to_owned())].into(),
         ..LabelSelector::default()
     };
-    Rules {
+    DesiredRules {
         scope: Exclusions { excluded_namespaces: vec!["kube-system".into()], ..Exclusions::default() },
         enrolment: Enrolment {
             selectors: Selectors::new(&[EnablementSelector {

@@ -50,12 +50,12 @@ struct Node(Mutex<World>);
 
 impl Node {
     /// The next call; whether it fails.
-    fn call(&self, work: impl FnOnce(&mut World)) -> Result<(), Failure> {
+    fn call(&self, work: impl FnOnce(&mut World)) -> Result<(), AmbientFailure> {
         let mut world = self.0.lock().unwrap();
         let number = world.calls;
         world.calls += 1;
         if world.fails == Some(number) {
-            return Err(Failure::NotReady);
+            return Err(AmbientFailure::NotReady);
         }
         work(&mut world);
         Ok(())
@@ -63,7 +63,12 @@ impl Node {
 }
 
 impl Namespaces for Node {
-    async fn locate(&self, _: &Member, _: &[IpAddr], _: &Place) -> Result<Option<Located>, Failure> {
+    async fn locate(
+        &self,
+        _: &Member,
+        _: &[IpAddr],
+        _: &NetnsSource,
+    ) -> Result<Option<Located>, AmbientFailure> {
         self.call(|_| {})?;
         Ok(Some(Located { netns: Netns::current().unwrap(), given: Given::No, called: None }))
     }
@@ -89,7 +94,7 @@ impl PodRules for Node {
         Some(self.load(member, true).await)
     }
 
-    async fn drain(&self, _: &Member) -> Result<bool, Failure> {
+    async fn drain(&self, _: &Member) -> Result<bool, AmbientFailure> {
         self.call(|world| {
             assert!(world.asked, "it would say that it is in, and nobody would have asked for that to end");
             world.rules = InKernel::Drain;
@@ -97,14 +102,14 @@ impl PodRules for Node {
         Ok(true)
     }
 
-    async fn remove(&self, _: &Member) -> Result<(), Failure> {
+    async fn remove(&self, _: &Member) -> Result<(), AmbientFailure> {
         self.call(|world| {
             assert!(!world.ztunnel, "what translates goes last");
             world.rules = InKernel::Nothing;
         })
     }
 
-    async fn restore_tracking(&self, _: &Member) -> Result<(), Failure> {
+    async fn restore_tracking(&self, _: &Member) -> Result<(), AmbientFailure> {
         self.call(|_| {})
     }
 }
@@ -124,14 +129,14 @@ impl Connections for Node {
 }
 
 impl NodeZtunnels for Node {
-    async fn tell(&self, _: &Member) -> Result<(), Failure> {
+    async fn tell(&self, _: &Member) -> Result<(), AmbientFailure> {
         self.call(|world| {
             assert!(world.on_disk && (world.runs || world.rules == InKernel::Capture));
             world.ztunnel = true;
         })
     }
 
-    async fn release(&self, _: &str) -> Result<(), Failure> {
+    async fn release(&self, _: &str) -> Result<(), AmbientFailure> {
         self.call(|world| {
             assert!(!world.runs || world.rules != InKernel::Capture, "its packets would go to nobody");
             world.ztunnel = false;
@@ -140,18 +145,18 @@ impl NodeZtunnels for Node {
 }
 
 impl NodeSets for Node {
-    fn add_probes(&self, ips: &[IpAddr], uid: &str) -> Result<(), Failure> {
+    fn add_probes(&self, ips: &[IpAddr], uid: &str) -> Result<(), AmbientFailure> {
         assert_eq!(uid, UID);
         self.call(|world| world.sets.extend(ips))
     }
 
-    fn remove_probes(&self, ips: &[IpAddr], _: &str) -> Result<(), Failure> {
+    fn remove_probes(&self, ips: &[IpAddr], _: &str) -> Result<(), AmbientFailure> {
         self.call(|world| world.sets.retain(|ip| !ips.contains(ip)))
     }
 }
 
 impl Annotations for Node {
-    async fn annotate(&self, _: &PodRef, mark: Option<RedirectionMark>) -> Result<(), Failure> {
+    async fn annotate(&self, _: &PodRef, mark: Option<RedirectionMark>) -> Result<(), AmbientFailure> {
         self.0.lock().unwrap().asked |= mark.is_none();
         self.call(|world| {
             let complete = world.rules == InKernel::Capture && world.ztunnel && !world.sets.is_empty();
@@ -230,7 +235,7 @@ impl Test {
 
     fn work(&self) -> Executor<'_, Node> {
         let member = self.members.get(UID).unwrap_or_else(pod);
-        Executor::new(&self.node, &self.members, member, Place::Running)
+        Executor::new(&self.node, &self.members, member, NetnsSource::Running)
     }
 
     /// Lets the call with this number fail from now on, or none.
@@ -253,7 +258,7 @@ impl Test {
     async fn enter(&self, birth: Birth, addresses: &[&str]) -> Result<(), Stopped> {
         let mut work = self.work();
         work.enter(&entering(birth, addresses)).await?;
-        work.change(|member| (member.state, member.announced) = (State::Enrolled, false));
+        work.change(|member| (member.state, member.announced) = (MemberState::Enrolled, false));
         work.carry_out(&Want::Held { addresses: Vec::new() }, false).await.map(drop)
     }
 
@@ -281,7 +286,7 @@ async fn a_way_in_that_fails_at_any_act_ends_in_the_mesh_all_the_same() {
             test.fail(None);
             test.enter(birth, &["10.0.0.1"]).await.unwrap();
             test.assert_true();
-            assert_eq!(test.members.state(UID), Some(State::Enrolled), "{birth:?} {number}");
+            assert_eq!(test.members.state(UID), Some(MemberState::Enrolled), "{birth:?} {number}");
             assert_eq!(test.world().annotation, Some(RedirectionMark::Enabled));
         }
     }

@@ -28,7 +28,7 @@ fn the_cause_comes_first_and_what_helps_last() {
     let process = Some("process 7 (nft)".to_owned());
     let cases = [
         (
-            Failure::Rules(InKernel::new(held(), process)),
+            AmbientFailure::Rules(InKernel::new(held(), process)),
             "another program keeps table istio-ambient-nat for itself: process 7 (nft) (program the network namespace of the pod); end \
              that program, or delete the pod",
         ),
@@ -38,11 +38,11 @@ fn the_cause_comes_first_and_what_helps_last() {
              the pod); end that program, or delete the pod",
         ),
         (
-            Failure::Ztunnel(zds::AddError::NoZtunnel),
+            AmbientFailure::Ztunnel(zds::AddError::NoZtunnel),
             "no ztunnel connection (hand the pod to ztunnel); check that ztunnel runs on this node",
         ),
         (
-            Failure::Ztunnel(zds::AddError::Refused("port in use".to_owned())),
+            AmbientFailure::Ztunnel(zds::AddError::Refused("port in use".to_owned())),
             "ztunnel refused: port in use (hand the pod to ztunnel)",
         ),
     ];
@@ -55,7 +55,7 @@ fn the_cause_comes_first_and_what_helps_last() {
 /// What is scarce may be there again after a pause; a table that a program keeps is there until somebody ends that program.
 #[test]
 fn when_it_is_tried_again_is_the_causes_affair() {
-    let retry = |error| Failure::Rules(InKernel::new(error, None)).retry();
+    let retry = |error| AmbientFailure::Rules(InKernel::new(error, None)).retry();
     assert_eq!(retry(failed(Errno::NOBUFS)), Retry::Backoff);
     assert_eq!(retry(failed(Errno::NOMEM)), Retry::Backoff);
     assert_eq!(
@@ -65,5 +65,5 @@ fn when_it_is_tried_again_is_the_causes_affair() {
     assert_eq!(retry(failed(Errno::INVAL)), Retry::OnChange);
     assert_eq!(retry(held()), Retry::OnChange);
     // Rules that redirect and have nobody to redirect to are asked for until they are gone.
-    assert_eq!(Failure::from(Cleanup::from(InKernel::new(held(), None))).retry(), Retry::Backoff);
+    assert_eq!(AmbientFailure::from(Cleanup::from(InKernel::new(held(), None))).retry(), Retry::Backoff);
 }

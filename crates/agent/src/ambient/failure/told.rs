@@ -4,10 +4,10 @@ use std::borrow::Cow;
 
 use fault::{Fault, Retry};
 
-use super::{Cleanup, Failure, Unopened};
+use super::{AmbientFailure, Cleanup, Unopened};
 use crate::ambient::slots::Unfinished;
 
-impl Fault for Failure {
+impl Fault for AmbientFailure {
     /// Rules that are to go are asked for again and again, whatever keeps them: the pod has no network with them alone.
     fn retry(&self) -> Retry {
         match self {

@@ -3,7 +3,7 @@
 use facts::Object;
 use intent::{Act, Observation, Rules};
 
-use super::{Given, Member, State};
+use super::{Given, Member, MemberState};
 use crate::ambient::record::{Place, Record, Stage};
 
 impl Member {
@@ -19,16 +19,16 @@ impl Member {
         member.call(record.called.clone());
         member.announced = record.stage == Stage::Announced;
         member.state = match record.stage {
-            Stage::Enrolled => State::Unconfirmed,
-            Stage::Leaving => State::Leaving,
+            Stage::Enrolled => MemberState::Unconfirmed,
+            Stage::Leaving => MemberState::Leaving,
             Stage::Draining { since } => {
                 member.have.after(&Act::Drain, since);
-                State::Draining
+                MemberState::Draining
             }
-            Stage::Announced => State::Pending,
+            Stage::Announced => MemberState::Pending,
             Stage::Pending | Stage::Other => {
                 member.have.see(Observation::RulesInDoubt);
-                State::Pending
+                MemberState::Pending
             }
         };
         member
@@ -37,11 +37,11 @@ impl Member {
     /// What the next agent is to know of it.
     pub(crate) fn record(&self) -> Record {
         let stage = match self.state {
-            State::Pending if self.announced => Stage::Announced,
-            State::Pending => Stage::Pending,
+            MemberState::Pending if self.announced => Stage::Announced,
+            MemberState::Pending => Stage::Pending,
             // The next agent has to look all the same.
-            State::Unconfirmed | State::Enrolled => Stage::Enrolled,
-            State::Leaving | State::Draining => match self.have.rules {
+            MemberState::Unconfirmed | MemberState::Enrolled => Stage::Enrolled,
+            MemberState::Leaving | MemberState::Draining => match self.have.rules {
                 Rules::Drain { since } => Stage::Draining { since },
                 _ => Stage::Leaving,
             },

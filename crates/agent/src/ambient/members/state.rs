@@ -2,7 +2,7 @@
 
 /// How far a pod is. A pod of none of these is no member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum State {
+pub(crate) enum MemberState {
     /// Something is missing still, or a look showed so: most often a ztunnel that takes it.
     Pending,
     /// An agent before this one had it in, and this one has not seen all of that yet: its rules, or that a ztunnel takes it.
@@ -15,9 +15,9 @@ pub(crate) enum State {
     Draining,
 }
 
-// === impl State ===
+// === impl MemberState ===
 
-impl State {
+impl MemberState {
     /// For metrics.
     pub(crate) const ALL: [Self; 5] =
         [Self::Pending, Self::Unconfirmed, Self::Enrolled, Self::Leaving, Self::Draining];

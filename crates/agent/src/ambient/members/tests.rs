@@ -7,7 +7,7 @@ use zds::Snapshot;
 use super::*;
 
 /// A pod in this process's namespace, with everything that makes it a member that is in.
-fn complete(state: State) -> Member {
+fn complete(state: MemberState) -> Member {
     let pod = json!({"kind": "Pod", "metadata": {"name": "web", "namespace": "shop", "uid": "u"}});
     let (mut member, _) = Member::of(&serde_json::from_value(pod).unwrap());
     member.move_to_keeping(Netns::current().unwrap());
@@ -21,7 +21,7 @@ fn complete(state: State) -> Member {
 /// What a member may lack, and how it comes to.
 type Lack = (&'static str, fn(&mut Member));
 
-fn noted(member: Member) -> State {
+fn noted(member: Member) -> MemberState {
     let members = Members::default();
     members.insert(member);
     members.state("u").unwrap()
@@ -29,8 +29,8 @@ fn noted(member: Member) -> State {
 
 #[test]
 fn only_what_was_seen_is_in() {
-    for state in [State::Enrolled, State::Unconfirmed] {
-        assert_eq!(noted(complete(state)), State::Enrolled);
+    for state in [MemberState::Enrolled, MemberState::Unconfirmed] {
+        assert_eq!(noted(complete(state)), MemberState::Enrolled);
         let lacks: [Lack; 6] = [
             ("namespace", |member| member.netns = None),
             ("a look", |member| member.have.see(Observation::Rules(Look::Unknown))),
@@ -39,19 +39,20 @@ fn only_what_was_seen_is_in() {
             ("probes", |member| member.have.begin(&Act::RemoveProbes)),
             ("ztunnel", |member| member.have.begin(&Act::RemoveFromZtunnel)),
         ];
-        let without = if state == State::Enrolled { State::Pending } else { State::Unconfirmed };
+        let without =
+            if state == MemberState::Enrolled { MemberState::Pending } else { MemberState::Unconfirmed };
         for (what, take) in lacks {
             let mut member = complete(state);
             take(&mut member);
             assert_eq!(noted(member), without, "{state:?} without {what}");
         }
     }
-    for state in [State::Pending, State::Leaving] {
+    for state in [MemberState::Pending, MemberState::Leaving] {
         assert_eq!(noted(complete(state)), state);
     }
-    let mut drains = complete(State::Leaving);
+    let mut drains = complete(MemberState::Leaving);
     drains.have.after(&Act::Drain, 7);
-    assert_eq!(noted(drains), State::Draining);
+    assert_eq!(noted(drains), MemberState::Draining);
 }
 
 /// An answer is noted in between what a worker notes.
@@ -61,13 +62,13 @@ fn an_answer_counts_until_there_is_another() {
     let told = Arc::new(Mutex::new(0));
     let count = told.clone();
     members.on_unsettled(move |_| *count.lock().unwrap() += 1);
-    for before in [State::Enrolled, State::Unconfirmed] {
+    for before in [MemberState::Enrolled, MemberState::Unconfirmed] {
         members.insert(complete(before));
         let entry = members.entries().pop().unwrap();
         members.answered(&entry, Err("no"));
-        assert_eq!(members.state("u"), Some(State::Pending));
+        assert_eq!(members.state("u"), Some(MemberState::Pending));
         members.change("u", |member| member.state = before);
-        assert_eq!(members.state("u"), Some(State::Pending), "{before:?}");
+        assert_eq!(members.state("u"), Some(MemberState::Pending), "{before:?}");
     }
     assert_eq!(*told.lock().unwrap(), 2);
     // A Keep, and an answer about a sandbox that was replaced, say nothing.

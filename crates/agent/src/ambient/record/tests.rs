@@ -9,7 +9,11 @@ fn record(uid: &str) -> Record {
     Record {
         netns: Some(Place { path: "/host/netns/a".into(), dev: 4, ino: 4_026_532_001, given: true }),
         ips: vec!["10.1.2.3".parse().unwrap(), "fd00::3".parse().unwrap()],
-        options: Options { ingress: true, dns_capture: Some(false), virtual_interfaces: vec!["net1".into()] },
+        options: RecordedOptions {
+            ingress: true,
+            dns_capture: Some(false),
+            virtual_interfaces: vec!["net1".into()],
+        },
         tcp_loose_before: Some(1),
         ..Record::new(&key, "sa", Stage::Enrolled)
     }

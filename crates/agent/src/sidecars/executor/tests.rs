@@ -56,7 +56,7 @@ impl Outside {
     }
 }
 
-impl Ports for Outside {
+impl SidecarPorts for Outside {
     async fn label(&self, _: &PodRef) -> Result<(), Refused> {
         self.api("label")
     }

@@ -31,7 +31,7 @@ pub(super) struct Gap {
 
 /// What is known of the plugin's times, and which pods have been told.
 #[derive(Debug, Default)]
-pub(super) struct Journal {
+pub(super) struct OlderJournal {
     path: PathBuf,
     kept: Kept,
     state: State,
@@ -64,7 +64,7 @@ struct Kept {
     told: BTreeSet<String>,
 }
 
-impl Journal {
+impl OlderJournal {
     /// What the agent before has kept. What cannot be read is as good as nothing: the first look at the configuration then says whether the plugin
     /// was there before.
     pub(super) fn read(run_dir: &Path) -> Self {

@@ -11,7 +11,7 @@ use crate::netlink::flags;
 use crate::nft::missing::Release;
 use crate::nft::uapi::{chain, message, rule};
 use crate::nft::{Support, encode, probe, setup};
-use crate::{Change, netlink::Socket};
+use crate::{Change, netlink::NetlinkSocket};
 
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
@@ -90,11 +90,11 @@ impl Kernel {
 
     /// A socket in which the answers to a list of tables and to this transaction are already; every answer is in a real socket, too, when
     /// `send(2)` returns.
-    fn socket(&self, asks_for_tables: bool, transaction: &[u8]) -> Socket {
+    fn socket(&self, asks_for_tables: bool, transaction: &[u8]) -> NetlinkSocket {
         let (ours, kernels) =
             socketpair(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None).unwrap();
         let say = |kind, sequence, code: i32| {
-            let mut w = Writer::default();
+            let mut w = MessageWriter::default();
             let header = [&code.to_ne_bytes()[..], &[0; 16]].concat();
             w.message(kind, flags::CAPPED, sequence, &header, |_| {});
             send(&kernels, w.bytes(), SendFlags::empty()).unwrap();
@@ -113,7 +113,7 @@ impl Kernel {
         }
         // Whoever sends needs the other end; it ends with the test's process.
         std::mem::forget(kernels);
-        Socket::over(ours)
+        NetlinkSocket::over(ours)
     }
 
     fn setup(&self, ruleset: &Ruleset) -> Result<Change, Error> {
