@@ -139,13 +139,13 @@ fn what_comes_along_is_checked() {
     let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", agent.pid())).unwrap().count();
     let cases = || {
         [
-            (vec![open("/etc/passwd")], "no namespace"),
-            (vec![open("/")], "no namespace"),
+            (vec![open("/etc/passwd")], "not a namespace"),
+            (vec![open("/")], "not a namespace"),
             (vec![open("/proc/self/ns/mnt")], "mount namespace"),
             (vec![open(scene.mesh.host.path())], "of the node"),
             (vec![open(other.netns.path())], "none of the pod's addresses"),
             // The first one counts.
-            (vec![open("/etc/passwd"), open(scene.pod.netns.path())], "no namespace"),
+            (vec![open("/etc/passwd"), open(scene.pod.netns.path())], "not a namespace"),
         ]
     };
     scene.announce(&[]);
