@@ -42,7 +42,7 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    Render(render::Args),
+    Render(render::RenderArgs),
     Explain(explain::ExplainArgs),
     Add(chain::AddArgs),
     Check(chain::CheckArgs),

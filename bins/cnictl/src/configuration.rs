@@ -8,7 +8,7 @@ use capture::ambient::{NodeOptions, PROBE_V4, PROBE_V6, ProbeSender};
 use capture::decide::{Enrolment, Exclusions};
 use cni::PluginConf;
 use cni::json::Value;
-use podsource::Agent;
+use podsource::AgentSource;
 use rundir::{AmbientOptions, SOCKET_NAME};
 
 use crate::chain::Conflist;
@@ -113,7 +113,7 @@ impl Configuration {
 
     /// The agent's options of ambient mode, where an agent answers and has the mode on.
     pub(crate) fn ask_agent(&self) -> Option<AmbientOptions> {
-        Agent::new(&self.run_dir, env!("CARGO_PKG_VERSION")).status(PATIENCE).ok()?.ambient
+        AgentSource::new(&self.run_dir, env!("CARGO_PKG_VERSION")).status(PATIENCE).ok()?.ambient
     }
 
     /// Where it was asked.

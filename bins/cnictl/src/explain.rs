@@ -13,7 +13,7 @@ use ruleset::eval::{Owner, State};
 
 use crate::output::{Format, Usage, VerbAnswer};
 use crate::subject::SubjectArgs;
-use flow::{Direction, Endpoint, Flow, Guess, parse_destination, parse_source};
+use flow::{Direction, Flow, FlowEnd, Guess, parse_destination, parse_source};
 use report::Explanation;
 
 const EXAMPLES: &str = "\
@@ -43,10 +43,10 @@ pub(crate) struct ExplainArgs {
     subject: SubjectArgs,
     /// Destination; with --in the address may be left out (:8080)
     #[arg(long, value_name = "IP:PORT", value_parser = parse_destination)]
-    to: Endpoint,
+    to: FlowEnd,
     /// Source; the port may be left out
     #[arg(long, value_name = "IP[:PORT]", value_parser = parse_source)]
-    from: Option<Endpoint>,
+    from: Option<FlowEnd>,
     /// The packet comes to the pod
     #[arg(long = "in", conflicts_with = "outbound")]
     inbound: bool,

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use facts::PodRef;
 use kernel::iptables::Iptables;
 use kernel::nft::Nftables;
-use kernel::sets::{Member, ProbeSets};
+use kernel::sets::{ProbeSets, SetMember};
 use kernel::{Kernel, RuleStore, route};
 use netns::Netns;
 use ruleset::{Backend, TableKind};
@@ -17,7 +17,7 @@ use capture::ambient::{OWNER, PROBES_V4, PROBES_V6};
 
 use crate::node::{in_host, iptables_of_the_node};
 use crate::output::columns;
-use crate::pod::Described;
+use crate::pod::DescribedPod;
 use crate::subject::{Captured, DecisionArgs, NodeNetns, PodOutcome, PodSubject};
 
 /// The most differences of one place that are shown; one flushed chain may be thousands.
@@ -56,7 +56,7 @@ impl Looked {
     ///
     /// # Errors
     /// The decision cannot be made, or the kernel cannot be asked.
-    pub(crate) fn look(args: &DecisionArgs, mut described: Described, netns: &Netns) -> Result<Self> {
+    pub(crate) fn look(args: &DecisionArgs, mut described: DescribedPod, netns: &Netns) -> Result<Self> {
         if described.ips.is_empty() {
             let addresses = netns.enter(route::addresses)?;
             described.ips = addresses.context("list the addresses of the pod")?;
@@ -192,7 +192,7 @@ fn look_at_node(node: &NodeNetns) -> Result<(Vec<String>, Vec<ProbeAddress>)> {
     Ok((texts(&differences), addresses(node, &members)))
 }
 
-fn addresses(node: &NodeNetns, members: &[Member]) -> Vec<ProbeAddress> {
+fn addresses(node: &NodeNetns, members: &[SetMember]) -> Vec<ProbeAddress> {
     let of = |wanted: &crate::subject::ProbeMember| {
         let (address, set) = (wanted.address, wanted.set);
         let found = members.iter().find(|member| member.ip == address);

@@ -10,7 +10,7 @@ use podsource::ManifestFile;
 
 /// A pod as its manifest describes it. The labels of its namespace are known where the manifest has that, too.
 #[derive(Debug, Clone)]
-pub(crate) struct Described {
+pub(crate) struct DescribedPod {
     pub(crate) pod: Pod,
     /// `status.podIPs`; of a pod that is not running there are none.
     pub(crate) ips: Vec<IpAddr>,
@@ -20,7 +20,7 @@ pub(crate) struct Described {
 ///
 /// # Errors
 /// The file gives no pods, none of that name, or several of which none is named.
-pub(crate) fn load(path: &Path, wanted: Option<&str>) -> Result<Described> {
+pub(crate) fn load(path: &Path, wanted: Option<&str>) -> Result<DescribedPod> {
     let (manifest, place) = if path.as_os_str() == "-" {
         (ManifestFile::read_stream(std::io::stdin().lock(), "standard input")?, Path::new("standard input"))
     } else {
@@ -30,7 +30,7 @@ pub(crate) fn load(path: &Path, wanted: Option<&str>) -> Result<Described> {
     let ips = object.ips();
     let mut pod = object.into_pod(&PodRef::default())?;
     pod.namespace_labels = manifest.namespaces.get(&pod.namespace).cloned();
-    Ok(Described { pod, ips })
+    Ok(DescribedPod { pod, ips })
 }
 
 fn select(pods: Vec<Object>, wanted: Option<&str>, path: &Path) -> Result<Object> {

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::output::{Format, VerbAnswer, one_line, structured};
 use crate::rules::{RuleReport, describe};
-use crate::subject::{About, Captured, PodOutcome, PodSubject, ProbeMember, SubjectArgs};
+use crate::subject::{AboutPod, Captured, PodOutcome, PodSubject, ProbeMember, SubjectArgs};
 
 /// Exit code for a pod that has no plan.
 const NOT_CAPTURED: u8 = 3;
@@ -38,7 +38,7 @@ Exit codes: 0 rendered, 1 failed, 2 wrong command line, 3 the pod is not capture
 /// Print the plan of a pod as nft or iptables-restore text
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub(crate) struct Args {
+pub(crate) struct RenderArgs {
     #[command(flatten)]
     subject: SubjectArgs,
     /// Only this family; iptables-restore takes one at a time
@@ -78,7 +78,7 @@ enum Output {
 #[derive(Debug, Serialize)]
 struct Rendered {
     #[serde(flatten)]
-    about: About,
+    about: AboutPod,
     #[serde(skip_serializing_if = "Option::is_none")]
     plan: Option<PlanReport>,
     /// What is in the node's own namespace, of a pod in ambient mode.
@@ -114,7 +114,7 @@ struct FamilyRule {
     rule: RuleReport,
 }
 
-impl Args {
+impl RenderArgs {
     pub(crate) fn run(&self) -> Result<VerbAnswer> {
         let subject = self.subject.subject(self.family == Some(FamilyName::Ipv6))?;
         let exit = if matches!(subject.outcome, PodOutcome::Skipped(_)) { NOT_CAPTURED } else { 0 };
@@ -204,7 +204,7 @@ impl Args {
     fn data(&self, subject: &PodSubject) -> Result<Rendered> {
         let (mut plan, mut node) = (None, None);
         let about = match &subject.outcome {
-            PodOutcome::Skipped(skip) => About::skipped(&subject.name, skip),
+            PodOutcome::Skipped(skip) => AboutPod::skipped(&subject.name, skip),
             PodOutcome::Captured(captured) => {
                 let rules = |plan: &Plan| rules(&self.layers(plan), plan.backend);
                 plan = Some(PlanReport {
@@ -219,7 +219,7 @@ impl Args {
                 if let Some(host) = captured.node() {
                     node = Some(NodeReport { members: host.members.clone(), rules: rules(&host.plan) });
                 }
-                About::planned(&subject.name, true)
+                AboutPod::planned(&subject.name, true)
             }
         };
         Ok(Rendered { about, plan, node, assumed: subject.assumed.clone() })

@@ -17,7 +17,7 @@ use ruleset::{Backend, Plan};
 use serde::Serialize;
 
 use crate::configuration::{Configuration, ConfigurationArgs};
-use crate::pod::{self, Described};
+use crate::pod::{self, DescribedPod};
 pub(crate) use ambient::{AmbientPod, NodeNetns, ProbeMember};
 
 #[derive(Debug, clap::Args)]
@@ -73,7 +73,7 @@ pub(crate) struct PodSubject {
 
 /// The head of an answer about a pod: which it is, and whether it is captured.
 #[derive(Debug, Serialize)]
-pub(crate) struct About {
+pub(crate) struct AboutPod {
     pub(crate) pod: PodRef,
     pub(crate) captured: bool,
     /// The row of the decision table, of a pod that is not captured.
@@ -110,7 +110,7 @@ pub(crate) enum By {
     Ztunnel(AmbientPod),
 }
 
-impl About {
+impl AboutPod {
     /// A pod that has a plan; `captured` is whether that counts as capture.
     pub(crate) fn planned(pod: &PodRef, captured: bool) -> Self {
         Self { pod: pod.clone(), captured, reason: None, detail: None }
@@ -135,14 +135,14 @@ impl SubjectArgs {
 
 impl DecisionArgs {
     /// As [`SubjectArgs::subject`], for a pod that was read.
-    pub(crate) fn decide(&self, described: Described, ipv6: bool) -> Result<PodSubject> {
+    pub(crate) fn decide(&self, described: DescribedPod, ipv6: bool) -> Result<PodSubject> {
         self.decide_with(described, ipv6, self.backend_name())
     }
 
     /// The same for a pod that runs. `found` says in which backend its rules are, where nothing else names one and that is not nf_tables.
     pub(crate) fn decide_in(
         &self,
-        described: Described,
+        described: DescribedPod,
         found: &dyn Fn(&Plan) -> Option<Backend>,
     ) -> Result<PodSubject> {
         let subject = self.decide_with(described.clone(), false, self.backend_name())?;
@@ -161,8 +161,13 @@ impl DecisionArgs {
         self.configuration.conf()
     }
 
-    fn decide_with(&self, described: Described, ipv6: bool, backend: Option<Backend>) -> Result<PodSubject> {
-        let Described { mut pod, ips } = described;
+    fn decide_with(
+        &self,
+        described: DescribedPod,
+        ipv6: bool,
+        backend: Option<Backend>,
+    ) -> Result<PodSubject> {
+        let DescribedPod { mut pod, ips } = described;
         let ips = if self.pod_ips.is_empty() { ips } else { self.pod_ips.clone() };
         let configuration = self.configuration.load()?;
         let mut assumed: Vec<String> = configuration.assumed().into_iter().collect();

@@ -16,7 +16,7 @@ use ruleset::Ruleset;
 
 use crate::failure::OperationFailure;
 use crate::job::Job;
-use crate::progress::Phase;
+use crate::progress::EndedPhase;
 use crate::within::{Unfinished, within};
 
 /// How long a CHECK waits for the pod's facts, where there is no record. A runtime checks all pods of the node one by one at its start. With
@@ -47,7 +47,7 @@ pub(crate) enum CheckVerdict {
 impl Job {
     /// Compares the pod's namespace with what was applied to it.
     fn check(self: &Arc<Self>) -> CheckVerdict {
-        self.progress.ended(Phase::Parse);
+        self.progress.ended(EndedPhase::Parse);
         let netns = match self.open_netns() {
             Ok(netns) => netns,
             Err(failure) => return unknown(&failure),
@@ -69,7 +69,7 @@ impl Job {
             }
         }
         let differences = before.map(|applied| self.compare(&netns, &applied));
-        self.progress.ended(Phase::Apply);
+        self.progress.ended(EndedPhase::Apply);
         match differences {
             Some(Ok(differences)) if !differences.is_empty() && !self.as_another_attachment(&netns) => {
                 CheckVerdict::Differs(differences)

@@ -17,8 +17,8 @@ use telemetry::Logger;
 
 use crate::failure::OperationFailure;
 use crate::handover::Announcement;
-use crate::plugin::Backends;
-use crate::progress::{Phase, Progress};
+use crate::plugin::SharedBackends;
+use crate::progress::{EndedPhase, Progress};
 use crate::sources::{FoundPod, Sources, run_dir};
 use crate::{check, groups, plugin};
 
@@ -30,7 +30,7 @@ pub(crate) struct Job {
     pub(crate) netns: Option<String>,
     pub(crate) conf: PluginConf,
     pub(crate) log: Logger,
-    pub(crate) backends: Arc<Backends>,
+    pub(crate) backends: Arc<SharedBackends>,
     pub(crate) progress: Arc<Progress>,
     pub(crate) id: PodRef,
     /// What the plugins before this one made.
@@ -70,7 +70,7 @@ impl Job {
         request: &Request,
         conf: PluginConf,
         log: Logger,
-        backends: Arc<Backends>,
+        backends: Arc<SharedBackends>,
         progress: Arc<Progress>,
     ) -> Result<Self, cni::Error> {
         let id = plugin::pod_id(&request.args()?);
@@ -109,7 +109,7 @@ impl Job {
         };
         self.progress.wait_for("the kernel to take the rules");
         let applied = target.netns.enter(|inside| self.apply(inside, &settings))??;
-        let apply_ms = self.progress.ended(Phase::Apply);
+        let apply_ms = self.progress.ended(EndedPhase::Apply);
         self.log_applied(&applied, apply_ms);
         Ok(Added::Captured)
     }
@@ -125,7 +125,7 @@ impl Job {
             self.progress.wait_for(error.waits_for());
             self.log.warn(&format!("{error}; waiting for it"), &[]);
         })?;
-        let ms = format!("{:.3}", self.progress.ended(Phase::Apply));
+        let ms = format!("{:.3}", self.progress.ended(EndedPhase::Apply));
         let source = self.progress.facts_source();
         self.log.info(
             "pod is in the mesh: the node agent has taken it",
@@ -171,7 +171,7 @@ impl Job {
 
     /// The decision; nothing for a pod that is left alone.
     pub(crate) fn target(&self) -> Result<Option<Target>, OperationFailure> {
-        self.progress.ended(Phase::Parse);
+        self.progress.ended(EndedPhase::Parse);
         if let Some(skip) = self.skip() {
             self.log_skip(&skip);
             return Ok(None);
@@ -181,7 +181,7 @@ impl Job {
         // A wrong variable concerns the pods that it is for; the others start.
         let node = node_settings();
         let decision = self.decide(&sources, &mut pod, node.as_ref().unwrap_or(&NodeSettings::default()))?;
-        self.progress.ended(Phase::Decide);
+        self.progress.ended(EndedPhase::Decide);
         match decision {
             Decision::Skip(skip) => {
                 self.log_skip(&skip);
@@ -216,13 +216,13 @@ impl Job {
         let (scope, enrolment) = (self.conf.scope(), self.conf.enrolment()?);
         let decision = capture::decide(pod, &scope, &enrolment, node)?;
         let Decision::Unknown(Need::NamespaceLabels(_)) = decision else {
-            self.progress.ended(Phase::Facts);
+            self.progress.ended(EndedPhase::Facts);
             return Ok(decision);
         };
         self.progress.wait_for("the labels of the pod's namespace");
         let labels = sources.namespace_labels(&self.id);
         pod.namespace_labels = Some(labels.map_err(|error| OperationFailure::Labels(error.to_string()))?);
-        self.progress.ended(Phase::Facts);
+        self.progress.ended(EndedPhase::Facts);
         Ok(capture::decide(pod, &scope, &enrolment, node)?)
     }
 

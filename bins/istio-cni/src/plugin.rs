@@ -20,14 +20,14 @@ use crate::job::{Added, Job};
 use crate::progress::Progress;
 use crate::report;
 use crate::sources::run_dir;
-use crate::status::Look;
+use crate::status::StatusLook;
 use crate::within::{Unfinished, within};
 
 /// How long one program of iptables may take for a CHECK, which only looks.
 const CHECK_PROGRAM_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Both backends, shared with the thread that works.
-pub(crate) struct Backends {
+pub(crate) struct SharedBackends {
     pub(crate) iptables: Iptables,
     nftables: Nftables,
 }
@@ -37,7 +37,7 @@ pub(crate) struct IstioCni<'a> {
     log: &'a Logger,
     /// What the running call is about, as soon as that is known.
     call_log: Option<Logger>,
-    backends: Arc<Backends>,
+    backends: Arc<SharedBackends>,
     supervisor: Supervisor,
     progress: Arc<Progress>,
     watcher: Watcher,
@@ -45,7 +45,7 @@ pub(crate) struct IstioCni<'a> {
     left_over: Option<Mark>,
 }
 
-impl Backends {
+impl SharedBackends {
     pub(crate) fn kernel(&self) -> Kernel<'_> {
         Kernel { nftables: &self.nftables, iptables: &self.iptables }
     }
@@ -54,7 +54,7 @@ impl Backends {
 impl<'a> IstioCni<'a> {
     /// `started` is when the process began.
     pub(crate) fn new(log: &'a Logger, supervisor: Supervisor, watcher: Watcher, started: Instant) -> Self {
-        let backends = Arc::new(Backends { iptables: Iptables::new(), nftables: Nftables });
+        let backends = Arc::new(SharedBackends { iptables: Iptables::new(), nftables: Nftables });
         let progress = Arc::new(Progress::new(started));
         let left_over = Mark::of_this_program().filter(Mark::is_set);
         Self { log, call_log: None, backends, supervisor, progress, watcher, left_over }
@@ -175,7 +175,7 @@ impl Plugin for IstioCni<'_> {
             Some(run_dir) => iptables.locking(run_dir),
             None => iptables,
         };
-        self.backends = Arc::new(Backends { iptables, nftables: Nftables });
+        self.backends = Arc::new(SharedBackends { iptables, nftables: Nftables });
         let job = self.job(request, &conf, &log)?;
         let pod = job.id.to_string();
         let (outcome, failure) = self.add_pod(job, &log);
@@ -231,7 +231,7 @@ impl Plugin for IstioCni<'_> {
         request.prev_result()?;
         // A program that hangs must not hold up a runtime that checks pod after pod at its start.
         let iptables = Iptables::new().timeout(CHECK_PROGRAM_TIMEOUT);
-        self.backends = Arc::new(Backends { iptables, nftables: Nftables });
+        self.backends = Arc::new(SharedBackends { iptables, nftables: Nftables });
         let job = self.job(request, &conf, &log)?;
         if job.is_disabled() {
             log.warn("pod is not checked: the configuration says capture: disabled", &[]);
@@ -275,7 +275,7 @@ impl Plugin for IstioCni<'_> {
         // Without the sinks in the run directory, which could be waited for.
         let conf = request.conf().map_err(|error| unavailable(error.msg))?;
         let (backends, progress) = (self.backends.clone(), self.progress.clone());
-        let look = Look { conf, backends, progress, log: self.log.clone() };
+        let look = StatusLook { conf, backends, progress, log: self.log.clone() };
         look.obstacle().map_or(Ok(()), |cause| Err(unavailable(cause)))
     }
 

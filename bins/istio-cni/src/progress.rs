@@ -25,7 +25,7 @@ struct State {
 
 /// A phase that has ended.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Phase {
+pub(crate) enum EndedPhase {
     Parse,
     Facts,
     Decide,
@@ -112,16 +112,16 @@ impl Progress {
     }
 
     /// Ends a phase; gives its milliseconds.
-    pub(crate) fn ended(&self, phase: Phase) -> f64 {
+    pub(crate) fn ended(&self, phase: EndedPhase) -> f64 {
         let mut state = self.state();
         let now = Instant::now();
         let seconds = (now - state.last).as_secs_f64();
         state.last = now;
         *match phase {
-            Phase::Parse => &mut state.phases.parse,
-            Phase::Facts => &mut state.phases.facts,
-            Phase::Decide => &mut state.phases.decide,
-            Phase::Apply => &mut state.phases.apply,
+            EndedPhase::Parse => &mut state.phases.parse,
+            EndedPhase::Facts => &mut state.phases.facts,
+            EndedPhase::Decide => &mut state.phases.decide,
+            EndedPhase::Apply => &mut state.phases.apply,
         } = Some(seconds);
         seconds * 1000.0
     }

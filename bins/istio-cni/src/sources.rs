@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use capture::Pod;
 use cni::PluginConf;
 use facts::PodRef;
-use podsource::{Agent, Annotations, Cause, Error, Kubernetes, LastKnown, Manifests, PodSource};
+use podsource::{AgentSource, Annotations, Cause, Error, Kubernetes, LastKnown, Manifests, PodSource};
 use telemetry::{Level, Logger};
 
 use crate::progress::Progress;
@@ -113,7 +113,7 @@ impl Told {
 /// The node agent, as long as it is worth asking.
 struct Inquiry<'a> {
     id: &'a PodRef,
-    agent: RefCell<Option<Agent>>,
+    agent: RefCell<Option<AgentSource>>,
     /// What it said last.
     error: RefCell<Option<Error>>,
 }
@@ -329,8 +329,8 @@ impl Inquiry<'_> {
 }
 
 /// The node agent, if there can be one.
-pub(crate) fn agent(conf: &PluginConf) -> Option<Agent> {
-    run_dir(conf).map(|run_dir| Agent::new(run_dir, env!("CARGO_PKG_VERSION")))
+pub(crate) fn agent(conf: &PluginConf) -> Option<AgentSource> {
+    run_dir(conf).map(|run_dir| AgentSource::new(run_dir, env!("CARGO_PKG_VERSION")))
 }
 
 /// The run directory, where the agent listens and leaves facts. A plugin's working directory is not its own, so a relative path is not used.

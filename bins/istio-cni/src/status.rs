@@ -18,7 +18,7 @@ use ruleset::Backend;
 use telemetry::Logger;
 
 use crate::job;
-use crate::plugin::{self, Backends};
+use crate::plugin::{self, SharedBackends};
 use crate::progress::Progress;
 use crate::sources::Sources;
 use crate::within::{Unfinished, within};
@@ -31,14 +31,14 @@ const FACTS_LIMIT: Duration = Duration::from_millis(25);
 const NO_NAT: &str = "the kernel has no nf_tables nat for both families";
 
 /// What a look at the node needs.
-pub(crate) struct Look {
+pub(crate) struct StatusLook {
     pub(crate) conf: PluginConf,
-    pub(crate) backends: Arc<Backends>,
+    pub(crate) backends: Arc<SharedBackends>,
     pub(crate) progress: Arc<Progress>,
     pub(crate) log: Logger,
 }
 
-impl Look {
+impl StatusLook {
     /// Why pods cannot be started, if that is so.
     pub(crate) fn obstacle(self) -> Option<String> {
         let strict = self.conf.strict_status;

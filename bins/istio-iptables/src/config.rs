@@ -14,7 +14,7 @@ use kernel::iptables::Variant;
 use ruleset::Backend;
 
 use crate::accounts::{self, GROUP, PASSWD};
-use crate::options::{self, IptablesOptions, Setting};
+use crate::options::{self, IptablesOptions, IptablesSetting};
 
 /// Where the DNS servers are.
 pub(crate) const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -98,43 +98,45 @@ pub(crate) fn build(
     let resolve = |name: &str| accounts::parse_number(&read(GROUP).ok()?, name);
     let (settings, warning) = parse_flags(&flags, &resolve)?;
     warnings.extend(warning);
-    let mode = options.text(Setting::Mode);
+    let mode = options.text(IptablesSetting::Mode);
     if !matches!(mode, "" | "REDIRECT" | "TPROXY" | "NONE") {
         let mode = Quoted::new(mode);
         warnings.push(format!(
             "--istio-inbound-interception-mode: {mode} is not REDIRECT, TPROXY or NONE; REDIRECT is used"
         ));
     }
-    let native = options.on(Setting::NativeNftables);
-    let variant = variant(options.text(Setting::ForceIptablesBinary))?;
+    let native = options.on(IptablesSetting::NativeNftables);
+    let variant = variant(options.text(IptablesSetting::ForceIptablesBinary))?;
     if native && variant.is_some() {
         warnings.push("--force-iptables-binary has no effect with --native-nftables".to_owned());
     }
-    let probe =
-        Probe { port: options.port(Setting::ProbePort)?, timeout: options.time(Setting::ProbeTimeout)? };
-    let namespace = options.text(Setting::NetworkNamespace);
+    let probe = Probe {
+        port: options.port(IptablesSetting::ProbePort)?,
+        timeout: options.time(IptablesSetting::ProbeTimeout)?,
+    };
+    let namespace = options.text(IptablesSetting::NetworkNamespace);
     Ok(Config {
         settings,
         job: job(options),
         backend: if native { Backend::Nftables } else { Backend::Iptables },
         variant,
         namespace: (!namespace.is_empty()).then(|| PathBuf::from(namespace)),
-        dry_run: options.on(Setting::DryRun),
-        probe: (options.on(Setting::RunValidation) && mode != "NONE").then_some(probe),
+        dry_run: options.on(IptablesSetting::DryRun),
+        probe: (options.on(IptablesSetting::RunValidation) && mode != "NONE").then_some(probe),
         warnings,
     })
 }
 
 /// The order of the questions is the original's.
 fn job(options: &IptablesOptions) -> RulesJob {
-    if options.on(Setting::SkipRuleApply) {
+    if options.on(IptablesSetting::SkipRuleApply) {
         RulesJob::Skip { why: "--skip-rule-apply" }
-    } else if options.on(Setting::CleanupOnly) {
+    } else if options.on(IptablesSetting::CleanupOnly) {
         RulesJob::Cleanup
-    } else if options.text(Setting::Mode) == "NONE" {
+    } else if options.text(IptablesSetting::Mode) == "NONE" {
         RulesJob::Skip { why: "interception mode NONE" }
     } else {
-        RulesJob::Apply { force: options.on(Setting::ForceApply) }
+        RulesJob::Apply { force: options.on(IptablesSetting::ForceApply) }
     }
 }
 
@@ -152,45 +154,45 @@ fn flags(
     read: &dyn Fn(&str) -> io::Result<String>,
 ) -> Result<IptablesFlags, Error> {
     let text = |setting| options.text(setting).to_owned();
-    let proxy_uid = match options.text(Setting::ProxyUid) {
-        "" => proxy_uid(options.text(Setting::EnvoyUser), read),
+    let proxy_uid = match options.text(IptablesSetting::ProxyUid) {
+        "" => proxy_uid(options.text(IptablesSetting::EnvoyUser), read),
         uid => uid.to_owned(),
     };
-    let proxy_gid = match options.text(Setting::ProxyGid) {
+    let proxy_gid = match options.text(IptablesSetting::ProxyGid) {
         "" => proxy_uid.clone(),
         gid => gid.to_owned(),
     };
     let (redirect_dns, capture_all_dns) =
-        (options.on(Setting::RedirectDns), options.on(Setting::CaptureAllDns));
+        (options.on(IptablesSetting::RedirectDns), options.on(IptablesSetting::CaptureAllDns));
     let dns_servers = if redirect_dns && !capture_all_dns {
         parse_nameservers(&read(RESOLV_CONF).map_err(Error::ResolvConf)?)
     } else {
         Vec::new()
     };
     Ok(IptablesFlags {
-        proxy_port: text(Setting::ProxyPort),
-        inbound_capture_port: text(Setting::CapturePort),
-        inbound_tunnel_port: text(Setting::TunnelPort),
+        proxy_port: text(IptablesSetting::ProxyPort),
+        inbound_capture_port: text(IptablesSetting::CapturePort),
+        inbound_tunnel_port: text(IptablesSetting::TunnelPort),
         proxy_uid,
         proxy_gid,
-        inbound_interception_mode: text(Setting::Mode),
-        inbound_tproxy_mark: text(Setting::TproxyMark),
-        inbound_tproxy_route_table: text(Setting::TproxyTable),
-        inbound_ports_include: text(Setting::InboundPorts),
-        inbound_ports_exclude: text(Setting::InboundPortsExcluded),
-        owner_groups_include: text(Setting::OwnerGroups),
-        owner_groups_exclude: text(Setting::OwnerGroupsExcluded),
-        outbound_ports_include: text(Setting::OutboundPorts),
-        outbound_ports_exclude: text(Setting::OutboundPortsExcluded),
-        outbound_ip_ranges_include: text(Setting::Ranges),
-        outbound_ip_ranges_exclude: text(Setting::RangesExcluded),
-        reroute_virtual_interfaces: text(Setting::RerouteInterfaces),
-        exclude_interfaces: text(Setting::ExcludedInterfaces),
-        host_ipv4_loopback_cidr: text(Setting::Loopback),
+        inbound_interception_mode: text(IptablesSetting::Mode),
+        inbound_tproxy_mark: text(IptablesSetting::TproxyMark),
+        inbound_tproxy_route_table: text(IptablesSetting::TproxyTable),
+        inbound_ports_include: text(IptablesSetting::InboundPorts),
+        inbound_ports_exclude: text(IptablesSetting::InboundPortsExcluded),
+        owner_groups_include: text(IptablesSetting::OwnerGroups),
+        owner_groups_exclude: text(IptablesSetting::OwnerGroupsExcluded),
+        outbound_ports_include: text(IptablesSetting::OutboundPorts),
+        outbound_ports_exclude: text(IptablesSetting::OutboundPortsExcluded),
+        outbound_ip_ranges_include: text(IptablesSetting::Ranges),
+        outbound_ip_ranges_exclude: text(IptablesSetting::RangesExcluded),
+        reroute_virtual_interfaces: text(IptablesSetting::RerouteInterfaces),
+        exclude_interfaces: text(IptablesSetting::ExcludedInterfaces),
+        host_ipv4_loopback_cidr: text(IptablesSetting::Loopback),
         redirect_dns,
         capture_all_dns,
-        drop_invalid: options.on(Setting::DropInvalid),
-        dual_stack: options.on(Setting::DualStack),
+        drop_invalid: options.on(IptablesSetting::DropInvalid),
+        dual_stack: options.on(IptablesSetting::DualStack),
         dns_servers,
     })
 }

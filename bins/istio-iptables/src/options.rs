@@ -14,7 +14,7 @@ use clap::{Arg, ArgMatches, Command};
 use cni::config::parse_duration;
 use options::{Spec, TextKind, Values, arg, help_of_variables};
 
-pub(crate) use table::{SPECS, Setting};
+pub(crate) use table::{IptablesSetting, SPECS};
 
 /// The name that the injector gives as the first argument, for an image whose entry point has several commands.
 const OWN_NAME: &str = "istio-iptables";
@@ -26,7 +26,7 @@ const EXIT_CODES: &str = "Exit codes: 0 done; 1 wrong usage or rules not applied
 /// The value of every setting, each checked for its kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct IptablesOptions {
-    values: Values<Setting>,
+    values: Values<IptablesSetting>,
     /// For the log.
     pub(crate) warnings: Vec<String>,
 }
@@ -77,7 +77,7 @@ pub(crate) fn parse(
 }
 
 fn value(
-    spec: &Spec<Setting>,
+    spec: &Spec<IptablesSetting>,
     matches: &ArgMatches,
     env: &dyn Fn(&str) -> Option<String>,
     warnings: &mut Vec<String>,
@@ -111,12 +111,12 @@ fn command() -> Command {
 
 impl IptablesOptions {
     /// The text of a setting.
-    pub(crate) fn text(&self, setting: Setting) -> &str {
+    pub(crate) fn text(&self, setting: IptablesSetting) -> &str {
         self.values.text(setting)
     }
 
     /// Whether a switch is on.
-    pub(crate) fn on(&self, setting: Setting) -> bool {
+    pub(crate) fn on(&self, setting: IptablesSetting) -> bool {
         self.values.on(setting)
     }
 
@@ -124,7 +124,7 @@ impl IptablesOptions {
     ///
     /// # Errors
     /// The setting is of another kind and its text is no port.
-    pub(crate) fn port(&self, setting: Setting) -> Result<u16, Error> {
+    pub(crate) fn port(&self, setting: IptablesSetting) -> Result<u16, Error> {
         let text = self.text(setting);
         parse_port(text).map_err(|_| self.invalid_value(setting, text))
     }
@@ -133,13 +133,13 @@ impl IptablesOptions {
     ///
     /// # Errors
     /// The setting is of another kind and its text is no time.
-    pub(crate) fn time(&self, setting: Setting) -> Result<Duration, Error> {
+    pub(crate) fn time(&self, setting: IptablesSetting) -> Result<Duration, Error> {
         let text = self.text(setting);
         parse_duration(text).map_err(|_| self.invalid_value(setting, text))
     }
 
     /// For a setting of another kind than is asked for.
-    fn invalid_value(&self, setting: Setting, text: &str) -> Error {
+    fn invalid_value(&self, setting: IptablesSetting, text: &str) -> Error {
         let spec = SPECS.iter().find(|spec| spec.setting == setting);
         let name = spec.map(title).unwrap_or_default();
         Error::Value { name, value: Quoted::new(text), expected: "of the kind that is asked for" }
@@ -152,6 +152,6 @@ fn check(kind: TextKind, name: &str, text: &str) -> Result<(), Error> {
 }
 
 /// The name that people know the setting by.
-pub(crate) fn title(spec: &Spec<Setting>) -> String {
+pub(crate) fn title(spec: &Spec<IptablesSetting>) -> String {
     spec.flag().map_or_else(|| spec.variables().concat(), |flag| format!("--{flag}"))
 }

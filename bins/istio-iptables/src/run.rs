@@ -12,7 +12,7 @@ use netns::{Inside, Netns};
 use telemetry::{Level, Logger};
 
 use crate::config::{self, Config, Probe};
-use crate::options::{self, IptablesOptions, Setting};
+use crate::options::{self, IptablesOptions, IptablesSetting};
 use crate::{apply, validate};
 
 /// What the repair controller looks for in the state of the validation container.
@@ -50,7 +50,7 @@ pub(crate) fn run(
         Err(error) => return usage(&error, &log),
     };
     // Not a path: no file and no agent's socket, stderr only.
-    log.attach(Path::new(""), level(options.text(Setting::LogOutputLevel)));
+    log.attach(Path::new(""), level(options.text(IptablesSetting::LogOutputLevel)));
     match stages(&options, supervisor, &log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -65,7 +65,7 @@ use evidence::Evidence;
 use failure::AmbientFailure;
 use finder::Finder;
 use host::HostSide;
-use members::Members;
+use members::MeshMembers;
 use record::Records;
 use slots::Slots;
 pub(crate) use socket::{EventSocket, MODE};
@@ -94,7 +94,7 @@ pub(crate) struct Ambient {
 
 /// The pods, and the work on them.
 struct Pods {
-    members: Arc<Members>,
+    members: Arc<MeshMembers>,
     queue: Arc<Queue<PodRef>>,
     ztunnels: Ztunnels,
     /// What is under way in pods' namespaces.
@@ -148,7 +148,7 @@ struct Life {
 }
 
 /// What it needs of the agent.
-pub(crate) struct Parts {
+pub(crate) struct AmbientParts {
     pub(crate) config: AmbientConfig,
     pub(crate) log: Scope,
     pub(crate) metrics: Arc<Metrics>,
@@ -165,13 +165,22 @@ pub(crate) struct Parts {
 // === impl Ambient ===
 
 impl Ambient {
-    pub(crate) fn new(parts: Parts) -> Arc<Self> {
-        let Parts { config, log, metrics, health: notices, cluster, manifests, writer, events, run_dir } =
-            parts;
+    pub(crate) fn new(parts: AmbientParts) -> Arc<Self> {
+        let AmbientParts {
+            config,
+            log,
+            metrics,
+            health: notices,
+            cluster,
+            manifests,
+            writer,
+            events,
+            run_dir,
+        } = parts;
         // A mode that is off makes no agent unready.
         let health =
             if config.is_off { Arc::new(Health::of(&[HealthPart::Ambient])) } else { notices.clone() };
-        let members = Arc::new(Members::default());
+        let members = Arc::new(MeshMembers::default());
         let (told, counted) = (log.clone(), metrics.clone());
         let ztunnels = Ztunnels::new(members.clone(), move |event| ztunnel_event(&told, &counted, &event));
         let iptables_of_the_node = config.iptables().on_the_node();
@@ -213,20 +222,25 @@ impl Ambient {
             },
             life: Life::default(),
         });
-        let weak = Arc::downgrade(&ambient);
-        ambient.pods.members.on_unsettled(move |key| {
+        ambient.answer_members_and_metrics();
+        ambient
+    }
+
+    /// Members say who is unsettled, and pods are counted whenever metrics are read.
+    fn answer_members_and_metrics(self: &Arc<Self>) {
+        let weak = Arc::downgrade(self);
+        self.pods.members.on_unsettled(move |key| {
             if let Some(ambient) = weak.upgrade() {
                 ambient.changed(std::slice::from_ref(key));
             }
         });
-        ambient.tell_overdue();
-        let weak = Arc::downgrade(&ambient);
-        ambient.metrics.before_reading(move || {
+        self.tell_overdue();
+        let weak = Arc::downgrade(self);
+        self.metrics.before_reading(move || {
             if let Some(ambient) = weak.upgrade() {
                 ambient.count();
             }
         });
-        ambient
     }
 
     /// The pods and namespaces have been listed once.

@@ -32,7 +32,7 @@ pub(crate) struct AgentConfig {
     /// What is installed.
     pub(crate) install: InstallOptions,
     /// Where pods come from.
-    pub(crate) pods: PodSource,
+    pub(crate) pods: PodsOrigin,
     /// Directory of the sockets.
     pub(crate) run_dir: PathBuf,
     /// Address of /metrics.
@@ -44,9 +44,9 @@ pub(crate) struct AgentConfig {
     /// This agent's pod; what is not known of it is empty.
     pub(crate) pod: OwnPod,
     /// When everything is removed at the end.
-    pub(crate) cleanup: Cleanup,
+    pub(crate) cleanup: CleanupAtEnd,
     /// Which sidecar pods ask for capture.
-    pub(crate) older: sidecars::Rules,
+    pub(crate) older: sidecars::SuspectRules,
     /// This agent's pod, where its DaemonSet decides that.
     pub(crate) own_pod: Option<OwnPod>,
     /// Label of a pod that started without capture: key and value.
@@ -63,7 +63,7 @@ pub(crate) struct AgentConfig {
 
 /// Where pods come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum PodSource {
+pub(crate) enum PodsOrigin {
     /// The API server.
     Kubernetes(cluster::Access),
     /// A directory.
@@ -77,7 +77,7 @@ pub(crate) enum PodSource {
 
 /// When everything is removed at the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Cleanup {
+pub(crate) enum CleanupAtEnd {
     /// Unless a new version of this agent is to follow.
     Auto,
     /// At every end.
@@ -102,8 +102,8 @@ impl AgentConfig {
         let service_account = PathBuf::from(text(Setting::ServiceAccountDir));
         let pods = pod_source(options, env, &service_account)?;
         let kubeconfig = match pods {
-            PodSource::Kubernetes(_) => Some(kubeconfig(options, env, service_account)?),
-            PodSource::Manifests { .. } => None,
+            PodsOrigin::Kubernetes(_) => Some(kubeconfig(options, env, service_account)?),
+            PodsOrigin::Manifests { .. } => None,
         };
         let install = InstallOptions {
             net_dir: text(Setting::MountedCniNetDir).into(),
@@ -122,10 +122,10 @@ impl AgentConfig {
         let name = env("POD_NAME").filter(|name| is_dns_subdomain(name)).unwrap_or_default();
         // Beside manifests only an agent that is a pod itself has a DaemonSet.
         let has_server = match &pods {
-            PodSource::Kubernetes(_) => true,
-            PodSource::Manifests { cluster, .. } => cluster.is_some() && !name.is_empty(),
+            PodsOrigin::Kubernetes(_) => true,
+            PodsOrigin::Manifests { cluster, .. } => cluster.is_some() && !name.is_empty(),
         };
-        let decided_by_daemonset = cleanup == Cleanup::Auto && !namespace.is_empty() && has_server;
+        let decided_by_daemonset = cleanup == CleanupAtEnd::Auto && !namespace.is_empty() && has_server;
         let pod = OwnPod { namespace, name };
         let own_pod = decided_by_daemonset.then(|| pod.clone());
         Ok(Self {
@@ -220,8 +220,8 @@ fn scope(options: &Options, env: Lookup<'_>) -> Result<capture::Exclusions, BadO
     })
 }
 
-fn older_rules(options: &Options, env: Lookup<'_>) -> Result<sidecars::Rules, BadOption> {
-    Ok(sidecars::Rules {
+fn older_rules(options: &Options, env: Lookup<'_>) -> Result<sidecars::SuspectRules, BadOption> {
+    Ok(sidecars::SuspectRules {
         scope: scope(options, env)?,
         check: options.text(Setting::RepairInitContainerName).to_owned(),
     })
@@ -255,18 +255,18 @@ fn access(env: Lookup<'_>, service_account: &Path) -> cluster::Access {
     }
 }
 
-fn pod_source(options: &Options, env: Lookup<'_>, service_account: &Path) -> Result<PodSource, BadOption> {
+fn pod_source(options: &Options, env: Lookup<'_>, service_account: &Path) -> Result<PodsOrigin, BadOption> {
     const NAME: &str = "pod-source";
     let text = options.text(Setting::PodSource);
     let of = |name: &str| env(name).filter(|value| !value.is_empty());
     match text.split_once(':') {
         None if text == "kubernetes" || text.is_empty() => {
-            Ok(PodSource::Kubernetes(access(env, service_account)))
+            Ok(PodsOrigin::Kubernetes(access(env, service_account)))
         }
         Some(("manifests", dir)) if Path::new(dir).is_absolute() => {
             let in_cluster = of("KUBECONFIG").or_else(|| of("KUBERNETES_SERVICE_HOST")).is_some();
             let cluster = in_cluster.then(|| access(env, service_account));
-            Ok(PodSource::Manifests { dir: dir.into(), cluster })
+            Ok(PodsOrigin::Manifests { dir: dir.into(), cluster })
         }
         Some(("manifests", _)) => Err(BadOption::new(NAME, text, "does not name an absolute directory")),
         _ => Err(BadOption::new(NAME, text, "is neither kubernetes nor manifests:<directory>")),

@@ -35,14 +35,14 @@ pub(crate) enum Unreadable {
 
 /// Reads the options of this process, again and again.
 #[derive(Debug, Clone)]
-pub(crate) struct Reader {
+pub(crate) struct OptionsReader {
     flags: Flags,
     /// Variables that had a file once. A container has the same ConfigMap as variables too, which stay as they were at its start: a switch that
     /// is taken out of the ConfigMap must not live on in them.
     followed: BTreeSet<String>,
 }
 
-impl Reader {
+impl OptionsReader {
     pub(crate) fn new(flags: Flags) -> Self {
         Self { flags, followed: BTreeSet::new() }
     }

@@ -116,7 +116,7 @@ impl Agent {
         };
         let agent = self.clone();
         // It may not answer at all, and nothing of this agent waits for that.
-        let status = podsource::Agent::new(dir, env!("CARGO_PKG_VERSION")).status(ANSWER);
+        let status = podsource::AgentSource::new(dir, env!("CARGO_PKG_VERSION")).status(ANSWER);
         let who = status.map_or_else(
             |_| "it may be one of the original's".to_owned(),
             |status| format!("version {}, process {}", status.version, status.pid),

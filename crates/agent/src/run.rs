@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 
 use crate::ambient::{self, Ambient, EventSocket};
 use crate::backend::NodeBackend;
-use crate::config::{AgentConfig, BadOption, PodSource};
+use crate::config::{AgentConfig, BadOption, PodsOrigin};
 use crate::events::Events;
 use crate::health::{Health, HealthPart};
 use crate::log_socket::LogSocket;
@@ -81,7 +81,7 @@ pub(crate) struct Agent {
     /// What becomes of this agent, by what was seen last.
     pub(crate) outlook: watch::Sender<Option<Outlook>>,
     journal: Journal,
-    options: config_dir::Reader,
+    options: config_dir::OptionsReader,
     options_at_start: Options,
 }
 
@@ -127,7 +127,7 @@ fn parts(config: &AgentConfig) -> Vec<HealthPart> {
 
 impl Agent {
     fn new(flags: Flags) -> Result<(Self, Source), Error> {
-        let mut reader = config_dir::Reader::new(flags);
+        let mut reader = config_dir::OptionsReader::new(flags);
         let options = reader.read(&variable)?;
         let journal = process::journal(&options)?;
         let log = journal.scope("cni-agent");
@@ -146,13 +146,13 @@ impl Agent {
         let (source, writer, own_set) = source::source(&config, &log);
         let cluster = Cluster::new();
         let events = Arc::new(Events::new(writer.clone(), config.pod.clone(), log.clone()));
-        let ambient = Ambient::new(ambient::Parts {
+        let ambient = Ambient::new(ambient::AmbientParts {
             config: config.ambient.clone(),
             log: journal.scope("ambient"),
             metrics: metrics.clone(),
             health: health.clone(),
             cluster: cluster.clone(),
-            manifests: matches!(config.pods, PodSource::Manifests { .. }),
+            manifests: matches!(config.pods, PodsOrigin::Manifests { .. }),
             writer: writer.clone(),
             events: events.clone(),
             run_dir: config.run_dir.clone(),
@@ -307,7 +307,7 @@ impl Agent {
 
     /// The last known facts on disk. Without them the agent works all the same.
     fn keep_facts(&self) -> Option<Store> {
-        if matches!(self.config.pods, PodSource::Manifests { .. }) {
+        if matches!(self.config.pods, PodsOrigin::Manifests { .. }) {
             // The directory is where plugins look themselves.
             return None;
         }

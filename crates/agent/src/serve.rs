@@ -17,9 +17,9 @@ use hyper::{Request, Response, StatusCode};
 use tokio::net::{TcpListener, TcpSocket};
 
 use crate::metrics::Metrics;
-use connection::{Caller, Shared, converse};
+use connection::{Caller, SharedSocket, converse};
 pub(crate) use descriptor::Descriptor;
-use places::Places;
+use places::ConnectionPlaces;
 use unix::MAX_SOCKET_PATH;
 pub(crate) use unix::{Gone, UnixPeer, UnixSocket};
 
@@ -132,7 +132,7 @@ pub(crate) fn bind_port(address: SocketAddr) -> Result<TcpListener, Error> {
 
 /// Serves a port until the task is aborted. Places are shared among networks, so that a pod that connects without end takes none of kubelet's.
 pub(crate) async fn port<H: Handler>(listener: TcpListener, handler: Arc<H>, metrics: Arc<Metrics>) {
-    let places = Places::new(H::MAX_CONNECTIONS);
+    let places = ConnectionPlaces::new(H::MAX_CONNECTIONS);
     loop {
         let Ok((stream, address)) = listener.accept().await else {
             places.evict();
@@ -144,7 +144,7 @@ pub(crate) async fn port<H: Handler>(listener: TcpListener, handler: Arc<H>, met
         let (handler, metrics) = (handler.clone(), metrics.clone());
         tokio::spawn(async move {
             let caller = Caller { peer: None, progress: place.progress(), brought: || None };
-            let io = Shared(stream.clone());
+            let io = SharedSocket(stream.clone());
             place.hold(converse(stream, io, handler, caller)).await.count(&metrics, H::NAME);
         });
     }

@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt as _;
 use cluster::daemonset::{DEFAULT_NAME, decide};
 use cluster::{Outlook, OwnPod, WatchError, Writer};
 
-use crate::config::Cleanup;
+use crate::config::CleanupAtEnd;
 use crate::health::Notice;
 use crate::node_lock::NodeLock;
 use crate::run::Agent;
@@ -68,10 +68,10 @@ pub(crate) async fn outcome(agent: &Agent, lock: &NodeLock) -> ShutdownOutcome {
     let (clean, reason) =
         match (lock.next().await, agent.config.cleanup, &agent.config.own_pod, &agent.own_set) {
             (Some(next), ..) => (false, format!("another agent waits: {next}")),
-            (_, Cleanup::Always, ..) => (true, "cleanup-on-exit is always".to_owned()),
-            (_, Cleanup::Never, ..) => (false, "cleanup-on-exit is never".to_owned()),
-            (_, Cleanup::Auto, Some(own), Some(writer)) => ask(agent, own, writer).await,
-            (_, Cleanup::Auto, ..) => {
+            (_, CleanupAtEnd::Always, ..) => (true, "cleanup-on-exit is always".to_owned()),
+            (_, CleanupAtEnd::Never, ..) => (false, "cleanup-on-exit is never".to_owned()),
+            (_, CleanupAtEnd::Auto, Some(own), Some(writer)) => ask(agent, own, writer).await,
+            (_, CleanupAtEnd::Auto, ..) => {
                 (true, "there is no DaemonSet that could bring another agent".to_owned())
             }
         };

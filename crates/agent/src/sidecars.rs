@@ -29,10 +29,10 @@ use crate::ambient::Ambient;
 use crate::health::{Health, Notice, count_and_names};
 use crate::metrics::Metrics;
 use crate::pods::{self, Reconcile};
-use executor::{Failure, carry_out};
+use executor::{MarkFailure, carry_out};
 use older::OlderPods;
-pub(crate) use older::Rules;
-use record::{Evidence, Records, Start};
+pub(crate) use older::SuspectRules;
+use record::{Start, StartEvidence, StartRecords};
 
 /// How often it is looked without being told, as for notes of plugins.
 const PERIOD: Duration = Duration::from_secs(30);
@@ -46,7 +46,7 @@ const PODS_WITHIN: Duration = Duration::from_secs(3);
 /// What it needs of the agent.
 pub(crate) struct Parts {
     pub(crate) run_dir: PathBuf,
-    pub(crate) rules: Rules,
+    pub(crate) rules: SuspectRules,
     /// Key and value.
     pub(crate) label: (String, String),
     pub(crate) cluster: Cluster,
@@ -62,7 +62,7 @@ pub(crate) struct Parts {
 pub(crate) struct Sidecars {
     parts: Parts,
     older: OlderPods,
-    records: Records,
+    records: StartRecords,
     queue: Queue<PodRef>,
     /// How often in a row the API server took nothing.
     away: AtomicU32,
@@ -76,7 +76,7 @@ impl Sidecars {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
         Arc::new(Self {
             older: OlderPods::new(&parts),
-            records: Records::default(),
+            records: StartRecords::default(),
             queue: Queue::with_pauses(PAUSES),
             away: AtomicU32::default(),
             wake: Notify::new(),
@@ -118,7 +118,7 @@ impl Sidecars {
     }
 
     /// Goes by changed options from now on.
-    pub(crate) fn follow(&self, rules: Rules) {
+    pub(crate) fn follow(&self, rules: SuspectRules) {
         self.older.follow(rules);
         self.all_changed();
     }
@@ -164,8 +164,8 @@ impl Sidecars {
     fn take_notes(&self) {
         let paths = notes::list(&self.parts.run_dir);
         self.records.retain(|_, start| match &start.evidence {
-            Evidence::Note(path) => paths.contains(path),
-            Evidence::Times => true,
+            StartEvidence::Note(path) => paths.contains(path),
+            StartEvidence::Times => true,
         });
         for path in paths {
             if self.records.has_note(&path) {
@@ -189,7 +189,7 @@ impl Sidecars {
             return;
         }
         let Some(found) = self.older.look().await else { return };
-        self.records.retain(|pod, start| start.evidence != Evidence::Times || found.contains_key(pod));
+        self.records.retain(|pod, start| start.evidence != StartEvidence::Times || found.contains_key(pod));
         for (pod, start) in &found {
             if !self.records.has_times(pod) {
                 self.take(pod.clone(), start.clone());
@@ -212,7 +212,7 @@ impl Sidecars {
     /// What is wanted of a pod that started, by the decision table. One that is not known counts.
     fn wanted(&self, pod: &PodRef, start: &Start) -> Aim {
         // The look has gone by the table. A plugin that had no facts could not tell, and one that loaded rules could.
-        if start.evidence == Evidence::Times || start.have.capture != Capture::None {
+        if start.evidence == StartEvidence::Times || start.have.capture != Capture::None {
             return Aim::Captured;
         }
         let Some(facts) = self.parts.cluster.index().facts(&pod.namespace, &pod.name) else {
@@ -237,16 +237,16 @@ impl Sidecars {
         let (name, error): (telemetry::Label<'_>, telemetry::Label<'_>) =
             (("pod", pod), ("error", &start.error));
         match (&start.evidence, start.have.capture) {
-            (Evidence::Times, _) => {
+            (StartEvidence::Times, _) => {
                 let text = "a pod started WITHOUT CAPTURE: the plugin was not in the CNI configuration then; delete the pod";
                 log.error(text, &[name]);
                 metrics.uncaptured("no-plugin");
             }
-            (Evidence::Note(_), Capture::None) => {
+            (StartEvidence::Note(_), Capture::None) => {
                 metrics.uncaptured("failure-policy-open");
                 log.error("a pod started WITHOUT CAPTURE", &[name, error]);
             }
-            (Evidence::Note(_), Capture::Part | Capture::Whole) => {
+            (StartEvidence::Note(_), Capture::Part | Capture::Whole) => {
                 metrics.uncaptured("incomplete");
                 let text =
                     "a pod has its rules, but not all of its traffic is captured, or that is not certain";
@@ -258,7 +258,7 @@ impl Sidecars {
     /// Tells of pods without capture that are there: those of the notes, and those that have the label, of earlier ones.
     fn show_uncaptured(&self) {
         let mut names = self.records.names(|pod, start| {
-            let noted = start.evidence != Evidence::Times && start.have.capture == Capture::None;
+            let noted = start.evidence != StartEvidence::Times && start.have.capture == Capture::None;
             noted && self.wanted(pod, start) == Aim::Captured
         });
         let (key, value) = &self.parts.label;
@@ -299,7 +299,7 @@ impl Sidecars {
 }
 
 impl Reconcile for Sidecars {
-    type Failure = Failure;
+    type Failure = MarkFailure;
 
     fn queue(&self) -> &Queue<PodRef> {
         &self.queue
@@ -314,7 +314,7 @@ impl Reconcile for Sidecars {
         std::future::pending()
     }
 
-    async fn reconcile(&self, pod: &PodRef, _attempt: u32) -> Result<(), Failure> {
+    async fn reconcile(&self, pod: &PodRef, _attempt: u32) -> Result<(), MarkFailure> {
         for start in self.records.starts(pod) {
             let wanted = self.wanted(pod, &start);
             match wanted {
@@ -327,7 +327,7 @@ impl Reconcile for Sidecars {
                 }
             }
             // The older pods of an agent that removes the plugin are none of its concern.
-            if start.evidence != Evidence::Times || !self.older.is_over() {
+            if start.evidence != StartEvidence::Times || !self.older.is_over() {
                 carry_out(self, &self.records, pod, start, wanted).await?;
             }
         }
@@ -336,7 +336,7 @@ impl Reconcile for Sidecars {
 
     fn succeeded(&self, _: &PodRef) {}
 
-    async fn failed(&self, pod: &PodRef, failure: &Failure, _attempt: u32) {
+    async fn failed(&self, pod: &PodRef, failure: &MarkFailure, _attempt: u32) {
         if !failure.is_quiet() {
             let text = "cannot mark a pod that started without capture; trying again";
             self.parts.log.warn(text, &[("pod", pod), ("error", failure)]);

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::news::{Hold, Item, News, ObjectDelta, ObjectKey, Uid};
-use crate::rounds::{Mark, Rounds};
+use crate::rounds::{RoundMark, Rounds};
 use ahead::Ahead;
 
 /// The objects of a kind, by namespace and name.
@@ -23,14 +23,14 @@ pub struct Objects<T> {
     rounds: Rounds,
     ahead: Ahead,
     /// What is there, though nothing of it is known because it cannot be read.
-    unknown: BTreeMap<ObjectKey, Mark>,
+    unknown: BTreeMap<ObjectKey, RoundMark>,
 }
 
 #[derive(Debug)]
 struct Held<T> {
     object: Arc<T>,
     uid: Uid,
-    mark: Mark,
+    mark: RoundMark,
 }
 
 /// An object before and after a change.
@@ -123,7 +123,7 @@ impl<T> Objects<T> {
     }
 
     /// Removes what does not stay; gives it.
-    fn retain(&mut self, stays: impl Fn(&Rounds, Mark) -> bool) -> Vec<Change<T>> {
+    fn retain(&mut self, stays: impl Fn(&Rounds, RoundMark) -> bool) -> Vec<Change<T>> {
         let mut gone = Vec::new();
         for (namespace, all) in &mut self.held {
             for (name, held) in all.extract_if(.., |_, held| !stays(&self.rounds, held.mark)) {

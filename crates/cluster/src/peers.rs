@@ -21,7 +21,7 @@ use facts::peer::{NamedPort, Peer, Phase};
 use hashbrown::HashTable;
 
 use crate::news::{ObjectKey, Uid};
-use crate::rounds::{Mark, Rounds};
+use crate::rounds::{RoundMark, Rounds};
 pub use effect::Effect;
 use intern::{Id, Interned};
 pub use view::PeerView;
@@ -60,7 +60,7 @@ struct Slot {
     name: Id<str>,
     labels: Id<[Label]>,
     ports: Id<[Port]>,
-    mark: Mark,
+    mark: RoundMark,
     phase: Phase,
     host_network: bool,
     is_deleting: bool,
@@ -207,7 +207,7 @@ impl Peers {
         self.by_name.find(self.hasher.hash_one((namespace, name)), is_it).copied()
     }
 
-    fn insert(&mut self, key: &ObjectKey, uid: Uid, mark: Mark, peer: &Peer) {
+    fn insert(&mut self, key: &ObjectKey, uid: Uid, mark: RoundMark, peer: &Peer) {
         let (namespace, name) = (self.texts.take(&*key.namespace), self.texts.take(&*key.name));
         let (labels, ports) = (self.take_labels(&peer.labels), self.take_ports(&peer.ports));
         let Peer { phase, host_network, is_deleting, created, .. } = *peer;

@@ -16,7 +16,7 @@ pub(crate) struct Rounds {
 
 /// What is known of an object's lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Mark {
+pub(crate) struct RoundMark {
     /// The list that contained it, or during which it was applied.
     round: u32,
     /// The same of when it was applied first.
@@ -42,42 +42,42 @@ impl Rounds {
     }
 
     /// Of an object that is applied first.
-    pub(crate) fn mark(&self) -> Mark {
-        Mark { round: self.number, added: self.number }
+    pub(crate) fn mark(&self) -> RoundMark {
+        RoundMark { round: self.number, added: self.number }
     }
 
     /// Of an object that an earlier process kept.
-    pub(crate) fn remembered() -> Mark {
-        Mark { round: REMEMBERED, added: 0 }
+    pub(crate) fn remembered() -> RoundMark {
+        RoundMark { round: REMEMBERED, added: 0 }
     }
 
     /// The list that runs has it, or it is applied while that runs.
-    pub(crate) fn see(&self, mark: &mut Mark) {
+    pub(crate) fn see(&self, mark: &mut RoundMark) {
         mark.round = self.number;
     }
 
     /// The list that runs has not said that it is there: it is gone at the list's end, unless that does.
-    pub(crate) fn doubt(&self, mark: &mut Mark) {
+    pub(crate) fn doubt(&self, mark: &mut RoundMark) {
         mark.round = self.number.wrapping_sub(1);
     }
 
     /// It is there, whatever becomes of the list that runs.
-    pub(crate) fn vouch(mark: &mut Mark) {
+    pub(crate) fn vouch(mark: &mut RoundMark) {
         mark.added = 0;
     }
 
     /// Whether the list that runs has it.
-    pub(crate) fn has(&self, mark: Mark) -> bool {
+    pub(crate) fn has(&self, mark: RoundMark) -> bool {
         mark.round == self.number
     }
 
     /// Whether the lists since the last complete one have brought it.
-    pub(crate) fn is_new(&self, mark: Mark) -> bool {
+    pub(crate) fn is_new(&self, mark: RoundMark) -> bool {
         mark.added > self.committed
     }
 }
 
-impl Mark {
+impl RoundMark {
     /// Whether it is only what an earlier process kept.
     pub(crate) fn is_remembered(self) -> bool {
         self.round == REMEMBERED

@@ -19,7 +19,7 @@ use fault::Backoff;
 use rundir::FACTS_DIR;
 
 use crate::watch::Cluster;
-use files::Files;
+use files::StoreFiles;
 pub use files::Unusable;
 
 /// Pauses while nothing can be written.
@@ -102,7 +102,7 @@ impl Store {
         observer: impl Fn(StoreEvent) + Send + 'static,
     ) -> Result<Self, StoreError> {
         let shared = Arc::new(Shared { work: Mutex::default(), wake: Condvar::new() });
-        let files = Files::new(run_dir.join(FACTS_DIR));
+        let files = StoreFiles::new(run_dir.join(FACTS_DIR));
         let writer = Writer { shared: shared.clone(), files, cluster, observer, failures: 0 };
         let thread = std::thread::Builder::new().name("facts-store".into());
         let writer = thread.spawn(move || writer.run()).map_err(StoreError::Thread)?;
@@ -160,7 +160,7 @@ impl Work {
 /// What the thread does.
 struct Writer<F> {
     shared: Arc<Shared>,
-    files: Files,
+    files: StoreFiles,
     cluster: Cluster,
     observer: F,
     /// In a row.

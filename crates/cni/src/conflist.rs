@@ -16,7 +16,7 @@ use serde_json::value::RawValue;
 use entry::EntryPlace;
 pub use entry::{ENTRY_TYPE, PluginEntry};
 
-use crate::gojson::{self, Node, Order, WrongType};
+use crate::gojson::{self, GoNode, Order, WrongType};
 use crate::json::Value;
 use crate::libcni::{self, Folder, LibcniRelease, LoadError, LoadResults, LoadedNetwork};
 
@@ -235,7 +235,7 @@ impl Document {
         if self.form() == Form::List {
             let place = self.members.iter().rposition(|(key, _)| key == "plugins");
             let place = place.ok_or(ConflistError::NoNetwork)?;
-            let plugins = Node::root(self.members[place].1.get(), Order::Text).items("a list");
+            let plugins = GoNode::root(self.members[place].1.get(), Order::Text).items("a list");
             let wrong = |_| LoadError::WrongType(WrongType { key: "plugins".to_owned(), expected: "a list" });
             let foreign = plugins.map_err(wrong)?.into_iter().filter(|plugin| !is_ours(plugin.raw()));
             let plugins = foreign.map(|plugin| Cow::Borrowed(plugin.raw())).collect();
@@ -273,7 +273,7 @@ impl Document {
             return None;
         }
         let plugins = self.member("plugins").filter(|plugins| gojson::kind(plugins) == "an array")?;
-        let plugins = Node::root(plugins, Order::Text).items("a list").ok()?;
+        let plugins = GoNode::root(plugins, Order::Text).items("a list").ok()?;
         Some(plugins.into_iter().map(|plugin| plugin.raw()).collect())
     }
 

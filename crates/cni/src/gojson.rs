@@ -38,7 +38,7 @@ pub(crate) enum Order {
 
 /// A value and where it stands.
 #[derive(Debug, Clone)]
-pub(crate) struct Node<'a> {
+pub(crate) struct GoNode<'a> {
     raw: &'a str,
     key: String,
     order: Order,
@@ -142,9 +142,9 @@ fn unit(text: &str) -> Option<u16> {
     is_hex.then(|| u16::from_str_radix(digits, 16).ok()).flatten()
 }
 
-// === impl Node ===
+// === impl GoNode ===
 
-impl<'a> Node<'a> {
+impl<'a> GoNode<'a> {
     /// The whole of a text that is valid JSON.
     pub(crate) fn root(raw: &'a str, order: Order) -> Self {
         Self { raw: raw.trim_ascii(), key: String::new(), order }

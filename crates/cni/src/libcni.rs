@@ -17,9 +17,9 @@ mod plugin;
 use std::fmt;
 
 use crate::conflist::Form;
-use crate::gojson::{self, MAX_DEPTH, Node, Order, WrongType};
+use crate::gojson::{self, GoNode, MAX_DEPTH, Order, WrongType};
 use crate::version::ParseError;
-use plugin::Plugin;
+use plugin::LoadedPlugin;
 
 /// A release of `libcni`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,13 +150,13 @@ pub(crate) fn folder_name(list: &str) -> Option<String> {
 
 /// Name and version that a single network gives itself; `None` for what it leaves out.
 pub(crate) fn own_name_and_version(single: &str) -> Result<(Option<String>, Option<String>), WrongType> {
-    let plugin = Plugin::read(&Node::root(single, Order::Text), LibcniRelease::V1_3)?;
+    let plugin = LoadedPlugin::read(&GoNode::root(single, Order::Text), LibcniRelease::V1_3)?;
     Ok((plugin.name, plugin.version))
 }
 
 /// The type of a plugin in a list, whatever else is wrong with it.
 pub(crate) fn plugin_type(plugin: &str) -> Option<String> {
-    let members = Node::root(plugin, Order::Map).members("an object").ok()?;
+    let members = GoNode::root(plugin, Order::Map).members("an object").ok()?;
     let types = members.iter().filter(|(key, _)| gojson::is_field(key, "type"));
     types.filter_map(|(_, value)| value.text().ok().flatten()).next_back().filter(|kind| !kind.is_empty())
 }
@@ -173,7 +173,7 @@ fn single(text: &str, release: LibcniRelease) -> Result<LoadedNetwork, LoadError
         return Err(LoadError::TooDeep);
     }
     // The list has a map of it: of keys in different letter cases another one may be the last now.
-    let member = Plugin::read(&Node::root(text, Order::Map), release)?;
+    let member = LoadedPlugin::read(&GoNode::root(text, Order::Map), release)?;
     if member.kind.is_empty() {
         return Err(LoadError::NoType);
     }
@@ -184,11 +184,11 @@ fn single(text: &str, release: LibcniRelease) -> Result<LoadedNetwork, LoadError
     })
 }
 
-fn plugin_of_struct(text: &str, release: LibcniRelease) -> Result<Plugin, LoadError> {
+fn plugin_of_struct(text: &str, release: LibcniRelease) -> Result<LoadedPlugin, LoadError> {
     if !matches!(gojson::kind(text), "an object" | "null") {
         return Err(LoadError::NotAnObject(gojson::kind(text)));
     }
-    let plugin = Plugin::read(&Node::root(text, Order::Text), release)?;
+    let plugin = LoadedPlugin::read(&GoNode::root(text, Order::Text), release)?;
     if plugin.kind.is_empty() { Err(LoadError::NoType) } else { Ok(plugin) }
 }
 
@@ -217,7 +217,7 @@ fn list(text: &str, release: LibcniRelease, folder: &Folder) -> Result<LoadedNet
 }
 
 /// The types of the plugins in a list's `plugins`.
-fn inlined(plugins: &Node<'_>, release: LibcniRelease) -> Result<Vec<String>, LoadError> {
+fn inlined(plugins: &GoNode<'_>, release: LibcniRelease) -> Result<Vec<String>, LoadError> {
     const EXPECTED: &str = "a list";
     if plugins.is_null() {
         return Err(WrongType { key: "plugins".to_owned(), expected: EXPECTED }.into());
@@ -226,23 +226,24 @@ fn inlined(plugins: &Node<'_>, release: LibcniRelease) -> Result<Vec<String>, Lo
     if plugins.is_empty() {
         return Err(LoadError::NoPlugins);
     }
-    let kind = |(index, plugin): (usize, Node<'_>)| {
+    let kind = |(index, plugin): (usize, GoNode<'_>)| {
         if gojson::kind(plugin.raw()) != "an object" {
             return Err(LoadError::Plugin(index));
         }
-        let plugin = Node::root(plugin.raw(), Order::Map);
-        let plugin = Plugin::read(&plugin, release).map_err(|cause| LoadError::PluginKey { index, cause })?;
+        let plugin = GoNode::root(plugin.raw(), Order::Map);
+        let plugin =
+            LoadedPlugin::read(&plugin, release).map_err(|cause| LoadError::PluginKey { index, cause })?;
         if plugin.kind.is_empty() { Err(LoadError::Plugin(index)) } else { Ok(plugin.kind) }
     };
     plugins.into_iter().enumerate().map(kind).collect()
 }
 
 /// A member of a list, by its exact key.
-fn member<'a>(list: &'a str, key: &str) -> Result<Option<Node<'a>>, LoadError> {
+fn member<'a>(list: &'a str, key: &str) -> Result<Option<GoNode<'a>>, LoadError> {
     if gojson::kind(list) != "an object" {
         return Err(LoadError::NotAnObject(gojson::kind(list)));
     }
-    let members = Node::root(list, Order::Map).members("an object")?;
+    let members = GoNode::root(list, Order::Map).members("an object")?;
     Ok(members.into_iter().find_map(|(name, value)| (name == key).then_some(value)))
 }
 
@@ -277,7 +278,7 @@ impl Head {
 }
 
 /// A boolean that is written as a text, which only the newer release takes.
-fn truth(value: &Node<'_>, release: LibcniRelease) -> Option<bool> {
+fn truth(value: &GoNode<'_>, release: LibcniRelease) -> Option<bool> {
     let text = value.text().ok().flatten().filter(|_| release == LibcniRelease::V1_3)?;
     match text.to_ascii_lowercase().as_str() {
         "true" => Some(true),
@@ -287,7 +288,7 @@ fn truth(value: &Node<'_>, release: LibcniRelease) -> Option<bool> {
 }
 
 /// The newest version of `cniVersions` and `cniVersion` that is not newer than what the release knows.
-fn newest(versions: &Node<'_>, version: String) -> Result<String, LoadError> {
+fn newest(versions: &GoNode<'_>, version: String) -> Result<String, LoadError> {
     const EXPECTED: &str = "a list of versions";
     let wrong = |key: &str, expected| WrongType { key: key.to_owned(), expected };
     if versions.is_null() {

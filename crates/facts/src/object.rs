@@ -16,7 +16,7 @@ use capture::Pod;
 use serde::{Deserialize, Serialize};
 
 pub use made::{METADATA_NAME, namespace_labels};
-use spec::{ContainerSpec, SecurityContext, Spec, containers};
+use spec::{ContainerSpec, PodSpec, SecurityContext, containers};
 use status::InitStatus;
 pub use status::{PodIp, PodStatus};
 
@@ -32,7 +32,7 @@ pub struct Object {
     pub metadata: Option<Metadata>,
     /// What it is to be.
     #[serde(skip_serializing_if = "Option::is_none")]
-    spec: Option<Spec>,
+    spec: Option<PodSpec>,
     /// What it is; never written.
     #[serde(skip_serializing)]
     pub status: Option<PodStatus>,

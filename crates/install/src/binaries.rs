@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use leftover::Mark;
 pub(crate) use probe::{own_version, supported_versions};
 
-use crate::file::{self, Attributes, FileError};
+use crate::file::{self, FileAttributes, FileError};
 
 /// File name of the plugin's program, which is tried before it is put in place.
 pub const PLUGIN: &str = cni::conflist::ENTRY_TYPE;
@@ -119,7 +119,7 @@ impl Binaries<'_> {
 fn copy(from: &Path, to: &Path) -> Result<(), BinaryError> {
     let mut source = File::open(from).map_err(|cause| FileError::io("read", from, cause))?;
     let metadata = source.metadata().map_err(|cause| FileError::io("read", from, cause))?;
-    let attributes = Attributes::mode(metadata.permissions().mode() & 0o7777);
+    let attributes = FileAttributes::mode(metadata.permissions().mode() & 0o7777);
     let temp = file::stage(to, &attributes, |file| io::copy(&mut source, file).map(drop))?;
     if to.file_name().is_some_and(|name| name == PLUGIN) {
         supported_versions(&temp).map_err(|problem| BinaryError::DoesNotRun {

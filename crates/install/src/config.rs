@@ -15,10 +15,10 @@ use cni::conflist::{ConflistError, PluginEntry};
 
 pub(crate) use component::component;
 pub use obstacle::Obstacle;
-pub(crate) use plan::{Plan, Step, Write, plan};
+pub(crate) use plan::{ConfigPlan, ConfigStep, Write, plan};
 pub use problem::Problem;
 pub(crate) use restore::{
-    Ours, Taken, plan_take_out, plan_take_out_of_renamed, release, remove_originals, take_out,
+    EntryRemoval, Ours, plan_take_out, plan_take_out_of_renamed, release, remove_originals, take_out,
     take_out_of_renamed,
 };
 pub(crate) use scan::{FileState, Scan, follow, form_of};
@@ -71,7 +71,7 @@ pub enum ConfigError {
 
 /// Why there is nothing to write yet.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Waiting {
+pub enum WaitReason {
     /// The network is not installed yet.
     #[error("no networks found in {dir}: waiting for a CNI plugin's configuration", dir = .0.display())]
     NoNetworks(PathBuf),

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::config::{Obstacle, Problem, Waiting};
+use crate::config::{Obstacle, Problem, WaitReason};
 use crate::error::Error;
 use crate::file::FileError;
 
@@ -38,7 +38,7 @@ pub enum InstallEvent<'a> {
     /// There is no configuration yet that the plugin could be put into.
     Waiting {
         /// What for.
-        waiting: &'a Waiting,
+        waiting: &'a WaitReason,
     },
     /// A program was copied.
     BinaryCopied {

@@ -99,23 +99,23 @@ impl FileError {
 
 /// A file's bytes, and what its replacement takes over.
 #[derive(Debug)]
-pub(crate) struct Content {
+pub(crate) struct FileContent {
     pub(crate) bytes: Vec<u8>,
     pub(crate) modified: Option<SystemTime>,
-    attributes: Attributes,
+    attributes: FileAttributes,
 }
 
 /// What a new file gets.
 #[derive(Debug, Clone)]
-pub(crate) struct Attributes {
+pub(crate) struct FileAttributes {
     mode: u32,
     owner: Option<(u32, u32)>,
     label: Option<Vec<u8>>,
 }
 
-// === impl Content ===
+// === impl FileContent ===
 
-impl Content {
+impl FileContent {
     /// Reads a regular file of at most [`MAX_BYTES`]. A symbolic link is followed.
     pub(crate) fn read(path: &Path) -> Result<Self, FileError> {
         let failed = |cause| FileError::io("read", path, cause);
@@ -133,7 +133,7 @@ impl Content {
         }
         let mut label = vec![0; MAX_LABEL];
         let length = rustix::fs::fgetxattr(&file, LABEL, &mut label[..]).ok();
-        let attributes = Attributes {
+        let attributes = FileAttributes {
             mode: metadata.mode() & 0o7777,
             owner: Some((metadata.uid(), metadata.gid())),
             label: length.map(|length| label[..length.min(MAX_LABEL)].to_vec()),
@@ -141,7 +141,7 @@ impl Content {
         Ok(Self { bytes, modified: metadata.modified().ok(), attributes })
     }
 
-    /// As [`Content::read`], `None` when there is no such file.
+    /// As [`FileContent::read`], `None` when there is no such file.
     pub(crate) fn read_if_there(path: &Path) -> Result<Option<Self>, FileError> {
         match Self::read(path) {
             Ok(content) => Ok(Some(content)),
@@ -151,7 +151,7 @@ impl Content {
     }
 
     /// Mode, owner and SELinux label of the file.
-    pub(crate) fn attributes(&self) -> Attributes {
+    pub(crate) fn attributes(&self) -> FileAttributes {
         self.attributes.clone()
     }
 
@@ -160,9 +160,9 @@ impl Content {
     }
 }
 
-// === impl Attributes ===
+// === impl FileAttributes ===
 
-impl Attributes {
+impl FileAttributes {
     /// The mode, and the owner that new files of this process have.
     pub(crate) fn mode(mode: u32) -> Self {
         Self { mode, owner: None, label: None }
@@ -192,7 +192,7 @@ impl Attributes {
 /// Makes a complete, synced, closed file beside `target`, from what `fill` writes. It is removed when dropped.
 pub(crate) fn stage(
     target: &Path,
-    attributes: &Attributes,
+    attributes: &FileAttributes,
     fill: impl FnOnce(&mut File) -> io::Result<()>,
 ) -> Result<TempPath, FileError> {
     let failed = |cause| FileError::io("write", target, cause);
@@ -215,7 +215,7 @@ pub(crate) fn stage_link(of: &Path, target: &Path) -> Result<Option<TempPath>, F
                 Some(Errno::PERM | Errno::OPNOTSUPP | Errno::MLINK)
             ) =>
         {
-            let content = Content::read(of)?;
+            let content = FileContent::read(of)?;
             stage_bytes(target, &content.attributes, &content.bytes).map(Some)
         }
         Err(cause) => Err(FileError::io("link", of, cause)),
@@ -232,11 +232,11 @@ fn beside<F>(target: &Path, make: impl FnMut(&Path) -> io::Result<F>) -> io::Res
 /// As [`stage`] for bytes at hand, which are read back: a configuration that the file system garbles is never seen.
 pub(crate) fn stage_bytes(
     target: &Path,
-    attributes: &Attributes,
+    attributes: &FileAttributes,
     bytes: &[u8],
 ) -> Result<TempPath, FileError> {
     let temp = stage(target, attributes, |file| io::Write::write_all(file, bytes))?;
-    if Content::read(&temp)?.bytes != bytes {
+    if FileContent::read(&temp)?.bytes != bytes {
         return Err(FileError::Corrupt { path: target.to_owned() });
     }
     Ok(temp)
@@ -271,7 +271,7 @@ pub(crate) fn swap(temp: &Path, target: &Path, old: &[u8]) -> Result<bool, FileE
         Ok(()) => {}
         Err(Errno::NOENT) => return Ok(false),
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-            return match Content::read_if_there(target)? {
+            return match FileContent::read_if_there(target)? {
                 Some(content) if content.bytes == old => {
                     std::fs::rename(temp, target).map_err(failed)?;
                     sync_directory(target).map(|()| true)
@@ -281,7 +281,7 @@ pub(crate) fn swap(temp: &Path, target: &Path, old: &[u8]) -> Result<bool, FileE
         }
         Err(cause) => return Err(failed(cause.into())),
     }
-    if Content::read(temp).is_ok_and(|displaced| displaced.bytes == old) {
+    if FileContent::read(temp).is_ok_and(|displaced| displaced.bytes == old) {
         sync_directory(target)?;
         adopt::keep_owner(temp, target)?;
         std::fs::remove_file(temp).map_err(failed)?;
@@ -320,7 +320,7 @@ pub(crate) fn remove_if(path: &Path, bytes: &[u8]) -> Result<bool, FileError> {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(true),
         Err(cause) => return Err(FileError::io("remove", path, cause)),
     };
-    let is_same = Content::read(&temp).is_ok_and(|content| content.bytes == bytes);
+    let is_same = FileContent::read(&temp).is_ok_and(|content| content.bytes == bytes);
     if is_same {
         drop(temp);
         sync_directory(path)?;

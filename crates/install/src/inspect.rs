@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use crate::binaries::{PLUGIN, own_version, supported_versions};
 use crate::config::{FileState, Obstacle, Problem, Scan, obstacle};
-use crate::file::{Content, FileError};
+use crate::file::{FileContent, FileError};
 use rundir::KUBECONFIG;
 
 /// What is installed. Nothing was changed by looking.
@@ -150,14 +150,14 @@ fn is_hidden(path: &Path) -> bool {
 
 /// `None` if it has been replaced since it was seen.
 fn standalone_file(path: PathBuf) -> Option<Standalone> {
-    let document = Document::parse(&Content::read(&path).ok()?.bytes).ok()?;
+    let document = Document::parse(&FileContent::read(&path).ok()?.bytes).ok()?;
     let entry = document.entries().into_iter().next()?;
     Some(Standalone { path, entry })
 }
 
 /// The error is its path, where it may not be looked at.
 fn kubeconfig(path: PathBuf) -> Result<Option<Kubeconfig>, PathBuf> {
-    let content = match Content::read_if_there(&path) {
+    let content = match FileContent::read_if_there(&path) {
         Ok(Some(content)) => content,
         Err(error) if error.is_denied() => return Err(path),
         Ok(None) | Err(_) => return Ok(None),

@@ -12,7 +12,7 @@ use fault::Backoff;
 pub use handle::Handle;
 
 use crate::binaries::{Binaries, PLUGIN};
-use crate::config::{self, ConfigError, InstallConfig, Obstacle, Step, Taken, Waiting};
+use crate::config::{self, ConfigError, ConfigStep, EntryRemoval, InstallConfig, Obstacle, WaitReason};
 use crate::error::Error;
 use crate::event::{InstallEvent, Observer};
 use crate::options::{InstallOptions, OptionsError};
@@ -49,7 +49,7 @@ pub struct Installer {
 enum Look {
     InOrder(PathBuf),
     Differs,
-    Waiting(Waiting),
+    Waiting(WaitReason),
     Unused(Obstacle),
 }
 
@@ -118,7 +118,7 @@ impl Installer {
                 if self.set_unready(&waiting.to_string()) {
                     self.tell(&InstallEvent::Waiting { waiting: &waiting });
                 }
-                let is_poll = watch.is_missing() || matches!(waiting, Waiting::Settling(_));
+                let is_poll = watch.is_missing() || matches!(waiting, WaitReason::Settling(_));
                 is_poll.then_some(POLL)
             }
             Look::Unused(obstacle) => {
@@ -180,9 +180,9 @@ impl Installer {
     fn configure(&mut self) -> Result<(), ConfigError> {
         for _ in 0..TRIES {
             let write = match self.plan()?.step {
-                Step::Wait(_) => return Ok(()),
-                Step::Keep(path) => return self.release(&path),
-                Step::Write(write) => write,
+                ConfigStep::Wait(_) => return Ok(()),
+                ConfigStep::Keep(path) => return self.release(&path),
+                ConfigStep::Write(write) => write,
             };
             if config::write(&write)? {
                 self.written(&write);
@@ -192,7 +192,7 @@ impl Installer {
         Err(ConfigError::Unsteady(self.options.net_dir.clone()))
     }
 
-    fn plan(&mut self) -> Result<config::Plan, ConfigError> {
+    fn plan(&mut self) -> Result<config::ConfigPlan, ConfigError> {
         let plan = config::plan(&InstallConfig { options: &self.options, entry: &self.options.entry })?;
         let mut told = BTreeSet::new();
         for problem in &plan.problems {
@@ -227,7 +227,9 @@ impl Installer {
     /// Takes the plugin out of what was the primary configuration before.
     fn release(&mut self, used: &std::path::Path) -> Result<(), ConfigError> {
         for taken in config::release(&self.options.net_dir, used)? {
-            let (Taken::Restored(path) | Taken::EntryRemoved(path) | Taken::Deleted(path)) = &taken;
+            let (EntryRemoval::Restored(path)
+            | EntryRemoval::EntryRemoved(path)
+            | EntryRemoval::Deleted(path)) = &taken;
             self.tell(&InstallEvent::ConfigReleased { path });
         }
         Ok(())
@@ -243,16 +245,16 @@ impl Installer {
                 None => false,
             };
         let plan = self.plan().map_err(Error::Config)?;
-        if let Step::Keep(path) = &plan.step {
+        if let ConfigStep::Keep(path) = &plan.step {
             self.placed = Some((path.clone(), self.options.entry.clone()));
         }
         Ok(match (plan.step, plan.obstacle) {
             _ if is_differing => Look::Differs,
-            (Step::Write(_), _) => Look::Differs,
-            (Step::Wait(Waiting::Settling(path)), _) => Look::Waiting(Waiting::Settling(path)),
-            (Step::Wait(_) | Step::Keep(_), Some(obstacle)) => Look::Unused(obstacle),
-            (Step::Wait(waiting), None) => Look::Waiting(waiting),
-            (Step::Keep(path), None) => Look::InOrder(path),
+            (ConfigStep::Write(_), _) => Look::Differs,
+            (ConfigStep::Wait(WaitReason::Settling(path)), _) => Look::Waiting(WaitReason::Settling(path)),
+            (ConfigStep::Wait(_) | ConfigStep::Keep(_), Some(obstacle)) => Look::Unused(obstacle),
+            (ConfigStep::Wait(waiting), None) => Look::Waiting(waiting),
+            (ConfigStep::Keep(path), None) => Look::InOrder(path),
         })
     }
 

@@ -7,7 +7,7 @@ use base64::Engine;
 use rundir::KUBECONFIG;
 use trusted::Links;
 
-use crate::file::{self, Attributes, Content, FileError};
+use crate::file::{self, FileAttributes, FileContent, FileError};
 use crate::options::KubeconfigOptions;
 
 /// Mode of a run directory that was not there.
@@ -110,7 +110,7 @@ impl KubeconfigOptions {
         // One that plugins would not believe is replaced.
         match trusted::read(&path, Links::Refused, MAX_FILE) {
             Ok(bytes) if bytes == wanted.as_bytes() => {
-                Ok(Content::read_if_there(&path)?.is_some_and(|content| content.mode() == self.mode))
+                Ok(FileContent::read_if_there(&path)?.is_some_and(|content| content.mode() == self.mode))
             }
             Err(error) if !error.is_not_found() && !error.is_disbelief() => Err(error.into()),
             _ => Ok(false),
@@ -124,7 +124,7 @@ impl KubeconfigOptions {
         }
         make_directory(run_dir)?;
         let path = run_dir.join(KUBECONFIG);
-        let temp = file::stage_bytes(&path, &Attributes::mode(self.mode), self.render()?.as_bytes())?;
+        let temp = file::stage_bytes(&path, &FileAttributes::mode(self.mode), self.render()?.as_bytes())?;
         file::place(&temp, &path)?;
         Ok(Some(path))
     }

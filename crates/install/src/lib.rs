@@ -37,7 +37,7 @@ pub mod uninstall;
 mod watch;
 
 pub use binaries::{BinaryError, PLUGIN};
-pub use config::{ConfigError, Obstacle, Problem, Waiting};
+pub use config::{ConfigError, Obstacle, Problem, WaitReason};
 pub use error::Error;
 pub use event::{InstallEvent, Observer};
 pub use file::FileError;

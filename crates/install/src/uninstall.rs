@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use leftover::{Mark, Results};
 
 use crate::binaries::PLUGIN;
-use crate::config::{self, ConfigError, Ours, Taken};
+use crate::config::{self, ConfigError, EntryRemoval, Ours};
 use crate::error::Error;
 use crate::file::{self, FileError};
 use crate::kubeconfig::KubeconfigError;
@@ -82,12 +82,12 @@ impl fmt::Display for Kept {
     }
 }
 
-impl From<Taken> for Done {
-    fn from(taken: Taken) -> Self {
+impl From<EntryRemoval> for Done {
+    fn from(taken: EntryRemoval) -> Self {
         match taken {
-            Taken::Restored(path) => Self::Restored(path),
-            Taken::EntryRemoved(path) => Self::EntryRemoved(path),
-            Taken::Deleted(path) => Self::Deleted(path),
+            EntryRemoval::Restored(path) => Self::Restored(path),
+            EntryRemoval::EntryRemoved(path) => Self::EntryRemoved(path),
+            EntryRemoval::Deleted(path) => Self::Deleted(path),
         }
     }
 }

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use crate::netlink::NetlinkSocket;
 use crate::route::Error;
-use crate::route::branch::{self, Listed, Request};
+use crate::route::branch::{self, Listed, RuleRequest};
 
 /// Priority of the rule to the pod.
 const TO_POD: u32 = 512;
@@ -55,8 +55,8 @@ pub fn add(_: &InsideHost<'_>, ip: IpAddr) -> Result<Option<Branch>, Error> {
 
 /// Adds the first, then the second. `order` says whether it changed something. Where the second fails, the first goes again if it is new.
 fn add_both<E>(
-    [to_pod, from_pod]: &[Request<'_>; 2],
-    mut order: impl FnMut(&Request<'_>, bool) -> Result<bool, E>,
+    [to_pod, from_pod]: &[RuleRequest<'_>; 2],
+    mut order: impl FnMut(&RuleRequest<'_>, bool) -> Result<bool, E>,
 ) -> Result<(), E> {
     let added = order(to_pod, true)?;
     if let Err(error) = order(from_pod, true) {
@@ -79,16 +79,16 @@ pub fn remove(_: &InsideHost<'_>, branch: &Branch) -> Result<(), Error> {
     results.into_iter().try_for_each(|result| result.map(drop))
 }
 
-fn requests(branch: &Branch) -> [Request<'_>; 2] {
+fn requests(branch: &Branch) -> [RuleRequest<'_>; 2] {
     let Branch { ip, table, interface, priority } = branch;
     [
-        Request::To { ip: *ip, table: *table, priority: TO_POD },
-        Request::From { v4: ip.is_ipv4(), interface, table: LOCAL, priority: *priority },
+        RuleRequest::To { ip: *ip, table: *table, priority: TO_POD },
+        RuleRequest::From { v4: ip.is_ipv4(), interface, table: LOCAL, priority: *priority },
     ]
 }
 
 /// Whether something changed.
-fn order(socket: &mut NetlinkSocket, request: &Request<'_>, add: bool) -> Result<bool, Error> {
+fn order(socket: &mut NetlinkSocket, request: &RuleRequest<'_>, add: bool) -> Result<bool, Error> {
     match branch::order(socket, request, add) {
         Ok(()) => Ok(true),
         Err(error) if add && error.errno() == Some(Errno::EXIST) => Ok(false),
@@ -101,7 +101,7 @@ fn order(socket: &mut NetlinkSocket, request: &Request<'_>, add: bool) -> Result
 fn find(ip: IpAddr, listed: &Listed) -> Option<Branch> {
     listed.rules.iter().filter(|rule| rule.table > 0 && rule.table != MAIN && rule.table != LOCAL).find_map(
         |rule| {
-            let leads = |route: &&branch::Route| {
+            let leads = |route: &&branch::AddressRoute| {
                 route.table == rule.table && route.to == ip && route.interface == rule.interface
             };
             listed.routes.iter().find(leads)?;
@@ -118,13 +118,16 @@ fn find(ip: IpAddr, listed: &Listed) -> Option<Branch> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::route::branch::{Route, Rule};
+    use crate::route::branch::{AddressRoute, InterfaceRule};
 
     fn listed(table: u32, to: &str, interface: &str) -> Listed {
-        let rule = Rule { table: 101, interface: "vlan.eth.1".into(), priority: 10 };
-        let main = Rule { table: MAIN, interface: "vlan.eth.1".into(), priority: 9 };
-        let route =
-            Route { table, to: to.parse().unwrap_or(IpAddr::from([0; 4])), interface: interface.into() };
+        let rule = InterfaceRule { table: 101, interface: "vlan.eth.1".into(), priority: 10 };
+        let main = InterfaceRule { table: MAIN, interface: "vlan.eth.1".into(), priority: 9 };
+        let route = AddressRoute {
+            table,
+            to: to.parse().unwrap_or(IpAddr::from([0; 4])),
+            interface: interface.into(),
+        };
         Listed { rules: vec![main, rule], routes: vec![route] }
     }
 
@@ -134,7 +137,7 @@ mod tests {
         let branch = Branch { ip, table: 101, interface: "vlan.eth.1".into(), priority: 9 };
         let mut seen = Vec::new();
         let result = add_both(&requests(&branch), |request, add| {
-            let to_pod = matches!(request, Request::To { .. });
+            let to_pod = matches!(request, RuleRequest::To { .. });
             seen.push((to_pod, add));
             if to_pod { Ok(first_is_new) } else { Err("refused") }
         });

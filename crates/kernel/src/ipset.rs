@@ -12,7 +12,7 @@ use ruleset::{Element, Key, Set, SetDelta};
 
 use crate::netlink::{self, NetlinkAnswer, NetlinkSocket};
 use crate::sets::{ElementCounts, Error, SetPlace, octets};
-use message::{Header, Message, code, error};
+use message::{ElementCommand, SetHeader, code, error};
 
 /// Commands in one send. Each gets an answer, and all answers must fit into the socket's buffer.
 const COMMANDS_AT_A_TIME: usize = 64;
@@ -87,11 +87,11 @@ impl IpSets {
     }
 
     /// Type and size; absent where the set is missing.
-    fn header(&mut self, name: &str) -> Result<Option<Header>, Error> {
+    fn header(&mut self, name: &str) -> Result<Option<SetHeader>, Error> {
         let mut found = None;
         let result = self.socket.dump(&message::list(name, true), |part| match part {
             None => found = None,
-            Some(part) => found = found.take().or_else(|| Header::read(part)),
+            Some(part) => found = found.take().or_else(|| SetHeader::read(part)),
         });
         match result {
             Ok(()) => Ok(found),
@@ -157,7 +157,7 @@ impl IpSets {
         let mut changed = ElementCounts::default();
         for (number, part) in elements.chunks(COMMANDS_AT_A_TIME).enumerate() {
             let answers =
-                self.send(set, part.iter().map(|element| Message::Add { element, exclusive: true }))?;
+                self.send(set, part.iter().map(|element| ElementCommand::Add { element, exclusive: true }))?;
             let mut refused = Vec::new();
             for (element, result) in part.iter().zip(answers) {
                 match result {
@@ -187,7 +187,7 @@ impl IpSets {
     fn remove(&mut self, set: &Set, keys: &[Key]) -> Result<ElementCounts, Error> {
         let mut changed = ElementCounts::default();
         for part in keys.chunks(COMMANDS_AT_A_TIME) {
-            let answers = self.send(set, part.iter().map(|key| Message::Remove { key }))?;
+            let answers = self.send(set, part.iter().map(|key| ElementCommand::Remove { key }))?;
             for (key, result) in part.iter().zip(answers) {
                 match result {
                     Ok(()) => changed.removed += 1,
@@ -213,7 +213,7 @@ impl IpSets {
         }
         let known = self.comments.get(set.name.as_ref()).and_then(|comments| comments.get(&element.key));
         let other = known != Some(&element.comment);
-        let answers = self.send(set, std::iter::once(Message::Add { element, exclusive: false }))?;
+        let answers = self.send(set, std::iter::once(ElementCommand::Add { element, exclusive: false }))?;
         let failure = answers.into_iter().find_map(Result::err);
         failure.map_or(Ok(other), |error| Err(failed("add an element to", &set.name, error)))
     }
@@ -222,7 +222,7 @@ impl IpSets {
     fn send<'a>(
         &mut self,
         set: &Set,
-        commands: impl Iterator<Item = Message<'a>>,
+        commands: impl Iterator<Item = ElementCommand<'a>>,
     ) -> Result<Vec<Result<(), netlink::Error>>, Error> {
         let mut results: Vec<Option<Result<(), netlink::Error>>> = Vec::new();
         let mut request = netlink::wire::MessageWriter::with_capacity(4096);

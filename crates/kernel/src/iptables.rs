@@ -62,7 +62,7 @@ pub use supervisor::{Supervisor, run_supervisor_if_asked};
 
 use crate::{Change, Difference, Listing, RuleStore};
 use child::Surroundings;
-use job::{IptablesJob, JobReport, Run};
+use job::{IptablesJob, JobReport, ProgramRun};
 use probe::Present;
 use program::Search;
 use work::{Work, end_of_links, may_hold_ours};
@@ -198,7 +198,7 @@ impl Iptables {
     fn run(
         &self,
         inside: &Inside,
-        runs: Vec<Run>,
+        runs: Vec<ProgramRun>,
         lock: Option<&Lock>,
     ) -> Result<Option<(usize, Failure)>, Error> {
         let job = IptablesJob { timeout: self.timeout, path: self.search.joined(), node: self.node, runs };
@@ -220,7 +220,7 @@ impl Iptables {
         for work in works {
             let tables = work.side.steps()?;
             if !tables.is_empty() {
-                runs.push(Run {
+                runs.push(ProgramRun {
                     save: work.programs.save.clone(),
                     restore: work.programs.restore.clone(),
                     family: work.side.family,

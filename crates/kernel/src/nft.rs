@@ -35,7 +35,7 @@ pub use probe::{Support, probe};
 
 use crate::netlink::{self, NetlinkSocket};
 use crate::{Change, Difference, Listing, RuleStore};
-use batch::{Batch, Kept, TableOf, owners};
+use batch::{Batch, KeptTable, TableOf, owners};
 use expected::ExpectedTable;
 use list::NetlinkTable;
 use observe::FoundTables;
@@ -121,7 +121,7 @@ pub fn encode(layers: &[Ruleset]) -> Vec<u8> {
 fn add_in_order<'a>(
     batch: &mut Batch<'a>,
     layers: impl DoubleEndedIterator<Item = &'a Ruleset>,
-    kept: &'a [Kept<'a>],
+    kept: &'a [KeptTable<'a>],
 ) {
     layers.rev().for_each(|layer| batch.add_tables(layer, kept));
 }
@@ -159,7 +159,7 @@ fn setup(socket: &mut NetlinkSocket, layers: &[Ruleset]) -> Result<Change, Error
         add_in_order(&mut batch, changed.iter().copied(), &kept);
         let mut owned = layers.iter().flat_map(|layer| observe::owned(layer, &listed));
         // A table that has only sets yet is none of rules.
-        let held = owned.any(|of| is_kept(&of).is_none_or(Kept::has_chains));
+        let held = owned.any(|of| is_kept(&of).is_none_or(KeptTable::has_chains));
         match batch.run(socket) {
             Ok(()) if held => return Ok(Change::Replaced),
             Ok(()) => return Ok(Change::Fresh),

@@ -15,7 +15,7 @@ use ruleset::{Family, Routing};
 use rustix::io::Errno;
 
 use crate::netlink::{self, NetlinkSocket};
-use message::{ListedRoute, ListedRule};
+use message::{ListedRoute, MarkRule};
 
 /// How many addresses, rules or routes of a namespace are read: a node may have one of each for every Service, and whoever adds a million must
 /// not hold a look up.
@@ -82,7 +82,7 @@ pub fn ensure(_: &Inside, step: &Routing) -> Result<bool, Error> {
     let request = match *step {
         Routing::LoopbackAddress(address) => message::add_address(address),
         Routing::Rule { family, mark, mask, table, priority } => {
-            message::add_rule(family, &ListedRule { mark, mask, table, priority })
+            message::add_rule(family, &MarkRule { mark, mask, table, priority })
         }
         Routing::LocalRoute { family, .. } if is_switched_off(family) => return Ok(false),
         Routing::LocalRoute { family, table } => message::add_route(family, table),
@@ -210,7 +210,7 @@ fn is_missing(socket: &mut NetlinkSocket, step: &Routing) -> Result<bool, Error>
     let result = match *step {
         Routing::LoopbackAddress(address) => has_loopback_address(socket, address),
         Routing::Rule { family, mark, mask, table, priority } => {
-            rules(socket, family).map(|rules| rules.contains(&ListedRule { mark, mask, table, priority }))
+            rules(socket, family).map(|rules| rules.contains(&MarkRule { mark, mask, table, priority }))
         }
         Routing::LocalRoute { family, .. } if is_switched_off(family) => return Ok(false),
         Routing::LocalRoute { family, table } => has_route(socket, family, table),
@@ -232,7 +232,7 @@ fn has_loopback_address(socket: &mut NetlinkSocket, address: Ipv6Addr) -> Result
     Ok(there)
 }
 
-fn rules(socket: &mut NetlinkSocket, family: Family) -> Result<Vec<ListedRule>, netlink::Error> {
+fn rules(socket: &mut NetlinkSocket, family: Family) -> Result<Vec<MarkRule>, netlink::Error> {
     let mut found = Vec::new();
     socket.dump_most(&message::list_rules(family), (MOST, "routing rules"), |part| match part {
         None => found.clear(),

@@ -15,7 +15,7 @@ use crate::ipset::IpSets;
 use crate::netlink;
 use crate::nft::members::NftSets;
 
-pub use probes::{Member, ProbeSets, Removed};
+pub use probes::{ProbeSets, Removed, SetMember};
 
 /// The longest comment in bytes (`NFTNL_UDATA_COMMENT_MAXLEN` of libnftnl less its end; ipset has 255).
 const MAX_COMMENT: usize = 127;

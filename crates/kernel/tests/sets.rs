@@ -8,7 +8,7 @@ use std::time::Instant;
 use capture::ambient::{NodeOptions, PROBES_V4, PROBES_V6, ProbeSender, plan_host};
 use kernel::RuleStore;
 use kernel::nft::Nftables;
-use kernel::sets::{Error, Member, ProbeSets, Removed, exists_in_ipset};
+use kernel::sets::{Error, ProbeSets, Removed, SetMember, exists_in_ipset};
 use netns::Host;
 use ruleset::Backend;
 use testkit::TestNetns;
@@ -76,7 +76,7 @@ fn addresses_come_change_hands_and_go() {
         let mut all = sets.list().unwrap();
         all.sort_by_key(|member| member.ip);
         let wanted = [("10.0.0.1", "uid-c"), ("fd00::1", "uid-b")]
-            .map(|(text, uid)| Member { ip: ip(text), uid: uid.into() });
+            .map(|(text, uid)| SetMember { ip: ip(text), uid: uid.into() });
         assert_eq!(all, wanted, "{backend}");
     }
 }
@@ -262,7 +262,7 @@ fn sets_of_the_ipset_program_are_taken_over() {
     let long = "c".repeat(255);
     run(&netns, &format!("ipset add {PROBES_V4} 10.0.0.1 comment {long}"));
     let mut sets = open(&netns, Backend::Iptables, true);
-    assert_eq!(sets.list().unwrap(), [Member { ip: ip("10.0.0.1"), uid: long.clone() }]);
+    assert_eq!(sets.list().unwrap(), [SetMember { ip: ip("10.0.0.1"), uid: long.clone() }]);
     assert_eq!(sets.remove(ip("10.0.0.1"), "uid").unwrap(), Removed::OwnedBy(long));
     assert!(sets.upsert(ip("10.0.0.1"), "uid").unwrap());
     assert_eq!(sets.remove(ip("10.0.0.1"), "uid").unwrap(), Removed::Gone);

@@ -36,7 +36,7 @@ pub struct WantedPod {
 
 /// Where to look.
 #[derive(Debug, Clone)]
-pub struct Scan {
+pub struct SearchRoots {
     /// The node's procfs, such as `/host/proc`.
     pub proc_root: PathBuf,
     /// The node's own namespace, which is no pod's.
@@ -151,7 +151,7 @@ struct Candidate<'a> {
 
 /// What is the same for all processes of a scan.
 struct Search<'a> {
-    scan: &'a Scan,
+    scan: &'a SearchRoots,
     /// The user namespace of the node.
     users: Option<UserNsId>,
     addresses: Addresses<'a>,
@@ -159,9 +159,9 @@ struct Search<'a> {
     accepted: HashSet<NetnsId>,
 }
 
-// === impl Scan ===
+// === impl SearchRoots ===
 
-impl Scan {
+impl SearchRoots {
     /// Goes through the processes once. At most one descriptor for each wanted pod is open, and two more for a moment.
     #[must_use]
     pub fn scan(&self, wanted: &[WantedPod], addresses: Addresses<'_>) -> Found {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use netns::find::{Found, MissingNetns, NotThePods, Scan, WantedPod, belongs_to};
+use netns::find::{Found, MissingNetns, NotThePods, SearchRoots, WantedPod, belongs_to};
 use netns::{Inside, Netns};
 use testkit::TestNetns;
 
@@ -55,7 +55,7 @@ fn wanted(uid: &str, ips: &[&str]) -> WantedPod {
 
 fn scan(root: &Path, wanted: &[WantedPod]) -> Found {
     let host = Netns::current().unwrap().id();
-    Scan { proc_root: root.to_owned(), host }.scan(wanted, &addresses)
+    SearchRoots { proc_root: root.to_owned(), host }.scan(wanted, &addresses)
 }
 
 fn open_namespaces() -> usize {
@@ -94,7 +94,7 @@ fn the_pods_own_and_never_another_pods() {
         addresses(inside)
     };
     let host = Netns::current().unwrap().id();
-    let found = Scan { proc_root: root.to_owned(), host }.scan(&[wanted(A, &[])], &counting);
+    let found = SearchRoots { proc_root: root.to_owned(), host }.scan(&[wanted(A, &[])], &counting);
     assert_eq!((found.missing[A].clone(), count.into_inner()), (MissingNetns::NoAddress, 0));
 }
 
@@ -294,7 +294,7 @@ fn a_namespace_is_entered_once_for_many_processes() {
         addresses(inside)
     };
     let host = Netns::current().unwrap().id();
-    let scan = Scan { proc_root: proc.path().to_owned(), host };
+    let scan = SearchRoots { proc_root: proc.path().to_owned(), host };
     let found = scan.scan(&[wanted(A, &["10.0.0.1"]), wanted(B, &["10.0.0.9"])], &counting);
     assert_eq!(found.missing[A], MissingNetns::OtherAddress);
     assert_eq!(found.namespaces[B].id(), other.netns().id(), "its owner still gets it");

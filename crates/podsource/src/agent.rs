@@ -27,7 +27,7 @@ const MAX_ANSWER: usize = 4 << 10;
 
 /// The node agent that listens in a run directory.
 #[derive(Debug, Clone)]
-pub struct Agent {
+pub struct AgentSource {
     socket: PathBuf,
     user_agent: String,
 }
@@ -39,9 +39,9 @@ pub struct LastKnown {
     dir: PathBuf,
 }
 
-// === impl Agent ===
+// === impl AgentSource ===
 
-impl Agent {
+impl AgentSource {
     /// Nothing is connected before the first question. `version` goes into the user agent.
     pub fn new(run_dir: &Path, version: &str) -> Self {
         Self { socket: run_dir.join(SOCKET_NAME), user_agent: format!("istio-cni/{version}") }
@@ -109,7 +109,7 @@ impl Agent {
     }
 }
 
-impl PodSource for Agent {
+impl PodSource for AgentSource {
     fn pod(&self, id: &PodRef) -> Result<Pod, Error> {
         self.ask(id).map_err(|cause| Error::new(operation(id), self.origin(), cause))
     }

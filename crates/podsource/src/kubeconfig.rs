@@ -14,7 +14,7 @@ use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
 use crate::error::Cause;
-use file::{Cluster, Kubeconfig, User};
+use file::{KubeconfigCluster, KubeconfigFile, User};
 use trusted::Links;
 pub(crate) use url::Url;
 
@@ -22,13 +22,13 @@ pub(crate) use url::Url;
 const MAX_FILE: usize = 1 << 20;
 
 /// How to reach the API server and as whom.
-pub(crate) struct Access {
+pub(crate) struct ApiAccess {
     pub(crate) server: Url,
     /// Name to expect in the server's certificate instead of the URL's host.
     pub(crate) tls_server_name: Option<String>,
     pub(crate) trust: Trust,
     pub(crate) token: Option<String>,
-    pub(crate) identity: Option<Identity>,
+    pub(crate) identity: Option<ClientIdentity>,
 }
 
 /// Which server certificates are accepted.
@@ -40,7 +40,7 @@ pub(crate) enum Trust {
 }
 
 /// A client certificate chain and its key, both PEM.
-pub(crate) struct Identity {
+pub(crate) struct ClientIdentity {
     pub(crate) chain: Vec<u8>,
     pub(crate) key: Vec<u8>,
 }
@@ -55,7 +55,7 @@ const REWRITE: &str = "correct the kubeconfig; the node agent writes it";
 ///
 /// # Errors
 /// Always [`Cause::Kubeconfig`].
-pub(crate) fn load(path: &Path) -> Result<Access, Cause> {
+pub(crate) fn load(path: &Path) -> Result<ApiAccess, Cause> {
     let text = trusted::read(path, Links::Refused, MAX_FILE).map_err(|error| {
         let advice = match error.is_disbelief() {
             true => "the node agent then writes it anew",
@@ -66,14 +66,14 @@ pub(crate) fn load(path: &Path) -> Result<Access, Cause> {
         problem(format!("read the kubeconfig: {}", error.problem), advice)
     })?;
     let text = String::from_utf8(text).map_err(|_| problem("the kubeconfig is not UTF-8 text", REWRITE))?;
-    let config = Kubeconfig::parse(&text)?;
+    let config = KubeconfigFile::parse(&text)?;
     let (cluster, user) = config.current()?;
     let base = path.parent().unwrap_or(Path::new("/"));
-    Access::resolve(cluster, user, base)
+    ApiAccess::resolve(cluster, user, base)
 }
 
-impl Access {
-    fn resolve(cluster: &Cluster, user: &User, base: &Path) -> Result<Self, Cause> {
+impl ApiAccess {
+    fn resolve(cluster: &KubeconfigCluster, user: &User, base: &Path) -> Result<Self, Cause> {
         reject_unsupported(cluster, user)?;
         let server =
             present(&cluster.server).ok_or_else(|| problem("the cluster has no server URL", REWRITE))?;
@@ -94,7 +94,7 @@ impl Access {
     }
 }
 
-fn reject_unsupported(cluster: &Cluster, user: &User) -> Result<(), Cause> {
+fn reject_unsupported(cluster: &KubeconfigCluster, user: &User) -> Result<(), Cause> {
     let advice = "give the plugin a kubeconfig with a token, token file or client certificate, as the node agent writes it";
     let unsupported = [
         (user.exec.is_some(), "exec credential plugins"),
@@ -111,7 +111,7 @@ fn reject_unsupported(cluster: &Cluster, user: &User) -> Result<(), Cause> {
     }
 }
 
-fn trust(cluster: &Cluster, server: &Url, base: &Path) -> Result<Trust, Cause> {
+fn trust(cluster: &KubeconfigCluster, server: &Url, base: &Path) -> Result<Trust, Cause> {
     let names = ["certificate-authority-data", "certificate-authority"];
     let roots = bytes(&cluster.certificate_authority_data, &cluster.certificate_authority, names, base)?;
     match (roots, cluster.insecure_skip_tls_verify.unwrap_or_default()) {
@@ -150,12 +150,12 @@ fn token(user: &User, base: &Path) -> Result<Option<String>, Cause> {
     Ok(Some(token))
 }
 
-fn identity(user: &User, base: &Path) -> Result<Option<Identity>, Cause> {
+fn identity(user: &User, base: &Path) -> Result<Option<ClientIdentity>, Cause> {
     let chain_names = ["client-certificate-data", "client-certificate"];
     let chain = bytes(&user.client_certificate_data, &user.client_certificate, chain_names, base)?;
     let key = bytes(&user.client_key_data, &user.client_key, ["client-key-data", "client-key"], base)?;
     match (chain, key) {
-        (Some(chain), Some(key)) => Ok(Some(Identity { chain, key })),
+        (Some(chain), Some(key)) => Ok(Some(ClientIdentity { chain, key })),
         (None, None) => Ok(None),
         (Some(_), None) => {
             Err(problem("the user has a client certificate but no client-key(-data)", REWRITE))

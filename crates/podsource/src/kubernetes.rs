@@ -18,7 +18,7 @@ use serde_json::error::Category;
 
 use crate::error::{Cause, Error};
 use crate::json;
-use crate::kubeconfig::{self, Access};
+use crate::kubeconfig::{self, ApiAccess};
 use crate::{MAX_BYTES, PodSource, segment};
 use facts::object::Object;
 
@@ -151,7 +151,7 @@ impl<'a> Kubernetes<'a> {
         read(&response, access.token.as_deref()).map_err(reached)
     }
 
-    fn fetch(&self, access: &Access, path: &str, deadline: Deadline) -> Result<Response, Cause> {
+    fn fetch(&self, access: &ApiAccess, path: &str, deadline: Deadline) -> Result<Response, Cause> {
         let token = access.token.as_deref();
         let authority = access.server.authority();
         let bearer = token.map(|token| format!("Bearer {token}"));
@@ -169,7 +169,7 @@ impl<'a> Kubernetes<'a> {
         }
     }
 
-    fn origin(&self, access: Option<&Access>) -> String {
+    fn origin(&self, access: Option<&ApiAccess>) -> String {
         let path = self.kubeconfig.display();
         match access {
             Some(access) => format!("{} (kubeconfig {path})", access.server),

@@ -3,7 +3,7 @@
 //! A plugin process lives for milliseconds, asks for one pod and ends, so everything here is synchronous and bounded: in bytes read,
 //! in time and in tries. Conversion from Kubernetes objects into [`capture::Pod`] happens in this crate and nowhere else.
 //!
-//! - [`Agent`]: the node agent over its socket. [`LastKnown`]: what it left on disk.
+//! - [`AgentSource`]: the node agent over its socket. [`LastKnown`]: what it left on disk.
 //! - [`Annotations`]: what the runtime hands over itself, the last resort.
 //! - [`Manifests`]: a directory of Kubernetes manifests. No TLS code runs for it.
 //! - [`Kubernetes`]: the API server of a kubeconfig, with retries within a total time. What it does not support, and how host names
@@ -21,7 +21,7 @@ pub mod yaml;
 use capture::Pod;
 use facts::PodRef;
 
-pub use agent::{Agent, LastKnown};
+pub use agent::{AgentSource, LastKnown};
 pub use annotations::Annotations;
 pub use error::{Cause, Error};
 pub use kubernetes::{DEFAULT_TIMEOUT, Kubernetes};

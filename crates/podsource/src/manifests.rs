@@ -26,7 +26,7 @@ use facts::PodRef;
 
 use crate::error::{Cause, Error};
 use crate::{MAX_BYTES, PodSource};
-use document::{Broken, Format, Wanted};
+use document::{Broken, ManifestFormat, WantedManifest};
 use facts::object::Object;
 use trusted::Links;
 
@@ -39,8 +39,8 @@ pub fn is_manifest(path: &Path) -> bool {
 }
 
 /// Extensions in the order in which they are tried.
-const EXTENSIONS: [(&str, Format); 3] =
-    [("yaml", Format::Yaml), ("yml", Format::Yaml), ("json", Format::Json)];
+const EXTENSIONS: [(&str, ManifestFormat); 3] =
+    [("yaml", ManifestFormat::Yaml), ("yml", ManifestFormat::Yaml), ("json", ManifestFormat::Json)];
 
 /// A directory of `*.yaml`, `*.yml` and `*.json` files with objects of `kind: Pod` and `kind: Namespace`, or lists of them.
 #[derive(Debug, Clone)]
@@ -58,7 +58,7 @@ impl Manifests {
 impl PodSource for Manifests {
     fn pod(&self, id: &PodRef) -> Result<Pod, Error> {
         let namespace = if id.namespace.is_empty() { "default" } else { &id.namespace };
-        let wanted = Wanted { namespace, name: &id.name };
+        let wanted = WantedManifest { namespace, name: &id.name };
         Search { dir: &self.dir, wanted, looked_at: Vec::new(), broken: Vec::new() }
             .run()
             .and_then(|object| Ok(object.into_pod(id)?))
@@ -85,7 +85,7 @@ impl Manifests {
 /// One search: what is wanted and what was met on the way.
 struct Search<'a> {
     dir: &'a Path,
-    wanted: Wanted<'a>,
+    wanted: WantedManifest<'a>,
     looked_at: Vec<PathBuf>,
     broken: Vec<Cause>,
 }
@@ -113,7 +113,7 @@ impl Search<'_> {
 
     /// The files whose name says that they describe this pod.
     fn named_files(&mut self) -> Result<Option<Object>, Cause> {
-        let Wanted { namespace, name } = self.wanted;
+        let WantedManifest { namespace, name } = self.wanted;
         if !is_file_name_part(namespace) || !is_file_name_part(name) {
             return Ok(None);
         }
@@ -146,7 +146,7 @@ impl Search<'_> {
     }
 
     /// The pod, if this file describes it. Trouble is noted and not returned when another file may still have the pod.
-    fn file(&mut self, path: &Path, format: Format) -> Result<Option<Object>, Cause> {
+    fn file(&mut self, path: &Path, format: ManifestFormat) -> Result<Option<Object>, Cause> {
         let found = match read(path) {
             Ok(Some(text)) => self.wanted.find(&text, format),
             Ok(None) => Ok(None),
@@ -166,7 +166,7 @@ impl Search<'_> {
 }
 
 /// The manifests of a directory, in the order of their names.
-fn files_of(dir: &Path) -> Result<Vec<(PathBuf, Format)>, Cause> {
+fn files_of(dir: &Path) -> Result<Vec<(PathBuf, ManifestFormat)>, Cause> {
     let unreadable = |error: io::Error| Cause::Unreadable { path: dir.into(), reason: error.to_string() };
     let mut files = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(unreadable)? {
@@ -179,7 +179,7 @@ fn files_of(dir: &Path) -> Result<Vec<(PathBuf, Format)>, Cause> {
     Ok(files)
 }
 
-fn format_of(path: &Path) -> Option<Format> {
+fn format_of(path: &Path) -> Option<ManifestFormat> {
     let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
     let extension = path.extension().filter(|_| !hidden)?;
     EXTENSIONS.iter().find(|(known, _)| extension == *known).map(|(_, format)| *format)

@@ -11,7 +11,7 @@ use crate::plan::Backend;
 use crate::rule::{Action, Chain, CtState, Hook, Match, RejectWith, Rule, Ruleset, Table, TableKind};
 use crate::set::{MapVerdict, Members, Set, Side};
 
-use attached::{Part, attached};
+use attached::{LayerPart, attached};
 
 pub use attached::translations_last;
 pub use packet::{Owner, Packet, State};
@@ -106,7 +106,7 @@ pub fn evaluate<'a>(
                 continue;
             }
         }
-        for Part { owner, table, chain, rules } in attached.parts {
+        for LayerPart { owner, table, chain, rules } in attached.parts {
             let (packet, outcome, callers) = (&*packet, &mut outcome, Vec::new());
             let mut walk = Walk { owner, table, backend, packet, members, outcome, callers };
             if !matches!(walk.rules(chain, rules), Flow::Continue) {

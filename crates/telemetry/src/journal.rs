@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::Level;
 use crate::line::{Label, Stamp, write_json, write_text};
 use repeats::Repeats;
-use writer::{LineWriter, Origin};
+use writer::{LineOrigin, LineWriter};
 
 /// Scope of the line that tells of lost ones.
 const OWN_SCOPE: &str = "log";
@@ -221,7 +221,7 @@ impl Scope {
     fn tell(&self, level: Level, msg: &str, labels: &[Label<'_>]) {
         let shared = &self.journal.shared;
         let line = shared.format.line(self.name, level, Stamp::At(SystemTime::now()), msg, labels);
-        shared.writer.write(line, 1, Origin::Own);
+        shared.writer.write(line, 1, LineOrigin::Own);
     }
 
     /// What these labels are about (a pod, a watch, a path; without any, the scope itself) is well: the next warning of it is told, whatever
@@ -241,7 +241,7 @@ impl Scope {
         }
         let bytes = text.len();
         if count > 0 {
-            shared.writer.write(text, count, Origin::Relayed);
+            shared.writer.write(text, count, LineOrigin::Relayed);
         }
         bytes
     }

@@ -9,7 +9,7 @@ use crate::Level;
 use crate::file::{FILE_MAX_BYTES, RollingFile};
 use crate::line::{Label, Stamp, write_json, write_labels};
 use crate::socket::SocketTee;
-use crate::stderr::{Patient, Standard, Written};
+use crate::stderr::{Patient, Standard, WrittenLine};
 
 /// What a process waits in all for stderr and for the file. With the waits for the agent, which has its own, a call is 50 ms longer at most.
 const PATIENCE: Duration = Duration::from_millis(8);
@@ -82,7 +82,7 @@ impl Logger {
 
     /// As [`Logger::new`], with another writer in the place of stderr. Each line is one call of `write_all`.
     pub fn to_writer(stderr: impl Write + Send + 'static) -> Self {
-        Self::to(Box::new(Written(stderr)))
+        Self::to(Box::new(WrittenLine(stderr)))
     }
 
     fn to(stderr: Box<dyn Patient>) -> Self {

@@ -21,7 +21,7 @@ pub(crate) trait Patient: Send {
 pub(crate) struct Standard;
 
 /// Something in its place, which never waits.
-pub(crate) struct Written<W>(pub(crate) W);
+pub(crate) struct WrittenLine<W>(pub(crate) W);
 
 impl Patient for Standard {
     fn write_line(&mut self, line: &[u8], patience: &mut Duration) -> bool {
@@ -29,7 +29,7 @@ impl Patient for Standard {
     }
 }
 
-impl<W: Write + Send> Patient for Written<W> {
+impl<W: Write + Send> Patient for WrittenLine<W> {
     fn write_line(&mut self, line: &[u8], _: &mut Duration) -> bool {
         let _ = self.0.write_all(line);
         true

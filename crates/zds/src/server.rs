@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::event::ZtunnelEvent;
-use crate::session::{Ask, Order, Session, SessionEnd, SessionPeer};
+use crate::session::{Ask, Session, SessionEnd, SessionOrder, SessionPeer};
 use crate::socket::{BindError, Bound, Packets};
 use crate::{AddError, NetnsFd, RemoveError, Snapshot, Workload};
 
@@ -115,7 +115,7 @@ impl Ztunnels {
     /// It has not, as far as is known.
     pub async fn add(&self, workload: Workload, netns: NetnsFd) -> Result<(), AddError> {
         let newest = self.peers().last().cloned().ok_or(AddError::NoZtunnel)?;
-        match ask(&newest, Order::Add { workload, netns }).await {
+        match ask(&newest, SessionOrder::Add { workload, netns }).await {
             Some(Ok(())) => Ok(()),
             Some(Err(error)) => Err(AddError::Refused(error)),
             None => Err(AddError::Lost("it ended before the answer".to_owned())),
@@ -130,7 +130,7 @@ impl Ztunnels {
         let peers = self.peers().clone();
         let mut lost = Vec::new();
         for peer in peers {
-            if ask(&peer, Order::Del { uid: uid.to_owned() }).await.is_none() {
+            if ask(&peer, SessionOrder::Del { uid: uid.to_owned() }).await.is_none() {
                 lost.push(format!("the connection of ztunnel {} ended", peer.number));
             }
         }
@@ -195,17 +195,17 @@ impl Ztunnels {
 async fn send_missing_pod(snapshot: &dyn Snapshot, newest: &SessionPeer, uid: String) -> Option<()> {
     let Some(entry) = snapshot.entry(&uid).filter(|_| !newest.has(&uid)) else { return Some(()) };
     let Some(netns) = entry.netns.clone() else { return Some(()) };
-    let answer = ask(newest, Order::Add { workload: entry.workload.clone(), netns }).await?;
+    let answer = ask(newest, SessionOrder::Add { workload: entry.workload.clone(), netns }).await?;
     snapshot.answered(&entry, answer.as_ref().map_err(String::as_str).copied());
     // One that left meanwhile was taken from this ztunnel, perhaps before it was added.
     if snapshot.entry(&uid).is_none() {
-        let _ = ask(newest, Order::Del { uid }).await?;
+        let _ = ask(newest, SessionOrder::Del { uid }).await?;
     }
     Some(())
 }
 
 /// The answer, with the ztunnel's error; `None` when the connection ended.
-async fn ask(peer: &SessionPeer, order: Order) -> Option<Result<(), String>> {
+async fn ask(peer: &SessionPeer, order: SessionOrder) -> Option<Result<(), String>> {
     let (reply, answer) = oneshot::channel();
     peer.orders.send(Ask { order, reply }).await.ok()?;
     answer.await.ok()

@@ -24,14 +24,14 @@ const HELLO_LIMIT: Duration = Duration::from_secs(5);
 const MESSAGE_LIMIT: Duration = Duration::from_secs(5);
 
 /// What a ztunnel is to be told.
-pub(crate) enum Order {
+pub(crate) enum SessionOrder {
     Add { workload: Workload, netns: NetnsFd },
     Del { uid: String },
 }
 
 /// An order, and who wants to hear of it. Whoever has given up meanwhile does not stop it.
 pub(crate) struct Ask {
-    pub(crate) order: Order,
+    pub(crate) order: SessionOrder,
     pub(crate) reply: oneshot::Sender<Result<(), String>>,
 }
 
@@ -148,7 +148,7 @@ impl Session {
 
     async fn carry_out(&self, ask: Ask) -> Result<(), SessionEnd> {
         let result = match ask.order {
-            Order::Add { workload, netns } => {
+            SessionOrder::Add { workload, netns } => {
                 let payload = Payload::add(&workload);
                 let result = self.exchange(MessageKind::Add, &about(&workload), payload, Some(&netns)).await;
                 if result.is_ok() {
@@ -156,7 +156,7 @@ impl Session {
                 }
                 result
             }
-            Order::Del { uid } => {
+            SessionOrder::Del { uid } => {
                 let payload = Payload::Del(DelWorkload { uid: uid.clone() });
                 self.peer.told().remove(&uid);
                 self.exchange(MessageKind::Del, &uid, payload, None).await

@@ -72,7 +72,7 @@ fn questions(runs: usize, report: &mut Report) -> Result<()> {
 
 /// As the plugin asks: a connection for each question.
 fn ask(node: &Node, times: usize) -> Result<Samples> {
-    let agent = podsource::Agent::new(&node.run_dir(), "bench");
+    let agent = podsource::AgentSource::new(&node.run_dir(), "bench");
     let id = PodRef { namespace: "default".into(), name: "web".into(), uid: "uid-web".into() };
     let mut samples = Samples::default();
     for _ in 0..times {

@@ -8,14 +8,14 @@ use cni::SpecVersion;
 use netns::Netns;
 use serde_json::Value;
 
-use super::attachment::{Attachment, check_netns, netns_path, raise_loopback};
-use super::cache::{Cache, Entry};
+use super::attachment::{PodAttachment, check_netns, netns_path, raise_loopback};
+use super::cache::{Cache, CacheEntry};
 use super::conflist::Conflist;
 use super::report::ChainReport;
 use super::run::{ChainJournal, PluginChain};
 use crate::look::Looked;
 use crate::output::{Format, Usage, VerbAnswer, columns, printable, structured};
-use crate::pod::{self, Described};
+use crate::pod::{self, DescribedPod};
 use crate::subject::DecisionArgs;
 
 const ADD_EXAMPLES: &str = "\
@@ -213,18 +213,18 @@ impl RunArgs {
 }
 
 impl PodArgs {
-    fn load(&self) -> Result<(Attachment, Cache)> {
+    fn load(&self) -> Result<(PodAttachment, Cache)> {
         let (_, attachment, cache) = self.load_described()?;
         Ok((attachment, cache))
     }
 
-    fn load_described(&self) -> Result<(Described, Attachment, Cache)> {
+    fn load_described(&self) -> Result<(DescribedPod, PodAttachment, Cache)> {
         let described = self.described()?;
-        let attachment = Attachment::new(&described.pod, self.container_id.as_deref(), &self.ifname)?;
+        let attachment = PodAttachment::new(&described.pod, self.container_id.as_deref(), &self.ifname)?;
         Ok((described, attachment, Cache::new(self.cache_dir.as_deref())?))
     }
 
-    fn described(&self) -> Result<Described> {
+    fn described(&self) -> Result<DescribedPod> {
         pod::load(&self.pod, self.pod_name.as_deref())
     }
 }
@@ -253,7 +253,7 @@ impl AddArgs {
             let report = if keep { report } else { report.with_rollback(chain.del(&attachment, None)) };
             return self.chain.answer(&report);
         };
-        let entry = Entry {
+        let entry = CacheEntry {
             network: network.clone(),
             container_id: attachment.container_id.clone(),
             ifname: attachment.ifname.clone(),
@@ -271,7 +271,7 @@ impl AddArgs {
 }
 
 /// The attachment as it was made, where something is known about that.
-fn made(attachment: &mut Attachment, entry: Option<&Entry>, netns: Option<&str>) {
+fn made(attachment: &mut PodAttachment, entry: Option<&CacheEntry>, netns: Option<&str>) {
     attachment.netns = match (netns, entry) {
         (Some(netns), _) => netns_path(netns).display().to_string(),
         (None, Some(entry)) => entry.netns.clone(),

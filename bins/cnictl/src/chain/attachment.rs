@@ -17,7 +17,7 @@ const IFNAME_MAX: usize = 15;
 
 /// One interface of one pod in one network.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Attachment {
+pub(super) struct PodAttachment {
     pub(super) container_id: String,
     pub(super) ifname: String,
     /// Empty when the runtime knows none (any more).
@@ -28,7 +28,7 @@ pub(super) struct Attachment {
     pub(super) annotations: BTreeMap<String, String>,
 }
 
-impl Attachment {
+impl PodAttachment {
     /// # Errors
     /// A name cannot be what it is for.
     pub(super) fn new(pod: &Pod, container_id: Option<&str>, ifname: &str) -> Result<Self> {
@@ -108,12 +108,12 @@ mod tests {
 
     #[test]
     fn arguments_are_those_of_a_runtime() {
-        let attachment = Attachment::new(&pod("shop", "web-0", Some("u-1")), Some("abc"), "eth0").unwrap();
+        let attachment = PodAttachment::new(&pod("shop", "web-0", Some("u-1")), Some("abc"), "eth0").unwrap();
         assert_eq!(
             attachment.args,
             "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0;K8S_POD_INFRA_CONTAINER_ID=abc;K8S_POD_UID=u-1"
         );
-        let attachment = Attachment::new(&pod("shop", "web-0", None), None, "eth0").unwrap();
+        let attachment = PodAttachment::new(&pod("shop", "web-0", None), None, "eth0").unwrap();
         assert_eq!(attachment.container_id, "cnictl-shop-web-0");
         assert!(!attachment.args.contains("UID"), "{}", attachment.args);
     }
@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn names_that_could_be_something_else_are_refused() {
         let refused = |pod: Pod, id: Option<&str>, ifname: &str, part: &str| {
-            let error = Attachment::new(&pod, id, ifname).unwrap_err().to_string();
+            let error = PodAttachment::new(&pod, id, ifname).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
         };
         refused(pod("a;K8S_POD_NAME=x", "p", None), Some("id"), "eth0", "pod namespace");

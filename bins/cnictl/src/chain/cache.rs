@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::attachment::Attachment;
+use super::attachment::PodAttachment;
 
 /// A directory with one file for each attachment.
 #[derive(Debug, Clone)]
@@ -19,7 +19,7 @@ pub(super) struct Cache {
 /// What is kept of an attachment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Entry {
+pub(super) struct CacheEntry {
     pub(super) network: String,
     pub(super) container_id: String,
     pub(super) ifname: String,
@@ -49,7 +49,7 @@ impl Cache {
     }
 
     /// The parts are identifiers, so none of them leads out of the directory. `:` is in no identifier.
-    fn file(&self, network: &str, attachment: &Attachment) -> PathBuf {
+    fn file(&self, network: &str, attachment: &PodAttachment) -> PathBuf {
         self.dir.join(format!("{network}:{}:{}.json", attachment.container_id, attachment.ifname))
     }
 
@@ -57,7 +57,7 @@ impl Cache {
     ///
     /// # Errors
     /// The file cannot be read or is broken.
-    pub(super) fn load(&self, network: &str, attachment: &Attachment) -> Result<Option<Entry>> {
+    pub(super) fn load(&self, network: &str, attachment: &PodAttachment) -> Result<Option<CacheEntry>> {
         let file = self.file(network, attachment);
         let text = match std::fs::read(&file) {
             Ok(text) => text,
@@ -75,7 +75,7 @@ impl Cache {
     ///
     /// # Errors
     /// It cannot be written.
-    pub(super) fn store(&self, entry: &Entry, attachment: &Attachment) -> Result<()> {
+    pub(super) fn store(&self, entry: &CacheEntry, attachment: &PodAttachment) -> Result<()> {
         let file = self.file(&entry.network, attachment);
         let place = || format!("write cached result {}", file.display());
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir).with_context(place)?;
@@ -101,7 +101,7 @@ impl Cache {
     ///
     /// # Errors
     /// The file cannot be removed.
-    pub(super) fn remove(&self, network: &str, attachment: &Attachment) -> Result<()> {
+    pub(super) fn remove(&self, network: &str, attachment: &PodAttachment) -> Result<()> {
         let file = self.file(network, attachment);
         match std::fs::remove_file(&file) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -120,9 +120,9 @@ mod tests {
 
     use super::*;
 
-    fn attachment() -> Attachment {
+    fn attachment() -> PodAttachment {
         let pod = capture::Pod { namespace: "n".to_owned(), name: "p".to_owned(), ..capture::Pod::default() };
-        Attachment::new(&pod, None, "eth0").unwrap()
+        PodAttachment::new(&pod, None, "eth0").unwrap()
     }
 
     #[test]
@@ -131,7 +131,7 @@ mod tests {
         let path = dir.path().join("a/b");
         let cache = Cache::new(Some(&path)).unwrap();
         assert_eq!(cache.load("net", &attachment()).unwrap(), None);
-        let entry = Entry {
+        let entry = CacheEntry {
             network: "net".to_owned(),
             container_id: "cnictl-n-p".to_owned(),
             ifname: "eth0".to_owned(),

@@ -18,12 +18,12 @@ pub(crate) struct Conflist {
     /// `disableGC`.
     pub(crate) disable_gc: bool,
     /// In the order of ADD.
-    pub(crate) plugins: Vec<PluginConf>,
+    pub(crate) plugins: Vec<ConflistPlugin>,
 }
 
 /// One plugin's part.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct PluginConf {
+pub(crate) struct ConflistPlugin {
     /// `type`, which is the file name of the executable.
     pub(crate) kind: String,
     /// Everything, also `type`.
@@ -32,7 +32,7 @@ pub(crate) struct PluginConf {
 
 /// A conflist that cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ConflistError {
+pub(crate) enum UnusableConflist {
     #[error("read network configuration {path}: {cause}", path = path.display())]
     Unreadable { path: PathBuf, cause: std::io::Error },
     #[error("read network configuration {path}: not valid JSON: {cause}; correct the file", path = path.display())]
@@ -46,12 +46,12 @@ impl Conflist {
     ///
     /// # Errors
     /// The file cannot be read, or is no network configuration.
-    pub(crate) fn load(path: &Path) -> Result<Self, ConflistError> {
+    pub(crate) fn load(path: &Path) -> Result<Self, UnusableConflist> {
         let text = std::fs::read(path)
-            .map_err(|cause| ConflistError::Unreadable { path: path.to_owned(), cause })?;
+            .map_err(|cause| UnusableConflist::Unreadable { path: path.to_owned(), cause })?;
         let value: Value = serde_json::from_slice(&text)
-            .map_err(|cause| ConflistError::NotJson { path: path.to_owned(), cause })?;
-        parse(value, path).map_err(|problem| ConflistError::Invalid { path: path.to_owned(), problem })
+            .map_err(|cause| UnusableConflist::NotJson { path: path.to_owned(), cause })?;
+        parse(value, path).map_err(|problem| UnusableConflist::Invalid { path: path.to_owned(), problem })
     }
 }
 
@@ -84,7 +84,7 @@ fn parse(value: Value, path: &Path) -> Result<Conflist, String> {
     })
 }
 
-fn parse_plugin(index: usize, plugin: Value) -> Result<PluginConf, String> {
+fn parse_plugin(index: usize, plugin: Value) -> Result<ConflistPlugin, String> {
     let Value::Object(conf) = plugin else { return Err(format!("plugins[{index}] is not an object")) };
     let kind = text(&conf, "type")
         .map_err(|problem| format!("plugins[{index}]: {problem}"))?
@@ -93,7 +93,7 @@ fn parse_plugin(index: usize, plugin: Value) -> Result<PluginConf, String> {
     if kind.is_empty() || kind.contains('/') || kind == "." || kind == ".." {
         return Err(format!("plugins[{index}]: type {kind:?} is not the name of a file"));
     }
-    Ok(PluginConf { kind, conf })
+    Ok(ConflistPlugin { kind, conf })
 }
 
 /// `cniVersion`, or the newest that we know of those that `cniVersions` adds (CNI spec 1.1).

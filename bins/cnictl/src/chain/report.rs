@@ -4,7 +4,7 @@ use anyhow::Result;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::attachment::Attachment;
+use super::attachment::PodAttachment;
 use super::run::{ChainJournal, PluginRun};
 use crate::look::Looked;
 use crate::output::{Format, VerbAnswer, columns, one_line, structured};
@@ -46,7 +46,7 @@ struct AttachmentReport {
 }
 
 impl ChainReport {
-    pub(super) fn new(network: &str, attachment: Option<&Attachment>, journal: ChainJournal) -> Self {
+    pub(super) fn new(network: &str, attachment: Option<&PodAttachment>, journal: ChainJournal) -> Self {
         let problem = journal.problem();
         let failed = journal.runs.iter().find(|run| run.error.is_some());
         let error = failed.map(|run| format!("{} of plugin {} failed", run.command, run.plugin));

@@ -8,8 +8,8 @@ use cni::{SpecVersion, Verb};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::attachment::Attachment;
-use super::conflist::{Conflist, PluginConf};
+use super::attachment::PodAttachment;
+use super::conflist::{Conflist, ConflistPlugin};
 use super::exec::{Execution, execute};
 
 /// The capability by which a plugin asks for the pod's annotations (containerd, CRI-O).
@@ -19,7 +19,7 @@ const ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
 #[derive(Debug)]
 pub(super) struct PluginChain {
     pub(super) conflist: Conflist,
-    plugins: Vec<(PluginConf, PathBuf)>,
+    plugins: Vec<(ConflistPlugin, PathBuf)>,
     /// `CNI_PATH`.
     path: String,
     timeout: Duration,
@@ -85,7 +85,7 @@ impl PluginChain {
     }
 
     /// ADD, first to last; each gets the result of the one before. Ends with the first failure.
-    pub(super) fn add(&self, attachment: &Attachment) -> ChainJournal {
+    pub(super) fn add(&self, attachment: &PodAttachment) -> ChainJournal {
         let mut journal = ChainJournal::default();
         let mut result = None;
         for (plugin, program) in &self.plugins {
@@ -107,7 +107,7 @@ impl PluginChain {
     }
 
     /// DEL, last to first; each gets the result of the ADD. Ends with the first failure, as in libcni.
-    pub(super) fn del(&self, attachment: &Attachment, result: Option<&Value>) -> ChainJournal {
+    pub(super) fn del(&self, attachment: &PodAttachment, result: Option<&Value>) -> ChainJournal {
         // older plugins do not expect one
         let result = result.filter(|_| self.conflist.version >= SpecVersion::V0_4_0);
         self.each(Verb::Del, self.plugins.iter().rev(), Some(attachment), |conf| {
@@ -116,7 +116,7 @@ impl PluginChain {
     }
 
     /// CHECK, first to last; each gets the result of the ADD.
-    pub(super) fn check(&self, attachment: &Attachment, result: &Value) -> ChainJournal {
+    pub(super) fn check(&self, attachment: &PodAttachment, result: &Value) -> ChainJournal {
         self.each(Verb::Check, self.plugins.iter(), Some(attachment), |conf| {
             conf.insert("prevResult".to_owned(), result.clone());
         })
@@ -146,7 +146,7 @@ impl PluginChain {
             #[serde(rename = "supportedVersions")]
             versions: Vec<String>,
         }
-        let ask = |(plugin, program): &(PluginConf, PathBuf)| {
+        let ask = |(plugin, program): &(ConflistPlugin, PathBuf)| {
             let conf = Map::from_iter([("cniVersion".to_owned(), self.conflist.version.to_string().into())]);
             let (mut run, output) = self.run(Verb::Version, program, plugin, None, &conf);
             let supported = output.map(|output| serde_json::from_slice::<Supported>(&output));
@@ -166,8 +166,8 @@ impl PluginChain {
     fn each<'a>(
         &self,
         verb: Verb,
-        plugins: impl Iterator<Item = &'a (PluginConf, PathBuf)>,
-        attachment: Option<&Attachment>,
+        plugins: impl Iterator<Item = &'a (ConflistPlugin, PathBuf)>,
+        attachment: Option<&PodAttachment>,
         extend: impl Fn(&mut Map<String, Value>),
     ) -> ChainJournal {
         let mut journal = ChainJournal::default();
@@ -187,8 +187,8 @@ impl PluginChain {
     /// What the plugin finds on its standard input.
     fn conf(
         &self,
-        plugin: &PluginConf,
-        attachment: Option<&Attachment>,
+        plugin: &ConflistPlugin,
+        attachment: Option<&PodAttachment>,
         previous: Option<&Value>,
     ) -> Map<String, Value> {
         let mut conf = plugin.conf.clone();
@@ -209,8 +209,8 @@ impl PluginChain {
         &self,
         verb: Verb,
         program: &Path,
-        plugin: &PluginConf,
-        attachment: Option<&Attachment>,
+        plugin: &ConflistPlugin,
+        attachment: Option<&PodAttachment>,
         conf: &Map<String, Value>,
     ) -> (PluginRun, Option<Vec<u8>>) {
         let mut env = vec![("CNI_COMMAND", verb.as_str()), ("CNI_PATH", &self.path)];

@@ -24,7 +24,7 @@ pub(super) enum Direction {
 
 /// One end as it is written on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Endpoint {
+pub(crate) struct FlowEnd {
     pub(super) ip: Option<IpAddr>,
     pub(super) port: Option<u16>,
 }
@@ -53,19 +53,19 @@ pub(super) struct Flow {
 /// What is known of the two ends.
 pub(super) struct Guess<'a> {
     pub(super) direction: Direction,
-    pub(super) to: Endpoint,
-    pub(super) from: Option<Endpoint>,
+    pub(super) to: FlowEnd,
+    pub(super) from: Option<FlowEnd>,
     pub(super) pod_ips: &'a [IpAddr],
     pub(super) interface: Option<&'a str>,
 }
 
 /// `IP:PORT`, `[IP]:PORT` or `:PORT`.
-pub(super) fn parse_destination(text: &str) -> Result<Endpoint, String> {
+pub(super) fn parse_destination(text: &str) -> Result<FlowEnd, String> {
     if let Some(port) = text.strip_prefix(':') {
-        return Ok(Endpoint { ip: None, port: Some(parse_port(port)?) });
+        return Ok(FlowEnd { ip: None, port: Some(parse_port(port)?) });
     }
     match parse_source(text)? {
-        Endpoint { port: None, .. } => {
+        FlowEnd { port: None, .. } => {
             Err("the port is missing; write 10.0.0.5:443 or [2001:db8::5]:443".to_owned())
         }
         endpoint => Ok(endpoint),
@@ -73,13 +73,13 @@ pub(super) fn parse_destination(text: &str) -> Result<Endpoint, String> {
 }
 
 /// `IP:PORT`, `[IP]:PORT` or `IP`.
-pub(super) fn parse_source(text: &str) -> Result<Endpoint, String> {
+pub(super) fn parse_source(text: &str) -> Result<FlowEnd, String> {
     if let Ok(address) = text.parse::<SocketAddr>() {
-        return Ok(Endpoint { ip: Some(address.ip()), port: Some(address.port()) });
+        return Ok(FlowEnd { ip: Some(address.ip()), port: Some(address.port()) });
     }
     let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
     if let Ok(ip) = bare.parse::<IpAddr>() {
-        return Ok(Endpoint { ip: Some(ip), port: None });
+        return Ok(FlowEnd { ip: Some(ip), port: None });
     }
     if let Some((host, port)) = text.rsplit_once(':')
         && host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok()
@@ -145,7 +145,7 @@ mod tests {
 
     #[test]
     fn ends_are_read_in_every_form() {
-        let end = |ip: &str, port| Endpoint { ip: ip.parse().ok(), port };
+        let end = |ip: &str, port| FlowEnd { ip: ip.parse().ok(), port };
         assert_eq!(parse_destination("10.0.0.5:443"), Ok(end("10.0.0.5", Some(443))));
         assert_eq!(parse_destination("[fd00::1]:53"), Ok(end("fd00::1", Some(53))));
         assert_eq!(parse_destination(":8080"), Ok(end("", Some(8080))));

@@ -16,13 +16,13 @@ use super::flow::{Direction, Flow};
 use super::way::{leave_node, through_pod};
 use crate::output::{Colour, Format, columns, paint, structured};
 use crate::rules::{RuleReport, describe};
-use crate::subject::{About, By, Captured, PodOutcome, PodSubject};
+use crate::subject::{AboutPod, By, Captured, PodOutcome, PodSubject};
 
 /// What becomes of a flow.
 #[derive(Debug, Serialize)]
 pub(super) struct Explanation {
     #[serde(flatten)]
-    about: About,
+    about: AboutPod,
     #[serde(skip_serializing_if = "Option::is_none")]
     capture: Option<CaptureReport>,
     flow: FlowReport,
@@ -101,7 +101,7 @@ impl Explanation {
 
     fn of_skipped(pod: &PodRef, skip: &Skip, flow: &Flow) -> Self {
         Self {
-            about: About::skipped(pod, skip),
+            about: AboutPod::skipped(pod, skip),
             capture: None,
             flow: FlowReport::of(flow),
             node: None,
@@ -126,7 +126,7 @@ impl Explanation {
         let report = |place: &RulePlace<'_>| describe(backend, place);
         let decided = way.decided_by();
         Self {
-            about: About::planned(pod, captured.complete),
+            about: AboutPod::planned(pod, captured.complete),
             capture: Some(CaptureReport {
                 mode: captured.mode(),
                 native_sidecar: captured.native_sidecar(),

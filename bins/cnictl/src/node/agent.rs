@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http1::Deadline;
-use podsource::{Agent, Cause};
+use podsource::{AgentSource, Cause};
 use rundir::{AgentStatus, FACTS_DIR, Holder, LOCK_NAME, UNCAPTURED_DIR, note};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -43,9 +43,11 @@ pub(super) enum Silence {
 
 /// Asks the agent how it is.
 pub(super) fn ask(run_dir: &Path) -> Result<AgentStatus, Silence> {
-    Agent::new(run_dir, env!("CARGO_PKG_VERSION")).status(PATIENCE).map_err(|error| match &*error.cause {
-        Cause::NoAgent(cause) if is_denied(cause) => Silence::Denied,
-        _ => Silence::Failed(error.to_string()),
+    AgentSource::new(run_dir, env!("CARGO_PKG_VERSION")).status(PATIENCE).map_err(|error| {
+        match &*error.cause {
+            Cause::NoAgent(cause) if is_denied(cause) => Silence::Denied,
+            _ => Silence::Failed(error.to_string()),
+        }
     })
 }
 

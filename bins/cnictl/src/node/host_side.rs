@@ -20,15 +20,15 @@ const MAX_RECORDS: usize = 100_000;
 
 /// Something of ours in the kernel, by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Part {
+pub(super) enum HostSidePart {
     Nftables,
     Iptables,
     Sets,
 }
 
-// === impl Part ===
+// === impl HostSidePart ===
 
-impl Part {
+impl HostSidePart {
     /// For people.
     pub(super) fn name(self) -> String {
         match self {
@@ -40,11 +40,13 @@ impl Part {
 }
 
 /// What is there; the second half is what could not be looked at.
-pub(super) fn look() -> (Vec<Part>, Vec<String>) {
+pub(super) fn look() -> (Vec<HostSidePart>, Vec<String>) {
     inside(|inside| {
         let (mut found, mut errors) = (Vec::new(), Vec::new());
-        let stores =
-            [(Part::Nftables, &Nftables as &dyn RuleStore), (Part::Iptables, &iptables_of_the_node())];
+        let stores = [
+            (HostSidePart::Nftables, &Nftables as &dyn RuleStore),
+            (HostSidePart::Iptables, &iptables_of_the_node()),
+        ];
         for (part, store) in stores {
             let plan = plan_host(&NodeOptions::default(), ProbeSender::AnySocket, Backend::Nftables);
             match store.exists(inside.inside(), &plan.layers) {
@@ -55,14 +57,14 @@ pub(super) fn look() -> (Vec<Part>, Vec<String>) {
         }
         // A kernel without ipset has none.
         if sets::exists_in_ipset(inside, &[PROBES_V4, PROBES_V6]).unwrap_or_default() {
-            found.push(Part::Sets);
+            found.push(HostSidePart::Sets);
         }
         (found, errors)
     })
 }
 
 /// Removes what is there; what could not be removed is in the second half.
-pub(super) fn remove() -> (Vec<Part>, Vec<String>) {
+pub(super) fn remove() -> (Vec<HostSidePart>, Vec<String>) {
     let (found, mut errors) = look();
     if found.is_empty() {
         return (found, errors);
@@ -76,7 +78,7 @@ pub(super) fn remove() -> (Vec<Part>, Vec<String>) {
             failed.push(error.to_string());
         }
         // Rules of iptables refer to them, so they go last.
-        if found.contains(&Part::Sets) {
+        if found.contains(&HostSidePart::Sets) {
             let sets = ProbeSets::open(inside, Backend::Iptables, TABLE, PROBES_V4, Some(PROBES_V6));
             if let Err(error) = sets.and_then(|mut sets| sets.destroy()) {
                 failed.push(fault::chain(&error));
@@ -110,7 +112,9 @@ pub(crate) fn in_host<T: Send>(work: impl FnOnce(&InsideHost<'_>) -> T + Send) -
     host?.enter(work)
 }
 
-fn inside(look: impl FnOnce(&InsideHost<'_>) -> (Vec<Part>, Vec<String>) + Send) -> (Vec<Part>, Vec<String>) {
+fn inside(
+    look: impl FnOnce(&InsideHost<'_>) -> (Vec<HostSidePart>, Vec<String>) + Send,
+) -> (Vec<HostSidePart>, Vec<String>) {
     in_host(look).unwrap_or_else(|error| {
         (Vec::new(), vec![format!("enter the node's network namespace: {}", fault::chain(&error))])
     })

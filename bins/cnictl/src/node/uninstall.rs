@@ -246,9 +246,12 @@ impl Report {
     }
 
     /// Adds what ambient mode has in the node's own network namespace.
-    fn add_host_side(&mut self, (parts, errors): (Vec<host_side::Part>, Vec<String>)) {
-        let step =
-            |part: host_side::Part| Step { action: Action::Deleted, path: part.name().into(), note: None };
+    fn add_host_side(&mut self, (parts, errors): (Vec<host_side::HostSidePart>, Vec<String>)) {
+        let step = |part: host_side::HostSidePart| Step {
+            action: Action::Deleted,
+            path: part.name().into(),
+            note: None,
+        };
         self.steps.extend(parts.into_iter().map(step));
         self.errors.extend(errors);
         self.ok = self.errors.is_empty();

@@ -7,7 +7,7 @@ use options::{Given, Spec, TextForm, TextKind};
 /// A setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the table below says what each one is")]
-pub(crate) enum Setting {
+pub(crate) enum IptablesSetting {
     ProxyPort,
     CapturePort,
     TunnelPort,
@@ -86,8 +86,8 @@ macro_rules! specs {
     (@kind Levels) => { LEVELS };
     ($($setting:ident $long:tt $short:tt [$($env:literal),*] $kind:ident $default:literal $help:literal;)*) => {
         /// Every setting, in the order of the help.
-        pub(crate) const SPECS: &[Spec<Setting>] = &[$(Spec {
-            setting: Setting::$setting,
+        pub(crate) const SPECS: &[Spec<IptablesSetting>] = &[$(Spec {
+            setting: IptablesSetting::$setting,
             name: specs!(@name $long $($env)*),
             short: specs!(@short $short),
             given: specs!(@given $long $($env)*),

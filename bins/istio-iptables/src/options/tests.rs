@@ -54,12 +54,12 @@ fn error(args: &[&str]) -> String {
     parsed(args, &[]).expect_err("must be refused").to_string()
 }
 
-fn spec(long: &str) -> &'static Spec<Setting> {
+fn spec(long: &str) -> &'static Spec<IptablesSetting> {
     SPECS.iter().find(|spec| spec.flag() == Some(long)).unwrap_or_else(|| panic!("no --{long}"))
 }
 
 /// A value that is not the default.
-fn other(spec: &Spec<Setting>) -> &'static str {
+fn other(spec: &Spec<IptablesSetting>) -> &'static str {
     match spec.kind {
         TextKind::Text => "other,-value",
         TextKind::Switch if spec.default == "true" => "false",
@@ -123,7 +123,7 @@ fn defaults_are_those_of_the_original() {
     ];
     assert_eq!(given, expected.map(|(name, value)| (name.to_owned(), value)));
     let on: Vec<_> = SPECS.iter().filter(|spec| options.on(spec.setting)).map(|spec| spec.setting).collect();
-    assert_eq!(on, [Setting::LogAsJson]);
+    assert_eq!(on, [IptablesSetting::LogAsJson]);
     assert!(options.warnings.is_empty());
 }
 
@@ -181,22 +181,22 @@ fn every_variable_is_taken_where_the_flag_is_absent() {
 #[test]
 fn the_later_of_two_variables_counts() {
     let both = |first, second| [("REDIRECT_DNS", first), ("ISTIO_META_DNS_CAPTURE", second)];
-    assert!(!ok(&[], &both("true", "false")).on(Setting::RedirectDns));
-    assert!(ok(&[], &both("false", "true")).on(Setting::RedirectDns));
-    assert!(!ok(&["--redirect-dns=false"], &both("true", "true")).on(Setting::RedirectDns));
+    assert!(!ok(&[], &both("true", "false")).on(IptablesSetting::RedirectDns));
+    assert!(ok(&[], &both("false", "true")).on(IptablesSetting::RedirectDns));
+    assert!(!ok(&["--redirect-dns=false"], &both("true", "true")).on(IptablesSetting::RedirectDns));
     let options = ok(&[], &both("true", "yes"));
-    assert!(options.on(Setting::RedirectDns), "the other one can be read");
+    assert!(options.on(IptablesSetting::RedirectDns), "the other one can be read");
     assert_eq!(options.warnings.len(), 1);
 }
 
 #[test]
 fn a_variable_that_cannot_be_read_is_a_warning() {
     for (name, value, setting) in [
-        ("ISTIO_META_DNS_CAPTURE", "yes", Setting::RedirectDns),
-        ("DRY_RUN", "", Setting::DryRun),
-        ("IPTABLES_PROBE_PORT", "70000", Setting::ProbePort),
-        ("PROBE_TIMEOUT", "5", Setting::ProbeTimeout),
-        ("PROBE_TIMEOUT", "0s", Setting::ProbeTimeout),
+        ("ISTIO_META_DNS_CAPTURE", "yes", IptablesSetting::RedirectDns),
+        ("DRY_RUN", "", IptablesSetting::DryRun),
+        ("IPTABLES_PROBE_PORT", "70000", IptablesSetting::ProbePort),
+        ("PROBE_TIMEOUT", "5", IptablesSetting::ProbeTimeout),
+        ("PROBE_TIMEOUT", "0s", IptablesSetting::ProbeTimeout),
     ] {
         let options = ok(&[], &[(name, value)]);
         let default = SPECS.iter().find(|spec| spec.setting == setting).map(|spec| spec.default);
@@ -232,12 +232,12 @@ fn a_flag_that_cannot_be_read_is_an_error_that_names_it() {
 fn values_are_taken_as_they_are() {
     for value in ["", "*", "-x", "--dry-run", "a b", "é\n"] {
         let options = ok(&["-i", value, "-d", "1"], &[]);
-        assert_eq!(options.text(Setting::Ranges), value);
-        assert_eq!(options.text(Setting::InboundPortsExcluded), "1");
-        assert!(!options.on(Setting::DryRun));
+        assert_eq!(options.text(IptablesSetting::Ranges), value);
+        assert_eq!(options.text(IptablesSetting::InboundPortsExcluded), "1");
+        assert!(!options.on(IptablesSetting::DryRun));
     }
-    assert_eq!(ok(&["-i", "a", "-i", "b"], &[]).text(Setting::Ranges), "b", "the last one counts");
-    assert_eq!(ok(&[], &[("ISTIO_SERVICE_CIDR", "")]).text(Setting::Ranges), "");
+    assert_eq!(ok(&["-i", "a", "-i", "b"], &[]).text(IptablesSetting::Ranges), "b", "the last one counts");
+    assert_eq!(ok(&[], &[("ISTIO_SERVICE_CIDR", "")]).text(IptablesSetting::Ranges), "");
 }
 
 #[test]
@@ -269,8 +269,8 @@ fn the_injector_s_arguments_are_taken() {
         ],
         &[],
     );
-    assert!(options.on(Setting::RunValidation) && options.on(Setting::SkipRuleApply));
-    assert_eq!(options.text(Setting::LogOutputLevel), "default:info");
+    assert!(options.on(IptablesSetting::RunValidation) && options.on(IptablesSetting::SkipRuleApply));
+    assert_eq!(options.text(IptablesSetting::LogOutputLevel), "default:info");
 }
 
 #[test]
@@ -296,7 +296,9 @@ fn help_names_everything() {
 #[test]
 fn kinds_are_read() {
     let options = ok(&["--iptables-probe-port=4711", "--probe-timeout=1m30s"], &[]);
-    assert_eq!(options.port(Setting::ProbePort).unwrap(), 4711);
-    assert_eq!(options.time(Setting::ProbeTimeout).unwrap(), Duration::from_secs(90));
-    assert!(options.port(Setting::ProbeTimeout).unwrap_err().to_string().starts_with("--probe-timeout"));
+    assert_eq!(options.port(IptablesSetting::ProbePort).unwrap(), 4711);
+    assert_eq!(options.time(IptablesSetting::ProbeTimeout).unwrap(), Duration::from_secs(90));
+    assert!(
+        options.port(IptablesSetting::ProbeTimeout).unwrap_err().to_string().starts_with("--probe-timeout")
+    );
 }

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use super::Ambient;
 use super::executor::{Entering, Executor};
 use super::failure::AmbientFailure;
-use super::members::{Given, Member, MemberState};
+use super::members::{GivenNetns, Member, MemberState};
 use super::ports::{Disk as _, NetnsSource};
 
 impl Ambient {
@@ -31,7 +31,8 @@ impl Ambient {
         self.refuse(facts, ips)?;
         let new = matches!(place, NetnsSource::Given { .. });
         // One that nobody sees go with its sandbox has to have a process of the pod still: the runtime may have given the sandbox up.
-        let is_here = member.given != Given::Descriptor && member.netns.is_some() && !Self::is_gone(&member);
+        let is_here =
+            member.given != GivenNetns::Descriptor && member.netns.is_some() && !Self::is_gone(&member);
         let entering = Entering {
             addresses: ips.to_vec(),
             options: Member::of(&facts.pod).0.options,
@@ -123,6 +124,6 @@ impl Ambient {
             }
             Err(_) => true,
         };
-        member.given == Given::Path && member.netns.as_deref().is_none_or(gone)
+        member.given == GivenNetns::Path && member.netns.as_deref().is_none_or(gone)
     }
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 /// A pod that the runtime is about to start.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Event {
+pub(crate) struct StartingPod {
     /// `Netns`: a path on the node; may be empty.
     pub(crate) netns: String,
     /// `PodName`.
@@ -56,9 +56,9 @@ const MAX_NAME: usize = 253;
 /// Longest path (linux/limits.h, `PATH_MAX`).
 const MAX_PATH: usize = 4095;
 
-// === impl Event ===
+// === impl StartingPod ===
 
-impl Event {
+impl StartingPod {
     /// # Errors
     /// See [`Malformed`].
     pub(crate) fn parse(body: &[u8]) -> Result<Self, Malformed> {

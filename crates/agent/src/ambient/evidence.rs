@@ -13,7 +13,7 @@ use kernel::{Change, Kernel, Record, Shadows};
 use netns::{Inside, NetnsId};
 use ruleset::Plan;
 
-use super::members::{Member, Members};
+use super::members::{Member, MeshMembers};
 
 /// The records of this node's ambient pods.
 #[derive(Debug)]
@@ -133,7 +133,7 @@ impl Evidence {
     }
 
     /// Forgets namespaces that are no member's. While that of a member is not known, any of them may be its.
-    pub(super) fn sweep(&self, members: &Members) -> Option<String> {
+    pub(super) fn sweep(&self, members: &MeshMembers) -> Option<String> {
         let valid = || {
             let members = members.all();
             let valid: Option<Vec<NetnsId>> =

@@ -11,13 +11,13 @@ use intent::{Act, Birth, Look, Observation, Want, steps};
 use super::drain::now;
 use super::failpoint;
 use super::failure::AmbientFailure;
-use super::members::{Member, MemberState, Members};
+use super::members::{Member, MemberState, MeshMembers};
 use super::ports::{AmbientPorts, Loaded, NetnsSource, Next};
 
 /// Work on one pod. Whoever has it has the pod's turn.
 pub(super) struct Executor<'a, P> {
     ports: &'a P,
-    members: &'a Members,
+    members: &'a MeshMembers,
     /// The pod as it was known after the last change.
     member: Member,
     /// Where its namespace comes from.
@@ -30,7 +30,7 @@ pub(super) struct Executor<'a, P> {
 
 /// How far the acts came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Progress {
+pub(super) enum ActProgress {
     /// All of them are done.
     Done,
     /// The rest comes when it is time.
@@ -67,7 +67,7 @@ impl From<Stopped> for AmbientFailure {
 // === impl Executor ===
 
 impl<'a, P: AmbientPorts> Executor<'a, P> {
-    pub(super) fn new(ports: &'a P, members: &'a Members, member: Member, place: NetnsSource) -> Self {
+    pub(super) fn new(ports: &'a P, members: &'a MeshMembers, member: Member, place: NetnsSource) -> Self {
         Self { ports, members, member, place, saved: true, changed_rules: false }
     }
 
@@ -154,7 +154,7 @@ impl<'a, P: AmbientPorts> Executor<'a, P> {
     }
 
     /// Carries out what leads to `want`. A pod whose annotation cannot be changed goes on (`unsaid_too`) and is forgotten when it could.
-    pub(super) async fn carry_out(&mut self, want: &Want, unsaid_too: bool) -> Result<Progress, Stopped> {
+    pub(super) async fn carry_out(&mut self, want: &Want, unsaid_too: bool) -> Result<ActProgress, Stopped> {
         let mut unsaid = None;
         'plans: loop {
             for act in steps(want, &self.member.have, Birth::Running) {
@@ -166,12 +166,12 @@ impl<'a, P: AmbientPorts> Executor<'a, P> {
                 match self.act(&act).await {
                     Ok(Next::Now) if act == Act::Locate => continue 'plans,
                     Ok(Next::Now) => {}
-                    Ok(Next::Later) => return unsaid.map_or(Ok(Progress::Waits), Err),
+                    Ok(Next::Later) => return unsaid.map_or(Ok(ActProgress::Waits), Err),
                     Err(stopped) if unsaid_too && act == Act::Annotate(None) => unsaid = Some(stopped),
                     Err(stopped) => return Err(stopped),
                 }
             }
-            return unsaid.map_or(Ok(Progress::Done), Err);
+            return unsaid.map_or(Ok(ActProgress::Done), Err);
         }
     }
 

@@ -13,8 +13,8 @@ use netns::find::MissingNetns;
 
 pub(super) use cause::InKernel;
 
-use super::slots::Unfinished;
-use super::waiting::Cause;
+use super::slots::UnfinishedAct;
+use super::waiting::WaitCause;
 
 /// An act that failed. No text of it names the pod: who shows it does, once. Its causes are kept as they are: from them come its text, when it is tried
 /// again, and what helps.
@@ -48,7 +48,7 @@ pub(crate) enum AmbientFailure {
     Rules(InKernel),
     /// The kernel, or a program, has not ended in time.
     #[error("work in the network namespace of the pod: {0}")]
-    Unfinished(#[from] Unfinished),
+    Unfinished(#[from] UnfinishedAct),
     /// Rules that could not be removed.
     #[error("remove the rules from the network namespace of the pod: {0}")]
     Cleanup(#[from] Cleanup),
@@ -88,7 +88,7 @@ pub(crate) enum Cleanup {
     Incomplete(#[from] kernel::Incomplete),
     /// It has not ended in time.
     #[error(transparent)]
-    Unfinished(Unfinished),
+    Unfinished(UnfinishedAct),
     /// Connection tracking stays as the rules had it.
     #[error(transparent)]
     Tracking(#[from] conntrack::Error),
@@ -130,7 +130,7 @@ impl AmbientFailure {
             Self::NotFound(_) => reason::NO_NAMESPACE,
             Self::Refused(Refusal::Ipv6Off) => reason::IPV6,
             Self::NoUid => reason::NO_UID,
-            Self::Unfinished(Unfinished::Overdue { .. } | Unfinished::Crowded(_)) => reason::OVERDUE,
+            Self::Unfinished(UnfinishedAct::Overdue { .. } | UnfinishedAct::Crowded(_)) => reason::OVERDUE,
             Self::Unfinished(_) | Self::Enter(_) | Self::Rules(_) | Self::Cleanup(_) | Self::Panicked(_) => {
                 reason::RULES
             }
@@ -141,13 +141,13 @@ impl AmbientFailure {
     }
 
     /// What is missing on the node, where that is why: then it is no concern of this pod alone.
-    pub(crate) fn cause(&self) -> Option<Cause> {
+    pub(crate) fn cause(&self) -> Option<WaitCause> {
         match self {
-            Self::NotReady | Self::Probes { .. } => Some(Cause::HostSide),
-            Self::Ztunnel(zds::AddError::NoZtunnel | zds::AddError::Lost(_)) => Some(Cause::Ztunnel),
+            Self::NotReady | Self::Probes { .. } => Some(WaitCause::HostSide),
+            Self::Ztunnel(zds::AddError::NoZtunnel | zds::AddError::Lost(_)) => Some(WaitCause::Ztunnel),
             // It has answered, about this object.
             Self::Api(error) if matches!(error.status(), Some(400 | 404 | 409 | 413 | 422)) => None,
-            Self::Api(_) => Some(Cause::ApiServer),
+            Self::Api(_) => Some(WaitCause::ApiServer),
             _ => None,
         }
     }
@@ -159,7 +159,7 @@ impl AmbientFailure {
 
     /// Whether something was begun in the pod's namespace that may be done still.
     pub(crate) fn is_overdue(&self) -> bool {
-        matches!(self, Self::Unfinished(Unfinished::Overdue { .. }))
+        matches!(self, Self::Unfinished(UnfinishedAct::Overdue { .. }))
     }
 
     /// Whether the pod is not meant to be taken in as it is, whatever is in its namespace.

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use netns::Netns;
-use netns::find::{MissingNetns, Scan, WantedPod};
+use netns::find::{MissingNetns, SearchRoots, WantedPod};
 use tokio::sync::Mutex;
 
 use super::Ambient;
@@ -74,7 +74,7 @@ impl Finder {
     }
 
     async fn look(&self, ambient: &Ambient, wanted: Vec<WantedPod>) -> Result<Last, AmbientFailure> {
-        let scan = Scan { proc_root: ambient.config.proc_root(), host: ambient.host()?.id() };
+        let scan = SearchRoots { proc_root: ambient.config.proc_root(), host: ambient.host()?.id() };
         let found = tokio::task::spawn_blocking(move || scan.scan(&wanted, &addresses)).await?;
         Ok(Last { found: found.namespaces, missing: found.missing, at: Some(Instant::now()) })
     }

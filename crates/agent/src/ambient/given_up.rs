@@ -8,7 +8,7 @@ use facts::PodRef;
 use intent::Observation;
 
 use super::Ambient;
-use super::members::{Given, Member, MemberState};
+use super::members::{GivenNetns, Member, MemberState};
 
 /// Pauses before it is looked whether a sandbox is gone whose DEL a plugin was called for. Runtimes remove the namespace right after that.
 const LOOKS: [Duration; 6] = [
@@ -47,8 +47,8 @@ impl Ambient {
             let pod = index.pod(namespace, name).filter(|pod| !pod.is_running() && !pod.is_terminal());
             pod.and_then(|pod| pod.uid().map(str::to_owned))
         };
-        let Some(uid) =
-            uid.filter(|uid| self.pods.members.get(uid).is_some_and(|member| member.given == Given::Path))
+        let Some(uid) = uid
+            .filter(|uid| self.pods.members.get(uid).is_some_and(|member| member.given == GivenNetns::Path))
         else {
             return;
         };

@@ -9,7 +9,7 @@ use intent::Want;
 
 use super::Ambient;
 use super::desired::{self, REDIRECTION};
-use super::executor::Progress;
+use super::executor::ActProgress;
 use super::failure::AmbientFailure;
 use super::members::Member;
 
@@ -45,7 +45,7 @@ impl Ambient {
         }
         work.begin_leaving(is_gone).await;
         // Rules do not stay in a pod because the API server is away. It is asked again until it answers.
-        if work.carry_out(want, !self.is_patient()).await? == Progress::Done {
+        if work.carry_out(want, !self.is_patient()).await? == ActProgress::Done {
             let labels: [telemetry::Label<'_>; 3] = [("pod", key), ("uid", &key.uid), ("reason", &reason)];
             self.log.info("pod is out of the mesh", &labels);
         }

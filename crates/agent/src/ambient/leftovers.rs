@@ -21,7 +21,7 @@ use super::desired::{self, REDIRECTION};
 use super::failure::AmbientFailure;
 use super::host::{self, HostSide};
 use super::members::MemberState;
-use super::waiting::Cause;
+use super::waiting::WaitCause;
 use crate::health::{HealthPart, Notice, count_and_names};
 use crate::pods;
 use crate::serve::UnixSocket;
@@ -182,7 +182,7 @@ impl Ambient {
     }
 
     fn why_left(&self) -> String {
-        if let Some((_, error)) = self.telling.waiting.of(Cause::ApiServer) {
+        if let Some((_, error)) = self.telling.waiting.of(WaitCause::ApiServer) {
             return format!("they cannot be taken out: {error}");
         }
         match self.pods.members.count(MemberState::Draining) {
@@ -208,7 +208,7 @@ impl Ambient {
 
     /// The API server does not let go of an annotation: the pod's own event says so, too.
     async fn tell_refusals(&self, left: &[PodRef]) {
-        let Some((_, error)) = self.telling.waiting.of(Cause::ApiServer) else { return };
+        let Some((_, error)) = self.telling.waiting.of(WaitCause::ApiServer) else { return };
         for key in left {
             if self.telling.waiting.wants_event(&key.uid, std::time::Instant::now()) {
                 let message = format!(

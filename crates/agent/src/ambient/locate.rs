@@ -9,12 +9,12 @@ use netns::find::MissingNetns;
 use super::Ambient;
 use super::failure::{AmbientFailure, Cleanup, Unopened};
 use super::finder;
-use super::members::{Given, Member};
-use super::ports::{Located, Namespaces, NetnsSource};
+use super::members::{GivenNetns, Member};
+use super::ports::{Located, NetnsPort, NetnsSource};
 use super::slots::Task;
 use crate::serve::Descriptor;
 
-impl Namespaces for Ambient {
+impl NetnsPort for Ambient {
     async fn locate(
         &self,
         member: &Member,
@@ -35,7 +35,7 @@ impl Namespaces for Ambient {
             NetnsSource::Running => {
                 let ips = if ips.is_empty() { member.ips() } else { ips };
                 let netns = self.node.finder.find(self, member.wanted(ips, &self.config)).await?;
-                Ok(Some(Located { netns, given: Given::No, called: None }))
+                Ok(Some(Located { netns, given: GivenNetns::No, called: None }))
             }
             NetnsSource::Leaving => match self.node.finder.find(self, member.wanted(ips, &self.config)).await
             {
@@ -58,7 +58,7 @@ impl Ambient {
         path: &str,
         descriptor: Option<Descriptor>,
         ips: Vec<IpAddr>,
-    ) -> Result<(Netns, Given), AmbientFailure> {
+    ) -> Result<(Netns, GivenNetns), AmbientFailure> {
         let host = self.host()?.id();
         let on_node = self.config.on_node(path);
         let opened = self.in_pod(&member.key, Task::Identify, move || -> Result<_, Unopened> {
@@ -68,9 +68,9 @@ impl Ambient {
                     let descriptor = descriptor.try_clone().map_err(Unopened::Descriptor)?;
                     let netns = Netns::from_descriptor(descriptor, on_node)?;
                     let is_seen = seen.is_ok_and(|seen| seen == netns);
-                    (netns, if is_seen { Given::Path } else { Given::Descriptor })
+                    (netns, if is_seen { GivenNetns::Path } else { GivenNetns::Descriptor })
                 }
-                None => (seen.map_err(Unopened::Unseen)?, Given::Path),
+                None => (seen.map_err(Unopened::Unseen)?, GivenNetns::Path),
             };
             netns::find::belongs_to(&netns, host, &ips, &finder::addresses)?;
             Ok((netns, given))
@@ -90,11 +90,11 @@ impl Ambient {
             Some(netns)
         });
         if let Some(netns) = opened.await? {
-            return Ok(Located { netns, given: Given::Path, called });
+            return Ok(Located { netns, given: GivenNetns::Path, called });
         }
         let mut of_name = member.clone();
         of_name.call(called.clone());
         let netns = self.node.finder.find(self, of_name.wanted(&origin.addresses, &self.config)).await?;
-        Ok(Located { netns, given: Given::No, called })
+        Ok(Located { netns, given: GivenNetns::No, called })
     }
 }

@@ -33,7 +33,7 @@ pub(crate) struct Member {
     /// Where it is, as soon as that is known.
     pub(crate) netns: Option<Arc<Netns>>,
     /// How the runtime said where it is, if it did.
-    pub(crate) given: Given,
+    pub(crate) given: GivenNetns,
     /// A plugin announced it in that namespace and has not heard yet that it is in the mesh. Nobody may enrol it there before another plugin announces
     /// it, or before it runs: a runtime takes the namespace of an ADD that failed down.
     pub(crate) announced: bool,
@@ -56,7 +56,7 @@ pub(crate) struct Member {
 
 /// How a runtime said where a pod is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) enum Given {
+pub(crate) enum GivenNetns {
     /// Not at all: the namespace was found by a process of the pod.
     #[default]
     No,
@@ -77,7 +77,7 @@ type Unsettled = Box<dyn Fn(&PodRef) + Send + Sync>;
 
 /// All of them, by uid.
 #[derive(Default)]
-pub(crate) struct Members {
+pub(crate) struct MeshMembers {
     unsettled: OnceLock<Unsettled>,
     members: Mutex<HashMap<String, Member>>,
     turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
@@ -103,7 +103,7 @@ impl Member {
             own_users: pod.has_own_users(),
             runtime_class: pod.runtime_class().unwrap_or_default().to_owned(),
             netns: None,
-            given: Given::No,
+            given: GivenNetns::No,
             announced: false,
             addressed: 0,
             options,
@@ -237,9 +237,9 @@ fn shown(pod: &Object) -> Option<RedirectionMark> {
     pod.annotation(REDIRECTION).and_then(desired::mark_of)
 }
 
-// === impl Members ===
+// === impl MeshMembers ===
 
-impl Members {
+impl MeshMembers {
     /// A copy of what is known of a pod.
     pub(crate) fn get(&self, uid: &str) -> Option<Member> {
         self.members().get(uid).cloned()
@@ -302,7 +302,7 @@ impl Members {
     }
 }
 
-impl zds::Snapshot for Members {
+impl zds::Snapshot for MeshMembers {
     fn entries(&self) -> Vec<Entry> {
         self.members().values().filter_map(Member::entry).collect()
     }

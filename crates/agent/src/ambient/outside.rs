@@ -13,12 +13,12 @@ use super::desired::{REDIRECTION, value_of};
 use super::drain::{self, Wait};
 use super::failure::AmbientFailure;
 use super::members::Member;
-use super::ports::{Annotations, Connections, Disk, Next, NodeSets, NodeZtunnels};
+use super::ports::{AnnotationPort, Connections, Disk, Next, NodeSets, NodeZtunnels};
 use super::record::RecordError;
-use super::slots::{Task, Unfinished};
+use super::slots::{Task, UnfinishedAct};
 
 /// Why what goes through ztunnel could not be looked at or ended.
-type NotEnded = Result<Result<Result<usize, String>, netns::Error>, Unfinished>;
+type NotEnded = Result<Result<Result<usize, String>, netns::Error>, UnfinishedAct>;
 
 impl Connections for Ambient {
     fn wait(&self, member: &Member) -> Next {
@@ -83,7 +83,7 @@ impl NodeSets for Ambient {
     }
 }
 
-impl Annotations for Ambient {
+impl AnnotationPort for Ambient {
     async fn annotate(&self, pod: &PodRef, mark: Option<RedirectionMark>) -> Result<(), AmbientFailure> {
         let Some(writer) = &self.writer else { return Ok(()) };
         match writer.annotate_pod(pod, REDIRECTION, mark.map(value_of)).await {

@@ -8,7 +8,7 @@ use intent::RedirectionMark;
 use netns::Netns;
 
 use super::failure::AmbientFailure;
-use super::members::{Given, Member};
+use super::members::{GivenNetns, Member};
 use crate::serve::Descriptor;
 
 /// Where a pod's namespace comes from.
@@ -33,7 +33,7 @@ pub(crate) enum NetnsSource {
 #[derive(Debug)]
 pub(super) struct Located {
     pub(super) netns: Netns,
-    pub(super) given: Given,
+    pub(super) given: GivenNetns,
     /// What the runtime calls the pod, where that was said.
     pub(super) called: Option<String>,
 }
@@ -56,7 +56,7 @@ pub(super) enum Next {
 }
 
 /// Finds pods' namespaces.
-pub(super) trait Namespaces {
+pub(super) trait NetnsPort {
     /// The pod's namespace, never another pod's and never the node's; nothing where the pod has never had one of ours.
     ///
     /// # Errors
@@ -117,7 +117,7 @@ pub(super) trait NodeSets {
 }
 
 /// The pod's annotation.
-pub(super) trait Annotations {
+pub(super) trait AnnotationPort {
     /// Lets it have this value. A pod that is gone has none.
     fn annotate(
         &self,
@@ -135,11 +135,11 @@ pub(super) trait Disk {
 
 /// All of them.
 pub(super) trait AmbientPorts:
-    Namespaces + PodRules + Connections + NodeZtunnels + NodeSets + Annotations + Disk + Sync
+    NetnsPort + PodRules + Connections + NodeZtunnels + NodeSets + AnnotationPort + Disk + Sync
 {
 }
 
 impl<T> AmbientPorts for T where
-    T: Namespaces + PodRules + Connections + NodeZtunnels + NodeSets + Annotations + Disk + Sync
+    T: NetnsPort + PodRules + Connections + NodeZtunnels + NodeSets + AnnotationPort + Disk + Sync
 {
 }

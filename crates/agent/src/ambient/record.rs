@@ -29,7 +29,7 @@ const MAX_UID: usize = 128;
 
 /// What the agent knows of a pod that has, or is about to have, something of ours.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Record {
+pub(crate) struct PodRecord {
     /// `metadata.uid`; the file is named by it.
     pub(crate) uid: String,
     /// `metadata.namespace`
@@ -151,7 +151,7 @@ pub(crate) struct Records {
     dir: PathBuf,
     boot: String,
     /// What the files say, so that only what differs is written.
-    written: Mutex<HashMap<String, Record>>,
+    written: Mutex<HashMap<String, PodRecord>>,
 }
 
 // === impl Place ===
@@ -193,9 +193,9 @@ impl From<RecordedOptions> for capture::ambient::PodOptions {
     }
 }
 
-// === impl Record ===
+// === impl PodRecord ===
 
-impl Record {
+impl PodRecord {
     /// The beginning of a record; its other members are the caller's to set.
     pub(crate) fn new(key: &PodRef, service_account: &str, stage: Stage) -> Self {
         Self {
@@ -225,7 +225,7 @@ impl Records {
     }
 
     /// Every record that can be used, and why others cannot. Those of another start of the machine are removed: their namespaces are gone.
-    pub(crate) fn read(&self) -> (Vec<Record>, Vec<RecordError>) {
+    pub(crate) fn read(&self) -> (Vec<PodRecord>, Vec<RecordError>) {
         let mut errors = Vec::new();
         let entries = match std::fs::read_dir(&self.dir) {
             Ok(entries) => entries,
@@ -252,7 +252,7 @@ impl Records {
     ///
     /// # Errors
     /// The file could not be written; it says what it said before.
-    pub(crate) fn write(&self, mut record: Record) -> Result<(), RecordError> {
+    pub(crate) fn write(&self, mut record: PodRecord) -> Result<(), RecordError> {
         record.boot.clone_from(&self.boot);
         if self.written().get(&record.uid) == Some(&record) {
             return Ok(());
@@ -312,7 +312,7 @@ impl Records {
         Ok(self.dir.join(format!("{uid}.json")))
     }
 
-    fn written(&self) -> MutexGuard<'_, HashMap<String, Record>> {
+    fn written(&self) -> MutexGuard<'_, HashMap<String, PodRecord>> {
         self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -322,14 +322,14 @@ fn uid_of(path: &Path) -> Option<&str> {
     path.file_name()?.to_str()?.strip_suffix(".json")
 }
 
-fn read_one(path: &Path, uid: &str) -> Result<Record, RecordError> {
+fn read_one(path: &Path, uid: &str) -> Result<PodRecord, RecordError> {
     let broken = |why: String| RecordError::Broken { path: path.to_owned(), why };
     let failed = |cause| io_error("read", path, cause);
     let text = trusted::read(path, Links::Refused, MAX_FILE).map_err(|error| match error.problem {
         trusted::Distrust::Io(cause) => failed(cause),
         problem => broken(problem.to_string()),
     })?;
-    let record: Record = serde_json::from_slice(&text).map_err(|error| broken(error.to_string()))?;
+    let record: PodRecord = serde_json::from_slice(&text).map_err(|error| broken(error.to_string()))?;
     if record.uid != uid {
         return Err(broken(format!("it is of the pod with uid {:?}", record.uid)));
     }

@@ -42,7 +42,7 @@ pub(crate) enum Task {
 
 /// Why an act has no result.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Unfinished {
+pub(crate) enum UnfinishedAct {
     /// It has begun and has not ended in time.
     #[error(
         "{task} has not ended within {} s: the kernel is busy in that namespace, as with a long change of rules by a process of the pod, or a program \
@@ -122,7 +122,7 @@ impl Ambient {
         key: &PodRef,
         task: Task,
         work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, Unfinished> {
+    ) -> Result<T, UnfinishedAct> {
         self.pods.slots.run(key, task, work).await
     }
 
@@ -182,7 +182,7 @@ impl Slots {
         key: &PodRef,
         task: Task,
         work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, Unfinished> {
+    ) -> Result<T, UnfinishedAct> {
         let guard = self.take(key, task).await?;
         let class = if task == Task::Verify { &self.looking } else { &self.working };
         // Never closed.
@@ -195,19 +195,19 @@ impl Slots {
             // Nobody listens any more when it is late.
             let _ = sender.send(done);
         });
-        thread.map_err(Unfinished::Thread)?;
+        thread.map_err(UnfinishedAct::Thread)?;
         let quick = tokio::time::timeout(SLOW, &mut result).await;
         drop(permit);
         if let Ok(done) = quick {
-            return done.map_err(|_| Unfinished::Panicked(task));
+            return done.map_err(|_| UnfinishedAct::Panicked(task));
         }
         self.changed.notify_waiters();
         let left = LIMIT.saturating_sub(began.elapsed());
         match tokio::time::timeout(left, result).await {
-            Ok(done) => done.map_err(|_| Unfinished::Panicked(task)),
+            Ok(done) => done.map_err(|_| UnfinishedAct::Panicked(task)),
             Err(_) => {
                 self.tell(key, true);
-                Err(Unfinished::Overdue { task })
+                Err(UnfinishedAct::Overdue { task })
             }
         }
     }
@@ -252,7 +252,7 @@ impl Slots {
         let _ = tokio::time::timeout(time, settled).await;
     }
 
-    async fn take(self: &Arc<Self>, key: &PodRef, task: Task) -> Result<Guard, Unfinished> {
+    async fn take(self: &Arc<Self>, key: &PodRef, task: Task) -> Result<Guard, UnfinishedAct> {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
@@ -265,7 +265,9 @@ impl Slots {
                         taken.insert(key.uid.clone(), Slot { key: key.clone(), task, began: None });
                         return Ok(Guard { slots: self.clone(), uid: key.uid.clone() });
                     }
-                    Some(slot) if slot.is_overdue() => return Err(Unfinished::Overdue { task: slot.task }),
+                    Some(slot) if slot.is_overdue() => {
+                        return Err(UnfinishedAct::Overdue { task: slot.task });
+                    }
                     Some(slot) => LIMIT.saturating_sub(slot.took()),
                 }
             };
@@ -285,11 +287,11 @@ impl Slots {
 }
 
 /// Whether there is no room for one more that may hang.
-fn crowded(taken: &HashMap<String, Slot>, key: &PodRef) -> Result<(), Unfinished> {
+fn crowded(taken: &HashMap<String, Slot>, key: &PodRef) -> Result<(), UnfinishedAct> {
     let overdue = || taken.values().filter(|slot| slot.is_overdue());
     let (all, theirs) =
         (overdue().count(), overdue().filter(|slot| slot.key.namespace == key.namespace).count());
-    if all >= MOST || theirs >= MOST_OF_A_NAMESPACE { Err(Unfinished::Crowded(all)) } else { Ok(()) }
+    if all >= MOST || theirs >= MOST_OF_A_NAMESPACE { Err(UnfinishedAct::Crowded(all)) } else { Ok(()) }
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -16,7 +16,7 @@ use telemetry::Level;
 
 use super::Ambient;
 use super::desired::{self, REDIRECTION};
-use super::event::Event;
+use super::event::StartingPod;
 use super::failure::AmbientFailure;
 use super::ports::NetnsSource;
 use crate::serve::{Descriptor, Handler, ServedAnswer, UnixPeer, text};
@@ -91,7 +91,7 @@ impl Handler for EventSocket {
         if request.uri().path() != rundir::EVENT_PATH {
             return self.counted(text(StatusCode::NOT_FOUND, "404 page not found\n"));
         }
-        let event = match Event::parse(&body) {
+        let event = match StartingPod::parse(&body) {
             Ok(event) => event,
             Err(error) => {
                 self.ambient.log.warn("a plugin's event cannot be read", &[("error", &error)]);
@@ -160,7 +160,7 @@ fn starts_anyway(reason: Reason) -> bool {
 impl Ambient {
     async fn announced(
         self: Arc<Self>,
-        event: Event,
+        event: StartingPod,
         descriptor: Option<Descriptor>,
         plugin: &Plugin,
     ) -> Result<(), Refusal> {
@@ -247,7 +247,7 @@ impl Ambient {
     }
 
     /// What is known of the pod with its namespace. Where the watch has not brought it in its usual time, the API server is asked.
-    async fn look_up(&self, event: &Event) -> Result<Facts, FetchError> {
+    async fn look_up(&self, event: &StartingPod) -> Result<Facts, FetchError> {
         if self.manifests {
             // The plugin has just read them. What cannot be looked at counts as it was.
             let looked = self.cluster.fetch(&event.namespace, &event.name, FETCH_LIMIT).await;
@@ -266,7 +266,7 @@ impl Ambient {
         self.current(event).ok_or(FetchError::NotFound)
     }
 
-    fn current(&self, event: &Event) -> Option<Facts> {
+    fn current(&self, event: &StartingPod) -> Option<Facts> {
         let found = self.cluster.index().facts(&event.namespace, &event.name);
         // Nor is it the pod that had the name before, which the watch has not seen go.
         let uid = event.uid.clone().unwrap_or_default();

@@ -13,7 +13,7 @@ use netns::Inside;
 
 use super::Ambient;
 use super::members::Member;
-use super::record::{Record, Records};
+use super::record::{PodRecord, Records};
 
 /// How open connections are spared while rules come. Without it the next packet of one would be taken for the first of a connection, and
 /// redirected. What connection tracking remembers of an earlier time in the mesh would lead one to ztunnel, too, if it has the addresses and
@@ -21,7 +21,7 @@ use super::record::{Record, Records};
 pub(super) struct Sparing {
     records: Arc<Records>,
     /// What is on disk before the setting changes: whoever takes the rules away puts it back.
-    changed: Record,
+    changed: PodRecord,
     /// Traffic of guests passes through the namespace and has no socket there that would show.
     guests: bool,
 }

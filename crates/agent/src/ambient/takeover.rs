@@ -12,11 +12,11 @@ use super::Ambient;
 use super::desired::{REDIRECTION, mark_of};
 use super::failure::AmbientFailure;
 use super::finder;
-use super::members::{Given, Member, MemberState};
-use super::record::{Place, Record, Stage};
+use super::members::{GivenNetns, Member, MemberState};
+use super::record::{Place, PodRecord, Stage};
 
 /// A record, and the namespace of it if that is still where it was.
-type Kept = (Record, Option<Netns>);
+type Kept = (PodRecord, Option<Netns>);
 
 impl Ambient {
     /// The pods that an earlier agent enrolled: every one of them is a member before the first ztunnel is served, with its
@@ -95,7 +95,7 @@ impl Ambient {
                 if let Some(netns) = netns {
                     member.move_to_keeping(netns);
                     if record.netns.is_some_and(|place| place.given) {
-                        member.given = Given::Path;
+                        member.given = GivenNetns::Path;
                     }
                 }
                 member
@@ -165,7 +165,7 @@ impl Ambient {
     }
 
     /// Removes what the node has of a pod that is gone: nobody else knows it by now.
-    fn forget_gone(&self, record: &Record) {
+    fn forget_gone(&self, record: &PodRecord) {
         let removed = self.host().and_then(|host| {
             host.remember_branches(record.branches.iter().cloned().map(Into::into));
             host.remove(&record.ips, &record.uid)

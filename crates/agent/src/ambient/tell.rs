@@ -10,7 +10,7 @@ use super::Ambient;
 use super::desired::Desired;
 use super::failure::AmbientFailure;
 use super::members::{Member, MemberState};
-use super::waiting::{Cause, Line};
+use super::waiting::{WaitCause, WaitLine};
 use crate::health::{Notice, count_and_names};
 
 /// `reason` of the event about a pod that cannot be enrolled.
@@ -49,7 +49,7 @@ impl Ambient {
         let message = fault::message(failure);
         self.telling.waiting.note(key, cause, &message, now);
         // Of what is missing otherwise its owner can do nothing, and an API server that is away takes no Events.
-        let due = cause == Cause::Ztunnel && self.telling.waiting.wants_event(&key.uid, now);
+        let due = cause == WaitCause::Ztunnel && self.telling.waiting.wants_event(&key.uid, now);
         due.then(|| format!("{message}; the pod comes into the mesh when a ztunnel takes it"))
     }
 
@@ -89,7 +89,7 @@ impl Ambient {
     pub(super) fn wait_for_ztunnel(&self, key: &PodRef) {
         if self.pods.ztunnels.connected() == 0 {
             let text = fault::message(&AmbientFailure::Ztunnel(zds::AddError::NoZtunnel));
-            self.telling.waiting.note(key, Cause::Ztunnel, &text, Instant::now());
+            self.telling.waiting.note(key, WaitCause::Ztunnel, &text, Instant::now());
         }
     }
 
@@ -118,11 +118,11 @@ impl Ambient {
     }
 
     fn show_waiting(&self) {
-        match self.telling.waiting.of(Cause::Ztunnel) {
+        match self.telling.waiting.of(WaitCause::Ztunnel) {
             Some((pods, text)) => {
                 self.telling
                     .health
-                    .notice(Notice::Ztunnel, &format!("{}: {text}", waiters(pods, Cause::Ztunnel)));
+                    .notice(Notice::Ztunnel, &format!("{}: {text}", waiters(pods, WaitCause::Ztunnel)));
             }
             None => {
                 self.telling.health.settled(Notice::Ztunnel);
@@ -161,13 +161,13 @@ impl Ambient {
         }
     }
 
-    fn tell_line(&self, line: &Line) {
+    fn tell_line(&self, line: &WaitLine) {
         match line {
-            Line::Waits { cause, pods, text, waited } => {
+            WaitLine::Waits { cause, pods, text, waited } => {
                 let labels: [telemetry::Label<'_>; 2] = [("error", text), ("waiting_s", &waited.as_secs())];
                 self.log.sum_up(waiters(*pods, *cause), &labels);
             }
-            Line::Over { cause, waited } => {
+            WaitLine::Over { cause, waited } => {
                 let text = format!("no pod waits for {} any more", cause.name());
                 self.log.info(text, &[("waited_s", &waited.as_secs())]);
             }
@@ -175,7 +175,7 @@ impl Ambient {
     }
 }
 
-fn waiters(pods: usize, cause: Cause) -> String {
+fn waiters(pods: usize, cause: WaitCause) -> String {
     let cause = cause.name();
     if pods == 1 { format!("1 pod waits for {cause}") } else { format!("{pods} pods wait for {cause}") }
 }

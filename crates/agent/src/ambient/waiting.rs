@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 /// What is missing on the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Cause {
+pub(crate) enum WaitCause {
     /// Rules and sets in the node's own network namespace.
     HostSide,
     /// A ztunnel that takes the pod.
@@ -39,13 +39,13 @@ pub(crate) struct Waiting {
 struct State {
     /// By uid.
     pods: HashMap<String, Wait>,
-    told: HashMap<Cause, Told>,
+    told: HashMap<WaitCause, Told>,
 }
 
 #[derive(Debug)]
 struct Wait {
     key: PodRef,
-    cause: Cause,
+    cause: WaitCause,
     /// What the last try said.
     text: String,
     since: Instant,
@@ -64,11 +64,11 @@ struct Told {
 
 /// A line for the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Line {
+pub(crate) enum WaitLine {
     /// So many pods wait.
     Waits {
         /// For what.
-        cause: Cause,
+        cause: WaitCause,
         /// How many.
         pods: usize,
         /// What the last try of one of them said.
@@ -79,15 +79,15 @@ pub(crate) enum Line {
     /// None does any more, after a line that said so.
     Over {
         /// For what they did.
-        cause: Cause,
+        cause: WaitCause,
         /// How long.
         waited: Duration,
     },
 }
 
-// === impl Cause ===
+// === impl WaitCause ===
 
-impl Cause {
+impl WaitCause {
     const ALL: [Self; 3] = [Self::HostSide, Self::Ztunnel, Self::ApiServer];
 
     /// What pods wait for.
@@ -104,7 +104,7 @@ impl Cause {
 
 impl Waiting {
     /// A try for a pod failed for want of this.
-    pub(crate) fn note(&self, key: &PodRef, cause: Cause, text: &str, now: Instant) {
+    pub(crate) fn note(&self, key: &PodRef, cause: WaitCause, text: &str, now: Instant) {
         {
             let mut state = self.state();
             let new = || Wait {
@@ -144,7 +144,7 @@ impl Waiting {
     /// waits all the same: see [`Self::retain`].
     pub(crate) fn answered(&self, uid: &str) {
         let mut state = self.state();
-        if state.pods.get(uid).is_some_and(|wait| wait.cause != Cause::Ztunnel) {
+        if state.pods.get(uid).is_some_and(|wait| wait.cause != WaitCause::Ztunnel) {
             state.pods.remove(uid);
             self.changed.notify_one();
         }
@@ -161,7 +161,7 @@ impl Waiting {
     pub(crate) fn retain(&self, still: impl Fn(&PodRef) -> bool) {
         let waiting: Vec<PodRef> = {
             let state = self.state();
-            let of_ztunnel = state.pods.values().filter(|wait| wait.cause == Cause::Ztunnel);
+            let of_ztunnel = state.pods.values().filter(|wait| wait.cause == WaitCause::Ztunnel);
             of_ztunnel.map(|wait| wait.key.clone()).collect()
         };
         for key in waiting.iter().filter(|key| !still(key)) {
@@ -170,14 +170,14 @@ impl Waiting {
     }
 
     /// How many wait, and what the last try said.
-    pub(crate) fn of(&self, cause: Cause) -> Option<(usize, String)> {
+    pub(crate) fn of(&self, cause: WaitCause) -> Option<(usize, String)> {
         self.state().of(cause).map(|(pods, wait)| (pods, wait.text.clone()))
     }
 
     /// What the log has to hear by now.
-    pub(crate) fn lines(&self, now: Instant) -> Vec<Line> {
+    pub(crate) fn lines(&self, now: Instant) -> Vec<WaitLine> {
         let mut state = self.state();
-        Cause::ALL.into_iter().filter_map(|cause| state.line(cause, now)).collect()
+        WaitCause::ALL.into_iter().filter_map(|cause| state.line(cause, now)).collect()
     }
 
     /// Whether there is nothing to tell, now or later.
@@ -198,18 +198,18 @@ impl Waiting {
 
 impl State {
     /// How many wait for this, and the first of them.
-    fn of(&self, cause: Cause) -> Option<(usize, &Wait)> {
+    fn of(&self, cause: WaitCause) -> Option<(usize, &Wait)> {
         let waits = || self.pods.values().filter(|wait| wait.cause == cause);
         waits().min_by_key(|wait| wait.since).map(|first| (waits().count(), first))
     }
 
-    fn line(&mut self, cause: Cause, now: Instant) -> Option<Line> {
+    fn line(&mut self, cause: WaitCause, now: Instant) -> Option<WaitLine> {
         let Some((pods, since, text)) =
             self.of(cause).map(|(pods, first)| (pods, first.since, first.text.clone()))
         else {
             let told = self.told.remove(&cause)?;
             let waited = now.saturating_duration_since(told.since);
-            return (told.lines > 0).then_some(Line::Over { cause, waited });
+            return (told.lines > 0).then_some(WaitLine::Over { cause, waited });
         };
         let told = self.told.entry(cause).or_insert(Told { since, lines: 0, next: since + FIRST });
         if now < told.next {
@@ -217,7 +217,7 @@ impl State {
         }
         told.next = now + PAUSE.saturating_mul(1 << told.lines.min(6)).min(MAX_PAUSE);
         told.lines += 1;
-        Some(Line::Waits { cause, pods, text, waited: now.saturating_duration_since(told.since) })
+        Some(WaitLine::Waits { cause, pods, text, waited: now.saturating_duration_since(told.since) })
     }
 }
 

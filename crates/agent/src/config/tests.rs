@@ -34,7 +34,7 @@ fn defaults_are_the_originals() {
     );
     assert_eq!(config.monitoring.unwrap().to_string(), "[::]:15014");
     assert_eq!(config.health.unwrap().to_string(), "[::]:8000");
-    assert_eq!((config.node.as_str(), config.cleanup), ("n1", Cleanup::Auto));
+    assert_eq!((config.node.as_str(), config.cleanup), ("n1", CleanupAtEnd::Auto));
     // All that is ours in the entry; an upstream plugin takes it and does not use it.
     let extra = serde_json::Value::Object(config.install.entry.extra);
     assert_eq!(extra, serde_json::json!({"capabilities": {"io.kubernetes.cri.pod-annotations": true}}));
@@ -132,13 +132,13 @@ fn annotations_are_not_asked_for_where_that_is_switched_off() {
 fn manifests_need_no_cluster() {
     let of = |env: &[(&str, &str)]| config(&["--pod-source=manifests:/etc/pods"], env).unwrap();
     let config = of(&[("KUBERNETES_SERVICE_HOST", ""), ("POD_NAMESPACE", "istio-system")]);
-    assert_eq!(config.pods, PodSource::Manifests { dir: "/etc/pods".into(), cluster: None });
+    assert_eq!(config.pods, PodsOrigin::Manifests { dir: "/etc/pods".into(), cluster: None });
     assert!(config.install.kubeconfig.is_none() && config.own_pod.is_none());
     // In one, the DaemonSet of the agent's pod counts.
     assert!(of(&[("POD_NAMESPACE", "istio-system")]).own_pod.is_none());
     let config = of(&[("POD_NAMESPACE", "istio-system"), ("POD_NAME", "istio-cni-node-x")]);
     assert!(config.install.kubeconfig.is_none() && config.own_pod.is_some());
-    assert!(matches!(config.pods, PodSource::Manifests { cluster: Some(_), .. }));
+    assert!(matches!(config.pods, PodsOrigin::Manifests { cluster: Some(_), .. }));
     assert_eq!(config.install.entry.extra["pod_source"], serde_json::json!({"manifests": "/etc/pods"}));
 }
 

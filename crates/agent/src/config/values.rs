@@ -11,7 +11,7 @@ use install::ProgramAtEnd;
 use serde_json::Map;
 use telemetry::Levels;
 
-use super::Cleanup;
+use super::CleanupAtEnd;
 use options::agent::{BadOption, Options, Setting};
 
 /// Scopes of the log that have a level of their own: ours, then those of the original's programs, which a command line for it may name.
@@ -168,12 +168,12 @@ pub(super) fn program_at_end(options: &Options) -> Result<ProgramAtEnd, BadOptio
     Ok(ProgramAtEnd::StaysWhileNamed { cache, sees_node: host_root == Path::new("/"), on_node })
 }
 
-pub(super) fn cleanup(options: &Options) -> Result<Cleanup, BadOption> {
+pub(super) fn cleanup(options: &Options) -> Result<CleanupAtEnd, BadOption> {
     match options.text(Setting::CleanupOnExit) {
-        "always" => Ok(Cleanup::Always),
-        "never" => Ok(Cleanup::Never),
-        "auto" | "" if options.on(Setting::AmbientDisableSafeUpgrade) => Ok(Cleanup::Always),
-        "auto" | "" => Ok(Cleanup::Auto),
+        "always" => Ok(CleanupAtEnd::Always),
+        "never" => Ok(CleanupAtEnd::Never),
+        "auto" | "" if options.on(Setting::AmbientDisableSafeUpgrade) => Ok(CleanupAtEnd::Always),
+        "auto" | "" => Ok(CleanupAtEnd::Auto),
         text => Err(BadOption::new("cleanup-on-exit", text, "is neither auto nor always nor never")),
     }
 }

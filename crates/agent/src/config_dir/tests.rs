@@ -2,9 +2,9 @@ use std::ffi::OsString;
 
 use super::*;
 
-fn reader(args: &[&str]) -> Reader {
+fn reader(args: &[&str]) -> OptionsReader {
     let args = std::iter::once("install-cni").chain(args.iter().copied()).map(OsString::from);
-    Reader::new(Flags::parse(args).unwrap())
+    OptionsReader::new(Flags::parse(args).unwrap())
 }
 
 /// The kill switch and an open failure policy end when they are taken out of the ConfigMap, though the container's variables still have them.

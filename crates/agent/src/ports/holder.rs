@@ -15,7 +15,7 @@ const MAX_NAME: u64 = 16;
 
 /// A socket that listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Socket {
+pub(super) struct ListeningSocket {
     pub(super) inode: u64,
     /// Whose it is.
     uid: u32,
@@ -23,13 +23,13 @@ pub(super) struct Socket {
 
 /// Whose a socket is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Holder {
+pub(super) struct SocketHolder {
     uid: u32,
     /// Number and name; absent where no process that may be looked at has the socket.
     process: Option<(u32, String)>,
 }
 
-impl fmt::Display for Holder {
+impl fmt::Display for SocketHolder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.process {
             Some((pid, name)) => write!(f, "process {pid} ({name}) has the port"),
@@ -39,7 +39,7 @@ impl fmt::Display for Holder {
 }
 
 /// The socket that listens on this port in the own network namespace.
-pub(super) fn socket(address: SocketAddr) -> Option<Socket> {
+pub(super) fn socket(address: SocketAddr) -> Option<ListeningSocket> {
     ["tcp", "tcp6"].iter().find_map(|table| {
         let mut text = String::new();
         let file = std::fs::File::open(Path::new("/proc/self/net").join(table)).ok()?;
@@ -49,13 +49,13 @@ pub(super) fn socket(address: SocketAddr) -> Option<Socket> {
 }
 
 /// The process that has it, by the first of these roots of procfs that shows one.
-pub(super) fn of(roots: &[PathBuf], socket: Socket) -> Holder {
+pub(super) fn of(roots: &[PathBuf], socket: ListeningSocket) -> SocketHolder {
     let process = roots.iter().find_map(|root| process_with(root, socket.inode));
-    Holder { uid: socket.uid, process }
+    SocketHolder { uid: socket.uid, process }
 }
 
 /// proc(5): column 1 is the local address, 3 the state with 0A for LISTEN, 7 the user, 9 the inode.
-fn parse_listener(table: &str, wanted: SocketAddr) -> Option<Socket> {
+fn parse_listener(table: &str, wanted: SocketAddr) -> Option<ListeningSocket> {
     table.lines().skip(1).find_map(|line| {
         let columns: Vec<&str> = line.split_ascii_whitespace().collect();
         let (ip, port) = columns.get(1)?.rsplit_once(':')?;
@@ -64,7 +64,7 @@ fn parse_listener(table: &str, wanted: SocketAddr) -> Option<Socket> {
         let same = same_ip && u16::from_str_radix(port, 16).ok()? == wanted.port();
         let listens = *columns.get(3)? == "0A" && same;
         let (uid, inode) = (columns.get(7)?.parse().ok()?, columns.get(9)?.parse().ok()?);
-        listens.then_some(Socket { inode, uid })
+        listens.then_some(ListeningSocket { inode, uid })
     })
 }
 
@@ -111,9 +111,13 @@ mod tests {
     fn what_listens_is_told_from_what_is_connected() {
         let at = |address: &str| parse_listener(TABLE, address.parse().unwrap());
         for address in ["127.0.0.1:8000", "0.0.0.0:8000", "[::]:8000", "[::ffff:127.0.0.1]:8000"] {
-            assert_eq!(at(address), Some(Socket { inode: 4711, uid: 101 }), "{address}");
+            assert_eq!(at(address), Some(ListeningSocket { inode: 4711, uid: 101 }), "{address}");
         }
-        assert_eq!(at("127.0.0.1:15014"), Some(Socket { inode: 12, uid: 0 }), "it has every address");
+        assert_eq!(
+            at("127.0.0.1:15014"),
+            Some(ListeningSocket { inode: 12, uid: 0 }),
+            "it has every address"
+        );
         assert_eq!((at("127.0.0.2:8000"), at("127.0.0.1:15021")), (None, None));
         assert_eq!(parse_ip("B80D0120000000000000000001000000"), "2001:db8::1".parse().ok());
         assert_eq!(parse_ip("0000000000000000FFFF00000100007F"), "127.0.0.1".parse().ok());

@@ -12,7 +12,7 @@ impl Agent {
     /// What a look at the options shows now, by what this process was started with.
     pub(super) fn changed(
         &self,
-        reader: &mut config_dir::Reader,
+        reader: &mut config_dir::OptionsReader,
     ) -> Result<(AgentConfig, Vec<&'static str>), Error> {
         let new = reader.read(&variable)?;
         // All of it has to mean something, also what is for the next start.

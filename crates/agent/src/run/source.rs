@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cluster::{Access, ApiConnection, Limits, Own, Source, Writer};
 use telemetry::Scope;
 
-use crate::config::{AgentConfig, PodSource};
+use crate::config::{AgentConfig, PodsOrigin};
 
 /// Where the cluster's state comes from, the way to write to it, and the way to ask about this agent's DaemonSet.
 pub(super) fn source(config: &AgentConfig, log: &Scope) -> (Source, Option<Writer>, Option<Writer>) {
@@ -20,7 +20,7 @@ pub(super) fn source(config: &AgentConfig, log: &Scope) -> (Source, Option<Write
     };
     let (node, limits, own) = (config.node.clone(), Limits::default(), config.own_pod.clone());
     match &config.pods {
-        PodSource::Manifests { dir, cluster } => {
+        PodsOrigin::Manifests { dir, cluster } => {
             let own = own.zip(cluster.as_ref()).map(|(pod, access)| {
                 let (writer, connection) = connect(access);
                 (Own { connection, node, pod, limits }, writer)
@@ -28,7 +28,7 @@ pub(super) fn source(config: &AgentConfig, log: &Scope) -> (Source, Option<Write
             let (own, own_set) = own.unzip();
             (Source::Manifests { dir: dir.clone(), own }, None, own_set)
         }
-        PodSource::Kubernetes(access) => {
+        PodsOrigin::Kubernetes(access) => {
             let (writer, connection) = connect(access);
             let own_set = own.is_some().then(|| writer.clone());
             (Source::Kubernetes { connection, node, own, limits }, Some(writer), own_set)

@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
-use super::places::{Ending, Progress};
+use super::places::{ConnectionProgress, Ending};
 use super::{Descriptor, Handler, ServedAnswer, UnixPeer};
 
 /// How long a client may take for its first byte, and again for its headers.
@@ -34,7 +34,7 @@ const MAX_REQUESTS: u32 = 32;
 const MAX_HEAD: usize = 16 << 10;
 
 /// A socket, which the places look at while its connection is served.
-pub(super) trait Stream: AsFd + Send + Sync + 'static {
+pub(super) trait ServedStream: AsFd + Send + Sync + 'static {
     /// Waits until there is something to read.
     fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
     /// Waits until something can be written.
@@ -47,7 +47,7 @@ pub(super) trait Stream: AsFd + Send + Sync + 'static {
 
 macro_rules! stream {
     ($($kind:ty),*) => {$(
-        impl Stream for $kind {
+        impl ServedStream for $kind {
             fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
                 Self::poll_read_ready(self, cx)
             }
@@ -70,9 +70,9 @@ macro_rules! stream {
 stream!(TcpStream, UnixStream);
 
 /// The bytes of a socket, in both directions.
-pub(super) struct Shared<S: Stream>(pub(super) Arc<S>);
+pub(super) struct SharedSocket<S: ServedStream>(pub(super) Arc<S>);
 
-impl<S: Stream> AsyncRead for Shared<S> {
+impl<S: ServedStream> AsyncRead for SharedSocket<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
             ready!(self.0.poll_read_ready(cx))?;
@@ -88,7 +88,7 @@ impl<S: Stream> AsyncRead for Shared<S> {
     }
 }
 
-impl<S: Stream> AsyncWrite for Shared<S> {
+impl<S: ServedStream> AsyncWrite for SharedSocket<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         loop {
             ready!(self.0.poll_write_ready(cx))?;
@@ -108,7 +108,7 @@ impl<S: Stream> AsyncWrite for Shared<S> {
     }
 }
 
-impl<S: Stream> Drop for Shared<S> {
+impl<S: ServedStream> Drop for SharedSocket<S> {
     /// The connection ends with this, whoever still looks at the socket.
     fn drop(&mut self) {
         let _ = rustix::net::shutdown(&*self.0, rustix::net::Shutdown::Both);
@@ -119,7 +119,7 @@ impl<S: Stream> Drop for Shared<S> {
 pub(super) struct Caller<B> {
     /// Absent on ports.
     pub(super) peer: Option<UnixPeer>,
-    pub(super) progress: Arc<Progress>,
+    pub(super) progress: Arc<ConnectionProgress>,
     /// Gives the descriptor that came with a request.
     pub(super) brought: B,
 }
@@ -128,7 +128,7 @@ pub(super) struct Caller<B> {
 /// say. `io` is `stream` as bytes.
 pub(super) async fn converse<S, T, H, B>(stream: Arc<S>, io: T, handler: Arc<H>, caller: Caller<B>) -> Ending
 where
-    S: Stream,
+    S: ServedStream,
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     H: Handler,
     B: Fn() -> Option<Descriptor> + Clone + Send + 'static,

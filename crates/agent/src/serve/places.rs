@@ -21,7 +21,7 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// The places. Clones are the same ones. `K` is whose share a connection takes.
-pub(super) struct Places<K>(Arc<Shared<K>>);
+pub(super) struct ConnectionPlaces<K>(Arc<Shared<K>>);
 
 struct Shared<K> {
     max: usize,
@@ -38,7 +38,7 @@ struct State<K> {
 
 struct Held<K> {
     key: K,
-    progress: Arc<Progress>,
+    progress: Arc<ConnectionProgress>,
     /// The connection itself.
     socket: Arc<dyn AsFd + Send + Sync>,
     /// Dropped, it ends the connection.
@@ -47,7 +47,7 @@ struct Held<K> {
 
 /// How far a connection has come.
 #[derive(Debug, Default)]
-pub(super) struct Progress {
+pub(super) struct ConnectionProgress {
     /// What was there at the first look is read.
     was_heard: AtomicBool,
     is_busy: AtomicBool,
@@ -55,10 +55,10 @@ pub(super) struct Progress {
 }
 
 /// A place, given back when dropped.
-pub(super) struct Place<K: Copy + Eq + Hash> {
-    places: Places<K>,
+pub(super) struct ConnectionPlace<K: Copy + Eq + Hash> {
+    places: ConnectionPlaces<K>,
     number: u64,
-    progress: Arc<Progress>,
+    progress: Arc<ConnectionProgress>,
     evicted: oneshot::Receiver<()>,
 }
 
@@ -75,9 +75,9 @@ pub(super) enum Ending {
     Forbidden,
 }
 
-// === impl Progress ===
+// === impl ConnectionProgress ===
 
-impl Progress {
+impl ConnectionProgress {
     /// What the client said at first is read, and it is answered if it was a request.
     pub(super) fn was_heard(&self) {
         self.was_heard.store(true, Ordering::Relaxed);
@@ -100,15 +100,15 @@ impl Progress {
     }
 }
 
-// === impl Places ===
+// === impl ConnectionPlaces ===
 
-impl<K> Clone for Places<K> {
+impl<K> Clone for ConnectionPlaces<K> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
     }
 }
 
-impl<K: Copy + Eq + Hash> Places<K> {
+impl<K: Copy + Eq + Hash> ConnectionPlaces<K> {
     /// So many.
     pub(super) fn new(max: usize) -> Self {
         let state = State { held: BTreeMap::new(), counts: HashMap::new(), number: 0 };
@@ -116,7 +116,7 @@ impl<K: Copy + Eq + Hash> Places<K> {
     }
 
     /// A place; another connection may lose its own. Waits only where each of them is being answered, or has said something that is not read yet.
-    pub(super) async fn take(&self, key: K, socket: Arc<dyn AsFd + Send + Sync>) -> Place<K> {
+    pub(super) async fn take(&self, key: K, socket: Arc<dyn AsFd + Send + Sync>) -> ConnectionPlace<K> {
         loop {
             if let Some(place) = self.try_take(key, &socket) {
                 return place;
@@ -131,7 +131,7 @@ impl<K: Copy + Eq + Hash> Places<K> {
         self.state().evict();
     }
 
-    fn try_take(&self, key: K, socket: &Arc<dyn AsFd + Send + Sync>) -> Option<Place<K>> {
+    fn try_take(&self, key: K, socket: &Arc<dyn AsFd + Send + Sync>) -> Option<ConnectionPlace<K>> {
         let mut state = self.state();
         // The new one counts, so that one who has as many as others gives way to them.
         *state.counts.entry(key).or_default() += 1;
@@ -141,10 +141,10 @@ impl<K: Copy + Eq + Hash> Places<K> {
         }
         state.number += 1;
         let (keep, evicted) = oneshot::channel();
-        let (number, progress) = (state.number, Arc::new(Progress::default()));
+        let (number, progress) = (state.number, Arc::new(ConnectionProgress::default()));
         let socket = socket.clone();
         state.held.insert(number, Held { key, progress: progress.clone(), socket, _keep: keep });
-        Some(Place { places: self.clone(), number, progress, evicted })
+        Some(ConnectionPlace { places: self.clone(), number, progress, evicted })
     }
 
     fn state(&self) -> MutexGuard<'_, State<K>> {
@@ -197,11 +197,11 @@ fn has_unread(socket: &dyn AsFd) -> bool {
     recv(socket, &mut [0; 1][..], flags).is_ok_and(|(_, count)| count > 0)
 }
 
-// === impl Place ===
+// === impl ConnectionPlace ===
 
-impl<K: Copy + Eq + Hash> Place<K> {
+impl<K: Copy + Eq + Hash> ConnectionPlace<K> {
     /// What the connection tells of itself.
-    pub(super) fn progress(&self) -> Arc<Progress> {
+    pub(super) fn progress(&self) -> Arc<ConnectionProgress> {
         self.progress.clone()
     }
 
@@ -219,7 +219,7 @@ impl<K: Copy + Eq + Hash> Place<K> {
     }
 }
 
-impl<K: Copy + Eq + Hash> Drop for Place<K> {
+impl<K: Copy + Eq + Hash> Drop for ConnectionPlace<K> {
     fn drop(&mut self) {
         let mut state = self.places.state();
         if let Some(held) = state.held.remove(&self.number) {

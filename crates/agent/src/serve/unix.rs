@@ -13,9 +13,9 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
-use super::connection::{Caller, Shared, converse};
+use super::connection::{Caller, SharedSocket, converse};
 use super::descriptor::Receiving;
-use super::places::{Ending, Places, Progress};
+use super::places::{ConnectionPlaces, ConnectionProgress, Ending};
 use super::{ACCEPT_PAUSE, BACKLOG, Error, Handler, ServedAnswer, text};
 use crate::metrics::Metrics;
 
@@ -93,8 +93,9 @@ impl Handler for Refusal {
 fn refuse(stream: Arc<UnixStream>, refusals: &Arc<Semaphore>) {
     let Ok(permit) = refusals.clone().try_acquire_owned() else { return };
     tokio::spawn(async move {
-        let caller = Caller { peer: None, progress: Arc::new(Progress::default()), brought: || None };
-        let talk = converse(stream.clone(), Shared(stream), Arc::new(Refusal), caller);
+        let caller =
+            Caller { peer: None, progress: Arc::new(ConnectionProgress::default()), brought: || None };
+        let talk = converse(stream.clone(), SharedSocket(stream), Arc::new(Refusal), caller);
         let _ = tokio::time::timeout(REFUSAL_TIMEOUT, talk).await;
         drop(permit);
     });
@@ -146,7 +147,8 @@ impl UnixSocket {
     /// Serves until the task is aborted, or until the file is gone or another process's, so that nobody can come any more.
     pub(crate) async fn serve<H: Handler>(self, handler: Arc<H>, metrics: Arc<Metrics>) -> Gone {
         let own = rustix::process::geteuid().as_raw();
-        let (trusted, others) = (Places::new(H::MAX_CONNECTIONS), Places::new(H::MAX_OF_OTHERS));
+        let (trusted, others) =
+            (ConnectionPlaces::new(H::MAX_CONNECTIONS), ConnectionPlaces::new(H::MAX_OF_OTHERS));
         let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));
         let mut look = tokio::time::interval(LOOK);
         loop {
@@ -185,7 +187,7 @@ impl UnixSocket {
                     };
                     place.hold(converse(stream, io, handler, caller)).await
                 } else {
-                    let io = Shared(stream.clone());
+                    let io = SharedSocket(stream.clone());
                     let caller = Caller { peer: Some(peer), progress: place.progress(), brought: || None };
                     place.hold(converse(stream, io, handler, caller)).await
                 };

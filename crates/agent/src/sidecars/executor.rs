@@ -7,7 +7,7 @@ use facts::PodRef;
 use fault::{Fault, Retry};
 use intent::sidecar::{Aim, Capture, Hindrance, Step, steps};
 
-use super::record::{Evidence, Records, Start};
+use super::record::{Start, StartEvidence, StartRecords};
 
 /// How often the API server may refuse an Event before it counts as a right that the chart does not give.
 const TRIES: u32 = 5;
@@ -15,18 +15,18 @@ const TRIES: u32 = 5;
 /// What is asked of the outside.
 pub(super) trait SidecarPorts {
     /// Gives the pod the label.
-    fn label(&self, pod: &PodRef) -> impl Future<Output = Result<(), Refused>> + Send;
+    fn label(&self, pod: &PodRef) -> impl Future<Output = Result<(), WriteRefused>> + Send;
 
     /// Gives the pod its Event.
-    fn tell(&self, pod: &PodRef, start: &Start) -> impl Future<Output = Result<(), Refused>> + Send;
+    fn tell(&self, pod: &PodRef, start: &Start) -> impl Future<Output = Result<(), WriteRefused>> + Send;
 
     /// Lets this agent and the next know that the start is done with.
-    fn settle(&self, pod: &PodRef, start: &Start) -> Result<(), Failure>;
+    fn settle(&self, pod: &PodRef, start: &Start) -> Result<(), MarkFailure>;
 }
 
 /// What the API server says to a label or an Event that it does not take.
 #[derive(Debug)]
-pub(super) enum Refused {
+pub(super) enum WriteRefused {
     /// The pod is gone, or another one has its name.
     Gone,
     /// There is no right to it.
@@ -37,7 +37,7 @@ pub(super) enum Refused {
 
 /// Why a pod is not marked yet.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Failure {
+pub(crate) enum MarkFailure {
     /// The API server.
     #[error(transparent)]
     Api(#[from] cluster::Error),
@@ -54,9 +54,9 @@ pub(crate) enum Failure {
     },
 }
 
-// === impl Refused ===
+// === impl WriteRefused ===
 
-impl From<cluster::Error> for Refused {
+impl From<cluster::Error> for WriteRefused {
     fn from(error: cluster::Error) -> Self {
         match error.status() {
             Some(404 | 409) => Self::Gone,
@@ -66,9 +66,9 @@ impl From<cluster::Error> for Refused {
     }
 }
 
-// === impl Failure ===
+// === impl MarkFailure ===
 
-impl Failure {
+impl MarkFailure {
     /// Whether the others would fail alike: the server has not answered about this pod.
     pub(super) fn is_of_the_server(&self) -> bool {
         match self {
@@ -83,7 +83,7 @@ impl Failure {
     }
 }
 
-impl Fault for Failure {
+impl Fault for MarkFailure {
     fn retry(&self) -> Retry {
         match self {
             Self::Api(error) | Self::NoRight(error) => error.retry(),
@@ -95,11 +95,11 @@ impl Fault for Failure {
 /// Carries out what leads from what is known of a start to what is wanted, each act planned from what came of the one before.
 pub(super) async fn carry_out<P: SidecarPorts>(
     ports: &P,
-    records: &Records,
+    records: &StartRecords,
     pod: &PodRef,
     mut start: Start,
     wanted: Aim,
-) -> Result<(), Failure> {
+) -> Result<(), MarkFailure> {
     while let Some(act) = steps(wanted, &start.have).first().copied() {
         let came = match act {
             Step::Label => labelled(ports.label(pod).await, &start),
@@ -120,28 +120,32 @@ pub(super) async fn carry_out<P: SidecarPorts>(
 }
 
 /// What was seen where a label was not given.
-fn labelled(answer: Result<(), Refused>, start: &Start) -> Result<Option<Hindrance>, Failure> {
+fn labelled(answer: Result<(), WriteRefused>, start: &Start) -> Result<Option<Hindrance>, MarkFailure> {
     match answer {
         Ok(()) => Ok(None),
-        Err(Refused::Gone) => Ok(Some(Hindrance::Gone)),
+        Err(WriteRefused::Gone) => Ok(Some(Hindrance::Gone)),
         // Only some features of the chart bring the right to label; the policy `open` does.
-        Err(Refused::NoRight(_)) if start.evidence == Evidence::Times => Ok(Some(Hindrance::NoLabels)),
-        Err(Refused::NoRight(error) | Refused::Other(error)) => Err(error.into()),
+        Err(WriteRefused::NoRight(_)) if start.evidence == StartEvidence::Times => {
+            Ok(Some(Hindrance::NoLabels))
+        }
+        Err(WriteRefused::NoRight(error) | WriteRefused::Other(error)) => Err(error.into()),
     }
 }
 
 /// What was seen where an Event was not written.
-fn told(answer: Result<(), Refused>, start: &Start) -> Result<Option<Hindrance>, Failure> {
-    let is_older = start.evidence == Evidence::Times;
+fn told(answer: Result<(), WriteRefused>, start: &Start) -> Result<Option<Hindrance>, MarkFailure> {
+    let is_older = start.evidence == StartEvidence::Times;
     match answer {
         Ok(()) => Ok(None),
-        Err(Refused::Gone) => Ok(Some(Hindrance::Gone)),
-        Err(Refused::NoRight(error)) if is_older && start.refused < TRIES => Err(Failure::NoRight(error)),
+        Err(WriteRefused::Gone) => Ok(Some(Hindrance::Gone)),
+        Err(WriteRefused::NoRight(error)) if is_older && start.refused < TRIES => {
+            Err(MarkFailure::NoRight(error))
+        }
         // The chart gives the right for Events only with repair, ambient mode or the policy `open`.
-        Err(Refused::NoRight(_)) if is_older || start.have.capture == Capture::Part => {
+        Err(WriteRefused::NoRight(_)) if is_older || start.have.capture == Capture::Part => {
             Ok(Some(Hindrance::NoEvents))
         }
-        Err(Refused::NoRight(error) | Refused::Other(error)) => Err(error.into()),
+        Err(WriteRefused::NoRight(error) | WriteRefused::Other(error)) => Err(error.into()),
     }
 }
 

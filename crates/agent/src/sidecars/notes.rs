@@ -8,7 +8,7 @@ use facts::PodRef;
 use intent::sidecar::Capture;
 use rundir::{Outcome, note};
 
-use super::record::{Evidence, Start};
+use super::record::{Start, StartEvidence};
 
 /// Those that are there.
 pub(super) fn list(run_dir: &Path) -> Vec<PathBuf> {
@@ -20,7 +20,7 @@ pub(super) fn read(path: &Path) -> io::Result<(PodRef, Start)> {
     let report = note::read(path)?;
     let capture = if report.result == Outcome::Incomplete { Capture::Part } else { Capture::None };
     let pod = report.pod();
-    Ok((pod, Start { error: report.error, ..Start::new(Evidence::Note(path.to_owned()), capture) }))
+    Ok((pod, Start { error: report.error, ..Start::new(StartEvidence::Note(path.to_owned()), capture) }))
 }
 
 /// Removes a note that is done with.

@@ -18,17 +18,17 @@ use intent::sidecar::{Capture, Labelled};
 use telemetry::Scope as Log;
 
 use super::Parts;
-use super::record::{Evidence, Start};
+use super::record::{Start, StartEvidence};
 use journal::OlderJournal;
 use suspect::Made;
-pub(crate) use suspect::Rules;
+pub(crate) use suspect::SuspectRules;
 
 /// Finds the pods.
 pub(super) struct OlderPods {
     run_dir: PathBuf,
     cluster: Cluster,
     log: Log,
-    rules: Mutex<Rules>,
+    rules: Mutex<SuspectRules>,
     /// Read when it is first needed: by then the agent before has written its last word.
     journal: OnceLock<Mutex<OlderJournal>>,
     /// The plugin is being removed.
@@ -73,7 +73,7 @@ impl OlderPods {
     }
 
     /// Goes by changed options from now on.
-    pub(super) fn follow(&self, rules: Rules) {
+    pub(super) fn follow(&self, rules: SuspectRules) {
         *lock(&self.rules) = rules;
     }
 
@@ -134,7 +134,7 @@ impl OlderPods {
 
     /// The start of a pod that was found, as it is after an earlier agent.
     fn start(&self, pod: &Object) -> Start {
-        let mut start = Start::new(Evidence::Times, Capture::None);
+        let mut start = Start::new(StartEvidence::Times, Capture::None);
         // kubelet starts it, and deleting its copy in the API does not start it anew: nobody may be told to by the label.
         if pod.static_hash().is_some() {
             start.have.label = Labelled::Barred;

@@ -6,8 +6,8 @@ use cluster::write::EventText;
 use facts::PodRef;
 use intent::sidecar::Capture;
 
-use super::executor::{Failure, Refused, SidecarPorts};
-use super::record::{Evidence, Start};
+use super::executor::{MarkFailure, SidecarPorts, WriteRefused};
+use super::record::{Start, StartEvidence};
 use super::{Sidecars, notes};
 use crate::events::COMPONENT;
 
@@ -21,13 +21,13 @@ const MESSAGE_OLDER: &str = "this pod started while istio-cni was not in the CNI
                              delete the pod, and its controller starts one that is";
 
 impl SidecarPorts for Sidecars {
-    async fn label(&self, pod: &PodRef) -> Result<(), Refused> {
+    async fn label(&self, pod: &PodRef) -> Result<(), WriteRefused> {
         let Some(writer) = &self.parts.writer else { return Ok(()) };
         let (key, value) = &self.parts.label;
         Ok(writer.label_pod(pod, key, value).await?)
     }
 
-    async fn tell(&self, pod: &PodRef, start: &Start) -> Result<(), Refused> {
+    async fn tell(&self, pod: &PodRef, start: &Start) -> Result<(), WriteRefused> {
         let Some(writer) = &self.parts.writer else { return Ok(()) };
         let (reason, message) = event(start);
         let text = EventText { warning: true, reason, message: &message, component: COMPONENT };
@@ -37,11 +37,11 @@ impl SidecarPorts for Sidecars {
         Ok(())
     }
 
-    fn settle(&self, pod: &PodRef, start: &Start) -> Result<(), Failure> {
+    fn settle(&self, pod: &PodRef, start: &Start) -> Result<(), MarkFailure> {
         match &start.evidence {
-            Evidence::Times => self.older.told(&pod.uid),
-            Evidence::Note(path) => {
-                notes::remove(path).map_err(|cause| Failure::Note { path: path.clone(), cause })?;
+            StartEvidence::Times => self.older.told(&pod.uid),
+            StartEvidence::Note(path) => {
+                notes::remove(path).map_err(|cause| MarkFailure::Note { path: path.clone(), cause })?;
                 // With its note gone it is one that has the label, or none.
                 self.wake.notify_one();
             }
@@ -53,12 +53,12 @@ impl SidecarPorts for Sidecars {
 /// The reason and the message of a start's Event.
 fn event(start: &Start) -> (&'static str, String) {
     match (&start.evidence, start.have.capture) {
-        (Evidence::Times, _) => (REASON_OLDER, MESSAGE_OLDER.to_owned()),
-        (Evidence::Note(_), Capture::None) => {
+        (StartEvidence::Times, _) => (REASON_OLDER, MESSAGE_OLDER.to_owned()),
+        (StartEvidence::Note(_), Capture::None) => {
             let text = "istio-cni could not set up this pod and let it start without traffic capture (failure_policy: open)";
             (REASON, format!("{text}: {}", start.error))
         }
-        (Evidence::Note(_), Capture::Part | Capture::Whole) => {
+        (StartEvidence::Note(_), Capture::Part | Capture::Whole) => {
             let text = "not all traffic of this pod is captured, or that is not certain";
             (REASON_INCOMPLETE, format!("{text}: {}", start.error))
         }

@@ -9,7 +9,7 @@ use intent::sidecar::{Capture, Started};
 
 /// What says how a pod started.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Evidence {
+pub(super) enum StartEvidence {
     /// A plugin's report; a pod has one for each of its sandboxes.
     Note(PathBuf),
     /// The times in which runtimes did not call the plugin.
@@ -19,7 +19,7 @@ pub(super) enum Evidence {
 /// One start of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Start {
-    pub(super) evidence: Evidence,
+    pub(super) evidence: StartEvidence,
     pub(super) have: Started,
     /// Why, as the plugin said it; empty where it was not called.
     pub(super) error: String,
@@ -31,19 +31,19 @@ pub(super) struct Start {
 
 /// The starts of each pod.
 #[derive(Debug, Default)]
-pub(super) struct Records(Mutex<BTreeMap<PodRef, Vec<Start>>>);
+pub(super) struct StartRecords(Mutex<BTreeMap<PodRef, Vec<Start>>>);
 
 // === impl Start ===
 
 impl Start {
-    pub(super) fn new(evidence: Evidence, capture: Capture) -> Self {
+    pub(super) fn new(evidence: StartEvidence, capture: Capture) -> Self {
         Self { evidence, have: Started::new(capture), error: String::new(), refused: 0, is_counted: false }
     }
 }
 
-// === impl Records ===
+// === impl StartRecords ===
 
-impl Records {
+impl StartRecords {
     pub(super) fn add(&self, pod: PodRef, start: Start) {
         self.lock().entry(pod).or_default().push(start);
     }
@@ -52,7 +52,7 @@ impl Records {
         self.lock().get(pod).cloned().unwrap_or_default()
     }
 
-    pub(super) fn start(&self, pod: &PodRef, evidence: &Evidence) -> Option<Start> {
+    pub(super) fn start(&self, pod: &PodRef, evidence: &StartEvidence) -> Option<Start> {
         self.starts(pod).into_iter().find(|start| start.evidence == *evidence)
     }
 
@@ -60,7 +60,7 @@ impl Records {
     pub(super) fn change(
         &self,
         pod: &PodRef,
-        evidence: &Evidence,
+        evidence: &StartEvidence,
         change: impl FnOnce(&mut Start),
     ) -> Option<Start> {
         let mut all = self.lock();
@@ -88,12 +88,12 @@ impl Records {
     }
 
     pub(super) fn has_note(&self, path: &Path) -> bool {
-        let is = |start: &Start| matches!(&start.evidence, Evidence::Note(note) if note == path);
+        let is = |start: &Start| matches!(&start.evidence, StartEvidence::Note(note) if note == path);
         self.lock().values().flatten().any(is)
     }
 
     pub(super) fn has_times(&self, pod: &PodRef) -> bool {
-        self.start(pod, &Evidence::Times).is_some()
+        self.start(pod, &StartEvidence::Times).is_some()
     }
 
     /// The names of pods that have such a start.

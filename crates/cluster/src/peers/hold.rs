@@ -4,7 +4,7 @@ use facts::peer::Peer;
 
 use super::{Effect, Peers, Slot};
 use crate::news::{Hold, Item, News, ObjectKey};
-use crate::rounds::{Mark, Rounds};
+use crate::rounds::{RoundMark, Rounds};
 
 impl Hold<Peer> for Peers {
     type Held = Peer;
@@ -46,7 +46,7 @@ impl Hold<Peer> for Peers {
 }
 
 impl Peers {
-    fn remove_all(&mut self, goes: impl Fn(&Rounds, Mark) -> bool) -> Vec<Effect> {
+    fn remove_all(&mut self, goes: impl Fn(&Rounds, RoundMark) -> bool) -> Vec<Effect> {
         let slots = (0..).zip(&self.slots).filter_map(|(number, slot)| Some((number, slot.as_ref()?)));
         let gone = slots.filter(|(_, slot)| goes(&self.rounds, slot.mark)).map(|(number, slot)| {
             let key = ObjectKey::new(self.texts.get(slot.namespace), self.texts.get(slot.name));

@@ -31,7 +31,7 @@ pub struct Unusable {
 }
 
 #[derive(Debug)]
-pub(super) struct Files {
+pub(super) struct StoreFiles {
     dir: PathBuf,
     /// A hash of what each file holds, so that only what differs is written.
     written: BTreeMap<String, u64>,
@@ -47,7 +47,7 @@ pub(super) struct Left {
     pub(super) cause: Option<io::Error>,
 }
 
-impl Files {
+impl StoreFiles {
     pub(super) fn new(dir: PathBuf) -> Self {
         Self { dir, written: BTreeMap::new(), hasher: RandomState::new() }
     }

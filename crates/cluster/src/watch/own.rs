@@ -34,11 +34,11 @@ pub(super) async fn watch_own(
     let set = async {
         let name = own_daemonset(connection, own, limits, reporter).await;
         reporter.see(|seen| name.clone_into(&mut seen.name));
-        let sink = sink::Own::daemonset(reporter, &own.namespace, &name);
+        let sink = sink::OwnObject::daemonset(reporter, &own.namespace, &name);
         let selected = (What::DAEMONSET, ObjectSelection::one(Some(&own.namespace), &name));
         Reflector::<DaemonSets>::new(connection, selected, limits, reporter, &sink).run().await
     };
-    let sink = sink::Own::node(reporter, node);
+    let sink = sink::OwnObject::node(reporter, node);
     let selected = (What::NODE, ObjectSelection::one(None, node));
     let node = Reflector::<Nodes>::new(connection, selected, limits, reporter, &sink).run();
     tokio::select! {

@@ -57,7 +57,7 @@ pub(super) struct WatchRefusal {
 
 /// An object that does not have the shape of its kind.
 #[derive(Debug)]
-pub(super) struct Misfit {
+pub(super) struct ObjectMisfit {
     /// The name, as far as it can be read, and the parser's words.
     pub(super) reason: String,
     /// Who it is, if that can be read.
@@ -70,12 +70,12 @@ pub(super) struct Misfit {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Named {
-    pub(super) metadata: Metadata,
+    pub(super) metadata: NamedMetadata,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-pub(super) struct Metadata {
+pub(super) struct NamedMetadata {
     pub(super) name: Option<Box<str>>,
     pub(super) namespace: Option<Box<str>>,
     pub(super) uid: Option<String>,
@@ -95,25 +95,25 @@ impl Page {
 }
 
 /// What is kept of an object, and its version as text.
-pub(super) fn object<K: Kind>(text: &RawValue) -> Result<(Item<K::Object>, String), Misfit> {
+pub(super) fn object<K: Kind>(text: &RawValue) -> Result<(Item<K::Object>, String), ObjectMisfit> {
     let named: Result<Named, _> = serde_json::from_str(text.get());
-    let Metadata { name, namespace, uid, resource_version } = match named {
+    let NamedMetadata { name, namespace, uid, resource_version } = match named {
         Ok(named) => named.metadata,
         Err(error) => {
             let reason = format!("?: {}", place(&error));
-            return Err(Misfit { reason, key: None, version: String::new() });
+            return Err(ObjectMisfit { reason, key: None, version: String::new() });
         }
     };
     let version = resource_version.unwrap_or_default();
     let Some(name) = name.filter(|name| !name.is_empty()) else {
-        return Err(Misfit { reason: "?: has no metadata.name".into(), key: None, version });
+        return Err(ObjectMisfit { reason: "?: has no metadata.name".into(), key: None, version });
     };
     let key = ObjectKey { namespace: namespace_of::<K>(namespace), name };
     let object = match serde_json::from_str::<K::Object>(text.get()) {
         Ok(object) => K::kept(object),
         Err(error) => {
             let reason = format!("{}: {}", shown(&key.name), place(&error));
-            return Err(Misfit { reason, key: Some(key), version });
+            return Err(ObjectMisfit { reason, key: Some(key), version });
         }
     };
     let uid = Uid::new(uid.as_deref().unwrap_or_default());

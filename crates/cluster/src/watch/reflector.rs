@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 
 use serde_json::value::RawValue;
 
-use super::read::{self, Line, Misfit, Page, PageMetadata, Tidings, WatchRefusal, number};
+use super::read::{self, Line, ObjectMisfit, Page, PageMetadata, Tidings, WatchRefusal, number};
 use super::{Event, Limits, ObjectChange, Reporter, Sink, Standing, What};
 use crate::connection::{ApiConnection, Items, Lines};
 use crate::error::{About, Error, place};
@@ -256,7 +256,7 @@ impl<'a, K: Kind> Reflector<'a, K> {
         }
     }
 
-    fn misfit(&self, operation: &str, misfit: Misfit) {
+    fn misfit(&self, operation: &str, misfit: ObjectMisfit) {
         if let Some(key) = misfit.key {
             self.sink.take(News::Unreadable(key));
         }

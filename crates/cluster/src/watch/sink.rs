@@ -21,7 +21,7 @@ pub(super) struct NodePods<'a>(pub(super) &'a Reporter<'a>);
 pub(super) struct AllNamespaces<'a>(pub(super) &'a Reporter<'a>);
 
 /// One object that is about the agent itself.
-pub(super) struct Own<'a, T> {
+pub(super) struct OwnObject<'a, T> {
     reporter: &'a Reporter<'a>,
     objects: Mutex<Objects<T>>,
     key: ObjectKey,
@@ -60,7 +60,7 @@ impl Sink<Namespace> for AllNamespaces<'_> {
     }
 }
 
-impl<'a> Own<'a, DaemonSet> {
+impl<'a> OwnObject<'a, DaemonSet> {
     pub(super) fn daemonset(reporter: &'a Reporter<'a>, namespace: &str, name: &str) -> Self {
         let see: fn(&mut Seen, Option<&DaemonSet>) = |seen, set| match set {
             Some(set) => seen.there(set.clone()),
@@ -70,14 +70,14 @@ impl<'a> Own<'a, DaemonSet> {
     }
 }
 
-impl<'a> Own<'a, Node> {
+impl<'a> OwnObject<'a, Node> {
     pub(super) fn node(reporter: &'a Reporter<'a>, name: &str) -> Self {
         let see: fn(&mut Seen, Option<&Node>) = |seen, node| seen.node = node.cloned();
         Self { reporter, objects: Mutex::default(), key: ObjectKey::new("", name), see }
     }
 }
 
-impl<T: PartialEq + Send + Sync> Sink<T> for Own<'_, T> {
+impl<T: PartialEq + Send + Sync> Sink<T> for OwnObject<'_, T> {
     fn take(&self, news: News<T>) {
         let ObjectKey { namespace, name } = &self.key;
         let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);

@@ -77,7 +77,7 @@ fn fields_fold_as_go_folds_them() {
 #[test]
 fn a_map_keeps_the_last_of_equal_keys_and_sorts() {
     let keys = |order| {
-        let node = Node::root(r#"{"b":1,"B":2,"a":3,"b":4}"#, order);
+        let node = GoNode::root(r#"{"b":1,"B":2,"a":3,"b":4}"#, order);
         let members = node.members("an object").unwrap();
         members.into_iter().map(|(key, value)| format!("{key}{}", value.raw())).collect::<Vec<_>>()
     };

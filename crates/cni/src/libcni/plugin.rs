@@ -1,11 +1,11 @@
 //! One plugin's configuration: `PluginConf` of `libcni` (`NetConf` until 1.1).
 
 use super::LibcniRelease;
-use crate::gojson::{Node, WrongType, huge_number, is_field};
+use crate::gojson::{GoNode, WrongType, huge_number, is_field};
 
 /// What is kept of a plugin. The other fields are only checked for their types.
 #[derive(Debug, Default)]
-pub(super) struct Plugin {
+pub(super) struct LoadedPlugin {
     /// `name`; `None` if it is absent or `null`.
     pub(super) name: Option<String>,
     /// `cniVersion`; `None` if it is absent or `null`.
@@ -14,9 +14,9 @@ pub(super) struct Plugin {
     pub(super) kind: String,
 }
 
-impl Plugin {
+impl LoadedPlugin {
     /// Every member is checked, also one that a later one of the same key replaces.
-    pub(super) fn read(plugin: &Node<'_>, release: LibcniRelease) -> Result<Self, WrongType> {
+    pub(super) fn read(plugin: &GoNode<'_>, release: LibcniRelease) -> Result<Self, WrongType> {
         let mut read = Self::default();
         for (key, value) in plugin.members("an object")? {
             let is = |field| is_field(&key, field);
@@ -57,13 +57,13 @@ impl Plugin {
 }
 
 fn fields(
-    object: &Node<'_>,
-    check: impl Fn(&str, &Node<'_>) -> Result<(), WrongType>,
+    object: &GoNode<'_>,
+    check: impl Fn(&str, &GoNode<'_>) -> Result<(), WrongType>,
 ) -> Result<(), WrongType> {
     object.members("an object")?.iter().try_for_each(|(field, value)| check(field, value))
 }
 
-fn dns(field: &str, value: &Node<'_>) -> Result<(), WrongType> {
+fn dns(field: &str, value: &GoNode<'_>) -> Result<(), WrongType> {
     if is_field(field, "domain") {
         return text(value);
     }
@@ -73,6 +73,6 @@ fn dns(field: &str, value: &Node<'_>) -> Result<(), WrongType> {
     Ok(())
 }
 
-fn text(value: &Node<'_>) -> Result<(), WrongType> {
+fn text(value: &GoNode<'_>) -> Result<(), WrongType> {
     value.text().map(|_| ())
 }

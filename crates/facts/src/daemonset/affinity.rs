@@ -23,13 +23,13 @@ struct Term {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 struct Requirement {
     key: String,
-    operator: Operator,
+    operator: NodeOperator,
     #[serde(default)]
     values: Option<Vec<String>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-pub(super) enum Operator {
+pub(super) enum NodeOperator {
     In,
     NotIn,
     Exists,
@@ -40,7 +40,7 @@ pub(super) enum Operator {
 
 /// What is selected by.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Node<'a> {
+pub(super) struct SelectedNode<'a> {
     pub(super) name: &'a str,
     pub(super) labels: &'a BTreeMap<String, String>,
 }
@@ -49,14 +49,14 @@ pub(super) struct Node<'a> {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Senseless {
     #[error("{operator:?} of {key} needs {needs}")]
-    Values { key: String, operator: Operator, needs: &'static str },
+    Values { key: String, operator: NodeOperator, needs: &'static str },
     #[error("field {0} cannot be selected by; only metadata.name with In or NotIn and one value can")]
     Field(String),
 }
 
 impl NodeSelector {
     /// Whether the node is selected. All terms are checked for sense, also those that do not matter.
-    pub(super) fn matches(&self, node: &Node<'_>) -> Result<bool, Senseless> {
+    pub(super) fn matches(&self, node: &SelectedNode<'_>) -> Result<bool, Senseless> {
         let mut any = false;
         for term in &self.node_selector_terms {
             any |= term.matches(node)?;
@@ -66,7 +66,7 @@ impl NodeSelector {
 }
 
 impl Term {
-    fn matches(&self, node: &Node<'_>) -> Result<bool, Senseless> {
+    fn matches(&self, node: &SelectedNode<'_>) -> Result<bool, Senseless> {
         let expressions = self.match_expressions.as_deref().unwrap_or_default();
         let fields = self.match_fields.as_deref().unwrap_or_default();
         let mut all = !(expressions.is_empty() && fields.is_empty());
@@ -77,7 +77,7 @@ impl Term {
             let one = field.values.as_ref().is_some_and(|values| values.len() == 1);
             if field.key != "metadata.name"
                 || !one
-                || !matches!(field.operator, Operator::In | Operator::NotIn)
+                || !matches!(field.operator, NodeOperator::In | NodeOperator::NotIn)
             {
                 return Err(Senseless::Field(field.key.clone()));
             }
@@ -93,13 +93,15 @@ impl Requirement {
         let needs = |needs| Senseless::Values { key: self.key.clone(), operator: self.operator, needs };
         let listed = || value.is_some_and(|value| values.iter().any(|listed| listed == value));
         match self.operator {
-            Operator::In | Operator::NotIn if values.is_empty() => Err(needs("values")),
-            Operator::In => Ok(listed()),
-            Operator::NotIn => Ok(!listed()),
-            Operator::Exists | Operator::DoesNotExist if !values.is_empty() => Err(needs("no values")),
-            Operator::Exists => Ok(value.is_some()),
-            Operator::DoesNotExist => Ok(value.is_none()),
-            Operator::Gt | Operator::Lt => {
+            NodeOperator::In | NodeOperator::NotIn if values.is_empty() => Err(needs("values")),
+            NodeOperator::In => Ok(listed()),
+            NodeOperator::NotIn => Ok(!listed()),
+            NodeOperator::Exists | NodeOperator::DoesNotExist if !values.is_empty() => {
+                Err(needs("no values"))
+            }
+            NodeOperator::Exists => Ok(value.is_some()),
+            NodeOperator::DoesNotExist => Ok(value.is_none()),
+            NodeOperator::Gt | NodeOperator::Lt => {
                 let bound = match values {
                     [bound] => bound.parse::<i64>().ok(),
                     _ => None,
@@ -108,7 +110,7 @@ impl Requirement {
                 // a label that is no number is neither greater nor less
                 let number = value.and_then(|value| value.parse::<i64>().ok());
                 let holds =
-                    |number| if self.operator == Operator::Gt { number > bound } else { number < bound };
+                    |number| if self.operator == NodeOperator::Gt { number > bound } else { number < bound };
                 Ok(number.is_some_and(holds))
             }
         }

@@ -76,7 +76,7 @@ impl NodeConstraints {
             return Ok(Some(Misplaced::NodeSelector(key.clone(), value.clone())));
         }
         if let Some(required) = &self.required {
-            let node = affinity::Node { name: &node.name, labels: &node.labels };
+            let node = affinity::SelectedNode { name: &node.name, labels: &node.labels };
             if !required.matches(&node).map_err(|senseless| senseless.to_string())? {
                 return Ok(Some(Misplaced::Affinity));
             }

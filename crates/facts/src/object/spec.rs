@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-pub(super) struct Spec {
+pub(super) struct PodSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) host_network: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]

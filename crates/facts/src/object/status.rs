@@ -17,7 +17,7 @@ pub struct PodStatus {
     /// When kubelet took the pod up, as text; its sandbox is made after that.
     pub(super) start_time: Option<Box<str>>,
     /// Of these, [`SANDBOX_READY`] is kept while it holds.
-    pub(super) conditions: Option<Vec<Condition>>,
+    pub(super) conditions: Option<Vec<PodCondition>>,
     /// Of these, those that have ended well are kept.
     pub(super) init_container_statuses: Option<Vec<InitStatus>>,
 }
@@ -25,7 +25,7 @@ pub struct PodStatus {
 /// One entry of `status.conditions`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-pub(super) struct Condition {
+pub(super) struct PodCondition {
     #[serde(rename = "type")]
     kind: Option<Box<str>>,
     status: Option<Box<str>>,
@@ -66,7 +66,7 @@ const SANDBOX_READY: &str = "PodReadyToStartContainers";
 impl PodStatus {
     pub(super) fn trim(&mut self) {
         if let Some(conditions) = &mut self.conditions {
-            conditions.retain(Condition::is_sandbox_ready);
+            conditions.retain(PodCondition::is_sandbox_ready);
         }
         if let Some(statuses) = &mut self.init_container_statuses {
             statuses.retain(InitStatus::has_completed);
@@ -76,7 +76,7 @@ impl PodStatus {
     }
 }
 
-impl Condition {
+impl PodCondition {
     pub(super) fn is_sandbox_ready(&self) -> bool {
         self.kind.as_deref() == Some(SANDBOX_READY) && self.status.as_deref() == Some("True")
     }

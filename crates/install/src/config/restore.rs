@@ -7,11 +7,11 @@ use cni::libcni::Folder;
 
 use super::scan::{folder_path, form_of_path, judge, read_folder};
 use super::{ConfigError, LIST_END, Problem, SINGLE_END, TRIES, base_of, list_of, original_of, with_end};
-use crate::file::{self, Content, FileError};
+use crate::file::{self, FileContent, FileError};
 
 /// What became of a file that had our entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Taken {
+pub(crate) enum EntryRemoval {
     /// This file is what it was before, to the byte.
     Restored(PathBuf),
     /// Others have changed the file since; it is as they left it, without our entry.
@@ -30,7 +30,7 @@ pub(crate) enum Ours {
 }
 
 /// Takes our entry out of the file at `path`; `None` if it has none.
-pub(crate) fn take_out(path: &Path, ours: Ours) -> Result<Option<Taken>, ConfigError> {
+pub(crate) fn take_out(path: &Path, ours: Ours) -> Result<Option<EntryRemoval>, ConfigError> {
     for _ in 0..TRIES {
         let Some(file) = File::of_ours(path, ours)? else { return Ok(None) };
         let way = file.plan()?;
@@ -46,25 +46,25 @@ pub(crate) fn take_out(path: &Path, ours: Ours) -> Result<Option<Taken>, ConfigE
 
 /// Brings back the original of a file whose owner has given it a name that no runtime loads, such as that of a backup: with that name
 /// undone it would call a plugin that is gone. `None` for any other file.
-pub(crate) fn take_out_of_renamed(path: &Path) -> Result<Option<Taken>, ConfigError> {
+pub(crate) fn take_out_of_renamed(path: &Path) -> Result<Option<EntryRemoval>, ConfigError> {
     let Some((file, way)) = File::renamed(path)? else { return Ok(None) };
     Ok(file.apply(&way)?.then(|| way.taken(path)))
 }
 
 /// What [`take_out_of_renamed`] would do now.
-pub(crate) fn plan_take_out_of_renamed(path: &Path) -> Result<Option<Taken>, ConfigError> {
+pub(crate) fn plan_take_out_of_renamed(path: &Path) -> Result<Option<EntryRemoval>, ConfigError> {
     Ok(File::renamed(path)?.map(|(_, way)| way.taken(path)))
 }
 
 /// What [`take_out`] would do now.
-pub(crate) fn plan_take_out(path: &Path, ours: Ours) -> Result<Option<Taken>, ConfigError> {
+pub(crate) fn plan_take_out(path: &Path, ours: Ours) -> Result<Option<EntryRemoval>, ConfigError> {
     let Some(file) = File::of_ours(path, ours)? else { return Ok(None) };
     Ok(Some(file.plan()?.taken(path)))
 }
 
 /// Takes our entry out of every file that it was put into earlier, except `used`. Files without an original beside them are not
 /// touched: who wrote an entry there is not known.
-pub(crate) fn release(directory: &Path, used: &Path) -> Result<Vec<Taken>, ConfigError> {
+pub(crate) fn release(directory: &Path, used: &Path) -> Result<Vec<EntryRemoval>, ConfigError> {
     let mut all = Vec::new();
     for name in file::names(directory)? {
         let Some(base) = base_of(&name).map(|base| directory.join(base)) else { continue };
@@ -90,7 +90,7 @@ pub(crate) fn remove_originals(directory: &Path) -> Vec<FileError> {
 /// A file with something of ours in it.
 struct File<'a> {
     path: &'a Path,
-    content: Content,
+    content: FileContent,
     /// `None` if it is no JSON object any more.
     document: Option<Document>,
     folder: Folder,
@@ -142,17 +142,17 @@ fn orphaned_originals(path: &Path) -> Result<Vec<Original>, FileError> {
 
 /// Whether a file has something of ours in it.
 fn holds_entry(path: &Path) -> bool {
-    let content = Content::read(path).ok();
+    let content = FileContent::read(path).ok();
     let document = content.and_then(|content| Document::of_form(form_of_path(path), &content.bytes).ok());
     document.is_some_and(|document| document.has_entry())
 }
 
 impl Way {
-    fn taken(self, path: &Path) -> Taken {
+    fn taken(self, path: &Path) -> EntryRemoval {
         match self {
-            Self::BringBack(original) => Taken::Restored(original.name),
-            Self::Rewrite(_) => Taken::EntryRemoved(path.to_owned()),
-            Self::Delete => Taken::Deleted(path.to_owned()),
+            Self::BringBack(original) => EntryRemoval::Restored(original.name),
+            Self::Rewrite(_) => EntryRemoval::EntryRemoved(path.to_owned()),
+            Self::Delete => EntryRemoval::Deleted(path.to_owned()),
         }
     }
 }
@@ -160,7 +160,7 @@ impl Way {
 impl<'a> File<'a> {
     /// `None` if there is nothing of ours in it. Whose the file is comes before whether it is one.
     fn of_ours(path: &'a Path, ours: Ours) -> Result<Option<Self>, ConfigError> {
-        let Some(content) = Content::read_if_there(path)? else { return Ok(None) };
+        let Some(content) = FileContent::read_if_there(path)? else { return Ok(None) };
         let document = Document::of_form(form_of_path(path), &content.bytes).ok();
         let is_invalid = matches!(judge(path, &content), Err(Problem::Invalid { .. }));
         let has_entry = document.as_ref().is_some_and(Document::has_entry);
@@ -184,7 +184,7 @@ impl<'a> File<'a> {
         };
         let network = file.document.as_ref().and_then(Document::network);
         for original in orphaned_originals(path)? {
-            let Some(kept) = Content::read_if_there(&original.kept_at)? else { continue };
+            let Some(kept) = FileContent::read_if_there(&original.kept_at)? else { continue };
             let kept = Document::parse(&kept.bytes).ok();
             if network.is_some() && kept.and_then(|kept| kept.network()) == network {
                 let way = file.plan()?;
@@ -196,7 +196,7 @@ impl<'a> File<'a> {
 
     fn plan(&self) -> Result<Way, ConfigError> {
         for original in originals(self.path) {
-            let Some(kept) = Content::read_if_there(&original.kept_at)? else { continue };
+            let Some(kept) = FileContent::read_if_there(&original.kept_at)? else { continue };
             if self.ours == Ours::Whole || self.is_invalid || self.is_network_of(&original, &kept) {
                 return Ok(Way::BringBack(original));
             }
@@ -205,7 +205,7 @@ impl<'a> File<'a> {
             return Ok(Way::Delete);
         }
         for original in orphaned_originals(self.path)? {
-            let Some(kept) = Content::read_if_there(&original.kept_at)? else { continue };
+            let Some(kept) = FileContent::read_if_there(&original.kept_at)? else { continue };
             if self.is_network_of(&original, &kept) {
                 return Ok(Way::BringBack(original));
             }
@@ -214,7 +214,7 @@ impl<'a> File<'a> {
     }
 
     /// Whether the file is still the network that the original holds.
-    fn is_network_of(&self, original: &Original, kept: &Content) -> bool {
+    fn is_network_of(&self, original: &Original, kept: &FileContent) -> bool {
         let kept = Document::of_form(form_of_path(&original.name), &kept.bytes).ok();
         let kept = kept.as_ref().zip(self.document.as_ref());
         kept.is_some_and(|(kept, now)| kept.is_same_network(now))

@@ -9,7 +9,7 @@ use cni::conflist::{ConflistError, Document, Form, PluginEntry};
 use cni::libcni::{Folder, LoadError, load_folder_file};
 
 use super::{Problem, original_of};
-use crate::file::{self, Content, FileError, MAX_BYTES};
+use crate::file::{self, FileContent, FileError, MAX_BYTES};
 
 /// Most configurations that are looked at; nodes have one to five.
 pub(super) const MAX_FILES: usize = 64;
@@ -32,7 +32,7 @@ pub(crate) struct Candidate {
     pub(crate) listed: PathBuf,
     /// The file itself: a link is followed.
     pub(crate) path: PathBuf,
-    pub(crate) content: Content,
+    pub(crate) content: FileContent,
     pub(crate) document: Document,
     /// Where the list has more plugins, or would have as a list.
     pub(crate) folder_path: Option<PathBuf>,
@@ -83,12 +83,12 @@ impl Candidate {
     pub(crate) fn load(listed: &Path) -> Result<Self, Problem> {
         let path = match follow(listed) {
             Err(Problem::LinkToSingle { path, .. }) => {
-                let is_loaded = judge(listed, &Content::read(listed)?).is_ok();
+                let is_loaded = judge(listed, &FileContent::read(listed)?).is_ok();
                 return Err(Problem::LinkToSingle { path, is_loaded });
             }
             path => path?,
         };
-        let content = Content::read(&path)?;
+        let content = FileContent::read(&path)?;
         let (document, folder_path, folder, state) = match judge(listed, &content) {
             Ok(Judged { document, folder_path, folder }) => (document, folder_path, folder, FileState::Valid),
             Err(cause) => {
@@ -130,7 +130,7 @@ pub(super) struct Judged {
 }
 
 /// What runtimes make of a file.
-pub(super) fn judge(listed: &Path, content: &Content) -> Result<Judged, Problem> {
+pub(super) fn judge(listed: &Path, content: &FileContent) -> Result<Judged, Problem> {
     let invalid = |cause: LoadError| Problem::Invalid { path: listed.to_owned(), cause };
     let document = Document::of_form(form_of_path(listed), &content.bytes).map_err(invalid)?;
     let folder_path = folder_path(listed, &document);
@@ -162,7 +162,7 @@ pub(super) fn form_of_path(path: &Path) -> Option<Form> {
 fn original(path: &Path) -> Option<Document> {
     let originals = [Some(path.to_owned()), super::with_other_extension(path)].into_iter().flatten();
     let mut documents = originals.filter_map(|path| {
-        let content = Content::read(&original_of(&path)).ok()?;
+        let content = FileContent::read(&original_of(&path)).ok()?;
         Document::of_form(form_of_path(&path), &content.bytes).ok()
     });
     documents.next()
@@ -225,7 +225,7 @@ pub(super) fn read_folder(path: Option<&Path>, listed: &Path) -> Folder {
     let is_file = |path: &PathBuf| std::fs::symlink_metadata(path).is_ok_and(|metadata| !metadata.is_dir());
     let files = files.filter(|path| is_file(path) && path != listed).take(MAX_FOLDER_FILES);
     let plugin = |path: PathBuf| {
-        let content = Content::read(&path).map_err(|cause| cause.to_string())?;
+        let content = FileContent::read(&path).map_err(|cause| cause.to_string())?;
         load_folder_file(&content.bytes).map_err(|cause| format!("{}: {cause}", path.display()))
     };
     Folder { plugins: files.map(plugin).collect(), unreadable: None }

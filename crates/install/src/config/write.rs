@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::plan::Write;
 use super::{ConfigError, original_of};
-use crate::file::{self, Content, FileError};
+use crate::file::{self, FileContent, FileError};
 
 /// Writes the file; false if somebody else wrote meanwhile, and the directory has to be looked at again.
 ///
@@ -40,7 +40,7 @@ pub(crate) fn write(write: &Write) -> Result<bool, ConfigError> {
 fn keep_original(path: &Path, bytes: &[u8]) -> Result<bool, FileError> {
     let original = original_of(path);
     let Some(temp) = file::stage_link(path, &original)? else { return Ok(false) };
-    let content = Content::read(&temp)?;
+    let content = FileContent::read(&temp)?;
     if content.bytes != bytes {
         return Ok(false);
     }
@@ -50,10 +50,10 @@ fn keep_original(path: &Path, bytes: &[u8]) -> Result<bool, FileError> {
 
 /// The same for a file that goes on to be the configuration, with other content, because only so its owner is kept. False if it is no longer
 /// what was read.
-fn keep_copy(path: &Path, old: &Content) -> Result<bool, FileError> {
+fn keep_copy(path: &Path, old: &FileContent) -> Result<bool, FileError> {
     let original = original_of(path);
     let temp = file::stage_bytes(&original, &old.attributes(), &old.bytes)?;
-    let content = Content::read_if_there(path)?;
+    let content = FileContent::read_if_there(path)?;
     if content.is_none_or(|content| content.bytes != old.bytes) {
         return Ok(false);
     }

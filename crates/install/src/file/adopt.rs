@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use rustix::fs::{CWD, OFlags, RenameFlags};
 
-use super::{Content, FileError, identity, sync_directory};
+use super::{FileContent, FileError, identity, sync_directory};
 
 /// How long who has opened a file may take to read it.
 const READ_WITHIN: Duration = Duration::from_millis(50);
@@ -38,10 +38,10 @@ pub(super) fn keep_owner(displaced: &Path, target: &Path) -> Result<(), FileErro
         return Ok(());
     }
     let placed = identity(target)?;
-    let new = Content::read(target)?;
+    let new = FileContent::read(target)?;
     std::thread::sleep(READ_WITHIN);
     if write(displaced, &new.bytes).is_err()
-        || !Content::read(displaced).is_ok_and(|content| content.bytes == new.bytes)
+        || !FileContent::read(displaced).is_ok_and(|content| content.bytes == new.bytes)
     {
         return Ok(());
     }
@@ -50,7 +50,7 @@ pub(super) fn keep_owner(displaced: &Path, target: &Path) -> Result<(), FileErro
         return Ok(());
     }
     // Somebody else has written meanwhile: theirs goes back. The next look at the directory finds it.
-    let is_ours = identity(displaced)? == placed && Content::read(displaced)?.bytes == new.bytes;
+    let is_ours = identity(displaced)? == placed && FileContent::read(displaced)?.bytes == new.bytes;
     if !is_ours {
         exchange().map_err(|cause| FileError::io("replace", target, cause))?;
     }

@@ -70,14 +70,14 @@ pub(super) mod error {
 
 /// What a set is, as the kernel says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Header {
+pub(super) struct SetHeader {
     type_name: String,
     family: u8,
     commented: bool,
 }
 
 /// A command about one element.
-pub(super) enum Message<'a> {
+pub(super) enum ElementCommand<'a> {
     /// Where it is there already, `exclusive` is refused, and otherwise its comment is written over.
     Add {
         element: &'a Element,
@@ -95,9 +95,9 @@ struct Item {
     port: Option<(Protocol, u16)>,
 }
 
-// === impl Header ===
+// === impl SetHeader ===
 
-impl Header {
+impl SetHeader {
     pub(super) fn read(part: &wire::Message<'_>) -> Option<Self> {
         let attributes = part.attributes(NFGEN);
         let data = attributes.find(ATTR_DATA);
@@ -193,9 +193,9 @@ pub(super) fn list(name: &str, header: bool) -> Vec<u8> {
     })
 }
 
-// === impl Message ===
+// === impl ElementCommand ===
 
-impl Message<'_> {
+impl ElementCommand<'_> {
     /// Writes it, as several commands where the kernel takes no such key.
     pub(super) fn write(&self, w: &mut MessageWriter, set: &Set, sequence: u32) {
         let (kind, extra, key, comment) = match self {

@@ -25,7 +25,7 @@ const KINDS: [TableKind; 4] = [TableKind::Filter, TableKind::Mangle, TableKind::
 
 /// What is there and what should be, of one family in one variant.
 #[derive(Debug)]
-pub(super) struct Side<'a> {
+pub(super) struct TableSide<'a> {
     pub(super) layers: &'a [Ruleset],
     pub(super) family: Family,
     /// Whether the layers' rules belong here. Otherwise nothing of ours does.
@@ -38,7 +38,7 @@ pub(super) struct Side<'a> {
 
 /// What one layer has in a table of a side.
 pub(super) struct LayerView<'a> {
-    side: &'a Side<'a>,
+    side: &'a TableSide<'a>,
     layer: &'a Ruleset,
     pub(super) kind: TableKind,
     pub(super) saved: Option<&'a SavedTable>,
@@ -52,7 +52,7 @@ pub(super) struct LayerView<'a> {
     pub(super) shared: Vec<usize>,
 }
 
-impl Side<'_> {
+impl TableSide<'_> {
     /// Every way in which what is there differs.
     pub(super) fn differences(&self) -> Vec<Difference> {
         KINDS.into_iter().flat_map(|kind| self.views(kind)).flat_map(|view| view.differences()).collect()
@@ -98,7 +98,7 @@ impl Side<'_> {
 }
 
 impl<'a> LayerView<'a> {
-    fn new(side: &'a Side<'a>, layer: &'a Ruleset, kind: TableKind) -> Self {
+    fn new(side: &'a TableSide<'a>, layer: &'a Ruleset, kind: TableKind) -> Self {
         let model = layer.table(kind);
         let saved = side.saved.as_ref().and_then(|saved| saved.table(kind));
         let mut own = Names::of(layer, kind);

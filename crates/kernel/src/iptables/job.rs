@@ -8,7 +8,7 @@ use ruleset::{Family, TableKind};
 
 use super::child::{self, Surroundings};
 use super::error::{Failure, ProgramFailure};
-use super::private::{self, View};
+use super::private::{self, PrivateView};
 use super::probe::Present;
 use super::program::Variant;
 use super::saved::Saved;
@@ -25,12 +25,12 @@ pub(super) struct IptablesJob {
     pub(super) path: String,
     /// Whether the rules are the node's own, see [`super::Iptables::on_the_node`].
     pub(super) node: bool,
-    pub(super) runs: Vec<Run>,
+    pub(super) runs: Vec<ProgramRun>,
 }
 
 /// One run: the tables of one family and variant.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Run {
+pub(super) struct ProgramRun {
     pub(super) save: PathBuf,
     pub(super) restore: PathBuf,
     pub(super) family: Family,
@@ -65,7 +65,7 @@ impl IptablesJob {
     /// Whether the programs would come to files of the host that must not slow them down. What the node itself has is changed as
     /// everybody else changes it.
     pub(super) fn hides_files(&self) -> bool {
-        !self.node && (self.locks() || self.runs.iter().any(Run::looks_users_up))
+        !self.node && (self.locks() || self.runs.iter().any(ProgramRun::looks_users_up))
     }
 
     fn locks(&self) -> bool {
@@ -78,7 +78,8 @@ impl IptablesJob {
         // Asked for while /proc is as it was.
         let user_namespace = private::foreign_user_namespace();
         // A mount namespace is a copy of all the mounts that the process sees, which on a full node are hundreds.
-        let view = if self.hides_files() { private::hide_host_files(self.locks()) } else { View::default() };
+        let view =
+            if self.hides_files() { private::hide_host_files(self.locks()) } else { PrivateView::default() };
         let around = Surroundings {
             environment: environment(&self.path, &view, self.node),
             user_namespace,
@@ -101,7 +102,7 @@ impl IptablesJob {
     }
 }
 
-impl Run {
+impl ProgramRun {
     /// Whether a rule names a user or a group, which iptables looks up even if it is a number.
     fn looks_users_up(&self) -> bool {
         let of = |text: &str| text.contains("--uid-owner ") || text.contains("--gid-owner ");
@@ -170,7 +171,7 @@ pub(super) fn save_arguments(kinds: &[TableKind]) -> Vec<&'static str> {
 /// Everything that the programs get. Since 1.8.6 iptables takes the path of its lock from the environment; the mount over the
 /// usual path serves the older ones, and the two name the same file. Where nothing can be mounted, as in an init container, the lock is the
 /// memory file that takes the program's messages: no other process has that one.
-fn environment(path: &str, view: &View, node: bool) -> Vec<(String, String)> {
+fn environment(path: &str, view: &PrivateView, node: bool) -> Vec<(String, String)> {
     let lock = match (view.own_lock, node) {
         (true, _) => Some("/run/xtables.lock"),
         (false, false) => Some("/proc/self/fd/2"),

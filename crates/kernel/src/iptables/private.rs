@@ -25,7 +25,7 @@ const TMPFS_FLAGS: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).unio
 
 /// What could be arranged.
 #[derive(Debug, Default)]
-pub(super) struct View {
+pub(super) struct PrivateView {
     /// What could not, for the log.
     pub(super) warnings: Vec<String>,
     /// Whether the legacy lock is ours alone.
@@ -36,8 +36,8 @@ pub(super) struct View {
 ///
 /// The lock file is a new one for each call, so nobody waits for it: the work in one namespace is put in sequence before, and
 /// what other programs lock on the host are the host's rules.
-pub(super) fn hide_host_files(lock: bool) -> View {
-    let mut view = View::default();
+pub(super) fn hide_host_files(lock: bool) -> PrivateView {
+    let mut view = PrivateView::default();
     if let Err(e) = separate() {
         view.warnings.push(format!(
             "no private mount namespace for iptables ({e}): user names may be looked up, and iptables before 1.8.6 waits for {XTABLES_LOCK}"

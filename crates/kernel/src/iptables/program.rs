@@ -33,7 +33,7 @@ pub(super) struct Programs {
 
 /// Names to try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Candidate {
+pub(super) enum CandidateName {
     /// `iptables-legacy-restore`, `iptables-nft-restore`.
     Named(Variant),
     /// `iptables-restore`, whatever it is.
@@ -122,7 +122,7 @@ impl Search {
     pub(super) fn programs(
         &self,
         family: Family,
-        candidate: Candidate,
+        candidate: CandidateName,
         around: &Surroundings,
     ) -> Result<Programs, Error> {
         let base = match family {
@@ -130,13 +130,13 @@ impl Search {
             Family::V6 => "ip6tables",
         };
         let stem = match candidate {
-            Candidate::Named(variant) => format!("{base}-{variant}"),
-            Candidate::Unsuffixed => base.to_owned(),
+            CandidateName::Named(variant) => format!("{base}-{variant}"),
+            CandidateName::Unsuffixed => base.to_owned(),
         };
         let (restore, save) = self.pair(&stem)?;
         let found = variant_of(&restore, around)?;
         match candidate {
-            Candidate::Named(wanted) if wanted != found => {
+            CandidateName::Named(wanted) if wanted != found => {
                 Err(Error::WrongVariant { program: restore, wanted, found })
             }
             _ => Ok(Programs { variant: found, save, restore }),
@@ -150,8 +150,8 @@ impl Search {
         variant: Variant,
         around: &Surroundings,
     ) -> Result<Programs, Error> {
-        self.programs(family, Candidate::Named(variant), around).or_else(|error| {
-            let programs = self.programs(family, Candidate::Unsuffixed, around);
+        self.programs(family, CandidateName::Named(variant), around).or_else(|error| {
+            let programs = self.programs(family, CandidateName::Unsuffixed, around);
             programs.ok().filter(|programs| programs.variant == variant).ok_or(error)
         })
     }

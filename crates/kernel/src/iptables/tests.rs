@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use ruleset::{Action, Chain, Family, Match, Ports, Protocol, Rule, Ruleset, Table, TableKind};
 
-use super::change::Side;
+use super::change::TableSide;
 use super::error::{Failure, ProgramFailure};
-use super::job::{IptablesJob, JobReport, Run, TableStep};
+use super::job::{IptablesJob, JobReport, ProgramRun, TableStep};
 use super::program::Variant;
 use super::saved::Saved;
 use super::wire::{decode_job, decode_report, encode_job, encode_report};
@@ -19,7 +19,7 @@ fn job() -> IptablesJob {
         backward: String::new(),
         before: Some(vec!["-N A".to_owned(), String::new()]),
     };
-    let run = Run {
+    let run = ProgramRun {
         save: PathBuf::from("/sbin/save"),
         restore: PathBuf::from("/sbin/restore"),
         family: Family::V6,
@@ -27,7 +27,7 @@ fn job() -> IptablesJob {
         unproven: true,
         tables: vec![step(TableKind::Nat), step(TableKind::Filter)],
     };
-    let empty = Run { variant: Variant::Nft, unproven: false, tables: Vec::new(), ..run.clone() };
+    let empty = ProgramRun { variant: Variant::Nft, unproven: false, tables: Vec::new(), ..run.clone() };
     IptablesJob {
         timeout: Duration::from_millis(1500),
         path: "/bin:/sbin".to_owned(),
@@ -98,7 +98,7 @@ fn five_thousand_rules_are_compared() {
     let differences = |ports: &mut dyn Iterator<Item = u32>| {
         let rules: String = ports.map(line).collect();
         let saved = Saved::parse(&format!("*nat\n:ISTIO_INBOUND - [0:0]\n{rules}COMMIT\n"));
-        Side {
+        TableSide {
             layers: std::slice::from_ref(&ruleset),
             family: Family::V4,
             planned: true,
@@ -149,7 +149,7 @@ fn thousands_of_chains_of_others_take_no_time() {
         "*nat\n:ISTIO_POSTRT - [0:0]\n{chains}-A POSTROUTING -j ISTIO_POSTRT\n{rules}-A ISTIO_POSTRT -j ISTIO_OTHER\nCOMMIT\n"
     );
     let start = std::time::Instant::now();
-    let side = Side {
+    let side = TableSide {
         layers: std::slice::from_ref(&ruleset),
         family: Family::V4,
         planned: true,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use ruleset::TableKind;
 
 use super::error::{Failure, ProgramFailure};
-use super::job::{IptablesJob, JobReport, Run, TableStep};
+use super::job::{IptablesJob, JobReport, ProgramRun, TableStep};
 use super::{FAMILIES, VARIANTS};
 
 /// Tables by number.
@@ -48,7 +48,7 @@ pub(super) fn decode_job(bytes: &[u8]) -> Option<IptablesJob> {
     let path = r.text()?;
     let node = r.number()? != 0;
     let runs = r.list(|r| {
-        Some(Run {
+        Some(ProgramRun {
             save: r.path()?,
             restore: r.path()?,
             family: *FAMILIES.get(r.size()?)?,

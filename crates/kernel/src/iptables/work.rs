@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use ruleset::iptables::{Names, rules};
 use ruleset::{Family, Ruleset, TableKind};
 
-use super::change::Side;
+use super::change::TableSide;
 use super::error::{Error, Failure};
 use super::job::save_arguments;
 use super::probe::Present;
-use super::program::{Candidate, Programs, Variant};
+use super::program::{CandidateName, Programs, Variant};
 use super::saved::{Saved, SavedTable};
 use super::{FAMILIES, Iptables, VARIANTS, child};
 
@@ -17,15 +17,15 @@ const KINDS: [TableKind; 4] = [TableKind::Filter, TableKind::Mangle, TableKind::
 
 /// A side with the programs for it.
 pub(super) struct Work<'a> {
-    pub(super) side: Side<'a>,
+    pub(super) side: TableSide<'a>,
     pub(super) programs: Programs,
     /// Whether the variant has no table here yet, so that nobody has shown that it works.
     pub(super) unproven: bool,
 }
 
 impl Iptables {
-    fn candidates(&self, present: &Present) -> &'static [Candidate] {
-        use Candidate::{Named, Unsuffixed};
+    fn candidates(&self, present: &Present) -> &'static [CandidateName] {
+        use CandidateName::{Named, Unsuffixed};
         use Variant::{Legacy, Nft};
         match (self.forced, &present.nft, present.legacy) {
             (Some(Legacy), ..) => &[Named(Legacy)],
@@ -75,7 +75,7 @@ impl Iptables {
     /// On a kernel without nf_tables the programs of the nft variant can only fail, so they are not started.
     fn programs_for(
         &self,
-        candidate: Candidate,
+        candidate: CandidateName,
         family: Family,
         present: &Present,
     ) -> Result<Programs, Error> {
@@ -185,8 +185,8 @@ fn side<'a>(
     planned: bool,
     saved: Option<Saved>,
     label: &'static str,
-) -> Side<'a> {
-    Side { layers, family, planned, saved, label }
+) -> TableSide<'a> {
+    TableSide { layers, family, planned, saved, label }
 }
 
 /// For nft this is exact for chains; legacy does not name its chains without a program.

@@ -4,11 +4,11 @@ mod object;
 
 use ruleset::{Base, Chain, Rule, Ruleset, Set, Table};
 
-pub(super) use object::{Object, TableOf};
+pub(super) use object::{BatchObject, TableOf};
 
 use super::error::RefusedMessage;
 use super::lower::{self, Lowered};
-use super::set::{self as sets, Element, SetType};
+use super::set::{self as sets, SetType, WireElement};
 use super::uapi::{
     batch_header, chain, element, family, header, message, object as object_uapi, rule as rule_uapi, set,
     table as table_uapi,
@@ -21,7 +21,7 @@ pub(super) struct Batch<'a> {
     writer: MessageWriter,
     layers: &'a [Ruleset],
     /// What each message is about; the index is its sequence number.
-    objects: Vec<Object<'a>>,
+    objects: Vec<BatchObject<'a>>,
     /// Where the last message starts.
     last: usize,
     set_ids: u32,
@@ -31,7 +31,7 @@ pub(super) struct Batch<'a> {
 
 /// A table that stays, because it has sets that somebody else fills; and what is in it.
 #[derive(Debug)]
-pub(super) struct Kept<'a> {
+pub(super) struct KeptTable<'a> {
     pub(super) table: TableOf<'a>,
     /// Chains that stay without their rules, because elements of a kept verdict map may lead to them.
     pub(super) chains: Vec<String>,
@@ -44,10 +44,10 @@ pub(super) struct Kept<'a> {
     /// Counters that do not; the others go on counting.
     pub(super) other_counters: Vec<String>,
     /// What goes from the sets that stay: elements of verdict maps that lead to chains which do not.
-    pub(super) elements: Vec<(String, Vec<Element>)>,
+    pub(super) elements: Vec<(String, Vec<WireElement>)>,
 }
 
-impl Kept<'_> {
+impl KeptTable<'_> {
     /// Whether it has more than sets.
     pub(super) fn has_chains(&self) -> bool {
         !self.chains.is_empty() || !self.other_chains.is_empty()
@@ -68,7 +68,7 @@ impl<'a> Batch<'a> {
             set_ids: 0,
             table_flags: 0,
         };
-        batch.objects.push(Object::Whole);
+        batch.objects.push(BatchObject::Whole);
         batch.writer.message(message::BATCH_BEGIN, flags::REQUEST, 0, &batch_header(), |_| {});
         batch
     }
@@ -81,27 +81,31 @@ impl<'a> Batch<'a> {
     /// Deletes a table with all that is in it.
     pub(super) fn delete_table(&mut self, table: TableOf<'a>) {
         let name = table.name();
-        self.message(Object::DeleteTable(table), message::DEL_TABLE, 0, |w| w.text(table_uapi::NAME, &name));
+        self.message(BatchObject::DeleteTable(table), message::DEL_TABLE, 0, |w| {
+            w.text(table_uapi::NAME, &name)
+        });
     }
 
     /// Deletes the rules and chains of a table and those of its sets that are not to stay.
-    fn empty_table(&mut self, kept: &'a Kept<'a>) {
+    fn empty_table(&mut self, kept: &'a KeptTable<'a>) {
         let (table, name) = (kept.table, kept.table.name());
-        self.message(Object::DeleteRules(table), message::DEL_RULE, 0, |w| w.text(rule_uapi::TABLE, &name));
+        self.message(BatchObject::DeleteRules(table), message::DEL_RULE, 0, |w| {
+            w.text(rule_uapi::TABLE, &name)
+        });
         for (from, elements) in &kept.elements {
             for part in elements.chunks(sets::AT_A_TIME) {
-                self.message(Object::DeleteElements(table, from), message::DEL_ELEMENTS, 0, |w| {
+                self.message(BatchObject::DeleteElements(table, from), message::DEL_ELEMENTS, 0, |w| {
                     sets::write_elements(w, &name, from, part);
                 });
             }
         }
-        let sets = kept.other_sets.iter().map(|set| (Object::DeleteSet(table, set), set));
-        let chains = kept.other_chains.iter().map(|chain| (Object::DeleteChain(table, chain), chain));
-        let counters = kept.other_counters.iter().map(|name| (Object::DeleteCounter(table, name), name));
+        let sets = kept.other_sets.iter().map(|set| (BatchObject::DeleteSet(table, set), set));
+        let chains = kept.other_chains.iter().map(|chain| (BatchObject::DeleteChain(table, chain), chain));
+        let counters = kept.other_counters.iter().map(|name| (BatchObject::DeleteCounter(table, name), name));
         for (gone, called) in sets.chain(chains).chain(counters) {
             let (kind, table, attribute) = match gone {
-                Object::DeleteSet(..) => (message::DEL_SET, set::TABLE, set::NAME),
-                Object::DeleteChain(..) => (message::DEL_CHAIN, chain::TABLE, chain::NAME),
+                BatchObject::DeleteSet(..) => (message::DEL_SET, set::TABLE, set::NAME),
+                BatchObject::DeleteChain(..) => (message::DEL_CHAIN, chain::TABLE, chain::NAME),
                 _ => (message::DEL_OBJECT, object_uapi::TABLE, object_uapi::NAME),
             };
             self.message(gone, kind, 0, |w| {
@@ -115,7 +119,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Adds all tables of a layer. It fails when one is there, but for those that are kept: these get new content.
-    pub(super) fn add_tables(&mut self, layer: &'a Ruleset, kept: &'a [Kept<'a>]) {
+    pub(super) fn add_tables(&mut self, layer: &'a Ruleset, kept: &'a [KeptTable<'a>]) {
         for table in &layer.tables {
             let of = TableOf { owner: &layer.owner, kind: table.kind };
             let kept = kept.iter().find(|kept| kept.table == of);
@@ -130,7 +134,7 @@ impl<'a> Batch<'a> {
     fn add_table(&mut self, table: TableOf<'a>) {
         let name = table.name();
         let (new, table_flags) = (flags::CREATE | flags::EXCL, self.table_flags);
-        self.message(Object::AddTable(table), message::NEW_TABLE, new, |w| {
+        self.message(BatchObject::AddTable(table), message::NEW_TABLE, new, |w| {
             w.text(table_uapi::NAME, &name);
             w.be32(table_uapi::FLAGS, table_flags);
         });
@@ -142,7 +146,7 @@ impl<'a> Batch<'a> {
         let new = table.sets.iter().filter(|set| there.iter().all(|name| *name != set.name));
         let sets: Vec<(&Set, u32)> = new.map(|set| (set, self.add_set(of, &name, set))).collect();
         for counter in table.counters() {
-            self.message(Object::AddCounter(of, counter), message::NEW_OBJECT, flags::CREATE, |w| {
+            self.message(BatchObject::AddCounter(of, counter), message::NEW_OBJECT, flags::CREATE, |w| {
                 w.text(object_uapi::TABLE, &name);
                 w.text(object_uapi::NAME, counter);
                 w.be32(object_uapi::TYPE, object_uapi::COUNTER);
@@ -150,14 +154,14 @@ impl<'a> Batch<'a> {
             });
         }
         for chain in ruleset::nft::chains(table) {
-            self.message(Object::AddChain(of, chain), message::NEW_CHAIN, flags::CREATE, |w| {
+            self.message(BatchObject::AddChain(of, chain), message::NEW_CHAIN, flags::CREATE, |w| {
                 write_chain(w, &name, chain);
             });
         }
         // The elements of a verdict map lead to chains.
         for (set, id) in sets {
             let elements = sets::fixed(set);
-            self.add_elements(Object::AddElements(of, &set.name), &name, &set.name, id, &elements);
+            self.add_elements(BatchObject::AddElements(of, &set.name), &name, &set.name, id, &elements);
         }
         for chain in &table.chains {
             for rule in &chain.rules {
@@ -169,7 +173,7 @@ impl<'a> Batch<'a> {
     /// Adds an empty set; gives its number in the transaction.
     fn add_set(&mut self, of: TableOf<'a>, table: &str, set: &'a Set) -> u32 {
         let id = self.next_set_id();
-        self.message(Object::AddSet(of, &set.name), message::NEW_SET, flags::CREATE, |w| {
+        self.message(BatchObject::AddSet(of, &set.name), message::NEW_SET, flags::CREATE, |w| {
             w.text(set::TABLE, table);
             w.text(set::NAME, &set.name);
             SetType::of(set).write(w);
@@ -185,10 +189,10 @@ impl<'a> Batch<'a> {
         let lowered = lower::lower(rule);
         let first_id = self.set_ids + 1;
         for ports in &lowered.ports {
-            self.add_ports(Object::AddPorts(of, chain, rule), table, ports);
+            self.add_ports(BatchObject::AddPorts(of, chain, rule), table, ports);
         }
         let new = flags::CREATE | flags::APPEND;
-        self.message(Object::AddRule(of, chain, rule), message::NEW_RULE, new, |w| {
+        self.message(BatchObject::AddRule(of, chain, rule), message::NEW_RULE, new, |w| {
             w.text(rule_uapi::TABLE, table);
             w.text(rule_uapi::CHAIN, &chain.name);
             write_exprs(w, &lowered, first_id);
@@ -196,7 +200,7 @@ impl<'a> Batch<'a> {
         });
     }
 
-    fn add_ports(&mut self, object: Object<'a>, table: &str, ports: &[u16]) {
+    fn add_ports(&mut self, object: BatchObject<'a>, table: &str, ports: &[u16]) {
         let id = self.next_set_id();
         self.message(object, message::NEW_SET, flags::CREATE, |w| {
             w.text(set::TABLE, table);
@@ -207,12 +211,19 @@ impl<'a> Batch<'a> {
             w.nest(set::DESC, |w| w.be32(set::DESC_SIZE, u32::try_from(ports.len()).unwrap_or(u32::MAX)));
             w.attribute(set::USERDATA, &set::BIG_ENDIAN_KEYS);
         });
-        let elements: Vec<Element> =
-            ports.iter().map(|port| Element::plain(port.to_be_bytes().to_vec())).collect();
+        let elements: Vec<WireElement> =
+            ports.iter().map(|port| WireElement::plain(port.to_be_bytes().to_vec())).collect();
         self.add_elements(object, table, set::ANONYMOUS_NAME, id, &elements);
     }
 
-    fn add_elements(&mut self, object: Object<'a>, table: &str, set: &str, id: u32, elements: &[Element]) {
+    fn add_elements(
+        &mut self,
+        object: BatchObject<'a>,
+        table: &str,
+        set: &str,
+        id: u32,
+        elements: &[WireElement],
+    ) {
         for part in elements.chunks(sets::AT_A_TIME) {
             self.message(object, message::NEW_ELEMENTS, flags::CREATE, |w| {
                 w.text(element::LIST_TABLE, table);
@@ -242,7 +253,7 @@ impl<'a> Batch<'a> {
     fn end(&mut self) {
         // One answer is enough, and it comes after the commit.
         self.writer.add_flag(self.last, flags::ACK);
-        self.objects.push(Object::Whole);
+        self.objects.push(BatchObject::Whole);
         self.message_of(message::BATCH_END, 0, self.objects.len() - 1, &batch_header(), |_| {});
     }
 
@@ -271,11 +282,17 @@ impl<'a> Batch<'a> {
     }
 
     fn failure(&self, index: usize, error: netlink::Error) -> RefusedMessage<'a> {
-        let object = self.objects.get(index).copied().unwrap_or(Object::Whole);
+        let object = self.objects.get(index).copied().unwrap_or(BatchObject::Whole);
         RefusedMessage { object, layers: self.layers, error }
     }
 
-    fn message(&mut self, object: Object<'a>, kind: u16, extra: u16, body: impl FnOnce(&mut MessageWriter)) {
+    fn message(
+        &mut self,
+        object: BatchObject<'a>,
+        kind: u16,
+        extra: u16,
+        body: impl FnOnce(&mut MessageWriter),
+    ) {
         self.last = self.writer.len();
         self.objects.push(object);
         self.message_of(kind, extra, self.objects.len() - 1, &header(family::INET), body);

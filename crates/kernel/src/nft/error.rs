@@ -3,7 +3,7 @@
 use ruleset::{Action, Chain, ChainKind, Counting, Match, Rule, Ruleset};
 use rustix::io::Errno;
 
-use super::batch::Object;
+use super::batch::BatchObject;
 use super::list::NetlinkTable;
 use super::missing::{
     BATCHES, CONNTRACK, COUNTER, INET, KernelPart, LOG, MissingPart, NAMED_COUNTER, NAT, NETFILTER,
@@ -73,7 +73,7 @@ pub enum Error {
 /// A message that the kernel refused.
 #[derive(Debug)]
 pub(super) struct RefusedMessage<'a> {
-    pub(super) object: Object<'a>,
+    pub(super) object: BatchObject<'a>,
     /// Those of the transaction.
     pub(super) layers: &'a [Ruleset],
     pub(super) error: netlink::Error,
@@ -123,14 +123,14 @@ impl RefusedMessage<'_> {
     pub(super) fn is_race(&self) -> bool {
         matches!(
             (self.object, self.error.errno()),
-            (Object::AddTable(_), Some(Errno::EXIST))
+            (BatchObject::AddTable(_), Some(Errno::EXIST))
                 | (
-                    Object::DeleteTable(_)
-                        | Object::DeleteRules(_)
-                        | Object::DeleteChain(..)
-                        | Object::DeleteSet(..)
-                        | Object::DeleteCounter(..)
-                        | Object::DeleteElements(..),
+                    BatchObject::DeleteTable(_)
+                        | BatchObject::DeleteRules(_)
+                        | BatchObject::DeleteChain(..)
+                        | BatchObject::DeleteSet(..)
+                        | BatchObject::DeleteCounter(..)
+                        | BatchObject::DeleteElements(..),
                     Some(Errno::NOENT)
                 )
         )
@@ -142,15 +142,17 @@ impl RefusedMessage<'_> {
         // ENOENT is the kernel's answer for a type of chain or an instruction that no module provides. EOPNOTSUPP is about its place (an
         // action in a chain of the wrong type), but for a set: no module provides sets.
         match (self.object, self.error.errno().filter(|_| refused)?) {
-            (Object::Whole | Object::AddTable(_), Errno::OPNOTSUPP) => Some(NF_TABLES),
+            (BatchObject::Whole | BatchObject::AddTable(_), Errno::OPNOTSUPP) => Some(NF_TABLES),
             // The first message of a transaction has no content that could be wrong: the kernel does not know it.
-            (Object::Whole, Errno::INVAL) => Some(BATCHES),
-            (Object::AddTable(_), Errno::AFNOSUPPORT) => Some(INET),
-            (Object::AddChain(_, chain), Errno::NOENT) => missing_for_chain(chain),
+            (BatchObject::Whole, Errno::INVAL) => Some(BATCHES),
+            (BatchObject::AddTable(_), Errno::AFNOSUPPORT) => Some(INET),
+            (BatchObject::AddChain(_, chain), Errno::NOENT) => missing_for_chain(chain),
             // Without objects the kernel does not know the message.
-            (Object::AddCounter(..), Errno::NOENT | Errno::OPNOTSUPP | Errno::INVAL) => Some(NAMED_COUNTER),
-            (Object::AddRule(_, _, rule), Errno::NOENT) => missing_for_rule(rule),
-            (Object::AddSet(..) | Object::AddPorts(..), Errno::OPNOTSUPP) => Some(SETS),
+            (BatchObject::AddCounter(..), Errno::NOENT | Errno::OPNOTSUPP | Errno::INVAL) => {
+                Some(NAMED_COUNTER)
+            }
+            (BatchObject::AddRule(_, _, rule), Errno::NOENT) => missing_for_rule(rule),
+            (BatchObject::AddSet(..) | BatchObject::AddPorts(..), Errno::OPNOTSUPP) => Some(SETS),
             _ => None,
         }
     }

@@ -11,8 +11,8 @@ use ruleset::{Base, Rule, Ruleset, Set, Table, listed};
 use super::expr::Expr;
 use super::list::{self, HEADER};
 use super::lower::{self, Lowered};
-use super::read::{self, Sets};
-use super::set::{self as sets, Element, SetType};
+use super::read::{self, SetRanges};
+use super::set::{self as sets, SetType, WireElement};
 use super::uapi::{chain, element, expr, message, rule, set, table};
 use crate::netlink::wire::{Attributes, Messages};
 
@@ -28,7 +28,7 @@ pub(super) struct ExpectedSet<'a> {
     pub(super) name: Cow<'a, str>,
     pub(super) kind: SetType,
     /// In the order of keys. Empty for a set whose members are kept by somebody else.
-    pub(super) elements: Vec<Element>,
+    pub(super) elements: Vec<WireElement>,
 }
 
 /// A chain.
@@ -161,7 +161,7 @@ pub(super) fn recorded(transaction: &[u8]) -> Option<Vec<ExpectedTable<'static>>
                 let sets = &mut table_of(&mut tables, a, element::LIST_TABLE)?.sets;
                 let set = sets.iter_mut().find(|set| set.name == name)?;
                 let items = a.find(element::LIST_ELEMENTS)?.nested();
-                set.elements.extend(items.map(|item| Element::read(&item)));
+                set.elements.extend(items.map(|item| WireElement::read(&item)));
                 sets::sort(&mut set.elements);
             }
             message::NEW_CHAIN => table_of(&mut tables, a, chain::TABLE)?.chains.push(ExpectedChain {
@@ -203,7 +203,7 @@ fn recorded_rule(a: Attributes<'_>, known: &HashMap<u32, Vec<u16>>) -> Option<Ex
     let items = || a.find(rule::EXPRESSIONS).into_iter().flat_map(|a| a.nested());
     let exprs: Vec<Expr<'static>> = items().map(|item| Expr::decode(&item)).collect();
     let mut ports = Vec::new();
-    let mut sets = Sets::new();
+    let mut sets = SetRanges::new();
     for (item, _) in items().zip(&exprs).filter(|(_, e)| matches!(e, Expr::Lookup { .. })) {
         let operands = item.nested().find(expr::DATA)?.nested();
         // A named set has no number here, and its members no part in the rule.

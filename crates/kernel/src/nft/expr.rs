@@ -12,7 +12,7 @@ use std::fmt;
 use super::uapi::{LOOKUP_INVERTED, ORIGINAL, SNAT, expr as uapi, set};
 use crate::netlink::wire::MessageWriter;
 
-pub(super) use value::Value;
+pub(super) use value::RegisterValue;
 
 /// One instruction.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,9 +30,9 @@ pub(super) enum Expr<'a> {
     /// Loads bytes of the packet.
     Payload { base: u32, offset: u32, len: u32 },
     /// Register and mask, exclusive-or xor.
-    Bitwise { mask: Value, xor: Value },
+    Bitwise { mask: RegisterValue, xor: RegisterValue },
     /// Goes on when the register compares so with the data.
-    Cmp { op: u32, data: Value },
+    Cmp { op: u32, data: RegisterValue },
     /// Goes on when the register is in the set.
     Lookup { set: Cow<'a, str>, inverted: bool },
     /// As [`Self::MetaLoad`], to another register: a part of a key of several parts.
@@ -42,7 +42,7 @@ pub(super) enum Expr<'a> {
     /// Does what the map says of the register.
     Verdicts { map: Cow<'a, str> },
     /// Loads a constant.
-    Load(Value),
+    Load(RegisterValue),
     /// Ends the rule.
     Verdict { code: i32, chain: Option<Cow<'a, str>> },
     /// Counts packets and bytes.
@@ -157,7 +157,7 @@ fn numbers(w: &mut MessageWriter, list: &[(u16, u32)]) {
     }
 }
 
-fn value(w: &mut MessageWriter, kind: u16, value: &Value) {
+fn value(w: &mut MessageWriter, kind: u16, value: &RegisterValue) {
     w.nest(kind, |w| w.attribute(uapi::DATA_VALUE, value.as_slice()));
 }
 

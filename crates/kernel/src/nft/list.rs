@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 
 use super::expr::Expr;
 use super::lower::Lowered;
-use super::set::{Element, SetType};
+use super::set::{SetType, WireElement};
 use super::uapi::{chain, element, family, header, message, object, rule, set, table};
 use crate::netlink::wire::{Attributes, Message, MessageWriter};
 use crate::netlink::{Error, NetlinkSocket, flags};
@@ -50,7 +50,7 @@ pub(super) struct NetlinkRule {
 pub(super) struct ListedSet {
     pub(super) name: String,
     pub(super) kind: SetType,
-    pub(super) elements: Vec<Element>,
+    pub(super) elements: Vec<WireElement>,
 }
 
 /// The tables of a family (0: all families).
@@ -203,7 +203,7 @@ fn elements(
     table: &str,
     set: &str,
     most: usize,
-) -> Result<(Vec<Element>, bool), Error> {
+) -> Result<(Vec<WireElement>, bool), Error> {
     let mut found = Vec::new();
     let filter = |w: &mut MessageWriter| {
         w.text(element::LIST_TABLE, table);
@@ -213,7 +213,7 @@ fn elements(
         None => cleared(&mut found),
         Some((_, attributes)) => {
             let mut items = attributes.find(element::LIST_ELEMENTS).into_iter().flat_map(|a| a.nested());
-            items.try_for_each(|item| push(&mut found, Element::read(&item), most))
+            items.try_for_each(|item| push(&mut found, WireElement::read(&item), most))
         }
     })?;
     Ok((found, whole))
@@ -263,7 +263,8 @@ fn listed_rule(attributes: Attributes<'_>, anonymous: &HashMap<&str, Option<Vec<
 /// The ports of an anonymous set; `None` when it is not a plain set of ports.
 fn port_set(listed: &ListedSet) -> Option<Vec<u16>> {
     let plain = listed.kind.flags == set::ANONYMOUS | set::CONSTANT && listed.kind.key_type == set::TYPE_PORT;
-    let port = |e: &Element| e.key[..].try_into().ok().filter(|_| plain && !e.end).map(u16::from_be_bytes);
+    let port =
+        |e: &WireElement| e.key[..].try_into().ok().filter(|_| plain && !e.end).map(u16::from_be_bytes);
     listed.elements.iter().map(port).collect()
 }
 

@@ -13,7 +13,7 @@ use ruleset::{
     ALL_BITS, ChainKind, CtState, Families, Family, Hook, KeyType, Match, Ports, Protocol, Rule, Side,
 };
 
-use super::expr::{Expr, Value};
+use super::expr::{Expr, RegisterValue};
 use super::uapi::expr::{self, REGISTER};
 use super::uapi::{REPLY, cmp, ct, family, meta, payload, set};
 use crate::netlink::wire::MessageWriter;
@@ -86,7 +86,7 @@ impl<'a> Lowering<'a> {
         self.push(Expr::Raw { name: name.into(), operands });
     }
 
-    fn compare(&mut self, data: Value, not: bool) {
+    fn compare(&mut self, data: RegisterValue, not: bool) {
         self.push(Expr::Cmp { op: if not { cmp::NEQ } else { cmp::EQ }, data });
     }
 
@@ -203,10 +203,13 @@ impl<'a> Lowering<'a> {
             (None, Family::V6) => self.push(Expr::CtOriginal(ct::DESTINATION_V6)),
         }
         if whole {
-            self.compare(Value::prefix(network, bits / 8), not);
+            self.compare(RegisterValue::prefix(network, bits / 8), not);
         } else {
-            self.push(Expr::Bitwise { mask: Value::prefix(mask, width), xor: Value::prefix([0; 16], width) });
-            self.compare(Value::prefix(network, width), not);
+            self.push(Expr::Bitwise {
+                mask: RegisterValue::prefix(mask, width),
+                xor: RegisterValue::prefix([0; 16], width),
+            });
+            self.compare(RegisterValue::prefix(network, width), not);
         }
     }
 

@@ -9,7 +9,7 @@ use netns::Inside;
 use ruleset::{Element as Member, Key, KeyType, Set, SetDelta};
 use rustix::io::Errno;
 
-use super::set::{AT_A_TIME, Element, members_of, write_elements};
+use super::set::{AT_A_TIME, WireElement, members_of, write_elements};
 use super::uapi::{batch_header, element, family, header, message};
 use crate::netlink::wire::MessageWriter;
 use crate::netlink::{self, NetlinkSocket, flags};
@@ -26,8 +26,8 @@ const HEADER: usize = 4;
 struct Part<'a> {
     set: &'a Set,
     table: &'a str,
-    gone: Vec<Element>,
-    new: Vec<Element>,
+    gone: Vec<WireElement>,
+    new: Vec<WireElement>,
 }
 
 /// Sets in tables of family inet, by a socket that stays in their namespace.
@@ -51,12 +51,12 @@ impl NftSets {
     pub(crate) fn get(&mut self, at: &SetPlace, key: &Key) -> Result<Option<Member>, Error> {
         let mut request = MessageWriter::with_capacity(128);
         request.message(message::GET_ELEMENTS, flags::REQUEST | flags::ACK, 1, &header(family::INET), |w| {
-            write_elements(w, &at.table, &at.set.name, &Element::of(&Member::from(*key)));
+            write_elements(w, &at.table, &at.set.name, &WireElement::of(&Member::from(*key)));
         });
         let mut found = Vec::new();
         let result = self.socket.get(request.bytes(), |answer| {
             let list = answer.attributes(HEADER).find(element::LIST_ELEMENTS);
-            found.extend(list.iter().flat_map(|list| list.nested()).map(|item| Element::read(&item)));
+            found.extend(list.iter().flat_map(|list| list.nested()).map(|item| WireElement::read(&item)));
         });
         match result {
             Ok(()) => Ok(members_of(at.set.keys, found).pop()),
@@ -77,7 +77,7 @@ impl NftSets {
             None => found.clear(),
             Some(part) => {
                 let list = part.attributes(HEADER).find(element::LIST_ELEMENTS);
-                found.extend(list.iter().flat_map(|list| list.nested()).map(|item| Element::read(&item)));
+                found.extend(list.iter().flat_map(|list| list.nested()).map(|item| WireElement::read(&item)));
             }
         });
         result.map_err(|error| failed("list", at, error))?;
@@ -114,7 +114,7 @@ impl NftSets {
             let mut part = Part { set: &at.set, table: &at.table, gone: Vec::new(), new: Vec::new() };
             for key in delta.removed() {
                 match present.get(&key) {
-                    Some(member) => part.gone.extend(Element::of(member)),
+                    Some(member) => part.gone.extend(WireElement::of(member)),
                     None => changed.as_before += 1,
                 }
                 changed.removed += usize::from(present.contains_key(&key));
@@ -127,12 +127,12 @@ impl NftSets {
                     }
                     // Adding what is there would keep its comment, and is refused for another verdict.
                     Some(old) => {
-                        part.gone.extend(Element::of(old));
+                        part.gone.extend(WireElement::of(old));
                         changed.replaced += 1;
                     }
                     None => changed.added += 1,
                 }
-                part.new.extend(Element::of(&member));
+                part.new.extend(WireElement::of(&member));
             }
             parts.push(part);
         }
@@ -187,8 +187,8 @@ fn taken_as_missing<'a>(changes: &[(&'a SetPlace, &SetDelta)]) -> (Vec<Part<'a>>
         Part {
             set: &at.set,
             table: &at.table,
-            gone: delta.removed().flat_map(|key| Element::of(&key.into())).collect(),
-            new: delta.added().flat_map(|member| Element::of(&member)).collect(),
+            gone: delta.removed().flat_map(|key| WireElement::of(&key.into())).collect(),
+            new: delta.added().flat_map(|member| WireElement::of(&member)).collect(),
         }
     });
     (parts.collect(), changed)

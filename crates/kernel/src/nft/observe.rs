@@ -2,10 +2,10 @@
 
 use ruleset::{Ruleset, Set, Table, TableKind};
 
-use super::batch::{Kept, TableOf};
+use super::batch::{KeptTable, TableOf};
 use super::expected::{ExpectedChain, ExpectedRule, ExpectedSet, ExpectedTable};
 use super::list::{self, ListedSet, NetlinkChain, NetlinkRule, NetlinkTable};
-use super::set::{Element, SetType};
+use super::set::{SetType, WireElement};
 use super::uapi::{chain, set};
 use crate::Difference;
 use crate::difference::{Edit, align};
@@ -31,7 +31,7 @@ pub(super) fn kept<'a>(
     socket: &mut NetlinkSocket,
     ruleset: &'a Ruleset,
     listed: &[NetlinkTable],
-) -> Result<Vec<Kept<'a>>, Error> {
+) -> Result<Vec<KeptTable<'a>>, Error> {
     let mut all = Vec::new();
     for table in ruleset.tables.iter().filter(|table| table.sets.iter().any(Set::is_kept)) {
         let of = TableOf { owner: &ruleset.owner, kind: table.kind };
@@ -43,7 +43,11 @@ pub(super) fn kept<'a>(
     Ok(all)
 }
 
-fn kept_table<'a>(socket: &mut NetlinkSocket, table: &Table, of: TableOf<'a>) -> Result<Kept<'a>, Error> {
+fn kept_table<'a>(
+    socket: &mut NetlinkSocket,
+    table: &Table,
+    of: TableOf<'a>,
+) -> Result<KeptTable<'a>, Error> {
     let name = of.name();
     let kept_maps = |set: &str| table.sets.iter().any(|s| s.name == set && s.is_kept() && s.is_map());
     let maps = table.sets.iter().any(|set| kept_maps(&set.name));
@@ -65,7 +69,7 @@ fn kept_table<'a>(socket: &mut NetlinkSocket, table: &Table, of: TableOf<'a>) ->
     let names =
         |chains: Vec<NetlinkChain>| chains.into_iter().map(|chain| chain.name).collect::<Vec<String>>();
     let (chains, other_chains) = (names(chains), names(other_chains));
-    let goes = |element: &Element| {
+    let goes = |element: &WireElement| {
         let target = element.verdict.as_ref().and_then(|verdict| verdict.chain.as_ref());
         target.is_some_and(|target| other_chains.contains(target))
     };
@@ -78,7 +82,7 @@ fn kept_table<'a>(socket: &mut NetlinkSocket, table: &Table, of: TableOf<'a>) ->
     let mut other_counters = list::counters(socket, &name)?;
     other_counters.retain(|counter| !planned.contains(&counter.as_str()));
     let (sets, other_sets) = (names(sets), names(other_sets));
-    Ok(Kept { table: of, chains, other_chains, sets, other_sets, other_counters, elements })
+    Ok(KeptTable { table: of, chains, other_chains, sets, other_sets, other_counters, elements })
 }
 
 /// What the kernel has, asked for once.
@@ -184,8 +188,9 @@ fn set_differences(
     let mut differs = |set: &str, how| {
         out.push(Difference::DifferentSet { table: name.to_owned(), set: set.to_owned(), how });
     };
-    let same =
-        |l: &[Element], e: &[Element]| l.iter().map(Element::compared).eq(e.iter().map(Element::compared));
+    let same = |l: &[WireElement], e: &[WireElement]| {
+        l.iter().map(WireElement::compared).eq(e.iter().map(WireElement::compared))
+    };
     for set in expected {
         let how = match listed.iter().find(|l| l.name == set.name) {
             None => "is missing",

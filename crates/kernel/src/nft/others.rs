@@ -6,7 +6,7 @@ use ruleset::Ruleset;
 use ruleset::listed::{ListedChain, ListedTable};
 
 use super::list::{self, HEADER};
-use super::read::{self, Sets};
+use super::read::{self, SetRanges};
 use super::uapi::{chain, element, expr, family, header, message, rule, set, table};
 use crate::netlink::wire::{Attribute, Message, MessageWriter, Messages};
 use crate::netlink::{Error, NetlinkSocket, flags};
@@ -55,7 +55,7 @@ pub(super) fn list(owners: &[Ruleset]) -> Result<Listing, Error> {
         rules_left = rules_left.saturating_sub(bytes.len());
         let sets = match asks_sets(&bytes) {
             true => sets(table.family, &table.name, &mut sets_left)?,
-            false => Sets::new(),
+            false => SetRanges::new(),
         };
         let mut chains = table.chains;
         for message in Messages::new(&bytes) {
@@ -138,13 +138,13 @@ fn asks_sets(rules: &[u8]) -> bool {
     })
 }
 
-fn sets(family: u8, table: &str, left: &mut usize) -> Result<Sets, Error> {
+fn sets(family: u8, table: &str, left: &mut usize) -> Result<SetRanges, Error> {
     let mut found: HashMap<String, u32> = HashMap::new();
     dump(family, message::GET_SET, Some((set::TABLE, table)), *left, |m| {
         let a = m.attributes(HEADER);
         found.insert(list::text(a, set::NAME), list::number(a, set::FLAGS));
     })?;
-    let mut sets = Sets::new();
+    let mut sets = SetRanges::new();
     for (name, flags) in found {
         let mut bytes = Vec::new();
         let whole = *left > 0

@@ -33,7 +33,7 @@ const LOOKUP_DATA: u16 = 3;
 const LOOKUP_FLAGS: u16 = 5;
 
 /// The members of the sets that a table's rules may ask for: keys as the kernel has them, in ranges. Absent: could not be read.
-pub(super) type Sets = std::collections::HashMap<String, Option<Vec<(Vec<u8>, Vec<u8>)>>>;
+pub(super) type SetRanges = std::collections::HashMap<String, Option<Vec<(Vec<u8>, Vec<u8>)>>>;
 
 /// What a register holds.
 #[derive(Clone)]
@@ -57,7 +57,7 @@ struct Reader {
 }
 
 /// Reads `NFTA_RULE_EXPRESSIONS`.
-pub(super) fn rule(expressions: Attributes<'_>, sets: &Sets) -> ListedRule {
+pub(super) fn rule(expressions: Attributes<'_>, sets: &SetRanges) -> ListedRule {
     let mut reader = Reader::default();
     for item in expressions {
         let name = item.nested().find(uapi::NAME).map(|name| name.text()).unwrap_or_default();
@@ -98,7 +98,7 @@ impl Reader {
     }
 
     /// `None`: a condition that was not understood.
-    fn step(&mut self, name: &str, a: Attributes<'_>, sets: &Sets) -> Option<()> {
+    fn step(&mut self, name: &str, a: Attributes<'_>, sets: &SetRanges) -> Option<()> {
         match name {
             // What does nothing to the packet's way.
             "counter" | "log" | "last" | "masq" | "dup" | "objref" | "dynset" => Some(()),
@@ -313,7 +313,7 @@ impl Reader {
         Some(())
     }
 
-    fn lookup(&mut self, a: Attributes<'_>, sets: &Sets) -> Option<()> {
+    fn lookup(&mut self, a: Attributes<'_>, sets: &SetRanges) -> Option<()> {
         let name = a.find(LOOKUP_SET)?.text();
         if a.find(LOOKUP_DATA).is_some() {
             // A map: to a value, or to a verdict.

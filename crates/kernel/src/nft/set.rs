@@ -29,19 +29,19 @@ pub(super) struct SetType {
 
 /// An element: a key, or one end of an interval.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Element {
+pub(super) struct WireElement {
     pub(super) key: Vec<u8>,
     /// The first key that is no longer in the interval.
     pub(super) end: bool,
     /// The interval goes up to the last address and so has no end.
     pub(super) open: bool,
-    pub(super) verdict: Option<Target>,
+    pub(super) verdict: Option<VerdictTarget>,
     pub(super) comment: String,
 }
 
 /// The value of a verdict map: a code, and a chain for those that lead to one.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Target {
+pub(super) struct VerdictTarget {
     pub(super) code: i32,
     pub(super) chain: Option<String>,
 }
@@ -97,22 +97,22 @@ impl SetType {
     }
 }
 
-// === impl Element ===
+// === impl WireElement ===
 
 /// The elements of a fixed set; of intervals both ends in ascending order, beginning with what is before the first.
-pub(super) fn fixed(set: &Set) -> Vec<Element> {
+pub(super) fn fixed(set: &Set) -> Vec<WireElement> {
     let Content::Fixed(elements) = &set.content else { return Vec::new() };
     let KeyType::Prefix(_) = set.keys else {
-        return elements.iter().flat_map(Element::of).collect();
+        return elements.iter().flat_map(WireElement::of).collect();
     };
     let prefixes = set.merged_prefixes();
-    let ends: Vec<Element> = prefixes.iter().flat_map(interval).collect();
+    let ends: Vec<WireElement> = prefixes.iter().flat_map(interval).collect();
     let first = ends.first().filter(|first| first.key.iter().any(|byte| *byte != 0));
-    let before = first.map(|first| Element { end: true, ..Element::plain(vec![0; first.key.len()]) });
+    let before = first.map(|first| WireElement { end: true, ..WireElement::plain(vec![0; first.key.len()]) });
     before.into_iter().chain(ends).collect()
 }
 
-fn interval(net: &IpNet) -> Vec<Element> {
+fn interval(net: &IpNet) -> Vec<WireElement> {
     let (first, end) = match net.trunc() {
         IpNet::V4(v4) => (
             v4.addr().octets().to_vec(),
@@ -123,18 +123,20 @@ fn interval(net: &IpNet) -> Vec<Element> {
             u128::from(v6.broadcast()).checked_add(1).map(|end| end.to_be_bytes().to_vec()),
         ),
     };
-    let first = Element { open: end.is_none(), ..Element::plain(first) };
-    std::iter::once(first).chain(end.map(|end| Element { end: true, ..Element::plain(end) })).collect()
+    let first = WireElement { open: end.is_none(), ..WireElement::plain(first) };
+    std::iter::once(first)
+        .chain(end.map(|end| WireElement { end: true, ..WireElement::plain(end) }))
+        .collect()
 }
 
-impl Element {
+impl WireElement {
     pub(super) fn plain(key: Vec<u8>) -> Self {
         Self { key, end: false, open: false, verdict: None, comment: String::new() }
     }
 
     /// An element of the rule language: of a prefix both ends.
     pub(super) fn of(planned: &ruleset::Element) -> Vec<Self> {
-        let verdict = planned.verdict.as_ref().map(Target::of);
+        let verdict = planned.verdict.as_ref().map(VerdictTarget::of);
         match &planned.key {
             Key::Prefix(net) => interval(net),
             Key::Address(address) => {
@@ -178,20 +180,20 @@ impl Element {
             key: key.map(|key| key.data.to_vec()).unwrap_or_default(),
             end: number(attributes, element::FLAGS) & element::INTERVAL_END != 0,
             open: false,
-            verdict: data.map(|data| Target::read(&data)),
+            verdict: data.map(|data| VerdictTarget::read(&data)),
             comment: comment.unwrap_or_default(),
         }
     }
 
     /// What is compared with a plan: all but what is for people.
-    pub(super) fn compared(&self) -> (&[u8], bool, Option<&Target>) {
+    pub(super) fn compared(&self) -> (&[u8], bool, Option<&VerdictTarget>) {
         (&self.key, self.end, self.verdict.as_ref())
     }
 }
 
-// === impl Target ===
+// === impl VerdictTarget ===
 
-impl Target {
+impl VerdictTarget {
     /// In the rule language; absent for a verdict that that lacks.
     fn planned(&self) -> Option<MapVerdict> {
         Some(match (self.code, &self.chain) {
@@ -231,20 +233,20 @@ impl Target {
 }
 
 /// Writes what names a set, and some of its elements.
-pub(super) fn write_elements(w: &mut MessageWriter, table: &str, set: &str, elements: &[Element]) {
+pub(super) fn write_elements(w: &mut MessageWriter, table: &str, set: &str, elements: &[WireElement]) {
     w.text(element::LIST_TABLE, table);
     w.text(element::LIST_SET, set);
     w.nest(element::LIST_ELEMENTS, |w| elements.iter().for_each(|element| element.write(w)));
 }
 
 /// Elements of the kernel's as members of a set with such keys; what is of another type is left out.
-pub(super) fn members_of(keys: KeyType, elements: Vec<Element>) -> Vec<ruleset::Element> {
+pub(super) fn members_of(keys: KeyType, elements: Vec<WireElement>) -> Vec<ruleset::Element> {
     if let KeyType::Prefix(family) = keys {
         return prefixes(family, &elements).into_iter().map(|net| Key::from(net).into()).collect();
     }
-    let member = |element: Element| {
+    let member = |element: WireElement| {
         let key = key_of(keys, &element.key)?;
-        let verdict = element.verdict.as_ref().and_then(Target::planned);
+        let verdict = element.verdict.as_ref().and_then(VerdictTarget::planned);
         Some(ruleset::Element { key, verdict, comment: element.comment })
     };
     elements.into_iter().filter_map(member).collect()
@@ -265,9 +267,9 @@ fn key_of(keys: KeyType, bytes: &[u8]) -> Option<Key> {
 }
 
 /// The prefixes of intervals. One that is not a prefix gives several.
-fn prefixes(family: Family, elements: &[Element]) -> Vec<IpNet> {
+fn prefixes(family: Family, elements: &[WireElement]) -> Vec<IpNet> {
     let len = if family == Family::V4 { 4 } else { 16 };
-    let number = |element: &Element| {
+    let number = |element: &WireElement| {
         let mut wide = [0; 16];
         wide[16 - len..].copy_from_slice(&element.key);
         u128::from_be_bytes(wide)
@@ -292,7 +294,7 @@ fn prefixes(family: Family, elements: &[Element]) -> Vec<IpNet> {
 }
 
 /// In the order of keys.
-pub(super) fn sort(elements: &mut Vec<Element>) {
+pub(super) fn sort(elements: &mut Vec<WireElement>) {
     elements.sort_unstable_by(|a, b| (&a.key, a.end).cmp(&(&b.key, b.end)));
     // "Nothing up to the first address" is an aid of nft for itself: the kernel may or may not keep it.
     if elements.first().is_some_and(|first| first.end && first.key.iter().all(|byte| *byte == 0)) {

@@ -13,15 +13,15 @@ use ruleset::{
 
 use rustix::io::Errno;
 
-use super::batch::{Object, TableOf};
+use super::batch::{BatchObject, TableOf};
 use super::error::{Error, RefusedMessage};
-use super::expr::{Expr, Value};
+use super::expr::{Expr, RegisterValue};
 use super::uapi::{expr as uapi, set};
 use crate::netlink;
 use crate::netlink::wire::{Attributes, MessageWriter, Messages};
 
-fn value() -> impl Strategy<Value = Value> {
-    (any::<[u8; 16]>(), 1u8..=16).prop_map(|(bytes, len)| Value::prefix(bytes, len))
+fn value() -> impl Strategy<Value = RegisterValue> {
+    (any::<[u8; 16]>(), 1u8..=16).prop_map(|(bytes, len)| RegisterValue::prefix(bytes, len))
 }
 
 fn name() -> impl Strategy<Value = Cow<'static, str>> {
@@ -42,8 +42,8 @@ fn expr() -> impl Strategy<Value = Expr<'static>> {
             .prop_map(|(register, [base, offset, len])| { Expr::PayloadTo { register, base, offset, len } }),
         name().prop_map(|map| Expr::Verdicts { map }),
         (any::<[u8; 16]>(), any::<[u8; 16]>(), 1u8..=16).prop_map(|(mask, xor, len)| Expr::Bitwise {
-            mask: Value::prefix(mask, len),
-            xor: Value::prefix(xor, len),
+            mask: RegisterValue::prefix(mask, len),
+            xor: RegisterValue::prefix(xor, len),
         }),
         (any::<u32>(), value()).prop_map(|(op, data)| Expr::Cmp { op, data }),
         (name(), any::<bool>()).prop_map(|(set, inverted)| Expr::Lookup { set, inverted }),
@@ -128,24 +128,24 @@ fn a_kernel_that_lacks_something_is_told_from_a_refusal() {
         Error::from(RefusedMessage { object, layers: from_ref(&ruleset), error })
     };
     let cases = [
-        (Object::Whole, Errno::OPNOTSUPP, Some("CONFIG_NF_TABLES)")),
-        (Object::Whole, Errno::INVAL, Some("transactions (CONFIG_NF_TABLES)")),
-        (Object::AddSet(of, "a"), Errno::OPNOTSUPP, Some("nf_tables sets")),
-        (Object::AddTable(of), Errno::AFNOSUPPORT, Some("CONFIG_NF_TABLES_INET")),
-        (Object::AddChain(of, chain), Errno::NOENT, Some("CONFIG_NFT_NAT")),
-        (Object::AddRule(of, chain, rule), Errno::NOENT, Some("CONFIG_NFT_REDIR")),
-        (Object::AddRule(of, chain, rule), Errno::OPNOTSUPP, None),
-        (Object::AddTable(of), Errno::NOMEM, None),
-        (Object::AddTable(of), Errno::INVAL, None),
-        (Object::AddChain(of, chain), Errno::INVAL, None),
-        (Object::Whole, Errno::PERM, None),
+        (BatchObject::Whole, Errno::OPNOTSUPP, Some("CONFIG_NF_TABLES)")),
+        (BatchObject::Whole, Errno::INVAL, Some("transactions (CONFIG_NF_TABLES)")),
+        (BatchObject::AddSet(of, "a"), Errno::OPNOTSUPP, Some("nf_tables sets")),
+        (BatchObject::AddTable(of), Errno::AFNOSUPPORT, Some("CONFIG_NF_TABLES_INET")),
+        (BatchObject::AddChain(of, chain), Errno::NOENT, Some("CONFIG_NFT_NAT")),
+        (BatchObject::AddRule(of, chain, rule), Errno::NOENT, Some("CONFIG_NFT_REDIR")),
+        (BatchObject::AddRule(of, chain, rule), Errno::OPNOTSUPP, None),
+        (BatchObject::AddTable(of), Errno::NOMEM, None),
+        (BatchObject::AddTable(of), Errno::INVAL, None),
+        (BatchObject::AddChain(of, chain), Errno::INVAL, None),
+        (BatchObject::Whole, Errno::PERM, None),
     ];
     for (object, errno, missing) in cases {
         let error = error(object, errno);
         assert_eq!(error.is_unsupported(), missing.is_some(), "{error}");
         assert!(error.to_string().contains(missing.unwrap_or("cannot ")), "{error}");
     }
-    let denied = error(Object::Whole, Errno::PERM).to_string();
+    let denied = error(BatchObject::Whole, Errno::PERM).to_string();
     assert!(denied.contains("CAP_NET_ADMIN"), "{denied}");
     // The socket itself is refused by a kernel without netfilter.
     let source = netlink::Error::Socket(Errno::PROTONOSUPPORT.into());

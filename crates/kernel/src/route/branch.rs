@@ -34,7 +34,7 @@ const LINK_HEADER: usize = 16;
 
 /// A rule that looks at the interface by which packets arrive.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Rule {
+pub(crate) struct InterfaceRule {
     pub(crate) table: u32,
     pub(crate) interface: String,
     pub(crate) priority: u32,
@@ -42,7 +42,7 @@ pub(crate) struct Rule {
 
 /// A route to one address.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Route {
+pub(crate) struct AddressRoute {
     pub(crate) table: u32,
     pub(crate) to: IpAddr,
     pub(crate) interface: String,
@@ -51,12 +51,12 @@ pub(crate) struct Route {
 /// What there is of one family.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Listed {
-    pub(crate) rules: Vec<Rule>,
-    pub(crate) routes: Vec<Route>,
+    pub(crate) rules: Vec<InterfaceRule>,
+    pub(crate) routes: Vec<AddressRoute>,
 }
 
 /// A rule to add or to remove.
-pub(crate) enum Request<'a> {
+pub(crate) enum RuleRequest<'a> {
     /// Packets to the address.
     To { ip: IpAddr, table: u32, priority: u32 },
     /// Packets that arrive by the interface.
@@ -93,7 +93,7 @@ pub(crate) fn list(socket: &mut NetlinkSocket, family: Family) -> Result<Listed,
 
 pub(crate) fn order(
     socket: &mut NetlinkSocket,
-    request: &Request<'_>,
+    request: &RuleRequest<'_>,
     add: bool,
 ) -> Result<(), netlink::Error> {
     let mut w = MessageWriter::with_capacity(96);
@@ -106,7 +106,7 @@ pub(crate) fn order(
     let header =
         |v4: bool, prefix: u8| [if v4 { 2 } else { 10 }, prefix, 0, 0, 0, 0, 0, TO_TABLE, 0, 0, 0, 0];
     match *request {
-        Request::To { ip, table, priority } => {
+        RuleRequest::To { ip, table, priority } => {
             let prefix = if ip.is_ipv4() { 32 } else { 128 };
             w.message(kind, flags, 1, &header(ip.is_ipv4(), prefix), |w| {
                 w.attribute(FRA_DST, &octets(ip));
@@ -114,7 +114,7 @@ pub(crate) fn order(
                 w.attribute(FRA_TABLE, &table.to_ne_bytes());
             });
         }
-        Request::From { v4, interface, table, priority } => {
+        RuleRequest::From { v4, interface, table, priority } => {
             w.message(kind, flags, 1, &header(v4, 0), |w| {
                 w.text(FRA_IIFNAME, interface);
                 w.attribute(FRA_PRIORITY, &priority.to_ne_bytes());
@@ -125,10 +125,12 @@ pub(crate) fn order(
     socket.order(w.bytes())
 }
 
-pub(crate) fn failed(request: &Request<'_>, add: bool, source: netlink::Error) -> Error {
+pub(crate) fn failed(request: &RuleRequest<'_>, add: bool, source: netlink::Error) -> Error {
     let what = match request {
-        Request::To { ip, table, priority } => format!("to {ip} lookup {table} (rule priority {priority})"),
-        Request::From { interface, table, priority, .. } => {
+        RuleRequest::To { ip, table, priority } => {
+            format!("to {ip} lookup {table} (rule priority {priority})")
+        }
+        RuleRequest::From { interface, table, priority, .. } => {
             format!("iif {interface} lookup {table} (rule priority {priority})")
         }
     };
@@ -151,14 +153,14 @@ fn dump(
     socket.dump(w.bytes(), take).map_err(|source| unlisted("list the routing of the node", source))
 }
 
-fn rule(part: &Message<'_>) -> Option<Rule> {
+fn rule(part: &Message<'_>) -> Option<InterfaceRule> {
     let &[_, _, _, _, table, _, _, action, a, b, c, d] = part.payload.first_chunk::<HEADER>()?;
     let inverted = u32::from_ne_bytes([a, b, c, d]) & INVERTED != 0;
     let attributes = part.attributes(HEADER);
     let interface = attributes.find(FRA_IIFNAME)?.text().into_owned();
     let table = attributes.find(FRA_TABLE).and_then(|a| a.ne32()).unwrap_or(u32::from(table));
     let priority = attributes.find(FRA_PRIORITY).and_then(|a| a.ne32()).unwrap_or_default();
-    (action == TO_TABLE && !inverted).then_some(Rule { table, interface, priority })
+    (action == TO_TABLE && !inverted).then_some(InterfaceRule { table, interface, priority })
 }
 
 fn link(part: &Message<'_>) -> Option<(u32, String)> {
@@ -167,12 +169,12 @@ fn link(part: &Message<'_>) -> Option<(u32, String)> {
     Some((index, part.attributes(LINK_HEADER).find(IFLA_IFNAME)?.text().into_owned()))
 }
 
-fn route(part: &Message<'_>, names: &HashMap<u32, String>) -> Option<Route> {
+fn route(part: &Message<'_>, names: &HashMap<u32, String>) -> Option<AddressRoute> {
     let &[family, prefix, _, _, table, ..] = part.payload.first_chunk::<HEADER>()?;
     let attributes = part.attributes(HEADER);
     let to = address(attributes.find(RTA_DST)?.data)?;
     let table = attributes.find(RTA_TABLE).and_then(|a| a.ne32()).unwrap_or(u32::from(table));
     let interface = names.get(&attributes.find(RTA_OIF)?.ne32()?)?.clone();
     let whole = (family, prefix) == (2, 32) || (family, prefix) == (10, 128);
-    whole.then_some(Route { table, to, interface })
+    whole.then_some(AddressRoute { table, to, interface })
 }

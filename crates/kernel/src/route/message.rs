@@ -73,7 +73,7 @@ pub(super) struct ListedAddress {
 
 /// A rule that looks at nothing but the mark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct ListedRule {
+pub(super) struct MarkRule {
     pub(super) mark: u32,
     pub(super) mask: u32,
     pub(super) table: u32,
@@ -116,15 +116,15 @@ pub(super) fn list_addresses(family: u8) -> Vec<u8> {
     message(GET_ADDRESS, LIST, &[family, 0, 0, 0, 0, 0, 0, 0], |_| {})
 }
 
-pub(super) fn add_rule(family: Family, rule: &ListedRule) -> Vec<u8> {
+pub(super) fn add_rule(family: Family, rule: &MarkRule) -> Vec<u8> {
     mark_rule(NEW_RULE, CREATE, family, rule)
 }
 
-pub(super) fn delete_rule(family: Family, rule: &ListedRule) -> Vec<u8> {
+pub(super) fn delete_rule(family: Family, rule: &MarkRule) -> Vec<u8> {
     mark_rule(DELETE_RULE, DELETE, family, rule)
 }
 
-fn mark_rule(kind: u16, flags: u16, family: Family, rule: &ListedRule) -> Vec<u8> {
+fn mark_rule(kind: u16, flags: u16, family: Family, rule: &MarkRule) -> Vec<u8> {
     // Family, lengths of the destination and the source, type of service, table (the attribute counts), reserved, action, flags.
     let header = [number(family), 0, 0, 0, 0, 0, 0, TO_TABLE, 0, 0, 0, 0];
     message(kind, flags, &header, |w| {
@@ -176,7 +176,7 @@ pub(super) fn address(part: &Message<'_>) -> Option<ListedAddress> {
 }
 
 /// `None`: it looks at something else than the mark, or does something else than naming a table.
-pub(super) fn rule(part: &Message<'_>) -> Option<ListedRule> {
+pub(super) fn rule(part: &Message<'_>) -> Option<MarkRule> {
     let &[_, dst_len, src_len, tos, table, _, _, action, a, b, c, d] =
         part.payload.first_chunk::<ROUTE_HEADER>()?;
     let inverted = u32::from_ne_bytes([a, b, c, d]) & INVERTED != 0;
@@ -184,7 +184,7 @@ pub(super) fn rule(part: &Message<'_>) -> Option<ListedRule> {
         return None;
     }
     // The kernel leaves a priority of 0 out.
-    let mut found = ListedRule { mark: 0, mask: 0, table: u32::from(table), priority: 0 };
+    let mut found = MarkRule { mark: 0, mask: 0, table: u32::from(table), priority: 0 };
     for attribute in part.attributes(ROUTE_HEADER) {
         match attribute.kind {
             FRA_PRIORITY => found.priority = attribute.ne32()?,

@@ -21,7 +21,7 @@ pub enum Removed {
 
 /// An address in a set.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
+pub struct SetMember {
     /// The address.
     pub ip: IpAddr,
     /// Its comment; empty if it has none, or none of ours.
@@ -102,11 +102,11 @@ impl ProbeSets {
     ///
     /// # Errors
     /// It could not be asked.
-    pub fn list(&mut self) -> Result<Vec<Member>, Error> {
+    pub fn list(&mut self) -> Result<Vec<SetMember>, Error> {
         let mut all = Vec::new();
         for set in self.names() {
             let member = |Element { key, comment, .. }| match key {
-                Key::Address(ip) => Some(Member { ip, uid: comment }),
+                Key::Address(ip) => Some(SetMember { ip, uid: comment }),
                 Key::Prefix(_) | Key::Endpoint(_) => None,
             };
             all.extend(self.sets.list(&set)?.into_iter().filter_map(member));

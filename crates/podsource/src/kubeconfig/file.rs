@@ -8,7 +8,7 @@ use crate::error::Cause;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) struct Kubeconfig {
+pub(super) struct KubeconfigFile {
     current_context: Option<String>,
     contexts: Option<Vec<NamedContext>>,
     clusters: Option<Vec<NamedCluster>>,
@@ -30,12 +30,12 @@ struct Context {
 #[derive(Deserialize)]
 struct NamedCluster {
     name: Option<String>,
-    cluster: Option<Cluster>,
+    cluster: Option<KubeconfigCluster>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) struct Cluster {
+pub(super) struct KubeconfigCluster {
     pub(super) server: Option<String>,
     pub(super) certificate_authority: Option<String>,
     pub(super) certificate_authority_data: Option<String>,
@@ -67,7 +67,7 @@ pub(super) struct User {
     pub(super) auth_provider: Option<IgnoredAny>,
 }
 
-impl Kubeconfig {
+impl KubeconfigFile {
     /// YAML or JSON, told apart by the first character.
     pub(super) fn parse(text: &str) -> Result<Self, Cause> {
         let text = text.trim_start_matches('\u{feff}');
@@ -89,7 +89,7 @@ impl Kubeconfig {
     }
 
     /// Cluster and user of the current context. A context without a user means anonymous access.
-    pub(super) fn current(&self) -> Result<(&Cluster, &User), Cause> {
+    pub(super) fn current(&self) -> Result<(&KubeconfigCluster, &User), Cause> {
         const ANONYMOUS: &User = &User::NONE;
         let missing =
             |what: &str, name: &str| problem(format!("the kubeconfig has no {what} named {name:?}"), REWRITE);

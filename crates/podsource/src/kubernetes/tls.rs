@@ -12,7 +12,7 @@ use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use http1::Connection;
 
 use crate::error::Cause;
-use crate::kubeconfig::{Access, Identity, Trust, problem};
+use crate::kubeconfig::{ApiAccess, ClientIdentity, Trust, problem};
 
 pub(super) type Stream = StreamOwned<ClientConnection, Connection<TcpStream>>;
 
@@ -22,7 +22,7 @@ const CLIENT_KEY_ADVICE: &str =
 
 /// # Errors
 /// [`Cause::Kubeconfig`] when certificates or keys in the kubeconfig cannot be used.
-pub(super) fn client_config(access: &Access) -> Result<ClientConfig, Cause> {
+pub(super) fn client_config(access: &ApiAccess) -> Result<ClientConfig, Cause> {
     let provider = Arc::new(apitls::provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
@@ -49,7 +49,7 @@ pub(super) fn client_config(access: &Access) -> Result<ClientConfig, Cause> {
 
 fn with_identity(
     builder: rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>,
-    identity: &Identity,
+    identity: &ClientIdentity,
 ) -> Result<ClientConfig, Cause> {
     let chain: Vec<_> = CertificateDer::pem_slice_iter(&identity.chain)
         .collect::<Result<_, _>>()
@@ -68,7 +68,7 @@ fn with_identity(
 /// The handshake is driven to its end here, so that its errors are not taken for errors of the request.
 pub(super) fn handshake(
     config: ClientConfig,
-    access: &Access,
+    access: &ApiAccess,
     mut tcp: Connection<TcpStream>,
 ) -> Result<Stream, Cause> {
     let name = access.tls_server_name.as_deref().unwrap_or(&access.server.host);

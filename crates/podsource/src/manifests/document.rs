@@ -10,7 +10,7 @@ use facts::object::{Header, NO_CONTAINERS, Object};
 
 /// How a file is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Format {
+pub(super) enum ManifestFormat {
     /// One or more YAML documents.
     Yaml,
     /// One JSON object.
@@ -39,14 +39,14 @@ impl Broken {
 
 /// The pod that is looked for.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Wanted<'a> {
+pub(super) struct WantedManifest<'a> {
     pub(super) namespace: &'a str,
     pub(super) name: &'a str,
 }
 
-impl Wanted<'_> {
+impl WantedManifest<'_> {
     /// The pod, if the text describes it; an error if it does not and some document that may be the one is broken.
-    pub(super) fn find(self, text: &str, format: Format) -> Result<Option<Object>, Broken> {
+    pub(super) fn find(self, text: &str, format: ManifestFormat) -> Result<Option<Object>, Broken> {
         let mut broken = None;
         for (first_line, document) in documents(text, format) {
             if !may_mention(document, self.name) {
@@ -64,7 +64,7 @@ impl Wanted<'_> {
     }
 
     /// The same for a text that ought to describe the pod: nothing is skipped, and what may be the rest of the pod counts as broken.
-    pub(super) fn expect(self, text: &str, format: Format) -> Result<Option<Object>, Broken> {
+    pub(super) fn expect(self, text: &str, format: ManifestFormat) -> Result<Option<Object>, Broken> {
         let documents = documents(text, format);
         if documents.is_empty() {
             return Err(Broken::new(1, 1, "the file is empty"));
@@ -86,7 +86,7 @@ impl Wanted<'_> {
         broken.map_or(Ok(None), Err)
     }
 
-    fn examine(self, document: &str, format: Format) -> Result<Option<Object>, Broken> {
+    fn examine(self, document: &str, format: ManifestFormat) -> Result<Option<Object>, Broken> {
         let json = as_json(document, format)?;
         match parse::<Object>(&json, format) {
             Ok(object) => match object.find(self.namespace, self.name) {
@@ -106,13 +106,13 @@ impl Wanted<'_> {
 }
 
 /// Whether a document says what it describes.
-fn whole(document: &str, format: Format) -> Result<(), Broken> {
+fn whole(document: &str, format: ManifestFormat) -> Result<(), Broken> {
     let gap = parse::<Header>(&as_json(document, format)?, format)?.gap();
     gap.map_or(Ok(()), |gap| Err(Broken::new(1, 1, format!("the object {gap}"))))
 }
 
 /// The namespace, if the text describes it; an error if it does not and some document that may be the one is broken.
-pub(super) fn namespace(text: &str, format: Format, name: &str) -> Result<Option<Object>, Broken> {
+pub(super) fn namespace(text: &str, format: ManifestFormat, name: &str) -> Result<Option<Object>, Broken> {
     let mut broken = None;
     for (first_line, document) in documents(text, format) {
         // The key `namespace` of pods has a small letter.
@@ -156,9 +156,9 @@ fn may_mention(document: &str, name: &str) -> bool {
 ///
 /// A line that starts with `---` ends a document wherever it stands, even inside a block scalar (YAML 1.2, `c-forbidden`), so
 /// splitting needs no parser, and one broken document does not hide the next.
-pub(super) fn documents(text: &str, format: Format) -> Vec<(u64, &str)> {
+pub(super) fn documents(text: &str, format: ManifestFormat) -> Vec<(u64, &str)> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    if format == Format::Json {
+    if format == ManifestFormat::Json {
         return vec![(0, text)];
     }
     let mut found = Vec::new();
@@ -184,21 +184,21 @@ fn has_content(line: &str) -> bool {
 }
 
 /// The document as JSON.
-pub(super) fn as_json(document: &str, format: Format) -> Result<Cow<'_, [u8]>, Broken> {
+pub(super) fn as_json(document: &str, format: ManifestFormat) -> Result<Cow<'_, [u8]>, Broken> {
     match format {
-        Format::Json => Ok(Cow::Borrowed(document.as_bytes())),
-        Format::Yaml => yaml::to_json(document)
+        ManifestFormat::Json => Ok(Cow::Borrowed(document.as_bytes())),
+        ManifestFormat::Yaml => yaml::to_json(document)
             .map(Cow::Owned)
             .map_err(|error| Broken::new(error.line, error.column, error.reason)),
     }
 }
 
 /// An object from what [`as_json`] made of a document of this format.
-pub(super) fn parse<T: DeserializeOwned>(json: &[u8], format: Format) -> Result<T, Broken> {
+pub(super) fn parse<T: DeserializeOwned>(json: &[u8], format: ManifestFormat) -> Result<T, Broken> {
     json::from_slice(json).map_err(|Misfit { line, column, reason, .. }| match format {
-        Format::Json => Broken::new(line, column, reason),
+        ManifestFormat::Json => Broken::new(line, column, reason),
         // Positions in the JSON say nothing about the YAML: the document's first line.
-        Format::Yaml => Broken::new(1, 1, format!("{IN_DOCUMENT}{reason}")),
+        ManifestFormat::Yaml => Broken::new(1, 1, format!("{IN_DOCUMENT}{reason}")),
     })
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use facts::Object;
 use facts::object::NO_CONTAINERS;
 
-use super::document::{Broken, Format};
+use super::document::{Broken, ManifestFormat};
 use super::written::{self, Written};
 
 /// A manifest file that cannot be used.
@@ -117,7 +117,7 @@ fn written_in(
 ) -> Result<Vec<Written>, ManifestFileError> {
     let text = text.map_err(|cause| ManifestFileError::Unreadable { path: path.to_owned(), cause })?;
     let is_json = path.extension().is_some_and(|extension| extension == "json");
-    let format = if is_json { Format::Json } else { Format::Yaml };
+    let format = if is_json { ManifestFormat::Json } else { ManifestFormat::Yaml };
     written::all(&text, format, path, is_wanted).map_err(|broken| ManifestFileError::broken(path, broken))
 }
 

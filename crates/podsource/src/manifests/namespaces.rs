@@ -9,7 +9,7 @@ use std::path::Path;
 
 use facts::object::namespace_labels;
 
-use super::document::{self, Broken, Format};
+use super::document::{self, Broken, ManifestFormat};
 use super::{EXTENSIONS, Manifests, broken_manifest, files_of, is_file_name_part, read};
 use crate::error::{Cause, Error};
 
@@ -53,7 +53,12 @@ impl Search<'_> {
         self.broken.map_or(Ok(None), Err)
     }
 
-    fn text(&mut self, path: &Path, text: &str, format: Format) -> Result<Option<facts::Object>, Cause> {
+    fn text(
+        &mut self,
+        path: &Path,
+        text: &str,
+        format: ManifestFormat,
+    ) -> Result<Option<facts::Object>, Cause> {
         match document::namespace(text, format, self.name) {
             Err(broken @ Broken { is_it: false, .. }) => {
                 self.broken.get_or_insert(broken_manifest(path, broken));

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::document::{self, Broken, Format};
+use super::document::{self, Broken, ManifestFormat};
 use super::file::ManifestFileError;
 
 /// One object of a file.
@@ -20,7 +20,7 @@ pub struct Written {
     line: u64,
     /// Where it is in a list that the file has, such as `items[2].`; its own positions say nothing about the file then.
     item: String,
-    format: Format,
+    format: ManifestFormat,
 }
 
 /// What tells an object from a list of them.
@@ -34,7 +34,7 @@ struct Outline {
 /// The objects of the kinds that `is_wanted` names; others are skipped, whatever shape they have.
 pub(super) fn all(
     text: &str,
-    format: Format,
+    format: ManifestFormat,
     file: &Path,
     is_wanted: &dyn Fn(&str) -> bool,
 ) -> Result<Vec<Written>, Broken> {
@@ -50,7 +50,7 @@ pub(super) fn all(
 struct Search<'a> {
     file: Arc<PathBuf>,
     is_wanted: &'a dyn Fn(&str) -> bool,
-    format: Format,
+    format: ManifestFormat,
     line: u64,
     found: Vec<Written>,
 }
@@ -114,7 +114,7 @@ impl Written {
     /// It has another shape.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, ManifestFileError> {
         // Positions in an item say nothing about the file: its document's first line, and the item's place in words.
-        let format = if self.item.is_empty() { self.format } else { Format::Yaml };
+        let format = if self.item.is_empty() { self.format } else { ManifestFormat::Yaml };
         document::parse(&self.json, format).map_err(|mut broken: Broken| {
             if !self.item.is_empty() {
                 broken.reason = broken.reason.replacen(
@@ -137,7 +137,7 @@ impl Written {
 mod tests {
     use super::*;
 
-    fn pods(text: &str, format: Format) -> Result<Vec<Written>, Broken> {
+    fn pods(text: &str, format: ManifestFormat) -> Result<Vec<Written>, Broken> {
         all(text, format, Path::new("pods.json"), &|kind| kind == "Pod")
     }
 
@@ -145,7 +145,7 @@ mod tests {
     fn objects_of_lists_have_their_kind_and_their_place() {
         let text = r#"{"kind": "List", "items": [{"kind": "Secret", "data": 7},
             {"kind": "PodList", "items": [{"metadata": {"name": "a"}}, {"kind": null, "metadata": {"name": 7}}]}]}"#;
-        let found = pods(text, Format::Json).unwrap();
+        let found = pods(text, ManifestFormat::Json).unwrap();
         assert_eq!(found.iter().map(Written::kind).collect::<Vec<_>>(), ["Pod", "Pod"]);
         assert_eq!(found[0].read::<facts::Object>().unwrap().name(), "a");
         let error = found[1].read::<facts::Object>().unwrap_err().to_string();
@@ -157,14 +157,16 @@ mod tests {
 
     #[test]
     fn what_is_not_wanted_may_have_any_shape_and_no_list_may() {
-        assert!(pods("kind: ConfigMap\nmetadata: 7\n---\nspec: []\n", Format::Yaml).unwrap().is_empty());
+        assert!(
+            pods("kind: ConfigMap\nmetadata: 7\n---\nspec: []\n", ManifestFormat::Yaml).unwrap().is_empty()
+        );
         for (text, reason) in [
             (r#"{"items": [7]}"#, "items[0] is no mapping"),
             (r#"{"items": [{"kind": 7}]}"#, "items[0] has a kind that is no text"),
             (r#"{"items": [{"items": 7}]}"#, "items[0] has items that are no list"),
             (r#"{"kind": ["Pod"]}"#, "kind is a list"),
         ] {
-            let broken = pods(text, Format::Json).unwrap_err();
+            let broken = pods(text, ManifestFormat::Json).unwrap_err();
             assert!(broken.reason.contains(reason), "{}", broken.reason);
         }
     }

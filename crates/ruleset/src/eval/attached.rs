@@ -10,12 +10,12 @@ pub(super) struct Attached<'a> {
     pub(super) kind: TableKind,
     priority: i32,
     /// Its rules in order.
-    pub(super) parts: Vec<Part<'a>>,
+    pub(super) parts: Vec<LayerPart<'a>>,
 }
 
 /// Rules that follow one another in a layer's chain.
 #[derive(Clone)]
-pub(super) struct Part<'a> {
+pub(super) struct LayerPart<'a> {
     pub(super) owner: &'a str,
     pub(super) table: &'a Table,
     pub(super) chain: &'a Chain,
@@ -40,10 +40,12 @@ pub(super) fn attached(
         }
     }
     for attached in all.iter_mut().filter(|attached| attached.parts.len() > 1) {
-        let split = |part: &Part<'_>| part.chain.leading.min(part.rules.end);
-        let first = attached.parts.iter().map(|part| Part { rules: 0..split(part), ..part.clone() });
-        let rest =
-            attached.parts.iter().map(|part| Part { rules: split(part)..part.rules.end, ..part.clone() });
+        let split = |part: &LayerPart<'_>| part.chain.leading.min(part.rules.end);
+        let first = attached.parts.iter().map(|part| LayerPart { rules: 0..split(part), ..part.clone() });
+        let rest = attached
+            .parts
+            .iter()
+            .map(|part| LayerPart { rules: split(part)..part.rules.end, ..part.clone() });
         attached.parts = first.chain(rest).collect();
     }
     // Stable: the order of the layers stays where priorities are equal.
@@ -56,13 +58,13 @@ fn base_chains(
     backend: Backend,
     family: Family,
     hook: Hook,
-) -> impl Iterator<Item = (Part<'_>, i32)> {
+) -> impl Iterator<Item = (LayerPart<'_>, i32)> {
     let tables = tables(layers, backend, family);
     let chains =
         tables.flat_map(|(owner, table)| table.chains.iter().map(move |chain| (owner, table, chain)));
     chains.filter_map(move |(owner, table, chain)| match chain.base {
         Some(Base { hook: at, priority, .. }) if at == hook => {
-            Some((Part { owner, table, chain, rules: 0..chain.rules.len() }, priority))
+            Some((LayerPart { owner, table, chain, rules: 0..chain.rules.len() }, priority))
         }
         _ => None,
     })

@@ -14,7 +14,7 @@ use std::net::IpAddr;
 
 use samples::Samples;
 
-use super::walk::{Fate, FirstPacket, Key, PacketEnd, Station, arrange, stations, walk};
+use super::walk::{Fate, FirstPacket, PacketEnd, Station, StationKey, arrange, stations, walk};
 use super::{Condition, Field, ListedRule, ListedTable, address_of, number_of, number_of_name};
 use crate::rule::{Family, Hook};
 
@@ -282,7 +282,7 @@ fn orders<'a>(stations: &[Station<'a>]) -> (Vec<Station<'a>>, Option<Vec<Station
         (false, true) => 1,
         (false, false) => 2,
     };
-    let mut keys: [Vec<Key>; 2] = [Vec::new(), Vec::new()];
+    let mut keys: [Vec<StationKey>; 2] = [Vec::new(), Vec::new()];
     for station in stations {
         let (certain, perhaps) = younger(station);
         keys[0].push((station.order, rank(certain, station)));

@@ -111,16 +111,16 @@ pub fn stations<'a>(
             found.push(Station { table, chain, order: (kernel, base.priority), matters });
         }
     }
-    let keys: Vec<Key> = found.iter().map(|station| (station.order, 0)).collect();
+    let keys: Vec<StationKey> = found.iter().map(|station| (station.order, 0)).collect();
     arrange(&found, &keys)
 }
 
 /// A place among stations: their order, and a rank among those of the same.
-pub(super) type Key = ((i32, i32), u8);
+pub(super) type StationKey = ((i32, i32), u8);
 
 /// Stations by their keys, equal ones as they were. There are some tens, and each instance of the standard library's sorting is some
 /// kilobytes of the plugin.
-pub(super) fn arrange<'a>(stations: &[Station<'a>], keys: &[Key]) -> Vec<Station<'a>> {
+pub(super) fn arrange<'a>(stations: &[Station<'a>], keys: &[StationKey]) -> Vec<Station<'a>> {
     let mut numbers: Vec<usize> = Vec::with_capacity(stations.len());
     for number in 0..stations.len() {
         let before = numbers.iter().take_while(|other| keys[**other] <= keys[number]).count();

@@ -23,7 +23,7 @@ pub(super) type TellLoss = Box<dyn Fn(u64) -> Vec<u8> + Send>;
 
 /// Whose lines they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Origin {
+pub(super) enum LineOrigin {
     Own,
     Relayed,
 }
@@ -81,15 +81,15 @@ impl LineWriter {
     }
 
     /// Takes lines to be written together, or counts them as lost. Never waits for the log.
-    pub(super) fn write(&self, text: Vec<u8>, lines: u64, origin: Origin) {
+    pub(super) fn write(&self, text: Vec<u8>, lines: u64, origin: LineOrigin) {
         let max = match origin {
-            Origin::Own => MAX_WAITING,
-            Origin::Relayed => MAX_RELAYED,
+            LineOrigin::Own => MAX_WAITING,
+            LineOrigin::Relayed => MAX_RELAYED,
         };
         let mut state = self.0.state();
         let size = text.capacity() + ENTRY;
         let fits = state.bytes + size <= max;
-        if !fits && origin == Origin::Own {
+        if !fits && origin == LineOrigin::Own {
             state.is_full = true;
         }
         if !fits || state.is_full {

@@ -17,7 +17,7 @@ use crate::output::{Colour, columns, one_line, paint};
 pub(super) struct StatusReport {
     #[serde(flatten)]
     pub(super) verdict: StatusVerdict,
-    pub(super) configurations: Vec<Configuration>,
+    pub(super) configurations: Vec<ConfigurationReport>,
     /// Files of the directory of configurations that were passed over, and why.
     pub(super) passed_over: Vec<String>,
     /// Which of them a runtime uses, or may use, before the configurations.
@@ -46,14 +46,14 @@ const NOT_LOOKED_AT: &str = "not looked at: permission denied";
 
 /// A file that a runtime, or another plugin, could use.
 #[derive(Debug, Serialize)]
-pub(super) struct Configuration {
+pub(super) struct ConfigurationReport {
     pub(super) path: PathBuf,
     /// It is the one that the runtime uses.
     pub(super) active: bool,
     pub(super) valid: bool,
     /// How our plugin is in it, if it is.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) mode: Option<Mode>,
+    pub(super) mode: Option<ConfigurationMode>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) network: Option<String>,
     pub(super) chain: Vec<String>,
@@ -66,7 +66,7 @@ pub(super) struct Configuration {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum Mode {
+pub(super) enum ConfigurationMode {
     Chained,
     IstioOwned,
     Standalone,
@@ -152,14 +152,16 @@ impl StatusReport {
     }
 
     /// The file that the runtime uses.
-    pub(super) fn active(&self) -> Option<&Configuration> {
+    pub(super) fn active(&self) -> Option<&ConfigurationReport> {
         self.configurations.iter().find(|configuration| configuration.active)
     }
 
     /// The file by which the plugin is called: the active one, or one of the standalone mode.
-    pub(super) fn used(&self) -> Option<&Configuration> {
+    pub(super) fn used(&self) -> Option<&ConfigurationReport> {
         let of_active = self.active().filter(|active| active.mode.is_some());
-        of_active.or_else(|| self.configurations.iter().find(|file| file.mode == Some(Mode::Standalone)))
+        of_active.or_else(|| {
+            self.configurations.iter().find(|file| file.mode == Some(ConfigurationMode::Standalone))
+        })
     }
 
     pub(super) fn table(&self, places: &NodePlaces) -> String {
@@ -238,19 +240,19 @@ impl StatusReport {
     }
 }
 
-// === impl Configuration ===
+// === impl ConfigurationReport ===
 
-fn configurations(installed: &Installed) -> Vec<Configuration> {
+fn configurations(installed: &Installed) -> Vec<ConfigurationReport> {
     let active = installed.networks.iter().position(|network| network.is_valid);
     let networks = installed.networks.iter().enumerate();
     let mut all: Vec<_> =
-        networks.map(|(index, network)| Configuration::of(network, Some(index) == active)).collect();
+        networks.map(|(index, network)| ConfigurationReport::of(network, Some(index) == active)).collect();
     all.extend(installed.standalone.iter().map(|file| {
-        let mut configuration = Configuration {
+        let mut configuration = ConfigurationReport {
             path: file.path.clone(),
             active: false,
             valid: true,
-            mode: Some(Mode::Standalone),
+            mode: Some(ConfigurationMode::Standalone),
             network: None,
             chain: vec![install::PLUGIN.to_owned()],
             options: None,
@@ -262,11 +264,11 @@ fn configurations(installed: &Installed) -> Vec<Configuration> {
     all
 }
 
-impl Configuration {
+impl ConfigurationReport {
     fn of(network: &Network, active: bool) -> Self {
         // A copy of ours has the default name, and never an original of its own.
         let is_owned = network.path.ends_with(install::options::OWNED_NAME) && !network.has_original;
-        let mode = if is_owned { Mode::IstioOwned } else { Mode::Chained };
+        let mode = if is_owned { ConfigurationMode::IstioOwned } else { ConfigurationMode::Chained };
         let entry = network.entry.as_ref().filter(|_| network.is_valid);
         let mut configuration = Self {
             path: network.path.clone(),
@@ -294,9 +296,9 @@ impl Configuration {
     fn mode_text(&self) -> &'static str {
         match self.mode {
             None => "",
-            Some(Mode::Chained) => " (chained)",
-            Some(Mode::IstioOwned) => " (Istio-owned)",
-            Some(Mode::Standalone) => " (standalone)",
+            Some(ConfigurationMode::Chained) => " (chained)",
+            Some(ConfigurationMode::IstioOwned) => " (Istio-owned)",
+            Some(ConfigurationMode::Standalone) => " (standalone)",
         }
     }
 

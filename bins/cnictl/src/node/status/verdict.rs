@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::report::{Configuration, StatusReport, count};
+use super::report::{ConfigurationReport, StatusReport, count};
 use crate::node::places::NodePlaces;
 
 /// Age in seconds from which a kubeconfig's token may have ended. Service account tokens are good for an hour, and the agent writes a
@@ -91,7 +91,7 @@ impl StatusVerdict {
         }
     }
 
-    fn options(&mut self, used: &Configuration, places: &NodePlaces) {
+    fn options(&mut self, used: &ConfigurationReport, places: &NodePlaces) {
         let path = used.path.display();
         if let Some(error) = &used.options_error {
             self.problem(format!(

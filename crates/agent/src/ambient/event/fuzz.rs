@@ -4,7 +4,7 @@ use fuzz::{Outcome, Target, of_text};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::{Event, MAX_IPS, MAX_NAME, MAX_PATH};
+use super::{MAX_IPS, MAX_NAME, MAX_PATH, StartingPod};
 
 fn generate() -> BoxedStrategy<Vec<u8>> {
     let text = || {
@@ -44,7 +44,7 @@ fn generate() -> BoxedStrategy<Vec<u8>> {
 
 /// What is accepted is within its bounds; what is refused is refused in words that can stand in a log.
 fn run(body: &[u8]) -> Outcome {
-    match Event::parse(body) {
+    match StartingPod::parse(body) {
         Ok(event) => {
             let texts = [(&event.netns, MAX_PATH), (&event.name, MAX_NAME), (&event.namespace, MAX_NAME)];
             for (text, most) in texts.into_iter().chain(event.uid.as_ref().map(|uid| (uid, MAX_NAME))) {

@@ -5,8 +5,8 @@ use super::*;
 #[test]
 fn the_example_of_the_specification() {
     let body = br#"{"Netns":"/var/run/netns/cni-1","PodName":"a","PodNamespace":"n","IPs":[{"Interface":2,"Address":{"IP":"10.244.1.5","Mask":"////AA=="},"Gateway":"10.244.1.1"}]}"#;
-    let event = Event::parse(body).unwrap();
-    let wanted = Event {
+    let event = StartingPod::parse(body).unwrap();
+    let wanted = StartingPod {
         netns: "/var/run/netns/cni-1".into(),
         name: "a".into(),
         namespace: "n".into(),
@@ -18,19 +18,19 @@ fn the_example_of_the_specification() {
 
 #[test]
 fn what_may_be_absent_or_otherwise_spelt() {
-    assert_eq!(Event::parse(b"{}").unwrap().ips, Vec::<IpAddr>::new());
+    assert_eq!(StartingPod::parse(b"{}").unwrap().ips, Vec::<IpAddr>::new());
     let body = br#"{"netns":null,"podname":"a","PODNAMESPACE":"n","IPs":null,"Other":[1]}"#;
-    let event = Event::parse(body).unwrap();
+    let event = StartingPod::parse(body).unwrap();
     assert_eq!((event.name.as_str(), event.namespace.as_str(), event.netns.as_str()), ("a", "n", ""));
-    assert_eq!(Event::parse(br#"{"PodUID":""}"#).unwrap().uid, None);
-    assert_eq!(Event::parse(br#"{"podUid":"1-2"}"#).unwrap().uid.as_deref(), Some("1-2"));
+    assert_eq!(StartingPod::parse(br#"{"PodUID":""}"#).unwrap().uid, None);
+    assert_eq!(StartingPod::parse(br#"{"podUid":"1-2"}"#).unwrap().uid.as_deref(), Some("1-2"));
     let mapped = br#"{"IPs":[{"Address":{"IP":"::ffff:10.0.0.1","Mask":null}},{"Address":{"IP":""}},{}]}"#;
-    assert_eq!(Event::parse(mapped).unwrap().ips, vec!["10.0.0.1".parse::<IpAddr>().unwrap()]);
+    assert_eq!(StartingPod::parse(mapped).unwrap().ips, vec!["10.0.0.1".parse::<IpAddr>().unwrap()]);
 }
 
 #[test]
 fn what_is_refused() {
-    let refused = |body: &str| Event::parse(body.as_bytes()).unwrap_err().to_string();
+    let refused = |body: &str| StartingPod::parse(body.as_bytes()).unwrap_err().to_string();
     for (body, says) in [
         ("notjson", "is not JSON"),
         ("", "is not JSON"),

@@ -11,9 +11,9 @@ use netns::Netns;
 use serde_json::json;
 
 use super::*;
-use crate::ambient::members::Given;
+use crate::ambient::members::GivenNetns;
 use crate::ambient::ports::{
-    Annotations, Connections, Disk, Loaded, Located, Namespaces, NodeSets, NodeZtunnels, PodRules,
+    AnnotationPort, Connections, Disk, Loaded, Located, NetnsPort, NodeSets, NodeZtunnels, PodRules,
 };
 
 const UID: &str = "u";
@@ -62,7 +62,7 @@ impl Node {
     }
 }
 
-impl Namespaces for Node {
+impl NetnsPort for Node {
     async fn locate(
         &self,
         _: &Member,
@@ -70,7 +70,7 @@ impl Namespaces for Node {
         _: &NetnsSource,
     ) -> Result<Option<Located>, AmbientFailure> {
         self.call(|_| {})?;
-        Ok(Some(Located { netns: Netns::current().unwrap(), given: Given::No, called: None }))
+        Ok(Some(Located { netns: Netns::current().unwrap(), given: GivenNetns::No, called: None }))
     }
 }
 
@@ -155,7 +155,7 @@ impl NodeSets for Node {
     }
 }
 
-impl Annotations for Node {
+impl AnnotationPort for Node {
     async fn annotate(&self, _: &PodRef, mark: Option<RedirectionMark>) -> Result<(), AmbientFailure> {
         self.0.lock().unwrap().asked |= mark.is_none();
         self.call(|world| {
@@ -223,12 +223,12 @@ fn assert_true(have: &Have, world: &World) {
 
 struct Test {
     node: Node,
-    members: Members,
+    members: MeshMembers,
 }
 
 impl Test {
     fn new(runs: bool) -> Self {
-        let test = Self { node: Node::default(), members: Members::default() };
+        let test = Self { node: Node::default(), members: MeshMembers::default() };
         test.node.0.lock().unwrap().runs = runs;
         test
     }
@@ -262,7 +262,7 @@ impl Test {
         work.carry_out(&Want::Held { addresses: Vec::new() }, false).await.map(drop)
     }
 
-    async fn leave(&self, want: &Want, unsaid_too: bool) -> Result<Progress, Stopped> {
+    async fn leave(&self, want: &Want, unsaid_too: bool) -> Result<ActProgress, Stopped> {
         let mut work = self.work();
         work.begin_leaving(false).await;
         work.carry_out(want, unsaid_too).await

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use fault::{Fault, Retry};
 
 use super::{AmbientFailure, Cleanup, Unopened};
-use crate::ambient::slots::Unfinished;
+use crate::ambient::slots::UnfinishedAct;
 
 impl Fault for AmbientFailure {
     /// Rules that are to go are asked for again and again, whatever keeps them: the pod has no network with them alone.
@@ -17,7 +17,7 @@ impl Fault for AmbientFailure {
             | Self::Refused(_)
             | Self::NoUid
             | Self::Enter(_)
-            | Self::Unfinished(Unfinished::Overdue { .. }) => Retry::OnChange,
+            | Self::Unfinished(UnfinishedAct::Overdue { .. }) => Retry::OnChange,
             Self::NotReady
             | Self::Cleanup(_)
             | Self::Ztunnel(_)

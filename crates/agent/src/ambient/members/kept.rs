@@ -3,12 +3,12 @@
 use facts::Object;
 use intent::{Act, Observation, Rules};
 
-use super::{Given, Member, MemberState};
-use crate::ambient::record::{Place, Record, Stage};
+use super::{GivenNetns, Member, MemberState};
+use crate::ambient::record::{Place, PodRecord, Stage};
 
 impl Member {
     /// A pod of which an earlier agent kept a record. Its rules are those of then, whatever its annotations say by now.
-    pub(crate) fn recorded(pod: &Object, record: &Record) -> Self {
+    pub(crate) fn recorded(pod: &Object, record: &PodRecord) -> Self {
         let addresses = pod.ips();
         let addresses = if addresses.is_empty() { record.ips.clone() } else { addresses };
         let mut member = Self::left_by_another(pod, addresses);
@@ -35,7 +35,7 @@ impl Member {
     }
 
     /// What the next agent is to know of it.
-    pub(crate) fn record(&self) -> Record {
+    pub(crate) fn record(&self) -> PodRecord {
         let stage = match self.state {
             MemberState::Pending if self.announced => Stage::Announced,
             MemberState::Pending => Stage::Pending,
@@ -46,12 +46,12 @@ impl Member {
                 _ => Stage::Leaving,
             },
         };
-        let mut record = Record::new(&self.key, &self.service_account, stage);
+        let mut record = PodRecord::new(&self.key, &self.service_account, stage);
         record.netns = self.netns.as_deref().map(|netns| Place {
             path: netns.path().to_owned(),
             dev: netns.id().dev,
             ino: netns.id().ino,
-            given: self.given == Given::Path,
+            given: self.given == GivenNetns::Path,
         });
         record.ips.clone_from(&self.have.addresses);
         record.options = (&self.options).into();

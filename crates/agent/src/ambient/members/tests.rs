@@ -22,7 +22,7 @@ fn complete(state: MemberState) -> Member {
 type Lack = (&'static str, fn(&mut Member));
 
 fn noted(member: Member) -> MemberState {
-    let members = Members::default();
+    let members = MeshMembers::default();
     members.insert(member);
     members.state("u").unwrap()
 }
@@ -58,7 +58,7 @@ fn only_what_was_seen_is_in() {
 /// An answer is noted in between what a worker notes.
 #[test]
 fn an_answer_counts_until_there_is_another() {
-    let members = Members::default();
+    let members = MeshMembers::default();
     let told = Arc::new(Mutex::new(0));
     let count = told.clone();
     members.on_unsettled(move |_| *count.lock().unwrap() += 1);

@@ -4,9 +4,9 @@ use facts::PodRef;
 
 use super::*;
 
-fn record(uid: &str) -> Record {
+fn record(uid: &str) -> PodRecord {
     let key = PodRef { namespace: "shop".into(), name: "web".into(), uid: uid.into() };
-    Record {
+    PodRecord {
         netns: Some(Place { path: "/host/netns/a".into(), dev: 4, ino: 4_026_532_001, given: true }),
         ips: vec!["10.1.2.3".parse().unwrap(), "fd00::3".parse().unwrap()],
         options: RecordedOptions {
@@ -15,17 +15,17 @@ fn record(uid: &str) -> Record {
             virtual_interfaces: vec!["net1".into()],
         },
         tcp_loose_before: Some(1),
-        ..Record::new(&key, "sa", Stage::Enrolled)
+        ..PodRecord::new(&key, "sa", Stage::Enrolled)
     }
 }
 
 /// Without what the directory adds by itself.
-fn plain(mut record: Record) -> Record {
+fn plain(mut record: PodRecord) -> PodRecord {
     record.boot.clear();
     record
 }
 
-fn read(dir: &Path) -> (Vec<Record>, Vec<String>) {
+fn read(dir: &Path) -> (Vec<PodRecord>, Vec<String>) {
     let (mut records, errors) = Records::new(dir).read();
     records.sort_by(|a, b| a.uid.cmp(&b.uid));
     (records.into_iter().map(plain).collect(), errors.iter().map(ToString::to_string).collect())
@@ -38,12 +38,12 @@ fn what_is_written_is_read_by_the_next_agent() {
     let records = Records::new(dir.path());
     let stages = [Stage::Pending, Stage::Enrolled, Stage::Leaving, Stage::Draining { since: 1_900_000_000 }];
     for (n, stage) in stages.into_iter().enumerate() {
-        records.write(Record { stage, ..record(&format!("uid-{n}")) }).unwrap();
+        records.write(PodRecord { stage, ..record(&format!("uid-{n}")) }).unwrap();
     }
     let (found, errors) = read(dir.path());
     assert_eq!(errors, Vec::<String>::new());
     for (n, stage) in stages.into_iter().enumerate() {
-        assert_eq!(found[n], Record { stage, ..record(&format!("uid-{n}")) });
+        assert_eq!(found[n], PodRecord { stage, ..record(&format!("uid-{n}")) });
     }
     let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o777;
     assert_eq!(mode(&dir.path().join(AMBIENT_DIR)), 0o700);
@@ -69,13 +69,13 @@ fn only_what_differs_is_written() {
     std::fs::hard_link(&file, dir.path().join("held")).unwrap();
     records.write(record("uid")).unwrap();
     assert_eq!(inode(&file), first);
-    records.write(Record { stage: Stage::Pending, ..record("uid") }).unwrap();
+    records.write(PodRecord { stage: Stage::Pending, ..record("uid") }).unwrap();
     assert_ne!(inode(&file), first);
     // Nor what an earlier agent has written.
     let second = inode(&file);
     let next = Records::new(dir.path());
     next.read();
-    next.write(Record { stage: Stage::Pending, ..record("uid") }).unwrap();
+    next.write(PodRecord { stage: Stage::Pending, ..record("uid") }).unwrap();
     assert_eq!(inode(&file), second);
 }
 
@@ -133,7 +133,7 @@ fn a_later_agents_record_counts_as_something_of_ours() {
     let text = std::fs::read_to_string(&file).unwrap();
     let text = text.replace("\"enrolled\"", "\"frozen\",\"temperature\":3");
     std::fs::write(&file, text).unwrap();
-    assert_eq!(read(dir.path()).0, [Record { stage: Stage::Other, ..record("uid") }]);
+    assert_eq!(read(dir.path()).0, [PodRecord { stage: Stage::Other, ..record("uid") }]);
 }
 
 #[test]

@@ -14,7 +14,7 @@ fn key(namespace: &str, name: &str) -> PodRef {
 fn hang(
     slots: &Arc<Slots>,
     key: &PodRef,
-) -> (mpsc::Sender<()>, tokio::task::JoinHandle<Result<(), Unfinished>>) {
+) -> (mpsc::Sender<()>, tokio::task::JoinHandle<Result<(), UnfinishedAct>>) {
     let (hold, held) = mpsc::channel::<()>();
     let (slots, key) = (slots.clone(), key.clone());
     let act = tokio::spawn(async move { slots.run(&key, Task::Program, move || _ = held.recv()).await });
@@ -39,7 +39,7 @@ async fn acts_that_hang_delay_no_other_pod() {
     let mut holds = Vec::new();
     for (hold, act) in hanging {
         let error = act.await.unwrap().unwrap_err();
-        assert!(matches!(error, Unfinished::Overdue { task: Task::Program }), "{error}");
+        assert!(matches!(error, UnfinishedAct::Overdue { task: Task::Program }), "{error}");
         holds.push(hold);
     }
     assert_eq!(slots.overdue().into_iter().map(|(key, _)| key).collect::<Vec<_>>(), bad);
@@ -47,7 +47,7 @@ async fn acts_that_hang_delay_no_other_pod() {
     assert_eq!(slots.slow(), bad.len());
     // Nothing more is begun there.
     let again = slots.run(&bad[0], Task::Verify, || panic!("a second thread")).await;
-    assert!(matches!(again, Err(Unfinished::Overdue { task: Task::Program })));
+    assert!(matches!(again, Err(UnfinishedAct::Overdue { task: Task::Program })));
     // What is overdue is not waited for at the end.
     let began = Instant::now();
     slots.settle(Duration::from_secs(60)).await;
@@ -85,7 +85,7 @@ async fn acts_of_one_pod_come_one_after_the_other() {
     first.await.unwrap().unwrap();
     assert_eq!(second.await.unwrap().unwrap(), 2);
     let panicked = slots.run(&pod, Task::Verify, || panic!("on purpose")).await;
-    assert!(matches!(panicked, Err(Unfinished::Panicked(Task::Verify))));
+    assert!(matches!(panicked, Err(UnfinishedAct::Panicked(Task::Verify))));
     assert_eq!(slots.run(&pod, Task::Verify, || 3).await.unwrap(), 3);
 }
 
@@ -100,9 +100,9 @@ fn a_namespace_cannot_take_all_the_room() {
         keys.map(|key| (key.uid.clone(), slot(&key))).collect()
     };
     let taken = all(1, MOST_OF_A_NAMESPACE);
-    assert!(matches!(crowded(&taken, &key("n0", "new")), Err(Unfinished::Crowded(MOST_OF_A_NAMESPACE))));
+    assert!(matches!(crowded(&taken, &key("n0", "new")), Err(UnfinishedAct::Crowded(MOST_OF_A_NAMESPACE))));
     assert!(crowded(&taken, &key("other", "new")).is_ok());
     assert!(crowded(&all(1, MOST_OF_A_NAMESPACE - 1), &key("n0", "new")).is_ok());
     let taken = all(MOST / MOST_OF_A_NAMESPACE, MOST_OF_A_NAMESPACE);
-    assert!(matches!(crowded(&taken, &key("other", "new")), Err(Unfinished::Crowded(MOST))));
+    assert!(matches!(crowded(&taken, &key("other", "new")), Err(UnfinishedAct::Crowded(MOST))));
 }

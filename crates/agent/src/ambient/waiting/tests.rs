@@ -16,10 +16,15 @@ fn many_pods_and_tries_make_few_lines() {
     let mut told = Vec::new();
     for second in 0..3600 {
         for pod in 0..50 {
-            waiting.note(&key(&pod.to_string()), Cause::Ztunnel, "none", seconds(start, f64::from(second)));
+            waiting.note(
+                &key(&pod.to_string()),
+                WaitCause::Ztunnel,
+                "none",
+                seconds(start, f64::from(second)),
+            );
         }
         for line in waiting.lines(seconds(start, f64::from(second))) {
-            let Line::Waits { cause: Cause::Ztunnel, pods: 50, text, waited } = line else {
+            let WaitLine::Waits { cause: WaitCause::Ztunnel, pods: 50, text, waited } = line else {
                 panic!("{line:?}")
             };
             assert_eq!((text, waited.as_secs()), ("none".to_owned(), u64::try_from(second).unwrap()));
@@ -29,7 +34,7 @@ fn many_pods_and_tries_make_few_lines() {
     assert_eq!(told, [1, 11, 31, 71, 151, 311, 631, 1231, 1831, 2431, 3031]);
     (0..50).for_each(|pod| waiting.over(&pod.to_string()));
     let end = seconds(start, 3600.0);
-    let over = Line::Over { cause: Cause::Ztunnel, waited: Duration::from_secs(3600) };
+    let over = WaitLine::Over { cause: WaitCause::Ztunnel, waited: Duration::from_secs(3600) };
     assert_eq!(waiting.lines(end), [over]);
     assert!(waiting.is_quiet() && waiting.lines(end).is_empty());
 }
@@ -37,7 +42,7 @@ fn many_pods_and_tries_make_few_lines() {
 #[test]
 fn what_is_over_at_once_is_not_told() {
     let (waiting, start) = (Waiting::default(), Instant::now());
-    waiting.note(&key("a"), Cause::ApiServer, "away", start);
+    waiting.note(&key("a"), WaitCause::ApiServer, "away", start);
     assert!(waiting.lines(seconds(start, 0.5)).is_empty() && !waiting.is_quiet());
     waiting.answered("a");
     assert!(waiting.lines(seconds(start, 0.9)).is_empty() && waiting.is_quiet());
@@ -46,7 +51,7 @@ fn what_is_over_at_once_is_not_told() {
 #[test]
 fn a_pod_has_one_event_after_some_tries_and_some_time() {
     let (waiting, start) = (Waiting::default(), Instant::now());
-    let note = |at: f64| waiting.note(&key("a"), Cause::Ztunnel, "none", seconds(start, at));
+    let note = |at: f64| waiting.note(&key("a"), WaitCause::Ztunnel, "none", seconds(start, at));
     let wants = |at: f64| waiting.wants_event("a", seconds(start, at));
     (0..5).for_each(|_| note(0.0));
     assert!(!wants(0.1), "many tries at once");
@@ -62,22 +67,22 @@ fn a_pod_has_one_event_after_some_tries_and_some_time() {
 #[test]
 fn a_success_ends_only_what_it_proves() {
     let (waiting, start) = (Waiting::default(), Instant::now());
-    waiting.note(&key("a"), Cause::Ztunnel, "none", start);
-    waiting.note(&key("b"), Cause::HostSide, "not ready", start);
+    waiting.note(&key("a"), WaitCause::Ztunnel, "none", start);
+    waiting.note(&key("b"), WaitCause::HostSide, "not ready", start);
     ["a", "b"].into_iter().for_each(|uid| waiting.answered(uid));
     // Its sandbox was given up, which is no ztunnel.
-    assert_eq!((waiting.of(Cause::Ztunnel).unwrap().0, waiting.of(Cause::HostSide)), (1, None));
+    assert_eq!((waiting.of(WaitCause::Ztunnel).unwrap().0, waiting.of(WaitCause::HostSide)), (1, None));
     waiting.retain(|key| key.uid == "a");
-    assert!(waiting.of(Cause::Ztunnel).is_some());
+    assert!(waiting.of(WaitCause::Ztunnel).is_some());
     waiting.retain(|_| false);
-    assert!(waiting.of(Cause::Ztunnel).is_none());
+    assert!(waiting.of(WaitCause::Ztunnel).is_none());
 }
 
 #[test]
 fn a_pod_waits_for_one_thing_at_a_time() {
     let (waiting, start) = (Waiting::default(), Instant::now());
-    waiting.note(&key("a"), Cause::HostSide, "not ready", start);
-    waiting.note(&key("a"), Cause::Ztunnel, "none", seconds(start, 1.0));
-    assert_eq!(waiting.of(Cause::HostSide), None);
-    assert_eq!(waiting.of(Cause::Ztunnel), Some((1, "none".to_owned())));
+    waiting.note(&key("a"), WaitCause::HostSide, "not ready", start);
+    waiting.note(&key("a"), WaitCause::Ztunnel, "none", seconds(start, 1.0));
+    assert_eq!(waiting.of(WaitCause::HostSide), None);
+    assert_eq!(waiting.of(WaitCause::Ztunnel), Some((1, "none".to_owned())));
 }

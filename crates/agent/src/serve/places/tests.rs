@@ -1,6 +1,6 @@
 use super::*;
 
-fn take(places: &Places<&'static str>, key: &'static str) -> Option<Place<&'static str>> {
+fn take(places: &ConnectionPlaces<&'static str>, key: &'static str) -> Option<ConnectionPlace<&'static str>> {
     places.try_take(key, &silent())
 }
 
@@ -9,13 +9,13 @@ fn silent() -> Arc<dyn AsFd + Send + Sync> {
     Arc::new(std::os::unix::net::UnixDatagram::unbound().unwrap())
 }
 
-fn has_lost(place: &mut Place<&'static str>) -> bool {
+fn has_lost(place: &mut ConnectionPlace<&'static str>) -> bool {
     matches!(place.evicted.try_recv(), Err(oneshot::error::TryRecvError::Closed))
 }
 
 #[test]
 fn the_oldest_makes_room() {
-    let places = Places::new(3);
+    let places = ConnectionPlaces::new(3);
     let mut held: Vec<_> = (0..3).map(|_| take(&places, "a").unwrap()).collect();
     for new in 3..6 {
         assert!(!has_lost(&mut held[new - 3]));
@@ -29,7 +29,7 @@ fn the_oldest_makes_room() {
 
 #[test]
 fn who_has_the_most_makes_room() {
-    let places = Places::new(4);
+    let places = ConnectionPlaces::new(4);
     let mut other = take(&places, "other").unwrap();
     let mut many: Vec<_> = (0..3).map(|_| take(&places, "many").unwrap()).collect();
     for _ in 0..10 {
@@ -46,7 +46,7 @@ fn who_has_the_most_makes_room() {
 
 #[test]
 fn what_is_being_answered_keeps_its_place() {
-    let places = Places::new(2);
+    let places = ConnectionPlaces::new(2);
     let (mut one, mut two) = (take(&places, "a").unwrap(), take(&places, "a").unwrap());
     one.progress.begin();
     let mut three = take(&places, "a").unwrap();
@@ -64,7 +64,7 @@ fn what_is_being_answered_keeps_its_place() {
 #[test]
 fn what_was_said_and_is_not_read_yet_keeps_its_place() {
     use std::io::Write;
-    let places = Places::new(1);
+    let places = ConnectionPlaces::new(1);
     let (mut client, server) = std::os::unix::net::UnixStream::pair().unwrap();
     let socket: Arc<dyn AsFd + Send + Sync> = Arc::new(server);
     let mut one = places.try_take("a", &socket).unwrap();
@@ -77,7 +77,7 @@ fn what_was_said_and_is_not_read_yet_keeps_its_place() {
 
 #[tokio::test]
 async fn a_place_is_waited_for_where_all_are_being_answered() {
-    let places = Places::new(1);
+    let places = ConnectionPlaces::new(1);
     let one = places.take("a", silent()).await;
     one.progress.begin();
     let waiting = tokio::spawn({
@@ -93,7 +93,7 @@ async fn a_place_is_waited_for_where_all_are_being_answered() {
 
 #[tokio::test]
 async fn a_connection_ends_with_its_place() {
-    let places = Places::new(1);
+    let places = ConnectionPlaces::new(1);
     let one = places.take("a", silent()).await;
     let work = tokio::spawn(one.hold(std::future::pending()));
     let _two = places.take("a", silent()).await;

@@ -45,30 +45,32 @@ impl Outside {
         self.asked.lock().unwrap().iter().filter(|call| **call == (what, Answer::Done)).count()
     }
 
-    fn api(&self, what: &'static str) -> Result<(), Refused> {
+    fn api(&self, what: &'static str) -> Result<(), WriteRefused> {
         let error = || cluster::Error::ClosedEarly { operation: what.to_owned() };
         match self.call(what) {
             Answer::Done => Ok(()),
-            Answer::Gone => Err(Refused::Gone),
-            Answer::NoRight => Err(Refused::NoRight(error())),
-            Answer::Away => Err(Refused::Other(error())),
+            Answer::Gone => Err(WriteRefused::Gone),
+            Answer::NoRight => Err(WriteRefused::NoRight(error())),
+            Answer::Away => Err(WriteRefused::Other(error())),
         }
     }
 }
 
 impl SidecarPorts for Outside {
-    async fn label(&self, _: &PodRef) -> Result<(), Refused> {
+    async fn label(&self, _: &PodRef) -> Result<(), WriteRefused> {
         self.api("label")
     }
 
-    async fn tell(&self, _: &PodRef, _: &Start) -> Result<(), Refused> {
+    async fn tell(&self, _: &PodRef, _: &Start) -> Result<(), WriteRefused> {
         self.api("tell")
     }
 
-    fn settle(&self, _: &PodRef, _: &Start) -> Result<(), Failure> {
+    fn settle(&self, _: &PodRef, _: &Start) -> Result<(), MarkFailure> {
         match self.call("settle") {
             Answer::Done => Ok(()),
-            _ => Err(Failure::Note { path: "note".into(), cause: io::ErrorKind::PermissionDenied.into() }),
+            _ => {
+                Err(MarkFailure::Note { path: "note".into(), cause: io::ErrorKind::PermissionDenied.into() })
+            }
         }
     }
 }
@@ -78,12 +80,12 @@ fn pod() -> PodRef {
 }
 
 fn note(capture: Capture) -> Start {
-    Start::new(Evidence::Note("c0ffee.json".into()), capture)
+    Start::new(StartEvidence::Note("c0ffee.json".into()), capture)
 }
 
 /// Works on the start until nothing fails any more, as the queue does; how often that was.
-async fn work(outside: &Outside, start: Start, wanted: Aim) -> (Records, usize) {
-    let records = Records::default();
+async fn work(outside: &Outside, start: Start, wanted: Aim) -> (StartRecords, usize) {
+    let records = StartRecords::default();
     let evidence = start.evidence.clone();
     records.add(pod(), start);
     for tries in 1..20 {
@@ -103,7 +105,7 @@ fn ways() -> impl Iterator<Item = [Answer; 3]> {
 
 #[tokio::test]
 async fn whatever_is_refused_a_start_is_settled_and_nobody_is_told_twice() {
-    for start in [note(Capture::None), note(Capture::Part), Start::new(Evidence::Times, Capture::None)] {
+    for start in [note(Capture::None), note(Capture::Part), Start::new(StartEvidence::Times, Capture::None)] {
         for way in ways() {
             let outside = Outside::answering(&way);
             let (records, _) = work(&outside, start.clone(), Aim::Captured).await;
@@ -131,14 +133,14 @@ async fn a_pod_that_is_not_one_to_capture_is_settled_and_nothing_is_said_of_it()
 #[tokio::test]
 async fn an_event_without_a_right_is_tried_some_times_and_a_label_once() {
     let mut answers = vec![Answer::NoRight; 20];
-    let older = Start::new(Evidence::Times, Capture::None);
+    let older = Start::new(StartEvidence::Times, Capture::None);
     answers[7] = Answer::Done;
     let outside = Outside::answering(&answers);
     let (records, tries) = work(&outside, older, Aim::Captured).await;
     assert_eq!(tries, TRIES as usize + 1);
     let expected = [vec!["label"], vec!["tell"; TRIES as usize + 1], vec!["settle"]].concat();
     assert_eq!(outside.asked(), expected);
-    assert_eq!(records.start(&pod(), &Evidence::Times).unwrap().have.label, Labelled::Barred);
+    assert_eq!(records.start(&pod(), &StartEvidence::Times).unwrap().have.label, Labelled::Barred);
 
     let outside = Outside::answering(&[Answer::NoRight]);
     let (_, tries) = work(&outside, note(Capture::Part), Aim::Captured).await;
@@ -149,7 +151,7 @@ async fn an_event_without_a_right_is_tried_some_times_and_a_label_once() {
 #[tokio::test]
 async fn nothing_more_is_done_for_a_start_that_is_forgotten() {
     let outside = Outside::default();
-    let records = Records::default();
+    let records = StartRecords::default();
     let start = note(Capture::None);
     carry_out(&outside, &records, &pod(), start, Aim::Captured).await.unwrap();
     assert_eq!(outside.asked(), ["label"]);
@@ -158,8 +160,8 @@ async fn nothing_more_is_done_for_a_start_that_is_forgotten() {
 #[test]
 fn the_others_wait_where_the_server_has_not_answered_about_this_pod() {
     let api = || cluster::Error::ClosedEarly { operation: "label".to_owned() };
-    assert!(Failure::Api(api()).is_of_the_server());
-    assert!(!Failure::NoRight(api()).is_of_the_server());
-    let note = Failure::Note { path: "note".into(), cause: io::ErrorKind::PermissionDenied.into() };
+    assert!(MarkFailure::Api(api()).is_of_the_server());
+    assert!(!MarkFailure::NoRight(api()).is_of_the_server());
+    let note = MarkFailure::Note { path: "note".into(), cause: io::ErrorKind::PermissionDenied.into() };
     assert!(!note.is_of_the_server() && note.retry() == Retry::Backoff);
 }

@@ -15,7 +15,7 @@ const SANDBOX_TIME: u64 = 4 * 60;
 
 /// What decides besides the pods.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Rules {
+pub(crate) struct SuspectRules {
     pub(crate) scope: Exclusions,
     /// `REPAIR_INIT_CONTAINER_NAME`: it ends well only in a pod that is captured.
     pub(crate) check: String,
@@ -28,7 +28,7 @@ pub(super) struct Made {
     before: u64,
 }
 
-impl Rules {
+impl SuspectRules {
     /// When the pod's sandbox was made, if the pod asks for capture, its sandbox may have been made in one of the gaps, and the pod does not show
     /// itself that it is captured.
     pub(super) fn suspect(&self, pod: &Object, gaps: &[Gap]) -> Option<Made> {

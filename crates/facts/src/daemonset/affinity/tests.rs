@@ -7,7 +7,7 @@ fn evaluate(terms: &Value) -> Result<bool, String> {
     let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
     let selector: NodeSelector =
         serde_json::from_value(json!({"nodeSelectorTerms": terms})).map_err(|error| error.to_string())?;
-    selector.matches(&Node { name: "n1", labels: &labels }).map_err(|error| error.to_string())
+    selector.matches(&SelectedNode { name: "n1", labels: &labels }).map_err(|error| error.to_string())
 }
 
 fn expression(key: &str, operator: &str, values: &[&str]) -> Value {

@@ -15,7 +15,7 @@ pub(in crate::nft) struct TableOf<'a> {
 
 /// What a message does to what.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::nft) enum Object<'a> {
+pub(in crate::nft) enum BatchObject<'a> {
     /// The beginning: answers about the transaction as a whole carry its number.
     Whole,
     AddTable(TableOf<'a>),
@@ -40,7 +40,7 @@ impl TableOf<'_> {
     }
 }
 
-impl Object<'_> {
+impl BatchObject<'_> {
     /// The table that it is about.
     pub(in crate::nft) fn table(&self) -> Option<TableKind> {
         match self {

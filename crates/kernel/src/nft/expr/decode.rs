@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::super::uapi::{ADDRESS_GIVEN, LOOKUP_INVERTED, ORIGINAL, SNAT, expr as uapi};
-use super::{Expr, Value};
+use super::{Expr, RegisterValue};
 use crate::netlink::wire::{Attribute, Attributes};
 
 impl Expr<'static> {
@@ -42,8 +42,8 @@ impl<'a> Operands<'a> {
         self.0[kind].and_then(|a| a.be32())
     }
 
-    fn value(&self, kind: usize) -> Option<Value> {
-        self.0[kind].and_then(|a| a.nested().find(uapi::DATA_VALUE)).and_then(|a| Value::new(a.data))
+    fn value(&self, kind: usize) -> Option<RegisterValue> {
+        self.0[kind].and_then(|a| a.nested().find(uapi::DATA_VALUE)).and_then(|a| RegisterValue::new(a.data))
     }
 
     /// Whether only attributes of these kinds are there.

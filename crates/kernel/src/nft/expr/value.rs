@@ -4,14 +4,14 @@ use std::fmt;
 
 /// Up to 16 bytes, what a register holds.
 #[derive(Clone, Copy)]
-pub(in crate::nft) struct Value {
+pub(in crate::nft) struct RegisterValue {
     bytes: [u8; 16],
     pub(super) len: u8,
 }
 
-// === impl Value ===
+// === impl RegisterValue ===
 
-impl Value {
+impl RegisterValue {
     /// `None` when it is longer than a register.
     pub(in crate::nft) fn new(data: &[u8]) -> Option<Self> {
         let mut bytes = [0; 16];
@@ -32,7 +32,7 @@ impl Value {
     }
 }
 
-impl From<[u8; 1]> for Value {
+impl From<[u8; 1]> for RegisterValue {
     fn from([a]: [u8; 1]) -> Self {
         let mut bytes = [0; 16];
         bytes[0] = a;
@@ -40,7 +40,7 @@ impl From<[u8; 1]> for Value {
     }
 }
 
-impl From<[u8; 2]> for Value {
+impl From<[u8; 2]> for RegisterValue {
     fn from(two: [u8; 2]) -> Self {
         let mut bytes = [0; 16];
         bytes[..2].copy_from_slice(&two);
@@ -48,7 +48,7 @@ impl From<[u8; 2]> for Value {
     }
 }
 
-impl From<[u8; 4]> for Value {
+impl From<[u8; 4]> for RegisterValue {
     fn from(four: [u8; 4]) -> Self {
         let mut bytes = [0; 16];
         bytes[..4].copy_from_slice(&four);
@@ -56,27 +56,27 @@ impl From<[u8; 4]> for Value {
     }
 }
 
-impl From<[u8; 16]> for Value {
+impl From<[u8; 16]> for RegisterValue {
     fn from(bytes: [u8; 16]) -> Self {
         Self { bytes, len: 16 }
     }
 }
 
-impl PartialEq for Value {
+impl PartialEq for RegisterValue {
     fn eq(&self, other: &Self) -> bool {
         self.as_slice() == other.as_slice()
     }
 }
 
-impl Eq for Value {}
+impl Eq for RegisterValue {}
 
-impl fmt::Debug for Value {
+impl fmt::Debug for RegisterValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
 }
 
-impl fmt::Display for Value {
+impl fmt::Display for RegisterValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("0x")?;
         self.as_slice().iter().try_for_each(|byte| write!(f, "{byte:02x}"))

@@ -1,6 +1,6 @@
 //! What sets of others hold.
 
-use super::super::set::{Element, sort};
+use super::super::set::{WireElement, sort};
 use super::super::uapi::set;
 use crate::netlink::wire::Attribute;
 
@@ -20,15 +20,15 @@ pub(in crate::nft) fn members(flags: u32, elements: &[Attribute<'_>]) -> Option<
         if item.nested().find(KEY_END).is_some() {
             return None;
         }
-        keys.push(Some(Element::read(item)).filter(|element| !element.key.is_empty())?);
+        keys.push(Some(WireElement::read(item)).filter(|element| !element.key.is_empty())?);
     }
     if flags & set::INTERVAL == 0 {
-        return Some(keys.into_iter().map(|Element { key, .. }| (key.clone(), key)).collect());
+        return Some(keys.into_iter().map(|WireElement { key, .. }| (key.clone(), key)).collect());
     }
     sort(&mut keys);
     let mut ranges: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
     let mut open: Option<Vec<u8>> = None;
-    for Element { key, end, .. } in keys {
+    for WireElement { key, end, .. } in keys {
         if let Some(first) = open.take() {
             ranges.push((first, before(&key)));
         }

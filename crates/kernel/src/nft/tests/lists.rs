@@ -26,7 +26,7 @@ pub(crate) fn read(open: Open<'_>) -> Vec<Read> {
 
 /// Rules and sets of others, which are read in another way. What stands for so many conditions and acts.
 fn of_others(open: Open<'_>) -> Read {
-    let (mut found, sets) = (0, read::Sets::new());
+    let (mut found, sets) = (0, read::SetRanges::new());
     open()
         .dump(&[], |message| {
             let Some(message) = message else { return };

@@ -25,7 +25,7 @@ fn rest(mut reader: PipeReader) -> String {
 }
 
 /// Writes what a pipe and the queue hold, and more.
-fn flood(writer: &LineWriter, origin: Origin) -> usize {
+fn flood(writer: &LineWriter, origin: LineOrigin) -> usize {
     let lines = 4 * MAX_WAITING / 1000;
     (0..lines).for_each(|number| writer.write(line(number), 1, origin));
     lines
@@ -35,7 +35,7 @@ fn flood(writer: &LineWriter, origin: Origin) -> usize {
 fn a_pipe_that_nobody_reads_stops_no_writer_and_what_is_lost_is_told_once() {
     let (reader, pipe) = std::io::pipe().unwrap();
     let writer = LineWriter::start(pipe, tell()).unwrap();
-    let lines = flood(&writer, Origin::Own);
+    let lines = flood(&writer, LineOrigin::Own);
     let lost = writer.lost();
     assert!(lost > 0 && lost < lines as u64, "{lost} of {lines}");
     assert!(!writer.finish(Duration::from_millis(50)), "it cannot be written");
@@ -55,10 +55,10 @@ fn a_pipe_that_nobody_reads_stops_no_writer_and_what_is_lost_is_told_once() {
 fn a_flood_of_relayed_lines_leaves_room_for_our_own() {
     let (_reader, pipe) = std::io::pipe().unwrap();
     let writer = LineWriter::start(pipe, tell()).unwrap();
-    flood(&writer, Origin::Relayed);
+    flood(&writer, LineOrigin::Relayed);
     let lost = writer.lost();
     assert!(lost > 0);
-    (0..100).for_each(|number| writer.write(line(number), 1, Origin::Own));
+    (0..100).for_each(|number| writer.write(line(number), 1, LineOrigin::Own));
     assert_eq!(writer.lost(), lost);
 }
 
@@ -66,11 +66,11 @@ fn a_flood_of_relayed_lines_leaves_room_for_our_own() {
 fn a_reader_that_comes_back_reads_what_comes_then() {
     let (reader, pipe) = std::io::pipe().unwrap();
     let writer = LineWriter::start(pipe, tell()).unwrap();
-    flood(&writer, Origin::Own);
+    flood(&writer, LineOrigin::Own);
     let reading = std::thread::spawn(move || rest(reader));
     assert!(writer.finish(PATIENCE));
     let lost = writer.lost();
-    writer.write(b"after\n".to_vec(), 1, Origin::Own);
+    writer.write(b"after\n".to_vec(), 1, LineOrigin::Own);
     assert!(writer.finish(PATIENCE) && writer.lost() == lost);
     drop(writer);
     let text = reading.join().unwrap();
@@ -83,7 +83,7 @@ fn a_reader_that_comes_back_reads_what_comes_then() {
 fn a_full_disk_loses_lines_and_nothing_else() {
     let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
     let writer = LineWriter::start(full, tell()).unwrap();
-    (0..10).for_each(|number| writer.write(line(number), 3, Origin::Own));
+    (0..10).for_each(|number| writer.write(line(number), 3, LineOrigin::Own));
     assert!(writer.finish(PATIENCE));
     assert_eq!(writer.lost(), 30);
 }
@@ -93,7 +93,7 @@ fn a_reader_that_is_gone_loses_lines_and_nothing_else() {
     let (reader, pipe) = std::io::pipe().unwrap();
     drop(reader);
     let writer = LineWriter::start(pipe, tell()).unwrap();
-    (0..10).for_each(|number| writer.write(line(number), 1, Origin::Own));
+    (0..10).for_each(|number| writer.write(line(number), 1, LineOrigin::Own));
     assert!(writer.finish(PATIENCE));
     assert_eq!(writer.lost(), 10);
 }
@@ -130,7 +130,7 @@ fn a_line_that_was_cut_off_by_a_full_disk_is_ended_before_the_next() {
     let disk = Disk { room: receiver, left: 10, file: File::create(&path).unwrap() };
     let writer = LineWriter::start(disk, tell()).unwrap();
     let write = |text: &str| {
-        writer.write(text.into(), 1, Origin::Own);
+        writer.write(text.into(), 1, LineOrigin::Own);
         assert!(writer.finish(PATIENCE));
     };
     ["first\n", "second\n", "third\n"].into_iter().for_each(write);
@@ -146,7 +146,7 @@ fn a_pipe_that_refuses_to_wait_loses_nothing_that_fits_the_queue() {
     let (reader, pipe) = std::io::pipe().unwrap();
     rustix::io::ioctl_fionbio(&pipe, true).unwrap();
     let writer = LineWriter::start(pipe, tell()).unwrap();
-    (0..200).for_each(|number| writer.write(line(number), 1, Origin::Own));
+    (0..200).for_each(|number| writer.write(line(number), 1, LineOrigin::Own));
     assert!(!writer.finish(Duration::from_millis(50)));
     let reading = std::thread::spawn(move || rest(reader));
     assert!(writer.finish(PATIENCE));

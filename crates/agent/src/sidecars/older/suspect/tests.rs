@@ -29,13 +29,13 @@ fn object(value: &Value) -> Object {
     serde_json::from_value::<Object>(value.clone()).unwrap().trimmed()
 }
 
-fn rules() -> Rules {
+fn rules() -> SuspectRules {
     let scope = Exclusions {
         agent_namespace: "istio-system".into(),
         excluded_namespaces: vec!["kube-system".into()],
         ..Exclusions::default()
     };
-    Rules { scope, check: "istio-validation".into() }
+    SuspectRules { scope, check: "istio-validation".into() }
 }
 
 fn suspect(pod: &Value, from: i64, until: i64) -> bool {
