@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use cluster::daemonset::decide;
-use cluster::{Event as ClusterEvent, Source, Store, WatchError, What};
+use cluster::{Event as ClusterEvent, Source, Store, WatchError, WatchName};
 use install::InstallEvent;
 
 use crate::health::{HealthPart, Notice};
@@ -128,16 +128,16 @@ fn synced(agent: &Agent, store: Option<&Store>) {
 }
 
 /// Until pods and namespaces are known it is said what is waited for, unless an error says more.
-fn listed(agent: &Agent, what: What) {
+fn listed(agent: &Agent, what: WatchName) {
     agent.log.debug("all objects are listed", &[("watch", &what.name())]);
     let state = agent.cluster.state();
     if !state.synced && state.last_error.is_none() {
-        let names: Vec<_> = state.pending().into_iter().map(What::name).collect();
+        let names: Vec<_> = state.pending().into_iter().map(WatchName::name).collect();
         agent.health.pending(HealthPart::Cluster, &format!("not listed yet: {}", names.join(", ")));
     }
 }
 
-fn watch_failed(agent: &Agent, what: What, error: &WatchError) {
+fn watch_failed(agent: &Agent, what: WatchName, error: &WatchError) {
     agent.metrics.watch_failure(what.name());
     if let WatchError::Api(error) = error {
         agent.metrics.api_server_failure(error.reason());

@@ -54,7 +54,7 @@ pub use kind::{Kind, ObjectSelection};
 pub use objects::Objects;
 pub use peers::Peers;
 pub use queue::Queue;
-pub use readiness::{WatchState, What};
+pub use readiness::{WatchName, WatchState};
 pub use store::{Store, StoreError, StoreEvent};
 pub use watch::{Cluster, Event, FetchError, Limits, ManifestError, Own, Shared, Source, Wanted, WatchError};
 pub use write::Writer;

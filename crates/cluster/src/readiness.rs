@@ -5,7 +5,7 @@ use std::fmt;
 
 /// What is watched, by the name that it has in logs and metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct What(&'static str);
+pub struct WatchName(&'static str);
 
 /// How the watches are. Those of the agent's own DaemonSet and node are left out: no pod waits for them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub struct WatchState {
     pub synced: bool,
     /// The last error, while not all of it stands.
     pub last_error: Option<String>,
-    watches: BTreeMap<What, Watch>,
+    watches: BTreeMap<WatchName, Watch>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -23,9 +23,9 @@ struct Watch {
     stands: bool,
 }
 
-// === impl What ===
+// === impl WatchName ===
 
-impl What {
+impl WatchName {
     /// Pods of this node, from the API server.
     pub const PODS: Self = Self("pods");
     /// Namespaces, from the API server.
@@ -55,7 +55,7 @@ impl What {
     }
 }
 
-impl fmt::Display for What {
+impl fmt::Display for WatchName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.0)
     }
@@ -65,32 +65,32 @@ impl fmt::Display for What {
 
 impl WatchState {
     /// Whether a watch stands, or a directory of manifests is read.
-    pub fn stands(&self, what: What) -> bool {
+    pub fn stands(&self, what: WatchName) -> bool {
         self.watches.get(&what).is_some_and(|watch| watch.stands)
     }
 
     /// Whether everything of it was listed once.
-    pub fn is_listed(&self, what: What) -> bool {
+    pub fn is_listed(&self, what: WatchName) -> bool {
         self.watches.get(&what).is_some_and(|watch| watch.listed)
     }
 
     /// What has not been listed yet.
-    pub fn pending(&self) -> Vec<What> {
+    pub fn pending(&self) -> Vec<WatchName> {
         self.watches.iter().filter(|(_, watch)| !watch.listed).map(|(what, _)| *what).collect()
     }
 
     /// It is watched from now on.
-    pub(crate) fn expect(&mut self, what: What) {
+    pub(crate) fn expect(&mut self, what: WatchName) {
         self.watches.entry(what).or_default();
     }
 
     /// It was listed; whether it was so for the first time.
-    pub(crate) fn set_listed(&mut self, what: What) -> bool {
+    pub(crate) fn set_listed(&mut self, what: WatchName) -> bool {
         self.watches.get_mut(&what).is_some_and(|watch| !std::mem::replace(&mut watch.listed, true))
     }
 
     /// Its watch stands, or does not because of an error.
-    pub(crate) fn set_stands(&mut self, what: What, error: Option<&impl fmt::Display>) {
+    pub(crate) fn set_stands(&mut self, what: WatchName, error: Option<&impl fmt::Display>) {
         let Some(watch) = self.watches.get_mut(&what) else { return };
         watch.stands = error.is_none();
         if let Some(error) = error {
@@ -108,30 +108,32 @@ mod tests {
     #[test]
     fn what_is_not_listed_yet_is_named() {
         let mut state = WatchState::default();
-        for what in [What::PODS, What::NAMESPACES, What::of("networkpolicies")] {
+        for what in [WatchName::PODS, WatchName::NAMESPACES, WatchName::of("networkpolicies")] {
             state.expect(what);
         }
         assert!(
-            state.set_listed(What::PODS) && !state.set_listed(What::PODS) && !state.set_listed(What::NODE)
+            state.set_listed(WatchName::PODS)
+                && !state.set_listed(WatchName::PODS)
+                && !state.set_listed(WatchName::NODE)
         );
-        let names: Vec<_> = state.pending().into_iter().map(What::name).collect();
+        let names: Vec<_> = state.pending().into_iter().map(WatchName::name).collect();
         assert_eq!(names, ["namespaces", "networkpolicies"]);
-        assert!(state.is_listed(What::PODS) && !state.is_listed(What::NAMESPACES));
+        assert!(state.is_listed(WatchName::PODS) && !state.is_listed(WatchName::NAMESPACES));
     }
 
     #[test]
     fn an_error_counts_until_everything_stands() {
         let mut state = WatchState::default();
         let none = None::<&String>;
-        for what in [What::PODS, What::NAMESPACES] {
+        for what in [WatchName::PODS, WatchName::NAMESPACES] {
             state.expect(what);
             state.set_stands(what, none);
         }
-        state.set_stands(What::PODS, Some(&"refused"));
-        state.set_stands(What::NODE, Some(&"nobody waits for it"));
-        state.set_stands(What::NAMESPACES, none);
-        assert_eq!((state.stands(What::PODS), state.last_error.as_deref()), (false, Some("refused")));
-        state.set_stands(What::PODS, none);
-        assert!(state.stands(What::PODS) && state.last_error.is_none());
+        state.set_stands(WatchName::PODS, Some(&"refused"));
+        state.set_stands(WatchName::NODE, Some(&"nobody waits for it"));
+        state.set_stands(WatchName::NAMESPACES, none);
+        assert_eq!((state.stands(WatchName::PODS), state.last_error.as_deref()), (false, Some("refused")));
+        state.set_stands(WatchName::PODS, none);
+        assert!(state.stands(WatchName::PODS) && state.last_error.is_none());
     }
 }

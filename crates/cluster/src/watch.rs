@@ -32,7 +32,7 @@ use crate::daemonset::{self, OwnPod, Seen};
 use crate::index::Index;
 use crate::kind::{Namespaces, ObjectSelection, Pods};
 use crate::news::ObjectKey;
-pub use crate::readiness::{WatchState, What};
+pub use crate::readiness::{WatchName, WatchState};
 use crate::recovery::Outage;
 pub use event::{Event, ObjectChange, Told, WatchError};
 pub use fetch::FetchError;
@@ -194,7 +194,7 @@ pub async fn run(source: Source, cluster: Cluster, observer: impl Fn(Event) + Se
     let wanted = std::mem::take(&mut *cluster.shared.wanted.lock().unwrap_or_else(PoisonError::into_inner));
     match source {
         Source::Manifests { dir, own } => {
-            reporter.expect([What::MANIFESTS]);
+            reporter.expect([WatchName::MANIFESTS]);
             let own = async {
                 let Some(Own { connection, node, pod, limits }) = &own else {
                     return std::future::pending().await;
@@ -212,7 +212,9 @@ pub async fn run(source: Source, cluster: Cluster, observer: impl Fn(Event) + Se
         Source::Kubernetes { connection, node, own, limits } => {
             let wishes = wanted.wishes();
             reporter.expect(
-                [What::PODS, What::NAMESPACES].into_iter().chain(wishes.iter().map(|one| one.what())),
+                [WatchName::PODS, WatchName::NAMESPACES]
+                    .into_iter()
+                    .chain(wishes.iter().map(|one| one.what())),
             );
             let own = async {
                 match &own {
@@ -250,9 +252,9 @@ async fn watch_node(
     };
     let of_node = ObjectSelection::fields(format!("spec.nodeName={node}"), format!("of node {node}"));
     let (pods, namespaces) = (NodePods(reporter), AllNamespaces(reporter));
-    let selected = (What::PODS, of_node);
+    let selected = (WatchName::PODS, of_node);
     let pods = Reflector::<Pods>::new(connection, selected, limits, reporter, &pods).run();
-    let selected = (What::NAMESPACES, ObjectSelection::all());
+    let selected = (WatchName::NAMESPACES, ObjectSelection::all());
     let namespaces = Reflector::<Namespaces>::new(connection, selected, limits, reporter, &namespaces).run();
     tokio::select! {
         never = fetch => never,
@@ -298,18 +300,18 @@ impl Reporter<'_> {
         }
     }
 
-    fn expect(&self, watches: impl IntoIterator<Item = What>) {
+    fn expect(&self, watches: impl IntoIterator<Item = WatchName>) {
         let mut state = self.cluster.state_mut();
         watches.into_iter().for_each(|what| state.expect(what));
     }
 
-    fn listed(&self, what: What) {
+    fn listed(&self, what: WatchName) {
         if self.cluster.state_mut().set_listed(what) {
             self.tell(Event::Listed { what });
         }
     }
 
-    fn set_stands(&self, what: What, error: Option<&WatchError>) {
+    fn set_stands(&self, what: WatchName, error: Option<&WatchError>) {
         self.cluster.state_mut().set_stands(what, error);
     }
 
@@ -323,7 +325,7 @@ impl Reporter<'_> {
         });
     }
 
-    fn unreadable(&self, what: What, error: impl Into<WatchError>) {
+    fn unreadable(&self, what: WatchName, error: impl Into<WatchError>) {
         self.tell(Event::Unreadable { what, error: error.into() });
     }
 }

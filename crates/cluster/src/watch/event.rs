@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use facts::PodRef;
 
-use super::{ManifestError, What};
+use super::{ManifestError, WatchName};
 use crate::daemonset::Outlook;
 use crate::error::Error;
 
@@ -17,7 +17,7 @@ pub enum Event {
     /// All objects of a watch have been listed for the first time.
     Listed {
         /// Which.
-        what: What,
+        what: WatchName,
     },
     /// Facts of these pods changed, or they are gone.
     Changed(Vec<PodRef>),
@@ -28,7 +28,7 @@ pub enum Event {
     /// A list or watch failed. The index keeps what it has, and it is tried again.
     WatchFailed {
         /// Which.
-        what: What,
+        what: WatchName,
         /// Why.
         error: WatchError,
         /// Since the first failure in a row.
@@ -39,14 +39,14 @@ pub enum Event {
     /// It works again.
     WatchRestored {
         /// Which.
-        what: What,
+        what: WatchName,
         /// Since the first failure.
         failed_for: Duration,
     },
     /// Everything is listed anew, because the server does not keep what the watch would go on from.
     Relisted {
         /// Which.
-        what: What,
+        what: WatchName,
     },
     /// The API server answers no watch and no question whether it is ready. Comes again when the reason is another one.
     ServerAway {
@@ -61,7 +61,7 @@ pub enum Event {
     /// An object or file cannot be read. What was known of it stays, and everything else goes on.
     Unreadable {
         /// Where it comes from.
-        what: What,
+        what: WatchName,
         /// Which, and why.
         error: WatchError,
     },

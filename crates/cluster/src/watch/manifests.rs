@@ -19,7 +19,7 @@ use inotify::{EventMask, EventStream, Inotify, WatchDescriptor, WatchMask};
 use podsource::is_manifest;
 
 use super::fetch::{FetchError, Question, Questions};
-use super::{Reporter, Standing, Wanted, WatchError, What};
+use super::{Reporter, Standing, Wanted, WatchError, WatchName};
 pub(super) use files::{Files, Reader};
 
 /// Writers make several changes in a row; they are read together, once there was none for so long, or after a while of changes.
@@ -71,7 +71,7 @@ pub(super) async fn watch(
     mut questions: Option<Questions>,
     wanted: &Wanted,
 ) -> Infallible {
-    let mut standing = Standing::new(What::MANIFESTS, reporter, None);
+    let mut standing = Standing::new(WatchName::MANIFESTS, reporter, None);
     let mut files = Files::new(wanted);
     loop {
         let error = match follow(dir, &mut files, &mut standing, &mut questions, wanted).await {
@@ -99,10 +99,10 @@ async fn follow(
         *files = read.without_unfinished(files, |path| events.is_unfinished(path));
         standing.reporter.update(|index| files.apply(index));
         wanted.wishes().iter().for_each(|wish| wish.take_manifests(files));
-        standing.reporter.listed(What::MANIFESTS);
+        standing.reporter.listed(WatchName::MANIFESTS);
         standing.works();
         for error in broken.into_iter().filter(|error| !events.is_unfinished(error.path())) {
-            standing.reporter.unreadable(What::MANIFESTS, WatchError::Manifests(error));
+            standing.reporter.unreadable(WatchName::MANIFESTS, WatchError::Manifests(error));
         }
         asked.drain(..).for_each(|question| answer(question, standing.reporter));
         tokio::select! {

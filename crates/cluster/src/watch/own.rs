@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::reflector::Reflector;
 use super::sink;
-use super::{Limits, Reporter, Standing, What};
+use super::{Limits, Reporter, Standing, WatchName};
 use crate::connection::ApiConnection;
 use crate::daemonset::{self, OwnPod};
 use crate::kind::{DaemonSets, Nodes, ObjectSelection};
@@ -35,11 +35,11 @@ pub(super) async fn watch_own(
         let name = own_daemonset(connection, own, limits, reporter).await;
         reporter.see(|seen| name.clone_into(&mut seen.name));
         let sink = sink::OwnObject::daemonset(reporter, &own.namespace, &name);
-        let selected = (What::DAEMONSET, ObjectSelection::one(Some(&own.namespace), &name));
+        let selected = (WatchName::DAEMONSET, ObjectSelection::one(Some(&own.namespace), &name));
         Reflector::<DaemonSets>::new(connection, selected, limits, reporter, &sink).run().await
     };
     let sink = sink::OwnObject::node(reporter, node);
-    let selected = (What::NODE, ObjectSelection::one(None, node));
+    let selected = (WatchName::NODE, ObjectSelection::one(None, node));
     let node = Reflector::<Nodes>::new(connection, selected, limits, reporter, &sink).run();
     tokio::select! {
         never = node => never,
@@ -54,7 +54,7 @@ async fn own_daemonset(
     limits: Limits,
     reporter: &Reporter<'_>,
 ) -> String {
-    let mut standing = Standing::new(What::DAEMONSET, reporter, Some(connection.recovery()));
+    let mut standing = Standing::new(WatchName::DAEMONSET, reporter, Some(connection.recovery()));
     loop {
         match daemonset::look::name_of(connection, own, limits.answer).await {
             Ok(name) => {

@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use serde_json::value::RawValue;
 
 use super::read::{self, Line, ObjectMisfit, Page, PageMetadata, Tidings, WatchRefusal, number};
-use super::{Event, Limits, ObjectChange, Reporter, Sink, Standing, What};
+use super::{Event, Limits, ObjectChange, Reporter, Sink, Standing, WatchName};
 use crate::connection::{ApiConnection, Items, Lines};
 use crate::error::{About, Error, place};
 use crate::kind::{Kind, ObjectSelection, Requests, Since};
@@ -24,7 +24,7 @@ const WATCH_SECONDS: std::ops::Range<u32> = 240..290;
 
 pub(super) struct Reflector<'a, K: Kind> {
     connection: &'a ApiConnection,
-    what: What,
+    what: WatchName,
     requests: Requests,
     limits: Limits,
     reporter: &'a Reporter<'a>,
@@ -49,7 +49,7 @@ impl<'a, K: Kind> Reflector<'a, K> {
     /// Tells `sink` of the objects of a selection.
     pub(super) fn new(
         connection: &'a ApiConnection,
-        (what, selection): (What, ObjectSelection),
+        (what, selection): (WatchName, ObjectSelection),
         limits: Limits,
         reporter: &'a Reporter<'a>,
         sink: &'a dyn Sink<K::Object>,

@@ -4,12 +4,12 @@ use std::time::{Duration, Instant};
 
 use fault::Backoff;
 
-use super::{Event, Reporter, WatchError, What};
+use super::{Event, Reporter, WatchError, WatchName};
 use crate::recovery::{Recovery, Stands};
 
 /// Whether one watch works, and since when it does not.
 pub(super) struct Standing<'a> {
-    what: What,
+    what: WatchName,
     pub(super) reporter: &'a Reporter<'a>,
     /// Shared by the watches of the API server.
     recovery: Option<&'a Recovery>,
@@ -19,7 +19,7 @@ pub(super) struct Standing<'a> {
 }
 
 impl<'a> Standing<'a> {
-    pub(super) fn new(what: What, reporter: &'a Reporter<'a>, recovery: Option<&'a Recovery>) -> Self {
+    pub(super) fn new(what: WatchName, reporter: &'a Reporter<'a>, recovery: Option<&'a Recovery>) -> Self {
         Self { what, reporter, recovery, stands: None, failing: None, failures: 0 }
     }
 

@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 
 use super::manifests::{Files, Reader};
 use super::reflector::Reflector;
-use super::{Limits, Reporter, Sink, What};
+use super::{Limits, Reporter, Sink, WatchName};
 use crate::connection::ApiConnection;
 use crate::kind::{Kind, ObjectSelection, PeerPods};
 use crate::news::{Hold, News, ObjectDelta};
@@ -27,7 +27,7 @@ pub struct Shared<S>(Arc<RwLock<S>>);
 
 /// A kind that is to be watched.
 pub(super) trait Wish: Send + Sync {
-    fn what(&self) -> What;
+    fn what(&self) -> WatchName;
 
     /// Watches the API server for ever.
     fn run<'a>(
@@ -46,7 +46,7 @@ pub(super) trait Wish: Send + Sync {
 
 /// A wish, where its objects go, and who is told of what changes.
 struct Watched<K: Kind, S: Hold<I>, I> {
-    what: What,
+    what: WatchName,
     selection: ObjectSelection,
     store: Shared<S>,
     /// How the store takes objects.
@@ -73,7 +73,7 @@ impl Wanted {
     ) -> Shared<Objects<K::Object>> {
         let store = Shared::<Objects<K::Object>>::default();
         self.0.push(Box::new(Watched::<K, _, Arc<K::Object>> {
-            what: What::of(K::RESOURCE.plural),
+            what: WatchName::of(K::RESOURCE.plural),
             selection,
             store: store.clone(),
             convert: |news| news.map(Arc::new),
@@ -89,7 +89,7 @@ impl Wanted {
         let store = Shared::<Peers>::default();
         let (objects, bytes) = PEERS;
         self.0.push(Box::new(Watched::<PeerPods, _, Peer> {
-            what: What::PEERS,
+            what: WatchName::PEERS,
             // One that ends comes as one that is deleted.
             selection: ObjectSelection::fields(
                 "status.phase!=Succeeded,status.phase!=Failed",
@@ -163,7 +163,7 @@ where
     S: Hold<I> + Send + Sync,
     I: Clone + Send + Sync + 'static,
 {
-    fn what(&self) -> What {
+    fn what(&self) -> WatchName {
         self.what
     }
 
@@ -180,11 +180,11 @@ where
     }
 
     fn reader(&self) -> Option<Reader> {
-        (self.what != What::PEERS).then(Reader::of::<K>)
+        (self.what != WatchName::PEERS).then(Reader::of::<K>)
     }
 
     fn take_manifests(&self, files: &Files) {
-        if self.what == What::PEERS {
+        if self.what == WatchName::PEERS {
             return;
         }
         // What is kept of a kind in files is just what its store takes.

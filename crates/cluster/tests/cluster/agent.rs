@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use cluster::{Access, ApiConnection, Cluster, Event, Limits, Source, What};
+use cluster::{Access, ApiConnection, Cluster, Event, Limits, Source, WatchName};
 use facts::PodRef;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -96,7 +96,7 @@ impl Agent {
     }
 
     /// The errors of failed lists and watches, and the pauses after them.
-    pub(crate) fn failures(&self, of: What) -> Vec<(String, Duration)> {
+    pub(crate) fn failures(&self, of: WatchName) -> Vec<(String, Duration)> {
         let failed = |event| match event {
             Event::WatchFailed { what, error, retry_in, .. } if what == of => {
                 Some((error.to_string(), retry_in))
@@ -126,16 +126,16 @@ impl Agent {
             .collect()
     }
 
-    pub(crate) fn restored(&self, of: What) -> bool {
+    pub(crate) fn restored(&self, of: WatchName) -> bool {
         self.events().iter().any(|event| matches!(event, Event::WatchRestored { what, .. } if *what == of))
     }
 
-    pub(crate) fn relists(&self, of: What) -> usize {
+    pub(crate) fn relists(&self, of: WatchName) -> usize {
         self.events().iter().filter(|event| matches!(event, Event::Relisted { what } if *what == of)).count()
     }
 
     /// What has been listed, in the order in which that was told.
-    pub(crate) fn listed(&self) -> Vec<What> {
+    pub(crate) fn listed(&self) -> Vec<WatchName> {
         let events = self.events().into_iter();
         events
             .filter_map(|event| if let Event::Listed { what } = event { Some(what) } else { None })

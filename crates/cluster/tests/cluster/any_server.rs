@@ -4,7 +4,7 @@ use std::future::Future;
 
 use cluster::daemonset::{Outlook, Seen, decide};
 use cluster::write::EventText;
-use cluster::{OwnPod, What, Writer};
+use cluster::{OwnPod, WatchName, Writer};
 use facts::PodRef;
 use serde_json::Value;
 
@@ -82,7 +82,7 @@ async fn what_happens_is_seen() {
         let second = uid(&server, "web").await;
         assert_ne!(first, second);
         assert_eq!(agent.changed().last(), Some(&key(&server, "web", &second)));
-        for what in [What::PODS, What::NAMESPACES] {
+        for what in [WatchName::PODS, WatchName::NAMESPACES] {
             assert_eq!((agent.failures(what), agent.relists(what)), (vec![], 0));
         }
         server

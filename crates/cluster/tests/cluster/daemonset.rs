@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use cluster::daemonset::{Outlook, Seen, decide};
-use cluster::{OwnPod, Source, What, Writer};
+use cluster::{OwnPod, Source, WatchName, Writer};
 use serde_json::{Value, json};
 use testkit::PodObject;
 use testkit::apiserver::{Fault, Resource, WatchFault};
@@ -145,9 +145,9 @@ async fn a_watch_that_is_refused_or_answered_by_others_is_no_evidence() {
         agent.until("all watches", |_| setup.server.watches() == 4).await;
         setup.server.fail_path("/daemonsets", 1000, fault.clone());
         setup.server.disturb_watches(Resource::DaemonSets, WatchFault::Error(410));
-        agent.until("a failure", |agent| !agent.failures(What::DAEMONSET).is_empty()).await;
+        agent.until("a failure", |agent| !agent.failures(WatchName::DAEMONSET).is_empty()).await;
         assert_eq!(decide(&agent.cluster.seen()), Outlook::Follows, "{fault:?}");
-        assert!(agent.cluster.state().stands(What::PODS), "no pod waits for it");
+        assert!(agent.cluster.state().stands(WatchName::PODS), "no pod waits for it");
         setup.server.fail_path("/daemonsets", 0, fault);
         setup.server.delete_object(Resource::DaemonSets, NAMESPACE, NAME);
         agent.foresees("its deletion", |outlook| *outlook == Outlook::Deleted).await;
@@ -204,7 +204,7 @@ async fn who_may_not_see_its_own_pod_does_not_guess_its_daemonset() {
     for fault in [Fault::status(401), Fault::status(403), Fault::HtmlStatus(404), Fault::Reset] {
         setup.server.fail_path("/pods/agent-x", 1000, fault.clone());
         let agent = setup.owned_agent("agent-x");
-        agent.until("a failure", |agent| !agent.failures(What::DAEMONSET).is_empty()).await;
+        agent.until("a failure", |agent| !agent.failures(WatchName::DAEMONSET).is_empty()).await;
         let (outlook, errors) = setup.look_of("agent-x", &agent.cluster.seen()).await;
         assert!(matches!(outlook, Outlook::Unknown(_)), "{fault:?}: {outlook}");
         assert!(errors.contains("get Pod agent-x"), "{fault:?}: {errors}");

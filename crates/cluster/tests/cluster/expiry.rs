@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cluster::What;
+use cluster::WatchName;
 use facts::PodRef;
 use testkit::apiserver::{Resource, WatchFault};
 
@@ -49,15 +49,19 @@ async fn relists(by_status: bool) {
     let mut all = vec![goes, replaced, key("replaced"), key("changes"), key("comes"), key("stays")];
     all.sort_unstable();
     assert_eq!(changed, all, "stays because of its namespace's label");
-    assert_eq!((agent.relists(What::PODS), agent.relists(What::NAMESPACES)), (1, 1));
+    assert_eq!((agent.relists(WatchName::PODS), agent.relists(WatchName::NAMESPACES)), (1, 1));
     agent
-        .until("both to be well", |agent| agent.restored(What::PODS) && agent.restored(What::NAMESPACES))
+        .until("both to be well", |agent| {
+            agent.restored(WatchName::PODS) && agent.restored(WatchName::NAMESPACES)
+        })
         .await;
-    assert!(agent.cluster.state().stands(What::PODS) && agent.cluster.state().stands(What::NAMESPACES));
+    assert!(
+        agent.cluster.state().stands(WatchName::PODS) && agent.cluster.state().stands(WatchName::NAMESPACES)
+    );
     // and what comes now comes by the watch
     setup.server.delete_pod("shop", "comes");
     agent.until("a deletion", |agent| agent.pods().len() == 3).await;
-    assert_eq!(agent.relists(What::PODS), 1);
+    assert_eq!(agent.relists(WatchName::PODS), 1);
 }
 
 #[tokio::test]
@@ -78,10 +82,10 @@ async fn a_standing_watch_that_expires_leads_to_a_list_at_once() {
     setup.server.send_bookmarks();
     tokio::time::sleep(LIMITS.settle * 2).await;
     setup.server.disturb_watches(Resource::Pods, WatchFault::Error(410));
-    agent.until("a list", |agent| agent.relists(What::PODS) == 1).await;
+    agent.until("a list", |agent| agent.relists(WatchName::PODS) == 1).await;
     setup.set_pod("new", "1");
     agent.until("the new pod", |agent| agent.pods().len() == 2).await;
-    assert_eq!(agent.failures(What::PODS), [], "that is no failure");
+    assert_eq!(agent.failures(WatchName::PODS), [], "that is no failure");
 }
 
 #[tokio::test]
@@ -108,5 +112,5 @@ async fn bookmarks_move_on_what_a_watch_goes_on_from() {
     assert!(last.contains("allowWatchBookmarks=true"), "{last}");
     setup.set_pod("new", "1");
     agent.until("the new pod", |agent| agent.pods().len() == 2).await;
-    assert_eq!((agent.relists(What::PODS), agent.failures(What::PODS)), (0, vec![]));
+    assert_eq!((agent.relists(WatchName::PODS), agent.failures(WatchName::PODS)), (0, vec![]));
 }

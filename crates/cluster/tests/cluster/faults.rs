@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use cluster::What;
+use cluster::WatchName;
 use testkit::apiserver::{Fault, Resource, WatchFault};
 
 use crate::agent::{Agent, LIMITS, Setup};
@@ -22,8 +22,8 @@ async fn survives(fault: WatchFault) -> (Setup, Agent) {
     setup.set_pod("comes", "1");
     agent.until("both changes", |agent| agent.pods() == ["shop/comes", "shop/stays"]).await;
     setup.watched(&agent).await;
-    agent.until("the watch to be well", |agent| agent.cluster.state().stands(What::PODS)).await;
-    assert_eq!(agent.failures(What::NAMESPACES), []);
+    agent.until("the watch to be well", |agent| agent.cluster.state().stands(WatchName::PODS)).await;
+    assert_eq!(agent.failures(WatchName::NAMESPACES), []);
     (setup, agent)
 }
 
@@ -31,20 +31,20 @@ async fn survives(fault: WatchFault) -> (Setup, Agent) {
 async fn ends_and_cuts_are_no_failures() {
     for fault in [WatchFault::Close, WatchFault::Cut] {
         let (_setup, agent) = survives(fault.clone()).await;
-        assert_eq!(agent.relists(What::PODS), 0, "{fault:?}");
+        assert_eq!(agent.relists(WatchName::PODS), 0, "{fault:?}");
         // how the end of a cut connection looks depends on the layer that notices first
-        assert!(agent.failures(What::PODS).len() <= usize::from(fault == WatchFault::Cut), "{fault:?}");
+        assert!(agent.failures(WatchName::PODS).len() <= usize::from(fault == WatchFault::Cut), "{fault:?}");
     }
 }
 
 #[tokio::test]
 async fn a_reset_is_told_and_gone_on_from() {
     let (_setup, agent) = survives(WatchFault::Reset).await;
-    let failures = agent.failures(What::PODS);
+    let failures = agent.failures(WatchName::PODS);
     assert_eq!(failures.len(), 1, "{failures:?}");
     assert!(failures[0].0.starts_with("watch pods of node n1: "), "{failures:?}");
-    assert!(agent.restored(What::PODS));
-    assert_eq!(agent.relists(What::PODS), 0);
+    assert!(agent.restored(WatchName::PODS));
+    assert_eq!(agent.relists(WatchName::PODS), 0);
 }
 
 #[tokio::test]
@@ -52,8 +52,8 @@ async fn silence_is_noticed() {
     let start = Instant::now();
     let (_setup, agent) = survives(WatchFault::Hang).await;
     assert!(start.elapsed() >= LIMITS.silence);
-    let failures = agent.failures(What::PODS);
-    assert_eq!((agent.relists(What::PODS), failures.len()), (0, 1), "{failures:?}");
+    let failures = agent.failures(WatchName::PODS);
+    assert_eq!((agent.relists(WatchName::PODS), failures.len()), (0, 1), "{failures:?}");
     assert!(failures[0].0.contains("no event came for 2 s, not even a bookmark"), "{failures:?}");
     assert_eq!(agent.away(), [""; 0], "the server answers, and only this watch was silent");
 }
@@ -62,18 +62,22 @@ async fn silence_is_noticed() {
 async fn events_that_trickle_arrive_and_those_that_take_too_long_come_by_another_watch() {
     for (interval, given_up) in [(Duration::from_micros(500), 0), (Duration::from_millis(5), 1)] {
         let (_setup, agent) = survives(WatchFault::Slow(interval)).await;
-        let failures = agent.failures(What::PODS);
-        assert_eq!((agent.relists(What::PODS), failures.len()), (0, given_up), "{interval:?}: {failures:?}");
+        let failures = agent.failures(WatchName::PODS);
+        assert_eq!(
+            (agent.relists(WatchName::PODS), failures.len()),
+            (0, given_up),
+            "{interval:?}: {failures:?}"
+        );
     }
 }
 
 #[tokio::test]
 async fn an_error_of_the_server_in_the_stream_is_told() {
     let (_setup, agent) = survives(WatchFault::Error(500)).await;
-    let failures = agent.failures(What::PODS);
+    let failures = agent.failures(WatchName::PODS);
     assert_eq!(failures.len(), 1, "{failures:?}");
     assert!(failures[0].0.contains("500 the double was told to"), "{failures:?}");
-    assert_eq!(agent.relists(What::PODS), 0);
+    assert_eq!(agent.relists(WatchName::PODS), 0);
 }
 
 #[tokio::test]
@@ -88,7 +92,7 @@ async fn garbage_in_a_watch_loses_no_event() {
     ];
     for line in lines {
         let (_setup, agent) = survives(WatchFault::Line(line.into())).await;
-        let failures = agent.failures(What::PODS);
+        let failures = agent.failures(WatchName::PODS);
         assert_eq!(failures.len(), 1, "{line}: {failures:?}");
         assert!(failures[0].0.contains("the answer is not understood"), "{failures:?}");
         assert!(!failures[0].0.contains("gateway"), "no content is repeated: {failures:?}");
@@ -98,7 +102,7 @@ async fn garbage_in_a_watch_loses_no_event() {
 #[tokio::test]
 async fn an_endless_line_is_given_up() {
     let (_setup, agent) = survives(WatchFault::Line(format!("\"{}\"", "x".repeat(9 << 20)))).await;
-    let failures = agent.failures(What::PODS);
+    let failures = agent.failures(WatchName::PODS);
     assert_eq!(failures.len(), 1, "{failures:?}");
     assert!(failures[0].0.contains("larger than 8388608 bytes"), "{failures:?}");
 }
@@ -116,11 +120,11 @@ async fn an_object_that_does_not_fit_is_named_and_what_was_known_of_it_stays() {
     agent.until("the other pod", |agent| agent.label("shop", "other", "v") == "2").await;
     assert_eq!(agent.unreadable().len(), 1);
     assert!(agent.unreadable()[0].contains("odd: has a member of another type"), "{:?}", agent.unreadable());
-    assert!(agent.cluster.state().stands(What::PODS), "the watch itself is well");
+    assert!(agent.cluster.state().stands(WatchName::PODS), "the watch itself is well");
     assert_eq!(agent.label("shop", "odd", "v"), "1");
     // the same in a list
     setup.server.disturb_watches(Resource::Pods, WatchFault::Error(410));
-    agent.until("a list", |agent| agent.relists(What::PODS) > 0 && agent.unreadable().len() > 1).await;
+    agent.until("a list", |agent| agent.relists(WatchName::PODS) > 0 && agent.unreadable().len() > 1).await;
     setup.watched(&agent).await;
     assert_eq!(agent.pods(), ["shop/odd", "shop/other"]);
     setup.set_pod("odd", "3");
@@ -149,7 +153,7 @@ async fn every_broken_answer_to_a_list_is_told_and_gone_past() {
         setup.set_pod("web", "1");
         setup.server.fail_path("/pods", 1, fault.clone());
         let agent = setup.synced_agent().await;
-        let failures = agent.failures(What::PODS);
+        let failures = agent.failures(WatchName::PODS);
         assert_eq!(failures.len(), 1, "{fault:?}: {failures:?}");
         assert!(failures[0].0.contains(text), "{fault:?}: {failures:?}");
         assert_eq!(agent.pods(), ["shop/web"]);
@@ -163,7 +167,7 @@ async fn a_list_that_hangs_or_trickles_is_given_up_in_time() {
         setup.set_pod("web", "1");
         setup.server.fail_path("/pods", 1, fault.clone());
         let agent = setup.synced_agent().await;
-        let failures = agent.failures(What::PODS);
+        let failures = agent.failures(WatchName::PODS);
         assert!(
             failures.len() == 1 && failures[0].0.contains("no answer within 2.0 s"),
             "{fault:?}: {failures:?}"
@@ -177,10 +181,10 @@ async fn an_overloaded_server_is_asked_ever_more_seldom() {
     setup.set_pod("web", "1");
     setup.server.fail_path("/pods", 2, Fault::Status { code: 429, retry_after: Some(1) });
     let agent = setup.agent();
-    agent.until("two refusals", |agent| agent.failures(What::PODS).len() == 2).await;
+    agent.until("two refusals", |agent| agent.failures(WatchName::PODS).len() == 2).await;
     setup.server.fail_path("/pods", 2, Fault::status(503));
     agent.synced().await;
-    let failures = agent.failures(What::PODS);
+    let failures = agent.failures(WatchName::PODS);
     assert_eq!(failures.len(), 4, "{failures:?}");
     for (number, (text, pause)) in failures.iter().enumerate() {
         let about = Duration::from_millis(200 << number);
@@ -210,9 +214,9 @@ async fn a_server_that_closes_every_watch_at_once_is_not_asked_in_a_tight_loop()
     let watches = setup.requests("/pods").into_iter().filter(|path| path.contains("watch=true")).count();
     assert!((2..=6).contains(&watches), "{watches} watches in two seconds");
     assert!(
-        agent.failures(What::PODS)[0].0.contains("closed the watch at once"),
+        agent.failures(WatchName::PODS)[0].0.contains("closed the watch at once"),
         "{:?}",
-        agent.failures(What::PODS)
+        agent.failures(WatchName::PODS)
     );
-    assert!(!agent.cluster.state().stands(What::PODS));
+    assert!(!agent.cluster.state().stands(WatchName::PODS));
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use cluster::{Cluster, FetchError, What};
+use cluster::{Cluster, FetchError, WatchName};
 use serde_json::json;
 use testkit::apiserver::{Fault, Resource, WatchFault};
 
@@ -44,7 +44,7 @@ async fn a_pod_is_known_with_its_namespace_and_told_of() {
     setup.server.serve_behind(None);
     setup.server.set_pod(pod("new", "web", "2"));
     agent.until("the next change", |agent| agent.label("new", "web", "v") == "2").await;
-    assert_eq!((agent.failures(What::PODS), agent.failures(What::NAMESPACES)), (vec![], vec![]));
+    assert_eq!((agent.failures(WatchName::PODS), agent.failures(WatchName::NAMESPACES)), (vec![], vec![]));
 }
 
 #[tokio::test]
@@ -112,7 +112,7 @@ async fn a_list_that_is_older_than_the_answer_keeps_the_pod() {
     setup.set_pod("web", "1");
     assert_eq!(fetch(&agent, "web").await, Ok(()));
     setup.server.disturb_watches(Resource::Pods, WatchFault::Error(410));
-    agent.until("a list", |agent| agent.relists(What::PODS) == 1).await;
+    agent.until("a list", |agent| agent.relists(WatchName::PODS) == 1).await;
     setup.watched(&agent).await;
     assert_eq!(agent.pods(), ["shop/web"]);
 }

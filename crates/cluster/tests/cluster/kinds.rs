@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use cluster::kind::{EndpointSlices, NetworkPolicies, Services};
 use cluster::peers::Effect;
-use cluster::{Cluster, Event, ObjectSelection, Shared, Source, Wanted, What};
+use cluster::{Cluster, Event, ObjectSelection, Shared, Source, Wanted, WatchName};
 use facts::networkpolicy::Entries;
 use serde_json::{Value, json};
 use testkit::apiserver::{Fault, Resource, WatchFault};
@@ -140,7 +140,7 @@ async fn a_kind_that_is_refused_or_comes_in_pages_keeps_no_other_waiting() {
     let agent = Agent::start_with(setup.source(), Cluster::wanting(wanted));
     agent.synced().await;
     let what =
-        |agent: &Agent| agent.cluster.state().pending().into_iter().map(What::name).collect::<Vec<_>>();
+        |agent: &Agent| agent.cluster.state().pending().into_iter().map(WatchName::name).collect::<Vec<_>>();
     agent.until("the others", |agent| what(agent) == ["networkpolicies"]).await;
     agent.until("the policies", |agent| what(agent).is_empty()).await;
     assert_eq!(kinds.policies().len(), 1200);
@@ -196,7 +196,7 @@ async fn peers_are_the_pods_of_all_nodes_in_a_store_of_their_own() {
     let peers = wanted.peers(move |effects| told.lock().unwrap().extend(effects));
     let agent = started(&setup, wanted, 3).await;
     assert_eq!((agent.pods(), peers.read().len()), (vec!["shop/near".into()], 2));
-    assert!(peers.read().is_listed() && agent.cluster.state().stands(What::PEERS));
+    assert!(peers.read().is_listed() && agent.cluster.state().stands(WatchName::PEERS));
     let asked = setup.requests("status.phase");
     assert!(!asked.is_empty() && asked.iter().all(|path| !path.contains("spec.nodeName")), "{asked:?}");
     let whose =
@@ -231,7 +231,7 @@ async fn manifests_are_one_more_source_of_the_same_kinds() {
     let agent =
         Agent::start_with(Source::Manifests { dir: dir.path().into(), own: None }, Cluster::wanting(wanted));
     agent.synced().await;
-    agent.until("all kinds", |agent| agent.cluster.state().stands(What::MANIFESTS)).await;
+    agent.until("all kinds", |agent| agent.cluster.state().stands(WatchName::MANIFESTS)).await;
     assert_eq!(
         (kinds.policies(), kinds.port("web")),
         (vec!["shop/other".into(), "shop/web".into()], Some(80))

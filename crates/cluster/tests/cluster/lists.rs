@@ -1,6 +1,6 @@
 //! Lists come from the API server's cache, and time never goes backwards by them.
 
-use cluster::What;
+use cluster::WatchName;
 use serde_json::{Value, json};
 use testkit::apiserver::{Fault, Resource, Snapshot, WatchFault};
 
@@ -40,7 +40,9 @@ async fn a_start_in_a_large_cluster_reads_nothing_from_the_store() {
     setup.server.disturb_watches(Resource::Pods, WatchFault::Error(410));
     setup.server.disturb_watches(Resource::Namespaces, WatchFault::Error(410));
     agent
-        .until("lists", |agent| agent.relists(What::PODS) == 1 && agent.relists(What::NAMESPACES) == 1)
+        .until("lists", |agent| {
+            agent.relists(WatchName::PODS) == 1 && agent.relists(WatchName::NAMESPACES) == 1
+        })
         .await;
     setup.watched(&agent).await;
     assert_eq!((agent.pods().len(), setup.server.store_reads()), (500, 0));
@@ -59,7 +61,7 @@ async fn a_stale_cache_is_caught_up_with_by_the_watch() {
     assert_eq!(agent.pods(), ["shop/goes", "shop/stays"], "what the cache has");
     setup.server.serve_behind(None);
     agent.until("what has happened", |agent| agent.pods() == ["shop/comes", "shop/stays"]).await;
-    assert_eq!((agent.failures(What::PODS), setup.server.store_reads()), (vec![], 0));
+    assert_eq!((agent.failures(WatchName::PODS), setup.server.store_reads()), (vec![], 0));
 }
 
 /// An agent that has to list, and knows what the server that answers then does not know. Its first pod is gone and `web-new` is there.
@@ -83,12 +85,12 @@ async fn an_api_server_that_is_behind_is_asked_again() {
     let (setup, agent, behind) = ahead_of_the_server(3).await;
     setup.server.serve_behind(Some(behind));
     setup.server.disturb_watches(Resource::Pods, WatchFault::Error(410));
-    agent.until("a refusal", |agent| !agent.failures(What::PODS).is_empty()).await;
+    agent.until("a refusal", |agent| !agent.failures(WatchName::PODS).is_empty()).await;
     assert_eq!(agent.pods(), ["shop/web-001", "shop/web-002", "shop/web-new"]);
     setup.server.serve_behind(None);
     setup.set_pod("web-later", "1");
     agent.until("the next pod", |agent| agent.pods().len() == 4).await;
-    let failures = agent.failures(What::PODS);
+    let failures = agent.failures(WatchName::PODS);
     assert!(failures.iter().all(|(text, _)| text.contains("cache is behind")), "{failures:?}");
     assert!(agent.changed().iter().all(|key| key.name == "web-later"), "{:?}", agent.changed());
     assert_eq!(setup.server.store_reads(), 0);
@@ -108,9 +110,9 @@ async fn a_list_that_is_too_old_is_not_believed() {
         let old = old.replacen('{', "{\"apiVersion\":\"v1\",", 1);
         setup.server.fail_path("resourceVersionMatch=NotOlderThan", 1, Fault::Body(old));
         setup.server.disturb_watches(Resource::Pods, WatchFault::Error(410));
-        agent.until("a refusal", |agent| !agent.failures(What::PODS).is_empty()).await;
+        agent.until("a refusal", |agent| !agent.failures(WatchName::PODS).is_empty()).await;
         setup.watched(&agent).await;
-        let failures = agent.failures(What::PODS);
+        let failures = agent.failures(WatchName::PODS);
         assert!(failures.len() == 1 && failures[0].0.contains("cache is behind"), "{failures:?}");
         assert_eq!(agent.pods(), ["shop/web-001", "shop/web-002", "shop/web-new"]);
     }
@@ -123,9 +125,9 @@ async fn a_cache_that_stays_behind_is_left_for_the_store() {
     // What is listed in pages may be forgotten before the last one.
     setup.server.fail_path("continue=", 1, Fault::status(410));
     setup.server.disturb_watches(Resource::Pods, WatchFault::Error(410));
-    agent.until("a list", |agent| agent.restored(What::PODS)).await;
+    agent.until("a list", |agent| agent.restored(WatchName::PODS)).await;
     assert_eq!((agent.pods().len(), agent.changed()), (600, vec![]));
-    let failures = agent.failures(What::PODS);
+    let failures = agent.failures(WatchName::PODS);
     assert_eq!(failures.len(), 4, "{failures:?}");
     assert!(failures[3].0.contains("410"), "{failures:?}");
     let from_store = lists(&setup, "/pods").into_iter().filter(|path| path.contains("limit=500")).count();
@@ -168,7 +170,7 @@ async fn a_list_that_is_too_large_changes_nothing() {
         let says = |failure: &(String, _)| {
             failure.0.contains("list pods of node n1: the list has") && failure.0.contains(text)
         };
-        agent.until(text, |agent| agent.failures(What::PODS).iter().any(says)).await;
+        agent.until(text, |agent| agent.failures(WatchName::PODS).iter().any(says)).await;
         // The next list is good.
         setup.set_pod("next", "1");
         agent.until("the next list", |agent| agent.pods() == ["shop/next", "shop/web"]).await;

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use cluster::{Source, What};
+use cluster::{Source, WatchName};
 use tempfile::TempDir;
 
 use crate::agent::Agent;
@@ -37,7 +37,7 @@ async fn files_that_come_change_and_go_are_followed() {
     agent.synced().await;
     assert!(agent.pods().is_empty(), "an empty directory is complete");
     let state = agent.cluster.state();
-    assert!(state.stands(What::MANIFESTS), "{state:?}");
+    assert!(state.stands(WatchName::MANIFESTS), "{state:?}");
     put(dir.path(), "a.yaml", &format!("{}---\n{}", manifest("one", "1"), manifest("two", "1")));
     put(dir.path(), "notes.txt", "kind: Pod");
     put(dir.path(), "service.yaml", "kind: Service\nmetadata: {name: web}\n");
@@ -56,7 +56,7 @@ async fn files_that_come_change_and_go_are_followed() {
     agent.until("the third", |agent| agent.pods() == ["default/three", "shop/one"]).await;
     fs::remove_file(dir.path().join("b.yml")).unwrap();
     agent.until("the end of the first", |agent| agent.pods() == ["default/three"]).await;
-    assert_eq!((agent.failures(What::MANIFESTS), agent.unreadable()), (vec![], vec![]));
+    assert_eq!((agent.failures(WatchName::MANIFESTS), agent.unreadable()), (vec![], vec![]));
 }
 
 #[tokio::test]
@@ -103,24 +103,24 @@ async fn a_directory_that_comes_late_goes_and_comes_again() {
     let parent = TempDir::new().unwrap();
     let dir = parent.path().join("manifests");
     let agent = start(&dir);
-    agent.until("a failure", |agent| !agent.failures(What::MANIFESTS).is_empty()).await;
-    let (text, _) = agent.failures(What::MANIFESTS).remove(0);
+    agent.until("a failure", |agent| !agent.failures(WatchName::MANIFESTS).is_empty()).await;
+    let (text, _) = agent.failures(WatchName::MANIFESTS).remove(0);
     assert!(text.contains(&dir.display().to_string()) && text.contains("create the directory"), "{text}");
     assert!(!agent.cluster.state().synced);
     fs::create_dir(&dir).unwrap();
     put(&dir, "web.yaml", &manifest("web", "1"));
     agent.until("the pod", |agent| agent.pods() == ["shop/web"]).await;
-    assert!(agent.restored(What::MANIFESTS));
+    assert!(agent.restored(WatchName::MANIFESTS));
 
     agent.forget();
     fs::remove_dir_all(&dir).unwrap();
-    agent.until("the failure", |agent| !agent.failures(What::MANIFESTS).is_empty()).await;
+    agent.until("the failure", |agent| !agent.failures(WatchName::MANIFESTS).is_empty()).await;
     let state = agent.cluster.state();
-    assert!(state.synced && !state.stands(What::MANIFESTS) && state.last_error.is_some(), "{state:?}");
+    assert!(state.synced && !state.stands(WatchName::MANIFESTS) && state.last_error.is_some(), "{state:?}");
     fs::create_dir(&dir).unwrap();
     put(&dir, "new.yaml", &manifest("new", "1"));
     agent.until("the new pod", |agent| agent.pods() == ["shop/new"]).await;
-    assert!(agent.cluster.state().stands(What::MANIFESTS));
+    assert!(agent.cluster.state().stands(WatchName::MANIFESTS));
 }
 
 #[tokio::test]
@@ -168,7 +168,7 @@ async fn a_thousand_files_at_once_arrive() {
         put(dir.path(), &format!("web-{number}.yaml"), &manifest(&format!("web-{number}"), "1"));
     }
     agent.until("all pods", |agent| agent.pods().len() == 1000).await;
-    assert_eq!((agent.failures(What::MANIFESTS), agent.unreadable()), (vec![], vec![]));
+    assert_eq!((agent.failures(WatchName::MANIFESTS), agent.unreadable()), (vec![], vec![]));
 }
 
 fn namespace(name: &str, mode: &str) -> String {
@@ -212,7 +212,7 @@ async fn namespaces_are_followed_and_have_their_names_without_a_file() {
         (agent.pods(), labels(&agent, "new")),
         (vec!["shop/new".into(), "shop/web".into()], NAME_ONLY.into())
     );
-    assert_eq!((agent.failures(What::MANIFESTS), agent.unreadable()), (vec![], vec![]));
+    assert_eq!((agent.failures(WatchName::MANIFESTS), agent.unreadable()), (vec![], vec![]));
 }
 
 /// A part of a file is often a good file, which says less.
@@ -287,7 +287,7 @@ async fn hostile_files_are_named_once_and_change_nothing() {
     );
     put(dir.path(), "z.yaml", &manifest("new", "1"));
     agent.until("the next pod", |agent| agent.pods() == ["shop/new", "shop/web"]).await;
-    assert_eq!((agent.unreadable().len(), agent.failures(What::MANIFESTS)), (2, vec![]));
+    assert_eq!((agent.unreadable().len(), agent.failures(WatchName::MANIFESTS)), (2, vec![]));
     fs::remove_file(path("web.yaml")).unwrap();
     agent.until("the end", |agent| agent.pods() == ["shop/new"]).await;
 }

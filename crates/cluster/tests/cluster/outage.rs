@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cluster::{Access, ApiConnection, Source, What};
+use cluster::{Access, ApiConnection, Source, WatchName};
 use testkit::apiserver::{Resource, WatchFault};
 
 use crate::agent::{Agent, LIMITS, Setup};
@@ -24,25 +24,30 @@ async fn a_server_that_is_away_for_three_seconds_is_caught_up_with() {
     setup.server.set_namespace("shop", &[("team", "blue")]);
     assert_eq!(agent.pods(), ["shop/goes", "shop/stays"], "what was known stays");
     assert!(agent.cluster.state().synced, "and can be used");
-    assert!(!agent.cluster.state().stands(What::PODS) && !agent.cluster.state().stands(What::NAMESPACES));
-    assert_eq!(agent.failures(What::PODS).len(), 1, "a watch waits for the server's return");
+    assert!(
+        !agent.cluster.state().stands(WatchName::PODS)
+            && !agent.cluster.state().stands(WatchName::NAMESPACES)
+    );
+    assert_eq!(agent.failures(WatchName::PODS).len(), 1, "a watch waits for the server's return");
     let away = agent.away();
     assert!(away.len() == 1 && away[0].contains("onnection refused"), "{away:?}");
     setup.server.restart().unwrap();
     agent.until("the changes", |agent| agent.pods() == ["shop/comes", "shop/stays"]).await;
     agent
-        .until("both to be well", |agent| agent.restored(What::PODS) && agent.restored(What::NAMESPACES))
+        .until("both to be well", |agent| {
+            agent.restored(WatchName::PODS) && agent.restored(WatchName::NAMESPACES)
+        })
         .await;
     let labels = agent.cluster.index().facts("shop", "stays").unwrap().namespace_labels.unwrap();
     assert_eq!(labels["team"], "blue");
     assert_eq!(
-        (agent.relists(What::PODS), agent.relists(What::NAMESPACES)),
+        (agent.relists(WatchName::PODS), agent.relists(WatchName::NAMESPACES)),
         (0, 0),
         "both go on from where they were"
     );
     let state = agent.cluster.state();
     assert!(
-        state.stands(What::PODS) && state.stands(What::NAMESPACES) && state.last_error.is_none(),
+        state.stands(WatchName::PODS) && state.stands(WatchName::NAMESPACES) && state.last_error.is_none(),
         "{state:?}"
     );
     let outages = agent.outages();
@@ -56,9 +61,9 @@ async fn a_quiet_watch_that_stands_again_is_told() {
     tokio::time::sleep(LIMITS.settle * 2).await;
     agent.forget();
     setup.server.disturb_watches(Resource::Pods, WatchFault::Reset);
-    agent.until("the failure", |agent| !agent.failures(What::PODS).is_empty()).await;
-    agent.until("its end", |agent| agent.restored(What::PODS)).await;
-    assert!(agent.cluster.state().stands(What::PODS));
+    agent.until("the failure", |agent| !agent.failures(WatchName::PODS).is_empty()).await;
+    agent.until("its end", |agent| agent.restored(WatchName::PODS)).await;
+    assert!(agent.cluster.state().stands(WatchName::PODS));
 }
 
 #[tokio::test]
@@ -70,7 +75,7 @@ async fn an_ended_token_is_told_and_the_next_one_is_used() {
     setup.server.set_token("the-next-one");
     setup.server.disturb_watches(Resource::Pods, WatchFault::Close);
     agent.until("a refused question", |agent| !agent.away().is_empty()).await;
-    let failures = agent.failures(What::PODS);
+    let failures = agent.failures(WatchName::PODS);
     assert!(agent.away()[0].contains("401 Unauthorized"), "{:?}", agent.away());
     assert!(failures[0].0.contains("401 Unauthorized; the token or certificate"), "{failures:?}");
     assert!(failures.iter().all(|(text, _)| !text.contains("token-of-the-node-agent")), "{failures:?}");
@@ -78,7 +83,7 @@ async fn an_ended_token_is_told_and_the_next_one_is_used() {
     setup.server.write_service_account(setup.account.path()).unwrap();
     setup.set_pod("new", "1");
     agent.until("the new pod", |agent| agent.pods().len() == 2).await;
-    agent.until("the watch to be well", |agent| agent.cluster.state().stands(What::PODS)).await;
+    agent.until("the watch to be well", |agent| agent.cluster.state().stands(WatchName::PODS)).await;
 }
 
 #[tokio::test]
@@ -95,7 +100,7 @@ async fn a_token_that_rotates_in_time_fails_nothing() {
         agent.until("the next pod", |agent| agent.pods().len() == number + 1).await;
         setup.watched(&agent).await;
     }
-    assert_eq!(agent.failures(What::PODS), []);
+    assert_eq!(agent.failures(WatchName::PODS), []);
     let request = setup.server.requests().pop().unwrap();
     assert_eq!(request.headers["user-agent"], "istio-cni-agent/1.2.3");
     assert_eq!(request.headers["authorization"], "Bearer token-9");
@@ -107,12 +112,12 @@ async fn a_missing_role_is_told_until_it_is_given() {
     setup.set_pod("web", "1");
     setup.server.forbid_everyone();
     let agent = setup.agent();
-    agent.until("refusals", |agent| agent.failures(What::PODS).len() > 1).await;
-    let failures = agent.failures(What::PODS);
+    agent.until("refusals", |agent| agent.failures(WatchName::PODS).len() > 1).await;
+    let failures = agent.failures(WatchName::PODS);
     assert!(failures[0].0.contains("403 pods is forbidden"), "{failures:?}");
     assert!(failures[0].0.contains("lacks a role"), "{failures:?}");
     let state = agent.cluster.state();
-    assert!(!state.synced && !state.stands(What::PODS) && state.last_error.unwrap().contains("403"));
+    assert!(!state.synced && !state.stands(WatchName::PODS) && state.last_error.unwrap().contains("403"));
     setup.server.check_credentials();
     agent.synced().await;
     assert_eq!(agent.pods(), ["shop/web"]);
@@ -155,8 +160,8 @@ async fn a_broken_kubeconfig_is_named_and_not_quoted() {
     for text in texts {
         fs::write(&path, text).unwrap();
         let agent = Agent::start(source());
-        agent.until("a failure", |agent| !agent.failures(What::PODS).is_empty()).await;
-        let (error, _) = agent.failures(What::PODS).remove(0);
+        agent.until("a failure", |agent| !agent.failures(WatchName::PODS).is_empty()).await;
+        let (error, _) = agent.failures(WatchName::PODS).remove(0);
         assert!(error.contains(&*path.to_string_lossy()), "{text}: {error}");
         assert!(!error.contains("s3cret"), "{text}: {error}");
     }

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use cluster::{Limits, Source, What};
+use cluster::{Limits, Source, WatchName};
 use testkit::TestNetns;
 use testkit::apiserver::{ApiServer, Fault, Resource, WatchFault};
 
@@ -94,7 +94,7 @@ async fn is_back(how: &str, setup: &Setup, agent: &Agent) {
     setup.set_pod("after", "1");
     agent
         .until("all watches", |agent| {
-            let restored = agent.restored(What::PODS) && agent.restored(What::NAMESPACES);
+            let restored = agent.restored(WatchName::PODS) && agent.restored(WatchName::NAMESPACES);
             restored && setup.server.watches() >= 2 && agent.pods().contains(&"shop/after".into())
         })
         .await;
@@ -103,7 +103,7 @@ async fn is_back(how: &str, setup: &Setup, agent: &Agent) {
     assert!(took <= BACK, "{how}: {took:?}");
     assert_eq!(outages.len(), 1, "{how}: {outages:?}");
     assert_eq!(
-        agent.relists(What::PODS) + agent.relists(What::NAMESPACES),
+        agent.relists(WatchName::PODS) + agent.relists(WatchName::NAMESPACES),
         0,
         "{how}: they go on from their version"
     );
@@ -156,15 +156,15 @@ fn dropped() {
         let agent = real_agent(setup).await;
         let cut = Instant::now();
         ways.cut();
-        while agent.failures(What::PODS).is_empty()
-            || agent.failures(What::NAMESPACES).is_empty()
+        while agent.failures(WatchName::PODS).is_empty()
+            || agent.failures(WatchName::NAMESPACES).is_empty()
             || agent.away().is_empty()
         {
             assert!(cut.elapsed() <= NOTICED, "{:?}", agent.events());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         println!("packets dropped: noticed after {:?}", cut.elapsed());
-        let (text, _) = &agent.failures(What::PODS)[0];
+        let (text, _) = &agent.failures(WatchName::PODS)[0];
         assert!(text.contains("nothing on it is acknowledged"), "{text}");
         assert!(agent.away()[0].contains("no answer within 2.0 s"), "{:?}", agent.away());
         last(setup, cut).await;
@@ -204,7 +204,7 @@ async fn roles_that_are_loaded_late_are_noticed_within_five_seconds() {
     let start = Instant::now();
     setup.server.check_credentials();
     setup.set_pod("after", "1");
-    let back = |agent: &Agent| agent.restored(What::PODS) && agent.restored(What::NAMESPACES);
+    let back = |agent: &Agent| agent.restored(WatchName::PODS) && agent.restored(WatchName::NAMESPACES);
     agent.until("both watches", |agent| back(agent) && agent.pods().contains(&"shop/after".into())).await;
     println!("roles loaded late: all watches back after {:?}", start.elapsed());
     assert!(start.elapsed() <= BACK, "{:?}", start.elapsed());
