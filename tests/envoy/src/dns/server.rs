@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use rustix::net::sockopt::{
     Timeout, set_ip_freebind, set_ipv6_freebind, set_socket_reuseaddr, set_socket_timeout,
 };
@@ -27,6 +27,8 @@ const PROXY_PORT: u16 = 15053;
 const DNS_PORT: u16 = 53;
 /// How often a waiting thread looks whether it should end.
 const TICK: Duration = Duration::from_millis(20);
+/// How long the sockets of a server that has ended may be held by others.
+const FREED_WITHIN: Duration = Duration::from_secs(5);
 
 /// A question that reached a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,8 +90,9 @@ impl Server {
             user.enter()?;
             let mut threads = Vec::new();
             for &address in addresses {
-                let (udp, tcp) =
-                    sockets(address).with_context(|| format!("cannot serve DNS at {address}"))?;
+                // A program that another test is just starting has a copy of the server's sockets before this one until it runs.
+                let what = format!("DNS is served at {address}");
+                let (udp, tcp) = testkit::eventually(&what, FREED_WITHIN, || Ok(sockets(address)?))?;
                 let (for_udp, for_tcp) = (Arc::clone(&shared), Arc::clone(&shared));
                 threads.push(std::thread::spawn(move || for_udp.serve(|s| s.serve_datagram(&udp))));
                 threads.push(std::thread::spawn(move || for_tcp.serve(|s| s.serve_connection(&tcp))));
