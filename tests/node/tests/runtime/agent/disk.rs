@@ -163,9 +163,12 @@ fn full_and_read_only_directories() {
                 && body.contains(trouble.text())
                 && body.contains(&*file)
         });
-        let log = cluster.agent_log();
-        let mut errors = log.lines().skip(lines).filter(|line| line.contains("\terror\tcni-agent\t"));
-        assert!(errors.any(|line| line.contains(trouble.text())), "{what}: in the log: {log}");
+        // A thread of its own writes the log.
+        cluster.wait_for("an error in the log", || {
+            let log = cluster.agent_log();
+            let mut errors = log.lines().skip(lines).filter(|line| line.contains("\terror\tcni-agent\t"));
+            errors.any(|line| line.contains(trouble.text()))
+        });
         assert!(
             fs::read(cluster.on_node(&file)).expect("the file") == before,
             "{what}: the old file is intact"

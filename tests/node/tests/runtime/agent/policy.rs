@@ -83,7 +83,7 @@ fn an_open_failure_while_the_agent_runs_waits_for_the_api_server() {
     let sandbox = cluster.must_run_bare(&pod);
     assert!(!is_captured_bare(&cluster.node, &sandbox));
     cluster.wait_for("a note", || notes(&cluster).len() == 1);
-    assert_eq!(cluster.metric(COUNTED), Some(1.0));
+    cluster.wait_for("a count", || cluster.metric(COUNTED) == Some(1.0));
     cluster.wait_for("a try that meets no server", || cluster.agent_log().contains("cannot mark a pod"));
     cluster.admit(&pod);
     cluster.restart_api();
