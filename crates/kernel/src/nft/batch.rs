@@ -82,7 +82,7 @@ impl<'a> Batch<'a> {
     pub(super) fn delete_table(&mut self, table: TableOf<'a>) {
         let name = table.name();
         self.message(BatchObject::DeleteTable(table), message::DEL_TABLE, 0, |w| {
-            w.text(table_uapi::NAME, &name)
+            w.text(table_uapi::NAME, &name);
         });
     }
 
@@ -90,7 +90,7 @@ impl<'a> Batch<'a> {
     fn empty_table(&mut self, kept: &'a KeptTable<'a>) {
         let (table, name) = (kept.table, kept.table.name());
         self.message(BatchObject::DeleteRules(table), message::DEL_RULE, 0, |w| {
-            w.text(rule_uapi::TABLE, &name)
+            w.text(rule_uapi::TABLE, &name);
         });
         for (from, elements) in &kept.elements {
             for part in elements.chunks(sets::AT_A_TIME) {
