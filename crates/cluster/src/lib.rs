@@ -14,9 +14,9 @@
 //! ```no_run
 //! # async fn example() -> Result<(), cluster::StoreError> {
 //! # use std::{path::Path, sync::Arc};
-//! use cluster::{Access, Cluster, Connection, Event, Limits, Source, Store};
+//! use cluster::{Access, Cluster, ApiConnection, Event, Limits, Source, Store};
 //! let account = Path::new("/var/run/secrets/kubernetes.io/serviceaccount");
-//! let connection = Arc::new(Connection::new(Access::in_cluster("10.96.0.1", "443", account), "1.0.0"));
+//! let connection = Arc::new(ApiConnection::new(Access::in_cluster("10.96.0.1", "443", account), "1.0.0"));
 //! let cluster = Cluster::new();
 //! let store = Store::start(Path::new("/var/run/istio-cni"), cluster.clone(), |event| eprintln!("{event:?}"))?;
 //! let source = Source::Kubernetes { connection, node: "node-1".into(), own: None, limits: Limits::default() };

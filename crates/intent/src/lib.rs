@@ -2,7 +2,7 @@
 //! of sidecar mode in [`sidecar`].
 //!
 //! ```no_run
-//! use intent::{Act, Birth, Have, Mark, Want, steps};
+//! use intent::{Act, Birth, Have, RedirectionMark, Want, steps};
 //!
 //! let mut have = Have::new();
 //! let want = Want::In { addresses: vec!["10.0.0.1".parse().unwrap()] };
@@ -14,7 +14,7 @@
 //!     have.begin(act);
 //!     have.after(act, 0);
 //! }
-//! assert_eq!(acts.last(), Some(&Act::Annotate(Some(Mark::Enabled))));
+//! assert_eq!(acts.last(), Some(&Act::Annotate(Some(RedirectionMark::Enabled))));
 //! assert!(steps(&want, &have, Birth::Running).is_empty());
 //! ```
 
