@@ -7,7 +7,8 @@ use capture::ambient::OWNER;
 use clap::ValueEnum;
 use ruleset::eval;
 use ruleset::{
-    ALL_BITS, Backend, Families, Family, Plan, Routing, Ruleset, TableKind, Transaction, iptables, nft,
+    ALL_BITS, Backend, Element, Families, Family, Key, Plan, Routing, Ruleset, TableKind, Transaction,
+    iptables, nft,
 };
 use serde::Serialize;
 
@@ -181,8 +182,12 @@ impl RenderArgs {
                 for member in node.map_or(&[][..], |node| &node.members) {
                     let ProbeMember { set, address, uid } = member;
                     let table = TableKind::Nat.nft_table(OWNER);
-                    let comment = if uid.is_empty() { String::new() } else { format!(" comment \"{uid}\"") };
-                    let _ = writeln!(out, "add element inet {table} {set} {{ {address}{comment} }}");
+                    let element = Element { comment: uid.clone(), ..Key::from(*address).into() };
+                    let _ = writeln!(
+                        out,
+                        "add element inet {table} {set} {{ {} }}",
+                        nft::render_element(&element)
+                    );
                 }
             }
             Backend::Iptables => {

@@ -17,7 +17,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 use crate::config::Probe;
 
-/// What the client connects to (abbreviation B of the specification).
+/// What the client connects to: the address from which the proxy reaches its application, at which nothing listens.
 const TARGET_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 6));
 /// The same for IPv6; the program that loads the rules adds it to the loopback interface.
 const TARGET_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6));

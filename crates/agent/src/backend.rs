@@ -196,8 +196,7 @@ mod tests {
 
     #[test]
     fn what_a_kernel_and_its_programs_allow() {
-        let support =
-            |tables, redirect, marks| Support { tables, redirect, marks, tproxy: marks, policy: tables };
+        let support = |tables, redirect, marks| Support { tables, redirect, marks, tproxy: marks };
         const BOTH: &[&str] = &["nft", "legacy"];
         // The kernel; the programs; of a node that has both, what ambient mode takes, and what is said of sidecars.
         for (kernel, variants, ambient, sidecar) in [

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rundir::{EVENT_SOCKET_NAME, Holder, LOCK_NAME, LOCKS_NAME, NEXT_LOCK_NAME, SOCKET_NAME};
+use rundir::{Holder, LOCK_NAME, LOCKS_NAME, NEXT_LOCK_NAME};
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 use trusted::Links;
@@ -108,10 +108,7 @@ impl Agent {
     /// Agents of the original, and ours of before, hold no lock. One of them that still listens is told of, and its sockets are replaced.
     fn tell_of_one_without_lock(self: &Arc<Self>) {
         let dir = &self.config.run_dir;
-        let names = [SOCKET_NAME, rundir::LOG_SOCKET_NAME, EVENT_SOCKET_NAME];
-        let Some(path) =
-            names.map(|name| dir.join(name)).into_iter().find(|path| UnixSocket::is_served(path))
-        else {
+        let Some(path) = rundir::sockets(dir).into_iter().find(|path| UnixSocket::is_served(path)) else {
             return;
         };
         let agent = self.clone();

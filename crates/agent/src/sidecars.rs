@@ -162,7 +162,17 @@ impl Sidecars {
 
     /// Makes a start of each note that is new, and forgets those whose note is gone.
     fn take_notes(&self) {
-        let paths = notes::list(&self.parts.run_dir);
+        // The note of a start that is settled is removed: another one at its place is of another start.
+        let is_of_note = |start: &Start| matches!(start.evidence, StartEvidence::Note(_));
+        self.records.retain(|_, start| !(is_of_note(start) && start.have.settled));
+        let paths = match notes::list(&self.parts.run_dir) {
+            Ok(paths) => paths,
+            // What is known of them is not lost for that.
+            Err(error) => {
+                let text = "the notes about uncaptured pods cannot be read; trying again";
+                return self.parts.log.warn(text, &[("error", &error)]);
+            }
+        };
         self.records.retain(|_, start| match &start.evidence {
             StartEvidence::Note(path) => paths.contains(path),
             StartEvidence::Times => true,

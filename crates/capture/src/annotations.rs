@@ -132,7 +132,7 @@ impl Default for NodeSettings {
 /// Parses the annotations and proxy variables of a pod. `proxy` are its containers of that name, init containers first.
 ///
 /// # Errors
-/// The first annotation, in the order of the specification's table, whose value cannot be used.
+/// The first annotation, in the order in which they are read, whose value cannot be used.
 pub fn parse_settings(
     pod: &Pod,
     proxy: &[&Container],

@@ -101,14 +101,9 @@ pub enum Decision {
     Unknown(Need),
 }
 
-/// The rows that need nothing but the pod's name; `None` means that its facts are needed.
-pub fn decide_by_name(namespace: &str, name: &str, scope: &Exclusions) -> Option<Skip> {
-    by_name(namespace, name, scope)
-}
-
 /// The rows of ambient mode, after those of names.
 pub fn membership(pod: &Subject<'_>, scope: &Exclusions, enrolment: &Enrolment) -> Membership {
-    let by_name = by_name(pod.namespace, pod.name, scope);
+    let by_name = decide_by_name(pod.namespace, pod.name, scope);
     if let Some(skip) = by_name.filter(|skip| !(pod.in_mesh && skip.reason == Reason::CaptureDisabled)) {
         return Membership::Out(skip);
     }
@@ -167,7 +162,8 @@ const OUT_OF_THE_MESH: &[Row] = &[
     (Reason::Injected, |pod, _| pod.injected, "annotation sidecar.istio.io/status"),
 ];
 
-fn by_name(namespace: &str, name: &str, scope: &Exclusions) -> Option<Skip> {
+/// The rows that need nothing but the pod's name; `None` means that its facts are needed.
+pub fn decide_by_name(namespace: &str, name: &str, scope: &Exclusions) -> Option<Skip> {
     let skip = |reason, detail| Some(Skip { reason, detail });
     let prefix =
         Some(&*scope.agent_pod_prefix).filter(|prefix| !prefix.is_empty()).unwrap_or(AGENT_POD_PREFIX);

@@ -21,7 +21,7 @@ pub const OWNER: &str = "istio-proxy";
 /// Chains that sidecar rules may have in a table, in every setting. Whoever cleans up touches no others.
 pub const CHAINS: &[(TableKind, &[&str])] = draft::CHAINS;
 
-/// Source address of the proxy's own inbound connections to the application (spec abbreviation B).
+/// Source address of the proxy's own inbound connections to the application.
 const PASSTHROUGH_V4: Ipv4Net = Ipv4Net::new_assert(std::net::Ipv4Addr::new(127, 0, 0, 6), 32);
 /// The same for IPv6; the plan puts it on the loopback interface.
 const PASSTHROUGH_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6), 128);

@@ -27,7 +27,9 @@ impl Index {
     /// Takes in what is told of namespaces. Returns the pods of those whose labels differ from before.
     pub fn take_namespaces(&mut self, news: News<Arc<Namespace>>) -> Vec<PodRef> {
         let changed = self.namespaces.take(news);
-        changed.iter().flat_map(|delta| self.pods_in(&delta.key.name)).collect()
+        // One that is made anew with the same labels changes nothing for its pods.
+        let differ = changed.iter().filter(|delta| delta.before != delta.after);
+        differ.flat_map(|delta| self.pods_in(&delta.key.name)).collect()
     }
 
     /// What an earlier process kept of a pod and its namespace. It counts until a list or a watch says otherwise; what these have said already
@@ -76,7 +78,7 @@ impl Index {
 
     /// The pods of a namespace on this node.
     pub fn pods_in(&self, namespace: &str) -> Vec<PodRef> {
-        self.pods.in_namespace(namespace).map(|(_, pod)| ref_of(pod)).collect()
+        self.pods.in_namespace(namespace).map(|(_, pod)| pod.pod_ref()).collect()
     }
 
     /// Whether pods and namespaces have been listed completely, once.
@@ -87,14 +89,9 @@ impl Index {
 
 /// The pods that a change is about.
 fn pods_of(delta: &ObjectDelta<Arc<Object>>) -> Vec<PodRef> {
-    let mut pods: Vec<PodRef> = delta.before.iter().chain(&delta.after).map(|pod| ref_of(pod)).collect();
+    let mut pods: Vec<PodRef> = delta.before.iter().chain(&delta.after).map(|pod| pod.pod_ref()).collect();
     pods.dedup();
     pods
-}
-
-fn ref_of(pod: &Object) -> PodRef {
-    let uid = pod.uid().unwrap_or_default().to_owned();
-    PodRef { uid, ..PodRef::named(pod.namespace(), pod.name()) }
 }
 
 #[cfg(test)]

@@ -101,10 +101,6 @@ impl<T> Objects<T> {
         self.held.get(namespace)?.get(name)
     }
 
-    fn held_mut(&mut self, key: &ObjectKey) -> Option<&mut Held<T>> {
-        self.held.get_mut(&key.namespace)?.get_mut(&key.name)
-    }
-
     fn insert(&mut self, key: ObjectKey, held: Held<T>) {
         self.unknown.remove(&key);
         let before = self.held.entry(key.namespace).or_default().insert(key.name, held);
@@ -260,7 +256,7 @@ impl<T: PartialEq> Hold<Arc<T>> for Objects<T> {
                 None
             }
             News::Unreadable(key) => {
-                if self.held_mut(&key).is_some() {
+                if self.held(&key.namespace, &key.name).is_some() {
                     self.keep(&key);
                 } else {
                     self.unknown.insert(key, self.rounds.mark());

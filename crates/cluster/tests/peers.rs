@@ -188,9 +188,10 @@ async fn a_list_of_all_pods_takes_no_more_than_what_is_kept_of_them() {
     let source = Source::Kubernetes { connection, node: "n1".into(), own: None, limits: Limits::default() };
     let (begun, before) = (Instant::now(), in_use());
     let watch = tokio::spawn(cluster::watch::run(source, Cluster::wanting(wanted), |_| {}));
+    let wait = testkit::Wait::new("all pods are listed", Duration::from_secs(300));
     while !peers.read().is_listed() {
-        assert!(begun.elapsed() < Duration::from_secs(300), "{} pods are known", peers.read().len());
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        let pause = wait.pause(|| format!("{} pods are known", peers.read().len()));
+        tokio::time::sleep(pause.unwrap()).await;
     }
     let (kept, most) = (in_use() - before, above(MOST.get()) - before);
     println!(

@@ -2,7 +2,6 @@
 
 use std::net::IpAddr;
 
-use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use crate::networkpolicy::{PolicyProtocol, PortError, port_number};
@@ -88,13 +87,14 @@ impl<'de> Deserialize<'de> for EndpointSlice {
         let port = |WirePort { name, protocol, port }| {
             let protocol = PolicyProtocol::parse(protocol.as_deref())?;
             let number = port.map(port_number).transpose()?;
-            Ok(EndpointPort { name: name.unwrap_or_default(), protocol, number })
+            Ok::<_, PortError>(EndpointPort { name: name.unwrap_or_default(), protocol, number })
         };
-        let ports = ports.into_iter().flatten().map(port).collect::<Result<_, PortError>>();
+        // An API server lets any number be stored. What is no port leads nowhere, and the others do all the same.
+        let ports = ports.into_iter().flatten().filter_map(|one: WirePort| port(one).ok()).collect();
         Ok(Self {
             service: metadata.labels.get(SERVICE_NAME).unwrap_or_default().into(),
             endpoints: endpoints.into_iter().flatten().map(Endpoint::from).collect(),
-            ports: ports.map_err(D::Error::custom)?,
+            ports,
         })
     }
 }
@@ -137,6 +137,9 @@ mod tests {
         assert_eq!(ports, [("http", Some(8080)), ("", None)]);
         let empty: EndpointSlice = serde_json::from_str(r#"{"endpoints": null, "ports": null}"#).unwrap();
         assert_eq!(empty, EndpointSlice::default());
-        assert!(serde_json::from_str::<EndpointSlice>(r#"{"ports": [{"port": 0}]}"#).is_err());
+        let text =
+            r#"{"ports": [{"port": 0}, {"port": 65536}, {"port": 80, "protocol": "GRE"}, {"port": 80}]}"#;
+        let odd: EndpointSlice = serde_json::from_str(text).unwrap();
+        assert_eq!(odd.ports.iter().map(|port| port.number).collect::<Vec<_>>(), [Some(80)]);
     }
 }

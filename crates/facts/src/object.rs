@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use made::{METADATA_NAME, namespace_labels};
 use spec::{ContainerSpec, PodSpec, SecurityContext, containers};
 use status::InitStatus;
+pub(crate) use status::addresses;
 pub use status::{PodIp, PodStatus};
 
 /// Any object; only pods and lists have members that we read.
@@ -273,14 +274,7 @@ impl Object {
     /// Its addresses: `status.podIPs`, else `status.podIP`. What is no address is left out.
     pub fn ips(&self) -> Vec<IpAddr> {
         let Some(status) = &self.status else { return Vec::new() };
-        let all = status.pod_ips.iter().flatten().filter_map(|one| one.ip.as_deref());
-        let all: Vec<IpAddr> =
-            all.filter_map(|ip| ip.parse::<IpAddr>().ok()).map(|ip| ip.to_canonical()).collect();
-        if all.is_empty() {
-            let one = status.pod_ip.as_deref().and_then(|ip| ip.parse::<IpAddr>().ok());
-            return one.map(|ip| ip.to_canonical()).into_iter().collect();
-        }
-        all
+        addresses(status.pod_ips.as_deref(), status.pod_ip.as_deref())
     }
 
     /// When kubelet took the pod up (`status.startTime`, RFC 3339); its sandbox is made after that.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::labels::LabelSet;
 use crate::networkpolicy::{NumberOrName, PolicyProtocol, port_number};
+use crate::object::addresses;
 
 /// A pod as policies see it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -169,13 +170,7 @@ impl WirePort {
 impl Status {
     /// `podIPs`, else `podIP`. What is no address is left out.
     fn addresses(&self) -> Box<[IpAddr]> {
-        let parse = |text: &str| text.parse::<IpAddr>().ok().map(|address| address.to_canonical());
-        let all = self.pod_ips.iter().flatten().filter_map(|one| parse(one.ip.as_deref()?));
-        let all: Box<[IpAddr]> = all.collect();
-        if all.is_empty() {
-            return self.pod_ip.as_deref().and_then(parse).into_iter().collect();
-        }
-        all
+        addresses(self.pod_ips.as_deref(), self.pod_ip.as_deref()).into()
     }
 }
 

@@ -27,10 +27,13 @@ impl Backoff {
     /// The pause after so many failures in a row, from 1; never longer than `most`.
     pub fn pause(self, failures: u32) -> Duration {
         let doubled = self.first.saturating_mul(1 << failures.saturating_sub(1).min(20));
+        let base = doubled.min(self.most);
         let (low, high) = self.vary;
+        // The longest pauses vary, too: those that would be longer do not all become the same.
+        let high = high.min(self.most.as_secs_f64() / base.as_secs_f64());
         // RandomState is the standard library's only source of randomness
         let random = RandomState::new().hash_one(failures) % 1000;
-        doubled.min(self.most).mul_f64(low + (high - low) * random as f64 / 1000.0).min(self.most)
+        base.mul_f64(low + (high - low) * random as f64 / 1000.0).min(self.most)
     }
 }
 
@@ -47,6 +50,8 @@ mod tests {
             let within = |pause: &f64| (about * 0.799..=f64::min(about * 1.201, 30.0)).contains(pause);
             assert!(pauses.iter().all(within), "{failures}: {pauses:?}");
             assert!(pauses.iter().any(|pause| *pause != pauses[0]), "{failures}: {pauses:?}");
+            let longest = pauses.iter().filter(|pause| **pause >= 30.0).count();
+            assert!(longest < 10, "{failures}: {pauses:?}");
         }
     }
 

@@ -7,7 +7,7 @@ pub(crate) mod tests;
 use std::collections::HashMap;
 
 use netns::Inside;
-use ruleset::iptables::ipset::{LEAST_ROOM, content, room};
+use ruleset::iptables::ipset::{LEAST_ROOM, room};
 use ruleset::{Element, Key, Set, SetDelta};
 
 use crate::netlink::{self, NetlinkAnswer, NetlinkSocket};
@@ -63,7 +63,7 @@ impl IpSets {
         if set.is_kept() || self.difference(set)?.is_none() {
             return Ok(());
         }
-        self.replace(set, &content(set))
+        self.replace(set, &set.planned_elements())
     }
 
     fn is_of_type(&mut self, set: &Set) -> Result<bool, Error> {
@@ -77,7 +77,7 @@ impl IpSets {
             Some(header) if !header.fits(set) => Some("is of another type"),
             Some(_) if set.is_kept() => None,
             Some(_) => {
-                let (mut there, mut wanted) = (self.list(set)?, content(set));
+                let (mut there, mut wanted) = (self.list(set)?, set.planned_elements());
                 there.sort_by_key(|element| element.key);
                 wanted.sort_by_key(|element| element.key);
                 let keys = |elements: &[Element]| elements.iter().map(|e| e.key).collect::<Vec<Key>>();

@@ -54,7 +54,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use netns::{Inside, Lock};
-use ruleset::{Family, Ruleset, listed};
+use ruleset::{Family, Ruleset, TableKind, listed};
 
 pub use error::{Error, Failure, ProgramFailure};
 pub use program::Variant;
@@ -73,6 +73,8 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 const VARIANTS: [Variant; 2] = [Variant::Legacy, Variant::Nft];
+/// In the order of their commits.
+const KINDS: [TableKind; 4] = [TableKind::Filter, TableKind::Mangle, TableKind::Nat, TableKind::Raw];
 
 /// The iptables backend.
 #[derive(Debug)]

@@ -18,11 +18,8 @@ pub mod route;
 pub mod sets;
 mod shadow;
 pub mod sockets;
-mod told;
 
 pub use apply::{Applied, Choice, Incomplete, Kernel};
-/// For the callers that have not moved to [`fault`] yet.
-pub use fault::chain as chain_text;
 pub use netlink::Error as NetlinkError;
 use netns::Inside;
 pub use record::Record;

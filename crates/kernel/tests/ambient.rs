@@ -12,3 +12,5 @@ mod state;
 mod support;
 #[path = "ambient/traffic.rs"]
 mod traffic;
+#[path = "support/way.rs"]
+mod way;

@@ -12,3 +12,5 @@ mod rules;
 mod support;
 #[path = "deltas/traffic.rs"]
 mod traffic;
+#[path = "support/way.rs"]
+mod way;

@@ -7,7 +7,7 @@ use std::process::Command;
 use kernel::iptables::Iptables;
 use kernel::nft::Nftables;
 use kernel::{Applied, Change, Choice, Difference, Kernel};
-use ruleset::eval::{Owner, Packet, State, evaluate};
+use ruleset::eval::{Owner, Packet, evaluate};
 use ruleset::{
     ALL_BITS, Action, Backend, Base, Chain, ChainKind, Family, Hook, KeyType, Match, NoMembers, Plan,
     Protocol, Rule, Ruleset, Set, Table, TableKind,
@@ -70,22 +70,12 @@ fn send(ns: &TestNetns) {
 }
 
 fn packet() -> Packet {
+    let to = |port| ([127, 0, 0, 1], port).into();
     Packet {
-        source: [127, 0, 0, 1].into(),
-        destination: [127, 0, 0, 1].into(),
-        protocol: Protocol::Udp,
-        source_port: 40_000,
-        destination_port: PORT,
         out_interface: "lo".to_owned(),
         owner: Some(Owner { uid: 0, gid: 0 }),
-        in_interface: String::new(),
-        mark: 0,
-        ct_mark: 0,
-        state: State::New,
-        reply: false,
-        original: None,
-        icmp: (0, 0),
         listening: false,
+        ..Packet::new(Protocol::Udp, to(40_000), to(PORT))
     }
 }
 
@@ -312,7 +302,7 @@ mod shared_chains {
 
     fn setup(ns: &TestNetns, variant: Variant, layers: &[Ruleset]) -> Result<Change, String> {
         let iptables = Iptables::forced(variant);
-        ns.enter(|inside| iptables.setup(inside, layers).map_err(|error| kernel::chain_text(&error))).unwrap()
+        ns.enter(|inside| iptables.setup(inside, layers).map_err(|error| fault::chain(&error))).unwrap()
     }
 
     fn look(ns: &TestNetns, variant: Variant, layers: &[Ruleset]) -> Vec<Difference> {

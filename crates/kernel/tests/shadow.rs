@@ -1,47 +1,32 @@
 //! Rules of others beside ours, in every way to load ours: what lets packets escape is named, and nothing else is.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "support/way.rs"]
+mod way;
+
 use std::net::IpAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use capture::ambient::{NodeOptions, PodOptions, plan_pod};
 use capture::{PlanTarget, Settings};
-use kernel::iptables::{Iptables, Variant};
+use kernel::iptables::Iptables;
 use kernel::nft::Nftables;
 use kernel::{Choice, Difference, Kernel, Shadows};
 use ruleset::{Backend, Plan};
 use testkit::TestNetns;
+use way::Way;
 
 const OWN: [IpAddr; 2] = [
     IpAddr::V4(std::net::Ipv4Addr::new(10, 44, 0, 9)),
     IpAddr::V6(std::net::Ipv6Addr::new(0xfd44, 0, 0, 0, 0, 0, 0, 9)),
 ];
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
-    Nft,
-    Iptables(Variant),
-}
-
-const WAYS: [Way; 3] = [Way::Nft, Way::Iptables(Variant::Nft), Way::Iptables(Variant::Legacy)];
-
 fn kernel(iptables: &Iptables) -> Kernel<'_> {
     Kernel { nftables: &Nftables, iptables }
 }
 
 impl Way {
-    fn backend(self) -> Backend {
-        if self == Self::Nft { Backend::Nftables } else { Backend::Iptables }
-    }
-
-    fn iptables(self) -> Iptables {
-        match self {
-            Self::Nft => Iptables::new(),
-            Self::Iptables(variant) => Iptables::forced(variant),
-        }
-    }
-
     fn load(self, ns: &TestNetns, plan: &Plan) {
         let iptables = self.iptables();
         let choice = Choice::Only(plan.backend);
@@ -120,7 +105,7 @@ fn earlier_chains_of_nf_tables_that_take_connections() {
     for plan in [sidecar, ambient] {
         escapes(
             plan,
-            &WAYS,
+            &Way::ALL,
             "nft 'table inet mesh2 { chain out { type nat hook output priority -110; ip daddr 172.20.0.0/14 tcp dport 5000-5100 redirect to :4140; }; }'",
             &[
                 "chain out of table inet mesh2",
@@ -131,7 +116,7 @@ fn earlier_chains_of_nf_tables_that_take_connections() {
         );
         escapes(
             plan,
-            &WAYS,
+            &Way::ALL,
             "nft 'table ip6 t { set s { type inet_service; flags interval; elements = { 70, 6000-6010 }; }; chain c { type nat hook prerouting priority -101; jump d; }; chain d { tcp dport @s dnat to [fd55::1]:99; }; }'",
             &[
                 "chain d of table ip6 t",
@@ -141,13 +126,13 @@ fn earlier_chains_of_nf_tables_that_take_connections() {
         );
         escapes(
             plan,
-            &WAYS,
+            &Way::ALL,
             "nft 'table ip t { chain c { type nat hook output priority -150; tcp dport { 2100, 2200 } meta skuid 4321 ip daddr != 10.0.0.0/8 counter dnat to 192.0.2.1; }; }'",
             &["from uid 4321", "goes to 192.0.2.1"],
         );
         escapes(
             plan,
-            &WAYS,
+            &Way::ALL,
             "nft 'table ip t { chain c { type nat hook output priority -150; ct original ip daddr 172.21.0.9 meta l4proto tcp ct original proto-dst 3000-3010 ct direction original redirect to :9; }; }'",
             &[
                 "TCP to 172.21.0.9:300",
@@ -162,8 +147,8 @@ fn earlier_chains_of_nf_tables_that_take_connections() {
 #[test]
 fn chains_of_equal_priority() {
     let chain = "{ chain c { type nat hook output priority -100; tcp dport 7777 redirect to :9; }; }";
-    escapes(sidecar, &WAYS[..2], &format!("nft 'table ip younger {chain}'"), &["table ip younger"]);
-    for way in &WAYS[..2] {
+    escapes(sidecar, &Way::ALL[..2], &format!("nft 'table ip younger {chain}'"), &["table ip younger"]);
+    for way in &Way::ALL[..2] {
         let (ns, plan) = (TestNetns::new().unwrap(), ambient(way.backend()));
         plant(&ns, &format!("nft 'table ip older {chain}'"));
         way.load(&ns, &plan);
@@ -179,14 +164,14 @@ fn untracked_packets_meet_no_translation() {
     for plan in [sidecar, ambient] {
         escapes(
             plan,
-            &WAYS,
+            &Way::ALL,
             "nft 'table inet fast { chain pre { type filter hook prerouting priority raw; ip saddr 198.18.0.0/15 tcp dport 8443 notrack; }; }'",
             &["table inet fast", "notrack", "that comes in to 10.44.0.9:8443", "goes on instead of to port"],
         );
         for program in ["iptables-nft", "iptables-legacy"] {
             escapes(
                 plan,
-                &WAYS,
+                &Way::ALL,
                 &format!(
                     "{program} -t raw -A OUTPUT -d 203.0.113.0/24 -p tcp -m multiport --dports 81,82 -m comment --comment \"a -j ACCEPT\" -j CT --notrack"
                 ),
@@ -197,7 +182,7 @@ fn untracked_packets_meet_no_translation() {
     // After connections are looked up it does nothing.
     harmless(
         sidecar,
-        &WAYS,
+        &Way::ALL,
         "nft 'table ip t { chain c { type filter hook output priority -150; notrack; }; }'",
     );
 }
@@ -205,7 +190,7 @@ fn untracked_packets_meet_no_translation() {
 /// In the built-in chains of iptables, which others share, before our jump.
 #[test]
 fn rules_before_ours_in_a_built_in_chain() {
-    for (way, program) in [(WAYS[1], "iptables-nft"), (WAYS[2], "iptables-legacy")] {
+    for (way, program) in [(Way::ALL[1], "iptables-nft"), (Way::ALL[2], "iptables-legacy")] {
         for plan in [sidecar, ambient] {
             for (rule, says) in [
                 ("-I OUTPUT -p tcp -m owner --gid-owner 777 -j ACCEPT", "gid 777"),
@@ -244,23 +229,23 @@ fn marks_and_transparent_sockets() {
     let mark = "nft 'table inet m { chain c { type route hook output priority -160; tcp dport 4000 meta mark set 0x539; }; }'";
     escapes(
         ambient,
-        &WAYS,
+        &Way::ALL,
         mark,
         &["table inet m", "meta mark set 0x539", "goes on instead of to port 15001"],
     );
-    harmless(sidecar, &WAYS, mark);
-    harmless(ambient, &WAYS, &mark.replace("0x539", "0x1000"));
+    harmless(sidecar, &Way::ALL, mark);
+    harmless(ambient, &Way::ALL, &mark.replace("0x539", "0x1000"));
     let take = "nft 'table ip m { chain c { type filter hook prerouting priority -151; tcp dport 4000 tproxy to :777 accept; }; }'";
-    escapes(sidecar, &WAYS, take, &["tproxy to :777", "goes to port 777 instead of to port 15006"]);
+    escapes(sidecar, &Way::ALL, take, &["tproxy to :777", "goes to port 777 instead of to port 15006"]);
     let tproxy = |backend| {
         let settings = Settings { mode: capture::settings::Mode::Tproxy, ..Settings::default() };
         capture::plan(&settings, PlanTarget { backend, ipv6: true })
     };
-    escapes(tproxy, &WAYS, take, &["tproxy to :777"]);
+    escapes(tproxy, &Way::ALL, take, &["tproxy to :777"]);
     // What is not tracked is handed over all the same; what is sent is translated, and so escapes.
     harmless(
         tproxy,
-        &WAYS,
+        &Way::ALL,
         "nft 'table ip m { chain c { type filter hook prerouting priority -301; tcp dport 4000 notrack; }; }'",
     );
 }
@@ -286,7 +271,7 @@ fn what_lets_nothing_escape() {
             // UDP that nobody captures, and ports that are the proxy's.
             "nft 'table ip t { chain o { type nat hook output priority -150; udp dport 9999 redirect to :1; }; chain i { type nat hook prerouting priority -150; tcp dport 15008 redirect to :1; }; }'",
         ] {
-            harmless(plan, &WAYS, line);
+            harmless(plan, &Way::ALL, line);
         }
     }
 }
@@ -300,7 +285,7 @@ fn the_pods_own_translation_is_its_own_affair() {
             "nft 'table ip gw { chain p { type nat hook prerouting priority -150; ip daddr 100.64.3.0/24 dnat to 10.8.0.3; }; }'",
             "nft 'table ip gw { chain p { type nat hook output priority -150; ip daddr 169.254.169.254 tcp dport 80 dnat to 127.0.0.1:8181; }; }'",
         ] {
-            harmless(plan, &WAYS, line);
+            harmless(plan, &Way::ALL, line);
         }
         // For its own address, for all addresses, or to where it went anyway, it is not.
         for line in [
@@ -308,7 +293,7 @@ fn the_pods_own_translation_is_its_own_affair() {
             "nft 'table ip gw { chain p { type nat hook output priority -150; tcp dport 443 dnat to 10.8.0.3; }; }'",
             "nft 'table ip gw { chain p { type nat hook output priority -150; ip daddr 192.0.2.9 dnat to 192.0.2.9; }; }'",
         ] {
-            escapes(plan, &WAYS, line, &["dnat"]);
+            escapes(plan, &Way::ALL, line, &["dnat"]);
         }
     }
 }
@@ -321,18 +306,18 @@ fn what_cannot_be_read_is_said_to_be_possible() {
         "nft 'table ip t { map m { type inet_service : verdict; elements = { 80 : accept }; }; chain o { type filter hook output priority -350; tcp dport vmap @m; notrack; }; }'",
         "nft 'table ip t { chain o { type nat hook output priority -150; limit rate 1/second tcp dport 80 redirect to :1; }; }'",
     ] {
-        perhaps(sidecar, &WAYS, line, "table ip t");
+        perhaps(sidecar, &Way::ALL, line, "table ip t");
     }
     perhaps(
         ambient,
-        &WAYS,
+        &Way::ALL,
         "iptables-legacy -t raw -I PREROUTING -p tcp -m statistic --mode random --probability 0.5 -j NOTRACK",
         "table ip raw (legacy)",
     );
     // Before what would be certain, too.
     perhaps(
         sidecar,
-        &WAYS,
+        &Way::ALL,
         "nft 'table ip t { chain o { type nat hook output priority -150; jhash ip saddr mod 2 vmap { 0 : accept }; tcp dport 80 redirect to :1; }; }'",
         "table ip t",
     );
@@ -349,7 +334,7 @@ fn many_rules_of_others() {
     for n in 0..500 {
         rules += &format!("table ip t{n} {{ chain c {{ type filter hook output priority 0; }}; }}\n");
     }
-    for way in WAYS {
+    for way in Way::ALL {
         let (ns, plan) = (TestNetns::new().unwrap(), sidecar(way.backend()));
         way.load(&ns, &plan);
         ns.nft(&rules).unwrap();

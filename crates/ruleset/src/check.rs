@@ -1,4 +1,4 @@
-//! Rules about rules: what a ruleset must satisfy before a backend may load it.
+//! Rules about rules: what a ruleset must satisfy for both backends to load it and mean the same. Tests hold every plan to it.
 
 mod parts;
 mod sets;
@@ -45,6 +45,16 @@ pub enum Invalid {
         /// Chain.
         chain: String,
     },
+    /// A base chain is not named by its hook, as the built-in chain that it is in iptables.
+    #[error("the base chain {chain:?} of table {table} is at the hook {hook} and must have its name", hook = hook.name())]
+    BaseName {
+        /// Table.
+        table: String,
+        /// Chain.
+        chain: String,
+        /// Where it is attached.
+        hook: Hook,
+    },
     /// A set cannot be made, or has what does not fit it.
     #[error("set {place}: {problem}")]
     Set {
@@ -88,8 +98,15 @@ fn check_table(table: &Table) -> Result<(), Invalid> {
         }
     }
     for chain in &table.chains {
-        if chain.base.is_none() && !is_chain_name(&chain.name) {
-            return Err(Invalid::Name { table: table.kind.to_string(), chain: chain.name.to_string() });
+        let (table_name, name) = (|| table.kind.to_string(), || chain.name.to_string());
+        match chain.base {
+            None if !is_chain_name(&chain.name) => {
+                return Err(Invalid::Name { table: table_name(), chain: name() });
+            }
+            Some(Base { hook, .. }) if chain.name != hook.name() => {
+                return Err(Invalid::BaseName { table: table_name(), chain: name(), hook });
+            }
+            _ => {}
         }
         let place = || format!("{}/{}", table.kind, chain.name);
         for (index, rule) in chain.rules.iter().enumerate() {

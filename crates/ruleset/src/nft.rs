@@ -9,7 +9,7 @@ use crate::rule::{
     ALL_BITS, Action, Base, Chain, ChainKind, Counting, Families, Family, Limit, Match, Ports, Protocol,
     RejectWith, Rule, Ruleset, Table,
 };
-use crate::set::{Content, Element, Key, KeyType, MapVerdict, Set, Side};
+use crate::set::{Element, Key, KeyType, MapVerdict, Set, Side};
 
 /// The longest comment of a rule in bytes: 128 with its end, `NFTNL_UDATA_COMMENT_MAXLEN` of libnftnl.
 pub const COMMENT_MAX: usize = 127;
@@ -76,6 +76,11 @@ fn write_tables(out: &mut String, ruleset: &Ruleset, replace: bool) -> fmt::Resu
             writeln!(out, "delete table inet {name}\nadd table inet {name}")?;
         } else if replace {
             writeln!(out, "flush table inet {name}")?;
+            // Flushing leaves sets as they are, and no set can be deleted that was not made.
+            for set in table.sets.iter().filter(|set| !set.is_kept()) {
+                write_set(out, &name, set)?;
+                writeln!(out, "delete {} inet {name} {}", set_or_map(set), set.name)?;
+            }
         }
         for set in &table.sets {
             write_set(out, &name, set)?;
@@ -108,8 +113,12 @@ fn write_tables(out: &mut String, ruleset: &Ruleset, replace: bool) -> fmt::Resu
     Ok(())
 }
 
+fn set_or_map(set: &Set) -> &'static str {
+    if set.is_map() { "map" } else { "set" }
+}
+
 fn write_set(out: &mut String, table: &str, set: &Set) -> fmt::Result {
-    let what = if set.is_map() { "map" } else { "set" };
+    let what = set_or_map(set);
     let address = if set.family() == Family::V4 { "ipv4_addr" } else { "ipv6_addr" };
     write!(out, "add {what} inet {table} {} {{ type {address}", set.name)?;
     if let KeyType::Endpoint(_) = set.keys {
@@ -132,11 +141,7 @@ fn write_set(out: &mut String, table: &str, set: &Set) -> fmt::Result {
 }
 
 fn write_elements(out: &mut String, table: &str, set: &Set) -> fmt::Result {
-    let elements: Vec<String> = match (&set.content, set.keys) {
-        (Content::Kept, _) => Vec::new(),
-        (_, KeyType::Prefix(_)) => set.merged_prefixes().iter().map(ToString::to_string).collect(),
-        (Content::Fixed(elements), _) => elements.iter().map(render_element).collect(),
-    };
+    let elements: Vec<String> = set.planned_elements().iter().map(render_element).collect();
     if elements.is_empty() {
         return Ok(());
     }

@@ -178,6 +178,16 @@ impl Set {
         }
     }
 
+    /// What the plan says is in the set, as the kernel gets it: prefixes are merged; nothing of a kept one.
+    pub fn planned_elements(&self) -> Vec<Element> {
+        match self.keys {
+            KeyType::Prefix(_) => {
+                self.merged_prefixes().into_iter().map(|net| Key::Prefix(net).into()).collect()
+            }
+            KeyType::Address(_) | KeyType::Endpoint(_) => self.fixed_elements().to_vec(),
+        }
+    }
+
     /// The prefixes of a fixed set of prefixes as the kernel gets them: merged as by [`Coverage`], in order.
     pub fn merged_prefixes(&self) -> Vec<IpNet> {
         let nets = self.fixed_elements().iter().filter_map(|element| match element.key {

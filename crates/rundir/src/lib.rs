@@ -67,7 +67,7 @@ pub fn facts_file(namespace: &str, name: &str) -> Option<String> {
     (is_name(namespace) && is_name(name) && file.len() <= 255).then_some(file)
 }
 
-/// Paths of the sockets on which an agent listens.
+/// Paths of the sockets on which an agent listens, the original's too.
 pub fn sockets(run_dir: &Path) -> [PathBuf; 3] {
     [SOCKET_NAME, LOG_SOCKET_NAME, EVENT_SOCKET_NAME].map(|name| run_dir.join(name))
 }

@@ -127,7 +127,7 @@ impl Lab {
             let record = kernel.record(plan).context("the plan has no record")?;
             let record =
                 kernel::Record::from_bytes(&record.to_bytes()).context("the record cannot be read")?;
-            let differences = kernel.observe_record(inside, &record, &owners(plan))?;
+            let differences = kernel.observe_record(inside, &record, &owners(&plan.layers))?;
             ensure!(differences == Some(Vec::new()), "by the record: {differences:?}");
             let again = kernel.apply(inside, choice, |_| plan.clone())?;
             ensure!(again.rules == Change::None && again.routing == 0, "the second time: {again:?}");
@@ -175,8 +175,8 @@ impl Lab {
 }
 
 /// The layers without rules.
-pub fn owners(plan: &Plan) -> Vec<Ruleset> {
-    plan.layers.iter().map(|layer| Ruleset { tables: Vec::new(), ..layer.clone() }).collect()
+pub fn owners(layers: &[Ruleset]) -> Vec<Ruleset> {
+    layers.iter().map(|layer| Ruleset { tables: Vec::new(), ..layer.clone() }).collect()
 }
 
 /// Whether an outcome is the predicted end; otherwise what is different.

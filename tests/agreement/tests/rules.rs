@@ -7,7 +7,7 @@ use std::net::TcpListener;
 use std::process::Command;
 use std::slice::from_ref;
 
-use agreement::lab::Loader;
+use agreement::lab::{Loader, owners};
 use agreement::nflog::Listener;
 use agreement::raw::Answer;
 use agreement::rulesets::{Attempt, DISCOVERY, GROUPS, OPEN, attempt, ruleset};
@@ -68,8 +68,7 @@ impl Range {
             let differences = store.observe(inside, layers)?;
             ensure!(differences.is_empty(), "after loading: {differences:?}");
             let record = store.recorded(layers);
-            let owner = Ruleset { tables: Vec::new(), ..rules.clone() };
-            let differences = store.observe_recorded(inside, from_ref(&owner), &record)?;
+            let differences = store.observe_recorded(inside, &owners(layers), &record)?;
             ensure!(differences == Some(Vec::new()), "by the record: {differences:?}");
             ensure!(store.setup(inside, layers)? == Change::None, "the second time");
             Ok(())

@@ -219,7 +219,7 @@ fn look(lab: &Lab, plan: &Plan) -> Result<Shadows> {
     let iptables = Iptables::new();
     let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
     let record = kernel.record(plan).ok_or_else(|| anyhow::anyhow!("no record"))?;
-    let owners = agreement::lab::owners(plan);
+    let owners = agreement::lab::owners(&plan.layers);
     Ok(lab.pod().enter(|inside| kernel.shadows(inside, &record, &owners, &POD[..2], "eth0"))??)
 }
 
@@ -338,7 +338,7 @@ fn plans_read_back_say_what_they_say() {
             let plan = plan(&settings, PlanTarget { backend, ipv6 });
             let record = kernel.record(&plan).expect("every plan has a record");
             let tables =
-                kernel.tables(&record, &agreement::lab::owners(&plan)).expect("a record can be read");
+                kernel.tables(&record, &agreement::lab::owners(&plan.layers)).expect("a record can be read");
             for (mut packet, hook, _) in packets.iter().cloned() {
                 (packet.state, packet.ct_mark, packet.listening) = (State::New, 0, true);
                 if packet.family() == Family::V6 && !ipv6 {

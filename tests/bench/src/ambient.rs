@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use capture::ambient::{NodeOptions, PROBES_V4, PodOptions, ProbeSender, plan_host, plan_pod};
 use kernel::RuleStore;
 use kernel::nft::Nftables;
@@ -194,10 +194,12 @@ fn wait_annotated(mesh: &Mesh, pods: &[MeshPod]) -> Result<()> {
 }
 
 fn wait_for(what: &str, done: impl Fn() -> Result<bool>) -> Result<()> {
-    eventually(what, LONGEST, || {
-        ensure!(done()?, "it is not so");
-        Ok(())
-    })
+    // What fails is not waited for.
+    eventually(what, LONGEST, || match done() {
+        Ok(false) => bail!("it is not so"),
+        ended => Ok(ended),
+    })?
+    .map(drop)
 }
 
 /// An address comes and goes, beside those of a full node.

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
 use testkit::{PATIENCE, Process, eventually, http};
@@ -221,8 +221,10 @@ fn get(node: &Node, port: u16, path: &str) -> Result<(u16, String)> {
 }
 
 fn wait_for(what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
-    eventually(what, PATIENCE, || {
-        ensure!(done()?, "it is not so");
-        Ok(())
-    })
+    // What fails is not waited for.
+    eventually(what, PATIENCE, || match done() {
+        Ok(false) => bail!("it is not so"),
+        ended => Ok(ended),
+    })?
+    .map(drop)
 }

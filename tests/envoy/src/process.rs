@@ -82,14 +82,19 @@ impl Envoy {
 
     fn wait_until_ready(&mut self) -> Result<()> {
         let admin = self.dir.path().join("admin");
-        eventually("envoy serves", LONGEST_START, || {
+        // One that has ended is not waited for.
+        let ended = eventually("envoy serves", LONGEST_START, || {
             if let Some(status) = self.process.ended()? {
-                bail!("envoy ended ({status}):\n{}", self.end_of_log());
+                return Ok(Some(status));
             }
             let reply = http::ask(&admin, "GET", "/ready", "").with_context(|| self.end_of_log())?;
             ensure!(reply.body.contains("LIVE"), "{reply:?}\n{}", self.end_of_log());
-            Ok(())
-        })
+            Ok(None)
+        })?;
+        match ended {
+            Some(status) => bail!("envoy ended ({status}):\n{}", self.end_of_log()),
+            None => Ok(()),
+        }
     }
 
     fn end_of_log(&self) -> String {

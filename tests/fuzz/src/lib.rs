@@ -63,12 +63,12 @@ impl Target {
         }
     }
 
-    /// Runs the target on one input.
+    /// Runs the target on one input, within the same bounds.
     ///
     /// # Panics
-    /// An invariant is broken, or the file cannot be read.
+    /// An invariant is broken, the input takes too long or too much memory, or the file cannot be read.
     pub fn repeat(&self, input: &Path) {
         let bytes = std::fs::read(input).unwrap_or_else(|error| panic!("read {}: {error}", input.display()));
-        (self.run)(&bytes);
+        run::repeat(self, &bytes);
     }
 }

@@ -160,6 +160,14 @@ impl Run<'_> {
 }
 
 /// Runs the target; what is wrong otherwise. An input that takes long may be one to which a crowded machine gave no turn: it gets others.
+/// Runs a target on one input.
+pub(crate) fn repeat(target: &Target, input: &[u8]) {
+    keep_expected_panics_quiet();
+    if let Err(why) = attempt(target, input) {
+        panic!("fuzz {}: {why}", target.name);
+    }
+}
+
 fn attempt(target: &Target, input: &[u8]) -> Result<Outcome, String> {
     let mut taken = Duration::ZERO;
     for _ in 0..TURNS {

@@ -59,11 +59,16 @@ fn memory_beyond_the_bound_is_a_fault() {
 #[test]
 fn a_kept_input_is_repeated() {
     let dir = tempfile::tempdir().unwrap();
-    for (name, content, fails) in [("bad", "x HEAD /", true), ("good", "GET /", false)] {
+    for (name, content, fails) in
+        [("bad", "x HEAD /", true), ("large", "large", true), ("good", "GET /", false)]
+    {
         let path = dir.path().join(name);
         std::fs::write(&path, content).unwrap();
         let target = target(|input| {
             assert!(!input.starts_with(b"x"), "it is asked for");
+            if input == b"large" {
+                std::hint::black_box(vec![1_u8; 64 << 20]);
+            }
             Outcome::of(0)
         });
         assert_eq!(std::panic::catch_unwind(move || target.repeat(&path)).is_err(), fails, "{name}");

@@ -11,3 +11,11 @@ pub use rules::{
 };
 pub use source::{Finding, find_banned_paths};
 pub use workspace::{Dependency, Package, Workspace};
+
+/// Fails a test that found violations of a rule.
+///
+/// # Panics
+/// There are some.
+pub fn assert_none(rule: &str, violations: &[String]) {
+    assert!(violations.is_empty(), "{rule}\n  {}\n", violations.join("\n  "));
+}

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use layers::Workspace;
+use layers::{Workspace, assert_none};
 
 /// The files of the repository, below its root.
 struct Tree {
@@ -97,10 +97,6 @@ fn defines(text: &str, item: &str) -> bool {
         })
     }) || text.lines().any(|line| line.trim_end_matches([',', '{', '(']).trim() == name)
         || text.contains(&format!("pub {name}: "))
-}
-
-fn assert_none(rule: &str, violations: &[String]) {
-    assert!(violations.is_empty(), "{rule}\n  {}\n", violations.join("\n  "));
 }
 
 #[test]

@@ -7,12 +7,8 @@ use std::path::{Path, PathBuf};
 
 use layers::{
     LONG_LIVED, Layer, NATIVE_BUILD_TOOLS, PROGRAM_BANS, PURE_BANS, RUNTIME_BANS, SOURCE_BANS, Workspace,
-    find_banned_paths, layer_of,
+    assert_none, find_banned_paths, layer_of,
 };
-
-fn assert_none(rule: &str, violations: &[String]) {
-    assert!(violations.is_empty(), "{rule}\n  {}\n", violations.join("\n  "));
-}
 
 #[test]
 fn dependencies_point_only_to_the_layers_allowed() {

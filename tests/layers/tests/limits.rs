@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use layers::{Source, Workspace, functions, product, repetitions};
+use layers::{Source, Workspace, assert_none, functions, product, repetitions};
 
 /// Most lines of a file.
 const FILE: usize = 420;
@@ -46,10 +46,6 @@ fn sources() -> Vec<Source> {
     let sources = product(&root).unwrap();
     assert!(sources.len() > 200, "only {} files of the product were found", sources.len());
     sources
-}
-
-fn assert_none(rule: &str, violations: &[String]) {
-    assert!(violations.is_empty(), "{rule}\n  {}\n", violations.join("\n  "));
 }
 
 #[test]

@@ -3,9 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
-use layers::Workspace;
+use layers::{Workspace, product};
 
 /// The error of a module is written with its module: `route::Error`.
 const OF_EACH_MODULE: &[&str] = &["Error"];
@@ -16,19 +15,6 @@ const KNOWN: &[(&str, usize, &str)] = &[(
     2,
     "reads a variable by its name: the same in `cni` and in `options`, neither of which knows the other",
 )];
-
-/// Source files of the product, without tests.
-fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        if path.is_dir() && name != "tests" {
-            sources(&path, found);
-        } else if name.ends_with(".rs") && !name.ends_with("tests.rs") {
-            found.push(path);
-        }
-    }
-}
 
 /// The types and traits that a source text shows to other modules: to all, to its crate, or to some of it.
 fn shown_types(source: &str) -> Vec<String> {
@@ -56,16 +42,9 @@ fn types_that_others_see_are_found() {
 fn no_name_is_given_to_two_things() {
     let root = Workspace::load().unwrap().workspace_root;
     let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for folder in ["crates", "bins"] {
-        for package in std::fs::read_dir(root.join(folder)).unwrap() {
-            let mut files = Vec::new();
-            sources(&package.unwrap().path().join("src"), &mut files);
-            for file in files {
-                let place = file.strip_prefix(&root).unwrap().display().to_string();
-                for name in shown_types(&std::fs::read_to_string(&file).unwrap()) {
-                    places.entry(name).or_default().push(place.clone());
-                }
-            }
+    for source in product(&root).unwrap() {
+        for name in shown_types(&source.lines.join("\n")) {
+            places.entry(name).or_default().push(source.path.display().to_string());
         }
     }
     assert!(places.len() > 600, "{} types", places.len());

@@ -67,7 +67,7 @@ impl Node {
         Ok(node)
     }
 
-    /// A node for calls of the plugin without an agent: nothing but a directory of manifests, which is empty.
+    /// A node for calls of the plugin without an agent, which go by a directory of manifests. It is empty, and the API server is not asked.
     ///
     /// # Errors
     /// A directory cannot be made.

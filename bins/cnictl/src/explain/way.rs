@@ -37,20 +37,12 @@ fn first_packet(flow: &Flow) -> Packet {
         Direction::Out => (String::new(), flow.interface.clone()),
     };
     Packet {
-        protocol: flow.protocol,
-        source: flow.source.ip(),
-        destination: flow.destination.ip(),
-        source_port: flow.source.port(),
-        destination_port: flow.destination.port(),
         in_interface,
         out_interface,
         owner: flow.owner,
         mark: flow.mark,
-        ct_mark: 0,
         state: flow.state,
-        reply: false,
-        original: None,
-        icmp: (0, 0),
         listening: flow.listening,
+        ..Packet::new(flow.protocol, flow.source, flow.destination)
     }
 }

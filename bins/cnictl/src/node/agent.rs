@@ -55,11 +55,6 @@ fn is_denied(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::PermissionDenied
 }
 
-/// Paths of the sockets that an agent may have made, upstream's too.
-pub(super) fn socket_paths(run_dir: &Path) -> [PathBuf; 3] {
-    rundir::sockets(run_dir)
-}
-
 /// The sockets that are there, or may be.
 pub(super) fn sockets(run_dir: &Path) -> Vec<RunDirSocket> {
     let there = |path: PathBuf| match std::fs::symlink_metadata(&path) {
@@ -67,7 +62,7 @@ pub(super) fn sockets(run_dir: &Path) -> Vec<RunDirSocket> {
         Err(error) if is_denied(&error) => Some(RunDirSocket { path, listening: None, error: None }),
         Err(_) => None,
     };
-    socket_paths(run_dir).into_iter().filter_map(there).collect()
+    rundir::sockets(run_dir).into_iter().filter_map(there).collect()
 }
 
 /// The agent that works on this node, by the lock that it holds.

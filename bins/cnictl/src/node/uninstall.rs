@@ -164,7 +164,7 @@ impl UninstallArgs {
 
     fn leftovers(&self, places: &NodePlaces) -> Vec<PathBuf> {
         let run_dir = &places.run_dir;
-        let mut paths = agent::socket_paths(run_dir).to_vec();
+        let mut paths = rundir::sockets(run_dir).to_vec();
         let names = [
             FACTS_DIR,
             UNCAPTURED_DIR,

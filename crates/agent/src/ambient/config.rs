@@ -146,10 +146,7 @@ impl AmbientConfig {
     /// The choice is the node's, and neither backend works on it.
     pub(crate) fn backend(&self, inside: &InsideHost<'_>, log: &Scope) -> Result<Backend, String> {
         let before = sets::exists_in_ipset(inside, &[PROBES_V4, PROBES_V6]).unwrap_or_else(|error| {
-            log.warn(
-                "cannot look for the sets of an earlier agent",
-                &[("error", &kernel::chain_text(&error))],
-            );
+            log.warn("cannot look for the sets of an earlier agent", &[("error", &fault::chain(&error))]);
             false
         });
         let iptables = self.iptables();

@@ -66,7 +66,7 @@ pub(super) enum Wait {
 enum Unknown {
     #[error("enter the network namespace of the pod: {0}")]
     Enter(#[from] netns::Error),
-    #[error("{}", kernel::chain_text(.0))]
+    #[error("{}", fault::chain(.0))]
     Sockets(#[from] kernel::sockets::Error),
     #[error("wait for the kernel: {0}")]
     Io(#[from] std::io::Error),

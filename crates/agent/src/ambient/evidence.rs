@@ -92,7 +92,7 @@ impl Evidence {
                     told.insert(inside.id(), now);
                 }
             }
-            Err(error) => seen.warnings.push(kernel::chain_text(&error)),
+            Err(error) => seen.warnings.push(fault::chain(&error)),
         }
         seen
     }

@@ -23,7 +23,7 @@ pub(crate) struct Finder {
 
 /// The addresses by which a namespace is reached.
 pub(super) fn addresses(inside: &netns::Inside) -> Result<Vec<IpAddr>, String> {
-    kernel::route::link_addresses(inside).map_err(|error| kernel::chain_text(&error))
+    kernel::route::link_addresses(inside).map_err(|error| fault::chain(&error))
 }
 
 #[derive(Default)]

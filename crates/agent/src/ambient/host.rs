@@ -188,7 +188,7 @@ impl HostSide {
             Err(error) => errors.push(error.to_string()),
         }
         if let Err(error) = self.sets().destroy() {
-            errors.push(kernel::chain_text(&error));
+            errors.push(fault::chain(&error));
         }
         let known: Vec<IpAddr> =
             self.branches.iter().flat_map(|map| lock(map).keys().copied().collect::<Vec<_>>()).collect();
@@ -243,7 +243,7 @@ impl HostSide {
                 lock(branches).insert(ip, branch);
             }
             Ok(Ok(None)) => {}
-            Ok(Err(error)) => self.log.error(kernel::chain_text(&error), &[("ip", &ip)]),
+            Ok(Err(error)) => self.log.error(fault::chain(&error), &[("ip", &ip)]),
             Err(error) => self.log.error(&error, &[("ip", &ip)]),
         }
     }
@@ -254,7 +254,7 @@ impl HostSide {
         };
         match self.host.enter(|inside| branch_eni::remove(inside, &branch)) {
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => self.log.warn(kernel::chain_text(&error), &[("ip", &ip)]),
+            Ok(Err(error)) => self.log.warn(fault::chain(&error), &[("ip", &ip)]),
             Err(error) => self.log.warn(&error, &[("ip", &ip)]),
         }
     }

@@ -52,7 +52,7 @@ impl Ambient {
         let socket = self.kept.run_dir.join(EVENT_SOCKET_NAME);
         while UnixSocket::is_served(&socket) {
             let text = format!(
-                "ambient mode is off in this agent, and another agent is in ambient mode on this node: {} listens at {}. Its pods are left alone;                  remove one of the two DaemonSets, or set ambient.enabled of this one's chart",
+                "ambient mode is off in this agent, and another agent is in ambient mode on this node: {} listens at {}. Its pods are left alone; remove one of the two DaemonSets, or set ambient.enabled of this one's chart",
                 server(&socket).await,
                 socket.display()
             );

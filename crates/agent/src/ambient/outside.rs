@@ -35,7 +35,7 @@ impl Connections for Ambient {
     }
 
     async fn end(&self, member: &Member) {
-        let end = |inside: &Inside| drain::end_connections(inside).map_err(|e| kernel::chain_text(&e));
+        let end = |inside: &Inside| drain::end_connections(inside).map_err(|e| fault::chain(&e));
         match self.with_connections(member, end).await {
             Ok(0) => {}
             Ok(ended) => {
@@ -53,7 +53,7 @@ impl Connections for Ambient {
 
     async fn forget_entries(&self, member: &Member) {
         let forget = |inside: &Inside| {
-            conntrack::forget(inside, &CAPTURE_PORTS, |_| false).map_err(|e| kernel::chain_text(&e))
+            conntrack::forget(inside, &CAPTURE_PORTS, |_| false).map_err(|e| fault::chain(&e))
         };
         if let Err(error) = self.with_connections(member, forget).await {
             // The way back in looks for them, too.

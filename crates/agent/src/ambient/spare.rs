@@ -89,5 +89,5 @@ fn forget_stale(inside: &Inside) -> Result<usize, String> {
         // Where that is not known, everything stays.
         open.as_ref().is_none_or(|open| open.contains(&(entry.seen_as, entry.port)))
     };
-    conntrack::forget(inside, &CAPTURE_PORTS, stays).map_err(|error| kernel::chain_text(&error))
+    conntrack::forget(inside, &CAPTURE_PORTS, stays).map_err(|error| fault::chain(&error))
 }

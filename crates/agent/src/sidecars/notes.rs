@@ -11,8 +11,8 @@ use rundir::{Outcome, note};
 use super::record::{Start, StartEvidence};
 
 /// Those that are there.
-pub(super) fn list(run_dir: &Path) -> Vec<PathBuf> {
-    note::list(run_dir, usize::MAX).unwrap_or_default()
+pub(super) fn list(run_dir: &Path) -> io::Result<Vec<PathBuf>> {
+    note::list(run_dir, usize::MAX)
 }
 
 /// What a note says.

@@ -185,23 +185,7 @@ fn the_host_plan_says_who_sends_probes_and_comes_before_masquerading() {
 }
 
 fn packet(source: [u8; 4], destination: [u8; 4], port: u16) -> Packet {
-    Packet {
-        source: source.into(),
-        destination: destination.into(),
-        protocol: Protocol::Tcp,
-        source_port: 40_000,
-        destination_port: port,
-        in_interface: String::new(),
-        out_interface: String::new(),
-        owner: None,
-        mark: 0,
-        ct_mark: 0,
-        state: State::New,
-        reply: false,
-        original: None,
-        icmp: (0, 0),
-        listening: true,
-    }
+    Packet::new(Protocol::Tcp, (source, 40_000).into(), (destination, port).into())
 }
 
 fn inward(source: [u8; 4], port: u16) -> Packet {

@@ -59,7 +59,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Rows e: what the proxy sends, to servers and back to the application.
+    /// What the proxy sends, to servers and back to the application.
     fn proxy_zones(&mut self) {
         let uids = self.settings.proxy_uids.iter().map(|&uid| Owner::Uid(uid));
         let gids = self.settings.proxy_gids.iter().map(|&gid| Owner::Gid(gid));
@@ -79,7 +79,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Rows f: the application's queries, and the servers' answers to the proxy.
+    /// The application's queries, and the servers' answers to the proxy.
     fn application_zones(&mut self, servers: &[Option<IpNet>], scope: Families) {
         let enter = Rule::new(vec![], jump(DraftChain::RAW_INBOUND), "DNS capture: answers of servers");
         self.draft.add(DraftChain::RAW_PREROUTING, Rule { families: scope, ..enter });

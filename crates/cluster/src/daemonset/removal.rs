@@ -18,7 +18,7 @@ impl Writer {
         let foreground = DeleteParams::foreground();
         let request = Request::new(path(namespace)).delete(&segment(name), &foreground);
         match self.connection().ask(&operation, request, LIMIT, MAX_ANSWER).await {
-            Err(error) if error.says_absent("daemonsets", name) => Ok(false),
+            Err(error) if error.says_absent_or_no_more("daemonsets", name) => Ok(false),
             result => result.map(|_| true),
         }
     }
@@ -29,7 +29,7 @@ impl Writer {
     /// From the API server, or when it cannot be asked.
     pub async fn has_daemonset(&self, namespace: &str, name: &str) -> Result<bool, Error> {
         match get::<DaemonSet>(self.connection(), DAEMONSET, &path(namespace), name, LIMIT).await {
-            Err(error) if error.says_absent("daemonsets", name) => Ok(false),
+            Err(error) if error.says_absent_or_no_more("daemonsets", name) => Ok(false),
             result => result.map(|_| true),
         }
     }

@@ -91,6 +91,7 @@ async fn a_hundred_thousand_events_lose_no_key_and_need_no_memory() {
         }
     });
     let start = Instant::now();
+    let wait = testkit::Wait::new("the index equals the server's state", Duration::from_secs(30));
     let (mut warm, mut most) = (0, 0);
     for number in 0..EVENTS {
         happen(&setup, number);
@@ -105,7 +106,6 @@ async fn a_hundred_thousand_events_lose_no_key_and_need_no_memory() {
         assert!(queue.len() <= PODS * 50, "{}", queue.len());
     }
     let sent = start.elapsed();
-    let wait = testkit::Wait::new("the index equals the server's state", Duration::from_secs(30));
     while known(&cluster) != truth(&setup) {
         tokio::time::sleep(wait.pause(|| "it does not").unwrap()).await;
     }

@@ -1,5 +1,7 @@
 //! What kubelet says of a pod.
 
+use std::net::IpAddr;
+
 use serde::Deserialize;
 
 /// `status` of a pod.
@@ -58,6 +60,13 @@ struct Terminated {
 pub struct PodIp {
     /// As text.
     pub ip: Option<String>,
+}
+
+/// The addresses of `podIPs`, or else that of `podIP`. What is no address is left out.
+pub(crate) fn addresses(all: Option<&[PodIp]>, one: Option<&str>) -> Vec<IpAddr> {
+    let parse = |text: &str| text.parse::<IpAddr>().ok().map(|address| address.to_canonical());
+    let all: Vec<IpAddr> = all.into_iter().flatten().filter_map(|one| parse(one.ip.as_deref()?)).collect();
+    if all.is_empty() { one.and_then(parse).into_iter().collect() } else { all }
 }
 
 /// The pod's sandbox exists and has its network (Kubernetes `pkg/kubelet/types/constants.go`).

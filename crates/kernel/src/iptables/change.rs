@@ -7,6 +7,7 @@
 use ruleset::iptables::{Names, canonical, chain_name, leading, own_chains, parse_rule, render_rule, rules};
 use ruleset::{Action, Family, Rule, Ruleset, Table, TableKind};
 
+use super::KINDS;
 use super::commit::Commit;
 use super::error::Error;
 use super::job::TableStep;
@@ -20,8 +21,6 @@ const SIDECAR_ONLY: [&str; 2] = ["ISTIO_INBOUND", "ISTIO_REDIRECT"];
 const AMBIENT_ONLY: &str = "ISTIO_PRERT";
 /// The one name that chains of both have.
 const SHARED_NAME: &str = "ISTIO_OUTPUT";
-
-const KINDS: [TableKind; 4] = [TableKind::Filter, TableKind::Mangle, TableKind::Nat, TableKind::Raw];
 
 /// What is there and what should be, of one family in one variant.
 #[derive(Debug)]
@@ -65,7 +64,7 @@ impl TableSide<'_> {
             let views = self.views(kind);
             let differs: Vec<bool> = views.iter().map(|view| !view.differences().is_empty()).collect();
             if differs.contains(&true) {
-                let Commit { forward, backward } = Commit::of(&views, &differs, self.family)?;
+                let Commit { forward, backward } = Commit::of(kind, &views, &differs, self.family)?;
                 let before = self.saved.as_ref().map(|saved| saved.content(kind));
                 steps.push(TableStep { kind, forward, backward, before });
             }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use ruleset::iptables::{Placement, chain_name, leading, render_rule, render_rules, rules};
-use ruleset::{Chain, Family};
+use ruleset::{Chain, Family, TableKind};
 
 use super::change::LayerView;
 use super::error::Error;
@@ -20,13 +20,15 @@ struct Shared(Vec<Option<(usize, bool)>>);
 
 impl Commit {
     /// Of the layers of a table, those that differ.
-    pub(super) fn of(views: &[LayerView<'_>], differs: &[bool], family: Family) -> Result<Self, Error> {
+    pub(super) fn of(
+        kind: TableKind,
+        views: &[LayerView<'_>],
+        differs: &[bool],
+        family: Family,
+    ) -> Result<Self, Error> {
         let changed: Vec<&LayerView<'_>> =
             views.iter().zip(differs).filter_map(|(view, differs)| differs.then_some(view)).collect();
-        let Some(first) = changed.first() else {
-            return Ok(Self { forward: String::new(), backward: String::new() });
-        };
-        let head = format!("*{}\n", first.kind);
+        let head = format!("*{kind}\n");
         let forward = head.clone() + &forward(views, differs, family)? + "COMMIT\n";
         Ok(Self { forward, backward: head + &backward(&changed, family) + "COMMIT\n" })
     }

@@ -5,14 +5,11 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ruleset::TableKind;
-
 use super::error::{Failure, ProgramFailure};
 use super::job::{IptablesJob, JobReport, ProgramRun, TableStep};
-use super::{FAMILIES, VARIANTS};
+use super::{FAMILIES, KINDS, VARIANTS};
 
 /// Tables by number.
-const KINDS: [TableKind; 4] = [TableKind::Filter, TableKind::Mangle, TableKind::Nat, TableKind::Raw];
 
 #[derive(Debug, Default)]
 struct Writer(Vec<u8>);

@@ -11,9 +11,7 @@ use super::job::save_arguments;
 use super::probe::Present;
 use super::program::{CandidateName, Programs, Variant};
 use super::saved::{Saved, SavedTable};
-use super::{FAMILIES, Iptables, VARIANTS, child};
-
-const KINDS: [TableKind; 4] = [TableKind::Filter, TableKind::Mangle, TableKind::Nat, TableKind::Raw];
+use super::{FAMILIES, Iptables, KINDS, VARIANTS, child};
 
 /// A side with the programs for it.
 pub(super) struct Work<'a> {

@@ -351,7 +351,7 @@ fn write_comment(w: &mut MessageWriter, rule: &Rule) {
 }
 
 /// An empty one, or one that is too long, is left out.
-fn push_comment(data: &mut Vec<u8>, kind: u8, comment: &str) {
+pub(super) fn push_comment(data: &mut Vec<u8>, kind: u8, comment: &str) {
     if let (false, Ok(len)) = (comment.is_empty(), u8::try_from(comment.len() + 1)) {
         data.extend_from_slice(&[kind, len]);
         data.extend_from_slice(comment.as_bytes());

@@ -141,8 +141,8 @@ impl NftSets {
 
     /// Those of a delta's keys that are there.
     fn present(&mut self, at: &SetPlace, delta: &SetDelta) -> Result<BTreeMap<Key, Member>, Error> {
-        let keys: Vec<Key> = delta.added().map(|member| member.key).chain(delta.removed()).collect();
-        let members = if keys.len() > KEYS_ASKED_FOR || matches!(at.set.keys, KeyType::Prefix(_)) {
+        let keys: Vec<Key> = keys(delta).collect();
+        let members = if keys.len() > KEYS_ASKED_FOR || is_prefixes(at) {
             self.list(at)?
         } else {
             let found: Result<Vec<Option<Member>>, Error> =

@@ -2,8 +2,8 @@
 
 use netns::Inside;
 use ruleset::{
-    ALL_BITS, Action, Base, Chain, ChainKind, Counting, Families, Family, Hook, Limit, Match, Protocol,
-    RejectWith, Rule, Ruleset, Table, TableKind,
+    ALL_BITS, Action, Base, Chain, ChainKind, Counting, Families, Family, Hook, Match, Protocol, Rule,
+    Ruleset, Table, TableKind,
 };
 
 use super::error::Error;
@@ -21,13 +21,11 @@ pub struct Support {
     pub marks: bool,
     /// Handing packets to a transparent socket, which goes with marks.
     pub tproxy: bool,
-    /// Rejecting, logging within a limit, and counting by name: what policies need.
-    pub policy: bool,
 }
 
 impl Support {
     /// Of a kernel without nf_tables.
-    const NOTHING: Self = Self { tables: false, redirect: false, marks: false, tproxy: false, policy: false };
+    const NOTHING: Self = Self { tables: false, redirect: false, marks: false, tproxy: false };
 }
 
 /// Asks the kernel by a transaction that ends before its commit, which the kernel checks message by message and then
@@ -50,16 +48,15 @@ pub(super) fn ask(socket: &mut NetlinkSocket) -> Result<Support, Error> {
     let layers = [questions()];
     let mut batch = Batch::dormant(&layers);
     batch.add_tables(&layers[0], &[]);
-    let mut support = Support { tables: true, redirect: true, marks: true, tproxy: true, policy: true };
+    let mut support = Support { tables: true, redirect: true, marks: true, tproxy: true };
     for failure in batch.rehearse(socket)? {
         match (failure.missing(), failure.object.table()) {
             (None, _) => return Err(failure.into()),
             (Some(_), Some(TableKind::Nat)) => support.redirect = false,
             (Some(_), Some(TableKind::Mangle)) => support.marks = false,
             (Some(_), Some(TableKind::Raw)) => support.tproxy = false,
-            (Some(_), Some(TableKind::Filter)) => support.policy = false,
             // A kernel that does not know the transaction has something to say about each of its messages, too.
-            (Some(_), _) => return Ok(Support::NOTHING),
+            (Some(_), Some(TableKind::Filter) | None) => return Ok(Support::NOTHING),
         }
     }
     Ok(Support { tproxy: support.tproxy && support.marks, ..support })
@@ -68,7 +65,7 @@ pub(super) fn ask(socket: &mut NetlinkSocket) -> Result<Support, Error> {
 /// One of everything that rules of ours need.
 pub(super) fn questions() -> Ruleset {
     // Names of its own, so that a table of ours that is there does not matter.
-    let tables = vec![redirect(), marks(), tproxy(), policy()];
+    let tables = vec![redirect(), marks(), tproxy()];
     Ruleset { owner: "istio-probe".into(), known_chains: Vec::new().into(), ipv6: true, tables }
 }
 
@@ -104,13 +101,4 @@ fn tproxy() -> Table {
         })
         .to_vec();
     Table { kind, sets: Vec::new(), chains: vec![chain(ChainKind::Filter, Hook::Prerouting, rules, kind)] }
-}
-
-fn policy() -> Table {
-    let kind = TableKind::Filter;
-    let limit = Some(Limit { per_second: 1, burst: 1 });
-    let log = Action::Log { group: 1, prefix: "1".into(), limit };
-    let reject = Action::Reject(RejectWith::PortUnreachable);
-    let rules = [log, reject].map(|action| Rule::new(Vec::new(), action, "").counted_as("n")).to_vec();
-    Table { kind, sets: Vec::new(), chains: vec![chain(ChainKind::Filter, Hook::Input, rules, kind)] }
 }

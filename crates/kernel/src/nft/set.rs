@@ -6,6 +6,7 @@ mod tests;
 use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 use ruleset::{Content, Family, Key, KeyType, MapVerdict, Protocol, Set, TransportAddress};
 
+use super::batch::push_comment;
 use super::list::number;
 use super::uapi::{element, expr, set, verdict};
 use crate::netlink::wire::{Attribute, Attributes, MessageWriter};
@@ -163,8 +164,9 @@ impl WireElement {
             if self.open {
                 w.attribute(element::USERDATA, &element::OPEN_INTERVAL);
             }
-            if let (false, Ok(len)) = (self.comment.is_empty(), u8::try_from(self.comment.len() + 1)) {
-                let data = [&[element::USERDATA_COMMENT, len], self.comment.as_bytes(), &[0]].concat();
+            let mut data = Vec::new();
+            push_comment(&mut data, element::USERDATA_COMMENT, &self.comment);
+            if !data.is_empty() {
                 w.attribute(element::USERDATA, &data);
             }
         });

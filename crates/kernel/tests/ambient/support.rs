@@ -3,37 +3,15 @@
 use std::process::Command;
 
 use capture::ambient::{NodeOptions, PodOptions, ProbeSender, plan_host, plan_of_everything, plan_pod};
-use kernel::iptables::{Iptables, Variant};
+use kernel::iptables::Iptables;
 use kernel::nft::Nftables;
 use kernel::{Applied, Change, Choice, Difference, Kernel};
-use ruleset::{Backend, Plan};
+use ruleset::Plan;
 use testkit::TestNetns;
 
-/// A way to load a plan.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Way {
-    Nft,
-    Iptables(Variant),
-}
+pub(crate) use crate::way::Way;
 
 impl Way {
-    pub(crate) const ALL: [Self; 3] =
-        [Self::Nft, Self::Iptables(Variant::Nft), Self::Iptables(Variant::Legacy)];
-
-    pub(crate) fn backend(self) -> Backend {
-        match self {
-            Self::Nft => Backend::Nftables,
-            Self::Iptables(_) => Backend::Iptables,
-        }
-    }
-
-    pub(crate) fn iptables(self) -> Iptables {
-        match self {
-            Self::Nft => Iptables::new(),
-            Self::Iptables(variant) => Iptables::forced(variant),
-        }
-    }
-
     pub(crate) fn pod_plan(self, node: &NodeOptions, pod: &PodOptions) -> Plan {
         plan_pod(node, pod, self.backend())
     }

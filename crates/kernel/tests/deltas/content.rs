@@ -94,9 +94,8 @@ fn random_prefixes_come_and_go() {
                     };
                     all = all.then(changed.unwrap());
                 }
-                sets.change(&[(&set.name, &all)]).unwrap_or_else(|error| {
-                    panic!("{way:?} step {step}: {}: {all:?}", kernel::chain_text(&error))
-                });
+                sets.change(&[(&set.name, &all)])
+                    .unwrap_or_else(|error| panic!("{way:?} step {step}: {}: {all:?}", fault::chain(&error)));
                 let there: Vec<IpNet> = keys(&mut sets, &set.name)
                     .into_iter()
                     .map(|key| if let Key::Prefix(net) = key { net } else { panic!("{key:?}") })
@@ -176,7 +175,7 @@ fn a_change_of_several_sets_is_whole_in_nf_tables() {
     let add = |text: &str| delta([net(text).into()], []);
     let (first, second) = (add("192.0.2.0/24"), add("10.1.0.0/16"));
     let refused = sets.change(&[("istio-np-one", &first), ("istio-np-two", &second)]).unwrap_err();
-    let text = kernel::chain_text(&refused);
+    let text = fault::chain(&refused);
     assert!(text.contains("overlaps"), "{text}");
     assert_eq!(sets.list("istio-np-one").unwrap(), []);
     assert_eq!(keys(&mut sets, "istio-np-two"), [net("10.0.0.0/8")]);

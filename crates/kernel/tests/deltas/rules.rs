@@ -189,7 +189,7 @@ fn fixed_ipsets_are_compared_and_replaced_at_once() {
         let different =
             Difference::DifferentIpset { set: "istio-np-other".to_owned(), how: "is of another type" };
         assert_eq!(other.observe().unwrap(), [different]);
-        let error = kernel::chain_text(&other.prepare().unwrap_err());
+        let error = fault::chain(&other.prepare().unwrap_err());
         assert!(error.contains("another type"), "{error}");
     }
 }

@@ -3,16 +3,17 @@
 use std::net::IpAddr;
 use std::process::Command;
 
-use kernel::iptables::{Iptables, Variant};
 use kernel::nft::Nftables;
 use kernel::sets::{ElementCounts, Sets};
 use kernel::{Change, Choice, Kernel};
 use netns::Host;
 use ruleset::{
-    Action, Backend, Base, Chain, ChainKind, Element, Family, Hook, Key, KeyType, MapVerdict, Match, Plan,
-    Protocol, Rule, Ruleset, Set, SetDelta, Side, Table, TableKind, TransportAddress,
+    Action, Base, Chain, ChainKind, Element, Family, Hook, Key, KeyType, MapVerdict, Match, Plan, Protocol,
+    Rule, Ruleset, Set, SetDelta, Side, Table, TableKind, TransportAddress,
 };
 use testkit::TestNetns;
+
+pub(crate) use crate::way::Way;
 
 /// The chain of [`ruleset`] that has the rules.
 const RULES: &str = "istio-deltas-rules";
@@ -20,24 +21,7 @@ const RULES: &str = "istio-deltas-rules";
 /// The nf_tables table of [`ruleset`].
 pub(crate) const TABLE: &str = "inet istio-deltas-filter";
 
-/// A way to load a plan.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Way {
-    Nft,
-    Iptables(Variant),
-}
-
 impl Way {
-    pub(crate) const ALL: [Self; 3] =
-        [Self::Nft, Self::Iptables(Variant::Nft), Self::Iptables(Variant::Legacy)];
-
-    pub(crate) fn backend(self) -> Backend {
-        match self {
-            Self::Nft => Backend::Nftables,
-            Self::Iptables(_) => Backend::Iptables,
-        }
-    }
-
     /// The sets of a ruleset, opened as in a pod or as on the node.
     pub(crate) fn open(self, ns: &TestNetns, ruleset: &Ruleset, node: bool) -> Sets {
         if node {
@@ -53,10 +37,7 @@ impl Way {
         let mut sets = self.open(ns, ruleset, false);
         sets.prepare().unwrap();
         let plan = Plan { backend: self.backend(), routing: vec![], layers: vec![ruleset.clone()] };
-        let iptables = match self {
-            Self::Nft => Iptables::new(),
-            Self::Iptables(variant) => Iptables::forced(variant),
-        };
+        let iptables = self.iptables();
         let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
         let apply =
             |inside: &netns::Inside| kernel.apply(inside, Choice::Only(plan.backend), |_| plan.clone());

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use ruleset::eval::{Packet, State, Verdict, evaluate};
+use ruleset::eval::{Packet, Verdict, evaluate};
 use ruleset::{
     Action, Contents, Element, Family, Hook, Key, KeyType, MapVerdict, Match, Protocol, Rule, Ruleset, Set,
     SetDelta, Side,
@@ -60,23 +60,10 @@ impl Lab {
 
     /// Whether the evaluator lets it pass.
     fn passes(&self, attempt: &Attempt, way: Way, rules: &Ruleset, members: &Contents) -> bool {
-        let packet = Packet {
-            source: self.pod.interfaces()[0].peer[usize::from(attempt.v6)],
-            destination: self.to(attempt).ip(),
-            protocol: attempt.protocol,
-            source_port: 40_000,
-            destination_port: attempt.port,
-            in_interface: "eth0".to_owned(),
-            out_interface: String::new(),
-            owner: None,
-            mark: 0,
-            ct_mark: 0,
-            state: State::New,
-            reply: false,
-            original: None,
-            icmp: (0, 0),
-            listening: true,
-        };
+        let source = (self.pod.interfaces()[0].peer[usize::from(attempt.v6)], 40_000).into();
+        let destination = (self.to(attempt).ip(), attempt.port).into();
+        let packet =
+            Packet { in_interface: "eth0".to_owned(), ..Packet::new(attempt.protocol, source, destination) };
         let layers = std::slice::from_ref(rules);
         evaluate(layers, way.backend(), &packet, Hook::Input, true, members).verdict == Verdict::Pass
     }

@@ -84,6 +84,7 @@ impl Search<'_> {
                 Some(_) => return refuse("has a kind that is no text"),
             };
             match members.get_mut("items").map(Value::take) {
+                None | Some(Value::Null) if !(self.is_wanted)(&kind) => {}
                 None | Some(Value::Null) => self.add(kind, item.to_string().into_bytes(), place + "."),
                 Some(Value::Array(items)) => self.items(&kind, items, &(place + "."))?,
                 Some(_) => return refuse("has items that are no list"),

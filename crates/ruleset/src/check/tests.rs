@@ -51,6 +51,13 @@ const SCTP: Match = Match::Protocol(Protocol::Sctp);
 const ICMP: Match = Match::Protocol(Protocol::Icmp);
 
 #[test]
+fn base_chains_are_named_by_their_hooks() {
+    let Chain { base, .. } = output(vec![]);
+    let error = refused(vec![Chain { base, ..chain("early", vec![]) }]);
+    assert_eq!(error, "the base chain \"early\" of table nat is at the hook output and must have its name");
+}
+
+#[test]
 fn what_is_valid() {
     let v4 = Match::Destination { net: "10.0.0.0/8".parse().unwrap(), not: false };
     let six = Match::SourceIn { set: "six".into(), keys: KeyType::Address(Family::V6), not: false };

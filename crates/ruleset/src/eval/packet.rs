@@ -62,6 +62,28 @@ pub enum State {
 }
 
 impl Packet {
+    /// The first packet of a connection that nothing else is known of: no interface, no owner and no mark. A transparent socket takes it where a rule
+    /// leads it to one.
+    pub fn new(protocol: Protocol, source: SocketAddr, destination: SocketAddr) -> Self {
+        Self {
+            source: source.ip(),
+            destination: destination.ip(),
+            protocol,
+            source_port: source.port(),
+            destination_port: destination.port(),
+            in_interface: String::new(),
+            out_interface: String::new(),
+            owner: None,
+            mark: 0,
+            ct_mark: 0,
+            state: State::New,
+            reply: false,
+            original: None,
+            icmp: (0, 0),
+            listening: true,
+        }
+    }
+
     /// Family of the addresses.
     pub fn family(&self) -> Family {
         if self.source.is_ipv4() { Family::V4 } else { Family::V6 }

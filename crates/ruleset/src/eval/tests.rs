@@ -8,22 +8,13 @@ use crate::set::{Content, Contents, Element, Key, KeyType, NoMembers, SetDelta, 
 const APP: Owner = Owner { uid: 1000, gid: 2000 };
 
 fn packet() -> Packet {
+    let (source, destination) = (([10, 0, 0, 1], 40_000).into(), ([10, 0, 0, 2], 80).into());
     Packet {
-        source: [10, 0, 0, 1].into(),
-        destination: [10, 0, 0, 2].into(),
-        protocol: Protocol::Tcp,
-        source_port: 40_000,
-        destination_port: 80,
-        in_interface: String::new(),
         out_interface: "eth0".to_owned(),
         owner: Some(APP),
         mark: 7,
         ct_mark: 9,
-        state: State::New,
-        reply: false,
-        original: None,
-        icmp: (0, 0),
-        listening: true,
+        ..Packet::new(Protocol::Tcp, source, destination)
     }
 }
 

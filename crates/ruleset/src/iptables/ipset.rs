@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::rule::{Family, Ruleset};
-use crate::set::{Content, Element, Key, KeyType, Set};
+use crate::set::{Element, Key, KeyType, Set};
 
 /// How many elements a set is made for at least: the default of the ipset program, which is more than the pods of any node.
 pub const LEAST_ROOM: usize = 65_536;
@@ -31,23 +31,11 @@ pub fn render_sets(layers: &[Ruleset]) -> Vec<String> {
     let tables = layers.iter().flat_map(|layer| &layer.tables);
     let sets = tables.flat_map(|table| &table.sets).filter(|set| !set.is_map());
     sets.flat_map(|set| {
-        let content = content(set);
+        let content = set.planned_elements();
         let elements = content.iter().flat_map(|element| render_element(set, element)).collect::<Vec<_>>();
         std::iter::once(render_set(set)).chain(elements)
     })
     .collect()
-}
-
-/// What the plan says is in a set, merged where it is of prefixes; nothing of a kept one.
-#[must_use]
-pub fn content(set: &Set) -> Vec<Element> {
-    match (&set.content, set.keys) {
-        (Content::Kept, _) => Vec::new(),
-        (_, KeyType::Prefix(_)) => {
-            set.merged_prefixes().into_iter().map(|net| Key::Prefix(net).into()).collect()
-        }
-        (Content::Fixed(elements), _) => elements.clone(),
-    }
 }
 
 /// The keys that the kernel takes in the place of one: a prefix of no length at all is two.
@@ -76,8 +64,7 @@ fn render_set(set: &Set) -> String {
 }
 
 /// The lines that add an element.
-#[must_use]
-pub fn render_element(set: &Set, element: &Element) -> Vec<String> {
+fn render_element(set: &Set, element: &Element) -> Vec<String> {
     let line = |key: Key| {
         let key = match key {
             Key::Address(address) => address.to_string(),

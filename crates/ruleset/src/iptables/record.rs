@@ -10,8 +10,8 @@ use crate::rule::{Base, Chain, ChainKind, Families, Family, Hook, Rule, Ruleset,
 
 const FAMILIES: [(&str, Family); 2] = [("4", Family::V4), ("6", Family::V6)];
 const KINDS: [TableKind; 4] = [TableKind::Filter, TableKind::Mangle, TableKind::Nat, TableKind::Raw];
-/// Stands between two layers. The other lines begin otherwise.
-const NEXT: &str = "layer\n";
+/// The line between two layers, with the end of the one before it: a reason may end with the same word.
+const NEXT_LAYER: &str = "\nlayer\n";
 const HOOKS: [Hook; 5] = [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting];
 
 /// Writes what iptables gets of the layers.
@@ -20,7 +20,8 @@ pub fn write_record(layers: &[Ruleset]) -> String {
     let mut out = String::with_capacity(8192);
     for (number, layer) in layers.iter().enumerate() {
         if number > 0 {
-            out.push_str(NEXT);
+            // The end of the line before is there.
+            out.push_str(NEXT_LAYER.trim_start());
         }
         write_layer(&mut out, layer);
     }
@@ -59,7 +60,7 @@ fn write_layer(out: &mut String, ruleset: &Ruleset) {
 /// text, one of other layers, or one with rules that this version does not know.
 #[must_use]
 pub fn read_record(text: &str, owners: &[Ruleset]) -> Option<Vec<Ruleset>> {
-    let texts: Vec<&str> = text.split(NEXT).collect();
+    let texts: Vec<&str> = text.split(NEXT_LAYER).collect();
     let same = texts.len() == owners.len();
     let layers = texts.into_iter().zip(owners).map(|(text, owner)| read_layer(text, owner));
     layers.collect::<Option<Vec<_>>>().filter(|_| same)
@@ -122,4 +123,32 @@ fn chain_of<'t>(table: &'t mut Table, name: &str) -> Option<&'t mut Chain> {
         table.chains.len() - 1
     });
     table.chains.get_mut(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rule::Action;
+
+    /// A reason may be any text, also one that ends as the line between layers.
+    #[test]
+    fn layers_are_read_as_they_were_written() {
+        let layer = |owner: &'static str, why: &'static str| {
+            let rules = vec![Rule::new(vec![], Action::Drop, why)];
+            let base = Base { kind: ChainKind::Filter, hook: Hook::Output, priority: 0 };
+            let chain = Chain { name: "output".into(), base: Some(base), rules, leading: 0 };
+            let table = Table { kind: TableKind::Filter, sets: Vec::new(), chains: vec![chain] };
+            Ruleset { owner: owner.into(), known_chains: Vec::new().into(), ipv6: false, tables: vec![table] }
+        };
+        let layers = [layer("one", "of another layer"), layer("two", "layer"), layer("three", "last")];
+        for number in 1..=layers.len() {
+            let layers = &layers[..number];
+            let read = read_record(&write_record(layers), layers).expect("it is read");
+            let whys = |layers: &[Ruleset]| -> Vec<String> {
+                layers.iter().map(|layer| layer.tables[0].chains[0].rules[0].why.to_string()).collect()
+            };
+            assert_eq!(whys(&read), whys(layers));
+            assert_eq!(read_record(&write_record(layers), &layers[1..]), None, "of other layers");
+        }
+    }
 }

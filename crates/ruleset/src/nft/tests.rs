@@ -1,5 +1,5 @@
 use super::*;
-use crate::set::TransportAddress;
+use crate::set::{Content, TransportAddress};
 
 use crate::rule::{CtState, Hook, TableKind};
 
@@ -255,6 +255,27 @@ flush table inet test-nat
 add set inet test-nat pods { type ipv4_addr ; comment \"kept elsewhere\" ; }
 add chain inet test-nat used
 add rule inet test-nat used ip daddr @pods jump used
+";
+    assert_eq!(render(&Transaction::Replace(&[ruleset])), expected);
+}
+
+/// What is fixed is replaced beside it.
+#[test]
+fn a_fixed_set_beside_a_kept_one_is_made_anew() {
+    let keys = KeyType::Address(Family::V4);
+    let one = Key::from(std::net::IpAddr::from([10, 0, 0, 1]));
+    let mut ruleset = ruleset();
+    ruleset.tables.truncate(1);
+    ruleset.tables[0].sets = vec![Set::kept("pods", keys), Set::fixed("hosts", keys, [one])];
+    ruleset.tables[0].chains.clear();
+    let expected = "\
+add table inet test-nat
+flush table inet test-nat
+add set inet test-nat hosts { type ipv4_addr ; flags constant ; }
+delete set inet test-nat hosts
+add set inet test-nat pods { type ipv4_addr ; }
+add set inet test-nat hosts { type ipv4_addr ; flags constant ; }
+add element inet test-nat hosts { 10.0.0.1 }
 ";
     assert_eq!(render(&Transaction::Replace(&[ruleset])), expected);
 }

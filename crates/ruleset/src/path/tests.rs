@@ -1,7 +1,7 @@
 use super::*;
 
 use crate::Backend;
-use crate::eval::{Owner, State};
+use crate::eval::Owner;
 use crate::rule::{
     ALL_BITS, Action, Base, Chain, ChainKind, Family, Match, Ports, Protocol, Rule, Ruleset, Table, TableKind,
 };
@@ -24,22 +24,11 @@ fn layer(owner: &'static str, kind: TableKind, chains: Vec<(Hook, Vec<Rule>)>) -
 }
 
 fn sent() -> Packet {
+    let (source, destination) = (([10, 0, 0, 1], 40_000).into(), ([10, 0, 0, 2], 80).into());
     Packet {
-        source: [10, 0, 0, 1].into(),
-        destination: [10, 0, 0, 2].into(),
-        protocol: Protocol::Tcp,
-        source_port: 40_000,
-        destination_port: 80,
-        in_interface: String::new(),
         out_interface: "eth0".to_owned(),
         owner: Some(Owner { uid: 1, gid: 1 }),
-        mark: 0,
-        ct_mark: 0,
-        state: State::New,
-        reply: false,
-        original: None,
-        icmp: (0, 0),
-        listening: true,
+        ..Packet::new(Protocol::Tcp, source, destination)
     }
 }
 

@@ -201,6 +201,7 @@ impl Block {
     }
 
     fn net(self, family: Family) -> IpNet {
+        // A block of IPv4 has at most 32 bits: it was made of such a prefix, and its parents and siblings are no longer.
         match family {
             Family::V4 => {
                 // The upper half of the upper half: nothing is lost.

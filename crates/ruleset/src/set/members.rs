@@ -76,7 +76,7 @@ impl Members for Contents {
 
 impl Set {
     /// The key by which a packet is looked up; absent where the packet is of the other family.
-    pub fn key_of(&self, packet: &Packet, side: Side) -> Option<Key> {
+    fn key_of(&self, packet: &Packet, side: Side) -> Option<Key> {
         let (address, port) = match side {
             Side::Source => (packet.source, packet.source_port),
             Side::Destination => (packet.destination, packet.destination_port),

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use anyhow::ensure;
 use testkit::ztunnel::{Answer, Script, Ztunnel};
+use testkit::{PATIENCE, eventually};
 use ztunnel_tests::traffic::{Echo, Talk, say};
 use ztunnel_tests::{HBONE, Peer, Proxies, Town, listening};
 
@@ -129,6 +131,12 @@ fn a_port_that_is_taken_makes_the_pod_wait() {
     town.mesh.wait_annotation(&pod, None).unwrap();
     town.mesh.run(&pod).unwrap();
     town.mesh.node.api.set_pod(pod.object(&[], true));
+    eventually("the running pod is refused, too", PATIENCE, || {
+        let pending = agent.metric("istio_cni_ambient_pods{state=\"pending\"}")?;
+        ensure!(pending == 1.0, "{pending} pods are pending");
+        Ok(())
+    })
+    .unwrap();
     drop(thief);
     refuses.store(false, Ordering::SeqCst);
     town.mesh.wait_annotation(&pod, Some("enabled")).unwrap();

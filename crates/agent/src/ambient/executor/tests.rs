@@ -330,7 +330,7 @@ async fn an_annotation_that_stays_keeps_nothing_but_itself() {
 }
 
 #[tokio::test]
-async fn a_pod_that_is_given_up_is_forgotten_whatever_fails() {
+async fn a_way_in_that_failed_at_any_act_is_given_up_wholly() {
     for number in 0..ACTS {
         let test = Test::new(false);
         test.fail(Some(number));

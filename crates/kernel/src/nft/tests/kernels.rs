@@ -3,7 +3,7 @@
 //! The double reads the transaction as a kernel does (`nfnetlink_rcv` in `net/netfilter/nfnetlink.c`, `nf_tables_api.c`) and answers each message
 //! with the number that a kernel without the part gives.
 
-use ruleset::{ALL_BITS, Families, Family};
+use ruleset::{ALL_BITS, Families, Family, Limit, RejectWith};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
 
 use super::*;
@@ -165,6 +165,19 @@ fn port_rules() -> Ruleset {
     ruleset
 }
 
+/// Rules that reject, log within a limit, and count by name.
+fn policy_rules() -> Ruleset {
+    let kind = TableKind::Filter;
+    let limit = Some(Limit { per_second: 1, burst: 1 });
+    let log = Action::Log { group: 1, prefix: "1".into(), limit };
+    let reject = Action::Reject(RejectWith::PortUnreachable);
+    let rules = [log, reject].map(|action| Rule::new(Vec::new(), action, "").counted_as("n")).to_vec();
+    let base = Base { kind: ChainKind::Filter, hook: Hook::Input, priority: kind.priority(Hook::Input) };
+    let input = Chain { name: "input".into(), base: Some(base), rules, leading: 0 };
+    let tables = vec![Table { kind, sets: Vec::new(), chains: vec![input] }];
+    Ruleset { tables, ..twenty_five_rules() }
+}
+
 /// Kernel, rules, what the error says, and what it does not say.
 #[test]
 fn a_kernel_without_a_part_is_told_with_what_helps() {
@@ -238,19 +251,19 @@ fn a_kernel_without_a_part_is_told_with_what_helps() {
         ),
         (
             Kernel { release: "5.4.0", lacks_exprs: &["reject"], ..ALL },
-            probe::questions,
+            policy_rules,
             &["CONFIG_NFT_REJECT_INET", "load the module nft_reject_inet"],
             &["came with"],
         ),
         (
             Kernel { release: "5.4.0", lacks_exprs: &["limit"], ..ALL },
-            probe::questions,
+            policy_rules,
             &["CONFIG_NFT_LIMIT", "load the module nft_log, nfnetlink_log or nft_limit"],
             &["came with"],
         ),
         (
             Kernel { release: "4.9.1", lacks_objects: true, ..ALL },
-            probe::questions,
+            policy_rules,
             &["counters by name", "came with Linux 4.10; this is Linux 4.9"],
             &["module"],
         ),
@@ -277,31 +290,30 @@ fn a_kernel_without_a_part_is_told_with_what_helps() {
         assert!(!silent.iter().any(|part| text.contains(part)), "{}: {text}", kernel.release);
         assert!(text.len() < 350 && !text.contains("backend"), "{text}");
     }
-    for rules in [twenty_five_rules, tproxy_rules, port_rules, probe::questions] {
+    for rules in [twenty_five_rules, tproxy_rules, port_rules, policy_rules, probe::questions] {
         assert_eq!(ALL.setup(&rules()).unwrap(), Change::Fresh);
     }
 }
 
 #[test]
 fn a_probe_says_what_a_kernel_has() {
-    let support = |redirect, marks, tproxy| Support { tables: true, redirect, marks, tproxy, policy: true };
-    let no_policy = |support| Support { policy: false, ..support };
-    let nothing = Support { tables: false, ..no_policy(support(false, false, false)) };
+    let support = |redirect, marks, tproxy| Support { tables: true, redirect, marks, tproxy };
+    let nothing = Support { tables: false, ..support(false, false, false) };
     for (kernel, wanted) in [
         (ALL, support(true, true, true)),
         (Kernel { batches: false, nf_tables: false, ..ALL }, nothing),
         (Kernel { nf_tables: false, ..ALL }, nothing),
-        (Kernel { inet: false, ..ALL }, no_policy(support(false, false, false))),
+        (Kernel { inet: false, ..ALL }, support(false, false, false)),
         (Kernel { chains: &["filter"], lacks_exprs: &["redir"], ..ALL }, support(false, false, false)),
         (Kernel { chains: &["filter", "route"], ..ALL }, support(false, true, true)),
         (Kernel { lacks_exprs: &["redir"], ..ALL }, support(false, true, true)),
         (Kernel { lacks_exprs: &["tproxy"], ..ALL }, support(true, true, false)),
         (Kernel { lacks_exprs: &["ct"], ..ALL }, support(true, false, false)),
-        (Kernel { lacks_exprs: &["log"], ..ALL }, no_policy(support(true, true, true))),
-        (Kernel { lacks_exprs: &["limit"], ..ALL }, no_policy(support(true, true, true))),
-        (Kernel { lacks_exprs: &["reject"], ..ALL }, no_policy(support(true, true, true))),
-        (Kernel { lacks_exprs: &["objref"], ..ALL }, no_policy(support(true, true, true))),
-        (Kernel { lacks_objects: true, ..ALL }, no_policy(support(true, true, true))),
+        // What nothing of ours is loaded with yet is not asked for.
+        (
+            Kernel { lacks_exprs: &["log", "limit", "reject", "objref"], lacks_objects: true, ..ALL },
+            support(true, true, true),
+        ),
     ] {
         assert_eq!(kernel.probe(), wanted, "{:?}", (kernel.nf_tables, kernel.chains, kernel.lacks_exprs));
     }
