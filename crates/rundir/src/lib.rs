@@ -2,7 +2,9 @@
 //! meets files and peers of other versions, so a name or a member that is here stays.
 //!
 //! Over HTTP/1.1 on the unix socket [`SOCKET_NAME`]: `GET /v1/facts/<namespace>/<name>?uid=<uid>` is answered with [`facts::Facts`] or with 404
-//! and a text; `POST /v1/report` takes a [`OperationReport`]; `GET /v1/status` is answered with [`AgentStatus`].
+//! and a text; `POST /v1/report` takes a [`OperationReport`]; `GET /v1/status` is answered with [`AgentStatus`]; `GET /v1/pods` with
+//! [`pods::PodsReport`], with `?fresh=1` after a full look at each pod; `POST /v1/restore` takes a [`pods::RestoreRequest`] and is answered with
+//! [`pods::RestoreReport`]; `GET /v1/conflicts` is answered with [`pods::ConflictsReport`].
 
 pub mod note;
 mod wire;
@@ -10,6 +12,7 @@ mod wire;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use wire::pods;
 pub use wire::{AgentStatus, AmbientOptions, Holder, OperationReport, Outcome, Phases};
 
 /// The agent's socket in the run directory. Its mode is 0600, and both sides look at the other's user.
@@ -29,6 +32,12 @@ pub const REPORT_PATH: &str = "/v1/report";
 
 /// Path of the agent's [`AgentStatus`] on the socket.
 pub const STATUS_PATH: &str = "/v1/status";
+/// Path of [`pods::PodsReport`] on the socket.
+pub const PODS_PATH: &str = "/v1/pods";
+/// Path of [`pods::RestoreRequest`] on the socket.
+pub const RESTORE_PATH: &str = "/v1/restore";
+/// Path of [`pods::ConflictsReport`] on the socket.
+pub const CONFLICTS_PATH: &str = "/v1/conflicts";
 
 /// Directory of last known facts in the run directory: a file of [`facts::Facts`] for each pod of the node, see [`facts_file`].
 pub const FACTS_DIR: &str = "facts";

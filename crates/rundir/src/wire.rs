@@ -1,5 +1,7 @@
 //! What the plugin and `cnictl` hear of the agent, and the agent of them. Members may be added; readers skip what they do not know.
 
+pub mod pods;
+
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use facts::PodRef;
