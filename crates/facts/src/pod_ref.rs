@@ -2,10 +2,11 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// One pod, told apart from others that had or will have its name. Shown as `namespace/name`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
+#[serde(default)]
 pub struct PodRef {
     /// `metadata.namespace`; empty when the runtime is not Kubernetes.
     pub namespace: String,
