@@ -23,12 +23,27 @@ pub struct ListedTable {
     pub name: String,
     /// The families whose packets meet its chains.
     pub families: Families,
+    /// The program that lists and changes it.
+    pub lister: Lister,
     /// A number that is greater for tables made later in this namespace; absent where the kernel gives none.
     pub age: Option<u64>,
+    /// The netlink port of the program that owns it (`NFT_TABLE_F_OWNER`): nobody else can change it, and it goes with that program.
+    pub owner: Option<u32>,
     /// Rules of the plan are in it.
     pub ours: bool,
     /// Chains.
     pub chains: Vec<ListedChain>,
+}
+
+/// The program by which a table is listed and changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Lister {
+    /// `nft`.
+    Nft,
+    /// `iptables` and `ip6tables` whose tables are nf_tables'.
+    IptablesNft,
+    /// `iptables-legacy` and `ip6tables-legacy`.
+    IptablesLegacy,
 }
 
 /// A chain.
@@ -53,6 +68,10 @@ pub struct ListedRule {
     pub acts: Vec<ListedAct>,
     /// As its program prints it; empty where only the parts are known, see [`ListedRule::to_string`].
     pub text: Cow<'static, str>,
+    /// The number by which nf_tables knows it in its table; iptables has none.
+    pub handle: Option<u64>,
+    /// The reason that the plan gives for it, which may be empty; absent of a rule of others.
+    pub why: Option<Cow<'static, str>>,
 }
 
 /// A property of a packet that a condition asks for. Addresses and names of interfaces are numbers, most significant byte first.
@@ -152,8 +171,17 @@ pub enum ListedAct {
         /// Port; absent: the same one.
         port: Option<u16>,
     },
+    /// From another source address; a part that is absent stays, or could not be read.
+    Snat {
+        /// Address.
+        to: Option<IpAddr>,
+    },
+    /// From the address of the interface that it leaves by.
+    Masquerade,
     /// Connection tracking leaves the packet alone.
     Notrack,
+    /// The connection is looked up in this zone.
+    SetZone(u16),
     /// The packet's mark becomes `(mark & keep) ^ xor`.
     SetMark {
         /// Bits that stay.
@@ -176,9 +204,31 @@ pub enum ListedAct {
     Unread,
 }
 
+// === impl Lister ===
+
+impl Lister {
+    /// Whether rules mean what iptables' mean.
+    pub fn is_iptables(self) -> bool {
+        self != Self::Nft
+    }
+}
+
 // === impl ListedTable ===
 
 impl ListedTable {
+    /// A table of nf_tables without chains, such as `inet mesh`.
+    pub fn nft(name: impl Into<String>, families: Families) -> Self {
+        Self {
+            name: name.into(),
+            families,
+            lister: Lister::Nft,
+            age: None,
+            owner: None,
+            ours: false,
+            chains: Vec::new(),
+        }
+    }
+
     /// The chain of a name.
     pub fn chain(&self, name: &str) -> Option<&ListedChain> {
         self.chains.iter().find(|chain| chain.name == name)
@@ -194,6 +244,9 @@ impl ListedTable {
                     | ListedAct::Return
                     | ListedAct::Jump(_)
                     | ListedAct::Goto(_)
+                    | ListedAct::Snat { .. }
+                    | ListedAct::Masquerade
+                    | ListedAct::SetZone(_)
             )
         };
         let rules = self.chains.iter().flat_map(|chain| &chain.rules);

@@ -27,6 +27,7 @@ pub enum Layer {
 const CRATES: &[(&str, Layer)] = &[
     ("fault", Layer::Pure { ours: &[], theirs: &[] }),
     ("ruleset", Layer::Pure { ours: &[], theirs: &["ipnet", "thiserror"] }),
+    ("conflicts", Layer::Pure { ours: &["ruleset"], theirs: &[] }),
     ("capture", Layer::Pure { ours: &["ruleset"], theirs: &["ipnet", "thiserror"] }),
     ("facts", Layer::Pure { ours: &["capture"], theirs: &["ipnet", "serde", "serde_json", "thiserror"] }),
     ("intent", Layer::Pure { ours: &[], theirs: &[] }),

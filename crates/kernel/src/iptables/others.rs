@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ruleset::iptables::{chain_name, leading, render_rule, rules};
-use ruleset::listed::{self, ListedTable};
+use ruleset::listed::{self, ListedTable, Lister};
 use ruleset::{Family, Ruleset};
 
 use super::child::{self, Surroundings};
@@ -37,9 +37,9 @@ impl Iptables {
     }
 
     fn list(&self, family: Family, variant: Variant) -> Result<Vec<ListedTable>, String> {
-        let label = match variant {
-            Variant::Legacy => " (legacy)",
-            Variant::Nft => "",
+        let lister = match variant {
+            Variant::Legacy => Lister::IptablesLegacy,
+            Variant::Nft => Lister::IptablesNft,
         };
         if variant == Variant::Nft
             && !nft::others::iptables_within_bounds(family).map_err(|e| e.to_string())?
@@ -53,7 +53,7 @@ impl Iptables {
         if output.len() > MAX_OUTPUT {
             return Err("it has more rules than are looked at".to_owned());
         }
-        Ok(listed::parse_tables(&output, family, label))
+        Ok(listed::parse_tables(&output, family, lister))
     }
 }
 
@@ -62,7 +62,7 @@ pub(super) fn of_layers(layers: &[Ruleset], family: Family) -> Vec<ListedTable> 
     let mut tables: Vec<ListedTable> = Vec::new();
     for part in [true, false] {
         for table in layers.iter().flat_map(|layer| &layer.tables) {
-            let empty = ListedTable { ours: true, ..listed::empty(table.kind, family, "") };
+            let empty = ListedTable { ours: true, ..listed::empty(table.kind, family, Lister::IptablesNft) };
             let at = tables.iter().position(|known| known.name == empty.name).unwrap_or_else(|| {
                 tables.push(empty);
                 tables.len() - 1

@@ -89,11 +89,9 @@ fn listed_table(table: ExpectedTable<'static>) -> listed::ListedTable {
     });
     let name = format!("inet {}", table.name);
     listed::ListedTable {
-        name,
-        families: ruleset::Families::Both,
-        age: None,
         ours: true,
         chains: chains.collect(),
+        ..listed::ListedTable::nft(name, ruleset::Families::Both)
     }
 }
 

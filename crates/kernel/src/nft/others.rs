@@ -71,7 +71,7 @@ pub(super) fn list(owners: &[Ruleset]) -> Result<Listing, Error> {
             listing.notes.push(format!("table {name} has more rules than are looked at"));
         }
         let age = listing.age(&name);
-        listing.tables.push(ListedTable { name, families, age, ours: false, chains });
+        listing.tables.push(ListedTable { age, chains, ..ListedTable::nft(name, families) });
     }
     Ok(listing)
 }

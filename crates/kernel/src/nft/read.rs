@@ -101,7 +101,8 @@ impl Reader {
     fn step(&mut self, name: &str, a: Attributes<'_>, sets: &SetRanges) -> Option<()> {
         match name {
             // What does nothing to the packet's way.
-            "counter" | "log" | "last" | "masq" | "dup" | "objref" | "dynset" => Some(()),
+            "counter" | "log" | "last" | "dup" | "objref" | "dynset" => Some(()),
+            "masq" => self.act(ListedAct::Masquerade),
             "meta" => self.meta(a),
             "ct" => self.ct(a),
             "payload" => self.payload(a),
@@ -127,7 +128,10 @@ impl Reader {
                 let port = number(a, 5).and_then(|at| self.port(at));
                 self.act(ListedAct::Dnat { to, port })
             }
-            "nat" => Some(()),
+            "nat" => {
+                let to = number(a, 3).and_then(|at| self.get(at)).and_then(|value| address(&value));
+                self.act(ListedAct::Snat { to })
+            }
             "notrack" => self.act(ListedAct::Notrack),
             "limit" => None,
             // Nothing of the packet gets through, whatever the answer.
@@ -181,6 +185,9 @@ impl Reader {
             return match (key, self.get(source)) {
                 (ct::MARK, Some(value)) => self.set(&value, Field::CtMark),
                 (ct::MARK, None) => self.act(ListedAct::Unread),
+                (ct::ZONE, Some(Register::Constant(bytes))) => {
+                    self.act(ListedAct::SetZone(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?)))
+                }
                 _ => Some(()),
             };
         }

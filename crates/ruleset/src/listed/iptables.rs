@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::{
-    Condition, Field, ListedAct, ListedChain, ListedRule, ListedTable, names_from, number_of, number_of_name,
-    state,
+    Condition, Field, ListedAct, ListedChain, ListedRule, ListedTable, Lister, names_from, number_of,
+    number_of_name, state,
 };
 use crate::rule::{Base, ChainKind, Families, Family, Hook, TableKind};
 
@@ -20,7 +20,7 @@ const HOOKS: [(&str, Hook); 5] = [
     ("POSTROUTING", Hook::Postrouting),
 ];
 /// Targets that do nothing to a packet's way.
-const HARMLESS: [&str; 18] = [
+const HARMLESS: [&str; 16] = [
     "LOG",
     "NFLOG",
     "ULOG",
@@ -37,19 +37,18 @@ const HARMLESS: [&str; 18] = [
     "AUDIT",
     "CHECKSUM",
     "TEE",
-    "SNAT",
-    "MASQUERADE",
 ];
 
-/// The tables of a family in the output of `iptables-save`, without those of other kinds than [`TableKind`] has. `label` ends their names.
+/// The tables of a family in the output of `iptables-save`, without those of other kinds than [`TableKind`] has. Names of the legacy
+/// variant's tables say so.
 #[must_use]
-pub fn parse_tables(output: &str, family: Family, label: &str) -> Vec<ListedTable> {
+pub fn parse_tables(output: &str, family: Family, lister: Lister) -> Vec<ListedTable> {
     let mut tables: Vec<ListedTable> = Vec::new();
     let mut kind = None;
     for line in output.lines() {
         if let Some(name) = line.strip_prefix('*') {
             kind = KINDS.into_iter().find(|kind| kind.name() == name.trim());
-            tables.extend(kind.map(|kind| empty(kind, family, label)));
+            tables.extend(kind.map(|kind| empty(kind, family, lister)));
         } else if let (Some(kind), Some(table)) = (kind, tables.last_mut()) {
             parse_table_line(table, kind, line, family);
         }
@@ -59,10 +58,11 @@ pub fn parse_tables(output: &str, family: Family, label: &str) -> Vec<ListedTabl
 
 /// A table of iptables without chains.
 #[must_use]
-pub fn empty(kind: TableKind, family: Family, label: &str) -> ListedTable {
+pub fn empty(kind: TableKind, family: Family, lister: Lister) -> ListedTable {
     let prefix = if family == Family::V4 { "ip" } else { "ip6" };
+    let label = if lister == Lister::IptablesLegacy { " (legacy)" } else { "" };
     let name = format!("{prefix} {}{label}", kind.name());
-    ListedTable { name, families: Families::Only(family), age: None, ours: false, chains: Vec::new() }
+    ListedTable { lister, ..ListedTable::nft(name, Families::Only(family)) }
 }
 
 fn parse_table_line(table: &mut ListedTable, kind: TableKind, line: &str, family: Family) {
@@ -254,6 +254,9 @@ fn acts(target: &str, goto: bool, words: &mut Words<'_>) -> Vec<ListedAct> {
         "NOTRACK" => vec![ListedAct::Notrack],
         "CT" => match words.next().as_deref() {
             Some("--notrack") => vec![ListedAct::Notrack],
+            Some("--zone") => {
+                words.next().and_then(|zone| zone.parse().ok()).map(ListedAct::SetZone).into_iter().collect()
+            }
             _ => Vec::new(),
         },
         "REDIRECT" => {
@@ -262,8 +265,14 @@ fn acts(target: &str, goto: bool, words: &mut Words<'_>) -> Vec<ListedAct> {
         }
         "DNAT" => {
             let to = words.value_of("--to-destination").unwrap_or_default();
-            vec![destination(&to)]
+            let (to, port) = translated(&to);
+            vec![ListedAct::Dnat { to, port }]
         }
+        "SNAT" => {
+            let to = words.value_of("--to-source").unwrap_or_default();
+            vec![ListedAct::Snat { to: translated(&to).0 }]
+        }
+        "MASQUERADE" => vec![ListedAct::Masquerade],
         "TPROXY" => tproxy(words),
         "MARK" => match (words.next().as_deref(), words.next().and_then(|value| masked(&value))) {
             (Some("--set-xmark" | "--set-mark"), Some((xor, mask))) => {
@@ -313,14 +322,14 @@ fn connmark(words: &mut Words<'_>) -> Vec<ListedAct> {
 }
 
 /// `10.0.0.1`, `10.0.0.1:80`, `:80`, `[fd00::1]:80`, and the first of a range.
-fn destination(text: &str) -> ListedAct {
+fn translated(text: &str) -> (Option<IpAddr>, Option<u16>) {
     let (address, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((address, rest)) => (address, rest.strip_prefix(':')),
         None if text.matches(':').count() > 1 => (text, None),
         None => text.split_once(':').map_or((text, None), |(address, port)| (address, Some(port))),
     };
     let to = address.split('-').next().and_then(|address| address.parse::<IpAddr>().ok());
-    ListedAct::Dnat { to, port: port.and_then(first_port) }
+    (to, port.and_then(first_port))
 }
 
 fn first_port(text: &str) -> Option<u16> {

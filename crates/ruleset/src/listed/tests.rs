@@ -99,7 +99,7 @@ fn acts_of_iptables() {
 #[test]
 fn a_whole_table() {
     let text = "# by x\n*nat\n:OUTPUT DROP [0:0]\n:MINE - [0:0]\n-A OUTPUT -j MINE\n-A MINE -j RETURN\nCOMMIT\n*security\n:OUTPUT ACCEPT [0:0]\n-A OUTPUT -j DROP\n";
-    let [table] = &parse_tables(text, Family::V6, " (legacy)")[..] else { panic!("one table") };
+    let [table] = &parse_tables(text, Family::V6, Lister::IptablesLegacy)[..] else { panic!("one table") };
     assert_eq!((table.name.as_str(), table.chains.len()), ("ip6 nat (legacy)", 2));
     let base = Base { kind: ChainKind::Nat, hook: Hook::Output, priority: -100 };
     assert_eq!((table.chains[0].base, table.chains[0].drops), (Some(base), true));
@@ -110,7 +110,12 @@ fn table(name: &str, ours: bool, priority: i32, rules: &[&str]) -> ListedTable {
     let base = Base { kind: ChainKind::Nat, hook: Hook::Output, priority };
     let rules = rules.iter().map(|line| parse_line(line, Family::V4)).collect();
     let chain = ListedChain { name: "OUTPUT".to_owned(), base: Some(base), drops: false, rules };
-    ListedTable { ours, chains: vec![chain], name: name.to_owned(), ..empty(TableKind::Nat, Family::V4, "") }
+    ListedTable {
+        ours,
+        chains: vec![chain],
+        name: name.to_owned(),
+        ..empty(TableKind::Nat, Family::V4, Lister::IptablesNft)
+    }
 }
 
 fn proven(plan: &[&str], others: &[ListedTable]) -> Vec<String> {

@@ -105,7 +105,13 @@ impl fmt::Display for ListedAct {
             Self::Redirect { port: None } => f.write_str("redirect"),
             Self::Tproxy { port: Some(port) } => write!(f, "tproxy to :{port}"),
             Self::Tproxy { port: None } => f.write_str("tproxy"),
+            Self::Snat { to } => {
+                f.write_str("snat")?;
+                to.iter().try_for_each(|to| write!(f, " to {to}"))
+            }
+            Self::Masquerade => f.write_str("masquerade"),
             Self::Notrack => f.write_str("notrack"),
+            Self::SetZone(zone) => write!(f, "ct zone set {zone}"),
             Self::SetMark { keep: 0, xor } => write!(f, "meta mark set {xor:#x}"),
             Self::SetMark { keep, xor } => write!(f, "meta mark set mark & {keep:#x} ^ {xor:#x}"),
             Self::SetCtMark { keep: 0, xor } => write!(f, "ct mark set {xor:#x}"),

@@ -285,6 +285,8 @@ impl<'a> Walk<'a> {
             }
             ListedAct::SaveMark if self.tracking == Tracking::Yes => self.ct_mark = self.packet.mark,
             ListedAct::RestoreMark | ListedAct::SetCtMark { .. } | ListedAct::SaveMark => {}
+            // Nothing here asks for the source afterwards, or for the zone.
+            ListedAct::Snat { .. } | ListedAct::Masquerade | ListedAct::SetZone(_) => {}
             ListedAct::Unread => {
                 self.unread.get_or_insert(place);
             }

@@ -1,0 +1,183 @@
+//! What is there in a network namespace, as it was read.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ruleset::Family;
+use ruleset::listed::ListedTable;
+
+/// Whose namespace it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum NetnsScope {
+    /// A pod's.
+    #[default]
+    Pod,
+    /// The node's own.
+    Node,
+}
+
+/// A network namespace, with everything in it that can change what becomes of a packet.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ObservedNetns {
+    /// Whose it is.
+    pub scope: NetnsScope,
+    /// Tables of everybody, except those that are switched off. Rules of ours have a reason.
+    pub tables: Vec<ListedTable>,
+    /// Policy routing of both families, by family and preference.
+    pub rules: Vec<RoutingRule>,
+    /// Routes, at least those of the tables that rules of ours lead to.
+    pub routes: Vec<ObservedRoute>,
+    /// Values by name below `/proc/sys`, such as `net/ipv4/ip_forward`.
+    pub sysctls: BTreeMap<String, String>,
+    /// Addresses of all interfaces.
+    pub addresses: Vec<ObservedAddress>,
+    /// Interfaces.
+    pub links: Vec<ObservedLink>,
+    /// Sockets that listen.
+    pub listeners: Vec<ObservedListener>,
+    /// Processes of the pod.
+    pub processes: Vec<ObservedProcess>,
+    /// Programs that the kernel runs on connect(2), on packets of interfaces and in netfilter.
+    pub programs: LookedAt<Vec<BpfProgram>>,
+    /// Members of the sets of the node's pods, by whose addresses probes are sent.
+    pub probed: Vec<IpAddr>,
+    /// What was not looked at, and why.
+    pub not_looked_at: Vec<String>,
+}
+
+/// A rule of policy routing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RoutingRule {
+    /// Family.
+    pub family: Family,
+    /// The lowest is asked first.
+    pub preference: u32,
+    /// The packet's mark and the bits of it that are compared.
+    pub mark: Option<(u32, u32)>,
+    /// Source prefix: address and length.
+    pub from: Option<(IpAddr, u8)>,
+    /// Destination prefix.
+    pub to: Option<(IpAddr, u8)>,
+    /// Name of the interface by which the packet came in; `lo` for what is sent here.
+    pub in_interface: Option<String>,
+    /// Name of the interface that the packet's socket is bound to.
+    pub out_interface: Option<String>,
+    /// Holds where its conditions do not.
+    pub not: bool,
+    /// It asks for more than that.
+    pub asks_more: bool,
+    /// What it says.
+    pub lookup: RuleLookup,
+    /// As `ip rule` shows it.
+    pub text: String,
+}
+
+/// What a rule of policy routing says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RuleLookup {
+    /// Asks the table; if that has no route, the next rule. 255 is `local`, 254 `main`, 253 `default`.
+    Table(u32),
+    /// The packet is gone: `blackhole`, `unreachable`, `prohibit`.
+    Gone,
+    /// Something else.
+    Other,
+}
+
+/// A route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObservedRoute {
+    /// Family.
+    pub family: Family,
+    /// Routing table.
+    pub table: u32,
+    /// Destination prefix.
+    pub to: (IpAddr, u8),
+    /// Whether what it is for is delivered here.
+    pub local: bool,
+    /// Whether what it is for is gone: `blackhole`, `unreachable`, `prohibit`.
+    pub gone: bool,
+    /// Interface; empty where it has none.
+    pub interface: String,
+}
+
+/// An address of an interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObservedAddress {
+    /// Interface.
+    pub interface: String,
+    /// Address.
+    pub address: IpAddr,
+    /// Length of its prefix.
+    pub prefix: u8,
+}
+
+/// An interface.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ObservedLink {
+    /// Name.
+    pub name: String,
+    /// Kind: `veth`, `netkit`, `bridge`; empty where the kernel names none.
+    pub kind: String,
+    /// Number of the XDP program on it.
+    pub xdp: Option<u32>,
+}
+
+/// A socket that listens.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ObservedListener {
+    /// Port.
+    pub port: u16,
+    /// User that owns the socket.
+    pub uid: u32,
+    /// A process that has it.
+    pub pid: Option<u32>,
+    /// The container of that process.
+    pub container: Option<String>,
+}
+
+/// A process of the pod.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ObservedProcess {
+    /// Process id, as the node counts.
+    pub pid: u32,
+    /// Effective user.
+    pub uid: u32,
+    /// Effective group.
+    pub gid: u32,
+    /// Its container, by name or id.
+    pub container: Option<String>,
+    /// The name of its program.
+    pub command: String,
+    /// Whether it is the proxy's.
+    pub proxy: bool,
+    /// Whether it may change the network: `CAP_NET_ADMIN`.
+    pub net_admin: bool,
+}
+
+/// A program that the kernel runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BpfProgram {
+    /// Where: `cgroup/connect4`, `tc ingress`, `netfilter`, `xdp`.
+    pub attached: String,
+    /// To what: an interface, a control group.
+    pub object: String,
+    /// Name, as its maker gave it.
+    pub name: String,
+    /// Number.
+    pub id: u32,
+}
+
+/// What was looked at, or why not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LookedAt<T> {
+    /// It was, and this was found.
+    Found(T),
+    /// It was not, for this reason.
+    Not(String),
+}
+
+impl<T> Default for LookedAt<T> {
+    fn default() -> Self {
+        Self::Not("nobody has looked yet".to_owned())
+    }
+}
