@@ -31,6 +31,7 @@ const CRATES: &[(&str, Layer)] = &[
     ("capture", Layer::Pure { ours: &["ruleset"], theirs: &["ipnet", "thiserror"] }),
     ("facts", Layer::Pure { ours: &["capture"], theirs: &["ipnet", "serde", "serde_json", "thiserror"] }),
     ("intent", Layer::Pure { ours: &[], theirs: &[] }),
+    ("verification", Layer::Pure { ours: &[], theirs: &[] }),
     ("cni", Layer::Pure { ours: &["capture"], theirs: &["ipnet", "serde", "serde_json", "thiserror"] }),
     ("apitls", Layer::Effect { ours: &[] }),
     ("http1", Layer::Effect { ours: &[] }),

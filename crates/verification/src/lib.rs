@@ -1,0 +1,14 @@
+//! When pods are verified, what a verification comes to, how often something is repaired, and who undid it: values in, values out. Times are
+//! [`std::time::Duration`]s since a moment that the caller has chosen.
+
+mod culprit;
+mod ledger;
+mod relapse;
+mod schedule;
+mod state;
+
+pub use culprit::Culprit;
+pub use ledger::Ledger;
+pub use relapse::{Permit, Relapses};
+pub use schedule::{Due, Schedule};
+pub use state::{Drifted, Layer, Mode, Outcome, Reason, State};
