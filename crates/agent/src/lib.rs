@@ -23,6 +23,8 @@ mod run;
 mod serve;
 mod shutdown;
 mod sidecars;
+#[allow(dead_code, unused_imports, reason = "the modes come next")]
+mod verification;
 mod version;
 
 use std::ffi::OsString;

@@ -115,7 +115,8 @@ fn nanoseconds(count: u128) -> Duration {
 fn hash(text: &str, number: u64) -> u64 {
     const PRIME: u64 = 0x0000_0100_0000_01b3;
     let bytes = text.bytes().chain(number.to_le_bytes());
-    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME));
+    let hash =
+        bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME));
     // Its low bits alone follow the last byte too closely.
     hash ^ (hash >> 32)
 }

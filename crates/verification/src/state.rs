@@ -121,8 +121,7 @@ impl Mode {
 impl State {
     /// All of them but [`Self::Verified`], with each reason.
     pub fn unverified() -> impl Iterator<Item = Self> {
-        let plain =
-            [Self::Unacknowledged, Self::Draining, Self::Drifted, Self::Contended, Self::Starting];
+        let plain = [Self::Unacknowledged, Self::Draining, Self::Drifted, Self::Contended, Self::Starting];
         plain.into_iter().chain(Reason::ALL.into_iter().map(Self::Unverifiable))
     }
 

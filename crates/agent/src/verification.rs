@@ -1,0 +1,137 @@
+//! What the kernel holds against what it should hold, for every pod of this node that should be captured, of all modes.
+//!
+//! A mode says which pods are expected and what their namespaces should hold ([`VerifiedMode`]), and puts right what differs. The [`Verifier`] looks: when
+//! the kernel says that something was changed, and by turns. What it knows of each pod is the answer to metrics, people and `cnictl`.
+
+mod verifier;
+
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use ::verification::{Culprit, Drifted, Mode, State};
+use facts::PodRef;
+use netns::{Netns, NetnsId};
+use ruleset::Plan;
+
+pub(crate) use verifier::{Verifier, VerifierParts};
+
+/// What a call of a mode comes to, later.
+pub(crate) type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A mode whose pods are verified.
+pub(crate) trait VerifiedMode: Send + Sync {
+    /// Every pod of the node that should be captured in this mode, each exactly once: what is wanted, whatever was done. It must not wait.
+    fn expected(&self) -> Vec<ExpectedPod>;
+
+    /// Whether work of this agent is under way in the pod's namespace, so that what changes there is ours.
+    fn is_at_work(&self, uid: &str) -> bool;
+
+    /// A comparison has ended like this. It must not wait.
+    fn compared(&self, pod: &PodRef, comparison: &Comparison);
+
+    /// Puts right what differs, under the pod's turn, after a second look at the namespace's identity; open connections are spared.
+    fn repair<'a>(&'a self, pod: &'a PodRef) -> Later<'a, Result<Repaired, RepairFailure>>;
+
+    /// Looks again for the namespaces of pods that have none.
+    fn locate(&self) -> Later<'_, ()>;
+}
+
+/// A pod that should be captured.
+#[derive(Debug, Clone)]
+pub(crate) struct ExpectedPod {
+    pub(crate) pod: PodRef,
+    pub(crate) mode: Mode,
+    /// When it started, where that is known.
+    pub(crate) born: Option<SystemTime>,
+    /// What is compared, or why nothing can be.
+    pub(crate) target: Result<Target, State>,
+}
+
+/// What a pod's namespace should hold.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    pub(crate) netns: Arc<Netns>,
+    pub(crate) found: FoundBy,
+    pub(crate) plan: Arc<Plan>,
+    /// The pod's. One of them has to be in the namespace.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// TCP ports on which somebody has to listen, for that what is captured arrives.
+    pub(crate) listeners: Vec<u16>,
+    /// Whoever listens there has been started, as far as is known.
+    pub(crate) proxy_started: bool,
+    /// Everything besides the kernel is as it should be: in ambient mode, a connected ztunnel has the pod.
+    pub(crate) acknowledged: bool,
+}
+
+/// How a namespace was found, by which it is looked whether it is the pod's still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FoundBy {
+    /// By a path that the runtime removes with the sandbox.
+    Path,
+    /// By a process of the pod, which may end before the pod does.
+    Process,
+    /// By a descriptor: no path leads there from here.
+    Descriptor,
+}
+
+/// What a comparison comes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Comparison {
+    /// Nothing differs.
+    Equal,
+    /// This differs.
+    Differs(Vec<kernel::Difference>),
+    /// The sandbox is gone, or its path leads to another namespace.
+    Moved,
+    /// Nobody can tell.
+    Failed { reason: ::verification::Reason, text: String },
+}
+
+/// What a repair came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Repaired {
+    /// Something differed and is put right.
+    PutRight,
+    /// Nothing differed any more.
+    WasRight,
+    /// It differs, and is to be left so now.
+    Left,
+}
+
+/// Why something is not put right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RepairFailure {
+    /// The pod's state by that, where it is not that it differs.
+    pub(crate) state: Option<State>,
+    /// With its cause and what to do; it does not name the pod.
+    pub(crate) text: String,
+}
+
+/// What is known of a pod that should be captured.
+#[derive(Debug, Clone)]
+pub(crate) struct PodVerification {
+    pub(crate) pod: PodRef,
+    pub(crate) mode: Mode,
+    pub(crate) state: State,
+    /// When it was last seen to be as planned; absent where this agent has not seen it so.
+    pub(crate) last_verified: Option<SystemTime>,
+    /// What differs now.
+    pub(crate) drift: Vec<Drifted>,
+    /// The same in words, at most [`MAX_DIFFERENCES`] of it.
+    pub(crate) differences: Vec<String>,
+    /// Who made the last drift.
+    pub(crate) culprit: Option<Culprit>,
+    /// Why it is not verified, in words.
+    pub(crate) problem: Option<String>,
+    /// Ports on which nobody listens, though somebody should.
+    pub(crate) missing_listeners: Vec<u16>,
+    /// Conflicts of severity error that are known.
+    pub(crate) conflicts: usize,
+    pub(crate) netns: Option<NetnsId>,
+    pub(crate) plan: Option<Arc<Plan>>,
+}
+
+/// Differences of a pod that are kept in words.
+pub(crate) const MAX_DIFFERENCES: usize = 20;
