@@ -7,6 +7,7 @@ pub mod ambient;
 pub mod annotations;
 pub mod decide;
 mod exempt;
+pub mod expected;
 pub mod flags;
 pub mod plan;
 pub mod pod;
@@ -17,6 +18,7 @@ pub mod values;
 pub use decide::{
     Decision, Enrolment, Exclusions, Membership, Need, Reason, Skip, decide, decide_by_name, membership,
 };
+pub use expected::{Expected, Outside, expected};
 pub use plan::{PlanTarget, plan};
 pub use pod::{Container, Pod};
 pub use settings::Settings;

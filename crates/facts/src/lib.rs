@@ -2,11 +2,13 @@
 //!
 //! - [`object`]: the few members of Kubernetes objects that are facts for us, and their conversion into [`capture::Pod`]. Both ways: an
 //!   object that the agent keeps is written again in the form in which the API gave it.
+//! - [`broken`]: which pods show by their validation container that they are not captured.
 //! - [`PodRef`]: which pod is meant.
 //! - [`namespace`], [`daemonset`], [`node`], [`service`], [`endpointslice`], [`networkpolicy`], [`peer`]: what is kept of other objects, a file for each kind.
 //! - [`labels`]: labels and what selects by them.
 //! - [`Facts`]: what is known of a pod, as it goes over the agent's socket and into its directory of last known facts.
 
+pub mod broken;
 pub mod daemonset;
 pub mod endpointslice;
 mod known;

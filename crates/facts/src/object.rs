@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 
 pub use made::{METADATA_NAME, namespace_labels};
 use spec::{ContainerSpec, PodSpec, SecurityContext, containers};
-use status::InitStatus;
+use status::ContainerStatus;
+pub(crate) use status::Terminated;
 pub(crate) use status::addresses;
 pub use status::{PodIp, PodStatus};
 
@@ -202,6 +203,7 @@ impl Object {
         }
         if let Some(spec) = &mut self.spec {
             SecurityContext::trim(&mut spec.security_context);
+            let _ = spec.restart_policy.take_if(|policy| policy != NEVER);
         }
         let containers =
             self.spec.iter_mut().flat_map(|spec| [&mut spec.init_containers, &mut spec.containers]);
@@ -266,6 +268,11 @@ impl Object {
         matches!(phase, Some("Succeeded" | "Failed"))
     }
 
+    /// Whether one of its containers has failed for good (`status.phase`).
+    pub fn is_failed(&self) -> bool {
+        self.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Failed")
+    }
+
     /// Whether at least one of its containers has started and not all have ended (`status.phase`).
     pub fn is_running(&self) -> bool {
         self.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running")
@@ -290,9 +297,25 @@ impl Object {
 
     /// Whether an init container of this name has ended with exit code 0.
     pub fn has_completed(&self, init_container: &str) -> bool {
+        let its = |status: &ContainerStatus| status.name.as_deref() == Some(init_container);
+        self.init_statuses().any(|status| its(status) && status.has_completed())
+    }
+
+    /// Whether the proxy's container runs, be it a regular one or one that starts first.
+    pub fn proxy_runs(&self) -> bool {
+        let status = self.status.iter();
+        let all = status.flat_map(|status| [&status.init_container_statuses, &status.container_statuses]);
+        all.flatten().flatten().any(|status| status.is_of_the_proxy() && status.is_running())
+    }
+
+    /// Whether a container of the pod that has ended is never started again (`spec.restartPolicy: Never`).
+    pub fn never_restarts(&self) -> bool {
+        self.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()) == Some(NEVER)
+    }
+
+    pub(crate) fn init_statuses(&self) -> impl Iterator<Item = &ContainerStatus> {
         let statuses = self.status.as_ref().and_then(|status| status.init_container_statuses.as_ref());
-        let its = |status: &InitStatus| status.name.as_deref() == Some(init_container);
-        statuses.into_iter().flatten().any(|status| its(status) && status.has_completed())
+        statuses.into_iter().flatten()
     }
 
     /// Which pod this is.
@@ -355,6 +378,8 @@ impl Object {
 /// The annotation by which others see whether a pod is in the mesh.
 pub const REDIRECTION: &str = "ambient.istio.io/redirection";
 
+/// `spec.restartPolicy` of a pod whose containers run once.
+const NEVER: &str = "Never";
 const POD: &str = "Pod";
 const NAMESPACE: &str = "Namespace";
 

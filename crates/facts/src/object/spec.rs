@@ -13,6 +13,8 @@ pub(super) struct PodSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) host_users: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) restart_policy: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) service_account_name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) runtime_class_name: Option<String>,

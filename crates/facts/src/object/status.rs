@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use capture::decide::PROXY_CONTAINER;
 use serde::Deserialize;
 
 /// `status` of a pod.
@@ -20,8 +21,10 @@ pub struct PodStatus {
     pub(super) start_time: Option<Box<str>>,
     /// Of these, [`SANDBOX_READY`] is kept while it holds.
     pub(super) conditions: Option<Vec<PodCondition>>,
-    /// Of these, those that have ended well are kept.
-    pub(super) init_container_statuses: Option<Vec<InitStatus>>,
+    /// Of these, those that have ended at least once are kept, and the proxy's.
+    pub(super) init_container_statuses: Option<Vec<ContainerStatus>>,
+    /// Of these, the proxy's is kept.
+    pub(super) container_statuses: Option<Vec<ContainerStatus>>,
 }
 
 /// One entry of `status.conditions`.
@@ -34,24 +37,36 @@ pub(super) struct PodCondition {
     pub(super) last_transition_time: Option<Box<str>>,
 }
 
-/// One entry of `status.initContainerStatuses`.
+/// One entry of `status.initContainerStatuses` or `status.containerStatuses`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub(super) struct InitStatus {
-    pub(super) name: Option<Box<str>>,
-    state: Option<InitState>,
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct ContainerStatus {
+    pub(crate) name: Option<Box<str>>,
+    state: Option<ContainerState>,
+    last_state: Option<ContainerState>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
-struct InitState {
+struct ContainerState {
+    running: Option<Running>,
     terminated: Option<Terminated>,
 }
 
+/// That it runs; since when is nobody's concern.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+struct Running {}
+
+/// How a container ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct Terminated {
-    exit_code: Option<i32>,
+pub(crate) struct Terminated {
+    pub(crate) exit_code: Option<i32>,
+    reason: Option<Box<str>>,
+    pub(crate) message: Option<Box<str>>,
+    /// RFC 3339.
+    pub(crate) started_at: Option<Box<str>>,
 }
 
 /// One entry of `status.podIPs`.
@@ -78,10 +93,15 @@ impl PodStatus {
             conditions.retain(PodCondition::is_sandbox_ready);
         }
         if let Some(statuses) = &mut self.init_container_statuses {
-            statuses.retain(InitStatus::has_completed);
+            statuses.retain(|status| status.has_ended() || status.is_of_the_proxy());
+        }
+        if let Some(statuses) = &mut self.container_statuses {
+            statuses.retain(ContainerStatus::is_of_the_proxy);
         }
         let _ = self.conditions.take_if(|conditions| conditions.is_empty());
-        let _ = self.init_container_statuses.take_if(|statuses| statuses.is_empty());
+        for statuses in [&mut self.init_container_statuses, &mut self.container_statuses] {
+            let _ = statuses.take_if(|statuses| statuses.is_empty());
+        }
     }
 }
 
@@ -91,9 +111,37 @@ impl PodCondition {
     }
 }
 
-impl InitStatus {
+impl ContainerStatus {
+    /// Its end, where it does not run now.
+    pub(crate) fn ended(&self) -> Option<&Terminated> {
+        self.state.as_ref()?.terminated.as_ref()
+    }
+
+    /// Its end before it was started the last time.
+    pub(crate) fn ended_before(&self) -> Option<&Terminated> {
+        self.last_state.as_ref()?.terminated.as_ref()
+    }
+
     pub(super) fn has_completed(&self) -> bool {
-        let ended = self.state.as_ref().and_then(|state| state.terminated.as_ref());
-        ended.is_some_and(|terminated| terminated.exit_code == Some(0))
+        self.ended().is_some_and(|terminated| terminated.exit_code == Some(0))
+    }
+
+    pub(super) fn is_running(&self) -> bool {
+        self.state.as_ref().is_some_and(|state| state.running.is_some())
+    }
+
+    pub(super) fn is_of_the_proxy(&self) -> bool {
+        self.name.as_deref() == Some(PROXY_CONTAINER)
+    }
+
+    fn has_ended(&self) -> bool {
+        self.ended().or(self.ended_before()).is_some()
+    }
+}
+
+impl Terminated {
+    /// As the original tells a success.
+    pub(crate) fn is_success(&self) -> bool {
+        self.exit_code == Some(0) || self.reason.as_deref() == Some("Completed")
     }
 }

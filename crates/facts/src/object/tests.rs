@@ -50,7 +50,7 @@ fn trimming_keeps_the_decision_and_drops_what_nobody_reads() {
 }
 
 #[test]
-fn trimming_keeps_when_the_sandbox_was_made_and_whose_check_ended_well() {
+fn trimming_keeps_when_the_sandbox_was_made_whose_check_ended_and_whether_the_proxy_runs() {
     let condition = |kind: &str, status: &str| {
         format!(
             r#"{{"type": "{kind}", "status": "{status}", "lastTransitionTime": "2026-11-29T10:00:05Z", "message": "m"}}"#
@@ -60,13 +60,15 @@ fn trimming_keeps_when_the_sandbox_was_made_and_whose_check_ended_well() {
     let status = |ready: &str| -> Object {
         let text = format!(
             r#"{{"status": {{"startTime": "2026-11-29T10:00:00Z", "conditions": [{}, {}],
-              "initContainerStatuses": [{}, {}, {}, {}]}}}}"#,
+              "initContainerStatuses": [{}, {}, {}, {}], "containerStatuses": [{}, {}]}}}}"#,
             condition("Ready", "True"),
             condition("PodReadyToStartContainers", ready),
             init("istio-validation", r#"{"terminated": {"exitCode": 0, "reason": "Completed"}}"#),
             init("setup", r#"{"terminated": {"exitCode": 126}}"#),
             init("slow", r#"{"running": {}}"#),
             init("new", "null"),
+            init("app", r#"{"running": {}}"#),
+            init("istio-proxy", r#"{"running": {"startedAt": "2026-11-29T10:00:07Z"}}"#),
         );
         serde_json::from_str::<Object>(&text).unwrap().trimmed()
     };
@@ -75,8 +77,10 @@ fn trimming_keeps_when_the_sandbox_was_made_and_whose_check_ended_well() {
     assert_eq!(pod.sandbox_ready_time(), Some("2026-11-29T10:00:05Z"));
     let completed = ["istio-validation", "setup", "slow", "new", "other"].map(|name| pod.has_completed(name));
     assert_eq!(completed, [true, false, false, false, false]);
+    assert!(pod.proxy_runs());
     let kept = pod.status.unwrap();
-    assert_eq!((kept.conditions.unwrap().len(), kept.init_container_statuses.unwrap().len()), (1, 1));
+    assert_eq!((kept.conditions.unwrap().len(), kept.init_container_statuses.unwrap().len()), (1, 2));
+    assert_eq!(kept.container_statuses.unwrap().len(), 1);
     let unready = status("False");
     assert_eq!(unready.sandbox_ready_time(), None);
     assert_eq!(unready.status.unwrap().conditions, None);
