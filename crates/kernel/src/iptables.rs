@@ -57,6 +57,7 @@ use netns::{Inside, Lock};
 use ruleset::{Family, Ruleset, TableKind, listed};
 
 pub use error::{Error, Failure, ProgramFailure};
+pub(crate) use probe::legacy_tables;
 pub use program::Variant;
 pub use supervisor::{Supervisor, run_supervisor_if_asked};
 
@@ -86,6 +87,13 @@ pub struct Iptables {
     run_dir: Option<PathBuf>,
     node: bool,
     warnings: Mutex<Vec<String>>,
+}
+
+/// Whether a rule of others before ours that must lead counts as a difference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Any,
+    Leading,
 }
 
 /// What came of the runs.
@@ -170,6 +178,11 @@ impl Iptables {
         std::mem::take(&mut *self.warnings.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// On the node, others put their rules before ours at any time.
+    fn order(&self) -> Order {
+        if self.node { Order::Leading } else { Order::Any }
+    }
+
     fn warn(&self, warning: String) {
         self.warnings.lock().unwrap_or_else(PoisonError::into_inner).push(warning);
     }
@@ -249,12 +262,12 @@ impl Iptables {
         Ok(Outcome::Failed { failure, instead_of: tried.filter(|_| another) })
     }
 
-    fn try_setup(&self, inside: &Inside, layers: &[Ruleset]) -> Result<Change, Error> {
+    fn try_setup(&self, inside: &Inside, layers: &[Ruleset], order: Order) -> Result<Change, Error> {
         let lock = self.lock(inside);
         let mut failed: Vec<(Family, PathBuf)> = Vec::new();
         let mut last: Option<Failure> = None;
         loop {
-            let works = match (self.works(layers, &failed), last.take()) {
+            let works = match (self.works(layers, &failed, order), last.take()) {
                 (Ok(works), Some(failure)) => {
                     self.warn(format!("{failure}; trying another variant"));
                     works
@@ -331,7 +344,11 @@ impl Iptables {
 /// ours too: [`RuleStore::exists`] and [`RuleStore::cleanup`] look for chains first. The rulesets of this project have none such.
 impl RuleStore for Iptables {
     fn setup(&self, inside: &Inside, layers: &[Ruleset]) -> Result<Change, crate::Error> {
-        Ok(self.try_setup(inside, layers)?)
+        Ok(self.try_setup(inside, layers, self.order())?)
+    }
+
+    fn put_first(&self, inside: &Inside, layers: &[Ruleset]) -> Result<Change, crate::Error> {
+        Ok(self.try_setup(inside, &all_leading(layers), Order::Leading)?)
     }
 
     fn cleanup(&self, inside: &Inside, layers: &[Ruleset]) -> Result<Change, crate::Error> {
@@ -344,7 +361,7 @@ impl RuleStore for Iptables {
 
     fn observe(&self, _inside: &Inside, layers: &[Ruleset]) -> Result<Vec<Difference>, crate::Error> {
         let mut all = Vec::new();
-        for work in self.works(layers, &[])? {
+        for work in self.works(layers, &[], self.order())? {
             all.extend(work.side.differences());
         }
         Ok(all)
@@ -389,6 +406,14 @@ fn on_a_thread(job: &IptablesJob, lock: Option<&Lock>) -> Result<JobReport, Erro
             .map_err(failed)?;
         Ok(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })
+}
+
+/// The layers with all of their rules in built-in chains before those of others.
+fn all_leading(layers: &[Ruleset]) -> Vec<Ruleset> {
+    let mut layers = layers.to_vec();
+    let chains = layers.iter_mut().flat_map(|layer| &mut layer.tables).flat_map(|table| &mut table.chains);
+    chains.filter(|chain| chain.base.is_some()).for_each(|chain| chain.leading = chain.rules.len());
+    layers
 }
 
 fn share(lock: Option<&Lock>) -> Result<Option<OwnedFd>, Error> {

@@ -13,6 +13,7 @@ pub mod iptables;
 pub mod kubelet;
 mod netlink;
 pub mod nft;
+mod order;
 mod record;
 pub mod route;
 pub mod sets;
@@ -22,6 +23,7 @@ pub mod sockets;
 pub use apply::{Applied, Choice, Incomplete, Kernel};
 pub use netlink::Error as NetlinkError;
 use netns::Inside;
+pub use order::Neighbours;
 pub use record::Record;
 use ruleset::listed;
 use ruleset::{Backend, Ruleset};
@@ -36,6 +38,13 @@ pub trait RuleStore: Sync {
     /// # Errors
     /// The rules could not be loaded; those from before are in force.
     fn setup(&self, inside: &Inside, layers: &[Ruleset]) -> Result<Change, Error>;
+
+    /// As [`Self::setup`], and puts the owners' rules before all of others that they share a place with: in nf_tables before base chains at the
+    /// same hook with the same priority, in iptables before the rules of others in the same chain.
+    ///
+    /// # Errors
+    /// The rules could not be loaded; those from before are in force.
+    fn put_first(&self, inside: &Inside, layers: &[Ruleset]) -> Result<Change, Error>;
 
     /// Removes every rule of the owners that this backend holds. Nothing there is success.
     ///
@@ -118,6 +127,8 @@ pub enum Difference {
     MissingRouting { step: String },
     /// Rules of ours are in the other backend, too.
     OtherBackend { backend: Backend },
+    /// A rule of others stands before ours, which have to be the first of the chain.
+    Preceded { table: String, chain: String, by: String },
     /// A rule of others by which packets escape that the plan captures; `why` says which.
     Shadowed { table: String, chain: String, rule: String, why: String },
 }
@@ -193,6 +204,9 @@ impl std::fmt::Display for Difference {
             }
             Self::MissingRouting { step } => write!(f, "routing is missing: {step}"),
             Self::OtherBackend { backend } => write!(f, "rules of ours are also in {backend}"),
+            Self::Preceded { table, chain, by } => {
+                write!(f, "chain {chain} of table {table} has the rule \"{by}\" of others before ours")
+            }
             Self::Shadowed { table, chain, rule, why } => {
                 write!(f, "chain {chain} of table {table} shadows our rules by \"{rule}\": {why}")
             }

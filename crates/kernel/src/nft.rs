@@ -51,7 +51,11 @@ pub struct Nftables;
 
 impl RuleStore for Nftables {
     fn setup(&self, _: &Inside, layers: &[Ruleset]) -> Result<Change, crate::Error> {
-        Ok(setup(&mut open()?, layers)?)
+        Ok(setup(&mut open()?, layers, changed)?)
+    }
+
+    fn put_first(&self, _: &Inside, layers: &[Ruleset]) -> Result<Change, crate::Error> {
+        Ok(setup(&mut open()?, layers, |_, layers, _| Ok(layers.iter().collect()))?)
     }
 
     fn cleanup(&self, inside: &Inside, layers: &[Ruleset]) -> Result<Change, crate::Error> {
@@ -138,11 +142,15 @@ pub fn send(_: &Inside, transaction: &[u8]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Does it over a socket of the namespace.
-fn setup(socket: &mut NetlinkSocket, layers: &[Ruleset]) -> Result<Change, Error> {
+/// Does it over a socket of the namespace. `which` says which layers are made anew.
+fn setup(
+    socket: &mut NetlinkSocket,
+    layers: &[Ruleset],
+    which: impl for<'a> Fn(&mut NetlinkSocket, &'a [Ruleset], &[NetlinkTable]) -> Result<Vec<&'a Ruleset>, Error>,
+) -> Result<Change, Error> {
     for _ in 0..TRIES {
         let listed = list_tables(socket, family::INET)?;
-        let changed = changed(socket, layers, &listed)?;
+        let changed = which(socket, layers, &listed)?;
         if changed.is_empty() {
             return Ok(Change::None);
         }

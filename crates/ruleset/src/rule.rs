@@ -171,6 +171,11 @@ impl Families {
             Self::Only(only) => only == family,
         }
     }
+
+    /// Whether packets of some family are looked at by both.
+    pub fn overlap(self, other: Self) -> bool {
+        [Family::V4, Family::V6].into_iter().any(|family| self.contains(family) && other.contains(family))
+    }
 }
 
 // === impl TableKind ===

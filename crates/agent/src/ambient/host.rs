@@ -9,7 +9,7 @@ use capture::ambient::{NodeOptions, PROBES_V4, PROBES_V6, ProbeSender, plan_host
 use kernel::branch_eni::{self, Branch};
 use kernel::nft::Nftables;
 use kernel::sets::{ProbeSets, Removed};
-use kernel::{Change, RuleStore};
+use kernel::{Change, Neighbours, RuleStore};
 use netns::{Host, NetnsId};
 use ruleset::Backend;
 use telemetry::Scope;
@@ -52,6 +52,8 @@ pub(crate) struct HostSide {
     config: Arc<AmbientConfig>,
     backends: Arc<Backends>,
     sets: Mutex<ProbeSets>,
+    /// Who else was attached where our rules are when these were attached last.
+    before: Mutex<Neighbours>,
     /// The options by which sets and rules were made last.
     node: Mutex<NodeOptions>,
     /// Of each address that has one; `None` where branch interfaces are of no concern.
@@ -101,7 +103,8 @@ impl HostSide {
         let sender = config.sender()?;
         let branches =
             (config.branch_eni && branch_eni::is_relevant(&config.proc_root())).then(Mutex::default);
-        Ok(Self { host, backend, sender, config, backends, sets, node, branches, log })
+        let before = Mutex::default();
+        Ok(Self { host, backend, sender, config, backends, sets, before, node, branches, log })
     }
 
     /// Which holds rules and sets, in the node's namespace and in the pods'.
@@ -216,10 +219,26 @@ impl HostSide {
         self.apply().map(drop)
     }
 
+    /// Puts the rules in place, before those of others that change sources, however often: probes with another source do not reach the
+    /// application.
     fn apply(&self) -> Result<Change, NotReady> {
         let plan = plan_host(&lock(&self.node), self.sender, self.backend);
-        let applied = self.host.enter(|inside| self.backends.of_the_node().apply_host(inside, &plan));
-        Ok(applied??.rules)
+        let mut before = lock(&self.before);
+        let known: &Neighbours = &before;
+        let applied = self.host.enter(|inside| -> Result<_, kernel::Error> {
+            let kernel = self.backends.of_the_node();
+            let now = kernel.neighbours(inside.inside(), &plan)?;
+            let mut change = kernel.apply_host(inside, &plan)?.rules;
+            if change == Change::None && !now.are_among(known) {
+                change = kernel.put_first(inside.inside(), &plan)?;
+            }
+            Ok((change, now))
+        });
+        let (change, now) = applied??;
+        if change != Change::None {
+            *before = now;
+        }
+        Ok(change)
     }
 
     /// The rules for branch interfaces of these addresses, as far as they are known.

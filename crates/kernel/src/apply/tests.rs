@@ -44,6 +44,10 @@ impl RuleStore for Double {
         if self.1 == Answer::Works { Ok(Change::Fresh) } else { Err(self.error()) }
     }
 
+    fn put_first(&self, _: &Inside, _: &[Ruleset]) -> Result<Change, Error> {
+        Err(self.error())
+    }
+
     fn cleanup(&self, _: &Inside, _: &[Ruleset]) -> Result<Change, Error> {
         Ok(Change::None)
     }

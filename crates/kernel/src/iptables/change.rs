@@ -31,6 +31,8 @@ pub(super) struct TableSide<'a> {
     pub(super) planned: bool,
     /// Absent where it was not listed, as no chain of ours is there.
     pub(super) saved: Option<Saved>,
+    /// Whether a rule of others before those that must lead is a difference.
+    pub(super) ordered: bool,
     /// Ends the name of the table in differences, where the family alone does not say enough.
     pub(super) label: &'static str,
 }
@@ -49,6 +51,8 @@ pub(super) struct LayerView<'a> {
     own: Names,
     /// The layer's rules, by number, in chains that are not its own.
     pub(super) shared: Vec<usize>,
+    /// Those of the layers before it.
+    earlier: Vec<usize>,
 }
 
 impl TableSide<'_> {
@@ -86,9 +90,8 @@ impl TableSide<'_> {
         for layer in self.layers {
             let mut view = LayerView::new(self, layer, kind);
             if let Some(saved) = view.saved {
-                view.shared = view.own_shared_rules(saved, |number| {
-                    views.iter().any(|earlier| earlier.shared.contains(&number))
-                });
+                view.earlier = views.iter().flat_map(|earlier| earlier.shared.iter().copied()).collect();
+                view.shared = view.own_shared_rules(saved, |number| view.earlier.contains(&number));
             }
             views.push(view);
         }
@@ -106,7 +109,7 @@ impl<'a> LayerView<'a> {
         }
         let planned = side.planned && layer.families().contains(&side.family);
         let plan = model.filter(|_| planned);
-        Self { side, layer, kind, saved, plan, model, own, shared: Vec::new() }
+        Self { side, layer, kind, saved, plan, model, own, shared: Vec::new(), earlier: Vec::new() }
     }
 
     pub(super) fn is_own(&self, chain: &str) -> bool {
@@ -183,6 +186,26 @@ impl<'a> LayerView<'a> {
         for chain in chains {
             let there: Vec<&SavedRule> = there.iter().copied().filter(|rule| rule.chain == chain).collect();
             self.compare(&chain, &there, &self.rules_of(self.plan, &chain), &mut found);
+        }
+        if self.side.ordered && found.is_empty() {
+            found.extend(self.preceding());
+        }
+        found
+    }
+
+    /// Rules of others before those of the layer that must lead: the first of each chain.
+    fn preceding(&self) -> Vec<Difference> {
+        let Some((saved, plan)) = self.saved.zip(self.plan) else { return Vec::new() };
+        let mut found = Vec::new();
+        for chain in plan.chains.iter().filter(|chain| leading(chain, self.side.family) > 0) {
+            let name = chain_name(chain);
+            let mut there = saved.rules.iter().enumerate().filter(|(_, rule)| rule.chain == name);
+            if let Some((number, first)) = there.next()
+                && !self.shared.contains(&number)
+                && !self.earlier.contains(&number)
+            {
+                found.push(Difference::Preceded { table: self.label(), chain: name, by: first.text.clone() });
+            }
         }
         found
     }

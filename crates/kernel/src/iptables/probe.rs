@@ -51,14 +51,19 @@ impl Present {
 }
 
 fn legacy_has_tables(family: Family) -> Result<bool, Error> {
+    Ok(!legacy_tables(family)?.is_empty())
+}
+
+/// The names of the legacy variant's tables.
+pub(crate) fn legacy_tables(family: Family) -> Result<Vec<String>, Error> {
     let path = match family {
         Family::V4 => "/proc/thread-self/net/ip_tables_names",
         Family::V6 => "/proc/thread-self/net/ip6_tables_names",
     };
-    match std::fs::read(path) {
-        Ok(names) => Ok(!names.is_empty()),
+    match std::fs::read_to_string(path) {
+        Ok(names) => Ok(names.lines().map(str::to_owned).collect()),
         // The kernel has no legacy iptables, or its module is not loaded: then it has no rules either.
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(Vec::new()),
         Err(source) => Err(Error::Names { path, source }),
     }
 }

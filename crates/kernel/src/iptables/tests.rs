@@ -103,6 +103,7 @@ fn five_thousand_rules_are_compared() {
             family: Family::V4,
             planned: true,
             saved: Some(saved),
+            ordered: false,
             label: "",
         }
         .differences()
@@ -154,6 +155,7 @@ fn thousands_of_chains_of_others_take_no_time() {
         family: Family::V4,
         planned: true,
         saved: Some(Saved::parse(&text)),
+        ordered: false,
         label: "",
     };
     assert_eq!(side.differences(), []);

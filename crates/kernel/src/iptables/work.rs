@@ -11,7 +11,7 @@ use super::job::save_arguments;
 use super::probe::Present;
 use super::program::{CandidateName, Programs, Variant};
 use super::saved::{Saved, SavedTable};
-use super::{FAMILIES, Iptables, KINDS, VARIANTS, child};
+use super::{FAMILIES, Iptables, KINDS, Order, VARIANTS, child};
 
 /// A side with the programs for it.
 pub(super) struct Work<'a> {
@@ -102,6 +102,7 @@ impl Iptables {
         &self,
         layers: &'a [Ruleset],
         failed: &[(Family, PathBuf)],
+        order: Order,
     ) -> Result<Vec<Work<'a>>, Error> {
         let (mut planned, mut left_over) = (Vec::new(), Vec::new());
         for family in FAMILIES {
@@ -111,7 +112,9 @@ impl Iptables {
                 let (programs, saved) = self.choose(layers, family, &present, failed)?;
                 main = Some(programs.variant);
                 let unproven = !present.has(programs.variant);
-                planned.push(Work { side: side(layers, family, true, saved, ""), programs, unproven });
+                let side =
+                    TableSide { ordered: order == Order::Leading, ..side(layers, family, true, saved, "") };
+                planned.push(Work { side, programs, unproven });
             }
             for variant in VARIANTS.into_iter().filter(|variant| Some(*variant) != main) {
                 match self.left_over(layers, family, &present, variant) {
@@ -184,7 +187,7 @@ fn side<'a>(
     saved: Option<Saved>,
     label: &'static str,
 ) -> TableSide<'a> {
-    TableSide { layers, family, planned, saved, label }
+    TableSide { layers, family, planned, saved, ordered: false, label }
 }
 
 /// For nft this is exact for chains; legacy does not name its chains without a program.

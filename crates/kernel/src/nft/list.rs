@@ -22,6 +22,8 @@ pub(super) const MOST: usize = 16 << 10;
 pub(super) struct NetlinkTable {
     pub(super) family: u8,
     pub(super) name: String,
+    /// The kernel's number of it, greater for tables that were made later.
+    pub(super) handle: u64,
     /// Its chains are not attached.
     pub(super) dormant: bool,
     /// The netlink port of the program that keeps it for itself; 0 if none does.
@@ -35,6 +37,17 @@ pub(super) struct NetlinkChain {
     pub(super) name: String,
     /// Type, hook number, priority, policy.
     pub(super) base: Option<(String, u32, i32, u32)>,
+}
+
+/// A chain that is attached to the packet path, of any family.
+#[derive(Debug)]
+pub(super) struct AttachedChain {
+    pub(super) family: u8,
+    pub(super) table: String,
+    /// The kernel's number of it in its table.
+    pub(super) handle: u64,
+    /// Type, hook number, priority, policy.
+    pub(super) base: (String, u32, i32, u32),
 }
 
 /// A rule as listed.
@@ -67,6 +80,7 @@ pub(super) fn tables(socket: &mut NetlinkSocket, family: u8) -> Result<Vec<Netli
                 let listed = NetlinkTable {
                     family,
                     name: text(attributes, table::NAME),
+                    handle: handle(attributes, table::HANDLE).unwrap_or_default(),
                     dormant: number(attributes, table::FLAGS) & table::DORMANT != 0,
                     holder: number(attributes, table::OWNER),
                 };
@@ -115,6 +129,11 @@ pub(super) fn number(attributes: Attributes<'_>, kind: u16) -> u32 {
     attributes.find(kind).and_then(|a| a.be32()).unwrap_or_default()
 }
 
+/// A number of 64 bits.
+pub(super) fn handle(attributes: Attributes<'_>, kind: u16) -> Option<u64> {
+    attributes.find(kind)?.data.try_into().ok().map(u64::from_be_bytes)
+}
+
 pub(super) fn chains(socket: &mut NetlinkSocket) -> Result<Vec<NetlinkChain>, Error> {
     let mut found = Vec::new();
     let whole = dump(
@@ -131,6 +150,27 @@ pub(super) fn chains(socket: &mut NetlinkSocket) -> Result<Vec<NetlinkChain>, Er
         },
     )?;
     if whole { Ok(found) } else { Err(Error::TooMany { most: MOST, what: "nf_tables chains" }) }
+}
+
+/// The base chains of all families.
+pub(super) fn attached(socket: &mut NetlinkSocket) -> Result<Vec<AttachedChain>, Error> {
+    let mut found = Vec::new();
+    let whole = dump(
+        socket,
+        0,
+        message::GET_CHAIN,
+        |_| {},
+        |part| match part {
+            None => cleared(&mut found),
+            Some((family, attributes)) => {
+                let Some(base) = base(attributes) else { return ControlFlow::Continue(()) };
+                let table = text(attributes, chain::TABLE);
+                let handle = handle(attributes, chain::HANDLE).unwrap_or_default();
+                push(&mut found, AttachedChain { family, table, handle, base }, MOST)
+            }
+        },
+    )?;
+    if whole { Ok(found) } else { Err(Error::TooMany { most: MOST, what: "nf_tables base chains" }) }
 }
 
 /// The names of a table's counters.

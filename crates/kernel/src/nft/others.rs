@@ -10,6 +10,7 @@ use super::read::{self, SetRanges};
 use super::uapi::{chain, element, expr, family, header, message, rule, set, table};
 use crate::netlink::wire::{Attribute, Message, MessageWriter, Messages};
 use crate::netlink::{Error, NetlinkSocket, flags};
+use crate::order::{Neighbour, Place};
 use crate::shadow::Listing;
 
 /// Bytes of answers that are read: of tables and chains each, of the rules and of the sets of all tables together. A rule has some hundred.
@@ -18,9 +19,6 @@ const MAX_RULES: usize = 1 << 20;
 const MAX_SETS: usize = 1 << 20;
 /// Tables of others that are read.
 const MAX_TABLES: usize = 64;
-/// `NFTA_TABLE_HANDLE`, `NFTA_TABLE_OWNER`; a table's owner is a program that is named by its netlink port.
-const TABLE_HANDLE: u16 = 4;
-const TABLE_OWNER: u16 = 7;
 /// The tables of iptables-nft, which its own programs print.
 const OF_IPTABLES: [&str; 5] = ["filter", "nat", "mangle", "raw", "security"];
 
@@ -82,11 +80,11 @@ fn tables(owners: &[Ruleset], listing: &mut Listing) -> Result<Vec<Found>, Error
         let (family, a) = (family_of(m), m.attributes(HEADER));
         let name = list::text(a, table::NAME);
         let Some((_, prefix)) = read::families(family) else { return };
-        let age = a.find(TABLE_HANDLE).and_then(|a| a.data.try_into().ok()).map(u64::from_be_bytes);
+        let age = list::handle(a, table::HANDLE);
         listing.ages.extend(age.map(|age| (format!("{prefix} {name}"), age)));
         let ours = family == family::INET && owners.iter().any(|owner| super::is_owners(&owner.owner, &name));
         if ours {
-            if let Some(port) = a.find(TABLE_OWNER).and_then(|a| a.be32()) {
+            if let Some(port) = a.find(table::OWNER).and_then(|a| a.be32()) {
                 listing.notes.push(format!(
                     "table {name} belongs to another program (netlink port {port}): it goes when that ends, and nobody else can change it"
                 ));
@@ -126,6 +124,32 @@ fn chains(found: &mut [Found], listing: &mut Listing) -> Result<(), Error> {
         listing.notes.push("there are more chains than are looked at".to_owned());
     }
     Ok(())
+}
+
+/// The base chains of others at these places, those of iptables-nft among them. Without nf_tables there is none.
+pub(crate) fn attached_at(
+    _: &netns::Inside,
+    places: &[Place],
+    owners: &[Ruleset],
+) -> Result<Vec<Neighbour>, super::Error> {
+    let failed = |e| super::question("list the base chains of others", e);
+    let Some(mut socket) = super::open_if_supported()? else { return Ok(Vec::new()) };
+    let tables = list::tables(&mut socket, 0).map_err(failed)?;
+    let chains = list::attached(&mut socket).map_err(failed)?;
+    let of_others = |chain: &list::AttachedChain| {
+        let table = tables.iter().find(|table| table.family == chain.family && table.name == chain.table)?;
+        let (families, _) = read::families(chain.family)?;
+        let (kind, hook, priority, _) = &chain.base;
+        let base = read::base(kind, *hook, *priority)?;
+        let ours = chain.family == family::INET
+            && owners.iter().any(|owner| super::is_owners(&owner.owner, &table.name));
+        let here = places.iter().any(|place| {
+            let together = ruleset::Families::overlap(families, place.families);
+            together && (place.base.hook, place.base.priority) == (base.hook, base.priority)
+        });
+        (here && !ours).then_some(Neighbour::Chain { table: table.handle, chain: chain.handle })
+    };
+    Ok(chains.iter().filter_map(of_others).collect())
 }
 
 /// Whether a rule looks something up.

@@ -40,6 +40,7 @@ pub(super) mod message {
 pub(super) mod table {
     pub(crate) const NAME: u16 = 1;
     pub(crate) const FLAGS: u16 = 2;
+    pub(crate) const HANDLE: u16 = 4;
     /// `NFTA_TABLE_OWNER`: the netlink port of the program that keeps the table for itself. Since Linux 5.12.
     pub(crate) const OWNER: u16 = 7;
     /// `NFT_TABLE_F_DORMANT`: the chains are not attached.
@@ -49,6 +50,7 @@ pub(super) mod table {
 /// `NFTA_CHAIN_*` and `NFTA_HOOK_*`.
 pub(super) mod chain {
     pub(crate) const TABLE: u16 = 1;
+    pub(crate) const HANDLE: u16 = 2;
     pub(crate) const NAME: u16 = 3;
     pub(crate) const HOOK: u16 = 4;
     pub(crate) const POLICY: u16 = 5;

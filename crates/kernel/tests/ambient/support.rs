@@ -5,7 +5,7 @@ use std::process::Command;
 use capture::ambient::{NodeOptions, PodOptions, ProbeSender, plan_host, plan_of_everything, plan_pod};
 use kernel::iptables::Iptables;
 use kernel::nft::Nftables;
-use kernel::{Applied, Change, Choice, Difference, Kernel};
+use kernel::{Applied, Change, Choice, Difference, Kernel, Neighbours};
 use ruleset::Plan;
 use testkit::TestNetns;
 
@@ -38,6 +38,25 @@ impl Way {
         let iptables = self.iptables();
         let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
         ns.enter(|inside| kernel.observe(inside, plan)).unwrap().unwrap()
+    }
+
+    /// As [`Self::observe`], in the node's own namespace.
+    pub(crate) fn observe_on_the_node(self, ns: &TestNetns, plan: &Plan) -> Vec<Difference> {
+        let iptables = self.iptables().on_the_node();
+        let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
+        ns.enter(|inside| kernel.observe(inside, plan)).unwrap().unwrap()
+    }
+
+    pub(crate) fn neighbours(self, ns: &TestNetns, plan: &Plan) -> Neighbours {
+        let iptables = self.iptables();
+        let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
+        ns.enter(|inside| kernel.neighbours(inside, plan)).unwrap().unwrap()
+    }
+
+    pub(crate) fn put_first(self, ns: &TestNetns, plan: &Plan) -> Change {
+        let iptables = self.iptables().on_the_node();
+        let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
+        ns.enter(|inside| kernel.put_first(inside, plan)).unwrap().unwrap()
     }
 
     /// Removes whatever an ambient pod may have.

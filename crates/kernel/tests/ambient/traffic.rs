@@ -7,6 +7,7 @@ use capture::ambient::{
     DNS_PORT, HBONE_PORT, INBOUND_PORT, NodeOptions, OUTBOUND_PORT, PROBE_V4, PROBE_V6, PROBES_V4, PROBES_V6,
     PodOptions, ProbeSender, ZTUNNEL_MARK, plan_host,
 };
+use kernel::{Change, Difference};
 use ruleset::Backend;
 use testkit::probe::{Flow, Listener, Listeners, Outcome};
 use testkit::{Families, Pod, TestNetns};
@@ -272,5 +273,44 @@ fn a_probe_is_told_by_its_source_and_what_is_forwarded_is_not_touched() {
         drop(lab.inside.take_records());
         // The pod answers by the node's route alone.
         assert!(!sh(&lab.pod, "ip -4 address").contains("169.254"));
+    }
+}
+
+/// Another component that puts its own source before ours is not the last one to come: the hooks are in the order of their registration,
+/// the rules of a chain in theirs.
+#[test]
+fn probes_keep_their_source_whoever_comes_later() {
+    const OTHERS: &str = "-t nat -I POSTROUTING 1 -d 10.88.1.2 -j SNAT --to-source 10.88.1.1";
+    for way in Way::ALL {
+        let lab = Node::new(way, ProbeSender::AnySocket);
+        let plan = way.host_plan(&NodeOptions::default());
+        let to = SocketAddr::new(POD[0].parse().unwrap(), APP);
+        let source = || {
+            let outcome = Flow::from(&lab.node).patience(Duration::from_secs(3)).tcp(to).unwrap();
+            outcome.arrival().unwrap().peer.ip().to_string()
+        };
+        assert_eq!(source(), PROBE_V4.to_string(), "{way:?}");
+        for _ in 0..3 {
+            let before = way.neighbours(&lab.node, &plan);
+            match way {
+                // It goes and comes again, as that of an agent that restarts.
+                Way::Nft => sh(
+                    &lab.node,
+                    &format!("nft delete table ip nat 2>/dev/null || true; iptables-nft {OTHERS}"),
+                ),
+                Way::Iptables(_) => way.shell(&lab.node, &format!("iptables {OTHERS}")),
+            };
+            assert_eq!(source(), "10.88.1.1", "{way:?}: the other one is the first now");
+            match way {
+                Way::Nft => assert!(!way.neighbours(&lab.node, &plan).are_among(&before)),
+                Way::Iptables(_) => {
+                    let found = way.observe_on_the_node(&lab.node, &plan);
+                    assert!(matches!(found[..], [Difference::Preceded { .. }]), "{found:?}");
+                }
+            }
+            assert_eq!(way.put_first(&lab.node, &plan), Change::Replaced);
+            assert_eq!(source(), PROBE_V4.to_string(), "{way:?}");
+            assert_eq!(way.observe_on_the_node(&lab.node, &plan), []);
+        }
     }
 }

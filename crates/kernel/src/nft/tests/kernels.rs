@@ -10,7 +10,7 @@ use super::*;
 use crate::netlink::flags;
 use crate::nft::missing::Release;
 use crate::nft::uapi::{chain, message, rule};
-use crate::nft::{Support, encode, probe, setup};
+use crate::nft::{Support, changed, encode, probe, setup};
 use crate::{Change, netlink::NetlinkSocket};
 
 const ERROR: u16 = 2;
@@ -118,7 +118,7 @@ impl Kernel {
 
     fn setup(&self, ruleset: &Ruleset) -> Result<Change, Error> {
         let layers = std::slice::from_ref(ruleset);
-        setup(&mut self.socket(true, &encode(layers)), layers)
+        setup(&mut self.socket(true, &encode(layers)), layers, changed)
     }
 
     fn probe(&self) -> Support {
