@@ -5,7 +5,6 @@
 //! [`intent::steps`] plans acts, and [`executor`] carries them out, one at a time for each pod. [`members`] is what is known of the pods that have something of ours; ztunnels get their snapshot from it. [`record`]
 //! is the part of it that the next agent finds on disk.
 
-mod backends;
 mod census;
 pub(crate) mod config;
 mod desired;
@@ -17,7 +16,6 @@ mod evidence;
 mod executor;
 mod failpoint;
 mod failure;
-mod finder;
 mod followed;
 mod given_up;
 mod holder;
@@ -31,9 +29,7 @@ mod pod_rules;
 mod ports;
 mod record;
 mod sandbox;
-mod slots;
 mod socket;
-mod spare;
 mod takeover;
 mod tally;
 mod tell;
@@ -48,26 +44,25 @@ use std::time::{Duration, Instant};
 
 use cluster::{Cluster, Queue, Writer};
 use facts::PodRef;
-use kernel::nft::Nftables;
 use telemetry::Scope;
 use tokio::sync::{Notify, RwLock};
 use tokio::task::JoinSet;
 use zds::{Listener, Ztunnels};
 
+use crate::backends::Backends;
 use crate::events::Events;
+use crate::finder::Finder;
 use crate::health::{Health, HealthPart};
 use crate::metrics::Metrics;
 use crate::pods;
-pub(crate) use backends::Backends;
+use crate::slots::{Slots, Task, UnfinishedAct};
 use config::AmbientConfig;
 use drain::Drains;
 use evidence::Evidence;
 use failure::AmbientFailure;
-use finder::Finder;
 use host::HostSide;
 use members::MeshMembers;
 use record::Records;
-use slots::Slots;
 pub(crate) use socket::{EventSocket, MODE};
 use troubles::Troubles;
 use waiting::Waiting;
@@ -183,9 +178,7 @@ impl Ambient {
         let members = Arc::new(MeshMembers::default());
         let (told, counted) = (log.clone(), metrics.clone());
         let ztunnels = Ztunnels::new(members.clone(), move |event| ztunnel_event(&told, &counted, &event));
-        let iptables_of_the_node = config.iptables().on_the_node();
-        let iptables = config.iptables().locking(&run_dir);
-        let backends = Backends { iptables, iptables_of_the_node, nftables: Nftables };
+        let backends = Backends::new(|| config.iptables(), &run_dir);
         let kept = Kept {
             records: Arc::new(Records::new(&run_dir)),
             evidence: Arc::new(Evidence::new(&run_dir)),
@@ -398,6 +391,29 @@ impl Ambient {
 
     fn host(&self) -> Result<&HostSide, AmbientFailure> {
         self.node.host.get().ok_or(AmbientFailure::NotReady)
+    }
+
+    /// Does an act in a pod's namespace.
+    async fn in_pod<T: Send + 'static>(
+        &self,
+        key: &PodRef,
+        task: Task,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, UnfinishedAct> {
+        self.pods.slots.run(key, task, work).await
+    }
+
+    /// Does work in the node's namespace on a thread for it.
+    async fn in_kernel<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, tokio::task::JoinError> {
+        let under_way = self.node.under_way.clone().read_owned().await;
+        let work = move || {
+            let _under_way = under_way;
+            work()
+        };
+        tokio::task::spawn_blocking(work).await
     }
 }
 

@@ -5,11 +5,13 @@
 
 mod ambient;
 mod backend;
+mod backends;
 mod boot;
 mod config;
 mod config_dir;
 mod delete_daemonset;
 mod events;
+mod finder;
 mod health;
 mod log_socket;
 mod metrics;
@@ -23,6 +25,8 @@ mod run;
 mod serve;
 mod shutdown;
 mod sidecars;
+mod slots;
+mod spare;
 #[allow(dead_code, unused_imports, reason = "the modes come next")]
 mod verification;
 mod version;

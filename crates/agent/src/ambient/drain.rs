@@ -24,7 +24,7 @@ use tokio::task::AbortHandle;
 
 use super::Ambient;
 use super::members::Member;
-use super::slots::{Slots, Task, UnfinishedAct};
+use crate::slots::{Slots, Task, UnfinishedAct};
 
 /// The longest that a pod drains when everything is removed. kubelet gives the agent 30 s in all.
 pub(super) const AT_THE_END: Duration = Duration::from_secs(10);

@@ -13,8 +13,9 @@ use netns::find::MissingNetns;
 
 pub(super) use cause::InKernel;
 
-use super::slots::UnfinishedAct;
 use super::waiting::WaitCause;
+use crate::finder::FindFailure;
+use crate::slots::UnfinishedAct;
 
 /// An act that failed. No text of it names the pod: who shows it does, once. Its causes are kept as they are: from them come its text, when it is tried
 /// again, and what helps.
@@ -210,6 +211,15 @@ pub(crate) mod reason {
     pub(crate) const PROBES: &str = "probes";
     /// The API server.
     pub(crate) const API: &str = "api";
+}
+
+impl From<FindFailure> for AmbientFailure {
+    fn from(failure: FindFailure) -> Self {
+        match failure {
+            FindFailure::Missing(missing) => Self::NotFound(missing),
+            FindFailure::Panicked(error) => Self::Panicked(error),
+        }
+    }
 }
 
 impl From<tokio::task::JoinError> for AmbientFailure {

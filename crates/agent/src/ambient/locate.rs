@@ -4,15 +4,15 @@ use std::net::IpAddr;
 
 use applied::sandbox::Sandbox;
 use netns::Netns;
-use netns::find::MissingNetns;
+use netns::find::{MissingNetns, SearchRoots, WantedPod};
 
 use super::Ambient;
 use super::failure::{AmbientFailure, Cleanup, Unopened};
-use super::finder;
 use super::members::{GivenNetns, Member};
 use super::ports::{Located, NetnsPort, NetnsSource};
-use super::slots::Task;
+use crate::finder;
 use crate::serve::Descriptor;
+use crate::slots::Task;
 
 impl NetnsPort for Ambient {
     async fn locate(
@@ -34,11 +34,10 @@ impl NetnsPort for Ambient {
             NetnsSource::Noted(sandbox) => self.locate_noted(member, sandbox).await.map(Some),
             NetnsSource::Running => {
                 let ips = if ips.is_empty() { member.ips() } else { ips };
-                let netns = self.node.finder.find(self, member.wanted(ips, &self.config)).await?;
+                let netns = self.find_running(member.wanted(ips, &self.config)).await?;
                 Ok(Some(Located { netns, given: GivenNetns::No, called: None }))
             }
-            NetnsSource::Leaving => match self.node.finder.find(self, member.wanted(ips, &self.config)).await
-            {
+            NetnsSource::Leaving => match self.find_running(member.wanted(ips, &self.config)).await {
                 Ok(netns) => Ok(Some(Located { netns, given: member.given, called: None })),
                 Err(AmbientFailure::NotFound(MissingNetns::HostNetwork | MissingNetns::Sandbox(_))) => {
                     Ok(None)
@@ -51,6 +50,15 @@ impl NetnsPort for Ambient {
 }
 
 impl Ambient {
+    /// Where namespaces of running pods are looked for.
+    pub(super) fn roots(&self) -> Result<SearchRoots, AmbientFailure> {
+        Ok(SearchRoots { proc_root: self.config.proc_root(), host: self.host()?.id() })
+    }
+
+    async fn find_running(&self, pod: WantedPod) -> Result<Netns, AmbientFailure> {
+        Ok(self.node.finder.find(&self.roots()?, pod, || self.without_netns()).await?)
+    }
+
     /// The namespace, and whether this agent sees it at its path too, so that it sees the path go with the sandbox.
     async fn open_given(
         &self,
@@ -94,7 +102,7 @@ impl Ambient {
         }
         let mut of_name = member.clone();
         of_name.call(called.clone());
-        let netns = self.node.finder.find(self, of_name.wanted(&origin.addresses, &self.config)).await?;
+        let netns = self.find_running(of_name.wanted(&origin.addresses, &self.config)).await?;
         Ok(Located { netns, given: GivenNetns::No, called })
     }
 }

@@ -15,7 +15,7 @@ use super::failure::AmbientFailure;
 use super::members::Member;
 use super::ports::{AnnotationPort, Connections, Disk, Next, NodeSets, NodeZtunnels};
 use super::record::RecordError;
-use super::slots::{Task, UnfinishedAct};
+use crate::slots::{Task, UnfinishedAct};
 
 /// Why what goes through ztunnel could not be looked at or ended.
 type NotEnded = Result<Result<Result<usize, String>, netns::Error>, UnfinishedAct>;

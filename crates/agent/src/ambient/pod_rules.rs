@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use capture::ambient::{NodeOptions, plan_drain, plan_of_everything, plan_pod};
+use capture::ambient::{CAPTURE_PORTS, NodeOptions, plan_drain, plan_of_everything, plan_pod};
 use intent::{Look, Observation};
 use kernel::{Applied, Change, Choice, Difference, conntrack};
 use netns::Inside;
@@ -13,8 +13,8 @@ use super::failure::{AmbientFailure, Cleanup, InKernel};
 use super::holder;
 use super::members::Member;
 use super::ports::{Loaded, PodRules};
-use super::slots::Task;
-use super::spare::{Spared, Sparing};
+use crate::slots::Task;
+use crate::spare::{Spared, Sparing};
 
 impl PodRules for Ambient {
     async fn load(&self, member: &Member, spare: bool) -> Loaded {
@@ -99,7 +99,7 @@ impl Ambient {
         let Some(netns) = member.netns.clone() else {
             return Err(AmbientFailure::NotFound(netns::find::MissingNetns::NoProcess));
         };
-        let sparing = spares.then(|| Sparing::of(self, member));
+        let sparing = spares.then(|| self.sparing(member));
         let (kernel, node) = (self.node.backends.clone(), self.node_options(member));
         let (options, backend) = (member.options.clone(), self.host()?.backend());
         let (evidence, subject) = (self.kept.evidence.clone(), RecordSubject::of(member));
@@ -127,6 +127,18 @@ impl Ambient {
             Ok(netns.enter(apply)?)
         });
         programmed.await?
+    }
+
+    /// How what a pod has open is spared. That is in its record before it begins.
+    fn sparing(&self, member: &Member) -> Sparing {
+        let mut changed = member.clone();
+        changed.have.see(Observation::Strict);
+        let (records, changed) = (self.kept.records.clone(), changed.record());
+        Sparing {
+            note: Box::new(move || records.write(changed).err().map(|error| error.to_string())),
+            ports: CAPTURE_PORTS.to_vec(),
+            guests: !member.options.virtual_interfaces.is_empty(),
+        }
     }
 
     fn tell_applied(&self, member: &Member, applied: &Applied, seen: &SeenInNetns) {

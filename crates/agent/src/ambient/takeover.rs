@@ -11,9 +11,9 @@ use netns::Netns;
 use super::Ambient;
 use super::desired::{REDIRECTION, mark_of};
 use super::failure::AmbientFailure;
-use super::finder;
 use super::members::{GivenNetns, Member, MemberState};
 use super::record::{Place, PodRecord, Stage};
+use crate::finder;
 
 /// A record, and the namespace of it if that is still where it was.
 type Kept = (PodRecord, Option<Netns>);
@@ -43,7 +43,11 @@ impl Ambient {
     /// Looks among the node's processes for the namespaces of these.
     pub(super) async fn find_lost(&self, lost: Vec<Member>) {
         let wanted = lost.iter().map(|lost| lost.wanted(lost.ips(), &self.config)).collect();
-        match self.node.finder.find_all(self, wanted).await {
+        let found = match self.roots() {
+            Ok(roots) => self.node.finder.find_all(&roots, wanted).await.map_err(AmbientFailure::from),
+            Err(failure) => Err(failure),
+        };
+        match found {
             Ok(mut found) => {
                 for member in lost {
                     let netns = std::cell::Cell::new(found.remove(&member.key.uid));

@@ -71,10 +71,11 @@ impl Ambient {
         let lost: Vec<Member> =
             self.pods.members.all().into_iter().filter(|member| member.netns.is_none()).collect();
         if !lost.is_empty()
+            && let Ok(roots) = self.roots()
             && let Ok(mut found) = self
                 .node
                 .finder
-                .find_all(self, lost.iter().map(|lost| lost.wanted(lost.ips(), &self.config)).collect())
+                .find_all(&roots, lost.iter().map(|lost| lost.wanted(lost.ips(), &self.config)).collect())
                 .await
         {
             for member in lost {

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use fault::{Fault, Retry};
 
 use super::{AmbientFailure, Cleanup, Unopened};
-use crate::ambient::slots::UnfinishedAct;
+use crate::slots::UnfinishedAct;
 
 impl Fault for AmbientFailure {
     /// Rules that are to go are asked for again and again, whatever keeps them: the pod has no network with them alone.

@@ -12,10 +12,8 @@ use facts::PodRef;
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, Semaphore, oneshot};
 
-use super::Ambient;
-
 /// How long one act in a pod's namespace may take. With nf_tables it takes milliseconds; iptables programs take longer on a busy node.
-pub(super) const LIMIT: Duration = Duration::from_secs(10);
+pub(crate) const LIMIT: Duration = Duration::from_secs(10);
 /// After so long an act does not count any more among those that run at once: it waits in the kernel, or for a program.
 const SLOW: Duration = Duration::from_millis(250);
 /// Acts of a kind that run at once. More would only take the processor from each other.
@@ -70,7 +68,7 @@ pub(crate) enum UnfinishedAct {
 type Told = Box<dyn Fn(&PodRef, bool) + Send + Sync>;
 
 /// All of them.
-pub(super) struct Slots {
+pub(crate) struct Slots {
     /// By uid.
     taken: Mutex<HashMap<String, Slot>>,
     /// The uids of pods that are being verified, or wait for that.
@@ -90,7 +88,7 @@ struct Slot {
 }
 
 /// A pod that is being verified.
-pub(super) struct Verifying {
+pub(crate) struct Verifying {
     slots: Arc<Slots>,
     uid: String,
 }
@@ -112,31 +110,6 @@ impl std::fmt::Display for Task {
             Self::Connections => "the look at its connections",
             Self::Identify => "the look at its addresses",
         })
-    }
-}
-
-impl Ambient {
-    /// Does an act in a pod's namespace.
-    pub(super) async fn in_pod<T: Send + 'static>(
-        &self,
-        key: &PodRef,
-        task: Task,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, UnfinishedAct> {
-        self.pods.slots.run(key, task, work).await
-    }
-
-    /// Does work in the node's namespace on a thread for it.
-    pub(super) async fn in_kernel<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, tokio::task::JoinError> {
-        let under_way = self.node.under_way.clone().read_owned().await;
-        let work = move || {
-            let _under_way = under_way;
-            work()
-        };
-        tokio::task::spawn_blocking(work).await
     }
 }
 
@@ -169,7 +142,7 @@ impl Default for Slots {
 
 impl Slots {
     /// `told` hears of each pod that becomes overdue (`true`) or is so no longer.
-    pub(super) fn on_overdue(&self, told: impl Fn(&PodRef, bool) + Send + Sync + 'static) {
+    pub(crate) fn on_overdue(&self, told: impl Fn(&PodRef, bool) + Send + Sync + 'static) {
         let _ = self.told.set(Box::new(told));
     }
 
@@ -177,7 +150,7 @@ impl Slots {
     ///
     /// # Errors
     /// It, or what was begun there before, has not ended in time.
-    pub(super) async fn run<T: Send + 'static>(
+    pub(crate) async fn run<T: Send + 'static>(
         self: &Arc<Self>,
         key: &PodRef,
         task: Task,
@@ -213,13 +186,13 @@ impl Slots {
     }
 
     /// Nothing if the pod is being verified already.
-    pub(super) fn verifying(self: &Arc<Self>, uid: &str) -> Option<Verifying> {
+    pub(crate) fn verifying(self: &Arc<Self>, uid: &str) -> Option<Verifying> {
         let is_new = locked(&self.verifying).insert(uid.to_owned());
         is_new.then(|| Verifying { slots: self.clone(), uid: uid.to_owned() })
     }
 
     /// Pods in whose namespace an act has not ended in time, and which act.
-    pub(super) fn overdue(&self) -> Vec<(PodRef, Task)> {
+    pub(crate) fn overdue(&self) -> Vec<(PodRef, Task)> {
         let taken = self.taken();
         let overdue = taken.values().filter(|slot| slot.is_overdue());
         let mut overdue: Vec<_> = overdue.map(|slot| (slot.key.clone(), slot.task)).collect();
@@ -228,22 +201,22 @@ impl Slots {
     }
 
     /// Whether an act in the pod's namespace has not ended in time.
-    pub(super) fn is_overdue(&self, uid: &str) -> bool {
+    pub(crate) fn is_overdue(&self, uid: &str) -> bool {
         self.taken().get(uid).is_some_and(Slot::is_overdue)
     }
 
     /// How many acts take long.
-    pub(super) fn slow(&self) -> usize {
+    pub(crate) fn slow(&self) -> usize {
         self.taken().values().filter(|slot| slot.took() >= SLOW).count()
     }
 
     /// Ends when there is more or less under way than there was at this call.
-    pub(super) fn changed(&self) -> Notified<'_> {
+    pub(crate) fn changed(&self) -> Notified<'_> {
         self.changed.notified()
     }
 
     /// Waits until nothing is under way but what is overdue, at most so long.
-    pub(super) async fn settle(&self, time: Duration) {
+    pub(crate) async fn settle(&self, time: Duration) {
         let settled = async {
             while self.taken().values().any(|slot| !slot.is_overdue()) {
                 let _ = tokio::time::timeout(SLOW, self.changed.notified()).await;

@@ -8,9 +8,7 @@ use std::time::{Duration, Instant};
 use netns::Netns;
 use netns::find::{MissingNetns, SearchRoots, WantedPod};
 use tokio::sync::Mutex;
-
-use super::Ambient;
-use super::failure::AmbientFailure;
+use tokio::task::JoinError;
 
 /// How long it holds that a pod was not found.
 const FRESH: Duration = Duration::from_secs(1);
@@ -21,8 +19,19 @@ pub(crate) struct Finder {
     last: Mutex<Last>,
 }
 
+/// Why there is no namespace.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FindFailure {
+    /// None that is the pod's.
+    #[error("{0}")]
+    Missing(MissingNetns),
+    /// A thread of ours is gone.
+    #[error("the look through the processes panicked; this is a defect, please report it: {0}")]
+    Panicked(#[from] JoinError),
+}
+
 /// The addresses by which a namespace is reached.
-pub(super) fn addresses(inside: &netns::Inside) -> Result<Vec<IpAddr>, String> {
+pub(crate) fn addresses(inside: &netns::Inside) -> Result<Vec<IpAddr>, String> {
     kernel::route::link_addresses(inside).map_err(|error| fault::chain(&error))
 }
 
@@ -34,8 +43,16 @@ struct Last {
 }
 
 impl Finder {
-    /// The namespace of a pod.
-    pub(crate) async fn find(&self, ambient: &Ambient, pod: WantedPod) -> Result<Netns, AmbientFailure> {
+    /// The namespace of a pod. `others` are pods whose namespaces will be asked for next.
+    ///
+    /// # Errors
+    /// There is none, as far as can be told.
+    pub(crate) async fn find(
+        &self,
+        roots: &SearchRoots,
+        pod: WantedPod,
+        others: impl FnOnce() -> Vec<WantedPod>,
+    ) -> Result<Netns, FindFailure> {
         let uid = &*pod.uid.clone();
         let mut last = self.last.lock().await;
         if let Some(netns) = last.found.remove(uid) {
@@ -43,28 +60,32 @@ impl Finder {
         }
         let fresh = last.at.is_some_and(|at| at.elapsed() < FRESH);
         if let Some(missing) = last.missing.get(uid).filter(|_| fresh) {
-            return Err(AmbientFailure::NotFound(missing.clone()));
+            return Err(FindFailure::Missing(missing.clone()));
         }
-        let mut wanted = ambient.without_netns();
+        let mut wanted = others();
         wanted.retain(|other| other.uid != uid);
         wanted.push(pod);
-        *last = self.look(ambient, wanted).await?;
+        *last = look(roots, wanted).await?;
         match last.found.remove(uid) {
             Some(netns) => Ok(netns),
-            None => Err(AmbientFailure::NotFound(
-                last.missing.get(uid).cloned().unwrap_or(MissingNetns::NoProcess),
-            )),
+            None => {
+                let missing = last.missing.get(uid).cloned().unwrap_or(MissingNetns::NoProcess);
+                Err(FindFailure::Missing(missing))
+            }
         }
     }
 
     /// The namespaces of all of these, as far as they are there.
+    ///
+    /// # Errors
+    /// A thread of ours is gone.
     pub(crate) async fn find_all(
         &self,
-        ambient: &Ambient,
+        roots: &SearchRoots,
         wanted: Vec<WantedPod>,
-    ) -> Result<HashMap<String, Netns>, AmbientFailure> {
+    ) -> Result<HashMap<String, Netns>, JoinError> {
         let mut last = self.last.lock().await;
-        *last = self.look(ambient, wanted).await?;
+        *last = look(roots, wanted).await?;
         Ok(std::mem::take(&mut last.found))
     }
 
@@ -72,10 +93,10 @@ impl Finder {
     pub(crate) async fn forget(&self) {
         self.last.lock().await.found.clear();
     }
+}
 
-    async fn look(&self, ambient: &Ambient, wanted: Vec<WantedPod>) -> Result<Last, AmbientFailure> {
-        let scan = SearchRoots { proc_root: ambient.config.proc_root(), host: ambient.host()?.id() };
-        let found = tokio::task::spawn_blocking(move || scan.scan(&wanted, &addresses)).await?;
-        Ok(Last { found: found.namespaces, missing: found.missing, at: Some(Instant::now()) })
-    }
+async fn look(roots: &SearchRoots, wanted: Vec<WantedPod>) -> Result<Last, JoinError> {
+    let roots = roots.clone();
+    let found = tokio::task::spawn_blocking(move || roots.scan(&wanted, &addresses)).await?;
+    Ok(Last { found: found.namespaces, missing: found.missing, at: Some(Instant::now()) })
 }
