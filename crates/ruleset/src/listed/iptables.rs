@@ -1,5 +1,7 @@
 //! What `iptables-save` prints, as far as it can be read.
 
+mod words;
+
 use std::borrow::Cow;
 use std::net::IpAddr;
 
@@ -9,6 +11,8 @@ use super::{
     Condition, Field, ListedAct, ListedChain, ListedRule, ListedTable, Lister, names_from, number_of,
     number_of_name, state,
 };
+use words::Words;
+
 use crate::rule::{Base, ChainKind, Families, Family, Hook, TableKind};
 
 const KINDS: [TableKind; 4] = [TableKind::Filter, TableKind::Mangle, TableKind::Nat, TableKind::Raw];
@@ -79,8 +83,13 @@ fn parse_table_line(table: &mut ListedTable, kind: TableKind, line: &str, family
 pub fn chain_of<'t>(table: &'t mut ListedTable, kind: TableKind, name: &str) -> &'t mut ListedChain {
     let at = table.chains.iter().position(|chain| chain.name == name).unwrap_or_else(|| {
         let hook = HOOKS.iter().find(|(known, _)| *known == name).map(|(_, hook)| *hook);
-        let of = if kind == TableKind::Nat { ChainKind::Nat } else { ChainKind::Filter };
-        let base = hook.map(|hook| Base { kind: of, hook, priority: kind.priority(hook) });
+        let of = |hook| match (kind, hook) {
+            (TableKind::Nat, _) => ChainKind::Nat,
+            // What changes the mark here changes the route (iptable_mangle.c).
+            (TableKind::Mangle, Hook::Output) => ChainKind::Route,
+            _ => ChainKind::Filter,
+        };
+        let base = hook.map(|hook| Base { kind: of(hook), hook, priority: kind.priority(hook) });
         table.chains.push(ListedChain { name: name.to_owned(), base, drops: false, rules: Vec::new() });
         table.chains.len() - 1
     });
@@ -139,54 +148,6 @@ pub fn parse_line(text: &str, family: Family) -> ListedRule {
         not = false;
     }
     rule
-}
-
-/// Words as iptables prints them: in quotes where they have blanks.
-struct Words<'a>(&'a str);
-
-impl Words<'_> {
-    fn next(&mut self) -> Option<String> {
-        let text = self.0.trim_start();
-        if text.is_empty() {
-            return None;
-        }
-        let (mut word, mut quoted, mut escaped) = (String::new(), false, false);
-        for (at, c) in text.char_indices() {
-            match c {
-                _ if std::mem::take(&mut escaped) => word.push(c),
-                '\\' => escaped = true,
-                '"' => quoted = !quoted,
-                ' ' if !quoted => {
-                    self.0 = &text[at..];
-                    return Some(word);
-                }
-                c => word.push(c),
-            }
-        }
-        self.0 = "";
-        Some(word)
-    }
-
-    /// Leaves out what does not begin another option.
-    fn skip_values(&mut self) {
-        loop {
-            let text = self.0.trim_start();
-            if text.is_empty() || text.starts_with('-') || text.starts_with("! ") {
-                return;
-            }
-            self.next();
-        }
-    }
-
-    /// The value of an option of the target.
-    fn value_of(&mut self, option: &str) -> Option<String> {
-        while let Some(word) = self.next() {
-            if word == option {
-                return self.next();
-            }
-        }
-        None
-    }
 }
 
 /// `None`: unknown. `Some(None)`: known, and nothing to ask for.
