@@ -7,7 +7,7 @@ use std::time::Duration;
 use applied::sandbox::Sandbox;
 use capture::annotations::{EnvironmentError, NodeSettings};
 use capture::decide::{CaptureMode, refuse};
-use capture::{Decision, Need, PlanTarget, Pod, Reason, Settings, Skip};
+use capture::{Decision, Need, PlanInputs, PlanTarget, Pod, Reason, Settings, Skip};
 use cni::{CniResult, PluginConf, Request};
 use facts::PodRef;
 use kernel::{Applied, Change, Choice, Difference, Kernel, route};
@@ -274,18 +274,20 @@ impl Job {
                 }
                 _ => cause.into(),
             })?;
-        self.record(inside, &plan, applied.rules);
+        let target = PlanTarget { backend: plan.backend, ipv6 };
+        let inputs = PlanInputs { settings: settings.clone(), target };
+        self.record(inside, &plan, &inputs, applied.rules);
         Ok(applied)
     }
 
     /// Without a record a later CHECK proves nothing; the pod is captured all the same. In a namespace that had rules of ours before,
     /// others may have put theirs before them since.
-    fn record(&self, inside: &Inside, plan: &Plan, change: Change) {
+    fn record(&self, inside: &Inside, plan: &Plan, inputs: &PlanInputs, change: Change) {
         let Some(record) = self.kernel().record(plan) else { return };
         let origin = self.origin(inside.id());
         let key = applied::RecordKey::Attachment { container: &self.container, interface: &self.ifname };
         if let Some(run_dir) = self.run_dir()
-            && let Err(error) = applied::write(run_dir, key, &origin, &record)
+            && let Err(error) = applied::write(run_dir, key, &origin, &record, &inputs.to_text())
         {
             self.log.warn(&format!("CHECK will not know what was applied to this pod: {error}"), &[]);
         }

@@ -5,8 +5,12 @@
 //!
 //! The plugin names its records by attachment, as CNI does; the node agent, which programs running pods too, by namespace.
 //!
+//! Beside the rules is what their plan was made from, as text of whoever planned (`capture::PlanInputs`): an agent that comes later has the
+//! plan in force from it.
+//!
 //! [`sandbox`] has the same head without rules: where the pods of manifests are.
 
+mod attachment;
 pub mod sandbox;
 
 use std::fs::{DirBuilder, OpenOptions};
@@ -14,12 +18,13 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use kernel::Record;
 use netns::NetnsId;
 use rustix::fs::OFlags;
 use trusted::Links;
+
+pub use attachment::{AttachmentRecord, attachments};
 
 /// The largest record, in bytes. The most rules that annotations can ask for make about three million.
 const MAX_BYTES: u64 = 8 << 20;
@@ -70,6 +75,8 @@ pub struct AppliedRecord {
     pub origin: Origin,
     /// What; absent where this version cannot read it.
     pub record: Option<Record>,
+    /// What its plan was made from; empty where that is not known.
+    pub inputs: String,
 }
 
 /// A record that cannot be used.
@@ -116,8 +123,14 @@ pub enum Error {
 ///
 /// # Errors
 /// It is not written; an earlier one is as it was, or gone.
-pub fn write(run_dir: &Path, key: RecordKey<'_>, origin: &Origin, record: &Record) -> Result<(), Error> {
-    let bytes = [head(origin).as_bytes(), &record.to_bytes()].concat();
+pub fn write(
+    run_dir: &Path,
+    key: RecordKey<'_>,
+    origin: &Origin,
+    record: &Record,
+    inputs: &str,
+) -> Result<(), Error> {
+    let bytes = to_bytes(origin, record, inputs);
     replace(&run_dir.join(rundir::APPLIED_DIR), &name_of(key)?, &bytes)
 }
 
@@ -172,37 +185,6 @@ pub fn of_container(run_dir: &Path, container: &str) -> Vec<AppliedRecord> {
         .filter(is_its)
         .take(MAX_SIBLINGS);
     its.filter_map(|path| read_file(path).ok().flatten()).collect()
-}
-
-/// Whose attachments the plugin's records are of, and when each was written. What is no record is left out.
-///
-/// # Errors
-/// One of them cannot be read, so that nothing follows from the others: the one that is missing may be the one that counts.
-pub fn attachments(run_dir: &Path) -> Result<Vec<(Origin, SystemTime)>, Error> {
-    let is_its = |path: &PathBuf| {
-        path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(ATTACHMENT))
-    };
-    let its = list(&run_dir.join(rundir::APPLIED_DIR))?.into_iter().filter(is_its).take(MAX_ATTACHMENTS);
-    let origins = its.map(|path| match read_origin(&path) {
-        // It was there a moment ago; a link is no record.
-        Err(error) if is_no_record(&error) => Ok(None),
-        origin => origin.map_err(|error| Error::Io { operation: "read", path, cause: error.into() }),
-    });
-    origins.filter_map(Result::transpose).collect()
-}
-
-/// Gone since it was listed, or no file.
-fn is_no_record(error: &trusted::Error) -> bool {
-    error.is_not_found() || matches!(error.problem, trusted::Distrust::NotAFile)
-}
-
-fn read_origin(path: &Path) -> Result<Option<(Origin, SystemTime)>, trusted::Error> {
-    let failed = |cause| trusted::Error { path: path.to_owned(), problem: trusted::Distrust::Io(cause) };
-    let file = trusted::open(path, Links::Refused)?;
-    let modified = file.metadata().and_then(|metadata| metadata.modified()).map_err(failed)?;
-    let mut bytes = Vec::new();
-    file.take(MAX_HEAD).read_to_end(&mut bytes).map_err(failed)?;
-    Ok(parse_head(&bytes).map(|(origin, _)| (origin, modified)))
 }
 
 fn read_file(path: PathBuf) -> Result<Option<AppliedRecord>, Error> {
@@ -288,6 +270,10 @@ fn remove_file(path: &Path) -> Result<(), Error> {
     }
 }
 
+/// Begins the line that says how many bytes of inputs follow.
+const INPUTS: &str = "inputs ";
+/// The most digits of that number, and the end of its line.
+const MAX_DIGITS: usize = 8;
 const ATTACHMENT: &str = "attachment-";
 const NAMESPACE: &str = "netns-";
 
@@ -323,9 +309,27 @@ fn head(origin: &Origin) -> String {
     )
 }
 
+/// The inputs stand before the rules in a form that earlier versions take for a record of another version.
+fn to_bytes(origin: &Origin, record: &Record, inputs: &str) -> Vec<u8> {
+    let inputs = match inputs {
+        "" => String::new(),
+        inputs => format!("{INPUTS}{}\n{inputs}", inputs.len()),
+    };
+    [head(origin).as_bytes(), inputs.as_bytes(), &record.to_bytes()].concat()
+}
+
 fn parse(bytes: &[u8]) -> Option<AppliedRecord> {
-    let (origin, record) = parse_head(bytes)?;
-    Some(AppliedRecord { origin, record: Record::from_bytes(record) })
+    let (origin, rest) = parse_head(bytes)?;
+    let (inputs, record) = match rest.strip_prefix(INPUTS.as_bytes()) {
+        None => (String::new(), rest),
+        Some(rest) => {
+            let end = rest.iter().take(MAX_DIGITS).position(|byte| *byte == b'\n')?;
+            let length = std::str::from_utf8(&rest[..end]).ok()?.parse().ok()?;
+            let (inputs, record) = rest[end + 1..].split_at_checked(length)?;
+            (String::from_utf8(inputs.to_vec()).ok()?, record)
+        }
+    };
+    Some(AppliedRecord { origin, record: Record::from_bytes(record), inputs })
 }
 
 /// Where it was applied, and the rest.

@@ -25,11 +25,14 @@ fn what_is_written_is_read_and_removed() {
     let namespace = RecordKey::Namespace(NetnsId { dev: 4, ino: 9 });
     assert_eq!(read(&run, key("c1")).unwrap(), None);
     for (key, ino) in [(key("c1"), 7), (namespace, 9), (key("c1"), 8)] {
-        write(&run, key, &origin(ino), &record).unwrap();
+        write(&run, key, &origin(ino), &record, "").unwrap();
         let found = read(&run, key).unwrap().unwrap();
-        assert_eq!(found, AppliedRecord { origin: origin(ino), record: Some(record.clone()) });
+        assert_eq!(
+            found,
+            AppliedRecord { origin: origin(ino), record: Some(record.clone()), inputs: String::new() }
+        );
     }
-    write(&run, key("c2"), &origin(1), &record).unwrap();
+    write(&run, key("c2"), &origin(1), &record, "").unwrap();
     assert_eq!(keep_attachments(&run, [("c2", "eth0"), ("c1", "net1")]).unwrap(), 1);
     assert_eq!(read(&run, key("c1")).unwrap(), None);
     assert!(read(&run, key("c2")).unwrap().is_some() && read(&run, namespace).unwrap().is_some());
@@ -49,8 +52,8 @@ fn attachments_are_listed_with_the_time_of_writing() {
     assert_eq!(attachments(run).unwrap(), []);
     let long = [RULES, &vec![b'#'; 1 << 20]].concat();
     let record = Record::from_bytes(RULES).unwrap();
-    write(run, key("c1"), &origin(7), &record).unwrap();
-    write(run, RecordKey::Namespace(NetnsId { dev: 4, ino: 9 }), &origin(9), &record).unwrap();
+    write(run, key("c1"), &origin(7), &record, "").unwrap();
+    write(run, RecordKey::Namespace(NetnsId { dev: 4, ino: 9 }), &origin(9), &record, "").unwrap();
     for (name, bytes) in
         [("attachment-broken,eth0", b"no record".to_vec()), ("attachment-long,eth0", long.clone())]
     {
@@ -59,8 +62,8 @@ fn attachments_are_listed_with_the_time_of_writing() {
     let whole = [head(&origin(8)).into_bytes(), long].concat();
     std::fs::write(run.join(rundir::APPLIED_DIR).join("attachment-c2,eth0"), whole).unwrap();
     let mut found = attachments(run).unwrap();
-    found.sort_by_key(|(origin, _)| origin.netns.ino);
-    let origins: Vec<&Origin> = found.iter().map(|(origin, _)| origin).collect();
+    found.sort_by_key(|found| found.origin.netns.ino);
+    let origins: Vec<&Origin> = found.iter().map(|found| &found.origin).collect();
     assert_eq!(origins, [&origin(7), &origin(8)]);
     let written = run
         .join(rundir::APPLIED_DIR)
@@ -69,13 +72,47 @@ fn attachments_are_listed_with_the_time_of_writing() {
         .unwrap()
         .modified()
         .unwrap();
-    assert_eq!(found[0].1, written);
+    assert_eq!(found[0].written, written);
     std::os::unix::fs::symlink(
         "attachment-c1,eth0",
         run.join(rundir::APPLIED_DIR).join("attachment-link,eth0"),
     )
     .unwrap();
     assert_eq!(attachments(run).unwrap().len(), 2);
+}
+
+/// What was applied anew takes the place of the plugin's record, with what it was made from.
+#[test]
+fn what_a_plan_was_made_from_is_kept_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path();
+    let record = Record::from_bytes(RULES).unwrap();
+    let inputs = "backend iptables\nistio-service-cidr \n\nowner é\n";
+    write(run, key("c1"), &origin(7), &record, inputs).unwrap();
+    let kept = AppliedRecord { origin: origin(7), record: Some(record.clone()), inputs: inputs.to_owned() };
+    assert_eq!(read(run, key("c1")).unwrap(), Some(kept.clone()));
+    let [found] = &attachments(run).unwrap()[..] else { panic!("one record") };
+    assert_eq!(found.read().unwrap(), Some(kept));
+    let other = Record::from_bytes(&[RULES, b"-N ISTIO_OUTPUT\n"].concat()).unwrap();
+    found.replace(&other, "backend nftables\n").unwrap();
+    let now = read(run, key("c1")).unwrap().unwrap();
+    assert_eq!((now.origin, now.record, &*now.inputs), (origin(7), Some(other), "backend nftables\n"));
+    found.remove().unwrap();
+    found.remove().unwrap();
+    assert_eq!((found.read().unwrap(), read(run, key("c1")).unwrap()), (None, None));
+}
+
+/// A length that is none, or more than there is, is no record.
+#[test]
+fn inputs_are_read_whole_or_not_at_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(rundir::APPLIED_DIR).join("attachment-c,eth0");
+    write(dir.path(), key("c"), &origin(1), &Record::from_bytes(RULES).unwrap(), "ipv6 true\n").unwrap();
+    let good = String::from_utf8(std::fs::read(&path).unwrap()).unwrap();
+    for bad in ["inputs 99999", "inputs -1", "inputs ", "inputs 99999999999999999999", "inputs 1\u{e9}"] {
+        std::fs::write(&path, good.replace("inputs 10", bad)).unwrap();
+        assert!(matches!(read(dir.path(), key("c")), Err(Error::Unreadable { .. })), "{bad}");
+    }
 }
 
 /// What could not be read is not what is not there.
@@ -86,7 +123,7 @@ fn attachments_that_cannot_be_read_are_an_error() {
     attachments(dir.path()).unwrap_err();
     let dir = tempfile::tempdir().unwrap();
     let record = Record::from_bytes(RULES).unwrap();
-    write(dir.path(), key("c1"), &origin(1), &record).unwrap();
+    write(dir.path(), key("c1"), &origin(1), &record, "").unwrap();
     let path = dir.path().join(rundir::APPLIED_DIR).join("attachment-c1,eth0");
     std::os::unix::fs::chown(&path, Some(65534), None).unwrap();
     let text = attachments(dir.path()).unwrap_err().to_string();
@@ -114,7 +151,7 @@ fn only_own_whole_files_are_read() {
     let dir = tempfile::tempdir().unwrap();
     let run = dir.path();
     let record = Record::from_bytes(RULES).unwrap();
-    write(run, key("c"), &origin(1), &record).unwrap();
+    write(run, key("c"), &origin(1), &record, "").unwrap();
     let path = run.join(rundir::APPLIED_DIR).join("attachment-c,eth0");
     let good = std::fs::read(&path).unwrap();
     for cut in [0, 10, good.len() - RULES.len() - 3] {
@@ -133,7 +170,7 @@ fn only_own_whole_files_are_read() {
     std::fs::remove_file(&path).unwrap();
     std::fs::create_dir(&path).unwrap();
     assert!(matches!(read(run, key("c")), Err(Error::Foreign(_))));
-    assert!(write(run, key("c"), &origin(1), &record).is_err());
+    assert!(write(run, key("c"), &origin(1), &record, "").is_err());
     std::fs::remove_dir(&path).unwrap();
     std::fs::write(&path, &good).unwrap();
     assert!(read(run, key("c")).unwrap().is_some());

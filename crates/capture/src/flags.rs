@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use crate::settings::{DnsCapture, Mode, Settings};
+use crate::settings::{DnsCapture, Mode, OwnerGroups, PortChoice, Prefixes, Ranges, Settings};
 use crate::values::{
     GroupList, ValueError, parse_id, parse_ids, parse_interfaces, parse_loopback, parse_owner_groups,
     parse_port, parse_ports, parse_prefixes, parse_ranges,
@@ -158,6 +158,70 @@ fn list<T>(
     }
     let items: Vec<&str> = text.split(',').filter(|item| !item.is_empty()).collect();
     self::flag(flag, &items.join(","), parse)
+}
+
+// === impl IptablesFlags ===
+
+impl From<&Settings> for IptablesFlags {
+    /// The flags that [`parse_flags`] makes these settings of.
+    fn from(settings: &Settings) -> Self {
+        let (owner_groups_include, owner_groups_exclude) = match &settings.owner_groups {
+            OwnerGroups::AllBut(groups) => ("*".to_owned(), joined(groups)),
+            OwnerGroups::Only(groups) => (joined(groups), String::new()),
+        };
+        let dns_servers = match &settings.dns {
+            DnsCapture::Off | DnsCapture::All => Vec::new(),
+            DnsCapture::Servers { v4, v6 } => {
+                v4.iter().copied().map(IpAddr::V4).chain(v6.iter().copied().map(IpAddr::V6)).collect()
+            }
+        };
+        let mode = if settings.mode == Mode::Tproxy { "TPROXY" } else { "REDIRECT" };
+        Self {
+            proxy_port: settings.proxy_port.to_string(),
+            inbound_capture_port: settings.capture_port.to_string(),
+            inbound_tunnel_port: settings.tunnel_port.to_string(),
+            proxy_uid: joined(&settings.proxy_uids),
+            proxy_gid: joined(&settings.proxy_gids),
+            inbound_interception_mode: mode.to_owned(),
+            inbound_tproxy_mark: settings.tproxy_mark.to_string(),
+            inbound_tproxy_route_table: settings.tproxy_table.to_string(),
+            inbound_ports_include: ports(&settings.inbound_ports),
+            inbound_ports_exclude: ports(&settings.inbound_ports_excluded),
+            owner_groups_include,
+            owner_groups_exclude,
+            outbound_ports_include: ports(&settings.outbound_ports),
+            outbound_ports_exclude: ports(&settings.outbound_ports_excluded),
+            outbound_ip_ranges_include: match &settings.outbound_ranges {
+                Ranges::All => "*".to_owned(),
+                Ranges::Only(only) => prefixes(only),
+            },
+            outbound_ip_ranges_exclude: prefixes(&settings.outbound_ranges_excluded),
+            reroute_virtual_interfaces: joined(&settings.reroute_interfaces),
+            exclude_interfaces: joined(&settings.excluded_interfaces),
+            host_ipv4_loopback_cidr: settings.loopback_v4.to_string(),
+            redirect_dns: settings.dns != DnsCapture::Off,
+            capture_all_dns: settings.dns == DnsCapture::All,
+            drop_invalid: settings.drop_invalid,
+            dual_stack: settings.dual_stack,
+            dns_servers,
+        }
+    }
+}
+
+fn joined<T: ToString>(items: &[T]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+fn ports(choice: &PortChoice) -> String {
+    match choice {
+        PortChoice::All => "*".to_owned(),
+        PortChoice::Only(ports) => joined(ports),
+    }
+}
+
+fn prefixes(prefixes: &Prefixes) -> String {
+    let both = [joined(&prefixes.v4), joined(&prefixes.v6)];
+    both.into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join(",")
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ pub mod decide;
 mod exempt;
 pub mod expected;
 pub mod flags;
+mod inputs;
 pub mod plan;
 pub mod pod;
 pub mod select;
@@ -19,6 +20,7 @@ pub use decide::{
     Decision, Enrolment, Exclusions, Membership, Need, Reason, Skip, decide, decide_by_name, membership,
 };
 pub use expected::{Expected, Outside, expected};
+pub use inputs::{PlanInputs, SettingChange, setting_changes};
 pub use plan::{PlanTarget, plan};
 pub use pod::{Container, Pod};
 pub use settings::Settings;

@@ -1,5 +1,5 @@
 //! What is wanted of a pod, what it has, and the acts that lead from the one to the other: values in, values out. Those of ambient mode are here, those
-//! of sidecar mode in [`sidecar`].
+//! of sidecar mode in [`sidecar`]. What becomes of a running pod whose settings change is in [`live`].
 //!
 //! ```no_run
 //! use intent::{Act, Birth, Have, RedirectionMark, Want, steps};
@@ -20,6 +20,7 @@
 
 mod act;
 mod have;
+pub mod live;
 pub mod sidecar;
 mod steps;
 

@@ -116,13 +116,13 @@ impl Evidence {
             interface: String::new(),
             addresses: subject.addresses.clone(),
         };
-        let wanted = AppliedRecord { origin, record: Some(record) };
+        let wanted = AppliedRecord { origin, record: Some(record), inputs: String::new() };
         // Each verification comes here, and hardly any changes something.
         if applied::read(&self.run_dir, key).is_ok_and(|kept| kept.as_ref() == Some(&wanted)) {
             return None;
         }
         let record = wanted.record.as_ref()?;
-        let written = applied::write(&self.run_dir, key, &wanted.origin, record);
+        let written = applied::write(&self.run_dir, key, &wanted.origin, record, "");
         written.err().map(|error| format!("CHECK will not know what was applied to this pod: {error}"))
     }
 

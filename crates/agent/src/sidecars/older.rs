@@ -111,7 +111,9 @@ impl OlderPods {
                     return None;
                 }
             };
-            suspects.retain(|(pod, made)| !records.iter().any(|record| made.is_recorded(pod, record)));
+            suspects.retain(|(pod, made)| {
+                !records.iter().any(|record| made.is_recorded(pod, &record.origin, record.written))
+            });
         }
         let found = suspects.into_iter().map(|(pod, _)| (pod.pod_ref(), self.start(&pod))).collect();
         let uids: Vec<String> = {

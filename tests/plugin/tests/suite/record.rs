@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use capture::PlanInputs;
+use capture::settings::PortChoice;
 use serde_json::json;
 use testkit::plugin::Answer;
 use testkit::{Node, Pod, PodObject, assert_says};
@@ -42,6 +44,29 @@ fn break_rules(pod: &Pod, nft: bool) {
         pod.nft("flush chain inet istio-proxy-nat istio-in-redirect").unwrap();
     } else {
         pod.run(Command::new("iptables-nft").args(["-t", "nat", "-F", "ISTIO_IN_REDIRECT"])).unwrap();
+    }
+}
+
+/// What the plan was made from is kept beside the rules, so that whoever comes later can make it again.
+#[test]
+fn the_settings_in_force_are_kept_with_the_rules() {
+    let annotations = [
+        ("traffic.sidecar.istio.io/excludeOutboundPorts", "9090"),
+        ("sidecar.istio.io/interceptionMode", "TPROXY"),
+    ];
+    for nft in BACKENDS {
+        let (mut node, pod) = node_and_pod(&annotations);
+        node.conf["native_nftables"] = json!(nft);
+        node.add("web", pod.path()).unwrap();
+        let kept = &applied::attachments(&node.run_dir()).unwrap()[0].read().unwrap().unwrap();
+        let inputs = PlanInputs::from_text(&kept.inputs).unwrap();
+        assert_eq!(inputs.settings.mode, capture::settings::Mode::Tproxy);
+        assert_eq!(inputs.settings.outbound_ports_excluded, PortChoice::Only(vec![9090]));
+        let iptables = kernel::iptables::Iptables::new();
+        let kernel = kernel::Kernel { nftables: &kernel::nft::Nftables, iptables: &iptables };
+        let plan = inputs.plan();
+        assert_eq!(kernel.record(&plan), kept.record, "{}", kept.inputs);
+        assert_eq!(pod.enter(|inside| kernel.observe(inside, &plan)).unwrap().unwrap(), []);
     }
 }
 

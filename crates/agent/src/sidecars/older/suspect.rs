@@ -62,10 +62,10 @@ impl Made {
     }
 
     /// Whether the plugin's record of an attachment is of this pod's sandbox, and not of an earlier one.
-    pub(super) fn is_recorded(self, pod: &Object, (origin, written): &(Origin, SystemTime)) -> bool {
+    pub(super) fn is_recorded(self, pod: &Object, origin: &Origin, written: SystemTime) -> bool {
         let id = PodRef { uid: origin.uid.clone(), ..PodRef::default() };
         let its = origin.pod == pod.pod_ref().to_string() && pod.check(&id).is_ok();
-        its && *written >= UNIX_EPOCH + Duration::from_secs(self.after)
+        its && written >= UNIX_EPOCH + Duration::from_secs(self.after)
     }
 }
 

@@ -143,6 +143,6 @@ fn a_record_of_this_sandbox_shows_that_it_is_captured() {
             addresses: Vec::new(),
         };
         let written = UNIX_EPOCH + Duration::from_secs(START.saturating_add_signed(written));
-        assert_eq!(made.is_recorded(&pod, &(origin, written)), wanted, "{name} {uid} {written:?}");
+        assert_eq!(made.is_recorded(&pod, &origin, written), wanted, "{name} {uid} {written:?}");
     }
 }
