@@ -65,8 +65,9 @@ fn text_that_cannot_be_used_changes_nothing_and_is_told() {
 
 #[test]
 fn what_a_running_proxy_cannot_follow_is_refused() {
+    type Set = fn(&mut Settings);
     let old = Settings::default();
-    let changes: [(&str, fn(&mut Settings)); 6] = [
+    let changes: [(&str, Set); 6] = [
         ("mode", |s| s.mode = Mode::Tproxy),
         ("outbound port", |s| s.proxy_port = 15101),
         ("inbound port", |s| s.capture_port = 15106),
