@@ -89,7 +89,7 @@ fn what_a_plan_was_made_from_is_kept_with_it() {
     let record = Record::from_bytes(RULES).unwrap();
     let inputs = "backend iptables\nistio-service-cidr \n\nowner é\n";
     write(run, key("c1"), &origin(7), &record, inputs).unwrap();
-    let kept = AppliedRecord { origin: origin(7), record: Some(record.clone()), inputs: inputs.to_owned() };
+    let kept = AppliedRecord { origin: origin(7), record: Some(record), inputs: inputs.to_owned() };
     assert_eq!(read(run, key("c1")).unwrap(), Some(kept.clone()));
     let [found] = &attachments(run).unwrap()[..] else { panic!("one record") };
     assert_eq!(found.read().unwrap(), Some(kept));
