@@ -109,12 +109,7 @@ impl Kernel<'_> {
     /// # Errors
     /// The kernel could not be asked.
     pub fn observe(&self, inside: &Inside, plan: &Plan) -> Result<Vec<Difference>, Error> {
-        let mut differences = Vec::new();
-        for step in &plan.routing {
-            if route::missing(inside, step)? {
-                differences.push(Difference::MissingRouting { step: describe(step) });
-            }
-        }
+        let mut differences = missing_steps(&plan.routing, |step| route::missing(inside, step))?;
         differences.extend(self.store(plan.backend).observe(inside, &plan.layers)?);
         let other = other(plan.backend);
         if self.store(other).exists(inside, &plan.layers)? {
@@ -219,7 +214,21 @@ pub(crate) fn other(backend: Backend) -> Backend {
     }
 }
 
-pub(crate) fn describe(step: &Routing) -> String {
+/// The steps of the routing that `missing` says are not there.
+pub(crate) fn missing_steps(
+    steps: &[Routing],
+    mut missing: impl FnMut(&Routing) -> Result<bool, route::Error>,
+) -> Result<Vec<Difference>, Error> {
+    let mut differences = Vec::new();
+    for step in steps {
+        if missing(step)? {
+            differences.push(Difference::MissingRouting { step: describe(step) });
+        }
+    }
+    Ok(differences)
+}
+
+fn describe(step: &Routing) -> String {
     let ip = |family: &Family| if *family == Family::V4 { "ip" } else { "ip -6" };
     match step {
         Routing::LoopbackAddress(address) => format!("ip address {address}/128 dev lo"),

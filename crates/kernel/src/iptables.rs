@@ -48,7 +48,6 @@ mod tests;
 mod wire;
 mod work;
 
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -57,16 +56,17 @@ use netns::{Inside, Lock};
 use ruleset::{Family, Ruleset, TableKind, listed};
 
 pub use error::{Error, Failure, ProgramFailure};
-pub(crate) use probe::legacy_tables;
 pub use program::Variant;
 pub use supervisor::{Supervisor, run_supervisor_if_asked};
 
+use crate::watch::KeptSockets;
 use crate::{Change, Difference, Listing, RuleStore};
 use child::Surroundings;
-use job::{IptablesJob, JobReport, ProgramRun};
+use job::{IptablesJob, ProgramRun, on_a_thread, share};
 use probe::Present;
+pub(crate) use probe::{LEGACY_NAMES, legacy_tables};
 use program::Search;
-use work::{Work, end_of_links, may_hold_ours};
+use work::{Work, all_leading, end_of_links, may_hold_ours};
 
 /// The longest that one program may run, if nothing else is said: the original lets it wait as long for a lock.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -359,12 +359,32 @@ impl RuleStore for Iptables {
         Ok(self.try_exists(layers)?)
     }
 
+    fn exists_over(&self, kept: &mut KeptSockets, layers: &[Ruleset]) -> Result<Option<bool>, crate::Error> {
+        let mut legacy = false;
+        for family in FAMILIES {
+            let present = Present::over(kept, family)?;
+            if may_hold_ours(layers, family, &present, Variant::Nft) {
+                return Ok(Some(true));
+            }
+            legacy |= present.has(Variant::Legacy);
+        }
+        Ok((!legacy || kept.is_legacy_as_before()).then_some(false))
+    }
+
     fn observe(&self, _inside: &Inside, layers: &[Ruleset]) -> Result<Vec<Difference>, crate::Error> {
         let mut all = Vec::new();
         for work in self.works(layers, &[], self.order())? {
             all.extend(work.side.differences());
         }
         Ok(all)
+    }
+
+    fn observe_over(
+        &self,
+        kept: &mut KeptSockets,
+        _: &[Ruleset],
+    ) -> Result<Option<Vec<Difference>>, crate::Error> {
+        Ok(kept.is_as_before().then(Vec::new))
     }
 
     fn recorded(&self, layers: &[Ruleset]) -> Vec<u8> {
@@ -392,31 +412,4 @@ impl RuleStore for Iptables {
     fn others(&self, _: &Inside, _: &[Ruleset]) -> Result<Listing, crate::Error> {
         Ok(self.list_all()?)
     }
-}
-
-/// For a caller whose own thread goes on. A new one is in the namespaces of the one that makes it; what it changes about its own ends with
-/// it.
-fn on_a_thread(job: &IptablesJob, lock: Option<&Lock>) -> Result<JobReport, Error> {
-    let failed = |e: std::io::Error| Error::Supervisor { cause: e.to_string() };
-    let lock = share(lock)?;
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new()
-            .name("iptables".to_owned())
-            .spawn_scoped(scope, || job.execute(lock))
-            .map_err(failed)?;
-        Ok(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-    })
-}
-
-/// The layers with all of their rules in built-in chains before those of others.
-fn all_leading(layers: &[Ruleset]) -> Vec<Ruleset> {
-    let mut layers = layers.to_vec();
-    let chains = layers.iter_mut().flat_map(|layer| &mut layer.tables).flat_map(|table| &mut table.chains);
-    chains.filter(|chain| chain.base.is_some()).for_each(|chain| chain.leading = chain.rules.len());
-    layers
-}
-
-fn share(lock: Option<&Lock>) -> Result<Option<OwnedFd>, Error> {
-    let shared = lock.map(Lock::share).transpose();
-    shared.map_err(|e| Error::Supervisor { cause: e.to_string() })
 }

@@ -1,6 +1,7 @@
 //! The kernel's side of a plan: loads it, removes it, says what is there.
 //!
-//! Everything here needs an [`netns::Inside`], the proof that the calling thread is in the namespace that is meant.
+//! Everything here needs an [`netns::Inside`], the proof that the calling thread is in the namespace that is meant; or [`KeptSockets`], which were
+//! opened there.
 
 mod apply;
 pub mod branch_eni;
@@ -19,6 +20,7 @@ pub mod route;
 pub mod sets;
 mod shadow;
 pub mod sockets;
+pub mod watch;
 
 pub use apply::{Applied, Choice, Incomplete, Kernel};
 pub use netlink::Error as NetlinkError;
@@ -28,6 +30,7 @@ pub use record::Record;
 use ruleset::listed;
 use ruleset::{Backend, Ruleset};
 pub use shadow::{Listing, Shadows};
+pub use watch::{Check, KeptSockets};
 
 /// What a backend does with the layers of a plan, each of another owner. Every method is complete by itself: it may be called at any
 /// time, in any state of the namespace.
@@ -63,6 +66,22 @@ pub trait RuleStore: Sync {
     /// # Errors
     /// The kernel could not be asked.
     fn observe(&self, inside: &Inside, layers: &[Ruleset]) -> Result<Vec<Difference>, Error>;
+
+    /// As [`Self::exists`], over sockets that are kept in a namespace; `None` where that takes somebody inside.
+    ///
+    /// # Errors
+    /// The kernel could not be asked.
+    fn exists_over(&self, kept: &mut KeptSockets, layers: &[Ruleset]) -> Result<Option<bool>, Error>;
+
+    /// As [`Self::observe`], over sockets that are kept in a namespace; `None` where that takes somebody inside.
+    ///
+    /// # Errors
+    /// The kernel could not be asked.
+    fn observe_over(
+        &self,
+        kept: &mut KeptSockets,
+        layers: &[Ruleset],
+    ) -> Result<Option<Vec<Difference>>, Error>;
 
     /// What [`Self::setup`] loads, as bytes that later versions of this program can compare with the kernel, whatever they would load.
     fn recorded(&self, layers: &[Ruleset]) -> Vec<u8>;
@@ -145,6 +164,9 @@ pub enum Error {
     /// Routing.
     #[error(transparent)]
     Route(#[from] route::Error),
+    /// The sockets that are kept in a namespace.
+    #[error(transparent)]
+    Watch(#[from] watch::Error),
     /// The choice was free, and neither backend works here.
     #[error("neither backend works here: nf_tables: {}; iptables: {}", fault::chain(.nftables), fault::chain(.iptables))]
     Neither {
@@ -162,7 +184,7 @@ impl Error {
         match self {
             Self::Nft(error) => error.is_unsupported(),
             Self::Iptables(error) => error.is_missing(),
-            Self::Route(_) | Self::Neither { .. } => false,
+            Self::Route(_) | Self::Watch(_) | Self::Neither { .. } => false,
         }
     }
 

@@ -3,17 +3,21 @@
 //! The kernel handles a netlink request inside `send(2)`, so every answer is in the socket when `send` returns and nothing here
 //! ever waits for the kernel: a missing answer is an error, not a hang.
 
+mod dump;
+mod events;
 #[cfg(test)]
 mod tests;
 pub(crate) mod wire;
 
 use std::io;
-use std::ops::ControlFlow;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, sockopt};
 
+use dump::DUMP_TRIES;
+use events::Events;
+pub(crate) use events::{FilterOperation, Heard, attach_filter, is_port_of_ours};
 use wire::{Attributes, Message, Messages};
 
 /// Flags of a message, `linux/netlink.h`.
@@ -35,7 +39,6 @@ pub(crate) mod flags {
 pub(crate) const HEADER: usize = 16;
 
 const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
 /// `NLMSGERR_ATTR_MSG`.
 const ERROR_TEXT: u16 = 1;
 /// The kernel fills at most this much of a dump at a time (`netlink_recvmsg` never makes an answer larger).
@@ -43,8 +46,6 @@ const RECEIVE_BUFFER: usize = 32 * 1024;
 /// Requests from here on need a larger send buffer than the usual `net.core.wmem_default` of 208 KiB surely gives, as the kernel
 /// counts its own bookkeeping too.
 const BIG_REQUEST: usize = 64 * 1024;
-/// How often a dump is repeated that was disturbed by a change (the original tries as often).
-const DUMP_TRIES: usize = 5;
 
 /// A netlink exchange that failed.
 #[derive(Debug, thiserror::Error)]
@@ -99,16 +100,10 @@ pub enum Error {
 pub(crate) struct NetlinkSocket {
     fd: OwnedFd,
     protocol: Option<Protocol>,
+    /// Empty between two questions to a kept socket.
     buffer: Vec<u8>,
-}
-
-/// How a list ended.
-enum Dumped {
-    Whole,
-    /// The kernel says that it is not consistent.
-    Disturbed,
-    /// Who takes it has enough.
-    Enough,
+    /// Of a socket that is kept: the events that it hears beside the answers.
+    events: Option<Events>,
 }
 
 /// What the kernel said about a message of ours.
@@ -141,13 +136,13 @@ impl Error {
 impl NetlinkSocket {
     /// Opens a socket of a netlink protocol; `None` is `NETLINK_ROUTE`.
     pub(crate) fn open(protocol: Option<Protocol>) -> Result<Self, Error> {
-        Ok(Self { fd: open(protocol)?, protocol, buffer: vec![0; RECEIVE_BUFFER] })
+        Ok(Self { fd: open(protocol)?, protocol, buffer: vec![0; RECEIVE_BUFFER], events: None })
     }
 
     /// Over a socket that is open: in tests the other end of it takes the kernel's part.
     #[cfg(test)]
     pub(crate) fn over(fd: OwnedFd) -> Self {
-        Self { fd, protocol: None, buffer: vec![0; RECEIVE_BUFFER] }
+        Self { fd, protocol: None, buffer: vec![0; RECEIVE_BUFFER], events: None }
     }
 
     pub(crate) fn netfilter() -> Result<Self, Error> {
@@ -188,122 +183,15 @@ impl NetlinkSocket {
         result
     }
 
-    /// Sends one message with [`flags::DUMP`] and hands each part of the answer to `take`, from the beginning whenever a change
-    /// disturbed the list: `take` gets `None` then, and first.
-    pub(crate) fn dump(
-        &mut self,
-        request: &[u8],
-        mut take: impl FnMut(Option<&Message<'_>>),
-    ) -> Result<(), Error> {
-        self.dump_until(request, |message| {
-            take(message);
-            ControlFlow::Continue(())
-        })?;
-        Ok(())
-    }
-
-    /// As [`Self::dump`], until `take` has enough; whether it got everything.
-    pub(crate) fn dump_until(
-        &mut self,
-        request: &[u8],
-        mut take: impl FnMut(Option<&Message<'_>>) -> ControlFlow<()>,
-    ) -> Result<bool, Error> {
-        for _ in 0..DUMP_TRIES {
-            if take(None).is_break() {
-                return Ok(false);
-            }
-            match self.dump_once(request, |message| take(Some(message)))? {
-                Dumped::Whole => return Ok(true),
-                Dumped::Disturbed => {}
-                Dumped::Enough => {
-                    // The kernel forgets the rest of the answer with the socket.
-                    self.fd = open(self.protocol)?;
-                    return Ok(false);
-                }
-            }
+    fn send(&mut self, request: &[u8]) -> Result<(), Error> {
+        self.make_room(RECEIVE_BUFFER);
+        if self.events.is_some() {
+            self.drain()?;
         }
-        Err(Error::Disturbed)
+        self.send_in(request)
     }
 
-    /// As [`Self::dump`], of at most so many objects.
-    pub(crate) fn dump_most(
-        &mut self,
-        request: &[u8],
-        (most, what): (usize, &'static str),
-        mut take: impl FnMut(Option<&Message<'_>>),
-    ) -> Result<(), Error> {
-        let mut seen = 0;
-        let whole = self.dump_until(request, |message| {
-            seen = if message.is_some() { seen + 1 } else { 0 };
-            if seen > most {
-                return ControlFlow::Break(());
-            }
-            take(message);
-            ControlFlow::Continue(())
-        })?;
-        if whole { Ok(()) } else { Err(Error::TooMany { most, what }) }
-    }
-
-    /// As [`Self::dump`], until `limit` bytes have come. `false` when there are more, or when a change disturbed the list. The socket is
-    /// done with afterwards: the kernel forgets the rest of the answer with it.
-    pub(crate) fn dump_some(
-        mut self,
-        request: &[u8],
-        limit: usize,
-        mut take: impl FnMut(&Message<'_>),
-    ) -> Result<bool, Error> {
-        self.send(request)?;
-        let (mut seen, mut consistent) = (0, true);
-        while let Some(length) = self.receive()? {
-            seen += length;
-            for message in Messages::new(&self.buffer[..length]) {
-                consistent &= message.flags & flags::DUMP_INTR == 0;
-                match message.kind {
-                    NLMSG_ERROR => return error_of(&message).and(Err(Error::NoAnswer)),
-                    NLMSG_DONE => return dump_status(&message).map(|()| consistent),
-                    _ => take(&message),
-                }
-            }
-            if seen >= limit {
-                return Ok(false);
-            }
-        }
-        Err(Error::NoAnswer)
-    }
-
-    fn dump_once(
-        &mut self,
-        request: &[u8],
-        mut take: impl FnMut(&Message<'_>) -> ControlFlow<()>,
-    ) -> Result<Dumped, Error> {
-        self.send(request)?;
-        let mut consistent = true;
-        while let Some(length) = self.receive()? {
-            for message in Messages::new(&self.buffer[..length]) {
-                consistent &= message.flags & flags::DUMP_INTR == 0;
-                match message.kind {
-                    NLMSG_ERROR => return error_of(&message).and(Err(Error::NoAnswer)),
-                    NLMSG_DONE => {
-                        return match dump_status(&message) {
-                            Ok(()) if consistent => Ok(Dumped::Whole),
-                            Ok(()) => Ok(Dumped::Disturbed),
-                            Err(Error::Refused { source, .. })
-                                if Errno::from_io_error(&source) == Some(Errno::INTR) =>
-                            {
-                                Ok(Dumped::Disturbed)
-                            }
-                            Err(error) => Err(error),
-                        };
-                    }
-                    _ if take(&message).is_break() => return Ok(Dumped::Enough),
-                    _ => {}
-                }
-            }
-        }
-        Err(Error::NoAnswer)
-    }
-
-    fn send(&self, request: &[u8]) -> Result<(), Error> {
+    fn send_in(&self, request: &[u8]) -> Result<(), Error> {
         if request.len() >= BIG_REQUEST {
             // Without the right to do this the send below says EMSGSIZE, if the buffer is indeed too small.
             let _ = sockopt::set_socket_send_buffer_size_force(&self.fd, request.len() * 2);
@@ -316,18 +204,43 @@ impl NetlinkSocket {
         }
     }
 
-    /// The length of the next datagram, `None` when there is none.
+    /// The length of the next answer, `None` when there is none. Events on the way are put aside.
     fn receive(&mut self) -> Result<Option<usize>, Error> {
         let flags = RecvFlags::DONTWAIT;
-        match rustix::io::retry_on_intr(|| rustix::net::recv(&self.fd, &mut self.buffer[..], flags)) {
-            Ok((length, _)) => Ok(Some(length)),
-            Err(Errno::AGAIN) => Ok(None),
-            Err(e) => Err(Error::Receive(e.into())),
+        loop {
+            match rustix::io::retry_on_intr(|| rustix::net::recv(&self.fd, &mut self.buffer[..], flags)) {
+                Ok((length, _)) => {
+                    let datagram = &self.buffer[..length];
+                    if !self.events.as_mut().is_some_and(|events| events.put_aside(datagram)) {
+                        return Ok(Some(length));
+                    }
+                }
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(e) => match &mut self.events {
+                    Some(events) if e == Errno::NOBUFS => events.lose(),
+                    _ => return Err(Error::Receive(e.into())),
+                },
+            }
+        }
+    }
+
+    fn make_room(&mut self, bytes: usize) {
+        if self.buffer.len() < bytes {
+            self.buffer = vec![0; bytes];
         }
     }
 }
 
 fn open(protocol: Option<Protocol>) -> Result<OwnedFd, Error> {
+    let fd = open_unbound(protocol)?;
+    // Who hears of a transaction is told by which socket it was sent.
+    if protocol == Some(netlink::NETFILTER) {
+        events::bind_to_port_of_ours(&fd)?;
+    }
+    Ok(fd)
+}
+
+fn open_unbound(protocol: Option<Protocol>) -> Result<OwnedFd, Error> {
     let flags = SocketFlags::CLOEXEC;
     let fd = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)
         .map_err(|e| Error::Socket(e.into()))?;
@@ -370,14 +283,6 @@ fn error_of(message: &Message<'_>) -> Result<(), Error> {
     };
     let attributes = (message.flags & flags::ACK_TLVS != 0).then(|| rest.get(echoed..)).flatten();
     Err(refused(code, attributes.unwrap_or_default()))
-}
-
-/// The content of an `NLMSG_DONE`: an error number, then attributes.
-fn dump_status(message: &Message<'_>) -> Result<(), Error> {
-    match message.payload.split_first_chunk::<4>() {
-        Some((code, rest)) if i32::from_ne_bytes(*code) < 0 => Err(refused(i32::from_ne_bytes(*code), rest)),
-        _ => Ok(()),
-    }
 }
 
 fn refused(code: i32, attributes: &[u8]) -> Error {

@@ -30,10 +30,14 @@ use netns::Inside;
 use ruleset::{Hook, Ruleset, listed};
 
 pub use error::Error;
+pub(crate) use error::is_absent;
 pub use missing::{KernelPart, MissingPart, Release};
+pub(crate) use probe::touch;
 pub use probe::{Support, probe};
+pub(crate) use uapi::generation;
 
 use crate::netlink::{self, NetlinkSocket};
+use crate::watch::KeptSockets;
 use crate::{Change, Difference, Listing, RuleStore};
 use batch::{Batch, KeptTable, TableOf, owners};
 use expected::ExpectedTable;
@@ -64,18 +68,23 @@ impl RuleStore for Nftables {
 
     fn exists(&self, _: &Inside, layers: &[Ruleset]) -> Result<bool, crate::Error> {
         let Some(mut socket) = open_if_supported()? else { return Ok(false) };
-        let listed = list_tables(&mut socket, family::INET)?;
-        Ok(layers.iter().any(|layer| !observe::owned(layer, &listed).is_empty()))
+        Ok(exists(&mut socket, layers)?)
+    }
+
+    fn exists_over(&self, kept: &mut KeptSockets, layers: &[Ruleset]) -> Result<Option<bool>, crate::Error> {
+        Ok(Some(exists(kept.netfilter(), layers)?))
     }
 
     fn observe(&self, _: &Inside, layers: &[Ruleset]) -> Result<Vec<Difference>, crate::Error> {
-        let mut socket = open()?;
-        let listed = list_tables(&mut socket, family::INET)?;
-        let (mut found, mut all) = (FoundTables::new(&listed), Vec::new());
-        for layer in layers {
-            all.extend(differences(&mut socket, layer, &mut found)?);
-        }
-        Ok(all)
+        Ok(observe_over(&mut open()?, layers)?)
+    }
+
+    fn observe_over(
+        &self,
+        kept: &mut KeptSockets,
+        layers: &[Ruleset],
+    ) -> Result<Option<Vec<Difference>>, crate::Error> {
+        Ok(Some(observe_over(kept.netfilter(), layers)?))
     }
 
     fn recorded(&self, layers: &[Ruleset]) -> Vec<u8> {
@@ -140,6 +149,20 @@ pub fn send(_: &Inside, transaction: &[u8]) -> Result<(), Error> {
         answer.result.map_err(refused)?;
     }
     Ok(())
+}
+
+fn exists(socket: &mut NetlinkSocket, layers: &[Ruleset]) -> Result<bool, Error> {
+    let listed = list_tables(socket, family::INET)?;
+    Ok(layers.iter().any(|layer| !observe::owned(layer, &listed).is_empty()))
+}
+
+fn observe_over(socket: &mut NetlinkSocket, layers: &[Ruleset]) -> Result<Vec<Difference>, Error> {
+    let listed = list_tables(socket, family::INET)?;
+    let (mut found, mut all) = (FoundTables::new(&listed), Vec::new());
+    for layer in layers {
+        all.extend(differences(socket, layer, &mut found)?);
+    }
+    Ok(all)
 }
 
 /// Does it over a socket of the namespace. `which` says which layers are made anew.

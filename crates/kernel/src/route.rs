@@ -79,15 +79,15 @@ pub fn raise_loopback(_: &Inside) -> Result<(), Error> {
 /// # Errors
 /// It is not in place.
 pub fn ensure(_: &Inside, step: &Routing) -> Result<bool, Error> {
+    let mut socket = open(step)?;
     let request = match *step {
         Routing::LoopbackAddress(address) => message::add_address(address),
         Routing::Rule { family, mark, mask, table, priority } => {
             message::add_rule(family, &MarkRule { mark, mask, table, priority })
         }
-        Routing::LocalRoute { family, .. } if is_switched_off(family) => return Ok(false),
+        Routing::LocalRoute { family, .. } if is_switched_off(&mut socket, family) => return Ok(false),
         Routing::LocalRoute { family, table } => message::add_route(family, table),
     };
-    let mut socket = open(step)?;
     match socket.order(&request) {
         Ok(()) => Ok(true),
         Err(e) if e.errno() == Some(Errno::EXIST) => {
@@ -109,10 +109,12 @@ pub fn ensure(_: &Inside, step: &Routing) -> Result<bool, Error> {
 /// # Errors
 /// The kernel could not be asked. Without IPv6 an IPv6 step is missing, which is no error.
 pub fn missing(_: &Inside, step: &Routing) -> Result<bool, Error> {
-    match open(step).and_then(|mut socket| is_missing(&mut socket, step)) {
-        Err(Error::NoIpv6 { .. }) => Ok(true),
-        other => other,
-    }
+    without_ipv6(open(step).and_then(|mut socket| is_missing(&mut socket, step)))
+}
+
+/// As [`missing`], over a socket of the namespace.
+pub(crate) fn missing_over(socket: &mut NetlinkSocket, step: &Routing) -> Result<bool, Error> {
+    without_ipv6(is_missing(socket, step))
 }
 
 /// Takes a routing step back. `true` when something was removed. A rule for the mark and the table is removed at whatever
@@ -212,8 +214,9 @@ fn is_missing(socket: &mut NetlinkSocket, step: &Routing) -> Result<bool, Error>
         Routing::Rule { family, mark, mask, table, priority } => {
             rules(socket, family).map(|rules| rules.contains(&MarkRule { mark, mask, table, priority }))
         }
-        Routing::LocalRoute { family, .. } if is_switched_off(family) => return Ok(false),
-        Routing::LocalRoute { family, table } => has_route(socket, family, table),
+        Routing::LocalRoute { family, table } => {
+            has_route(socket, family, table).map(|there| there || is_switched_off(socket, family))
+        }
     };
     result.map(|there| !there).map_err(|e| failed(step, e))
 }
@@ -257,11 +260,13 @@ fn without_ipv6(missing: Result<bool, Error>) -> Result<bool, Error> {
     }
 }
 
-/// Whether the loopback interface of the calling thread's namespace has the family switched off; the kernel takes no route by it
-/// then. Where that cannot be read it is tried.
-fn is_switched_off(family: Family) -> bool {
-    family == Family::V6
-        && std::fs::read("/proc/sys/net/ipv6/conf/lo/disable_ipv6").is_ok_and(|text| text.starts_with(b"1"))
+/// Whether the loopback interface has the family switched off; the kernel takes no route by it then. Where that cannot be read it is tried.
+fn is_switched_off(socket: &mut NetlinkSocket, family: Family) -> bool {
+    let mut off = false;
+    if family == Family::V6 {
+        let _ = socket.get(&message::get_loopback(), |link| off = message::has_ipv6_off(link));
+    }
+    off
 }
 
 fn open(step: &Routing) -> Result<NetlinkSocket, Error> {

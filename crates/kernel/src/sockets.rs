@@ -10,14 +10,14 @@ pub(crate) mod tests;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use netns::Inside;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, netlink};
 
 use crate::netlink::wire::{Message, MessageWriter, Messages};
-use crate::netlink::{self as exchange, NetlinkSocket, flags};
+use crate::netlink::{self as exchange, FilterOperation, NetlinkSocket, flags};
 
 /// How many connections of a family are read. Where there are more, what is open is not known.
 const MOST: usize = 256 << 10;
@@ -39,6 +39,7 @@ const TCP: u8 = 6;
 /// All states of `net/tcp_states.h` but `TIME_WAIT` (6), `CLOSE` (7) and `LISTEN` (10): a process, or the kernel for one that has closed,
 /// has something to say or to hear still.
 const CONNECTED: u32 = 0x1fff & !(1 << 6 | 1 << 7 | 1 << 10 | 1);
+const LISTENING: u32 = 1 << 10;
 /// `SKNLGRP_INET_TCP_DESTROY` and `SKNLGRP_INET6_TCP_DESTROY`, as bits of the groups.
 const CLOSED: u32 = 1 << 0 | 1 << 2;
 /// More than one such message.
@@ -156,10 +157,14 @@ impl Sockets {
     /// # Errors
     /// The kernel did not answer.
     pub fn list(&mut self, ports: RangeInclusive<u16>) -> Result<Vec<TcpConnection>, Error> {
+        self.list_in(CONNECTED, ports)
+    }
+
+    fn list_in(&mut self, states: u32, ports: RangeInclusive<u16>) -> Result<Vec<TcpConnection>, Error> {
         let mut all = Vec::new();
         for family in FAMILIES {
             let mut writer = MessageWriter::default();
-            let header = request(family, CONNECTED, &[0; ID]);
+            let header = request(family, states, &[0; ID]);
             writer.message(BY_FAMILY, flags::REQUEST | flags::DUMP, 1, &header, |w| {
                 if *ports.start() > 0 || *ports.end() < u16::MAX {
                     w.attribute(BYTECODE, &bytecode(&ports));
@@ -175,6 +180,19 @@ impl Sockets {
             all.append(&mut found);
         }
         Ok(all)
+    }
+
+    /// Those of the ports on which a socket of either family listens.
+    ///
+    /// # Errors
+    /// The kernel did not answer.
+    pub fn listening(&mut self, ports: &[u16]) -> Result<Vec<u16>, Error> {
+        let (Some(first), Some(last)) = (ports.iter().min(), ports.iter().max()) else {
+            return Ok(Vec::new());
+        };
+        let sockets = self.list_in(LISTENING, *first..=*last)?;
+        let listens = |port: &u16| sockets.iter().any(|socket| socket.local.port() == *port);
+        Ok(ports.iter().copied().filter(listens).collect())
     }
 
     /// Ends a connection: the process that has it gets an error, and the peer a reset. `false` if it had ended already.
@@ -275,46 +293,22 @@ impl AsFd for Closings {
     }
 }
 
-/// Lets the kernel keep messages about these ports only: every socket of a namespace that closes makes one. Without the filter there are
-/// more messages and no other difference.
-#[allow(unsafe_code)]
+/// Lets the kernel keep messages about these ports only: every socket of a namespace that closes makes one.
 fn only_ports(fd: &OwnedFd, ports: &RangeInclusive<u16>) {
-    use std::ffi::{c_int, c_void};
-    /// `asm-generic/socket.h`.
-    const SOL_SOCKET: c_int = 1;
-    const SO_ATTACH_FILTER: c_int = 26;
-    /// `struct sock_filter` and `struct sock_fprog` of `linux/filter.h`.
-    #[repr(C)]
-    struct Operation {
-        code: u16,
-        yes: u8,
-        no: u8,
-        value: u32,
-    }
-    #[repr(C)]
-    struct Program {
-        length: u16,
-        operations: *const Operation,
-    }
-    unsafe extern "C" {
-        fn setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, length: u32) -> c_int;
-    }
     const LOAD_HALF: u16 = 0x28;
     const JUMP_GE: u16 = 0x35;
     const JUMP_GT: u16 = 0x25;
     const RETURN: u16 = 0x06;
     let port_at = u32::try_from(exchange::HEADER + BEFORE_ID).unwrap_or(0);
-    let operation = |code, yes, no, value| Operation { code, yes, no, value };
-    let operations = [
-        operation(LOAD_HALF, 0, 0, port_at),
-        operation(JUMP_GE, 0, 2, (*ports.start()).into()),
-        operation(JUMP_GT, 1, 0, (*ports.end()).into()),
-        operation(RETURN, 0, 0, u32::MAX),
-        operation(RETURN, 0, 0, 0),
-    ];
-    // There are five.
-    let program = Program { length: operations.len() as u16, operations: operations.as_ptr() };
-    let length = u32::try_from(size_of::<Program>()).unwrap_or(0);
-    // SAFETY: the descriptor is open; the kernel copies the program and its operations, which live through the call.
-    unsafe { setsockopt(fd.as_raw_fd(), SOL_SOCKET, SO_ATTACH_FILTER, (&raw const program).cast(), length) };
+    let operation = |code, yes, no, value| FilterOperation { code, yes, no, value };
+    exchange::attach_filter(
+        fd,
+        &[
+            operation(LOAD_HALF, 0, 0, port_at),
+            operation(JUMP_GE, 0, 2, (*ports.start()).into()),
+            operation(JUMP_GT, 1, 0, (*ports.end()).into()),
+            operation(RETURN, 0, 0, u32::MAX),
+            operation(RETURN, 0, 0, 0),
+        ],
+    );
 }

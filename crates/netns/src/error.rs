@@ -35,6 +35,9 @@ pub enum Error {
         /// From `setns(2)`.
         source: io::Error,
     },
+    /// `unshare(2)` was refused, mostly because the caller is not privileged.
+    #[error("cannot make a network namespace (this needs CAP_SYS_ADMIN: run as root)")]
+    Make(#[source] io::Error),
     /// The thread's namespace could not be read; most often `/proc` is not mounted, or the kernel is older than `/proc/thread-self`.
     #[error(
         "cannot tell which network namespace this thread is in from {proc:?} (this needs Linux 3.17 or later, and /proc mounted)"

@@ -107,6 +107,23 @@ impl Netns {
         })
     }
 
+    /// A new namespace without a name, which lives as long as what holds it. Its loopback interface is down.
+    ///
+    /// # Errors
+    /// [`Error::Thread`]; or [`Error::Make`], most often without root.
+    pub fn unnamed() -> Result<Self, Error> {
+        let path = PathBuf::from(OF_THIS_THREAD);
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new()
+                .name("netns".to_owned())
+                .spawn_scoped(scope, || {
+                    sys::move_to_new().map_err(Error::Make).and_then(|()| Self::current())
+                })
+                .map_err(|source| Error::Thread { path, source })?;
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
     /// Which namespace it is.
     #[must_use]
     pub fn id(&self) -> NetnsId {

@@ -8,6 +8,7 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags, PROC_SUPER_MAGIC, Stat, fstat, fstatfs, open, stat};
 use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl, opcode};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use crate::{NetnsId, OF_THIS_THREAD, OpenCause};
 
@@ -81,6 +82,13 @@ pub(crate) fn identify(fd: &OwnedFd) -> Result<NetnsId, OpenCause> {
 /// The network namespace of the calling thread.
 pub(crate) fn id_of_this_thread() -> io::Result<NetnsId> {
     Ok(id_from(&stat(OF_THIS_THREAD)?))
+}
+
+/// Moves the calling thread, which must be one to throw away, to a new network namespace.
+#[allow(unsafe_code)]
+pub(crate) fn move_to_new() -> io::Result<()> {
+    // SAFETY: only the file descriptor table may not be unshared behind the standard library's back.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.map_err(io::Error::from)
 }
 
 /// Takes one byte of a file for an open file description; `false` if another one has it (`F_OFD_SETLK`, since Linux 3.15).

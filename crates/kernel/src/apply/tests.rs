@@ -6,7 +6,7 @@ use ruleset::{Ruleset, listed};
 use rustix::io::Errno;
 
 use super::*;
-use crate::{Listing, iptables, netlink, nft};
+use crate::{KeptSockets, Listing, iptables, netlink, nft};
 
 /// What a backend answers to a setup.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -58,6 +58,14 @@ impl RuleStore for Double {
 
     fn observe(&self, _: &Inside, _: &[Ruleset]) -> Result<Vec<Difference>, Error> {
         Err(self.error())
+    }
+
+    fn exists_over(&self, _: &mut KeptSockets, _: &[Ruleset]) -> Result<Option<bool>, Error> {
+        Ok(None)
+    }
+
+    fn observe_over(&self, _: &mut KeptSockets, _: &[Ruleset]) -> Result<Option<Vec<Difference>>, Error> {
+        Ok(None)
     }
 
     fn recorded(&self, _: &[Ruleset]) -> Vec<u8> {

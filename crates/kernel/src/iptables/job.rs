@@ -4,10 +4,11 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use netns::Lock;
 use ruleset::{Family, TableKind};
 
 use super::child::{self, Surroundings};
-use super::error::{Failure, ProgramFailure};
+use super::error::{Error, Failure, ProgramFailure};
 use super::private::{self, PrivateView};
 use super::probe::Present;
 use super::program::Variant;
@@ -100,6 +101,25 @@ impl IptablesJob {
         }
         JobReport { warnings: view.warnings, failure }
     }
+}
+
+/// For a caller whose own thread goes on. A new one is in the namespaces of the one that makes it; what it changes about its own ends with
+/// it.
+pub(super) fn on_a_thread(job: &IptablesJob, lock: Option<&Lock>) -> Result<JobReport, Error> {
+    let failed = |e: std::io::Error| Error::Supervisor { cause: e.to_string() };
+    let lock = share(lock)?;
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .name("iptables".to_owned())
+            .spawn_scoped(scope, || job.execute(lock))
+            .map_err(failed)?;
+        Ok(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
+}
+
+pub(super) fn share(lock: Option<&Lock>) -> Result<Option<OwnedFd>, Error> {
+    let shared = lock.map(Lock::share).transpose();
+    shared.map_err(|e| Error::Supervisor { cause: e.to_string() })
 }
 
 impl ProgramRun {

@@ -8,7 +8,8 @@ use rustix::io::Errno;
 use super::error::Error;
 use super::program::Variant;
 use crate::netlink::wire::MessageWriter;
-use crate::netlink::{NetlinkSocket, flags};
+use crate::netlink::{self, NetlinkSocket, flags};
+use crate::watch::KeptSockets;
 
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETCHAIN`, `linux/netfilter/nf_tables.h`.
 const GET_CHAIN: u16 = 10 << 8 | 4;
@@ -33,7 +34,21 @@ pub(super) struct Present {
 impl Present {
     /// Asks about the namespace of the calling thread.
     pub(super) fn ask(family: Family) -> Result<Self, Error> {
-        Ok(Self { legacy: legacy_has_tables(family)?, nft: nft_chains(family)? })
+        let legacy = !legacy_tables(family)?.is_empty();
+        Ok(Self {
+            legacy,
+            nft: NetlinkSocket::netfilter()
+                .and_then(|mut socket| nft_chains(&mut socket, family))
+                .or_else(none_if_absent)?,
+        })
+    }
+
+    /// Asks over sockets that are kept in a namespace.
+    pub(super) fn over(kept: &mut KeptSockets, family: Family) -> Result<Self, Error> {
+        Ok(Self {
+            legacy: kept.has_legacy(family),
+            nft: nft_chains(kept.netfilter(), family).or_else(none_if_absent)?,
+        })
     }
 
     /// Whether the variant has a table at all.
@@ -50,19 +65,16 @@ impl Present {
     }
 }
 
-fn legacy_has_tables(family: Family) -> Result<bool, Error> {
-    Ok(!legacy_tables(family)?.is_empty())
-}
+/// Where the kernel names the tables of the legacy variant, IPv4 and IPv6. Without legacy iptables, or before its module is loaded, there is no such
+/// file.
+pub(crate) const LEGACY_NAMES: [&str; 2] =
+    ["/proc/thread-self/net/ip_tables_names", "/proc/thread-self/net/ip6_tables_names"];
 
-/// The names of the legacy variant's tables.
+/// The tables of the legacy variant in the namespace of the calling thread.
 pub(crate) fn legacy_tables(family: Family) -> Result<Vec<String>, Error> {
-    let path = match family {
-        Family::V4 => "/proc/thread-self/net/ip_tables_names",
-        Family::V6 => "/proc/thread-self/net/ip6_tables_names",
-    };
+    let path = LEGACY_NAMES[usize::from(family == Family::V6)];
     match std::fs::read_to_string(path) {
         Ok(names) => Ok(names.lines().map(str::to_owned).collect()),
-        // The kernel has no legacy iptables, or its module is not loaded: then it has no rules either.
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(Vec::new()),
         Err(source) => Err(Error::Names { path, source }),
     }
@@ -71,7 +83,10 @@ pub(crate) fn legacy_tables(family: Family) -> Result<Vec<String>, Error> {
 /// How many chains are read; a node may have several for each Service.
 const MOST: usize = 256 << 10;
 
-fn nft_chains(family: Family) -> Result<Option<Vec<(String, String)>>, Error> {
+fn nft_chains(
+    socket: &mut NetlinkSocket,
+    family: Family,
+) -> Result<Option<Vec<(String, String)>>, netlink::Error> {
     // `NFPROTO_IPV4`, `NFPROTO_IPV6`.
     let protocol = match family {
         Family::V4 => 2,
@@ -80,28 +95,22 @@ fn nft_chains(family: Family) -> Result<Option<Vec<(String, String)>>, Error> {
     let mut request = MessageWriter::default();
     request.message(GET_CHAIN, flags::REQUEST | flags::DUMP, 1, &[protocol, 0, 0, 0], |_| {});
     let mut chains = Vec::new();
-    let result = NetlinkSocket::netfilter().and_then(|mut socket| {
-        socket.dump_most(request.bytes(), (MOST, "chains"), |message| {
-            let Some(message) = message else { return chains.clear() };
-            let text = |kind| message.attributes(HEADER).find(kind).map(|a| a.text().into_owned());
-            if let (Some(table), Some(name)) = (text(TABLE), text(NAME))
-                && TABLES.contains(&table.as_str())
-            {
-                chains.push((table, name));
-            }
-        })
-    });
-    match result {
-        Ok(()) => Ok(Some(chains)),
-        // A kernel without nf_tables has none of its rules. It refuses the message, the protocol or the socket.
-        Err(e)
-            if matches!(
-                e.errno(),
-                Some(Errno::OPNOTSUPP | Errno::PROTONOSUPPORT | Errno::AFNOSUPPORT | Errno::INVAL)
-            ) =>
+    socket.dump_most(request.bytes(), (MOST, "chains"), |message| {
+        let Some(message) = message else { return chains.clear() };
+        let text = |kind| message.attributes(HEADER).find(kind).map(|a| a.text().into_owned());
+        if let (Some(table), Some(name)) = (text(TABLE), text(NAME))
+            && TABLES.contains(&table.as_str())
         {
-            Ok(None)
+            chains.push((table, name));
         }
-        Err(e) => Err(Error::Chains(e)),
+    })?;
+    Ok(Some(chains))
+}
+
+/// A kernel without nf_tables has none of its rules. It refuses the message, the protocol or the socket.
+fn none_if_absent(error: netlink::Error) -> Result<Option<Vec<(String, String)>>, Error> {
+    match error.errno() {
+        Some(Errno::OPNOTSUPP | Errno::PROTONOSUPPORT | Errno::AFNOSUPPORT | Errno::INVAL) => Ok(None),
+        _ => Err(Error::Chains(error)),
     }
 }

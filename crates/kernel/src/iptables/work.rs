@@ -216,3 +216,11 @@ fn must_be_listed(layers: &[Ruleset], present: &Present, variant: Variant) -> bo
 pub(super) fn end_of_links(program: &Path) -> PathBuf {
     program.canonicalize().unwrap_or_else(|_| program.to_owned())
 }
+
+/// The layers with all of their rules in built-in chains before those of others.
+pub(super) fn all_leading(layers: &[Ruleset]) -> Vec<Ruleset> {
+    let mut layers = layers.to_vec();
+    let chains = layers.iter_mut().flat_map(|layer| &mut layer.tables).flat_map(|table| &mut table.chains);
+    chains.filter(|chain| chain.base.is_some()).for_each(|chain| chain.leading = chain.rules.len());
+    layers
+}

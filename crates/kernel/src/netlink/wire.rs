@@ -21,6 +21,8 @@ pub(crate) struct Message<'a> {
     pub(crate) kind: u16,
     pub(crate) flags: u16,
     pub(crate) sequence: u32,
+    /// The port of the socket whose request this answers, or tells others about.
+    pub(crate) port: u32,
     pub(crate) payload: &'a [u8],
 }
 
@@ -148,7 +150,7 @@ impl<'a> Iterator for Messages<'a> {
         let length = word(0) as usize;
         let payload = self.0.get(HEADER..length)?;
         self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(Message { kind: half(4), flags: half(6), sequence: word(8), payload })
+        Some(Message { kind: half(4), flags: half(6), sequence: word(8), port: word(12), payload })
     }
 }
 

@@ -97,16 +97,7 @@ impl Error {
 
     /// For a question, or the opening of the socket.
     pub(crate) fn of_question(operation: String, source: netlink::Error) -> Self {
-        let missing = match (&source, source.errno()) {
-            (
-                netlink::Error::Socket(_),
-                Some(Errno::PROTONOSUPPORT | Errno::AFNOSUPPORT | Errno::SOCKTNOSUPPORT),
-            ) => Some(NETFILTER),
-            // nfnetlink answers so when nobody registered for the message's subsystem.
-            (netlink::Error::Refused { .. }, Some(Errno::INVAL | Errno::OPNOTSUPP)) => Some(NF_TABLES),
-            _ => None,
-        };
-        Self::classify(operation, missing, source)
+        Self::classify(operation, absent(&source), source)
     }
 
     fn classify(operation: String, missing: Option<&'static KernelPart>, source: netlink::Error) -> Self {
@@ -115,6 +106,23 @@ impl Error {
             (None, Some(Errno::PERM | Errno::ACCESS)) => Self::Denied { operation, source },
             (None, errno) => Self::Failed { operation, hint: hint(errno), source },
         }
+    }
+}
+
+/// Whether the kernel has no nf_tables, if it answered a question so.
+pub(crate) fn is_absent(source: &netlink::Error) -> bool {
+    absent(source).is_some()
+}
+
+fn absent(source: &netlink::Error) -> Option<&'static KernelPart> {
+    match (source, source.errno()) {
+        (
+            netlink::Error::Socket(_),
+            Some(Errno::PROTONOSUPPORT | Errno::AFNOSUPPORT | Errno::SOCKTNOSUPPORT),
+        ) => Some(NETFILTER),
+        // nfnetlink answers so when nobody registered for the message's subsystem.
+        (netlink::Error::Refused { .. }, Some(Errno::INVAL | Errno::OPNOTSUPP)) => Some(NF_TABLES),
+        _ => None,
     }
 }
 

@@ -43,6 +43,15 @@ pub fn probe(_: &Inside) -> Result<Support, Error> {
     }
 }
 
+/// Makes a table without anything in it: a change for others to hear of, in a namespace that nobody has.
+pub(crate) fn touch(_: &Inside) -> Result<(), Error> {
+    let table = Table { kind: TableKind::Filter, sets: Vec::new(), chains: Vec::new() };
+    let layers = [Ruleset { tables: vec![table], ..questions() }];
+    let mut batch = Batch::dormant(&layers);
+    batch.add_tables(&layers[0], &[]);
+    Ok(batch.run(&mut open()?)?)
+}
+
 /// Asks over a socket of the namespace.
 pub(super) fn ask(socket: &mut NetlinkSocket) -> Result<Support, Error> {
     let layers = [questions()];

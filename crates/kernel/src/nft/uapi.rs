@@ -36,6 +36,20 @@ pub(super) mod message {
     pub(crate) const DEL_OBJECT: u16 = SUBSYSTEM << 8 | 20;
 }
 
+/// What is told of a transaction: `NFT_MSG_NEWGEN`, `NFT_MSG_GETGEN` and `NFTA_GEN_*`.
+pub(crate) mod generation {
+    use super::SUBSYSTEM;
+
+    pub(crate) const NEW: u16 = SUBSYSTEM << 8 | 15;
+    pub(crate) const GET: u16 = SUBSYSTEM << 8 | 16;
+    /// Length of `struct nfgenmsg`.
+    pub(crate) const HEADER: usize = 4;
+    pub(crate) const ID: u16 = 1;
+    /// The thread that committed. Since Linux 4.4.
+    pub(crate) const PID: u16 = 2;
+    pub(crate) const COMMAND: u16 = 3;
+}
+
 /// `NFTA_TABLE_*`.
 pub(super) mod table {
     pub(crate) const NAME: u16 = 1;

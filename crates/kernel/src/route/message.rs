@@ -16,6 +16,7 @@ pub(super) const AF_INET6: u8 = 10;
 pub(super) const LOOPBACK: u32 = 1;
 
 const NEW_LINK: u16 = 16;
+const GET_LINK: u16 = 18;
 const NEW_ADDRESS: u16 = 20;
 const DELETE_ADDRESS: u16 = 21;
 const GET_ADDRESS: u16 = 22;
@@ -30,6 +31,16 @@ const GET_RULE: u16 = 34;
 const ADDRESS_HEADER: usize = 8;
 /// Length of `struct fib_rule_hdr` and of `struct rtmsg`.
 const ROUTE_HEADER: usize = 12;
+
+/// Length of `struct ifinfomsg`.
+const LINK_HEADER: usize = 16;
+/// `IFLA_AF_SPEC` and `IFLA_EXT_MASK` of `linux/if_link.h`, `RTEXT_FILTER_SKIP_STATS` of `linux/rtnetlink.h`.
+const IFLA_AF_SPEC: u16 = 26;
+const IFLA_EXT_MASK: u16 = 29;
+const SKIP_STATS: u32 = 1 << 3;
+/// `IFLA_INET6_CONF`: numbers in the machine's order; `DEVCONF_DISABLE_IPV6` of `linux/ipv6.h` is the place of one.
+const IFLA_INET6_CONF: u16 = 2;
+const DISABLE_IPV6: usize = 26;
 
 /// `IFF_UP` of `linux/if.h`.
 const UP: u32 = 1;
@@ -101,6 +112,26 @@ pub(super) fn raise_loopback() -> Vec<u8> {
     let [a, b, c, d] = LOOPBACK.to_ne_bytes();
     let [e, f, g, h] = UP.to_ne_bytes();
     message(NEW_LINK, CHANGE, &[AF_UNSPEC, 0, 0, 0, a, b, c, d, e, f, g, h, e, f, g, h], |_| {})
+}
+
+/// Asks for lo with the settings of its families.
+pub(super) fn get_loopback() -> Vec<u8> {
+    let [a, b, c, d] = LOOPBACK.to_ne_bytes();
+    let header = [AF_UNSPEC, 0, 0, 0, a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0];
+    message(GET_LINK, flags::REQUEST | flags::ACK, &header, |w| {
+        w.attribute(IFLA_EXT_MASK, &SKIP_STATS.to_ne_bytes());
+    })
+}
+
+/// Whether a link has `net.ipv6.conf.*.disable_ipv6` set.
+pub(super) fn has_ipv6_off(link: &Message<'_>) -> bool {
+    let families = link.attributes(LINK_HEADER).find(IFLA_AF_SPEC);
+    let settings = families
+        .and_then(|families| families.nested().find(AF_INET6.into()))
+        .and_then(|ipv6| ipv6.nested().find(IFLA_INET6_CONF));
+    settings.is_some_and(|settings| {
+        settings.data.chunks_exact(4).nth(DISABLE_IPV6).is_some_and(|number| number != [0; 4])
+    })
 }
 
 fn loopback_address(kind: u16, flags: u16, address: Ipv6Addr) -> Vec<u8> {

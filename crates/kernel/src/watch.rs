@@ -1,0 +1,258 @@
+//! What happens in a namespace, and whether it is still as planned, without being there.
+//!
+//! A socket stays in the namespace in which it was opened, so nobody has to enter it for the usual questions. Two netlink sockets for each
+//! namespace answer them, and hear of every transaction of nf_tables and every change of the routing.
+//!
+//! What no socket tells are tables of iptables-legacy: the kernel has no events for them, and to ask for one by name makes it. Which there are is
+//! read from a file of the namespace, inside; what is in those that there are, a third socket tells ([`legacy`]).
+
+mod events;
+mod legacy;
+mod probe;
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use netns::{Inside, Netns};
+use ruleset::{Family, Plan};
+
+pub use events::{Commit, Noticed};
+pub(crate) use legacy::LegacyTables;
+use legacy::{LegacyContent, LegacySocket};
+pub use probe::{EventSupport, probe};
+
+use crate::apply::{missing_steps, other};
+use crate::netlink::{self, NetlinkSocket};
+use crate::{Difference, Kernel, route, sockets};
+
+/// A question to a namespace over sockets that are kept there, which failed. The sockets are not to be used again: their next answers may be those to
+/// older questions.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Netlink.
+    #[error("cannot {operation} of a namespace over a kept socket")]
+    Netlink {
+        /// What was done.
+        operation: &'static str,
+        /// The kernel's answer.
+        source: netlink::Error,
+    },
+    /// The namespace could not be entered.
+    #[error(transparent)]
+    Enter(#[from] netns::Error),
+    /// Which tables of iptables-legacy there are could not be read.
+    #[error(transparent)]
+    Iptables(#[from] crate::iptables::Error),
+    /// What is in a table of iptables-legacy could not be read.
+    #[error("cannot read table {table} of iptables-legacy over a kept socket")]
+    Legacy {
+        /// Its name.
+        table: String,
+        /// From `socket(2)` or `getsockopt(2)`.
+        source: std::io::Error,
+    },
+    /// The listening sockets could not be listed.
+    #[error(transparent)]
+    Sockets(#[from] sockets::Error),
+}
+
+/// The sockets that are kept in one namespace, for any thread: two, and a third where there are tables of iptables-legacy. They keep the namespace
+/// alive, and are not to be closed while a check waits: that takes milliseconds where something of nf_tables was deleted just before.
+#[derive(Debug)]
+pub struct KeptSockets {
+    netns: Arc<Netns>,
+    netfilter: NetlinkSocket,
+    route: NetlinkSocket,
+    legacy: Option<LegacySocket>,
+    /// What there was when the last check began, and when that one began which found everything as planned.
+    seen: Option<Fingerprint>,
+    equal: Option<Fingerprint>,
+}
+
+/// What a namespace has, in a form that only tells whether it has changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Fingerprint {
+    /// Absent on a kernel without nf_tables.
+    generation: Option<u32>,
+    legacy: LegacyContent,
+}
+
+/// What [`Kernel::check`] found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Check {
+    /// Everything is as planned.
+    Equal,
+    /// So much is not; never empty.
+    Differs(Vec<Difference>),
+    /// Only programs of iptables could tell, which have to be started inside: enter, call [`Kernel::observe`], and if that finds nothing,
+    /// [`KeptSockets::equal`].
+    Enter,
+}
+
+// === impl KeptSockets ===
+
+impl KeptSockets {
+    /// Opens the sockets of a namespace; events are heard from now on.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered, the kernel lacks a protocol, or no descriptor is left.
+    pub fn open(netns: &Arc<Netns>) -> Result<Self, Error> {
+        let (netfilter, route) = netns.enter(|inside| {
+            let failed = |source| Error::Netlink { operation: "hear events", source };
+            let netfilter = events::open_netfilter(inside).map_err(failed)?;
+            Ok::<_, Error>((netfilter, events::open_route(inside).map_err(failed)?))
+        })??;
+        Ok(Self { netns: netns.clone(), netfilter, route, legacy: None, seen: None, equal: None })
+    }
+
+    /// To wait for: readable when something was committed, or the routing changed.
+    #[must_use]
+    pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
+        [self.netfilter.as_fd(), self.route.as_fd()]
+    }
+
+    /// What has happened since the last call. Never waits; if there is much, the rest comes with the next call.
+    ///
+    /// # Errors
+    /// A socket cannot be read.
+    pub fn take_events(&mut self) -> Result<Noticed, Error> {
+        let failed = |source| Error::Netlink { operation: "read events", source };
+        let committed = self.netfilter.hear().map_err(failed)?;
+        let routing = self.route.hear().map_err(failed)?;
+        self.rest();
+        Ok(events::noticed(&committed, &routing))
+    }
+
+    /// The number of the last transaction of nf_tables; another one after each.
+    ///
+    /// # Errors
+    /// The kernel does not tell, or has no nf_tables.
+    pub fn generation(&mut self) -> Result<u32, Error> {
+        let failed = |source| Error::Netlink { operation: "ask for the nf_tables generation", source };
+        let generation = events::generation(&mut self.netfilter).map_err(failed);
+        self.netfilter.rest();
+        generation
+    }
+
+    /// Whether there was no transaction since everything was found as planned, and tables of iptables-legacy that there were then have the same
+    /// rules. It tells nothing about the routing, whose changes are events, nor about tables of iptables-legacy that are new.
+    ///
+    /// # Errors
+    /// The kernel could not be asked.
+    pub fn unchanged(&mut self) -> Result<bool, Error> {
+        let Some(equal) = self.equal.take() else { return Ok(false) };
+        let same = self.committed()? == equal.generation
+            && legacy::content(self.legacy.as_ref(), equal.legacy.tables.clone())? == equal.legacy;
+        self.equal = Some(equal);
+        Ok(same)
+    }
+
+    /// Says that everything was found as planned after the last [`Kernel::check`], by somebody inside.
+    pub fn equal(&mut self) {
+        if let Some(seen) = self.seen.take() {
+            self.equal = Some(seen);
+        }
+    }
+
+    /// Those of the ports on which a TCP socket listens, of either family. Enters the namespace.
+    ///
+    /// # Errors
+    /// It cannot be entered, or the kernel did not answer.
+    pub fn listening(&self, ports: &[u16]) -> Result<Vec<u16>, Error> {
+        let ask = |inside: &Inside| sockets::Sockets::open(inside)?.listening(ports);
+        Ok(self.netns.enter(ask)??)
+    }
+
+    pub(crate) fn netfilter(&mut self) -> &mut NetlinkSocket {
+        &mut self.netfilter
+    }
+
+    /// Whether a family had tables of iptables-legacy when the check began.
+    pub(crate) fn has_legacy(&self, family: Family) -> bool {
+        self.seen.as_ref().is_some_and(|seen| seen.legacy.tables.has(family))
+    }
+
+    /// Whether everything was, when the check began, as it was when it was found as planned.
+    pub(crate) fn is_as_before(&self) -> bool {
+        self.seen.is_some() && self.seen == self.equal
+    }
+
+    /// The same for the tables of iptables-legacy alone.
+    pub(crate) fn is_legacy_as_before(&self) -> bool {
+        let legacy = |of: &Option<Fingerprint>| of.as_ref().map(|of| of.legacy.clone());
+        self.seen.is_some() && legacy(&self.seen) == legacy(&self.equal)
+    }
+
+    /// Notes what there is before it is compared: whatever changes meanwhile will be found to have changed.
+    fn look(&mut self) -> Result<(), Error> {
+        self.seen = None;
+        let generation = self.committed()?;
+        let tables = match LegacyTables::may_exist() {
+            true => self.legacy_tables()?,
+            false => LegacyTables::default(),
+        };
+        let legacy = legacy::content(self.legacy.as_ref(), tables)?;
+        self.seen = Some(Fingerprint { generation, legacy });
+        Ok(())
+    }
+
+    fn legacy_tables(&mut self) -> Result<LegacyTables, Error> {
+        let Self { netns, legacy, .. } = self;
+        netns.enter(|inside| {
+            let tables = LegacyTables::read(inside)?;
+            if !tables.is_empty() && legacy.is_none() {
+                *legacy = Some(LegacySocket::open(inside)?);
+            }
+            Ok(tables)
+        })?
+    }
+
+    /// As [`Self::generation`]; nothing on a kernel without nf_tables.
+    fn committed(&mut self) -> Result<Option<u32>, Error> {
+        match self.generation() {
+            Ok(generation) => Ok(Some(generation)),
+            Err(Error::Netlink { source, .. }) if crate::nft::is_absent(&source) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives memory back that only questions need.
+    fn rest(&mut self) {
+        self.netfilter.rest();
+        self.route.rest();
+    }
+}
+
+impl Kernel<'_> {
+    /// As [`Self::observe`], over sockets that are kept in the namespace. Of the rules of iptables it only tells that they are as they were when they
+    /// were last found as planned.
+    ///
+    /// # Errors
+    /// The kernel could not be asked. The sockets are to be opened anew.
+    pub fn check(&self, kept: &mut KeptSockets, plan: &Plan) -> Result<Check, crate::Error> {
+        kept.look()?;
+        let check = self.compare(kept, plan);
+        kept.rest();
+        if matches!(check, Ok(Check::Equal)) {
+            kept.equal();
+        }
+        check
+    }
+
+    fn compare(&self, kept: &mut KeptSockets, plan: &Plan) -> Result<Check, crate::Error> {
+        let mut differences =
+            missing_steps(&plan.routing, |step| route::missing_over(&mut kept.route, step))?;
+        let Some(rules) = self.store(plan.backend).observe_over(kept, &plan.layers)? else {
+            return Ok(Check::Enter);
+        };
+        differences.extend(rules);
+        let other = other(plan.backend);
+        match self.store(other).exists_over(kept, &plan.layers)? {
+            Some(true) => differences.push(Difference::OtherBackend { backend: other }),
+            Some(false) => {}
+            None => return Ok(Check::Enter),
+        }
+        Ok(if differences.is_empty() { Check::Equal } else { Check::Differs(differences) })
+    }
+}

@@ -1,0 +1,218 @@
+//! Whether kept sockets find what somebody inside finds.
+
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+
+use capture::ambient::{NodeOptions, PodOptions, plan_pod};
+use kernel::iptables::{Iptables, Variant};
+use kernel::nft::Nftables;
+use kernel::{Check, Choice, Difference, KeptSockets, Kernel};
+use ruleset::Plan;
+use testkit::TestNetns;
+
+use crate::events::{keep, sh};
+use crate::way::Way;
+
+/// Changes of everything that a plan has, and of what is none of it; as shell lines for bash-free shells, with `T`, `C` and `H` for a table, a chain
+/// of it and the handle of a rule.
+const DAMAGES: [&str; 14] = [
+    "nft delete table inet T",
+    "nft flush table inet T",
+    "nft flush chain inet T C",
+    "nft add rule inet T C accept",
+    "nft insert rule inet T C counter",
+    "nft add chain inet T extra",
+    "nft add set inet T extra \"{ type ipv4_addr; }\"",
+    "nft add table inet T \"{ flags dormant; }\"",
+    "ip rule del lookup 100",
+    "ip -6 rule del lookup 100",
+    "ip route flush table 100",
+    "ip -6 route flush table 100",
+    "nft add table inet foreign",
+    "iptables-nft -t nat -A OUTPUT -j ACCEPT",
+];
+
+struct Pod {
+    ns: TestNetns,
+    plan: Plan,
+    iptables: Iptables,
+}
+
+impl Pod {
+    fn new(way: Way) -> Self {
+        let node = NodeOptions { ipv6: true, ..NodeOptions::default() };
+        let plan = plan_pod(&node, &PodOptions::default(), way.backend());
+        let pod = Self { ns: TestNetns::new().unwrap(), plan, iptables: way.iptables() };
+        pod.apply(way);
+        pod
+    }
+
+    fn kernel(&self) -> Kernel<'_> {
+        Kernel { nftables: &Nftables, iptables: &self.iptables }
+    }
+
+    fn apply(&self, way: Way) {
+        let plan = Plan { backend: way.backend(), ..self.plan.clone() };
+        let iptables = way.iptables();
+        let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
+        let choice = Choice::Only(plan.backend);
+        self.ns.enter(|inside| kernel.apply(inside, choice, |_| plan.clone())).unwrap().unwrap();
+    }
+
+    fn observe(&self) -> Vec<Difference> {
+        self.ns.enter(|inside| self.kernel().observe(inside, &self.plan)).unwrap().unwrap()
+    }
+
+    fn check(&self, kept: &mut KeptSockets) -> Check {
+        self.kernel().check(kept, &self.plan).unwrap()
+    }
+
+    /// Differences as the check tells them, with the help of somebody inside where it needs that.
+    fn checked(&self, kept: &mut KeptSockets) -> Vec<Difference> {
+        match self.check(kept) {
+            Check::Equal => Vec::new(),
+            Check::Differs(differences) => differences,
+            Check::Enter => {
+                let differences = self.observe();
+                if differences.is_empty() {
+                    kept.equal();
+                }
+                differences
+            }
+        }
+    }
+
+    /// A damage with real names in it.
+    fn damage(&self, line: &str, number: usize) {
+        let tables = sh(&self.ns, "nft list tables inet | grep -o 'istio[a-z-]*' || true");
+        let tables: Vec<&str> = tables.lines().collect();
+        let line = if line.contains(" T") {
+            let Some(table) = tables.get(number % tables.len().max(1)) else { return };
+            let chains = sh(
+                &self.ns,
+                &format!("nft list table inet {table} | sed -n 's/^\\tchain \\(.*\\) {{/\\1/p'"),
+            );
+            let chains: Vec<&str> = chains.lines().collect();
+            let chain = chains.get(number % chains.len().max(1)).unwrap_or(&"none");
+            line.replace(" T", &format!(" {table}")).replace(" C", &format!(" {chain}"))
+        } else {
+            line.to_owned()
+        };
+        sh(&self.ns, &format!("{line} || true"));
+    }
+}
+
+#[test]
+fn a_check_of_nf_tables_rules_finds_what_somebody_inside_finds() {
+    let mut pod = Pod::new(Way::Nft);
+    let mut kept = keep(&pod.ns);
+    assert_eq!(pod.check(&mut kept), Check::Equal);
+    let mut damaged = 0;
+    for round in 0..4 {
+        for (number, line) in DAMAGES.iter().enumerate() {
+            pod.damage(line, number + round);
+            let observed = pod.observe();
+            let expected = match observed.is_empty() {
+                true => Check::Equal,
+                false => Check::Differs(observed.clone()),
+            };
+            assert_eq!(pod.check(&mut kept), expected, "{line}, round {round}");
+            damaged += usize::from(!observed.is_empty());
+            // Several damages together, too.
+            if (number + round) % 3 == 0 {
+                pod.apply(Way::Nft);
+                assert_eq!(pod.check(&mut kept), Check::Equal, "repaired after {line}");
+            }
+        }
+        pod = Pod::new(Way::Nft);
+        kept = keep(&pod.ns);
+    }
+    assert!(damaged > 30, "{damaged}");
+}
+
+#[test]
+fn rules_in_the_other_backend_are_found() {
+    let pod = Pod::new(Way::Nft);
+    let mut kept = keep(&pod.ns);
+    for variant in [Variant::Nft, Variant::Legacy] {
+        // As if the plan had been loaded by the other backend beside this one.
+        let other =
+            plan_pod(&NodeOptions::default(), &PodOptions::default(), Way::Iptables(variant).backend());
+        let iptables = Iptables::forced(variant);
+        let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
+        let choice = Choice::Only(other.backend);
+        pod.ns.enter(|inside| kernel.apply(inside, choice, |_| other.clone())).unwrap().unwrap();
+        let nft = Plan { routing: Vec::new(), ..pod.plan.clone() };
+        let text = kernel::nft::encode(&nft.layers);
+        pod.ns.enter(|inside| kernel::nft::send(inside, &text)).unwrap().unwrap();
+        let found = pod.checked(&mut kept);
+        assert_eq!(found, pod.observe());
+        assert!(found.iter().any(|d| matches!(d, Difference::OtherBackend { .. })), "{variant}: {found:?}");
+        pod.apply(Way::Nft);
+        assert_eq!(pod.checked(&mut kept), []);
+    }
+}
+
+#[test]
+fn tables_of_iptables_legacy_without_rules_of_ours_cost_one_look_inside() {
+    let pod = Pod::new(Way::Nft);
+    let mut kept = keep(&pod.ns);
+    assert_eq!(pod.check(&mut kept), Check::Equal);
+    sh(&pod.ns, "iptables-legacy -t nat -A OUTPUT -p udp -j ACCEPT");
+    assert!(kept.unchanged().unwrap(), "nothing tells of new legacy tables but a check");
+    assert_eq!(pod.check(&mut kept), Check::Enter);
+    assert_eq!(pod.observe(), []);
+    kept.equal();
+    assert_eq!(pod.check(&mut kept), Check::Equal);
+    sh(&pod.ns, "iptables-legacy -t nat -F");
+    assert_eq!(pod.check(&mut kept), Check::Enter);
+}
+
+/// Of both variants, the programs of iptables are started only after a change.
+#[test]
+fn a_check_of_iptables_rules_finds_what_somebody_inside_finds() {
+    for way in Way::ALL {
+        let Way::Iptables(variant) = way else { continue };
+        let pod = Pod::new(way);
+        let mut kept = keep(&pod.ns);
+        assert_eq!(pod.check(&mut kept), Check::Enter, "nobody has looked yet");
+        for damage in [
+            "iptables-V -t nat -F",
+            "ip6tables-V -t mangle -F",
+            "iptables-V -t mangle -I PREROUTING -j ACCEPT",
+            "iptables-V -t filter -A INPUT -p udp -j ACCEPT",
+            "ip rule del lookup 100",
+            "nft add table inet foreign",
+            "nft add table inet istio-pod-nat",
+        ] {
+            pod.apply(way);
+            assert_eq!(pod.checked(&mut kept), [], "before {damage}");
+            assert_eq!(pod.check(&mut kept), Check::Equal, "{variant}: nothing has changed before {damage}");
+            assert!(kept.unchanged().unwrap());
+            sh(&pod.ns, &damage.replace("-V", &format!("-{variant}")));
+            assert_eq!(pod.checked(&mut kept), pod.observe(), "{variant}: {damage}");
+        }
+    }
+}
+
+#[test]
+fn packets_that_legacy_rules_count_are_no_change() {
+    let pod = Pod::new(Way::Iptables(Variant::Legacy));
+    let mut kept = keep(&pod.ns);
+    assert_eq!(pod.checked(&mut kept), []);
+    let counted =
+        |of: &str| sh(&pod.ns, &format!("iptables-legacy-save -c -t {of} | grep -c '^\\[[1-9]' || true"));
+    assert_eq!(counted("nat").trim(), "0");
+    pod.ns
+        .enter(|_| {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        })
+        .unwrap();
+    let rules: usize = counted("nat").trim().parse().unwrap();
+    assert!(rules > 0, "packets met rules");
+    assert!(kept.unchanged().unwrap());
+    assert_eq!(pod.check(&mut kept), Check::Equal);
+    sh(&pod.ns, "iptables-legacy -t nat -F");
+    assert!(!kept.unchanged().unwrap());
+    assert_eq!(pod.check(&mut kept), Check::Enter);
+}

@@ -1,0 +1,171 @@
+//! Who has changed what.
+
+use std::net::TcpListener;
+use std::os::fd::AsFd;
+use std::process::Command;
+use std::sync::Arc;
+
+use kernel::KeptSockets;
+use kernel::nft::Nftables;
+use kernel::sets::Sets;
+use kernel::watch::{Commit, EventSupport, Noticed, probe};
+use kernel::{Choice, Kernel};
+use netns::Netns;
+use ruleset::{Backend, Family, KeyType, Plan, Ruleset, Set, SetDelta, Table, TableKind};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use testkit::TestNetns;
+
+use crate::way::Way;
+
+/// How long an event may take that takes microseconds.
+const PATIENCE: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
+
+pub(crate) fn keep(ns: &TestNetns) -> KeptSockets {
+    KeptSockets::open(&Arc::new(Netns::open(ns.path()).unwrap())).unwrap()
+}
+
+pub(crate) fn sh(ns: &TestNetns, line: &str) -> String {
+    ns.run(Command::new("sh").args(["-ec", line])).unwrap()
+}
+
+/// Waits until a socket is readable: which ones are.
+fn woken(kept: &KeptSockets) -> [bool; 2] {
+    let descriptors = kept.descriptors();
+    let mut polled = [0, 1].map(|n| PollFd::from_borrowed_fd(descriptors[n].as_fd(), PollFlags::IN));
+    poll(&mut polled, Some(&PATIENCE)).unwrap();
+    [0, 1].map(|n| polled[n].revents().contains(PollFlags::IN))
+}
+
+fn nothing(noticed: &Noticed) -> bool {
+    *noticed == Noticed::default()
+}
+
+/// A ruleset with one set that is filled apart from the rules.
+fn with_set() -> Ruleset {
+    let sets = vec![Set::kept("members", KeyType::Address(Family::V4))];
+    let tables = vec![Table { kind: TableKind::Filter, sets, chains: Vec::new() }];
+    Ruleset { owner: "istio-watched".into(), known_chains: Vec::new().into(), ipv6: true, tables }
+}
+
+fn load(ns: &TestNetns, ruleset: &Ruleset) {
+    let plan = Plan { backend: Backend::Nftables, routing: Vec::new(), layers: vec![ruleset.clone()] };
+    let iptables = Way::Nft.iptables();
+    let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
+    ns.enter(|inside| kernel.apply(inside, Choice::Only(Backend::Nftables), |_| plan.clone()))
+        .unwrap()
+        .unwrap();
+}
+
+#[test]
+fn a_commit_of_another_program_wakes_with_its_pid_and_name() {
+    let ns = TestNetns::new().unwrap();
+    let mut kept = keep(&ns);
+    for (line, name) in [
+        ("exec nft add table inet foreign", "nft"),
+        ("exec iptables-nft -t nat -A OUTPUT -j ACCEPT", "iptables-nft"),
+    ] {
+        assert!(nothing(&kept.take_events().unwrap()), "{line}");
+        let before = kept.generation().unwrap();
+        let mut program = ns.spawn(Command::new("sh").args(["-ec", line])).unwrap();
+        assert_eq!(woken(&kept), [true, false], "{line}");
+        assert!(program.child().wait().unwrap().success());
+        let noticed = kept.take_events().unwrap();
+        let [.., Commit { generation, pid, command, .. }] = &noticed.commits[..] else {
+            panic!("{line}: {noticed:?}")
+        };
+        assert_eq!((*pid, command.as_str()), (program.id(), name), "{noticed:?}");
+        assert_ne!(*generation, before);
+        assert_eq!(*generation, kept.generation().unwrap());
+        assert!(!noticed.commits.iter().any(Commit::is_own), "{noticed:?}");
+        assert!(!noticed.lost && !noticed.routing, "{noticed:?}");
+    }
+}
+
+#[test]
+fn commits_of_this_process_are_known_as_its_own() {
+    let ns = TestNetns::new().unwrap();
+    let mut kept = keep(&ns);
+    let ruleset = with_set();
+    load(&ns, &ruleset);
+    let noticed = kept.take_events().unwrap();
+    assert!(!noticed.commits.is_empty() && noticed.commits.iter().all(Commit::is_own), "{noticed:?}");
+
+    let mut sets = ns.enter(|inside| Sets::open(inside, Backend::Nftables, &ruleset)).unwrap().unwrap();
+    let mut own = 0;
+    for n in 0..1000_u32 {
+        let mut delta = SetDelta::default();
+        delta.add(ruleset::Element::from(ruleset::Key::from(std::net::IpAddr::from(n.to_be_bytes()))));
+        sets.change(&[("members", &delta)]).unwrap();
+        let noticed = kept.take_events().unwrap();
+        assert!(noticed.commits.iter().all(Commit::is_own), "{noticed:?}");
+        assert!(!noticed.lost && !noticed.routing, "{noticed:?}");
+        own += noticed.commits.len();
+    }
+    assert_eq!(own, 1000);
+    ns.nft("add element inet istio-watched-filter members { 10.0.0.1 }").unwrap();
+    let noticed = kept.take_events().unwrap();
+    assert!(noticed.commits.iter().any(|commit| !commit.is_own()), "{noticed:?}");
+}
+
+#[test]
+fn every_change_of_the_routing_wakes() {
+    let ns = TestNetns::new().unwrap();
+    let mut kept = keep(&ns);
+    for line in [
+        "ip link add one type veth peer name two",
+        "ip address add 10.1.0.1/32 dev lo",
+        "ip -6 address add fd00::1/128 dev lo",
+        "ip route add local default dev lo table 100",
+        "ip -6 route add local default dev lo table 100",
+        "ip rule add fwmark 1 lookup 100",
+        "ip -6 rule add fwmark 1 lookup 100",
+        "ip rule del fwmark 1 lookup 100",
+        "ip -6 route flush table 100",
+        "ip link set lo down",
+    ] {
+        assert!(nothing(&kept.take_events().unwrap()), "{line}");
+        sh(&ns, line);
+        assert_eq!(woken(&kept), [false, true], "{line}");
+        let noticed = kept.take_events().unwrap();
+        assert!(noticed.routing && noticed.commits.is_empty(), "{line}: {noticed:?}");
+        // IPv6 tells some a little later.
+        while kept.take_events().unwrap().routing {}
+    }
+}
+
+#[test]
+fn questions_to_a_socket_leave_its_events() {
+    let ns = TestNetns::new().unwrap();
+    let ruleset = with_set();
+    load(&ns, &ruleset);
+    let mut kept = keep(&ns);
+    let iptables = Way::Nft.iptables();
+    let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
+    let plan = Plan { backend: Backend::Nftables, routing: Vec::new(), layers: vec![ruleset] };
+    ns.nft("add table inet foreign").unwrap();
+    sh(&ns, "ip rule add fwmark 1 lookup 100");
+    let generation = kept.generation().unwrap();
+    assert_eq!(kernel.check(&mut kept, &plan).unwrap(), kernel::Check::Equal);
+    let noticed = kept.take_events().unwrap();
+    assert_eq!(noticed.commits.last().map(|commit| commit.generation), Some(generation));
+    assert!(noticed.routing && !noticed.lost, "{noticed:?}");
+}
+
+#[test]
+fn what_listens_in_a_namespace_is_told() {
+    let ns = TestNetns::new().unwrap();
+    let kept = keep(&ns);
+    let ports = [15001, 15006, 15008];
+    assert_eq!(kept.listening(&ports).unwrap(), [0u16; 0]);
+    let open = |at: (&str, u16)| ns.enter(|_| TcpListener::bind(at).unwrap()).unwrap();
+    let _v4 = open(("127.0.0.1", 15006));
+    let _v6 = open(("::", 15001));
+    let _other = open(("127.0.0.1", 15007));
+    assert_eq!(kept.listening(&ports).unwrap(), [15001, 15006]);
+    assert_eq!(kept.listening(&[]).unwrap(), [0u16; 0]);
+}
+
+#[test]
+fn this_kernel_tells_everything() {
+    assert_eq!(probe().unwrap(), EventSupport { generation: true, events: true, culprits: true });
+}
