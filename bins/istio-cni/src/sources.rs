@@ -208,11 +208,15 @@ impl<'a> Sources<'a> {
     /// What the agent left of the pod, or what its annotations tell; and why these are of no use.
     fn fallback(&self, id: &PodRef) -> (Option<Fallback>, Vec<Error>) {
         let mut errors = Vec::new();
-        if let Some(run_dir) = run_dir(self.conf) {
-            match LastKnown::new(run_dir).pod(id) {
+        for dir in [run_dir(self.conf), absolute(&self.conf.state_dir)].into_iter().flatten() {
+            match LastKnown::new(dir).pod(id) {
                 Ok(pod) => return (Some(Fallback { pod, source: LAST_KNOWN, assumed: false }), errors),
-                Err(error) if !is_absent(&error) => errors.push(error),
-                Err(_) => {}
+                // As after a restart of the machine, which empties the one and not the other.
+                Err(error) if is_absent(&error) => {}
+                Err(error) => {
+                    errors.push(error);
+                    break;
+                }
             }
         }
         // kubelet gives every pod some, so a runtime that hands over nothing does not know them.
@@ -333,9 +337,14 @@ pub(crate) fn agent(conf: &PluginConf) -> Option<AgentSource> {
     run_dir(conf).map(|run_dir| AgentSource::new(run_dir, env!("CARGO_PKG_VERSION")))
 }
 
-/// The run directory, where the agent listens and leaves facts. A plugin's working directory is not its own, so a relative path is not used.
+/// The run directory, where the agent listens and leaves facts.
 pub(crate) fn run_dir(conf: &PluginConf) -> Option<&Path> {
-    Some(&*conf.cni_agent_run_dir).filter(|run_dir| run_dir.is_absolute())
+    absolute(&conf.cni_agent_run_dir)
+}
+
+/// A plugin's working directory is not its own, so a relative path is not used.
+fn absolute(dir: &Path) -> Option<&Path> {
+    Some(dir).filter(|dir| dir.is_absolute())
 }
 
 /// Whether the agent never left anything about this pod, which is the usual case and explains nothing.

@@ -53,6 +53,7 @@ use crate::backends::Backends;
 use crate::events::Events;
 use crate::finder::Finder;
 use crate::health::{Health, HealthPart};
+use crate::kept_facts::KeptFacts;
 use crate::metrics::Metrics;
 use crate::pods;
 use crate::slots::{Slots, Task, UnfinishedAct};
@@ -69,8 +70,6 @@ use waiting::Waiting;
 
 /// How long to wait before another try at the node's namespace or the socket.
 const RETRY: Duration = Duration::from_secs(2);
-/// How long the API server has to list the pods before those of an earlier agent are taken over by what that one kept of them.
-const LISTING_TIME: Duration = Duration::from_secs(2);
 /// What all of its parts share.
 pub(crate) struct Ambient {
     config: Arc<AmbientConfig>,
@@ -114,8 +113,10 @@ struct Kept {
     records: Arc<Records>,
     /// For the plugin's CHECK.
     evidence: Arc<Evidence>,
-    /// Where both are, and the facts of an earlier agent.
+    /// Where both are.
     run_dir: PathBuf,
+    /// Facts of pods, of this agent and an earlier one.
+    facts: Arc<KeptFacts>,
 }
 
 /// What people hear.
@@ -155,6 +156,7 @@ pub(crate) struct AmbientParts {
     pub(crate) events: Arc<Events>,
     /// Where records are kept.
     pub(crate) run_dir: PathBuf,
+    pub(crate) facts: Arc<KeptFacts>,
 }
 
 // === impl Ambient ===
@@ -171,6 +173,7 @@ impl Ambient {
             writer,
             events,
             run_dir,
+            facts,
         } = parts;
         // A mode that is off makes no agent unready.
         let health =
@@ -183,6 +186,7 @@ impl Ambient {
             records: Arc::new(Records::new(&run_dir)),
             evidence: Arc::new(Evidence::new(&run_dir)),
             run_dir,
+            facts,
         };
         let backends = Arc::new(backends);
         let ambient = Arc::new(Self {
@@ -258,9 +262,9 @@ impl Ambient {
         self.prepare_host().await;
         let listener = self.bind().await;
         self.telling.health.pending(HealthPart::Ambient, &"the pods of this node are not known yet");
-        let listed = self.are_listed().await;
+        let listed = self.kept.facts.are_listed_in_time().await;
         if !listed {
-            self.remember().await;
+            self.kept.facts.remember().await;
         }
         self.take_over().await;
         if !self.config.rules.now().captures() {
@@ -298,25 +302,6 @@ impl Ambient {
     /// Whether the API server, or the directory of manifests, has said which pods there are. Until then nothing is removed for want of a pod.
     fn is_listed(&self) -> bool {
         self.cluster.state().synced
-    }
-
-    /// Whether the pods are listed in time.
-    async fn are_listed(&self) -> bool {
-        self.is_listed() || tokio::time::timeout(LISTING_TIME, self.life.synced.notified()).await.is_ok()
-    }
-
-    /// What an earlier agent knew of the pods counts until the API server has listed them.
-    async fn remember(&self) {
-        let (run_dir, cluster) = (self.kept.run_dir.clone(), self.cluster.clone());
-        let remembered = tokio::task::spawn_blocking(move || cluster::store::remember(&run_dir, &cluster));
-        match remembered.await {
-            Ok((pods, errors)) => {
-                errors.iter().for_each(|error| self.log.warn(error, &[]));
-                let text = "the API server has not listed the pods; the facts that an earlier agent kept are used meanwhile";
-                self.log.warn(text, &[("pods", &pods)]);
-            }
-            Err(error) => self.log.error(&error, &[]),
-        }
     }
 
     /// Goes by changed options from now on.

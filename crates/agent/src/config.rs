@@ -15,7 +15,7 @@ use crate::ambient::config::AmbientConfig;
 use crate::sidecars;
 pub(crate) use options::agent::BadOption;
 use options::agent::{Lookup, Options, Setting};
-use values::{address, broken_pod_label, checked, cleanup, program_at_end};
+use values::{absolute_dir, address, broken_pod_label, checked, cleanup, program_at_end};
 pub(crate) use values::{
     excluded_namespaces, kernel_network_runtime_classes, levels, namespace, native_nftables, selectors,
 };
@@ -35,6 +35,8 @@ pub(crate) struct AgentConfig {
     pub(crate) pods: PodsOrigin,
     /// Directory of the sockets.
     pub(crate) run_dir: PathBuf,
+    /// Directory of what outlives a restart of the machine.
+    pub(crate) state_dir: PathBuf,
     /// Address of /metrics.
     pub(crate) monitoring: Option<SocketAddr>,
     /// Address of /healthz and /readyz.
@@ -91,14 +93,7 @@ impl AgentConfig {
     /// The first option that means nothing.
     pub(crate) fn new(options: &Options, env: Lookup<'_>) -> Result<Self, BadOption> {
         let text = |setting| options.text(setting);
-        let run_dir = PathBuf::from(text(Setting::CniAgentRunDir));
-        if !run_dir.is_absolute() {
-            return Err(BadOption::new(
-                "cni-agent-run-dir",
-                text(Setting::CniAgentRunDir),
-                "is not an absolute path",
-            ));
-        }
+        let run_dir = absolute_dir(options, Setting::CniAgentRunDir, "cni-agent-run-dir")?;
         let service_account = PathBuf::from(text(Setting::ServiceAccountDir));
         let pods = pod_source(options, env, &service_account)?;
         let kubeconfig = match pods {
@@ -132,6 +127,7 @@ impl AgentConfig {
             install,
             pods,
             run_dir,
+            state_dir: absolute_dir(options, Setting::StateDir, "state-dir")?,
             monitoring: address(options, Setting::MonitoringPort, "monitoring-port")?,
             health: address(options, Setting::HealthPort, "health-port")?,
             node: node_name(env)?,
@@ -167,6 +163,10 @@ pub(crate) fn plugin_entry(options: &Options, env: Lookup<'_>) -> Result<PluginE
             extra.insert(key.to_owned(), value.into());
             checked(name, value, &extra)?;
         }
+    }
+    let state_dir = options.text(Setting::StateDir);
+    if state_dir != cni::config::STATE_DIR {
+        extra.insert("state_dir".to_owned(), state_dir.into());
     }
     let classes = kernel_network_runtime_classes(options)?;
     if !classes.is_empty() {

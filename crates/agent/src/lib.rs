@@ -13,6 +13,7 @@ mod delete_daemonset;
 mod events;
 mod finder;
 mod health;
+mod kept_facts;
 mod log_socket;
 mod metrics;
 mod node_lock;

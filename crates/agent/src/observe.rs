@@ -63,21 +63,19 @@ impl install::Observer for Installation {
 }
 
 /// Follows the cluster until the task is aborted.
-pub(crate) async fn cluster(agent: Arc<Agent>, source: Source, store: Option<Store>) {
-    let observer = |event: ClusterEvent| told(&agent, store.as_ref(), event);
+pub(crate) async fn cluster(agent: Arc<Agent>, source: Source, stores: Vec<Store>) {
+    let observer = |event: ClusterEvent| told(&agent, &stores, event);
     cluster::watch::run(source, agent.cluster.clone(), observer).await;
 }
 
-fn told(agent: &Agent, store: Option<&Store>, event: ClusterEvent) {
+fn told(agent: &Agent, stores: &[Store], event: ClusterEvent) {
     let Agent { log, metrics, .. } = agent;
     match event {
-        ClusterEvent::Synced => synced(agent, store),
+        ClusterEvent::Synced => synced(agent, stores),
         ClusterEvent::Changed(pods) => {
             metrics.cluster_changes(pods.len());
             metrics.known_pods(agent.cluster.index().pods().count());
-            if let Some(store) = store {
-                store.changed(&pods);
-            }
+            stores.iter().for_each(|store| store.changed(&pods));
             agent.ambient.changed(&pods);
             agent.sidecars.changed(&pods);
         }
@@ -112,14 +110,14 @@ fn told(agent: &Agent, store: Option<&Store>, event: ClusterEvent) {
     }
 }
 
-fn synced(agent: &Agent, store: Option<&Store>) {
+fn synced(agent: &Agent, stores: &[Store]) {
     agent.health.ready(HealthPart::Cluster);
     if agent.writer.is_some() {
         agent.metrics.api_server_up(true);
     }
-    if let Some(store) = store {
-        store.synced();
-    }
+    stores.iter().for_each(Store::synced);
+    // Where that cannot be written, it was said at the start.
+    let _ = agent.kept_facts.boot.facts_are_known();
     agent.ambient.synced();
     let pods = agent.cluster.index().pods().count();
     agent.log.info("the pods of this node are known", &[("pods", &pods)]);

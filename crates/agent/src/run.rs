@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use cluster::{Cluster, Outlook, Source, Store, StoreEvent, Writer};
+use cluster::{Cluster, Outlook, Source, Writer};
 use install::{Installer, OptionsError};
 use telemetry::{Journal, Scope};
 use tokio::sync::watch;
@@ -22,6 +22,7 @@ use crate::backend::NodeBackend;
 use crate::config::{AgentConfig, BadOption, PodsOrigin};
 use crate::events::Events;
 use crate::health::{Health, HealthPart};
+use crate::kept_facts::KeptFacts;
 use crate::log_socket::LogSocket;
 use crate::metrics::Metrics;
 use crate::node_lock::{NodeLock, OTHER_AGENT};
@@ -73,6 +74,8 @@ pub(crate) struct Agent {
     /// Asks about this agent's DaemonSet; absent where that decides nothing.
     pub(crate) own_set: Option<Writer>,
     pub(crate) events: Arc<Events>,
+    /// Facts of pods on disk, and which start of the machine they are of.
+    pub(crate) kept_facts: Arc<KeptFacts>,
     pub(crate) missing_ports: ports::Missing,
     /// In sidecar mode it only lets go of what it has left on the node.
     pub(crate) ambient: Arc<Ambient>,
@@ -145,6 +148,7 @@ impl Agent {
         let metrics = Arc::new(Metrics::new(is_ambient, journal.clone())?);
         let (source, writer, own_set) = source::source(&config, &log);
         let cluster = Cluster::new();
+        let kept_facts = Arc::new(KeptFacts::new(&config, cluster.clone(), log.clone()));
         let events = Arc::new(Events::new(writer.clone(), config.pod.clone(), log.clone()));
         let ambient = Ambient::new(ambient::AmbientParts {
             config: config.ambient.clone(),
@@ -156,6 +160,7 @@ impl Agent {
             writer: writer.clone(),
             events: events.clone(),
             run_dir: config.run_dir.clone(),
+            facts: kept_facts.clone(),
         });
         let sidecars = Sidecars::new(sidecars::Parts {
             run_dir: config.run_dir.clone(),
@@ -177,6 +182,7 @@ impl Agent {
             writer,
             own_set,
             events,
+            kept_facts,
             missing_ports: ports::Missing::default(),
             ambient,
             sidecars,
@@ -203,8 +209,9 @@ impl Agent {
             let Some(lock) = agent.take_node(&mut end).await else { return Ok(()) };
             tasks.spawn(own_node::look(agent.clone()));
             agent.serve_sockets(&mut tasks)?;
-            let store = agent.keep_facts();
-            tasks.spawn(observe::cluster(agent.clone(), source, store));
+            agent.begin_boot();
+            tasks.spawn(observe::cluster(agent.clone(), source, agent.kept_facts.keep()));
+            tasks.spawn(agent.clone().remember_facts());
             tasks.spawn(agent.sidecars.clone().live());
             let ambient = tokio::spawn(agent.ambient.clone().live());
             let outcome = agent.install_until_told(&mut end, &lock).await;
@@ -305,20 +312,27 @@ impl Agent {
         self.log.info("the other agent's socket is not served any more", &[("path", &path.display())]);
     }
 
-    /// The last known facts on disk. Without them the agent works all the same.
-    fn keep_facts(&self) -> Option<Store> {
-        if matches!(self.config.pods, PodsOrigin::Manifests { .. }) {
-            // The directory is where plugins look themselves.
-            return None;
+    /// Notes which start of the machine this is, and says so where the machine has started again.
+    fn begin_boot(&self) {
+        let boot = &self.kept_facts.boot;
+        if boot.has_rebooted() {
+            let text = "the machine has started again since an agent ran last: every pod is looked at anew";
+            self.log.info(text, &[("reboots", &boot.reboots())]);
         }
-        let log = self.log.clone();
-        let told = move |event| match event {
-            StoreEvent::Failed(error) => log.error("last known facts are not written", &[("error", &error)]),
-            StoreEvent::Restored => log.info("last known facts are written again", &[]),
-        };
-        Store::start(&self.config.run_dir, self.cluster.clone(), told)
-            .inspect_err(|error| self.log.error(error, &[]))
-            .ok()
+        self.metrics.reboots(boot.reboots());
+        if let Err(error) = boot.begin() {
+            let text = "the state directory cannot be written, so facts of pods do not outlive a restart of the machine; mount it for the agent, or \
+                        set STATE_DIR";
+            let dir = self.config.state_dir.display();
+            self.log.warn(text, &[("path", &dir), ("error", &error)]);
+        }
+    }
+
+    /// What an earlier agent knew counts while the API server is away. In ambient mode the take-over of its pods begins with that.
+    async fn remember_facts(self: Arc<Self>) {
+        if self.config.ambient.is_off && !self.kept_facts.are_listed_in_time().await {
+            self.kept_facts.remember().await;
+        }
     }
 
     /// Installs on a thread of its own until a signal comes or the DaemonSet is deleted. The thread is about to end then.

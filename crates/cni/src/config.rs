@@ -16,6 +16,8 @@ use crate::result::Dns;
 
 /// The run directory when `cni_agent_run_dir` is absent, the agent's default too.
 pub const RUN_DIR: &str = "/var/run/istio-cni";
+/// The state directory when `state_dir` is absent, the agent's default too. It outlives the run directory, which is in memory on most nodes.
+pub const STATE_DIR: &str = "/var/lib/istio-cni";
 /// How long the search for a pod's facts may take when `facts_timeout` is absent.
 pub const DEFAULT_FACTS_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long an ADD may take in all when `add_timeout` is absent. Well under kubelet's limit for a sandbox, which is 4 minutes.
@@ -39,6 +41,8 @@ pub struct PluginConf {
     pub plugin_log_level: String,
     /// `cni_agent_run_dir`: kubeconfig, log socket and log file live here. [`RUN_DIR`] where it is absent or empty.
     pub cni_agent_run_dir: PathBuf,
+    /// `state_dir`: the last known facts are here, too. [`STATE_DIR`] where it is absent or empty.
+    pub state_dir: PathBuf,
     /// `ambient_enabled`
     pub ambient_enabled: bool,
     /// `enablement_selectors`; ambient only.
@@ -119,7 +123,8 @@ impl PluginConf {
             },
             dns: Dns::decode_in(&root)?,
             plugin_log_level: root.text_or_empty("plugin_log_level")?,
-            cni_agent_run_dir: run_dir(root.text_or_empty("cni_agent_run_dir")?),
+            cni_agent_run_dir: directory(root.text_or_empty("cni_agent_run_dir")?, RUN_DIR),
+            state_dir: directory(root.text_or_empty("state_dir")?, STATE_DIR),
             ambient_enabled: root.bool_or_false("ambient_enabled")?,
             enablement_selectors: root.list("enablement_selectors", selector::decode)?,
             exclude_namespaces: root.texts("exclude_namespaces")?,
@@ -211,8 +216,8 @@ fn pod_annotations(root: &JsonNode<'_>) -> Result<Option<BTreeMap<String, String
     runtime_config.map(KEY, |node| Ok(node.text()?.to_owned())).map(Some)
 }
 
-fn run_dir(text: String) -> PathBuf {
-    if text.is_empty() { RUN_DIR.into() } else { text.into() }
+fn directory(text: String, default: &str) -> PathBuf {
+    if text.is_empty() { default.into() } else { text.into() }
 }
 
 #[cfg(test)]

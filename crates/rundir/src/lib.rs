@@ -39,7 +39,7 @@ pub const RESTORE_PATH: &str = "/v1/restore";
 /// Path of [`pods::ConflictsReport`] on the socket.
 pub const CONFLICTS_PATH: &str = "/v1/conflicts";
 
-/// Directory of last known facts in the run directory: a file of [`facts::Facts`] for each pod of the node, see [`facts_file`].
+/// Directory of last known facts in the run directory, and in the state directory: a file of [`facts::Facts`] for each pod of the node, see [`facts_file`].
 pub const FACTS_DIR: &str = "facts";
 /// Directory of pods that started without capture, in the run directory: a file of [`OperationReport`] for each, named by container. The plugin
 /// leaves one when it cannot tell the agent; the agent takes it from there.
@@ -59,6 +59,8 @@ pub const LOCKS_NAME: &str = "namespaces.lock";
 pub const APPLIED_DIR: &str = "applied";
 /// Directory of notes where the sandboxes of manifests' pods are, in the run directory.
 pub const SANDBOXES_DIR: &str = "sandboxes";
+/// File of the agent's own in the state directory: which start of the machine it last ran in.
+pub const BOOT_NAME: &str = "boot.json";
 /// The plugin's kubeconfig in the run directory; the agent writes it.
 pub const KUBECONFIG: &str = "istio-cni-kubeconfig";
 

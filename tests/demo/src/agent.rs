@@ -55,6 +55,7 @@ impl Agent {
                 option("mounted-cni-bin-dirs", &node.path("bin")),
                 option("cni-bin-source-dir", &node.path("image")),
                 option("cni-agent-run-dir", &node.path("run")),
+                option("state-dir", &node.path("state")),
                 format!("--pod-source=manifests:{}", node.path("manifests").display()),
                 format!("--listen-address={}", Ipv4Addr::LOCALHOST),
             ])

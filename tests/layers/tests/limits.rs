@@ -30,11 +30,6 @@ const REPEATED: &[(&str, &str, &str)] = &[
         "the agent's options: rows that differ in few columns",
     ),
     (
-        "crates/cni/src/config.rs",
-        "crates/cni/src/conflist/entry.rs",
-        "a table of keys each: what the plugin reads, with defaults, and what the agent writes, in upstream's order",
-    ),
-    (
         "crates/cni/src/result/wire.rs",
         "crates/cni/src/result/wire.rs",
         "a table of members each: routes of two versions, which print the same members in different orders",

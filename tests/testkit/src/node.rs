@@ -73,7 +73,7 @@ impl Node {
     /// A directory cannot be made.
     pub fn bare() -> Result<Self> {
         let dir = TempDir::new()?;
-        let (run_dir, manifests) = (dir.path().join("run"), dir.path().join("manifests"));
+        let [run_dir, state_dir, manifests] = ["run", "state", "manifests"].map(|name| dir.path().join(name));
         std::fs::create_dir(&manifests)?;
         let conf = json!({
             "cniVersion": "1.0.0",
@@ -81,6 +81,7 @@ impl Node {
             "type": "istio-cni",
             "plugin_log_level": "info",
             "cni_agent_run_dir": run_dir,
+            "state_dir": state_dir,
             "exclude_namespaces": ["kube-system"],
             "pod_namespace": "istio-system",
             "native_nftables": true,
@@ -134,6 +135,11 @@ impl Node {
     /// The run directory.
     pub fn run_dir(&self) -> PathBuf {
         self.dir().join("run")
+    }
+
+    /// The directory that a restart of the machine leaves.
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir().join("state")
     }
 
     /// Where pod manifests lie.

@@ -16,6 +16,9 @@ pub(super) struct PlaceArgs {
     /// Directory of the node agent's sockets, kubeconfig and facts [default: /var/run/istio-cni]
     #[arg(long, value_name = "DIR", value_parser = directory)]
     run_dir: Option<PathBuf>,
+    /// Directory of what the node agent keeps over a restart of the machine [default: /var/lib/istio-cni]
+    #[arg(long, value_name = "DIR", value_parser = directory)]
+    state_dir: Option<PathBuf>,
 }
 
 /// The node's directories.
@@ -24,6 +27,7 @@ pub(crate) struct NodePlaces {
     pub(crate) net_dir: PathBuf,
     pub(super) bin_dirs: Vec<PathBuf>,
     pub(crate) run_dir: PathBuf,
+    pub(super) state_dir: PathBuf,
 }
 
 /// Where the agent's container has the node's directories, its variables aside.
@@ -33,7 +37,12 @@ const MOUNTED_BIN_DIR: &str = "/host/opt/cni/bin";
 impl NodePlaces {
     /// The directories that are given, and the defaults of this machine for the others.
     pub(crate) fn of_this_machine(net_dir: Option<PathBuf>, run_dir: Option<PathBuf>) -> Self {
-        PlaceArgs { net_dir, bin_dirs: Vec::new(), run_dir }.places()
+        PlaceArgs { net_dir, bin_dirs: Vec::new(), run_dir, state_dir: None }.places()
+    }
+
+    /// Those that are the agent's own.
+    pub(super) fn own_dirs(&self) -> [&Path; 2] {
+        [&self.run_dir, &self.state_dir]
     }
 }
 
@@ -61,10 +70,12 @@ impl PlaceArgs {
             named => named.to_vec(),
         };
         let run_dir = named("CNI_AGENT_RUN_DIR").unwrap_or_else(|| "/var/run/istio-cni".to_owned());
+        let state_dir = named("STATE_DIR").unwrap_or_else(|| "/var/lib/istio-cni".to_owned());
         NodePlaces {
             net_dir: self.net_dir.clone().unwrap_or_else(|| net_dir.into()),
             bin_dirs,
             run_dir: self.run_dir.clone().unwrap_or_else(|| run_dir.into()),
+            state_dir: self.state_dir.clone().unwrap_or_else(|| state_dir.into()),
         }
     }
 }
@@ -83,35 +94,39 @@ pub(crate) fn directory(text: &str) -> Result<PathBuf, String> {
 mod tests {
     use super::*;
 
-    fn chosen(args: &PlaceArgs, variables: &[(&str, &str)], mounted: bool) -> [String; 3] {
+    fn chosen(args: &PlaceArgs, variables: &[(&str, &str)], mounted: bool) -> [String; 4] {
         let variable = |name: &str| {
             variables.iter().find(|(known, _)| *known == name).map(|(_, value)| OsString::from(value))
         };
         let places = args.choose(variable, |path| mounted && path.starts_with("/host/"));
         let bins: Vec<_> = places.bin_dirs.iter().map(|dir| dir.to_str().unwrap()).collect();
-        [places.net_dir.to_str().unwrap().into(), bins.join(" "), places.run_dir.to_str().unwrap().into()]
+        let text = |path: &Path| path.to_str().unwrap().to_owned();
+        [text(&places.net_dir), bins.join(" "), text(&places.run_dir), text(&places.state_dir)]
     }
 
     #[test]
     fn directories_are_the_hosts_or_where_they_are_mounted() {
-        let none = PlaceArgs { net_dir: None, bin_dirs: Vec::new(), run_dir: None };
-        let host = ["/etc/cni/net.d", "/opt/cni/bin", "/var/run/istio-cni"];
+        let none = PlaceArgs { net_dir: None, bin_dirs: Vec::new(), run_dir: None, state_dir: None };
+        let host = ["/etc/cni/net.d", "/opt/cni/bin", "/var/run/istio-cni", "/var/lib/istio-cni"];
         assert_eq!(chosen(&none, &[], false), host);
         assert_eq!(chosen(&none, &[("MOUNTED_CNI_NET_DIR", "")], false), host);
-        let container = ["/host/etc/cni/net.d", "/host/opt/cni/bin", "/var/run/istio-cni"];
+        let container =
+            ["/host/etc/cni/net.d", "/host/opt/cni/bin", "/var/run/istio-cni", "/var/lib/istio-cni"];
         assert_eq!(chosen(&none, &[], true), container);
         let variables = [
             ("MOUNTED_CNI_NET_DIR", "/n"),
             ("MOUNTED_CNI_BIN_DIRS", "/a, /b,,relative"),
             ("CNI_AGENT_RUN_DIR", "/r"),
+            ("STATE_DIR", "/s"),
         ];
-        assert_eq!(chosen(&none, &variables, false), ["/n", "/a /b", "/r"]);
+        assert_eq!(chosen(&none, &variables, false), ["/n", "/a /b", "/r", "/s"]);
         let said = PlaceArgs {
             net_dir: Some("/x".into()),
             bin_dirs: vec!["/y".into(), "/z".into()],
             run_dir: Some("/w".into()),
+            state_dir: Some("/v".into()),
         };
-        assert_eq!(chosen(&said, &variables, true), ["/x", "/y /z", "/w"]);
+        assert_eq!(chosen(&said, &variables, true), ["/x", "/y /z", "/w", "/v"]);
     }
 
     #[test]

@@ -8,7 +8,8 @@ use cni::conflist::PluginEntry;
 use install::{Done, InstallMode, InstallOptions, ProgramAtEnd};
 use leftover::Results;
 use rundir::{
-    AMBIENT_DIR, FACTS_DIR, LOCK_NAME, LOCKS_NAME, NEXT_LOCK_NAME, PLUGIN_TIMES_NAME, UNCAPTURED_DIR,
+    AMBIENT_DIR, BOOT_NAME, FACTS_DIR, LOCK_NAME, LOCKS_NAME, NEXT_LOCK_NAME, PLUGIN_TIMES_NAME,
+    UNCAPTURED_DIR,
 };
 use rustix::io::Errno;
 use serde::Serialize;
@@ -112,7 +113,7 @@ impl UninstallArgs {
         let mut plan = Report::of(install::plan_uninstall(&options, &leftovers), true);
         plan.add_host_side(host_side::look());
         plan.say_recorded(&places.run_dir);
-        plan.plan_run_dir_removal(&places.run_dir);
+        places.own_dirs().into_iter().for_each(|dir| plan.plan_dir_removal(dir));
         let needed = self.needed();
         plan.say_needed(needed);
         if self.dry_run {
@@ -125,7 +126,7 @@ impl UninstallArgs {
         let mut report = Report::of(install::uninstall(&options, &leftovers), false);
         report.add_host_side(host_side::remove());
         report.say_recorded(&places.run_dir);
-        report.remove_if_empty(&places.run_dir);
+        places.own_dirs().into_iter().for_each(|dir| report.remove_if_empty(dir));
         report.say_needed(needed);
         report.answer(self.output)
     }
@@ -176,6 +177,7 @@ impl UninstallArgs {
             NEXT_LOCK_NAME,
         ];
         paths.extend(names.map(|name| run_dir.join(name)));
+        paths.extend([FACTS_DIR, BOOT_NAME].map(|name| places.state_dir.join(name)));
         if self.purge {
             let names =
                 std::fs::read_dir(run_dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
@@ -279,22 +281,22 @@ impl Report {
         }
     }
 
-    /// Plans the removal of the run directory if it will be empty.
-    fn plan_run_dir_removal(&mut self, run_dir: &Path) {
-        let Ok(mut entries) = std::fs::read_dir(run_dir) else { return };
+    /// Plans the removal of a directory of the agent's own if it will be empty.
+    fn plan_dir_removal(&mut self, dir: &Path) {
+        let Ok(mut entries) = std::fs::read_dir(dir) else { return };
         let goes = |path: &PathBuf| {
             self.steps.iter().any(|step| step.path == *path && step.action == Action::Deleted)
         };
         if entries.all(|entry| entry.is_ok_and(|entry| goes(&entry.path()))) {
-            self.steps.push(Step { action: Action::Deleted, path: run_dir.to_owned(), note: None });
+            self.steps.push(Step { action: Action::Deleted, path: dir.to_owned(), note: None });
         }
     }
 
-    /// Removes the run directory, which the agent made unless it is a mount.
-    fn remove_if_empty(&mut self, run_dir: &Path) {
-        match rustix::fs::rmdir(run_dir) {
+    /// Removes a directory of the agent's own, which it made unless it is a mount.
+    fn remove_if_empty(&mut self, dir: &Path) {
+        match rustix::fs::rmdir(dir) {
             Ok(()) => {
-                self.steps.push(Step { action: Action::Deleted, path: run_dir.to_owned(), note: None });
+                self.steps.push(Step { action: Action::Deleted, path: dir.to_owned(), note: None });
             }
             // Logs that stay, a mount, a directory that was never there or cannot be removed: none holds anything of the plugin's.
             Err(
@@ -308,7 +310,7 @@ impl Report {
                 | Errno::ROFS,
             ) => {}
             Err(error) => {
-                self.errors.push(format!("remove {}: {error}", run_dir.display()));
+                self.errors.push(format!("remove {}: {error}", dir.display()));
                 self.ok = false;
             }
         }

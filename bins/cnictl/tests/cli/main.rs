@@ -89,6 +89,7 @@ impl Files {
         // This machine may be a node itself.
         command.env("MOUNTED_CNI_NET_DIR", self.path("no-net.d"));
         command.env("CNI_AGENT_RUN_DIR", self.path("no-run"));
+        command.env("STATE_DIR", self.path("no-state"));
         command
     }
 

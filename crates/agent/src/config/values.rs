@@ -58,6 +58,22 @@ pub(crate) fn levels(options: &Options) -> Result<Levels, BadOption> {
     Ok(levels)
 }
 
+/// A directory that the plugin must find, too.
+///
+/// # Errors
+/// It is not an absolute path.
+pub(super) fn absolute_dir(
+    options: &Options,
+    setting: Setting,
+    name: &'static str,
+) -> Result<PathBuf, BadOption> {
+    let text = options.text(setting);
+    if Path::new(text).is_absolute() {
+        return Ok(text.into());
+    }
+    Err(BadOption::new(name, text, "is not an absolute path"))
+}
+
 /// Namespaces whose pods are left alone.
 ///
 /// # Errors

@@ -11,6 +11,7 @@ pub(super) struct ClusterMetrics {
     api_server_failures: IntCounterVec,
     api_server_up: IntGaugeVec,
     pods: IntGauge,
+    reboots: IntCounter,
 }
 
 impl ClusterMetrics {
@@ -36,6 +37,10 @@ impl ClusterMetrics {
                 &[],
             )?,
             pods: make.gauge("istio_cni_pods", "Pods of this node that the agent knows")?,
+            reboots: make.counter(
+                "istio_cni_reboots_total",
+                "Restarts of the machine that agents of this node noticed",
+            )?,
         })
     }
 }
@@ -49,6 +54,11 @@ impl super::Metrics {
     /// So many pods of this node are known.
     pub(crate) fn known_pods(&self, pods: usize) {
         self.cluster.pods.set(i64::try_from(pods).unwrap_or(i64::MAX));
+    }
+
+    /// Agents of this node have noticed so many restarts of the machine.
+    pub(crate) fn reboots(&self, reboots: u64) {
+        self.cluster.reboots.inc_by(reboots.saturating_sub(self.cluster.reboots.get()));
     }
 
     /// A watch failed.

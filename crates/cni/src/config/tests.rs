@@ -12,6 +12,7 @@ fn empty() -> PluginConf {
         dns: Dns::default(),
         plugin_log_level: String::new(),
         cni_agent_run_dir: RUN_DIR.into(),
+        state_dir: STATE_DIR.into(),
         ambient_enabled: false,
         enablement_selectors: Vec::new(),
         exclude_namespaces: Vec::new(),
@@ -38,7 +39,7 @@ fn map<T: Clone>(entries: &[(&str, T)]) -> BTreeMap<String, T> {
 fn absent_null_and_unknown_keys_give_the_defaults() {
     assert_eq!(decode("{}").unwrap(), empty());
     let nulls = r#"{"type":null,"capabilities":null,"ipam":null,"dns":null,"prevResult":null,"plugin_log_level":null,
-        "cni_agent_run_dir":null,"ambient_enabled":null,"enablement_selectors":null,"exclude_namespaces":null,
+        "cni_agent_run_dir":null,"state_dir":null,"ambient_enabled":null,"enablement_selectors":null,"exclude_namespaces":null,
         "pod_namespace":null,"native_nftables":null,"enable_ambient_detection_retry":null,"facts_timeout":null,
         "pod_source":null,"add_timeout":null,"failure_policy":null,"capture":null,"strict_status":null,
         "kernel_network_runtime_classes":null,"runtimeConfig":null,"log_level":7,"kubernetes":[],"args":{}}"#;
@@ -51,7 +52,7 @@ fn every_key_is_read() {
         r#"{"cniVersion":"1.0.0","name":"net","type":"istio-cni",
         "capabilities":{"io.kubernetes.cri.pod-annotations":true,"portMappings":null},
         "ipam":{"type":"host-local","subnet":1},"dns":{"nameservers":["10.0.0.1"]},"prevResult":{},
-        "plugin_log_level":"debug","cni_agent_run_dir":"/var/run/istio-cni","ambient_enabled":true,
+        "plugin_log_level":"debug","cni_agent_run_dir":"/var/run/istio-cni","state_dir":"/var/lib/cni-state","ambient_enabled":true,
         "enablement_selectors":[{"podSelector":{"matchLabels":{"a":"b"},"matchExpressions":
             [{"key":"k","operator":"In","values":["x","y"]}]}},{}],
         "exclude_namespaces":["kube-system","istio-system"],"pod_namespace":"istio-system","agent_pod_prefix":"mesh-agent-","native_nftables":false,
@@ -74,6 +75,7 @@ fn every_key_is_read() {
         dns: Dns { nameservers: vec!["10.0.0.1".into()], ..Dns::default() },
         plugin_log_level: "debug".into(),
         cni_agent_run_dir: "/var/run/istio-cni".into(),
+        state_dir: "/var/lib/cni-state".into(),
         ambient_enabled: true,
         enablement_selectors: vec![
             EnablementSelector { pod: selector, namespace: LabelSelector::default() },
@@ -118,6 +120,7 @@ fn wrong_types_and_values_name_the_key() {
         (r#"{"prevResult":"x"}"#, "prevResult: expected an object, found a text"),
         (r#"{"plugin_log_level":true}"#, "plugin_log_level: expected a text, found a boolean"),
         (r#"{"cni_agent_run_dir":[]}"#, "cni_agent_run_dir: expected a text, found an array"),
+        (r#"{"state_dir":1}"#, "state_dir: expected a text, found a number"),
         (r#"{"ambient_enabled":"true"}"#, "ambient_enabled: expected a boolean, found a text"),
         (r#"{"enablement_selectors":[1]}"#, "enablement_selectors[0]: expected an object, found a number"),
         (r#"{"exclude_namespaces":["a",2]}"#, "exclude_namespaces[1]: expected a text, found a number"),

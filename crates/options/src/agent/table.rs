@@ -72,6 +72,7 @@ pub enum Setting {
     HostProbeSender,
     AmbientVerifyInterval,
     DrainTimeout,
+    StateDir,
     ConfigDir,
     CniCacheDir,
     CniBinSourceDir,
@@ -813,5 +814,15 @@ pub const SPECS: &[AgentSpec] = &[
         kind: TextKind::Text,
         default: "1h",
         help: "Ambient mode: how long connections that are open through ztunnel go on after their pod has left the mesh (0: not at all)",
+    },
+    Spec {
+        setting: Setting::StateDir,
+        name: "state-dir",
+        short: None,
+        env: &[],
+        given: Given::FlagOrVariable,
+        kind: TextKind::Text,
+        default: "/var/lib/istio-cni",
+        help: "Directory of what outlives a restart of the machine: last known facts of pods, and which start of the machine this is",
     },
 ];

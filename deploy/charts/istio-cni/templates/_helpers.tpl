@@ -122,6 +122,7 @@ operator.istio.io/component: Cni
   "HEALTH_PORT" (ternary "" (int $values.agent.healthPort) (eq (int $values.agent.healthPort) 8000))
   "MONITORING_PORT" (ternary "" (int $values.agent.metricsPort) (eq (int $values.agent.metricsPort) 15014))
   "CNI_CACHE_DIR" (ternary "" $values.agent.cniCacheDir (eq $values.agent.cniCacheDir "/var/lib/cni"))
+  "STATE_DIR" (ternary "" $values.agent.stateDir (eq $values.agent.stateDir "/var/lib/istio-cni"))
 }}
 {{- if $value }}
 {{- $_ := set $options $name (toString $value) }}

@@ -103,6 +103,7 @@ fn metrics_have_exactly_these_names_and_labels() {
         "istio_cni_operations_total{operation,result}",
         "istio_cni_pod_changes_total{}",
         "istio_cni_pods{}",
+        "istio_cni_reboots_total{}",
         "istio_cni_started_without_plugin_pods{}",
         "istio_cni_uncaptured_pods_total{reason}",
         "istio_cni_watch_failures_total{watch}",

@@ -30,6 +30,7 @@ mod mesh_start;
 mod mesh_truth;
 mod mesh_waiting;
 mod neighbours;
+mod reboot;
 mod socket;
 mod sources;
 mod stuck_log;

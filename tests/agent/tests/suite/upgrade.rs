@@ -186,7 +186,7 @@ fn an_old_plugin_can_read_the_new_entry() {
     let mesh = Mesh::new().unwrap();
     let node = &mesh.node;
     let agent = node.agent().without("FACTS_TIMEOUT").ready().unwrap();
-    assert_decodable_by_the_original(&node.entry().unwrap(), &["capabilities"]);
+    assert_decodable_by_the_original(&node.entry().unwrap(), &["capabilities", "state_dir"]);
     agent.kill().unwrap();
     let options =
         mesh.agent().env("FAILURE_POLICY", "open").env("CAPTURE", "enabled").env("ADD_TIMEOUT", "20s");
@@ -194,7 +194,7 @@ fn an_old_plugin_can_read_the_new_entry() {
     let selectors = "- podSelector: {matchLabels: {a: b}}\n- namespaceSelector: {}\n";
     let options = options.env("AMBIENT_ENABLEMENT_SELECTOR", selectors);
     let _agent = options.ready().unwrap();
-    let ours = ["failure_policy", "capture", "add_timeout", "facts_timeout", "capabilities"];
+    let ours = ["state_dir", "failure_policy", "capture", "add_timeout", "facts_timeout", "capabilities"];
     let entry = node.entry().unwrap();
     assert_decodable_by_the_original(&entry, &ours);
     assert!(ours.iter().all(|key| entry.get(*key).is_some()), "{entry}");

@@ -60,6 +60,7 @@ const KNOWN: &[&str] = &[
     "LISTEN_ADDRESS",
     "POD_SOURCE",
     "RUNTIME_ANNOTATIONS",
+    "STATE_DIR",
     "STRICT_STATUS",
 ];
 
@@ -186,6 +187,8 @@ fn each_value_sets_its_option() {
         ("agent.metricsPort=15015", "MONITORING_PORT", Some("15015")),
         ("agent.cniCacheDir=/var/lib/cni", "CNI_CACHE_DIR", None),
         ("agent.cniCacheDir=/var/cache/cni", "CNI_CACHE_DIR", Some("/var/cache/cni")),
+        ("agent.stateDir=/var/lib/istio-cni", "STATE_DIR", None),
+        ("agent.stateDir=/opt/state", "STATE_DIR", Some("/opt/state")),
         ("env.MONITORING_PORT=0", "MONITORING_PORT", Some("0")),
         ("env.NATIVE_NFTABLES=true", "NATIVE_NFTABLES", Some("true")),
     ] {

@@ -44,6 +44,7 @@ fn capabilities_and_mounts_follow_from_the_features() {
             "/host/opt/cni/bin",
             "/host/etc/cni/net.d",
             "/var/run/istio-cni",
+            "/var/lib/istio-cni",
             "/host/var/lib/cni",
             "/etc/istio-cni",
         ];

@@ -119,6 +119,7 @@ impl Cluster {
             ("--mounted-cni-bin-dirs", &bin_dir),
             ("--cni-bin-source-dir", &self.dir("programs")),
             ("--cni-agent-run-dir", RUN_DIR.as_ref()),
+            ("--state-dir", &self.dir("state")),
             ("--service-account-dir", self.account.dir()),
             ("--config-dir", &self.dir("config")),
         ];

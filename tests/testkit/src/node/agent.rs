@@ -78,6 +78,7 @@ impl<'a> Launch<'a> {
             .env("CNI_BIN_SOURCE_DIR", &node.bin_source().to_string_lossy())
             .env("MOUNTED_CNI_BIN_DIRS", &node.bin_target().to_string_lossy())
             .env("CNI_AGENT_RUN_DIR", &node.run_dir().to_string_lossy())
+            .env("STATE_DIR", &node.state_dir().to_string_lossy())
     }
 
     /// Adds an argument.
@@ -106,6 +107,17 @@ impl<'a> Launch<'a> {
     pub fn behind(mut self, words: &[&str]) -> Self {
         self.wrapper = words.iter().map(|word| (*word).to_owned()).collect();
         self
+    }
+
+    /// Starts it as if the machine had started with this number of the kernel's, random(4): in a mount namespace of its own.
+    ///
+    /// # Errors
+    /// The number cannot be written.
+    pub fn booted(self, id: &str) -> Result<Self> {
+        const MOUNT: &str = "mount --bind \"$0\" /proc/sys/kernel/random/boot_id && exec \"$@\"";
+        let file = self.node.dir().join(format!("boot-{id}"));
+        std::fs::write(&file, format!("{id}\n"))?;
+        Ok(self.behind(&["unshare", "--mount", "sh", "-c", MOUNT, &file.to_string_lossy()]))
     }
 
     fn command(&self) -> Command {

@@ -108,7 +108,7 @@ pub(super) struct AgentReport {
 impl StatusReport {
     /// Looks at the node.
     pub(super) fn look(places: &NodePlaces) -> Self {
-        let NodePlaces { net_dir, bin_dirs, run_dir } = places;
+        let NodePlaces { net_dir, bin_dirs, run_dir, .. } = places;
         let installed = install::inspect(net_dir, bin_dirs, run_dir);
         let mut not_looked_at = installed.denied.clone();
         let (status, error) = match agent::ask(run_dir) {
