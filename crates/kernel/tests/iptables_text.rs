@@ -90,6 +90,7 @@ fn matches(family: Family) -> impl Strategy<Value = Vec<Match>> {
         (0..u32::MAX, not()).prop_map(|(uid, not)| Match::Uid { uid, not }),
         (0..u32::MAX, not()).prop_map(|(gid, not)| Match::Gid { gid, not }),
         Just(Match::LocalSocket),
+        Just(Match::OwnDestination),
     ];
     (
         maybe((interface(), not()).prop_map(|(n, not)| Match::InInterface { name: n.into(), not }).boxed()),

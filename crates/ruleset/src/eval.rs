@@ -269,6 +269,7 @@ impl<'r> Walk<'r, '_, '_> {
             Match::Protocol(protocol) => packet.protocol == *protocol,
             Match::Source { net, not } => net.contains(&packet.source) != *not,
             Match::Destination { net, not } => net.contains(&packet.destination) != *not,
+            Match::OwnDestination => packet.own_destination,
             Match::SourceIn { set, not, .. } => self.is_in(set, Side::Source) != *not,
             Match::DestinationIn { set, not, .. } => self.is_in(set, Side::Destination) != *not,
             Match::SourcePort { ports, not } => ports.contains(packet.source_port) != *not,

@@ -107,7 +107,13 @@ pub enum Field {
     Reply,
     /// 1 where a socket of this namespace sent the packet.
     Socket,
+    /// What sort of address the destination is at the interface that the packet came in by: `RTN_*` of linux/rtnetlink.h, see
+    /// [`OWN_ADDRESS`].
+    DestinationType,
 }
+
+/// `RTN_LOCAL`: an address of the interface.
+pub const OWN_ADDRESS: u128 = 2;
 
 /// Bits of [`Field::CtState`], as nf_tables has them.
 pub mod state {

@@ -227,6 +227,7 @@ fn write_match(f: &mut fmt::Formatter<'_>, m: &Match, protocol: Option<Protocol>
         Match::Protocol(protocol) => write!(f, "meta l4proto {}", protocol.name()),
         Match::Source { net, not } => write!(f, "{} saddr {}{net}", ip(net), ne(not)),
         Match::Destination { net, not } => write!(f, "{} daddr {}{net}", ip(net), ne(not)),
+        Match::OwnDestination => f.write_str("fib daddr . iif type local"),
         Match::SourceIn { set, keys, not } => {
             write!(f, "{} {}@{set}", looked_up(*keys, Side::Source), ne(not))
         }

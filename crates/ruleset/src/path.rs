@@ -120,6 +120,7 @@ impl Walk<'_, '_> {
 
     fn is_passed_on(&mut self) -> Option<End> {
         let out = std::mem::take(&mut self.packet.out_interface);
+        self.packet.own_destination = false;
         let arrived = self.pass(Hook::Prerouting, true)?;
         if matches!(arrived, Verdict::Redirect { .. } | Verdict::Tproxy { .. }) {
             return self.comes_in(arrived, true);

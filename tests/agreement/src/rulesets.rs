@@ -245,6 +245,7 @@ impl Attempt {
             destination_port: shot.to.port(),
             in_interface: "eth0".to_owned(),
             out_interface: String::new(),
+            own_destination: true,
             owner: None,
             mark: 0,
             ct_mark: 0,

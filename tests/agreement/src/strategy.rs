@@ -104,6 +104,7 @@ pub fn packet() -> impl Strategy<Value = (Packet, Hook, bool)> {
                 destination_port: ports.1,
                 in_interface: if sent { String::new() } else { interface.to_owned() },
                 out_interface: if sent { interface.to_owned() } else { String::new() },
+                own_destination: true,
                 owner: sent.then_some(Owner { uid, gid }),
                 mark: marks.0,
                 ct_mark: marks.1,

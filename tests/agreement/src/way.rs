@@ -87,6 +87,7 @@ impl Attempt {
             destination_port: self.to.port(),
             in_interface,
             out_interface,
+            own_destination: true,
             owner: (!self.from_peer).then_some(Owner { uid: self.owner.0, gid: self.owner.1 }),
             mark: self.mark,
             ct_mark: 0,

@@ -61,6 +61,7 @@ impl Way {
             destination_port: PORT,
             in_interface: interface(self.inbound),
             out_interface: interface(!self.inbound),
+            own_destination: true,
             owner: (!self.inbound).then_some(Owner { uid: 0, gid: 0 }),
             mark: 0,
             ct_mark: 0,

@@ -375,6 +375,7 @@ fn of(packet: &ruleset::eval::Packet) -> walk::FirstPacket {
         destination_port: packet.destination_port,
         in_interface: name(&packet.in_interface),
         out_interface: name(&packet.out_interface),
+        own_destination: packet.own_destination,
         owner: packet.owner.map(|owner| (owner.uid, owner.gid)),
         mark: packet.mark,
     }

@@ -6,7 +6,7 @@ use rustix::io::Errno;
 use super::batch::BatchObject;
 use super::list::NetlinkTable;
 use super::missing::{
-    BATCHES, CONNTRACK, COUNTER, INET, KernelPart, LOG, MissingPart, NAMED_COUNTER, NAT, NETFILTER,
+    BATCHES, CONNTRACK, COUNTER, FIB, INET, KernelPart, LOG, MissingPart, NAMED_COUNTER, NAT, NETFILTER,
     NF_TABLES, REDIRECT, REJECT, ROUTE, SETS, TPROXY,
 };
 use crate::netlink;
@@ -200,6 +200,7 @@ fn missing_for_chain(chain: &Chain) -> Option<&'static KernelPart> {
 
 fn missing_for_rule(rule: &Rule) -> Option<&'static KernelPart> {
     match &rule.action {
+        _ if rule.matches.contains(&Match::OwnDestination) => Some(FIB),
         Action::Redirect { .. } => Some(REDIRECT),
         Action::Snat { .. } => Some(NAT),
         Action::Tproxy { .. } => Some(TPROXY),

@@ -15,7 +15,7 @@ use ruleset::{
 
 use super::expr::{Expr, RegisterValue};
 use super::uapi::expr::{self, REGISTER};
-use super::uapi::{REPLY, cmp, ct, family, meta, payload, set};
+use super::uapi::{REPLY, cmp, ct, family, fib, meta, payload, set};
 use crate::netlink::wire::MessageWriter;
 
 /// A rule for the kernel.
@@ -111,6 +111,7 @@ impl<'a> Lowering<'a> {
             Match::Source { net, not } => self.prefix(net, Some(Side::Source), *not),
             Match::Destination { net, not } => self.prefix(net, Some(Side::Destination), *not),
             Match::OriginalDestination { net, not } => self.prefix(net, None, *not),
+            Match::OwnDestination => self.own_destination(),
             Match::SourceIn { set, keys, not } => self.named_set(set, *keys, Side::Source, *not),
             Match::DestinationIn { set, keys, not } => self.named_set(set, *keys, Side::Destination, *not),
             Match::SourcePort { ports, not } => self.ports(ports, Side::Source, *not),
@@ -142,6 +143,13 @@ impl<'a> Lowering<'a> {
                 self.compare(code.map_or([*kind].into(), |code| [*kind, code].into()), false);
             }
         }
+    }
+
+    fn own_destination(&mut self) {
+        let numbers = [expr::REGISTER, fib::ADDRESS_TYPE, fib::DESTINATION | fib::IN_INTERFACE];
+        let [register, result, of] = numbers.map(u32::to_be_bytes);
+        self.raw("fib", &[(fib::REGISTER, &register), (fib::RESULT, &result), (fib::FLAGS, &of)]);
+        self.compare(fib::LOCAL.to_ne_bytes().into(), false);
     }
 
     fn meta_number(&mut self, key: u32, number: u32, not: bool) {

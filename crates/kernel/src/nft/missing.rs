@@ -43,6 +43,11 @@ pub(super) const TPROXY: &KernelPart =
     &part("nf_tables tproxy (CONFIG_NFT_TPROXY)", Some("nft_tproxy"), (4, 19));
 pub(super) const CONNTRACK: &KernelPart =
     &part("nf_tables connection tracking (CONFIG_NFT_CT)", Some("nft_ct"), (3, 13));
+pub(super) const FIB: &KernelPart = &part(
+    "nf_tables look-ups of addresses for both families (CONFIG_NFT_FIB_INET)",
+    Some("nft_fib_inet"),
+    (4, 10),
+);
 pub(super) const REJECT: &KernelPart =
     &part("nf_tables reject for both families (CONFIG_NFT_REJECT_INET)", Some("nft_reject_inet"), (3, 14));
 pub(super) const LOG: &KernelPart = &part(

@@ -12,7 +12,7 @@ use ruleset::{Base, ChainKind, Family, Hook};
 use fields::{covered, field_number, is_native};
 pub(super) use members::members;
 
-use super::uapi::{ORIGINAL, cmp, ct, expr as uapi, family, meta, payload, verdict};
+use super::uapi::{ORIGINAL, cmp, ct, expr as uapi, family, fib, meta, payload, verdict};
 use crate::netlink::wire::Attributes;
 
 /// The number and the name of the one interface whose number is known everywhere: `LOOPBACK_IFINDEX`.
@@ -105,6 +105,7 @@ impl Reader {
             "masq" => self.act(ListedAct::Masquerade),
             "meta" => self.meta(a),
             "ct" => self.ct(a),
+            "fib" => self.fib(a),
             "payload" => self.payload(a),
             "immediate" => self.immediate(a),
             "bitwise" => self.bitwise(a),
@@ -227,6 +228,14 @@ impl Reader {
             _ => ListedAct::Unread,
         };
         self.act(act)
+    }
+
+    fn fib(&mut self, a: Attributes<'_>) -> Option<()> {
+        let asked = (number(a, fib::RESULT)?, number(a, fib::FLAGS)?);
+        let known = asked == (fib::ADDRESS_TYPE, fib::DESTINATION | fib::IN_INTERFACE);
+        let field = Register::Field { field: Field::DestinationType, bytes: 4, mask: u128::MAX, xor: 0 };
+        self.load(number(a, fib::REGISTER)?, known.then_some(field));
+        Some(())
     }
 
     fn payload(&mut self, a: Attributes<'_>) -> Option<()> {

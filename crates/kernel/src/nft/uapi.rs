@@ -212,6 +212,17 @@ pub(super) mod ct {
     pub(crate) const RELATED: u32 = 4;
 }
 
+/// `NFTA_FIB_*`, `NFT_FIB_RESULT_*`, the bits `NFTA_FIB_F_*`, and of the answers `RTN_LOCAL` of `linux/rtnetlink.h`.
+pub(super) mod fib {
+    pub(crate) const REGISTER: u16 = 1;
+    pub(crate) const RESULT: u16 = 2;
+    pub(crate) const FLAGS: u16 = 3;
+    pub(crate) const ADDRESS_TYPE: u32 = 3;
+    pub(crate) const DESTINATION: u32 = 2;
+    pub(crate) const IN_INTERFACE: u32 = 8;
+    pub(crate) const LOCAL: u32 = 2;
+}
+
 /// `NFT_CMP_*`.
 pub(super) mod cmp {
     pub(crate) const EQ: u32 = 0;

@@ -314,3 +314,41 @@ fn probes_keep_their_source_whoever_comes_later() {
         }
     }
 }
+
+/// A pod that translates an address that its interface does not have: its rule decides, in each order.
+#[test]
+fn a_pods_own_translation_works_whoever_came_first() {
+    const OWN: &str = "100.64.0.5";
+    for way in Way::ALL {
+        for first in [true, false] {
+            let pod = Pod::new(Families::Dual).unwrap();
+            let plan = way.pod_plan(&NodeOptions::default(), &PodOptions::default());
+            let program = if way == Way::Nft { "iptables-nft" } else { "iptables" };
+            let to = Pod::V4;
+            let rule =
+                format!("-A PREROUTING -d {OWN} -p tcp --dport 443 -j DNAT --to-destination {to}:{APP}");
+            let translate = || way.shell(&pod, &format!("{program} -t nat {rule}"));
+            if first {
+                translate();
+            }
+            way.apply(&pod, &plan).unwrap();
+            if !first {
+                translate();
+            }
+            pod.ip(&[format!("address add {OWN}/32 dev lo")]).unwrap();
+            pod.peer().ip(&[format!("route add {OWN}/32 via {}", Pod::V4)]).unwrap();
+            let _there = Listeners::start(&pod, [INBOUND_PORT, APP].map(Listener::tcp)).unwrap();
+            for round in ["loaded", "attached anew"] {
+                let to = SocketAddr::new(OWN.parse().unwrap(), 443);
+                let outcome = Flow::from(pod.peer()).patience(Duration::from_secs(3)).tcp(to).unwrap();
+                reached(&outcome, APP, to, &format!("{way:?} {first} {round}"));
+                for to in own(APP) {
+                    let outcome = Flow::from(pod.peer()).patience(PATIENCE).tcp(to).unwrap();
+                    reached(&outcome, INBOUND_PORT, to, "inbound");
+                }
+                // In iptables ours may be the first already.
+                assert!(way.put_first(&pod, &plan) == Change::Replaced || way != Way::Nft);
+            }
+        }
+    }
+}

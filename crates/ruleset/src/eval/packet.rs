@@ -21,6 +21,8 @@ pub struct Packet {
     pub in_interface: String,
     /// The interface that it leaves by; empty when it arrived.
     pub out_interface: String,
+    /// Whether the destination is an address of the interface that it came in by.
+    pub own_destination: bool,
     /// Owner of the sending socket, when it was sent here by a process.
     pub owner: Option<Owner>,
     /// Packet mark.
@@ -62,7 +64,8 @@ pub enum State {
 }
 
 impl Packet {
-    /// The first packet of a connection that nothing else is known of: no interface, no owner and no mark. A transparent socket takes it where a rule
+    /// The first packet of a connection that nothing else is known of: no interface, no owner and no mark. By whichever interface it came, its
+    /// destination is an address of that. A transparent socket takes it where a rule
     /// leads it to one.
     pub fn new(protocol: Protocol, source: SocketAddr, destination: SocketAddr) -> Self {
         Self {
@@ -73,6 +76,7 @@ impl Packet {
             destination_port: destination.port(),
             in_interface: String::new(),
             out_interface: String::new(),
+            own_destination: true,
             owner: None,
             mark: 0,
             ct_mark: 0,

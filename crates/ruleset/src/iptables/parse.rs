@@ -183,6 +183,9 @@ fn parse_match(extension: &str, option: &str, not: bool, words: &mut Words<'_>) 
         ("owner", "--uid-owner") => Match::Uid { uid: words.number()?, not },
         ("owner", "--gid-owner") => Match::Gid { gid: words.number()?, not },
         ("owner", "--socket-exists") if !not => Match::LocalSocket,
+        ("addrtype", "--dst-type") if !not && words.take_if("LOCAL") && words.take_if("--limit-iface-in") => {
+            Match::OwnDestination
+        }
         ("mark", "--mark") => {
             let (mark, mask) = words.mark_and_mask()?;
             Match::Mark { mark, mask, not }

@@ -8,8 +8,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::{
-    Condition, Field, ListedAct, ListedChain, ListedRule, ListedTable, Lister, names_from, number_of,
-    number_of_name, state,
+    Condition, Field, ListedAct, ListedChain, ListedRule, ListedTable, Lister, OWN_ADDRESS, names_from,
+    number_of, number_of_name, state,
 };
 use words::Words;
 
@@ -123,6 +123,7 @@ pub fn parse_line(text: &str, family: Family) -> ListedRule {
                     "connmark",
                     "conntrack",
                     "state",
+                    "addrtype",
                 ];
                 if !quiet.contains(&&*extension) {
                     rule.conditions.push(Condition::Unread);
@@ -181,6 +182,10 @@ fn condition(
         ("owner", "--uid-owner") => asks(Field::Uid, all, vec![range(&words.next()?, '-')?]),
         ("owner", "--gid-owner") => asks(Field::Gid, all, vec![range(&words.next()?, '-')?]),
         ("owner", "--socket-exists") => asks(Field::Socket, all, vec![(1, 1)]),
+        ("addrtype", "--dst-type") => {
+            let local = words.next()? == "LOCAL" && words.take_if("--limit-iface-in");
+            local.then(|| asks(Field::DestinationType, all, vec![(OWN_ADDRESS, OWN_ADDRESS)]))?
+        }
         ("mark", "--mark") => {
             let (value, mask) = masked(&words.next()?)?;
             asks(Field::Mark, mask.into(), vec![(value.into(), value.into())])

@@ -149,6 +149,7 @@ impl<'a> Look<'a> {
                 destination_port: port as u16,
                 in_interface: if inbound { interface } else { 0 },
                 out_interface: if inbound { 0 } else { interface },
+                own_destination: inbound,
                 owner: (!inbound).then_some((SOME_ID, gid as u32)),
                 mark: 0,
             };

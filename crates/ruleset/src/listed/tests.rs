@@ -30,7 +30,11 @@ fn conditions_of_iptables() {
             "-p 6 -m multiport --dports 1,5:7 -m owner --uid-owner 5-9 -j ACCEPT",
             vec![tcp(), within(Field::DestinationPort, &[(1, 1), (5, 7)]), within(Field::Uid, &[(5, 9)])],
         ),
-        ("-m addrtype --dst-type LOCAL -j ACCEPT", vec![Condition::Unread, Condition::Unread]),
+        ("-m addrtype --dst-type LOCAL -j ACCEPT", vec![Condition::Unread]),
+        (
+            "-m addrtype --dst-type LOCAL --limit-iface-in -j ACCEPT",
+            vec![Condition::is(Field::DestinationType, OWN_ADDRESS)],
+        ),
         ("-m socket -j ACCEPT", vec![Condition::Unread]),
         ("-p tcp -m tcp --tcp-flags FIN,SYN SYN -j ACCEPT", vec![tcp(), Condition::Unread]),
         ("-m conntrack --ctstate NEW,RELATED -j ACCEPT", vec![within(Field::CtState, &[(12, 12)])]),

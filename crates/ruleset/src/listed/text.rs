@@ -52,6 +52,7 @@ impl fmt::Display for Condition {
             Field::OriginalPort => "ct original proto-dst",
             Field::Reply => "ct direction",
             Field::Socket => "socket",
+            Field::DestinationType => "fib daddr . iif type",
         })?;
         if *mask != u128::MAX {
             write!(f, " & {mask:#x}")?;

@@ -64,6 +64,8 @@ pub enum Match {
     Source { net: IpNet, not: bool },
     /// The destination address is in the prefix. Host bits are ignored.
     Destination { net: IpNet, not: bool },
+    /// The destination is an address of the interface that the packet came in by; only where packets arrive.
+    OwnDestination,
     /// The source is in a named set of the table, which has keys of this type.
     SourceIn { set: Cow<'static, str>, keys: KeyType, not: bool },
     /// The destination is in a named set of the table, which has keys of this type.

@@ -5,7 +5,8 @@ use ruleset::listed::{Field, names_from};
 
 /// Whether the kernel keeps the field in the machine's order.
 pub(super) fn is_native(field: Field) -> bool {
-    matches!(field, Field::Mark | Field::CtMark | Field::CtState | Field::Uid | Field::Gid)
+    use Field::{CtMark, CtState, DestinationType, Gid, Mark, Uid};
+    matches!(field, Mark | CtMark | CtState | Uid | Gid | DestinationType)
 }
 
 /// The bytes of a register as the field's number. Of an address the first bytes alone may be loaded: they are its highest.

@@ -26,6 +26,16 @@ impl Words<'_> {
         Some(word)
     }
 
+    /// Leaves out the next word if it is this one.
+    pub(super) fn take_if(&mut self, word: &str) -> bool {
+        let before = self.0;
+        let taken = self.next().as_deref() == Some(word);
+        if !taken {
+            self.0 = before;
+        }
+        taken
+    }
+
     /// Leaves out what does not begin another option.
     pub(super) fn skip_values(&mut self) {
         loop {

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::super::{Condition, Field, number_of, state};
+use super::super::{Condition, Field, OWN_ADDRESS, number_of, state};
 use crate::rule::Family;
 
 /// The first packet of a connection.
@@ -24,6 +24,8 @@ pub struct FirstPacket {
     pub in_interface: u128,
     /// The interface that it leaves by; 0 when it arrived.
     pub out_interface: u128,
+    /// Whether the destination is an address of the interface that it came in by.
+    pub own_destination: bool,
     /// User and group of the sending socket, when a process of this namespace sent it.
     pub owner: Option<(u32, u32)>,
     /// Packet mark.
@@ -134,6 +136,9 @@ impl FirstPacket {
                 Tracking::Yes => connection.state,
                 Tracking::Never => state::UNTRACKED,
             },
+            Field::DestinationType if self.own_destination => OWN_ADDRESS,
+            // Of another sort, whichever.
+            Field::DestinationType => 0,
             Field::Socket => u128::from(self.owner.is_some()),
             // A packet that fits no connection has none to be asked.
             _ if !tracked || connection.state == state::INVALID => return None,
