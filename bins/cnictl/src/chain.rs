@@ -9,5 +9,5 @@ mod exec;
 mod report;
 mod run;
 
-pub(crate) use args::{AddArgs, CheckArgs, DelArgs, GcArgs, RunArgs, VersionArgs};
+pub(crate) use args::{AddArgs, CheckArgs, DelArgs, GcArgs, RunArgs, VersionArgs, seconds};
 pub(crate) use conflist::Conflist;

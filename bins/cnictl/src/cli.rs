@@ -4,16 +4,17 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::output::VerbAnswer;
-use crate::{chain, explain, node, render, shell};
+use crate::{chain, explain, node, pods, render, shell};
 
 /// What every help text ends with.
 const EXIT_CODES: &str = "\
 Exit codes:
-  0  done; for explain: the question is answered, whatever the verdict; for status: healthy
-  1  something failed or, for status, is wrong; the message says what, where and what to do
-  2  the command line is wrong
-  3  render: the pod is not captured, so there is nothing to render
-  4  status: nothing wrong was seen, but not everything could be looked at";
+  0    done; for explain: the question is answered, whatever the verdict; for status: healthy; for verify: all captured
+  1    something failed or, for status and verify, is wrong; the message says what, where and what to do
+  2    the command line is wrong
+  3    there is nothing to show: no such pod, or none that should be captured; for render: the pod is not captured
+  4    nothing wrong was seen, but not everything could be looked at (status, pods, verify)
+  124  the time of --timeout was over";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -27,6 +28,9 @@ Examples:
   ip netns add web
   cnictl add --conf /etc/cni/net.d/10-net.conflist --pod web.yaml --netns web --stats
   cnictl del --conf /etc/cni/net.d/10-net.conflist --pod web.yaml
+
+  # Are all pods of this node captured that should be?
+  cnictl verify
 
   # Is the plugin installed on this node, and does its agent answer?
   cnictl status";
@@ -47,6 +51,8 @@ enum Verb {
     Add(chain::AddArgs),
     Check(chain::CheckArgs),
     Del(chain::DelArgs),
+    Pods(pods::PodsArgs),
+    Verify(pods::VerifyArgs),
     Status(node::StatusArgs),
     Gc(chain::GcArgs),
     Uninstall(node::UninstallArgs),
@@ -67,6 +73,8 @@ impl Cli {
             Verb::Add(args) => args.run(),
             Verb::Check(args) => args.run(),
             Verb::Del(args) => args.run(),
+            Verb::Pods(args) => args.run(),
+            Verb::Verify(args) => args.run(),
             Verb::Status(args) => args.run(),
             Verb::Gc(args) => args.run(),
             Verb::Uninstall(args) => args.run(),

@@ -1,6 +1,7 @@
 //! The configuration that a decision goes by: the one that is named, that of this node, or the chart's.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -27,7 +28,7 @@ const CHART: &[u8] = br#"{"type": "istio-cni", "ambient_enabled": true, "pod_nam
     {"podSelector": {"matchExpressions": [{"key": "istio.io/dataplane-mode", "operator": "NotIn", "values": ["none"]}]},
      "namespaceSelector": {"matchLabels": {"istio.io/dataplane-mode": "ambient"}}}]}"#;
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct ConfigurationArgs {
     /// Conflist with the plugin's entry [default: the one by which runtimes of this node call the plugin]
     #[arg(long, value_name = "CONFLIST")]
@@ -48,6 +49,8 @@ pub(crate) struct Configuration {
     /// Where it is from; `None` for one that the caller has named.
     source: Option<String>,
     is_real: bool,
+    /// What the agent said when it was asked first.
+    ambient: OnceLock<Option<AmbientOptions>>,
 }
 
 impl ConfigurationArgs {
@@ -81,7 +84,7 @@ impl ConfigurationArgs {
             None if is_real => plugin.cni_agent_run_dir.clone(),
             _ => places.run_dir,
         };
-        Ok(Configuration { plugin, run_dir, source, is_real })
+        Ok(Configuration { plugin, run_dir, source, is_real, ambient: OnceLock::new() })
     }
 }
 
@@ -113,7 +116,18 @@ impl Configuration {
 
     /// The agent's options of ambient mode, where an agent answers and has the mode on.
     pub(crate) fn ask_agent(&self) -> Option<AmbientOptions> {
-        AgentSource::new(&self.run_dir, env!("CARGO_PKG_VERSION")).status(PATIENCE).ok()?.ambient
+        let ask = || self.agent().status(PATIENCE).ok()?.ambient;
+        self.ambient.get_or_init(ask).clone()
+    }
+
+    /// The node agent, if it is there.
+    pub(crate) fn agent(&self) -> AgentSource {
+        AgentSource::new(&self.run_dir, env!("CARGO_PKG_VERSION"))
+    }
+
+    /// The directory of the agent's socket and files.
+    pub(crate) fn run_dir(&self) -> &Path {
+        &self.run_dir
     }
 
     /// Where it was asked.

@@ -10,7 +10,7 @@ use kernel::nft::Nftables;
 use kernel::sets::{ProbeSets, SetMember};
 use kernel::{Kernel, RuleStore, route};
 use netns::Netns;
-use ruleset::{Backend, TableKind};
+use ruleset::{Backend, Plan, TableKind};
 use serde::Serialize;
 
 use capture::ambient::{OWNER, PROBES_V4, PROBES_V6};
@@ -18,7 +18,7 @@ use capture::ambient::{OWNER, PROBES_V4, PROBES_V6};
 use crate::node::{in_host, iptables_of_the_node};
 use crate::output::columns;
 use crate::pod::DescribedPod;
-use crate::subject::{Captured, DecisionArgs, NodeNetns, PodOutcome, PodSubject};
+use crate::subject::{Captured, Decider, NodeNetns, PodOutcome, PodSubject};
 
 /// The most differences of one place that are shown; one flushed chain may be thousands.
 const SHOWN: usize = 10;
@@ -56,21 +56,13 @@ impl Looked {
     ///
     /// # Errors
     /// The decision cannot be made, or the kernel cannot be asked.
-    pub(crate) fn look(args: &DecisionArgs, mut described: DescribedPod, netns: &Netns) -> Result<Self> {
+    pub(crate) fn look(decider: &Decider, mut described: DescribedPod, netns: &Netns) -> Result<Self> {
         if described.ips.is_empty() {
             let addresses = netns.enter(route::addresses)?;
             described.ips = addresses.context("list the addresses of the pod")?;
             described.ips.retain(|ip| !is_local(ip));
         }
-        let subject = args.decide_in(described, &|plan| {
-            let iptables = Iptables::new();
-            let holds = |store: &dyn RuleStore| {
-                netns
-                    .enter(|inside| store.exists(inside, &plan.layers).unwrap_or_default())
-                    .unwrap_or_default()
-            };
-            (!holds(&Nftables) && holds(&iptables)).then_some(Backend::Iptables)
-        })?;
+        let subject = decider.decide_in(described, &|plan| backend_in(netns, plan))?;
         Self::compare(subject, netns)
     }
 
@@ -141,6 +133,16 @@ impl Looked {
     }
 }
 
+/// The backend in which the namespace has rules of the plan's owners, where that is iptables only.
+pub(crate) fn backend_in(netns: &Netns, plan: &Plan) -> Option<Backend> {
+    let iptables = Iptables::new();
+    let found = netns.enter(|inside| {
+        let holds = |store: &dyn RuleStore| store.exists(inside, &plan.layers).unwrap_or_default();
+        (!holds(&Nftables) && holds(&iptables)).then_some(Backend::Iptables)
+    });
+    found.unwrap_or_default()
+}
+
 fn is_local(ip: &IpAddr) -> bool {
     match ip {
         IpAddr::V4(v4) => v4.is_loopback() || v4.is_link_local(),
@@ -148,7 +150,11 @@ fn is_local(ip: &IpAddr) -> bool {
     }
 }
 
-fn differences_in_pod(netns: &Netns, captured: &Captured) -> Result<Vec<String>> {
+/// How the namespace of a pod differs from its plan.
+///
+/// # Errors
+/// The kernel cannot be asked.
+pub(crate) fn differences_in_pod(netns: &Netns, captured: &Captured) -> Result<Vec<String>> {
     let iptables = Iptables::new();
     let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
     let found = netns.enter(|inside| kernel.observe(inside, &captured.plan))?;
@@ -156,7 +162,10 @@ fn differences_in_pod(netns: &Netns, captured: &Captured) -> Result<Vec<String>>
 }
 
 /// Rules of ours in a namespace that should have none.
-fn rules_of_ours(netns: &Netns) -> Result<Vec<String>> {
+///
+/// # Errors
+/// The kernel cannot be asked.
+pub(crate) fn rules_of_ours(netns: &Netns) -> Result<Vec<String>> {
     let iptables = Iptables::new();
     let owners =
         [("a sidecar", [capture::plan::no_rules()]), ("ambient mode", [capture::ambient::no_rules()])];

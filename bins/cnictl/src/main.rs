@@ -8,6 +8,7 @@ mod look;
 mod node;
 mod output;
 mod pod;
+mod pods;
 mod render;
 mod rules;
 mod shell;

@@ -85,6 +85,18 @@ pub(crate) fn finish(result: Result<VerbAnswer>) -> ExitCode {
     }
 }
 
+/// Writes a part of a longer answer to standard output at once; `false` when nobody reads it any more.
+///
+/// # Errors
+/// It cannot be written.
+pub(crate) fn print_now(text: &str) -> Result<bool> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(printable(text).as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        printed => printed.map(|()| true).context("write to standard output"),
+    }
+}
+
 /// A value as JSON or YAML.
 ///
 /// # Errors
@@ -102,19 +114,24 @@ pub(crate) fn columns(rows: &[Vec<String>]) -> String {
         rows.iter().map(|row| row.iter().map(|cell| one_line(cell)).collect()).collect();
     let count = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
-        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+        rows.iter().filter_map(|row| row.get(column)).map(|cell| width_of(cell)).max().unwrap_or(0)
     };
     let widths: Vec<usize> = (0..count).map(width).collect();
     rows.iter().fold(String::new(), |mut out, row| {
         let line = row.iter().zip(&widths).fold(String::new(), |mut line, (cell, width)| {
-            // Writing to a String cannot fail.
-            let _ = write!(line, "{cell:width$}   ");
+            line.push_str(cell);
+            line.extend(std::iter::repeat_n(' ', width - width_of(cell) + 3));
             line
         });
         out.push_str(line.trim_end());
         out.push('\n');
         out
     })
+}
+
+/// Characters that are seen: colours are not.
+fn width_of(cell: &str) -> usize {
+    cell.chars().filter(|c| !(RED..=PLAIN).contains(c)).count()
 }
 
 /// A text in which others have a say, such as names of files and pods, on one line.
@@ -187,6 +204,13 @@ mod tests {
         let rows = [vec!["A".to_owned(), "B".to_owned()], vec!["long".to_owned(), String::new()]];
         assert_eq!(columns(&rows), "A      B\nlong\n");
         assert_eq!(columns(&[]), "");
+    }
+
+    #[test]
+    fn colours_take_no_room_in_a_column() {
+        let painted = paint_if(true, "ab", Colour::Red);
+        let rows = [vec![painted.clone(), "x".to_owned()], vec!["abc".to_owned(), "y".to_owned()]];
+        assert_eq!(columns(&rows), format!("{painted}    x\nabc   y\n"));
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub(crate) struct SubjectArgs {
 }
 
 /// What a decision depends on besides the pod.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct DecisionArgs {
     #[command(flatten)]
     configuration: ConfigurationArgs,
@@ -59,6 +59,13 @@ pub(crate) struct DecisionArgs {
 enum BackendName {
     Nftables,
     Iptables,
+}
+
+/// What a decision depends on, read once for any number of pods.
+#[derive(Debug)]
+pub(crate) struct Decider {
+    args: DecisionArgs,
+    pub(crate) configuration: Configuration,
 }
 
 /// A pod, and what is decided about it.
@@ -129,95 +136,29 @@ impl SubjectArgs {
     /// # Errors
     /// The manifest, the conflist or an annotation cannot be used.
     pub(crate) fn subject(&self, ipv6: bool) -> Result<PodSubject> {
-        self.decision.decide(pod::load(&self.manifest, self.pod_name.as_deref())?, ipv6)
+        let described = pod::load(&self.manifest, self.pod_name.as_deref())?;
+        let decider = self.decision.load()?;
+        decider.decide_with(described, ipv6, self.decision.backend_name())
     }
 }
 
 impl DecisionArgs {
-    /// As [`SubjectArgs::subject`], for a pod that was read.
-    pub(crate) fn decide(&self, described: DescribedPod, ipv6: bool) -> Result<PodSubject> {
-        self.decide_with(described, ipv6, self.backend_name())
+    /// For pods of the node, which are as they are.
+    pub(crate) fn of_the_node(configuration: ConfigurationArgs) -> Self {
+        Self { configuration, ..Self::default() }
     }
 
-    /// The same for a pod that runs. `found` says in which backend its rules are, where nothing else names one and that is not nf_tables.
-    pub(crate) fn decide_in(
-        &self,
-        described: DescribedPod,
-        found: &dyn Fn(&Plan) -> Option<Backend>,
-    ) -> Result<PodSubject> {
-        let subject = self.decide_with(described.clone(), false, self.backend_name())?;
-        let is_guess = subject.assumed.iter().any(|text| text == ambient::NFTABLES);
-        match &subject.outcome {
-            PodOutcome::Captured(captured) if is_guess => match found(&captured.plan) {
-                Some(backend) => self.decide_with(described, false, Some(backend)),
-                None => Ok(subject),
-            },
-            _ => Ok(subject),
-        }
+    /// Reads the configuration.
+    ///
+    /// # Errors
+    /// It cannot be used.
+    pub(crate) fn load(&self) -> Result<Decider> {
+        Ok(Decider { args: self.clone(), configuration: self.configuration.load()? })
     }
 
     /// Whether a conflist was named.
     pub(crate) fn conf(&self) -> Option<&Path> {
         self.configuration.conf()
-    }
-
-    fn decide_with(
-        &self,
-        described: DescribedPod,
-        ipv6: bool,
-        backend: Option<Backend>,
-    ) -> Result<PodSubject> {
-        let DescribedPod { mut pod, ips } = described;
-        let ips = if self.pod_ips.is_empty() { ips } else { self.pod_ips.clone() };
-        let configuration = self.configuration.load()?;
-        let mut assumed: Vec<String> = configuration.assumed().into_iter().collect();
-        if let Some(labels) = &self.namespace_labels {
-            pod.namespace_labels = Some(parse_labels(labels)?);
-        }
-        let decision = self.decision(&mut pod, &configuration, &mut assumed)?;
-        let outcome = match decision {
-            Decision::Skip(skip) => PodOutcome::Skipped(skip),
-            Decision::Unknown(need) => bail!("what becomes of the pod depends on {need}"),
-            Decision::Ambient => {
-                let captured =
-                    ambient::captured(&pod, &ips, &configuration, backend, self.ipv6, &mut assumed);
-                PodOutcome::Captured(Box::new(captured))
-            }
-            Decision::Sidecar { settings, native_sidecar, warnings, gaps } => {
-                let classes = &configuration.plugin.kernel_network_runtime_classes;
-                let refusal = refuse(CaptureMode::Sidecar, pod.runtime_class.as_deref(), classes, &[]);
-                let refusal = refusal.err().map(|refusal| format!("the plugin refuses the pod: {refusal}"));
-                let gaps: Vec<String> = refusal.into_iter().chain(gaps).collect();
-                let complete = gaps.is_empty();
-                let warnings = gaps.into_iter().chain(warnings).collect();
-                let backend = backend.unwrap_or_else(|| sidecar_backend(&configuration, &mut assumed));
-                let facts = PlanTarget { backend, ipv6: self.captures_ipv6(&settings, &ips, ipv6)? };
-                let plan = capture::plan(&settings, facts);
-                let by = By::Sidecar { settings, native_sidecar };
-                PodOutcome::Captured(Box::new(Captured { by, complete, warnings, facts, plan }))
-            }
-        };
-        // Reports name pods without their uid: a manifest of a pod that does not run yet has none.
-        let name = PodRef::named(pod.namespace, pod.name);
-        Ok(PodSubject { name, ips, outcome, assumed })
-    }
-
-    /// The decision, with no labels of a namespace whose labels are not known.
-    fn decision(
-        &self,
-        pod: &mut Pod,
-        configuration: &Configuration,
-        assumed: &mut Vec<String>,
-    ) -> Result<Decision> {
-        let mut scope = configuration.scope();
-        scope.excluded_namespaces.extend(self.excluded_namespaces.iter().cloned());
-        let enrolment = configuration.enrolment()?;
-        let node = NodeSettings::from_env(&|name| std::env::var(name).ok(), &|_| None)?;
-        let decision = decide(pod, &scope, &enrolment, &node)?;
-        let Decision::Unknown(need @ Need::NamespaceLabels(_)) = decision else { return Ok(decision) };
-        assumed.push(format!("{need} are empty (--namespace-labels, or a Namespace in the manifest)"));
-        pod.namespace_labels = Some(BTreeMap::new());
-        Ok(decide(pod, &scope, &enrolment, &node)?)
     }
 
     fn backend_name(&self) -> Option<Backend> {
@@ -236,6 +177,78 @@ impl DecisionArgs {
         }
         detect_ipv6(ips, settings.dual_stack)
             .context("use the addresses of --pod-ip or of the manifest's status")
+    }
+}
+
+impl Decider {
+    /// The same for a pod that runs. `found` says in which backend its rules are, where nothing else names one and that is not nf_tables.
+    pub(crate) fn decide_in(
+        &self,
+        described: DescribedPod,
+        found: &dyn Fn(&Plan) -> Option<Backend>,
+    ) -> Result<PodSubject> {
+        let subject = self.decide_with(described.clone(), false, self.args.backend_name())?;
+        let is_guess = subject.assumed.iter().any(|text| text == ambient::NFTABLES);
+        match &subject.outcome {
+            PodOutcome::Captured(captured) if is_guess => match found(&captured.plan) {
+                Some(backend) => self.decide_with(described, false, Some(backend)),
+                None => Ok(subject),
+            },
+            _ => Ok(subject),
+        }
+    }
+
+    fn decide_with(
+        &self,
+        described: DescribedPod,
+        ipv6: bool,
+        backend: Option<Backend>,
+    ) -> Result<PodSubject> {
+        let DescribedPod { mut pod, ips } = described;
+        let Self { args, configuration } = self;
+        let ips = if args.pod_ips.is_empty() { ips } else { args.pod_ips.clone() };
+        let mut assumed: Vec<String> = configuration.assumed().into_iter().collect();
+        if let Some(labels) = &args.namespace_labels {
+            pod.namespace_labels = Some(parse_labels(labels)?);
+        }
+        let decision = self.decision(&mut pod, &mut assumed)?;
+        let outcome = match decision {
+            Decision::Skip(skip) => PodOutcome::Skipped(skip),
+            Decision::Unknown(need) => bail!("what becomes of the pod depends on {need}"),
+            Decision::Ambient => {
+                let captured = ambient::captured(&pod, &ips, configuration, backend, args.ipv6, &mut assumed);
+                PodOutcome::Captured(Box::new(captured))
+            }
+            Decision::Sidecar { settings, native_sidecar, warnings, gaps } => {
+                let classes = &configuration.plugin.kernel_network_runtime_classes;
+                let refusal = refuse(CaptureMode::Sidecar, pod.runtime_class.as_deref(), classes, &[]);
+                let refusal = refusal.err().map(|refusal| format!("the plugin refuses the pod: {refusal}"));
+                let gaps: Vec<String> = refusal.into_iter().chain(gaps).collect();
+                let complete = gaps.is_empty();
+                let warnings = gaps.into_iter().chain(warnings).collect();
+                let backend = backend.unwrap_or_else(|| sidecar_backend(configuration, &mut assumed));
+                let facts = PlanTarget { backend, ipv6: args.captures_ipv6(&settings, &ips, ipv6)? };
+                let plan = capture::plan(&settings, facts);
+                let by = By::Sidecar { settings, native_sidecar };
+                PodOutcome::Captured(Box::new(Captured { by, complete, warnings, facts, plan }))
+            }
+        };
+        // Reports name pods without their uid: a manifest of a pod that does not run yet has none.
+        let name = PodRef::named(pod.namespace, pod.name);
+        Ok(PodSubject { name, ips, outcome, assumed })
+    }
+
+    /// The decision, with no labels of a namespace whose labels are not known.
+    fn decision(&self, pod: &mut Pod, assumed: &mut Vec<String>) -> Result<Decision> {
+        let mut scope = self.configuration.scope();
+        scope.excluded_namespaces.extend(self.args.excluded_namespaces.iter().cloned());
+        let enrolment = self.configuration.enrolment()?;
+        let node = NodeSettings::from_env(&|name| std::env::var(name).ok(), &|_| None)?;
+        let decision = decide(pod, &scope, &enrolment, &node)?;
+        let Decision::Unknown(need @ Need::NamespaceLabels(_)) = decision else { return Ok(decision) };
+        assumed.push(format!("{need} are empty (--namespace-labels, or a Namespace in the manifest)"));
+        pod.namespace_labels = Some(BTreeMap::new());
+        Ok(decide(pod, &scope, &enrolment, &node)?)
     }
 }
 

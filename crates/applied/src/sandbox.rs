@@ -61,10 +61,19 @@ pub fn keep<'a>(run_dir: &Path, valid: impl IntoIterator<Item = (&'a str, &'a st
 /// # Errors
 /// The folder cannot be read.
 pub fn of_pod(run_dir: &Path, pod: &str) -> Result<Vec<Sandbox>, Error> {
+    let mut found = all(run_dir)?;
+    found.retain(|sandbox| sandbox.origin.pod == pod);
+    Ok(found)
+}
+
+/// The sandboxes of all pods, as [`of_pod`].
+///
+/// # Errors
+/// As there.
+pub fn all(run_dir: &Path) -> Result<Vec<Sandbox>, Error> {
     let files = list(&run_dir.join(rundir::SANDBOXES_DIR))?.into_iter().take(MAX_FILES);
-    let mut found: Vec<(SystemTime, Sandbox)> =
-        files.filter_map(|path| read(&path)).filter(|(_, sandbox)| sandbox.origin.pod == pod).collect();
-    found.sort_unstable_by(|(a, _), (b, _)| b.cmp(a));
+    let mut found: Vec<(SystemTime, Sandbox)> = files.filter_map(|path| read(&path)).collect();
+    found.sort_by(|(a, _), (b, _)| b.cmp(a));
     Ok(found.into_iter().map(|(_, sandbox)| sandbox).collect())
 }
 

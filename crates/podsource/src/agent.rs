@@ -7,8 +7,13 @@ use std::time::Duration;
 use capture::Pod;
 use facts::{Facts, PodRef};
 use http1::Deadline;
-use rundir::{AgentStatus, FACTS_DIR, FACTS_PATH, REPORT_PATH, SOCKET_NAME, STATUS_PATH, facts_file};
+use rundir::pods::{ConflictsReport, MAX_PODS_BYTES, PodsReport, RestoreReport, RestoreRequest};
+use rundir::{
+    AgentStatus, CONFLICTS_PATH, FACTS_DIR, FACTS_PATH, PODS_PATH, REPORT_PATH, RESTORE_PATH, SOCKET_NAME,
+    STATUS_PATH, facts_file,
+};
 use rustix::process::geteuid;
+use serde::de::DeserializeOwned;
 use trusted::Links;
 
 use crate::error::{Cause, Error};
@@ -63,10 +68,50 @@ impl AgentSource {
     /// # Errors
     /// The agent is not there, is another user's, or does not say within `limit`.
     pub fn status(&self, limit: Duration) -> Result<AgentStatus, Error> {
-        let failed = |cause| Error::new("get the status", self.origin(), cause);
-        let answer = self.exchange("GET", STATUS_PATH, None, MAX_STATUS, limit).map_err(failed)?;
+        self.question("get the status", ("GET", STATUS_PATH), None, MAX_STATUS, limit)
+    }
+
+    /// What it knows of the pods of its node; `fresh`: after it has looked at each of them again.
+    ///
+    /// # Errors
+    /// As [`Self::status`]; an agent of an earlier version does not know the question.
+    pub fn pods(&self, fresh: bool, limit: Duration) -> Result<PodsReport, Error> {
+        let path = if fresh { format!("{PODS_PATH}?fresh=1") } else { PODS_PATH.to_owned() };
+        self.question("get the pods", ("GET", &path), None, MAX_PODS_BYTES, limit)
+    }
+
+    /// Has it repair a pod once, now.
+    ///
+    /// # Errors
+    /// As [`Self::pods`].
+    pub fn restore(&self, request: &RestoreRequest, limit: Duration) -> Result<RestoreReport, Error> {
+        let failed = |e: serde_json::Error| {
+            Error::new("restore a pod", self.origin(), Cause::NotThePod(e.to_string()))
+        };
+        let body = serde_json::to_vec(request).map_err(failed)?;
+        self.question("restore a pod", ("POST", RESTORE_PATH), Some(&body), MAX_STATUS, limit)
+    }
+
+    /// The conflicts that it knows of.
+    ///
+    /// # Errors
+    /// As [`Self::pods`].
+    pub fn conflicts(&self, limit: Duration) -> Result<ConflictsReport, Error> {
+        self.question("get the conflicts", ("GET", CONFLICTS_PATH), None, MAX_PODS_BYTES, limit)
+    }
+
+    fn question<T: DeserializeOwned>(
+        &self,
+        operation: &str,
+        (method, path): (&str, &str),
+        body: Option<&[u8]>,
+        max: usize,
+        limit: Duration,
+    ) -> Result<T, Error> {
+        let failed = |cause| Error::new(operation, self.origin(), cause);
+        let answer = self.exchange(method, path, body, max, limit).map_err(failed)?;
         if answer.status != 200 {
-            return Err(failed(refusal(&answer)));
+            return Err(failed(status(&answer)));
         }
         json::from_slice(&answer.body).map_err(|misfit| failed(Cause::NotThePod(misfit.reason)))
     }
@@ -175,6 +220,10 @@ fn refusal(answer: &http1::Response) -> Cause {
     if answer.status == 404 {
         return Cause::Unaware(http1::clean(&answer.body, 300));
     }
+    status(answer)
+}
+
+fn status(answer: &http1::Response) -> Cause {
     Cause::Status {
         code: answer.status,
         reason: answer.reason(),

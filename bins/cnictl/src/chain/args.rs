@@ -169,7 +169,8 @@ pub(crate) struct VersionArgs {
     output: Format,
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
+/// A time on the command line.
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     let seconds = text.parse::<f64>().ok().filter(|seconds| *seconds > 0.0);
     let duration = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     duration.ok_or_else(|| "not a number of seconds above 0".to_owned())
@@ -305,7 +306,7 @@ impl CheckArgs {
         // A chain without the plugin captures nothing.
         if chain.conflist.plugins.iter().any(|plugin| plugin.kind == install::PLUGIN) {
             let netns = Netns::open(&attachment.netns).context("use the namespace of the pod")?;
-            report = report.with_look(Looked::look(&self.decision, described, &netns)?);
+            report = report.with_look(Looked::look(&self.decision.load()?, described, &netns)?);
         }
         self.run.answer(&report)
     }
@@ -317,7 +318,7 @@ impl CheckArgs {
         let netns = netns_path(self.netns.as_deref().unwrap_or_default());
         check_netns(&netns)?;
         let netns = Netns::open(&netns).context("use the namespace of --netns")?;
-        let looked = Looked::look(&self.decision, self.pod.described()?, &netns)?;
+        let looked = Looked::look(&self.decision.load()?, self.pod.described()?, &netns)?;
         let text = match self.run.output {
             Format::Json | Format::Yaml => structured(self.run.output, &looked)?,
             Format::Table | Format::Wide => looked.table(),

@@ -12,6 +12,7 @@ use super::places::PlaceArgs;
 use crate::chain::RunArgs;
 use crate::output::{Format, Usage, VerbAnswer, one_line, structured};
 use report::StatusReport;
+pub(crate) use report::short;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -69,7 +69,20 @@ fn the_reference_is_what_the_program_prints() {
     let files = Files::new();
     let wanted = files.run("man --markdown").ok();
     assert_document(REFERENCE, &wanted);
-    for verb in ["render", "explain", "add", "check", "del", "status", "gc", "uninstall", "version", "man"] {
+    for verb in [
+        "render",
+        "explain",
+        "add",
+        "check",
+        "del",
+        "pods",
+        "verify",
+        "status",
+        "gc",
+        "uninstall",
+        "version",
+        "man",
+    ] {
         assert!(wanted.contains(&format!("\n## cnictl {verb}\n\n```text\n")), "{verb}");
     }
     let mut elsewhere = files.command("man --markdown");

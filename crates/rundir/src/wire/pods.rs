@@ -3,6 +3,7 @@
 //! Words such as states and reasons are text here, because a reader may be older or newer than the agent: it shows a word that it does not know.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use facts::PodRef;
 use serde::{Deserialize, Serialize};
@@ -74,9 +75,15 @@ pub struct PodReport {
     /// What is wrong and what to do about it, in a line.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub problem: String,
+    /// Its addresses, as far as they are known.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpAddr>,
     /// Number of the network namespace.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub inode: Option<u64>,
+    /// How the namespace was found, such as the path that a runtime named.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub netns: String,
 }
 
 /// Asks for one repair now.
@@ -177,6 +184,13 @@ impl PodReport {
     /// Whether it should be captured.
     pub fn is_wanted(&self) -> bool {
         !matches!(&*self.wanted, "" | "none")
+    }
+
+    /// Says of a pod that is left alone that it asks for a proxy which it has not.
+    pub fn note_not_injected(&mut self) {
+        self.decided_by = "not-injected".to_owned();
+        self.decision = "it asks for injection and has no proxy: it runs outside of the mesh".to_owned();
+        self.problem = format!("{}; see that the injector runs, and create the pod again", self.decision);
     }
 }
 

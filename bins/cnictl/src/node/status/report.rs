@@ -366,7 +366,7 @@ fn written(age: Option<u64>) -> String {
 }
 
 /// Seconds in the largest unit that fits.
-fn short(seconds: u64) -> String {
+pub(crate) fn short(seconds: u64) -> String {
     match seconds {
         0..=119 => format!("{seconds}s"),
         120..=7199 => format!("{}m", seconds / 60),

@@ -1,0 +1,123 @@
+//! The pods that are meant, and by what evidence something is said about them: the agent's, or a look of this program.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use podsource::{AgentSource, Cause};
+use rundir::pods::{PodReport, PodsReport};
+use serde::Serialize;
+
+use super::locate::proc_root;
+use super::own::{OwnLook, now};
+use super::select::SelectArgs;
+use crate::configuration::ConfigurationArgs;
+use crate::subject::{Decider, DecisionArgs};
+
+/// How long the agent may take; what it verifies anyway it answers from memory.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// The same where it looks at all pods first.
+const PATIENCE_FOR_A_LOOK: Duration = Duration::from_secs(30);
+
+/// Who says it, and when.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Evidence {
+    /// `agent` or `cnictl`.
+    pub(crate) by: &'static str,
+    /// In seconds since 1970.
+    pub(crate) at: f64,
+    /// Version of the agent.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) agent_version: String,
+    /// Why the agent does not say it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) without_agent: String,
+}
+
+/// What is known of the pods that are meant.
+#[derive(Debug)]
+pub(crate) struct NodeView {
+    pub(crate) evidence: Evidence,
+    pub(crate) pods: Vec<PodReport>,
+    /// What is not known, besides states of single pods.
+    pub(crate) gaps: Vec<String>,
+    /// The time was over before all was known.
+    pub(crate) out_of_time: bool,
+}
+
+/// Asks the agent, or looks.
+#[derive(Debug)]
+pub(crate) struct Viewer {
+    pub(crate) decider: Decider,
+    pub(crate) fresh: bool,
+    pub(crate) timeout: Option<Duration>,
+}
+
+impl Viewer {
+    /// Reads the node's configuration.
+    ///
+    /// # Errors
+    /// It cannot be used.
+    pub(crate) fn new(
+        configuration: &ConfigurationArgs,
+        fresh: bool,
+        timeout: Option<Duration>,
+    ) -> Result<Self> {
+        let decider = DecisionArgs::of_the_node(configuration.clone()).load()?;
+        Ok(Self { decider, fresh, timeout })
+    }
+
+    /// The agent.
+    pub(crate) fn agent(&self) -> AgentSource {
+        self.decider.configuration.agent()
+    }
+
+    /// What is known of the pods that are meant.
+    ///
+    /// # Errors
+    /// This user may not ask and not look.
+    pub(crate) fn view(&self, select: &SelectArgs) -> Result<NodeView> {
+        let begin = Instant::now();
+        let usual = if self.fresh { PATIENCE_FOR_A_LOOK } else { PATIENCE };
+        let limit = self.timeout.map_or(usual, |timeout| timeout.min(usual));
+        match self.agent().pods(self.fresh, limit) {
+            Ok(report) => Ok(NodeView::of_agent(report, select)),
+            Err(error) => {
+                refuse_if_denied(&error)?;
+                self.look(select, &error.to_string(), self.timeout.map(|timeout| begin + timeout))
+            }
+        }
+    }
+
+    fn look(&self, select: &SelectArgs, why: &str, deadline: Option<Instant>) -> Result<NodeView> {
+        let look = OwnLook { decider: &self.decider, proc_root: proc_root(), deadline, known: &[] };
+        let looked = look.look(select)?;
+        let evidence =
+            Evidence { by: "cnictl", at: now(), agent_version: String::new(), without_agent: why.to_owned() };
+        Ok(NodeView { evidence, pods: looked.pods, gaps: looked.unusable, out_of_time: looked.out_of_time })
+    }
+}
+
+/// A user who may not ask the agent may not look into namespaces either: half an answer would look like a whole one.
+///
+/// # Errors
+/// That is so.
+pub(crate) fn refuse_if_denied(error: &podsource::Error) -> Result<()> {
+    match &*error.cause {
+        Cause::NoAgent(cause) if cause.kind() == std::io::ErrorKind::PermissionDenied => {
+            bail!("{error}; run cnictl as root")
+        }
+        _ => Ok(()),
+    }
+}
+
+impl NodeView {
+    fn of_agent(report: PodsReport, select: &SelectArgs) -> Self {
+        let PodsReport { version, at, synced, mut pods, .. } = report;
+        pods.retain(|pod| select.selects(&pod.pod(), &pod.labels));
+        pods.sort_by(|a, b| (&a.namespace, &a.name, &a.uid).cmp(&(&b.namespace, &b.name, &b.uid)));
+        let evidence = Evidence { by: "agent", at, agent_version: version, without_agent: String::new() };
+        let unlisted = "the agent has not listed the pods of this node yet, so some may be missing";
+        let gaps = if synced { Vec::new() } else { vec![unlisted.to_owned()] };
+        Self { evidence, pods, gaps, out_of_time: false }
+    }
+}
