@@ -8,7 +8,7 @@ fn help_has_examples_and_exit_codes() {
     {
         assert!(text.contains(part), "{part:?} is not in {text}");
     }
-    for verb in ["add", "explain", "render", "status", "uninstall"] {
+    for verb in ["add", "explain", "pods", "render", "status", "uninstall", "verify"] {
         let text = files.run(&format!("{verb} --help")).ok();
         assert!(text.contains("Examples:") && text.contains("xit codes"), "{text}");
     }
