@@ -4,8 +4,7 @@ use crate::Files;
 fn help_has_examples_and_exit_codes() {
     let files = Files::new();
     let text = files.run("--help").ok();
-    for part in ["Examples:", "Exit codes:", "3    there is nothing to show", "cnictl explain web.yaml"]
-    {
+    for part in ["Examples:", "Exit codes:", "3    there is nothing to show", "cnictl explain web.yaml"] {
         assert!(text.contains(part), "{part:?} is not in {text}");
     }
     for verb in ["add", "explain", "pods", "render", "status", "uninstall", "verify"] {
