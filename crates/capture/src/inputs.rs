@@ -8,7 +8,7 @@ use std::fmt::{self, Write};
 use ruleset::{Backend, Plan};
 
 use crate::flags::{IptablesFlags, parse_flags};
-use crate::plan::{PlanTarget, plan};
+use crate::plan::{PlanTarget, plan, plan_drain};
 use crate::settings::Settings;
 
 /// Everything that a sidecar's plan is made from.
@@ -93,6 +93,12 @@ impl PlanInputs {
     #[must_use]
     pub fn plan(&self) -> Plan {
         plan(&self.settings, self.target)
+    }
+
+    /// The plan for the time in which the pod is not captured any more and connections by way of its proxy are open, see [`plan_drain`].
+    #[must_use]
+    pub fn plan_drain(&self) -> Plan {
+        plan_drain(&self.settings, self.target)
     }
 
     /// A line for each: its name, a blank, its value.

@@ -78,6 +78,19 @@ pub fn no_rules() -> ruleset::Ruleset {
 
 /// The plan for a captured pod.
 pub fn plan(settings: &Settings, facts: PlanTarget) -> Plan {
+    with_routing(settings, facts, Planner::new(settings, facts).rules())
+}
+
+/// The plan for a pod that is not captured any more while connections by way of its proxy are open: nothing is redirected, and what was redirected
+/// goes on. As in ambient mode ([`crate::ambient::plan_drain`]): a nat base chain and something that uses connection tracking stay, by which the
+/// kernel goes on translating, and the marks by which answers find back to the proxy.
+#[must_use]
+pub fn plan_drain(settings: &Settings, facts: PlanTarget) -> Plan {
+    with_routing(settings, facts, Planner::new(settings, facts).drain())
+}
+
+/// What the rules rely on. A pod that drains needs it still.
+fn with_routing(settings: &Settings, facts: PlanTarget, rules: ruleset::Ruleset) -> Plan {
     let mut routing = Vec::new();
     if facts.ipv6 {
         routing.push(Routing::LoopbackAddress(PASSTHROUGH_V6.addr()));
@@ -95,7 +108,7 @@ pub fn plan(settings: &Settings, facts: PlanTarget) -> Plan {
             routing.push(Routing::LocalRoute { family, table: settings.tproxy_table });
         }
     }
-    Plan { backend: facts.backend, routing, layers: vec![Planner::new(settings, facts).rules()] }
+    Plan { backend: facts.backend, routing, layers: vec![rules] }
 }
 
 struct Planner<'a> {
@@ -116,7 +129,22 @@ impl<'a> Planner<'a> {
         self.proxy_targets();
         self.inbound();
         self.outbound();
-        self.tproxy_marks();
+        self.answer_marks();
+        self.tproxy_exceptions();
+        self.draft.finish(self.facts.ipv6)
+    }
+
+    fn drain(mut self) -> ruleset::Ruleset {
+        let enter = Rule::new(vec![], jump(DraftChain::NAT_OUTPUT), "what the pod sends");
+        self.draft.add(DraftChain::output(TableKind::Nat), enter);
+        // Of packets that begin no connection the kernel asks no nat chain, so it never holds.
+        let track = Rule::new(
+            vec![Match::CtState(ruleset::CtState::RelatedOrEstablished)],
+            Action::Return,
+            "what was redirected is translated as long as something here uses connection tracking",
+        );
+        self.draft.add(DraftChain::NAT_OUTPUT, track);
+        self.answer_marks();
         self.draft.finish(self.facts.ipv6)
     }
 

@@ -86,6 +86,7 @@ pub struct Iptables {
     supervisor: Option<Supervisor>,
     run_dir: Option<PathBuf>,
     node: bool,
+    before: Vec<Ruleset>,
     warnings: Mutex<Vec<String>>,
 }
 
@@ -130,6 +131,7 @@ impl Iptables {
             supervisor: None,
             run_dir: None,
             node: false,
+            before: Vec::new(),
             warnings: Mutex::default(),
         }
     }
@@ -170,6 +172,13 @@ impl Iptables {
     #[must_use]
     pub fn on_the_node(self) -> Self {
         Self { node: true, ..self }
+    }
+
+    /// Takes these layers' rules in built-in chains for ours, too: layers that a setup of others takes the place of. Chains of ours are known by
+    /// their names, and jumps by where they go; of every other rule only the layers say whose it is.
+    #[must_use]
+    pub fn replacing(self, before: Vec<Ruleset>) -> Self {
+        Self { before, ..self }
     }
 
     /// What was not as it should be, but did not make a call fail, since the last time that this was asked.

@@ -71,6 +71,37 @@ fn routing_is_planned_only_where_it_is_needed() {
     assert!(matches!(routing(&other, false)[0], Routing::Rule { mark: 42, table: 200, .. }));
 }
 
+/// Whatever was captured: nothing is redirected, connection tracking stays on, and answers find back to the proxy.
+#[test]
+fn a_pod_that_drains_keeps_what_open_connections_need() {
+    for mode in [Mode::Redirect, Mode::Tproxy] {
+        for backend in [Backend::Nftables, Backend::Iptables] {
+            let settings = Settings {
+                mode,
+                excluded_interfaces: vec!["net1".to_owned()],
+                drop_invalid: true,
+                ..Settings::default()
+            };
+            let facts = PlanTarget { backend, ipv6: true };
+            let (plan, drain) = (plan(&settings, facts), plan_drain(&settings, facts));
+            assert_eq!((drain.backend, &drain.routing), (backend, &plan.routing));
+            let [rules] = &drain.layers[..] else { panic!("one layer") };
+            check(rules).unwrap();
+            let chains = rules.tables.iter().flat_map(|table| &table.chains);
+            let captures = |rule: &&Rule| {
+                matches!(rule.action, Action::Redirect { .. } | Action::Tproxy { .. } | Action::Drop)
+            };
+            assert_eq!(chains.flat_map(|chain| &chain.rules).find(captures), None);
+            assert_eq!(
+                chain(rules, TableKind::Nat, "istio-output"),
+                ["ct state related,established counter return"]
+            );
+            let answers = |rules: &Ruleset| chain(rules, TableKind::Mangle, "output").last().cloned();
+            assert_eq!(answers(rules), answers(&plan.layers[0]).filter(|_| mode == Mode::Tproxy));
+        }
+    }
+}
+
 #[test]
 fn a_table_is_there_only_with_rules() {
     let tables = |settings: &Settings| rules(settings, NFT).tables.iter().map(|t| t.kind).collect::<Vec<_>>();

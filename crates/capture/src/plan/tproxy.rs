@@ -42,7 +42,7 @@ impl Planner<'_> {
     }
 
     /// Marks by which answers find back to the proxy.
-    pub(super) fn tproxy_marks(&mut self) {
+    pub(super) fn answer_marks(&mut self) {
         if !self.tproxy() {
             return;
         }
@@ -80,12 +80,19 @@ impl Planner<'_> {
             "answers of a captured connection are routed like its requests",
         );
         self.draft.add(DraftChain::MANGLE_OUTPUT, restore);
+    }
+
+    /// What goes before everything else of the inbound chain.
+    pub(super) fn tproxy_exceptions(&mut self) {
+        if !self.tproxy() {
+            return;
+        }
         for rule in self.inbound_exceptions().into_iter().rev() {
             self.draft.insert_first(DraftChain::MANGLE_INBOUND, rule);
         }
     }
 
-    /// What must not be captured a second time, before everything else of the inbound chain.
+    /// What must not be captured a second time.
     fn inbound_exceptions(&self) -> Vec<Rule> {
         let mark = self.settings.tproxy_mark;
         let marked = Rule::new(

@@ -5,7 +5,7 @@
 //! them, keep their places.
 
 use ruleset::iptables::{Names, canonical, chain_name, leading, own_chains, parse_rule, render_rule, rules};
-use ruleset::{Action, Family, Rule, Ruleset, Table, TableKind};
+use ruleset::{Action, Chain, Family, Rule, Ruleset, Table, TableKind};
 
 use super::KINDS;
 use super::commit::Commit;
@@ -26,6 +26,8 @@ const SHARED_NAME: &str = "ISTIO_OUTPUT";
 #[derive(Debug)]
 pub(super) struct TableSide<'a> {
     pub(super) layers: &'a [Ruleset],
+    /// Layers whose place they take. Their rules are known as the owners' still.
+    pub(super) before: &'a [Ruleset],
     pub(super) family: Family,
     /// Whether the layers' rules belong here. Otherwise nothing of ours does.
     pub(super) planned: bool,
@@ -61,7 +63,7 @@ impl TableSide<'_> {
         KINDS.into_iter().flat_map(|kind| self.views(kind)).flat_map(|view| view.differences()).collect()
     }
 
-    /// The steps for the tables that differ, in a fixed order.
+    /// The steps for the tables that differ, in a fixed order; nat comes last where other layers are replaced.
     pub(super) fn steps(&self) -> Result<Vec<TableStep>, Error> {
         let mut steps = Vec::new();
         for kind in KINDS {
@@ -72,6 +74,10 @@ impl TableSide<'_> {
                 let before = self.saved.as_ref().map(|saved| saved.content(kind));
                 steps.push(TableStep { kind, forward, backward, before });
             }
+        }
+        if !self.before.is_empty() {
+            // Packets are under way: what the new rules redirect is to find the rest in place.
+            steps.sort_by_key(|step| step.kind == TableKind::Nat);
         }
         Ok(steps)
     }
@@ -142,11 +148,14 @@ impl<'a> LayerView<'a> {
     /// has as many as it has, but for those that an earlier layer has. What is there more often, somebody else has put there. One pass: a
     /// node's own tables may have tens of thousands of rules of others.
     fn own_shared_rules(&self, saved: &SavedTable, of_earlier: impl Fn(usize) -> bool) -> Vec<usize> {
-        // Jumps are known by where they go; the same text may be one to somebody else's chain of that name.
-        let mut model: Vec<(String, Vec<Rule>)> = Vec::new();
-        for chain in self.model.map_or(&[][..], |table| &table.chains) {
-            let rules = rules(chain, self.side.family).filter(|rule| !matches!(rule.action, Action::Jump(_)));
-            model.push((chain_name(chain), rules.map(canonical).collect()));
+        let mut model = self.rules_by_text(self.model);
+        for before in self.side.before.iter().filter(|before| before.owner == self.layer.owner) {
+            for (chain, rules) in self.rules_by_text(before.table(self.kind)) {
+                match model.iter_mut().find(|(known, _)| *known == chain) {
+                    Some((_, known)) => add_absent(known, rules),
+                    None => model.push((chain, rules)),
+                }
+            }
         }
         model.retain(|(chain, rules)| !rules.is_empty() && !self.is_own(chain));
         let mut own = Vec::new();
@@ -163,6 +172,17 @@ impl<'a> LayerView<'a> {
             }
         }
         own
+    }
+
+    /// The rules of each chain of a table that are known by their text. Jumps are known by where they go; the same text may be one to somebody
+    /// else's chain of that name.
+    fn rules_by_text(&self, table: Option<&Table>) -> Vec<(String, Vec<Rule>)> {
+        let chains = table.map_or(&[][..], |table| &table.chains).iter();
+        let rules_of = |chain: &Chain| {
+            let rules = rules(chain, self.side.family).filter(|rule| !matches!(rule.action, Action::Jump(_)));
+            (chain_name(chain), rules.map(canonical).collect())
+        };
+        chains.map(rules_of).collect()
     }
 
     fn differences(&self) -> Vec<Difference> {
@@ -247,6 +267,19 @@ impl<'a> LayerView<'a> {
         let table = format!("{family} {}{}", self.kind, self.side.label);
         // Of several layers, it says whose.
         if self.side.layers.len() > 1 { format!("{table} of {}", self.layer.owner) } else { table }
+    }
+}
+
+/// Adds what is not known yet, each rule as often as it is there.
+fn add_absent(known: &mut Vec<Rule>, rules: Vec<Rule>) {
+    let mut counted = known.clone();
+    for rule in rules {
+        match counted.iter().position(|known| *known == rule) {
+            Some(position) => {
+                counted.swap_remove(position);
+            }
+            None => known.push(rule),
+        }
     }
 }
 

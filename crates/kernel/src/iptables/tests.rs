@@ -100,6 +100,7 @@ fn five_thousand_rules_are_compared() {
         let saved = Saved::parse(&format!("*nat\n:ISTIO_INBOUND - [0:0]\n{rules}COMMIT\n"));
         TableSide {
             layers: std::slice::from_ref(&ruleset),
+            before: &[],
             family: Family::V4,
             planned: true,
             saved: Some(saved),
@@ -152,6 +153,7 @@ fn thousands_of_chains_of_others_take_no_time() {
     let start = std::time::Instant::now();
     let side = TableSide {
         layers: std::slice::from_ref(&ruleset),
+        before: &[],
         family: Family::V4,
         planned: true,
         saved: Some(Saved::parse(&text)),

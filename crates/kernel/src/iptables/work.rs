@@ -99,7 +99,7 @@ impl Iptables {
 
     /// Everything that may have to change to get to the layers: first what is planned, then what is left over.
     pub(super) fn works<'a>(
-        &self,
+        &'a self,
         layers: &'a [Ruleset],
         failed: &[(Family, PathBuf)],
         order: Order,
@@ -112,8 +112,11 @@ impl Iptables {
                 let (programs, saved) = self.choose(layers, family, &present, failed)?;
                 main = Some(programs.variant);
                 let unproven = !present.has(programs.variant);
-                let side =
-                    TableSide { ordered: order == Order::Leading, ..side(layers, family, true, saved, "") };
+                let side = TableSide {
+                    ordered: order == Order::Leading,
+                    before: &self.before,
+                    ..side(layers, family, true, saved, "")
+                };
                 planned.push(Work { side, programs, unproven });
             }
             for variant in VARIANTS.into_iter().filter(|variant| Some(*variant) != main) {
@@ -129,7 +132,7 @@ impl Iptables {
 
     /// What is of ours in a family and variant where nothing should be.
     pub(super) fn left_over<'a>(
-        &self,
+        &'a self,
         layers: &'a [Ruleset],
         family: Family,
         present: &Present,
@@ -143,7 +146,8 @@ impl Iptables {
             Variant::Legacy => " (legacy)",
             Variant::Nft => " (nft)",
         };
-        let side = side(layers, family, false, Some(self.save(layers, &programs)?), label);
+        let saved = self.save(layers, &programs)?;
+        let side = TableSide { before: &self.before, ..side(layers, family, false, Some(saved), label) };
         Ok(side.holds_ours().then_some(Work { side, programs, unproven: false }))
     }
 
@@ -187,7 +191,7 @@ fn side<'a>(
     saved: Option<Saved>,
     label: &'static str,
 ) -> TableSide<'a> {
-    TableSide { layers, family, planned, saved, ordered: false, label }
+    TableSide { layers, before: &[], family, planned, saved, ordered: false, label }
 }
 
 /// For nft this is exact for chains; legacy does not name its chains without a program.

@@ -114,6 +114,7 @@ operator.istio.io/component: Cni
   "CAPTURE" $values.agent.capture
   "ADD_TIMEOUT" $values.agent.addTimeout
   "DRAIN_TIMEOUT" $values.agent.drainTimeout
+  "LIVE_UPDATES" $values.agent.liveUpdates
   "FACTS_TIMEOUT" $values.agent.factsTimeout
   "KERNEL_NETWORK_RUNTIME_CLASSES" (join "," $values.agent.kernelNetworkRuntimeClasses)
   "RUNTIME_ANNOTATIONS" (ternary "false" "" (eq (toString $values.agent.runtimeAnnotations) "false"))

@@ -49,6 +49,7 @@ const KNOWN: &[&str] = &[
     "ZTUNNEL_UDS_ADDRESS",
     "ADD_TIMEOUT",
     "DRAIN_TIMEOUT",
+    "LIVE_UPDATES",
     "CAPTURE",
     "CNI_CACHE_DIR",
     "CONFIG_DIR",
@@ -124,6 +125,7 @@ fn every_variable_is_one_that_the_agent_reads() {
         "agent.capture=disabled",
         "agent.addTimeout=20s",
         "agent.drainTimeout=10m",
+        "agent.liveUpdates=on",
         "agent.factsTimeout=10s",
         "agent.kernelNetworkRuntimeClasses={kata-host}",
         "agent.runtimeAnnotations=false",
@@ -138,7 +140,7 @@ fn every_variable_is_one_that_the_agent_reads() {
     for name in keys.iter().map(String::as_str).chain(variables) {
         assert!(KNOWN.contains(&name) || NOT_OPTIONS.contains(&name), "the agent does not read {name}");
     }
-    assert_eq!(keys.len(), ALWAYS.len() + 13, "{keys:?}");
+    assert_eq!(keys.len(), ALWAYS.len() + 14, "{keys:?}");
 }
 
 /// One value, what it renders.
@@ -171,6 +173,8 @@ fn each_value_sets_its_option() {
         ("agent.capture=disabled", "CAPTURE", Some("disabled")),
         ("agent.addTimeout=1m30s", "ADD_TIMEOUT", Some("1m30s")),
         ("agent.drainTimeout=0s", "DRAIN_TIMEOUT", Some("0s")),
+        ("agent.liveUpdates=off", "LIVE_UPDATES", Some("off")),
+        ("agent.liveUpdates=", "LIVE_UPDATES", None),
         ("agent.factsTimeout=500ms", "FACTS_TIMEOUT", Some("500ms")),
         ("agent.kernelNetworkRuntimeClasses={a,b}", "KERNEL_NETWORK_RUNTIME_CLASSES", Some("a,b")),
         ("agent.kernelNetworkRuntimeClasses=null", "KERNEL_NETWORK_RUNTIME_CLASSES", None),
