@@ -22,6 +22,7 @@ mod holder;
 mod host;
 mod leave;
 mod leftovers;
+mod live;
 mod locate;
 mod members;
 mod outside;
@@ -54,6 +55,7 @@ use crate::events::Events;
 use crate::finder::Finder;
 use crate::health::{Health, HealthPart};
 use crate::kept_facts::KeptFacts;
+use crate::live::LiveNews;
 use crate::metrics::Metrics;
 use crate::pods;
 use crate::slots::{Slots, Task, UnfinishedAct};
@@ -125,6 +127,8 @@ struct Telling {
     /// Where people read what is left of a mode that is off.
     notices: Arc<Health>,
     events: Arc<Events>,
+    /// Changes of running pods.
+    live: LiveNews,
     /// Pods that should be in and are not.
     troubles: Troubles,
     /// Pods that wait for something of the node.
@@ -189,6 +193,7 @@ impl Ambient {
             facts,
         };
         let backends = Arc::new(backends);
+        let live = LiveNews::new(log.clone(), events.clone(), metrics.clone());
         let ambient = Arc::new(Self {
             config: Arc::new(config),
             log,
@@ -214,6 +219,7 @@ impl Ambient {
                 health,
                 notices,
                 events,
+                live,
                 troubles: Troubles::default(),
                 waiting: Waiting::default(),
             },

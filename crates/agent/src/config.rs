@@ -17,7 +17,8 @@ pub(crate) use options::agent::BadOption;
 use options::agent::{Lookup, Options, Setting};
 use values::{absolute_dir, address, broken_pod_label, checked, cleanup, program_at_end};
 pub(crate) use values::{
-    excluded_namespaces, kernel_network_runtime_classes, levels, namespace, native_nftables, selectors,
+    excluded_namespaces, kernel_network_runtime_classes, levels, live_updates, namespace, native_nftables,
+    selectors,
 };
 
 /// Key in `runtimeConfig` under which containerd hands over a pod's annotations, and the capability that asks for it.

@@ -56,14 +56,22 @@ impl Events {
         }
     }
 
+    /// Writes a notice about a pod, which is no warning. One that cannot be written is in the log only.
+    pub(crate) async fn tell(&self, pod: &PodRef, reason: &str, message: &str) {
+        self.write(pod, EventText { warning: false, reason, message, component: COMPONENT }).await;
+    }
+
     /// Writes a warning about a pod. Whether that is done with: a refusal (no right, no such namespace) is final, and false says that the API
     /// server could not be asked, so that it is worth another try later.
     pub(crate) async fn warn(&self, pod: &PodRef, reason: &str, message: &str) -> bool {
+        self.write(pod, EventText { warning: true, reason, message, component: COMPONENT }).await
+    }
+
+    async fn write(&self, pod: &PodRef, event: EventText<'_>) -> bool {
         let Some(writer) = &self.writer else { return true };
         if self.quiet().is_some_and(|until| Instant::now() < until) {
             return false;
         }
-        let event = EventText { warning: true, reason, message, component: COMPONENT };
         let Err(error) = writer.create_event(pod, event).await else {
             *self.quiet() = None;
             self.log.settled(&[("path", &"events")]);

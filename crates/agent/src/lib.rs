@@ -14,6 +14,7 @@ mod events;
 mod finder;
 mod health;
 mod kept_facts;
+mod live;
 mod log_socket;
 mod metrics;
 mod node_lock;

@@ -33,6 +33,7 @@ pub(crate) struct Metrics {
     overwritten: IntCounterVec,
     components: Mutex<BTreeSet<String>>,
     leftover_pods: IntGauge,
+    live_updates: IntCounterVec,
     plugin: PluginMetrics,
     cluster: ClusterMetrics,
     /// Absent in sidecar mode, so that dashboards see which mode a node is in.
@@ -69,6 +70,11 @@ impl Metrics {
             leftover_pods: make.gauge(
                 "istio_cni_ambient_leftover_pods",
                 "Pods that have rules or an annotation of ambient mode on a node where it is off",
+            )?,
+            live_updates: make.counters(
+                "istio_cni_live_updates_total",
+                "Changes of running pods' labels and annotations that concern their rules, by what became of them",
+                &["result"],
             )?,
             plugin: PluginMetrics::new(&make)?,
             cluster: ClusterMetrics::new(&make)?,
@@ -107,6 +113,11 @@ impl Metrics {
     /// So many pods have something of ambient mode although it is off.
     pub(crate) fn leftover_pods(&self, pods: usize) {
         self.leftover_pods.set(i64::try_from(pods).unwrap_or(i64::MAX));
+    }
+
+    /// This became of a change of a running pod.
+    pub(crate) fn live_update(&self, result: &str) {
+        self.live_updates.with_label_values(&[result]).inc();
     }
 
     /// A connection to this listener was closed or refused for this reason.

@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use ruleset::{Base, Chain, ChainKind, Family, Hook, Match, Plan, Protocol, Rule, TableKind};
 
+use crate::inputs::SettingChange;
 use crate::values::{MAX_LIST_BYTES, Quoted, ValueError, parse_bool, parse_interface};
 
 pub use host::{PROBES_V4, PROBES_V6, ProbeSender, SET_COMMENT, plan_host};
@@ -133,6 +134,20 @@ impl PodOptions {
         let list = annotations.get(INTERFACES).map_or("", String::as_str);
         let virtual_interfaces = parse_names(list, &mut warnings);
         (Self { ingress, dns_capture, virtual_interfaces }, warnings)
+    }
+
+    /// What is another option than before, by its annotation.
+    #[must_use]
+    pub fn changes(&self, new: &Self) -> Vec<SettingChange> {
+        let dns = |options: &Self| options.dns_capture.map_or_else(String::new, |on| on.to_string());
+        let change =
+            |name, old: String, new: String| (old != new).then_some(SettingChange { name, old, new });
+        let all = [
+            change(INGRESS, self.ingress.to_string(), new.ingress.to_string()),
+            change(DNS, dns(self), dns(new)),
+            change(INTERFACES, self.virtual_interfaces.join(","), new.virtual_interfaces.join(",")),
+        ];
+        all.into_iter().flatten().collect()
     }
 
     /// Whether ztunnel resolves the pod's names.

@@ -23,7 +23,7 @@ pub struct PlanInputs {
 /// A setting that is another one than before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SettingChange {
-    /// The flag of `istio-iptables` for it.
+    /// The flag of `istio-iptables` for it, or the annotation of ambient mode.
     pub name: &'static str,
     /// Its value before; an empty list is the empty text.
     pub old: String,

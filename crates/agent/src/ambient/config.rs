@@ -7,6 +7,7 @@ use std::time::Duration;
 use capture::ambient::{NodeOptions, PROBES_V4, PROBES_V6, ProbeSender};
 use capture::decide::{self, CaptureMode, Enrolment, Refusal, refuse};
 use capture::select::Selectors;
+use intent::live::LiveUpdates;
 use kernel::iptables::{Iptables, Variant};
 use kernel::sets;
 use netns::InsideHost;
@@ -44,6 +45,7 @@ pub(crate) struct AmbientConfig {
     pub(crate) verify_every: Duration,
     /// The longest that a pod drains; zero: not at all.
     pub(crate) drain_timeout: Duration,
+    pub(crate) live_updates: LiveUpdates,
     /// `KERNEL_NETWORK_RUNTIME_CLASSES`.
     kernel_network_runtime_classes: Vec<String>,
 }
@@ -110,6 +112,7 @@ impl AmbientConfig {
             branch_eni: options.on(Setting::AmbientEnableAwsBranchEniProbe),
             verify_every: verify_every.max(SHORTEST_INTERVAL),
             drain_timeout,
+            live_updates: crate::config::live_updates(options)?,
             kernel_network_runtime_classes: crate::config::kernel_network_runtime_classes(options)?,
         })
     }

@@ -54,6 +54,7 @@ impl Reconcile for Ambient {
             }
             let left = self.leave(key, None, &Want::Gone, "it is deleted").await;
             if left.is_ok() {
+                self.telling.live.settled(&key.uid);
                 self.telling.troubles.forget(&key.uid);
             }
             return left;
@@ -120,6 +121,7 @@ impl Ambient {
             if member.state != MemberState::Enrolled {
                 self.wait_for_ztunnel(key);
             }
+            let member = self.follow_options(member, facts).await?;
             return match self.follow_pod(self.work_on(member), facts, ips).await {
                 // An annotation that cannot be written says nothing about the pod.
                 Err(AmbientFailure::Api(error)) => Err(AmbientFailure::Api(error)),

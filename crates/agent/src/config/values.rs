@@ -8,6 +8,7 @@ use capture::values::{Quoted, parse_bool};
 use cni::PluginConf;
 use cni::json::Value;
 use install::ProgramAtEnd;
+use intent::live::LiveUpdates;
 use serde_json::Map;
 use telemetry::Levels;
 
@@ -41,6 +42,18 @@ pub(crate) fn native_nftables(options: &Options) -> Result<Option<bool>, BadOpti
             .map(Some)
             .ok_or_else(|| BadOption::new("native-nftables", text, "is not true, false or auto")),
     }
+}
+
+/// What a change of a running pod does.
+///
+/// # Errors
+/// The text is something else.
+pub(crate) fn live_updates(options: &Options) -> Result<LiveUpdates, BadOption> {
+    let text = options.text(Setting::LiveUpdates);
+    if text.is_empty() {
+        return Ok(LiveUpdates::default());
+    }
+    LiveUpdates::parse(text).ok_or_else(|| BadOption::new("live-updates", text, "is not off, safe or on"))
 }
 
 /// Levels of the log.

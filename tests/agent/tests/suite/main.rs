@@ -20,6 +20,7 @@ mod mesh_check;
 mod mesh_drain;
 mod mesh_faults;
 mod mesh_given_up;
+mod mesh_live;
 mod mesh_manifests;
 mod mesh_off;
 mod mesh_options;
