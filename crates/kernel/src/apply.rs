@@ -109,7 +109,7 @@ impl Kernel<'_> {
     /// # Errors
     /// The kernel could not be asked.
     pub fn observe(&self, inside: &Inside, plan: &Plan) -> Result<Vec<Difference>, Error> {
-        let mut differences = missing_steps(&plan.routing, |step| route::missing(inside, step))?;
+        let mut differences = missing_routing(route::missing_of(inside, &plan.routing)?);
         differences.extend(self.store(plan.backend).observe(inside, &plan.layers)?);
         let other = other(plan.backend);
         if self.store(other).exists(inside, &plan.layers)? {
@@ -214,18 +214,10 @@ pub(crate) fn other(backend: Backend) -> Backend {
     }
 }
 
-/// The steps of the routing that `missing` says are not there.
-pub(crate) fn missing_steps(
-    steps: &[Routing],
-    mut missing: impl FnMut(&Routing) -> Result<bool, route::Error>,
-) -> Result<Vec<Difference>, Error> {
-    let mut differences = Vec::new();
-    for step in steps {
-        if missing(step)? {
-            differences.push(Difference::MissingRouting { step: describe(step) });
-        }
-    }
-    Ok(differences)
+/// Steps that are not there, as differences.
+pub(crate) fn missing_routing(steps: Vec<&Routing>) -> Vec<Difference> {
+    let missing = |step| Difference::MissingRouting { step: describe(step) };
+    steps.into_iter().map(missing).collect()
 }
 
 fn describe(step: &Routing) -> String {

@@ -304,8 +304,7 @@ impl RuleStore for Iptables {
 
     fn exists_over(&self, kept: &mut KeptSockets, layers: &[Ruleset]) -> Result<Option<bool>, crate::Error> {
         let mut legacy = false;
-        for family in FAMILIES {
-            let present = Present::over(kept, family)?;
+        for (family, present) in FAMILIES.into_iter().zip(Present::over(kept)?) {
             if may_hold_ours(layers, family, &present, Variant::Nft) {
                 return Ok(Some(true));
             }

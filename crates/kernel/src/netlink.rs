@@ -185,13 +185,12 @@ impl NetlinkSocket {
 
     fn send(&mut self, request: &[u8]) -> Result<(), Error> {
         self.make_room(RECEIVE_BUFFER);
-        if self.events.is_some() {
-            self.drain()?;
-        }
+        self.drain()?;
         self.send_in(request)
     }
 
-    fn send_in(&self, request: &[u8]) -> Result<(), Error> {
+    fn send_in(&mut self, request: &[u8]) -> Result<(), Error> {
+        self.note_unread(true);
         if request.len() >= BIG_REQUEST {
             // Without the right to do this the send below says EMSGSIZE, if the buffer is indeed too small.
             let _ = sockopt::set_socket_send_buffer_size_force(&self.fd, request.len() * 2);
@@ -215,7 +214,10 @@ impl NetlinkSocket {
                         return Ok(Some(length));
                     }
                 }
-                Err(Errno::AGAIN) => return Ok(None),
+                Err(Errno::AGAIN) => {
+                    self.answered();
+                    return Ok(None);
+                }
                 Err(e) => match &mut self.events {
                     Some(events) if e == Errno::NOBUFS => events.lose(),
                     _ => return Err(Error::Receive(e.into())),

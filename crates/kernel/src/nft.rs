@@ -100,7 +100,7 @@ impl RuleStore for Nftables {
         let Some(expected) = expected::recorded(record) else { return Ok(None) };
         let mut socket = open()?;
         let listed = list_tables(&mut socket, family::INET)?;
-        let (mut found, mut all) = (FoundTables::new(&listed), Vec::new());
+        let (mut found, mut all) = (FoundTables::new(&listed, owners), Vec::new());
         for owner in owners {
             let of_owner = |table: &&ExpectedTable<'_>| is_owners(&owner.owner, &table.name);
             let expected: Vec<&ExpectedTable<'_>> = expected.iter().filter(of_owner).collect();
@@ -158,7 +158,7 @@ fn exists(socket: &mut NetlinkSocket, layers: &[Ruleset]) -> Result<bool, Error>
 
 fn observe_over(socket: &mut NetlinkSocket, layers: &[Ruleset]) -> Result<Vec<Difference>, Error> {
     let listed = list_tables(socket, family::INET)?;
-    let (mut found, mut all) = (FoundTables::new(&listed), Vec::new());
+    let (mut found, mut all) = (FoundTables::new(&listed, layers), Vec::new());
     for layer in layers {
         all.extend(differences(socket, layer, &mut found)?);
     }
@@ -207,7 +207,7 @@ fn changed<'a>(
     layers: &'a [Ruleset],
     listed: &[NetlinkTable],
 ) -> Result<Vec<&'a Ruleset>, Error> {
-    let (mut found, mut changed) = (FoundTables::new(listed), Vec::new());
+    let (mut found, mut changed) = (FoundTables::new(listed, layers), Vec::new());
     for layer in layers {
         changed.push(match observe::owned(layer, listed).is_empty() {
             true => !layer.tables.is_empty(),

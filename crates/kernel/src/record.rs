@@ -5,7 +5,7 @@ use std::fmt::Write;
 use netns::Inside;
 use ruleset::{Backend, Family, Plan, Routing, Ruleset};
 
-use crate::apply::{missing_steps, other};
+use crate::apply::{missing_routing, other};
 use crate::{Difference, Error, Kernel, route};
 
 /// A plan that was applied.
@@ -101,7 +101,7 @@ impl Kernel<'_> {
         record: &Record,
         owners: &[Ruleset],
     ) -> Result<Option<Vec<Difference>>, Error> {
-        let mut differences = missing_steps(&record.routing, |step| route::missing(inside, step))?;
+        let mut differences = missing_routing(route::missing_of(inside, &record.routing)?);
         let store = self.store(record.backend);
         let Some(rules) = store.observe_recorded(inside, owners, &record.rules)? else { return Ok(None) };
         differences.extend(rules);

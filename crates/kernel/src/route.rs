@@ -109,12 +109,29 @@ pub fn ensure(_: &Inside, step: &Routing) -> Result<bool, Error> {
 /// # Errors
 /// The kernel could not be asked. Without IPv6 an IPv6 step is missing, which is no error.
 pub fn missing(_: &Inside, step: &Routing) -> Result<bool, Error> {
-    without_ipv6(open(step).and_then(|mut socket| is_missing(&mut socket, step)))
+    is_missing(&mut open(step)?, step)
 }
 
-/// As [`missing`], over a socket of the namespace.
-pub(crate) fn missing_over(socket: &mut NetlinkSocket, step: &Routing) -> Result<bool, Error> {
-    without_ipv6(is_missing(socket, step))
+/// As [`missing`], of many steps over a socket of the namespace. What several steps need is asked for once.
+pub(crate) fn missing_over<'a>(
+    socket: &mut NetlinkSocket,
+    steps: &'a [Routing],
+) -> Result<Vec<&'a Routing>, Error> {
+    let (mut found, mut missing) = (Found::default(), Vec::new());
+    for step in steps {
+        match found.has(socket, step).map_err(|e| failed(step, e)) {
+            Ok(true) => {}
+            Ok(false) | Err(Error::NoIpv6 { .. }) => missing.push(step),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(missing)
+}
+
+/// The same over a new socket of the calling thread's namespace.
+pub(crate) fn missing_of<'a>(_: &Inside, steps: &'a [Routing]) -> Result<Vec<&'a Routing>, Error> {
+    let Some(first) = steps.first() else { return Ok(Vec::new()) };
+    missing_over(&mut open(first)?, steps)
 }
 
 /// Takes a routing step back. `true` when something was removed. A rule for the mark and the table is removed at whatever
@@ -140,19 +157,16 @@ fn delete(step: &Routing, which: impl Fn(u32) -> bool) -> Result<bool, Error> {
     let mut socket = open(step)?;
     let requests = match *step {
         Routing::LoopbackAddress(address) => vec![message::delete_address(address)],
-        Routing::Rule { family, mark, mask, table, .. } => match rules(&mut socket, family) {
-            Ok(rules) => rules
-                .iter()
-                .filter(|rule| {
-                    (rule.mark, rule.mask, rule.table) == (mark, mask, table) && which(rule.priority)
-                })
-                .map(|rule| message::delete_rule(family, rule))
-                .collect(),
-            Err(e) if is_no_ipv6(step, &e) => return Ok(false),
-            Err(e) => return Err(failed(step, e)),
-        },
+        Routing::Rule { family, mark, mask, table, .. } => rules(&mut socket)
+            .map_err(|e| failed(step, e))?
+            .iter()
+            .filter(|(of, rule)| {
+                (*of, rule.mark, rule.mask, rule.table) == (family, mark, mask, table) && which(rule.priority)
+            })
+            .map(|(_, rule)| message::delete_rule(family, rule))
+            .collect(),
         // What is in the way of ours is not ours to delete.
-        Routing::LocalRoute { .. } if without_ipv6(is_missing(&mut socket, step))? => return Ok(false),
+        Routing::LocalRoute { .. } if is_missing(&mut socket, step)? => return Ok(false),
         Routing::LocalRoute { family, table } => vec![message::delete_route(family, table)],
     };
     let mut removed = false;
@@ -209,16 +223,37 @@ fn list_addresses(_: &Inside, counts: impl Fn(u32) -> bool) -> Result<Vec<IpAddr
 }
 
 fn is_missing(socket: &mut NetlinkSocket, step: &Routing) -> Result<bool, Error> {
-    let result = match *step {
-        Routing::LoopbackAddress(address) => has_loopback_address(socket, address),
-        Routing::Rule { family, mark, mask, table, priority } => {
-            rules(socket, family).map(|rules| rules.contains(&MarkRule { mark, mask, table, priority }))
+    Ok(!missing_over(socket, std::slice::from_ref(step))?.is_empty())
+}
+
+/// What the kernel has, of both families, asked for once.
+#[derive(Default)]
+struct Found {
+    rules: Option<Vec<(Family, MarkRule)>>,
+    routes: Option<Vec<(Family, ListedRoute)>>,
+}
+
+impl Found {
+    fn has(&mut self, socket: &mut NetlinkSocket, step: &Routing) -> Result<bool, netlink::Error> {
+        match *step {
+            Routing::LoopbackAddress(address) => has_loopback_address(socket, address),
+            Routing::Rule { family, mark, mask, table, priority } => {
+                if self.rules.is_none() {
+                    self.rules = Some(rules(socket)?);
+                }
+                let planned = (family, MarkRule { mark, mask, table, priority });
+                Ok(self.rules.iter().flatten().any(|found| *found == planned))
+            }
+            Routing::LocalRoute { family, table } => {
+                if self.routes.is_none() {
+                    self.routes = Some(routes(socket)?);
+                }
+                let planned = (family, ListedRoute { table, local: true });
+                let there = self.routes.iter().flatten().any(|found| *found == planned);
+                Ok(there || is_switched_off(socket, family))
+            }
         }
-        Routing::LocalRoute { family, table } => {
-            has_route(socket, family, table).map(|there| there || is_switched_off(socket, family))
-        }
-    };
-    result.map(|there| !there).map_err(|e| failed(step, e))
+    }
 }
 
 fn has_loopback_address(socket: &mut NetlinkSocket, address: Ipv6Addr) -> Result<bool, netlink::Error> {
@@ -235,29 +270,23 @@ fn has_loopback_address(socket: &mut NetlinkSocket, address: Ipv6Addr) -> Result
     Ok(there)
 }
 
-fn rules(socket: &mut NetlinkSocket, family: Family) -> Result<Vec<MarkRule>, netlink::Error> {
+fn rules(socket: &mut NetlinkSocket) -> Result<Vec<(Family, MarkRule)>, netlink::Error> {
     let mut found = Vec::new();
-    socket.dump_most(&message::list_rules(family), (MOST, "routing rules"), |part| match part {
+    socket.dump_most(&message::list_rules(), (MOST, "routing rules"), |part| match part {
         None => found.clear(),
-        Some(part) => found.extend(message::rule(part)),
+        Some(part) => found.extend(message::family(part).zip(message::rule(part))),
     })?;
     Ok(found)
 }
 
-fn has_route(socket: &mut NetlinkSocket, family: Family, table: u32) -> Result<bool, netlink::Error> {
-    let mut there = false;
-    socket.dump_most(&message::list_routes(family), (MOST, "routes"), |part| match part {
-        None => there = false,
-        Some(part) => there |= message::default_route(part) == Some(ListedRoute { table, local: true }),
+/// The default routes of all tables.
+fn routes(socket: &mut NetlinkSocket) -> Result<Vec<(Family, ListedRoute)>, netlink::Error> {
+    let mut found = Vec::new();
+    socket.dump_most(&message::list_routes(), (MOST, "routes"), |part| match part {
+        None => found.clear(),
+        Some(part) => found.extend(message::family(part).zip(message::default_route(part))),
     })?;
-    Ok(there)
-}
-
-fn without_ipv6(missing: Result<bool, Error>) -> Result<bool, Error> {
-    match missing {
-        Err(Error::NoIpv6 { .. }) => Ok(true),
-        other => other,
-    }
+    Ok(found)
 }
 
 /// Whether the loopback interface has the family switched off; the kernel takes no route by it then. Where that cannot be read it is tried.

@@ -21,7 +21,7 @@ pub(crate) use legacy::LegacyTables;
 use legacy::{LegacyContent, LegacySocket};
 pub use probe::{EventSupport, probe};
 
-use crate::apply::{missing_steps, other};
+use crate::apply::{missing_routing, other};
 use crate::netlink::{self, NetlinkSocket};
 use crate::{Difference, Kernel, route, sockets};
 
@@ -110,6 +110,18 @@ impl KeptSockets {
     #[must_use]
     pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
         [self.netfilter.as_fd(), self.route.as_fd()]
+    }
+
+    /// How many descriptors they are, beside the namespace's own.
+    #[must_use]
+    pub fn descriptor_count(&self) -> usize {
+        self.descriptors().len() + usize::from(self.legacy.is_some())
+    }
+
+    /// The namespace.
+    #[must_use]
+    pub fn namespace(&self) -> &Arc<Netns> {
+        &self.netns
     }
 
     /// What has happened since the last call. Never waits; if there is much, the rest comes with the next call.
@@ -241,8 +253,7 @@ impl Kernel<'_> {
     }
 
     fn compare(&self, kept: &mut KeptSockets, plan: &Plan) -> Result<Check, crate::Error> {
-        let mut differences =
-            missing_steps(&plan.routing, |step| route::missing_over(&mut kept.route, step))?;
+        let mut differences = missing_routing(route::missing_over(&mut kept.route, &plan.routing)?);
         let Some(rules) = self.store(plan.backend).observe_over(kept, &plan.layers)? else {
             return Ok(Check::Enter);
         };

@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use ruleset::Family;
 use rustix::io::Errno;
 
+use super::FAMILIES;
 use super::error::Error;
 use super::program::Variant;
 use crate::netlink::wire::MessageWriter;
@@ -34,21 +35,18 @@ pub(super) struct Present {
 impl Present {
     /// Asks about the namespace of the calling thread.
     pub(super) fn ask(family: Family) -> Result<Self, Error> {
+        let chains = NetlinkSocket::netfilter().and_then(|mut socket| nft_chains(&mut socket, Some(family)));
         let legacy = !legacy_tables(family)?.is_empty();
-        Ok(Self {
-            legacy,
-            nft: NetlinkSocket::netfilter()
-                .and_then(|mut socket| nft_chains(&mut socket, family))
-                .or_else(none_if_absent)?,
-        })
+        Ok(Self { legacy, nft: present(chains)?.map(|chains| of_family(&chains, family)) })
     }
 
-    /// Asks over sockets that are kept in a namespace.
-    pub(super) fn over(kept: &mut KeptSockets, family: Family) -> Result<Self, Error> {
-        Ok(Self {
+    /// Asks about both families over sockets that are kept in a namespace.
+    pub(super) fn over(kept: &mut KeptSockets) -> Result<[Self; 2], Error> {
+        let chains = present(nft_chains(kept.netfilter(), None))?;
+        Ok(FAMILIES.map(|family| Self {
             legacy: kept.has_legacy(family),
-            nft: nft_chains(kept.netfilter(), family).or_else(none_if_absent)?,
-        })
+            nft: chains.as_ref().map(|chains| of_family(chains, family)),
+        }))
     }
 
     /// Whether the variant has a table at all.
@@ -83,34 +81,47 @@ pub(crate) fn legacy_tables(family: Family) -> Result<Vec<String>, Error> {
 /// How many chains are read; a node may have several for each Service.
 const MOST: usize = 256 << 10;
 
-fn nft_chains(
-    socket: &mut NetlinkSocket,
-    family: Family,
-) -> Result<Option<Vec<(String, String)>>, netlink::Error> {
-    // `NFPROTO_IPV4`, `NFPROTO_IPV6`.
-    let protocol = match family {
-        Family::V4 => 2,
-        Family::V6 => 10,
-    };
+/// A chain by its family's number, its table and its name.
+type NftChain = (u8, String, String);
+
+/// Those in the tables of the nft variant, of one family or of all.
+fn nft_chains(socket: &mut NetlinkSocket, family: Option<Family>) -> Result<Vec<NftChain>, netlink::Error> {
     let mut request = MessageWriter::default();
-    request.message(GET_CHAIN, flags::REQUEST | flags::DUMP, 1, &[protocol, 0, 0, 0], |_| {});
+    let header = [family.map_or(0, number), 0, 0, 0];
+    request.message(GET_CHAIN, flags::REQUEST | flags::DUMP, 1, &header, |_| {});
     let mut chains = Vec::new();
     socket.dump_most(request.bytes(), (MOST, "chains"), |message| {
         let Some(message) = message else { return chains.clear() };
         let text = |kind| message.attributes(HEADER).find(kind).map(|a| a.text().into_owned());
-        if let (Some(table), Some(name)) = (text(TABLE), text(NAME))
+        if let (Some(family), Some(table), Some(name)) = (message.payload.first(), text(TABLE), text(NAME))
             && TABLES.contains(&table.as_str())
         {
-            chains.push((table, name));
+            chains.push((*family, table, name));
         }
     })?;
-    Ok(Some(chains))
+    Ok(chains)
+}
+
+/// `NFPROTO_IPV4`, `NFPROTO_IPV6`.
+fn number(family: Family) -> u8 {
+    match family {
+        Family::V4 => 2,
+        Family::V6 => 10,
+    }
+}
+
+fn of_family(chains: &[NftChain], family: Family) -> Vec<(String, String)> {
+    let chains = chains.iter().filter(|(of, ..)| *of == number(family));
+    chains.map(|(_, table, name)| (table.clone(), name.clone())).collect()
 }
 
 /// A kernel without nf_tables has none of its rules. It refuses the message, the protocol or the socket.
-fn none_if_absent(error: netlink::Error) -> Result<Option<Vec<(String, String)>>, Error> {
-    match error.errno() {
-        Some(Errno::OPNOTSUPP | Errno::PROTONOSUPPORT | Errno::AFNOSUPPORT | Errno::INVAL) => Ok(None),
-        _ => Err(Error::Chains(error)),
+fn present(chains: Result<Vec<NftChain>, netlink::Error>) -> Result<Option<Vec<NftChain>>, Error> {
+    match chains {
+        Ok(chains) => Ok(Some(chains)),
+        Err(error) => match error.errno() {
+            Some(Errno::OPNOTSUPP | Errno::PROTONOSUPPORT | Errno::AFNOSUPPORT | Errno::INVAL) => Ok(None),
+            _ => Err(Error::Chains(error)),
+        },
     }
 }

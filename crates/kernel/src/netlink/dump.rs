@@ -120,7 +120,9 @@ impl NetlinkSocket {
                 match message.kind {
                     NLMSG_ERROR => return error_of(&message).and(Err(Error::NoAnswer)),
                     NLMSG_DONE => {
-                        return match dump_status(&message) {
+                        let status = dump_status(&message);
+                        self.answered();
+                        return match status {
                             Ok(()) if consistent => Ok(Dumped::Whole),
                             Ok(()) => Ok(Dumped::Disturbed),
                             Err(Error::Refused { source, .. })
@@ -139,13 +141,10 @@ impl NetlinkSocket {
         Err(Error::NoAnswer)
     }
 
-    /// On a kept socket, events that come meanwhile may leave no room for an answer.
+    /// On a kept socket, events that nobody has read yet may leave no room for an answer. They are read before the next try.
     fn disturbed_by_events(&self, error: Error) -> Result<Dumped, Error> {
         let no_room = matches!(error, Error::NoAnswer) || error.errno() == Some(Errno::NOBUFS);
-        match &self.events {
-            Some(events) if events.has_lost() && no_room => Ok(Dumped::Disturbed),
-            _ => Err(error),
-        }
+        if self.events.is_some() && no_room { Ok(Dumped::Disturbed) } else { Err(error) }
     }
 }
 

@@ -21,6 +21,8 @@ const KERNEL_BUFFER: usize = 16 * 1024;
 const MOST_PUT_ASIDE: usize = 16 * 1024;
 /// An event, or the answer to a short question, is smaller; of a larger event only that it came is of interest.
 const SMALL_BUFFER: usize = 2 * 1024;
+/// How often a question is asked whose answer finds no room.
+const TRIES: usize = 3;
 /// Events that are read at a time.
 const MOST_EVENTS: usize = 256;
 /// Bytes of the rest of an answer that are read away. Beyond, the socket is of no use.
@@ -35,6 +37,8 @@ const TOP_BIT: u32 = 1 << 31;
 pub(super) struct Events {
     port: u32,
     heard: Heard,
+    /// A part of the last answer may not be read yet.
+    unread: bool,
 }
 
 /// Events that were not read yet.
@@ -76,10 +80,6 @@ impl Events {
     pub(super) fn lose(&mut self) {
         self.heard.lost = true;
     }
-
-    pub(super) fn has_lost(&self) -> bool {
-        self.heard.lost
-    }
 }
 
 impl NetlinkSocket {
@@ -96,7 +96,7 @@ impl NetlinkSocket {
         let port = bind_to_port_of_ours(&fd)?;
         filter(&fd, port);
         rustix::net::bind(&fd, &SocketAddrNetlink::new(port, groups)).map_err(failed)?;
-        let events = Some(Events { port, heard: Heard::default() });
+        let events = Some(Events { port, heard: Heard::default(), unread: false });
         Ok(Self { fd, protocol, buffer: Vec::new(), events })
     }
 
@@ -126,17 +126,41 @@ impl NetlinkSocket {
         read: impl FnOnce(&Message<'_>) -> Option<T>,
     ) -> Result<T, Error> {
         self.make_room(SMALL_BUFFER);
-        self.send_in(request)?;
-        let length = self.receive()?.ok_or(Error::NoAnswer)?;
-        let message = Messages::new(&self.buffer[..length]).next().ok_or(Error::NoAnswer)?;
+        let mut received = None;
+        for _ in 0..TRIES {
+            self.drain()?;
+            self.send_in(request)?;
+            received = self.receive()?;
+            // Events that came meanwhile may have left no room for the answer; they are read now.
+            if received.is_some() {
+                break;
+            }
+        }
+        self.answered();
+        let message = received.and_then(|length| Messages::new(&self.buffer[..length]).next());
+        let message = message.ok_or(Error::NoAnswer)?;
         match message.kind {
             super::NLMSG_ERROR => super::error_of(&message).and(Err(Error::NoAnswer)),
             _ => read(&message).ok_or(Error::NoAnswer),
         }
     }
 
-    /// Reads the rest of an answer away.
+    /// What the last request asked for has been read.
+    pub(super) fn answered(&mut self) {
+        self.note_unread(false);
+    }
+
+    pub(super) fn note_unread(&mut self, unread: bool) {
+        if let Some(events) = &mut self.events {
+            events.unread = unread;
+        }
+    }
+
+    /// Reads the rest of the last answer away.
     pub(super) fn drain(&mut self) -> Result<(), Error> {
+        if !self.events.as_ref().is_some_and(|events| events.unread) {
+            return Ok(());
+        }
         let mut drained = 0;
         while let Some(length) = self.receive()? {
             drained += length;

@@ -170,6 +170,11 @@ impl<'a> Attributes<'a> {
         Self(bytes)
     }
 
+    /// All of them, as they came.
+    pub(crate) fn bytes(self) -> &'a [u8] {
+        self.0
+    }
+
     /// The first attribute of a kind.
     pub(crate) fn find(mut self, kind: u16) -> Option<Attribute<'a>> {
         Iterator::find(&mut self, |a| a.kind == kind)

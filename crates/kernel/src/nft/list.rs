@@ -58,9 +58,17 @@ pub(super) struct NetlinkRule {
     pub(super) comment: Option<String>,
 }
 
+/// A rule as it came: what it means needs the sets of its table.
+#[derive(Debug)]
+pub(super) struct RuleMessage {
+    pub(super) table: String,
+    attributes: Vec<u8>,
+}
+
 /// A set as listed.
 #[derive(Debug)]
 pub(super) struct ListedSet {
+    pub(super) table: String,
     pub(super) name: String,
     pub(super) kind: SetType,
     pub(super) elements: Vec<WireElement>,
@@ -204,38 +212,55 @@ pub(super) fn base(attributes: Attributes<'_>) -> Option<(String, u32, i32, u32)
 pub(super) fn sets(
     socket: &mut NetlinkSocket,
     table: &str,
-    (most, mut most_elements): (usize, usize),
+    (most, most_elements): (usize, usize),
     with_elements: impl Fn(&str) -> bool,
 ) -> Result<(Vec<ListedSet>, bool), Error> {
+    let (mut found, whole) = empty_sets(socket, Some(table), most)?;
+    let filled = fill(socket, table, &mut found, most_elements, with_elements)?;
+    Ok((found, whole && filled))
+}
+
+/// The sets of a table, or of all tables, without elements.
+pub(super) fn empty_sets(
+    socket: &mut NetlinkSocket,
+    table: Option<&str>,
+    most: usize,
+) -> Result<(Vec<ListedSet>, bool), Error> {
     let mut found = Vec::new();
-    let mut whole = dump(
-        socket,
-        family::INET,
-        message::GET_SET,
-        |w| w.text(set::TABLE, table),
-        |part| match part {
-            None => cleared(&mut found),
-            Some((_, attributes)) => {
-                let listed = ListedSet {
-                    name: text(attributes, set::NAME),
-                    kind: SetType::listed(attributes),
-                    elements: Vec::new(),
-                };
-                push(&mut found, listed, most)
-            }
-        },
-    )?;
-    for set in found.iter_mut().filter(|set| with_elements(&set.name)) {
+    let of_table = |w: &mut MessageWriter| table.iter().for_each(|table| w.text(set::TABLE, table));
+    let whole = dump(socket, family::INET, message::GET_SET, of_table, |part| match part {
+        None => cleared(&mut found),
+        Some((_, attributes)) => {
+            let listed = ListedSet {
+                table: text(attributes, set::TABLE),
+                name: text(attributes, set::NAME),
+                kind: SetType::listed(attributes),
+                elements: Vec::new(),
+            };
+            push(&mut found, listed, most)
+        }
+    })?;
+    Ok((found, whole))
+}
+
+/// Reads the elements of those sets of a table that `with_elements` holds for, at most so many of all of them; and whether that is everything.
+pub(super) fn fill(
+    socket: &mut NetlinkSocket,
+    table: &str,
+    sets: &mut [ListedSet],
+    mut most: usize,
+    with_elements: impl Fn(&str) -> bool,
+) -> Result<bool, Error> {
+    for set in sets.iter_mut().filter(|set| with_elements(&set.name)) {
         let all;
-        (set.elements, all) = elements(socket, table, &set.name, most_elements)?;
-        whole &= all;
-        most_elements -= set.elements.len();
+        (set.elements, all) = elements(socket, table, &set.name, most)?;
+        most -= set.elements.len();
         if !all {
-            break;
+            return Ok(false);
         }
         super::set::sort(&mut set.elements);
     }
-    Ok((found, whole))
+    Ok(true)
 }
 
 fn elements(
@@ -259,30 +284,36 @@ fn elements(
     Ok((found, whole))
 }
 
-/// The rules of a table, the first `most` of them; and whether that is everything.
+/// The rules of a table, or of all tables, the first `most` of them; and whether that is everything.
 pub(super) fn rules(
     socket: &mut NetlinkSocket,
-    table: &str,
-    sets: &[ListedSet],
+    table: Option<&str>,
     most: usize,
-) -> Result<(Vec<NetlinkRule>, bool), Error> {
+) -> Result<(Vec<RuleMessage>, bool), Error> {
+    let mut found = Vec::new();
+    let of_table = |w: &mut MessageWriter| table.iter().for_each(|table| w.text(rule::TABLE, table));
+    let whole = dump(socket, family::INET, message::GET_RULE, of_table, |part| match part {
+        None => cleared(&mut found),
+        Some((_, attributes)) => {
+            let listed =
+                RuleMessage { table: text(attributes, rule::TABLE), attributes: attributes.bytes().to_vec() };
+            push(&mut found, listed, most)
+        }
+    })?;
+    Ok((found, whole))
+}
+
+/// What rules are, with the help of the sets of their table.
+pub(super) fn read_rules<'a>(
+    messages: impl Iterator<Item = &'a RuleMessage>,
+    sets: &[ListedSet],
+) -> Vec<NetlinkRule> {
     let anonymous: HashMap<&str, Option<Vec<u16>>> = sets
         .iter()
         .filter(|s| s.kind.flags & set::ANONYMOUS != 0)
         .map(|s| (s.name.as_str(), port_set(s)))
         .collect();
-    let mut found = Vec::new();
-    let whole = dump(
-        socket,
-        family::INET,
-        message::GET_RULE,
-        |w| w.text(rule::TABLE, table),
-        |part| match part {
-            None => cleared(&mut found),
-            Some((_, attributes)) => push(&mut found, listed_rule(attributes, &anonymous), most),
-        },
-    )?;
-    Ok((found, whole))
+    messages.map(|message| listed_rule(Attributes::new(&message.attributes), &anonymous)).collect()
 }
 
 fn listed_rule(attributes: Attributes<'_>, anonymous: &HashMap<&str, Option<Vec<u16>>>) -> NetlinkRule {

@@ -4,7 +4,7 @@ use ruleset::{Ruleset, Set, Table, TableKind};
 
 use super::batch::{KeptTable, TableOf};
 use super::expected::{ExpectedChain, ExpectedRule, ExpectedSet, ExpectedTable};
-use super::list::{self, ListedSet, NetlinkChain, NetlinkRule, NetlinkTable};
+use super::list::{self, ListedSet, NetlinkChain, NetlinkRule, NetlinkTable, RuleMessage};
 use super::set::{SetType, WireElement};
 use super::uapi::{chain, set};
 use crate::Difference;
@@ -88,12 +88,55 @@ fn kept_table<'a>(
 /// What the kernel has, asked for once.
 pub(super) struct FoundTables<'a> {
     pub(super) tables: &'a [NetlinkTable],
+    /// Whether all tables are of the owners, so that what is in them is asked for in one go.
+    only_ours: bool,
     chains: Option<Vec<NetlinkChain>>,
+    all: Option<InTables>,
+}
+
+/// Sets without elements, and rules.
+struct InTables {
+    sets: Vec<ListedSet>,
+    rules: Vec<RuleMessage>,
 }
 
 impl<'a> FoundTables<'a> {
-    pub(super) fn new(tables: &'a [NetlinkTable]) -> Self {
-        Self { tables, chains: None }
+    /// `owners` are those whose tables will be asked for.
+    pub(super) fn new(tables: &'a [NetlinkTable], owners: &[Ruleset]) -> Self {
+        let is_ours =
+            |table: &NetlinkTable| owners.iter().any(|owner| super::is_owners(&owner.owner, &table.name));
+        Self { tables, only_ours: tables.iter().all(is_ours), chains: None, all: None }
+    }
+
+    fn chains(&mut self, socket: &mut NetlinkSocket) -> Result<&[NetlinkChain], Error> {
+        if self.chains.is_none() {
+            self.chains = Some(list::chains(socket)?);
+        }
+        Ok(self.chains.as_deref().unwrap_or_default())
+    }
+
+    /// What is in a table, at most so many sets and rules; and whether that is everything.
+    fn in_table(
+        &mut self,
+        socket: &mut NetlinkSocket,
+        table: &str,
+        (sets, rules): (usize, usize),
+    ) -> Result<(InTables, bool), Error> {
+        if self.only_ours && self.all.is_none() {
+            let (sets, all_sets) = list::empty_sets(socket, None, MORE)?;
+            let (rules, all_rules) = list::rules(socket, None, MORE)?;
+            // So much is not ours alone: each table for itself says which.
+            self.only_ours = all_sets && all_rules;
+            self.all = Some(InTables { sets, rules });
+        }
+        if let Some(InTables { sets, rules }) = self.all.as_mut().filter(|_| self.only_ours) {
+            let sets = sets.extract_if(.., |set| set.table == table).collect();
+            let rules = rules.extract_if(.., |rule| rule.table == table).collect();
+            return Ok((InTables { sets, rules }, true));
+        }
+        let (sets, all_sets) = list::empty_sets(socket, Some(table), sets)?;
+        let (rules, all_rules) = list::rules(socket, Some(table), rules)?;
+        Ok((InTables { sets, rules }, all_sets && all_rules))
     }
 }
 
@@ -105,7 +148,7 @@ pub(super) fn differences(
     found: &mut FoundTables<'_>,
 ) -> Result<Vec<Difference>, Error> {
     let mut out = Vec::new();
-    let FoundTables { tables: listed, chains } = found;
+    let listed = found.tables;
     for name in owned(owner, listed).iter().map(TableOf::name) {
         if expected.iter().all(|expected| expected.name != name) {
             out.push(Difference::UnexpectedTable { table: name });
@@ -118,13 +161,7 @@ pub(super) fn differences(
             Some(NetlinkTable { dormant: true, .. }) => {
                 out.push(Difference::MissingTable { table: expected.name.to_string() });
             }
-            Some(_) => {
-                let chains = match &mut *chains {
-                    Some(chains) => chains,
-                    none => none.insert(list::chains(socket)?),
-                };
-                table_differences(socket, expected, chains, &mut out)?;
-            }
+            Some(_) => table_differences(socket, expected, found, &mut out)?,
         }
     }
     Ok(out)
@@ -133,7 +170,7 @@ pub(super) fn differences(
 fn table_differences(
     socket: &mut NetlinkSocket,
     expected: &ExpectedTable<'_>,
-    chains: &[NetlinkChain],
+    found: &mut FoundTables<'_>,
     out: &mut Vec<Difference>,
 ) -> Result<(), Error> {
     let name = expected.name.as_ref();
@@ -142,13 +179,15 @@ fn table_differences(
     let ports: Vec<usize> = planned.clone().flat_map(|rule| &rule.lowered.ports).map(Vec::len).collect();
     let elements =
         expected.sets.iter().map(|set| set.elements.len()).sum::<usize>() + ports.iter().sum::<usize>();
-    let most = (expected.sets.len() + ports.len() + MORE, elements + MORE);
-    let (sets, all_sets) = list::sets(socket, name, most, |set| !is_kept(set))?;
-    let (rules, all_rules) = list::rules(socket, name, &sets, planned.count() + MORE)?;
-    if !(all_sets && all_rules) {
+    let most = (expected.sets.len() + ports.len() + MORE, planned.count() + MORE);
+    let (InTables { mut sets, rules }, all) = found.in_table(socket, name, most)?;
+    let filled = list::fill(socket, name, &mut sets, elements + MORE, |set| !is_kept(set))?;
+    let rules = list::read_rules(rules.iter(), &sets);
+    if !(all && filled) {
         out.push(Difference::Crowded { table: name.to_owned() });
     }
     set_differences(name, &expected.sets, &sets, out);
+    let chains = found.chains(socket)?;
     for chain in &expected.chains {
         match chains.iter().find(|c| c.table == name && c.name == chain.name) {
             Some(listed) if same_base(chain, listed) => {}

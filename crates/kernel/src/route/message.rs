@@ -166,8 +166,9 @@ fn mark_rule(kind: u16, flags: u16, family: Family, rule: &MarkRule) -> Vec<u8> 
     })
 }
 
-pub(super) fn list_rules(family: Family) -> Vec<u8> {
-    message(GET_RULE, LIST, &[number(family), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], |_| {})
+/// Those of all families.
+pub(super) fn list_rules() -> Vec<u8> {
+    message(GET_RULE, LIST, &[AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], |_| {})
 }
 
 pub(super) fn add_route(family: Family, table: u32) -> Vec<u8> {
@@ -188,8 +189,9 @@ fn local_route(kind: u16, flags: u16, family: Family, table: u32) -> Vec<u8> {
     })
 }
 
-pub(super) fn list_routes(family: Family) -> Vec<u8> {
-    message(GET_ROUTE, LIST, &[number(family), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], |_| {})
+/// Those of all families.
+pub(super) fn list_routes() -> Vec<u8> {
+    message(GET_ROUTE, LIST, &[AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], |_| {})
 }
 
 /// `None`: another family's address.
@@ -204,6 +206,15 @@ pub(super) fn address(part: &Message<'_>) -> Option<ListedAddress> {
         _ => return None,
     };
     Some(ListedAddress { ip, prefix_len, interface: u32::from_ne_bytes([a, b, c, d]) })
+}
+
+/// The family of a rule or route; absent for those of multicast and others.
+pub(super) fn family(part: &Message<'_>) -> Option<Family> {
+    match *part.payload.first()? {
+        AF_INET => Some(Family::V4),
+        AF_INET6 => Some(Family::V6),
+        _ => None,
+    }
 }
 
 /// `None`: it looks at something else than the mark, or does something else than naming a table.

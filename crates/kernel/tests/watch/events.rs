@@ -93,9 +93,7 @@ fn commits_of_this_process_are_known_as_its_own() {
     let mut sets = ns.enter(|inside| Sets::open(inside, Backend::Nftables, &ruleset)).unwrap().unwrap();
     let mut own = 0;
     for n in 0..1000_u32 {
-        let mut delta = SetDelta::default();
-        delta.add(ruleset::Element::from(ruleset::Key::from(std::net::IpAddr::from(n.to_be_bytes()))));
-        sets.change(&[("members", &delta)]).unwrap();
+        add(&mut sets, n);
         let noticed = kept.take_events().unwrap();
         assert!(noticed.commits.iter().all(Commit::is_own), "{noticed:?}");
         assert!(!noticed.lost && !noticed.routing, "{noticed:?}");
@@ -168,4 +166,132 @@ fn what_listens_in_a_namespace_is_told() {
 #[test]
 fn this_kernel_tells_everything() {
     assert_eq!(probe().unwrap(), EventSupport { generation: true, events: true, culprits: true });
+}
+
+/// A change of the set by this process.
+fn add(sets: &mut Sets, number: u32) {
+    let mut delta = SetDelta::default();
+    delta.add(ruleset::Element::from(ruleset::Key::from(std::net::IpAddr::from(number.to_be_bytes()))));
+    sets.change(&[("members", &delta)]).unwrap();
+}
+
+/// Nobody reads while there are more commits than the kernel keeps events for.
+#[test]
+fn after_more_events_than_are_kept_it_is_known_that_some_are_lost() {
+    let ns = TestNetns::new().unwrap();
+    let ruleset = with_set();
+    load(&ns, &ruleset);
+    let mut kept = keep(&ns);
+    let iptables = Way::Nft.iptables();
+    let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
+    let plan = Plan { backend: Backend::Nftables, routing: Vec::new(), layers: vec![ruleset.clone()] };
+    let mut sets = ns.enter(|inside| Sets::open(inside, Backend::Nftables, &ruleset)).unwrap().unwrap();
+    for number in 0..10_000 {
+        add(&mut sets, number);
+    }
+    sh(&ns, "for n in $(seq 200); do echo rule add fwmark $n lookup 100 priority $n; done | ip -batch -");
+    // What the last of them did is found although its event is not there, also by a check that comes before the events are read.
+    ns.nft("add chain inet istio-watched-filter extra").unwrap();
+    let found = kernel.check(&mut kept, &plan).unwrap();
+    assert!(matches!(&found, kernel::Check::Differs(differences) if differences.len() == 1), "{found:?}");
+    let (mut lost, mut heard) = (false, 0);
+    loop {
+        let noticed = kept.take_events().unwrap();
+        lost |= noticed.lost;
+        heard += noticed.commits.len();
+        if nothing(&noticed) {
+            break;
+        }
+    }
+    assert!(lost && heard < 10_000, "{heard} commits heard");
+    // Afterwards all is heard again.
+    ns.nft("delete chain inet istio-watched-filter extra").unwrap();
+    let noticed = kept.take_events().unwrap();
+    assert!(!noticed.lost && noticed.commits.len() == 1, "{noticed:?}");
+    assert_eq!(kernel.check(&mut kept, &plan).unwrap(), kernel::Check::Equal);
+}
+
+/// A check goes on while others commit: the kernel says that a list is not consistent, or has no room for an answer.
+#[test]
+fn a_check_beside_a_storm_of_commits_ends() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let ns = TestNetns::new().unwrap();
+    let ruleset = with_set();
+    load(&ns, &ruleset);
+    let mut kept = keep(&ns);
+    let iptables = Way::Nft.iptables();
+    let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
+    let plan = Plan { backend: Backend::Nftables, routing: Vec::new(), layers: vec![ruleset.clone()] };
+    let mut sets = ns.enter(|inside| Sets::open(inside, Backend::Nftables, &ruleset)).unwrap().unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            (0..).take_while(|_| !done.load(Ordering::Relaxed)).for_each(|number| add(&mut sets, number));
+        });
+        let (mut equal, mut disturbed) = (0, 0);
+        for _ in 0..200 {
+            match kernel.check(&mut kept, &plan) {
+                Ok(found) => {
+                    assert_eq!(found, kernel::Check::Equal);
+                    equal += 1;
+                }
+                Err(error) => {
+                    let text = fault::chain(&error);
+                    assert!(text.contains("disturbed by changes"), "{text}");
+                    disturbed += 1;
+                    kept = keep(&ns);
+                }
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+        assert!(equal > 0, "all {disturbed} checks were disturbed");
+    });
+}
+
+#[test]
+fn sockets_of_a_namespace_that_is_deleted_answer_until_they_are_closed() {
+    let (mut kept, id) = {
+        let ns = TestNetns::new().unwrap();
+        let ruleset = with_set();
+        load(&ns, &ruleset);
+        (keep(&ns), ns.netns().id())
+    };
+    let generation = kept.generation().unwrap();
+    assert!(nothing(&kept.take_events().unwrap()), "nothing happens where nobody is");
+    assert_eq!(kept.generation().unwrap(), generation);
+    assert!(!kept.unchanged().unwrap(), "nobody has compared anything");
+    // That it is the namespace of before is the caller's question, which its identity answers.
+    assert_eq!(kept.namespace().id(), id);
+}
+
+#[test]
+fn a_namespace_costs_two_descriptors_and_a_third_with_tables_of_iptables_legacy() {
+    let ns = TestNetns::new().unwrap();
+    let netns = Arc::new(Netns::open(ns.path()).unwrap());
+    let iptables = Way::Nft.iptables();
+    let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
+    let plan = Plan { backend: Backend::Nftables, routing: Vec::new(), layers: Vec::new() };
+    // Sockets of this namespace, as no other test has any there.
+    let open = |line: &str| -> usize {
+        let numbers = sh(&ns, line);
+        let inodes: std::collections::BTreeSet<&str> = numbers.lines().collect();
+        let mine = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let links = mine.filter_map(|fd| std::fs::read_link(fd.path()).ok());
+        links.filter(|link| inodes.iter().any(|inode| link.ends_with(format!("socket:[{inode}]")))).count()
+    };
+    let netlink = "awk 'NR > 1 { print $10 }' /proc/net/netlink";
+    let mut kept = (0..3).map(|_| KeptSockets::open(&netns).unwrap()).collect::<Vec<_>>();
+    assert_eq!(open(netlink), 6);
+    for kept in &mut kept {
+        assert_eq!(kernel.check(kept, &plan).unwrap(), kernel::Check::Equal);
+    }
+    assert_eq!(open(netlink), 6, "a check opens none that stays");
+    assert_eq!(kept[0].descriptor_count(), 2);
+    sh(&ns, "iptables-legacy -t nat -A OUTPUT -j ACCEPT");
+    for _ in 0..2 {
+        assert_eq!(kernel.check(&mut kept[0], &plan).unwrap(), kernel::Check::Enter);
+    }
+    assert_eq!((kept[0].descriptor_count(), open(netlink)), (3, 6));
+    kept.clear();
+    assert_eq!(open(netlink), 0);
 }

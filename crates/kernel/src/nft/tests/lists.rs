@@ -17,8 +17,9 @@ pub(crate) fn read(open: Open<'_>) -> Vec<Read> {
         let elements: usize = sets.iter().map(|set| set.elements.len()).sum();
         assert!(elements <= MOST, "{elements} elements");
     }
-    let rules = list::rules(&mut open(), "t", sets.as_deref().unwrap_or_default(), MOST).map(|(found, _)| {
+    let rules = list::rules(&mut open(), Some("t"), MOST).map(|(found, _)| {
         assert!(found.len() <= MOST, "{} rules", found.len());
+        let found = list::read_rules(found.iter(), sets.as_deref().unwrap_or_default());
         found.iter().map(ToString::to_string).filter(|text| !text.is_empty()).count()
     });
     vec![tables.ok(), chains.ok(), sets.ok().map(|sets| sets.len()), rules.ok(), of_others(open)]

@@ -1,0 +1,93 @@
+//! What it costs to know that a pod is still as planned.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use capture::ambient::{NodeOptions, PodOptions, plan_pod};
+use kernel::iptables::{Iptables, Variant};
+use kernel::nft::Nftables;
+use kernel::{Check, Choice, KeptSockets, Kernel};
+use netns::Netns;
+use ruleset::{Backend, Plan};
+use testkit::TestNetns;
+
+use crate::measures::Measure;
+use crate::report::Report;
+
+pub(crate) const ALL: &[Measure] = &[
+    Measure { name: "verification: a pod with nf_tables", run: nf_tables },
+    Measure { name: "verification: a pod with iptables-legacy", run: legacy },
+];
+
+/// A pod of ambient mode, with the sockets that are kept in its namespace.
+struct Watched {
+    netns: TestNetns,
+    plan: Plan,
+    kept: KeptSockets,
+}
+
+fn watched(kernel: &Kernel<'_>, backend: Backend) -> Result<Watched> {
+    let netns = TestNetns::new()?;
+    let plan =
+        plan_pod(&NodeOptions { ipv6: true, ..NodeOptions::default() }, &PodOptions::default(), backend);
+    netns.enter(|inside| kernel.apply(inside, Choice::Only(backend), |_| plan.clone()))??;
+    let kept = KeptSockets::open(&Arc::new(Netns::open(netns.path())?))?;
+    Ok(Watched { netns, plan, kept })
+}
+
+fn nf_tables(runs: usize, report: &mut Report) -> Result<()> {
+    let iptables = Iptables::new();
+    let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
+    let Watched { netns, plan, mut kept } = watched(&kernel, Backend::Nftables)?;
+    let check = cpu(runs, || {
+        ensure!(kernel.check(&mut kept, &plan)? == Check::Equal, "a check found differences");
+        Ok(())
+    })?;
+    report.time("verification: full check over kept sockets, CPU", check, Duration::from_micros(200));
+    let inside = cpu(runs, || {
+        let differences = netns.enter(|inside| kernel.observe(inside, &plan))??;
+        ensure!(differences.is_empty(), "{differences:?}");
+        Ok(())
+    })?;
+    report.time("verification: the same by entering, CPU", inside, None);
+    let generation = cpu(runs, || unchanged(&mut kept))?;
+    report.time("verification: whether anything was committed, CPU", generation, Duration::from_micros(5));
+    Ok(())
+}
+
+fn legacy(runs: usize, report: &mut Report) -> Result<()> {
+    let iptables = Iptables::forced(Variant::Legacy);
+    let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
+    let Watched { plan, mut kept, .. } = watched(&kernel, Backend::Iptables)?;
+    ensure!(kernel.check(&mut kept, &plan)? == Check::Enter, "nobody has looked yet");
+    kept.equal();
+    let hash = cpu(runs, || unchanged(&mut kept))?;
+    report.time("verification: whether legacy tables have changed, CPU", hash, Duration::from_micros(50));
+    Ok(())
+}
+
+fn unchanged(kept: &mut KeptSockets) -> Result<()> {
+    ensure!(kept.unchanged()?, "something has changed");
+    Ok(())
+}
+
+/// The CPU time that one round takes of this process, kernel included, in the mean of many: threads that it starts count.
+fn cpu(runs: usize, mut round: impl FnMut() -> Result<()>) -> Result<Duration> {
+    let rounds = u32::try_from(runs.max(1) * 10)?;
+    round()?;
+    let before = used()?;
+    for _ in 0..rounds {
+        round()?;
+    }
+    Ok((used()? - before) / rounds)
+}
+
+#[allow(unsafe_code)]
+fn used() -> Result<Duration> {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer leads to a value that lives through the call.
+    let read = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
+    ensure!(read == 0, "clock_gettime: {}", std::io::Error::last_os_error());
+    Ok(Duration::new(u64::try_from(time.tv_sec)?, u32::try_from(time.tv_nsec)?))
+}
