@@ -5,17 +5,22 @@ mod values;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use capture::annotations::NodeSettings;
 use capture::select::is_dns_subdomain;
 use cluster::OwnPod;
 use cni::conflist::PluginEntry;
 use install::{InstallMode, InstallOptions, KubeconfigOptions};
+use kernel::Choice;
+use ruleset::Backend;
 use serde_json::Map;
 
 use crate::ambient::config::AmbientConfig;
 use crate::sidecars;
 pub(crate) use options::agent::BadOption;
 use options::agent::{Lookup, Options, Setting};
-use values::{absolute_dir, address, broken_pod_label, checked, cleanup, program_at_end};
+use values::{
+    absolute_dir, address, broken_pod_label, checked, cleanup, program_at_end, repair, sidecar_settings,
+};
 pub(crate) use values::{
     excluded_namespaces, kernel_network_runtime_classes, levels, live_updates, namespace, native_nftables,
     selectors,
@@ -52,6 +57,14 @@ pub(crate) struct AgentConfig {
     pub(crate) older: sidecars::SuspectRules,
     /// This agent's pod, where its DaemonSet decides that.
     pub(crate) own_pod: Option<OwnPod>,
+    /// What is done about sidecar pods that run without capture.
+    pub(crate) repair: sidecars::RepairOptions,
+    /// What the environment says of sidecars' settings, for every pod of the node.
+    pub(crate) sidecar_settings: NodeSettings,
+    /// Which backend an ADD of this node takes for a sidecar.
+    pub(crate) choice: Choice,
+    /// Runtime classes that use the kernel's network stack (`KERNEL_NETWORK_RUNTIME_CLASSES`).
+    pub(crate) kernel_network_runtime_classes: Vec<String>,
     /// Label of a pod that started without capture: key and value.
     pub(crate) broken_pod_label: (String, String),
     /// The node's procfs, as far as this process has it.
@@ -123,6 +136,7 @@ impl AgentConfig {
         };
         let decided_by_daemonset = cleanup == CleanupAtEnd::Auto && !namespace.is_empty() && has_server;
         let pod = OwnPod { namespace, name };
+        let node = node_name(env)?;
         let own_pod = decided_by_daemonset.then(|| pod.clone());
         Ok(Self {
             install,
@@ -131,11 +145,17 @@ impl AgentConfig {
             state_dir: absolute_dir(options, Setting::StateDir, "state-dir")?,
             monitoring: address(options, Setting::MonitoringPort, "monitoring-port")?,
             health: address(options, Setting::HealthPort, "health-port")?,
-            node: node_name(env)?,
+            repair: repair(options, &node)?,
+            node,
             pod,
             cleanup,
             own_pod,
             older: older_rules(options, env)?,
+            sidecar_settings: sidecar_settings(env)?,
+            choice: native_nftables(options)?.map_or(Choice::Auto, |nftables| {
+                Choice::Only(if nftables { Backend::Nftables } else { Backend::Iptables })
+            }),
+            kernel_network_runtime_classes: kernel_network_runtime_classes(options)?,
             broken_pod_label: broken_pod_label(options)?,
             proc_root: Path::new(text(Setting::HostRoot)).join("proc"),
             ambient: AmbientConfig::new(options, scope(options, env)?)?,

@@ -89,6 +89,11 @@ impl Finder {
         Ok(std::mem::take(&mut last.found))
     }
 
+    /// Gives back what was found, for those who ask for it one by one.
+    pub(crate) async fn keep(&self, found: HashMap<String, Netns>) {
+        self.last.lock().await.found.extend(found);
+    }
+
     /// Closes what was found and not asked for.
     pub(crate) async fn forget(&self) {
         self.last.lock().await.found.clear();

@@ -5,6 +5,7 @@ mod cluster;
 mod guards;
 mod plugin;
 mod register;
+mod repair;
 mod zds;
 
 use std::collections::BTreeSet;
@@ -21,6 +22,7 @@ use cluster::ClusterMetrics;
 use guards::GuardMetrics;
 use plugin::PluginMetrics;
 use register::Register;
+use repair::RepairMetrics;
 
 /// Values of a label that come from outside are cut off after so many, lest a broken writer fill the memory of the monitoring.
 const MAX_COMPONENTS: usize = 16;
@@ -36,6 +38,7 @@ pub(crate) struct Metrics {
     live_updates: IntCounterVec,
     plugin: PluginMetrics,
     cluster: ClusterMetrics,
+    repair: RepairMetrics,
     /// Absent in sidecar mode, so that dashboards see which mode a node is in.
     ambient: Option<AmbientMetrics>,
     /// Counts what is counted only when somebody asks.
@@ -78,6 +81,7 @@ impl Metrics {
             )?,
             plugin: PluginMetrics::new(&make)?,
             cluster: ClusterMetrics::new(&make)?,
+            repair: RepairMetrics::new(&make)?,
             ambient: ambient.then(|| AmbientMetrics::new(&make)).transpose()?,
             census: OnceLock::new(),
             guards: GuardMetrics::new(&make, journal)?,

@@ -165,6 +165,11 @@ impl Agent {
         let sidecars = Sidecars::new(sidecars::Parts {
             run_dir: config.run_dir.clone(),
             rules: config.older.clone(),
+            repair: config.repair.clone(),
+            node: config.sidecar_settings.clone(),
+            choice: config.choice,
+            kernel_network_runtime_classes: config.kernel_network_runtime_classes.clone(),
+            proc_root: config.proc_root.clone(),
             label: config.broken_pod_label.clone(),
             cluster: cluster.clone(),
             writer: writer.clone(),

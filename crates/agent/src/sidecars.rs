@@ -1,38 +1,54 @@
-//! Sidecar mode after a pod's start. Only its start captures such a pod; one that started without, or with a part of its capture, is found, counted,
-//! told to people and marked, however long the API server is away.
+//! Sidecar mode after a pod's start. One that started without, or with a part of its capture, is found, counted, told to people and marked, however
+//! long the API server is away; or it gets its rules while it runs ([`repair`]).
 //!
-//! Two things say so of a pod: a plugin's report, kept as a note ([`notes`]), and the times in which runtimes did not call the plugin ([`older`]).
+//! Three things say so of a pod: a plugin's report, kept as a note ([`notes`]), the times in which runtimes did not call the plugin ([`older`]), and what
+//! the kernel or its validation container shows ([`repair`]).
 //! Both make a start of the pod's record ([`record`]). What is wanted of it comes from the decision table, [`intent::sidecar::steps`] plans acts, and
 //! [`executor`] carries them out, one at a time for each pod, by the queue of [`crate::pods`].
 
 mod executor;
+mod locate;
+mod mark;
 mod notes;
 mod older;
 mod outside;
+mod pods;
 mod record;
+mod repair;
+mod rules;
+mod verified;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+use capture::annotations::NodeSettings;
 use cluster::{Cluster, Queue, Writer};
 use facts::PodRef;
 use fault::Backoff;
-use intent::sidecar::{Aim, Capture};
+use intent::sidecar::{Aim, Capture, DeletionRate};
+use kernel::Choice;
+use kernel::iptables::Iptables;
 use rundir::OperationReport;
 use telemetry::Scope;
 use tokio::sync::Notify;
 use tokio::task::{JoinError, JoinSet};
 
 use crate::ambient::Ambient;
+use crate::backends::Backends;
+use crate::finder::Finder;
 use crate::health::{Health, Notice, count_and_names};
 use crate::metrics::Metrics;
-use crate::pods::{self, Reconcile};
+use crate::pods::{Reconcile, work};
+use crate::slots::Slots;
 use executor::{MarkFailure, carry_out};
 use older::OlderPods;
 pub(crate) use older::SuspectRules;
+use pods::{ExpectedBy, SidecarPods};
 use record::{Start, StartEvidence, StartRecords};
+use repair::{CaptureSeen, LOOK_PAUSES, Repairs};
+pub(crate) use repair::{RepairMode, RepairOptions, RepairTrigger};
 
 /// How often it is looked without being told, as for notes of plugins.
 const PERIOD: Duration = Duration::from_secs(30);
@@ -47,6 +63,13 @@ const PODS_WITHIN: Duration = Duration::from_secs(3);
 pub(crate) struct Parts {
     pub(crate) run_dir: PathBuf,
     pub(crate) rules: SuspectRules,
+    pub(crate) repair: RepairOptions,
+    /// As an ADD of this node has them.
+    pub(crate) node: NodeSettings,
+    pub(crate) choice: Choice,
+    pub(crate) kernel_network_runtime_classes: Vec<String>,
+    /// The node's procfs.
+    pub(crate) proc_root: PathBuf,
     /// Key and value.
     pub(crate) label: (String, String),
     pub(crate) cluster: Cluster,
@@ -63,7 +86,20 @@ pub(crate) struct Sidecars {
     parts: Parts,
     older: OlderPods,
     records: StartRecords,
+    /// Pods that wait for something to be done about them by the API.
     queue: Queue<PodRef>,
+    /// Pods that should be captured.
+    pods: SidecarPods,
+    /// What they are expected by.
+    expected_by: Mutex<Arc<ExpectedBy>>,
+    /// Pods that wait for a look into their namespaces.
+    looks: Queue<PodRef>,
+    finder: Finder,
+    slots: Arc<Slots>,
+    backends: Arc<Backends>,
+    deletions: Mutex<DeletionRate>,
+    /// When namespaces that are not known were looked for last.
+    sought: Mutex<Option<Instant>>,
     /// How often in a row the API server took nothing.
     away: AtomicU32,
     /// It is time to look.
@@ -78,6 +114,14 @@ impl Sidecars {
             older: OlderPods::new(&parts),
             records: StartRecords::default(),
             queue: Queue::with_pauses(PAUSES),
+            pods: SidecarPods::default(),
+            expected_by: Mutex::new(Arc::new(expected_by(&parts, &parts.rules))),
+            looks: Queue::with_pauses(LOOK_PAUSES),
+            finder: Finder::default(),
+            slots: Arc::default(),
+            backends: Arc::new(Backends::new(Iptables::new, &parts.run_dir)),
+            deletions: Mutex::new(mark::deletion_rate()),
+            sought: Mutex::default(),
             away: AtomicU32::default(),
             wake: Notify::new(),
             parts,
@@ -119,6 +163,8 @@ impl Sidecars {
 
     /// Goes by changed options from now on.
     pub(crate) fn follow(&self, rules: SuspectRules) {
+        let by = Arc::new(expected_by(&self.parts, &rules));
+        *self.expected_by.lock().unwrap_or_else(PoisonError::into_inner) = by;
         self.older.follow(rules);
         self.all_changed();
     }
@@ -126,12 +172,15 @@ impl Sidecars {
     /// These pods have changed.
     pub(crate) fn changed(&self, pods: &[PodRef]) {
         pods.iter().flat_map(|pod| self.records.of_the_name(pod)).for_each(|pod| self.queue.push(pod));
+        pods.iter().for_each(|pod| self.looks.push(pod.clone()));
         self.wake.notify_one();
     }
 
     /// All pods have changed, or are known from now on.
     pub(crate) fn all_changed(&self) {
         self.records.pods().into_iter().for_each(|pod| self.queue.push(pod));
+        let pods: Vec<PodRef> = self.parts.cluster.index().pods().map(|pod| pod.pod_ref()).collect();
+        pods.into_iter().for_each(|pod| self.looks.push(pod));
         self.wake.notify_one();
     }
 
@@ -139,7 +188,8 @@ impl Sidecars {
     pub(crate) async fn live(self: Arc<Self>) {
         let mut tasks = JoinSet::new();
         tasks.spawn(self.clone().watch());
-        tasks.spawn(pods::work(self));
+        tasks.spawn(work(Arc::new(Repairs { sidecars: self.clone() })));
+        tasks.spawn(work(self));
         while tasks.join_next().await.is_some() {}
     }
 
@@ -155,6 +205,7 @@ impl Sidecars {
             self.take_notes();
             self.show_uncaptured();
             self.take_older().await;
+            self.tend_pods().await;
             let _ = tokio::time::timeout(PERIOD, self.wake.notified()).await;
             tokio::time::sleep(PAUSE).await;
         }
@@ -175,7 +226,7 @@ impl Sidecars {
         };
         self.records.retain(|_, start| match &start.evidence {
             StartEvidence::Note(path) => paths.contains(path),
-            StartEvidence::Times => true,
+            StartEvidence::Times | StartEvidence::Seen | StartEvidence::Lost => true,
         });
         for path in paths {
             if self.records.has_note(&path) {
@@ -198,7 +249,8 @@ impl Sidecars {
         if !self.parts.cluster.state().synced || self.older.is_over() {
             return;
         }
-        let Some(found) = self.older.look().await else { return };
+        let Some(mut found) = self.older.look().await else { return };
+        found.retain(|pod, _| self.capture_seen(pod) != CaptureSeen::Captured);
         self.records.retain(|pod, start| start.evidence != StartEvidence::Times || found.contains_key(pod));
         for (pod, start) in &found {
             if !self.records.has_times(pod) {
@@ -212,6 +264,7 @@ impl Sidecars {
         let evidence = start.evidence.clone();
         self.records.add(pod.clone(), start);
         if let Some(start) = self.records.start(&pod, &evidence)
+            && self.capture_seen(&pod) != CaptureSeen::Pending
             && self.wanted(&pod, &start) == Aim::Captured
         {
             self.count(&pod, &start);
@@ -221,8 +274,8 @@ impl Sidecars {
 
     /// What is wanted of a pod that started, by the decision table. One that is not known counts.
     fn wanted(&self, pod: &PodRef, start: &Start) -> Aim {
-        // The look has gone by the table. A plugin that had no facts could not tell, and one that loaded rules could.
-        if start.evidence == StartEvidence::Times || start.have.capture != Capture::None {
+        // The look at it, or at its times, has gone by the table. A plugin that had no facts could not tell, and one that loaded rules could.
+        if !matches!(start.evidence, StartEvidence::Note(_)) || start.have.capture != Capture::None {
             return Aim::Captured;
         }
         let Some(facts) = self.parts.cluster.index().facts(&pod.namespace, &pod.name) else {
@@ -247,6 +300,8 @@ impl Sidecars {
         let (name, error): (telemetry::Label<'_>, telemetry::Label<'_>) =
             (("pod", pod), ("error", &start.error));
         match (&start.evidence, start.have.capture) {
+            // What was done about it is logged.
+            (StartEvidence::Seen | StartEvidence::Lost, _) => {}
             (StartEvidence::Times, _) => {
                 let text = "a pod started WITHOUT CAPTURE: the plugin was not in the CNI configuration then; delete the pod";
                 log.error(text, &[name]);
@@ -268,7 +323,8 @@ impl Sidecars {
     /// Tells of pods without capture that are there: those of the notes, and those that have the label, of earlier ones.
     fn show_uncaptured(&self) {
         let mut names = self.records.names(|pod, start| {
-            let noted = start.evidence != StartEvidence::Times && start.have.capture == Capture::None;
+            let noted =
+                matches!(start.evidence, StartEvidence::Note(_)) && start.have.capture == Capture::None;
             noted && self.wanted(pod, start) == Aim::Captured
         });
         let (key, value) = &self.parts.label;
@@ -302,10 +358,33 @@ impl Sidecars {
         self.parts.health.notice(Notice::OlderPods, &text);
     }
 
+    fn expected_by(&self) -> Arc<ExpectedBy> {
+        self.expected_by.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn deletions(&self) -> MutexGuard<'_, DeletionRate> {
+        self.deletions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether namespaces that are not known are to be looked for again.
+    fn is_time_to_look(&self) -> bool {
+        let mut sought = self.sought.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_time = sought.is_none_or(|at| at.elapsed() >= PERIOD);
+        if is_time {
+            *sought = Some(Instant::now());
+        }
+        is_time
+    }
+
     /// Whether the API server can be told: what has the label may be deleted by others, so it is for pods that are known to be ones to capture.
     fn may_mark(&self) -> bool {
         self.parts.writer.is_none() || self.parts.cluster.state().synced
     }
+}
+
+/// What decides which pods should be captured.
+fn expected_by(parts: &Parts, rules: &SuspectRules) -> ExpectedBy {
+    ExpectedBy { scope: rules.scope.clone(), enrolment: parts.ambient.enrolment(), node: parts.node.clone() }
 }
 
 impl Reconcile for Sidecars {
@@ -325,11 +404,26 @@ impl Reconcile for Sidecars {
     }
 
     async fn reconcile(&self, pod: &PodRef, _attempt: u32) -> Result<(), MarkFailure> {
-        for start in self.records.starts(pod) {
+        for mut start in self.records.starts(pod) {
+            if !start.evidence.is_hearsay() {
+                continue;
+            }
+            match self.capture_seen(pod) {
+                CaptureSeen::Unknown => {}
+                // It comes again then.
+                CaptureSeen::Pending => continue,
+                CaptureSeen::Captured if start.have.capture == Capture::None => {
+                    start.have.capture = Capture::Whole;
+                    let seen = |start: &mut Start| start.have.capture = Capture::Whole;
+                    self.records.change(pod, &start.evidence, seen);
+                }
+                CaptureSeen::Captured => {}
+            }
             let wanted = self.wanted(pod, &start);
             match wanted {
                 // It comes again when they are listed.
                 Aim::Captured if !self.may_mark() => continue,
+                Aim::Captured if start.have.capture == Capture::Whole => {}
                 Aim::Captured => self.count(pod, &start),
                 Aim::LeftAlone => {
                     let text = "a pod that started without its facts is not one to capture";

@@ -205,6 +205,11 @@ impl Slots {
         self.taken().get(uid).is_some_and(Slot::is_overdue)
     }
 
+    /// Whether rules are being changed in the pod's namespace.
+    pub(crate) fn is_changing(&self, uid: &str) -> bool {
+        self.taken().get(uid).is_some_and(|slot| matches!(slot.task, Task::Program | Task::Clear))
+    }
+
     /// How many acts take long.
     pub(crate) fn slow(&self) -> usize {
         self.taken().values().filter(|slot| slot.took() >= SLOW).count()

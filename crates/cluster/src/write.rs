@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use facts::PodRef;
+use facts::{Object, PodRef};
 use k8s_openapi::jiff::Timestamp;
 use kube::core::Request;
-use kube::core::params::{Patch, PatchParams, PostParams};
+use kube::core::params::{DeleteParams, GetParams, Patch, PatchParams, PostParams, Preconditions};
 use serde_json::{Value, json};
 
 use crate::connection::ApiConnection;
@@ -90,6 +90,31 @@ impl Writer {
         self.patch_metadata(&operation, pod, json!({"labels": {key: value}})).await
     }
 
+    /// The pod as the API server has it now.
+    ///
+    /// # Errors
+    /// From the API server, or when it cannot be asked. The status is 404 when the pod is gone, or another one has its name.
+    pub async fn pod(&self, pod: &PodRef) -> Result<Object, Error> {
+        let operation = format!("look at pod {}/{}", pod.namespace, pod.name);
+        let request = Request::new(pods_path(pod)).get(&segment(&pod.name), &GetParams::default());
+        let body = self.connection.ask(&operation, request, LIMIT, MAX_ANSWER).await?;
+        serde_json::from_slice(&body)
+            .map_err(|error| Error::NotUnderstood { operation, reason: error.to_string() })
+    }
+
+    /// Deletes a pod with its usual time to end, if it is still the one that was looked at: of this uid, and as of this version.
+    ///
+    /// # Errors
+    /// From the API server, or when it cannot be asked. The status is 409 where it is not that one any more.
+    pub async fn delete_pod(&self, pod: &PodRef, version: &str) -> Result<(), Error> {
+        let operation = format!("delete pod {}/{}", pod.namespace, pod.name);
+        let preconditions =
+            Preconditions { uid: Some(pod.uid.clone()), resource_version: Some(version.to_owned()) };
+        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+        let request = Request::new(pods_path(pod)).delete(&segment(&pod.name), &params);
+        self.connection.ask(&operation, request, LIMIT, MAX_ANSWER).await.map(drop)
+    }
+
     /// Sets an annotation of a pod, or removes it, in the same way and with the same precondition (the original has none; a late patch would hit
     /// the next pod of the name).
     ///
@@ -108,7 +133,7 @@ impl Writer {
             metadata["uid"] = pod.uid.as_str().into();
         }
         let patch = Patch::Merge(json!({"metadata": metadata}));
-        let pods = Request::new(format!("/api/v1/namespaces/{}/pods", segment(&pod.namespace)));
+        let pods = Request::new(pods_path(pod));
         let request = pods.patch_subresource("status", &segment(&pod.name), &PatchParams::default(), &patch);
         self.connection.ask(operation, request, LIMIT, MAX_ANSWER).await.map(drop)
     }
@@ -120,6 +145,10 @@ impl Writer {
     pub(crate) fn node(&self) -> &str {
         &self.node
     }
+}
+
+fn pods_path(pod: &PodRef) -> String {
+    format!("/api/v1/namespaces/{}/pods", segment(&pod.namespace))
 }
 
 /// Unique per pod and moment, as other components name theirs, and no longer than allowed.

@@ -1,7 +1,11 @@
 //! Pods of sidecar mode. Only its start captures such a pod: of one that started without its rules, or with a part of them, people are told, and what
 //! deletes such pods finds it by its label.
 
+mod rate;
+
 use std::fmt;
+
+pub use rate::DeletionRate;
 
 /// What is wanted of a pod that started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -19,6 +23,8 @@ pub struct Started {
     pub capture: Capture,
     /// The label by which pods without capture are found.
     pub label: Labelled,
+    /// Whether it is deleted, so that its controller starts another one.
+    pub removal: Removal,
     /// The pod has its Event.
     pub told: bool,
     /// No agent has to do anything about this start any more.
@@ -47,9 +53,22 @@ pub enum Labelled {
     Barred,
 }
 
+/// Whether a pod without capture is deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Removal {
+    /// It is not.
+    Unwanted,
+    /// It is to be.
+    Due,
+    /// It was.
+    Done,
+}
+
 /// One thing that is done for a pod that started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Step {
+    /// The pod is deleted.
+    Delete,
     /// The pod gets the label.
     Label,
     /// The pod gets an Event.
@@ -70,15 +89,17 @@ pub enum Hindrance {
 }
 
 /// The acts that lead from what is known of a start to what is wanted; none where nothing is left to do. The label comes first: it is what the pod is
-/// found by.
+/// found by. A pod that is deleted needs none.
 pub fn steps(want: Aim, have: &Started) -> Vec<Step> {
     let lacks = want == Aim::Captured && have.capture != Capture::Whole;
-    let unlabelled = have.capture == Capture::None && have.label == Labelled::Missing;
+    let none = lacks && have.capture == Capture::None && !have.told;
+    let unlabelled = have.label == Labelled::Missing && have.removal == Removal::Unwanted;
     let mut acts = Vec::new();
     if have.settled {
         return acts;
     }
-    acts.extend((lacks && !have.told && unlabelled).then_some(Step::Label));
+    acts.extend((none && have.removal == Removal::Due).then_some(Step::Delete));
+    acts.extend((none && unlabelled).then_some(Step::Label));
     acts.extend((lacks && !have.told).then_some(Step::Tell));
     acts.push(Step::Settle);
     acts
@@ -89,12 +110,14 @@ pub fn steps(want: Aim, have: &Started) -> Vec<Step> {
 impl Started {
     /// A start of which nobody was told yet.
     pub fn new(capture: Capture) -> Self {
-        Self { capture, label: Labelled::Missing, told: false, settled: false }
+        let (label, removal) = (Labelled::Missing, Removal::Unwanted);
+        Self { capture, label, removal, told: false, settled: false }
     }
 
     /// An act is done. Nothing else writes down what an act does.
     pub fn after(&mut self, act: Step) {
         match act {
+            Step::Delete => self.removal = Removal::Done,
             Step::Label => self.label = Labelled::Given,
             Step::Tell => self.told = true,
             Step::Settle => self.settled = true,
@@ -117,6 +140,7 @@ impl Started {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Delete => "delete",
             Self::Label => "label",
             Self::Tell => "tell",
             Self::Settle => "settle",

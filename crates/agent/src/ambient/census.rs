@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use capture::decide::Enrolment;
 use facts::Facts;
 
 use super::Ambient;
@@ -13,6 +14,11 @@ impl Ambient {
     /// Whether the pod belongs into the mesh, as far as it can be told; one that has ended may have.
     pub(crate) fn may_want(&self, facts: &Facts) -> bool {
         !self.config.is_off && !matches!(self.config.rules.desired(facts), Desired::Out(_))
+    }
+
+    /// Which pods the mode takes now; none where it is off.
+    pub(crate) fn enrolment(&self) -> Enrolment {
+        self.config.rules.now().enrolment.clone()
     }
 
     /// Lets /metrics say how it is now.

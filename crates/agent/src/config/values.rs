@@ -3,17 +3,20 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use capture::annotations::NodeSettings;
 use capture::select::{Selectors, is_dns_label, is_dns_subdomain, is_label_key, is_label_value};
 use capture::values::{Quoted, parse_bool};
 use cni::PluginConf;
 use cni::json::Value;
+use facts::broken::BrokenRules;
 use install::ProgramAtEnd;
 use intent::live::LiveUpdates;
 use serde_json::Map;
 use telemetry::Levels;
 
 use super::CleanupAtEnd;
-use options::agent::{BadOption, Options, Setting};
+use crate::sidecars::{RepairMode, RepairOptions, RepairTrigger};
+use options::agent::{BadOption, Lookup, Options, Setting};
 
 /// Scopes of the log that have a level of their own: ours, then those of the original's programs, which a command line for it may name.
 const SCOPES: [&str; 12] = [
@@ -152,6 +155,55 @@ pub(super) fn broken_pod_label(options: &Options) -> Result<(String, String), Ba
         return Err(BadOption::new("repair-broken-pod-label-value", value, "is not the value of a label"));
     }
     Ok((key.to_owned(), value.to_owned()))
+}
+
+/// What is done about sidecar pods that run without capture. Repair goes before deletion, and that before the label.
+///
+/// # Errors
+/// An option means nothing, or is for pods that this agent does not see.
+pub(super) fn repair(options: &Options, node: &str) -> Result<RepairOptions, BadOption> {
+    let text = |setting| options.text(setting);
+    let modes = [
+        (Setting::RepairRepairPods, RepairMode::Repair),
+        (Setting::RepairDeletePods, RepairMode::Delete),
+        (Setting::RepairLabelPods, RepairMode::Label),
+    ];
+    let chosen = modes.into_iter().find(|(setting, _)| options.on(*setting)).map(|(_, mode)| mode);
+    let trigger = match text(Setting::RepairTrigger) {
+        "kernel" | "" => RepairTrigger::Kernel,
+        "crash" => RepairTrigger::Crash,
+        other => return Err(BadOption::new("repair-trigger", other, "is neither kernel nor crash")),
+    };
+    let of = text(Setting::RepairNodeName);
+    if !of.is_empty() && of != node {
+        let problem =
+            format!("is not the node of this agent, {node}, whose pods are the only ones that it sees");
+        return Err(BadOption::new("repair-node-name", of, problem));
+    }
+    let exit_code = options.number(Setting::RepairInitContainerExitCode);
+    let exit_code = i32::try_from(exit_code).map_err(|_| {
+        BadOption::new("repair-init-container-exit-code", &exit_code.to_string(), "is no exit code")
+    })?;
+    Ok(RepairOptions {
+        mode: chosen.filter(|_| options.on(Setting::RepairEnabled)).unwrap_or_default(),
+        trigger,
+        broken: BrokenRules {
+            annotation: text(Setting::RepairSidecarAnnotation).to_owned(),
+            container: text(Setting::RepairInitContainerName).to_owned(),
+            message: text(Setting::RepairInitContainerTerminationMessage).to_owned(),
+            exit_code,
+        },
+    })
+}
+
+/// What the environment says of sidecars' settings. The plugin reads the same variables in the runtime's environment.
+///
+/// # Errors
+/// A variable means nothing.
+pub(super) fn sidecar_settings(env: Lookup<'_>) -> Result<NodeSettings, BadOption> {
+    // Names of groups are those of the node, which this process does not see: they are left out.
+    NodeSettings::from_env(&|name| env(name), &|_| None)
+        .map_err(|error| BadOption::new("ISTIO_OUTBOUND_*", "", error.to_string()))
 }
 
 /// The plugin has the last word on what its keys may be, so it is asked.

@@ -14,6 +14,9 @@ const TRIES: u32 = 5;
 
 /// What is asked of the outside.
 pub(super) trait SidecarPorts {
+    /// Deletes the pod.
+    fn delete(&self, pod: &PodRef) -> impl Future<Output = Result<(), WriteRefused>> + Send;
+
     /// Gives the pod the label.
     fn label(&self, pod: &PodRef) -> impl Future<Output = Result<(), WriteRefused>> + Send;
 
@@ -102,6 +105,7 @@ pub(super) async fn carry_out<P: SidecarPorts>(
 ) -> Result<(), MarkFailure> {
     while let Some(act) = steps(wanted, &start.have).first().copied() {
         let came = match act {
+            Step::Delete => deleted(ports.delete(pod).await),
             Step::Label => labelled(ports.label(pod).await, &start),
             Step::Tell => told(ports.tell(pod, &start).await, &start),
             Step::Settle => ports.settle(pod, &start).map(|()| None),
@@ -117,6 +121,15 @@ pub(super) async fn carry_out<P: SidecarPorts>(
         start = known;
     }
     Ok(())
+}
+
+/// What was seen where a pod was not deleted.
+fn deleted(answer: Result<(), WriteRefused>) -> Result<Option<Hindrance>, MarkFailure> {
+    match answer {
+        Ok(()) => Ok(None),
+        Err(WriteRefused::Gone) => Ok(Some(Hindrance::Gone)),
+        Err(WriteRefused::NoRight(error) | WriteRefused::Other(error)) => Err(error.into()),
+    }
 }
 
 /// What was seen where a label was not given.
@@ -138,6 +151,8 @@ fn told(answer: Result<(), WriteRefused>, start: &Start) -> Result<Option<Hindra
     match answer {
         Ok(()) => Ok(None),
         Err(WriteRefused::Gone) => Ok(Some(Hindrance::Gone)),
+        // What was done about the pod is done, with an Event or without.
+        Err(_) if !start.evidence.is_hearsay() => Ok(Some(Hindrance::NoEvents)),
         Err(WriteRefused::NoRight(error)) if is_older && start.refused < TRIES => {
             Err(MarkFailure::NoRight(error))
         }

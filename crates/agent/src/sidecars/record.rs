@@ -14,6 +14,10 @@ pub(super) enum StartEvidence {
     Note(PathBuf),
     /// The times in which runtimes did not call the plugin.
     Times,
+    /// Its network namespace, or its validation container.
+    Seen,
+    /// Its validation container has failed for good.
+    Lost,
 }
 
 /// One start of a pod.
@@ -33,6 +37,15 @@ pub(super) struct Start {
 #[derive(Debug, Default)]
 pub(super) struct StartRecords(Mutex<BTreeMap<PodRef, Vec<Start>>>);
 
+// === impl StartEvidence ===
+
+impl StartEvidence {
+    /// Whether it was learnt without a look at the pod, from a note or by the times.
+    pub(super) fn is_hearsay(&self) -> bool {
+        matches!(self, Self::Note(_) | Self::Times)
+    }
+}
+
 // === impl Start ===
 
 impl Start {
@@ -46,6 +59,18 @@ impl Start {
 impl StartRecords {
     pub(super) fn add(&self, pod: PodRef, start: Start) {
         self.lock().entry(pod).or_default().push(start);
+    }
+
+    /// Forgets a start.
+    pub(super) fn forget(&self, pod: &PodRef, evidence: &StartEvidence) {
+        self.retain(|known, start| known != pod || start.evidence != *evidence);
+    }
+
+    /// Pods that were looked at and about which something is to be done still.
+    pub(super) fn waiting(&self) -> Vec<PodRef> {
+        let waits = |start: &Start| !start.evidence.is_hearsay() && !start.have.settled;
+        let all = self.lock();
+        all.iter().filter(|(_, starts)| starts.iter().any(waits)).map(|(pod, _)| pod.clone()).collect()
     }
 
     pub(super) fn starts(&self, pod: &PodRef) -> Vec<Start> {

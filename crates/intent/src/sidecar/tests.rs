@@ -12,9 +12,10 @@ prop_compose! {
     fn have()(
         capture in select(&[Capture::Whole, Capture::Part, Capture::None][..]),
         label in select(&[Labelled::Missing, Labelled::Given, Labelled::Barred][..]),
+        removal in select(&[Removal::Unwanted, Removal::Due, Removal::Done][..]),
         (told, settled) in (any::<bool>(), any::<bool>()),
     ) -> Started {
-        Started { capture, label, told, settled }
+        Started { capture, label, removal, told, settled }
     }
 }
 
@@ -79,7 +80,7 @@ proptest! {
 
     /// What has the label may be deleted by others.
     #[test]
-    fn no_prefix_labels_a_pod_that_is_captured_or_is_not_to_be(
+    fn no_prefix_labels_or_deletes_a_pod_that_is_captured_or_is_not_to_be(
         (first, last, mut have) in (wants(), wants(), have()),
         (some, others, mind) in (outcomes(), outcomes(), 0..5_usize),
         now in select(&[Capture::Whole, Capture::Part, Capture::None][..])
@@ -98,6 +99,7 @@ proptest! {
         for (want, before, act) in acts {
             let lacks_all = before.capture == Capture::None && want == Aim::Captured;
             prop_assert!(act != Step::Label || lacks_all && before.label == Labelled::Missing, "{before:?}");
+            prop_assert!(act != Step::Delete || lacks_all && before.removal == Removal::Due, "{before:?}");
             let lacks = before.capture != Capture::Whole && want == Aim::Captured;
             prop_assert!(act != Step::Tell || lacks && !before.told, "{before:?}");
             prop_assert!(!before.settled, "{act} after the end: {before:?}");
@@ -107,7 +109,9 @@ proptest! {
     #[test]
     fn a_pod_is_labelled_before_it_has_its_event_and_settled_after_it(mut have in have()) {
         for (before, act) in carry_out(Aim::Captured, &mut have, &[]) {
-            let labelled = before.capture != Capture::None || before.label != Labelled::Missing;
+            let labelled = before.capture != Capture::None
+                || before.label != Labelled::Missing
+                || before.removal == Removal::Done;
             prop_assert!(act != Step::Tell || labelled, "{before:?}");
             prop_assert!(act != Step::Settle || before.told || before.capture == Capture::Whole, "{before:?}");
         }
@@ -126,4 +130,10 @@ fn the_ways_of_a_start() {
     assert_eq!(captured(Capture::Part, Labelled::Missing), ["tell", "settle"]);
     assert_eq!(captured(Capture::Whole, Labelled::Missing), ["settle"]);
     assert_eq!(acts(Aim::LeftAlone, Capture::None, Labelled::Missing), ["settle"]);
+    let mut deleted = Started { removal: Removal::Due, ..Started::new(Capture::None) };
+    let acts = carry_out(Aim::Captured, &mut deleted, &[]);
+    assert_eq!(
+        acts.iter().map(|(_, act)| *act).collect::<Vec<_>>(),
+        [Step::Delete, Step::Tell, Step::Settle]
+    );
 }

@@ -49,6 +49,7 @@ pub enum Setting {
     RepairInitContainerExitCode,
     RepairLabelSelectors,
     RepairFieldSelectors,
+    RepairTrigger,
     LogLevel,
     CniNetworkConfig,
     CniNetworkConfigFile,
@@ -384,7 +385,7 @@ pub const SPECS: &[AgentSpec] = &[
         given: Given::FlagOrVariable,
         kind: TextKind::Switch,
         default: "true",
-        help: "Repair of pods; accepted, without effect yet",
+        help: "Whether anything is done about pods that started without capture, as the options repair-* choose",
     },
     Spec {
         setting: Setting::RepairRepairPods,
@@ -394,7 +395,7 @@ pub const SPECS: &[AgentSpec] = &[
         given: Given::Variable,
         kind: TextKind::Switch,
         default: "false",
-        help: "Repair of pods; accepted, without effect yet",
+        help: "Such pods get their rules while they run; goes before repair-delete-pods and repair-label-pods",
     },
     Spec {
         setting: Setting::RepairDeletePods,
@@ -404,7 +405,7 @@ pub const SPECS: &[AgentSpec] = &[
         given: Given::FlagOrVariable,
         kind: TextKind::Switch,
         default: "false",
-        help: "Repair of pods; accepted, without effect yet",
+        help: "Such pods are deleted, so that their controllers start others; goes before repair-label-pods",
     },
     Spec {
         setting: Setting::RepairLabelPods,
@@ -414,7 +415,7 @@ pub const SPECS: &[AgentSpec] = &[
         given: Given::FlagOrVariable,
         kind: TextKind::Switch,
         default: "false",
-        help: "Repair of pods; accepted, without effect yet",
+        help: "Such pods are labelled",
     },
     Spec {
         setting: Setting::RepairBrokenPodLabelKey,
@@ -444,7 +445,7 @@ pub const SPECS: &[AgentSpec] = &[
         given: Given::FlagOrVariable,
         kind: TextKind::Text,
         default: "",
-        help: "Repair of pods; accepted, without effect yet",
+        help: "The node whose pods are repaired; empty, or this one",
     },
     Spec {
         setting: Setting::RepairSidecarAnnotation,
@@ -454,7 +455,7 @@ pub const SPECS: &[AgentSpec] = &[
         given: Given::FlagOrVariable,
         kind: TextKind::Text,
         default: "sidecar.istio.io/status",
-        help: "Repair of pods; accepted, without effect yet",
+        help: "Annotation that a pod has to have; empty: none",
     },
     Spec {
         setting: Setting::RepairInitContainerName,
@@ -474,7 +475,7 @@ pub const SPECS: &[AgentSpec] = &[
         given: Given::FlagOrVariable,
         kind: TextKind::Text,
         default: "",
-        help: "Repair of pods; accepted, without effect yet",
+        help: "Termination message with which the init container fails; empty: any",
     },
     Spec {
         setting: Setting::RepairInitContainerExitCode,
@@ -484,7 +485,7 @@ pub const SPECS: &[AgentSpec] = &[
         given: Given::FlagOrVariable,
         kind: TextKind::Integer,
         default: "126",
-        help: "Repair of pods; accepted, without effect yet",
+        help: "Exit code with which the init container fails; 0: any",
     },
     Spec {
         setting: Setting::RepairLabelSelectors,
@@ -494,7 +495,7 @@ pub const SPECS: &[AgentSpec] = &[
         given: Given::FlagOrVariable,
         kind: TextKind::Text,
         default: "",
-        help: "Repair of pods; accepted, without effect yet",
+        help: "Only pods with these labels, as in kubectl -l",
     },
     Spec {
         setting: Setting::RepairFieldSelectors,
@@ -504,7 +505,17 @@ pub const SPECS: &[AgentSpec] = &[
         given: Given::FlagOrVariable,
         kind: TextKind::Text,
         default: "",
-        help: "Repair of pods; accepted, without effect yet",
+        help: "Only pods with these fields, as in kubectl --field-selector",
+    },
+    Spec {
+        setting: Setting::RepairTrigger,
+        name: "repair-trigger",
+        short: None,
+        env: &[],
+        given: Given::FlagOrVariable,
+        kind: TextKind::Text,
+        default: "kernel",
+        help: "What shows that a pod has no capture: kernel (its network namespace, or its validation) or crash (its validation only)",
     },
     Spec {
         setting: Setting::LogLevel,

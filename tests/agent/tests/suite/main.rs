@@ -32,6 +32,7 @@ mod mesh_truth;
 mod mesh_waiting;
 mod neighbours;
 mod reboot;
+mod repair;
 mod socket;
 mod sources;
 mod stuck_log;

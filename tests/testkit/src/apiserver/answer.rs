@@ -116,6 +116,11 @@ pub(super) fn answer(request: &Request, state: &mut State) -> Answer {
         {
             delete_in_foreground(resource, &(namespace, name), state)
         }
+        ("DELETE", Target::Object(resource, namespace, name, None))
+            if !is_as_wanted(request, resource, &(namespace.clone(), name.clone()), state) =>
+        {
+            Answer::status(409, "Precondition failed")
+        }
         ("DELETE", Target::Object(resource, namespace, name, None)) => {
             if state.objects.delete(resource, &(namespace, name.clone())) {
                 Answer::object(200, &json!({"kind": "Status", "apiVersion": "v1", "status": "Success"}))
@@ -125,6 +130,18 @@ pub(super) fn answer(request: &Request, state: &mut State) -> Answer {
         }
         _ => nothing(),
     }
+}
+
+/// Whether the object is as the preconditions of a deletion say, if there are any.
+fn is_as_wanted(request: &Request, resource: Resource, key: &Key, state: &State) -> bool {
+    let options: Value = serde_json::from_str(&request.body).unwrap_or_default();
+    let Some(object) = state.objects.get(resource, key) else { return true };
+    let object = object.value();
+    let fits = |field: &str| {
+        let wanted = &options["preconditions"][field];
+        wanted.is_null() || *wanted == object["metadata"][field]
+    };
+    fits("uid") && fits("resourceVersion")
 }
 
 /// The object is there until what belongs to it is collected, which is the test's to do.

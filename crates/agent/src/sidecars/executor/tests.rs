@@ -57,6 +57,10 @@ impl Outside {
 }
 
 impl SidecarPorts for Outside {
+    async fn delete(&self, _: &PodRef) -> Result<(), WriteRefused> {
+        self.api("delete")
+    }
+
     async fn label(&self, _: &PodRef) -> Result<(), WriteRefused> {
         self.api("label")
     }

@@ -1,0 +1,229 @@
+//! Rules of ours in the network namespace of a sidecar pod: the plan, by the settings that an ADD of this node would take, or those that it took.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use applied::{AppliedRecord, Origin, RecordKey};
+use capture::plan::{NoAddress, detect_ipv6, no_rules};
+use capture::{PlanInputs, PlanTarget, Settings};
+use facts::PodRef;
+use kernel::sockets::Sockets;
+use kernel::{Applied, Choice, Kernel, route};
+use netns::find::SearchRoots;
+use netns::{Inside, Netns, NetnsId};
+use ruleset::{Backend, Plan};
+
+use super::Sidecars;
+use super::pods::{Sandbox, SandboxRules};
+use crate::finder;
+use crate::slots::{Task, UnfinishedAct};
+use crate::spare::{Spared, Sparing};
+
+/// What a look into a sandbox shows.
+#[derive(Debug)]
+pub(super) struct Looked {
+    pub(super) sandbox: Sandbox,
+    /// Rules of ours are in it, complete or not.
+    pub(super) has_rules: bool,
+}
+
+/// Why rules are not looked at, or not loaded.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RulesFailure {
+    /// The kernel, or a program, has not ended in time.
+    #[error(transparent)]
+    Unfinished(#[from] UnfinishedAct),
+    /// It cannot be entered.
+    #[error("enter the network namespace of the pod: {}", fault::chain(.0))]
+    Enter(#[from] netns::Error),
+    /// It is another pod's by now, or was never this one's.
+    #[error(transparent)]
+    NotThePods(#[from] netns::find::NotThePods),
+    /// It has no network yet.
+    #[error(transparent)]
+    NoAddress(#[from] NoAddress),
+    /// The kernel did not load them, or did not say which are there.
+    #[error("program redirection: {}", fault::chain(.0))]
+    Kernel(#[from] kernel::Error),
+    /// The proxy runs and does not listen: rules would lead the pod's traffic nowhere.
+    #[error(
+        "nobody listens on port {0} of the pod yet, where its proxy should; its rules come when somebody does"
+    )]
+    NoListener(u16),
+}
+
+/// What came of loading rules.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub(super) plan: Plan,
+    pub(super) applied: Applied,
+    /// What could not be done for open connections, or written down.
+    pub(super) warnings: Vec<String>,
+}
+
+/// Where rules are loaded, and which.
+#[derive(Debug, Clone)]
+pub(super) struct Loading {
+    pub(super) pod: PodRef,
+    pub(super) addresses: Vec<IpAddr>,
+    pub(super) sandbox: Sandbox,
+    /// Something of the pod may run already, so that connections may be open and the proxy has to listen.
+    pub(super) runs: bool,
+}
+
+impl Sidecars {
+    /// Looks which rules are in a namespace; `settings` are those of the pod's annotations.
+    pub(super) async fn look(
+        &self,
+        key: &PodRef,
+        netns: Arc<Netns>,
+        roots: &SearchRoots,
+        settings: &Settings,
+        addresses: Vec<IpAddr>,
+    ) -> Result<Looked, RulesFailure> {
+        let (backends, choice) = (self.backends.clone(), self.parts.choice);
+        let (run_dir, settings) = (self.parts.run_dir.clone(), settings.clone());
+        let (pod, host) = (key.clone(), roots.host);
+        let look = move || -> Result<Looked, RulesFailure> {
+            netns::find::belongs_to(&netns, host, &addresses, &finder::addresses)?;
+            let recorded = recorded(&run_dir, &pod, netns.id());
+            let (inputs, has_rules) = netns.enter(|inside| -> Result<_, RulesFailure> {
+                let kernel = backends.kernel();
+                let inputs = match recorded.as_ref().and_then(|record| PlanInputs::from_text(&record.inputs))
+                {
+                    Some(inputs) => inputs,
+                    None => inputs_of(inside, kernel, settings, recorded.as_ref(), choice)?,
+                };
+                let has_rules = kernel.exists(inside, &inputs.plan())?;
+                Ok((inputs, has_rules))
+            })??;
+            let rules = if has_rules || recorded.is_some() { SandboxRules::Had } else { SandboxRules::Never };
+            let (plan, inputs) = (Arc::new(inputs.plan()), Arc::new(inputs));
+            Ok(Looked { sandbox: Sandbox { netns, inputs, plan, rules }, has_rules })
+        };
+        self.slots.run(key, Task::Verify, look).await?
+    }
+
+    /// Loads the rules of a pod in one piece, after another look at whose namespace it is.
+    pub(super) async fn load(&self, loading: Loading, roots: &SearchRoots) -> Result<Loaded, RulesFailure> {
+        let (backends, host, run_dir) = (self.backends.clone(), roots.host, self.parts.run_dir.clone());
+        let has_had = loading.sandbox.rules != SandboxRules::Never;
+        let choice = if has_had { Choice::Only(loading.sandbox.plan.backend) } else { self.parts.choice };
+        let key = loading.pod.clone();
+        let load = move || -> Result<Loaded, RulesFailure> {
+            let Loading { pod, addresses, sandbox, runs } = loading;
+            netns::find::belongs_to(&sandbox.netns, host, &addresses, &finder::addresses)?;
+            let Sandbox { netns, inputs, .. } = sandbox;
+            netns.enter(|inside| {
+                let settings = &inputs.settings;
+                if runs && !has_had {
+                    listens(inside, settings)?;
+                }
+                let sparing = runs.then(|| sparing(settings).begin(inside));
+                let applied = apply(inside, backends.kernel(), choice, &inputs);
+                let mut spared = Spared::default();
+                if let Some((begun, seen)) = sparing {
+                    spared = seen;
+                    begun.end(inside, applied.is_ok(), &mut spared);
+                }
+                let (applied, plan) = applied?;
+                let target = PlanTarget { backend: plan.backend, ipv6: inputs.target.ipv6 };
+                let inputs = PlanInputs { settings: settings.clone(), target };
+                let mut warnings = spared.warnings;
+                let origin = Origin {
+                    netns: inside.id(),
+                    pod: pod.to_string(),
+                    uid: pod.uid,
+                    interface: String::new(),
+                    addresses,
+                };
+                warnings.extend(keep(&run_dir, backends.kernel(), &plan, &inputs, &origin));
+                Ok(Loaded { plan, applied, warnings })
+            })?
+        };
+        self.slots.run(&key, Task::Program, load).await?
+    }
+}
+
+/// What the plugin, or this agent, has written down of what it loaded into this namespace for this pod; the last of several.
+fn recorded(run_dir: &Path, pod: &PodRef, netns: NetnsId) -> Option<AppliedRecord> {
+    let is_its = |origin: &Origin| {
+        let same_uid = origin.uid.is_empty() || origin.uid == pod.uid || pod.uid.is_empty();
+        origin.netns == netns && origin.pod == pod.to_string() && same_uid
+    };
+    let of_agent = applied::read(run_dir, RecordKey::Namespace(netns)).ok().flatten();
+    if let Some(record) = of_agent.filter(|record| is_its(&record.origin)) {
+        return Some(record);
+    }
+    let mut its = applied::attachments(run_dir).ok()?;
+    its.retain(|attachment| is_its(&attachment.origin));
+    its.into_iter().max_by_key(|attachment| attachment.written)?.read().ok().flatten()
+}
+
+/// What an ADD of this node would take for the pod now. Rules that are there stay in their backend.
+fn inputs_of(
+    inside: &Inside,
+    kernel: Kernel<'_>,
+    settings: Settings,
+    recorded: Option<&AppliedRecord>,
+    choice: Choice,
+) -> Result<PlanInputs, RulesFailure> {
+    let addresses = route::addresses(inside).map_err(kernel::Error::from)?;
+    let ipv6 = detect_ipv6(&addresses, settings.dual_stack)?;
+    let recorded = recorded.and_then(|applied| applied.record.as_ref()).map(|record| record.backend);
+    let ours = [no_rules()];
+    let backend = match (recorded, choice) {
+        (Some(backend), _) => backend,
+        _ if kernel.iptables.exists(inside, &ours)? => Backend::Iptables,
+        (None, Choice::Only(backend)) if !kernel.nftables.exists(inside, &ours)? => backend,
+        _ => Backend::Nftables,
+    };
+    Ok(PlanInputs { settings, target: PlanTarget { backend, ipv6 } })
+}
+
+fn apply(
+    inside: &Inside,
+    kernel: Kernel<'_>,
+    choice: Choice,
+    inputs: &PlanInputs,
+) -> Result<(Applied, Plan), kernel::Error> {
+    let plan = |backend| {
+        let target = PlanTarget { backend, ipv6: inputs.target.ipv6 };
+        capture::plan(&inputs.settings, target)
+    };
+    kernel.apply_and_keep(inside, choice, plan)
+}
+
+/// Whether the proxy listens where the rules lead.
+fn listens(inside: &Inside, settings: &Settings) -> Result<(), RulesFailure> {
+    let wanted = [settings.proxy_port, settings.capture_port];
+    let ports = Sockets::open(inside).and_then(|mut sockets| sockets.listening(&wanted));
+    // A kernel that cannot say so is no reason to leave a pod uncaptured.
+    let Ok(ports) = ports else { return Ok(()) };
+    let missing = wanted.into_iter().find(|port| !ports.contains(port));
+    missing.map_or(Ok(()), |port| Err(RulesFailure::NoListener(port)))
+}
+
+/// Nobody takes a sidecar's rules away again, so nothing is written down: the setting ends with the sandbox.
+fn sparing(settings: &Settings) -> Sparing {
+    Sparing {
+        note: Box::new(|| None),
+        ports: vec![settings.proxy_port, settings.capture_port],
+        guests: !settings.reroute_interfaces.is_empty(),
+    }
+}
+
+/// Keeps what was loaded; why it could not.
+fn keep(
+    run_dir: &Path,
+    kernel: Kernel<'_>,
+    plan: &Plan,
+    inputs: &PlanInputs,
+    origin: &Origin,
+) -> Option<String> {
+    let record = kernel.record(plan)?;
+    let key = RecordKey::Namespace(origin.netns);
+    let written = applied::write(run_dir, key, origin, &record, &inputs.to_text());
+    written.err().map(|error| format!("CHECK will not know what was loaded into this pod: {error}"))
+}

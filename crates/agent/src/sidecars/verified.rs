@@ -1,0 +1,150 @@
+//! Sidecar pods as the verifier sees them.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use ::verification::{Mode, Reason, State};
+use capture::Expected;
+use facts::{Facts, PodRef};
+use kernel::Change;
+
+use super::Sidecars;
+use super::pods::{Place, Sandbox, SandboxRules, SidecarPod, Unknown};
+use super::repair::RepairMode;
+use super::rules::{Loading, RulesFailure};
+use crate::verification::{
+    Comparison, ExpectedPod, FoundBy, Later, RepairFailure, Repaired, Target, VerifiedMode,
+};
+
+impl VerifiedMode for Sidecars {
+    fn expected(&self) -> Vec<ExpectedPod> {
+        let by = self.expected_by();
+        let all = self.all_facts();
+        let captured = all.iter().filter(|facts| !facts.pod.is_terminal()).filter_map(|facts| {
+            let expected = self.pods.expected(facts, &by)?;
+            match *expected {
+                Expected::Captured(_) | Expected::Unusable(_) => Some((facts, expected)),
+                Expected::Outside(_) => None,
+            }
+        });
+        captured.map(|(facts, expected)| self.expected_pod(facts, &expected)).collect()
+    }
+
+    fn is_at_work(&self, uid: &str) -> bool {
+        self.slots.is_changing(uid)
+    }
+
+    fn compared(&self, pod: &PodRef, comparison: &Comparison) {
+        match comparison {
+            Comparison::Moved => self.looks.push(pod.clone()),
+            Comparison::Equal | Comparison::Differs(_) | Comparison::Failed { .. } => {}
+        }
+    }
+
+    fn repair<'a>(&'a self, pod: &'a PodRef) -> Later<'a, Result<Repaired, RepairFailure>> {
+        Box::pin(self.put_right(pod))
+    }
+
+    fn locate(&self) -> Later<'_, ()> {
+        Box::pin(self.look_again())
+    }
+}
+
+impl Sidecars {
+    fn expected_pod(&self, facts: &Facts, expected: &Expected) -> ExpectedPod {
+        let pod = facts.pod.pod_ref();
+        let known = self.pods.of(&pod);
+        let born = facts.pod.start_time().and_then(cluster::time::seconds);
+        let born = born.map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds));
+        let target = match (&known.place, expected) {
+            (Place::At(sandbox), _) => Ok(target(sandbox, facts)),
+            // The plugin refuses its ADD, so that it has no sandbox.
+            (_, Expected::Unusable(_)) => Err(State::Unverifiable(Reason::NoNamespace)),
+            _ => Err(known.state().unwrap_or(State::Starting)),
+        };
+        ExpectedPod { pod, mode: Mode::Sidecar, born, target }
+    }
+
+    /// Puts right what differs of rules that were there. Those that never were come by the mode of repair only.
+    async fn put_right(&self, pod: &PodRef) -> Result<Repaired, RepairFailure> {
+        let facts = self.parts.cluster.index().facts(&pod.namespace, &pod.name);
+        let facts = facts.filter(|facts| facts.pod.uid() == Some(&pod.uid) && !facts.pod.is_terminal());
+        let (Some(facts), Some(sandbox)) = (facts, self.pods.sandbox(&pod.uid)) else {
+            return Ok(Repaired::Left);
+        };
+        if sandbox.rules == SandboxRules::Never {
+            if self.parts.repair.mode == RepairMode::Repair {
+                self.looks.push(pod.clone());
+            }
+            return Ok(Repaired::Left);
+        }
+        let known = self.pods.of(pod);
+        let failed = |unknown: Unknown| RepairFailure {
+            state: Some(State::Unverifiable(unknown.reason)),
+            text: unknown.text,
+        };
+        let (netns, roots) = self.locate_pod(&known, &facts.pod).await.map_err(failed)?;
+        if *netns != *sandbox.netns {
+            // A new sandbox is a new pod.
+            self.looks.push(pod.clone());
+            return Ok(Repaired::Left);
+        }
+        let loading = Loading { pod: pod.clone(), addresses: facts.pod.ips(), sandbox, runs: true };
+        let loaded = self.load(loading, &roots).await.map_err(|failure| match &failure {
+            RulesFailure::Kernel(_) | RulesFailure::NoListener(_) => {
+                RepairFailure { state: None, text: failure.to_string() }
+            }
+            _ => failed(Unknown::of(&failure, &facts.pod)),
+        })?;
+        loaded.warnings.iter().for_each(|text| self.parts.log.warn(text, &[("pod", pod)]));
+        self.backends.log_warnings(&self.parts.log);
+        let applied = loaded.applied;
+        let changed = applied.rules != Change::None || applied.moved || applied.routing > 0;
+        Ok(if changed { Repaired::PutRight } else { Repaired::WasRight })
+    }
+
+    /// Looks again for the namespaces that are not known, and for those that are not the pods' any more, in one look through the processes.
+    pub(super) async fn look_again(&self) {
+        let all = self.pods.all();
+        let is_lost = |pod: &&SidecarPod| match &pod.place {
+            Place::At(sandbox) => !super::locate::is_still(&sandbox.netns),
+            Place::Due | Place::Unknown(_) => true,
+        };
+        let lost: Vec<&SidecarPod> = all.iter().filter(is_lost).collect();
+        if lost.is_empty() {
+            return;
+        }
+        let Ok(roots) = self.roots() else { return };
+        let wanted = {
+            let index = self.parts.cluster.index();
+            let of = |pod: &&SidecarPod| index.pod(&pod.key.namespace, &pod.key.name).cloned();
+            lost.iter().filter_map(of).map(|pod| self.wanted_netns(&pod)).collect()
+        };
+        let Ok(found) = self.finder.find_all(&roots, wanted).await else { return };
+        for pod in lost {
+            match (&pod.place, found.contains_key(&pod.key.uid)) {
+                (Place::At(_), _) | (_, true) => self.looks.push(pod.key.clone()),
+                _ => {}
+            }
+        }
+        self.finder.keep(found).await;
+    }
+
+    /// All pods of the node with the labels of their namespaces.
+    pub(super) fn all_facts(&self) -> Vec<Facts> {
+        let index = self.parts.cluster.index();
+        index.pods().filter_map(|pod| index.facts(pod.namespace(), pod.name())).collect()
+    }
+}
+
+fn target(sandbox: &Sandbox, facts: &Facts) -> Target {
+    let settings = &sandbox.inputs.settings;
+    Target {
+        netns: sandbox.netns.clone(),
+        found: FoundBy::Process,
+        plan: sandbox.plan.clone(),
+        addresses: facts.pod.ips(),
+        listeners: vec![settings.proxy_port, settings.capture_port],
+        proxy_started: facts.pod.proxy_runs(),
+        acknowledged: true,
+    }
+}
