@@ -109,13 +109,14 @@ impl Sidecars {
             RepairMode::Label => ("label", REASON_LABEL, "label"),
             RepairMode::None | RepairMode::Repair => return,
         };
-        self.parts.metrics.repaired_pod(kind, "fail");
-        let Some(writer) = &self.parts.writer else { return };
         let message = format!("pod detected as broken, but failed to {did}: {failure}");
         let text = EventText { warning: true, reason, message: &message, component: COMPONENT };
-        if let Err(error) = writer.create_event(pod, text).await {
+        if let Some(writer) = &self.parts.writer
+            && let Err(error) = writer.create_event(pod, text).await
+        {
             self.parts.log.debug("no Event of a broken pod", &[("pod", pod), ("error", &error)]);
         }
+        self.parts.metrics.repaired_pod(kind, "fail");
     }
 
     /// Goes on with what waits, and forgets what is over.

@@ -61,17 +61,7 @@ fn change(setting: Setting, ambient: bool) -> Change {
         Setting::AmbientUseScopedXtablesLocking
         | Setting::LogLevel
         | Setting::CniNetworkConfig
-        | Setting::CniNetworkConfigFile
-        | Setting::RepairEnabled
-        | Setting::RepairRepairPods
-        | Setting::RepairDeletePods
-        | Setting::RepairLabelPods
-        | Setting::RepairNodeName
-        | Setting::RepairSidecarAnnotation
-        | Setting::RepairInitContainerTerminationMessage
-        | Setting::RepairInitContainerExitCode
-        | Setting::RepairLabelSelectors
-        | Setting::RepairFieldSelectors => Change::Nothing,
+        | Setting::CniNetworkConfigFile => Change::Nothing,
         _ => Change::Waits,
     }
 }
