@@ -1,10 +1,24 @@
 //! The path of a packet through everything that is there, ours and that of others.
+//!
+//! What is sent passes output and postrouting, and comes in again where it leaves by the loopback interface; what arrives passes prerouting
+//! and then input, or forward and postrouting. At each hook the base chains of all tables come in the kernel's order (`order`).
+//!
+//! The answer is three-valued. Where a rule's condition could not be read, or the order of two chains is not shown, the packet takes each
+//! of the ways, and if they do not end alike the end is unknown. A rule whose act could not be read may do anything.
+
+mod branch;
+mod order;
+mod routing;
+mod told;
+mod way;
 
 use ruleset::Hook;
 use ruleset::eval::Packet;
 use ruleset::listed::ListedAct;
 
 use crate::{ConflictPlace, ObservedNetns};
+use branch::{Branch, Outcome};
+use way::Way;
 
 /// A packet's path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,16 +82,82 @@ pub enum LiveEnd {
     },
 }
 
+/// Where a packet is at the end, whoever led it there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arrival {
+    /// At a socket of this namespace, if one listens there.
+    Socket {
+        /// The port.
+        port: u16,
+    },
+    /// Outside.
+    Left,
+    /// Nowhere.
+    Gone,
+    /// It cannot be told.
+    Unknown,
+}
+
 /// Takes a packet through everything that is there. Without an incoming interface it is sent here.
 #[must_use]
 pub fn follow(observed: &ObservedNetns, packet: &Packet) -> LivePath {
-    let _ = (observed, packet);
-    let by = LiveRule {
-        place: ConflictPlace::default(),
-        text: "nothing is followed yet".to_owned(),
-        why: None,
-        verdict: None,
-        read: false,
+    let branches = Way::new(observed, packet).branches();
+    let ends: Vec<LiveEnd> = branches.iter().map(|branch| end_of(observed, packet, branch)).collect();
+    let unknown = ends.iter().find(|end| matches!(end, LiveEnd::Unknown { .. }));
+    let differs = ends.iter().any(|end| !end.is_like(&ends[0]));
+    let end = match (unknown, branches.iter().find_map(|branch| branch.doubt.as_ref())) {
+        (Some(unknown), _) => unknown.clone(),
+        (None, Some(doubt)) if differs => LiveEnd::Unknown { by: doubt.told() },
+        // Ways differ only where there is a doubt, and there is always one way.
+        (None, _) => ends.into_iter().next().unwrap_or(LiveEnd::Delivered),
     };
-    LivePath { stops: Vec::new(), end: LiveEnd::Unknown { by } }
+    LivePath { stops: branches.first().map(|branch| branch.stops(packet)).unwrap_or_default(), end }
 }
+
+/// Where a packet is at the end, and the packet as it is then on one of the ways that lead there.
+#[must_use]
+pub fn arrival(observed: &ObservedNetns, packet: &Packet) -> (Arrival, Packet) {
+    let branches = Way::new(observed, packet).branches();
+    let mut arrivals = branches.iter().map(Branch::arrival);
+    let first = arrivals.next().unwrap_or(Arrival::Unknown);
+    let same = arrivals.all(|arrival| arrival == first);
+    let packet = branches.first().map_or_else(|| packet.clone(), |branch| branch.packet(packet));
+    (if same { first } else { Arrival::Unknown }, packet)
+}
+
+fn end_of(observed: &ObservedNetns, packet: &Packet, branch: &Branch<'_>) -> LiveEnd {
+    match &branch.outcome {
+        Some(Outcome::Unknown(cause)) => LiveEnd::Unknown { by: cause.told() },
+        Some(Outcome::Dropped(cause)) => LiveEnd::Dropped { by: cause.told() },
+        Some(Outcome::Socket { port }) if branch.is_taken_by_ours() => LiveEnd::Captured { port: *port },
+        Some(Outcome::Socket { .. } | Outcome::Left) | None => {
+            match branch.kept_by(|| would_capture(observed, packet)) {
+                Some(cause) => LiveEnd::Bypass { by: cause.told() },
+                None => LiveEnd::Delivered,
+            }
+        }
+    }
+}
+
+/// Whether rules of ours alone would capture the packet.
+fn would_capture(observed: &ObservedNetns, packet: &Packet) -> bool {
+    let ours = observed.without_others();
+    let branches = Way::new(&ours, packet).branches();
+    let captured = |branch: &Branch<'_>| {
+        branch.is_taken_by_ours() && matches!(branch.outcome, Some(Outcome::Socket { .. }))
+    };
+    branches.iter().any(captured)
+}
+
+impl LiveEnd {
+    /// Whether the same becomes of the packet, whichever rule does it.
+    fn is_like(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Captured { port }, Self::Captured { port: other }) => port == other,
+            _ => std::mem::discriminant(self) == std::mem::discriminant(other),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -7,9 +7,11 @@
 mod conflict;
 mod follow;
 mod observed;
+#[cfg(test)]
+mod sample;
 
 pub use conflict::{Conflict, ConflictId, ConflictPlace, Resolution, Severity, conflicts};
-pub use follow::{LiveEnd, LivePath, LiveRule, LiveStop, follow};
+pub use follow::{Arrival, LiveEnd, LivePath, LiveRule, LiveStop, arrival, follow};
 pub use observed::{
     BpfProgram, LookedAt, NetnsScope, ObservedAddress, ObservedLink, ObservedListener, ObservedNetns,
     ObservedProcess, ObservedRoute, RoutingRule, RuleLookup,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ruleset::Family;
-use ruleset::listed::ListedTable;
+use ruleset::listed::{ListedChain, ListedTable};
 
 /// Whose namespace it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -43,6 +43,52 @@ pub struct ObservedNetns {
     pub probed: Vec<IpAddr>,
     /// What was not looked at, and why.
     pub not_looked_at: Vec<String>,
+}
+
+impl ObservedNetns {
+    /// The same without what others have in its tables.
+    #[must_use]
+    pub fn without_others(&self) -> Self {
+        let own_rules =
+            |chain: &ListedChain| chain.rules.iter().filter(|rule| rule.why.is_some()).cloned().collect();
+        let own = |table: &ListedTable| {
+            // A policy of iptables is everybody's.
+            let chains = table.chains.iter().map(|chain| ListedChain {
+                name: chain.name.clone(),
+                base: chain.base,
+                drops: chain.drops && !table.lister.is_iptables(),
+                rules: own_rules(chain),
+            });
+            let (name, chains) = (table.name.clone(), chains.collect());
+            ListedTable {
+                lister: table.lister,
+                age: table.age,
+                ours: true,
+                chains,
+                ..ListedTable::nft(name, table.families)
+            }
+        };
+        Self {
+            scope: self.scope,
+            tables: self.tables.iter().filter(|table| table.ours).map(own).collect(),
+            rules: self.rules.clone(),
+            routes: self.routes.clone(),
+            sysctls: self.sysctls.clone(),
+            addresses: self.addresses.clone(),
+            probed: self.probed.clone(),
+            ..Self::default()
+        }
+    }
+
+    /// Whether a sysctl is a number other than 0; absent where it was not read.
+    pub(crate) fn is_on(&self, name: &str) -> Option<bool> {
+        self.sysctls.get(name).map(|value| value.trim() != "0")
+    }
+
+    /// The addresses of an interface.
+    pub(crate) fn addresses_of<'a>(&'a self, interface: &'a str) -> impl Iterator<Item = IpAddr> + 'a {
+        self.addresses.iter().filter(move |own| own.interface == interface).map(|own| own.address)
+    }
 }
 
 /// A rule of policy routing.

@@ -348,7 +348,7 @@ impl RuleStore for Iptables {
 
     fn tables(&self, owners: &[Ruleset], record: &[u8]) -> Option<Vec<listed::ListedTable>> {
         let layers = ruleset::iptables::read_record(std::str::from_utf8(record).ok()?, owners)?;
-        Some(FAMILIES.into_iter().flat_map(|family| others::of_layers(&layers, family)).collect())
+        Some(FAMILIES.into_iter().flat_map(|family| ruleset::listed::planned(&layers, family)).collect())
     }
 
     fn others(&self, _: &Inside, _: &[Ruleset]) -> Result<Listing, crate::Error> {

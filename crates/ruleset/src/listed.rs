@@ -5,6 +5,7 @@
 //! concluded from it. [`shadow`] tells what such rules do to the packets that a plan captures.
 
 mod iptables;
+mod planned;
 pub mod shadow;
 mod text;
 pub mod walk;
@@ -15,6 +16,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use crate::rule::{Base, Families, Family};
 
 pub use iptables::{chain_of, empty, parse_line, parse_tables};
+pub use planned::{attribute, planned};
 
 /// A table with all its chains.
 #[derive(Debug, Clone, PartialEq, Eq)]

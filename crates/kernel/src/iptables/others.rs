@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use ruleset::iptables::{chain_name, leading, render_rule, rules};
+use ruleset::Family;
 use ruleset::listed::{self, ListedTable, Lister};
-use ruleset::{Family, Ruleset};
 
 use super::child::{self, Surroundings};
 use super::error::Error;
@@ -55,26 +54,4 @@ impl Iptables {
         }
         Ok(listed::parse_tables(&output, family, lister))
     }
-}
-
-/// The layers' rules of a family, as iptables has them: in a chain of all, first those that must precede the rules of others.
-pub(super) fn of_layers(layers: &[Ruleset], family: Family) -> Vec<ListedTable> {
-    let mut tables: Vec<ListedTable> = Vec::new();
-    for part in [true, false] {
-        for table in layers.iter().flat_map(|layer| &layer.tables) {
-            let empty = ListedTable { ours: true, ..listed::empty(table.kind, family, Lister::IptablesNft) };
-            let at = tables.iter().position(|known| known.name == empty.name).unwrap_or_else(|| {
-                tables.push(empty);
-                tables.len() - 1
-            });
-            for chain in &table.chains {
-                let leading = leading(chain, family);
-                let rules = rules(chain, family).enumerate().filter(|(n, _)| (*n < leading) == part);
-                let of = listed::chain_of(&mut tables[at], table.kind, &chain_name(chain));
-                of.rules
-                    .extend(rules.map(|(_, rule)| listed::parse_line(&render_rule(rule, family), family)));
-            }
-        }
-    }
-    tables
 }

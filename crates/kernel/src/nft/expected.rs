@@ -82,7 +82,7 @@ fn listed_table(table: ExpectedTable<'static>) -> listed::ListedTable {
             .rules
             .into_iter()
             .map(|rule| match rule.words {
-                Words::Recorded { rule, .. } => rule,
+                Words::Recorded { rule, why } => listed::ListedRule { why: Some(why.into()), ..rule },
                 Words::Planned(_) => listed::ListedRule::default(),
             })
             .collect(),

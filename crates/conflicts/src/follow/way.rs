@@ -1,0 +1,297 @@
+//! A packet's way from hook to hook.
+
+use ruleset::eval::Packet;
+use ruleset::listed::walk::{PacketEnd, Station};
+use ruleset::{ChainKind, Family, Hook};
+
+use super::branch::{Branch, Cause, Outcome};
+use super::order::{Meeting, orders};
+use super::routing::{Asked, Routed, route};
+use crate::ObservedNetns;
+
+/// The loopback interface.
+const LOOPBACK: &str = "lo";
+/// The most ways through one base chain, and through a hook, that are tried.
+const MAX_WAYS: usize = 128;
+const MAX_BRANCHES: usize = 64;
+/// The most rules that all ways together meet: some ten milliseconds of work.
+const MAX_MEETINGS: usize = 1_000_000;
+
+/// A namespace and a packet that is taken through it.
+pub(super) struct Way<'a> {
+    observed: &'a ObservedNetns,
+    start: Branch<'a>,
+    /// Rules that were met on all ways.
+    met: usize,
+}
+
+impl<'a> Way<'a> {
+    pub(super) fn new(observed: &'a ObservedNetns, packet: &Packet) -> Self {
+        Self { observed, start: Branch::new(packet), met: 0 }
+    }
+
+    /// Every way that the packet may take, each with its outcome; at least one.
+    pub(super) fn branches(mut self) -> Vec<Branch<'a>> {
+        let start = self.start.clone();
+        match start.interfaces.0.is_empty() {
+            true => self.is_sent(start),
+            false => self.arrives(vec![start], false),
+        }
+    }
+
+    fn is_sent(&mut self, mut start: Branch<'a>) -> Vec<Branch<'a>> {
+        if start.interfaces.1.is_empty() {
+            match self.routed(&start, LOOPBACK) {
+                Routed::Local => LOOPBACK.clone_into(&mut start.interfaces.1),
+                Routed::Out(interface) => start.interfaces.1 = interface,
+                Routed::Gone(why) => return vec![start.ended(Outcome::Dropped(Cause::Kernel(why.into())))],
+                Routed::Unknown(why) => {
+                    return vec![start.ended(Outcome::Unknown(Cause::Kernel(why.into())))];
+                }
+            }
+        }
+        let sent = self.pass(vec![start], Hook::Output);
+        let sent = sent.into_iter().map(|branch| match branch.taken {
+            // No socket takes it there.
+            Some((PacketEnd::Tproxy(_), by)) => branch.ended(Outcome::Dropped(Cause::Rule(by))),
+            _ => branch,
+        });
+        let sent = self.pass(sent.collect(), Hook::Postrouting);
+        let (here, left): (Vec<_>, Vec<_>) =
+            sent.into_iter().partition(|branch| branch.outcome.is_none() && branch.interfaces.1 == LOOPBACK);
+        let mut ends: Vec<_> = left.into_iter().map(|branch| branch.ended(Outcome::Left)).collect();
+        if !here.is_empty() {
+            let here = here.into_iter().map(|mut branch| {
+                branch.interfaces.0 = std::mem::take(&mut branch.interfaces.1);
+                branch.state.packet.owner = None;
+                branch
+            });
+            ends.extend(self.arrives(here.collect(), true));
+        }
+        ends
+    }
+
+    /// `looped`: it was sent here, and its route is known.
+    fn arrives(&mut self, branches: Vec<Branch<'a>>, looped: bool) -> Vec<Branch<'a>> {
+        let arrived: Vec<_> = branches.into_iter().map(|branch| self.with_redirect(branch)).collect();
+        let arrived = self.pass(arrived, Hook::Prerouting);
+        let (mut here, mut passed_on) = (Vec::new(), Vec::new());
+        for mut branch in arrived {
+            if branch.outcome.is_some() || looped {
+                here.push(branch);
+                continue;
+            }
+            let interface = branch.interfaces.0.clone();
+            match self.destined(&branch, &interface) {
+                Routed::Local => here.push(branch),
+                Routed::Out(interface) => {
+                    if branch.interfaces.1.is_empty() || branch.taken.is_some() {
+                        branch.interfaces.1 = interface;
+                    }
+                    passed_on.push(branch);
+                }
+                Routed::Gone(why) => here.push(branch.ended(Outcome::Dropped(Cause::Kernel(why.into())))),
+                Routed::Unknown(why) => here.push(branch.ended(Outcome::Unknown(Cause::Kernel(why.into())))),
+            }
+        }
+        let come_in = self.pass(here, Hook::Input).into_iter().map(|branch| {
+            let port = match branch.taken {
+                Some((PacketEnd::Tproxy(port), _)) => port,
+                _ => branch.state.packet.destination_port,
+            };
+            branch.ended(Outcome::Socket { port })
+        });
+        let mut ends: Vec<_> = come_in.collect();
+        let passed_on = self.pass(passed_on, Hook::Forward);
+        let passed_on = self.pass(passed_on, Hook::Postrouting);
+        ends.extend(passed_on.into_iter().map(|branch| branch.ended(Outcome::Left)));
+        ends
+    }
+
+    /// What is redirected where it arrives goes to an address of its interface.
+    fn with_redirect(&self, mut branch: Branch<'a>) -> Branch<'a> {
+        let to = branch.destination();
+        let is_own = self.observed.addresses.iter().any(|own| own.address == to);
+        let first =
+            self.observed.addresses_of(&branch.interfaces.0).find(|own| own.is_ipv6() == to.is_ipv6());
+        branch.state.redirected_to = if to.is_ipv6() && is_own { Some(to) } else { first };
+        branch
+    }
+
+    fn routed(&self, branch: &Branch<'_>, in_interface: &str) -> Routed {
+        let packet = &branch.state.packet;
+        let asked = Asked {
+            source: ruleset::listed::address_of(packet.source, packet.family),
+            destination: branch.destination(),
+            mark: packet.mark,
+            in_interface,
+        };
+        route(self.observed, &asked)
+    }
+
+    /// Where a packet that has arrived goes.
+    fn destined(&self, branch: &Branch<'_>, interface: &str) -> Routed {
+        let on = |name: &str| self.observed.is_on(name);
+        let to = branch.destination();
+        if to.is_loopback() && interface != LOOPBACK {
+            let all = on("net/ipv4/conf/all/route_localnet").unwrap_or(false);
+            let of_interface = on(&format!("net/ipv4/conf/{interface}/route_localnet")).unwrap_or(false);
+            return match to.is_ipv4() {
+                true if all || of_interface => Routed::Local,
+                true => Routed::Gone(format!(
+                    "a loopback address does not come in by {interface} without route_localnet"
+                )),
+                false => Routed::Unknown(format!("whether ::1 may come in by {interface}")),
+            };
+        }
+        let forwarding = match branch.family() {
+            Family::V4 => "net/ipv4/ip_forward",
+            Family::V6 => "net/ipv6/conf/all/forwarding",
+        };
+        match (self.routed(branch, interface), on(forwarding)) {
+            (Routed::Out(_), Some(false)) => Routed::Gone(format!(
+                "it is for elsewhere, and this namespace does not forward ({forwarding}=0)"
+            )),
+            (Routed::Out(_), None) => Routed::Unknown(format!("{forwarding} was not read")),
+            (routed, _) => routed,
+        }
+    }
+
+    /// Takes branches through all chains of a hook.
+    fn pass(&mut self, branches: Vec<Branch<'a>>, hook: Hook) -> Vec<Branch<'a>> {
+        let mut passed: Vec<Branch<'a>> = Vec::new();
+        let mut known: [Option<Vec<_>>; 2] = [None, None];
+        for mut branch in branches {
+            if branch.outcome.is_some() {
+                passed.push(branch);
+                continue;
+            }
+            branch.comes_to(hook);
+            let family = branch.family();
+            let orders = known[usize::from(family == Family::V6)]
+                .get_or_insert_with(|| orders(self.observed, hook, family));
+            for (number, order) in orders.iter().enumerate() {
+                let mut ways = vec![branch.clone()];
+                if let Some(doubt) = order.doubt.as_ref().filter(|_| number > 0) {
+                    ways[0].doubt.get_or_insert_with(|| doubt.clone());
+                }
+                for meeting in &order.meetings {
+                    ways = self.meet(ways, hook, meeting);
+                }
+                for mut way in ways {
+                    way.leaves(hook);
+                    add(&mut passed, way);
+                }
+            }
+        }
+        if passed.len() > MAX_BRANCHES {
+            passed.truncate(1);
+            passed[0].outcome =
+                Some(Outcome::Unknown(Cause::Kernel("there are more ways than are tried".into())));
+        }
+        passed
+    }
+
+    fn meet(&mut self, branches: Vec<Branch<'a>>, hook: Hook, meeting: &Meeting<'a>) -> Vec<Branch<'a>> {
+        let mut met = Vec::new();
+        for mut branch in branches {
+            if branch.outcome.is_some() || branch.state.end == PacketEnd::Dropped {
+                met.push(branch);
+                continue;
+            }
+            let before = (branch.state.packet.mark, branch.state.packet.destination);
+            let (ways, routes) = match meeting {
+                Meeting::Tracking => {
+                    branch.state.connection.track();
+                    (vec![branch], false)
+                }
+                Meeting::Chain(station) => {
+                    (self.tries(branch, station), station.base.kind == ChainKind::Route)
+                }
+                Meeting::Nat(stations) => {
+                    let mut ways = vec![branch];
+                    for station in stations {
+                        let through = ways.into_iter().flat_map(|way| match way.state.end {
+                            PacketEnd::Dropped => vec![way],
+                            _ => self.tries(way, station),
+                        });
+                        ways = through.collect();
+                    }
+                    (ways, true)
+                }
+            };
+            for way in ways {
+                let is_output = hook == Hook::Output;
+                let after = (way.state.packet.mark, way.state.packet.destination);
+                let changed = match meeting {
+                    Meeting::Nat(_) => after.1 != before.1,
+                    _ => after != before,
+                };
+                add(&mut met, if is_output && routes && changed { self.rerouted(way) } else { way });
+            }
+        }
+        met
+    }
+
+    /// What is sent here is routed again when its destination changed, or in a chain that is for that its mark
+    /// (`ip_route_me_harder` in net/ipv4/netfilter.c).
+    fn rerouted(&self, mut branch: Branch<'a>) -> Branch<'a> {
+        if branch.state.end == PacketEnd::Dropped {
+            return branch;
+        }
+        match self.routed(&branch, LOOPBACK) {
+            Routed::Local => branch.next_out = Some(LOOPBACK.to_owned()),
+            Routed::Out(name) if name.is_empty() && branch.interfaces.1 != LOOPBACK => {}
+            Routed::Out(name) => branch.next_out = Some(name),
+            Routed::Gone(why) => return branch.ended(Outcome::Dropped(Cause::Kernel(why.into()))),
+            Routed::Unknown(why) => return branch.ended(Outcome::Unknown(Cause::Kernel(why.into()))),
+        }
+        branch
+    }
+
+    /// Each way through a base chain: of a rule whose condition could not be read, as if it held, and as if it did not.
+    fn tries(&mut self, branch: Branch<'a>, station: &Station<'a>) -> Vec<Branch<'a>> {
+        let mut found: Vec<Branch<'a>> = Vec::new();
+        let mut choices: Vec<bool> = Vec::new();
+        for _ in 0..MAX_WAYS {
+            let mut way = branch.clone();
+            let (mut at, mut first) = (0, None);
+            way.state.pass(station, &mut |place| {
+                if at == choices.len() {
+                    choices.push(false);
+                }
+                at += 1;
+                if choices[at - 1] {
+                    first.get_or_insert(place);
+                }
+                choices[at - 1]
+            });
+            self.met += way.state.met - branch.state.met;
+            if let Some(place) = way.state.unread {
+                return vec![way.ended(Outcome::Unknown(Cause::Rule(place)))];
+            }
+            if way.doubt.is_none() {
+                way.doubt = first.map(Cause::Rule);
+            }
+            add(&mut found, way);
+            while choices.last() == Some(&true) {
+                choices.pop();
+            }
+            let Some(last) = choices.last_mut() else { return found };
+            if self.met > MAX_MEETINGS {
+                break;
+            }
+            *last = true;
+        }
+        let too_many =
+            format!("chain {} has more rules that cannot be read than are tried", station.chain.name);
+        vec![branch.ended(Outcome::Unknown(Cause::Kernel(too_many.into())))]
+    }
+}
+
+/// Adds a way, unless one goes on like it.
+fn add<'a>(ways: &mut Vec<Branch<'a>>, way: Branch<'a>) {
+    if !ways.iter().any(|known| known.goes_on_like(&way)) {
+        ways.push(way);
+    }
+}
