@@ -2,10 +2,6 @@
 
 use std::fmt;
 
-use ruleset::Plan;
-
-use crate::ObservedNetns;
-
 /// What others have in a namespace that changes what rules of ours mean.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conflict {
@@ -139,13 +135,6 @@ pub enum ConflictId {
     H13,
     /// Two agents.
     H14,
-}
-
-/// What is in the way of a plan in a namespace that has its rules, worst first.
-#[must_use]
-pub fn conflicts(observed: &ObservedNetns, plan: &Plan) -> Vec<Conflict> {
-    let _ = (observed, plan);
-    Vec::new()
 }
 
 impl fmt::Display for ConflictId {

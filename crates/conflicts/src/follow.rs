@@ -17,8 +17,9 @@ use ruleset::eval::Packet;
 use ruleset::listed::ListedAct;
 
 use crate::{ConflictPlace, ObservedNetns};
-use branch::{Branch, Outcome};
-use way::Way;
+pub(crate) use branch::{Branch, Cause, Outcome};
+pub(crate) use routing::{Asked, Routed, deciding_rule, route};
+pub(crate) use way::Scene;
 
 /// A packet's path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,7 +102,8 @@ pub enum Arrival {
 /// Takes a packet through everything that is there. Without an incoming interface it is sent here.
 #[must_use]
 pub fn follow(observed: &ObservedNetns, packet: &Packet) -> LivePath {
-    let branches = Way::new(observed, packet).branches();
+    let scene = Scene::new(observed);
+    let (branches, _) = scene.branches(Branch::new(packet));
     let ends: Vec<LiveEnd> = branches.iter().map(|branch| end_of(observed, packet, branch)).collect();
     let unknown = ends.iter().find(|end| matches!(end, LiveEnd::Unknown { .. }));
     let differs = ends.iter().any(|end| !end.is_like(&ends[0]));
@@ -117,7 +119,8 @@ pub fn follow(observed: &ObservedNetns, packet: &Packet) -> LivePath {
 /// Where a packet is at the end, and the packet as it is then on one of the ways that lead there.
 #[must_use]
 pub fn arrival(observed: &ObservedNetns, packet: &Packet) -> (Arrival, Packet) {
-    let branches = Way::new(observed, packet).branches();
+    let scene = Scene::new(observed);
+    let (branches, _) = scene.branches(Branch::new(packet));
     let mut arrivals = branches.iter().map(Branch::arrival);
     let first = arrivals.next().unwrap_or(Arrival::Unknown);
     let same = arrivals.all(|arrival| arrival == first);
@@ -142,7 +145,8 @@ fn end_of(observed: &ObservedNetns, packet: &Packet, branch: &Branch<'_>) -> Liv
 /// Whether rules of ours alone would capture the packet.
 fn would_capture(observed: &ObservedNetns, packet: &Packet) -> bool {
     let ours = observed.without_others();
-    let branches = Way::new(&ours, packet).branches();
+    let scene = Scene::new(&ours);
+    let (branches, _) = scene.branches(Branch::new(packet));
     let captured = |branch: &Branch<'_>| {
         branch.is_taken_by_ours() && matches!(branch.outcome, Some(Outcome::Socket { .. }))
     };

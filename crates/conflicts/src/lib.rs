@@ -4,13 +4,15 @@
 //! everything that is there, and [`conflicts`] asks it, and the namespace's settings, what is in the way of a plan. Whatever could not be
 //! read may do anything: then the answer is "unknown", and never "captured".
 
+mod catalogue;
 mod conflict;
 mod follow;
 mod observed;
 #[cfg(test)]
 mod sample;
 
-pub use conflict::{Conflict, ConflictId, ConflictPlace, Resolution, Severity, conflicts};
+pub use catalogue::{Examined, conflicts, examine};
+pub use conflict::{Conflict, ConflictId, ConflictPlace, Resolution, Severity};
 pub use follow::{Arrival, LiveEnd, LivePath, LiveRule, LiveStop, arrival, follow};
 pub use observed::{
     BpfProgram, LookedAt, NetnsScope, ObservedAddress, ObservedLink, ObservedListener, ObservedNetns,

@@ -68,9 +68,25 @@ impl ObservedNetns {
                 ..ListedTable::nft(name, table.families)
             }
         };
+        self.with_tables(self.tables.iter().filter(|table| table.ours).map(own).collect())
+    }
+
+    /// The same without what is ours in its tables.
+    #[must_use]
+    pub fn without_ours(&self) -> Self {
+        let mut tables = self.tables.clone();
+        tables.retain(|table| !table.is_only_ours());
+        for table in &mut tables {
+            table.ours = false;
+            table.chains.iter_mut().for_each(|chain| chain.rules.retain(|rule| rule.why.is_none()));
+        }
+        self.with_tables(tables)
+    }
+
+    fn with_tables(&self, tables: Vec<ListedTable>) -> Self {
         Self {
             scope: self.scope,
-            tables: self.tables.iter().filter(|table| table.ours).map(own).collect(),
+            tables,
             rules: self.rules.clone(),
             routes: self.routes.clone(),
             sysctls: self.sysctls.clone(),

@@ -6,6 +6,7 @@
 
 mod iptables;
 mod planned;
+pub mod samples;
 pub mod shadow;
 mod text;
 pub mod walk;
@@ -240,6 +241,16 @@ impl ListedTable {
     /// The chain of a name.
     pub fn chain(&self, name: &str) -> Option<&ListedChain> {
         self.chains.iter().find(|chain| chain.name == name)
+    }
+
+    /// Whether nobody else has rules in it: tables of iptables are everybody's.
+    pub fn is_only_ours(&self) -> bool {
+        self.ours && !self.lister.is_iptables()
+    }
+
+    /// Whether a rule of it is somebody else's.
+    pub fn is_foreign(&self, rule: &ListedRule) -> bool {
+        rule.why.is_none() && !self.is_only_ours()
     }
 
     /// Whether a rule in it could change what becomes of a packet elsewhere: one that ends a chain or drops does not.

@@ -7,7 +7,7 @@ use ruleset::eval::{Owner, Packet, State};
 use ruleset::listed::walk::{
     Connection, FirstPacket, ListedPlace, PacketEnd, PacketState, Station, Tracking,
 };
-use ruleset::listed::{ListedAct, address_of, number_of, number_of_name, state};
+use ruleset::listed::{ListedAct, ListedTable, address_of, number_of, number_of_name, state};
 use ruleset::{ChainKind, Family, Hook};
 
 use super::{Arrival, LiveStop};
@@ -25,6 +25,35 @@ pub(crate) enum Cause<'a> {
     Kernel(Cow<'static, str>),
 }
 
+impl<'a> Cause<'a> {
+    /// Whether somebody else's rule or policy is the cause.
+    pub(crate) fn is_foreign(&self) -> bool {
+        match self {
+            Self::Rule(place) => place.table.is_foreign(place.rule),
+            Self::Policy(station) => !station.table.is_only_ours(),
+            Self::Order(_) | Self::Kernel(_) => false,
+        }
+    }
+
+    /// The table that it is in.
+    pub(crate) fn table(&self) -> Option<&'a ListedTable> {
+        match self {
+            Self::Rule(place) => Some(place.table),
+            Self::Policy(station) | Self::Order(station) => Some(station.table),
+            Self::Kernel(_) => None,
+        }
+    }
+
+    /// The hook at which it happens.
+    pub(crate) fn hook(&self) -> Option<Hook> {
+        match self {
+            Self::Rule(place) => Some(place.base.hook),
+            Self::Policy(station) | Self::Order(station) => Some(station.base.hook),
+            Self::Kernel(_) => None,
+        }
+    }
+}
+
 /// The end of a way.
 #[derive(Debug, Clone)]
 pub(crate) enum Outcome<'a> {
@@ -40,7 +69,7 @@ pub(crate) struct Passed<'a> {
     hook: Hook,
     packet: FirstPacket,
     names: (String, String),
-    held: Vec<ListedPlace<'a>>,
+    pub(crate) held: Vec<ListedPlace<'a>>,
     policy: Option<Station<'a>>,
 }
 
@@ -57,7 +86,7 @@ pub(crate) struct Branch<'a> {
     /// The first choice between two ways.
     pub(crate) doubt: Option<Cause<'a>>,
     pub(crate) outcome: Option<Outcome<'a>>,
-    passed: Vec<Passed<'a>>,
+    pub(crate) passed: Vec<Passed<'a>>,
 }
 
 impl<'a> Branch<'a> {
@@ -74,6 +103,7 @@ impl<'a> Branch<'a> {
             owner: packet.owner.map(|Owner { uid, gid }| (uid, gid)),
             mark: packet.mark,
         };
+        let names = (packet.in_interface.clone(), packet.out_interface.clone());
         let original = packet.original.map(|to| (number_of(to.ip()), to.port()));
         let connection = Connection {
             tracking: Tracking::NotYet,
@@ -88,11 +118,17 @@ impl<'a> Branch<'a> {
             original,
             translated: (false, false),
         };
-        let mut state = PacketState::new(first, connection);
-        state.listening = packet.listening;
+        let mut branch = Self::begin(first, names);
+        branch.state.connection = connection;
+        branch.state.listening = packet.listening;
+        branch
+    }
+
+    /// The first packet of a connection, and the names of the interfaces by which it came in and leaves.
+    pub(crate) fn begin(packet: FirstPacket, interfaces: (String, String)) -> Self {
         Self {
-            state,
-            interfaces: (packet.in_interface.clone(), packet.out_interface.clone()),
+            state: PacketState::new(packet, Connection::default()),
+            interfaces,
             next_out: None,
             taken: None,
             doubt: None,

@@ -12,7 +12,7 @@ const LOCAL: u32 = 255;
 
 /// Where a packet goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Routed {
+pub(crate) enum Routed {
     /// It is for this namespace.
     Local,
     /// By this interface; the name is empty where it is not known.
@@ -25,40 +25,44 @@ pub(super) enum Routed {
 
 /// What routing asks of a packet.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Asked<'a> {
-    pub(super) source: IpAddr,
-    pub(super) destination: IpAddr,
-    pub(super) mark: u32,
+pub(crate) struct Asked<'a> {
+    pub(crate) source: IpAddr,
+    pub(crate) destination: IpAddr,
+    pub(crate) mark: u32,
     /// `lo` for what is sent here.
-    pub(super) in_interface: &'a str,
+    pub(crate) in_interface: &'a str,
 }
 
 /// Asks the rules of policy routing in their order.
-pub(super) fn route(observed: &ObservedNetns, asked: &Asked<'_>) -> Routed {
+pub(crate) fn route(observed: &ObservedNetns, asked: &Asked<'_>) -> Routed {
     let family = Family::of_address(asked.destination);
-    let mut rules: Vec<&RoutingRule> = observed.rules.iter().filter(|rule| rule.family == family).collect();
-    if rules.is_empty() {
+    if !observed.rules.iter().any(|rule| rule.family == family) {
         return [LOCAL, MAIN]
             .into_iter()
             .find_map(|table| look_up(observed, table, asked))
             .unwrap_or_else(nowhere);
     }
+    decide(observed, asked).map_or_else(nowhere, |(_, routed)| routed)
+}
+
+/// The rule of policy routing that decides.
+pub(crate) fn deciding_rule<'a>(observed: &'a ObservedNetns, asked: &Asked<'_>) -> Option<&'a RoutingRule> {
+    decide(observed, asked).map(|(rule, _)| rule)
+}
+
+fn decide<'a>(observed: &'a ObservedNetns, asked: &Asked<'_>) -> Option<(&'a RoutingRule, Routed)> {
+    let family = Family::of_address(asked.destination);
+    let mut rules: Vec<&RoutingRule> = observed.rules.iter().filter(|rule| rule.family == family).collect();
     rules.sort_by_key(|rule| rule.preference);
-    for rule in rules {
-        if !rule.holds(asked) {
-            continue;
-        }
+    rules.into_iter().filter(|rule| rule.holds(asked)).find_map(|rule| {
         let found = match rule.lookup {
             _ if rule.asks_more => Some(Routed::Unknown(rule.text.clone())),
             RuleLookup::Table(table) => look_up(observed, table, asked),
             RuleLookup::Gone => Some(Routed::Gone(rule.text.clone())),
             RuleLookup::Other => Some(Routed::Unknown(rule.text.clone())),
         };
-        if let Some(found) = found {
-            return found;
-        }
-    }
-    nowhere()
+        found.map(|found| (rule, found))
+    })
 }
 
 fn nowhere() -> Routed {
@@ -85,7 +89,7 @@ fn look_up(observed: &ObservedNetns, table: u32, asked: &Asked<'_>) -> Option<Ro
     }
 }
 
-pub(crate) fn contains((prefix, length): (IpAddr, u8), address: IpAddr) -> bool {
+fn contains((prefix, length): (IpAddr, u8), address: IpAddr) -> bool {
     let same = |one: u128, other: u128, bits: u32| {
         let free = bits.saturating_sub(length.into());
         one.checked_shr(free).unwrap_or(0) == other.checked_shr(free).unwrap_or(0)

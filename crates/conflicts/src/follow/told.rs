@@ -22,7 +22,7 @@ impl Cause<'_> {
             Self::Policy(station) => {
                 let text = format!("policy of chain {}: drop", station.chain.name);
                 // A policy of iptables is everybody's.
-                let ours = station.table.ours && !station.table.lister.is_iptables();
+                let ours = station.table.is_only_ours();
                 LiveRule {
                     why: ours.then(String::new),
                     verdict: Some(ListedAct::Drop),

@@ -1,11 +1,12 @@
 //! A packet's way from hook to hook.
 
-use ruleset::eval::Packet;
+use std::cell::OnceCell;
+
 use ruleset::listed::walk::{PacketEnd, Station};
 use ruleset::{ChainKind, Family, Hook};
 
 use super::branch::{Branch, Cause, Outcome};
-use super::order::{Meeting, orders};
+use super::order::{Meeting, Order, orders};
 use super::routing::{Asked, Routed, route};
 use crate::ObservedNetns;
 
@@ -17,28 +18,44 @@ const MAX_BRANCHES: usize = 64;
 /// The most rules that all ways together meet: some ten milliseconds of work.
 const MAX_MEETINGS: usize = 1_000_000;
 
-/// A namespace and a packet that is taken through it.
-pub(super) struct Way<'a> {
+/// A namespace through which packets are taken.
+pub(crate) struct Scene<'a> {
     observed: &'a ObservedNetns,
-    start: Branch<'a>,
+    /// By hook and family, as they are asked for.
+    orders: [[OnceCell<Vec<Order<'a>>>; 2]; 5],
+}
+
+impl<'a> Scene<'a> {
+    pub(crate) fn new(observed: &'a ObservedNetns) -> Self {
+        Self { observed, orders: Default::default() }
+    }
+
+    /// Every order in which packets of the family may meet the chains of a hook.
+    fn orders(&self, hook: Hook, family: Family) -> &[Order<'a>] {
+        let known = &self.orders[hook as usize][usize::from(family == Family::V6)];
+        known.get_or_init(|| orders(self.observed, hook, family))
+    }
+
+    /// Every way that a packet may take, each with its outcome, at least one; and how many rules were met.
+    pub(crate) fn branches(&self, start: Branch<'a>) -> (Vec<Branch<'a>>, usize) {
+        let mut way = Way { scene: self, observed: self.observed, met: 0 };
+        let branches = match start.interfaces.0.is_empty() {
+            true => way.is_sent(start),
+            false => way.arrives(vec![start], false),
+        };
+        (branches, way.met)
+    }
+}
+
+/// A packet's ways through a namespace.
+struct Way<'a, 's> {
+    scene: &'s Scene<'a>,
+    observed: &'a ObservedNetns,
     /// Rules that were met on all ways.
     met: usize,
 }
 
-impl<'a> Way<'a> {
-    pub(super) fn new(observed: &'a ObservedNetns, packet: &Packet) -> Self {
-        Self { observed, start: Branch::new(packet), met: 0 }
-    }
-
-    /// Every way that the packet may take, each with its outcome; at least one.
-    pub(super) fn branches(mut self) -> Vec<Branch<'a>> {
-        let start = self.start.clone();
-        match start.interfaces.0.is_empty() {
-            true => self.is_sent(start),
-            false => self.arrives(vec![start], false),
-        }
-    }
-
+impl<'a> Way<'a, '_> {
     fn is_sent(&mut self, mut start: Branch<'a>) -> Vec<Branch<'a>> {
         if start.interfaces.1.is_empty() {
             match self.routed(&start, LOOPBACK) {
@@ -160,17 +177,14 @@ impl<'a> Way<'a> {
     /// Takes branches through all chains of a hook.
     fn pass(&mut self, branches: Vec<Branch<'a>>, hook: Hook) -> Vec<Branch<'a>> {
         let mut passed: Vec<Branch<'a>> = Vec::new();
-        let mut known: [Option<Vec<_>>; 2] = [None, None];
         for mut branch in branches {
             if branch.outcome.is_some() {
                 passed.push(branch);
                 continue;
             }
             branch.comes_to(hook);
-            let family = branch.family();
-            let orders = known[usize::from(family == Family::V6)]
-                .get_or_insert_with(|| orders(self.observed, hook, family));
-            for (number, order) in orders.iter().enumerate() {
+            let scene = self.scene;
+            for (number, order) in scene.orders(hook, branch.family()).iter().enumerate() {
                 let mut ways = vec![branch.clone()];
                 if let Some(doubt) = order.doubt.as_ref().filter(|_| number > 0) {
                     ways[0].doubt.get_or_insert_with(|| doubt.clone());

@@ -7,13 +7,10 @@
 //! What is concluded is proven only if each rule on the way could be read, and in every order in which the kernel may have put chains of
 //! equal priority. Everything else is possible, and said to be no more.
 
-mod samples;
-
 use std::fmt;
 use std::net::IpAddr;
 
-use samples::Samples;
-
+use super::samples::Samples;
 use super::walk::{Fate, FirstPacket, PacketEnd, Station, StationKey, arrange, stations, walk};
 use super::{Condition, Field, ListedRule, ListedTable, address_of, number_of, number_of_name};
 use crate::rule::{Family, Hook};

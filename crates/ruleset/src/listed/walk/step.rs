@@ -27,6 +27,8 @@ pub struct PacketState<'a> {
     pub end: PacketEnd,
     /// The rule that took it.
     pub taker: Option<ListedPlace<'a>>,
+    /// The rule that decided its source.
+    pub source_by: Option<ListedPlace<'a>>,
     /// The rule that keeps it from connection tracking.
     pub untracked_by: Option<ListedPlace<'a>>,
     /// The rule that changed its mark last.
@@ -71,6 +73,7 @@ impl<'a> PacketState<'a> {
             listening: true,
             end: PacketEnd::Pass,
             taker: None,
+            source_by: None,
             untracked_by: None,
             marked_by: None,
             ended_by: None,
@@ -285,6 +288,7 @@ impl<'a> Walk<'a, '_, '_> {
             self.state.packet.source = number_of(*to);
         }
         self.state.connection.translated.1 = true;
+        self.state.source_by = Some(place);
         self.state.ended_by.get_or_insert(place);
         Step::Leave(Flow::Stop)
     }

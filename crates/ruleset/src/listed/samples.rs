@@ -1,7 +1,7 @@
 //! Packets made up from rules: for each rule, such as it would meet.
 
-use super::super::walk::FirstPacket;
-use super::super::{Condition, Field, ListedAct, ListedRule, ListedTable};
+use super::walk::FirstPacket;
+use super::{Condition, Field, ListedAct, ListedRule, ListedTable};
 
 /// The most rules, counted for each way that leads to them, for which packets are made up.
 const MAX_WAYS: usize = 20_000;
@@ -9,26 +9,28 @@ const MAX_WAYS: usize = 20_000;
 const MAX_DEPTH: usize = 8;
 
 /// Packets that rules would meet.
-pub(super) struct Samples<'a> {
+#[derive(Debug)]
+pub struct Samples<'a> {
     bases: &'a [FirstPacket],
-    pub(super) packets: Vec<FirstPacket>,
+    /// Those that were made, after the ones to begin with.
+    pub packets: Vec<FirstPacket>,
     /// Digests of the packets: one in 2⁶⁴ is left out.
     known: Vec<u64>,
     most: usize,
     ways: usize,
     /// There are more than are made.
-    pub(super) full: bool,
+    pub full: bool,
 }
 
 impl<'a> Samples<'a> {
     /// Begins with the packets that others are made of; `most` is how many there may be.
-    pub(super) fn new(bases: &'a [FirstPacket], most: usize) -> Self {
+    pub fn new(bases: &'a [FirstPacket], most: usize) -> Self {
         let known = bases.iter().map(FirstPacket::digest).collect();
         Self { bases, packets: bases.to_vec(), known, most, ways: 0, full: false }
     }
 
     /// Adds those that the rules of a chain would meet, and of the chains that it leads to.
-    pub(super) fn of_chain(
+    pub fn of_chain(
         &mut self,
         table: &'a ListedTable,
         rules: &'a [ListedRule],

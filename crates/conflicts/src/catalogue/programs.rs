@@ -1,0 +1,64 @@
+//! Programs that the kernel runs beside rules.
+
+use super::Found;
+use super::view::View;
+use crate::{BpfProgram, Conflict, ConflictId, LookedAt, NetnsScope, Severity};
+
+/// What the names of cilium's programs begin with.
+const CILIUM: &str = "cil_";
+
+pub(super) fn find(view: &View<'_>, found: &mut Found) {
+    let programs = match &view.observed.programs {
+        LookedAt::Found(programs) => programs,
+        LookedAt::Not(why) => {
+            found
+                .not_looked_at
+                .push(format!("programs that the kernel runs on packets and connect(2): {why}"));
+            return;
+        }
+    };
+    for program in programs {
+        let connects = ["cgroup/connect", "cgroup/sendmsg"].iter().any(|at| program.attached.starts_with(at));
+        match view.observed.scope {
+            _ if connects => found.add(connect(program)),
+            NetnsScope::Node if program.name.starts_with(CILIUM) => found.add(masquerade(program)),
+            // Nearly every node has programs on its interfaces.
+            NetnsScope::Node => {}
+            NetnsScope::Pod => found.add(on_packets(program)),
+        }
+    }
+}
+
+fn shown(program: &BpfProgram) -> String {
+    format!("{} (program {}) at {} of {}", program.name, program.id, program.attached, program.object)
+}
+
+/// It may translate a Service's address before there is a packet.
+fn connect(program: &BpfProgram) -> Conflict {
+    let (severity, advice) = match program.name.starts_with(CILIUM) {
+        true => (Severity::Error, "set socketLB.hostNamespaceOnly=true in cilium's values"),
+        false => (Severity::Warning, "ask the program's maker whether it translates addresses"),
+    };
+    let affects = "Services are translated in connect(2): the proxy sees the endpoint that was chosen, and routes by Service do not apply";
+    Conflict::of_setting(ConflictId::H5, severity, shown(program), affects, advice)
+}
+
+fn masquerade(program: &BpfProgram) -> Conflict {
+    Conflict::of_setting(
+        ConflictId::H3,
+        Severity::Warning,
+        shown(program),
+        "it may give probes another source address, so that pods cannot tell them",
+        "except link-local addresses from cilium's masquerading (masqLinkLocal=false)",
+    )
+}
+
+fn on_packets(program: &BpfProgram) -> Conflict {
+    Conflict::of_setting(
+        ConflictId::P4,
+        Severity::Warning,
+        shown(program),
+        "it may drop or redirect packets that no rule sees",
+        "ask the program's maker what it does",
+    )
+}
