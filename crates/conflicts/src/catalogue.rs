@@ -24,6 +24,8 @@ use view::View;
 
 /// The most conflicts of one kind that are kept.
 const MAX_OF_A_KIND: usize = 16;
+/// Bytes of advice to which no more is added.
+const MAX_ADVICE: usize = 600;
 
 /// What was found in a namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -76,7 +78,7 @@ struct Found {
 }
 
 impl Found {
-    /// Adds a conflict. Of one rule, the worst of a kind is kept.
+    /// Adds a conflict. Of one rule, the worst of a kind is kept, with the advice for all of its packets.
     fn add(&mut self, conflict: Conflict) {
         let same = |known: &&mut Conflict| {
             known.id == conflict.id && known.place == conflict.place && known.foreign == conflict.foreign
@@ -84,6 +86,8 @@ impl Found {
         if let Some(known) = self.conflicts.iter_mut().find(same) {
             if known.severity < conflict.severity {
                 *known = conflict;
+            } else if !known.advice.contains(&conflict.advice) && known.advice.len() < MAX_ADVICE {
+                known.advice = format!("{}; {}", known.advice, conflict.advice);
             }
             return;
         }

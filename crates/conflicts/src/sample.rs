@@ -2,12 +2,16 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use capture::ambient::{NodeOptions, PodOptions, plan_pod};
+use capture::ambient::{NodeOptions, PodOptions, ProbeSender, plan_host, plan_pod};
 use ruleset::eval::{Owner, Packet};
-use ruleset::listed::{ListedChain, ListedTable, Lister, parse_line, parse_tables, planned};
-use ruleset::{Backend, Base, ChainKind, Families, Family, Hook, Plan, Protocol};
+use ruleset::listed::{
+    Condition, Field, ListedChain, ListedTable, Lister, number_of, parse_line, parse_tables, planned,
+};
+use ruleset::{Backend, Base, ChainKind, Families, Family, Hook, Plan, Protocol, Routing};
 
-use crate::{ObservedAddress, ObservedLink, ObservedNetns, ObservedRoute, RoutingRule, RuleLookup};
+use crate::{
+    NetnsScope, ObservedAddress, ObservedLink, ObservedNetns, ObservedRoute, RoutingRule, RuleLookup,
+};
 
 pub(crate) const POD: &str = "10.0.0.9";
 pub(crate) const POD_V6: &str = "fd00::9";
@@ -54,16 +58,21 @@ pub(crate) fn pod_with(plan: &Plan) -> ObservedNetns {
         ObservedRoute { family, table, to: (any, 0), local, gone: false, interface: interface.to_owned() }
     };
     let families = [Family::V4, Family::V6];
-    let rules = families.into_iter().flat_map(|family| {
-        [
-            rule(family, 0, None, 255),
-            rule(family, 32764, Some((0x111, 0xfff)), 100),
-            rule(family, 32766, None, 254),
-        ]
-    });
-    let routes = families
-        .into_iter()
-        .flat_map(|family| [route(family, 100, true, "lo"), route(family, 254, false, "eth0")]);
+    let mut rules: Vec<RoutingRule> = Vec::new();
+    let mut routes: Vec<ObservedRoute> = Vec::new();
+    for family in families {
+        rules.extend([rule(family, 0, None, 255), rule(family, 32766, None, 254)]);
+        routes.push(route(family, 254, false, "eth0"));
+    }
+    for step in &plan.routing {
+        match *step {
+            Routing::Rule { family, mark, mask, table, priority } => {
+                rules.push(rule(family, priority, Some((mark, mask)), table));
+            }
+            Routing::LocalRoute { family, table } => routes.push(route(family, table, true, "lo")),
+            Routing::LoopbackAddress(_) => {}
+        }
+    }
     let address = |interface: &str, address: &str, prefix| ObservedAddress {
         interface: interface.to_owned(),
         address: ip(address),
@@ -72,8 +81,8 @@ pub(crate) fn pod_with(plan: &Plan) -> ObservedNetns {
     let off = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"];
     ObservedNetns {
         tables,
-        rules: rules.collect(),
-        routes: routes.collect(),
+        rules,
+        routes,
         sysctls: off.into_iter().map(|name| (name.to_owned(), "0".to_owned())).collect(),
         addresses: vec![
             address("lo", "127.0.0.1", 8),
@@ -92,6 +101,37 @@ pub(crate) fn pod_with(plan: &Plan) -> ObservedNetns {
 pub(crate) fn ambient(backend: Backend) -> (ObservedNetns, Plan) {
     let plan = plan_pod(&NodeOptions::default(), &PodOptions::default(), backend);
     (pod_with(&plan), plan)
+}
+
+/// The plan of a sidecar's pod that says nothing of its own.
+pub(crate) fn sidecar(backend: Backend, tproxy: bool) -> Plan {
+    let mode = if tproxy { capture::settings::Mode::Tproxy } else { capture::settings::Mode::Redirect };
+    let settings = capture::Settings { mode, ..capture::Settings::default() };
+    capture::plan(&settings, capture::PlanTarget { backend, ipv6: true })
+}
+
+/// A node with one pod in the mesh.
+pub(crate) fn node(backend: Backend) -> (ObservedNetns, Plan) {
+    let plan = plan_host(&NodeOptions::default(), ProbeSender::AnySocket, backend);
+    let mut observed = pod_with(&plan);
+    observed.scope = NetnsScope::Node;
+    observed.probed = vec![ip("10.244.0.7"), ip("fd00:10::7")];
+    observed.links.push(ObservedLink {
+        name: "veth1".to_owned(),
+        kind: "veth".to_owned(),
+        ..ObservedLink::default()
+    });
+    // The rules ask for the members of a set, which the kernel's reader looks up.
+    for (family, to) in [(Family::V4, observed.probed[0]), (Family::V6, observed.probed[1])] {
+        let rules = observed.tables.iter_mut().filter(|table| table.families.contains(family));
+        let rules = rules.flat_map(|table| &mut table.chains).flat_map(|chain| &mut chain.rules);
+        for condition in rules.flat_map(|rule| &mut rule.conditions) {
+            if *condition == Condition::Unread {
+                *condition = Condition::is(Field::Destination(family), number_of(to));
+            }
+        }
+    }
+    (observed, plan)
 }
 
 /// A base chain of others in a table of its own, younger than ours. Rules are written as iptables has them.

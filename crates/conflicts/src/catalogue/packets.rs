@@ -125,16 +125,16 @@ fn bases(view: &View<'_>, ours: &Scene<'_>, hook: Hook, family: Family) -> Vec<F
     let named = values(view, Field::Destination(family));
     destinations.extend(named.into_iter().map(|number| address_of(number, family)));
     let mut packets = Vec::new();
+    if hook == Hook::Output {
+        packets.push(FirstPacket { protocol: 17, ..view.sent(own, (somewhere, 53), SOMEBODY) });
+    }
     for port in ports {
         match hook {
             Hook::Output => {
-                packets.extend(destinations.iter().map(|to| view.sent(own, (*to, port), SOMEBODY)))
+                packets.extend(destinations.iter().map(|to| view.sent(own, (*to, port), SOMEBODY)));
             }
             _ => packets.push(view.received(somewhere, (own, port))),
         }
-    }
-    if hook == Hook::Output {
-        packets.push(FirstPacket { protocol: 17, ..view.sent(own, (somewhere, 53), SOMEBODY) });
     }
     packets.retain(|packet| captured(view, ours, packet).is_some());
     packets.truncate(MAX_BASES);

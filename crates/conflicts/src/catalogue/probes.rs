@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
+use ruleset::Family;
 use ruleset::listed::walk::FirstPacket;
 use ruleset::listed::{address_of, number_of, state};
-use ruleset::{Family, Hook};
 
 use super::Found;
 use super::nat::resolution;
@@ -28,10 +28,9 @@ const POLICIES: [(&str, &str); 6] = [
 pub(super) fn find(view: &View<'_>, found: &mut Found) {
     for source in &view.probe_sources {
         let family = Family::of_address(*source);
-        match view.observed.probed.iter().find(|to| Family::of_address(**to) == family) {
-            Some(to) => Probe { view, source: *source, to: *to }.look(found),
-            // No pod, no probe.
-            None => {}
+        // Without a pod there is no probe.
+        if let Some(to) = view.observed.probed.iter().find(|to| Family::of_address(**to) == family) {
+            Probe { view, source: *source, to: *to }.look(found);
         }
     }
 }
@@ -98,14 +97,14 @@ impl<'a> Probe<'_, 'a> {
     fn judge(&self, way: &Branch<'_>, certain: bool) -> Option<Conflict> {
         let severity = if certain { Severity::Error } else { Severity::Warning };
         match &way.outcome {
-            Some(Outcome::Dropped(by)) => by.is_foreign().then(|| self.dropped(by, severity)),
-            Some(Outcome::Unknown(by @ Cause::Rule(_))) => Some(self.dropped(by, Severity::Warning)),
+            Some(Outcome::Dropped(by)) => by.is_foreign().then(|| self.dropped(way, by, severity)),
+            Some(Outcome::Unknown(by @ Cause::Rule(_))) => Some(self.dropped(way, by, Severity::Warning)),
             Some(Outcome::Left) if !self.is_right(way) => self.other_source(way, severity),
             _ => None,
         }
     }
 
-    fn dropped(&self, by: &Cause<'_>, severity: Severity) -> Conflict {
+    fn dropped(&self, way: &Branch<'_>, by: &Cause<'_>, severity: Severity) -> Conflict {
         let may = if severity == Severity::Error { "are" } else { "may be" };
         let affects = format!("probes from {} to pods in the mesh {may} dropped here", self.source);
         let conflict = Conflict::of_cause(ConflictId::H1, severity, by, affects, "");
@@ -114,21 +113,22 @@ impl<'a> Probe<'_, 'a> {
             let advice = format!("allow {} in the pods' network policies, as {whose} has them", self.source);
             return Conflict { id: ConflictId::H4, advice, ..conflict };
         }
-        let rule = by.accept_before(&conflict.place, Family::of_address(self.to), &self.words(by.hook()));
+        let rule = by.accept_before(&conflict.place, Family::of_address(self.to), &self.words(way));
         let advice = rule.map(|rule| format!("accept probes before it, to each pod of the node: {rule}"));
         Conflict { advice: advice.unwrap_or_default(), ..conflict }
     }
 
-    /// What the missing rule asks for, as nft and as iptables write it. Output chains come before the source is changed.
-    fn words(&self, hook: Option<Hook>) -> (String, String) {
+    /// What the missing rule asks for, as nft and as iptables write it.
+    fn words(&self, way: &Branch<'_>) -> (String, String) {
         let (to, source) = (self.to, self.source);
         let ip = if to.is_ipv4() { "ip" } else { "ip6" };
-        match hook {
-            Some(Hook::Output) => (format!("{ip} daddr {to} meta l4proto tcp"), format!("-d {to} -p tcp")),
-            Some(Hook::Postrouting) => {
-                (format!("{ip} saddr {source} meta l4proto tcp"), format!("-s {source} -p tcp"))
+        match way.state.packet.owner {
+            // Before ours have changed the source, only the pod's address tells a probe.
+            Some(_) if way.state.packet.source != number_of(source) => {
+                (format!("{ip} daddr {to} meta l4proto tcp"), format!("-d {to} -p tcp"))
             }
-            _ => (
+            Some(_) => (format!("{ip} saddr {source} meta l4proto tcp"), format!("-s {source} -p tcp")),
+            None => (
                 format!("{ip} saddr {to} ct state established"),
                 format!("-s {to} -m conntrack --ctstate ESTABLISHED"),
             ),

@@ -124,6 +124,7 @@ fn packet(source: IpAddr, (to, port): (IpAddr, u16)) -> FirstPacket {
         destination_port: port,
         in_interface: 0,
         out_interface: 0,
+        own_destination: false,
         owner: None,
         mark: 0,
     }

@@ -100,6 +100,7 @@ impl<'a> Branch<'a> {
             destination_port: packet.destination_port,
             in_interface: 0,
             out_interface: 0,
+            own_destination: packet.own_destination,
             owner: packet.owner.map(|Owner { uid, gid }| (uid, gid)),
             mark: packet.mark,
         };
@@ -157,22 +158,24 @@ impl<'a> Branch<'a> {
         });
     }
 
+    /// Has passed a base chain.
+    pub(crate) fn has_met(&mut self) {
+        if let (PacketEnd::Redirect(_) | PacketEnd::Dnat { .. } | PacketEnd::Tproxy(_), Some(by)) =
+            (self.state.end, self.state.taker)
+        {
+            self.taken.get_or_insert((self.state.end, by));
+        }
+    }
+
     /// Has passed all chains of a hook.
     pub(crate) fn leaves(&mut self, hook: Hook) {
         if let Some(stop) = self.passed.last_mut() {
             stop.held = std::mem::take(&mut self.state.held);
             stop.policy = self.state.dropped_by_policy_of;
         }
-        match (self.state.end, self.state.taker) {
-            _ if self.outcome.is_some() => {}
-            (PacketEnd::Dropped, by) => {
-                let by = self.state.dropped_by_policy_of.map(Cause::Policy).or(by.map(Cause::Rule));
-                self.outcome = by.map(Outcome::Dropped);
-            }
-            (end @ (PacketEnd::Redirect(_) | PacketEnd::Dnat { .. } | PacketEnd::Tproxy(_)), Some(by)) => {
-                self.taken.get_or_insert((end, by));
-            }
-            _ => {}
+        if self.state.end == PacketEnd::Dropped && self.outcome.is_none() {
+            let by = self.state.dropped_by_policy_of.map(Cause::Policy).or(self.state.taker.map(Cause::Rule));
+            self.outcome = by.map(Outcome::Dropped);
         }
         self.state.end = PacketEnd::Pass;
         self.state.taker = None;
@@ -225,8 +228,8 @@ impl<'a> Branch<'a> {
             ends && place.rule.why.is_some()
         };
         let held = || self.passed.iter().flat_map(|stop| &stop.held).filter(ends_chain);
-        let in_nat = held().filter(|place| place.base.kind == ChainKind::Nat).last();
-        in_nat.or_else(|| held().last()).map(|place| Cause::Rule(*place))
+        let in_nat = held().rfind(|place| place.base.kind == ChainKind::Nat);
+        in_nat.or_else(|| held().next_back()).map(|place| Cause::Rule(*place))
     }
 
     pub(crate) fn arrival(&self) -> Arrival {
@@ -273,6 +276,7 @@ fn told(packet: &FirstPacket, (in_interface, out_interface): &(String, String), 
         destination_port: packet.destination_port,
         in_interface: in_interface.clone(),
         out_interface: out_interface.clone(),
+        own_destination: packet.own_destination,
         owner: packet.owner.map(|(uid, gid)| Owner { uid, gid }),
         mark: packet.mark,
         ..like.clone()

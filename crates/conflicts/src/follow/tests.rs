@@ -147,3 +147,10 @@ fn what_is_translated_to_elsewhere_is_passed_on_only_where_the_namespace_forward
     observed.sysctls.insert("net/ipv4/ip_forward".to_owned(), "1".to_owned());
     assert_eq!(end(&observed, &inbound("10.0.0.9:80")), format!("bypass by foreign {dnat}"));
 }
+
+#[test]
+fn name_resolution_by_udp_is_captured() {
+    let (observed, _) = ambient(Backend::Nftables);
+    let packet = ruleset::eval::Packet { protocol: ruleset::Protocol::Udp, ..outbound("10.0.0.1:53") };
+    assert_eq!(end(&observed, &packet), "captured 15053");
+}

@@ -135,6 +135,15 @@ impl<'a> Way<'a, '_> {
         branch
     }
 
+    /// Where addresses were read, they say whether the destination is one of the interface by which the packet came in.
+    fn tell_own_destination(&self, branch: &mut Branch<'a>) {
+        let to = branch.destination();
+        let mut own = self.observed.addresses_of(&branch.interfaces.0).peekable();
+        if own.peek().is_some() {
+            branch.state.packet.own_destination = own.any(|address| address == to);
+        }
+    }
+
     fn routed(&self, branch: &Branch<'_>, in_interface: &str) -> Routed {
         let packet = &branch.state.packet;
         let asked = Asked {
@@ -182,6 +191,7 @@ impl<'a> Way<'a, '_> {
                 passed.push(branch);
                 continue;
             }
+            self.tell_own_destination(&mut branch);
             branch.comes_to(hook);
             let scene = self.scene;
             for (number, order) in scene.orders(hook, branch.family()).iter().enumerate() {
@@ -281,6 +291,7 @@ impl<'a> Way<'a, '_> {
                 choices[at - 1]
             });
             self.met += way.state.met - branch.state.met;
+            way.has_met();
             if let Some(place) = way.state.unread {
                 return vec![way.ended(Outcome::Unknown(Cause::Rule(place)))];
             }

@@ -176,9 +176,9 @@ fn condition(
         }
         ("multiport", "--dports") => asks(Field::DestinationPort, all, ports(&words.next()?)?),
         ("multiport", "--sports") => asks(Field::SourcePort, all, ports(&words.next()?)?),
-        // Without the extension's name as we write it, with it as it is printed.
-        ("" | "tcp" | "udp" | "sctp", "--dport") => asks(Field::DestinationPort, all, ports(&words.next()?)?),
-        ("" | "tcp" | "udp" | "sctp", "--sport") => asks(Field::SourcePort, all, ports(&words.next()?)?),
+        // Of the protocol, whose name iptables prints before it; ours stand after whichever extension.
+        (_, "--dport") => asks(Field::DestinationPort, all, ports(&words.next()?)?),
+        (_, "--sport") => asks(Field::SourcePort, all, ports(&words.next()?)?),
         ("owner", "--uid-owner") => asks(Field::Uid, all, vec![range(&words.next()?, '-')?]),
         ("owner", "--gid-owner") => asks(Field::Gid, all, vec![range(&words.next()?, '-')?]),
         ("owner", "--socket-exists") => asks(Field::Socket, all, vec![(1, 1)]),
