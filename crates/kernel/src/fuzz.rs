@@ -35,6 +35,7 @@ fn run(input: &[u8]) -> Outcome {
         crate::route::tests::read(&open),
         crate::sockets::tests::read(&open),
         crate::conntrack::read_entries(&open),
+        crate::watch::tests::read(&open, input),
     ];
     let few = |found: usize| found.min(3);
     Outcome::of(read.concat().into_iter().map(|found| found.map(few)).collect::<Vec<_>>())

@@ -100,6 +100,13 @@ impl NetlinkSocket {
         Ok(Self { fd, protocol, buffer: Vec::new(), events })
     }
 
+    /// As if it were kept: all that comes are events.
+    #[cfg(test)]
+    pub(crate) fn hearing(self) -> Self {
+        let events = Some(Events { port: u32::MAX, heard: Heard::default(), unread: false });
+        Self { events, ..self }
+    }
+
     /// What has happened since the last call; never waits. If there is more, the socket stays readable.
     pub(crate) fn hear(&mut self) -> Result<Heard, Error> {
         self.make_room(SMALL_BUFFER);

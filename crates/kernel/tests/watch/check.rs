@@ -3,18 +3,19 @@
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 
 use capture::ambient::{NodeOptions, PodOptions, plan_pod};
+use capture::settings::{Mode, PortChoice};
+use capture::{PlanTarget, Settings};
 use kernel::iptables::{Iptables, Variant};
 use kernel::nft::Nftables;
 use kernel::{Check, Choice, Difference, KeptSockets, Kernel};
-use ruleset::Plan;
+use ruleset::{Plan, Routing};
 use testkit::TestNetns;
 
 use crate::events::{keep, sh};
 use crate::way::Way;
 
-/// Changes of everything that a plan has, and of what is none of it; as shell lines for bash-free shells, with `T`, `C` and `H` for a table, a chain
-/// of it and the handle of a rule.
-const DAMAGES: [&str; 14] = [
+/// Changes of everything that a plan has, and of what is none of it; with `T`, `C` and `R` for a table, a chain of it and a table of the routing.
+const DAMAGES: [&str; 15] = [
     "nft delete table inet T",
     "nft flush table inet T",
     "nft flush chain inet T C",
@@ -23,10 +24,11 @@ const DAMAGES: [&str; 14] = [
     "nft add chain inet T extra",
     "nft add set inet T extra \"{ type ipv4_addr; }\"",
     "nft add table inet T \"{ flags dormant; }\"",
-    "ip rule del lookup 100",
-    "ip -6 rule del lookup 100",
-    "ip route flush table 100",
-    "ip -6 route flush table 100",
+    "ip rule del lookup R",
+    "ip -6 rule del lookup R",
+    "ip route flush table R",
+    "ip -6 route flush table R",
+    "sysctl -qw net.ipv6.conf.lo.disable_ipv6=1",
     "nft add table inet foreign",
     "iptables-nft -t nat -A OUTPUT -j ACCEPT",
 ];
@@ -40,7 +42,21 @@ struct Pod {
 impl Pod {
     fn new(way: Way) -> Self {
         let node = NodeOptions { ipv6: true, ..NodeOptions::default() };
-        let plan = plan_pod(&node, &PodOptions::default(), way.backend());
+        Self::of(plan_pod(&node, &PodOptions::default(), way.backend()), way)
+    }
+
+    /// With a sidecar that takes transparent connections, and ports in sets.
+    fn sidecar(way: Way) -> Self {
+        let settings = Settings {
+            mode: Mode::Tproxy,
+            inbound_ports_excluded: PortChoice::Only(vec![15020, 15021, 15090]),
+            outbound_ports_excluded: PortChoice::Only(vec![3306, 5432]),
+            ..Settings::default()
+        };
+        Self::of(capture::plan(&settings, PlanTarget { backend: way.backend(), ipv6: true }), way)
+    }
+
+    fn of(plan: Plan, way: Way) -> Self {
         let pod = Self { ns: TestNetns::new().unwrap(), plan, iptables: way.iptables() };
         pod.apply(way);
         pod
@@ -62,8 +78,12 @@ impl Pod {
         self.ns.enter(|inside| self.kernel().observe(inside, &self.plan)).unwrap().unwrap()
     }
 
+    /// By somebody outside and by somebody inside, which comes to the same.
     fn check(&self, kept: &mut KeptSockets) -> Check {
-        self.kernel().check(kept, &self.plan).unwrap()
+        let check = self.kernel().check(kept, &self.plan).unwrap();
+        let inside = self.ns.enter(|inside| self.kernel().check_inside(inside, kept, &self.plan));
+        assert_eq!(inside.unwrap().unwrap(), check);
+        check
     }
 
     /// Differences as the check tells them, with the help of somebody inside where it needs that.
@@ -81,6 +101,14 @@ impl Pod {
         }
     }
 
+    fn routing_table(&self) -> u32 {
+        let table = |step: &Routing| match step {
+            Routing::Rule { table, .. } | Routing::LocalRoute { table, .. } => Some(*table),
+            Routing::LoopbackAddress(_) => None,
+        };
+        self.plan.routing.iter().find_map(table).unwrap()
+    }
+
     /// A damage with real names in it.
     fn damage(&self, line: &str, number: usize) {
         let tables = sh(&self.ns, "nft list tables inet | grep -o 'istio[a-z-]*' || true");
@@ -95,7 +123,7 @@ impl Pod {
             let chain = chains.get(number % chains.len().max(1)).unwrap_or(&"none");
             line.replace(" T", &format!(" {table}")).replace(" C", &format!(" {chain}"))
         } else {
-            line.to_owned()
+            line.replace(" R", &format!(" {}", self.routing_table()))
         };
         sh(&self.ns, &format!("{line} || true"));
     }
@@ -103,11 +131,11 @@ impl Pod {
 
 #[test]
 fn a_check_of_nf_tables_rules_finds_what_somebody_inside_finds() {
-    let mut pod = Pod::new(Way::Nft);
-    let mut kept = keep(&pod.ns);
-    assert_eq!(pod.check(&mut kept), Check::Equal);
     let mut damaged = 0;
     for round in 0..4 {
+        let pod = if round % 2 == 0 { Pod::new(Way::Nft) } else { Pod::sidecar(Way::Nft) };
+        let mut kept = keep(&pod.ns);
+        assert_eq!(pod.check(&mut kept), Check::Equal);
         for (number, line) in DAMAGES.iter().enumerate() {
             pod.damage(line, number + round);
             let observed = pod.observe();
@@ -119,12 +147,11 @@ fn a_check_of_nf_tables_rules_finds_what_somebody_inside_finds() {
             damaged += usize::from(!observed.is_empty());
             // Several damages together, too.
             if (number + round) % 3 == 0 {
+                sh(&pod.ns, "sysctl -qw net.ipv6.conf.lo.disable_ipv6=0");
                 pod.apply(Way::Nft);
                 assert_eq!(pod.check(&mut kept), Check::Equal, "repaired after {line}");
             }
         }
-        pod = Pod::new(Way::Nft);
-        kept = keep(&pod.ns);
     }
     assert!(damaged > 30, "{damaged}");
 }
