@@ -14,6 +14,7 @@ pub mod iptables;
 pub mod kubelet;
 mod netlink;
 pub mod nft;
+pub mod observed;
 mod order;
 mod record;
 pub mod route;

@@ -15,6 +15,7 @@ use ruleset::{Family, Routing};
 use rustix::io::Errno;
 
 use crate::netlink::{self, NetlinkSocket};
+pub(crate) use message::ListedAddress;
 use message::{ListedRoute, MarkRule};
 
 /// How many addresses, rules or routes of a namespace are read: a node may have one of each for every Service, and whoever adds a million must
@@ -201,22 +202,19 @@ pub fn link_addresses(inside: &Inside) -> Result<Vec<IpAddr>, Error> {
     list_addresses(inside, |interface| interface != message::LOOPBACK)
 }
 
-fn list_addresses(_: &Inside, counts: impl Fn(u32) -> bool) -> Result<Vec<IpAddr>, Error> {
-    let operation = "list the addresses of the namespace";
-    let failed = |source: netlink::Error| Error::Failed {
-        operation: operation.to_owned(),
-        hint: hint(&source),
-        source,
-    };
+fn list_addresses(inside: &Inside, counts: impl Fn(u32) -> bool) -> Result<Vec<IpAddr>, Error> {
+    let found = every_address(inside)?.into_iter().filter(|address| counts(address.interface));
+    Ok(found.map(|address| address.ip).collect())
+}
+
+pub(crate) fn every_address(_: &Inside) -> Result<Vec<ListedAddress>, Error> {
+    let failed = |source| unlisted("list the addresses of the namespace", source);
     let mut socket = NetlinkSocket::open(None).map_err(failed)?;
     let mut found = Vec::new();
     socket
         .dump_most(&message::list_addresses(message::AF_UNSPEC), (MOST, "addresses"), |part| match part {
             None => found.clear(),
-            Some(part) => {
-                let address = message::address(part).filter(|address| counts(address.interface));
-                found.extend(address.map(|address| address.ip));
-            }
+            Some(part) => found.extend(message::address(part)),
         })
         .map_err(failed)?;
     Ok(found)
@@ -319,6 +317,11 @@ fn is_no_ipv6(step: &Routing, error: &netlink::Error) -> bool {
     };
     let refused = matches!(error, netlink::Error::Refused { .. });
     v6 && refused && matches!(error.errno(), Some(Errno::AFNOSUPPORT | Errno::OPNOTSUPP | Errno::ACCESS))
+}
+
+/// A list that could not be had.
+pub(crate) fn unlisted(operation: &str, source: netlink::Error) -> Error {
+    Error::Failed { operation: operation.to_owned(), hint: hint(&source), source }
 }
 
 fn hint(error: &netlink::Error) -> &'static str {

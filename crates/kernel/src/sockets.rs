@@ -22,19 +22,19 @@ use crate::netlink::{self as exchange, FilterOperation, NetlinkSocket, flags};
 /// How many connections of a family are read. Where there are more, what is open is not known.
 const MOST: usize = 256 << 10;
 /// `SOCK_DIAG_BY_FAMILY` and `SOCK_DESTROY`.
-const BY_FAMILY: u16 = 20;
+pub(crate) const BY_FAMILY: u16 = 20;
 const DESTROY: u16 = 21;
 /// `INET_DIAG_REQ_BYTECODE`, an attribute of a request.
 const BYTECODE: u16 = 1;
 /// `INET_DIAG_MARK`, an attribute of an answer.
-const MARK: u16 = 15;
+pub(crate) const MARK: u16 = 15;
 /// Length of `struct inet_diag_sockid` and, before it in an answer, of family, state, timer and retransmissions.
-const ID: usize = 48;
-const BEFORE_ID: usize = 4;
+pub(crate) const ID: usize = 48;
+pub(crate) const BEFORE_ID: usize = 4;
 /// Length of `struct inet_diag_msg`.
-const ANSWER: usize = 72;
+pub(crate) const ANSWER: usize = 72;
 /// `AF_INET` and `AF_INET6`: a socket that takes connections of both families is of the second.
-const FAMILIES: [u8; 2] = [2, 10];
+pub(crate) const FAMILIES: [u8; 2] = [2, 10];
 const TCP: u8 = 6;
 /// All states of `net/tcp_states.h` but `TIME_WAIT` (6), `CLOSE` (7) and `LISTEN` (10): a process, or the kernel for one that has closed,
 /// has something to say or to hear still.
@@ -49,8 +49,8 @@ const EVENT_BUFFER: usize = 8 * 1024;
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} TCP connections of the namespace")]
 pub struct Error {
-    operation: &'static str,
-    source: exchange::Error,
+    pub(crate) operation: &'static str,
+    pub(crate) source: exchange::Error,
 }
 
 /// One end of a TCP connection that is in the namespace.
@@ -212,7 +212,7 @@ impl Sockets {
 }
 
 /// `struct inet_diag_req_v2`.
-fn request(family: u8, states: u32, id: &[u8; ID]) -> Vec<u8> {
+pub(crate) fn request(family: u8, states: u32, id: &[u8; ID]) -> Vec<u8> {
     let mut header = vec![family, TCP, 0, 0];
     header.extend_from_slice(&states.to_ne_bytes());
     header.extend_from_slice(id);

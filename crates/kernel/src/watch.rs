@@ -18,6 +18,7 @@ use std::sync::Arc;
 use netns::{Inside, Netns};
 use ruleset::{Family, Plan};
 
+pub(crate) use events::generation;
 pub use events::{Commit, Noticed};
 pub(crate) use legacy::LegacyTables;
 use legacy::{LegacyContent, LegacySocket};

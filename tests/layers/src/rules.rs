@@ -38,7 +38,7 @@ const CRATES: &[(&str, Layer)] = &[
     ("netns", Layer::Effect { ours: &["fault", "rundir"] }),
     ("trusted", Layer::Effect { ours: &[] }),
     ("zds", Layer::Effect { ours: &[] }),
-    ("kernel", Layer::Effect { ours: &["fault", "netns", "ruleset"] }),
+    ("kernel", Layer::Effect { ours: &["conflicts", "fault", "netns", "ruleset"] }),
     ("rundir", Layer::Effect { ours: &["facts", "trusted"] }),
     ("applied", Layer::Effect { ours: &["kernel", "netns", "rundir", "trusted"] }),
     (

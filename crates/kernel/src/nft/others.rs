@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use ruleset::Ruleset;
-use ruleset::listed::{ListedChain, ListedTable};
+use ruleset::listed::{ListedChain, ListedRule, ListedTable};
 
 use super::list::{self, HEADER};
 use super::read::{self, SetRanges};
@@ -62,7 +62,8 @@ pub(super) fn list(owners: &[Ruleset]) -> Result<Listing, Error> {
             if let (Some(chain), Some(parts)) =
                 (chains.iter_mut().find(|chain| chain.name == of), a.find(rule::EXPRESSIONS))
             {
-                chain.rules.push(read::rule(parts.nested(), &sets));
+                let handle = list::handle(a, rule::HANDLE);
+                chain.rules.push(ListedRule { handle, ..read::rule(parts.nested(), &sets) });
             }
         }
         if !whole {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ruleset::Family;
 
-use super::{Error, hint};
+use super::{Error, hint, unlisted};
 use crate::netlink::wire::{Message, MessageWriter};
 use crate::netlink::{self, NetlinkSocket, flags};
 use crate::sets::{address, octets};
@@ -136,10 +136,6 @@ pub(crate) fn failed(request: &RuleRequest<'_>, add: bool, source: netlink::Erro
     };
     let operation = format!("{} the routing rule {what}", if add { "add" } else { "remove" });
     Error::Failed { operation, hint: hint(&source), source }
-}
-
-fn unlisted(operation: &str, source: netlink::Error) -> Error {
-    Error::Failed { operation: operation.to_owned(), hint: hint(&source), source }
 }
 
 fn dump(

@@ -76,10 +76,10 @@ const LIST: u16 = flags::REQUEST | flags::DUMP;
 
 /// An address as listed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct ListedAddress {
-    pub(super) ip: IpAddr,
-    pub(super) prefix_len: u8,
-    pub(super) interface: u32,
+pub(crate) struct ListedAddress {
+    pub(crate) ip: IpAddr,
+    pub(crate) prefix_len: u8,
+    pub(crate) interface: u32,
 }
 
 /// A rule that looks at nothing but the mark.

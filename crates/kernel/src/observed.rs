@@ -1,0 +1,155 @@
+//! Everything in a network namespace that can change what becomes of a packet, ours and that of others, within bounds.
+//!
+//! Rules of ours come from the plan: whether they are there is what [`crate::Kernel::observe`] tells. What others have is read from the kernel,
+//! and what cannot be read is said to be so.
+
+mod links;
+mod processes;
+mod programs;
+mod routing;
+mod sockets;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use conflicts::{LookedAt, NetnsScope, ObservedNetns};
+use netns::Inside;
+use ruleset::listed::{ListedTable, Lister, attribute, planned};
+use ruleset::{Backend, Family, Plan};
+
+use crate::netlink::{self, NetlinkSocket};
+use crate::{Error, Kernel, watch};
+
+pub use processes::{PodProcesses, scan_processes};
+
+/// Whose namespace is looked at, and what is known of it besides.
+#[derive(Debug, Clone, Copy)]
+pub struct Subject<'a> {
+    /// Whose it is.
+    pub scope: NetnsScope,
+    /// What is planned there.
+    pub plan: &'a Plan,
+    /// The processes in it; of the node's own there is no need to know them.
+    pub processes: &'a PodProcesses,
+    /// The node's `/proc`.
+    pub proc_root: &'a Path,
+    /// The mark, and its mask, of sockets in the namespace whose process is elsewhere: those of ztunnel. To set it takes `CAP_NET_ADMIN`.
+    pub proxy_mark: Option<(u32, u32)>,
+    /// The tables of legacy iptables that were there before rules of ours, such as `ip nat (legacy)`; others came later. The kernel does not tell: absent
+    /// where nobody knows.
+    pub older: Option<&'a [String]>,
+}
+
+/// Settings that rules of ours depend on, below `/proc/sys`.
+const SYSCTLS: [&str; 14] = [
+    "net/ipv4/ip_forward",
+    "net/ipv6/conf/all/forwarding",
+    "net/ipv4/conf/all/rp_filter",
+    "net/ipv4/conf/default/rp_filter",
+    "net/ipv4/conf/lo/rp_filter",
+    "net/ipv4/conf/eth0/rp_filter",
+    "net/ipv4/conf/all/accept_local",
+    "net/ipv4/conf/all/route_localnet",
+    "net/ipv4/ip_local_port_range",
+    "net/ipv4/ip_local_reserved_ports",
+    "net/ipv6/conf/all/disable_ipv6",
+    "net/ipv6/conf/lo/disable_ipv6",
+    "net/netfilter/nf_conntrack_tcp_be_liberal",
+    "net/bridge/bridge-nf-call-iptables",
+];
+
+impl Kernel<'_> {
+    /// Reads the namespace.
+    ///
+    /// # Errors
+    /// The kernel could not be asked for rules, routes or interfaces.
+    pub fn observed(&self, inside: &Inside, subject: &Subject<'_>) -> Result<ObservedNetns, Error> {
+        let mut not_looked_at = Vec::new();
+        let tables = self.everybodys_tables(inside, subject, &mut not_looked_at)?;
+        let links = links::links(inside)?;
+        let names = links::names(&links);
+        let observed_routing = routing::read(inside, &names, subject.plan)?;
+        if !observed_routing.whole {
+            not_looked_at.push("there are more routes than are looked at".to_owned());
+        }
+        let listeners = sockets::listeners(inside).unwrap_or_else(|error| {
+            not_looked_at.push(fault::chain(&error));
+            Vec::new()
+        });
+        let listeners = subject.processes.attribute(listeners, subject);
+        let programs = match subject.scope {
+            NetnsScope::Pod => programs::of_control_groups(subject.processes),
+            NetnsScope::Node => LookedAt::Not("programs of the node's own namespace".to_owned()),
+        };
+        Ok(ObservedNetns {
+            scope: subject.scope,
+            tables,
+            rules: observed_routing.rules,
+            routes: observed_routing.routes,
+            sysctls: sysctls(),
+            addresses: links::addresses(inside, &names)?,
+            links: links.into_iter().map(|(_, link)| link).collect(),
+            processes: subject.processes.observed(&listeners),
+            listeners,
+            programs,
+            probed: Vec::new(),
+            not_looked_at,
+        })
+    }
+
+    /// Tables of everybody; those of the plan as it has them.
+    fn everybodys_tables(
+        &self,
+        inside: &Inside,
+        subject: &Subject<'_>,
+        not_looked_at: &mut Vec<String>,
+    ) -> Result<Vec<ListedTable>, Error> {
+        let plan = subject.plan;
+        let nft = self.nftables.others(inside, &plan.layers)?;
+        let mut iptables = self.iptables.others(inside, &plan.layers)?;
+        not_looked_at.extend([&nft.notes[..], &iptables.notes].concat());
+        for table in &mut iptables.tables {
+            table.age = match (table.lister, subject.older) {
+                (Lister::IptablesLegacy, None) => None,
+                (Lister::IptablesLegacy, Some(older)) if older.contains(&table.name) => Some(0),
+                (Lister::IptablesLegacy, Some(_)) => Some(u64::MAX),
+                _ => nft.age(&table.name),
+            };
+        }
+        let mut tables = match plan.backend {
+            Backend::Iptables => {
+                for family in [Family::V4, Family::V6] {
+                    attribute(&mut iptables.tables, &planned(&plan.layers, family));
+                }
+                Vec::new()
+            }
+            Backend::Nftables => {
+                let record = self.nftables.recorded(&plan.layers);
+                self.nftables.tables(&plan.layers, &record).unwrap_or_default()
+            }
+        };
+        for table in &mut tables {
+            table.age = nft.age(&table.name);
+        }
+        tables.extend(nft.tables);
+        tables.extend(iptables.tables);
+        Ok(tables)
+    }
+}
+
+/// The number of the last transaction of nf_tables in the namespace; another one after each.
+///
+/// # Errors
+/// The kernel does not tell, or has no nf_tables.
+pub fn generation(_: &Inside) -> Result<u32, netlink::Error> {
+    watch::generation(&mut NetlinkSocket::netfilter()?)
+}
+
+/// Those of the calling thread's namespace that are there.
+fn sysctls() -> BTreeMap<String, String> {
+    let read = |name: &&str| {
+        let text = std::fs::read_to_string(Path::new("/proc/sys").join(name)).ok()?;
+        Some(((*name).to_owned(), text.trim().to_owned()))
+    };
+    SYSCTLS.iter().filter_map(read).collect()
+}

@@ -1,0 +1,91 @@
+//! BPF programs of a pod's control group: what is translated in connect(2) never comes to the rules as the application meant it.
+
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
+
+use conflicts::{BpfProgram, LookedAt};
+
+use super::PodProcesses;
+
+/// Where version 2 of control groups is mounted.
+const MOUNT: &str = "/sys/fs/cgroup";
+/// `BPF_PROG_QUERY`, and `BPF_F_QUERY_EFFECTIVE`: also programs of the groups above (linux/bpf.h).
+const PROG_QUERY: i64 = 16;
+const EFFECTIVE: u32 = 1;
+/// `BPF_CGROUP_*`: where programs run that translate what applications connect and send to.
+const HOOKS: [(u32, &str); 4] =
+    [(10, "cgroup/connect4"), (11, "cgroup/connect6"), (14, "cgroup/sendmsg4"), (15, "cgroup/sendmsg6")];
+/// Programs of a hook that are told.
+const MOST: usize = 64;
+
+/// The beginning of `union bpf_attr` for `BPF_PROG_QUERY`.
+#[repr(C)]
+#[derive(Default)]
+struct Query {
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+    attach_flags: u32,
+    ids: u64,
+    count: u32,
+    padding: u32,
+}
+
+/// Those on connect(2) and sendmsg(2). Who may not ask, or cannot see the group, has not looked.
+pub(super) fn of_control_groups(processes: &PodProcesses) -> LookedAt<Vec<BpfProgram>> {
+    let Some(group) = &processes.control_group else {
+        return LookedAt::Not("BPF programs: no control group of the pod is known".to_owned());
+    };
+    let path = Path::new(MOUNT).join(group.strip_prefix("/").unwrap_or(group));
+    let directory = match std::fs::File::open(&path) {
+        Ok(directory) => directory,
+        Err(error) => return LookedAt::Not(format!("BPF programs: open {}: {error}", path.display())),
+    };
+    let mut found = Vec::new();
+    for (hook, name) in HOOKS {
+        match query(&directory, hook) {
+            Ok(ids) => found.extend(ids.into_iter().map(|id| BpfProgram {
+                attached: name.to_owned(),
+                object: group.display().to_string(),
+                name: String::new(),
+                id,
+            })),
+            Err(error) => return LookedAt::Not(format!("BPF programs: ask for those at {name}: {error}")),
+        }
+    }
+    LookedAt::Found(found)
+}
+
+#[allow(unsafe_code)]
+fn query(group: &impl AsFd, hook: u32) -> std::io::Result<Vec<u32>> {
+    use std::ffi::c_long;
+    /// The number of bpf(2).
+    #[cfg(target_arch = "x86_64")]
+    const BPF: c_long = 321;
+    #[cfg(not(target_arch = "x86_64"))]
+    const BPF: c_long = 280;
+    unsafe extern "C" {
+        // rustix has no bpf(2).
+        fn syscall(number: c_long, ...) -> c_long;
+    }
+    let mut ids = [0u32; MOST];
+    let mut query = Query {
+        // Descriptors are not negative.
+        target: group.as_fd().as_raw_fd().cast_unsigned(),
+        attach_type: hook,
+        flags: EFFECTIVE,
+        ids: ids.as_mut_ptr() as u64,
+        count: MOST as u32,
+        ..Query::default()
+    };
+    // SAFETY: the kernel reads the structure of the length that is told, writes numbers of programs to `ids`, at most as many as it has room for, and
+    // their count to the structure. Both live through the call.
+    let result = unsafe { syscall(BPF, PROG_QUERY, &raw mut query, size_of::<Query>()) };
+    if result < 0 {
+        let error = std::io::Error::last_os_error();
+        // There are more than are told.
+        let full = rustix::io::Errno::from_io_error(&error) == Some(rustix::io::Errno::NOSPC);
+        return if full { Ok(ids.to_vec()) } else { Err(error) };
+    }
+    Ok(ids.into_iter().take(query.count as usize).collect())
+}
