@@ -166,6 +166,7 @@ impl Agent {
             run_dir: config.run_dir.clone(),
             rules: config.older.clone(),
             repair: config.repair.clone(),
+            live_updates: config.ambient.live_updates,
             node: config.sidecar_settings.clone(),
             choice: config.choice,
             kernel_network_runtime_classes: config.kernel_network_runtime_classes.clone(),
@@ -176,6 +177,7 @@ impl Agent {
             ambient: ambient.clone(),
             health: health.clone(),
             metrics: metrics.clone(),
+            events: events.clone(),
             log: log.clone(),
         });
         let agent = Self {

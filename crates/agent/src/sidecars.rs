@@ -7,6 +7,7 @@
 //! [`executor`] carries them out, one at a time for each pod, by the queue of [`crate::pods`].
 
 mod executor;
+mod live;
 mod locate;
 mod mark;
 mod notes;
@@ -27,6 +28,7 @@ use capture::annotations::NodeSettings;
 use cluster::{Cluster, Queue, Writer};
 use facts::PodRef;
 use fault::Backoff;
+use intent::live::LiveUpdates;
 use intent::sidecar::{Aim, Capture, DeletionRate};
 use kernel::Choice;
 use kernel::iptables::Iptables;
@@ -35,10 +37,13 @@ use telemetry::Scope;
 use tokio::sync::Notify;
 use tokio::task::{JoinError, JoinSet};
 
+use self::live::RecordedPods;
 use crate::ambient::Ambient;
 use crate::backends::Backends;
+use crate::events::Events;
 use crate::finder::Finder;
 use crate::health::{Health, Notice, count_and_names};
+use crate::live::LiveNews;
 use crate::metrics::Metrics;
 use crate::pods::{Reconcile, work};
 use crate::slots::Slots;
@@ -64,6 +69,7 @@ pub(crate) struct Parts {
     pub(crate) run_dir: PathBuf,
     pub(crate) rules: SuspectRules,
     pub(crate) repair: RepairOptions,
+    pub(crate) live_updates: LiveUpdates,
     /// As an ADD of this node has them.
     pub(crate) node: NodeSettings,
     pub(crate) choice: Choice,
@@ -78,6 +84,7 @@ pub(crate) struct Parts {
     pub(crate) ambient: Arc<Ambient>,
     pub(crate) health: Arc<Health>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) events: Arc<Events>,
     pub(crate) log: Scope,
 }
 
@@ -97,6 +104,9 @@ pub(crate) struct Sidecars {
     finder: Finder,
     slots: Arc<Slots>,
     backends: Arc<Backends>,
+    /// Changes of running pods.
+    live: LiveNews,
+    recorded: RecordedPods,
     deletions: Mutex<DeletionRate>,
     /// When namespaces that are not known were looked for last.
     sought: Mutex<Option<Instant>>,
@@ -120,6 +130,8 @@ impl Sidecars {
             finder: Finder::default(),
             slots: Arc::default(),
             backends: Arc::new(Backends::new(Iptables::new, &parts.run_dir)),
+            live: LiveNews::new(parts.log.clone(), parts.events.clone(), parts.metrics.clone()),
+            recorded: RecordedPods::default(),
             deletions: Mutex::new(mark::deletion_rate()),
             sought: Mutex::default(),
             away: AtomicU32::default(),

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ::verification::Reason;
-use capture::{Expected, Settings};
+use capture::{Expected, Outside, Settings};
 use cluster::Queue;
 use facts::broken::BrokenRules;
 use facts::{Facts, Object, PodRef};
 use fault::{Backoff, Fault, Retry};
+use intent::live::CaptureWish;
 use kernel::Change;
 use netns::find::SearchRoots;
 use tokio::task::JoinError;
@@ -94,6 +95,9 @@ pub(crate) enum NotRepaired {
     /// An annotation cannot be used.
     #[error("setup redirect: {0}")]
     Settings(String),
+    /// Changed settings are not applied: those of before are in force.
+    #[error("apply the pod's changed annotations: {0}")]
+    Change(RulesFailure),
     /// The API server did not take it.
     #[error("{0}")]
     Mark(#[from] MarkFailure),
@@ -115,9 +119,12 @@ impl Fault for NotRepaired {
     fn retry(&self) -> Retry {
         match self {
             Self::Last(_) | Self::Rules(RulesFailure::NoListener(_)) => Retry::OnChange,
-            Self::Netns(_) | Self::Unseen(_) | Self::Rules(_) | Self::Settings(_) | Self::Mark(_) => {
-                Retry::Backoff
-            }
+            Self::Netns(_)
+            | Self::Unseen(_)
+            | Self::Rules(_)
+            | Self::Settings(_)
+            | Self::Change(_)
+            | Self::Mark(_) => Retry::Backoff,
         }
     }
 }
@@ -196,11 +203,18 @@ impl Sidecars {
             return Ok(());
         }
         match self.pods.expected(&facts, &self.expected_by()).as_deref() {
-            Some(Expected::Captured(settings)) => self.see_expected(pod, &facts, settings).await,
+            Some(Expected::Captured(settings)) => {
+                self.see_expected(pod, &facts, settings).await?;
+                self.follow_change(pod, &facts, CaptureWish::Captured(settings)).await
+            }
             Some(Expected::Unusable(error)) if self.acts_on_crash(&facts.pod) => match self.options().mode {
                 RepairMode::Repair => Err(NotRepaired::Settings(error.to_string())),
                 _ => Ok(self.mark(pod, &facts.pod, StartEvidence::Seen).await?),
             },
+            Some(Expected::Unusable(error)) => {
+                self.follow_change(pod, &facts, CaptureWish::Invalid(error.to_string())).await
+            }
+            Some(Expected::Outside(Outside::Skip(skip))) => self.follow_skip(pod, &facts, skip).await,
             _ => {
                 self.pods.forget(&pod.uid);
                 Ok(())
@@ -254,7 +268,8 @@ impl Sidecars {
             RepairMode::None => Ok(()),
             RepairMode::Repair => {
                 let runs = object.is_running();
-                let loading = Loading { pod: pod.clone(), addresses: object.ips(), sandbox, runs };
+                let loading =
+                    Loading { pod: pod.clone(), addresses: object.ips(), sandbox, runs, replaces: None };
                 self.repair_start(object, loading, &roots).await
             }
             RepairMode::Delete | RepairMode::Label => Ok(self.mark(pod, object, StartEvidence::Seen).await?),
@@ -321,6 +336,7 @@ impl Sidecars {
             self.parts.log.error(failure, &[("pod", pod)]);
         }
         match cause {
+            NotRepaired::Change(_) => self.parts.metrics.live_update("failed"),
             NotRepaired::Mark(failure) => self.tell_unmarked(pod, failure).await,
             _ if cause.waits() => {}
             _ => self.parts.metrics.repaired_pod("repair", "fail"),

@@ -4,10 +4,11 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use applied::{AppliedRecord, Origin, RecordKey};
+use applied::{AppliedRecord, AttachmentRecord, Origin, RecordKey};
 use capture::plan::{NoAddress, detect_ipv6, no_rules};
 use capture::{PlanInputs, PlanTarget, Settings};
 use facts::PodRef;
+use kernel::iptables::Iptables;
 use kernel::sockets::Sockets;
 use kernel::{Applied, Choice, Kernel, route};
 use netns::find::SearchRoots;
@@ -16,6 +17,7 @@ use ruleset::{Backend, Plan};
 
 use super::Sidecars;
 use super::pods::{Sandbox, SandboxRules};
+use crate::backends::Backends;
 use crate::finder;
 use crate::slots::{Task, UnfinishedAct};
 use crate::spare::{Spared, Sparing};
@@ -70,6 +72,8 @@ pub(super) struct Loading {
     pub(super) sandbox: Sandbox,
     /// Something of the pod may run already, so that connections may be open and the proxy has to listen.
     pub(super) runs: bool,
+    /// The plan whose rules are there and give way to others.
+    pub(super) replaces: Option<Arc<Plan>>,
 }
 
 impl Sidecars {
@@ -112,7 +116,10 @@ impl Sidecars {
         let choice = if has_had { Choice::Only(loading.sandbox.plan.backend) } else { self.parts.choice };
         let key = loading.pod.clone();
         let load = move || -> Result<Loaded, RulesFailure> {
-            let Loading { pod, addresses, sandbox, runs } = loading;
+            let Loading { pod, addresses, sandbox, runs, replaces } = loading;
+            let replacing = replaces
+                .map(|plan| Backends::new(|| Iptables::new().replacing(plan.layers.clone()), &run_dir));
+            let backends = replacing.as_ref().unwrap_or(&backends);
             netns::find::belongs_to(&sandbox.netns, host, &addresses, &finder::addresses)?;
             let Sandbox { netns, inputs, .. } = sandbox;
             netns.enter(|inside| {
@@ -131,13 +138,7 @@ impl Sidecars {
                 let target = PlanTarget { backend: plan.backend, ipv6: inputs.target.ipv6 };
                 let inputs = PlanInputs { settings: settings.clone(), target };
                 let mut warnings = spared.warnings;
-                let origin = Origin {
-                    netns: inside.id(),
-                    pod: pod.to_string(),
-                    uid: pod.uid,
-                    interface: String::new(),
-                    addresses,
-                };
+                let origin = origin(&pod, inside.id(), addresses);
                 warnings.extend(keep(&run_dir, backends.kernel(), &plan, &inputs, &origin));
                 Ok(Loaded { plan, applied, warnings })
             })?
@@ -148,17 +149,18 @@ impl Sidecars {
 
 /// What the plugin, or this agent, has written down of what it loaded into this namespace for this pod; the last of several.
 fn recorded(run_dir: &Path, pod: &PodRef, netns: NetnsId) -> Option<AppliedRecord> {
-    let is_its = |origin: &Origin| {
-        let same_uid = origin.uid.is_empty() || origin.uid == pod.uid || pod.uid.is_empty();
-        origin.netns == netns && origin.pod == pod.to_string() && same_uid
-    };
+    let origin = origin(pod, netns, Vec::new());
     let of_agent = applied::read(run_dir, RecordKey::Namespace(netns)).ok().flatten();
-    if let Some(record) = of_agent.filter(|record| is_its(&record.origin)) {
+    if let Some(record) = of_agent.filter(|record| is_of(&record.origin, &origin)) {
         return Some(record);
     }
-    let mut its = applied::attachments(run_dir).ok()?;
-    its.retain(|attachment| is_its(&attachment.origin));
-    its.into_iter().max_by_key(|attachment| attachment.written)?.read().ok().flatten()
+    attachments(run_dir, &origin)
+        .ok()?
+        .into_iter()
+        .max_by_key(|attachment| attachment.written)?
+        .read()
+        .ok()
+        .flatten()
 }
 
 /// What an ADD of this node would take for the pod now. Rules that are there stay in their backend.
@@ -225,5 +227,26 @@ fn keep(
     let record = kernel.record(plan)?;
     let key = RecordKey::Namespace(origin.netns);
     let written = applied::write(run_dir, key, origin, &record, &inputs.to_text());
+    let written = written.and_then(|()| {
+        let its = attachments(run_dir, origin)?;
+        its.iter().try_for_each(|attachment| attachment.replace(&record, &inputs.to_text()))
+    });
     written.err().map(|error| format!("CHECK will not know what was loaded into this pod: {error}"))
+}
+
+fn origin(pod: &PodRef, netns: NetnsId, addresses: Vec<IpAddr>) -> Origin {
+    Origin { netns, pod: pod.to_string(), uid: pod.uid.clone(), interface: String::new(), addresses }
+}
+
+/// The plugin's records of a pod's namespace.
+fn attachments(run_dir: &Path, origin: &Origin) -> Result<Vec<AttachmentRecord>, applied::Error> {
+    let mut all = applied::attachments(run_dir)?;
+    all.retain(|attachment| is_of(&attachment.origin, origin));
+    Ok(all)
+}
+
+/// Whether a record is about this pod in this namespace. Runtimes do not always tell a pod's uid.
+fn is_of(record: &Origin, origin: &Origin) -> bool {
+    let same_uid = record.uid.is_empty() || origin.uid.is_empty() || record.uid == origin.uid;
+    record.netns == origin.netns && record.pod == origin.pod && same_uid
 }

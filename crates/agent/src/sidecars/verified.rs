@@ -88,7 +88,8 @@ impl Sidecars {
             self.looks.push(pod.clone());
             return Ok(Repaired::Left);
         }
-        let loading = Loading { pod: pod.clone(), addresses: facts.pod.ips(), sandbox, runs: true };
+        let loading =
+            Loading { pod: pod.clone(), addresses: facts.pod.ips(), sandbox, runs: true, replaces: None };
         let loaded = self.load(loading, &roots).await.map_err(|failure| match &failure {
             RulesFailure::Kernel(_) | RulesFailure::NoListener(_) => {
                 RepairFailure { state: None, text: failure.to_string() }

@@ -12,6 +12,7 @@ mod floods;
 mod joining;
 mod keeping;
 mod life;
+mod live;
 mod logs;
 mod mesh;
 mod mesh_acts;

@@ -1,0 +1,164 @@
+//! Labels and annotations of a captured pod that change while it runs. [`intent::live`] says what becomes of that.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use capture::{PlanInputs, Reason, Settings, Skip, setting_changes};
+use facts::{Facts, PodRef};
+use intent::live::{CaptureWish, InForce, LiveChange, LiveUpdates, Proxy, SidecarPod, change};
+use kernel::sockets::Sockets;
+use netns::Inside;
+
+use super::Sidecars;
+use super::pods::{Place, Sandbox, SandboxRules};
+use super::repair::NotRepaired;
+use super::rules::Loading;
+use crate::slots::Task;
+
+/// The pods of which the plugin has left records before this agent began, by name and uid. It hears of those that come later.
+#[derive(Debug, Default)]
+pub(super) struct RecordedPods(OnceLock<HashSet<(String, String)>>);
+
+impl RecordedPods {
+    fn has(&self, run_dir: &Path, pod: &PodRef) -> bool {
+        let pods = self.0.get_or_init(|| {
+            let records = applied::attachments(run_dir).unwrap_or_default().into_iter();
+            records.map(|record| (record.origin.pod, record.origin.uid)).collect()
+        });
+        [&*pod.uid, ""].iter().any(|uid| pods.contains(&(pod.to_string(), (*uid).to_owned())))
+    }
+}
+
+impl Sidecars {
+    /// Does what is to be done about the settings of a pod that has rules of ours.
+    pub(super) async fn follow_change(
+        &self,
+        pod: &PodRef,
+        facts: &Facts,
+        wish: CaptureWish<'_>,
+    ) -> Result<(), NotRepaired> {
+        let updates = self.parts.live_updates;
+        if updates == LiveUpdates::Off {
+            return Ok(());
+        }
+        let Some(sandbox) = self.with_rules(pod, facts).await? else { return Ok(()) };
+        let in_force = &sandbox.inputs.settings;
+        let wanted = match &wish {
+            CaptureWish::Captured(wanted) => Some(of_the_pod(wanted, in_force)),
+            _ => None,
+        };
+        if wanted.as_ref() == Some(in_force) {
+            self.live.settled(&pod.uid);
+            return Ok(());
+        }
+        let wish = wanted.as_ref().map_or(wish, CaptureWish::Captured);
+        let proxy = self.proxy(pod, &sandbox).await?;
+        let in_force = InForce::Settings(in_force);
+        match change(&SidecarPod { in_force, wanted: wish, proxy }, updates) {
+            LiveChange::Apply => match wanted {
+                Some(wanted) => self.apply_change(pod, facts, &sandbox, wanted).await,
+                None => Ok(()),
+            },
+            LiveChange::Refuse(refused) => {
+                self.live.refused(pod, &refused).await;
+                Ok(())
+            }
+            LiveChange::Drain | LiveChange::Nothing | LiveChange::Repair | LiveChange::Forget => Ok(()),
+        }
+    }
+
+    /// The same for one that is not to be captured any more. The kill switch leaves rules as they are.
+    pub(super) async fn follow_skip(
+        &self,
+        pod: &PodRef,
+        facts: &Facts,
+        skip: &Skip,
+    ) -> Result<(), NotRepaired> {
+        if skip.reason == Reason::CaptureDisabled || facts.pod.host_network() {
+            self.pods.forget(&pod.uid);
+            return Ok(());
+        }
+        self.follow_change(pod, facts, CaptureWish::LeftAlone(skip.to_string())).await
+    }
+
+    /// The sandbox of a pod that has rules of ours. One that was never looked for is, where a record says that we have loaded some.
+    async fn with_rules(&self, pod: &PodRef, facts: &Facts) -> Result<Option<Sandbox>, NotRepaired> {
+        let had = |sandbox: &Sandbox| sandbox.rules != SandboxRules::Never;
+        if let Some(sandbox) = self.pods.sandbox(&pod.uid) {
+            return Ok(Some(sandbox).filter(had));
+        }
+        if self.pods.get(&pod.uid).is_none() && !self.recorded.has(&self.parts.run_dir, pod) {
+            return Ok(None);
+        }
+        let known = self.pods.of(pod);
+        let (netns, roots) = match self.locate_pod(&known, &facts.pod).await {
+            Ok(located) => located,
+            Err(unknown) if unknown.reason == ::verification::Reason::NoNamespace => {
+                return Err(NotRepaired::Unseen(unknown));
+            }
+            Err(_) => return Ok(None),
+        };
+        // Of a pod that is recorded the record says what its rules were made from.
+        let (none, addresses) = (Settings::default(), facts.pod.ips());
+        let looked = self.look(pod, netns, &roots, &none, addresses).await.map_err(NotRepaired::Change)?;
+        self.pods.set(pod, Place::At(looked.sandbox.clone()));
+        Ok(Some(looked.sandbox).filter(had))
+    }
+
+    /// Whether the pod's proxy listens where its rules lead.
+    async fn proxy(&self, pod: &PodRef, sandbox: &Sandbox) -> Result<Proxy, NotRepaired> {
+        let (netns, settings) = (sandbox.netns.clone(), sandbox.inputs.settings.clone());
+        let look = move || {
+            let wanted = [settings.proxy_port, settings.capture_port];
+            let listening = |inside: &Inside| Sockets::open(inside)?.listening(&wanted);
+            netns.enter(listening).map(|found| found.is_ok_and(|found| found.len() == wanted.len()))
+        };
+        let listens = self.slots.run(pod, Task::Verify, look).await;
+        let listens = listens.map_err(|error| NotRepaired::Change(error.into()))?;
+        let listens = listens.map_err(|error| NotRepaired::Change(error.into()))?;
+        Ok(if listens { Proxy::Running } else { Proxy::Silent })
+    }
+
+    /// Replaces the rules of a running pod. Where that fails those of before are in force.
+    async fn apply_change(
+        &self,
+        pod: &PodRef,
+        facts: &Facts,
+        before: &Sandbox,
+        settings: Settings,
+    ) -> Result<(), NotRepaired> {
+        let began = Instant::now();
+        let changes = setting_changes(&before.inputs.settings, &settings);
+        let inputs = PlanInputs { settings, target: before.inputs.target };
+        let after = Sandbox { plan: Arc::new(inputs.plan()), inputs: Arc::new(inputs), ..before.clone() };
+        let roots = self.roots().map_err(NotRepaired::Netns)?;
+        // What the verifier sees meanwhile is compared with what is to come.
+        let take = |sandbox: &Sandbox| {
+            let sandbox = sandbox.clone();
+            self.pods.change(&pod.uid, &before.netns, |known| *known = sandbox);
+        };
+        take(&after);
+        let loading = Loading {
+            pod: pod.clone(),
+            addresses: facts.pod.ips(),
+            sandbox: after,
+            runs: true,
+            replaces: Some(before.plan.clone()),
+        };
+        let loaded = self.load(loading, &roots).await.map_err(|failure| {
+            take(before);
+            NotRepaired::Change(failure)
+        })?;
+        loaded.warnings.iter().for_each(|text| self.parts.log.warn(text, &[("pod", pod)]));
+        self.live.applied(pod, &changes, began.elapsed()).await;
+        Ok(())
+    }
+}
+
+/// What the pod's annotations ask for; the rest is the node's, and as it was when the rules were made.
+fn of_the_pod(wanted: &Settings, in_force: &Settings) -> Settings {
+    let Settings { owner_groups, loopback_v4, .. } = in_force.clone();
+    Settings { owner_groups, loopback_v4, ..wanted.clone() }
+}

@@ -1,0 +1,241 @@
+//! Sidecar pods whose labels and annotations change while they run.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+use testkit::apiserver::Resource;
+use testkit::mesh::{Mesh, MeshPod};
+use testkit::{Agent, PATIENCE, PodCall, PodObject, TestNetns, eventually};
+
+const WORLD: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+/// Ports of servers in the world.
+const APP: u16 = 8080;
+const OTHER: u16 = 9090;
+const ANSWER: Duration = Duration::from_secs(5);
+/// After this time whatever follows a change has been done.
+const A_WHILE: Duration = Duration::from_millis(1500);
+const EXCLUDE: &str = "traffic.sidecar.istio.io/excludeOutboundPorts";
+/// `native_nftables` of both backends.
+const BACKENDS: [bool; 2] = [true, false];
+
+/// A captured pod whose proxy answers everything itself, and a world around it.
+struct Scene {
+    mesh: Mesh,
+    pod: MeshPod,
+    world: TestNetns,
+}
+
+impl Scene {
+    fn new(native: bool, updates: &str, annotations: &[(&str, &str)]) -> (Self, Agent) {
+        let (mesh, world) = (Mesh::new().unwrap(), TestNetns::new().unwrap());
+        let pod = mesh.sandbox("default", "web").unwrap();
+        let scene = Self { mesh, pod, world };
+        scene.connect_namespaces();
+        let (pod, agent) = (&scene.pod, scene.agent(updates));
+        let object = PodObject::named(&pod.name).in_namespace(&pod.namespace).uid(&pod.uid).on_node("n1");
+        scene.mesh.node.api.set_pod(object.sidecar().annotations(annotations).running(&[pod.ip]));
+        let mut call = scene.call();
+        call.conf["native_nftables"] = json!(native);
+        call.add().unwrap();
+        scene.mesh.run(&scene.pod).unwrap();
+        // As kubelet tells when the containers run.
+        scene.edit("labels", "started", "true");
+        std::thread::sleep(A_WHILE);
+        for port in [15001, 15006] {
+            answer(&scene.pod.netns, port, b'p');
+        }
+        for port in [APP, OTHER] {
+            answer(&scene.world, port, b's');
+        }
+        (scene, agent)
+    }
+
+    fn call(&self) -> PodCall {
+        PodCall::new(&self.mesh.node, "web", &self.pod.uid, self.pod.netns.path()).unwrap()
+    }
+
+    fn connect_namespaces(&self) {
+        let ip = self.pod.ip;
+        let link = format!("link add eth0 type veth peer name eth0 netns {}", self.world.path().display());
+        let address = format!("address add {ip}/32 dev eth0");
+        let own = [&*link, "link delete net0", &address, "link set eth0 up", "route add default dev eth0"];
+        self.pod.netns.ip(&own).unwrap();
+        let world = [
+            "link set eth0 up",
+            &format!("address add {WORLD}/32 dev eth0"),
+            &format!("route add {ip}/32 dev eth0"),
+        ];
+        self.world.ip(&world).unwrap();
+    }
+
+    fn agent(&self, updates: &str) -> Agent {
+        let agent = self.mesh.node.agent().env("LIVE_UPDATES", updates);
+        let agent = agent.env("HOST_ROOT", &self.mesh.root().to_string_lossy());
+        agent.env("CLEANUP_ON_EXIT", "never").ready().unwrap()
+    }
+
+    /// Changes labels or annotations of the pod as somebody does who edits it.
+    fn edit(&self, what: &str, name: &str, value: &str) {
+        let mut object = self.mesh.node.api.object(Resource::Pods, "default", "web").unwrap();
+        object["metadata"][what][name] = Value::from(value);
+        self.mesh.node.api.set_pod(object);
+    }
+
+    fn open(&self, port: u16) -> TcpStream {
+        let to = SocketAddr::new(IpAddr::V4(WORLD), port);
+        let stream = self.pod.netns.enter(|_| TcpStream::connect_timeout(&to, ANSWER)).unwrap().unwrap();
+        stream.set_read_timeout(Some(ANSWER)).unwrap();
+        stream
+    }
+
+    /// Waits until new connections to a port are answered by whom; says how long that took.
+    fn wait_answered(&self, port: u16, by: char) -> Duration {
+        let began = Instant::now();
+        eventually("new connections go by the new rules", PATIENCE, || {
+            let found = asked(&self.open(port));
+            ensure!(found == by, "{found} answers on {port}");
+            Ok(())
+        })
+        .unwrap();
+        began.elapsed()
+    }
+
+    fn rules(&self) -> String {
+        let line = "(nft -s list ruleset; iptables-save) | grep -v '^#'";
+        self.pod.netns.run(Command::new("sh").args(["-ec", line])).unwrap()
+    }
+
+    fn event(&self, reason: &str) -> Option<String> {
+        let events = self.mesh.node.api.events();
+        let its = events.iter().rfind(|event| event["reason"] == reason)?;
+        Some(its["message"].as_str().unwrap_or_default().to_owned())
+    }
+
+    fn wait_event(&self, reason: &str, says: &str) {
+        eventually(&format!("Event {reason}"), PATIENCE, || -> Result<()> {
+            let event = self.event(reason);
+            ensure!(event.as_ref().is_some_and(|message| message.contains(says)), "{event:?}");
+            Ok(())
+        })
+        .unwrap();
+    }
+}
+
+/// Answers each byte with this one.
+fn answer(namespace: &TestNetns, port: u16, with: u8) {
+    let listener = namespace.enter(|_| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))).unwrap().unwrap();
+    let serve = move |mut stream: TcpStream| {
+        let mut byte = [0];
+        while stream.read_exact(&mut byte).is_ok() && stream.write_all(&[with]).is_ok() {}
+    };
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || serve(stream));
+        }
+    });
+}
+
+/// Who answers: `p` is the proxy, `s` a server of the world.
+#[track_caller]
+fn asked(mut stream: &TcpStream) -> char {
+    let mut heard = [0];
+    stream.write_all(b"?").unwrap();
+    stream.read_exact(&mut heard).unwrap();
+    heard[0].into()
+}
+
+#[test]
+fn a_port_that_is_excluded_now_is_not_captured_any_more_and_what_is_open_goes_on() {
+    for native in BACKENDS {
+        let (scene, agent) =
+            Scene::new(native, "safe", &[("traffic.sidecar.istio.io/excludeInterfaces", "net7")]);
+        let before = scene.open(OTHER);
+        assert_eq!(asked(&before), 'p');
+        scene.edit("annotations", EXCLUDE, "9090");
+        scene.edit("annotations", "traffic.sidecar.istio.io/excludeInterfaces", "");
+        println!("{native}: in force after {:?}", scene.wait_answered(OTHER, 's'));
+        assert_eq!((asked(&before), asked(&scene.open(APP))), ('p', 'p'));
+        scene.wait_event("CaptureUpdated", "istio-local-outbound-ports-exclude: 15020 → 9090");
+        eventually("nothing of the old rules is left", PATIENCE, || {
+            ensure!(!scene.rules().contains("net7"), "{}", scene.rules());
+            Ok(())
+        })
+        .unwrap();
+        // The plugin compares with what is in force now.
+        let check = scene.call().run("CHECK").unwrap();
+        assert_eq!(check.exit, Some(0), "{check:#?}");
+        // The next agent knows it as well.
+        agent.kill().unwrap();
+        let rules = scene.rules();
+        let _agent = scene.agent("safe");
+        std::thread::sleep(A_WHILE);
+        assert_eq!(scene.rules(), rules);
+        assert_eq!(asked(&before), 'p');
+    }
+}
+
+#[test]
+fn what_a_running_proxy_cannot_follow_is_refused_once() {
+    let (scene, agent) = Scene::new(true, "safe", &[]);
+    let rules = scene.rules();
+    scene.edit("annotations", EXCLUDE, "many");
+    scene.wait_event("CaptureSettingsInvalid", EXCLUDE);
+    scene.edit("annotations", EXCLUDE, "9090");
+    scene.edit("annotations", "sidecar.istio.io/interceptionMode", "TPROXY");
+    scene.wait_event("CaptureChangeNeedsRestart", "the interception mode has changed");
+    scene.edit("labels", "seen", "true");
+    std::thread::sleep(A_WHILE);
+    assert!(scene.rules().contains("15006") && !scene.rules().contains("tproxy"), "{}", scene.rules());
+    scene.edit("annotations", "sidecar.istio.io/interceptionMode", "REDIRECT");
+    scene.wait_answered(OTHER, 's');
+    assert_ne!(scene.rules(), rules);
+    let refusals = scene.mesh.node.api.events();
+    let refusals = refusals.iter().filter(|event| event["reason"] == "CaptureChangeNeedsRestart");
+    assert_eq!(refusals.count(), 1, "{}", agent.log().text());
+}
+
+#[test]
+fn a_pod_that_is_not_to_be_captured_any_more_keeps_its_rules_while_its_proxy_runs() {
+    let (scene, agent) = Scene::new(true, "safe", &[]);
+    let rules = scene.rules();
+    scene.edit("labels", "sidecar.istio.io/inject", "false");
+    scene.wait_event("CaptureChangeNeedsRestart", "its proxy runs");
+    std::thread::sleep(A_WHILE);
+    assert_eq!(scene.rules(), rules, "{}", agent.log().text());
+    assert_eq!(asked(&scene.open(APP)), 'p');
+}
+
+#[test]
+fn nothing_changes_where_updates_are_off() {
+    let (scene, agent) = Scene::new(true, "off", &[]);
+    let rules = scene.rules();
+    scene.edit("annotations", EXCLUDE, "9090");
+    scene.edit("annotations", "traffic.sidecar.istio.io/includeInboundPorts", "nonsense");
+    std::thread::sleep(A_WHILE);
+    agent.kill().unwrap();
+    let _agent = scene.agent("off");
+    std::thread::sleep(A_WHILE);
+    assert_eq!(scene.rules(), rules);
+    let reasons = ["CaptureUpdated", "CaptureSettingsInvalid", "CaptureChangeNeedsRestart"];
+    assert_eq!(reasons.map(|reason| scene.event(reason)), [None, None, None]);
+}
+
+/// Labels may ask for injection as they like: without a proxy the pod's traffic would go nowhere.
+#[test]
+fn a_pod_without_a_proxy_is_never_programmed() {
+    let mesh = Mesh::new().unwrap();
+    let pod = mesh.running("default", "web", &[("sidecar.istio.io/inject", "true")]).unwrap();
+    let agent = mesh.node.agent().env("LIVE_UPDATES", "on").env("REPAIR_REPAIR_PODS", "true");
+    let agent = agent.env("HOST_ROOT", &mesh.root().to_string_lossy()).env("CLEANUP_ON_EXIT", "never");
+    let agent = agent.ready().unwrap();
+    let mut object = mesh.node.api.object(Resource::Pods, "default", "web").unwrap();
+    object["metadata"]["annotations"]["sidecar.istio.io/status"] = json!("{}");
+    object["spec"]["ephemeralContainers"] = json!([{"name": "istio-proxy", "image": "debug"}]);
+    mesh.node.api.set_pod(object);
+    std::thread::sleep(A_WHILE);
+    assert!(!pod.has_rules().unwrap(), "{}", agent.log().text());
+}
