@@ -85,10 +85,17 @@ fn older() -> PodObject {
 
 #[test]
 fn sidecar_mode_uses_its_rights_and_no_others() {
-    let objects = render_set(&[]).unwrap();
+    let all = "-all,+dac_override,+net_admin,+net_raw,+sys_ptrace,+sys_admin";
+    uses_its_rights(&[], all, false);
+    // Without what entering namespaces takes the agent is as ready.
+    uses_its_rights(&["verification.enabled=false,repair.repairPods=false"], "-all,+dac_override", true);
+}
+
+fn uses_its_rights(values: &[&str], capabilities: &str, is_confined: bool) {
+    let objects = render_set(values).unwrap();
     let wrapper = limited(&objects);
-    assert_eq!(wrapper[2], "-all,+dac_override");
-    assert!(wrapper.contains(&"--no-new-privs".to_owned()));
+    assert_eq!(wrapper[2], capabilities);
+    assert_eq!(wrapper.contains(&"--no-new-privs".to_owned()), is_confined);
     let wrapper: Vec<&str> = wrapper.iter().map(String::as_str).collect();
     let node = Node::new().unwrap();
     set_own(&node);

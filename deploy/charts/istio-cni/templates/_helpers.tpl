@@ -51,7 +51,8 @@ operator.istio.io/component: Cni
 
 {{/* Whether the agent enters pods' network namespaces: "true" or nothing. Takes the values. */}}
 {{- define "istio-cni.enters" -}}
-{{- if or .ambient.enabled .agent.takePodsOutOfAmbient }}true{{ end }}
+{{- $repairs := and .repair.enabled .repair.repairPods }}
+{{- if or .ambient.enabled .agent.takePodsOutOfAmbient .verification.enabled $repairs }}true{{ end }}
 {{- end -}}
 
 {{/* Whether the agent's pod uses the node's network: "true" or nothing. Takes the values. */}}
@@ -118,6 +119,7 @@ operator.istio.io/component: Cni
   "FACTS_TIMEOUT" $values.agent.factsTimeout
   "KERNEL_NETWORK_RUNTIME_CLASSES" (join "," $values.agent.kernelNetworkRuntimeClasses)
   "RUNTIME_ANNOTATIONS" (ternary "false" "" (eq (toString $values.agent.runtimeAnnotations) "false"))
+  "REPAIR_TRIGGER" (ternary "" $values.repair.trigger (eq ($values.repair.trigger | default "kernel") "kernel"))
   "STRICT_STATUS" $values.agent.strictStatus
   "POD_SOURCE" $values.agent.podSource
   "HEALTH_PORT" (ternary "" (int $values.agent.healthPort) (eq (int $values.agent.healthPort) 8000))

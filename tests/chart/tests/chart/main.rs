@@ -15,28 +15,29 @@ use std::sync::OnceLock;
 
 use chart::Objects;
 
-/// `repair.enabled`, `agent.takePodsOutOfAmbient`, the values of `repair` that bring nothing, and `ambient.enabled`.
+/// `repair.enabled`, `agent.takePodsOutOfAmbient`, `repair.repairPods` or else `repair.deletePods`, `ambient.enabled` and `verification.enabled`.
 #[derive(Clone, Copy, Debug)]
 struct Features {
     repair: bool,
     out_of_ambient: bool,
-    idle: bool,
+    repair_pods: bool,
     ambient: bool,
+    verification: bool,
 }
 
 impl Features {
     fn render(self) -> Objects {
-        let Self { repair, out_of_ambient, idle, ambient } = self;
-        let repair = format!(
-            "repair.enabled={repair},repair.repairPods={idle},repair.deletePods={idle},repair.labelPods={idle}"
-        );
+        let Self { repair, out_of_ambient, repair_pods, ambient, verification } = self;
+        let repair =
+            format!("repair.enabled={repair},repair.repairPods={repair_pods},repair.deletePods=true");
         let ambient = format!("ambient.enabled={ambient},agent.takePodsOutOfAmbient={out_of_ambient}");
-        chart::render_set(&[&repair, &ambient]).unwrap()
+        let verification = format!("verification.enabled={verification}");
+        chart::render_set(&[&repair, &ambient, &verification]).unwrap()
     }
 
     /// Whether the agent enters pods' network namespaces.
     fn enters(self) -> bool {
-        self.ambient || self.out_of_ambient
+        self.ambient || self.out_of_ambient || self.verification || (self.repair && self.repair_pods)
     }
 }
 
@@ -44,12 +45,13 @@ impl Features {
 fn combinations() -> &'static [(Features, Objects)] {
     static ALL: OnceLock<Vec<(Features, Objects)>> = OnceLock::new();
     ALL.get_or_init(|| {
-        (0..16_u8)
+        (0..32_u8)
             .map(|bits| Features {
                 repair: bits & 1 != 0,
                 out_of_ambient: bits & 2 != 0,
-                idle: bits & 4 != 0,
+                repair_pods: bits & 4 != 0,
                 ambient: bits & 8 != 0,
+                verification: bits & 16 != 0,
             })
             .map(|features| (features, features.render()))
             .collect()

@@ -60,6 +60,7 @@ const KNOWN: &[&str] = &[
     "KERNEL_NETWORK_RUNTIME_CLASSES",
     "LISTEN_ADDRESS",
     "POD_SOURCE",
+    "REPAIR_TRIGGER",
     "RUNTIME_ANNOTATIONS",
     "STATE_DIR",
     "STRICT_STATUS",
@@ -105,9 +106,9 @@ fn the_config_map_has_the_originals_keys_with_any_features() {
         assert_eq!(keys(objects), ALWAYS, "{features:?}");
         for (key, value) in [
             ("REPAIR_ENABLED", features.repair),
-            ("REPAIR_REPAIR_PODS", features.idle),
-            ("REPAIR_DELETE_PODS", features.idle),
-            ("REPAIR_LABEL_PODS", features.idle),
+            ("REPAIR_REPAIR_PODS", features.repair_pods),
+            ("REPAIR_DELETE_PODS", true),
+            ("REPAIR_LABEL_PODS", false),
             ("AMBIENT_ENABLED", features.ambient),
         ] {
             assert_eq!(objects.option(key), Some(value.to_string().as_str()), "{key} with {features:?}");
@@ -160,6 +161,8 @@ fn each_value_sets_its_option() {
         ("ambient.enableAmbientDetectionRetry=true", "ENABLE_AMBIENT_DETECTION_RETRY", Some("true")),
         ("ambient.enablementSelectors=null", "AMBIENT_ENABLEMENT_SELECTOR", Some("null")),
         ("repair.initContainerName=check", "REPAIR_INIT_CONTAINER_NAME", Some("check")),
+        ("repair.trigger=kernel", "REPAIR_TRIGGER", None),
+        ("repair.trigger=crash", "REPAIR_TRIGGER", Some("crash")),
         ("repair.brokenPodLabelKey=k", "REPAIR_BROKEN_POD_LABEL_KEY", Some("k")),
         ("repair.brokenPodLabelValue=v", "REPAIR_BROKEN_POD_LABEL_VALUE", Some("v")),
         ("global.nativeNftables=true", "NATIVE_NFTABLES", Some("true")),

@@ -31,7 +31,9 @@ fn rights_follow_from_the_features() {
             if there {
                 if role != "istio-cni" {
                     let labels = (role == "istio-cni-ambient").then_some("core namespaces: get");
-                    let wanted: Vec<&str> = labels.into_iter().chain([MARKS]).collect();
+                    let deletes = role == "istio-cni-repair-role" && !features.repair_pods;
+                    let deletion = deletes.then_some("core pods: delete");
+                    let wanted: Vec<&str> = labels.into_iter().chain([MARKS]).chain(deletion).collect();
                     assert_eq!(objects.rights(role), wanted, "{features:?}");
                 }
                 let binding = objects.get("ClusterRoleBinding", binding);

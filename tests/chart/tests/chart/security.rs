@@ -175,7 +175,8 @@ fn profiles_of_the_kernel_are_passed_on() {
 
 #[test]
 fn capabilities_can_be_added() {
-    let objects = render_set(&["agent.extraCapabilities={CHOWN}", "repair.enabled=false"]).unwrap();
+    let values = ["agent.extraCapabilities={CHOWN}", "repair.enabled=false,verification.enabled=false"];
+    let objects = render_set(&values).unwrap();
     assert_eq!(capabilities(&objects), ["CHOWN", "DAC_OVERRIDE"]);
 }
 

@@ -46,6 +46,8 @@ fn defaults_are_the_originals() {
         ("/repair/repairPods", json!(true)),
         ("/repair/deletePods", json!(false)),
         ("/repair/labelPods", json!(false)),
+        ("/repair/trigger", json!("kernel")),
+        ("/verification/enabled", json!(true)),
         ("/repair/initContainerName", json!("istio-validation")),
         ("/repair/brokenPodLabelKey", json!("cni.istio.io/uninitialized")),
         ("/repair/brokenPodLabelValue", json!("true")),
