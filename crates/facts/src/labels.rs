@@ -3,12 +3,14 @@
 mod selector;
 #[cfg(test)]
 mod tests;
+mod text;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer};
 
 pub use selector::{Operator, Requirement, Selector, SelectorError, WireSelector};
+pub use text::parse_selector;
 
 /// The labels of an object: pairs in the order of their keys, without spare room.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -11,6 +11,7 @@
 pub mod broken;
 pub mod daemonset;
 pub mod endpointslice;
+pub mod fields;
 mod known;
 pub mod labels;
 mod mapping;

@@ -264,18 +264,22 @@ impl Object {
 
     /// Whether all of its containers have ended for good (`status.phase`).
     pub fn is_terminal(&self) -> bool {
-        let phase = self.status.as_ref().and_then(|status| status.phase.as_deref());
-        matches!(phase, Some("Succeeded" | "Failed"))
+        matches!(self.phase(), "Succeeded" | "Failed")
+    }
+
+    /// `status.phase`, empty where nobody says it.
+    pub fn phase(&self) -> &str {
+        self.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
     }
 
     /// Whether one of its containers has failed for good (`status.phase`).
     pub fn is_failed(&self) -> bool {
-        self.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Failed")
+        self.phase() == "Failed"
     }
 
     /// Whether at least one of its containers has started and not all have ended (`status.phase`).
     pub fn is_running(&self) -> bool {
-        self.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running")
+        self.phase() == "Running"
     }
 
     /// Its addresses: `status.podIPs`, else `status.podIP`. What is no address is left out.

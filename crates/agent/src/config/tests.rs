@@ -1,6 +1,8 @@
 use std::ffi::OsString;
 
 use super::*;
+use crate::sidecars::{RepairMode, RepairTrigger};
+use facts::fields::FieldSelector;
 use options::agent::Flags;
 
 const CLUSTER: [(&str, &str); 3] =
@@ -165,6 +167,37 @@ fn modes() {
 }
 
 #[test]
+fn of_the_modes_of_repair_the_first_that_is_on_counts() {
+    let on = |on: bool| if on { "true" } else { "false" };
+    for bits in 0..8_u8 {
+        let [repair, delete, label] = [1, 2, 4].map(|bit| bits & bit != 0);
+        let env = [
+            ("REPAIR_REPAIR_PODS", on(repair)),
+            ("REPAIR_DELETE_PODS", on(delete)),
+            ("REPAIR_LABEL_PODS", on(label)),
+        ];
+        let wanted = match (repair, delete, label) {
+            (true, _, _) => RepairMode::Repair,
+            (false, true, _) => RepairMode::Delete,
+            (false, false, true) => RepairMode::Label,
+            (false, false, false) => RepairMode::None,
+        };
+        assert_eq!(config(&[], &env).unwrap().repair.mode, wanted, "{env:?}");
+        let off = [&env[..], &[("REPAIR_ENABLED", "false")]].concat();
+        assert_eq!(config(&[], &off).unwrap().repair.mode, RepairMode::None, "{off:?}");
+    }
+    let chosen = config(&[], &[("REPAIR_TRIGGER", "crash"), ("REPAIR_NODE_NAME", "n1")]).unwrap().repair;
+    assert_eq!(chosen.trigger, RepairTrigger::Crash);
+    let selectors = [
+        ("REPAIR_LABEL_SELECTORS", "app in (web,db),!old"),
+        ("REPAIR_FIELD_SELECTORS", "metadata.namespace!=shop"),
+    ];
+    let chosen = config(&[], &selectors).unwrap().repair;
+    assert!(chosen.labels.selects(|key| (key == "app").then_some("web")) && !chosen.labels.selects(|_| None));
+    assert_ne!(chosen.fields, FieldSelector::default());
+}
+
+#[test]
 fn what_means_nothing_is_named() {
     for (name, value, part) in [
         ("POD_SOURCE", "files", "neither kubernetes nor manifests"),
@@ -203,6 +236,10 @@ fn what_means_nothing_is_named() {
         ("NODE_NAME", "$(NODE_NAME)", "is not the name of a node"),
         ("REPAIR_BROKEN_POD_LABEL_KEY", "a b", "is not the key of a label"),
         ("REPAIR_BROKEN_POD_LABEL_KEY", "", "is not the key of a label"),
+        ("REPAIR_TRIGGER", "never", "is neither kernel nor crash"),
+        ("REPAIR_NODE_NAME", "n2", "is not the node of this agent, n1"),
+        ("REPAIR_LABEL_SELECTORS", "=x", "is not the key of a label"),
+        ("REPAIR_FIELD_SELECTORS", "spec.schedulerName=x", "is none of metadata.name"),
         ("REPAIR_BROKEN_POD_LABEL_VALUE", "-true", "is not the value of a label"),
         // Also where ambient mode is off: it may be put on later.
         ("FORCE_IPTABLES_BINARY", "nftables", "is neither legacy nor nft"),

@@ -8,7 +8,10 @@ use capture::select::{Selectors, is_dns_label, is_dns_subdomain, is_label_key, i
 use capture::values::{Quoted, parse_bool};
 use cni::PluginConf;
 use cni::json::Value;
+use facts::Selector;
 use facts::broken::BrokenRules;
+use facts::fields::FieldSelector;
+use facts::labels::parse_selector;
 use install::ProgramAtEnd;
 use intent::live::LiveUpdates;
 use serde_json::Map;
@@ -180,6 +183,15 @@ pub(super) fn repair(options: &Options, node: &str) -> Result<RepairOptions, Bad
             format!("is not the node of this agent, {node}, whose pods are the only ones that it sees");
         return Err(BadOption::new("repair-node-name", of, problem));
     }
+    let labels = match text(Setting::RepairLabelSelectors) {
+        "" => Selector::default(),
+        text => {
+            parse_selector(text).map_err(|error| BadOption::new("repair-label-selectors", text, error))?
+        }
+    };
+    let fields = text(Setting::RepairFieldSelectors);
+    let fields = FieldSelector::parse(fields)
+        .map_err(|error| BadOption::new("repair-field-selectors", fields, error))?;
     let exit_code = options.number(Setting::RepairInitContainerExitCode);
     let exit_code = i32::try_from(exit_code).map_err(|_| {
         BadOption::new("repair-init-container-exit-code", &exit_code.to_string(), "is no exit code")
@@ -193,6 +205,8 @@ pub(super) fn repair(options: &Options, node: &str) -> Result<RepairOptions, Bad
             message: text(Setting::RepairInitContainerTerminationMessage).to_owned(),
             exit_code,
         },
+        labels,
+        fields,
     })
 }
 

@@ -11,7 +11,8 @@ use ::verification::Reason;
 use capture::{Expected, Outside, Settings};
 use cluster::Queue;
 use facts::broken::BrokenRules;
-use facts::{Facts, Object, PodRef};
+use facts::fields::FieldSelector;
+use facts::{Facts, Object, PodRef, Selector};
 use fault::{Backoff, Fault, Retry};
 use intent::live::CaptureWish;
 use kernel::Change;
@@ -62,6 +63,9 @@ pub(crate) struct RepairOptions {
     pub(crate) mode: RepairMode,
     pub(crate) trigger: RepairTrigger,
     pub(crate) broken: BrokenRules,
+    /// Which pods it is for.
+    pub(crate) labels: Selector,
+    pub(crate) fields: FieldSelector,
 }
 
 /// Work on the namespaces of sidecar pods.
@@ -365,7 +369,8 @@ impl Sidecars {
 
     /// Whether repair is for this pod.
     fn selects(&self, pod: &Object) -> bool {
-        !pod.host_network()
+        let RepairOptions { labels, fields, .. } = self.options();
+        !pod.host_network() && labels.selects(|key| pod.label(key)) && fields.selects(pod)
     }
 }
 
