@@ -10,7 +10,7 @@ use crate::{chain, explain, node, pods, render, shell};
 const EXIT_CODES: &str = "\
 Exit codes:
   0    done; for explain: the question is answered, whatever the verdict; for status: healthy; for verify: all captured
-  1    something failed or, for status and verify, is wrong; the message says what, where and what to do
+  1    something failed or, for status, verify, diff, is wrong; the message says what, where and what to do
   2    the command line is wrong
   3    there is nothing to show: no such pod, or none that should be captured; for render: the pod is not captured
   4    nothing wrong was seen, but not everything could be looked at (status, pods, verify)
@@ -53,6 +53,8 @@ enum Verb {
     Del(chain::DelArgs),
     Pods(pods::PodsArgs),
     Verify(pods::VerifyArgs),
+    Diff(pods::DiffArgs),
+    Restore(pods::RestoreArgs),
     Status(node::StatusArgs),
     Gc(chain::GcArgs),
     Uninstall(node::UninstallArgs),
@@ -75,6 +77,8 @@ impl Cli {
             Verb::Del(args) => args.run(),
             Verb::Pods(args) => args.run(),
             Verb::Verify(args) => args.run(),
+            Verb::Diff(args) => args.run(),
+            Verb::Restore(args) => args.run(),
             Verb::Status(args) => args.run(),
             Verb::Gc(args) => args.run(),
             Verb::Uninstall(args) => args.run(),

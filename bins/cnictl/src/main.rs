@@ -9,6 +9,7 @@ mod node;
 mod output;
 mod pod;
 mod pods;
+mod question;
 mod render;
 mod rules;
 mod shell;

@@ -27,7 +27,7 @@ pub(crate) enum Format {
 }
 
 /// The result of a verb.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct VerbAnswer {
     /// For standard output.
     pub(crate) text: String,

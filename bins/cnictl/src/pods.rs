@@ -3,14 +3,22 @@
 //! The agent answers from what it verifies all the time. Without it the same is found by a look of this program: pods from files of the run
 //! directory, their namespaces by records, mounts and processes, the rules from the kernel. Only `restore` writes, and it asks the agent to.
 
+mod diff;
 mod disk;
+mod evidence;
 mod list;
+mod listed;
 mod listing;
 mod locate;
+mod one;
 mod own;
+mod restore;
 mod select;
+mod unified;
 mod verify;
 mod view;
 
+pub(crate) use diff::DiffArgs;
 pub(crate) use list::PodsArgs;
+pub(crate) use restore::RestoreArgs;
 pub(crate) use verify::VerifyArgs;

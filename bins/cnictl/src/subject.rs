@@ -291,6 +291,15 @@ impl Captured {
         }
     }
 
+    /// TCP ports of the proxy, or ztunnel, that connections are sent to.
+    pub(crate) fn listeners(&self) -> Vec<u16> {
+        use capture::ambient::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT};
+        match &self.by {
+            By::Sidecar { settings, .. } => vec![settings.proxy_port, settings.capture_port],
+            By::Ztunnel(_) => vec![OUTBOUND_PORT, INBOUND_PORT, HBONE_PORT],
+        }
+    }
+
     /// Whether the proxy is a native sidecar; `None` without a sidecar.
     pub(crate) fn native_sidecar(&self) -> Option<bool> {
         match self.by {

@@ -50,7 +50,7 @@ pub fn expected(pod: &Pod, scope: &Exclusions, enrolment: &Enrolment, node: &Nod
 }
 
 /// The label that asks for injection, `key=value`, unless another one turns it off: what the webhooks of Istio's injector select by.
-fn injection_label(pod: &Pod) -> Option<String> {
+pub fn injection_label(pod: &Pod) -> Option<String> {
     let of_namespace = |key: &str| pod.namespace_labels.as_ref()?.get(key).map(String::as_str);
     let of_pod = |key: &str| pod.labels.get(key).map(String::as_str);
     let inject = of_pod(INJECT).and_then(parse_bool);

@@ -1,7 +1,7 @@
 //! A whole plan in one namespace: its routing, its rules in the backend that it was made for, and none of ours in the other one.
 
 use netns::{Inside, InsideHost};
-use ruleset::{Backend, Family, Plan, Routing};
+use ruleset::{Backend, Plan, Routing};
 
 use crate::{Change, Difference, Error, RuleStore, route};
 
@@ -216,21 +216,8 @@ pub(crate) fn other(backend: Backend) -> Backend {
 
 /// Steps that are not there, as differences.
 pub(crate) fn missing_routing(steps: Vec<&Routing>) -> Vec<Difference> {
-    let missing = |step| Difference::MissingRouting { step: describe(step) };
+    let missing = |step: &Routing| Difference::MissingRouting { step: step.to_string() };
     steps.into_iter().map(missing).collect()
-}
-
-fn describe(step: &Routing) -> String {
-    let ip = |family: &Family| if *family == Family::V4 { "ip" } else { "ip -6" };
-    match step {
-        Routing::LoopbackAddress(address) => format!("ip address {address}/128 dev lo"),
-        Routing::Rule { family, mark, mask, table, priority } => {
-            format!("{} rule priority {priority} fwmark {mark:#x}/{mask:#x} lookup {table}", ip(family))
-        }
-        Routing::LocalRoute { family, table } => {
-            format!("{} route local default dev lo table {table}", ip(family))
-        }
-    }
 }
 
 fn texts(errors: &[Error]) -> String {

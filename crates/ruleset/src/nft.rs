@@ -6,8 +6,8 @@ use ipnet::IpNet;
 
 use crate::plan::Transaction;
 use crate::rule::{
-    ALL_BITS, Action, Base, Chain, ChainKind, Counting, Families, Family, Limit, Match, Ports, Protocol,
-    RejectWith, Rule, Ruleset, Table,
+    ALL_BITS, Action, Base, Chain, Counting, Families, Family, Limit, Match, Ports, Protocol, RejectWith,
+    Rule, Ruleset, Table,
 };
 use crate::set::{Element, Key, KeyType, MapVerdict, Set, Side};
 
@@ -94,7 +94,7 @@ fn write_tables(out: &mut String, ruleset: &Ruleset, replace: bool) -> fmt::Resu
                     out,
                     "add chain inet {name} {} {{ type {} hook {} priority {priority} ; }}",
                     chain.name,
-                    chain_kind(kind),
+                    kind.name(),
                     hook.name(),
                 )?,
                 None => writeln!(out, "add chain inet {name} {}", chain.name)?,
@@ -172,14 +172,6 @@ fn render_key(key: &Key) -> String {
         Key::Endpoint(endpoint) => {
             format!("{} . {} . {}", endpoint.address, endpoint.protocol.name(), endpoint.port)
         }
-    }
-}
-
-fn chain_kind(kind: ChainKind) -> &'static str {
-    match kind {
-        ChainKind::Filter => "filter",
-        ChainKind::Nat => "nat",
-        ChainKind::Route => "route",
     }
 }
 

@@ -56,6 +56,23 @@ pub enum Routing {
     },
 }
 
+impl fmt::Display for Routing {
+    /// As the ip program takes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ip = |family: &Family| if *family == Family::V4 { "ip" } else { "ip -6" };
+        match self {
+            Self::LoopbackAddress(address) => write!(f, "ip address {address}/128 dev lo"),
+            Self::Rule { family, mark, mask, table, priority } => {
+                let ip = ip(family);
+                write!(f, "{ip} rule priority {priority} fwmark {mark:#x}/{mask:#x} lookup {table}")
+            }
+            Self::LocalRoute { family, table } => {
+                write!(f, "{} route local default dev lo table {table}", ip(family))
+            }
+        }
+    }
+}
+
 /// A change of the kernel's rules that happens wholly or not at all.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Transaction<'a> {

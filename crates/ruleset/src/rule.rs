@@ -70,6 +70,17 @@ pub enum ChainKind {
     Route,
 }
 
+impl ChainKind {
+    /// As nf_tables names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Filter => "filter",
+            Self::Nat => "nat",
+            Self::Route => "route",
+        }
+    }
+}
+
 /// How a base chain is attached to the packet path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Base {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use http1::Deadline;
 use podsource::{AgentSource, Cause};
+use rundir::pods::PodsReport;
 use rundir::{AgentStatus, FACTS_DIR, Holder, LOCK_NAME, UNCAPTURED_DIR, note};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -49,6 +50,11 @@ pub(super) fn ask(run_dir: &Path) -> Result<AgentStatus, Silence> {
             _ => Silence::Failed(error.to_string()),
         }
     })
+}
+
+/// What the agent knows of the pods, if it is of a version that says so.
+pub(super) fn pods(run_dir: &Path) -> Option<PodsReport> {
+    AgentSource::new(run_dir, env!("CARGO_PKG_VERSION")).pods(false, PATIENCE).ok()
 }
 
 fn is_denied(error: &io::Error) -> bool {

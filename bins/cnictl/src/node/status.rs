@@ -1,8 +1,10 @@
 //! `status`: whether pods of this node are captured from now on, and if not, what is wrong.
 
+mod mesh;
 mod options;
 mod report;
 mod verdict;
+mod words;
 
 use std::path::PathBuf;
 
@@ -12,7 +14,7 @@ use super::places::PlaceArgs;
 use crate::chain::RunArgs;
 use crate::output::{Format, Usage, VerbAnswer, one_line, structured};
 use report::StatusReport;
-pub(crate) use report::short;
+pub(crate) use words::short;
 
 const EXAMPLES: &str = "\
 Examples:

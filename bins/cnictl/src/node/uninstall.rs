@@ -1,9 +1,8 @@
 //! `uninstall`: the node without the plugin.
 
-use std::io::{self, BufRead, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use cni::conflist::PluginEntry;
 use install::{Done, InstallMode, InstallOptions, ProgramAtEnd};
 use leftover::Results;
@@ -16,7 +15,8 @@ use serde::Serialize;
 
 use super::places::{NodePlaces, PlaceArgs, directory};
 use super::{agent, host_side};
-use crate::output::{Format, Usage, VerbAnswer, one_line, printable, structured};
+use crate::output::{Format, VerbAnswer, one_line, structured};
+use crate::question::confirm;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -121,7 +121,7 @@ impl UninstallArgs {
         }
         self.refuse_beside_agent(places)?;
         if !self.yes && !plan.steps.is_empty() {
-            confirm(&plan)?;
+            confirm(&plan.table(), "Pods will start without capture.")?;
         }
         let mut report = Report::of(install::uninstall(&options, &leftovers), false);
         report.add_host_side(host_side::remove());
@@ -212,30 +212,6 @@ impl UninstallArgs {
             socket.path.display()
         );
     }
-}
-
-/// Shows the plan and asks on the terminal.
-fn confirm(plan: &Report) -> Result<()> {
-    if !io::stdin().is_terminal() {
-        return Err(
-            Usage("there is no terminal to ask on: give --yes, or look with --dry-run".to_owned()).into()
-        );
-    }
-    let mut stderr = io::stderr().lock();
-    write!(stderr, "{}Pods will start without capture. Go on? [y/N] ", printable(&plan.table()))?;
-    stderr.flush()?;
-    if is_yes(&mut io::stdin().lock()).context("read the answer")? {
-        return Ok(());
-    }
-    bail!("declined; nothing was changed")
-}
-
-fn is_yes(input: &mut impl BufRead) -> io::Result<bool> {
-    /// Longest answer, in bytes.
-    const LONGEST: u64 = 100;
-    let mut line = String::new();
-    io::Read::take(input, LONGEST).read_line(&mut line)?;
-    Ok(["y", "yes"].contains(&line.trim().to_ascii_lowercase().as_str()))
 }
 
 // === impl Report ===
@@ -370,16 +346,6 @@ impl Action {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_yes_is_yes() {
-        for (text, yes) in
-            [("y\n", true), ("Yes\n", true), ("", false), ("\n", false), ("n\n", false), ("yesno\n", false)]
-        {
-            assert_eq!(is_yes(&mut text.as_bytes()).unwrap(), yes, "{text:?}");
-        }
-    }
-
     #[test]
     fn a_name_leads_nowhere_else() {
         assert!(file_name("05-x.conflist").is_ok());

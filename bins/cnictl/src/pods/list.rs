@@ -4,6 +4,7 @@ use anyhow::Result;
 use rundir::pods::PodReport;
 use serde::Serialize;
 
+use super::evidence::PodEvidence;
 use super::listing::{Around, Column, ListArgs, Listing, NOTHING, OUT_OF_TIME, PARTLY_UNKNOWN};
 use super::select::SelectArgs;
 use super::view::{Evidence, NodeView, Viewer};
@@ -40,6 +41,9 @@ pub(super) struct PodItem {
     #[serde(flatten)]
     pub(super) pod: PodReport,
     pub(super) evidence: Evidence,
+    /// What it rests on, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) detail: Option<PodEvidence>,
 }
 
 const LISTING: Listing<PodItem> = Listing {
@@ -91,7 +95,7 @@ impl<'a> Head<'a> {
 }
 
 pub(super) fn items(view: &NodeView) -> Vec<PodItem> {
-    let item = |pod: &PodReport| PodItem { pod: pod.clone(), evidence: view.evidence.clone() };
+    let item = |pod: &PodReport| PodItem { pod: pod.clone(), evidence: view.evidence.clone(), detail: None };
     view.pods.iter().map(item).collect()
 }
 

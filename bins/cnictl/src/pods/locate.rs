@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use applied::sandbox;
 use facts::{Facts, PodRef};
@@ -27,7 +28,7 @@ const MAX_RECORD: usize = 64 << 10;
 /// A pod's network namespace, and how it was found.
 #[derive(Debug)]
 pub(crate) struct Place {
-    pub(crate) netns: Netns,
+    pub(crate) netns: Arc<Netns>,
     pub(crate) how: String,
 }
 
@@ -135,7 +136,7 @@ impl Locator {
             let uid = facts.pod.uid().unwrap_or_default();
             if let Some(netns) = scan.namespaces.remove(uid) {
                 let how = format!("processes of the pod in {}", self.proc_root.display());
-                return Ok(Place { netns, how });
+                return Ok(Place { netns: Arc::new(netns), how });
             }
             let missing =
                 if facts.pod.host_network() { MissingNetns::HostNetwork } else { MissingNetns::NoProcess };
@@ -166,7 +167,7 @@ impl Locator {
             let is_its = || belongs_to(&netns, self.host, &hint.addresses, &addresses).is_ok();
             if is_known && netns.id() != self.host && is_its() {
                 let how = format!("{} by {who}", path.display());
-                return Some(Place { netns, how });
+                return Some(Place { netns: Arc::new(netns), how });
             }
         }
         None

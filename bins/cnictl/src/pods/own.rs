@@ -1,11 +1,15 @@
 //! The pods of this node by a look of this program, without the agent: decided from files, compared with the kernel.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use capture::decide::{self, sandbox_of_class};
+use capture::expected::injection_label;
 use facts::{Facts, PodRef};
+use kernel::sockets::Sockets;
+use netns::Netns;
 use netns::find::MissingNetns;
 use rundir::pods::PodReport;
 use verification::{Reason, State};
@@ -26,10 +30,22 @@ pub(crate) struct OwnLook<'a> {
     pub(super) known: &'a [PodReport],
 }
 
+/// A pod after a look.
+#[derive(Debug)]
+pub(crate) struct LookedPod {
+    pub(crate) report: PodReport,
+    /// Its namespace.
+    pub(crate) place: Option<Place>,
+    /// Its plan, where it should be captured.
+    pub(crate) captured: Option<Box<Captured>>,
+    /// `metadata.annotations`, as far as they are kept.
+    pub(crate) annotations: BTreeMap<String, String>,
+}
+
 /// All pods that are meant, and whether some are missing.
 #[derive(Debug, Default)]
 pub(crate) struct OwnLooked {
-    pub(crate) pods: Vec<PodReport>,
+    pub(crate) pods: Vec<LookedPod>,
     /// Files that could not be used.
     pub(crate) unusable: Vec<String>,
     /// The time was over before all were looked at.
@@ -63,7 +79,7 @@ impl OwnLook<'_> {
         Ok(looked)
     }
 
-    fn look_at(&self, facts: &Facts, place: Result<Place, MissingNetns>, locator: &Locator) -> PodReport {
+    fn look_at(&self, facts: &Facts, place: Result<Place, MissingNetns>, locator: &Locator) -> LookedPod {
         let mut report = head(facts);
         report.addresses = locator.addresses(facts);
         if let Ok(place) = &place {
@@ -74,25 +90,28 @@ impl OwnLook<'_> {
             let found = |plan: &ruleset::Plan| backend_in(&place.as_ref().ok()?.netns, plan);
             self.decider.decide_in(pod, &found)
         });
-        match decided {
+        let captured = match decided {
             Ok(PodSubject { outcome: PodOutcome::Captured(captured), .. }) => {
                 wanted(&mut report, &captured);
                 self.compare(&mut report, facts, &captured, &place);
+                Some(captured)
             }
             Ok(PodSubject { outcome: PodOutcome::Skipped(skip), .. }) => {
                 report.wanted = "none".to_owned();
                 report.decided_by = skip.reason.name().to_owned();
                 report.decision = skip.text();
                 not_wanted(&mut report, facts, place.as_ref().ok());
+                None
             }
             Err(error) => {
                 report.wanted = "unknown".to_owned();
                 report.decided_by = "settings-invalid".to_owned();
                 report.state = State::Unverifiable(Reason::Kernel).label().to_owned();
                 report.problem = format!("what becomes of the pod cannot be decided: {error:#}");
+                None
             }
-        }
-        report
+        };
+        LookedPod { report, place: place.ok(), captured, annotations: facts.pod.annotations() }
     }
 
     /// Compares the pod's namespace with its plan.
@@ -114,6 +133,8 @@ impl OwnLook<'_> {
             Err(MissingNetns::NoAddress) => return unverifiable(report, Reason::NoAddress, NO_ADDRESS),
             Err(missing) => return unverifiable(report, reason(missing), &missing.to_string()),
         };
+        let missing = missing_listeners(&place.netns, &captured.listeners());
+        report.listening = missing.as_ref().map(Vec::is_empty);
         match differences_in_pod(&place.netns, captured) {
             Err(error) => unverifiable(report, Reason::Kernel, &format!("{error:#}")),
             Ok(differences) if differences.is_empty() => {
@@ -126,6 +147,7 @@ impl OwnLook<'_> {
                             .to_owned();
                 } else {
                     report.state = State::Verified.label().to_owned();
+                    report.note_missing_listeners(&missing.unwrap_or_default());
                 }
             }
             Ok(differences) => {
@@ -135,6 +157,12 @@ impl OwnLook<'_> {
             }
         }
     }
+}
+
+/// Those of the ports on which nobody listens; nothing where the kernel does not tell.
+fn missing_listeners(netns: &Netns, ports: &[u16]) -> Option<Vec<u16>> {
+    let found = netns.enter(|inside| Sockets::open(inside)?.listening(ports)).ok()?.ok()?;
+    Some(ports.iter().copied().filter(|port| !found.contains(port)).collect())
 }
 
 /// Without the agent, addresses of pods are in records of what was loaded for them only.
@@ -164,8 +192,10 @@ fn wanted(report: &mut PodReport, captured: &Captured) {
 
 /// A pod that should not be captured: what is there all the same, or missing by mistake.
 fn not_wanted(report: &mut PodReport, facts: &Facts, place: Option<&Place>) {
-    if report.decided_by == decide::Reason::NoProxy.name() && facts.asks_for_injection() {
-        report.note_not_injected();
+    let is_without_proxy = report.decided_by == decide::Reason::NoProxy.name();
+    let asks = described(facts, Vec::new()).ok().and_then(|described| injection_label(&described.pod));
+    if let Some(label) = asks.filter(|_| is_without_proxy) {
+        report.note_not_injected(&label);
         return;
     }
     // Those of istio-init have the same names as ours.

@@ -27,6 +27,11 @@ pub(crate) struct SelectArgs {
 }
 
 impl SelectArgs {
+    /// The pod of one name.
+    pub(crate) fn named(pod: &str, namespace: Option<String>) -> Self {
+        Self { pods: vec![pod.to_owned()], namespace, ..Self::default() }
+    }
+
     /// Whether the pod is meant.
     pub(crate) fn selects(&self, pod: &PodRef, labels: &BTreeMap<String, String>) -> bool {
         let named = |name: &String| match name.split_once('/') {

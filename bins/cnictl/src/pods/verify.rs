@@ -3,6 +3,7 @@
 use anyhow::Result;
 use rundir::pods::PodReport;
 
+use super::evidence::PodEvidence;
 use super::list::{Head, PodItem, answer, evidence_cell, items, key, name, remarks, state_cell, steady};
 use super::listing::{Around, Column, ListArgs, Listing, NOTHING, PARTLY_UNKNOWN, ago};
 use super::select::SelectArgs;
@@ -17,6 +18,9 @@ Examples:
 
   # One pod, after a full look at its network namespace now
   cnictl verify shop/web --fresh
+
+  # What does the verdict rest on?
+  cnictl verify shop/web --evidence
 
   # Tell when something changes, for a program
   cnictl verify -A -w -o json
@@ -40,6 +44,9 @@ pub(crate) struct VerifyArgs {
     /// Look at the pods in full now, and not only at what is known
     #[arg(long)]
     fresh: bool,
+    /// Show what it rests on, read now by this program: namespace, rules with their handles, routing, who listens
+    #[arg(long, conflicts_with = "watch")]
+    evidence: bool,
     #[command(flatten)]
     list: ListArgs,
     #[command(flatten)]
@@ -87,7 +94,15 @@ impl VerifyArgs {
         let view = viewer.view(&self.select)?;
         let mut items = items(&view);
         LISTING.sort(&self.list, &mut items)?;
-        let around = Around { after: remarks(&view, &items, |_| true) };
+        let mut around = Around { after: remarks(&view, &items, |_| true) };
+        if self.evidence {
+            for looked in viewer.look_deeply(&self.select)? {
+                let detail = PodEvidence::of(&looked);
+                around.after += &detail.text(&looked.report.pod().to_string());
+                let same = items.iter_mut().filter(|item| item.pod.pod() == looked.report.pod());
+                same.for_each(|item| item.detail = Some(detail.clone()));
+            }
+        }
         let text = LISTING.print(&self.list, &Head::of(&view), &items, &around)?;
         let verdict = Verdict::of(&view.pods);
         if let Some(problem) = verdict.failed {

@@ -8,7 +8,7 @@ use rundir::pods::{PodReport, PodsReport};
 use serde::Serialize;
 
 use super::locate::proc_root;
-use super::own::{OwnLook, now};
+use super::own::{LookedPod, OwnLook, now};
 use super::select::SelectArgs;
 use crate::configuration::ConfigurationArgs;
 use crate::subject::{Decider, DecisionArgs};
@@ -88,12 +88,33 @@ impl Viewer {
         }
     }
 
+    /// Each pod that is meant after a look of this program, which takes from the agent, where it answers, only where the pods are.
+    ///
+    /// # Errors
+    /// Nothing can be looked at.
+    pub(crate) fn look_deeply(&self, select: &SelectArgs) -> Result<Vec<LookedPod>> {
+        let known = match self.agent().pods(false, PATIENCE) {
+            Ok(report) => report.pods,
+            Err(error) => {
+                refuse_if_denied(&error)?;
+                Vec::new()
+            }
+        };
+        let look = OwnLook { decider: &self.decider, proc_root: proc_root(), deadline: None, known: &known };
+        Ok(look.look(select)?.pods)
+    }
+
     fn look(&self, select: &SelectArgs, why: &str, deadline: Option<Instant>) -> Result<NodeView> {
         let look = OwnLook { decider: &self.decider, proc_root: proc_root(), deadline, known: &[] };
         let looked = look.look(select)?;
         let evidence =
             Evidence { by: "cnictl", at: now(), agent_version: String::new(), without_agent: why.to_owned() };
-        Ok(NodeView { evidence, pods: looked.pods, gaps: looked.unusable, out_of_time: looked.out_of_time })
+        Ok(NodeView {
+            evidence,
+            pods: looked.pods.into_iter().map(|pod| pod.report).collect(),
+            gaps: looked.unusable,
+            out_of_time: looked.out_of_time,
+        })
     }
 }
 

@@ -77,6 +77,8 @@ fn the_reference_is_what_the_program_prints() {
         "del",
         "pods",
         "verify",
+        "diff",
+        "restore",
         "status",
         "gc",
         "uninstall",

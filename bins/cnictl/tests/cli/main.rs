@@ -14,6 +14,7 @@ mod input;
 mod machine;
 mod pods;
 mod render;
+mod schema;
 mod status;
 mod uninstall;
 

@@ -3,6 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::fleet::{Fleet, Prepared, ambient, injected, with_proxy};
+use crate::row;
+use crate::schema::assert_described;
 
 /// Twenty pods, each in another state.
 fn twenty() -> Fleet {
@@ -83,33 +85,35 @@ fn each_pod_is_told_with_its_decision_and_state_and_nothing_is_written() {
 }
 
 const TABLE: &str = "
-NAMESPACE     NAME           WANTED                       STATE                       MODE       BACKEND    LAST VERIFIED   DRIFT   CONFLICTS   PROXY   EVIDENCE
-kube-system   dns            none (excluded-namespace)    -                           -          -          -               -       -           -       own look
-shop          away           sidecar                      unverifiable (no-address)   REDIRECT   nftables   -               -       -           -       own look
-shop          bad            unknown (settings-invalid)   unverifiable                -          -          -               -       -           -       own look
-shop          captured       sidecar                      verified                    REDIRECT   nftables   0s ago          -       -           -       own look
-shop          captured-ipt   sidecar                      verified                    REDIRECT   iptables   0s ago          -       -           -       own look
-shop          cart           ambient                      unacknowledged              AMBIENT    nftables   0s ago          -       -           -       own look
-shop          cart-away      ambient                      unverifiable (no-address)   AMBIENT    nftables   -               -       -           -       own look
-shop          cart-flushed   ambient                      drifted                     AMBIENT    nftables   -               3       -           -       own look
-shop          changed        sidecar                      drifted                     REDIRECT   nftables   -               11      -           -       own look
-shop          drifted        sidecar                      drifted                     REDIRECT   nftables   -               1       -           -       own look
-shop          flushed        sidecar                      drifted                     REDIRECT   nftables   -               1       -           -       own look
-shop          gateway        none (not-a-sidecar)         -                           -          -          -               -       -           -       own look
-shop          gvisor         sidecar                      unverifiable (sandbox)      REDIRECT   nftables   -               -       -           -       own look
-shop          init           none (istio-init-present)    -                           -          -          -               -       -           -       own look
-shop          left-over      none (no-proxy)              -                           -          -          -               1       -           -       own look
-shop          missed         none (not-injected)          -                           -          -          -               -       -           -       own look
-shop          node           none (host-network)          -                           -          -          -               -       -           -       own look
-shop          none           none (interception-none)     -                           -          -          -               -       -           -       own look
-shop          plain          none (no-proxy)              -                           -          -          -               -       -           -       own look
-shop          twice          sidecar                      drifted                     REDIRECT   nftables   -               1       -           -       own look
+NAMESPACE     NAME           WANTED                       STATE                       MODE       BACKEND    LAST VERIFIED   DRIFT   CONFLICTS   PROXY             EVIDENCE
+kube-system   dns            none (excluded-namespace)    -                           -          -          -               -       -           -                 own look
+shop          away           sidecar                      unverifiable (no-address)   REDIRECT   nftables   -               -       -           -                 own look
+shop          bad            unknown (settings-invalid)   unverifiable                -          -          -               -       -           -                 own look
+shop          captured       sidecar                      verified                    REDIRECT   nftables   0s ago          -       -           does not listen   own look
+shop          captured-ipt   sidecar                      verified                    REDIRECT   iptables   0s ago          -       -           does not listen   own look
+shop          cart           ambient                      unacknowledged              AMBIENT    nftables   0s ago          -       -           does not listen   own look
+shop          cart-away      ambient                      unverifiable (no-address)   AMBIENT    nftables   -               -       -           -                 own look
+shop          cart-flushed   ambient                      drifted                     AMBIENT    nftables   -               3       -           does not listen   own look
+shop          changed        sidecar                      drifted                     REDIRECT   nftables   -               11      -           does not listen   own look
+shop          drifted        sidecar                      drifted                     REDIRECT   nftables   -               1       -           does not listen   own look
+shop          flushed        sidecar                      drifted                     REDIRECT   nftables   -               1       -           does not listen   own look
+shop          gateway        none (not-a-sidecar)         -                           -          -          -               -       -           -                 own look
+shop          gvisor         sidecar                      unverifiable (sandbox)      REDIRECT   nftables   -               -       -           -                 own look
+shop          init           none (istio-init-present)    -                           -          -          -               -       -           -                 own look
+shop          left-over      none (no-proxy)              -                           -          -          -               1       -           -                 own look
+shop          missed         none (not-injected)          -                           -          -          -               -       -           -                 own look
+shop          node           none (host-network)          -                           -          -          -               -       -           -                 own look
+shop          none           none (interception-none)     -                           -          -          -               -       -           -                 own look
+shop          plain          none (no-proxy)              -                           -          -          -               -       -           -                 own look
+shop          twice          sidecar                      drifted                     REDIRECT   nftables   -               1       -           does not listen   own look
 ";
 
 /// What is said below the table: the pod, and what its problem begins with.
-const PROBLEMS: [(&str, &str); 12] = [
+const PROBLEMS: [(&str, &str); 14] = [
     ("away", "nothing in the run directory says which address it has"),
     ("bad", "what becomes of the pod cannot be decided: annotation value error"),
+    ("captured", "its rules are as planned and nobody listens on 15001, 15006"),
+    ("captured-ipt", "its rules are as planned and nobody listens on 15001, 15006"),
     ("cart", "the rules are as planned; whether ztunnel has the pod only the agent can tell"),
     ("cart-away", "nothing in the run directory says which address it has"),
     ("cart-flushed", "table istio-ambient-nat is missing (and 2 more)"),
@@ -118,7 +122,10 @@ const PROBLEMS: [(&str, &str); 12] = [
     ("flushed", "table istio-proxy-nat is missing"),
     ("gvisor", "it runs in a gVisor sandbox"),
     ("left-over", "it has rules of a sidecar, and should have none"),
-    ("missed", "it asks for injection and has no proxy: it runs outside of the mesh"),
+    (
+        "missed",
+        "label sidecar.istio.io/inject=true asks for a proxy and it has none: it runs outside of the mesh",
+    ),
     ("twice", "rules of ours are also in iptables"),
 ];
 
@@ -174,6 +181,7 @@ fn lists_are_sorted_and_written_for_people_and_programs() {
     let wide = fleet.run("pods -o wide captured").ok();
     assert!(wide.contains("captured through its sidecar (REDIRECT, nftables, IPv4)"), "{wide}");
     let json: Value = serde_json::from_str(&fleet.run("verify -o json drifted").stdout).unwrap();
+    assert_described(&json);
     assert_eq!(json["apiVersion"], "cnictl.istio-cni.io/v1");
     assert_eq!(json["kind"], "PodVerificationList");
     assert_eq!(json["items"][0]["state"], "drifted");
@@ -196,6 +204,7 @@ fn what_changes_is_printed_while_it_is_followed() {
     let mut lines = std::io::BufRead::lines(std::io::BufReader::new(watch.child().stdout.take().unwrap()));
     let mut next = || -> Value { serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap() };
     let first = next();
+    assert_described(&first);
     assert_eq!((&first["change"], &first["kind"]), (&json!("added"), &json!("PodVerification")));
     assert_eq!((&first["name"], &first["state"]), (&json!("web"), &json!("verified")));
     fleet.netns("web").nft("flush ruleset").unwrap();
@@ -213,4 +222,81 @@ fn what_changes_is_printed_while_it_is_followed() {
     let run = fleet.run("pods -w --timeout 0.2");
     assert_eq!(run.exit, 124, "{run:?}");
     assert!(run.stdout.lines().count() == 2 && run.stdout.starts_with("NAMESPACE"), "{run:?}");
+}
+
+#[test]
+fn what_differs_is_shown_as_unified_text() {
+    let fleet = twenty();
+    for (pod, exit, parts) in [
+        ("captured", 0, &[][..]),
+        ("captured-ipt", 0, &[]),
+        ("cart", 0, &[]),
+        (
+            "drifted",
+            1,
+            &[
+                "--- plan of pod shop/drifted (nftables)\n+++ kernel at ",
+                "-table inet istio-proxy-nat {\n",
+                "-  chain output (nat output, priority -100) {\n",
+            ],
+        ),
+        ("changed", 1, &["+table inet istio-proxy-raw {\n", "\n-    "]),
+        ("twice", 1, &["# rules of ours are also in iptables\n"]),
+        ("plain", 3, &[]),
+        ("nobody", 3, &[]),
+        ("away", 1, &[]),
+    ] {
+        let run = fleet.run(&format!("diff shop/{pod}"));
+        assert_eq!((run.exit, run.stdout.is_empty()), (exit, parts.is_empty()), "{pod}: {run:?}");
+        for part in parts {
+            assert!(run.stdout.contains(part), "{part:?} is not in {}", run.stdout);
+        }
+    }
+    // A rule that somebody added, and one that is gone, in both backends.
+    let nft = "add rule inet istio-proxy-nat output tcp dport 1 accept";
+    fleet.netns("captured").nft(nft).unwrap();
+    let text = fleet
+        .run("diff captured -n shop")
+        .fails(1, &["pod shop/captured is not as planned: 1 difference"])
+        .stdout;
+    let added: Vec<&str> =
+        text.lines().filter(|line| line.starts_with('+') && !line.starts_with("+++")).collect();
+    assert!(added.len() == 1 && added[0].contains("accept"), "{text}");
+    let rule = "*nat\n-D ISTIO_OUTPUT 1\n-I OUTPUT 1 -p udp -j ISTIO_OUTPUT\nCOMMIT\n";
+    fleet
+        .netns("captured-ipt")
+        .iptables_restore(testkit::rules::Variant::Nft, testkit::rules::Family::V4, rule)
+        .unwrap();
+    let text = fleet.run("diff shop/captured-ipt").fails(1, &["2 differences"]).stdout;
+    let of = |sign: char| text.lines().skip(2).filter(|line| line.starts_with(sign)).count();
+    assert_eq!((of('-'), of('+')), (1, 1), "{text}");
+}
+
+#[test]
+fn a_verdict_is_shown_with_what_it_rests_on() {
+    let fleet = twenty();
+    let text = fleet.run("verify captured --evidence").ok();
+    let netns = fleet.netns("captured");
+    for part in [
+        format!("{} by the runtime", netns.path().display()),
+        "10.9.0.1".to_owned(),
+        "NOT LISTENING   15001, 15006".to_owned(),
+        "sidecar.istio.io/status={}".to_owned(),
+        "inet istio-proxy-nat output (nat output, priority -100)".to_owned(),
+    ] {
+        assert!(text.contains(&part), "{part:?} is not in {text}");
+    }
+    let generation = row(&text, "GENERATION").parse::<u32>().unwrap();
+    assert!(generation > 0);
+    netns.nft("add table ip other").unwrap();
+    let json: Value = serde_json::from_str(&fleet.run("verify captured --evidence -o json").ok()).unwrap();
+    assert_described(&json);
+    assert_eq!(json["items"][0]["detail"]["generation"], generation + 1);
+    assert_eq!(json["items"][0]["detail"]["not_listening"], json!([15001, 15006]));
+    let text = fleet.run("verify cart away --evidence").stdout;
+    assert!(text.contains("ip rule priority 32764 fwmark 0x111/0xfff lookup 100: "), "{text}");
+    assert!(
+        text.contains("NOT LOOKED AT   its network namespace: nothing in the run directory says"),
+        "{text}"
+    );
 }

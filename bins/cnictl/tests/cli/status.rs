@@ -50,6 +50,7 @@ Other file      NODE/net.d/20-bridge.conf: old: bridge
 Plugin          NODE/bin/istio-cni {version}, CNI 0.1.0 0.2.0 0.3.0 0.3.1 0.4.0 1.0.0 1.1.0, written AGE ago
 Kubeconfig      none
 Agent           {version}, pid PID, ready, 1 pod
+Ambient         off, or not prepared yet
 Sockets         agent.sock listens, log.sock listens
 Last known      facts of 0 pods
 Uncaptured      0 pods

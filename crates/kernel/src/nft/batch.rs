@@ -327,7 +327,7 @@ fn write_chain(w: &mut MessageWriter, table: &str, chain: &Chain) {
     w.text(chain::TABLE, table);
     w.text(chain::NAME, &chain.name);
     if let Some(Base { kind, hook, priority }) = chain.base {
-        w.text(chain::TYPE, lower::chain_type(kind));
+        w.text(chain::TYPE, kind.name());
         w.nest(chain::HOOK, |w| {
             w.be32(chain::HOOK_NUMBER, lower::hook_number(hook));
             w.be32(chain::HOOK_PRIORITY, priority.cast_unsigned());

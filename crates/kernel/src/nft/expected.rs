@@ -104,9 +104,9 @@ pub(super) fn planned(ruleset: &Ruleset) -> Vec<ExpectedTable<'_>> {
 fn planned_table(name: String, table: &Table) -> ExpectedTable<'_> {
     let chains = ruleset::nft::chains(table).map(|chain| ExpectedChain {
         name: Cow::Borrowed(&chain.name),
-        base: chain.base.map(|Base { kind, hook, priority }| {
-            (lower::chain_type(kind).into(), lower::hook_number(hook), priority)
-        }),
+        base: chain
+            .base
+            .map(|Base { kind, hook, priority }| (kind.name().into(), lower::hook_number(hook), priority)),
         rules: chain
             .rules
             .iter()

@@ -9,9 +9,7 @@ mod action;
 use std::borrow::Cow;
 
 use ipnet::IpNet;
-use ruleset::{
-    ALL_BITS, ChainKind, CtState, Families, Family, Hook, KeyType, Match, Ports, Protocol, Rule, Side,
-};
+use ruleset::{ALL_BITS, CtState, Families, Family, Hook, KeyType, Match, Ports, Protocol, Rule, Side};
 
 use super::expr::{Expr, RegisterValue};
 use super::uapi::expr::{self, REGISTER};
@@ -55,15 +53,6 @@ pub(super) fn hook_number(hook: Hook) -> u32 {
         Hook::Forward => 2,
         Hook::Output => 3,
         Hook::Postrouting => 4,
-    }
-}
-
-/// The name of a chain type.
-pub(super) fn chain_type(kind: ChainKind) -> &'static str {
-    match kind {
-        ChainKind::Filter => "filter",
-        ChainKind::Nat => "nat",
-        ChainKind::Route => "route",
     }
 }
 

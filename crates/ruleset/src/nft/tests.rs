@@ -1,4 +1,5 @@
 use super::*;
+use crate::rule::ChainKind;
 use crate::set::{Content, TransportAddress};
 
 use crate::rule::{CtState, Hook, TableKind};

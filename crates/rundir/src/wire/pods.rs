@@ -186,11 +186,26 @@ impl PodReport {
         !matches!(&*self.wanted, "" | "none")
     }
 
-    /// Says of a pod that is left alone that it asks for a proxy which it has not.
-    pub fn note_not_injected(&mut self) {
+    /// Says of a pod that is left alone that a label asks for a proxy, which it has not.
+    pub fn note_not_injected(&mut self, label: &str) {
         self.decided_by = "not-injected".to_owned();
-        self.decision = "it asks for injection and has no proxy: it runs outside of the mesh".to_owned();
+        self.decision =
+            format!("label {label} asks for a proxy and it has none: it runs outside of the mesh");
         self.problem = format!("{}; see that the injector runs, and create the pod again", self.decision);
+    }
+}
+
+impl PodReport {
+    /// Says of a pod that is as planned that nobody listens on these ports.
+    pub fn note_missing_listeners(&mut self, ports: &[u16]) {
+        if ports.is_empty() || !self.problem.is_empty() {
+            return;
+        }
+        let ports: Vec<String> = ports.iter().map(ToString::to_string).collect();
+        self.problem = format!(
+            "its rules are as planned and nobody listens on {}: connections are refused until the proxy starts",
+            ports.join(", ")
+        );
     }
 }
 

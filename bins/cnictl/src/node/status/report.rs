@@ -1,14 +1,15 @@
 //! Everything that was found on the node, for people and for programs.
 
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use install::inspect::{Installed, Kubeconfig, Network, Program};
 use rundir::AgentStatus;
 use serde::Serialize;
 
+use super::mesh::{VerificationCounts, ambient_text};
 use super::options::StatusOptions;
 use super::verdict::{StatusVerdict, judge};
+use super::words::{age, count, written};
 use crate::node::agent::{self, RunDirSocket, Silence};
 use crate::node::places::NodePlaces;
 use crate::output::{Colour, columns, one_line, paint};
@@ -30,6 +31,9 @@ pub(super) struct StatusReport {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) kubeconfig: Option<KubeconfigReport>,
     pub(super) agent: AgentReport,
+    /// Of the pods that should be captured, how many are known to be; absent where the agent does not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) verification: Option<VerificationCounts>,
     pub(super) sockets: Vec<RunDirSocket>,
     /// Pods whose last known facts are on disk; absent where they may not be looked at.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -116,6 +120,7 @@ impl StatusReport {
             Err(Silence::Failed(error)) => (None, Some(error)),
             Err(Silence::Denied) => (None, None),
         };
+        let pods = status.as_ref().and_then(|_| agent::pods(run_dir));
         let sockets = agent::sockets(run_dir);
         let hidden = sockets.iter().filter(|socket| socket.listening.is_none());
         not_looked_at.extend(hidden.map(|socket| socket.path.clone()));
@@ -131,6 +136,7 @@ impl StatusReport {
             plugins: installed.programs.into_iter().map(PluginProgram::from).collect(),
             kubeconfig: installed.kubeconfig.map(KubeconfigReport::from),
             agent: AgentReport { answers: status.is_some(), status, error },
+            verification: pods.as_ref().map(VerificationCounts::of),
             sockets,
             last_known_facts,
             uncaptured,
@@ -193,6 +199,12 @@ impl StatusReport {
         let without = || if hidden { NOT_LOOKED_AT } else { "none" }.to_owned();
         row("Kubeconfig", self.kubeconfig.as_ref().map_or_else(without, KubeconfigReport::text));
         row("Agent", self.agent.text());
+        if let Some(status) = &self.agent.status {
+            row("Ambient", ambient_text(status.ambient.as_ref()));
+        }
+        if let Some(counts) = &self.verification {
+            row("Captured", counts.text());
+        }
         row("Sockets", self.sockets_text());
         let unless_hidden = |number: Option<usize>, text: &dyn Fn(String) -> String| {
             number.map_or_else(|| NOT_LOOKED_AT.to_owned(), |number| text(count(number, "pod")))
@@ -353,39 +365,5 @@ impl AgentReport {
         let ready = if status.ready { "ready" } else { "not ready" };
         let synced = if status.synced { "" } else { ", pods not listed yet" };
         format!("{}, pid {}, {ready}, {}{synced}", status.version, status.pid, count(status.pods, "pod"))
-    }
-}
-
-/// `None` also for a time in the future, from a clock that was set back.
-fn age(modified: Option<SystemTime>) -> Option<u64> {
-    SystemTime::now().duration_since(modified?).ok().map(|age| age.as_secs())
-}
-
-fn written(age: Option<u64>) -> String {
-    age.map_or_else(String::new, |age| format!(", written {} ago", short(age)))
-}
-
-/// Seconds in the largest unit that fits.
-pub(crate) fn short(seconds: u64) -> String {
-    match seconds {
-        0..=119 => format!("{seconds}s"),
-        120..=7199 => format!("{}m", seconds / 60),
-        7200..=172_799 => format!("{}h", seconds / 3600),
-        _ => format!("{}d", seconds / 86_400),
-    }
-}
-
-pub(super) fn count(number: usize, thing: &str) -> String {
-    if number == 1 { format!("1 {thing}") } else { format!("{number} {thing}s") }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ages_are_short() {
-        let texts = [0, 119, 120, 7199, 7200, 172_800].map(short);
-        assert_eq!(texts, ["0s", "119s", "2m", "119m", "2h", "2d"]);
     }
 }

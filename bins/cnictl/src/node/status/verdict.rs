@@ -2,7 +2,9 @@
 
 use serde::Serialize;
 
-use super::report::{ConfigurationReport, StatusReport, count};
+use super::mesh::VerificationCounts;
+use super::report::{ConfigurationReport, StatusReport};
+use super::words::count;
 use crate::node::places::NodePlaces;
 
 /// Age in seconds from which a kubeconfig's token may have ended. Service account tokens are good for an hour, and the agent writes a
@@ -32,6 +34,7 @@ pub(super) fn judge(report: &StatusReport, places: &NodePlaces) -> StatusVerdict
     verdict.kubeconfig(report, places);
     verdict.agent(report);
     verdict.uncaptured(report);
+    verdict.warnings.extend(report.verification.as_ref().and_then(VerificationCounts::warning));
     verdict.healthy = verdict.problems.is_empty() && report.not_looked_at.is_empty();
     verdict
 }

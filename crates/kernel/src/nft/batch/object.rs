@@ -3,7 +3,6 @@
 use ruleset::{Base, Chain, Rule, Ruleset, TableKind};
 
 use super::owners;
-use crate::nft::lower;
 
 /// A table of ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,12 +78,7 @@ impl BatchObject<'_> {
             Self::AddElements(kind, set) => format!("add elements to set {set} of {}", table(kind)),
             Self::AddChain(kind, chain) => match chain.base {
                 Some(Base { kind: chain_kind, .. }) => {
-                    format!(
-                        "add chain {} of type {} to {}",
-                        chain.name,
-                        lower::chain_type(chain_kind),
-                        table(kind)
-                    )
+                    format!("add chain {} of type {} to {}", chain.name, chain_kind.name(), table(kind))
                 }
                 None => format!("add chain {} to {}", chain.name, table(kind)),
             },

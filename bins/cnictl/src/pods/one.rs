@@ -1,0 +1,77 @@
+//! Verbs that are about one pod of the node.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use podsource::AgentSource;
+use rundir::pods::PodReport;
+
+use super::listing::NOTHING;
+use super::own::LookedPod;
+use super::select::SelectArgs;
+use super::view::Viewer;
+use crate::configuration::ConfigurationArgs;
+use crate::output::VerbAnswer;
+
+/// How long the agent may take where it looks at all pods first.
+pub(super) const PATIENCE_FOR_A_LOOK: Duration = Duration::from_secs(30);
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct OnePodArgs {
+    /// The pod, as NAMESPACE/NAME, or its name with -n
+    #[arg(value_name = "POD")]
+    pod: String,
+    /// Its namespace
+    #[arg(short, long, value_name = "NAMESPACE")]
+    namespace: Option<String>,
+    #[command(flatten)]
+    pub(super) configuration: ConfigurationArgs,
+}
+
+impl OnePodArgs {
+    /// The node's agent.
+    ///
+    /// # Errors
+    /// The node's configuration cannot be used.
+    pub(super) fn agent(&self) -> Result<AgentSource> {
+        Ok(self.configuration.load()?.agent())
+    }
+
+    /// The pod after a look of this program; or what is said where there is none that should be captured.
+    ///
+    /// # Errors
+    /// Nothing can be looked at, or several have this name.
+    pub(super) fn look(&self) -> Result<Result<LookedPod, VerbAnswer>> {
+        let viewer = Viewer::new(&self.configuration, false, None)?;
+        let looked = viewer.look_deeply(&self.select())?;
+        let reports: Vec<PodReport> = looked.iter().map(|pod| pod.report.clone()).collect();
+        match self.find(&reports)? {
+            Ok(_) => Ok(looked.into_iter().next().ok_or_else(VerbAnswer::default)),
+            Err(answer) => Ok(Err(answer)),
+        }
+    }
+
+    /// The pod as a selection.
+    fn select(&self) -> SelectArgs {
+        SelectArgs::named(&self.pod, self.namespace.clone())
+    }
+
+    /// The pod among others; or what is said where there is none that should be captured.
+    ///
+    /// # Errors
+    /// Several have this name.
+    pub(super) fn find<'a>(&self, pods: &'a [PodReport]) -> Result<Result<&'a PodReport, VerbAnswer>> {
+        let select = self.select();
+        let mut found = pods.iter().filter(|pod| select.selects(&pod.pod(), &pod.labels));
+        let nothing =
+            |problem: String| VerbAnswer { exit: NOTHING, ..VerbAnswer::failed(String::new(), problem) };
+        Ok(match (found.next(), found.next()) {
+            (None, _) => Err(nothing(format!("no pod is known on this node{}", select.text()))),
+            (Some(pod), None) if pod.is_wanted() => Ok(pod),
+            (Some(pod), None) => {
+                Err(nothing(format!("pod {} should not be captured: {}", pod.pod(), pod.decision)))
+            }
+            (Some(_), Some(_)) => bail!("several pods are named {}; name one as NAMESPACE/NAME", self.pod),
+        })
+    }
+}
