@@ -16,6 +16,7 @@ use serde_json::Map;
 
 use crate::ambient::config::AmbientConfig;
 use crate::sidecars;
+use crate::taint::TaintMode;
 pub(crate) use options::agent::BadOption;
 use options::agent::{Lookup, Options, Setting};
 use values::{
@@ -69,6 +70,8 @@ pub(crate) struct AgentConfig {
     pub(crate) broken_pod_label: (String, String),
     /// The node's procfs, as far as this process has it.
     pub(crate) proc_root: PathBuf,
+    /// What is done about the node's taint, and its key.
+    pub(crate) taint: (TaintMode, String),
     /// Ambient mode, on or off.
     pub(crate) ambient: AmbientConfig,
     /// Where the node's files are.
@@ -158,6 +161,7 @@ impl AgentConfig {
             kernel_network_runtime_classes: kernel_network_runtime_classes(options)?,
             broken_pod_label: broken_pod_label(options)?,
             proc_root: Path::new(text(Setting::HostRoot)).join("proc"),
+            taint: values::taint(options)?,
             ambient: AmbientConfig::new(options, scope(options, env)?)?,
             host_root: text(Setting::HostRoot).into(),
             config_dir: Some(PathBuf::from(text(Setting::ConfigDir)))

@@ -92,6 +92,15 @@ impl Events {
         }
     }
 
+    /// Writes an Event about the node, once: what it says is in the log, too.
+    pub(crate) async fn about_node(&self, warning: bool, reason: &str, message: &str) {
+        let Some(writer) = &self.writer else { return };
+        let event = EventText { warning, reason, message, component: COMPONENT };
+        if let Err(error) = writer.create_node_event(event).await {
+            self.log.debug(&error, &[]);
+        }
+    }
+
     fn quiet(&self) -> MutexGuard<'_, Option<Instant>> {
         self.quiet.lock().unwrap_or_else(PoisonError::into_inner)
     }

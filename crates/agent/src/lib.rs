@@ -29,6 +29,7 @@ mod shutdown;
 mod sidecars;
 mod slots;
 mod spare;
+mod taint;
 #[allow(dead_code, unused_imports, reason = "the modes come next")]
 mod verification;
 mod version;

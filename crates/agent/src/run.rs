@@ -30,6 +30,7 @@ use crate::plugin_socket::{self, PluginSocket};
 use crate::serve::{Gone, Handler, UnixSocket};
 use crate::shutdown::ShutdownOutcome;
 use crate::sidecars::{self, Sidecars};
+use crate::taint::NodeTaint;
 use crate::{config_dir, log_socket, observe, own_node, ports, shutdown};
 pub(crate) use ending::ProcessEnd;
 use options::agent::{Flags, Options, without_newlines};
@@ -81,6 +82,8 @@ pub(crate) struct Agent {
     pub(crate) ambient: Arc<Ambient>,
     /// Those of sidecar mode that started without capture.
     pub(crate) sidecars: Arc<Sidecars>,
+    /// The node's taint.
+    pub(crate) taint: NodeTaint,
     /// What becomes of this agent, by what was seen last.
     pub(crate) outlook: watch::Sender<Option<Outlook>>,
     journal: Journal,
@@ -128,6 +131,13 @@ fn parts(config: &AgentConfig) -> Vec<HealthPart> {
     parts
 }
 
+fn tell_start(log: &Scope, options: &Options, node: &str) {
+    for (name, value) in options.iter() {
+        log.debug("option", &[("name", &name), ("value", &value)]);
+    }
+    log.info("install-cni starts", &[("version", &env!("CARGO_PKG_VERSION")), ("node", &node)]);
+}
+
 impl Agent {
     fn new(flags: Flags) -> Result<(Self, Source), Error> {
         let mut reader = config_dir::OptionsReader::new(flags);
@@ -135,19 +145,15 @@ impl Agent {
         let journal = process::journal(&options)?;
         let log = journal.scope("cni-agent");
         process::raise_open_files(&log);
-        for (name, value) in options.iter() {
-            log.debug("option", &[("name", &name), ("value", &value)]);
-        }
         let config = AgentConfig::new(&options, &variable)?;
-        let labels: [telemetry::Label<'_>; 2] =
-            [("version", &env!("CARGO_PKG_VERSION")), ("node", &config.node)];
-        log.info("install-cni starts", &labels);
+        tell_start(&log, &options, &config.node);
         let is_ambient = !config.ambient.is_off;
         let health = Arc::new(Health::of(&parts(&config)));
         health.ready(HealthPart::Configuration);
         let metrics = Arc::new(Metrics::new(is_ambient, journal.clone())?);
         let (source, writer, own_set) = source::source(&config, &log);
         let cluster = Cluster::new();
+        let taint = NodeTaint::new(&config.taint);
         let kept_facts = Arc::new(KeptFacts::new(&config, cluster.clone(), log.clone()));
         let events = Arc::new(Events::new(writer.clone(), config.pod.clone(), log.clone()));
         let ambient = Ambient::new(ambient::AmbientParts {
@@ -194,6 +200,7 @@ impl Agent {
             ambient,
             sidecars,
             outlook: watch::Sender::default(),
+            taint,
             journal,
             options: reader,
             options_at_start: options,
@@ -219,11 +226,13 @@ impl Agent {
             agent.begin_boot();
             tasks.spawn(observe::cluster(agent.clone(), source, agent.kept_facts.keep()));
             tasks.spawn(agent.clone().remember_facts());
+            tasks.spawn(NodeTaint::live(agent.clone()));
             tasks.spawn(agent.sidecars.clone().live());
             let ambient = tokio::spawn(agent.ambient.clone().live());
             let outcome = agent.install_until_told(&mut end, &lock).await;
             if let Ok((ShutdownOutcome::Deleted, installer)) = outcome {
                 agent.sidecars.plugin_goes();
+                agent.taint.end(&agent).await;
                 agent.clean_up_and_wait(installer, ambient, &mut end, tasks).await?;
                 lock.remove();
                 return Ok(());
@@ -234,6 +243,7 @@ impl Agent {
             if outcome == ShutdownOutcome::Leave {
                 return installer.join().map(drop).map_err(|_| Error::Installer);
             }
+            agent.taint.end(&agent).await;
             agent.take_plugin_off(installer).await?;
             agent.ambient.clone().clean_up(ambient).await;
             lock.remove();

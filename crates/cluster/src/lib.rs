@@ -9,7 +9,7 @@
 //! - [`store`]: the last known facts on disk, for the plugin.
 //! - [`daemonset`]: what becomes of the agent on this node.
 //! - [`time`]: times as Kubernetes writes them.
-//! - [`write`]: Events, labels and annotations.
+//! - [`write`]: Events, labels and annotations; [`Writer`] also has the taint of the node.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), cluster::StoreError> {
@@ -42,6 +42,7 @@ mod readiness;
 mod recovery;
 mod rounds;
 pub mod store;
+mod taint;
 pub mod time;
 pub mod watch;
 pub mod write;

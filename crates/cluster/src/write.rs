@@ -13,7 +13,7 @@ use crate::connection::ApiConnection;
 use crate::error::Error;
 
 /// Longest wait for one request. A pod that is being shut down has no more than some seconds.
-const LIMIT: Duration = Duration::from_secs(2);
+pub(crate) const LIMIT: Duration = Duration::from_secs(2);
 
 /// Largest answer that is read.
 pub(crate) const MAX_ANSWER: usize = 4 << 20;
@@ -30,7 +30,7 @@ pub struct Writer {
     node: String,
 }
 
-/// What a Kubernetes Event says about a pod.
+/// What a Kubernetes Event says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EventText<'a> {
     /// Whether it is a `Warning`, or else `Normal`.
@@ -57,14 +57,36 @@ impl Writer {
     /// From the API server, or when it cannot be asked.
     pub async fn create_event(&self, pod: &PodRef, text: EventText<'_>) -> Result<(), Error> {
         let operation = format!("create an Event about pod {}/{}", pod.namespace, pod.name);
+        let about = json!({
+            "apiVersion": "v1", "kind": "Pod", "namespace": pod.namespace, "name": pod.name, "uid": pod.uid,
+        });
+        self.event(&operation, (&pod.namespace, &pod.name), about, text).await
+    }
+
+    /// Creates an Event about the node, in namespace `default` and with its name as uid, where kubectl looks for it.
+    ///
+    /// # Errors
+    /// From the API server, or when it cannot be asked.
+    pub async fn create_node_event(&self, text: EventText<'_>) -> Result<(), Error> {
+        let operation = format!("create an Event about node {}", self.node);
+        let about = json!({"apiVersion": "v1", "kind": "Node", "name": self.node, "uid": self.node});
+        self.event(&operation, ("default", &self.node), about, text).await
+    }
+
+    /// Creates an Event in a namespace about an object of a name.
+    async fn event(
+        &self,
+        operation: &str,
+        (namespace, name): (&str, &str),
+        about: Value,
+        text: EventText<'_>,
+    ) -> Result<(), Error> {
         let now = Timestamp::now();
         let event = json!({
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": {"name": event_name(&pod.name, now), "namespace": pod.namespace},
-            "involvedObject": {
-                "apiVersion": "v1", "kind": "Pod", "namespace": pod.namespace, "name": pod.name, "uid": pod.uid,
-            },
+            "metadata": {"name": event_name(name, now), "namespace": namespace},
+            "involvedObject": about,
             "type": if text.warning { "Warning" } else { "Normal" },
             "reason": text.reason,
             "message": &text.message[..text.message.floor_char_boundary(MAX_MESSAGE)],
@@ -75,9 +97,9 @@ impl Writer {
             "lastTimestamp": whole_seconds(now),
             "count": 1,
         });
-        let path = format!("/api/v1/namespaces/{}/events", segment(&pod.namespace));
+        let path = format!("/api/v1/namespaces/{}/events", segment(namespace));
         let request = Request::new(path).create(&PostParams::default(), event.to_string().into_bytes());
-        self.connection.ask(&operation, request, LIMIT, MAX_ANSWER).await.map(drop)
+        self.connection.ask(operation, request, LIMIT, MAX_ANSWER).await.map(drop)
     }
 
     /// Sets a label of a pod, by way of its status, which needs the least permission. A pod of another uid under the name is left

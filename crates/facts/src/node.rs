@@ -52,6 +52,13 @@ impl<'de> Deserialize<'de> for Node {
     }
 }
 
+impl Node {
+    /// Whether it has a taint of this key.
+    pub fn has_taint(&self, key: &str) -> bool {
+        self.taints.iter().any(|taint| taint.key == key)
+    }
+}
+
 // === impl Taint ===
 
 impl Taint {

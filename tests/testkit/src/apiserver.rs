@@ -1,7 +1,7 @@
 //! A double of the Kubernetes API server over TLS, with credentials that are really checked and faults on demand.
 //!
 //! It gets, lists (in pages) and watches (with bookmarks, and 410 for what is forgotten) pods and namespaces, gets nodes and daemonsets, services, endpointslices and networkpolicies,
-//! takes Events, says whether it is ready, and creates, merges patches into and deletes objects. Everything has versions from one counter, as in a cluster.
+//! takes Events, says whether it is ready, and creates, patches (merge patches and JSON patches) and deletes objects. Everything has versions from one counter, as in a cluster.
 //!
 //! ```no_run
 //! # fn main() -> anyhow::Result<()> {
@@ -19,6 +19,7 @@ mod certificates;
 mod connection;
 mod control;
 mod fault;
+mod jsonpatch;
 mod kubeconfig;
 mod objects;
 mod request;
@@ -50,7 +51,7 @@ const REQUESTS: usize = 10_000;
 pub struct Patch {
     /// Path and query.
     pub path: String,
-    /// What was to be merged.
+    /// What was to be merged, or a list of operations.
     pub body: Value,
 }
 

@@ -49,7 +49,7 @@ impl Node {
         std::fs::write(node.conflist(), Self::foreign_conflist())?;
         node.api.write_service_account(&node.account())?;
         node.api.set_namespace("default", &[]);
-        node.api.set_object(Resource::Nodes, json!({"metadata": {"name": NAME}}));
+        node.api.set_object(Resource::Nodes, json!({"metadata": {"name": NAME}, "spec": {}}));
         Ok(node)
     }
 

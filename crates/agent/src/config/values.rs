@@ -19,6 +19,7 @@ use telemetry::Levels;
 
 use super::CleanupAtEnd;
 use crate::sidecars::{RepairMode, RepairOptions, RepairTrigger};
+use crate::taint::TaintMode;
 use options::agent::{BadOption, Lookup, Options, Setting};
 
 /// Scopes of the log that have a level of their own: ours, then those of the original's programs, which a command line for it may name.
@@ -146,6 +147,24 @@ pub(crate) fn namespace(
         return Ok(text.to_owned());
     }
     Err(BadOption::new(name, text, "is not the name of a namespace"))
+}
+
+/// What is done about the node's taint, and its key.
+///
+/// # Errors
+/// The word is another one, or the key cannot be a taint's.
+pub(super) fn taint(options: &Options) -> Result<(TaintMode, String), BadOption> {
+    let (word, key) = (options.text(Setting::NodeTaint), options.text(Setting::NodeTaintKey));
+    if !is_label_key(key) {
+        return Err(BadOption::new("node-taint-key", key, "is not the key of a taint"));
+    }
+    let mode = match word {
+        "off" | "" => TaintMode::Off,
+        "remove" => TaintMode::Remove,
+        "manage" => TaintMode::Manage,
+        _ => return Err(BadOption::new("node-taint", word, "is not off, remove or manage")),
+    };
+    Ok((mode, key.to_owned()))
 }
 
 pub(super) fn broken_pod_label(options: &Options) -> Result<(String, String), BadOption> {

@@ -18,4 +18,5 @@ mod outage;
 mod recovery;
 mod server;
 mod store;
+mod taints;
 mod writer;

@@ -18,7 +18,7 @@ fn web() -> PodRef {
 }
 
 impl Setup {
-    fn writer(&self) -> Writer {
+    pub(crate) fn writer(&self) -> Writer {
         Writer::new(self.connection(), NODE)
     }
 }

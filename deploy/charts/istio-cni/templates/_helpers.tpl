@@ -125,6 +125,8 @@ operator.istio.io/component: Cni
   "HEALTH_PORT" (ternary "" (int $values.agent.healthPort) (eq (int $values.agent.healthPort) 8000))
   "MONITORING_PORT" (ternary "" (int $values.agent.metricsPort) (eq (int $values.agent.metricsPort) 15014))
   "CNI_CACHE_DIR" (ternary "" $values.agent.cniCacheDir (eq $values.agent.cniCacheDir "/var/lib/cni"))
+  "NODE_TAINT" (ternary "" $values.agent.nodeTaint (eq ($values.agent.nodeTaint | default "off") "off"))
+  "NODE_TAINT_KEY" $values.agent.nodeTaintKey
   "STATE_DIR" (ternary "" $values.agent.stateDir (eq $values.agent.stateDir "/var/lib/istio-cni"))
 }}
 {{- if $value }}

@@ -38,6 +38,7 @@ mod socket;
 mod sources;
 mod stuck_log;
 mod surroundings;
+mod taint;
 mod uninstall;
 mod upgrade;
 mod waiting;

@@ -55,6 +55,19 @@ fn an_open_failure_policy_may_tell_about_it() {
 }
 
 #[test]
+fn nodes_are_patched_only_where_their_taint_is_the_agents() {
+    let rights = |values: &[&str]| render_set(values).unwrap().rights("istio-cni");
+    for mode in ["remove", "manage"] {
+        let wanted = [PODS, NAMESPACES, DAEMON_SET, EVENTS, "core nodes: patch"];
+        assert_eq!(rights(&[&format!("agent.nodeTaint={mode}")]), wanted, "{mode}");
+    }
+    assert_eq!(rights(&["agent.nodeTaint=off"]), [PODS, NAMESPACES, DAEMON_SET, EVENTS]);
+    let manifests = rights(&["agent.nodeTaint=manage", "agent.podSource=manifests:/etc/pods"]);
+    assert!(!manifests.iter().any(|right| right.contains("patch")), "{manifests:?}");
+    assert!(render_set(&["agent.nodeTaint=set"]).is_err());
+}
+
+#[test]
 fn manifests_need_no_pods_of_the_api_but_the_agents_own() {
     for ambient in [false, true] {
         let values = [&*format!("ambient.enabled={ambient}"), "agent.podSource=manifests:/etc/pods"];

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::objects::{Key, Resource, Stored, merge};
 use super::request::{Request, Target};
-use super::{Admission, Patch, State};
+use super::{Admission, Patch, State, jsonpatch};
 
 /// Status and body.
 pub(super) struct Answer(pub(super) u16, pub(super) Vec<u8>);
@@ -240,28 +240,37 @@ fn create(request: &Request, resource: Resource, namespace: Option<&str>, state:
 }
 
 fn patch(request: &Request, resource: Resource, key: &Key, part: Option<&str>, state: &mut State) -> Answer {
-    let merges =
-        request.headers.get("content-type").is_some_and(|kind| kind == "application/merge-patch+json");
-    let patch = serde_json::from_str::<Value>(&request.body);
-    let (true, Ok(mut patch), None | Some("status")) = (merges, patch, part) else {
-        return Answer::status(415, "only merge patches of objects and their status are supported");
+    let kind = request.headers.get("content-type").map(String::as_str).unwrap_or_default();
+    let Ok(patch) = serde_json::from_str::<Value>(&request.body) else {
+        return Answer::status(400, "the body is not JSON");
     };
     state.patches.push(Patch { path: request.path.clone(), body: patch.clone() });
     let Some(object) = state.objects.get(resource, key) else { return not_found(resource, &key.1) };
     let mut object = object.value();
-    let uid = &patch["metadata"]["uid"];
-    if !uid.is_null() && *uid != object["metadata"]["uid"] {
-        return Answer::status(
-            409,
-            "Precondition failed: UID in precondition differs from UID in object meta",
-        );
+    let patched = match (kind, part) {
+        ("application/merge-patch+json", None | Some("status")) => merged(&mut object, patch, part.is_some()),
+        ("application/json-patch+json", None) => {
+            jsonpatch::apply(&mut object, &patch).map_err(|error| Answer::status(422, &error))
+        }
+        _ => Err(Answer::status(415, "only merge patches and JSON patches are supported")),
+    };
+    if let Err(refusal) = patched {
+        return refusal;
     }
-    if part.is_some()
-        && let Some(patch) = patch.as_object_mut()
-    {
-        patch.retain(|key, _| key == "metadata" || key == "status");
-    }
-    merge(&mut object, &patch);
     state.objects.set(resource, object.clone());
     Answer::object(200, &object)
+}
+
+/// Merges a patch into an object, or into the part of it that may change with its status.
+fn merged(object: &mut Value, mut patch: Value, of_status: bool) -> Result<(), Answer> {
+    let uid = &patch["metadata"]["uid"];
+    if !uid.is_null() && *uid != object["metadata"]["uid"] {
+        let message = "Precondition failed: UID in precondition differs from UID in object meta";
+        return Err(Answer::status(409, message));
+    }
+    if of_status && let Some(patch) = patch.as_object_mut() {
+        patch.retain(|key, _| key == "metadata" || key == "status");
+    }
+    merge(object, &patch);
+    Ok(())
 }
