@@ -1,5 +1,7 @@
 //! The end: whether another agent is to follow, or everything is to be removed.
 
+mod machine;
+
 use std::os::unix::process::CommandExt as _;
 
 use cluster::daemonset::{DEFAULT_NAME, decide};
@@ -68,11 +70,11 @@ pub(crate) async fn outcome(agent: &Agent, lock: &NodeLock) -> ShutdownOutcome {
     let (clean, reason) =
         match (lock.next().await, agent.config.cleanup, &agent.config.own_pod, &agent.own_set) {
             (Some(next), ..) => (false, format!("another agent waits: {next}")),
-            (_, CleanupAtEnd::Always, ..) => (true, "cleanup-on-exit is always".to_owned()),
+            (_, CleanupAtEnd::Always, ..) => unless_machine_ends(agent, "cleanup-on-exit is always").await,
             (_, CleanupAtEnd::Never, ..) => (false, "cleanup-on-exit is never".to_owned()),
             (_, CleanupAtEnd::Auto, Some(own), Some(writer)) => ask(agent, own, writer).await,
             (_, CleanupAtEnd::Auto, ..) => {
-                (true, "there is no DaemonSet that could bring another agent".to_owned())
+                unless_machine_ends(agent, "there is no DaemonSet that could bring another agent").await
             }
         };
     let (outcome, what) = match clean {
@@ -81,6 +83,14 @@ pub(crate) async fn outcome(agent: &Agent, lock: &NodeLock) -> ShutdownOutcome {
     };
     agent.log.info(format!("{what}: {reason}"), &[]);
     outcome
+}
+
+/// Whatever the options say: an agent comes with the machine's next start, and pods may be quicker.
+async fn unless_machine_ends(agent: &Agent, reason: &str) -> (bool, String) {
+    match machine::shuts_down(agent).await {
+        Some(sign) => (false, format!("the machine is shutting down: {sign}")),
+        None => (true, reason.to_owned()),
+    }
 }
 
 /// By what was seen, and by a last look at it.

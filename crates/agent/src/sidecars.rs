@@ -317,7 +317,7 @@ impl Sidecars {
             (StartEvidence::Times, _) => {
                 let text = "a pod started WITHOUT CAPTURE: the plugin was not in the CNI configuration then; delete the pod";
                 log.error(text, &[name]);
-                metrics.uncaptured("no-plugin");
+                self.count_without_plugin(pod);
             }
             (StartEvidence::Note(_), Capture::None) => {
                 metrics.uncaptured("failure-policy-open");
@@ -329,6 +329,18 @@ impl Sidecars {
                     "a pod has its rules, but not all of its traffic is captured, or that is not certain";
                 log.warn(text, &[name, error]);
             }
+        }
+    }
+
+    /// Counts a pod that started without the plugin, once, whatever shows it.
+    fn count_without_plugin(&self, pod: &PodRef) {
+        let is_before_agent = {
+            let index = self.parts.cluster.index();
+            index.pod(&pod.namespace, &pod.name).is_some_and(|object| self.older.is_before_agent(object))
+        };
+        if self.older.counts(&pod.uid) {
+            let reason = if is_before_agent { "started-before-agent" } else { "no-plugin" };
+            self.parts.metrics.uncaptured(reason);
         }
     }
 

@@ -9,12 +9,17 @@ use serde::Deserialize;
 /// pods tolerate most of them. None of them says that the DaemonSet is not meant for the node.
 const OF_THE_STATE: [&str; 2] = ["node.kubernetes.io/", "node.cloudprovider.kubernetes.io/"];
 
+/// What kubelet says in its condition `Ready` while it ends the pods of a machine that shuts down (`ShutdownStatus` in Kubernetes'
+/// `pkg/kubelet/nodeshutdown`).
+const SHUTTING_DOWN: &str = "node is shutting down";
+
 /// A node: what DaemonSets go by.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Node {
     pub(crate) name: String,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) taints: Vec<Taint>,
+    pub(crate) shuts_down: bool,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -40,19 +45,44 @@ impl<'de> Deserialize<'de> for Node {
         struct Spec {
             taints: Option<Vec<Taint>>,
         }
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct Status {
+            conditions: Option<Vec<Condition>>,
+        }
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct Condition {
+            r#type: String,
+            status: String,
+            message: Option<String>,
+        }
         #[derive(Deserialize)]
         struct Object {
             metadata: Metadata,
             #[serde(default)]
             spec: Spec,
+            #[serde(default)]
+            status: Status,
         }
-        let Object { metadata, spec } = Object::deserialize(deserializer)?;
+        let Object { metadata, spec, status } = Object::deserialize(deserializer)?;
+        let ends = |condition: &Condition| {
+            condition.r#type == "Ready"
+                && condition.status == "False"
+                && condition.message.as_ref().is_some_and(|message| message.contains(SHUTTING_DOWN))
+        };
+        let shuts_down = status.conditions.iter().flatten().any(ends);
         let (labels, taints) = (metadata.labels.unwrap_or_default(), spec.taints.unwrap_or_default());
-        Ok(Self { name: metadata.name, labels, taints })
+        Ok(Self { name: metadata.name, labels, taints, shuts_down })
     }
 }
 
 impl Node {
+    /// Whether its kubelet says that the machine is shutting down.
+    pub fn is_shutting_down(&self) -> bool {
+        self.shuts_down
+    }
+
     /// Whether it has a taint of this key.
     pub fn has_taint(&self, key: &str) -> bool {
         self.taints.iter().any(|taint| taint.key == key)

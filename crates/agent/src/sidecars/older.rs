@@ -5,7 +5,7 @@
 mod journal;
 mod suspect;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,6 +33,8 @@ pub(super) struct OlderPods {
     journal: OnceLock<Mutex<OlderJournal>>,
     /// The plugin is being removed.
     is_over: AtomicBool,
+    /// Uids of pods that are counted.
+    counted: Mutex<BTreeSet<String>>,
 }
 
 impl OlderPods {
@@ -44,6 +46,7 @@ impl OlderPods {
             rules: Mutex::new(parts.rules.clone()),
             journal: OnceLock::new(),
             is_over: AtomicBool::new(false),
+            counted: Mutex::default(),
         }
     }
 
@@ -92,6 +95,16 @@ impl OlderPods {
         self.note(|journal| journal.told(uid));
     }
 
+    /// Whether the pod's sandbox is older than the first agent of this start of the machine that had the plugin in place.
+    pub(super) fn is_before_agent(&self, pod: &Object) -> bool {
+        Made::of(pod).is_some_and(|made| self.journal().is_before_agent(made.earliest()))
+    }
+
+    /// Whether the pod is to be counted: not yet by this agent, nor told of by an earlier one.
+    pub(super) fn counts(&self, uid: &str) -> bool {
+        !self.is_told(uid) && lock(&self.counted).insert(uid.to_owned())
+    }
+
     /// The pods now; nothing where that cannot be said.
     pub(super) async fn look(&self) -> Option<BTreeMap<PodRef, Start>> {
         let mut suspects = self.suspects();
@@ -120,6 +133,7 @@ impl OlderPods {
             let index = self.cluster.index();
             index.pods().filter_map(|pod| pod.uid().map(str::to_owned)).collect()
         };
+        lock(&self.counted).retain(|uid| uids.contains(uid));
         self.note(|journal| journal.forget(|uid| uids.iter().any(|known| known == uid)));
         Some(found)
     }

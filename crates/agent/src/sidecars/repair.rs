@@ -264,6 +264,11 @@ impl Sidecars {
         self.pods.set(pod, Place::At(sandbox.clone()));
         let lacks = !looked.has_rules && sandbox.rules == SandboxRules::Never;
         let by_kernel = lacks && self.options().trigger == RepairTrigger::Kernel && self.selects(object);
+        if lacks && self.older.is_before_agent(object) {
+            let text = "a pod runs WITHOUT CAPTURE: its sandbox is older than the first agent of this start of the machine";
+            self.parts.log.warn(text, &[("pod", pod)]);
+            self.count_without_plugin(pod);
+        }
         if !is_broken && !lacks {
             self.records.forget(pod, &StartEvidence::Seen);
         }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use facts::Node;
 use facts::object::Header;
 use kube::core::Request;
 use kube::core::params::GetParams;
@@ -37,6 +38,15 @@ impl Writer {
             Err(error) if error.says_absent("nodes", self.node()) => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether kubelet says of the node that it is shutting down.
+    ///
+    /// # Errors
+    /// The API server does not say.
+    pub async fn node_shuts_down(&self) -> Result<bool, Error> {
+        let node: Node = get(self.connection(), "Node", "/api/v1/nodes", self.node(), LIMIT).await?;
+        Ok(node.is_shutting_down())
     }
 
     /// What was seen, brought up to date as far as the API server answers, within two seconds; and why not, where it does not.

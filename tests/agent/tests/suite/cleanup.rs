@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use testkit::apiserver::{Fault, Resource};
-use testkit::{Ended, Node, PATIENCE, eventually};
+use testkit::{Ended, Mesh, Node, PATIENCE, eventually};
 
 const NAMESPACE: &str = "istio-system";
 
@@ -143,6 +143,31 @@ fn options_decide_alone() {
     let original = [("AMBIENT_DISABLE_SAFE_UPGRADE", "true")];
     row("safe upgrade is off", &original, |_| {}, false, "cleanup-on-exit is always");
     row("no namespace is known", &[("POD_NAMESPACE", "")], |_| {}, false, "there is no DaemonSet");
+}
+
+/// Pods of the next start of the machine would be quicker than the agent that installs everything again.
+#[test]
+fn a_machine_that_shuts_down_keeps_the_plugin() {
+    const LEAVING: &str = "leaving the plugin on this node: the machine is shutting down";
+    let mesh = Mesh::new().unwrap();
+    let root = mesh.root().join("proc/1/root/run");
+    std::fs::create_dir_all(root.join("systemd/system")).unwrap();
+    let condition = |status: &str, message: &str| {
+        let ready = json!([{"type": "Ready", "status": status, "message": message}]);
+        json!({"metadata": {"name": "n1"}, "spec": {}, "status": {"conditions": ready}})
+    };
+    let end = |name: &str, object: &Value, leaves: bool| {
+        mesh.node.api.set_object(Resource::Nodes, object.clone());
+        let ended = mesh.agent().env("CLEANUP_ON_EXIT", "always").ready().unwrap().stop().unwrap();
+        assert_eq!(ended.log.find(&[LEAVING]).is_some(), leaves, "{name}: {}", ended.log.text());
+        assert_eq!(mesh.node.entry().is_ok(), leaves, "{name}");
+    };
+    end("kubelet", &condition("False", "[container runtime is down, node is shutting down]"), true);
+    end("neither", &condition("True", "kubelet is posting ready status"), false);
+    std::fs::write(root.join("nologin"), "System is going down.").unwrap();
+    end("systemd", &condition("True", "kubelet is posting ready status"), true);
+    std::fs::remove_dir(root.join("systemd/system")).unwrap();
+    end("another init", &condition("True", "kubelet is posting ready status"), false);
 }
 
 /// What stays goes on working: the next agent finds it in order, and nothing was written twice.

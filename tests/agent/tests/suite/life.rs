@@ -97,6 +97,7 @@ fn metrics_have_exactly_these_names_and_labels() {
         "istio_cni_install_ready{}",
         "istio_cni_installs_total{result}",
         "istio_cni_log_lines_lost_total{}",
+        "istio_cni_not_injected_pods{}",
         &format!("istio_cni_operation_duration_seconds_bucket{{{of},le}}"),
         &format!("istio_cni_operation_duration_seconds_count{{{of}}}"),
         &format!("istio_cni_operation_duration_seconds_sum{{{of}}}"),

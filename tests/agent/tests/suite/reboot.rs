@@ -1,7 +1,13 @@
 //! A machine that starts again: what is in memory is gone, and the state directory is there.
 
-use anyhow::Context;
-use testkit::{Families, Launch, Node, PATIENCE, Pod, PodCall, assert_says, eventually};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use serde_json::json;
+use testkit::{
+    Families, Launch, Mesh, MeshPod, NODE_NAME, Node, PATIENCE, Pod, PodCall, PodObject, assert_says,
+    eventually, until,
+};
 
 const REBOOTS: &str = "istio_cni_reboots_total";
 
@@ -87,4 +93,74 @@ fn nothing_is_left_in_the_state_directory_at_the_end() {
     wait_kept(&node);
     agent.stop().unwrap();
     assert!(!node.state_dir().exists());
+}
+
+/// Pods on the node, and those of them that another component's configuration lets start without the plugin.
+const PODS: usize = 10;
+const WITHOUT: usize = 3;
+/// Between two looks at a pod, and as long as one that is not captured may take to be found.
+const INTERVAL: Duration = Duration::from_secs(5);
+
+/// A pod with a sidecar whose sandbox is there and whose init containers run, as kubelet tells of it.
+fn run(mesh: &Mesh, pod: &MeshPod) {
+    mesh.run(pod).unwrap();
+    let status = json!({"phase": "Pending", "podIP": pod.ip, "podIPs": [{"ip": pod.ip}], "startTime": "2026-08-01T09:30:00Z"});
+    let object = PodObject::named(&pod.name).in_namespace(&pod.namespace).uid(&pod.uid).on_node(NODE_NAME);
+    mesh.node.api.set_pod(object.sidecar().with("/status", status));
+}
+
+fn captured(pods: &[MeshPod]) -> usize {
+    let has_rules = |pod: &&MeshPod| pod.netns.nft_text().unwrap().contains("istio-proxy-nat");
+    pods.iter().filter(has_rules).count()
+}
+
+/// No pod of a machine that has started again runs outside of the mesh and is not known to.
+#[test]
+fn after_a_restart_each_pod_is_captured_or_found_and_repaired() {
+    let mesh = Mesh::new().unwrap();
+    let launch = |boot: &str| {
+        let launch = mesh.node.agent().env("HOST_ROOT", &mesh.root().to_string_lossy());
+        let launch = launch.env("REPAIR_REPAIR_PODS", "true").env("VERIFY_INTERVAL", "5s");
+        launch.env("CLEANUP_ON_EXIT", "never").booted(boot).unwrap()
+    };
+    let new = |number: usize| mesh.sandbox("default", &format!("p{number}")).unwrap();
+    let mut pods: Vec<MeshPod> = (0..PODS).map(new).collect();
+    pods.iter().for_each(|pod| run(&mesh, pod));
+    let before = launch("one").ready().unwrap();
+    let facts = mesh.node.state_dir().join("facts");
+    let count = || std::fs::read_dir(&facts).map(Iterator::count).unwrap_or(0);
+    until("the facts are kept", PATIENCE, || count() == PODS, count).unwrap();
+    before.kill().unwrap();
+
+    // Everything in memory is gone, and the pods come before the agent.
+    std::fs::remove_dir_all(mesh.node.run_dir()).unwrap();
+    for (number, pod) in pods.iter_mut().enumerate() {
+        mesh.stop(pod).unwrap();
+        mesh.new_sandbox(pod).unwrap();
+        if number >= WITHOUT {
+            let call = PodCall::new(&mesh.node, &pod.name, &pod.uid, pod.netns.path()).unwrap();
+            assert_says(&call.add().unwrap().stderr, &["pod is captured", "last-known"]);
+        }
+        run(&mesh, pod);
+    }
+    assert_eq!(captured(&pods), PODS - WITHOUT);
+
+    let mut agent = launch("two").start().unwrap();
+    let start = Instant::now();
+    agent.wait_ready().unwrap();
+    let all = || captured(&pods) == PODS;
+    until("the others get their rules", INTERVAL, all, || agent.log().text()).unwrap();
+    println!("all {PODS} are captured {:.1?} after the agent's start", start.elapsed());
+    eventually("each is counted", PATIENCE, || {
+        let metrics = agent.metrics()?;
+        for (series, wanted) in [
+            (REBOOTS, 1.0),
+            ("istio_cni_uncaptured_pods_total{reason=\"started-before-agent\"}", WITHOUT as f64),
+            ("istio_cni_repair_pods_repaired_total{result=\"success\",type=\"repair\"}", WITHOUT as f64),
+        ] {
+            ensure!(metrics.value(series) == wanted, "{series} is {}", metrics.value(series));
+        }
+        Ok(())
+    })
+    .unwrap();
 }

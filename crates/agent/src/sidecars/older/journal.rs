@@ -58,6 +58,8 @@ struct Kept {
     gaps: Vec<Gap>,
     /// The beginning of a gap that goes on.
     open: Option<u64>,
+    /// The first time when the plugin was seen to be in place.
+    first: Option<u64>,
     /// The last time when the plugin was seen to be in place.
     seen: Option<u64>,
     /// Uids of pods that have their event.
@@ -81,8 +83,16 @@ impl OlderJournal {
         self.kept.gaps.extend(gap);
         let old = self.kept.gaps.len().saturating_sub(MAX_GAPS);
         self.kept.gaps.drain(..old);
+        // An agent that did not keep the first time was there before.
+        let first = if self.kept.seen.is_some() { EVER } else { now };
+        self.kept.first.get_or_insert(first);
         (self.kept.seen, self.state) = (Some(now), State::InPlace);
         self.write()
+    }
+
+    /// Whether a time is before the first agent of this start of the machine had the plugin in place.
+    pub(super) fn is_before_agent(&self, at: u64) -> bool {
+        self.kept.first.is_none_or(|first| at < first)
     }
 
     /// Something has changed on the node; until now runtimes called the plugin.

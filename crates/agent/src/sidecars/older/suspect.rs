@@ -49,7 +49,7 @@ impl SuspectRules {
 
 impl Made {
     /// `None` while the sandbox has no network yet: its ADD may be under way.
-    fn of(pod: &Object) -> Option<Self> {
+    pub(super) fn of(pod: &Object) -> Option<Self> {
         let start = pod.start_time().and_then(cluster::time::seconds)?;
         match pod.sandbox_ready_time().and_then(cluster::time::seconds) {
             // kubelet tells this anew with each sandbox, and the start only once.
@@ -59,6 +59,11 @@ impl Made {
             None if pod.ips().is_empty() => None,
             None => Some(Self { after: start, before: start + SANDBOX_TIME }),
         }
+    }
+
+    /// The earliest that it may be.
+    pub(super) fn earliest(self) -> u64 {
+        self.after
     }
 
     /// Whether the plugin's record of an attachment is of this pod's sandbox, and not of an earlier one.
