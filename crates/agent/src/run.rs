@@ -153,7 +153,6 @@ impl Agent {
         let metrics = Arc::new(Metrics::new(is_ambient, journal.clone())?);
         let (source, writer, own_set) = source::source(&config, &log);
         let cluster = Cluster::new();
-        let taint = NodeTaint::new(&config.taint);
         let kept_facts = Arc::new(KeptFacts::new(&config, cluster.clone(), log.clone()));
         let events = Arc::new(Events::new(writer.clone(), config.pod.clone(), log.clone()));
         let ambient = Ambient::new(ambient::AmbientParts {
@@ -187,6 +186,7 @@ impl Agent {
             log: log.clone(),
         });
         let agent = Self {
+            taint: NodeTaint::new(&config.taint),
             config,
             log,
             health,
@@ -200,7 +200,6 @@ impl Agent {
             ambient,
             sidecars,
             outlook: watch::Sender::default(),
-            taint,
             journal,
             options: reader,
             options_at_start: options,

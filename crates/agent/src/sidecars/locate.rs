@@ -21,7 +21,7 @@ impl Sidecars {
                 "{}; verification in sidecar mode needs the node's /proc and the capabilities of the chart's value verification.enabled",
                 fault::chain(&error)
             );
-            Unknown::new(Reason::Permission, text)
+            Unknown::new(Reason::Permission, &text)
         })?;
         Ok(SearchRoots { proc_root, host: host.id() })
     }
@@ -46,7 +46,7 @@ impl Sidecars {
     ) -> Result<(Arc<Netns>, SearchRoots), Unknown> {
         let classes = &self.parts.kernel_network_runtime_classes;
         refuse(CaptureMode::Sidecar, pod.runtime_class(), classes, &[])
-            .map_err(|refusal| Unknown::new(Reason::Sandbox, refusal))?;
+            .map_err(|refusal| Unknown::new(Reason::Sandbox, &refusal))?;
         let roots = self.roots()?;
         if let Place::At(sandbox) = &known.place
             && is_still(&sandbox.netns)
@@ -61,7 +61,7 @@ impl Sidecars {
         let found = match found {
             Ok(netns) => netns,
             Err(FindFailure::Missing(missing)) => return Err(Unknown::missing(&missing, pod)),
-            Err(error @ FindFailure::Panicked(_)) => return Err(Unknown::new(Reason::Kernel, error)),
+            Err(error @ FindFailure::Panicked(_)) => return Err(Unknown::new(Reason::Kernel, &error)),
         };
         Ok((Arc::new(found), roots))
     }

@@ -222,7 +222,7 @@ impl SidecarPod {
 // === impl Unknown ===
 
 impl Unknown {
-    pub(super) fn new(reason: Reason, text: impl ToString) -> Self {
+    pub(super) fn new(reason: Reason, text: &impl ToString) -> Self {
         Self { reason, text: text.to_string() }
     }
 

@@ -138,6 +138,7 @@ impl Fault for NotRepaired {
 impl Reconcile for Repairs {
     type Failure = NotRepaired;
 
+    #[allow(clippy::misnamed_getters, reason = "the other queue is that of the API")]
     fn queue(&self) -> &Queue<PodRef> {
         &self.sidecars.looks
     }
