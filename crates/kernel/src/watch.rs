@@ -129,6 +129,8 @@ impl KeptSockets {
 
     /// What has happened since the last call. Never waits; if there is much, the rest comes with the next call.
     ///
+    /// A question reads what has come before its answer, so after one this is to be called whether or not a descriptor is readable.
+    ///
     /// # Errors
     /// A socket cannot be read.
     pub fn take_events(&mut self) -> Result<Noticed, Error> {
