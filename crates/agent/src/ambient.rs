@@ -51,6 +51,7 @@ use tokio::task::JoinSet;
 use zds::{Listener, Ztunnels};
 
 use crate::backends::Backends;
+use crate::drains::Drains;
 use crate::events::Events;
 use crate::finder::Finder;
 use crate::health::{Health, HealthPart};
@@ -60,7 +61,6 @@ use crate::metrics::Metrics;
 use crate::pods;
 use crate::slots::{Slots, Task, UnfinishedAct};
 use config::AmbientConfig;
-use drain::Drains;
 use evidence::Evidence;
 use failure::AmbientFailure;
 use host::HostSide;

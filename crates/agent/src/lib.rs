@@ -10,6 +10,7 @@ mod boot;
 mod config;
 mod config_dir;
 mod delete_daemonset;
+mod drains;
 mod events;
 mod finder;
 mod health;

@@ -46,6 +46,19 @@ impl LiveNews {
         self.events.tell(pod, UPDATED, &text).await;
     }
 
+    /// A running pod is not captured any more; its open connections go on.
+    pub(crate) async fn drains(&self, pod: &PodRef, reason: &str) {
+        self.settled(&pod.uid);
+        self.metrics.live_update("drained");
+        let text =
+            "a running pod is not captured any more; what is open through its proxy goes on until it ends";
+        self.log.info(text, &[("pod", pod), ("reason", &reason)]);
+        let text = format!(
+            "the pod is not captured any more ({reason}): new connections go past its proxy, open ones go on until they end"
+        );
+        self.events.tell(pod, UPDATED, &text).await;
+    }
+
     /// The rules of a running pod stay as they are, for this reason. It is told once.
     pub(crate) async fn refused(&self, pod: &PodRef, refused: &RefusedChange) {
         let text = refused.to_string();

@@ -172,6 +172,7 @@ impl Agent {
             rules: config.older.clone(),
             repair: config.repair.clone(),
             live_updates: config.ambient.live_updates,
+            drain_timeout: config.ambient.drain_timeout,
             node: config.sidecar_settings.clone(),
             choice: config.choice,
             kernel_network_runtime_classes: config.kernel_network_runtime_classes.clone(),

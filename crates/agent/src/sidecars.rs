@@ -6,6 +6,7 @@
 //! Both make a start of the pod's record ([`record`]). What is wanted of it comes from the decision table, [`intent::sidecar::steps`] plans acts, and
 //! [`executor`] carries them out, one at a time for each pod, by the queue of [`crate::pods`].
 
+mod drain;
 mod executor;
 mod live;
 mod locate;
@@ -40,6 +41,7 @@ use tokio::task::{JoinError, JoinSet};
 use self::live::RecordedPods;
 use crate::ambient::Ambient;
 use crate::backends::Backends;
+use crate::drains::Drains;
 use crate::events::Events;
 use crate::finder::Finder;
 use crate::health::{Health, Notice, count_and_names};
@@ -70,6 +72,8 @@ pub(crate) struct Parts {
     pub(crate) rules: SuspectRules,
     pub(crate) repair: RepairOptions,
     pub(crate) live_updates: LiveUpdates,
+    /// The longest that a pod drains.
+    pub(crate) drain_timeout: Duration,
     /// As an ADD of this node has them.
     pub(crate) node: NodeSettings,
     pub(crate) choice: Choice,
@@ -100,13 +104,15 @@ pub(crate) struct Sidecars {
     /// What they are expected by.
     expected_by: Mutex<Arc<ExpectedBy>>,
     /// Pods that wait for a look into their namespaces.
-    looks: Queue<PodRef>,
+    looks: Arc<Queue<PodRef>>,
     finder: Finder,
     slots: Arc<Slots>,
     backends: Arc<Backends>,
     /// Changes of running pods.
     live: LiveNews,
     recorded: RecordedPods,
+    /// Pods that are not captured any more and whose connections go on.
+    drains: Drains,
     deletions: Mutex<DeletionRate>,
     /// When namespaces that are not known were looked for last.
     sought: Mutex<Option<Instant>>,
@@ -126,12 +132,13 @@ impl Sidecars {
             queue: Queue::with_pauses(PAUSES),
             pods: SidecarPods::default(),
             expected_by: Mutex::new(Arc::new(expected_by(&parts, &parts.rules))),
-            looks: Queue::with_pauses(LOOK_PAUSES),
+            looks: Arc::new(Queue::with_pauses(LOOK_PAUSES)),
             finder: Finder::default(),
             slots: Arc::default(),
             backends: Arc::new(Backends::new(Iptables::new, &parts.run_dir)),
             live: LiveNews::new(parts.log.clone(), parts.events.clone(), parts.metrics.clone()),
             recorded: RecordedPods::default(),
+            drains: Drains::default(),
             deletions: Mutex::new(mark::deletion_rate()),
             sought: Mutex::default(),
             away: AtomicU32::default(),

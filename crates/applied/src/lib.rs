@@ -18,6 +18,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use kernel::Record;
 use netns::NetnsId;
@@ -170,6 +171,13 @@ fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// What is there cannot be used.
 pub fn read(run_dir: &Path, key: RecordKey<'_>) -> Result<Option<AppliedRecord>, Error> {
     read_file(run_dir.join(rundir::APPLIED_DIR).join(name_of(key)?))
+}
+
+/// When a record was written; `None` where there is none.
+#[must_use]
+pub fn written(run_dir: &Path, key: RecordKey<'_>) -> Option<SystemTime> {
+    let path = run_dir.join(rundir::APPLIED_DIR).join(name_of(key).ok()?);
+    trusted::open(&path, Links::Refused).ok()?.metadata().ok()?.modified().ok()
 }
 
 /// The records of all attachments of a container that can be read, up to [`MAX_SIBLINGS`].

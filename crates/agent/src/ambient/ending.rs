@@ -15,6 +15,7 @@ use super::executor::Executor;
 use super::failure::AmbientFailure;
 use super::members::Member;
 use super::{Ambient, drain};
+use crate::drains::Wait;
 use crate::health::HealthPart;
 
 /// The longest that a cleanup takes, [`drain::AT_THE_END`] included; kubelet gives 30 s in all.
@@ -127,7 +128,7 @@ impl Ambient {
             }
         };
         let result = out().await;
-        if result.is_err() || self.pods.drains.of(&key.uid) == drain::Wait::None {
+        if result.is_err() || self.pods.drains.of(&key.uid) == Wait::None {
             return result.map_err(|failure| (pod.clone(), failure));
         }
         let drained = tokio::time::Instant::from_std(began + drain::AT_THE_END);

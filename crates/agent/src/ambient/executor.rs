@@ -8,11 +8,11 @@ use std::time::Instant;
 use capture::ambient::{NodeOptions, PodOptions};
 use intent::{Act, Birth, Look, Observation, Want, steps};
 
-use super::drain::now;
 use super::failpoint;
 use super::failure::AmbientFailure;
 use super::members::{Member, MemberState, MeshMembers};
 use super::ports::{AmbientPorts, Loaded, NetnsSource, Next};
+use crate::drains::now;
 
 /// Work on one pod. Whoever has it has the pod's turn.
 pub(super) struct Executor<'a, P> {

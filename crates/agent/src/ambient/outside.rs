@@ -10,11 +10,13 @@ use netns::{Inside, Netns};
 
 use super::Ambient;
 use super::desired::{REDIRECTION, value_of};
-use super::drain::{self, Wait};
+use super::drain::through_ztunnel;
+
 use super::failure::AmbientFailure;
 use super::members::Member;
 use super::ports::{AnnotationPort, Connections, Disk, Next, NodeSets, NodeZtunnels};
 use super::record::RecordError;
+use crate::drains::{Wait, end_connections};
 use crate::slots::{Task, UnfinishedAct};
 
 /// Why what goes through ztunnel could not be looked at or ended.
@@ -35,7 +37,7 @@ impl Connections for Ambient {
     }
 
     async fn end(&self, member: &Member) {
-        let end = |inside: &Inside| drain::end_connections(inside).map_err(|e| fault::chain(&e));
+        let end = |inside: &Inside| end_connections(inside, &through_ztunnel()).map_err(|e| fault::chain(&e));
         match self.with_connections(member, end).await {
             Ok(0) => {}
             Ok(ended) => {

@@ -13,9 +13,9 @@ use tokio::time::Instant;
 
 use super::Ambient;
 use super::desired::{self, Desired, REDIRECTION};
-use super::drain::Wait;
 use super::members::{Member, MemberState};
 use super::ports::Disk as _;
+use crate::drains::Wait;
 
 /// Namespaces that are looked at at once.
 const AT_ONCE: usize = 4;

@@ -44,15 +44,27 @@ impl Sidecars {
             return Ok(());
         }
         let Some(sandbox) = self.with_rules(pod, facts).await? else { return Ok(()) };
+        let drains = sandbox.rules == SandboxRules::Draining;
+        if let (true, CaptureWish::LeftAlone(reason)) = (drains, &wish) {
+            return self.end_capture(pod, facts, &sandbox, reason).await;
+        }
         let in_force = &sandbox.inputs.settings;
         let wanted = match &wish {
             CaptureWish::Captured(wanted) => Some(of_the_pod(wanted, in_force)),
             _ => None,
         };
-        if wanted.as_ref() == Some(in_force) {
+        if wanted.as_ref() == Some(in_force) && !drains {
             self.live.settled(&pod.uid);
             return Ok(());
         }
+        if let (true, Some(wanted)) = (drains, &wanted) {
+            self.drains.stop(&pod.uid);
+            return self.apply_change(pod, facts, &sandbox, wanted.clone()).await;
+        }
+        let reason = match &wish {
+            CaptureWish::LeftAlone(reason) => reason.clone(),
+            _ => String::new(),
+        };
         let wish = wanted.as_ref().map_or(wish, CaptureWish::Captured);
         let proxy = self.proxy(pod, &sandbox).await?;
         let in_force = InForce::Settings(in_force);
@@ -65,7 +77,8 @@ impl Sidecars {
                 self.live.refused(pod, &refused).await;
                 Ok(())
             }
-            LiveChange::Drain | LiveChange::Nothing | LiveChange::Repair | LiveChange::Forget => Ok(()),
+            LiveChange::Drain => self.end_capture(pod, facts, &sandbox, &reason).await,
+            LiveChange::Nothing | LiveChange::Repair | LiveChange::Forget => Ok(()),
         }
     }
 
@@ -132,7 +145,12 @@ impl Sidecars {
         let began = Instant::now();
         let changes = setting_changes(&before.inputs.settings, &settings);
         let inputs = PlanInputs { settings, target: before.inputs.target };
-        let after = Sandbox { plan: Arc::new(inputs.plan()), inputs: Arc::new(inputs), ..before.clone() };
+        let after = Sandbox {
+            plan: Arc::new(inputs.plan()),
+            inputs: Arc::new(inputs),
+            netns: before.netns.clone(),
+            rules: SandboxRules::Had,
+        };
         let roots = self.roots().map_err(NotRepaired::Netns)?;
         // What the verifier sees meanwhile is compared with what is to come.
         let take = |sandbox: &Sandbox| {

@@ -75,6 +75,8 @@ pub(super) enum SandboxRules {
     Had,
     /// The agent has loaded them, at this time in seconds since 1970.
     Repaired(u64),
+    /// Only those that let open connections go on.
+    Draining,
 }
 
 /// All of them, by uid.
@@ -250,9 +252,10 @@ impl Unknown {
             RulesFailure::Enter(_) => Reason::Permission,
             RulesFailure::NotThePods(_) => Reason::WrongNamespace,
             RulesFailure::NoAddress(_) => Reason::NoAddress,
-            RulesFailure::Unfinished(_) | RulesFailure::Kernel(_) | RulesFailure::NoListener(_) => {
-                Reason::Kernel
-            }
+            RulesFailure::Unfinished(_)
+            | RulesFailure::Left(_)
+            | RulesFailure::Kernel(_)
+            | RulesFailure::NoListener(_) => Reason::Kernel,
         };
         Self::new(reason, failure)
     }

@@ -192,15 +192,21 @@ impl Sidecars {
         }
     }
 
+    fn forget(&self, uid: &str) {
+        self.pods.forget(uid);
+        self.drains.stop(uid);
+        self.live.settled(uid);
+    }
+
     /// Looks at a pod, and does about it what is to be done.
     async fn see(&self, pod: &PodRef) -> Result<(), NotRepaired> {
         let facts = self.parts.cluster.index().facts(&pod.namespace, &pod.name);
         let Some(facts) = facts.filter(|facts| facts.pod.uid() == Some(&pod.uid)) else {
-            self.pods.forget(&pod.uid);
+            self.forget(&pod.uid);
             return Ok(());
         };
         if facts.pod.is_terminal() {
-            self.pods.forget(&pod.uid);
+            self.forget(&pod.uid);
             let is_lost = self.options().broken.is_lost(&facts.pod) && self.selects(&facts.pod);
             if is_lost && self.options().mode == RepairMode::Repair {
                 self.mark(pod, &facts.pod, StartEvidence::Lost).await?;

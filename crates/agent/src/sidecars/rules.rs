@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use applied::{AppliedRecord, AttachmentRecord, Origin, RecordKey};
 use capture::plan::{NoAddress, detect_ipv6, no_rules};
@@ -45,6 +46,9 @@ pub(crate) enum RulesFailure {
     /// It has no network yet.
     #[error(transparent)]
     NoAddress(#[from] NoAddress),
+    /// Something of ours is left.
+    #[error(transparent)]
+    Left(#[from] kernel::Incomplete),
     /// The kernel did not load them, or did not say which are there.
     #[error("program redirection: {}", fault::chain(.0))]
     Kernel(#[from] kernel::Error),
@@ -102,7 +106,12 @@ impl Sidecars {
                 let has_rules = kernel.exists(inside, &inputs.plan())?;
                 Ok((inputs, has_rules))
             })??;
-            let rules = if has_rules || recorded.is_some() { SandboxRules::Had } else { SandboxRules::Never };
+            let drain = backends.kernel().record(&inputs.plan_drain());
+            let rules = match &recorded {
+                Some(recorded) if recorded.record == drain => SandboxRules::Draining,
+                None if !has_rules => SandboxRules::Never,
+                _ => SandboxRules::Had,
+            };
             let (plan, inputs) = (Arc::new(inputs.plan()), Arc::new(inputs));
             Ok(Looked { sandbox: Sandbox { netns, inputs, plan, rules }, has_rules })
         };
@@ -217,7 +226,7 @@ fn sparing(settings: &Settings) -> Sparing {
 }
 
 /// Keeps what was loaded; why it could not.
-fn keep(
+pub(super) fn keep(
     run_dir: &Path,
     kernel: Kernel<'_>,
     plan: &Plan,
@@ -225,16 +234,35 @@ fn keep(
     origin: &Origin,
 ) -> Option<String> {
     let record = kernel.record(plan)?;
-    let key = RecordKey::Namespace(origin.netns);
-    let written = applied::write(run_dir, key, origin, &record, &inputs.to_text());
+    let (key, inputs) = (RecordKey::Namespace(origin.netns), inputs.to_text());
+    let wanted =
+        AppliedRecord { origin: origin.clone(), record: Some(record.clone()), inputs: inputs.clone() };
+    // Its time says since when these are the rules.
+    if applied::read(run_dir, key).is_ok_and(|kept| kept.as_ref() == Some(&wanted)) {
+        return None;
+    }
+    let written = applied::write(run_dir, key, origin, &record, &inputs);
     let written = written.and_then(|()| {
         let its = attachments(run_dir, origin)?;
-        its.iter().try_for_each(|attachment| attachment.replace(&record, &inputs.to_text()))
+        its.iter().try_for_each(|attachment| attachment.replace(&record, &inputs))
     });
     written.err().map(|error| format!("CHECK will not know what was loaded into this pod: {error}"))
 }
 
-fn origin(pod: &PodRef, netns: NetnsId, addresses: Vec<IpAddr>) -> Origin {
+/// Since when a pod whose namespace this is drains; since now where there is no record of that.
+pub(super) fn drained_since(run_dir: &Path, netns: NetnsId) -> SystemTime {
+    applied::written(run_dir, RecordKey::Namespace(netns)).unwrap_or_else(SystemTime::now)
+}
+
+/// Forgets what was loaded into a pod's namespace. What cannot be removed is of a namespace without rules of ours, and goes with its sandbox.
+pub(super) fn forget(run_dir: &Path, origin: &Origin) {
+    let _ = applied::remove(run_dir, RecordKey::Namespace(origin.netns));
+    for attachment in attachments(run_dir, origin).unwrap_or_default() {
+        let _ = attachment.remove();
+    }
+}
+
+pub(super) fn origin(pod: &PodRef, netns: NetnsId, addresses: Vec<IpAddr>) -> Origin {
     Origin { netns, pod: pod.to_string(), uid: pod.uid.clone(), interface: String::new(), addresses }
 }
 

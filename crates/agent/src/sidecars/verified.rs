@@ -23,6 +23,8 @@ impl VerifiedMode for Sidecars {
             let expected = self.pods.expected(facts, &by)?;
             match *expected {
                 Expected::Captured(_) | Expected::Unusable(_) => Some((facts, expected)),
+                // It is on its way out.
+                Expected::Outside(_) if self.drains_now(facts) => Some((facts, expected)),
                 Expected::Outside(_) => None,
             }
         });
@@ -50,12 +52,18 @@ impl VerifiedMode for Sidecars {
 }
 
 impl Sidecars {
+    fn drains_now(&self, facts: &Facts) -> bool {
+        let sandbox = facts.pod.uid().and_then(|uid| self.pods.sandbox(uid));
+        sandbox.is_some_and(|sandbox| sandbox.rules == SandboxRules::Draining)
+    }
+
     fn expected_pod(&self, facts: &Facts, expected: &Expected) -> ExpectedPod {
         let pod = facts.pod.pod_ref();
         let known = self.pods.of(&pod);
         let born = facts.pod.start_time().and_then(cluster::time::seconds);
         let born = born.map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds));
         let target = match (&known.place, expected) {
+            (Place::At(sandbox), _) if sandbox.rules == SandboxRules::Draining => Err(State::Draining),
             (Place::At(sandbox), _) => Ok(target(sandbox, facts)),
             // The plugin refuses its ADD, so that it has no sandbox.
             (_, Expected::Unusable(_)) => Err(State::Unverifiable(Reason::NoNamespace)),

@@ -31,11 +31,20 @@ struct Scene {
 
 impl Scene {
     fn new(native: bool, updates: &str, annotations: &[(&str, &str)]) -> (Self, Agent) {
+        Self::with(native, updates, annotations, &[])
+    }
+
+    fn with(
+        native: bool,
+        updates: &str,
+        annotations: &[(&str, &str)],
+        options: &[(&str, &str)],
+    ) -> (Self, Agent) {
         let (mesh, world) = (Mesh::new().unwrap(), TestNetns::new().unwrap());
         let pod = mesh.sandbox("default", "web").unwrap();
         let scene = Self { mesh, pod, world };
         scene.connect_namespaces();
-        let (pod, agent) = (&scene.pod, scene.agent(updates));
+        let (pod, agent) = (&scene.pod, scene.agent_with(updates, options));
         let object = PodObject::named(&pod.name).in_namespace(&pod.namespace).uid(&pod.uid).on_node("n1");
         scene.mesh.node.api.set_pod(object.sidecar().annotations(annotations).running(&[pod.ip]));
         let mut call = scene.call();
@@ -73,8 +82,13 @@ impl Scene {
     }
 
     fn agent(&self, updates: &str) -> Agent {
+        self.agent_with(updates, &[])
+    }
+
+    fn agent_with(&self, updates: &str, options: &[(&str, &str)]) -> Agent {
         let agent = self.mesh.node.agent().env("LIVE_UPDATES", updates);
         let agent = agent.env("HOST_ROOT", &self.mesh.root().to_string_lossy());
+        let agent = options.iter().fold(agent, |agent, (name, value)| agent.env(name, value));
         agent.env("CLEANUP_ON_EXIT", "never").ready().unwrap()
     }
 
@@ -105,7 +119,7 @@ impl Scene {
     }
 
     fn rules(&self) -> String {
-        let line = "(nft -s list ruleset; iptables-save) | grep -v '^#'";
+        let line = "(nft -s list ruleset; iptables-save) | sed '/^#/d'";
         self.pod.netns.run(Command::new("sh").args(["-ec", line])).unwrap()
     }
 
@@ -207,6 +221,64 @@ fn a_pod_that_is_not_to_be_captured_any_more_keeps_its_rules_while_its_proxy_run
     std::thread::sleep(A_WHILE);
     assert_eq!(scene.rules(), rules, "{}", agent.log().text());
     assert_eq!(asked(&scene.open(APP)), 'p');
+}
+
+#[test]
+fn a_pod_that_is_not_to_be_captured_any_more_drains_where_that_is_wanted() {
+    for native in BACKENDS {
+        let (scene, agent) = Scene::new(native, "on", &[]);
+        let before = scene.open(APP);
+        assert_eq!(asked(&before), 'p');
+        scene.edit("labels", "sidecar.istio.io/inject", "false");
+        println!("{native}: new connections go past the proxy after {:?}", scene.wait_answered(APP, 's'));
+        scene.wait_event("CaptureUpdated", "sidecar.istio.io/inject is false");
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(2) {
+            assert_eq!((asked(&before), asked(&scene.open(APP))), ('p', 's'));
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        // Another agent goes on with it.
+        agent.kill().unwrap();
+        let agent = scene.agent("on");
+        std::thread::sleep(A_WHILE);
+        assert_eq!((asked(&before), asked(&scene.open(APP))), ('p', 's'), "{}", agent.log().text());
+        drop(before);
+        eventually("nothing of ours is left", PATIENCE, || {
+            let rules = scene.rules();
+            ensure!(!rules.contains("istio") && !rules.contains("ISTIO"), "{rules}");
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(asked(&scene.open(APP)), 's');
+    }
+}
+
+#[test]
+fn a_pod_that_drains_comes_back_and_loses_nothing() {
+    let (scene, agent) = Scene::new(true, "on", &[]);
+    let before = scene.open(APP);
+    scene.edit("labels", "sidecar.istio.io/inject", "false");
+    scene.wait_answered(APP, 's');
+    let meanwhile = scene.open(APP);
+    scene.edit("labels", "sidecar.istio.io/inject", "true");
+    scene.wait_answered(APP, 'p');
+    assert_eq!((asked(&before), asked(&meanwhile)), ('p', 's'), "{}", agent.log().text());
+}
+
+#[test]
+fn what_has_not_ended_in_time_is_reset() {
+    let (scene, agent) = Scene::with(true, "on", &[], &[("DRAIN_TIMEOUT", "1s")]);
+    let before = scene.open(APP);
+    assert_eq!(asked(&before), 'p');
+    scene.edit("labels", "sidecar.istio.io/inject", "false");
+    scene.wait_answered(APP, 's');
+    let heard = (&before).read(&mut [0]);
+    assert!(!matches!(heard, Ok(1..)), "{heard:?}");
+    eventually("nothing of ours is left", PATIENCE, || {
+        ensure!(!scene.rules().contains("istio"), "{}\n{}", scene.rules(), agent.log().text());
+        Ok(())
+    })
+    .unwrap();
 }
 
 #[test]

@@ -34,7 +34,7 @@ fn annotate(mesh: &Mesh, pod: &MeshPod, annotations: &[(&str, &str)]) {
 }
 
 fn rules(pod: &MeshPod) -> String {
-    let line = "(nft -s list ruleset; iptables-save; ip6tables-save) | grep -v '^#'";
+    let line = "(nft -s list ruleset; iptables-save; ip6tables-save) | sed '/^#/d'";
     pod.netns.run(Command::new("sh").args(["-ec", line])).unwrap()
 }
 
