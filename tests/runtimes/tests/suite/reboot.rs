@@ -24,6 +24,10 @@ fn reboot(runtime: impl for<'a> Fn(&'a Machine) -> Box<dyn Runtime + 'a>, kind: 
     drop(before.ztunnel);
 
     machine.lose_memory().unwrap();
+    if kind.open {
+        // By the facts that it has the plugin would capture these pods before the agent is there.
+        std::fs::remove_dir_all(machine.mesh.node.state_dir()).unwrap();
+    }
     runtime.take_calls();
     runtime.reboot();
     assert_eq!(runtime.network_not_ready(), None, "the agent's pod would not start");
