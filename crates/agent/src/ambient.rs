@@ -20,6 +20,7 @@ mod followed;
 mod given_up;
 mod holder;
 mod host;
+mod in_kernel;
 mod leave;
 mod leftovers;
 mod live;
@@ -35,11 +36,13 @@ mod takeover;
 mod tally;
 mod tell;
 mod troubles;
+mod verified;
 mod verify;
 mod waiting;
 mod work;
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -59,7 +62,8 @@ use crate::kept_facts::KeptFacts;
 use crate::live::LiveNews;
 use crate::metrics::Metrics;
 use crate::pods;
-use crate::slots::{Slots, Task, UnfinishedAct};
+use crate::slots::Slots;
+use crate::verification::Verifier;
 use config::AmbientConfig;
 use evidence::Evidence;
 use failure::AmbientFailure;
@@ -68,6 +72,7 @@ use members::MeshMembers;
 use record::Records;
 pub(crate) use socket::{EventSocket, MODE};
 use troubles::Troubles;
+use verified::Plans;
 use waiting::Waiting;
 
 /// How long to wait before another try at the node's namespace or the socket.
@@ -97,6 +102,9 @@ struct Pods {
     slots: Arc<Slots>,
     /// Pods that drain.
     drains: Drains,
+    plans: Plans,
+    /// Looks whether their rules are as planned.
+    verifier: Arc<Verifier>,
 }
 
 /// The node's own namespace, and what programs rules in it and in the pods'.
@@ -140,6 +148,10 @@ struct Telling {
 struct Life {
     /// The pods are listed.
     synced: Notify,
+    /// The pods of an earlier agent are known.
+    taken_over: OnceLock<()>,
+    /// How many of them were looked at by turns.
+    looked: AtomicUsize,
     /// Since when everything is being removed.
     ending: OnceLock<Instant>,
     /// Nobody is to work on pods any more, and nobody does.
@@ -158,6 +170,9 @@ pub(crate) struct AmbientParts {
     pub(crate) manifests: bool,
     pub(crate) writer: Option<Writer>,
     pub(crate) events: Arc<Events>,
+    pub(crate) slots: Arc<Slots>,
+    pub(crate) backends: Arc<Backends>,
+    pub(crate) verifier: Arc<Verifier>,
     /// Where records are kept.
     pub(crate) run_dir: PathBuf,
     pub(crate) facts: Arc<KeptFacts>,
@@ -176,6 +191,9 @@ impl Ambient {
             manifests,
             writer,
             events,
+            slots,
+            backends,
+            verifier,
             run_dir,
             facts,
         } = parts;
@@ -185,14 +203,12 @@ impl Ambient {
         let members = Arc::new(MeshMembers::default());
         let (told, counted) = (log.clone(), metrics.clone());
         let ztunnels = Ztunnels::new(members.clone(), move |event| ztunnel_event(&told, &counted, &event));
-        let backends = Backends::new(|| config.iptables(), &run_dir);
         let kept = Kept {
             records: Arc::new(Records::new(&run_dir)),
             evidence: Arc::new(Evidence::new(&run_dir)),
             run_dir,
             facts,
         };
-        let backends = Arc::new(backends);
         let live = LiveNews::new(log.clone(), events.clone(), metrics.clone());
         let ambient = Arc::new(Self {
             config: Arc::new(config),
@@ -205,8 +221,10 @@ impl Ambient {
                 members,
                 queue: Arc::default(),
                 ztunnels,
-                slots: Arc::default(),
+                slots,
                 drains: Drains::default(),
+                plans: Plans::default(),
+                verifier,
             },
             node: Node {
                 host: OnceLock::new(),
@@ -237,6 +255,8 @@ impl Ambient {
                 ambient.changed(std::slice::from_ref(key));
             }
         });
+        let verifier = self.pods.verifier.clone();
+        self.pods.members.on_change(move || verifier.changed());
         self.tell_overdue();
         let weak = Arc::downgrade(self);
         self.metrics.before_reading(move || {
@@ -273,12 +293,12 @@ impl Ambient {
             self.kept.facts.remember().await;
         }
         self.take_over().await;
+        let _ = self.life.taken_over.set(());
         if !self.config.rules.now().captures() {
             self.tell_capture();
         }
         let mut tasks = JoinSet::new();
         tasks.spawn(pods::work(self.clone()));
-        tasks.spawn(self.clone().verify());
         tasks.spawn(self.clone().tell_waiting());
         tasks.spawn(self.clone().begin(listed));
         let work = async {
@@ -382,29 +402,6 @@ impl Ambient {
 
     fn host(&self) -> Result<&HostSide, AmbientFailure> {
         self.node.host.get().ok_or(AmbientFailure::NotReady)
-    }
-
-    /// Does an act in a pod's namespace.
-    async fn in_pod<T: Send + 'static>(
-        &self,
-        key: &PodRef,
-        task: Task,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, UnfinishedAct> {
-        self.pods.slots.run(key, task, work).await
-    }
-
-    /// Does work in the node's namespace on a thread for it.
-    async fn in_kernel<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, tokio::task::JoinError> {
-        let under_way = self.node.under_way.clone().read_owned().await;
-        let work = move || {
-            let _under_way = under_way;
-            work()
-        };
-        tokio::task::spawn_blocking(work).await
     }
 }
 

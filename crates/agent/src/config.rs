@@ -17,14 +17,15 @@ use serde_json::Map;
 use crate::ambient::config::AmbientConfig;
 use crate::sidecars;
 use crate::taint::TaintMode;
+use crate::verification::VerifyConfig;
 pub(crate) use options::agent::BadOption;
 use options::agent::{Lookup, Options, Setting};
 use values::{
     absolute_dir, address, broken_pod_label, checked, cleanup, program_at_end, repair, sidecar_settings,
 };
 pub(crate) use values::{
-    excluded_namespaces, kernel_network_runtime_classes, levels, live_updates, namespace, native_nftables,
-    selectors,
+    duration, excluded_namespaces, kernel_network_runtime_classes, levels, live_updates, namespace,
+    native_nftables, selectors,
 };
 
 /// Key in `runtimeConfig` under which containerd hands over a pod's annotations, and the capability that asks for it.
@@ -72,6 +73,8 @@ pub(crate) struct AgentConfig {
     pub(crate) proc_root: PathBuf,
     /// What is done about the node's taint, and its key.
     pub(crate) taint: (TaintMode, String),
+    /// How pods are verified.
+    pub(crate) verify: VerifyConfig,
     /// Ambient mode, on or off.
     pub(crate) ambient: AmbientConfig,
     /// Where the node's files are.
@@ -162,6 +165,7 @@ impl AgentConfig {
             broken_pod_label: broken_pod_label(options)?,
             proc_root: Path::new(text(Setting::HostRoot)).join("proc"),
             taint: values::taint(options)?,
+            verify: VerifyConfig::new(options)?,
             ambient: AmbientConfig::new(options, scope(options, env)?)?,
             host_root: text(Setting::HostRoot).into(),
             config_dir: Some(PathBuf::from(text(Setting::ConfigDir)))

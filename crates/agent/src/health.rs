@@ -52,6 +52,8 @@ pub(crate) enum Notice {
     Ztunnel,
     /// Pods in whose network namespaces something has not ended in time.
     Overdue,
+    /// Pods into whose network namespaces the kernel does not let this agent look.
+    Permission,
     /// The connection to the API server.
     ApiServer,
 }
@@ -93,6 +95,7 @@ impl Notice {
             Self::Port => "port",
             Self::Ztunnel => "ztunnel",
             Self::Overdue => "overdue pods",
+            Self::Permission => "verification",
             Self::ApiServer => "api server",
         }
     }

@@ -31,7 +31,7 @@ mod sidecars;
 mod slots;
 mod spare;
 mod taint;
-#[allow(dead_code, unused_imports, reason = "the modes come next")]
+#[allow(dead_code, reason = "what people see of a pod, and conflicts, come next")]
 mod verification;
 mod version;
 

@@ -6,10 +6,11 @@ mod guards;
 mod plugin;
 mod register;
 mod repair;
+mod verification;
 mod zds;
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use hyper::body::Bytes;
 use hyper::{Request, StatusCode};
@@ -23,9 +24,14 @@ use guards::GuardMetrics;
 use plugin::PluginMetrics;
 use register::Register;
 use repair::RepairMetrics;
+pub(crate) use verification::PodRules;
+use verification::VerificationMetrics;
 
 /// Values of a label that come from outside are cut off after so many, lest a broken writer fill the memory of the monitoring.
 const MAX_COMPONENTS: usize = 16;
+
+/// Counts something when it is asked.
+type Census = Arc<dyn Fn() + Send + Sync>;
 
 /// All of them.
 pub(crate) struct Metrics {
@@ -41,8 +47,9 @@ pub(crate) struct Metrics {
     repair: RepairMetrics,
     /// Absent in sidecar mode, so that dashboards see which mode a node is in.
     ambient: Option<AmbientMetrics>,
-    /// Counts what is counted only when somebody asks.
-    census: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    verification: VerificationMetrics,
+    /// Count what is counted only when somebody asks.
+    census: Mutex<Vec<Census>>,
     guards: GuardMetrics,
 }
 
@@ -83,7 +90,8 @@ impl Metrics {
             cluster: ClusterMetrics::new(&make)?,
             repair: RepairMetrics::new(&make)?,
             ambient: ambient.then(|| AmbientMetrics::new(&make)).transpose()?,
-            census: OnceLock::new(),
+            verification: VerificationMetrics::new(&make)?,
+            census: Mutex::default(),
             guards: GuardMetrics::new(&make, journal)?,
             registry,
         })
@@ -91,7 +99,7 @@ impl Metrics {
 
     /// `census` is called before the metrics are read.
     pub(crate) fn before_reading(&self, census: impl Fn() + Send + Sync + 'static) {
-        let _ = self.census.set(Box::new(census));
+        self.census.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::new(census));
     }
 
     /// Whether the installation is in order. The gauge is absent until this is first said.
@@ -143,9 +151,8 @@ impl Handler for Metrics {
         if request.uri().path() != "/metrics" {
             return text(StatusCode::NOT_FOUND, "404 page not found\n");
         }
-        if let Some(census) = self.census.get() {
-            census();
-        }
+        let census = self.census.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        census.iter().for_each(|census| census());
         self.guards.before_reading();
         let mut body = Vec::new();
         match TextEncoder::new().encode(&self.registry.gather(), &mut body) {

@@ -78,6 +78,7 @@ fn told(agent: &Agent, stores: &[Store], event: ClusterEvent) {
             stores.iter().for_each(|store| store.changed(&pods));
             agent.ambient.changed(&pods);
             agent.sidecars.changed(&pods);
+            agent.verifier.changed();
         }
         ClusterEvent::Listed { what } => listed(agent, what),
         ClusterEvent::Told(told) => agent.ambient.told(&told),

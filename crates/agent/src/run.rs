@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 
 use crate::ambient::{self, Ambient, EventSocket};
 use crate::backend::NodeBackend;
+use crate::backends::Backends;
 use crate::config::{AgentConfig, BadOption, PodsOrigin};
 use crate::events::Events;
 use crate::health::{Health, HealthPart};
@@ -30,7 +31,9 @@ use crate::plugin_socket::{self, PluginSocket};
 use crate::serve::{Gone, Handler, UnixSocket};
 use crate::shutdown::ShutdownOutcome;
 use crate::sidecars::{self, Sidecars};
+use crate::slots::Slots;
 use crate::taint::NodeTaint;
+use crate::verification::{Verifier, VerifierParts};
 use crate::{config_dir, log_socket, observe, own_node, ports, shutdown};
 pub(crate) use ending::ProcessEnd;
 use options::agent::{Flags, Options, without_newlines};
@@ -80,6 +83,8 @@ pub(crate) struct Agent {
     pub(crate) missing_ports: ports::Missing,
     /// In sidecar mode it only lets go of what it has left on the node.
     pub(crate) ambient: Arc<Ambient>,
+    /// Looks whether the kernel has what it should.
+    pub(crate) verifier: Arc<Verifier>,
     /// Those of sidecar mode that started without capture.
     pub(crate) sidecars: Arc<Sidecars>,
     /// The node's taint.
@@ -155,6 +160,18 @@ impl Agent {
         let cluster = Cluster::new();
         let kept_facts = Arc::new(KeptFacts::new(&config, cluster.clone(), log.clone()));
         let events = Arc::new(Events::new(writer.clone(), config.pod.clone(), log.clone()));
+        let slots = Arc::new(Slots::default());
+        let backends = Arc::new(Backends::new(|| config.ambient.iptables(), &config.run_dir));
+        let verifier = Verifier::new(VerifierParts {
+            config: config.verify.clone(),
+            proc_root: config.proc_root.clone(),
+            slots: slots.clone(),
+            cluster: cluster.clone(),
+            events: events.clone(),
+            health: health.clone(),
+            metrics: metrics.clone(),
+            log: journal.scope("verification"),
+        });
         let ambient = Ambient::new(ambient::AmbientParts {
             config: config.ambient.clone(),
             log: journal.scope("ambient"),
@@ -164,6 +181,9 @@ impl Agent {
             manifests: matches!(config.pods, PodsOrigin::Manifests { .. }),
             writer: writer.clone(),
             events: events.clone(),
+            slots: slots.clone(),
+            backends,
+            verifier: verifier.clone(),
             run_dir: config.run_dir.clone(),
             facts: kept_facts.clone(),
         });
@@ -184,8 +204,11 @@ impl Agent {
             health: health.clone(),
             metrics: metrics.clone(),
             events: events.clone(),
+            slots,
             log: log.clone(),
         });
+        verifier.verify(vec![ambient.clone(), sidecars.clone()]);
+        verifier.answer_metrics()?;
         let agent = Self {
             taint: NodeTaint::new(&config.taint),
             config,
@@ -199,6 +222,7 @@ impl Agent {
             kept_facts,
             missing_ports: ports::Missing::default(),
             ambient,
+            verifier,
             sidecars,
             outlook: watch::Sender::default(),
             journal,
@@ -228,6 +252,7 @@ impl Agent {
             tasks.spawn(agent.clone().remember_facts());
             tasks.spawn(NodeTaint::live(agent.clone()));
             tasks.spawn(agent.sidecars.clone().live());
+            tasks.spawn(agent.verifier.clone().live());
             let ambient = tokio::spawn(agent.ambient.clone().live());
             let outcome = agent.install_until_told(&mut end, &lock).await;
             if let Ok((ShutdownOutcome::Deleted, installer)) = outcome {

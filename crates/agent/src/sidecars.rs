@@ -89,6 +89,8 @@ pub(crate) struct Parts {
     pub(crate) health: Arc<Health>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) events: Arc<Events>,
+    /// What is under way in pods' namespaces.
+    pub(crate) slots: Arc<Slots>,
     pub(crate) log: Scope,
 }
 
@@ -134,7 +136,7 @@ impl Sidecars {
             expected_by: Mutex::new(Arc::new(expected_by(&parts, &parts.rules))),
             looks: Arc::new(Queue::with_pauses(LOOK_PAUSES)),
             finder: Finder::default(),
-            slots: Arc::default(),
+            slots: parts.slots.clone(),
             backends: Arc::new(Backends::new(Iptables::new, &parts.run_dir)),
             live: LiveNews::new(parts.log.clone(), parts.events.clone(), parts.metrics.clone()),
             recorded: RecordedPods::default(),

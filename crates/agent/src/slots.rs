@@ -4,7 +4,7 @@
 //! back. So it is left to itself when its time is over: its pod is overdue, nothing else is begun in that namespace until the thread ends, and
 //! no other pod waits for it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -71,8 +71,6 @@ type Told = Box<dyn Fn(&PodRef, bool) + Send + Sync>;
 pub(crate) struct Slots {
     /// By uid.
     taken: Mutex<HashMap<String, Slot>>,
-    /// The uids of pods that are being verified, or wait for that.
-    verifying: Mutex<HashSet<String>>,
     changed: Notify,
     looking: Semaphore,
     working: Semaphore,
@@ -85,12 +83,6 @@ struct Slot {
     task: Task,
     /// When its thread began; absent while it waits for others to end.
     began: Option<Instant>,
-}
-
-/// A pod that is being verified.
-pub(crate) struct Verifying {
-    slots: Arc<Slots>,
-    uid: String,
 }
 
 /// A slot that is taken. It goes with the thread.
@@ -131,7 +123,6 @@ impl Default for Slots {
     fn default() -> Self {
         Self {
             taken: Mutex::default(),
-            verifying: Mutex::default(),
             changed: Notify::new(),
             looking: Semaphore::new(AT_ONCE),
             working: Semaphore::new(AT_ONCE),
@@ -183,12 +174,6 @@ impl Slots {
                 Err(UnfinishedAct::Overdue { task })
             }
         }
-    }
-
-    /// Nothing if the pod is being verified already.
-    pub(crate) fn verifying(self: &Arc<Self>, uid: &str) -> Option<Verifying> {
-        let is_new = locked(&self.verifying).insert(uid.to_owned());
-        is_new.then(|| Verifying { slots: self.clone(), uid: uid.to_owned() })
     }
 
     /// Pods in whose namespace an act has not ended in time, and which act.
@@ -274,14 +259,6 @@ fn crowded(taken: &HashMap<String, Slot>, key: &PodRef) -> Result<(), Unfinished
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-// === impl Verifying ===
-
-impl Drop for Verifying {
-    fn drop(&mut self) {
-        locked(&self.slots.verifying).remove(&self.uid);
-    }
 }
 
 // === impl Guard ===

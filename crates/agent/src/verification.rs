@@ -3,7 +3,17 @@
 //! A mode says which pods are expected and what their namespaces should hold ([`VerifiedMode`]), and puts right what differs. The [`Verifier`] looks: when
 //! the kernel says that something was changed, and by turns. What it knows of each pod is the answer to metrics, people and `cnictl`.
 
+mod census;
+mod config;
+mod culprit;
+mod entry;
+mod identity;
+mod look;
+mod rounds;
+mod settle;
+mod told;
 mod verifier;
+mod watch;
 
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -12,9 +22,13 @@ use std::time::SystemTime;
 
 use ::verification::{Culprit, Drifted, Mode, State};
 use facts::PodRef;
-use netns::{Netns, NetnsId};
+use netns::{Inside, Netns, NetnsId};
 use ruleset::Plan;
 
+use crate::backends::Backends;
+
+pub(crate) use config::VerifyConfig;
+pub(crate) use identity::{Identity, identity};
 pub(crate) use verifier::{Verifier, VerifierParts};
 
 /// What a call of a mode comes to, later.
@@ -25,8 +39,14 @@ pub(crate) trait VerifiedMode: Send + Sync {
     /// Every pod of the node that should be captured in this mode, each exactly once: what is wanted, whatever was done. It must not wait.
     fn expected(&self) -> Vec<ExpectedPod>;
 
+    /// What its plans are loaded by.
+    fn backends(&self) -> Arc<Backends>;
+
     /// Whether work of this agent is under way in the pod's namespace, so that what changes there is ours.
     fn is_at_work(&self, uid: &str) -> bool;
+
+    /// Looks at what else it wants to know of a namespace that is as planned, inside of it.
+    fn inspect(&self, _pod: &PodRef, _inside: &Inside, _plan: &Plan) {}
 
     /// A comparison has ended like this. It must not wait.
     fn compared(&self, pod: &PodRef, comparison: &Comparison);
@@ -34,8 +54,8 @@ pub(crate) trait VerifiedMode: Send + Sync {
     /// Puts right what differs, under the pod's turn, after a second look at the namespace's identity; open connections are spared.
     fn repair<'a>(&'a self, pod: &'a PodRef) -> Later<'a, Result<Repaired, RepairFailure>>;
 
-    /// Looks again for the namespaces of pods that have none.
-    fn locate(&self) -> Later<'_, ()>;
+    /// Once in an interval: looks again for the namespaces of pods that have none, and at what is no pod's.
+    fn round(self: Arc<Self>) -> Later<'static, ()>;
 }
 
 /// A pod that should be captured.
@@ -121,6 +141,8 @@ pub(crate) struct PodVerification {
     pub(crate) drift: Vec<Drifted>,
     /// The same in words, at most [`MAX_DIFFERENCES`] of it.
     pub(crate) differences: Vec<String>,
+    /// What differs is that nothing of ours is there.
+    pub(crate) is_without_rules: bool,
     /// Who made the last drift.
     pub(crate) culprit: Option<Culprit>,
     /// Why it is not verified, in words.

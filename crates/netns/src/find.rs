@@ -136,6 +136,32 @@ pub fn belongs_to(
     Err(NotThePods::OtherAddress { wanted: text(ips), found: text(&found) })
 }
 
+/// Where a process of the node runs, as far as procfs shows it: what is absent is hidden, or the process is gone.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ProcessPlace {
+    /// Its program, as its own mounts have it.
+    pub executable: Option<PathBuf>,
+    /// What kubelet calls its pod: the uid, or the hash of a static pod's manifest.
+    pub pod: Option<String>,
+    /// The id of its container.
+    pub container: Option<String>,
+    /// Its network namespace.
+    pub netns: Option<NetnsId>,
+}
+
+/// Looks where a process runs, by its number in the procfs that is at `proc_root`.
+#[must_use]
+pub fn place(proc_root: &std::path::Path, pid: u32) -> ProcessPlace {
+    let process = Process::numbered(proc_root, pid);
+    let cgroup = process.cgroup().unwrap_or_default();
+    ProcessPlace {
+        executable: process.executable(),
+        pod: cgroup::pod_name(&cgroup),
+        container: cgroup::container(&cgroup).map(str::to_owned),
+        netns: process.namespace().ok(),
+    }
+}
+
 /// What is known of a wanted pod while the processes are gone through.
 struct Candidate<'a> {
     pod: &'a WantedPod,

@@ -5,8 +5,6 @@ use std::time::Duration;
 /// All pods are looked at for the first time within this time of the agent's start: at once would be a burst, and later would leave the node
 /// without an answer.
 const FIRST_ROUND: Duration = Duration::from_secs(10);
-/// Full comparisons where the generation of a namespace cannot be asked for.
-const WITHOUT_GENERATION: Duration = Duration::from_secs(60);
 /// The most that a tick comes earlier or later than its phase, in percent of the interval.
 const JITTER: u32 = 10;
 
@@ -24,8 +22,6 @@ pub enum Due {
     Cheap,
     /// A full comparison.
     Full,
-    /// Nothing yet: there is no generation to ask for, and it is not time for a full comparison.
-    Nothing,
 }
 
 // === impl Schedule ===
@@ -60,29 +56,18 @@ impl Schedule {
         ticks.take(4).find(|tick| *tick > now).unwrap_or(now + self.interval)
     }
 
-    /// What a tick asks, by the time since the last full comparison (nothing: there was none that was equal) and whether the generation can be
-    /// asked for.
+    /// What a tick asks, by the time since the last full comparison that found nothing, if there was one.
     #[must_use]
-    pub fn due(&self, since_full: Option<Duration>, has_generation: bool) -> Due {
-        let Some(since_full) = since_full else { return Due::Full };
+    pub fn due(&self, since_full: Option<Duration>) -> Due {
         // The next tick would be too late.
-        let is_last = since_full + self.longest_gap() > self.full(has_generation);
-        match (is_last, has_generation) {
-            (true, _) => Due::Full,
-            (false, true) => Due::Cheap,
-            (false, false) => Due::Nothing,
-        }
+        let is_last = |since: Duration| since + self.longest_gap() > self.full;
+        if since_full.is_none_or(is_last) { Due::Full } else { Due::Cheap }
     }
 
     /// How old a confirmation may be that counts.
     #[must_use]
-    pub fn fresh_for(&self, has_generation: bool) -> Duration {
-        let every = if has_generation { self.interval } else { self.interval.max(self.full(false)) };
-        2 * every
-    }
-
-    fn full(&self, has_generation: bool) -> Duration {
-        if has_generation { self.full } else { self.full.min(WITHOUT_GENERATION) }
+    pub fn fresh_for(&self) -> Duration {
+        2 * self.interval
     }
 
     fn longest_gap(&self) -> Duration {
@@ -152,12 +137,10 @@ mod tests {
             let (mut now, mut full) = (schedule.first(&uid), None);
             let mut confirmed = now;
             for _ in 0..100 {
-                match schedule.due(full.map(|full| now - full), true) {
-                    Due::Full => full = Some(now),
-                    Due::Cheap => {}
-                    Due::Nothing => prop_assert!(false, "there is a generation"),
+                if schedule.due(full.map(|full| now - full)) == Due::Full {
+                    full = Some(now);
                 }
-                prop_assert!(now - confirmed <= schedule.fresh_for(true));
+                prop_assert!(now - confirmed <= schedule.fresh_for());
                 confirmed = now;
                 now = schedule.next(&uid, now);
                 prop_assert!(now - full.unwrap() <= TEN_MINUTES);
@@ -185,15 +168,5 @@ mod tests {
             seconds[usize::try_from(next.as_secs() % 30).unwrap()] += 1;
         }
         assert!(seconds.iter().all(|pods| (40..250).contains(pods)), "{seconds:?}");
-    }
-
-    #[test]
-    fn without_a_generation_a_pod_is_compared_each_minute_and_counts_two() {
-        let schedule = Schedule::new(Duration::from_secs(10), TEN_MINUTES);
-        assert_eq!(schedule.due(Some(Duration::from_secs(30)), false), Due::Nothing);
-        assert_eq!(schedule.due(Some(Duration::from_secs(50)), false), Due::Full);
-        assert_eq!(schedule.due(None, false), Due::Full);
-        assert_eq!(schedule.fresh_for(false), Duration::from_secs(120));
-        assert_eq!(schedule.fresh_for(true), Duration::from_secs(20));
     }
 }

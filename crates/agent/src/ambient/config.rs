@@ -17,11 +17,9 @@ use telemetry::Scope;
 use super::desired::DesiredRules;
 use super::followed::Followed;
 use crate::backend;
-use crate::config::{BadOption, namespace};
+use crate::config::{BadOption, duration, namespace};
+use crate::verification::VerifyConfig;
 use options::agent::{Options, Setting};
-
-/// Shortest time between verifications: each costs some tenths of a millisecond per pod.
-const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Everything that ambient mode does by.
 #[derive(Debug, Clone)]
@@ -42,7 +40,10 @@ pub(crate) struct AmbientConfig {
     /// `AMBIENT_RECONCILE_POD_RULES_ON_STARTUP`.
     pub(crate) reconcile: bool,
     pub(crate) branch_eni: bool,
+    /// `VERIFY_INTERVAL`.
     pub(crate) verify_every: Duration,
+    /// `VERIFY_REPAIR`.
+    pub(crate) repairs: bool,
     /// The longest that a pod drains; zero: not at all.
     pub(crate) drain_timeout: Duration,
     pub(crate) live_updates: LiveUpdates,
@@ -79,7 +80,7 @@ impl AmbientConfig {
             v4.parse().map_err(|_| BadOption::new("host-probe-snat-ip", v4, "is not an IPv4 address"))?;
         let probe_v6 =
             v6.parse().map_err(|_| BadOption::new("host-probe-snat-ipv6", v6, "is not an IPv6 address"))?;
-        let verify_every = duration("ambient-verify-interval", text(Setting::AmbientVerifyInterval))?;
+        let verify = VerifyConfig::new(options)?;
         let drain_timeout = duration("drain-timeout", text(Setting::DrainTimeout))?;
         Ok(Self {
             is_off: !options.on(Setting::AmbientEnabled),
@@ -110,7 +111,8 @@ impl AmbientConfig {
             switch_to_host: options.on(Setting::AllowSwitchToHostNs),
             reconcile: options.on(Setting::AmbientReconcilePodRulesOnStartup),
             branch_eni: options.on(Setting::AmbientEnableAwsBranchEniProbe),
-            verify_every: verify_every.max(SHORTEST_INTERVAL),
+            verify_every: verify.interval,
+            repairs: verify.repairs,
             drain_timeout,
             live_updates: crate::config::live_updates(options)?,
             kernel_network_runtime_classes: crate::config::kernel_network_runtime_classes(options)?,
@@ -189,13 +191,6 @@ impl AmbientConfig {
 }
 
 /// A bare zero needs no unit, as in Go.
-fn duration(name: &'static str, text: &str) -> Result<Duration, BadOption> {
-    if text == "0" {
-        return Ok(Duration::ZERO);
-    }
-    cni::config::parse_duration(text).map_err(|error| BadOption::new(name, text, error.to_string()))
-}
-
 fn selectors(options: &Options) -> Result<Selectors, BadOption> {
     Selectors::new(&crate::config::selectors(options)?).map_err(|error| {
         let text = options.text(Setting::AmbientEnablementSelector);

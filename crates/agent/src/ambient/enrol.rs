@@ -6,13 +6,13 @@ use std::time::Instant;
 use facts::{Facts, PodRef};
 use intent::{Act, Birth, Rules, Want};
 use netns::Netns;
-use rustix::io::Errno;
 
 use super::Ambient;
 use super::executor::{Entering, Executor};
 use super::failure::AmbientFailure;
 use super::members::{GivenNetns, Member, MemberState};
 use super::ports::{Disk as _, NetnsSource};
+use crate::verification::{FoundBy, Identity, identity};
 
 impl Ambient {
     /// Takes a pod into the mesh; gives who goes on with it. Whoever calls has the pod's turn.
@@ -111,19 +111,9 @@ impl Ambient {
         Ok(work.has_changed_rules())
     }
 
-    /// Whether the sandbox that a plugin announced is gone: its file does not stand for the namespace any more. One that cannot be looked at,
-    /// for want of descriptors say, is there: rules that nobody removes are worse than a sandbox that is forgotten late.
+    /// Whether the sandbox that a plugin announced is gone: its file does not stand for the namespace any more.
     pub(super) fn is_gone(member: &Member) -> bool {
-        use netns::{Error, OpenCause};
-        let gone = |netns: &Netns| match Netns::open(netns.path()) {
-            Ok(there) => &there != netns,
-            Err(Error::Open { cause: OpenCause::Denied, .. }) => false,
-            Err(Error::Open { cause: OpenCause::Io(cause), .. }) => {
-                let errno = Errno::from_io_error(&cause);
-                !matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
-            }
-            Err(_) => true,
-        };
+        let gone = |netns: &Netns| identity(netns, FoundBy::Path) != Identity::Holds;
         member.given == GivenNetns::Path && member.netns.as_deref().is_none_or(gone)
     }
 }

@@ -55,7 +55,8 @@ impl Ambient {
         Ok(SearchRoots { proc_root: self.config.proc_root(), host: self.host()?.id() })
     }
 
-    async fn find_running(&self, pod: WantedPod) -> Result<Netns, AmbientFailure> {
+    /// The namespace of a pod that runs.
+    pub(super) async fn find_running(&self, pod: WantedPod) -> Result<Netns, AmbientFailure> {
         Ok(self.node.finder.find(&self.roots()?, pod, || self.without_netns()).await?)
     }
 

@@ -19,6 +19,7 @@ use zds::{Entry, Workload};
 
 use super::config::AmbientConfig;
 use super::desired::{self, REDIRECTION};
+use crate::verification::FoundBy;
 pub(crate) use state::MemberState;
 
 /// A pod that has, or had, something of ours.
@@ -75,10 +76,14 @@ const SAY_AGAIN: Duration = Duration::from_secs(3);
 /// Who is told that a ztunnel's answer leaves work to do on a pod.
 type Unsettled = Box<dyn Fn(&PodRef) + Send + Sync>;
 
+/// Who is told that what is known of the pods has changed.
+type Changed = Box<dyn Fn() + Send + Sync>;
+
 /// All of them, by uid.
 #[derive(Default)]
 pub(crate) struct MeshMembers {
     unsettled: OnceLock<Unsettled>,
+    changed: OnceLock<Changed>,
     members: Mutex<HashMap<String, Member>>,
     turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -209,6 +214,15 @@ impl Member {
         self.have.is_captured() && self.netns.is_some() && !self.announced
     }
 
+    /// By what its namespace is seen to be its own still.
+    pub(crate) fn found_by(&self) -> FoundBy {
+        match self.given {
+            GivenNetns::No => FoundBy::Process,
+            GivenNetns::Path => FoundBy::Path,
+            GivenNetns::Descriptor => FoundBy::Descriptor,
+        }
+    }
+
     /// It is not seen to be in any more.
     pub(crate) fn doubt(&mut self) {
         if matches!(self.state, MemberState::Unconfirmed | MemberState::Enrolled) {
@@ -250,10 +264,16 @@ impl MeshMembers {
         let _ = self.unsettled.set(Box::new(told));
     }
 
+    /// `told` hears that something has changed. It must not wait.
+    pub(crate) fn on_change(&self, told: impl Fn() + Send + Sync + 'static) {
+        let _ = self.changed.set(Box::new(told));
+    }
+
     /// Notes a pod that is not known yet.
     pub(crate) fn insert(&self, mut member: Member) {
         member.settle();
         self.members().insert(member.key.uid.clone(), member);
+        self.tell_change();
     }
 
     /// Changes what is known of a pod; gives how it is then, and nothing if the pod is not known. Under the lock: an answer of a ztunnel comes
@@ -263,7 +283,16 @@ impl MeshMembers {
         let member = members.get_mut(uid)?;
         change(member);
         member.settle();
-        Some(member.clone())
+        let member = member.clone();
+        drop(members);
+        self.tell_change();
+        Some(member)
+    }
+
+    fn tell_change(&self) {
+        if let Some(told) = self.changed.get() {
+            told();
+        }
     }
 
     /// How far a pod is.
@@ -274,6 +303,7 @@ impl MeshMembers {
     /// Forgets a pod.
     pub(crate) fn remove(&self, uid: &str) {
         self.members().remove(uid);
+        self.tell_change();
     }
 
     /// All of them.
@@ -295,6 +325,12 @@ impl MeshMembers {
             turns.entry(uid.to_owned()).or_default().clone()
         };
         Turn { _guard: lock.lock_owned().await }
+    }
+
+    /// Whether somebody works on the pod.
+    pub(crate) fn is_taken(&self, uid: &str) -> bool {
+        let turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.get(uid).is_some_and(|turn| turn.try_lock().is_err())
     }
 
     fn members(&self) -> MutexGuard<'_, HashMap<String, Member>> {
@@ -329,6 +365,7 @@ impl zds::Snapshot for MeshMembers {
             let known = before == MemberState::Enrolled && member.state == MemberState::Enrolled;
             (!known).then(|| member.key.clone())
         };
+        self.tell_change();
         if let (Some(key), Some(told)) = (unsettled, self.unsettled.get()) {
             told(&key);
         }

@@ -154,7 +154,7 @@ impl Ambient {
     }
 
     /// Tells what has changed about rules of others in the pod's namespace.
-    fn tell_seen(&self, member: &Member, seen: &SeenInNetns) {
+    pub(super) fn tell_seen(&self, member: &Member, seen: &SeenInNetns) {
         let pod = &member.key;
         seen.new.iter().for_each(|text| self.log.error(text, &[("pod", pod)]));
         seen.warnings.iter().for_each(|text| self.log.warn(text, &[("pod", pod)]));

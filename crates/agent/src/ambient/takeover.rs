@@ -3,10 +3,13 @@
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use facts::Object;
+use ::verification::{Drifted, Outcome};
+use facts::{Object, PodRef};
 use intent::{Act, Look, Observation, RedirectionMark};
 use netns::Netns;
+use tokio::task::JoinSet;
 
 use super::Ambient;
 use super::desired::{REDIRECTION, mark_of};
@@ -14,6 +17,11 @@ use super::failure::AmbientFailure;
 use super::members::{GivenNetns, Member, MemberState};
 use super::record::{Place, PodRecord, Stage};
 use crate::finder;
+
+/// Namespaces that are looked at at once.
+const AT_ONCE: usize = 4;
+/// How long the others wait for one of them. It is looked at to its end all the same.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A record, and the namespace of it if that is still where it was.
 type Kept = (PodRecord, Option<Netns>);
@@ -34,10 +42,48 @@ impl Ambient {
             }
         }
         // Switched off, the option keeps nobody waiting: each pod is looked at when its turn comes.
-        let (looked, repaired) = if self.config.reconcile { self.verify_pods().await } else { (0, 0) };
+        let (looked, repaired) = if self.reconciles() { self.put_all_right().await } else { (0, 0) };
         let labels: [telemetry::Label<'_>; 3] =
             [("pods", &self.pods.members.all().len()), ("verified", &looked), ("repaired", &repaired)];
         self.log.info("the pods of an earlier agent are taken over", &labels);
+    }
+
+    /// Whether rules of an earlier agent are put right at the start.
+    fn reconciles(&self) -> bool {
+        self.config.reconcile && self.config.repairs
+    }
+
+    /// Puts right what differs in the rules of every pod; gives how many were looked at and how many were repaired.
+    async fn put_all_right(self: &Arc<Self>) -> (usize, usize) {
+        let mut members = self.pods.members.all();
+        // What was begun there before has not ended: it is looked at again when that has.
+        members.retain(|member| member.is_verified() && !self.pods.slots.is_overdue(&member.key.uid));
+        let looked = members.len();
+        let mut repaired = 0;
+        let mut tasks = JoinSet::new();
+        for member in members {
+            if tasks.len() >= AT_ONCE {
+                repaired += usize::from(matches!(tasks.join_next().await, Some(Ok(true))));
+            }
+            let ambient = self.clone();
+            tasks.spawn(async move { ambient.put_right_in_time(member.key).await });
+        }
+        while let Some(done) = tasks.join_next().await {
+            repaired += usize::from(matches!(done, Ok(true)));
+        }
+        (looked, repaired)
+    }
+
+    /// As [`Self::put_right_now`], which goes on alone where it takes longer than the other pods wait for it.
+    async fn put_right_in_time(self: Arc<Self>, pod: PodRef) -> bool {
+        let (ambient, uid) = (self.clone(), pod.uid.clone());
+        let put_right = tokio::spawn(async move { ambient.put_right_now(&uid).await });
+        let is_repaired = matches!(tokio::time::timeout(PATIENCE, put_right).await, Ok(Ok(Ok(Some(true)))));
+        if is_repaired {
+            self.log.warn("the rules of a pod differed and are put right", &[("pod", &pod)]);
+            self.metrics.drift(Drifted::Rules, Outcome::Repaired, 1);
+        }
+        is_repaired
     }
 
     /// Looks among the node's processes for the namespaces of these.
@@ -119,7 +165,7 @@ impl Ambient {
         if !pod.is_terminal() && !member.announced {
             member.have.begin(&Act::TellZtunnel);
         }
-        if member.state == MemberState::Unconfirmed && !self.config.reconcile {
+        if member.state == MemberState::Unconfirmed && !self.reconciles() {
             member.have.see(Observation::Rules(Look::Due));
         }
         // The node's sets are made so before anything else is done.

@@ -1,68 +1,52 @@
-//! What the kernel holds against what it should hold: once at the start for every pod, and then again and again.
+//! What the kernel holds against what it should hold: what is done about it, in pods and in the node's namespace. When it is looked is
+//! [`crate::verification`]'s affair.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
 
+use ::verification::{Drifted, Outcome};
 use facts::PodRef;
 use intent::{Look, Observation, Probes, RedirectionMark};
-use netns::find::WantedPod;
-use tokio::task::JoinSet;
-use tokio::time::Instant;
+use netns::find::{MissingNetns, WantedPod};
 
 use super::Ambient;
 use super::desired::{self, Desired, REDIRECTION};
+use super::failure::AmbientFailure;
 use super::members::{Member, MemberState};
 use super::ports::Disk as _;
 use crate::drains::Wait;
-
-/// Namespaces that are looked at at once.
-const AT_ONCE: usize = 4;
-/// How long the others wait for one of them. It is looked at to its end all the same.
-const PATIENCE: Duration = Duration::from_secs(1);
+use crate::verification::{FoundBy, Identity, identity};
 
 impl Ambient {
-    /// Verifies until the task is aborted.
-    pub(super) async fn verify(self: Arc<Self>) {
-        let mut next = Instant::now() + self.config.verify_every;
-        self.look_by_turns(next).await;
-        loop {
-            tokio::time::sleep_until(next).await;
-            self.look_again().await;
-            self.verify_host().await;
-            self.verify_pods().await;
-            if self.is_listed()
-                && let Some(error) = self.kept.evidence.sweep(&self.pods.members)
-            {
-                self.log.warn(&error, &[]);
-            }
-            self.metrics.shadowed(self.kept.evidence.shadowed());
-            self.node.finder.forget().await;
-            next = Instant::now() + self.config.verify_every;
+    /// Looks for pods whose namespaces were found by a process that has ended since: they may have another sandbox by now.
+    pub(super) async fn look_for_moved(&self) {
+        let ended = |member: &Member| {
+            let netns = member.netns.as_ref();
+            netns.is_some_and(|netns| identity(netns, member.found_by()) != Identity::Holds)
+        };
+        let mut ended_of = self.pods.members.all();
+        ended_of.retain(|member| member.found_by() == FoundBy::Process && ended(member));
+        if ended_of.is_empty() {
+            return;
         }
-    }
-
-    /// Looks at the pods that an earlier agent had in the mesh, one by one over all of the time until `end`, and changes nothing of rules that are of
-    /// another layout. A node whose pods are many has more to do at its agent's start than this.
-    async fn look_by_turns(self: &Arc<Self>, end: Instant) {
-        let due = self.pods.members.all().into_iter().filter(|member| member.have.look() == Some(Look::Due));
-        let due: Vec<String> = due.map(|member| member.key.uid).collect();
-        let Ok(count) = u32::try_from(due.len()) else { return };
-        let pause = end.saturating_duration_since(Instant::now()) / (count + 1);
-        let mut turn = Instant::now();
-        for uid in due {
-            turn += pause;
-            tokio::time::sleep_until(turn).await;
-            let is_due = |uid: &str| {
-                self.pods.members.get(uid).is_some_and(|member| member.have.look() == Some(Look::Due))
-            };
-            if is_due(&uid) {
-                self.verify_in_time(uid, true).await;
+        let wanted = ended_of.iter().map(|member| member.wanted(member.ips(), &self.config)).collect();
+        let Ok(roots) = self.roots() else { return };
+        let Ok(mut found) = self.node.finder.find_all(&roots, wanted).await else { return };
+        for member in ended_of {
+            let Some(netns) = found.remove(&member.key.uid) else { continue };
+            if member.netns.as_deref() == Some(&netns) {
+                continue;
             }
-        }
-        if count > 0 {
-            self.log.info("the pods of an earlier agent are verified", &[("pods", &count)]);
+            let _turn = self.pods.members.turn(&member.key.uid).await;
+            let netns = std::cell::Cell::new(Some(netns));
+            self.pods.members.change(&member.key.uid, |member| {
+                netns.take().into_iter().for_each(|netns| member.move_to(netns));
+                member.doubt();
+            });
+            self.log.warn("a pod has another sandbox than before", &[("pod", &member.key)]);
+            self.pods.queue.push(member.key);
         }
     }
 
@@ -155,13 +139,16 @@ impl Ambient {
             Ok(Ok(Ok(repaired))) => {
                 if repaired.rules {
                     self.metrics.repaired("host-rules", 1);
+                    self.metrics.drift(Drifted::HostRules, Outcome::Repaired, 1);
                     self.log.warn("the rules for host probes differed and are put right", &[]);
                 }
                 if repaired.members > 0 {
                     self.metrics.repaired("host-sets", repaired.members);
+                    self.metrics.drift(Drifted::HostSets, Outcome::Repaired, repaired.members);
                     let labels: [telemetry::Label<'_>; 1] = [("addresses", &repaired.members)];
                     self.log.warn("the addresses for host probes differed and are put right", &labels);
                 }
+                self.metrics.host_verified();
                 return true;
             }
             Ok(Ok(Err(error))) => self.log.error(&error, &[]),
@@ -188,77 +175,49 @@ impl Ambient {
         (wanted, self.is_listed() && members.iter().all(|member| !member.ips().is_empty()))
     }
 
-    /// Compares the rules of every pod; gives how many were looked at and how many were repaired.
-    pub(super) async fn verify_pods(self: &Arc<Self>) -> (usize, usize) {
-        let mut members = self.pods.members.all();
-        // What was begun there before has not ended: it is looked at again when that has.
-        members.retain(|member| member.is_verified() && !self.pods.slots.is_overdue(&member.key.uid));
-        let looked = members.len();
-        let mut repaired = 0;
-        let mut tasks = JoinSet::new();
-        for member in members {
-            if tasks.len() >= AT_ONCE {
-                repaired += usize::from(matches!(tasks.join_next().await, Some(Ok(true))));
-            }
-            let ambient = self.clone();
-            tasks.spawn(async move { ambient.verify_in_time(member.key.uid, false).await });
-        }
-        while let Some(done) = tasks.join_next().await {
-            repaired += usize::from(matches!(done, Ok(true)));
-        }
-        (looked, repaired)
-    }
-
-    /// As [`Self::verify_pod`], which goes on alone where it takes longer than the other pods wait for it.
-    async fn verify_in_time(self: &Arc<Self>, uid: String, only_look: bool) -> bool {
-        let Some(verifying) = self.pods.slots.verifying(&uid) else { return false };
-        let ambient = self.clone();
-        let look = tokio::spawn(async move {
-            let _verifying = verifying;
-            ambient.verify_pod(uid, only_look).await
-        });
-        matches!(tokio::time::timeout(PATIENCE, look).await, Ok(Ok(true)))
-    }
-
-    /// Whether something differed and was put right; nothing is where it is only to be looked at.
-    async fn verify_pod(&self, uid: String, only_look: bool) -> bool {
-        let _turn = self.pods.members.turn(&uid).await;
-        let Some(member) = self.pods.members.get(&uid).filter(Member::is_verified) else { return false };
+    /// Puts right what differs in a pod's rules. Whether something did; nothing where it was not looked, or is to be left.
+    pub(super) async fn put_right_now(&self, uid: &str) -> Result<Option<bool>, AmbientFailure> {
+        let _turn = self.pods.members.turn(uid).await;
+        let Some(member) = self.pods.members.get(uid).filter(Member::is_verified) else { return Ok(None) };
         // One that the others have not waited for may come to its turn when everything is being removed.
-        if self.life.ending.get().is_some() || self.pods.slots.is_overdue(&uid) {
-            return false;
+        if self.life.ending.get().is_some() || self.pods.slots.is_overdue(uid) {
+            return Ok(None);
         }
         // What is on its way out, or was when an agent before this one ended, gets nothing back.
         if !self.belongs_in(&member) {
-            return false;
+            return Ok(None);
         }
         if Self::is_gone(&member) {
             self.miss_sandbox(&member);
-            return false;
+            return Ok(None);
         }
+        self.is_where_it_was(&member).await?;
         let (pod, was_due) = (member.key.clone(), member.have.look() == Some(Look::Due));
-        let (looked, repaired) = match self.put_right(member, only_look).await {
-            Ok(true) => {
-                self.metrics.repaired("pod-rules", 1);
-                self.log.warn("the rules of a pod differed and are put right", &[("pod", &pod)]);
-                (true, true)
-            }
-            Ok(false) => {
-                self.log.settled(&[("pod", &pod)]);
-                (true, false)
-            }
+        let put_right = self.put_right(member, was_due).await;
+        match &put_right {
+            Ok(true) => self.metrics.repaired("pod-rules", 1),
+            Ok(false) => self.log.settled(&[("pod", &pod)]),
             Err(error) => {
-                self.log.error(fault::message(&error), &[("pod", &pod)]);
-                self.telling.troubles.note(&uid, error.reason());
-                (false, false)
+                self.log.error(fault::message(error), &[("pod", &pod)]);
+                self.telling.troubles.note(uid, error.reason());
             }
-        };
-        self.looked(&pod, looked, was_due);
-        repaired
+        }
+        self.looked(&pod, put_right.is_ok(), was_due);
+        put_right.map(|repaired| (repaired || !was_due).then_some(repaired))
+    }
+
+    /// A namespace that was found by a process of the pod which has ended since: whether it is the pod's still.
+    async fn is_where_it_was(&self, member: &Member) -> Result<(), AmbientFailure> {
+        let Some(netns) = &member.netns else { return Ok(()) };
+        if identity(netns, member.found_by()) == Identity::Holds {
+            return Ok(());
+        }
+        let there = self.find_running(member.wanted(member.ips(), &self.config)).await?;
+        if there == **netns { Ok(()) } else { Err(AmbientFailure::NotFound(MissingNetns::OtherAddress)) }
     }
 
     /// Notes that a pod's rules were looked at. Work is asked for where they are not as they should be.
-    fn looked(&self, pod: &PodRef, looked: bool, was_due: bool) {
+    pub(super) fn looked(&self, pod: &PodRef, looked: bool, was_due: bool) {
         let member = self.pods.members.change(&pod.uid, |member| {
             member.missed = false;
             if !looked {
@@ -268,14 +227,26 @@ impl Ambient {
                 member.doubt();
             }
         });
+        if was_due {
+            self.tell_due();
+        }
         let differs = member.is_some_and(|member| member.have.look() == Some(Look::Unknown));
         if differs || was_due {
             self.pods.queue.push(pod.clone());
         }
     }
 
+    /// One more of the pods of an earlier agent was looked at: says so when it was the last.
+    fn tell_due(&self) {
+        let looked = self.life.looked.fetch_add(1, Ordering::Relaxed) + 1;
+        let is_due = |member: &Member| member.have.look() == Some(Look::Due);
+        if !self.pods.members.all().iter().any(is_due) {
+            self.log.info("the pods of an earlier agent are verified", &[("pods", &looked)]);
+        }
+    }
+
     /// The sandbox is gone. A pod that is being deleted is gone soon, too; of another one the runtime has made a sandbox without telling us.
-    fn miss_sandbox(&self, member: &Member) {
+    pub(super) fn miss_sandbox(&self, member: &Member) {
         self.pods.members.change(&member.key.uid, |member| {
             if member.missed {
                 member.doubt();

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use capture::annotations::NodeSettings;
 use capture::select::{Selectors, is_dns_label, is_dns_subdomain, is_label_key, is_label_value};
@@ -23,11 +24,12 @@ use crate::taint::TaintMode;
 use options::agent::{BadOption, Lookup, Options, Setting};
 
 /// Scopes of the log that have a level of their own: ours, then those of the original's programs, which a command line for it may name.
-const SCOPES: [&str; 12] = [
+const SCOPES: [&str; 13] = [
     "default",
     "cni-agent",
     "cni-plugin",
-    "ambient", // ours
+    "ambient",
+    "verification", // ours
     "cni",
     "controllers",
     "grpc",
@@ -61,6 +63,17 @@ pub(crate) fn live_updates(options: &Options) -> Result<LiveUpdates, BadOption> 
         return Ok(LiveUpdates::default());
     }
     LiveUpdates::parse(text).ok_or_else(|| BadOption::new("live-updates", text, "is not off, safe or on"))
+}
+
+/// A time such as 30s; 0 is none.
+///
+/// # Errors
+/// The text is not one.
+pub(crate) fn duration(name: &'static str, text: &str) -> Result<Duration, BadOption> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    cni::config::parse_duration(text).map_err(|error| BadOption::new(name, text, error.to_string()))
 }
 
 /// Levels of the log.

@@ -1,5 +1,6 @@
 //! Sidecar pods as the verifier sees them.
 
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use ::verification::{Mode, Reason, State};
@@ -11,6 +12,7 @@ use super::Sidecars;
 use super::pods::{Place, Sandbox, SandboxRules, SidecarPod, Unknown};
 use super::repair::RepairMode;
 use super::rules::{Loading, RulesFailure};
+use crate::backends::Backends;
 use crate::verification::{
     Comparison, ExpectedPod, FoundBy, Later, RepairFailure, Repaired, Target, VerifiedMode,
 };
@@ -31,6 +33,10 @@ impl VerifiedMode for Sidecars {
         captured.map(|(facts, expected)| self.expected_pod(facts, &expected)).collect()
     }
 
+    fn backends(&self) -> Arc<Backends> {
+        self.backends.clone()
+    }
+
     fn is_at_work(&self, uid: &str) -> bool {
         self.slots.is_changing(uid)
     }
@@ -46,8 +52,8 @@ impl VerifiedMode for Sidecars {
         Box::pin(self.put_right(pod))
     }
 
-    fn locate(&self) -> Later<'_, ()> {
-        Box::pin(self.look_again())
+    fn round(self: Arc<Self>) -> Later<'static, ()> {
+        Box::pin(async move { self.look_again().await })
     }
 }
 

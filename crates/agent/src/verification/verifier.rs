@@ -1,65 +1,88 @@
 //! What is known of each pod, and its read side.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
-use ::verification::{Culprit, Drifted, Ledger, Reason, State};
-use facts::PodRef;
+use ::verification::{Agenda, Ledger, Reason, Schedule, State};
+use cluster::Cluster;
 use netns::NetnsId;
-use std::time::{Instant, SystemTime};
+use telemetry::Scope;
 use tokio::sync::Notify;
 
-use super::{ExpectedPod, PodVerification, Target, VerifiedMode};
+use super::config::VerifyConfig;
+use super::entry::{Entry, Known};
+use super::told::Told;
+use super::watch::Watch;
+use super::{ExpectedPod, PodVerification, VerifiedMode};
+use crate::events::Events;
+use crate::health::Health;
+use crate::metrics::Metrics;
+use crate::slots::Slots;
+
+/// How long a pod may have no sandbox before that counts as one that is not found.
+const STARTING: Duration = Duration::from_secs(60);
 
 /// What it needs of the agent.
 pub(crate) struct VerifierParts {
-    /// A comparison that is older says nothing any more.
-    pub(crate) fresh_for: std::time::Duration,
+    pub(crate) config: VerifyConfig,
+    /// The node's procfs.
+    pub(crate) proc_root: PathBuf,
+    pub(crate) slots: Arc<Slots>,
+    pub(crate) cluster: Cluster,
+    pub(crate) events: Arc<Events>,
+    pub(crate) health: Arc<Health>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) log: Scope,
 }
 
 /// Verifies the pods of all modes.
 pub(crate) struct Verifier {
-    parts: VerifierParts,
+    pub(super) parts: VerifierParts,
+    pub(super) schedule: Schedule,
+    /// Times are since then.
+    start: Instant,
     modes: OnceLock<Vec<Arc<dyn VerifiedMode>>>,
-    entries: Mutex<HashMap<EntryKey, Entry>>,
+    pub(super) watch: OnceLock<Watch>,
+    pub(super) told: Told,
+    sandboxes: Mutex<Sandboxes>,
     /// The pods, or what is expected of them, may have changed.
-    changed: Notify,
+    pub(super) changed: Notify,
+    /// Something is due at another time than before.
+    pub(super) hurried: Notify,
+    /// A pod was looked at.
+    pub(super) looked: Notify,
 }
 
-/// A sandbox: a pod has another one when kubelet has made it anew.
-type EntryKey = (String, NetnsId);
-
-/// What was seen of a sandbox.
-#[derive(Debug, Default)]
-struct Entry {
-    seen: Seen,
-    /// When it was last seen to be as planned, by both clocks.
-    equal: Option<(Instant, SystemTime)>,
-    drift: Vec<Drifted>,
-    differences: Vec<String>,
-    culprit: Option<Culprit>,
-    problem: Option<String>,
-    missing_listeners: Vec<u16>,
-    conflicts: usize,
-}
-
-/// What the last look came to.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-enum Seen {
-    #[default]
-    Nothing,
-    Equal,
-    Differs {
-        contended: bool,
-    },
-    Failed(Reason),
+/// All that are verified. Each has a number, by which the kernel tells of it.
+#[derive(Default)]
+pub(super) struct Sandboxes {
+    pub(super) entries: BTreeMap<u64, Entry>,
+    pub(super) agenda: Agenda<u64>,
+    /// A pod has another sandbox when kubelet has made it anew.
+    pub(super) numbers: HashMap<(String, NetnsId), u64>,
+    pub(super) last: u64,
+    /// Since when pods start that have no sandbox yet, by uid.
+    pub(super) starting: HashMap<String, Duration>,
 }
 
 // === impl Verifier ===
 
 impl Verifier {
     pub(crate) fn new(parts: VerifierParts) -> Arc<Self> {
-        Arc::new(Self { parts, modes: OnceLock::new(), entries: Mutex::default(), changed: Notify::new() })
+        Arc::new(Self {
+            schedule: Schedule::new(parts.config.interval, parts.config.full),
+            parts,
+            start: Instant::now(),
+            modes: OnceLock::new(),
+            watch: OnceLock::new(),
+            told: Told::default(),
+            sandboxes: Mutex::default(),
+            changed: Notify::new(),
+            hurried: Notify::new(),
+            looked: Notify::new(),
+        })
     }
 
     /// The modes whose pods are verified. Until this is said there are none.
@@ -71,79 +94,155 @@ impl Verifier {
     /// Every pod that should be captured, each once, with what is known of it now.
     pub(crate) fn pods(&self) -> Vec<PodVerification> {
         let expected = self.expected();
-        let entries = self.entries();
-        expected.into_iter().map(|pod| self.verification(&entries, pod)).collect()
+        let sandboxes = self.sandboxes();
+        let now = self.now();
+        expected.into_iter().map(|(_, pod)| self.verification(&sandboxes, now, pod)).collect()
     }
 
-    /// How many pods are expected, verified and not.
-    pub(crate) fn ledger(&self) -> Ledger {
-        self.pods().into_iter().map(|pod| (pod.mode, pod.state)).collect()
+    /// How many pods are expected, verified and not, by such a snapshot.
+    pub(crate) fn ledger(pods: &[PodVerification]) -> Ledger {
+        pods.iter().map(|pod| (pod.mode, pod.state)).collect()
     }
 
     /// Compares a pod's namespace now, in full. Gives what is known of the pod then; nothing where it is not one that should be captured.
     pub(crate) async fn check_now(&self, uid: &str) -> Option<PodVerification> {
+        let asked = self.now();
+        let is_answered = || {
+            let sandboxes = self.sandboxes();
+            sandboxes.of(uid).all(|(_, entry)| !entry.busy && !entry.is_noticed())
+        };
+        {
+            let mut sandboxes = self.sandboxes();
+            let numbers: Vec<u64> = sandboxes.of(uid).map(|(number, _)| *number).collect();
+            for number in numbers {
+                sandboxes.change(number, |entry| entry.notice(asked));
+            }
+        }
+        self.hurried.notify_one();
+        while !is_answered() && self.now() < asked + PATIENCE {
+            let _ = tokio::time::timeout(Duration::from_millis(100), self.looked.notified()).await;
+        }
         self.pods().into_iter().find(|pod| pod.pod.uid == uid)
     }
 
-    /// These pods, or what is expected of them, may have changed.
-    pub(crate) fn changed(&self, _pods: &[PodRef]) {
+    /// The pods, or what is expected of them, may have changed.
+    pub(crate) fn changed(&self) {
         self.changed.notify_one();
     }
 
     /// So many conflicts of severity error are known in a pod's namespace.
     pub(crate) fn conflicts(&self, uid: &str, errors: usize) {
-        for ((of, _), entry) in self.entries().iter_mut() {
-            if of == uid {
-                entry.conflicts = errors;
-            }
+        for entry in self.sandboxes().entries.values_mut().filter(|entry| entry.pod.uid == uid) {
+            entry.known.conflicts = errors;
         }
     }
 
-    fn expected(&self) -> Vec<ExpectedPod> {
-        self.modes.get().into_iter().flatten().flat_map(|mode| mode.expected()).collect()
+    /// Time since the start.
+    pub(super) fn now(&self) -> Duration {
+        self.start.elapsed()
     }
 
-    fn verification(&self, entries: &HashMap<EntryKey, Entry>, expected: ExpectedPod) -> PodVerification {
-        let ExpectedPod { pod, mode, target, .. } = expected;
-        let nothing = Entry::default();
-        let (state, entry, target) = match target {
+    /// When a time since the start is.
+    pub(super) fn at(&self, time: Duration) -> tokio::time::Instant {
+        tokio::time::Instant::from_std(self.start + time)
+    }
+
+    pub(super) fn modes(&self) -> impl Iterator<Item = &Arc<dyn VerifiedMode>> {
+        self.modes.get().into_iter().flatten()
+    }
+
+    pub(super) fn expected(&self) -> Vec<(Arc<dyn VerifiedMode>, ExpectedPod)> {
+        let of = |mode: &Arc<dyn VerifiedMode>| {
+            let mode = mode.clone();
+            mode.expected().into_iter().map(move |pod| (mode.clone(), pod))
+        };
+        self.modes().flat_map(of).collect()
+    }
+
+    pub(super) fn sandboxes(&self) -> MutexGuard<'_, Sandboxes> {
+        self.sandboxes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn verification(&self, sandboxes: &Sandboxes, now: Duration, expected: ExpectedPod) -> PodVerification {
+        let ExpectedPod { pod, mode, born, target } = expected;
+        let mut known = Known::default();
+        let (state, target) = match target {
             Ok(target) => {
-                let entry = entries.get(&(pod.uid.clone(), target.netns.id())).unwrap_or(&nothing);
-                (self.state(entry, &target), entry, Some(target))
+                let entry = sandboxes.get(&pod.uid, target.netns.id());
+                let state = entry.map_or(State::Starting, |entry| {
+                    known = entry.known.clone();
+                    entry.state(now, self.schedule.fresh_for(), &target)
+                });
+                (state, Some(target))
             }
-            Err(state) => (state, &nothing, None),
+            Err(State::Starting) => {
+                let age = born.and_then(|born| born.elapsed().ok());
+                let waits = sandboxes.starting.get(&pod.uid).map(|since| now.saturating_sub(*since));
+                let is_late = age.max(waits).is_some_and(|age| age > STARTING);
+                let late = State::Unverifiable(Reason::NoNamespace);
+                (if is_late { late } else { State::Starting }, None)
+            }
+            Err(state) => (state, None),
         };
         PodVerification {
             pod,
             mode,
             state,
-            last_verified: entry.equal.map(|(_, at)| at),
-            drift: entry.drift.clone(),
-            differences: entry.differences.clone(),
-            culprit: entry.culprit.clone(),
-            problem: entry.problem.clone(),
-            missing_listeners: entry.missing_listeners.clone(),
-            conflicts: entry.conflicts,
+            last_verified: known.equal.map(|(_, at)| at),
+            drift: known.drift,
+            differences: known.differences,
+            is_without_rules: known.is_without_rules,
+            culprit: known.culprit,
+            problem: known.problem,
+            missing_listeners: known.missing_listeners.unwrap_or_default(),
+            conflicts: known.conflicts,
             netns: target.as_ref().map(|target| target.netns.id()),
             plan: target.map(|target| target.plan),
         }
     }
+}
 
-    fn state(&self, entry: &Entry, target: &Target) -> State {
-        let is_fresh = entry.equal.is_some_and(|(at, _)| at.elapsed() <= self.parts.fresh_for);
-        match entry.seen {
-            Seen::Nothing => State::Starting,
-            Seen::Differs { contended: true } => State::Contended,
-            Seen::Differs { contended: false } => State::Drifted,
-            Seen::Failed(reason) => State::Unverifiable(reason),
-            Seen::Equal if !is_fresh => State::Unverifiable(Reason::Kernel),
-            Seen::Equal if entry.conflicts > 0 => State::Unverifiable(Reason::Conflict),
-            Seen::Equal if !target.acknowledged => State::Unacknowledged,
-            Seen::Equal => State::Verified,
-        }
+/// How long somebody who asks for a look waits for it.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+// === impl Sandboxes ===
+
+impl Sandboxes {
+    pub(super) fn get(&self, uid: &str, netns: NetnsId) -> Option<&Entry> {
+        self.entries.get(self.numbers.get(&(uid.to_owned(), netns))?)
     }
 
-    fn entries(&self) -> MutexGuard<'_, HashMap<EntryKey, Entry>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Those of a pod.
+    fn of<'a>(&'a self, uid: &'a str) -> impl Iterator<Item = (&'a u64, &'a Entry)> {
+        self.entries.iter().filter(move |(_, entry)| entry.pod.uid == uid)
+    }
+
+    /// Takes up a sandbox.
+    pub(super) fn insert(&mut self, entry: Entry) {
+        self.last += 1;
+        self.numbers.insert((entry.pod.uid.clone(), entry.target.netns.id()), self.last);
+        self.agenda.set(self.last, entry.due());
+        self.entries.insert(self.last, entry);
+    }
+
+    /// Lets go of all others; gives them.
+    pub(super) fn retain(&mut self, stay: &HashSet<(String, NetnsId)>) -> Vec<Entry> {
+        let gone: Vec<u64> =
+            self.numbers.extract_if(|sandbox, _| !stay.contains(sandbox)).map(|(_, number)| number).collect();
+        gone.iter().for_each(|number| self.agenda.remove(*number));
+        gone.iter().filter_map(|number| self.entries.remove(number)).collect()
+    }
+
+    /// Changes what is known of a sandbox, if it is verified still, and with it when it is due.
+    pub(super) fn change<T>(&mut self, number: u64, change: impl FnOnce(&mut Entry) -> T) -> Option<T> {
+        let entry = self.entries.get_mut(&number)?;
+        let changed = change(entry);
+        if entry.busy {
+            // At the end of that it is due again.
+            self.agenda.remove(number);
+        } else {
+            self.agenda.set(number, entry.due());
+        }
+        Some(changed)
     }
 }

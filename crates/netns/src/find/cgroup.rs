@@ -18,6 +18,15 @@ struct Named<'a> {
 /// What kubelet calls the pod: its uid with hyphens, or the hash of a static pod without. Nothing if the process belongs to no pod, or if its
 /// cgroups contradict each other.
 pub(super) fn pod_name(file: &str) -> Option<String> {
+    named(file).map(|named| named.uid).filter(|uid| !uid.is_empty())
+}
+
+/// The container's id, by the same rules.
+pub(super) fn container(file: &str) -> Option<&str> {
+    named(file).map(|named| named.container)
+}
+
+fn named(file: &str) -> Option<Named<'_>> {
     let mut first: Option<Named<'_>> = None;
     for line in file.lines() {
         // hierarchy:controllers:path (cgroups(7)); a path may have colons.
@@ -30,7 +39,7 @@ pub(super) fn pod_name(file: &str) -> Option<String> {
             Some(_) => return None,
         }
     }
-    first.map(|named| named.uid).filter(|uid| !uid.is_empty())
+    first
 }
 
 fn path_names(path: &str) -> Option<Named<'_>> {

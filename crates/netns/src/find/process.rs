@@ -60,6 +60,16 @@ impl Iterator for Processes {
 // === impl Process ===
 
 impl Process {
+    /// By its number; whether it is there is seen by looking.
+    pub(super) fn numbered(root: &Path, pid: u32) -> Self {
+        Self(root.join(pid.to_string()))
+    }
+
+    /// Its program, where it is not hidden.
+    pub(super) fn executable(&self) -> Option<PathBuf> {
+        std::fs::read_link(self.0.join("exe")).ok()
+    }
+
     pub(super) fn namespace_path(&self) -> PathBuf {
         self.0.join("ns/net")
     }

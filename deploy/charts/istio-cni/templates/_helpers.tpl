@@ -116,6 +116,10 @@ operator.istio.io/component: Cni
   "ADD_TIMEOUT" $values.agent.addTimeout
   "DRAIN_TIMEOUT" $values.agent.drainTimeout
   "LIVE_UPDATES" $values.agent.liveUpdates
+  "VERIFY_INTERVAL" $values.agent.verifyInterval
+  "VERIFY_FULL_INTERVAL" $values.agent.verifyFullInterval
+  "VERIFY_REPAIR" $values.agent.verifyRepair
+  "HEALTH_METRICS_SHORT_NAMES" $values.agent.healthMetricsShortNames
   "FACTS_TIMEOUT" $values.agent.factsTimeout
   "KERNEL_NETWORK_RUNTIME_CLASSES" (join "," $values.agent.kernelNetworkRuntimeClasses)
   "RUNTIME_ANNOTATIONS" (ternary "false" "" (eq (toString $values.agent.runtimeAnnotations) "false"))

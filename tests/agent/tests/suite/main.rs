@@ -30,6 +30,7 @@ mod mesh_render;
 mod mesh_slow;
 mod mesh_start;
 mod mesh_truth;
+mod mesh_verify;
 mod mesh_waiting;
 mod neighbours;
 mod reboot;

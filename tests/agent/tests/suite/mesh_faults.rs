@@ -380,6 +380,8 @@ fn pods_come_and_go_and_nothing_is_left_of_them() {
             for pod in pods.values() {
                 ensure!(mesh.annotation(pod).as_deref() == Some("enabled"), "pod {} is not marked", pod.name);
             }
+            let verified = agent.metric("istio_cni_pods_verified{mode=\"ambient\"}")?;
+            ensure!(verified == pods.len() as f64, "{verified} are verified");
             Ok(())
         })
         .unwrap_or_else(|error| {
@@ -392,7 +394,8 @@ fn pods_come_and_go_and_nothing_is_left_of_them() {
     }
     settle(&pods, "all pods are in");
     let full = weight(&agent).unwrap();
-    assert!(full.0 <= empty.0 + many + 8, "{full:?} after {empty:?}");
+    // Of each pod its namespace, and two sockets in it.
+    assert!(full.0 <= empty.0 + 3 * many + 8, "{full:?} after {empty:?}");
     let (start, mut seed, mut rounds) = (Instant::now(), 88_172_645_u32, 0);
     while start.elapsed() < long {
         for n in 0..many {

@@ -56,10 +56,6 @@ fn pods_are_looked_at_by_turns_where_that_may_wait() {
         let ready = Instant::now();
         let ztunnel = mesh.ztunnel().unwrap();
         ztunnel.wait_served(4, PATIENCE).unwrap();
-        if ready.elapsed() < interval / 6 {
-            assert_eq!((pods(&agent, "unconfirmed"), pods(&agent, "enrolled")), (4.0, 0.0));
-            assert!(!robbed.is_redirected().unwrap(), "its turn has not come");
-        }
         let mut seen = BTreeSet::new();
         eventually("all of them are verified", interval + PATIENCE, || {
             let unconfirmed = pods(&agent, "unconfirmed");

@@ -50,6 +50,10 @@ const KNOWN: &[&str] = &[
     "ADD_TIMEOUT",
     "DRAIN_TIMEOUT",
     "LIVE_UPDATES",
+    "VERIFY_INTERVAL",
+    "VERIFY_FULL_INTERVAL",
+    "VERIFY_REPAIR",
+    "HEALTH_METRICS_SHORT_NAMES",
     "CAPTURE",
     "CNI_CACHE_DIR",
     "CONFIG_DIR",
@@ -129,6 +133,10 @@ fn every_variable_is_one_that_the_agent_reads() {
         "agent.addTimeout=20s",
         "agent.drainTimeout=10m",
         "agent.liveUpdates=on",
+        "agent.verifyInterval=10s",
+        "agent.verifyFullInterval=5m",
+        "agent.verifyRepair=off",
+        "agent.healthMetricsShortNames=true",
         "agent.factsTimeout=10s",
         "agent.kernelNetworkRuntimeClasses={kata-host}",
         "agent.runtimeAnnotations=false",
@@ -143,7 +151,7 @@ fn every_variable_is_one_that_the_agent_reads() {
     for name in keys.iter().map(String::as_str).chain(variables) {
         assert!(KNOWN.contains(&name) || NOT_OPTIONS.contains(&name), "the agent does not read {name}");
     }
-    assert_eq!(keys.len(), ALWAYS.len() + 14, "{keys:?}");
+    assert_eq!(keys.len(), ALWAYS.len() + 18, "{keys:?}");
 }
 
 /// One value, what it renders.
@@ -180,6 +188,11 @@ fn each_value_sets_its_option() {
         ("agent.drainTimeout=0s", "DRAIN_TIMEOUT", Some("0s")),
         ("agent.liveUpdates=off", "LIVE_UPDATES", Some("off")),
         ("agent.liveUpdates=", "LIVE_UPDATES", None),
+        ("agent.verifyInterval=10s", "VERIFY_INTERVAL", Some("10s")),
+        ("agent.verifyFullInterval=5m", "VERIFY_FULL_INTERVAL", Some("5m")),
+        ("agent.verifyRepair=off", "VERIFY_REPAIR", Some("off")),
+        ("agent.healthMetricsShortNames=true", "HEALTH_METRICS_SHORT_NAMES", Some("true")),
+        ("agent.healthMetricsShortNames=false", "HEALTH_METRICS_SHORT_NAMES", None),
         ("agent.factsTimeout=500ms", "FACTS_TIMEOUT", Some("500ms")),
         ("agent.kernelNetworkRuntimeClasses={a,b}", "KERNEL_NETWORK_RUNTIME_CLASSES", Some("a,b")),
         ("agent.kernelNetworkRuntimeClasses=null", "KERNEL_NETWORK_RUNTIME_CLASSES", None),

@@ -1,0 +1,195 @@
+//! Ambient mode as one whose pods are verified.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ::verification::{Mode, Reason, State};
+use capture::ambient::{HBONE_PORT, INBOUND_PORT, NodeOptions, OUTBOUND_PORT, PodOptions, plan_pod};
+use capture::decide::Refusal;
+use facts::{Facts, PodRef};
+use intent::{Look, Observation, Ztunnel};
+use kernel::Change;
+use netns::Inside;
+use ruleset::{Backend, Plan};
+
+use super::Ambient;
+use super::desired::Desired;
+use super::evidence::RecordSubject;
+use super::failure::{AmbientFailure, reason};
+use super::members::{Member, MemberState};
+use crate::backends::Backends;
+use crate::verification::{Comparison, ExpectedPod, Later, RepairFailure, Repaired, Target, VerifiedMode};
+
+/// Where ztunnel listens in a pod's namespace.
+const LISTENERS: [u16; 3] = [OUTBOUND_PORT, INBOUND_PORT, HBONE_PORT];
+/// Plans that are kept, so that pods with the same options have the same one.
+const PLANS: usize = 64;
+
+/// Plans by what they are made of.
+#[derive(Debug, Default)]
+pub(super) struct Plans(Mutex<Vec<(Arc<NodeOptions>, PodOptions, Backend, Arc<Plan>)>>);
+
+// === impl Plans ===
+
+impl Plans {
+    fn of(&self, node: &Arc<NodeOptions>, pod: &PodOptions, backend: Backend) -> Arc<Plan> {
+        let mut plans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = plans.iter().find(|(of_node, of_pod, of, _)| {
+            *of == backend && of_pod == pod && (Arc::ptr_eq(of_node, node) || of_node == node)
+        });
+        if let Some((.., plan)) = known {
+            return plan.clone();
+        }
+        let plan = Arc::new(plan_pod(node, pod, backend));
+        if plans.len() >= PLANS {
+            plans.remove(0);
+        }
+        plans.push((node.clone(), pod.clone(), backend, plan.clone()));
+        plan
+    }
+}
+
+impl VerifiedMode for Ambient {
+    fn expected(&self) -> Vec<ExpectedPod> {
+        if self.config.is_off || !self.config.rules.now().captures() {
+            return Vec::new();
+        }
+        let index = self.cluster.index();
+        let facts = index.pods().filter_map(|pod| index.facts(pod.namespace(), pod.name()));
+        facts.filter_map(|facts| self.expected_pod(&facts)).collect()
+    }
+
+    fn backends(&self) -> Arc<Backends> {
+        self.node.backends.clone()
+    }
+
+    fn is_at_work(&self, uid: &str) -> bool {
+        self.pods.members.is_taken(uid)
+    }
+
+    fn inspect(&self, pod: &PodRef, inside: &Inside, plan: &Plan) {
+        let Some(member) = self.pods.members.get(&pod.uid) else { return };
+        // Of a pod that leaves meanwhile nothing is kept.
+        let is_there = member.netns.as_ref().is_some_and(|netns| netns.id() == inside.id());
+        if !is_there || !member.is_verified() || self.pods.members.is_taken(&pod.uid) {
+            return;
+        }
+        let subject = RecordSubject::of(&member);
+        let of = (plan, Change::None);
+        let seen = self.kept.evidence.take(inside, self.node.backends.kernel(), of, &subject);
+        self.tell_seen(&member, &seen);
+    }
+
+    fn compared(&self, pod: &PodRef, comparison: &Comparison) {
+        self.node.backends.log_warnings(&self.log);
+        let Some(member) = self.pods.members.get(&pod.uid).filter(Member::is_verified) else { return };
+        match comparison {
+            Comparison::Equal => {
+                let was_due = member.have.look() == Some(Look::Due);
+                self.pods.members.change(&pod.uid, |member| {
+                    member.have.see(Observation::Rules(Look::AsPlanned));
+                });
+                self.looked(pod, true, was_due);
+            }
+            Comparison::Moved => self.miss_sandbox(&member),
+            Comparison::Differs(_) | Comparison::Failed { .. } => {}
+        }
+    }
+
+    fn repair<'a>(&'a self, pod: &'a PodRef) -> Later<'a, Result<Repaired, RepairFailure>> {
+        Box::pin(async move {
+            match self.put_right_now(&pod.uid).await {
+                Ok(Some(true)) => Ok(Repaired::PutRight),
+                Ok(Some(false)) => Ok(Repaired::WasRight),
+                Ok(None) => Ok(Repaired::Left),
+                Err(failure) => {
+                    let wrong = matches!(failure, AmbientFailure::NotFound(_));
+                    let state = wrong.then_some(State::Unverifiable(Reason::WrongNamespace));
+                    Err(RepairFailure { state, text: fault::message(&failure) })
+                }
+            }
+        })
+    }
+
+    fn round(self: Arc<Self>) -> Later<'static, ()> {
+        Box::pin(async move {
+            if self.life.taken_over.get().is_none() || self.life.ending.get().is_some() {
+                return;
+            }
+            self.look_for_moved().await;
+            self.look_again().await;
+            self.verify_host().await;
+            if self.is_listed()
+                && let Some(error) = self.kept.evidence.sweep(&self.pods.members)
+            {
+                self.log.warn(&error, &[]);
+            }
+            self.metrics.shadowed(self.kept.evidence.shadowed());
+            self.node.finder.forget().await;
+        })
+    }
+}
+
+impl Ambient {
+    fn expected_pod(&self, facts: &Facts) -> Option<ExpectedPod> {
+        let pod = facts.pod.pod_ref();
+        let member = self.pods.members.get(&pod.uid);
+        let target = match self.config.rules.desired(facts) {
+            Desired::In => self.target(facts, member.as_ref()),
+            // It has left, and what it had open goes on.
+            Desired::Out(_) if member?.state == MemberState::Draining => Err(State::Draining),
+            _ => return None,
+        };
+        Some(ExpectedPod { pod, mode: Mode::Ambient, born: None, target })
+    }
+
+    fn target(&self, facts: &Facts, member: Option<&Member>) -> Result<Target, State> {
+        let refused = self.refuse(facts, &facts.pod.ips());
+        if let Err(AmbientFailure::Refused(refusal)) = refused {
+            return Err(State::Unverifiable(match refusal {
+                Refusal::Sandboxed { .. } => Reason::Sandbox,
+                _ => Reason::NoAddress,
+            }));
+        }
+        let Some(member) = member else { return Err(self.without_rules(facts)) };
+        if member.announced {
+            return Err(State::Starting);
+        }
+        let (Some(netns), true, Ok(host)) = (&member.netns, member.is_verified(), self.host()) else {
+            return Err(self.without_rules(facts));
+        };
+        Ok(Target {
+            netns: netns.clone(),
+            found: member.found_by(),
+            plan: self.pods.plans.of(&self.node_options(member), &member.options, host.backend()),
+            addresses: member.ips().to_vec(),
+            listeners: LISTENERS.to_vec(),
+            proxy_started: member.have.ztunnel == Ztunnel::Taken,
+            acknowledged: member.have.ztunnel == Ztunnel::Taken && self.pods.ztunnels.connected() > 0,
+        })
+    }
+
+    /// The state of a pod that has no rules that could be looked at.
+    fn without_rules(&self, facts: &Facts) -> State {
+        let uid = facts.pod.uid().unwrap_or_default();
+        match self.telling.troubles.reason(uid) {
+            Some(reason::WRONG_NAMESPACE) if facts.pod.has_own_users() => {
+                State::Unverifiable(Reason::UserNamespace)
+            }
+            Some(reason::WRONG_NAMESPACE) => State::Unverifiable(Reason::WrongNamespace),
+            Some(reason::SANDBOX) => State::Unverifiable(Reason::Sandbox),
+            Some(reason::IPV6 | reason::NO_UID) => State::Unverifiable(Reason::NoAddress),
+            Some(reason::OVERDUE) => State::Unverifiable(Reason::Kernel),
+            Some(reason::NO_NAMESPACE) if facts.pod.static_hash().is_some() => {
+                State::Unverifiable(Reason::StaticPod)
+            }
+            Some(reason::NO_NAMESPACE) => State::Unverifiable(Reason::NoNamespace),
+            // It waits for its turn, for ztunnel, or for the next try.
+            Some(reason::RULES | reason::PROBES) => State::Drifted,
+            Some(reason::ZTUNNEL) => State::Unacknowledged,
+            _ if facts.pod.is_running() && facts.pod.ips().is_empty() => {
+                State::Unverifiable(Reason::NoAddress)
+            }
+            _ => State::Starting,
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! What the kernel holds against what it should hold: how many pods are verified, how often it was looked, and what differed.
+
+use std::sync::OnceLock;
+use std::time::{Duration, SystemTime};
+
+use ::verification::{Drifted, Layer, Ledger, Mode, Outcome, State};
+use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
+
+use super::register::Register;
+
+/// All of it.
+pub(crate) struct VerificationMetrics {
+    pods: PodGauges,
+    verifications: IntCounterVec,
+    durations: HistogramVec,
+    drift: IntCounterVec,
+    repairs: HistogramVec,
+    lost: IntCounter,
+    unwatched: IntGauge,
+    capture: IntGauge,
+}
+
+/// How many pods are how.
+struct PodGauges {
+    registry: Registry,
+    expected: IntGaugeVec,
+    verified: IntGaugeVec,
+    unverified: IntGaugeVec,
+    rules: IntGaugeVec,
+    contended: IntGauge,
+    listeners: IntGaugeVec,
+    last: IntGaugeVec,
+    short: OnceLock<[IntGauge; 2]>,
+}
+
+impl PodGauges {
+    fn new(make: &Register<'_>) -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            registry: make.0.clone(),
+            expected: make.gauges("istio_cni_pods_expected", "Pods that should be captured", &["mode"])?,
+            verified: make.gauges(
+                "istio_cni_pods_verified",
+                "Pods whose network namespaces are as planned, by a comparison that is not too old",
+                &["mode"],
+            )?,
+            unverified: make.gauges(
+                "istio_cni_pods_unverified",
+                "Pods that should be captured and are not verified, by state",
+                &["mode", "state", "reason"],
+            )?,
+            rules: make.gauges(
+                "istio_cni_pod_rules",
+                "Pods that should be captured, by what is known of their rules",
+                &["state"],
+            )?,
+            contended: make.gauge(
+                "istio_cni_contended_pods",
+                "Pods whose rules are not put right now because somebody undoes it again and again",
+            )?,
+            listeners: make.gauges(
+                "istio_cni_pod_listeners",
+                "Pods in whose network namespaces nobody listens on a port that traffic is redirected to",
+                &["mode", "listener"],
+            )?,
+            last: make.gauges(
+                "istio_cni_verification_last_timestamp_seconds",
+                "When the pod that was not seen as planned for longest was, and when the node's network namespace was, in seconds since 1970",
+                &["scope"],
+            )?,
+            short: OnceLock::new(),
+        })
+    }
+}
+
+/// Healthy, missing, different and unverifiable: how people ask first.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct PodRules {
+    pub(crate) healthy: usize,
+    pub(crate) missing: usize,
+    pub(crate) different: usize,
+    pub(crate) unverifiable: usize,
+}
+
+impl VerificationMetrics {
+    pub(crate) fn new(make: &Register<'_>) -> Result<Self, prometheus::Error> {
+        let none: [&str; 0] = [];
+        let metrics = Self {
+            pods: PodGauges::new(make)?,
+            verifications: make.counters(
+                "istio_cni_verifications_total",
+                "Looks at network namespaces of pods: after an event, at the generation only, in full",
+                &["layer", "result"],
+            )?,
+            durations: make.histograms(
+                "istio_cni_verification_duration_seconds",
+                "Seconds that a look took",
+                &["layer"],
+            )?,
+            drift: make.counters(
+                "istio_cni_drift_total",
+                "What in the kernel differed from what it should be, and what became of it",
+                &["what", "action"],
+            )?,
+            repairs: make.histograms(
+                "istio_cni_drift_repair_duration_seconds",
+                "Seconds from the look that found a difference until it was put right",
+                &[],
+            )?,
+            lost: make.counter(
+                "istio_cni_verification_events_lost_total",
+                "Times that the kernel had more events of a pod's network namespace than it keeps; each is followed by a full comparison",
+            )?,
+            unwatched: make.gauge(
+                "istio_cni_verification_unwatched_pods",
+                "Pods whose network namespaces are looked at by turns only, for want of descriptors",
+            )?,
+            capture: make.gauge("istio_cni_capture_enabled", "Whether pods are captured at all")?,
+        };
+        metrics.repairs.with_label_values(&none);
+        metrics.begin();
+        Ok(metrics)
+    }
+
+    /// Counters that are absent until something happens raise no alarm when it does.
+    fn begin(&self) {
+        for layer in Layer::ALL {
+            for result in ["equal", "drift", "error"] {
+                self.verifications.with_label_values(&[layer.label(), result]);
+            }
+            self.durations.with_label_values(&[layer.label()]);
+        }
+        for what in Drifted::ALL {
+            for action in Outcome::ALL {
+                self.drift.with_label_values(&[what.label(), action.label()]);
+            }
+        }
+    }
+}
+
+fn number(pods: usize) -> i64 {
+    i64::try_from(pods).unwrap_or(i64::MAX)
+}
+
+fn seconds(at: SystemTime) -> i64 {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+impl super::Metrics {
+    /// Whether pods are captured at all.
+    pub(crate) fn capture_enabled(&self, enabled: bool) {
+        self.verification.capture.set(i64::from(enabled));
+    }
+
+    /// Exports the gauge of pods' rules by the short names as well.
+    ///
+    /// # Errors
+    /// As [`super::Metrics::new`].
+    pub(crate) fn with_short_names(&self) -> Result<(), prometheus::Error> {
+        let make = Register(&self.verification.pods.registry);
+        let help = "As istio_cni_pod_rules";
+        let [healthy, missing] =
+            ["pod_rules_healthy", "pod_rules_missing"].map(|name| make.gauge(name, help));
+        let _ = self.verification.pods.short.set([healthy?, missing?]);
+        Ok(())
+    }
+
+    /// So many pods are expected, verified and not: one snapshot.
+    pub(crate) fn pods_verified(&self, ledger: &Ledger) {
+        let of = &self.verification.pods;
+        for mode in Mode::ALL {
+            of.expected.with_label_values(&[mode.label()]).set(number(ledger.expected(mode)));
+            of.verified.with_label_values(&[mode.label()]).set(number(ledger.verified(mode)));
+            for (state, pods) in ledger.unverified(mode) {
+                let reason = state.reason().map_or("", |reason| reason.label());
+                of.unverified.with_label_values(&[mode.label(), state.label(), reason]).set(number(pods));
+            }
+        }
+        let contended = Mode::ALL.map(|mode| ledger.count(mode, State::Contended));
+        of.contended.set(number(contended.iter().sum()));
+    }
+
+    /// So it stands with the pods' rules.
+    pub(crate) fn pod_rules(&self, pods: PodRules) {
+        let of = &self.verification.pods;
+        let PodRules { healthy, missing, different, unverifiable } = pods;
+        let states = [
+            ("healthy", healthy),
+            ("missing", missing),
+            ("different", different),
+            ("unverifiable", unverifiable),
+        ];
+        for (at, (state, pods)) in states.into_iter().enumerate() {
+            of.rules.with_label_values(&[state]).set(number(pods));
+            if let Some(short) = of.short.get().and_then(|short| short.get(at)) {
+                short.set(number(pods));
+            }
+        }
+    }
+
+    /// In so many pods of a mode nobody listens where somebody should.
+    pub(crate) fn listeners_missing(&self, mode: Mode, pods: usize) {
+        self.verification.pods.listeners.with_label_values(&[mode.label(), "missing"]).set(number(pods));
+    }
+
+    /// When the pod that was not seen as planned for longest was.
+    pub(crate) fn oldest_verification(&self, at: Option<SystemTime>) {
+        if let Some(at) = at {
+            self.verification.pods.last.with_label_values(&["oldest-pod"]).set(seconds(at));
+        }
+    }
+
+    /// The node's network namespace is as planned now.
+    pub(crate) fn host_verified(&self) {
+        self.verification.pods.last.with_label_values(&["host"]).set(seconds(SystemTime::now()));
+    }
+
+    /// It was looked at a pod's network namespace.
+    pub(crate) fn verified(&self, layer: Layer, result: &str, time: Duration) {
+        let of = &self.verification;
+        of.verifications.with_label_values(&[layer.label(), result]).inc();
+        of.durations.with_label_values(&[layer.label()]).observe(time.as_secs_f64());
+    }
+
+    /// So much differed, and that became of it.
+    pub(crate) fn drift(&self, what: Drifted, outcome: Outcome, count: usize) {
+        let labels = [what.label(), outcome.label()];
+        self.verification.drift.with_label_values(&labels).inc_by(count as u64);
+    }
+
+    /// What differed was put right after so long.
+    pub(crate) fn drift_repaired_within(&self, time: Duration) {
+        let none: [&str; 0] = [];
+        self.verification.repairs.with_label_values(&none).observe(time.as_secs_f64());
+    }
+
+    /// The kernel had more events than it keeps.
+    pub(crate) fn verification_events_lost(&self) {
+        self.verification.lost.inc();
+    }
+
+    /// So many pods are looked at by turns only.
+    pub(crate) fn unwatched(&self, pods: usize) {
+        self.verification.unwatched.set(number(pods));
+    }
+}

@@ -1,0 +1,254 @@
+//! A sandbox that is verified, and what was seen of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use ::verification::{Culprit, Drifted, Permit, Reason, Relapses, State};
+use facts::PodRef;
+use kernel::Difference;
+
+use super::census::is_without_rules;
+use super::look::Kept;
+use super::{MAX_DIFFERENCES, Target, VerifiedMode};
+
+/// After an event it is waited for so much quiet, so that a program that changes much is looked at once, and at most for so long.
+const QUIET: Duration = Duration::from_millis(50);
+const STORM: Duration = Duration::from_millis(500);
+
+/// After so long it is asked again whether somebody listens where nobody did.
+const ASK_AGAIN: Duration = Duration::from_secs(60);
+
+/// A sandbox that is verified. Times are since the verifier's start.
+pub(super) struct Entry {
+    pub(super) pod: PodRef,
+    pub(super) mode: Arc<dyn VerifiedMode>,
+    pub(super) target: Target,
+    pub(super) kept: Kept,
+    /// The namespace is watched: sockets are kept there.
+    pub(super) watched: bool,
+    /// Somebody looks at it or repairs it.
+    pub(super) busy: bool,
+    /// When its turn comes.
+    pub(super) tick: Duration,
+    /// Since when something was noticed, and when last.
+    noticed: Option<(Duration, Duration)>,
+    /// When a repair that waits may be tried.
+    pub(super) retry: Option<Duration>,
+    /// When a full comparison last found nothing.
+    pub(super) full: Option<Duration>,
+    /// Who committed last.
+    pub(super) writer: Option<Culprit>,
+    relapses: BTreeMap<Drifted, Relapses>,
+    pub(super) known: Known,
+}
+
+/// What people may know of it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Known {
+    pub(super) seen: Seen,
+    /// When it was last seen to be as planned, by both clocks.
+    pub(super) equal: Option<(Duration, SystemTime)>,
+    /// Since when it differs.
+    pub(super) drifted: Option<Duration>,
+    pub(super) drift: Vec<Drifted>,
+    pub(super) differences: Vec<String>,
+    pub(super) is_without_rules: bool,
+    pub(super) culprit: Option<Culprit>,
+    pub(super) problem: Option<String>,
+    /// Nothing where it was not asked.
+    pub(super) missing_listeners: Option<Vec<u16>>,
+    pub(super) conflicts: usize,
+}
+
+/// What the last look came to.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Seen {
+    #[default]
+    Nothing,
+    Equal,
+    Differs {
+        contended: bool,
+    },
+    Failed(Reason),
+}
+
+/// What is done about a drift.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// It is repaired now.
+    Repair,
+    /// It is left; `is_new`: that was not so before.
+    Leave { is_new: bool },
+    /// The repair waits; `is_new`: it did not before. `spent`: there were too many.
+    Wait { is_new: bool, spent: bool },
+}
+
+// === impl Entry ===
+
+impl Entry {
+    pub(super) fn new(
+        pod: PodRef,
+        mode: Arc<dyn VerifiedMode>,
+        target: Target,
+        tick: Duration,
+        watched: bool,
+    ) -> Self {
+        Self {
+            pod,
+            mode,
+            target,
+            kept: Kept::default(),
+            watched,
+            busy: false,
+            tick,
+            noticed: None,
+            retry: None,
+            full: None,
+            writer: None,
+            relapses: BTreeMap::new(),
+            known: Known::default(),
+        }
+    }
+
+    /// When it is looked at next.
+    pub(super) fn due(&self) -> Duration {
+        let noticed = self.noticed.map(|(first, last)| (last + QUIET).min(first + STORM));
+        [noticed, self.retry].into_iter().flatten().fold(self.tick, Duration::min)
+    }
+
+    /// Somebody else changed something there, or may have.
+    pub(super) fn notice(&mut self, now: Duration) {
+        let first = self.noticed.map_or(now, |(first, _)| first);
+        self.noticed = Some((first, now));
+    }
+
+    /// It is not looked at before then.
+    pub(super) fn put_off(&mut self, until: Duration) {
+        self.tick = self.tick.max(until);
+        self.retry = self.retry.map(|retry| retry.max(until));
+        self.noticed = self.noticed.map(|_| (until, until));
+    }
+
+    /// So it should be from now on.
+    pub(super) fn retarget(&mut self, target: Target, now: Duration) {
+        if !Arc::ptr_eq(&self.target.plan, &target.plan) && self.target.plan != target.plan {
+            self.notice(now);
+        }
+        self.target = target;
+    }
+
+    /// Whether something was noticed since the last look, which begins now.
+    pub(super) fn take_noticed(&mut self) -> bool {
+        self.noticed.take().is_some()
+    }
+
+    /// Whether something was noticed since the last look.
+    pub(super) fn is_noticed(&self) -> bool {
+        self.noticed.is_some()
+    }
+
+    /// Whether it has to be looked who listens there: that was not asked yet, or nobody did a while ago.
+    pub(super) fn wants_listeners(&self, now: Duration) -> bool {
+        let asked = self.known.missing_listeners.as_ref();
+        let is_old = self.full.is_none_or(|full| now >= full + ASK_AGAIN);
+        let target = &self.target;
+        target.proxy_started
+            && !target.listeners.is_empty()
+            && asked.is_none_or(|missing| !missing.is_empty() && is_old)
+    }
+
+    /// It is as planned.
+    pub(super) fn is_equal(&mut self, now: Duration) {
+        self.relapses.values_mut().for_each(Relapses::settled);
+        let known = &mut self.known;
+        (known.seen, known.equal) = (Seen::Equal, Some((now, SystemTime::now())));
+        (known.drifted, known.problem) = (None, None);
+        known.drift.clear();
+        known.differences.clear();
+        (self.retry, self.writer) = (None, None);
+    }
+
+    /// Nobody can tell; whether that is new.
+    pub(super) fn is_failed(&mut self, reason: Reason, text: String) -> bool {
+        let is_new = self.known.seen != Seen::Failed(reason);
+        (self.known.seen, self.known.problem) = (Seen::Failed(reason), Some(text));
+        is_new
+    }
+
+    /// It differs like this.
+    pub(super) fn is_drifted(&mut self, now: Duration, differences: &[Difference], repairs: bool) -> Step {
+        let drift: BTreeSet<Drifted> = differences.iter().map(kind).collect();
+        let before = std::mem::replace(&mut self.known.drift, drift.iter().copied().collect());
+        let was = self.known.seen;
+        self.known.differences = differences.iter().take(MAX_DIFFERENCES).map(ToString::to_string).collect();
+        self.known.is_without_rules = is_without_rules(differences, &self.target.plan);
+        self.known.drifted.get_or_insert(now);
+        let writer = self.writer.take().or_else(|| {
+            let was_known = before == self.known.drift;
+            was_known.then(|| self.known.culprit.clone()).flatten()
+        });
+        self.known.culprit = Some(writer.unwrap_or_else(|| self.unseen(&drift)));
+        let is_differing = matches!(was, Seen::Differs { .. });
+        if !repairs {
+            self.known.seen = Seen::Differs { contended: false };
+            return Step::Leave { is_new: !is_differing || before != self.known.drift };
+        }
+        let mut step = Step::Repair;
+        self.retry = None;
+        for kind in drift {
+            let (at, spent) = match self.relapses.entry(kind).or_default().drifted(now) {
+                Permit::Now => continue,
+                Permit::At(at) => (at, false),
+                Permit::Spent(at) => (at, true),
+            };
+            self.retry = Some(self.retry.map_or(at, |before| before.max(at)));
+            step = Step::Wait { is_new: was != Seen::Differs { contended: true }, spent };
+        }
+        self.known.seen = Seen::Differs { contended: step != Step::Repair };
+        step
+    }
+
+    /// A repair was tried.
+    pub(super) fn is_repaired(&mut self, now: Duration) {
+        for kind in self.known.drift.clone() {
+            self.relapses.entry(kind).or_default().repaired(now);
+        }
+    }
+
+    /// Who may have done it where the kernel has told of nobody.
+    fn unseen(&self, drift: &BTreeSet<Drifted>) -> Culprit {
+        let is_legacy = self.target.plan.backend == ruleset::Backend::Iptables;
+        if self.watched && is_legacy && drift.contains(&Drifted::Rules) {
+            Culprit::unseen()
+        } else {
+            Culprit::unknown()
+        }
+    }
+
+    /// What state the pod is in by that. A confirmation older than `fresh_for` says nothing any more.
+    pub(super) fn state(&self, now: Duration, fresh_for: Duration, target: &Target) -> State {
+        let known = &self.known;
+        let is_fresh = known.equal.is_some_and(|(at, _)| now.saturating_sub(at) <= fresh_for);
+        match known.seen {
+            Seen::Nothing => State::Starting,
+            Seen::Differs { contended: true } => State::Contended,
+            Seen::Differs { contended: false } => State::Drifted,
+            Seen::Failed(reason) => State::Unverifiable(reason),
+            Seen::Equal if !is_fresh => State::Unverifiable(Reason::Kernel),
+            Seen::Equal if known.conflicts > 0 => State::Unverifiable(Reason::Conflict),
+            Seen::Equal if !target.acknowledged => State::Unacknowledged,
+            Seen::Equal => State::Verified,
+        }
+    }
+}
+
+/// Which kind of drift a difference is.
+fn kind(difference: &Difference) -> Drifted {
+    match difference {
+        Difference::DifferentSet { .. } | Difference::DifferentIpset { .. } => Drifted::Set,
+        Difference::MissingRouting { .. } => Drifted::Routing,
+        Difference::OtherBackend { .. } => Drifted::OtherBackend,
+        _ => Drifted::Rules,
+    }
+}

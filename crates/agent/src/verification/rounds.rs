@@ -1,0 +1,241 @@
+//! The loop: who is looked at when.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::verification::{Due, Layer, State};
+use facts::PodRef;
+use kernel::watch::Noticed;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::entry::{Entry, Seen};
+use super::identity::{Identity, identity};
+use super::verifier::Verifier;
+use super::watch::Watch;
+use super::{ExpectedPod, culprit};
+use crate::metrics::Metrics;
+
+/// Changes of pods within this time are looked at once.
+const TOGETHER: Duration = Duration::from_millis(20);
+/// A pod on which work is under way is looked at again after this time.
+const AT_WORK: Duration = Duration::from_millis(200);
+/// Descriptors that are left to the rest of the agent when namespaces are watched: connections, watches, and a namespace for each pod.
+const RESERVED: u64 = 512;
+/// Descriptors of a pod: its namespace, and at most three sockets.
+const OF_A_POD: u64 = 4;
+
+impl Verifier {
+    /// Verifies until the task is aborted.
+    pub(crate) async fn live(self: Arc<Self>) {
+        let mut events = self.start_watch();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(self.clone().rounds());
+        let mut sync = Some(self.now());
+        loop {
+            let due = self.sandboxes().agenda.next();
+            let next = [due, sync].into_iter().flatten().min();
+            let until = self.at(next.unwrap_or(self.now() + self.schedule.interval()));
+            tokio::select! {
+                Some(number) = next_event(&mut events) => self.take_events(number),
+                () = self.changed.notified() => sync = sync.or(Some(self.now() + TOGETHER)),
+                () = self.hurried.notified() => {}
+                Some(done) = tasks.join_next() => {
+                    if let Err(error) = done {
+                        let text = "the verification of a pod has panicked; this is a defect, please report it";
+                        self.parts.log.error(text, &[("error", &error)]);
+                    }
+                }
+                () = tokio::time::sleep_until(until) => {}
+            }
+            if sync.is_some_and(|at| at <= self.now()) {
+                sync = None;
+                self.synchronize();
+            }
+            let due = self.sandboxes().agenda.take_due(self.now());
+            for number in due {
+                if let Some(layer) = self.begin(number) {
+                    tasks.spawn(self.clone().look(number, layer));
+                }
+            }
+        }
+    }
+
+    /// What each mode does once in an interval.
+    async fn rounds(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(self.schedule.interval()).await;
+            for mode in self.modes() {
+                mode.clone().round().await;
+            }
+            self.changed.notify_one();
+        }
+    }
+
+    fn start_watch(&self) -> Option<mpsc::Receiver<u64>> {
+        match Watch::start() {
+            Ok((watch, events)) => {
+                let _ = self.watch.set(watch);
+                Some(events)
+            }
+            Err(error) => {
+                let text =
+                    "changes in pods' network namespaces are not heard of; pods are looked at by turns";
+                self.parts.log.error(text, &[("error", &error)]);
+                None
+            }
+        }
+    }
+
+    /// Takes what the kernel tells of a namespace. What is ours asks for no look.
+    pub(super) fn take_events(&self, number: u64) {
+        let mut sandboxes = self.sandboxes();
+        let now = self.now();
+        let noticed = sandboxes.entries.get_mut(&number).and_then(|entry| {
+            // Who compares takes them at the end.
+            let mut kept = entry.kept.try_lock().ok()?;
+            let noticed = kept.as_mut()?.take_events();
+            if noticed.is_err() {
+                *kept = None;
+            }
+            Some(noticed.unwrap_or(Noticed { lost: true, ..Noticed::default() }))
+        });
+        let Some(noticed) = noticed else { return };
+        if noticed.lost {
+            self.parts.metrics.verification_events_lost();
+        }
+        sandboxes.change(number, |entry| {
+            let foreign = noticed.commits.iter().rfind(|commit| !commit.is_own());
+            let is_ours = entry.mode.is_at_work(&entry.pod.uid);
+            if let Some(commit) = foreign.filter(|_| !is_ours) {
+                let index = self.parts.cluster.index();
+                let pod_of = |uid: &str| index.pods().find(|pod| pod.uid() == Some(uid));
+                let name = |uid: &str| pod_of(uid).map(|pod| pod.pod_ref().to_string());
+                let own = (&*entry.pod.uid, entry.target.netns.id());
+                entry.writer = Some(culprit::culprit(commit, &self.parts.proc_root, own, &name));
+            }
+            match foreign.is_some() || noticed.routing {
+                _ if noticed.lost => entry.notice(now),
+                true if !is_ours => entry.notice(now),
+                // Somebody else may have been at work there, too: the next turn tells.
+                true => entry.full = None,
+                false => {}
+            }
+        });
+    }
+
+    /// What a sandbox's turn comes to: a full comparison, or nothing more.
+    fn begin(&self, number: u64) -> Option<Layer> {
+        let mut sandboxes = self.sandboxes();
+        let now = self.now();
+        sandboxes.change(number, |entry| {
+            if entry.mode.is_at_work(&entry.pod.uid) {
+                entry.put_off(now + AT_WORK);
+                return None;
+            }
+            let is_tick = entry.tick <= now;
+            if is_tick {
+                entry.tick = self.schedule.next(&entry.pod.uid, now);
+            }
+            let layer = match entry.take_noticed() {
+                true => Some(Layer::Event),
+                false if is_tick => self.confirm(entry, now),
+                false => Some(Layer::Full),
+            };
+            entry.retry = None;
+            entry.busy = layer.is_some();
+            layer
+        })?
+    }
+
+    /// Asks for the generation; gives what has to be compared in full.
+    fn confirm(&self, entry: &mut Entry, now: Duration) -> Option<Layer> {
+        let metrics: &Metrics = &self.parts.metrics;
+        let since_full = entry.full.filter(|_| entry.watched && entry.known.seen == Seen::Equal);
+        let due = self.schedule.due(since_full.map(|full| now.saturating_sub(full)));
+        if due == Due::Full || entry.wants_listeners(now) {
+            return Some(Layer::Full);
+        }
+        let began = std::time::Instant::now();
+        if identity(&entry.target.netns, entry.target.found) != Identity::Holds {
+            return Some(Layer::Full);
+        }
+        let unchanged = entry.kept.try_lock().ok().and_then(|mut kept| {
+            let unchanged = kept.as_mut()?.unchanged();
+            if unchanged.is_err() {
+                *kept = None;
+                metrics.verified(Layer::Cheap, "error", began.elapsed());
+            }
+            unchanged.ok()
+        });
+        if unchanged != Some(true) {
+            return Some(Layer::Full);
+        }
+        metrics.verified(Layer::Cheap, "equal", began.elapsed());
+        entry.is_equal(now);
+        None
+    }
+
+    /// Takes up sandboxes that are new and lets go of those that are none any more.
+    pub(super) fn synchronize(&self) {
+        let expected = self.expected();
+        let now = self.now();
+        let mut sandboxes = self.sandboxes();
+        let (mut stay, mut starting) = (HashSet::new(), HashSet::new());
+        for (mode, ExpectedPod { pod, target, .. }) in expected {
+            match target {
+                Ok(target) => {
+                    stay.insert((pod.uid.clone(), target.netns.id()));
+                    let number = sandboxes.numbers.get(&(pod.uid.clone(), target.netns.id())).copied();
+                    match number {
+                        Some(number) => {
+                            sandboxes.change(number, |entry| entry.retarget(target, now));
+                        }
+                        None => {
+                            let tick = self.first(&pod, now);
+                            let watched = self.may_watch(sandboxes.entries.len());
+                            let entry = Entry::new(pod, mode, target, tick, watched);
+                            sandboxes.insert(entry);
+                        }
+                    }
+                }
+                Err(State::Starting) => {
+                    sandboxes.starting.entry(pod.uid.clone()).or_insert(now);
+                    starting.insert(pod.uid);
+                }
+                Err(_) => {}
+            }
+        }
+        sandboxes.starting.retain(|uid, _| starting.contains(uid));
+        let gone = sandboxes.retain(&stay);
+        let unwatched = sandboxes.entries.values().filter(|entry| !entry.watched).count();
+        drop(sandboxes);
+        self.parts.metrics.unwatched(unwatched);
+        if !gone.is_empty() {
+            // To close a socket may take milliseconds.
+            tokio::task::spawn_blocking(move || drop(gone));
+        }
+    }
+
+    /// When a new sandbox is looked at first. Those that are there when the agent starts are spread, and the others are looked at now.
+    fn first(&self, pod: &PodRef, now: Duration) -> Duration {
+        self.schedule.first(&pod.uid).max(now)
+    }
+
+    /// Whether there are descriptors for one more namespace to be watched.
+    fn may_watch(&self, pods: usize) -> bool {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        let pods = u64::try_from(pods).unwrap_or(u64::MAX).saturating_add(1);
+        self.watch.get().is_some()
+            && limit.is_none_or(|limit| pods.saturating_mul(OF_A_POD).saturating_add(RESERVED) <= limit)
+    }
+}
+
+/// Never, where nothing is heard.
+async fn next_event(events: &mut Option<mpsc::Receiver<u64>>) -> Option<u64> {
+    match events {
+        Some(events) => events.recv().await,
+        None => std::future::pending().await,
+    }
+}

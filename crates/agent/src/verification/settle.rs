@@ -1,0 +1,320 @@
+//! A look at one sandbox, and what comes of it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ::verification::{Culprit, Drifted, Layer, Outcome, Reason, State};
+use facts::PodRef;
+use netns::Inside;
+use telemetry::Scope;
+
+use super::entry::Step;
+use super::look::{Found, compare};
+use super::verifier::Verifier;
+use super::{Comparison, RepairFailure, Repaired, VerifiedMode};
+use crate::health::{Notice, count_and_names};
+use crate::slots::Task;
+
+/// `reason` of the Events about a pod whose rules differ, and were put right.
+const RESTORED: &str = "CaptureRestored";
+/// The same where they are left so, or cannot be put right.
+const DRIFT: &str = "CaptureDrift";
+/// The same where somebody undoes it again and again.
+const CONTENDED: &str = "CaptureContended";
+/// The same where nobody can tell.
+const UNVERIFIABLE: &str = "CaptureUnverifiable";
+/// Differences that a line of the log names.
+const NAMED: usize = 3;
+/// Characters of each of them.
+const LONGEST: usize = 200;
+
+/// What a drift is told of.
+struct Drift {
+    pod: PodRef,
+    mode: Arc<dyn VerifiedMode>,
+    kinds: Vec<Drifted>,
+    /// The same as text.
+    what: String,
+    differences: String,
+    culprit: Culprit,
+    since: Duration,
+}
+
+impl Verifier {
+    /// Looks at a sandbox, puts right what differs, and looks whether it is right then.
+    pub(super) async fn look(self: Arc<Self>, number: u64, layer: Layer) {
+        for layer in [layer, Layer::Full] {
+            let Some(found) = self.compare(number, layer).await else { break };
+            if !self.settle(number, found.comparison).await {
+                break;
+            }
+        }
+        self.sandboxes().change(number, |entry| entry.busy = false);
+        // What was told while the sockets were used for the comparison.
+        self.take_events(number);
+        self.looked.notify_waiters();
+        self.hurried.notify_one();
+        self.tell_permission();
+    }
+
+    async fn compare(&self, number: u64, layer: Layer) -> Option<Found> {
+        let (pod, mode, target, kept, watched) = {
+            let sandboxes = self.sandboxes();
+            let entry = sandboxes.entries.get(&number)?;
+            let (target, kept) = (entry.target.clone(), entry.kept.clone());
+            (entry.pod.clone(), entry.mode.clone(), target, kept, entry.watched)
+        };
+        let (backends, of) = (mode.backends(), pod.clone());
+        let sockets = kept.clone();
+        let began = Instant::now();
+        let look = move || {
+            let inspect = |inside: &Inside| mode.inspect(&of, inside, &target.plan);
+            compare(backends.kernel(), &target, &sockets, watched, &inspect)
+        };
+        let found = self.parts.slots.run(&pod, Task::Verify, look).await;
+        let found = found.unwrap_or_else(|error| Found {
+            comparison: Comparison::Failed { reason: Reason::Kernel, text: fault::chain(&error) },
+            missing_listeners: None,
+            opened: false,
+        });
+        let result = match &found.comparison {
+            Comparison::Equal => "equal",
+            Comparison::Differs(_) | Comparison::Moved => "drift",
+            Comparison::Failed { .. } => "error",
+        };
+        self.parts.metrics.verified(layer, result, began.elapsed());
+        if found.opened {
+            self.wait_for_events(number, &kept);
+        }
+        self.sandboxes().change(number, |entry| {
+            if found.missing_listeners.is_some() {
+                entry.known.missing_listeners.clone_from(&found.missing_listeners);
+            }
+        });
+        Some(found)
+    }
+
+    /// What was told during a repair is the repair, and what it is not the comparison after it shows.
+    fn skip_events(&self, number: u64) {
+        let kept = self.sandboxes().entries.get(&number).map(|entry| entry.kept.clone());
+        if let Some(mut kept) = kept.as_ref().and_then(|kept| kept.try_lock().ok())
+            && let Some(kept) = kept.as_mut()
+        {
+            // One that fails is opened anew for the comparison.
+            let _ = kept.take_events();
+        }
+    }
+
+    fn wait_for_events(&self, number: u64, kept: &super::look::Kept) {
+        let Ok(kept) = kept.try_lock() else { return };
+        if let (Some(watch), Some(kept)) = (self.watch.get(), kept.as_ref())
+            && let Err(error) = watch.add(kept, number)
+        {
+            let text = "changes in a pod's network namespace are not heard of; it is looked at by turns";
+            self.parts.log.warn(text, &[("error", &error)]);
+        }
+    }
+
+    /// Takes what a comparison found; whether it is to be compared again, since something was put right.
+    async fn settle(&self, number: u64, comparison: Comparison) -> bool {
+        let now = self.now();
+        let Some((pod, mode)) = self.of(number) else { return false };
+        let step = match &comparison {
+            Comparison::Equal => {
+                self.sandboxes().change(number, |entry| {
+                    entry.is_equal(now);
+                    entry.full = Some(now);
+                });
+                mode.compared(&pod, &comparison);
+                self.parts.log.settled(&[("pod", &pod)]);
+                return false;
+            }
+            Comparison::Moved => {
+                let reason = Reason::WrongNamespace;
+                let text = "its path does not lead to the pod's network namespace any more".to_owned();
+                self.sandboxes().change(number, |entry| entry.is_failed(reason, text));
+                mode.compared(&pod, &comparison);
+                self.changed.notify_one();
+                return false;
+            }
+            Comparison::Failed { reason, text } => {
+                let failed = self.sandboxes().change(number, |entry| entry.is_failed(*reason, text.clone()));
+                mode.compared(&pod, &comparison);
+                if failed == Some(true) {
+                    self.tell_unverifiable(&pod, *reason, text).await;
+                }
+                return false;
+            }
+            Comparison::Differs(differences) => {
+                let repairs = self.parts.config.repairs && self.parts.config.captures;
+                self.sandboxes().change(number, |entry| entry.is_drifted(now, differences, repairs))
+            }
+        };
+        let Some((step, drift)) = step.zip(self.drift(number)) else { return false };
+        mode.compared(&pod, &comparison);
+        match step {
+            Step::Repair => self.repair(number, &drift).await,
+            Step::Leave { is_new } => {
+                if is_new {
+                    self.left(&drift, "VERIFY_REPAIR is off").await;
+                }
+                false
+            }
+            Step::Wait { is_new, spent } => {
+                if is_new {
+                    self.contended(&drift, spent).await;
+                }
+                false
+            }
+        }
+    }
+
+    async fn repair(&self, number: u64, drift: &Drift) -> bool {
+        let repaired = drift.mode.repair(&drift.pod).await;
+        self.skip_events(number);
+        let now = self.now();
+        match repaired {
+            Ok(Repaired::WasRight) => true,
+            Ok(Repaired::PutRight) => {
+                self.sandboxes().change(number, |entry| entry.is_repaired(now));
+                self.count(drift, Outcome::Repaired);
+                self.parts.metrics.drift_repaired_within(now.saturating_sub(drift.since));
+                self.restored(drift).await;
+                true
+            }
+            Ok(Repaired::Left) => {
+                self.left(drift, "the pod's rules are to stay as they are for now").await;
+                false
+            }
+            Err(RepairFailure { state, text }) => {
+                self.sandboxes().change(number, |entry| {
+                    entry.is_repaired(now);
+                    entry.known.problem = Some(text.clone());
+                    if let Some(State::Unverifiable(reason)) = state {
+                        entry.is_failed(reason, text.clone());
+                    }
+                });
+                self.count(drift, Outcome::Failed);
+                drift.log(&self.parts.log, "the rules of a pod differ and cannot be put right", &text);
+                self.tell(drift, DRIFT, &text).await;
+                false
+            }
+        }
+    }
+
+    async fn restored(&self, drift: &Drift) {
+        let text = "the rules of a pod differed and are put right";
+        self.parts.log.warn(text, &drift.labels());
+        let text = format!("{} They are put right.", drift.text());
+        self.tell(drift, RESTORED, &text).await;
+    }
+
+    async fn left(&self, drift: &Drift, why: &str) {
+        self.count(drift, Outcome::Left);
+        drift.log(&self.parts.log, "the rules of a pod differ and are left so", why);
+        self.tell(drift, DRIFT, &format!("{} They are left so: {why}.", drift.text())).await;
+    }
+
+    async fn contended(&self, drift: &Drift, spent: bool) {
+        self.count(drift, Outcome::BackedOff);
+        let why = match spent {
+            true => "they were put right twenty times within an hour, and are left so until that is over",
+            false => {
+                "somebody undoes it when they are put right; that waits longer each time, up to a minute"
+            }
+        };
+        drift.log(&self.parts.log, "the rules of a pod differ again", why);
+        self.tell(drift, CONTENDED, &format!("{} Again: {why}.", drift.text())).await;
+    }
+
+    async fn tell_unverifiable(&self, pod: &PodRef, reason: Reason, text: &str) {
+        let label = reason.label();
+        let what = "the rules of a pod cannot be verified";
+        self.parts.log.error(what, &[("pod", pod), ("reason", &label), ("error", &text)]);
+        if self.told.is_news(&pod.uid, UNVERIFIABLE, label.to_owned(), self.now()) {
+            let text = format!("It cannot be verified that the pod is captured: {text}");
+            self.parts.events.warn(pod, UNVERIFIABLE, &text).await;
+        }
+    }
+
+    async fn tell(&self, drift: &Drift, reason: &'static str, text: &str) {
+        let culprit = drift.culprit.label().to_owned();
+        if self.told.is_news(&drift.pod.uid, reason, culprit, self.now()) {
+            self.parts.events.warn(&drift.pod, reason, text).await;
+        }
+    }
+
+    /// Says in `/readyz?verbose` that the kernel does not let this agent look.
+    fn tell_permission(&self) {
+        let denied: BTreeSet<String> = {
+            let sandboxes = self.sandboxes();
+            let denied = super::entry::Seen::Failed(Reason::Permission);
+            let denied = sandboxes.entries.values().filter(|entry| entry.known.seen == denied);
+            denied.map(|entry| entry.pod.to_string()).collect()
+        };
+        if denied.is_empty() {
+            self.parts.health.settled(Notice::Permission);
+            return;
+        }
+        let names = count_and_names(&denied.into_iter().collect::<Vec<_>>());
+        let text = format!(
+            "the kernel does not let this agent look into the network namespaces of pods: {names}; give the agent's container the capabilities \
+             NET_ADMIN, SYS_ADMIN and SYS_PTRACE, as the chart does"
+        );
+        self.parts.health.notice(Notice::Permission, &text);
+    }
+
+    fn count(&self, drift: &Drift, outcome: Outcome) {
+        drift.kinds.iter().for_each(|what| self.parts.metrics.drift(*what, outcome, 1));
+    }
+
+    fn of(&self, number: u64) -> Option<(PodRef, Arc<dyn VerifiedMode>)> {
+        let sandboxes = self.sandboxes();
+        sandboxes.entries.get(&number).map(|entry| (entry.pod.clone(), entry.mode.clone()))
+    }
+
+    fn drift(&self, number: u64) -> Option<Drift> {
+        let sandboxes = self.sandboxes();
+        let entry = sandboxes.entries.get(&number)?;
+        let known = &entry.known;
+        let more = known.differences.len().saturating_sub(NAMED);
+        let short = |text: &String| text.chars().take(LONGEST).collect::<String>();
+        let mut differences = known.differences.iter().take(NAMED).map(short).collect::<Vec<_>>().join("; ");
+        if more > 0 {
+            differences.push_str(&format!(" and {more} more"));
+        }
+        Some(Drift {
+            pod: entry.pod.clone(),
+            mode: entry.mode.clone(),
+            kinds: known.drift.clone(),
+            what: known.drift.iter().map(|kind| kind.label()).collect::<Vec<_>>().join(","),
+            differences,
+            culprit: known.culprit.clone().unwrap_or_default(),
+            since: known.drifted.unwrap_or_default(),
+        })
+    }
+}
+
+// === impl Drift ===
+
+impl Drift {
+    fn labels(&self) -> [telemetry::Label<'_>; 4] {
+        let Self { pod, what, culprit, differences, .. } = self;
+        [("pod", pod), ("what", what), ("culprit", culprit), ("differences", differences)]
+    }
+
+    fn log(&self, log: &Scope, text: &str, why: &str) {
+        let [pod, what, culprit, differences] = self.labels();
+        log.warn(text, &[pod, what, culprit, differences, ("why", &why)]);
+    }
+
+    /// As the beginning of an Event.
+    fn text(&self) -> String {
+        let Self { culprit, differences, .. } = self;
+        let severity = if culprit.in_the_pod { "Security: a process of the pod changed them. " } else { "" };
+        format!(
+            "{severity}The pod's rules differ from the planned ones, changed by {culprit}: {differences}."
+        )
+    }
+}
