@@ -116,16 +116,23 @@ pub fn follow(observed: &ObservedNetns, packet: &Packet) -> LivePath {
     LivePath { stops: branches.first().map(|branch| branch.stops(packet)).unwrap_or_default(), end }
 }
 
-/// Where a packet is at the end, and the packet as it is then on one of the ways that lead there.
+/// Where a packet is at the end, and the packet as it is then. Ways that lead it to other destinations are not alike.
 #[must_use]
 pub fn arrival(observed: &ObservedNetns, packet: &Packet) -> (Arrival, Packet) {
     let scene = Scene::new(observed);
     let (branches, _) = scene.branches(Branch::new(packet));
-    let mut arrivals = branches.iter().map(Branch::arrival);
-    let first = arrivals.next().unwrap_or(Arrival::Unknown);
-    let same = arrivals.all(|arrival| arrival == first);
-    let packet = branches.first().map_or_else(|| packet.clone(), |branch| branch.packet(packet));
-    (if same { first } else { Arrival::Unknown }, packet)
+    let end = |branch: &Branch<'_>| {
+        let last = branch.packet(packet);
+        // What is gone is nowhere.
+        let to =
+            Some((last.destination, last.destination_port)).filter(|_| branch.arrival() != Arrival::Gone);
+        (branch.arrival(), to)
+    };
+    let same = branches.iter().all(|branch| end(branch) == end(&branches[0]));
+    match branches.first() {
+        Some(first) if same => (first.arrival(), first.packet(packet)),
+        _ => (Arrival::Unknown, packet.clone()),
+    }
 }
 
 fn end_of(observed: &ObservedNetns, packet: &Packet, branch: &Branch<'_>) -> LiveEnd {

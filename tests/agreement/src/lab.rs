@@ -156,6 +156,14 @@ impl Lab {
     /// # Errors
     /// When it cannot even be tried.
     pub fn attempt(&self, attempt: &Attempt) -> Result<Outcome> {
+        self.attempt_within(attempt, PATIENCE)
+    }
+
+    /// Makes the attempt, and gives up after this time.
+    ///
+    /// # Errors
+    /// When it cannot even be tried.
+    pub fn attempt_within(&self, attempt: &Attempt, patience: Duration) -> Result<Outcome> {
         self.set_proxy(attempt.proxy_up)?;
         let port = self.next_port.get();
         self.next_port.set(port.checked_add(1).unwrap_or(FIRST_PORT));
@@ -165,7 +173,7 @@ impl Lab {
             .user(attempt.owner.0, attempt.owner.1)
             .source(source)
             .mark(attempt.mark)
-            .patience(PATIENCE);
+            .patience(patience);
         match attempt.protocol {
             Protocol::Tcp => flow.tcp(attempt.to),
             Protocol::Udp => flow.udp(attempt.to),

@@ -61,6 +61,16 @@ impl Listener {
         Ok(found)
     }
 
+    /// The prefixes of everything that was logged until now, in order.
+    pub fn drain(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut buffer = [0; 8192];
+        while let Ok((length, _)) = recv(&self.0, &mut buffer[..], RecvFlags::DONTWAIT) {
+            found.extend(records(&buffer[..length]).into_iter().map(|(_, prefix)| prefix));
+        }
+        found
+    }
+
     /// Whether nothing else was logged.
     pub fn is_silent(&self) -> bool {
         recv(&self.0, &mut [0; 8192][..], RecvFlags::DONTWAIT).is_err()

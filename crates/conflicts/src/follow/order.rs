@@ -16,7 +16,7 @@ const MAX_ORDERS: usize = 24;
 
 /// What a packet meets at a hook.
 #[derive(Debug, Clone)]
-pub(super) enum Meeting<'a> {
+pub(crate) enum Meeting<'a> {
     /// Connections are looked up.
     Tracking,
     /// The nat chains, in their order.
@@ -25,50 +25,70 @@ pub(super) enum Meeting<'a> {
     Chain(Station<'a>),
 }
 
-/// An order in which a packet may meet things at a hook.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Order<'a> {
-    pub(super) meetings: Vec<Meeting<'a>>,
-    /// Why there are others.
-    pub(super) doubt: Option<Cause<'a>>,
+/// What has one priority at a hook.
+#[derive(Debug, Clone)]
+pub(crate) struct Group<'a> {
+    /// Every order in which a packet may meet it, the likeliest first.
+    pub(crate) orders: Vec<Vec<Meeting<'a>>>,
+    /// Why there are several.
+    pub(crate) doubt: Option<Cause<'a>>,
+    /// There are more than are tried.
+    pub(crate) too_many: bool,
 }
 
-/// Every order in which a packet may meet the chains of a hook, the likeliest first.
-pub(super) fn orders(observed: &ObservedNetns, hook: Hook, family: Family) -> Vec<Order<'_>> {
-    let all = stations(&observed.tables, hook, family);
+/// What a packet meets at a hook, by priority. Chains without a rule are left out, unless they drop.
+pub(crate) fn groups(observed: &ObservedNetns, hook: Hook, family: Family) -> Vec<Group<'_>> {
+    let mut all = stations(&observed.tables, hook, family);
+    all.retain(|station| !station.chain.rules.is_empty() || station.chain.drops);
     let (nat, other): (Vec<_>, Vec<_>) =
         all.into_iter().partition(|station| station.base.kind == ChainKind::Nat);
-    let nats = arranged(
-        by_priority(nat, |station| station.base.priority),
-        |group| group.len() > 1,
-        |a, b| a.precedes(b),
-    );
-    let mut orders = Vec::new();
-    for nat in nats {
-        let mut units: Vec<Meeting<'_>> = other.iter().map(|station| Meeting::Chain(*station)).collect();
-        if matches!(hook, Hook::Prerouting | Hook::Output) {
-            units.push(Meeting::Tracking);
-        }
-        let doubt = nat.doubt;
-        if !nat.items.is_empty() {
-            units.push(Meeting::Nat(nat.items));
-        }
-        let groups = by_priority(units, |unit| unit.priority(hook));
-        for order in arranged(groups, |group| matters(group), Meeting::precedes) {
-            let of_chains = order.doubt.as_ref().and_then(Meeting::station).map(Cause::Order);
-            let doubt = doubt.map(Cause::Order).or(of_chains);
-            orders.push(Order { meetings: order.items, doubt });
-        }
+    let mut units: Vec<Meeting<'_>> = other.into_iter().map(Meeting::Chain).collect();
+    if matches!(hook, Hook::Prerouting | Hook::Output) {
+        units.push(Meeting::Tracking);
     }
-    orders.truncate(MAX_ORDERS);
-    orders
+    if !nat.is_empty() {
+        units.push(Meeting::Nat(nat));
+    }
+    by_priority(units, |unit| unit.priority(hook)).iter().map(|units| Group::of(units)).collect()
 }
 
-/// Things in one of the orders in which they may be.
-struct Arranged<T> {
-    items: Vec<T>,
-    /// One of those that may be elsewhere.
-    doubt: Option<T>,
+impl<'a> Group<'a> {
+    fn of(units: &[Meeting<'a>]) -> Self {
+        let all = || units.iter().flat_map(Meeting::stations);
+        let foreign = all().find(|station| !station.table.is_only_ours());
+        let doubt = foreign.or_else(|| all().next()).copied().map(Cause::Order);
+        let mut orders = Vec::new();
+        for variant in with_nat_in_order(units) {
+            let mut ways = permutations(&variant, &Meeting::precedes);
+            if !matters(&variant) {
+                ways.truncate(1);
+            }
+            orders.extend(ways);
+        }
+        let too_many = orders.len() >= MAX_ORDERS;
+        orders.truncate(MAX_ORDERS);
+        Self { doubt: doubt.filter(|_| orders.len() > 1), orders, too_many }
+    }
+}
+
+/// The same with the nat chains in each of their orders.
+fn with_nat_in_order<'a>(units: &[Meeting<'a>]) -> Vec<Vec<Meeting<'a>>> {
+    let Some(at) = units.iter().position(|unit| matches!(unit, Meeting::Nat(_))) else {
+        return vec![units.to_vec()];
+    };
+    let Meeting::Nat(stations) = &units[at] else { return vec![units.to_vec()] };
+    let mut orders: Vec<Vec<Station<'a>>> = vec![Vec::new()];
+    for group in by_priority(stations.clone(), |station| station.base.priority) {
+        let ways = permutations(&group, &Station::precedes);
+        let longer = orders.iter().flat_map(|before| ways.iter().map(|way| [&before[..], way].concat()));
+        orders = longer.take(MAX_ORDERS).collect();
+    }
+    let with = |order: Vec<Station<'a>>| {
+        let mut units = units.to_vec();
+        units[at] = Meeting::Nat(order);
+        units
+    };
+    orders.into_iter().map(with).collect()
 }
 
 fn by_priority<T>(mut items: Vec<T>, priority: impl Fn(&T) -> i32) -> Vec<Vec<T>> {
@@ -81,30 +101,6 @@ fn by_priority<T>(mut items: Vec<T>, priority: impl Fn(&T) -> i32) -> Vec<Vec<T>
         }
     }
     groups
-}
-
-/// Every order of groups' members, group after group. Where the order within a group does not matter, or is known, there is one.
-fn arranged<T: Clone>(
-    groups: Vec<Vec<T>>,
-    matters: impl Fn(&[T]) -> bool,
-    precedes: impl Fn(&T, &T) -> Precedence,
-) -> Vec<Arranged<T>> {
-    let mut all = vec![Arranged { items: Vec::new(), doubt: None }];
-    for group in groups {
-        let mut ways = permutations(&group, &precedes);
-        if !matters(&group) {
-            ways.truncate(1);
-        }
-        let doubt = (ways.len() > 1).then(|| group[group.len() - 1].clone());
-        let longer = all.iter().flat_map(|before| {
-            ways.iter().map(|way| Arranged {
-                items: before.items.iter().chain(way).cloned().collect(),
-                doubt: before.doubt.clone().or(doubt.clone()),
-            })
-        });
-        all = longer.take(MAX_ORDERS).collect();
-    }
-    all
 }
 
 /// What is known of the order of two.
@@ -181,11 +177,11 @@ impl<'a> Meeting<'a> {
         }
     }
 
-    fn station(&self) -> Option<Station<'a>> {
+    fn stations(&self) -> &[Station<'a>] {
         match self {
-            Self::Tracking => None,
-            Self::Nat(stations) => stations.first().copied(),
-            Self::Chain(station) => Some(*station),
+            Self::Tracking => &[],
+            Self::Nat(stations) => stations,
+            Self::Chain(station) => std::slice::from_ref(station),
         }
     }
 
@@ -200,7 +196,7 @@ impl<'a> Meeting<'a> {
 
 /// Whether the order of what has one priority can change anything: not where each only lets packets through or drops them.
 fn matters(group: &[Meeting<'_>]) -> bool {
-    let tables = || group.iter().filter_map(Meeting::station).map(|station| station.table);
+    let tables = || group.iter().flat_map(Meeting::stations).map(|station| station.table);
     let has_nat = group.iter().any(|unit| matches!(unit, Meeting::Nat(_)));
     let has_tracking = group.iter().any(|unit| matches!(unit, Meeting::Tracking));
     group.len() > 1 && (has_nat || tables().any(changes) || has_tracking && tables().any(asks_connection))

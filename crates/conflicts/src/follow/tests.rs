@@ -154,3 +154,21 @@ fn name_resolution_by_udp_is_captured() {
     let packet = ruleset::eval::Packet { protocol: ruleset::Protocol::Udp, ..outbound("10.0.0.1:53") };
     assert_eq!(end(&observed, &packet), "captured 15053");
 }
+
+#[test]
+fn a_legacy_table_of_unknown_age_may_come_before_or_after_ours() {
+    let text =
+        "*nat\n:OUTPUT ACCEPT [0:0]\n-A OUTPUT -p tcp -j DNAT --to-destination 10.77.0.1:8080\nCOMMIT\n";
+    let (mut observed, _) = ambient(Backend::Nftables);
+    observed.tables.extend(
+        saved(Lister::IptablesLegacy, text).into_iter().map(|table| ListedTable { age: None, ..table }),
+    );
+    let told = end(&observed, &outbound("203.0.113.9:80"));
+    assert!(told.starts_with("unknown by whether"), "{told}");
+    let empty = "*nat\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n";
+    let older =
+        saved(Lister::IptablesNft, empty).into_iter().map(|table| ListedTable { age: Some(1), ..table });
+    observed.tables.extend(older);
+    let told = end(&observed, &outbound("203.0.113.9:80"));
+    assert!(told.starts_with("unknown by whether"), "with a third table: {told}");
+}

@@ -2,11 +2,12 @@
 
 use std::cell::OnceCell;
 
+use ruleset::listed::address_of;
 use ruleset::listed::walk::{PacketEnd, Station};
 use ruleset::{ChainKind, Family, Hook};
 
 use super::branch::{Branch, Cause, Outcome};
-use super::order::{Meeting, Order, orders};
+use super::order::{Group, Meeting, groups};
 use super::routing::{Asked, Routed, route};
 use crate::ObservedNetns;
 
@@ -22,18 +23,18 @@ const MAX_MEETINGS: usize = 1_000_000;
 pub(crate) struct Scene<'a> {
     observed: &'a ObservedNetns,
     /// By hook and family, as they are asked for.
-    orders: [[OnceCell<Vec<Order<'a>>>; 2]; 5],
+    groups: [[OnceCell<Vec<Group<'a>>>; 2]; 5],
 }
 
 impl<'a> Scene<'a> {
     pub(crate) fn new(observed: &'a ObservedNetns) -> Self {
-        Self { observed, orders: Default::default() }
+        Self { observed, groups: Default::default() }
     }
 
-    /// Every order in which packets of the family may meet the chains of a hook.
-    fn orders(&self, hook: Hook, family: Family) -> &[Order<'a>] {
-        let known = &self.orders[hook as usize][usize::from(family == Family::V6)];
-        known.get_or_init(|| orders(self.observed, hook, family))
+    /// What packets of the family meet at a hook.
+    fn groups(&self, hook: Hook, family: Family) -> &[Group<'a>] {
+        let known = &self.groups[hook as usize][usize::from(family == Family::V6)];
+        known.get_or_init(|| groups(self.observed, hook, family))
     }
 
     /// Every way that a packet may take, each with its outcome, at least one; and how many rules were met.
@@ -147,7 +148,7 @@ impl<'a> Way<'a, '_> {
     fn routed(&self, branch: &Branch<'_>, in_interface: &str) -> Routed {
         let packet = &branch.state.packet;
         let asked = Asked {
-            source: ruleset::listed::address_of(packet.source, packet.family),
+            source: address_of(packet.source, packet.family),
             destination: branch.destination(),
             mark: packet.mark,
             in_interface,
@@ -155,15 +156,21 @@ impl<'a> Way<'a, '_> {
         route(self.observed, &asked)
     }
 
+    /// Whether loopback addresses may come in and leave by an interface.
+    fn routes_localnet(&self, interface: &str) -> bool {
+        let on = |name: &str| {
+            self.observed.is_on(&format!("net/ipv4/conf/{name}/route_localnet")).unwrap_or(false)
+        };
+        on("all") || on(interface)
+    }
+
     /// Where a packet that has arrived goes.
     fn destined(&self, branch: &Branch<'_>, interface: &str) -> Routed {
         let on = |name: &str| self.observed.is_on(name);
         let to = branch.destination();
         if to.is_loopback() && interface != LOOPBACK {
-            let all = on("net/ipv4/conf/all/route_localnet").unwrap_or(false);
-            let of_interface = on(&format!("net/ipv4/conf/{interface}/route_localnet")).unwrap_or(false);
             return match to.is_ipv4() {
-                true if all || of_interface => Routed::Local,
+                true if self.routes_localnet(interface) => Routed::Local,
                 true => Routed::Gone(format!(
                     "a loopback address does not come in by {interface} without route_localnet"
                 )),
@@ -193,19 +200,13 @@ impl<'a> Way<'a, '_> {
             }
             self.tell_own_destination(&mut branch);
             branch.comes_to(hook);
-            let scene = self.scene;
-            for (number, order) in scene.orders(hook, branch.family()).iter().enumerate() {
-                let mut ways = vec![branch.clone()];
-                if let Some(doubt) = order.doubt.as_ref().filter(|_| number > 0) {
-                    ways[0].doubt.get_or_insert_with(|| doubt.clone());
-                }
-                for meeting in &order.meetings {
-                    ways = self.meet(ways, hook, meeting);
-                }
-                for mut way in ways {
-                    way.leaves(hook);
-                    add(&mut passed, way);
-                }
+            let (scene, mut ways) = (self.scene, vec![branch]);
+            for group in scene.groups(hook, ways[0].family()) {
+                ways = self.meet_group(&ways, hook, group);
+            }
+            for mut way in ways {
+                way.leaves(hook);
+                add(&mut passed, way);
             }
         }
         if passed.len() > MAX_BRANCHES {
@@ -214,6 +215,27 @@ impl<'a> Way<'a, '_> {
                 Some(Outcome::Unknown(Cause::Kernel("there are more ways than are tried".into())));
         }
         passed
+    }
+
+    /// Takes branches through what has one priority, in each order that it may have.
+    fn meet_group(&mut self, branches: &[Branch<'a>], hook: Hook, group: &Group<'a>) -> Vec<Branch<'a>> {
+        let mut met = Vec::new();
+        for (number, order) in group.orders.iter().enumerate() {
+            let mut ways = branches.to_vec();
+            if let Some(doubt) = group.doubt.as_ref().filter(|_| number > 0) {
+                for way in ways.iter_mut().filter(|way| way.doubt.is_none()) {
+                    way.doubt = Some(doubt.clone());
+                }
+            }
+            for meeting in order {
+                ways = self.meet(ways, hook, meeting);
+            }
+            ways.into_iter().for_each(|way| add(&mut met, way));
+        }
+        if let Some(doubt) = group.doubt.as_ref().filter(|_| group.too_many) {
+            met.extend(met.first().cloned().map(|way| way.ended(Outcome::Unknown(doubt.clone()))));
+        }
+        met
     }
 
     fn meet(&mut self, branches: Vec<Branch<'a>>, hook: Hook, meeting: &Meeting<'a>) -> Vec<Branch<'a>> {
@@ -263,8 +285,14 @@ impl<'a> Way<'a, '_> {
         if branch.state.end == PacketEnd::Dropped {
             return branch;
         }
+        let source = address_of(branch.state.packet.source, branch.family());
         match self.routed(&branch, LOOPBACK) {
             Routed::Local => branch.next_out = Some(LOOPBACK.to_owned()),
+            // `__mkroute_output` in net/ipv4/route.c
+            Routed::Out(name) if source.is_loopback() && source.is_ipv4() && !self.routes_localnet(&name) => {
+                let why = format!("a loopback address does not leave by {name} without route_localnet");
+                return branch.ended(Outcome::Dropped(Cause::Kernel(why.into())));
+            }
             Routed::Out(name) if name.is_empty() && branch.interfaces.1 != LOOPBACK => {}
             Routed::Out(name) => branch.next_out = Some(name),
             Routed::Gone(why) => return branch.ended(Outcome::Dropped(Cause::Kernel(why.into()))),

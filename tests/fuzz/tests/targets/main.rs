@@ -4,6 +4,7 @@
 
 mod annotations;
 mod conflist;
+mod foreign;
 mod json;
 mod manifests;
 mod prev_result;
