@@ -8,7 +8,6 @@ mod spec;
 mod status;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use crate::PodRef;
 
@@ -17,7 +16,6 @@ use serde::{Deserialize, Serialize};
 
 pub use made::{METADATA_NAME, namespace_labels};
 use spec::{ContainerSpec, PodSpec, SecurityContext, containers};
-use status::ContainerStatus;
 pub(crate) use status::Terminated;
 pub(crate) use status::addresses;
 pub use status::{PodIp, PodStatus};
@@ -262,64 +260,9 @@ impl Object {
             .filter(|class| !class.is_empty())
     }
 
-    /// Whether all of its containers have ended for good (`status.phase`).
-    pub fn is_terminal(&self) -> bool {
-        matches!(self.phase(), "Succeeded" | "Failed")
-    }
-
-    /// `status.phase`, empty where nobody says it.
-    pub fn phase(&self) -> &str {
-        self.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
-    }
-
-    /// Whether one of its containers has failed for good (`status.phase`).
-    pub fn is_failed(&self) -> bool {
-        self.phase() == "Failed"
-    }
-
-    /// Whether at least one of its containers has started and not all have ended (`status.phase`).
-    pub fn is_running(&self) -> bool {
-        self.phase() == "Running"
-    }
-
-    /// Its addresses: `status.podIPs`, else `status.podIP`. What is no address is left out.
-    pub fn ips(&self) -> Vec<IpAddr> {
-        let Some(status) = &self.status else { return Vec::new() };
-        addresses(status.pod_ips.as_deref(), status.pod_ip.as_deref())
-    }
-
-    /// When kubelet took the pod up (`status.startTime`, RFC 3339); its sandbox is made after that.
-    pub fn start_time(&self) -> Option<&str> {
-        self.status.as_ref()?.start_time.as_deref()
-    }
-
-    /// Since when its sandbox has its network, RFC 3339; kubelet tells from Kubernetes 1.29 on, and anew with each sandbox.
-    pub fn sandbox_ready_time(&self) -> Option<&str> {
-        let conditions = self.status.as_ref()?.conditions.as_ref()?;
-        conditions.iter().find(|condition| condition.is_sandbox_ready())?.last_transition_time.as_deref()
-    }
-
-    /// Whether an init container of this name has ended with exit code 0.
-    pub fn has_completed(&self, init_container: &str) -> bool {
-        let its = |status: &ContainerStatus| status.name.as_deref() == Some(init_container);
-        self.init_statuses().any(|status| its(status) && status.has_completed())
-    }
-
-    /// Whether the proxy's container runs, be it a regular one or one that starts first.
-    pub fn proxy_runs(&self) -> bool {
-        let status = self.status.iter();
-        let all = status.flat_map(|status| [&status.init_container_statuses, &status.container_statuses]);
-        all.flatten().flatten().any(|status| status.is_of_the_proxy() && status.is_running())
-    }
-
     /// Whether a container of the pod that has ended is never started again (`spec.restartPolicy: Never`).
     pub fn never_restarts(&self) -> bool {
         self.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()) == Some(NEVER)
-    }
-
-    pub(crate) fn init_statuses(&self) -> impl Iterator<Item = &ContainerStatus> {
-        let statuses = self.status.as_ref().and_then(|status| status.init_container_statuses.as_ref());
-        statuses.into_iter().flatten()
     }
 
     /// Which pod this is.

@@ -1,6 +1,6 @@
 //! Broken pods in the API: they are deleted or labelled, as the original does it, and what cannot be repaired is told.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use capture::Expected;
 use cluster::write::EventText;
@@ -84,7 +84,7 @@ impl Sidecars {
         }
         let pods = self.parts.cluster.index().pods().count();
         let mut deletions = self.deletions();
-        deletions.take(Instant::now(), pods)
+        deletions.take(self.started.elapsed(), pods)
     }
 
     /// Deletes a pod that is still as broken as it was.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use ::verification::{Reason, State};
 use capture::annotations::NodeSettings;
@@ -208,9 +208,11 @@ impl SidecarPod {
         sandbox
     }
 
-    /// Its state while its namespace cannot be looked into. A pod has a while to get its sandbox.
-    pub(super) fn state(&self) -> Option<State> {
-        let is_new = self.since.elapsed() < STARTS_WITHIN;
+    /// Its state while its namespace cannot be looked into. A pod has a while to get its sandbox, from when kubelet took it up, or else from when this
+    /// agent first heard of it.
+    pub(super) fn state(&self, born: Option<SystemTime>) -> Option<State> {
+        let age = born.and_then(|born| born.elapsed().ok()).unwrap_or_else(|| self.since.elapsed());
+        let is_new = age < STARTS_WITHIN;
         match &self.place {
             Place::At(_) => None,
             Place::Due if is_new => Some(State::Starting),

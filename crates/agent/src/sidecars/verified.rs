@@ -73,7 +73,7 @@ impl Sidecars {
             (Place::At(sandbox), _) => Ok(target(sandbox, facts)),
             // The plugin refuses its ADD, so that it has no sandbox.
             (_, Expected::Unusable(_)) => Err(State::Unverifiable(Reason::NoNamespace)),
-            _ => Err(known.state().unwrap_or(State::Starting)),
+            _ => Err(known.state(born).unwrap_or(State::Starting)),
         };
         ExpectedPod { pod, mode: Mode::Sidecar, born, target }
     }
