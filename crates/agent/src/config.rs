@@ -15,6 +15,7 @@ use ruleset::Backend;
 use serde_json::Map;
 
 use crate::ambient::config::AmbientConfig;
+use crate::conflicts::ConflictResolution;
 use crate::sidecars;
 use crate::taint::TaintMode;
 use crate::verification::VerifyConfig;
@@ -75,6 +76,8 @@ pub(crate) struct AgentConfig {
     pub(crate) taint: (TaintMode, String),
     /// How pods are verified.
     pub(crate) verify: VerifyConfig,
+    /// What is done about conflicts with rules of others.
+    pub(crate) conflict_resolution: ConflictResolution,
     /// Ambient mode, on or off.
     pub(crate) ambient: AmbientConfig,
     /// Where the node's files are.
@@ -166,6 +169,7 @@ impl AgentConfig {
             proc_root: Path::new(text(Setting::HostRoot)).join("proc"),
             taint: values::taint(options)?,
             verify: VerifyConfig::new(options)?,
+            conflict_resolution: ConflictResolution::new(options)?,
             ambient: AmbientConfig::new(options, scope(options, env)?)?,
             host_root: text(Setting::HostRoot).into(),
             config_dir: Some(PathBuf::from(text(Setting::ConfigDir)))

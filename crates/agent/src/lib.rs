@@ -9,6 +9,7 @@ mod backends;
 mod boot;
 mod config;
 mod config_dir;
+mod conflicts;
 mod delete_daemonset;
 mod drains;
 mod events;

@@ -2,6 +2,7 @@
 
 mod ambient;
 mod cluster;
+mod conflicts;
 mod guards;
 mod plugin;
 mod register;
@@ -20,6 +21,7 @@ use telemetry::Journal;
 use crate::serve::{Handler, ServedAnswer, text};
 use ambient::AmbientMetrics;
 use cluster::ClusterMetrics;
+use conflicts::ConflictMetrics;
 use guards::GuardMetrics;
 use plugin::PluginMetrics;
 use register::Register;
@@ -48,6 +50,7 @@ pub(crate) struct Metrics {
     /// Absent in sidecar mode, so that dashboards see which mode a node is in.
     ambient: Option<AmbientMetrics>,
     verification: VerificationMetrics,
+    conflicts: ConflictMetrics,
     /// Count what is counted only when somebody asks.
     census: Mutex<Vec<Census>>,
     guards: GuardMetrics,
@@ -91,6 +94,7 @@ impl Metrics {
             repair: RepairMetrics::new(&make)?,
             ambient: ambient.then(|| AmbientMetrics::new(&make)).transpose()?,
             verification: VerificationMetrics::new(&make)?,
+            conflicts: ConflictMetrics::new(&make)?,
             census: Mutex::default(),
             guards: GuardMetrics::new(&make, journal)?,
             registry,

@@ -8,7 +8,10 @@ use facts::{Facts, PodRef};
 use hyper::body::Bytes;
 use hyper::header::HeaderValue;
 use hyper::{Method, Request, StatusCode};
-use rundir::{AgentStatus, FACTS_PATH, MAX_REPORT, OperationReport, REPORT_PATH, SOCKET_NAME, STATUS_PATH};
+use rundir::{
+    AgentStatus, CONFLICTS_PATH, FACTS_PATH, MAX_REPORT, OperationReport, REPORT_PATH, SOCKET_NAME,
+    STATUS_PATH,
+};
 use telemetry::Scope;
 
 use crate::ambient::Ambient;
@@ -17,6 +20,7 @@ use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::serve::{Handler, ServedAnswer, text};
 use crate::sidecars::Sidecars;
+use crate::verification::Verifier;
 
 /// Only root and the agent's own user may ask: facts are parts of objects that not everybody on the node may see.
 pub(crate) const MODE: u32 = 0o600;
@@ -32,6 +36,7 @@ pub(crate) struct PluginSocket {
     pub(crate) sidecars: Arc<Sidecars>,
     pub(crate) backend: Arc<NodeBackend>,
     pub(crate) ambient: Arc<Ambient>,
+    pub(crate) verifier: Arc<Verifier>,
     pub(crate) log: Scope,
 }
 
@@ -49,6 +54,12 @@ impl Handler for PluginSocket {
             }
             (&Method::POST, None) if uri.path() == REPORT_PATH => self.report(&body),
             (&Method::GET, None) if uri.path() == STATUS_PATH => self.status(),
+            (&Method::GET, None) if uri.path() == CONFLICTS_PATH => {
+                match serde_json::to_vec(&self.verifier.known_conflicts().report()) {
+                    Ok(body) => json(body),
+                    Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+                }
+            }
             _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),
         }
     }

@@ -21,6 +21,7 @@ use crate::ambient::{self, Ambient, EventSocket};
 use crate::backend::NodeBackend;
 use crate::backends::Backends;
 use crate::config::{AgentConfig, BadOption, PodsOrigin};
+use crate::conflicts::{ConflictParts, Conflicts};
 use crate::events::Events;
 use crate::health::{Health, HealthPart};
 use crate::kept_facts::KeptFacts;
@@ -162,7 +163,15 @@ impl Agent {
         let events = Arc::new(Events::new(writer.clone(), config.pod.clone(), log.clone()));
         let slots = Arc::new(Slots::default());
         let backends = Arc::new(Backends::new(|| config.ambient.iptables(), &config.run_dir));
+        let conflicts = Conflicts::new(ConflictParts {
+            resolution: config.conflict_resolution,
+            proc_root: config.proc_root.clone(),
+            events: events.clone(),
+            metrics: metrics.clone(),
+            log: journal.scope("conflicts"),
+        });
         let verifier = Verifier::new(VerifierParts {
+            conflicts,
             config: config.verify.clone(),
             proc_root: config.proc_root.clone(),
             slots: slots.clone(),
@@ -253,6 +262,7 @@ impl Agent {
             tasks.spawn(NodeTaint::live(agent.clone()));
             tasks.spawn(agent.sidecars.clone().live());
             tasks.spawn(agent.verifier.clone().live());
+            tasks.spawn(agent.verifier.tell_conflicts());
             let ambient = tokio::spawn(agent.ambient.clone().live());
             let outcome = agent.install_until_told(&mut end, &lock).await;
             if let Ok((ShutdownOutcome::Deleted, installer)) = outcome {
@@ -299,6 +309,7 @@ impl Agent {
             sidecars: self.sidecars.clone(),
             backend,
             ambient: self.ambient.clone(),
+            verifier: self.verifier.clone(),
             log: self.log.clone(),
         };
         tasks.spawn(self.clone().socket(plugin_socket::MODE, HealthPart::PluginSocket, plugins));

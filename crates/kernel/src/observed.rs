@@ -18,7 +18,7 @@ use ruleset::listed::{ListedTable, Lister, attribute, planned};
 use ruleset::{Backend, Family, Plan};
 
 use crate::netlink::{self, NetlinkSocket};
-use crate::{Error, Kernel, watch};
+use crate::{Error, Kernel, iptables, watch};
 
 pub use processes::{PodProcesses, scan_processes};
 
@@ -135,6 +135,20 @@ impl Kernel<'_> {
         tables.extend(iptables.tables);
         Ok(tables)
     }
+}
+
+/// The tables of legacy iptables in the namespace, named as listed tables are.
+///
+/// # Errors
+/// They could not be asked for.
+pub fn legacy_tables(_: &Inside) -> Result<Vec<String>, Error> {
+    let mut found = Vec::new();
+    for (family, prefix) in [(Family::V4, "ip"), (Family::V6, "ip6")] {
+        found.extend(
+            iptables::legacy_tables(family)?.into_iter().map(|name| format!("{prefix} {name} (legacy)")),
+        );
+    }
+    Ok(found)
 }
 
 /// The number of the last transaction of nf_tables in the namespace; another one after each.

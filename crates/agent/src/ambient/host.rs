@@ -17,6 +17,7 @@ use telemetry::Scope;
 use super::Backends;
 use super::config::AmbientConfig;
 use super::failure::AmbientFailure;
+use crate::conflicts::{ConflictLook, Conflicts};
 
 /// The table that the sets are in, with nf_tables.
 const TABLE: &str = "istio-ambient-nat";
@@ -178,6 +179,22 @@ impl HostSide {
             changes
         };
         Ok(Repaired { rules, members })
+    }
+
+    /// Looks for what others have in the node's namespace that keeps probes of these addresses from what our rules are for.
+    pub(crate) fn look_for_conflicts(
+        &self,
+        conflicts: &Conflicts,
+        probed: &[IpAddr],
+    ) -> Result<(), NotReady> {
+        let plan = plan_host(&lock(&self.node), self.sender, self.backend);
+        self.host.enter(|inside| {
+            let kernel = self.backends.of_the_node();
+            let inside = inside.inside();
+            let look = ConflictLook { pod: None, inside, kernel, plan: &plan, probed, may_change: false };
+            conflicts.look(&look);
+        })?;
+        Ok(())
     }
 
     /// Removes everything of ours; gives what could not be.

@@ -14,6 +14,7 @@ use netns::find::{MissingNetns, WantedPod};
 use super::Ambient;
 use super::desired::{self, Desired, REDIRECTION};
 use super::failure::AmbientFailure;
+use super::host::NotReady;
 use super::members::{Member, MemberState};
 use super::ports::Disk as _;
 use crate::drains::Wait;
@@ -133,8 +134,15 @@ impl Ambient {
 
     /// Whether the node's namespace is as it should be now.
     pub(super) async fn verify_host(self: &Arc<Self>) -> bool {
-        let ambient = self.clone();
-        let verify = move || ambient.host().map(|host| host.verify(|| ambient.addresses()));
+        let (ambient, conflicts) = (self.clone(), self.pods.verifier.known_conflicts().clone());
+        let verify = move || {
+            ambient.host().map(|host| {
+                let repaired = host.verify(|| ambient.addresses())?;
+                let probed: Vec<IpAddr> = ambient.addresses().0.into_iter().map(|(ip, _)| ip).collect();
+                host.look_for_conflicts(&conflicts, &probed)?;
+                Ok::<_, NotReady>(repaired)
+            })
+        };
         match self.in_kernel(verify).await {
             Ok(Ok(Ok(repaired))) => {
                 if repaired.rules {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ::verification::{Due, Layer, State};
 use facts::PodRef;
 use kernel::watch::Noticed;
+use netns::NetnsId;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -102,6 +103,11 @@ impl Verifier {
             Some(noticed.unwrap_or(Noticed { lost: true, ..Noticed::default() }))
         });
         let Some(noticed) = noticed else { return };
+        if noticed.routing
+            && let Some(entry) = sandboxes.entries.get(&number)
+        {
+            self.parts.conflicts.routing_changed(entry.target.netns.id());
+        }
         if noticed.lost {
             self.parts.metrics.verification_events_lost();
         }
@@ -209,9 +215,11 @@ impl Verifier {
         }
         sandboxes.starting.retain(|uid, _| starting.contains(uid));
         let gone = sandboxes.retain(&stay);
+        let namespaces: Vec<NetnsId> = stay.iter().map(|(_, netns)| *netns).collect();
         let unwatched = sandboxes.entries.values().filter(|entry| !entry.watched).count();
         drop(sandboxes);
         self.parts.metrics.unwatched(unwatched);
+        self.parts.conflicts.keep(&namespaces);
         if !gone.is_empty() {
             // To close a socket may take milliseconds.
             tokio::task::spawn_blocking(move || drop(gone));

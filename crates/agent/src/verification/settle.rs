@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use ::verification::{Culprit, Drifted, Layer, Outcome, Reason, State};
@@ -13,6 +14,7 @@ use super::entry::Step;
 use super::look::{Found, compare};
 use super::verifier::Verifier;
 use super::{Comparison, RepairFailure, Repaired, VerifiedMode};
+use crate::conflicts::ConflictLook;
 use crate::health::{Notice, count_and_names};
 use crate::slots::Task;
 
@@ -68,9 +70,24 @@ impl Verifier {
         let (backends, of) = (mode.backends(), pod.clone());
         let sockets = kept.clone();
         let began = Instant::now();
+        let (conflicts, errors) = (self.parts.conflicts.clone(), Arc::new(AtomicUsize::new(0)));
+        let counted = errors.clone();
         let look = move || {
-            let inspect = |inside: &Inside| mode.inspect(&of, inside, &target.plan);
-            compare(backends.kernel(), &target, &sockets, watched, &inspect)
+            let kernel = backends.kernel();
+            let inspect = |inside: &Inside| {
+                mode.inspect(&of, inside, &target.plan);
+                let may_change = !mode.is_at_work(&of.uid);
+                let look = ConflictLook {
+                    pod: Some(&of),
+                    inside,
+                    kernel,
+                    plan: &target.plan,
+                    probed: &[],
+                    may_change,
+                };
+                counted.store(conflicts.look(&look), Ordering::Relaxed);
+            };
+            compare(kernel, &target, &sockets, watched, &inspect)
         };
         let found = self.parts.slots.run(&pod, Task::Verify, look).await;
         let found = found.unwrap_or_else(|error| Found {
@@ -84,6 +101,7 @@ impl Verifier {
             Comparison::Failed { .. } => "error",
         };
         self.parts.metrics.verified(layer, result, began.elapsed());
+        self.conflicts(&pod.uid, errors.load(Ordering::Relaxed));
         if found.opened {
             self.wait_for_events(number, &kept);
         }

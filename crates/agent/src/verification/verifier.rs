@@ -16,6 +16,7 @@ use super::entry::{Entry, Known};
 use super::told::Told;
 use super::watch::Watch;
 use super::{ExpectedPod, PodVerification, VerifiedMode};
+use crate::conflicts::Conflicts;
 use crate::events::Events;
 use crate::health::Health;
 use crate::metrics::Metrics;
@@ -29,6 +30,7 @@ pub(crate) struct VerifierParts {
     pub(crate) config: VerifyConfig,
     /// The node's procfs.
     pub(crate) proc_root: PathBuf,
+    pub(crate) conflicts: Arc<Conflicts>,
     pub(crate) slots: Arc<Slots>,
     pub(crate) cluster: Cluster,
     pub(crate) events: Arc<Events>,
@@ -128,6 +130,16 @@ impl Verifier {
     /// The pods, or what is expected of them, may have changed.
     pub(crate) fn changed(&self) {
         self.changed.notify_one();
+    }
+
+    /// Conflicts with rules of others, in pods and on the node.
+    pub(crate) fn known_conflicts(&self) -> &Arc<Conflicts> {
+        &self.parts.conflicts
+    }
+
+    /// Writes Events about conflicts, until the task is aborted.
+    pub(crate) fn tell_conflicts(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.parts.conflicts.clone().live()
     }
 
     /// So many conflicts of severity error are known in a pod's namespace.

@@ -166,6 +166,9 @@ pub struct ConflictReport {
     /// When it was last seen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_seen: Option<f64>,
+    /// It is not there any more.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub gone: bool,
 }
 
 /// The most lines of a pod's differences.

@@ -120,6 +120,7 @@ operator.istio.io/component: Cni
   "VERIFY_FULL_INTERVAL" $values.agent.verifyFullInterval
   "VERIFY_REPAIR" $values.agent.verifyRepair
   "HEALTH_METRICS_SHORT_NAMES" $values.agent.healthMetricsShortNames
+  "CONFLICT_RESOLUTION" $values.agent.conflictResolution
   "FACTS_TIMEOUT" $values.agent.factsTimeout
   "KERNEL_NETWORK_RUNTIME_CLASSES" (join "," $values.agent.kernelNetworkRuntimeClasses)
   "RUNTIME_ANNOTATIONS" (ternary "false" "" (eq (toString $values.agent.runtimeAnnotations) "false"))

@@ -18,6 +18,7 @@ mod mesh;
 mod mesh_acts;
 mod mesh_attack;
 mod mesh_check;
+mod mesh_conflicts;
 mod mesh_drain;
 mod mesh_faults;
 mod mesh_given_up;

@@ -1,0 +1,400 @@
+//! What others have in the namespaces of pods, and in the node's own, that changes what rules of ours mean: looked for, told, and put right where that
+//! takes a change of ours only.
+//!
+//! A namespace is looked at when its rules were found as planned: at the start, after somebody has changed something in it, and with each full
+//! comparison. One that has not changed since is not read again. Rules and settings of others are never changed.
+
+mod limits;
+mod report;
+mod told;
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use ::conflicts::{Conflict, NetnsScope, ObservedNetns, Resolution, Severity};
+use capture::ambient::{MARK_MASK, ZTUNNEL_MARK};
+use facts::PodRef;
+use kernel::Kernel;
+use kernel::observed::{PodProcesses, Subject, generation, scan_processes};
+use netns::{Inside, NetnsId};
+use options::agent::{BadOption, Options, Setting};
+use ruleset::Plan;
+use ruleset::listed::Lister;
+use telemetry::Scope;
+
+use crate::events::Events;
+use crate::metrics::Metrics;
+use limits::Limits;
+use told::Told;
+
+/// How long a list of the node's processes serves.
+const PROCESSES_FOR: Duration = Duration::from_secs(30);
+/// The node's namespace is looked at so often, and so often at most where somebody changes its rules.
+const NODE_EVERY: Duration = Duration::from_secs(600);
+const NODE_AT_MOST_EVERY: Duration = Duration::from_secs(30);
+/// A look that came so late after the first one counts for as long as nothing changes: by then the pod's processes are there.
+const SETTLED: Duration = Duration::from_secs(60);
+/// Conflicts of a namespace that are kept.
+const MOST: usize = 64;
+
+/// What is done about conflicts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum ConflictResolution {
+    /// They are told.
+    Off,
+    /// Rules of ours are put before those of others that come at the same place.
+    #[default]
+    Safe,
+    /// Settings of a pod's namespace are changed, too.
+    All,
+}
+
+/// What it needs of the agent.
+pub(crate) struct ConflictParts {
+    pub(crate) resolution: ConflictResolution,
+    /// The node's procfs.
+    pub(crate) proc_root: PathBuf,
+    pub(crate) events: Arc<Events>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) log: Scope,
+}
+
+/// Looks for conflicts, and knows those that were found.
+pub(crate) struct Conflicts {
+    parts: ConflictParts,
+    known: Mutex<HashMap<NetnsId, Namespace>>,
+    processes: Mutex<Option<(Instant, Arc<HashMap<NetnsId, PodProcesses>>)>>,
+    told: Told,
+}
+
+/// A namespace that has the rules of a plan.
+pub(crate) struct ConflictLook<'a> {
+    /// Whose it is; absent: the node's.
+    pub(crate) pod: Option<&'a PodRef>,
+    pub(crate) inside: &'a Inside,
+    pub(crate) kernel: Kernel<'a>,
+    pub(crate) plan: &'a Plan,
+    /// On the node: addresses of pods whose probes its rules are for.
+    pub(crate) probed: &'a [IpAddr],
+    /// Rules of ours may be put before others now.
+    pub(crate) may_change: bool,
+}
+
+/// What is known of a namespace.
+#[derive(Debug, Default)]
+struct Namespace {
+    pod: Option<PodRef>,
+    /// When it was first looked at, and last; by which transaction of nf_tables, and whether the routing has changed since.
+    first: Option<Instant>,
+    last: Option<Instant>,
+    generation: Option<u32>,
+    routing_changed: bool,
+    findings: Vec<Finding>,
+    not_looked_at: Vec<String>,
+    limits: Limits,
+    /// The tables of legacy iptables that were there before rules of ours, as far as that is known: the kernel does not tell their age.
+    older: Option<Vec<String>>,
+}
+
+/// A conflict, and when it was there.
+#[derive(Debug, Clone)]
+struct Finding {
+    conflict: Conflict,
+    first_seen: SystemTime,
+    last_seen: SystemTime,
+    gone: bool,
+    /// What was done about it.
+    resolved: Option<&'static str>,
+}
+
+impl ConflictResolution {
+    /// # Errors
+    /// It is none.
+    pub(crate) fn new(options: &Options) -> Result<Self, BadOption> {
+        match options.text(Setting::ConflictResolution) {
+            "off" => Ok(Self::Off),
+            "" | "safe" => Ok(Self::Safe),
+            "all" => Ok(Self::All),
+            text => Err(BadOption::new("conflict-resolution", text, "is not off, safe or all")),
+        }
+    }
+}
+
+impl Conflicts {
+    pub(crate) fn new(parts: ConflictParts) -> Arc<Self> {
+        let (known, processes) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { parts, known, processes, told: Told::default() })
+    }
+
+    /// Writes Events until the task is aborted.
+    pub(crate) async fn live(self: Arc<Self>) {
+        self.told.write(&self.parts.events).await;
+    }
+
+    /// The routing of a namespace has changed: it is read again at the next look.
+    pub(crate) fn routing_changed(&self, netns: NetnsId) {
+        if let Some(namespace) = self.known().get_mut(&netns) {
+            namespace.routing_changed = true;
+        }
+    }
+
+    /// Forgets namespaces of pods but these.
+    pub(crate) fn keep(&self, namespaces: &[NetnsId]) {
+        self.known().retain(|netns, of| of.pod.is_none() || namespaces.contains(netns));
+        self.count();
+    }
+
+    /// Looks for conflicts, where something may have changed since the last time, and puts right what may be. Gives the number of those that let packets
+    /// past rules of ours, or break traffic.
+    pub(crate) fn look(&self, look: &ConflictLook<'_>) -> usize {
+        let generation = generation(look.inside).ok();
+        if let Some(errors) = self.unchanged(look, generation) {
+            return errors;
+        }
+        let start = Instant::now();
+        let mut resolved = None;
+        let found = self.find(look).and_then(|(found, not)| match self.resolve(look, &found)? {
+            None => Ok((found, not)),
+            Some(what) => {
+                resolved = Some((what, found));
+                self.find(look)
+            }
+        });
+        self.parts.metrics.conflict_scan(start.elapsed());
+        let errors = match found {
+            Ok((found, not_looked_at)) => self.note(look, (found, not_looked_at), resolved),
+            Err(error) => {
+                let text = format!("conflicts with rules of others are not known: {}", fault::chain(&error));
+                self.log(look, |labels| self.parts.log.warn(&text, labels));
+                0
+            }
+        };
+        if let Some(namespace) = self.known().get_mut(&look.inside.id()) {
+            // A resolution of ours is a transaction, too.
+            namespace.generation = kernel::observed::generation(look.inside).ok();
+        }
+        errors
+    }
+
+    /// The errors that are known, where nothing can have changed.
+    fn unchanged(&self, look: &ConflictLook<'_>, generation: Option<u32>) -> Option<usize> {
+        let mut known = self.known();
+        let namespace = known.entry(look.inside.id()).or_default();
+        let now = Instant::now();
+        let (first, last) = (*namespace.first.get_or_insert(now), namespace.last);
+        let same = generation.is_some() && generation == namespace.generation && !namespace.routing_changed;
+        let unchanged = last.is_some_and(|last| match look.pod {
+            Some(_) => same && last.duration_since(first) >= SETTLED,
+            None if same => now.duration_since(last) < NODE_EVERY,
+            None => now.duration_since(last) < NODE_AT_MOST_EVERY,
+        });
+        if !unchanged {
+            (namespace.last, namespace.routing_changed) = (Some(now), false);
+        }
+        unchanged.then(|| namespace.errors())
+    }
+
+    fn find(&self, look: &ConflictLook<'_>) -> Result<(Vec<Conflict>, Vec<String>), kernel::Error> {
+        let processes = self.processes();
+        let none = PodProcesses::default();
+        let older = self.known().entry(look.inside.id()).or_default().older.clone();
+        let subject = Subject {
+            scope: if look.pod.is_some() { NetnsScope::Pod } else { NetnsScope::Node },
+            plan: look.plan,
+            processes: processes.get(&look.inside.id()).unwrap_or(&none),
+            proc_root: &self.parts.proc_root,
+            proxy_mark: Some((ZTUNNEL_MARK, MARK_MASK)),
+            older: older.as_deref(),
+        };
+        let observed = look.kernel.observed(look.inside, &subject)?;
+        let observed = ObservedNetns { probed: look.probed.to_vec(), ..observed };
+        // Where there is none, whichever comes is younger.
+        let has_legacy = observed.tables.iter().any(|table| table.lister == Lister::IptablesLegacy);
+        if older.is_none() && !has_legacy {
+            self.known().entry(look.inside.id()).or_default().older = Some(Vec::new());
+        }
+        let mut found = ::conflicts::conflicts(&observed, look.plan);
+        found.truncate(MOST);
+        Ok((found, observed.not_looked_at))
+    }
+
+    /// Changes what is ours, where that helps. What was done.
+    fn resolve(
+        &self,
+        look: &ConflictLook<'_>,
+        found: &[Conflict],
+    ) -> Result<Option<&'static str>, kernel::Error> {
+        // The node's rules are put first whenever they are compared.
+        if self.parts.resolution == ConflictResolution::Off || !look.may_change || look.pod.is_none() {
+            return Ok(None);
+        }
+        let first = self.put_first(look, found)?;
+        let set = self.parts.resolution == ConflictResolution::All && self.set(look, found);
+        Ok(first.or(set.then_some("a setting of the pod's network namespace was changed")))
+    }
+
+    /// Changes settings of the pod's namespace. They go with it.
+    fn set(&self, look: &ConflictLook<'_>, found: &[Conflict]) -> bool {
+        let mut changed = false;
+        for conflict in found.iter().filter(|conflict| conflict.severity == Severity::Error) {
+            let Resolution::Sysctl { name, value } = conflict.resolution else { continue };
+            let path = std::path::Path::new("/proc/sys").join(name);
+            let before = std::fs::read_to_string(&path).unwrap_or_default();
+            let text = match std::fs::write(&path, value) {
+                Ok(()) => {
+                    changed = true;
+                    self.parts.metrics.conflict_resolved(&conflict.id.to_string());
+                    format!("the pod's sysctl {name} is set to {value}; it was {}", before.trim())
+                }
+                Err(error) => format!("the pod's sysctl {name} cannot be set to {value}: {error}"),
+            };
+            self.log(look, |labels| self.parts.log.warn(&text, labels));
+        }
+        changed
+    }
+
+    /// Puts rules of ours before those of others, where that helps and was not tried too often.
+    fn put_first(
+        &self,
+        look: &ConflictLook<'_>,
+        found: &[Conflict],
+    ) -> Result<Option<&'static str>, kernel::Error> {
+        let worst = found.iter().find(|conflict| {
+            conflict.severity == Severity::Error
+                && matches!(conflict.resolution, Resolution::Reregister | Resolution::MoveToHead)
+        });
+        let Some(worst) = worst else { return Ok(None) };
+        let allowed = self.known().entry(look.inside.id()).or_default().limits.allow(Instant::now());
+        if !allowed {
+            return Ok(None);
+        }
+        look.kernel.put_first(look.inside, look.plan)?;
+        let legacy = kernel::observed::legacy_tables(look.inside).ok();
+        self.known().entry(look.inside.id()).or_default().older = legacy;
+        self.parts.metrics.conflict_resolved(&worst.id.to_string());
+        let text = format!("rules of ours are put before those of others: {}", report::words(worst));
+        self.log(look, |labels| self.parts.log.warn(&text, labels));
+        Ok(Some("rules of ours were attached anew, before those of others"))
+    }
+
+    /// Keeps what was found, and tells what is new.
+    fn note(
+        &self,
+        look: &ConflictLook<'_>,
+        (found, not_looked_at): (Vec<Conflict>, Vec<String>),
+        resolved: Option<(&'static str, Vec<Conflict>)>,
+    ) -> usize {
+        let now = SystemTime::now();
+        let mut known = self.known();
+        let namespace = known.entry(look.inside.id()).or_default();
+        (namespace.pod, namespace.not_looked_at) = (look.pod.cloned(), not_looked_at);
+        let mut new: Vec<Conflict> = Vec::new();
+        for finding in &mut namespace.findings {
+            finding.gone = !found.iter().any(|conflict| is_same(conflict, &finding.conflict));
+        }
+        let (what, before) = resolved.map_or((None, Vec::new()), |(what, before)| (Some(what), before));
+        for conflict in before.iter().chain(&found) {
+            match namespace.findings.iter_mut().find(|finding| is_same(&finding.conflict, conflict)) {
+                Some(finding) => finding.last_seen = now,
+                None => {
+                    new.push(conflict.clone());
+                    let conflict = conflict.clone();
+                    let gone = !found.iter().any(|there| is_same(there, &conflict));
+                    let (first_seen, last_seen) = (now, now);
+                    namespace.findings.push(Finding {
+                        conflict,
+                        first_seen,
+                        last_seen,
+                        gone,
+                        resolved: None,
+                    });
+                }
+            }
+        }
+        for finding in namespace.findings.iter_mut().filter(|finding| finding.gone && what.is_some()) {
+            if before.iter().any(|conflict| is_same(conflict, &finding.conflict)) {
+                finding.resolved = what;
+            }
+        }
+        namespace.forget_the_oldest();
+        let errors = namespace.errors();
+        drop(known);
+        self.count();
+        new.iter().for_each(|conflict| self.tell(look, conflict));
+        errors
+    }
+
+    fn tell(&self, look: &ConflictLook<'_>, conflict: &Conflict) {
+        let text = report::words(conflict);
+        self.log(look, |labels| match conflict.severity {
+            Severity::Error => self.parts.log.error(&text, labels),
+            Severity::Warning => self.parts.log.warn(&text, labels),
+            Severity::Info => self.parts.log.debug(&text, labels),
+        });
+        if conflict.severity != Severity::Info
+            && let Some(pod) = look.pod
+        {
+            self.told.tell(pod, conflict.id, text);
+        }
+    }
+
+    fn log(&self, look: &ConflictLook<'_>, write: impl Fn(&[telemetry::Label<'_>])) {
+        match look.pod {
+            Some(pod) => write(&[("pod", pod)]),
+            None => write(&[("netns", &"the node's")]),
+        }
+    }
+
+    /// Sets the metric.
+    fn count(&self) {
+        let mut counts: HashMap<(&'static str, String, String), i64> = HashMap::new();
+        for namespace in self.known().values() {
+            let scope = if namespace.pod.is_some() { "pod" } else { "node" };
+            for finding in namespace.findings.iter().filter(|finding| !finding.gone) {
+                let Conflict { id, severity, .. } = &finding.conflict;
+                *counts.entry((scope, id.to_string(), severity.to_string())).or_default() += 1;
+            }
+        }
+        self.parts.metrics.conflicts(&counts);
+    }
+
+    /// The node's processes, not older than half a minute. Without them nobody is named.
+    fn processes(&self) -> Arc<HashMap<NetnsId, PodProcesses>> {
+        let mut kept = self.processes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, processes)) = &*kept
+            && at.elapsed() < PROCESSES_FOR
+        {
+            return processes.clone();
+        }
+        let processes = Arc::new(scan_processes(&self.parts.proc_root).unwrap_or_default());
+        *kept = Some((Instant::now(), processes.clone()));
+        processes
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<NetnsId, Namespace>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Namespace {
+    fn errors(&self) -> usize {
+        let errors = |finding: &&Finding| !finding.gone && finding.conflict.severity == Severity::Error;
+        self.findings.iter().filter(errors).count()
+    }
+
+    /// What is gone makes room.
+    fn forget_the_oldest(&mut self) {
+        while self.findings.len() > 2 * MOST {
+            let gone = self.findings.iter().position(|finding| finding.gone);
+            self.findings.remove(gone.unwrap_or(0));
+        }
+    }
+}
+
+/// Whether both are the same thing at two times.
+fn is_same(one: &Conflict, other: &Conflict) -> bool {
+    (one.id, &one.place, &one.foreign) == (other.id, &other.place, &other.foreign)
+}

@@ -1,0 +1,75 @@
+//! Conflicts in words, and for those who ask the agent.
+
+use std::fmt::Write;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use ::conflicts::Conflict;
+use rundir::pods::{ConflictReport, ConflictsReport};
+
+use super::{Conflicts, Finding};
+
+/// The longest text of an Event and a line: the API server takes 1024 bytes.
+const MAX_BYTES: usize = 1000;
+
+/// A conflict in a line: kind, place, rule, effect and advice.
+pub(super) fn words(conflict: &Conflict) -> String {
+    let Conflict { id, place, foreign, affects, culprit, advice, .. } = conflict;
+    let mut text = format!("{id}: {affects}");
+    // Writing to a String cannot fail.
+    if !foreign.is_empty() {
+        let _ = write!(text, ", by \"{foreign}\"");
+    }
+    if !place.table.is_empty() {
+        let _ = write!(text, " in chain {} of table {}", place.chain, place.table);
+    }
+    let _ = culprit.iter().try_for_each(|culprit| write!(text, ", from {culprit}"));
+    if !advice.is_empty() {
+        let _ = write!(text, "; {advice}");
+    }
+    let end = (0..=MAX_BYTES.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
+    text.truncate(end.unwrap_or(0));
+    text
+}
+
+impl Conflicts {
+    /// All that are known, those that are gone with them.
+    pub(crate) fn report(&self) -> ConflictsReport {
+        let mut report = ConflictsReport { at: seconds(SystemTime::now()), ..ConflictsReport::default() };
+        for namespace in self.known().values() {
+            for finding in &namespace.findings {
+                report.conflicts.push(ConflictReport { pod: namespace.pod.clone(), ..of(finding) });
+            }
+            for text in &namespace.not_looked_at {
+                let whose = namespace.pod.as_ref().map_or("the node".to_owned(), ToString::to_string);
+                report.not_looked_at.push(format!("{whose}: {text}"));
+            }
+        }
+        report
+    }
+}
+
+fn of(finding: &Finding) -> ConflictReport {
+    let Conflict { id, severity, place, foreign, affects, culprit, advice, .. } = finding.conflict.clone();
+    ConflictReport {
+        id: id.to_string(),
+        severity: severity.to_string(),
+        family: place.family,
+        table: place.table,
+        chain: place.chain,
+        handle: place.handle,
+        priority: place.priority,
+        foreign,
+        affects,
+        culprit: culprit.unwrap_or_default(),
+        resolved: finding.resolved.unwrap_or_default().to_owned(),
+        advice,
+        first_seen: Some(seconds(finding.first_seen)),
+        last_seen: Some(seconds(finding.last_seen)),
+        gone: finding.gone,
+        ..ConflictReport::default()
+    }
+}
+
+fn seconds(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}

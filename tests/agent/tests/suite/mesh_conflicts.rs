@@ -1,0 +1,126 @@
+//! Rules of others that take captured packets: found by what the kernel holds, and ours put before them where that is safe.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use testkit::mesh::{MODE, Mesh, MeshPod};
+use testkit::probe::{Flow, Listener, Listeners};
+use testkit::{Agent, PATIENCE, eventually};
+
+use crate::mesh::wait_in;
+
+/// Nothing is found because its turn came.
+const SELDOM: (&str, &str) = ("VERIFY_INTERVAL", "60s");
+const ZTUNNEL: u16 = 15001;
+const OTHER: u16 = 9999;
+/// A redirect of others at our place.
+const FOREIGN: &str =
+    "table ip other { chain o { type nat hook output priority -100; tcp dport 80 redirect to :9999; }; }";
+
+fn resolved(agent: &Agent) -> f64 {
+    agent.metrics().unwrap().value("istio_cni_conflicts_resolved_total{id=\"CF-P1\"}")
+}
+
+/// A way out of the pod's namespace, so that there is something to redirect.
+fn way_out(pod: &MeshPod) {
+    pod.netns
+        .ip(&[
+            "link add out0 type veth peer name out1",
+            "address add 10.99.0.2/24 dev out0",
+            "link set out0 up",
+            "link set out1 up",
+            "route add 203.0.113.0/24 via 10.99.0.1 dev out0",
+        ])
+        .unwrap();
+}
+
+/// The port that a connection of the application comes to.
+fn reached(pod: &MeshPod) -> Option<u16> {
+    let to: SocketAddr = "203.0.113.9:80".parse().unwrap();
+    Flow::from(&pod.netns).user(1000, 1000).patience(PATIENCE).tcp(to).unwrap().port()
+}
+
+fn started(resolution: &str) -> (Mesh, Agent, testkit::ztunnel::Ztunnel, MeshPod) {
+    let (mesh, agent, ztunnel) =
+        Mesh::served_by(|agent| agent.env(SELDOM.0, SELDOM.1).env("CONFLICT_RESOLUTION", resolution))
+            .unwrap();
+    let pod = mesh.running("default", "web", &[(MODE, "ambient")]).unwrap();
+    wait_in(&mesh, &pod).unwrap();
+    way_out(&pod);
+    (mesh, agent, ztunnel, pod)
+}
+
+fn eventually_told(agent: &Agent, part: &str) -> Result<()> {
+    eventually("the agent tells of it", PATIENCE, || {
+        ensure!(agent.log().text().contains(part), "{}", agent.log().text());
+        Ok(())
+    })
+}
+
+#[test]
+fn a_redirect_that_comes_later_at_our_place_is_overtaken_and_left_as_it_is() {
+    let (_mesh, agent, _ztunnel, pod) = started("safe");
+    let _listeners = Listeners::start(&pod.netns, [ZTUNNEL, OTHER].map(Listener::tcp)).unwrap();
+    assert_eq!(reached(&pod), Some(ZTUNNEL));
+    pod.netns.nft(FOREIGN).unwrap();
+    let before = pod.netns.nft_text().unwrap();
+    let planted = Instant::now();
+    eventually("ours is the first again", PATIENCE, || {
+        let port = reached(&pod);
+        ensure!(port == Some(ZTUNNEL), "{port:?}; {}", agent.log().text());
+        Ok(())
+    })
+    .unwrap();
+    println!("ours was the first again {:?} after the other came", planted.elapsed());
+    eventually("it is counted", PATIENCE, || {
+        ensure!(resolved(&agent) == 1.0, "{}", resolved(&agent));
+        Ok(())
+    })
+    .unwrap();
+    // What others have is the same, byte for byte.
+    let foreign =
+        |text: &str| text.split("table ").find(|table| table.starts_with("ip other")).map(str::to_owned);
+    let after = pod.netns.nft_text().unwrap();
+    assert_eq!(foreign(&before), foreign(&after));
+    assert!(foreign(&after).is_some(), "{after}");
+}
+
+#[test]
+fn whoever_comes_again_and_again_is_not_fought() {
+    let (_mesh, agent, _ztunnel, pod) = started("safe");
+    let end = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < end {
+        pod.netns.nft(&format!("add table ip other\ndelete table ip other\n{FOREIGN}")).unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    eventually("the conflict is known", PATIENCE, || {
+        let value =
+            agent.metrics()?.value("istio_cni_conflicts{id=\"CF-P1\",scope=\"pod\",severity=\"error\"}");
+        ensure!(value == 1.0, "{value}; {}", agent.log().text());
+        Ok(())
+    })
+    .unwrap();
+    assert!((1.0..=2.0).contains(&resolved(&agent)), "{}", resolved(&agent));
+}
+
+#[test]
+fn without_resolution_a_conflict_is_told_once_and_the_pod_is_not_verified() {
+    let (mesh, agent, _ztunnel, pod) = started("off");
+    for _ in 0..3 {
+        pod.netns.nft(&format!("add table ip other\ndelete table ip other\n{FOREIGN}")).unwrap();
+        eventually_told(&agent, "CF-P1").unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    assert_eq!(resolved(&agent), 0.0);
+    eventually("the pod is not verified", PATIENCE, || {
+        let series = "istio_cni_pods_unverified{mode=\"ambient\",reason=\"conflict\",state=\"unverifiable\"}";
+        let unverified = agent.metrics()?.value(series);
+        ensure!(unverified == 1.0, "{unverified}");
+        Ok(())
+    })
+    .unwrap();
+    let events = mesh.node.api.events();
+    let told = events.iter().filter(|event| event["reason"] == "CaptureConflict").count();
+    assert_eq!(told, 1, "{events:?}");
+}
