@@ -81,10 +81,13 @@ fn after_a_reboot_the_agents_own_pod_starts_first() {
     cluster.node.stop_pod(&before).expect("stopped");
     cluster.node.remove_pod(&before).expect("removed");
 
-    // Nothing answers, and nothing is known: others wait, the agent's own pod does not.
-    let error = cluster.run_bare(&pod).expect_err("no facts").to_string();
+    // Nothing answers: a pod that was known before is captured, another one waits, and the agent's own does not.
+    let known = cluster.must_run_bare(&pod);
+    assert!(is_captured_bare(&cluster.node, &known), "by the facts in the state directory");
+    let new = sidecar_pod("default", "new");
+    let error = cluster.run_bare(&new).expect_err("no facts").to_string();
     for part in
-        [r#"plugin type="istio-cni" name="istio-cni" failed (add)"#, "default/pod", "istio-cni-kubeconfig"]
+        [r#"plugin type="istio-cni" name="istio-cni" failed (add)"#, "default/new", "istio-cni-kubeconfig"]
     {
         assert!(error.contains(part), "{part} in {error}");
     }
@@ -95,8 +98,8 @@ fn after_a_reboot_the_agents_own_pod_starts_first() {
     cluster.restart_api();
     cluster.start_agent();
     cluster.wait_ready();
-    cluster.admit_known(std::slice::from_ref(&pod));
-    run_from(&cluster, &pod, "agent");
+    cluster.admit_known(std::slice::from_ref(&new));
+    run_from(&cluster, &new, "agent");
 }
 
 #[test]
