@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::output::VerbAnswer;
-use crate::{chain, explain, node, pods, render, shell};
+use crate::{chain, conflicts, explain, node, pods, render, shell};
 
 /// What every help text ends with.
 const EXIT_CODES: &str = "\
@@ -54,6 +54,7 @@ enum Verb {
     Pods(pods::PodsArgs),
     Verify(pods::VerifyArgs),
     Diff(pods::DiffArgs),
+    Conflicts(conflicts::ConflictsArgs),
     Restore(pods::RestoreArgs),
     Status(node::StatusArgs),
     Gc(chain::GcArgs),
@@ -78,6 +79,7 @@ impl Cli {
             Verb::Pods(args) => args.run(),
             Verb::Verify(args) => args.run(),
             Verb::Diff(args) => args.run(),
+            Verb::Conflicts(args) => args.run(),
             Verb::Restore(args) => args.run(),
             Verb::Status(args) => args.run(),
             Verb::Gc(args) => args.run(),

@@ -1,6 +1,7 @@
 //! `explain`: what becomes of a flow, because of which rule, and why.
 
 mod flow;
+mod live;
 mod report;
 mod way;
 
@@ -12,8 +13,10 @@ use ruleset::Protocol;
 use ruleset::eval::{Owner, State};
 
 use crate::output::{Format, Usage, VerbAnswer};
+use crate::pods::{SelectArgs, Viewer};
 use crate::subject::SubjectArgs;
 use flow::{Direction, Flow, FlowEnd, Guess, parse_destination, parse_source};
+use live::LiveExplanation;
 use report::Explanation;
 
 const EXAMPLES: &str = "\
@@ -33,14 +36,24 @@ Examples:
   # A DNS query, in words of iptables
   cnictl explain web.yaml --to 10.96.0.10:53 --protocol udp --backend iptables
 
-Exit codes: 0 answered, whatever the verdict; 1 failed; 2 wrong command line";
+  # By what the kernel holds now for a pod of this node, rules of others too, and where the plan says something else
+  cnictl explain --live shop/web --to 10.0.0.5:443 --diff
+
+Exit codes: 0 answered, whatever the verdict; 1 failed, or with --diff the plan says something else; 2 wrong command line;
+            3 with --live: there is no such pod";
 
 /// Say what becomes of a flow of a pod, and which rule decides it
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, mut_arg("manifest", |manifest| manifest.required(false).required_unless_present("live")))]
 pub(crate) struct ExplainArgs {
     #[command(flatten)]
     subject: SubjectArgs,
+    /// In place of a manifest: this pod of the node, by the rules that the kernel holds for it now, ours and those of others
+    #[arg(long, value_name = "NAMESPACE/POD", conflicts_with_all = ["manifest", "pod_name", "from_node"])]
+    live: Option<String>,
+    /// With --live: say where the plan's answer differs; exit code 1 if it does
+    #[arg(long, requires = "live")]
+    diff: bool,
     /// Destination; with --in the address may be left out (:8080)
     #[arg(long, value_name = "IP:PORT", value_parser = parse_destination)]
     to: FlowEnd,
@@ -102,12 +115,25 @@ const APPLICATION: u32 = 1000;
 
 impl ExplainArgs {
     pub(crate) fn run(&self) -> Result<VerbAnswer> {
+        if let Some(pod) = &self.live {
+            return self.explain_live(pod);
+        }
         let v6 =
             [self.to.ip, self.from.and_then(|from| from.ip)].into_iter().flatten().any(|ip| ip.is_ipv6());
         let subject = self.subject.subject(v6)?;
         let flow = self.flow(&subject.ips)?;
         let explanation = Explanation::of(&subject, &flow);
         explanation.print(self.output, self.trace).map(VerbAnswer::text)
+    }
+
+    fn explain_live(&self, pod: &str) -> Result<VerbAnswer> {
+        let viewer = Viewer::new(&self.subject.decision.configuration, false, None)?;
+        let looked = match viewer.look_at_one(&SelectArgs::named(pod, None))? {
+            Ok(looked) => looked,
+            Err(answer) => return Ok(answer),
+        };
+        let flow = self.flow(&looked.report.addresses)?;
+        LiveExplanation::of(&looked, &flow, self.diff)?.answer(self.output)
     }
 
     fn flow(&self, pod_ips: &[IpAddr]) -> Result<Flow> {

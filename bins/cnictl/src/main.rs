@@ -3,6 +3,7 @@
 mod chain;
 mod cli;
 mod configuration;
+mod conflicts;
 mod explain;
 mod look;
 mod node;

@@ -27,7 +27,7 @@ pub(crate) enum Format {
 }
 
 /// The result of a verb.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct VerbAnswer {
     /// For standard output.
     pub(crate) text: String,

@@ -3,12 +3,14 @@
 //! The agent answers from what it verifies all the time. Without it the same is found by a look of this program: pods from files of the run
 //! directory, their namespaces by records, mounts and processes, the rules from the kernel. Only `restore` writes, and it asks the agent to.
 
+mod conflicting;
 mod diff;
 mod disk;
 mod evidence;
 mod list;
 mod listed;
 mod listing;
+mod live;
 mod locate;
 mod one;
 mod own;
@@ -18,7 +20,13 @@ mod unified;
 mod verify;
 mod view;
 
+pub(crate) use conflicting::ConflictsView;
 pub(crate) use diff::DiffArgs;
 pub(crate) use list::PodsArgs;
+pub(crate) use listing::{API_VERSION, Around, Column, ListArgs, Listing, NOTHING, PARTLY_UNKNOWN};
+pub(crate) use live::observe;
+pub(crate) use own::LookedPod;
 pub(crate) use restore::RestoreArgs;
+pub(crate) use select::SelectArgs;
 pub(crate) use verify::VerifyArgs;
+pub(crate) use view::{Evidence, Viewer};

@@ -23,20 +23,20 @@ pub(crate) use ambient::{AmbientPod, NodeNetns, ProbeMember};
 #[derive(Debug, clap::Args)]
 pub(crate) struct SubjectArgs {
     /// Kubernetes manifest of the pod as it runs, after injection (YAML or JSON); - for standard input
-    #[arg(value_name = "MANIFEST")]
-    manifest: PathBuf,
+    #[arg(value_name = "MANIFEST", required = true)]
+    manifest: Option<PathBuf>,
     /// Which pod, where the manifest has several
     #[arg(long, visible_alias = "pod", value_name = "[NAMESPACE/]NAME")]
     pod_name: Option<String>,
     #[command(flatten)]
-    decision: DecisionArgs,
+    pub(crate) decision: DecisionArgs,
 }
 
 /// What a decision depends on besides the pod.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct DecisionArgs {
     #[command(flatten)]
-    configuration: ConfigurationArgs,
+    pub(crate) configuration: ConfigurationArgs,
     /// Kernel interface; without it what the agent or the conflist says, else nftables
     #[arg(long, value_enum)]
     backend: Option<BackendName>,
@@ -136,7 +136,8 @@ impl SubjectArgs {
     /// # Errors
     /// The manifest, the conflist or an annotation cannot be used.
     pub(crate) fn subject(&self, ipv6: bool) -> Result<PodSubject> {
-        let described = pod::load(&self.manifest, self.pod_name.as_deref())?;
+        let manifest = self.manifest.as_deref().context("name a manifest")?;
+        let described = pod::load(manifest, self.pod_name.as_deref())?;
         let decider = self.decision.load()?;
         decider.decide_with(described, ipv6, self.decision.backend_name())
     }

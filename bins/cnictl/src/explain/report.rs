@@ -53,7 +53,7 @@ struct CaptureReport {
 }
 
 #[derive(Debug, Serialize)]
-struct FlowReport {
+pub(super) struct FlowReport {
     direction: &'static str,
     protocol: &'static str,
     from: String,
@@ -214,7 +214,7 @@ impl Explanation {
 }
 
 impl FlowReport {
-    fn of(flow: &Flow) -> Self {
+    pub(super) fn of(flow: &Flow) -> Self {
         Self {
             direction: if flow.direction == Direction::In { "in" } else { "out" },
             protocol: flow.protocol.name(),

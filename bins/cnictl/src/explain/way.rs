@@ -31,7 +31,8 @@ pub(super) fn leave_node<'a>(plan: &'a Plan, flow: &Flow, members: &[IpAddr]) ->
     follow(plan, packet, &contents)
 }
 
-fn first_packet(flow: &Flow) -> Packet {
+/// The flow's first packet.
+pub(super) fn first_packet(flow: &Flow) -> Packet {
     let (in_interface, out_interface) = match flow.direction {
         Direction::In => (flow.interface.clone(), String::new()),
         Direction::Out => (String::new(), flow.interface.clone()),

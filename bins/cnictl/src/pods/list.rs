@@ -59,9 +59,9 @@ const LISTING: Listing<PodItem> = Listing {
         Column { head: "EVIDENCE", wide: true, cell: evidence_cell },
         Column { head: "DECISION", wide: true, cell: |item| (item.pod.decision.clone(), None) },
     ],
-    key: key,
-    name: name,
-    steady: steady,
+    key,
+    name,
+    steady,
 };
 
 impl PodsArgs {
@@ -138,11 +138,7 @@ pub(super) fn remarks(view: &NodeView, items: &[PodItem], is_told: impl Fn(&PodR
     for gap in &view.gaps {
         lines.push(format!("{} {}", paint("not known:", Colour::Yellow), one_line(gap)));
     }
-    let Evidence { by, agent_version, without_agent, .. } = &view.evidence;
-    lines.push(match *by {
-        "agent" => format!("evidence: the agent, version {agent_version}"),
-        _ => format!("evidence: looked at by cnictl itself: {}", one_line(without_agent)),
-    });
+    lines.push(view.evidence.line());
     let text = lines.join("\n") + "\n";
     if items.is_empty() { text } else { format!("\n{text}") }
 }

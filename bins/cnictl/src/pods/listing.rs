@@ -197,7 +197,7 @@ impl<T: Serialize + Clone + PartialEq> Listing<T> {
             match find(before, &(self.key)(item)) {
                 None => changes.push(("added", item.clone())),
                 Some(old) if (self.steady)(&old) != (self.steady)(item) => {
-                    changes.push(("changed", item.clone()))
+                    changes.push(("changed", item.clone()));
                 }
                 Some(_) => {}
             }

@@ -129,7 +129,7 @@ impl Locator {
         } else {
             SearchRoots { proc_root: self.proc_root.clone(), host: self.host }.scan(&wanted, &addresses)
         };
-        let mut place = |(facts, named): (&&Facts, &mut Option<Place>)| {
+        let place = |(facts, named): (&&Facts, &mut Option<Place>)| {
             if let Some(place) = named.take() {
                 return Ok(place);
             }
@@ -142,7 +142,7 @@ impl Locator {
                 if facts.pod.host_network() { MissingNetns::HostNetwork } else { MissingNetns::NoProcess };
             Err(scan.missing.remove(uid).unwrap_or(missing))
         };
-        pods.iter().zip(&mut found).map(|pair| place(pair)).collect()
+        pods.iter().zip(&mut found).map(place).collect()
     }
 
     fn hint(&self, facts: &Facts) -> Hint {

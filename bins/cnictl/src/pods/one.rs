@@ -43,12 +43,10 @@ impl OnePodArgs {
     /// Nothing can be looked at, or several have this name.
     pub(super) fn look(&self) -> Result<Result<LookedPod, VerbAnswer>> {
         let viewer = Viewer::new(&self.configuration, false, None)?;
-        let looked = viewer.look_deeply(&self.select())?;
-        let reports: Vec<PodReport> = looked.iter().map(|pod| pod.report.clone()).collect();
-        match self.find(&reports)? {
-            Ok(_) => Ok(looked.into_iter().next().ok_or_else(VerbAnswer::default)),
-            Err(answer) => Ok(Err(answer)),
-        }
+        let looked = viewer.look_at_one(&self.select())?;
+        Ok(looked.and_then(|looked| {
+            if looked.report.is_wanted() { Ok(looked) } else { Err(not_wanted(&looked.report)) }
+        }))
     }
 
     /// The pod as a selection.
@@ -63,15 +61,40 @@ impl OnePodArgs {
     pub(super) fn find<'a>(&self, pods: &'a [PodReport]) -> Result<Result<&'a PodReport, VerbAnswer>> {
         let select = self.select();
         let mut found = pods.iter().filter(|pod| select.selects(&pod.pod(), &pod.labels));
-        let nothing =
-            |problem: String| VerbAnswer { exit: NOTHING, ..VerbAnswer::failed(String::new(), problem) };
         Ok(match (found.next(), found.next()) {
-            (None, _) => Err(nothing(format!("no pod is known on this node{}", select.text()))),
+            (None, _) => Err(nobody(&select)),
             (Some(pod), None) if pod.is_wanted() => Ok(pod),
-            (Some(pod), None) => {
-                Err(nothing(format!("pod {} should not be captured: {}", pod.pod(), pod.decision)))
-            }
+            (Some(pod), None) => Err(not_wanted(pod)),
             (Some(_), Some(_)) => bail!("several pods are named {}; name one as NAMESPACE/NAME", self.pod),
         })
     }
+}
+
+impl Viewer {
+    /// The one pod that is meant, after a look of this program; or what is said where there is none.
+    ///
+    /// # Errors
+    /// Nothing can be looked at, or several are meant.
+    pub(crate) fn look_at_one(&self, select: &SelectArgs) -> Result<Result<LookedPod, VerbAnswer>> {
+        let mut looked = self.look_deeply(select)?;
+        Ok(match (looked.pop(), looked.is_empty()) {
+            (None, _) => Err(nobody(select)),
+            (Some(pod), true) => Ok(pod),
+            (Some(pod), false) => {
+                bail!("several pods are named {}; name one as NAMESPACE/NAME", pod.report.name)
+            }
+        })
+    }
+}
+
+fn nobody(select: &SelectArgs) -> VerbAnswer {
+    nothing(format!("no pod is known on this node{}", select.text()))
+}
+
+fn not_wanted(pod: &PodReport) -> VerbAnswer {
+    nothing(format!("pod {} should not be captured: {}", pod.pod(), pod.decision))
+}
+
+fn nothing(problem: String) -> VerbAnswer {
+    VerbAnswer { exit: NOTHING, ..VerbAnswer::failed(String::new(), problem) }
 }

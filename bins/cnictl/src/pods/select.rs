@@ -47,6 +47,12 @@ impl SelectArgs {
         in_namespace && has_uid && has_labels && (self.pods.is_empty() || self.pods.iter().any(named))
     }
 
+    /// Whether all pods are meant.
+    pub(crate) fn is_everything(&self) -> bool {
+        let Self { pods, namespace, selector, uid, .. } = self;
+        pods.is_empty() && namespace.is_none() && selector.is_none() && uid.is_none()
+    }
+
     /// What was asked for, for a message that there is no such pod.
     pub(crate) fn text(&self) -> String {
         let mut parts: Vec<String> = self.pods.clone();

@@ -79,9 +79,9 @@ const LISTING: Listing<PodItem> = Listing {
             cell: |item| (item.pod.inode.map_or_else(String::new, |inode| inode.to_string()), None),
         },
     ],
-    key: key,
-    name: name,
-    steady: steady,
+    key,
+    name,
+    steady,
 };
 
 impl VerifyArgs {

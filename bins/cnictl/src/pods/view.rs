@@ -11,6 +11,7 @@ use super::locate::proc_root;
 use super::own::{LookedPod, OwnLook, now};
 use super::select::SelectArgs;
 use crate::configuration::ConfigurationArgs;
+use crate::output::one_line;
 use crate::subject::{Decider, DecisionArgs};
 
 /// How long the agent may take; what it verifies anyway it answers from memory.
@@ -47,9 +48,30 @@ pub(crate) struct NodeView {
 /// Asks the agent, or looks.
 #[derive(Debug)]
 pub(crate) struct Viewer {
-    pub(crate) decider: Decider,
+    pub(super) decider: Decider,
     pub(crate) fresh: bool,
     pub(crate) timeout: Option<Duration>,
+}
+
+impl Evidence {
+    /// The agent says it, now.
+    pub(super) fn of_agent(version: String, at: f64) -> Self {
+        Self { by: "agent", at, agent_version: version, without_agent: String::new() }
+    }
+
+    /// This program says it, for want of the agent.
+    pub(super) fn own(why: &str) -> Self {
+        Self { by: "cnictl", at: now(), agent_version: String::new(), without_agent: why.to_owned() }
+    }
+
+    /// For people.
+    pub(crate) fn line(&self) -> String {
+        match self.by {
+            "agent" if self.agent_version.is_empty() => "evidence: the agent".to_owned(),
+            "agent" => format!("evidence: the agent, version {}", self.agent_version),
+            _ => format!("evidence: looked at by cnictl itself: {}", one_line(&self.without_agent)),
+        }
+    }
 }
 
 impl Viewer {
@@ -67,7 +89,7 @@ impl Viewer {
     }
 
     /// The agent.
-    pub(crate) fn agent(&self) -> AgentSource {
+    pub(super) fn agent(&self) -> AgentSource {
         self.decider.configuration.agent()
     }
 
@@ -136,7 +158,7 @@ impl NodeView {
         let PodsReport { version, at, synced, mut pods, .. } = report;
         pods.retain(|pod| select.selects(&pod.pod(), &pod.labels));
         pods.sort_by(|a, b| (&a.namespace, &a.name, &a.uid).cmp(&(&b.namespace, &b.name, &b.uid)));
-        let evidence = Evidence { by: "agent", at, agent_version: version, without_agent: String::new() };
+        let evidence = Evidence::of_agent(version, at);
         let unlisted = "the agent has not listed the pods of this node yet, so some may be missing";
         let gaps = if synced { Vec::new() } else { vec![unlisted.to_owned()] };
         Self { evidence, pods, gaps, out_of_time: false }

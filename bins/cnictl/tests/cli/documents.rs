@@ -78,6 +78,7 @@ fn the_reference_is_what_the_program_prints() {
         "pods",
         "verify",
         "diff",
+        "conflicts",
         "restore",
         "status",
         "gc",

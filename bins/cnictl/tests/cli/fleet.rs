@@ -68,21 +68,26 @@ impl Fleet {
         self.files.write(&format!("{name}.json"), &object.to_string());
     }
 
+    /// Writes what a runtime's call leaves: where the pod of this name is.
+    pub(crate) fn sandbox(&self, name: &str, netns: &TestNetns, address: &str) {
+        let origin = Origin {
+            netns: netns.netns().id(),
+            pod: format!("shop/{name}"),
+            uid: uid(name),
+            interface: "eth0".to_owned(),
+            addresses: vec![address.parse().unwrap()],
+        };
+        let path = netns.path().to_owned();
+        sandbox::write(&self.run_dir(), name, "eth0", &Sandbox { origin, path }).unwrap();
+    }
+
     /// A pod with a namespace of its own.
     pub(crate) fn pod(&mut self, pod: &Prepared<'_>) {
         self.facts("shop", pod.name, &pod.metadata, &pod.spec);
         let netns = TestNetns::new().unwrap();
         let address = format!("10.9.{}.{}", self.pods.len() / 250, self.pods.len() % 250 + 1);
         netns.address(format!("{address}/16")).unwrap();
-        let origin = Origin {
-            netns: netns.netns().id(),
-            pod: format!("shop/{}", pod.name),
-            uid: uid(pod.name),
-            interface: "eth0".to_owned(),
-            addresses: vec![address.parse().unwrap()],
-        };
-        let path = netns.path().to_owned();
-        sandbox::write(&self.run_dir(), pod.name, "eth0", &Sandbox { origin, path }).unwrap();
+        self.sandbox(pod.name, &netns, &address);
         for options in pod.loaded {
             self.load(&netns, pod.name, options);
         }
@@ -93,7 +98,7 @@ impl Fleet {
     }
 
     /// Loads what `cnictl render` prints; the options choose the manifest, the backend and labels.
-    fn load(&self, netns: &TestNetns, name: &str, options: &str) {
+    pub(crate) fn load(&self, netns: &TestNetns, name: &str, options: &str) {
         let manifest = if options.contains('@') { String::new() } else { format!("@{name}.json") };
         let line = format!("render {manifest} --conf @net.d/10-net.conflist --namespace-labels= {options}");
         let text = self.files.run(&line).ok();

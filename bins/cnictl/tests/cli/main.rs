@@ -4,6 +4,7 @@
 
 mod ambient;
 mod chain;
+mod conflicts;
 mod documents;
 mod explain;
 mod fake;
@@ -11,6 +12,7 @@ mod fleet;
 mod help;
 mod hostile;
 mod input;
+mod live;
 mod machine;
 mod pods;
 mod render;

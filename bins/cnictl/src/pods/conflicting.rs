@@ -1,0 +1,114 @@
+//! The conflicts of the pods that are meant: the agent's, or those of a look of this program.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use facts::PodRef;
+use netns::Netns;
+use rundir::pods::{ConflictReport, ConflictsReport};
+
+use super::live::{Processes, observe_with, report};
+use super::own::LookedPod;
+use super::select::SelectArgs;
+use super::view::{Evidence, Viewer, refuse_if_denied};
+
+/// How long the agent may take; it answers from memory.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// What this program does not look at.
+const NODE: &str = "the node's own network namespace: the agent looks there, and does not answer";
+
+/// Conflicts, and by what evidence.
+#[derive(Debug)]
+pub(crate) struct ConflictsView {
+    pub(crate) evidence: Evidence,
+    pub(crate) conflicts: Vec<ConflictReport>,
+    /// What could not be looked at, and why.
+    pub(crate) not_looked_at: Vec<String>,
+}
+
+impl Viewer {
+    /// The conflicts of the pods that are meant, and where no pod is named, of the node; only of that with `node`.
+    ///
+    /// # Errors
+    /// This user may not ask and not look.
+    pub(crate) fn conflicts(&self, select: &SelectArgs, node: bool) -> Result<ConflictsView> {
+        match self.agent().conflicts(PATIENCE) {
+            Ok(report) => self.told(report, select, node),
+            Err(error) => {
+                refuse_if_denied(&error)?;
+                self.seen(select, node, &error.to_string())
+            }
+        }
+    }
+
+    /// The directory of the agent's files.
+    pub(crate) fn run_dir(&self) -> &Path {
+        self.decider.configuration.run_dir()
+    }
+
+    /// The namespace of a pod, for a change in it.
+    ///
+    /// # Errors
+    /// It is not found, or the node's is meant.
+    pub(crate) fn netns_of(&self, pod: Option<&PodRef>) -> Result<Arc<Netns>> {
+        let Some(pod) = pod else {
+            bail!("rules of the node itself are not deleted by this program; do it by hand")
+        };
+        let select = SelectArgs::named(&pod.to_string(), None);
+        let found = self.look_deeply(&select)?.into_iter().find_map(|looked| looked.place);
+        let place = found.with_context(|| format!("the network namespace of pod {pod} is not found"))?;
+        Ok(place.netns)
+    }
+
+    fn told(&self, report: ConflictsReport, select: &SelectArgs, node: bool) -> Result<ConflictsView> {
+        let ConflictsReport { at, mut conflicts, not_looked_at } = report;
+        if !select.is_everything() {
+            let known = self.agent().pods(false, PATIENCE).context("ask the agent which pods are meant")?;
+            let meant = known.pods.iter().filter(|pod| select.selects(&pod.pod(), &pod.labels));
+            let meant: HashSet<PodRef> = meant.map(rundir::pods::PodReport::pod).collect();
+            conflicts.retain(|conflict| conflict.pod.as_ref().is_some_and(|pod| meant.contains(pod)));
+        }
+        if node {
+            conflicts.retain(|conflict| conflict.pod.is_none());
+        }
+        let evidence = Evidence::of_agent(String::new(), at);
+        Ok(ConflictsView { evidence, conflicts, not_looked_at })
+    }
+
+    fn seen(&self, select: &SelectArgs, node: bool, why: &str) -> Result<ConflictsView> {
+        let mut view =
+            ConflictsView { evidence: Evidence::own(why), conflicts: Vec::new(), not_looked_at: Vec::new() };
+        if node || select.is_everything() {
+            view.not_looked_at.push(NODE.to_owned());
+        }
+        if !node {
+            let processes = Processes::read()?;
+            for looked in self.look_deeply(select)?.iter().filter(|looked| looked.report.is_wanted()) {
+                view.look_at(looked, &processes);
+            }
+        }
+        Ok(view)
+    }
+}
+
+impl ConflictsView {
+    fn look_at(&mut self, looked: &LookedPod, processes: &Processes) {
+        let pod = looked.report.pod();
+        let (Some(place), Some(captured)) = (&looked.place, looked.captured.as_deref()) else {
+            self.not_looked_at.push(format!("pod {pod}: {}", looked.report.problem));
+            return;
+        };
+        match observe_with(&place.netns, Some(captured), processes) {
+            Ok(observed) => {
+                let found = conflicts::conflicts(&observed, &captured.plan);
+                self.conflicts.extend(found.into_iter().map(|conflict| report(conflict, Some(&pod))));
+                let gaps = observed.not_looked_at.into_iter().map(|gap| format!("pod {pod}: {gap}"));
+                self.not_looked_at.extend(gaps);
+            }
+            Err(error) => self.not_looked_at.push(format!("pod {pod}: {error:#}")),
+        }
+    }
+}

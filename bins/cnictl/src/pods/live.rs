@@ -1,0 +1,124 @@
+//! Everything in a namespace that can change what becomes of a packet, as the kernel has it now, and what of it is a conflict.
+
+use std::collections::HashMap;
+
+use anyhow::{Context as _, Result};
+use conflicts::{Conflict, NetnsScope, ObservedNetns};
+use facts::PodRef;
+use kernel::iptables::Iptables;
+use kernel::nft::Nftables;
+use kernel::observed::{PodProcesses, Subject, scan_processes};
+use kernel::{Kernel, RuleStore};
+use netns::{Inside, Netns, NetnsId};
+use ruleset::listed::ListedTable;
+use ruleset::{Backend, Plan};
+use rundir::pods::ConflictReport;
+
+use super::listed::{means_the_same, planned};
+use super::locate::{Place, proc_root};
+use crate::subject::{By, Captured};
+
+/// Mark and mask of ztunnel's sockets in the pod.
+const ZTUNNEL: (u32, u32) = (capture::ambient::ZTUNNEL_MARK, capture::ambient::MARK_MASK);
+
+/// The processes of all namespaces, read once for any number of pods.
+#[derive(Debug)]
+pub(crate) struct Processes(HashMap<NetnsId, PodProcesses>);
+
+impl Processes {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// `/proc` cannot be read.
+    pub(crate) fn read() -> Result<Self> {
+        let root = proc_root();
+        let found =
+            scan_processes(&root).with_context(|| format!("read the processes in {}", root.display()))?;
+        Ok(Self(found))
+    }
+}
+
+/// What is in a pod's namespace; rules of ours too as the kernel has them, and not as they are planned.
+///
+/// # Errors
+/// The namespace cannot be entered or read.
+pub(crate) fn observe(place: &Place, captured: Option<&Captured>) -> Result<ObservedNetns> {
+    observe_with(&place.netns, captured, &Processes::read()?)
+}
+
+/// The same with processes that were read.
+///
+/// # Errors
+/// As there.
+pub(super) fn observe_with(
+    netns: &Netns,
+    captured: Option<&Captured>,
+    processes: &Processes,
+) -> Result<ObservedNetns> {
+    let nothing = Plan { backend: Backend::Nftables, routing: Vec::new(), layers: Vec::new() };
+    let plan = captured.map_or(&nothing, |captured| &captured.plan);
+    let none = PodProcesses::default();
+    let root = proc_root();
+    let subject = Subject {
+        scope: NetnsScope::Pod,
+        plan,
+        processes: processes.0.get(&netns.id()).unwrap_or(&none),
+        proc_root: &root,
+        older: None,
+        proxy_mark: captured.filter(|captured| matches!(captured.by, By::Ztunnel(_))).map(|_| ZTUNNEL),
+    };
+    netns.enter(|inside| read(inside, &subject)).context("enter the network namespace of the pod")?
+}
+
+fn read(inside: &Inside, subject: &Subject<'_>) -> Result<ObservedNetns> {
+    let iptables = Iptables::new();
+    let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
+    let plan = subject.plan;
+    let mut observed = kernel.observed(inside, subject).context("read the network namespace of the pod")?;
+    if plan.backend == Backend::Nftables && !plan.layers.is_empty() {
+        let is_planned = kernel.observe(inside, plan).context("compare it with the plan")?.is_empty();
+        // Of what is as planned the plan tells more than can be read: members of sets, and reasons.
+        if !is_planned {
+            let found = Nftables.others(inside, &[]).context("read the rules")?;
+            as_found(&mut observed.tables, found.tables, &planned(&Nftables, plan));
+        }
+    }
+    Ok(observed)
+}
+
+/// Puts tables of ours as they were found in place of the planned ones.
+fn as_found(tables: &mut Vec<ListedTable>, found: Vec<ListedTable>, planned: &[ListedTable]) {
+    tables.retain(|table| !planned.iter().any(|plan| plan.name == table.name && plan.lister == table.lister));
+    for mut table in found {
+        let Some(plan) = planned.iter().find(|plan| plan.name == table.name) else { continue };
+        table.ours = true;
+        for chain in &mut table.chains {
+            let rules = plan.chain(&chain.name).map(|chain| chain.rules.as_slice()).unwrap_or_default();
+            for rule in &mut chain.rules {
+                let same = rules.iter().find(|planned| means_the_same(planned, rule));
+                rule.why = same.and_then(|planned| planned.why.clone());
+            }
+        }
+        tables.push(table);
+    }
+}
+
+/// A conflict as it goes over the agent's socket.
+pub(super) fn report(conflict: Conflict, pod: Option<&PodRef>) -> ConflictReport {
+    let Conflict { id, severity, place, foreign, affects, culprit, advice, .. } = conflict;
+    ConflictReport {
+        pod: pod.cloned(),
+        id: id.to_string(),
+        severity: severity.to_string(),
+        family: place.family,
+        table: place.table,
+        chain: place.chain,
+        handle: place.handle,
+        priority: place.priority,
+        foreign,
+        affects,
+        culprit: culprit.unwrap_or_default(),
+        advice,
+        ..ConflictReport::default()
+    }
+}
