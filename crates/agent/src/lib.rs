@@ -24,6 +24,7 @@ mod observe;
 mod own_node;
 mod plugin_socket;
 mod pods;
+mod pods_report;
 mod ports;
 mod run;
 mod serve;

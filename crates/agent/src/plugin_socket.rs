@@ -8,16 +8,19 @@ use facts::{Facts, PodRef};
 use hyper::body::Bytes;
 use hyper::header::HeaderValue;
 use hyper::{Method, Request, StatusCode};
+use rundir::pods::RestoreRequest;
 use rundir::{
-    AgentStatus, CONFLICTS_PATH, FACTS_PATH, MAX_REPORT, OperationReport, REPORT_PATH, SOCKET_NAME,
-    STATUS_PATH,
+    AgentStatus, CONFLICTS_PATH, FACTS_PATH, MAX_REPORT, OperationReport, PODS_PATH, REPORT_PATH,
+    RESTORE_PATH, SOCKET_NAME, STATUS_PATH,
 };
+use serde::Serialize;
 use telemetry::Scope;
 
 use crate::ambient::Ambient;
 use crate::backend::NodeBackend;
 use crate::health::Health;
 use crate::metrics::Metrics;
+use crate::pods_report::PodsReporter;
 use crate::serve::{Handler, ServedAnswer, text};
 use crate::sidecars::Sidecars;
 use crate::verification::Verifier;
@@ -37,6 +40,7 @@ pub(crate) struct PluginSocket {
     pub(crate) backend: Arc<NodeBackend>,
     pub(crate) ambient: Arc<Ambient>,
     pub(crate) verifier: Arc<Verifier>,
+    pub(crate) pods: PodsReporter,
     pub(crate) log: Scope,
 }
 
@@ -55,11 +59,13 @@ impl Handler for PluginSocket {
             (&Method::POST, None) if uri.path() == REPORT_PATH => self.report(&body),
             (&Method::GET, None) if uri.path() == STATUS_PATH => self.status(),
             (&Method::GET, None) if uri.path() == CONFLICTS_PATH => {
-                match serde_json::to_vec(&self.verifier.known_conflicts().report()) {
-                    Ok(body) => json(body),
-                    Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
-                }
+                answer(&self.verifier.known_conflicts().report())
             }
+            (&Method::GET, None) if uri.path() == PODS_PATH => answer(&match uri.query() {
+                Some("fresh=1") => self.pods.fresh().await,
+                _ => self.pods.report(),
+            }),
+            (&Method::POST, None) if uri.path() == RESTORE_PATH => self.restore(&body).await,
             _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),
         }
     }
@@ -134,6 +140,18 @@ impl PluginSocket {
         text(StatusCode::OK, "")
     }
 
+    async fn restore(&self, body: &[u8]) -> ServedAnswer {
+        let request: RestoreRequest = match serde_json::from_slice(body) {
+            Ok(request) => request,
+            Err(error) => return text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+        };
+        self.log.info("a repair of a pod is asked for", &[("uid", &request.uid)]);
+        match self.pods.restore(&request.uid).await {
+            Some(report) => answer(&report),
+            None => text(StatusCode::NOT_FOUND, "no pod of this uid should be captured here\n"),
+        }
+    }
+
     fn status(&self) -> ServedAnswer {
         let state = self.cluster.state();
         let pending = self.health.missing();
@@ -148,10 +166,14 @@ impl PluginSocket {
             last_error: state.last_error.unwrap_or_default(),
             ambient: self.ambient.options_in_force(),
         };
-        match serde_json::to_vec(&status) {
-            Ok(body) => json(body),
-            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
-        }
+        answer(&status)
+    }
+}
+
+fn answer(value: &impl Serialize) -> ServedAnswer {
+    match serde_json::to_vec(value) {
+        Ok(body) => json(body),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
     }
 }
 

@@ -29,6 +29,7 @@ use crate::log_socket::LogSocket;
 use crate::metrics::Metrics;
 use crate::node_lock::{NodeLock, OTHER_AGENT};
 use crate::plugin_socket::{self, PluginSocket};
+use crate::pods_report::PodsReporter;
 use crate::serve::{Gone, Handler, UnixSocket};
 use crate::shutdown::ShutdownOutcome;
 use crate::sidecars::{self, Sidecars};
@@ -310,6 +311,12 @@ impl Agent {
             backend,
             ambient: self.ambient.clone(),
             verifier: self.verifier.clone(),
+            pods: PodsReporter {
+                cluster: self.cluster.clone(),
+                sidecars: self.sidecars.clone(),
+                verifier: self.verifier.clone(),
+                interval: self.config.verify.interval.as_secs_f64(),
+            },
             log: self.log.clone(),
         };
         tasks.spawn(self.clone().socket(plugin_socket::MODE, HealthPart::PluginSocket, plugins));

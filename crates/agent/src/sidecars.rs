@@ -26,9 +26,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use capture::Expected;
 use capture::annotations::NodeSettings;
 use cluster::{Cluster, Queue, Writer};
-use facts::PodRef;
+use facts::{Facts, PodRef};
 use fault::Backoff;
 use intent::live::LiveUpdates;
 use intent::sidecar::{Aim, Capture, DeletionRate};
@@ -233,6 +234,11 @@ impl Sidecars {
             let _ = tokio::time::timeout(PERIOD, self.wake.notified()).await;
             tokio::time::sleep(PAUSE).await;
         }
+    }
+
+    /// What a pod of this node should have; nothing where its object is cut off.
+    pub(crate) fn expected(&self, facts: &Facts) -> Option<Arc<Expected>> {
+        self.pods.expected(facts, &self.expected_by())
     }
 
     fn expected_by(&self) -> Arc<ExpectedBy> {

@@ -60,6 +60,12 @@ impl Machine {
         self.files.command(&format!("{line} --net-dir @net.d --bin-dir @bin --run-dir @run"))
     }
 
+    /// The same for verbs that need no directory of programs.
+    pub(crate) fn on_node(&self, line: &str) -> Run {
+        let mut command = self.files.command(&format!("{line} --net-dir @net.d --run-dir @run"));
+        self.seen(&command.output().unwrap())
+    }
+
     /// Starts the agent and waits until it is ready.
     pub(crate) fn agent(&self, more: &[&str]) -> Agent {
         // In ambient mode the agent programs the network that it takes for the node's, which must not be this machine's.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod agent_pods;
 mod ambient;
 mod chain;
 mod conflicts;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use ::verification::{Agenda, Ledger, Reason, Schedule, State};
 use cluster::Cluster;
+use facts::PodRef;
 use netns::NetnsId;
 use telemetry::Scope;
 use tokio::sync::Notify;
@@ -15,7 +16,7 @@ use super::config::VerifyConfig;
 use super::entry::{Entry, Known};
 use super::told::Told;
 use super::watch::Watch;
-use super::{ExpectedPod, PodVerification, VerifiedMode};
+use super::{ExpectedPod, PodVerification, RepairFailure, Repaired, VerifiedMode};
 use crate::conflicts::Conflicts;
 use crate::events::Events;
 use crate::health::Health;
@@ -140,6 +141,13 @@ impl Verifier {
     /// Writes Events about conflicts, until the task is aborted.
     pub(crate) fn tell_conflicts(&self) -> impl Future<Output = ()> + Send + use<> {
         self.parts.conflicts.clone().live()
+    }
+
+    /// Has its mode put right what differs in a pod's namespace, once and now, whatever waits. Nothing where it is not a pod that should be captured.
+    pub(crate) async fn restore(&self, pod: &PodRef) -> Option<Result<Repaired, RepairFailure>> {
+        let expected = self.expected();
+        let (mode, _) = expected.into_iter().find(|(_, expected)| expected.pod.uid == pod.uid)?;
+        Some(mode.repair(pod).await)
     }
 
     /// So many conflicts of severity error are known in a pod's namespace.
