@@ -35,7 +35,7 @@ use testkit::probe::Outcome;
 const CASES: u32 = 25;
 const SHRINK: u32 = 40;
 /// Of all packets, at most so many may be told to be unknown.
-const MAX_UNKNOWN: f64 = 0.25;
+const MAX_UNKNOWN: f64 = 0.1;
 /// How long an attempt waits: whoever gets the first packet gets it at once.
 const PATIENCE: Duration = Duration::from_millis(40);
 /// Where packets are logged that come to a socket, or to the peer.

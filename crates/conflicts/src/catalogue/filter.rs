@@ -1,5 +1,7 @@
 //! Packets that others drop.
 
+use std::cell::OnceCell;
+
 use ruleset::{ChainKind, Family, Hook};
 
 use super::Found;
@@ -9,18 +11,18 @@ use crate::follow::{Cause, Outcome, Scene};
 use crate::{Conflict, ConflictId, ConflictPlace, Severity};
 
 pub(super) fn find(view: &View<'_>, hits: &Hits<'_>, found: &mut Found) {
-    let without_ours = Scene::new(&view.others);
+    // A copy of everything that others have, which few namespaces need.
+    let others = OnceCell::new();
+    let is_meant = |hit: &Hit<'_>| {
+        let others = Scene::new(others.get_or_init(|| view.observed.without_ours()));
+        let (ways, _) = others.branches(view.start(&hit.packet));
+        ways.iter().all(|way| matches!(way.outcome, Some(Outcome::Dropped(_))))
+    };
     for hit in &hits.all {
         for way in &hit.ways {
             match hit.escape(way) {
-                Some(Escape::Dropped { by, after: true }) => {
-                    // What is dropped without the mesh, too, is meant to be.
-                    let (ways, _) = without_ours.branches(view.start(&hit.packet));
-                    let meant = ways.iter().all(|way| matches!(way.outcome, Some(Outcome::Dropped(_))));
-                    if !meant {
-                        found.add(after(hit, &by));
-                    }
-                }
+                // What is dropped without the mesh, too, is meant to be.
+                Some(Escape::Dropped { by, after: true }) if !is_meant(hit) => found.add(after(hit, &by)),
                 Some(Escape::Dropped { by, after: false }) => found.add(before(hit, &by)),
                 Some(Escape::Unread(place)) if place.base.kind != ChainKind::Nat => {
                     found.add(unread(hit, &Cause::Rule(place), way.is_taken_by_ours()));

@@ -19,8 +19,6 @@ pub(super) struct View<'a> {
     pub(super) plan: &'a Plan,
     /// What is there without what others have.
     pub(super) ours: ObservedNetns,
-    /// What is there without what is ours.
-    pub(super) others: ObservedNetns,
     /// The interface by which the pod is reached.
     pub(super) interface: String,
     /// Ports that the plan leads packets to.
@@ -40,7 +38,6 @@ impl<'a> View<'a> {
             observed,
             plan,
             ours: observed.without_others(),
-            others: observed.without_ours(),
             interface: interface(observed),
             ports: Vec::new(),
             tproxy: false,
