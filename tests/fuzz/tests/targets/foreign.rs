@@ -227,7 +227,7 @@ fn run(input: &[u8]) -> Outcome {
 }
 
 #[test]
-fn foreign() {
+fn fuzz_foreign() {
     Target {
         name: "foreign",
         package: env!("CARGO_PKG_NAME"),

@@ -198,7 +198,6 @@ impl<'a> Walk<'a, '_, '_> {
 
     fn act(&mut self, act: &ListedAct, place: ListedPlace<'a>, named: bool, depth: usize) -> Step {
         let leave = Step::Leave;
-        let kind = self.station.base.kind;
         match act {
             ListedAct::Accept => {
                 self.state.ended_by.get_or_insert(place);
@@ -220,11 +219,9 @@ impl<'a> Walk<'a, '_, '_> {
                     return leave(flow);
                 }
             }
-            ListedAct::Dnat { .. }
-            | ListedAct::Redirect { .. }
-            | ListedAct::Snat { .. }
-            | ListedAct::Masquerade
-                if kind != ChainKind::Nat => {}
+            // The kernel takes each only where it can be done.
+            ListedAct::Dnat { .. } | ListedAct::Redirect { .. } if !self.translates(true) => {}
+            ListedAct::Snat { .. } | ListedAct::Masquerade if !self.translates(false) => {}
             ListedAct::Dnat { to, port } => return self.dnat(*to, *port, place, named),
             ListedAct::Redirect { port } => return self.redirect(*port, place),
             ListedAct::Snat { .. } | ListedAct::Masquerade => return self.snat(act, place),
@@ -253,6 +250,12 @@ impl<'a> Walk<'a, '_, '_> {
             }
         }
         Step::On
+    }
+
+    /// Whether rules of the chain can change a connection's destination, or its source.
+    fn translates(&self, destination: bool) -> bool {
+        let early = matches!(self.station.base.hook, Hook::Prerouting | Hook::Output);
+        self.station.base.kind == ChainKind::Nat && early == destination
     }
 
     fn is_tracked(&self) -> bool {
