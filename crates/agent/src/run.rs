@@ -215,6 +215,7 @@ impl Agent {
             metrics: metrics.clone(),
             events: events.clone(),
             slots,
+            verifier: verifier.clone(),
             log: log.clone(),
         });
         verifier.verify(vec![ambient.clone(), sidecars.clone()]);

@@ -51,6 +51,7 @@ use crate::live::LiveNews;
 use crate::metrics::Metrics;
 use crate::pods::{Reconcile, work};
 use crate::slots::Slots;
+use crate::verification::Verifier;
 use executor::{MarkFailure, carry_out};
 use older::OlderPods;
 pub(crate) use older::SuspectRules;
@@ -93,6 +94,8 @@ pub(crate) struct Parts {
     pub(crate) events: Arc<Events>,
     /// What is under way in pods' namespaces.
     pub(crate) slots: Arc<Slots>,
+    /// Hears of sandboxes that are found.
+    pub(crate) verifier: Arc<Verifier>,
     pub(crate) log: Scope,
 }
 

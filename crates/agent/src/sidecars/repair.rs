@@ -233,6 +233,12 @@ impl Sidecars {
         }
     }
 
+    /// Notes where a pod is, for the verifier too.
+    fn place(&self, pod: &PodRef, place: Place) {
+        self.pods.set(pod, place);
+        self.parts.verifier.changed();
+    }
+
     async fn see_expected(
         &self,
         pod: &PodRef,
@@ -246,7 +252,7 @@ impl Sidecars {
         let (netns, roots) = match self.locate_pod(&known, object).await {
             Ok(located) => located,
             Err(unknown) => {
-                self.pods.set(pod, Place::Unknown(unknown.clone()));
+                self.place(pod, Place::Unknown(unknown.clone()));
                 let may_come = unknown.reason == Reason::NoNamespace;
                 return match mode {
                     _ if !is_broken && may_come => Err(NotRepaired::Unseen(unknown)),
@@ -262,13 +268,13 @@ impl Sidecars {
         let looked = match self.look(pod, netns, &roots, settings, object.ips()).await {
             Ok(looked) => looked,
             Err(failure) => {
-                self.pods.set(pod, Place::Unknown(Unknown::of(&failure, object)));
+                self.place(pod, Place::Unknown(Unknown::of(&failure, object)));
                 let acts = is_broken && mode == RepairMode::Repair;
                 return if acts { Err(failure.into()) } else { Ok(()) };
             }
         };
         let sandbox = known.knowing(looked.sandbox);
-        self.pods.set(pod, Place::At(sandbox.clone()));
+        self.place(pod, Place::At(sandbox.clone()));
         let lacks = !looked.has_rules && sandbox.rules == SandboxRules::Never;
         let by_kernel = lacks && self.options().trigger == RepairTrigger::Kernel && self.selects(object);
         if lacks && self.older.is_before_agent(object) {

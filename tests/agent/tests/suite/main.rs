@@ -43,4 +43,5 @@ mod surroundings;
 mod taint;
 mod uninstall;
 mod upgrade;
+mod verify_sidecar;
 mod waiting;
