@@ -8,6 +8,7 @@ use super::register::Register;
 pub(super) struct RepairMetrics {
     repaired: IntCounterVec,
     not_injected: IntGauge,
+    unexpected: IntGauge,
 }
 
 impl RepairMetrics {
@@ -17,6 +18,10 @@ impl RepairMetrics {
                 "istio_cni_repair_pods_repaired_total",
                 "Pods that started without capture and were repaired, deleted or labelled, or were to be",
                 &["type", "result"],
+            )?,
+            unexpected: make.gauge(
+                "istio_cni_pods_unexpected",
+                "Sidecar pods that have rules of ours and are not to be captured any more",
             )?,
             not_injected: make.gauge(
                 "istio_cni_not_injected_pods",
@@ -30,6 +35,11 @@ impl super::Metrics {
     /// A pod was repaired, deleted or labelled (`kind`), with this result: the original's words.
     pub(crate) fn repaired_pod(&self, kind: &str, result: &str) {
         self.repair.repaired.with_label_values(&[kind, result]).inc();
+    }
+
+    /// So many pods have rules of ours and are not to be captured any more.
+    pub(crate) fn unexpected(&self, pods: usize) {
+        self.repair.unexpected.set(i64::try_from(pods).unwrap_or(i64::MAX));
     }
 
     /// So many pods ask for a sidecar and have none.

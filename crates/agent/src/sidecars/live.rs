@@ -5,14 +5,14 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use capture::{PlanInputs, Reason, Settings, Skip, setting_changes};
+use capture::{Expected, Outside, PlanInputs, Reason, Settings, Skip, setting_changes};
 use facts::{Facts, PodRef};
 use intent::live::{CaptureWish, InForce, LiveChange, LiveUpdates, Proxy, SidecarPod, change};
 use kernel::sockets::Sockets;
 use netns::Inside;
 
 use super::Sidecars;
-use super::pods::{Place, Sandbox, SandboxRules};
+use super::pods::{ExpectedBy, Place, Sandbox, SandboxRules};
 use super::repair::NotRepaired;
 use super::rules::Loading;
 use crate::slots::Task;
@@ -40,10 +40,14 @@ impl Sidecars {
         wish: CaptureWish<'_>,
     ) -> Result<(), NotRepaired> {
         let updates = self.parts.live_updates;
+        let Some(sandbox) = self.with_rules(pod, facts).await? else { return Ok(()) };
+        if matches!(wish, CaptureWish::LeftAlone(_)) {
+            // It is counted.
+            self.wake.notify_one();
+        }
         if updates == LiveUpdates::Off {
             return Ok(());
         }
-        let Some(sandbox) = self.with_rules(pod, facts).await? else { return Ok(()) };
         let drains = sandbox.rules == SandboxRules::Draining;
         if let (true, CaptureWish::LeftAlone(reason)) = (drains, &wish) {
             return self.end_capture(pod, facts, &sandbox, reason).await;
@@ -94,6 +98,16 @@ impl Sidecars {
             return Ok(());
         }
         self.follow_change(pod, facts, CaptureWish::LeftAlone(skip.to_string())).await
+    }
+
+    /// Whether a pod has rules of ours and is not to be captured any more. One that drains is on its way.
+    pub(super) fn is_unexpected(&self, facts: &Facts, by: &Arc<ExpectedBy>) -> bool {
+        let is_out = matches!(
+            self.pods.expected(facts, by).as_deref(),
+            Some(Expected::Outside(Outside::Skip(skip))) if skip.reason != Reason::CaptureDisabled
+        );
+        let rules = facts.pod.uid().and_then(|uid| self.pods.sandbox(uid)).map(|sandbox| sandbox.rules);
+        is_out && matches!(rules, Some(SandboxRules::Had | SandboxRules::Repaired(_)))
     }
 
     /// The sandbox of a pod that has rules of ours. One that was never looked for is, where a record says that we have loaded some.

@@ -141,6 +141,8 @@ impl Sidecars {
             !facts.pod.is_terminal() && expected.as_deref().is_some_and(asks)
         });
         self.parts.metrics.not_injected(not_injected.count());
+        let unexpected = facts.iter().filter(|facts| self.is_unexpected(facts, &by));
+        self.parts.metrics.unexpected(unexpected.count());
         if self.is_time_to_look() {
             self.look_again().await;
         }

@@ -221,6 +221,7 @@ fn a_pod_that_is_not_to_be_captured_any_more_keeps_its_rules_while_its_proxy_run
     std::thread::sleep(A_WHILE);
     assert_eq!(scene.rules(), rules, "{}", agent.log().text());
     assert_eq!(asked(&scene.open(APP)), 'p');
+    assert_eq!(agent.metric("istio_cni_pods_unexpected").unwrap(), 1.0);
 }
 
 #[test]
