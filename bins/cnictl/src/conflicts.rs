@@ -180,7 +180,7 @@ fn severity_cell(conflict: &ConflictReport) -> (String, Option<Colour>) {
 }
 
 fn is_bad(conflict: &&ConflictReport) -> bool {
-    conflict.severity == "error" && conflict.resolved.is_empty()
+    conflict.severity == "error" && conflict.resolved.is_empty() && !conflict.gone
 }
 
 fn remarks(view: &ConflictsView) -> String {
