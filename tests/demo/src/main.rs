@@ -8,6 +8,7 @@ mod ambient;
 mod backend;
 mod checks;
 mod connections;
+mod drift;
 mod expectations;
 mod next;
 mod node;
@@ -29,6 +30,7 @@ use crate::ambient::AmbientReport;
 use crate::backend::Backend;
 use crate::checks::CheckReport;
 use crate::connections::{ConnectionReport, Places};
+use crate::drift::DriftReport;
 use crate::expectations::{HTTPS, MYSQL, PODS};
 use crate::node::Node;
 use crate::pods::PodReport;
@@ -60,6 +62,8 @@ struct Cli {
 enum Act {
     /// A pod enters the mesh and leaves it while connections go on
     Ambient,
+    /// Somebody deletes rules of running pods, and they come back
+    Drift,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -80,6 +84,12 @@ struct Report {
     /// Left out where something was wrong before.
     checks: Option<CheckReport>,
     removal: RemovalReport,
+}
+
+/// What was observed in the acts that can be played alone.
+struct Acts {
+    ambient: Vec<AmbientReport>,
+    drift: Vec<DriftReport>,
 }
 
 const BACKENDS: [Backend; 2] = [Backend::Nftables, Backend::Iptables];
@@ -123,14 +133,23 @@ fn run(cli: &Cli) -> Result<usize> {
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).context("become subreaper")?;
 
     let screen = Screen::new(cli.output == Format::Text);
-    if let Some(Act::Ambient) = cli.only {
+    if let Some(act) = cli.only {
         let before = Host::observe()?;
-        let acts = play_ambient(cli.backend.as_ref().map_or(&BACKENDS, std::slice::from_ref), cli, screen)?;
+        let backends = cli.backend.as_ref().map_or(&BACKENDS[..], std::slice::from_ref);
+        let acts = match act {
+            Act::Ambient => Acts { ambient: play_ambient(backends, cli, screen)?, drift: Vec::new() },
+            Act::Drift => Acts { ambient: Vec::new(), drift: play_drift(backends, cli, screen)? },
+        };
         let left = Host::observe()?.left_since(&before, &Made::default());
-        let problems = left.len() + acts.iter().map(|act| act.problems.len()).sum::<usize>();
-        screen.end(&left, problems, acts.iter().map(AmbientReport::connections).sum(), start.elapsed());
+        let problems = left.len() + acts.problems();
+        screen.end(&left, problems, acts.connections(), start.elapsed());
         screen.next(&cli.bin_dir, problems);
-        return finish(cli, problems, &serde_json::json!({ "left_on_host": left, "ambient": acts }));
+        let Acts { ambient, drift } = acts;
+        return finish(
+            cli,
+            problems,
+            &serde_json::json!({ "left_on_host": left, "ambient": ambient, "drift": drift }),
+        );
     }
     screen.heading(
         "A private node",
@@ -139,21 +158,22 @@ fn run(cli: &Cli) -> Result<usize> {
     let before = Host::observe()?;
     let nftables = run_backend(Backend::Nftables, Detail::Full, &cli.bin_dir, screen)?;
     let iptables = run_backend(Backend::Iptables, Detail::Compact, &cli.bin_dir, screen)?;
-    let ambient = play_ambient(&BACKENDS, cli, screen)?;
+    let acts =
+        Acts { ambient: play_ambient(&BACKENDS, cli, screen)?, drift: play_drift(&BACKENDS, cli, screen)? };
     let after = Host::observe()?;
     let left: Vec<String> = [&nftables, &iptables]
         .iter()
         .flat_map(|report| after.left_since(&before, &report.removal.made))
         .collect();
     let mut problems: usize = [&nftables, &iptables].iter().map(|report| report.problems()).sum();
-    problems += left.len() + ambient.iter().map(|act| act.problems.len()).sum::<usize>();
-    let connections = nftables.connections.len()
-        + iptables.connections.len()
-        + ambient.iter().map(AmbientReport::connections).sum::<usize>();
+    problems += left.len() + acts.problems();
+    let connections = nftables.connections.len() + iptables.connections.len() + acts.connections();
     screen.end(&left, problems, connections, start.elapsed());
     screen.next(&cli.bin_dir, problems);
+    let Acts { ambient, drift } = acts;
+    let backends = [nftables, iptables];
     let all =
-        serde_json::json!({ "left_on_host": left, "backends": [nftables, iptables], "ambient": ambient });
+        serde_json::json!({ "left_on_host": left, "backends": backends, "ambient": ambient, "drift": drift });
     finish(cli, problems, &all)
 }
 
@@ -166,6 +186,20 @@ fn play_ambient(backends: &[Backend], cli: &Cli, screen: Screen) -> Result<Vec<A
         );
         let act = ambient::run(&cli.bin_dir, *backend)?;
         screen.ambient(&act);
+        acts.push(act);
+    }
+    Ok(acts)
+}
+
+fn play_drift(backends: &[Backend], cli: &Cli, screen: Screen) -> Result<Vec<DriftReport>> {
+    let mut acts = Vec::new();
+    for backend in backends {
+        screen.heading(
+            &format!("Deleted rules, {}", backend.name()),
+            "somebody deletes rules of a sidecar pod and of one in the mesh; cnictl verify before and after",
+        );
+        let act = drift::run(&cli.bin_dir, *backend)?;
+        screen.drift(&act);
         acts.push(act);
     }
     Ok(acts)
@@ -270,5 +304,16 @@ impl Report {
             + self.checks.as_ref().map_or(0, |checks| checks.problems.len())
             + self.agent.problems.len()
             + self.removal.problems.len()
+    }
+}
+
+impl Acts {
+    fn problems(&self) -> usize {
+        let ambient = self.ambient.iter().map(|act| act.problems.len());
+        ambient.chain(self.drift.iter().map(|act| act.problems.len())).sum()
+    }
+
+    fn connections(&self) -> usize {
+        self.ambient.iter().map(AmbientReport::connections).sum()
     }
 }

@@ -8,6 +8,7 @@ use crate::agent::AgentReport;
 use crate::ambient::{AmbientReport, LoopReport};
 use crate::checks::CheckReport;
 use crate::connections::ConnectionReport;
+use crate::drift::DriftReport;
 use crate::pods::PodReport;
 use crate::removal::RemovalReport;
 
@@ -295,15 +296,35 @@ impl Screen {
         self.line(&format!("  CUT {cut}  FAILED {failed}  with {}", report.backend.name()));
     }
 
+    /// The pods whose rules somebody deleted.
+    pub(crate) fn drift(self, report: &DriftReport) {
+        let DriftReport { before, restored, after, problems, .. } = report;
+        let verify = |text: &str| {
+            self.line("cnictl verify");
+            text.lines().for_each(|line| self.line(&format!("  {}", self.paint(line, Style::Dim))));
+        };
+        verify(before);
+        for one in restored {
+            let entered = "nsenter --net=/proc/…/ns/net ";
+            self.line(&format!("somebody in {}, {} mode: {entered}{}", one.pod, one.mode, one.command));
+            self.good(&format!("{:.0} ms later its {} rules are back", one.ms, one.rules));
+            self.good(&format!("who it was: {}, by the agent's log and cnictl verify", one.culprit));
+        }
+        verify(after);
+        self.problems(problems);
+    }
+
     /// The last lines.
     pub(crate) fn end(self, left: &[String], problems: usize, connections: usize, time: Duration) {
         self.problems(&left.iter().map(|what| format!("left on this machine: {what}")).collect::<Vec<_>>());
         if problems == 0 {
             self.print("");
-            self.good(&format!(
-                "{connections} connections did what they have to, nothing of the demo is left on this machine; {:.1} s",
-                time.as_secs_f64()
-            ));
+            let connected = match connections {
+                0 => String::new(),
+                _ => format!("{connections} connections did what they have to, "),
+            };
+            let seconds = time.as_secs_f64();
+            self.good(&format!("{connected}nothing of the demo is left on this machine; {seconds:.1} s"));
         }
     }
 }
