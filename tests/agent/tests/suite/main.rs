@@ -29,6 +29,7 @@ mod mesh_options;
 mod mesh_records;
 mod mesh_render;
 mod mesh_slow;
+mod mesh_soak;
 mod mesh_start;
 mod mesh_truth;
 mod mesh_verify;

@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use kernel::watch::KeptSockets;
 use rustix::process::Signal;
 use testkit::mesh::{Mesh, MeshPod};
-use testkit::{Agent, PATIENCE, eventually};
+use testkit::{Agent, Metrics, PATIENCE, eventually};
 
 use crate::mesh::wait_in;
 
@@ -18,7 +18,7 @@ use crate::mesh::wait_in;
 const SELDOM: (&str, &str) = ("VERIFY_INTERVAL", "60s");
 const NAT: &str = "istio-ambient-nat";
 
-fn verified(agent: &Agent) -> Result<f64> {
+pub(crate) fn verified(agent: &Agent) -> Result<f64> {
     agent.metric("istio_cni_pods_verified{mode=\"ambient\"}")
 }
 
@@ -32,7 +32,7 @@ fn wait_verified(agent: &Agent, pods: f64) -> Result<()> {
 }
 
 /// The series of pods that are not, for the text of a failure.
-fn unverified(agent: &Agent) -> Result<String> {
+pub(crate) fn unverified(agent: &Agent) -> Result<String> {
     let metrics = agent.metrics()?;
     let series = metrics
         .series
@@ -43,6 +43,20 @@ fn unverified(agent: &Agent) -> Result<String> {
 
 fn drift(agent: &Agent, what: &str, action: &str) -> Result<f64> {
     agent.metric(&format!("istio_cni_drift_total{{action=\"{action}\",what=\"{what}\"}}"))
+}
+
+/// The expected pods are the verified ones and the others.
+#[track_caller]
+pub(crate) fn assert_all_are_counted(metrics: &Metrics) {
+    for mode in ["ambient", "sidecar"] {
+        let of_mode = format!("{{mode=\"{mode}\"");
+        let unverified = format!("istio_cni_pods_unverified{of_mode}");
+        let series = metrics.series.iter().filter(|(name, _)| name.starts_with(&unverified));
+        let sum: f64 = series.map(|(_, pods)| pods).sum();
+        let verified = metrics.value(&format!("istio_cni_pods_verified{of_mode}}}"));
+        let expected = metrics.value(&format!("istio_cni_pods_expected{of_mode}}}"));
+        assert_eq!(expected, verified + sum, "{mode}");
+    }
 }
 
 /// Runs nft in a pod's namespace; gives its pid.
@@ -65,7 +79,7 @@ fn generation(pod: &MeshPod) -> u32 {
 }
 
 /// Descriptors that a process has open.
-fn descriptors(agent: &Agent) -> usize {
+pub(crate) fn descriptors(agent: &Agent) -> usize {
     std::fs::read_dir(format!("/proc/{}/fd", agent.pid())).unwrap().count()
 }
 
@@ -164,19 +178,7 @@ fn the_expected_pods_are_the_verified_and_the_others_at_every_scrape() {
                 let _ = pod.netns.output(Command::new("nft").args(["delete", "table", "inet", NAT])).unwrap();
             }
         }
-        let metrics = agent.metrics().unwrap();
-        for mode in ["ambient", "sidecar"] {
-            let of_mode = format!("{{mode=\"{mode}\"");
-            let sum: f64 = metrics
-                .series
-                .iter()
-                .filter(|(name, _)| name.starts_with(&format!("istio_cni_pods_unverified{of_mode}")))
-                .map(|(_, pods)| pods)
-                .sum();
-            let verified = metrics.value(&format!("istio_cni_pods_verified{of_mode}}}"));
-            let expected = metrics.value(&format!("istio_cni_pods_expected{of_mode}}}"));
-            assert_eq!(expected, verified + sum, "{mode} at {number}");
-        }
+        assert_all_are_counted(&agent.metrics().unwrap());
         std::thread::sleep(Duration::from_millis(20));
     }
     wait_verified(&agent, pods.len() as f64).unwrap();
@@ -352,7 +354,7 @@ fn pods_that_do_not_change_cost_little() {
 }
 
 /// What the process has used, in steps of a hundredth of a second (`USER_HZ`).
-fn processor_time(agent: &Agent) -> Duration {
+pub(crate) fn processor_time(agent: &Agent) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", agent.pid())).unwrap();
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
     // proc(5): utime and stime are the fields 14 and 15, the second of them the program's name.
