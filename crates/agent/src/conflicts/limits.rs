@@ -21,7 +21,7 @@ impl Limits {
         }
         if self.0.last().is_some_and(|last| now.duration_since(*last) < RELAPSE) {
             // It would not last: for an hour nothing more is tried.
-            self.0.resize(MOST, now);
+            self.0 = vec![now; MOST];
             return false;
         }
         self.0.push(now);

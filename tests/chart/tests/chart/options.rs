@@ -153,7 +153,7 @@ fn every_variable_is_one_that_the_agent_reads() {
     for name in keys.iter().map(String::as_str).chain(variables) {
         assert!(KNOWN.contains(&name) || NOT_OPTIONS.contains(&name), "the agent does not read {name}");
     }
-    assert_eq!(keys.len(), ALWAYS.len() + 18, "{keys:?}");
+    assert_eq!(keys.len(), ALWAYS.len() + 19, "{keys:?}");
 }
 
 /// One value, what it renders.
