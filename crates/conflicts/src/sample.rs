@@ -22,8 +22,8 @@ pub(crate) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-/// A namespace with the plan's rules, read from a kernel that has nothing else.
-pub(crate) fn pod_with(plan: &Plan) -> ObservedNetns {
+/// The plan's tables, as they are read.
+fn tables_of(plan: &Plan) -> Vec<ListedTable> {
     let mut tables = Vec::new();
     for family in [Family::V4, Family::V6] {
         for table in planned(&plan.layers, family) {
@@ -40,6 +40,11 @@ pub(crate) fn pod_with(plan: &Plan) -> ObservedNetns {
             });
         }
     }
+    tables
+}
+
+/// A namespace with the plan's rules, read from a kernel that has nothing else.
+pub(crate) fn pod_with(plan: &Plan) -> ObservedNetns {
     let rule = |family, preference, mark, table| RoutingRule {
         family,
         preference,
@@ -80,7 +85,7 @@ pub(crate) fn pod_with(plan: &Plan) -> ObservedNetns {
     };
     let off = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"];
     ObservedNetns {
-        tables,
+        tables: tables_of(plan),
         rules,
         routes,
         sysctls: off.into_iter().map(|name| (name.to_owned(), "0".to_owned())).collect(),
