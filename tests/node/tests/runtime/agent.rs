@@ -5,6 +5,7 @@ mod ambient;
 mod away;
 mod configuration;
 mod disk;
+mod drift;
 mod load;
 mod policy;
 mod upgrade;
