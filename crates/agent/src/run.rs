@@ -2,6 +2,7 @@
 
 mod ending;
 mod following;
+mod parts;
 mod process;
 mod source;
 
@@ -19,9 +20,7 @@ use tokio::task::JoinSet;
 
 use crate::ambient::{self, Ambient, EventSocket};
 use crate::backend::NodeBackend;
-use crate::backends::Backends;
-use crate::config::{AgentConfig, BadOption, PodsOrigin};
-use crate::conflicts::{ConflictParts, Conflicts};
+use crate::config::{AgentConfig, BadOption};
 use crate::events::Events;
 use crate::health::{Health, HealthPart};
 use crate::kept_facts::KeptFacts;
@@ -32,13 +31,13 @@ use crate::plugin_socket::{self, PluginSocket};
 use crate::pods_report::PodsReporter;
 use crate::serve::{Gone, Handler, UnixSocket};
 use crate::shutdown::ShutdownOutcome;
-use crate::sidecars::{self, Sidecars};
-use crate::slots::Slots;
+use crate::sidecars::Sidecars;
 use crate::taint::NodeTaint;
-use crate::verification::{Verifier, VerifierParts};
+use crate::verification::Verifier;
 use crate::{config_dir, log_socket, observe, own_node, ports, shutdown};
 pub(crate) use ending::ProcessEnd;
 use options::agent::{Flags, Options, without_newlines};
+use parts::Shared;
 
 /// How long to wait before another try for a socket.
 const RETRY: Duration = Duration::from_secs(2);
@@ -162,62 +161,20 @@ impl Agent {
         let cluster = Cluster::new();
         let kept_facts = Arc::new(KeptFacts::new(&config, cluster.clone(), log.clone()));
         let events = Arc::new(Events::new(writer.clone(), config.pod.clone(), log.clone()));
-        let slots = Arc::new(Slots::default());
-        let backends = Arc::new(Backends::new(|| config.ambient.iptables(), &config.run_dir));
-        let conflicts = Conflicts::new(ConflictParts {
-            resolution: config.conflict_resolution,
-            proc_root: config.proc_root.clone(),
-            events: events.clone(),
-            metrics: metrics.clone(),
-            log: journal.scope("conflicts"),
-        });
-        let verifier = Verifier::new(VerifierParts {
-            conflicts,
-            config: config.verify.clone(),
-            proc_root: config.proc_root.clone(),
-            slots: slots.clone(),
-            cluster: cluster.clone(),
-            events: events.clone(),
-            health: health.clone(),
-            metrics: metrics.clone(),
-            log: journal.scope("verification"),
-        });
-        let ambient = Ambient::new(ambient::AmbientParts {
-            config: config.ambient.clone(),
-            log: journal.scope("ambient"),
-            metrics: metrics.clone(),
-            health: health.clone(),
-            cluster: cluster.clone(),
-            manifests: matches!(config.pods, PodsOrigin::Manifests { .. }),
-            writer: writer.clone(),
-            events: events.clone(),
-            slots: slots.clone(),
-            backends,
-            verifier: verifier.clone(),
-            run_dir: config.run_dir.clone(),
-            facts: kept_facts.clone(),
-        });
-        let sidecars = Sidecars::new(sidecars::Parts {
-            run_dir: config.run_dir.clone(),
-            rules: config.older.clone(),
-            repair: config.repair.clone(),
-            live_updates: config.ambient.live_updates,
-            drain_timeout: config.ambient.drain_timeout,
-            node: config.sidecar_settings.clone(),
-            choice: config.choice,
-            kernel_network_runtime_classes: config.kernel_network_runtime_classes.clone(),
-            proc_root: config.proc_root.clone(),
-            label: config.broken_pod_label.clone(),
-            cluster: cluster.clone(),
-            writer: writer.clone(),
-            ambient: ambient.clone(),
-            health: health.clone(),
-            metrics: metrics.clone(),
-            events: events.clone(),
-            slots,
-            verifier: verifier.clone(),
-            log: log.clone(),
-        });
+        let shared = Shared {
+            config: &config,
+            journal: &journal,
+            health: &health,
+            metrics: &metrics,
+            cluster: &cluster,
+            writer: &writer,
+            events: &events,
+            facts: &kept_facts,
+            slots: Arc::default(),
+        };
+        let verifier = shared.verifier();
+        let ambient = shared.ambient(&verifier);
+        let sidecars = shared.sidecars(&ambient, &verifier, &log);
         verifier.verify(vec![ambient.clone(), sidecars.clone()]);
         verifier.answer_metrics()?;
         let agent = Self {

@@ -1,0 +1,103 @@
+//! The parts of an agent, each with what it needs of the others.
+
+use std::sync::Arc;
+
+use cluster::{Cluster, Writer};
+use telemetry::{Journal, Scope};
+
+use crate::ambient::{Ambient, AmbientParts};
+use crate::backends::Backends;
+use crate::config::{AgentConfig, PodsOrigin};
+use crate::conflicts::{ConflictParts, Conflicts};
+use crate::events::Events;
+use crate::health::Health;
+use crate::kept_facts::KeptFacts;
+use crate::metrics::Metrics;
+use crate::sidecars::{self, Sidecars};
+use crate::slots::Slots;
+use crate::verification::{Verifier, VerifierParts};
+
+/// What several of them share.
+pub(super) struct Shared<'a> {
+    pub(super) config: &'a AgentConfig,
+    pub(super) journal: &'a Journal,
+    pub(super) health: &'a Arc<Health>,
+    pub(super) metrics: &'a Arc<Metrics>,
+    pub(super) cluster: &'a Cluster,
+    pub(super) writer: &'a Option<Writer>,
+    pub(super) events: &'a Arc<Events>,
+    pub(super) facts: &'a Arc<KeptFacts>,
+    pub(super) slots: Arc<Slots>,
+}
+
+impl Shared<'_> {
+    pub(super) fn verifier(&self) -> Arc<Verifier> {
+        let conflicts = ConflictParts {
+            resolution: self.config.conflict_resolution,
+            proc_root: self.config.proc_root.clone(),
+            events: self.events.clone(),
+            metrics: self.metrics.clone(),
+            log: self.journal.scope("conflicts"),
+        };
+        Verifier::new(VerifierParts {
+            conflicts: Conflicts::new(conflicts),
+            config: self.config.verify.clone(),
+            proc_root: self.config.proc_root.clone(),
+            slots: self.slots.clone(),
+            cluster: self.cluster.clone(),
+            events: self.events.clone(),
+            health: self.health.clone(),
+            metrics: self.metrics.clone(),
+            log: self.journal.scope("verification"),
+        })
+    }
+
+    pub(super) fn ambient(&self, verifier: &Arc<Verifier>) -> Arc<Ambient> {
+        let config = self.config;
+        Ambient::new(AmbientParts {
+            config: config.ambient.clone(),
+            log: self.journal.scope("ambient"),
+            metrics: self.metrics.clone(),
+            health: self.health.clone(),
+            cluster: self.cluster.clone(),
+            manifests: matches!(config.pods, PodsOrigin::Manifests { .. }),
+            writer: self.writer.clone(),
+            events: self.events.clone(),
+            slots: self.slots.clone(),
+            backends: Arc::new(Backends::new(|| config.ambient.iptables(), &config.run_dir)),
+            verifier: verifier.clone(),
+            run_dir: config.run_dir.clone(),
+            facts: self.facts.clone(),
+        })
+    }
+
+    pub(super) fn sidecars(
+        &self,
+        ambient: &Arc<Ambient>,
+        verifier: &Arc<Verifier>,
+        log: &Scope,
+    ) -> Arc<Sidecars> {
+        let config = self.config;
+        Sidecars::new(sidecars::Parts {
+            run_dir: config.run_dir.clone(),
+            rules: config.older.clone(),
+            repair: config.repair.clone(),
+            live_updates: config.ambient.live_updates,
+            drain_timeout: config.ambient.drain_timeout,
+            node: config.sidecar_settings.clone(),
+            choice: config.choice,
+            kernel_network_runtime_classes: config.kernel_network_runtime_classes.clone(),
+            proc_root: config.proc_root.clone(),
+            label: config.broken_pod_label.clone(),
+            cluster: self.cluster.clone(),
+            writer: self.writer.clone(),
+            ambient: ambient.clone(),
+            health: self.health.clone(),
+            metrics: self.metrics.clone(),
+            events: self.events.clone(),
+            slots: self.slots.clone(),
+            verifier: verifier.clone(),
+            log: log.clone(),
+        })
+    }
+}
