@@ -157,8 +157,7 @@ fn answers_to_probes(own: Own) -> Rule {
     )
 }
 
-/// What comes in for an address of the interface that it comes by. Whatever else comes is not the application's: the pod passes it on, or has
-/// a translation of its own for it, which this rule would keep it from, or not, as their order happens to be.
+/// What comes in.
 fn inbound(own: Own) -> Rule {
     Rule::new(
         vec![
@@ -166,7 +165,6 @@ fn inbound(own: Own) -> Rule {
             tcp(),
             Match::DestinationPort { ports: Ports::One(HBONE_PORT), not: true },
             from_ztunnel(true),
-            Match::OwnDestination,
         ],
         Action::Redirect { port: INBOUND_PORT },
         "inbound, to ztunnel; tunnels go to their own port, and ztunnel's connections to the application",

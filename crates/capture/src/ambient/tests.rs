@@ -95,7 +95,7 @@ fn the_order_in_the_nat_chains_is_that_of_the_original() {
             "iifname \"net1\" meta l4proto tcp counter redirect to :15001",
             "iifname \"net1\" meta l4proto tcp counter return",
             "meta l4proto tcp ip saddr 169.254.7.127/32 counter accept",
-            "ip daddr != 127.0.0.1/32 meta l4proto tcp tcp dport != 15008 meta mark & 0xfff != 0x539 fib daddr . iif type local counter redirect to :15006",
+            "ip daddr != 127.0.0.1/32 meta l4proto tcp tcp dport != 15008 meta mark & 0xfff != 0x539 counter redirect to :15006",
         ]
     );
     assert_eq!(
@@ -192,11 +192,6 @@ fn inward(source: [u8; 4], port: u16) -> Packet {
     Packet { in_interface: "eth0".to_owned(), ..packet(source, POD, port) }
 }
 
-/// For an address that is not the pod's.
-fn passing(packet: Packet) -> Packet {
-    Packet { own_destination: false, ..packet }
-}
-
 fn outward(destination: [u8; 4], port: u16) -> Packet {
     let out_interface = if destination == OTHER { "eth0" } else { "lo" }.to_owned();
     let owner = Some(Owner { uid: 1000, gid: 1000 });
@@ -223,7 +218,6 @@ fn what_becomes_of_packets() {
     let probe = PROBE_V4.octets();
     let cases = [
         (&usual, Hook::Prerouting, inward(OTHER, 80), to(15006)),
-        (&usual, Hook::Prerouting, passing(inward(OTHER, 80)), Verdict::Pass),
         (&usual, Hook::Prerouting, inward(OTHER, HBONE_PORT), Verdict::Pass),
         (&usual, Hook::Prerouting, inward(probe, 80), Verdict::Pass),
         (&usual, Hook::Prerouting, by_ztunnel(inward(OTHER, 80)), Verdict::Pass),

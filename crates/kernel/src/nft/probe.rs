@@ -17,7 +17,7 @@ pub struct Support {
     pub tables: bool,
     /// Tables for both families with redirecting nat chains: what sidecars need.
     pub redirect: bool,
-    /// Marks of connections, routes by marks, and which addresses are an interface's: what ambient mode needs, too.
+    /// Marks of connections, and routes by marks: what ambient mode needs, too.
     pub marks: bool,
     /// Handing packets to a transparent socket, which goes with marks.
     pub tproxy: bool,
@@ -95,12 +95,7 @@ fn marks() -> Table {
     let matches = vec![Match::CtMark { mark: 1, mask: ALL_BITS, not: false }];
     // A chain without rules is not sent.
     let rules = vec![Rule::new(matches, Action::SetMark(1), "")];
-    let own = vec![Rule::new(vec![Match::OwnDestination], Action::Accept, "")];
-    let chains = vec![
-        chain(ChainKind::Route, Hook::Output, rules, kind),
-        chain(ChainKind::Filter, Hook::Prerouting, own, kind),
-    ];
-    Table { kind, sets: Vec::new(), chains }
+    Table { kind, sets: Vec::new(), chains: vec![chain(ChainKind::Route, Hook::Output, rules, kind)] }
 }
 
 fn tproxy() -> Table {
