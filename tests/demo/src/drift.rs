@@ -14,7 +14,6 @@ use testkit::rules::{Family, Variant};
 use testkit::{Agent, Mesh, MeshPod, PATIENCE, PodCall, PodObject, eventually};
 
 use crate::backend::Backend;
-use crate::expectations::{INBOUND, OUTBOUND};
 use crate::removal;
 
 /// How long it may take where the kernel tells of the change.
@@ -63,7 +62,7 @@ struct Scene {
     mesh: Mesh,
     agent: Agent,
     pods: [(MeshPod, &'static str); 2],
-    _listeners: [Listeners; 2],
+    _ztunnel: Listeners,
 }
 
 /// Plays it.
@@ -106,12 +105,10 @@ impl Scene {
         mesh.run(&sidecar)?;
         let ambient = mesh.running("mesh", "cart", &[])?;
         mesh.wait_annotation(&ambient, Some("enabled"))?;
-        let listen = |pod: &MeshPod, ports: &[u16]| {
-            Listeners::start(&pod.netns, ports.iter().map(|port| Listener::tcp(*port)))
-        };
-        let listeners = [listen(&sidecar, &[INBOUND, OUTBOUND])?, listen(&ambient, &ZTUNNEL)?];
+        // One in the sidecar pod that is not the proxy's user would be taken for an application on the proxy's ports.
+        let listeners = Listeners::start(&ambient.netns, ZTUNNEL.map(Listener::tcp))?;
         let pods = [(sidecar, "sidecar"), (ambient, "ambient")];
-        Ok(Self { backend, mesh, agent, pods, _listeners: listeners })
+        Ok(Self { backend, mesh, agent, pods, _ztunnel: listeners })
     }
 
     fn cnictl(&self, words: &[&str]) -> Result<(bool, String)> {
