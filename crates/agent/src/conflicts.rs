@@ -26,8 +26,8 @@ use ruleset::listed::Lister;
 use telemetry::Scope;
 
 use crate::events::Events;
-use crate::metrics::Metrics;
 use limits::Limits;
+use metrics::Metrics;
 use told::Told;
 
 /// How long a list of the node's processes serves.

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use hyper::body::Bytes;
 use hyper::{Request, StatusCode};
 
-use crate::serve::{Handler, ServedAnswer, text};
+use serve::{Handler, ServedAnswer, text};
 
 /// What has to be in order for the agent to be ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -11,7 +11,7 @@ use intent::live::RefusedChange;
 use telemetry::Scope;
 
 use crate::events::Events;
-use crate::metrics::Metrics;
+use metrics::Metrics;
 
 /// `reason` of the Event about a change that is in force.
 const UPDATED: &str = "CaptureUpdated";

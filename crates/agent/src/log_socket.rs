@@ -13,10 +13,10 @@ use hyper::body::Bytes;
 use hyper::{Request, StatusCode};
 use telemetry::Scope;
 
-use crate::metrics::Metrics;
-use crate::serve::{Handler, ServedAnswer, UnixPeer, text};
 use intake::Intake;
 use lines::{Post, Printer};
+use metrics::Metrics;
+use serve::{Handler, ServedAnswer, UnixPeer, text};
 
 /// Any user may log.
 pub(crate) const MODE: u32 = 0o666;

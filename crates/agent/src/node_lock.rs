@@ -17,7 +17,7 @@ use trusted::Links;
 
 use crate::health::HealthPart;
 use crate::run::{Agent, ProcessEnd};
-use crate::serve::UnixSocket;
+use serve::UnixSocket;
 
 /// How often the lock is tried.
 const POLL: Duration = Duration::from_millis(50);

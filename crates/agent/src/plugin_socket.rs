@@ -19,11 +19,11 @@ use telemetry::Scope;
 use crate::ambient::Ambient;
 use crate::backend::NodeBackend;
 use crate::health::Health;
-use crate::metrics::Metrics;
 use crate::pods_report::PodsReporter;
-use crate::serve::{Handler, ServedAnswer, text};
 use crate::sidecars::Sidecars;
 use crate::verification::Verifier;
+use metrics::Metrics;
+use serve::{Handler, ServedAnswer, text};
 
 /// Only root and the agent's own user may ask: facts are parts of objects that not everybody on the node may see.
 pub(crate) const MODE: u32 = 0o600;

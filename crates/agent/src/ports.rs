@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::health::Notice;
 use crate::run::Agent;
-use crate::serve::{self, Handler};
+use serve::Handler;
 
 /// How long to wait before another try.
 const RETRY: Duration = Duration::from_secs(2);

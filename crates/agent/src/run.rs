@@ -25,19 +25,19 @@ use crate::events::Events;
 use crate::health::{Health, HealthPart};
 use crate::kept_facts::KeptFacts;
 use crate::log_socket::LogSocket;
-use crate::metrics::Metrics;
 use crate::node_lock::{NodeLock, OTHER_AGENT};
 use crate::plugin_socket::{self, PluginSocket};
 use crate::pods_report::PodsReporter;
-use crate::serve::{Gone, Handler, UnixSocket};
 use crate::shutdown::ShutdownOutcome;
 use crate::sidecars::Sidecars;
 use crate::taint::NodeTaint;
 use crate::verification::Verifier;
 use crate::{config_dir, log_socket, observe, own_node, ports, shutdown};
 pub(crate) use ending::ProcessEnd;
+use metrics::Metrics;
 use options::agent::{Flags, Options, without_newlines};
 use parts::Shared;
+use serve::{Gone, Handler, UnixSocket};
 
 /// How long to wait before another try for a socket.
 const RETRY: Duration = Duration::from_secs(2);

@@ -56,6 +56,8 @@ const CRATES: &[(&str, Layer)] = &[
     ),
     // The command line, its files and variables.
     ("options", Layer::Effect { ours: &["capture", "leftover"] }),
+    ("serve", Layer::Effect { ours: &[] }),
+    ("metrics", Layer::Effect { ours: &["rundir", "serve", "telemetry", "verification", "zds"] }),
     ("agent", Layer::Composition),
 ];
 

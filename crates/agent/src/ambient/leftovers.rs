@@ -24,7 +24,7 @@ use super::members::MemberState;
 use super::waiting::WaitCause;
 use crate::health::{HealthPart, Notice, count_and_names};
 use crate::pods;
-use crate::serve::UnixSocket;
+use serve::UnixSocket;
 
 /// How often it is looked what is left.
 const LOOK: Duration = Duration::from_millis(500);

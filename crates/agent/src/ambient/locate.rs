@@ -11,8 +11,8 @@ use super::failure::{AmbientFailure, Cleanup, Unopened};
 use super::members::{GivenNetns, Member};
 use super::ports::{Located, NetnsPort, NetnsSource};
 use crate::finder;
-use crate::serve::Descriptor;
 use crate::slots::Task;
+use serve::Descriptor;
 
 impl NetnsPort for Ambient {
     async fn locate(

@@ -9,7 +9,7 @@ use netns::Netns;
 
 use super::failure::AmbientFailure;
 use super::members::{GivenNetns, Member};
-use crate::serve::Descriptor;
+use serve::Descriptor;
 
 /// Where a pod's namespace comes from.
 #[derive(Debug, Clone)]

@@ -19,7 +19,7 @@ use super::desired::{self, REDIRECTION};
 use super::event::StartingPod;
 use super::failure::AmbientFailure;
 use super::ports::NetnsSource;
-use crate::serve::{Descriptor, Handler, ServedAnswer, UnixPeer, text};
+use serve::{Descriptor, Handler, ServedAnswer, UnixPeer, text};
 
 /// As in the original. Whoever is neither root nor this agent's user is refused all the same: an event makes this agent program
 /// the namespace that it names.

@@ -10,7 +10,7 @@ use serde_json::Value;
 use telemetry::{Level, Relayed, Scope};
 
 use super::intake::Intake;
-use crate::metrics::Metrics;
+use metrics::Metrics;
 
 /// Labels that are kept of a line; the plugin writes less than ten.
 const MAX_LABELS: usize = 64;

@@ -12,10 +12,10 @@ use crate::conflicts::{ConflictParts, Conflicts};
 use crate::events::Events;
 use crate::health::Health;
 use crate::kept_facts::KeptFacts;
-use crate::metrics::Metrics;
 use crate::sidecars::{self, Sidecars};
 use crate::slots::Slots;
 use crate::verification::{Verifier, VerifierParts};
+use metrics::Metrics;
 
 /// What several of them share.
 pub(super) struct Shared<'a> {

@@ -8,13 +8,13 @@ use ruleset::{Backend, Plan};
 
 use super::PodVerification;
 use super::verifier::Verifier;
-use crate::metrics::PodRules;
+use metrics::PodRules;
 
 impl Verifier {
     /// Lets /metrics say how it is whenever somebody asks.
     ///
     /// # Errors
-    /// As [`crate::metrics::Metrics::new`].
+    /// As [`metrics::Metrics::new`].
     pub(crate) fn answer_metrics(self: &Arc<Self>) -> Result<(), prometheus::Error> {
         let metrics = &self.parts.metrics;
         metrics.capture_enabled(self.parts.config.captures);

@@ -16,7 +16,7 @@ use super::identity::{Identity, identity};
 use super::verifier::Verifier;
 use super::watch::Watch;
 use super::{ExpectedPod, culprit};
-use crate::metrics::Metrics;
+use metrics::Metrics;
 
 /// Changes of pods within this time are looked at once.
 const TOGETHER: Duration = Duration::from_millis(20);

@@ -20,8 +20,8 @@ use super::{ExpectedPod, PodVerification, RepairFailure, Repaired, VerifiedMode}
 use crate::conflicts::Conflicts;
 use crate::events::Events;
 use crate::health::Health;
-use crate::metrics::Metrics;
 use crate::slots::Slots;
+use metrics::Metrics;
 
 /// How long a pod may have no sandbox before that counts as one that is not found.
 const STARTING: Duration = Duration::from_secs(60);

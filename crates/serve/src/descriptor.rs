@@ -16,7 +16,7 @@ const PART: usize = 4 << 10;
 
 /// A descriptor that a peer has opened. Nothing is known of it.
 #[derive(Debug, Clone)]
-pub(crate) struct Descriptor(pub(crate) Arc<OwnedFd>);
+pub struct Descriptor(pub Arc<OwnedFd>);
 
 /// The last descriptor that came.
 #[derive(Debug, Clone, Default)]

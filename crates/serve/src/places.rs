@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustix::net::{RecvFlags, recv};
 use tokio::sync::{Notify, oneshot};
 
-use crate::metrics::Metrics;
+use crate::CountClosed;
 
 /// How long a connection may last, with all of its requests: a client that does not read its answers would keep its place for good.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -234,12 +234,12 @@ impl<K: Copy + Eq + Hash> Drop for ConnectionPlace<K> {
 
 impl Ending {
     /// Counts what a client may wonder about.
-    pub(super) fn count(self, metrics: &Metrics, listener: &str) {
+    pub(super) fn count(self, counted: &impl CountClosed, listener: &str) {
         match self {
             Self::Done => {}
-            Self::Slow => metrics.connection_closed(listener, "slow"),
-            Self::Evicted => metrics.connection_closed(listener, "place"),
-            Self::Forbidden => metrics.connection_closed(listener, "forbidden"),
+            Self::Slow => counted.connection_closed(listener, "slow"),
+            Self::Evicted => counted.connection_closed(listener, "place"),
+            Self::Forbidden => counted.connection_closed(listener, "forbidden"),
         }
     }
 }

@@ -80,28 +80,28 @@ impl AmbientMetrics {
 /// What is counted; nothing where the mode is off.
 impl super::Metrics {
     /// So many changes were heard of, or tried again.
-    pub(crate) fn reconciled(&self, kind: &str, times: u64) {
+    pub fn reconciled(&self, kind: &str, times: u64) {
         if let Some(ambient) = &self.ambient {
             ambient.events.with_label_values(&[kind]).inc_by(times);
         }
     }
 
     /// A plugin was answered.
-    pub(crate) fn plugin_request(&self, status: u16) {
+    pub fn plugin_request(&self, status: u16) {
         if let Some(ambient) = &self.ambient {
             ambient.requests.with_label_values(&[&status.to_string()]).inc();
         }
     }
 
     /// So many pods are in a state.
-    pub(crate) fn ambient_pods(&self, state: &str, pods: usize) {
+    pub fn ambient_pods(&self, state: &str, pods: usize) {
         if let Some(ambient) = &self.ambient {
             ambient.pods.with_label_values(&[state]).set(i64::try_from(pods).unwrap_or(i64::MAX));
         }
     }
 
     /// So many pods should be in the mesh and are not, by why.
-    pub(crate) fn ambient_pods_outside(&self, pods: &BTreeMap<&'static str, usize>) {
+    pub fn ambient_pods_outside(&self, pods: &BTreeMap<&'static str, usize>) {
         if let Some(ambient) = &self.ambient {
             ambient.outside.reset();
             for (reason, pods) in pods {
@@ -112,42 +112,42 @@ impl super::Metrics {
     }
 
     /// A pod is in the mesh, so many seconds after the event.
-    pub(crate) fn enrolled(&self, way: &str, seconds: f64) {
+    pub fn enrolled(&self, way: &str, seconds: f64) {
         if let Some(ambient) = &self.ambient {
             ambient.enrolment.with_label_values(&[way]).observe(seconds);
         }
     }
 
     /// So many connections were ended because their pod has left the mesh.
-    pub(crate) fn connections_ended(&self, count: usize) {
+    pub fn connections_ended(&self, count: usize) {
         if let Some(ambient) = &self.ambient {
             ambient.ended.inc_by(count as u64);
         }
     }
 
     /// So much differed and was put right.
-    pub(crate) fn repaired(&self, what: &str, count: usize) {
+    pub fn repaired(&self, what: &str, count: usize) {
         if let Some(ambient) = &self.ambient {
             ambient.repaired.with_label_values(&[what]).inc_by(count as u64);
         }
     }
 
     /// The rules of a pod differ and are left so.
-    pub(crate) fn drifted(&self) {
+    pub fn drifted(&self) {
         if let Some(ambient) = &self.ambient {
             ambient.drifted.with_label_values(&["pod-rules"]).inc();
         }
     }
 
     /// In so many namespaces others shadow our rules.
-    pub(crate) fn shadowed(&self, pods: usize) {
+    pub fn shadowed(&self, pods: usize) {
         if let Some(ambient) = &self.ambient {
             ambient.shadowed.set(i64::try_from(pods).unwrap_or(i64::MAX));
         }
     }
 
     /// So many pods are overdue.
-    pub(crate) fn overdue(&self, pods: usize) {
+    pub fn overdue(&self, pods: usize) {
         if let Some(ambient) = &self.ambient {
             ambient.overdue.set(i64::try_from(pods).unwrap_or(i64::MAX));
         }

@@ -47,32 +47,32 @@ impl ClusterMetrics {
 
 impl super::Metrics {
     /// So many pods changed.
-    pub(crate) fn cluster_changes(&self, pods: usize) {
+    pub fn cluster_changes(&self, pods: usize) {
         self.cluster.changes.inc_by(pods as u64);
     }
 
     /// So many pods of this node are known.
-    pub(crate) fn known_pods(&self, pods: usize) {
+    pub fn known_pods(&self, pods: usize) {
         self.cluster.pods.set(i64::try_from(pods).unwrap_or(i64::MAX));
     }
 
     /// Agents of this node have noticed so many restarts of the machine.
-    pub(crate) fn reboots(&self, reboots: u64) {
+    pub fn reboots(&self, reboots: u64) {
         self.cluster.reboots.inc_by(reboots.saturating_sub(self.cluster.reboots.get()));
     }
 
     /// A watch failed.
-    pub(crate) fn watch_failure(&self, watch: &str) {
+    pub fn watch_failure(&self, watch: &str) {
         self.cluster.watch_failures.with_label_values(&[watch]).inc();
     }
 
     /// The API server failed a watch, or was found away, for this reason.
-    pub(crate) fn api_server_failure(&self, reason: &str) {
+    pub fn api_server_failure(&self, reason: &str) {
         self.cluster.api_server_failures.with_label_values(&[reason]).inc();
     }
 
     /// Whether the API server answers. The gauge is absent until this is first said.
-    pub(crate) fn api_server_up(&self, up: bool) {
+    pub fn api_server_up(&self, up: bool) {
         let none: [&str; 0] = [];
         self.cluster.api_server_up.with_label_values(&none).set(i64::from(up));
     }

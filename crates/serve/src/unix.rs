@@ -16,8 +16,7 @@ use tokio::sync::Semaphore;
 use super::connection::{Caller, SharedSocket, converse};
 use super::descriptor::Receiving;
 use super::places::{ConnectionPlaces, ConnectionProgress, Ending};
-use super::{ACCEPT_PAUSE, BACKLOG, Error, Handler, ServedAnswer, text};
-use crate::metrics::Metrics;
+use super::{ACCEPT_PAUSE, BACKLOG, CountClosed, Error, Handler, ServedAnswer, text};
 
 /// How often a unix socket looks whether its file is still there.
 const LOOK: Duration = Duration::from_secs(1);
@@ -29,7 +28,7 @@ const MAX_REFUSALS: usize = 8;
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A unix socket of ours. Dropping it removes its file, unless another process has put its own there meanwhile.
-pub(crate) struct UnixSocket {
+pub struct UnixSocket {
     listener: UnixListener,
     path: PathBuf,
     inode: u64,
@@ -37,17 +36,17 @@ pub(crate) struct UnixSocket {
 
 /// Who asks over a unix socket. It does not keep the connection open.
 #[derive(Debug, Clone)]
-pub(crate) struct UnixPeer {
+pub struct UnixPeer {
     /// The user of its process.
-    pub(crate) uid: u32,
+    pub uid: u32,
     /// Whether that is root or the agent's own user.
-    pub(crate) is_trusted: bool,
+    pub is_trusted: bool,
     socket: Arc<UnixStream>,
 }
 
 /// Why a unix socket serves no longer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Gone {
+pub enum Gone {
     /// Its file is not there any more.
     Removed,
     /// The file is another process's.
@@ -61,7 +60,7 @@ struct Refusal;
 
 impl UnixPeer {
     /// Whether nobody is there any more to take an answer. HTTP tells that of no connection that ends with its answer.
-    pub(crate) fn has_hung_up(&self) -> bool {
+    pub fn has_hung_up(&self) -> bool {
         let mut polled = [PollFd::new(&*self.socket, PollFlags::empty())];
         let over = PollFlags::HUP | PollFlags::ERR;
         poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok()
@@ -109,7 +108,7 @@ impl UnixSocket {
     ///
     /// # Errors
     /// See [`Error`].
-    pub(crate) fn bind(path: &Path, mode: u32) -> Result<Self, Error> {
+    pub fn bind(path: &Path, mode: u32) -> Result<Self, Error> {
         use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
         let refused = |operation, cause: io::Error| Error::Socket { path: path.to_owned(), operation, cause };
         // Some bytes are for the temporary name.
@@ -145,7 +144,7 @@ impl UnixSocket {
     }
 
     /// Serves until the task is aborted, or until the file is gone or another process's, so that nobody can come any more.
-    pub(crate) async fn serve<H: Handler>(self, handler: Arc<H>, metrics: Arc<Metrics>) -> Gone {
+    pub async fn serve<H: Handler, C: CountClosed>(self, handler: Arc<H>, counted: Arc<C>) -> Gone {
         let own = rustix::process::geteuid().as_raw();
         let (trusted, others) =
             (ConnectionPlaces::new(H::MAX_CONNECTIONS), ConnectionPlaces::new(H::MAX_OF_OTHERS));
@@ -170,13 +169,13 @@ impl UnixSocket {
             let stream = Arc::new(stream);
             let peer = UnixPeer { uid, is_trusted: uid == 0 || uid == own, socket: stream.clone() };
             if !peer.is_trusted && H::MAX_OF_OTHERS == 0 {
-                Ending::Forbidden.count(&metrics, H::NAME);
+                Ending::Forbidden.count(&*counted, H::NAME);
                 refuse(stream, &refusals);
                 continue;
             }
             let places = if peer.is_trusted { &trusted } else { &others };
             let place = places.take(uid, stream.clone()).await;
-            let (handler, metrics) = (handler.clone(), metrics.clone());
+            let (handler, counted) = (handler.clone(), counted.clone());
             tokio::spawn(async move {
                 let ending = if H::TAKES_DESCRIPTORS {
                     let (io, taken) = Receiving::new(stream.clone());
@@ -191,7 +190,7 @@ impl UnixSocket {
                     let caller = Caller { peer: Some(peer), progress: place.progress(), brought: || None };
                     place.hold(converse(stream, io, handler, caller)).await
                 };
-                ending.count(&metrics, H::NAME);
+                ending.count(&*counted, H::NAME);
             });
         }
     }
@@ -205,7 +204,7 @@ impl UnixSocket {
     }
 
     /// Whether a process listens at a path.
-    pub(crate) fn is_served(path: &Path) -> bool {
+    pub fn is_served(path: &Path) -> bool {
         let connect = || -> io::Result<()> {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;

@@ -48,7 +48,7 @@ impl ZdsMetrics {
 
 impl super::Metrics {
     /// A ztunnel came, went or answered. Counted in ambient mode only.
-    pub(crate) fn ztunnel(&self, event: &zds::ZtunnelEvent) {
+    pub fn ztunnel(&self, event: &zds::ZtunnelEvent) {
         if let Some(ambient) = &self.ambient {
             ambient.zds.count(event);
         }

@@ -16,15 +16,14 @@ use hyper::body::Bytes;
 use hyper::{Request, Response, StatusCode};
 use tokio::net::{TcpListener, TcpSocket};
 
-use crate::metrics::Metrics;
 use connection::{Caller, SharedSocket, converse};
-pub(crate) use descriptor::Descriptor;
+pub use descriptor::Descriptor;
 use places::ConnectionPlaces;
 use unix::MAX_SOCKET_PATH;
-pub(crate) use unix::{Gone, UnixPeer, UnixSocket};
+pub use unix::{Gone, UnixPeer, UnixSocket};
 
 /// What goes back.
-pub(crate) type ServedAnswer = Response<Full<Bytes>>;
+pub type ServedAnswer = Response<Full<Bytes>>;
 
 /// Connections that wait to be accepted, if the kernel allows so many (`net.core.somaxconn`).
 const BACKLOG: u32 = 4096;
@@ -33,7 +32,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 
 /// A socket or port that cannot be had.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
+pub enum Error {
     /// The port.
     #[error("listen on {address}: {cause}; another process may hold the port, see `ss -ltnp`")]
     Port {
@@ -73,7 +72,7 @@ pub(crate) enum Error {
 
 impl Error {
     /// What the system said.
-    pub(crate) fn kind(&self) -> io::ErrorKind {
+    pub fn kind(&self) -> io::ErrorKind {
         match self {
             Self::Port { cause, .. } | Self::Socket { cause, .. } => cause.kind(),
             Self::TooLong { .. } => io::ErrorKind::InvalidFilename,
@@ -83,7 +82,7 @@ impl Error {
 }
 
 /// Answers requests. The body is read already.
-pub(crate) trait Handler: Send + Sync + 'static {
+pub trait Handler: Send + Sync + 'static {
     /// The listener's name in metrics.
     const NAME: &'static str;
     /// Largest body that is read, in bytes.
@@ -106,8 +105,14 @@ pub(crate) trait Handler: Send + Sync + 'static {
     }
 }
 
+/// Counts connections that were closed without an answer, or refused.
+pub trait CountClosed: Send + Sync + 'static {
+    /// One of this listener, for this reason: `slow`, `place` (it made room for another) or `forbidden`.
+    fn connection_closed(&self, listener: &str, reason: &str);
+}
+
 /// An answer of text.
-pub(crate) fn text(status: StatusCode, body: impl Into<Bytes>) -> ServedAnswer {
+pub fn text(status: StatusCode, body: impl Into<Bytes>) -> ServedAnswer {
     let mut answer = Response::new(Full::new(body.into()));
     *answer.status_mut() = status;
     answer
@@ -120,7 +125,7 @@ pub(crate) fn text(status: StatusCode, body: impl Into<Bytes>) -> ServedAnswer {
 ///
 /// # Errors
 /// [`Error::Port`].
-pub(crate) fn bind_port(address: SocketAddr) -> Result<TcpListener, Error> {
+pub fn bind_port(address: SocketAddr) -> Result<TcpListener, Error> {
     let bound = || {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         socket.set_reuseaddr(true)?;
@@ -131,7 +136,7 @@ pub(crate) fn bind_port(address: SocketAddr) -> Result<TcpListener, Error> {
 }
 
 /// Serves a port until the task is aborted. Places are shared among networks, so that a pod that connects without end takes none of kubelet's.
-pub(crate) async fn port<H: Handler>(listener: TcpListener, handler: Arc<H>, metrics: Arc<Metrics>) {
+pub async fn port<H: Handler, C: CountClosed>(listener: TcpListener, handler: Arc<H>, counted: Arc<C>) {
     let places = ConnectionPlaces::new(H::MAX_CONNECTIONS);
     loop {
         let Ok((stream, address)) = listener.accept().await else {
@@ -141,11 +146,11 @@ pub(crate) async fn port<H: Handler>(listener: TcpListener, handler: Arc<H>, met
         };
         let stream = Arc::new(stream);
         let place = places.take(network(address.ip()), stream.clone()).await;
-        let (handler, metrics) = (handler.clone(), metrics.clone());
+        let (handler, counted) = (handler.clone(), counted.clone());
         tokio::spawn(async move {
             let caller = Caller { peer: None, progress: place.progress(), brought: || None };
             let io = SharedSocket(stream.clone());
-            place.hold(converse(stream, io, handler, caller)).await.count(&metrics, H::NAME);
+            place.hold(converse(stream, io, handler, caller)).await.count(&*counted, H::NAME);
         });
     }
 }

@@ -38,7 +38,7 @@ impl ConflictMetrics {
 
 impl super::Metrics {
     /// So many conflicts are there, by scope, id and severity.
-    pub(crate) fn conflicts(&self, counts: &HashMap<(&'static str, String, String), i64>) {
+    pub fn conflicts(&self, counts: &HashMap<(&'static str, String, String), i64>) {
         self.conflicts.found.reset();
         for ((scope, id, severity), count) in counts {
             self.conflicts.found.with_label_values(&[scope, id.as_str(), severity.as_str()]).set(*count);
@@ -46,12 +46,12 @@ impl super::Metrics {
     }
 
     /// Rules of ours were put before those of others.
-    pub(crate) fn conflict_resolved(&self, id: &str) {
+    pub fn conflict_resolved(&self, id: &str) {
         self.conflicts.resolved.with_label_values(&[id]).inc();
     }
 
     /// A namespace was read.
-    pub(crate) fn conflict_scan(&self, time: Duration) {
+    pub fn conflict_scan(&self, time: Duration) {
         self.conflicts.scans.with_label_values::<&str>(&[]).observe(time.as_secs_f64());
     }
 }

@@ -72,13 +72,17 @@ impl PodGauges {
     }
 }
 
-/// Healthy, missing, different and unverifiable: how people ask first.
+/// How many pods have their rules: how people ask first.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct PodRules {
-    pub(crate) healthy: usize,
-    pub(crate) missing: usize,
-    pub(crate) different: usize,
-    pub(crate) unverifiable: usize,
+pub struct PodRules {
+    /// They are as planned.
+    pub healthy: usize,
+    /// None of them is there.
+    pub missing: usize,
+    /// Something differs.
+    pub different: usize,
+    /// Nobody can tell.
+    pub unverifiable: usize,
 }
 
 impl VerificationMetrics {
@@ -148,7 +152,7 @@ fn seconds(at: SystemTime) -> i64 {
 
 impl super::Metrics {
     /// Whether pods are captured at all.
-    pub(crate) fn capture_enabled(&self, enabled: bool) {
+    pub fn capture_enabled(&self, enabled: bool) {
         self.verification.capture.set(i64::from(enabled));
     }
 
@@ -156,7 +160,7 @@ impl super::Metrics {
     ///
     /// # Errors
     /// As [`super::Metrics::new`].
-    pub(crate) fn with_short_names(&self) -> Result<(), prometheus::Error> {
+    pub fn with_short_names(&self) -> Result<(), prometheus::Error> {
         let make = Register(&self.verification.pods.registry);
         let help = "As istio_cni_pod_rules";
         let [healthy, missing] =
@@ -166,7 +170,7 @@ impl super::Metrics {
     }
 
     /// So many pods are expected, verified and not: one snapshot.
-    pub(crate) fn pods_verified(&self, ledger: &Ledger) {
+    pub fn pods_verified(&self, ledger: &Ledger) {
         let of = &self.verification.pods;
         for mode in Mode::ALL {
             of.expected.with_label_values(&[mode.label()]).set(number(ledger.expected(mode)));
@@ -181,7 +185,7 @@ impl super::Metrics {
     }
 
     /// So it stands with the pods' rules.
-    pub(crate) fn pod_rules(&self, pods: PodRules) {
+    pub fn pod_rules(&self, pods: PodRules) {
         let of = &self.verification.pods;
         let PodRules { healthy, missing, different, unverifiable } = pods;
         let states = [
@@ -199,48 +203,48 @@ impl super::Metrics {
     }
 
     /// In so many pods of a mode nobody listens where somebody should.
-    pub(crate) fn listeners_missing(&self, mode: Mode, pods: usize) {
+    pub fn listeners_missing(&self, mode: Mode, pods: usize) {
         self.verification.pods.listeners.with_label_values(&[mode.label(), "missing"]).set(number(pods));
     }
 
     /// When the pod that was not seen as planned for longest was.
-    pub(crate) fn oldest_verification(&self, at: Option<SystemTime>) {
+    pub fn oldest_verification(&self, at: Option<SystemTime>) {
         if let Some(at) = at {
             self.verification.pods.last.with_label_values(&["oldest-pod"]).set(seconds(at));
         }
     }
 
     /// The node's network namespace is as planned now.
-    pub(crate) fn host_verified(&self) {
+    pub fn host_verified(&self) {
         self.verification.pods.last.with_label_values(&["host"]).set(seconds(SystemTime::now()));
     }
 
     /// It was looked at a pod's network namespace.
-    pub(crate) fn verified(&self, layer: Layer, result: &str, time: Duration) {
+    pub fn verified(&self, layer: Layer, result: &str, time: Duration) {
         let of = &self.verification;
         of.verifications.with_label_values(&[layer.label(), result]).inc();
         of.durations.with_label_values(&[layer.label()]).observe(time.as_secs_f64());
     }
 
     /// So much differed, and that became of it.
-    pub(crate) fn drift(&self, what: Drifted, outcome: Outcome, count: usize) {
+    pub fn drift(&self, what: Drifted, outcome: Outcome, count: usize) {
         let labels = [what.label(), outcome.label()];
         self.verification.drift.with_label_values(&labels).inc_by(count as u64);
     }
 
     /// What differed was put right after so long.
-    pub(crate) fn drift_repaired_within(&self, time: Duration) {
+    pub fn drift_repaired_within(&self, time: Duration) {
         let none: [&str; 0] = [];
         self.verification.repairs.with_label_values(&none).observe(time.as_secs_f64());
     }
 
     /// The kernel had more events than it keeps.
-    pub(crate) fn verification_events_lost(&self) {
+    pub fn verification_events_lost(&self) {
         self.verification.lost.inc();
     }
 
     /// So many pods are looked at by turns only.
-    pub(crate) fn unwatched(&self, pods: usize) {
+    pub fn unwatched(&self, pods: usize) {
         self.verification.unwatched.set(number(pods));
     }
 }

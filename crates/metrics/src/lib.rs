@@ -18,7 +18,6 @@ use hyper::{Request, StatusCode};
 use prometheus::{Encoder, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder};
 use telemetry::Journal;
 
-use crate::serve::{Handler, ServedAnswer, text};
 use ambient::AmbientMetrics;
 use cluster::ClusterMetrics;
 use conflicts::ConflictMetrics;
@@ -26,7 +25,8 @@ use guards::GuardMetrics;
 use plugin::PluginMetrics;
 use register::Register;
 use repair::RepairMetrics;
-pub(crate) use verification::PodRules;
+use serve::{CountClosed, Handler, ServedAnswer, text};
+pub use verification::PodRules;
 use verification::VerificationMetrics;
 
 /// Values of a label that come from outside are cut off after so many, lest a broken writer fill the memory of the monitoring.
@@ -36,7 +36,7 @@ const MAX_COMPONENTS: usize = 16;
 type Census = Arc<dyn Fn() + Send + Sync>;
 
 /// All of them.
-pub(crate) struct Metrics {
+pub struct Metrics {
     registry: Registry,
     install_ready: IntGaugeVec,
     installs: IntCounterVec,
@@ -59,7 +59,7 @@ pub(crate) struct Metrics {
 impl Metrics {
     /// # Errors
     /// A name is there twice or is none, which the tests would have told.
-    pub(crate) fn new(ambient: bool, journal: Journal) -> Result<Self, prometheus::Error> {
+    pub fn new(ambient: bool, journal: Journal) -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         let make = Register(&registry);
@@ -102,23 +102,23 @@ impl Metrics {
     }
 
     /// `census` is called before the metrics are read.
-    pub(crate) fn before_reading(&self, census: impl Fn() + Send + Sync + 'static) {
+    pub fn before_reading(&self, census: impl Fn() + Send + Sync + 'static) {
         self.census.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::new(census));
     }
 
     /// Whether the installation is in order. The gauge is absent until this is first said.
-    pub(crate) fn install_ready(&self, ready: bool) {
+    pub fn install_ready(&self, ready: bool) {
         let none: [&str; 0] = [];
         self.install_ready.with_label_values(&none).set(i64::from(ready));
     }
 
     /// An installation ended like this, one of the original's words.
-    pub(crate) fn installed(&self, result: &str) {
+    pub fn installed(&self, result: &str) {
         self.installs.with_label_values(&[result]).inc();
     }
 
     /// Another component replaced the configuration.
-    pub(crate) fn overwritten(&self, component: &str) {
+    pub fn overwritten(&self, component: &str) {
         let mut known = self.components.lock().unwrap_or_else(PoisonError::into_inner);
         let room = known.len() < MAX_COMPONENTS || known.contains(component);
         let label = if room { component } else { "other" };
@@ -127,23 +127,24 @@ impl Metrics {
     }
 
     /// So many pods have something of ambient mode although it is off.
-    pub(crate) fn leftover_pods(&self, pods: usize) {
+    pub fn leftover_pods(&self, pods: usize) {
         self.leftover_pods.set(i64::try_from(pods).unwrap_or(i64::MAX));
     }
 
     /// This became of a change of a running pod.
-    pub(crate) fn live_update(&self, result: &str) {
+    pub fn live_update(&self, result: &str) {
         self.live_updates.with_label_values(&[result]).inc();
     }
 
-    /// A connection to this listener was closed or refused for this reason.
-    pub(crate) fn connection_closed(&self, listener: &str, reason: &str) {
-        self.guards.connections.with_label_values(&[listener, reason]).inc();
-    }
-
     /// So many lines of plugins are not printed.
-    pub(crate) fn plugin_lines_dropped(&self, reason: &str, lines: u64) {
+    pub fn plugin_lines_dropped(&self, reason: &str, lines: u64) {
         self.guards.plugin_lines.with_label_values(&[reason]).inc_by(lines);
+    }
+}
+
+impl CountClosed for Metrics {
+    fn connection_closed(&self, listener: &str, reason: &str) {
+        self.guards.connections.with_label_values(&[listener, reason]).inc();
     }
 }
 

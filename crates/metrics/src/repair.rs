@@ -33,17 +33,17 @@ impl RepairMetrics {
 
 impl super::Metrics {
     /// A pod was repaired, deleted or labelled (`kind`), with this result: the original's words.
-    pub(crate) fn repaired_pod(&self, kind: &str, result: &str) {
+    pub fn repaired_pod(&self, kind: &str, result: &str) {
         self.repair.repaired.with_label_values(&[kind, result]).inc();
     }
 
     /// So many pods have rules of ours and are not to be captured any more.
-    pub(crate) fn unexpected(&self, pods: usize) {
+    pub fn unexpected(&self, pods: usize) {
         self.repair.unexpected.set(i64::try_from(pods).unwrap_or(i64::MAX));
     }
 
     /// So many pods ask for a sidecar and have none.
-    pub(crate) fn not_injected(&self, pods: usize) {
+    pub fn not_injected(&self, pods: usize) {
         self.repair.not_injected.set(i64::try_from(pods).unwrap_or(i64::MAX));
     }
 }

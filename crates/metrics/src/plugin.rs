@@ -53,7 +53,7 @@ impl PluginMetrics {
 
 impl super::Metrics {
     /// A call of the plugin.
-    pub(crate) fn operation(&self, report: &OperationReport) {
+    pub fn operation(&self, report: &OperationReport) {
         let operation = match report.operation.as_str() {
             known @ ("add" | "check" | "del" | "gc" | "status") => known,
             _ => "other",
@@ -77,17 +77,17 @@ impl super::Metrics {
     }
 
     /// A pod runs without capture.
-    pub(crate) fn uncaptured(&self, reason: &str) {
+    pub fn uncaptured(&self, reason: &str) {
         self.plugin.uncaptured.with_label_values(&[reason]).inc();
     }
 
     /// So many pods run without capture that started while runtimes did not call the plugin.
-    pub(crate) fn started_without_plugin(&self, pods: usize) {
+    pub fn started_without_plugin(&self, pods: usize) {
         self.plugin.started_without_plugin.set(i64::try_from(pods).unwrap_or(i64::MAX));
     }
 
     /// A question of a plugin.
-    pub(crate) fn facts_request(&self, result: &str) {
+    pub fn facts_request(&self, result: &str) {
         self.plugin.facts_requests.with_label_values(&[result]).inc();
     }
 }
