@@ -59,8 +59,11 @@ fn wait_unverified(agent: &Agent, state: &str, reason: &str, pods: f64) {
     .unwrap();
 }
 
+/// Names and values.
+type Pairs = Vec<(&'static str, &'static str)>;
+
 /// A choice of values for each annotation and variable, the same in every run.
-fn chosen(number: usize) -> (Vec<(&'static str, &'static str)>, Vec<(&'static str, &'static str)>) {
+fn chosen(number: usize) -> (Pairs, Pairs) {
     const TRAFFIC: &[(&str, &[&str])] = &[
         ("traffic.sidecar.istio.io/includeOutboundIPRanges", &["", "*", "10.0.0.0/8,fd00::/8"]),
         ("traffic.sidecar.istio.io/excludeOutboundIPRanges", &["", "10.1.0.0/16"]),
