@@ -12,7 +12,8 @@ use serde::Serialize;
 use crate::configuration::ConfigurationArgs;
 use crate::output::{Colour, VerbAnswer, one_line, paint};
 use crate::pods::{
-    Around, Column, ConflictsView, Evidence, ListArgs, Listing, NOTHING, PARTLY_UNKNOWN, SelectArgs, Viewer,
+    Around, Column, ConflictsView, EvidenceSource, ListArgs, NOTHING, PARTLY_UNKNOWN, ResourceList,
+    SelectArgs, Viewer,
 };
 
 const EXAMPLES: &str = "\
@@ -62,7 +63,7 @@ pub(crate) struct ConflictsArgs {
     configuration: ConfigurationArgs,
 }
 
-const LISTING: Listing<ConflictReport> = Listing {
+const LISTING: ResourceList<ConflictReport> = ResourceList {
     kind: "ConflictList",
     item_kind: "Conflict",
     columns: &[
@@ -95,7 +96,7 @@ const LISTING: Listing<ConflictReport> = Listing {
 /// What is said once for all conflicts.
 #[derive(Serialize)]
 struct Head<'a> {
-    evidence: &'a Evidence,
+    evidence: &'a EvidenceSource,
     not_looked_at: &'a [String],
 }
 

@@ -62,7 +62,7 @@ use crate::kept_facts::KeptFacts;
 use crate::live::LiveNews;
 use crate::pods;
 use crate::slots::Slots;
-use crate::verification::Verifier;
+use crate::verification::PodVerifier;
 use config::AmbientConfig;
 use evidence::Evidence;
 use failure::AmbientFailure;
@@ -104,7 +104,7 @@ struct Pods {
     drains: Drains,
     plans: Plans,
     /// Looks whether their rules are as planned.
-    verifier: Arc<Verifier>,
+    verifier: Arc<PodVerifier>,
 }
 
 /// The node's own namespace, and what programs rules in it and in the pods'.
@@ -172,7 +172,7 @@ pub(crate) struct AmbientParts {
     pub(crate) events: Arc<Events>,
     pub(crate) slots: Arc<Slots>,
     pub(crate) backends: Arc<Backends>,
-    pub(crate) verifier: Arc<Verifier>,
+    pub(crate) verifier: Arc<PodVerifier>,
     /// Where records are kept.
     pub(crate) run_dir: PathBuf,
     pub(crate) facts: Arc<KeptFacts>,

@@ -18,7 +18,7 @@ use ::conflicts::{Conflict, NetnsScope, ObservedNetns, Resolution, Severity};
 use capture::ambient::{MARK_MASK, ZTUNNEL_MARK};
 use facts::PodRef;
 use kernel::Kernel;
-use kernel::observed::{PodProcesses, Subject, generation, scan_processes};
+use kernel::observed::{ObservedSubject, PodProcesses, generation, scan_processes};
 use netns::{Inside, NetnsId};
 use options::agent::{BadOption, Options, Setting};
 use ruleset::Plan;
@@ -26,9 +26,9 @@ use ruleset::listed::Lister;
 use telemetry::Scope;
 
 use crate::events::Events;
-use limits::Limits;
+use limits::AttemptLimit;
 use metrics::Metrics;
-use told::Told;
+use told::ToldConflicts;
 
 /// How long a list of the node's processes serves.
 const PROCESSES_FOR: Duration = Duration::from_secs(30);
@@ -67,7 +67,7 @@ pub(crate) struct Conflicts {
     parts: ConflictParts,
     known: Mutex<HashMap<NetnsId, Namespace>>,
     processes: Mutex<Option<(Instant, Arc<HashMap<NetnsId, PodProcesses>>)>>,
-    told: Told,
+    told: ToldConflicts,
 }
 
 /// A namespace that has the rules of a plan.
@@ -94,7 +94,7 @@ struct Namespace {
     routing_changed: bool,
     findings: Vec<Finding>,
     not_looked_at: Vec<String>,
-    limits: Limits,
+    limits: AttemptLimit,
     /// The tables of legacy iptables that were there before rules of ours, as far as that is known: the kernel does not tell their age.
     older: Option<Vec<String>>,
 }
@@ -126,7 +126,7 @@ impl ConflictResolution {
 impl Conflicts {
     pub(crate) fn new(parts: ConflictParts) -> Arc<Self> {
         let (known, processes) = (Mutex::default(), Mutex::default());
-        Arc::new(Self { parts, known, processes, told: Told::default() })
+        Arc::new(Self { parts, known, processes, told: ToldConflicts::default() })
     }
 
     /// Writes Events until the task is aborted.
@@ -201,7 +201,7 @@ impl Conflicts {
         let processes = self.processes();
         let none = PodProcesses::default();
         let older = self.known().entry(look.inside.id()).or_default().older.clone();
-        let subject = Subject {
+        let subject = ObservedSubject {
             scope: if look.pod.is_some() { NetnsScope::Pod } else { NetnsScope::Node },
             plan: look.plan,
             processes: processes.get(&look.inside.id()).unwrap_or(&none),

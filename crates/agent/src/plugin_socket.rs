@@ -21,7 +21,7 @@ use crate::backend::NodeBackend;
 use crate::health::Health;
 use crate::pods_report::PodsReporter;
 use crate::sidecars::Sidecars;
-use crate::verification::Verifier;
+use crate::verification::PodVerifier;
 use metrics::Metrics;
 use serve::{Handler, ServedAnswer, text};
 
@@ -39,7 +39,7 @@ pub(crate) struct PluginSocket {
     pub(crate) sidecars: Arc<Sidecars>,
     pub(crate) backend: Arc<NodeBackend>,
     pub(crate) ambient: Arc<Ambient>,
-    pub(crate) verifier: Arc<Verifier>,
+    pub(crate) verifier: Arc<PodVerifier>,
     pub(crate) pods: PodsReporter,
     pub(crate) log: Scope,
 }

@@ -12,16 +12,16 @@ use facts::{Facts, Object, PodRef};
 use ruleset::Plan;
 use rundir::pods::{PodReport, PodsReport, RestoreReport, bounded};
 use tokio::task::JoinSet;
-use verification::{Mode, State};
+use verification::{DataPlaneMode, VerificationState};
 
 use crate::sidecars::Sidecars;
-use crate::verification::{PodVerification, Repaired, Verifier};
+use crate::verification::{PodVerification, PodVerifier, RepairResult};
 
 /// Knows what is said.
 pub(crate) struct PodsReporter {
     pub(crate) cluster: Cluster,
     pub(crate) sidecars: Arc<Sidecars>,
-    pub(crate) verifier: Arc<Verifier>,
+    pub(crate) verifier: Arc<PodVerifier>,
     /// Seconds between two looks at a pod.
     pub(crate) interval: f64,
 }
@@ -74,9 +74,11 @@ impl PodsReporter {
         let before = self.verifier.check_now(uid).await?;
         let differed = bounded(&before.differences);
         let (repaired, problem) = match self.verifier.restore(&before.pod).await? {
-            Ok(Repaired::PutRight) => (true, String::new()),
-            Ok(Repaired::WasRight) => (false, String::new()),
-            Ok(Repaired::Left) => (false, "the agent leaves it as it is now; its log says why".to_owned()),
+            Ok(RepairResult::PutRight) => (true, String::new()),
+            Ok(RepairResult::WasRight) => (false, String::new()),
+            Ok(RepairResult::Left) => {
+                (false, "the agent leaves it as it is now; its log says why".to_owned())
+            }
             Err(failure) => (false, failure.text),
         };
         let _ = self.verifier.check_now(uid).await;
@@ -150,12 +152,12 @@ fn take(report: &mut PodReport, verification: PodVerification) {
         verification.plan.as_deref().map(|plan: &Plan| plan.backend.to_string()).unwrap_or_default();
     let is_looked_at = last_verified.is_some() || !report.drift.is_empty();
     report.listening = is_looked_at.then_some(verification.missing_listeners.is_empty());
-    if state == State::Verified {
+    if state == VerificationState::Verified {
         report.note_missing_listeners(&verification.missing_listeners);
     }
-    if mode == Mode::Ambient {
-        let is_known = !matches!(state, State::Starting | State::Unverifiable(_));
-        report.acknowledged = is_known.then_some(state != State::Unacknowledged);
+    if mode == DataPlaneMode::Ambient {
+        let is_known = !matches!(state, VerificationState::Starting | VerificationState::Unverifiable(_));
+        report.acknowledged = is_known.then_some(state != VerificationState::Unacknowledged);
     }
 }
 

@@ -31,12 +31,12 @@ use crate::pods_report::PodsReporter;
 use crate::shutdown::ShutdownOutcome;
 use crate::sidecars::Sidecars;
 use crate::taint::NodeTaint;
-use crate::verification::Verifier;
+use crate::verification::PodVerifier;
 use crate::{config_dir, log_socket, observe, own_node, ports, shutdown};
 pub(crate) use ending::ProcessEnd;
 use metrics::Metrics;
 use options::agent::{Flags, Options, without_newlines};
-use parts::Shared;
+use parts::SharedParts;
 use serve::{Gone, Handler, UnixSocket};
 
 /// How long to wait before another try for a socket.
@@ -85,7 +85,7 @@ pub(crate) struct Agent {
     /// In sidecar mode it only lets go of what it has left on the node.
     pub(crate) ambient: Arc<Ambient>,
     /// Looks whether the kernel has what it should.
-    pub(crate) verifier: Arc<Verifier>,
+    pub(crate) verifier: Arc<PodVerifier>,
     /// Those of sidecar mode that started without capture.
     pub(crate) sidecars: Arc<Sidecars>,
     /// The node's taint.
@@ -161,7 +161,7 @@ impl Agent {
         let cluster = Cluster::new();
         let kept_facts = Arc::new(KeptFacts::new(&config, cluster.clone(), log.clone()));
         let events = Arc::new(Events::new(writer.clone(), config.pod.clone(), log.clone()));
-        let shared = Shared {
+        let shared = SharedParts {
             config: &config,
             journal: &journal,
             health: &health,

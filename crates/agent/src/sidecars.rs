@@ -50,7 +50,7 @@ use crate::health::Health;
 use crate::live::LiveNews;
 use crate::pods::{Reconcile, work};
 use crate::slots::Slots;
-use crate::verification::Verifier;
+use crate::verification::PodVerifier;
 use executor::{MarkFailure, carry_out};
 use metrics::Metrics;
 use older::OlderPods;
@@ -95,7 +95,7 @@ pub(crate) struct Parts {
     /// What is under way in pods' namespaces.
     pub(crate) slots: Arc<Slots>,
     /// Hears of sandboxes that are found.
-    pub(crate) verifier: Arc<Verifier>,
+    pub(crate) verifier: Arc<PodVerifier>,
     pub(crate) log: Scope,
 }
 

@@ -1,6 +1,6 @@
 //! What the kernel holds against what it should hold, for every pod of this node that should be captured, of all modes.
 //!
-//! A mode says which pods are expected and what their namespaces should hold ([`VerifiedMode`]), and puts right what differs. The [`Verifier`] looks: when
+//! A mode says which pods are expected and what their namespaces should hold ([`VerifiedMode`]), and puts right what differs. The [`PodVerifier`] looks: when
 //! the kernel says that something was changed, and by turns. What it knows of each pod is the answer to metrics, people and `cnictl`.
 
 mod census;
@@ -20,7 +20,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use ::verification::{Culprit, Drifted, Mode, State};
+use ::verification::{Culprit, DataPlaneMode, Drifted, VerificationState};
 use facts::PodRef;
 use netns::{Inside, Netns, NetnsId};
 use ruleset::Plan;
@@ -28,8 +28,8 @@ use ruleset::Plan;
 use crate::backends::Backends;
 
 pub(crate) use config::VerifyConfig;
-pub(crate) use identity::{Identity, identity};
-pub(crate) use verifier::{Verifier, VerifierParts};
+pub(crate) use identity::{NetnsIdentity, identity};
+pub(crate) use verifier::{PodVerifier, VerifierParts};
 
 /// What a call of a mode comes to, later.
 pub(crate) type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -52,7 +52,7 @@ pub(crate) trait VerifiedMode: Send + Sync {
     fn compared(&self, pod: &PodRef, comparison: &Comparison);
 
     /// Puts right what differs, under the pod's turn, after a second look at the namespace's identity; open connections are spared.
-    fn repair<'a>(&'a self, pod: &'a PodRef) -> Later<'a, Result<Repaired, RepairFailure>>;
+    fn repair<'a>(&'a self, pod: &'a PodRef) -> Later<'a, Result<RepairResult, RepairFailure>>;
 
     /// Once in an interval: looks again for the namespaces of pods that have none, and at what is no pod's.
     fn round(self: Arc<Self>) -> Later<'static, ()>;
@@ -62,16 +62,16 @@ pub(crate) trait VerifiedMode: Send + Sync {
 #[derive(Debug, Clone)]
 pub(crate) struct ExpectedPod {
     pub(crate) pod: PodRef,
-    pub(crate) mode: Mode,
+    pub(crate) mode: DataPlaneMode,
     /// When it started, where that is known.
     pub(crate) born: Option<SystemTime>,
     /// What is compared, or why nothing can be.
-    pub(crate) target: Result<Target, State>,
+    pub(crate) target: Result<VerificationTarget, VerificationState>,
 }
 
 /// What a pod's namespace should hold.
 #[derive(Debug, Clone)]
-pub(crate) struct Target {
+pub(crate) struct VerificationTarget {
     pub(crate) netns: Arc<Netns>,
     pub(crate) found: FoundBy,
     pub(crate) plan: Arc<Plan>,
@@ -106,12 +106,12 @@ pub(crate) enum Comparison {
     /// The sandbox is gone, or its path leads to another namespace.
     Moved,
     /// Nobody can tell.
-    Failed { reason: ::verification::Reason, text: String },
+    Failed { reason: ::verification::UnverifiableReason, text: String },
 }
 
 /// What a repair came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Repaired {
+pub(crate) enum RepairResult {
     /// Something differed and is put right.
     PutRight,
     /// Nothing differed any more.
@@ -124,7 +124,7 @@ pub(crate) enum Repaired {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RepairFailure {
     /// The pod's state by that, where it is not that it differs.
-    pub(crate) state: Option<State>,
+    pub(crate) state: Option<VerificationState>,
     /// With its cause and what to do; it does not name the pod.
     pub(crate) text: String,
 }
@@ -133,8 +133,8 @@ pub(crate) struct RepairFailure {
 #[derive(Debug, Clone)]
 pub(crate) struct PodVerification {
     pub(crate) pod: PodRef,
-    pub(crate) mode: Mode,
-    pub(crate) state: State,
+    pub(crate) mode: DataPlaneMode,
+    pub(crate) state: VerificationState,
     /// When it was last seen to be as planned; absent where this agent has not seen it so.
     pub(crate) last_verified: Option<SystemTime>,
     /// What differs now.

@@ -17,10 +17,10 @@ mod view;
 
 use ruleset::Plan;
 
-use crate::follow::Cause;
+use crate::follow::VerdictCause;
 use crate::{Conflict, ConflictId, ConflictPlace, LiveRule, NetnsScope, ObservedNetns, Resolution, Severity};
 use packets::Hits;
-use view::View;
+use view::NetnsView;
 
 /// The most conflicts of one kind that are kept.
 const MAX_OF_A_KIND: usize = 16;
@@ -45,7 +45,7 @@ pub fn conflicts(observed: &ObservedNetns, plan: &Plan) -> Vec<Conflict> {
 /// The same, and what was not looked at.
 #[must_use]
 pub fn examine(observed: &ObservedNetns, plan: &Plan) -> Examined {
-    let view = View::new(observed, plan);
+    let view = NetnsView::new(observed, plan);
     let mut found = Found { not_looked_at: observed.not_looked_at.clone(), ..Found::default() };
     match observed.scope {
         NetnsScope::Pod => {
@@ -133,7 +133,7 @@ impl Conflict {
     fn of_cause(
         id: ConflictId,
         severity: Severity,
-        by: &Cause<'_>,
+        by: &VerdictCause<'_>,
         affects: impl Into<String>,
         advice: impl Into<String>,
     ) -> Self {

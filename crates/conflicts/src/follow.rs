@@ -17,9 +17,9 @@ use ruleset::eval::Packet;
 use ruleset::listed::ListedAct;
 
 use crate::{ConflictPlace, ObservedNetns};
-pub(crate) use branch::{Branch, Cause, Outcome};
+pub(crate) use branch::{BranchEnd, PacketBranch, VerdictCause};
 pub(crate) use routing::{Asked, Routed, deciding_rule, route};
-pub(crate) use way::Scene;
+pub(crate) use way::NetnsScene;
 
 /// A packet's path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,8 +102,8 @@ pub enum Arrival {
 /// Takes a packet through everything that is there. Without an incoming interface it is sent here.
 #[must_use]
 pub fn follow(observed: &ObservedNetns, packet: &Packet) -> LivePath {
-    let scene = Scene::new(observed);
-    let (branches, _) = scene.branches(Branch::new(packet));
+    let scene = NetnsScene::new(observed);
+    let (branches, _) = scene.branches(PacketBranch::new(packet));
     let ends: Vec<LiveEnd> = branches.iter().map(|branch| end_of(observed, packet, branch)).collect();
     let unknown = ends.iter().find(|end| matches!(end, LiveEnd::Unknown { .. }));
     let differs = ends.iter().any(|end| !end.is_like(&ends[0]));
@@ -119,9 +119,9 @@ pub fn follow(observed: &ObservedNetns, packet: &Packet) -> LivePath {
 /// Where a packet is at the end, and the packet as it is then. Ways that lead it to other destinations are not alike.
 #[must_use]
 pub fn arrival(observed: &ObservedNetns, packet: &Packet) -> (Arrival, Packet) {
-    let scene = Scene::new(observed);
-    let (branches, _) = scene.branches(Branch::new(packet));
-    let end = |branch: &Branch<'_>| {
+    let scene = NetnsScene::new(observed);
+    let (branches, _) = scene.branches(PacketBranch::new(packet));
+    let end = |branch: &PacketBranch<'_>| {
         let last = branch.packet(packet);
         // What is gone is nowhere.
         let to =
@@ -135,12 +135,12 @@ pub fn arrival(observed: &ObservedNetns, packet: &Packet) -> (Arrival, Packet) {
     }
 }
 
-fn end_of(observed: &ObservedNetns, packet: &Packet, branch: &Branch<'_>) -> LiveEnd {
+fn end_of(observed: &ObservedNetns, packet: &Packet, branch: &PacketBranch<'_>) -> LiveEnd {
     match &branch.outcome {
-        Some(Outcome::Unknown(cause)) => LiveEnd::Unknown { by: cause.told() },
-        Some(Outcome::Dropped(cause)) => LiveEnd::Dropped { by: cause.told() },
-        Some(Outcome::Socket { port }) if branch.is_taken_by_ours() => LiveEnd::Captured { port: *port },
-        Some(Outcome::Socket { .. } | Outcome::Left) | None => {
+        Some(BranchEnd::Unknown(cause)) => LiveEnd::Unknown { by: cause.told() },
+        Some(BranchEnd::Dropped(cause)) => LiveEnd::Dropped { by: cause.told() },
+        Some(BranchEnd::Socket { port }) if branch.is_taken_by_ours() => LiveEnd::Captured { port: *port },
+        Some(BranchEnd::Socket { .. } | BranchEnd::Left) | None => {
             match branch.kept_by(|| would_capture(observed, packet)) {
                 Some(cause) => LiveEnd::Bypass { by: cause.told() },
                 None => LiveEnd::Delivered,
@@ -152,10 +152,10 @@ fn end_of(observed: &ObservedNetns, packet: &Packet, branch: &Branch<'_>) -> Liv
 /// Whether rules of ours alone would capture the packet.
 fn would_capture(observed: &ObservedNetns, packet: &Packet) -> bool {
     let ours = observed.without_others();
-    let scene = Scene::new(&ours);
-    let (branches, _) = scene.branches(Branch::new(packet));
-    let captured = |branch: &Branch<'_>| {
-        branch.is_taken_by_ours() && matches!(branch.outcome, Some(Outcome::Socket { .. }))
+    let scene = NetnsScene::new(&ours);
+    let (branches, _) = scene.branches(PacketBranch::new(packet));
+    let captured = |branch: &PacketBranch<'_>| {
+        branch.is_taken_by_ours() && matches!(branch.outcome, Some(BranchEnd::Socket { .. }))
     };
     branches.iter().any(captured)
 }

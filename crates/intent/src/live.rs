@@ -23,7 +23,7 @@ pub enum LiveUpdates {
 
 /// A sidecar pod.
 #[derive(Debug, Clone)]
-pub struct SidecarPod<'a> {
+pub struct LiveSidecar<'a> {
     /// What its rules were made from.
     pub in_force: InForce<'a>,
     /// What its labels and annotations say now.
@@ -104,7 +104,7 @@ pub enum RefusedChange {
 
 /// What a change of a sidecar pod's labels and annotations does.
 #[must_use]
-pub fn change(pod: &SidecarPod<'_>, updates: LiveUpdates) -> LiveChange {
+pub fn change(pod: &LiveSidecar<'_>, updates: LiveUpdates) -> LiveChange {
     let has_rules = pod.in_force != InForce::Nothing;
     match &pod.wanted {
         CaptureWish::Ended => LiveChange::Forget,
@@ -121,7 +121,7 @@ pub fn change(pod: &SidecarPod<'_>, updates: LiveUpdates) -> LiveChange {
     }
 }
 
-fn changed_settings(pod: &SidecarPod<'_>, wanted: &Settings) -> LiveChange {
+fn changed_settings(pod: &LiveSidecar<'_>, wanted: &Settings) -> LiveChange {
     let InForce::Settings(in_force) = pod.in_force else { return LiveChange::Refuse(RefusedChange::Unknown) };
     if in_force == wanted {
         return LiveChange::Nothing;

@@ -16,8 +16,8 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, sockopt};
 
 use dump::DUMP_TRIES;
-use events::Events;
-pub(crate) use events::{FilterOperation, Heard, attach_filter, is_port_of_ours};
+use events::HeardEvents;
+pub(crate) use events::{FilterOperation, UnreadEvents, attach_filter, is_port_of_ours};
 use wire::{Attributes, Message, Messages};
 
 /// Flags of a message, `linux/netlink.h`.
@@ -103,7 +103,7 @@ pub(crate) struct NetlinkSocket {
     /// Empty between two questions to a kept socket.
     buffer: Vec<u8>,
     /// Of a socket that is kept: the events that it hears beside the answers.
-    events: Option<Events>,
+    events: Option<HeardEvents>,
 }
 
 /// What the kernel said about a message of ours.

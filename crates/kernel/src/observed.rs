@@ -24,7 +24,7 @@ pub use processes::{PodProcesses, scan_processes};
 
 /// Whose namespace is looked at, and what is known of it besides.
 #[derive(Debug, Clone, Copy)]
-pub struct Subject<'a> {
+pub struct ObservedSubject<'a> {
     /// Whose it is.
     pub scope: NetnsScope,
     /// What is planned there.
@@ -63,7 +63,7 @@ impl Kernel<'_> {
     ///
     /// # Errors
     /// The kernel could not be asked for rules, routes or interfaces.
-    pub fn observed(&self, inside: &Inside, subject: &Subject<'_>) -> Result<ObservedNetns, Error> {
+    pub fn observed(&self, inside: &Inside, subject: &ObservedSubject<'_>) -> Result<ObservedNetns, Error> {
         let mut not_looked_at = Vec::new();
         let tables = self.everybodys_tables(inside, subject, &mut not_looked_at)?;
         let links = links::links(inside)?;
@@ -101,7 +101,7 @@ impl Kernel<'_> {
     fn everybodys_tables(
         &self,
         inside: &Inside,
-        subject: &Subject<'_>,
+        subject: &ObservedSubject<'_>,
         not_looked_at: &mut Vec<String>,
     ) -> Result<Vec<ListedTable>, Error> {
         let plan = subject.plan;

@@ -24,7 +24,7 @@ pub(crate) enum Neighbour {
 }
 
 /// Where a base chain is attached.
-pub(crate) struct Place {
+pub(crate) struct AttachPoint {
     pub(crate) families: Families,
     pub(crate) base: Base,
     /// The table of iptables that is attached there, too.
@@ -48,7 +48,7 @@ impl Kernel<'_> {
         if plan.backend == Backend::Iptables {
             return Ok(Neighbours::default());
         }
-        let places: Vec<Place> = plan.layers.iter().flat_map(places).collect();
+        let places: Vec<AttachPoint> = plan.layers.iter().flat_map(places).collect();
         let mut found: BTreeSet<Neighbour> =
             nft::others::attached_at(inside, &places, &plan.layers)?.into_iter().collect();
         for family in [Family::V4, Family::V6] {
@@ -69,10 +69,10 @@ impl Kernel<'_> {
     }
 }
 
-fn places(layer: &Ruleset) -> impl Iterator<Item = Place> {
+fn places(layer: &Ruleset) -> impl Iterator<Item = AttachPoint> {
     let families = if layer.ipv6 { Families::Both } else { Families::Only(Family::V4) };
     layer.tables.iter().flat_map(move |table| {
         let bases = ruleset::nft::chains(table).filter_map(|chain| chain.base);
-        bases.map(move |base| Place { families, base, legacy: table.kind.name() })
+        bases.map(move |base| AttachPoint { families, base, legacy: table.kind.name() })
     })
 }

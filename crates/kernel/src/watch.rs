@@ -19,7 +19,7 @@ use netns::{Inside, Netns};
 use ruleset::{Family, Plan};
 
 pub(crate) use events::generation;
-pub use events::{Commit, Noticed};
+pub use events::{Noticed, RulesetCommit};
 pub(crate) use legacy::LegacyTables;
 use legacy::{LegacyContent, LegacySocket};
 pub use probe::{EventSupport, probe};

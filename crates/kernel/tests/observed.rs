@@ -12,7 +12,7 @@ use capture::{PlanTarget, Settings};
 use conflicts::{Conflict, NetnsScope, ObservedNetns, RuleLookup, Severity, conflicts};
 use kernel::iptables::Iptables;
 use kernel::nft::Nftables;
-use kernel::observed::{PodProcesses, Subject, scan_processes};
+use kernel::observed::{ObservedSubject, PodProcesses, scan_processes};
 use kernel::{Choice, Kernel};
 use netns::NetnsId;
 use ruleset::{Backend, Plan};
@@ -42,8 +42,14 @@ fn observe_knowing(
     let iptables = Iptables::new();
     let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
     let proxy_mark = Some((ZTUNNEL_MARK, MARK_MASK));
-    let subject =
-        Subject { scope: NetnsScope::Pod, plan, processes, proc_root: Path::new("/proc"), proxy_mark, older };
+    let subject = ObservedSubject {
+        scope: NetnsScope::Pod,
+        plan,
+        processes,
+        proc_root: Path::new("/proc"),
+        proxy_mark,
+        older,
+    };
     ns.enter(|inside| kernel.observed(inside, &subject)).unwrap().unwrap()
 }
 
@@ -187,7 +193,7 @@ fn a_pod_without_rules_of_others_costs_little() {
         let iptables = Iptables::new();
         let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
         let proc_root = Path::new("/proc");
-        let subject = Subject {
+        let subject = ObservedSubject {
             scope: NetnsScope::Pod,
             plan: &plan,
             processes: &none,

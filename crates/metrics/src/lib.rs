@@ -26,7 +26,7 @@ use plugin::PluginMetrics;
 use register::Register;
 use repair::RepairMetrics;
 use serve::{CountClosed, Handler, ServedAnswer, text};
-pub use verification::PodRules;
+pub use verification::PodRuleCounts;
 use verification::VerificationMetrics;
 
 /// Values of a label that come from outside are cut off after so many, lest a broken writer fill the memory of the monitoring.

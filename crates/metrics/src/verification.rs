@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
-use ::verification::{Drifted, Layer, Ledger, Mode, Outcome, State};
+use ::verification::{DataPlaneMode, DriftAction, Drifted, Layer, Ledger, VerificationState};
 use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
 use super::register::Register;
@@ -74,7 +74,7 @@ impl PodGauges {
 
 /// How many pods have their rules: how people ask first.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct PodRules {
+pub struct PodRuleCounts {
     /// They are as planned.
     pub healthy: usize,
     /// None of them is there.
@@ -134,7 +134,7 @@ impl VerificationMetrics {
             self.durations.with_label_values(&[layer.label()]);
         }
         for what in Drifted::ALL {
-            for action in Outcome::ALL {
+            for action in DriftAction::ALL {
                 self.drift.with_label_values(&[what.label(), action.label()]);
             }
         }
@@ -172,7 +172,7 @@ impl super::Metrics {
     /// So many pods are expected, verified and not: one snapshot.
     pub fn pods_verified(&self, ledger: &Ledger) {
         let of = &self.verification.pods;
-        for mode in Mode::ALL {
+        for mode in DataPlaneMode::ALL {
             of.expected.with_label_values(&[mode.label()]).set(number(ledger.expected(mode)));
             of.verified.with_label_values(&[mode.label()]).set(number(ledger.verified(mode)));
             for (state, pods) in ledger.unverified(mode) {
@@ -180,14 +180,14 @@ impl super::Metrics {
                 of.unverified.with_label_values(&[mode.label(), state.label(), reason]).set(number(pods));
             }
         }
-        let contended = Mode::ALL.map(|mode| ledger.count(mode, State::Contended));
+        let contended = DataPlaneMode::ALL.map(|mode| ledger.count(mode, VerificationState::Contended));
         of.contended.set(number(contended.iter().sum()));
     }
 
     /// So it stands with the pods' rules.
-    pub fn pod_rules(&self, pods: PodRules) {
+    pub fn pod_rules(&self, pods: PodRuleCounts) {
         let of = &self.verification.pods;
-        let PodRules { healthy, missing, different, unverifiable } = pods;
+        let PodRuleCounts { healthy, missing, different, unverifiable } = pods;
         let states = [
             ("healthy", healthy),
             ("missing", missing),
@@ -203,7 +203,7 @@ impl super::Metrics {
     }
 
     /// In so many pods of a mode nobody listens where somebody should.
-    pub fn listeners_missing(&self, mode: Mode, pods: usize) {
+    pub fn listeners_missing(&self, mode: DataPlaneMode, pods: usize) {
         self.verification.pods.listeners.with_label_values(&[mode.label(), "missing"]).set(number(pods));
     }
 
@@ -227,7 +227,7 @@ impl super::Metrics {
     }
 
     /// So much differed, and that became of it.
-    pub fn drift(&self, what: Drifted, outcome: Outcome, count: usize) {
+    pub fn drift(&self, what: Drifted, outcome: DriftAction, count: usize) {
         let labels = [what.label(), outcome.label()];
         self.verification.drift.with_label_values(&labels).inc_by(count as u64);
     }

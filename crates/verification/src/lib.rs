@@ -13,4 +13,4 @@ pub use culprit::Culprit;
 pub use ledger::Ledger;
 pub use relapse::{Permit, Relapses};
 pub use schedule::{Due, Schedule};
-pub use state::{Drifted, Layer, Mode, Outcome, Reason, State};
+pub use state::{DataPlaneMode, DriftAction, Drifted, Layer, UnverifiableReason, VerificationState};

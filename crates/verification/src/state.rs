@@ -4,7 +4,7 @@ use std::fmt;
 
 /// By what a pod is captured: label `mode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Mode {
+pub enum DataPlaneMode {
     /// A proxy in the pod.
     Sidecar,
     /// The node's ztunnel.
@@ -13,7 +13,7 @@ pub enum Mode {
 
 /// What is known of a pod that should be captured: label `state`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum State {
+pub enum VerificationState {
     /// Its namespace is as planned, by a comparison that is not too old, and no conflict of severity error is known.
     Verified,
     /// Its rules are as planned; no connected ztunnel has acknowledged it.
@@ -25,14 +25,14 @@ pub enum State {
     /// The same, and the repair waits, because somebody undoes it again and again.
     Contended,
     /// Nobody can tell.
-    Unverifiable(Reason),
+    Unverifiable(UnverifiableReason),
     /// It has no sandbox yet, its ADD is under way, or this agent has not looked at it yet.
     Starting,
 }
 
 /// Why a pod cannot be verified: label `reason`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Reason {
+pub enum UnverifiableReason {
     /// Its network namespace is not found.
     NoNamespace,
     /// It has no address, by which its namespace could be told from others.
@@ -89,7 +89,7 @@ pub enum Drifted {
 
 /// What became of a difference: label `action`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Outcome {
+pub enum DriftAction {
     /// It was put right.
     Repaired,
     /// It was left as it is, by configuration.
@@ -100,9 +100,9 @@ pub enum Outcome {
     BackedOff,
 }
 
-// === impl Mode ===
+// === impl DataPlaneMode ===
 
-impl Mode {
+impl DataPlaneMode {
     /// All of them.
     pub const ALL: [Self; 2] = [Self::Sidecar, Self::Ambient];
 
@@ -116,13 +116,13 @@ impl Mode {
     }
 }
 
-// === impl State ===
+// === impl VerificationState ===
 
-impl State {
+impl VerificationState {
     /// All of them but [`Self::Verified`], with each reason.
     pub fn unverified() -> impl Iterator<Item = Self> {
         let plain = [Self::Unacknowledged, Self::Draining, Self::Drifted, Self::Contended, Self::Starting];
-        plain.into_iter().chain(Reason::ALL.into_iter().map(Self::Unverifiable))
+        plain.into_iter().chain(UnverifiableReason::ALL.into_iter().map(Self::Unverifiable))
     }
 
     /// The label's value.
@@ -141,7 +141,7 @@ impl State {
 
     /// Why it is unverifiable, if it is.
     #[must_use]
-    pub fn reason(self) -> Option<Reason> {
+    pub fn reason(self) -> Option<UnverifiableReason> {
         match self {
             Self::Unverifiable(reason) => Some(reason),
             _ => None,
@@ -149,7 +149,7 @@ impl State {
     }
 }
 
-impl fmt::Display for State {
+impl fmt::Display for VerificationState {
     /// As `unverifiable/no-namespace`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.label())?;
@@ -157,9 +157,9 @@ impl fmt::Display for State {
     }
 }
 
-// === impl Reason ===
+// === impl UnverifiableReason ===
 
-impl Reason {
+impl UnverifiableReason {
     /// All of them.
     pub const ALL: [Self; 9] = [
         Self::NoNamespace,
@@ -240,9 +240,9 @@ impl Drifted {
     }
 }
 
-// === impl Outcome ===
+// === impl DriftAction ===
 
-impl Outcome {
+impl DriftAction {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Repaired, Self::Left, Self::Failed, Self::BackedOff];
 

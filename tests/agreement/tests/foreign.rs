@@ -21,7 +21,7 @@ use conflicts::{Arrival, LiveEnd, NetnsScope, ObservedNetns, arrival, follow};
 use kernel::Kernel;
 use kernel::iptables::Iptables;
 use kernel::nft::Nftables;
-use kernel::observed::{PodProcesses, Subject};
+use kernel::observed::{ObservedSubject, PodProcesses};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -430,7 +430,7 @@ fn log_what_comes(namespace: &TestNetns, hook: &str) -> Result<()> {
 fn observe(lab: &Lab, plan: &Plan) -> Result<ObservedNetns> {
     let iptables = Iptables::new();
     let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
-    let subject = Subject {
+    let subject = ObservedSubject {
         scope: NetnsScope::Pod,
         plan,
         processes: &PodProcesses::default(),

@@ -10,10 +10,10 @@ use facts::PodRef;
 use netns::Netns;
 use rundir::pods::{ConflictReport, ConflictsReport};
 
-use super::live::{Processes, observe_with, report};
+use super::live::{NodeProcesses, observe_with, report};
 use super::own::LookedPod;
 use super::select::SelectArgs;
-use super::view::{Evidence, Viewer, refuse_if_denied};
+use super::view::{EvidenceSource, Viewer, refuse_if_denied};
 
 /// How long the agent may take; it answers from memory.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -23,7 +23,7 @@ const NODE: &str = "the node's own network namespace: the agent looks there, and
 /// Conflicts, and by what evidence.
 #[derive(Debug)]
 pub(crate) struct ConflictsView {
-    pub(crate) evidence: Evidence,
+    pub(crate) evidence: EvidenceSource,
     pub(crate) conflicts: Vec<ConflictReport>,
     /// What could not be looked at, and why.
     pub(crate) not_looked_at: Vec<String>,
@@ -74,18 +74,21 @@ impl Viewer {
         if node {
             conflicts.retain(|conflict| conflict.pod.is_none());
         }
-        let evidence = Evidence::of_agent(String::new(), at);
+        let evidence = EvidenceSource::of_agent(String::new(), at);
         Ok(ConflictsView { evidence, conflicts, not_looked_at })
     }
 
     fn seen(&self, select: &SelectArgs, node: bool, why: &str) -> Result<ConflictsView> {
-        let mut view =
-            ConflictsView { evidence: Evidence::own(why), conflicts: Vec::new(), not_looked_at: Vec::new() };
+        let mut view = ConflictsView {
+            evidence: EvidenceSource::own(why),
+            conflicts: Vec::new(),
+            not_looked_at: Vec::new(),
+        };
         if node || select.is_everything() {
             view.not_looked_at.push(NODE.to_owned());
         }
         if !node {
-            let processes = Processes::read()?;
+            let processes = NodeProcesses::read()?;
             for looked in self.look_deeply(select)?.iter().filter(|looked| looked.report.is_wanted()) {
                 view.look_at(looked, &processes);
             }
@@ -95,7 +98,7 @@ impl Viewer {
 }
 
 impl ConflictsView {
-    fn look_at(&mut self, looked: &LookedPod, processes: &Processes) {
+    fn look_at(&mut self, looked: &LookedPod, processes: &NodeProcesses) {
         let pod = looked.report.pod();
         let (Some(place), Some(captured)) = (&looked.place, looked.captured.as_deref()) else {
             self.not_looked_at.push(format!("pod {pod}: {}", looked.report.problem));

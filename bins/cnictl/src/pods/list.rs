@@ -5,9 +5,9 @@ use rundir::pods::PodReport;
 use serde::Serialize;
 
 use super::evidence::PodEvidence;
-use super::listing::{Around, Column, ListArgs, Listing, NOTHING, OUT_OF_TIME, PARTLY_UNKNOWN};
+use super::listing::{Around, Column, ListArgs, NOTHING, OUT_OF_TIME, PARTLY_UNKNOWN, ResourceList};
 use super::select::SelectArgs;
-use super::view::{Evidence, NodeView, Viewer};
+use super::view::{EvidenceSource, NodeView, Viewer};
 use crate::configuration::ConfigurationArgs;
 use crate::output::{Colour, VerbAnswer, one_line, paint};
 
@@ -40,13 +40,13 @@ pub(crate) struct PodsArgs {
 pub(super) struct PodItem {
     #[serde(flatten)]
     pub(super) pod: PodReport,
-    pub(super) evidence: Evidence,
+    pub(super) evidence: EvidenceSource,
     /// What it rests on, where that was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) detail: Option<PodEvidence>,
 }
 
-const LISTING: Listing<PodItem> = Listing {
+const LISTING: ResourceList<PodItem> = ResourceList {
     kind: "PodList",
     item_kind: "Pod",
     columns: &[
@@ -83,7 +83,7 @@ impl PodsArgs {
 /// What is said once for all pods.
 #[derive(Serialize)]
 pub(super) struct Head<'a> {
-    evidence: &'a Evidence,
+    evidence: &'a EvidenceSource,
     /// What is not known.
     gaps: &'a [String],
 }

@@ -61,7 +61,7 @@ pub(crate) struct Column<T> {
 }
 
 /// A list of one kind.
-pub(crate) struct Listing<T: 'static> {
+pub(crate) struct ResourceList<T: 'static> {
     /// `kind` of the list in JSON, such as `PodList`.
     pub(crate) kind: &'static str,
     /// `kind` of an item, in JSON lines.
@@ -104,7 +104,7 @@ pub(crate) struct Around {
     pub(crate) after: String,
 }
 
-impl<T: Serialize + Clone + PartialEq> Listing<T> {
+impl<T: Serialize + Clone + PartialEq> ResourceList<T> {
     /// The items in the order that is asked for.
     ///
     /// # Errors

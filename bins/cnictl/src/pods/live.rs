@@ -7,7 +7,7 @@ use conflicts::{Conflict, NetnsScope, ObservedNetns};
 use facts::PodRef;
 use kernel::iptables::Iptables;
 use kernel::nft::Nftables;
-use kernel::observed::{PodProcesses, Subject, scan_processes};
+use kernel::observed::{ObservedSubject, PodProcesses, scan_processes};
 use kernel::{Kernel, RuleStore};
 use netns::{Inside, Netns, NetnsId};
 use ruleset::listed::ListedTable;
@@ -15,7 +15,7 @@ use ruleset::{Backend, Plan};
 use rundir::pods::ConflictReport;
 
 use super::listed::{means_the_same, planned};
-use super::locate::{Place, proc_root};
+use super::locate::{LocatedNetns, proc_root};
 use crate::subject::{By, Captured};
 
 /// Mark and mask of ztunnel's sockets in the pod.
@@ -23,9 +23,9 @@ const ZTUNNEL: (u32, u32) = (capture::ambient::ZTUNNEL_MARK, capture::ambient::M
 
 /// The processes of all namespaces, read once for any number of pods.
 #[derive(Debug)]
-pub(crate) struct Processes(HashMap<NetnsId, PodProcesses>);
+pub(crate) struct NodeProcesses(HashMap<NetnsId, PodProcesses>);
 
-impl Processes {
+impl NodeProcesses {
     /// Reads them.
     ///
     /// # Errors
@@ -42,8 +42,8 @@ impl Processes {
 ///
 /// # Errors
 /// The namespace cannot be entered or read.
-pub(crate) fn observe(place: &Place, captured: Option<&Captured>) -> Result<ObservedNetns> {
-    observe_with(&place.netns, captured, &Processes::read()?)
+pub(crate) fn observe(place: &LocatedNetns, captured: Option<&Captured>) -> Result<ObservedNetns> {
+    observe_with(&place.netns, captured, &NodeProcesses::read()?)
 }
 
 /// The same with processes that were read.
@@ -53,13 +53,13 @@ pub(crate) fn observe(place: &Place, captured: Option<&Captured>) -> Result<Obse
 pub(super) fn observe_with(
     netns: &Netns,
     captured: Option<&Captured>,
-    processes: &Processes,
+    processes: &NodeProcesses,
 ) -> Result<ObservedNetns> {
     let nothing = Plan { backend: Backend::Nftables, routing: Vec::new(), layers: Vec::new() };
     let plan = captured.map_or(&nothing, |captured| &captured.plan);
     let none = PodProcesses::default();
     let root = proc_root();
-    let subject = Subject {
+    let subject = ObservedSubject {
         scope: NetnsScope::Pod,
         plan,
         processes: processes.0.get(&netns.id()).unwrap_or(&none),
@@ -70,7 +70,7 @@ pub(super) fn observe_with(
     netns.enter(|inside| read(inside, &subject)).context("enter the network namespace of the pod")?
 }
 
-fn read(inside: &Inside, subject: &Subject<'_>) -> Result<ObservedNetns> {
+fn read(inside: &Inside, subject: &ObservedSubject<'_>) -> Result<ObservedNetns> {
     let iptables = Iptables::new();
     let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
     let plan = subject.plan;

@@ -27,7 +27,7 @@ const MAX_RECORD: usize = 64 << 10;
 
 /// A pod's network namespace, and how it was found.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct LocatedNetns {
     pub(crate) netns: Arc<Netns>,
     pub(crate) how: String,
 }
@@ -116,8 +116,9 @@ impl Locator {
         &self,
         pods: &[&Facts],
         kernel_classes: &[String],
-    ) -> Vec<Result<Place, MissingNetns>> {
-        let mut found: Vec<Option<Place>> = pods.iter().map(|facts| self.named(&self.hint(facts))).collect();
+    ) -> Vec<Result<LocatedNetns, MissingNetns>> {
+        let mut found: Vec<Option<LocatedNetns>> =
+            pods.iter().map(|facts| self.named(&self.hint(facts))).collect();
         let wanted: Vec<WantedPod> = pods
             .iter()
             .zip(&found)
@@ -129,14 +130,14 @@ impl Locator {
         } else {
             SearchRoots { proc_root: self.proc_root.clone(), host: self.host }.scan(&wanted, &addresses)
         };
-        let place = |(facts, named): (&&Facts, &mut Option<Place>)| {
+        let place = |(facts, named): (&&Facts, &mut Option<LocatedNetns>)| {
             if let Some(place) = named.take() {
                 return Ok(place);
             }
             let uid = facts.pod.uid().unwrap_or_default();
             if let Some(netns) = scan.namespaces.remove(uid) {
                 let how = format!("processes of the pod in {}", self.proc_root.display());
-                return Ok(Place { netns: Arc::new(netns), how });
+                return Ok(LocatedNetns { netns: Arc::new(netns), how });
             }
             let missing =
                 if facts.pod.host_network() { MissingNetns::HostNetwork } else { MissingNetns::NoProcess };
@@ -158,7 +159,7 @@ impl Locator {
     }
 
     /// The namespace that a record names, if it is still that one.
-    fn named(&self, hint: &Hint) -> Option<Place> {
+    fn named(&self, hint: &Hint) -> Option<LocatedNetns> {
         let mounted =
             hint.ids.iter().filter_map(|(inode, who)| Some((self.mounts.get(inode)?.clone(), *who)));
         for (path, who) in hint.paths.iter().cloned().chain(mounted) {
@@ -167,7 +168,7 @@ impl Locator {
             let is_its = || belongs_to(&netns, self.host, &hint.addresses, &addresses).is_ok();
             if is_known && netns.id() != self.host && is_its() {
                 let how = format!("{} by {who}", path.display());
-                return Some(Place { netns: Arc::new(netns), how });
+                return Some(LocatedNetns { netns: Arc::new(netns), how });
             }
         }
         None

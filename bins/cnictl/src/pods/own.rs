@@ -12,10 +12,10 @@ use kernel::sockets::Sockets;
 use netns::Netns;
 use netns::find::MissingNetns;
 use rundir::pods::PodReport;
-use verification::{Reason, State};
+use verification::{UnverifiableReason, VerificationState};
 
 use super::disk::{PodsOnDisk, described};
-use super::locate::{Hint, Locator, Place};
+use super::locate::{Hint, LocatedNetns, Locator};
 use super::select::SelectArgs;
 use crate::look::{backend_in, differences_in_pod, rules_of_ours};
 use crate::subject::{By, Captured, Decider, PodOutcome, PodSubject};
@@ -35,7 +35,7 @@ pub(crate) struct OwnLook<'a> {
 pub(crate) struct LookedPod {
     pub(crate) report: PodReport,
     /// Its namespace.
-    pub(crate) place: Option<Place>,
+    pub(crate) place: Option<LocatedNetns>,
     /// Its plan, where it should be captured.
     pub(crate) captured: Option<Box<Captured>>,
     /// `metadata.annotations`, as far as they are kept.
@@ -79,7 +79,12 @@ impl OwnLook<'_> {
         Ok(looked)
     }
 
-    fn look_at(&self, facts: &Facts, place: Result<Place, MissingNetns>, locator: &Locator) -> LookedPod {
+    fn look_at(
+        &self,
+        facts: &Facts,
+        place: Result<LocatedNetns, MissingNetns>,
+        locator: &Locator,
+    ) -> LookedPod {
         let mut report = head(facts);
         report.addresses = locator.addresses(facts);
         if let Ok(place) = &place {
@@ -106,7 +111,7 @@ impl OwnLook<'_> {
             Err(error) => {
                 report.wanted = "unknown".to_owned();
                 report.decided_by = "settings-invalid".to_owned();
-                report.state = State::Unverifiable(Reason::Kernel).label().to_owned();
+                report.state = VerificationState::Unverifiable(UnverifiableReason::Kernel).label().to_owned();
                 report.problem = format!("what becomes of the pod cannot be decided: {error:#}");
                 None
             }
@@ -120,38 +125,44 @@ impl OwnLook<'_> {
         report: &mut PodReport,
         facts: &Facts,
         captured: &Captured,
-        place: &Result<Place, MissingNetns>,
+        place: &Result<LocatedNetns, MissingNetns>,
     ) {
         let classes = &self.decider.configuration.plugin.kernel_network_runtime_classes;
         let class = facts.pod.runtime_class().filter(|class| !classes.iter().any(|fine| fine == class));
         if let Some(sandbox) = class.and_then(sandbox_of_class) {
-            return unverifiable(report, Reason::Sandbox, &MissingNetns::Sandbox(sandbox).to_string());
+            return unverifiable(
+                report,
+                UnverifiableReason::Sandbox,
+                &MissingNetns::Sandbox(sandbox).to_string(),
+            );
         }
         let place = match place {
             Ok(place) => place,
             // Its object on disk has no status.
-            Err(MissingNetns::NoAddress) => return unverifiable(report, Reason::NoAddress, NO_ADDRESS),
+            Err(MissingNetns::NoAddress) => {
+                return unverifiable(report, UnverifiableReason::NoAddress, NO_ADDRESS);
+            }
             Err(missing) => return unverifiable(report, reason(missing), &missing.to_string()),
         };
         let missing = missing_listeners(&place.netns, &captured.listeners());
         report.listening = missing.as_ref().map(Vec::is_empty);
         match differences_in_pod(&place.netns, captured) {
-            Err(error) => unverifiable(report, Reason::Kernel, &format!("{error:#}")),
+            Err(error) => unverifiable(report, UnverifiableReason::Kernel, &format!("{error:#}")),
             Ok(differences) if differences.is_empty() => {
                 report.last_verified = Some(now());
                 // The agent knows whether ztunnel has the pod; without it nobody here does.
                 if matches!(captured.by, By::Ztunnel(_)) {
-                    report.state = State::Unacknowledged.label().to_owned();
+                    report.state = VerificationState::Unacknowledged.label().to_owned();
                     report.problem =
                         "the rules are as planned; whether ztunnel has the pod only the agent can tell"
                             .to_owned();
                 } else {
-                    report.state = State::Verified.label().to_owned();
+                    report.state = VerificationState::Verified.label().to_owned();
                     report.note_missing_listeners(&missing.unwrap_or_default());
                 }
             }
             Ok(differences) => {
-                report.state = State::Drifted.label().to_owned();
+                report.state = VerificationState::Drifted.label().to_owned();
                 report.problem = format!("{}; the agent repairs it when it runs", first_of(&differences));
                 report.drift = differences;
             }
@@ -191,7 +202,7 @@ fn wanted(report: &mut PodReport, captured: &Captured) {
 }
 
 /// A pod that should not be captured: what is there all the same, or missing by mistake.
-fn not_wanted(report: &mut PodReport, facts: &Facts, place: Option<&Place>) {
+fn not_wanted(report: &mut PodReport, facts: &Facts, place: Option<&LocatedNetns>) {
     let is_without_proxy = report.decided_by == decide::Reason::NoProxy.name();
     let asks = described(facts, Vec::new()).ok().and_then(|described| injection_label(&described.pod));
     if let Some(label) = asks.filter(|_| is_without_proxy) {
@@ -209,20 +220,20 @@ fn not_wanted(report: &mut PodReport, facts: &Facts, place: Option<&Place>) {
     }
 }
 
-fn unverifiable(report: &mut PodReport, reason: Reason, why: &str) {
-    report.state = State::Unverifiable(reason).label().to_owned();
+fn unverifiable(report: &mut PodReport, reason: UnverifiableReason, why: &str) {
+    report.state = VerificationState::Unverifiable(reason).label().to_owned();
     report.reason = reason.label().to_owned();
     report.problem = why.to_owned();
 }
 
-fn reason(missing: &MissingNetns) -> Reason {
+fn reason(missing: &MissingNetns) -> UnverifiableReason {
     match missing {
-        MissingNetns::NoProcess | MissingNetns::HostNetwork => Reason::NoNamespace,
-        MissingNetns::NoAddress => Reason::NoAddress,
-        MissingNetns::OtherAddress | MissingNetns::Several(_) => Reason::WrongNamespace,
-        MissingNetns::OtherOwner => Reason::UserNamespace,
-        MissingNetns::Sandbox(_) => Reason::Sandbox,
-        MissingNetns::Failed(_) => Reason::Permission,
+        MissingNetns::NoProcess | MissingNetns::HostNetwork => UnverifiableReason::NoNamespace,
+        MissingNetns::NoAddress => UnverifiableReason::NoAddress,
+        MissingNetns::OtherAddress | MissingNetns::Several(_) => UnverifiableReason::WrongNamespace,
+        MissingNetns::OtherOwner => UnverifiableReason::UserNamespace,
+        MissingNetns::Sandbox(_) => UnverifiableReason::Sandbox,
+        MissingNetns::Failed(_) => UnverifiableReason::Permission,
     }
 }
 

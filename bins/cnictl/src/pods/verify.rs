@@ -5,7 +5,7 @@ use rundir::pods::PodReport;
 
 use super::evidence::PodEvidence;
 use super::list::{Head, PodItem, answer, evidence_cell, items, key, name, remarks, state_cell, steady};
-use super::listing::{Around, Column, ListArgs, Listing, NOTHING, PARTLY_UNKNOWN, ago};
+use super::listing::{Around, Column, ListArgs, NOTHING, PARTLY_UNKNOWN, ResourceList, ago};
 use super::select::SelectArgs;
 use super::view::Viewer;
 use crate::configuration::ConfigurationArgs;
@@ -53,7 +53,7 @@ pub(crate) struct VerifyArgs {
     configuration: ConfigurationArgs,
 }
 
-const LISTING: Listing<PodItem> = Listing {
+const LISTING: ResourceList<PodItem> = ResourceList {
     kind: "PodVerificationList",
     item_kind: "PodVerification",
     columns: &[

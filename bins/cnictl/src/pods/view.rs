@@ -21,7 +21,7 @@ const PATIENCE_FOR_A_LOOK: Duration = Duration::from_secs(30);
 
 /// Who says it, and when.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub(crate) struct Evidence {
+pub(crate) struct EvidenceSource {
     /// `agent` or `cnictl`.
     pub(crate) by: &'static str,
     /// In seconds since 1970.
@@ -37,7 +37,7 @@ pub(crate) struct Evidence {
 /// What is known of the pods that are meant.
 #[derive(Debug)]
 pub(crate) struct NodeView {
-    pub(crate) evidence: Evidence,
+    pub(crate) evidence: EvidenceSource,
     pub(crate) pods: Vec<PodReport>,
     /// What is not known, besides states of single pods.
     pub(crate) gaps: Vec<String>,
@@ -53,7 +53,7 @@ pub(crate) struct Viewer {
     pub(crate) timeout: Option<Duration>,
 }
 
-impl Evidence {
+impl EvidenceSource {
     /// The agent says it, now.
     pub(super) fn of_agent(version: String, at: f64) -> Self {
         Self { by: "agent", at, agent_version: version, without_agent: String::new() }
@@ -129,8 +129,12 @@ impl Viewer {
     fn look(&self, select: &SelectArgs, why: &str, deadline: Option<Instant>) -> Result<NodeView> {
         let look = OwnLook { decider: &self.decider, proc_root: proc_root(), deadline, known: &[] };
         let looked = look.look(select)?;
-        let evidence =
-            Evidence { by: "cnictl", at: now(), agent_version: String::new(), without_agent: why.to_owned() };
+        let evidence = EvidenceSource {
+            by: "cnictl",
+            at: now(),
+            agent_version: String::new(),
+            without_agent: why.to_owned(),
+        };
         Ok(NodeView {
             evidence,
             pods: looked.pods.into_iter().map(|pod| pod.report).collect(),
@@ -158,7 +162,7 @@ impl NodeView {
         let PodsReport { version, at, synced, mut pods, .. } = report;
         pods.retain(|pod| select.selects(&pod.pod(), &pod.labels));
         pods.sort_by(|a, b| (&a.namespace, &a.name, &a.uid).cmp(&(&b.namespace, &b.name, &b.uid)));
-        let evidence = Evidence::of_agent(version, at);
+        let evidence = EvidenceSource::of_agent(version, at);
         let unlisted = "the agent has not listed the pods of this node yet, so some may be missing";
         let gaps = if synced { Vec::new() } else { vec![unlisted.to_owned()] };
         Self { evidence, pods, gaps, out_of_time: false }

@@ -12,7 +12,7 @@ use super::executor::{Entering, Executor};
 use super::failure::AmbientFailure;
 use super::members::{GivenNetns, Member, MemberState};
 use super::ports::{Disk as _, NetnsSource};
-use crate::verification::{FoundBy, Identity, identity};
+use crate::verification::{FoundBy, NetnsIdentity, identity};
 
 impl Ambient {
     /// Takes a pod into the mesh; gives who goes on with it. Whoever calls has the pod's turn.
@@ -113,7 +113,7 @@ impl Ambient {
 
     /// Whether the sandbox that a plugin announced is gone: its file does not stand for the namespace any more.
     pub(super) fn is_gone(member: &Member) -> bool {
-        let gone = |netns: &Netns| identity(netns, FoundBy::Path) != Identity::Holds;
+        let gone = |netns: &Netns| identity(netns, FoundBy::Path) != NetnsIdentity::Holds;
         member.given == GivenNetns::Path && member.netns.as_deref().is_none_or(gone)
     }
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::verification::{Drifted, Outcome};
+use ::verification::{DriftAction, Drifted};
 use facts::{Object, PodRef};
 use intent::{Act, Look, Observation, RedirectionMark};
 use netns::Netns;
@@ -81,7 +81,7 @@ impl Ambient {
         let is_repaired = matches!(tokio::time::timeout(PATIENCE, put_right).await, Ok(Ok(Ok(Some(true)))));
         if is_repaired {
             self.log.warn("the rules of a pod differed and are put right", &[("pod", &pod)]);
-            self.metrics.drift(Drifted::Rules, Outcome::Repaired, 1);
+            self.metrics.drift(Drifted::Rules, DriftAction::Repaired, 1);
         }
         is_repaired
     }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ::verification::{Mode, Reason, State};
+use ::verification::{DataPlaneMode, UnverifiableReason, VerificationState};
 use capture::ambient::{HBONE_PORT, INBOUND_PORT, NodeOptions, OUTBOUND_PORT, PodOptions, plan_pod};
 use capture::decide::Refusal;
 use facts::{Facts, PodRef};
@@ -17,7 +17,9 @@ use super::evidence::RecordSubject;
 use super::failure::{AmbientFailure, reason};
 use super::members::{Member, MemberState};
 use crate::backends::Backends;
-use crate::verification::{Comparison, ExpectedPod, Later, RepairFailure, Repaired, Target, VerifiedMode};
+use crate::verification::{
+    Comparison, ExpectedPod, Later, RepairFailure, RepairResult, VerificationTarget, VerifiedMode,
+};
 
 /// Where ztunnel listens in a pod's namespace.
 const LISTENERS: [u16; 3] = [OUTBOUND_PORT, INBOUND_PORT, HBONE_PORT];
@@ -95,15 +97,16 @@ impl VerifiedMode for Ambient {
         }
     }
 
-    fn repair<'a>(&'a self, pod: &'a PodRef) -> Later<'a, Result<Repaired, RepairFailure>> {
+    fn repair<'a>(&'a self, pod: &'a PodRef) -> Later<'a, Result<RepairResult, RepairFailure>> {
         Box::pin(async move {
             match self.put_right_now(&pod.uid).await {
-                Ok(Some(true)) => Ok(Repaired::PutRight),
-                Ok(Some(false)) => Ok(Repaired::WasRight),
-                Ok(None) => Ok(Repaired::Left),
+                Ok(Some(true)) => Ok(RepairResult::PutRight),
+                Ok(Some(false)) => Ok(RepairResult::WasRight),
+                Ok(None) => Ok(RepairResult::Left),
                 Err(failure) => {
                     let wrong = matches!(failure, AmbientFailure::NotFound(_));
-                    let state = wrong.then_some(State::Unverifiable(Reason::WrongNamespace));
+                    let state =
+                        wrong.then_some(VerificationState::Unverifiable(UnverifiableReason::WrongNamespace));
                     Err(RepairFailure { state, text: fault::message(&failure) })
                 }
             }
@@ -136,28 +139,32 @@ impl Ambient {
         let target = match self.config.rules.desired(facts) {
             Desired::In => self.target(facts, member.as_ref()),
             // It has left, and what it had open goes on.
-            Desired::Out(_) if member?.state == MemberState::Draining => Err(State::Draining),
+            Desired::Out(_) if member?.state == MemberState::Draining => Err(VerificationState::Draining),
             _ => return None,
         };
-        Some(ExpectedPod { pod, mode: Mode::Ambient, born: None, target })
+        Some(ExpectedPod { pod, mode: DataPlaneMode::Ambient, born: None, target })
     }
 
-    fn target(&self, facts: &Facts, member: Option<&Member>) -> Result<Target, State> {
+    fn target(
+        &self,
+        facts: &Facts,
+        member: Option<&Member>,
+    ) -> Result<VerificationTarget, VerificationState> {
         let refused = self.refuse(facts, &facts.pod.ips());
         if let Err(AmbientFailure::Refused(refusal)) = refused {
-            return Err(State::Unverifiable(match refusal {
-                Refusal::Sandboxed { .. } => Reason::Sandbox,
-                _ => Reason::NoAddress,
+            return Err(VerificationState::Unverifiable(match refusal {
+                Refusal::Sandboxed { .. } => UnverifiableReason::Sandbox,
+                _ => UnverifiableReason::NoAddress,
             }));
         }
         let Some(member) = member else { return Err(self.without_rules(facts)) };
         if member.announced {
-            return Err(State::Starting);
+            return Err(VerificationState::Starting);
         }
         let (Some(netns), true, Ok(host)) = (&member.netns, member.is_verified(), self.host()) else {
             return Err(self.without_rules(facts));
         };
-        Ok(Target {
+        Ok(VerificationTarget {
             netns: netns.clone(),
             found: member.found_by(),
             plan: self.pods.plans.of(&self.node_options(member), &member.options, host.backend()),
@@ -169,27 +176,31 @@ impl Ambient {
     }
 
     /// The state of a pod that has no rules that could be looked at.
-    fn without_rules(&self, facts: &Facts) -> State {
+    fn without_rules(&self, facts: &Facts) -> VerificationState {
         let uid = facts.pod.uid().unwrap_or_default();
         match self.telling.troubles.reason(uid) {
             Some(reason::WRONG_NAMESPACE) if facts.pod.has_own_users() => {
-                State::Unverifiable(Reason::UserNamespace)
+                VerificationState::Unverifiable(UnverifiableReason::UserNamespace)
             }
-            Some(reason::WRONG_NAMESPACE) => State::Unverifiable(Reason::WrongNamespace),
-            Some(reason::SANDBOX) => State::Unverifiable(Reason::Sandbox),
-            Some(reason::IPV6 | reason::NO_UID) => State::Unverifiable(Reason::NoAddress),
-            Some(reason::OVERDUE) => State::Unverifiable(Reason::Kernel),
+            Some(reason::WRONG_NAMESPACE) => {
+                VerificationState::Unverifiable(UnverifiableReason::WrongNamespace)
+            }
+            Some(reason::SANDBOX) => VerificationState::Unverifiable(UnverifiableReason::Sandbox),
+            Some(reason::IPV6 | reason::NO_UID) => {
+                VerificationState::Unverifiable(UnverifiableReason::NoAddress)
+            }
+            Some(reason::OVERDUE) => VerificationState::Unverifiable(UnverifiableReason::Kernel),
             Some(reason::NO_NAMESPACE) if facts.pod.static_hash().is_some() => {
-                State::Unverifiable(Reason::StaticPod)
+                VerificationState::Unverifiable(UnverifiableReason::StaticPod)
             }
-            Some(reason::NO_NAMESPACE) => State::Unverifiable(Reason::NoNamespace),
+            Some(reason::NO_NAMESPACE) => VerificationState::Unverifiable(UnverifiableReason::NoNamespace),
             // It waits for its turn, for ztunnel, or for the next try.
-            Some(reason::RULES | reason::PROBES) => State::Drifted,
-            Some(reason::ZTUNNEL) => State::Unacknowledged,
+            Some(reason::RULES | reason::PROBES) => VerificationState::Drifted,
+            Some(reason::ZTUNNEL) => VerificationState::Unacknowledged,
             _ if facts.pod.is_running() && facts.pod.ips().is_empty() => {
-                State::Unverifiable(Reason::NoAddress)
+                VerificationState::Unverifiable(UnverifiableReason::NoAddress)
             }
-            _ => State::Starting,
+            _ => VerificationState::Starting,
         }
     }
 }

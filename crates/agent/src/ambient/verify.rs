@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use ::verification::{Drifted, Outcome};
+use ::verification::{DriftAction, Drifted};
 use facts::PodRef;
 use intent::{Look, Observation, Probes, RedirectionMark};
 use netns::find::{MissingNetns, WantedPod};
@@ -18,14 +18,14 @@ use super::host::NotReady;
 use super::members::{Member, MemberState};
 use super::ports::Disk as _;
 use crate::drains::Wait;
-use crate::verification::{FoundBy, Identity, identity};
+use crate::verification::{FoundBy, NetnsIdentity, identity};
 
 impl Ambient {
     /// Looks for pods whose namespaces were found by a process that has ended since: they may have another sandbox by now.
     pub(super) async fn look_for_moved(&self) {
         let ended = |member: &Member| {
             let netns = member.netns.as_ref();
-            netns.is_some_and(|netns| identity(netns, member.found_by()) != Identity::Holds)
+            netns.is_some_and(|netns| identity(netns, member.found_by()) != NetnsIdentity::Holds)
         };
         let mut ended_of = self.pods.members.all();
         ended_of.retain(|member| member.found_by() == FoundBy::Process && ended(member));
@@ -147,12 +147,12 @@ impl Ambient {
             Ok(Ok(Ok(repaired))) => {
                 if repaired.rules {
                     self.metrics.repaired("host-rules", 1);
-                    self.metrics.drift(Drifted::HostRules, Outcome::Repaired, 1);
+                    self.metrics.drift(Drifted::HostRules, DriftAction::Repaired, 1);
                     self.log.warn("the rules for host probes differed and are put right", &[]);
                 }
                 if repaired.members > 0 {
                     self.metrics.repaired("host-sets", repaired.members);
-                    self.metrics.drift(Drifted::HostSets, Outcome::Repaired, repaired.members);
+                    self.metrics.drift(Drifted::HostSets, DriftAction::Repaired, repaired.members);
                     let labels: [telemetry::Label<'_>; 1] = [("addresses", &repaired.members)];
                     self.log.warn("the addresses for host probes differed and are put right", &labels);
                 }
@@ -217,7 +217,7 @@ impl Ambient {
     /// A namespace that was found by a process of the pod which has ended since: whether it is the pod's still.
     async fn is_where_it_was(&self, member: &Member) -> Result<(), AmbientFailure> {
         let Some(netns) = &member.netns else { return Ok(()) };
-        if identity(netns, member.found_by()) == Identity::Holds {
+        if identity(netns, member.found_by()) == NetnsIdentity::Holds {
             return Ok(());
         }
         let there = self.find_running(member.wanted(member.ips(), &self.config)).await?;

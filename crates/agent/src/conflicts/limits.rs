@@ -10,9 +10,9 @@ const RELAPSE: Duration = Duration::from_secs(10);
 
 /// When it was done.
 #[derive(Debug, Default)]
-pub(super) struct Limits(Vec<Instant>);
+pub(super) struct AttemptLimit(Vec<Instant>);
 
-impl Limits {
+impl AttemptLimit {
     /// Whether it may be done now; it is counted as done then.
     pub(super) fn allow(&mut self, now: Instant) -> bool {
         self.0.retain(|at| now.duration_since(*at) < HOUR);
@@ -37,13 +37,13 @@ mod tests {
     fn twice_in_an_hour_and_never_soon_after() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut limits = Limits::default();
+        let mut limits = AttemptLimit::default();
         assert!(limits.allow(at(0)));
         assert!(limits.allow(at(20)));
         assert!(!limits.allow(at(60)));
         assert!(!limits.allow(at(3599)));
         assert!(limits.allow(at(3601)));
-        let mut limits = Limits::default();
+        let mut limits = AttemptLimit::default();
         assert!(limits.allow(at(0)));
         assert!(!limits.allow(at(1)), "whoever is back at once is not fought");
         assert!(!limits.allow(at(60)));

@@ -18,7 +18,7 @@ const MOST: usize = 256;
 
 /// What was told, and what is to be written.
 #[derive(Debug, Default)]
-pub(super) struct Told {
+pub(super) struct ToldConflicts {
     state: Mutex<State>,
     more: Notify,
 }
@@ -29,7 +29,7 @@ struct State {
     waiting: Vec<(PodRef, String)>,
 }
 
-impl Told {
+impl ToldConflicts {
     /// Has it written, unless the same was within the hour.
     pub(super) fn tell(&self, pod: &PodRef, id: ConflictId, text: String) {
         if self.is_due(pod, id, Instant::now()) {
@@ -70,7 +70,7 @@ mod tests {
 
     #[test]
     fn a_thousand_looks_make_one_event_for_a_pod_and_kind_in_an_hour() {
-        let told = Told::default();
+        let told = ToldConflicts::default();
         let start = Instant::now();
         let (web, db) =
             (PodRef::named("shop", "web"), PodRef { uid: "2".into(), ..PodRef::named("shop", "db") });

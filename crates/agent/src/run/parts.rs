@@ -14,11 +14,11 @@ use crate::health::Health;
 use crate::kept_facts::KeptFacts;
 use crate::sidecars::{self, Sidecars};
 use crate::slots::Slots;
-use crate::verification::{Verifier, VerifierParts};
+use crate::verification::{PodVerifier, VerifierParts};
 use metrics::Metrics;
 
 /// What several of them share.
-pub(super) struct Shared<'a> {
+pub(super) struct SharedParts<'a> {
     pub(super) config: &'a AgentConfig,
     pub(super) journal: &'a Journal,
     pub(super) health: &'a Arc<Health>,
@@ -30,8 +30,8 @@ pub(super) struct Shared<'a> {
     pub(super) slots: Arc<Slots>,
 }
 
-impl Shared<'_> {
-    pub(super) fn verifier(&self) -> Arc<Verifier> {
+impl SharedParts<'_> {
+    pub(super) fn verifier(&self) -> Arc<PodVerifier> {
         let conflicts = ConflictParts {
             resolution: self.config.conflict_resolution,
             proc_root: self.config.proc_root.clone(),
@@ -39,7 +39,7 @@ impl Shared<'_> {
             metrics: self.metrics.clone(),
             log: self.journal.scope("conflicts"),
         };
-        Verifier::new(VerifierParts {
+        PodVerifier::new(VerifierParts {
             conflicts: Conflicts::new(conflicts),
             config: self.config.verify.clone(),
             proc_root: self.config.proc_root.clone(),
@@ -52,7 +52,7 @@ impl Shared<'_> {
         })
     }
 
-    pub(super) fn ambient(&self, verifier: &Arc<Verifier>) -> Arc<Ambient> {
+    pub(super) fn ambient(&self, verifier: &Arc<PodVerifier>) -> Arc<Ambient> {
         let config = self.config;
         Ambient::new(AmbientParts {
             config: config.ambient.clone(),
@@ -74,7 +74,7 @@ impl Shared<'_> {
     pub(super) fn sidecars(
         &self,
         ambient: &Arc<Ambient>,
-        verifier: &Arc<Verifier>,
+        verifier: &Arc<PodVerifier>,
         log: &Scope,
     ) -> Arc<Sidecars> {
         let config = self.config;

@@ -14,7 +14,7 @@ use kernel::{Choice, conntrack};
 use netns::Inside;
 
 use super::Sidecars;
-use super::pods::{Sandbox, SandboxRules};
+use super::pods::{PodSandbox, SandboxRules};
 use super::repair::NotRepaired;
 use super::rules::{RulesFailure, drained_since, forget, keep, origin};
 use crate::backends::Backends;
@@ -28,7 +28,7 @@ impl Sidecars {
         &self,
         pod: &PodRef,
         facts: &Facts,
-        sandbox: &Sandbox,
+        sandbox: &PodSandbox,
         reason: &str,
     ) -> Result<(), NotRepaired> {
         match self.drains.of(&pod.uid) {
@@ -37,7 +37,7 @@ impl Sidecars {
             Wait::None => {
                 let since = self.load_drain(pod, facts, sandbox).await?;
                 if sandbox.rules != SandboxRules::Draining {
-                    let draining = |known: &mut Sandbox| known.rules = SandboxRules::Draining;
+                    let draining = |known: &mut PodSandbox| known.rules = SandboxRules::Draining;
                     self.pods.change(&pod.uid, &sandbox.netns, draining);
                     self.live.drains(pod, reason).await;
                 }
@@ -52,11 +52,11 @@ impl Sidecars {
         &self,
         pod: &PodRef,
         facts: &Facts,
-        sandbox: &Sandbox,
+        sandbox: &PodSandbox,
     ) -> Result<SystemTime, NotRepaired> {
         let roots = self.roots().map_err(NotRepaired::Netns)?;
         let (host, run_dir, addresses) = (roots.host, self.parts.run_dir.clone(), facts.pod.ips());
-        let (of, Sandbox { netns, inputs, plan, .. }) = (pod.clone(), sandbox.clone());
+        let (of, PodSandbox { netns, inputs, plan, .. }) = (pod.clone(), sandbox.clone());
         let load = move || -> Result<SystemTime, RulesFailure> {
             netns::find::belongs_to(&netns, host, &addresses, &finder::addresses)?;
             let backends = Backends::new(|| Iptables::new().replacing(plan.layers.clone()), &run_dir);
@@ -73,7 +73,7 @@ impl Sidecars {
     }
 
     /// Waits, without keeping the caller, until nothing goes through the proxy any more; then the pod is worked on again.
-    fn wait_for_connections(&self, pod: &PodRef, sandbox: &Sandbox, since: SystemTime) {
+    fn wait_for_connections(&self, pod: &PodRef, sandbox: &PodSandbox, since: SystemTime) {
         let past = since.elapsed().unwrap_or(Duration::ZERO);
         let left = self.parts.drain_timeout.saturating_sub(past);
         let draining = Draining {
@@ -88,11 +88,16 @@ impl Sidecars {
     }
 
     /// Removes everything of ours from a pod that has drained.
-    async fn remove_rules(&self, pod: &PodRef, facts: &Facts, sandbox: &Sandbox) -> Result<(), NotRepaired> {
+    async fn remove_rules(
+        &self,
+        pod: &PodRef,
+        facts: &Facts,
+        sandbox: &PodSandbox,
+    ) -> Result<(), NotRepaired> {
         let roots = self.roots().map_err(NotRepaired::Netns)?;
         let (host, run_dir, addresses) = (roots.host, self.parts.run_dir.clone(), facts.pod.ips());
         let (of, backends) = (pod.clone(), self.backends.clone());
-        let Sandbox { netns, inputs, plan, .. } = sandbox.clone();
+        let PodSandbox { netns, inputs, plan, .. } = sandbox.clone();
         let remove = move || -> Result<usize, RulesFailure> {
             netns::find::belongs_to(&netns, host, &addresses, &finder::addresses)?;
             let clear = |inside: &Inside| -> Result<usize, RulesFailure> {

@@ -7,12 +7,12 @@ use std::time::Instant;
 
 use capture::{Expected, Outside, PlanInputs, Reason, Settings, Skip, setting_changes};
 use facts::{Facts, PodRef};
-use intent::live::{CaptureWish, InForce, LiveChange, LiveUpdates, Proxy, SidecarPod, change};
+use intent::live::{CaptureWish, InForce, LiveChange, LiveSidecar, LiveUpdates, Proxy, change};
 use kernel::sockets::Sockets;
 use netns::Inside;
 
 use super::Sidecars;
-use super::pods::{ExpectedBy, Place, Sandbox, SandboxRules};
+use super::pods::{ExpectedBy, PodSandbox, SandboxPlace, SandboxRules};
 use super::repair::NotRepaired;
 use super::rules::Loading;
 use crate::slots::Task;
@@ -72,7 +72,7 @@ impl Sidecars {
         let wish = wanted.as_ref().map_or(wish, CaptureWish::Captured);
         let proxy = self.proxy(pod, &sandbox).await?;
         let in_force = InForce::Settings(in_force);
-        match change(&SidecarPod { in_force, wanted: wish, proxy }, updates) {
+        match change(&LiveSidecar { in_force, wanted: wish, proxy }, updates) {
             LiveChange::Apply => match wanted {
                 Some(wanted) => self.apply_change(pod, facts, &sandbox, wanted).await,
                 None => Ok(()),
@@ -111,8 +111,8 @@ impl Sidecars {
     }
 
     /// The sandbox of a pod that has rules of ours. One that was never looked for is, where a record says that we have loaded some.
-    async fn with_rules(&self, pod: &PodRef, facts: &Facts) -> Result<Option<Sandbox>, NotRepaired> {
-        let had = |sandbox: &Sandbox| sandbox.rules != SandboxRules::Never;
+    async fn with_rules(&self, pod: &PodRef, facts: &Facts) -> Result<Option<PodSandbox>, NotRepaired> {
+        let had = |sandbox: &PodSandbox| sandbox.rules != SandboxRules::Never;
         if let Some(sandbox) = self.pods.sandbox(&pod.uid) {
             return Ok(Some(sandbox).filter(had));
         }
@@ -122,7 +122,7 @@ impl Sidecars {
         let known = self.pods.of(pod);
         let (netns, roots) = match self.locate_pod(&known, &facts.pod).await {
             Ok(located) => located,
-            Err(unknown) if unknown.reason == ::verification::Reason::NoNamespace => {
+            Err(unknown) if unknown.reason == ::verification::UnverifiableReason::NoNamespace => {
                 return Err(NotRepaired::Unseen(unknown));
             }
             Err(_) => return Ok(None),
@@ -130,12 +130,12 @@ impl Sidecars {
         // Of a pod that is recorded the record says what its rules were made from.
         let (none, addresses) = (Settings::default(), facts.pod.ips());
         let looked = self.look(pod, netns, &roots, &none, addresses).await.map_err(NotRepaired::Change)?;
-        self.pods.set(pod, Place::At(looked.sandbox.clone()));
+        self.pods.set(pod, SandboxPlace::At(looked.sandbox.clone()));
         Ok(Some(looked.sandbox).filter(had))
     }
 
     /// Whether the pod's proxy listens where its rules lead.
-    async fn proxy(&self, pod: &PodRef, sandbox: &Sandbox) -> Result<Proxy, NotRepaired> {
+    async fn proxy(&self, pod: &PodRef, sandbox: &PodSandbox) -> Result<Proxy, NotRepaired> {
         let (netns, settings) = (sandbox.netns.clone(), sandbox.inputs.settings.clone());
         let look = move || {
             let wanted = [settings.proxy_port, settings.capture_port];
@@ -153,13 +153,13 @@ impl Sidecars {
         &self,
         pod: &PodRef,
         facts: &Facts,
-        before: &Sandbox,
+        before: &PodSandbox,
         settings: Settings,
     ) -> Result<(), NotRepaired> {
         let began = Instant::now();
         let changes = setting_changes(&before.inputs.settings, &settings);
         let inputs = PlanInputs { settings, target: before.inputs.target };
-        let after = Sandbox {
+        let after = PodSandbox {
             plan: Arc::new(inputs.plan()),
             inputs: Arc::new(inputs),
             netns: before.netns.clone(),
@@ -167,7 +167,7 @@ impl Sidecars {
         };
         let roots = self.roots().map_err(NotRepaired::Netns)?;
         // What the verifier sees meanwhile is compared with what is to come.
-        let take = |sandbox: &Sandbox| {
+        let take = |sandbox: &PodSandbox| {
             let sandbox = sandbox.clone();
             self.pods.change(&pod.uid, &before.netns, |known| *known = sandbox);
         };

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use ::verification::{Reason, State};
+use ::verification::{UnverifiableReason, VerificationState};
 use capture::annotations::NodeSettings;
 use capture::decide::{Enrolment, Exclusions};
 use capture::{Expected, PlanInputs, expected};
@@ -32,33 +32,33 @@ pub(super) struct SidecarPod {
     pub(super) key: PodRef,
     /// When this agent first heard of it.
     since: Instant,
-    pub(super) place: Place,
+    pub(super) place: SandboxPlace,
     /// It was tried to load its rules as often as it is, without success.
     pub(super) gave_up: bool,
 }
 
 /// Where it is.
 #[derive(Debug, Clone)]
-pub(super) enum Place {
+pub(super) enum SandboxPlace {
     /// It is not looked for yet.
     Due,
     /// It is not found, or not to be entered.
-    Unknown(Unknown),
+    Unknown(NotLocated),
     /// Here.
-    At(Sandbox),
+    At(PodSandbox),
 }
 
 /// Why a pod's namespace is not looked into.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Unknown {
-    pub(super) reason: Reason,
+pub(super) struct NotLocated {
+    pub(super) reason: UnverifiableReason,
     /// With its cause and what to do; it does not name the pod.
     pub(super) text: String,
 }
 
 /// A sandbox of a pod, as it was looked into.
 #[derive(Debug, Clone)]
-pub(super) struct Sandbox {
+pub(super) struct PodSandbox {
     pub(super) netns: Arc<Netns>,
     /// What its rules are made from.
     pub(super) inputs: Arc<PlanInputs>,
@@ -121,8 +121,12 @@ impl SidecarPods {
     /// What is known of a pod, which begins now where nothing is.
     pub(super) fn of(&self, key: &PodRef) -> SidecarPod {
         let mut pods = lock(&self.pods);
-        let new =
-            || SidecarPod { key: key.clone(), since: Instant::now(), place: Place::Due, gave_up: false };
+        let new = || SidecarPod {
+            key: key.clone(),
+            since: Instant::now(),
+            place: SandboxPlace::Due,
+            gave_up: false,
+        };
         pods.entry(key.uid.clone()).or_insert_with(new).clone()
     }
 
@@ -131,14 +135,14 @@ impl SidecarPods {
     }
 
     /// The sandbox of a pod, where it is known.
-    pub(super) fn sandbox(&self, uid: &str) -> Option<Sandbox> {
+    pub(super) fn sandbox(&self, uid: &str) -> Option<PodSandbox> {
         match self.get(uid)?.place {
-            Place::At(sandbox) => Some(sandbox),
-            Place::Due | Place::Unknown(_) => None,
+            SandboxPlace::At(sandbox) => Some(sandbox),
+            SandboxPlace::Due | SandboxPlace::Unknown(_) => None,
         }
     }
 
-    pub(super) fn set(&self, key: &PodRef, place: Place) {
+    pub(super) fn set(&self, key: &PodRef, place: SandboxPlace) {
         let mut pods = lock(&self.pods);
         if let Some(pod) = pods.get_mut(&key.uid) {
             pod.place = place;
@@ -153,8 +157,8 @@ impl SidecarPods {
     }
 
     /// Changes what is known of a sandbox, if the pod is still in it.
-    pub(super) fn change(&self, uid: &str, netns: &Netns, change: impl FnOnce(&mut Sandbox)) {
-        if let Some(SidecarPod { place: Place::At(sandbox), .. }) = lock(&self.pods).get_mut(uid)
+    pub(super) fn change(&self, uid: &str, netns: &Netns, change: impl FnOnce(&mut PodSandbox)) {
+        if let Some(SidecarPod { place: SandboxPlace::At(sandbox), .. }) = lock(&self.pods).get_mut(uid)
             && *sandbox.netns == *netns
         {
             change(sandbox);
@@ -193,13 +197,13 @@ impl Decided {
 impl SidecarPod {
     /// Whether this namespace has, or had, rules of ours, as far as it was looked at.
     pub(super) fn has_had_rules_in(&self, netns: &Netns) -> bool {
-        let Place::At(sandbox) = &self.place else { return false };
+        let SandboxPlace::At(sandbox) = &self.place else { return false };
         *sandbox.netns == *netns && sandbox.rules != SandboxRules::Never
     }
 
     /// A sandbox that was looked into, with what is known of it already.
-    pub(super) fn knowing(&self, mut sandbox: Sandbox) -> Sandbox {
-        if let Place::At(before) = &self.place
+    pub(super) fn knowing(&self, mut sandbox: PodSandbox) -> PodSandbox {
+        if let SandboxPlace::At(before) = &self.place
             && *before.netns == *sandbox.netns
             && before.rules != SandboxRules::Never
         {
@@ -210,39 +214,41 @@ impl SidecarPod {
 
     /// Its state while its namespace cannot be looked into. A pod has a while to get its sandbox, from when kubelet took it up, or else from when this
     /// agent first heard of it.
-    pub(super) fn state(&self, born: Option<SystemTime>) -> Option<State> {
+    pub(super) fn state(&self, born: Option<SystemTime>) -> Option<VerificationState> {
         let age = born.and_then(|born| born.elapsed().ok()).unwrap_or_else(|| self.since.elapsed());
         let is_new = age < STARTS_WITHIN;
         match &self.place {
-            Place::At(_) => None,
-            Place::Due if is_new => Some(State::Starting),
-            Place::Due => Some(State::Unverifiable(Reason::NoNamespace)),
-            Place::Unknown(unknown) if is_new && unknown.may_start() => Some(State::Starting),
-            Place::Unknown(unknown) => Some(State::Unverifiable(unknown.reason)),
+            SandboxPlace::At(_) => None,
+            SandboxPlace::Due if is_new => Some(VerificationState::Starting),
+            SandboxPlace::Due => Some(VerificationState::Unverifiable(UnverifiableReason::NoNamespace)),
+            SandboxPlace::Unknown(unknown) if is_new && unknown.may_start() => {
+                Some(VerificationState::Starting)
+            }
+            SandboxPlace::Unknown(unknown) => Some(VerificationState::Unverifiable(unknown.reason)),
         }
     }
 }
 
-// === impl Unknown ===
+// === impl NotLocated ===
 
-impl Unknown {
-    pub(super) fn new(reason: Reason, text: &impl ToString) -> Self {
+impl NotLocated {
+    pub(super) fn new(reason: UnverifiableReason, text: &impl ToString) -> Self {
         Self { reason, text: text.to_string() }
     }
 
     /// Why the namespace of this pod is not found.
     pub(super) fn missing(missing: &MissingNetns, pod: &Object) -> Self {
         let reason = match missing {
-            MissingNetns::NoAddress => Reason::NoAddress,
-            MissingNetns::NoProcess if pod.static_hash().is_some() => Reason::StaticPod,
-            MissingNetns::NoProcess | MissingNetns::HostNetwork => Reason::NoNamespace,
-            MissingNetns::OtherOwner if pod.has_own_users() => Reason::UserNamespace,
+            MissingNetns::NoAddress => UnverifiableReason::NoAddress,
+            MissingNetns::NoProcess if pod.static_hash().is_some() => UnverifiableReason::StaticPod,
+            MissingNetns::NoProcess | MissingNetns::HostNetwork => UnverifiableReason::NoNamespace,
+            MissingNetns::OtherOwner if pod.has_own_users() => UnverifiableReason::UserNamespace,
             MissingNetns::OtherAddress | MissingNetns::OtherOwner | MissingNetns::Several(_) => {
-                Reason::WrongNamespace
+                UnverifiableReason::WrongNamespace
             }
-            MissingNetns::Sandbox(_) => Reason::Sandbox,
-            MissingNetns::Failed(_) if pod.has_own_users() => Reason::UserNamespace,
-            MissingNetns::Failed(_) => Reason::Permission,
+            MissingNetns::Sandbox(_) => UnverifiableReason::Sandbox,
+            MissingNetns::Failed(_) if pod.has_own_users() => UnverifiableReason::UserNamespace,
+            MissingNetns::Failed(_) => UnverifiableReason::Permission,
         };
         Self::new(reason, missing)
     }
@@ -250,21 +256,24 @@ impl Unknown {
     /// Why nobody can tell which rules are in the namespace of this pod.
     pub(super) fn of(failure: &RulesFailure, pod: &Object) -> Self {
         let reason = match failure {
-            RulesFailure::Enter(_) if pod.has_own_users() => Reason::UserNamespace,
-            RulesFailure::Enter(_) => Reason::Permission,
-            RulesFailure::NotThePods(_) => Reason::WrongNamespace,
-            RulesFailure::NoAddress(_) => Reason::NoAddress,
+            RulesFailure::Enter(_) if pod.has_own_users() => UnverifiableReason::UserNamespace,
+            RulesFailure::Enter(_) => UnverifiableReason::Permission,
+            RulesFailure::NotThePods(_) => UnverifiableReason::WrongNamespace,
+            RulesFailure::NoAddress(_) => UnverifiableReason::NoAddress,
             RulesFailure::Unfinished(_)
             | RulesFailure::Left(_)
             | RulesFailure::Kernel(_)
-            | RulesFailure::NoListener(_) => Reason::Kernel,
+            | RulesFailure::NoListener(_) => UnverifiableReason::Kernel,
         };
         Self::new(reason, failure)
     }
 
     /// Whether it may be only that the pod has no sandbox yet.
     fn may_start(&self) -> bool {
-        matches!(self.reason, Reason::NoAddress | Reason::NoNamespace | Reason::StaticPod)
+        matches!(
+            self.reason,
+            UnverifiableReason::NoAddress | UnverifiableReason::NoNamespace | UnverifiableReason::StaticPod
+        )
     }
 }
 

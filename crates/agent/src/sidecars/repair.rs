@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ::verification::Reason;
+use ::verification::UnverifiableReason;
 use capture::{Expected, Outside, Settings};
 use cluster::Queue;
 use facts::broken::BrokenRules;
@@ -21,7 +21,7 @@ use tokio::task::JoinError;
 
 use super::Sidecars;
 use super::executor::MarkFailure;
-use super::pods::{Place, SandboxRules, Unknown};
+use super::pods::{NotLocated, SandboxPlace, SandboxRules};
 use super::record::{Start, StartEvidence};
 use super::rules::{Loading, RulesFailure};
 use crate::pods::Reconcile;
@@ -89,10 +89,10 @@ pub(super) enum CaptureSeen {
 pub(crate) enum NotRepaired {
     /// It is not found.
     #[error("get netns: {}", .0.text)]
-    Netns(Unknown),
+    Netns(NotLocated),
     /// It is not found yet, which is nothing to tell.
     #[error("get netns: {}", .0.text)]
-    Unseen(Unknown),
+    Unseen(NotLocated),
     /// It is not looked at, or not programmed.
     #[error("{0}")]
     Rules(#[from] RulesFailure),
@@ -184,11 +184,13 @@ impl Sidecars {
         }
         let known = self.pods.of(pod);
         match &known.place {
-            Place::Due => CaptureSeen::Pending,
-            Place::Unknown(_) => CaptureSeen::Unknown,
-            Place::At(sandbox) if sandbox.rules != SandboxRules::Never => CaptureSeen::Captured,
-            Place::At(_) if self.repairs_by_kernel(&facts.pod) && !known.gave_up => CaptureSeen::Pending,
-            Place::At(_) => CaptureSeen::Unknown,
+            SandboxPlace::Due => CaptureSeen::Pending,
+            SandboxPlace::Unknown(_) => CaptureSeen::Unknown,
+            SandboxPlace::At(sandbox) if sandbox.rules != SandboxRules::Never => CaptureSeen::Captured,
+            SandboxPlace::At(_) if self.repairs_by_kernel(&facts.pod) && !known.gave_up => {
+                CaptureSeen::Pending
+            }
+            SandboxPlace::At(_) => CaptureSeen::Unknown,
         }
     }
 
@@ -234,7 +236,7 @@ impl Sidecars {
     }
 
     /// Notes where a pod is, for the verifier too.
-    fn place(&self, pod: &PodRef, place: Place) {
+    fn place(&self, pod: &PodRef, place: SandboxPlace) {
         self.pods.set(pod, place);
         self.parts.verifier.changed();
     }
@@ -252,8 +254,8 @@ impl Sidecars {
         let (netns, roots) = match self.locate_pod(&known, object).await {
             Ok(located) => located,
             Err(unknown) => {
-                self.place(pod, Place::Unknown(unknown.clone()));
-                let may_come = unknown.reason == Reason::NoNamespace;
+                self.place(pod, SandboxPlace::Unknown(unknown.clone()));
+                let may_come = unknown.reason == UnverifiableReason::NoNamespace;
                 return match mode {
                     _ if !is_broken && may_come => Err(NotRepaired::Unseen(unknown)),
                     _ if !is_broken => Ok(()),
@@ -268,13 +270,13 @@ impl Sidecars {
         let looked = match self.look(pod, netns, &roots, settings, object.ips()).await {
             Ok(looked) => looked,
             Err(failure) => {
-                self.place(pod, Place::Unknown(Unknown::of(&failure, object)));
+                self.place(pod, SandboxPlace::Unknown(NotLocated::of(&failure, object)));
                 let acts = is_broken && mode == RepairMode::Repair;
                 return if acts { Err(failure.into()) } else { Ok(()) };
             }
         };
         let sandbox = known.knowing(looked.sandbox);
-        self.place(pod, Place::At(sandbox.clone()));
+        self.place(pod, SandboxPlace::At(sandbox.clone()));
         let lacks = !looked.has_rules && sandbox.rules == SandboxRules::Never;
         let by_kernel = lacks && self.options().trigger == RepairTrigger::Kernel && self.selects(object);
         if lacks && self.older.is_before_agent(object) {

@@ -17,7 +17,7 @@ use netns::{Inside, Netns, NetnsId};
 use ruleset::{Backend, Plan};
 
 use super::Sidecars;
-use super::pods::{Sandbox, SandboxRules};
+use super::pods::{PodSandbox, SandboxRules};
 use crate::backends::Backends;
 use crate::finder;
 use crate::slots::{Task, UnfinishedAct};
@@ -25,8 +25,8 @@ use crate::spare::{Spared, Sparing};
 
 /// What a look into a sandbox shows.
 #[derive(Debug)]
-pub(super) struct Looked {
-    pub(super) sandbox: Sandbox,
+pub(super) struct SandboxLook {
+    pub(super) sandbox: PodSandbox,
     /// Rules of ours are in it, complete or not.
     pub(super) has_rules: bool,
 }
@@ -61,7 +61,7 @@ pub(crate) enum RulesFailure {
 
 /// What came of loading rules.
 #[derive(Debug)]
-pub(super) struct Loaded {
+pub(super) struct LoadedRules {
     pub(super) plan: Plan,
     pub(super) applied: Applied,
     /// What could not be done for open connections, or written down.
@@ -73,7 +73,7 @@ pub(super) struct Loaded {
 pub(super) struct Loading {
     pub(super) pod: PodRef,
     pub(super) addresses: Vec<IpAddr>,
-    pub(super) sandbox: Sandbox,
+    pub(super) sandbox: PodSandbox,
     /// Something of the pod may run already, so that connections may be open and the proxy has to listen.
     pub(super) runs: bool,
     /// The plan whose rules are there and give way to others.
@@ -89,11 +89,11 @@ impl Sidecars {
         roots: &SearchRoots,
         settings: &Settings,
         addresses: Vec<IpAddr>,
-    ) -> Result<Looked, RulesFailure> {
+    ) -> Result<SandboxLook, RulesFailure> {
         let (backends, choice) = (self.backends.clone(), self.parts.choice);
         let (run_dir, settings) = (self.parts.run_dir.clone(), settings.clone());
         let (pod, host) = (key.clone(), roots.host);
-        let look = move || -> Result<Looked, RulesFailure> {
+        let look = move || -> Result<SandboxLook, RulesFailure> {
             netns::find::belongs_to(&netns, host, &addresses, &finder::addresses)?;
             let recorded = recorded(&run_dir, &pod, netns.id());
             let (inputs, has_rules) = netns.enter(|inside| -> Result<_, RulesFailure> {
@@ -113,24 +113,28 @@ impl Sidecars {
                 _ => SandboxRules::Had,
             };
             let (plan, inputs) = (Arc::new(inputs.plan()), Arc::new(inputs));
-            Ok(Looked { sandbox: Sandbox { netns, inputs, plan, rules }, has_rules })
+            Ok(SandboxLook { sandbox: PodSandbox { netns, inputs, plan, rules }, has_rules })
         };
         self.slots.run(key, Task::Verify, look).await?
     }
 
     /// Loads the rules of a pod in one piece, after another look at whose namespace it is.
-    pub(super) async fn load(&self, loading: Loading, roots: &SearchRoots) -> Result<Loaded, RulesFailure> {
+    pub(super) async fn load(
+        &self,
+        loading: Loading,
+        roots: &SearchRoots,
+    ) -> Result<LoadedRules, RulesFailure> {
         let (backends, host, run_dir) = (self.backends.clone(), roots.host, self.parts.run_dir.clone());
         let has_had = loading.sandbox.rules != SandboxRules::Never;
         let choice = if has_had { Choice::Only(loading.sandbox.plan.backend) } else { self.parts.choice };
         let key = loading.pod.clone();
-        let load = move || -> Result<Loaded, RulesFailure> {
+        let load = move || -> Result<LoadedRules, RulesFailure> {
             let Loading { pod, addresses, sandbox, runs, replaces } = loading;
             let replacing = replaces
                 .map(|plan| Backends::new(|| Iptables::new().replacing(plan.layers.clone()), &run_dir));
             let backends = replacing.as_ref().unwrap_or(&backends);
             netns::find::belongs_to(&sandbox.netns, host, &addresses, &finder::addresses)?;
-            let Sandbox { netns, inputs, .. } = sandbox;
+            let PodSandbox { netns, inputs, .. } = sandbox;
             netns.enter(|inside| {
                 let settings = &inputs.settings;
                 if runs && !has_had {
@@ -149,7 +153,7 @@ impl Sidecars {
                 let mut warnings = spared.warnings;
                 let origin = origin(&pod, inside.id(), addresses);
                 warnings.extend(keep(&run_dir, backends.kernel(), &plan, &inputs, &origin));
-                Ok(Loaded { plan, applied, warnings })
+                Ok(LoadedRules { plan, applied, warnings })
             })?
         };
         self.slots.run(&key, Task::Program, load).await?

@@ -3,18 +3,18 @@
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use ::verification::{Mode, Reason, State};
+use ::verification::{DataPlaneMode, UnverifiableReason, VerificationState};
 use capture::Expected;
 use facts::{Facts, PodRef};
 use kernel::Change;
 
 use super::Sidecars;
-use super::pods::{Place, Sandbox, SandboxRules, SidecarPod, Unknown};
+use super::pods::{NotLocated, PodSandbox, SandboxPlace, SandboxRules, SidecarPod};
 use super::repair::RepairMode;
 use super::rules::{Loading, RulesFailure};
 use crate::backends::Backends;
 use crate::verification::{
-    Comparison, ExpectedPod, FoundBy, Later, RepairFailure, Repaired, Target, VerifiedMode,
+    Comparison, ExpectedPod, FoundBy, Later, RepairFailure, RepairResult, VerificationTarget, VerifiedMode,
 };
 
 impl VerifiedMode for Sidecars {
@@ -48,7 +48,7 @@ impl VerifiedMode for Sidecars {
         }
     }
 
-    fn repair<'a>(&'a self, pod: &'a PodRef) -> Later<'a, Result<Repaired, RepairFailure>> {
+    fn repair<'a>(&'a self, pod: &'a PodRef) -> Later<'a, Result<RepairResult, RepairFailure>> {
         Box::pin(self.put_right(pod))
     }
 
@@ -69,38 +69,42 @@ impl Sidecars {
         let born = facts.pod.start_time().and_then(cluster::time::seconds);
         let born = born.map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds));
         let target = match (&known.place, expected) {
-            (Place::At(sandbox), _) if sandbox.rules == SandboxRules::Draining => Err(State::Draining),
-            (Place::At(sandbox), _) => Ok(target(sandbox, facts)),
+            (SandboxPlace::At(sandbox), _) if sandbox.rules == SandboxRules::Draining => {
+                Err(VerificationState::Draining)
+            }
+            (SandboxPlace::At(sandbox), _) => Ok(target(sandbox, facts)),
             // The plugin refuses its ADD, so that it has no sandbox.
-            (_, Expected::Unusable(_)) => Err(State::Unverifiable(Reason::NoNamespace)),
-            _ => Err(known.state(born).unwrap_or(State::Starting)),
+            (_, Expected::Unusable(_)) => {
+                Err(VerificationState::Unverifiable(UnverifiableReason::NoNamespace))
+            }
+            _ => Err(known.state(born).unwrap_or(VerificationState::Starting)),
         };
-        ExpectedPod { pod, mode: Mode::Sidecar, born, target }
+        ExpectedPod { pod, mode: DataPlaneMode::Sidecar, born, target }
     }
 
     /// Puts right what differs of rules that were there. Those that never were come by the mode of repair only.
-    async fn put_right(&self, pod: &PodRef) -> Result<Repaired, RepairFailure> {
+    async fn put_right(&self, pod: &PodRef) -> Result<RepairResult, RepairFailure> {
         let facts = self.parts.cluster.index().facts(&pod.namespace, &pod.name);
         let facts = facts.filter(|facts| facts.pod.uid() == Some(&pod.uid) && !facts.pod.is_terminal());
         let (Some(facts), Some(sandbox)) = (facts, self.pods.sandbox(&pod.uid)) else {
-            return Ok(Repaired::Left);
+            return Ok(RepairResult::Left);
         };
         if sandbox.rules == SandboxRules::Never {
             if self.parts.repair.mode == RepairMode::Repair {
                 self.looks.push(pod.clone());
             }
-            return Ok(Repaired::Left);
+            return Ok(RepairResult::Left);
         }
         let known = self.pods.of(pod);
-        let failed = |unknown: Unknown| RepairFailure {
-            state: Some(State::Unverifiable(unknown.reason)),
+        let failed = |unknown: NotLocated| RepairFailure {
+            state: Some(VerificationState::Unverifiable(unknown.reason)),
             text: unknown.text,
         };
         let (netns, roots) = self.locate_pod(&known, &facts.pod).await.map_err(failed)?;
         if *netns != *sandbox.netns {
             // A new sandbox is a new pod.
             self.looks.push(pod.clone());
-            return Ok(Repaired::Left);
+            return Ok(RepairResult::Left);
         }
         let loading =
             Loading { pod: pod.clone(), addresses: facts.pod.ips(), sandbox, runs: true, replaces: None };
@@ -108,21 +112,21 @@ impl Sidecars {
             RulesFailure::Kernel(_) | RulesFailure::NoListener(_) => {
                 RepairFailure { state: None, text: failure.to_string() }
             }
-            _ => failed(Unknown::of(&failure, &facts.pod)),
+            _ => failed(NotLocated::of(&failure, &facts.pod)),
         })?;
         loaded.warnings.iter().for_each(|text| self.parts.log.warn(text, &[("pod", pod)]));
         self.backends.log_warnings(&self.parts.log);
         let applied = loaded.applied;
         let changed = applied.rules != Change::None || applied.moved || applied.routing > 0;
-        Ok(if changed { Repaired::PutRight } else { Repaired::WasRight })
+        Ok(if changed { RepairResult::PutRight } else { RepairResult::WasRight })
     }
 
     /// Looks again for the namespaces that are not known, and for those that are not the pods' any more, in one look through the processes.
     pub(super) async fn look_again(&self) {
         let all = self.pods.all();
         let is_lost = |pod: &&SidecarPod| match &pod.place {
-            Place::At(sandbox) => !super::locate::is_still(&sandbox.netns),
-            Place::Due | Place::Unknown(_) => true,
+            SandboxPlace::At(sandbox) => !super::locate::is_still(&sandbox.netns),
+            SandboxPlace::Due | SandboxPlace::Unknown(_) => true,
         };
         let lost: Vec<&SidecarPod> = all.iter().filter(is_lost).collect();
         if lost.is_empty() {
@@ -137,7 +141,7 @@ impl Sidecars {
         let Ok(found) = self.finder.find_all(&roots, wanted).await else { return };
         for pod in lost {
             match (&pod.place, found.contains_key(&pod.key.uid)) {
-                (Place::At(_), _) | (_, true) => self.looks.push(pod.key.clone()),
+                (SandboxPlace::At(_), _) | (_, true) => self.looks.push(pod.key.clone()),
                 _ => {}
             }
         }
@@ -151,9 +155,9 @@ impl Sidecars {
     }
 }
 
-fn target(sandbox: &Sandbox, facts: &Facts) -> Target {
+fn target(sandbox: &PodSandbox, facts: &Facts) -> VerificationTarget {
     let settings = &sandbox.inputs.settings;
-    Target {
+    VerificationTarget {
         netns: sandbox.netns.clone(),
         found: FoundBy::Process,
         plan: sandbox.plan.clone(),

@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use ::verification::{Mode, State};
+use ::verification::{DataPlaneMode, VerificationState};
 use kernel::Difference;
 use ruleset::{Backend, Plan};
 
 use super::PodVerification;
-use super::verifier::Verifier;
-use metrics::PodRules;
+use super::verifier::PodVerifier;
+use metrics::PodRuleCounts;
 
-impl Verifier {
+impl PodVerifier {
     /// Lets /metrics say how it is whenever somebody asks.
     ///
     /// # Errors
@@ -34,17 +34,21 @@ impl Verifier {
     fn take_census(&self) {
         let (pods, metrics) = (self.pods(), &self.parts.metrics);
         metrics.pods_verified(&Self::ledger(&pods));
-        let mut rules = PodRules::default();
+        let mut rules = PodRuleCounts::default();
         for pod in &pods {
             *match pod.state {
-                State::Verified | State::Unacknowledged => &mut rules.healthy,
-                State::Drifted | State::Contended if pod.is_without_rules => &mut rules.missing,
-                State::Drifted | State::Contended => &mut rules.different,
-                State::Draining | State::Unverifiable(_) | State::Starting => &mut rules.unverifiable,
+                VerificationState::Verified | VerificationState::Unacknowledged => &mut rules.healthy,
+                VerificationState::Drifted | VerificationState::Contended if pod.is_without_rules => {
+                    &mut rules.missing
+                }
+                VerificationState::Drifted | VerificationState::Contended => &mut rules.different,
+                VerificationState::Draining
+                | VerificationState::Unverifiable(_)
+                | VerificationState::Starting => &mut rules.unverifiable,
             } += 1;
         }
         metrics.pod_rules(rules);
-        for mode in Mode::ALL {
+        for mode in DataPlaneMode::ALL {
             let missing = |pod: &&PodVerification| pod.mode == mode && !pod.missing_listeners.is_empty();
             metrics.listeners_missing(mode, pods.iter().filter(missing).count());
         }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use ::verification::Culprit;
-use kernel::watch::Commit;
+use kernel::watch::RulesetCommit;
 use netns::NetnsId;
 use netns::find::{ProcessPlace, place};
 
@@ -12,7 +12,7 @@ const MAX_NAME: usize = 128;
 
 /// The writer of a transaction in a pod's namespace; `names` knows the pods of this node by uid.
 pub(super) fn culprit(
-    commit: &Commit,
+    commit: &RulesetCommit,
     proc_root: &Path,
     own: (&str, NetnsId),
     names: &dyn Fn(&str) -> Option<String>,

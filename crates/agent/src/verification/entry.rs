@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use ::verification::{Culprit, Drifted, Permit, Reason, Relapses, State};
+use ::verification::{Culprit, Drifted, Permit, Relapses, UnverifiableReason, VerificationState};
 use facts::PodRef;
 use kernel::Difference;
 
 use super::census::is_without_rules;
-use super::look::Kept;
-use super::{MAX_DIFFERENCES, Target, VerifiedMode};
+use super::look::SharedSockets;
+use super::{MAX_DIFFERENCES, VerificationTarget, VerifiedMode};
 
 /// After an event it is waited for so much quiet, so that a program that changes much is looked at once, and at most for so long.
 const QUIET: Duration = Duration::from_millis(50);
@@ -20,11 +20,11 @@ const STORM: Duration = Duration::from_millis(500);
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 
 /// A sandbox that is verified. Times are since the verifier's start.
-pub(super) struct Entry {
+pub(super) struct VerifiedSandbox {
     pub(super) pod: PodRef,
     pub(super) mode: Arc<dyn VerifiedMode>,
-    pub(super) target: Target,
-    pub(super) kept: Kept,
+    pub(super) target: VerificationTarget,
+    pub(super) kept: SharedSockets,
     /// The namespace is watched: sockets are kept there.
     pub(super) watched: bool,
     /// Somebody looks at it or repairs it.
@@ -46,7 +46,7 @@ pub(super) struct Entry {
 /// What people may know of it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Known {
-    pub(super) seen: Seen,
+    pub(super) seen: LastLook,
     /// When it was last seen to be as planned, by both clocks.
     pub(super) equal: Option<(Duration, SystemTime)>,
     /// Since when it differs.
@@ -63,19 +63,19 @@ pub(super) struct Known {
 
 /// What the last look came to.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Seen {
+pub(super) enum LastLook {
     #[default]
     Nothing,
     Equal,
     Differs {
         contended: bool,
     },
-    Failed(Reason),
+    Failed(UnverifiableReason),
 }
 
 /// What is done about a drift.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum DriftStep {
     /// It is repaired now.
     Repair,
     /// It is left; `is_new`: that was not so before.
@@ -84,13 +84,13 @@ pub(super) enum Step {
     Wait { is_new: bool, spent: bool },
 }
 
-// === impl Entry ===
+// === impl VerifiedSandbox ===
 
-impl Entry {
+impl VerifiedSandbox {
     pub(super) fn new(
         pod: PodRef,
         mode: Arc<dyn VerifiedMode>,
-        target: Target,
+        target: VerificationTarget,
         tick: Duration,
         watched: bool,
     ) -> Self {
@@ -98,7 +98,7 @@ impl Entry {
             pod,
             mode,
             target,
-            kept: Kept::default(),
+            kept: SharedSockets::default(),
             watched,
             busy: false,
             tick,
@@ -131,7 +131,7 @@ impl Entry {
     }
 
     /// So it should be from now on.
-    pub(super) fn retarget(&mut self, target: Target, now: Duration) {
+    pub(super) fn retarget(&mut self, target: VerificationTarget, now: Duration) {
         if !Arc::ptr_eq(&self.target.plan, &target.plan) && self.target.plan != target.plan {
             self.notice(now);
         }
@@ -162,7 +162,7 @@ impl Entry {
     pub(super) fn is_equal(&mut self, now: Duration) {
         self.relapses.values_mut().for_each(Relapses::settled);
         let known = &mut self.known;
-        (known.seen, known.equal) = (Seen::Equal, Some((now, SystemTime::now())));
+        (known.seen, known.equal) = (LastLook::Equal, Some((now, SystemTime::now())));
         (known.drifted, known.problem) = (None, None);
         known.drift.clear();
         known.differences.clear();
@@ -170,14 +170,19 @@ impl Entry {
     }
 
     /// Nobody can tell; whether that is new.
-    pub(super) fn is_failed(&mut self, reason: Reason, text: String) -> bool {
-        let is_new = self.known.seen != Seen::Failed(reason);
-        (self.known.seen, self.known.problem) = (Seen::Failed(reason), Some(text));
+    pub(super) fn is_failed(&mut self, reason: UnverifiableReason, text: String) -> bool {
+        let is_new = self.known.seen != LastLook::Failed(reason);
+        (self.known.seen, self.known.problem) = (LastLook::Failed(reason), Some(text));
         is_new
     }
 
     /// It differs like this.
-    pub(super) fn is_drifted(&mut self, now: Duration, differences: &[Difference], repairs: bool) -> Step {
+    pub(super) fn is_drifted(
+        &mut self,
+        now: Duration,
+        differences: &[Difference],
+        repairs: bool,
+    ) -> DriftStep {
         let drift: BTreeSet<Drifted> = differences.iter().map(kind).collect();
         let before = std::mem::replace(&mut self.known.drift, drift.iter().copied().collect());
         let was = self.known.seen;
@@ -189,12 +194,12 @@ impl Entry {
             was_known.then(|| self.known.culprit.clone()).flatten()
         });
         self.known.culprit = Some(writer.unwrap_or_else(|| self.unseen(&drift)));
-        let is_differing = matches!(was, Seen::Differs { .. });
+        let is_differing = matches!(was, LastLook::Differs { .. });
         if !repairs {
-            self.known.seen = Seen::Differs { contended: false };
-            return Step::Leave { is_new: !is_differing || before != self.known.drift };
+            self.known.seen = LastLook::Differs { contended: false };
+            return DriftStep::Leave { is_new: !is_differing || before != self.known.drift };
         }
-        let mut step = Step::Repair;
+        let mut step = DriftStep::Repair;
         self.retry = None;
         for kind in drift {
             let (at, spent) = match self.relapses.entry(kind).or_default().drifted(now) {
@@ -203,9 +208,9 @@ impl Entry {
                 Permit::Spent(at) => (at, true),
             };
             self.retry = Some(self.retry.map_or(at, |before| before.max(at)));
-            step = Step::Wait { is_new: was != Seen::Differs { contended: true }, spent };
+            step = DriftStep::Wait { is_new: was != LastLook::Differs { contended: true }, spent };
         }
-        self.known.seen = Seen::Differs { contended: step != Step::Repair };
+        self.known.seen = LastLook::Differs { contended: step != DriftStep::Repair };
         step
     }
 
@@ -227,18 +232,25 @@ impl Entry {
     }
 
     /// What state the pod is in by that. A confirmation older than `fresh_for` says nothing any more.
-    pub(super) fn state(&self, now: Duration, fresh_for: Duration, target: &Target) -> State {
+    pub(super) fn state(
+        &self,
+        now: Duration,
+        fresh_for: Duration,
+        target: &VerificationTarget,
+    ) -> VerificationState {
         let known = &self.known;
         let is_fresh = known.equal.is_some_and(|(at, _)| now.saturating_sub(at) <= fresh_for);
         match known.seen {
-            Seen::Nothing => State::Starting,
-            Seen::Differs { contended: true } => State::Contended,
-            Seen::Differs { contended: false } => State::Drifted,
-            Seen::Failed(reason) => State::Unverifiable(reason),
-            Seen::Equal if !is_fresh => State::Unverifiable(Reason::Kernel),
-            Seen::Equal if known.conflicts > 0 => State::Unverifiable(Reason::Conflict),
-            Seen::Equal if !target.acknowledged => State::Unacknowledged,
-            Seen::Equal => State::Verified,
+            LastLook::Nothing => VerificationState::Starting,
+            LastLook::Differs { contended: true } => VerificationState::Contended,
+            LastLook::Differs { contended: false } => VerificationState::Drifted,
+            LastLook::Failed(reason) => VerificationState::Unverifiable(reason),
+            LastLook::Equal if !is_fresh => VerificationState::Unverifiable(UnverifiableReason::Kernel),
+            LastLook::Equal if known.conflicts > 0 => {
+                VerificationState::Unverifiable(UnverifiableReason::Conflict)
+            }
+            LastLook::Equal if !target.acknowledged => VerificationState::Unacknowledged,
+            LastLook::Equal => VerificationState::Verified,
         }
     }
 }

@@ -7,7 +7,7 @@ use super::FoundBy;
 
 /// What a look at the path of a namespace shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Identity {
+pub(crate) enum NetnsIdentity {
     /// The path leads to the namespace, or nobody can tell otherwise.
     Holds,
     /// The path is gone.
@@ -18,18 +18,18 @@ pub(crate) enum Identity {
 
 /// Looks at the path of a namespace. One that cannot be looked at, for want of descriptors say, is there: rules that nobody removes are worse than a
 /// sandbox that is forgotten late.
-pub(crate) fn identity(netns: &Netns, found: FoundBy) -> Identity {
+pub(crate) fn identity(netns: &Netns, found: FoundBy) -> NetnsIdentity {
     if found == FoundBy::Descriptor {
-        return Identity::Holds;
+        return NetnsIdentity::Holds;
     }
     match Netns::open(netns.path()) {
-        Ok(there) if &there == netns => Identity::Holds,
-        Ok(_) => Identity::Another,
-        Err(Error::Open { cause: OpenCause::Denied, .. }) => Identity::Holds,
+        Ok(there) if &there == netns => NetnsIdentity::Holds,
+        Ok(_) => NetnsIdentity::Another,
+        Err(Error::Open { cause: OpenCause::Denied, .. }) => NetnsIdentity::Holds,
         Err(Error::Open { cause: OpenCause::Io(cause), .. }) => match Errno::from_io_error(&cause) {
-            Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM) => Identity::Holds,
-            _ => Identity::Gone,
+            Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM) => NetnsIdentity::Holds,
+            _ => NetnsIdentity::Gone,
         },
-        Err(_) => Identity::Gone,
+        Err(_) => NetnsIdentity::Gone,
     }
 }

@@ -4,20 +4,20 @@ use std::error::Error;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ::verification::Reason;
+use ::verification::UnverifiableReason;
 use kernel::watch::{Check, KeptSockets};
 use kernel::{Difference, Kernel};
 use netns::{Inside, OpenCause};
 
-use super::identity::{Identity, identity};
-use super::{Comparison, Target};
+use super::identity::{NetnsIdentity, identity};
+use super::{Comparison, VerificationTarget};
 
 /// The sockets that are kept in a namespace. Whoever compares has them; a thread that hangs keeps them.
-pub(super) type Kept = Arc<Mutex<Option<KeptSockets>>>;
+pub(super) type SharedSockets = Arc<Mutex<Option<KeptSockets>>>;
 
 /// What a comparison found.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct LookResult {
     pub(super) comparison: Comparison,
     /// Ports on which nobody listens; nothing where that was not asked.
     pub(super) missing_listeners: Option<Vec<u16>>,
@@ -31,13 +31,13 @@ type Failure = Box<dyn Error + Send + Sync>;
 /// Compares, on a thread that may wait. `watched`: sockets are kept there. `inspect` is what the mode looks at inside of a namespace that is as planned.
 pub(super) fn compare(
     kernel: Kernel<'_>,
-    target: &Target,
-    kept: &Kept,
+    target: &VerificationTarget,
+    kept: &SharedSockets,
     watched: bool,
     inspect: &(dyn Fn(&Inside) + Sync),
-) -> Found {
-    let mut found = Found { comparison: Comparison::Equal, missing_listeners: None, opened: false };
-    if identity(&target.netns, target.found) != Identity::Holds {
+) -> LookResult {
+    let mut found = LookResult { comparison: Comparison::Equal, missing_listeners: None, opened: false };
+    if identity(&target.netns, target.found) != NetnsIdentity::Holds {
         found.comparison = Comparison::Moved;
         return found;
     }
@@ -72,7 +72,7 @@ pub(super) fn compare(
 
 fn differences(
     kernel: Kernel<'_>,
-    target: &Target,
+    target: &VerificationTarget,
     kept: &mut Option<KeptSockets>,
 ) -> Result<Vec<Difference>, Failure> {
     let Some(sockets) = kept else { return differences_inside(kernel, target) };
@@ -89,12 +89,15 @@ fn differences(
     }
 }
 
-fn differences_inside(kernel: Kernel<'_>, target: &Target) -> Result<Vec<Difference>, Failure> {
+fn differences_inside(kernel: Kernel<'_>, target: &VerificationTarget) -> Result<Vec<Difference>, Failure> {
     Ok(target.netns.enter(|inside| kernel.observe(inside, &target.plan))??)
 }
 
 /// What only a look inside shows: whose namespace it is, and who listens there.
-fn inside(target: &Target, inspect: &(dyn Fn(&Inside) + Sync)) -> Result<Option<Vec<u16>>, Comparison> {
+fn inside(
+    target: &VerificationTarget,
+    inspect: &(dyn Fn(&Inside) + Sync),
+) -> Result<Option<Vec<u16>>, Comparison> {
     let look = |inside: &Inside| -> Result<Option<Vec<u16>>, Comparison> {
         let there = kernel::route::link_addresses(inside).map_err(|error| failed(&error))?;
         let is_there =
@@ -102,7 +105,7 @@ fn inside(target: &Target, inspect: &(dyn Fn(&Inside) + Sync)) -> Result<Option<
         if !target.addresses.is_empty() && !target.addresses.iter().any(is_there) {
             let text =
                 "none of the pod's addresses is in the network namespace that was found for it".to_owned();
-            return Err(Comparison::Failed { reason: Reason::WrongNamespace, text });
+            return Err(Comparison::Failed { reason: UnverifiableReason::WrongNamespace, text });
         }
         inspect(inside);
         if !target.proxy_started || target.listeners.is_empty() {
@@ -117,7 +120,7 @@ fn inside(target: &Target, inspect: &(dyn Fn(&Inside) + Sync)) -> Result<Option<
 }
 
 fn failed(error: &(dyn Error + 'static)) -> Comparison {
-    let reason = if is_denied(error) { Reason::Permission } else { Reason::Kernel };
+    let reason = if is_denied(error) { UnverifiableReason::Permission } else { UnverifiableReason::Kernel };
     Comparison::Failed { reason, text: fault::chain(error) }
 }
 

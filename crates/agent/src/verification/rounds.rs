@@ -4,17 +4,17 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::verification::{Due, Layer, State};
+use ::verification::{Due, Layer, VerificationState};
 use facts::PodRef;
 use kernel::watch::Noticed;
 use netns::NetnsId;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::entry::{Entry, Seen};
-use super::identity::{Identity, identity};
-use super::verifier::Verifier;
-use super::watch::Watch;
+use super::entry::{LastLook, VerifiedSandbox};
+use super::identity::{NetnsIdentity, identity};
+use super::verifier::PodVerifier;
+use super::watch::NetnsWatch;
 use super::{ExpectedPod, culprit};
 use metrics::Metrics;
 
@@ -27,7 +27,7 @@ const RESERVED: u64 = 512;
 /// Descriptors of a pod: its namespace, and at most three sockets.
 const OF_A_POD: u64 = 4;
 
-impl Verifier {
+impl PodVerifier {
     /// Verifies until the task is aborted.
     pub(crate) async fn live(self: Arc<Self>) {
         let mut events = self.start_watch();
@@ -75,7 +75,7 @@ impl Verifier {
     }
 
     fn start_watch(&self) -> Option<mpsc::Receiver<u64>> {
-        match Watch::start() {
+        match NetnsWatch::start() {
             Ok((watch, events)) => {
                 let _ = self.watch.set(watch);
                 Some(events)
@@ -156,15 +156,15 @@ impl Verifier {
     }
 
     /// Asks for the generation; gives what has to be compared in full.
-    fn confirm(&self, entry: &mut Entry, now: Duration) -> Option<Layer> {
+    fn confirm(&self, entry: &mut VerifiedSandbox, now: Duration) -> Option<Layer> {
         let metrics: &Metrics = &self.parts.metrics;
-        let since_full = entry.full.filter(|_| entry.watched && entry.known.seen == Seen::Equal);
+        let since_full = entry.full.filter(|_| entry.watched && entry.known.seen == LastLook::Equal);
         let due = self.schedule.due(since_full.map(|full| now.saturating_sub(full)));
         if due == Due::Full || entry.wants_listeners(now) {
             return Some(Layer::Full);
         }
         let began = std::time::Instant::now();
-        if identity(&entry.target.netns, entry.target.found) != Identity::Holds {
+        if identity(&entry.target.netns, entry.target.found) != NetnsIdentity::Holds {
             return Some(Layer::Full);
         }
         let unchanged = entry.kept.try_lock().ok().and_then(|mut kept| {
@@ -201,12 +201,12 @@ impl Verifier {
                         None => {
                             let tick = self.first(&pod, now);
                             let watched = self.may_watch(sandboxes.entries.len());
-                            let entry = Entry::new(pod, mode, target, tick, watched);
+                            let entry = VerifiedSandbox::new(pod, mode, target, tick, watched);
                             sandboxes.insert(entry);
                         }
                     }
                 }
-                Err(State::Starting) => {
+                Err(VerificationState::Starting) => {
                     sandboxes.starting.entry(pod.uid.clone()).or_insert(now);
                     starting.insert(pod.uid);
                 }

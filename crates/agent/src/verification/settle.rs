@@ -5,15 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use ::verification::{Culprit, Drifted, Layer, Outcome, Reason, State};
+use ::verification::{Culprit, DriftAction, Drifted, Layer, UnverifiableReason, VerificationState};
 use facts::PodRef;
 use netns::Inside;
 use telemetry::Scope;
 
-use super::entry::Step;
-use super::look::{Found, compare};
-use super::verifier::Verifier;
-use super::{Comparison, RepairFailure, Repaired, VerifiedMode};
+use super::entry::DriftStep;
+use super::look::{LookResult, compare};
+use super::verifier::PodVerifier;
+use super::{Comparison, RepairFailure, RepairResult, VerifiedMode};
 use crate::conflicts::ConflictLook;
 use crate::health::{Notice, count_and_names};
 use crate::slots::Task;
@@ -43,7 +43,7 @@ struct Drift {
     since: Duration,
 }
 
-impl Verifier {
+impl PodVerifier {
     /// Looks at a sandbox, puts right what differs, and looks whether it is right then.
     pub(super) async fn look(self: Arc<Self>, number: u64, layer: Layer) {
         for layer in [layer, Layer::Full] {
@@ -60,7 +60,7 @@ impl Verifier {
         self.tell_permission();
     }
 
-    async fn compare(&self, number: u64, layer: Layer) -> Option<Found> {
+    async fn compare(&self, number: u64, layer: Layer) -> Option<LookResult> {
         let (pod, mode, target, kept, watched) = {
             let sandboxes = self.sandboxes();
             let entry = sandboxes.entries.get(&number)?;
@@ -90,8 +90,8 @@ impl Verifier {
             compare(kernel, &target, &sockets, watched, &inspect)
         };
         let found = self.parts.slots.run(&pod, Task::Verify, look).await;
-        let found = found.unwrap_or_else(|error| Found {
-            comparison: Comparison::Failed { reason: Reason::Kernel, text: fault::chain(&error) },
+        let found = found.unwrap_or_else(|error| LookResult {
+            comparison: Comparison::Failed { reason: UnverifiableReason::Kernel, text: fault::chain(&error) },
             missing_listeners: None,
             opened: false,
         });
@@ -124,7 +124,7 @@ impl Verifier {
         }
     }
 
-    fn wait_for_events(&self, number: u64, kept: &super::look::Kept) {
+    fn wait_for_events(&self, number: u64, kept: &super::look::SharedSockets) {
         let Ok(kept) = kept.try_lock() else { return };
         if let (Some(watch), Some(kept)) = (self.watch.get(), kept.as_ref())
             && let Err(error) = watch.add(kept, number)
@@ -149,7 +149,7 @@ impl Verifier {
                 return false;
             }
             Comparison::Moved => {
-                let reason = Reason::WrongNamespace;
+                let reason = UnverifiableReason::WrongNamespace;
                 let text = "its path does not lead to the pod's network namespace any more".to_owned();
                 self.sandboxes().change(number, |entry| entry.is_failed(reason, text));
                 mode.compared(&pod, &comparison);
@@ -172,14 +172,14 @@ impl Verifier {
         let Some((step, drift)) = step.zip(self.drift(number)) else { return false };
         mode.compared(&pod, &comparison);
         match step {
-            Step::Repair => self.repair(number, &drift).await,
-            Step::Leave { is_new } => {
+            DriftStep::Repair => self.repair(number, &drift).await,
+            DriftStep::Leave { is_new } => {
                 if is_new {
                     self.left(&drift, "VERIFY_REPAIR is off").await;
                 }
                 false
             }
-            Step::Wait { is_new, spent } => {
+            DriftStep::Wait { is_new, spent } => {
                 if is_new {
                     self.contended(&drift, spent).await;
                 }
@@ -193,15 +193,15 @@ impl Verifier {
         self.skip_events(number);
         let now = self.now();
         match repaired {
-            Ok(Repaired::WasRight) => true,
-            Ok(Repaired::PutRight) => {
+            Ok(RepairResult::WasRight) => true,
+            Ok(RepairResult::PutRight) => {
                 self.sandboxes().change(number, |entry| entry.is_repaired(now));
-                self.count(drift, Outcome::Repaired);
+                self.count(drift, DriftAction::Repaired);
                 self.parts.metrics.drift_repaired_within(now.saturating_sub(drift.since));
                 self.restored(drift).await;
                 true
             }
-            Ok(Repaired::Left) => {
+            Ok(RepairResult::Left) => {
                 self.left(drift, "the pod's rules are to stay as they are for now").await;
                 false
             }
@@ -209,11 +209,11 @@ impl Verifier {
                 self.sandboxes().change(number, |entry| {
                     entry.is_repaired(now);
                     entry.known.problem = Some(text.clone());
-                    if let Some(State::Unverifiable(reason)) = state {
+                    if let Some(VerificationState::Unverifiable(reason)) = state {
                         entry.is_failed(reason, text.clone());
                     }
                 });
-                self.count(drift, Outcome::Failed);
+                self.count(drift, DriftAction::Failed);
                 drift.log(&self.parts.log, "the rules of a pod differ and cannot be put right", &text);
                 self.tell(drift, DRIFT, &text).await;
                 false
@@ -229,13 +229,13 @@ impl Verifier {
     }
 
     async fn left(&self, drift: &Drift, why: &str) {
-        self.count(drift, Outcome::Left);
+        self.count(drift, DriftAction::Left);
         drift.log(&self.parts.log, "the rules of a pod differ and are left so", why);
         self.tell(drift, DRIFT, &format!("{} They are left so: {why}.", drift.text())).await;
     }
 
     async fn contended(&self, drift: &Drift, spent: bool) {
-        self.count(drift, Outcome::BackedOff);
+        self.count(drift, DriftAction::BackedOff);
         let why = match spent {
             true => "they were put right twenty times within an hour, and are left so until that is over",
             false => {
@@ -246,7 +246,7 @@ impl Verifier {
         self.tell(drift, CONTENDED, &format!("{} Again: {why}.", drift.text())).await;
     }
 
-    async fn tell_unverifiable(&self, pod: &PodRef, reason: Reason, text: &str) {
+    async fn tell_unverifiable(&self, pod: &PodRef, reason: UnverifiableReason, text: &str) {
         let label = reason.label();
         let what = "the rules of a pod cannot be verified";
         self.parts.log.error(what, &[("pod", pod), ("reason", &label), ("error", &text)]);
@@ -267,7 +267,7 @@ impl Verifier {
     fn tell_permission(&self) {
         let denied: BTreeSet<String> = {
             let sandboxes = self.sandboxes();
-            let denied = super::entry::Seen::Failed(Reason::Permission);
+            let denied = super::entry::LastLook::Failed(UnverifiableReason::Permission);
             let denied = sandboxes.entries.values().filter(|entry| entry.known.seen == denied);
             denied.map(|entry| entry.pod.to_string()).collect()
         };
@@ -283,7 +283,7 @@ impl Verifier {
         self.parts.health.notice(Notice::Permission, &text);
     }
 
-    fn count(&self, drift: &Drift, outcome: Outcome) {
+    fn count(&self, drift: &Drift, outcome: DriftAction) {
         drift.kinds.iter().for_each(|what| self.parts.metrics.drift(*what, outcome, 1));
     }
 

@@ -11,9 +11,9 @@ const MOST: usize = 4096;
 
 /// By uid, reason and culprit.
 #[derive(Debug, Default)]
-pub(super) struct Told(Mutex<HashMap<(String, &'static str, String), Duration>>);
+pub(super) struct ToldDrifts(Mutex<HashMap<(String, &'static str, String), Duration>>);
 
-impl Told {
+impl ToldDrifts {
     /// Whether this is to be said, which is noted.
     pub(super) fn is_news(&self, uid: &str, reason: &'static str, culprit: String, now: Duration) -> bool {
         let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -33,7 +33,7 @@ mod tests {
 
     #[test]
     fn each_culprit_of_a_pod_is_told_once_in_an_hour() {
-        let told = Told::default();
+        let told = ToldDrifts::default();
         let say = |uid, reason, culprit: &str, minutes: u64| {
             told.is_news(uid, reason, culprit.to_owned(), Duration::from_secs(60 * minutes))
         };
@@ -44,7 +44,7 @@ mod tests {
 
     #[test]
     fn what_is_remembered_is_bounded() {
-        let told = Told::default();
+        let told = ToldDrifts::default();
         let say = |number: usize| told.is_news("a", "CaptureDrift", number.to_string(), Duration::ZERO);
         assert_eq!((0..2 * MOST).filter(|number| say(*number)).count(), MOST);
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use ::verification::{Agenda, Ledger, Reason, Schedule, State};
+use ::verification::{Agenda, Ledger, Schedule, UnverifiableReason, VerificationState};
 use cluster::Cluster;
 use facts::PodRef;
 use netns::NetnsId;
@@ -13,10 +13,10 @@ use telemetry::Scope;
 use tokio::sync::Notify;
 
 use super::config::VerifyConfig;
-use super::entry::{Entry, Known};
-use super::told::Told;
-use super::watch::Watch;
-use super::{ExpectedPod, PodVerification, RepairFailure, Repaired, VerifiedMode};
+use super::entry::{Known, VerifiedSandbox};
+use super::told::ToldDrifts;
+use super::watch::NetnsWatch;
+use super::{ExpectedPod, PodVerification, RepairFailure, RepairResult, VerifiedMode};
 use crate::conflicts::Conflicts;
 use crate::events::Events;
 use crate::health::Health;
@@ -41,14 +41,14 @@ pub(crate) struct VerifierParts {
 }
 
 /// Verifies the pods of all modes.
-pub(crate) struct Verifier {
+pub(crate) struct PodVerifier {
     pub(super) parts: VerifierParts,
     pub(super) schedule: Schedule,
     /// Times are since then.
     start: Instant,
     modes: OnceLock<Vec<Arc<dyn VerifiedMode>>>,
-    pub(super) watch: OnceLock<Watch>,
-    pub(super) told: Told,
+    pub(super) watch: OnceLock<NetnsWatch>,
+    pub(super) told: ToldDrifts,
     sandboxes: Mutex<Sandboxes>,
     /// The pods, or what is expected of them, may have changed.
     pub(super) changed: Notify,
@@ -61,7 +61,7 @@ pub(crate) struct Verifier {
 /// All that are verified. Each has a number, by which the kernel tells of it.
 #[derive(Default)]
 pub(super) struct Sandboxes {
-    pub(super) entries: BTreeMap<u64, Entry>,
+    pub(super) entries: BTreeMap<u64, VerifiedSandbox>,
     pub(super) agenda: Agenda<u64>,
     /// A pod has another sandbox when kubelet has made it anew.
     pub(super) numbers: HashMap<(String, NetnsId), u64>,
@@ -70,9 +70,9 @@ pub(super) struct Sandboxes {
     pub(super) starting: HashMap<String, Duration>,
 }
 
-// === impl Verifier ===
+// === impl PodVerifier ===
 
-impl Verifier {
+impl PodVerifier {
     pub(crate) fn new(parts: VerifierParts) -> Arc<Self> {
         Arc::new(Self {
             schedule: Schedule::new(parts.config.interval, parts.config.full),
@@ -80,7 +80,7 @@ impl Verifier {
             start: Instant::now(),
             modes: OnceLock::new(),
             watch: OnceLock::new(),
-            told: Told::default(),
+            told: ToldDrifts::default(),
             sandboxes: Mutex::default(),
             changed: Notify::new(),
             hurried: Notify::new(),
@@ -144,7 +144,7 @@ impl Verifier {
     }
 
     /// Has its mode put right what differs in a pod's namespace, once and now, whatever waits. Nothing where it is not a pod that should be captured.
-    pub(crate) async fn restore(&self, pod: &PodRef) -> Option<Result<Repaired, RepairFailure>> {
+    pub(crate) async fn restore(&self, pod: &PodRef) -> Option<Result<RepairResult, RepairFailure>> {
         let expected = self.expected();
         let (mode, _) = expected.into_iter().find(|(_, expected)| expected.pod.uid == pod.uid)?;
         Some(mode.repair(pod).await)
@@ -189,18 +189,18 @@ impl Verifier {
         let (state, target) = match target {
             Ok(target) => {
                 let entry = sandboxes.get(&pod.uid, target.netns.id());
-                let state = entry.map_or(State::Starting, |entry| {
+                let state = entry.map_or(VerificationState::Starting, |entry| {
                     known = entry.known.clone();
                     entry.state(now, self.schedule.fresh_for(), &target)
                 });
                 (state, Some(target))
             }
-            Err(State::Starting) => {
+            Err(VerificationState::Starting) => {
                 let age = born.and_then(|born| born.elapsed().ok());
                 let waits = sandboxes.starting.get(&pod.uid).map(|since| now.saturating_sub(*since));
                 let is_late = age.max(waits).is_some_and(|age| age > STARTING);
-                let late = State::Unverifiable(Reason::NoNamespace);
-                (if is_late { late } else { State::Starting }, None)
+                let late = VerificationState::Unverifiable(UnverifiableReason::NoNamespace);
+                (if is_late { late } else { VerificationState::Starting }, None)
             }
             Err(state) => (state, None),
         };
@@ -228,17 +228,17 @@ const PATIENCE: Duration = Duration::from_secs(5);
 // === impl Sandboxes ===
 
 impl Sandboxes {
-    pub(super) fn get(&self, uid: &str, netns: NetnsId) -> Option<&Entry> {
+    pub(super) fn get(&self, uid: &str, netns: NetnsId) -> Option<&VerifiedSandbox> {
         self.entries.get(self.numbers.get(&(uid.to_owned(), netns))?)
     }
 
     /// Those of a pod.
-    fn of<'a>(&'a self, uid: &'a str) -> impl Iterator<Item = (&'a u64, &'a Entry)> {
+    fn of<'a>(&'a self, uid: &'a str) -> impl Iterator<Item = (&'a u64, &'a VerifiedSandbox)> {
         self.entries.iter().filter(move |(_, entry)| entry.pod.uid == uid)
     }
 
     /// Takes up a sandbox.
-    pub(super) fn insert(&mut self, entry: Entry) {
+    pub(super) fn insert(&mut self, entry: VerifiedSandbox) {
         self.last += 1;
         self.numbers.insert((entry.pod.uid.clone(), entry.target.netns.id()), self.last);
         self.agenda.set(self.last, entry.due());
@@ -246,7 +246,7 @@ impl Sandboxes {
     }
 
     /// Lets go of all others; gives them.
-    pub(super) fn retain(&mut self, stay: &HashSet<(String, NetnsId)>) -> Vec<Entry> {
+    pub(super) fn retain(&mut self, stay: &HashSet<(String, NetnsId)>) -> Vec<VerifiedSandbox> {
         let gone: Vec<u64> =
             self.numbers.extract_if(|sandbox, _| !stay.contains(sandbox)).map(|(_, number)| number).collect();
         gone.iter().for_each(|number| self.agenda.remove(*number));
@@ -254,7 +254,11 @@ impl Sandboxes {
     }
 
     /// Changes what is known of a sandbox, if it is verified still, and with it when it is due.
-    pub(super) fn change<T>(&mut self, number: u64, change: impl FnOnce(&mut Entry) -> T) -> Option<T> {
+    pub(super) fn change<T>(
+        &mut self,
+        number: u64,
+        change: impl FnOnce(&mut VerifiedSandbox) -> T,
+    ) -> Option<T> {
         let entry = self.entries.get_mut(&number)?;
         let changed = change(entry);
         if entry.busy {

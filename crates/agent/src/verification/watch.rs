@@ -15,9 +15,9 @@ const AT_ONCE: usize = 64;
 const QUEUED: usize = 1024;
 
 /// The sockets of all pods. One that is closed is no longer among them.
-pub(super) struct Watch(Arc<OwnedFd>);
+pub(super) struct NetnsWatch(Arc<OwnedFd>);
 
-impl Watch {
+impl NetnsWatch {
     /// Gives the numbers of sockets that have something to read as well.
     pub(super) fn start() -> io::Result<(Self, mpsc::Receiver<u64>)> {
         let epoll = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?);

@@ -6,17 +6,17 @@ use ruleset::{ChainKind, Family, Hook};
 
 use super::Found;
 use super::packets::{Escape, Hit, Hits};
-use super::view::{View, told};
-use crate::follow::{Cause, Outcome, Scene};
+use super::view::{NetnsView, told};
+use crate::follow::{BranchEnd, NetnsScene, VerdictCause};
 use crate::{Conflict, ConflictId, ConflictPlace, Severity};
 
-pub(super) fn find(view: &View<'_>, hits: &Hits<'_>, found: &mut Found) {
+pub(super) fn find(view: &NetnsView<'_>, hits: &Hits<'_>, found: &mut Found) {
     // A copy of everything that others have, which few namespaces need.
     let others = OnceCell::new();
     let is_meant = |hit: &Hit<'_>| {
-        let others = Scene::new(others.get_or_init(|| view.observed.without_ours()));
+        let others = NetnsScene::new(others.get_or_init(|| view.observed.without_ours()));
         let (ways, _) = others.branches(view.start(&hit.packet));
-        ways.iter().all(|way| matches!(way.outcome, Some(Outcome::Dropped(_))))
+        ways.iter().all(|way| matches!(way.outcome, Some(BranchEnd::Dropped(_))))
     };
     for hit in &hits.all {
         for way in &hit.ways {
@@ -25,7 +25,7 @@ pub(super) fn find(view: &View<'_>, hits: &Hits<'_>, found: &mut Found) {
                 Some(Escape::Dropped { by, after: true }) if !is_meant(hit) => found.add(after(hit, &by)),
                 Some(Escape::Dropped { by, after: false }) => found.add(before(hit, &by)),
                 Some(Escape::Unread(place)) if place.base.kind != ChainKind::Nat => {
-                    found.add(unread(hit, &Cause::Rule(place), way.is_taken_by_ours()));
+                    found.add(unread(hit, &VerdictCause::Rule(place), way.is_taken_by_ours()));
                 }
                 _ => {}
             }
@@ -34,7 +34,7 @@ pub(super) fn find(view: &View<'_>, hits: &Hits<'_>, found: &mut Found) {
 }
 
 /// What ours led to the proxy is dropped.
-fn after(hit: &Hit<'_>, by: &Cause<'_>) -> Conflict {
+fn after(hit: &Hit<'_>, by: &VerdictCause<'_>) -> Conflict {
     let affects = format!("{} is dropped on its way to port {}", told(&hit.packet), hit.port);
     let severity = hit.severity(Severity::Error);
     let conflict = Conflict::of_cause(ConflictId::P3, severity, by, affects, "");
@@ -60,20 +60,20 @@ fn words(hit: &Hit<'_>, hook: Option<Hook>) -> (String, String) {
 }
 
 /// It is dropped before ours see it, which may be meant.
-fn before(hit: &Hit<'_>, by: &Cause<'_>) -> Conflict {
+fn before(hit: &Hit<'_>, by: &VerdictCause<'_>) -> Conflict {
     let affects = format!("{} is dropped before rules of ours see it", told(&hit.packet));
     let advice = "nothing if it is meant; the proxy does not see such connections, so its policies and metrics do not either";
     Conflict::of_cause(ConflictId::P4, Severity::Warning, by, affects, advice)
 }
 
-fn unread(hit: &Hit<'_>, by: &Cause<'_>, after: bool) -> Conflict {
+fn unread(hit: &Hit<'_>, by: &VerdictCause<'_>, after: bool) -> Conflict {
     let id = if after { ConflictId::P3 } else { ConflictId::P4 };
     let affects =
         format!("{} may not come to port {}: the rule could not be read", told(&hit.packet), hit.port);
     Conflict::of_cause(id, Severity::Warning, by, affects, "look at the rule with the program that made it")
 }
 
-impl Cause<'_> {
+impl VerdictCause<'_> {
     /// The command that puts an accept rule before it, in the notation of the table's own program, and the rule in the other one. `words`
     /// is what the rule asks for, as nft and as iptables write it.
     pub(super) fn accept_before(

@@ -4,7 +4,7 @@ use ruleset::listed::ListedAct;
 use ruleset::{Base, ChainKind, Hook};
 
 use super::Found;
-use super::view::View;
+use super::view::NetnsView;
 use crate::{Conflict, ConflictId, ConflictPlace, Severity};
 
 /// The chain in which upstream's agent has its rules of the node.
@@ -16,13 +16,13 @@ const KUBE_PROXY: &str = "kube-proxy";
 /// The interface of NodeLocal DNSCache.
 const DNS_CACHE: &str = "nodelocaldns";
 
-pub(super) fn find(view: &View<'_>, found: &mut Found) {
+pub(super) fn find(view: &NetnsView<'_>, found: &mut Found) {
     dns_cache(view, found);
     kube_proxy(view, found);
     other_agent(view, found);
 }
 
-fn dns_cache(view: &View<'_>, found: &mut Found) {
+fn dns_cache(view: &NetnsView<'_>, found: &mut Found) {
     let link = view.observed.links.iter().any(|link| link.name == DNS_CACHE);
     let for_cache = |act: &ListedAct| *act == ListedAct::Notrack;
     let rule = view
@@ -43,7 +43,7 @@ fn dns_cache(view: &View<'_>, found: &mut Found) {
 }
 
 /// Both are at one priority, for different packets.
-fn kube_proxy(view: &View<'_>, found: &mut Found) {
+fn kube_proxy(view: &NetnsView<'_>, found: &mut Found) {
     let at_ours = |base: Base| base.kind == ChainKind::Nat && base.hook == Hook::Postrouting;
     let of_kube_proxy = view.chains().filter(|(table, _)| table.name.split(' ').nth(1) == Some(KUBE_PROXY));
     for (table, chain) in of_kube_proxy {
@@ -62,7 +62,7 @@ fn kube_proxy(view: &View<'_>, found: &mut Found) {
 }
 
 /// Rules of another agent of Istio, or of an older one.
-fn other_agent(view: &View<'_>, found: &mut Found) {
+fn other_agent(view: &NetnsView<'_>, found: &mut Found) {
     for (table, chain, rule) in view.foreign_rules() {
         let evidence = || format!("{} {}: {rule}", table.name, chain.name);
         if chain.name == UPSTREAM {

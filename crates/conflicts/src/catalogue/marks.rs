@@ -3,7 +3,7 @@
 use super::Found;
 use super::packets::{Escape, Hits};
 use super::view::told;
-use crate::follow::Cause;
+use crate::follow::VerdictCause;
 use crate::{Conflict, ConflictId, Severity};
 
 pub(super) fn find(hits: &Hits<'_>, found: &mut Found) {
@@ -18,7 +18,13 @@ pub(super) fn find(hits: &Hits<'_>, found: &mut Found) {
             );
             let advice = "use a mark whose low 12 bits are neither 0x539 nor 0x111, and which is not 1337 beside TPROXY";
             let severity = hit.severity(Severity::Error);
-            found.add(Conflict::of_cause(ConflictId::P6, severity, &Cause::Rule(place), affects, advice));
+            found.add(Conflict::of_cause(
+                ConflictId::P6,
+                severity,
+                &VerdictCause::Rule(place),
+                affects,
+                advice,
+            ));
         }
     }
 }

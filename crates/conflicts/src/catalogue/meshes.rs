@@ -4,7 +4,7 @@ use ruleset::Backend;
 use ruleset::listed::{ListedTable, Lister};
 
 use super::Found;
-use super::view::View;
+use super::view::NetnsView;
 use crate::{Conflict, ConflictId, ConflictPlace, Severity};
 
 /// Beginnings of the names of chains or tables that other meshes make in a pod, and the mesh.
@@ -24,7 +24,7 @@ const CONTAINERS: [&str; 4] = ["DOCKER", "NETAVARK", "CNI-HOSTPORT", "PODMAN"];
 /// What the names of istio-init's chains begin with.
 const ISTIO: &str = "ISTIO_";
 
-pub(super) fn find(view: &View<'_>, found: &mut Found) {
+pub(super) fn find(view: &NetnsView<'_>, found: &mut Found) {
     for (table, chain) in view.chains() {
         let name = table.name.split(' ').nth(1).unwrap_or_default();
         let is_foreign = || chain.rules.iter().any(|rule| table.is_foreign(rule));
@@ -58,7 +58,7 @@ fn containers(table: &ListedTable, chain: &str) -> Conflict {
 }
 
 /// Rules of istio-init beside ours.
-fn istio_init(view: &View<'_>, table: &ListedTable, chain: &str) -> Conflict {
+fn istio_init(view: &NetnsView<'_>, table: &ListedTable, chain: &str) -> Conflict {
     let of_ours = match view.plan.backend {
         Backend::Nftables => "nf_tables",
         Backend::Iptables => "iptables",
@@ -71,7 +71,7 @@ fn istio_init(view: &View<'_>, table: &ListedTable, chain: &str) -> Conflict {
 }
 
 /// Both variants of iptables hold rules.
-fn variants(view: &View<'_>, found: &mut Found) {
+fn variants(view: &NetnsView<'_>, found: &mut Found) {
     let holds = |wanted: Lister| {
         let mut tables = view.observed.tables.iter().filter(move |table| table.lister == wanted);
         tables.find(|table| table.chains.iter().any(|chain| !chain.rules.is_empty()))

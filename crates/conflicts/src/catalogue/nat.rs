@@ -1,15 +1,15 @@
 //! Address translation of others beside ours.
 
-use ruleset::listed::walk::{Connection, ListedPlace, PacketEnd, PacketState};
+use ruleset::listed::walk::{ListedPlace, PacketEnd, PacketState, TrackedConnection};
 use ruleset::{Base, ChainKind, Hook};
 
 use super::Found;
 use super::packets::{Escape, Hit, Hits};
-use super::view::{View, told};
-use crate::follow::Cause;
+use super::view::{NetnsView, told};
+use crate::follow::VerdictCause;
 use crate::{Conflict, ConflictId, Resolution, Severity};
 
-pub(super) fn find(view: &View<'_>, hits: &Hits<'_>, found: &mut Found) {
+pub(super) fn find(view: &NetnsView<'_>, hits: &Hits<'_>, found: &mut Found) {
     for hit in &hits.all {
         for way in &hit.ways {
             match hit.escape(way) {
@@ -25,8 +25,8 @@ pub(super) fn find(view: &View<'_>, hits: &Hits<'_>, found: &mut Found) {
 }
 
 /// A rule of others takes what the plan captures.
-fn translated(view: &View<'_>, hit: &Hit<'_>, place: ListedPlace<'_>) -> Conflict {
-    let by = Cause::Rule(place);
+fn translated(view: &NetnsView<'_>, hit: &Hit<'_>, place: ListedPlace<'_>) -> Conflict {
+    let by = VerdictCause::Rule(place);
     let packet = told(&hit.packet);
     if is_own_service(view, hit, &place) {
         let affects = format!("{packet} goes where the pod itself leads it");
@@ -48,7 +48,7 @@ fn translated(view: &View<'_>, hit: &Hit<'_>, place: ListedPlace<'_>) -> Conflic
 }
 
 /// What ours can do to come first: in a chain of all, or among chains of one priority.
-pub(super) fn resolution(view: &View<'_>, place: &ListedPlace<'_>) -> Resolution {
+pub(super) fn resolution(view: &NetnsView<'_>, place: &ListedPlace<'_>) -> Resolution {
     let ours = view.observed.tables.iter().filter(|table| table.ours);
     let mut bases = ours.flat_map(|table| &table.chains).filter_map(|chain| chain.base);
     let is_equal = |base: Base| {
@@ -62,7 +62,7 @@ pub(super) fn resolution(view: &View<'_>, place: &ListedPlace<'_>) -> Resolution
 }
 
 /// The pod's own translation of an address that it does not have: nobody else would take what goes there.
-fn is_own_service(view: &View<'_>, hit: &Hit<'_>, place: &ListedPlace<'_>) -> bool {
+fn is_own_service(view: &NetnsView<'_>, hit: &Hit<'_>, place: &ListedPlace<'_>) -> bool {
     let own: Vec<_> = view.observed.addresses.iter().map(|own| own.address).collect();
     let named = hit.ways.iter().filter_map(|way| way.taken).any(|(end, by)| {
         std::ptr::eq(by.rule, place.rule)
@@ -78,18 +78,18 @@ fn unread(hit: &Hit<'_>, place: ListedPlace<'_>) -> Conflict {
         hit.port
     );
     let advice = "look at the rule with the program that made it";
-    Conflict::of_cause(ConflictId::P1, Severity::Warning, &Cause::Rule(place), affects, advice)
+    Conflict::of_cause(ConflictId::P1, Severity::Warning, &VerdictCause::Rule(place), affects, advice)
 }
 
 /// A rule of others after ours would take it.
-fn later(view: &View<'_>, hit: &Hit<'_>, found: &mut Found) {
+fn later(view: &NetnsView<'_>, hit: &Hit<'_>, found: &mut Found) {
     if hit.ways.iter().any(|way| hit.escape(way).is_some()) {
         return;
     }
     let hook = if hit.packet.owner.is_some() { Hook::Output } else { Hook::Prerouting };
     let stations = view.foreign_stations(hook, hit.packet.family);
     for station in stations.iter().filter(|station| station.base.kind == ChainKind::Nat) {
-        let mut state = PacketState::new(hit.packet.clone(), Connection::default());
+        let mut state = PacketState::new(hit.packet.clone(), TrackedConnection::default());
         state.connection.track();
         state.pass(station, &mut |_| false);
         let Some(place) = state.taker.filter(|place| place.table.is_foreign(place.rule)) else { continue };
@@ -97,7 +97,7 @@ fn later(view: &View<'_>, hit: &Hit<'_>, found: &mut Found) {
         found.add(Conflict::of_cause(
             ConflictId::P2,
             Severity::Info,
-            &Cause::Rule(place),
+            &VerdictCause::Rule(place),
             affects,
             "nothing",
         ));
@@ -107,6 +107,6 @@ fn later(view: &View<'_>, hit: &Hit<'_>, found: &mut Found) {
 impl Hit<'_> {
     /// Whether its ways differ only because the order of chains is not shown.
     fn is_about_order(&self) -> bool {
-        self.ways.iter().all(|way| matches!(way.doubt, None | Some(Cause::Order(_))))
+        self.ways.iter().all(|way| matches!(way.doubt, None | Some(VerdictCause::Order(_))))
     }
 }

@@ -7,9 +7,9 @@ use ruleset::listed::walk::{FirstPacket, ListedPlace};
 use ruleset::listed::{Condition, Field, address_of};
 use ruleset::{Family, Hook};
 
-use super::view::{SOMEBODY, View};
+use super::view::{NetnsView, SOMEBODY};
 use crate::Severity;
-use crate::follow::{Branch, Cause, Outcome, Scene};
+use crate::follow::{BranchEnd, NetnsScene, PacketBranch, VerdictCause};
 
 /// Addresses that no pod has (RFC 5737, RFC 3849).
 pub(super) const SOMEWHERE_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 77);
@@ -30,7 +30,7 @@ pub(super) struct Hit<'a> {
     /// The port to which the plan leads it.
     pub(super) port: u16,
     /// The ways that it may take.
-    pub(super) ways: Vec<Branch<'a>>,
+    pub(super) ways: Vec<PacketBranch<'a>>,
 }
 
 /// All of them.
@@ -50,16 +50,16 @@ pub(super) enum Escape<'a> {
     /// A rule changes its mark.
     Marked(ListedPlace<'a>),
     /// It is dropped: after the plan's rules led it to the proxy, or before.
-    Dropped { by: Cause<'a>, after: bool },
+    Dropped { by: VerdictCause<'a>, after: bool },
     /// A rule could not be read, which may do anything.
     Unread(ListedPlace<'a>),
 }
 
 impl<'a> Hits<'a> {
     /// Takes packets of each kind that the plan captures, and such as each rule of others would meet, through everything that is there.
-    pub(super) fn of(view: &View<'a>) -> Self {
+    pub(super) fn of(view: &NetnsView<'a>) -> Self {
         let mut hits = Self::default();
-        let (everything, ours) = (Scene::new(view.observed), Scene::new(&view.ours));
+        let (everything, ours) = (NetnsScene::new(view.observed), NetnsScene::new(&view.ours));
         let mut met = 0;
         for (hook, family) in [Hook::Output, Hook::Prerouting]
             .into_iter()
@@ -89,23 +89,23 @@ impl<'a> Hits<'a> {
     }
 }
 
-impl View<'_> {
-    pub(super) fn start<'b>(&self, packet: &FirstPacket) -> Branch<'b> {
+impl NetnsView<'_> {
+    pub(super) fn start<'b>(&self, packet: &FirstPacket) -> PacketBranch<'b> {
         let interface = self.interface.clone();
         let names = match packet.owner {
             Some(_) => (String::new(), interface),
             None => (interface, String::new()),
         };
-        Branch::begin(packet.clone(), names)
+        PacketBranch::begin(packet.clone(), names)
     }
 }
 
 /// The port to which rules of ours alone lead a packet.
-fn captured(view: &View<'_>, ours: &Scene<'_>, packet: &FirstPacket) -> Option<u16> {
+fn captured(view: &NetnsView<'_>, ours: &NetnsScene<'_>, packet: &FirstPacket) -> Option<u16> {
     let (ways, _) = ours.branches(view.start(packet));
     match ways.as_slice() {
         [way] if way.is_taken_by_ours() => match way.outcome {
-            Some(Outcome::Socket { port }) => Some(port),
+            Some(BranchEnd::Socket { port }) => Some(port),
             _ => None,
         },
         _ => None,
@@ -113,7 +113,7 @@ fn captured(view: &View<'_>, ours: &Scene<'_>, packet: &FirstPacket) -> Option<u
 }
 
 /// Packets of each kind that the plan captures.
-fn bases(view: &View<'_>, ours: &Scene<'_>, hook: Hook, family: Family) -> Vec<FirstPacket> {
+fn bases(view: &NetnsView<'_>, ours: &NetnsScene<'_>, hook: Hook, family: Family) -> Vec<FirstPacket> {
     let Some(own) = view.addresses(family).next() else { return Vec::new() };
     let somewhere: IpAddr = match family {
         Family::V4 => SOMEWHERE_V4.into(),
@@ -142,7 +142,7 @@ fn bases(view: &View<'_>, ours: &Scene<'_>, hook: Hook, family: Family) -> Vec<F
 }
 
 /// Numbers of a field that conditions of ours name, some for each condition.
-fn values(view: &View<'_>, wanted: Field) -> Vec<u128> {
+fn values(view: &NetnsView<'_>, wanted: Field) -> Vec<u128> {
     let chains = view.ours.tables.iter().flat_map(|table| &table.chains);
     let conditions = chains.flat_map(|chain| &chain.rules).flat_map(|rule| &rule.conditions);
     let mut found: Vec<u128> = Vec::new();
@@ -159,17 +159,17 @@ fn values(view: &View<'_>, wanted: Field) -> Vec<u128> {
 
 impl<'a> Hit<'a> {
     /// What becomes of the packet on a way instead of being captured; absent where it is, and where rules of ours drop it.
-    pub(super) fn escape(&self, way: &Branch<'a>) -> Option<Escape<'a>> {
+    pub(super) fn escape(&self, way: &PacketBranch<'a>) -> Option<Escape<'a>> {
         let foreign =
             |place: Option<ListedPlace<'a>>| place.filter(|place| place.table.is_foreign(place.rule));
         let ours = way.is_taken_by_ours();
         match &way.outcome {
-            Some(Outcome::Socket { port }) if ours && *port == self.port => return None,
-            Some(Outcome::Unknown(Cause::Rule(place))) => return Some(Escape::Unread(*place)),
-            Some(Outcome::Dropped(by)) if by.is_foreign() => {
+            Some(BranchEnd::Socket { port }) if ours && *port == self.port => return None,
+            Some(BranchEnd::Unknown(VerdictCause::Rule(place))) => return Some(Escape::Unread(*place)),
+            Some(BranchEnd::Dropped(by)) if by.is_foreign() => {
                 return Some(Escape::Dropped { by: by.clone(), after: ours });
             }
-            Some(Outcome::Dropped(Cause::Rule(_) | Cause::Policy(_))) => return None,
+            Some(BranchEnd::Dropped(VerdictCause::Rule(_) | VerdictCause::Policy(_))) => return None,
             _ => {}
         }
         foreign(way.taken.map(|(_, place)| place))
@@ -180,8 +180,8 @@ impl<'a> Hit<'a> {
 
     /// How bad it is, which is certain only where the packet escapes on every way and each is known.
     pub(super) fn severity(&self, worst: Severity) -> Severity {
-        let certain = |way: &Branch<'a>| {
-            !matches!(way.outcome, Some(Outcome::Unknown(_)) | None) && self.escape(way).is_some()
+        let certain = |way: &PacketBranch<'a>| {
+            !matches!(way.outcome, Some(BranchEnd::Unknown(_)) | None) && self.escape(way).is_some()
         };
         if self.ways.iter().all(certain) { worst } else { worst.min(Severity::Warning) }
     }

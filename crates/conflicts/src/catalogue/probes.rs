@@ -8,8 +8,8 @@ use ruleset::listed::{address_of, number_of, state};
 
 use super::Found;
 use super::nat::resolution;
-use super::view::{View, told};
-use crate::follow::{Branch, Cause, Outcome, Scene};
+use super::view::{NetnsView, told};
+use crate::follow::{BranchEnd, NetnsScene, PacketBranch, VerdictCause};
 use crate::{Conflict, ConflictId, Severity};
 
 /// A port that probes go to, and one that they come from.
@@ -25,7 +25,7 @@ const POLICIES: [(&str, &str); 6] = [
     ("CILIUM_", "cilium"),
 ];
 
-pub(super) fn find(view: &View<'_>, found: &mut Found) {
+pub(super) fn find(view: &NetnsView<'_>, found: &mut Found) {
     for source in &view.probe_sources {
         let family = Family::of_address(*source);
         // Without a pod there is no probe.
@@ -37,7 +37,7 @@ pub(super) fn find(view: &View<'_>, found: &mut Found) {
 
 /// A probe to a pod, whose source becomes one address.
 struct Probe<'v, 'a> {
-    view: &'v View<'a>,
+    view: &'v NetnsView<'a>,
     source: IpAddr,
     to: IpAddr,
 }
@@ -45,7 +45,7 @@ struct Probe<'v, 'a> {
 impl<'a> Probe<'_, 'a> {
     fn look(&self, found: &mut Found) {
         // Rules of ours that do not work alone are drift, and no conflict.
-        let ours = Scene::new(&self.view.ours);
+        let ours = NetnsScene::new(&self.view.ours);
         let (alone, _) = ours.branches(self.sent());
         if !alone.iter().all(|way| self.is_right(way)) {
             found
@@ -53,7 +53,7 @@ impl<'a> Probe<'_, 'a> {
                 .push(format!("probes from {}: rules of ours do not give them this source", self.source));
             return;
         }
-        let everything = Scene::new(self.view.observed);
+        let everything = NetnsScene::new(self.view.observed);
         for start in [self.sent(), self.answered()] {
             let (ways, _) = everything.branches(start);
             let certain = ways.len() == 1;
@@ -67,17 +67,17 @@ impl<'a> Probe<'_, 'a> {
     }
 
     /// What kubelet sends.
-    fn sent<'b>(&self) -> Branch<'b> {
+    fn sent<'b>(&self) -> PacketBranch<'b> {
         let uid = self.view.uids.first().copied().unwrap_or(0);
         let packet = self.view.sent(self.node(), (self.to, PROBE_PORT), (uid, 0));
-        Branch::begin(packet, (String::new(), self.to_pod()))
+        PacketBranch::begin(packet, (String::new(), self.to_pod()))
     }
 
     /// What the pod answers, as it is once its destination is the node's own again.
-    fn answered<'b>(&self) -> Branch<'b> {
+    fn answered<'b>(&self) -> PacketBranch<'b> {
         let packet = self.view.received(self.to, (self.node(), KUBELET_PORT));
         let packet = FirstPacket { source_port: PROBE_PORT, ..packet };
-        let mut branch = Branch::begin(packet, (self.to_pod(), String::new()));
+        let mut branch = PacketBranch::begin(packet, (self.to_pod(), String::new()));
         branch.state.connection.state = state::ESTABLISHED;
         branch.state.connection.reply = true;
         branch
@@ -90,21 +90,23 @@ impl<'a> Probe<'_, 'a> {
         link.map_or_else(|| self.view.interface.clone(), |link| link.name.clone())
     }
 
-    fn is_right(&self, way: &Branch<'_>) -> bool {
-        matches!(way.outcome, Some(Outcome::Left)) && way.state.packet.source == number_of(self.source)
+    fn is_right(&self, way: &PacketBranch<'_>) -> bool {
+        matches!(way.outcome, Some(BranchEnd::Left)) && way.state.packet.source == number_of(self.source)
     }
 
-    fn judge(&self, way: &Branch<'_>, certain: bool) -> Option<Conflict> {
+    fn judge(&self, way: &PacketBranch<'_>, certain: bool) -> Option<Conflict> {
         let severity = if certain { Severity::Error } else { Severity::Warning };
         match &way.outcome {
-            Some(Outcome::Dropped(by)) => by.is_foreign().then(|| self.dropped(way, by, severity)),
-            Some(Outcome::Unknown(by @ Cause::Rule(_))) => Some(self.dropped(way, by, Severity::Warning)),
-            Some(Outcome::Left) if !self.is_right(way) => self.other_source(way, severity),
+            Some(BranchEnd::Dropped(by)) => by.is_foreign().then(|| self.dropped(way, by, severity)),
+            Some(BranchEnd::Unknown(by @ VerdictCause::Rule(_))) => {
+                Some(self.dropped(way, by, Severity::Warning))
+            }
+            Some(BranchEnd::Left) if !self.is_right(way) => self.other_source(way, severity),
             _ => None,
         }
     }
 
-    fn dropped(&self, way: &Branch<'_>, by: &Cause<'_>, severity: Severity) -> Conflict {
+    fn dropped(&self, way: &PacketBranch<'_>, by: &VerdictCause<'_>, severity: Severity) -> Conflict {
         let may = if severity == Severity::Error { "are" } else { "may be" };
         let affects = format!("probes from {} to pods in the mesh {may} dropped here", self.source);
         let conflict = Conflict::of_cause(ConflictId::H1, severity, by, affects, "");
@@ -119,7 +121,7 @@ impl<'a> Probe<'_, 'a> {
     }
 
     /// What the missing rule asks for, as nft and as iptables write it.
-    fn words(&self, way: &Branch<'_>) -> (String, String) {
+    fn words(&self, way: &PacketBranch<'_>) -> (String, String) {
         let (to, source) = (self.to, self.source);
         let ip = if to.is_ipv4() { "ip" } else { "ip6" };
         match way.state.packet.owner {
@@ -135,7 +137,7 @@ impl<'a> Probe<'_, 'a> {
         }
     }
 
-    fn other_source(&self, way: &Branch<'_>, severity: Severity) -> Option<Conflict> {
+    fn other_source(&self, way: &PacketBranch<'_>, severity: Severity) -> Option<Conflict> {
         let place = way.state.source_by.filter(|place| place.table.is_foreign(place.rule))?;
         let packet = &way.state.packet;
         let source = address_of(packet.source, packet.family);
@@ -145,7 +147,8 @@ impl<'a> Probe<'_, 'a> {
             self.source
         );
         let advice = "except TCP of the node itself to its pods from this rule";
-        let conflict = Conflict::of_cause(ConflictId::H2, severity, &Cause::Rule(place), affects, advice);
+        let conflict =
+            Conflict::of_cause(ConflictId::H2, severity, &VerdictCause::Rule(place), affects, advice);
         Some(Conflict { resolution: resolution(self.view, &place), ..conflict })
     }
 }

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 
 use super::Found;
-use super::view::View;
+use super::view::NetnsView;
 use crate::{Conflict, ConflictId, ObservedListener, ObservedProcess, Severity};
 
-pub(super) fn find(view: &View<'_>, found: &mut Found) {
+pub(super) fn find(view: &NetnsView<'_>, found: &mut Found) {
     listeners(view, found);
     let application = || view.observed.processes.iter().filter(|process| !process.proxy);
     for process in application() {
@@ -25,7 +25,7 @@ pub(super) fn find(view: &View<'_>, found: &mut Found) {
 }
 
 /// The application listens on a port of the proxy.
-fn listeners(view: &View<'_>, found: &mut Found) {
+fn listeners(view: &NetnsView<'_>, found: &mut Found) {
     let of_proxy = |listener: &&ObservedListener| view.ports.contains(&listener.port);
     for listener in view.observed.listeners.iter().filter(of_proxy) {
         let process = process_of(view, listener);
@@ -46,13 +46,17 @@ fn listeners(view: &View<'_>, found: &mut Found) {
     }
 }
 
-fn process_of<'a>(view: &View<'a>, listener: &ObservedListener) -> Option<&'a ObservedProcess> {
+fn process_of<'a>(view: &NetnsView<'a>, listener: &ObservedListener) -> Option<&'a ObservedProcess> {
     view.observed.processes.iter().find(|process| Some(process.pid) == listener.pid)
 }
 
 /// A process that is known says it; else its user does. The plan of ambient mode tells no user: there sockets of the proxy are of no
 /// container of the pod.
-fn is_application(view: &View<'_>, listener: &ObservedListener, process: Option<&ObservedProcess>) -> bool {
+fn is_application(
+    view: &NetnsView<'_>,
+    listener: &ObservedListener,
+    process: Option<&ObservedProcess>,
+) -> bool {
     match process {
         Some(process) => !process.proxy,
         None if view.uids.is_empty() => listener.container.is_some(),
@@ -61,7 +65,7 @@ fn is_application(view: &View<'_>, listener: &ObservedListener, process: Option<
 }
 
 /// The application runs as the user or group whose packets are the proxy's.
-fn runs_as_proxy(view: &View<'_>, process: &ObservedProcess, found: &mut Found) {
+fn runs_as_proxy(view: &NetnsView<'_>, process: &ObservedProcess, found: &mut Found) {
     let what = match process {
         _ if view.uids.contains(&process.uid) => format!("user {}", process.uid),
         _ if view.gids.contains(&process.gid) => format!("group {}", process.gid),

@@ -1,13 +1,13 @@
 //! Programs that the kernel runs beside rules.
 
 use super::Found;
-use super::view::View;
+use super::view::NetnsView;
 use crate::{BpfProgram, Conflict, ConflictId, LookedAt, NetnsScope, Severity};
 
 /// What the names of cilium's programs begin with.
 const CILIUM: &str = "cil_";
 
-pub(super) fn find(view: &View<'_>, found: &mut Found) {
+pub(super) fn find(view: &NetnsView<'_>, found: &mut Found) {
     let programs = match &view.observed.programs {
         LookedAt::Found(programs) => programs,
         LookedAt::Not(why) => {

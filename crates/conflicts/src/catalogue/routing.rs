@@ -6,11 +6,11 @@ use ruleset::{Family, Routing};
 
 use super::Found;
 use super::packets::{SOMEWHERE_V4, SOMEWHERE_V6};
-use super::view::View;
+use super::view::NetnsView;
 use crate::follow::{Asked, Routed, deciding_rule, route};
 use crate::{Conflict, ConflictId, NetnsScope, RoutingRule, RuleLookup, Severity};
 
-pub(super) fn find(view: &View<'_>, found: &mut Found) {
+pub(super) fn find(view: &NetnsView<'_>, found: &mut Found) {
     // Each namespace has rules of policy routing: without any nothing was read.
     if view.observed.rules.is_empty() {
         return;
@@ -30,12 +30,12 @@ pub(super) fn find(view: &View<'_>, found: &mut Found) {
     }
 }
 
-fn id(view: &View<'_>) -> ConflictId {
+fn id(view: &NetnsView<'_>) -> ConflictId {
     if view.observed.scope == NetnsScope::Node { ConflictId::H12 } else { ConflictId::P12 }
 }
 
 /// What has our mark is not led to our table.
-fn marked(view: &View<'_>, family: Family, mark: u32, table: u32, found: &mut Found) {
+fn marked(view: &NetnsView<'_>, family: Family, mark: u32, table: u32, found: &mut Found) {
     let destination: IpAddr = match family {
         Family::V4 => SOMEWHERE_V4.into(),
         Family::V6 => SOMEWHERE_V6.into(),
@@ -60,13 +60,13 @@ fn marked(view: &View<'_>, family: Family, mark: u32, table: u32, found: &mut Fo
     ));
 }
 
-fn has_ours(view: &View<'_>, family: Family, table: u32) -> bool {
+fn has_ours(view: &NetnsView<'_>, family: Family, table: u32) -> bool {
     view.observed.rules.iter().any(|rule| rule.family == family && rule.lookup == RuleLookup::Table(table))
 }
 
 /// Another rule has our preference.
 fn taken_preference(
-    view: &View<'_>,
+    view: &NetnsView<'_>,
     family: Family,
     priority: u32,
     ours: impl Fn(&RoutingRule) -> bool,
@@ -86,7 +86,7 @@ fn taken_preference(
 }
 
 /// Our table has routes of others, which are more exact than ours.
-fn other_routes(view: &View<'_>, family: Family, table: u32, found: &mut Found) {
+fn other_routes(view: &NetnsView<'_>, family: Family, table: u32, found: &mut Found) {
     let mut routes =
         view.observed.routes.iter().filter(|route| route.family == family && route.table == table);
     if let Some(route) = routes.find(|route| !(route.local && route.to.1 == 0)) {

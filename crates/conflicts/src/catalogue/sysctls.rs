@@ -4,13 +4,13 @@ use ruleset::Family;
 use ruleset::listed::ListedAct;
 
 use super::Found;
-use super::view::View;
+use super::view::NetnsView;
 use crate::{Conflict, ConflictId, Resolution, Severity};
 
 /// Strict reverse path filter; 2 is loose. The kernel takes the greater of an interface's value and that of all.
 const STRICT: u32 = 1;
 
-pub(super) fn find_in_pod(view: &View<'_>, found: &mut Found) {
+pub(super) fn find_in_pod(view: &NetnsView<'_>, found: &mut Found) {
     reverse_path_filter(view, found);
     local_ports(view, found);
     loopback_without_ipv6(view, found);
@@ -18,7 +18,7 @@ pub(super) fn find_in_pod(view: &View<'_>, found: &mut Found) {
     forwards(view, found);
 }
 
-pub(super) fn find_on_node(view: &View<'_>, found: &mut Found) {
+pub(super) fn find_on_node(view: &NetnsView<'_>, found: &mut Found) {
     let bridges = view.observed.links.iter().any(|link| link.kind == "bridge");
     if bridges && number(view, "net/bridge/bridge-nf-call-iptables") == Some(1) {
         found.add(Conflict::of_setting(
@@ -41,16 +41,16 @@ pub(super) fn find_on_node(view: &View<'_>, found: &mut Found) {
     }
 }
 
-fn number(view: &View<'_>, name: &str) -> Option<u32> {
+fn number(view: &NetnsView<'_>, name: &str) -> Option<u32> {
     view.observed.sysctls.get(name)?.trim().parse().ok()
 }
 
-fn is_strict(view: &View<'_>, interface: &str) -> bool {
+fn is_strict(view: &NetnsView<'_>, interface: &str) -> bool {
     let of = |name: &str| number(view, &format!("net/ipv4/conf/{name}/rp_filter")).unwrap_or(0);
     of("all").max(of(interface)) == STRICT
 }
 
-fn reverse_path_filter(view: &View<'_>, found: &mut Found) {
+fn reverse_path_filter(view: &NetnsView<'_>, found: &mut Found) {
     let interfaces = ["lo", &view.interface];
     for interface in interfaces.into_iter().filter(|name| view.tproxy && is_strict(view, name)) {
         let affects = format!(
@@ -70,7 +70,7 @@ fn reverse_path_filter(view: &View<'_>, found: &mut Found) {
 }
 
 /// Ports of the proxy may be taken for connections of the application.
-fn local_ports(view: &View<'_>, found: &mut Found) {
+fn local_ports(view: &NetnsView<'_>, found: &mut Found) {
     let Some(range) = view.observed.sysctls.get("net/ipv4/ip_local_port_range") else { return };
     let mut ends = range.split_whitespace().filter_map(|end| end.parse::<u16>().ok());
     let (Some(low), Some(high)) = (ends.next(), ends.next()) else { return };
@@ -96,7 +96,7 @@ fn local_ports(view: &View<'_>, found: &mut Found) {
 }
 
 /// What is redirected in IPv6 goes to ::1.
-fn loopback_without_ipv6(view: &View<'_>, found: &mut Found) {
+fn loopback_without_ipv6(view: &NetnsView<'_>, found: &mut Found) {
     let off = view.observed.is_on("net/ipv6/conf/lo/disable_ipv6") == Some(true);
     if off && view.addresses(Family::V6).next().is_some() {
         found.add(Conflict::of_setting(
@@ -109,7 +109,7 @@ fn loopback_without_ipv6(view: &View<'_>, found: &mut Found) {
     }
 }
 
-fn localnet(view: &View<'_>, found: &mut Found) {
+fn localnet(view: &NetnsView<'_>, found: &mut Found) {
     let names = ["all", &view.interface].map(|name| format!("net/ipv4/conf/{name}/route_localnet"));
     if let Some(name) = names.iter().find(|name| view.observed.is_on(name) == Some(true)) {
         found.add(Conflict::of_setting(
@@ -123,7 +123,7 @@ fn localnet(view: &View<'_>, found: &mut Found) {
 }
 
 /// The pod forwards for others, or has addresses that came later.
-fn forwards(view: &View<'_>, found: &mut Found) {
+fn forwards(view: &NetnsView<'_>, found: &mut Found) {
     let on = |name| view.observed.is_on(name) == Some(true);
     if !on("net/ipv4/ip_forward") && !on("net/ipv6/conf/all/forwarding") {
         return;

@@ -5,7 +5,7 @@ use ruleset::listed::ListedAct;
 use super::Found;
 use super::packets::{Escape, Hit, Hits};
 use super::view::told;
-use crate::follow::Cause;
+use crate::follow::VerdictCause;
 use crate::{Conflict, ConflictId, Severity};
 
 pub(super) fn find(hits: &Hits<'_>, found: &mut Found) {
@@ -19,7 +19,13 @@ pub(super) fn find(hits: &Hits<'_>, found: &mut Found) {
             );
             let advice = "remove the rule, or except what the mesh captures from it";
             let severity = hit.severity(Severity::Error);
-            found.add(Conflict::of_cause(ConflictId::P5, severity, &Cause::Rule(place), affects, advice));
+            found.add(Conflict::of_cause(
+                ConflictId::P5,
+                severity,
+                &VerdictCause::Rule(place),
+                affects,
+                advice,
+            ));
         }
         zones(hit, found);
     }
@@ -41,7 +47,7 @@ fn zones(hit: &Hit<'_>, found: &mut Found) {
         found.add(Conflict::of_cause(
             ConflictId::P14,
             Severity::Warning,
-            &Cause::Rule(*place),
+            &VerdictCause::Rule(*place),
             affects,
             advice,
         ));

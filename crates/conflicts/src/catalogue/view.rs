@@ -14,7 +14,7 @@ pub(super) const SOMEBODY: (u32, u32) = (65_533, 65_533);
 const SOURCE_PORT: u16 = 41_233;
 
 /// A namespace and a plan.
-pub(super) struct View<'a> {
+pub(super) struct NetnsView<'a> {
     pub(super) observed: &'a ObservedNetns,
     pub(super) plan: &'a Plan,
     /// What is there without what others have.
@@ -32,7 +32,7 @@ pub(super) struct View<'a> {
     pub(super) probe_sources: Vec<IpAddr>,
 }
 
-impl<'a> View<'a> {
+impl<'a> NetnsView<'a> {
     pub(super) fn new(observed: &'a ObservedNetns, plan: &'a Plan) -> Self {
         let mut view = Self {
             observed,

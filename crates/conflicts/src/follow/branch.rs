@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ruleset::eval::{Owner, Packet, State};
 use ruleset::listed::walk::{
-    Connection, FirstPacket, ListedPlace, PacketEnd, PacketState, Station, Tracking,
+    FirstPacket, ListedPlace, PacketEnd, PacketState, Station, TrackedConnection, Tracking,
 };
 use ruleset::listed::{ListedAct, ListedTable, address_of, number_of, number_of_name, state};
 use ruleset::{ChainKind, Family, Hook};
@@ -14,7 +14,7 @@ use super::{Arrival, LiveStop};
 
 /// Why something becomes of a packet.
 #[derive(Debug, Clone)]
-pub(crate) enum Cause<'a> {
+pub(crate) enum VerdictCause<'a> {
     /// A rule.
     Rule(ListedPlace<'a>),
     /// The policy of a base chain.
@@ -25,7 +25,7 @@ pub(crate) enum Cause<'a> {
     Kernel(Cow<'static, str>),
 }
 
-impl<'a> Cause<'a> {
+impl<'a> VerdictCause<'a> {
     /// Whether somebody else's rule or policy is the cause.
     pub(crate) fn is_foreign(&self) -> bool {
         match self {
@@ -56,11 +56,11 @@ impl<'a> Cause<'a> {
 
 /// The end of a way.
 #[derive(Debug, Clone)]
-pub(crate) enum Outcome<'a> {
+pub(crate) enum BranchEnd<'a> {
     Socket { port: u16 },
     Left,
-    Dropped(Cause<'a>),
-    Unknown(Cause<'a>),
+    Dropped(VerdictCause<'a>),
+    Unknown(VerdictCause<'a>),
 }
 
 /// A hook that was passed.
@@ -75,7 +75,7 @@ pub(crate) struct Passed<'a> {
 
 /// One of the ways that a packet may take.
 #[derive(Debug, Clone)]
-pub(crate) struct Branch<'a> {
+pub(crate) struct PacketBranch<'a> {
     pub(crate) state: PacketState<'a>,
     /// Names of the interfaces by which it came in and leaves.
     pub(crate) interfaces: (String, String),
@@ -84,12 +84,12 @@ pub(crate) struct Branch<'a> {
     /// What translated it, or led it to a transparent socket.
     pub(crate) taken: Option<(PacketEnd, ListedPlace<'a>)>,
     /// The first choice between two ways.
-    pub(crate) doubt: Option<Cause<'a>>,
-    pub(crate) outcome: Option<Outcome<'a>>,
+    pub(crate) doubt: Option<VerdictCause<'a>>,
+    pub(crate) outcome: Option<BranchEnd<'a>>,
     pub(crate) passed: Vec<Passed<'a>>,
 }
 
-impl<'a> Branch<'a> {
+impl<'a> PacketBranch<'a> {
     pub(crate) fn new(packet: &Packet) -> Self {
         let first = FirstPacket {
             family: packet.family(),
@@ -106,7 +106,7 @@ impl<'a> Branch<'a> {
         };
         let names = (packet.in_interface.clone(), packet.out_interface.clone());
         let original = packet.original.map(|to| (number_of(to.ip()), to.port()));
-        let connection = Connection {
+        let connection = TrackedConnection {
             tracking: Tracking::NotYet,
             state: match packet.state {
                 State::New => state::NEW,
@@ -128,7 +128,7 @@ impl<'a> Branch<'a> {
     /// The first packet of a connection, and the names of the interfaces by which it came in and leaves.
     pub(crate) fn begin(packet: FirstPacket, interfaces: (String, String)) -> Self {
         Self {
-            state: PacketState::new(packet, Connection::default()),
+            state: PacketState::new(packet, TrackedConnection::default()),
             interfaces,
             next_out: None,
             taken: None,
@@ -138,7 +138,7 @@ impl<'a> Branch<'a> {
         }
     }
 
-    pub(crate) fn ended(mut self, outcome: Outcome<'a>) -> Self {
+    pub(crate) fn ended(mut self, outcome: BranchEnd<'a>) -> Self {
         self.outcome.get_or_insert(outcome);
         self
     }
@@ -174,8 +174,12 @@ impl<'a> Branch<'a> {
             stop.policy = self.state.dropped_by_policy_of;
         }
         if self.state.end == PacketEnd::Dropped && self.outcome.is_none() {
-            let by = self.state.dropped_by_policy_of.map(Cause::Policy).or(self.state.taker.map(Cause::Rule));
-            self.outcome = by.map(Outcome::Dropped);
+            let by = self
+                .state
+                .dropped_by_policy_of
+                .map(VerdictCause::Policy)
+                .or(self.state.taker.map(VerdictCause::Rule));
+            self.outcome = by.map(BranchEnd::Dropped);
         }
         self.state.end = PacketEnd::Pass;
         self.state.taker = None;
@@ -215,13 +219,13 @@ impl<'a> Branch<'a> {
     }
 
     /// What keeps a packet, which is not captured, from being so. `wanted` tells whether rules of ours alone would capture it.
-    pub(crate) fn kept_by(&self, wanted: impl FnOnce() -> bool) -> Option<Cause<'a>> {
+    pub(crate) fn kept_by(&self, wanted: impl FnOnce() -> bool) -> Option<VerdictCause<'a>> {
         if let Some((_, place)) = self.taken {
-            return Some(Cause::Rule(place));
+            return Some(VerdictCause::Rule(place));
         }
         let foreign = self.state.untracked_by.or(self.state.marked_by);
         if let Some(place) = foreign.filter(|place| place.rule.why.is_none() && wanted()) {
-            return Some(Cause::Rule(place));
+            return Some(VerdictCause::Rule(place));
         }
         let ends_chain = |place: &&ListedPlace<'a>| {
             let ends = place.rule.acts.iter().any(|act| matches!(act, ListedAct::Accept | ListedAct::Return));
@@ -229,15 +233,15 @@ impl<'a> Branch<'a> {
         };
         let held = || self.passed.iter().flat_map(|stop| &stop.held).filter(ends_chain);
         let in_nat = held().rfind(|place| place.base.kind == ChainKind::Nat);
-        in_nat.or_else(|| held().next_back()).map(|place| Cause::Rule(*place))
+        in_nat.or_else(|| held().next_back()).map(|place| VerdictCause::Rule(*place))
     }
 
     pub(crate) fn arrival(&self) -> Arrival {
         match self.outcome {
-            Some(Outcome::Socket { port }) => Arrival::Socket { port },
-            Some(Outcome::Left) => Arrival::Left,
-            Some(Outcome::Dropped(_)) => Arrival::Gone,
-            Some(Outcome::Unknown(_)) | None => Arrival::Unknown,
+            Some(BranchEnd::Socket { port }) => Arrival::Socket { port },
+            Some(BranchEnd::Left) => Arrival::Left,
+            Some(BranchEnd::Dropped(_)) => Arrival::Gone,
+            Some(BranchEnd::Unknown(_)) | None => Arrival::Unknown,
         }
     }
 
@@ -249,8 +253,8 @@ impl<'a> Branch<'a> {
 
     pub(crate) fn stops(&self, like: &Packet) -> Vec<LiveStop> {
         let stop = |passed: &Passed<'a>| {
-            let rules = passed.held.iter().map(|place| Cause::Rule(*place).told());
-            let policy = passed.policy.map(|station| Cause::Policy(station).told());
+            let rules = passed.held.iter().map(|place| VerdictCause::Rule(*place).told());
+            let policy = passed.policy.map(|station| VerdictCause::Policy(station).told());
             LiveStop {
                 hook: passed.hook,
                 packet: told(&passed.packet, &passed.names, like),

@@ -8,7 +8,7 @@ use ruleset::listed::walk::{CONNTRACK_PRIORITY, Station, nat_priority, stations}
 use ruleset::listed::{Condition, Field, ListedAct, ListedTable};
 use ruleset::{ChainKind, Family, Hook};
 
-use super::branch::Cause;
+use super::branch::VerdictCause;
 use crate::ObservedNetns;
 
 /// The most orders of chains of one priority that are tried; four chains have as many.
@@ -31,7 +31,7 @@ pub(crate) struct Group<'a> {
     /// Every order in which a packet may meet it, the likeliest first.
     pub(crate) orders: Vec<Vec<Meeting<'a>>>,
     /// Why there are several.
-    pub(crate) doubt: Option<Cause<'a>>,
+    pub(crate) doubt: Option<VerdictCause<'a>>,
     /// There are more than are tried.
     pub(crate) too_many: bool,
 }
@@ -56,7 +56,7 @@ impl<'a> Group<'a> {
     fn of(units: &[Meeting<'a>]) -> Self {
         let all = || units.iter().flat_map(Meeting::stations);
         let foreign = all().find(|station| !station.table.is_only_ours());
-        let doubt = foreign.or_else(|| all().next()).copied().map(Cause::Order);
+        let doubt = foreign.or_else(|| all().next()).copied().map(VerdictCause::Order);
         let mut orders = Vec::new();
         for variant in with_nat_in_order(units) {
             let mut ways = permutations(&variant, &Meeting::precedes);

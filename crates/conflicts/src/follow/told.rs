@@ -5,10 +5,10 @@ use ruleset::listed::walk::ListedPlace;
 use ruleset::listed::{Condition, ListedAct, ListedChain, ListedTable};
 
 use super::LiveRule;
-use super::branch::Cause;
+use super::branch::VerdictCause;
 use crate::ConflictPlace;
 
-impl Cause<'_> {
+impl VerdictCause<'_> {
     pub(crate) fn told(&self) -> LiveRule {
         let plain = |place: ConflictPlace, text: String| LiveRule {
             place,

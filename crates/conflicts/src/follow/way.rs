@@ -6,7 +6,7 @@ use ruleset::listed::address_of;
 use ruleset::listed::walk::{PacketEnd, Station};
 use ruleset::{ChainKind, Family, Hook};
 
-use super::branch::{Branch, Cause, Outcome};
+use super::branch::{BranchEnd, PacketBranch, VerdictCause};
 use super::order::{Group, Meeting, groups};
 use super::routing::{Asked, Routed, route};
 use crate::ObservedNetns;
@@ -20,13 +20,13 @@ const MAX_BRANCHES: usize = 64;
 const MAX_MEETINGS: usize = 1_000_000;
 
 /// A namespace through which packets are taken.
-pub(crate) struct Scene<'a> {
+pub(crate) struct NetnsScene<'a> {
     observed: &'a ObservedNetns,
     /// By hook and family, as they are asked for.
     groups: [[OnceCell<Vec<Group<'a>>>; 2]; 5],
 }
 
-impl<'a> Scene<'a> {
+impl<'a> NetnsScene<'a> {
     pub(crate) fn new(observed: &'a ObservedNetns) -> Self {
         Self { observed, groups: Default::default() }
     }
@@ -38,7 +38,7 @@ impl<'a> Scene<'a> {
     }
 
     /// Every way that a packet may take, each with its outcome, at least one; and how many rules were met.
-    pub(crate) fn branches(&self, start: Branch<'a>) -> (Vec<Branch<'a>>, usize) {
+    pub(crate) fn branches(&self, start: PacketBranch<'a>) -> (Vec<PacketBranch<'a>>, usize) {
         let mut way = Way { scene: self, observed: self.observed, met: 0 };
         let branches = match start.interfaces.0.is_empty() {
             true => way.is_sent(start),
@@ -50,34 +50,36 @@ impl<'a> Scene<'a> {
 
 /// A packet's ways through a namespace.
 struct Way<'a, 's> {
-    scene: &'s Scene<'a>,
+    scene: &'s NetnsScene<'a>,
     observed: &'a ObservedNetns,
     /// Rules that were met on all ways.
     met: usize,
 }
 
 impl<'a> Way<'a, '_> {
-    fn is_sent(&mut self, mut start: Branch<'a>) -> Vec<Branch<'a>> {
+    fn is_sent(&mut self, mut start: PacketBranch<'a>) -> Vec<PacketBranch<'a>> {
         if start.interfaces.1.is_empty() {
             match self.routed(&start, LOOPBACK) {
                 Routed::Local => LOOPBACK.clone_into(&mut start.interfaces.1),
                 Routed::Out(interface) => start.interfaces.1 = interface,
-                Routed::Gone(why) => return vec![start.ended(Outcome::Dropped(Cause::Kernel(why.into())))],
+                Routed::Gone(why) => {
+                    return vec![start.ended(BranchEnd::Dropped(VerdictCause::Kernel(why.into())))];
+                }
                 Routed::Unknown(why) => {
-                    return vec![start.ended(Outcome::Unknown(Cause::Kernel(why.into())))];
+                    return vec![start.ended(BranchEnd::Unknown(VerdictCause::Kernel(why.into())))];
                 }
             }
         }
         let sent = self.pass(vec![start], Hook::Output);
         let sent = sent.into_iter().map(|branch| match branch.taken {
             // No socket takes it there.
-            Some((PacketEnd::Tproxy(_), by)) => branch.ended(Outcome::Dropped(Cause::Rule(by))),
+            Some((PacketEnd::Tproxy(_), by)) => branch.ended(BranchEnd::Dropped(VerdictCause::Rule(by))),
             _ => branch,
         });
         let sent = self.pass(sent.collect(), Hook::Postrouting);
         let (here, left): (Vec<_>, Vec<_>) =
             sent.into_iter().partition(|branch| branch.outcome.is_none() && branch.interfaces.1 == LOOPBACK);
-        let mut ends: Vec<_> = left.into_iter().map(|branch| branch.ended(Outcome::Left)).collect();
+        let mut ends: Vec<_> = left.into_iter().map(|branch| branch.ended(BranchEnd::Left)).collect();
         if !here.is_empty() {
             let here = here.into_iter().map(|mut branch| {
                 branch.interfaces.0 = std::mem::take(&mut branch.interfaces.1);
@@ -90,7 +92,7 @@ impl<'a> Way<'a, '_> {
     }
 
     /// `looped`: it was sent here, and its route is known.
-    fn arrives(&mut self, branches: Vec<Branch<'a>>, looped: bool) -> Vec<Branch<'a>> {
+    fn arrives(&mut self, branches: Vec<PacketBranch<'a>>, looped: bool) -> Vec<PacketBranch<'a>> {
         let arrived: Vec<_> = branches.into_iter().map(|branch| self.with_redirect(branch)).collect();
         let arrived = self.pass(arrived, Hook::Prerouting);
         let (mut here, mut passed_on) = (Vec::new(), Vec::new());
@@ -108,8 +110,12 @@ impl<'a> Way<'a, '_> {
                     }
                     passed_on.push(branch);
                 }
-                Routed::Gone(why) => here.push(branch.ended(Outcome::Dropped(Cause::Kernel(why.into())))),
-                Routed::Unknown(why) => here.push(branch.ended(Outcome::Unknown(Cause::Kernel(why.into())))),
+                Routed::Gone(why) => {
+                    here.push(branch.ended(BranchEnd::Dropped(VerdictCause::Kernel(why.into()))))
+                }
+                Routed::Unknown(why) => {
+                    here.push(branch.ended(BranchEnd::Unknown(VerdictCause::Kernel(why.into()))))
+                }
             }
         }
         let come_in = self.pass(here, Hook::Input).into_iter().map(|branch| {
@@ -117,17 +123,17 @@ impl<'a> Way<'a, '_> {
                 Some((PacketEnd::Tproxy(port), _)) => port,
                 _ => branch.state.packet.destination_port,
             };
-            branch.ended(Outcome::Socket { port })
+            branch.ended(BranchEnd::Socket { port })
         });
         let mut ends: Vec<_> = come_in.collect();
         let passed_on = self.pass(passed_on, Hook::Forward);
         let passed_on = self.pass(passed_on, Hook::Postrouting);
-        ends.extend(passed_on.into_iter().map(|branch| branch.ended(Outcome::Left)));
+        ends.extend(passed_on.into_iter().map(|branch| branch.ended(BranchEnd::Left)));
         ends
     }
 
     /// What is redirected where it arrives goes to an address of its interface.
-    fn with_redirect(&self, mut branch: Branch<'a>) -> Branch<'a> {
+    fn with_redirect(&self, mut branch: PacketBranch<'a>) -> PacketBranch<'a> {
         let to = branch.destination();
         let is_own = self.observed.addresses.iter().any(|own| own.address == to);
         let first =
@@ -137,7 +143,7 @@ impl<'a> Way<'a, '_> {
     }
 
     /// Where addresses were read, they say whether the destination is one of the interface by which the packet came in.
-    fn tell_own_destination(&self, branch: &mut Branch<'a>) {
+    fn tell_own_destination(&self, branch: &mut PacketBranch<'a>) {
         let to = branch.destination();
         let mut own = self.observed.addresses_of(&branch.interfaces.0).peekable();
         if own.peek().is_some() {
@@ -145,7 +151,7 @@ impl<'a> Way<'a, '_> {
         }
     }
 
-    fn routed(&self, branch: &Branch<'_>, in_interface: &str) -> Routed {
+    fn routed(&self, branch: &PacketBranch<'_>, in_interface: &str) -> Routed {
         let packet = &branch.state.packet;
         let asked = Asked {
             source: address_of(packet.source, packet.family),
@@ -165,7 +171,7 @@ impl<'a> Way<'a, '_> {
     }
 
     /// Where a packet that has arrived goes.
-    fn destined(&self, branch: &Branch<'_>, interface: &str) -> Routed {
+    fn destined(&self, branch: &PacketBranch<'_>, interface: &str) -> Routed {
         let on = |name: &str| self.observed.is_on(name);
         let to = branch.destination();
         if to.is_loopback() && interface != LOOPBACK {
@@ -191,8 +197,8 @@ impl<'a> Way<'a, '_> {
     }
 
     /// Takes branches through all chains of a hook.
-    fn pass(&mut self, branches: Vec<Branch<'a>>, hook: Hook) -> Vec<Branch<'a>> {
-        let mut passed: Vec<Branch<'a>> = Vec::new();
+    fn pass(&mut self, branches: Vec<PacketBranch<'a>>, hook: Hook) -> Vec<PacketBranch<'a>> {
+        let mut passed: Vec<PacketBranch<'a>> = Vec::new();
         for mut branch in branches {
             if branch.outcome.is_some() {
                 passed.push(branch);
@@ -212,13 +218,18 @@ impl<'a> Way<'a, '_> {
         if passed.len() > MAX_BRANCHES {
             passed.truncate(1);
             passed[0].outcome =
-                Some(Outcome::Unknown(Cause::Kernel("there are more ways than are tried".into())));
+                Some(BranchEnd::Unknown(VerdictCause::Kernel("there are more ways than are tried".into())));
         }
         passed
     }
 
     /// Takes branches through what has one priority, in each order that it may have.
-    fn meet_group(&mut self, branches: &[Branch<'a>], hook: Hook, group: &Group<'a>) -> Vec<Branch<'a>> {
+    fn meet_group(
+        &mut self,
+        branches: &[PacketBranch<'a>],
+        hook: Hook,
+        group: &Group<'a>,
+    ) -> Vec<PacketBranch<'a>> {
         let mut met = Vec::new();
         for (number, order) in group.orders.iter().enumerate() {
             let mut ways = branches.to_vec();
@@ -233,12 +244,17 @@ impl<'a> Way<'a, '_> {
             ways.into_iter().for_each(|way| add(&mut met, way));
         }
         if let Some(doubt) = group.doubt.as_ref().filter(|_| group.too_many) {
-            met.extend(met.first().cloned().map(|way| way.ended(Outcome::Unknown(doubt.clone()))));
+            met.extend(met.first().cloned().map(|way| way.ended(BranchEnd::Unknown(doubt.clone()))));
         }
         met
     }
 
-    fn meet(&mut self, branches: Vec<Branch<'a>>, hook: Hook, meeting: &Meeting<'a>) -> Vec<Branch<'a>> {
+    fn meet(
+        &mut self,
+        branches: Vec<PacketBranch<'a>>,
+        hook: Hook,
+        meeting: &Meeting<'a>,
+    ) -> Vec<PacketBranch<'a>> {
         let mut met = Vec::new();
         for mut branch in branches {
             if branch.outcome.is_some() || branch.state.end == PacketEnd::Dropped {
@@ -281,7 +297,7 @@ impl<'a> Way<'a, '_> {
 
     /// What is sent here is routed again when its destination changed, or in a chain that is for that its mark
     /// (`ip_route_me_harder` in net/ipv4/netfilter.c).
-    fn rerouted(&self, mut branch: Branch<'a>) -> Branch<'a> {
+    fn rerouted(&self, mut branch: PacketBranch<'a>) -> PacketBranch<'a> {
         if branch.state.end == PacketEnd::Dropped {
             return branch;
         }
@@ -291,19 +307,21 @@ impl<'a> Way<'a, '_> {
             // `__mkroute_output` in net/ipv4/route.c
             Routed::Out(name) if source.is_loopback() && source.is_ipv4() && !self.routes_localnet(&name) => {
                 let why = format!("a loopback address does not leave by {name} without route_localnet");
-                return branch.ended(Outcome::Dropped(Cause::Kernel(why.into())));
+                return branch.ended(BranchEnd::Dropped(VerdictCause::Kernel(why.into())));
             }
             Routed::Out(name) if name.is_empty() && branch.interfaces.1 != LOOPBACK => {}
             Routed::Out(name) => branch.next_out = Some(name),
-            Routed::Gone(why) => return branch.ended(Outcome::Dropped(Cause::Kernel(why.into()))),
-            Routed::Unknown(why) => return branch.ended(Outcome::Unknown(Cause::Kernel(why.into()))),
+            Routed::Gone(why) => return branch.ended(BranchEnd::Dropped(VerdictCause::Kernel(why.into()))),
+            Routed::Unknown(why) => {
+                return branch.ended(BranchEnd::Unknown(VerdictCause::Kernel(why.into())));
+            }
         }
         branch
     }
 
     /// Each way through a base chain: of a rule whose condition could not be read, as if it held, and as if it did not.
-    fn tries(&mut self, branch: Branch<'a>, station: &Station<'a>) -> Vec<Branch<'a>> {
-        let mut found: Vec<Branch<'a>> = Vec::new();
+    fn tries(&mut self, branch: PacketBranch<'a>, station: &Station<'a>) -> Vec<PacketBranch<'a>> {
+        let mut found: Vec<PacketBranch<'a>> = Vec::new();
         let mut choices: Vec<bool> = Vec::new();
         for _ in 0..MAX_WAYS {
             let mut way = branch.clone();
@@ -321,10 +339,10 @@ impl<'a> Way<'a, '_> {
             self.met += way.state.met - branch.state.met;
             way.has_met();
             if let Some(place) = way.state.unread {
-                return vec![way.ended(Outcome::Unknown(Cause::Rule(place)))];
+                return vec![way.ended(BranchEnd::Unknown(VerdictCause::Rule(place)))];
             }
             if way.doubt.is_none() {
-                way.doubt = first.map(Cause::Rule);
+                way.doubt = first.map(VerdictCause::Rule);
             }
             add(&mut found, way);
             while choices.last() == Some(&true) {
@@ -338,12 +356,12 @@ impl<'a> Way<'a, '_> {
         }
         let too_many =
             format!("chain {} has more rules that cannot be read than are tried", station.chain.name);
-        vec![branch.ended(Outcome::Unknown(Cause::Kernel(too_many.into())))]
+        vec![branch.ended(BranchEnd::Unknown(VerdictCause::Kernel(too_many.into())))]
     }
 }
 
 /// Adds a way, unless one goes on like it.
-fn add<'a>(ways: &mut Vec<Branch<'a>>, way: Branch<'a>) {
+fn add<'a>(ways: &mut Vec<PacketBranch<'a>>, way: PacketBranch<'a>) {
     if !ways.iter().any(|known| known.goes_on_like(&way)) {
         ways.push(way);
     }

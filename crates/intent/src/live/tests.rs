@@ -16,8 +16,8 @@ fn refused(change: &LiveChange) -> &'static str {
 }
 
 /// A captured pod whose proxy runs.
-fn captured<'a>(in_force: &'a Settings, wanted: CaptureWish<'a>) -> SidecarPod<'a> {
-    SidecarPod { in_force: InForce::Settings(in_force), wanted, proxy: Proxy::Running }
+fn captured<'a>(in_force: &'a Settings, wanted: CaptureWish<'a>) -> LiveSidecar<'a> {
+    LiveSidecar { in_force: InForce::Settings(in_force), wanted, proxy: Proxy::Running }
 }
 
 #[test]
@@ -36,7 +36,7 @@ fn lists_and_switches_are_applied_while_the_proxy_runs() {
     ];
     for apply in changes {
         let new = settings(apply);
-        let pod = |proxy| SidecarPod { proxy, ..captured(&old, CaptureWish::Captured(&new)) };
+        let pod = |proxy| LiveSidecar { proxy, ..captured(&old, CaptureWish::Captured(&new)) };
         assert_eq!(
             [Off, Safe, On].map(|updates| change(&pod(Proxy::Running), updates)),
             [LiveChange::Nothing, LiveChange::Apply, LiveChange::Apply]
@@ -100,7 +100,7 @@ fn a_pod_that_is_to_be_left_alone_drains_only_where_that_is_wanted_or_nothing_ca
     let old = Settings::default();
     for in_force in [InForce::Settings(&old), InForce::Unknown] {
         let wanted = CaptureWish::LeftAlone("label sidecar.istio.io/inject is false".to_owned());
-        let pod = |proxy| SidecarPod { in_force, wanted: wanted.clone(), proxy };
+        let pod = |proxy| LiveSidecar { in_force, wanted: wanted.clone(), proxy };
         assert_eq!(change(&pod(Proxy::Running), Off), LiveChange::Nothing);
         assert_eq!(refused(&change(&pod(Proxy::Running), Safe)), "CaptureChangeNeedsRestart");
         assert_eq!(change(&pod(Proxy::Running), On), LiveChange::Drain);
@@ -117,7 +117,7 @@ fn a_pod_that_is_to_be_left_alone_drains_only_where_that_is_wanted_or_nothing_ca
 fn a_pod_without_a_proxy_is_never_captured() {
     let settings = Settings::default();
     for in_force in [InForce::Nothing, InForce::Unknown, InForce::Settings(&settings)] {
-        let pod = SidecarPod { in_force, wanted: CaptureWish::Captured(&settings), proxy: Proxy::Absent };
+        let pod = LiveSidecar { in_force, wanted: CaptureWish::Captured(&settings), proxy: Proxy::Absent };
         for updates in LiveUpdates::ALL {
             assert_eq!(change(&pod, updates), LiveChange::Refuse(RefusedChange::NoProxy));
         }
@@ -128,7 +128,7 @@ fn a_pod_without_a_proxy_is_never_captured() {
 fn a_pod_that_started_without_rules_is_repaired_when_its_proxy_listens() {
     let settings = Settings::default();
     let pod =
-        |proxy| SidecarPod { in_force: InForce::Nothing, wanted: CaptureWish::Captured(&settings), proxy };
+        |proxy| LiveSidecar { in_force: InForce::Nothing, wanted: CaptureWish::Captured(&settings), proxy };
     for updates in LiveUpdates::ALL {
         assert_eq!(change(&pod(Proxy::Running), updates), LiveChange::Repair);
         assert_eq!(change(&pod(Proxy::Silent), updates), LiveChange::Nothing);
@@ -139,7 +139,7 @@ fn a_pod_that_started_without_rules_is_repaired_when_its_proxy_listens() {
 fn rules_of_which_no_record_says_that_they_are_ours_stay() {
     let wanted = CaptureWish::LeftAlone("container istio-init".to_owned());
     for proxy in [Proxy::Absent, Proxy::Silent, Proxy::Running] {
-        let pod = SidecarPod { in_force: InForce::Nothing, wanted: wanted.clone(), proxy };
+        let pod = LiveSidecar { in_force: InForce::Nothing, wanted: wanted.clone(), proxy };
         assert_eq!(LiveUpdates::ALL.map(|updates| change(&pod, updates)), [const { LiveChange::Nothing }; 3]);
     }
 }
@@ -147,7 +147,7 @@ fn rules_of_which_no_record_says_that_they_are_ours_stay() {
 #[test]
 fn a_change_of_settings_that_are_not_known_is_refused() {
     let settings = Settings::default();
-    let pod = SidecarPod {
+    let pod = LiveSidecar {
         in_force: InForce::Unknown,
         wanted: CaptureWish::Captured(&settings),
         proxy: Proxy::Running,

@@ -34,22 +34,22 @@ const TOP_BIT: u32 = 1 << 31;
 
 /// What a kept socket has heard.
 #[derive(Debug)]
-pub(super) struct Events {
+pub(super) struct HeardEvents {
     port: u32,
-    heard: Heard,
+    heard: UnreadEvents,
     /// A part of the last answer may not be read yet.
     unread: bool,
 }
 
 /// Events that were not read yet.
 #[derive(Debug, Default)]
-pub(crate) struct Heard {
+pub(crate) struct UnreadEvents {
     bytes: Vec<u8>,
     /// There were more than fit.
     pub(crate) lost: bool,
 }
 
-impl Heard {
+impl UnreadEvents {
     pub(crate) fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
@@ -59,7 +59,7 @@ impl Heard {
     }
 }
 
-impl Events {
+impl HeardEvents {
     /// Whether it was an event.
     pub(super) fn put_aside(&mut self, datagram: &[u8]) -> bool {
         let port = datagram.get(HEADER - 4..HEADER).and_then(|port| port.try_into().ok());
@@ -96,19 +96,19 @@ impl NetlinkSocket {
         let port = bind_to_port_of_ours(&fd)?;
         filter(&fd, port);
         rustix::net::bind(&fd, &SocketAddrNetlink::new(port, groups)).map_err(failed)?;
-        let events = Some(Events { port, heard: Heard::default(), unread: false });
+        let events = Some(HeardEvents { port, heard: UnreadEvents::default(), unread: false });
         Ok(Self { fd, protocol, buffer: Vec::new(), events })
     }
 
     /// As if it were kept: all that comes are events.
     #[cfg(test)]
     pub(crate) fn hearing(self) -> Self {
-        let events = Some(Events { port: u32::MAX, heard: Heard::default(), unread: false });
+        let events = Some(HeardEvents { port: u32::MAX, heard: UnreadEvents::default(), unread: false });
         Self { events, ..self }
     }
 
     /// What has happened since the last call; never waits. If there is more, the socket stays readable.
-    pub(crate) fn hear(&mut self) -> Result<Heard, Error> {
+    pub(crate) fn hear(&mut self) -> Result<UnreadEvents, Error> {
         self.make_room(SMALL_BUFFER);
         for _ in 0..MOST_EVENTS {
             let received = rustix::io::retry_on_intr(|| {

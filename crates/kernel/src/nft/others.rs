@@ -10,7 +10,7 @@ use super::read::{self, SetRanges};
 use super::uapi::{chain, element, expr, family, header, message, rule, set, table};
 use crate::netlink::wire::{Attribute, Message, MessageWriter, Messages};
 use crate::netlink::{Error, NetlinkSocket, flags};
-use crate::order::{Neighbour, Place};
+use crate::order::{AttachPoint, Neighbour};
 use crate::shadow::Listing;
 
 /// Bytes of answers that are read: of tables and chains each, of the rules and of the sets of all tables together. A rule has some hundred.
@@ -130,7 +130,7 @@ fn chains(found: &mut [Found], listing: &mut Listing) -> Result<(), Error> {
 /// The base chains of others at these places, those of iptables-nft among them. Without nf_tables there is none.
 pub(crate) fn attached_at(
     _: &netns::Inside,
-    places: &[Place],
+    places: &[AttachPoint],
     owners: &[Ruleset],
 ) -> Result<Vec<Neighbour>, super::Error> {
     let failed = |e| super::question("list the base chains of others", e);

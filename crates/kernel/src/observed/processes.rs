@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use conflicts::{ObservedListener, ObservedProcess};
 use netns::NetnsId;
 
-use super::Subject;
+use super::ObservedSubject;
 use super::sockets::Listening;
 
 /// Processes of a namespace that are kept, and descriptors of each that are looked at to find the one that has a socket.
@@ -111,7 +111,7 @@ impl PodProcesses {
     pub(super) fn attribute(
         &self,
         listening: Vec<Listening>,
-        subject: &Subject<'_>,
+        subject: &ObservedSubject<'_>,
     ) -> Vec<ObservedListener> {
         let mut listeners: Vec<ObservedListener> = Vec::new();
         for socket in listening {

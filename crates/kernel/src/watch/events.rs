@@ -4,7 +4,9 @@ use netns::Inside;
 use rustix::net::netlink::NETFILTER;
 
 use crate::netlink::wire::{Message, MessageWriter};
-use crate::netlink::{Error, FilterOperation, Heard, NetlinkSocket, attach_filter, flags, is_port_of_ours};
+use crate::netlink::{
+    Error, FilterOperation, NetlinkSocket, UnreadEvents, attach_filter, flags, is_port_of_ours,
+};
 use crate::nft::generation as uapi;
 
 /// `NFNLGRP_NFTABLES` of `linux/netfilter/nfnetlink.h` as the bit of a group.
@@ -17,7 +19,7 @@ const ROUTING: u32 = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 1 << (19 - 1);
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Noticed {
     /// Transactions of nf_tables, in their order.
-    pub commits: Vec<Commit>,
+    pub commits: Vec<RulesetCommit>,
     /// A link, an address, a route or a rule of the routing came, went or changed.
     pub routing: bool,
     /// There were more events than the kernel keeps for us: anything may have happened.
@@ -26,7 +28,7 @@ pub struct Noticed {
 
 /// A transaction of nf_tables, by whichever program; iptables-nft makes some, too.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Commit {
+pub struct RulesetCommit {
     /// Its number; it is the namespace's generation from then on.
     pub generation: u32,
     /// The **thread** that committed, by its number in the initial pid namespace, wherever it is itself; 0 from a kernel that does not tell. Of a
@@ -37,7 +39,7 @@ pub struct Commit {
     port: u32,
 }
 
-impl Commit {
+impl RulesetCommit {
     /// Whether this process has committed by a netlink socket of its own. Programs that it starts are others.
     ///
     /// The pid does not tell: threads of ours that work inside of namespaces are gone when the event is read, and this process may be in a pid
@@ -61,9 +63,9 @@ impl Commit {
     }
 }
 
-pub(super) fn noticed(committed: &Heard, routing: &Heard) -> Noticed {
+pub(super) fn noticed(committed: &UnreadEvents, routing: &UnreadEvents) -> Noticed {
     Noticed {
-        commits: committed.messages().filter_map(|message| Commit::read(&message)).collect(),
+        commits: committed.messages().filter_map(|message| RulesetCommit::read(&message)).collect(),
         routing: !routing.is_empty(),
         lost: committed.lost || routing.lost,
     }

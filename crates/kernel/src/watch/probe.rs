@@ -13,7 +13,7 @@ pub struct EventSupport {
     pub generation: bool,
     /// That there was a transaction, by itself: [`KeptSockets::take_events`].
     pub events: bool,
-    /// With it, who has made it: [`super::Commit::pid`], [`super::Commit::command`].
+    /// With it, who has made it: [`super::RulesetCommit::pid`], [`super::RulesetCommit::command`].
     pub culprits: bool,
 }
 

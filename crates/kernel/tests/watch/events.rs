@@ -8,7 +8,7 @@ use std::sync::Arc;
 use kernel::KeptSockets;
 use kernel::nft::Nftables;
 use kernel::sets::Sets;
-use kernel::watch::{Commit, EventSupport, Noticed, probe};
+use kernel::watch::{EventSupport, Noticed, RulesetCommit, probe};
 use kernel::{Choice, Kernel};
 use netns::Netns;
 use ruleset::{Backend, Family, KeyType, Plan, Ruleset, Set, SetDelta, Table, TableKind};
@@ -82,14 +82,14 @@ fn a_commit_of_another_program_wakes_with_its_pid_and_name() {
         assert_eq!(woken(&kept), [true, false], "{line}");
         assert!(program.child().wait().unwrap().success());
         let noticed = kept.take_events().unwrap();
-        let [.., Commit { generation, pid, command, .. }] = &noticed.commits[..] else {
+        let [.., RulesetCommit { generation, pid, command, .. }] = &noticed.commits[..] else {
             panic!("{line}: {noticed:?}")
         };
         assert!(is_number_of(*pid, program.id()), "{noticed:?}");
         assert_eq!(command, name);
         assert_ne!(*generation, before);
         assert_eq!(*generation, kept.generation().unwrap());
-        assert!(!noticed.commits.iter().any(Commit::is_own), "{noticed:?}");
+        assert!(!noticed.commits.iter().any(RulesetCommit::is_own), "{noticed:?}");
         assert!(!noticed.lost && !noticed.routing, "{noticed:?}");
     }
 }
@@ -101,14 +101,14 @@ fn commits_of_this_process_are_known_as_its_own() {
     let ruleset = with_set();
     load(&ns, &ruleset);
     let noticed = kept.take_events().unwrap();
-    assert!(!noticed.commits.is_empty() && noticed.commits.iter().all(Commit::is_own), "{noticed:?}");
+    assert!(!noticed.commits.is_empty() && noticed.commits.iter().all(RulesetCommit::is_own), "{noticed:?}");
     let (thread, noticed) = ns
         .enter(|inside| {
             kernel::nft::send(inside, &kernel::nft::encode(&[other()])).unwrap();
             (rustix::thread::gettid().as_raw_nonzero().get(), kept.take_events().unwrap())
         })
         .unwrap();
-    let [Commit { pid, command, .. }] = &noticed.commits[..] else { panic!("{noticed:?}") };
+    let [RulesetCommit { pid, command, .. }] = &noticed.commits[..] else { panic!("{noticed:?}") };
     assert!(is_number_of(*pid, thread.unsigned_abs()), "the thread's, not the process's: {noticed:?}");
     assert_eq!(command, "netns", "the thread's name");
 
@@ -117,7 +117,7 @@ fn commits_of_this_process_are_known_as_its_own() {
     for n in 0..1000_u32 {
         add(&mut sets, n);
         let noticed = kept.take_events().unwrap();
-        assert!(noticed.commits.iter().all(Commit::is_own), "{noticed:?}");
+        assert!(noticed.commits.iter().all(RulesetCommit::is_own), "{noticed:?}");
         assert!(!noticed.lost && !noticed.routing, "{noticed:?}");
         own += noticed.commits.len();
     }

@@ -6,7 +6,7 @@ mod step;
 use super::{ListedAct, ListedChain, ListedRule, ListedTable};
 use crate::rule::{Base, ChainKind, Family, Hook};
 
-pub use packet::{Connection, FirstPacket, Tracking};
+pub use packet::{FirstPacket, TrackedConnection, Tracking};
 pub use step::PacketState;
 
 /// `NF_IP_PRI_CONNTRACK` of linux/netfilter_ipv4.h: where connections are looked up.
@@ -118,7 +118,7 @@ pub(super) fn arrange<'a>(stations: &[Station<'a>], keys: &[StationKey]) -> Vec<
 
 /// Takes the first packet of a connection through chains. A rule that could not be read is taken not to hold.
 pub fn walk<'a>(stations: &[Station<'a>], packet: &FirstPacket) -> Fate<'a> {
-    let mut state = PacketState::new(packet.clone(), Connection::default());
+    let mut state = PacketState::new(packet.clone(), TrackedConnection::default());
     let mut unread = None;
     for station in stations {
         if station.order.0 >= CONNTRACK_PRIORITY {

@@ -46,7 +46,7 @@ pub enum Tracking {
 
 /// What connection tracking knows of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Connection {
+pub struct TrackedConnection {
     /// Whether it knows anything.
     pub tracking: Tracking,
     /// Its state once it is tracked, one of [`state`].
@@ -61,7 +61,7 @@ pub struct Connection {
     pub translated: (bool, bool),
 }
 
-impl Default for Connection {
+impl Default for TrackedConnection {
     /// Of a packet that begins one.
     fn default() -> Self {
         Self {
@@ -75,7 +75,7 @@ impl Default for Connection {
     }
 }
 
-impl Connection {
+impl TrackedConnection {
     /// Comes to the place where connections are looked up.
     pub fn track(&mut self) {
         if self.tracking == Tracking::NotYet {
@@ -98,7 +98,7 @@ impl FirstPacket {
     /// Whether a condition holds; `None`: it could not be read.
     pub(super) fn meets(
         &self,
-        connection: &Connection,
+        connection: &TrackedConnection,
         condition: &Condition,
         iptables: bool,
     ) -> Option<bool> {
@@ -115,7 +115,7 @@ impl FirstPacket {
     }
 
     /// `None`: the packet has no such thing, so that no condition about it holds.
-    fn value(&self, connection: &Connection, field: Field) -> Option<u128> {
+    fn value(&self, connection: &TrackedConnection, field: Field) -> Option<u128> {
         let tracked = connection.tracking == Tracking::Yes;
         Some(match field {
             Field::Family if self.family == Family::V4 => 2,

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::super::{Condition, Field, ListedAct, ListedChain, ListedRule, ListedTable, number_of};
-use super::packet::{Connection, FirstPacket, Tracking};
+use super::packet::{FirstPacket, TrackedConnection, Tracking};
 use super::{ListedPlace, PacketEnd, Station};
 use crate::rule::{ChainKind, Family, Hook};
 
@@ -18,7 +18,7 @@ pub struct PacketState<'a> {
     /// The packet as it is now.
     pub packet: FirstPacket,
     /// What connection tracking knows of it now.
-    pub connection: Connection,
+    pub connection: TrackedConnection,
     /// Addresses that a redirect leads to where the packet has arrived; without one it keeps its own.
     pub redirected_to: Option<IpAddr>,
     /// Whether a transparent socket takes what a rule leads to it.
@@ -65,7 +65,7 @@ enum Step {
 
 impl<'a> PacketState<'a> {
     /// A packet that no rule has done anything to yet.
-    pub fn new(packet: FirstPacket, connection: Connection) -> Self {
+    pub fn new(packet: FirstPacket, connection: TrackedConnection) -> Self {
         Self {
             packet,
             connection,
