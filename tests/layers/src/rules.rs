@@ -39,7 +39,7 @@ const CRATES: &[(&str, Layer)] = &[
     ("trusted", Layer::Effect { ours: &[] }),
     ("zds", Layer::Effect { ours: &[] }),
     ("kernel", Layer::Effect { ours: &["conflicts", "fault", "netns", "ruleset"] }),
-    ("rundir", Layer::Effect { ours: &["facts", "trusted"] }),
+    ("rundir", Layer::Effect { ours: &["conflicts", "facts", "trusted"] }),
     ("applied", Layer::Effect { ours: &["kernel", "netns", "rundir", "trusted"] }),
     (
         "podsource",

@@ -10,7 +10,7 @@ use facts::PodRef;
 use netns::Netns;
 use rundir::pods::{ConflictReport, ConflictsReport};
 
-use super::live::{NodeProcesses, observe_with, report};
+use super::live::{NodeProcesses, observe_with};
 use super::own::LookedPod;
 use super::select::SelectArgs;
 use super::view::{EvidenceSource, Viewer, refuse_if_denied};
@@ -107,7 +107,9 @@ impl ConflictsView {
         match observe_with(&place.netns, Some(captured), processes) {
             Ok(observed) => {
                 let found = conflicts::conflicts(&observed, &captured.plan);
-                self.conflicts.extend(found.into_iter().map(|conflict| report(conflict, Some(&pod))));
+                let report =
+                    |conflict| ConflictReport { pod: Some(pod.clone()), ..ConflictReport::from(conflict) };
+                self.conflicts.extend(found.into_iter().map(report));
                 let gaps = observed.not_looked_at.into_iter().map(|gap| format!("pod {pod}: {gap}"));
                 self.not_looked_at.extend(gaps);
             }

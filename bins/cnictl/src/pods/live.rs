@@ -3,8 +3,7 @@
 use std::collections::HashMap;
 
 use anyhow::{Context as _, Result};
-use conflicts::{Conflict, NetnsScope, ObservedNetns};
-use facts::PodRef;
+use conflicts::{NetnsScope, ObservedNetns};
 use kernel::iptables::Iptables;
 use kernel::nft::Nftables;
 use kernel::observed::{ObservedSubject, PodProcesses, scan_processes};
@@ -12,7 +11,6 @@ use kernel::{Kernel, RuleStore};
 use netns::{Inside, Netns, NetnsId};
 use ruleset::listed::ListedTable;
 use ruleset::{Backend, Plan};
-use rundir::pods::ConflictReport;
 
 use super::listed::{means_the_same, planned};
 use super::locate::{LocatedNetns, proc_root};
@@ -100,25 +98,5 @@ fn as_found(tables: &mut Vec<ListedTable>, found: Vec<ListedTable>, planned: &[L
             }
         }
         tables.push(table);
-    }
-}
-
-/// A conflict as it goes over the agent's socket.
-pub(super) fn report(conflict: Conflict, pod: Option<&PodRef>) -> ConflictReport {
-    let Conflict { id, severity, place, foreign, affects, culprit, advice, .. } = conflict;
-    ConflictReport {
-        pod: pod.cloned(),
-        id: id.to_string(),
-        severity: severity.to_string(),
-        family: place.family,
-        table: place.table,
-        chain: place.chain,
-        handle: place.handle,
-        priority: place.priority,
-        foreign,
-        affects,
-        culprit: culprit.unwrap_or_default(),
-        advice,
-        ..ConflictReport::default()
     }
 }

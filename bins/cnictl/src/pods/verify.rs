@@ -88,8 +88,7 @@ impl VerifyArgs {
     pub(crate) fn run(&self) -> Result<VerbAnswer> {
         let viewer = Viewer::new(&self.configuration, self.fresh, self.list.timeout)?;
         if self.list.watch {
-            let mut load = || Ok(items(&viewer.view(&self.select)?));
-            return LISTING.watch(&self.list, &mut load);
+            return LISTING.watch(&self.list, &mut || Ok(items(&viewer.view(&self.select)?)));
         }
         let view = viewer.view(&self.select)?;
         let mut items = items(&view);

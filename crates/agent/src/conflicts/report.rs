@@ -49,24 +49,12 @@ impl Conflicts {
 }
 
 fn of(finding: &Finding) -> ConflictReport {
-    let Conflict { id, severity, place, foreign, affects, culprit, advice, .. } = finding.conflict.clone();
     ConflictReport {
-        id: id.to_string(),
-        severity: severity.to_string(),
-        family: place.family,
-        table: place.table,
-        chain: place.chain,
-        handle: place.handle,
-        priority: place.priority,
-        foreign,
-        affects,
-        culprit: culprit.unwrap_or_default(),
         resolved: finding.resolved.unwrap_or_default().to_owned(),
-        advice,
         first_seen: Some(seconds(finding.first_seen)),
         last_seen: Some(seconds(finding.last_seen)),
         gone: finding.gone,
-        ..ConflictReport::default()
+        ..finding.conflict.clone().into()
     }
 }
 

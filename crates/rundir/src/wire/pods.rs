@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use conflicts::Conflict;
 use facts::PodRef;
 use serde::{Deserialize, Serialize};
 
@@ -209,6 +210,27 @@ impl PodReport {
             "its rules are as planned and nobody listens on {}: connections are refused until the proxy starts",
             ports.join(", ")
         );
+    }
+}
+
+impl From<Conflict> for ConflictReport {
+    /// Without the pod, and without what only the agent knows: times, and what it did.
+    fn from(conflict: Conflict) -> Self {
+        let Conflict { id, severity, place, foreign, affects, culprit, advice, .. } = conflict;
+        Self {
+            id: id.to_string(),
+            severity: severity.to_string(),
+            family: place.family,
+            table: place.table,
+            chain: place.chain,
+            handle: place.handle,
+            priority: place.priority,
+            foreign,
+            affects,
+            culprit: culprit.unwrap_or_default(),
+            advice,
+            ..Self::default()
+        }
     }
 }
 
