@@ -62,11 +62,14 @@ pub(crate) struct ConflictParts {
     pub(crate) log: Scope,
 }
 
+/// The node's processes by their network namespace.
+type ProcessesByNetns = Arc<HashMap<NetnsId, PodProcesses>>;
+
 /// Looks for conflicts, and knows those that were found.
 pub(crate) struct Conflicts {
     parts: ConflictParts,
     known: Mutex<HashMap<NetnsId, Namespace>>,
-    processes: Mutex<Option<(Instant, Arc<HashMap<NetnsId, PodProcesses>>)>>,
+    processes: Mutex<Option<(Instant, ProcessesByNetns)>>,
     told: ToldConflicts,
 }
 
@@ -362,7 +365,7 @@ impl Conflicts {
     }
 
     /// The node's processes, not older than half a minute. Without them nobody is named.
-    fn processes(&self) -> Arc<HashMap<NetnsId, PodProcesses>> {
+    fn processes(&self) -> ProcessesByNetns {
         let mut kept = self.processes.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((at, processes)) = &*kept
             && at.elapsed() < PROCESSES_FOR

@@ -30,6 +30,9 @@ const LOOK_AGAIN: Duration = Duration::from_secs(60);
 const BREATH: Duration = Duration::from_millis(200);
 /// How long a proxy may take to close what the kernel does not end.
 const PROXY_CLOSES: Duration = Duration::from_secs(2);
+/// The range of a proxy that has no port.
+const NO_PORT: RangeInclusive<u16> = RangeInclusive::new(1, 0);
+
 /// What shows that a connection goes through a pod's proxy.
 #[derive(Debug, Clone)]
 pub(crate) struct Through {
@@ -133,7 +136,7 @@ impl Through {
     /// All of its ports, and perhaps some others.
     fn range(&self) -> RangeInclusive<u16> {
         let ends = (self.ports.iter().min(), self.ports.iter().max());
-        if let (Some(first), Some(last)) = ends { *first..=*last } else { 1..=0 }
+        if let (Some(first), Some(last)) = ends { *first..=*last } else { NO_PORT }
     }
 
     /// Where such connections are looked for.

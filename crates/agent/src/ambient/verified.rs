@@ -28,24 +28,34 @@ const PLANS: usize = 64;
 
 /// Plans by what they are made of.
 #[derive(Debug, Default)]
-pub(super) struct Plans(Mutex<Vec<(Arc<NodeOptions>, PodOptions, Backend, Arc<Plan>)>>);
+pub(super) struct Plans(Mutex<Vec<KnownPlan>>);
+
+#[derive(Debug)]
+struct KnownPlan {
+    node: Arc<NodeOptions>,
+    pod: PodOptions,
+    backend: Backend,
+    plan: Arc<Plan>,
+}
 
 // === impl Plans ===
 
 impl Plans {
     fn of(&self, node: &Arc<NodeOptions>, pod: &PodOptions, backend: Backend) -> Arc<Plan> {
         let mut plans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = plans.iter().find(|(of_node, of_pod, of, _)| {
-            *of == backend && of_pod == pod && (Arc::ptr_eq(of_node, node) || of_node == node)
+        let known = plans.iter().find(|known| {
+            known.backend == backend
+                && known.pod == *pod
+                && (Arc::ptr_eq(&known.node, node) || known.node == *node)
         });
-        if let Some((.., plan)) = known {
-            return plan.clone();
+        if let Some(known) = known {
+            return known.plan.clone();
         }
         let plan = Arc::new(plan_pod(node, pod, backend));
         if plans.len() >= PLANS {
             plans.remove(0);
         }
-        plans.push((node.clone(), pod.clone(), backend, plan.clone()));
+        plans.push(KnownPlan { node: node.clone(), pod: pod.clone(), backend, plan: plan.clone() });
         plan
     }
 }

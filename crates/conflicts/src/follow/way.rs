@@ -111,10 +111,10 @@ impl<'a> Way<'a, '_> {
                     passed_on.push(branch);
                 }
                 Routed::Gone(why) => {
-                    here.push(branch.ended(BranchEnd::Dropped(VerdictCause::Kernel(why.into()))))
+                    here.push(branch.ended(BranchEnd::Dropped(VerdictCause::Kernel(why.into()))));
                 }
                 Routed::Unknown(why) => {
-                    here.push(branch.ended(BranchEnd::Unknown(VerdictCause::Kernel(why.into()))))
+                    here.push(branch.ended(BranchEnd::Unknown(VerdictCause::Kernel(why.into()))));
                 }
             }
         }
