@@ -350,6 +350,7 @@ impl Agent {
     async fn remember_facts(self: Arc<Self>) {
         if self.config.ambient.is_off && !self.kept_facts.are_listed_in_time().await {
             self.kept_facts.remember().await;
+            self.sidecars.all_changed();
         }
     }
 

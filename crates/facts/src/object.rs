@@ -33,8 +33,8 @@ pub struct Object {
     /// What it is to be.
     #[serde(skip_serializing_if = "Option::is_none")]
     spec: Option<PodSpec>,
-    /// What it is; never written.
-    #[serde(skip_serializing)]
+    /// What it is. Only the phase and the addresses are written, by which a running pod is found.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<PodStatus>,
     /// The objects of a list.
     #[serde(skip_serializing_if = "Option::is_none")]

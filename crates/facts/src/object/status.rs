@@ -3,29 +3,34 @@
 use std::net::IpAddr;
 
 use capture::decide::PROXY_CONTAINER;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::Object;
 
 /// `status` of a pod.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct PodStatus {
     /// `Pending`, `Running`, `Succeeded`, `Failed`, `Unknown`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub phase: Option<String>,
     /// The pod's first address.
-    #[serde(rename = "podIP")]
+    #[serde(rename = "podIP", skip_serializing_if = "Option::is_none")]
     pub pod_ip: Option<String>,
     /// All of its addresses.
-    #[serde(rename = "podIPs")]
+    #[serde(rename = "podIPs", skip_serializing_if = "Option::is_none")]
     pub pod_ips: Option<Vec<PodIp>>,
     /// When kubelet took the pod up, as text; its sandbox is made after that.
+    #[serde(skip_serializing)]
     pub(super) start_time: Option<Box<str>>,
     /// Of these, [`SANDBOX_READY`] is kept while it holds.
+    #[serde(skip_serializing)]
     pub(super) conditions: Option<Vec<PodCondition>>,
     /// Of these, those that have ended at least once are kept, and the proxy's.
+    #[serde(skip_serializing)]
     pub(super) init_container_statuses: Option<Vec<ContainerStatus>>,
     /// Of these, the proxy's is kept.
+    #[serde(skip_serializing)]
     pub(super) container_statuses: Option<Vec<ContainerStatus>>,
 }
 
@@ -72,10 +77,11 @@ pub(crate) struct Terminated {
 }
 
 /// One entry of `status.podIPs`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PodIp {
     /// As text.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub ip: Option<String>,
 }
 

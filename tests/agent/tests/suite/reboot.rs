@@ -109,9 +109,9 @@ fn run(mesh: &Mesh, pod: &MeshPod) {
     mesh.node.api.set_pod(object.sidecar().with("/status", status));
 }
 
-fn captured(pods: &[MeshPod]) -> usize {
+fn captured<'a>(pods: impl IntoIterator<Item = &'a MeshPod>) -> usize {
     let has_rules = |pod: &&MeshPod| pod.netns.nft_text().unwrap().contains("istio-proxy-nat");
-    pods.iter().filter(has_rules).count()
+    pods.into_iter().filter(has_rules).count()
 }
 
 /// No pod of a machine that has started again runs outside of the mesh and is not known to.
@@ -163,4 +163,39 @@ fn after_a_restart_each_pod_is_captured_or_found_and_repaired() {
         Ok(())
     })
     .unwrap();
+}
+
+/// Without an API server pods are known by what an earlier agent of this start of the machine kept of them, and by nothing else.
+#[test]
+fn without_an_api_server_known_pods_are_verified_and_unknown_ones_are_left() {
+    let mesh = Mesh::new().unwrap();
+    let launch = || {
+        let launch = mesh.node.agent().env("HOST_ROOT", &mesh.root().to_string_lossy());
+        launch.env("REPAIR_REPAIR_PODS", "true").env("VERIFY_INTERVAL", "1s").env("CLEANUP_ON_EXIT", "never")
+    };
+    let known = mesh.sandbox("default", "known").unwrap();
+    run(&mesh, &known);
+    let before = launch().ready().unwrap();
+    let facts = mesh.node.state_dir().join("facts/default_known.json");
+    until("the facts are kept", PATIENCE, || facts.exists(), || "none").unwrap();
+    until("it is captured", PATIENCE, || captured([&known]) == 1, || before.log().text()).unwrap();
+    before.kill().unwrap();
+    mesh.node.api.stop();
+    known.netns.nft("flush ruleset").unwrap();
+    // Nobody told an agent of this one.
+    let unknown = mesh.sandbox("default", "unknown").unwrap();
+    mesh.run(&unknown).unwrap();
+
+    let agent = launch().start().unwrap();
+    until("it is captured again", PATIENCE, || captured([&known]) == 1, || agent.log().text()).unwrap();
+    let verified = "istio_cni_pods_verified{mode=\"sidecar\"}";
+    eventually("it is verified", PATIENCE, || {
+        ensure!(
+            agent.metric(verified)? == 1.0
+                && agent.metric("istio_cni_pods_expected{mode=\"sidecar\"}")? == 1.0
+        );
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(captured([&unknown]), 0);
 }
