@@ -30,13 +30,13 @@ impl Way {
         PlanInputs { settings, target: PlanTarget { backend: self.backend(), ipv6: true } }
     }
 
-    fn kernel<R>(self, iptables: Iptables, f: impl FnOnce(Kernel<'_>) -> R) -> R {
-        f(Kernel { nftables: &Nftables, iptables: &iptables })
+    fn kernel<R>(self, iptables: &Iptables, f: impl FnOnce(Kernel<'_>) -> R) -> R {
+        f(Kernel { nftables: &Nftables, iptables })
     }
 
     fn apply(self, ns: &TestNetns, plan: &Plan, before: &[&Plan]) -> Applied {
         let before = before.iter().flat_map(|plan| plan.layers.clone()).collect();
-        self.kernel(self.iptables().replacing(before), |kernel| {
+        self.kernel(&self.iptables().replacing(before), |kernel| {
             ns.enter(|inside| kernel.apply(inside, Choice::Only(plan.backend), |_| plan.clone()))
         })
         .unwrap()
@@ -44,13 +44,13 @@ impl Way {
     }
 
     fn observe(self, ns: &TestNetns, plan: &Plan) -> Vec<Difference> {
-        self.kernel(self.iptables(), |kernel| ns.enter(|inside| kernel.observe(inside, plan)))
+        self.kernel(&self.iptables(), |kernel| ns.enter(|inside| kernel.observe(inside, plan)))
             .unwrap()
             .unwrap()
     }
 
     fn cleanup(self, ns: &TestNetns, plan: &Plan) -> Change {
-        self.kernel(Iptables::new(), |kernel| ns.enter(|inside| kernel.cleanup(inside, plan)))
+        self.kernel(&Iptables::new(), |kernel| ns.enter(|inside| kernel.cleanup(inside, plan)))
             .unwrap()
             .unwrap()
     }
