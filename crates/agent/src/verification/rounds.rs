@@ -98,7 +98,7 @@ impl PodVerifier {
             let mut kept = entry.kept.try_lock().ok()?;
             let noticed = kept.as_mut()?.take_events();
             if noticed.is_err() {
-                *kept = None;
+                close(kept.take());
             }
             Some(noticed.unwrap_or(Noticed { lost: true, ..Noticed::default() }))
         });
@@ -170,7 +170,7 @@ impl PodVerifier {
         let unchanged = entry.kept.try_lock().ok().and_then(|mut kept| {
             let unchanged = kept.as_mut()?.unchanged();
             if unchanged.is_err() {
-                *kept = None;
+                close(kept.take());
                 metrics.verified(Layer::Cheap, "error", began.elapsed());
             }
             unchanged.ok()
@@ -221,8 +221,7 @@ impl PodVerifier {
         self.parts.metrics.unwatched(unwatched);
         self.parts.conflicts.keep(&namespaces);
         if !gone.is_empty() {
-            // To close a socket may take milliseconds.
-            tokio::task::spawn_blocking(move || drop(gone));
+            close(gone);
         }
     }
 
@@ -238,6 +237,11 @@ impl PodVerifier {
         self.watch.get().is_some()
             && limit.is_none_or(|limit| pods.saturating_mul(OF_A_POD).saturating_add(RESERVED) <= limit)
     }
+}
+
+/// Closes sockets of namespaces elsewhere: that waits for whatever keeps the kernel busy there, and no other pod is to wait with it.
+fn close(sockets: impl Send + 'static) {
+    tokio::task::spawn_blocking(move || drop(sockets));
 }
 
 /// Never, where nothing is heard.
