@@ -9,7 +9,7 @@ use kernel::iptables::Iptables;
 use kernel::nft::Nftables;
 use kernel::sets::{ProbeSets, SetMember};
 use kernel::{Kernel, RuleStore, route};
-use netns::Netns;
+use netns::{Inside, Netns};
 use ruleset::{Backend, Plan, TableKind};
 use serde::Serialize;
 
@@ -62,7 +62,8 @@ impl Looked {
             described.ips = addresses.context("list the addresses of the pod")?;
             described.ips.retain(|ip| !is_local(ip));
         }
-        let subject = decider.decide_in(described, &|plan| backend_in(netns, plan))?;
+        let found = |plan: &Plan| netns.enter(|inside| backend_in(inside, plan)).unwrap_or_default();
+        let subject = decider.decide_in(described, &found)?;
         Self::compare(subject, netns)
     }
 
@@ -80,7 +81,7 @@ impl Looked {
         match outcome {
             PodOutcome::Skipped(skip) => {
                 looked.decision = format!("not captured: {}", skip.text());
-                looked.pod_differences = rules_of_ours(netns)?;
+                looked.pod_differences = netns.enter(rules_of_ours)??;
             }
             PodOutcome::Captured(captured) => {
                 looked.captured = true;
@@ -134,13 +135,10 @@ impl Looked {
 }
 
 /// The backend in which the namespace has rules of the plan's owners, where that is iptables only.
-pub(crate) fn backend_in(netns: &Netns, plan: &Plan) -> Option<Backend> {
+pub(crate) fn backend_in(inside: &Inside, plan: &Plan) -> Option<Backend> {
     let iptables = Iptables::new();
-    let found = netns.enter(|inside| {
-        let holds = |store: &dyn RuleStore| store.exists(inside, &plan.layers).unwrap_or_default();
-        (!holds(&Nftables) && holds(&iptables)).then_some(Backend::Iptables)
-    });
-    found.unwrap_or_default()
+    let holds = |store: &dyn RuleStore| store.exists(inside, &plan.layers).unwrap_or_default();
+    (!holds(&Nftables) && holds(&iptables)).then_some(Backend::Iptables)
 }
 
 fn is_local(ip: &IpAddr) -> bool {
@@ -154,7 +152,7 @@ fn is_local(ip: &IpAddr) -> bool {
 ///
 /// # Errors
 /// The kernel cannot be asked.
-pub(crate) fn differences_in_pod(netns: &Netns, captured: &Captured) -> Result<Vec<String>> {
+fn differences_in_pod(netns: &Netns, captured: &Captured) -> Result<Vec<String>> {
     let iptables = Iptables::new();
     let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
     let found = netns.enter(|inside| kernel.observe(inside, &captured.plan))?;
@@ -165,15 +163,16 @@ pub(crate) fn differences_in_pod(netns: &Netns, captured: &Captured) -> Result<V
 ///
 /// # Errors
 /// The kernel cannot be asked.
-pub(crate) fn rules_of_ours(netns: &Netns) -> Result<Vec<String>> {
+pub(crate) fn rules_of_ours(inside: &Inside) -> Result<Vec<String>> {
     let iptables = Iptables::new();
     let owners =
         [("a sidecar", [capture::plan::no_rules()]), ("ambient mode", [capture::ambient::no_rules()])];
     let mut found = Vec::new();
     for (of, owner) in &owners {
         for store in [&Nftables as &dyn RuleStore, &iptables] {
-            let there = netns.enter(|inside| store.exists(inside, owner))?;
-            if there.context("look for rules in the network namespace of the pod")? {
+            let there =
+                store.exists(inside, owner).context("look for rules in the network namespace of the pod")?;
+            if there {
                 found.push(format!("it has rules of {of}, and should have none"));
             }
         }
@@ -217,7 +216,8 @@ fn addresses(node: &NodeNetns, members: &[SetMember]) -> Vec<ProbeAddress> {
     node.members.iter().map(of).collect()
 }
 
-fn texts(differences: &[kernel::Difference]) -> Vec<String> {
+/// Differences for people, not too many.
+pub(crate) fn texts(differences: &[kernel::Difference]) -> Vec<String> {
     let mut texts: Vec<String> = differences.iter().take(SHOWN).map(ToString::to_string).collect();
     if differences.len() > SHOWN {
         texts.push(format!("{} more differences", differences.len() - SHOWN));

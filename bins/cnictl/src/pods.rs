@@ -14,6 +14,7 @@ mod live;
 mod locate;
 mod one;
 mod own;
+mod parallel;
 mod restore;
 mod select;
 mod unified;

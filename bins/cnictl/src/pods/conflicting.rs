@@ -10,8 +10,7 @@ use facts::PodRef;
 use netns::Netns;
 use rundir::pods::{ConflictReport, ConflictsReport};
 
-use super::live::{NodeProcesses, observe_with};
-use super::own::LookedPod;
+use super::own::{LookedPod, PodConflicts};
 use super::select::SelectArgs;
 use super::view::{EvidenceSource, Viewer, refuse_if_denied};
 
@@ -88,32 +87,22 @@ impl Viewer {
             view.not_looked_at.push(NODE.to_owned());
         }
         if !node {
-            let processes = NodeProcesses::read()?;
-            for looked in self.look_deeply(select)?.iter().filter(|looked| looked.report.is_wanted()) {
-                view.look_at(looked, &processes);
-            }
+            let looked = self.look_deeply(select)?;
+            looked.into_iter().filter(|looked| looked.report.is_wanted()).for_each(|looked| view.add(looked));
         }
         Ok(view)
     }
 }
 
 impl ConflictsView {
-    fn look_at(&mut self, looked: &LookedPod, processes: &NodeProcesses) {
+    fn add(&mut self, looked: LookedPod) {
         let pod = looked.report.pod();
-        let (Some(place), Some(captured)) = (&looked.place, looked.captured.as_deref()) else {
-            self.not_looked_at.push(format!("pod {pod}: {}", looked.report.problem));
-            return;
-        };
-        match observe_with(&place.netns, Some(captured), processes) {
-            Ok(observed) => {
-                let found = conflicts::conflicts(&observed, &captured.plan);
-                let report =
-                    |conflict| ConflictReport { pod: Some(pod.clone()), ..ConflictReport::from(conflict) };
-                self.conflicts.extend(found.into_iter().map(report));
-                let gaps = observed.not_looked_at.into_iter().map(|gap| format!("pod {pod}: {gap}"));
-                self.not_looked_at.extend(gaps);
+        match looked.conflicts {
+            Some(PodConflicts { conflicts, not_looked_at }) => {
+                self.conflicts.extend(conflicts);
+                self.not_looked_at.extend(not_looked_at.into_iter().map(|gap| format!("pod {pod}: {gap}")));
             }
-            Err(error) => self.not_looked_at.push(format!("pod {pod}: {error:#}")),
+            None => self.not_looked_at.push(format!("pod {pod}: {}", looked.report.problem)),
         }
     }
 }

@@ -8,7 +8,7 @@ use kernel::iptables::Iptables;
 use kernel::nft::Nftables;
 use kernel::observed::{ObservedSubject, PodProcesses, scan_processes};
 use kernel::{Kernel, RuleStore};
-use netns::{Inside, Netns, NetnsId};
+use netns::{Inside, NetnsId};
 use ruleset::listed::ListedTable;
 use ruleset::{Backend, Plan};
 
@@ -36,23 +36,33 @@ impl NodeProcesses {
     }
 }
 
+/// A pod's namespace as the kernel has it.
+pub(super) struct LiveNetns {
+    /// Everything that can change what becomes of a packet.
+    pub(super) observed: ObservedNetns,
+    /// How it differs from the plan; nothing where none is planned.
+    pub(super) differences: Vec<kernel::Difference>,
+}
+
 /// What is in a pod's namespace; rules of ours too as the kernel has them, and not as they are planned.
 ///
 /// # Errors
 /// The namespace cannot be entered or read.
 pub(crate) fn observe(place: &LocatedNetns, captured: Option<&Captured>) -> Result<ObservedNetns> {
-    observe_with(&place.netns, captured, &NodeProcesses::read()?)
+    let processes = NodeProcesses::read()?;
+    let read = place.netns.enter(|inside| read(inside, captured, &processes));
+    Ok(read.context("enter the network namespace of the pod")??.observed)
 }
 
-/// The same with processes that were read.
+/// The same inside of it, and how that differs from the plan.
 ///
 /// # Errors
-/// As there.
-pub(super) fn observe_with(
-    netns: &Netns,
+/// It cannot be read.
+pub(super) fn read(
+    inside: &Inside,
     captured: Option<&Captured>,
     processes: &NodeProcesses,
-) -> Result<ObservedNetns> {
+) -> Result<LiveNetns> {
     let nothing = Plan { backend: Backend::Nftables, routing: Vec::new(), layers: Vec::new() };
     let plan = captured.map_or(&nothing, |captured| &captured.plan);
     let none = PodProcesses::default();
@@ -60,28 +70,24 @@ pub(super) fn observe_with(
     let subject = ObservedSubject {
         scope: NetnsScope::Pod,
         plan,
-        processes: processes.0.get(&netns.id()).unwrap_or(&none),
+        processes: processes.0.get(&inside.id()).unwrap_or(&none),
         proc_root: &root,
         older: None,
         proxy_mark: captured.filter(|captured| matches!(captured.by, By::Ztunnel(_))).map(|_| ZTUNNEL),
     };
-    netns.enter(|inside| read(inside, &subject)).context("enter the network namespace of the pod")?
-}
-
-fn read(inside: &Inside, subject: &ObservedSubject<'_>) -> Result<ObservedNetns> {
     let iptables = Iptables::new();
     let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
-    let plan = subject.plan;
-    let mut observed = kernel.observed(inside, subject).context("read the network namespace of the pod")?;
-    if plan.backend == Backend::Nftables && !plan.layers.is_empty() {
-        let is_planned = kernel.observe(inside, plan).context("compare it with the plan")?.is_empty();
+    let mut observed = kernel.observed(inside, &subject).context("read the network namespace of the pod")?;
+    let mut differences = Vec::new();
+    if captured.is_some() {
+        differences = kernel.observe(inside, plan).context("compare it with the plan")?;
         // Of what is as planned the plan tells more than can be read: members of sets, and reasons.
-        if !is_planned {
+        if plan.backend == Backend::Nftables && !differences.is_empty() {
             let found = Nftables.others(inside, &[]).context("read the rules")?;
             as_found(&mut observed.tables, found.tables, &planned(&Nftables, plan));
         }
     }
-    Ok(observed)
+    Ok(LiveNetns { observed, differences })
 }
 
 /// Puts tables of ours as they were found in place of the planned ones.

@@ -15,6 +15,8 @@ use rundir::AMBIENT_DIR;
 use serde::Deserialize;
 use trusted::Links;
 
+use super::parallel::in_parallel;
+
 /// The node's processes in the agent's container.
 const MOUNTED_PROC: &str = "/host/proc";
 /// Where runtimes mount the namespaces of pods; in the agent's container, then on the node.
@@ -118,7 +120,7 @@ impl Locator {
         kernel_classes: &[String],
     ) -> Vec<Result<LocatedNetns, MissingNetns>> {
         let mut found: Vec<Option<LocatedNetns>> =
-            pods.iter().map(|facts| self.named(&self.hint(facts))).collect();
+            in_parallel(pods.iter(), None, &|facts: &&Facts| self.named(&self.hint(facts)));
         let wanted: Vec<WantedPod> = pods
             .iter()
             .zip(&found)

@@ -9,15 +9,17 @@ use capture::decide::{self, sandbox_of_class};
 use capture::expected::injection_label;
 use facts::{Facts, PodRef};
 use kernel::sockets::Sockets;
-use netns::Netns;
+use netns::Inside;
 use netns::find::MissingNetns;
-use rundir::pods::PodReport;
+use rundir::pods::{ConflictReport, PodReport};
 use verification::{UnverifiableReason, VerificationState};
 
 use super::disk::{PodsOnDisk, described};
+use super::live::{self, LiveNetns, NodeProcesses};
 use super::locate::{Hint, LocatedNetns, Locator};
+use super::parallel::in_parallel;
 use super::select::SelectArgs;
-use crate::look::{backend_in, differences_in_pod, rules_of_ours};
+use crate::look::{backend_in, rules_of_ours, texts};
 use crate::subject::{By, Captured, Decider, PodOutcome, PodSubject};
 
 /// Looks at pods.
@@ -40,6 +42,16 @@ pub(crate) struct LookedPod {
     pub(crate) captured: Option<Box<Captured>>,
     /// `metadata.annotations`, as far as they are kept.
     pub(crate) annotations: BTreeMap<String, String>,
+    /// Absent where the namespace was not read, or no plan is there that others could be in conflict with.
+    pub(crate) conflicts: Option<PodConflicts>,
+}
+
+/// What others have in a pod's namespace that changes what its rules do.
+#[derive(Debug)]
+pub(crate) struct PodConflicts {
+    pub(crate) conflicts: Vec<ConflictReport>,
+    /// What could not be looked at, and why.
+    pub(crate) not_looked_at: Vec<String>,
 }
 
 /// All pods that are meant, and whether some are missing.
@@ -68,15 +80,11 @@ impl OwnLook<'_> {
         let pods: Vec<&Facts> = on_disk.pods.iter().filter(is_meant).collect();
         let classes = &configuration.plugin.kernel_network_runtime_classes;
         let places = locator.locate(&pods, classes);
-        let mut looked = OwnLooked { unusable: on_disk.unusable, ..OwnLooked::default() };
-        for (facts, place) in pods.iter().zip(places) {
-            if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                looked.out_of_time = true;
-                break;
-            }
-            looked.pods.push(self.look_at(facts, place, &locator));
-        }
-        Ok(looked)
+        let processes = NodeProcesses::read()?;
+        let look = |(facts, place): (&&Facts, _)| self.look_at(facts, place, &locator, &processes);
+        let count = pods.len();
+        let looked = in_parallel(pods.iter().zip(places), self.deadline, &look);
+        Ok(OwnLooked { out_of_time: looked.len() < count, unusable: on_disk.unusable, pods: looked })
     }
 
     fn look_at(
@@ -84,6 +92,7 @@ impl OwnLook<'_> {
         facts: &Facts,
         place: Result<LocatedNetns, MissingNetns>,
         locator: &Locator,
+        processes: &NodeProcesses,
     ) -> LookedPod {
         let mut report = head(facts);
         report.addresses = locator.addresses(facts);
@@ -91,88 +100,142 @@ impl OwnLook<'_> {
             report.inode = Some(place.netns.id().ino);
             report.netns.clone_from(&place.how);
         }
+        let (place, missing) = match place {
+            Ok(place) => (Some(place), MissingNetns::NoProcess),
+            Err(missing) => (None, missing),
+        };
+        let mut looked = LookedPod {
+            report,
+            place: None,
+            captured: None,
+            annotations: facts.pod.annotations(),
+            conflicts: None,
+        };
+        match &place {
+            None => self.decide(&mut looked, facts, Err(&missing), processes),
+            Some(place) => {
+                // Once for all: to enter a namespace takes a thread.
+                let entered =
+                    place.netns.enter(|inside| self.decide(&mut looked, facts, Ok(inside), processes));
+                if let Err(error) = entered {
+                    let failed = MissingNetns::Failed(fault::chain(&error));
+                    self.decide(&mut looked, facts, Err(&failed), processes);
+                }
+            }
+        }
+        LookedPod { place, ..looked }
+    }
+
+    /// Decides about the pod, and compares its namespace with that.
+    fn decide(
+        &self,
+        looked: &mut LookedPod,
+        facts: &Facts,
+        inside: Result<&Inside, &MissingNetns>,
+        processes: &NodeProcesses,
+    ) {
+        let report = &mut looked.report;
         let decided = described(facts, report.addresses.clone()).and_then(|pod| {
-            let found = |plan: &ruleset::Plan| backend_in(&place.as_ref().ok()?.netns, plan);
+            let found = |plan: &ruleset::Plan| backend_in(inside.ok()?, plan);
             self.decider.decide_in(pod, &found)
         });
-        let captured = match decided {
+        match decided {
             Ok(PodSubject { outcome: PodOutcome::Captured(captured), .. }) => {
-                wanted(&mut report, &captured);
-                self.compare(&mut report, facts, &captured, &place);
-                Some(captured)
+                wanted(report, &captured);
+                match self.readable(facts, inside) {
+                    Ok(inside) => looked.conflicts = compare(report, &captured, inside, processes),
+                    Err((reason, why)) => unverifiable(report, reason, &why),
+                }
+                looked.captured = Some(captured);
             }
             Ok(PodSubject { outcome: PodOutcome::Skipped(skip), .. }) => {
                 report.wanted = "none".to_owned();
                 report.decided_by = skip.reason.name().to_owned();
                 report.decision = skip.text();
-                not_wanted(&mut report, facts, place.as_ref().ok());
-                None
+                not_wanted(report, facts, inside.ok());
             }
             Err(error) => {
                 report.wanted = "unknown".to_owned();
                 report.decided_by = "settings-invalid".to_owned();
                 report.state = VerificationState::Unverifiable(UnverifiableReason::Kernel).label().to_owned();
                 report.problem = format!("what becomes of the pod cannot be decided: {error:#}");
-                None
             }
-        };
-        LookedPod { report, place: place.ok(), captured, annotations: facts.pod.annotations() }
+        }
     }
 
-    /// Compares the pod's namespace with its plan.
-    fn compare(
+    /// The pod's namespace, or why it says nothing about the pod.
+    fn readable<'i>(
         &self,
-        report: &mut PodReport,
         facts: &Facts,
-        captured: &Captured,
-        place: &Result<LocatedNetns, MissingNetns>,
-    ) {
+        inside: Result<&'i Inside, &MissingNetns>,
+    ) -> Result<&'i Inside, (UnverifiableReason, String)> {
         let classes = &self.decider.configuration.plugin.kernel_network_runtime_classes;
         let class = facts.pod.runtime_class().filter(|class| !classes.iter().any(|fine| fine == class));
         if let Some(sandbox) = class.and_then(sandbox_of_class) {
-            return unverifiable(
-                report,
-                UnverifiableReason::Sandbox,
-                &MissingNetns::Sandbox(sandbox).to_string(),
-            );
+            return Err((UnverifiableReason::Sandbox, MissingNetns::Sandbox(sandbox).to_string()));
         }
-        let place = match place {
-            Ok(place) => place,
+        inside.map_err(|missing| match missing {
             // Its object on disk has no status.
-            Err(MissingNetns::NoAddress) => {
-                return unverifiable(report, UnverifiableReason::NoAddress, NO_ADDRESS);
-            }
-            Err(missing) => return unverifiable(report, reason(missing), &missing.to_string()),
-        };
-        let missing = missing_listeners(&place.netns, &captured.listeners());
-        report.listening = missing.as_ref().map(Vec::is_empty);
-        match differences_in_pod(&place.netns, captured) {
-            Err(error) => unverifiable(report, UnverifiableReason::Kernel, &format!("{error:#}")),
-            Ok(differences) if differences.is_empty() => {
-                report.last_verified = Some(now());
-                // The agent knows whether ztunnel has the pod; without it nobody here does.
-                if matches!(captured.by, By::Ztunnel(_)) {
-                    report.state = VerificationState::Unacknowledged.label().to_owned();
-                    report.problem =
-                        "the rules are as planned; whether ztunnel has the pod only the agent can tell"
-                            .to_owned();
-                } else {
-                    report.state = VerificationState::Verified.label().to_owned();
-                    report.note_missing_listeners(&missing.unwrap_or_default());
-                }
-            }
-            Ok(differences) => {
-                report.state = VerificationState::Drifted.label().to_owned();
-                report.problem = format!("{}; the agent repairs it when it runs", first_of(&differences));
-                report.drift = differences;
-            }
+            MissingNetns::NoAddress => (UnverifiableReason::NoAddress, NO_ADDRESS.to_owned()),
+            missing => (reason(missing), missing.to_string()),
+        })
+    }
+}
+
+/// Compares the pod's namespace with its plan, and looks for conflicts.
+fn compare(
+    report: &mut PodReport,
+    captured: &Captured,
+    inside: &Inside,
+    processes: &NodeProcesses,
+) -> Option<PodConflicts> {
+    let missing = missing_listeners(inside, &captured.listeners());
+    report.listening = missing.as_ref().map(Vec::is_empty);
+    let LiveNetns { observed, differences } = match live::read(inside, Some(captured), processes) {
+        Ok(read) => read,
+        Err(error) => {
+            unverifiable(report, UnverifiableReason::Kernel, &format!("{error:#}"));
+            return None;
+        }
+    };
+    let pod = report.pod();
+    let found = conflicts::conflicts(&observed, &captured.plan);
+    let of_pod = |conflict| ConflictReport { pod: Some(pod.clone()), ..ConflictReport::from(conflict) };
+    let conflicts: Vec<ConflictReport> = found.into_iter().map(of_pod).collect();
+    report.drift = texts(&differences);
+    let is_bad = report.note_conflicts(&conflicts);
+    if !differences.is_empty() {
+        report.state = VerificationState::Drifted.label().to_owned();
+        report.problem = format!("{}; the agent repairs it when it runs", first_of(&report.drift));
+    } else if is_bad {
+        let why = report.problem.clone();
+        unverifiable(report, UnverifiableReason::Conflict, &why);
+    } else {
+        as_planned(report, captured, &missing.unwrap_or_default());
+    }
+    Some(PodConflicts { conflicts, not_looked_at: observed.not_looked_at })
+}
+
+/// The rules are there, and nothing of others is in their way.
+fn as_planned(report: &mut PodReport, captured: &Captured, missing: &[u16]) {
+    report.last_verified = Some(now());
+    match captured.by {
+        // The agent knows whether ztunnel has the pod; without it nobody here does.
+        By::Ztunnel(_) => {
+            report.state = VerificationState::Unacknowledged.label().to_owned();
+            report.problem =
+                "the rules are as planned; whether ztunnel has the pod only the agent can tell".to_owned();
+        }
+        By::Sidecar { .. } => {
+            report.state = VerificationState::Verified.label().to_owned();
+            report.note_missing_listeners(missing);
         }
     }
 }
 
 /// Those of the ports on which nobody listens; nothing where the kernel does not tell.
-fn missing_listeners(netns: &Netns, ports: &[u16]) -> Option<Vec<u16>> {
-    let found = netns.enter(|inside| Sockets::open(inside)?.listening(ports)).ok()?.ok()?;
+fn missing_listeners(inside: &Inside, ports: &[u16]) -> Option<Vec<u16>> {
+    let found = Sockets::open(inside).and_then(|mut sockets| sockets.listening(ports)).ok()?;
     Some(ports.iter().copied().filter(|port| !found.contains(port)).collect())
 }
 
@@ -202,7 +265,7 @@ fn wanted(report: &mut PodReport, captured: &Captured) {
 }
 
 /// A pod that should not be captured: what is there all the same, or missing by mistake.
-fn not_wanted(report: &mut PodReport, facts: &Facts, place: Option<&LocatedNetns>) {
+fn not_wanted(report: &mut PodReport, facts: &Facts, inside: Option<&Inside>) {
     let is_without_proxy = report.decided_by == decide::Reason::NoProxy.name();
     let asks = described(facts, Vec::new()).ok().and_then(|described| injection_label(&described.pod));
     if let Some(label) = asks.filter(|_| is_without_proxy) {
@@ -210,10 +273,10 @@ fn not_wanted(report: &mut PodReport, facts: &Facts, place: Option<&LocatedNetns
         return;
     }
     // Those of istio-init have the same names as ours.
-    let Some(place) = place.filter(|_| report.decided_by != decide::Reason::IstioInitPresent.name()) else {
+    let Some(inside) = inside.filter(|_| report.decided_by != decide::Reason::IstioInitPresent.name()) else {
         return;
     };
-    let left = rules_of_ours(&place.netns).unwrap_or_default();
+    let left = rules_of_ours(inside).unwrap_or_default();
     if let Some(first) = left.first() {
         report.problem = format!("{first}; the agent removes what a record shows that it loaded");
         report.drift = left;

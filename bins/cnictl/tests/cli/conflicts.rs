@@ -44,6 +44,21 @@ fn conflicts_are_listed_with_place_and_advice_and_the_exit_code_says_whether_one
 }
 
 #[test]
+fn a_pod_whose_rules_are_overtaken_is_never_called_verified() {
+    let fleet = fleet();
+    let run = fleet.run("verify").fails(1, &["pod shop/loud is unverifiable (conflict): CF-P1: "]);
+    let cells = |name: &str| {
+        let line = run.stdout.lines().find(|line| line.split_whitespace().nth(1) == Some(name)).unwrap();
+        line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!((&*cells("loud")[3], &*cells("loud")[8]), ("unverifiable (conflict)", "CF-P1"), "{run:?}");
+    assert_eq!((&*cells("quiet")[3], &*cells("quiet")[8]), ("verified", "-"), "{run:?}");
+    fleet.netns("loud").nft("delete table inet mesh").unwrap();
+    let run = fleet.run("verify loud").ok();
+    assert!(run.contains(" verified ") && !run.contains("CF-P1"), "{run}");
+}
+
+#[test]
 fn a_foreign_rule_is_deleted_after_a_yes_and_its_file_puts_it_back_to_the_byte() {
     let fleet = fleet();
     let netns = fleet.netns("loud");

@@ -2,7 +2,7 @@
 //!
 //! Words such as states and reasons are text here, because a reader may be older or newer than the agent: it shows a word that it does not know.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use conflicts::Conflict;
@@ -211,6 +211,22 @@ impl PodReport {
             ports.join(", ")
         );
     }
+
+    /// Says which conflicts are in the pod's namespace, each kind once, without those that are only worth knowing. Gives whether one has severity
+    /// error: the pod is not captured as planned then, whatever else is known of it.
+    pub fn note_conflicts(&mut self, conflicts: &[ConflictReport]) -> bool {
+        let there = conflicts.iter().filter(|conflict| !conflict.gone && conflict.severity != "info");
+        let ids: BTreeSet<&String> = there.clone().map(|conflict| &conflict.id).collect();
+        self.conflicts = ids.into_iter().cloned().collect();
+        let bad = there.clone().find(|conflict| conflict.severity == "error");
+        if let Some(ConflictReport { id, affects, advice, .. }) = bad
+            && self.drift.is_empty()
+        {
+            let advice = if advice.is_empty() { String::new() } else { format!("; {advice}") };
+            self.problem = format!("{id}: {affects}{advice}");
+        }
+        bad.is_some()
+    }
 }
 
 impl From<Conflict> for ConflictReport {
@@ -265,6 +281,26 @@ mod tests {
         assert_eq!((many.len(), &*many[8], &*many[9]), (MAX_LINES, "8", "16 more differences"));
         let long = bounded(["ä".repeat(1000)]);
         assert!(long[0].len() <= MAX_LINE && long[0].ends_with("ä…"), "{}", long[0].len());
+    }
+
+    #[test]
+    fn a_pod_is_told_the_kinds_of_conflicts_that_are_there_and_an_error_is_its_problem() {
+        let conflict = |id: &str, severity: &str, gone: bool| ConflictReport {
+            id: id.to_owned(),
+            severity: severity.to_owned(),
+            affects: "packets pass".to_owned(),
+            gone,
+            ..ConflictReport::default()
+        };
+        let mut pod = PodReport::default();
+        assert!(!pod.note_conflicts(&[conflict("CF-P1", "error", true), conflict("CF-P9", "info", false)]));
+        assert_eq!((pod.conflicts.len(), &*pod.problem), (0, ""));
+        let some = [("CF-P2", "warning"), ("CF-P1", "error"), ("CF-P1", "error")];
+        assert!(pod.note_conflicts(&some.map(|(id, severity)| conflict(id, severity, false))));
+        assert_eq!(
+            (pod.conflicts, &*pod.problem),
+            (vec!["CF-P1".to_owned(), "CF-P2".to_owned()], "CF-P1: packets pass")
+        );
     }
 
     #[test]
