@@ -10,9 +10,9 @@ use capture::{Expected, Outside};
 use cluster::Cluster;
 use facts::{Facts, Object, PodRef};
 use ruleset::Plan;
-use rundir::pods::{PodReport, PodsReport, RestoreReport, bounded};
+use rundir::pods::{ConflictReport, PodReport, PodsReport, RestoreReport, bounded};
 use tokio::task::JoinSet;
-use verification::{DataPlaneMode, VerificationState};
+use verification::{DataPlaneMode, UnverifiableReason, VerificationState};
 
 use crate::sidecars::Sidecars;
 use crate::verification::{PodVerification, PodVerifier, RepairResult};
@@ -47,6 +47,7 @@ impl PodsReporter {
             take(&mut report, verification);
             report
         }));
+        self.add_conflicts(&mut pods);
         pods.sort_by(|a, b| (&a.namespace, &a.name, &a.uid).cmp(&(&b.namespace, &b.name, &b.uid)));
         PodsReport {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -91,6 +92,25 @@ impl PodsReporter {
         let facts =
             |pod: &Arc<Object>| Facts { pod: pod.clone(), namespace_labels: index.labels(pod.namespace()) };
         alive.map(facts).collect()
+    }
+
+    /// Adds the conflicts that are known. One that was found after the state was read takes "verified" back.
+    fn add_conflicts(&self, pods: &mut [PodReport]) {
+        let mut known: HashMap<String, Vec<ConflictReport>> = HashMap::new();
+        for conflict in self.verifier.known_conflicts().report().conflicts {
+            if let Some(pod) = &conflict.pod {
+                known.entry(pod.uid.clone()).or_default().push(conflict);
+            }
+        }
+        for report in pods {
+            let Some(conflicts) = known.get(&report.uid) else { continue };
+            let is_bad = report.note_conflicts(conflicts);
+            if is_bad && report.state == VerificationState::Verified.label() {
+                report.state =
+                    VerificationState::Unverifiable(UnverifiableReason::Conflict).label().to_owned();
+                report.reason = UnverifiableReason::Conflict.label().to_owned();
+            }
+        }
     }
 
     /// The pod and what is decided about it.
@@ -147,7 +167,10 @@ fn take(report: &mut PodReport, verification: PodVerification) {
     report.drift = bounded(differences);
     report.culprit = culprit.map(|culprit| culprit.to_string()).unwrap_or_default();
     report.problem = problem.unwrap_or_default();
-    report.inode = verification.netns.map(|netns| netns.ino);
+    if let Some(netns) = verification.netns {
+        report.inode = Some(netns.id().ino);
+        report.netns = netns.path().display().to_string();
+    }
     report.backend =
         verification.plan.as_deref().map(|plan: &Plan| plan.backend.to_string()).unwrap_or_default();
     let is_looked_at = last_verified.is_some() || !report.drift.is_empty();

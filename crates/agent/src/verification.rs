@@ -22,7 +22,7 @@ use std::time::SystemTime;
 
 use ::verification::{Culprit, DataPlaneMode, Drifted, VerificationState};
 use facts::PodRef;
-use netns::{Inside, Netns, NetnsId};
+use netns::{Inside, Netns};
 use ruleset::Plan;
 
 use crate::backends::Backends;
@@ -151,7 +151,7 @@ pub(crate) struct PodVerification {
     pub(crate) missing_listeners: Vec<u16>,
     /// Conflicts of severity error that are known.
     pub(crate) conflicts: usize,
-    pub(crate) netns: Option<NetnsId>,
+    pub(crate) netns: Option<Arc<Netns>>,
     pub(crate) plan: Option<Arc<Plan>>,
 }
 

@@ -216,7 +216,7 @@ impl PodVerifier {
             problem: known.problem,
             missing_listeners: known.missing_listeners.unwrap_or_default(),
             conflicts: known.conflicts,
-            netns: target.as_ref().map(|target| target.netns.id()),
+            netns: target.as_ref().map(|target| target.netns.clone()),
             plan: target.map(|target| target.plan),
         }
     }

@@ -9,6 +9,7 @@ use testkit::probe::{Flow, Listener, Listeners};
 use testkit::{Agent, PATIENCE, eventually};
 
 use crate::mesh::wait_in;
+use crate::mesh_render::cnictl;
 
 /// Nothing is found because its turn came.
 const SELDOM: (&str, &str) = ("VERIFY_INTERVAL", "60s");
@@ -123,4 +124,22 @@ fn without_resolution_a_conflict_is_told_once_and_the_pod_is_not_verified() {
     let events = mesh.node.api.events();
     let told = events.iter().filter(|event| event["reason"] == "CaptureConflict").count();
     assert_eq!(told, 1, "{events:?}");
+    // Whoever asks is told which, and where.
+    let (exit, text, error) = cnictl(&mesh, "verify default/web -o wide").unwrap();
+    assert_eq!(exit, Some(1), "{text}{error}");
+    assert!(error.contains("pod default/web is unverifiable (conflict): CF-P1: "), "{error}");
+    let row = text.lines().find(|line| line.contains("unverifiable (conflict)")).unwrap();
+    assert!(row.contains(" CF-P1 "), "{text}");
+    let (_, json, _) = cnictl(&mesh, "verify default/web -o json").unwrap();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let item = &json["items"][0];
+    assert_eq!(item["conflicts"], serde_json::json!(["CF-P1"]), "{json:#}");
+    assert!(item["netns"].as_str().is_some_and(|path| path.starts_with('/')), "{json:#}");
+    pod.netns.nft("delete table ip other").unwrap();
+    eventually("the conflict is gone", PATIENCE, || {
+        let (exit, text, error) = cnictl(&mesh, "verify default/web")?;
+        ensure!(exit == Some(0) && !text.contains("CF-P1"), "{text}{error}");
+        Ok(())
+    })
+    .unwrap();
 }

@@ -11,7 +11,7 @@ use testkit::rules::{Comments, Family, Variant};
 use crate::mesh::wait_in;
 
 /// `cnictl` on the node, by whose configuration it goes.
-fn cnictl(mesh: &Mesh, words: &str) -> Result<(Option<i32>, String, String)> {
+pub(crate) fn cnictl(mesh: &Mesh, words: &str) -> Result<(Option<i32>, String, String)> {
     let mut command = Command::new(testkit::programs().join("cnictl"));
     command.args(words.split(' ')).arg("--net-dir").arg(mesh.node.net_dir());
     let output = mesh.host.output(&mut command)?;

@@ -10,9 +10,11 @@ use anyhow::{Result, ensure};
 use kernel::watch::KeptSockets;
 use rustix::process::Signal;
 use testkit::mesh::{Mesh, MeshPod};
+use testkit::rules::Comments;
 use testkit::{Agent, Metrics, PATIENCE, eventually};
 
 use crate::mesh::wait_in;
+use crate::mesh_render::cnictl;
 
 /// Longer than any of these tests: nothing is found because its turn came.
 const SELDOM: (&str, &str) = ("VERIFY_INTERVAL", "60s");
@@ -225,6 +227,28 @@ fn what_differs_when_the_agent_is_killed_is_put_right_by_the_next() {
     let _ztunnel = mesh.ztunnel().unwrap();
     assert!(pod.is_redirected().unwrap());
     wait_verified(&agent, 1.0).unwrap();
+}
+
+#[test]
+fn rules_that_are_left_deleted_come_back_when_an_operator_asks() {
+    let (mesh, agent, _ztunnel) =
+        Mesh::served_by(|agent| agent.env(SELDOM.0, "1s").env("VERIFY_REPAIR", "off")).unwrap();
+    let pod = mesh.running("mesh", "web", &[]).unwrap();
+    wait_in(&mesh, &pod).unwrap();
+    wait_verified(&agent, 1.0).unwrap();
+    let before = pod.netns.nft_json(Comments::Keep).unwrap();
+    nft(&pod, &["delete", "table", "inet", NAT]);
+    agent.log().wait_for(&["the rules of a pod differ and are left so"], PATIENCE).unwrap();
+    let (exit, text, error) = cnictl(&mesh, "restore mesh/web --dry-run").unwrap();
+    assert!(exit == Some(1) && text.contains("is missing"), "{text}{error}");
+    assert!(!pod.is_redirected().unwrap());
+    let (exit, text, error) = cnictl(&mesh, "restore mesh/web --yes").unwrap();
+    assert_eq!((exit, &*text), (Some(0), "pod mesh/web is as planned again\n"), "{error}");
+    assert_eq!(pod.netns.nft_json(Comments::Keep).unwrap(), before);
+    assert!(pod.is_redirected().unwrap());
+    wait_verified(&agent, 1.0).unwrap();
+    let (exit, text, _) = cnictl(&mesh, "restore mesh/web --yes").unwrap();
+    assert_eq!((exit, &*text), (Some(0), "pod mesh/web is as planned; nothing to do\n"));
 }
 
 #[test]
