@@ -1,7 +1,7 @@
 //! A pod as it is kept for the next agent, and as that one finds it.
 
 use facts::Object;
-use intent::{Act, Observation, Rules};
+use intent::{Act, Observation, RedirectionMark, Rules};
 
 use super::{GivenNetns, Member, MemberState};
 use crate::ambient::record::{Place, PodRecord, Stage};
@@ -26,6 +26,8 @@ impl Member {
                 MemberState::Draining
             }
             Stage::Announced => MemberState::Pending,
+            // It was in: what the agent before had doubts about, or was putting right, is looked at, and nothing is taken back before.
+            Stage::Pending if member.have.mark == Some(RedirectionMark::Enabled) => MemberState::Unconfirmed,
             Stage::Pending | Stage::Other => {
                 member.have.see(Observation::RulesInDoubt);
                 MemberState::Pending
