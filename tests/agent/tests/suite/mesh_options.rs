@@ -217,9 +217,11 @@ fn pods_are_taken_over_without_the_api_server_and_what_it_says_later_wins() {
     agent.kill().unwrap();
     drop(ztunnel);
     mesh.node.api.stop();
-    let facts = std::fs::read_dir(mesh.node.run_dir().join("facts")).unwrap();
-    let of_forgotten = facts.flatten().find(|file| file.file_name().to_string_lossy().contains("forgotten"));
-    std::fs::remove_file(of_forgotten.unwrap().path()).unwrap();
+    for dir in [mesh.node.run_dir(), mesh.node.state_dir()] {
+        let mut facts = std::fs::read_dir(dir.join("facts")).unwrap().flatten();
+        let of_forgotten = facts.find(|file| file.file_name().to_string_lossy().contains("forgotten"));
+        std::fs::remove_file(of_forgotten.unwrap().path()).unwrap();
+    }
     mesh.node.api.delete_pod("mesh", "deleted");
     mesh.stop(&deleted).unwrap();
     let mut object = labelled.object(&[(MODE, "none")], true);
