@@ -68,7 +68,10 @@ pub fn ruleset() -> impl Strategy<Value = Ruleset> {
             Rule::new(matches, Action::Accept, "discovery is never judged").counted_as(DISCOVERY)
         });
         let input = base(Hook::Input, kind, ChainKind::Filter, discovery.chain(input).collect());
-        let chains = vec![input, regular(CHAINS[0], a), regular(CHAINS[1], b)];
+        // As every plan has: in iptables, ours are looked for in a family by the names of chains.
+        let end = Rule::new(Vec::new(), Action::Return, "each family has a chain of ours");
+        let first = a.into_iter().chain([end]).collect();
+        let chains = vec![input, regular(CHAINS[0], first), regular(CHAINS[1], b)];
         let mut tables = vec![Table { kind, sets: Vec::new(), chains }];
         if redirects {
             let ports = Match::DestinationPort { ports: Ports::Range(80, 90), not: false };

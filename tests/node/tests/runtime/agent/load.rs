@@ -127,6 +127,8 @@ fn tokens_that_live_for_a_second() {
         });
         for (known, asked) in known.iter().zip(&asked) {
             cluster.admit_known(std::slice::from_ref(known));
+            // So that tokens change meanwhile on a fast machine, too.
+            sleep(Duration::from_millis(500));
             for (spec, source) in [(known, "agent"), (asked, "api")] {
                 let pod = cluster.must_run_bare(spec);
                 check_captured(&cluster.node, &pod, &spec.name);
