@@ -273,7 +273,8 @@ fn a_pod_that_starts_while_neither_agent_nor_plugin_is_there_is_found_by_the_nex
     let sandbox = Pod::new(Families::V4).unwrap();
     node.sidecar("captured", "uid-captured");
     PodCall::new(&node, "captured", "uid-captured", sandbox.path()).unwrap().add().unwrap();
-    node.api.set_pod(running("captured", "uid-captured", 0));
+    // Its record is not older than its start: kubelet tells the start before the runtime calls.
+    node.api.set_pod(running("captured", "uid-captured", -1));
     agent.kill().unwrap();
     std::fs::write(node.conflist(), Node::foreign_conflist()).unwrap();
     node.api.set_pod(running("meanwhile", "uid-meanwhile", 0));
