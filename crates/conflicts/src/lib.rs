@@ -8,6 +8,7 @@ mod catalogue;
 mod conflict;
 mod follow;
 mod observed;
+mod proxy;
 #[cfg(test)]
 mod sample;
 
@@ -18,3 +19,4 @@ pub use observed::{
     BpfProgram, LookedAt, NetnsScope, ObservedAddress, ObservedLink, ObservedListener, ObservedNetns,
     ObservedProcess, ObservedRoute, RoutingRule, RuleLookup,
 };
+pub use proxy::PlannedProxy;

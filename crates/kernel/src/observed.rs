@@ -12,7 +12,7 @@ mod sockets;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use conflicts::{LookedAt, NetnsScope, ObservedNetns};
+use conflicts::{LookedAt, NetnsScope, ObservedNetns, PlannedProxy};
 use netns::Inside;
 use ruleset::listed::{ListedTable, Lister, attribute, planned};
 use ruleset::{Backend, Family, Plan};
@@ -76,7 +76,8 @@ impl Kernel<'_> {
             not_looked_at.push(fault::chain(&error));
             Vec::new()
         });
-        let listeners = subject.processes.attribute(listeners, subject);
+        let proxy = PlannedProxy::of(subject.plan);
+        let listeners = subject.processes.attribute(listeners, &proxy, subject);
         let programs = match subject.scope {
             NetnsScope::Pod => programs::of_control_groups(subject.processes),
             NetnsScope::Node => LookedAt::Not("programs of the node's own namespace".to_owned()),
@@ -89,7 +90,7 @@ impl Kernel<'_> {
             sysctls: sysctls(),
             addresses: links::addresses(inside, &names)?,
             links: links.into_iter().map(|(_, link)| link).collect(),
-            processes: subject.processes.observed(&listeners),
+            processes: subject.processes.observed(&listeners, &proxy),
             listeners,
             programs,
             probed: Vec::new(),

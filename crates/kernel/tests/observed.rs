@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use capture::ambient::{MARK_MASK, NodeOptions, PodOptions, ZTUNNEL_MARK, plan_pod};
+use capture::settings::Mode;
 use capture::{PlanTarget, Settings};
 use conflicts::{Conflict, NetnsScope, ObservedNetns, RuleLookup, Severity, conflicts};
 use kernel::iptables::Iptables;
@@ -127,9 +128,13 @@ impl Drop for Listening {
     }
 }
 
-fn listen(ns: &TestNetns, port: u16, uid: u32) -> Listening {
+fn listen(ns: &TestNetns, port: u16, id: u32) -> Listening {
+    listen_as(ns, port, id, id)
+}
+
+fn listen_as(ns: &TestNetns, port: u16, uid: u32, gid: u32) -> Listening {
     let script = format!(
-        "import os, socket, time\nos.setgid({uid}); os.setuid({uid})\ns = socket.socket(); s.bind(('0.0.0.0', {port})); s.listen()\nprint('there', flush=True)\ntime.sleep(60)"
+        "import os, socket, time\nos.setgid({gid}); os.setuid({uid})\ns = socket.socket(); s.bind(('0.0.0.0', {port})); s.listen()\nprint('there', flush=True)\ntime.sleep(60)"
     );
     let mut child = Command::new("nsenter")
         .arg(format!("--net={}", ns.path().display()))
@@ -180,6 +185,24 @@ fn twenty_thousand_rules_are_bounded_and_said_to_be_too_many() {
         "{:?}",
         observed.not_looked_at
     );
+}
+
+/// A transparent proxy runs as user 0 with its own group; another one as the user that its settings name.
+#[test]
+fn a_proxy_is_known_by_the_user_and_group_of_its_plan() {
+    let of = |mode, id: u32| {
+        let ids = Settings { proxy_uids: vec![id], proxy_gids: vec![id], mode, ..Settings::default() };
+        capture::plan(&ids, PlanTarget { backend: Backend::Nftables, ipv6: true })
+    };
+    for (plan, uid, gid) in [(of(Mode::Redirect, 4711), 4711, 4711), (of(Mode::Tproxy, 1337), 0, 1337)] {
+        let ns = TestNetns::new().unwrap();
+        let _proxy = listen_as(&ns, 15006, uid, gid);
+        let processes = scan_processes(Path::new("/proc")).unwrap();
+        let found = conflicts(&observe(&ns, &plan, &processes[&id(&ns)]), &plan);
+        let worse: Vec<&Conflict> =
+            found.iter().filter(|conflict| conflict.severity == Severity::Error).collect();
+        assert!(worse.is_empty(), "{worse:#?}");
+    }
 }
 
 /// What a look at a pod costs that has nothing but rules of ours.

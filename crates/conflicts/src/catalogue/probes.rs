@@ -68,7 +68,7 @@ impl<'a> Probe<'_, 'a> {
 
     /// What kubelet sends.
     fn sent<'b>(&self) -> PacketBranch<'b> {
-        let uid = self.view.uids.first().copied().unwrap_or(0);
+        let uid = self.view.proxy.uids.first().copied().unwrap_or(0);
         let packet = self.view.sent(self.node(), (self.to, PROBE_PORT), (uid, 0));
         PacketBranch::begin(packet, (String::new(), self.to_pod()))
     }

@@ -26,7 +26,7 @@ pub(super) fn find(view: &NetnsView<'_>, found: &mut Found) {
 
 /// The application listens on a port of the proxy.
 fn listeners(view: &NetnsView<'_>, found: &mut Found) {
-    let of_proxy = |listener: &&ObservedListener| view.ports.contains(&listener.port);
+    let of_proxy = |listener: &&ObservedListener| view.proxy.ports.contains(&listener.port);
     for listener in view.observed.listeners.iter().filter(of_proxy) {
         let process = process_of(view, listener);
         if !is_application(view, listener, process) {
@@ -51,7 +51,7 @@ fn process_of<'a>(view: &NetnsView<'a>, listener: &ObservedListener) -> Option<&
 }
 
 /// A process that is known says it; else its user does. The plan of ambient mode tells no user: there sockets of the proxy are of no
-/// container of the pod.
+/// container of the pod. A transparent proxy may run as user 0 with its own group, which a socket does not tell.
 fn is_application(
     view: &NetnsView<'_>,
     listener: &ObservedListener,
@@ -59,16 +59,16 @@ fn is_application(
 ) -> bool {
     match process {
         Some(process) => !process.proxy,
-        None if view.uids.is_empty() => listener.container.is_some(),
-        None => !view.uids.contains(&listener.uid),
+        None if view.proxy.uids.is_empty() => listener.container.is_some(),
+        None => !view.proxy.uids.contains(&listener.uid) && !(view.proxy.tproxy && listener.uid == 0),
     }
 }
 
 /// The application runs as the user or group whose packets are the proxy's.
 fn runs_as_proxy(view: &NetnsView<'_>, process: &ObservedProcess, found: &mut Found) {
     let what = match process {
-        _ if view.uids.contains(&process.uid) => format!("user {}", process.uid),
-        _ if view.gids.contains(&process.gid) => format!("group {}", process.gid),
+        _ if view.proxy.uids.contains(&process.uid) => format!("user {}", process.uid),
+        _ if view.proxy.gids.contains(&process.gid) => format!("group {}", process.gid),
         _ => return,
     };
     found.add(Conflict::of_setting(

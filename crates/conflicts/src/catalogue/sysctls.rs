@@ -52,7 +52,7 @@ fn is_strict(view: &NetnsView<'_>, interface: &str) -> bool {
 
 fn reverse_path_filter(view: &NetnsView<'_>, found: &mut Found) {
     let interfaces = ["lo", &view.interface];
-    for interface in interfaces.into_iter().filter(|name| view.tproxy && is_strict(view, name)) {
+    for interface in interfaces.into_iter().filter(|name| view.proxy.tproxy && is_strict(view, name)) {
         let affects = format!(
             "packets for the transparent proxy that come in by {interface} are dropped, because answers would leave by another interface"
         );
@@ -81,7 +81,7 @@ fn local_ports(view: &NetnsView<'_>, found: &mut Found) {
             matches!((low.parse::<u16>(), high.parse::<u16>()), (Ok(low), Ok(high)) if (low..=high).contains(&port))
         })
     };
-    let within = view.ports.iter().find(|port| (low..=high).contains(*port) && !is_reserved(**port));
+    let within = view.proxy.ports.iter().find(|port| (low..=high).contains(*port) && !is_reserved(**port));
     if let Some(port) = within {
         found.add(Conflict::of_setting(
             ConflictId::P13,

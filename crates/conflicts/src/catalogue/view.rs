@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use ruleset::listed::walk::{FirstPacket, Station, stations};
 use ruleset::listed::{ListedChain, ListedRule, ListedTable, address_of, number_of, number_of_name};
-use ruleset::{Action, Family, Hook, Match, Plan};
+use ruleset::{Action, Family, Hook, Plan};
 
-use crate::ObservedNetns;
+use crate::{ObservedNetns, PlannedProxy};
 
 /// Ids that nobody else is likely to ask for.
 pub(super) const SOMEBODY: (u32, u32) = (65_533, 65_533);
@@ -21,53 +21,26 @@ pub(super) struct NetnsView<'a> {
     pub(super) ours: ObservedNetns,
     /// The interface by which the pod is reached.
     pub(super) interface: String,
-    /// Ports that the plan leads packets to.
-    pub(super) ports: Vec<u16>,
-    /// Whether it leads them to transparent sockets.
-    pub(super) tproxy: bool,
-    /// Users and groups whose packets the plan tells from others.
-    pub(super) uids: Vec<u32>,
-    pub(super) gids: Vec<u32>,
+    /// Where the plan leads packets, and by what it knows the proxy's own.
+    pub(super) proxy: PlannedProxy,
     /// Source addresses that the plan gives to probes.
     pub(super) probe_sources: Vec<IpAddr>,
 }
 
 impl<'a> NetnsView<'a> {
     pub(super) fn new(observed: &'a ObservedNetns, plan: &'a Plan) -> Self {
-        let mut view = Self {
+        let chains = plan.layers.iter().flat_map(|layer| &layer.tables).flat_map(|table| &table.chains);
+        let sources = chains.flat_map(|chain| &chain.rules).filter_map(|rule| match rule.action {
+            Action::Snat { to } => Some(to),
+            _ => None,
+        });
+        Self {
             observed,
             plan,
             ours: observed.without_others(),
             interface: interface(observed),
-            ports: Vec::new(),
-            tproxy: false,
-            uids: Vec::new(),
-            gids: Vec::new(),
-            probe_sources: Vec::new(),
-        };
-        view.learn(plan);
-        view
-    }
-
-    fn learn(&mut self, plan: &Plan) {
-        let chains = plan.layers.iter().flat_map(|layer| &layer.tables).flat_map(|table| &table.chains);
-        for rule in chains.flat_map(|chain| &chain.rules) {
-            match rule.action {
-                Action::Redirect { port } => self.ports.push(port),
-                Action::Tproxy { port, .. } => {
-                    self.ports.push(port);
-                    self.tproxy = true;
-                }
-                Action::Snat { to } => self.probe_sources.push(to),
-                _ => {}
-            }
-            for condition in &rule.matches {
-                match condition {
-                    Match::Uid { uid, .. } => self.uids.push(*uid),
-                    Match::Gid { gid, .. } => self.gids.push(*gid),
-                    _ => {}
-                }
-            }
+            proxy: PlannedProxy::of(plan),
+            probe_sources: sources.collect(),
         }
     }
 

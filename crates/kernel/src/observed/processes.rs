@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use conflicts::{ObservedListener, ObservedProcess};
+use conflicts::{ObservedListener, ObservedProcess, PlannedProxy};
 use netns::NetnsId;
 
 use super::ObservedSubject;
@@ -13,12 +13,8 @@ use super::sockets::Listening;
 /// Processes of a namespace that are kept, and descriptors of each that are looked at to find the one that has a socket.
 const MOST: usize = 256;
 const MOST_DESCRIPTORS: usize = 4 << 10;
-/// The user that a sidecar's proxy runs as.
-const PROXY: u32 = 1337;
 /// `CAP_NET_ADMIN` of linux/capability.h.
 const NET_ADMIN: u64 = 1 << 12;
-/// Ports that the proxy of a pod listens on: nobody else is looked for.
-const PROXY_PORTS: [u16; 8] = [15001, 15006, 15008, 15020, 15021, 15053, 15080, 15090];
 
 /// The processes of a network namespace.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -90,13 +86,17 @@ fn container(group: &Path) -> Option<String> {
 }
 
 impl PodProcesses {
-    /// All of them. A sidecar's container is known by what runs in it, or listens on a port of the proxy as its user.
-    pub(super) fn observed(&self, listeners: &[ObservedListener]) -> Vec<ObservedProcess> {
+    /// All of them. A sidecar's container is known by what runs in it as the proxy's user or group, or listens on a port of the proxy.
+    pub(super) fn observed(
+        &self,
+        listeners: &[ObservedListener],
+        proxy: &PlannedProxy,
+    ) -> Vec<ObservedProcess> {
         let mut processes = self.processes.clone();
         let listens = |process: &ObservedProcess| listeners.iter().any(|of| of.pid == Some(process.pid));
         let is_proxy = |process: &ObservedProcess| {
             let runs = matches!(&*process.command, "envoy" | "pilot-agent");
-            process.uid == PROXY && (runs || listens(process))
+            proxy.is_owner(process.uid, process.gid) && (runs || listens(process))
         };
         let containers: Vec<Option<String>> =
             processes.iter().filter(|of| is_proxy(of)).map(|process| process.container.clone()).collect();
@@ -107,16 +107,17 @@ impl PodProcesses {
         processes
     }
 
-    /// Finds the processes that have sockets on ports of the proxy.
+    /// Finds the processes that have sockets on ports of the proxy; others are not asked about.
     pub(super) fn attribute(
         &self,
         listening: Vec<Listening>,
+        proxy: &PlannedProxy,
         subject: &ObservedSubject<'_>,
     ) -> Vec<ObservedListener> {
         let mut listeners: Vec<ObservedListener> = Vec::new();
         for socket in listening {
             let outside = subject.proxy_mark.is_some_and(|(mark, mask)| socket.mark & mask == mark);
-            let asked = PROXY_PORTS.contains(&socket.port) && !outside;
+            let asked = proxy.ports.contains(&socket.port) && !outside;
             let owner = asked.then(|| self.owner(socket.inode, subject.proc_root)).flatten();
             let listener = ObservedListener {
                 port: socket.port,

@@ -1,6 +1,8 @@
 //! What is no rule: sysctls, processes, programs.
 
-use ruleset::Backend;
+use capture::PlanTarget;
+use capture::settings::{OwnerGroups, Settings};
+use ruleset::{Backend, Plan};
 
 use super::found;
 use crate::sample::{ambient, pod_with, sidecar};
@@ -80,6 +82,25 @@ fn processes_that_are_in_the_way_are_told_with_their_container() {
     assert_eq!(of(ConflictId::P17), Some("web (pid 6) of container shop runs as user 1337"));
     assert_eq!(of(ConflictId::P15), Some("netd (pid 7) of container tools has CAP_NET_ADMIN"));
     assert_eq!(found(&observed, &plan), ["CF-P15 info", "CF-P16 error", "CF-P17 error"]);
+}
+
+/// Users and groups are those of the plan, whichever the proxy's settings name; a group that is not captured is not the proxy's.
+#[test]
+fn the_proxy_is_the_user_and_group_of_the_plan() {
+    let plan_of = |settings| capture::plan(&settings, PlanTarget { backend: Backend::Nftables, ipv6: true });
+    let runs = |plan: &Plan, uid, gid| {
+        let process = ObservedProcess { pid: 6, uid, gid, command: "web".to_owned(), ..Default::default() };
+        found(&ObservedNetns { processes: vec![process], ..pod_with(plan) }, plan)
+    };
+    let own = Settings { proxy_uids: vec![4711], proxy_gids: vec![4712], ..Settings::default() };
+    let plan = plan_of(own.clone());
+    for (uid, gid, wanted) in [(1337, 1337, 0), (4711, 0, 1), (0, 4712, 1), (4712, 4711, 0)] {
+        assert_eq!(runs(&plan, uid, gid).len(), wanted, "user {uid}, group {gid}");
+    }
+    for groups in [OwnerGroups::Only(vec![202]), OwnerGroups::AllBut(vec![202])] {
+        let plan = plan_of(Settings { owner_groups: groups, ..own.clone() });
+        assert_eq!((runs(&plan, 1000, 202), runs(&plan, 1000, 4712).len()), (Vec::new(), 1));
+    }
 }
 
 #[test]
