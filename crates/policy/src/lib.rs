@@ -1,0 +1,19 @@
+//! What network policies mean, without a kernel and without a cluster.
+//!
+//! - [`terms`]: policies of every kind as terms: whom they are about, what they allow, in which section they are judged.
+//! - [`verdict`]: a connection is allowed or denied, by which policies and which rule. It is the meaning that rules in a kernel have to have.
+//! - [`World`]: what is asked of a cluster for that; [`PlainWorld`] is one of plain objects.
+//! - [`cases`]: files of connections with their right verdicts.
+
+pub mod cases;
+mod flow;
+mod plain;
+pub mod terms;
+mod verdict;
+mod world;
+
+pub use flow::{FlowRoute, PolicyFlow, TUNNEL_PORT, Traffic};
+pub use plain::{PlainPod, PlainWorld};
+pub use terms::{PolicyName, PolicyTerms, Section, TrafficDirection};
+pub use verdict::{FlowVerdict, Ground, Judgement, RuleRef, verdict};
+pub use world::{PolicyPod, World};

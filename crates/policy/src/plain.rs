@@ -1,0 +1,206 @@
+//! A cluster of plain objects: small ones, such as manifests and cases.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use facts::networkpolicy::PolicyProtocol;
+use facts::service::ServicePort;
+use facts::{EndpointSlice, LabelSet, Namespace, NetworkPolicy, Peer, Service};
+
+use crate::terms::{PolicyName, PolicyTerms, Section};
+use crate::world::{PolicyPod, World};
+
+/// Objects by their names. Each question looks at all that could answer it.
+#[derive(Debug, Clone, Default)]
+pub struct PlainWorld {
+    namespaces: BTreeMap<Box<str>, Namespace>,
+    nodes: BTreeMap<Box<str>, Vec<IpAddr>>,
+    pods: BTreeMap<Name, PlainPod>,
+    policies: BTreeMap<PolicyName, PolicyTerms>,
+    services: BTreeMap<Name, Service>,
+    slices: BTreeMap<Name, EndpointSlice>,
+}
+
+/// A pod of a [`PlainWorld`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlainPod {
+    /// Its namespace.
+    pub namespace: Box<str>,
+    /// Its name.
+    pub name: Box<str>,
+    /// The node that it runs on; empty before it has one.
+    pub node: Box<str>,
+    /// What policies see of it.
+    pub facts: Peer,
+}
+
+/// Namespace and name.
+type Name = (Box<str>, Box<str>);
+
+// === impl PlainWorld ===
+
+impl PlainWorld {
+    /// Adds or replaces a namespace.
+    pub fn put_namespace(&mut self, name: &str, namespace: Namespace) {
+        self.namespaces.insert(name.into(), namespace);
+    }
+
+    /// Takes a namespace away; what is in it stays.
+    pub fn remove_namespace(&mut self, name: &str) {
+        self.namespaces.remove(name);
+    }
+
+    /// Adds or replaces a node with all of its own addresses.
+    pub fn put_node(&mut self, name: &str, addresses: Vec<IpAddr>) {
+        self.nodes.insert(name.into(), addresses);
+    }
+
+    /// Takes a node away.
+    pub fn remove_node(&mut self, name: &str) {
+        self.nodes.remove(name);
+    }
+
+    /// Adds or replaces a pod.
+    pub fn put_pod(&mut self, pod: PlainPod) {
+        self.pods.insert((pod.namespace.clone(), pod.name.clone()), pod);
+    }
+
+    /// Takes a pod away.
+    pub fn remove_pod(&mut self, namespace: &str, name: &str) {
+        self.pods.remove(&key(namespace, name));
+    }
+
+    /// Adds or replaces a policy.
+    pub fn put_policy(&mut self, policy: PolicyTerms) {
+        self.policies.insert(policy.name.clone(), policy);
+    }
+
+    /// Adds or replaces a NetworkPolicy.
+    pub fn put_networkpolicy(&mut self, policy: &NetworkPolicy) {
+        self.put_policy(policy.into());
+    }
+
+    /// Takes a NetworkPolicy away.
+    pub fn remove_networkpolicy(&mut self, namespace: &str, name: &str) {
+        let (namespace, name) = key(namespace, name);
+        self.policies.remove(&PolicyName { section: Section::NetworkPolicy, namespace, name });
+    }
+
+    /// Adds or replaces a Service.
+    pub fn put_service(&mut self, namespace: &str, name: &str, service: Service) {
+        self.services.insert(key(namespace, name), service);
+    }
+
+    /// Takes a Service away.
+    pub fn remove_service(&mut self, namespace: &str, name: &str) {
+        self.services.remove(&key(namespace, name));
+    }
+
+    /// Adds or replaces a part of a Service's endpoints.
+    pub fn put_slice(&mut self, namespace: &str, name: &str, slice: EndpointSlice) {
+        self.slices.insert(key(namespace, name), slice);
+    }
+
+    /// Takes a part of a Service's endpoints away.
+    pub fn remove_slice(&mut self, namespace: &str, name: &str) {
+        self.slices.remove(&key(namespace, name));
+    }
+
+    /// A pod, whether or not it is live.
+    pub fn pod(&self, namespace: &str, name: &str) -> Option<&PlainPod> {
+        self.pods.get(&key(namespace, name))
+    }
+
+    /// A node's own addresses.
+    pub fn node(&self, name: &str) -> Option<&[IpAddr]> {
+        self.nodes.get(name).map(Vec::as_slice)
+    }
+
+    /// Where a service proxy may lead a connection to a port of a Service, in order: to the ready endpoints, and where none is ready to those
+    /// that still answer while they are ending. Nothing if there is no such Service or port.
+    pub fn endpoints(
+        &self,
+        namespace: &str,
+        name: &str,
+        protocol: PolicyProtocol,
+        number: u16,
+    ) -> Option<Vec<(IpAddr, u16)>> {
+        let service = self.services.get(&key(namespace, name))?;
+        let is_it = |port: &&ServicePort| (port.protocol, port.number) == (protocol, number);
+        let port = service.ports.iter().find(is_it)?;
+        let ready = self.endpoints_of(namespace, name, port, |one| one.ready);
+        let ending = || self.endpoints_of(namespace, name, port, |one| one.serving && one.terminating);
+        Some(if ready.is_empty() { ending() } else { ready })
+    }
+
+    fn endpoints_of(
+        &self,
+        namespace: &str,
+        service: &str,
+        port: &ServicePort,
+        counts: impl Fn(&facts::endpointslice::Endpoint) -> bool,
+    ) -> Vec<(IpAddr, u16)> {
+        let slices =
+            self.slices.iter().filter(|((of, _), slice)| **of == *namespace && *slice.service == *service);
+        let mut found = Vec::new();
+        for (_, slice) in slices {
+            let same = |one: &&facts::endpointslice::EndpointPort| {
+                one.name == port.name && one.protocol == port.protocol
+            };
+            let Some(target) = slice.ports.iter().find(same) else { continue };
+            let number = target.number.unwrap_or(port.number);
+            let addresses = slice.endpoints.iter().filter(|one| counts(one)).flat_map(|one| &one.addresses);
+            found.extend(addresses.map(|address| (*address, number)));
+        }
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+}
+
+fn key(namespace: &str, name: &str) -> Name {
+    (namespace.into(), name.into())
+}
+
+impl World for PlainWorld {
+    type Pod<'a> = &'a PlainPod;
+
+    fn pod_at(&self, address: IpAddr) -> Option<&PlainPod> {
+        let claims = self.pods.values().filter(|pod| pod.facts.addresses.contains(&address));
+        let live = claims.filter(|pod| pod.facts.is_live());
+        live.max_by_key(|pod| (!pod.facts.is_deleting, pod.facts.created))
+    }
+
+    fn is_own_node(&self, pod: &&PlainPod, address: IpAddr) -> bool {
+        self.node(&pod.node).is_some_and(|addresses| addresses.contains(&address))
+    }
+
+    fn namespace_labels(&self, namespace: &str) -> Option<&LabelSet> {
+        self.namespaces.get(namespace).map(|namespace| &namespace.labels)
+    }
+
+    fn policies(&self) -> impl Iterator<Item = &PolicyTerms> {
+        self.policies.values()
+    }
+}
+
+impl PolicyPod for &PlainPod {
+    fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn label(&self, key: &str) -> Option<&str> {
+        self.facts.labels.get(key)
+    }
+
+    fn names_port(&self, name: &str, protocol: PolicyProtocol, number: u16) -> bool {
+        let is_it = |port: &facts::peer::NamedPort| {
+            *port.name == *name && (port.protocol, port.number) == (protocol, number)
+        };
+        self.facts.ports.iter().any(is_it)
+    }
+}

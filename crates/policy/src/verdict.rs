@@ -1,0 +1,259 @@
+//! The verdict on a connection, from the objects themselves.
+//!
+//! It does not look at how rules are written for a kernel, so that it can say what they should do.
+
+#[cfg(test)]
+mod tests;
+mod told;
+
+use std::net::IpAddr;
+
+use facts::networkpolicy::{Entries, PolicyProtocol, Port};
+
+use crate::flow::{FlowRoute, PolicyFlow, TUNNEL_PORT, Traffic};
+use crate::terms::{PeerTerm, PolicyName, PolicyTerms, RuleAction, RuleTerms, Section, TrafficDirection};
+use crate::world::{PolicyPod, World};
+
+/// The verdict on both ends of a connection. It needs both.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FlowVerdict {
+    /// Of what the source may reach.
+    pub egress: Judgement,
+    /// Of who may reach the destination.
+    pub ingress: Judgement,
+}
+
+/// The verdict on one end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judgement {
+    /// The policies that select the pod in this direction, in the order in which they are judged; nothing where they are not asked.
+    pub selecting: Vec<PolicyName>,
+    /// What decides.
+    pub ground: Ground,
+}
+
+/// Why a direction is allowed or denied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ground {
+    /// There is no live pod with a network of its own at this end.
+    NotAPod,
+    /// A pod to itself.
+    Loopback,
+    /// From the node that the pod runs on.
+    OwnNode,
+    /// No policy selects the pod in this direction.
+    NotIsolated,
+    /// Policies select it, none of them isolates it, and no rule decides.
+    Undecided,
+    /// A rule accepts it. Where the order of rules has no meaning, the others follow that would accept it.
+    Accepted(Vec<RuleRef>),
+    /// A rule opens the tunnel by its own port, and so every port in it.
+    TunnelOpened(Vec<RuleRef>),
+    /// A rule denies it.
+    Denied(RuleRef),
+    /// The pod is isolated, and no rule matches.
+    NoRuleMatched,
+}
+
+/// A rule, and what of it matched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuleRef {
+    /// Its policy.
+    pub policy: PolicyName,
+    /// In which direction of it.
+    pub direction: TrafficDirection,
+    /// Its place among the rules of that direction, from 0.
+    pub rule: usize,
+    /// The first of its peers that matched; nothing where it means any.
+    pub peer: Option<usize>,
+    /// The first of its ports that matched; nothing where it means any.
+    pub port: Option<usize>,
+}
+
+/// One end of a connection as the policies of its pod see it.
+struct End<'w, 'p, W: World> {
+    world: &'w W,
+    direction: TrafficDirection,
+    /// The other end.
+    peer: IpAddr,
+    peer_pod: Option<&'p W::Pod<'w>>,
+    /// Whose ports are asked for.
+    destination: Option<&'p W::Pod<'w>>,
+}
+
+/// What a section of a class comes to.
+enum Outcome {
+    Decided(Ground),
+    Next,
+}
+
+/// Judges a connection.
+pub fn verdict<W: World>(world: &W, flow: &PolicyFlow) -> FlowVerdict {
+    let [source, destination] = [flow.source, flow.destination].map(|address| world.pod_at(address));
+    let is_loopback = match (&source, &destination) {
+        (Some(one), Some(other)) => is_same(one, other) && flow.route != FlowRoute::Service,
+        _ => false,
+    };
+    if is_loopback {
+        return FlowVerdict { egress: Ground::Loopback.into(), ingress: Ground::Loopback.into() };
+    }
+    let end = |direction, peer, peer_pod| End {
+        world,
+        direction,
+        peer,
+        peer_pod,
+        destination: destination.as_ref(),
+    };
+    let egress = match &source {
+        None => Ground::NotAPod.into(),
+        Some(pod) => end(TrafficDirection::Egress, flow.destination, destination.as_ref()).judge(pod, flow),
+    };
+    let ingress = match &destination {
+        None => Ground::NotAPod.into(),
+        Some(pod) if source.is_none() && world.is_own_node(pod, flow.source) => Ground::OwnNode.into(),
+        Some(pod) => end(TrafficDirection::Ingress, flow.source, source.as_ref()).judge(pod, flow),
+    };
+    FlowVerdict { egress, ingress }
+}
+
+fn is_same(one: &impl PolicyPod, other: &impl PolicyPod) -> bool {
+    (one.namespace(), one.name()) == (other.namespace(), other.name())
+}
+
+// === impl FlowVerdict ===
+
+impl FlowVerdict {
+    /// Whether both ends allow it.
+    pub fn is_allowed(&self) -> bool {
+        self.egress.is_allowed() && self.ingress.is_allowed()
+    }
+}
+
+impl Judgement {
+    /// Whether this end allows it.
+    pub fn is_allowed(&self) -> bool {
+        !matches!(self.ground, Ground::Denied(_) | Ground::NoRuleMatched)
+    }
+}
+
+impl From<Ground> for Judgement {
+    fn from(ground: Ground) -> Self {
+        Self { selecting: Vec::new(), ground }
+    }
+}
+
+// === impl End ===
+
+impl<'w, W: World> End<'w, '_, W> {
+    fn judge(&self, pod: &W::Pod<'w>, flow: &PolicyFlow) -> Judgement {
+        let mut class: Vec<&PolicyTerms> = self.class(pod);
+        class.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+        let selecting = class.iter().map(|policy| policy.name.clone()).collect();
+        if class.is_empty() {
+            return Ground::NotIsolated.into();
+        }
+        let real = self.decide(&class, flow.traffic);
+        let ground = match real {
+            Ground::NoRuleMatched if flow.route == FlowRoute::Tunnel => self.tunnel(&class).unwrap_or(real),
+            _ => real,
+        };
+        Judgement { selecting, ground }
+    }
+
+    /// The policies that select a pod in this direction.
+    fn class(&self, pod: &W::Pod<'w>) -> Vec<&'w PolicyTerms> {
+        let policies = self.world.policies().filter(|policy| policy.direction(self.direction).applies);
+        policies.filter(|policy| self.world.selects(&policy.subjects, pod)).collect()
+    }
+
+    fn decide(&self, class: &[&PolicyTerms], traffic: Traffic) -> Ground {
+        for section in class.chunk_by(|one, other| one.name.section == other.name.section) {
+            match self.section(section, traffic) {
+                Outcome::Decided(ground) => return ground,
+                Outcome::Next => {}
+            }
+        }
+        Ground::Undecided
+    }
+
+    fn section(&self, policies: &[&PolicyTerms], traffic: Traffic) -> Outcome {
+        let isolates = policies.iter().any(|policy| policy.name.section == Section::NetworkPolicy);
+        let mut matching = self.matching(policies, |ports| self.port(ports, traffic));
+        match matching.next() {
+            Some((first, RuleAction::Accept)) => {
+                let others = matching.filter(|_| isolates).map(|(rule, _)| rule);
+                Outcome::Decided(Ground::Accepted(std::iter::once(first).chain(others).collect()))
+            }
+            Some((first, RuleAction::Deny)) => Outcome::Decided(Ground::Denied(first)),
+            None if isolates => Outcome::Decided(Ground::NoRuleMatched),
+            Some((_, RuleAction::Next)) | None => Outcome::Next,
+        }
+    }
+
+    /// The rules that name the port of the tunnel itself: no range, and not all ports. They mean the tunnel, with all that is in it, as network
+    /// plugins do that cannot look into it.
+    fn tunnel(&self, class: &[&PolicyTerms]) -> Option<Ground> {
+        let policies: Vec<&PolicyTerms> =
+            class.iter().copied().filter(|policy| policy.name.section == Section::NetworkPolicy).collect();
+        let named = Port::Range(PolicyProtocol::Tcp, (TUNNEL_PORT, TUNNEL_PORT));
+        let port = |ports: &Entries<Port>| match ports {
+            Entries::Any => None,
+            Entries::Of(ports) => ports.iter().position(|port| *port == named).map(Some),
+        };
+        let rules: Vec<RuleRef> = self.matching(&policies, port).map(|(rule, _)| rule).collect();
+        (!rules.is_empty()).then_some(Ground::TunnelOpened(rules))
+    }
+
+    /// The rules that match, in order.
+    fn matching<'a>(
+        &'a self,
+        policies: &'a [&'a PolicyTerms],
+        port: impl Fn(&Entries<Port>) -> Option<Option<usize>> + 'a,
+    ) -> impl Iterator<Item = (RuleRef, RuleAction)> + 'a {
+        policies.iter().flat_map(|policy| self.rules(policy)).filter_map(move |(policy, number, rule)| {
+            let (peer, port) = (self.peer(&rule.peers)?, port(&rule.ports)?);
+            let name =
+                RuleRef { policy: policy.clone(), direction: self.direction, rule: number, peer, port };
+            Some((name, rule.action))
+        })
+    }
+
+    fn rules<'a>(
+        &self,
+        policy: &'a PolicyTerms,
+    ) -> impl Iterator<Item = (&'a PolicyName, usize, &'a RuleTerms)> {
+        let rules = policy.direction(self.direction).rules.iter().enumerate();
+        rules.map(|(number, rule)| (&policy.name, number, rule))
+    }
+
+    /// Which of a rule's peers the other end is, if it is one.
+    fn peer(&self, peers: &Entries<PeerTerm>) -> Option<Option<usize>> {
+        matched(peers, |peer| match peer {
+            PeerTerm::Pods(term) => self.peer_pod.is_some_and(|pod| self.world.selects(term, pod)),
+            PeerTerm::Block(block) => block.contains(self.peer),
+        })
+    }
+
+    /// Which of a rule's ports is asked for, if one is.
+    fn port(&self, ports: &Entries<Port>, traffic: Traffic) -> Option<Option<usize>> {
+        matched(ports, |port| match (traffic, port) {
+            (Traffic::Portless, _) => false,
+            (Traffic::Port(protocol, _), Port::All(of)) => protocol == *of,
+            (Traffic::Port(protocol, number), Port::Range(of, (first, last))) => {
+                protocol == *of && (*first..=*last).contains(&number)
+            }
+            (Traffic::Port(protocol, number), Port::Named(of, name)) => {
+                let names = |pod: &&W::Pod<'w>| pod.names_port(name, protocol, number);
+                protocol == *of && self.destination.as_ref().is_some_and(names)
+            }
+        })
+    }
+}
+
+/// The first entry that matches, if one does; no number where the list means anything.
+fn matched<T>(entries: &Entries<T>, matches: impl Fn(&T) -> bool) -> Option<Option<usize>> {
+    match entries {
+        Entries::Any => Some(None),
+        Entries::Of(entries) => entries.iter().position(matches).map(Some),
+    }
+}

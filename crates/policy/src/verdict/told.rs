@@ -1,0 +1,53 @@
+//! Verdicts as people read them.
+
+use std::fmt;
+
+use super::{FlowVerdict, Ground, Judgement, RuleRef};
+
+impl fmt::Display for FlowVerdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "egress {}; ingress {}", self.egress, self.ingress)
+    }
+}
+
+impl fmt::Display for Judgement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", if self.is_allowed() { "allowed" } else { "denied" }, self.ground)?;
+        match self.ground {
+            Ground::NoRuleMatched => write!(f, " of {}", list(&self.selecting)),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Ground {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotAPod => f.write_str("not a pod that policies are about"),
+            Self::Loopback => f.write_str("the pod itself"),
+            Self::OwnNode => f.write_str("the pod's own node"),
+            Self::NotIsolated => f.write_str("no policy selects the pod"),
+            Self::Undecided => f.write_str("no rule decides, and the pod is not isolated"),
+            Self::Accepted(rules) => write!(f, "by {}", list(rules)),
+            Self::TunnelOpened(rules) => write!(f, "by {}, which opens the tunnel", list(rules)),
+            Self::Denied(rule) => write!(f, "by {rule}"),
+            Self::NoRuleMatched => f.write_str("no rule matches"),
+        }
+    }
+}
+
+/// `x/p ingress[0] from[1] ports[2]`, by the names of the fields.
+impl fmt::Display for RuleRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { policy, direction, rule, peer, port } = self;
+        write!(f, "{policy} {direction}[{rule}]")?;
+        if let Some(peer) = peer {
+            write!(f, " {}[{peer}]", direction.peers_field())?;
+        }
+        port.map_or(Ok(()), |port| write!(f, " ports[{port}]"))
+    }
+}
+
+fn list<T: fmt::Display>(all: &[T]) -> String {
+    all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
