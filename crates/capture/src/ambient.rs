@@ -15,7 +15,7 @@ use crate::inputs::SettingChange;
 use crate::values::{MAX_LIST_BYTES, Quoted, ValueError, parse_bool, parse_interface};
 
 pub use host::{PROBES_V4, PROBES_V6, ProbeSender, SET_COMMENT, plan_host};
-pub use pod::{no_rules, plan_drain, plan_pod};
+pub use pod::{no_rules, plan_drain, plan_pod, plan_translating_pod};
 
 /// Owner name of ambient rules: their nf_tables tables begin with it.
 pub const OWNER: &str = "istio-ambient";

@@ -149,6 +149,8 @@ pub enum Difference {
     OtherBackend { backend: Backend },
     /// A rule of others stands before ours, which have to be the first of the chain.
     Preceded { table: String, chain: String, by: String },
+    /// A rule of others stands behind ours, which have to be the last of the chain.
+    Followed { table: String, chain: String, by: String },
     /// A rule of others by which packets escape that the plan captures; `why` says which.
     Shadowed { table: String, chain: String, rule: String, why: String },
 }
@@ -229,6 +231,9 @@ impl std::fmt::Display for Difference {
             Self::OtherBackend { backend } => write!(f, "rules of ours are also in {backend}"),
             Self::Preceded { table, chain, by } => {
                 write!(f, "chain {chain} of table {table} has the rule \"{by}\" of others before ours")
+            }
+            Self::Followed { table, chain, by } => {
+                write!(f, "chain {chain} of table {table} has the rule \"{by}\" of others behind ours")
             }
             Self::Shadowed { table, chain, rule, why } => {
                 write!(f, "chain {chain} of table {table} shadows our rules by \"{rule}\": {why}")

@@ -14,11 +14,13 @@ use std::path::Path;
 
 use conflicts::{LookedAt, NetnsScope, ObservedNetns, PlannedProxy};
 use netns::Inside;
+use ruleset::iptables::Names;
 use ruleset::listed::{ListedTable, Lister, attribute, planned};
-use ruleset::{Backend, Family, Plan};
+use ruleset::{Backend, Family, Plan, Ruleset, TableKind};
 
 use crate::netlink::{self, NetlinkSocket};
-use crate::{Error, Kernel, iptables, watch};
+use crate::watch::LegacySocket;
+use crate::{Error, Kernel, iptables, nft, watch};
 
 pub use processes::{PodProcesses, scan_processes};
 
@@ -150,6 +152,27 @@ pub fn legacy_tables(_: &Inside) -> Result<Vec<String>, Error> {
         );
     }
     Ok(found)
+}
+
+/// Whether others in the namespace translate destinations of what comes in: whether they have a rule in a nat chain at prerouting, of nf_tables or of
+/// either variant of iptables. `owners` are whose rules are ours. No program is started, and nothing is made by the question.
+///
+/// # Errors
+/// The kernel could not be asked.
+pub fn others_translate(inside: &Inside, owners: &[Ruleset]) -> Result<bool, Error> {
+    if nft::others::translate(inside, owners)? {
+        return Ok(true);
+    }
+    let names: Vec<Names> = owners.iter().map(|owner| Names::of(owner, TableKind::Nat)).collect();
+    for family in [Family::V4, Family::V6] {
+        if iptables::legacy_tables(family)?.iter().any(|table| table == TableKind::Nat.name()) {
+            let is_ours = |chain: &str| names.iter().any(|names| names.contain(chain));
+            if LegacySocket::open(inside)?.others_translate(family, is_ours)? {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 /// The number of the last transaction of nf_tables in the namespace; another one after each.

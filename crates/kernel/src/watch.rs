@@ -20,8 +20,8 @@ use ruleset::{Family, Plan};
 
 pub(crate) use events::generation;
 pub use events::{Noticed, RulesetCommit};
-pub(crate) use legacy::LegacyTables;
-use legacy::{LegacyContent, LegacySocket};
+use legacy::LegacyContent;
+pub(crate) use legacy::{LegacySocket, LegacyTables};
 pub use probe::{EventSupport, probe};
 
 use crate::apply::{missing_routing, other};

@@ -12,5 +12,7 @@ mod state;
 mod support;
 #[path = "ambient/traffic.rs"]
 mod traffic;
+#[path = "ambient/translating.rs"]
+mod translating;
 #[path = "support/way.rs"]
 mod way;

@@ -45,8 +45,11 @@ pub enum Invalid {
         /// Chain.
         chain: String,
     },
-    /// A base chain is not named by its hook, as the built-in chain that it is in iptables.
-    #[error("the base chain {chain:?} of table {table} is at the hook {hook} and must have its name", hook = hook.name())]
+    /// A base chain is not named by its hook, as the built-in chain that it is in iptables; or it is a late one without a greater priority.
+    #[error(
+        "the base chain {chain:?} of table {table} is at the hook {hook} and must have its name, or end with \"-late\" and have a greater priority",
+        hook = hook.name()
+    )]
     BaseName {
         /// Table.
         table: String,
@@ -103,7 +106,10 @@ fn check_table(table: &Table) -> Result<(), Invalid> {
             None if !is_chain_name(&chain.name) => {
                 return Err(Invalid::Name { table: table_name(), chain: name() });
             }
-            Some(Base { hook, .. }) if chain.name != hook.name() => {
+            Some(Base { hook, priority, .. })
+                if chain.name != hook.name()
+                    && !(chain.is_late() && priority > table.kind.priority(hook)) =>
+            {
                 return Err(Invalid::BaseName { table: table_name(), chain: name(), hook });
             }
             _ => {}

@@ -131,7 +131,8 @@ pub struct Table {
 /// One chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {
-    /// Name in lower case with hyphens, as nf_tables has it; [`crate::iptables::chain_name`] is what iptables shows.
+    /// Name in lower case with hyphens, as nf_tables has it; [`crate::iptables::chain_name`] is what iptables shows. A base chain is named by its
+    /// hook; for one that comes after the translations of others see [`Chain::is_late`].
     pub name: Cow<'static, str>,
     /// Present on a base chain.
     pub base: Option<Base>,
@@ -230,6 +231,20 @@ impl Hook {
             Self::Output => "output",
             Self::Postrouting => "postrouting",
         }
+    }
+}
+
+// === impl Chain ===
+
+impl Chain {
+    /// What the name of a base chain ends with that comes after the other chains of ours and of others at its hook.
+    pub const LATE: &'static str = "-late";
+
+    /// Whether the chain comes after others at its hook: in nf_tables by its priority. In iptables its rules are the last of the built-in chain, and
+    /// a rule of others behind them is a difference.
+    pub fn is_late(&self) -> bool {
+        let of_hook = |base: Base| self.name.strip_prefix(base.hook.name()) == Some(Self::LATE);
+        self.base.is_some_and(of_hook)
     }
 }
 

@@ -14,7 +14,7 @@ use agreement::strategy::{ambient_attempt, ambient_options, attempt, settings};
 use agreement::way::Attempt;
 use agreement::world::{CAPTURE_PORTS, PEER, POD, PROXY_PORTS, TCP_PORTS};
 use anyhow::Result;
-use capture::ambient::plan_pod;
+use capture::ambient::{plan_pod, plan_translating_pod};
 use capture::settings::DNS_PORT;
 use capture::{PlanTarget, plan};
 use conflicts::{Arrival, LiveEnd, NetnsScope, ObservedNetns, arrival, follow};
@@ -480,12 +480,13 @@ fn real_packets_go_where_they_are_followed_to() {
     let range = Range::new().expect("a pod, as root");
     let (mut runner, seed) = runner("foreign", CASES, SHRINK);
     let loader = prop_oneof![4 => Just(Loader::Nft), 1 => Just(Loader::IptablesNft), 1 => Just(Loader::IptablesLegacy)];
-    let plans = (settings(), ambient_options(), any::<bool>(), loader);
+    let plans = (settings(), ambient_options(), any::<[bool; 2]>(), loader);
     let first = prop_oneof![3 => Just(false), 1 => Just(true)];
     let attempts = (vec(attempt(), 3), vec(ambient_attempt(), 3));
     let result = runner.run(&(plans, first, vec(foreign(), 5), attempts), |(plans, first, all, attempts)| {
-        let (settings, (node, pod), ambient, loader) = plans;
+        let (settings, (node, pod), [ambient, translates], loader) = plans;
         let plan = match ambient {
+            true if translates => plan_translating_pod(&node, &pod, loader.backend()),
             true => plan_pod(&node, &pod, loader.backend()),
             false => plan(&settings, PlanTarget { backend: loader.backend(), ipv6: true }),
         };

@@ -1,7 +1,8 @@
 //! The rules in a pod's namespace. Their order within a chain is the original's: guests and probes before DNS, DNS before what goes out.
 
 use ruleset::{
-    Action, Backend, Hook, KnownChain, Match, Plan, Ports, Protocol, Routing, Rule, Ruleset, Table, TableKind,
+    Action, Backend, Base, Chain, ChainKind, Hook, KnownChain, Match, Plan, Ports, Protocol, Routing, Rule,
+    Ruleset, Table, TableKind,
 };
 
 use super::{
@@ -11,11 +12,21 @@ use super::{
 
 const PREROUTING: &str = "istio-prerouting";
 const OUTPUT: &str = "istio-output";
+/// What is left after the pod's own translations.
+const REST: &str = "istio-prerouting-late";
+const REST_BASE: &str = "prerouting-late";
+/// nat chains may have no lower priority (`nf_tables_chain_type` in net/netfilter/nft_chain_nat.c: above connection tracking): nothing that others
+/// attach comes before.
+const FIRST: i32 = -199;
+const LAST: i32 = i32::MAX;
+
+const TO_ZTUNNEL: Action = Action::Redirect { port: INBOUND_PORT };
 
 /// What a pod's namespace may have in any setting.
 const KNOWN_CHAINS: &[KnownChain] = &[
     KnownChain::named(TableKind::Nat, PREROUTING),
     KnownChain::named(TableKind::Nat, OUTPUT),
+    KnownChain::named(TableKind::Nat, REST),
     KnownChain::named(TableKind::Mangle, PREROUTING),
     KnownChain::named(TableKind::Mangle, OUTPUT),
     KnownChain::named(TableKind::Raw, PREROUTING),
@@ -32,6 +43,39 @@ pub fn no_rules() -> Ruleset {
 #[must_use]
 pub fn plan_pod(node: &NodeOptions, pod: &PodOptions, backend: Backend) -> Plan {
     plan(node, pod, backend, nat(node, pod))
+}
+
+/// The same for a pod that translates destinations of what comes in itself (DNAT, REDIRECT), such as a gateway with a second address. It is captured
+/// in two steps, whoever attached first: what is for an address of the interface that it comes by before the pod's own translations, and everything
+/// else after them. So nothing that is for the pod's own address goes by them, and nothing goes past ztunnel that they do not translate.
+#[must_use]
+pub fn plan_translating_pod(node: &NodeOptions, pod: &PodOptions, backend: Backend) -> Plan {
+    let mut nat = nat(node, pod);
+    if !pod.ingress {
+        capture_in_two_steps(&mut nat, node);
+    }
+    plan(node, pod, backend, nat)
+}
+
+fn capture_in_two_steps(nat: &mut Table, node: &NodeOptions) {
+    for chain in &mut nat.chains {
+        match (&mut chain.base, &*chain.name) {
+            (Some(base), _) if base.hook == Hook::Prerouting => {
+                base.priority = FIRST;
+                chain.leading = chain.rules.len();
+            }
+            (None, PREROUTING) => {
+                let inbound = chain.rules.iter_mut().filter(|rule| rule.action == TO_ZTUNNEL);
+                inbound.for_each(|rule| rule.matches.push(Match::OwnDestination));
+            }
+            _ => {}
+        }
+    }
+    let jump = Rule::new(vec![], Action::Jump(REST.into()), "what the pod has not translated").uncounted();
+    let kind = ChainKind::Nat;
+    let late = Some(Base { kind, hook: Hook::Prerouting, priority: LAST });
+    nat.chains.push(Chain { name: REST_BASE.into(), base: late, ..regular(REST_BASE, vec![jump]) });
+    nat.chains.push(regular(REST, captured_inbound(node)));
 }
 
 /// The plan for the namespace of a pod that has left the mesh while connections through ztunnel are open: nothing is redirected any more,
@@ -70,8 +114,7 @@ fn nat(node: &NodeOptions, pod: &PodOptions) -> Table {
     let dns = pod.captures_dns(node);
     let mut inward = virtual_interfaces(pod);
     if !pod.ingress {
-        inward.extend(node.families().map(probes));
-        inward.extend(node.families().map(inbound));
+        inward.extend(captured_inbound(node));
     }
     let mut outward: Vec<Rule> = node.families().map(answers_to_probes).collect();
     if dns {
@@ -82,6 +125,11 @@ fn nat(node: &NodeOptions, pod: &PodOptions) -> Table {
     outward.extend(node.families().map(to_itself));
     outward.extend(node.families().map(outbound));
     table(TableKind::Nat, inward, outward)
+}
+
+/// What comes in, to ztunnel, and probes past it.
+fn captured_inbound(node: &NodeOptions) -> Vec<Rule> {
+    node.families().map(probes).chain(node.families().map(inbound)).collect()
 }
 
 fn mangle() -> Table {
@@ -166,7 +214,7 @@ fn inbound(own: Own) -> Rule {
             Match::DestinationPort { ports: Ports::One(HBONE_PORT), not: true },
             from_ztunnel(true),
         ],
-        Action::Redirect { port: INBOUND_PORT },
+        TO_ZTUNNEL,
         "inbound, to ztunnel; tunnels go to their own port, and ztunnel's connections to the application",
     )
 }

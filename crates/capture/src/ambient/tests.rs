@@ -249,6 +249,54 @@ fn what_becomes_of_packets() {
     }
 }
 
+/// A pod that translates itself: first what is for an address of the interface, and the rest after all others.
+#[test]
+fn a_translating_pod_is_captured_in_two_steps() {
+    let (node, usual) = (NodeOptions::default(), PodOptions::default());
+    let to = |port| Verdict::Redirect { port };
+    let elsewhere = |packet: Packet| Packet { own_destination: false, ..packet };
+    let probe = PROBE_V4.octets();
+    let cases = [
+        (inward(OTHER, 80), to(15006), to(15006)),
+        (elsewhere(inward(OTHER, 80)), Verdict::Pass, to(15006)),
+        (elsewhere(inward(OTHER, HBONE_PORT)), Verdict::Pass, Verdict::Pass),
+        (inward(probe, 80), Verdict::Pass, Verdict::Pass),
+        (elsewhere(inward(probe, 80)), Verdict::Pass, Verdict::Pass),
+        (elsewhere(by_ztunnel(inward(OTHER, 80))), Verdict::Pass, Verdict::Pass),
+    ];
+    for backend in BACKENDS {
+        let whole = only(plan_translating_pod(&node, &usual, backend));
+        let mut first = whole.clone();
+        for table in &mut first.tables {
+            table.chains.retain(|chain| !chain.is_late());
+        }
+        for (packet, before, after) in &cases {
+            for (rules, expected) in [(&first, before), (&whole, after)] {
+                let outcome = evaluate(from_ref(rules), backend, packet, Hook::Prerouting, true, &NoMembers);
+                assert_eq!(outcome.verdict, *expected, "{backend} {packet:?}");
+            }
+        }
+        let nat = whole.table(TableKind::Nat).unwrap();
+        let priority = |name| nat.chain(name).unwrap().base.unwrap().priority;
+        assert_eq!((priority("prerouting"), priority("prerouting-late")), (-199, i32::MAX));
+        // Everything else is as in other pods, and a gateway that takes plain text itself has nothing to capture.
+        let ordinary = pod(&node, &usual, backend);
+        assert!(
+            whole
+                .tables
+                .iter()
+                .filter(|table| table.kind != TableKind::Nat)
+                .all(|t| ordinary.tables.contains(t))
+        );
+        let ingress = PodOptions { ingress: true, ..PodOptions::default() };
+        assert_eq!(plan_translating_pod(&node, &ingress, backend), plan_pod(&node, &ingress, backend));
+    }
+    let rules = plan_translating_pod(&NodeOptions { ipv6: false, ..node }, &usual, Backend::Iptables);
+    let text = iptables::render(&rules.layers, Family::V4).unwrap();
+    let ends = ["-I PREROUTING 1 -j ISTIO_PRERT\n", "-A PREROUTING -j ISTIO_PREROUTING_LATE\n"];
+    assert!(ends.iter().all(|line| text.contains(line)), "{text}");
+}
+
 #[test]
 fn ztunnels_connections_and_questions_are_marked() {
     for backend in BACKENDS {
@@ -332,6 +380,7 @@ proptest! {
         for backend in BACKENDS {
             let plans = [
                 plan_pod(&node, &options, backend),
+                plan_translating_pod(&node, &options, backend),
                 plan_drain(&node, &options, backend),
                 plan_host(&node, sender, backend),
             ];

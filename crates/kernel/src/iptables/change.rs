@@ -53,8 +53,9 @@ pub(super) struct LayerView<'a> {
     own: Names,
     /// The layer's rules, by number, in chains that are not its own.
     pub(super) shared: Vec<usize>,
-    /// Those of the layers before it.
+    /// Those of the layers before it, and behind it.
     earlier: Vec<usize>,
+    later: Vec<usize>,
 }
 
 impl TableSide<'_> {
@@ -101,6 +102,9 @@ impl TableSide<'_> {
             }
             views.push(view);
         }
+        for at in 0..views.len() {
+            views[at].later = views[at + 1..].iter().flat_map(|later| later.shared.iter().copied()).collect();
+        }
         views
     }
 }
@@ -115,7 +119,8 @@ impl<'a> LayerView<'a> {
         }
         let planned = side.planned && layer.families().contains(&side.family);
         let plan = model.filter(|_| planned);
-        Self { side, layer, kind, saved, plan, model, own, shared: Vec::new(), earlier: Vec::new() }
+        let (shared, earlier, later) = (Vec::new(), Vec::new(), Vec::new());
+        Self { side, layer, kind, saved, plan, model, own, shared, earlier, later }
     }
 
     pub(super) fn is_own(&self, chain: &str) -> bool {
@@ -140,8 +145,9 @@ impl<'a> LayerView<'a> {
 
     /// The rules of a chain in a table of the layer.
     fn rules_of(&self, table: Option<&'a Table>, chain: &str) -> Vec<&'a Rule> {
-        let chain = table.and_then(|table| table.chains.iter().find(|c| chain_name(c) == chain));
-        chain.map_or_else(Vec::new, |chain| rules(chain, self.side.family).collect())
+        let chains = table.map_or(&[][..], |table| &table.chains).iter();
+        // A late chain's rules are in the same built-in chain.
+        chains.filter(|c| chain_name(c) == chain).flat_map(|chain| rules(chain, self.side.family)).collect()
     }
 
     /// The rules of the layer, by number, in chains that are not its own: every jump to a chain of its own, and of the other rules that it
@@ -207,15 +213,20 @@ impl<'a> LayerView<'a> {
             let there: Vec<&SavedRule> = there.iter().copied().filter(|rule| rule.chain == chain).collect();
             self.compare(&chain, &there, &self.rules_of(self.plan, &chain), &mut found);
         }
-        if self.side.ordered && found.is_empty() {
+        if found.is_empty() {
             found.extend(self.preceding());
+            found.extend(self.following());
         }
         found
     }
 
-    /// Rules of others before those of the layer that must lead: the first of each chain.
+    /// Rules of others before those of the layer that must lead: the first of each chain. Where it has rules after those of others, too, that is
+    /// always looked at.
     fn preceding(&self) -> Vec<Difference> {
         let Some((saved, plan)) = self.saved.zip(self.plan) else { return Vec::new() };
+        if !self.side.ordered && !plan.chains.iter().any(Chain::is_late) {
+            return Vec::new();
+        }
         let mut found = Vec::new();
         for chain in plan.chains.iter().filter(|chain| leading(chain, self.side.family) > 0) {
             let name = chain_name(chain);
@@ -225,6 +236,23 @@ impl<'a> LayerView<'a> {
                 && !self.earlier.contains(&number)
             {
                 found.push(Difference::Preceded { table: self.label(), chain: name, by: first.text.clone() });
+            }
+        }
+        found
+    }
+
+    /// Rules of others behind those of the layer that must be the last: the last of each chain.
+    fn following(&self) -> Vec<Difference> {
+        let Some((saved, plan)) = self.saved.zip(self.plan) else { return Vec::new() };
+        let mut found = Vec::new();
+        for chain in plan.chains.iter().filter(|chain| chain.is_late()) {
+            let name = chain_name(chain);
+            let there = saved.rules.iter().enumerate().rfind(|(_, rule)| rule.chain == name);
+            if let Some((number, last)) = there
+                && !self.shared.contains(&number)
+                && !self.later.contains(&number)
+            {
+                found.push(Difference::Followed { table: self.label(), chain: name, by: last.text.clone() });
             }
         }
         found

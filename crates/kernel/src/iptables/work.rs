@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use ruleset::iptables::{Names, rules};
-use ruleset::{Family, Ruleset, TableKind};
+use ruleset::{Chain, Family, Ruleset, TableKind};
 
 use super::change::TableSide;
 use super::error::{Error, Failure};
@@ -221,10 +221,11 @@ pub(super) fn end_of_links(program: &Path) -> PathBuf {
     program.canonicalize().unwrap_or_else(|_| program.to_owned())
 }
 
-/// The layers with all of their rules in built-in chains before those of others.
+/// The layers with all of their rules in built-in chains before those of others, but for those that come after them.
 pub(super) fn all_leading(layers: &[Ruleset]) -> Vec<Ruleset> {
     let mut layers = layers.to_vec();
     let chains = layers.iter_mut().flat_map(|layer| &mut layer.tables).flat_map(|table| &mut table.chains);
-    chains.filter(|chain| chain.base.is_some()).for_each(|chain| chain.leading = chain.rules.len());
+    let leads = |chain: &&mut Chain| chain.base.is_some() && !chain.is_late();
+    chains.filter(leads).for_each(|chain| chain.leading = chain.rules.len());
     layers
 }

@@ -4,8 +4,11 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
+use ruleset::listed::ListedAct;
+
 use super::expr::Expr;
 use super::lower::Lowered;
+use super::read::{self, SetRanges};
 use super::set::{SetType, WireElement};
 use super::uapi::{chain, element, family, header, message, object, rule, set, table};
 use crate::netlink::wire::{Attributes, Message, MessageWriter};
@@ -44,6 +47,7 @@ pub(super) struct NetlinkChain {
 pub(super) struct AttachedChain {
     pub(super) family: u8,
     pub(super) table: String,
+    pub(super) name: String,
     /// The kernel's number of it in its table.
     pub(super) handle: u64,
     /// Type, hook number, priority, policy.
@@ -172,9 +176,9 @@ pub(super) fn attached(socket: &mut NetlinkSocket) -> Result<Vec<AttachedChain>,
             None => cleared(&mut found),
             Some((family, attributes)) => {
                 let Some(base) = base(attributes) else { return ControlFlow::Continue(()) };
-                let table = text(attributes, chain::TABLE);
+                let (table, name) = (text(attributes, chain::TABLE), text(attributes, chain::NAME));
                 let handle = handle(attributes, chain::HANDLE).unwrap_or_default();
-                push(&mut found, AttachedChain { family, table, handle, base }, MOST)
+                push(&mut found, AttachedChain { family, table, name, handle, base }, MOST)
             }
         },
     )?;
@@ -282,6 +286,24 @@ fn elements(
         }
     })?;
     Ok((found, whole))
+}
+
+/// The acts of the rules in a chain of any family, until `take` has enough.
+pub(super) fn acts_in(
+    socket: &mut NetlinkSocket,
+    of: &AttachedChain,
+    mut take: impl FnMut(Vec<ListedAct>) -> ControlFlow<()>,
+) -> Result<(), Error> {
+    let in_chain = |w: &mut MessageWriter| {
+        w.text(rule::TABLE, &of.table);
+        w.text(rule::CHAIN, &of.name);
+    };
+    dump(socket, of.family, message::GET_RULE, in_chain, |part| {
+        let Some((_, attributes)) = part else { return ControlFlow::Continue(()) };
+        let parts = attributes.find(rule::EXPRESSIONS).map(|parts| parts.nested());
+        take(parts.map_or_else(Vec::new, |parts| read::rule(parts, &SetRanges::new()).acts))
+    })?;
+    Ok(())
 }
 
 /// The rules of a table, or of all tables, the first `most` of them; and whether that is everything.

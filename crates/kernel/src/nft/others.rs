@@ -1,9 +1,11 @@
 //! The tables that others have in the namespace, within bounds: whoever plants ten thousand rules must not hold a look at ours up.
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 
-use ruleset::Ruleset;
-use ruleset::listed::{ListedChain, ListedRule, ListedTable};
+use ruleset::iptables::Names;
+use ruleset::listed::{ListedAct, ListedChain, ListedRule, ListedTable};
+use ruleset::{ChainKind, Hook, Ruleset, TableKind};
 
 use super::list::{self, HEADER};
 use super::read::{self, SetRanges};
@@ -151,6 +153,34 @@ pub(crate) fn attached_at(
         (here && !ours).then_some(Neighbour::Chain { table: table.handle, chain: chain.handle })
     };
     Ok(chains.iter().filter_map(of_others).collect())
+}
+
+/// Whether others have a rule in a nat chain that what comes in passes. A jump to chains of ours that iptables has is none.
+pub(crate) fn translate(_: &netns::Inside, owners: &[Ruleset]) -> Result<bool, super::Error> {
+    let failed = |e| super::question("list the nat chains of others", e);
+    let Some(mut socket) = super::open_if_supported()? else { return Ok(false) };
+    let names: Vec<Names> = owners.iter().map(|owner| Names::of(owner, TableKind::Nat)).collect();
+    let mut found = false;
+    for chain in list::attached(&mut socket).map_err(failed)? {
+        let (kind, hook, priority, _) = &chain.base;
+        let base = read::base(kind, *hook, *priority);
+        let is_nat = base.is_some_and(|base| (base.kind, base.hook) == (ChainKind::Nat, Hook::Prerouting));
+        let ours = chain.family == family::INET
+            && owners.iter().any(|owner| super::is_owners(&owner.owner, &chain.table));
+        if !is_nat || ours || read::families(chain.family).is_none() {
+            continue;
+        }
+        let leads_to_ours = |act: &ListedAct| matches!(act, ListedAct::Jump(to) if names.iter().any(|names| names.contain(to)));
+        let take = |acts: Vec<ListedAct>| {
+            found |= !acts.iter().any(leads_to_ours);
+            if found { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        list::acts_in(&mut socket, &chain, take).map_err(failed)?;
+        if found {
+            break;
+        }
+    }
+    Ok(found)
 }
 
 /// Whether a rule looks something up.

@@ -47,10 +47,11 @@ pub(super) struct LegacyContent {
 
 /// Asks for what is in tables of one namespace.
 #[derive(Debug)]
-pub(super) struct LegacySocket(OwnedFd);
+pub(crate) struct LegacySocket(OwnedFd);
 
-/// Where a rule (`struct ipt_entry`, `struct ip6t_entry`) has the distance to the next one, and its counters.
+/// Where a rule (`struct ipt_entry`, `struct ip6t_entry`) has the distance to its target, that to the next one, and its counters.
 struct EntryLayout {
+    target: usize,
     next: usize,
     counters: usize,
 }
@@ -101,26 +102,43 @@ pub(super) fn content(socket: Option<&LegacySocket>, tables: LegacyTables) -> Re
 
 impl LegacySocket {
     /// For the namespace of the calling thread. A socket of IPv6 answers for IPv4, too, if it is none of type raw.
-    pub(super) fn open(_: &Inside) -> Result<Self, Error> {
+    pub(crate) fn open(_: &Inside) -> Result<Self, Error> {
         let open = |family| rustix::net::socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
         let fd = open(AddressFamily::INET6).or_else(|_| open(AddressFamily::INET));
         fd.map(Self).map_err(|e| Error::Legacy { table: "of any name".to_owned(), source: e.into() })
     }
 
+    /// Whether others have a rule in PREROUTING of the nat table, which is there. A jump to a chain of ours is none.
+    pub(crate) fn others_translate(
+        &self,
+        family: Family,
+        is_ours: impl Fn(&str) -> bool,
+    ) -> Result<bool, Error> {
+        let read = self.table(family, "nat");
+        let (info, entries) = read.map_err(|source| Error::Legacy { table: "nat".to_owned(), source })?;
+        Ok(has_others(family, &info, &entries, is_ours))
+    }
+
     /// The rules of a table as the kernel has them.
     fn entries(&self, family: Family, table: &str) -> io::Result<Vec<u8>> {
+        let (info, entries) = self.table(family, table)?;
+        Ok(if entries.is_empty() { info } else { entries })
+    }
+
+    /// What the kernel says about a table, and its rules; none of those where they are too many.
+    fn table(&self, family: Family, table: &str) -> io::Result<(Vec<u8>, Vec<u8>)> {
         for _ in 0..TRIES {
             let mut info = vec![0; INFO];
             self.get(family, GET_INFO, table, &mut info)?;
             let size = info.last_chunk::<4>().map_or(0, |size| u32::from_ne_bytes(*size));
             let length = usize::try_from(size).unwrap_or(usize::MAX);
             if length > MOST {
-                return Ok(info);
+                return Ok((info, Vec::new()));
             }
             let mut answer = vec![0; ENTRIES + length];
             answer[NAME..NAME + 4].copy_from_slice(&size.to_ne_bytes());
             match self.get(family, GET_ENTRIES, table, &mut answer) {
-                Ok(()) => return Ok(answer.split_off(ENTRIES)),
+                Ok(()) => return Ok((info, answer.split_off(ENTRIES))),
                 Err(e) if Errno::from_io_error(&e) == Some(Errno::AGAIN) => {}
                 Err(e) => return Err(e),
             }
@@ -156,13 +174,55 @@ impl LegacySocket {
     }
 }
 
+// === impl EntryLayout ===
+
+impl EntryLayout {
+    const fn of(family: Family) -> Self {
+        match family {
+            Family::V4 => Self { target: 88, next: 90, counters: 96 },
+            Family::V6 => Self { target: 140, next: 142, counters: 152 },
+        }
+    }
+}
+
+/// Whether PREROUTING has a rule that does more than jump to a chain of ours. `struct ipt_getinfo` has where its rules and its policy begin, behind
+/// the table's name and the hooks; of a table that cannot be read that is so.
+fn has_others(family: Family, info: &[u8], entries: &[u8], is_ours: impl Fn(&str) -> bool) -> bool {
+    const RULES: usize = NAME + 4;
+    const POLICIES: usize = RULES + 5 * 4;
+    let layout = EntryLayout::of(family);
+    let number = |bytes: &[u8], at: usize| {
+        let number = bytes.get(at..)?.first_chunk().map(|number| u32::from_ne_bytes(*number))?;
+        usize::try_from(number).ok()
+    };
+    let distance =
+        |at: usize| entries.get(at..)?.first_chunk().map(|two| usize::from(u16::from_ne_bytes(*two)));
+    let (Some(mut at), Some(policy)) = (number(info, RULES), number(info, POLICIES)) else { return true };
+    while at < policy {
+        let (target, next) = (distance(at + layout.target), distance(at + layout.next));
+        let chain = target.and_then(|target| jumped_to(entries, at + target));
+        let Some(next) = next.filter(|next| *next > 0 && chain.is_some_and(&is_ours)) else { return true };
+        at += next;
+    }
+    false
+}
+
+/// The chain that a target leads to: one without a name (`XT_STANDARD_TARGET`), with the place of the chain's first rule. The chain's name is the
+/// end of the entry before that (`struct xt_error_target`).
+fn jumped_to(entries: &[u8], target: usize) -> Option<&str> {
+    const TARGET: usize = 32;
+    let has_no_name = *entries.get(target + 2)? == 0;
+    let verdict =
+        entries.get(target + TARGET..)?.first_chunk().map(|verdict| i32::from_ne_bytes(*verdict))?;
+    let first = usize::try_from(verdict).ok().filter(|_| has_no_name)?;
+    let name = entries.get(first.checked_sub(TARGET)?..first)?;
+    std::str::from_utf8(name.split(|byte| *byte == 0).next()?).ok()
+}
+
 /// Puts zeros in the place of what packets change. It ends at the first rule that is not well-formed.
 pub(crate) fn mask_counters(family: Family, entries: &mut [u8]) {
     const COUNTERS: usize = 16;
-    let layout = match family {
-        Family::V4 => EntryLayout { next: 90, counters: 96 },
-        Family::V6 => EntryLayout { next: 142, counters: 152 },
-    };
+    let layout = EntryLayout::of(family);
     let mut rest = entries;
     while rest.len() >= layout.counters + COUNTERS {
         rest[layout.counters..layout.counters + COUNTERS].fill(0);
