@@ -4,13 +4,13 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::output::VerbAnswer;
-use crate::{chain, conflicts, explain, node, pods, render, shell};
+use crate::{chain, conflicts, explain, node, pods, policy, render, shell};
 
 /// What every help text ends with.
 const EXIT_CODES: &str = "\
 Exit codes:
   0    done; for explain: the question is answered, whatever the verdict; for status: healthy; for verify: all captured
-  1    something failed or, for status, verify, diff, is wrong; the message says what, where and what to do
+  1    something failed or, for status, verify, diff, policy eval, is wrong; the message says what, where and what to do
   2    the command line is wrong
   3    there is nothing to show: no such pod, or none that should be captured; for render: the pod is not captured
   4    nothing wrong was seen, but not everything could be looked at (status, pods, verify)
@@ -56,6 +56,7 @@ enum Verb {
     Diff(pods::DiffArgs),
     Conflicts(conflicts::ConflictsArgs),
     Restore(pods::RestoreArgs),
+    Policy(policy::PolicyArgs),
     Status(node::StatusArgs),
     Gc(chain::GcArgs),
     Uninstall(node::UninstallArgs),
@@ -81,6 +82,7 @@ impl Cli {
             Verb::Diff(args) => args.run(),
             Verb::Conflicts(args) => args.run(),
             Verb::Restore(args) => args.run(),
+            Verb::Policy(args) => args.run(),
             Verb::Status(args) => args.run(),
             Verb::Gc(args) => args.run(),
             Verb::Uninstall(args) => args.run(),

@@ -10,6 +10,7 @@ mod node;
 mod output;
 mod pod;
 mod pods;
+mod policy;
 mod question;
 mod render;
 mod rules;

@@ -72,6 +72,9 @@ fn reference() -> String {
     write_help(&mut text, program.clone());
     for verb in program.get_subcommands().filter(|verb| verb.get_name() != "help") {
         write_help(&mut text, verb.clone());
+        for below in verb.get_subcommands().filter(|below| below.get_name() != "help") {
+            write_help(&mut text, below.clone());
+        }
     }
     text
 }

@@ -113,7 +113,7 @@ struct WrittenRule {
 #[derive(Debug, thiserror::Error)]
 pub enum CasesError {
     /// It is not JSON, or has another form.
-    #[error("read the cases: {0}; give a file in the format of cases")]
+    #[error("it is not a file of cases: {0}; give JSON with clusters and cases")]
     Form(#[from] serde_json::Error),
     /// A part of a case cannot be used.
     #[error("case {case}: {cause}")]

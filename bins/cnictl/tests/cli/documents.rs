@@ -80,6 +80,8 @@ fn the_reference_is_what_the_program_prints() {
         "diff",
         "conflicts",
         "restore",
+        "policy",
+        "policy eval",
         "status",
         "gc",
         "uninstall",

@@ -7,7 +7,7 @@ fn help_has_examples_and_exit_codes() {
     for part in ["Examples:", "Exit codes:", "3    there is nothing to show", "cnictl explain web.yaml"] {
         assert!(text.contains(part), "{part:?} is not in {text}");
     }
-    for verb in ["add", "explain", "pods", "render", "status", "uninstall", "verify"] {
+    for verb in ["add", "explain", "pods", "policy eval", "render", "status", "uninstall", "verify"] {
         let text = files.run(&format!("{verb} --help")).ok();
         assert!(text.contains("Examples:") && text.contains("xit codes"), "{text}");
     }

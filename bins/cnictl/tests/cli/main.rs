@@ -16,6 +16,7 @@ mod input;
 mod live;
 mod machine;
 mod pods;
+mod policy;
 mod render;
 mod schema;
 mod status;
