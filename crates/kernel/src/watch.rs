@@ -71,6 +71,8 @@ pub struct KeptSockets {
     /// What there was when the last check began, and when that one began which found everything as planned.
     seen: Option<Fingerprint>,
     equal: Option<Fingerprint>,
+    /// What the last check compared with. That everything was as planned says nothing about another plan.
+    plan: Option<Arc<Plan>>,
 }
 
 /// What a namespace has, in a form that only tells whether it has changed.
@@ -106,7 +108,7 @@ impl KeptSockets {
             let netfilter = events::open_netfilter(inside).map_err(failed)?;
             Ok::<_, Error>((netfilter, events::open_route(inside).map_err(failed)?))
         })??;
-        Ok(Self { netns: netns.clone(), netfilter, route, legacy: None, seen: None, equal: None })
+        Ok(Self { netns: netns.clone(), netfilter, route, legacy: None, seen: None, equal: None, plan: None })
     }
 
     /// To wait for: readable when something was committed, or the routing changed.
@@ -201,6 +203,14 @@ impl KeptSockets {
         self.seen.is_some() && legacy(&self.seen) == legacy(&self.equal)
     }
 
+    /// Notes the plan that is compared with, and forgets what was found of another one.
+    fn compare_with(&mut self, plan: &Arc<Plan>) {
+        if self.plan.as_ref() != Some(plan) {
+            self.equal = None;
+            self.plan = Some(plan.clone());
+        }
+    }
+
     /// Notes what there is before it is compared: whatever changes meanwhile will be found to have changed.
     fn look(&mut self, inside: Option<&Inside>) -> Result<(), Error> {
         self.seen = None;
@@ -247,7 +257,7 @@ impl Kernel<'_> {
     ///
     /// # Errors
     /// The kernel could not be asked. The sockets are to be opened anew.
-    pub fn check(&self, kept: &mut KeptSockets, plan: &Plan) -> Result<Check, crate::Error> {
+    pub fn check(&self, kept: &mut KeptSockets, plan: &Arc<Plan>) -> Result<Check, crate::Error> {
         self.check_by(None, kept, plan)
     }
 
@@ -259,7 +269,7 @@ impl Kernel<'_> {
         &self,
         inside: &Inside,
         kept: &mut KeptSockets,
-        plan: &Plan,
+        plan: &Arc<Plan>,
     ) -> Result<Check, crate::Error> {
         self.check_by(Some(inside), kept, plan)
     }
@@ -268,8 +278,9 @@ impl Kernel<'_> {
         &self,
         inside: Option<&Inside>,
         kept: &mut KeptSockets,
-        plan: &Plan,
+        plan: &Arc<Plan>,
     ) -> Result<Check, crate::Error> {
+        kept.compare_with(plan);
         kept.look(inside)?;
         let check = self.compare(kept, plan);
         kept.rest();

@@ -23,15 +23,15 @@ pub(crate) const ALL: &[Measure] = &[
 /// A pod of ambient mode, with the sockets that are kept in its namespace.
 struct Watched {
     netns: TestNetns,
-    plan: Plan,
+    plan: Arc<Plan>,
     kept: KeptSockets,
 }
 
 fn watched(kernel: &Kernel<'_>, backend: Backend) -> Result<Watched> {
     let netns = TestNetns::new()?;
-    let plan =
-        plan_pod(&NodeOptions { ipv6: true, ..NodeOptions::default() }, &PodOptions::default(), backend);
-    netns.enter(|inside| kernel.apply(inside, Choice::Only(backend), |_| plan.clone()))??;
+    let node = NodeOptions { ipv6: true, ..NodeOptions::default() };
+    let plan = Arc::new(plan_pod(&node, &PodOptions::default(), backend));
+    netns.enter(|inside| kernel.apply(inside, Choice::Only(backend), |_| Plan::clone(&plan)))??;
     let kept = KeptSockets::open(&Arc::new(Netns::open(netns.path())?))?;
     Ok(Watched { netns, plan, kept })
 }

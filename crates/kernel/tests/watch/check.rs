@@ -1,6 +1,7 @@
 //! Whether kept sockets find what somebody inside finds.
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::sync::Arc;
 
 use capture::ambient::{NodeOptions, PodOptions, plan_pod};
 use capture::settings::{Mode, PortChoice};
@@ -35,7 +36,7 @@ const DAMAGES: [&str; 15] = [
 
 struct Pod {
     ns: TestNetns,
-    plan: Plan,
+    plan: Arc<Plan>,
     iptables: Iptables,
 }
 
@@ -56,8 +57,14 @@ impl Pod {
         Self::of(capture::plan(&settings, PlanTarget { backend: way.backend(), ipv6: true }), way)
     }
 
+    fn with_excluded_port(port: u16, way: Way) -> Plan {
+        let outbound_ports_excluded = PortChoice::Only(vec![port]);
+        let settings = Settings { outbound_ports_excluded, ..Settings::default() };
+        capture::plan(&settings, PlanTarget { backend: way.backend(), ipv6: true })
+    }
+
     fn of(plan: Plan, way: Way) -> Self {
-        let pod = Self { ns: TestNetns::new().unwrap(), plan, iptables: way.iptables() };
+        let pod = Self { ns: TestNetns::new().unwrap(), plan: Arc::new(plan), iptables: way.iptables() };
         pod.apply(way);
         pod
     }
@@ -67,7 +74,7 @@ impl Pod {
     }
 
     fn apply(&self, way: Way) {
-        let plan = Plan { backend: way.backend(), ..self.plan.clone() };
+        let plan = Plan { backend: way.backend(), ..Plan::clone(&self.plan) };
         let iptables = way.iptables();
         let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
         let choice = Choice::Only(plan.backend);
@@ -168,7 +175,7 @@ fn rules_in_the_other_backend_are_found() {
         let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
         let choice = Choice::Only(other.backend);
         pod.ns.enter(|inside| kernel.apply(inside, choice, |_| other.clone())).unwrap().unwrap();
-        let nft = Plan { routing: Vec::new(), ..pod.plan.clone() };
+        let nft = Plan { routing: Vec::new(), ..Plan::clone(&pod.plan) };
         let text = kernel::nft::encode(&nft.layers);
         pod.ns.enter(|inside| kernel::nft::send(inside, &text)).unwrap().unwrap();
         let found = pod.checked(&mut kept);
@@ -218,6 +225,24 @@ fn a_check_of_iptables_rules_finds_what_somebody_inside_finds() {
             sh(&pod.ns, &damage.replace("-V", &format!("-{variant}")));
             assert_eq!(pod.checked(&mut kept), pod.observe(), "{variant}: {damage}");
         }
+    }
+}
+
+/// Although nothing has changed in the namespace since everything was as planned.
+#[test]
+fn a_check_with_another_plan_finds_what_somebody_inside_finds() {
+    for way in Way::ALL {
+        let mut pod = Pod::of(Pod::with_excluded_port(3306, way), way);
+        let mut kept = keep(&pod.ns);
+        assert_eq!(pod.checked(&mut kept), []);
+        assert_eq!(pod.check(&mut kept), Check::Equal);
+        pod.plan = Arc::new(Pod::with_excluded_port(3307, way));
+        let found = pod.checked(&mut kept);
+        assert!(!found.is_empty() && found == pod.observe(), "{way:?}: {found:?}");
+        assert!(!kept.unchanged().unwrap(), "{way:?}: nothing was found as planned");
+        pod.apply(way);
+        assert_eq!(pod.checked(&mut kept), []);
+        assert_eq!(pod.check(&mut kept), Check::Equal);
     }
 }
 

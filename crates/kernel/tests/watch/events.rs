@@ -60,10 +60,11 @@ fn other() -> Ruleset {
 }
 
 fn load(ns: &TestNetns, ruleset: &Ruleset) {
-    let plan = Plan { backend: Backend::Nftables, routing: Vec::new(), layers: vec![ruleset.clone()] };
+    let plan =
+        Arc::new(Plan { backend: Backend::Nftables, routing: Vec::new(), layers: vec![ruleset.clone()] });
     let iptables = Way::Nft.iptables();
     let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
-    ns.enter(|inside| kernel.apply(inside, Choice::Only(Backend::Nftables), |_| plan.clone()))
+    ns.enter(|inside| kernel.apply(inside, Choice::Only(Backend::Nftables), |_| Plan::clone(&plan)))
         .unwrap()
         .unwrap();
 }
@@ -161,7 +162,7 @@ fn questions_to_a_socket_leave_its_events() {
     let mut kept = keep(&ns);
     let iptables = Way::Nft.iptables();
     let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
-    let plan = Plan { backend: Backend::Nftables, routing: Vec::new(), layers: vec![ruleset] };
+    let plan = Arc::new(Plan { backend: Backend::Nftables, routing: Vec::new(), layers: vec![ruleset] });
     ns.nft("add table inet foreign").unwrap();
     sh(&ns, "ip rule add fwmark 1 lookup 100");
     let generation = kept.generation().unwrap();
@@ -206,7 +207,8 @@ fn after_more_events_than_are_kept_it_is_known_that_some_are_lost() {
     let mut kept = keep(&ns);
     let iptables = Way::Nft.iptables();
     let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
-    let plan = Plan { backend: Backend::Nftables, routing: Vec::new(), layers: vec![ruleset.clone()] };
+    let plan =
+        Arc::new(Plan { backend: Backend::Nftables, routing: Vec::new(), layers: vec![ruleset.clone()] });
     let mut sets = ns.enter(|inside| Sets::open(inside, Backend::Nftables, &ruleset)).unwrap().unwrap();
     for number in 0..10_000 {
         add(&mut sets, number);
@@ -243,7 +245,8 @@ fn a_check_beside_a_storm_of_commits_ends() {
     let mut kept = keep(&ns);
     let iptables = Way::Nft.iptables();
     let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
-    let plan = Plan { backend: Backend::Nftables, routing: Vec::new(), layers: vec![ruleset.clone()] };
+    let plan =
+        Arc::new(Plan { backend: Backend::Nftables, routing: Vec::new(), layers: vec![ruleset.clone()] });
     let mut sets = ns.enter(|inside| Sets::open(inside, Backend::Nftables, &ruleset)).unwrap().unwrap();
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -292,7 +295,7 @@ fn a_namespace_costs_two_descriptors_and_a_third_with_tables_of_iptables_legacy(
     let netns = Arc::new(Netns::open(ns.path()).unwrap());
     let iptables = Way::Nft.iptables();
     let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
-    let plan = Plan { backend: Backend::Nftables, routing: Vec::new(), layers: Vec::new() };
+    let plan = Arc::new(Plan { backend: Backend::Nftables, routing: Vec::new(), layers: Vec::new() });
     // Sockets of this namespace, as no other test has any there.
     let open = |line: &str| -> usize {
         let numbers = sh(&ns, line);
