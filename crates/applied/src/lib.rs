@@ -13,6 +13,7 @@
 mod attachment;
 pub mod sandbox;
 
+use std::collections::HashSet;
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::IpAddr;
@@ -25,7 +26,7 @@ use netns::NetnsId;
 use rustix::fs::OFlags;
 use trusted::Links;
 
-pub use attachment::{AttachmentRecord, attachments};
+pub use attachment::{AttachmentRecord, RecordHead, attachments, origins_with_inputs};
 
 /// The largest record, in bytes. The most rules that annotations can ask for make about three million.
 const MAX_BYTES: u64 = 8 << 20;
@@ -241,16 +242,27 @@ fn keep_attachments_in<'a>(
     Ok(keep(&found, |name| !name.starts_with(ATTACHMENT) || names.iter().any(|valid| valid == name)))
 }
 
-/// Removes the node agent's records of all namespaces but those that `valid` names; it is asked after the records were listed, so that one
-/// that is written meanwhile stays. Where it says nothing, nothing is removed. Gives how many were removed.
+/// Removes the node agent's records of namespaces but those that `valid` names and those that `stays`; `valid` is asked after the records were
+/// listed, so that one that is written meanwhile stays. Where it says nothing, nothing is removed. Gives how many were removed.
 ///
 /// # Errors
 /// As [`keep_attachments`].
-pub fn keep_namespaces(run_dir: &Path, valid: impl FnOnce() -> Option<Vec<NetnsId>>) -> Result<usize, Error> {
-    let found = list(&run_dir.join(rundir::APPLIED_DIR))?;
+pub fn keep_namespaces(
+    run_dir: &Path,
+    valid: impl FnOnce() -> Option<Vec<NetnsId>>,
+    stays: impl Fn(&RecordHead) -> bool,
+) -> Result<usize, Error> {
+    let dir = run_dir.join(rundir::APPLIED_DIR);
+    let found = list(&dir)?;
     let Some(valid) = valid() else { return Ok(0) };
-    let names: Vec<String> = valid.iter().filter_map(|id| name_of(RecordKey::Namespace(*id)).ok()).collect();
-    Ok(keep(&found, |name| !name.starts_with(NAMESPACE) || names.iter().any(|valid| valid == name)))
+    let names: HashSet<String> =
+        valid.iter().filter_map(|id| name_of(RecordKey::Namespace(*id)).ok()).collect();
+    // What cannot be read now may be readable when it is asked for.
+    let is_kept = |name: &str| match attachment::read_head(&dir.join(name)) {
+        Ok(head) => head.is_some_and(|head| stays(&head)),
+        Err(_) => true,
+    };
+    Ok(keep(&found, |name| !name.starts_with(NAMESPACE) || names.contains(name) || is_kept(name)))
 }
 
 fn list(dir: &Path) -> Result<Vec<PathBuf>, Error> {

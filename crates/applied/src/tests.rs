@@ -36,12 +36,34 @@ fn what_is_written_is_read_and_removed() {
     assert_eq!(keep_attachments(&run, [("c2", "eth0"), ("c1", "net1")]).unwrap(), 1);
     assert_eq!(read(&run, key("c1")).unwrap(), None);
     assert!(read(&run, key("c2")).unwrap().is_some() && read(&run, namespace).unwrap().is_some());
-    assert_eq!(keep_namespaces(&run, || None).unwrap(), 0);
-    assert_eq!(keep_namespaces(&run, || Some(vec![NetnsId { dev: 4, ino: 9 }])).unwrap(), 0);
-    assert_eq!(keep_namespaces(&run, || Some(vec![NetnsId { dev: 4, ino: 1 }])).unwrap(), 1);
+    let none = |_: &RecordHead| false;
+    assert_eq!(keep_namespaces(&run, || None, none).unwrap(), 0);
+    assert_eq!(keep_namespaces(&run, || Some(vec![NetnsId { dev: 4, ino: 9 }]), none).unwrap(), 0);
+    let other = || Some(vec![NetnsId { dev: 4, ino: 1 }]);
+    assert_eq!(keep_namespaces(&run, other, |head| head.origin == origin(9) && !head.has_inputs).unwrap(), 0);
+    assert_eq!(keep_namespaces(&run, other, none).unwrap(), 1);
     remove(&run, key("c2")).unwrap();
     remove(&run, key("c2")).unwrap();
     assert_eq!(std::fs::read_dir(run.join(rundir::APPLIED_DIR)).unwrap().count(), 0);
+}
+
+/// Records of sidecars, whoever wrote them: the plugin's of earlier versions have no inputs, and the agent's of ambient mode never have.
+#[test]
+fn records_of_sidecars_are_told_from_those_of_ambient_mode() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path();
+    let record = Record::from_bytes(RULES).unwrap();
+    let namespace = |ino| RecordKey::Namespace(NetnsId { dev: 4, ino });
+    write(run, key("c1"), &origin(1), &record, "").unwrap();
+    write(run, namespace(2), &origin(2), &record, "backend iptables\n").unwrap();
+    write(run, namespace(3), &origin(3), &record, "").unwrap();
+    let mut found: Vec<u64> =
+        origins_with_inputs(run).unwrap().iter().map(|origin| origin.netns.ino).collect();
+    found.sort_unstable();
+    assert_eq!(found, [1, 2]);
+    assert_eq!(keep_namespaces(run, || Some(Vec::new()), |head| head.has_inputs).unwrap(), 1);
+    assert!(read(run, namespace(2)).unwrap().is_some() && read(run, namespace(3)).unwrap().is_none());
+    assert!(read(run, key("c1")).unwrap().is_some());
 }
 
 /// Whose they are is read without their rules; what is no record is left out.

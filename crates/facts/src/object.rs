@@ -247,6 +247,11 @@ impl Object {
         mirror.and(hash).or(mirror).filter(|hash| !hash.is_empty())
     }
 
+    /// By which uid a runtime knows the pod: of a static pod the hash of its manifest.
+    pub fn runtime_uid(&self) -> &str {
+        self.static_hash().or(self.uid()).unwrap_or_default()
+    }
+
     /// `spec.serviceAccountName`, empty if there is none.
     pub fn service_account(&self) -> &str {
         self.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref()).unwrap_or_default()

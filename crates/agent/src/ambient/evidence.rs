@@ -132,7 +132,7 @@ impl Evidence {
         applied::remove(&self.run_dir, RecordKey::Namespace(netns)).err().map(|error| error.to_string())
     }
 
-    /// Forgets namespaces that are no member's. While that of a member is not known, any of them may be its.
+    /// Forgets namespaces that are no member's, and no sidecar's. While that of a member is not known, any of them may be its.
     pub(super) fn sweep(&self, members: &MeshMembers) -> Option<String> {
         let valid = || {
             let members = members.all();
@@ -143,6 +143,8 @@ impl Evidence {
             }
             valid
         };
-        applied::keep_namespaces(&self.run_dir, valid).err().map(|error| error.to_string())
+        // Those of sidecars have what their plan was made from.
+        let swept = applied::keep_namespaces(&self.run_dir, valid, |head| head.has_inputs);
+        swept.err().map(|error| error.to_string())
     }
 }

@@ -55,16 +55,17 @@ impl Sidecars {
         sandbox: &PodSandbox,
     ) -> Result<SystemTime, NotRepaired> {
         let roots = self.roots().map_err(NotRepaired::Netns)?;
-        let (host, run_dir, addresses) = (roots.host, self.parts.run_dir.clone(), facts.pod.ips());
-        let (of, PodSandbox { netns, inputs, plan, .. }) = (pod.clone(), sandbox.clone());
+        let (host, run_dir) = (roots.host, self.parts.run_dir.clone());
+        let origin = origin(&facts.pod, &sandbox.netns);
+        let PodSandbox { netns, inputs, plan, .. } = sandbox.clone();
         let load = move || -> Result<SystemTime, RulesFailure> {
-            netns::find::belongs_to(&netns, host, &addresses, &finder::addresses)?;
+            netns::find::belongs_to(&netns, host, &origin.addresses, &finder::addresses)?;
             let backends = Backends::new(|| Iptables::new().replacing(plan.layers.clone()), &run_dir);
             netns.enter(|inside| {
                 let (drain, kernel) = (inputs.plan_drain(), backends.kernel());
                 kernel.apply(inside, Choice::Only(drain.backend), |_| drain.clone())?;
                 // Without a record the time begins anew with the next agent.
-                let _ = keep(&run_dir, kernel, &drain, &inputs, &origin(&of, inside.id(), addresses));
+                let _ = keep(&run_dir, kernel, &drain, &inputs, &origin);
                 Ok(drained_since(&run_dir, inside.id()))
             })?
         };
@@ -95,11 +96,11 @@ impl Sidecars {
         sandbox: &PodSandbox,
     ) -> Result<(), NotRepaired> {
         let roots = self.roots().map_err(NotRepaired::Netns)?;
-        let (host, run_dir, addresses) = (roots.host, self.parts.run_dir.clone(), facts.pod.ips());
-        let (of, backends) = (pod.clone(), self.backends.clone());
+        let (host, run_dir) = (roots.host, self.parts.run_dir.clone());
+        let (origin, backends) = (origin(&facts.pod, &sandbox.netns), self.backends.clone());
         let PodSandbox { netns, inputs, plan, .. } = sandbox.clone();
         let remove = move || -> Result<usize, RulesFailure> {
-            netns::find::belongs_to(&netns, host, &addresses, &finder::addresses)?;
+            netns::find::belongs_to(&netns, host, &origin.addresses, &finder::addresses)?;
             let clear = |inside: &Inside| -> Result<usize, RulesFailure> {
                 let through = through(&inputs);
                 // What cannot be ended ends by itself, without an answer.
@@ -110,7 +111,7 @@ impl Sidecars {
                 Ok(ended)
             };
             let ended = netns.enter(clear)??;
-            forget(&run_dir, &origin(&of, netns.id(), addresses));
+            forget(&run_dir, &origin);
             Ok(ended)
         };
         let removed = self.slots.run(pod, Task::Clear, remove).await;

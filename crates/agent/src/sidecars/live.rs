@@ -1,33 +1,30 @@
 //! Labels and annotations of a captured pod that change while it runs. [`intent::live`] says what becomes of that.
 
 use std::collections::HashSet;
-use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Instant;
 
+use applied::Origin;
 use capture::{Expected, Outside, PlanInputs, Reason, Settings, Skip, setting_changes};
-use facts::{Facts, PodRef};
+use facts::{Facts, Object, PodRef};
 use intent::live::{CaptureWish, InForce, LiveChange, LiveSidecar, LiveUpdates, Proxy, change};
 use kernel::sockets::Sockets;
 use netns::Inside;
+use tokio::sync::OnceCell;
 
 use super::Sidecars;
 use super::pods::{ExpectedBy, PodSandbox, SandboxPlace, SandboxRules};
 use super::repair::NotRepaired;
-use super::rules::Loading;
+use super::rules::{Loading, RulesFailure, origin};
 use crate::slots::Task;
 
-/// The pods of which the plugin has left records before this agent began, by name and uid. It hears of those that come later.
+/// The pods of which there were records of rules before this agent began, by name and uid. It hears of those that come later.
 #[derive(Debug, Default)]
-pub(super) struct RecordedPods(OnceLock<HashSet<(String, String)>>);
+pub(super) struct RecordedPods(OnceCell<HashSet<(String, String)>>);
 
 impl RecordedPods {
-    fn has(&self, run_dir: &Path, pod: &PodRef) -> bool {
-        let pods = self.0.get_or_init(|| {
-            let records = applied::attachments(run_dir).unwrap_or_default().into_iter();
-            records.map(|record| (record.origin.pod, record.origin.uid)).collect()
-        });
-        [&*pod.uid, ""].iter().any(|uid| pods.contains(&(pod.to_string(), (*uid).to_owned())))
+    fn of(origins: Vec<Origin>) -> HashSet<(String, String)> {
+        origins.into_iter().map(|origin| (origin.pod, origin.uid)).collect()
     }
 }
 
@@ -116,7 +113,9 @@ impl Sidecars {
         if let Some(sandbox) = self.pods.sandbox(&pod.uid) {
             return Ok(Some(sandbox).filter(had));
         }
-        if self.pods.get(&pod.uid).is_none() && !self.recorded.has(&self.parts.run_dir, pod) {
+        if self.pods.get(&pod.uid).is_none()
+            && !self.is_recorded(&facts.pod).await.map_err(NotRepaired::Change)?
+        {
             return Ok(None);
         }
         let known = self.pods.of(pod);
@@ -128,10 +127,22 @@ impl Sidecars {
             Err(_) => return Ok(None),
         };
         // Of a pod that is recorded the record says what its rules were made from.
-        let (none, addresses) = (Settings::default(), facts.pod.ips());
-        let looked = self.look(pod, netns, &roots, &none, addresses).await.map_err(NotRepaired::Change)?;
+        let none = Settings::default();
+        let looked = self.look(&facts.pod, netns, &roots, &none).await.map_err(NotRepaired::Change)?;
         self.pods.set(pod, SandboxPlace::At(looked.sandbox.clone()));
         Ok(Some(looked.sandbox).filter(had))
+    }
+
+    /// Whether a record was there before this agent began.
+    async fn is_recorded(&self, pod: &Object) -> Result<bool, RulesFailure> {
+        let read = async || -> Result<_, RulesFailure> {
+            let run_dir = self.parts.run_dir.clone();
+            let read = move || applied::origins_with_inputs(&run_dir).map(RecordedPods::of);
+            Ok(self.slots.run(&pod.pod_ref(), Task::Identify, read).await??)
+        };
+        let pods = self.recorded.0.get_or_try_init(read).await?;
+        let name = pod.pod_ref().to_string();
+        Ok([pod.runtime_uid(), ""].iter().any(|uid| pods.contains(&(name.clone(), (*uid).to_owned()))))
     }
 
     /// Whether the pod's proxy listens where its rules lead.
@@ -174,7 +185,7 @@ impl Sidecars {
         take(&after);
         let loading = Loading {
             pod: pod.clone(),
-            addresses: facts.pod.ips(),
+            origin: origin(&facts.pod, &after.netns),
             sandbox: after,
             runs: true,
             replaces: Some(before.plan.clone()),

@@ -262,6 +262,7 @@ impl NotLocated {
             RulesFailure::NoAddress(_) => UnverifiableReason::NoAddress,
             RulesFailure::Unfinished(_)
             | RulesFailure::Left(_)
+            | RulesFailure::Records(_)
             | RulesFailure::Kernel(_)
             | RulesFailure::NoListener(_) => UnverifiableReason::Kernel,
         };

@@ -23,7 +23,7 @@ use super::Sidecars;
 use super::executor::MarkFailure;
 use super::pods::{NotLocated, SandboxPlace, SandboxRules};
 use super::record::{Start, StartEvidence};
-use super::rules::{Loading, RulesFailure};
+use super::rules::{Loading, RulesFailure, origin};
 use crate::pods::Reconcile;
 
 /// On how many pods it is worked at once.
@@ -267,7 +267,7 @@ impl Sidecars {
         if known.has_had_rules_in(&netns) && !is_broken {
             return Ok(());
         }
-        let looked = match self.look(pod, netns, &roots, settings, object.ips()).await {
+        let looked = match self.look(object, netns, &roots, settings).await {
             Ok(looked) => looked,
             Err(failure) => {
                 self.place(pod, SandboxPlace::Unknown(NotLocated::of(&failure, object)));
@@ -292,8 +292,8 @@ impl Sidecars {
             RepairMode::None => Ok(()),
             RepairMode::Repair => {
                 let runs = object.is_running();
-                let loading =
-                    Loading { pod: pod.clone(), addresses: object.ips(), sandbox, runs, replaces: None };
+                let origin = origin(object, &sandbox.netns);
+                let loading = Loading { pod: pod.clone(), origin, sandbox, runs, replaces: None };
                 self.repair_start(object, loading, &roots).await
             }
             RepairMode::Delete | RepairMode::Label => Ok(self.mark(pod, object, StartEvidence::Seen).await?),

@@ -1,6 +1,5 @@
 //! Rules of ours in the network namespace of a sidecar pod: the plan, by the settings that an ADD of this node would take, or those that it took.
 
-use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -8,7 +7,7 @@ use std::time::SystemTime;
 use applied::{AppliedRecord, AttachmentRecord, Origin, RecordKey};
 use capture::plan::{NoAddress, detect_ipv6, no_rules};
 use capture::{PlanInputs, PlanTarget, Settings};
-use facts::PodRef;
+use facts::{Object, PodRef};
 use kernel::iptables::Iptables;
 use kernel::sockets::Sockets;
 use kernel::{Applied, Choice, Kernel, route};
@@ -49,6 +48,9 @@ pub(crate) enum RulesFailure {
     /// Something of ours is left.
     #[error(transparent)]
     Left(#[from] kernel::Incomplete),
+    /// Nobody can tell what was loaded.
+    #[error(transparent)]
+    Records(#[from] applied::Error),
     /// The kernel did not load them, or did not say which are there.
     #[error("program redirection: {}", fault::chain(.0))]
     Kernel(#[from] kernel::Error),
@@ -72,7 +74,7 @@ pub(super) struct LoadedRules {
 #[derive(Debug, Clone)]
 pub(super) struct Loading {
     pub(super) pod: PodRef,
-    pub(super) addresses: Vec<IpAddr>,
+    pub(super) origin: Origin,
     pub(super) sandbox: PodSandbox,
     /// Something of the pod may run already, so that connections may be open and the proxy has to listen.
     pub(super) runs: bool,
@@ -84,18 +86,17 @@ impl Sidecars {
     /// Looks which rules are in a namespace; `settings` are those of the pod's annotations.
     pub(super) async fn look(
         &self,
-        key: &PodRef,
+        pod: &Object,
         netns: Arc<Netns>,
         roots: &SearchRoots,
         settings: &Settings,
-        addresses: Vec<IpAddr>,
     ) -> Result<SandboxLook, RulesFailure> {
         let (backends, choice) = (self.backends.clone(), self.parts.choice);
         let (run_dir, settings) = (self.parts.run_dir.clone(), settings.clone());
-        let (pod, host) = (key.clone(), roots.host);
+        let (origin, host) = (origin(pod, &netns), roots.host);
         let look = move || -> Result<SandboxLook, RulesFailure> {
-            netns::find::belongs_to(&netns, host, &addresses, &finder::addresses)?;
-            let recorded = recorded(&run_dir, &pod, netns.id());
+            netns::find::belongs_to(&netns, host, &origin.addresses, &finder::addresses)?;
+            let recorded = recorded(&run_dir, &origin);
             let (inputs, has_rules) = netns.enter(|inside| -> Result<_, RulesFailure> {
                 let kernel = backends.kernel();
                 let inputs = match recorded.as_ref().and_then(|record| PlanInputs::from_text(&record.inputs))
@@ -115,7 +116,7 @@ impl Sidecars {
             let (plan, inputs) = (Arc::new(inputs.plan()), Arc::new(inputs));
             Ok(SandboxLook { sandbox: PodSandbox { netns, inputs, plan, rules }, has_rules })
         };
-        self.slots.run(key, Task::Verify, look).await?
+        self.slots.run(&pod.pod_ref(), Task::Verify, look).await?
     }
 
     /// Loads the rules of a pod in one piece, after another look at whose namespace it is.
@@ -129,11 +130,11 @@ impl Sidecars {
         let choice = if has_had { Choice::Only(loading.sandbox.plan.backend) } else { self.parts.choice };
         let key = loading.pod.clone();
         let load = move || -> Result<LoadedRules, RulesFailure> {
-            let Loading { pod, addresses, sandbox, runs, replaces } = loading;
+            let Loading { origin, sandbox, runs, replaces, .. } = loading;
             let replacing = replaces
                 .map(|plan| Backends::new(|| Iptables::new().replacing(plan.layers.clone()), &run_dir));
             let backends = replacing.as_ref().unwrap_or(&backends);
-            netns::find::belongs_to(&sandbox.netns, host, &addresses, &finder::addresses)?;
+            netns::find::belongs_to(&sandbox.netns, host, &origin.addresses, &finder::addresses)?;
             let PodSandbox { netns, inputs, .. } = sandbox;
             netns.enter(|inside| {
                 let settings = &inputs.settings;
@@ -151,7 +152,6 @@ impl Sidecars {
                 let target = PlanTarget { backend: plan.backend, ipv6: inputs.target.ipv6 };
                 let inputs = PlanInputs { settings: settings.clone(), target };
                 let mut warnings = spared.warnings;
-                let origin = origin(&pod, inside.id(), addresses);
                 warnings.extend(keep(&run_dir, backends.kernel(), &plan, &inputs, &origin));
                 Ok(LoadedRules { plan, applied, warnings })
             })?
@@ -161,13 +161,12 @@ impl Sidecars {
 }
 
 /// What the plugin, or this agent, has written down of what it loaded into this namespace for this pod; the last of several.
-fn recorded(run_dir: &Path, pod: &PodRef, netns: NetnsId) -> Option<AppliedRecord> {
-    let origin = origin(pod, netns, Vec::new());
-    let of_agent = applied::read(run_dir, RecordKey::Namespace(netns)).ok().flatten();
-    if let Some(record) = of_agent.filter(|record| is_of(&record.origin, &origin)) {
+fn recorded(run_dir: &Path, origin: &Origin) -> Option<AppliedRecord> {
+    let of_agent = applied::read(run_dir, RecordKey::Namespace(origin.netns)).ok().flatten();
+    if let Some(record) = of_agent.filter(|record| is_of(&record.origin, origin)) {
         return Some(record);
     }
-    attachments(run_dir, &origin)
+    attachments(run_dir, origin)
         .ok()?
         .into_iter()
         .max_by_key(|attachment| attachment.written)?
@@ -220,7 +219,7 @@ fn listens(inside: &Inside, settings: &Settings) -> Result<(), RulesFailure> {
     missing.map_or(Ok(()), |port| Err(RulesFailure::NoListener(port)))
 }
 
-/// Nobody takes a sidecar's rules away again, so nothing is written down: the setting ends with the sandbox.
+/// Nothing is written down: the setting stays until the sandbox ends, as what is open now may be as long.
 fn sparing(settings: &Settings) -> Sparing {
     Sparing {
         note: Box::new(|| None),
@@ -245,11 +244,10 @@ pub(super) fn keep(
     if applied::read(run_dir, key).is_ok_and(|kept| kept.as_ref() == Some(&wanted)) {
         return None;
     }
-    let written = applied::write(run_dir, key, origin, &record, &inputs);
-    let written = written.and_then(|()| {
-        let its = attachments(run_dir, origin)?;
-        its.iter().try_for_each(|attachment| attachment.replace(&record, &inputs))
-    });
+    // The agent's own comes last: with that there is nothing left to write.
+    let replaced = attachments(run_dir, origin)
+        .and_then(|its| its.iter().try_for_each(|attachment| attachment.replace(&record, &inputs)));
+    let written = applied::write(run_dir, key, origin, &record, &inputs).and(replaced);
     written.err().map(|error| format!("CHECK will not know what was loaded into this pod: {error}"))
 }
 
@@ -266,8 +264,15 @@ pub(super) fn forget(run_dir: &Path, origin: &Origin) {
     }
 }
 
-pub(super) fn origin(pod: &PodRef, netns: NetnsId, addresses: Vec<IpAddr>) -> Origin {
-    Origin { netns, pod: pod.to_string(), uid: pod.uid.clone(), interface: String::new(), addresses }
+/// Whose a namespace is, as its runtime and so the plugin's records name the pod.
+pub(super) fn origin(pod: &Object, netns: &Netns) -> Origin {
+    Origin {
+        netns: netns.id(),
+        pod: pod.pod_ref().to_string(),
+        uid: pod.runtime_uid().to_owned(),
+        interface: String::new(),
+        addresses: pod.ips(),
+    }
 }
 
 /// The plugin's records of a pod's namespace.

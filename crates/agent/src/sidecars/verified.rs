@@ -11,7 +11,7 @@ use kernel::Change;
 use super::Sidecars;
 use super::pods::{NotLocated, PodSandbox, SandboxPlace, SandboxRules, SidecarPod};
 use super::repair::RepairMode;
-use super::rules::{Loading, RulesFailure};
+use super::rules::{Loading, RulesFailure, origin};
 use crate::backends::Backends;
 use crate::verification::{
     Comparison, ExpectedPod, FoundBy, Later, RepairFailure, RepairResult, VerificationTarget, VerifiedMode,
@@ -53,7 +53,10 @@ impl VerifiedMode for Sidecars {
     }
 
     fn round(self: Arc<Self>) -> Later<'static, ()> {
-        Box::pin(async move { self.look_again().await })
+        Box::pin(async move {
+            self.look_again().await;
+            self.sweep_records().await;
+        })
     }
 }
 
@@ -106,8 +109,8 @@ impl Sidecars {
             self.looks.push(pod.clone());
             return Ok(RepairResult::Left);
         }
-        let loading =
-            Loading { pod: pod.clone(), addresses: facts.pod.ips(), sandbox, runs: true, replaces: None };
+        let origin = origin(&facts.pod, &sandbox.netns);
+        let loading = Loading { pod: pod.clone(), origin, sandbox, runs: true, replaces: None };
         let loaded = self.load(loading, &roots).await.map_err(|failure| match &failure {
             RulesFailure::Kernel(_) | RulesFailure::NoListener(_) => {
                 RepairFailure { state: None, text: failure.to_string() }
@@ -146,6 +149,33 @@ impl Sidecars {
             }
         }
         self.finder.keep(found).await;
+    }
+
+    /// Forgets what was loaded into the namespaces of pods that are gone.
+    async fn sweep_records(&self) {
+        if !self.parts.cluster.state().synced {
+            return;
+        }
+        let (run_dir, cluster) = (self.parts.run_dir.clone(), self.parts.cluster.clone());
+        let known = self.pods.all().into_iter().filter_map(|pod| match pod.place {
+            SandboxPlace::At(sandbox) => Some(sandbox.netns.id()),
+            SandboxPlace::Due | SandboxPlace::Unknown(_) => None,
+        });
+        let known = known.collect();
+        let sweep = move || {
+            let is_there = |uid: &str| cluster.index().pods().any(|pod| pod.runtime_uid() == uid);
+            // The others are of ambient mode.
+            applied::keep_namespaces(
+                &run_dir,
+                || Some(known),
+                |head| !head.has_inputs || is_there(&head.origin.uid),
+            )
+        };
+        match tokio::task::spawn_blocking(sweep).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => self.parts.log.warn(&error, &[]),
+            Err(error) => self.parts.log.error(&error, &[]),
+        }
     }
 
     /// All pods of the node with the labels of their namespaces.

@@ -37,6 +37,7 @@ mod mesh_waiting;
 mod neighbours;
 mod reboot;
 mod repair;
+mod sidecar_records;
 mod socket;
 mod sources;
 mod stuck_log;

@@ -16,7 +16,7 @@ const LABEL: &str = "cni.istio.io/uninitialized";
 /// From the moment in which a pod's sandbox can be seen.
 const IN_TIME: Duration = Duration::from_secs(2);
 /// After this time whatever follows a change has been done.
-const A_WHILE: Duration = Duration::from_millis(1500);
+pub(crate) const A_WHILE: Duration = Duration::from_millis(1500);
 
 /// An agent in sidecar mode on a node whose processes and namespaces it sees.
 fn agent<'a>(mesh: &'a Mesh, mode: &str) -> Launch<'a> {
@@ -26,14 +26,14 @@ fn agent<'a>(mesh: &'a Mesh, mode: &str) -> Launch<'a> {
 }
 
 /// The pod as the injector leaves it, while its init containers run.
-fn object(pod: &MeshPod) -> PodObject {
+pub(crate) fn object(pod: &MeshPod) -> PodObject {
     let status = json!({"phase": "Pending", "podIP": pod.ip, "podIPs": [{"ip": pod.ip}]});
     let object = PodObject::named(&pod.name).in_namespace(&pod.namespace).uid(&pod.uid);
     object.on_node("n1").sidecar().with("/status", status)
 }
 
 /// A pod whose sandbox is there, and that the API server has.
-fn started(mesh: &Mesh, name: &str, change: impl FnOnce(PodObject) -> PodObject) -> MeshPod {
+pub(crate) fn started(mesh: &Mesh, name: &str, change: impl FnOnce(PodObject) -> PodObject) -> MeshPod {
     let pod = mesh.sandbox("default", name).unwrap();
     mesh.run(&pod).unwrap();
     mesh.node.api.set_pod(change(object(&pod)));
@@ -54,7 +54,7 @@ fn broken_at(object: PodObject, time: &str) -> PodObject {
 }
 
 /// The rules of both backends and the routing, without what differs from load to load.
-fn rules(pod: &MeshPod) -> String {
+pub(crate) fn rules(pod: &MeshPod) -> String {
     let iptables = ["iptables-save", "ip6tables-save"].map(|program| {
         let text = pod.netns.run(&mut Command::new(program)).unwrap();
         text.lines().filter(|line| line.starts_with("-A")).collect::<Vec<_>>().join("\n")
@@ -66,11 +66,11 @@ fn rules(pod: &MeshPod) -> String {
     format!("{}\n{}\n{routing}", pod.netns.nft_text().unwrap(), iptables.join("\n"))
 }
 
-fn has_rules(pod: &MeshPod) -> bool {
+pub(crate) fn has_rules(pod: &MeshPod) -> bool {
     rules(pod).contains("15001")
 }
 
-fn wait_repaired(pod: &MeshPod) {
+pub(crate) fn wait_repaired(pod: &MeshPod) {
     eventually("the pod has its rules", PATIENCE, || {
         ensure!(has_rules(pod), "{}", rules(pod));
         Ok(())
