@@ -9,6 +9,8 @@ pub mod cases;
 mod flow;
 mod plain;
 pub mod terms;
+#[cfg(test)]
+mod tests;
 mod verdict;
 mod world;
 
