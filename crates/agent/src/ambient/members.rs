@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use capture::ambient::{NodeOptions, PodOptions};
 use facts::{Object, PodRef};
-use intent::{Have, Observation, RedirectionMark, Rules, Ztunnel};
+use intent::{Have, Look, Observation, RedirectionMark, Rules, Ztunnel};
 use netns::Netns;
 use netns::find::WantedPod;
 use tokio::sync::OwnedMutexGuard;
@@ -287,6 +287,23 @@ impl MeshMembers {
         drop(members);
         self.tell_change();
         Some(member)
+    }
+
+    /// Notes that a comparison has found the pod's rules as planned, unless the pod has others by now; gives the pod as it was, if that is news.
+    pub(crate) fn see_as_planned(&self, uid: &str) -> Option<Member> {
+        let before = {
+            let mut members = self.members();
+            let member = members.get_mut(uid).filter(|member| member.is_verified())?;
+            if member.have.look() == Some(Look::AsPlanned) && !member.missed {
+                return None;
+            }
+            let before = member.clone();
+            member.have.see(Observation::Rules(Look::AsPlanned));
+            member.settle();
+            before
+        };
+        self.tell_change();
+        Some(before)
     }
 
     fn tell_change(&self) {

@@ -6,7 +6,7 @@ use ::verification::{DataPlaneMode, UnverifiableReason, VerificationState};
 use capture::ambient::{HBONE_PORT, INBOUND_PORT, NodeOptions, OUTBOUND_PORT, PodOptions, plan_pod};
 use capture::decide::Refusal;
 use facts::{Facts, PodRef};
-use intent::{Look, Observation, Ztunnel};
+use intent::{Look, Ztunnel};
 use kernel::Change;
 use netns::Inside;
 use ruleset::{Backend, Plan};
@@ -18,7 +18,7 @@ use super::failure::{AmbientFailure, reason};
 use super::members::{Member, MemberState};
 use crate::backends::Backends;
 use crate::verification::{
-    Comparison, ExpectedPod, Later, RepairFailure, RepairResult, VerificationTarget, VerifiedMode,
+    Comparison, ExpectedPod, FoundBy, Later, RepairFailure, RepairResult, VerificationTarget, VerifiedMode,
 };
 
 /// Where ztunnel listens in a pod's namespace.
@@ -95,12 +95,16 @@ impl VerifiedMode for Ambient {
         self.node.backends.log_warnings(&self.log);
         let Some(member) = self.pods.members.get(&pod.uid).filter(Member::is_verified) else { return };
         match comparison {
+            // Whoever works on it knows more of it by now.
+            Comparison::Equal if self.is_at_work(&pod.uid) => {}
             Comparison::Equal => {
-                let was_due = member.have.look() == Some(Look::Due);
-                self.pods.members.change(&pod.uid, |member| {
-                    member.have.see(Observation::Rules(Look::AsPlanned));
-                });
-                self.looked(pod, true, was_due);
+                if let Some(before) = self.pods.members.see_as_planned(&pod.uid) {
+                    self.looked(pod, true, before.have.look() == Some(Look::Due));
+                }
+            }
+            // The process by which it was found has ended: the pod is looked for by its others.
+            Comparison::Moved if member.found_by() == FoundBy::Process => {
+                self.changed(std::slice::from_ref(pod));
             }
             Comparison::Moved => self.miss_sandbox(&member),
             Comparison::Differs(_) | Comparison::Failed { .. } => {}
@@ -128,7 +132,7 @@ impl VerifiedMode for Ambient {
             if self.life.taken_over.get().is_none() || self.life.ending.get().is_some() {
                 return;
             }
-            self.look_for_moved().await;
+            self.push_left_by_process();
             self.look_again().await;
             self.verify_host().await;
             if self.is_listed()

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use ::verification::{DriftAction, Drifted};
 use facts::PodRef;
 use intent::{Look, Observation, Probes, RedirectionMark};
+use netns::Netns;
 use netns::find::{MissingNetns, WantedPod};
 
 use super::Ambient;
@@ -21,34 +22,37 @@ use crate::drains::Wait;
 use crate::verification::{FoundBy, NetnsIdentity, identity};
 
 impl Ambient {
-    /// Looks for pods whose namespaces were found by a process that has ended since: they may have another sandbox by now.
-    pub(super) async fn look_for_moved(&self) {
-        let ended = |member: &Member| {
-            let netns = member.netns.as_ref();
-            netns.is_some_and(|netns| identity(netns, member.found_by()) != NetnsIdentity::Holds)
+    /// Asks for work on pods whose namespaces were found by a process that has ended since: they may have another sandbox by now.
+    pub(super) fn push_left_by_process(&self) {
+        let left = self.pods.members.all().into_iter().filter(is_left_by_process);
+        left.for_each(|member| self.pods.queue.push(member.key));
+    }
+
+    /// Looks where a pod is whose namespace was found by a process that has ended since; gives what is known of it then. Whoever calls has the
+    /// pod's turn.
+    pub(super) async fn follow_process(&self, member: Member) -> Member {
+        if !is_left_by_process(&member) {
+            return member;
+        }
+        let found = self.find_running(member.wanted(member.ips(), &self.config)).await;
+        let Ok(netns) = found.inspect_err(|error| self.log.debug(error, &[("pod", &member.key)])) else {
+            return member;
         };
-        let mut ended_of = self.pods.members.all();
-        ended_of.retain(|member| member.found_by() == FoundBy::Process && ended(member));
-        if ended_of.is_empty() {
-            return;
-        }
-        let wanted = ended_of.iter().map(|member| member.wanted(member.ips(), &self.config)).collect();
-        let Ok(roots) = self.roots() else { return };
-        let Ok(mut found) = self.node.finder.find_all(&roots, wanted).await else { return };
-        for member in ended_of {
-            let Some(netns) = found.remove(&member.key.uid) else { continue };
-            if member.netns.as_deref() == Some(&netns) {
-                continue;
-            }
-            let _turn = self.pods.members.turn(&member.key.uid).await;
-            let netns = std::cell::Cell::new(Some(netns));
-            self.pods.members.change(&member.key.uid, |member| {
-                netns.take().into_iter().for_each(|netns| member.move_to(netns));
+        let is_same = member.netns.as_deref() == Some(&netns);
+        let netns = std::cell::Cell::new(Some(netns));
+        let followed = self.pods.members.change(&member.key.uid, |member| match netns.take() {
+            // By another of its processes.
+            Some(netns) if is_same => member.move_to_keeping(netns),
+            Some(netns) => {
+                member.move_to(netns);
                 member.doubt();
-            });
+            }
+            None => {}
+        });
+        if !is_same {
             self.log.warn("a pod has another sandbox than before", &[("pod", &member.key)]);
-            self.pods.queue.push(member.key);
         }
+        followed.unwrap_or(member)
     }
 
     /// Looks for what could not be found or done before.
@@ -66,6 +70,10 @@ impl Ambient {
             for member in lost {
                 let Some(netns) = found.remove(&member.key.uid) else { continue };
                 let _turn = self.pods.members.turn(&member.key.uid).await;
+                // Somebody may have found it while the turn was waited for.
+                if self.pods.members.get(&member.key.uid).is_none_or(|member| member.netns.is_some()) {
+                    continue;
+                }
                 let netns = std::cell::Cell::new(Some(netns));
                 let found = self.pods.members.change(&member.key.uid, |member| {
                     netns.take().into_iter().for_each(|netns| member.move_to_keeping(netns));
@@ -273,7 +281,7 @@ impl Ambient {
         facts.is_some_and(|facts| matches!(self.config.rules.desired(&facts), Desired::In | Desired::Unknown))
     }
 
-    /// Pods that belong into the mesh and whose namespace is not known.
+    /// Pods that belong into the mesh and whose namespace is not known, or may be another one by now.
     pub(super) fn without_netns(&self) -> Vec<WantedPod> {
         let index = self.cluster.index();
         let pods: Vec<_> = index.pods().cloned().collect();
@@ -281,12 +289,21 @@ impl Ambient {
         let wanted =
             facts.filter(|facts| self.config.rules.desired(facts) == Desired::In).filter_map(|facts| {
                 let uid = facts.pod.uid()?;
-                let known = self.pods.members.get(uid).is_some_and(|member| member.netns.is_some());
+                let member = self.pods.members.get(uid);
+                let known =
+                    member.is_some_and(|member| member.netns.is_some() && !is_left_by_process(&member));
                 let ips = facts.pod.ips();
                 (!known && !ips.is_empty()).then(|| Member::of(&facts.pod).0.wanted(&ips, &self.config))
             });
         wanted.collect()
     }
+}
+
+/// Whether the pod's namespace was found by a process that has ended since, which says nothing of where the pod is.
+fn is_left_by_process(member: &Member) -> bool {
+    let found_by = member.found_by();
+    let has_ended = |netns: &Arc<Netns>| identity(netns, found_by) != NetnsIdentity::Holds;
+    found_by == FoundBy::Process && member.netns.as_ref().is_some_and(has_ended)
 }
 
 fn is_leaving(state: MemberState) -> bool {

@@ -113,7 +113,10 @@ impl Ambient {
         if let Err(failure) = self.refuse(facts, &ips) {
             return self.show_out(key, facts, failure).await;
         }
-        let known = self.pods.members.get(&key.uid);
+        let known = match self.pods.members.get(&key.uid) {
+            Some(member) => Some(self.follow_process(member).await),
+            None => None,
+        };
         if let Some(member) = known.clone().filter(|member| ips.is_empty() && Self::is_gone(member)) {
             return self.forget_sandbox(member).await;
         }

@@ -132,7 +132,11 @@ impl VerifiedSandbox {
 
     /// So it should be from now on.
     pub(super) fn retarget(&mut self, target: VerificationTarget, now: Duration) {
-        if !Arc::ptr_eq(&self.target.plan, &target.plan) && self.target.plan != target.plan {
+        let is_other_plan = !Arc::ptr_eq(&self.target.plan, &target.plan) && self.target.plan != target.plan;
+        // It was found anew where it had been seen last.
+        let is_found_again = self.known.seen == LastLook::Failed(UnverifiableReason::WrongNamespace)
+            && self.target.netns.path() != target.netns.path();
+        if is_other_plan || is_found_again {
             self.notice(now);
         }
         self.target = target;
@@ -186,6 +190,9 @@ impl VerifiedSandbox {
         let drift: BTreeSet<Drifted> = differences.iter().map(kind).collect();
         let before = std::mem::replace(&mut self.known.drift, drift.iter().copied().collect());
         let was = self.known.seen;
+        if matches!(was, LastLook::Failed(_)) {
+            self.known.problem = None;
+        }
         self.known.differences = differences.iter().take(MAX_DIFFERENCES).map(ToString::to_string).collect();
         self.known.is_without_rules = is_without_rules(differences, &self.target.plan);
         self.known.drifted.get_or_insert(now);

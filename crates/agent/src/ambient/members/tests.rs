@@ -80,3 +80,29 @@ fn an_answer_counts_until_there_is_another() {
     assert_ne!(members.get("u").unwrap().have.ztunnel, Ztunnel::Taken);
     assert_eq!(*told.lock().unwrap(), 2);
 }
+
+/// Whoever has compared may have begun before the pod's rules went.
+#[test]
+fn a_comparison_says_nothing_of_rules_that_are_gone() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    let (members, told) = (MeshMembers::default(), Arc::new(AtomicUsize::new(0)));
+    members.insert(complete(MemberState::Enrolled));
+    let counted = told.clone();
+    members.on_change(move || drop(counted.fetch_add(1, Ordering::Relaxed)));
+    assert!(members.see_as_planned("u").is_none(), "that is known");
+    assert_eq!(told.load(Ordering::Relaxed), 0, "and nobody has to look at all pods for it");
+    members.change("u", |member| member.have.see(Observation::Rules(Look::Due)));
+    let before = members.see_as_planned("u").unwrap();
+    assert_eq!(before.have.look(), Some(Look::Due));
+    assert_eq!(members.get("u").unwrap().have.look(), Some(Look::AsPlanned));
+    for gone in [Act::Drain, Act::RemoveRules] {
+        members.change("u", |member| member.have.after(&gone, 7));
+        let before = members.get("u").unwrap().have;
+        assert!(
+            members.see_as_planned("u").is_none() && members.get("u").unwrap().have == before,
+            "{gone:?}"
+        );
+    }
+}
