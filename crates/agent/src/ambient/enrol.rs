@@ -102,9 +102,16 @@ impl Ambient {
         let finding = self.observe(&member, only_look).await?;
         let state = member.state;
         let mut work = self.work_on(member);
-        work.see(finding);
-        if !only_look {
-            work.carry_out(&Want::Verified, false).await?;
+        work.change(|member| {
+            // To the next agent, if this one ends meanwhile, it is one that was in.
+            if member.state == MemberState::Enrolled {
+                member.state = MemberState::Unconfirmed;
+            }
+            member.have.see(finding);
+        });
+        if !only_look && let Err(stopped) = work.carry_out(&Want::Verified, false).await {
+            work.change(Member::doubt);
+            return Err(stopped.into());
         }
         // It counts as it did before if what differed is put right.
         work.change(|member| member.state = state);

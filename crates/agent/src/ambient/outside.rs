@@ -15,7 +15,7 @@ use super::drain::through_ztunnel;
 use super::failure::AmbientFailure;
 use super::members::Member;
 use super::ports::{AnnotationPort, Connections, Disk, Next, NodeSets, NodeZtunnels};
-use super::record::RecordError;
+use super::record::{PodRecord, RecordError};
 use crate::drains::{Wait, end_connections};
 use crate::slots::{Task, UnfinishedAct};
 
@@ -97,9 +97,7 @@ impl AnnotationPort for Ambient {
 
 impl Disk for Ambient {
     async fn keep(&self, member: &Member) {
-        let (records, mut record) = (self.kept.records.clone(), member.record());
-        let branches = self.node.host.get().map(|host| host.branches(member.ips())).unwrap_or_default();
-        record.branches = branches.into_iter().map(Into::into).collect();
+        let (records, record) = (self.kept.records.clone(), self.record_of(member));
         self.on_disk(member, move || records.write(record)).await;
     }
 
@@ -111,6 +109,14 @@ impl Disk for Ambient {
 }
 
 impl Ambient {
+    /// What the next agent is to know of a pod.
+    pub(super) fn record_of(&self, member: &Member) -> PodRecord {
+        let mut record = member.record();
+        let branches = self.node.host.get().map(|host| host.branches(member.ips())).unwrap_or_default();
+        record.branches = branches.into_iter().map(Into::into).collect();
+        record
+    }
+
     async fn with_connections(
         &self,
         member: &Member,

@@ -133,7 +133,7 @@ impl Ambient {
     fn sparing(&self, member: &Member) -> Sparing {
         let mut changed = member.clone();
         changed.have.see(Observation::Strict);
-        let (records, changed) = (self.kept.records.clone(), changed.record());
+        let (records, changed) = (self.kept.records.clone(), self.record_of(&changed));
         Sparing {
             note: Box::new(move || records.write(changed).err().map(|error| error.to_string())),
             ports: CAPTURE_PORTS.to_vec(),

@@ -74,6 +74,12 @@ fn nft(pod: &MeshPod, words: &[&str]) -> u32 {
     pid
 }
 
+/// What the next agent is to know of a pod.
+fn kept(mesh: &Mesh, pod: &MeshPod) -> Result<String> {
+    let file = mesh.node.run_dir().join("ambient").join(format!("{}.json", pod.uid));
+    Ok(std::fs::read_to_string(file)?)
+}
+
 /// The generation of a namespace's nf_tables: one more for each commit.
 fn generation(pod: &MeshPod) -> u32 {
     let netns = Arc::new(netns::Netns::open(pod.netns.path()).unwrap());
@@ -107,6 +113,9 @@ fn a_deleted_table_is_back_within_a_second_and_the_culprit_is_named() {
         .unwrap();
     assert!(line.contains(&format!("nft (pid {pid}")), "{line}");
     wait_verified(&agent, 1.0).unwrap();
+    // To the next agent it is a pod that was in, wherever this one ends.
+    let record = kept(&mesh, &pod).unwrap();
+    assert!(record.contains("\"state\":\"enrolled\""), "{record}");
     assert_eq!(drift(&agent, "rules", "repaired").unwrap(), 1.0);
     assert_eq!(agent.metric("istio_cni_drift_repair_duration_seconds_count").unwrap(), 1.0);
     let events = mesh.node.api.events();
@@ -209,6 +218,30 @@ fn a_new_sandbox_of_the_same_pod_is_verified_and_the_old_one_is_let_go() {
         Ok(())
     })
     .unwrap();
+}
+
+/// A container starts again, and the agent knew the pod's namespace by a process of the one before.
+#[test]
+fn a_pod_is_verified_when_the_process_has_ended_by_which_it_was_found() {
+    let (mesh, agent, _ztunnel) = Mesh::served_by(|agent| agent.env(SELDOM.0, "1s")).unwrap();
+    let pod = mesh.running("mesh", "web", &[]).unwrap();
+    wait_in(&mesh, &pod).unwrap();
+    wait_verified(&agent, 1.0).unwrap();
+    let (next, cgroup) = (pod.pid() + 7000, format!("/kubepods/burstable/pod{}/{:064x}", pod.uid, 7));
+    mesh.process(next, pod.netns.path(), &cgroup, 9000).unwrap();
+    std::fs::remove_dir_all(mesh.root().join("proc").join(pod.pid().to_string())).unwrap();
+    eventually("it is found by the other one", PATIENCE, || {
+        let record = kept(&mesh, &pod)?;
+        ensure!(record.contains(&format!("proc/{next}/")), "{record}");
+        Ok(())
+    })
+    .unwrap();
+    wait_verified(&agent, 1.0).unwrap();
+    nft(&pod, &["delete", "table", "inet", NAT]);
+    agent.log().wait_for(&["the rules of a pod differed and are put right"], PATIENCE).unwrap();
+    wait_verified(&agent, 1.0).unwrap();
+    assert_eq!(agent.log().count(&["another sandbox"]), 0);
+    assert_eq!(mesh.patches(&pod), [Some("enabled".to_owned())], "it was in all the time");
 }
 
 #[test]
