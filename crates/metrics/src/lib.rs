@@ -11,7 +11,7 @@ mod verification;
 mod zds;
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use hyper::body::Bytes;
 use hyper::{Request, StatusCode};
@@ -33,7 +33,7 @@ use verification::VerificationMetrics;
 const MAX_COMPONENTS: usize = 16;
 
 /// Counts something when it is asked.
-type Census = Arc<dyn Fn() + Send + Sync>;
+type Census = Box<dyn Fn() + Send + Sync>;
 
 /// All of them.
 pub struct Metrics {
@@ -101,9 +101,19 @@ impl Metrics {
         })
     }
 
-    /// `census` is called before the metrics are read.
+    /// `census` is called before the metrics are read. It may not call this.
     pub fn before_reading(&self, census: impl Fn() + Send + Sync + 'static) {
-        self.census.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::new(census));
+        self.census.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(census));
+    }
+
+    /// Everything, as text. Whoever else reads meanwhile waits: the sums of one census hold in what is read after it.
+    fn read(&self) -> Result<Vec<u8>, prometheus::Error> {
+        let census = self.census.lock().unwrap_or_else(PoisonError::into_inner);
+        census.iter().for_each(|census| census());
+        self.guards.before_reading();
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(text)
     }
 
     /// Whether the installation is in order. The gauge is absent until this is first said.
@@ -156,12 +166,8 @@ impl Handler for Metrics {
         if request.uri().path() != "/metrics" {
             return text(StatusCode::NOT_FOUND, "404 page not found\n");
         }
-        let census = self.census.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        census.iter().for_each(|census| census());
-        self.guards.before_reading();
-        let mut body = Vec::new();
-        match TextEncoder::new().encode(&self.registry.gather(), &mut body) {
-            Ok(()) => {
+        match self.read() {
+            Ok(body) => {
                 let mut answer = text(StatusCode::OK, body);
                 let kind =
                     hyper::header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
@@ -172,3 +178,6 @@ impl Handler for Metrics {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

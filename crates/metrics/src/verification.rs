@@ -207,10 +207,13 @@ impl super::Metrics {
         self.verification.pods.listeners.with_label_values(&[mode.label(), "missing"]).set(number(pods));
     }
 
-    /// When the pod that was not seen as planned for longest was.
+    /// When the pod that was not seen as planned for longest was; absent while no pod was, so that no alarm goes by a pod that is gone.
     pub fn oldest_verification(&self, at: Option<SystemTime>) {
-        if let Some(at) = at {
-            self.verification.pods.last.with_label_values(&["oldest-pod"]).set(seconds(at));
+        let (last, scope) = (&self.verification.pods.last, ["oldest-pod"]);
+        match at {
+            Some(at) => last.with_label_values(&scope).set(seconds(at)),
+            // It fails where there is none.
+            None => drop(last.remove_label_values(&scope)),
         }
     }
 
