@@ -34,6 +34,7 @@ impl Agent {
                 // The agent first: it takes whatever a plugin announces by its new options.
                 agent.ambient.follow(&config.ambient);
                 agent.sidecars.follow(config.older.clone());
+                agent.verifier.follow(&config.verify);
                 let entry = config.install.entry;
                 if entry != before {
                     agent.log.info("the plugin's options have changed", &[]);

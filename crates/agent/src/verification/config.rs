@@ -20,7 +20,7 @@ pub(crate) struct VerifyConfig {
     pub(crate) full: Duration,
     /// `VERIFY_REPAIR`: what differs is put right.
     pub(crate) repairs: bool,
-    /// `CAPTURE` is not `disabled`: pods are captured at all.
+    /// `CAPTURE` is not `disabled`: pods are captured at all. It is followed while the agent runs.
     pub(crate) captures: bool,
     /// `HEALTH_METRICS_SHORT_NAMES`.
     pub(crate) short_names: bool,

@@ -160,12 +160,12 @@ impl PodVerifier {
                 let failed = self.sandboxes().change(number, |entry| entry.is_failed(*reason, text.clone()));
                 mode.compared(&pod, &comparison);
                 if failed == Some(true) {
-                    self.tell_unverifiable(&pod, *reason, text).await;
+                    self.tell_unverifiable(&pod, *reason, text);
                 }
                 return false;
             }
             Comparison::Differs(differences) => {
-                let repairs = self.parts.config.repairs && self.parts.config.captures;
+                let repairs = self.leaves().is_none();
                 self.sandboxes().change(number, |entry| entry.is_drifted(now, differences, repairs))
             }
         };
@@ -175,13 +175,13 @@ impl PodVerifier {
             DriftStep::Repair => self.repair(number, &drift).await,
             DriftStep::Leave { is_new } => {
                 if is_new {
-                    self.left(&drift, "VERIFY_REPAIR is off").await;
+                    self.left(&drift, self.leaves().unwrap_or("it was to be left a moment ago"));
                 }
                 false
             }
             DriftStep::Wait { is_new, spent } => {
                 if is_new {
-                    self.contended(&drift, spent).await;
+                    self.contended(&drift, spent);
                 }
                 false
             }
@@ -198,11 +198,11 @@ impl PodVerifier {
                 self.sandboxes().change(number, |entry| entry.is_repaired(now));
                 self.count(drift, DriftAction::Repaired);
                 self.parts.metrics.drift_repaired_within(now.saturating_sub(drift.since));
-                self.restored(drift).await;
+                self.restored(drift);
                 true
             }
             Ok(RepairResult::Left) => {
-                self.left(drift, "the pod's rules are to stay as they are for now").await;
+                self.left(drift, "the pod's rules are to stay as they are for now");
                 false
             }
             Err(RepairFailure { state, text }) => {
@@ -215,26 +215,26 @@ impl PodVerifier {
                 });
                 self.count(drift, DriftAction::Failed);
                 drift.log(&self.parts.log, "the rules of a pod differ and cannot be put right", &text);
-                self.tell(drift, DRIFT, &text).await;
+                self.tell(drift, DRIFT, text);
                 false
             }
         }
     }
 
-    async fn restored(&self, drift: &Drift) {
+    fn restored(&self, drift: &Drift) {
         let text = "the rules of a pod differed and are put right";
         self.parts.log.warn(text, &drift.labels());
         let text = format!("{} They are put right.", drift.text());
-        self.tell(drift, RESTORED, &text).await;
+        self.tell(drift, RESTORED, text);
     }
 
-    async fn left(&self, drift: &Drift, why: &str) {
+    fn left(&self, drift: &Drift, why: &str) {
         self.count(drift, DriftAction::Left);
         drift.log(&self.parts.log, "the rules of a pod differ and are left so", why);
-        self.tell(drift, DRIFT, &format!("{} They are left so: {why}.", drift.text())).await;
+        self.tell(drift, DRIFT, format!("{} They are left so: {why}.", drift.text()));
     }
 
-    async fn contended(&self, drift: &Drift, spent: bool) {
+    fn contended(&self, drift: &Drift, spent: bool) {
         self.count(drift, DriftAction::BackedOff);
         let why = match spent {
             true => "they were put right twenty times within an hour, and are left so until that is over",
@@ -243,24 +243,32 @@ impl PodVerifier {
             }
         };
         drift.log(&self.parts.log, "the rules of a pod differ again", why);
-        self.tell(drift, CONTENDED, &format!("{} Again: {why}.", drift.text())).await;
+        self.tell(drift, CONTENDED, format!("{} Again: {why}.", drift.text()));
     }
 
-    async fn tell_unverifiable(&self, pod: &PodRef, reason: UnverifiableReason, text: &str) {
+    fn tell_unverifiable(&self, pod: &PodRef, reason: UnverifiableReason, text: &str) {
         let label = reason.label();
         let what = "the rules of a pod cannot be verified";
         self.parts.log.error(what, &[("pod", pod), ("reason", &label), ("error", &text)]);
-        if self.told.is_news(&pod.uid, UNVERIFIABLE, label.to_owned(), self.now()) {
-            let text = format!("It cannot be verified that the pod is captured: {text}");
-            self.parts.events.warn(pod, UNVERIFIABLE, &text).await;
-        }
+        let text = format!("It cannot be verified that the pod is captured: {text}");
+        self.tell_once(pod, UNVERIFIABLE, label, text);
     }
 
-    async fn tell(&self, drift: &Drift, reason: &'static str, text: &str) {
-        let culprit = drift.culprit.label().to_owned();
-        if self.told.is_news(&drift.pod.uid, reason, culprit, self.now()) {
-            self.parts.events.warn(&drift.pod, reason, text).await;
+    fn tell(&self, drift: &Drift, reason: &'static str, text: String) {
+        self.tell_once(&drift.pod, reason, drift.culprit.label(), text);
+    }
+
+    /// Writes an Event, once in an hour for each `what`. No look waits for the API server, and what it does not take is news again.
+    fn tell_once(&self, pod: &PodRef, reason: &'static str, what: &'static str, text: String) {
+        if !self.told.is_news(&pod.uid, reason, what, self.now()) {
+            return;
         }
+        let (events, told, pod) = (self.parts.events.clone(), self.told.clone(), pod.clone());
+        tokio::spawn(async move {
+            if !events.warn(&pod, reason, &text).await {
+                told.unsay(&pod.uid, reason, what);
+            }
+        });
     }
 
     /// Says in `/readyz?verbose` that the kernel does not let this agent look.

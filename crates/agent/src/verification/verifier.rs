@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -44,11 +45,13 @@ pub(crate) struct VerifierParts {
 pub(crate) struct PodVerifier {
     pub(super) parts: VerifierParts,
     pub(super) schedule: Schedule,
+    /// Pods are captured at all, by the options of now.
+    captures: AtomicBool,
     /// Times are since then.
     start: Instant,
     modes: OnceLock<Vec<Arc<dyn VerifiedMode>>>,
     pub(super) watch: OnceLock<NetnsWatch>,
-    pub(super) told: ToldDrifts,
+    pub(super) told: Arc<ToldDrifts>,
     sandboxes: Mutex<Sandboxes>,
     /// The pods, or what is expected of them, may have changed.
     pub(super) changed: Notify,
@@ -76,11 +79,12 @@ impl PodVerifier {
     pub(crate) fn new(parts: VerifierParts) -> Arc<Self> {
         Arc::new(Self {
             schedule: Schedule::new(parts.config.interval, parts.config.full),
+            captures: AtomicBool::new(parts.config.captures),
             parts,
             start: Instant::now(),
             modes: OnceLock::new(),
             watch: OnceLock::new(),
-            told: ToldDrifts::default(),
+            told: Arc::default(),
             sandboxes: Mutex::default(),
             changed: Notify::new(),
             hurried: Notify::new(),
@@ -92,6 +96,21 @@ impl PodVerifier {
     pub(crate) fn verify(&self, modes: Vec<Arc<dyn VerifiedMode>>) {
         let _ = self.modes.set(modes);
         self.changed.notify_one();
+    }
+
+    /// Goes by changed options from now on.
+    pub(crate) fn follow(&self, config: &VerifyConfig) {
+        self.captures.store(config.captures, Ordering::Relaxed);
+        self.parts.metrics.capture_enabled(config.captures);
+        self.changed.notify_one();
+    }
+
+    /// Why what differs is left, if it is.
+    pub(super) fn leaves(&self) -> Option<&'static str> {
+        let captures = self.captures.load(Ordering::Relaxed);
+        (!self.parts.config.repairs)
+            .then_some("VERIFY_REPAIR is off")
+            .or((!captures).then_some("CAPTURE is disabled"))
     }
 
     /// Every pod that should be captured, each once, with what is known of it now.

@@ -136,6 +136,7 @@ fn disabled_capture_lets_no_pod_in_and_none_out() {
         Ok(())
     })
     .unwrap();
+    assert_eq!(agent.metric("istio_cni_capture_enabled").unwrap(), 0.0);
     let running = node.mesh.running("mesh", "running", &[]).unwrap();
     let labelled = node.mesh.running("default", "labelled", &[]).unwrap();
     node.mesh.node.api.set_pod(labelled.object(&[(MODE, "ambient")], true));
@@ -166,6 +167,14 @@ fn disabled_capture_lets_no_pod_in_and_none_out() {
     for pod in [&running, &labelled, &inside] {
         wait_in(&node.mesh, pod).unwrap();
     }
+    // What differs is put right again, too.
+    assert_eq!(agent.metric("istio_cni_capture_enabled").unwrap(), 1.0);
+    running.netns.nft("delete table inet istio-ambient-nat").unwrap();
+    agent
+        .log()
+        .wait_for(&["the rules of a pod differed and are put right", "mesh/running"], PATIENCE)
+        .unwrap();
+    assert!(running.is_redirected().unwrap());
 }
 
 #[test]
