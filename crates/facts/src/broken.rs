@@ -37,6 +37,16 @@ impl BrokenRules {
         Some(failed.started_at.as_deref().unwrap_or_default())
     }
 
+    /// Whether a validation container has failed and does not run: kubelet starts it again when its back-off is over.
+    pub fn waits_for_kubelet(&self, pod: &Object) -> bool {
+        let mut statuses = pod.init_statuses().filter(|status| self.is_its(status.name.as_deref()));
+        let waits = statuses.any(|status| {
+            let last = status.ended().or_else(|| status.ended_before());
+            !status.is_running() && last.is_some_and(|end| !end.is_success() && self.is_failure(end))
+        });
+        waits && !pod.never_restarts() && self.is_annotated(pod)
+    }
+
     /// Whether it has failed for good: nothing starts any container of the pod again.
     pub fn is_lost(&self, pod: &Object) -> bool {
         let failed = |end: &Terminated| !end.is_success() && self.is_failure(end);

@@ -26,6 +26,8 @@ use super::record::{Start, StartEvidence};
 use super::rules::{Loading, RulesFailure, origin};
 use crate::pods::Reconcile;
 
+/// `reason` of the Event about a pod that has its rules and is started again later.
+const REPAIRED: &str = "CaptureRepaired";
 /// On how many pods it is worked at once.
 const PLACES: usize = 4;
 /// Pauses between the tries: what is not seen may be there a moment later.
@@ -322,10 +324,28 @@ impl Sidecars {
                 [("pod", &pod), ("netns", &netns.path().display()), ("backend", &loaded.applied.backend)];
             self.parts.log.info("a pod that started without its rules has them now", &labels);
             self.parts.metrics.repaired_pod("repair", "success");
+            self.tell_that_kubelet_waits(&pod, object);
             return Ok(());
         }
         self.suspect(&pod, object, before);
         Ok(())
+    }
+
+    /// The rules of a pod have come after its validation had failed: kubelet pauses before it starts that again, which nobody can shorten, and the
+    /// pod's Event says so. The original writes none.
+    fn tell_that_kubelet_waits(&self, pod: &PodRef, object: &Object) {
+        let RepairOptions { trigger, broken, .. } = self.options();
+        if *trigger == RepairTrigger::Crash || !broken.waits_for_kubelet(object) {
+            return;
+        }
+        let container = if broken.container.is_empty() { "its validation" } else { &*broken.container };
+        let text = format!(
+            "the pod started without its rules and has them now; {container} had failed before, and kubelet starts it again after its back-off, up to \
+             5 minutes, which the agent cannot shorten; delete the pod to have another one at once"
+        );
+        let (events, pod) = (self.parts.events.clone(), pod.clone());
+        // No other pod's rules wait for the API server.
+        tokio::spawn(async move { events.tell(&pod, REPAIRED, &text).await });
     }
 
     /// The rules are as planned, and the pod's validation fails all the same. A try that was begun before they came says nothing.

@@ -117,3 +117,21 @@ fn a_pod_that_nothing_starts_again_is_lost() {
         !lost("Pending", "Never", 126) && !lost("Failed", "OnFailure", 126) && !lost("Failed", "Never", 1)
     );
 }
+
+#[test]
+fn a_validation_that_has_failed_waits_for_kubelet_until_it_runs_again() {
+    let waiting = || json!({"waiting": {"reason": "CrashLoopBackOff"}});
+    let (failed, none) = (|| ended(126, "Error", ""), || json!({}));
+    for (what, annotated, state, last, waits) in [
+        ("it has not started yet", true, waiting(), none(), false),
+        ("the first failure", true, failed(), none(), true),
+        ("crash loop", true, waiting(), failed(), true),
+        ("it runs again", true, json!({"running": {}}), failed(), false),
+        ("it is well now", true, ended(0, "Completed", ""), failed(), false),
+        ("it fails otherwise", true, waiting(), ended(1, "Error", ""), false),
+        ("it is another's", false, waiting(), failed(), false),
+    ] {
+        let pod = pod(annotated, &json!([status(VALIDATION, &state, &last)]));
+        assert_eq!(rules(126, "").waits_for_kubelet(&pod), waits, "{what}");
+    }
+}

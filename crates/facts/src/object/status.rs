@@ -192,7 +192,7 @@ impl ContainerStatus {
         self.ended().is_some_and(|terminated| terminated.exit_code == Some(0))
     }
 
-    pub(super) fn is_running(&self) -> bool {
+    pub(crate) fn is_running(&self) -> bool {
         self.state.as_ref().is_some_and(|state| state.running.is_some())
     }
 

@@ -294,6 +294,28 @@ fn by_crash_only_a_pod_whose_validation_fails_is_repaired_and_no_event_is_writte
     assert_eq!(repaired(&agent, "repair", "success"), 1.0);
 }
 
+/// Kubelet pauses longer and longer before a container that fails.
+#[test]
+fn a_repaired_pod_whose_validation_had_failed_is_told_that_kubelet_waits() {
+    let mesh = Mesh::new().unwrap();
+    let _agent = agent(&mesh, "REPAIR").ready().unwrap();
+    let quiet = started(&mesh, "quiet", |pod| pod);
+    let fails = started(&mesh, "fails", broken);
+    wait_repaired(&quiet);
+    wait_repaired(&fails);
+    eventually("the pod has its event", PATIENCE, || {
+        ensure!(!mesh.node.api.events().is_empty());
+        Ok(())
+    })
+    .unwrap();
+    std::thread::sleep(A_WHILE);
+    let events = mesh.node.api.events();
+    let told = |path: &str| events[0].pointer(path).and_then(Value::as_str).unwrap();
+    assert_eq!((told("/involvedObject/name"), events.len()), ("fails", 1), "{events:?}");
+    assert_eq!((told("/reason"), told("/type")), ("CaptureRepaired", "Normal"));
+    assert!(told("/message").contains("up to 5 minutes") && told("/message").len() < 300, "{events:?}");
+}
+
 /// A job's pod that nothing starts again is told of once, by this agent and the next, and is not deleted.
 #[test]
 fn a_pod_that_no_repair_can_help_is_told_of_once() {
