@@ -33,6 +33,7 @@ mod mesh_soak;
 mod mesh_start;
 mod mesh_truth;
 mod mesh_verify;
+mod mesh_verify_many;
 mod mesh_waiting;
 mod neighbours;
 mod reboot;
