@@ -142,6 +142,11 @@ impl Ztunnels {
         self.peers().len()
     }
 
+    /// Whether a ztunnel that is connected has the pod.
+    pub fn have(&self, uid: &str) -> bool {
+        self.peers().iter().any(|ztunnel| ztunnel.has(uid))
+    }
+
     /// Whether the newest ztunnel was sent all pods. Until then its answer about a pod is pending.
     pub fn is_informed(&self) -> bool {
         self.peers().last().is_some_and(|newest| newest.is_informed())

@@ -185,7 +185,8 @@ impl Ambient {
             addresses: member.ips().to_vec(),
             listeners: LISTENERS.to_vec(),
             proxy_started: member.have.ztunnel == Ztunnel::Taken,
-            acknowledged: member.have.ztunnel == Ztunnel::Taken && self.pods.ztunnels.connected() > 0,
+            // The one that has taken it may be gone, and the next one not have heard of it yet.
+            acknowledged: member.have.ztunnel == Ztunnel::Taken && self.pods.ztunnels.have(&member.key.uid),
         })
     }
 

@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 use testkit::apiserver::Fault;
 use testkit::mesh::{Mesh, MeshPod, REDIRECTION};
+use testkit::ztunnel::{Answer, Script};
 use testkit::{Agent, PATIENCE, at_once, eventually};
 
 use crate::mesh::wait_in;
@@ -121,6 +122,34 @@ fn a_ztunnel_that_comes_soon_leaves_neither_events_nor_warnings() {
     wait_verbose(&agent, |text| !text.contains("ztunnel:"));
     assert_eq!(complaints(&agent, &pods), Vec::<String>::new());
     assert!(mesh.node.api.events().is_empty(), "{:?}", mesh.node.api.events());
+}
+
+/// The next ztunnel is connected, and says nothing of the pods that the one before had.
+#[test]
+fn no_pod_counts_as_verified_by_the_word_of_a_ztunnel_that_is_gone() {
+    let (mesh, agent, ztunnel) = Mesh::served().unwrap();
+    let pods = pods(&mesh, 2);
+    let counted = |series: &str| agent.metric(&format!("istio_cni_pods_{series}"));
+    let wait = |series: &str| {
+        eventually(series, PATIENCE, || {
+            ensure!(counted(series)? == pods.len() as f64);
+            Ok(())
+        })
+        .unwrap();
+    };
+    wait("verified{mode=\"ambient\"}");
+    drop(ztunnel);
+    let unacknowledged = "unverified{mode=\"ambient\",reason=\"\",state=\"unacknowledged\"}";
+    wait(unacknowledged);
+    let silent = mesh.ztunnel_that(Script::answering(|_| Answer::Silence)).unwrap();
+    silent.wait_requests(1, PATIENCE).unwrap();
+    for _ in 0..20 {
+        assert_eq!(counted(unacknowledged).unwrap(), 2.0);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    drop(silent);
+    let _ztunnel = mesh.ztunnel().unwrap();
+    wait("verified{mode=\"ambient\"}");
 }
 
 /// Pods that were in before the agent came wait as well, and no try of theirs fails.
