@@ -76,8 +76,8 @@ pub(super) enum LastLook {
 /// What is done about a drift.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum DriftStep {
-    /// It is repaired now.
-    Repair,
+    /// It is repaired now; `is_new`: it was not seen before.
+    Repair { is_new: bool },
     /// It is left; `is_new`: that was not so before.
     Leave { is_new: bool },
     /// The repair waits; `is_new`: it did not before. `spent`: there were too many.
@@ -201,12 +201,12 @@ impl VerifiedSandbox {
             was_known.then(|| self.known.culprit.clone()).flatten()
         });
         self.known.culprit = Some(writer.unwrap_or_else(|| self.unseen(&drift)));
-        let is_differing = matches!(was, LastLook::Differs { .. });
+        let is_new = !matches!(was, LastLook::Differs { .. }) || before != self.known.drift;
         if !repairs {
             self.known.seen = LastLook::Differs { contended: false };
-            return DriftStep::Leave { is_new: !is_differing || before != self.known.drift };
+            return DriftStep::Leave { is_new };
         }
-        let mut step = DriftStep::Repair;
+        let mut step = DriftStep::Repair { is_new };
         self.retry = None;
         for kind in drift {
             let (at, spent) = match self.relapses.entry(kind).or_default().drifted(now) {
@@ -217,7 +217,7 @@ impl VerifiedSandbox {
             self.retry = Some(self.retry.map_or(at, |before| before.max(at)));
             step = DriftStep::Wait { is_new: was != LastLook::Differs { contended: true }, spent };
         }
-        self.known.seen = LastLook::Differs { contended: step != DriftStep::Repair };
+        self.known.seen = LastLook::Differs { contended: !matches!(step, DriftStep::Repair { .. }) };
         step
     }
 

@@ -172,10 +172,12 @@ impl PodVerifier {
         let Some((step, drift)) = step.zip(self.drift(number)) else { return false };
         mode.compared(&pod, &comparison);
         match step {
-            DriftStep::Repair => self.repair(number, &drift).await,
+            DriftStep::Repair { is_new } => self.repair(number, &drift, is_new).await,
             DriftStep::Leave { is_new } => {
                 if is_new {
-                    self.left(&drift, self.leaves().unwrap_or("it was to be left a moment ago"));
+                    let why = self.leaves().unwrap_or("it was to be left a moment ago");
+                    self.left(&drift, why);
+                    self.tell(&drift, DRIFT, format!("{} They are left so: {why}.", drift.text()));
                 }
                 false
             }
@@ -188,7 +190,8 @@ impl PodVerifier {
         }
     }
 
-    async fn repair(&self, number: u64, drift: &Drift) -> bool {
+    /// `is_new`: it was not seen before.
+    async fn repair(&self, number: u64, drift: &Drift, is_new: bool) -> bool {
         let repaired = drift.mode.repair(&drift.pod).await;
         self.skip_events(number);
         let now = self.now();
@@ -202,7 +205,10 @@ impl PodVerifier {
                 true
             }
             Ok(RepairResult::Left) => {
-                self.left(drift, "the pod's rules are to stay as they are for now");
+                // The mode tells people of pods that it leaves, such as those that started without rules.
+                if is_new {
+                    self.left(drift, "the pod's rules are to stay as they are for now");
+                }
                 false
             }
             Err(RepairFailure { state, text }) => {
@@ -231,7 +237,6 @@ impl PodVerifier {
     fn left(&self, drift: &Drift, why: &str) {
         self.count(drift, DriftAction::Left);
         drift.log(&self.parts.log, "the rules of a pod differ and are left so", why);
-        self.tell(drift, DRIFT, format!("{} They are left so: {why}.", drift.text()));
     }
 
     fn contended(&self, drift: &Drift, spent: bool) {
