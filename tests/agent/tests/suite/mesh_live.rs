@@ -93,7 +93,12 @@ fn a_changed_annotation_is_in_force_at_once() {
         annotate(&mesh, &pod, &[(DNS, "true"), (BYPASS, "true")]);
         wait_captured(&pod, [false, true, true]);
         assert_eq!(mesh.annotation(&pod).as_deref(), Some("enabled"), "{}", agent.log().text());
-        assert_eq!(agent.metric("istio_cni_live_updates_total{result=\"applied\"}").unwrap(), 3.0);
+        let applied = || agent.metric("istio_cni_live_updates_total{result=\"applied\"}");
+        eventually("all are counted", PATIENCE, || {
+            ensure!(applied()? == 3.0);
+            Ok(())
+        })
+        .unwrap();
         assert_eq!(agent.metric("istio_cni_live_updates_total{result=\"refused\"}").unwrap(), 1.0);
     }
 }
