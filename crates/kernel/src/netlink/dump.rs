@@ -141,10 +141,18 @@ impl NetlinkSocket {
         Err(Error::NoAnswer)
     }
 
-    /// On a kept socket, events that nobody has read yet may leave no room for an answer. They are read before the next try.
-    fn disturbed_by_events(&self, error: Error) -> Result<Dumped, Error> {
-        let no_room = matches!(error, Error::NoAnswer) || error.errno() == Some(Errno::NOBUFS);
-        if self.events.is_some() && no_room { Ok(Dumped::Disturbed) } else { Err(error) }
+    /// On a kept socket, events that nobody has read yet may leave no room for an answer. They are read before the next try. The kernel may not
+    /// have ended that answer: it is busy with it then, and goes on once there is room, so that the rest is to be read away.
+    fn disturbed_by_events(&mut self, error: Error) -> Result<Dumped, Error> {
+        let is_busy = error.errno() == Some(Errno::BUSY);
+        let no_room = is_busy || matches!(error, Error::NoAnswer) || error.errno() == Some(Errno::NOBUFS);
+        if self.events.is_none() || !no_room {
+            return Err(error);
+        }
+        if is_busy {
+            self.note_unread(true);
+        }
+        Ok(Dumped::Disturbed)
     }
 }
 
