@@ -116,8 +116,34 @@ impl Range {
         Ok(counts)
     }
 
-    /// What is not as the evaluator says, in words.
+    /// What is not as the evaluator says, in words. After an error nothing of the rules is left either: the next case, or a smaller one, would find
+    /// them.
     fn disagreement(
+        &self,
+        loader: Loader,
+        loaded: &Ruleset,
+        expected: &Ruleset,
+        attempts: &[Attempt],
+    ) -> Result<Option<String>> {
+        let found = self.disagreement_after_loading(loader, loaded, expected, attempts);
+        if found.is_err() {
+            self.flush()?;
+        }
+        found
+    }
+
+    /// Takes everything away, whoever has loaded it.
+    fn flush(&self) -> Result<()> {
+        self.pod.own().nft("flush ruleset")?;
+        for program in ["iptables-legacy", "ip6tables-legacy"] {
+            for (table, what) in [("filter", "-F"), ("filter", "-X"), ("nat", "-F"), ("nat", "-X")] {
+                self.pod.own().run(Command::new(program).args(["-t", table, what]))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn disagreement_after_loading(
         &self,
         loader: Loader,
         loaded: &Ruleset,
@@ -222,6 +248,19 @@ fn input(rules: Vec<Rule>) -> Ruleset {
 
 fn port(ports: Ports) -> Match {
     Match::DestinationPort { ports, not: false }
+}
+
+/// Otherwise what a failure shrinks to would be what the failures before it have left.
+#[test]
+fn a_failure_leaves_nothing_to_the_next_case() {
+    let range = Range::new().expect("a pod, as root");
+    let rules = input(vec![Rule::new(Vec::new(), Action::Accept, "all").counted_as("count-0")]);
+    for loader in Loader::ALL {
+        range.load(loader, &rules).expect("the rules load");
+        let error = range.disagreement(loader, &rules, &rules, &[]).expect_err("they are there already");
+        assert!(error.to_string().contains("something was there"), "{loader:?}: {error:#}");
+        assert_eq!(range.disagreement(loader, &rules, &rules, &[]).expect("nothing is left"), None);
+    }
 }
 
 /// The comparison itself can fail: without a rule that a packet meets, the packet gives it away.
