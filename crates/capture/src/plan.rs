@@ -379,4 +379,4 @@ fn families(v4: bool, v6: bool) -> Option<Families> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

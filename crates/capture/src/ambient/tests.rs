@@ -3,6 +3,7 @@ use super::*;
 use proptest::prelude::*;
 use std::slice::from_ref;
 
+use crate::plan::tests::families_without_own_chain;
 use ruleset::eval::{Owner, Packet, State, Verdict, evaluate, translations_last};
 use ruleset::{Backend, NoMembers, Routing, Ruleset, check, iptables, nft};
 
@@ -387,6 +388,9 @@ proptest! {
             for plan in plans {
                 let rules = only(plan);
                 prop_assert_eq!(check(&rules), Ok(()));
+                // Where no backend of iptables loads it, nothing has to be found by its names.
+                let lost = families_without_own_chain(&rules);
+                prop_assert!(backend == Backend::Nftables || lost.is_empty(), "{lost:?} of {rules:?}");
                 let all = rules.tables.iter().flat_map(|table| &table.chains).flat_map(|chain| &chain.rules);
                 for rule in all {
                     prop_assert!(!rule.why.is_empty() && rule.why.len() <= nft::COMMENT_MAX, "{}", rule.why);

@@ -1,8 +1,8 @@
 use super::*;
 
-use crate::settings::DnsCapture;
+use crate::settings::{DnsCapture, Prefixes, Ranges};
 use proptest::prelude::*;
-use ruleset::{Ruleset, check};
+use ruleset::{Family, Ruleset, check, iptables};
 
 const NFT: PlanTarget = PlanTarget { backend: Backend::Nftables, ipv6: false };
 
@@ -146,6 +146,56 @@ fn drop_invalid_is_for_tcp_in_nftables_and_for_all_in_iptables() {
         ["ct state invalid counter jump istio-drop"]
     );
     assert_eq!(chain(&nft, TableKind::Mangle, "istio-drop"), ["counter drop"]);
+}
+
+/// Families of which a layer has rules, all of them in built-in chains of iptables.
+pub(crate) fn families_without_own_chain(layer: &Ruleset) -> Vec<Family> {
+    let has = |family| {
+        let chains = || layer.tables.iter().flat_map(|table| &table.chains);
+        let has_rules = chains().any(|chain| iptables::rules(chain, family).next().is_some());
+        let has_own = layer.tables.iter().any(|table| iptables::own_chains(table, family).next().is_some());
+        layer.families().contains(&family) && has_rules && !has_own
+    };
+    [Family::V4, Family::V6].into_iter().filter(|family| has(*family)).collect()
+}
+
+/// The iptables backend knows by the names of chains whether anything of ours is there, and lists rules only then.
+#[test]
+fn where_a_plan_has_rules_it_has_a_chain_of_its_own() {
+    let none = PortChoice::none;
+    let mut all = vec![
+        Settings::default(),
+        Settings { inbound_ports: none(), ..Settings::default() },
+        Settings { outbound_ranges: Ranges::Only(Prefixes::default()), ..Settings::default() },
+        Settings {
+            inbound_ports: none(),
+            outbound_ranges: Ranges::Only(Prefixes::default()),
+            ..Settings::default()
+        },
+        Settings {
+            reroute_interfaces: vec!["tap0".to_owned()],
+            excluded_interfaces: vec!["net1".to_owned()],
+            ..Settings::default()
+        },
+    ];
+    for settings in all.clone() {
+        all.push(Settings { dns: DnsCapture::All, drop_invalid: true, ..settings });
+    }
+    for settings in all.clone() {
+        all.push(Settings { mode: Mode::Tproxy, ..settings });
+    }
+    for settings in all {
+        for backend in [Backend::Nftables, Backend::Iptables] {
+            for ipv6 in [true, false] {
+                let target = PlanTarget { backend, ipv6 };
+                for layer in
+                    [plan(&settings, target), plan_drain(&settings, target)].iter().flat_map(|p| &p.layers)
+                {
+                    assert_eq!(families_without_own_chain(layer), [], "{settings:?} {target:?}\n{layer:?}");
+                }
+            }
+        }
+    }
 }
 
 /// nf_tables goes on behind a tproxy rule whose port has no listener; iptables drops.

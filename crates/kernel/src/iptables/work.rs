@@ -207,7 +207,8 @@ pub(super) fn may_hold_ours(layers: &[Ruleset], family: Family, present: &Presen
 }
 
 /// Whether the rules that are there tell a setup anything. In the nft variant they do not where no chain has a name that a chain of the owner
-/// has, also in a table or beside chains by which it is somebody else's: a setup must not take that for its own later.
+/// has, also in a table or beside chains by which it is somebody else's: a setup must not take that for its own later. So a layer that has rules in
+/// built-in chains only would not be found again: every layer has a chain of its own in each family of which it has rules.
 fn must_be_listed(layers: &[Ruleset], present: &Present, variant: Variant) -> bool {
     if variant == Variant::Legacy {
         return present.legacy;
