@@ -17,8 +17,8 @@ use std::time::{Duration, Instant, SystemTime};
 use ::conflicts::{Conflict, NetnsScope, ObservedNetns, Resolution, Severity};
 use capture::ambient::{MARK_MASK, ZTUNNEL_MARK};
 use facts::PodRef;
-use kernel::Kernel;
 use kernel::observed::{ObservedSubject, PodProcesses, generation, scan_processes};
+use kernel::{Change, Kernel};
 use netns::{Inside, NetnsId};
 use options::agent::{BadOption, Options, Setting};
 use ruleset::Plan;
@@ -274,7 +274,9 @@ impl Conflicts {
         if !allowed {
             return Ok(None);
         }
-        look.kernel.put_first(look.inside, look.plan)?;
+        if look.kernel.put_first(look.inside, look.plan)? == Change::None {
+            return Ok(None);
+        }
         let legacy = kernel::observed::legacy_tables(look.inside).ok();
         self.known().entry(look.inside.id()).or_default().older = legacy;
         self.parts.metrics.conflict_resolved(&worst.id.to_string());

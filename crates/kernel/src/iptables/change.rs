@@ -220,7 +220,7 @@ impl<'a> LayerView<'a> {
         found
     }
 
-    /// Rules of others before those of the layer that must lead: the first of each chain. Where it has rules after those of others, too, that is
+    /// Rules of others before or among those of the layer that must lead: the first one of each chain. Where it has rules after those of others, too, that is
     /// always looked at.
     fn preceding(&self) -> Vec<Difference> {
         let Some((saved, plan)) = self.saved.zip(self.plan) else { return Vec::new() };
@@ -228,14 +228,12 @@ impl<'a> LayerView<'a> {
             return Vec::new();
         }
         let mut found = Vec::new();
-        for chain in plan.chains.iter().filter(|chain| leading(chain, self.side.family) > 0) {
-            let name = chain_name(chain);
-            let mut there = saved.rules.iter().enumerate().filter(|(_, rule)| rule.chain == name);
-            if let Some((number, first)) = there.next()
-                && !self.shared.contains(&number)
-                && !self.earlier.contains(&number)
-            {
-                found.push(Difference::Preceded { table: self.label(), chain: name, by: first.text.clone() });
+        for chain in &plan.chains {
+            let (name, leading) = (chain_name(chain), leading(chain, self.side.family));
+            let there = saved.rules.iter().enumerate().filter(|(_, rule)| rule.chain == name);
+            let mut first = there.filter(|(number, _)| !self.earlier.contains(number)).take(leading);
+            if let Some((_, other)) = first.find(|(number, _)| !self.shared.contains(number)) {
+                found.push(Difference::Preceded { table: self.label(), chain: name, by: other.text.clone() });
             }
         }
         found

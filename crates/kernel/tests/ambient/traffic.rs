@@ -7,6 +7,7 @@ use capture::ambient::{
     DNS_PORT, HBONE_PORT, INBOUND_PORT, NodeOptions, OUTBOUND_PORT, PROBE_V4, PROBE_V6, PROBES_V4, PROBES_V6,
     PodOptions, ProbeSender, ZTUNNEL_MARK, plan_host,
 };
+use capture::{PlanTarget, Settings};
 use kernel::{Change, Difference};
 use ruleset::Backend;
 use testkit::probe::{Flow, Listener, Listeners, Outcome};
@@ -273,6 +274,28 @@ fn a_probe_is_told_by_its_source_and_what_is_forwarded_is_not_touched() {
         drop(lab.inside.take_records());
         // The pod answers by the node's route alone.
         assert!(!sh(&lab.pod, "ip -4 address").contains("169.254"));
+    }
+}
+
+/// Rules of others come between those of ours, too, of which a sidecar with an excluded interface has several in a built-in chain.
+#[test]
+fn rules_of_others_between_those_that_lead_are_put_behind_them() {
+    let settings = Settings { excluded_interfaces: vec!["net1".to_owned()], ..Settings::default() };
+    for way in Way::ALL {
+        let Way::Iptables(_) = way else { continue };
+        let ns = TestNetns::new().unwrap();
+        let plan = capture::plan(&settings, PlanTarget { backend: way.backend(), ipv6: true });
+        way.apply(&ns, &plan).unwrap();
+        assert_eq!(way.put_first(&ns, &plan), Change::None, "{way:?}: nobody else is there");
+        let rules = || way.shell(&ns, "iptables -t nat -S OUTPUT");
+        let ours = rules();
+        assert!(ours.lines().count() > 2, "{way:?}: a policy and several rules: {ours}");
+        way.shell(&ns, "iptables -t nat -I OUTPUT 2 -d 192.0.2.1 -j ACCEPT");
+        assert_eq!(way.observe(&ns, &plan), [], "{way:?}: they are all there");
+        assert_eq!(way.put_first(&ns, &plan), Change::Replaced, "{way:?}");
+        let last = "-A OUTPUT -d 192.0.2.1/32 -j ACCEPT\n";
+        assert_eq!(rules(), format!("{ours}{last}"), "{way:?}");
+        assert_eq!(way.put_first(&ns, &plan), Change::None, "{way:?}");
     }
 }
 
