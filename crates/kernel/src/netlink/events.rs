@@ -27,8 +27,9 @@ const TRIES: usize = 3;
 const MOST_EVENTS: usize = 256;
 /// Bytes of the rest of an answer that are read away. Beyond, the socket is of no use.
 const MOST_DRAINED: usize = 8 << 20;
-/// Ports of the netfilter sockets of this process: so many numbers from a random one on. The kernel gives ports by process ids, which have no top
-/// bit.
+/// Ports of the netfilter sockets of this process: so many numbers from a random one on, with the top bit. The kernel gives a socket its process's id
+/// for a port, which has no top bit; and where that is taken, because the process has two, the next one downward of the numbers below -4096
+/// (`netlink_autobind`), which may be one of these.
 const PORTS: u32 = 4096;
 const TOP_BIT: u32 = 1 << 31;
 
@@ -205,7 +206,8 @@ pub(super) fn bind_to_port_of_ours(fd: &OwnedFd) -> Result<u32, Error> {
     Err(Error::Socket(Errno::ADDRINUSE.into()))
 }
 
-/// Whether a netfilter socket with this port is one of this process. Somebody else can have such a port only by asking for that number.
+/// Whether a netfilter socket with this port is one of this process. Somebody else has such a port if he asks for that number, or by a chance of about
+/// one in half a million, where the kernel chooses one with the top bit.
 pub(crate) fn is_port_of_ours(port: u32) -> bool {
     (first_port()..first_port() + PORTS).contains(&port)
 }

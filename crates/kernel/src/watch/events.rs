@@ -43,8 +43,8 @@ impl RulesetCommit {
     /// Whether this process has committed by a netlink socket of its own. Programs that it starts are others.
     ///
     /// The pid does not tell: threads of ours that work inside of namespaces are gone when the event is read, and this process may be in a pid
-    /// namespace of its own. The socket does. A program with the right to change the rules could take such a socket's number on purpose, after it is
-    /// closed; the generation ([`super::KeptSockets::unchanged`]) tells of that commit all the same.
+    /// namespace of its own. The socket does. A program with the right to change the rules could take such a socket's number on purpose, where it is
+    /// free, or, hardly ever, get it by chance; the generation ([`super::KeptSockets::unchanged`]) tells of that commit all the same.
     #[must_use]
     pub fn is_own(&self) -> bool {
         is_port_of_ours(self.port)
