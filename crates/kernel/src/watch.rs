@@ -26,7 +26,7 @@ pub use probe::{EventSupport, probe};
 
 use crate::apply::{missing_routing, other};
 use crate::netlink::{self, NetlinkSocket};
-use crate::{Difference, Kernel, route, sockets};
+use crate::{Difference, Kernel, route};
 
 /// A question to a namespace over sockets that are kept there, which failed. The sockets are not to be used again: their next answers may be those to
 /// older questions.
@@ -55,9 +55,6 @@ pub enum Error {
         /// From `socket(2)` or `getsockopt(2)`.
         source: std::io::Error,
     },
-    /// The listening sockets could not be listed.
-    #[error(transparent)]
-    Sockets(#[from] sockets::Error),
 }
 
 /// The sockets that are kept in one namespace, for any thread: two, and a third where there are tables of iptables-legacy. They keep the namespace
@@ -117,18 +114,6 @@ impl KeptSockets {
         [self.netfilter.as_fd(), self.route.as_fd()]
     }
 
-    /// How many descriptors they are, beside the namespace's own.
-    #[must_use]
-    pub fn descriptor_count(&self) -> usize {
-        self.descriptors().len() + usize::from(self.legacy.is_some())
-    }
-
-    /// The namespace.
-    #[must_use]
-    pub fn namespace(&self) -> &Arc<Netns> {
-        &self.netns
-    }
-
     /// What has happened since the last call. Never waits; if there is much, the rest comes with the next call.
     ///
     /// A question reads what has come before its answer, so after one this is to be called whether or not a descriptor is readable.
@@ -174,15 +159,6 @@ impl KeptSockets {
         }
     }
 
-    /// Those of the ports on which a TCP socket listens, of either family. Enters the namespace.
-    ///
-    /// # Errors
-    /// It cannot be entered, or the kernel did not answer.
-    pub fn listening(&self, ports: &[u16]) -> Result<Vec<u16>, Error> {
-        let ask = |inside: &Inside| sockets::Sockets::open(inside)?.listening(ports);
-        Ok(self.netns.enter(ask)??)
-    }
-
     pub(crate) fn netfilter(&mut self) -> &mut NetlinkSocket {
         &mut self.netfilter
     }
@@ -212,14 +188,13 @@ impl KeptSockets {
     }
 
     /// Notes what there is before it is compared: whatever changes meanwhile will be found to have changed.
-    fn look(&mut self, inside: Option<&Inside>) -> Result<(), Error> {
+    fn look(&mut self) -> Result<(), Error> {
         self.seen = None;
         let generation = self.committed()?;
         let Self { netns, legacy, .. } = self;
-        let tables = match inside.filter(|inside| inside.id() == netns.id()) {
-            _ if !LegacyTables::may_exist() => LegacyTables::default(),
-            Some(inside) => legacy_tables(inside, legacy)?,
-            None => netns.enter(|inside| legacy_tables(inside, legacy))??,
+        let tables = match LegacyTables::may_exist() {
+            true => netns.enter(|inside| legacy_tables(inside, legacy))??,
+            false => LegacyTables::default(),
         };
         let legacy = legacy::content(self.legacy.as_ref(), tables)?;
         self.seen = Some(Fingerprint { generation, legacy });
@@ -258,30 +233,8 @@ impl Kernel<'_> {
     /// # Errors
     /// The kernel could not be asked. The sockets are to be opened anew.
     pub fn check(&self, kept: &mut KeptSockets, plan: &Arc<Plan>) -> Result<Check, crate::Error> {
-        self.check_by(None, kept, plan)
-    }
-
-    /// As [`Self::check`], for somebody who is inside for other questions: it is cheaper by the entering.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn check_inside(
-        &self,
-        inside: &Inside,
-        kept: &mut KeptSockets,
-        plan: &Arc<Plan>,
-    ) -> Result<Check, crate::Error> {
-        self.check_by(Some(inside), kept, plan)
-    }
-
-    fn check_by(
-        &self,
-        inside: Option<&Inside>,
-        kept: &mut KeptSockets,
-        plan: &Arc<Plan>,
-    ) -> Result<Check, crate::Error> {
         kept.compare_with(plan);
-        kept.look(inside)?;
+        kept.look()?;
         let check = self.compare(kept, plan);
         kept.rest();
         if matches!(check, Ok(Check::Equal)) {
