@@ -39,7 +39,7 @@ const TCP: u8 = 6;
 /// All states of `net/tcp_states.h` but `TIME_WAIT` (6), `CLOSE` (7) and `LISTEN` (10): a process, or the kernel for one that has closed,
 /// has something to say or to hear still.
 const CONNECTED: u32 = 0x1fff & !(1 << 6 | 1 << 7 | 1 << 10 | 1);
-const LISTENING: u32 = 1 << 10;
+pub(crate) const LISTENING: u32 = 1 << 10;
 /// `SKNLGRP_INET_TCP_DESTROY` and `SKNLGRP_INET6_TCP_DESTROY`, as bits of the groups.
 const CLOSED: u32 = 1 << 0 | 1 << 2;
 /// More than one such message.
@@ -161,25 +161,8 @@ impl Sockets {
     }
 
     fn list_in(&mut self, states: u32, ports: RangeInclusive<u16>) -> Result<Vec<TcpConnection>, Error> {
-        let mut all = Vec::new();
-        for family in FAMILIES {
-            let mut writer = MessageWriter::default();
-            let header = request(family, states, &[0; ID]);
-            writer.message(BY_FAMILY, flags::REQUEST | flags::DUMP, 1, &header, |w| {
-                if *ports.start() > 0 || *ports.end() < u16::MAX {
-                    w.attribute(BYTECODE, &bytecode(&ports));
-                }
-            });
-            let mut found = Vec::new();
-            self.0
-                .dump_most(writer.bytes(), (MOST, "connections"), |message| match message {
-                    Some(message) => found.extend(TcpConnection::read(message)),
-                    None => found.clear(),
-                })
-                .map_err(|source| Error { operation: "list the", source })?;
-            all.append(&mut found);
-        }
-        Ok(all)
+        dump_in(&mut self.0, (states, ports), (MOST, "connections"), TcpConnection::read)
+            .map_err(|source| Error { operation: "list the", source })
     }
 
     /// Those of the ports on which a socket of either family listens.
@@ -209,6 +192,33 @@ impl Sockets {
             Err(source) => Err(Error { operation: "end", source }),
         }
     }
+}
+
+/// What `read` makes of the TCP sockets of both families that are in one of the states and have such a port on this side; of so many of a family at
+/// most.
+pub(crate) fn dump_in<T>(
+    socket: &mut NetlinkSocket,
+    (states, ports): (u32, RangeInclusive<u16>),
+    most: (usize, &'static str),
+    read: impl Fn(&Message<'_>) -> Option<T>,
+) -> Result<Vec<T>, exchange::Error> {
+    let mut all = Vec::new();
+    for family in FAMILIES {
+        let mut writer = MessageWriter::default();
+        let header = request(family, states, &[0; ID]);
+        writer.message(BY_FAMILY, flags::REQUEST | flags::DUMP, 1, &header, |w| {
+            if *ports.start() > 0 || *ports.end() < u16::MAX {
+                w.attribute(BYTECODE, &bytecode(&ports));
+            }
+        });
+        let mut found = Vec::new();
+        socket.dump_most(writer.bytes(), most, |message| match message {
+            Some(message) => found.extend(read(message)),
+            None => found.clear(),
+        })?;
+        all.append(&mut found);
+    }
+    Ok(all)
 }
 
 /// `struct inet_diag_req_v2`.

@@ -10,7 +10,7 @@ use ruleset::{Family, Plan, Routing};
 use rustix::io::Errno;
 
 use crate::netlink::wire::{Message, MessageWriter};
-use crate::netlink::{self, NetlinkSocket, flags};
+use crate::netlink::{NetlinkSocket, flags};
 use crate::route::{Error, unlisted};
 use crate::sets::address;
 
@@ -85,9 +85,7 @@ fn dump(family: u8, kind: u16, mut take: impl FnMut(&Message<'_>)) -> Result<boo
     match dumped {
         Ok(whole) => Ok(whole && seen <= MOST),
         Err(error) if matches!(error.errno(), Some(Errno::OPNOTSUPP | Errno::AFNOSUPPORT)) => Ok(true),
-        Err(error) => {
-            Err::<bool, netlink::Error>(error).map_err(|e| unlisted("list the routing of the namespace", e))
-        }
+        Err(error) => Err(unlisted("list the routing of the namespace", error)),
     }
 }
 

@@ -4,12 +4,9 @@ use netns::Inside;
 use rustix::net::netlink;
 
 use crate::netlink::NetlinkSocket;
-use crate::netlink::flags;
-use crate::netlink::wire::{Message, MessageWriter};
-use crate::sockets::{ANSWER, BEFORE_ID, BY_FAMILY, Error, FAMILIES, ID, MARK, request};
+use crate::netlink::wire::Message;
+use crate::sockets::{ANSWER, BEFORE_ID, Error, LISTENING, MARK, dump_in};
 
-/// The bit of `TCP_LISTEN` (net/tcp_states.h) among the states that are asked for.
-const LISTEN: u32 = 1 << 10;
 /// Sockets of a family that are read.
 const MOST: usize = 4 << 10;
 
@@ -25,22 +22,8 @@ pub(super) struct Listening {
 pub(super) fn listeners(_: &Inside) -> Result<Vec<Listening>, Error> {
     let failed = |source| Error { operation: "list who listens for", source };
     let mut socket = NetlinkSocket::open(Some(netlink::SOCK_DIAG)).map_err(failed)?;
-    let mut all = Vec::new();
-    for family in FAMILIES {
-        let mut writer = MessageWriter::default();
-        let header = request(family, LISTEN, &[0; ID]);
-        writer.message(BY_FAMILY, flags::REQUEST | flags::DUMP, 1, &header, |_| {});
-        let mut found = Vec::new();
-        let most = (MOST, "sockets that listen");
-        socket
-            .dump_most(writer.bytes(), most, |message| match message {
-                Some(message) => found.extend(listening(message)),
-                None => found.clear(),
-            })
-            .map_err(failed)?;
-        all.append(&mut found);
-    }
-    Ok(all)
+    let most = (MOST, "sockets that listen");
+    dump_in(&mut socket, (LISTENING, 0..=u16::MAX), most, listening).map_err(failed)
 }
 
 /// `struct inet_diag_msg`: after the id three numbers that do not matter here, then user and inode.
