@@ -1,9 +1,9 @@
 //! Which start of the machine this is, and whether the agent before this one lived in an earlier one. Namespaces, rules and what is in memory do
 //! not outlive a start of the machine; the state directory does.
 
-use std::fs::{DirBuilder, OpenOptions, Permissions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::fs::{DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -101,11 +101,7 @@ impl BootJournal {
         // kubelet makes it for everybody to read.
         std::fs::set_permissions(&self.dir, Permissions::from_mode(0o700))?;
         let path = self.dir.join(BOOT_NAME);
-        let unfinished = path.with_extension("unfinished");
-        let mut options = OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
-        file.write_all(&serde_json::to_vec(kept)?)?;
-        std::fs::rename(&unfinished, &path)
+        trusted::replace(&path, &path.with_extension("unfinished"), &serde_json::to_vec(kept)?)
     }
 }
 

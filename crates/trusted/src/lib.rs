@@ -1,14 +1,15 @@
 //! Files whose content is believed: a pod's facts, a kubeconfig with what it names, records of what was done, options. Who can write one of
 //! them decides which pods are captured, or which API server is asked. So each is opened once, what was opened is looked at, and it is read
 //! only if it is a regular file that nobody can write but root and the user of this process. The same goes for the directory that it is in,
-//! because whoever can write there can put another file under the name.
+//! because whoever can write there can put another file under the name. Files of our own that are read so are written here, too.
 
 use std::ffi::OsStr;
 use std::fmt::{self, Display};
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, Stat, fstat, openat, readlinkat};
@@ -158,6 +159,27 @@ pub fn check_directory(path: &Path) -> Result<(), Error> {
         }
     };
     check().map_err(|problem| Error { path: path.to_owned(), problem })
+}
+
+/// Puts a file with this content, for the user of this process only, in the place of whatever has the name. `unfinished` is another name in the same
+/// directory, which it has until it is complete: whoever reads finds the old content or the new one. It is not synced.
+///
+/// # Errors
+/// It could not be written; the file says what it said before.
+pub fn replace(path: &Path, unfinished: &Path, content: &[u8]) -> io::Result<()> {
+    let write = || -> io::Result<()> {
+        let mut options = OpenOptions::new();
+        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(unfinished)?;
+        file.write_all(content)?;
+        drop(file);
+        std::fs::rename(unfinished, path)
+    };
+    let written = write();
+    if written.is_err() {
+        // On a full disk what is written of it would be in the way.
+        let _ = std::fs::remove_file(unfinished);
+    }
+    written
 }
 
 /// Bits of a mode, from stat(2).

@@ -55,6 +55,21 @@ fn a_file_is_believed_by_owner_and_mode() {
 }
 
 #[test]
+fn a_file_is_replaced_by_a_whole_one_or_stays() {
+    let (dir, path) = scene();
+    let unfinished = dir.path().join("unfinished");
+    fs::write(&unfinished, "what a writer has left that was killed").unwrap();
+    replace(&path, &unfinished, b"new").unwrap();
+    assert_eq!(read(&path, Links::Refused, 100).unwrap(), b"new");
+    assert!(!unfinished.exists());
+    // Nothing can be put in the place of a directory.
+    let other = dir.path().join("other");
+    fs::create_dir(&other).unwrap();
+    replace(&other, &unfinished, b"new").unwrap_err();
+    assert!(other.is_dir() && !unfinished.exists());
+}
+
+#[test]
 fn a_directory_is_believed_by_owner_and_mode() {
     for (owner, group, bits, refused) in [
         (0, 0, 0o755, None),

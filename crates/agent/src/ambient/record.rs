@@ -6,10 +6,10 @@
 //! into a namespace, and removed when nothing of ours is left.
 
 use std::collections::HashMap;
-use std::fs::{DirBuilder, OpenOptions};
-use std::io::{self, ErrorKind, Write};
+use std::fs::DirBuilder;
+use std::io::{self, ErrorKind};
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -261,17 +261,7 @@ impl Records {
         let failed = |cause| io_error("write", &path, cause);
         let text = serde_json::to_vec(&record).map_err(|error| failed(error.into()))?;
         DirBuilder::new().recursive(true).mode(0o700).create(&self.dir).map_err(failed)?;
-        let unfinished = path.with_extension("unfinished");
-        let replace = || -> io::Result<()> {
-            let mut options = OpenOptions::new();
-            let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
-            file.write_all(&text)?;
-            std::fs::rename(&unfinished, &path)
-        };
-        replace().map_err(|cause| {
-            let _ = std::fs::remove_file(&unfinished);
-            failed(cause)
-        })?;
+        trusted::replace(&path, &path.with_extension("unfinished"), &text).map_err(failed)?;
         self.written().insert(record.uid.clone(), record);
         Ok(())
     }

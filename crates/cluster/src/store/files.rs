@@ -1,10 +1,10 @@
 //! The directory of facts.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, DirBuilder, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, Permissions};
 use std::hash::{BuildHasher, RandomState};
-use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use facts::Facts;
@@ -118,13 +118,7 @@ impl StoreFiles {
         let path = self.dir.join(file);
         // An earlier agent may have written the same.
         if self.written.contains_key(file) || !holds(&path, content) {
-            let unfinished = self.dir.join(UNFINISHED);
-            let replaced = replace(&unfinished, &path, content);
-            if replaced.is_err() {
-                // the file keeps what it said; on a full disk the rest of the new one would be in the way
-                let _ = fs::remove_file(&unfinished);
-            }
-            replaced?;
+            trusted::replace(&path, &self.dir.join(UNFINISHED), content)?;
         }
         self.written.insert(file.to_owned(), hash);
         Ok(())
@@ -196,11 +190,4 @@ fn holds(path: &Path, content: &[u8]) -> bool {
     let length = fs::metadata(path).map(|metadata| metadata.len());
     length.is_ok_and(|length| length == content.len() as u64)
         && trusted::read(path, Links::Refused, content.len()).is_ok_and(|old| old == content)
-}
-
-fn replace(unfinished: &Path, path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(unfinished)?;
-    file.write_all(content)?;
-    drop(file);
-    fs::rename(unfinished, path)
 }

@@ -1,9 +1,9 @@
 //! When runtimes called the plugin on this node, as far as its agents saw: a file in the run directory, so that the next agent goes on with it.
 
 use std::collections::BTreeSet;
-use std::fs::{DirBuilder, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rundir::PLUGIN_TIMES_NAME;
@@ -143,10 +143,7 @@ impl OlderJournal {
             DirBuilder::new().recursive(true).mode(0o750).create(dir)?;
         }
         let unfinished = self.path.with_extension("unfinished");
-        let mut options = OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
-        file.write_all(&serde_json::to_vec(&self.kept)?)?;
-        std::fs::rename(&unfinished, &self.path)
+        trusted::replace(&self.path, &unfinished, &serde_json::to_vec(&self.kept)?)
     }
 }
 
