@@ -3,10 +3,12 @@
 //! - [`terms`]: policies of every kind as terms: whom they are about, what they allow, in which section they are judged.
 //! - [`verdict`]: a connection is allowed or denied, by which policies and which rule. It is the meaning that rules in a kernel have to have.
 //! - [`World`]: what is asked of a cluster for that; [`PlainWorld`] is one of plain objects.
+//! - [`index`]: which policies select the pods of a node, whom their rules mean, and what an event changes of both.
 //! - [`cases`]: files of connections with their right verdicts.
 
 pub mod cases;
 mod flow;
+pub mod index;
 mod plain;
 pub mod terms;
 #[cfg(test)]
@@ -18,4 +20,4 @@ pub use flow::{FlowRoute, PolicyFlow, TUNNEL_PORT, Traffic};
 pub use plain::{PlainPod, PlainWorld};
 pub use terms::{PolicyName, PolicyTerms, Section, TrafficDirection};
 pub use verdict::{FlowVerdict, Ground, Judgement, RuleRef, verdict};
-pub use world::{PolicyPod, World};
+pub use world::{PolicyPod, PolicyWorld, World};

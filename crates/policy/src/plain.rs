@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use facts::networkpolicy::PolicyProtocol;
+use facts::peer::NamedPort;
 use facts::service::ServicePort;
-use facts::{EndpointSlice, LabelSet, Namespace, NetworkPolicy, Peer, Service};
+use facts::{EndpointSlice, LabelSet, Namespace, NetworkPolicy, Peer, Selector, Service};
 
 use crate::terms::{PolicyName, PolicyTerms, Section};
-use crate::world::{PolicyPod, World};
+use crate::world::{PolicyPod, PolicyWorld, World};
 
 /// Objects by their names. Each question looks at all that could answer it.
 #[derive(Debug, Clone, Default)]
@@ -179,6 +180,19 @@ impl World for PlainWorld {
         self.namespaces.get(namespace).map(|namespace| &namespace.labels)
     }
 
+    fn pods_in<'a>(&'a self, namespace: &str, labels: &Selector) -> impl Iterator<Item = &'a PlainPod> {
+        let all = self.pods.values().filter(move |pod| *pod.namespace == *namespace && pod.facts.is_live());
+        all.filter(move |pod| labels.selects(|key| pod.facts.labels.get(key)))
+    }
+
+    fn namespaces(&self) -> impl Iterator<Item = &str> {
+        let mut names: Vec<&str> = self.pods.keys().map(|(namespace, _)| &**namespace).collect();
+        names.dedup();
+        names.into_iter()
+    }
+}
+
+impl PolicyWorld for PlainWorld {
     fn policies(&self) -> impl Iterator<Item = &PolicyTerms> {
         self.policies.values()
     }
@@ -197,10 +211,16 @@ impl PolicyPod for &PlainPod {
         self.facts.labels.get(key)
     }
 
-    fn names_port(&self, name: &str, protocol: PolicyProtocol, number: u16) -> bool {
-        let is_it = |port: &facts::peer::NamedPort| {
-            *port.name == *name && (port.protocol, port.number) == (protocol, number)
-        };
-        self.facts.ports.iter().any(is_it)
+    fn labels(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.facts.labels.iter()
+    }
+
+    fn addresses(&self) -> &[IpAddr] {
+        &self.facts.addresses
+    }
+
+    fn ports(&self, name: &str, protocol: PolicyProtocol) -> impl Iterator<Item = u16> {
+        let named = move |port: &&NamedPort| *port.name == *name && port.protocol == protocol;
+        self.facts.ports.iter().filter(named).map(|port| port.number)
     }
 }

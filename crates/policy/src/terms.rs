@@ -127,6 +127,13 @@ impl PolicyTerms {
     }
 }
 
+impl PolicyName {
+    /// The namespace that all of its pods are in, if that is sure whatever it says.
+    pub fn only_namespace(&self) -> Option<&str> {
+        (self.section == Section::NetworkPolicy).then_some(&*self.namespace)
+    }
+}
+
 impl PodTerm {
     /// Whether a pod is meant. `label` and `namespace_label` give the value of a label, if it is there; the latter is absent where the object of
     /// the pod's namespace is not known.

@@ -12,7 +12,7 @@ use facts::networkpolicy::{Entries, PolicyProtocol, Port};
 
 use crate::flow::{FlowRoute, PolicyFlow, TUNNEL_PORT, Traffic};
 use crate::terms::{PeerTerm, PolicyName, PolicyTerms, RuleAction, RuleTerms, Section, TrafficDirection};
-use crate::world::{PolicyPod, World};
+use crate::world::{PolicyPod, PolicyWorld};
 
 /// The verdict on both ends of a connection. It needs both.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,7 +71,7 @@ pub struct RuleRef {
 }
 
 /// One end of a connection as the policies of its pod see it.
-struct End<'w, 'p, W: World> {
+struct End<'w, 'p, W: PolicyWorld> {
     world: &'w W,
     direction: TrafficDirection,
     /// The other end.
@@ -88,7 +88,7 @@ enum Outcome {
 }
 
 /// Judges a connection.
-pub fn verdict<W: World>(world: &W, flow: &PolicyFlow) -> FlowVerdict {
+pub fn verdict<W: PolicyWorld>(world: &W, flow: &PolicyFlow) -> FlowVerdict {
     let [source, destination] = [flow.source, flow.destination].map(|address| world.pod_at(address));
     let is_loopback = match (&source, &destination) {
         (Some(one), Some(other)) => is_same(one, other) && flow.route != FlowRoute::Service,
@@ -144,7 +144,7 @@ impl From<Ground> for Judgement {
 
 // === impl End ===
 
-impl<'w, W: World> End<'w, '_, W> {
+impl<'w, W: PolicyWorld> End<'w, '_, W> {
     fn judge(&self, pod: &W::Pod<'w>, flow: &PolicyFlow) -> Judgement {
         let mut class: Vec<&PolicyTerms> = self.class(pod);
         class.sort_unstable_by(|one, other| one.name.cmp(&other.name));
@@ -243,8 +243,8 @@ impl<'w, W: World> End<'w, '_, W> {
                 protocol == *of && (*first..=*last).contains(&number)
             }
             (Traffic::Port(protocol, number), Port::Named(of, name)) => {
-                let names = |pod: &&W::Pod<'w>| pod.names_port(name, protocol, number);
-                protocol == *of && self.destination.as_ref().is_some_and(names)
+                let names = |pod: &W::Pod<'w>| pod.ports(name, protocol).any(|one| one == number);
+                protocol == *of && self.destination.is_some_and(names)
             }
         })
     }

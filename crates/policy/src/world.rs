@@ -2,12 +2,18 @@
 
 use std::net::IpAddr;
 
-use facts::LabelSet;
 use facts::networkpolicy::PolicyProtocol;
+use facts::{LabelSet, Selector};
 
 use crate::terms::{PodTerm, PolicyTerms};
 
-/// A cluster, as far as verdicts depend on it.
+/// A cluster's policies, for verdicts.
+pub trait PolicyWorld: World {
+    /// All policies, in any order.
+    fn policies(&self) -> impl Iterator<Item = &PolicyTerms>;
+}
+
+/// A cluster's pods and namespaces, as far as policies go by them.
 pub trait World {
     /// How a pod is looked at.
     type Pod<'a>: PolicyPod
@@ -24,8 +30,11 @@ pub trait World {
     /// The labels of a namespace; nothing while its object is not known.
     fn namespace_labels(&self, namespace: &str) -> Option<&LabelSet>;
 
-    /// All policies, in any order.
-    fn policies(&self) -> impl Iterator<Item = &PolicyTerms>;
+    /// The live pods of a namespace that a selector selects.
+    fn pods_in<'a>(&'a self, namespace: &str, labels: &Selector) -> impl Iterator<Item = Self::Pod<'a>>;
+
+    /// The names of the namespaces that have pods.
+    fn namespaces(&self) -> impl Iterator<Item = &str>;
 
     /// Whether a term means a pod that is live.
     fn selects(&self, term: &PodTerm, pod: &Self::Pod<'_>) -> bool {
@@ -46,6 +55,12 @@ pub trait PolicyPod {
     /// The value of a label, if it is there.
     fn label(&self, key: &str) -> Option<&str>;
 
-    /// Whether a container of it gives a port this name.
-    fn names_port(&self, name: &str, protocol: PolicyProtocol, number: u16) -> bool;
+    /// Its labels.
+    fn labels(&self) -> impl Iterator<Item = (&str, &str)>;
+
+    /// Its addresses.
+    fn addresses(&self) -> &[IpAddr];
+
+    /// The numbers of the ports to which its containers give this name.
+    fn ports(&self, name: &str, protocol: PolicyProtocol) -> impl Iterator<Item = u16>;
 }

@@ -1,0 +1,300 @@
+//! What the policies of a cluster come to on one node: the class of each of its pods, and the sets that the rules of these classes look
+//! packets up in. Only those are kept: a policy that selects no pod of the node costs its own terms.
+//!
+//! Each event gives what it changes, as values. The world is asked for pods and namespaces, and has to be as it is after the event.
+
+mod anchors;
+mod class;
+mod sets;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use facts::{LabelSet, Selector};
+
+use crate::terms::{PolicyName, PolicyTerms, Section};
+use crate::world::{PolicyPod, World};
+pub use class::{PodClasses, PolicyClass};
+use sets::PeerSets;
+pub use sets::{PeerMember, PeerSet};
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct PolicyIndex {
+    policies: BTreeMap<PolicyName, Arc<PolicyTerms>>,
+    pods: BTreeMap<LocalName, LocalPod>,
+    /// Pods of the node by the classes that they have.
+    classes: BTreeMap<Arc<PolicyClass>, usize>,
+    sets: PeerSets,
+}
+
+/// A pod of the node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalFacts {
+    /// Its labels.
+    pub labels: LabelSet,
+    /// Its addresses in the cluster's network.
+    pub addresses: Box<[IpAddr]>,
+}
+
+/// Namespace and name of a pod of the node.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LocalName {
+    /// `metadata.namespace`
+    pub namespace: Box<str>,
+    /// `metadata.name`
+    pub name: Box<str>,
+}
+
+#[derive(Debug)]
+struct LocalPod {
+    facts: LocalFacts,
+    classes: PodClasses,
+}
+
+/// Something that an event changes. Applied in the order in which they are given, no allowed connection is without its allowance in between.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PolicyEffect {
+    /// A set is needed from now on, with these members.
+    SetAppears(Arc<PeerSet>, Vec<PeerMember>),
+    /// Members come into a set, and others go.
+    SetChanges {
+        /// Which.
+        set: Arc<PeerSet>,
+        /// Those that come.
+        added: Vec<PeerMember>,
+        /// Those that go.
+        removed: Vec<PeerMember>,
+    },
+    /// The rules of a class that pods have are other ones.
+    ClassChanges(Arc<PolicyClass>),
+    /// A pod of the node comes, or has other classes or addresses.
+    PodChanges {
+        /// Which.
+        pod: LocalName,
+        /// Its addresses.
+        addresses: Box<[IpAddr]>,
+        /// The policies that select it.
+        classes: PodClasses,
+    },
+    /// A pod of the node is gone.
+    PodGoes(LocalName),
+    /// No rule looks into a set any more.
+    SetGoes(Arc<PeerSet>),
+}
+
+// === impl PolicyIndex ===
+
+impl PolicyIndex {
+    /// A policy is added, replaced or gone. `after` is what it says now.
+    pub fn policy<W: World>(
+        &mut self,
+        world: &W,
+        name: &PolicyName,
+        after: Option<PolicyTerms>,
+    ) -> Vec<PolicyEffect> {
+        let before = match after {
+            Some(after) if self.policies.get(name).is_some_and(|known| **known == after) => {
+                return Vec::new();
+            }
+            Some(after) => self.policies.insert(name.clone(), Arc::new(after)),
+            None => self.policies.remove(name),
+        };
+        let held = |classes: &BTreeMap<Arc<PolicyClass>, usize>| -> Vec<Arc<PolicyClass>> {
+            classes.keys().filter(|class| class.policies.contains(name)).cloned().collect()
+        };
+        let touched = held(&self.classes);
+        // What its classes look up is let go last: they may need the same again.
+        let released: Vec<PeerSet> = before
+            .iter()
+            .flat_map(|terms| touched.iter().flat_map(|class| sets::of(terms, class.direction)))
+            .collect();
+        let mut effects = Vec::new();
+        if let Some(terms) = self.policies.get(name) {
+            let wanted = touched.iter().flat_map(|class| sets::of(terms, class.direction));
+            self.sets.take(world, wanted, &mut effects);
+        }
+        let mut late = Vec::new();
+        self.classify_all(world, name.only_namespace(), &mut effects, &mut late);
+        effects.extend(
+            touched
+                .into_iter()
+                .filter(|class| self.classes.contains_key(class))
+                .map(PolicyEffect::ClassChanges),
+        );
+        late.extend(released);
+        self.sets.release(late, &mut effects);
+        effects
+    }
+
+    /// A pod of the node is added or changed, or is gone or not live any more.
+    pub fn local_pod<W: World>(
+        &mut self,
+        world: &W,
+        pod: &LocalName,
+        after: Option<LocalFacts>,
+    ) -> Vec<PolicyEffect> {
+        let before = self.pods.get(pod).map(|known| known.facts.clone());
+        if before == after {
+            return Vec::new();
+        }
+        let [had, has] =
+            [&before, &after].map(|facts| facts.as_ref().map(|facts| &*facts.addresses).unwrap_or_default());
+        self.sets.local(had, has);
+        let mut effects = self.pod(world, &[had, has].concat());
+        let mut late = Vec::new();
+        if let Some(facts) = after {
+            self.classify(world, pod, Some(facts), &mut effects, &mut late);
+        } else if let Some(gone) = self.pods.remove(pod) {
+            effects.push(PolicyEffect::PodGoes(pod.clone()));
+            gone.classes.iter().for_each(|class| self.leave(class, &mut late));
+        }
+        self.sets.release(late, &mut effects);
+        effects
+    }
+
+    /// A pod of the cluster is added, changed or gone: `addresses` are all that it had or has.
+    pub fn pod<W: World>(&mut self, world: &W, addresses: &[IpAddr]) -> Vec<PolicyEffect> {
+        let mut changes = sets::SetChanges::default();
+        for address in addresses {
+            self.sets.refresh(world, *address, &mut changes);
+        }
+        self.sets.effects(changes).collect()
+    }
+
+    /// A namespace is added, gone, or has other labels.
+    pub fn namespace<W: World>(&mut self, world: &W, name: &str) -> Vec<PolicyEffect> {
+        let mut changes = sets::SetChanges::default();
+        if self.sets.go_by_namespace_labels() {
+            for pod in world.pods_in(name, &Selector::default()) {
+                pod.addresses().iter().for_each(|address| self.sets.refresh(world, *address, &mut changes));
+            }
+        }
+        let mut effects: Vec<PolicyEffect> = self.sets.effects(changes).collect();
+        // NetworkPolicies select the pods of their own namespace, whatever its labels.
+        if self.others().next().is_some() {
+            let mut late = Vec::new();
+            self.classify_all(world, Some(name), &mut effects, &mut late);
+            self.sets.release(late, &mut effects);
+        }
+        effects
+    }
+
+    /// The policies that select a pod of the node.
+    pub fn classes_of(&self, pod: &LocalName) -> Option<&PodClasses> {
+        self.pods.get(pod).map(|pod| &pod.classes)
+    }
+
+    /// A policy that is known.
+    pub fn terms(&self, name: &PolicyName) -> Option<&Arc<PolicyTerms>> {
+        self.policies.get(name)
+    }
+
+    /// The sets that rules look into, with their members.
+    pub fn sets(&self) -> impl Iterator<Item = (&Arc<PeerSet>, impl Iterator<Item = PeerMember> + '_)> {
+        self.sets.iter()
+    }
+
+    /// Finds the classes of all pods of a namespace anew, or of all.
+    fn classify_all<W: World>(
+        &mut self,
+        world: &W,
+        namespace: Option<&str>,
+        effects: &mut Vec<PolicyEffect>,
+        late: &mut Vec<PeerSet>,
+    ) {
+        let is_meant = |pod: &&LocalName| namespace.is_none_or(|namespace| *pod.namespace == *namespace);
+        let pods: Vec<LocalName> = self.pods.keys().filter(is_meant).cloned().collect();
+        for pod in pods {
+            self.classify(world, &pod, None, effects, late);
+        }
+    }
+
+    /// Finds the classes of a pod anew, with other facts where they are given. Sets that are not needed any more come into `late`.
+    fn classify<W: World>(
+        &mut self,
+        world: &W,
+        name: &LocalName,
+        facts: Option<LocalFacts>,
+        effects: &mut Vec<PolicyEffect>,
+        late: &mut Vec<PeerSet>,
+    ) {
+        let known = self.pods.get(name);
+        let Some(now) = facts.as_ref().or(known.map(|pod| &pod.facts)) else { return };
+        let classes = self.select(world, name, &now.labels);
+        let is_same = known.is_some_and(|pod| pod.classes == classes);
+        let same_addresses = known
+            .is_some_and(|pod| facts.as_ref().is_none_or(|facts| facts.addresses == pod.facts.addresses));
+        let (addresses, before) = (now.addresses.clone(), known.map(|pod| pod.classes.clone()));
+        if let Some(facts) = facts {
+            self.pods.insert(name.clone(), LocalPod { facts, classes: classes.clone() });
+        } else if let Some(pod) = self.pods.get_mut(name) {
+            pod.classes = classes.clone();
+        }
+        if !is_same {
+            classes.iter().for_each(|class| self.enter(world, class, effects));
+            before.iter().flat_map(PodClasses::iter).for_each(|class| self.leave(class, late));
+        }
+        if !is_same || !same_addresses {
+            effects.push(PolicyEffect::PodChanges { pod: name.clone(), addresses, classes });
+        }
+    }
+
+    fn select<W: World>(&self, world: &W, pod: &LocalName, labels: &LabelSet) -> PodClasses {
+        let namespace_labels = world.namespace_labels(&pod.namespace);
+        let selects = |terms: &PolicyTerms| {
+            let namespace_label = namespace_labels.map(|labels| |key: &str| labels.get(key));
+            terms.subjects.selects(&pod.namespace, namespace_label, |key| labels.get(key))
+        };
+        let selecting: Vec<&PolicyTerms> =
+            self.about(&pod.namespace).filter(|terms| selects(terms)).collect();
+        PodClasses::of(&selecting)
+    }
+
+    /// The policies that may be about pods of a namespace, in order.
+    fn about(&self, namespace: &str) -> impl Iterator<Item = &PolicyTerms> {
+        let own = self.policies.range(first_of(Section::NetworkPolicy, namespace)..);
+        let own = own.take_while(|(name, _)| name.only_namespace() == Some(namespace));
+        let mut all: Vec<(&PolicyName, &PolicyTerms)> = own.map(|(name, terms)| (name, &**terms)).collect();
+        all.extend(self.others());
+        all.sort_unstable_by_key(|(name, _)| *name);
+        all.into_iter().map(|(_, terms)| terms)
+    }
+
+    /// The policies of other kinds, which may be about pods of any namespace.
+    fn others(&self) -> impl Iterator<Item = (&PolicyName, &PolicyTerms)> {
+        let before = self.policies.range(..first_of(Section::NetworkPolicy, ""));
+        let after = self.policies.range(first_of(Section::Baseline, "")..);
+        before.chain(after).map(|(name, terms)| (name, &**terms))
+    }
+
+    /// A pod has a class.
+    fn enter<W: World>(&mut self, world: &W, class: &Arc<PolicyClass>, effects: &mut Vec<PolicyEffect>) {
+        let count = self.classes.entry(class.clone()).or_default();
+        *count += 1;
+        if *count == 1 {
+            let policies = class.policies.iter().filter_map(|name| self.policies.get(name));
+            let wanted: Vec<PeerSet> = policies.flat_map(|terms| sets::of(terms, class.direction)).collect();
+            self.sets.take(world, wanted, effects);
+        }
+    }
+
+    /// A pod does not have it any more.
+    fn leave(&mut self, class: &Arc<PolicyClass>, late: &mut Vec<PeerSet>) {
+        let Some(count) = self.classes.get_mut(class) else { return };
+        *count -= 1;
+        if *count == 0 {
+            self.classes.remove(class);
+            let policies = class.policies.iter().filter_map(|name| self.policies.get(name));
+            late.extend(policies.flat_map(|terms| sets::of(terms, class.direction)));
+        }
+    }
+}
+
+/// What stands before all policies of a namespace in a section.
+fn first_of(section: Section, namespace: &str) -> PolicyName {
+    PolicyName { section, namespace: namespace.into(), name: "".into() }
+}

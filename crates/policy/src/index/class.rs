@@ -1,0 +1,42 @@
+//! The policies that select a pod.
+
+use std::sync::Arc;
+
+use crate::terms::{PolicyName, PolicyTerms, TrafficDirection};
+
+/// The policies that select pods in one direction. Pods that the same policies select share it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PolicyClass {
+    /// In which direction.
+    pub direction: TrafficDirection,
+    /// The policies, in the order in which they are judged; never none.
+    pub policies: Box<[PolicyName]>,
+}
+
+/// The classes of a pod; nothing in a direction in which no policy selects it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PodClasses {
+    /// Of what it may reach.
+    pub egress: Option<Arc<PolicyClass>>,
+    /// Of who may reach it.
+    pub ingress: Option<Arc<PolicyClass>>,
+}
+
+// === impl PodClasses ===
+
+impl PodClasses {
+    /// From the policies that select a pod, in order.
+    pub(super) fn of(selecting: &[&PolicyTerms]) -> Self {
+        let class = |direction| {
+            let applying = selecting.iter().filter(|terms| terms.direction(direction).applies);
+            let policies: Box<[PolicyName]> = applying.map(|terms| terms.name.clone()).collect();
+            (!policies.is_empty()).then(|| Arc::new(PolicyClass { direction, policies }))
+        };
+        Self { egress: class(TrafficDirection::Egress), ingress: class(TrafficDirection::Ingress) }
+    }
+
+    /// Those that it has.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<PolicyClass>> {
+        self.egress.iter().chain(&self.ingress)
+    }
+}

@@ -1,0 +1,331 @@
+//! The sets that rules look packets up in, and who is in them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use facts::Selector;
+use facts::networkpolicy::{Entries, PolicyProtocol, Port};
+
+use super::PolicyEffect;
+use super::anchors::{self, Anchors};
+use crate::terms::{NamespaceTerm, PeerTerm, PodTerm, PolicyTerms, RuleTerms, TrafficDirection};
+use crate::world::{PolicyPod, World};
+
+/// A set, by what it means. Rules that say the same share it, also rules of different policies.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PeerSet {
+    /// The addresses of pods.
+    Pods(PodTerm),
+    /// Addresses and ports: what pods call a port. Without a term it is what any pod calls so.
+    Ports(Option<PodTerm>, Box<str>, PolicyProtocol),
+    /// The same of the pods of this node.
+    OwnPorts(Box<str>, PolicyProtocol),
+}
+
+/// A member of a set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PeerMember {
+    /// An address of a pod.
+    pub address: IpAddr,
+    /// In a set of ports, protocol and number.
+    pub port: Option<(PolicyProtocol, u16)>,
+}
+
+/// All sets that are needed.
+#[derive(Debug, Default)]
+pub(super) struct PeerSets {
+    numbers: HashMap<Arc<PeerSet>, u32>,
+    slots: Vec<Option<Slot>>,
+    free: Vec<u32>,
+    anchors: Anchors,
+    /// Sets of ports of this node's pods.
+    own: BTreeSet<u32>,
+    /// Addresses of this node's pods, and how many have each.
+    local: HashMap<IpAddr, usize>,
+    /// The sets that have an address.
+    holding: HashMap<IpAddr, Box<[u32]>>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    set: Arc<PeerSet>,
+    /// Places of rules that look into it.
+    uses: usize,
+    members: BTreeSet<PeerMember>,
+}
+
+/// What comes into sets, and goes.
+#[derive(Debug, Default)]
+pub(super) struct SetChanges(BTreeMap<u32, [Vec<PeerMember>; 2]>);
+
+/// The sets that the rules of a policy look into in one direction, as often as they do.
+pub(super) fn of(terms: &PolicyTerms, direction: TrafficDirection) -> Vec<PeerSet> {
+    let mut found = Vec::new();
+    terms.direction(direction).rules.iter().for_each(|rule| of_rule(rule, direction, &mut found));
+    found
+}
+
+fn of_rule<'t>(rule: &'t RuleTerms, direction: TrafficDirection, found: &mut Vec<PeerSet>) {
+    let ports: &[Port] = if let Entries::Of(ports) = &rule.ports { ports } else { &[] };
+    let names: Vec<(&Box<str>, PolicyProtocol)> = ports
+        .iter()
+        .filter_map(
+            |port| if let Port::Named(protocol, name) = port { Some((name, *protocol)) } else { None },
+        )
+        .collect();
+    let is_by_number = names.len() < ports.len() || rule.ports == Entries::Any;
+    let peers: Vec<Option<&PodTerm>> = match &rule.peers {
+        Entries::Any => vec![None],
+        Entries::Of(peers) => {
+            let term = |peer: &'t PeerTerm| match peer {
+                PeerTerm::Pods(term) => Some(term),
+                PeerTerm::Block(_) => None,
+            };
+            peers.iter().map(term).collect()
+        }
+    };
+    for term in peers {
+        // What a name means is the destination's affair: of the peer, or of the policy's own pod.
+        match direction {
+            TrafficDirection::Egress => {
+                let named = names
+                    .iter()
+                    .map(|(name, protocol)| PeerSet::Ports(term.cloned(), (*name).clone(), *protocol));
+                found.extend(named);
+                found.extend(term.filter(|_| is_by_number).cloned().map(PeerSet::Pods));
+            }
+            TrafficDirection::Ingress => {
+                found.extend(
+                    names.iter().map(|(name, protocol)| PeerSet::OwnPorts((*name).clone(), *protocol)),
+                );
+                found.extend(term.cloned().map(PeerSet::Pods));
+            }
+        }
+    }
+}
+
+// === impl PeerSet ===
+
+impl PeerSet {
+    /// The pods that it is about, other than all of them.
+    fn term(&self) -> Option<&PodTerm> {
+        match self {
+            Self::Pods(term) | Self::Ports(Some(term), ..) => Some(term),
+            Self::Ports(None, ..) | Self::OwnPorts(..) => None,
+        }
+    }
+
+    /// What it has at an address of a pod that it is about.
+    fn at(&self, address: IpAddr, pod: &impl PolicyPod) -> Vec<PeerMember> {
+        match self {
+            Self::Pods(_) => vec![PeerMember { address, port: None }],
+            Self::Ports(_, name, protocol) | Self::OwnPorts(name, protocol) => {
+                let numbers = pod.ports(name, *protocol);
+                numbers.map(|number| PeerMember { address, port: Some((*protocol, number)) }).collect()
+            }
+        }
+    }
+}
+
+// === impl PeerSets ===
+
+impl PeerSets {
+    /// One more rule looks into each of these.
+    pub(super) fn take<W: World>(
+        &mut self,
+        world: &W,
+        wanted: impl IntoIterator<Item = PeerSet>,
+        effects: &mut Vec<PolicyEffect>,
+    ) {
+        for set in wanted {
+            if let Some(slot) =
+                self.numbers.get(&set).and_then(|number| self.slots[*number as usize].as_mut())
+            {
+                slot.uses += 1;
+                continue;
+            }
+            let number = self.insert(Arc::new(set));
+            self.fill(world, number);
+            if let Some(Slot { set, members, .. }) = &self.slots[number as usize] {
+                effects.push(PolicyEffect::SetAppears(set.clone(), members.iter().copied().collect()));
+            }
+        }
+    }
+
+    /// One rule less looks into each of these.
+    pub(super) fn release(&mut self, released: Vec<PeerSet>, effects: &mut Vec<PolicyEffect>) {
+        for set in released {
+            let Some(&number) = self.numbers.get(&set) else { continue };
+            let Some(slot) = self.slots[number as usize].as_mut() else { continue };
+            slot.uses -= 1;
+            if slot.uses > 0 {
+                continue;
+            }
+            if let Some(Slot { set, members, .. }) = self.slots[number as usize].take() {
+                self.anchor(&set, number, false);
+                for member in members {
+                    self.hold(member.address, number, false);
+                }
+                self.numbers.remove(&set);
+                self.free.push(number);
+                effects.push(PolicyEffect::SetGoes(set));
+            }
+        }
+    }
+
+    /// Pods of this node have addresses, or do not have them any more.
+    pub(super) fn local(&mut self, before: &[IpAddr], after: &[IpAddr]) {
+        for address in after {
+            *self.local.entry(*address).or_default() += 1;
+        }
+        for address in before {
+            if let Some(count) = self.local.get_mut(address) {
+                *count -= 1;
+                if *count == 0 {
+                    self.local.remove(address);
+                }
+            }
+        }
+    }
+
+    /// Finds again which sets have an address, by whose it is now.
+    pub(super) fn refresh<W: World>(&mut self, world: &W, address: IpAddr, changes: &mut SetChanges) {
+        let owner = world.pod_at(address);
+        let meant = owner.as_ref().map(|pod| self.meaning(world, address, pod)).unwrap_or_default();
+        let mut touched: Vec<u32> = self.holding.get(&address).map(|held| held.to_vec()).unwrap_or_default();
+        touched.extend(&meant);
+        touched.sort_unstable();
+        touched.dedup();
+        for number in touched {
+            let Some(slot) = self.slots[number as usize].as_mut() else { continue };
+            let wanted = owner.as_ref().filter(|_| meant.contains(&number));
+            let wanted = wanted.map(|pod| slot.set.at(address, pod)).unwrap_or_default();
+            let first = PeerMember { address, port: None };
+            let held = slot.members.range(first..).take_while(|one| one.address == address);
+            let gone: Vec<PeerMember> = held.filter(|one| !wanted.contains(one)).copied().collect();
+            let [added, removed] = changes.0.entry(number).or_default();
+            for one in &gone {
+                slot.members.remove(one);
+            }
+            added.extend(wanted.iter().filter(|one| slot.members.insert(**one)));
+            removed.extend(gone);
+            self.hold(address, number, !wanted.is_empty());
+        }
+    }
+
+    /// What changes as effects.
+    pub(super) fn effects(&self, changes: SetChanges) -> impl Iterator<Item = PolicyEffect> {
+        let changes =
+            changes.0.into_iter().filter(|(_, [added, removed])| !(added.is_empty() && removed.is_empty()));
+        changes.filter_map(|(number, [added, removed])| {
+            let set = self.slots[number as usize].as_ref()?.set.clone();
+            Some(PolicyEffect::SetChanges { set, added, removed })
+        })
+    }
+
+    /// Whether a set is about pods by labels of their namespaces.
+    pub(super) fn go_by_namespace_labels(&self) -> bool {
+        self.anchors.labelled > 0
+    }
+
+    pub(super) fn iter(
+        &self,
+    ) -> impl Iterator<Item = (&Arc<PeerSet>, impl Iterator<Item = PeerMember> + '_)> {
+        self.slots.iter().flatten().map(|slot| (&slot.set, slot.members.iter().copied()))
+    }
+
+    /// The sets that a pod belongs to at one of its addresses.
+    fn meaning<W: World>(&self, world: &W, address: IpAddr, pod: &W::Pod<'_>) -> Vec<u32> {
+        let mut found = self.anchors.candidates(pod, world.namespace_labels(pod.namespace()));
+        found.retain(|number| {
+            let term = self.slots[*number as usize].as_ref().and_then(|slot| slot.set.term());
+            term.is_none_or(|term| world.selects(term, pod))
+        });
+        found.extend(self.own.iter().filter(|_| self.local.contains_key(&address)));
+        found
+    }
+
+    fn insert(&mut self, set: Arc<PeerSet>) -> u32 {
+        let slot = Some(Slot { set: set.clone(), uses: 1, members: BTreeSet::new() });
+        let number = if let Some(number) = self.free.pop() {
+            self.slots[number as usize] = slot;
+            number
+        } else {
+            self.slots.push(slot);
+            // Each takes more than a byte, so there are never as many.
+            u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
+        };
+        self.anchor(&set, number, true);
+        self.numbers.insert(set, number);
+        number
+    }
+
+    fn anchor(&mut self, set: &PeerSet, number: u32, is_there: bool) {
+        match set {
+            PeerSet::OwnPorts(..) => anchors::set(&mut self.own, number, is_there),
+            _ => self.anchors.set(set.term(), number, is_there),
+        }
+    }
+
+    /// Finds all members of a new set.
+    fn fill<W: World>(&mut self, world: &W, number: u32) {
+        let Some(set) = self.slots[number as usize].as_ref().map(|slot| slot.set.clone()) else { return };
+        let mut members = Vec::new();
+        if let PeerSet::OwnPorts(..) = &*set {
+            for address in self.local.keys() {
+                members.extend(world.pod_at(*address).iter().flat_map(|pod| set.at(*address, pod)));
+            }
+        } else {
+            let everything = Selector::default();
+            let labels = set.term().map_or(&everything, |term| &term.labels);
+            for namespace in meant_namespaces(world, set.term()) {
+                for pod in world.pods_in(namespace, labels) {
+                    let its = pod.addresses().iter().filter(|address| is_owner(world, &pod, **address));
+                    members.extend(its.flat_map(|address| set.at(*address, &pod)));
+                }
+            }
+        }
+        for member in &members {
+            self.hold(member.address, number, true);
+        }
+        if let Some(slot) = self.slots[number as usize].as_mut() {
+            slot.members.extend(members);
+        }
+    }
+
+    /// Notes that a set has an address, or has it no more.
+    fn hold(&mut self, address: IpAddr, number: u32, has: bool) {
+        let held = self.holding.get(&address).map(|held| &**held).unwrap_or_default();
+        if held.contains(&number) == has {
+            return;
+        }
+        let others = held.iter().copied().filter(|one| *one != number);
+        let now: Box<[u32]> = others.chain(has.then_some(number)).collect();
+        if now.is_empty() {
+            self.holding.remove(&address);
+        } else {
+            self.holding.insert(address, now);
+        }
+    }
+}
+
+/// Whether an address is a pod's, and not that of one with a better claim to it.
+fn is_owner<W: World>(world: &W, pod: &W::Pod<'_>, address: IpAddr) -> bool {
+    let owner = world.pod_at(address);
+    owner.is_some_and(|owner| (owner.namespace(), owner.name()) == (pod.namespace(), pod.name()))
+}
+
+/// The namespaces in which a term can mean pods.
+fn meant_namespaces<'a, W: World>(world: &'a W, term: Option<&'a PodTerm>) -> Vec<&'a str> {
+    match term.map(|term| &term.namespaces) {
+        None => world.namespaces().collect(),
+        Some(NamespaceTerm::Named(name)) => vec![name],
+        Some(NamespaceTerm::Labelled(selector)) => {
+            let is_meant = |name: &&str| {
+                world.namespace_labels(name).is_some_and(|labels| selector.selects(|key| labels.get(key)))
+            };
+            world.namespaces().filter(is_meant).collect()
+        }
+    }
+}
