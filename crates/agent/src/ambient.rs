@@ -35,6 +35,7 @@ mod socket;
 mod takeover;
 mod tally;
 mod tell;
+mod translating;
 mod troubles;
 mod verified;
 mod verify;

@@ -41,6 +41,9 @@ pub(crate) struct Member {
     /// When it got its addresses, as a number that is greater for those that got theirs later.
     pub(crate) addressed: u64,
     pub(crate) options: PodOptions,
+    /// Its rules are those of a pod that translates destinations itself, and whether it was last seen to.
+    pub(crate) translates: bool,
+    pub(crate) translates_now: bool,
     /// The node's options that its rules were programmed by; absent where that was not this process. A change of them is for new sandboxes:
     /// in this one it would cut what is open.
     pub(crate) node: Option<Arc<NodeOptions>>,
@@ -112,6 +115,8 @@ impl Member {
             announced: false,
             addressed: 0,
             options,
+            translates: false,
+            translates_now: false,
             node: None,
             state: MemberState::Pending,
             have,

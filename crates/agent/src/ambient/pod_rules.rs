@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use capture::ambient::{CAPTURE_PORTS, NodeOptions, plan_drain, plan_of_everything, plan_pod};
+use capture::ambient::{CAPTURE_PORTS, NodeOptions, plan_drain, plan_of_everything};
 use intent::{Look, Observation};
 use kernel::{Applied, Change, Choice, Difference, conntrack};
 use netns::Inside;
+use ruleset::Plan;
 
 use super::Ambient;
 use super::evidence::{RecordSubject, SeenInNetns};
@@ -19,9 +20,12 @@ use crate::spare::{Spared, Sparing};
 impl PodRules for Ambient {
     async fn load(&self, member: &Member, spare: bool) -> Loaded {
         match self.program(member, spare).await {
-            Ok((spared, applied)) => {
+            Ok((spared, applied, translates)) => {
                 let warnings = spared.warnings.iter();
                 warnings.for_each(|warning| self.log.warn(warning, &[("pod", &member.key)]));
+                if applied.is_ok() {
+                    self.note_translates(member, translates).await;
+                }
                 let changed = applied.map(|(applied, seen)| {
                     self.tell_applied(member, &applied, &seen);
                     applied.rules != Change::None || applied.moved || applied.routing > 0
@@ -95,20 +99,27 @@ impl Ambient {
         &self,
         member: &Member,
         spares: bool,
-    ) -> Result<(Spared, Result<(Applied, SeenInNetns), AmbientFailure>), AmbientFailure> {
+    ) -> Result<(Spared, Result<(Applied, SeenInNetns), AmbientFailure>, bool), AmbientFailure> {
         let Some(netns) = member.netns.clone() else {
             return Err(AmbientFailure::NotFound(netns::find::MissingNetns::NoProcess));
         };
         let sparing = spares.then(|| self.sparing(member));
-        let (kernel, node) = (self.node.backends.clone(), self.node_options(member));
-        let (options, backend) = (member.options.clone(), self.host()?.backend());
+        let (kernel, planner) = (self.node.backends.clone(), self.planner(member)?);
+        let backend = self.host()?.backend();
         let (evidence, subject) = (self.kept.evidence.clone(), RecordSubject::of(member));
         let proc_root = self.config.proc_root();
         let programmed = self.in_pod(&member.key, Task::Program, move || -> Result<_, AmbientFailure> {
             let apply = |inside: &Inside| {
-                let plan = plan_pod(&node, &options, backend);
+                let (mut plan, mut translates) = planner.plan(inside);
                 let sparing = sparing.map(|sparing| sparing.begin(inside));
-                let applied = kernel.kernel().apply(inside, Choice::Only(backend), |_| plan.clone());
+                let load =
+                    |plan: &Plan| kernel.kernel().apply(inside, Choice::Only(backend), |_| plan.clone());
+                let mut applied = load(&plan);
+                if let (Err(error), true) = (&applied, translates) {
+                    // Captured in one step is better than not at all.
+                    (plan, translates) = (planner.without(error.is_backend_missing()), false);
+                    applied = load(&plan);
+                }
                 let mut spared = Spared::default();
                 if let Some((sparing, begun)) = sparing {
                     spared = begun;
@@ -122,7 +133,7 @@ impl Ambient {
                     let seen = evidence.take(inside, kernel.kernel(), (&plan, applied.rules), &subject);
                     (applied, seen)
                 });
-                (spared, applied)
+                (spared, applied, translates)
             };
             Ok(netns.enter(apply)?)
         });
@@ -199,22 +210,25 @@ impl Ambient {
     /// The differences between a pod's namespace and its plan. Where there is none the plan is what was applied.
     async fn differences(&self, member: &Member) -> Result<Vec<Difference>, AmbientFailure> {
         let Some(netns) = member.netns.clone() else { return Ok(Vec::new()) };
-        let (backends, backend) = (self.node.backends.clone(), self.host()?.backend());
-        let plan = plan_pod(&self.node_options(member), &member.options, backend);
+        let (backends, planner) = (self.node.backends.clone(), self.planner(member)?);
         let (evidence, subject) = (self.kept.evidence.clone(), RecordSubject::of(member));
         let found = self.in_pod(&member.key, Task::Verify, move || {
             let observe = |inside: &Inside| {
+                let (plan, translates) = planner.plan(inside);
                 let found = backends.kernel().observe(inside, &plan)?;
                 let of = (&plan, Change::None);
                 let as_planned =
                     found.is_empty().then(|| evidence.take(inside, backends.kernel(), of, &subject));
-                Ok((found, as_planned))
+                Ok((found, as_planned, translates))
             };
             netns
                 .enter(observe)?
                 .map_err(|error: kernel::Error| AmbientFailure::Rules(InKernel::new(error, None)))
         });
-        let (found, seen) = found.await??;
+        let (found, seen, translates) = found.await??;
+        if found.is_empty() {
+            self.note_translates(member, translates).await;
+        }
         seen.iter().for_each(|seen| self.tell_seen(member, seen));
         self.node.backends.log_warnings(&self.log);
         Ok(found)

@@ -53,6 +53,9 @@ pub(crate) struct PodRecord {
     /// The options by which its rules are programmed.
     #[serde(default)]
     pub(crate) options: RecordedOptions,
+    /// Its rules are those of a pod that translates destinations itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) translates: bool,
     /// Routing rules of the node for these addresses, which nothing but this tells from those of others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) branches: Vec<BranchRules>,
@@ -208,6 +211,7 @@ impl PodRecord {
             ips: Vec::new(),
             stage,
             options: RecordedOptions::default(),
+            translates: false,
             branches: Vec::new(),
             tcp_loose_before: None,
             boot: String::new(),

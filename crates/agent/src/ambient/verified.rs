@@ -1,9 +1,10 @@
 //! Ambient mode as one whose pods are verified.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ::verification::{DataPlaneMode, UnverifiableReason, VerificationState};
-use capture::ambient::{HBONE_PORT, INBOUND_PORT, NodeOptions, OUTBOUND_PORT, PodOptions, plan_pod};
+use capture::ambient::{HBONE_PORT, INBOUND_PORT, NodeOptions, OUTBOUND_PORT, PodOptions};
 use capture::decide::Refusal;
 use facts::{Facts, PodRef};
 use intent::{Look, Ztunnel};
@@ -16,6 +17,7 @@ use super::desired::Desired;
 use super::evidence::RecordSubject;
 use super::failure::{AmbientFailure, reason};
 use super::members::{Member, MemberState};
+use super::translating::pod_plan;
 use crate::backends::Backends;
 use crate::verification::{
     Comparison, ExpectedPod, FoundBy, Later, RepairFailure, RepairResult, VerificationTarget, VerifiedMode,
@@ -28,34 +30,42 @@ const PLANS: usize = 64;
 
 /// Plans by what they are made of.
 #[derive(Debug, Default)]
-pub(super) struct Plans(Mutex<Vec<KnownPlan>>);
+pub(super) struct Plans {
+    known: Mutex<Vec<KnownPlan>>,
+    /// This kernel cannot capture in two steps.
+    pub(super) one_step: Arc<AtomicBool>,
+}
 
 #[derive(Debug)]
 struct KnownPlan {
     node: Arc<NodeOptions>,
     pod: PodOptions,
     backend: Backend,
+    translates: bool,
     plan: Arc<Plan>,
 }
 
 // === impl Plans ===
 
 impl Plans {
-    fn of(&self, node: &Arc<NodeOptions>, pod: &PodOptions, backend: Backend) -> Arc<Plan> {
-        let mut plans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    fn of(&self, node: &Arc<NodeOptions>, member: &Member, backend: Backend) -> Arc<Plan> {
+        let (pod, translates) = (&member.options, member.translates);
+        let mut plans = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let known = plans.iter().find(|known| {
             known.backend == backend
                 && known.pod == *pod
+                && known.translates == translates
                 && (Arc::ptr_eq(&known.node, node) || known.node == *node)
         });
         if let Some(known) = known {
             return known.plan.clone();
         }
-        let plan = Arc::new(plan_pod(node, pod, backend));
+        let plan = Arc::new(pod_plan(node, pod, backend, translates));
         if plans.len() >= PLANS {
             plans.remove(0);
         }
-        plans.push(KnownPlan { node: node.clone(), pod: pod.clone(), backend, plan: plan.clone() });
+        let (node, pod) = (node.clone(), pod.clone());
+        plans.push(KnownPlan { node, pod, backend, translates, plan: plan.clone() });
         plan
     }
 }
@@ -82,7 +92,11 @@ impl VerifiedMode for Ambient {
         let Some(member) = self.pods.members.get(&pod.uid) else { return };
         // Of a pod that leaves meanwhile nothing is kept.
         let is_there = member.netns.as_ref().is_some_and(|netns| netns.id() == inside.id());
-        if !is_there || !member.is_verified() || self.pods.members.is_taken(&pod.uid) {
+        if !is_there || !member.is_verified() {
+            return;
+        }
+        self.look_for_translations(inside, &member);
+        if self.pods.members.is_taken(&pod.uid) {
             return;
         }
         let subject = RecordSubject::of(&member);
@@ -181,7 +195,7 @@ impl Ambient {
         Ok(VerificationTarget {
             netns: netns.clone(),
             found: member.found_by(),
-            plan: self.pods.plans.of(&self.node_options(member), &member.options, host.backend()),
+            plan: self.pods.plans.of(&self.node_options(member), member, host.backend()),
             addresses: member.ips().to_vec(),
             listeners: LISTENERS.to_vec(),
             proxy_started: member.have.ztunnel == Ztunnel::Taken,

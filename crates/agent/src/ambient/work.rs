@@ -125,6 +125,7 @@ impl Ambient {
                 self.wait_for_ztunnel(key);
             }
             let member = self.follow_options(member, facts).await?;
+            let member = self.follow_translations(member).await?;
             return match self.follow_pod(self.work_on(member), facts, ips).await {
                 // An annotation that cannot be written says nothing about the pod.
                 Err(AmbientFailure::Api(error)) => Err(AmbientFailure::Api(error)),

@@ -31,6 +31,7 @@ mod mesh_render;
 mod mesh_slow;
 mod mesh_soak;
 mod mesh_start;
+mod mesh_translating;
 mod mesh_truth;
 mod mesh_verify;
 mod mesh_verify_many;

@@ -13,6 +13,7 @@ impl Member {
         let addresses = if addresses.is_empty() { record.ips.clone() } else { addresses };
         let mut member = Self::left_by_another(pod, addresses);
         member.options = record.options.clone().into();
+        (member.translates, member.translates_now) = (record.translates, record.translates);
         if record.tcp_loose_before.is_some() {
             member.have.see(Observation::Strict);
         }
@@ -57,6 +58,7 @@ impl Member {
         });
         record.ips.clone_from(&self.have.addresses);
         record.options = (&self.options).into();
+        record.translates = self.translates;
         record.called.clone_from(&self.cgroup);
         // The kernel knows only 0 and 1, and strict is 0.
         record.tcp_loose_before = self.have.strict.then_some(1);

@@ -14,6 +14,7 @@ fn record(uid: &str) -> PodRecord {
             dns_capture: Some(false),
             virtual_interfaces: vec!["net1".into()],
         },
+        translates: true,
         tcp_loose_before: Some(1),
         ..PodRecord::new(&key, "sa", Stage::Enrolled)
     }

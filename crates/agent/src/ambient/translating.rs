@@ -1,0 +1,101 @@
+//! Pods that translate destinations of what comes in themselves: they have a plan of their own ([`plan_translating_pod`]).
+//!
+//! Whether a pod does is looked up in its namespace when rules are loaded or compared, and whenever it is verified; its record keeps by which plan its
+//! rules are made.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use capture::ambient::{NodeOptions, PodOptions, no_rules, plan_pod, plan_translating_pod};
+use kernel::observed::others_translate;
+use netns::Inside;
+use ruleset::{Backend, Plan};
+
+use super::Ambient;
+use super::failure::AmbientFailure;
+use super::members::Member;
+use super::ports::Disk as _;
+
+/// Makes a pod's plan inside of its namespace.
+pub(super) struct PodPlanner {
+    node: Arc<NodeOptions>,
+    options: PodOptions,
+    backend: Backend,
+    /// What was known before.
+    translates: bool,
+    one_step: Arc<AtomicBool>,
+}
+
+impl PodPlanner {
+    /// The plan, and whether it is that of a pod which translates. Where that cannot be asked it is what it was.
+    pub(super) fn plan(&self, inside: &Inside) -> (Plan, bool) {
+        let now = others_translate(inside, &[no_rules()]).unwrap_or(self.translates);
+        let translates = now && !self.one_step.load(Ordering::Relaxed);
+        (self.of(translates), translates)
+    }
+
+    /// The plan that other pods have: it needs nothing more than ambient mode does. `is_missing`: the kernel lacks a part for good.
+    pub(super) fn without(&self, is_missing: bool) -> Plan {
+        self.one_step.fetch_or(is_missing, Ordering::Relaxed);
+        self.of(false)
+    }
+
+    fn of(&self, translates: bool) -> Plan {
+        pod_plan(&self.node, &self.options, self.backend, translates)
+    }
+}
+
+/// The plan of a pod.
+pub(super) fn pod_plan(node: &NodeOptions, pod: &PodOptions, backend: Backend, translates: bool) -> Plan {
+    if translates { plan_translating_pod(node, pod, backend) } else { plan_pod(node, pod, backend) }
+}
+
+impl Ambient {
+    pub(super) fn planner(&self, member: &Member) -> Result<PodPlanner, AmbientFailure> {
+        Ok(PodPlanner {
+            node: self.node_options(member),
+            options: member.options.clone(),
+            backend: self.host()?.backend(),
+            translates: member.translates,
+            one_step: self.pods.plans.one_step.clone(),
+        })
+    }
+
+    /// Notes by which plan a pod's rules are made; the next agent is to know it.
+    pub(super) async fn note_translates(&self, member: &Member, translates: bool) {
+        let changed = self.pods.members.change(&member.key.uid, |member| {
+            (member.translates, member.translates_now) = (translates, translates);
+        });
+        if member.translates == translates {
+            return;
+        }
+        let text = match translates {
+            true => "the pod translates destinations itself: its rules capture before and after that",
+            false => "the pod does not translate destinations itself any more",
+        };
+        self.log.info(text, &[("pod", &member.key)]);
+        if let Some(member) = changed {
+            self.keep(&member).await;
+        }
+    }
+
+    /// Looks whether a pod translates, in a namespace that is as planned. If that is new its rules are loaded anew.
+    pub(super) fn look_for_translations(&self, inside: &Inside, member: &Member) {
+        let Ok((_, now)) = self.planner(member).map(|planner| planner.plan(inside)) else { return };
+        if now != member.translates_now {
+            self.pods.members.change(&member.key.uid, |member| member.translates_now = now);
+        }
+        if now != member.translates {
+            self.pods.queue.push(member.key.clone());
+        }
+    }
+
+    /// Loads the rules of a pod anew that was seen to begin or to end to translate; gives what is known of it then. Whoever calls has its turn.
+    pub(super) async fn follow_translations(&self, member: Member) -> Result<Member, AmbientFailure> {
+        if member.translates == member.translates_now || !member.is_verified() {
+            return Ok(member);
+        }
+        self.put_right(member.clone(), false).await?;
+        Ok(self.pods.members.get(&member.key.uid).unwrap_or(member))
+    }
+}

@@ -1,0 +1,164 @@
+//! Pods that translate destinations of what comes in themselves, such as a gateway with a second address: that works whoever came first, and nothing
+//! else comes past ztunnel by it.
+
+use std::net::SocketAddr;
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+use testkit::mesh::{MODE, Mesh, MeshPod};
+use testkit::probe::{Flow, Listener, Listeners};
+use testkit::{Agent, PATIENCE, PodCall, TestNetns, eventually};
+
+use crate::mesh_render::cnictl;
+use crate::mesh_verify::{unverified, verified};
+
+const ZTUNNEL: u16 = 15006;
+const APP: u16 = 8080;
+const LABELS: [(&str, &str); 1] = [(MODE, "ambient")];
+/// What the pod translates: of its second address, which is on no interface by which anything comes; and of its own, which it must not get.
+const TRANSLATIONS: [&str; 2] = [
+    "PREROUTING -d 100.64.0.5 -p tcp --dport 443 -j DNAT --to-destination 10.99.0.2:8080",
+    "PREROUTING -d 10.99.0.2 -p tcp --dport 9090 -j REDIRECT --to-ports 8080",
+];
+
+/// A pod with a neighbour that reaches both of its addresses, and who listens in it.
+struct Gateway {
+    pod: MeshPod,
+    world: TestNetns,
+    _listeners: Listeners,
+}
+
+impl Gateway {
+    fn new(pod: MeshPod) -> Self {
+        let world = TestNetns::new().unwrap();
+        let lines = [
+            &format!("link add in0 type veth peer name w0 netns {}", world.path().display()),
+            "address add 10.99.0.2/24 dev in0",
+            "link set in0 up",
+            "address add 100.64.0.5/32 dev lo",
+        ];
+        pod.netns.ip(&lines).unwrap();
+        let lines =
+            ["address add 10.99.0.1/24 dev w0", "link set w0 up", "route add 100.64.0.5 via 10.99.0.2"];
+        world.ip(&lines).unwrap();
+        let listeners = Listeners::start(&pod.netns, [ZTUNNEL, APP].map(Listener::tcp)).unwrap();
+        Self { pod, world, _listeners: listeners }
+    }
+
+    fn translate(&self, how: &str) {
+        for rule in TRANSLATIONS {
+            let words = format!("-t nat {how} {rule}");
+            self.pod.netns.run(Command::new("iptables-nft").args(words.split(' '))).unwrap();
+        }
+    }
+
+    /// The port that a connection comes to.
+    fn reached(&self, to: &str) -> Result<Option<u16>> {
+        let to: SocketAddr = to.parse()?;
+        Ok(Flow::from(&self.world).patience(PATIENCE).tcp(to)?.port())
+    }
+
+    /// The pod's own translation works, and everything else is captured.
+    fn is_captured_but_for_its_own(&self) -> Result<()> {
+        for (to, port) in [
+            ("100.64.0.5:443", APP),
+            ("100.64.0.5:80", ZTUNNEL),
+            ("10.99.0.2:8080", ZTUNNEL),
+            ("10.99.0.2:9090", ZTUNNEL),
+        ] {
+            let reached = self.reached(to)?;
+            ensure!(reached == Some(port), "{to} comes to {reached:?}");
+        }
+        Ok(())
+    }
+
+    /// Whether its rules capture in two steps.
+    fn has_two_steps(&self) -> bool {
+        self.pod.netns.nft_text().unwrap().to_lowercase().replace('_', "-").contains("prerouting-late")
+    }
+}
+
+fn wait_verified(agent: &Agent) {
+    eventually("both pods are verified", 2 * PATIENCE, || {
+        ensure!(verified(agent)? == 2.0, "{}", unverified(agent)?);
+        Ok(())
+    })
+    .unwrap();
+}
+
+fn works_whoever_came_first(nft: &str) {
+    let mesh = Mesh::new().unwrap();
+    // A pod's first turn comes within a second, and the next one is later than the test's end.
+    let start = || mesh.agent().env("NATIVE_NFTABLES", nft).env("VERIFY_INTERVAL", "15s").ready().unwrap();
+    let agent = start();
+    let ztunnel = mesh.ztunnel().unwrap();
+
+    let running = Gateway::new(mesh.running("default", "running", &[]).unwrap());
+    running.translate("-A");
+    mesh.node.api.set_pod(running.pod.object(&LABELS, true));
+    mesh.wait_annotation(&running.pod, Some("enabled")).unwrap();
+    running.is_captured_but_for_its_own().unwrap();
+
+    let pod = mesh.sandbox("default", "new").unwrap();
+    mesh.node.api.set_pod(pod.object(&LABELS, false));
+    assert_eq!(mesh.announce(&pod).unwrap().status, 200);
+    mesh.wait_annotation(&pod, Some("enabled")).unwrap();
+    mesh.run(&pod).unwrap();
+    let new = Gateway::new(pod);
+    assert!(!new.has_two_steps(), "a pod without translations has the usual rules");
+    assert_eq!(new.reached("100.64.0.5:443").unwrap(), Some(ZTUNNEL));
+    new.translate("-A");
+    eventually("the new pod's rules follow", PATIENCE, || {
+        new.is_captured_but_for_its_own().and_then(|()| Ok(ensure!(new.has_two_steps())))
+    })
+    .unwrap();
+    // Nobody changed rules of ours.
+    assert!(!agent.log().text().contains("the rules of a pod differed"), "{}", agent.log().text());
+
+    for gateway in [&running, &new] {
+        match nft {
+            "true" => gateway.pod.netns.nft("delete table inet istio-ambient-nat").unwrap(),
+            _ => drop(
+                gateway
+                    .pod
+                    .netns
+                    .run(Command::new("iptables-nft").args(["-t", "nat", "-F", "ISTIO_PRERT"]))
+                    .unwrap(),
+            ),
+        }
+        eventually("what was deleted is back", PATIENCE, || gateway.is_captured_but_for_its_own()).unwrap();
+        assert!(gateway.has_two_steps());
+    }
+
+    drop((agent, ztunnel));
+    let agent = start();
+    let _ztunnel = mesh.ztunnel().unwrap();
+    wait_verified(&agent);
+    assert!(!agent.log().text().contains("differed"), "{}", agent.log().text());
+    let (exit, text, error) = cnictl(&mesh, "verify -A").unwrap();
+    assert_eq!(exit, Some(0), "{text}{error}");
+    for gateway in [&running, &new] {
+        gateway.is_captured_but_for_its_own().unwrap();
+        let MeshPod { name, uid, netns, .. } = &gateway.pod;
+        let answer = PodCall::with(mesh.node.entry().unwrap(), name, uid, netns.path()).run("CHECK").unwrap();
+        assert_eq!(answer.exit, Some(0), "{}", answer.stderr);
+    }
+
+    new.translate("-D");
+    eventually("the usual rules are back", PATIENCE, || {
+        ensure!(!new.has_two_steps());
+        Ok(ensure!(new.reached("100.64.0.5:443")? == Some(ZTUNNEL)))
+    })
+    .unwrap();
+    assert!(running.has_two_steps());
+}
+
+#[test]
+fn a_pods_own_translation_works_whoever_came_first_with_nf_tables() {
+    works_whoever_came_first("true");
+}
+
+#[test]
+fn a_pods_own_translation_works_whoever_came_first_with_iptables() {
+    works_whoever_came_first("false");
+}
