@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use facts::PodRef;
 use kernel::iptables::Iptables;
 use kernel::nft::Nftables;
+use kernel::observed::others_translate;
 use kernel::sets::{ProbeSets, SetMember};
 use kernel::{Kernel, RuleStore, route};
 use netns::{Inside, Netns};
@@ -63,7 +64,8 @@ impl Looked {
             described.ips.retain(|ip| !is_local(ip));
         }
         let found = |plan: &Plan| netns.enter(|inside| backend_in(inside, plan)).unwrap_or_default();
-        let subject = decider.decide_in(described, &found)?;
+        let translates = || netns.enter(translates).unwrap_or_default();
+        let subject = decider.decide_in(described, &found, &translates)?;
         Self::compare(subject, netns)
     }
 
@@ -139,6 +141,11 @@ pub(crate) fn backend_in(inside: &Inside, plan: &Plan) -> Option<Backend> {
     let iptables = Iptables::new();
     let holds = |store: &dyn RuleStore| store.exists(inside, &plan.layers).unwrap_or_default();
     (!holds(&Nftables) && holds(&iptables)).then_some(Backend::Iptables)
+}
+
+/// Whether others in a pod's namespace translate destinations of what comes in: then it has another plan in ambient mode.
+pub(crate) fn translates(inside: &Inside) -> bool {
+    others_translate(inside, &[capture::ambient::no_rules()]).unwrap_or_default()
 }
 
 fn is_local(ip: &IpAddr) -> bool {

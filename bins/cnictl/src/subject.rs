@@ -182,21 +182,29 @@ impl DecisionArgs {
 }
 
 impl Decider {
-    /// The same for a pod that runs. `found` says in which backend its rules are, where nothing else names one and that is not nf_tables.
+    /// The same for a pod that runs. `found` says in which backend its rules are, where nothing else names one and that is not nf_tables; `translates`,
+    /// whether others in its namespace translate destinations of what comes in.
     pub(crate) fn decide_in(
         &self,
         described: DescribedPod,
         found: &dyn Fn(&Plan) -> Option<Backend>,
+        translates: &dyn Fn() -> bool,
     ) -> Result<PodSubject> {
-        let subject = self.decide_with(described.clone(), false, self.args.backend_name())?;
+        let mut subject = self.decide_with(described.clone(), false, self.args.backend_name())?;
         let is_guess = subject.assumed.iter().any(|text| text == ambient::NFTABLES);
-        match &subject.outcome {
-            PodOutcome::Captured(captured) if is_guess => match found(&captured.plan) {
-                Some(backend) => self.decide_with(described, false, Some(backend)),
-                None => Ok(subject),
-            },
-            _ => Ok(subject),
+        if let PodOutcome::Captured(captured) = &subject.outcome
+            && is_guess
+            && let Some(backend) = found(&captured.plan)
+        {
+            subject = self.decide_with(described, false, Some(backend))?;
         }
+        if let PodOutcome::Captured(captured) = &mut subject.outcome
+            && let By::Ztunnel(pod) = &captured.by
+            && translates()
+        {
+            captured.plan = pod.translating.clone();
+        }
+        Ok(subject)
     }
 
     fn decide_with(

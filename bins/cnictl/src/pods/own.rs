@@ -19,7 +19,7 @@ use super::live::{self, LiveNetns, NodeProcesses};
 use super::locate::{Hint, LocatedNetns, Locator};
 use super::parallel::in_parallel;
 use super::select::SelectArgs;
-use crate::look::{backend_in, rules_of_ours, texts};
+use crate::look::{backend_in, rules_of_ours, texts, translates};
 use crate::subject::{By, Captured, Decider, PodOutcome, PodSubject};
 
 /// Looks at pods.
@@ -137,7 +137,7 @@ impl OwnLook<'_> {
         let report = &mut looked.report;
         let decided = described(facts, report.addresses.clone()).and_then(|pod| {
             let found = |plan: &ruleset::Plan| backend_in(inside.ok()?, plan);
-            self.decider.decide_in(pod, &found)
+            self.decider.decide_in(pod, &found, &|| inside.is_ok_and(translates))
         });
         match decided {
             Ok(PodSubject { outcome: PodOutcome::Captured(captured), .. }) => {

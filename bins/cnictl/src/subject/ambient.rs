@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
-use capture::ambient::{NodeOptions, PROBES_V4, PROBES_V6, PodOptions, plan_host, plan_pod};
+use capture::ambient::{
+    NodeOptions, PROBES_V4, PROBES_V6, PodOptions, plan_host, plan_pod, plan_translating_pod,
+};
 use capture::decide::{CaptureMode, refuse};
 use capture::select::is_label_value;
 use capture::{PlanTarget, Pod};
@@ -20,6 +22,8 @@ pub(super) const NFTABLES: &str = "the kernel has nf_tables (--backend)";
 #[derive(Debug)]
 pub(crate) struct AmbientPod {
     pub(crate) node: NodeNetns,
+    /// The plan for it if it translates destinations of what comes in itself.
+    pub(super) translating: Plan,
 }
 
 /// What is in the node's own network namespace.
@@ -69,9 +73,10 @@ pub(super) fn captured(
     }
     let facts = PlanTarget { backend, ipv6: node.ipv6 };
     let plan = plan_pod(&node, &options, backend);
+    let translating = plan_translating_pod(&node, &options, backend);
     let members = ips.iter().filter_map(|&address| member(address, pod.uid.as_deref(), &node)).collect();
     let host = NodeNetns { plan: plan_host(&node, sender, backend), members };
-    Captured { by: By::Ztunnel(AmbientPod { node: host }), complete, warnings, facts, plan }
+    Captured { by: By::Ztunnel(AmbientPod { node: host, translating }), complete, warnings, facts, plan }
 }
 
 /// Addresses of a family that is off are in no set.
