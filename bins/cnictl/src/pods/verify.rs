@@ -160,8 +160,13 @@ fn is_unknown(pod: &PodReport) -> bool {
 
 fn first(pods: &[&PodReport]) -> Option<String> {
     let text = |pod: &PodReport| {
+        let state = match &*pod.state {
+            "" => "not known to be captured",
+            state => state,
+        };
         let reason = if pod.reason.is_empty() { String::new() } else { format!(" ({})", pod.reason) };
-        format!("pod {} is {}{reason}: {}", pod.pod(), pod.state, pod.problem)
+        let problem = if pod.problem.is_empty() { String::new() } else { format!(": {}", pod.problem) };
+        format!("pod {} is {state}{reason}{problem}", pod.pod())
     };
     match pods {
         [] => None,
@@ -207,6 +212,24 @@ mod tests {
             state: state.to_owned(),
             reason: reason.to_owned(),
             ..PodReport::default()
+        }
+    }
+
+    #[test]
+    fn the_first_pod_is_named_with_what_is_known_of_it_and_no_more() {
+        let problem = |pods: &[PodReport]| first(&pods.iter().collect::<Vec<_>>());
+        let told = PodReport { problem: "somebody".to_owned(), ..pod("sidecar", "drifted", "") };
+        assert_eq!(problem(&[]), None);
+        for (pods, text) in [
+            (vec![pod("sidecar", "starting", "")], "pod shop/web is starting"),
+            (vec![pod("unknown", "", "")], "pod shop/web is not known to be captured"),
+            (
+                vec![pod("sidecar", "unverifiable", "kernel"), told.clone()],
+                "pod shop/web is unverifiable (kernel) (and 1 more)",
+            ),
+            (vec![told], "pod shop/web is drifted: somebody"),
+        ] {
+            assert_eq!(problem(&pods).as_deref(), Some(text));
         }
     }
 
