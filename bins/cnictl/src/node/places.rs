@@ -69,8 +69,8 @@ impl PlaceArgs {
             [] => bin_dirs.split(',').map(str::trim).filter_map(|dir| directory(dir).ok()).collect(),
             named => named.to_vec(),
         };
-        let run_dir = named("CNI_AGENT_RUN_DIR").unwrap_or_else(|| "/var/run/istio-cni".to_owned());
-        let state_dir = named("STATE_DIR").unwrap_or_else(|| "/var/lib/istio-cni".to_owned());
+        let run_dir = named("CNI_AGENT_RUN_DIR").unwrap_or_else(|| cni::config::RUN_DIR.to_owned());
+        let state_dir = named("STATE_DIR").unwrap_or_else(|| cni::config::STATE_DIR.to_owned());
         NodePlaces {
             net_dir: self.net_dir.clone().unwrap_or_else(|| net_dir.into()),
             bin_dirs,

@@ -197,9 +197,7 @@ impl PodReport {
             format!("label {label} asks for a proxy and it has none: it runs outside of the mesh");
         self.problem = format!("{}; see that the injector runs, and create the pod again", self.decision);
     }
-}
 
-impl PodReport {
     /// Says of a pod that is as planned that nobody listens on these ports.
     pub fn note_missing_listeners(&mut self, ports: &[u16]) {
         if ports.is_empty() || !self.problem.is_empty() {
