@@ -166,17 +166,19 @@ fn take(report: &mut PodReport, verification: PodVerification) {
     report.last_verified = last_verified.map(seconds);
     report.drift = bounded(differences);
     report.culprit = culprit.map(|culprit| culprit.to_string()).unwrap_or_default();
-    report.problem = problem.unwrap_or_default();
+    // What the decision has said of a pod stays where the verification has nothing to say.
+    if let Some(problem) = problem {
+        report.problem = problem;
+    }
     if let Some(netns) = verification.netns {
         report.inode = Some(netns.id().ino);
         report.netns = netns.path().display().to_string();
     }
     report.backend =
         verification.plan.as_deref().map(|plan: &Plan| plan.backend.to_string()).unwrap_or_default();
-    let is_looked_at = last_verified.is_some() || !report.drift.is_empty();
-    report.listening = is_looked_at.then_some(verification.missing_listeners.is_empty());
-    if state == VerificationState::Verified {
-        report.note_missing_listeners(&verification.missing_listeners);
+    report.listening = verification.missing_listeners.as_ref().map(Vec::is_empty);
+    if let Some(missing) = verification.missing_listeners.filter(|_| state == VerificationState::Verified) {
+        report.note_missing_listeners(&missing);
     }
     if mode == DataPlaneMode::Ambient {
         let is_known = !matches!(state, VerificationState::Starting | VerificationState::Unverifiable(_));
@@ -186,4 +188,45 @@ fn take(report: &mut PodReport, verification: PodVerification) {
 
 fn seconds(at: SystemTime) -> f64 {
     at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_verification_does_not_know_is_not_said() {
+        let known = PodVerification {
+            pod: PodRef::named("shop", "web"),
+            mode: DataPlaneMode::Sidecar,
+            state: VerificationState::Verified,
+            last_verified: Some(SystemTime::now()),
+            drift: Vec::new(),
+            differences: Vec::new(),
+            is_without_rules: false,
+            culprit: None,
+            problem: None,
+            missing_listeners: None,
+            conflicts: 0,
+            netns: None,
+            plan: None,
+        };
+        let decided = || PodReport { problem: "its annotations".to_owned(), ..PodReport::default() };
+        let taken = |mut report: PodReport, known: &PodVerification| {
+            take(&mut report, known.clone());
+            (report.listening, report.problem)
+        };
+        assert_eq!(
+            taken(decided(), &known),
+            (None, "its annotations".to_owned()),
+            "nobody asked who listens"
+        );
+        let told = PodVerification { problem: Some("gone".to_owned()), ..known.clone() };
+        assert_eq!(taken(decided(), &told), (None, "gone".to_owned()));
+        let asked = PodVerification { missing_listeners: Some(Vec::new()), ..known.clone() };
+        assert_eq!(taken(PodReport::default(), &asked), (Some(true), String::new()));
+        let missing = PodVerification { missing_listeners: Some(vec![15006]), ..known };
+        let (listening, problem) = taken(PodReport::default(), &missing);
+        assert!(listening == Some(false) && problem.contains("nobody listens on 15006"), "{problem}");
+    }
 }

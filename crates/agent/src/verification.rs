@@ -147,8 +147,8 @@ pub(crate) struct PodVerification {
     pub(crate) culprit: Option<Culprit>,
     /// Why it is not verified, in words.
     pub(crate) problem: Option<String>,
-    /// Ports on which nobody listens, though somebody should.
-    pub(crate) missing_listeners: Vec<u16>,
+    /// Ports on which nobody listens, though somebody should; absent where that was not asked.
+    pub(crate) missing_listeners: Option<Vec<u16>>,
     /// Conflicts of severity error that are known.
     pub(crate) conflicts: usize,
     pub(crate) netns: Option<Arc<Netns>>,

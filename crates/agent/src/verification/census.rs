@@ -49,7 +49,10 @@ impl PodVerifier {
         }
         metrics.pod_rules(rules);
         for mode in DataPlaneMode::ALL {
-            let missing = |pod: &&PodVerification| pod.mode == mode && !pod.missing_listeners.is_empty();
+            let lacks = |ports: &Vec<u16>| !ports.is_empty();
+            let missing = |pod: &&PodVerification| {
+                pod.mode == mode && pod.missing_listeners.as_ref().is_some_and(lacks)
+            };
             metrics.listeners_missing(mode, pods.iter().filter(missing).count());
         }
         metrics.oldest_verification(pods.iter().filter_map(|pod| pod.last_verified).min());

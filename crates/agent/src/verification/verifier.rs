@@ -233,7 +233,7 @@ impl PodVerifier {
             is_without_rules: known.is_without_rules,
             culprit: known.culprit,
             problem: known.problem,
-            missing_listeners: known.missing_listeners.unwrap_or_default(),
+            missing_listeners: known.missing_listeners,
             conflicts: known.conflicts,
             netns: target.as_ref().map(|target| target.netns.clone()),
             plan: target.map(|target| target.plan),
