@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use cluster::Writer;
 use fault::Backoff;
+use tokio::sync::Mutex;
 
 use crate::run::Agent;
 
@@ -40,6 +41,8 @@ pub(crate) struct NodeTaint {
     key: String,
     /// The plugin is being removed.
     is_over: AtomicBool,
+    /// Who has it writes: a write that was begun before the end has ended before the last one begins.
+    turn: Mutex<()>,
 }
 
 /// Why new pods are kept off.
@@ -62,7 +65,7 @@ enum TaintAim {
 
 impl NodeTaint {
     pub(crate) fn new((mode, key): &(TaintMode, String)) -> Self {
-        Self { mode: *mode, key: key.clone(), is_over: AtomicBool::new(false) }
+        Self { mode: *mode, key: key.clone(), is_over: AtomicBool::new(false), turn: Mutex::default() }
     }
 
     /// Sets the taint and takes it away until the task is aborted, or the plugin goes.
@@ -98,7 +101,8 @@ impl NodeTaint {
     }
 
     async fn bring_about(&self, agent: &Agent, writer: &Writer, aim: TaintAim) -> Result<(), cluster::Error> {
-        if !writer.set_taint(&self.key, aim != TaintAim::Absent).await? {
+        let write = writer.set_taint(&self.key, aim != TaintAim::Absent);
+        if !self.unless_over(write).await.transpose()?.unwrap_or(false) {
             return Ok(());
         }
         let (reason, text) = match aim {
@@ -114,12 +118,26 @@ impl NodeTaint {
         Ok(())
     }
 
+    /// Writes in its turn, and not any more when the plugin goes.
+    async fn unless_over<T>(&self, write: impl Future<Output = T>) -> Option<T> {
+        let _turn = self.turn.lock().await;
+        if self.is_over.load(Ordering::Relaxed) { None } else { Some(write.await) }
+    }
+
+    /// Writes for the last time, after what was begun before.
+    async fn at_the_end<T>(&self, write: impl Future<Output = T>) -> T {
+        self.is_over.store(true, Ordering::Relaxed);
+        let _turn = self.turn.lock().await;
+        write.await
+    }
+
     /// Takes the taint away for good, since no agent will.
     pub(crate) async fn end(&self, agent: &Agent) {
         self.is_over.store(true, Ordering::Relaxed);
         let Some(writer) = agent.writer.as_ref().filter(|_| self.mode != TaintMode::Off) else { return };
         let text = "the node keeps its taint; take it away with kubectl taint node";
-        match tokio::time::timeout(END_LIMIT, writer.set_taint(&self.key, false)).await {
+        let write = self.at_the_end(writer.set_taint(&self.key, false));
+        match tokio::time::timeout(END_LIMIT, write).await {
             Ok(Ok(true)) => agent.log.info("the node's taint is taken away", &[("taint", &self.key)]),
             Ok(Ok(false)) => {}
             Ok(Err(error)) => agent.log.error(text, &[("taint", &self.key), ("error", &error)]),
@@ -140,7 +158,34 @@ fn aim(mode: TaintMode, is_ready: bool, rebooted: bool, unready_for: Duration) -
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex as StdMutex;
+
+    use tokio::sync::oneshot;
+
     use super::*;
+
+    #[tokio::test]
+    async fn the_last_write_comes_after_one_that_was_begun_and_no_other_comes_after_it() {
+        let taint = NodeTaint::new(&(TaintMode::Manage, "k".to_owned()));
+        let written = StdMutex::new(Vec::new());
+        let note = |what: &'static str| written.lock().unwrap().push(what);
+        let (go, wait) = oneshot::channel::<()>();
+        let begun = taint.unless_over(async {
+            let _ = wait.await;
+            note("there");
+        });
+        let last = taint.at_the_end(async { note("absent") });
+        let release = async {
+            tokio::task::yield_now().await;
+            assert!(written.lock().unwrap().is_empty(), "the last write waits");
+            go.send(()).unwrap();
+        };
+        // In this order: the one has its turn when the other asks for it.
+        let (begun, (), ()) = tokio::join!(biased; begun, last, release);
+        assert_eq!(begun, Some(()));
+        assert_eq!(taint.unless_over(async { note("there") }).await, None);
+        assert_eq!(*written.lock().unwrap(), ["there", "absent"]);
+    }
 
     #[test]
     fn the_taint_is_set_only_where_it_is_managed_and_taken_away_when_ready() {
