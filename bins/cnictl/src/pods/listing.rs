@@ -1,5 +1,6 @@
 //! Lists as tables and for programs: formats, columns, order, and following what changes.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -191,18 +192,19 @@ impl<T: Serialize + Clone + PartialEq> ResourceList<T> {
 
     /// Each item that is new, other than before, or gone.
     fn changes(&self, before: &[T], now: &[T]) -> Vec<(&'static str, T)> {
-        let find = |items: &[T], key: &str| items.iter().find(|item| (self.key)(item) == key).cloned();
+        let mut old: HashMap<String, &T> = before.iter().map(|item| ((self.key)(item), item)).collect();
         let mut changes = Vec::new();
         for item in now {
-            match find(before, &(self.key)(item)) {
+            match old.remove(&(self.key)(item)) {
                 None => changes.push(("added", item.clone())),
-                Some(old) if (self.steady)(&old) != (self.steady)(item) => {
+                Some(old) if (self.steady)(old) != (self.steady)(item) => {
                     changes.push(("changed", item.clone()));
                 }
                 Some(_) => {}
             }
         }
-        let gone = before.iter().filter(|item| find(now, &(self.key)(item)).is_none());
+        // In the order in which they were.
+        let gone = before.iter().filter(|item| old.contains_key(&(self.key)(item)));
         changes.extend(gone.map(|item| ("removed", item.clone())));
         changes
     }
@@ -235,4 +237,31 @@ pub(crate) fn ago(at: f64) -> String {
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "see above")]
     let seconds = seconds as u64;
     crate::node::short(seconds) + " ago"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A name, and what is told of it.
+    type Item = (&'static str, u32);
+
+    const LISTING: ResourceList<Item> = ResourceList {
+        kind: "List",
+        item_kind: "Item",
+        columns: &[],
+        key: |item| item.0.to_owned(),
+        name: |item| item.0.to_owned(),
+        // What is below ten changes all the time.
+        steady: |item| (item.0, item.1 / 10),
+    };
+
+    #[test]
+    fn what_comes_changes_and_goes_is_told_once_each_in_the_order_of_the_list() {
+        let before = [("a", 1), ("b", 10), ("c", 20), ("d", 30), ("e", 40)];
+        let now = [("f", 0), ("c", 21), ("d", 31), ("b", 50)];
+        let told = [("added", now[0]), ("changed", now[3]), ("removed", before[0]), ("removed", before[4])];
+        assert_eq!(LISTING.changes(&before, &now), told);
+        assert_eq!(LISTING.changes(&now, &now), []);
+    }
 }
