@@ -8,7 +8,7 @@ use netns::Netns;
 use ruleset::listed::{ListedChain, ListedRule, ListedTable};
 use ruleset::{Backend, Plan};
 
-use super::listed::{attached, means_the_same, of_plan, planned};
+use super::listed::{attached, chain_text, means_the_same, of_plan, planned};
 use super::one::OnePodArgs;
 use super::unified::unified;
 use crate::output::VerbAnswer;
@@ -137,7 +137,7 @@ fn lines(tables: &[ListedTable]) -> Vec<Line> {
         let mut chains: Vec<&ListedChain> = table.chains.iter().collect();
         chains.sort_by_key(|chain| &chain.name);
         for chain in chains {
-            lines.push(Line::of(format!("  chain {}{} {{", chain.name, attached(chain))));
+            lines.push(Line::of(format!("  chain {} {{", chain_text(&chain.name, &attached(chain)))));
             lines.extend(
                 chain.rules.iter().map(|rule| Line { text: format!("    {rule}"), rule: Some(rule.clone()) }),
             );

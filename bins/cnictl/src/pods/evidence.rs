@@ -12,7 +12,7 @@ use netns::Inside;
 use ruleset::Backend;
 use serde::Serialize;
 
-use super::listed::{attached, of_plan};
+use super::listed::{attached, chain_text, of_plan};
 use super::own::LookedPod;
 use crate::output::columns;
 use crate::subject::Captured;
@@ -139,7 +139,7 @@ impl PodEvidence {
             row("ANNOTATION", format!("{key}={value}"));
         }
         for ChainEvidence { table, chain, attached, rules } in &self.chains {
-            row("CHAIN", format!("{table} {chain}{attached}"));
+            row("CHAIN", format!("{table} {}", chain_text(chain, attached)));
             for RuleEvidence { handle, text } in rules {
                 let handle = handle.map_or_else(String::new, |handle| format!("handle {handle}: "));
                 row("", format!("{handle}{text}"));

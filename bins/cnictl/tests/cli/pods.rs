@@ -293,6 +293,8 @@ fn a_verdict_is_shown_with_what_it_rests_on() {
     assert_described(&json);
     assert_eq!(json["items"][0]["detail"]["generation"], generation + 1);
     assert_eq!(json["items"][0]["detail"]["not_listening"], json!([15001, 15006]));
+    let chains = json["items"][0]["detail"]["chains"].as_array().unwrap();
+    assert!(chains.iter().any(|chain| chain["attached"] == "nat output, priority -100"), "{chains:?}");
     let text = fleet.run("verify cart away --evidence").stdout;
     assert!(text.contains("ip rule priority 32764 fwmark 0x111/0xfff lookup 100: "), "{text}");
     assert!(
