@@ -18,7 +18,7 @@ use crate::node::{NodePlaces, directory};
 /// The plugin's `type` in a conflist.
 const PLUGIN: &str = "istio-cni";
 /// How long the agent may take; it answers from memory.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const AGENT_PATIENCE: Duration = Duration::from_secs(2);
 /// Where the chart puts ztunnel and agent.
 const SYSTEM_NAMESPACE: &str = "istio-system";
 /// The plugin's entry as the chart makes it in ambient mode.
@@ -116,7 +116,7 @@ impl Configuration {
 
     /// The agent's options of ambient mode, where an agent answers and has the mode on.
     pub(crate) fn ask_agent(&self) -> Option<AmbientOptions> {
-        let ask = || self.agent().status(PATIENCE).ok()?.ambient;
+        let ask = || self.agent().status(AGENT_PATIENCE).ok()?.ambient;
         self.ambient.get_or_init(ask).clone()
     }
 

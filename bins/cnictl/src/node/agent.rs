@@ -2,7 +2,6 @@
 
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use http1::Deadline;
 use podsource::{AgentSource, Cause};
@@ -13,8 +12,8 @@ use rustix::io::Errno;
 use serde::Serialize;
 use trusted::Links;
 
-/// How long the agent may take; it answers from memory.
-const PATIENCE: Duration = Duration::from_secs(2);
+use crate::configuration::AGENT_PATIENCE;
+
 /// Most files that are counted: a node has some hundred pods.
 const MAX_FILES: usize = 100_000;
 /// Most notes that are read for the names of their pods.
@@ -44,7 +43,7 @@ pub(super) enum Silence {
 
 /// Asks the agent how it is.
 pub(super) fn ask(run_dir: &Path) -> Result<AgentStatus, Silence> {
-    AgentSource::new(run_dir, env!("CARGO_PKG_VERSION")).status(PATIENCE).map_err(|error| {
+    AgentSource::new(run_dir, env!("CARGO_PKG_VERSION")).status(AGENT_PATIENCE).map_err(|error| {
         match &*error.cause {
             Cause::NoAgent(cause) if is_denied(cause) => Silence::Denied,
             _ => Silence::Failed(error.to_string()),
@@ -54,7 +53,7 @@ pub(super) fn ask(run_dir: &Path) -> Result<AgentStatus, Silence> {
 
 /// What the agent knows of the pods, if it is of a version that says so.
 pub(super) fn pods(run_dir: &Path) -> Option<PodsReport> {
-    AgentSource::new(run_dir, env!("CARGO_PKG_VERSION")).pods(false, PATIENCE).ok()
+    AgentSource::new(run_dir, env!("CARGO_PKG_VERSION")).pods(false, AGENT_PATIENCE).ok()
 }
 
 fn is_denied(error: &io::Error) -> bool {
@@ -84,7 +83,7 @@ pub(super) fn holder(run_dir: &Path) -> Option<Holder> {
 
 impl RunDirSocket {
     fn at(path: PathBuf) -> Self {
-        let error = match http1::unix::connect(&path, Deadline::within(PATIENCE)) {
+        let error = match http1::unix::connect(&path, Deadline::within(AGENT_PATIENCE)) {
             Ok(_) => None,
             // Its queue is full, so somebody made one.
             Err(error) if error.kind() == io::ErrorKind::TimedOut => None,

@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use facts::PodRef;
@@ -13,9 +12,8 @@ use rundir::pods::{ConflictReport, ConflictsReport};
 use super::own::{LookedPod, PodConflicts};
 use super::select::SelectArgs;
 use super::view::{EvidenceSource, Viewer, refuse_if_denied};
+use crate::configuration::AGENT_PATIENCE;
 
-/// How long the agent may take; it answers from memory.
-const PATIENCE: Duration = Duration::from_secs(2);
 /// What this program does not look at.
 const NODE: &str = "the node's own network namespace: the agent looks there, and does not answer";
 
@@ -34,7 +32,7 @@ impl Viewer {
     /// # Errors
     /// This user may not ask and not look.
     pub(crate) fn conflicts(&self, select: &SelectArgs, node: bool) -> Result<ConflictsView> {
-        match self.agent().conflicts(PATIENCE) {
+        match self.agent().conflicts(AGENT_PATIENCE) {
             Ok(report) => self.told(report, select, node),
             Err(error) => {
                 refuse_if_denied(&error)?;
@@ -65,7 +63,7 @@ impl Viewer {
     fn told(&self, report: ConflictsReport, select: &SelectArgs, node: bool) -> Result<ConflictsView> {
         let ConflictsReport { at, mut conflicts, not_looked_at } = report;
         if !select.is_everything() {
-            let known = self.agent().pods(false, PATIENCE).context("ask the agent which pods are meant")?;
+            let known = self.agent().pods(false, AGENT_PATIENCE).context("ask the agent which pods are meant")?;
             let meant = known.pods.iter().filter(|pod| select.selects(&pod.pod(), &pod.labels));
             let meant: HashSet<PodRef> = meant.map(rundir::pods::PodReport::pod).collect();
             conflicts.retain(|conflict| conflict.pod.as_ref().is_some_and(|pod| meant.contains(pod)));

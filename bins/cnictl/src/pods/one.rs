@@ -1,7 +1,5 @@
 //! Verbs that are about one pod of the node.
 
-use std::time::Duration;
-
 use anyhow::{Result, bail};
 use podsource::AgentSource;
 use rundir::pods::PodReport;
@@ -12,9 +10,6 @@ use super::select::SelectArgs;
 use super::view::Viewer;
 use crate::configuration::ConfigurationArgs;
 use crate::output::VerbAnswer;
-
-/// How long the agent may take where it looks at all pods first.
-pub(super) const PATIENCE_FOR_A_LOOK: Duration = Duration::from_secs(30);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct OnePodArgs {

@@ -5,8 +5,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use rundir::pods::{PodReport, RestoreRequest};
 
-use super::one::{OnePodArgs, PATIENCE_FOR_A_LOOK};
-use super::view::refuse_if_denied;
+use super::one::OnePodArgs;
+use super::view::{PATIENCE_FOR_A_LOOK, refuse_if_denied};
 use crate::output::VerbAnswer;
 use crate::question::confirm;
 

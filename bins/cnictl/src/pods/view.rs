@@ -10,14 +10,12 @@ use serde::Serialize;
 use super::locate::proc_root;
 use super::own::{LookedPod, OwnLook, now};
 use super::select::SelectArgs;
-use crate::configuration::ConfigurationArgs;
+use crate::configuration::{AGENT_PATIENCE, ConfigurationArgs};
 use crate::output::one_line;
 use crate::subject::{Decider, DecisionArgs};
 
-/// How long the agent may take; what it verifies anyway it answers from memory.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// The same where it looks at all pods first.
-const PATIENCE_FOR_A_LOOK: Duration = Duration::from_secs(30);
+/// How long the agent may take where it looks at all pods first.
+pub(super) const PATIENCE_FOR_A_LOOK: Duration = Duration::from_secs(30);
 
 /// Who says it, and when.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -99,7 +97,7 @@ impl Viewer {
     /// This user may not ask and not look.
     pub(crate) fn view(&self, select: &SelectArgs) -> Result<NodeView> {
         let begin = Instant::now();
-        let usual = if self.fresh { PATIENCE_FOR_A_LOOK } else { PATIENCE };
+        let usual = if self.fresh { PATIENCE_FOR_A_LOOK } else { AGENT_PATIENCE };
         let limit = self.timeout.map_or(usual, |timeout| timeout.min(usual));
         match self.agent().pods(self.fresh, limit) {
             Ok(report) => Ok(NodeView::of_agent(report, select)),
@@ -115,7 +113,7 @@ impl Viewer {
     /// # Errors
     /// Nothing can be looked at.
     pub(crate) fn look_deeply(&self, select: &SelectArgs) -> Result<Vec<LookedPod>> {
-        let known = match self.agent().pods(false, PATIENCE) {
+        let known = match self.agent().pods(false, AGENT_PATIENCE) {
             Ok(report) => report.pods,
             Err(error) => {
                 refuse_if_denied(&error)?;
@@ -129,14 +127,8 @@ impl Viewer {
     fn look(&self, select: &SelectArgs, why: &str, deadline: Option<Instant>) -> Result<NodeView> {
         let look = OwnLook { decider: &self.decider, proc_root: proc_root(), deadline, known: &[] };
         let looked = look.look(select)?;
-        let evidence = EvidenceSource {
-            by: "cnictl",
-            at: now(),
-            agent_version: String::new(),
-            without_agent: why.to_owned(),
-        };
         Ok(NodeView {
-            evidence,
+            evidence: EvidenceSource::own(why),
             pods: looked.pods.into_iter().map(|pod| pod.report).collect(),
             gaps: looked.unusable,
             out_of_time: looked.out_of_time,
