@@ -6,7 +6,7 @@
 mod way;
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use capture::settings::{CAPTURE_PORT, PROXY_PORT, PortChoice};
@@ -16,6 +16,7 @@ use kernel::nft::Nftables;
 use kernel::sockets::Sockets;
 use kernel::{Applied, Change, Choice, Difference, Kernel};
 use ruleset::Plan;
+use testkit::probe::answer_bytes;
 use testkit::{Families, Pod, TestNetns};
 use way::Way;
 
@@ -66,10 +67,10 @@ impl Lab {
     fn new(way: Way, settings: Settings) -> Self {
         let pod = Pod::new(Families::Dual).unwrap();
         for port in [PROXY_PORT, CAPTURE_PORT] {
-            answer(&pod, port, b'p');
+            answer_bytes(&pod, port, b'p').unwrap();
         }
         for namespace in [pod.own(), pod.peer()] {
-            answer(namespace, SERVER, b's');
+            answer_bytes(namespace, SERVER, b's').unwrap();
         }
         way.apply(&pod, &way.inputs(settings).plan(), &[]);
         Self { pod, way }
@@ -98,20 +99,6 @@ impl Lab {
         let list = |inside: &netns::Inside| Sockets::open(inside)?.list(PROXY_PORT..=CAPTURE_PORT);
         self.pod.enter(list).unwrap().unwrap().len()
     }
-}
-
-/// Answers each byte with this one.
-fn answer(namespace: &TestNetns, port: u16, with: u8) {
-    let listener = namespace.enter(|_| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))).unwrap().unwrap();
-    let serve = move |mut stream: TcpStream| {
-        let mut byte = [0];
-        while stream.read_exact(&mut byte).is_ok() && stream.write_all(&[with]).is_ok() {}
-    };
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            std::thread::spawn(move || serve(stream));
-        }
-    });
 }
 
 /// Who answers: `p` is the proxy, `s` a server.

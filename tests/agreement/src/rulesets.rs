@@ -241,22 +241,10 @@ impl Attempt {
     fn packet(&self, port: u16) -> Packet {
         let (shot, _, from_peer) = self.shots(port);
         let packet = Packet {
-            source: shot.from.ip(),
-            destination: shot.to.ip(),
-            protocol: shot.protocol,
             source_port: if shot.protocol.has_ports() { port } else { 0 },
-            destination_port: shot.to.port(),
             in_interface: "eth0".to_owned(),
-            out_interface: String::new(),
-            own_destination: true,
-            owner: None,
-            mark: 0,
-            ct_mark: 0,
-            state: State::New,
-            reply: false,
-            original: None,
             icmp: shot.icmp,
-            listening: true,
+            ..Packet::new(shot.protocol, shot.from, shot.to)
         };
         if from_peer {
             return packet;

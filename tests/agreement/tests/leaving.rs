@@ -13,7 +13,7 @@ use capture::ambient::{CAPTURE_PORTS, NodeOptions, PodOptions, plan_drain, plan_
 use kernel::nft::Nftables;
 use kernel::{Choice, Kernel, conntrack};
 use proptest::test_runner::TestCaseError;
-use ruleset::eval::{Owner, Packet, State, Verdict, evaluate, translations_last};
+use ruleset::eval::{Owner, Packet, Verdict, evaluate, translations_last};
 use ruleset::{Family, Hook, NoMembers, Plan, Protocol};
 use testkit::relay::Relay;
 use testkit::{Families, Pod};
@@ -54,22 +54,10 @@ impl Way {
         };
         let interface = |there: bool| if there { "eth0".to_owned() } else { String::new() };
         let packet = Packet {
-            source,
-            destination: self.to,
-            protocol: Protocol::Tcp,
-            source_port: 40_000,
-            destination_port: PORT,
             in_interface: interface(self.inbound),
             out_interface: interface(!self.inbound),
-            own_destination: true,
             owner: (!self.inbound).then_some(Owner { uid: 0, gid: 0 }),
-            mark: 0,
-            ct_mark: 0,
-            state: State::New,
-            reply: false,
-            original: None,
-            icmp: (0, 0),
-            listening: true,
+            ..Packet::new(Protocol::Tcp, (source, 40_000).into(), (self.to, PORT).into())
         };
         matches!(
             evaluate(&plan.layers, plan.backend, &packet, hook, true, &NoMembers).verdict,

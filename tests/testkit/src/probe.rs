@@ -15,6 +15,7 @@
 //! # }
 //! ```
 
+mod bytes;
 mod client;
 mod datagram;
 mod listener;
@@ -27,6 +28,7 @@ use serde_json::{Value, json};
 
 use crate::namespace::TestNetns;
 
+pub use bytes::answer_bytes;
 pub use client::{Flow, USUAL_PATIENCE};
 pub use listener::{Listener, Listeners, Record};
 

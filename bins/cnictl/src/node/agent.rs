@@ -43,11 +43,11 @@ pub(super) enum Silence {
 
 /// Asks the agent how it is.
 pub(super) fn ask(run_dir: &Path) -> Result<AgentStatus, Silence> {
-    AgentSource::new(run_dir, env!("CARGO_PKG_VERSION")).status(AGENT_PATIENCE).map_err(|error| {
-        match &*error.cause {
-            Cause::NoAgent(cause) if is_denied(cause) => Silence::Denied,
-            _ => Silence::Failed(error.to_string()),
-        }
+    AgentSource::new(run_dir, env!("CARGO_PKG_VERSION")).status(AGENT_PATIENCE).map_err(|error| match &*error
+        .cause
+    {
+        Cause::NoAgent(cause) if is_denied(cause) => Silence::Denied,
+        _ => Silence::Failed(error.to_string()),
     })
 }
 

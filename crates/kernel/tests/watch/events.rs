@@ -60,9 +60,21 @@ fn other() -> Ruleset {
     Ruleset { owner: "istio-other".into(), ..with_set() }
 }
 
+/// A plan that is this ruleset.
+fn plan_of(ruleset: &Ruleset) -> Arc<Plan> {
+    Arc::new(Plan { backend: Backend::Nftables, routing: Vec::new(), layers: vec![ruleset.clone()] })
+}
+
+/// A namespace with [`with_set`], and the sockets that are kept there.
+fn watched() -> (TestNetns, Ruleset, KeptSockets) {
+    let (ns, ruleset) = (TestNetns::new().unwrap(), with_set());
+    load(&ns, &ruleset);
+    let kept = keep(&ns);
+    (ns, ruleset, kept)
+}
+
 fn load(ns: &TestNetns, ruleset: &Ruleset) {
-    let plan =
-        Arc::new(Plan { backend: Backend::Nftables, routing: Vec::new(), layers: vec![ruleset.clone()] });
+    let plan = plan_of(ruleset);
     let iptables = Way::Nft.iptables();
     let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
     ns.enter(|inside| kernel.apply(inside, Choice::Only(Backend::Nftables), |_| Plan::clone(&plan)))
@@ -157,13 +169,10 @@ fn every_change_of_the_routing_wakes() {
 
 #[test]
 fn questions_to_a_socket_leave_its_events() {
-    let ns = TestNetns::new().unwrap();
-    let ruleset = with_set();
-    load(&ns, &ruleset);
-    let mut kept = keep(&ns);
+    let (ns, ruleset, mut kept) = watched();
     let iptables = Way::Nft.iptables();
     let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
-    let plan = Arc::new(Plan { backend: Backend::Nftables, routing: Vec::new(), layers: vec![ruleset] });
+    let plan = plan_of(&ruleset);
     ns.nft("add table inet foreign").unwrap();
     sh(&ns, "ip rule add fwmark 1 lookup 100");
     let generation = kept.generation().unwrap();
@@ -203,14 +212,10 @@ fn add(sets: &mut Sets, number: u32) {
 /// Nobody reads while there are more commits than the kernel keeps events for.
 #[test]
 fn after_more_events_than_are_kept_it_is_known_that_some_are_lost() {
-    let ns = TestNetns::new().unwrap();
-    let ruleset = with_set();
-    load(&ns, &ruleset);
-    let mut kept = keep(&ns);
+    let (ns, ruleset, mut kept) = watched();
     let iptables = Way::Nft.iptables();
     let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
-    let plan =
-        Arc::new(Plan { backend: Backend::Nftables, routing: Vec::new(), layers: vec![ruleset.clone()] });
+    let plan = plan_of(&ruleset);
     let mut sets = ns.enter(|inside| Sets::open(inside, Backend::Nftables, &ruleset)).unwrap().unwrap();
     for number in 0..10_000 {
         add(&mut sets, number);
@@ -241,14 +246,10 @@ fn after_more_events_than_are_kept_it_is_known_that_some_are_lost() {
 #[test]
 fn a_check_beside_a_storm_of_commits_ends() {
     use std::sync::atomic::{AtomicBool, Ordering};
-    let ns = TestNetns::new().unwrap();
-    let ruleset = with_set();
-    load(&ns, &ruleset);
-    let mut kept = keep(&ns);
+    let (ns, ruleset, mut kept) = watched();
     let iptables = Way::Nft.iptables();
     let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
-    let plan =
-        Arc::new(Plan { backend: Backend::Nftables, routing: Vec::new(), layers: vec![ruleset.clone()] });
+    let plan = plan_of(&ruleset);
     let mut sets = ns.enter(|inside| Sets::open(inside, Backend::Nftables, &ruleset)).unwrap().unwrap();
     let done = AtomicBool::new(false);
     let (mut equal, mut disturbed) = (0, 0);
@@ -286,10 +287,8 @@ fn a_check_beside_a_storm_of_commits_ends() {
 #[test]
 fn sockets_of_a_namespace_that_is_deleted_answer_until_they_are_closed() {
     let mut kept = {
-        let ns = TestNetns::new().unwrap();
-        let ruleset = with_set();
-        load(&ns, &ruleset);
-        keep(&ns)
+        let (_ns, _, kept) = watched();
+        kept
     };
     let generation = kept.generation().unwrap();
     assert!(nothing(&kept.take_events().unwrap()), "nothing happens where nobody is");

@@ -1,7 +1,7 @@
 //! Sidecar pods whose labels and annotations change while they run.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -9,6 +9,7 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use testkit::apiserver::Resource;
 use testkit::mesh::{Mesh, MeshPod};
+use testkit::probe::answer_bytes;
 use testkit::{Agent, PATIENCE, PodCall, PodObject, TestNetns, eventually};
 
 const WORLD: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
@@ -55,10 +56,10 @@ impl Scene {
         scene.edit("labels", "started", "true");
         std::thread::sleep(A_WHILE);
         for port in [15001, 15006] {
-            answer(&scene.pod.netns, port, b'p');
+            answer_bytes(&scene.pod.netns, port, b'p').unwrap();
         }
         for port in [APP, OTHER] {
-            answer(&scene.world, port, b's');
+            answer_bytes(&scene.world, port, b's').unwrap();
         }
         (scene, agent)
     }
@@ -137,20 +138,6 @@ impl Scene {
         })
         .unwrap();
     }
-}
-
-/// Answers each byte with this one.
-fn answer(namespace: &TestNetns, port: u16, with: u8) {
-    let listener = namespace.enter(|_| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))).unwrap().unwrap();
-    let serve = move |mut stream: TcpStream| {
-        let mut byte = [0];
-        while stream.read_exact(&mut byte).is_ok() && stream.write_all(&[with]).is_ok() {}
-    };
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            std::thread::spawn(move || serve(stream));
-        }
-    });
 }
 
 /// Who answers: `p` is the proxy, `s` a server of the world.
