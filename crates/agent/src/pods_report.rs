@@ -22,8 +22,6 @@ pub(crate) struct PodsReporter {
     pub(crate) cluster: Cluster,
     pub(crate) sidecars: Arc<Sidecars>,
     pub(crate) verifier: Arc<PodVerifier>,
-    /// Seconds between two looks at a pod.
-    pub(crate) interval: f64,
 }
 
 impl PodsReporter {
@@ -53,7 +51,7 @@ impl PodsReporter {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             at: seconds(SystemTime::now()),
             synced: self.cluster.state().synced,
-            interval: self.interval,
+            interval: self.verifier.interval().as_secs_f64(),
             pods,
         }
     }

@@ -273,7 +273,6 @@ impl Agent {
                 cluster: self.cluster.clone(),
                 sidecars: self.sidecars.clone(),
                 verifier: self.verifier.clone(),
-                interval: self.config.verify.interval.as_secs_f64(),
             },
             log: self.log.clone(),
         };

@@ -9,6 +9,7 @@ mod culprit;
 mod entry;
 mod identity;
 mod look;
+mod policy;
 mod rounds;
 mod settle;
 mod told;

@@ -17,7 +17,7 @@ impl PodVerifier {
     /// As [`metrics::Metrics::new`].
     pub(crate) fn answer_metrics(self: &Arc<Self>) -> Result<(), prometheus::Error> {
         let metrics = &self.parts.metrics;
-        metrics.capture_enabled(self.parts.config.captures);
+        metrics.capture_enabled(self.policy.captures());
         if self.parts.config.short_names {
             metrics.with_short_names()?;
         }

@@ -37,7 +37,7 @@ impl PodVerifier {
         loop {
             let due = self.sandboxes().agenda.next();
             let next = [due, sync].into_iter().flatten().min();
-            let until = self.at(next.unwrap_or(self.now() + self.schedule.interval()));
+            let until = self.at(next.unwrap_or(self.now() + self.interval()));
             tokio::select! {
                 Some(number) = next_event(&mut events) => self.take_events(number),
                 () = self.changed.notified() => sync = sync.or(Some(self.now() + TOGETHER)),
@@ -66,7 +66,10 @@ impl PodVerifier {
     /// What each mode does once in an interval.
     async fn rounds(self: Arc<Self>) {
         loop {
-            tokio::time::sleep(self.schedule.interval()).await;
+            tokio::select! {
+                () = tokio::time::sleep(self.interval()) => {}
+                () = self.followed.notified() => continue,
+            }
             for mode in self.modes() {
                 mode.clone().round().await;
             }
@@ -145,7 +148,7 @@ impl PodVerifier {
             }
             let is_tick = entry.tick <= now;
             if is_tick {
-                entry.tick = self.schedule.next(&entry.pod.uid, now);
+                entry.tick = self.policy.schedule().next(&entry.pod.uid, now);
             }
             let layer = match entry.take_noticed() {
                 true => Some(Layer::Event),
@@ -162,7 +165,7 @@ impl PodVerifier {
     fn confirm(&self, entry: &mut VerifiedSandbox, now: Duration) -> Option<Layer> {
         let metrics: &Metrics = &self.parts.metrics;
         let since_full = entry.full.filter(|_| entry.watched && entry.known.seen == LastLook::Equal);
-        let due = self.schedule.due(since_full.map(|full| now.saturating_sub(full)));
+        let due = self.policy.schedule().due(since_full.map(|full| now.saturating_sub(full)));
         if due == Due::Full || entry.wants_listeners(now) {
             return Some(Layer::Full);
         }
@@ -230,7 +233,7 @@ impl PodVerifier {
 
     /// When a new sandbox is looked at first. Those that are there when the agent starts are spread, and the others are looked at now.
     fn first(&self, pod: &PodRef, now: Duration) -> Duration {
-        self.schedule.first(&pod.uid).max(now)
+        self.policy.schedule().first(&pod.uid).max(now)
     }
 
     /// Whether there are descriptors for one more namespace to be watched.

@@ -165,7 +165,7 @@ impl PodVerifier {
                 return false;
             }
             Comparison::Differs(differences) => {
-                let repairs = self.leaves().is_none();
+                let repairs = self.policy.leaves().is_none();
                 self.sandboxes().change(number, |entry| entry.is_drifted(now, differences, repairs))
             }
         };
@@ -175,7 +175,7 @@ impl PodVerifier {
             DriftStep::Repair { is_new } => self.repair(number, &drift, is_new).await,
             DriftStep::Leave { is_new } => {
                 if is_new {
-                    let why = self.leaves().unwrap_or("it was to be left a moment ago");
+                    let why = self.policy.leaves().unwrap_or("it was to be left a moment ago");
                     self.left(&drift, why);
                     self.tell(&drift, DRIFT, format!("{} They are left so: {why}.", drift.text()));
                 }

@@ -2,11 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use ::verification::{Agenda, Ledger, Schedule, UnverifiableReason, VerificationState};
+use ::verification::{Agenda, Ledger, UnverifiableReason, VerificationState};
 use cluster::Cluster;
 use facts::PodRef;
 use netns::NetnsId;
@@ -15,6 +14,7 @@ use tokio::sync::Notify;
 
 use super::config::VerifyConfig;
 use super::entry::{Known, VerifiedSandbox};
+use super::policy::VerifyPolicy;
 use super::told::ToldDrifts;
 use super::watch::NetnsWatch;
 use super::{ExpectedPod, PodVerification, RepairFailure, RepairResult, VerifiedMode};
@@ -44,9 +44,7 @@ pub(crate) struct VerifierParts {
 /// Verifies the pods of all modes.
 pub(crate) struct PodVerifier {
     pub(super) parts: VerifierParts,
-    pub(super) schedule: Schedule,
-    /// Pods are captured at all, by the options of now.
-    captures: AtomicBool,
+    pub(super) policy: VerifyPolicy,
     /// Times are since then.
     start: Instant,
     modes: OnceLock<Vec<Arc<dyn VerifiedMode>>>,
@@ -59,6 +57,8 @@ pub(crate) struct PodVerifier {
     pub(super) hurried: Notify,
     /// A pod was looked at.
     pub(super) looked: Notify,
+    /// Other options are in force.
+    pub(super) followed: Notify,
 }
 
 /// All that are verified. Each has a number, by which the kernel tells of it.
@@ -78,8 +78,7 @@ pub(super) struct Sandboxes {
 impl PodVerifier {
     pub(crate) fn new(parts: VerifierParts) -> Arc<Self> {
         Arc::new(Self {
-            schedule: Schedule::new(parts.config.interval, parts.config.full),
-            captures: AtomicBool::new(parts.config.captures),
+            policy: VerifyPolicy::new(parts.config.clone()),
             parts,
             start: Instant::now(),
             modes: OnceLock::new(),
@@ -89,6 +88,7 @@ impl PodVerifier {
             changed: Notify::new(),
             hurried: Notify::new(),
             looked: Notify::new(),
+            followed: Notify::new(),
         })
     }
 
@@ -96,21 +96,6 @@ impl PodVerifier {
     pub(crate) fn verify(&self, modes: Vec<Arc<dyn VerifiedMode>>) {
         let _ = self.modes.set(modes);
         self.changed.notify_one();
-    }
-
-    /// Goes by changed options from now on.
-    pub(crate) fn follow(&self, config: &VerifyConfig) {
-        self.captures.store(config.captures, Ordering::Relaxed);
-        self.parts.metrics.capture_enabled(config.captures);
-        self.changed.notify_one();
-    }
-
-    /// Why what differs is left, if it is.
-    pub(super) fn leaves(&self) -> Option<&'static str> {
-        let captures = self.captures.load(Ordering::Relaxed);
-        (!self.parts.config.repairs)
-            .then_some("VERIFY_REPAIR is off")
-            .or((!captures).then_some("CAPTURE is disabled"))
     }
 
     /// Every pod that should be captured, each once, with what is known of it now.
@@ -150,6 +135,38 @@ impl PodVerifier {
     /// The pods, or what is expected of them, may have changed.
     pub(crate) fn changed(&self) {
         self.changed.notify_one();
+    }
+
+    /// Goes by other options from now on.
+    pub(crate) fn follow(&self, new: &VerifyConfig) {
+        let now = self.now();
+        if !self.policy.follow(new, now) {
+            return;
+        }
+        self.parts.log.info("changed options of verification are in force", &[]);
+        self.parts.metrics.capture_enabled(new.captures);
+        let schedule = self.policy.schedule();
+        {
+            let mut sandboxes = self.sandboxes();
+            let numbers: Vec<u64> = sandboxes.entries.keys().copied().collect();
+            for number in numbers {
+                sandboxes.change(number, |entry| {
+                    entry.tick = schedule.next(&entry.pod.uid, now);
+                    // What was left may be put right from now on.
+                    if entry.known.drifted.is_some() {
+                        entry.notice(now);
+                    }
+                });
+            }
+        }
+        self.changed.notify_one();
+        self.followed.notify_one();
+        self.hurried.notify_one();
+    }
+
+    /// Time between two looks at a pod.
+    pub(crate) fn interval(&self) -> Duration {
+        self.policy.schedule().interval()
     }
 
     /// Conflicts with rules of others, in pods and on the node.
@@ -210,7 +227,7 @@ impl PodVerifier {
                 let entry = sandboxes.get(&pod.uid, target.netns.id());
                 let state = entry.map_or(VerificationState::Starting, |entry| {
                     known = entry.known.clone();
-                    entry.state(now, self.schedule.fresh_for(), &target)
+                    entry.state(now, self.policy.fresh_for(now), &target)
                 });
                 (state, Some(target))
             }

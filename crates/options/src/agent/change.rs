@@ -55,6 +55,10 @@ fn change(setting: Setting, ambient: bool) -> Change {
         | Setting::FactsTimeout
         | Setting::RuntimeAnnotations
         | Setting::StrictStatus
+        | Setting::VerifyInterval
+        | Setting::VerifyFullInterval
+        | Setting::VerifyRepair
+        | Setting::AmbientVerifyInterval
         | Setting::RepairInitContainerName => Change::Counts,
         // The rules of pods in the mesh and the node's are in one backend, which is chosen at the start.
         Setting::NativeNftables if !ambient => Change::Counts,

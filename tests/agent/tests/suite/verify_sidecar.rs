@@ -136,6 +136,47 @@ fn rules_of_a_sidecar_pod_that_somebody_deletes_are_put_right() {
 }
 
 #[test]
+fn whether_and_how_often_pods_are_verified_is_followed_while_the_agent_runs() {
+    let mesh = Mesh::new().unwrap();
+    let dir = mesh.node.dir().join("options");
+    std::fs::create_dir(&dir).unwrap();
+    let set = |name: &str, value: &str| {
+        std::fs::write(dir.join("..new"), value).unwrap();
+        std::fs::rename(dir.join("..new"), dir.join(name)).unwrap();
+    };
+    set("VERIFY_REPAIR", "off");
+    set("VERIFY_INTERVAL", "60s");
+    let launch = mesh.node.agent().env("HOST_ROOT", &mesh.root().to_string_lossy());
+    let agent = launch.env("CLEANUP_ON_EXIT", "never").env("CONFIG_DIR", &dir.to_string_lossy());
+    let agent = agent.ready().unwrap();
+    let pod = added(&mesh, "web", |pod| pod);
+    wait_verified(&agent, 1.0);
+    let before = pod.netns.nft_text().unwrap();
+    let damage = || pod.netns.run(Command::new("nft").args(["delete", "table", "inet", "istio-proxy-nat"]));
+    damage().unwrap();
+    wait_unverified(&agent, "drifted", "", 1.0);
+    let drift = |action: &str| {
+        agent.metric(&format!("istio_cni_drift_total{{action=\"{action}\",what=\"rules\"}}")).unwrap()
+    };
+    assert_eq!((drift("left"), drift("repaired")), (1.0, 0.0));
+    set("VERIFY_REPAIR", "on");
+    wait_verified(&agent, 1.0);
+    assert_eq!((pod.netns.nft_text().unwrap(), drift("repaired")), (before, 1.0));
+
+    // Looks that nothing asks for come with the interval.
+    let looks = || agent.metric("istio_cni_verifications_total{layer=\"cheap\",result=\"equal\"}").unwrap();
+    let first = looks();
+    set("VERIFY_INTERVAL", "1s");
+    eventually("it is looked each second", PATIENCE, || {
+        ensure!(looks() >= first + 2.0, "{}", looks());
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(count(&agent, "verified", "mode=\"sidecar\""), 1.0);
+    assert_eq!(agent.health("/readyz").unwrap().status, 200, "all of it is followed");
+}
+
+#[test]
 fn each_pod_that_cannot_be_verified_has_its_own_reason() {
     let mesh = Mesh::new().unwrap();
     let agent = agent(&mesh).ready().unwrap();
