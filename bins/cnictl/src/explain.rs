@@ -3,21 +3,24 @@
 mod flow;
 mod live;
 mod report;
+mod request;
 mod way;
-
-use std::net::IpAddr;
 
 use anyhow::Result;
 use clap::ValueEnum;
 use ruleset::Protocol;
-use ruleset::eval::{Owner, State};
+use ruleset::eval::State;
 
-use crate::output::{Format, Usage, VerbAnswer};
-use crate::pods::{SelectArgs, Viewer};
+use crate::output::{Format, VerbAnswer};
+use crate::pods::{NodeProcesses, SelectArgs, Viewer};
 use crate::subject::SubjectArgs;
-use flow::{Direction, Flow, FlowEnd, Guess, parse_destination, parse_source};
+use flow::{Direction, FlowEnd, parse_destination, parse_source};
 use live::LiveExplanation;
 use report::Explanation;
+use request::parse_mark;
+
+pub(crate) use live::PacketReport;
+pub(crate) use request::{FlowRequest, parse_packet};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -110,9 +113,6 @@ enum StateName {
     Invalid,
 }
 
-/// The user and group of an application whose manifest and caller say nothing: any that is not the proxy's gives the same answer.
-const APPLICATION: u32 = 1000;
-
 impl ExplainArgs {
     pub(crate) fn run(&self) -> Result<VerbAnswer> {
         if let Some(pod) = &self.live {
@@ -121,7 +121,7 @@ impl ExplainArgs {
         let v6 =
             [self.to.ip, self.from.and_then(|from| from.ip)].into_iter().flatten().any(|ip| ip.is_ipv6());
         let subject = self.subject.subject(v6)?;
-        let flow = self.flow(&subject.ips)?;
+        let flow = self.request().flow(&subject.ips)?;
         let explanation = Explanation::of(&subject, &flow);
         explanation.print(self.output, self.trace).map(VerbAnswer::text)
     }
@@ -132,31 +132,23 @@ impl ExplainArgs {
             Ok(looked) => looked,
             Err(answer) => return Ok(answer),
         };
-        let flow = self.flow(&looked.report.addresses)?;
-        LiveExplanation::of(&looked, &flow, self.diff)?.answer(self.output)
+        let flow = self.request().flow(&looked.report.addresses)?;
+        LiveExplanation::of(&looked, &flow, self.diff, &NodeProcesses::read()?)?.answer(self.output)
     }
 
-    fn flow(&self, pod_ips: &[IpAddr]) -> Result<Flow> {
-        let direction = if self.inbound || self.from_node { Direction::In } else { Direction::Out };
-        if direction == Direction::Out && self.to.ip.is_none() {
-            let text = "--to of a packet that the pod sends needs an address, such as 10.0.0.5:443";
-            return Err(Usage(text.to_owned()).into());
-        }
-        let mut assumed = Vec::new();
-        let owner = (direction == Direction::Out).then(|| self.owner(&mut assumed));
-        let guess =
-            Guess { direction, to: self.to, from: self.from, pod_ips, interface: self.interface.as_deref() };
-        let (source, destination, interface) = guess.endpoints(&mut assumed).map_err(Usage)?;
-        Ok(Flow {
-            direction,
+    fn request(&self) -> FlowRequest {
+        FlowRequest {
+            direction: if self.inbound || self.from_node { Direction::In } else { Direction::Out },
             protocol: match self.protocol {
                 ProtocolName::Tcp => Protocol::Tcp,
                 ProtocolName::Udp => Protocol::Udp,
             },
-            source,
-            destination,
-            interface,
-            owner,
+            to: self.to,
+            from: self.from,
+            interface: self.interface.clone(),
+            uid: self.uid,
+            gid: self.gid,
+            mark: self.mark,
             state: match self.state {
                 StateName::New => State::New,
                 StateName::Established => State::Established,
@@ -164,27 +156,7 @@ impl ExplainArgs {
                 StateName::Invalid => State::Invalid,
             },
             listening: !self.proxy_down,
-            mark: self.mark,
             from_node: self.from_node,
-            assumed,
-        })
-    }
-
-    fn owner(&self, assumed: &mut Vec<String>) -> Owner {
-        let uid = self.uid.unwrap_or(APPLICATION);
-        let gid = self.gid.unwrap_or(uid);
-        if self.uid.is_none() && self.gid.is_none() {
-            assumed.push(format!("the application sends it, as user and group {APPLICATION} (--uid, --gid)"));
         }
-        Owner { uid, gid }
     }
-}
-
-/// Decimal, or hexadecimal after `0x`.
-fn parse_mark(text: &str) -> Result<u32, String> {
-    let number = match text.strip_prefix("0x") {
-        Some(digits) => u32::from_str_radix(digits, 16),
-        None => text.parse(),
-    };
-    number.map_err(|_| format!("{text:?} is not a mark, a number of 32 bits such as 0x539"))
 }

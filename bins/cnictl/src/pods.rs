@@ -25,7 +25,7 @@ pub(crate) use conflicting::ConflictsView;
 pub(crate) use diff::DiffArgs;
 pub(crate) use list::PodsArgs;
 pub(crate) use listing::{API_VERSION, Around, Column, ListArgs, NOTHING, PARTLY_UNKNOWN, ResourceList};
-pub(crate) use live::observe;
+pub(crate) use live::{NodeProcesses, observe};
 pub(crate) use own::LookedPod;
 pub(crate) use restore::RestoreArgs;
 pub(crate) use select::SelectArgs;

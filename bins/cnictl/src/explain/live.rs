@@ -11,9 +11,10 @@ use serde::Serialize;
 
 use super::flow::Flow;
 use super::report::FlowReport;
+use super::request::FlowRequest;
 use super::way::{first_packet, through_pod};
 use crate::output::{Colour, Format, VerbAnswer, columns, one_line, paint, structured};
-use crate::pods::{API_VERSION, LookedPod, observe};
+use crate::pods::{API_VERSION, LookedPod, NodeProcesses, observe};
 use crate::subject::Captured;
 
 /// What becomes of a flow by the kernel's rules.
@@ -72,7 +73,7 @@ struct LiveRuleReport {
     read: bool,
 }
 
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct EndReport {
     /// `captured`, `bypass`, `dropped`, `delivered` or `unknown`.
     action: &'static str,
@@ -88,17 +89,64 @@ struct PlanReport {
     differs: bool,
 }
 
+/// What becomes of one packet by the kernel's rules, without the way that it takes.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct PacketReport {
+    /// Absent where the pod cannot have such a packet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    flow: Option<FlowReport>,
+    verdict: EndReport,
+    assumed: Vec<String>,
+}
+
+impl PacketReport {
+    /// Reads the pod's namespace and follows the packet; where that cannot be done the verdict is unknown.
+    pub(crate) fn of(looked: &LookedPod, request: &FlowRequest, processes: &NodeProcesses) -> Self {
+        let unknown = |flow: Option<&Flow>, error: &anyhow::Error| Self {
+            flow: flow.map(FlowReport::of),
+            verdict: EndReport {
+                action: "unknown",
+                port: None,
+                text: format!("unknown: {}", one_line(&format!("{error:#}"))),
+            },
+            assumed: flow.map(|flow| flow.assumed.clone()).unwrap_or_default(),
+        };
+        let flow = match request.flow(&looked.report.addresses) {
+            Ok(flow) => flow,
+            Err(error) => return unknown(None, &error),
+        };
+        match LiveExplanation::of(looked, &flow, false, processes) {
+            Ok(LiveExplanation { flow, verdict, assumed, .. }) => Self { flow: Some(flow), verdict, assumed },
+            Err(error) => unknown(Some(&flow), &error),
+        }
+    }
+
+    /// For people.
+    pub(crate) fn line(&self, pod: &str) -> String {
+        let Self { flow, verdict, .. } = self;
+        let flow = flow.as_ref().map_or_else(String::new, |flow| format!(" ({flow})"));
+        format!("{} {pod}: {}{flow}\n", paint("packet:", verdict.colour()), one_line(&verdict.text))
+    }
+}
+
 impl LiveExplanation {
     /// Reads the pod's namespace and follows the flow.
     ///
     /// # Errors
     /// The namespace is not found or cannot be read.
-    pub(super) fn of(looked: &LookedPod, flow: &Flow, with_plan: bool) -> Result<Self> {
+    pub(super) fn of(
+        looked: &LookedPod,
+        flow: &Flow,
+        with_plan: bool,
+        processes: &NodeProcesses,
+    ) -> Result<Self> {
         let pod = looked.report.pod();
         let Some(place) = &looked.place else {
-            bail!("the network namespace of pod {pod} is not known: {}", looked.report.problem);
+            let problem = &looked.report.problem;
+            let problem = if problem.is_empty() { String::new() } else { format!(": {problem}") };
+            bail!("the network namespace of pod {pod} is not known{problem}");
         };
-        let observed = observe(place, looked.captured.as_deref())?;
+        let observed = observe(place, looked.captured.as_deref(), processes)?;
         let path = follow(&observed, &first_packet(flow));
         let verdict = EndReport::of(&path, &observed.not_looked_at);
         let plan = looked.captured.as_deref().filter(|_| with_plan);

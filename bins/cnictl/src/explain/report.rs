@@ -52,7 +52,7 @@ struct CaptureReport {
     summary: String,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct FlowReport {
     direction: &'static str,
     protocol: &'static str,

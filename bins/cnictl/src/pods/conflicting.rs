@@ -65,7 +65,7 @@ impl Viewer {
         if !select.is_everything() {
             let known =
                 self.agent().pods(false, AGENT_PATIENCE).context("ask the agent which pods are meant")?;
-            let meant = known.pods.iter().filter(|pod| select.selects(&pod.pod(), &pod.labels));
+            let meant = known.pods.iter().filter(|pod| select.selects_report(pod));
             let meant: HashSet<PodRef> = meant.map(rundir::pods::PodReport::pod).collect();
             conflicts.retain(|conflict| conflict.pod.as_ref().is_some_and(|pod| meant.contains(pod)));
         }

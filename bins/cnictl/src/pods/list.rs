@@ -9,6 +9,7 @@ use super::listing::{Around, Column, ListArgs, NOTHING, OUT_OF_TIME, PARTLY_UNKN
 use super::select::SelectArgs;
 use super::view::{EvidenceSource, NodeView, Viewer};
 use crate::configuration::ConfigurationArgs;
+use crate::explain::PacketReport;
 use crate::output::{Colour, VerbAnswer, one_line, paint};
 
 const EXAMPLES: &str = "\
@@ -44,6 +45,9 @@ pub(super) struct PodItem {
     /// What it rests on, where that was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) detail: Option<PodEvidence>,
+    /// What becomes of a packet, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) packet: Option<PacketReport>,
 }
 
 const LISTING: ResourceList<PodItem> = ResourceList {
@@ -94,7 +98,12 @@ impl<'a> Head<'a> {
 }
 
 pub(super) fn items(view: &NodeView) -> Vec<PodItem> {
-    let item = |pod: &PodReport| PodItem { pod: pod.clone(), evidence: view.evidence.clone(), detail: None };
+    let item = |pod: &PodReport| PodItem {
+        pod: pod.clone(),
+        evidence: view.evidence.clone(),
+        detail: None,
+        packet: None,
+    };
     view.pods.iter().map(item).collect()
 }
 

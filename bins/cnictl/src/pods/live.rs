@@ -48,9 +48,12 @@ pub(super) struct LiveNetns {
 ///
 /// # Errors
 /// The namespace cannot be entered or read.
-pub(crate) fn observe(place: &LocatedNetns, captured: Option<&Captured>) -> Result<ObservedNetns> {
-    let processes = NodeProcesses::read()?;
-    let read = place.netns.enter(|inside| read(inside, captured, &processes));
+pub(crate) fn observe(
+    place: &LocatedNetns,
+    captured: Option<&Captured>,
+    processes: &NodeProcesses,
+) -> Result<ObservedNetns> {
+    let read = place.netns.enter(|inside| read(inside, captured, processes));
     Ok(read.context("enter the network namespace of the pod")??.observed)
 }
 

@@ -82,8 +82,11 @@ impl OwnLook<'_> {
         let places = locator.locate(&pods, classes);
         let processes = NodeProcesses::read()?;
         let look = |(facts, place): (&&Facts, _)| self.look_at(facts, place, &locator, &processes);
-        let count = pods.len();
-        let looked = in_parallel(pods.iter().zip(places), self.deadline, &look);
+        let inode = |place: &Result<LocatedNetns, MissingNetns>| Some(place.as_ref().ok()?.netns.id().ino);
+        let meant: Vec<_> =
+            pods.iter().zip(places).filter(|(_, place)| select.selects_netns(inode(place))).collect();
+        let count = meant.len();
+        let looked = in_parallel(meant.into_iter(), self.deadline, &look);
         Ok(OwnLooked { out_of_time: looked.len() < count, unusable: on_disk.unusable, pods: looked })
     }
 

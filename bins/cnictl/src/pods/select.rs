@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use clap::builder::NonEmptyStringValueParser;
 use facts::labels::parse_selector;
 use facts::{PodRef, Selector};
+use netns::Netns;
+use rundir::pods::PodReport;
 
 /// Names of pods, their namespace, labels and uid. Without any of them: all pods of the node.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -24,6 +26,21 @@ pub(crate) struct SelectArgs {
     /// The pod of this uid
     #[arg(long, value_name = "UID")]
     uid: Option<String>,
+    /// The pod in this network namespace, such as /var/run/netns/cni-1234 or /proc/4711/ns/net
+    #[arg(long, value_name = "PATH", value_parser = netns)]
+    netns: Option<ChosenNetns>,
+}
+
+/// A network namespace that was named.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ChosenNetns {
+    path: String,
+    inode: u64,
+}
+
+fn netns(path: &str) -> Result<ChosenNetns, String> {
+    let netns = Netns::open(path).map_err(|error| fault::chain(&error))?;
+    Ok(ChosenNetns { path: path.to_owned(), inode: netns.id().ino })
 }
 
 impl SelectArgs {
@@ -47,10 +64,21 @@ impl SelectArgs {
         in_namespace && has_uid && has_labels && (self.pods.is_empty() || self.pods.iter().any(named))
     }
 
+    /// Whether a pod that is selected otherwise is meant, by the number of its network namespace, where that is known.
+    pub(crate) fn selects_netns(&self, inode: Option<u64>) -> bool {
+        self.netns.as_ref().is_none_or(|netns| inode == Some(netns.inode))
+    }
+
+    /// Both, of a pod that somebody has looked at.
+    pub(crate) fn selects_report(&self, pod: &PodReport) -> bool {
+        self.selects(&pod.pod(), &pod.labels) && self.selects_netns(pod.inode)
+    }
+
     /// Whether all pods are meant.
     pub(crate) fn is_everything(&self) -> bool {
-        let Self { pods, namespace, selector, uid, .. } = self;
-        pods.is_empty() && namespace.is_none() && selector.is_none() && uid.is_none()
+        let Self { pods, namespace, selector, uid, netns, .. } = self;
+        let by_name = !pods.is_empty() || namespace.is_some() || uid.is_some();
+        !by_name && selector.is_none() && netns.is_none()
     }
 
     /// What was asked for, for a message that there is no such pod.
@@ -58,6 +86,7 @@ impl SelectArgs {
         let mut parts: Vec<String> = self.pods.clone();
         parts.extend(self.namespace.as_ref().map(|namespace| format!("namespace {namespace}")));
         parts.extend(self.uid.as_ref().map(|uid| format!("uid {uid}")));
+        parts.extend(self.netns.as_ref().map(|netns| format!("network namespace {}", netns.path)));
         parts.extend(self.selector.as_ref().map(|_| "these labels".to_owned()));
         if parts.is_empty() { String::new() } else { format!(": {}", parts.join(", ")) }
     }

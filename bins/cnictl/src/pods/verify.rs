@@ -6,9 +6,11 @@ use rundir::pods::PodReport;
 use super::evidence::PodEvidence;
 use super::list::{Head, PodItem, answer, evidence_cell, items, key, name, remarks, state_cell, steady};
 use super::listing::{Around, Column, ListArgs, NOTHING, PARTLY_UNKNOWN, ResourceList, ago};
+use super::live::NodeProcesses;
 use super::select::SelectArgs;
 use super::view::Viewer;
 use crate::configuration::ConfigurationArgs;
+use crate::explain::{FlowRequest, PacketReport, parse_packet};
 use crate::output::{Colour, VerbAnswer};
 
 const EXAMPLES: &str = "\
@@ -21,6 +23,9 @@ Examples:
 
   # What does the verdict rest on?
   cnictl verify shop/web --evidence
+
+  # Which of these pods' connections to this address are captured?
+  cnictl verify -n shop --packet out:203.0.113.9:443,uid=1000
 
   # Tell when something changes, for a program
   cnictl verify -A -w -o json
@@ -47,6 +52,10 @@ pub(crate) struct VerifyArgs {
     /// Show what it rests on, read now by this program: namespace, rules with their handles, routing, who listens
     #[arg(long, conflicts_with = "watch")]
     evidence: bool,
+    /// Also say what becomes of a packet by the rules that the kernel holds, as cnictl explain --live does: one that the pod sends
+    /// (out:IP:PORT) or gets (in::PORT), with uid=, gid=, protocol=udp, from=IP[:PORT] and mark= after commas
+    #[arg(long, value_name = "PACKET", value_parser = parse_packet, conflicts_with = "watch")]
+    packet: Option<FlowRequest>,
     #[command(flatten)]
     list: ListArgs,
     #[command(flatten)]
@@ -94,14 +103,7 @@ impl VerifyArgs {
         let mut items = items(&view);
         LISTING.sort(&self.list, &mut items)?;
         let mut around = Around { after: remarks(&view, &items, |_| true) };
-        if self.evidence {
-            for looked in viewer.look_deeply(&self.select)? {
-                let detail = PodEvidence::of(&looked);
-                around.after += &detail.text(&looked.report.pod().to_string());
-                let same = items.iter_mut().filter(|item| item.pod.pod() == looked.report.pod());
-                same.for_each(|item| item.detail = Some(detail.clone()));
-            }
-        }
+        self.look_closer(&viewer, &mut items, &mut around.after)?;
         let text = LISTING.print(&self.list, &Head::of(&view), &items, &around)?;
         let verdict = Verdict::of(&view.pods);
         if let Some(problem) = verdict.failed {
@@ -116,6 +118,30 @@ impl VerifyArgs {
             (None, false) => VerbAnswer { exit: NOTHING, ..VerbAnswer::text(text) },
             (None, true) => VerbAnswer::text(text),
         })
+    }
+}
+
+impl VerifyArgs {
+    /// Adds what only a look of this program shows: what a verdict rests on, and what becomes of a packet.
+    fn look_closer(&self, viewer: &Viewer, items: &mut [PodItem], text: &mut String) -> Result<()> {
+        if !self.evidence && self.packet.is_none() {
+            return Ok(());
+        }
+        let looked = viewer.look_deeply(&self.select)?;
+        let processes = NodeProcesses::read()?;
+        let mut details = String::new();
+        for looked in &looked {
+            let pod = looked.report.pod();
+            let detail = self.evidence.then(|| PodEvidence::of(looked));
+            details.extend(detail.as_ref().map(|detail| detail.text(&pod.to_string())));
+            let packet = self.packet.as_ref().map(|packet| PacketReport::of(looked, packet, &processes));
+            text.extend(packet.as_ref().map(|packet| packet.line(&pod.to_string())));
+            for item in items.iter_mut().filter(|item| item.pod.pod() == pod) {
+                (item.detail, item.packet) = (detail.clone(), packet.clone());
+            }
+        }
+        text.push_str(&details);
+        Ok(())
     }
 }
 

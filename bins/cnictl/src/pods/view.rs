@@ -152,7 +152,7 @@ pub(crate) fn refuse_if_denied(error: &podsource::Error) -> Result<()> {
 impl NodeView {
     fn of_agent(report: PodsReport, select: &SelectArgs) -> Self {
         let PodsReport { version, at, synced, mut pods, .. } = report;
-        pods.retain(|pod| select.selects(&pod.pod(), &pod.labels));
+        pods.retain(|pod| select.selects_report(pod));
         pods.sort_by(|a, b| (&a.namespace, &a.name, &a.uid).cmp(&(&b.namespace, &b.name, &b.uid)));
         let evidence = EvidenceSource::of_agent(version, at);
         let unlisted = "the agent has not listed the pods of this node yet, so some may be missing";

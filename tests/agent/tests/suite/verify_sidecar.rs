@@ -152,8 +152,7 @@ fn whether_and_how_often_pods_are_verified_is_followed_while_the_agent_runs() {
     let pod = added(&mesh, "web", |pod| pod);
     wait_verified(&agent, 1.0);
     let before = pod.netns.nft_text().unwrap();
-    let damage = || pod.netns.run(Command::new("nft").args(["delete", "table", "inet", "istio-proxy-nat"]));
-    damage().unwrap();
+    pod.netns.run(Command::new("nft").args(["delete", "table", "inet", "istio-proxy-nat"])).unwrap();
     wait_unverified(&agent, "drifted", "", 1.0);
     let drift = |action: &str| {
         agent.metric(&format!("istio_cni_drift_total{{action=\"{action}\",what=\"rules\"}}")).unwrap()
