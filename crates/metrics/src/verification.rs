@@ -17,6 +17,7 @@ pub(crate) struct VerificationMetrics {
     repairs: HistogramVec,
     lost: IntCounter,
     unwatched: IntGauge,
+    told: IntGaugeVec,
     capture: IntGauge,
 }
 
@@ -118,6 +119,11 @@ impl VerificationMetrics {
                 "istio_cni_verification_unwatched_pods",
                 "Pods whose network namespaces are looked at by turns only, for want of descriptors",
             )?,
+            told: make.gauges(
+                "istio_cni_verification_kernel_tells",
+                "Whether this kernel tells of changes in network namespaces: when it is asked, by itself, and by whom",
+                &["what"],
+            )?,
             capture: make.gauge("istio_cni_capture_enabled", "Whether pods are captured at all")?,
         };
         metrics.repairs.with_label_values(&none);
@@ -132,6 +138,9 @@ impl VerificationMetrics {
                 self.verifications.with_label_values(&[layer.label(), result]);
             }
             self.durations.with_label_values(&[layer.label()]);
+        }
+        for what in ["generation", "events", "culprits"] {
+            self.told.with_label_values(&[what]);
         }
         for what in Drifted::ALL {
             for action in DriftAction::ALL {
@@ -249,5 +258,13 @@ impl super::Metrics {
     /// So many pods are looked at by turns only.
     pub fn unwatched(&self, pods: usize) {
         self.verification.unwatched.set(number(pods));
+    }
+
+    /// The kernel gives the number of the last transaction of a namespace, tells of each by itself, and names who has made it.
+    pub fn kernel_tells(&self, generation: bool, events: bool, culprits: bool) {
+        let all = [("generation", generation), ("events", events), ("culprits", culprits)];
+        for (what, told) in all {
+            self.verification.told.with_label_values(&[what]).set(told.into());
+        }
     }
 }

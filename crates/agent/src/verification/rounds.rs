@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ::verification::{Due, Layer, VerificationState};
 use facts::PodRef;
-use kernel::watch::Noticed;
+use kernel::watch::{EventSupport, Noticed};
 use netns::NetnsId;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -33,6 +33,7 @@ impl PodVerifier {
         let mut events = self.start_watch();
         let mut tasks = JoinSet::new();
         tasks.spawn(self.clone().rounds());
+        tasks.spawn(self.clone().probe_events());
         let mut sync = Some(self.now());
         loop {
             let due = self.sandboxes().agenda.next();
@@ -74,6 +75,32 @@ impl PodVerifier {
                 mode.clone().round().await;
             }
             self.changed.notify_one();
+        }
+    }
+
+    /// Finds out what this kernel tells, which says how soon changes are found and whether those who make them are named.
+    async fn probe_events(self: Arc<Self>) {
+        match tokio::task::spawn_blocking(kernel::watch::probe).await {
+            Ok(Ok(EventSupport { generation, events, culprits })) => {
+                self.parts.metrics.kernel_tells(generation, events, culprits);
+                let lacks = match (generation, events, culprits) {
+                    (false, ..) => "whether rules were changed; each look at a pod is a full comparison",
+                    (_, false, _) => "of changed rules by itself; pods are looked at by turns",
+                    (.., false) => "who changes rules",
+                    (true, true, true) => return,
+                };
+                self.parts.log.warn(&format!("this kernel does not tell {lacks}"), &[]);
+            }
+            // Without the rights, pods are counted as such.
+            Ok(Err(error)) => {
+                self.parts.log.debug(
+                    "what this kernel tells of changed rules is not known",
+                    &[("error", &fault::chain(&error))],
+                );
+            }
+            Err(error) => {
+                self.parts.log.error("the look at what this kernel tells has panicked", &[("error", &error)])
+            }
         }
     }
 

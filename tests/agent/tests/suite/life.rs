@@ -123,6 +123,7 @@ fn metrics_have_exactly_these_names_and_labels() {
         "istio_cni_verification_duration_seconds_count{layer}",
         "istio_cni_verification_duration_seconds_sum{layer}",
         "istio_cni_verification_events_lost_total{}",
+        "istio_cni_verification_kernel_tells{what}",
         "istio_cni_verification_unwatched_pods{}",
         "istio_cni_verifications_total{layer,result}",
         "istio_cni_watch_failures_total{watch}",

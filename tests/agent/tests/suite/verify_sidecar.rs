@@ -1,11 +1,12 @@
 //! Sidecar pods are verified as ambient ones are: each that should be captured, and no other, by what the plugin has loaded.
 
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use testkit::mesh::{Mesh, MeshPod};
-use testkit::{Agent, Launch, PATIENCE, PodCall, PodObject, eventually};
+use testkit::{Agent, Launch, PATIENCE, PodCall, PodObject, TestNetns, eventually};
 
 fn agent(mesh: &Mesh) -> Launch<'_> {
     let launch = mesh.node.agent().env("HOST_ROOT", &mesh.root().to_string_lossy());
@@ -21,9 +22,12 @@ fn object(pod: &MeshPod) -> PodObject {
 
 /// A pod that the plugin has set up, and whose process is seen.
 fn added(mesh: &Mesh, name: &str, change: impl Fn(PodObject) -> PodObject) -> MeshPod {
-    let pod = mesh.sandbox("default", name).unwrap();
+    added_to(mesh, mesh.sandbox("default", name).unwrap(), change)
+}
+
+fn added_to(mesh: &Mesh, pod: MeshPod, change: impl Fn(PodObject) -> PodObject) -> MeshPod {
     mesh.node.api.set_pod(change(object(&pod)));
-    PodCall::new(&mesh.node, name, &pod.uid, pod.netns.path()).unwrap().add().unwrap();
+    PodCall::new(&mesh.node, &pod.name, &pod.uid, pod.netns.path()).unwrap().add().unwrap();
     mesh.run(&pod).unwrap();
     mesh.node.api.set_pod(change(object(&pod)).label("seen", "true"));
     pod
@@ -133,6 +137,45 @@ fn rules_of_a_sidecar_pod_that_somebody_deletes_are_put_right() {
     wait_verified(&agent, 1.0);
     let repaired = agent.metric("istio_cni_drift_total{action=\"repaired\",what=\"rules\"}").unwrap();
     assert_eq!(repaired, 1.0);
+    // As the agent has found out at its start.
+    for what in ["generation", "events", "culprits"] {
+        let told = agent.metric(&format!("istio_cni_verification_kernel_tells{{what=\"{what}\"}}"));
+        assert_eq!(told.unwrap(), 1.0, "{what}");
+    }
+}
+
+/// Of those the kernel has no events: the pod's turn finds it, and who did it is not known.
+#[test]
+fn legacy_rules_that_somebody_flushes_are_put_right_within_an_interval() {
+    let mesh = Mesh::new().unwrap();
+    let agent = agent(&mesh).env("NATIVE_NFTABLES", "false").ready().unwrap();
+    let sandbox = mesh.sandbox("default", "web").unwrap();
+    let legacy =
+        |netns: &TestNetns, words: &[&str]| netns.run(Command::new("iptables-legacy").args(words)).unwrap();
+    // Where there are tables of the legacy variant, it is the one that is used.
+    legacy(&sandbox.netns, &["-t", "nat", "-L"]);
+    let pod = added_to(&mesh, sandbox, |pod| pod);
+    wait_verified(&agent, 1.0);
+    let rules = || legacy(&pod.netns, &["-t", "nat", "-S"]);
+    let before = rules();
+    assert!(before.contains("-A OUTPUT") && before.contains("ISTIO_OUTPUT"), "{before}");
+    legacy(&pod.netns, &["-t", "nat", "-F"]);
+    let began = Instant::now();
+    eventually("the rules are back", PATIENCE, || {
+        let now = rules();
+        ensure!(now == before, "{now}");
+        Ok(())
+    })
+    .unwrap();
+    // An interval of a second, one for the repair, and one for a busy machine.
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    let line = agent
+        .log()
+        .wait_for(&["the rules of a pod differed and are put right", "pod=default/web"], PATIENCE)
+        .unwrap();
+    assert!(line.contains("iptables-legacy (unseen)"), "{line}");
+    wait_verified(&agent, 1.0);
 }
 
 #[test]
