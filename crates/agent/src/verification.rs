@@ -55,6 +55,11 @@ pub(crate) trait VerifiedMode: Send + Sync {
     /// Puts right what differs, under the pod's turn, after a second look at the namespace's identity; open connections are spared.
     fn repair<'a>(&'a self, pod: &'a PodRef) -> Later<'a, Result<RepairResult, RepairFailure>>;
 
+    /// What a pod's namespace should hold now, in a mode where a repair finds out: it may have been by another plan than the one that was compared.
+    fn retargeted(&self, _pod: &PodRef) -> Option<VerificationTarget> {
+        None
+    }
+
     /// Once in an interval: looks again for the namespaces of pods that have none, and at what is no pod's.
     fn round(self: Arc<Self>) -> Later<'static, ()>;
 }

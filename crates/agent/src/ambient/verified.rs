@@ -141,6 +141,11 @@ impl VerifiedMode for Ambient {
         })
     }
 
+    fn retargeted(&self, pod: &PodRef) -> Option<VerificationTarget> {
+        let facts = self.cluster.index().facts(&pod.namespace, &pod.name)?;
+        self.expected_pod(&facts).filter(|expected| expected.pod.uid == pod.uid)?.target.ok()
+    }
+
     fn round(self: Arc<Self>) -> Later<'static, ()> {
         Box::pin(async move {
             if self.life.taken_over.get().is_none() || self.life.ending.get().is_some() {

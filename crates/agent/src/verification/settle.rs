@@ -195,6 +195,13 @@ impl PodVerifier {
         let repaired = drift.mode.repair(&drift.pod).await;
         self.skip_events(number);
         let now = self.now();
+        if let Some(target) = drift.mode.retargeted(&drift.pod) {
+            self.sandboxes().change(number, |entry| {
+                if entry.target.netns.id() == target.netns.id() {
+                    entry.retarget(target, now);
+                }
+            });
+        }
         match repaired {
             Ok(RepairResult::WasRight) => true,
             Ok(RepairResult::PutRight) => {

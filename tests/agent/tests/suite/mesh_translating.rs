@@ -51,6 +51,17 @@ impl Gateway {
         }
     }
 
+    /// Deletes rules of ours.
+    fn delete_ours(&self, nft: &str) {
+        let words = match nft {
+            "true" => "nft delete table inet istio-ambient-nat",
+            _ => "iptables-nft -t nat -F ISTIO_PRERT",
+        };
+        let mut words = words.split(' ');
+        let mut program = Command::new(words.next().unwrap());
+        self.pod.netns.run(program.args(words)).unwrap();
+    }
+
     /// The port that a connection comes to.
     fn reached(&self, to: &str) -> Result<Option<u16>> {
         let to: SocketAddr = to.parse()?;
@@ -118,16 +129,7 @@ fn works_whoever_came_first(nft: &str) {
     assert!(!agent.log().text().contains("the rules of a pod differed"), "{}", agent.log().text());
 
     for gateway in [&running, &new] {
-        match nft {
-            "true" => gateway.pod.netns.nft("delete table inet istio-ambient-nat").unwrap(),
-            _ => drop(
-                gateway
-                    .pod
-                    .netns
-                    .run(Command::new("iptables-nft").args(["-t", "nat", "-F", "ISTIO_PRERT"]))
-                    .unwrap(),
-            ),
-        }
+        gateway.delete_ours(nft);
         eventually("what was deleted is back", PATIENCE, || gateway.is_captured_but_for_its_own()).unwrap();
         assert!(gateway.has_two_steps());
     }
@@ -154,13 +156,17 @@ fn works_whoever_came_first(nft: &str) {
         }
     }
 
+    // Somebody deletes rules of ours at the same time: they come back as the usual ones, and that is no fight.
     new.translate("-D");
+    new.delete_ours(nft);
     eventually("the usual rules are back", PATIENCE, || {
         ensure!(!new.has_two_steps());
         Ok(ensure!(new.reached("100.64.0.5:443")? == Some(ZTUNNEL)))
     })
     .unwrap();
     assert!(running.has_two_steps());
+    verify(&mesh);
+    assert!(!agent.log().text().contains("differ again"), "{}", agent.log().text());
 }
 
 #[test]
