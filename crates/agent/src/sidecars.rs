@@ -19,6 +19,7 @@ mod pods;
 mod record;
 mod repair;
 mod rules;
+mod validation;
 mod verified;
 
 use std::path::PathBuf;

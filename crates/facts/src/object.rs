@@ -68,6 +68,9 @@ pub struct Metadata {
     /// The version that a watch goes on from; never written.
     #[serde(skip_serializing)]
     pub resource_version: Option<String>,
+    /// When somebody has asked for its deletion, RFC 3339; never written.
+    #[serde(skip_serializing)]
+    pub deletion_timestamp: Option<Box<str>>,
     /// Labels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<BTreeMap<String, Option<String>>>,
@@ -233,6 +236,11 @@ impl Object {
     /// `spec.hostNetwork`.
     pub fn host_network(&self) -> bool {
         self.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or_default()
+    }
+
+    /// Whether it is on its way out (`metadata.deletionTimestamp`).
+    pub fn is_deleting(&self) -> bool {
+        self.metadata.as_ref().is_some_and(|metadata| metadata.deletion_timestamp.is_some())
     }
 
     /// Whether the pod has a user namespace of its own (`spec.hostUsers: false`).

@@ -80,7 +80,7 @@ pub enum Step {
 /// What keeps an act from ever being done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Hindrance {
-    /// The pod is gone, or another one has its name.
+    /// The pod is gone or on its way, another one has its name, or it is not without capture any more.
     Gone,
     /// There is no right to label pods.
     NoLabels,

@@ -30,7 +30,7 @@ pub(super) trait SidecarPorts {
 /// What the API server says to a label or an Event that it does not take.
 #[derive(Debug)]
 pub(super) enum WriteRefused {
-    /// The pod is gone, or another one has its name.
+    /// The pod is gone or on its way, another one has its name, or it is not without capture any more.
     Gone,
     /// There is no right to it.
     NoRight(cluster::Error),

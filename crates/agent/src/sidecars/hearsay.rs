@@ -118,16 +118,18 @@ impl Sidecars {
         }
     }
 
-    /// Counts a pod that started without the plugin, once, whatever shows it.
-    pub(super) fn count_without_plugin(&self, pod: &PodRef) {
+    /// Counts a pod that started without the plugin, once, whatever shows it; whether this was the time.
+    pub(super) fn count_without_plugin(&self, pod: &PodRef) -> bool {
         let is_before_agent = {
             let index = self.parts.cluster.index();
             index.pod(&pod.namespace, &pod.name).is_some_and(|object| self.older.is_before_agent(object))
         };
-        if self.older.counts(&pod.uid) {
+        let counts = self.older.counts(&pod.uid);
+        if counts {
             let reason = if is_before_agent { "started-before-agent" } else { "no-plugin" };
             self.parts.metrics.uncaptured(reason);
         }
+        counts
     }
 
     /// Tells of pods without capture that are there: those of the notes, and those that have the label, of earlier ones.

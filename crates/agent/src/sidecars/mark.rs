@@ -1,5 +1,6 @@
 //! Broken pods in the API: they are deleted or labelled, as the original does it, and what cannot be repaired is told.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use capture::Expected;
@@ -9,8 +10,9 @@ use intent::sidecar::{Aim, Capture, DeletionRate, Labelled, Removal};
 
 use super::Sidecars;
 use super::executor::{MarkFailure, WriteRefused, carry_out};
+use super::pods::SandboxRules;
 use super::record::{Start, StartEvidence};
-use super::repair::RepairMode;
+use super::repair::{RepairMode, RepairTrigger};
 use crate::health::HealthPart;
 
 /// `source.component` of Events that the original has too.
@@ -95,11 +97,19 @@ impl Sidecars {
             _ => WriteRefused::Other(error),
         };
         let now = writer.pod(pod).await.map_err(refused)?;
-        if now.uid() != Some(&pod.uid) {
+        let is_same = now.uid() == Some(&pod.uid);
+        if !is_same || now.is_deleting() || !self.is_without_capture(pod, &now) {
             return Err(WriteRefused::Gone);
         }
         let version = now.metadata.as_ref().and_then(|metadata| metadata.resource_version.as_deref());
         writer.delete_pod(pod, version.unwrap_or_default()).await.map_err(refused)
+    }
+
+    /// Whether the pod is as broken as when that was decided: what the index has may be older than its object.
+    fn is_without_capture(&self, pod: &PodRef, now: &Object) -> bool {
+        let Some(sandbox) = self.pods.sandbox(&pod.uid) else { return self.acts_on_crash(now) };
+        let lacks = sandbox.rules == SandboxRules::Never && self.options().trigger == RepairTrigger::Kernel;
+        lacks || self.acts_on_crash(now)
     }
 
     /// Tells of a pod that could not be deleted or labelled.
@@ -122,10 +132,11 @@ impl Sidecars {
     /// Goes on with what waits, and forgets what is over.
     pub(super) async fn tend_pods(&self) {
         if self.parts.cluster.state().synced {
-            let is_there = |uid: &str| {
+            let uids: HashSet<String> = {
                 let index = self.parts.cluster.index();
-                index.pods().any(|pod| pod.uid() == Some(uid))
+                index.pods().filter_map(|pod| pod.uid().map(str::to_owned)).collect()
             };
+            let is_there = |uid: &str| uids.contains(uid);
             self.pods.retain(is_there);
             self.records.retain(|pod, start| start.evidence.is_hearsay() || is_there(&pod.uid));
         }

@@ -5,7 +5,7 @@
 mod journal;
 mod suspect;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -129,12 +129,12 @@ impl OlderPods {
             });
         }
         let found = suspects.into_iter().map(|(pod, _)| (pod.pod_ref(), self.start(&pod))).collect();
-        let uids: Vec<String> = {
+        let uids: HashSet<String> = {
             let index = self.cluster.index();
             index.pods().filter_map(|pod| pod.uid().map(str::to_owned)).collect()
         };
         lock(&self.counted).retain(|uid| uids.contains(uid));
-        self.note(|journal| journal.forget(|uid| uids.iter().any(|known| known == uid)));
+        self.note(|journal| journal.forget(|uid| uids.contains(uid)));
         Some(found)
     }
 

@@ -26,8 +26,6 @@ use super::record::{Start, StartEvidence};
 use super::rules::{Loading, RulesFailure, origin};
 use crate::pods::Reconcile;
 
-/// `reason` of the Event about a pod that has its rules and is started again later.
-const REPAIRED: &str = "CaptureRepaired";
 /// On how many pods it is worked at once.
 const PLACES: usize = 4;
 /// Pauses between the tries: what is not seen may be there a moment later.
@@ -281,10 +279,9 @@ impl Sidecars {
         self.place(pod, SandboxPlace::At(sandbox.clone()));
         let lacks = !looked.has_rules && sandbox.rules == SandboxRules::Never;
         let by_kernel = lacks && self.options().trigger == RepairTrigger::Kernel && self.selects(object);
-        if lacks && self.older.is_before_agent(object) {
+        if lacks && self.older.is_before_agent(object) && self.count_without_plugin(pod) {
             let text = "a pod runs WITHOUT CAPTURE: its sandbox is older than the first agent of this start of the machine";
             self.parts.log.warn(text, &[("pod", pod)]);
-            self.count_without_plugin(pod);
         }
         if !is_broken && !lacks {
             self.records.forget(pod, &StartEvidence::Seen);
@@ -320,48 +317,16 @@ impl Sidecars {
             self.pods.change(&pod.uid, &netns, |sandbox| {
                 (sandbox.plan, sandbox.rules) = (plan, SandboxRules::Repaired(now()));
             });
-            let labels: [telemetry::Label<'_>; 3] =
-                [("pod", &pod), ("netns", &netns.path().display()), ("backend", &loaded.applied.backend)];
-            self.parts.log.info("a pod that started without its rules has them now", &labels);
+            self.parts.log.info(
+                "a pod that started without its rules has them now",
+                &[("pod", &pod), ("netns", &netns.path().display()), ("backend", &loaded.applied.backend)],
+            );
             self.parts.metrics.repaired_pod("repair", "success");
             self.tell_that_kubelet_waits(&pod, object);
             return Ok(());
         }
         self.suspect(&pod, object, before);
         Ok(())
-    }
-
-    /// The rules of a pod have come after its validation had failed: kubelet pauses before it starts that again, which nobody can shorten, and the
-    /// pod's Event says so. The original writes none.
-    fn tell_that_kubelet_waits(&self, pod: &PodRef, object: &Object) {
-        let RepairOptions { trigger, broken, .. } = self.options();
-        if *trigger == RepairTrigger::Crash || !broken.waits_for_kubelet(object) {
-            return;
-        }
-        let container = if broken.container.is_empty() { "its validation" } else { &*broken.container };
-        let text = format!(
-            "the pod started without its rules and has them now; {container} had failed before, and kubelet starts it again after its back-off, up to \
-             5 minutes, which the agent cannot shorten; delete the pod to have another one at once"
-        );
-        let (events, pod) = (self.parts.events.clone(), pod.clone());
-        // No other pod's rules wait for the API server.
-        tokio::spawn(async move { events.tell(&pod, REPAIRED, &text).await });
-    }
-
-    /// The rules are as planned, and the pod's validation fails all the same. A try that was begun before they came says nothing.
-    fn suspect(&self, pod: &PodRef, object: &Object, rules: SandboxRules) {
-        let Some(started) = self.options().broken.failure(object) else { return };
-        let started = cluster::time::seconds(started);
-        let is_later = match (rules, started) {
-            (SandboxRules::Repaired(at), Some(started)) => started > at,
-            (SandboxRules::Repaired(_), None) => false,
-            _ => true,
-        };
-        if is_later {
-            let text = "the rules of a pod are as planned, and its validation fails again: conflict suspected; rules of others, or a network plugin, \
-                        may keep its packets from them (see `cnictl conflicts`)";
-            self.parts.log.warn(text, &[("pod", pod)]);
-        }
     }
 
     /// A pod was looked at: what waited for that goes on.
@@ -393,11 +358,11 @@ impl Sidecars {
     }
 
     /// Whether the pod's validation fails, and that counts here.
-    fn acts_on_crash(&self, pod: &Object) -> bool {
+    pub(super) fn acts_on_crash(&self, pod: &Object) -> bool {
         self.options().mode != RepairMode::None && self.options().broken.is_broken(pod) && self.selects(pod)
     }
 
-    fn options(&self) -> &RepairOptions {
+    pub(super) fn options(&self) -> &RepairOptions {
         &self.parts.repair
     }
 
@@ -410,7 +375,10 @@ impl Sidecars {
     /// Whether repair is for this pod.
     fn selects(&self, pod: &Object) -> bool {
         let RepairOptions { labels, fields, .. } = self.options();
-        !pod.host_network() && labels.selects(|key| pod.label(key)) && fields.selects(pod)
+        !pod.host_network()
+            && !pod.is_deleting()
+            && labels.selects(|key| pod.label(key))
+            && fields.selects(pod)
     }
 }
 

@@ -39,6 +39,7 @@ mod mesh_waiting;
 mod neighbours;
 mod reboot;
 mod repair;
+mod repair_rights;
 mod sidecar_records;
 mod socket;
 mod sources;
