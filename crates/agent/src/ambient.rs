@@ -210,7 +210,8 @@ impl Ambient {
             run_dir,
             facts,
         };
-        let live = LiveNews::new(log.clone(), events.clone(), metrics.clone());
+        let live =
+            LiveNews::new(log.clone(), events.clone(), metrics.clone(), &capture::ambient::CAPTURE_KEYS);
         let ambient = Arc::new(Self {
             config: Arc::new(config),
             log,

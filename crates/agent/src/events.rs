@@ -9,6 +9,8 @@ use cluster::{OwnPod, Writer};
 use facts::PodRef;
 use telemetry::Scope;
 
+use crate::verification::printable;
+
 /// `source.component`: the agent's DaemonSet.
 pub(crate) const COMPONENT: &str = "istio-cni-node";
 /// How long no Event is tried after one that failed for want of an API server.
@@ -69,7 +71,7 @@ impl Events {
 
     async fn write(&self, pod: &PodRef, event: EventText<'_>) -> bool {
         let Some(writer) = &self.writer else { return true };
-        if self.quiet().is_some_and(|until| Instant::now() < until) {
+        if self.is_quiet() {
             return false;
         }
         let Err(error) = writer.create_event(pod, event).await else {
@@ -92,6 +94,19 @@ impl Events {
         }
     }
 
+    /// Who was the last to write one of these labels or annotations of a pod; `unknown` where nobody says it.
+    pub(crate) async fn last_manager(&self, pod: &PodRef, keys: &[&str]) -> String {
+        let unknown = || "unknown".to_owned();
+        let Some(writer) = self.writer.as_ref().filter(|_| !self.is_quiet()) else { return unknown() };
+        match writer.last_manager(pod, keys).await {
+            Ok(manager) => manager.map_or_else(unknown, |manager| printable(&manager)),
+            Err(error) => {
+                self.log.debug(&error, &[("pod", pod)]);
+                unknown()
+            }
+        }
+    }
+
     /// Writes an Event about the node, once: what it says is in the log, too.
     pub(crate) async fn about_node(&self, warning: bool, reason: &str, message: &str) {
         let Some(writer) = &self.writer else { return };
@@ -99,6 +114,10 @@ impl Events {
         if let Err(error) = writer.create_node_event(event).await {
             self.log.debug(&error, &[]);
         }
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.quiet().is_some_and(|until| Instant::now() < until)
     }
 
     fn quiet(&self) -> MutexGuard<'_, Option<Instant>> {

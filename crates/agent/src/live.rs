@@ -21,6 +21,8 @@ pub(crate) struct LiveNews {
     log: Scope,
     events: Arc<Events>,
     metrics: Arc<Metrics>,
+    /// What people change of pods of this mode.
+    keys: &'static [&'static str],
     /// Why a pod's change was refused, by uid, as it was told last.
     told: Mutex<HashMap<String, String>>,
 }
@@ -28,8 +30,13 @@ pub(crate) struct LiveNews {
 // === impl LiveNews ===
 
 impl LiveNews {
-    pub(crate) fn new(log: Scope, events: Arc<Events>, metrics: Arc<Metrics>) -> Self {
-        Self { log, events, metrics, told: Mutex::default() }
+    pub(crate) fn new(
+        log: Scope,
+        events: Arc<Events>,
+        metrics: Arc<Metrics>,
+        keys: &'static [&'static str],
+    ) -> Self {
+        Self { log, events, metrics, keys, told: Mutex::default() }
     }
 
     /// New rules are in force in a running pod.
@@ -38,11 +45,12 @@ impl LiveNews {
         self.metrics.live_update("applied");
         let changes = changes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
         let ms = format!("{:.3}", took.as_secs_f64() * 1000.0);
+        let manager = self.manager(pod).await;
         self.log.info(
             "changed annotations of a running pod are in force",
-            &[("pod", pod), ("changes", &changes), ("ms", &ms)],
+            &[("pod", pod), ("changes", &changes), ("manager", &manager), ("ms", &ms)],
         );
-        let text = format!("changed annotations are in force for new connections: {changes}");
+        let text = format!("changed annotations (by {manager}) are in force for new connections: {changes}");
         self.events.tell(pod, UPDATED, &text).await;
     }
 
@@ -52,9 +60,10 @@ impl LiveNews {
         self.metrics.live_update("drained");
         let text =
             "a running pod is not captured any more; what is open through its proxy goes on until it ends";
-        self.log.info(text, &[("pod", pod), ("reason", &reason)]);
+        let manager = self.manager(pod).await;
+        self.log.info(text, &[("pod", pod), ("reason", &reason), ("manager", &manager)]);
         let text = format!(
-            "the pod is not captured any more ({reason}): new connections go past its proxy, open ones go on until they end"
+            "the pod is not captured any more ({reason}; changed by {manager}): new connections go past its proxy, open ones go on until they end"
         );
         self.events.tell(pod, UPDATED, &text).await;
     }
@@ -66,8 +75,17 @@ impl LiveNews {
             return;
         }
         self.metrics.live_update("refused");
-        self.log.warn("a change of a running pod is not applied", &[("pod", pod), ("cause", &text)]);
-        self.events.warn(pod, refused.event_reason(), &text).await;
+        let manager = self.manager(pod).await;
+        self.log.warn(
+            "a change of a running pod is not applied",
+            &[("pod", pod), ("cause", &text), ("manager", &manager)],
+        );
+        self.events.warn(pod, refused.event_reason(), &format!("{text} (changed by {manager})")).await;
+    }
+
+    /// Who made the change, as far as the API server knows.
+    async fn manager(&self, pod: &PodRef) -> String {
+        self.events.last_manager(pod, self.keys).await
     }
 
     /// Nothing of a pod is refused any more, or it is gone.

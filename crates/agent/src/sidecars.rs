@@ -145,7 +145,7 @@ impl Sidecars {
             finder: Finder::default(),
             slots: parts.slots.clone(),
             backends: Arc::new(Backends::new(Iptables::new, &parts.run_dir)),
-            live: LiveNews::new(parts.log.clone(), parts.events.clone(), parts.metrics.clone()),
+            live: live_news(&parts),
             recorded: RecordedPods::default(),
             drains: Drains::default(),
             started: Instant::now(),
@@ -267,6 +267,11 @@ impl Sidecars {
     fn may_mark(&self) -> bool {
         self.parts.writer.is_none() || self.parts.cluster.state().synced
     }
+}
+
+fn live_news(parts: &Parts) -> LiveNews {
+    let Parts { log, events, metrics, .. } = parts;
+    LiveNews::new(log.clone(), events.clone(), metrics.clone(), &capture::annotations::CAPTURE_KEYS)
 }
 
 /// What decides which pods should be captured.

@@ -57,6 +57,9 @@ const INGRESS: &str = "ambient.istio.io/bypass-inbound-capture";
 const DNS: &str = "ambient.istio.io/dns-capture";
 const INTERFACES: &str = "istio.io/reroute-virtual-interfaces";
 
+/// Annotations that say how a pod of ambient mode is captured.
+pub const CAPTURE_KEYS: [&str; 3] = [INGRESS, DNS, INTERFACES];
+
 /// What is the same for all pods of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeOptions {

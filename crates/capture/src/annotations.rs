@@ -62,6 +62,21 @@ pub struct AnnotationError {
     pub cause: ValueError,
 }
 
+/// Annotations, and a label, that say how a running pod is captured: what people change.
+pub const CAPTURE_KEYS: [&str; 11] = [
+    STATUS,
+    INJECT,
+    MODE,
+    INCLUDE_RANGES,
+    EXCLUDE_RANGES,
+    EXCLUDE_INBOUND,
+    INCLUDE_INBOUND,
+    EXCLUDE_OUTBOUND,
+    INCLUDE_OUTBOUND,
+    EXCLUDE_INTERFACES,
+    REROUTE_INTERFACES,
+];
+
 /// A variable of the plugin's own process that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("environment variable {variable} of the container runtime: {cause}")]

@@ -117,11 +117,26 @@ impl Writer {
     /// # Errors
     /// From the API server, or when it cannot be asked. The status is 404 when the pod is gone, or another one has its name.
     pub async fn pod(&self, pod: &PodRef) -> Result<Object, Error> {
+        let (operation, body) = self.get_pod(pod).await?;
+        serde_json::from_slice(body.as_ref())
+            .map_err(|error| Error::NotUnderstood { operation, reason: error.to_string() })
+    }
+
+    /// Who was the last to write one of these labels or annotations of the pod, as far as the API server has noted it.
+    ///
+    /// # Errors
+    /// As [`Self::pod`].
+    pub async fn last_manager(&self, pod: &PodRef, keys: &[&str]) -> Result<Option<String>, Error> {
+        let (operation, body) = self.get_pod(pod).await?;
+        facts::managers::last_manager(body.as_ref(), keys)
+            .map_err(|error| Error::NotUnderstood { operation, reason: error.to_string() })
+    }
+
+    async fn get_pod(&self, pod: &PodRef) -> Result<(String, impl AsRef<[u8]>), Error> {
         let operation = format!("look at pod {}/{}", pod.namespace, pod.name);
         let request = Request::new(pods_path(pod)).get(&segment(&pod.name), &GetParams::default());
         let body = self.connection.ask(&operation, request, LIMIT, MAX_ANSWER).await?;
-        serde_json::from_slice(&body)
-            .map_err(|error| Error::NotUnderstood { operation, reason: error.to_string() })
+        Ok((operation, body))
     }
 
     /// Deletes a pod with its usual time to end, if it is still the one that was looked at: of this uid, and as of this version.

@@ -5,7 +5,7 @@
 //! - [`broken`]: which pods show by their validation container that they are not captured.
 //! - [`PodRef`]: which pod is meant.
 //! - [`namespace`], [`daemonset`], [`node`], [`service`], [`endpointslice`], [`networkpolicy`], [`peer`]: what is kept of other objects, a file for each kind.
-//! - [`labels`]: labels and what selects by them.
+//! - [`labels`]: labels and what selects by them. [`managers`]: who wrote them.
 //! - [`Facts`]: what is known of a pod, as it goes over the agent's socket and into its directory of last known facts.
 
 pub mod broken;
@@ -14,6 +14,7 @@ pub mod endpointslice;
 pub mod fields;
 mod known;
 pub mod labels;
+pub mod managers;
 mod mapping;
 pub mod namespace;
 pub mod networkpolicy;

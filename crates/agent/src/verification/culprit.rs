@@ -32,6 +32,6 @@ pub(super) fn culprit(
 }
 
 /// Without what would confuse a line of the log, or a terminal.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(MAX_NAME).collect()
 }
