@@ -15,7 +15,7 @@ use tokio::sync::OnceCell;
 use super::Sidecars;
 use super::pods::{ExpectedBy, PodSandbox, SandboxPlace, SandboxRules};
 use super::repair::NotRepaired;
-use super::rules::{Loading, RulesFailure, origin};
+use super::rules::{Loading, RulesFailure, origin, recorded};
 use crate::slots::Task;
 
 /// The pods of which there were records of rules before this agent began, by name and uid. It hears of those that come later.
@@ -42,12 +42,13 @@ impl Sidecars {
             // It is counted.
             self.wake.notify_one();
         }
-        if updates == LiveUpdates::Off {
-            return Ok(());
-        }
         let drains = sandbox.rules == SandboxRules::Draining;
         if let (true, CaptureWish::LeftAlone(reason)) = (drains, &wish) {
+            // What has begun comes to its end, whatever the option is by now.
             return self.end_capture(pod, facts, &sandbox, reason).await;
+        }
+        if updates == LiveUpdates::Off {
+            return Ok(());
         }
         let in_force = &sandbox.inputs.settings;
         let wanted = match &wish {
@@ -67,8 +68,12 @@ impl Sidecars {
             _ => String::new(),
         };
         let wish = wanted.as_ref().map_or(wish, CaptureWish::Captured);
-        let proxy = self.proxy(pod, &sandbox).await?;
-        let in_force = InForce::Settings(in_force);
+        let (proxy, is_recorded) = self.proxy(pod, facts, &sandbox).await?;
+        let in_force = match wish {
+            // Rules that are ours alone as far as anybody knows are kept up, and only those that certainly are ours are taken away.
+            CaptureWish::LeftAlone(_) if !is_recorded => InForce::Nothing,
+            _ => InForce::Settings(in_force),
+        };
         match change(&LiveSidecar { in_force, wanted: wish, proxy }, updates) {
             LiveChange::Apply => match wanted {
                 Some(wanted) => self.apply_change(pod, facts, &sandbox, wanted).await,
@@ -145,18 +150,27 @@ impl Sidecars {
         Ok([pod.runtime_uid(), ""].iter().any(|uid| pods.contains(&(name.clone(), (*uid).to_owned()))))
     }
 
-    /// Whether the pod's proxy listens where its rules lead.
-    async fn proxy(&self, pod: &PodRef, sandbox: &PodSandbox) -> Result<Proxy, NotRepaired> {
+    /// Whether the pod's proxy runs, and whether a record says that we have loaded the pod's rules.
+    async fn proxy(
+        &self,
+        pod: &PodRef,
+        facts: &Facts,
+        sandbox: &PodSandbox,
+    ) -> Result<(Proxy, bool), NotRepaired> {
         let (netns, settings) = (sandbox.netns.clone(), sandbox.inputs.settings.clone());
-        let look = move || {
+        let (run_dir, origin) = (self.parts.run_dir.clone(), origin(&facts.pod, &netns));
+        let look = move || -> Result<(bool, bool), RulesFailure> {
             let wanted = [settings.proxy_port, settings.capture_port];
             let listening = |inside: &Inside| Sockets::open(inside)?.listening(&wanted);
-            netns.enter(listening).map(|found| found.is_ok_and(|found| found.len() == wanted.len()))
+            // That the kernel cannot say so makes no proxy silent.
+            let listens = netns.enter(listening)?.map_or(true, |found| found.len() == wanted.len());
+            Ok((listens, recorded(&run_dir, &origin).is_some()))
         };
-        let listens = self.slots.run(pod, Task::Verify, look).await;
-        let listens = listens.map_err(|error| NotRepaired::Change(error.into()))?;
-        let listens = listens.map_err(|error| NotRepaired::Change(error.into()))?;
-        Ok(if listens { Proxy::Running } else { Proxy::Silent })
+        let looked = self.slots.run(pod, Task::Verify, look).await;
+        let looked = looked.map_err(|error| NotRepaired::Change(error.into()))?;
+        let (listens, is_recorded) = looked.map_err(NotRepaired::Change)?;
+        let runs = listens || facts.pod.proxy_runs();
+        Ok((if runs { Proxy::Running } else { Proxy::Silent }, is_recorded))
     }
 
     /// Replaces the rules of a running pod. Where that fails those of before are in force.

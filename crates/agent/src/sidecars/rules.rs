@@ -161,7 +161,7 @@ impl Sidecars {
 }
 
 /// What the plugin, or this agent, has written down of what it loaded into this namespace for this pod; the last of several.
-fn recorded(run_dir: &Path, origin: &Origin) -> Option<AppliedRecord> {
+pub(super) fn recorded(run_dir: &Path, origin: &Origin) -> Option<AppliedRecord> {
     let of_agent = applied::read(run_dir, RecordKey::Namespace(origin.netns)).ok().flatten();
     if let Some(record) = of_agent.filter(|record| is_of(&record.origin, origin)) {
         return Some(record);

@@ -100,6 +100,15 @@ impl Scene {
         self.mesh.node.api.set_pod(object);
     }
 
+    /// Notes as an API server does who wrote an annotation last.
+    fn written_by(&self, manager: &str, annotation: &str) {
+        let mut object = self.mesh.node.api.object(Resource::Pods, "default", "web").unwrap();
+        let fields = json!({"f:metadata": {"f:annotations": {format!("f:{annotation}"): {}}}});
+        object["metadata"]["managedFields"] =
+            json!([{"manager": manager, "time": "2026-08-01T09:30:00Z", "fieldsV1": fields}]);
+        self.mesh.node.api.set_pod(object);
+    }
+
     fn open(&self, port: u16) -> TcpStream {
         let to = SocketAddr::new(IpAddr::V4(WORLD), port);
         let stream = self.pod.netns.enter(|_| TcpStream::connect_timeout(&to, ANSWER)).unwrap().unwrap();
@@ -183,8 +192,10 @@ fn a_port_that_is_excluded_now_is_not_captured_any_more_and_what_is_open_goes_on
 fn what_a_running_proxy_cannot_follow_is_refused_once() {
     let (scene, agent) = Scene::new(true, "safe", &[]);
     let rules = scene.rules();
+    scene.written_by("kubectl-annotate", EXCLUDE);
     scene.edit("annotations", EXCLUDE, "many");
     scene.wait_event("CaptureSettingsInvalid", EXCLUDE);
+    scene.wait_event("CaptureSettingsInvalid", "changed by kubectl-annotate");
     scene.edit("annotations", EXCLUDE, "9090");
     scene.edit("annotations", "sidecar.istio.io/interceptionMode", "TPROXY");
     scene.wait_event("CaptureChangeNeedsRestart", "the interception mode has changed");
@@ -193,6 +204,10 @@ fn what_a_running_proxy_cannot_follow_is_refused_once() {
     assert!(scene.rules().contains("15006") && !scene.rules().contains("tproxy"), "{}", scene.rules());
     scene.edit("annotations", "sidecar.istio.io/interceptionMode", "REDIRECT");
     scene.wait_answered(OTHER, 's');
+    agent
+        .log()
+        .wait_for(&["annotations of a running pod are in force", "manager=kubectl-annotate"], PATIENCE)
+        .unwrap();
     assert_ne!(scene.rules(), rules);
     let refusals = scene.mesh.node.api.events();
     let refusals = refusals.iter().filter(|event| event["reason"] == "CaptureChangeNeedsRestart");
@@ -225,9 +240,9 @@ fn a_pod_that_is_not_to_be_captured_any_more_drains_where_that_is_wanted() {
             assert_eq!((asked(&before), asked(&scene.open(APP))), ('p', 's'));
             std::thread::sleep(Duration::from_millis(100));
         }
-        // Another agent goes on with it.
+        // Another agent goes on with it, with whatever option.
         agent.kill().unwrap();
-        let agent = scene.agent("on");
+        let agent = scene.agent(if native { "on" } else { "off" });
         std::thread::sleep(A_WHILE);
         assert_eq!((asked(&before), asked(&scene.open(APP))), ('p', 's'), "{}", agent.log().text());
         drop(before);
@@ -239,6 +254,49 @@ fn a_pod_that_is_not_to_be_captured_any_more_drains_where_that_is_wanted() {
         .unwrap();
         assert_eq!(asked(&scene.open(APP)), 's');
     }
+}
+
+/// As of a pod that the original's plugin has set up.
+#[test]
+fn rules_of_which_no_record_says_that_they_are_ours_stay() {
+    let (scene, agent) = Scene::new(true, "on", &[]);
+    let rules = scene.rules();
+    std::fs::remove_dir_all(scene.mesh.node.run_dir().join("applied")).unwrap();
+    scene.edit("labels", "sidecar.istio.io/inject", "false");
+    eventually("they are counted", PATIENCE, || {
+        ensure!(agent.metric("istio_cni_pods_unexpected")? == 1.0);
+        Ok(())
+    })
+    .unwrap();
+    std::thread::sleep(A_WHILE);
+    assert_eq!(scene.rules(), rules, "{}", agent.log().text());
+    assert_eq!(asked(&scene.open(APP)), 'p');
+}
+
+/// It starts anew, say, and listens again in a moment.
+#[test]
+fn a_proxy_that_kubelet_says_to_run_is_not_taken_for_ended() {
+    let mesh = Mesh::new().unwrap();
+    let agent = mesh.node.agent().env("HOST_ROOT", &mesh.root().to_string_lossy());
+    let agent = agent.env("CLEANUP_ON_EXIT", "never").ready().unwrap();
+    let pod = mesh.sandbox("default", "web").unwrap();
+    let running = json!([{"name": "istio-proxy", "state": {"running": {}}}]);
+    let object = || {
+        let object = PodObject::named(&pod.name).in_namespace(&pod.namespace).uid(&pod.uid).on_node("n1");
+        object.sidecar().running(&[pod.ip]).with("/status/containerStatuses", running.clone())
+    };
+    mesh.node.api.set_pod(object());
+    PodCall::new(&mesh.node, "web", &pod.uid, pod.netns.path()).unwrap().add().unwrap();
+    mesh.run(&pod).unwrap();
+    mesh.node.api.set_pod(object().label("sidecar.istio.io/inject", "false"));
+    eventually("the change is refused", PATIENCE, || {
+        let events = mesh.node.api.events();
+        let refused = events.iter().any(|event| event["reason"] == "CaptureChangeNeedsRestart");
+        ensure!(refused, "{events:?}\n{}", agent.log().text());
+        Ok(())
+    })
+    .unwrap();
+    assert!(pod.netns.nft_text().unwrap().contains("15001"));
 }
 
 #[test]
