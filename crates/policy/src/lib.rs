@@ -4,9 +4,11 @@
 //! - [`verdict`]: a connection is allowed or denied, by which policies and which rule. It is the meaning that rules in a kernel have to have.
 //! - [`World`]: what is asked of a cluster for that; [`PlainWorld`] is one of plain objects.
 //! - [`index`]: which policies select the pods of a node, whom their rules mean, and what an event changes of both.
+//! - [`compile`]: the rules of a pod's policies, for both backends.
 //! - [`cases`]: files of connections with their right verdicts.
 
 pub mod cases;
+pub mod compile;
 mod flow;
 pub mod index;
 mod plain;

@@ -9,7 +9,7 @@ use crate::verdict;
 use sample::{SampleFlow, SampleWorld};
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 800, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// The verdict is that of a model that shares no line with it, not even how objects are read.
     #[test]

@@ -30,7 +30,10 @@ const CRATES: &[(&str, Layer)] = &[
     ("conflicts", Layer::Pure { ours: &["ruleset"], theirs: &[] }),
     ("capture", Layer::Pure { ours: &["ruleset"], theirs: &["ipnet", "thiserror"] }),
     ("facts", Layer::Pure { ours: &["capture"], theirs: &["ipnet", "serde", "serde_json", "thiserror"] }),
-    ("policy", Layer::Pure { ours: &["facts"], theirs: &["serde", "serde_json", "thiserror"] }),
+    (
+        "policy",
+        Layer::Pure { ours: &["facts", "ruleset"], theirs: &["ipnet", "serde", "serde_json", "thiserror"] },
+    ),
     ("verification", Layer::Pure { ours: &[], theirs: &[] }),
     ("intent", Layer::Pure { ours: &["capture"], theirs: &[] }),
     ("cni", Layer::Pure { ours: &["capture"], theirs: &["ipnet", "serde", "serde_json", "thiserror"] }),

@@ -84,6 +84,18 @@ pub(crate) struct SampleFlow {
 
 pub(crate) const NODES: [(&str, &[&str]); 2] =
     [("n1", &["192.0.2.1", "10.0.0.254", "2001:db8::1"]), ("n2", &["192.0.2.2"])];
+/// Of pods, of a node, and of nobody.
+pub(crate) const ADDRESSES: [&str; 9] = [
+    "10.0.0.1",
+    "10.0.0.2",
+    "10.0.1.1",
+    "10.0.1.2",
+    "fd00::1",
+    "fd00:1::1",
+    "192.0.2.1",
+    "192.0.2.2",
+    "203.0.113.9",
+];
 const NAMESPACES: [&str; 3] = ["x", "y", "z"];
 const POD_ADDRESSES: [&str; 7] =
     ["10.0.0.1", "10.0.0.2", "10.0.1.1", "10.0.1.2", "fd00::1", "fd00:1::1", "192.0.2.1"];
@@ -102,9 +114,16 @@ const NETS: [&str; 12] = [
     "::ffff:10.0.0.0/120",
     "10.0.0.0",
 ];
+/// With an exception that an API server takes.
+const CUT: [(&str, &str); 5] = [
+    ("0.0.0.0/0", "10.0.0.0/24"),
+    ("10.0.0.0/24", "10.0.0.2/32"),
+    ("10.0.0.0/8", "10.0.1.0/24"),
+    ("0.0.0.0/0", "203.0.113.0/24"),
+    ("::/0", "fd00::/64"),
+];
 const NUMBERS: [u16; 6] = [0, 53, 80, 8080, 15008, 65535];
-const NAMES: [&str; 3] = ["http", "dns", "no--name"];
-const PROTOCOLS: [&str; 3] = ["TCP", "UDP", "SCTP"];
+const NAMES: [&str; 5] = ["http", "http", "http", "dns", "no--name"];
 
 fn labels() -> impl Strategy<Value = Labels> {
     btree_map(select(&["app", "team"][..]), select(&["a", "b"][..]), 0..=2)
@@ -128,7 +147,10 @@ fn selector() -> impl Strategy<Value = Vec<SampleTerm>> {
 }
 
 fn peer() -> impl Strategy<Value = SamplePeer> {
-    let block = || (select(&NETS[..]), vec(select(&NETS[..]), 0..=1));
+    let block = || {
+        let any = (select(&NETS[..]), vec(select(&NETS[..]), 0..=1));
+        prop_oneof![any, select(&CUT[..]).prop_map(|(net, except)| (net, vec![except]))]
+    };
     let made = |pods, namespaces, block| SamplePeer { pods, namespaces, block };
     prop_oneof![
         4 => selector().prop_map(move |pods| made(Some(pods), None, None)),
@@ -143,7 +165,7 @@ fn port() -> impl Strategy<Value = SamplePort> {
     let protocols = select(&["TCP", "TCP", "UDP", "SCTP"][..]);
     let number = option::weighted(0.8, select(&NUMBERS[..]));
     let (name, end) =
-        (option::weighted(0.25, select(&NAMES[..])), option::weighted(0.15, select(&NUMBERS[..])));
+        (option::weighted(0.35, select(&NAMES[..])), option::weighted(0.15, select(&NUMBERS[..])));
     let any = (protocols, number, name, end).prop_map(|(protocol, number, name, end)| SamplePort {
         protocol,
         number: number.filter(|_| name.is_none()),
@@ -178,7 +200,8 @@ pub(crate) fn pod() -> impl Strategy<Value = SamplePod> {
     let phases = select(
         &["Running", "Running", "Running", "Running", "Pending", "Unknown", "Succeeded", "Failed"][..],
     );
-    let ports = (select(&NAMES[..]), select(&PROTOCOLS[..]), select(&NUMBERS[..]));
+    let protocols = select(&["TCP", "TCP", "TCP", "UDP", "SCTP"][..]);
+    let ports = (select(&NAMES[..]), protocols, select(&NUMBERS[..]));
     let flags =
         (select(&["n1", "n2"][..]), phases, proptest::bool::weighted(0.1), proptest::bool::weighted(0.1));
     (select(&NAMESPACES[..]), labels(), vec(select(&POD_ADDRESSES[..]), 1..=2), flags, vec(ports, 0..=2))
@@ -190,7 +213,7 @@ pub(crate) fn pod() -> impl Strategy<Value = SamplePod> {
 
 impl SampleWorld {
     pub(crate) fn any() -> impl Strategy<Value = Self> {
-        (btree_map(select(&NAMESPACES[..]), labels(), 2..=3), vec(pod(), 5..=9), vec(policy(), 0..=4))
+        (btree_map(select(&NAMESPACES[..]), labels(), 2..=3), vec(pod(), 5..=9), vec(policy(), 0..=5))
             .prop_map(|(namespaces, pods, policies)| Self { namespaces, pods, policies })
     }
 

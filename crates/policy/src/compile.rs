@@ -1,0 +1,136 @@
+//! The policies of one pod as rules in its own network namespace, for both backends.
+//!
+//! Each direction is a base chain that lets pass what is never judged, then a chain for each section. A section's chain accepts, drops, or returns to
+//! the next one. Sets that follow pods are kept by whoever applies the index's effects; blocks are part of the rules.
+
+mod blocks;
+mod rules;
+#[cfg(test)]
+mod tests;
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ruleset::{
+    Action, Backend, Base, Chain, ChainKind, CtState, Family, Hook, Key, KeyType, KnownChain, Match,
+    Protocol, Rule, Ruleset, Set, Table, TableKind,
+};
+
+use crate::index::{PeerSet, PodClasses, PolicyIndex};
+use crate::terms::{Section, TrafficDirection};
+use rules::Compiler;
+
+/// The owner of the rules.
+pub const POLICY_OWNER: &str = "istio-policy";
+
+/// Before the chains that change a packet's destination in its pod, and after connection tracking.
+const INGRESS_PRIORITY: i32 = -160;
+/// Before source addresses are changed.
+const EGRESS_PRIORITY: i32 = 95;
+
+const KNOWN_CHAINS: &[KnownChain] = &[KnownChain::beginning(TableKind::Mangle, "istio-np-")];
+
+/// The set of the own node's addresses.
+const NODE: [&str; 2] = ["istio-np-node-v4", "istio-np-node-v6"];
+
+/// Rules of a pod, and what is to be kept in their sets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodRules {
+    /// The rules.
+    pub rules: Ruleset,
+    /// The names of the sets that follow pods, with what each means.
+    pub kept: Vec<(String, Family, Arc<PeerSet>)>,
+}
+
+/// The rules for a pod in its own network namespace. `node` has the own node's addresses.
+pub fn compile_pod(index: &PolicyIndex, classes: &PodClasses, node: &[IpAddr], backend: Backend) -> PodRules {
+    let mut compiler = Compiler::new(index);
+    let (mut chains, mut sections) = (Vec::new(), Vec::new());
+    for direction in [TrafficDirection::Egress, TrafficDirection::Ingress] {
+        let class = match direction {
+            TrafficDirection::Egress => &classes.egress,
+            TrafficDirection::Ingress => &classes.ingress,
+        };
+        let Some(class) = class else { continue };
+        let mut base = base_chain(direction, backend);
+        for (name, rules) in compiler.class(class) {
+            let why = format!("{direction} policies of the pod");
+            base.rules.push(Rule::new(Vec::new(), Action::Jump(name.clone()), why));
+            sections.push(Chain { name, base: None, rules, leading: 0 });
+        }
+        // What goes on after this is allowed.
+        base.leading = base.rules.len();
+        chains.push(base);
+    }
+    chains.extend(sections);
+    let (mut sets, kept) = compiler.finish();
+    if classes.ingress.is_some() {
+        sets.extend(node_sets(node));
+    }
+    let tables =
+        if chains.is_empty() { Vec::new() } else { vec![Table { kind: TableKind::Mangle, sets, chains }] };
+    let rules = Ruleset { owner: POLICY_OWNER.into(), known_chains: KNOWN_CHAINS.into(), ipv6: true, tables };
+    PodRules { rules, kept }
+}
+
+fn node_sets(node: &[IpAddr]) -> impl Iterator<Item = Set> + '_ {
+    [Family::V4, Family::V6].into_iter().zip(NODE).map(|(family, name)| {
+        let addresses = node.iter().filter(move |address| Family::of_address(**address) == family);
+        Set::fixed(name, KeyType::Address(family), addresses.map(|address| Key::Address(*address)))
+    })
+}
+
+/// The chain of a hook, with what is never judged.
+fn base_chain(direction: TrafficDirection, backend: Backend) -> Chain {
+    let (hook, priority) = match direction {
+        TrafficDirection::Egress => (Hook::Postrouting, EGRESS_PRIORITY),
+        TrafficDirection::Ingress => (Hook::Prerouting, INGRESS_PRIORITY),
+    };
+    let priority = match backend {
+        Backend::Nftables => priority,
+        Backend::Iptables => TableKind::Mangle.priority(hook),
+    };
+    let name = "lo".into();
+    let lo = match direction {
+        TrafficDirection::Egress => Match::OutInterface { name, not: false },
+        TrafficDirection::Ingress => Match::InInterface { name, not: false },
+    };
+    let accept = |matches, why: &'static str| Rule::new(matches, Action::Accept, why);
+    let mut rules = vec![
+        accept(vec![lo], "what stays in the pod is not judged"),
+        accept(vec![Match::CtState(CtState::Related)], "belongs to an allowed connection"),
+        accept(
+            vec![Match::CtState(CtState::Established), Match::Reply],
+            "answers of an allowed connection are allowed",
+        ),
+    ];
+    // Router and neighbour discovery.
+    rules.extend((133..=137).map(|kind| {
+        let matches = vec![Match::Protocol(Protocol::Icmpv6), Match::IcmpType { kind, code: None }];
+        accept(matches, "neighbours and routers are found without policies")
+    }));
+    if direction == TrafficDirection::Ingress {
+        rules.extend([Family::V4, Family::V6].into_iter().zip(NODE).map(|(family, set)| {
+            let own = Match::SourceIn { set: set.into(), keys: KeyType::Address(family), not: false };
+            accept(vec![own], "the pod's own node reaches it, as kubelet's probes do")
+        }));
+    }
+    let base = Base { kind: ChainKind::Filter, hook, priority };
+    Chain { name: hook.name().into(), base: Some(base), rules, leading: 0 }
+}
+
+/// The name of a section's chain.
+fn chain_name(direction: TrafficDirection, section: Section) -> Cow<'static, str> {
+    let section = match section {
+        Section::Admin => "admin",
+        Section::Tenant => "tenant",
+        Section::NetworkPolicy => "np",
+        Section::Baseline => "base",
+    };
+    let direction = match direction {
+        TrafficDirection::Egress => "out",
+        TrafficDirection::Ingress => "in",
+    };
+    format!("istio-np-{direction}-{section}").into()
+}

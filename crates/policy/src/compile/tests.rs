@@ -1,0 +1,127 @@
+use std::net::SocketAddr;
+
+use facts::networkpolicy::PolicyProtocol;
+use proptest::prelude::*;
+use ruleset::eval::{Packet, Verdict, evaluate};
+use ruleset::{Contents, SetDelta, TransportAddress};
+
+use super::*;
+use crate::index::{LocalFacts, LocalName, PeerMember};
+use crate::tests::sample::{ADDRESSES, NODES, SampleWorld};
+use crate::{FlowRoute, PlainPod, PlainWorld, PolicyFlow, PolicyWorld as _, Traffic, World as _, verdict};
+
+/// The live pods of the node `n1`.
+fn live_pods(world: &PlainWorld) -> Vec<&PlainPod> {
+    let everything = facts::Selector::default();
+    let pods = world.namespaces().flat_map(|name| world.pods_in(name, &everything).collect::<Vec<_>>());
+    pods.filter(|pod| &*pod.node == "n1").collect()
+}
+
+fn name_of(pod: &PlainPod) -> LocalName {
+    LocalName { namespace: pod.namespace.clone(), name: pod.name.clone() }
+}
+
+/// An index of that node.
+fn indexed(world: &PlainWorld) -> PolicyIndex {
+    let mut index = PolicyIndex::default();
+    for policy in world.policies() {
+        index.policy(world, &policy.name, Some(policy.clone()));
+    }
+    for pod in live_pods(world) {
+        let facts = LocalFacts { labels: pod.facts.labels.clone(), addresses: pod.facts.addresses.clone() };
+        index.local_pod(world, &name_of(pod), Some(facts));
+    }
+    index
+}
+
+/// What the sets of a pod's rules have.
+fn contents(index: &PolicyIndex, rules: &PodRules) -> Contents {
+    let mut contents = Contents::default();
+    for (name, family, meant) in &rules.kept {
+        let members = index.sets().find(|(set, _)| *set == meant).expect("the index has the set").1;
+        let mut delta = SetDelta::default();
+        for PeerMember { address, port } in members.filter(|one| Family::of_address(one.address) == *family) {
+            delta.add(match port {
+                None => Key::Address(address),
+                Some((of, port)) => {
+                    Key::Endpoint(TransportAddress { address, protocol: rules::protocol(of), port })
+                }
+            });
+        }
+        contents.apply(name, &delta);
+    }
+    contents
+}
+
+fn packet(flow: &PolicyFlow, direction: TrafficDirection) -> Packet {
+    let (protocol, port) = match flow.traffic {
+        Traffic::Port(PolicyProtocol::Tcp, port) => (Protocol::Tcp, port),
+        Traffic::Port(PolicyProtocol::Udp, port) => (Protocol::Udp, port),
+        Traffic::Port(PolicyProtocol::Sctp, port) => (Protocol::Sctp, port),
+        Traffic::Portless if flow.source.is_ipv4() => (Protocol::Icmp, 0),
+        Traffic::Portless => (Protocol::Icmpv6, 0),
+    };
+    let source_port = if port == 0 { 0 } else { 40000 };
+    let ends = [SocketAddr::new(flow.source, source_port), SocketAddr::new(flow.destination, port)];
+    let mut packet = Packet::new(protocol, ends[0], ends[1]);
+    match direction {
+        TrafficDirection::Egress => packet.out_interface = "eth0".into(),
+        TrafficDirection::Ingress => packet.in_interface = "eth0".into(),
+    }
+    // An echo request.
+    packet.icmp = (if protocol == Protocol::Icmpv6 { 128 } else { 8 }, 0);
+    packet
+}
+
+/// Each connection between the addresses of the samples, with a few protocols and ports.
+fn flows() -> Vec<PolicyFlow> {
+    let tcp = [53, 80, 8080, 65535].map(|port| Traffic::Port(PolicyProtocol::Tcp, port));
+    let others =
+        [Traffic::Port(PolicyProtocol::Udp, 53), Traffic::Port(PolicyProtocol::Sctp, 80), Traffic::Portless];
+    let addresses: Vec<IpAddr> = ADDRESSES.iter().map(|one| one.parse().unwrap()).collect();
+    let pairs = addresses.iter().flat_map(|one| addresses.iter().map(move |other| (*one, *other)));
+    let pairs = pairs.filter(|(one, other)| one.is_ipv4() == other.is_ipv4());
+    // By a Service, or what a pod sends to itself would not leave it.
+    let route = FlowRoute::Service;
+    let of_pair = |(source, destination)| {
+        tcp.into_iter().chain(others).map(move |traffic| PolicyFlow { source, destination, traffic, route })
+    };
+    pairs.flat_map(of_pair).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 250, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// What the rules do to the first packet is the verdict, in both backends.
+    #[test]
+    fn rules_do_what_the_verdict_says(world in SampleWorld::any()) {
+        let (world, flows) = (world.plain(), flows());
+        let index = indexed(&world);
+        let node: Vec<IpAddr> = NODES[0].1.iter().map(|one| one.parse().unwrap()).collect();
+        for pod in live_pods(&world) {
+            let (classes, at) = (index.classes_of(&name_of(pod)).unwrap(), &pod.facts.addresses);
+            let at: Vec<IpAddr> = at.iter().copied().filter(|one| world.pod_at(*one) == Some(pod)).collect();
+            for backend in [Backend::Nftables, Backend::Iptables] {
+                let rules = compile_pod(&index, classes, &node, backend);
+                prop_assert_eq!(ruleset::check(&rules.rules), Ok(()));
+                let (layers, contents) = (std::slice::from_ref(&rules.rules), contents(&index, &rules));
+                for flow in &flows {
+                    let expected = verdict(&world, flow);
+                    for (address, direction, hook, judgement) in [
+                        (flow.source, TrafficDirection::Egress, Hook::Postrouting, &expected.egress),
+                        (flow.destination, TrafficDirection::Ingress, Hook::Prerouting, &expected.ingress),
+                    ] {
+                        // A pod with the node's address cannot be told from the node there.
+                        let is_taken = node.contains(&flow.source) && world.pod_at(flow.source).is_some();
+                        if !at.contains(&address) || (is_taken && direction == TrafficDirection::Ingress) {
+                            continue;
+                        }
+                        let found = evaluate(layers, backend, &packet(flow, direction), hook, false, &contents);
+                        prop_assert_eq!(found.verdict == Verdict::Pass, judgement.is_allowed(),
+                            "{:?} {} {:?} {}: {:?}", backend, direction, flow, judgement, found.decided_by);
+                    }
+                }
+            }
+        }
+    }
+}
