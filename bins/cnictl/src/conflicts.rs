@@ -6,7 +6,8 @@ mod foreign;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use rundir::pods::ConflictReport;
+use facts::PodRef;
+use rundir::pods::{ConflictGap, ConflictReport};
 use serde::Serialize;
 
 use crate::configuration::ConfigurationArgs;
@@ -116,7 +117,9 @@ impl ConflictsArgs {
             return self.fix(id, &view, &viewer);
         }
         LISTING.sort(&self.list, &mut view.conflicts)?;
-        let head = Head { evidence: &view.evidence, not_looked_at: &view.not_looked_at };
+        let gap = |gap: &ConflictGap| format!("{}: {}", whose(gap.pod.as_ref()), gap.text);
+        let gaps: Vec<String> = view.not_looked_at.iter().map(gap).collect();
+        let head = Head { evidence: &view.evidence, not_looked_at: &gaps };
         let around = Around { after: remarks(&view) };
         let text = LISTING.print(&self.list, &head, &view.conflicts, &around)?;
         Ok(answer(text, &view))
@@ -180,6 +183,26 @@ fn severity_cell(conflict: &ConflictReport) -> (String, Option<Colour>) {
     (conflict.severity.clone(), colour)
 }
 
+fn whose(pod: Option<&PodRef>) -> String {
+    pod.map_or_else(|| "node".to_owned(), |pod| format!("pod {pod}"))
+}
+
+/// The same of many pods in one line.
+fn gaps(all: &[ConflictGap]) -> Vec<String> {
+    let mut by_text: Vec<(&str, Vec<Option<&PodRef>>)> = Vec::new();
+    for gap in all {
+        match by_text.iter_mut().find(|(text, _)| *text == gap.text) {
+            Some((_, pods)) => pods.push(gap.pod.as_ref()),
+            None => by_text.push((&gap.text, vec![gap.pod.as_ref()])),
+        }
+    }
+    let line = |(text, pods): (&str, Vec<Option<&PodRef>>)| match pods.as_slice() {
+        [first, _, more @ ..] => format!("{} and {} more: {text}", whose(*first), more.len() + 1),
+        few => format!("{}: {text}", whose(few.first().copied().flatten())),
+    };
+    by_text.into_iter().map(line).collect()
+}
+
 fn is_bad(conflict: &&ConflictReport) -> bool {
     conflict.severity == "error" && conflict.resolved.is_empty() && !conflict.gone
 }
@@ -191,8 +214,8 @@ fn remarks(view: &ConflictsView) -> String {
         let what = format!("{} {}", place_of(conflict), conflict.id);
         lines.push(format!("{} {what}: {}", paint("problem:", Colour::Red), one_line(advice)));
     }
-    for gap in &view.not_looked_at {
-        lines.push(format!("{} {}", paint("not looked at:", Colour::Yellow), one_line(gap)));
+    for gap in gaps(&view.not_looked_at) {
+        lines.push(format!("{} {}", paint("not looked at:", Colour::Yellow), one_line(&gap)));
     }
     lines.push(view.evidence.line());
     let text = lines.join("\n") + "\n";
@@ -207,8 +230,11 @@ fn answer(text: String, view: &ConflictsView) -> VerbAnswer {
         let problem = format!("{} has {}: {}{more}", place_of(first), first.id, one_line(&first.affects));
         return VerbAnswer::failed(text, problem);
     }
-    match view.not_looked_at.first() {
-        Some(gap) => VerbAnswer { exit: PARTLY_UNKNOWN, ..VerbAnswer::failed(text, one_line(gap)) },
+    match gaps(&view.not_looked_at).first() {
+        Some(gap) => VerbAnswer {
+            exit: PARTLY_UNKNOWN,
+            ..VerbAnswer::failed(text, format!("not looked at: {}", one_line(gap)))
+        },
         None => VerbAnswer::text(text),
     }
 }

@@ -4,6 +4,7 @@
 //! A namespace is looked at when its rules were found as planned: at the start, after somebody has changed something in it, and with each full
 //! comparison. One that has not changed since is not read again. Rules and settings of others are never changed.
 
+mod known;
 mod limits;
 mod report;
 mod told;
@@ -14,10 +15,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use ::conflicts::{Conflict, NetnsScope, ObservedNetns, Resolution, Severity};
+use ::conflicts::{Conflict, Examined, NetnsScope, ObservedNetns, Resolution, Severity};
 use capture::ambient::{MARK_MASK, ZTUNNEL_MARK};
 use facts::PodRef;
-use kernel::observed::{ObservedSubject, PodProcesses, generation, scan_processes};
+use kernel::observed::{ObservedSubject, PodProcesses, scan_processes};
+use kernel::watch::Fingerprint;
 use kernel::{Change, Kernel};
 use netns::{Inside, NetnsId};
 use options::agent::{BadOption, Options, Setting};
@@ -26,20 +28,12 @@ use ruleset::listed::Lister;
 use telemetry::Scope;
 
 use crate::events::Events;
-use limits::AttemptLimit;
+use known::{Looked, Namespace, Resolved};
 use metrics::Metrics;
 use told::ToldConflicts;
 
 /// How long a list of the node's processes serves.
 const PROCESSES_FOR: Duration = Duration::from_secs(30);
-/// The node's namespace is looked at so often, and so often at most where somebody changes its rules.
-const NODE_EVERY: Duration = Duration::from_secs(600);
-const NODE_AT_MOST_EVERY: Duration = Duration::from_secs(30);
-/// A look that came so late after the first one counts for as long as nothing changes: by then the pod's processes are there.
-const SETTLED: Duration = Duration::from_secs(60);
-/// Conflicts of a namespace that are kept.
-const MOST: usize = 64;
-
 /// What is done about conflicts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum ConflictResolution {
@@ -86,33 +80,6 @@ pub(crate) struct ConflictLook<'a> {
     pub(crate) may_change: bool,
 }
 
-/// What is known of a namespace.
-#[derive(Debug, Default)]
-struct Namespace {
-    pod: Option<PodRef>,
-    /// When it was first looked at, and last; by which transaction of nf_tables, and whether the routing has changed since.
-    first: Option<Instant>,
-    last: Option<Instant>,
-    generation: Option<u32>,
-    routing_changed: bool,
-    findings: Vec<Finding>,
-    not_looked_at: Vec<String>,
-    limits: AttemptLimit,
-    /// The tables of legacy iptables that were there before rules of ours, as far as that is known: the kernel does not tell their age.
-    older: Option<Vec<String>>,
-}
-
-/// A conflict, and when it was there.
-#[derive(Debug, Clone)]
-struct Finding {
-    conflict: Conflict,
-    first_seen: SystemTime,
-    last_seen: SystemTime,
-    gone: bool,
-    /// What was done about it.
-    resolved: Option<&'static str>,
-}
-
 impl ConflictResolution {
     /// # Errors
     /// It is none.
@@ -152,55 +119,49 @@ impl Conflicts {
 
     /// Looks for conflicts, where something may have changed since the last time, and puts right what may be. Gives the number of those that let packets
     /// past rules of ours, or break traffic.
-    pub(crate) fn look(&self, look: &ConflictLook<'_>) -> usize {
-        let generation = generation(look.inside).ok();
-        if let Some(errors) = self.unchanged(look, generation) {
-            return errors;
+    ///
+    /// # Errors
+    /// The namespace could not be read, or rules of ours not be put first. What was known before stays.
+    pub(crate) fn look(&self, look: &ConflictLook<'_>) -> Result<usize, kernel::Error> {
+        // Before anything is read: what changes meanwhile is looked at again.
+        let rules = kernel::watch::fingerprint(look.inside).ok();
+        {
+            let mut known = self.known();
+            let namespace = known.entry(look.inside.id()).or_default();
+            if namespace.is_unchanged(look.pod, rules.as_ref(), Instant::now()) {
+                return Ok(namespace.errors());
+            }
         }
         let start = Instant::now();
-        let mut resolved = None;
-        let found = self.find(look).and_then(|(found, not)| match self.resolve(look, &found)? {
-            None => Ok((found, not)),
-            Some(what) => {
-                resolved = Some((what, found));
-                self.find(look)
-            }
-        });
+        let looked = self.find_and_resolve(look, rules);
         self.parts.metrics.conflict_scan(start.elapsed());
-        let errors = match found {
-            Ok((found, not_looked_at)) => self.note(look, (found, not_looked_at), resolved),
+        match looked {
+            Ok(looked) => Ok(self.note(look, looked)),
             Err(error) => {
                 let text = format!("conflicts with rules of others are not known: {}", fault::chain(&error));
-                self.log(look, |labels| self.parts.log.warn(&text, labels));
-                0
+                if self.known().entry(look.inside.id()).or_default().failed(text.clone()) {
+                    self.log(look, |labels| self.parts.log.warn(&text, labels));
+                }
+                Err(error)
             }
+        }
+    }
+
+    fn find_and_resolve(
+        &self,
+        look: &ConflictLook<'_>,
+        rules: Option<Fingerprint>,
+    ) -> Result<Looked, kernel::Error> {
+        let examined = self.find(look)?;
+        let Some(what) = self.resolve(look, &examined.conflicts)? else {
+            return Ok(Looked { examined, rules, resolved: None });
         };
-        if let Some(namespace) = self.known().get_mut(&look.inside.id()) {
-            // A resolution of ours is a transaction, too.
-            namespace.generation = kernel::observed::generation(look.inside).ok();
-        }
-        errors
+        let rules = kernel::watch::fingerprint(look.inside).ok();
+        let resolved = Some(Resolved { what, before: examined.conflicts });
+        Ok(Looked { examined: self.find(look)?, rules, resolved })
     }
 
-    /// The errors that are known, where nothing can have changed.
-    fn unchanged(&self, look: &ConflictLook<'_>, generation: Option<u32>) -> Option<usize> {
-        let mut known = self.known();
-        let namespace = known.entry(look.inside.id()).or_default();
-        let now = Instant::now();
-        let (first, last) = (*namespace.first.get_or_insert(now), namespace.last);
-        let same = generation.is_some() && generation == namespace.generation && !namespace.routing_changed;
-        let unchanged = last.is_some_and(|last| match look.pod {
-            Some(_) => same && last.duration_since(first) >= SETTLED,
-            None if same => now.duration_since(last) < NODE_EVERY,
-            None => now.duration_since(last) < NODE_AT_MOST_EVERY,
-        });
-        if !unchanged {
-            (namespace.last, namespace.routing_changed) = (Some(now), false);
-        }
-        unchanged.then(|| namespace.errors())
-    }
-
-    fn find(&self, look: &ConflictLook<'_>) -> Result<(Vec<Conflict>, Vec<String>), kernel::Error> {
+    fn find(&self, look: &ConflictLook<'_>) -> Result<Examined, kernel::Error> {
         let processes = self.processes();
         let none = PodProcesses::default();
         let older = self.known().entry(look.inside.id()).or_default().older.clone();
@@ -219,9 +180,7 @@ impl Conflicts {
         if older.is_none() && !has_legacy {
             self.known().entry(look.inside.id()).or_default().older = Some(Vec::new());
         }
-        let mut found = ::conflicts::conflicts(&observed, look.plan);
-        found.truncate(MOST);
-        Ok((found, observed.not_looked_at))
+        Ok(::conflicts::examine(&observed, look.plan))
     }
 
     /// Changes what is ours, where that helps. What was done.
@@ -279,56 +238,23 @@ impl Conflicts {
         }
         let legacy = kernel::observed::legacy_tables(look.inside).ok();
         self.known().entry(look.inside.id()).or_default().older = legacy;
-        self.parts.metrics.conflict_resolved(&worst.id.to_string());
         let text = format!("rules of ours are put before those of others: {}", report::words(worst));
         self.log(look, |labels| self.parts.log.warn(&text, labels));
         Ok(Some("rules of ours were attached anew, before those of others"))
     }
 
     /// Keeps what was found, and tells what is new.
-    fn note(
-        &self,
-        look: &ConflictLook<'_>,
-        (found, not_looked_at): (Vec<Conflict>, Vec<String>),
-        resolved: Option<(&'static str, Vec<Conflict>)>,
-    ) -> usize {
-        let now = SystemTime::now();
+    fn note(&self, look: &ConflictLook<'_>, looked: Looked) -> usize {
         let mut known = self.known();
         let namespace = known.entry(look.inside.id()).or_default();
-        (namespace.pod, namespace.not_looked_at) = (look.pod.cloned(), not_looked_at);
-        let mut new: Vec<Conflict> = Vec::new();
-        for finding in &mut namespace.findings {
-            finding.gone = !found.iter().any(|conflict| is_same(conflict, &finding.conflict));
-        }
-        let (what, before) = resolved.map_or((None, Vec::new()), |(what, before)| (Some(what), before));
-        for conflict in before.iter().chain(&found) {
-            match namespace.findings.iter_mut().find(|finding| is_same(&finding.conflict, conflict)) {
-                Some(finding) => finding.last_seen = now,
-                None => {
-                    new.push(conflict.clone());
-                    let conflict = conflict.clone();
-                    let gone = !found.iter().any(|there| is_same(there, &conflict));
-                    let (first_seen, last_seen) = (now, now);
-                    namespace.findings.push(Finding {
-                        conflict,
-                        first_seen,
-                        last_seen,
-                        gone,
-                        resolved: None,
-                    });
-                }
-            }
-        }
-        for finding in namespace.findings.iter_mut().filter(|finding| finding.gone && what.is_some()) {
-            if before.iter().any(|conflict| is_same(conflict, &finding.conflict)) {
-                finding.resolved = what;
-            }
-        }
-        namespace.forget_the_oldest();
+        let news = namespace.take(looked, SystemTime::now());
         let errors = namespace.errors();
         drop(known);
         self.count();
-        new.iter().for_each(|conflict| self.tell(look, conflict));
+        news.found.iter().for_each(|conflict| self.tell(look, conflict));
+        for conflict in &news.resolved {
+            self.parts.metrics.conflict_resolved(&conflict.id.to_string());
+        }
         errors
     }
 
@@ -382,24 +308,4 @@ impl Conflicts {
     fn known(&self) -> MutexGuard<'_, HashMap<NetnsId, Namespace>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-impl Namespace {
-    fn errors(&self) -> usize {
-        let errors = |finding: &&Finding| !finding.gone && finding.conflict.severity == Severity::Error;
-        self.findings.iter().filter(errors).count()
-    }
-
-    /// What is gone makes room.
-    fn forget_the_oldest(&mut self) {
-        while self.findings.len() > 2 * MOST {
-            let gone = self.findings.iter().position(|finding| finding.gone);
-            self.findings.remove(gone.unwrap_or(0));
-        }
-    }
-}
-
-/// Whether both are the same thing at two times.
-fn is_same(one: &Conflict, other: &Conflict) -> bool {
-    (one.id, &one.place, &one.foreign) == (other.id, &other.place, &other.foreign)
 }

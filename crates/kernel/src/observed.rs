@@ -18,9 +18,8 @@ use ruleset::iptables::Names;
 use ruleset::listed::{ListedTable, Lister, attribute, planned};
 use ruleset::{Backend, Family, Plan, Ruleset, TableKind};
 
-use crate::netlink::{self, NetlinkSocket};
 use crate::watch::LegacySocket;
-use crate::{Error, Kernel, iptables, nft, watch};
+use crate::{Error, Kernel, iptables, nft};
 
 pub use processes::{PodProcesses, scan_processes};
 
@@ -173,14 +172,6 @@ pub fn others_translate(inside: &Inside, owners: &[Ruleset]) -> Result<bool, Err
         }
     }
     Ok(false)
-}
-
-/// The number of the last transaction of nf_tables in the namespace; another one after each.
-///
-/// # Errors
-/// The kernel does not tell, or has no nf_tables.
-pub fn generation(_: &Inside) -> Result<u32, netlink::Error> {
-    watch::generation(&mut NetlinkSocket::netfilter()?)
 }
 
 /// Those of the calling thread's namespace that are there.

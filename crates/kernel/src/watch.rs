@@ -18,7 +18,6 @@ use std::sync::Arc;
 use netns::{Inside, Netns};
 use ruleset::{Family, Plan};
 
-pub(crate) use events::generation;
 pub use events::{Noticed, RulesetCommit};
 use legacy::LegacyContent;
 pub(crate) use legacy::{LegacySocket, LegacyTables};
@@ -72,9 +71,9 @@ pub struct KeptSockets {
     plan: Option<Arc<Plan>>,
 }
 
-/// What a namespace has, in a form that only tells whether it has changed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Fingerprint {
+/// The rules of a namespace, in a form that only tells whether they have changed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Fingerprint {
     /// Absent on a kernel without nf_tables.
     generation: Option<u32>,
     legacy: LegacyContent,
@@ -215,6 +214,25 @@ impl KeptSockets {
         self.netfilter.rest();
         self.route.rest();
     }
+}
+
+/// The rules of nf_tables and of iptables-legacy in the namespace, as they are now.
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn fingerprint(inside: &Inside) -> Result<Fingerprint, Error> {
+    let failed = |source| Error::Netlink { operation: "ask for the nf_tables generation", source };
+    let generation = match NetlinkSocket::netfilter().and_then(|mut socket| events::generation(&mut socket)) {
+        Ok(generation) => Some(generation),
+        Err(error) if crate::nft::is_absent(&error) => None,
+        Err(error) => return Err(failed(error)),
+    };
+    let mut socket = None;
+    let tables = match LegacyTables::may_exist() {
+        true => legacy_tables(inside, &mut socket)?,
+        false => LegacyTables::default(),
+    };
+    Ok(Fingerprint { generation, legacy: legacy::content(socket.as_ref(), tables)? })
 }
 
 /// Which tables of iptables-legacy there are, and a socket to ask for them where there are some.

@@ -205,6 +205,29 @@ fn a_proxy_is_known_by_the_user_and_group_of_its_plan() {
     }
 }
 
+/// Of iptables-legacy the number of transactions says nothing.
+#[test]
+fn rules_of_either_kind_change_the_fingerprint_and_a_look_does_not() {
+    let (ns, plan) = (TestNetns::new().unwrap(), plan(Backend::Nftables));
+    load(&ns, &plan);
+    let now = || ns.enter(kernel::watch::fingerprint).unwrap().unwrap();
+    let legacy = |rule: &str| ns.run(Command::new("iptables-legacy").args(rule.split(' '))).unwrap();
+    let mut before = now();
+    let changes: [(&str, &dyn Fn()); 3] = [
+        ("nf_tables", &|| drop(ns.nft("add table ip other").unwrap())),
+        ("a first rule of legacy", &|| drop(legacy("-t nat -A OUTPUT -p tcp --dport 80 -j ACCEPT"))),
+        ("another one", &|| drop(legacy("-t nat -A OUTPUT -p tcp --dport 81 -j ACCEPT"))),
+    ];
+    for (what, change) in changes {
+        change();
+        let after = now();
+        assert_ne!(before, after, "{what}");
+        observe(&ns, &plan, &PodProcesses::default());
+        assert_eq!(after, now(), "{what}");
+        before = after;
+    }
+}
+
 /// What a look at a pod costs that has nothing but rules of ours.
 #[test]
 fn a_pod_without_rules_of_others_costs_little() {

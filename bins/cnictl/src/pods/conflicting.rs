@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail};
 use facts::PodRef;
 use netns::Netns;
-use rundir::pods::{ConflictReport, ConflictsReport};
+use rundir::pods::{ConflictGap, ConflictReport, ConflictsReport};
 
 use super::own::{LookedPod, PodConflicts};
 use super::select::SelectArgs;
@@ -15,7 +15,8 @@ use super::view::{EvidenceSource, Viewer, refuse_if_denied};
 use crate::configuration::AGENT_PATIENCE;
 
 /// What this program does not look at.
-const NODE: &str = "the node's own network namespace: the agent looks there, and does not answer";
+const NODE: &str =
+    "rules of others: the agent looks at the node's own network namespace, and does not answer";
 
 /// Conflicts, and by what evidence.
 #[derive(Debug)]
@@ -23,7 +24,7 @@ pub(crate) struct ConflictsView {
     pub(crate) evidence: EvidenceSource,
     pub(crate) conflicts: Vec<ConflictReport>,
     /// What could not be looked at, and why.
-    pub(crate) not_looked_at: Vec<String>,
+    pub(crate) not_looked_at: Vec<ConflictGap>,
 }
 
 impl Viewer {
@@ -61,16 +62,18 @@ impl Viewer {
     }
 
     fn told(&self, report: ConflictsReport, select: &SelectArgs, node: bool) -> Result<ConflictsView> {
-        let ConflictsReport { at, mut conflicts, not_looked_at } = report;
+        let ConflictsReport { at, mut conflicts, mut not_looked_at } = report;
         if !select.is_everything() {
             let known =
                 self.agent().pods(false, AGENT_PATIENCE).context("ask the agent which pods are meant")?;
             let meant = known.pods.iter().filter(|pod| select.selects_report(pod));
             let meant: HashSet<PodRef> = meant.map(rundir::pods::PodReport::pod).collect();
             conflicts.retain(|conflict| conflict.pod.as_ref().is_some_and(|pod| meant.contains(pod)));
+            not_looked_at.retain(|gap| gap.pod.as_ref().is_some_and(|pod| meant.contains(pod)));
         }
         if node {
             conflicts.retain(|conflict| conflict.pod.is_none());
+            not_looked_at.retain(|gap| gap.pod.is_none());
         }
         let evidence = EvidenceSource::of_agent(String::new(), at);
         Ok(ConflictsView { evidence, conflicts, not_looked_at })
@@ -83,7 +86,7 @@ impl Viewer {
             not_looked_at: Vec::new(),
         };
         if node || select.is_everything() {
-            view.not_looked_at.push(NODE.to_owned());
+            view.not_looked_at.push(ConflictGap { pod: None, text: NODE.to_owned() });
         }
         if !node {
             let looked = self.look_deeply(select)?;
@@ -99,9 +102,13 @@ impl ConflictsView {
         match looked.conflicts {
             Some(PodConflicts { conflicts, not_looked_at }) => {
                 self.conflicts.extend(conflicts);
-                self.not_looked_at.extend(not_looked_at.into_iter().map(|gap| format!("pod {pod}: {gap}")));
+                let of_pod = |text| ConflictGap { pod: Some(pod.clone()), text };
+                self.not_looked_at.extend(not_looked_at.into_iter().map(of_pod));
             }
-            None => self.not_looked_at.push(format!("pod {pod}: {}", looked.report.problem)),
+            None => {
+                let text = looked.report.problem;
+                self.not_looked_at.push(ConflictGap { pod: Some(pod), text });
+            }
         }
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use anyhow::Result;
 use capture::decide::{self, sandbox_of_class};
 use capture::expected::injection_label;
+use conflicts::Examined;
 use facts::{Facts, PodRef};
 use kernel::sockets::Sockets;
 use netns::Inside;
@@ -202,7 +203,11 @@ fn compare(
         }
     };
     let pod = report.pod();
-    let found = conflicts::conflicts(&observed, &captured.plan);
+    let Examined { conflicts: found, not_looked_at } = match differences.iter().any(is_elsewhere) {
+        // What ours of the other variant do to a packet would be taken for what others do.
+        true => Examined { not_looked_at: vec![ELSEWHERE.to_owned()], ..Examined::default() },
+        false => conflicts::examine(&observed, &captured.plan),
+    };
     let of_pod = |conflict| ConflictReport { pod: Some(pod.clone()), ..ConflictReport::from(conflict) };
     let conflicts: Vec<ConflictReport> = found.into_iter().map(of_pod).collect();
     report.drift = texts(&differences);
@@ -216,7 +221,7 @@ fn compare(
     } else {
         as_planned(report, captured, &missing.unwrap_or_default());
     }
-    Some(PodConflicts { conflicts, not_looked_at: observed.not_looked_at })
+    Some(PodConflicts { conflicts, not_looked_at })
 }
 
 /// The rules are there, and nothing of others is in their way.
@@ -240,6 +245,13 @@ fn as_planned(report: &mut PodReport, captured: &Captured, missing: &[u16]) {
 fn missing_listeners(inside: &Inside, ports: &[u16]) -> Option<Vec<u16>> {
     let found = Sockets::open(inside).and_then(|mut sockets| sockets.listening(ports)).ok()?;
     Some(ports.iter().copied().filter(|port| !found.contains(port)).collect())
+}
+
+/// Why no conflicts are told.
+const ELSEWHERE: &str = "rules of others: rules of ours are in another backend than planned; when the agent has removed them, others' can be told from them";
+
+fn is_elsewhere(difference: &kernel::Difference) -> bool {
+    matches!(difference, kernel::Difference::OtherBackend { .. })
 }
 
 /// Without the agent, addresses of pods are in records of what was loaded for them only.

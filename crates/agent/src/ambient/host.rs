@@ -192,7 +192,8 @@ impl HostSide {
             let kernel = self.backends.of_the_node();
             let inside = inside.inside();
             let look = ConflictLook { pod: None, inside, kernel, plan: &plan, probed, may_change: false };
-            conflicts.look(&look);
+            // Why it failed is told there, and it is done again.
+            let _ = conflicts.look(&look);
         })?;
         Ok(())
     }

@@ -4,9 +4,10 @@ use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ::conflicts::Conflict;
-use rundir::pods::{ConflictReport, ConflictsReport};
+use rundir::pods::{ConflictGap, ConflictReport, ConflictsReport};
 
-use super::{Conflicts, Finding};
+use super::Conflicts;
+use super::known::Finding;
 
 /// The longest text of an Event and a line: the API server takes 1024 bytes.
 const MAX_BYTES: usize = 1000;
@@ -40,8 +41,8 @@ impl Conflicts {
                 report.conflicts.push(ConflictReport { pod: namespace.pod.clone(), ..of(finding) });
             }
             for text in &namespace.not_looked_at {
-                let whose = namespace.pod.as_ref().map_or("the node".to_owned(), ToString::to_string);
-                report.not_looked_at.push(format!("{whose}: {text}"));
+                let (pod, text) = (namespace.pod.clone(), text.clone());
+                report.not_looked_at.push(ConflictGap { pod, text });
             }
         }
         report

@@ -25,16 +25,19 @@ pub(super) struct LookResult {
     pub(super) opened: bool,
 }
 
+/// What the mode looks at inside of a namespace that is as planned.
+type Inspect<'a> = dyn Fn(&Inside) -> Result<(), kernel::Error> + Sync + 'a;
+
 /// Why there is no comparison.
 type Failure = Box<dyn Error + Send + Sync>;
 
-/// Compares, on a thread that may wait. `watched`: sockets are kept there. `inspect` is what the mode looks at inside of a namespace that is as planned.
+/// Compares, on a thread that may wait. `watched`: sockets are kept there.
 pub(super) fn compare(
     kernel: Kernel<'_>,
     target: &VerificationTarget,
     kept: &SharedSockets,
     watched: bool,
-    inspect: &(dyn Fn(&Inside) + Sync),
+    inspect: &Inspect<'_>,
 ) -> LookResult {
     let mut found = LookResult { comparison: Comparison::Equal, missing_listeners: None, opened: false };
     if identity(&target.netns, target.found) != NetnsIdentity::Holds {
@@ -94,10 +97,7 @@ fn differences_inside(kernel: Kernel<'_>, target: &VerificationTarget) -> Result
 }
 
 /// What only a look inside shows: whose namespace it is, and who listens there.
-fn inside(
-    target: &VerificationTarget,
-    inspect: &(dyn Fn(&Inside) + Sync),
-) -> Result<Option<Vec<u16>>, Comparison> {
+fn inside(target: &VerificationTarget, inspect: &Inspect<'_>) -> Result<Option<Vec<u16>>, Comparison> {
     let look = |inside: &Inside| -> Result<Option<Vec<u16>>, Comparison> {
         let there = kernel::route::link_addresses(inside).map_err(|error| failed(&error))?;
         let is_there =
@@ -107,7 +107,7 @@ fn inside(
                 "none of the pod's addresses is in the network namespace that was found for it".to_owned();
             return Err(Comparison::Failed { reason: UnverifiableReason::WrongNamespace, text });
         }
-        inspect(inside);
+        inspect(inside).map_err(|error| failed(&error))?;
         if !target.proxy_started || target.listeners.is_empty() {
             return Ok(None);
         }

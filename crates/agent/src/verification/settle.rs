@@ -85,7 +85,8 @@ impl PodVerifier {
                     probed: &[],
                     may_change,
                 };
-                counted.store(conflicts.look(&look), Ordering::Relaxed);
+                counted.store(conflicts.look(&look)?, Ordering::Relaxed);
+                Ok(())
             };
             compare(kernel, &target, &sockets, watched, &inspect)
         };

@@ -49,7 +49,8 @@ fn translated(view: &NetnsView<'_>, hit: &Hit<'_>, place: ListedPlace<'_>) -> Co
 
 /// What ours can do to come first: in a chain of all, or among chains of one priority.
 pub(super) fn resolution(view: &NetnsView<'_>, place: &ListedPlace<'_>) -> Resolution {
-    let ours = view.observed.tables.iter().filter(|table| table.ours);
+    // A shared table of iptables is not made anew.
+    let ours = view.observed.tables.iter().filter(|table| table.is_only_ours());
     let mut bases = ours.flat_map(|table| &table.chains).filter_map(|chain| chain.base);
     let is_equal = |base: Base| {
         base.kind == ChainKind::Nat && base.hook == place.base.hook && base.priority == place.base.priority

@@ -102,7 +102,7 @@ fn generations_and_answers(port: u32) -> [FilterOperation; 6] {
     ]
 }
 
-pub(crate) fn generation(socket: &mut NetlinkSocket) -> Result<u32, Error> {
+pub(super) fn generation(socket: &mut NetlinkSocket) -> Result<u32, Error> {
     let mut request = MessageWriter::with_capacity(32);
     request.message(uapi::GET, flags::REQUEST, 1, &[0; uapi::HEADER], |_| {});
     socket.ask(request.bytes(), |answer| {

@@ -39,7 +39,7 @@ const TRIES: usize = 5;
 pub(crate) struct LegacyTables(Vec<(Family, String)>);
 
 /// Tables, and a hash of what is in them.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct LegacyContent {
     pub(super) tables: LegacyTables,
     hash: u64,

@@ -118,7 +118,18 @@ pub struct ConflictsReport {
     pub conflicts: Vec<ConflictReport>,
     /// What could not be looked at, and why.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub not_looked_at: Vec<String>,
+    pub not_looked_at: Vec<ConflictGap>,
+}
+
+/// What was not looked at for conflicts.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ConflictGap {
+    /// The pod; absent for the node's own namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodRef>,
+    /// What, and why.
+    pub text: String,
 }
 
 /// Rules or settings of others that change what ours mean.

@@ -1,0 +1,212 @@
+//! What is known of a namespace's conflicts from one look to the next.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use ::conflicts::{Conflict, Examined, Severity};
+use facts::PodRef;
+use kernel::watch::Fingerprint;
+
+use super::limits::AttemptLimit;
+
+/// The node's namespace is looked at so often, and so often at most where somebody changes its rules.
+const NODE_EVERY: Duration = Duration::from_secs(600);
+const NODE_AT_MOST_EVERY: Duration = Duration::from_secs(30);
+/// A look that came so late after the first one counts for as long as nothing changes: by then the pod's processes are there.
+const SETTLED: Duration = Duration::from_secs(60);
+/// Conflicts of a namespace that are kept, and as many that are gone.
+const MOST: usize = 64;
+
+/// What is known of a namespace.
+#[derive(Debug, Default)]
+pub(super) struct Namespace {
+    /// Whose it is; absent: the node's.
+    pub(super) pod: Option<PodRef>,
+    /// When it was first looked at, and last.
+    first: Option<Instant>,
+    last: Option<Instant>,
+    /// The rules that the last look began with, where it came to something.
+    rules: Option<Fingerprint>,
+    pub(super) routing_changed: bool,
+    pub(super) findings: Vec<Finding>,
+    pub(super) not_looked_at: Vec<String>,
+    pub(super) limits: AttemptLimit,
+    /// The tables of legacy iptables that were there before rules of ours, as far as that is known: the kernel does not tell their age.
+    pub(super) older: Option<Vec<String>>,
+}
+
+/// A conflict, and when it was there.
+#[derive(Debug, Clone)]
+pub(super) struct Finding {
+    pub(super) conflict: Conflict,
+    pub(super) first_seen: SystemTime,
+    pub(super) last_seen: SystemTime,
+    pub(super) gone: bool,
+    /// What was done about it.
+    pub(super) resolved: Option<&'static str>,
+}
+
+/// What a look came to.
+#[derive(Debug, Default)]
+pub(super) struct Looked {
+    pub(super) examined: Examined,
+    /// The rules before they were read; absent where the kernel did not tell.
+    pub(super) rules: Option<Fingerprint>,
+    pub(super) resolved: Option<Resolved>,
+}
+
+/// What was done about conflicts, before what was found then.
+#[derive(Debug)]
+pub(super) struct Resolved {
+    pub(super) what: &'static str,
+    pub(super) before: Vec<Conflict>,
+}
+
+/// What a look changes of what is known.
+#[derive(Debug, Default)]
+pub(super) struct News {
+    pub(super) found: Vec<Conflict>,
+    /// What is gone after something was done about it.
+    pub(super) resolved: Vec<Conflict>,
+}
+
+impl Namespace {
+    /// Whether nothing can have changed since the last look that came to something. Where it may have, a look begins now.
+    pub(super) fn is_unchanged(
+        &mut self,
+        pod: Option<&PodRef>,
+        rules: Option<&Fingerprint>,
+        now: Instant,
+    ) -> bool {
+        if self.pod.as_ref() != pod {
+            *self = Self { pod: pod.cloned(), ..Self::default() };
+        }
+        let first = *self.first.get_or_insert(now);
+        let same = rules.is_some() && rules == self.rules.as_ref() && !self.routing_changed;
+        let unchanged = self.last.is_some_and(|last| match pod {
+            Some(_) => same && last.duration_since(first) >= SETTLED,
+            None if same => now.duration_since(last) < NODE_EVERY,
+            None => now.duration_since(last) < NODE_AT_MOST_EVERY,
+        });
+        if !unchanged {
+            (self.last, self.routing_changed) = (Some(now), false);
+        }
+        unchanged
+    }
+
+    /// Takes what a look came to.
+    pub(super) fn take(&mut self, looked: Looked, now: SystemTime) -> News {
+        let Looked { examined: Examined { conflicts: mut found, mut not_looked_at }, rules, resolved } =
+            looked;
+        if found.len() > MOST {
+            found.truncate(MOST);
+            not_looked_at.push(format!("more than the first {MOST} conflicts"));
+        }
+        (self.rules, self.not_looked_at) = (rules, not_looked_at);
+        let is_there = |conflict: &Conflict| found.iter().any(|there| is_same(there, conflict));
+        for finding in &mut self.findings {
+            finding.gone = !is_there(&finding.conflict);
+        }
+        let (what, before) = resolved.map_or((None, Vec::new()), |of| (Some(of.what), of.before));
+        let mut news = News::default();
+        for conflict in before.iter().chain(&found) {
+            if let Some(known) = self.findings.iter_mut().find(|known| is_same(&known.conflict, conflict)) {
+                known.last_seen = now;
+                continue;
+            }
+            news.found.push(conflict.clone());
+            let (conflict, gone) = (conflict.clone(), !is_there(conflict));
+            self.findings.push(Finding { conflict, first_seen: now, last_seen: now, gone, resolved: None });
+        }
+        for finding in self.findings.iter_mut().filter(|finding| finding.gone && what.is_some()) {
+            if before.iter().any(|conflict| is_same(conflict, &finding.conflict)) {
+                finding.resolved = what;
+                news.resolved.push(finding.conflict.clone());
+            }
+        }
+        self.forget_the_oldest();
+        news
+    }
+
+    /// A look came to nothing: what was known stays, and it is looked again. Whether that is new.
+    pub(super) fn failed(&mut self, text: String) -> bool {
+        self.rules = None;
+        let text = vec![text];
+        std::mem::replace(&mut self.not_looked_at, text.clone()) != text
+    }
+
+    /// Conflicts that let packets past rules of ours, or break traffic.
+    pub(super) fn errors(&self) -> usize {
+        let errors = |finding: &&Finding| !finding.gone && finding.conflict.severity == Severity::Error;
+        self.findings.iter().filter(errors).count()
+    }
+
+    /// What is gone makes room.
+    fn forget_the_oldest(&mut self) {
+        while self.findings.len() > 2 * MOST {
+            let gone = self.findings.iter().position(|finding| finding.gone);
+            self.findings.remove(gone.unwrap_or(0));
+        }
+    }
+}
+
+/// Whether both are the same thing at two times.
+fn is_same(one: &Conflict, other: &Conflict) -> bool {
+    (one.id, &one.place, &one.foreign) == (other.id, &other.place, &other.foreign)
+}
+
+#[cfg(test)]
+mod tests {
+    use ::conflicts::{ConflictId, ConflictPlace, Resolution};
+
+    use super::*;
+
+    fn conflict(foreign: &str) -> Conflict {
+        Conflict {
+            id: ConflictId::P1,
+            severity: Severity::Error,
+            place: ConflictPlace::default(),
+            foreign: foreign.to_owned(),
+            affects: String::new(),
+            culprit: None,
+            resolution: Resolution::Reregister,
+            advice: String::new(),
+        }
+    }
+
+    fn looked(conflicts: Vec<Conflict>) -> Looked {
+        Looked { examined: Examined { conflicts, not_looked_at: Vec::new() }, ..Looked::default() }
+    }
+
+    #[test]
+    fn only_what_is_gone_at_the_second_look_is_resolved() {
+        let (mut namespace, now) = (Namespace::default(), SystemTime::now());
+        let resolved = Resolved { what: "moved", before: vec![conflict("one"), conflict("two")] };
+        let news = namespace.take(Looked { resolved: Some(resolved), ..looked(vec![conflict("two")]) }, now);
+        assert_eq!((news.found.len(), &news.resolved), (2, &vec![conflict("one")]));
+        assert_eq!(namespace.errors(), 1);
+        let of = |foreign: &str| namespace.findings.iter().find(|known| known.conflict.foreign == foreign);
+        assert_eq!(of("one").map(|one| (one.gone, one.resolved)), Some((true, Some("moved"))));
+        assert_eq!(of("two").map(|two| (two.gone, two.resolved)), Some((false, None)));
+    }
+
+    #[test]
+    fn a_look_that_failed_leaves_what_was_known_and_is_done_again() {
+        let (mut namespace, start) = (Namespace::default(), Instant::now());
+        let pod = PodRef::named("shop", "web");
+        let rules = Fingerprint::default();
+        let late = start + SETTLED;
+        assert!(!namespace.is_unchanged(Some(&pod), Some(&rules), start));
+        assert!(!namespace.is_unchanged(Some(&pod), Some(&rules), late));
+        let found = Looked { rules: Some(rules.clone()), ..looked(vec![conflict("one")]) };
+        namespace.take(found, SystemTime::now());
+        assert!(namespace.is_unchanged(Some(&pod), Some(&rules), late));
+        assert!(!namespace.is_unchanged(Some(&pod), None, late), "who cannot tell looks");
+        assert!(namespace.failed("no answer".to_owned()) && !namespace.failed("no answer".to_owned()));
+        assert_eq!((namespace.errors(), &*namespace.not_looked_at), (1, &["no answer".to_owned()][..]));
+        assert!(!namespace.is_unchanged(Some(&pod), Some(&rules), late));
+        // Another pod may get the number of a namespace that is gone.
+        let other = PodRef { uid: "2".into(), ..pod };
+        assert!(!namespace.is_unchanged(Some(&other), Some(&rules), late));
+        assert_eq!(namespace.errors(), 0);
+    }
+}
