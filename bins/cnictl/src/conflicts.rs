@@ -73,7 +73,7 @@ const LISTING: ResourceList<ConflictReport> = ResourceList {
         Column { head: "SEVERITY", wide: false, cell: severity_cell },
         Column { head: "CHAIN", wide: false, cell: |conflict| (chain_of(conflict), None) },
         Column { head: "AFFECTS", wide: false, cell: |conflict| (conflict.affects.clone(), None) },
-        Column { head: "RESOLVED", wide: false, cell: |conflict| (conflict.resolved.clone(), None) },
+        Column { head: "STATE", wide: false, cell: |conflict| (state_of(conflict), None) },
         Column { head: "HANDLE", wide: true, cell: |conflict| (number(conflict.handle), None) },
         Column { head: "PRIORITY", wide: true, cell: |conflict| (number(conflict.priority), None) },
         Column { head: "FOREIGN", wide: true, cell: |conflict| (conflict.foreign.clone(), None) },
@@ -134,8 +134,8 @@ impl ConflictsArgs {
     }
 
     fn fix(&self, id: &str, view: &ConflictsView, viewer: &Viewer) -> Result<VerbAnswer> {
-        let meant: Vec<&ConflictReport> =
-            view.conflicts.iter().filter(|conflict| conflict.id.eq_ignore_ascii_case(id)).collect();
+        let is_meant = |conflict: &&ConflictReport| !conflict.gone && conflict.id.eq_ignore_ascii_case(id);
+        let meant: Vec<&ConflictReport> = view.conflicts.iter().filter(is_meant).collect();
         let conflict = match meant.as_slice() {
             [] => {
                 let problem =
@@ -168,6 +168,16 @@ fn place_of(conflict: &ConflictReport) -> String {
 fn chain_of(conflict: &ConflictReport) -> String {
     let ConflictReport { family, table, chain, .. } = conflict;
     [family, table, chain].into_iter().filter(|part| !part.is_empty()).cloned().collect::<Vec<_>>().join(" ")
+}
+
+/// Whether it is there, and what was done about it.
+fn state_of(conflict: &ConflictReport) -> String {
+    match (&*conflict.resolved, conflict.gone) {
+        ("", true) => "gone".to_owned(),
+        ("", false) => "there".to_owned(),
+        (what, true) => format!("gone: {what}"),
+        (what, false) => format!("there again: {what}"),
+    }
 }
 
 fn number<T: ToString>(number: Option<T>) -> String {
@@ -204,7 +214,7 @@ fn gaps(all: &[ConflictGap]) -> Vec<String> {
 }
 
 fn is_bad(conflict: &&ConflictReport) -> bool {
-    conflict.severity == "error" && conflict.resolved.is_empty() && !conflict.gone
+    conflict.severity == "error" && !conflict.gone
 }
 
 fn remarks(view: &ConflictsView) -> String {

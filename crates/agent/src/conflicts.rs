@@ -76,6 +76,8 @@ pub(crate) struct ConflictLook<'a> {
     pub(crate) plan: &'a Plan,
     /// On the node: addresses of pods whose probes its rules are for.
     pub(crate) probed: &'a [IpAddr],
+    /// Who changed rules of nf_tables there last, since they were found as planned.
+    pub(crate) writer: Option<String>,
     /// Rules of ours may be put before others now.
     pub(crate) may_change: bool,
 }
@@ -247,7 +249,7 @@ impl Conflicts {
     fn note(&self, look: &ConflictLook<'_>, looked: Looked) -> usize {
         let mut known = self.known();
         let namespace = known.entry(look.inside.id()).or_default();
-        let news = namespace.take(looked, SystemTime::now());
+        let news = namespace.take(looked, look.writer.as_deref(), SystemTime::now());
         let errors = namespace.errors();
         drop(known);
         self.count();

@@ -129,6 +129,16 @@ impl Conflict {
         }
     }
 
+    /// A setting that may change something.
+    fn warning(
+        id: ConflictId,
+        foreign: impl Into<String>,
+        affects: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Self {
+        Self::of_setting(id, Severity::Warning, foreign, affects, advice)
+    }
+
     /// One by a rule, or by the policy of a chain.
     fn of_cause(
         id: ConflictId,

@@ -15,7 +15,7 @@ pub struct Conflict {
     pub foreign: String,
     /// Which packets of ours it concerns, and what becomes of them.
     pub affects: String,
-    /// Who has put it there, where that is known.
+    /// Who has put it there, where that is known: the kernel names who commits while somebody listens.
     pub culprit: Option<String>,
     /// What the agent may do about it by changing what is ours.
     pub resolution: Resolution,
@@ -71,9 +71,9 @@ pub enum Resolution {
 /// Which kind of conflict. In a pod's namespace: P, in the node's: H.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ConflictId {
-    /// ObservedAddress translation of others before ours takes captured packets.
+    /// Address translation of others before ours takes captured packets.
     P1,
-    /// ObservedAddress translation of others after ours; ours wins.
+    /// Address translation of others after ours; ours wins.
     P2,
     /// What ours redirected is dropped.
     P3,

@@ -12,7 +12,7 @@ mod sockets;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use conflicts::{LookedAt, NetnsScope, ObservedNetns, PlannedProxy};
+use conflicts::{LookedAt, NetnsScope, ObservedLink, ObservedNetns, PlannedProxy};
 use netns::Inside;
 use ruleset::iptables::Names;
 use ruleset::listed::{ListedTable, Lister, attribute, planned};
@@ -41,14 +41,14 @@ pub struct ObservedSubject<'a> {
     pub older: Option<&'a [String]>,
 }
 
-/// Settings that rules of ours depend on, below `/proc/sys`.
-const SYSCTLS: [&str; 14] = [
+/// Interfaces whose settings are read; the node's own namespace has one for each pod.
+const MOST_LINKS: usize = 1 << 10;
+/// Settings that rules of ours depend on, below `/proc/sys`, beside those of each interface.
+const SYSCTLS: [&str; 12] = [
     "net/ipv4/ip_forward",
     "net/ipv6/conf/all/forwarding",
     "net/ipv4/conf/all/rp_filter",
     "net/ipv4/conf/default/rp_filter",
-    "net/ipv4/conf/lo/rp_filter",
-    "net/ipv4/conf/eth0/rp_filter",
     "net/ipv4/conf/all/accept_local",
     "net/ipv4/conf/all/route_localnet",
     "net/ipv4/ip_local_port_range",
@@ -88,7 +88,7 @@ impl Kernel<'_> {
             tables,
             rules: observed_routing.rules,
             routes: observed_routing.routes,
-            sysctls: sysctls(),
+            sysctls: sysctls(&links),
             addresses: links::addresses(inside, &names)?,
             links: links.into_iter().map(|(_, link)| link).collect(),
             processes: subject.processes.observed(&listeners, &proxy),
@@ -175,10 +175,14 @@ pub fn others_translate(inside: &Inside, owners: &[Ruleset]) -> Result<bool, Err
 }
 
 /// Those of the calling thread's namespace that are there.
-fn sysctls() -> BTreeMap<String, String> {
-    let read = |name: &&str| {
-        let text = std::fs::read_to_string(Path::new("/proc/sys").join(name)).ok()?;
-        Some(((*name).to_owned(), text.trim().to_owned()))
+fn sysctls(links: &[(u32, ObservedLink)]) -> BTreeMap<String, String> {
+    let read = |name: String| {
+        let text = std::fs::read_to_string(Path::new("/proc/sys").join(&name)).ok()?;
+        Some((name, text.trim().to_owned()))
     };
-    SYSCTLS.iter().filter_map(read).collect()
+    let of_link = |(_, link): &(u32, ObservedLink)| {
+        ["rp_filter", "route_localnet"].map(|setting| format!("net/ipv4/conf/{}/{setting}", link.name))
+    };
+    let of_links = links.iter().take(MOST_LINKS).flat_map(of_link);
+    SYSCTLS.iter().map(|name| (*name).to_owned()).chain(of_links).filter_map(read).collect()
 }

@@ -101,6 +101,9 @@ fn routing_sysctls_and_addresses_are_read() {
     .unwrap();
     ns.ip(&["link add ve0 type veth peer name ve1", "address add 100.64.0.5/32 dev ve0"]).unwrap();
     ns.set_sysctl("net.ipv4.ip_forward", "1").unwrap();
+    for setting in ["rp_filter", "route_localnet"] {
+        ns.set_sysctl(&format!("net.ipv4.conf.ve0.{setting}"), "1").unwrap();
+    }
     let observed = observe(&ns, &plan, &PodProcesses::default());
     let texts: Vec<&str> = observed.rules.iter().map(|rule| rule.text.as_str()).collect();
     assert_eq!(texts[1], "100: from all fwmark 0x40000/0xff0000 iif lo lookup 52", "{texts:?}");
@@ -108,7 +111,8 @@ fn routing_sysctls_and_addresses_are_read() {
     assert_eq!(observed.rules[2].lookup, RuleLookup::Gone);
     assert!(texts.contains(&"32764: from all fwmark 0x111/0xfff lookup 100"), "{texts:?}");
     assert!(observed.routes.iter().any(|route| route.table == 100 && route.local && route.interface == "lo"));
-    assert_eq!(observed.sysctls["net/ipv4/ip_forward"], "1");
+    let settings = ["net/ipv4/ip_forward", "net/ipv4/conf/ve0/rp_filter", "net/ipv4/conf/ve0/route_localnet"];
+    assert_eq!(settings.map(|name| &*observed.sysctls[name]), ["1"; 3]);
     assert!(
         observed
             .addresses

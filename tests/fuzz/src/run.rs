@@ -159,7 +159,6 @@ impl Run<'_> {
     }
 }
 
-/// Runs the target; what is wrong otherwise. An input that takes long may be one to which a crowded machine gave no turn: it gets others.
 /// Runs a target on one input.
 pub(crate) fn repeat(target: &Target, input: &[u8]) {
     keep_expected_panics_quiet();
@@ -168,6 +167,7 @@ pub(crate) fn repeat(target: &Target, input: &[u8]) {
     }
 }
 
+/// Runs the target; what is wrong otherwise. An input that takes long may be one to which a crowded machine gave no turn: it gets others.
 fn attempt(target: &Target, input: &[u8]) -> Result<Outcome, String> {
     let mut taken = Duration::ZERO;
     for _ in 0..TURNS {

@@ -129,7 +129,10 @@ impl ForeignRule {
     pub(super) fn deletion(&self) -> String {
         match self {
             Self::Nft { chain, handle, .. } => format!("delete rule {chain} handle {handle}\n"),
-            Self::Iptables { table, chain, number, .. } => format!("*{table}\n-D {chain} {number}\nCOMMIT\n"),
+            // Its number may be another rule's by now.
+            Self::Iptables { table, chain, text, .. } => {
+                format!("*{table}\n-D {chain} {}\nCOMMIT\n", rule_of(bare(text), chain))
+            }
         }
     }
 
@@ -256,7 +259,7 @@ mod tests {
             |foreign: &str| ForeignRule::in_iptables(listing, "iptables-nft-restore", "nat", "MESH", foreign);
         let rule = find("-A MESH -p tcp -j REDIRECT --to-ports 9999").unwrap();
         assert_eq!(rule, find("-p tcp -j REDIRECT --to-ports 9999").unwrap());
-        assert_eq!(rule.deletion(), "*nat\n-D MESH 2\nCOMMIT\n");
+        assert_eq!(rule.deletion(), "*nat\n-D MESH -p tcp -j REDIRECT --to-ports 9999\nCOMMIT\n");
         assert_eq!(rule.undo(), "*nat\n[4:240] -I MESH 2 -p tcp -j REDIRECT --to-ports 9999\nCOMMIT\n");
         assert!(find("-p sctp -j DROP").unwrap_err().to_string().contains("no more"));
     }

@@ -191,7 +191,8 @@ impl HostSide {
         self.host.enter(|inside| {
             let kernel = self.backends.of_the_node();
             let inside = inside.inside();
-            let look = ConflictLook { pod: None, inside, kernel, plan: &plan, probed, may_change: false };
+            let (pod, writer, may_change) = (None, None, false);
+            let look = ConflictLook { pod, inside, kernel, plan: &plan, probed, writer, may_change };
             // Why it failed is told there, and it is done again.
             let _ = conflicts.look(&look);
         })?;

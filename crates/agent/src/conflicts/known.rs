@@ -13,6 +13,8 @@ const NODE_EVERY: Duration = Duration::from_secs(600);
 const NODE_AT_MOST_EVERY: Duration = Duration::from_secs(30);
 /// A look that came so late after the first one counts for as long as nothing changes: by then the pod's processes are there.
 const SETTLED: Duration = Duration::from_secs(60);
+/// A look that was under way sees a rule before the kernel's word of who wrote it is heard.
+const HEARD_WITHIN: Duration = Duration::from_secs(5);
 /// Conflicts of a namespace that are kept, and as many that are gone.
 const MOST: usize = 64;
 
@@ -93,8 +95,8 @@ impl Namespace {
         unchanged
     }
 
-    /// Takes what a look came to.
-    pub(super) fn take(&mut self, looked: Looked, now: SystemTime) -> News {
+    /// Takes what a look came to. What is new in nf_tables is of whoever wrote there last.
+    pub(super) fn take(&mut self, looked: Looked, writer: Option<&str>, now: SystemTime) -> News {
         let Looked { examined: Examined { conflicts: mut found, mut not_looked_at }, rules, resolved } =
             looked;
         if found.len() > MOST {
@@ -107,14 +109,20 @@ impl Namespace {
             finding.gone = !is_there(&finding.conflict);
         }
         let (what, before) = resolved.map_or((None, Vec::new()), |of| (Some(of.what), of.before));
+        let culprit = |conflict: &Conflict| writer.filter(|_| is_of_nftables(conflict)).map(str::to_owned);
         let mut news = News::default();
         for conflict in before.iter().chain(&found) {
             if let Some(known) = self.findings.iter_mut().find(|known| is_same(&known.conflict, conflict)) {
                 known.last_seen = now;
+                let is_new = now.duration_since(known.first_seen).is_ok_and(|age| age < HEARD_WITHIN);
+                if known.conflict.culprit.is_none() && is_new {
+                    known.conflict.culprit = culprit(conflict);
+                }
                 continue;
             }
+            let gone = !is_there(conflict);
+            let conflict = Conflict { culprit: culprit(conflict), ..conflict.clone() };
             news.found.push(conflict.clone());
-            let (conflict, gone) = (conflict.clone(), !is_there(conflict));
             self.findings.push(Finding { conflict, first_seen: now, last_seen: now, gone, resolved: None });
         }
         for finding in self.findings.iter_mut().filter(|finding| finding.gone && what.is_some()) {
@@ -149,6 +157,12 @@ impl Namespace {
     }
 }
 
+/// Whether it is a rule that came by a transaction of nf_tables.
+fn is_of_nftables(conflict: &Conflict) -> bool {
+    let table = &conflict.place.table;
+    !table.is_empty() && !table.ends_with("(legacy)")
+}
+
 /// Whether both are the same thing at two times.
 fn is_same(one: &Conflict, other: &Conflict) -> bool {
     (one.id, &one.place, &one.foreign) == (other.id, &other.place, &other.foreign)
@@ -181,12 +195,33 @@ mod tests {
     fn only_what_is_gone_at_the_second_look_is_resolved() {
         let (mut namespace, now) = (Namespace::default(), SystemTime::now());
         let resolved = Resolved { what: "moved", before: vec![conflict("one"), conflict("two")] };
-        let news = namespace.take(Looked { resolved: Some(resolved), ..looked(vec![conflict("two")]) }, now);
+        let news =
+            namespace.take(Looked { resolved: Some(resolved), ..looked(vec![conflict("two")]) }, None, now);
         assert_eq!((news.found.len(), &news.resolved), (2, &vec![conflict("one")]));
         assert_eq!(namespace.errors(), 1);
         let of = |foreign: &str| namespace.findings.iter().find(|known| known.conflict.foreign == foreign);
         assert_eq!(of("one").map(|one| (one.gone, one.resolved)), Some((true, Some("moved"))));
         assert_eq!(of("two").map(|two| (two.gone, two.resolved)), Some((false, None)));
+    }
+
+    #[test]
+    fn whoever_wrote_it_is_named_also_where_that_is_heard_after_the_look() {
+        let (mut namespace, now) = (Namespace::default(), SystemTime::now());
+        let rule = |table: &str| {
+            let place = ConflictPlace { table: table.to_owned(), ..ConflictPlace::default() };
+            Conflict { place, ..conflict("rule") }
+        };
+        let all = || looked(["nat", "nat (legacy)", ""].map(rule).to_vec());
+        namespace.take(all(), None, now);
+        namespace.take(all(), Some("nft (pid 7)"), now + Duration::from_secs(1));
+        namespace.take(all(), Some("nft (pid 8)"), now + Duration::from_secs(2));
+        let culprits: Vec<Option<&str>> =
+            namespace.findings.iter().map(|known| known.conflict.culprit.as_deref()).collect();
+        assert_eq!(culprits, [Some("nft (pid 7)"), None, None]);
+        let late = looked(vec![rule("filter")]);
+        namespace.take(late, None, now);
+        namespace.take(looked(vec![rule("filter")]), Some("nft (pid 9)"), now + HEARD_WITHIN);
+        assert_eq!(namespace.findings.last().and_then(|known| known.conflict.culprit.clone()), None);
     }
 
     #[test]
@@ -198,7 +233,7 @@ mod tests {
         assert!(!namespace.is_unchanged(Some(&pod), Some(&rules), start));
         assert!(!namespace.is_unchanged(Some(&pod), Some(&rules), late));
         let found = Looked { rules: Some(rules.clone()), ..looked(vec![conflict("one")]) };
-        namespace.take(found, SystemTime::now());
+        namespace.take(found, None, SystemTime::now());
         assert!(namespace.is_unchanged(Some(&pod), Some(&rules), late));
         assert!(!namespace.is_unchanged(Some(&pod), None, late), "who cannot tell looks");
         assert!(namespace.failed("no answer".to_owned()) && !namespace.failed("no answer".to_owned()));

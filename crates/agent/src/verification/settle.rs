@@ -61,11 +61,12 @@ impl PodVerifier {
     }
 
     async fn compare(&self, number: u64, layer: Layer) -> Option<LookResult> {
-        let (pod, mode, target, kept, watched) = {
+        let (pod, mode, target, kept, watched, writer) = {
             let sandboxes = self.sandboxes();
             let entry = sandboxes.entries.get(&number)?;
             let (target, kept) = (entry.target.clone(), entry.kept.clone());
-            (entry.pod.clone(), entry.mode.clone(), target, kept, entry.watched)
+            let writer = entry.writer.as_ref().map(ToString::to_string);
+            (entry.pod.clone(), entry.mode.clone(), target, kept, entry.watched, writer)
         };
         let (backends, of) = (mode.backends(), pod.clone());
         let sockets = kept.clone();
@@ -83,6 +84,7 @@ impl PodVerifier {
                     kernel,
                     plan: &target.plan,
                     probed: &[],
+                    writer: writer.clone(),
                     may_change,
                 };
                 counted.store(conflicts.look(&look)?, Ordering::Relaxed);

@@ -74,9 +74,8 @@ fn other_agent(view: &NetnsView<'_>, found: &mut Found) {
                 "remove the other agent; what it has left goes by `iptables -t nat -F ISTIO_POSTRT`",
             ));
         } else if rule.to_string().contains(SETS) {
-            found.add(Conflict::of_setting(
+            found.add(Conflict::warning(
                 ConflictId::H11,
-                Severity::Warning,
                 evidence(),
                 "a rule that is not ours asks our set of pods",
                 "remove the rule, if the agent that made it is gone",

@@ -3,8 +3,7 @@
 use super::Found;
 use super::packets::{Escape, Hits};
 use super::view::told;
-use crate::follow::VerdictCause;
-use crate::{Conflict, ConflictId, Severity};
+use crate::ConflictId;
 
 pub(super) fn find(hits: &Hits<'_>, found: &mut Found) {
     for hit in &hits.all {
@@ -17,14 +16,7 @@ pub(super) fn find(hits: &Hits<'_>, found: &mut Found) {
                 hit.port
             );
             let advice = "use a mark whose low 12 bits are neither 0x539 nor 0x111, and which is not 1337 beside TPROXY";
-            let severity = hit.severity(Severity::Error);
-            found.add(Conflict::of_cause(
-                ConflictId::P6,
-                severity,
-                &VerdictCause::Rule(place),
-                affects,
-                advice,
-            ));
+            found.add(hit.by(ConflictId::P6, place, affects, advice));
         }
     }
 }

@@ -40,11 +40,8 @@ fn translated(view: &NetnsView<'_>, hit: &Hit<'_>, place: ListedPlace<'_>) -> Co
     }
     let affects = format!("{packet} goes by this rule instead of to port {}", hit.port);
     let advice = "remove the rule, give its chain a priority greater than ours, or except what the mesh captures from it";
-    let severity = hit.severity(Severity::Error);
-    Conflict {
-        resolution: resolution(view, &place),
-        ..Conflict::of_cause(ConflictId::P1, severity, &by, affects, advice)
-    }
+    let resolution = resolution(view, &place);
+    Conflict { resolution, ..hit.by(ConflictId::P1, place, affects, advice) }
 }
 
 /// What ours can do to come first: in a chain of all, or among chains of one priority.

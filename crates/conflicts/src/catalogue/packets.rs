@@ -8,8 +8,8 @@ use ruleset::listed::{Condition, Field, address_of};
 use ruleset::{Family, Hook};
 
 use super::view::{NetnsView, SOMEBODY};
-use crate::Severity;
 use crate::follow::{BranchEnd, NetnsScene, PacketBranch, VerdictCause};
+use crate::{Conflict, ConflictId, Severity};
 
 /// Addresses that no pod has (RFC 5737, RFC 3849).
 pub(super) const SOMEWHERE_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 77);
@@ -176,6 +176,18 @@ impl<'a> Hit<'a> {
             .map(Escape::Translated)
             .or_else(|| foreign(way.state.untracked_by).map(Escape::Untracked))
             .or_else(|| foreign(way.state.marked_by).map(Escape::Marked))
+    }
+
+    /// The conflict by a rule that lets the packet escape.
+    pub(super) fn by(
+        &self,
+        id: ConflictId,
+        place: ListedPlace<'_>,
+        affects: String,
+        advice: &str,
+    ) -> Conflict {
+        let severity = self.severity(Severity::Error);
+        Conflict::of_cause(id, severity, &VerdictCause::Rule(place), affects, advice)
     }
 
     /// How bad it is, which is certain only where the packet escapes on every way and each is known.

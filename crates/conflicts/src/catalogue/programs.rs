@@ -44,9 +44,8 @@ fn connect(program: &BpfProgram) -> Conflict {
 }
 
 fn masquerade(program: &BpfProgram) -> Conflict {
-    Conflict::of_setting(
+    Conflict::warning(
         ConflictId::H3,
-        Severity::Warning,
         shown(program),
         "it may give probes another source address, so that pods cannot tell them",
         "except link-local addresses from cilium's masquerading (masqLinkLocal=false)",
@@ -54,9 +53,8 @@ fn masquerade(program: &BpfProgram) -> Conflict {
 }
 
 fn on_packets(program: &BpfProgram) -> Conflict {
-    Conflict::of_setting(
+    Conflict::warning(
         ConflictId::P4,
-        Severity::Warning,
         shown(program),
         "it may drop or redirect packets that no rule sees",
         "ask the program's maker what it does",

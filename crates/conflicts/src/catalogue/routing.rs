@@ -75,10 +75,7 @@ fn taken_preference(
     let mut same =
         view.observed.rules.iter().filter(|rule| rule.family == family && rule.preference == priority);
     if let Some(rule) = same.find(|rule| !ours(rule)) {
-        found.add(Conflict::of_setting(
-            id(view),
-            Severity::Warning,
-            format!("ip rule {}", rule.text),
+        found.add(Conflict::warning(id(view), format!("ip rule {}", rule.text),
             format!("it has preference {priority}, as ours: which of both is asked first depends on which came first"),
             "give the rule another preference",
         ));
@@ -91,9 +88,8 @@ fn other_routes(view: &NetnsView<'_>, family: Family, table: u32, found: &mut Fo
         view.observed.routes.iter().filter(|route| route.family == family && route.table == table);
     if let Some(route) = routes.find(|route| !(route.local && route.to.1 == 0)) {
         let (address, length) = route.to;
-        found.add(Conflict::of_setting(
+        found.add(Conflict::warning(
             id(view),
-            Severity::Warning,
             format!("ip route {address}/{length} dev {} table {table}", route.interface),
             format!("table {table} is ours, and packets of ours to this destination go by this route"),
             "use another routing table",

@@ -31,9 +31,8 @@ pub(super) fn find_on_node(view: &NetnsView<'_>, found: &mut Found) {
     }
     let mut to_pods = view.observed.links.iter().filter(|link| matches!(&*link.kind, "veth" | "netkit"));
     if let Some(link) = to_pods.find(|link| is_strict(view, &link.name)) {
-        found.add(Conflict::of_setting(
+        found.add(Conflict::warning(
             ConflictId::H9,
-            Severity::Warning,
             format!("net/ipv4/conf/{}/rp_filter={STRICT}", link.name),
             "the source address of probes is no address of the node: packets with it may be dropped here",
             "set net.ipv4.conf.all.rp_filter to 2, or to 0",
@@ -83,9 +82,8 @@ fn local_ports(view: &NetnsView<'_>, found: &mut Found) {
     };
     let within = view.proxy.ports.iter().find(|port| (low..=high).contains(*port) && !is_reserved(**port));
     if let Some(port) = within {
-        found.add(Conflict::of_setting(
+        found.add(Conflict::warning(
             ConflictId::P13,
-            Severity::Warning,
             format!("net/ipv4/ip_local_port_range={low} {high}"),
             format!(
                 "a connection of the application may get port {port}, on which the proxy then cannot listen"
@@ -99,10 +97,7 @@ fn local_ports(view: &NetnsView<'_>, found: &mut Found) {
 fn loopback_without_ipv6(view: &NetnsView<'_>, found: &mut Found) {
     let off = view.observed.is_on("net/ipv6/conf/lo/disable_ipv6") == Some(true);
     if off && view.addresses(Family::V6).next().is_some() {
-        found.add(Conflict::of_setting(
-            ConflictId::P13,
-            Severity::Warning,
-            "net/ipv6/conf/lo/disable_ipv6=1",
+        found.add(Conflict::warning(ConflictId::P13, "net/ipv6/conf/lo/disable_ipv6=1",
             "the pod has an IPv6 address, and what is redirected of its connections goes to ::1, which is not there",
             "set net.ipv6.conf.lo.disable_ipv6 to 0 in the pod",
         ));
@@ -112,10 +107,7 @@ fn loopback_without_ipv6(view: &NetnsView<'_>, found: &mut Found) {
 fn localnet(view: &NetnsView<'_>, found: &mut Found) {
     let names = ["all", &view.interface].map(|name| format!("net/ipv4/conf/{name}/route_localnet"));
     if let Some(name) = names.iter().find(|name| view.observed.is_on(name) == Some(true)) {
-        found.add(Conflict::of_setting(
-            ConflictId::P13,
-            Severity::Warning,
-            format!("{name}=1"),
+        found.add(Conflict::warning(ConflictId::P13, format!("{name}=1"),
             "packets from outside may be translated to 127.0.0.1, where the application trusts whoever connects",
             "set it to 0, unless something in the pod needs it",
         ));
@@ -139,10 +131,7 @@ fn forwards(view: &NetnsView<'_>, found: &mut Found) {
         (None, None, Some((table, chain, rule))) => format!("{} {}: {rule}", table.name, chain.name),
         (None, None, None) => return,
     };
-    found.add(Conflict::of_setting(
-        ConflictId::P18,
-        Severity::Warning,
-        evidence,
+    found.add(Conflict::warning(ConflictId::P18, evidence,
         "the pod forwards: what comes in for an address that the mesh does not know is redirected like the pod's own",
         "name the interface in the annotation istio.io/reroute-virtual-interfaces, or leave its addresses out of the capture",
     ));

@@ -18,14 +18,7 @@ pub(super) fn find(hits: &Hits<'_>, found: &mut Found) {
                 hit.port
             );
             let advice = "remove the rule, or except what the mesh captures from it";
-            let severity = hit.severity(Severity::Error);
-            found.add(Conflict::of_cause(
-                ConflictId::P5,
-                severity,
-                &VerdictCause::Rule(place),
-                affects,
-                advice,
-            ));
+            found.add(hit.by(ConflictId::P5, place, affects, advice));
         }
         zones(hit, found);
     }

@@ -128,6 +128,15 @@ fn without_resolution_a_conflict_is_told_once_and_the_pod_is_not_verified() {
     let (exit, text, error) = cnictl(&mesh, "verify default/web -o wide").unwrap();
     assert_eq!(exit, Some(1), "{text}{error}");
     assert!(error.contains("pod default/web is unverifiable (conflict): CF-P1: "), "{error}");
+    let (_, conflicts, _) = cnictl(&mesh, "conflicts default/web -o json").unwrap();
+    let conflicts: serde_json::Value = serde_json::from_str(&conflicts).unwrap();
+    let there: Vec<&serde_json::Value> =
+        conflicts["items"].as_array().unwrap().iter().filter(|item| item["gone"] != true).collect();
+    assert_eq!(there.len(), 1, "{conflicts:#}");
+    assert!(there[0]["culprit"].as_str().is_some_and(|by| by.starts_with("nft (pid ")), "{conflicts:#}");
+    // No process of this pod is known, so nobody has looked at the programs of its control group.
+    let gap = conflicts["not_looked_at"][0].as_str().unwrap();
+    assert!(gap.starts_with("pod default/web: programs that the kernel runs on "), "{conflicts:#}");
     let row = text.lines().find(|line| line.contains("unverifiable (conflict)")).unwrap();
     assert!(row.contains(" CF-P1 "), "{text}");
     let (_, json, _) = cnictl(&mesh, "verify default/web -o json").unwrap();
