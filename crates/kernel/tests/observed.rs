@@ -218,7 +218,7 @@ fn rules_of_either_kind_change_the_fingerprint_and_a_look_does_not() {
     let legacy = |rule: &str| ns.run(Command::new("iptables-legacy").args(rule.split(' '))).unwrap();
     let mut before = now();
     let changes: [(&str, &dyn Fn()); 3] = [
-        ("nf_tables", &|| drop(ns.nft("add table ip other").unwrap())),
+        ("nf_tables", &|| ns.nft("add table ip other").unwrap()),
         ("a first rule of legacy", &|| drop(legacy("-t nat -A OUTPUT -p tcp --dport 80 -j ACCEPT"))),
         ("another one", &|| drop(legacy("-t nat -A OUTPUT -p tcp --dport 81 -j ACCEPT"))),
     ];
