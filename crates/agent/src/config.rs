@@ -15,7 +15,7 @@ use ruleset::Backend;
 use serde_json::Map;
 
 use crate::ambient::config::AmbientConfig;
-use crate::conflicts::ConflictResolution;
+use crate::conflicts::{self, ConflictResolution};
 use crate::sidecars;
 use crate::taint::TaintMode;
 use crate::verification::VerifyConfig;
@@ -78,6 +78,8 @@ pub(crate) struct AgentConfig {
     pub(crate) verify: VerifyConfig,
     /// What is done about conflicts with rules of others.
     pub(crate) conflict_resolution: ConflictResolution,
+    /// Conflicts in the node's namespace make the agent unready.
+    pub(crate) conflicts_block_ready: bool,
     /// Ambient mode, on or off.
     pub(crate) ambient: AmbientConfig,
     /// Where the node's files are.
@@ -170,6 +172,7 @@ impl AgentConfig {
             taint: values::taint(options)?,
             verify: VerifyConfig::new(options)?,
             conflict_resolution: ConflictResolution::new(options)?,
+            conflicts_block_ready: conflicts::blocks_ready(options)?,
             ambient: AmbientConfig::new(options, scope(options, env)?)?,
             host_root: text(Setting::HostRoot).into(),
             config_dir: Some(PathBuf::from(text(Setting::ConfigDir)))

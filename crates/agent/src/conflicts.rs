@@ -7,6 +7,7 @@
 mod known;
 mod limits;
 mod report;
+mod settings;
 mod told;
 
 use std::collections::HashMap;
@@ -28,8 +29,10 @@ use ruleset::listed::Lister;
 use telemetry::Scope;
 
 use crate::events::Events;
+use crate::health::{Health, HealthPart};
 use known::{Looked, Namespace, Resolved};
 use metrics::Metrics;
+pub(crate) use settings::restore;
 use told::ToldConflicts;
 
 /// How long a list of the node's processes serves.
@@ -42,7 +45,7 @@ pub(crate) enum ConflictResolution {
     /// Rules of ours are put before those of others that come at the same place.
     #[default]
     Safe,
-    /// Settings of a pod's namespace are changed, too.
+    /// Settings of a pod's namespace are changed, too, until rules of ours leave it.
     All,
 }
 
@@ -51,6 +54,10 @@ pub(crate) struct ConflictParts {
     pub(crate) resolution: ConflictResolution,
     /// The node's procfs.
     pub(crate) proc_root: PathBuf,
+    /// Where it is kept how settings were before.
+    pub(crate) run_dir: PathBuf,
+    /// Unready while the node's namespace has a conflict of severity error.
+    pub(crate) blocks_ready: Option<Arc<Health>>,
     pub(crate) events: Arc<Events>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) log: Scope,
@@ -80,6 +87,18 @@ pub(crate) struct ConflictLook<'a> {
     pub(crate) writer: Option<String>,
     /// Rules of ours may be put before others now.
     pub(crate) may_change: bool,
+}
+
+/// Whether conflicts in the node's namespace make the agent unready.
+///
+/// # Errors
+/// The option is none of those.
+pub(crate) fn blocks_ready(options: &Options) -> Result<bool, BadOption> {
+    match options.text(Setting::ConflictsBlockReady) {
+        "" | "off" => Ok(false),
+        "node-errors" => Ok(true),
+        text => Err(BadOption::new("conflicts-block-ready", text, "is neither off nor node-errors")),
+    }
 }
 
 impl ConflictResolution {
@@ -192,32 +211,30 @@ impl Conflicts {
         found: &[Conflict],
     ) -> Result<Option<&'static str>, kernel::Error> {
         // The node's rules are put first whenever they are compared.
-        if self.parts.resolution == ConflictResolution::Off || !look.may_change || look.pod.is_none() {
+        let Some(pod) = look.pod.filter(|_| look.may_change) else { return Ok(None) };
+        if self.parts.resolution == ConflictResolution::Off {
             return Ok(None);
         }
         let first = self.put_first(look, found)?;
-        let set = self.parts.resolution == ConflictResolution::All && self.set(look, found);
+        let set = self.parts.resolution == ConflictResolution::All && self.set(look, pod, found);
         Ok(first.or(set.then_some("a setting of the pod's network namespace was changed")))
     }
 
-    /// Changes settings of the pod's namespace. They go with it.
-    fn set(&self, look: &ConflictLook<'_>, found: &[Conflict]) -> bool {
-        let mut changed = false;
-        for conflict in found.iter().filter(|conflict| conflict.severity == Severity::Error) {
-            let Resolution::Sysctl { name, value } = conflict.resolution else { continue };
-            let path = std::path::Path::new("/proc/sys").join(name);
-            let before = std::fs::read_to_string(&path).unwrap_or_default();
-            let text = match std::fs::write(&path, value) {
-                Ok(()) => {
-                    changed = true;
-                    self.parts.metrics.conflict_resolved(&conflict.id.to_string());
-                    format!("the pod's sysctl {name} is set to {value}; it was {}", before.trim())
-                }
-                Err(error) => format!("the pod's sysctl {name} cannot be set to {value}: {error}"),
-            };
-            self.log(look, |labels| self.parts.log.warn(&text, labels));
+    /// Changes settings of the pod's namespace, unless that was tried too often. Whether something was changed.
+    fn set(&self, look: &ConflictLook<'_>, pod: &PodRef, found: &[Conflict]) -> bool {
+        let is_meant = |conflict: &Conflict| matches!(conflict.resolution, Resolution::Sysctl { .. });
+        if !found.iter().any(is_meant) {
+            return false;
         }
-        changed
+        if !self.known().entry(look.inside.id()).or_default().setting_limits.allow(Instant::now()) {
+            return false;
+        }
+        let done = settings::set(look.inside, &self.parts.run_dir, pod, found);
+        for text in &done {
+            let (Ok(text) | Err(text)) = text;
+            self.log(look, |labels| self.parts.log.warn(text, labels));
+        }
+        done.iter().any(Result::is_ok)
     }
 
     /// Puts rules of ours before those of others, where that helps and was not tried too often.
@@ -251,8 +268,15 @@ impl Conflicts {
         let namespace = known.entry(look.inside.id()).or_default();
         let news = namespace.take(looked, look.writer.as_deref(), SystemTime::now());
         let errors = namespace.errors();
+        let worst = namespace.worst().map(report::words);
         drop(known);
         self.count();
+        if let Some(health) = self.parts.blocks_ready.as_ref().filter(|_| look.pod.is_none()) {
+            match worst {
+                None => health.ready(HealthPart::Conflicts),
+                Some(words) => health.pending(HealthPart::Conflicts, &words),
+            }
+        }
         news.found.iter().for_each(|conflict| self.tell(look, conflict));
         for conflict in &news.resolved {
             self.parts.metrics.conflict_resolved(&conflict.id.to_string());
@@ -267,10 +291,8 @@ impl Conflicts {
             Severity::Warning => self.parts.log.warn(&text, labels),
             Severity::Info => self.parts.log.debug(&text, labels),
         });
-        if conflict.severity != Severity::Info
-            && let Some(pod) = look.pod
-        {
-            self.told.tell(pod, conflict.id, text);
+        if conflict.severity != Severity::Info {
+            self.told.tell(look.pod, conflict.id, text);
         }
     }
 

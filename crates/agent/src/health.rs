@@ -32,6 +32,8 @@ pub(crate) enum HealthPart {
     Configuration,
     /// Rules can be loaded on this node.
     Backend,
+    /// Nothing of others in the node's network namespace keeps ours from working.
+    Conflicts,
 }
 
 /// What people should know although the agent does its work. None of these makes it unready: a DaemonSet whose update waits for every
@@ -81,6 +83,7 @@ impl HealthPart {
             Self::Ambient => "ambient",
             Self::Configuration => "configuration",
             Self::Backend => "backend",
+            Self::Conflicts => "conflicts",
         }
     }
 }

@@ -134,6 +134,9 @@ fn parts(config: &AgentConfig) -> Vec<HealthPart> {
     if !config.ambient.is_off {
         parts.extend([HealthPart::Ambient, HealthPart::EventSocket]);
     }
+    if config.conflicts_block_ready {
+        parts.push(HealthPart::Conflicts);
+    }
     parts
 }
 
@@ -156,6 +159,10 @@ impl Agent {
         let is_ambient = !config.ambient.is_off;
         let health = Arc::new(Health::of(&parts(&config)));
         health.ready(HealthPart::Configuration);
+        if config.conflicts_block_ready {
+            // Until one is found.
+            health.ready(HealthPart::Conflicts);
+        }
         let metrics = Arc::new(Metrics::new(is_ambient, journal.clone())?);
         let (source, writer, own_set) = source::source(&config, &log);
         let cluster = Cluster::new();

@@ -8,10 +8,11 @@
 //! Beside the rules is what their plan was made from, as text of whoever planned (`capture::PlanInputs`): an agent that comes later has the
 //! plan in force from it.
 //!
-//! [`sandbox`] has the same head without rules: where the pods of manifests are.
+//! [`sandbox`] has the same head without rules: where the pods of manifests are. [`settings`], too: what was changed beside rules.
 
 mod attachment;
 pub mod sandbox;
+pub mod settings;
 
 use std::collections::HashSet;
 use std::fs::{DirBuilder, OpenOptions};
@@ -112,6 +113,12 @@ pub enum Error {
         path: PathBuf,
         /// How many.
         bytes: u64,
+    },
+    /// There is no room for more.
+    #[error("directory {} has more files than are kept; remove those of pods that are gone", path.display())]
+    TooMany {
+        /// Where.
+        path: PathBuf,
     },
     /// Not a record.
     #[error("the record {} cannot be read: it is not whole, or of another version", path.display())]

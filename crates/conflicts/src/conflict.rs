@@ -68,6 +68,12 @@ pub enum Resolution {
     },
 }
 
+impl Resolution {
+    /// What does not leave by the interface that it came in by is let in all the same. The kernel takes the greater of an interface's value and that
+    /// of all, so that this one is enough.
+    pub const LOOSE_REVERSE_PATH: Self = Self::Sysctl { name: "net/ipv4/conf/all/rp_filter", value: "2" };
+}
+
 /// Which kind of conflict. In a pod's namespace: P, in the node's: H.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ConflictId {

@@ -21,6 +21,7 @@ pub mod route;
 pub mod sets;
 mod shadow;
 pub mod sockets;
+pub mod sysctl;
 pub mod watch;
 
 pub use apply::{Applied, Choice, Incomplete, Kernel};

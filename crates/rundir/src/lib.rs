@@ -59,6 +59,8 @@ pub const LOCKS_NAME: &str = "namespaces.lock";
 pub const APPLIED_DIR: &str = "applied";
 /// Directory of notes where the sandboxes of manifests' pods are, in the run directory.
 pub const SANDBOXES_DIR: &str = "sandboxes";
+/// Folder of settings as they were before the agent changed them.
+pub const SETTINGS_DIR: &str = "settings";
 /// File of the agent's own in the state directory: which start of the machine it last ran in.
 pub const BOOT_NAME: &str = "boot.json";
 /// The plugin's kubeconfig in the run directory; the agent writes it.

@@ -171,6 +171,7 @@ impl UninstallArgs {
             UNCAPTURED_DIR,
             rundir::APPLIED_DIR,
             rundir::SANDBOXES_DIR,
+            rundir::SETTINGS_DIR,
             PLUGIN_TIMES_NAME,
             LOCKS_NAME,
             LOCK_NAME,

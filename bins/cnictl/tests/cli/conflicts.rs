@@ -58,6 +58,22 @@ fn a_pod_whose_rules_are_overtaken_is_never_called_verified() {
     assert!(run.contains(" verified ") && !run.contains("CF-P1"), "{run}");
 }
 
+/// Rules of ours in the other backend, too, are drift: what they do to a packet is not told of as if others did it.
+#[test]
+fn rules_of_ours_in_both_backends_are_no_conflict_and_what_others_do_beside_them_is_not_known() {
+    let mut fleet = Fleet::new();
+    let loaded = &["--backend nftables", "--backend iptables"];
+    fleet.pod(&Prepared { name: "twice", metadata: injected(), spec: with_proxy(), loaded, then: MESH });
+    let run = fleet.run("verify twice").fails(1, &["pod shop/twice is drifted"]);
+    assert!(!run.stdout.contains("CF-P1"), "{run:?}");
+    let gap = "pod shop/twice: rules of others: rules of ours are in another backend than planned";
+    let run = fleet.run("conflicts twice").fails(4, &[&format!("not looked at: {gap}")]);
+    assert!(!run.stdout.contains("CF-P"), "{run:?}");
+    let json: Value = serde_json::from_str(&fleet.run("conflicts twice -o json").stdout).unwrap();
+    assert_eq!(json["items"], json!([]), "{json:#}");
+    assert!(json["not_looked_at"][0].as_str().is_some_and(|text| text.starts_with(gap)), "{json:#}");
+}
+
 #[test]
 fn a_foreign_rule_is_deleted_after_a_yes_and_its_file_puts_it_back_to_the_byte() {
     let fleet = fleet();

@@ -32,6 +32,8 @@ pub(super) struct Namespace {
     pub(super) findings: Vec<Finding>,
     pub(super) not_looked_at: Vec<String>,
     pub(super) limits: AttemptLimit,
+    /// The same of settings.
+    pub(super) setting_limits: AttemptLimit,
     /// The tables of legacy iptables that were there before rules of ours, as far as that is known: the kernel does not tell their age.
     pub(super) older: Option<Vec<String>>,
 }
@@ -144,8 +146,17 @@ impl Namespace {
 
     /// Conflicts that let packets past rules of ours, or break traffic.
     pub(super) fn errors(&self) -> usize {
-        let errors = |finding: &&Finding| !finding.gone && finding.conflict.severity == Severity::Error;
-        self.findings.iter().filter(errors).count()
+        self.there_and_bad().count()
+    }
+
+    fn there_and_bad(&self) -> impl Iterator<Item = &Conflict> {
+        let there = self.findings.iter().filter(|finding| !finding.gone).map(|finding| &finding.conflict);
+        there.filter(|conflict| conflict.severity == Severity::Error)
+    }
+
+    /// The first conflict that is there and bad.
+    pub(super) fn worst(&self) -> Option<&Conflict> {
+        self.there_and_bad().next()
     }
 
     /// What is gone makes room.

@@ -1,4 +1,4 @@
-//! Events about conflicts: one for each pod, kind and hour, however often it is looked.
+//! Events about conflicts: one for each pod, or the node, and kind and hour, however often it is looked.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -10,8 +10,9 @@ use tokio::sync::Notify;
 
 use crate::events::Events;
 
-/// `reason` of Events about pods.
+/// `reason` of Events about pods, and about the node.
 const REASON: &str = "CaptureConflict";
+const NODE_REASON: &str = "MeshNodeConflict";
 const HOUR: Duration = Duration::from_secs(3600);
 /// Events that wait for the API server; more of them are lost, and what they say is in the log.
 const MOST: usize = 256;
@@ -25,28 +26,30 @@ pub(super) struct ToldConflicts {
 
 #[derive(Debug, Default)]
 struct State {
-    at: HashMap<(String, ConflictId), Instant>,
-    waiting: Vec<(PodRef, String)>,
+    /// By uid; the node has none.
+    at: HashMap<(Option<String>, ConflictId), Instant>,
+    waiting: Vec<(Option<PodRef>, String)>,
 }
 
 impl ToldConflicts {
     /// Has it written, unless the same was within the hour.
-    pub(super) fn tell(&self, pod: &PodRef, id: ConflictId, text: String) {
+    pub(super) fn tell(&self, pod: Option<&PodRef>, id: ConflictId, text: String) {
         if self.is_due(pod, id, Instant::now()) {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             if state.waiting.len() < MOST {
-                state.waiting.push((pod.clone(), text));
+                state.waiting.push((pod.cloned(), text));
             }
             self.more.notify_one();
         }
     }
 
-    fn is_due(&self, pod: &PodRef, id: ConflictId, now: Instant) -> bool {
+    fn is_due(&self, pod: Option<&PodRef>, id: ConflictId, now: Instant) -> bool {
+        let uid = pod.map(|pod| pod.uid.clone());
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.at.retain(|_, at| now.duration_since(*at) < HOUR);
-        let due = !state.at.contains_key(&(pod.uid.clone(), id));
+        let due = !state.at.contains_key(&(uid.clone(), id));
         if due {
-            state.at.insert((pod.uid.clone(), id), now);
+            state.at.insert((uid, id), now);
         }
         due
     }
@@ -58,7 +61,10 @@ impl ToldConflicts {
             let waiting =
                 std::mem::take(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner).waiting);
             for (pod, text) in waiting {
-                events.warn(&pod, REASON, &text).await;
+                match pod {
+                    Some(pod) => drop(events.warn(&pod, REASON, &text).await),
+                    None => events.about_node(true, NODE_REASON, &text).await,
+                }
             }
         }
     }
@@ -74,10 +80,12 @@ mod tests {
         let start = Instant::now();
         let (web, db) =
             (PodRef::named("shop", "web"), PodRef { uid: "2".into(), ..PodRef::named("shop", "db") });
-        let due = |pod: &PodRef, id, seconds| told.is_due(pod, id, start + Duration::from_secs(seconds));
+        let due = |pod, id, seconds| told.is_due(Some(pod), id, start + Duration::from_secs(seconds));
         let count = (0..1000).filter(|second| due(&web, ConflictId::P1, *second)).count();
         assert_eq!(count, 1);
         assert!(due(&web, ConflictId::P3, 1000) && due(&db, ConflictId::P1, 1000));
         assert!(due(&web, ConflictId::P1, 3600));
+        let node = |seconds| told.is_due(None, ConflictId::P1, start + Duration::from_secs(seconds));
+        assert!(node(3600) && !node(3601));
     }
 }

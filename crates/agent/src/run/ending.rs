@@ -3,7 +3,7 @@
 use std::thread::JoinHandle;
 
 use install::Installer;
-use rundir::{APPLIED_DIR, BOOT_NAME, FACTS_DIR, SANDBOXES_DIR};
+use rundir::{APPLIED_DIR, BOOT_NAME, FACTS_DIR, SANDBOXES_DIR, SETTINGS_DIR};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -62,7 +62,8 @@ impl Agent {
     /// Takes everything off the node, parts of pod objects included. The plugin's log and notes about uncaptured pods stay: they are evidence.
     fn clean_up(&self, installer: &Installer) {
         let (run_dir, state_dir) = (&self.config.run_dir, &self.config.state_dir);
-        let mut leftovers = [FACTS_DIR, APPLIED_DIR, SANDBOXES_DIR].map(|name| run_dir.join(name)).to_vec();
+        let mut leftovers =
+            [FACTS_DIR, APPLIED_DIR, SANDBOXES_DIR, SETTINGS_DIR].map(|name| run_dir.join(name)).to_vec();
         leftovers.extend([FACTS_DIR, BOOT_NAME].map(|name| state_dir.join(name)));
         let report = installer.cleanup(&leftovers);
         // Not empty, or a mount: nothing of ours is in it.

@@ -35,6 +35,8 @@ impl SharedParts<'_> {
         let conflicts = ConflictParts {
             resolution: self.config.conflict_resolution,
             proc_root: self.config.proc_root.clone(),
+            run_dir: self.config.run_dir.clone(),
+            blocks_ready: self.config.conflicts_block_ready.then(|| self.health.clone()),
             events: self.events.clone(),
             metrics: self.metrics.clone(),
             log: self.journal.scope("conflicts"),

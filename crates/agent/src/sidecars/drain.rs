@@ -18,6 +18,7 @@ use super::pods::{PodSandbox, SandboxRules};
 use super::repair::NotRepaired;
 use super::rules::{RulesFailure, drained_since, forget, keep, origin};
 use crate::backends::Backends;
+use crate::conflicts;
 use crate::drains::{Draining, Through, Wait, end_connections};
 use crate::finder;
 use crate::slots::Task;
@@ -99,24 +100,27 @@ impl Sidecars {
         let (host, run_dir) = (roots.host, self.parts.run_dir.clone());
         let (origin, backends) = (origin(&facts.pod, &sandbox.netns), self.backends.clone());
         let PodSandbox { netns, inputs, plan, .. } = sandbox.clone();
-        let remove = move || -> Result<usize, RulesFailure> {
+        let remove = move || -> Result<(usize, Vec<String>), RulesFailure> {
             netns::find::belongs_to(&netns, host, &origin.addresses, &finder::addresses)?;
-            let clear = |inside: &Inside| -> Result<usize, RulesFailure> {
+            let clear = |inside: &Inside| -> Result<(usize, Vec<String>), RulesFailure> {
                 let through = through(&inputs);
                 // What cannot be ended ends by itself, without an answer.
                 let ended = end_connections(inside, &through).unwrap_or(0);
                 backends.kernel().cleanup(inside, &plan)?;
                 // An entry that stays is older than any rule that comes.
                 let _ = conntrack::forget(inside, &through.ports, |_| false);
-                Ok(ended)
+                Ok((ended, conflicts::restore(inside, &run_dir, &origin.uid)))
             };
-            let ended = netns.enter(clear)??;
+            let cleared = netns.enter(clear)??;
             forget(&run_dir, &origin);
-            Ok(ended)
+            Ok(cleared)
         };
         let removed = self.slots.run(pod, Task::Clear, remove).await;
         let removed = removed.map_err(|error| NotRepaired::Change(error.into()))?;
-        let ended = removed.map_err(NotRepaired::Change)?;
+        let (ended, warnings) = removed.map_err(NotRepaired::Change)?;
+        for warning in warnings {
+            self.parts.log.warn(&warning, &[("pod", pod)]);
+        }
         self.drains.stop(&pod.uid);
         self.pods.forget(&pod.uid);
         let labels: [telemetry::Label<'_>; 2] = [("pod", pod), ("connections_ended", &ended)];

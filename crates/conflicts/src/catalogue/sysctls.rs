@@ -56,7 +56,7 @@ fn reverse_path_filter(view: &NetnsView<'_>, found: &mut Found) {
             "packets for the transparent proxy that come in by {interface} are dropped, because answers would leave by another interface"
         );
         found.add(Conflict {
-            resolution: Resolution::Sysctl { name: "net/ipv4/conf/all/rp_filter", value: "2" },
+            resolution: Resolution::LOOSE_REVERSE_PATH,
             ..Conflict::of_setting(
                 ConflictId::P13,
                 Severity::Error,

@@ -121,6 +121,7 @@ operator.istio.io/component: Cni
   "VERIFY_REPAIR" $values.agent.verifyRepair
   "HEALTH_METRICS_SHORT_NAMES" $values.agent.healthMetricsShortNames
   "CONFLICT_RESOLUTION" $values.agent.conflictResolution
+  "CONFLICTS_BLOCK_READY" $values.agent.conflictsBlockReady
   "FACTS_TIMEOUT" $values.agent.factsTimeout
   "KERNEL_NETWORK_RUNTIME_CLASSES" (join "," $values.agent.kernelNetworkRuntimeClasses)
   "RUNTIME_ANNOTATIONS" (ternary "false" "" (eq (toString $values.agent.runtimeAnnotations) "false"))

@@ -327,6 +327,44 @@ fn what_has_not_ended_in_time_is_reset() {
     .unwrap();
 }
 
+/// What the agent changes beside rules goes back with them.
+#[test]
+fn a_setting_that_keeps_packets_from_a_transparent_proxy_is_changed_until_the_rules_leave() {
+    let options = [("CONFLICT_RESOLUTION", "all"), ("DRAIN_TIMEOUT", "1s")];
+    let mode = [("sidecar.istio.io/interceptionMode", "TPROXY")];
+    let (scene, agent) = Scene::with(true, "on", &mode, &options);
+    let netns = &scene.pod.netns;
+    let setting = || netns.run(Command::new("cat").arg("/proc/sys/net/ipv4/conf/all/rp_filter")).unwrap();
+    let eventually_set = |value: &str| {
+        eventually("the setting", PATIENCE, || {
+            let now = setting();
+            ensure!(now.trim() == value, "{now}; {}", agent.log().text());
+            Ok(())
+        })
+        .unwrap();
+    };
+    netns.set_sysctl("net.ipv4.conf.all.rp_filter", "1").unwrap();
+    // Of settings the kernel tells nothing.
+    netns.nft("add table ip other").unwrap();
+    eventually_set("2");
+    let metric = "istio_cni_conflicts_resolved_total{id=\"CF-P13\"}";
+    eventually("it is counted", PATIENCE, || {
+        let count = agent.metric(metric)?;
+        // Of the loopback interface, and of the pod's.
+        ensure!(count == 2.0, "{count}");
+        Ok(())
+    })
+    .unwrap();
+    scene.edit("labels", "sidecar.istio.io/inject", "false");
+    eventually_set("1");
+    eventually("nothing is kept of it", PATIENCE, || {
+        let kept = std::fs::read_dir(scene.mesh.node.run_dir().join("settings"))?.count();
+        ensure!(kept == 0 && !scene.rules().contains("istio"), "{kept}; {}", scene.rules());
+        Ok(())
+    })
+    .unwrap();
+}
+
 #[test]
 fn nothing_changes_where_updates_are_off() {
     let (scene, agent) = Scene::new(true, "off", &[]);

@@ -1,11 +1,12 @@
 //! Rules of others that take captured packets: found by what the kernel holds, and ours put before them where that is safe.
 
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use testkit::mesh::{MODE, Mesh, MeshPod};
-use testkit::probe::{Flow, Listener, Listeners};
+use testkit::probe::{Arrival, Flow, Listener, Listeners};
 use testkit::{Agent, PATIENCE, eventually};
 
 use crate::mesh::wait_in;
@@ -15,6 +16,7 @@ use crate::mesh_render::cnictl;
 const SELDOM: (&str, &str) = ("VERIFY_INTERVAL", "60s");
 const ZTUNNEL: u16 = 15001;
 const OTHER: u16 = 9999;
+const REQUEST: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
 /// A redirect of others at our place.
 const FOREIGN: &str =
     "table ip other { chain o { type nat hook output priority -100; tcp dport 80 redirect to :9999; }; }";
@@ -39,7 +41,14 @@ fn way_out(pod: &MeshPod) {
 /// The port that a connection of the application comes to.
 fn reached(pod: &MeshPod) -> Option<u16> {
     let to: SocketAddr = "203.0.113.9:80".parse().unwrap();
-    Flow::from(&pod.netns).user(1000, 1000).patience(PATIENCE).tcp(to).unwrap().port()
+    let answer = Flow::from(&pod.netns).user(1000, 1000).patience(PATIENCE).exchange(to, REQUEST).unwrap();
+    port_of(&answer)
+}
+
+/// The port of whoever answered.
+fn port_of(answer: &[u8]) -> Option<u16> {
+    let body = answer.windows(4).position(|four| four == b"\r\n\r\n")?;
+    Some(Arrival::from_text(&answer[body + 4..])?.listener_port)
 }
 
 fn started(resolution: &str) -> (Mesh, Agent, testkit::ztunnel::Ztunnel, MeshPod) {
@@ -62,8 +71,16 @@ fn eventually_told(agent: &Agent, part: &str) -> Result<()> {
 #[test]
 fn a_redirect_that_comes_later_at_our_place_is_overtaken_and_left_as_it_is() {
     let (_mesh, agent, _ztunnel, pod) = started("safe");
-    let _listeners = Listeners::start(&pod.netns, [ZTUNNEL, OTHER].map(Listener::tcp)).unwrap();
+    let _listeners = Listeners::start(&pod.netns, [ZTUNNEL, OTHER].map(Listener::http)).unwrap();
     assert_eq!(reached(&pod), Some(ZTUNNEL));
+    eventually("the pod is watched", PATIENCE, || {
+        let verified = agent.metrics()?.value("istio_cni_pods_verified{mode=\"ambient\"}");
+        ensure!(verified == 1.0, "{verified}");
+        Ok(())
+    })
+    .unwrap();
+    let to: SocketAddr = "203.0.113.9:80".parse().unwrap();
+    let mut open = pod.netns.enter(|_| TcpStream::connect_timeout(&to, PATIENCE)).unwrap().unwrap();
     pod.netns.nft(FOREIGN).unwrap();
     let before = pod.netns.nft_text().unwrap();
     let planted = Instant::now();
@@ -73,7 +90,15 @@ fn a_redirect_that_comes_later_at_our_place_is_overtaken_and_left_as_it_is() {
         Ok(())
     })
     .unwrap();
-    println!("ours was the first again {:?} after the other came", planted.elapsed());
+    let took = planted.elapsed();
+    println!("ours was the first again {took:?} after the other came");
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    // What was open then goes on.
+    open.set_read_timeout(Some(PATIENCE)).unwrap();
+    open.write_all(REQUEST).unwrap();
+    let mut answer = Vec::new();
+    open.read_to_end(&mut answer).unwrap();
+    assert_eq!(port_of(&answer), Some(ZTUNNEL), "{}", answer.escape_ascii());
     eventually("it is counted", PATIENCE, || {
         ensure!(resolved(&agent) == 1.0, "{}", resolved(&agent));
         Ok(())

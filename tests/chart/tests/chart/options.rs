@@ -55,6 +55,7 @@ const KNOWN: &[&str] = &[
     "VERIFY_REPAIR",
     "HEALTH_METRICS_SHORT_NAMES",
     "CONFLICT_RESOLUTION",
+    "CONFLICTS_BLOCK_READY",
     "CAPTURE",
     "CNI_CACHE_DIR",
     "CONFIG_DIR",
@@ -139,6 +140,7 @@ fn every_variable_is_one_that_the_agent_reads() {
         "agent.verifyRepair=off",
         "agent.healthMetricsShortNames=true",
         "agent.conflictResolution=off",
+        "agent.conflictsBlockReady=node-errors",
         "agent.factsTimeout=10s",
         "agent.kernelNetworkRuntimeClasses={kata-host}",
         "agent.runtimeAnnotations=false",
@@ -153,7 +155,7 @@ fn every_variable_is_one_that_the_agent_reads() {
     for name in keys.iter().map(String::as_str).chain(variables) {
         assert!(KNOWN.contains(&name) || NOT_OPTIONS.contains(&name), "the agent does not read {name}");
     }
-    assert_eq!(keys.len(), ALWAYS.len() + 19, "{keys:?}");
+    assert_eq!(keys.len(), ALWAYS.len() + 20, "{keys:?}");
 }
 
 /// One value, what it renders.
@@ -196,6 +198,7 @@ fn each_value_sets_its_option() {
         ("agent.healthMetricsShortNames=true", "HEALTH_METRICS_SHORT_NAMES", Some("true")),
         ("agent.healthMetricsShortNames=false", "HEALTH_METRICS_SHORT_NAMES", None),
         ("agent.conflictResolution=off", "CONFLICT_RESOLUTION", Some("off")),
+        ("agent.conflictsBlockReady=node-errors", "CONFLICTS_BLOCK_READY", Some("node-errors")),
         ("agent.factsTimeout=500ms", "FACTS_TIMEOUT", Some("500ms")),
         ("agent.kernelNetworkRuntimeClasses={a,b}", "KERNEL_NETWORK_RUNTIME_CLASSES", Some("a,b")),
         ("agent.kernelNetworkRuntimeClasses=null", "KERNEL_NETWORK_RUNTIME_CLASSES", None),
