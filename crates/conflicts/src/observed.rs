@@ -37,8 +37,10 @@ pub struct ObservedNetns {
     pub listeners: Vec<ObservedListener>,
     /// Processes of the pod.
     pub processes: Vec<ObservedProcess>,
-    /// Programs that the kernel runs on connect(2), on packets of interfaces and in netfilter.
+    /// Programs that the kernel runs on connect(2).
     pub programs: LookedAt<Vec<BpfProgram>>,
+    /// Programs and other filters that the kernel runs on packets of interfaces.
+    pub filters: LookedAt<Vec<BpfProgram>>,
     /// Members of the sets of the node's pods, by whose addresses probes are sent.
     pub probed: Vec<IpAddr>,
     /// What was not looked at, and why.
@@ -225,7 +227,7 @@ pub struct BpfProgram {
     pub object: String,
     /// Name, as its maker gave it.
     pub name: String,
-    /// Number.
+    /// Number; 0 where it is a filter that is no program.
     pub id: u32,
 }
 

@@ -10,7 +10,8 @@ use ruleset::listed::{
 use ruleset::{Backend, Base, ChainKind, Families, Family, Hook, Plan, Protocol, Routing};
 
 use crate::{
-    NetnsScope, ObservedAddress, ObservedLink, ObservedNetns, ObservedRoute, RoutingRule, RuleLookup,
+    LookedAt, NetnsScope, ObservedAddress, ObservedLink, ObservedNetns, ObservedRoute, RoutingRule,
+    RuleLookup,
 };
 
 pub(crate) const POD: &str = "10.0.0.9";
@@ -98,6 +99,7 @@ pub(crate) fn pod_with(plan: &Plan) -> ObservedNetns {
         links: ["lo", "eth0"]
             .map(|name| ObservedLink { name: name.to_owned(), ..ObservedLink::default() })
             .into(),
+        filters: LookedAt::Found(Vec::new()),
         ..ObservedNetns::default()
     }
 }

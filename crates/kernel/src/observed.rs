@@ -3,6 +3,7 @@
 //! Rules of ours come from the plan: whether they are there is what [`crate::Kernel::observe`] tells. What others have is read from the kernel,
 //! and what cannot be read is said to be so.
 
+mod filters;
 mod links;
 mod processes;
 mod programs;
@@ -83,6 +84,11 @@ impl Kernel<'_> {
             NetnsScope::Pod => programs::of_control_groups(subject.processes),
             NetnsScope::Node => LookedAt::Not("programs of the node's own namespace".to_owned()),
         };
+        let filters = match subject.scope {
+            NetnsScope::Pod => filters::of_links(inside, &links),
+            // Nearly every node has some.
+            NetnsScope::Node => LookedAt::Found(Vec::new()),
+        };
         Ok(ObservedNetns {
             scope: subject.scope,
             tables,
@@ -94,6 +100,7 @@ impl Kernel<'_> {
             processes: subject.processes.observed(&listeners, &proxy),
             listeners,
             programs,
+            filters,
             probed: Vec::new(),
             not_looked_at,
         })

@@ -10,7 +10,7 @@ use std::time::Instant;
 use capture::ambient::{MARK_MASK, NodeOptions, PodOptions, ZTUNNEL_MARK, plan_pod};
 use capture::settings::Mode;
 use capture::{PlanTarget, Settings};
-use conflicts::{Conflict, NetnsScope, ObservedNetns, RuleLookup, Severity, conflicts};
+use conflicts::{Conflict, LookedAt, NetnsScope, ObservedNetns, RuleLookup, Severity, conflicts};
 use kernel::iptables::Iptables;
 use kernel::nft::Nftables;
 use kernel::observed::{ObservedSubject, PodProcesses, scan_processes};
@@ -120,6 +120,37 @@ fn routing_sysctls_and_addresses_are_read() {
             .any(|own| own.interface == "ve0" && own.address.to_string() == "100.64.0.5")
     );
     assert!(observed.links.iter().any(|link| link.name == "ve0" && link.kind == "veth"));
+}
+
+/// They come before rules on the way in, and after them on the way out.
+#[test]
+fn filters_of_interfaces_are_read() {
+    let (ns, plan) = (TestNetns::new().unwrap(), plan(Backend::Nftables));
+    load(&ns, &plan);
+    ns.ip(&["link add ve0 type veth peer name ve1"]).unwrap();
+    assert_eq!(observe(&ns, &plan, &PodProcesses::default()).filters, LookedAt::Found(Vec::new()));
+    for line in [
+        "qdisc add dev ve0 clsact",
+        "filter add dev ve0 ingress bpf bytecode 1,6\u{a0}0\u{a0}0\u{a0}0,",
+        "filter add dev ve0 egress u32 match u32 0 0 flowid 1:1",
+    ] {
+        let words = line.split(' ').map(|word| word.replace('\u{a0}', " "));
+        ns.run(Command::new("tc").args(words)).unwrap();
+    }
+    let observed = observe(&ns, &plan, &PodProcesses::default());
+    let LookedAt::Found(filters) = &observed.filters else { panic!("{:?}", observed.filters) };
+    let of = |attached: &str| -> Vec<(&str, &str)> {
+        let of = filters.iter().filter(|filter| filter.attached == attached);
+        of.map(|filter| (&*filter.object, &*filter.name)).collect()
+    };
+    assert_eq!(of("tc ingress"), [("ve0", "bpf")], "{filters:?}");
+    // The kernel lists the tables of this kind as well as what is in them.
+    let egress = of("tc egress");
+    assert!(!egress.is_empty() && egress.iter().all(|one| *one == ("ve0", "u32")), "{filters:?}");
+    let found = conflicts(&observed, &plan);
+    let shown: Vec<&str> = found.iter().map(|conflict| &*conflict.foreign).collect();
+    assert!(shown.contains(&"filter bpf at tc ingress of ve0"), "{shown:?}");
+    assert!(found.iter().all(|conflict| conflict.severity < Severity::Error), "{found:#?}");
 }
 
 /// A process that listens in the namespace, as a user.

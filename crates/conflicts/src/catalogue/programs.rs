@@ -8,29 +8,43 @@ use crate::{BpfProgram, Conflict, ConflictId, LookedAt, NetnsScope, Severity};
 const CILIUM: &str = "cil_";
 
 pub(super) fn find(view: &NetnsView<'_>, found: &mut Found) {
-    let programs = match &view.observed.programs {
-        LookedAt::Found(programs) => programs,
-        LookedAt::Not(why) => {
-            found
-                .not_looked_at
-                .push(format!("programs that the kernel runs on packets and connect(2): {why}"));
-            return;
+    let all = [("connect(2)", &view.observed.programs), ("packets", &view.observed.filters)];
+    for (on, looked) in all {
+        match looked {
+            LookedAt::Found(programs) => {
+                programs.iter().for_each(|program| judge(view, program, found));
+            }
+            LookedAt::Not(why) => {
+                found.not_looked_at.push(format!("programs that the kernel runs on {on}: {why}"));
+            }
         }
-    };
-    for program in programs {
-        let connects = ["cgroup/connect", "cgroup/sendmsg"].iter().any(|at| program.attached.starts_with(at));
-        match view.observed.scope {
-            _ if connects => found.add(connect(program)),
-            NetnsScope::Node if program.name.starts_with(CILIUM) => found.add(masquerade(program)),
-            // Nearly every node has programs on its interfaces.
-            NetnsScope::Node => {}
-            NetnsScope::Pod => found.add(on_packets(program)),
-        }
+    }
+    let with_xdp = view.observed.links.iter().filter_map(|link| Some((link, link.xdp?)));
+    for (link, id) in with_xdp.filter(|_| view.observed.scope == NetnsScope::Pod) {
+        let (attached, object) = ("xdp".to_owned(), link.name.clone());
+        found.add(on_packets(&BpfProgram { attached, object, name: String::new(), id }));
+    }
+}
+
+fn judge(view: &NetnsView<'_>, program: &BpfProgram, found: &mut Found) {
+    let connects = ["cgroup/connect", "cgroup/sendmsg"].iter().any(|at| program.attached.starts_with(at));
+    match view.observed.scope {
+        _ if connects => found.add(connect(program)),
+        NetnsScope::Node if program.name.starts_with(CILIUM) => found.add(masquerade(program)),
+        // Nearly every node has programs on its interfaces.
+        NetnsScope::Node => {}
+        NetnsScope::Pod => found.add(on_packets(program)),
     }
 }
 
 fn shown(program: &BpfProgram) -> String {
-    format!("{} (program {}) at {} of {}", program.name, program.id, program.attached, program.object)
+    let BpfProgram { attached, object, name, id } = program;
+    let what = match (&**name, *id) {
+        (kind, 0) => format!("filter {kind}"),
+        ("", id) => format!("program {id}"),
+        (name, id) => format!("{name} (program {id})"),
+    };
+    format!("{what} at {attached} of {object}")
 }
 
 /// It may translate a Service's address before there is a packet.

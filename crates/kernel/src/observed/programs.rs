@@ -1,6 +1,6 @@
 //! BPF programs of a pod's control group: what is translated in connect(2) never comes to the rules as the application meant it.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use conflicts::{BpfProgram, LookedAt};
@@ -29,6 +29,8 @@ struct Query {
     ids: u64,
     count: u32,
     padding: u32,
+    /// Where the kernel may write of programs of interfaces, whatever the length that it is told.
+    rest: [u64; 4],
 }
 
 /// Those on connect(2) and sendmsg(2). Who may not ask, or cannot see the group, has not looked.
@@ -43,7 +45,9 @@ pub(super) fn of_control_groups(processes: &PodProcesses) -> LookedAt<Vec<BpfPro
     };
     let mut found = Vec::new();
     for (hook, name) in HOOKS {
-        match query(&directory, hook) {
+        // Descriptors are not negative.
+        let target = directory.as_raw_fd().cast_unsigned();
+        match query(target, hook, EFFECTIVE) {
             Ok(ids) => found.extend(ids.into_iter().map(|id| BpfProgram {
                 attached: name.to_owned(),
                 object: group.display().to_string(),
@@ -56,8 +60,9 @@ pub(super) fn of_control_groups(processes: &PodProcesses) -> LookedAt<Vec<BpfPro
     LookedAt::Found(found)
 }
 
+/// The numbers of the programs at a hook of a control group (its descriptor) or an interface (its number).
 #[allow(unsafe_code)]
-fn query(group: &impl AsFd, hook: u32) -> std::io::Result<Vec<u32>> {
+pub(super) fn query(target: u32, hook: u32, flags: u32) -> std::io::Result<Vec<u32>> {
     use std::ffi::c_long;
     /// The number of bpf(2).
     #[cfg(target_arch = "x86_64")]
@@ -70,10 +75,9 @@ fn query(group: &impl AsFd, hook: u32) -> std::io::Result<Vec<u32>> {
     }
     let mut ids = [0u32; MOST];
     let mut query = Query {
-        // Descriptors are not negative.
-        target: group.as_fd().as_raw_fd().cast_unsigned(),
+        target,
         attach_type: hook,
-        flags: EFFECTIVE,
+        flags,
         ids: ids.as_mut_ptr() as u64,
         count: MOST as u32,
         ..Query::default()

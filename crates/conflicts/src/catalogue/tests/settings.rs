@@ -8,7 +8,7 @@ use super::found;
 use crate::sample::{ambient, pod_with, sidecar};
 use crate::{
     BpfProgram, ConflictId, LookedAt, ObservedAddress, ObservedListener, ObservedNetns, ObservedProcess,
-    Resolution, conflicts,
+    Resolution, conflicts, examine,
 };
 
 fn with_sysctl(mut observed: ObservedNetns, name: &str, value: &str) -> ObservedNetns {
@@ -123,6 +123,15 @@ fn programs_that_translate_or_drop_are_told() {
     };
     observed.programs = LookedAt::Found(vec![program("cgroup/connect4", "cil_sock4_connect")]);
     assert_eq!(found(&observed, &plan), ["CF-H5 error"]);
-    observed.programs = LookedAt::Found(vec![program("cgroup/connect4", "other"), program("xdp", "filter")]);
+    observed.programs = LookedAt::Found(vec![program("cgroup/connect4", "other")]);
+    observed.filters = LookedAt::Found(vec![program("tc ingress", "filter")]);
     assert_eq!(found(&observed, &plan), ["CF-H5 warning", "CF-P4 warning"]);
+    // One that runs before everything else, and one of whom nobody knows.
+    (observed.programs, observed.filters) =
+        (LookedAt::Found(Vec::new()), LookedAt::Not("no answer".to_owned()));
+    observed.links[1].xdp = Some(7);
+    let examined = examine(&observed, &plan);
+    let shown: Vec<&str> = examined.conflicts.iter().map(|conflict| &*conflict.foreign).collect();
+    assert_eq!(shown, ["program 7 at xdp of eth0"]);
+    assert_eq!(examined.not_looked_at, ["programs that the kernel runs on packets: no answer"]);
 }

@@ -1,0 +1,92 @@
+//! What the kernel runs on packets of a pod's interfaces beside rules: filters of traffic control, which may be programs, and programs attached to an
+//! interface itself. They may drop, redirect or change a packet that no rule sees, or has seen.
+
+use conflicts::{BpfProgram, LookedAt, ObservedLink};
+use netns::Inside;
+use rustix::io::Errno;
+
+use super::programs::query;
+use crate::netlink::wire::{Message, MessageWriter};
+use crate::netlink::{self, NetlinkSocket, flags};
+
+/// `RTM_GETTFILTER` of linux/rtnetlink.h; length of `struct tcmsg`.
+const GET_FILTER: u16 = 46;
+const HEADER: usize = 20;
+/// `TCA_KIND`, `TCA_OPTIONS`; `TCA_BPF_NAME`, `TCA_BPF_ID` of linux/pkt_cls.h.
+const KIND: u16 = 1;
+const OPTIONS: u16 = 2;
+const BPF_NAME: u16 = 7;
+const BPF_ID: u16 = 11;
+/// The parents of the filters on what comes in and goes out: `TC_H_CLSACT` with `TC_H_MIN_INGRESS`, `TC_H_MIN_EGRESS`.
+const PARENTS: [(u32, &str); 2] = [(0xffff_fff2, "tc ingress"), (0xffff_fff3, "tc egress")];
+/// `BPF_TCX_INGRESS`, `BPF_TCX_EGRESS`, `BPF_NETKIT_PRIMARY`, `BPF_NETKIT_PEER` of linux/bpf.h (Linux 6.6, 6.7).
+const HOOKS: [(u32, &str); 4] =
+    [(46, "tcx ingress"), (47, "tcx egress"), (54, "netkit primary"), (55, "netkit peer")];
+/// Interfaces of a pod that are asked about, and filters of each.
+const MAX_LINKS: usize = 16;
+const MOST: usize = 64;
+
+/// Those of the first interfaces.
+pub(super) fn of_links(inside: &Inside, links: &[(u32, ObservedLink)]) -> LookedAt<Vec<BpfProgram>> {
+    if links.len() > MAX_LINKS {
+        return LookedAt::Not(format!("filters of interfaces: there are more than {MAX_LINKS} interfaces"));
+    }
+    match links.iter().map(|(index, link)| of_link(inside, *index, &link.name)).collect::<Result<Vec<_>, _>>()
+    {
+        Ok(found) => LookedAt::Found(found.concat()),
+        Err(why) => LookedAt::Not(why),
+    }
+}
+
+fn of_link(inside: &Inside, index: u32, name: &str) -> Result<Vec<BpfProgram>, String> {
+    let mut found = filters(inside, index, name)
+        .map_err(|error| format!("filters of interface {name}: {}", fault::chain(&error)))?;
+    for (hook, attached) in HOOKS {
+        match query(index, hook, 0) {
+            Ok(ids) => found.extend(ids.into_iter().map(|id| program(attached, name, String::new(), id))),
+            // The kernel has no such hook, or not on this kind of interface.
+            Err(error)
+                if matches!(
+                    Errno::from_io_error(&error),
+                    Some(Errno::INVAL | Errno::NXIO | Errno::NODEV)
+                ) => {}
+            Err(error) => return Err(format!("programs at {attached} of interface {name}: {error}")),
+        }
+    }
+    Ok(found)
+}
+
+/// Filters of traffic control. An interface without a discipline for them has none.
+fn filters(_: &Inside, index: u32, name: &str) -> Result<Vec<BpfProgram>, netlink::Error> {
+    let mut socket = NetlinkSocket::open(None)?;
+    let mut all = Vec::new();
+    for (parent, attached) in PARENTS {
+        let mut header = [0; HEADER];
+        header[4..8].copy_from_slice(&index.to_ne_bytes());
+        header[12..16].copy_from_slice(&parent.to_ne_bytes());
+        let mut request = MessageWriter::with_capacity(64);
+        request.message(GET_FILTER, flags::REQUEST | flags::DUMP, 1, &header, |_| {});
+        let mut found = Vec::new();
+        socket.dump_most(request.bytes(), (MOST, "filters"), |part| match part {
+            None => found.clear(),
+            Some(part) => found.extend(filter(part, attached, name)),
+        })?;
+        all.extend(found);
+    }
+    Ok(all)
+}
+
+/// One filter; its head, which the kernel lists as well, has no options.
+fn filter(part: &Message<'_>, attached: &str, interface: &str) -> Option<BpfProgram> {
+    let attributes = part.attributes(HEADER);
+    let kind = attributes.find(KIND)?.text().into_owned();
+    let options = attributes.find(OPTIONS)?.nested();
+    let is_program = kind == "bpf";
+    let name = options.find(BPF_NAME).filter(|_| is_program).map(|name| name.text().into_owned());
+    let id = options.find(BPF_ID).filter(|_| is_program).and_then(|id| id.ne32());
+    Some(program(attached, interface, name.unwrap_or(kind), id.unwrap_or(0)))
+}
+
+fn program(attached: &str, object: &str, name: String, id: u32) -> BpfProgram {
+    BpfProgram { attached: attached.to_owned(), object: object.to_owned(), name, id }
+}
