@@ -20,8 +20,9 @@ const PODS: u64 = 8;
 const SECONDS: u64 = 10;
 /// Two turns of a pod, and a second.
 const VERIFIED_WITHIN: Duration = Duration::from_secs(61);
-/// Between two changes by somebody.
-const PAUSE: Duration = Duration::from_millis(500);
+/// In each round somebody changes one pod in so many.
+const SHARE: usize = 5;
+const ROUND: Duration = Duration::from_secs(1);
 const CHANGES: [&str; 3] =
     ["delete table inet istio-proxy-nat", "flush ruleset", "add chain inet istio-proxy-nat somebody"];
 
@@ -68,15 +69,52 @@ impl Drop for Ending<'_> {
     }
 }
 
-/// Changes the rules of one pod after the other for a time.
-fn change_for(cluster: &Cluster, pods: &[Sandbox], time: Duration, made: &mut usize) {
-    let end = Instant::now() + time;
-    while Instant::now() < end {
-        let (pod, change) = (&pods[*made * 7 % pods.len()], CHANGES[*made % CHANGES.len()]);
-        // A table that is not there cannot be deleted.
-        cluster.node.exec_in_pod(pod, &["nft", change]).expect("nft runs");
-        *made += 1;
-        sleep(PAUSE);
+/// Who changes rules, and how often that was.
+struct Somebody<'a> {
+    cluster: &'a Cluster,
+    pods: &'a [Sandbox],
+    /// Of xorshift.
+    random: u64,
+    made: usize,
+    rounds: usize,
+}
+
+impl Somebody<'_> {
+    fn below(&mut self, bound: usize) -> usize {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        usize::try_from(self.random % bound as u64).expect("it is below the bound")
+    }
+
+    /// Some pods at random, each once, and what is done to them.
+    fn choose(&mut self) -> Vec<(usize, &'static str)> {
+        let mut all: Vec<usize> = (0..self.pods.len()).collect();
+        let some = all.len().div_ceil(SHARE);
+        let mut take = || (all.swap_remove(self.below(all.len())), CHANGES[self.below(CHANGES.len())]);
+        (0..some).map(|_| take()).collect()
+    }
+
+    /// Changes the rules of a part of the pods once.
+    fn change(&mut self) {
+        let chosen = self.choose();
+        let exec = |(pod, change): (usize, &str)| {
+            // A table that is not there cannot be deleted.
+            self.cluster.node.exec_in_pod(&self.pods[pod], &["nft", change]).expect("nft runs")
+        };
+        in_parallel(chosen.len(), |number| exec(chosen[number]));
+        self.made += chosen.len();
+        self.rounds += 1;
+    }
+
+    /// The same in each second, for a time.
+    fn change_for(&mut self, time: Duration) {
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            let next = Instant::now() + ROUND;
+            self.change();
+            sleep(next.saturating_duration_since(Instant::now()));
+        }
     }
 }
 
@@ -103,18 +141,20 @@ fn changed_pods_are_verified_again_though_the_agent_is_killed_and_connections_of
     let wait = || until("every pod is verified", VERIFIED_WITHIN, || verified() == Some(all), seen);
     wait().unwrap_or_else(|error| panic!("{error:#}"));
 
-    let (end, mut made) = (AtomicBool::new(false), 0);
+    let end = AtomicBool::new(false);
+    let mut somebody =
+        Somebody { cluster: &cluster, pods: &pods, random: 0x9e37_79b9_7f4a_7c15, made: 0, rounds: 0 };
     let (answers, took) = std::thread::scope(|scope| {
         let talking = scope.spawn(|| talk(&cluster, address, &end));
         let ending = Ending(&end);
         for _ in 0..2 {
-            change_for(&cluster, &pods, Duration::from_secs(seconds) / 3, &mut made);
+            somebody.change_for(Duration::from_secs(seconds) / 3);
             cluster.kill_agent();
-            change_for(&cluster, &pods, PAUSE, &mut made);
+            somebody.change();
             cluster.start_agent();
             cluster.wait_ready();
         }
-        change_for(&cluster, &pods, Duration::from_secs(seconds) / 3, &mut made);
+        somebody.change_for(Duration::from_secs(seconds) / 3);
         let last = Instant::now();
         let waited = wait();
         let took = last.elapsed();
@@ -123,8 +163,9 @@ fn changed_pods_are_verified_again_though_the_agent_is_killed_and_connections_of
         waited.unwrap_or_else(|error| panic!("{error:#}"));
         (answers.expect("the connection goes on"), took)
     });
+    let Somebody { made, rounds, .. } = somebody;
     println!(
-        "{made} changes of {count} pods; all verified {took:?} after the last; {answers} answers on one connection"
+        "{made} changes of {count} pods in {rounds} rounds; all verified {took:?} after the last; {answers} answers on one connection"
     );
     pods.iter().for_each(|pod| check_captured(&cluster.node, pod, "a pod that somebody changed"));
     assert!(answers > 0);
