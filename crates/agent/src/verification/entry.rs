@@ -16,6 +16,9 @@ use super::{MAX_DIFFERENCES, VerificationTarget, VerifiedMode};
 const QUIET: Duration = Duration::from_millis(50);
 const STORM: Duration = Duration::from_millis(500);
 
+/// Bytes of a difference in words that are kept.
+const LONGEST_DIFFERENCE: usize = 1024;
+
 /// After so long it is asked again whether somebody listens where nobody did.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 
@@ -193,7 +196,7 @@ impl VerifiedSandbox {
         if matches!(was, LastLook::Failed(_)) {
             self.known.problem = None;
         }
-        self.known.differences = differences.iter().take(MAX_DIFFERENCES).map(ToString::to_string).collect();
+        self.known.differences = differences.iter().take(MAX_DIFFERENCES).map(in_words).collect();
         self.known.is_without_rules = is_without_rules(differences, &self.target.plan);
         self.known.drifted.get_or_insert(now);
         let writer = self.writer.take().or_else(|| {
@@ -262,6 +265,13 @@ impl VerifiedSandbox {
     }
 }
 
+/// A difference in words. A rule of somebody else's may be as long as the kernel takes one.
+fn in_words(difference: &Difference) -> String {
+    let mut text = difference.to_string();
+    text.truncate(text.floor_char_boundary(LONGEST_DIFFERENCE));
+    text
+}
+
 /// Which kind of drift a difference is.
 fn kind(difference: &Difference) -> Drifted {
     match difference {
@@ -269,5 +279,20 @@ fn kind(difference: &Difference) -> Drifted {
         Difference::MissingRouting { .. } => Drifted::Routing,
         Difference::OtherBackend { .. } => Drifted::OtherBackend,
         _ => Drifted::Rules,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_somebody_writes_into_a_rule_little_of_it_is_kept() {
+        let rule = "ä".repeat(40_000);
+        let difference = Difference::UnexpectedRule { table: "t".into(), chain: "c".into(), rule };
+        let text = in_words(&difference);
+        assert!((LONGEST_DIFFERENCE - 1..=LONGEST_DIFFERENCE).contains(&text.len()), "{}", text.len());
+        let short = Difference::MissingTable { table: "t".into() };
+        assert_eq!(in_words(&short), short.to_string());
     }
 }
