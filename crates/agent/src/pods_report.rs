@@ -11,7 +11,6 @@ use cluster::Cluster;
 use facts::{Facts, Object, PodRef};
 use ruleset::Plan;
 use rundir::pods::{ConflictReport, PodReport, PodsReport, RestoreReport, bounded};
-use tokio::task::JoinSet;
 use verification::{DataPlaneMode, UnverifiableReason, VerificationState};
 
 use crate::sidecars::Sidecars;
@@ -58,13 +57,8 @@ impl PodsReporter {
 
     /// The same after each pod that should be captured was looked at.
     pub(crate) async fn fresh(&self) -> PodsReport {
-        let mut looks = JoinSet::new();
-        for pod in self.verifier.pods() {
-            let verifier = self.verifier.clone();
-            looks.spawn(async move { drop(verifier.check_now(&pod.pod.uid).await) });
-        }
         // What is known of a pod whose look has failed is in its state.
-        looks.join_all().await;
+        self.verifier.check_all_now().await;
         self.report()
     }
 

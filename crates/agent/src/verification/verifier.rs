@@ -113,23 +113,36 @@ impl PodVerifier {
 
     /// Compares a pod's namespace now, in full. Gives what is known of the pod then; nothing where it is not one that should be captured.
     pub(crate) async fn check_now(&self, uid: &str) -> Option<PodVerification> {
+        self.check_those(|entry| entry.pod.uid == uid).await;
+        self.pods().into_iter().find(|pod| pod.pod.uid == uid)
+    }
+
+    /// Compares all pods' namespaces now, in full.
+    pub(crate) async fn check_all_now(&self) {
+        self.check_those(|_| true).await;
+    }
+
+    /// Has these looked at, and waits for that as long as somebody may who asks.
+    async fn check_those(&self, is_meant: impl Fn(&VerifiedSandbox) -> bool) {
         let asked = self.now();
+        let numbers: Vec<u64> = {
+            let mut sandboxes = self.sandboxes();
+            let meant = sandboxes.entries.iter().filter(|(_, entry)| is_meant(entry));
+            let numbers: Vec<u64> = meant.map(|(number, _)| *number).collect();
+            for number in &numbers {
+                sandboxes.change(*number, |entry| entry.notice(asked));
+            }
+            numbers
+        };
         let is_answered = || {
             let sandboxes = self.sandboxes();
-            sandboxes.of(uid).all(|(_, entry)| !entry.busy && !entry.is_noticed())
+            let mut meant = numbers.iter().filter_map(|number| sandboxes.entries.get(number));
+            meant.all(|entry| !entry.busy && !entry.is_noticed())
         };
-        {
-            let mut sandboxes = self.sandboxes();
-            let numbers: Vec<u64> = sandboxes.of(uid).map(|(number, _)| *number).collect();
-            for number in numbers {
-                sandboxes.change(number, |entry| entry.notice(asked));
-            }
-        }
         self.hurried.notify_one();
         while !is_answered() && self.now() < asked + PATIENCE {
             let _ = tokio::time::timeout(Duration::from_millis(100), self.looked.notified()).await;
         }
-        self.pods().into_iter().find(|pod| pod.pod.uid == uid)
     }
 
     /// The pods, or what is expected of them, may have changed.
@@ -266,11 +279,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 impl Sandboxes {
     pub(super) fn get(&self, uid: &str, netns: NetnsId) -> Option<&VerifiedSandbox> {
         self.entries.get(self.numbers.get(&(uid.to_owned(), netns))?)
-    }
-
-    /// Those of a pod.
-    fn of<'a>(&'a self, uid: &'a str) -> impl Iterator<Item = (&'a u64, &'a VerifiedSandbox)> {
-        self.entries.iter().filter(move |(_, entry)| entry.pod.uid == uid)
     }
 
     /// Takes up a sandbox.
