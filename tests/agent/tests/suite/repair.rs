@@ -102,6 +102,15 @@ pub(crate) fn events(mesh: &Mesh) -> Vec<(String, String, String)> {
     mesh.node.api.events().into_iter().map(of).collect()
 }
 
+fn wait_events(mesh: &Mesh, count: usize) {
+    eventually(&format!("{count} events"), PATIENCE, || {
+        let events = mesh.node.api.events();
+        ensure!(events.len() == count, "{events:?}");
+        Ok(())
+    })
+    .unwrap();
+}
+
 /// Calls of the API that change something.
 fn writes(mesh: &Mesh) -> Vec<String> {
     let all = mesh.node.api.requests().into_iter();
@@ -299,20 +308,13 @@ fn by_crash_only_a_pod_whose_validation_fails_is_repaired_and_no_event_is_writte
     assert_eq!(repaired(&agent, "repair", "success"), 1.0);
 }
 
-/// Kubelet pauses longer and longer before a container that fails.
 #[test]
 fn a_repaired_pod_whose_validation_had_failed_is_told_that_kubelet_waits() {
     let mesh = Mesh::new().unwrap();
     let _agent = agent(&mesh, "REPAIR").ready().unwrap();
-    let quiet = started(&mesh, "quiet", |pod| pod);
-    let fails = started(&mesh, "fails", broken);
-    wait_repaired(&quiet);
-    wait_repaired(&fails);
-    eventually("the pod has its event", PATIENCE, || {
-        ensure!(!mesh.node.api.events().is_empty());
-        Ok(())
-    })
-    .unwrap();
+    let pods = [started(&mesh, "quiet", |pod| pod), started(&mesh, "fails", broken)];
+    pods.iter().for_each(wait_repaired);
+    wait_events(&mesh, 1);
     std::thread::sleep(A_WHILE);
     let events = mesh.node.api.events();
     let told = |path: &str| events[0].pointer(path).and_then(Value::as_str).unwrap();
@@ -337,11 +339,7 @@ fn a_pod_that_no_repair_can_help_is_told_of_once() {
     for start in 0..2 {
         let _agent = agent(&mesh, "REPAIR").ready().unwrap();
         mesh.node.api.set_pod(lost(&pod).label("start", &start.to_string()));
-        eventually("the pod has its event", PATIENCE, || {
-            ensure!(events(&mesh).len() == 1, "{:?}", events(&mesh));
-            Ok(())
-        })
-        .unwrap();
+        wait_events(&mesh, 1);
         std::thread::sleep(A_WHILE);
     }
     let events = events(&mesh);
@@ -401,12 +399,8 @@ fn a_broken_pod_is_labelled_by_its_status() {
     mesh.node.api.fail_path("/pods/third/status", usize::MAX, Fault::status(500));
     started(&mesh, "third", broken);
     wait_counted(&agent, "label", "fail", 5.0);
-    eventually("each has its event", PATIENCE, || {
-        let failures =
-            events(&mesh).into_iter().filter(|(_, _, message)| message.contains("failed to label: "));
-        let failures: Vec<_> = failures.map(|(reason, component, _)| (reason, component)).collect();
-        ensure!(failures == vec![("LabelBrokenPod".to_owned(), "cni-repair".to_owned()); 5], "{failures:?}");
-        Ok(())
-    })
-    .unwrap();
+    wait_events(&mesh, 6);
+    let failures = events(&mesh).into_iter().filter(|(_, _, message)| message.contains("failed to label: "));
+    let failures: Vec<_> = failures.map(|(reason, component, _)| (reason, component)).collect();
+    assert_eq!(failures, vec![("LabelBrokenPod".to_owned(), "cni-repair".to_owned()); 5]);
 }
