@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use facts::{Facts, PodRef};
-use intent::{Act, Birth, Rules, Want};
+use intent::{Act, Birth, Look, Observation, Rules, Want};
 use netns::Netns;
 
 use super::Ambient;
@@ -99,7 +99,9 @@ impl Ambient {
     /// Puts right what differs in the rules of a pod, by a look at them; whether something did. Where they are only to be looked at nothing is.
     /// Whoever calls has the pod's turn.
     pub(super) async fn put_right(&self, member: Member, only_look: bool) -> Result<bool, AmbientFailure> {
-        let finding = self.observe(&member, only_look).await?;
+        // The repair begins with a look of its own.
+        let finding =
+            if only_look { self.observe(&member).await? } else { Observation::Rules(Look::Unknown) };
         let state = member.state;
         let mut work = self.work_on(member);
         work.change(|member| {

@@ -180,14 +180,11 @@ impl Ambient {
         member.node.clone().unwrap_or_else(|| self.config.node.now())
     }
 
-    /// Looks at the rules of a pod without touching them. `leaves`: those of another layout are to stay.
-    pub(super) async fn observe(&self, member: &Member, leaves: bool) -> Result<Observation, AmbientFailure> {
+    /// Looks at the rules of a pod without touching them; those of another layout are to stay.
+    pub(super) async fn observe(&self, member: &Member) -> Result<Observation, AmbientFailure> {
         let differences = self.differences(member).await?;
         if differences.is_empty() {
             return Ok(Observation::Rules(Look::AsPlanned));
-        }
-        if !leaves {
-            return Ok(Observation::Rules(Look::Unknown));
         }
         self.metrics.drifted();
         let absent = |difference: &Difference| {
