@@ -36,7 +36,8 @@ pub(crate) struct ConfigurationArgs {
     /// Directory in which that is looked for [default: /etc/cni/net.d, in the agent's container where it is mounted]
     #[arg(long, value_name = "DIR", value_parser = directory, conflicts_with = "conf")]
     net_dir: Option<PathBuf>,
-    /// Directory of the node agent's socket, which is asked for the options of ambient mode [default: what the conflist says]
+    /// Directory of the node agent's socket and files: which pods there are, where they are, the options of ambient mode [default: what
+    /// the conflist says]
     #[arg(long, value_name = "DIR", value_parser = directory)]
     run_dir: Option<PathBuf>,
 }

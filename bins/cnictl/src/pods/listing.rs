@@ -38,6 +38,7 @@ pub(crate) enum ListFormat {
 
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct ListArgs {
+    /// How the list is written
     #[arg(short, long, value_enum, default_value_t = ListFormat::Table)]
     pub(crate) output: ListFormat,
     /// Leave the heads of columns out

@@ -171,3 +171,56 @@ fn each_hook_is_shown_with_its_rules_whose_they_are_and_the_end() {
     live.explain("--to :80 --uid 7").fails(2, &["--to of a packet that the pod sends needs an address"]);
     live.fleet.run("explain --live shop/nobody --to 1.2.3.4:80").fails(3, &["no pod is known on this node"]);
 }
+
+#[test]
+fn with_the_state_of_pods_it_is_said_what_becomes_of_a_packet() {
+    let live = Live::new();
+    live.fleet.facts("shop", "away", &injected(), &with_proxy());
+    live.fleet.facts("shop", "node", &json!({}), &json!({"hostNetwork": true}));
+    let packet = |more: &str| live.fleet.run(&format!("verify {more}"));
+    // An application listens where the proxy should, which is a conflict, and packets go there all the same.
+    for (more, exit, line) in [
+        (
+            "web --packet out:1.2.3.4:80",
+            1,
+            "packet: shop/web: captured by the proxy at 15001 (out, tcp 10.77.0.2:",
+        ),
+        ("web --packet out:1.2.3.4:80,uid=1337", 1, "packet: shop/web: passes by the proxy because of "),
+        (
+            "web --packet in::8080,from=10.77.0.1",
+            1,
+            "packet: shop/web: captured by the proxy at 15006 (in, tcp 10.77.0.1:",
+        ),
+        (
+            "away --packet in::8080",
+            4,
+            "packet: shop/away: unknown: the network namespace of pod shop/away is not known: ",
+        ),
+        (
+            "node --packet in::8080",
+            3,
+            "packet: shop/node: unknown: the network namespace of pod shop/node is not known (in, ",
+        ),
+        ("web --packet out:1.2.3.4:80,uid=x", 2, ""),
+        ("web --packet out:1.2.3.4:80 -w", 2, ""),
+    ] {
+        let run = packet(more);
+        let found = run.stdout.lines().any(|said| said.starts_with(line));
+        assert!(run.exit == exit && (found || exit == 2), "{more}: {run:?}");
+    }
+    let json: Value = serde_json::from_str(&packet("web --packet out:1.2.3.4:80 -o json").stdout).unwrap();
+    assert_described(&json);
+    assert_eq!(
+        json["items"][0]["packet"]["verdict"],
+        json!({"action": "captured", "port": 15001, "text": "captured by the proxy at 15001"})
+    );
+
+    // The same pod, by where it is.
+    let pods = |more: &str| live.fleet.run(&format!("pods -o name {more}"));
+    let path = live.pod.path().display().to_string();
+    assert_eq!(pods(&format!("--netns {path}")).ok(), "shop/web\n");
+    let nobody = "no pod is known on this node";
+    pods(&format!("--netns {path} away")).fails(3, &[&format!("{nobody}: away, network namespace ")]);
+    pods("--netns /proc/self/ns/net").fails(3, &[nobody]);
+    pods("--netns /etc/passwd").fails(2, &["/etc/passwd"]);
+}
