@@ -67,7 +67,7 @@ pub enum Layer {
 /// What differs: label `what`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Drifted {
-    /// Tables, chains or rules.
+    /// Tables, chains or rules; a table that is switched off is as good as none.
     Rules,
     /// Elements of a set.
     Set,
@@ -75,10 +75,6 @@ pub enum Drifted {
     Routing,
     /// Rules of ours are in the other backend, too.
     OtherBackend,
-    /// A table of ours is switched off.
-    Dormant,
-    /// The pod is in another namespace.
-    Identity,
     /// Rules in the node's namespace.
     HostRules,
     /// Sets in the node's namespace.
@@ -211,13 +207,11 @@ impl Layer {
 
 impl Drifted {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 7] = [
         Self::Rules,
         Self::Set,
         Self::Routing,
         Self::OtherBackend,
-        Self::Dormant,
-        Self::Identity,
         Self::HostRules,
         Self::HostSets,
         Self::Policy,
@@ -231,8 +225,6 @@ impl Drifted {
             Self::Set => "set",
             Self::Routing => "routing",
             Self::OtherBackend => "other-backend",
-            Self::Dormant => "dormant",
-            Self::Identity => "identity",
             Self::HostRules => "host-rules",
             Self::HostSets => "host-sets",
             Self::Policy => "policy",
