@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use testkit::{
-    Families, Launch, Mesh, MeshPod, NODE_NAME, Node, PATIENCE, Pod, PodCall, PodObject, assert_says,
+    Agent, Families, Launch, Mesh, MeshPod, NODE_NAME, Node, PATIENCE, Pod, PodCall, PodObject, assert_says,
     eventually, until,
 };
 
@@ -114,6 +114,18 @@ fn captured<'a>(pods: impl IntoIterator<Item = &'a MeshPod>) -> usize {
     pods.into_iter().filter(has_rules).count()
 }
 
+/// How many pods count as verified: at no moment more than there were looks that found a pod as planned, or than have rules.
+fn verified(agent: &Agent, pods: &[MeshPod]) -> Result<f64> {
+    let metrics = agent.metrics()?;
+    let verified = metrics.value("istio_cni_pods_verified{mode=\"sidecar\"}");
+    let looks = ["event", "cheap", "full"].map(|layer| {
+        metrics.value(&format!("istio_cni_verifications_total{{layer=\"{layer}\",result=\"equal\"}}"))
+    });
+    let (looks, captured) = (looks.iter().sum::<f64>(), captured(pods));
+    assert!(verified <= looks && verified <= captured as f64, "{verified} of {captured} by {looks} looks");
+    Ok(verified)
+}
+
 /// No pod of a machine that has started again runs outside of the mesh and is not known to.
 #[test]
 fn after_a_restart_each_pod_is_captured_or_found_and_repaired() {
@@ -147,11 +159,17 @@ fn after_a_restart_each_pod_is_captured_or_found_and_repaired() {
 
     let mut agent = launch("two").start().unwrap();
     let start = Instant::now();
+    eventually("the first pod is verified", PATIENCE, || {
+        ensure!(verified(&agent, &pods)? > 0.0);
+        Ok(())
+    })
+    .unwrap();
     agent.wait_ready().unwrap();
-    let all = || captured(&pods) == PODS;
+    let all = || verified(&agent, &pods).is_ok() && captured(&pods) == PODS;
     until("the others get their rules", INTERVAL, all, || agent.log().text()).unwrap();
     println!("all {PODS} are captured {:.1?} after the agent's start", start.elapsed());
     eventually("each is counted", PATIENCE, || {
+        ensure!(verified(&agent, &pods)? == PODS as f64);
         let metrics = agent.metrics()?;
         for (series, wanted) in [
             (REBOOTS, 1.0),
