@@ -98,6 +98,28 @@ fn verify(mesh: &Mesh) {
     .unwrap();
 }
 
+/// The plugin's CHECK and cnictl find the gateway's rules and those of another pod as planned.
+fn others_say_so(mesh: &Mesh, gateway: &Gateway, other: &Gateway) {
+    for Gateway { pod, .. } in [gateway, other] {
+        let MeshPod { name, uid, netns, .. } = pod;
+        let answer = PodCall::with(mesh.node.entry().unwrap(), name, uid, netns.path()).run("CHECK").unwrap();
+        assert_eq!(answer.exit, Some(0), "{}", answer.stderr);
+        let (exit, text, error) = cnictl(mesh, &format!("diff default/{name}")).unwrap();
+        assert_eq!(exit, Some(0), "{text}{error}");
+    }
+    for (to, end) in [("100.64.0.5:443", "8080"), ("100.64.0.5:80", "captured by the proxy at 15006")] {
+        let (_, text, error) = cnictl(
+            mesh,
+            &format!(
+                "explain --live default/{} --in --interface in0 --from 10.99.0.1 --to {to}",
+                gateway.pod.name
+            ),
+        )
+        .unwrap();
+        assert!(text.contains(end), "{to}: {text}{error}");
+    }
+}
+
 fn works_whoever_came_first(nft: &str) {
     let mesh = Mesh::new().unwrap();
     // Longer than the test: nothing is found because its turn came.
@@ -128,33 +150,9 @@ fn works_whoever_came_first(nft: &str) {
     // Nobody changed rules of ours.
     assert!(!agent.log().text().contains("the rules of a pod differed"), "{}", agent.log().text());
 
-    for gateway in [&running, &new] {
-        gateway.delete_ours(nft);
-        eventually("what was deleted is back", PATIENCE, || gateway.is_captured_but_for_its_own()).unwrap();
-        assert!(gateway.has_two_steps());
-    }
-
-    drop((agent, ztunnel));
-    let agent = start();
-    let _ztunnel = mesh.ztunnel().unwrap();
-    verify(&mesh);
-    assert!(!agent.log().text().contains("differed"), "{}", agent.log().text());
-    for gateway in [&running, &new] {
-        gateway.is_captured_but_for_its_own().unwrap();
-        let MeshPod { name, uid, netns, .. } = &gateway.pod;
-        let answer = PodCall::with(mesh.node.entry().unwrap(), name, uid, netns.path()).run("CHECK").unwrap();
-        assert_eq!(answer.exit, Some(0), "{}", answer.stderr);
-        let (exit, text, error) = cnictl(&mesh, &format!("diff default/{name}")).unwrap();
-        assert_eq!(exit, Some(0), "{text}{error}");
-        for (to, end) in [("100.64.0.5:443", "8080"), ("100.64.0.5:80", "captured by the proxy at 15006")] {
-            let (_, text, error) = cnictl(
-                &mesh,
-                &format!("explain --live default/{name} --in --interface in0 --from 10.99.0.1 --to {to}"),
-            )
-            .unwrap();
-            assert!(text.contains(end), "{to}: {text}{error}");
-        }
-    }
+    running.delete_ours(nft);
+    eventually("what was deleted is back", PATIENCE, || running.is_captured_but_for_its_own()).unwrap();
+    assert!(running.has_two_steps());
 
     // Somebody deletes rules of ours at the same time: they come back as the usual ones, and that is no fight.
     new.translate("-D");
@@ -167,6 +165,15 @@ fn works_whoever_came_first(nft: &str) {
     assert!(running.has_two_steps());
     verify(&mesh);
     assert!(!agent.log().text().contains("differ again"), "{}", agent.log().text());
+
+    drop((agent, ztunnel));
+    let agent = start();
+    let _ztunnel = mesh.ztunnel().unwrap();
+    // Its predecessor's pods were looked at before it was ready.
+    assert!(!agent.log().text().contains("differed"), "{}", agent.log().text());
+    running.is_captured_but_for_its_own().unwrap();
+    assert!(!new.has_two_steps());
+    others_say_so(&mesh, &running, &new);
 }
 
 #[test]
