@@ -36,7 +36,7 @@ const NODE: [&str; 2] = ["istio-np-node-v4", "istio-np-node-v6"];
 
 /// Rules of a pod, and what is to be kept in their sets.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PodRules {
+pub struct CompiledPod {
     /// The rules.
     pub rules: Ruleset,
     /// The names of the sets that follow pods, with what each means.
@@ -44,7 +44,12 @@ pub struct PodRules {
 }
 
 /// The rules for a pod in its own network namespace. `node` has the own node's addresses.
-pub fn compile_pod(index: &PolicyIndex, classes: &PodClasses, node: &[IpAddr], backend: Backend) -> PodRules {
+pub fn compile_pod(
+    index: &PolicyIndex,
+    classes: &PodClasses,
+    node: &[IpAddr],
+    backend: Backend,
+) -> CompiledPod {
     let mut compiler = Compiler::new(index);
     let (mut chains, mut sections) = (Vec::new(), Vec::new());
     for direction in [TrafficDirection::Egress, TrafficDirection::Ingress] {
@@ -71,7 +76,7 @@ pub fn compile_pod(index: &PolicyIndex, classes: &PodClasses, node: &[IpAddr], b
     let tables =
         if chains.is_empty() { Vec::new() } else { vec![Table { kind: TableKind::Mangle, sets, chains }] };
     let rules = Ruleset { owner: POLICY_OWNER.into(), known_chains: KNOWN_CHAINS.into(), ipv6: true, tables };
-    PodRules { rules, kept }
+    CompiledPod { rules, kept }
 }
 
 fn node_sets(node: &[IpAddr]) -> impl Iterator<Item = Set> + '_ {

@@ -35,7 +35,7 @@ fn indexed(world: &PlainWorld) -> PolicyIndex {
 }
 
 /// What the sets of a pod's rules have.
-fn contents(index: &PolicyIndex, rules: &PodRules) -> Contents {
+fn contents(index: &PolicyIndex, rules: &CompiledPod) -> Contents {
     let mut contents = Contents::default();
     for (name, family, meant) in &rules.kept {
         let members = index.sets().find(|(set, _)| *set == meant).expect("the index has the set").1;
