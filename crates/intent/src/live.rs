@@ -24,23 +24,12 @@ pub enum LiveUpdates {
 /// A sidecar pod.
 #[derive(Debug, Clone)]
 pub struct LiveSidecar<'a> {
-    /// What its rules were made from.
-    pub in_force: InForce<'a>,
+    /// What the rules of ours were made from; nothing where it has none, or no record says that they are ours alone.
+    pub in_force: Option<&'a Settings>,
     /// What its labels and annotations say now.
     pub wanted: CaptureWish<'a>,
     /// Its proxy.
     pub proxy: Proxy,
-}
-
-/// What the rules of ours in a pod's namespace were made from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum InForce<'a> {
-    /// No record says that we have loaded any, and nothing says that they are ours alone.
-    Nothing,
-    /// We have loaded them, and what they were made from is not known.
-    Unknown,
-    /// These.
-    Settings(&'a Settings),
 }
 
 /// What is wanted of a pod.
@@ -52,15 +41,11 @@ pub enum CaptureWish<'a> {
     Invalid(String),
     /// No capture, for this reason.
     LeftAlone(String),
-    /// The pod has ended, or is deleted.
-    Ended,
 }
 
 /// The proxy of a sidecar pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Proxy {
-    /// The pod has no container for it.
-    Absent,
     /// Nobody listens on its ports: it has not started yet, or has ended.
     Silent,
     /// It listens on its ports.
@@ -74,14 +59,10 @@ pub enum LiveChange {
     Nothing,
     /// Its rules are replaced by those of the wanted settings, in one transaction.
     Apply,
-    /// It has no rules and is to have some. When they come, is the affair of the repair of pods that started without.
-    Repair,
     /// Its rules stay as they are, and people hear why.
     Refuse(RefusedChange),
     /// Its rules go; connections that they redirected go on.
     Drain,
-    /// What is known of it is dropped; its namespace is not entered.
-    Forget,
 }
 
 /// Why the rules stay as they are.
@@ -89,8 +70,6 @@ pub enum LiveChange {
 pub enum RefusedChange {
     /// An annotation cannot be used.
     Invalid(String),
-    /// What the rules in force were made from is not known.
-    Unknown,
     /// A running proxy cannot change how it is reached, or as whom it runs.
     OfTheProxy {
         /// What would change, for people.
@@ -98,22 +77,17 @@ pub enum RefusedChange {
     },
     /// It is not to be captured any more, but its proxy runs.
     ProxyRuns(String),
-    /// It has no proxy: its traffic would go nowhere.
-    NoProxy,
 }
 
-/// What a change of a sidecar pod's labels and annotations does.
+/// What a change of a sidecar pod's labels and annotations does. That one starts without rules is no change; when they come is the affair of the repair of such pods.
 #[must_use]
 pub fn change(pod: &LiveSidecar<'_>, updates: LiveUpdates) -> LiveChange {
-    let has_rules = pod.in_force != InForce::Nothing;
+    let Some(in_force) = pod.in_force.filter(|_| updates != LiveUpdates::Off) else {
+        return LiveChange::Nothing;
+    };
     match &pod.wanted {
-        CaptureWish::Ended => LiveChange::Forget,
-        CaptureWish::Captured(_) if pod.proxy == Proxy::Absent => LiveChange::Refuse(RefusedChange::NoProxy),
-        // That it starts without rules is not a change of its settings.
-        CaptureWish::Captured(_) if !has_rules && pod.proxy == Proxy::Running => LiveChange::Repair,
-        _ if !has_rules || updates == LiveUpdates::Off => LiveChange::Nothing,
         CaptureWish::Invalid(why) => LiveChange::Refuse(RefusedChange::Invalid(why.clone())),
-        CaptureWish::Captured(wanted) => changed_settings(pod, wanted),
+        CaptureWish::Captured(wanted) => changed_settings(in_force, wanted, pod.proxy),
         CaptureWish::LeftAlone(why) if pod.proxy == Proxy::Running && updates == LiveUpdates::Safe => {
             LiveChange::Refuse(RefusedChange::ProxyRuns(why.clone()))
         }
@@ -121,18 +95,17 @@ pub fn change(pod: &LiveSidecar<'_>, updates: LiveUpdates) -> LiveChange {
     }
 }
 
-fn changed_settings(pod: &LiveSidecar<'_>, wanted: &Settings) -> LiveChange {
-    let InForce::Settings(in_force) = pod.in_force else { return LiveChange::Refuse(RefusedChange::Unknown) };
+fn changed_settings(in_force: &Settings, wanted: &Settings, proxy: Proxy) -> LiveChange {
     if in_force == wanted {
         return LiveChange::Nothing;
     }
     if let Some(what) = of_the_proxy(in_force, wanted) {
         return LiveChange::Refuse(RefusedChange::OfTheProxy { what });
     }
-    match pod.proxy {
+    match proxy {
         Proxy::Running => LiveChange::Apply,
         // It comes again when the proxy listens.
-        Proxy::Silent | Proxy::Absent => LiveChange::Nothing,
+        Proxy::Silent => LiveChange::Nothing,
     }
 }
 
@@ -191,9 +164,7 @@ impl RefusedChange {
     pub fn event_reason(&self) -> &'static str {
         match self {
             Self::Invalid(_) => "CaptureSettingsInvalid",
-            Self::Unknown | Self::OfTheProxy { .. } | Self::ProxyRuns(_) | Self::NoProxy => {
-                "CaptureChangeNeedsRestart"
-            }
+            Self::OfTheProxy { .. } | Self::ProxyRuns(_) => "CaptureChangeNeedsRestart",
         }
     }
 }
@@ -202,9 +173,6 @@ impl fmt::Display for RefusedChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Invalid(why) => write!(f, "{why}; the rules of before stay in force"),
-            Self::Unknown => f.write_str(
-                "it is not known which settings the pod's rules were made from, so they stay as they are; delete the pod to apply the change",
-            ),
             Self::OfTheProxy { what } => write!(
                 f,
                 "{what} has changed, which a running proxy cannot follow; the rules of before stay in force; delete the pod to apply the change"
@@ -212,9 +180,6 @@ impl fmt::Display for RefusedChange {
             Self::ProxyRuns(why) => write!(
                 f,
                 "the pod is not to be captured any more ({why}), but its proxy runs; its rules stay in force; delete the pod to apply the change"
-            ),
-            Self::NoProxy => f.write_str(
-                "the pod is to be captured, but has no istio-proxy container, so its traffic would go nowhere; delete the pod, so that one is injected",
             ),
         }
     }

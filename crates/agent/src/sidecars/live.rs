@@ -7,7 +7,7 @@ use std::time::Instant;
 use applied::Origin;
 use capture::{Expected, Outside, PlanInputs, Reason, Settings, Skip, setting_changes};
 use facts::{Facts, Object, PodRef};
-use intent::live::{CaptureWish, InForce, LiveChange, LiveSidecar, LiveUpdates, Proxy, change};
+use intent::live::{CaptureWish, LiveChange, LiveSidecar, LiveUpdates, Proxy, change};
 use kernel::sockets::Sockets;
 use netns::Inside;
 use tokio::sync::OnceCell;
@@ -71,8 +71,8 @@ impl Sidecars {
         let (proxy, is_recorded) = self.proxy(pod, facts, &sandbox).await?;
         let in_force = match wish {
             // Rules that are ours alone as far as anybody knows are kept up, and only those that certainly are ours are taken away.
-            CaptureWish::LeftAlone(_) if !is_recorded => InForce::Nothing,
-            _ => InForce::Settings(in_force),
+            CaptureWish::LeftAlone(_) if !is_recorded => None,
+            _ => Some(in_force),
         };
         match change(&LiveSidecar { in_force, wanted: wish, proxy }, updates) {
             LiveChange::Apply => match wanted {
@@ -84,7 +84,7 @@ impl Sidecars {
                 Ok(())
             }
             LiveChange::Drain => self.end_capture(pod, facts, &sandbox, &reason).await,
-            LiveChange::Nothing | LiveChange::Repair | LiveChange::Forget => Ok(()),
+            LiveChange::Nothing => Ok(()),
         }
     }
 

@@ -17,7 +17,7 @@ fn refused(change: &LiveChange) -> &'static str {
 
 /// A captured pod whose proxy runs.
 fn captured<'a>(in_force: &'a Settings, wanted: CaptureWish<'a>) -> LiveSidecar<'a> {
-    LiveSidecar { in_force: InForce::Settings(in_force), wanted, proxy: Proxy::Running }
+    LiveSidecar { in_force: Some(in_force), wanted, proxy: Proxy::Running }
 }
 
 #[test]
@@ -98,69 +98,29 @@ fn what_a_running_proxy_cannot_follow_is_refused() {
 #[test]
 fn a_pod_that_is_to_be_left_alone_drains_only_where_that_is_wanted_or_nothing_can_suffer() {
     let old = Settings::default();
-    for in_force in [InForce::Settings(&old), InForce::Unknown] {
-        let wanted = CaptureWish::LeftAlone("label sidecar.istio.io/inject is false".to_owned());
-        let pod = |proxy| LiveSidecar { in_force, wanted: wanted.clone(), proxy };
-        assert_eq!(change(&pod(Proxy::Running), Off), LiveChange::Nothing);
-        assert_eq!(refused(&change(&pod(Proxy::Running), Safe)), "CaptureChangeNeedsRestart");
-        assert_eq!(change(&pod(Proxy::Running), On), LiveChange::Drain);
-        for proxy in [Proxy::Silent, Proxy::Absent] {
-            assert_eq!(
-                [Off, Safe, On].map(|updates| change(&pod(proxy), updates)),
-                [LiveChange::Nothing, LiveChange::Drain, LiveChange::Drain]
-            );
-        }
-    }
-}
-
-#[test]
-fn a_pod_without_a_proxy_is_never_captured() {
-    let settings = Settings::default();
-    for in_force in [InForce::Nothing, InForce::Unknown, InForce::Settings(&settings)] {
-        let pod = LiveSidecar { in_force, wanted: CaptureWish::Captured(&settings), proxy: Proxy::Absent };
-        for updates in LiveUpdates::ALL {
-            assert_eq!(change(&pod, updates), LiveChange::Refuse(RefusedChange::NoProxy));
-        }
-    }
-}
-
-#[test]
-fn a_pod_that_started_without_rules_is_repaired_when_its_proxy_listens() {
-    let settings = Settings::default();
-    let pod =
-        |proxy| LiveSidecar { in_force: InForce::Nothing, wanted: CaptureWish::Captured(&settings), proxy };
-    for updates in LiveUpdates::ALL {
-        assert_eq!(change(&pod(Proxy::Running), updates), LiveChange::Repair);
-        assert_eq!(change(&pod(Proxy::Silent), updates), LiveChange::Nothing);
-    }
+    let wanted = CaptureWish::LeftAlone("label sidecar.istio.io/inject is false".to_owned());
+    let pod = |proxy| LiveSidecar { in_force: Some(&old), wanted: wanted.clone(), proxy };
+    assert_eq!(change(&pod(Proxy::Running), Off), LiveChange::Nothing);
+    assert_eq!(refused(&change(&pod(Proxy::Running), Safe)), "CaptureChangeNeedsRestart");
+    assert_eq!(change(&pod(Proxy::Running), On), LiveChange::Drain);
+    assert_eq!(
+        [Off, Safe, On].map(|updates| change(&pod(Proxy::Silent), updates)),
+        [LiveChange::Nothing, LiveChange::Drain, LiveChange::Drain]
+    );
 }
 
 #[test]
 fn rules_of_which_no_record_says_that_they_are_ours_stay() {
-    let wanted = CaptureWish::LeftAlone("container istio-init".to_owned());
-    for proxy in [Proxy::Absent, Proxy::Silent, Proxy::Running] {
-        let pod = LiveSidecar { in_force: InForce::Nothing, wanted: wanted.clone(), proxy };
-        assert_eq!(LiveUpdates::ALL.map(|updates| change(&pod, updates)), [const { LiveChange::Nothing }; 3]);
-    }
-}
-
-#[test]
-fn a_change_of_settings_that_are_not_known_is_refused() {
     let settings = Settings::default();
-    let pod = LiveSidecar {
-        in_force: InForce::Unknown,
-        wanted: CaptureWish::Captured(&settings),
-        proxy: Proxy::Running,
-    };
-    assert_eq!(change(&pod, Off), LiveChange::Nothing);
-    assert_eq!(change(&pod, Safe), LiveChange::Refuse(RefusedChange::Unknown));
-}
-
-#[test]
-fn a_pod_that_has_ended_is_forgotten() {
-    let settings = Settings::default();
-    for updates in LiveUpdates::ALL {
-        assert_eq!(change(&captured(&settings, CaptureWish::Ended), updates), LiveChange::Forget);
+    let left_alone = CaptureWish::LeftAlone("container istio-init".to_owned());
+    for wanted in [left_alone, CaptureWish::Captured(&settings), CaptureWish::Invalid("x".to_owned())] {
+        for proxy in [Proxy::Silent, Proxy::Running] {
+            let pod = LiveSidecar { in_force: None, wanted: wanted.clone(), proxy };
+            assert_eq!(
+                LiveUpdates::ALL.map(|updates| change(&pod, updates)),
+                [const { LiveChange::Nothing }; 3]
+            );
+        }
     }
 }
 
