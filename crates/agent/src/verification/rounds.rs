@@ -89,7 +89,7 @@ impl PodVerifier {
                     (.., false) => "who changes rules",
                     (true, true, true) => return,
                 };
-                self.parts.log.warn(&format!("this kernel does not tell {lacks}"), &[]);
+                self.parts.log.warn(format!("this kernel does not tell {lacks}"), &[]);
             }
             // Without the rights, pods are counted as such.
             Ok(Err(error)) => {
@@ -99,7 +99,7 @@ impl PodVerifier {
                 );
             }
             Err(error) => {
-                self.parts.log.error("the look at what this kernel tells has panicked", &[("error", &error)])
+                self.parts.log.error("the look at what this kernel tells has panicked", &[("error", &error)]);
             }
         }
     }

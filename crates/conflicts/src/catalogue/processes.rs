@@ -60,7 +60,11 @@ fn is_application(
     match process {
         Some(process) => !process.proxy,
         None if view.proxy.uids.is_empty() => listener.container.is_some(),
-        None => !view.proxy.uids.contains(&listener.uid) && !(view.proxy.tproxy && listener.uid == 0),
+        None => {
+            let may_be_proxy =
+                view.proxy.uids.contains(&listener.uid) || (view.proxy.tproxy && listener.uid == 0);
+            !may_be_proxy
+        }
     }
 }
 

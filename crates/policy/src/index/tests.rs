@@ -165,7 +165,7 @@ impl Followed {
             };
             match set {
                 PeerSet::Pods(term) if self.world.selects(term, &owner) => {
-                    members.extend([PeerMember { address, port: None }])
+                    members.extend([PeerMember { address, port: None }]);
                 }
                 PeerSet::Ports(term, name, protocol)
                     if term.as_ref().is_none_or(|term| self.world.selects(term, &owner)) =>
@@ -173,7 +173,7 @@ impl Followed {
                     members.extend(ports(name, *protocol));
                 }
                 PeerSet::OwnPorts(name, protocol) if is_local(address) => {
-                    members.extend(ports(name, *protocol))
+                    members.extend(ports(name, *protocol));
                 }
                 _ => {}
             }

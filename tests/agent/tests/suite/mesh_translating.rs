@@ -144,7 +144,9 @@ fn works_whoever_came_first(nft: &str) {
     verify(&mesh);
     new.translate("-A");
     eventually("the new pod's rules follow", PATIENCE, || {
-        new.is_captured_but_for_its_own().and_then(|()| Ok(ensure!(new.has_two_steps())))
+        new.is_captured_but_for_its_own()?;
+        ensure!(new.has_two_steps());
+        Ok(())
     })
     .unwrap();
     // Nobody changed rules of ours.
@@ -159,7 +161,8 @@ fn works_whoever_came_first(nft: &str) {
     new.delete_ours(nft);
     eventually("the usual rules are back", PATIENCE, || {
         ensure!(!new.has_two_steps());
-        Ok(ensure!(new.reached("100.64.0.5:443")? == Some(ZTUNNEL)))
+        ensure!(new.reached("100.64.0.5:443")? == Some(ZTUNNEL));
+        Ok(())
     })
     .unwrap();
     assert!(running.has_two_steps());
