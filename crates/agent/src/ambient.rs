@@ -72,9 +72,8 @@ use members::MeshMembers;
 use metrics::Metrics;
 use record::Records;
 pub(crate) use socket::{EventSocket, MODE};
-use troubles::Troubles;
+use tell::Telling;
 use verified::Plans;
-use waiting::Waiting;
 
 /// How long to wait before another try at the node's namespace or the socket.
 const RETRY: Duration = Duration::from_secs(2);
@@ -130,20 +129,6 @@ struct Kept {
     facts: Arc<KeptFacts>,
 }
 
-/// What people hear.
-struct Telling {
-    health: Arc<Health>,
-    /// Where people read what is left of a mode that is off.
-    notices: Arc<Health>,
-    events: Arc<Events>,
-    /// Changes of running pods.
-    live: LiveNews,
-    /// Pods that should be in and are not.
-    troubles: Troubles,
-    /// Pods that wait for something of the node.
-    waiting: Waiting,
-}
-
 /// What happens once in this process's life.
 #[derive(Default)]
 struct Life {
@@ -187,7 +172,7 @@ impl Ambient {
             config,
             log,
             metrics,
-            health: notices,
+            health,
             cluster,
             manifests,
             writer,
@@ -198,9 +183,6 @@ impl Ambient {
             run_dir,
             facts,
         } = parts;
-        // A mode that is off makes no agent unready.
-        let health =
-            if config.is_off { Arc::new(Health::of(&[HealthPart::Ambient])) } else { notices.clone() };
         let members = Arc::new(MeshMembers::default());
         let (told, counted) = (log.clone(), metrics.clone());
         let ztunnels = Ztunnels::new(members.clone(), move |event| ztunnel_event(&told, &counted, &event));
@@ -212,6 +194,7 @@ impl Ambient {
         };
         let live =
             LiveNews::new(log.clone(), events.clone(), metrics.clone(), &capture::ambient::CAPTURE_KEYS);
+        let telling = Telling::new(&config, health, events, live);
         let ambient = Arc::new(Self {
             config: Arc::new(config),
             log,
@@ -235,14 +218,7 @@ impl Ambient {
                 under_way: Arc::default(),
             },
             kept,
-            telling: Telling {
-                health,
-                notices,
-                events,
-                live,
-                troubles: Troubles::default(),
-                waiting: Waiting::default(),
-            },
+            telling,
             life: Life::default(),
         });
         ambient.answer_members_and_metrics();

@@ -30,7 +30,7 @@ use telemetry::Scope;
 
 use crate::events::Events;
 use crate::health::{Health, HealthPart};
-use known::{Looked, Namespace, Resolved};
+use known::{ConflictsFound, NetnsConflicts, Resolved};
 use metrics::Metrics;
 pub(crate) use settings::restore;
 use told::ToldConflicts;
@@ -69,7 +69,7 @@ type ProcessesByNetns = Arc<HashMap<NetnsId, PodProcesses>>;
 /// Looks for conflicts, and knows those that were found.
 pub(crate) struct Conflicts {
     parts: ConflictParts,
-    known: Mutex<HashMap<NetnsId, Namespace>>,
+    known: Mutex<HashMap<NetnsId, NetnsConflicts>>,
     processes: Mutex<Option<(Instant, ProcessesByNetns)>>,
     told: ToldConflicts,
 }
@@ -172,14 +172,14 @@ impl Conflicts {
         &self,
         look: &ConflictLook<'_>,
         rules: Option<Fingerprint>,
-    ) -> Result<Looked, kernel::Error> {
+    ) -> Result<ConflictsFound, kernel::Error> {
         let examined = self.find(look)?;
         let Some(what) = self.resolve(look, &examined.conflicts)? else {
-            return Ok(Looked { examined, rules, resolved: None });
+            return Ok(ConflictsFound { examined, rules, resolved: None });
         };
         let rules = kernel::watch::fingerprint(look.inside).ok();
         let resolved = Some(Resolved { what, before: examined.conflicts });
-        Ok(Looked { examined: self.find(look)?, rules, resolved })
+        Ok(ConflictsFound { examined: self.find(look)?, rules, resolved })
     }
 
     fn find(&self, look: &ConflictLook<'_>) -> Result<Examined, kernel::Error> {
@@ -263,7 +263,7 @@ impl Conflicts {
     }
 
     /// Keeps what was found, and tells what is new.
-    fn note(&self, look: &ConflictLook<'_>, looked: Looked) -> usize {
+    fn note(&self, look: &ConflictLook<'_>, looked: ConflictsFound) -> usize {
         let mut known = self.known();
         let namespace = known.entry(look.inside.id()).or_default();
         let news = namespace.take(looked, look.writer.as_deref(), SystemTime::now());
@@ -329,7 +329,7 @@ impl Conflicts {
         processes
     }
 
-    fn known(&self) -> MutexGuard<'_, HashMap<NetnsId, Namespace>> {
+    fn known(&self) -> MutexGuard<'_, HashMap<NetnsId, NetnsConflicts>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

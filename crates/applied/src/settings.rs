@@ -14,7 +14,7 @@ use super::{Error, MAX_HEAD, Origin, RecordKey, head, list, name_of, parse_head,
 const MAX_FILES: usize = 4 << 10;
 
 /// Values by name below `/proc/sys`.
-pub type Settings = BTreeMap<String, String>;
+pub type SettingsBefore = BTreeMap<String, String>;
 
 /// Keeps the value of a setting that is about to change, unless one is kept already. The number of a namespace that is gone may be another one's: what
 /// another pod left is replaced.
@@ -39,8 +39,8 @@ pub fn remember(run_dir: &Path, origin: &Origin, name: &str, value: &str) -> Res
 
 /// What is kept of a pod's namespace; nothing where that cannot be read or believed.
 #[must_use]
-pub fn remembered(run_dir: &Path, netns: NetnsId, uid: &str) -> Settings {
-    let read = || -> Option<Settings> {
+pub fn remembered(run_dir: &Path, netns: NetnsId, uid: &str) -> SettingsBefore {
+    let read = || -> Option<SettingsBefore> {
         let name = name_of(RecordKey::Namespace(netns)).ok()?;
         let file = trusted::open(&run_dir.join(rundir::SETTINGS_DIR).join(name), Links::Refused).ok()?;
         let mut bytes = Vec::new();
@@ -82,16 +82,16 @@ mod tests {
             addresses: Vec::new(),
         };
         let all = |uid| remembered(dir.path(), netns, uid);
-        assert_eq!(all("1"), Settings::new());
+        assert_eq!(all("1"), SettingsBefore::new());
         for (name, value) in [("a", "1"), ("a", "2"), ("b", "32768 60999")] {
             remember(dir.path(), &origin("1"), name, value).unwrap();
         }
         assert_eq!(all("1"), [("a", "1"), ("b", "32768 60999")].map(|(a, b)| (a.into(), b.into())).into());
-        assert_eq!(all("2"), Settings::new(), "the namespace is another pod's now");
+        assert_eq!(all("2"), SettingsBefore::new(), "the namespace is another pod's now");
         remember(dir.path(), &origin("2"), "a", "0").unwrap();
         assert_eq!((all("1").len(), all("2").len()), (0, 1));
         forget(dir.path(), netns).unwrap();
         forget(dir.path(), netns).unwrap();
-        assert_eq!(all("2"), Settings::new());
+        assert_eq!(all("2"), SettingsBefore::new());
     }
 }

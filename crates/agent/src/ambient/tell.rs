@@ -7,11 +7,15 @@ use std::time::{Duration, Instant};
 use facts::PodRef;
 
 use super::Ambient;
+use super::config::AmbientConfig;
 use super::desired::Desired;
 use super::failure::AmbientFailure;
 use super::members::{Member, MemberState};
-use super::waiting::{WaitCause, WaitLine};
-use crate::health::{Notice, count_and_names};
+use super::troubles::Troubles;
+use super::waiting::{WaitCause, WaitLine, Waiting};
+use crate::events::Events;
+use crate::health::{Health, HealthPart, Notice, count_and_names};
+use crate::live::LiveNews;
 
 /// `reason` of the event about a pod that cannot be enrolled.
 const NOT_IN: &str = "AmbientEnrollmentFailed";
@@ -21,6 +25,34 @@ const NOT_OUT: &str = "AmbientRemovalFailed";
 const PARTLY_IN: &str = "AmbientPartialCapture";
 /// How often those that wait are looked at, while there are any.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// What people hear.
+pub(super) struct Telling {
+    pub(super) health: Arc<Health>,
+    /// Where people read what is left of a mode that is off.
+    pub(super) notices: Arc<Health>,
+    pub(super) events: Arc<Events>,
+    /// Changes of running pods.
+    pub(super) live: LiveNews,
+    /// Pods that should be in and are not.
+    pub(super) troubles: Troubles,
+    /// Pods that wait for something of the node.
+    pub(super) waiting: Waiting,
+}
+
+impl Telling {
+    pub(super) fn new(
+        config: &AmbientConfig,
+        notices: Arc<Health>,
+        events: Arc<Events>,
+        live: LiveNews,
+    ) -> Self {
+        // A mode that is off makes no agent unready.
+        let health =
+            if config.is_off { Arc::new(Health::of(&[HealthPart::Ambient])) } else { notices.clone() };
+        Self { health, notices, events, live, troubles: Troubles::default(), waiting: Waiting::default() }
+    }
+}
 
 impl Ambient {
     /// The log hears of each failure that is the pod's own, and of the number of pods where it is the node's. The pod's events hear of what

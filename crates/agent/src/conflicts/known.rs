@@ -20,7 +20,7 @@ const MOST: usize = 64;
 
 /// What is known of a namespace.
 #[derive(Debug, Default)]
-pub(super) struct Namespace {
+pub(super) struct NetnsConflicts {
     /// Whose it is; absent: the node's.
     pub(super) pod: Option<PodRef>,
     /// When it was first looked at, and last.
@@ -29,7 +29,7 @@ pub(super) struct Namespace {
     /// The rules that the last look began with, where it came to something.
     rules: Option<Fingerprint>,
     pub(super) routing_changed: bool,
-    pub(super) findings: Vec<Finding>,
+    pub(super) findings: Vec<KnownConflict>,
     pub(super) not_looked_at: Vec<String>,
     pub(super) limits: AttemptLimit,
     /// The same of settings.
@@ -40,7 +40,7 @@ pub(super) struct Namespace {
 
 /// A conflict, and when it was there.
 #[derive(Debug, Clone)]
-pub(super) struct Finding {
+pub(super) struct KnownConflict {
     pub(super) conflict: Conflict,
     pub(super) first_seen: SystemTime,
     pub(super) last_seen: SystemTime,
@@ -51,7 +51,7 @@ pub(super) struct Finding {
 
 /// What a look came to.
 #[derive(Debug, Default)]
-pub(super) struct Looked {
+pub(super) struct ConflictsFound {
     pub(super) examined: Examined,
     /// The rules before they were read; absent where the kernel did not tell.
     pub(super) rules: Option<Fingerprint>,
@@ -67,13 +67,13 @@ pub(super) struct Resolved {
 
 /// What a look changes of what is known.
 #[derive(Debug, Default)]
-pub(super) struct News {
+pub(super) struct ConflictNews {
     pub(super) found: Vec<Conflict>,
     /// What is gone after something was done about it.
     pub(super) resolved: Vec<Conflict>,
 }
 
-impl Namespace {
+impl NetnsConflicts {
     /// Whether nothing can have changed since the last look that came to something. Where it may have, a look begins now.
     pub(super) fn is_unchanged(
         &mut self,
@@ -98,9 +98,17 @@ impl Namespace {
     }
 
     /// Takes what a look came to. What is new in nf_tables is of whoever wrote there last.
-    pub(super) fn take(&mut self, looked: Looked, writer: Option<&str>, now: SystemTime) -> News {
-        let Looked { examined: Examined { conflicts: mut found, mut not_looked_at }, rules, resolved } =
-            looked;
+    pub(super) fn take(
+        &mut self,
+        looked: ConflictsFound,
+        writer: Option<&str>,
+        now: SystemTime,
+    ) -> ConflictNews {
+        let ConflictsFound {
+            examined: Examined { conflicts: mut found, mut not_looked_at },
+            rules,
+            resolved,
+        } = looked;
         if found.len() > MOST {
             found.truncate(MOST);
             not_looked_at.push(format!("more than the first {MOST} conflicts"));
@@ -112,7 +120,7 @@ impl Namespace {
         }
         let (what, before) = resolved.map_or((None, Vec::new()), |of| (Some(of.what), of.before));
         let culprit = |conflict: &Conflict| writer.filter(|_| is_of_nftables(conflict)).map(str::to_owned);
-        let mut news = News::default();
+        let mut news = ConflictNews::default();
         for conflict in before.iter().chain(&found) {
             if let Some(known) = self.findings.iter_mut().find(|known| is_same(&known.conflict, conflict)) {
                 known.last_seen = now;
@@ -125,7 +133,13 @@ impl Namespace {
             let gone = !is_there(conflict);
             let conflict = Conflict { culprit: culprit(conflict), ..conflict.clone() };
             news.found.push(conflict.clone());
-            self.findings.push(Finding { conflict, first_seen: now, last_seen: now, gone, resolved: None });
+            self.findings.push(KnownConflict {
+                conflict,
+                first_seen: now,
+                last_seen: now,
+                gone,
+                resolved: None,
+            });
         }
         for finding in self.findings.iter_mut().filter(|finding| finding.gone && what.is_some()) {
             if before.iter().any(|conflict| is_same(conflict, &finding.conflict)) {
@@ -198,16 +212,22 @@ mod tests {
         }
     }
 
-    fn looked(conflicts: Vec<Conflict>) -> Looked {
-        Looked { examined: Examined { conflicts, not_looked_at: Vec::new() }, ..Looked::default() }
+    fn looked(conflicts: Vec<Conflict>) -> ConflictsFound {
+        ConflictsFound {
+            examined: Examined { conflicts, not_looked_at: Vec::new() },
+            ..ConflictsFound::default()
+        }
     }
 
     #[test]
     fn only_what_is_gone_at_the_second_look_is_resolved() {
-        let (mut namespace, now) = (Namespace::default(), SystemTime::now());
+        let (mut namespace, now) = (NetnsConflicts::default(), SystemTime::now());
         let resolved = Resolved { what: "moved", before: vec![conflict("one"), conflict("two")] };
-        let news =
-            namespace.take(Looked { resolved: Some(resolved), ..looked(vec![conflict("two")]) }, None, now);
+        let news = namespace.take(
+            ConflictsFound { resolved: Some(resolved), ..looked(vec![conflict("two")]) },
+            None,
+            now,
+        );
         assert_eq!((news.found.len(), &news.resolved), (2, &vec![conflict("one")]));
         assert_eq!(namespace.errors(), 1);
         let of = |foreign: &str| namespace.findings.iter().find(|known| known.conflict.foreign == foreign);
@@ -217,7 +237,7 @@ mod tests {
 
     #[test]
     fn whoever_wrote_it_is_named_also_where_that_is_heard_after_the_look() {
-        let (mut namespace, now) = (Namespace::default(), SystemTime::now());
+        let (mut namespace, now) = (NetnsConflicts::default(), SystemTime::now());
         let rule = |table: &str| {
             let place = ConflictPlace { table: table.to_owned(), ..ConflictPlace::default() };
             Conflict { place, ..conflict("rule") }
@@ -237,13 +257,13 @@ mod tests {
 
     #[test]
     fn a_look_that_failed_leaves_what_was_known_and_is_done_again() {
-        let (mut namespace, start) = (Namespace::default(), Instant::now());
+        let (mut namespace, start) = (NetnsConflicts::default(), Instant::now());
         let pod = PodRef::named("shop", "web");
         let rules = Fingerprint::default();
         let late = start + SETTLED;
         assert!(!namespace.is_unchanged(Some(&pod), Some(&rules), start));
         assert!(!namespace.is_unchanged(Some(&pod), Some(&rules), late));
-        let found = Looked { rules: Some(rules.clone()), ..looked(vec![conflict("one")]) };
+        let found = ConflictsFound { rules: Some(rules.clone()), ..looked(vec![conflict("one")]) };
         namespace.take(found, None, SystemTime::now());
         assert!(namespace.is_unchanged(Some(&pod), Some(&rules), late));
         assert!(!namespace.is_unchanged(Some(&pod), None, late), "who cannot tell looks");

@@ -7,7 +7,7 @@ use ::conflicts::Conflict;
 use rundir::pods::{ConflictGap, ConflictReport, ConflictsReport};
 
 use super::Conflicts;
-use super::known::Finding;
+use super::known::KnownConflict;
 
 /// The longest text of an Event and a line: the API server takes 1024 bytes.
 const MAX_BYTES: usize = 1000;
@@ -49,7 +49,7 @@ impl Conflicts {
     }
 }
 
-fn of(finding: &Finding) -> ConflictReport {
+fn of(finding: &KnownConflict) -> ConflictReport {
     ConflictReport {
         resolved: finding.resolved.unwrap_or_default().to_owned(),
         first_seen: Some(seconds(finding.first_seen)),
