@@ -135,6 +135,16 @@ pub(crate) fn resident(agent: &Agent) -> Result<u64> {
     Ok(kib * 1024)
 }
 
+/// What the process has used, threads that have ended included: user and system time in its `stat`, in hundredths of a second (`USER_HZ`).
+pub(crate) fn processor_time(agent: &Agent) -> Result<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", agent.pid()))?;
+    // The name before may have anything in it.
+    let (_, fields) = stat.rsplit_once(')').context("no name")?;
+    let times = fields.split_whitespace().skip(11).take(2).map(str::parse::<u64>);
+    let hundredths = times.sum::<Result<u64, std::num::ParseIntError>>()?;
+    Ok(Duration::from_millis(hundredths * 10))
+}
+
 /// Time on a processor of each thread, which may end between two looks: the first number in its `schedstat`, in nanoseconds.
 fn processor_times(agent: &Agent) -> Result<HashMap<String, u64>> {
     let mut times = HashMap::new();

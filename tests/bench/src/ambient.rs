@@ -37,7 +37,7 @@ const MAKERS: usize = 4;
 /// How long anything here may take.
 const LONGEST: Duration = Duration::from_secs(60);
 /// A namespace of the cluster whose label changes.
-const BULK: &str = "bulk";
+pub(crate) const BULK: &str = "bulk";
 
 /// From the plugin's request to the answer: rules applied, ztunnel has acknowledged, addresses in the set.
 fn events(runs: usize, report: &mut Report) -> Result<()> {
@@ -101,7 +101,7 @@ fn announce_all(
 fn full_node(_: usize, report: &mut Report) -> Result<()> {
     let mesh = Mesh::new()?;
     mesh.node.api.set_namespace(BULK, &[]);
-    let pods = running_pods(&mesh)?;
+    let pods = running_pods(&mesh, PODS)?;
     let agent = limited(&mesh).ready()?;
     wait_for("the agent knows all pods", || Ok(agent.metric("istio_cni_pods")? as usize == PODS))?;
     let ztunnel = mesh.ztunnel()?;
@@ -164,8 +164,8 @@ fn limited(mesh: &Mesh) -> Launch<'_> {
     mesh.agent().behind(OPEN_FILES)
 }
 
-/// Namespaces, processes and objects of [`PODS`] pods.
-fn running_pods(mesh: &Mesh) -> Result<Vec<MeshPod>> {
+/// Namespaces, processes and objects of so many pods.
+pub(crate) fn running_pods(mesh: &Mesh, count: usize) -> Result<Vec<MeshPod>> {
     let one = |number: usize| -> Result<MeshPod> {
         let pod = mesh.running(BULK, &format!("web-{number}"), &[])?;
         let mut object = pod.object(&[], true);
@@ -173,7 +173,7 @@ fn running_pods(mesh: &Mesh) -> Result<Vec<MeshPod>> {
         mesh.node.api.set_pod(object);
         Ok(pod)
     };
-    let make = |maker: usize| -> Result<Vec<MeshPod>> { (maker..PODS).step_by(MAKERS).map(one).collect() };
+    let make = |maker: usize| -> Result<Vec<MeshPod>> { (maker..count).step_by(MAKERS).map(one).collect() };
     std::thread::scope(|scope| {
         let makers: Vec<_> = (0..MAKERS).map(|maker| scope.spawn(move || make(maker))).collect();
         let mut pods = Vec::new();
@@ -193,7 +193,7 @@ fn wait_annotated(mesh: &Mesh, pods: &[MeshPod]) -> Result<()> {
     })
 }
 
-fn wait_for(what: &str, done: impl Fn() -> Result<bool>) -> Result<()> {
+pub(crate) fn wait_for(what: &str, done: impl Fn() -> Result<bool>) -> Result<()> {
     // What fails is not waited for.
     eventually(what, LONGEST, || match done() {
         Ok(false) => bail!("it is not so"),

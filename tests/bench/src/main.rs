@@ -12,6 +12,7 @@ mod report;
 mod sample;
 mod traffic;
 mod verification;
+mod verified;
 
 use std::process::ExitCode;
 
@@ -42,8 +43,16 @@ fn run() -> Result<()> {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     let chosen = |name: &str| wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str()));
     // The peer first: a child counts with the memory of this process until it executes, and that grows.
-    let all =
-        [peer::ALL, measures::ALL, agent::ALL, ambient::ALL, traffic::ALL, verification::ALL, operator::ALL];
+    let all = [
+        peer::ALL,
+        measures::ALL,
+        agent::ALL,
+        ambient::ALL,
+        traffic::ALL,
+        verification::ALL,
+        verified::ALL,
+        operator::ALL,
+    ];
     for measure in all.into_iter().flatten().filter(|measure| chosen(measure.name)) {
         eprintln!("… {}", measure.name);
         (measure.run)(runs, &mut report).with_context(|| measure.name)?;

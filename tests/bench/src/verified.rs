@@ -1,0 +1,218 @@
+//! What it costs an agent to verify a full node, and how soon it puts right what somebody has changed there.
+
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use capture::ambient::plan_of_everything;
+use kernel::nft::Nftables;
+use kernel::{KeptSockets, RuleStore};
+use netns::Netns;
+use ruleset::Backend;
+use testkit::mesh::{MODE, Mesh, MeshPod};
+use testkit::{Agent, Launch};
+
+use crate::agent::{SETTLE, processor_time, resident};
+use crate::ambient::{BULK, running_pods, wait_for};
+use crate::measures::Measure;
+use crate::report::Report;
+use crate::sample::Samples;
+
+pub(crate) const ALL: &[Measure] = &[
+    Measure { name: "verification of a node of 250 pods, nf_tables", run: nf_tables },
+    Measure { name: "verification of a node of 250 pods, iptables-legacy", run: legacy },
+];
+
+const PODS: usize = 250;
+/// How many of them lose their rules at once.
+const AT_ONCE: usize = 50;
+/// How long the agent is watched. It looks at each pod in every second of it, and compares in full in one of ten.
+const WATCHED: Duration = Duration::from_secs(10);
+/// How often pods are looked at by default, and those of the largest nodes.
+const USUAL: Duration = Duration::from_secs(30);
+const SELDOM: Duration = Duration::from_secs(60);
+/// Sockets of each namespace, so that what the machine does besides does not count.
+const COPIES: usize = 8;
+
+fn nf_tables(_: usize, report: &mut Report) -> Result<()> {
+    // Without descriptors for sockets each look is a full comparison.
+    let without = verified(
+        &node()?.0,
+        |agent| agent.env("VERIFY_INTERVAL", "30s").behind(&["prlimit", "--nofile=600"]),
+        |_, _| Ok(()),
+    )?;
+    let (mesh, pods) = node()?;
+    let with = verified(
+        &mesh,
+        |agent| agent,
+        |agent, spent| {
+            shares(report, "nf_tables", spent, 0.001)?;
+            drift(agent, &pods, report)
+        },
+    )?;
+    let sockets = kernel_memory(&pods)?;
+    let most = 3_000_000;
+    report.size("verification: memory of the kernel for the sockets of 250 pods", sockets, most);
+    let all = with.saturating_sub(without) + sockets;
+    report.size("verification: memory, agent and kernel, beside 250 pods without sockets", all, most);
+    Ok(())
+}
+
+/// With tables of the legacy variant, which are hashed at each look.
+fn legacy(_: usize, report: &mut Report) -> Result<()> {
+    let (mesh, pods) = node()?;
+    for pod in &pods {
+        for program in ["iptables-legacy", "ip6tables-legacy"] {
+            pod.netns.run(Command::new(program).args(["-t", "nat", "-L", "-n"]))?;
+        }
+    }
+    verified(
+        &mesh,
+        |agent| agent.env("NATIVE_NFTABLES", "false"),
+        |_, spent| shares(report, "iptables-legacy", spent, 0.003),
+    )?;
+    Ok(())
+}
+
+/// Pods of a namespace of the cluster that is not in the mesh yet.
+fn node() -> Result<(Mesh, Vec<MeshPod>)> {
+    let mesh = Mesh::new()?;
+    mesh.node.api.set_namespace(BULK, &[]);
+    let pods = running_pods(&mesh, PODS)?;
+    Ok((mesh, pods))
+}
+
+/// What a look at each pod costs, of a core, where there is one in so long.
+fn shares(report: &mut Report, backend: &str, Spent { floor, spent, looks }: Spent, most: f64) -> Result<()> {
+    ensure!(looks >= 2.0 * PODS as f64, "only {looks} looks");
+    ensure!(spent > floor, "what looks at nothing has used more: {floor:?}, {spent:?}");
+    let look = (spent - floor).as_secs_f64() / looks;
+    let share = |pods: f64, interval: Duration| look * pods / interval.as_secs_f64();
+    let text =
+        format!("verification: the same agent in {WATCHED:?} without pods in the mesh, CPU, {backend}");
+    report.time(&text, floor, None);
+    report.share(
+        &format!("verification: 250 pods each 30 s, of a core, {backend}"),
+        share(250.0, USUAL),
+        most,
+    );
+    report.share(
+        &format!("verification: 5,000 pods each 60 s, of a core, by what 250 cost, {backend}"),
+        share(5_000.0, SELDOM),
+        0.02,
+    );
+    Ok(())
+}
+
+/// What an agent has used while it looked at nothing, and in the same time with so many looks at pods.
+struct Spent {
+    floor: Duration,
+    spent: Duration,
+    looks: f64,
+}
+
+/// An agent that has looked at nothing for a while, then at all pods for as long; gives its memory then. `then` gets what it has used in both.
+fn verified(
+    mesh: &Mesh,
+    change: impl FnOnce(Launch<'_>) -> Launch<'_>,
+    then: impl FnOnce(&Agent, Spent) -> Result<()>,
+) -> Result<u64> {
+    let launch = mesh.agent().env("VERIFY_INTERVAL", "1s").env("VERIFY_FULL_INTERVAL", "10s");
+    let agent = change(launch).ready()?;
+    let _ztunnel = mesh.ztunnel()?;
+    wait_for("the agent knows all pods", || Ok(agent.metric("istio_cni_pods")? as usize == PODS))?;
+    let floor = used_in_a_while(&agent)?;
+    mesh.node.api.set_namespace(BULK, &[(MODE, "ambient")]);
+    wait_for("all pods are verified", || Ok(agent.metric(VERIFIED)? as usize == PODS))
+        .with_context(|| agent.log().text())?;
+    let before = looks(&agent)?;
+    let spent = used_in_a_while(&agent)?;
+    // Those while it settled do not count.
+    let share = WATCHED.as_secs_f64() / (WATCHED + SETTLE).as_secs_f64();
+    let looks = (looks(&agent)? - before) * share;
+    let resident = resident(&agent)?;
+    then(&agent, Spent { floor, spent, looks })?;
+    Ok(resident)
+}
+
+const VERIFIED: &str = "istio_cni_pods_verified{mode=\"ambient\"}";
+
+fn looks(agent: &Agent) -> Result<f64> {
+    let of = |layer: &str| {
+        agent.metric(&format!("istio_cni_verifications_total{{layer=\"{layer}\",result=\"equal\"}}"))
+    };
+    Ok(of("cheap")? + of("full")?)
+}
+
+fn used_in_a_while(agent: &Agent) -> Result<Duration> {
+    std::thread::sleep(SETTLE);
+    let before = processor_time(agent)?;
+    std::thread::sleep(WATCHED);
+    Ok(processor_time(agent)?.saturating_sub(before))
+}
+
+/// The rules of many pods go at once.
+fn drift(agent: &Agent, pods: &[MeshPod], report: &mut Report) -> Result<()> {
+    let mut samples = Samples::default();
+    for pods in pods.chunks_exact(AT_ONCE) {
+        let open = |pod: &MeshPod| anyhow::Ok(KeptSockets::open(&Arc::new(Netns::open(pod.netns.path())?))?);
+        let mut sockets = pods.iter().map(open).collect::<Result<Vec<_>>>()?;
+        let plan = plan_of_everything(Backend::Nftables);
+        let mut gone = Vec::new();
+        for pod in pods {
+            pod.netns.enter(|inside| Nftables.cleanup(inside, &plan.layers))??;
+            gone.push(Some(Instant::now()));
+        }
+        wait_for_all(&mut sockets, &mut gone, &mut samples)?;
+        wait_for("all pods are verified", || Ok(agent.metric(VERIFIED)? as usize == PODS))?;
+    }
+    report.time("verification: drift of 50 of 250 pods at once until repaired, p50", samples.median(), None);
+    report.time(
+        "verification: drift of 50 of 250 pods at once until repaired, p99",
+        samples.quantile(0.99),
+        Duration::from_millis(300),
+    );
+    Ok(())
+}
+
+/// Until somebody else has written in each namespace.
+fn wait_for_all(
+    sockets: &mut [KeptSockets],
+    gone: &mut [Option<Instant>],
+    samples: &mut Samples,
+) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(60);
+    while gone.iter().any(Option::is_some) {
+        ensure!(Instant::now() < end, "rules are not back");
+        for (sockets, gone) in sockets.iter_mut().zip(gone.iter_mut()) {
+            let noticed = sockets.take_events()?;
+            if let Some(since) = *gone
+                && noticed.commits.iter().any(|commit| !commit.is_own())
+            {
+                samples.push(since.elapsed());
+                *gone = None;
+            }
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+/// What the kernel needs for the sockets of all pods: `Slab` of proc(5).
+fn kernel_memory(pods: &[MeshPod]) -> Result<u64> {
+    let slab = || -> Result<u64> {
+        let text = std::fs::read_to_string("/proc/meminfo")?;
+        let line = text.lines().find_map(|line| line.strip_prefix("Slab:")).context("no Slab")?;
+        Ok(line.trim().trim_end_matches("kB").trim().parse::<u64>()? * 1024)
+    };
+    let mut kept = Vec::with_capacity(COPIES * pods.len());
+    let before = slab()?;
+    for pod in pods {
+        let netns = Arc::new(Netns::open(pod.netns.path())?);
+        for _ in 0..COPIES {
+            kept.push(KeptSockets::open(&netns)?);
+        }
+    }
+    Ok(slab()?.saturating_sub(before) / COPIES as u64)
+}
