@@ -14,24 +14,24 @@ use testkit::{Agent, PATIENCE, PodCall, PodObject, TestNetns, eventually};
 
 const WORLD: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 /// Ports of servers in the world.
-const APP: u16 = 8080;
+pub(crate) const APP: u16 = 8080;
 const OTHER: u16 = 9090;
 const ANSWER: Duration = Duration::from_secs(5);
 /// After this time whatever follows a change has been done.
 const A_WHILE: Duration = Duration::from_millis(1500);
 const EXCLUDE: &str = "traffic.sidecar.istio.io/excludeOutboundPorts";
 /// `native_nftables` of both backends.
-const BACKENDS: [bool; 2] = [true, false];
+pub(crate) const BACKENDS: [bool; 2] = [true, false];
 
 /// A captured pod whose proxy answers everything itself, and a world around it.
-struct Scene {
+pub(crate) struct Scene {
     mesh: Mesh,
-    pod: MeshPod,
-    world: TestNetns,
+    pub(crate) pod: MeshPod,
+    pub(crate) world: TestNetns,
 }
 
 impl Scene {
-    fn new(native: bool, updates: &str, annotations: &[(&str, &str)]) -> (Self, Agent) {
+    pub(crate) fn new(native: bool, updates: &str, annotations: &[(&str, &str)]) -> (Self, Agent) {
         Self::with(native, updates, annotations, &[])
     }
 
@@ -94,7 +94,7 @@ impl Scene {
     }
 
     /// Changes labels or annotations of the pod as somebody does who edits it.
-    fn edit(&self, what: &str, name: &str, value: &str) {
+    pub(crate) fn edit(&self, what: &str, name: &str, value: &str) {
         let mut object = self.mesh.node.api.object(Resource::Pods, "default", "web").unwrap();
         object["metadata"][what][name] = Value::from(value);
         self.mesh.node.api.set_pod(object);
@@ -110,10 +110,7 @@ impl Scene {
     }
 
     fn open(&self, port: u16) -> TcpStream {
-        let to = SocketAddr::new(IpAddr::V4(WORLD), port);
-        let stream = self.pod.netns.enter(|_| TcpStream::connect_timeout(&to, ANSWER)).unwrap().unwrap();
-        stream.set_read_timeout(Some(ANSWER)).unwrap();
-        stream
+        connect(&self.pod.netns, SocketAddr::new(IpAddr::V4(WORLD), port))
     }
 
     /// Waits until new connections to a port are answered by whom; says how long that took.
@@ -128,7 +125,7 @@ impl Scene {
         began.elapsed()
     }
 
-    fn rules(&self) -> String {
+    pub(crate) fn rules(&self) -> String {
         let line = "(nft -s list ruleset; iptables-save) | sed '/^#/d'";
         self.pod.netns.run(Command::new("sh").args(["-ec", line])).unwrap()
     }
@@ -149,9 +146,15 @@ impl Scene {
     }
 }
 
+pub(crate) fn connect(from: &TestNetns, to: SocketAddr) -> TcpStream {
+    let stream = from.enter(|_| TcpStream::connect_timeout(&to, ANSWER)).unwrap().unwrap();
+    stream.set_read_timeout(Some(ANSWER)).unwrap();
+    stream
+}
+
 /// Who answers: `p` is the proxy, `s` a server of the world.
 #[track_caller]
-fn asked(mut stream: &TcpStream) -> char {
+pub(crate) fn asked(mut stream: &TcpStream) -> char {
     let mut heard = [0];
     stream.write_all(b"?").unwrap();
     stream.read_exact(&mut heard).unwrap();

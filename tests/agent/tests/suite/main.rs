@@ -13,6 +13,7 @@ mod joining;
 mod keeping;
 mod life;
 mod live;
+mod live_tproxy;
 mod logs;
 mod mesh;
 mod mesh_acts;
