@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use ::verification::{Due, Layer, VerificationState};
 use facts::PodRef;
-use kernel::watch::{EventSupport, Noticed};
+use kernel::watch::{EventSupport, Noticed, RulesetCommit};
 use netns::NetnsId;
+use ruleset::Backend;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -142,26 +143,36 @@ impl PodVerifier {
             self.parts.metrics.verification_events_lost();
         }
         sandboxes.change(number, |entry| {
-            let foreign = noticed.commits.iter().rfind(|commit| !commit.is_own());
-            let is_ours = entry.mode.is_at_work(&entry.pod.uid);
-            // One writer commits many times, and to look who it is costs more than to hear of it.
-            let is_known =
-                |pid: u32| pid != 0 && entry.writer.as_ref().is_some_and(|one| one.pid == Some(pid));
-            if let Some(commit) = foreign.filter(|commit| !is_ours && !is_known(commit.pid)) {
-                let index = self.parts.cluster.index();
-                let pod_of = |uid: &str| index.pods().find(|pod| pod.uid() == Some(uid));
-                let name = |uid: &str| pod_of(uid).map(|pod| pod.pod_ref().to_string());
-                let own = (&*entry.pod.uid, entry.target.netns.id());
-                entry.writer = Some(culprit::culprit(commit, &self.parts.proc_root, own, &name));
+            let is_at_work = entry.mode.is_at_work(&entry.pod.uid);
+            // Programs that we start commit as others do.
+            let is_certain = !is_at_work || entry.target.plan.backend == Backend::Nftables;
+            let is_foreign = noticed.commits.iter().any(|commit| !commit.is_own());
+            if is_certain {
+                self.note_writer(entry, &noticed.commits);
             }
-            match foreign.is_some() || noticed.routing {
+            match is_foreign || noticed.routing {
                 _ if noticed.lost => entry.notice(now),
-                true if !is_ours => entry.notice(now),
+                true if !is_at_work || (is_foreign && is_certain) => entry.notice(now),
                 // Somebody else may have been at work there, too: the next turn tells.
                 true => entry.full = None,
                 false => {}
             }
         });
+    }
+
+    /// Notes who of others committed last.
+    pub(super) fn note_writer(&self, entry: &mut VerifiedSandbox, commits: &[RulesetCommit]) {
+        let Some(commit) = commits.iter().rfind(|commit| !commit.is_own()) else { return };
+        // One writer commits many times, and to look who it is costs more than to hear of it.
+        let is_known =
+            entry.writer.as_ref().is_some_and(|one| commit.pid != 0 && one.pid == Some(commit.pid));
+        if !is_known {
+            let index = self.parts.cluster.index();
+            let pod_of = |uid: &str| index.pods().find(|pod| pod.uid() == Some(uid));
+            let name = |uid: &str| pod_of(uid).map(|pod| pod.pod_ref().to_string());
+            let own = (&*entry.pod.uid, entry.target.netns.id());
+            entry.writer = Some(culprit::culprit(commit, &self.parts.proc_root, own, &name));
+        }
     }
 
     /// What a sandbox's turn comes to: a full comparison, or nothing more.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use ::verification::{Culprit, DriftAction, Drifted, Layer, UnverifiableReason, VerificationState};
 use facts::PodRef;
 use netns::Inside;
+use ruleset::Backend;
 use telemetry::Scope;
 
 use super::entry::DriftStep;
@@ -116,15 +117,19 @@ impl PodVerifier {
         Some(found)
     }
 
-    /// What was told during a repair is the repair, and what it is not the comparison after it shows.
+    /// What was told during a repair is the repair, and what it is not the comparison after it shows. Who else committed meanwhile is noted where that
+    /// can be told: programs that we start commit as others do.
     fn skip_events(&self, number: u64) {
-        let kept = self.sandboxes().entries.get(&number).map(|entry| entry.kept.clone());
-        if let Some(mut kept) = kept.as_ref().and_then(|kept| kept.try_lock().ok())
-            && let Some(kept) = kept.as_mut()
-        {
+        let mut sandboxes = self.sandboxes();
+        sandboxes.change(number, |entry| {
             // One that fails is opened anew for the comparison.
-            let _ = kept.take_events();
-        }
+            let noticed = entry.kept.try_lock().ok().and_then(|mut kept| kept.as_mut()?.take_events().ok());
+            if let Some(noticed) = noticed
+                && entry.target.plan.backend == Backend::Nftables
+            {
+                self.note_writer(entry, &noticed.commits);
+            }
+        });
     }
 
     fn wait_for_events(&self, number: u64, kept: &super::look::SharedSockets) {
