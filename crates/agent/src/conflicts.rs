@@ -174,7 +174,12 @@ impl Conflicts {
         rules: Option<Fingerprint>,
     ) -> Result<ConflictsFound, kernel::Error> {
         let examined = self.find(look)?;
-        let Some(what) = self.resolve(look, &examined.conflicts)? else {
+        let done = self.resolve(look, &examined.conflicts).unwrap_or_else(|error| {
+            let text = format!("a conflict with rules of others is not resolved: {}", fault::chain(&error));
+            self.log(look, |labels| self.parts.log.warn(&text, labels));
+            None
+        });
+        let Some(what) = done else {
             return Ok(ConflictsFound { examined, rules, resolved: None });
         };
         let rules = kernel::watch::fingerprint(look.inside).ok();

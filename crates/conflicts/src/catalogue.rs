@@ -34,6 +34,8 @@ pub struct Examined {
     pub conflicts: Vec<Conflict>,
     /// What was not looked at, and why.
     pub not_looked_at: Vec<String>,
+    /// What cannot be seen from where the one who looks is, and why: no later look shows it.
+    pub out_of_sight: Vec<String>,
 }
 
 /// What is in the way of a plan in a namespace that has its rules, worst first.
@@ -75,6 +77,7 @@ pub fn examine(observed: &ObservedNetns, plan: &Plan) -> Examined {
 struct Found {
     conflicts: Vec<Conflict>,
     not_looked_at: Vec<String>,
+    out_of_sight: Vec<String>,
 }
 
 impl Found {
@@ -104,7 +107,8 @@ impl Found {
 
     fn sorted(mut self) -> Examined {
         self.conflicts.sort_by_key(|conflict| (std::cmp::Reverse(conflict.severity), conflict.id));
-        Examined { conflicts: self.conflicts, not_looked_at: self.not_looked_at }
+        let Self { conflicts, not_looked_at, out_of_sight } = self;
+        Examined { conflicts, not_looked_at, out_of_sight }
     }
 }
 

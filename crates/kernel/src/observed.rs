@@ -87,7 +87,7 @@ impl Kernel<'_> {
         let filters = match subject.scope {
             NetnsScope::Pod => filters::of_links(inside, &links),
             // Nearly every node has some.
-            NetnsScope::Node => LookedAt::Found(Vec::new()),
+            NetnsScope::Node => LookedAt::Not("filters of the node's own interfaces".to_owned()),
         };
         Ok(ObservedNetns {
             scope: subject.scope,

@@ -39,9 +39,12 @@ const NODE: [&str; 2] = ["istio-np-node-v4", "istio-np-node-v6"];
 pub struct CompiledPod {
     /// The rules.
     pub rules: Ruleset,
-    /// The names of the sets that follow pods, with what each means.
-    pub kept: Vec<(String, Family, Arc<PeerSet>)>,
+    /// The sets that follow pods.
+    pub kept: Vec<KeptSet>,
 }
+
+/// A set that follows pods: its name, the family of its members, and what it means.
+pub type KeptSet = (String, Family, Arc<PeerSet>);
 
 /// The rules for a pod in its own network namespace. `node` has the own node's addresses.
 pub fn compile_pod(

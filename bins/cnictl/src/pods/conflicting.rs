@@ -86,7 +86,7 @@ impl Viewer {
             not_looked_at: Vec::new(),
         };
         if node || select.is_everything() {
-            view.not_looked_at.push(ConflictGap { pod: None, text: NODE.to_owned() });
+            view.not_looked_at.push(ConflictGap { text: NODE.to_owned(), ..ConflictGap::default() });
         }
         if !node {
             let looked = self.look_deeply(select)?;
@@ -100,14 +100,15 @@ impl ConflictsView {
     fn add(&mut self, looked: LookedPod) {
         let pod = looked.report.pod();
         match looked.conflicts {
-            Some(PodConflicts { conflicts, not_looked_at }) => {
+            Some(PodConflicts { conflicts, not_looked_at, out_of_sight }) => {
                 self.conflicts.extend(conflicts);
-                let of_pod = |text| ConflictGap { pod: Some(pod.clone()), text };
-                self.not_looked_at.extend(not_looked_at.into_iter().map(of_pod));
+                let gap = |text, standing| ConflictGap { pod: Some(pod.clone()), text, standing };
+                self.not_looked_at.extend(not_looked_at.into_iter().map(|text| gap(text, false)));
+                self.not_looked_at.extend(out_of_sight.into_iter().map(|text| gap(text, true)));
             }
             None => {
                 let text = looked.report.problem;
-                self.not_looked_at.push(ConflictGap { pod: Some(pod), text });
+                self.not_looked_at.push(ConflictGap { pod: Some(pod), text, standing: false });
             }
         }
     }

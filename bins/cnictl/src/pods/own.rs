@@ -53,6 +53,8 @@ pub(crate) struct PodConflicts {
     pub(crate) conflicts: Vec<ConflictReport>,
     /// What could not be looked at, and why.
     pub(crate) not_looked_at: Vec<String>,
+    /// The same, where no later look will show it.
+    pub(crate) out_of_sight: Vec<String>,
 }
 
 /// All pods that are meant, and whether some are missing.
@@ -203,11 +205,12 @@ fn compare(
         }
     };
     let pod = report.pod();
-    let Examined { conflicts: found, not_looked_at } = match differences.iter().any(is_elsewhere) {
-        // What ours of the other variant do to a packet would be taken for what others do.
-        true => Examined { not_looked_at: vec![ELSEWHERE.to_owned()], ..Examined::default() },
-        false => conflicts::examine(&observed, &captured.plan),
-    };
+    let Examined { conflicts: found, not_looked_at, out_of_sight } =
+        match differences.iter().any(is_elsewhere) {
+            // What ours of the other variant do to a packet would be taken for what others do.
+            true => Examined { not_looked_at: vec![ELSEWHERE.to_owned()], ..Examined::default() },
+            false => conflicts::examine(&observed, &captured.plan),
+        };
     let of_pod = |conflict| ConflictReport { pod: Some(pod.clone()), ..ConflictReport::from(conflict) };
     let conflicts: Vec<ConflictReport> = found.into_iter().map(of_pod).collect();
     report.drift = texts(&differences);
@@ -221,7 +224,7 @@ fn compare(
     } else {
         as_planned(report, captured, &missing.unwrap_or_default());
     }
-    Some(PodConflicts { conflicts, not_looked_at })
+    Some(PodConflicts { conflicts, not_looked_at, out_of_sight })
 }
 
 /// The rules are there, and nothing of others is in their way.

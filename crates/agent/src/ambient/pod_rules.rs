@@ -115,7 +115,10 @@ impl Ambient {
                 let load =
                     |plan: &Plan| kernel.kernel().apply(inside, Choice::Only(backend), |_| plan.clone());
                 let mut applied = load(&plan);
+                let mut one_step = None;
                 if let (Err(error), true) = (&applied, translates) {
+                    let text = "rules before and after the pod's own translations cannot be loaded; a translation that comes first takes its packets past the mesh";
+                    one_step = Some(format!("{text}: {}", fault::chain(error)));
                     // Captured in one step is better than not at all.
                     (plan, translates) = (planner.without(error.is_backend_missing()), false);
                     applied = load(&plan);
@@ -125,6 +128,7 @@ impl Ambient {
                     spared = begun;
                     sparing.end(inside, applied.is_ok(), &mut spared);
                 }
+                spared.warnings.extend(one_step);
                 let applied = applied.map_err(|error| {
                     let process = holder::process(inside, &error, &proc_root);
                     AmbientFailure::Rules(InKernel::new(error, process))

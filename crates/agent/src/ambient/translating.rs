@@ -22,16 +22,20 @@ pub(super) struct PodPlanner {
     options: PodOptions,
     backend: Backend,
     /// What was known before.
-    translates: bool,
+    translated: bool,
     one_step: Arc<AtomicBool>,
 }
 
 impl PodPlanner {
     /// The plan, and whether it is that of a pod which translates. Where that cannot be asked it is what it was.
     pub(super) fn plan(&self, inside: &Inside) -> (Plan, bool) {
-        let now = others_translate(inside, &[no_rules()]).unwrap_or(self.translates);
-        let translates = now && !self.one_step.load(Ordering::Relaxed);
+        let translates = self.translates(inside);
         (self.of(translates), translates)
+    }
+
+    fn translates(&self, inside: &Inside) -> bool {
+        let now = others_translate(inside, &[no_rules()]).unwrap_or(self.translated);
+        now && !self.one_step.load(Ordering::Relaxed)
     }
 
     /// The plan that other pods have: it needs nothing more than ambient mode does. `is_missing`: the kernel lacks a part for good.
@@ -56,7 +60,7 @@ impl Ambient {
             node: self.node_options(member),
             options: member.options.clone(),
             backend: self.host()?.backend(),
-            translates: member.translates,
+            translated: member.translates,
             one_step: self.pods.plans.one_step.clone(),
         })
     }
@@ -81,7 +85,7 @@ impl Ambient {
 
     /// Looks whether a pod translates, in a namespace that is as planned. If that is new its rules are loaded anew.
     pub(super) fn look_for_translations(&self, inside: &Inside, member: &Member) {
-        let Ok((_, now)) = self.planner(member).map(|planner| planner.plan(inside)) else { return };
+        let Ok(now) = self.planner(member).map(|planner| planner.translates(inside)) else { return };
         if now != member.translates_now {
             self.pods.members.change(&member.key.uid, |member| member.translates_now = now);
         }

@@ -31,6 +31,8 @@ pub(super) struct NetnsConflicts {
     pub(super) routing_changed: bool,
     pub(super) findings: Vec<KnownConflict>,
     pub(super) not_looked_at: Vec<String>,
+    /// The same, where no later look will show it.
+    pub(super) out_of_sight: Vec<String>,
     pub(super) limits: AttemptLimit,
     /// The same of settings.
     pub(super) setting_limits: AttemptLimit,
@@ -105,7 +107,7 @@ impl NetnsConflicts {
         now: SystemTime,
     ) -> ConflictNews {
         let ConflictsFound {
-            examined: Examined { conflicts: mut found, mut not_looked_at },
+            examined: Examined { conflicts: mut found, mut not_looked_at, out_of_sight },
             rules,
             resolved,
         } = looked;
@@ -113,7 +115,7 @@ impl NetnsConflicts {
             found.truncate(MOST);
             not_looked_at.push(format!("more than the first {MOST} conflicts"));
         }
-        (self.rules, self.not_looked_at) = (rules, not_looked_at);
+        (self.rules, self.not_looked_at, self.out_of_sight) = (rules, not_looked_at, out_of_sight);
         let is_there = |conflict: &Conflict| found.iter().any(|there| is_same(there, conflict));
         for finding in &mut self.findings {
             finding.gone = !is_there(&finding.conflict);
@@ -214,7 +216,7 @@ mod tests {
 
     fn looked(conflicts: Vec<Conflict>) -> ConflictsFound {
         ConflictsFound {
-            examined: Examined { conflicts, not_looked_at: Vec::new() },
+            examined: Examined { conflicts, ..Examined::default() },
             ..ConflictsFound::default()
         }
     }

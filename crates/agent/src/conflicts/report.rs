@@ -40,10 +40,12 @@ impl Conflicts {
             for finding in &namespace.findings {
                 report.conflicts.push(ConflictReport { pod: namespace.pod.clone(), ..of(finding) });
             }
-            for text in &namespace.not_looked_at {
+            let gap = |text: &String, standing| {
                 let (pod, text) = (namespace.pod.clone(), text.clone());
-                report.not_looked_at.push(ConflictGap { pod, text });
-            }
+                ConflictGap { pod, text, standing }
+            };
+            report.not_looked_at.extend(namespace.not_looked_at.iter().map(|text| gap(text, false)));
+            report.not_looked_at.extend(namespace.out_of_sight.iter().map(|text| gap(text, true)));
         }
         report
     }

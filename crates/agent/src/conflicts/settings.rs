@@ -45,7 +45,11 @@ pub(super) fn set(
 pub(crate) fn restore(inside: &Inside, run_dir: &Path, uid: &str) -> Vec<String> {
     let netns = inside.id();
     let mut errors = Vec::new();
-    for (name, before) in settings::remembered(run_dir, netns, uid) {
+    let all = settings::remembered(run_dir, netns, uid);
+    if all.is_empty() {
+        return errors;
+    }
+    for (name, before) in all {
         let Resolution::Sysctl { name: known, value } = Resolution::LOOSE_REVERSE_PATH else { continue };
         let is_ours = || sysctl::read(inside, known).map(|now| now.as_deref() == Some(value));
         let restored = match name == known {

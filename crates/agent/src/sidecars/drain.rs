@@ -100,6 +100,7 @@ impl Sidecars {
         let (host, run_dir) = (roots.host, self.parts.run_dir.clone());
         let (origin, backends) = (origin(&facts.pod, &sandbox.netns), self.backends.clone());
         let PodSandbox { netns, inputs, plan, .. } = sandbox.clone();
+        let uid = pod.uid.clone();
         let remove = move || -> Result<(usize, Vec<String>), RulesFailure> {
             netns::find::belongs_to(&netns, host, &origin.addresses, &finder::addresses)?;
             let clear = |inside: &Inside| -> Result<(usize, Vec<String>), RulesFailure> {
@@ -109,7 +110,7 @@ impl Sidecars {
                 backends.kernel().cleanup(inside, &plan)?;
                 // An entry that stays is older than any rule that comes.
                 let _ = conntrack::forget(inside, &through.ports, |_| false);
-                Ok((ended, conflicts::restore(inside, &run_dir, &origin.uid)))
+                Ok((ended, conflicts::restore(inside, &run_dir, &uid)))
             };
             let cleared = netns.enter(clear)??;
             forget(&run_dir, &origin);

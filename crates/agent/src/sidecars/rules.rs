@@ -247,7 +247,7 @@ pub(super) fn keep(
     // The agent's own comes last: with that there is nothing left to write.
     let replaced = attachments(run_dir, origin)
         .and_then(|its| its.iter().try_for_each(|attachment| attachment.replace(&record, &inputs)));
-    let written = applied::write(run_dir, key, origin, &record, &inputs).and(replaced);
+    let written = replaced.and_then(|()| applied::write(run_dir, key, origin, &record, &inputs));
     written.err().map(|error| format!("CHECK will not know what was loaded into this pod: {error}"))
 }
 

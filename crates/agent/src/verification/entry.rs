@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use ::verification::{Culprit, Drifted, Permit, Relapses, UnverifiableReason, VerificationState};
 use facts::PodRef;
 use kernel::Difference;
+use ruleset::Backend;
 
 use super::census::is_without_rules;
 use super::look::SharedSockets;
@@ -124,6 +125,11 @@ impl VerifiedSandbox {
     pub(super) fn notice(&mut self, now: Duration) {
         let first = self.noticed.map_or(now, |(first, _)| first);
         self.noticed = Some((first, now));
+    }
+
+    /// Whether transactions of ours are told from those of others: programs that we start, for iptables, commit as others do.
+    pub(super) fn tells_ours(&self) -> bool {
+        self.target.plan.backend == Backend::Nftables && !self.known.drift.contains(&Drifted::OtherBackend)
     }
 
     /// It is not looked at before then.

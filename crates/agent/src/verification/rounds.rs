@@ -8,7 +8,6 @@ use ::verification::{Due, Layer, VerificationState};
 use facts::PodRef;
 use kernel::watch::{EventSupport, Noticed, RulesetCommit};
 use netns::NetnsId;
-use ruleset::Backend;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -144,8 +143,7 @@ impl PodVerifier {
         }
         sandboxes.change(number, |entry| {
             let is_at_work = entry.mode.is_at_work(&entry.pod.uid);
-            // Programs that we start commit as others do.
-            let is_certain = !is_at_work || entry.target.plan.backend == Backend::Nftables;
+            let is_certain = !is_at_work || entry.tells_ours();
             let is_foreign = noticed.commits.iter().any(|commit| !commit.is_own());
             if is_certain {
                 self.note_writer(entry, &noticed.commits);

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use ::verification::{Culprit, DriftAction, Drifted, Layer, UnverifiableReason, VerificationState};
 use facts::PodRef;
 use netns::Inside;
-use ruleset::Backend;
 use telemetry::Scope;
 
 use super::entry::DriftStep;
@@ -118,14 +117,14 @@ impl PodVerifier {
     }
 
     /// What was told during a repair is the repair, and what it is not the comparison after it shows. Who else committed meanwhile is noted where that
-    /// can be told: programs that we start commit as others do.
+    /// can be told.
     fn skip_events(&self, number: u64) {
         let mut sandboxes = self.sandboxes();
         sandboxes.change(number, |entry| {
             // One that fails is opened anew for the comparison.
             let noticed = entry.kept.try_lock().ok().and_then(|mut kept| kept.as_mut()?.take_events().ok());
             if let Some(noticed) = noticed
-                && entry.target.plan.backend == Backend::Nftables
+                && entry.tells_ours()
             {
                 self.note_writer(entry, &noticed.commits);
             }

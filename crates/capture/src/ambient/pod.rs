@@ -15,8 +15,8 @@ const OUTPUT: &str = "istio-output";
 /// What is left after the pod's own translations.
 const REST: &str = "istio-prerouting-late";
 const REST_BASE: &str = "prerouting-late";
-/// nat chains may have no lower priority (`nf_tables_chain_type` in net/netfilter/nft_chain_nat.c: above connection tracking): nothing that others
-/// attach comes before.
+/// nat chains may have no lower priority (`nf_tables_chain_type` in net/netfilter/nft_chain_nat.c: above connection tracking). What others
+/// attach there later comes before, which is a difference.
 const FIRST: i32 = -199;
 const LAST: i32 = i32::MAX;
 

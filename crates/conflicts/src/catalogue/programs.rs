@@ -8,22 +8,28 @@ use crate::{BpfProgram, Conflict, ConflictId, LookedAt, NetnsScope, Severity};
 const CILIUM: &str = "cil_";
 
 pub(super) fn find(view: &NetnsView<'_>, found: &mut Found) {
-    let all = [("connect(2)", &view.observed.programs), ("packets", &view.observed.filters)];
-    for (on, looked) in all {
-        match looked {
-            LookedAt::Found(programs) => {
-                programs.iter().for_each(|program| judge(view, program, found));
-            }
-            LookedAt::Not(why) => {
-                found.not_looked_at.push(format!("programs that the kernel runs on {on}: {why}"));
-            }
-        }
+    // Those of the node's own namespace are not asked for.
+    let is_pod = view.observed.scope == NetnsScope::Pod;
+    match &view.observed.programs {
+        LookedAt::Found(programs) => programs.iter().for_each(|program| judge(view, program, found)),
+        // A container does not see the control groups of others.
+        LookedAt::Not(why) if is_pod => found.out_of_sight.push(not_looked_at("connect(2)", why)),
+        LookedAt::Not(_) => {}
+    }
+    match &view.observed.filters {
+        LookedAt::Found(filters) => filters.iter().for_each(|filter| judge(view, filter, found)),
+        LookedAt::Not(why) if is_pod => found.not_looked_at.push(not_looked_at("packets", why)),
+        LookedAt::Not(_) => {}
     }
     let with_xdp = view.observed.links.iter().filter_map(|link| Some((link, link.xdp?)));
-    for (link, id) in with_xdp.filter(|_| view.observed.scope == NetnsScope::Pod) {
+    for (link, id) in with_xdp.filter(|_| is_pod) {
         let (attached, object) = ("xdp".to_owned(), link.name.clone());
         found.add(on_packets(&BpfProgram { attached, object, name: String::new(), id }));
     }
+}
+
+fn not_looked_at(on: &str, why: &str) -> String {
+    format!("programs that the kernel runs on {on}: {why}")
 }
 
 fn judge(view: &NetnsView<'_>, program: &BpfProgram, found: &mut Found) {

@@ -10,7 +10,7 @@ use facts::networkpolicy::{Entries, PolicyProtocol, Port};
 use ipnet::IpNet;
 use ruleset::{Action, Family, Key, KeyType, Match, Protocol, Rule, Set, Side};
 
-use super::{blocks, chain_name};
+use super::{KeptSet, blocks, chain_name};
 use crate::index::{PeerSet, PolicyClass, PolicyIndex};
 use crate::terms::{PeerTerm, PodTerm, PolicyTerms, RuleAction, RuleTerms, Section, TrafficDirection};
 
@@ -59,8 +59,8 @@ impl<'i> Compiler<'i> {
     }
 
     /// The sets that rules look into, and which of them follow pods.
-    pub(super) fn finish(self) -> (Vec<Set>, Vec<(String, Family, Arc<PeerSet>)>) {
-        let mut kept: Vec<(String, Family, Arc<PeerSet>)> = Vec::new();
+    pub(super) fn finish(self) -> (Vec<Set>, Vec<KeptSet>) {
+        let mut kept: Vec<KeptSet> = Vec::new();
         for (set, number) in self.kept {
             for family in [Family::V4, Family::V6] {
                 kept.push((kept_name(number, family), family, set.clone()));

@@ -130,6 +130,9 @@ pub struct ConflictGap {
     pub pod: Option<PodRef>,
     /// What, and why.
     pub text: String,
+    /// It cannot be seen from where the one who looks is: no later look shows it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub standing: bool,
 }
 
 /// Rules or settings of others that change what ours mean.
