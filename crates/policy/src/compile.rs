@@ -17,7 +17,7 @@ use ruleset::{
     Protocol, Rule, Ruleset, Set, Table, TableKind,
 };
 
-use crate::index::{PeerSet, PodClasses, PolicyIndex};
+use crate::index::{PeerSet, PodClasses, PolicyClass, PolicyIndex};
 use crate::terms::{Section, TrafficDirection};
 use rules::Compiler;
 
@@ -128,17 +128,13 @@ fn base_chain(direction: TrafficDirection, backend: Backend) -> Chain {
     Chain { name: hook.name().into(), base: Some(base), rules, leading: 0 }
 }
 
-/// The name of a section's chain.
-fn chain_name(direction: TrafficDirection, section: Section) -> Cow<'static, str> {
+/// The name of a section's chain. It says what the class means, so that chains of several classes stand beside one another.
+fn chain_name(class: &PolicyClass, section: Section) -> Cow<'static, str> {
     let section = match section {
-        Section::Admin => "admin",
-        Section::Tenant => "tenant",
-        Section::NetworkPolicy => "np",
-        Section::Baseline => "base",
+        Section::Admin => "a",
+        Section::Tenant => "t",
+        Section::NetworkPolicy => "n",
+        Section::Baseline => "b",
     };
-    let direction = match direction {
-        TrafficDirection::Egress => "out",
-        TrafficDirection::Ingress => "in",
-    };
-    format!("istio-np-{direction}-{section}").into()
+    format!("istio-np-{:016x}-{section}", class.hash()).into()
 }

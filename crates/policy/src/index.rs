@@ -198,6 +198,11 @@ impl PolicyIndex {
         self.sets.iter()
     }
 
+    /// A set that rules look into; nothing where there is no such set, or another one has its name in the kernel.
+    pub fn set(&self, set: &PeerSet) -> Option<&Arc<PeerSet>> {
+        self.sets.get(set)
+    }
+
     /// Finds the classes of all pods of a namespace anew, or of all.
     fn classify_all<W: World>(
         &mut self,

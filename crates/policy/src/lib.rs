@@ -11,6 +11,7 @@ pub mod cases;
 pub mod compile;
 mod flow;
 pub mod index;
+mod meaning;
 mod plain;
 pub mod terms;
 #[cfg(test)]

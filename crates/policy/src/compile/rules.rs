@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use facts::networkpolicy::{Entries, PolicyProtocol, Port};
@@ -17,8 +16,8 @@ use crate::terms::{PeerTerm, PodTerm, PolicyTerms, RuleAction, RuleTerms, Sectio
 /// What rules look into so far.
 pub(super) struct Compiler<'i> {
     index: &'i PolicyIndex,
-    /// Sets that follow pods, by the numbers in their names.
-    kept: BTreeMap<Arc<PeerSet>, usize>,
+    /// Sets that follow pods.
+    kept: BTreeSet<Arc<PeerSet>>,
     blocks: Vec<Set>,
 }
 
@@ -37,7 +36,7 @@ enum PeerPart<'t> {
 
 impl<'i> Compiler<'i> {
     pub(super) fn new(index: &'i PolicyIndex) -> Self {
-        Self { index, kept: BTreeMap::new(), blocks: Vec::new() }
+        Self { index, kept: BTreeSet::new(), blocks: Vec::new() }
     }
 
     /// The chains of a class, a section each, in order.
@@ -45,7 +44,7 @@ impl<'i> Compiler<'i> {
         let index = self.index;
         let mut chains = Vec::new();
         for section in class.policies.chunk_by(|one, other| one.section == other.section) {
-            let name = chain_name(class.direction, section[0].section);
+            let name = chain_name(class, section[0].section);
             let policies = section.iter().filter_map(|name| index.terms(name));
             let mut rules: Vec<Rule> =
                 policies.flat_map(|terms| self.policy(terms, class.direction)).collect();
@@ -61,9 +60,9 @@ impl<'i> Compiler<'i> {
     /// The sets that rules look into, and which of them follow pods.
     pub(super) fn finish(self) -> (Vec<Set>, Vec<KeptSet>) {
         let mut kept: Vec<KeptSet> = Vec::new();
-        for (set, number) in self.kept {
+        for set in self.kept {
             for family in [Family::V4, Family::V6] {
-                kept.push((kept_name(number, family), family, set.clone()));
+                kept.push((set.kernel_name(family), family, set.clone()));
             }
         }
         let sets = kept.iter().map(|(name, family, set)| Set::kept(name.clone(), key_type(set, *family)));
@@ -135,7 +134,7 @@ impl<'i> Compiler<'i> {
         let side = side(direction);
         match peer {
             PeerPart::Any => anything(),
-            PeerPart::Pods(term) => self.kept(PeerSet::Pods((*term).clone()), side),
+            PeerPart::Pods(term) => self.kept(&PeerSet::Pods((*term).clone()), side),
             PeerPart::Blocks(name, family) => {
                 vec![(Some(*family), vec![is_in(side, name.clone(), KeyType::Prefix(*family))])]
             }
@@ -158,27 +157,25 @@ impl<'i> Compiler<'i> {
                 (vec![(None, range(protocol(*of), *first, *last))], false)
             }
             (Some(Port::Named(of, name)), TrafficDirection::Ingress, _) => {
-                (self.kept(PeerSet::OwnPorts(name.clone(), *of), Side::Destination), false)
+                (self.kept(&PeerSet::OwnPorts(name.clone(), *of), Side::Destination), false)
             }
             (Some(Port::Named(of, name)), TrafficDirection::Egress, PeerPart::Pods(term)) => {
                 let set = PeerSet::Ports(Some((*term).clone()), name.clone(), *of);
-                (self.kept(set, Side::Destination), true)
+                (self.kept(&set, Side::Destination), true)
             }
             (Some(Port::Named(of, name)), TrafficDirection::Egress, _) => {
-                (self.kept(PeerSet::Ports(None, name.clone(), *of), Side::Destination), false)
+                (self.kept(&PeerSet::Ports(None, name.clone(), *of), Side::Destination), false)
             }
         }
     }
 
-    fn kept(&mut self, set: PeerSet, side: Side) -> Vec<Condition> {
-        let next = self.kept.len();
-        let set = Arc::new(set);
-        let number = *self.kept.entry(set.clone()).or_insert(next);
+    /// A packet is in a set; never, if the index does not have it.
+    fn kept(&mut self, set: &PeerSet, side: Side) -> Vec<Condition> {
+        let Some(set) = self.index.set(set).cloned() else { return Vec::new() };
+        self.kept.insert(set.clone());
         let families = [Family::V4, Family::V6].into_iter();
         families
-            .map(|family| {
-                (Some(family), vec![is_in(side, kept_name(number, family), key_type(&set, family))])
-            })
+            .map(|family| (Some(family), vec![is_in(side, set.kernel_name(family), key_type(&set, family))]))
             .collect()
     }
 }
@@ -201,11 +198,6 @@ fn is_in(side: Side, name: String, keys: KeyType) -> Match {
         Side::Source => Match::SourceIn { set: name.into(), keys, not: false },
         Side::Destination => Match::DestinationIn { set: name.into(), keys, not: false },
     }
-}
-
-fn kept_name(number: usize, family: Family) -> String {
-    let family = if family == Family::V4 { "v4" } else { "v6" };
-    format!("istio-np-s{number}-{family}")
 }
 
 fn key_type(set: &PeerSet, family: Family) -> KeyType {

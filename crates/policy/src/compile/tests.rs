@@ -1,3 +1,5 @@
+mod plain;
+
 use std::net::SocketAddr;
 
 use facts::networkpolicy::PolicyProtocol;

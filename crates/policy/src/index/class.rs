@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::meaning::Meaning;
 use crate::terms::{PolicyName, PolicyTerms, TrafficDirection};
 
 /// The policies that select pods in one direction. Pods that the same policies select share it.
@@ -20,6 +21,17 @@ pub struct PodClasses {
     pub egress: Option<Arc<PolicyClass>>,
     /// Of who may reach it.
     pub ingress: Option<Arc<PolicyClass>>,
+}
+
+// === impl PolicyClass ===
+
+impl PolicyClass {
+    /// For names in the kernel. The classes of one pod never have the same.
+    pub(crate) fn hash(&self) -> u64 {
+        let mut meaning = Meaning::of(3);
+        self.policies.iter().for_each(|policy| meaning.policy(policy));
+        (meaning.hash() & !1) | u64::from(self.direction == TrafficDirection::Ingress)
+    }
 }
 
 // === impl PodClasses ===

@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 use facts::Selector;
 use facts::networkpolicy::{Entries, PolicyProtocol, Port};
+use ruleset::Family;
 
 use super::PolicyEffect;
 use super::anchors::{self, Anchors};
+use crate::meaning::Meaning;
 use crate::terms::{NamespaceTerm, PeerTerm, PodTerm, PolicyTerms, RuleTerms, TrafficDirection};
 use crate::world::{PolicyPod, World};
 
@@ -36,6 +38,10 @@ pub struct PeerMember {
 #[derive(Debug, Default)]
 pub(super) struct PeerSets {
     numbers: HashMap<Arc<PeerSet>, u32>,
+    /// Whose the names in the kernel are, by their hashes.
+    names: HashMap<u64, u32>,
+    /// Sets that are not there because others have their names, and places of rules that would look into each.
+    refused: HashMap<PeerSet, usize>,
     slots: Vec<Option<Slot>>,
     free: Vec<u32>,
     anchors: Anchors,
@@ -50,6 +56,7 @@ pub(super) struct PeerSets {
 #[derive(Debug)]
 struct Slot {
     set: Arc<PeerSet>,
+    name: u64,
     /// Places of rules that look into it.
     uses: usize,
     members: BTreeSet<PeerMember>,
@@ -108,6 +115,27 @@ fn of_rule<'t>(rule: &'t RuleTerms, direction: TrafficDirection, found: &mut Vec
 // === impl PeerSet ===
 
 impl PeerSet {
+    /// Its name in the kernel, of its members of a family. It says what the set means: one that means something else has another name.
+    pub fn kernel_name(&self, family: Family) -> String {
+        let family = if family == Family::V4 { "v4" } else { "v6" };
+        format!("istio-np-{:016x}-{family}", self.hash())
+    }
+
+    fn hash(&self) -> u64 {
+        let (kind, named) = match self {
+            Self::Pods(_) => (0, None),
+            Self::Ports(_, name, protocol) => (1, Some((name, protocol))),
+            Self::OwnPorts(name, protocol) => (2, Some((name, protocol))),
+        };
+        let mut meaning = Meaning::of(kind);
+        meaning.pods(self.term());
+        if let Some((name, protocol)) = named {
+            meaning.text(name);
+            meaning.protocol(*protocol);
+        }
+        meaning.hash()
+    }
+
     /// The pods that it is about, other than all of them.
     fn term(&self) -> Option<&PodTerm> {
         match self {
@@ -131,7 +159,7 @@ impl PeerSet {
 // === impl PeerSets ===
 
 impl PeerSets {
-    /// One more rule looks into each of these.
+    /// One more rule looks into each of these. One whose name another one has in the kernel is not taken: who is in it would be in the other one.
     pub(super) fn take<W: World>(
         &mut self,
         world: &W,
@@ -145,7 +173,12 @@ impl PeerSets {
                 slot.uses += 1;
                 continue;
             }
-            let number = self.insert(Arc::new(set));
+            let name = set.hash();
+            if self.names.contains_key(&name) || self.refused.contains_key(&set) {
+                *self.refused.entry(set).or_default() += 1;
+                continue;
+            }
+            let number = self.insert(Arc::new(set), name);
             self.fill(world, number);
             if let Some(Slot { set, members, .. }) = &self.slots[number as usize] {
                 effects.push(PolicyEffect::SetAppears(set.clone(), members.iter().copied().collect()));
@@ -156,20 +189,33 @@ impl PeerSets {
     /// One rule less looks into each of these.
     pub(super) fn release(&mut self, released: Vec<PeerSet>, effects: &mut Vec<PolicyEffect>) {
         for set in released {
-            let Some(&number) = self.numbers.get(&set) else { continue };
+            let Some(&number) = self.numbers.get(&set) else {
+                self.release_refused(&set);
+                continue;
+            };
             let Some(slot) = self.slots[number as usize].as_mut() else { continue };
             slot.uses -= 1;
             if slot.uses > 0 {
                 continue;
             }
-            if let Some(Slot { set, members, .. }) = self.slots[number as usize].take() {
+            if let Some(Slot { set, name, members, .. }) = self.slots[number as usize].take() {
                 self.anchor(&set, number, false);
                 for member in members {
                     self.hold(member.address, number, false);
                 }
                 self.numbers.remove(&set);
+                self.names.remove(&name);
                 self.free.push(number);
                 effects.push(PolicyEffect::SetGoes(set));
+            }
+        }
+    }
+
+    fn release_refused(&mut self, set: &PeerSet) {
+        if let Some(uses) = self.refused.get_mut(set) {
+            *uses -= 1;
+            if *uses == 0 {
+                self.refused.remove(set);
             }
         }
     }
@@ -229,6 +275,11 @@ impl PeerSets {
         self.anchors.labelled > 0
     }
 
+    /// A set that is needed.
+    pub(super) fn get(&self, set: &PeerSet) -> Option<&Arc<PeerSet>> {
+        self.numbers.get_key_value(set).map(|(set, _)| set)
+    }
+
     pub(super) fn iter(
         &self,
     ) -> impl Iterator<Item = (&Arc<PeerSet>, impl Iterator<Item = PeerMember> + '_)> {
@@ -246,8 +297,8 @@ impl PeerSets {
         found
     }
 
-    fn insert(&mut self, set: Arc<PeerSet>) -> u32 {
-        let slot = Some(Slot { set: set.clone(), uses: 1, members: BTreeSet::new() });
+    fn insert(&mut self, set: Arc<PeerSet>, name: u64) -> u32 {
+        let slot = Some(Slot { set: set.clone(), name, uses: 1, members: BTreeSet::new() });
         let number = if let Some(number) = self.free.pop() {
             self.slots[number as usize] = slot;
             number
@@ -257,6 +308,7 @@ impl PeerSets {
             u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
         };
         self.anchor(&set, number, true);
+        self.names.insert(name, number);
         self.numbers.insert(set, number);
         number
     }
@@ -327,5 +379,30 @@ fn meant_namespaces<'a, W: World>(world: &'a W, term: Option<&'a PodTerm>) -> Ve
             };
             world.namespaces().filter(is_meant).collect()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::PlainWorld;
+
+    /// Nobody finds two sets with one name within a test, so that one is given the other's.
+    #[test]
+    fn of_two_sets_with_one_name_in_the_kernel_the_second_is_not_there() {
+        let set = |name: &str| PeerSet::OwnPorts(name.into(), PolicyProtocol::Tcp);
+        let (mut sets, mut effects, world) = (PeerSets::default(), Vec::new(), PlainWorld::default());
+        sets.take(&world, [set("a")], &mut effects);
+        sets.names.insert(set("b").hash(), 0);
+        sets.take(&world, [set("b"), set("c")], &mut effects);
+        let there = |sets: &PeerSets| ["a", "b", "c"].map(|name| sets.get(&set(name)).is_some());
+        assert_eq!((there(&sets), effects.len()), ([true, false, true], 2));
+        sets.release(vec![set("a")], &mut effects);
+        sets.names.remove(&set("b").hash());
+        sets.take(&world, [set("b")], &mut effects);
+        assert_eq!((there(&sets), effects.len()), ([false, false, true], 3), "rules go by its absence");
+        sets.release(vec![set("b"), set("b")], &mut effects);
+        sets.take(&world, [set("b")], &mut effects);
+        assert_eq!((there(&sets), effects.len()), ([false, true, true], 4));
     }
 }
