@@ -4,6 +4,8 @@
 //! the next one. Sets that follow pods are kept by whoever applies the index's effects; blocks are part of the rules.
 
 mod blocks;
+mod left;
+mod parts;
 mod rules;
 #[cfg(test)]
 mod tests;
@@ -19,6 +21,7 @@ use ruleset::{
 
 use crate::index::{PeerSet, PodClasses, PolicyClass, PolicyIndex};
 use crate::terms::{Section, TrafficDirection};
+pub use left::{LeftOut, LeftOutReason};
 use rules::Compiler;
 
 /// The owner of the rules.
@@ -31,6 +34,11 @@ const EGRESS_PRIORITY: i32 = 95;
 
 const KNOWN_CHAINS: &[KnownChain] = &[KnownChain::beginning(TableKind::Mangle, "istio-np-")];
 
+/// The most rules of the policies of a direction that a packet meets, and the most that there are of them.
+const MAX_CLASS_RULES: usize = 32_768;
+/// The most prefixes that the blocks of a direction's policies become.
+const MAX_CLASS_PREFIXES: usize = 65_536;
+
 /// The set of the own node's addresses.
 const NODE: [&str; 2] = ["istio-np-node-v4", "istio-np-node-v6"];
 
@@ -41,6 +49,8 @@ pub struct CompiledPod {
     pub rules: Ruleset,
     /// The sets that follow pods.
     pub kept: Vec<KeptSet>,
+    /// What the policies say and the rules do not.
+    pub left_out: Vec<LeftOut>,
 }
 
 /// A set that follows pods: its name, the family of its members, and what it means.
@@ -54,7 +64,7 @@ pub fn compile_pod(
     backend: Backend,
 ) -> CompiledPod {
     let mut compiler = Compiler::new(index);
-    let (mut chains, mut sections) = (Vec::new(), Vec::new());
+    let (mut chains, mut regular) = (Vec::new(), Vec::new());
     for direction in [TrafficDirection::Egress, TrafficDirection::Ingress] {
         let class = match direction {
             TrafficDirection::Egress => &classes.egress,
@@ -62,24 +72,25 @@ pub fn compile_pod(
         };
         let Some(class) = class else { continue };
         let mut base = base_chain(direction, backend);
-        for (name, rules) in compiler.class(class) {
+        let (sections, apart) = compiler.class(class);
+        for section in &sections {
             let why = format!("{direction} policies of the pod");
-            base.rules.push(Rule::new(Vec::new(), Action::Jump(name.clone()), why));
-            sections.push(Chain { name, base: None, rules, leading: 0 });
+            base.rules.push(Rule::new(Vec::new(), Action::Jump(section.name.clone()), why));
         }
+        regular.extend(sections.into_iter().chain(apart));
         // What goes on after this is allowed.
         base.leading = base.rules.len();
         chains.push(base);
     }
-    chains.extend(sections);
-    let (mut sets, kept) = compiler.finish();
+    chains.extend(regular);
+    let (mut sets, kept, left_out) = compiler.finish();
     if classes.ingress.is_some() {
         sets.extend(node_sets(node));
     }
     let tables =
         if chains.is_empty() { Vec::new() } else { vec![Table { kind: TableKind::Mangle, sets, chains }] };
     let rules = Ruleset { owner: POLICY_OWNER.into(), known_chains: KNOWN_CHAINS.into(), ipv6: true, tables };
-    CompiledPod { rules, kept }
+    CompiledPod { rules, kept, left_out }
 }
 
 fn node_sets(node: &[IpAddr]) -> impl Iterator<Item = Set> + '_ {
@@ -137,4 +148,13 @@ fn chain_name(class: &PolicyClass, section: Section) -> Cow<'static, str> {
         Section::Baseline => "b",
     };
     format!("istio-np-{:016x}-{section}", class.hash()).into()
+}
+
+/// The name of a chain of a rule, by its number among those of its class.
+fn rule_chain_name(class: &PolicyClass, number: usize) -> Cow<'static, str> {
+    // Each has at least two rules that a packet may meet, so that three digits are enough.
+    const { assert!(MAX_CLASS_RULES / 2 < 36 * 36 * 36) };
+    let number = u32::try_from(number).unwrap_or(u32::MAX);
+    let digit = |of: u32| char::from_digit(number / of % 36, 36).unwrap_or('0');
+    format!("istio-np-{:016x}{}{}{}", class.hash(), digit(36 * 36), digit(36), digit(1)).into()
 }

@@ -2,16 +2,17 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
-
 use std::sync::Arc;
 
-use facts::networkpolicy::{Entries, PolicyProtocol, Port};
-use ipnet::IpNet;
-use ruleset::{Action, Family, Key, KeyType, Match, Protocol, Rule, Set, Side};
+use facts::networkpolicy::{PolicyProtocol, Port};
+use ruleset::nft::COMMENT_MAX;
+use ruleset::{Action, Chain, Family, Key, KeyType, Match, Protocol, Rule, Set, Side};
 
-use super::{KeptSet, blocks, chain_name};
+use super::left::{LeftOut, LeftOutReason};
+use super::parts::{PeerParts, PortParts};
+use super::{KeptSet, MAX_CLASS_PREFIXES, MAX_CLASS_RULES, chain_name, rule_chain_name};
 use crate::index::{PeerSet, PolicyClass, PolicyIndex};
-use crate::terms::{PeerTerm, PodTerm, PolicyTerms, RuleAction, RuleTerms, Section, TrafficDirection};
+use crate::terms::{PodTerm, PolicyName, PolicyTerms, RuleAction, RuleTerms, Section, TrafficDirection};
 
 /// What rules look into so far.
 pub(super) struct Compiler<'i> {
@@ -19,46 +20,61 @@ pub(super) struct Compiler<'i> {
     /// Sets that follow pods.
     kept: BTreeSet<Arc<PeerSet>>,
     blocks: Vec<Set>,
+    left_out: Vec<LeftOut>,
+}
+
+/// The rules of a class so far.
+struct ClassRules<'c> {
+    class: &'c PolicyClass,
+    /// Chains of rules that have several peers and ports.
+    apart: Vec<Chain>,
+    /// How many rules a packet may meet beside those that there are.
+    rules: usize,
+    prefixes: usize,
+}
+
+/// A rule of a policy that is about to be written.
+struct Place {
+    direction: TrafficDirection,
+    action: RuleAction,
+    why: String,
+    /// What is not written of it.
+    left_out: BTreeSet<LeftOutReason>,
 }
 
 /// A condition of a rule on one side, for a family or for both.
 type Condition = (Option<Family>, Vec<Match>);
 
-/// Some of a rule's peers.
-enum PeerPart<'t> {
-    Any,
-    Pods(&'t PodTerm),
-    /// All of its blocks of a family, by the name of their set.
-    Blocks(String, Family),
-}
-
 // === impl Compiler ===
 
 impl<'i> Compiler<'i> {
     pub(super) fn new(index: &'i PolicyIndex) -> Self {
-        Self { index, kept: BTreeSet::new(), blocks: Vec::new() }
+        Self { index, kept: BTreeSet::new(), blocks: Vec::new(), left_out: Vec::new() }
     }
 
-    /// The chains of a class, a section each, in order.
-    pub(super) fn class(&mut self, class: &PolicyClass) -> Vec<(Cow<'static, str>, Vec<Rule>)> {
+    /// The chains of a class, a section each, in order; and chains that these jump to.
+    pub(super) fn class(&mut self, class: &PolicyClass) -> (Vec<Chain>, Vec<Chain>) {
         let index = self.index;
+        let (rules, prefixes) = (MAX_CLASS_RULES, MAX_CLASS_PREFIXES);
+        let mut known = ClassRules { class, apart: Vec::new(), rules, prefixes };
         let mut chains = Vec::new();
         for section in class.policies.chunk_by(|one, other| one.section == other.section) {
             let name = chain_name(class, section[0].section);
-            let policies = section.iter().filter_map(|name| index.terms(name));
-            let mut rules: Vec<Rule> =
-                policies.flat_map(|terms| self.policy(terms, class.direction)).collect();
+            let mut rules = Vec::new();
+            for terms in section.iter().filter_map(|name| index.terms(name)) {
+                self.policy(terms, &mut known, &mut rules);
+            }
             if section[0].section == Section::NetworkPolicy {
                 let why = format!("no {} rule allows it", class.direction);
                 rules.push(Rule::new(Vec::new(), Action::Drop, why));
             }
-            chains.push((name, rules));
+            chains.push(regular(name, rules));
         }
-        chains
+        (chains, known.apart)
     }
 
-    /// The sets that rules look into, and which of them follow pods.
-    pub(super) fn finish(self) -> (Vec<Set>, Vec<KeptSet>) {
+    /// The sets that rules look into, which of them follow pods, and what is not in the rules.
+    pub(super) fn finish(self) -> (Vec<Set>, Vec<KeptSet>, Vec<LeftOut>) {
         let mut kept: Vec<KeptSet> = Vec::new();
         for set in self.kept {
             for family in [Family::V4, Family::V6] {
@@ -66,118 +82,219 @@ impl<'i> Compiler<'i> {
             }
         }
         let sets = kept.iter().map(|(name, family, set)| Set::kept(name.clone(), key_type(set, *family)));
-        (sets.chain(self.blocks).collect(), kept)
+        (sets.chain(self.blocks).collect(), kept, self.left_out)
     }
 
-    fn policy(&mut self, terms: &PolicyTerms, direction: TrafficDirection) -> Vec<Rule> {
-        let mut rules = Vec::new();
+    fn policy(&mut self, terms: &PolicyTerms, known: &mut ClassRules<'_>, rules: &mut Vec<Rule>) {
+        let direction = known.class.direction;
         for (number, rule) in terms.direction(direction).rules.iter().enumerate() {
-            let why = format!("np:{}#{number}", terms.name);
-            let action = match rule.action {
-                RuleAction::Accept => Action::Accept,
-                RuleAction::Deny => Action::Drop,
-                RuleAction::Next => Action::Return,
-            };
-            rules.extend(
-                self.rule(rule, direction).into_iter().map(|m| Rule::new(m, action.clone(), why.clone())),
-            );
+            let why = why(&terms.name, number);
+            let mut place = Place { direction, action: rule.action, why, left_out: BTreeSet::new() };
+            let apart = known.apart.len();
+            let written = self.rule(rule, &mut place, known);
+            if place.left_out.is_empty() || rule.action == RuleAction::Accept {
+                rules.extend(written);
+            } else {
+                // With less of a denial more would be allowed, and so with less of what another section decides.
+                known.apart.truncate(apart);
+                rules.push(Rule::new(Vec::new(), Action::Drop, place.why));
+            }
+            let policy = &terms.name;
+            self.left_out.extend(place.left_out.into_iter().map(|reason| LeftOut {
+                policy: policy.clone(),
+                direction,
+                rule: number,
+                reason,
+            }));
         }
-        rules
     }
 
-    /// The conditions of a rule: any of them holds.
-    fn rule(&mut self, rule: &RuleTerms, direction: TrafficDirection) -> Vec<Vec<Match>> {
-        let ports: Vec<Option<&Port>> = match &rule.ports {
-            Entries::Any => vec![None],
-            Entries::Of(ports) => ports.iter().map(Some).collect(),
+    fn rule(&mut self, rule: &RuleTerms, place: &mut Place, known: &mut ClassRules<'_>) -> Vec<Rule> {
+        let ports = PortParts::of(&rule.ports);
+        if ports.len() == 0 {
+            return Vec::new();
+        }
+        let peers = PeerParts::of(&rule.peers, &mut known.prefixes);
+        if peers.has_less {
+            place.left_out.insert(LeftOutReason::Prefixes);
+        }
+        if peers.len() == 0 {
+            return Vec::new();
+        }
+        // What a packet returns from leads to the next section only in the section's own chain.
+        let names = if place.direction == TrafficDirection::Ingress { ports.names.len() } else { 0 };
+        let is_apart = rule.action != RuleAction::Next && ports.numbers.len() + names > 1 && peers.len() > 1;
+        let met = met(&ports, &peers, is_apart, place.direction);
+        let Some(left) = known.rules.checked_sub(met) else {
+            place.left_out.insert(LeftOutReason::Rules);
+            return Vec::new();
         };
+        known.rules = left;
+        let mut on_ports: Vec<Condition> = ports.numbers.iter().map(numbered).collect();
+        let blocks = self.blocks(&peers, side(place.direction));
         let mut found = Vec::new();
-        for peer in self.peers(&rule.peers) {
-            for port in &ports {
-                let (ports, says_peer) = self.port(*port, &peer, direction);
-                let peers = if says_peer { anything() } else { self.peer(&peer, direction) };
-                for (one, other) in ports.iter().flat_map(|port| peers.iter().map(move |peer| (port, peer))) {
-                    if one.0.is_none() || other.0.is_none() || one.0 == other.0 {
-                        found.push([&*one.1, &*other.1].concat());
-                    }
-                }
+        match place.direction {
+            TrafficDirection::Ingress => on_ports.extend(self.own_names(&ports, place)),
+            TrafficDirection::Egress => found.extend(self.peers_names(&ports, &peers, &blocks, place)),
+        }
+        if !on_ports.is_empty() {
+            let mut on_peers = self.pods(&peers.pods, place);
+            on_peers.extend(blocks);
+            if is_apart {
+                found.extend(known.apart(&on_ports, on_peers, place));
+            } else {
+                found.extend(place.all(&on_ports, &on_peers));
             }
         }
         found
     }
 
-    /// The peers of a rule; all of its blocks are one, because an exception is of its own block only.
-    fn peers<'t>(&mut self, peers: &'t Entries<PeerTerm>) -> Vec<PeerPart<'t>> {
-        let Entries::Of(peers) = peers else { return vec![PeerPart::Any] };
-        let mut found = Vec::new();
-        let mut prefixes: [BTreeSet<IpNet>; 2] = Default::default();
-        for peer in peers {
-            match peer {
-                PeerTerm::Pods(term) => found.push(PeerPart::Pods(term)),
-                PeerTerm::Block(block) => {
-                    let family = usize::from(matches!(block.net, IpNet::V6(_)));
-                    prefixes[family].extend(blocks::prefixes(block));
-                }
-            }
-        }
-        for (family, all) in
-            [Family::V4, Family::V6].into_iter().zip(prefixes).filter(|(_, all)| !all.is_empty())
-        {
-            let (keys, name) = (KeyType::Prefix(family), format!("istio-np-b{}", self.blocks.len()));
-            self.blocks.push(Set::fixed(name.clone(), keys, all.into_iter().map(Key::from)));
-            found.push(PeerPart::Blocks(name, family));
-        }
-        found
+    /// What the policy's own pods call these ports.
+    fn own_names(&mut self, ports: &PortParts<'_>, place: &mut Place) -> Vec<Condition> {
+        let set = |(name, of): &(&str, PolicyProtocol)| PeerSet::OwnPorts((*name).into(), *of);
+        ports.names.iter().flat_map(|named| self.kept(&set(named), Side::Destination, place)).collect()
     }
 
-    fn peer(&mut self, peer: &PeerPart<'_>, direction: TrafficDirection) -> Vec<Condition> {
-        let side = side(direction);
-        match peer {
-            PeerPart::Any => anything(),
-            PeerPart::Pods(term) => self.kept(&PeerSet::Pods((*term).clone()), side),
-            PeerPart::Blocks(name, family) => {
-                vec![(Some(*family), vec![is_in(side, name.clone(), KeyType::Prefix(*family))])]
-            }
-        }
-    }
-
-    /// The conditions of a port, and whether they say already who the peer is.
-    fn port(
+    /// What peers call these ports; the sets say already who a peer is that is a pod.
+    fn peers_names(
         &mut self,
-        port: Option<&Port>,
-        peer: &PeerPart<'_>,
-        direction: TrafficDirection,
-    ) -> (Vec<Condition>, bool) {
-        match (port, direction, peer) {
-            (None, ..) => (anything(), false),
-            (Some(Port::All(of)), ..) => {
-                (vec![(None, vec![Match::Protocol(protocol(*of)), Match::WholeHeader])], false)
+        ports: &PortParts<'_>,
+        peers: &PeerParts<'_>,
+        blocks: &[Condition],
+        place: &mut Place,
+    ) -> Vec<Rule> {
+        let mut found = Vec::new();
+        for (name, of) in &ports.names {
+            for term in &peers.pods {
+                let set = PeerSet::Ports(Some((*term).clone()), (*name).into(), *of);
+                let named = self.kept(&set, Side::Destination, place);
+                found.extend(place.all(&named, &anything()));
             }
-            (Some(Port::Range(of, (first, last))), ..) => {
-                (vec![(None, range(protocol(*of), *first, *last))], false)
-            }
-            (Some(Port::Named(of, name)), TrafficDirection::Ingress, _) => {
-                (self.kept(&PeerSet::OwnPorts(name.clone(), *of), Side::Destination), false)
-            }
-            (Some(Port::Named(of, name)), TrafficDirection::Egress, PeerPart::Pods(term)) => {
-                let set = PeerSet::Ports(Some((*term).clone()), name.clone(), *of);
-                (self.kept(&set, Side::Destination), true)
-            }
-            (Some(Port::Named(of, name)), TrafficDirection::Egress, _) => {
-                (self.kept(&PeerSet::Ports(None, name.clone(), *of), Side::Destination), false)
+            if !blocks.is_empty() {
+                let named = self.kept(&PeerSet::Ports(None, (*name).into(), *of), Side::Destination, place);
+                found.extend(place.all(&named, blocks));
             }
         }
+        found
+    }
+
+    /// The conditions of peers that are no pods.
+    fn blocks(&mut self, peers: &PeerParts<'_>, side: Side) -> Vec<Condition> {
+        if peers.any {
+            return anything();
+        }
+        let mut found = Vec::new();
+        let blocks = [Family::V4, Family::V6].into_iter().zip(&peers.blocks);
+        for (family, prefixes) in blocks.filter(|(_, prefixes)| !prefixes.is_empty()) {
+            let (keys, name) = (KeyType::Prefix(family), format!("istio-np-b{}", self.blocks.len()));
+            self.blocks.push(Set::fixed(name.clone(), keys, prefixes.iter().copied().map(Key::from)));
+            found.push((Some(family), vec![is_in(side, name, keys)]));
+        }
+        found
+    }
+
+    fn pods(&mut self, pods: &BTreeSet<&PodTerm>, place: &mut Place) -> Vec<Condition> {
+        let side = side(place.direction);
+        pods.iter().flat_map(|term| self.kept(&PeerSet::Pods((*term).clone()), side, place)).collect()
     }
 
     /// A packet is in a set; never, if the index does not have it.
-    fn kept(&mut self, set: &PeerSet, side: Side) -> Vec<Condition> {
-        let Some(set) = self.index.set(set).cloned() else { return Vec::new() };
+    fn kept(&mut self, set: &PeerSet, side: Side, place: &mut Place) -> Vec<Condition> {
+        let Some(set) = self.index.set(set).cloned() else {
+            place.left_out.insert(LeftOutReason::NameTaken);
+            return Vec::new();
+        };
         self.kept.insert(set.clone());
         let families = [Family::V4, Family::V6].into_iter();
         families
             .map(|family| (Some(family), vec![is_in(side, set.kernel_name(family), key_type(&set, family))]))
             .collect()
     }
+}
+
+// === impl ClassRules ===
+
+impl ClassRules<'_> {
+    /// Rules that jump by their ports to a chain that goes by peers. Ports by number are of one rule at most for each packet, so that none meets the
+    /// peers as often as there are ports; the other way round it could.
+    fn apart(&mut self, ports: &[Condition], peers: Vec<Condition>, place: &Place) -> Vec<Rule> {
+        let name = rule_chain_name(self.class, self.apart.len());
+        let rules = peers.into_iter().map(|(_, matches)| place.with(matches, place.action()));
+        self.apart.push(regular(name.clone(), rules.collect()));
+        ports.iter().map(|(_, matches)| place.with(matches.clone(), Action::Jump(name.clone()))).collect()
+    }
+}
+
+// === impl Place ===
+
+impl Place {
+    fn action(&self) -> Action {
+        match self.action {
+            RuleAction::Accept => Action::Accept,
+            RuleAction::Deny => Action::Drop,
+            RuleAction::Next => Action::Return,
+        }
+    }
+
+    fn with(&self, matches: Vec<Match>, action: Action) -> Rule {
+        Rule::new(matches, action, self.why.clone())
+    }
+
+    /// A rule for each pair of conditions.
+    fn all(&self, ports: &[Condition], peers: &[Condition]) -> Vec<Rule> {
+        let pairs = ports.iter().flat_map(|port| peers.iter().map(move |peer| (port, peer)));
+        let of_a_packet =
+            pairs.filter(|(port, peer)| port.0.is_none() || peer.0.is_none() || port.0 == peer.0);
+        of_a_packet.map(|(port, peer)| self.with([&*port.1, &*peer.1].concat(), self.action())).collect()
+    }
+}
+
+/// How many rules a packet meets at most of those that a rule of a policy becomes; never less than there are.
+fn met(ports: &PortParts<'_>, peers: &PeerParts<'_>, is_apart: bool, direction: TrafficDirection) -> usize {
+    let (numbers, names) = (ports.numbers.len(), ports.names.len());
+    // Sets are of a family each.
+    let blocks = usize::from(peers.any) + peers.block_count();
+    let on_peers = 2 * peers.pods.len() + blocks;
+    let (on_ports, named_apart) = match direction {
+        TrafficDirection::Ingress => (numbers + 2 * names, 0),
+        TrafficDirection::Egress => (numbers, 2 * names * (peers.pods.len() + blocks)),
+    };
+    let by_port = if is_apart {
+        let matching = numbers.min(1) + (on_ports - numbers) / 2;
+        on_ports + matching * on_peers
+    } else {
+        on_ports * on_peers
+    };
+    named_apart + by_port
+}
+
+fn regular(name: Cow<'static, str>, rules: Vec<Rule>) -> Chain {
+    Chain { name, base: None, rules, leading: 0 }
+}
+
+/// Policy and rule for the rule's comment. The middle of a name gives way where they are too long together.
+fn why(policy: &PolicyName, number: usize) -> String {
+    const CUT: &str = "...";
+    let (name, end) = (policy.to_string(), format!("#{number}"));
+    let room = COMMENT_MAX - "np:".len() - end.len();
+    if name.len() <= room {
+        return format!("np:{name}{end}");
+    }
+    let half = (room - CUT.len()) / 2;
+    let (first, last) = (name.floor_char_boundary(half), name.ceil_char_boundary(name.len() - half));
+    format!("np:{}{CUT}{}{end}", &name[..first], &name[last..])
+}
+
+fn numbered(port: &Option<Port>) -> Condition {
+    (
+        None,
+        match port {
+            Some(Port::All(of)) => vec![Match::Protocol(protocol(*of)), Match::WholeHeader],
+            Some(Port::Range(of, (first, last))) => range(protocol(*of), *first, *last),
+            // A name is no number; see `PortParts`.
+            Some(Port::Named(..)) | None => Vec::new(),
+        },
+    )
 }
 
 /// No condition.

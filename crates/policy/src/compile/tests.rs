@@ -105,7 +105,7 @@ proptest! {
             let at: Vec<IpAddr> = at.iter().copied().filter(|one| world.pod_at(*one) == Some(pod)).collect();
             for backend in [Backend::Nftables, Backend::Iptables] {
                 let rules = compile_pod(&index, classes, &node, backend);
-                prop_assert_eq!(ruleset::check(&rules.rules), Ok(()));
+                prop_assert_eq!((ruleset::check(&rules.rules), &*rules.left_out), (Ok(()), &[][..]));
                 let (layers, contents) = (std::slice::from_ref(&rules.rules), contents(&index, &rules));
                 for flow in &flows {
                     let expected = verdict(&world, flow);
