@@ -55,23 +55,20 @@ struct LocalPod {
     classes: PodClasses,
 }
 
-/// Something that an event changes. Applied in the order in which they are given, no allowed connection is without its allowance in between.
+/// Something that an event changes.
+///
+/// First sets appear and gain members, then pods and classes change, then sets lose members, last sets go. Applied in that order no connection that
+/// rules of NetworkPolicies allow before and after the event is denied in between, if what changes of pods and classes is one transaction: these
+/// effects of an event stand beside one another, and none of them is right without the others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PolicyEffect {
     /// A set is needed from now on, with these members.
     SetAppears(Arc<PeerSet>, Vec<PeerMember>),
-    /// Members come into a set, and others go.
-    SetChanges {
-        /// Which.
-        set: Arc<PeerSet>,
-        /// Those that come.
-        added: Vec<PeerMember>,
-        /// Those that go.
-        removed: Vec<PeerMember>,
-    },
-    /// The rules of a class that pods have are other ones.
+    /// Members come into a set.
+    SetGains(Arc<PeerSet>, Vec<PeerMember>),
+    /// The rules of a class that pods have are other ones. In one transaction with all that changes of pods and classes in the event.
     ClassChanges(Arc<PolicyClass>),
-    /// A pod of the node comes, or has other classes or addresses.
+    /// A pod of the node comes, or has other classes or addresses. In one transaction with all that changes of pods and classes in the event.
     PodChanges {
         /// Which.
         pod: LocalName,
@@ -82,6 +79,8 @@ pub enum PolicyEffect {
     },
     /// A pod of the node is gone.
     PodGoes(LocalName),
+    /// Members of a set go.
+    SetLoses(Arc<PeerSet>, Vec<PeerMember>),
     /// No rule looks into a set any more.
     SetGoes(Arc<PeerSet>),
 }
@@ -119,15 +118,20 @@ impl PolicyIndex {
         }
         let mut late = Vec::new();
         self.classify_all(world, name.only_namespace(), &mut effects, &mut late);
+        let now = self.policies.get(name);
+        let says_other = |direction| {
+            before.as_ref().map(|terms| terms.direction(direction))
+                != now.map(|terms| terms.direction(direction))
+        };
         effects.extend(
             touched
                 .into_iter()
-                .filter(|class| self.classes.contains_key(class))
+                .filter(|class| self.classes.contains_key(class) && says_other(class.direction))
                 .map(PolicyEffect::ClassChanges),
         );
         late.extend(released);
         self.sets.release(late, &mut effects);
-        effects
+        ordered(effects)
     }
 
     /// A pod of the node is added or changed, or is gone or not live any more.
@@ -153,16 +157,17 @@ impl PolicyIndex {
             gone.classes.iter().for_each(|class| self.leave(class, &mut late));
         }
         self.sets.release(late, &mut effects);
-        effects
+        ordered(effects)
     }
 
-    /// A pod of the cluster is added, changed or gone: `addresses` are all that it had or has.
+    /// A pod of the cluster is added, changed or gone: `addresses` are all that it had or has. Of a pod of this node [`Self::local_pod`] comes
+    /// before, because its own rules change before what others know of it.
     pub fn pod<W: World>(&mut self, world: &W, addresses: &[IpAddr]) -> Vec<PolicyEffect> {
         let mut changes = sets::SetChanges::default();
         for address in addresses {
             self.sets.refresh(world, *address, &mut changes);
         }
-        self.sets.effects(changes).collect()
+        ordered(self.sets.effects(changes))
     }
 
     /// A namespace is added, gone, or has other labels.
@@ -173,14 +178,14 @@ impl PolicyIndex {
                 pod.addresses().iter().for_each(|address| self.sets.refresh(world, *address, &mut changes));
             }
         }
-        let mut effects: Vec<PolicyEffect> = self.sets.effects(changes).collect();
+        let mut effects = self.sets.effects(changes);
         // NetworkPolicies select the pods of their own namespace, whatever its labels.
         if self.others().next().is_some() {
             let mut late = Vec::new();
             self.classify_all(world, Some(name), &mut effects, &mut late);
             self.sets.release(late, &mut effects);
         }
-        effects
+        ordered(effects)
     }
 
     /// The policies that select a pod of the node.
@@ -297,6 +302,30 @@ impl PolicyIndex {
             late.extend(policies.flat_map(|terms| sets::of(terms, class.direction)));
         }
     }
+}
+
+// === impl PolicyEffect ===
+
+impl PolicyEffect {
+    /// When it is to be applied.
+    fn step(&self) -> u8 {
+        match self {
+            Self::SetAppears(..) | Self::SetGains(..) => 0,
+            Self::ClassChanges(_) | Self::PodChanges { .. } | Self::PodGoes(_) => 1,
+            Self::SetLoses(..) => 2,
+            Self::SetGoes(_) => 3,
+        }
+    }
+
+    fn is_nothing(&self) -> bool {
+        matches!(self, Self::SetGains(_, members) | Self::SetLoses(_, members) if members.is_empty())
+    }
+}
+
+/// The effects of an event as they are to be applied.
+fn ordered(mut effects: Vec<PolicyEffect>) -> Vec<PolicyEffect> {
+    effects.sort_by_key(PolicyEffect::step);
+    effects
 }
 
 /// What stands before all policies of a namespace in a section.

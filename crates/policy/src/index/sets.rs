@@ -261,13 +261,15 @@ impl PeerSets {
     }
 
     /// What changes as effects.
-    pub(super) fn effects(&self, changes: SetChanges) -> impl Iterator<Item = PolicyEffect> {
-        let changes =
-            changes.0.into_iter().filter(|(_, [added, removed])| !(added.is_empty() && removed.is_empty()));
-        changes.filter_map(|(number, [added, removed])| {
-            let set = self.slots[number as usize].as_ref()?.set.clone();
-            Some(PolicyEffect::SetChanges { set, added, removed })
-        })
+    pub(super) fn effects(&self, changes: SetChanges) -> Vec<PolicyEffect> {
+        let mut found = Vec::new();
+        for (number, [added, removed]) in changes.0 {
+            let Some(Slot { set, .. }) = &self.slots[number as usize] else { continue };
+            let parts =
+                [PolicyEffect::SetGains(set.clone(), added), PolicyEffect::SetLoses(set.clone(), removed)];
+            found.extend(parts.into_iter().filter(|part| !part.is_nothing()));
+        }
+        found
     }
 
     /// Whether a set is about pods by labels of their namespaces.

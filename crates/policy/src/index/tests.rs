@@ -1,3 +1,4 @@
+mod plain;
 mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,9 +8,11 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::terms::{NamespaceTerm, PeerTerm, PodTerm, TrafficDirection};
+use crate::terms::{NamespaceTerm, PeerTerm, PodTerm, RuleTerms, TrafficDirection};
 use crate::tests::sample::{Labels, SampleFlow, SamplePod, SamplePolicy, SampleWorld};
 use crate::{FlowRoute, PlainPod, PlainWorld, PolicyFlow, PolicyWorld as _, Traffic, verdict};
+
+const DIRECTIONS: [TrafficDirection; 2] = [TrafficDirection::Egress, TrafficDirection::Ingress];
 
 /// A change of one object.
 #[derive(Debug, Clone)]
@@ -27,6 +30,10 @@ struct Followed {
     policies: BTreeMap<usize, PolicyName>,
     sets: BTreeMap<Arc<PeerSet>, BTreeSet<PeerMember>>,
     pods: BTreeMap<LocalName, PodClasses>,
+    /// Rules as they were when a pod or its class changed last; nothing where it is not isolated. Egress and ingress.
+    rules: BTreeMap<LocalName, [Option<Vec<RuleTerms>>; 2]>,
+    /// What is looked at after each effect.
+    flows: Vec<PolicyFlow>,
 }
 
 impl Followed {
@@ -45,10 +52,9 @@ impl Followed {
             None => self.world.remove_pod(&name.namespace, &name.name),
         }
         let facts = own.map(|pod| LocalFacts { labels: pod.facts.labels, addresses: pod.facts.addresses });
-        let effects = self.index.pod(&self.world, &addresses);
-        self.apply(effects);
-        let effects = self.index.local_pod(&self.world, name, facts);
-        self.apply(effects);
+        let mut effects = self.index.local_pod(&self.world, name, facts);
+        effects.extend(self.index.pod(&self.world, &addresses));
+        self.apply(&effects);
     }
 
     fn put_policy(&mut self, number: usize, after: Option<PolicyTerms>) {
@@ -58,13 +64,13 @@ impl Followed {
         {
             self.world.remove_networkpolicy(&before.namespace, &before.name);
             let effects = self.index.policy(&self.world, &before, None);
-            self.apply(effects);
+            self.apply(&effects);
         }
         if let Some(after) = after {
             self.policies.insert(number, after.name.clone());
             self.world.put_policy(after.clone());
             let effects = self.index.policy(&self.world, &after.name.clone(), Some(after));
-            self.apply(effects);
+            self.apply(&effects);
         }
     }
 
@@ -88,7 +94,7 @@ impl Followed {
                     None => self.world.remove_namespace(name),
                 }
                 let effects = self.index.namespace(&self.world, name);
-                self.apply(effects);
+                self.apply(&effects);
             }
             Event::Policy(number, policy) => {
                 let terms = policy.map(|policy| PolicyTerms::from(&policy.object(number)));
@@ -97,25 +103,75 @@ impl Followed {
         }
     }
 
-    fn apply(&mut self, effects: Vec<PolicyEffect>) {
+    /// Applies an event's effects, those of pods and classes at once. What is allowed before and after it is allowed all the time.
+    fn apply(&mut self, effects: &[PolicyEffect]) {
+        let is_of_rules = |effect: &PolicyEffect| effect.step() == 1;
+        let mut seen = vec![self.allowed()];
+        for transaction in effects.chunk_by(|one, other| is_of_rules(one) && is_of_rules(other)) {
+            self.apply_at_once(transaction);
+            seen.push(self.allowed());
+        }
+        let (first, last) = (&seen[0], &seen[seen.len() - 1]);
+        for kept in first.intersection(last) {
+            assert!(seen.iter().all(|allowed| allowed.contains(kept)), "{kept:?} is cut by {effects:?}");
+        }
+    }
+
+    fn allowed(&self) -> BTreeSet<(LocalName, TrafficDirection, usize)> {
+        let mut allowed = BTreeSet::new();
+        for (number, flow) in self.flows.iter().enumerate() {
+            for (pod, direction) in
+                self.pods.keys().flat_map(|pod| DIRECTIONS.map(|direction| (pod, direction)))
+            {
+                if self.passes(pod, direction, flow) {
+                    allowed.insert((pod.clone(), direction, number));
+                }
+            }
+        }
+        allowed
+    }
+
+    fn rules_of(&self, pod: &LocalName) -> [Option<Vec<RuleTerms>>; 2] {
+        let PodClasses { egress, ingress } = &self.pods[pod];
+        [egress, ingress].map(|class| {
+            let class = class.as_ref()?;
+            let terms = class.policies.iter().map(|name| self.index.terms(name).unwrap());
+            Some(terms.flat_map(|terms| terms.direction(class.direction).rules.iter().cloned()).collect())
+        })
+    }
+
+    fn apply_at_once(&mut self, effects: &[PolicyEffect]) {
         for effect in effects {
-            match effect {
+            match effect.clone() {
                 PolicyEffect::SetAppears(set, members) => {
                     assert!(self.sets.insert(set, members.into_iter().collect()).is_none(), "it was there");
                 }
-                PolicyEffect::SetChanges { set, added, removed } => {
+                PolicyEffect::SetGains(set, added) => {
                     let members = self.sets.get_mut(&set).expect("the set is there");
-                    removed.iter().for_each(|one| assert!(members.remove(one), "{one:?} was not there"));
                     added.into_iter().for_each(|one| assert!(members.insert(one), "{one:?} was there"));
                 }
+                PolicyEffect::SetLoses(set, removed) => {
+                    let members = self.sets.get_mut(&set).expect("the set is there");
+                    removed.iter().for_each(|one| assert!(members.remove(one), "{one:?} was not there"));
+                }
                 PolicyEffect::SetGoes(set) => drop(self.sets.remove(&set).expect("the set was there")),
-                PolicyEffect::PodChanges { pod, classes, .. } => drop(self.pods.insert(pod, classes)),
-                PolicyEffect::PodGoes(pod) => drop(self.pods.remove(&pod).expect("the pod was there")),
+                PolicyEffect::PodChanges { pod, classes, .. } => {
+                    self.pods.insert(pod.clone(), classes);
+                    let rules = self.rules_of(&pod);
+                    self.rules.insert(pod, rules);
+                }
+                PolicyEffect::PodGoes(pod) => {
+                    self.pods.remove(&pod).expect("the pod was there");
+                    self.rules.remove(&pod);
+                }
                 PolicyEffect::ClassChanges(class) => {
-                    assert!(
-                        self.pods.values().any(|pod| pod.iter().any(|one| *one == class)),
-                        "nobody has it"
-                    );
+                    let having = self.pods.iter().filter(|(_, pod)| pod.iter().any(|one| *one == class));
+                    let having: Vec<LocalName> = having.map(|(name, _)| name.clone()).collect();
+                    assert!(!having.is_empty(), "nobody has it");
+                    for pod in having {
+                        let rules = self.rules_of(&pod);
+                        self.rules.insert(pod, rules);
+                    }
                 }
             }
         }
@@ -136,6 +192,9 @@ impl Followed {
             expected_pods.insert(name, PodClasses::of(&selecting));
         }
         prop_assert_eq!(&self.pods, &expected_pods);
+        let expected: BTreeMap<_, _> =
+            self.pods.keys().map(|pod| (pod.clone(), self.rules_of(pod))).collect();
+        prop_assert_eq!(&self.rules, &expected);
         let mut expected = BTreeMap::new();
         for class in expected_pods.values().flat_map(PodClasses::iter) {
             let policies = self.world.policies().filter(|terms| class.policies.contains(&terms.name));
@@ -183,61 +242,56 @@ impl Followed {
 
     /// Whether the rules of a pod's class let a flow pass, by what is in the sets.
     fn passes(&self, pod: &LocalName, direction: TrafficDirection, flow: &PolicyFlow) -> bool {
-        let classes = &self.pods[pod];
-        let class = match direction {
-            TrafficDirection::Egress => &classes.egress,
-            TrafficDirection::Ingress => &classes.ingress,
-        };
-        let Some(class) = class else { return true };
+        let [egress, ingress] = &self.rules[pod];
+        let rules = if direction == TrafficDirection::Egress { egress } else { ingress };
+        let Some(rules) = rules else { return true };
         let peer = if direction == TrafficDirection::Egress { flow.destination } else { flow.source };
-        let has = |set: PeerSet, address, port| self.sets[&set].contains(&PeerMember { address, port });
-        class
-            .policies
-            .iter()
-            .flat_map(|name| &self.index.terms(name).unwrap().direction(direction).rules)
-            .any(|rule| {
-                let peers: Vec<Option<&PeerTerm>> = match &rule.peers {
-                    Entries::Any => vec![None],
-                    Entries::Of(peers) => peers.iter().map(Some).collect(),
+        let has = |set: PeerSet, address, port| {
+            self.sets.get(&set).is_some_and(|members| members.contains(&PeerMember { address, port }))
+        };
+        rules.iter().any(|rule| {
+            let peers: Vec<Option<&PeerTerm>> = match &rule.peers {
+                Entries::Any => vec![None],
+                Entries::Of(peers) => peers.iter().map(Some).collect(),
+            };
+            peers.into_iter().any(|one| {
+                let term = match one {
+                    Some(PeerTerm::Pods(term)) => Some(term),
+                    _ => None,
                 };
-                peers.into_iter().any(|one| {
-                    let term = match one {
-                        Some(PeerTerm::Pods(term)) => Some(term),
-                        _ => None,
-                    };
-                    let in_block = match one {
-                        Some(PeerTerm::Block(block)) => block.contains(peer),
-                        _ => true,
-                    };
-                    let is_peer = || term.is_none_or(|term| has(PeerSet::Pods(term.clone()), peer, None));
-                    let is_port = |port: &Port| match (port, flow.traffic) {
-                        (_, Traffic::Portless) => false,
-                        (Port::All(of), Traffic::Port(protocol, _)) => *of == protocol && is_peer(),
-                        (Port::Range(of, (first, last)), Traffic::Port(protocol, number)) => {
-                            *of == protocol && (*first..=*last).contains(&number) && is_peer()
-                        }
-                        (Port::Named(of, name), Traffic::Port(protocol, number)) => {
-                            *of == protocol
-                                && match direction {
-                                    TrafficDirection::Egress => has(
-                                        PeerSet::Ports(term.cloned(), name.clone(), *of),
-                                        peer,
-                                        Some((protocol, number)),
-                                    ),
-                                    TrafficDirection::Ingress => {
-                                        let own = PeerSet::OwnPorts(name.clone(), *of);
-                                        has(own, flow.destination, Some((protocol, number))) && is_peer()
-                                    }
+                let in_block = match one {
+                    Some(PeerTerm::Block(block)) => block.contains(peer),
+                    _ => true,
+                };
+                let is_peer = || term.is_none_or(|term| has(PeerSet::Pods(term.clone()), peer, None));
+                let is_port = |port: &Port| match (port, flow.traffic) {
+                    (_, Traffic::Portless) => false,
+                    (Port::All(of), Traffic::Port(protocol, _)) => *of == protocol && is_peer(),
+                    (Port::Range(of, (first, last)), Traffic::Port(protocol, number)) => {
+                        *of == protocol && (*first..=*last).contains(&number) && is_peer()
+                    }
+                    (Port::Named(of, name), Traffic::Port(protocol, number)) => {
+                        *of == protocol
+                            && match direction {
+                                TrafficDirection::Egress => has(
+                                    PeerSet::Ports(term.cloned(), name.clone(), *of),
+                                    peer,
+                                    Some((protocol, number)),
+                                ),
+                                TrafficDirection::Ingress => {
+                                    let own = PeerSet::OwnPorts(name.clone(), *of);
+                                    has(own, flow.destination, Some((protocol, number))) && is_peer()
                                 }
-                        }
-                    };
-                    in_block
-                        && match &rule.ports {
-                            Entries::Any => is_peer(),
-                            Entries::Of(ports) => ports.iter().any(is_port),
-                        }
-                })
+                            }
+                    }
+                };
+                in_block
+                    && match &rule.ports {
+                        Entries::Any => is_peer(),
+                        Entries::Of(ports) => ports.iter().any(is_port),
+                    }
             })
+        })
     }
 }
 
@@ -276,13 +330,14 @@ proptest! {
         events in events(),
         flows in vec(SampleFlow::any(), 20),
     ) {
-        let mut followed = Followed::default();
+        let flows = flows.iter().map(SampleFlow::flow).filter(|flow| flow.route != FlowRoute::Tunnel);
+        let flows: Vec<PolicyFlow> = flows.map(|flow| PolicyFlow { route: FlowRoute::Service, ..flow }).collect();
+        let mut followed = Followed { flows: flows.clone(), ..Followed::default() };
         for event in events {
             followed.take(event);
             followed.check()?;
         }
-        for flow in flows.iter().map(SampleFlow::flow).filter(|flow| flow.route != FlowRoute::Tunnel) {
-            let flow = PolicyFlow { route: FlowRoute::Service, ..flow };
+        for flow in flows {
             let found = verdict(&followed.world, &flow);
             let ends = [
                 (flow.source, TrafficDirection::Egress, found.egress),
