@@ -7,6 +7,7 @@ use facts::networkpolicy::PolicyProtocol;
 use facts::peer::NamedPort;
 use facts::service::ServicePort;
 use facts::{EndpointSlice, LabelSet, Namespace, NetworkPolicy, Peer, Selector, Service};
+use ruleset::Family;
 
 use crate::terms::{PolicyName, PolicyTerms, Section};
 use crate::world::{PolicyPod, PolicyWorld, World};
@@ -117,20 +118,22 @@ impl PlainWorld {
         self.nodes.get(name).map(Vec::as_slice)
     }
 
-    /// Where a service proxy may lead a connection to a port of a Service, in order: to the ready endpoints, and where none is ready to those
-    /// that still answer while they are ending. Nothing if there is no such Service or port.
+    /// Where a service proxy may lead a connection of a family to a port of a Service, in order: to the ready endpoints, and where none of that
+    /// family is ready to those that still answer while they are ending. Nothing if there is no such Service or port.
     pub fn endpoints(
         &self,
         namespace: &str,
         name: &str,
         protocol: PolicyProtocol,
         number: u16,
+        family: Family,
     ) -> Option<Vec<(IpAddr, u16)>> {
         let service = self.services.get(&key(namespace, name))?;
         let is_it = |port: &&ServicePort| (port.protocol, port.number) == (protocol, number);
         let port = service.ports.iter().find(is_it)?;
-        let ready = self.endpoints_of(namespace, name, port, |one| one.ready);
-        let ending = || self.endpoints_of(namespace, name, port, |one| one.serving && one.terminating);
+        let ready = self.endpoints_of(namespace, name, port, family, |one| one.ready);
+        let ending =
+            || self.endpoints_of(namespace, name, port, family, |one| one.serving && one.terminating);
         Some(if ready.is_empty() { ending() } else { ready })
     }
 
@@ -139,6 +142,7 @@ impl PlainWorld {
         namespace: &str,
         service: &str,
         port: &ServicePort,
+        family: Family,
         counts: impl Fn(&facts::endpointslice::Endpoint) -> bool,
     ) -> Vec<(IpAddr, u16)> {
         let slices =
@@ -151,6 +155,7 @@ impl PlainWorld {
             let Some(target) = slice.ports.iter().find(same) else { continue };
             let number = target.number.unwrap_or(port.number);
             let addresses = slice.endpoints.iter().filter(|one| counts(one)).flat_map(|one| &one.addresses);
+            let addresses = addresses.filter(|address| Family::of_address(**address) == family);
             found.extend(addresses.map(|address| (*address, number)));
         }
         found.sort_unstable();
@@ -222,5 +227,34 @@ impl PolicyPod for &PlainPod {
     fn ports(&self, name: &str, protocol: PolicyProtocol) -> impl Iterator<Item = u16> {
         let named = move |port: &&NamedPort| *port.name == *name && port.protocol == protocol;
         self.facts.ports.iter().filter(named).map(|port| port.number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn endpoints_that_are_ending_stand_in_for_those_of_their_family() {
+        let slice = |address: &str, ready: bool| -> EndpointSlice {
+            let conditions = json!({"ready": ready, "serving": true, "terminating": !ready});
+            let object = json!({"metadata": {"labels": {"kubernetes.io/service-name": "s"}},
+                "endpoints": [{"addresses": [address], "conditions": conditions}], "ports": [{"port": 8080}]});
+            serde_json::from_value::<EndpointSlice>(object).unwrap()
+        };
+        let service: Value = json!({"spec": {"ports": [{"port": 80}]}});
+        let mut world = PlainWorld::default();
+        world.put_service("x", "s", serde_json::from_value(service).unwrap());
+        world.put_slice("x", "s-v4", slice("10.0.0.1", true));
+        world.put_slice("x", "s-v6", slice("fd00::1", false));
+        let found =
+            |world: &PlainWorld, family| world.endpoints("x", "s", PolicyProtocol::Tcp, 80, family).unwrap();
+        let [v4, v6] =
+            ["10.0.0.1", "fd00::1"].map(|address| vec![(address.parse::<IpAddr>().unwrap(), 8080)]);
+        assert_eq!((found(&world, Family::V4), found(&world, Family::V6)), (v4.clone(), v6));
+        world.put_slice("x", "s-v4-more", slice("10.0.0.2", false));
+        assert_eq!(found(&world, Family::V4), v4, "one is ready");
     }
 }

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use facts::networkpolicy::PolicyProtocol;
+use ruleset::Family;
 
 use super::{CaseError, WrittenTraffic};
 use crate::{FlowRoute, PlainWorld, Traffic};
@@ -88,9 +89,8 @@ pub(super) fn destination(
     let none = || CaseError::End(text.to_owned());
     let (namespace, name) = service.split_once('/').ok_or_else(none)?;
     let Traffic::Port(protocol, port) = traffic else { return Err(none()) };
-    let mut endpoints = world.endpoints(namespace, name, protocol, port).ok_or_else(none)?;
-    endpoints.retain(|(address, _)| address.is_ipv6() == v6);
-    Ok(Destination::Endpoints(endpoints))
+    let family = if v6 { Family::V6 } else { Family::V4 };
+    world.endpoints(namespace, name, protocol, port, family).map(Destination::Endpoints).ok_or_else(none)
 }
 
 fn of_family(addresses: &[IpAddr], v6: IsV6) -> Option<IpAddr> {
