@@ -1,5 +1,8 @@
 //! The sets that rules look packets up in, and who is in them.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -74,7 +77,12 @@ pub(super) fn of(terms: &PolicyTerms, direction: TrafficDirection) -> Vec<PeerSe
 }
 
 fn of_rule<'t>(rule: &'t RuleTerms, direction: TrafficDirection, found: &mut Vec<PeerSet>) {
-    let ports: &[Port] = if let Entries::Of(ports) = &rule.ports { ports } else { &[] };
+    let ports: &[Port] = match &rule.ports {
+        Entries::Any => &[],
+        // All of them are refused, so that it matches nothing whoever the peer is.
+        Entries::Of(ports) if ports.is_empty() => return,
+        Entries::Of(ports) => ports,
+    };
     let names: Vec<(&Box<str>, PolicyProtocol)> = ports
         .iter()
         .filter_map(
@@ -238,14 +246,16 @@ impl PeerSets {
     /// Finds again which sets have an address, by whose it is now.
     pub(super) fn refresh<W: World>(&mut self, world: &W, address: IpAddr, changes: &mut SetChanges) {
         let owner = world.pod_at(address);
-        let meant = owner.as_ref().map(|pod| self.meaning(world, address, pod)).unwrap_or_default();
+        let mut meant = owner.as_ref().map(|pod| self.meaning(world, address, pod)).unwrap_or_default();
+        meant.sort_unstable();
         let mut touched: Vec<u32> = self.holding.get(&address).map(|held| held.to_vec()).unwrap_or_default();
         touched.extend(&meant);
         touched.sort_unstable();
         touched.dedup();
+        let mut holding = Vec::new();
         for number in touched {
             let Some(slot) = self.slots[number as usize].as_mut() else { continue };
-            let wanted = owner.as_ref().filter(|_| meant.contains(&number));
+            let wanted = owner.as_ref().filter(|_| meant.binary_search(&number).is_ok());
             let wanted = wanted.map(|pod| slot.set.at(address, pod)).unwrap_or_default();
             let first = PeerMember { address, port: None };
             let held = slot.members.range(first..).take_while(|one| one.address == address);
@@ -256,7 +266,14 @@ impl PeerSets {
             }
             added.extend(wanted.iter().filter(|one| slot.members.insert(**one)));
             removed.extend(gone);
-            self.hold(address, number, !wanted.is_empty());
+            if !wanted.is_empty() {
+                holding.push(number);
+            }
+        }
+        if holding.is_empty() {
+            self.holding.remove(&address);
+        } else {
+            self.holding.insert(address, holding.into());
         }
     }
 
@@ -381,30 +398,5 @@ fn meant_namespaces<'a, W: World>(world: &'a W, term: Option<&'a PodTerm>) -> Ve
             };
             world.namespaces().filter(is_meant).collect()
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::PlainWorld;
-
-    /// Nobody finds two sets with one name within a test, so that one is given the other's.
-    #[test]
-    fn of_two_sets_with_one_name_in_the_kernel_the_second_is_not_there() {
-        let set = |name: &str| PeerSet::OwnPorts(name.into(), PolicyProtocol::Tcp);
-        let (mut sets, mut effects, world) = (PeerSets::default(), Vec::new(), PlainWorld::default());
-        sets.take(&world, [set("a")], &mut effects);
-        sets.names.insert(set("b").hash(), 0);
-        sets.take(&world, [set("b"), set("c")], &mut effects);
-        let there = |sets: &PeerSets| ["a", "b", "c"].map(|name| sets.get(&set(name)).is_some());
-        assert_eq!((there(&sets), effects.len()), ([true, false, true], 2));
-        sets.release(vec![set("a")], &mut effects);
-        sets.names.remove(&set("b").hash());
-        sets.take(&world, [set("b")], &mut effects);
-        assert_eq!((there(&sets), effects.len()), ([false, false, true], 3), "rules go by its absence");
-        sets.release(vec![set("b"), set("b")], &mut effects);
-        sets.take(&world, [set("b")], &mut effects);
-        assert_eq!((there(&sets), effects.len()), ([false, true, true], 4));
     }
 }

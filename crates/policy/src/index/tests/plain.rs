@@ -28,6 +28,18 @@ fn only_the_direction_that_says_something_else_changes() {
     assert_eq!(effects.iter().map(changed).collect::<Vec<_>>(), [Some(TrafficDirection::Ingress)]);
 }
 
+#[test]
+fn a_rule_whose_ports_are_all_refused_needs_no_sets() {
+    let spec = json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"],
+        "ingress": [{"from": [{"podSelector": {}}], "ports": [{"port": 0}]}],
+        "egress": [{"to": [{"podSelector": {}}], "ports": [{"port": 0}, {"port": "no--name"}]}]});
+    let terms = terms("p", &spec);
+    for direction in DIRECTIONS {
+        assert_eq!(terms.direction(direction).rules[0].ports, Entries::Of([].into()));
+        assert_eq!(sets::of(&terms, direction), []);
+    }
+}
+
 /// What a pod sends to itself by a Service is allowed by one policy, then by another one.
 #[test]
 fn a_pod_that_changes_is_not_cut_from_itself() {
