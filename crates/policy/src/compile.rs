@@ -19,7 +19,7 @@ use ruleset::{
     Protocol, Rule, Ruleset, Set, Table, TableKind,
 };
 
-use crate::index::{PeerSet, PodClasses, PolicyClass, PolicyIndex};
+use crate::index::{NamedRoom, PeerSet, PodClasses, PolicyClass, PolicyIndex};
 use crate::terms::{Section, TrafficDirection};
 pub use left::{LeftOut, LeftOutReason};
 use rules::Compiler;
@@ -35,7 +35,7 @@ const EGRESS_PRIORITY: i32 = 95;
 const KNOWN_CHAINS: &[KnownChain] = &[KnownChain::beginning(TableKind::Mangle, "istio-np-")];
 
 /// The most rules of the policies of a direction that a packet meets, and the most that there are of them.
-const MAX_CLASS_RULES: usize = 32_768;
+const MAX_CLASS_RULES: usize = 2 * NamedRoom::MOST;
 /// The most prefixes that the blocks of a direction's policies become.
 const MAX_CLASS_PREFIXES: usize = 65_536;
 

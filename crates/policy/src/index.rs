@@ -8,6 +8,7 @@ mod class;
 mod sets;
 #[cfg(test)]
 mod tests;
+mod wanted;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -20,6 +21,7 @@ use crate::world::{PolicyPod, World};
 pub use class::{PodClasses, PolicyClass};
 use sets::PeerSets;
 pub use sets::{PeerMember, PeerSet};
+pub(crate) use wanted::NamedRoom;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -109,11 +111,11 @@ impl PolicyIndex {
         // What its classes look up is let go last: they may need the same again.
         let released: Vec<PeerSet> = before
             .iter()
-            .flat_map(|terms| touched.iter().flat_map(|class| sets::of(terms, class.direction)))
+            .flat_map(|terms| touched.iter().flat_map(|class| wanted::of(terms, class.direction)))
             .collect();
         let mut effects = Vec::new();
         if let Some(terms) = self.policies.get(name) {
-            let wanted = touched.iter().flat_map(|class| sets::of(terms, class.direction));
+            let wanted = touched.iter().flat_map(|class| wanted::of(terms, class.direction));
             self.sets.take(world, wanted, &mut effects);
         }
         let mut late = Vec::new();
@@ -287,7 +289,8 @@ impl PolicyIndex {
         *count += 1;
         if *count == 1 {
             let policies = class.policies.iter().filter_map(|name| self.policies.get(name));
-            let wanted: Vec<PeerSet> = policies.flat_map(|terms| sets::of(terms, class.direction)).collect();
+            let wanted: Vec<PeerSet> =
+                policies.flat_map(|terms| wanted::of(terms, class.direction)).collect();
             self.sets.take(world, wanted, effects);
         }
     }
@@ -299,7 +302,7 @@ impl PolicyIndex {
         if *count == 0 {
             self.classes.remove(class);
             let policies = class.policies.iter().filter_map(|name| self.policies.get(name));
-            late.extend(policies.flat_map(|terms| sets::of(terms, class.direction)));
+            late.extend(policies.flat_map(|terms| wanted::of(terms, class.direction)));
         }
     }
 }

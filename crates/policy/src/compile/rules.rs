@@ -11,7 +11,7 @@ use ruleset::{Action, Chain, Family, Key, KeyType, Match, Protocol, Rule, Set, S
 use super::left::{LeftOut, LeftOutReason};
 use super::parts::{PeerParts, PortParts};
 use super::{KeptSet, MAX_CLASS_PREFIXES, MAX_CLASS_RULES, chain_name, rule_chain_name};
-use crate::index::{PeerSet, PolicyClass, PolicyIndex};
+use crate::index::{NamedRoom, PeerSet, PolicyClass, PolicyIndex};
 use crate::terms::{PodTerm, PolicyName, PolicyTerms, RuleAction, RuleTerms, Section, TrafficDirection};
 
 /// What rules look into so far.
@@ -86,12 +86,17 @@ impl<'i> Compiler<'i> {
     }
 
     fn policy(&mut self, terms: &PolicyTerms, known: &mut ClassRules<'_>, rules: &mut Vec<Rule>) {
-        let direction = known.class.direction;
+        let (direction, mut room) = (known.class.direction, NamedRoom::new());
         for (number, rule) in terms.direction(direction).rules.iter().enumerate() {
             let why = why(&terms.name, number);
             let mut place = Place { direction, action: rule.action, why, left_out: BTreeSet::new() };
             let apart = known.apart.len();
-            let written = self.rule(rule, &mut place, known);
+            let written = if room.takes(rule, direction) {
+                self.rule(rule, &mut place, known)
+            } else {
+                place.left_out.insert(LeftOutReason::Rules);
+                Vec::new()
+            };
             if place.left_out.is_empty() || rule.action == RuleAction::Accept {
                 rules.extend(written);
             } else {

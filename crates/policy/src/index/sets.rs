@@ -8,13 +8,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use facts::Selector;
-use facts::networkpolicy::{Entries, PolicyProtocol, Port};
+use facts::networkpolicy::PolicyProtocol;
 use ruleset::Family;
 
 use super::PolicyEffect;
 use super::anchors::{self, Anchors};
 use crate::meaning::Meaning;
-use crate::terms::{NamespaceTerm, PeerTerm, PodTerm, PolicyTerms, RuleTerms, TrafficDirection};
+use crate::terms::{NamespaceTerm, PodTerm};
 use crate::world::{PolicyPod, World};
 
 /// A set, by what it means. Rules that say the same share it, also rules of different policies.
@@ -68,57 +68,6 @@ struct Slot {
 /// What comes into sets, and goes.
 #[derive(Debug, Default)]
 pub(super) struct SetChanges(BTreeMap<u32, [Vec<PeerMember>; 2]>);
-
-/// The sets that the rules of a policy look into in one direction, as often as they do.
-pub(super) fn of(terms: &PolicyTerms, direction: TrafficDirection) -> Vec<PeerSet> {
-    let mut found = Vec::new();
-    terms.direction(direction).rules.iter().for_each(|rule| of_rule(rule, direction, &mut found));
-    found
-}
-
-fn of_rule<'t>(rule: &'t RuleTerms, direction: TrafficDirection, found: &mut Vec<PeerSet>) {
-    let ports: &[Port] = match &rule.ports {
-        Entries::Any => &[],
-        // All of them are refused, so that it matches nothing whoever the peer is.
-        Entries::Of(ports) if ports.is_empty() => return,
-        Entries::Of(ports) => ports,
-    };
-    let names: Vec<(&Box<str>, PolicyProtocol)> = ports
-        .iter()
-        .filter_map(
-            |port| if let Port::Named(protocol, name) = port { Some((name, *protocol)) } else { None },
-        )
-        .collect();
-    let is_by_number = names.len() < ports.len() || rule.ports == Entries::Any;
-    let peers: Vec<Option<&PodTerm>> = match &rule.peers {
-        Entries::Any => vec![None],
-        Entries::Of(peers) => {
-            let term = |peer: &'t PeerTerm| match peer {
-                PeerTerm::Pods(term) => Some(term),
-                PeerTerm::Block(_) => None,
-            };
-            peers.iter().map(term).collect()
-        }
-    };
-    for term in peers {
-        // What a name means is the destination's affair: of the peer, or of the policy's own pod.
-        match direction {
-            TrafficDirection::Egress => {
-                let named = names
-                    .iter()
-                    .map(|(name, protocol)| PeerSet::Ports(term.cloned(), (*name).clone(), *protocol));
-                found.extend(named);
-                found.extend(term.filter(|_| is_by_number).cloned().map(PeerSet::Pods));
-            }
-            TrafficDirection::Ingress => {
-                found.extend(
-                    names.iter().map(|(name, protocol)| PeerSet::OwnPorts((*name).clone(), *protocol)),
-                );
-                found.extend(term.cloned().map(PeerSet::Pods));
-            }
-        }
-    }
-}
 
 // === impl PeerSet ===
 

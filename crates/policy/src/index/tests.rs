@@ -198,7 +198,7 @@ impl Followed {
         let mut expected = BTreeMap::new();
         for class in expected_pods.values().flat_map(PodClasses::iter) {
             let policies = self.world.policies().filter(|terms| class.policies.contains(&terms.name));
-            for set in policies.flat_map(|terms| sets::of(terms, class.direction)) {
+            for set in policies.flat_map(|terms| wanted::of(terms, class.direction)) {
                 let members = self.members(&set, &live);
                 expected.insert(Arc::new(set), members);
             }

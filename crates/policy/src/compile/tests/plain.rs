@@ -149,3 +149,21 @@ fn the_number_of_a_rule_stands_in_its_comment_however_long_the_names_are() {
         assert!(comment.starts_with("np:x/nnn") && comment.ends_with(&format!("no#{number}")), "{comment}");
     }
 }
+
+#[test]
+fn names_of_ports_of_too_many_peers_have_no_sets_and_are_told() {
+    let peer = |number: usize| json!({"podSelector": {"matchLabels": {"app": format!("a{number}")}}});
+    let named = |number: usize| json!({"port": format!("p{number}")});
+    let rule = |peers: usize, names: usize| -> Value {
+        let (peers, ports): (Vec<Value>, Vec<Value>) =
+            ((0..peers).map(peer).collect(), (0..names).map(named).collect());
+        json!({"to": peers, "ports": ports})
+    };
+    let spec = json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": [rule(200, 200), rule(2, 3)]});
+    let world = world_of(&[("n", spec)]);
+    assert_eq!(indexed(&world).sets().count(), 6);
+    let rules = compiled(&world);
+    assert_eq!(chain_sizes(&rules), [13]);
+    let told: Vec<_> = rules.left_out.iter().map(|one| (one.rule, one.reason)).collect();
+    assert_eq!(told, [(0, LeftOutReason::Rules)]);
+}

@@ -36,7 +36,7 @@ fn a_rule_whose_ports_are_all_refused_needs_no_sets() {
     let terms = terms("p", &spec);
     for direction in DIRECTIONS {
         assert_eq!(terms.direction(direction).rules[0].ports, Entries::Of([].into()));
-        assert_eq!(sets::of(&terms, direction), []);
+        assert_eq!(wanted::of(&terms, direction), []);
     }
 }
 

@@ -1,0 +1,76 @@
+//! Which sets rules look into.
+
+use facts::networkpolicy::{Entries, PolicyProtocol, Port};
+
+use super::sets::PeerSet;
+use crate::terms::{PeerTerm, PodTerm, PolicyTerms, RuleTerms, TrafficDirection};
+
+/// How many names of peers' ports the rules of a policy may have yet in one direction, each counted for each peer: that many sets there are.
+#[derive(Debug)]
+pub(crate) struct NamedRoom(usize);
+
+// === impl NamedRoom ===
+
+impl NamedRoom {
+    /// The most. Each of these sets is a rule for each family, and more rules a class does not have.
+    pub(crate) const MOST: usize = 16_384;
+
+    pub(crate) fn new() -> Self {
+        Self(Self::MOST)
+    }
+
+    /// Whether there is room for the next rule of the policy. Without it no set of the rule is there.
+    pub(crate) fn takes(&mut self, rule: &RuleTerms, direction: TrafficDirection) -> bool {
+        let (Entries::Of(ports), TrafficDirection::Egress) = (&rule.ports, direction) else { return true };
+        let names = ports.iter().filter(|port| matches!(port, Port::Named(..))).count();
+        let peers = if let Entries::Of(peers) = &rule.peers { peers.len() } else { 1 };
+        let left = self.0.checked_sub(names.saturating_mul(peers));
+        self.0 = left.unwrap_or(self.0);
+        left.is_some()
+    }
+}
+
+/// The sets that the rules of a policy look into in one direction, as often as they do.
+pub(super) fn of(terms: &PolicyTerms, direction: TrafficDirection) -> Vec<PeerSet> {
+    let (mut found, mut room) = (Vec::new(), NamedRoom::new());
+    for rule in terms.direction(direction).rules.iter().filter(|rule| room.takes(rule, direction)) {
+        of_rule(rule, direction, &mut found);
+    }
+    found
+}
+
+fn of_rule(rule: &RuleTerms, direction: TrafficDirection, found: &mut Vec<PeerSet>) {
+    let ports: &[Port] = match &rule.ports {
+        Entries::Any => &[],
+        // All of them are refused, so that it matches nothing whoever the peer is.
+        Entries::Of(ports) if ports.is_empty() => return,
+        Entries::Of(ports) => ports,
+    };
+    let named =
+        |port| if let &Port::Named(protocol, ref name) = port { Some((&**name, protocol)) } else { None };
+    let names: Vec<(&str, PolicyProtocol)> = ports.iter().filter_map(named).collect();
+    let is_by_number = names.len() < ports.len() || rule.ports == Entries::Any;
+    let peers: Vec<Option<&PodTerm>> = match &rule.peers {
+        Entries::Any => vec![None],
+        Entries::Of(peers) => peers.iter().map(term).collect(),
+    };
+    // What a name means is the destination's affair: of the peer, or of the policy's own pod.
+    if direction == TrafficDirection::Ingress && !peers.is_empty() {
+        found.extend(names.iter().map(|(name, protocol)| PeerSet::OwnPorts((*name).into(), *protocol)));
+    }
+    for term in peers {
+        if direction == TrafficDirection::Egress {
+            let set = |(name, protocol): &(&str, _)| PeerSet::Ports(term.cloned(), (*name).into(), *protocol);
+            found.extend(names.iter().map(set));
+        }
+        let goes_by_peer = is_by_number || direction == TrafficDirection::Ingress;
+        found.extend(term.filter(|_| goes_by_peer).cloned().map(PeerSet::Pods));
+    }
+}
+
+fn term(peer: &PeerTerm) -> Option<&PodTerm> {
+    match peer {
+        PeerTerm::Pods(term) => Some(term),
+        PeerTerm::Block(_) => None,
+    }
+}
