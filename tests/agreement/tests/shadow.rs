@@ -376,6 +376,7 @@ fn of(packet: &ruleset::eval::Packet) -> walk::FirstPacket {
         in_interface: name(&packet.in_interface),
         out_interface: name(&packet.out_interface),
         own_destination: packet.own_destination,
+        socket_given: false,
         owner: packet.owner.map(|owner| (owner.uid, owner.gid)),
         mark: packet.mark,
     }

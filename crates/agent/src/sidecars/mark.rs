@@ -121,10 +121,15 @@ impl Sidecars {
         };
         let message = format!("pod detected as broken, but failed to {did}: {failure}");
         let text = EventText { warning: true, reason, message: &message, component: COMPONENT };
-        if let Some(writer) = &self.parts.writer
-            && let Err(error) = writer.create_event(pod, text).await
-        {
-            self.parts.log.debug("no Event of a broken pod", &[("pod", pod), ("error", &error)]);
+        if let Some(writer) = &self.parts.writer {
+            let mut told = writer.create_event(pod, text).await;
+            // A connection that was kept may be closed by the server just then.
+            if told.as_ref().is_err_and(|error| error.status().is_none()) {
+                told = writer.create_event(pod, text).await;
+            }
+            if let Err(error) = told {
+                self.parts.log.debug("no Event of a broken pod", &[("pod", pod), ("error", &error)]);
+            }
         }
         self.parts.metrics.repaired_pod(kind, "fail");
     }

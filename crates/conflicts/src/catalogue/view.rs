@@ -95,6 +95,7 @@ fn packet(source: IpAddr, (to, port): (IpAddr, u16)) -> FirstPacket {
         in_interface: 0,
         out_interface: 0,
         own_destination: false,
+        socket_given: false,
         owner: None,
         mark: 0,
     }

@@ -102,6 +102,7 @@ impl<'a> PacketBranch<'a> {
             out_interface: 0,
             own_destination: packet.own_destination,
             owner: packet.owner.map(|Owner { uid, gid }| (uid, gid)),
+            socket_given: false,
             mark: packet.mark,
         };
         let names = (packet.in_interface.clone(), packet.out_interface.clone());
@@ -160,6 +161,7 @@ impl<'a> PacketBranch<'a> {
 
     /// Has passed a base chain.
     pub(crate) fn has_met(&mut self) {
+        self.state.packet.socket_given |= matches!(self.state.end, PacketEnd::Tproxy(_));
         if let (PacketEnd::Redirect(_) | PacketEnd::Dnat { .. } | PacketEnd::Tproxy(_), Some(by)) =
             (self.state.end, self.state.taker)
         {

@@ -172,3 +172,17 @@ fn a_legacy_table_of_unknown_age_may_come_before_or_after_ours() {
     let told = end(&observed, &outbound("203.0.113.9:80"));
     assert!(told.starts_with("unknown by whether"), "with a third table: {told}");
 }
+
+/// TPROXY gives a packet the socket of a listener, by whose owner a rule of nf_tables may let it in.
+#[test]
+fn the_owner_of_a_socket_that_a_rule_gave_is_not_known() {
+    let tproxy = "-p tcp -j TPROXY --on-port 15006 --on-ip 0.0.0.0 --tproxy-mark 0x539/0xffffffff";
+    let (mut observed, _) = ambient(Backend::Nftables);
+    observed.tables.push(foreign("x", ChainKind::Filter, Hook::Prerouting, -150, &[tproxy]));
+    let of_proxy = "-m owner --uid-owner 1337 -j ACCEPT";
+    let mut closed = foreign("y", ChainKind::Filter, Hook::Input, 0, &[of_proxy]);
+    closed.chains[0].drops = true;
+    observed.tables.push(closed);
+    let packet = ruleset::eval::Packet { listening: true, ..inbound("10.0.0.9:8080") };
+    assert_eq!(end(&observed, &packet), format!("unknown by {of_proxy}"));
+}

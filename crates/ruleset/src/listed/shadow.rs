@@ -147,6 +147,7 @@ impl<'a> Look<'a> {
                 in_interface: if inbound { interface } else { 0 },
                 out_interface: if inbound { 0 } else { interface },
                 own_destination: inbound,
+                socket_given: false,
                 owner: (!inbound).then_some((SOME_ID, gid as u32)),
                 mark: 0,
             };

@@ -164,17 +164,28 @@ fn kubelet_is_answered_among_connections_of_any_manner() {
     assert!(agent.metric("process_resident_memory_bytes").unwrap() < 96e6);
 }
 
+/// The status of the answer. Who has not begun to ask yet when many others have come since loses its place; it asks again, as the plugin does.
+fn answer(socket: &Path, method: &str, path: &str, body: &str) -> u16 {
+    let asked = Instant::now();
+    loop {
+        match http::ask(socket, method, path, body) {
+            Ok(reply) => return reply.status,
+            Err(error) => assert!(asked.elapsed() < IN_TIME, "{error:#}"),
+        }
+    }
+}
+
 #[test]
 fn a_plugin_is_answered_among_connections_of_any_manner() {
     let node = Node::new().unwrap();
     let agent = node.start().unwrap();
     for manner in Manner::ALL {
         asked_among(manner, to_socket(&node.agent_socket()), || {
-            assert_eq!(http::ask(&node.agent_socket(), "GET", "/v1/status", "").unwrap().status, 200);
+            assert_eq!(answer(&node.agent_socket(), "GET", "/v1/status", ""), 200);
         });
     }
     asked_among(Manner::NoBody, to_socket(&node.log_socket()), || {
-        assert_eq!(http::ask(&node.log_socket(), "POST", "/log", "[]").unwrap().status, 200);
+        assert_eq!(answer(&node.log_socket(), "POST", "/log", "[]"), 200);
     });
     assert!(closed(&agent, "agent.sock", "place") > 0.0 && closed(&agent, "log.sock", "place") > 0.0);
 }

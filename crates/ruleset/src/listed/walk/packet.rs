@@ -28,6 +28,8 @@ pub struct FirstPacket {
     pub own_destination: bool,
     /// User and group of the sending socket, when a process of this namespace sent it.
     pub owner: Option<(u32, u32)>,
+    /// A rule gave it the socket of a listener (TPROXY, which sets `skb->sk`): whose that is is not known.
+    pub socket_given: bool,
     /// Packet mark.
     pub mark: u32,
 }
@@ -103,6 +105,9 @@ impl FirstPacket {
         iptables: bool,
     ) -> Option<bool> {
         let Condition::In { field, mask, ranges, not } = condition else { return None };
+        if self.socket_given && matches!(field, Field::Uid | Field::Gid | Field::Socket) {
+            return None;
+        }
         let Some(value) = self.value(connection, *field) else {
             // The owner match of iptables answers as for an owner that is nobody's (xt_owner.c).
             return Some(*not && iptables && matches!(field, Field::Uid | Field::Gid));
