@@ -85,27 +85,27 @@ fn each_pod_is_told_with_its_decision_and_state_and_nothing_is_written() {
 }
 
 const TABLE: &str = "
-NAMESPACE     NAME           WANTED                       STATE                       MODE       BACKEND    LAST VERIFIED   DRIFT   CONFLICTS     PROXY             EVIDENCE
-kube-system   dns            none (excluded-namespace)    -                           -          -          -               -       -             -                 own look
-shop          away           sidecar                      unverifiable (no-address)   REDIRECT   nftables   -               -       -             -                 own look
-shop          bad            unknown (settings-invalid)   unverifiable                -          -          -               -       -             -                 own look
-shop          captured       sidecar                      verified                    REDIRECT   nftables   0s ago          -       -             does not listen   own look
-shop          captured-ipt   sidecar                      verified                    REDIRECT   iptables   0s ago          -       -             does not listen   own look
-shop          cart           ambient                      unacknowledged              AMBIENT    nftables   0s ago          -       -             does not listen   own look
-shop          cart-away      ambient                      unverifiable (no-address)   AMBIENT    nftables   -               -       -             -                 own look
-shop          cart-flushed   ambient                      drifted                     AMBIENT    nftables   -               3       -             does not listen   own look
-shop          changed        sidecar                      drifted                     REDIRECT   nftables   -               11      -             does not listen   own look
-shop          drifted        sidecar                      drifted                     REDIRECT   nftables   -               1       -             does not listen   own look
-shop          flushed        sidecar                      drifted                     REDIRECT   nftables   -               1       -             does not listen   own look
-shop          gateway        none (not-a-sidecar)         -                           -          -          -               -       -             -                 own look
-shop          gvisor         sidecar                      unverifiable (sandbox)      REDIRECT   nftables   -               -       -             -                 own look
-shop          init           none (istio-init-present)    -                           -          -          -               -       -             -                 own look
-shop          left-over      none (no-proxy)              -                           -          -          -               1       -             -                 own look
-shop          missed         none (not-injected)          -                           -          -          -               -       -             -                 own look
-shop          node           none (host-network)          -                           -          -          -               -       -             -                 own look
-shop          none           none (interception-none)     -                           -          -          -               -       -             -                 own look
-shop          plain          none (no-proxy)              -                           -          -          -               -       -             -                 own look
-shop          twice          sidecar                      drifted                     REDIRECT   nftables   -               1       CF-P1,CF-P7   does not listen   own look
+NAMESPACE     NAME           WANTED                       STATE                       MODE       BACKEND    LAST VERIFIED   DRIFT   CONFLICTS   PROXY             EVIDENCE
+kube-system   dns            none (excluded-namespace)    -                           -          -          -               -       -           -                 own look
+shop          away           sidecar                      unverifiable (no-address)   REDIRECT   nftables   -               -       -           -                 own look
+shop          bad            unknown (settings-invalid)   unverifiable                -          -          -               -       -           -                 own look
+shop          captured       sidecar                      verified                    REDIRECT   nftables   0s ago          -       -           does not listen   own look
+shop          captured-ipt   sidecar                      verified                    REDIRECT   iptables   0s ago          -       -           does not listen   own look
+shop          cart           ambient                      unacknowledged              AMBIENT    nftables   0s ago          -       -           does not listen   own look
+shop          cart-away      ambient                      unverifiable (no-address)   AMBIENT    nftables   -               -       -           -                 own look
+shop          cart-flushed   ambient                      drifted                     AMBIENT    nftables   -               3       -           does not listen   own look
+shop          changed        sidecar                      drifted                     REDIRECT   nftables   -               11      -           does not listen   own look
+shop          drifted        sidecar                      drifted                     REDIRECT   nftables   -               1       -           does not listen   own look
+shop          flushed        sidecar                      drifted                     REDIRECT   nftables   -               1       -           does not listen   own look
+shop          gateway        none (not-a-sidecar)         -                           -          -          -               -       -           -                 own look
+shop          gvisor         sidecar                      unverifiable (sandbox)      REDIRECT   nftables   -               -       -           -                 own look
+shop          init           none (istio-init-present)    -                           -          -          -               -       -           -                 own look
+shop          left-over      none (no-proxy)              -                           -          -          -               1       -           -                 own look
+shop          missed         none (not-injected)          -                           -          -          -               -       -           -                 own look
+shop          node           none (host-network)          -                           -          -          -               -       -           -                 own look
+shop          none           none (interception-none)     -                           -          -          -               -       -           -                 own look
+shop          plain          none (no-proxy)              -                           -          -          -               -       -           -                 own look
+shop          twice          sidecar                      drifted                     REDIRECT   nftables   -               1       -           does not listen   own look
 ";
 
 /// What is said below the table: the pod, and what its problem begins with.

@@ -54,7 +54,8 @@ const ICMP: Match = Match::Protocol(Protocol::Icmp);
 fn base_chains_are_named_by_their_hooks() {
     let Chain { base, .. } = output(vec![]);
     let error = refused(vec![Chain { base, ..chain("early", vec![]) }]);
-    assert_eq!(error, "the base chain \"early\" of table nat is at the hook output and must have its name");
+    let wanted = "the base chain \"early\" of table nat is at the hook output and must have its name, or end with \"-late\" and have a greater priority";
+    assert_eq!(error, wanted);
 }
 
 #[test]
