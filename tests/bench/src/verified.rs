@@ -27,6 +27,8 @@ pub(crate) const ALL: &[Measure] = &[
 const PODS: usize = 250;
 /// How many of them lose their rules at once.
 const AT_ONCE: usize = 50;
+/// How long a pod is new: the agent looks for conflicts at each full comparison.
+const NEW: Duration = Duration::from_secs(65);
 /// How long the agent is watched. It looks at each pod in every second of it, and compares in full in one of ten.
 const WATCHED: Duration = Duration::from_secs(10);
 /// How often pods are looked at by default, and those of the largest nodes.
@@ -84,10 +86,17 @@ fn node() -> Result<(Mesh, Vec<MeshPod>)> {
 }
 
 /// What a look at each pod costs, of a core, where there is one in so long.
-fn shares(report: &mut Report, backend: &str, Spent { floor, spent, looks }: Spent, most: f64) -> Result<()> {
-    ensure!(looks >= 2.0 * PODS as f64, "only {looks} looks");
+fn shares(report: &mut Report, backend: &str, spent: Spent, most: f64) -> Result<()> {
+    let Spent { floor, scanning, steady } = spent;
+    let Looked { spent, all, full } = steady;
+    ensure!(all >= 2.0 * PODS as f64, "only {all} looks");
     ensure!(spent > floor, "what looks at nothing has used more: {floor:?}, {spent:?}");
-    let look = (spent - floor).as_secs_f64() / looks;
+    let look = (spent - floor).as_secs_f64() / all;
+    // A new pod's full comparisons look for conflicts, too, and later ones only where something has changed.
+    let scan = scanning.spent.saturating_sub(spent.mul_f64(scanning.full / full));
+    let scans = scan.div_f64(scanning.full / PODS as f64);
+    let text = format!("verification: conflicts of 250 pods without foreign rules, CPU, {backend}");
+    report.time(&text, scans, Duration::from_millis(250));
     let share = |pods: f64, interval: Duration| look * pods / interval.as_secs_f64();
     let text =
         format!("verification: the same agent in {WATCHED:?} without pods in the mesh, CPU, {backend}");
@@ -105,11 +114,18 @@ fn shares(report: &mut Report, backend: &str, Spent { floor, spent, looks }: Spe
     Ok(())
 }
 
-/// What an agent has used while it looked at nothing, and in the same time with so many looks at pods.
+/// What an agent has used while it looked at nothing, in the first minute of its pods, and after that.
 struct Spent {
     floor: Duration,
+    scanning: Looked,
+    steady: Looked,
+}
+
+/// What was used for so many looks.
+struct Looked {
     spent: Duration,
-    looks: f64,
+    all: f64,
+    full: f64,
 }
 
 /// An agent that has looked at nothing for a while, then at all pods for as long; gives its memory then. `then` gets what it has used in both.
@@ -126,23 +142,32 @@ fn verified(
     mesh.node.api.set_namespace(BULK, &[(MODE, "ambient")]);
     wait_for("all pods are verified", || Ok(agent.metric(VERIFIED)? as usize == PODS))
         .with_context(|| agent.log().text())?;
-    let before = looks(&agent)?;
-    let spent = used_in_a_while(&agent)?;
+    let scanning = looked_at(&agent)?;
+    std::thread::sleep(NEW.saturating_sub(WATCHED));
+    let steady = looked_at(&agent)?;
+    let resident = resident(&agent)?;
+    then(&agent, Spent { floor, scanning, steady })?;
+    Ok(resident)
+}
+
+/// What an agent uses in a while, and how many looks it takes meanwhile, with how many full comparisons among them.
+fn looked_at(agent: &Agent) -> Result<Looked> {
+    let (before, full_before) = (looks(agent, &["cheap", "full"])?, looks(agent, &["full"])?);
+    let spent = used_in_a_while(agent)?;
     // Those while it settled do not count.
     let share = WATCHED.as_secs_f64() / (WATCHED + SETTLE).as_secs_f64();
-    let looks = (looks(&agent)? - before) * share;
-    let resident = resident(&agent)?;
-    then(&agent, Spent { floor, spent, looks })?;
-    Ok(resident)
+    let all = (looks(agent, &["cheap", "full"])? - before) * share;
+    let full = (looks(agent, &["full"])? - full_before) * share;
+    Ok(Looked { spent, all, full })
 }
 
 const VERIFIED: &str = "istio_cni_pods_verified{mode=\"ambient\"}";
 
-fn looks(agent: &Agent) -> Result<f64> {
-    let of = |layer: &str| {
+fn looks(agent: &Agent, layers: &[&str]) -> Result<f64> {
+    let of = |layer: &&str| {
         agent.metric(&format!("istio_cni_verifications_total{{layer=\"{layer}\",result=\"equal\"}}"))
     };
-    Ok(of("cheap")? + of("full")?)
+    layers.iter().map(of).sum()
 }
 
 fn used_in_a_while(agent: &Agent) -> Result<Duration> {
