@@ -5,25 +5,25 @@
 
 use facts::labels::Operator;
 use facts::networkpolicy::PolicyProtocol;
-use ring::digest::{Context, SHA256};
+use sha2::{Digest, Sha256};
 
 use crate::terms::{NamespaceTerm, PodTerm, PolicyName, Section};
 
 /// What is to be named. Each part is written so that no two meanings have the same bytes.
-pub(crate) struct Meaning(Context);
+pub(crate) struct Meaning(Sha256);
 
 // === impl Meaning ===
 
 impl Meaning {
     /// Of one kind of thing.
     pub(crate) fn of(kind: u8) -> Self {
-        let mut started = Self(Context::new(&SHA256));
+        let mut started = Self(Sha256::new());
         started.number(kind);
         started
     }
 
     pub(crate) fn number(&mut self, number: u8) {
-        self.0.update(&[number]);
+        self.0.update([number]);
     }
 
     pub(crate) fn text(&mut self, text: &str) {
@@ -33,7 +33,7 @@ impl Meaning {
 
     pub(crate) fn count(&mut self, count: usize) {
         // As wide on every machine: a name outlives the process that wrote it.
-        self.0.update(&u64::try_from(count).unwrap_or(u64::MAX).to_be_bytes());
+        self.0.update(u64::try_from(count).unwrap_or(u64::MAX).to_be_bytes());
     }
 
     pub(crate) fn protocol(&mut self, protocol: PolicyProtocol) {
@@ -85,6 +85,6 @@ impl Meaning {
 
     /// As a number for a name: as many bits as the names of sets have room for.
     pub(crate) fn hash(self) -> u64 {
-        self.0.finish().as_ref().iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
+        self.0.finalize().iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
     }
 }

@@ -32,7 +32,10 @@ const CRATES: &[(&str, Layer)] = &[
     ("facts", Layer::Pure { ours: &["capture"], theirs: &["ipnet", "serde", "serde_json", "thiserror"] }),
     (
         "policy",
-        Layer::Pure { ours: &["facts", "ruleset"], theirs: &["ipnet", "serde", "serde_json", "thiserror"] },
+        Layer::Pure {
+            ours: &["facts", "ruleset"],
+            theirs: &["ipnet", "serde", "serde_json", "sha2", "thiserror"],
+        },
     ),
     ("verification", Layer::Pure { ours: &[], theirs: &[] }),
     ("intent", Layer::Pure { ours: &["capture"], theirs: &[] }),
