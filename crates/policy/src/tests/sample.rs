@@ -240,6 +240,20 @@ impl SampleWorld {
 }
 
 impl SamplePod {
+    /// One that runs on node `n1` in namespace `x`, at `10.0.0.1`.
+    pub(crate) fn running(labels: Labels) -> Self {
+        Self {
+            namespace: "x",
+            labels,
+            addresses: vec!["10.0.0.1"],
+            node: "n1",
+            phase: "Running",
+            host_network: false,
+            deleting: false,
+            ports: vec![],
+        }
+    }
+
     /// Those with greater numbers are younger.
     pub(crate) fn plain(&self, number: usize) -> PlainPod {
         let ports: Vec<Value> = self

@@ -130,6 +130,15 @@ impl Scene {
         self.pod.netns.run(Command::new("sh").args(["-ec", line])).unwrap()
     }
 
+    pub(crate) fn wait_without_rules(&self) {
+        eventually("nothing of ours is left", PATIENCE, || {
+            let rules = self.rules();
+            ensure!(!rules.contains("istio") && !rules.contains("ISTIO"), "{rules}");
+            Ok(())
+        })
+        .unwrap();
+    }
+
     fn event(&self, reason: &str) -> Option<String> {
         let events = self.mesh.node.api.events();
         let its = events.iter().rfind(|event| event["reason"] == reason)?;
@@ -249,12 +258,7 @@ fn a_pod_that_is_not_to_be_captured_any_more_drains_where_that_is_wanted() {
         std::thread::sleep(A_WHILE);
         assert_eq!((asked(&before), asked(&scene.open(APP))), ('p', 's'), "{}", agent.log().text());
         drop(before);
-        eventually("nothing of ours is left", PATIENCE, || {
-            let rules = scene.rules();
-            ensure!(!rules.contains("istio") && !rules.contains("ISTIO"), "{rules}");
-            Ok(())
-        })
-        .unwrap();
+        scene.wait_without_rules();
         assert_eq!(asked(&scene.open(APP)), 's');
     }
 }

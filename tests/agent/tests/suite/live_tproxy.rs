@@ -31,12 +31,7 @@ fn what_came_in_by_a_transparent_proxy_goes_on_while_the_pod_drains() {
             assert_eq!((asked(&before), asked(&come_in())), ('p', 'a'), "{native}");
         }
         drop(before);
-        eventually("nothing of ours is left", PATIENCE, || {
-            let rules = scene.rules();
-            ensure!(!rules.contains("istio") && !rules.contains("ISTIO"), "{rules}");
-            Ok(())
-        })
-        .unwrap();
+        scene.wait_without_rules();
         assert_eq!(asked(&come_in()), 'a');
     });
 }

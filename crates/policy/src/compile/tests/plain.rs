@@ -4,21 +4,12 @@ use facts::NetworkPolicy;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::tests::sample::Labels;
+use crate::tests::sample::{Labels, SamplePod};
 
 /// A world with one pod, `x/p0`, on the node, and these NetworkPolicies of its namespace, which select it.
 fn world_of(policies: &[(&str, Value)]) -> PlainWorld {
     let mut world = PlainWorld::default();
-    let pod = crate::tests::sample::SamplePod {
-        namespace: "x",
-        labels: Labels::new(),
-        addresses: vec!["10.0.0.1"],
-        node: "n1",
-        phase: "Running",
-        host_network: false,
-        deleting: false,
-        ports: vec![],
-    };
+    let pod = SamplePod::running(Labels::new());
     world.put_pod(pod.plain(0));
     for (name, spec) in policies {
         let object = json!({"metadata": {"namespace": "x", "name": name}, "spec": spec});

@@ -57,16 +57,7 @@ fn a_pod_that_changes_is_not_cut_from_itself() {
         followed.put_policy(number, Some(terms(app, &spec)));
     }
     for app in ["a", "b"] {
-        let pod = SamplePod {
-            namespace: "x",
-            labels: Labels::from([("app", app)]),
-            addresses: vec!["10.0.0.1"],
-            node: "n1",
-            phase: "Running",
-            host_network: false,
-            deleting: false,
-            ports: vec![],
-        };
+        let pod = SamplePod::running(Labels::from([("app", app)]));
         followed.put_pod(pod.plain(0));
         assert_eq!(followed.allowed().len(), 2, "egress and ingress");
         assert_eq!((followed.sets.len(), followed.rules.len()), (1, 1));
