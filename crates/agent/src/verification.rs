@@ -6,6 +6,7 @@
 mod census;
 mod config;
 mod culprit;
+mod defect;
 mod entry;
 mod identity;
 mod look;
@@ -164,3 +165,6 @@ pub(crate) struct PodVerification {
 
 /// Differences of a pod that are kept in words.
 pub(crate) const MAX_DIFFERENCES: usize = 20;
+
+#[cfg(test)]
+mod tests;

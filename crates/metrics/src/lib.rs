@@ -107,7 +107,10 @@ impl Metrics {
     }
 
     /// Everything, as text. Whoever else reads meanwhile waits: the sums of one census hold in what is read after it.
-    fn read(&self) -> Result<Vec<u8>, prometheus::Error> {
+    ///
+    /// # Errors
+    /// A family of metrics has no text, as one without a name.
+    pub fn read(&self) -> Result<Vec<u8>, prometheus::Error> {
         let census = self.census.lock().unwrap_or_else(PoisonError::into_inner);
         census.iter().for_each(|census| census());
         self.guards.before_reading();

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use ::verification::UnverifiableReason;
 use kernel::watch::{Check, KeptSockets};
@@ -44,7 +44,13 @@ pub(super) fn compare(
         found.comparison = Comparison::Moved;
         return found;
     }
-    let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut kept = kept.lock().unwrap_or_else(|panicked| {
+        // Answers to the questions of whoever panicked may be left in them.
+        kept.clear_poison();
+        let mut sockets = panicked.into_inner();
+        *sockets = None;
+        sockets
+    });
     if watched && kept.is_none() {
         // Without them it is compared all the same.
         *kept = KeptSockets::open(&target.netns).ok();

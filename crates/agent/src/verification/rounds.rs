@@ -1,6 +1,6 @@
 //! The loop: who is looked at when.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use facts::PodRef;
 use kernel::watch::{EventSupport, Noticed, RulesetCommit};
 use netns::NetnsId;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 use super::entry::{LastLook, VerifiedSandbox};
 use super::identity::{NetnsIdentity, identity};
@@ -34,19 +34,22 @@ impl PodVerifier {
         let mut tasks = JoinSet::new();
         tasks.spawn(self.clone().rounds());
         tasks.spawn(self.clone().probe_events());
+        let mut looks = HashMap::new();
         let mut sync = Some(self.now());
         loop {
             let due = self.sandboxes().agenda.next();
             let next = [due, sync].into_iter().flatten().min();
             let until = self.at(next.unwrap_or(self.now() + self.interval()));
             tokio::select! {
-                Some(number) = next_event(&mut events) => self.take_events(number),
+                Some(number) = next_event(&mut events) => {
+                    self.guarded(number, Layer::Event, || self.take_events(number));
+                }
                 () = self.changed.notified() => sync = sync.or(Some(self.now() + TOGETHER)),
                 () = self.hurried.notified() => {}
-                Some(done) = tasks.join_next() => {
-                    if let Err(error) = done {
-                        let text = "the verification of a pod has panicked; this is a defect, please report it";
-                        self.parts.log.error(text, &[("error", &error)]);
+                Some(done) = tasks.join_next_with_id() => {
+                    let id = done.as_ref().map_or_else(JoinError::id, |(id, ())| *id);
+                    if let (Some((number, layer)), Err(_)) = (looks.remove(&id), done) {
+                        self.panicked(number, layer);
                     }
                 }
                 () = tokio::time::sleep_until(until) => {}
@@ -57,8 +60,9 @@ impl PodVerifier {
             }
             let due = self.sandboxes().agenda.take_due(self.now());
             for number in due {
-                if let Some(layer) = self.begin(number) {
-                    tasks.spawn(self.clone().look(number, layer));
+                if let Some(layer) = self.guarded(number, Layer::Cheap, || self.begin(number)).flatten() {
+                    let look = tasks.spawn(self.clone().look(number, layer));
+                    looks.insert(look.id(), (number, layer));
                 }
             }
         }
@@ -72,7 +76,13 @@ impl PodVerifier {
                 () = self.followed.notified() => continue,
             }
             for mode in self.modes() {
-                mode.clone().round().await;
+                // A defect of one round ends neither the next nor the other mode's.
+                let mut round = JoinSet::new();
+                round.spawn(mode.clone().round());
+                if let Some(Err(error)) = round.join_next().await {
+                    let text = "the round of verification of a mode has panicked; this is a defect, please report it";
+                    self.parts.log.error(text, &[("error", &error)]);
+                }
             }
             self.changed.notify_one();
         }

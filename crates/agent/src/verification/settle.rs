@@ -265,7 +265,7 @@ impl PodVerifier {
         self.tell(drift, CONTENDED, format!("{} Again: {why}.", drift.text()));
     }
 
-    fn tell_unverifiable(&self, pod: &PodRef, reason: UnverifiableReason, text: &str) {
+    pub(super) fn tell_unverifiable(&self, pod: &PodRef, reason: UnverifiableReason, text: &str) {
         let label = reason.label();
         let what = "the rules of a pod cannot be verified";
         self.parts.log.error(what, &[("pod", pod), ("reason", &label), ("error", &text)]);
