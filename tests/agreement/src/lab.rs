@@ -75,6 +75,7 @@ impl Lab {
     pub fn new() -> Result<Self> {
         let mut pod = Pod::new(Families::Dual)?;
         pod.add_interface("net1")?;
+        pod.know_neighbours()?;
         for namespace in [pod.own(), pod.peer()] {
             // Answers to addresses that no route leads back to are part of the tests.
             for interface in ["all", "default", "lo", "eth0", "net1"] {

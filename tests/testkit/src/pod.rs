@@ -5,7 +5,7 @@ use std::ops::Deref;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::{TestNetns, eventually};
 
@@ -125,6 +125,26 @@ impl Pod {
         }
         self.interfaces.push(interface);
         Ok(&self.interfaces[usize::from(number)])
+    }
+
+    /// Lets both sides know each other's addresses for good. Rules that drop questions for neighbours then drop no more than that: otherwise a
+    /// packet may wait for the answer until after the rules are gone.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn know_neighbours(&self) -> Result<()> {
+        for Interface { name, pod, peer } in &self.interfaces {
+            for (from, to, addresses) in [(&self.own, &self.peer, peer), (&self.peer, &self.own, pod)] {
+                let shown = to.run(&mut ip(&["-o", "link", "show", name]))?;
+                let mut words = shown.split_whitespace().skip_while(|word| *word != "link/ether");
+                let hardware = words.nth(1).with_context(|| format!("no hardware address in {shown:?}"))?;
+                let known = |address: &IpAddr| {
+                    format!("neigh replace {address} lladdr {hardware} dev {name} nud permanent")
+                };
+                from.ip(&addresses.iter().map(known).collect::<Vec<_>>())?;
+            }
+        }
+        Ok(())
     }
 
     /// The pod's own namespace.
