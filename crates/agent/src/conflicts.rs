@@ -132,6 +132,17 @@ impl Conflicts {
         }
     }
 
+    /// Forgets how settings were before in namespaces of pods that do not stay. It may wait for the disk.
+    ///
+    /// # Errors
+    /// What is kept cannot be listed.
+    pub(crate) fn keep_settings<F: Fn(&applied::Origin) -> bool>(
+        &self,
+        stays: impl FnOnce() -> F,
+    ) -> Result<usize, applied::Error> {
+        applied::settings::keep(&self.parts.run_dir, stays)
+    }
+
     /// Forgets namespaces of pods but these.
     pub(crate) fn keep(&self, namespaces: &[NetnsId]) {
         self.known().retain(|netns, of| of.pod.is_none() || namespaces.contains(netns));

@@ -8,6 +8,7 @@ use std::path::Path;
 use netns::NetnsId;
 use trusted::Links;
 
+use super::attachment::read_head;
 use super::{Error, MAX_HEAD, Origin, RecordKey, head, list, name_of, parse_head, remove_file, replace};
 
 /// The most files that are kept: beyond, nothing more is changed that would have to be put back.
@@ -66,6 +67,22 @@ pub fn forget(run_dir: &Path, netns: NetnsId) -> Result<(), Error> {
     remove_file(&run_dir.join(rundir::SETTINGS_DIR).join(name_of(RecordKey::Namespace(netns))?))
 }
 
+/// Forgets the namespaces of pods but those that stay; `stays` is asked for after the files were listed, so that one that is written meanwhile stays. Gives
+/// how many were forgotten.
+///
+/// # Errors
+/// The folder cannot be read; what could be removed is gone.
+pub fn keep<F: Fn(&Origin) -> bool>(run_dir: &Path, stays: impl FnOnce() -> F) -> Result<usize, Error> {
+    let dir = run_dir.join(rundir::SETTINGS_DIR);
+    let found = list(&dir)?;
+    let stays = stays();
+    Ok(super::keep(&found, |name| match read_head(&dir.join(name)) {
+        Ok(head) => head.is_some_and(|head| stays(&head.origin)),
+        // What cannot be read now may be readable when it is asked for.
+        Err(_) => true,
+    }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,5 +110,31 @@ mod tests {
         forget(dir.path(), netns).unwrap();
         forget(dir.path(), netns).unwrap();
         assert_eq!(all("2"), SettingsBefore::new());
+    }
+
+    #[test]
+    fn pods_that_are_gone_are_forgotten_and_what_is_written_meanwhile_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let stays = |origin: &Origin| origin.uid == "1";
+        assert_eq!(keep(dir.path(), || stays).unwrap(), 0, "nothing was ever kept");
+        let origin = |ino: u64, uid: &str| Origin {
+            netns: NetnsId { dev: 4, ino },
+            pod: "shop/web".to_owned(),
+            uid: uid.to_owned(),
+            interface: String::new(),
+            addresses: Vec::new(),
+        };
+        for (ino, uid) in [(1, "1"), (2, "2")] {
+            remember(dir.path(), &origin(ino, uid), "a", "1").unwrap();
+        }
+        std::fs::write(dir.path().join(rundir::SETTINGS_DIR).join("netns-4-9"), "cut o").unwrap();
+        let meanwhile = || {
+            remember(dir.path(), &origin(3, "3"), "a", "1").unwrap();
+            stays
+        };
+        assert_eq!(keep(dir.path(), meanwhile).unwrap(), 2);
+        let there = |ino, uid| !remembered(dir.path(), NetnsId { dev: 4, ino }, uid).is_empty();
+        assert_eq!((there(1, "1"), there(2, "2"), there(3, "3")), (true, false, true));
+        assert_eq!(list(&dir.path().join(rundir::SETTINGS_DIR)).unwrap().len(), 2);
     }
 }

@@ -84,8 +84,31 @@ impl PodVerifier {
                     self.parts.log.error(text, &[("error", &error)]);
                 }
             }
+            self.sweep_settings().await;
             self.changed.notify_one();
         }
+    }
+
+    /// Forgets how settings were in the namespaces of pods that are gone.
+    async fn sweep_settings(self: &Arc<Self>) {
+        if !self.parts.cluster.state().synced {
+            return;
+        }
+        let verifier = self.clone();
+        let sweep = move || verifier.parts.conflicts.keep_settings(|| verifier.stays());
+        match tokio::task::spawn_blocking(sweep).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => self.parts.log.warn(&error, &[]),
+            Err(error) => self.parts.log.error(&error, &[]),
+        }
+    }
+
+    /// Tells the pods of this node, and the namespaces that are verified, from those that are gone.
+    fn stays(&self) -> impl Fn(&applied::Origin) -> bool + use<> {
+        let pods: HashSet<String> =
+            self.parts.cluster.index().pods().filter_map(|pod| pod.uid().map(str::to_owned)).collect();
+        let sandboxes: HashSet<(String, NetnsId)> = self.sandboxes().numbers.keys().cloned().collect();
+        move |origin| pods.contains(&origin.uid) || sandboxes.contains(&(origin.uid.clone(), origin.netns))
     }
 
     /// Finds out what this kernel tells, which says how soon changes are found and whether those who make them are named.

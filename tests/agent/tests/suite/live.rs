@@ -337,7 +337,7 @@ fn what_has_not_ended_in_time_is_reset() {
 /// What the agent changes beside rules goes back with them.
 #[test]
 fn a_setting_that_keeps_packets_from_a_transparent_proxy_is_changed_until_the_rules_leave() {
-    let options = [("CONFLICT_RESOLUTION", "all"), ("DRAIN_TIMEOUT", "1s")];
+    let options = [("CONFLICT_RESOLUTION", "all"), ("DRAIN_TIMEOUT", "1s"), ("VERIFY_INTERVAL", "1s")];
     let mode = [("sidecar.istio.io/interceptionMode", "TPROXY")];
     let (scene, agent) = Scene::with(true, "on", &mode, &options);
     let netns = &scene.pod.netns;
@@ -362,10 +362,24 @@ fn a_setting_that_keeps_packets_from_a_transparent_proxy_is_changed_until_the_ru
         Ok(())
     })
     .unwrap();
+    let kept = || std::fs::read_dir(scene.mesh.node.run_dir().join("settings")).map(Iterator::count);
+    let own = std::fs::read_dir(scene.mesh.node.run_dir().join("settings"))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
+    let of_another = std::fs::read_to_string(&own).unwrap().replace("\nuid ", "\nuid gone-");
+    std::fs::write(own.with_file_name("netns-4-1"), of_another).unwrap();
+    eventually("only what is kept of a pod that is gone is forgotten", PATIENCE, || {
+        ensure!(kept()? == 1 && own.exists(), "{}", kept()?);
+        Ok(())
+    })
+    .unwrap();
     scene.edit("labels", "sidecar.istio.io/inject", "false");
     eventually_set("1");
     eventually("nothing is kept of it", PATIENCE, || {
-        let kept = std::fs::read_dir(scene.mesh.node.run_dir().join("settings"))?.count();
+        let kept = kept()?;
         ensure!(kept == 0 && !scene.rules().contains("istio"), "{kept}; {}", scene.rules());
         Ok(())
     })
