@@ -4,6 +4,7 @@
 //! [`NetworkPolicy::refused`] names what was left out. Manifests and snapshots have passed no API server.
 
 mod block;
+mod isolation;
 mod port;
 #[cfg(test)]
 mod tests;
@@ -12,6 +13,7 @@ mod wire;
 use serde::{Deserialize, Deserializer};
 
 pub use block::{Block, BlockError};
+pub use isolation::Isolation;
 pub(crate) use port::number as port_number;
 pub use port::{NumberOrName, PolicyProtocol, Port, PortError};
 

@@ -6,6 +6,8 @@
 mod content;
 #[path = "deltas/growth.rs"]
 mod growth;
+#[path = "deltas/guard.rs"]
+mod guard;
 #[path = "deltas/rules.rs"]
 mod rules;
 #[path = "deltas/support.rs"]

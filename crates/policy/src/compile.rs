@@ -32,7 +32,10 @@ const INGRESS_PRIORITY: i32 = -160;
 /// Before source addresses are changed.
 const EGRESS_PRIORITY: i32 = 95;
 
-const KNOWN_CHAINS: &[KnownChain] = &[KnownChain::beginning(TableKind::Mangle, "istio-np-")];
+/// Why the own node passes.
+pub(crate) const OWN_NODE: &str = "the pod's own node reaches it, as kubelet's probes do";
+
+pub(crate) const KNOWN_CHAINS: &[KnownChain] = &[KnownChain::beginning(TableKind::Mangle, "istio-np-")];
 
 /// The most rules of the policies of a direction that a packet meets, and the most that there are of them.
 const MAX_CLASS_RULES: usize = 2 * NamedRoom::MOST;
@@ -102,6 +105,19 @@ fn node_sets(node: &[IpAddr]) -> impl Iterator<Item = Set> + '_ {
 
 /// The chain of a hook, with what is never judged.
 fn base_chain(direction: TrafficDirection, backend: Backend) -> Chain {
+    let mut rules = never_judged(direction, &Action::Accept);
+    if direction == TrafficDirection::Ingress {
+        rules.extend([Family::V4, Family::V6].into_iter().zip(NODE).map(|(family, set)| {
+            let own = Match::SourceIn { set: set.into(), keys: KeyType::Address(family), not: false };
+            Rule::new(vec![own], Action::Accept, OWN_NODE)
+        }));
+    }
+    let base = base(direction, backend);
+    Chain { name: base.hook.name().into(), base: Some(base), rules, leading: 0 }
+}
+
+/// Where the rules of a direction are attached.
+pub(crate) fn base(direction: TrafficDirection, backend: Backend) -> Base {
     let (hook, priority) = match direction {
         TrafficDirection::Egress => (Hook::Postrouting, EGRESS_PRIORITY),
         TrafficDirection::Ingress => (Hook::Prerouting, INGRESS_PRIORITY),
@@ -110,16 +126,21 @@ fn base_chain(direction: TrafficDirection, backend: Backend) -> Chain {
         Backend::Nftables => priority,
         Backend::Iptables => TableKind::Mangle.priority(hook),
     };
+    Base { kind: ChainKind::Filter, hook, priority }
+}
+
+/// What no policy judges. `pass` lets it go on.
+pub(crate) fn never_judged(direction: TrafficDirection, pass: &Action) -> Vec<Rule> {
     let name = "lo".into();
     let lo = match direction {
         TrafficDirection::Egress => Match::OutInterface { name, not: false },
         TrafficDirection::Ingress => Match::InInterface { name, not: false },
     };
-    let accept = |matches, why: &'static str| Rule::new(matches, Action::Accept, why);
+    let passing = |matches, why: &'static str| Rule::new(matches, pass.clone(), why);
     let mut rules = vec![
-        accept(vec![lo], "what stays in the pod is not judged"),
-        accept(vec![Match::CtState(CtState::Related)], "belongs to an allowed connection"),
-        accept(
+        passing(vec![lo], "what stays in the pod is not judged"),
+        passing(vec![Match::CtState(CtState::Related)], "belongs to an allowed connection"),
+        passing(
             vec![Match::CtState(CtState::Established), Match::Reply],
             "answers of an allowed connection are allowed",
         ),
@@ -127,16 +148,9 @@ fn base_chain(direction: TrafficDirection, backend: Backend) -> Chain {
     // Router and neighbour discovery.
     rules.extend((133..=137).map(|kind| {
         let matches = vec![Match::Protocol(Protocol::Icmpv6), Match::IcmpType { kind, code: None }];
-        accept(matches, "neighbours and routers are found without policies")
+        passing(matches, "neighbours and routers are found without policies")
     }));
-    if direction == TrafficDirection::Ingress {
-        rules.extend([Family::V4, Family::V6].into_iter().zip(NODE).map(|(family, set)| {
-            let own = Match::SourceIn { set: set.into(), keys: KeyType::Address(family), not: false };
-            accept(vec![own], "the pod's own node reaches it, as kubelet's probes do")
-        }));
-    }
-    let base = Base { kind: ChainKind::Filter, hook, priority };
-    Chain { name: hook.name().into(), base: Some(base), rules, leading: 0 }
+    rules
 }
 
 /// The name of a section's chain. It says what the class means, so that chains of several classes stand beside one another.

@@ -5,11 +5,13 @@
 //! - [`World`]: what is asked of a cluster for that; [`PlainWorld`] is one of plain objects.
 //! - [`index`]: which policies select the pods of a node, whom their rules mean, and what an event changes of both.
 //! - [`compile`]: the rules of a pod's policies, for both backends.
+//! - [`guard`]: what isolates a pod while its rules are not there yet.
 //! - [`cases`]: files of connections with their right verdicts.
 
 pub mod cases;
 pub mod compile;
 mod flow;
+pub mod guard;
 pub mod index;
 mod meaning;
 mod plain;
