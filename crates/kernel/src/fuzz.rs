@@ -5,10 +5,9 @@ use std::os::fd::OwnedFd;
 
 use fuzz::{Outcome, Target};
 use proptest::prelude::*;
-use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
 
-use crate::netlink::NetlinkSocket;
 use crate::netlink::wire::MessageWriter;
+use crate::netlink::{self, NetlinkSocket};
 
 /// Gives a socket that has the answers already.
 pub(crate) type Open<'a> = &'a dyn Fn() -> NetlinkSocket;
@@ -42,16 +41,9 @@ fn run(input: &[u8]) -> Outcome {
 }
 
 fn answering(input: &[u8]) -> (NetlinkSocket, OwnedFd) {
-    let (ours, kernel) =
-        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).expect("sockets");
     let mut done = MessageWriter::default();
     done.message(DONE, 0, 1, &[0; 4], |_| {});
-    for _ in 0..LISTS {
-        for part in [input, done.bytes()] {
-            send(&kernel, part, SendFlags::empty()).expect("room for the answers");
-        }
-    }
-    (NetlinkSocket::over(ours), kernel)
+    netlink::tests::answering([input, done.bytes()].into_iter().cycle().take(2 * LISTS))
 }
 
 /// An attribute: a text, a number, bytes, or attributes.

@@ -6,7 +6,7 @@
 mod dump;
 mod events;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub(crate) mod wire;
 
 use std::io;

@@ -49,6 +49,15 @@ use uapi::family;
 /// programs from doing that to each other; only a program that ignores it can.
 const TRIES: u32 = 3;
 
+/// Whether the kernel has nf_tables.
+pub(crate) fn answers(socket: &mut NetlinkSocket) -> Result<bool, netlink::Error> {
+    match list::tables(socket, family::INET) {
+        Ok(_) | Err(netlink::Error::TooMany { .. }) => Ok(true),
+        Err(error) if is_absent(&error) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Rules in nf_tables tables of the inet family, one table per owner and [`ruleset::TableKind`].
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Nftables;

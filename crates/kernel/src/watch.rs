@@ -18,6 +18,7 @@ use std::sync::Arc;
 use netns::{Inside, Netns};
 use ruleset::{Family, Plan};
 
+use events::LastTransaction;
 pub use events::{Noticed, RulesetCommit};
 use legacy::LegacyContent;
 pub(crate) use legacy::{LegacySocket, LegacyTables};
@@ -72,10 +73,9 @@ pub struct KeptSockets {
 }
 
 /// The rules of a namespace, in a form that only tells whether they have changed.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Fingerprint {
-    /// Absent on a kernel without nf_tables.
-    generation: Option<u32>,
+    last: LastTransaction,
     legacy: LegacyContent,
 }
 
@@ -132,8 +132,7 @@ impl KeptSockets {
     /// # Errors
     /// The kernel does not tell, or has no nf_tables.
     pub fn generation(&mut self) -> Result<u32, Error> {
-        let failed = |source| Error::Netlink { operation: "ask for the nf_tables generation", source };
-        let generation = events::generation(&mut self.netfilter).map_err(failed);
+        let generation = events::generation(&mut self.netfilter).map_err(no_generation);
         self.netfilter.rest();
         generation
     }
@@ -145,7 +144,7 @@ impl KeptSockets {
     /// The kernel could not be asked.
     pub fn unchanged(&mut self) -> Result<bool, Error> {
         let Some(equal) = self.equal.take() else { return Ok(false) };
-        let same = self.committed()? == equal.generation
+        let same = self.last_transaction()? == equal.last
             && legacy::content(self.legacy.as_ref(), equal.legacy.tables.clone())? == equal.legacy;
         self.equal = Some(equal);
         Ok(same)
@@ -189,24 +188,21 @@ impl KeptSockets {
     /// Notes what there is before it is compared: whatever changes meanwhile will be found to have changed.
     fn look(&mut self) -> Result<(), Error> {
         self.seen = None;
-        let generation = self.committed()?;
+        let last = self.last_transaction()?;
         let Self { netns, legacy, .. } = self;
         let tables = match LegacyTables::may_exist() {
             true => netns.enter(|inside| legacy_tables(inside, legacy))??,
             false => LegacyTables::default(),
         };
         let legacy = legacy::content(self.legacy.as_ref(), tables)?;
-        self.seen = Some(Fingerprint { generation, legacy });
+        self.seen = Some(Fingerprint { last, legacy });
         Ok(())
     }
 
-    /// As [`Self::generation`]; nothing on a kernel without nf_tables.
-    fn committed(&mut self) -> Result<Option<u32>, Error> {
-        match self.generation() {
-            Ok(generation) => Ok(Some(generation)),
-            Err(Error::Netlink { source, .. }) if crate::nft::is_absent(&source) => Ok(None),
-            Err(error) => Err(error),
-        }
+    fn last_transaction(&mut self) -> Result<LastTransaction, Error> {
+        let last = LastTransaction::ask(&mut self.netfilter).map_err(no_generation);
+        self.netfilter.rest();
+        last
     }
 
     /// Gives memory back that only questions need.
@@ -221,18 +217,21 @@ impl KeptSockets {
 /// # Errors
 /// The kernel does not tell.
 pub fn fingerprint(inside: &Inside) -> Result<Fingerprint, Error> {
-    let failed = |source| Error::Netlink { operation: "ask for the nf_tables generation", source };
-    let generation = match NetlinkSocket::netfilter().and_then(|mut socket| events::generation(&mut socket)) {
-        Ok(generation) => Some(generation),
-        Err(error) if crate::nft::is_absent(&error) => None,
-        Err(error) => return Err(failed(error)),
+    let last = NetlinkSocket::netfilter().and_then(|mut socket| LastTransaction::ask(&mut socket));
+    let last = match last {
+        Err(error) if crate::nft::is_absent(&error) => LastTransaction::Impossible,
+        last => last.map_err(no_generation)?,
     };
     let mut socket = None;
     let tables = match LegacyTables::may_exist() {
         true => legacy_tables(inside, &mut socket)?,
         false => LegacyTables::default(),
     };
-    Ok(Fingerprint { generation, legacy: legacy::content(socket.as_ref(), tables)? })
+    Ok(Fingerprint { last, legacy: legacy::content(socket.as_ref(), tables)? })
+}
+
+fn no_generation(source: netlink::Error) -> Error {
+    Error::Netlink { operation: "ask for the nf_tables generation", source }
 }
 
 /// Which tables of iptables-legacy there are, and a socket to ask for them where there are some.

@@ -45,6 +45,7 @@ impl SharedParts<'_> {
             conflicts: Conflicts::new(conflicts),
             config: self.config.verify.clone(),
             proc_root: self.config.proc_root.clone(),
+            probe: kernel::watch::probe,
             slots: self.slots.clone(),
             cluster: self.cluster.clone(),
             events: self.events.clone(),

@@ -113,7 +113,7 @@ impl PodVerifier {
 
     /// Finds out what this kernel tells, which says how soon changes are found and whether those who make them are named.
     async fn probe_events(self: Arc<Self>) {
-        match tokio::task::spawn_blocking(kernel::watch::probe).await {
+        match tokio::task::spawn_blocking(self.parts.probe).await {
             Ok(Ok(EventSupport { generation, events, culprits })) => {
                 self.parts.metrics.kernel_tells(generation, events, culprits);
                 let lacks = match (generation, events, culprits) {

@@ -10,6 +10,7 @@ use ::verification::UnverifiableReason;
 use capture::{PlanTarget, Settings};
 use cluster::{Cluster, OwnPod};
 use kernel::iptables::Iptables;
+use kernel::watch::EventSupport;
 use metrics::Metrics;
 use ruleset::Backend;
 use telemetry::{Journal, Levels};
@@ -107,6 +108,11 @@ fn pod(uid: &str, plan: Plan) -> ExpectedPod {
     ExpectedPod { pod, mode: DataPlaneMode::Sidecar, born: None, target: Ok(target) }
 }
 
+/// A kernel that tells nothing by itself, and not who makes changes.
+fn asked_only() -> Result<EventSupport, kernel::Error> {
+    Ok(EventSupport { generation: true, events: false, culprits: false })
+}
+
 fn verifier(metrics: &Arc<Metrics>, journal: &Journal, dir: &Path) -> Arc<PodVerifier> {
     let (log, own) =
         (journal.scope("verification"), OwnPod { namespace: String::new(), name: String::new() });
@@ -130,6 +136,7 @@ fn verifier(metrics: &Arc<Metrics>, journal: &Journal, dir: &Path) -> Arc<PodVer
     PodVerifier::new(VerifierParts {
         config,
         proc_root: "/proc".into(),
+        probe: asked_only,
         conflicts,
         slots: Arc::default(),
         cluster: Cluster::new(),
@@ -144,12 +151,15 @@ fn state(verifier: &PodVerifier, uid: &str) -> VerificationState {
     verifier.pods().into_iter().find(|pod| pod.pod.uid == uid).unwrap().state
 }
 
-fn errors(metrics: &Metrics) -> u64 {
+/// The sum of a metric's series that have this label.
+fn sum(metrics: &Metrics, name: &str, label: &str) -> u64 {
     let text = String::from_utf8(metrics.read().unwrap()).unwrap();
-    let of = text.lines().filter(|line| {
-        line.starts_with("istio_cni_verifications_total") && line.contains(r#"result="error""#)
-    });
+    let of = text.lines().filter(|line| line.starts_with(name) && line.contains(label));
     of.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
+}
+
+fn errors(metrics: &Metrics) -> u64 {
+    sum(metrics, "istio_cni_verifications_total", r#"result="error""#)
 }
 
 async fn until(what: &str, holds: impl Fn() -> bool) {
@@ -179,6 +189,9 @@ async fn wherever_a_look_panics_its_pod_is_not_verified_and_is_looked_at_again()
     let unknown = VerificationState::Unverifiable(UnverifiableReason::Kernel);
     let is = |uid: &str, wanted| state(&verifier, uid) == wanted;
     let (right, without) = (VerificationState::Verified, VerificationState::Drifted);
+    let tells = |what: &str| sum(&metrics, "istio_cni_verification_kernel_tells", what);
+    until("it is said what the kernel tells", || tells("generation") == 1).await;
+    assert_eq!((tells("events"), tells("culprits")), (0, 0));
     until("all were looked at", || is("right", right) && is("without", without)).await;
     for (place, uid, usual) in [
         (Place::Begin, "right", right),

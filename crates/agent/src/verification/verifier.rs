@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use ::verification::{Agenda, Ledger, UnverifiableReason, VerificationState};
 use cluster::Cluster;
 use facts::PodRef;
+use kernel::watch::EventSupport;
 use netns::NetnsId;
 use telemetry::Scope;
 use tokio::sync::Notify;
@@ -32,6 +33,8 @@ pub(crate) struct VerifierParts {
     pub(crate) config: VerifyConfig,
     /// The node's procfs.
     pub(crate) proc_root: PathBuf,
+    /// Finds out what this kernel tells of changes.
+    pub(crate) probe: fn() -> Result<EventSupport, kernel::Error>,
     pub(crate) conflicts: Arc<Conflicts>,
     pub(crate) slots: Arc<Slots>,
     pub(crate) cluster: Cluster,

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use super::wire::{Message, Messages};
 use super::{Error, NLMSG_ERROR, NetlinkSocket, error_of, flags, open, refused};
 
-const NLMSG_DONE: u16 = 3;
+pub(super) const NLMSG_DONE: u16 = 3;
 /// How often a dump is repeated that was disturbed by a change (the original tries as often).
 pub(super) const DUMP_TRIES: usize = 5;
 

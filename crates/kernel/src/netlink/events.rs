@@ -235,7 +235,7 @@ pub(crate) struct FilterOperation {
 /// Lets the kernel keep only messages for which the program returns something else than 0. Without it there are more messages and no other
 /// difference.
 #[allow(unsafe_code)]
-pub(crate) fn attach_filter(fd: &OwnedFd, operations: &[FilterOperation]) {
+pub(crate) fn attach_filter(fd: &impl AsFd, operations: &[FilterOperation]) {
     use std::ffi::{c_int, c_void};
     /// `asm-generic/socket.h`.
     const SOL_SOCKET: c_int = 1;
@@ -253,5 +253,7 @@ pub(crate) fn attach_filter(fd: &OwnedFd, operations: &[FilterOperation]) {
     let program = Program { length: operations.len() as u16, operations: operations.as_ptr() };
     let length = u32::try_from(size_of::<Program>()).unwrap_or(0);
     // SAFETY: the descriptor is open; the kernel copies the program and its operations, which live through the call.
-    unsafe { setsockopt(fd.as_raw_fd(), SOL_SOCKET, SO_ATTACH_FILTER, (&raw const program).cast(), length) };
+    unsafe {
+        setsockopt(fd.as_fd().as_raw_fd(), SOL_SOCKET, SO_ATTACH_FILTER, (&raw const program).cast(), length)
+    };
 }

@@ -63,6 +63,43 @@ impl RulesetCommit {
     }
 }
 
+/// The last transaction of nf_tables in a namespace, as far as the kernel tells.
+#[derive(Debug, Clone, Default)]
+pub(super) enum LastTransaction {
+    /// Its generation.
+    Number(u32),
+    /// The kernel has no nf_tables.
+    #[default]
+    Impossible,
+    /// The kernel has nf_tables, and does not tell.
+    Untold,
+}
+
+/// Whether nothing was committed between the two. Where the kernel does not tell, something may have been.
+impl PartialEq for LastTransaction {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Number(one), Self::Number(other)) => one == other,
+            (Self::Impossible, Self::Impossible) => true,
+            _ => false,
+        }
+    }
+}
+
+impl LastTransaction {
+    pub(super) fn ask(socket: &mut NetlinkSocket) -> Result<Self, Error> {
+        match generation(socket) {
+            Ok(generation) => Ok(Self::Number(generation)),
+            // nfnetlink refuses a question that it does not know as it does one to a subsystem that is not there.
+            Err(error) if crate::nft::is_absent(&error) => match crate::nft::answers(socket)? {
+                true => Ok(Self::Untold),
+                false => Ok(Self::Impossible),
+            },
+            Err(error) => Err(error),
+        }
+    }
+}
+
 pub(super) fn noticed(committed: &UnreadEvents, routing: &UnreadEvents) -> Noticed {
     Noticed {
         commits: committed.messages().filter_map(|message| RulesetCommit::read(&message)).collect(),
