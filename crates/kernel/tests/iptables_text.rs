@@ -91,6 +91,7 @@ fn matches(family: Family) -> impl Strategy<Value = Vec<Match>> {
         (0..u32::MAX, not()).prop_map(|(gid, not)| Match::Gid { gid, not }),
         Just(Match::LocalSocket),
         Just(Match::OwnDestination),
+        Just(Match::OwnSource),
     ];
     (
         maybe((interface(), not()).prop_map(|(n, not)| Match::InInterface { name: n.into(), not }).boxed()),

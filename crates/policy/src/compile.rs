@@ -1,14 +1,16 @@
-//! The policies of one pod as rules in its own network namespace, for both backends.
+//! The policies of one pod as rules in its own network namespace, for both backends; and those of all pods in the node's (`node`).
 //!
 //! Each direction is a base chain that lets pass what is never judged, then a chain for each section. A section's chain accepts, drops, or returns to
 //! the next one. Sets that follow pods are kept by whoever applies the index's effects; blocks are part of the rules.
 
 mod blocks;
 mod left;
+mod log;
+mod node;
 mod parts;
 mod rules;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -22,6 +24,8 @@ use ruleset::{
 use crate::index::{NamedRoom, PeerSet, PodClasses, PolicyClass, PolicyIndex};
 use crate::terms::{Section, TrafficDirection};
 pub use left::{LeftOut, LeftOutReason};
+pub use log::{LOG_GROUP, LOG_PREFIX, log_number};
+pub use node::{CompiledNode, EgressToOwnNode, Established, NodeRules, NodeSettings, compile_node};
 use rules::Compiler;
 
 /// The owner of the rules.
@@ -69,11 +73,7 @@ pub fn compile_pod(
     let mut compiler = Compiler::new(index);
     let (mut chains, mut regular) = (Vec::new(), Vec::new());
     for direction in [TrafficDirection::Egress, TrafficDirection::Ingress] {
-        let class = match direction {
-            TrafficDirection::Egress => &classes.egress,
-            TrafficDirection::Ingress => &classes.ingress,
-        };
-        let Some(class) = class else { continue };
+        let Some(class) = classes.of_direction(direction) else { continue };
         let mut base = base_chain(direction, backend);
         let (sections, apart) = compiler.class(class);
         for section in &sections {
@@ -136,21 +136,35 @@ pub(crate) fn never_judged(direction: TrafficDirection, pass: &Action) -> Vec<Ru
         TrafficDirection::Egress => Match::OutInterface { name, not: false },
         TrafficDirection::Ingress => Match::InInterface { name, not: false },
     };
+    let mut rules = vec![Rule::new(vec![lo], pass.clone(), "what stays in the pod is not judged")];
+    rules.extend(answers(pass));
+    rules.extend(discovery(pass));
+    rules
+}
+
+/// What an allowed connection brings about.
+fn answers(pass: &Action) -> [Rule; 2] {
     let passing = |matches, why: &'static str| Rule::new(matches, pass.clone(), why);
-    let mut rules = vec![
-        passing(vec![lo], "what stays in the pod is not judged"),
+    [
         passing(vec![Match::CtState(CtState::Related)], "belongs to an allowed connection"),
         passing(
             vec![Match::CtState(CtState::Established), Match::Reply],
             "answers of an allowed connection are allowed",
         ),
-    ];
-    // Router and neighbour discovery.
-    rules.extend((133..=137).map(|kind| {
+    ]
+}
+
+/// Router and neighbour discovery.
+fn discovery(pass: &Action) -> impl Iterator<Item = Rule> {
+    (133..=137).map(|kind| {
         let matches = vec![Match::Protocol(Protocol::Icmpv6), Match::IcmpType { kind, code: None }];
-        passing(matches, "neighbours and routers are found without policies")
-    }));
-    rules
+        Rule::new(matches, pass.clone(), "neighbours and routers are found without policies")
+    })
+}
+
+/// The name of a class's chain, where it has one for all of its sections.
+fn class_name(class: &PolicyClass) -> String {
+    format!("istio-np-{:016x}", class.hash())
 }
 
 /// The name of a section's chain. It says what the class means, so that chains of several classes stand beside one another.
@@ -161,7 +175,7 @@ fn chain_name(class: &PolicyClass, section: Section) -> Cow<'static, str> {
         Section::NetworkPolicy => "n",
         Section::Baseline => "b",
     };
-    format!("istio-np-{:016x}-{section}", class.hash()).into()
+    format!("{}-{section}", class_name(class)).into()
 }
 
 /// The name of a chain of a rule, by its number among those of its class.
@@ -170,5 +184,5 @@ fn rule_chain_name(class: &PolicyClass, number: usize) -> Cow<'static, str> {
     const { assert!(MAX_CLASS_RULES / 2 < 36 * 36 * 36) };
     let number = u32::try_from(number).unwrap_or(u32::MAX);
     let digit = |of: u32| char::from_digit(number / of % 36, 36).unwrap_or('0');
-    format!("istio-np-{:016x}{}{}{}", class.hash(), digit(36 * 36), digit(36), digit(1)).into()
+    format!("{}{}{}{}", class_name(class), digit(36 * 36), digit(36), digit(1)).into()
 }

@@ -20,6 +20,7 @@ use crate::terms::{PolicyName, PolicyTerms, Section};
 use crate::world::{PolicyPod, World};
 pub use class::{PodClasses, PolicyClass};
 use sets::PeerSets;
+pub(crate) use sets::protocol;
 pub use sets::{PeerMember, PeerSet};
 pub(crate) use wanted::NamedRoom;
 
@@ -38,7 +39,7 @@ pub struct PolicyIndex {
 pub struct LocalFacts {
     /// Its labels.
     pub labels: LabelSet,
-    /// Its addresses in the cluster's network.
+    /// Its addresses in the cluster's network; not those that another pod has the better claim to ([`World::pod_at`]).
     pub addresses: Box<[IpAddr]>,
 }
 
@@ -193,6 +194,11 @@ impl PolicyIndex {
     /// The policies that select a pod of the node.
     pub fn classes_of(&self, pod: &LocalName) -> Option<&PodClasses> {
         self.pods.get(pod).map(|pod| &pod.classes)
+    }
+
+    /// The pods of the node with the policies that select them.
+    pub fn pods(&self) -> impl Iterator<Item = (&LocalName, &LocalFacts, &PodClasses)> {
+        self.pods.iter().map(|(name, pod)| (name, &pod.facts, &pod.classes))
     }
 
     /// A policy that is known.

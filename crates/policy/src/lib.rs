@@ -4,7 +4,7 @@
 //! - [`verdict`]: a connection is allowed or denied, by which policies and which rule. It is the meaning that rules in a kernel have to have.
 //! - [`World`]: what is asked of a cluster for that; [`PlainWorld`] is one of plain objects.
 //! - [`index`]: which policies select the pods of a node, whom their rules mean, and what an event changes of both.
-//! - [`compile`]: the rules of a pod's policies, for both backends.
+//! - [`compile`]: the rules of a pod's policies in its own namespace, for both backends, and those of all pods in the node's, for nf_tables.
 //! - [`guard`]: what isolates a pod while its rules are not there yet.
 //! - [`cases`]: files of connections with their right verdicts.
 

@@ -270,6 +270,10 @@ impl<'r> Walk<'r, '_, '_> {
             Match::Source { net, not } => net.contains(&packet.source) != *not,
             Match::Destination { net, not } => net.contains(&packet.destination) != *not,
             Match::OwnDestination => packet.own_destination,
+            Match::OwnSource => {
+                let is_sent = packet.in_interface.is_empty() || self.backend == Backend::Iptables;
+                packet.own_source && is_sent
+            }
             Match::SourceIn { set, not, .. } => self.is_in(set, Side::Source) != *not,
             Match::DestinationIn { set, not, .. } => self.is_in(set, Side::Destination) != *not,
             Match::SourcePort { ports, not } => ports.contains(packet.source_port) != *not,

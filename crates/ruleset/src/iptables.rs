@@ -237,7 +237,7 @@ fn order(m: &Match, protocol: Option<Protocol>) -> u8 {
         Match::CtState(_) => 10,
         Match::Reply | Match::OriginalDestination { .. } | Match::OriginalPort { .. } => 12,
         Match::Mark { .. } | Match::CtMark { .. } => 11,
-        Match::OwnDestination => 13,
+        Match::OwnDestination | Match::OwnSource => 13,
         Match::Uid { .. } | Match::Gid { .. } | Match::LocalSocket => 20,
         Match::SourceIn { .. } | Match::DestinationIn { .. } => 21,
     }
@@ -275,6 +275,7 @@ fn render_match(out: &mut String, m: &Match, protocol: Option<Protocol>) {
         Match::Gid { gid, not } => write!(out, "-m owner {}--gid-owner {gid} ", bang(not)),
         Match::LocalSocket => write!(out, "-m owner --socket-exists "),
         Match::OwnDestination => write!(out, "-m addrtype --dst-type LOCAL --limit-iface-in "),
+        Match::OwnSource => write!(out, "-m addrtype --src-type LOCAL "),
         Match::Mark { mark, mask, not } => {
             write!(out, "-m mark {}--mark {} ", bang(not), Masked(*mark, *mask))
         }

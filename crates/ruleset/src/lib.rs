@@ -7,6 +7,7 @@
 //!
 //! A [`Plan`] is rulesets of several owners, its layers, and the policy routing that they need.
 
+mod change;
 mod check;
 pub mod eval;
 pub mod iptables;
@@ -17,6 +18,7 @@ mod plan;
 mod rule;
 pub mod set;
 
+pub use change::TableDelta;
 pub use check::{Invalid, check};
 pub use plan::{Backend, Plan, Routing, Transaction};
 pub use rule::{

@@ -220,6 +220,7 @@ fn write_match(f: &mut fmt::Formatter<'_>, m: &Match, protocol: Option<Protocol>
         Match::Source { net, not } => write!(f, "{} saddr {}{net}", ip(net), ne(not)),
         Match::Destination { net, not } => write!(f, "{} daddr {}{net}", ip(net), ne(not)),
         Match::OwnDestination => f.write_str("fib daddr . iif type local"),
+        Match::OwnSource => f.write_str("meta iif 0 fib saddr type local"),
         Match::SourceIn { set, keys, not } => {
             write!(f, "{} {}@{set}", looked_up(*keys, Side::Source), ne(not))
         }

@@ -105,6 +105,7 @@ pub fn packet() -> impl Strategy<Value = (Packet, Hook, bool)> {
                 in_interface: if sent { String::new() } else { interface.to_owned() },
                 out_interface: if sent { interface.to_owned() } else { String::new() },
                 own_destination: true,
+                own_source: sent,
                 owner: sent.then_some(Owner { uid, gid }),
                 mark: marks.0,
                 ct_mark: marks.1,

@@ -88,6 +88,7 @@ impl Attempt {
             in_interface,
             out_interface,
             own_destination: true,
+            own_source: !self.from_peer,
             owner: (!self.from_peer).then_some(Owner { uid: self.owner.0, gid: self.owner.1 }),
             mark: self.mark,
             ct_mark: 0,

@@ -200,7 +200,7 @@ fn missing_for_chain(chain: &Chain) -> Option<&'static KernelPart> {
 
 fn missing_for_rule(rule: &Rule) -> Option<&'static KernelPart> {
     match &rule.action {
-        _ if rule.matches.contains(&Match::OwnDestination) => Some(FIB),
+        _ if rule.matches.iter().any(|m| matches!(m, Match::OwnDestination | Match::OwnSource)) => Some(FIB),
         Action::Redirect { .. } => Some(REDIRECT),
         Action::Snat { .. } => Some(NAT),
         Action::Tproxy { .. } => Some(TPROXY),

@@ -100,7 +100,11 @@ impl<'a> Lowering<'a> {
             Match::Source { net, not } => self.prefix(net, Some(Side::Source), *not),
             Match::Destination { net, not } => self.prefix(net, Some(Side::Destination), *not),
             Match::OriginalDestination { net, not } => self.prefix(net, None, *not),
-            Match::OwnDestination => self.own_destination(),
+            Match::OwnDestination => self.is_local(fib::DESTINATION | fib::IN_INTERFACE),
+            Match::OwnSource => {
+                self.meta_number(meta::IIF, 0, false);
+                self.is_local(fib::SOURCE);
+            }
             Match::SourceIn { set, keys, not } => self.named_set(set, *keys, Side::Source, *not),
             Match::DestinationIn { set, keys, not } => self.named_set(set, *keys, Side::Destination, *not),
             Match::SourcePort { ports, not } => self.ports(ports, Side::Source, *not),
@@ -134,8 +138,9 @@ impl<'a> Lowering<'a> {
         }
     }
 
-    fn own_destination(&mut self) {
-        let numbers = [expr::REGISTER, fib::ADDRESS_TYPE, fib::DESTINATION | fib::IN_INTERFACE];
+    /// An address of the packet is local, by `NFTA_FIB_F_*`.
+    fn is_local(&mut self, of: u32) {
+        let numbers = [expr::REGISTER, fib::ADDRESS_TYPE, of];
         let [register, result, of] = numbers.map(u32::to_be_bytes);
         self.raw("fib", &[(fib::REGISTER, &register), (fib::RESULT, &result), (fib::FLAGS, &of)]);
         self.compare(fib::LOCAL.to_ne_bytes().into(), false);

@@ -187,6 +187,7 @@ pub(super) mod expr {
 /// `NFT_META_*`.
 pub(super) mod meta {
     pub(crate) const MARK: u32 = 3;
+    pub(crate) const IIF: u32 = 4;
     pub(crate) const IIFNAME: u32 = 6;
     pub(crate) const OIFNAME: u32 = 7;
     pub(crate) const SKUID: u32 = 10;
@@ -219,6 +220,7 @@ pub(super) mod fib {
     pub(crate) const RESULT: u16 = 2;
     pub(crate) const FLAGS: u16 = 3;
     pub(crate) const ADDRESS_TYPE: u32 = 3;
+    pub(crate) const SOURCE: u32 = 1;
     pub(crate) const DESTINATION: u32 = 2;
     pub(crate) const IN_INTERFACE: u32 = 8;
     pub(crate) const LOCAL: u32 = 2;

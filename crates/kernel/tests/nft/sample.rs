@@ -37,7 +37,7 @@ pub(crate) fn everything() -> Ruleset {
 fn filter() -> Table {
     let kind = TableKind::Filter;
     let accept = |matches| Rule::new(matches, Action::Accept, "allowed");
-    let mut rules = Vec::new();
+    let mut rules = vec![accept(vec![Match::OwnSource]), accept(vec![Match::LocalSocket])];
     let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
     let ranges =
         [(80, 90), (0, 90), (1, 65535), (65534, 65535)].map(|(first, last)| Ports::Range(first, last));

@@ -1,7 +1,25 @@
 //! Blocks without their exceptions.
 
+use std::collections::BTreeSet;
+
 use facts::networkpolicy::Block;
 use ipnet::IpNet;
+use ruleset::{Family, Key, KeyType, Set};
+
+use crate::meaning::Meaning;
+
+/// The set of some prefixes. Its name says which, so that rules with the same addresses share it and its content never changes.
+pub(super) fn set(family: Family, prefixes: &BTreeSet<IpNet>) -> Set {
+    let keys = KeyType::Prefix(family);
+    let merged = Set::fixed("", keys, prefixes.iter().copied().map(Key::from)).merged_prefixes().into_iter();
+    let (mut meaning, mut keyed) = (Meaning::of(4), Vec::with_capacity(merged.len()));
+    for net in merged {
+        meaning.text(&net.to_string());
+        keyed.push(Key::from(net));
+    }
+    let version = if family == Family::V4 { "v4" } else { "v6" };
+    Set::fixed(format!("istio-np-b{:016x}-{version}", meaning.hash()), keys, keyed)
+}
 
 /// The prefixes that have the addresses of a block. `room` is how many there may be, less these afterwards; nothing if they would be more.
 pub(super) fn prefixes(block: &Block, room: &mut usize) -> Option<Vec<IpNet>> {

@@ -1,17 +1,18 @@
 //! Terms as rules and sets.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use facts::networkpolicy::{PolicyProtocol, Port};
 use ruleset::nft::COMMENT_MAX;
-use ruleset::{Action, Chain, Family, Key, KeyType, Match, Protocol, Rule, Set, Side};
+use ruleset::{Action, Chain, Family, KeyType, Match, Protocol, Rule, Set, Side};
 
 use super::left::{LeftOut, LeftOutReason};
+use super::log::{LOG_GROUP, LOG_LIMIT, LOG_PREFIX};
 use super::parts::{PeerParts, PortParts};
-use super::{KeptSet, MAX_CLASS_PREFIXES, MAX_CLASS_RULES, chain_name, rule_chain_name};
-use crate::index::{NamedRoom, PeerSet, PolicyClass, PolicyIndex};
+use super::{KeptSet, MAX_CLASS_PREFIXES, MAX_CLASS_RULES, blocks, chain_name, rule_chain_name};
+use crate::index::{NamedRoom, PeerSet, PolicyClass, PolicyIndex, protocol};
 use crate::terms::{PodTerm, PolicyName, PolicyTerms, RuleAction, RuleTerms, Section, TrafficDirection};
 
 /// What rules look into so far.
@@ -19,7 +20,10 @@ pub(super) struct Compiler<'i> {
     index: &'i PolicyIndex,
     /// Sets that follow pods.
     kept: BTreeSet<Arc<PeerSet>>,
-    blocks: Vec<Set>,
+    /// By their names.
+    blocks: BTreeMap<String, Set>,
+    /// Whether what is denied is logged.
+    logs: bool,
     left_out: Vec<LeftOut>,
 }
 
@@ -49,7 +53,12 @@ type Condition = (Option<Family>, Vec<Match>);
 
 impl<'i> Compiler<'i> {
     pub(super) fn new(index: &'i PolicyIndex) -> Self {
-        Self { index, kept: BTreeSet::new(), blocks: Vec::new(), left_out: Vec::new() }
+        Self { index, kept: BTreeSet::new(), blocks: BTreeMap::new(), logs: false, left_out: Vec::new() }
+    }
+
+    /// With a log of what no rule allows.
+    pub(super) fn logging(index: &'i PolicyIndex) -> Self {
+        Self { logs: true, ..Self::new(index) }
     }
 
     /// The chains of a class, a section each, in order; and chains that these jump to.
@@ -65,8 +74,7 @@ impl<'i> Compiler<'i> {
                 self.policy(terms, &mut known, &mut rules);
             }
             if section[0].section == Section::NetworkPolicy {
-                let why = format!("no {} rule allows it", class.direction);
-                rules.push(Rule::new(Vec::new(), Action::Drop, why));
+                rules.extend(denials(class, self.logs));
             }
             chains.push(regular(name, rules));
         }
@@ -82,7 +90,7 @@ impl<'i> Compiler<'i> {
             }
         }
         let sets = kept.iter().map(|(name, family, set)| Set::kept(name.clone(), key_type(set, *family)));
-        (sets.chain(self.blocks).collect(), kept, self.left_out)
+        (sets.chain(self.blocks.into_values()).collect(), kept, self.left_out)
     }
 
     fn policy(&mut self, terms: &PolicyTerms, known: &mut ClassRules<'_>, rules: &mut Vec<Rule>) {
@@ -136,7 +144,7 @@ impl<'i> Compiler<'i> {
         };
         known.rules = left;
         let mut on_ports: Vec<Condition> = ports.numbers.iter().map(numbered).collect();
-        let blocks = self.blocks(&peers, side(place.direction));
+        let blocks = self.blocks(&peers, place);
         let mut found = Vec::new();
         match place.direction {
             TrafficDirection::Ingress => on_ports.extend(self.own_names(&ports, place)),
@@ -184,16 +192,20 @@ impl<'i> Compiler<'i> {
     }
 
     /// The conditions of peers that are no pods.
-    fn blocks(&mut self, peers: &PeerParts<'_>, side: Side) -> Vec<Condition> {
+    fn blocks(&mut self, peers: &PeerParts<'_>, place: &mut Place) -> Vec<Condition> {
         if peers.any {
             return anything();
         }
         let mut found = Vec::new();
         let blocks = [Family::V4, Family::V6].into_iter().zip(&peers.blocks);
         for (family, prefixes) in blocks.filter(|(_, prefixes)| !prefixes.is_empty()) {
-            let (keys, name) = (KeyType::Prefix(family), format!("istio-np-b{}", self.blocks.len()));
-            self.blocks.push(Set::fixed(name.clone(), keys, prefixes.iter().copied().map(Key::from)));
-            found.push((Some(family), vec![is_in(side, name, keys)]));
+            let set = blocks::set(family, prefixes);
+            let (name, keys) = (set.name.to_string(), set.keys);
+            if *self.blocks.entry(name.clone()).or_insert_with(|| set.clone()) != set {
+                place.left_out.insert(LeftOutReason::NameTaken);
+                continue;
+            }
+            found.push((Some(family), vec![is_in(side(place.direction), name, keys)]));
         }
         found
     }
@@ -273,8 +285,20 @@ fn met(ports: &PortParts<'_>, peers: &PeerParts<'_>, is_apart: bool, direction: 
     named_apart + by_port
 }
 
-fn regular(name: Cow<'static, str>, rules: Vec<Rule>) -> Chain {
+pub(super) fn regular(name: Cow<'static, str>, rules: Vec<Rule>) -> Chain {
     Chain { name, base: None, rules, leading: 0 }
+}
+
+/// The end of NetworkPolicies: what none of them allows.
+fn denials(class: &PolicyClass, logs: bool) -> impl Iterator<Item = Rule> {
+    let names = class.policies.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let why = format!("no {} rule allows it of {names}", class.direction);
+    let log = logs.then(|| {
+        let prefix = format!("{LOG_PREFIX}{:016x}", class.hash()).into();
+        let log = Action::Log { group: LOG_GROUP, prefix, limit: Some(LOG_LIMIT) };
+        Rule::new(Vec::new(), log, why.clone())
+    });
+    log.into_iter().chain([Rule::new(Vec::new(), Action::Drop, why)])
 }
 
 /// Policy and rule for the rule's comment. The middle of a name gives way where they are too long together.
@@ -322,7 +346,7 @@ fn is_in(side: Side, name: String, keys: KeyType) -> Match {
     }
 }
 
-fn key_type(set: &PeerSet, family: Family) -> KeyType {
+pub(super) fn key_type(set: &PeerSet, family: Family) -> KeyType {
     match set {
         PeerSet::Pods(_) => KeyType::Address(family),
         PeerSet::Ports(..) | PeerSet::OwnPorts(..) => KeyType::Endpoint(family),
@@ -333,13 +357,4 @@ fn range(protocol: Protocol, first: u16, last: u16) -> Vec<Match> {
     // Port 0 is of no packet, so that all ports are those from 1.
     let ports = if first == last { ruleset::Ports::One(first) } else { ruleset::Ports::Range(first, last) };
     vec![Match::Protocol(protocol), Match::DestinationPort { ports, not: false }]
-}
-
-/// The protocol of packets.
-pub(super) fn protocol(of: PolicyProtocol) -> Protocol {
-    match of {
-        PolicyProtocol::Tcp => Protocol::Tcp,
-        PolicyProtocol::Udp => Protocol::Udp,
-        PolicyProtocol::Sctp => Protocol::Sctp,
-    }
 }

@@ -1,3 +1,4 @@
+pub(crate) mod node;
 mod plain;
 
 use std::net::SocketAddr;
@@ -5,10 +6,10 @@ use std::net::SocketAddr;
 use facts::networkpolicy::PolicyProtocol;
 use proptest::prelude::*;
 use ruleset::eval::{Packet, Verdict, evaluate};
-use ruleset::{Contents, SetDelta, TransportAddress};
+use ruleset::{Contents, SetDelta};
 
 use super::*;
-use crate::index::{LocalFacts, LocalName, PeerMember};
+use crate::index::{LocalFacts, LocalName};
 use crate::tests::sample::{ADDRESSES, NODES, SampleWorld};
 use crate::{FlowRoute, PlainPod, PlainWorld, PolicyFlow, PolicyWorld as _, Traffic, World as _, verdict};
 
@@ -42,13 +43,8 @@ fn contents(index: &PolicyIndex, rules: &CompiledPod) -> Contents {
     for (name, family, meant) in &rules.kept {
         let members = index.sets().find(|(set, _)| *set == meant).expect("the index has the set").1;
         let mut delta = SetDelta::default();
-        for PeerMember { address, port } in members.filter(|one| Family::of_address(one.address) == *family) {
-            delta.add(match port {
-                None => Key::Address(address),
-                Some((of, port)) => {
-                    Key::Endpoint(TransportAddress { address, protocol: rules::protocol(of), port })
-                }
-            });
+        for member in members.filter(|one| Family::of_address(one.address) == *family) {
+            delta.add(Key::from(member));
         }
         contents.apply(name, &delta);
     }

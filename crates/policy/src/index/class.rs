@@ -47,6 +47,14 @@ impl PodClasses {
         Self { egress: class(TrafficDirection::Egress), ingress: class(TrafficDirection::Ingress) }
     }
 
+    /// The one of a direction.
+    pub fn of_direction(&self, direction: TrafficDirection) -> Option<&Arc<PolicyClass>> {
+        match direction {
+            TrafficDirection::Egress => self.egress.as_ref(),
+            TrafficDirection::Ingress => self.ingress.as_ref(),
+        }
+    }
+
     /// Those that it has.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<PolicyClass>> {
         self.egress.iter().chain(&self.ingress)

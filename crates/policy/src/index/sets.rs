@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use facts::Selector;
 use facts::networkpolicy::PolicyProtocol;
-use ruleset::Family;
+use ruleset::{Family, Key, Protocol, TransportAddress};
 
 use super::PolicyEffect;
 use super::anchors::{self, Anchors};
@@ -65,9 +65,28 @@ struct Slot {
     members: BTreeSet<PeerMember>,
 }
 
+/// The protocol of packets.
+pub(crate) fn protocol(of: PolicyProtocol) -> Protocol {
+    match of {
+        PolicyProtocol::Tcp => Protocol::Tcp,
+        PolicyProtocol::Udp => Protocol::Udp,
+        PolicyProtocol::Sctp => Protocol::Sctp,
+    }
+}
+
 /// What comes into sets, and goes.
 #[derive(Debug, Default)]
 pub(super) struct SetChanges(BTreeMap<u32, [Vec<PeerMember>; 2]>);
+
+impl From<PeerMember> for Key {
+    fn from(member: PeerMember) -> Self {
+        let PeerMember { address, port } = member;
+        match port {
+            None => Self::Address(address),
+            Some((of, port)) => Self::Endpoint(TransportAddress { address, protocol: protocol(of), port }),
+        }
+    }
+}
 
 // === impl PeerSet ===
 

@@ -8,6 +8,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::compile::tests::node::FollowedNode;
 use crate::terms::{NamespaceTerm, PeerTerm, PodTerm, RuleTerms, TrafficDirection};
 use crate::tests::sample::{Labels, SampleFlow, SamplePod, SamplePolicy, SampleWorld};
 use crate::{FlowRoute, PlainPod, PlainWorld, PolicyFlow, PolicyWorld as _, Traffic, verdict};
@@ -32,6 +33,7 @@ struct Followed {
     pods: BTreeMap<LocalName, PodClasses>,
     /// Rules as they were when a pod or its class changed last; nothing where it is not isolated. Egress and ingress.
     rules: BTreeMap<LocalName, [Option<Vec<RuleTerms>>; 2]>,
+    node: FollowedNode,
     /// What is looked at after each effect.
     flows: Vec<PolicyFlow>,
 }
@@ -105,6 +107,7 @@ impl Followed {
 
     /// Applies an event's effects, those of pods and classes at once. What is allowed before and after it is allowed all the time.
     fn apply(&mut self, effects: &[PolicyEffect]) {
+        self.node.apply(effects, &self.index);
         let is_of_rules = |effect: &PolicyEffect| effect.step() == 1;
         let mut seen = vec![self.allowed()];
         for transaction in effects.chunk_by(|one, other| is_of_rules(one) && is_of_rules(other)) {

@@ -23,6 +23,8 @@ pub struct Packet {
     pub out_interface: String,
     /// Whether the destination is an address of the interface that it came in by.
     pub own_destination: bool,
+    /// Whether the source is an address of the namespace.
+    pub own_source: bool,
     /// Owner of the sending socket, when it was sent here by a process.
     pub owner: Option<Owner>,
     /// Packet mark.
@@ -77,6 +79,7 @@ impl Packet {
             in_interface: String::new(),
             out_interface: String::new(),
             own_destination: true,
+            own_source: false,
             owner: None,
             mark: 0,
             ct_mark: 0,

@@ -186,6 +186,7 @@ fn parse_match(extension: &str, option: &str, not: bool, words: &mut Words<'_>) 
         ("addrtype", "--dst-type") if !not && words.take_if("LOCAL") && words.take_if("--limit-iface-in") => {
             Match::OwnDestination
         }
+        ("addrtype", "--src-type") if !not && words.take_if("LOCAL") => Match::OwnSource,
         ("mark", "--mark") => {
             let (mark, mask) = words.mark_and_mask()?;
             Match::Mark { mark, mask, not }

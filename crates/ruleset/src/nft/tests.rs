@@ -50,6 +50,7 @@ fn each_match() {
         (vec![Match::Mark { mark: 0x539, mask: 0xfff, not: true }], "meta mark & 0xfff != 0x539"),
         (vec![Match::CtMark { mark: 0x111, mask: 0xfff, not: false }], "ct mark & 0xfff == 0x111"),
         (vec![Match::LocalSocket], "meta skuid != 4294967295"),
+        (vec![Match::OwnSource], "meta iif 0 fib saddr type local"),
         (vec![tcp(), Match::WholeHeader], "meta l4proto tcp"),
         (vec![Match::CtState(CtState::Invalid)], "ct state invalid"),
         (vec![Match::CtState(CtState::RelatedOrEstablished)], "ct state related,established"),

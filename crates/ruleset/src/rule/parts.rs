@@ -66,6 +66,9 @@ pub enum Match {
     Destination { net: IpNet, not: bool },
     /// The destination is an address of the interface that the packet came in by; only where packets arrive.
     OwnDestination,
+    /// The source is an address of this namespace, and the packet was sent here and did not come in by an interface. Of what is passed on from such
+    /// an address, which routing refuses unless it is told otherwise, it holds in iptables and does not in nf_tables.
+    OwnSource,
     /// The source is in a named set of the table, which has keys of this type.
     SourceIn { set: Cow<'static, str>, keys: KeyType, not: bool },
     /// The destination is in a named set of the table, which has keys of this type.

@@ -48,6 +48,11 @@ impl Contents {
         members.extend(delta.added().map(|element| (element.key, element)));
     }
 
+    /// Forgets a set.
+    pub fn forget(&mut self, set: &str) {
+        self.sets.remove(set);
+    }
+
     /// The members of a set in the order of their keys.
     pub fn of(&self, set: &str) -> impl Iterator<Item = &Element> {
         self.sets.get(set).into_iter().flat_map(BTreeMap::values)

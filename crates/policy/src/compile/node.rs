@@ -1,0 +1,187 @@
+//! The policies of all pods of a node as rules in the node's own network namespace, for nf_tables.
+//!
+//! Packets of pods pass there after a service proxy has chosen their destination and before their source is changed. A verdict map for each
+//! direction and family leads the addresses of isolated pods to the chain of their class, so that a pod that no policy selects costs a look-up.
+//! Egress and ingress are base chains of their own, one after the other at one hook: what accepts in the first does not end the second.
+
+mod base;
+mod changes;
+mod class;
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ruleset::{Contents, Element, Family, Key, MapVerdict, Ruleset, Set, SetDelta, Table, TableKind};
+
+use super::rules::key_type;
+use super::{KNOWN_CHAINS, LeftOut, POLICY_OWNER};
+use crate::index::{LocalName, PeerMember, PeerSet, PodClasses, PolicyClass, PolicyEffect, PolicyIndex};
+use crate::terms::TrafficDirection;
+use class::NodeClass;
+
+/// How policies are enforced.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct NodeSettings {
+    /// What becomes of connections that are open when policies change.
+    pub established: Established,
+    /// What pods may reach of their own node.
+    pub egress_to_own_node: EgressToOwnNode,
+}
+
+/// What becomes of connections that are open when policies change.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Established {
+    /// Each packet from the end that began it is judged.
+    #[default]
+    Cut,
+    /// They go on.
+    Keep,
+}
+
+/// What pods may reach of their own node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum EgressToOwnNode {
+    /// It is judged like anything else.
+    #[default]
+    Judge,
+    /// Everything.
+    Allow,
+}
+
+/// Rules for all pods of a node, and what is in their sets and maps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CompiledNode {
+    /// The rules.
+    pub rules: Ruleset,
+    /// The members of sets that follow pods, and where the maps lead.
+    pub contents: Contents,
+    /// What the policies say and the rules do not.
+    pub left_out: Vec<LeftOut>,
+    /// Classes whose names in the kernel others have. Everything is denied to their pods.
+    pub refused: Vec<Arc<PolicyClass>>,
+}
+
+/// What a node's rules are, kept up to date by the effects of events. It says for each event what is to change in the kernel.
+#[derive(Debug, Default)]
+pub struct NodeRules {
+    settings: NodeSettings,
+    pods: BTreeMap<LocalName, NodePod>,
+    /// The pods that have an address.
+    claims: BTreeMap<IpAddr, BTreeSet<LocalName>>,
+    /// Where the maps lead.
+    leads: BTreeMap<(TrafficDirection, IpAddr), MapVerdict>,
+    classes: BTreeMap<Arc<PolicyClass>, NodeClass>,
+    /// Whose the names in the kernel are.
+    names: BTreeMap<u64, Arc<PolicyClass>>,
+    /// Sets of blocks by their names, and in how many classes each is.
+    blocks: BTreeMap<Cow<'static, str>, (Set, usize)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct NodePod {
+    addresses: Box<[IpAddr]>,
+    classes: PodClasses,
+}
+
+/// Everything at once: what a starting agent compares the kernel with.
+pub fn compile_node(index: &PolicyIndex, settings: NodeSettings) -> CompiledNode {
+    let node = NodeRules::of(index, settings);
+    CompiledNode {
+        rules: node.rules(index),
+        contents: node.contents(index),
+        left_out: node.left_out().cloned().collect(),
+        refused: node.refused().cloned().collect(),
+    }
+}
+
+// === impl NodeRules ===
+
+impl NodeRules {
+    /// Without pods.
+    pub fn new(settings: NodeSettings) -> Self {
+        Self { settings, ..Self::default() }
+    }
+
+    /// As an index has it.
+    pub fn of(index: &PolicyIndex, settings: NodeSettings) -> Self {
+        let mut node = Self::new(settings);
+        let pods = index.pods().map(|(pod, facts, classes)| PolicyEffect::PodChanges {
+            pod: pod.clone(),
+            addresses: facts.addresses.clone(),
+            classes: classes.clone(),
+        });
+        node.apply(&pods.collect::<Vec<_>>(), index);
+        node
+    }
+
+    /// The rules, for an index whose events were all applied.
+    pub fn rules(&self, index: &PolicyIndex) -> Ruleset {
+        let mut sets: Vec<Set> = base::sets().collect();
+        sets.extend(index.sets().flat_map(|(set, _)| peer_sets(set)));
+        sets.extend(self.blocks.values().map(|(set, _)| set.clone()));
+        let mut chains = base::chains(self.settings);
+        chains.extend(self.classes.values().flat_map(|class| class.chains().cloned()));
+        let tables = vec![Table { kind: TableKind::Mangle, sets, chains }];
+        Ruleset { owner: POLICY_OWNER.into(), known_chains: KNOWN_CHAINS.into(), ipv6: true, tables }
+    }
+
+    /// The members of kept sets, for such an index.
+    pub fn contents(&self, index: &PolicyIndex) -> Contents {
+        let mut contents = Contents::default();
+        let mut deltas: BTreeMap<String, SetDelta> = BTreeMap::new();
+        for ((direction, address), verdict) in &self.leads {
+            let map = base::map(*direction, Family::of_address(*address));
+            deltas.entry(map.into()).or_default().add(lead(*address, verdict.clone()));
+        }
+        for address in self.claims.keys() {
+            let set = base::local_set(Family::of_address(*address));
+            deltas.entry(set.into()).or_default().add(Key::from(*address));
+        }
+        for (set, members) in index.sets() {
+            members.for_each(|member| {
+                deltas.entry(name_for(set, &member)).or_default().add(Key::from(member));
+            });
+        }
+        deltas.iter().for_each(|(set, delta)| contents.apply(set, delta));
+        contents
+    }
+
+    /// What policies say and the rules do not.
+    pub fn left_out(&self) -> impl Iterator<Item = &LeftOut> {
+        self.classes.values().flat_map(NodeClass::left_out)
+    }
+
+    /// Classes whose names others have.
+    pub fn refused(&self) -> impl Iterator<Item = &Arc<PolicyClass>> {
+        self.classes.iter().filter(|(_, class)| class.rules.is_none()).map(|(class, _)| class)
+    }
+
+    /// Gives the name of a class to another one.
+    #[cfg(test)]
+    pub(super) fn claim_name_for_test(&mut self, of: &PolicyClass, by: &Arc<PolicyClass>) {
+        self.names.insert(of.hash(), by.clone());
+    }
+
+    /// Where an address of a pod leads in a direction; nothing where no policy isolates it. Of pods that claim the same address those count that are
+    /// isolated.
+    fn lead_of(&self, direction: TrafficDirection, address: IpAddr) -> Option<MapVerdict> {
+        let claimants = self.claims.get(&address)?.iter().rev();
+        let mut classes = claimants.filter_map(|pod| self.pods.get(pod)?.classes.of_direction(direction));
+        classes.next().map(|class| self.classes.get(class).map_or(MapVerdict::Drop, NodeClass::lead))
+    }
+}
+
+/// The sets of both families.
+fn peer_sets(set: &PeerSet) -> [Set; 2] {
+    [Family::V4, Family::V6].map(|family| Set::kept(set.kernel_name(family), key_type(set, family)))
+}
+
+fn name_for(set: &PeerSet, member: &PeerMember) -> String {
+    set.kernel_name(Family::of_address(member.address))
+}
+
+fn lead(address: IpAddr, verdict: MapVerdict) -> Element {
+    Element { verdict: Some(verdict), ..Element::from(Key::from(address)) }
+}

@@ -1,0 +1,198 @@
+//! What an event changes of a node's rules.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ruleset::{Chain, Family, Key, Set, TableDelta};
+
+use super::class::{ClassRules, NodeClass};
+use super::{NodePod, NodeRules, base, lead, name_for, peer_sets};
+use crate::index::{LocalName, PolicyClass, PolicyEffect, PolicyIndex};
+use crate::terms::TrafficDirection;
+
+/// What the pods and classes of an event touch.
+#[derive(Default)]
+struct Touched {
+    addresses: BTreeSet<IpAddr>,
+    /// Those of the addresses that were a pod's before.
+    local: BTreeSet<IpAddr>,
+    /// Classes that pods come to or leave.
+    classes: BTreeSet<Arc<PolicyClass>>,
+    /// Classes with other rules.
+    changed: BTreeSet<Arc<PolicyClass>>,
+}
+
+impl NodeRules {
+    /// Takes the effects of one event, and gives the transactions that do the same in the kernel, in order: first sets appear and gain members, then
+    /// all that changes of pods and classes, then sets lose members, last sets go. `index` is as it is after the event.
+    pub fn apply(&mut self, effects: &[PolicyEffect], index: &PolicyIndex) -> Vec<TableDelta> {
+        let [mut gains, mut losses, mut goes] = <[TableDelta; 3]>::default();
+        let mut touched = Touched::default();
+        for effect in effects {
+            match effect {
+                PolicyEffect::SetAppears(set, members) | PolicyEffect::SetGains(set, members) => {
+                    if let PolicyEffect::SetAppears(..) = effect {
+                        gains.sets.extend(peer_sets(set));
+                    }
+                    for member in members {
+                        gains.of(name_for(set, member)).add(Key::from(*member));
+                    }
+                }
+                PolicyEffect::SetLoses(set, members) => {
+                    members.iter().for_each(|member| losses.of(name_for(set, member)).remove(*member));
+                }
+                PolicyEffect::SetGoes(set) => {
+                    goes.gone_sets.extend(peer_sets(set).map(|set| set.name.into_owned()));
+                }
+                PolicyEffect::ClassChanges(class) => drop(touched.changed.insert(class.clone())),
+                PolicyEffect::PodChanges { pod, addresses, classes } => {
+                    let now = NodePod { addresses: addresses.clone(), classes: classes.clone() };
+                    self.pod(pod, Some(now), &mut touched);
+                }
+                PolicyEffect::PodGoes(pod) => self.pod(pod, None, &mut touched),
+            }
+        }
+        let changes = self.pods_and_classes(touched, index);
+        [gains, changes, losses, goes].into_iter().filter(|delta| !delta.is_empty()).collect()
+    }
+
+    fn pod(&mut self, name: &LocalName, now: Option<NodePod>, touched: &mut Touched) {
+        let before = self.pods.remove(name);
+        for address in before.iter().chain(&now).flat_map(|pod| &pod.addresses) {
+            if touched.addresses.insert(*address) && self.claims.contains_key(address) {
+                touched.local.insert(*address);
+            }
+        }
+        if let Some(before) = before {
+            for address in &before.addresses {
+                if let Some(claimants) = self.claims.get_mut(address) {
+                    claimants.remove(name);
+                    if claimants.is_empty() {
+                        self.claims.remove(address);
+                    }
+                }
+            }
+            for class in before.classes.iter() {
+                touched.classes.insert(class.clone());
+                if let Some(known) = self.classes.get_mut(class) {
+                    known.pods -= 1;
+                }
+            }
+        }
+        let Some(now) = now else { return };
+        for address in &now.addresses {
+            self.claims.entry(*address).or_default().insert(name.clone());
+        }
+        for class in now.classes.iter() {
+            touched.classes.insert(class.clone());
+            self.classes.entry(class.clone()).or_default().pods += 1;
+        }
+        self.pods.insert(name.clone(), now);
+    }
+
+    fn pods_and_classes(&mut self, mut touched: Touched, index: &PolicyIndex) -> TableDelta {
+        let mut delta = TableDelta::default();
+        let classes = touched.classes.union(&touched.changed);
+        let is_other = |class: &&Arc<PolicyClass>| {
+            let is_changed = touched.changed.contains(*class);
+            let known = self.classes.get(*class);
+            known.is_some_and(|known| is_changed || known.pods == 0 || known.rules.is_none())
+        };
+        let classes: Vec<Arc<PolicyClass>> = classes.filter(is_other).cloned().collect();
+        // Names become free before they are given.
+        let mut before = BTreeMap::new();
+        let leads: Vec<_> = classes.iter().map(|class| self.drop_rules(class, &mut before)).collect();
+        let mut after = BTreeMap::new();
+        for (class, was) in classes.iter().zip(leads) {
+            self.take_rules(class, index, &mut after, &mut delta.sets);
+            if was != self.classes.get(class).map(NodeClass::lead) {
+                let pods = self.pods.values().filter(|pod| pod.classes.iter().any(|has| has == class));
+                touched.addresses.extend(pods.flat_map(|pod| pod.addresses.iter().copied()));
+            }
+        }
+        let is_gone = |name: &&Cow<'static, str>| !after.contains_key(*name);
+        delta.gone_chains = before.keys().filter(is_gone).map(ToString::to_string).collect();
+        let is_new = |(name, chain): &(Cow<'static, str>, Chain)| before.get(name) != Some(chain);
+        delta.chains = after.into_iter().filter(is_new).map(|(_, chain)| chain).collect();
+        let unused = self.blocks.extract_if(.., |_, (_, classes)| *classes == 0);
+        delta.gone_sets = unused.map(|(name, _)| name.into_owned()).collect();
+        self.addresses(&touched, &mut delta);
+        delta
+    }
+
+    /// Takes the rules of a class away, and says where they led.
+    fn drop_rules(
+        &mut self,
+        class: &Arc<PolicyClass>,
+        before: &mut BTreeMap<Cow<'static, str>, Chain>,
+    ) -> Option<ruleset::MapVerdict> {
+        let known = self.classes.get_mut(class)?;
+        let lead = known.lead();
+        if let Some(rules) = known.rules.take() {
+            for set in &rules.blocks {
+                if let Some((_, classes)) = self.blocks.get_mut(&set.name) {
+                    *classes -= 1;
+                }
+            }
+            self.names.remove(&class.hash());
+            before.extend(rules.chains.into_iter().map(|chain| (chain.name.clone(), chain)));
+        }
+        Some(lead)
+    }
+
+    /// Gives a class that pods have its rules, if nothing else has a name of theirs.
+    fn take_rules(
+        &mut self,
+        class: &Arc<PolicyClass>,
+        index: &PolicyIndex,
+        after: &mut BTreeMap<Cow<'static, str>, Chain>,
+        new_sets: &mut Vec<Set>,
+    ) {
+        let Some(known) = self.classes.get_mut(class) else { return };
+        if known.pods == 0 {
+            self.classes.remove(class);
+            return;
+        }
+        let rules = ClassRules::of(class, index);
+        let is_other = |set: &Set| self.blocks.get(&set.name).is_some_and(|(known, _)| known != set);
+        if self.names.contains_key(&class.hash()) || rules.blocks.iter().any(is_other) {
+            return;
+        }
+        self.names.insert(class.hash(), class.clone());
+        for set in &rules.blocks {
+            let (_, classes) = self.blocks.entry(set.name.clone()).or_insert_with(|| {
+                new_sets.push(set.clone());
+                (set.clone(), 0)
+            });
+            *classes += 1;
+        }
+        after.extend(rules.chains.iter().map(|chain| (chain.name.clone(), chain.clone())));
+        known.rules = Some(rules);
+    }
+
+    /// What the event changes of maps and of the set of the node's pods.
+    fn addresses(&mut self, touched: &Touched, delta: &mut TableDelta) {
+        for address in &touched.addresses {
+            let family = Family::of_address(*address);
+            for direction in [TrafficDirection::Egress, TrafficDirection::Ingress] {
+                let (place, now) = ((direction, *address), self.lead_of(direction, *address));
+                let before = match &now {
+                    Some(now) => self.leads.insert(place, now.clone()),
+                    None => self.leads.remove(&place),
+                };
+                match now {
+                    now if now == before => {}
+                    Some(now) => delta.of(base::map(direction, family)).add(lead(*address, now)),
+                    None => delta.of(base::map(direction, family)).remove(*address),
+                }
+            }
+            match (touched.local.contains(address), self.claims.contains_key(address)) {
+                (false, true) => delta.of(base::local_set(family)).add(Key::from(*address)),
+                (true, false) => delta.of(base::local_set(family)).remove(*address),
+                _ => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! The rules of a node.
+
+use std::collections::BTreeMap;
+
+use ruleset::eval::Owner;
+use ruleset::{MapVerdict, Members as _, TableDelta};
+
+use super::*;
+use crate::index::PolicyEffect;
+use crate::terms::PolicyTerms;
+
+/// An index of the node `n1`, to whose pods only those addresses are given that are theirs.
+fn indexed_by_owner(world: &PlainWorld) -> PolicyIndex {
+    let mut index = PolicyIndex::default();
+    for policy in world.policies() {
+        index.policy(world, &policy.name, Some(policy.clone()));
+    }
+    for pod in live_pods(world) {
+        let addresses = pod.facts.addresses.iter().copied();
+        let addresses = addresses.filter(|one| world.pod_at(*one) == Some(pod)).collect();
+        let facts = LocalFacts { labels: pod.facts.labels.clone(), addresses };
+        index.local_pod(world, &name_of(pod), Some(facts));
+    }
+    index
+}
+
+/// A connection's first packet as the node sees it, and the hook where its pods' ends are judged.
+fn on_node(world: &PlainWorld, flow: &PolicyFlow) -> (Packet, Hook) {
+    let is_node = |address: IpAddr| {
+        world.pod_at(address).is_none() && NODES[0].1.iter().any(|one| one.parse() == Ok(address))
+    };
+    let mut packet = packet(flow, TrafficDirection::Egress);
+    packet.in_interface = "veth1".into();
+    if is_node(flow.source) {
+        packet.in_interface.clear();
+        packet.own_source = true;
+        // Not each packet of a socket has it still.
+        packet.owner = (packet.destination_port != 80).then_some(Owner { uid: 1000, gid: 1000 });
+    }
+    let hook = if is_node(flow.destination) { Hook::Input } else { Hook::Postrouting };
+    (packet, hook)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 120, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// What a node's rules do to the first packet is what the verdict says of the ends that are its pods.
+    #[test]
+    fn a_nodes_rules_do_what_the_verdict_says(world in SampleWorld::any()) {
+        let (world, flows) = (world.plain(), flows());
+        let index = indexed_by_owner(&world);
+        let node = compile_node(&index, NodeSettings::default());
+        prop_assert_eq!((ruleset::check(&node.rules), &*node.left_out, &*node.refused), (Ok(()), &[][..], &[][..]));
+        let layers = std::slice::from_ref(&node.rules);
+        for flow in &flows {
+            let expected = verdict(&world, flow);
+            let is_local = |address| world.pod_at(address).is_some_and(|pod| &*pod.node == "n1");
+            let denied = is_local(flow.source) && !expected.egress.is_allowed()
+                || is_local(flow.destination) && !expected.ingress.is_allowed();
+            let (packet, hook) = on_node(&world, flow);
+            let found = evaluate(layers, Backend::Nftables, &packet, hook, false, &node.contents);
+            prop_assert_eq!(found.verdict == Verdict::Drop, denied, "{:?} {}: {:?}", flow, expected, found.decided_by);
+        }
+    }
+}
+
+fn policy(namespace: &str, name: &str, spec: serde_json::Value) -> PolicyTerms {
+    let object = serde_json::json!({"metadata": {"namespace": namespace, "name": name}, "spec": spec});
+    (&serde_json::from_value::<facts::NetworkPolicy>(object).unwrap()).into()
+}
+
+/// A pod of a node without other pods, and what its policies come to.
+fn isolated(settings: NodeSettings) -> CompiledNode {
+    let (world, mut index) = (PlainWorld::default(), PolicyIndex::default());
+    let terms =
+        policy("x", "p", serde_json::json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}));
+    index.policy(&world, &terms.name.clone(), Some(terms));
+    let pod = LocalName { namespace: "x".into(), name: "a".into() };
+    let addresses = ["10.0.0.1", "fd00::1"].map(|one| one.parse().unwrap()).into();
+    index.local_pod(&world, &pod, Some(LocalFacts { labels: facts::LabelSet::default(), addresses }));
+    compile_node(&index, settings)
+}
+
+fn tcp(source: &str, destination: &str) -> Packet {
+    let at = |text: &str, port| SocketAddr::new(text.parse().unwrap(), port);
+    let packet = Packet::new(Protocol::Tcp, at(source, 40000), at(destination, 80));
+    Packet { in_interface: "veth1".into(), ..packet }
+}
+
+fn is_dropped(node: &CompiledNode, packet: &Packet, hook: Hook) -> bool {
+    let layers = std::slice::from_ref(&node.rules);
+    evaluate(layers, Backend::Nftables, packet, hook, false, &node.contents).verdict == Verdict::Drop
+}
+
+#[test]
+fn what_is_never_judged_and_what_settings_say() {
+    use ruleset::eval::State;
+    let [cut, keep, free] = [
+        NodeSettings::default(),
+        NodeSettings { established: Established::Keep, ..NodeSettings::default() },
+        NodeSettings { egress_to_own_node: EgressToOwnNode::Allow, ..NodeSettings::default() },
+    ]
+    .map(isolated);
+    let new = tcp("10.0.0.1", "203.0.113.9");
+    let open = Packet { state: State::Established, ..new.clone() };
+    let answer = Packet { reply: true, ..open.clone() };
+    let error = Packet { state: State::Related, ..new.clone() };
+    let found = [&cut, &keep, &free]
+        .map(|node| [&new, &open, &answer, &error].map(|one| is_dropped(node, one, Hook::Postrouting)));
+    assert_eq!(found[0], [true, true, false, false]);
+    assert_eq!(found[1], [true, false, false, false]);
+    assert_eq!(found[2], found[0]);
+    let to_node = tcp("10.0.0.1", "192.0.2.1");
+    assert_eq!([&cut, &keep, &free].map(|node| is_dropped(node, &to_node, Hook::Input)), [true, true, false]);
+    let discovery = Packet {
+        protocol: Protocol::Icmpv6,
+        icmp: (135, 0),
+        source: "fd00::1".parse().unwrap(),
+        destination: "fd00::9".parse().unwrap(),
+        ..new
+    };
+    assert_eq!([Hook::Postrouting, Hook::Input].map(|hook| is_dropped(&cut, &discovery, hook)), [false; 2]);
+}
+
+#[test]
+fn the_own_node_is_who_sends_from_it_and_is_no_pod() {
+    let node = isolated(NodeSettings::default());
+    let from = |source, in_interface: &str, own_source, owner: Option<u32>| {
+        let owner = owner.map(|uid| Owner { uid, gid: uid });
+        let packet = tcp(source, "10.0.0.1");
+        let packet = Packet { in_interface: in_interface.to_owned(), own_source, owner, ..packet };
+        is_dropped(&node, &packet, Hook::Postrouting)
+    };
+    assert!(!from("10.0.0.254", "", true, Some(0)), "kubelet");
+    assert!(!from("10.0.0.254", "", true, Some(1000)), "another user's kubelet");
+    assert!(!from("10.0.0.254", "", true, None), "a packet that has lost its socket");
+    assert!(!from("203.0.113.9", "", false, Some(0)), "a transparent proxy of the node's");
+    assert!(from("10.0.0.254", "eth0", false, None), "another node");
+    assert!(from("203.0.113.9", "", false, None), "what IPVS sends on");
+    assert!(from("10.0.0.1", "", true, Some(0)), "a pod's address that the node has too");
+}
+
+#[test]
+fn a_denial_is_counted_and_logged_with_its_class() {
+    let node = isolated(NodeSettings::default());
+    let layers = std::slice::from_ref(&node.rules);
+    let packet = tcp("203.0.113.9", "10.0.0.1");
+    let found = evaluate(layers, Backend::Nftables, &packet, Hook::Postrouting, false, &node.contents);
+    let [.., log, drop] = &found.trace[..] else { panic!("{:?}", found.trace) };
+    assert_eq!(drop.rule.why, "no ingress rule allows it of x/p");
+    assert!(drop.rule.counting == ruleset::Counting::Rule);
+    let text = ruleset::nft::render_statements(log.rule);
+    let chain = drop.chain.name.strip_prefix("istio-np-").unwrap().strip_suffix("-n").unwrap();
+    assert_eq!(
+        text,
+        format!("limit rate 10/second burst 50 packets counter log prefix \"ic1:{chain}\" group 115")
+    );
+}
+
+#[test]
+fn a_class_whose_name_another_has_denies_everything() {
+    let (world, mut index) = (PlainWorld::default(), PolicyIndex::default());
+    let mut classes = Vec::new();
+    for (namespace, address) in [("x", "10.0.0.1"), ("y", "10.0.0.2")] {
+        let terms = policy(namespace, "p", serde_json::json!({"podSelector": {}, "ingress": [{}]}));
+        index.policy(&world, &terms.name.clone(), Some(terms));
+        let pod = LocalName { namespace: namespace.into(), name: "a".into() };
+        let addresses = [address.parse().unwrap()].into();
+        index.local_pod(&world, &pod, Some(LocalFacts { labels: facts::LabelSet::default(), addresses }));
+        classes.push(index.classes_of(&pod).unwrap().ingress.clone().unwrap());
+    }
+    let mut node = NodeRules::new(NodeSettings::default());
+    node.claim_name_for_test(&classes[1], &classes[0]);
+    let pods: Vec<PolicyEffect> = index
+        .pods()
+        .map(|(pod, facts, classes)| PolicyEffect::PodChanges {
+            pod: pod.clone(),
+            addresses: facts.addresses.clone(),
+            classes: classes.clone(),
+        })
+        .collect();
+    let deltas = node.apply(&pods, &index);
+    assert_eq!(node.refused().collect::<Vec<_>>(), [&classes[1]]);
+    let ways: BTreeMap<Key, Option<MapVerdict>> =
+        deltas[0].members["istio-np-ingress-v4"].added().map(|one| (one.key, one.verdict)).collect();
+    let at = |text: &str| ways[&Key::Address(text.parse().unwrap())].clone();
+    assert!(matches!(at("10.0.0.1"), Some(MapVerdict::Jump(_))));
+    assert_eq!(at("10.0.0.2"), Some(MapVerdict::Drop));
+}
+
+/// What somebody has who loads a node's rules and then only what each event changes.
+pub(crate) struct FollowedNode {
+    node: NodeRules,
+    table: Table,
+    contents: Contents,
+}
+
+impl Default for FollowedNode {
+    fn default() -> Self {
+        let node = NodeRules::new(NodeSettings::default());
+        let table = node.rules(&PolicyIndex::default()).tables.remove(0);
+        Self { node, table, contents: Contents::default() }
+    }
+}
+
+impl FollowedNode {
+    /// Does what an event changes, as the kernel would, which refuses what does not fit.
+    pub(crate) fn apply(&mut self, effects: &[PolicyEffect], index: &PolicyIndex) {
+        for delta in self.node.apply(effects, index) {
+            self.transaction(&delta);
+        }
+        let wanted = compile_node(index, NodeSettings::default());
+        let Table { sets, chains, .. } = &wanted.rules.tables[0];
+        let named = |table: &[Set]| {
+            table.iter().map(|set| (set.name.clone(), set.clone())).collect::<BTreeMap<_, _>>()
+        };
+        assert_eq!(named(&self.table.sets), named(sets));
+        let named = |table: &[Chain]| {
+            table.iter().map(|chain| (chain.name.clone(), chain.clone())).collect::<BTreeMap<_, _>>()
+        };
+        assert_eq!(named(&self.table.chains), named(chains));
+        for set in sets {
+            assert_eq!(
+                self.contents.of(&set.name).collect::<Vec<_>>(),
+                wanted.contents.of(&set.name).collect::<Vec<_>>(),
+                "{}",
+                set.name
+            );
+        }
+    }
+
+    fn transaction(&mut self, delta: &TableDelta) {
+        for set in &delta.sets {
+            assert!(self.table.sets.iter().all(|known| known.name != set.name), "{} is there", set.name);
+        }
+        for (name, change) in &delta.members {
+            let all = self.table.sets.iter().chain(&delta.sets);
+            let set = all.into_iter().find(|set| *set.name == **name).expect("the set is there");
+            let has = |key: &Key| {
+                if set.is_map() {
+                    self.contents.verdict(set, key).is_some()
+                } else {
+                    self.contents.contains(set, key)
+                }
+            };
+            assert!(change.removed().all(|key| has(&key)), "{name}: something is not there");
+            let is_new = |one: &ruleset::Element| set.is_map() || !has(&one.key);
+            assert!(change.added().all(|one| is_new(&one)), "{name}: something is there");
+        }
+        delta.apply(&mut self.table, &mut self.contents);
+        let rules = Ruleset {
+            owner: POLICY_OWNER.into(),
+            known_chains: KNOWN_CHAINS.into(),
+            ipv6: true,
+            tables: vec![self.table.clone()],
+        };
+        assert_eq!(ruleset::check(&rules), Ok(()));
+        for set in self.table.sets.iter().filter(|set| set.is_map()) {
+            for verdict in self.contents.of(&set.name).filter_map(|one| one.verdict.as_ref()?.chain()) {
+                assert!(self.table.chain(verdict).is_some(), "{verdict} is not there");
+            }
+        }
+    }
+}
