@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use testkit::plugin::WITHOUT_NFTABLES;
@@ -57,16 +57,41 @@ fn status(node: &Node) -> Call {
         .fold(node.call("STATUS", "", Path::new("")), |call, name| call.without(name))
 }
 
+/// How long an answer may be asked for again on a machine with other work.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Before all other work of the machine: what is measured here is what the plugin waits for.
+const FIRST: [&str; 3] = ["chrt", "--fifo", "1"];
+
 pub(crate) fn behind(call: &Call, wrapper: &[&str]) -> Answer {
-    let mut command: Command = call.command_with(wrapper);
+    let mut command: Command = call.command_with(&[&FIRST[..], wrapper].concat());
     command.env("PATH", std::env::var_os("PATH").unwrap());
     call.run_as(command).unwrap()
 }
 
-/// An answer that is no. A look at the kernel that a busy machine holds up proves nothing, and then the answer is yes.
+/// The first answer that is as wanted. A look that a busy machine holds up proves nothing, and then the answer is another one.
 #[track_caller]
-fn refusal(call: &Call, wrapper: &[&str]) -> Answer {
-    (0..20).map(|_| behind(call, wrapper)).find(|answer| answer.exit != Some(0)).unwrap()
+fn sooner_or_later(call: &Call, wrapper: &[&str], wanted: impl Fn(&Answer) -> bool) -> Answer {
+    let begun = Instant::now();
+    loop {
+        let answer = behind(call, wrapper);
+        if wanted(&answer) {
+            return answer;
+        }
+        assert!(begun.elapsed() < PATIENCE, "it only ever answers like this: {answer:#?}");
+    }
+}
+
+/// An answer that says "not available", and why. Where nothing keeps the plugin from looking, each answer says the first.
+#[track_caller]
+fn assert_refused(call: &Call, wrapper: &[&str], parts: &[&str]) {
+    let named = |answer: &Answer| {
+        if wrapper.is_empty() {
+            assert_not_available(answer, &[]);
+        }
+        answer.error().is_ok_and(|(_, text)| parts.iter().all(|part| text.contains(part)))
+    };
+    assert_not_available(&sooner_or_later(call, wrapper, named), parts);
 }
 
 #[track_caller]
@@ -82,23 +107,10 @@ fn assert_not_available(answer: &Answer, parts: &[&str]) {
     assert_says(&text, parts);
 }
 
-/// The answer that came soonest of some, as a machine with other work may hold up any one of them.
-fn soonest(call: &Call) -> Answer {
-    (0..8).map(|_| call.run().unwrap()).min_by_key(|answer| answer.took).unwrap()
-}
-
-/// Every answer is "not available", and one of them names this: on a machine with other work the time may be over before the cause is known.
+/// An answer that came in time: had it waited for anything, none would.
 #[track_caller]
-fn assert_refusals_name(call: &Call, parts: &[&str]) {
-    for _ in 0..50 {
-        let answer = call.run().unwrap();
-        assert_not_available(&answer, &[]);
-        let (_, text) = answer.error().unwrap();
-        if parts.iter().all(|part| text.contains(part)) {
-            return;
-        }
-    }
-    panic!("no answer of 50 names {parts:?}");
+fn in_time(call: &Call) -> Answer {
+    sooner_or_later(call, &[], |answer| answer.took < IN_TIME)
 }
 
 /// The run directory is in memory. While STATUS said no for want of what the agent leaves there, the pod of the agent did not start.
@@ -127,13 +139,13 @@ fn what_is_missing_now_counts_only_with_the_option() {
     let (mut node, _pod) = fresh_node();
     assert_well(&status(&node).run().unwrap());
     set(&mut node, &[("strict_status", json!(true))]);
-    assert_not_available(&status(&node).run().unwrap(), &["istio-cni-kubeconfig", "No such file"]);
+    assert_refused(&status(&node), &[], &["istio-cni-kubeconfig", "No such file"]);
 
     let gone = node.manifests().join("gone");
     for (strict, parts) in [(false, None), (true, Some(gone.to_str().unwrap()))] {
         set(&mut node, &[("pod_source", json!({"manifests": gone})), ("strict_status", json!(strict))]);
         match parts {
-            Some(part) => assert_not_available(&status(&node).run().unwrap(), &[part]),
+            Some(part) => assert_refused(&status(&node), &[], &[part]),
             None => assert_well(&status(&node).run().unwrap()),
         }
     }
@@ -150,7 +162,7 @@ fn what_is_missing_now_counts_only_with_the_option() {
         set(&mut node, &[("native_nftables", json!(backend)), ("strict_status", json!(strict))]);
         if strict {
             let part = if backend { "nf_tables" } else { "iptables" };
-            assert_not_available(&refusal(&status(&node), wrapper), &[part]);
+            assert_refused(&status(&node), wrapper, &[part]);
         } else {
             assert_well(&behind(&status(&node), wrapper));
         }
@@ -165,7 +177,7 @@ fn a_node_without_either_backend_can_never_serve() {
         for strict in [false, true] {
             set(&mut node, &[("native_nftables", backend.clone()), ("strict_status", json!(strict))]);
             let parts: &[&str] = if strict { &[] } else { &["nf_tables", "iptables"] };
-            assert_not_available(&refusal(&status(&node), &neither), parts);
+            assert_refused(&status(&node), &neither, parts);
         }
     }
     // Programs that work by nf_tables are none without it.
@@ -175,12 +187,9 @@ fn a_node_without_either_backend_can_never_serve() {
     for (backend, strict) in [(json!(null), false), (json!(null), true), (json!(false), true)] {
         set(&mut node, &[("native_nftables", backend), ("strict_status", json!(strict))]);
         let without = [&only_nft[..], &["python3", "-c", WITHOUT_NFTABLES]].concat();
-        assert_not_available(&refusal(&status(&node), &without), &[]);
+        let parts: &[&str] = if strict { &[] } else { &["iptables-restore works by nf_tables"] };
+        assert_refused(&status(&node), &without, parts);
         if !strict {
-            assert_says(
-                &refusal(&status(&node), &without).error().unwrap().1,
-                &["iptables-restore works by nf_tables"],
-            );
             assert_well(&behind(&status(&node), &only_nft));
         }
     }
@@ -215,19 +224,16 @@ fn it_answers_in_time_whatever_hangs() {
     for strict in [false, true] {
         set(&mut node, &[("strict_status", json!(strict))]);
         if strict {
-            assert_refusals_name(&status(&node), &["istio-cni-kubeconfig", "No such file"]);
+            assert_refused(&status(&node), &[], &["istio-cni-kubeconfig", "No such file"]);
         }
         std::fs::write(&kubeconfig, text.to_string()).unwrap();
-        let answer = soonest(&status(&node));
-        assert_well(&answer);
-        assert!(answer.took < IN_TIME, "{:?}", answer.took);
+        assert_well(&in_time(&status(&node)));
         // Nobody ever writes into it.
         std::fs::remove_file(&kubeconfig).unwrap();
         assert!(Command::new("mkfifo").arg(&kubeconfig).status().unwrap().success());
-        let answer = soonest(&status(&node));
-        assert!(answer.took < IN_TIME, "{:?}", answer.took);
+        let answer = in_time(&status(&node));
         match strict {
-            true => assert_refusals_name(&status(&node), &["istio-cni-kubeconfig", "not a regular file"]),
+            true => assert_refused(&status(&node), &[], &["istio-cni-kubeconfig", "not a regular file"]),
             false => assert_well(&answer),
         }
         std::fs::remove_file(&kubeconfig).unwrap();
