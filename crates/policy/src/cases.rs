@@ -8,6 +8,8 @@ mod change;
 mod compare;
 mod ends;
 mod objects;
+mod rules;
+mod state;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,6 +18,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::{FlowVerdict, PlainWorld, PolicyFlow};
+pub use rules::{PointDifference, RulesReport, point_difference};
+pub use state::{CaseConnection, CaseState};
 
 /// A file of cases.
 #[derive(Debug, Deserialize)]
@@ -28,6 +32,8 @@ pub struct CaseFile {
 #[derive(Debug, Deserialize)]
 struct PolicyCase {
     name: String,
+    #[serde(default)]
+    family: String,
     cluster: String,
     #[serde(default)]
     policies: Vec<Box<RawValue>>,
@@ -215,19 +221,30 @@ impl CaseFile {
         &self,
         judge: impl Fn(&PlainWorld, &PolicyFlow) -> FlowVerdict,
     ) -> Result<CaseReport, CasesError> {
-        let mut report = CaseReport::default();
-        for case in &self.cases {
-            let ran = self.compare_case(case, &judge, &mut report);
-            ran.map_err(|cause| CasesError::Case { case: case.name.clone(), cause })?;
-        }
+        let mut report = CaseReport { cases: self.cases.len(), ..CaseReport::default() };
+        self.states(|state| compare::Comparison { judge: &judge, report: &mut report }.state(state))?;
         Ok(report)
     }
 
-    fn compare_case(
+    /// Shows each case as it begins, and after each of its steps.
+    ///
+    /// # Errors
+    /// A case cannot be used, or `look` says so.
+    pub fn states(
+        &self,
+        mut look: impl FnMut(&CaseState<'_>) -> Result<(), CaseError>,
+    ) -> Result<(), CasesError> {
+        for case in &self.cases {
+            self.states_of(case, &mut look)
+                .map_err(|cause| CasesError::Case { case: case.name.clone(), cause })?;
+        }
+        Ok(())
+    }
+
+    fn states_of(
         &self,
         case: &PolicyCase,
-        judge: &impl Fn(&PlainWorld, &PolicyFlow) -> FlowVerdict,
-        report: &mut CaseReport,
+        look: &mut impl FnMut(&CaseState<'_>) -> Result<(), CaseError>,
     ) -> Result<(), CaseError> {
         let mut world = PlainWorld::default();
         let cluster =
@@ -240,14 +257,11 @@ impl CaseFile {
             objects::CaseKind::NetworkPolicy.put(&mut world, policy)?;
         }
         case.setup.iter().try_for_each(|change| change.apply(&mut world))?;
-        report.cases += 1;
-        let mut state = compare::CaseState { case: &case.name, step: 0, world: &world, judge, report };
-        state.compare(&case.truth)?;
-        for (number, step) in (1..).zip(&case.steps) {
-            step.change.iter().try_for_each(|change| change.apply(&mut world))?;
-            let mut state =
-                compare::CaseState { case: &case.name, step: number, world: &world, judge, report };
-            state.compare(&step.truth)?;
+        let (name, family) = (&*case.name, &*case.family);
+        look(&CaseState { case: name, family, step: 0, world: &world, truth: &case.truth })?;
+        for (step, Step { change, truth }) in (1..).zip(&case.steps) {
+            change.iter().try_for_each(|change| change.apply(&mut world))?;
+            look(&CaseState { case: name, family, step, world: &world, truth })?;
         }
         Ok(())
     }

@@ -56,6 +56,8 @@ pub struct CompiledPod {
     pub rules: Ruleset,
     /// The sets that follow pods.
     pub kept: Vec<KeptSet>,
+    /// The sets of addresses of Services, for what [`crate::service_verdicts`] says of the pod's egress class.
+    pub services: Vec<ServiceSet>,
     /// What the policies say and the rules do not.
     pub left_out: Vec<LeftOut>,
 }
@@ -63,18 +65,43 @@ pub struct CompiledPod {
 /// A set that follows pods: its name, the family of its members, and what it means.
 pub type KeptSet = (String, Family, Arc<PeerSet>);
 
-/// The rules for a pod in its own network namespace. `node` has the own node's addresses.
+/// A set of addresses and ports of Services: its name, the family of its members, and whether they are allowed or denied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceSet {
+    /// In the kernel.
+    pub name: String,
+    /// Of its members.
+    pub family: Family,
+    /// Whether what is in it is allowed.
+    pub allowed: bool,
+}
+
+/// What a pod's rules have beside the policies.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PodPoint<'a> {
+    /// The own node's addresses.
+    pub node: &'a [IpAddr],
+    /// Whether the pod's packets still go to addresses of Services, so that sets have to say which of these are allowed.
+    pub services: bool,
+}
+
+/// The rules for a pod in its own network namespace.
 pub fn compile_pod(
     index: &PolicyIndex,
     classes: &PodClasses,
-    node: &[IpAddr],
+    point: &PodPoint<'_>,
     backend: Backend,
 ) -> CompiledPod {
     let mut compiler = Compiler::new(index);
     let (mut chains, mut regular) = (Vec::new(), Vec::new());
+    let services = classes.egress.as_ref().filter(|_| point.services).map(|class| service_sets(class));
+    let services = services.unwrap_or_default();
     for direction in [TrafficDirection::Egress, TrafficDirection::Ingress] {
         let Some(class) = classes.of_direction(direction) else { continue };
         let mut base = base_chain(direction, backend);
+        if direction == TrafficDirection::Egress {
+            base.rules.extend(services.iter().map(service_rule));
+        }
         let (sections, apart) = compiler.class(class);
         for section in &sections {
             let why = format!("{direction} policies of the pod");
@@ -88,12 +115,13 @@ pub fn compile_pod(
     chains.extend(regular);
     let (mut sets, kept, left_out) = compiler.finish();
     if classes.ingress.is_some() {
-        sets.extend(node_sets(node));
+        sets.extend(node_sets(point.node));
     }
+    sets.extend(services.iter().map(|set| Set::kept(set.name.clone(), KeyType::Endpoint(set.family))));
     let tables =
         if chains.is_empty() { Vec::new() } else { vec![Table { kind: TableKind::Mangle, sets, chains }] };
     let rules = Ruleset { owner: POLICY_OWNER.into(), known_chains: KNOWN_CHAINS.into(), ipv6: true, tables };
-    CompiledPod { rules, kept, left_out }
+    CompiledPod { rules, kept, services, left_out }
 }
 
 fn node_sets(node: &[IpAddr]) -> impl Iterator<Item = Set> + '_ {
@@ -101,6 +129,29 @@ fn node_sets(node: &[IpAddr]) -> impl Iterator<Item = Set> + '_ {
         let addresses = node.iter().filter(move |address| Family::of_address(**address) == family);
         Set::fixed(name, KeyType::Address(family), addresses.map(|address| Key::Address(*address)))
     })
+}
+
+/// The sets of Services' addresses for the pods of a class; what is denied comes first.
+fn service_sets(class: &PolicyClass) -> Vec<ServiceSet> {
+    let set = |(letter, allowed)| {
+        [(Family::V4, 4), (Family::V6, 6)].map(|(family, number)| ServiceSet {
+            name: format!("istio-np-{:016x}-{letter}{number}", class.hash()),
+            family,
+            allowed,
+        })
+    };
+    [('d', false), ('s', true)].into_iter().flat_map(set).collect()
+}
+
+/// Before rules that look at addresses: that of a Service is no pod's.
+fn service_rule(set: &ServiceSet) -> Rule {
+    let (action, why) = if set.allowed {
+        (Action::Accept, "all endpoints of the Service are allowed")
+    } else {
+        (Action::Drop, "endpoints of the Service are not allowed")
+    };
+    let keys = KeyType::Endpoint(set.family);
+    Rule::new(vec![Match::DestinationIn { set: set.name.clone().into(), keys, not: false }], action, why)
 }
 
 /// The chain of a hook, with what is never judged.

@@ -6,15 +6,19 @@
 //! - [`index`]: which policies select the pods of a node, whom their rules mean, and what an event changes of both.
 //! - [`compile`]: the rules of a pod's policies in its own namespace, for both backends, and those of all pods in the node's, for nf_tables.
 //! - [`guard`]: what isolates a pod while its rules are not there yet.
+//! - [`service_verdicts`]: what policies come to for addresses of Services.
+//! - [`compiled`]: what these rules do, without a kernel.
 //! - [`cases`]: files of connections with their right verdicts.
 
 pub mod cases;
 pub mod compile;
+pub mod compiled;
 mod flow;
 pub mod guard;
 pub mod index;
 mod meaning;
 mod plain;
+mod services;
 pub mod terms;
 #[cfg(test)]
 mod tests;
@@ -23,6 +27,7 @@ mod world;
 
 pub use flow::{FlowRoute, PolicyFlow, TUNNEL_PORT, Traffic};
 pub use plain::{PlainPod, PlainWorld};
+pub use services::{MixedService, ServiceVerdicts, service_verdicts};
 pub use terms::{PolicyName, PolicyTerms, Section, TrafficDirection};
 pub use verdict::{FlowVerdict, Ground, Judgement, RuleRef, verdict};
-pub use world::{PolicyPod, PolicyWorld, World};
+pub use world::{PolicyPod, PolicyWorld, ServiceAddress, ServiceWorld, World};

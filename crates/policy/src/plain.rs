@@ -1,6 +1,6 @@
 //! A cluster of plain objects: small ones, such as manifests and cases.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use facts::networkpolicy::PolicyProtocol;
@@ -10,7 +10,7 @@ use facts::{EndpointSlice, LabelSet, Namespace, NetworkPolicy, Peer, Selector, S
 use ruleset::Family;
 
 use crate::terms::{PolicyName, PolicyTerms, Section};
-use crate::world::{PolicyPod, PolicyWorld, World};
+use crate::world::{PolicyPod, PolicyWorld, ServiceAddress, ServiceWorld, World};
 
 /// Objects by their names. Each question looks at all that could answer it.
 #[derive(Debug, Clone, Default)]
@@ -113,6 +113,21 @@ impl PlainWorld {
         self.pods.get(&key(namespace, name))
     }
 
+    /// The names of the nodes that pods run on; empty for pods without one.
+    pub fn pod_nodes(&self) -> BTreeSet<&str> {
+        self.pods.values().map(|pod| &*pod.node).collect()
+    }
+
+    /// The live pods of a node.
+    pub fn live_on<'a>(&'a self, node: &'a str) -> impl Iterator<Item = &'a PlainPod> {
+        self.pods.values().filter(move |pod| *pod.node == *node && pod.facts.is_live())
+    }
+
+    /// The addresses of a Service.
+    pub fn service(&self, namespace: &str, name: &str) -> Option<&Service> {
+        self.services.get(&key(namespace, name))
+    }
+
     /// A node's own addresses.
     pub fn node(&self, name: &str) -> Option<&[IpAddr]> {
         self.nodes.get(name).map(Vec::as_slice)
@@ -200,6 +215,24 @@ impl World for PlainWorld {
 impl PolicyWorld for PlainWorld {
     fn policies(&self) -> impl Iterator<Item = &PolicyTerms> {
         self.policies.values()
+    }
+}
+
+impl ServiceWorld for PlainWorld {
+    fn service_addresses(&self) -> impl Iterator<Item = ServiceAddress<'_>> {
+        let ports = self.services.iter().flat_map(|((namespace, name), service)| {
+            let all = service
+                .addresses
+                .iter()
+                .flat_map(|address| service.ports.iter().map(move |port| (address, port)));
+            all.map(move |(address, port)| (&**namespace, &**name, *address, port))
+        });
+        ports.map(|(namespace, name, address, port)| {
+            let (protocol, number) = (port.protocol, port.number);
+            let family = Family::of_address(address);
+            let endpoints = self.endpoints(namespace, name, protocol, number, family).unwrap_or_default();
+            ServiceAddress { namespace, name, address, protocol, port: number, endpoints }
+        })
     }
 }
 

@@ -12,7 +12,7 @@ use facts::networkpolicy::{Entries, PolicyProtocol, Port};
 
 use crate::flow::{FlowRoute, PolicyFlow, TUNNEL_PORT, Traffic};
 use crate::terms::{PeerTerm, PolicyName, PolicyTerms, RuleAction, RuleTerms, Section, TrafficDirection};
-use crate::world::{PolicyPod, PolicyWorld};
+use crate::world::{PolicyPod, PolicyWorld, World};
 
 /// The verdict on both ends of a connection. It needs both.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,7 +71,7 @@ pub struct RuleRef {
 }
 
 /// One end of a connection as the policies of its pod see it.
-struct End<'w, 'p, W: PolicyWorld> {
+struct End<'w, 'p, W: World> {
     world: &'w W,
     direction: TrafficDirection,
     /// The other end.
@@ -114,6 +114,14 @@ pub fn verdict<W: PolicyWorld>(world: &W, flow: &PolicyFlow) -> FlowVerdict {
         Some(pod) => end(TrafficDirection::Ingress, flow.source, source.as_ref()).judge(pod, flow),
     };
     FlowVerdict { egress, ingress }
+}
+
+/// Whether the egress policies that select a pod, in the order in which they are judged, let it reach an address.
+pub(crate) fn may_reach<W: World>(world: &W, class: &[&PolicyTerms], peer: IpAddr, traffic: Traffic) -> bool {
+    let pod = world.pod_at(peer);
+    let (direction, peer_pod) = (TrafficDirection::Egress, pod.as_ref());
+    let end = End { world, direction, peer, peer_pod, destination: peer_pod };
+    Judgement::from(end.decide(class, traffic)).is_allowed()
 }
 
 fn is_same(one: &impl PolicyPod, other: &impl PolicyPod) -> bool {
@@ -165,7 +173,9 @@ impl<'w, W: PolicyWorld> End<'w, '_, W> {
         let policies = self.world.policies().filter(|policy| policy.direction(self.direction).applies);
         policies.filter(|policy| self.world.selects(&policy.subjects, pod)).collect()
     }
+}
 
+impl<'w, W: World> End<'w, '_, W> {
     fn decide(&self, class: &[&PolicyTerms], traffic: Traffic) -> Ground {
         for section in class.chunk_by(|one, other| one.name.section == other.name.section) {
             match self.section(section, traffic) {

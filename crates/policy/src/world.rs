@@ -44,6 +44,29 @@ pub trait World {
     }
 }
 
+/// A cluster's Services, for rules that see packets before a service proxy has chosen where they go.
+pub trait ServiceWorld: World {
+    /// Each address and port of each Service.
+    fn service_addresses(&self) -> impl Iterator<Item = ServiceAddress<'_>>;
+}
+
+/// An address and port of a Service, and where they lead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceAddress<'a> {
+    /// Namespace of the Service.
+    pub namespace: &'a str,
+    /// Its name.
+    pub name: &'a str,
+    /// The address that clients ask for.
+    pub address: IpAddr,
+    /// The protocol that clients speak.
+    pub protocol: PolicyProtocol,
+    /// The port that clients ask for.
+    pub port: u16,
+    /// Where the service proxy may lead them, of the address's family.
+    pub endpoints: Vec<(IpAddr, u16)>,
+}
+
 /// A live pod.
 pub trait PolicyPod {
     /// Its namespace.

@@ -1,4 +1,4 @@
-//! `policy eval`: the verdicts of a file of cases, compared with those of the evaluator.
+//! `policy eval`: the verdicts of a file of cases, compared with those of the evaluator, and with what compiled rules do.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -6,7 +6,9 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use policy::cases::CaseFile;
+use clap::ValueEnum;
+use policy::cases::{CaseFile, RulesReport};
+use ruleset::Backend;
 
 use crate::output::{VerbAnswer, one_line};
 
@@ -14,6 +16,9 @@ const EXAMPLES: &str = "\
 Examples:
   # Is each verdict of the file the one that its objects mean?
   cnictl policy eval --cases cases.json
+
+  # And do the rules of the pods' policies, as iptables gets them, do the same?
+  cnictl policy eval --cases cases.json --compiled iptables
 
 Exit codes: 0 each verdict is as the file says
             1 one is not, or the file cannot be used
@@ -23,12 +28,25 @@ Exit codes: 0 each verdict is as the file says
 ///
 /// The file has clusters of objects, as the API has them, and cases: policies, changes, and which connections are allowed then. Each difference
 /// is printed with the case, the connection, what the file says, and the verdict with its reason. No cluster is asked.
+///
+/// With --compiled the policies become rules, too, as each pod gets them in its own network namespace, and what these do to each connection is compared
+/// with the file. Rules there cannot tell apart all that the policies do: such a difference is printed as known, with why, and is no failure.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct EvalArgs {
     /// The file, in JSON; - reads standard input
     #[arg(long, value_name = "FILE")]
     cases: PathBuf,
+    /// Compare what the rules for this backend do, too
+    #[arg(long, value_name = "BACKEND")]
+    compiled: Option<CompiledFor>,
+}
+
+/// The backend that rules are for.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum CompiledFor {
+    Nftables,
+    Iptables,
 }
 
 /// The largest file that is read, in bytes.
@@ -46,14 +64,44 @@ impl EvalArgs {
             let _ = writeln!(out, "{}", one_line(&difference.to_string()));
         }
         let looked_at = format!("cases: {}, cells: {}, flows: {}", report.cases, report.cells, report.flows);
-        if report.differences.is_empty() {
-            return Ok(VerbAnswer::text(format!("{looked_at}; each verdict is as the file says\n")));
+        let mut count = report.differences.len();
+        let mut summary = format!("{looked_at}; each verdict is as the file says\n");
+        if let Some(backend) = self.compiled.map(CompiledFor::backend) {
+            let rules = file.compare_rules(backend).with_context(|| format!("use {name}"))?;
+            count += rules.differences.len();
+            let _ = writeln!(
+                summary,
+                "rules for {backend} in pods, connections: {}; each does as the file says{}",
+                rules.connections,
+                if rules.known.is_empty() { "" } else { ", or why not is known" }
+            );
+            tell(&rules, backend, &mut out);
         }
-        let differ = match report.differences.len() {
-            1 => "1 verdict differs".to_owned(),
-            several => format!("{several} verdicts differ"),
-        };
+        if count == 0 {
+            return Ok(VerbAnswer::text(out + &summary));
+        }
+        let differ =
+            if count == 1 { "1 verdict differs".to_owned() } else { format!("{count} verdicts differ") };
         Ok(VerbAnswer::failed(out, format!("{differ} from the file ({looked_at})")))
+    }
+}
+
+impl CompiledFor {
+    fn backend(self) -> Backend {
+        match self {
+            Self::Nftables => Backend::Nftables,
+            Self::Iptables => Backend::Iptables,
+        }
+    }
+}
+
+/// Differences of rules, those that are known first.
+fn tell(rules: &RulesReport, backend: Backend, out: &mut String) {
+    for (difference, why) in &rules.known {
+        let _ = writeln!(out, "known: rules for {backend}: {}", one_line(&format!("{difference}; {why}")));
+    }
+    for difference in &rules.differences {
+        let _ = writeln!(out, "rules for {backend}: {}", one_line(&difference.to_string()));
     }
 }
 

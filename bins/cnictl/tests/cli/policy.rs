@@ -47,6 +47,52 @@ fn each_difference_is_printed_with_its_reason() {
     );
 }
 
+/// Rules differ from the file where it is wrong, and where they see a Service and not the endpoint that is chosen.
+#[test]
+fn compiled_rules_are_compared_too() {
+    let files = Files::new();
+    files.write("cases.json", &cases().to_string());
+    for backend in ["nftables", "iptables"] {
+        let text = files.run(&format!("policy eval --cases @cases.json --compiled {backend}")).ok();
+        assert_eq!(
+            text,
+            format!(
+                "cases: 1, cells: 4, flows: 3; each verdict is as the file says\n\
+                 rules for {backend} in pods, connections: 5; each does as the file says\n"
+            )
+        );
+    }
+    let mut other = cases();
+    let case = &mut other["cases"][0];
+    case["flows"][0]["allowed"] = json!(false);
+    case["policies"][0]["spec"]["egress"] = json!([{"to": [{"ipBlock": {"cidr": "10.0.0.2/32"}}]}]);
+    case["setup"] = json!([
+        {"op": "put", "kind": "Service", "object": {"metadata": {"namespace": "x", "name": "s"},
+            "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}}},
+        {"op": "put", "kind": "EndpointSlice", "object": {
+            "metadata": {"namespace": "x", "name": "s", "labels": {"kubernetes.io/service-name": "s"}}, "ports": [{"port": 80}],
+            "endpoints": [{"addresses": ["10.0.0.2"]}, {"addresses": ["203.0.113.7"]}]}}]);
+    let flow = json!({"src": "x/a", "dst": "svc:x/s", "protocol": "TCP", "port": 80, "allowed": "mixed",
+        "endpoints": {"10.0.0.2:80": true, "203.0.113.7:80": false}});
+    case["flows"].as_array_mut().unwrap().push(flow);
+    files.write("cases.json", &other.to_string());
+    let run =
+        files.run("policy eval --cases @cases.json --compiled nftables").fails(1, &["2 verdicts differ"]);
+    let lines: Vec<&str> = run.stdout.lines().collect();
+    for (line, parts) in lines.iter().zip([
+        ["one: 192.0.2.1 -> x/a TCP 22: the file says denied", "found egress allowed"],
+        [
+            "known: rules for nftables: one: x/a -> svc:x/s TCP 80 (to 10.0.0.2): the file says allowed",
+            "some endpoints",
+        ],
+        ["rules for nftables: one: 192.0.2.1 -> x/a TCP 22 (to 10.0.0.1)", "the pod's own node reaches it"],
+    ]) {
+        assert!(line.starts_with(parts[0]) && line.contains(parts[1]), "{line}");
+    }
+    assert_eq!(lines.len(), 3, "{}", run.stdout);
+    files.run("policy eval --cases @cases.json --compiled nft").fails(2, &["nftables", "iptables"]);
+}
+
 #[test]
 fn a_file_that_cannot_be_used_says_where_and_why() {
     let files = Files::new();

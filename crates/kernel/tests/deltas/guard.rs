@@ -12,7 +12,7 @@ use facts::networkpolicy::Isolation;
 use kernel::nft::Nftables;
 use kernel::sets::Sets;
 use kernel::{Change, Choice, Kernel};
-use policy::compile::compile_pod;
+use policy::compile::{PodPoint, compile_pod};
 use policy::guard::{Admitted, no_rules, plan_guard};
 use policy::index::{LocalFacts, LocalName, PolicyIndex};
 use policy::{PlainWorld, PolicyTerms};
@@ -40,7 +40,7 @@ fn own_rules(pod: &Pod, way: Way) -> Ruleset {
     let name = LocalName { namespace: "x".into(), name: "p".into() };
     let facts = LocalFacts { labels: facts::LabelSet::default(), addresses: pod.ips().into() };
     index.local_pod(&world, &name, Some(facts));
-    compile_pod(&index, index.classes_of(&name).unwrap(), &[], way.backend()).rules
+    compile_pod(&index, index.classes_of(&name).unwrap(), &PodPoint::default(), way.backend()).rules
 }
 
 fn apply(pod: &Pod, way: Way, plan: &Plan) -> Change {

@@ -1,87 +1,78 @@
 //! The verdicts of one state of a case, compared.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
-use super::ends::{self, Destination};
+use super::state::{CaseConnection, Entry, Written, without_brackets};
 use super::{
-    Allowed, CaseDifference, CaseError, CaseReport, Table, Truth, WrittenFlow, WrittenJudgement, WrittenRule,
+    Allowed, CaseDifference, CaseError, CaseReport, CaseState, WrittenFlow, WrittenJudgement, WrittenRule,
 };
-use crate::{FlowRoute, FlowVerdict, Ground, Judgement, PlainWorld, PolicyFlow, RuleRef, Traffic};
+use crate::{FlowVerdict, Ground, Judgement, PlainWorld, PolicyFlow, RuleRef, Traffic};
 
-/// A case after some of its steps.
-pub(super) struct CaseState<'a, J> {
-    pub(super) case: &'a str,
-    pub(super) step: usize,
-    pub(super) world: &'a PlainWorld,
+/// What the semantic verdict is compared with, state by state.
+pub(super) struct Comparison<'a, J> {
     pub(super) judge: &'a J,
     pub(super) report: &'a mut CaseReport,
 }
 
-impl<J: Fn(&PlainWorld, &PolicyFlow) -> FlowVerdict> CaseState<'_, J> {
-    pub(super) fn compare(&mut self, truth: &Truth) -> Result<(), CaseError> {
-        truth.tables.iter().try_for_each(|table| self.table(table))?;
-        truth.flows.iter().try_for_each(|flow| self.flow(flow))
+impl<J: Fn(&PlainWorld, &PolicyFlow) -> FlowVerdict> Comparison<'_, J> {
+    pub(super) fn state(&mut self, state: &CaseState<'_>) -> Result<(), CaseError> {
+        let mut entries = Vec::new();
+        for table in &state.truth.tables {
+            state.table(table, &mut entries)?;
+        }
+        self.report.cells += entries.len();
+        self.report.flows += state.truth.flows.len();
+        for flow in &state.truth.flows {
+            state.flow(flow, &mut entries)?;
+        }
+        for entry in entries {
+            match entry {
+                Entry::Connection(one) => self.connection(state, one),
+                Entry::Nothing(name, found, expected) if found != expected => {
+                    self.report.differ(state, name, cell(expected), cell(found));
+                }
+                Entry::Nothing(..) => {}
+            }
+        }
+        Ok(())
     }
 
-    fn table(&mut self, table: &Table) -> Result<(), CaseError> {
-        let (traffic, route) = (table.traffic.traffic()?, table.traffic.route()?);
-        let v6 = table.traffic.is_v6()?.unwrap_or_default();
-        let addresses: Vec<Option<IpAddr>> =
-            table.pods.iter().map(|pod| ends::pod_address(self.world, pod, v6)).collect::<Result<_, _>>()?;
-        let pods = table.pods.len();
-        if table.rows.len() != pods || table.rows.iter().any(|row| row.chars().count() != pods) {
-            return Err(CaseError::Shape { pods });
-        }
-        for (from, row) in table.rows.iter().enumerate() {
-            for (to, expected) in row.chars().enumerate() {
-                self.report.cells += 1;
-                let (found, why) = match (addresses[from], addresses[to]) {
-                    _ if from == to => ('#', String::new()),
-                    (Some(source), Some(destination)) => {
-                        let verdict =
-                            (self.judge)(self.world, &PolicyFlow { source, destination, traffic, route });
-                        (if verdict.is_allowed() { '.' } else { 'X' }, verdict.to_string())
-                    }
-                    _ => ('-', String::new()),
-                };
+    fn connection(&mut self, state: &CaseState<'_>, one: CaseConnection<'_>) {
+        let judge = |flow| (self.judge)(state.world, flow);
+        match (one.written, &*one.flows) {
+            (Written::Cell(expected), [flow]) => {
+                let verdict = judge(flow);
+                let found = if verdict.is_allowed() { '.' } else { 'X' };
                 if found != expected {
-                    let connection = connection(&table.pods[from], &table.pods[to], traffic, route);
-                    self.differ(connection, cell(expected), format!("{} ({why})", cell(found)));
+                    let found = format!("{} ({verdict})", cell(found));
+                    self.report.differ(state, one.name, cell(expected), found);
                 }
             }
-        }
-        Ok(())
-    }
-
-    fn flow(&mut self, flow: &WrittenFlow) -> Result<(), CaseError> {
-        self.report.flows += 1;
-        let (traffic, route) = (flow.traffic.traffic()?, flow.traffic.route()?);
-        let written = ends::family_of(&flow.src).or_else(|| ends::family_of(&flow.dst));
-        let v6 = flow.traffic.is_v6()?.or(written).unwrap_or_default();
-        let source = ends::address(self.world, &flow.src, v6)?;
-        let name = connection(&flow.src, &flow.dst, traffic, route);
-        match ends::destination(self.world, &flow.dst, v6, traffic)? {
-            Destination::Address(destination) => {
-                let verdict = (self.judge)(self.world, &PolicyFlow { source, destination, traffic, route });
-                self.single(flow, &name, &verdict);
+            (Written::Flow(written), [flow]) if one.service.is_none() => {
+                self.single(state, written, &one.name, &judge(flow));
             }
-            Destination::Endpoints(endpoints) => self.service(flow, name, source, traffic, &endpoints),
+            (Written::Flow(written), flows) => {
+                let judged: Vec<(PolicyFlow, bool)> =
+                    flows.iter().map(|flow| (*flow, judge(flow).is_allowed())).collect();
+                self.service(state, written, one.name, &judged);
+            }
+            (Written::Cell(_), _) => {}
         }
-        Ok(())
     }
 
     /// A connection to one address.
-    fn single(&mut self, flow: &WrittenFlow, name: &str, verdict: &FlowVerdict) {
+    fn single(&mut self, state: &CaseState<'_>, flow: &WrittenFlow, name: &str, verdict: &FlowVerdict) {
         if flow.allowed != Allowed::Is(verdict.is_allowed()) {
-            self.differ(name.to_owned(), said(&flow.allowed), verdict.to_string());
+            self.report.differ(state, name.to_owned(), said(&flow.allowed), verdict.to_string());
         }
         for (direction, expected, judgement) in
             [("egress", &flow.egress, &verdict.egress), ("ingress", &flow.ingress, &verdict.ingress)]
         {
             let found = written(judgement);
             if let Some(expected) = expected.as_ref().filter(|expected| **expected != found) {
-                self.differ(format!("{name}, {direction}"), format!("{expected:?}"), format!("{found:?}"));
+                let (expected, found) = (format!("{expected:?}"), format!("{found:?}"));
+                self.report.differ(state, format!("{name}, {direction}"), expected, found);
             }
         }
     }
@@ -89,52 +80,46 @@ impl<J: Fn(&PlainWorld, &PolicyFlow) -> FlowVerdict> CaseState<'_, J> {
     /// A connection by a Service: each endpoint that the service proxy may choose.
     fn service(
         &mut self,
+        state: &CaseState<'_>,
         flow: &WrittenFlow,
         name: String,
-        source: IpAddr,
-        traffic: Traffic,
-        endpoints: &[(IpAddr, u16)],
+        judged: &[(PolicyFlow, bool)],
     ) {
-        let judged = endpoints.iter().map(|&(destination, port)| {
-            let traffic = match traffic {
-                Traffic::Port(protocol, _) => Traffic::Port(protocol, port),
-                Traffic::Portless => traffic,
-            };
-            let flow = PolicyFlow { source, destination, traffic, route: FlowRoute::Service };
-            (SocketAddr::new(destination, port), (self.judge)(self.world, &flow).is_allowed())
-        });
-        let found: BTreeMap<SocketAddr, bool> = judged.collect();
-        let allowed = match (found.values().any(|one| *one), found.values().all(|one| *one)) {
+        let any = |wanted| judged.iter().any(|(_, allowed)| *allowed == wanted);
+        let allowed = match (any(true), any(false)) {
             (false, _) => Allowed::Is(false),
-            (true, true) => Allowed::Is(true),
-            (true, false) => Allowed::Depends("mixed".to_owned()),
+            (true, false) => Allowed::Is(true),
+            (true, true) => Allowed::Depends("mixed".to_owned()),
         };
         let expected: BTreeMap<String, bool> =
             flow.endpoints.iter().map(|(one, allowed)| (without_brackets(one), *allowed)).collect();
+        let text = |flow: &PolicyFlow| {
+            let port = if let Traffic::Port(_, port) = flow.traffic { port } else { 0 };
+            without_brackets(&SocketAddr::new(flow.destination, port).to_string())
+        };
         let texts: BTreeMap<String, bool> =
-            found.iter().map(|(one, allowed)| (without_brackets(&one.to_string()), *allowed)).collect();
+            judged.iter().map(|(flow, allowed)| (text(flow), *allowed)).collect();
         if flow.allowed != allowed || expected != texts {
             let found = format!("{} {texts:?}", said(&allowed));
-            self.differ(name, format!("{} {expected:?}", said(&flow.allowed)), found);
+            self.report.differ(state, name, format!("{} {expected:?}", said(&flow.allowed)), found);
         }
-    }
-
-    fn differ(&mut self, connection: String, expected: String, found: String) {
-        let Self { case, step, .. } = self;
-        let difference =
-            CaseDifference { case: (*case).to_owned(), step: *step, connection, expected, found };
-        self.report.differences.push(difference);
     }
 }
 
-/// A connection for people.
-fn connection(source: &str, destination: &str, traffic: Traffic, route: FlowRoute) -> String {
-    let what = match traffic {
-        Traffic::Port(protocol, port) => format!("{} {port}", protocol.name()),
-        Traffic::Portless => "without ports".to_owned(),
-    };
-    let way = if route == FlowRoute::Tunnel { " through the tunnel" } else { "" };
-    format!("{source} -> {destination} {what}{way}")
+// === impl CaseReport ===
+
+impl CaseReport {
+    pub(super) fn differ(
+        &mut self,
+        state: &CaseState<'_>,
+        connection: String,
+        expected: String,
+        found: String,
+    ) {
+        let case = state.case.to_owned();
+        let difference = CaseDifference { case, step: state.step, connection, expected, found };
+        self.differences.push(difference);
+    }
 }
 
 fn cell(cell: char) -> String {
@@ -153,10 +138,6 @@ fn said(allowed: &Allowed) -> String {
         Allowed::Is(false) => "denied".to_owned(),
         Allowed::Depends(text) => text.clone(),
     }
-}
-
-fn without_brackets(text: &str) -> String {
-    text.replace(['[', ']'], "")
 }
 
 /// A judgement as a file has it.

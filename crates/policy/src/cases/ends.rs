@@ -6,6 +6,7 @@ use facts::networkpolicy::PolicyProtocol;
 use ruleset::Family;
 
 use super::{CaseError, WrittenTraffic};
+use crate::compiled::ServicePoint;
 use crate::{FlowRoute, PlainWorld, Traffic};
 
 /// Whether a connection is over IPv6.
@@ -15,8 +16,8 @@ pub(super) type IsV6 = bool;
 pub(super) enum Destination {
     /// To an address.
     Address(IpAddr),
-    /// To one of these, by a Service.
-    Endpoints(Vec<(IpAddr, u16)>),
+    /// By a Service, of which the address in the family comes first if it has one, to one of these.
+    Endpoints(Option<ServicePoint>, Vec<(IpAddr, u16)>),
 }
 
 /// The numbers of protocols that are written by their names.
@@ -90,7 +91,9 @@ pub(super) fn destination(
     let (namespace, name) = service.split_once('/').ok_or_else(none)?;
     let Traffic::Port(protocol, port) = traffic else { return Err(none()) };
     let family = if v6 { Family::V6 } else { Family::V4 };
-    world.endpoints(namespace, name, protocol, port, family).map(Destination::Endpoints).ok_or_else(none)
+    let endpoints = world.endpoints(namespace, name, protocol, port, family).ok_or_else(none)?;
+    let addresses = world.service(namespace, name).map(|service| &*service.addresses).unwrap_or_default();
+    Ok(Destination::Endpoints(of_family(addresses, v6).map(|address| (address, port)), endpoints))
 }
 
 fn of_family(addresses: &[IpAddr], v6: IsV6) -> Option<IpAddr> {

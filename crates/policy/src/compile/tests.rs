@@ -5,69 +5,26 @@ use std::net::SocketAddr;
 
 use facts::networkpolicy::PolicyProtocol;
 use proptest::prelude::*;
+use ruleset::Contents;
 use ruleset::eval::{Packet, Verdict, evaluate};
-use ruleset::{Contents, SetDelta};
 
 use super::*;
+use crate::compiled::{contents, name_of};
 use crate::index::{LocalFacts, LocalName};
 use crate::tests::sample::{ADDRESSES, NODES, SampleWorld};
-use crate::{FlowRoute, PlainPod, PlainWorld, PolicyFlow, PolicyWorld as _, Traffic, World as _, verdict};
+use crate::{FlowRoute, PlainWorld, PolicyFlow, PolicyWorld as _, Traffic, World as _, verdict};
 
-/// The live pods of the node `n1`.
-fn live_pods(world: &PlainWorld) -> Vec<&PlainPod> {
-    let everything = facts::Selector::default();
-    let pods = world.namespaces().flat_map(|name| world.pods_in(name, &everything).collect::<Vec<_>>());
-    pods.filter(|pod| &*pod.node == "n1").collect()
-}
-
-fn name_of(pod: &PlainPod) -> LocalName {
-    LocalName { namespace: pod.namespace.clone(), name: pod.name.clone() }
-}
-
-/// An index of that node.
+/// An index of the node `n1`.
 fn indexed(world: &PlainWorld) -> PolicyIndex {
-    let mut index = PolicyIndex::default();
-    for policy in world.policies() {
-        index.policy(world, &policy.name, Some(policy.clone()));
-    }
-    for pod in live_pods(world) {
-        let facts = LocalFacts { labels: pod.facts.labels.clone(), addresses: pod.facts.addresses.clone() };
-        index.local_pod(world, &name_of(pod), Some(facts));
-    }
-    index
-}
-
-/// What the sets of a pod's rules have.
-fn contents(index: &PolicyIndex, rules: &CompiledPod) -> Contents {
-    let mut contents = Contents::default();
-    for (name, family, meant) in &rules.kept {
-        let members = index.sets().find(|(set, _)| *set == meant).expect("the index has the set").1;
-        let mut delta = SetDelta::default();
-        for member in members.filter(|one| Family::of_address(one.address) == *family) {
-            delta.add(Key::from(member));
-        }
-        contents.apply(name, &delta);
-    }
-    contents
+    crate::compiled::indexed(world, "n1")
 }
 
 fn packet(flow: &PolicyFlow, direction: TrafficDirection) -> Packet {
-    let (protocol, port) = match flow.traffic {
-        Traffic::Port(PolicyProtocol::Tcp, port) => (Protocol::Tcp, port),
-        Traffic::Port(PolicyProtocol::Udp, port) => (Protocol::Udp, port),
-        Traffic::Port(PolicyProtocol::Sctp, port) => (Protocol::Sctp, port),
-        Traffic::Portless if flow.source.is_ipv4() => (Protocol::Icmp, 0),
-        Traffic::Portless => (Protocol::Icmpv6, 0),
-    };
-    let source_port = if port == 0 { 0 } else { 40000 };
-    let ends = [SocketAddr::new(flow.source, source_port), SocketAddr::new(flow.destination, port)];
-    let mut packet = Packet::new(protocol, ends[0], ends[1]);
+    let mut packet = crate::compiled::packet(flow);
     match direction {
         TrafficDirection::Egress => packet.out_interface = "eth0".into(),
         TrafficDirection::Ingress => packet.in_interface = "eth0".into(),
     }
-    // An echo request.
-    packet.icmp = (if protocol == Protocol::Icmpv6 { 128 } else { 8 }, 0);
     packet
 }
 
@@ -96,11 +53,11 @@ proptest! {
         let (world, flows) = (world.plain(), flows());
         let index = indexed(&world);
         let node: Vec<IpAddr> = NODES[0].1.iter().map(|one| one.parse().unwrap()).collect();
-        for pod in live_pods(&world) {
+        for pod in world.live_on("n1") {
             let (classes, at) = (index.classes_of(&name_of(pod)).unwrap(), &pod.facts.addresses);
             let at: Vec<IpAddr> = at.iter().copied().filter(|one| world.pod_at(*one) == Some(pod)).collect();
             for backend in [Backend::Nftables, Backend::Iptables] {
-                let rules = compile_pod(&index, classes, &node, backend);
+                let rules = compile_pod(&index, classes, &PodPoint { node: &node, services: false }, backend);
                 prop_assert_eq!((ruleset::check(&rules.rules), &*rules.left_out), (Ok(()), &[][..]));
                 let (layers, contents) = (std::slice::from_ref(&rules.rules), contents(&index, &rules));
                 for flow in &flows {

@@ -15,7 +15,7 @@ fn indexed_by_owner(world: &PlainWorld) -> PolicyIndex {
     for policy in world.policies() {
         index.policy(world, &policy.name, Some(policy.clone()));
     }
-    for pod in live_pods(world) {
+    for pod in world.live_on("n1") {
         let addresses = pod.facts.addresses.iter().copied();
         let addresses = addresses.filter(|one| world.pod_at(*one) == Some(pod)).collect();
         let facts = LocalFacts { labels: pod.facts.labels.clone(), addresses };

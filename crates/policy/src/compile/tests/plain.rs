@@ -23,7 +23,8 @@ fn world_of(policies: &[(&str, Value)]) -> PlainWorld {
 fn compiled(world: &PlainWorld) -> CompiledPod {
     let index = indexed(world);
     let name = LocalName { namespace: "x".into(), name: "p0".into() };
-    let rules = compile_pod(&index, index.classes_of(&name).unwrap(), &[], Backend::Nftables);
+    let rules =
+        compile_pod(&index, index.classes_of(&name).unwrap(), &PodPoint::default(), Backend::Nftables);
     assert_eq!(ruleset::check(&rules.rules), Ok(()));
     rules
 }
