@@ -43,7 +43,7 @@ mod waiting;
 mod work;
 
 use std::path::PathBuf;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -62,6 +62,7 @@ use crate::health::{Health, HealthPart};
 use crate::kept_facts::KeptFacts;
 use crate::live::LiveNews;
 use crate::pods;
+use crate::rights::{CAPABILITIES, is_denied, lacks_capabilities};
 use crate::slots::Slots;
 use crate::verification::PodVerifier;
 use config::AmbientConfig;
@@ -111,6 +112,8 @@ struct Pods {
 struct Node {
     host: OnceLock<HostSide>,
     backends: Arc<Backends>,
+    /// The kernel did not let this agent prepare the node's namespace when it tried last.
+    is_denied: AtomicBool,
     /// Finds the namespaces of its pods.
     finder: Finder,
     /// Held for reading by work in the node's namespace, which goes on when the task that wanted it is aborted.
@@ -213,6 +216,7 @@ impl Ambient {
             },
             node: Node {
                 host: OnceLock::new(),
+                is_denied: AtomicBool::new(false),
                 backends,
                 finder: Finder::default(),
                 under_way: Arc::default(),
@@ -355,6 +359,10 @@ impl Ambient {
                     self.log.info("the node's network namespace is ready for host probes", &labels);
                     let _ = self.node.host.set(host);
                     return;
+                }
+                Ok(Err(error)) if is_denied(&error) || lacks_capabilities() => {
+                    self.node.is_denied.store(true, Ordering::Relaxed);
+                    format!("{error}; give the agent's container {CAPABILITIES}, as the chart does")
                 }
                 Ok(Err(error)) => error.to_string(),
                 Err(error) => error.to_string(),

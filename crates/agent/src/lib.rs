@@ -25,6 +25,7 @@ mod plugin_socket;
 mod pods;
 mod pods_report;
 mod ports;
+mod rights;
 mod run;
 mod shutdown;
 mod sidecars;

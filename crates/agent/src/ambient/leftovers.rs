@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use facts::PodRef;
 use rundir::EVENT_SOCKET_NAME;
-use rustix::thread::{CapabilitySet, capabilities};
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 use zds::Listener;
@@ -24,6 +23,7 @@ use super::members::MemberState;
 use super::waiting::WaitCause;
 use crate::health::{HealthPart, Notice, count_and_names};
 use crate::pods;
+use crate::rights::{CAPABILITIES, lacks_capabilities};
 use serve::UnixSocket;
 
 /// How often it is looked what is left.
@@ -291,9 +291,8 @@ async fn server(socket: &Path) -> String {
 
 /// What this process lacks for entering pods.
 fn lack(config: &AmbientConfig) -> Option<&'static str> {
-    let needed = CapabilitySet::NET_ADMIN | CapabilitySet::SYS_ADMIN | CapabilitySet::SYS_PTRACE;
-    if !capabilities(None).is_ok_and(|sets| sets.effective.contains(needed)) {
-        return Some("the capabilities NET_ADMIN, SYS_ADMIN and SYS_PTRACE");
+    if lacks_capabilities() {
+        return Some(CAPABILITIES);
     }
     let first_process = config.proc_root().join("1");
     first_process.symlink_metadata().is_err().then_some("/host/proc")

@@ -1,6 +1,6 @@
 //! Ambient mode as one whose pods are verified.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ::verification::{DataPlaneMode, UnverifiableReason, VerificationState};
@@ -211,6 +211,9 @@ impl Ambient {
 
     /// The state of a pod that has no rules that could be looked at.
     fn without_rules(&self, facts: &Facts) -> VerificationState {
+        if self.host().is_err() && self.node.is_denied.load(Ordering::Relaxed) {
+            return VerificationState::Unverifiable(UnverifiableReason::Permission);
+        }
         let uid = facts.pod.uid().unwrap_or_default();
         match self.telling.troubles.reason(uid) {
             Some(reason::WRONG_NAMESPACE) if facts.pod.has_own_users() => {

@@ -1,16 +1,16 @@
 //! A full comparison of one pod's namespace with its plan.
 
 use std::error::Error;
-use std::io;
 use std::sync::{Arc, Mutex};
 
 use ::verification::UnverifiableReason;
 use kernel::watch::{Check, KeptSockets};
 use kernel::{Difference, Kernel};
-use netns::{Inside, OpenCause};
+use netns::Inside;
 
 use super::identity::{NetnsIdentity, identity};
 use super::{Comparison, VerificationTarget};
+use crate::rights::is_denied;
 
 /// The sockets that are kept in a namespace. Whoever compares has them; a thread that hangs keeps them.
 pub(super) type SharedSockets = Arc<Mutex<Option<KeptSockets>>>;
@@ -128,22 +128,4 @@ fn inside(target: &VerificationTarget, inspect: &Inspect<'_>) -> Result<Option<V
 fn failed(error: &(dyn Error + 'static)) -> Comparison {
     let reason = if is_denied(error) { UnverifiableReason::Permission } else { UnverifiableReason::Kernel };
     Comparison::Failed { reason, text: fault::chain(error) }
-}
-
-/// Whether the system said that we may not.
-fn is_denied(error: &(dyn Error + 'static)) -> bool {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        let of_the_system = error.downcast_ref::<io::Error>();
-        if of_the_system.is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
-            || matches!(
-                error.downcast_ref::<netns::Error>(),
-                Some(netns::Error::Open { cause: OpenCause::Denied, .. })
-            )
-        {
-            return true;
-        }
-        next = error.source();
-    }
-    false
 }

@@ -16,6 +16,7 @@ use super::verifier::PodVerifier;
 use super::{Comparison, RepairFailure, RepairResult, VerifiedMode};
 use crate::conflicts::ConflictLook;
 use crate::health::{Notice, count_and_names};
+use crate::rights::CAPABILITIES;
 use crate::slots::Task;
 
 /// `reason` of the Events about a pod whose rules differ, and were put right.
@@ -304,8 +305,7 @@ impl PodVerifier {
         }
         let names = count_and_names(&denied.into_iter().collect::<Vec<_>>());
         let text = format!(
-            "the kernel does not let this agent look into the network namespaces of pods: {names}; give the agent's container the capabilities \
-             NET_ADMIN, SYS_ADMIN and SYS_PTRACE, as the chart does"
+            "the kernel does not let this agent look into the network namespaces of pods: {names}; give the agent's container {CAPABILITIES}, as the chart does"
         );
         self.parts.health.notice(Notice::Permission, &text);
     }

@@ -1,0 +1,34 @@
+//! What the kernel lets this agent do in network namespaces.
+
+use std::error::Error;
+use std::io;
+
+use netns::OpenCause;
+use rustix::thread::{CapabilitySet, capabilities};
+
+/// What it takes, as text.
+pub(crate) const CAPABILITIES: &str = "the capabilities NET_ADMIN, SYS_ADMIN and SYS_PTRACE";
+
+/// Whether this process lacks some of [`CAPABILITIES`].
+pub(crate) fn lacks_capabilities() -> bool {
+    let needed = CapabilitySet::NET_ADMIN | CapabilitySet::SYS_ADMIN | CapabilitySet::SYS_PTRACE;
+    !capabilities(None).is_ok_and(|sets| sets.effective.contains(needed))
+}
+
+/// Whether the system said that we may not.
+pub(crate) fn is_denied(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let of_the_system = error.downcast_ref::<io::Error>();
+        if of_the_system.is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+            || matches!(
+                error.downcast_ref::<netns::Error>(),
+                Some(netns::Error::Open { cause: OpenCause::Denied, .. })
+            )
+        {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
